@@ -1,0 +1,45 @@
+# Every target makes what it needs: `make demo` and `make test` work on a clean clone.
+#   make install             .venv at the root with all that the other targets use
+#   make demo  [ARGS=...]    an ensemble forecast of trajectories the model has never seen
+#   make test  [ARGS=...]    all tests
+#   make check               format, lint, types, import direction, lean import, hygiene
+#   make clean               what was built; .venv stays
+PYTHON ?= python3
+TORCH ?= torch>=2.11
+ARGS ?=
+
+BIN := .venv/bin
+STAMP := .venv/.enma_fast_installed
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+EXTRAS := data,store,plots,test,dev
+
+.PHONY: install demo test check clean
+
+install: $(STAMP)
+
+# The extension is compiled against the Torch already there, hence two steps and --no-build-isolation.
+$(STAMP): pyproject.toml setup.py $(shell find csrc -type f 2>/dev/null)
+	@$(PYTHON) -c 'import sys; sys.exit("enma-fast needs Python 3.11 or newer: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
+	@echo "installing into .venv (a few minutes the first time)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(PIP) install "setuptools>=77" wheel ninja "$(TORCH)"
+	@$(PIP) install --no-build-isolation --editable ".[$(EXTRAS)]"
+	@touch $@
+
+demo: install
+	@$(BIN)/enma-fast demo $(ARGS)
+
+test: install
+	@$(BIN)/python -m pytest $(ARGS)
+
+# test_build.py is left to `make test`: it builds the distributions.
+check: install
+	@$(BIN)/ruff format --check --quiet . || { echo "mend with: $(BIN)/ruff format ." >&2; exit 1; }
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/mypy
+	@$(BIN)/python -m pytest --quiet tests/packaging --ignore=tests/packaging/test_build.py
+
+clean:
+	@rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .benchmarks .hypothesis $(STAMP)
+	@find enma_fast kernels tests -name __pycache__ -prune -exec rm -rf {} +
+	@rm -f enma_fast/_C*.so

@@ -1,0 +1,76 @@
+"""ENMA, a generative neural operator for parametric PDEs: ensemble forecasts from a few observed frames.
+
+    model = enma_fast.load_model("combined-small")
+    fields = enma_fast.read_fields("observed.h5")
+    ensemble = enma_fast.forecast(model, fields.u[:, :3], num_members=64)
+
+Names are imported when they are first used, so that `import enma_fast` costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .checkpoint import load_model
+    from .config import PRESETS, ModelConfig, SamplingConfig
+    from .data import FieldFile
+    from .data import read as read_fields
+    from .ensemble import forecast, stream
+    from .errors import EnmaError
+    from .scoring import score
+
+    __version__: str
+
+# Public name -> the module that holds it and its name there.
+_HOME = {
+    "EnmaError": ("errors", "EnmaError"),
+    "FieldFile": ("data", "FieldFile"),
+    "ModelConfig": ("config", "ModelConfig"),
+    "PRESETS": ("config", "PRESETS"),
+    "SamplingConfig": ("config", "SamplingConfig"),
+    "forecast": ("ensemble", "forecast"),
+    "load_model": ("checkpoint", "load_model"),
+    "read_fields": ("data", "read"),
+    "score": ("scoring", "score"),
+    "stream": ("ensemble", "stream"),
+}
+
+__all__ = [
+    "PRESETS",
+    "EnmaError",
+    "FieldFile",
+    "ModelConfig",
+    "SamplingConfig",
+    "__version__",
+    "forecast",
+    "load_model",
+    "read_fields",
+    "score",
+    "stream",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        value: Any = _version()
+    elif name in _HOME:
+        module, attribute = _HOME[name]
+        value = getattr(import_module(f".{module}", __name__), attribute)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("enma-fast")
+    except PackageNotFoundError:
+        # A source tree that was put on the path without being installed.
+        return "0+unknown"

@@ -1,0 +1,224 @@
+"""Checkpoints: a folder of safetensors, JSON and a manifest. Nothing is executed on load.
+
+    config.json          ModelConfig
+    model.safetensors    weights and latent statistics
+    manifest.json        format version, and SHA-256 and size of every other file
+    README.md            model card (optional)
+    metrics.json         the card's figures (optional)
+
+A tokenizer alone, before its dynamics are trained, is the same folder with the tokenizer's weights only.
+
+safetensors alone does not notice a flipped bit, so the manifest is verified before a weight is used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from .config import ModelConfig, from_json, to_json
+from .errors import EnmaError
+from .model import Model
+from .tokenizer import Tokenizer
+
+FORMAT_VERSION = 1
+PRETRAINED = Path(__file__).parent / "pretrained"
+WEIGHTS, CONFIG, MANIFEST = "model.safetensors", "config.json", "manifest.json"
+CARD, METRICS = "README.md", "metrics.json"
+_TOKENIZER = "tokenizer."
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file so that a reader sees the old bytes or all of the new ones: temp file, fsync, rename, fsync."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file atomically."""
+    contiguous = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    write_atomic(path, save(contiguous, metadata=dict(metadata or {})))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file.
+
+    Raises
+    ------
+    EnmaError
+        When the file is missing, truncated or not safetensors.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except FileNotFoundError:
+        raise EnmaError(f"{path}: no such file") from None
+    except (SafetensorError, OSError) as error:
+        raise EnmaError(f"{path}: not a whole safetensors file ({error}); copy or train it again") from None
+
+
+def save_model(model: Model, folder: Path, *, card: str | None = None) -> None:
+    """Write a checkpoint folder; the manifest comes last, so a torn save is never taken for a whole one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MANIFEST).unlink(missing_ok=True)
+    write_tensors(folder / WEIGHTS, model.state_dict())
+    write_atomic(folder / CONFIG, to_json(model.config).encode())
+    if card is not None:
+        write_atomic(folder / CARD, card.encode())
+    write_manifest(folder)
+
+
+def save_tokenizer(tokenizer: Tokenizer, config: ModelConfig, folder: Path) -> None:
+    """Write a tokenizer and the model config it is meant for, to train the dynamics on."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MANIFEST).unlink(missing_ok=True)
+    write_tensors(folder / WEIGHTS, {_TOKENIZER + name: t for name, t in tokenizer.state_dict().items()})
+    write_atomic(folder / CONFIG, to_json(config).encode())
+    write_manifest(folder)
+
+
+def write_manifest(folder: Path) -> None:
+    """List size and SHA-256 of config, weights, card and metrics."""
+    files = {}
+    for name in (CONFIG, WEIGHTS, CARD, METRICS):
+        if (folder / name).exists():
+            files[name] = {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)}
+    write_atomic(folder / MANIFEST, (json.dumps({"format": FORMAT_VERSION, "files": files}, indent=1) + "\n").encode())
+
+
+def sha256(path: Path) -> str:
+    """Hash of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def available() -> list[str]:
+    """Names of the shipped checkpoints."""
+    return sorted(p.parent.name for p in PRETRAINED.glob(f"*/{MANIFEST}"))
+
+
+def locate(checkpoint: str | Path) -> Path:
+    """Folder of a checkpoint given by shipped name or by path."""
+    for folder in (Path(checkpoint), PRETRAINED / str(checkpoint)):
+        if (folder / MANIFEST).is_file():
+            return folder
+    if Path(checkpoint).is_dir():
+        raise EnmaError(f"{checkpoint}: holds no {MANIFEST}; it is not a whole checkpoint")
+    known = ", ".join(available()) or "none"
+    raise EnmaError(f"checkpoint {str(checkpoint)!r}: neither a folder nor a shipped model (shipped: {known})")
+
+
+def verify(folder: Path) -> None:
+    """Check every file of the manifest.
+
+    Raises
+    ------
+    EnmaError
+        Names the file and what differs.
+    """
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text())
+        version, files = manifest["format"], manifest["files"]
+        listed = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise EnmaError(f"{path}: not a manifest; copy the checkpoint again") from None
+    if version != FORMAT_VERSION:
+        raise EnmaError(f"{path}: format {version}; this version of enma_fast reads {FORMAT_VERSION}")
+    for name in (CONFIG, WEIGHTS):
+        if name not in listed:
+            raise EnmaError(f"{path}: lists no {name}; copy the checkpoint again")
+    for name, (size, digest) in listed.items():
+        file = folder / name
+        if not file.is_file():
+            raise EnmaError(f"{file}: missing; copy the checkpoint again")
+        if file.stat().st_size != size:
+            raise EnmaError(f"{file}: {file.stat().st_size} bytes, {size} expected; copy the checkpoint again")
+        if sha256(file) != digest:
+            raise EnmaError(f"{file}: SHA-256 differs from {MANIFEST}; copy the checkpoint again")
+
+
+def load_model(checkpoint: str | Path, *, device: str | torch.device = "cpu") -> Model:
+    """Load a verified checkpoint by shipped name or folder, ready to sample.
+
+    Parameters
+    ----------
+    checkpoint
+        A shipped name such as ``"combined-small"``, or a folder.
+    device
+        Where the weights go.
+
+    Raises
+    ------
+    EnmaError
+        Names the file and field: missing, truncated, flipped, unknown key, wrong shape, wrong version.
+    """
+    config, tensors, source = _load(checkpoint)
+    if tensors and all(name.startswith(_TOKENIZER) for name in tensors):
+        raise EnmaError(f"{source}: holds a tokenizer only; train the dynamics on it: enma-fast train dynamics")
+    model = Model(config)
+    load_tensors(model, tensors, source=source)
+    return model.to(device).eval().requires_grad_(False)
+
+
+def load_tokenizer(checkpoint: str | Path) -> tuple[Tokenizer, ModelConfig]:
+    """Load the verified tokenizer of a checkpoint, whole or tokenizer only, and the config beside it.
+
+    Raises
+    ------
+    EnmaError
+        As :func:`load_model`.
+    """
+    config, tensors, source = _load(checkpoint)
+    own = {k.removeprefix(_TOKENIZER): t for k, t in tensors.items() if k.startswith(_TOKENIZER)}
+    tokenizer = Tokenizer(config.tokenizer)
+    load_tensors(tokenizer, own, source=source)
+    return tokenizer.eval().requires_grad_(False), config
+
+
+def _load(checkpoint: str | Path) -> tuple[ModelConfig, dict[str, Tensor], str]:
+    """Config and tensors of a verified checkpoint, and the name of the weights' file."""
+    folder = locate(checkpoint)
+    verify(folder)
+    config = from_json(ModelConfig, (folder / CONFIG).read_text(), source=str(folder / CONFIG))
+    tensors, _ = read_tensors(folder / WEIGHTS)
+    return config, tensors, str(folder / WEIGHTS)
+
+
+def load_tensors(module: torch.nn.Module, tensors: Mapping[str, Tensor], *, source: str) -> None:
+    """Copy tensors into a module; every name and shape has to match."""
+    expected = module.state_dict()
+    for name in sorted(expected.keys() | tensors.keys()):
+        if name not in tensors:
+            raise EnmaError(f"{source}: lacks {name}; config and weights do not belong together")
+        if name not in expected:
+            raise EnmaError(f"{source}: holds unknown {name}; config and weights do not belong together")
+        if tensors[name].shape != expected[name].shape:
+            raise EnmaError(
+                f"{source}: {name} has shape {tuple(tensors[name].shape)}; config asks for {tuple(expected[name].shape)}"
+            )
+    module.load_state_dict({name: t.to(expected[name].dtype) for name, t in tensors.items()})

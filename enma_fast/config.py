@@ -1,0 +1,372 @@
+"""Configuration as data: frozen dataclasses and one table of presets, with a strict JSON round trip.
+
+Sizes follow the paper (arXiv 2506.06158, tables 7, 11 and 12) in the ``*-paper`` presets; every deviation of the
+small presets is a switch that stands in the config and therefore in every checkpoint.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+from .errors import EnmaError
+
+TWO_PI = 2 * math.pi
+
+
+@dataclass(frozen=True, kw_only=True)
+class InterpolationConfig:
+    """Cross-attention between scattered points and the regular grid (paper D.1.1, table 12)."""
+
+    features: int = 64
+    hidden: int = 16
+    heads: int = 4
+    head_dim: int = 4
+    frequencies: int = 12
+    max_log2_frequency: float = 4.0
+    slopes: tuple[float, ...] = (1.0, 2.0, 3.0, 4.0)
+    learned_slopes: bool = True
+    distance_power: Literal[1, 2] = 1
+    refine_depth: int = 2
+    refine_heads: int = 4
+    refine_head_dim: int = 4
+    slices: int = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerConfig:
+    """Field frames <-> latent frames (paper 2, D.1).
+
+    ``layers`` is the encoder's list of ``residual``, ``space`` (halves every space dimension) and ``time`` (halves
+    the frames); the decoder mirrors it. ``max_width`` caps the doubling of channels at each ``space``.
+    """
+
+    grid: tuple[int, ...] = (128,)
+    lengths: tuple[float, ...] = (1.0,)
+    periodic: tuple[bool, ...] = (True,)
+    field_channels: int = 1
+    latent_channels: int = 4
+    width: int = 16
+    max_width: int = 128
+    layers: tuple[str, ...] = (
+        "residual",
+        "space",
+        "residual",
+        "space",
+        "residual",
+        "space",
+        "residual",
+        "time",
+        "residual",
+    )
+    kernel: int = 3
+    kernel_time: int = 3
+    kernel_ends: int = 7
+    variational: bool = True
+    kl_weight: float = 1e-4
+    interpolation: InterpolationConfig | None = None
+
+    @property
+    def dims(self) -> int:
+        """Space dimensions d."""
+        return len(self.grid)
+
+    @property
+    def space_factor(self) -> int:
+        """Grid points per token and dimension."""
+        return 2 ** self.layers.count("space")
+
+    @property
+    def time_factor(self) -> int:
+        """Frames per latent frame (after the first)."""
+        return 2 ** self.layers.count("time")
+
+    @property
+    def token_grid(self) -> tuple[int, ...]:
+        """Tokens per dimension before patchify."""
+        return tuple(n // self.space_factor for n in self.grid)
+
+    def latent_frames(self, num_frames: int) -> int:
+        """Latent frames that cover ``num_frames``: floor((T - 1 + k - 1) / k) + 1 for time factor k."""
+        return -(-(num_frames - 1) // self.time_factor) + 1
+
+    def whole_latents(self, num_frames: int) -> int:
+        """Latent frames whose frames all lie inside the first ``num_frames``."""
+        return (num_frames - 1) // self.time_factor + 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowConfig:
+    """Flow-matching head (paper 3.1.2).
+
+    ``target`` is what the flow generates for a token:
+
+    * ``data``: the token itself (the paper);
+    * ``residual``: (token - mean) / scale, where mean and scale are read linearly from the condition and trained by a
+      Gaussian likelihood whose weights are softened by ``likelihood_power`` (Seitzer et al., 2022). For nearly
+      deterministic physics the flow then has a target of unit variance instead of one much narrower than the noise.
+    """
+
+    width: int = 512
+    layers: int = 3
+    time_features: int = 256
+    target: Literal["data", "residual"] = "data"
+    likelihood_power: float = 0.5
+    draws: int = 4
+    time_law: Literal["uniform", "logit-normal"] = "uniform"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DynamicsConfig:
+    """Causal transformer, masked transformer and head that act on standardised latent frames (paper 3.1, table 7).
+
+    ``positions``: ``sincos`` adds fixed embeddings of the token's place (the paper); ``rotary`` turns queries and keys
+    by the token's place, with the domain's own harmonics, and by the frame number, so that a periodic model commutes
+    with shifts by whole tokens. ``condition``: ``concat`` gives the masked transformer context and frame as 2N tokens
+    (the paper); ``add`` gives their sum as N tokens.
+    """
+
+    width: int = 512
+    heads: int = 8
+    temporal_layers: int = 6
+    spatial_layers: int = 6
+    mlp_ratio: float = 2.0
+    patch: tuple[int, ...] = (1,)
+    positions: Literal["sincos", "rotary"] = "sincos"
+    condition: Literal["concat", "add"] = "concat"
+    scale_shift_rank: int = 24
+    flow: FlowConfig = field(default_factory=FlowConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """Defaults of the sampler. ``flow_steps`` midpoint steps cost two velocity evaluations each."""
+
+    mask_steps: int = 6
+    flow_steps: int = 10
+    method: Literal["midpoint", "euler"] = "midpoint"
+    temperature: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Everything that defines a model; stored as ``config.json`` in a checkpoint."""
+
+    name: str
+    dataset: str
+    num_frames: int = 20
+    frame_interval: float = 0.05
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    dynamics: DynamicsConfig = field(default_factory=DynamicsConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+
+    def __post_init__(self) -> None:
+        _check_model(self)
+
+    @property
+    def token_grid(self) -> tuple[int, ...]:
+        """Tokens per dimension that the transformers see (after patchify)."""
+        return tuple(n // p for n, p in zip(self.tokenizer.token_grid, self.dynamics.patch, strict=True))
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens per frame N that the transformers see."""
+        return math.prod(self.token_grid)
+
+    @property
+    def token_channels(self) -> int:
+        """Channels per token C that the transformers see."""
+        return self.tokenizer.latent_channels * math.prod(self.dynamics.patch)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """One training run of the tokenizer or the dynamics (paper tables 11 and E.2.3)."""
+
+    steps: int = 100_000
+    batch: int = 128
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    learning_rate: float = 1e-3
+    final_learning_rate: float = 1e-5
+    warmup_steps: int = 500
+    weight_decay: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip_norm: float = 1.0
+    ema_decay: float = 0.999
+    # Share of observed points kept per sample, drawn uniformly (tokenizer with interpolation only).
+    point_fraction: tuple[float, float] = (0.2, 1.0)
+    # Share of masked tokens, drawn uniformly per frame (dynamics only).
+    mask_ratio: tuple[float, float] = (0.75, 1.0)
+    # Standard deviation of noise on the history, log-uniform, given to this share of the trajectories.
+    history_noise: tuple[float, float] = (0.003, 0.1)
+    history_noise_share: float = 0.0
+    # Shift trajectories around a periodic domain, by grid points.
+    shift: bool = False
+    # Share of training sequences that hold two trajectories of one environment (context, then target).
+    context_share: float = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """A model and the recipes that train it."""
+
+    model: ModelConfig
+    tokenizer_training: TrainingConfig
+    dynamics_training: TrainingConfig
+
+
+def _check_model(config: ModelConfig) -> None:
+    tok, dyn = config.tokenizer, config.dynamics
+    if tok.dims not in (1, 2):
+        raise EnmaError(f"{config.name}: grid {tok.grid} has {tok.dims} dimensions; 1 or 2 are supported")
+    for name, sizes in (("grid", tok.grid), ("lengths", tok.lengths), ("patch", dyn.patch), ("heads", (dyn.heads,))):
+        if min(sizes) <= 0:
+            raise EnmaError(f"{config.name}: {name} is {sizes}; every entry must be above 0")
+    for name, value in (("lengths", tok.lengths), ("periodic", tok.periodic), ("patch", dyn.patch)):
+        if len(value) != tok.dims:
+            raise EnmaError(
+                f"{config.name}: {name} has {len(value)} entries; the grid {tok.grid} needs {tok.dims}"
+            )
+    unknown = sorted(set(tok.layers) - {"residual", "space", "time"})
+    if unknown:
+        raise EnmaError(
+            f"{config.name}: tokenizer.layers holds {unknown}; known are residual, space and time"
+        )
+    for n, p in zip(tok.grid, dyn.patch, strict=True):
+        if n % (tok.space_factor * p):
+            raise EnmaError(
+                f"{config.name}: grid {tok.grid} is not a multiple of {tok.space_factor * p}"
+                f" (space factor {tok.space_factor} times patch {p})"
+            )
+    if dyn.width % dyn.heads or (dyn.width // dyn.heads) % 4:
+        raise EnmaError(
+            f"{config.name}: dynamics.width {dyn.width} must be a multiple of 4 * heads ({dyn.heads})"
+        )
+    # Below this the rotary table has no turn left for one of the dimensions, or none for the frame.
+    if dyn.positions == "rotary" and dyn.width // dyn.heads < 8 * tok.dims:
+        raise EnmaError(
+            f"{config.name}: dynamics.width {dyn.width} over {dyn.heads} heads leaves {dyn.width // dyn.heads} channels a"
+            f" head; rotary positions in {tok.dims} dimension{'s' * (tok.dims > 1)} need {8 * tok.dims}"
+        )
+
+
+_T = TypeVar("_T")
+
+
+def to_json(config: Any) -> str:
+    """Any dataclass of this module as readable JSON."""
+    return json.dumps(dataclasses.asdict(config), indent=1, sort_keys=False) + "\n"
+
+
+def from_json(cls: type[_T], text: str, *, source: str = "config") -> _T:
+    """Read a dataclass back; unknown keys, missing keys and wrong types are one line that names the field.
+
+    Raises
+    ------
+    EnmaError
+        Names ``source`` and the field.
+    """
+    import pydantic
+
+    adapter = pydantic.TypeAdapter(_forbid_extra(cls))
+    try:
+        return adapter.validate_json(text, strict=True)
+    except pydantic.ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"]) or "document"
+        message = first["msg"].removeprefix("Value error, ")
+        raise EnmaError(f"{source}: {place}: {message[0].lower()}{message[1:]}") from None
+
+
+def _forbid_extra(cls: type[_T]) -> type[_T]:
+    import pydantic
+
+    strict = pydantic.ConfigDict(extra="forbid")
+    for member in (
+        InterpolationConfig,
+        TokenizerConfig,
+        FlowConfig,
+        DynamicsConfig,
+        SamplingConfig,
+        ModelConfig,
+        TrainingConfig,
+        Preset,
+    ):
+        member.__pydantic_config__ = strict  # type: ignore[attr-defined]
+    return cls
+
+
+def replace(config: _T, changes: dict[str, Any]) -> _T:
+    """Copy ``config`` with dotted keys changed: ``{"flow.width": 256}``.
+
+    All changes are made at once and then checked as :func:`from_json` does, so a 1-D config can become a 2-D one.
+
+    Raises
+    ------
+    EnmaError
+        Names the key, and the known ones if it is unknown.
+    """
+    name = type(config).__name__
+    document = dataclasses.asdict(config)  # type: ignore[call-overload]
+    for key, value in changes.items():
+        node, parts = document, key.split(".")
+        for i, part in enumerate(parts):
+            if not isinstance(node, dict):
+                raise EnmaError(f"{name}: unknown key {key!r}; {'.'.join(parts[:i])} is {node!r}, without parts")
+            if part not in node:
+                raise EnmaError(f"{name}: unknown key {key!r}; known are {', '.join(node)}")
+            if i + 1 < len(parts):
+                node = node[part]
+        node[parts[-1]] = value
+    return from_json(type(config), json.dumps(document, default=dataclasses.asdict), source=name)
+
+
+def _combined(name: str, **parts: Any) -> ModelConfig:
+    return ModelConfig(name=name, dataset="combined", **parts)
+
+
+_SMALL_TOKENIZER = TokenizerConfig(
+    grid=(128,),
+    lengths=(TWO_PI,),
+    latent_channels=4,
+    width=16,
+    max_width=32,
+    layers=("space", "space", "space", "residual", "time", "residual"),
+)
+
+PRESETS: dict[str, Preset] = {
+    "combined-small": Preset(
+        model=_combined(
+            "combined-small",
+            tokenizer=_SMALL_TOKENIZER,
+            dynamics=DynamicsConfig(
+                width=192,
+                heads=6,
+                temporal_layers=3,
+                spatial_layers=2,
+                patch=(2,),
+                positions="rotary",
+                condition="add",
+                scale_shift_rank=0,
+                flow=FlowConfig(width=128, layers=2, time_features=64, target="residual", draws=2),
+            ),
+        ),
+        tokenizer_training=TrainingConfig(
+            steps=2000, batch=32, learning_rate=4e-3, final_learning_rate=2e-5, warmup_steps=200, shift=True
+        ),
+        dynamics_training=TrainingConfig(
+            steps=6000,
+            batch=64,
+            optimizer="muon",
+            learning_rate=2e-3,
+            final_learning_rate=2e-5,
+            warmup_steps=100,
+            mask_ratio=(0.25, 1.0),
+            shift=True,
+            context_share=0.5,
+        ),
+    ),
+}

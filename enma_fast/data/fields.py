@@ -1,0 +1,228 @@
+"""What a field file holds: `FieldSource` while the file is open, `FieldFile` in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import EnmaError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class FieldFile:
+    """Trajectories of one PDE on one regular grid.
+
+    Attributes
+    ----------
+    path, name : file and `dataset_name`
+    u : float32 [n, T, x.., c], all values finite
+    channels : names of the c channels; the components of a vector field `v` are `v_x`, `v_y`, `v_z`
+    times : float64 [T]
+    coords : one float64 array per space dimension
+    lengths : domain size per dimension; on a periodic one it includes the cell that closes the ring
+    periodic : per dimension
+    parameters : name -> float64 [n]
+    environment : int64 [n], equal where the PDE and its parameters are; None if the file does not say
+    """
+
+    path: Path
+    name: str
+    u: np.ndarray
+    channels: tuple[str, ...]
+    times: np.ndarray
+    coords: tuple[np.ndarray, ...]
+    lengths: tuple[float, ...]
+    periodic: tuple[bool, ...]
+    parameters: dict[str, np.ndarray]
+    environment: np.ndarray | None
+
+    def __len__(self) -> int:
+        return len(self.u)
+
+    def context_for(self, i: int) -> int:
+        """Index of the next trajectory with the environment of trajectory `i`, cyclically.
+
+        Raises
+        ------
+        EnmaError
+            If the file has no environments, `i` is out of range, or no other trajectory shares its own.
+        """
+        if self.environment is None:
+            raise EnmaError(
+                f"{self.path}: lacks scalars/environment; add one integer per trajectory, its group, "
+                "so that a context trajectory can be found"
+            )
+        if not 0 <= i < len(self):
+            raise EnmaError(f"{self.path}: trajectory {i} is out of range; {len(self)} were read")
+        (members,) = np.nonzero(self.environment == self.environment[i])
+        if len(members) < 2:
+            raise EnmaError(
+                f"{self.path}: trajectory {i} is alone in its group, scalars/environment "
+                f"{self.environment[i]}; a context needs a second trajectory of the same group"
+            )
+        return int(members[(np.searchsorted(members, i) + 1) % len(members)])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class FieldArray:
+    """One HDF5 dataset and the axes it varies along; the missing ones are broadcast."""
+
+    dataset: Any
+    where: str
+    channels: tuple[str, ...]
+    vector: bool = False
+    sample_varying: bool = True
+    time_varying: bool = True
+    dim_varying: tuple[bool, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class FieldSource:
+    """An open, checked field file: everything but the values, which `load` reads for some trajectories."""
+
+    path: Path
+    layout: str
+    name: str
+    num_trajectories: int
+    times: np.ndarray
+    coords: tuple[np.ndarray, ...]
+    periodic: tuple[bool, ...]
+    parameters: dict[str, np.ndarray]
+    environment: np.ndarray | None
+    arrays: tuple[FieldArray, ...]
+
+    def __post_init__(self) -> None:
+        if self.num_trajectories < 1 or not self.channels:
+            raise EnmaError(
+                f"{self.path}: holds {self.num_trajectories} trajectories of {len(self.channels)} fields; "
+                "give at least one of each and list the fields in t0_fields@field_names"
+            )
+        for array in self.arrays:
+            self._check(array)
+
+    def _check(self, array: FieldArray) -> None:
+        shape = (
+            *((self.num_trajectories,) if array.sample_varying else ()),
+            *((len(self.times),) if array.time_varying else ()),
+            *(size for size, varies in zip(self.grid, array.dim_varying, strict=True) if varies),
+            *((len(array.channels),) if array.vector else ()),
+        )
+        if array.dataset.shape != shape:
+            raise EnmaError(
+                f"{self.path}: {array.where} has shape {array.dataset.shape}, expected {shape} "
+                "from the dimensions and n_trajectories; write it as trajectories, frames, points"
+            )
+        if array.dataset.dtype.kind != "f":
+            raise EnmaError(
+                f"{self.path}: {array.where} has dtype {array.dataset.dtype}; write it as float32"
+            )
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        return tuple(len(x) for x in self.coords)
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        return tuple(channel for array in self.arrays for channel in array.channels)
+
+    @property
+    def lengths(self) -> tuple[float, ...]:
+        pairs = zip(self.coords, self.periodic, strict=True)
+        return tuple(float(x[-1] - x[0]) * (len(x) / (len(x) - 1) if wraps else 1) for x, wraps in pairs)
+
+    def load(self, rows: np.ndarray) -> FieldFile:
+        """Read the trajectories `rows`; `EnmaError` if a value is not finite."""
+        u = np.empty((len(rows), len(self.times), *self.grid, len(self.channels)), dtype=np.float32)
+        first = 0
+        for array in self.arrays:
+            last = first + len(array.channels)
+            u[..., first:last] = self._load_array(array, rows)
+            first = last
+        return FieldFile(
+            path=self.path,
+            name=self.name,
+            u=u,
+            channels=self.channels,
+            times=self.times,
+            coords=self.coords,
+            lengths=self.lengths,
+            periodic=self.periodic,
+            parameters={key: value[rows] for key, value in self.parameters.items()},
+            environment=None if self.environment is None else self.environment[rows],
+        )
+
+    def _load_array(self, array: FieldArray, rows: np.ndarray) -> np.ndarray:
+        """Values [n or 1, T or 1, x or 1.., c] as float32."""
+        dataset = array.dataset
+        full = (
+            len(rows) if array.sample_varying else 1,
+            len(self.times) if array.time_varying else 1,
+            *(size if varies else 1 for size, varies in zip(self.grid, array.dim_varying, strict=True)),
+            len(array.channels),
+        )
+        values = _read_rows(dataset, rows) if array.sample_varying else dataset[()]
+        with np.errstate(over="ignore"):
+            values = values.reshape(full).astype(np.float32, copy=False)
+        finite = np.isfinite(values)
+        if not finite.all():
+            row, frame = np.argwhere(~finite)[0, :2]
+            raise EnmaError(
+                f"{self.path}: {array.where} holds a NaN or an infinity, first at trajectory "
+                f"{rows[row] if array.sample_varying else 0}, frame {frame}; "
+                "compute that trajectory again or leave it out"
+            )
+        return values
+
+
+def select_rows(
+    select: slice | Sequence[int] | np.ndarray | None, num_trajectories: int, path: Path
+) -> np.ndarray:
+    """Trajectory indices that `select` names, in its order."""
+    everything = np.arange(num_trajectories)
+    if select is None or isinstance(select, slice):
+        rows = everything if select is None else everything[select]
+    else:
+        rows = np.asarray(select)
+        if rows.ndim != 1 or (rows.size and rows.dtype.kind not in "iu"):
+            raise EnmaError(f"{path}: select must be a slice or a list of trajectory numbers")
+        if rows.size and not (rows.min() >= 0 and rows.max() < num_trajectories):
+            raise EnmaError(
+                f"{path}: select asks for trajectories outside 0..{num_trajectories - 1}, which the file has"
+            )
+    if not rows.size:
+        raise EnmaError(f"{path}: no trajectory selected; the file has {num_trajectories}")
+    return rows
+
+
+def axis(
+    dataset: Any, where: str, path: Path, *, periodic: bool = False, length: int | None = None
+) -> np.ndarray:
+    """A coordinate or time axis as float64, checked: 1-D, finite, increasing, even if periodic."""
+    if dataset.ndim != 1 or dataset.dtype.kind not in "fiu":
+        raise EnmaError(
+            f"{path}: {where} has shape {dataset.shape} and dtype {dataset.dtype}; write one axis of floats"
+        )
+    values = dataset[:length].astype(np.float64)
+    if len(values) < 2:
+        raise EnmaError(f"{path}: {where} has {len(values)} values; at least 2 are needed")
+    steps = np.diff(values)
+    if not (np.isfinite(values).all() and (steps > 0).all()):
+        raise EnmaError(f"{path}: {where} must be finite and increasing; sort it and remove repeated values")
+    if periodic and np.ptp(steps) > 1e-2 * steps.mean():
+        raise EnmaError(
+            f"{path}: {where} is periodic but not evenly spaced; interpolate the fields to an even grid"
+        )
+    return values
+
+
+def _read_rows(dataset: Any, rows: np.ndarray) -> np.ndarray:
+    first, last = int(rows.min()), int(rows.max()) + 1
+    if np.array_equal(rows, np.arange(first, last)):
+        return dataset[first:last]
+    # HDF5 selects in increasing order without repeats only.
+    unique, inverse = np.unique(rows, return_inverse=True)
+    return dataset[unique][inverse]

@@ -1,0 +1,80 @@
+"""Which environments (PDE parameters) a split holds, and which random numbers a group uses.
+
+Every equation has a finite grid of in-distribution environments: the products of its parameter linspaces
+(`GRID_SIZE` = 10^6 cells, e.g. 100 x 100 x 100). A fixed shuffle that does not depend on the seed cuts
+these cells into train (90 %), val (5 %) and test-in (5 %), so a train set of any seed is disjoint from a
+test set of any other. Inside its part a split walks through a second, seeded shuffle: group g takes the
+g-th cell. Nothing is therefore drawn twice, and the first groups are the same whatever their number.
+The split test-out walks over its own grid of cells.
+
+Only raw Philox words are used, because NumPy promises to keep those (and not its distributions) between
+releases.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..errors import EnmaError
+
+GRID_SIZE = 1_000_000
+TRAJECTORIES_PER_GROUP = 10
+# Paper section C: 1,200 / 120 / 12 groups of 10 trajectories; the paper names no validation set.
+DEFAULT_GROUPS = {"train": 1200, "val": 60, "test-in": 120, "test-out": 12}
+
+_CELLS = {
+    "train": (0, 900_000),
+    "val": (900_000, 950_000),
+    "test-in": (950_000, GRID_SIZE),
+    "test-out": (0, GRID_SIZE),
+}
+_STREAM_PARTITION, _STREAM_ORDER, _STREAM_GROUP = 0, 1, 2
+
+
+def check_split(split: str) -> None:
+    """Raise `EnmaError` unless `split` is one of train, val, test-in, test-out."""
+    if split not in DEFAULT_GROUPS:
+        raise EnmaError(f"split '{split}' is unknown; use one of {', '.join(DEFAULT_GROUPS)}")
+
+
+def environments(equation: str, split: str, *, groups: int, seed: int) -> np.ndarray:
+    """Grid cells of the first `groups` environments of a split.
+
+    Returns
+    -------
+    int64 array [groups], all different, each in [0, GRID_SIZE).
+
+    Raises
+    ------
+    EnmaError
+        If the split is unknown, `seed` is negative, or `groups` is not in 1..size of the split's part.
+    """
+    check_split(split)
+    first, last = _CELLS[split]
+    if not 1 <= groups <= last - first:
+        raise EnmaError(f"groups is {groups}; the split '{split}' has between 1 and {last - first} groups")
+    if seed < 0:
+        raise EnmaError(f"seed is {seed}; use a seed of 0 or more")
+    if split == "test-out":
+        part = np.arange(GRID_SIZE)
+    else:
+        part = _shuffle(GRID_SIZE, (_STREAM_PARTITION, _tag(equation)))[first:last]
+    return part[_shuffle(part.size, (_STREAM_ORDER, _tag(equation), _tag(split), seed))[:groups]]
+
+
+def group_uniforms(equation: str, split: str, *, seed: int, group: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Uniform numbers in [0, 1), float64 of the given shape, that belong to one group of a split."""
+    words = _words((_STREAM_GROUP, _tag(equation), _tag(split), seed, group), int(np.prod(shape)))
+    return ((words >> np.uint64(11)) * 2.0**-53).reshape(shape)
+
+
+def _tag(name: str) -> int:
+    return int.from_bytes(name.encode(), "little")
+
+
+def _words(key: tuple[int, ...], count: int) -> np.ndarray:
+    return np.random.Philox(np.random.SeedSequence(key)).random_raw(count)
+
+
+def _shuffle(size: int, key: tuple[int, ...]) -> np.ndarray:
+    return np.argsort(_words(key, size), kind="stable")

@@ -1,0 +1,335 @@
+"""Field files: HDF5 in the layout of The Well (https://polymathic-ai.org/the_well/data_format).
+
+    root                   @dataset_name @grid_type @n_spatial_dims @n_trajectories @simulation_parameters
+    dimensions             @spatial_dims; time [T], x [X], ...                        float32
+    boundary_conditions    <dim>_periodic: @bc_type @associated_dims; mask [X]        bool
+    scalars                @field_names; one [n] per PDE parameter                    float32
+                           environment [n]                                            int64
+    t0_fields              @field_names; scalar fields [n, T, X, ...]                 float32
+    t1_fields              @field_names; vector fields [n, T, X, ..., component]      float32
+
+Trajectories with the same `environment` share the PDE and its parameters. Tensor fields (`t2_fields`) and
+scalars that vary in time are not read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import EnmaError
+from . import hdf5, pdebench
+from .fields import FieldArray, FieldFile, FieldSource, axis, select_rows
+from .splits import DEFAULT_GROUPS
+
+_GROUPS = ("dimensions", "boundary_conditions", "scalars", "t0_fields", "t1_fields")
+_DIMS = ("x", "y", "z")
+_DESCRIBE_BYTES = 64 << 20
+
+
+def read(
+    path: str | Path,
+    *,
+    select: slice | Sequence[int] | np.ndarray | None = None,
+    fields: Sequence[str] | None = None,
+) -> FieldFile:
+    """Read a field file of The Well's layout, or a 1-D file of PDEBench.
+
+    Parameters
+    ----------
+    path : the HDF5 file
+    select : trajectories to read, a slice or a list of numbers; all by default
+    fields : names of scalar and vector fields, in the wanted channel order; by default all, scalars first
+
+    Raises
+    ------
+    EnmaError
+        If the file is missing, not HDF5, truncated, lacks a group, dataset or attribute, has a wrong shape or
+        dtype, or holds values that are not finite. The line names the file, the place in it and the mend.
+    """
+    path = Path(path)
+    with hdf5.open_file(path) as file:
+        source = _source(file, path, fields)
+        return source.load(select_rows(select, source.num_trajectories, path))
+
+
+def describe(path: str | Path) -> dict[str, Any]:
+    """What a field file holds, as plain data for JSON; reads every value in pieces, so damage is found.
+
+    Returns
+    -------
+    dict with file, layout, name, split (None if the name tells none), trajectories, groups (None without
+    environments), frames, time [first, last], points, lengths, periodic, channels, rms per channel,
+    parameters (name -> [min, max]).
+
+    Raises
+    ------
+    EnmaError
+        As `read`.
+    """
+    path = Path(path)
+    with hdf5.open_file(path) as file:
+        source = _source(file, path, None)
+        points = [len(x) for x in source.coords]
+        values_each = len(source.times) * int(np.prod(points))
+        step = max(1, _DESCRIBE_BYTES // (4 * values_each * len(source.channels)))
+        squares = np.zeros(len(source.channels))
+        for first in range(0, source.num_trajectories, step):
+            u = source.load(np.arange(first, min(first + step, source.num_trajectories))).u
+            squares += np.square(u, dtype=np.float64).reshape(-1, u.shape[-1]).sum(axis=0)
+    rms = np.sqrt(squares / (source.num_trajectories * values_each))
+    groups = None if source.environment is None else len(np.unique(source.environment))
+    return {
+        "file": str(path),
+        "layout": source.layout,
+        "name": source.name,
+        "split": next((split for split in DEFAULT_GROUPS if source.name.endswith(f"-{split}")), None),
+        "trajectories": source.num_trajectories,
+        "groups": groups,
+        "frames": len(source.times),
+        "time": [float(source.times[0]), float(source.times[-1])],
+        "points": points,
+        "lengths": list(source.lengths),
+        "periodic": list(source.periodic),
+        "channels": list(source.channels),
+        "rms": dict(zip(source.channels, rms.tolist(), strict=True)),
+        "parameters": {key: [float(v.min()), float(v.max())] for key, v in source.parameters.items()},
+    }
+
+
+def write(
+    path: str | Path,
+    *,
+    name: str,
+    times: np.ndarray,
+    coords: Sequence[np.ndarray],
+    periodic: Sequence[bool],
+    scalars: Mapping[str, np.ndarray],
+    t0_fields: Mapping[str, np.ndarray],
+    t1_fields: Mapping[str, np.ndarray] | None = None,
+) -> Path:
+    """Write a field file in one step: it appears complete or not at all.
+
+    Parameters
+    ----------
+    name : `dataset_name`
+    times : [T]
+    coords, periodic : one per space dimension
+    scalars : name -> [n]; `environment` is stored as int64, the others as float32
+    t0_fields, t1_fields : name -> [n, T, x..] and [n, T, x.., component]
+
+    Raises
+    ------
+    EnmaError
+        If a field's shape does not fit the axes, or the file cannot be written.
+    """
+    path = Path(path)
+    sizes = (*(len(value) for value in list(scalars.values())[:1]), len(times), *(len(x) for x in coords))
+    with hdf5.create_file(path) as file:
+        write_header(file, name=name, times=times, coords=coords, periodic=periodic, scalars=scalars)
+        for rank, fields in enumerate((t0_fields, t1_fields or {})):
+            for key, value in fields.items():
+                if value.shape[: len(sizes)] != sizes or value.ndim != len(sizes) + rank:
+                    component = ", component" if rank else ""
+                    raise EnmaError(
+                        f"{path}: t{rank}_fields/{key} has shape {value.shape}; "
+                        f"the axes ask for {sizes}{component}"
+                    )
+            shapes = {key: value.shape for key, value in fields.items()}
+            datasets = create_fields(file, shapes, rank=rank, num_spatial_dims=len(coords))
+            for dataset, value in zip(datasets, fields.values(), strict=True):
+                dataset[...] = value
+    return path
+
+
+def write_header(
+    file: Any,
+    *,
+    name: str,
+    times: np.ndarray,
+    coords: Sequence[np.ndarray],
+    periodic: Sequence[bool],
+    scalars: Mapping[str, np.ndarray],
+) -> None:
+    """Write everything but the fields to an open `h5py.File`: attributes, dimensions, boundaries, scalars."""
+    dims = _DIMS[: len(coords)]
+    counts = {len(value) for value in scalars.values()}
+    if len(counts) != 1:
+        raise EnmaError(
+            f"{name}: scalars must hold one value per trajectory each; their lengths are {sorted(counts)}"
+        )
+    file.attrs["dataset_name"] = name
+    file.attrs["grid_type"] = "cartesian"
+    file.attrs["n_spatial_dims"] = len(coords)
+    file.attrs["n_trajectories"] = counts.pop()
+    # The Well keeps here what is constant over the file; our parameters vary and are scalars.
+    file.attrs["simulation_parameters"] = _string_array(())
+
+    dimensions = file.create_group("dimensions")
+    dimensions.attrs["spatial_dims"] = _string_array(dims)
+    _create_dataset(dimensions, "time", np.asarray(times, np.float32), sample_varying=False)
+    for dim, x in zip(dims, coords, strict=True):
+        _create_dataset(dimensions, dim, np.asarray(x, np.float32), sample_varying=False, time_varying=False)
+
+    boundaries = file.create_group("boundary_conditions")
+    for dim, x, wraps in zip(dims, coords, periodic, strict=True):
+        group = boundaries.create_group(f"{dim}_{'periodic' if wraps else 'open'}")
+        group.attrs["associated_dims"] = _string_array((dim,))
+        group.attrs["associated_fields"] = _string_array(())
+        group.attrs["bc_type"] = "PERIODIC" if wraps else "OPEN"
+        group.attrs["sample_varying"] = False
+        group.attrs["time_varying"] = False
+        mask = np.zeros(len(x), dtype=bool)
+        mask[[0, -1]] = True
+        group.create_dataset("mask", data=mask)
+
+    group = file.create_group("scalars")
+    group.attrs["field_names"] = _string_array(scalars)
+    for key, value in scalars.items():
+        value = np.asarray(value, np.int64 if key == "environment" else np.float32)
+        _create_dataset(group, key, value, sample_varying=True, time_varying=False)
+
+
+def create_fields(
+    file: Any, shapes: Mapping[str, tuple[int, ...]], *, rank: int, num_spatial_dims: int
+) -> list[Any]:
+    """Create the float32 datasets of `t<rank>_fields` and return them, to be filled piece by piece."""
+    group = file.create_group(f"t{rank}_fields")
+    group.attrs["field_names"] = _string_array(shapes)
+    datasets = []
+    for key, shape in shapes.items():
+        dataset = group.create_dataset(key, shape=shape, dtype=np.float32)
+        dataset.attrs["dim_varying"] = np.ones(num_spatial_dims, dtype=bool)
+        dataset.attrs["sample_varying"] = True
+        dataset.attrs["time_varying"] = True
+        datasets.append(dataset)
+    return datasets
+
+
+def _source(file: Any, path: Path, fields: Sequence[str] | None) -> FieldSource:
+    if pdebench.is_pdebench(file):
+        if fields is not None and list(fields) != ["u"]:
+            raise EnmaError(
+                f"{path}: PDEBench's 1-D files hold one field, named 'u' here; ask for fields=['u']"
+            )
+        return pdebench.source(file, path)
+    groups = {key: hdf5.get(file, key, "group") for key in _GROUPS}
+    if (grid_type := hdf5.text(file, "grid_type")) != "cartesian":
+        raise EnmaError(f"{path}: attribute grid_type is '{grid_type}'; only cartesian grids are read")
+    num_trajectories = int(hdf5.attribute(file, "n_trajectories"))
+    dims = hdf5.names(groups["dimensions"], "spatial_dims")
+    wraps = _periodic_dims(groups["boundary_conditions"])
+    coords = tuple(
+        axis(hdf5.get(groups["dimensions"], d, "dataset"), f"dimensions/{d}", path, periodic=d in wraps)
+        for d in dims
+    )
+    scalars = _scalars(groups["scalars"], num_trajectories, path)
+    constants = {
+        key: np.broadcast_to(float(file.attrs[key]), num_trajectories)
+        for key in hdf5.names(file, "simulation_parameters")
+        if key in file.attrs and np.ndim(file.attrs[key]) == 0
+    }
+    environment = scalars.pop("environment", None)
+    return FieldSource(
+        path=path,
+        layout="the_well",
+        name=hdf5.text(file, "dataset_name"),
+        num_trajectories=num_trajectories,
+        times=axis(hdf5.get(groups["dimensions"], "time", "dataset"), "dimensions/time", path),
+        coords=coords,
+        periodic=tuple(d in wraps for d in dims),
+        parameters={**constants, **scalars},
+        environment=environment,
+        arrays=_arrays(groups, dims, fields, path),
+    )
+
+
+def _periodic_dims(boundaries: Any) -> set[str]:
+    wraps: set[str] = set()
+    for key in boundaries:
+        group = hdf5.get(boundaries, key, "group")
+        if hdf5.text(group, "bc_type").lower() == "periodic":
+            wraps.update(hdf5.names(group, "associated_dims"))
+    return wraps
+
+
+def _scalars(group: Any, num_trajectories: int, path: Path) -> dict[str, np.ndarray]:
+    """Scalars that do not vary in time, one value per trajectory each."""
+    scalars = {}
+    for key in hdf5.names(group, "field_names"):
+        dataset = hdf5.get(group, key, "dataset")
+        if dataset.attrs.get("time_varying", False):
+            continue
+        integer = key == "environment"
+        if dataset.dtype.kind not in ("iu" if integer else "fiu"):
+            wanted = "int64" if integer else "float32"
+            raise EnmaError(f"{path}: scalars/{key} has dtype {dataset.dtype}; write it as {wanted}")
+        values = dataset[()].astype(np.int64 if integer else np.float64)
+        if dataset.attrs.get("sample_varying", True):
+            if values.shape != (num_trajectories,):
+                raise EnmaError(
+                    f"{path}: scalars/{key} has shape {values.shape}, expected {(num_trajectories,)}; "
+                    "write one value per trajectory"
+                )
+        elif values.size == 1:
+            values = np.broadcast_to(values.reshape(()), num_trajectories)
+        else:
+            raise EnmaError(
+                f"{path}: scalars/{key} does not vary but has shape {values.shape}; write one value"
+            )
+        if not np.isfinite(values).all():
+            row = int(np.argmin(np.isfinite(values)))
+            raise EnmaError(
+                f"{path}: scalars/{key} is {values[row]} at trajectory {row}; write a finite value"
+            )
+        scalars[key] = values
+    return scalars
+
+
+def _arrays(
+    groups: Mapping[str, Any], dims: list[str], fields: Sequence[str] | None, path: Path
+) -> tuple[FieldArray, ...]:
+    found = {}
+    for rank in (0, 1):
+        group = groups[f"t{rank}_fields"]
+        for key in hdf5.names(group, "field_names"):
+            where = f"t{rank}_fields/{key}"
+            dataset = hdf5.get(group, key, "dataset")
+            channels: tuple[str, ...] = (key,)
+            if rank:
+                components = dataset.shape[-1] if dataset.ndim else 0
+                names = dims if components == len(dims) else range(components)
+                channels = tuple(f"{key}_{name}" for name in names)
+            attrs = dataset.attrs
+            dim_varying = tuple(bool(flag) for flag in attrs.get("dim_varying", [True] * len(dims)))
+            if len(dim_varying) != len(dims):
+                raise EnmaError(
+                    f"{path}: {where}@dim_varying has {len(dim_varying)} flags for {len(dims)} dimensions"
+                )
+            found[key] = FieldArray(
+                dataset=dataset,
+                where=where,
+                channels=channels,
+                vector=bool(rank),
+                sample_varying=bool(attrs.get("sample_varying", True)),
+                time_varying=bool(attrs.get("time_varying", True)),
+                dim_varying=dim_varying,
+            )
+    wanted = list(found) if fields is None else list(fields)
+    for key in wanted:
+        if key not in found:
+            raise EnmaError(f"{path}: has no field '{key}'; it holds {', '.join(found) or 'none'}")
+    return tuple(found[key] for key in wanted)
+
+
+def _create_dataset(group: Any, key: str, value: np.ndarray, **attributes: bool) -> None:
+    dataset = group.create_dataset(key, data=value)
+    for attribute, flag in attributes.items():
+        dataset.attrs[attribute] = flag
+
+
+def _string_array(names: Any) -> np.ndarray:
+    return np.array(list(names), dtype=hdf5.load_extra("h5py").string_dtype())

@@ -1,0 +1,263 @@
+"""TRAJECTORY -> ENSEMBLE: observed fields in, members of a forecast out.
+
+Legend: B trajectories, K members, L observed frames, T frames, c physical channels, N tokens per frame, C token
+channels, P observed points, Q query points, d space dimensions.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .config import SamplingConfig
+from .errors import EnmaError
+from .model import Model
+from .noise import trajectory_seed
+from .sample import trajectory
+
+log = logging.getLogger("enma_fast")
+
+Array = np.ndarray | Tensor
+
+
+@dataclass(frozen=True)
+class _Request:
+    """Checked inputs, encoded: one row per trajectory."""
+
+    history_BTNC: Tensor
+    context_BTNC: Tensor | None
+    observed: int
+    last: int
+    num_latents: int
+    seeds: list[int]
+
+
+def forecast(
+    model: Model,
+    history: Array | None,
+    *,
+    num_frames: int | None = None,
+    num_members: int = 1,
+    seed: int = 0,
+    context: Array | None = None,
+    points: Array | None = None,
+    query: Array | None = None,
+    settings: SamplingConfig | None = None,
+    trajectories: Sequence[int] | None = None,
+    first_member: int = 0,
+    chunk: int = 256,
+) -> Tensor:
+    """Sample an ensemble of forecasts.
+
+    The task follows from what is given: ``history`` alone is temporal conditioning, one frame of ``history`` with a
+    ``context`` is the initial value problem, a ``context`` alone is generation (paper section 4).
+
+    Parameters
+    ----------
+    model
+        From :func:`enma_fast.load_model`.
+    history
+        Observed frames ``[L, *grid, c]`` or ``[B, L, *grid, c]``, or ``[..., L, P, c]`` at scattered ``points``; in
+        the units of the training data, ``model.config.frame_interval`` apart. None to generate from the context.
+    num_frames
+        Frames to forecast after the history; by default up to the model's trained length.
+    num_members
+        Ensemble size K.
+    seed
+        Seed of the run. Member k of trajectory b depends on (model, seed, trajectory number, k) only.
+    context
+        Whole trajectory ``[T, *grid, c]`` or ``[B, T, *grid, c]`` of the same physics with another initial value.
+    points
+        ``[P, d]`` coordinates of scattered observations (models with interpolation).
+    query
+        ``[Q, d]`` coordinates of the output (models with interpolation); by default the model's grid.
+    settings
+        Sampling settings; the model's own by default.
+    trajectories
+        Number of each trajectory, the part of its noise key; by default 0, 1, ....
+    first_member
+        Number of the first member; members are ``first_member, ..., first_member + num_members - 1``.
+    chunk
+        Rows (trajectories x members) sampled at a time.
+
+    Returns
+    -------
+    Tensor
+        ``[K, T, *grid, c]`` or ``[B, K, T, *grid, c]``, fp32: the forecast frames, without the observed ones.
+
+    Raises
+    ------
+    EnmaError
+        One line naming the argument and the mend.
+    """
+    request, batched = _request(model, history, num_frames, num_members, seed, context, points, trajectories)
+    queried = _query(model, query)
+    settings = settings or model.config.sampling
+    fields = []
+    B = len(request.seeds)
+    rows = [(b, first_member + k) for b in range(B) for k in range(num_members)]
+    for begin in range(0, len(rows), chunk):
+        part = rows[begin : begin + chunk]
+        latents = torch.stack(list(_latents(model, request, part, settings)), dim=1)
+        known = request.history_BTNC[[b for b, _ in part]]
+        fields.append(_fields(model, torch.cat([known, latents], dim=1), request, queried))
+    out = torch.cat(fields)
+    out = out.view(B, num_members, *out.shape[1:])
+    return out if batched else out[0]
+
+
+def stream(
+    model: Model,
+    history: Array | None,
+    *,
+    num_frames: int | None = None,
+    num_members: int = 1,
+    seed: int = 0,
+    context: Array | None = None,
+    points: Array | None = None,
+    query: Array | None = None,
+    settings: SamplingConfig | None = None,
+    trajectories: Sequence[int] | None = None,
+    first_member: int = 0,
+) -> Iterator[Tensor]:
+    """Like :func:`forecast`, but yield each frame ``[K, *grid, c]`` (or ``[B, K, *grid, c]``) as it is decided."""
+    request, batched = _request(model, history, num_frames, num_members, seed, context, points, trajectories)
+    queried = _query(model, query)
+    rows = [(b, first_member + k) for b in range(len(request.seeds)) for k in range(num_members)]
+    latents = request.history_BTNC[[b for b, _ in rows]]
+    done = 0
+    for z in _latents(model, request, rows, settings or model.config.sampling):
+        latents = torch.cat([latents, z[:, None]], dim=1)
+        fields = _fields(model, latents, request, queried)
+        for u in fields[:, done:].unbind(1):
+            u = u.view(len(request.seeds), num_members, *u.shape[1:])
+            yield u if batched else u[0]
+        done = fields.shape[1]
+
+
+def _latents(
+    model: Model, request: _Request, rows: list[tuple[int, int]], settings: SamplingConfig
+) -> Iterator[Tensor]:
+    which = [b for b, _ in rows]
+    device = request.history_BTNC.device
+    return trajectory(
+        model.dynamics,
+        request.history_BTNC[which],
+        num_latents=request.num_latents,
+        seeds=torch.tensor([request.seeds[b] for b in which], device=device),
+        members=torch.tensor([k for _, k in rows], device=device),
+        context=None if request.context_BTNC is None else request.context_BTNC[which],
+        settings=settings,
+    )
+
+
+@torch.inference_mode()
+def _fields(model: Model, latents: Tensor, request: _Request, query: Tensor | None) -> Tensor:
+    """Decode and drop the observed frames."""
+    factor = model.config.tokenizer.time_factor
+    frames = (latents.shape[1] - 1) * factor + 1
+    return model.decode(latents, min(frames, request.last), query)[:, request.observed :]
+
+
+def _request(
+    model: Model,
+    history: Array | None,
+    num_frames: int | None,
+    num_members: int,
+    seed: int,
+    context: Array | None,
+    points: Array | None,
+    trajectories: Sequence[int] | None,
+) -> tuple[_Request, bool]:
+    """Check everything before any work, then encode."""
+    config = model.config
+    device = model.latent_mean.device
+    if num_members < 1:
+        raise EnmaError(f"num_members is {num_members}; at least 1 is needed")
+    where = None if points is None else torch.as_tensor(points, dtype=torch.float32, device=device)
+    given = history if history is not None else context
+    if given is None:
+        raise EnmaError("history and context are both None; give one of them")
+    space = 1 if where is not None else config.tokenizer.dims
+    batched = given.ndim == space + 3
+    known = _field("history", history, model, where, batched) if history is not None else None
+    other = _field("context", context, model, where, batched) if context is not None else None
+    if known is not None and other is not None and len(known) != len(other):
+        raise EnmaError(f"history holds {len(known)} trajectories and context {len(other)}; give one context for each")
+    observed = 0 if known is None else known.shape[1]
+    if other is None and observed < 3:
+        raise EnmaError(
+            f"history has {observed} frame{'s' * (observed != 1)}; the model {config.name!r} needs at least 3,"
+            " or pass context="
+        )
+    if num_frames is None:
+        num_frames = config.num_frames - observed
+    if num_frames < 1:
+        raise EnmaError(
+            f"num_frames is {num_frames}; at least 1 is needed (history has {observed} of {config.num_frames} frames)"
+        )
+    last = observed + num_frames
+    if last > config.num_frames:
+        log.warning("frames beyond %d were not seen in training of %s", config.num_frames, config.name)
+    with torch.inference_mode():
+        B = len(known) if known is not None else len(other)  # type: ignore[arg-type]
+        if known is None:
+            history_BTNC = torch.zeros(B, 0, config.num_tokens, config.token_channels, device=device)
+        else:
+            whole = config.tokenizer.whole_latents(observed)
+            history_BTNC = model.encode(known, where)[:, :whole]
+        context_BTNC = None if other is None else model.encode(other, where)
+    numbers = list(range(B)) if trajectories is None else list(trajectories)
+    if len(numbers) != B:
+        raise EnmaError(f"trajectories names {len(numbers)} numbers; the input holds {B}")
+    request = _Request(
+        history_BTNC=history_BTNC,
+        context_BTNC=context_BTNC,
+        observed=observed,
+        last=last,
+        num_latents=config.tokenizer.latent_frames(last),
+        seeds=[trajectory_seed(seed, n) for n in numbers],
+    )
+    return request, batched
+
+
+def _field(name: str, value: Array, model: Model, points: Tensor | None, batched: bool) -> Tensor:
+    """One checked input as ``[B, T, *grid, c]`` fp32 on the model's device."""
+    options = model.config.tokenizer
+    grid = options.grid if points is None else (points.shape[-2],)
+    u = torch.as_tensor(value)
+    if not u.is_floating_point():
+        raise EnmaError(f"{name} has dtype {u.dtype}; floating point is expected")
+    shape = tuple(u.shape if batched else (1, *u.shape))
+    if len(shape) != len(grid) + 3 or shape[2:-1] != grid:
+        raise EnmaError(
+            f"{name} has shape {tuple(u.shape)}; the model {model.config.name!r} expects [B, T, "
+            f"{', '.join(map(str, grid))}, {options.field_channels}] (B may be left out)"
+        )
+    if shape[-1] != options.field_channels:
+        raise EnmaError(
+            f"{name} has {shape[-1]} channels; the model {model.config.name!r} expects {options.field_channels}"
+        )
+    u = u.to(model.latent_mean.device, torch.float32).view(shape)
+    bad = (~torch.isfinite(u)).flatten(2).any(-1)
+    if bad.any():
+        b, t = (int(i) for i in bad.nonzero()[0])
+        raise EnmaError(f"{name} holds a value that is not finite, first in trajectory {b}, frame {t}")
+    return u
+
+
+def _query(model: Model, query: Array | None) -> Tensor | None:
+    if query is None:
+        return None
+    dims = model.config.tokenizer.dims
+    points = torch.as_tensor(query, dtype=torch.float32, device=model.latent_mean.device)
+    if points.ndim != 2 or points.shape[1] != dims:
+        raise EnmaError(f"query has shape {tuple(points.shape)}; [Q, {dims}] is expected")
+    if not torch.isfinite(points).all():
+        raise EnmaError("query holds a coordinate that is not finite")
+    return points

@@ -1,0 +1,478 @@
+"""Scores of an ensemble forecast: error, CRPS, calibration, spread; one by one, or streamed by `Scores`.
+
+Truth is `[B, T, *x, c]` and an ensemble `[B, K, T, *x, c]` (torch or numpy, any float type), only forecast
+frames. All sums run in float64. An unqualified "point" below is one value: a place and a channel.
+
+Shape suffixes: B trajectories, K members, T forecast frames, P points, L interval levels, R = K + 1 ranks.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .errors import EnmaError
+
+Array = Tensor | np.ndarray[Any, Any]
+
+# numpy's linspace, so that the levels are those of uncertainty-toolbox to the last bit.
+_LEVELS_L = torch.from_numpy(np.linspace(0.0, 1.0, 100))
+
+
+def relative_l2(pred: Array, truth: Array, *, per_frame: bool = False) -> Tensor:
+    """Relative L2 error of each trajectory, not squared.
+
+    `||pred - truth||_2 / ||truth||_2` with both norms over all frames, points and channels of a trajectory,
+    or over those of one frame. The mean over trajectories is the paper's "Relative MSE" (section 4).
+
+    Parameters
+    ----------
+    pred, truth : Tensor or ndarray
+        `[B, T, *x, c]`.
+    per_frame : bool
+        One error for each frame.
+
+    Returns
+    -------
+    Tensor
+        `[B]`, or `[B, T]` with `per_frame`; float64, no unit; infinite or NaN for a frame whose truth is
+        zero.
+
+    Raises
+    ------
+    EnmaError
+        If shapes differ, a value is not finite, or the truth of a trajectory is zero throughout.
+    """
+    forecast, fields = _array(pred), _array(truth)
+    if fields.ndim < 3 or forecast.shape != fields.shape:
+        raise EnmaError(
+            f"pred is {list(forecast.shape)} and truth {list(fields.shape)}: expected [B, T, *x, c] for both"
+        )
+    _require_finite("pred", forecast)
+    _require_finite("truth", fields)
+    _require_nonzero(fields)
+    return _relative_l2(forecast.flatten(2), fields.flatten(2).to(forecast.device), per_frame)
+
+
+def crps(ensemble: Array, truth: Array, *, per_frame: bool = False) -> Tensor:
+    """Fair continuous ranked probability score, averaged over trajectories, frames and points.
+
+    `mean_i |x_i - y| - 1 / (2 K (K - 1)) sum_ij |x_i - x_j|`, unbiased in the number of members (Ferro, "Fair
+    scores for ensemble forecasts", 2014). With one member there is no second term: it is the mean absolute
+    error.
+
+    Parameters
+    ----------
+    ensemble, truth : Tensor or ndarray
+        `[B, K, T, *x, c]` and `[B, T, *x, c]`.
+    per_frame : bool
+        Average over trajectories and points only.
+
+    Returns
+    -------
+    Tensor
+        0-d, or `[T]` with `per_frame`; float64, in the field's unit.
+
+    Raises
+    ------
+    EnmaError
+        If shapes do not match or a value is not finite.
+    """
+    ensemble_BKTP, truth_BTP = _fields(ensemble, truth)
+    sums_T = _crps_sums(ensemble_BKTP, truth_BTP)
+    return _pool(sums_T, per_frame) / _pool(_num_points(truth_BTP), per_frame)
+
+
+def rmsce(ensemble: Array, truth: Array, *, per_frame: bool = False) -> Tensor:
+    """Root mean squared calibration error of the Gaussian with the ensemble's mean and standard deviation.
+
+    `sqrt(mean_p (p - C(p))^2)` over the 100 levels `p = linspace(0, 1, 100)`, where `C(p)` is the fraction of
+    trajectories, frames and points at which the truth lies inside the central interval of probability `p`.
+    The standard deviation has `K - 1` in its denominator (ddof 1). Equals uncertainty-toolbox's
+    `root_mean_squared_calibration_error` with its defaults (Chung et al., 2021), from counts instead of a
+    points-by-levels table. Where the members agree exactly, the truth is inside if it agrees too, and
+    otherwise only at `p = 1`.
+
+    Note that a Gaussian from few members is not calibrated even if the members are: its intervals are too
+    narrow.
+
+    Parameters
+    ----------
+    ensemble, truth : Tensor or ndarray
+        `[B, K, T, *x, c]`, with `K >= 2`, and `[B, T, *x, c]`.
+    per_frame : bool
+        Pool trajectories and points only.
+
+    Returns
+    -------
+    Tensor
+        0-d, or `[T]` with `per_frame`; float64, no unit.
+
+    Raises
+    ------
+    EnmaError
+        If shapes do not match, a value is not finite, or there is one member.
+    """
+    ensemble_BKTP, truth_BTP = _fields(ensemble, truth, min_members=2)
+    counts_TL = _interval_counts(ensemble_BKTP, truth_BTP)
+    return _calibration_error(
+        _pool(counts_TL, per_frame) / _pool(_num_points(truth_BTP), per_frame)[..., None]
+    )
+
+
+def rmsce_rank(ensemble: Array, truth: Array, *, per_frame: bool = False) -> Tensor:
+    """Root mean squared calibration error from the truth's rank among the members, with no Gaussian assumed.
+
+    `sqrt(mean_p (p - C(p))^2)` over the levels of `rmsce`. If `b` of `K` members lie below the truth and `m`
+    equal it, its probability position is uniform between `b / (K + 1)` and `(b + m + 1) / (K + 1)`; `C(p)` is
+    the mean overlap of that span with `[1/2 - p/2, 1/2 + p/2]`. This is what randomly broken ties give on
+    average (the non-randomised probability integral transform of Czado, Gneiting and Held, 2009), and tends
+    to 0 for members that are exchangeable with the truth, however few.
+
+    Parameters, returned value and errors are those of `rmsce`.
+    """
+    histogram_R = rank_histogram(ensemble, truth, per_frame=per_frame)
+    return _calibration_error(_rank_coverage(histogram_R))
+
+
+def rank_histogram(ensemble: Array, truth: Array, *, per_frame: bool = False) -> Tensor:
+    """Frequency of each rank of the truth among the members: flat if they are exchangeable.
+
+    Rank `r` means that `r` members lie below the truth. A truth that equals `m` members counts `1 / (m + 1)`
+    at each rank that breaking the tie could give. (Hamill, "Interpretation of rank histograms", 2001.)
+
+    Parameters and errors are those of `rmsce`.
+
+    Returns
+    -------
+    Tensor
+        `[K + 1]`, or `[T, K + 1]` with `per_frame`; float64, each row sums to 1.
+    """
+    ensemble_BKTP, truth_BTP = _fields(ensemble, truth, min_members=2)
+    counts_R = _pool(_rank_counts(ensemble_BKTP, truth_BTP), per_frame)
+    return counts_R / counts_R.sum(-1, keepdim=True)
+
+
+def spread_skill(ensemble: Array, truth: Array, *, per_frame: bool = False) -> Tensor:
+    """Spread-skill ratio: 1 for a calibrated ensemble, below 1 if it is too narrow.
+
+    `sqrt((K + 1) / K mean s^2) / sqrt(mean (xbar - y)^2)` over trajectories, frames and points, with `s^2`
+    the members' variance (denominator `K - 1`) and `xbar` their mean; the factor makes the ratio 1 for
+    members that are exchangeable with the truth, however few (Fortin et al., 2014).
+
+    Parameters and errors are those of `rmsce`.
+
+    Returns
+    -------
+    Tensor
+        0-d, or `[T]` with `per_frame`; float64, no unit; infinite or NaN where the mean has no error at all.
+    """
+    ensemble_BKTP, truth_BTP = _fields(ensemble, truth, min_members=2)
+    error_T = _squared_error_sums(ensemble_BKTP, truth_BTP)
+    ratio = _pool(_variance_sums(ensemble_BKTP), per_frame) / _pool(error_T, per_frame)
+    return torch.sqrt(_spread_factor(ensemble_BKTP.shape[1]) * ratio)
+
+
+class Scores:
+    """All scores of an ensemble forecast, from batches of trajectories in any partition.
+
+    Holds sums and counts only: a few thousand numbers, whatever the size of the fields. Trajectories are
+    added one by one in their order, so splitting them into batches differently does not change a bit.
+
+    Examples
+    --------
+    >>> scores = Scores()
+    >>> for ensemble, truth in batches:  # [B, K, T, *x, c] and [B, T, *x, c]
+    ...     scores.update(ensemble, truth)
+    >>> scores.result()["crps"]
+    """
+
+    def __init__(self) -> None:
+        self.num_members = 0
+        self.num_trajectories = 0
+        self._sums: dict[str, Tensor] = {}
+
+    def update(self, ensemble: Array, truth: Array) -> None:
+        """Add a batch of trajectories.
+
+        Parameters
+        ----------
+        ensemble, truth : Tensor or ndarray
+            `[B, K, T, *x, c]` and `[B, T, *x, c]`; K and T are the same in all batches.
+
+        Raises
+        ------
+        EnmaError
+            If shapes do not match each other or earlier batches, a value is not finite, or the truth of a
+            trajectory is zero throughout. Nothing of the batch is added then.
+        """
+        ensemble_BKTP, truth_BTP = _fields(ensemble, truth)
+        _require_nonzero(truth_BTP)
+        self._require_same_shape(ensemble_BKTP.shape[1], ensemble_BKTP.shape[2])
+        self.num_members = ensemble_BKTP.shape[1]
+        for ensemble_1KTP, truth_1TP in zip(ensemble_BKTP[:, None], truth_BTP[:, None], strict=True):
+            self._add(_all_sums(ensemble_1KTP, truth_1TP))
+            self.num_trajectories += 1
+
+    def merge(self, other: Scores) -> None:
+        """Add all trajectories of another accumulator, for example of another rank.
+
+        Raises
+        ------
+        EnmaError
+            If the two were fed different numbers of members or frames. Nothing is added then.
+        """
+        if other.num_trajectories == 0:
+            return
+        self._require_same_shape(other.num_members, len(other._sums["points"]))
+        self.num_members = other.num_members
+        self._add(other._sums)
+        self.num_trajectories += other.num_trajectories
+
+    def result(self) -> dict[str, Any]:
+        """Scores of all trajectories so far.
+
+        Returns
+        -------
+        dict
+            `rel_l2` of the ensemble mean, `rel_l2_member` (mean over single members), `crps`, `rmsce`,
+            `rmsce_rank`, `spread_skill`, `spread` (root of the mean variance, ddof 1, field's unit), `rmse`
+            of the ensemble mean (field's unit): floats over all frames; `num_members`, `num_trajectories`;
+            and `per_frame`, a dict with a list over the frames for each of the eight scores. A score that is
+            not defined is None: calibration and spread of a single member, the spread-skill ratio of a mean
+            without error, and the relative error in a frame whose truth is zero.
+
+        Raises
+        ------
+        EnmaError
+            If no trajectory was added.
+        """
+        self._require_trajectories()
+        overall = self._finish(per_frame=False)
+        frames = self._finish(per_frame=True)
+        return {
+            **{name: _number(value) for name, value in overall.items()},
+            "num_members": self.num_members,
+            "num_trajectories": self.num_trajectories,
+            "per_frame": {name: [_number(value) for value in values] for name, values in frames.items()},
+        }
+
+    def rank_histogram(self) -> Tensor:
+        """Frequency of each rank of the truth, `[K + 1]`, as the function of this name."""
+        self._require_trajectories()
+        counts_R = self._sums["ranks"].sum(0)
+        return counts_R / counts_R.sum()
+
+    def reliability(self) -> tuple[Tensor, Tensor]:
+        """Levels `p` and observed coverage `C(p)` of the Gaussian central intervals, each `[100]`.
+
+        A single member has no intervals: its coverage is 0.
+        """
+        self._require_trajectories()
+        return _LEVELS_L.clone(), self._sums["inside"].sum(0) / self._sums["points"].sum()
+
+    def _finish(self, *, per_frame: bool) -> dict[str, Tensor]:
+        suffix = "_frames" if per_frame else ""
+        sums = {
+            name: _pool(self._sums[name], per_frame)
+            for name in ("points", "crps", "squared_error", "variance", "inside", "ranks")
+        }
+        points = sums["points"]
+        rmse = torch.sqrt(sums["squared_error"] / points)
+        spread = torch.sqrt(sums["variance"] / points)
+        inside = sums["inside"] / points[..., None]
+        ranks = sums["ranks"] / points[..., None]
+        finished = {
+            "rel_l2": self._sums["rel_l2" + suffix] / self.num_trajectories,
+            "rel_l2_member": self._sums["rel_l2_member" + suffix] / self.num_trajectories,
+            "crps": sums["crps"] / points,
+            "rmsce": _calibration_error(inside),
+            "rmsce_rank": _calibration_error(_rank_coverage(ranks)),
+            "spread_skill": _spread_factor(self.num_members) ** 0.5 * spread / rmse,
+            "spread": spread,
+            "rmse": rmse,
+        }
+        if self.num_members == 1:
+            for name in ("rmsce", "rmsce_rank", "spread_skill", "spread"):
+                finished[name] = torch.full_like(rmse, torch.nan)
+        return finished
+
+    def _add(self, sums: dict[str, Tensor]) -> None:
+        self._sums = {name: self._sums[name] + value if self._sums else value for name, value in sums.items()}
+
+    def _require_same_shape(self, num_members: int, num_frames: int) -> None:
+        if self.num_trajectories == 0:
+            return
+        have = (self.num_members, len(self._sums["points"]))
+        if have != (num_members, num_frames):
+            raise EnmaError(
+                f"scores hold {have[0]} members and {have[1]} frames, but the new ones have {num_members} "
+                f"and {num_frames}: score forecasts of different shape apart"
+            )
+
+    def _require_trajectories(self) -> None:
+        if self.num_trajectories == 0:
+            raise EnmaError("scores hold no trajectory: call update(ensemble, truth) first")
+
+
+def _all_sums(ensemble_BKTP: Tensor, truth_BTP: Tensor) -> dict[str, Tensor]:
+    mean_BTP = ensemble_BKTP.mean(1)
+    truth_BKTP = truth_BTP[:, None].expand_as(ensemble_BKTP)
+    sums = {
+        "points": _num_points(truth_BTP),
+        "rel_l2": _relative_l2(mean_BTP, truth_BTP, False).sum(0),
+        "rel_l2_frames": _relative_l2(mean_BTP, truth_BTP, True).sum(0),
+        "rel_l2_member": _relative_l2(ensemble_BKTP, truth_BKTP, False).mean(1).sum(0),
+        "rel_l2_member_frames": _relative_l2(ensemble_BKTP, truth_BKTP, True).mean(1).sum(0),
+        "crps": _crps_sums(ensemble_BKTP, truth_BTP),
+        "squared_error": _squared_error_sums(ensemble_BKTP, truth_BTP),
+        "variance": _variance_sums(ensemble_BKTP),
+        "inside": _interval_counts(ensemble_BKTP, truth_BTP),
+        "ranks": _rank_counts(ensemble_BKTP, truth_BTP),
+    }
+    return {name: value.cpu() for name, value in sums.items()}
+
+
+def _relative_l2(pred_TP: Tensor, truth_TP: Tensor, per_frame: bool) -> Tensor:
+    """`[..., T, P] -> [...]`, or `[..., T]` per frame."""
+    error_T = (pred_TP - truth_TP).square().sum(-1)
+    norm_T = truth_TP.square().sum(-1)
+    return torch.sqrt(error_T / norm_T if per_frame else error_T.sum(-1) / norm_T.sum(-1))
+
+
+def _crps_sums(ensemble_BKTP: Tensor, truth_BTP: Tensor) -> Tensor:
+    members = ensemble_BKTP.shape[1]
+    sums_T = (ensemble_BKTP - truth_BTP[:, None]).abs().mean(1).sum((0, 2))
+    if members == 1:
+        return sums_T
+    # sum_ij |x_i - x_j| / 2 = sum_i (2 i - K - 1) x_(i) over the sorted members, i = 1 .. K.
+    weights_K = 2.0 * torch.arange(1, members + 1, device=sums_T.device, dtype=torch.float64) - members - 1
+    sorted_BKTP = ensemble_BKTP.sort(dim=1).values
+    pairs_T = (sorted_BKTP * weights_K[:, None, None]).sum((0, 1, 3))
+    return sums_T - pairs_T / (members * (members - 1))
+
+
+def _mean_error(ensemble_BKTP: Tensor, truth_BTP: Tensor) -> Tensor:
+    """Ensemble mean less truth, `[B, T, P]`, counted from the first member: exact where all agree."""
+    first_B1TP = ensemble_BKTP[:, :1]
+    return (ensemble_BKTP - first_B1TP).mean(1) - (truth_BTP - first_B1TP[:, 0])
+
+
+def _squared_error_sums(ensemble_BKTP: Tensor, truth_BTP: Tensor) -> Tensor:
+    return _mean_error(ensemble_BKTP, truth_BTP).square().sum((0, 2))
+
+
+def _variance_sums(ensemble_BKTP: Tensor) -> Tensor:
+    if ensemble_BKTP.shape[1] == 1:
+        return ensemble_BKTP.new_zeros(ensemble_BKTP.shape[2])
+    return ensemble_BKTP.var(1, correction=1).sum((0, 2))
+
+
+def _interval_counts(ensemble_BKTP: Tensor, truth_BTP: Tensor) -> Tensor:
+    """Points inside the Gaussian's central interval of each level, `[T, L]`."""
+    if ensemble_BKTP.shape[1] == 1:
+        return ensemble_BKTP.new_zeros(ensemble_BKTP.shape[2], len(_LEVELS_L))
+    levels_L = _LEVELS_L.to(truth_BTP.device)
+    residual_BTP = _mean_error(ensemble_BKTP, truth_BTP)
+    score_BTP = residual_BTP / ensemble_BKTP.std(1, correction=1)
+    score_BTP = torch.where(residual_BTP == 0, 0.0, score_BTP)
+    # The first level whose interval holds the point; both bounds, since they are not exact mirror images.
+    upper = torch.searchsorted(torch.special.ndtri(0.5 + levels_L / 2), score_BTP)
+    lower = torch.searchsorted(-torch.special.ndtri(0.5 - levels_L / 2), -score_BTP)
+    first_TL = _count_per_frame(torch.maximum(upper, lower), len(levels_L), torch.ones_like(score_BTP))
+    return first_TL.cumsum(-1)
+
+
+def _rank_counts(ensemble_BKTP: Tensor, truth_BTP: Tensor) -> Tensor:
+    """Rank histogram of each frame, `[T, R]`; a tie is shared by the ranks that breaking it could give."""
+    num_ranks = ensemble_BKTP.shape[1] + 1
+    below_BTP = (ensemble_BKTP < truth_BTP[:, None]).sum(1)
+    tied_BTP = (ensemble_BKTP == truth_BTP[:, None]).sum(1)
+    share_BTP = 1.0 / (tied_BTP.to(torch.float64) + 1.0)
+    counts_TR = truth_BTP.new_zeros(truth_BTP.shape[1], num_ranks)
+    for offset in range(int(tied_BTP.max()) + 1):
+        weight_BTP = torch.where(offset <= tied_BTP, share_BTP, 0.0)
+        # A weight of zero may sit beyond the last rank.
+        counts_TR += _count_per_frame((below_BTP + offset).clamp_max(num_ranks - 1), num_ranks, weight_BTP)
+    return counts_TR
+
+
+def _count_per_frame(index_BTP: Tensor, num_bins: int, weight_BTP: Tensor) -> Tensor:
+    """Weighted histogram of each frame, `[T, num_bins]`."""
+    frames = index_BTP.shape[1]
+    offset_T1 = num_bins * torch.arange(frames, device=index_BTP.device)[:, None]
+    flat = (index_BTP + offset_T1).flatten()
+    return torch.bincount(flat, weight_BTP.flatten(), minlength=frames * num_bins).view(frames, num_bins)
+
+
+def _rank_coverage(histogram_R: Tensor) -> Tensor:
+    """Coverage of central intervals by the positions of a rank histogram, `[..., R] -> [..., L]`."""
+    num_ranks = histogram_R.shape[-1]
+    levels_L = _LEVELS_L.to(histogram_R.device)
+    edges = torch.arange(num_ranks + 1, dtype=torch.float64, device=levels_L.device)[:, None] / num_ranks
+    inside = torch.minimum(edges[1:], 0.5 + levels_L / 2) - torch.maximum(edges[:-1], 0.5 - levels_L / 2)
+    return histogram_R @ (inside.clamp_min(0.0) * num_ranks)
+
+
+def _calibration_error(coverage_L: Tensor) -> Tensor:
+    return (coverage_L - _LEVELS_L.to(coverage_L.device)).square().mean(-1).sqrt()
+
+
+def _spread_factor(num_members: int) -> float:
+    return (num_members + 1) / num_members
+
+
+def _num_points(truth_BTP: Tensor) -> Tensor:
+    batch, frames, points = truth_BTP.shape
+    return truth_BTP.new_full((frames,), batch * points)
+
+
+def _pool(sums_T: Tensor, per_frame: bool) -> Tensor:
+    return sums_T if per_frame else sums_T.sum(0)
+
+
+def _number(value: Tensor) -> float | None:
+    number = float(value)
+    return number if np.isfinite(number) else None
+
+
+def _array(values: Array) -> Tensor:
+    return torch.as_tensor(values).detach().to(torch.float64)
+
+
+def _fields(ensemble: Array, truth: Array, *, min_members: int = 1) -> tuple[Tensor, Tensor]:
+    """Check both, and flatten places and channels: float64 `[B, K, T, P]` and `[B, T, P]`."""
+    members, fields = _array(ensemble), _array(truth)
+    shapes = f"ensemble is {list(members.shape)} and truth {list(fields.shape)}"
+    if fields.ndim < 3 or members.ndim != fields.ndim + 1 or members[:, :1].shape != fields[:, None].shape:
+        raise EnmaError(f"{shapes}: expected [B, K, T, *x, c] and [B, T, *x, c]")
+    if fields.numel() == 0 or members.numel() == 0:
+        raise EnmaError(f"{shapes}: there is nothing to score")
+    if members.shape[1] < min_members:
+        raise EnmaError(f"{shapes}: one member has no spread; sample at least {min_members}")
+    _require_finite("ensemble", members)
+    _require_finite("truth", fields)
+    return members.flatten(3), fields.flatten(2).to(members.device)
+
+
+def _require_finite(name: str, values: Tensor) -> None:
+    finite = torch.isfinite(values)
+    if finite.all():
+        return
+    place = (~finite).nonzero()[0].tolist()
+    raise EnmaError(
+        f"{name} holds {float(values[tuple(place)])} at index {place}: a score needs finite values, "
+        f"so drop that trajectory or repair it"
+    )
+
+
+def _require_nonzero(truth: Tensor) -> None:
+    zero_B = (truth == 0).flatten(1).all(1)
+    if zero_B.any():
+        raise EnmaError(
+            f"truth of trajectory {int(zero_B.nonzero()[0])} is zero throughout: "
+            f"its relative L2 error is not defined, so drop that trajectory"
+        )

@@ -1,0 +1,101 @@
+"""FRAME -> TRAJECTORY in plain PyTorch: the reference that every faster path is tested against.
+
+Legend: B batch x members, T latent frames, N tokens per frame, M tokens decided in one mask step, C token channels,
+D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from .config import SamplingConfig
+from .model import Dynamics
+from .noise import token_noise, token_order
+from .schedule import mask_schedule
+from .temporal import FrameCache
+
+
+def frame(
+    dynamics: Dynamics, h_BND: Tensor, *, settings: SamplingConfig, seeds: Tensor, members: Tensor, index: int
+) -> Tensor:
+    """Decide all tokens of one latent frame ``[B, N, C]``, a few per mask step in random order.
+
+    Parameters
+    ----------
+    h_BND
+        Context of the frame from the causal transformer.
+    seeds, members
+        ``[B]`` int64, the key of each row's noise.
+    index
+        Number of the latent frame in its trajectory, the noise's counter.
+    """
+    N, C = dynamics.config.num_tokens, dynamics.config.token_channels
+    order_BN = token_order(seed=seeds, members=members, frame=index, num_tokens=N)
+    x_BNC = torch.zeros(h_BND.shape[0], N, C, device=h_BND.device)
+    known_BN = torch.zeros(h_BND.shape[0], N, dtype=torch.bool, device=h_BND.device)
+    done = 0
+    for step, count in enumerate(mask_schedule(N, min(settings.mask_steps, N))):
+        tokens_BM = order_BN[:, done : done + count]
+        c_BND = dynamics.spatial(h_BND, x_BNC, known_BN)
+        c_BMD = c_BND.gather(1, tokens_BM[..., None].expand(-1, -1, c_BND.shape[-1]))
+        noise_BMC = token_noise(
+            seed=seeds, members=members, frame=index, mask_step=step, tokens=tokens_BM, channels=C
+        )
+        z_BMC = dynamics.flow.sample(
+            c_BMD, settings.temperature * noise_BMC, steps=settings.flow_steps, method=settings.method
+        )
+        x_BNC = x_BNC.scatter(1, tokens_BM[..., None].expand(-1, -1, C), z_BMC)
+        known_BN = known_BN.scatter(1, tokens_BM, True)
+        done += count
+    return x_BNC
+
+
+@torch.inference_mode()
+def trajectory(
+    dynamics: Dynamics,
+    history: Tensor,
+    *,
+    num_latents: int,
+    seeds: Tensor,
+    members: Tensor,
+    context: Tensor | None = None,
+    settings: SamplingConfig | None = None,
+) -> Iterator[Tensor]:
+    """Generate the latent frames that follow a history, one at a time.
+
+    Parameters
+    ----------
+    history
+        Observed latent frames of the target ``[B, T0, N, C]``; T0 may be 0 when a context is given.
+    num_latents
+        Latent frames of the whole trajectory, the observed ones included.
+    seeds, members
+        ``[B]`` int64, the key of each row's noise.
+    context
+        Latent frames ``[B, Tc, N, C]`` of another trajectory of the same environment.
+    settings
+        Sampling settings; the model's own by default.
+
+    Yields
+    ------
+    Tensor
+        ``[B, N, C]``: latent frames T0, T0 + 1, ..., num_latents - 1.
+    """
+    settings = settings or dynamics.config.sampling
+    temporal = dynamics.temporal
+    segments = [history] if context is None else [context, history]
+    length = sum(s.shape[1] for s in segments) + len(segments) + num_latents - history.shape[1]
+    cache = FrameCache(temporal, history.shape[0], length)
+    for number, segment in enumerate(segments):
+        anchor = h = temporal.start_frame(cache, segment=number)
+        for t in range(segment.shape[1]):
+            h = temporal.step(segment[:, t], cache)
+    for t in range(history.shape[1], num_latents):
+        context_BND = temporal.context(h, anchor, first=t == 0)
+        z = frame(dynamics, context_BND, settings=settings, seeds=seeds, members=members, index=t)
+        yield z
+        if t + 1 < num_latents:
+            h = temporal.step(z, cache)

@@ -1,0 +1,145 @@
+"""Past frames -> context: the causal transformer (paper 3.1.1) and its cache.
+
+Legend: B batch x members, T latent frames, N tokens per frame, C token channels, D width, H heads, K head dim.
+
+A sequence is one or more segments; each starts with a learned frame (BOS) and holds the latent frames of one
+trajectory. The output at a frame is the context of the *next* frame of the same segment, so BOS gives the first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .config import ModelConfig
+from .layers import Block, Rotary, ScaleShift, attention, init_linear, sincos
+
+
+class FrameCache:
+    """Keys and values of the frames seen so far, one static buffer [layers, 2, B, H, max_frames * N, K]."""
+
+    def __init__(self, temporal: CausalTransformer, batch: int, max_frames: int) -> None:
+        block = temporal.blocks[0].attention
+        weight = block.qkv.weight
+        shape = (
+            len(temporal.blocks),
+            2,
+            batch,
+            block.heads,
+            max_frames * temporal.num_tokens,
+            block.head_dim,
+        )
+        self.kv = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
+        self.frames = 0
+        self.max_frames = max_frames
+
+    def expand(self, copies: int) -> None:
+        """Repeat every row ``copies`` times, for members that share what was read so far."""
+        self.kv = self.kv.repeat_interleave(copies, dim=2)
+
+
+class CausalTransformer(nn.Module):
+    """Frame-block-causal transformer over latent frames; inside a frame attention is full."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        dyn = config.dynamics
+        self.num_tokens = config.num_tokens
+        self.embed = nn.Linear(config.token_channels, dyn.width)
+        # One start vector for a first trajectory, one for a trajectory that follows a context.
+        self.start = nn.Parameter(torch.randn(2, dyn.width) * 0.02)
+        self.blocks = nn.ModuleList(
+            [Block(dyn.width, dyn.heads, dyn.mlp_ratio) for _ in range(dyn.temporal_layers)]
+        )
+        self.scale_shift = ScaleShift(dyn.width, dyn.scale_shift_rank) if dyn.scale_shift_rank else None
+        init_linear(self.blocks, depth=dyn.temporal_layers)
+        self.rotary = (
+            Rotary(config.token_grid, config.tokenizer.periodic, dyn.width // dyn.heads)
+            if dyn.positions == "rotary"
+            else None
+        )
+        places = sincos(config.token_grid, dyn.width) if dyn.positions == "sincos" else None
+        self.register_buffer("places", places, persistent=False)
+
+    def _frames(self, z_BTNC: Tensor) -> Tensor:
+        x = self.embed(z_BTNC)
+        return x if self.places is None else x + self.places
+
+    def _start(self, batch: int, segment: int) -> Tensor:
+        x_D = self.start[min(segment, 1)]
+        x_ND = x_D.expand(self.num_tokens, -1) if self.places is None else x_D + self.places
+        return x_ND.expand(batch, 1, *x_ND.shape)
+
+    def _tables(self, first: int, count: int, device: torch.device) -> tuple[Tensor, Tensor] | None:
+        if self.rotary is None:
+            return None
+        return self.rotary.tables(torch.arange(first, first + count, device=device))
+
+    def forward(self, segments: Sequence[Tensor]) -> list[Tensor]:
+        """All contexts of all segments in one pass (training).
+
+        Parameters
+        ----------
+        segments
+            Latent frames of each segment ``[B, T_i, N, C]``.
+
+        Returns
+        -------
+        list of Tensor
+            For each segment ``[B, T_i, N, D]``: entry t is the context of its frame t.
+        """
+        parts = []
+        for i, z_BTNC in enumerate(segments):
+            last = z_BTNC.shape[1] - (i == len(segments) - 1)
+            parts += [self._start(z_BTNC.shape[0], i), self._frames(z_BTNC[:, :last])]
+        x_BTND = torch.cat(parts, dim=1)
+        B, T, N, D = x_BTND.shape
+        frame = torch.arange(T, device=x_BTND.device).repeat_interleave(N)
+        mask = torch.where(frame[:, None] >= frame[None, :], 0.0, float("-inf"))
+        rotary = self._tables(0, T, x_BTND.device)
+        h = x_BTND.view(B, T * N, D)
+        for block in self.blocks:
+            h = block(h, rotary, mask)
+        h_BTND = h.view(B, T, N, D)
+        out, first = [], 0
+        for z_BTNC in segments:
+            count = z_BTNC.shape[1]
+            out.append(self._scaled(h_BTND[:, first : first + count], h_BTND[:, first : first + 1]))
+            first += count + 1
+        return out
+
+    def _scaled(self, h_BTND: Tensor, anchor_B1ND: Tensor) -> Tensor:
+        if self.scale_shift is None:
+            return h_BTND
+        later = self.scale_shift(h_BTND[:, 1:], anchor_B1ND)
+        return torch.cat([h_BTND[:, :1], later], dim=1)
+
+    def context(self, h_BND: Tensor, anchor_BND: Tensor, *, first: bool) -> Tensor:
+        """Context handed to the masked transformer, from a raw output and the segment's start output."""
+        if self.scale_shift is None or first:
+            return h_BND
+        return self.scale_shift(h_BND, anchor_BND)
+
+    def start_frame(self, cache: FrameCache, *, segment: int) -> Tensor:
+        """Feed the start of a segment; returns its raw output ``[B, N, D]``."""
+        return self._step(self._start(cache.kv.shape[2], segment)[:, 0], cache)
+
+    def step(self, z_BNC: Tensor, cache: FrameCache) -> Tensor:
+        """Feed one latent frame; returns its raw output ``[B, N, D]``, the context of the next frame."""
+        return self._step(self._frames(z_BNC), cache)
+
+    def _step(self, x_BND: Tensor, cache: FrameCache) -> Tensor:
+        N = self.num_tokens
+        rotary = self._tables(cache.frames, 1, x_BND.device)
+        begin, end = cache.frames * N, (cache.frames + 1) * N
+        for layer, block in enumerate(self.blocks):
+            q, k, v = block.attention.project(block.norm_1(x_BND), rotary)
+            cache.kv[layer, 0, :, :, begin:end] = k
+            cache.kv[layer, 1, :, :, begin:end] = v
+            keys, values = cache.kv[layer, :, :, :, :end]
+            x_BND = x_BND + block.attention.merge(attention(q, keys, values))
+            x_BND = x_BND + block.mlp(block.norm_2(x_BND))
+        cache.frames += 1
+        return x_BND

@@ -1,0 +1,104 @@
+"""Generated files: deterministic, prefix-stable, grouped, and written in one step."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("h5py", reason="needs the [data] extra")
+pytest.importorskip("exponax", reason="needs the [data] extra")
+
+from enma_fast.data import DEFAULT_GROUPS, EQUATIONS, combined, generate, generator, read
+from enma_fast.errors import EnmaError
+
+
+@pytest.mark.parametrize("equation", EQUATIONS)
+def test_same_seed_same_bytes_and_the_first_groups_are_the_same(equation: str, tmp_path: Path) -> None:
+    # Nine groups reach into a second chunk of the solver; three leave most of the first one empty.
+    paths = [
+        generate(equation, "train", groups=g, seed=4, out_dir=tmp_path / str(i))
+        for i, g in enumerate((9, 9, 3))
+    ]
+    assert paths[0].name == f"{equation}-train.h5"
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+    many, few = read(paths[0]), read(paths[2])
+    np.testing.assert_array_equal(many.u[:30], few.u)
+    np.testing.assert_array_equal(many.environment[:30], few.environment)
+    assert len(many) == 90
+
+    other = read(generate(equation, "train", groups=1, seed=5, out_dir=tmp_path / "other"))
+    assert not np.array_equal(other.u, many.u[:10])
+
+
+@pytest.mark.parametrize("equation", EQUATIONS)
+@pytest.mark.parametrize("split", DEFAULT_GROUPS)
+def test_a_group_shares_parameters_and_not_initial_conditions(
+    equation: str, split: str, tmp_path: Path
+) -> None:
+    calls: list[tuple[int, int]] = []
+    path = generate(equation, split, groups=2, out_dir=tmp_path, progress=lambda *call: calls.append(call))
+    file = read(path)
+    assert calls == [(2, 2)]
+    assert file.u.shape == (20, 20, 128, 1)
+    assert file.name == f"{equation}-{split}"
+    assert file.periodic == (True,)
+    np.testing.assert_allclose(file.lengths, EQUATIONS[equation].LENGTH, rtol=1e-6)
+    np.testing.assert_allclose(file.times, 0.05 * np.arange(20), rtol=1e-6)
+    np.testing.assert_allclose(file.coords[0], np.arange(128) / 128 * file.lengths[0], rtol=1e-5)
+    assert set(file.parameters) == set(EQUATIONS[equation].PARAMETERS)
+    for value in (*file.parameters.values(), file.environment):
+        assert (value.reshape(2, 10) == value.reshape(2, 10)[:, :1]).all()
+    assert len(set(file.environment)) == 2
+    assert (file.environment >= 10**6).all() == (split == "test-out")
+    assert len(np.unique(file.u[:, 0, :, 0], axis=0)) == 20
+
+
+def test_a_stored_trajectory_solves_its_own_parameters(tmp_path: Path) -> None:
+    file = read(generate("combined", "test-out", groups=2, seed=1, out_dir=tmp_path), select=[0, 13])
+    u0 = np.stack([combined.initial_conditions("test-out", seed=1, group=g)[i] for g, i in ((0, 0), (1, 3))])
+    u = combined.solve(u0, file.parameters)
+    # The file rounds the parameters to float32.
+    np.testing.assert_allclose(file.u[..., 0], u, atol=2e-6)
+    assert (file.parameters["delta"] >= 0.5).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("burgers", "train"), "equation 'burgers' is unknown; use one of combined, advection"),
+        (("combined", "test"), "split 'test' is unknown"),
+    ],
+)
+def test_bad_arguments_leave_no_folder_behind(arguments: tuple, message: str, tmp_path: Path) -> None:
+    with pytest.raises(EnmaError, match=message):
+        generate(*arguments, out_dir=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_failed_run_keeps_the_old_file_and_leaves_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = generate("advection", "val", groups=1, out_dir=tmp_path)
+    before = path.read_bytes()
+
+    def fail(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(generator.EQUATIONS["advection"], "solve", fail)
+    with pytest.raises(KeyboardInterrupt):
+        generate("advection", "val", groups=2, out_dir=tmp_path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_unwritable_folder_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(EnmaError, match=r"advection-val\.h5: cannot be written .*choose another folder"):
+        generate("advection", "val", groups=1, out_dir=tmp_path / "file")
+
+
+def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    with pytest.raises(EnmaError, match=r"h5py is not installed; run: pip install 'enma-fast\[data\]'"):
+        generate("advection", "val", groups=1, out_dir=tmp_path)
