@@ -219,6 +219,7 @@ def load_tensors(module: torch.nn.Module, tensors: Mapping[str, Tensor], *, sour
             raise EnmaError(f"{source}: holds unknown {name}; config and weights do not belong together")
         if tensors[name].shape != expected[name].shape:
             raise EnmaError(
-                f"{source}: {name} has shape {tuple(tensors[name].shape)}; config asks for {tuple(expected[name].shape)}"
+                f"{source}: {name} has shape {tuple(tensors[name].shape)};"
+                f" config asks for {tuple(expected[name].shape)}"
             )
     module.load_state_dict({name: t.to(expected[name].dtype) for name, t in tensors.items()})

@@ -227,14 +227,10 @@ def _check_model(config: ModelConfig) -> None:
             raise EnmaError(f"{config.name}: {name} is {sizes}; every entry must be above 0")
     for name, value in (("lengths", tok.lengths), ("periodic", tok.periodic), ("patch", dyn.patch)):
         if len(value) != tok.dims:
-            raise EnmaError(
-                f"{config.name}: {name} has {len(value)} entries; the grid {tok.grid} needs {tok.dims}"
-            )
+            raise EnmaError(f"{config.name}: {name} has {len(value)} entries; the grid {tok.grid} needs {tok.dims}")
     unknown = sorted(set(tok.layers) - {"residual", "space", "time"})
     if unknown:
-        raise EnmaError(
-            f"{config.name}: tokenizer.layers holds {unknown}; known are residual, space and time"
-        )
+        raise EnmaError(f"{config.name}: tokenizer.layers holds {unknown}; known are residual, space and time")
     for n, p in zip(tok.grid, dyn.patch, strict=True):
         if n % (tok.space_factor * p):
             raise EnmaError(
@@ -242,9 +238,7 @@ def _check_model(config: ModelConfig) -> None:
                 f" (space factor {tok.space_factor} times patch {p})"
             )
     if dyn.width % dyn.heads or (dyn.width // dyn.heads) % 4:
-        raise EnmaError(
-            f"{config.name}: dynamics.width {dyn.width} must be a multiple of 4 * heads ({dyn.heads})"
-        )
+        raise EnmaError(f"{config.name}: dynamics.width {dyn.width} must be a multiple of 4 * heads ({dyn.heads})")
     # Below this the rotary table has no turn left for one of the dimensions, or none for the frame.
     if dyn.positions == "rotary" and dyn.width // dyn.heads < 8 * tok.dims:
         raise EnmaError(
@@ -284,8 +278,7 @@ def from_json(cls: type[_T], text: str, *, source: str = "config") -> _T:
 def _forbid_extra(cls: type[_T]) -> type[_T]:
     import pydantic
 
-    strict = pydantic.ConfigDict(extra="forbid")
-    for member in (
+    members: tuple[Any, ...] = (
         InterpolationConfig,
         TokenizerConfig,
         FlowConfig,
@@ -294,8 +287,9 @@ def _forbid_extra(cls: type[_T]) -> type[_T]:
         ModelConfig,
         TrainingConfig,
         Preset,
-    ):
-        member.__pydantic_config__ = strict  # type: ignore[attr-defined]
+    )
+    for member in members:
+        member.__pydantic_config__ = pydantic.ConfigDict(extra="forbid")
     return cls
 
 
@@ -324,49 +318,125 @@ def replace(config: _T, changes: dict[str, Any]) -> _T:
     return from_json(type(config), json.dumps(document, default=dataclasses.asdict), source=name)
 
 
-def _combined(name: str, **parts: Any) -> ModelConfig:
-    return ModelConfig(name=name, dataset="combined", **parts)
+_PAPER_TOKENIZER_TRAINING = TrainingConfig(steps=187_000, batch=64, learning_rate=1e-3, final_learning_rate=1e-7)
+_PAPER_TRAINING = TrainingConfig(steps=94_000, batch=128, shift=False)
+_PAPER_1D = TokenizerConfig(grid=(128,), lengths=(TWO_PI,), latent_channels=4)
+_PAPER_2D = TokenizerConfig(
+    grid=(64, 64),
+    lengths=(math.pi, math.pi),
+    periodic=(True, True),
+    latent_channels=8,
+    layers=("residual", "space", "residual", "space", "residual", "time", "residual"),
+)
+_SAMPLING_2D = SamplingConfig(mask_steps=16)
 
-
-_SMALL_TOKENIZER = TokenizerConfig(
-    grid=(128,),
-    lengths=(TWO_PI,),
-    latent_channels=4,
-    width=16,
-    max_width=32,
-    layers=("space", "space", "space", "residual", "time", "residual"),
+# 16 tokens of 4 channels as in the paper, at a tenth of its cost: smooth fields need no residual at full resolution.
+_SMALL_TOKENIZER = dataclasses.replace(
+    _PAPER_1D, max_width=32, layers=("space", "space", "space", "residual", "time", "residual")
+)
+_SMALL_TOKENIZER_TRAINING = TrainingConfig(
+    steps=2000, batch=32, learning_rate=4e-3, final_learning_rate=2e-5, warmup_steps=200, shift=True
+)
+# Why each switch: docs/experiments.md.
+_SMALL_DYNAMICS = DynamicsConfig(
+    width=192,
+    heads=6,
+    temporal_layers=3,
+    spatial_layers=2,
+    patch=(4,),
+    positions="rotary",
+    condition="add",
+    scale_shift_rank=0,
+    flow=FlowConfig(width=128, layers=2, time_features=64, target="residual", draws=2),
+)
+_SMALL_TRAINING = TrainingConfig(
+    steps=4800,
+    batch=64,
+    optimizer="muon",
+    learning_rate=2e-3,
+    final_learning_rate=2e-5,
+    warmup_steps=100,
+    mask_ratio=(0.0, 1.0),
+    shift=True,
 )
 
+
+def _paper(name: str, *, sampling: SamplingConfig | None = None, batch: int = 128, **model: Any) -> Preset:
+    return Preset(
+        model=ModelConfig(
+            name=f"{name}-paper", dataset=name.replace("-", "_"), sampling=sampling or SamplingConfig(), **model
+        ),
+        tokenizer_training=_PAPER_TOKENIZER_TRAINING,
+        dynamics_training=dataclasses.replace(_PAPER_TRAINING, batch=batch),
+    )
+
+
+def _small(name: str, dataset: str, tokenizer: TokenizerConfig, **model: Any) -> Preset:
+    settings: dict[str, Any] = {"dynamics": _SMALL_DYNAMICS, "sampling": SamplingConfig(mask_steps=4)} | model
+    return Preset(
+        model=ModelConfig(name=name, dataset=dataset, tokenizer=tokenizer, **settings),
+        tokenizer_training=_SMALL_TOKENIZER_TRAINING,
+        dynamics_training=_SMALL_TRAINING,
+    )
+
+
 PRESETS: dict[str, Preset] = {
-    "combined-small": Preset(
-        model=_combined(
-            "combined-small",
-            tokenizer=_SMALL_TOKENIZER,
-            dynamics=DynamicsConfig(
-                width=192,
-                heads=6,
-                temporal_layers=3,
-                spatial_layers=2,
-                patch=(2,),
-                positions="rotary",
-                condition="add",
-                scale_shift_rank=0,
-                flow=FlowConfig(width=128, layers=2, time_features=64, target="residual", draws=2),
+    preset.model.name: preset
+    for preset in (
+        _small("combined-small", "combined", _SMALL_TOKENIZER),
+        _small("advection-small", "advection", dataclasses.replace(_SMALL_TOKENIZER, lengths=(1.0,))),
+        # Observations at scattered points: the interpolation of paper D.1.1 in front of the same tokenizer.
+        _small(
+            "combined-points-small",
+            "combined",
+            dataclasses.replace(_SMALL_TOKENIZER, interpolation=InterpolationConfig(features=16)),
+        ),
+        _small(
+            "vorticity-small",
+            "vorticity",
+            dataclasses.replace(
+                _PAPER_2D, max_width=32, layers=("space", "space", "residual", "time", "residual"), latent_channels=8
             ),
+            num_frames=30,
+            frame_interval=2 / 29,
+            dynamics=dataclasses.replace(_SMALL_DYNAMICS, patch=(4, 4)),
+            sampling=SamplingConfig(mask_steps=8),
         ),
-        tokenizer_training=TrainingConfig(
-            steps=2000, batch=32, learning_rate=4e-3, final_learning_rate=2e-5, warmup_steps=200, shift=True
+        _paper("combined", tokenizer=_PAPER_1D),
+        _paper("advection", tokenizer=dataclasses.replace(_PAPER_1D, lengths=(1.0,))),
+        _paper(
+            "gray-scott",
+            tokenizer=dataclasses.replace(
+                _PAPER_2D, grid=(32, 32), lengths=(64.0, 64.0), field_channels=2, latent_channels=4
+            ),
+            dynamics=DynamicsConfig(patch=(1, 1)),
+            frame_interval=50.0,
+            sampling=_SAMPLING_2D,
         ),
-        dynamics_training=TrainingConfig(
-            steps=6000,
+        _paper(
+            "wave",
+            tokenizer=dataclasses.replace(_PAPER_2D, lengths=(1.0, 1.0), periodic=(False, False)),
+            dynamics=DynamicsConfig(patch=(2, 2)),
+            num_frames=30,
+            frame_interval=0.005 / 29,
+            sampling=_SAMPLING_2D,
             batch=64,
-            optimizer="muon",
-            learning_rate=2e-3,
-            final_learning_rate=2e-5,
-            warmup_steps=100,
-            mask_ratio=(0.25, 1.0),
-            shift=True,
-            context_share=0.5,
         ),
-    ),
+        _paper(
+            "vorticity",
+            tokenizer=_PAPER_2D,
+            dynamics=DynamicsConfig(patch=(2, 2)),
+            num_frames=30,
+            frame_interval=2 / 29,
+            sampling=_SAMPLING_2D,
+            batch=64,
+        ),
+    )
 }
+
+
+def preset(name: str) -> Preset:
+    """A row of :data:`PRESETS`; an unknown name lists the known ones."""
+    if name not in PRESETS:
+        raise EnmaError(f"preset {name!r}: unknown; known are {', '.join(PRESETS)}")
+    return PRESETS[name]

@@ -44,11 +44,12 @@ class VelocityHead(nn.Module):
         self.inward = nn.Linear(channels, w)
         self.condition = nn.Linear(condition_width, w)
         self.time = nn.Sequential(nn.Linear(config.time_features, w), nn.SiLU(), nn.Linear(w, w))
-        self.blocks = nn.ModuleList([ModulatedBlock(w) for _ in range(config.layers)])
+        blocks = [ModulatedBlock(w) for _ in range(config.layers)]
+        self.blocks = nn.ModuleList(blocks)
         self.modulation = nn.Linear(w, 2 * w)
         self.outward = nn.Linear(w, channels)
         self.width = w
-        for layer in [*(b.modulation for b in self.blocks), self.modulation, self.outward]:
+        for layer in [*(b.modulation for b in blocks), self.modulation, self.outward]:
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
@@ -64,9 +65,7 @@ class VelocityHead(nn.Module):
     def features(self, r: Tensor) -> Tensor:
         """Sinusoids of 1000 r, ``[..., time_features]`` in fp32."""
         half = self.time_features // 2
-        frequency = torch.exp(
-            -math.log(10_000.0) * torch.arange(half, device=r.device, dtype=torch.float32) / half
-        )
+        frequency = torch.exp(-math.log(10_000.0) * torch.arange(half, device=r.device, dtype=torch.float32) / half)
         angle = 1000.0 * r.float() * frequency
         return torch.cat([angle.cos(), angle.sin()], dim=-1)
 

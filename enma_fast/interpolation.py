@@ -19,14 +19,15 @@ from .ops.point_attention import point_attention
 
 def grid_points(grid: tuple[int, ...], lengths: tuple[float, ...]) -> Tensor:
     """Coordinates ``[X, d]`` of a regular grid, x_j = j L / n, end point excluded."""
-    axes = [
-        torch.arange(n, dtype=torch.float64) * (length / n) for n, length in zip(grid, lengths, strict=True)
-    ]
+    axes = [torch.arange(n, dtype=torch.float64) * (length / n) for n, length in zip(grid, lengths, strict=True)]
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, len(grid)).float()
 
 
 class PointEncoding(nn.Module):
     """Sines and cosines of coordinates scaled to [-1, 1], bands pi 2^linspace(0, max, n) per dimension (NeRF)."""
+
+    bands: Tensor
+    lengths: Tensor
 
     def __init__(self, config: InterpolationConfig, lengths: tuple[float, ...]) -> None:
         super().__init__()
@@ -70,6 +71,8 @@ class PhysicsAttention(nn.Module):
 
 class Interpolation(nn.Module):
     """Observed points to the tokenizer's grid, and grid features to any query points."""
+
+    regular: Tensor
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
@@ -156,7 +159,5 @@ class Interpolation(nn.Module):
             power=self.options.distance_power,
             periods=self.periods,
         )
-        y = self.project(self.out_out(out.transpose(1, 2).flatten(2))).view(
-            B, T, -1, self.config.field_channels
-        )
+        y = self.project(self.out_out(out.transpose(1, 2).flatten(2))).view(B, T, -1, self.config.field_channels)
         return y if query is not None else y.view(B, T, *self.config.grid, -1)

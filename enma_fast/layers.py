@@ -61,9 +61,7 @@ class Rotary:
         num_time = pairs // 4
         still = pairs - per_dim * dims - num_time
         num_tokens = math.prod(token_grid)
-        self._space = torch.cat(
-            [*space, torch.zeros(num_tokens, num_time + still, dtype=torch.float64)], dim=-1
-        )
+        self._space = torch.cat([*space, torch.zeros(num_tokens, num_time + still, dtype=torch.float64)], dim=-1)
         self._time = torch.zeros(pairs, dtype=torch.float64)
         self._time[per_dim * dims : per_dim * dims + num_time] = (
             32.0 ** -torch.linspace(0, 1, max(num_time, 1))[:num_time]
@@ -71,9 +69,7 @@ class Rotary:
 
     def tables(self, frames: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines [T*N, K/2] (fp32) for frame numbers [T]."""
-        angle_TNk = frames.double()[:, None, None] * self._time.to(frames.device) + self._space.to(
-            frames.device
-        )
+        angle_TNk = frames.double()[:, None, None] * self._time.to(frames.device) + self._space.to(frames.device)
         angle = angle_TNk.flatten(0, 1)
         return angle.cos().float(), angle.sin().float()
 
@@ -134,9 +130,7 @@ class Block(nn.Module):
         self.norm_2 = RMSNorm(width)
         self.mlp = SwiGLU(width, mlp_ratio)
 
-    def forward(
-        self, x_BLD: Tensor, rotary: tuple[Tensor, Tensor] | None = None, mask: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x_BLD: Tensor, rotary: tuple[Tensor, Tensor] | None = None, mask: Tensor | None = None) -> Tensor:
         q, k, v = self.attention.project(self.norm_1(x_BLD), rotary)
         x_BLD = x_BLD + self.attention.merge(attention(q, k, v, mask))
         return x_BLD + self.mlp(self.norm_2(x_BLD))

@@ -118,9 +118,7 @@ def rmsce(ensemble: Array, truth: Array, *, per_frame: bool = False) -> Tensor:
     """
     ensemble_BKTP, truth_BTP = _fields(ensemble, truth, min_members=2)
     counts_TL = _interval_counts(ensemble_BKTP, truth_BTP)
-    return _calibration_error(
-        _pool(counts_TL, per_frame) / _pool(_num_points(truth_BTP), per_frame)[..., None]
-    )
+    return _calibration_error(_pool(counts_TL, per_frame) / _pool(_num_points(truth_BTP), per_frame)[..., None])
 
 
 def rmsce_rank(ensemble: Array, truth: Array, *, per_frame: bool = False) -> Tensor:

@@ -21,13 +21,21 @@ from .tokenizer import Tokenizer, patchify, unpatchify
 class Draws:
     """The random numbers of one training step, drawn outside so that the loss is a function of its arguments.
 
-    One entry per segment, each shaped like that segment's latent frames.
+    Lists hold one entry per segment, shaped like that segment's latent frames.
     """
 
     noise: list[Tensor]  # [B, T, N, draws, C] standard normal
     times: list[Tensor]  # [B, T, N, draws, 1] flow times in [0, 1]
     known: list[Tensor]  # [B, T, N] True where the masked transformer sees the token
     history: list[Tensor]  # [B, T, N, C] noise added to what the causal transformer reads
+    masked: Tensor  # [] what the sum over masked tokens is divided by: their number, in a share their mean per share
+
+    def share(self, rows: slice, *, ranks: int) -> Draws:
+        """The part of these rows; the mean of the shares' losses is the loss of the whole batch."""
+        noise, times, known, history = (
+            [x[rows] for x in part] for part in (self.noise, self.times, self.known, self.history)
+        )
+        return Draws(noise, times, known, history, self.masked / ranks)
 
 
 class Dynamics(nn.Module):
@@ -62,7 +70,7 @@ class Dynamics(nn.Module):
         times = torch.cat([x.flatten(0, 1) for x in draws.times])
         per_token, terms = self.flow.loss(z, c, noise, times)
         weight = (~known).to(per_token.dtype)
-        total = weight.sum().clamp_min(1.0)
+        total = draws.masked.to(per_token)
         return (per_token * weight).sum() / total, {k: (v * weight).sum() / total for k, v in terms.items()}
 
 
@@ -94,11 +102,15 @@ def draw(
         rank = torch.rand(B, T, N, generator=generator).argsort(-1).argsort(-1)
         known.append(rank >= masked)
         history.append(level * torch.randn(B, T, N, C, generator=generator))
-    return Draws(noise, times, known, history)
+    count = torch.stack([(~k).sum() for k in known]).sum().float()
+    return Draws(noise, times, known, history, count)
 
 
 class Model(nn.Module):
     """Tokenizer and dynamics with the latent statistics between them."""
+
+    latent_mean: Tensor
+    latent_std: Tensor
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

@@ -153,9 +153,7 @@ def token_order(*, seed: Word, members: Tensor, frame: Word, num_tokens: int) ->
         `[B, N]` int64, in each row a permutation of `0 .. N - 1`: the token to decide first, second, ...
     """
     tokens_N = torch.arange(num_tokens, device=members.device)
-    words = _philox(
-        0, tokens_N, ORDER_STEP, _word(frame, ndim=2), _word(seed, ndim=2), _word(members, ndim=2)
-    )
+    words = _philox(0, tokens_N, ORDER_STEP, _word(frame, ndim=2), _word(seed, ndim=2), _word(members, ndim=2))
     return torch.argsort(torch.as_tensor(words[0]), dim=-1, stable=True)
 
 

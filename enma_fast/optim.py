@@ -30,7 +30,7 @@ def orthogonalise(g: Tensor, *, steps: int = 5) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalised; the step has the root mean square of an AdamW step (scale 0.2 sqrt(max(rows, columns))).
+    """Momentum, orthogonalised, scaled by 0.2 sqrt(max(rows, columns)) to the root mean square of an AdamW step.
 
     Matrices of one shape are orthogonalised in one batch.
     """
@@ -51,6 +51,7 @@ class Muon(torch.optim.Optimizer):
             for shape, members in by_shape.items():
                 updates = []
                 for p in members:
+                    assert p.grad is not None
                     state = self.state[p]
                     if not state:
                         state["momentum"] = torch.zeros_like(p)
@@ -64,7 +65,8 @@ class Muon(torch.optim.Optimizer):
 
 def build(module: nn.Module, config: TrainingConfig) -> list[torch.optim.Optimizer]:
     """Optimisers for ``module``: one AdamW, or Muon for block matrices and AdamW for the rest."""
-    matrices, rest = [], []
+    matrices: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for name, p in module.named_parameters():
         inner = p.ndim == 2 and ".blocks." in f".{name}" and min(p.shape) >= 16
         (matrices if config.optimizer == "muon" and inner else rest).append(p)

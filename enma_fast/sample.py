@@ -41,9 +41,7 @@ def frame(
         tokens_BM = order_BN[:, done : done + count]
         c_BND = dynamics.spatial(h_BND, x_BNC, known_BN)
         c_BMD = c_BND.gather(1, tokens_BM[..., None].expand(-1, -1, c_BND.shape[-1]))
-        noise_BMC = token_noise(
-            seed=seeds, members=members, frame=index, mask_step=step, tokens=tokens_BM, channels=C
-        )
+        noise_BMC = token_noise(seed=seeds, members=members, frame=index, mask_step=step, tokens=tokens_BM, channels=C)
         z_BMC = dynamics.flow.sample(
             c_BMD, settings.temperature * noise_BMC, steps=settings.flow_steps, method=settings.method
         )
@@ -89,6 +87,7 @@ def trajectory(
     segments = [history] if context is None else [context, history]
     length = sum(s.shape[1] for s in segments) + len(segments) + num_latents - history.shape[1]
     cache = FrameCache(temporal, history.shape[0], length)
+    anchor = h = torch.empty(0)
     for number, segment in enumerate(segments):
         anchor = h = temporal.start_frame(cache, segment=number)
         for t in range(segment.shape[1]):

@@ -5,6 +5,8 @@ Legend: B batch x members (x frames in training), N tokens per frame, C token ch
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -15,15 +17,16 @@ from .layers import Block, RMSNorm, Rotary, init_linear, sincos
 class MaskedTransformer(nn.Module):
     """Bidirectional transformer over the context and the tokens of one frame, unknown tokens masked."""
 
+    rotary: Tensor | None
+    places: Tensor | None
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         dyn = config.dynamics
         self.concat = dyn.condition == "concat"
         self.embed = nn.Linear(config.token_channels, dyn.width)
         self.mask = nn.Parameter(torch.randn(dyn.width) * 0.02)
-        self.blocks = nn.ModuleList(
-            [Block(dyn.width, dyn.heads, dyn.mlp_ratio) for _ in range(dyn.spatial_layers)]
-        )
+        self.blocks = nn.ModuleList([Block(dyn.width, dyn.heads, dyn.mlp_ratio) for _ in range(dyn.spatial_layers)])
         self.norm = RMSNorm(dyn.width)
         init_linear(self.blocks, depth=dyn.spatial_layers)
         rotary = places = None
@@ -63,6 +66,6 @@ class MaskedTransformer(nn.Module):
         else:
             y = h_BND + x_BND
         rotary = None if self.rotary is None else (self.rotary[0], self.rotary[1])
-        for block in self.blocks:
+        for block in cast("list[Block]", self.blocks):
             y = block(y, rotary)
         return self.norm(y[:, -x_BNC.shape[1] :])

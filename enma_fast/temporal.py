@@ -9,6 +9,7 @@ trajectory. The output at a frame is the context of the *next* frame of the same
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ class FrameCache:
     """Keys and values of the frames seen so far, one static buffer [layers, 2, B, H, max_frames * N, K]."""
 
     def __init__(self, temporal: CausalTransformer, batch: int, max_frames: int) -> None:
-        block = temporal.blocks[0].attention
+        block = cast(Block, temporal.blocks[0]).attention
         weight = block.qkv.weight
         shape = (
             len(temporal.blocks),
@@ -43,6 +44,8 @@ class FrameCache:
 class CausalTransformer(nn.Module):
     """Frame-block-causal transformer over latent frames; inside a frame attention is full."""
 
+    places: Tensor | None
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         dyn = config.dynamics
@@ -50,9 +53,7 @@ class CausalTransformer(nn.Module):
         self.embed = nn.Linear(config.token_channels, dyn.width)
         # One start vector for a first trajectory, one for a trajectory that follows a context.
         self.start = nn.Parameter(torch.randn(2, dyn.width) * 0.02)
-        self.blocks = nn.ModuleList(
-            [Block(dyn.width, dyn.heads, dyn.mlp_ratio) for _ in range(dyn.temporal_layers)]
-        )
+        self.blocks = nn.ModuleList([Block(dyn.width, dyn.heads, dyn.mlp_ratio) for _ in range(dyn.temporal_layers)])
         self.scale_shift = ScaleShift(dyn.width, dyn.scale_shift_rank) if dyn.scale_shift_rank else None
         init_linear(self.blocks, depth=dyn.temporal_layers)
         self.rotary = (
@@ -134,7 +135,7 @@ class CausalTransformer(nn.Module):
         N = self.num_tokens
         rotary = self._tables(cache.frames, 1, x_BND.device)
         begin, end = cache.frames * N, (cache.frames + 1) * N
-        for layer, block in enumerate(self.blocks):
+        for layer, block in enumerate(cast("list[Block]", self.blocks)):
             q, k, v = block.attention.project(block.norm_1(x_BND), rotary)
             cache.kv[layer, 0, :, :, begin:end] = k
             cache.kv[layer, 1, :, :, begin:end] = v

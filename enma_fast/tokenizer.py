@@ -55,11 +55,11 @@ class CausalConv(nn.Module):
         conv = {1: nn.Conv2d, 2: nn.Conv3d}[config.dims]
         self.periodic = config.periodic
         self.pad_space, self.pad_time = kernel // 2, kernel_time - 1
-        self.conv = conv(
+        self.conv: nn.Module = conv(
             inward,
             outward,
-            kernel_size=(kernel_time, *(kernel,) * config.dims),
-            stride=(stride_time, *(stride,) * config.dims),
+            kernel_size=(kernel_time, *(kernel,) * config.dims),  # type: ignore[arg-type]
+            stride=(stride_time, *(stride,) * config.dims),  # type: ignore[arg-type]
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -82,12 +82,11 @@ class Residual(nn.Module):
         self.linear = nn.Linear(outward, outward)
         self.attend = nn.Linear(outward, 1)
         hidden = max(16, outward // 2)
-        self.squeeze = nn.Sequential(
-            nn.Linear(outward, hidden), nn.LeakyReLU(0.1), nn.Linear(hidden, outward)
-        )
+        last = nn.Linear(hidden, outward)
+        self.squeeze = nn.Sequential(nn.Linear(outward, hidden), nn.LeakyReLU(0.1), last)
         self.skip = nn.Linear(inward, outward) if inward != outward else nn.Identity()
-        nn.init.zeros_(self.squeeze[-1].weight)
-        nn.init.zeros_(self.squeeze[-1].bias)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.elu(self.conv(x)).movedim(1, -1)
@@ -140,9 +139,7 @@ class Tokenizer(nn.Module):
         self.interpolation = Interpolation(config) if config.interpolation else None
         inward = config.interpolation.features if config.interpolation else config.field_channels
         width = config.width
-        self.conv_in = CausalConv(
-            inward, width, config, kernel=config.kernel_ends, kernel_time=config.kernel_time
-        )
+        self.conv_in = CausalConv(inward, width, config, kernel=config.kernel_ends, kernel_time=config.kernel_time)
         down: list[nn.Module] = []
         up: list[nn.Module] = []
         for layer in config.layers:
@@ -154,9 +151,7 @@ class Tokenizer(nn.Module):
                 down.append(CausalConv(width, wider, config, kernel=config.kernel, stride=2))
                 up.append(ExpandSpace(wider, width, config))
             else:
-                down.append(
-                    CausalConv(width, width, config, kernel=1, kernel_time=config.kernel_time, stride_time=2)
-                )
+                down.append(CausalConv(width, width, config, kernel=1, kernel_time=config.kernel_time, stride_time=2))
                 up.append(ExpandTime(width, width, config))
             width = wider
         self.down = nn.ModuleList(down)
@@ -168,9 +163,7 @@ class Tokenizer(nn.Module):
             config.width, inward, config, kernel=config.kernel_ends, kernel_time=config.kernel_time
         )
 
-    def posterior(
-        self, u: Tensor, points: Tensor | None = None, valid: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def posterior(self, u: Tensor, points: Tensor | None = None, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of the latent frames, each ``[B, T', N, C]`` (log-variance is -inf without a VAE).
 
         Parameters as in :meth:`encode`.
@@ -179,9 +172,7 @@ class Tokenizer(nn.Module):
             grid = self.interpolation.to_grid(u, points, valid)
         else:
             if points is not None:
-                raise EnmaError(
-                    "points: this tokenizer has no interpolation; give fields on its grid, without points"
-                )
+                raise EnmaError("points: this tokenizer has no interpolation; give fields on its grid, without points")
             grid = u
         expected = self.config.grid
         if tuple(grid.shape[2:-1]) != expected:

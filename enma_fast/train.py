@@ -23,7 +23,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .checkpoint import read_tensors, write_tensors
+from .checkpoint import load_tensors, read_tensors, write_atomic, write_tensors
 from .config import TrainingConfig, to_json
 from .errors import EnmaError
 from .optim import build, learning_rate
@@ -55,7 +55,9 @@ class Task(Protocol):
     module: nn.Module
     config: TrainingConfig
 
-    def loss(self, module: Callable[..., Any], generator: torch.Generator, rank: Rank) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(
+        self, module: Callable[..., Any], generator: torch.Generator, rank: Rank
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of this rank's share of the batch that ``generator`` draws, and terms to log."""
 
     def validate(self, averaged: nn.Module) -> dict[str, float]:
@@ -71,7 +73,7 @@ class Rank:
 
     def share(self, batch: int) -> slice:
         """Rows of a global batch that this rank computes."""
-        if batch % self.count:
+        if batch < 1 or batch % self.count:
             raise EnmaError(f"batch {batch} does not divide among {self.count} ranks; choose a multiple")
         each = batch // self.count
         return slice(self.index * each, (self.index + 1) * each)
@@ -155,10 +157,11 @@ def run(task: Task, options: RunOptions) -> dict[str, float]:
     state_path = options.out / STATE
     first = _load_state(state_path, module, average, optimizers, config) if state_path.exists() else 0
     log_path = options.out / "log.jsonl"
-    _trim_log(log_path, first)
+    if rank.index == 0:
+        _trim_log(log_path, first)
     forward: Callable[..., Any] = torch.compile(module) if options.compile else module
     last_save, clock, scores = time.monotonic(), time.monotonic(), {}
-    end = min(config.steps, options.stop_after or config.steps)
+    end = config.steps if options.stop_after is None else min(config.steps, options.stop_after)
 
     def record(entry: dict[str, Any]) -> None:
         if rank.index == 0:
@@ -182,10 +185,16 @@ def run(task: Task, options: RunOptions) -> dict[str, float]:
         average.update(module, step)
 
         done = step + 1
-        if done % options.log_every == 0 or done == end:
+        logs = done % options.log_every == 0 or done == end
+        saves = rank.index == 0 and (done == end or time.monotonic() - last_save > options.save_seconds)
+        # The norm is that of all ranks, and not finite either once a weight is not: such a state is never saved.
+        if (logs or saves) and not torch.isfinite(norm):
+            raise EnmaError(
+                f"step {done}: loss {float(loss):.3g} or its gradient is not finite; train again in an empty folder with a"
+                " lower learning_rate"
+            )
+        if logs:
             values = _mean_over_ranks({"loss": loss.detach(), **terms}, rank)
-            if not all(map(_finite, values.values())):
-                raise EnmaError(f"step {step}: loss is not finite ({values}); lower the learning rate and resume")
             elapsed, clock = time.monotonic() - clock, time.monotonic()
             seen = options.log_every if done % options.log_every == 0 else done % options.log_every
             values |= {"grad_norm": float(norm), "per_second": config.batch * seen / elapsed}
@@ -200,16 +209,12 @@ def run(task: Task, options: RunOptions) -> dict[str, float]:
             record({"step": done, "validation": scores})
             log.info("step %d: %s", done, ", ".join(f"{k} {v:.4g}" for k, v in scores.items()))
             clock = time.monotonic()
-        if rank.index == 0 and (time.monotonic() - last_save > options.save_seconds or done == end):
+        if saves:
             _save_state(state_path, module, average, optimizers, config, done)
             last_save = time.monotonic()
     average.swap(module)
     module.eval()
     return scores
-
-
-def _finite(x: float) -> bool:
-    return abs(x) < float("inf")
 
 
 def _mean_over_ranks(terms: dict[str, Tensor], rank: Rank) -> dict[str, float]:
@@ -221,10 +226,16 @@ def _mean_over_ranks(terms: dict[str, Tensor], rank: Rank) -> dict[str, float]:
 
 
 def _trim_log(path: Path, step: int) -> None:
-    """Drop the lines that a killed run wrote after its last saved state."""
-    if path.exists():
-        lines = [x for x in path.read_text().splitlines() if x.endswith("}") and json.loads(x)["step"] <= step]
-        path.write_text("".join(x + "\n" for x in lines))
+    """Drop the lines that a killed run wrote after its last saved state, the last of them perhaps torn."""
+    kept = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            if json.loads(line)["step"] > step:
+                break
+        except ValueError:
+            break
+        kept.append(line + "\n")
+    write_atomic(path, "".join(kept).encode())
 
 
 def _save_state(
@@ -249,7 +260,8 @@ def _load_state(
     tensors, meta = read_tensors(path)
     if meta.get("training") != to_json(config):
         raise EnmaError(f"{path}: was written by another training config; choose an empty --out or the same settings")
-    module.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+    weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+    load_tensors(module, weights, source=str(path))
     for name, value in average.values.items():
         value.copy_(tensors[f"average.{name}"])
     for i, optimizer in enumerate(optimizers):

@@ -19,7 +19,7 @@ from .config import TrainingConfig
 from .ensemble import forecast
 from .errors import EnmaError
 from .metrics import Scores
-from .model import Draws, Model, draw
+from .model import Model, draw
 from .tokenizer import Tokenizer, patchify
 from .train import Rank
 from .train_tokenizer import roll
@@ -54,9 +54,7 @@ def encode_all(tokenizer: Tokenizer, u: Tensor, environment: Tensor, *, shift: b
     ranges = [range(options.space_factor if shift and ring else 1) for ring in options.periodic]
     shifted = []
     for amounts in itertools.product(*ranges):
-        parts = [
-            tokenizer.encode(roll(part, [torch.full((len(part),), a) for a in amounts])) for part in u.split(256)
-        ]
+        parts = [tokenizer.encode(roll(part, [torch.full((len(part),), a) for a in amounts])) for part in u.split(256)]
         shifted.append(torch.cat(parts))
     z = torch.stack(shifted)
     flat = z.flatten(0, -2)
@@ -67,7 +65,14 @@ class DynamicsTask:
     """Training latents, and validation fields ``[n, T, *grid, c]`` with their environments."""
 
     def __init__(
-        self, model: Model, config: TrainingConfig, *, train: Latents, val: Tensor, val_contexts: Tensor, members: int = 8
+        self,
+        model: Model,
+        config: TrainingConfig,
+        *,
+        train: Latents,
+        val: Tensor,
+        val_contexts: Tensor,
+        members: int = 8,
     ) -> None:
         self.model, self.config, self.train = model, config, train
         self.module: nn.Module = model.dynamics
@@ -80,9 +85,14 @@ class DynamicsTask:
             raise EnmaError("training data: every environment needs the same number (two or more) of trajectories")
         self.groups = inverse.argsort(stable=True).view(len(counts), -1)
 
-    def loss(self, module: Callable[..., Any], generator: torch.Generator, rank: Rank) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(
+        self, module: Callable[..., Any], generator: torch.Generator, rank: Rank
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Flow loss of a batch of single trajectories, or of context and target pairs of one environment."""
         config, model = self.config, self.model
+        # Both sizes of batch at the first step, not when the first pairs are drawn.
+        for rows in [config.batch, config.batch // 2][: 1 + (config.context_share > 0)]:
+            rank.share(rows)
         paired = torch.rand((), generator=generator).item() < config.context_share
         rows = config.batch // 2 if paired else config.batch
         environment = torch.randint(len(self.groups), (rows,), generator=generator)
@@ -101,8 +111,7 @@ class DynamicsTask:
             generator=generator,
         )
         mine = rank.share(rows)
-        draws = Draws(*([x[mine] for x in part] for part in vars(draws).values()))
-        return module([s[mine] for s in segments], draws)
+        return module([s[mine] for s in segments], draws.share(mine, ranks=rank.count))
 
     def _segment(self, rows: Tensor, generator: torch.Generator) -> Tensor:
         """Standardised tokens of trajectories, each at a random place of the periodic domain."""
@@ -121,9 +130,7 @@ class DynamicsTask:
         """Rollout scores of the temporal task (3 frames) and of the initial-value task (1 frame and a context)."""
         out: dict[str, float] = {}
         for name, history, context in (("", 3, None), ("_ivp", 1, self.val_contexts)):
-            samples = forecast(
-                self.model, self.val[:, :history], context=context, num_members=self.members, seed=0
-            )
+            samples = forecast(self.model, self.val[:, :history], context=context, num_members=self.members, seed=0)
             scores = Scores()
             scores.update(samples.numpy(), self.val[:, history:].numpy())
             result = scores.result()

@@ -26,7 +26,9 @@ class TokenizerTask:
         self.options = model.tokenizer
         self.points = grid_points(self.options.grid, self.options.lengths)
 
-    def loss(self, module: Callable[..., Any], generator: torch.Generator, rank: Rank) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(
+        self, module: Callable[..., Any], generator: torch.Generator, rank: Rank
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Relative L2 and KL of a random batch, shifted around periodic dimensions."""
         B, T = self.config.batch, self.train.shape[1]
         rows = torch.randint(len(self.train), (B,), generator=generator)

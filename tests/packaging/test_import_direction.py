@@ -9,7 +9,7 @@ from pathlib import Path
 # Names are modules or sub-packages of enma_fast; files within one sub-package may import each other.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("extras",),
+    ("extras", "system"),
     ("config", "noise", "paper", "pretrained"),
     ("schedule", "metrics", "optim", "data"),
     ("output", "plots"),
@@ -23,7 +23,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("latents", "graphs"),
     ("engine",),
     ("ensemble",),
-    ("api",),
+    ("api", "tasks"),
     ("scoring",),
     ("train", "export"),
     ("train_tokenizer",),

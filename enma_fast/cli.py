@@ -1,0 +1,101 @@
+"""The command `enma-fast`.
+
+Exit status: 0, or 2 for bad usage or input, or 1 for any other failure; what went wrong is one line on standard
+error, with a traceback only under `--debug`.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+
+from .commands import data, demo, ensembles, inspect, train
+from .errors import EnmaError
+
+app = typer.Typer(
+    name="enma-fast",
+    help="Ensemble forecasts of parametric PDEs from a few observed frames.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+data_app = typer.Typer(no_args_is_help=True, help="Make and look at field files.")
+train_app = typer.Typer(no_args_is_help=True, help="Train a model: first its tokenizer, then its dynamics.")
+app.add_typer(data_app, name="data")
+app.add_typer(train_app, name="train")
+
+app.command("demo")(demo.demo)
+data_app.command("generate")(data.generate)
+data_app.command("info")(data.info)
+train_app.command("tokenizer")(train.tokenizer)
+train_app.command("dynamics")(train.dynamics)
+train_app.command("publish")(train.publish)
+app.command("forecast")(ensembles.forecast)
+app.command("score")(ensembles.score)
+app.command("plot")(ensembles.plot)
+app.command("info")(inspect.info)
+app.command("verify")(inspect.verify)
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error; at any place.")] = False,
+) -> None:
+    """Options of every command."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line and return its exit status."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    given = [argument for argument in given if argument != "--debug"]
+    _log_to_stderr()
+    try:
+        status = app(given, prog_name="enma-fast", standalone_mode=False)
+        return status if isinstance(status, int) else 0
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    except Exception as error:
+        if debug:
+            raise
+        if isinstance(error, EnmaError):
+            return _fail(str(error), 2)
+        if hasattr(error, "format_message"):
+            # Typer's own errors: those of click in older releases, of a copy of click in newer ones.
+            return _usage(error)
+        if type(error).__name__ == "Abort":
+            return _fail("interrupted", 130)
+        return _fail(f"{type(error).__name__}: {error}", 1)
+
+
+def _usage(error: Exception) -> int:
+    message = error.format_message()  # type: ignore[attr-defined]
+    if type(error).__name__ == "NoArgsIsHelpError":
+        sys.stderr.write(message + "\n")
+        return 2
+    context = getattr(error, "ctx", None)
+    where = f"; see: {context.command_path} --help" if context is not None else ""
+    return _fail(f"{message.rstrip('.')}{where}", 2)
+
+
+def _fail(message: str, status: int) -> int:
+    sys.stderr.write(f"error: {' '.join(message.split())}\n")
+    return status
+
+
+def _log_to_stderr() -> None:
+    """The package's messages go to standard error, without the records of a library's user."""
+    log = logging.getLogger("enma_fast")
+    log.handlers = [
+        RichHandler(
+            console=Console(stderr=True), show_path=False, show_level=False, log_time_format="[%X]", markup=False
+        )
+    ]
+    log.setLevel(logging.INFO)
+    log.propagate = False

@@ -1,0 +1,77 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..errors import EnmaError
+
+AsJson = Annotated[
+    bool, typer.Option("--json", help="One JSON object as the last line of standard output, and nothing else.")
+]
+Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads for the arithmetic.")]
+Device = Annotated[str, typer.Option("--device", help="Where the model runs: cpu or cuda.")]
+Checkpoint = Annotated[
+    str, typer.Option("--checkpoint", "-c", help="A shipped model by name, or a checkpoint folder.")
+]
+Data = Annotated[Path, typer.Argument(metavar="FILE", help="Field file: HDF5 in The Well's layout.")]
+Task = Annotated[str, typer.Option("--task", help="temporal, initial-value or generation.")]
+History = Annotated[int, typer.Option("--history", help="Observed frames; of the temporal task only.")]
+Members = Annotated[int, typer.Option("--members", help="Ensemble size.")]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of the noise.")]
+Chunk = Annotated[int, typer.Option("--chunk", help="Trajectories x members sampled at a time.")]
+
+DEFAULT_CHECKPOINT = "combined-small"
+
+
+def use_threads(threads: int | None) -> None:
+    """Limit PyTorch's threads if asked to."""
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+def on_device(device: str) -> str:
+    """The device if it can be used, or an `EnmaError`."""
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):
+        raise EnmaError(f"--device {device}: cannot be used here; use cpu") from None
+    return device
+
+
+def settings(values: Iterable[str], option: str) -> dict[str, Any]:
+    """`key=value` options as a dict; a value is JSON, or else text."""
+    found: dict[str, Any] = {}
+    for text in values:
+        key, equals, value = text.partition("=")
+        if not (key and equals):
+            raise EnmaError(f"{option} {text!r}: write key=value, for example {option} batch=32")
+        try:
+            found[key] = json.loads(value)
+        except ValueError:
+            found[key] = value
+    return found
+
+
+def trajectories(select: str | None, count: int) -> range:
+    """Trajectory numbers of `A:B` (either may be left out) or of one number `A`; all without a selection."""
+    if select is None:
+        return range(count)
+    first, colon, last = select.partition(":")
+    try:
+        begin = int(first) if first else 0
+        end = (int(last) if last else count) if colon else begin + 1
+    except ValueError:
+        raise EnmaError(f"--select {select!r}: write A:B, for example 0:10, or one number") from None
+    if not 0 <= begin < end <= count:
+        raise EnmaError(f"--select {select!r}: names no trajectory, or one that is not there; there are {count}")
+    return range(begin, end)

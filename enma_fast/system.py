@@ -1,0 +1,62 @@
+"""What a result was made with: versions and machine, as plain data."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+_PACKAGES = (
+    "enma-fast",
+    "torch",
+    "numpy",
+    "safetensors",
+    "h5py",
+    "exponax",
+    "jax",
+    "zarr",
+    "xarray",
+    "matplotlib",
+)
+_CPU_INFO = Path("/proc/cpuinfo")
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of Python and of the packages that matter; None for one that is not installed."""
+    found: dict[str, str | None] = {"python": ".".join(map(str, sys.version_info[:3]))}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """Processor, its cores and vector instructions, threads in use, and the GPU or None."""
+    import torch
+
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    flags = torch.cpu.get_capabilities()
+    simd = sorted(name for name, has in flags.items() if has is True and name.startswith(("avx", "amx", "sve", "neon")))
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "cpu": _cpu_name(),
+        "cores": usable,
+        "simd": simd,
+        "torch_simd": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "gpu": gpu,
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def _cpu_name() -> str:
+    if _CPU_INFO.is_file():
+        for line in _CPU_INFO.read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,191 @@
+"""The three tasks on a field file: what the model sees of each trajectory, and the forecasts that follow.
+
+| task            | the model sees                                      | it forecasts             |
+|-----------------|-----------------------------------------------------|--------------------------|
+| `temporal`      | the first `history` frames                          | the frames after them    |
+| `initial-value` | frame 0, and another trajectory of its environment  | the frames after frame 0 |
+| `generation`    | another trajectory of the environment               | all frames               |
+
+The other trajectory is the next one of the same environment (`FieldFile.context_for`). The number of a
+trajectory in its file is part of its noise key, so its members do not depend on which others are forecast.
+
+Shape suffixes: B trajectories, K members, T frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from .config import ModelConfig
+from .data import DEFAULT_GROUPS, FieldFile
+from .ensemble import forecast
+from .errors import EnmaError
+from .model import Model
+from .output import ForecastStore, create_store
+
+TASKS = ("temporal", "initial-value", "generation")
+_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """What is forecast for each trajectory of a file. `history` counts for the temporal task only."""
+
+    task: str = "temporal"
+    history: int = 3
+    members: int = 16
+    seed: int = 0
+    chunk: int = 256
+
+    def __post_init__(self) -> None:
+        if self.task not in TASKS:
+            raise EnmaError(f"task {self.task!r} is unknown; use one of {', '.join(TASKS)}")
+        if self.members < 1:
+            raise EnmaError(f"members is {self.members}; at least 1 is needed")
+        if self.chunk < 1:
+            raise EnmaError(f"chunk is {self.chunk}; at least 1 is needed")
+
+    @property
+    def observed(self) -> int:
+        """Observed frames of the target trajectory."""
+        return {"temporal": self.history, "initial-value": 1, "generation": 0}[self.task]
+
+
+def num_frames(config: ModelConfig, data: FieldFile) -> int:
+    """Frames of a trajectory, observed and forecast: the file's, up to the length the model was trained on."""
+    return min(len(data.times), config.num_frames)
+
+
+def check_file(config: ModelConfig, data: FieldFile) -> None:
+    """Raise `EnmaError` unless grid, domain, channels and frame spacing of a file are the model's."""
+    tok = config.tokenizer
+    grid = data.u.shape[2:-1]
+    if grid != tok.grid:
+        raise EnmaError(f"{data.path}: the grid is {_times(grid)} points; {config.name} expects {_times(tok.grid)}")
+    if len(data.channels) != tok.field_channels:
+        raise EnmaError(
+            f"{data.path}: holds {len(data.channels)} channels ({', '.join(data.channels)}); {config.name} expects "
+            f"{tok.field_channels}"
+        )
+    if data.periodic != tok.periodic:
+        raise EnmaError(
+            f"{data.path}: boundary_conditions are {_boundaries(data.periodic)}; {config.name} expects "
+            f"{_boundaries(tok.periodic)}"
+        )
+    if not np.allclose(data.lengths, tok.lengths, rtol=_TOLERANCE):
+        raise EnmaError(
+            f"{data.path}: the domain has size {_times(data.lengths)}; {config.name} expects {_times(tok.lengths)}"
+        )
+    steps = np.diff(data.times)
+    if not np.allclose(steps, config.frame_interval, rtol=_TOLERANCE):
+        raise EnmaError(
+            f"{data.path}: dimensions/time has frames {steps.mean():.4g} apart; {config.name} expects "
+            f"{config.frame_interval:.4g}"
+        )
+
+
+def check_case(config: ModelConfig, data: FieldFile, case: Case) -> None:
+    """Raise `EnmaError` unless the file has what the case asks of it."""
+    check_file(config, data)
+    frames = num_frames(config, data)
+    if case.task == "temporal" and case.history < 3:
+        raise EnmaError(
+            f"history is {case.history}; {config.name} needs at least 3 frames (or use --task initial-value)"
+        )
+    if case.observed >= frames:
+        raise EnmaError(
+            f"{data.path}: {frames} frames are too few: with history {case.observed} none is left to forecast"
+        )
+    if case.task != "temporal":
+        data.context_for(0)
+
+
+def ensembles(model: Model, data: FieldFile, case: Case, *, rows: Sequence[int]) -> Iterator[tuple[list[int], Tensor]]:
+    """Forecast trajectories of a file, some at a time.
+
+    Yields
+    ------
+    rows, samples : trajectory numbers in the file, and `[B, K, T, *x, c]` fp32 without the observed frames
+    """
+    check_case(model.config, data, case)
+    frames = num_frames(model.config, data)
+    size = max(1, case.chunk // case.members)
+    for first in range(0, len(rows), size):
+        part = list(rows[first : first + size])
+        context = None
+        if case.task != "temporal":
+            context = data.u[[data.context_for(i) for i in part], :frames]
+        samples = forecast(
+            model,
+            data.u[part, : case.observed] if case.observed else None,
+            context=context,
+            num_frames=frames - case.observed,
+            num_members=case.members,
+            seed=case.seed,
+            trajectories=part,
+            chunk=case.chunk,
+        )
+        yield part, samples
+
+
+def open_store(
+    path: str | Path,
+    config: ModelConfig,
+    data: FieldFile,
+    case: Case,
+    *,
+    rows: Sequence[int],
+    attributes: Mapping[str, Any],
+    force: bool = False,
+) -> AbstractContextManager[ForecastStore]:
+    """`output.create_store` for forecasts of trajectories `rows` of a file, with what was seen and the truth."""
+    check_case(config, data, case)
+    index, seen, last = list(rows), case.observed, num_frames(config, data)
+    columns: dict[str, np.ndarray] = {name: values[index] for name, values in data.parameters.items()}
+    if data.environment is not None:
+        columns["environment"] = data.environment[index]
+    return create_store(
+        path,
+        channels=data.channels,
+        times=data.times[seen:last],
+        coords=data.coords,
+        trajectories=index,
+        num_members=case.members,
+        observed=data.u[index, :seen] if seen else None,
+        observed_times=data.times[:seen],
+        # A generated trajectory has no truth.
+        truth=None if case.task == "generation" else data.u[index, seen:last],
+        columns=columns,
+        attributes={
+            "task": case.task,
+            "observed_frames": seen,
+            "seed": case.seed,
+            "model": config.name,
+            "data_name": data.name,
+            **attributes,
+        },
+        force=force,
+    )
+
+
+def dataset_split(name: str) -> tuple[str, str | None]:
+    """Data set and split in a file's `dataset_name`: `"combined-test-in"` is `("combined", "test-in")`."""
+    for split in DEFAULT_GROUPS:
+        if name.endswith(f"-{split}"):
+            return name.removesuffix(f"-{split}"), split
+    return name, None
+
+
+def _times(values: Sequence[float]) -> str:
+    return " x ".join(f"{value:.6g}" for value in values)
+
+
+def _boundaries(periodic: Sequence[bool]) -> str:
+    return ", ".join("periodic" if wraps else "open" for wraps in periodic)
