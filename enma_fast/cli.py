@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.logging import RichHandler
 
 from .commands import data, demo, ensembles, inspect, train
 from .errors import EnmaError
@@ -55,23 +54,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     given = [argument for argument in given if argument != "--debug"]
-    _log_to_stderr()
-    try:
-        status = app(given, prog_name="enma-fast", standalone_mode=False)
-        return status if isinstance(status, int) else 0
-    except KeyboardInterrupt:
-        return _fail("interrupted", 130)
-    except Exception as error:
-        if debug:
-            raise
-        if isinstance(error, EnmaError):
-            return _fail(str(error), 2)
-        if hasattr(error, "format_message"):
-            # Typer's own errors: those of click in older releases, of a copy of click in newer ones.
-            return _usage(error)
-        if type(error).__name__ == "Abort":
+    with _log_to_stderr():
+        try:
+            status = app(given, prog_name="enma-fast", standalone_mode=False)
+            return status if isinstance(status, int) else 0
+        except KeyboardInterrupt:
             return _fail("interrupted", 130)
-        return _fail(f"{type(error).__name__}: {error}", 1)
+        except Exception as error:
+            if debug:
+                raise
+            if isinstance(error, EnmaError):
+                return _fail(str(error), 2)
+            if hasattr(error, "format_message"):
+                # Typer's own errors: those of click in older releases, of a copy of click in newer ones.
+                return _usage(error)
+            if type(error).__name__ == "Abort":
+                return _fail("interrupted", 130)
+            return _fail(f"{type(error).__name__}: {error}", 1)
 
 
 def _usage(error: Exception) -> int:
@@ -89,13 +88,22 @@ def _fail(message: str, status: int) -> int:
     return status
 
 
-def _log_to_stderr() -> None:
-    """The package's messages go to standard error, without the records of a library's user."""
-    log = logging.getLogger("enma_fast")
-    log.handlers = [
-        RichHandler(
-            console=Console(stderr=True), show_path=False, show_level=False, log_time_format="[%X]", markup=False
-        )
-    ]
+class _StderrHandler(logging.Handler):
+    """Writes to what standard error is at the time: a progress bar replaces it while it is drawn."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        sys.stderr.write(self.format(record) + "\n")
+
+
+@contextmanager
+def _log_to_stderr() -> Iterator[None]:
+    """Show the package's messages while a command runs."""
+    log, handler = logging.getLogger("enma_fast"), _StderrHandler()
+    level = log.level
+    log.addHandler(handler)
     log.setLevel(logging.INFO)
-    log.propagate = False
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)

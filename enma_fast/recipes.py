@@ -278,7 +278,7 @@ def _end(
         "steps": done["steps"],
         "seconds": done["seconds"],
         "num_parameters": sum(p.numel() for p in task.module.parameters()),
-        **scores,
+        "validation": scores,
     }
 
 

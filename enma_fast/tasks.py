@@ -23,12 +23,14 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from .checkpoint import WEIGHTS, locate, sha256
 from .config import ModelConfig
 from .data import DEFAULT_GROUPS, FieldFile
 from .ensemble import forecast
 from .errors import EnmaError
 from .model import Model
 from .output import ForecastStore, create_store
+from .system import versions
 
 TASKS = ("temporal", "initial-value", "generation")
 _TOLERANCE = 1e-3
@@ -173,6 +175,17 @@ def open_store(
         },
         force=force,
     )
+
+
+def provenance(checkpoint: str | Path, data: FieldFile, command: str) -> dict[str, Any]:
+    """Attributes of a store that say which weights, data, versions and command made it."""
+    return {
+        "command": command,
+        "model_sha256": sha256(locate(checkpoint) / WEIGHTS),
+        "data_file": data.path.name,
+        "data_sha256": sha256(data.path),
+        "versions": versions(),
+    }
 
 
 def dataset_split(name: str) -> tuple[str, str | None]:

@@ -1,0 +1,1 @@
+"""Benchmarks; every number comes with machine, versions, baseline and ceiling, from interleaved runs."""

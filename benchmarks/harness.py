@@ -1,0 +1,75 @@
+"""What every benchmark here shares: interleaved timing, ceilings of the machine, and where a number was measured."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def interleave(contenders: dict[str, Callable[[], Any]], *, rounds: int) -> dict[str, list[float]]:
+    """Seconds of each contender in each round: A B C A B C ..., after one round that is not counted."""
+    for run in contenders.values():
+        run()
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, run in contenders.items():
+            begin = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - begin)
+    return seconds
+
+
+def ratios(seconds: dict[str, list[float]], ours: str) -> dict[str, dict[str, float]]:
+    """Per baseline: median seconds, and median, least and greatest of the ratios of one round to ours."""
+    out = {}
+    for name, values in seconds.items():
+        if name != ours:
+            each = [b / a for a, b in zip(seconds[ours], values, strict=True)]
+            out[name] = {
+                "seconds": statistics.median(values),
+                "ratio": statistics.median(each),
+                "ratio_min": min(each),
+                "ratio_max": max(each),
+            }
+    return out
+
+
+def gemm_rate(dtype: torch.dtype, *, size: int = 1024, seconds: float = 0.5) -> float:
+    """Best FLOP/s of square matrix products of this dtype, with the current number of threads."""
+    a = torch.randn(size, size).to(dtype)
+    best, begin = float("inf"), time.perf_counter()
+    while time.perf_counter() - begin < seconds or best == float("inf"):
+        start = time.perf_counter()
+        a @ a
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+def machine() -> dict[str, Any]:
+    """Processor, instruction sets, threads, versions and commit."""
+    model = platform.processor()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [
+            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
+        ]
+        model = names[0] if names else model
+    root = Path(__file__).parent
+    commit = subprocess.run(
+        ["git", "-C", str(root), "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+    )
+    return {
+        "processor": model,
+        "isa": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "commit": commit.stdout.strip(),
+    }

@@ -1,0 +1,177 @@
+"""The dynamics training step of a preset, against the same step written naively.
+
+    python -m benchmarks.train_step --preset combined-small --threads 2 --json
+
+Contenders take the same step from the same weights and random numbers; losses and gradients are compared first.
+
+* ``ours``: the step as ``enma-fast train dynamics --compile`` takes it on this machine;
+* ``ours-eager``: without ``torch.compile``;
+* ``naive-fp32``: the same modules in fp32 eager as a first version would write them: SDPA with a mask, and masked tokens
+  picked by boolean indexing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from benchmarks.harness import gemm_rate, interleave, machine, ratios
+from enma_fast import layers, temporal
+from enma_fast.config import PRESETS, TrainingConfig
+from enma_fast.model import Draws, Dynamics, Model, draw
+from enma_fast.optim import build
+from enma_fast.train import RunOptions, autocast, fast_bf16, step_generator
+
+
+def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Attention as torch offers it."""
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
+def naive_loss(dynamics: Dynamics, segments: list[Tensor], draws: Draws) -> Tensor:
+    """The loss with masked tokens picked by a boolean mask."""
+    contexts = dynamics.temporal([z + n for z, n in zip(segments, draws.history, strict=True)])
+    total = []
+    for z, h, noise, times, known in zip(segments, contexts, draws.noise, draws.times, draws.known, strict=True):
+        c = dynamics.spatial(h.flatten(0, 1), z.flatten(0, 1), known.flatten(0, 1))
+        pick = ~known.flatten(0, 1)
+        loss, _ = dynamics.flow.loss(
+            z.flatten(0, 1)[pick], c[pick], noise.flatten(0, 1)[pick], times.flatten(0, 1)[pick]
+        )
+        total.append(loss)
+    return torch.cat(total).mean()
+
+
+class Stepper:
+    """One contender: its own copy of the weights and optimiser."""
+
+    def __init__(self, model: Model, config: TrainingConfig, loss: Callable[[nn.Module], Tensor]) -> None:
+        self.module = Dynamics(model.config)
+        self.module.load_state_dict(model.dynamics.state_dict())
+        self.optimizers = build(self.module, config)
+        self.loss, self.clip = loss, config.clip_norm
+
+    def gradients(self) -> tuple[float, Tensor]:
+        """Loss and flattened gradient of the first step."""
+        self.module.zero_grad(set_to_none=True)
+        loss = self.loss(self.module)
+        loss.backward()
+        return loss.item(), torch.cat([p.grad.flatten() for p in self.module.parameters() if p.grad is not None])
+
+    def step(self) -> None:
+        """A whole training step."""
+        self.gradients()
+        nn.utils.clip_grad_norm_(self.module.parameters(), self.clip)
+        for optimizer in self.optimizers:
+            optimizer.step()
+
+
+def flops_per_step(model: Model, rows: int, frames: int, draws: int) -> float:
+    """Matrix FLOPs of forward and backward (three times the forward) of a batch of ``rows`` pairs."""
+    config, dyn = model.config, model.config.dynamics
+    N, D = config.num_tokens, dyn.width
+    tokens = 2 * frames * N
+    block = sum(p.numel() for p in model.dynamics.temporal.blocks[0].parameters() if p.ndim == 2)  # type: ignore[union-attr]
+    temporal_tokens = (2 * frames + 1) * N
+    forward = dyn.temporal_layers * (2 * block * temporal_tokens + 4 * temporal_tokens**2 * D)
+    spatial_tokens = N * (2 if dyn.condition == "concat" else 1)
+    forward += dyn.spatial_layers * 2 * frames * (2 * block * spatial_tokens + 4 * spatial_tokens**2 * D)
+    head = sum(p.numel() for p in model.dynamics.flow.velocity.parameters() if p.ndim == 2)
+    forward += 2 * head * tokens * draws
+    return 3.0 * rows * forward
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", default="combined-small", choices=sorted(PRESETS))
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--no-compile", action="store_true")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+
+    preset = PRESETS[args.preset]
+    config, options = preset.dynamics_training, preset.model
+    model = Model(options)
+    # Zero-initialised outputs would hide most of the gradient from the comparison.
+    for p in model.dynamics.parameters():
+        p.data += 0.01 * torch.randn_like(p)
+    rows, frames = config.batch // 2, options.tokenizer.latent_frames(options.num_frames)
+    u = torch.randn(config.batch, options.num_frames, *options.tokenizer.grid, options.tokenizer.field_channels)
+    with torch.no_grad():
+        segments = list(model.encode(u).split(rows))
+    draws = draw(
+        options,
+        [(rows, frames)] * 2,
+        flow=options.dynamics.flow,
+        mask_ratio=config.mask_ratio,
+        history_noise=config.history_noise,
+        history_noise_share=config.history_noise_share,
+        generator=step_generator(0, 0),
+    )
+    run = RunOptions(out=None)  # type: ignore[arg-type]
+
+    def ours(module: nn.Module) -> Tensor:
+        with autocast(run):
+            return module(segments, draws)[0]
+
+    def compiled(module: nn.Module) -> Tensor:
+        with autocast(run):
+            return fast(segments, draws)[0]
+
+    def naive(module: nn.Module) -> Tensor:
+        assert isinstance(module, Dynamics)
+        with mock.patch.object(layers, "attention", sdpa), mock.patch.object(temporal, "attention", sdpa):
+            return naive_loss(module, segments, draws)
+
+    steppers = {"ours-eager": Stepper(model, config, ours), "naive-fp32": Stepper(model, config, naive)}
+    if not args.no_compile:
+        steppers["ours"] = Stepper(model, config, compiled)
+        fast = torch.compile(steppers["ours"].module)
+    name = "ours-eager" if args.no_compile else "ours"
+
+    loss, gradient = steppers["naive-fp32"].gradients()
+    tolerance = 3e-2 if fast_bf16("cpu") else 1e-3
+    errors = {}
+    for other, stepper in steppers.items():
+        value, g = stepper.gradients()
+        errors[other] = max(abs(value / loss - 1), ((g - gradient).norm() / gradient.norm()).item())
+        if not errors[other] <= tolerance:
+            raise SystemExit(f"{other}: differs from naive-fp32 by {errors[other]:.2e}; no time is reported")
+
+    seconds = interleave({k: s.step for k, s in steppers.items()}, rounds=args.rounds)
+    best = max(gemm_rate(torch.float32), gemm_rate(torch.bfloat16))
+    flops = flops_per_step(model, rows, frames, options.dynamics.flow.draws)
+    median = statistics.median(seconds[name])
+    result = {
+        "case": "train_step",
+        "preset": args.preset,
+        "batch": config.batch,
+        "ours_s": median,
+        "trajectories_per_second": config.batch / median,
+        "gemm_rate": best,
+        "gemm_rate_bf16": gemm_rate(torch.bfloat16),
+        "fraction_of_gemm_rate": flops / median / best,
+        "against": ratios(seconds, name),
+        "error": max(errors.values()),
+        **machine(),
+    }
+    if args.json:
+        print(json.dumps(result))
+    else:
+        for key, value in result.items():
+            print(f"{key:26} {value}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""`enma-fast data generate` and `data info`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .options import AsJson
+from .options import Data as DataFile
+from .terminal import Terminal, number, table
+
+
+def generate(
+    equation: Annotated[str, typer.Argument(help="combined or advection.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the files <equation>-<split>.h5.")],
+    split: Annotated[str, typer.Option("--split", help="train, val, test-in, test-out or all.")] = "all",
+    groups: Annotated[
+        int | None,
+        typer.Option("--groups", help="Environments of 10 trajectories each; by default the paper's number."),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of parameters and initial conditions.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Solve an equation for the trajectories of a data set and write them as HDF5 in The Well's layout."""
+    from ..data import DEFAULT_GROUPS
+    from ..data import generate as solve
+
+    terminal = Terminal(as_json)
+    made: list[dict[str, Any]] = []
+    for part in DEFAULT_GROUPS if split == "all" else [split]:
+        with terminal.progress(f"{equation}-{part}") as update:
+            path = solve(equation, part, groups=groups, seed=seed, out_dir=out, progress=update)
+        made.append({"file": str(path), "equation": equation, "split": part, "bytes": path.stat().st_size})
+        terminal.show(f"{path}  {made[-1]['bytes'] / 1e6:.1f} MB")
+    terminal.result(made if split == "all" else made[0])
+
+
+def info(file: DataFile, as_json: AsJson = False) -> None:
+    """Show what a field file holds; every value is read, so damage is found."""
+    from ..data import describe
+
+    terminal = Terminal(as_json)
+    found = describe(file)
+    rows = [[key, _text(value)] for key, value in found.items() if key != "file"]
+    terminal.show(table(found["file"], ["field", "value"], rows))
+    terminal.result(found)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_text(item)}" for key, item in value.items()) or "-"
+    if isinstance(value, list):
+        return " .. ".join(_text(item) for item in value)
+    return number(value) if isinstance(value, float) else "-" if value is None else str(value)

@@ -1,0 +1,178 @@
+"""`enma-fast train tokenizer`, `train dynamics` and `train publish`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .options import AsJson, Threads, on_device, settings, use_threads
+from .terminal import Terminal
+
+if TYPE_CHECKING:
+    from ..train import RunOptions
+
+PresetName = Annotated[str, typer.Argument(metavar="PRESET", help="Model and recipe, for example combined-small.")]
+DataFolder = Annotated[Path, typer.Option("--data", help="Folder of <dataset>-train.h5 and <dataset>-val.h5.")]
+RunFolder = Annotated[Path, typer.Option("--out", help="Run folder; the same command resumes what it finds there.")]
+Steps = Annotated[int | None, typer.Option("--steps", min=1, help="Steps in all, instead of the preset's.")]
+Batch = Annotated[int | None, typer.Option("--batch", min=1, help="Trajectories per step, over all ranks.")]
+RunSeed = Annotated[int, typer.Option("--seed", help="Seed of weights, batches and noise.")]
+Precision = Annotated[str, typer.Option("--precision", help="auto (bf16 where it is fast), bf16 or fp32.")]
+Compile = Annotated[bool, typer.Option("--compile", help="torch.compile the step.")]
+RunDevice = Annotated[str, typer.Option("--device", help="cpu or cuda.")]
+ModelSet = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change the model config, e.g. dynamics.width=256.")
+]
+TrainSet = Annotated[
+    list[str] | None,
+    typer.Option("--train-set", metavar="KEY=VALUE", help="Change the training config, e.g. learning_rate=1e-3."),
+]
+SaveSeconds = Annotated[float, typer.Option("--save-seconds", help="Seconds between saved states.")]
+ValidateEvery = Annotated[int, typer.Option("--validate-every", min=1, help="Steps between validations.")]
+StopAfter = Annotated[int | None, typer.Option("--stop-after", min=1, help="Stop at this step, to resume later.")]
+
+
+def tokenizer(
+    preset: PresetName,
+    data: DataFolder,
+    out: RunFolder,
+    steps: Steps = None,
+    batch: Batch = None,
+    seed: RunSeed = 0,
+    precision: Precision = "auto",
+    compile_step: Compile = False,
+    device: RunDevice = "cpu",
+    model_set: ModelSet = None,
+    train_set: TrainSet = None,
+    save_seconds: SaveSeconds = 300.0,
+    validate_every: ValidateEvery = 500,
+    stop_after: StopAfter = None,
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train the tokenizer: fields to latent frames and back."""
+    from ..recipes import train_tokenizer
+
+    terminal = Terminal(as_json)
+    use_threads(threads)
+    with terminal.progress("tokenizer") as update:
+        result = train_tokenizer(
+            preset,
+            data_dir=data,
+            options=_options(
+                update, out, seed, precision, compile_step, device, save_seconds, validate_every, stop_after
+            ),
+            model_changes=settings(model_set or [], "--set"),
+            training_changes=_training(train_set, steps, batch),
+        )
+    _finish(terminal, result)
+
+
+def dynamics(
+    preset: PresetName,
+    tokenizer: Annotated[str, typer.Option("--tokenizer", help="Run folder of a tokenizer, or a checkpoint.")],
+    data: DataFolder,
+    out: RunFolder,
+    steps: Steps = None,
+    batch: Batch = None,
+    seed: RunSeed = 0,
+    precision: Precision = "auto",
+    compile_step: Compile = False,
+    device: RunDevice = "cpu",
+    model_set: ModelSet = None,
+    train_set: TrainSet = None,
+    save_seconds: SaveSeconds = 300.0,
+    validate_every: ValidateEvery = 1000,
+    stop_after: StopAfter = None,
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train the dynamics on a tokenizer's latent frames; under torchrun on several ranks."""
+    from ..recipes import train_dynamics
+
+    terminal = Terminal(as_json)
+    use_threads(threads)
+    with terminal.progress("dynamics") as update:
+        result = train_dynamics(
+            preset,
+            tokenizer=tokenizer,
+            data_dir=data,
+            options=_options(
+                update, out, seed, precision, compile_step, device, save_seconds, validate_every, stop_after
+            ),
+            model_changes=settings(model_set or [], "--set"),
+            training_changes=_training(train_set, steps, batch),
+        )
+    _finish(terminal, result)
+
+
+def publish(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of finished dynamics.")],
+    tokenizer: Annotated[Path, typer.Option("--tokenizer", help="Run folder of its tokenizer.")],
+    data: Annotated[Path, typer.Option("--data", help="Folder of the test files and <dataset>-val.h5.")],
+    out: Annotated[Path, typer.Option("--out", help="Checkpoint folder to write.")],
+    limit: Annotated[int | None, typer.Option("--limit", help="Score the first N trajectories of each file.")] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the noise.")] = 0,
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score a trained model in all tasks, and write it with its model card and metrics."""
+    from ..card import publish as write
+
+    terminal = Terminal(as_json)
+    use_threads(threads)
+    with terminal.progress("scoring") as update:
+        metrics = write(run, tokenizer, data_dir=data, out=out, limit=limit, seed=seed, progress=update)
+    terminal.show(f"{out}: model, card and metrics")
+    terminal.result({"checkpoint": str(out), **metrics})
+
+
+def _options(
+    update: Callable[..., None],
+    out: Path,
+    seed: int,
+    precision: str,
+    compile_step: bool,
+    device: str,
+    save_seconds: float,
+    validate_every: int,
+    stop_after: int | None,
+) -> RunOptions:
+    from ..train import RunOptions
+
+    def report(done: int, total: int, values: dict[str, float]) -> None:
+        rate = values.get("per_second", 0.0)
+        update(done, total, note=f"loss {values['loss']:.4g}  {rate:.0f} trajectories/s")
+
+    return RunOptions(
+        out=out,
+        seed=seed,
+        precision=precision,
+        compile=compile_step,
+        device=on_device(device),
+        save_seconds=save_seconds,
+        validate_every=validate_every,
+        stop_after=stop_after,
+        progress=report,
+    )
+
+
+def _training(changes: list[str] | None, steps: int | None, batch: int | None) -> dict[str, Any]:
+    named = {"steps": steps, "batch": batch}
+    return {
+        **settings(changes or [], "--train-set"),
+        **{key: value for key, value in named.items() if value is not None},
+    }
+
+
+def _finish(terminal: Terminal, result: dict[str, Any]) -> None:
+    scores = ", ".join(f"{key} {value:.4g}" for key, value in result["validation"].items())
+    terminal.show(f"{result['steps']} steps in {result['seconds']:.0f} s; validation: {scores or 'none yet'}")
+    if result["checkpoint"]:
+        terminal.show(f"checkpoint: {result['checkpoint']}")
+    else:
+        terminal.show("stopped before the end; the same command resumes")
+    terminal.result(result)
