@@ -222,12 +222,12 @@ def _check_model(config: ModelConfig) -> None:
     tok, dyn = config.tokenizer, config.dynamics
     if tok.dims not in (1, 2):
         raise EnmaError(f"{config.name}: grid {tok.grid} has {tok.dims} dimensions; 1 or 2 are supported")
-    for name, sizes in (("grid", tok.grid), ("lengths", tok.lengths), ("patch", dyn.patch), ("heads", (dyn.heads,))):
-        if min(sizes) <= 0:
-            raise EnmaError(f"{config.name}: {name} is {sizes}; every entry must be above 0")
     for name, value in (("lengths", tok.lengths), ("periodic", tok.periodic), ("patch", dyn.patch)):
         if len(value) != tok.dims:
             raise EnmaError(f"{config.name}: {name} has {len(value)} entries; the grid {tok.grid} needs {tok.dims}")
+    for name, sizes in (("grid", tok.grid), ("lengths", tok.lengths), ("patch", dyn.patch), ("heads", (dyn.heads,))):
+        if min(sizes) <= 0:
+            raise EnmaError(f"{config.name}: {name} is {sizes}; every entry must be above 0")
     unknown = sorted(set(tok.layers) - {"residual", "space", "time"})
     if unknown:
         raise EnmaError(f"{config.name}: tokenizer.layers holds {unknown}; known are residual, space and time")
@@ -242,7 +242,7 @@ def _check_model(config: ModelConfig) -> None:
     # Below this the rotary table has no turn left for one of the dimensions, or none for the frame.
     if dyn.positions == "rotary" and dyn.width // dyn.heads < 8 * tok.dims:
         raise EnmaError(
-            f"{config.name}: dynamics.width {dyn.width} over {dyn.heads} heads leaves {dyn.width // dyn.heads} channels a"
+            f"{config.name}: dynamics.width {dyn.width} over {dyn.heads} heads is {dyn.width // dyn.heads} channels a"
             f" head; rotary positions in {tok.dims} dimension{'s' * (tok.dims > 1)} need {8 * tok.dims}"
         )
 
@@ -271,8 +271,9 @@ def from_json(cls: type[_T], text: str, *, source: str = "config") -> _T:
     except pydantic.ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in first["loc"]) or "document"
-        message = first["msg"].removeprefix("Value error, ")
-        raise EnmaError(f"{source}: {place}: {message[0].lower()}{message[1:]}") from None
+        # pydantic's own sentences begin with a capital; a message of this module begins with the model's name.
+        message = first["msg"][0].lower() + first["msg"][1:]
+        raise EnmaError(f"{source}: {place}: {message.removeprefix('value error, ')}") from None
 
 
 def _forbid_extra(cls: type[_T]) -> type[_T]:
@@ -350,7 +351,7 @@ _SMALL_DYNAMICS = DynamicsConfig(
     flow=FlowConfig(width=128, layers=2, time_features=64, target="residual", draws=2),
 )
 _SMALL_TRAINING = TrainingConfig(
-    steps=4800,
+    steps=3600,
     batch=64,
     optimizer="muon",
     learning_rate=2e-3,

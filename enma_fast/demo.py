@@ -52,7 +52,8 @@ def run(
     model = load_model(checkpoint)
     name = model.config.dataset
     inside, outside = (read(test_file(name, split)) for split in ("test-in", "test-out"))
-    main = Case(members=members, seed=seed)
+    # One trajectory at a time, so that progress is seen.
+    main = Case(members=members, seed=seed, chunk=max(1, members))
     fewer = min(members, FEWER_MEMBERS)
     cases = [
         ("temporal, in distribution", inside, main),
@@ -74,9 +75,7 @@ def run(
 
     rows = spread_rows(inside, trajectories)
     attributes = provenance(checkpoint, inside, "enma-fast demo")
-    with open_store(
-        out / STORE, model.config, inside, main, rows=rows, attributes=attributes, force=True
-    ) as store:
+    with open_store(out / STORE, model.config, inside, main, rows=rows, attributes=attributes, force=True) as store:
         forecast(*cases[0], sink=store.put)
     for case in cases[1:]:
         forecast(*case)

@@ -95,9 +95,11 @@ def forecast(
     EnmaError
         One line naming the argument and the mend.
     """
+    queried = None if query is None else _coordinates("query", query, model)
     request, batched = _request(model, history, num_frames, num_members, seed, context, points, trajectories)
-    queried = _query(model, query)
     settings = settings or model.config.sampling
+    if chunk < 1:
+        raise EnmaError(f"chunk is {chunk}; at least 1 is needed")
     fields = []
     B = len(request.seeds)
     rows = [(b, first_member + k) for b in range(B) for k in range(num_members)]
@@ -126,8 +128,8 @@ def stream(
     first_member: int = 0,
 ) -> Iterator[Tensor]:
     """Like :func:`forecast`, but yield each frame ``[K, *grid, c]`` (or ``[B, K, *grid, c]``) as it is decided."""
+    queried = None if query is None else _coordinates("query", query, model)
     request, batched = _request(model, history, num_frames, num_members, seed, context, points, trajectories)
-    queried = _query(model, query)
     rows = [(b, first_member + k) for b in range(len(request.seeds)) for k in range(num_members)]
     latents = request.history_BTNC[[b for b, _ in rows]]
     done = 0
@@ -179,7 +181,7 @@ def _request(
     device = model.latent_mean.device
     if num_members < 1:
         raise EnmaError(f"num_members is {num_members}; at least 1 is needed")
-    where = None if points is None else torch.as_tensor(points, dtype=torch.float32, device=device)
+    where = None if points is None else _coordinates("points", points, model)
     given = history if history is not None else context
     if given is None:
         raise EnmaError("history and context are both None; give one of them")
@@ -243,6 +245,8 @@ def _field(name: str, value: Array, model: Model, points: Tensor | None, batched
         raise EnmaError(
             f"{name} has {shape[-1]} channels; the model {model.config.name!r} expects {options.field_channels}"
         )
+    if not all(shape[:2]):
+        raise EnmaError(f"{name} has shape {tuple(u.shape)}: no trajectory or no frame; leave it out if there is none")
     u = u.to(model.latent_mean.device, torch.float32).view(shape)
     bad = (~torch.isfinite(u)).flatten(2).any(-1)
     if bad.any():
@@ -251,13 +255,14 @@ def _field(name: str, value: Array, model: Model, points: Tensor | None, batched
     return u
 
 
-def _query(model: Model, query: Array | None) -> Tensor | None:
-    if query is None:
-        return None
-    dims = model.config.tokenizer.dims
-    points = torch.as_tensor(query, dtype=torch.float32, device=model.latent_mean.device)
-    if points.ndim != 2 or points.shape[1] != dims:
-        raise EnmaError(f"query has shape {tuple(points.shape)}; [Q, {dims}] is expected")
+def _coordinates(name: str, value: Array, model: Model) -> Tensor:
+    """Checked coordinates ``[P, d]`` fp32 on the model's device."""
+    options = model.config.tokenizer
+    if options.interpolation is None:
+        raise EnmaError(f"{name}: the model {model.config.name!r} has no interpolation; it works on its grid only")
+    points = torch.as_tensor(value, dtype=torch.float32, device=model.latent_mean.device)
+    if points.ndim != 2 or not len(points) or points.shape[1] != options.dims:
+        raise EnmaError(f"{name} has shape {tuple(points.shape)}; [points, {options.dims}] is expected")
     if not torch.isfinite(points).all():
-        raise EnmaError("query holds a coordinate that is not finite")
+        raise EnmaError(f"{name} holds a coordinate that is not finite")
     return points

@@ -30,12 +30,11 @@ class Draws:
     history: list[Tensor]  # [B, T, N, C] noise added to what the causal transformer reads
     masked: Tensor  # [] what the sum over masked tokens is divided by: their number, in a share their mean per share
 
-    def share(self, rows: slice, *, ranks: int) -> Draws:
+    def share(self, rows: slice, *, ranks: int, device: torch.device) -> Draws:
         """The part of these rows; the mean of the shares' losses is the loss of the whole batch."""
-        noise, times, known, history = (
-            [x[rows] for x in part] for part in (self.noise, self.times, self.known, self.history)
-        )
-        return Draws(noise, times, known, history, self.masked / ranks)
+        lists = (self.noise, self.times, self.known, self.history)
+        noise, times, known, history = ([x[rows].to(device) for x in part] for part in lists)
+        return Draws(noise, times, known, history, (self.masked / ranks).to(device))
 
 
 class Dynamics(nn.Module):
@@ -70,7 +69,7 @@ class Dynamics(nn.Module):
         times = torch.cat([x.flatten(0, 1) for x in draws.times])
         per_token, terms = self.flow.loss(z, c, noise, times)
         weight = (~known).to(per_token.dtype)
-        total = draws.masked.to(per_token)
+        total = draws.masked
         return (per_token * weight).sum() / total, {k: (v * weight).sum() / total for k, v in terms.items()}
 
 

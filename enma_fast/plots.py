@@ -207,8 +207,7 @@ def _fan(
     name: str,
 ) -> None:
     """Quantile bands of the members at one point, with the truth and the observed frames."""
-    members_KT = ensemble[(slice(None), slice(None), *where)]
-    before = seen[(slice(None), *where)]
+    members_KT, before = _at(ensemble, where), _at(seen, where)
     # The bands start at the last observed frame, where the members agree.
     start = slice(len(before) - 1, None) if len(before) else slice(0, 0)
     band_times = np.concatenate([seen_times[start], times])
@@ -218,7 +217,7 @@ def _fan(
         axes.fill_between(band_times, low, high, color=color, lw=0, label=f"{level:.0%} of members")
     axes.plot(band_times, np.median(joined, axis=0), color=_ENSEMBLE, lw=1.5, label="median")
     if truth is not None:
-        line = np.concatenate([before, truth[(slice(None), *where)]])
+        line = np.concatenate([before, _at(truth, where)])
         axes.plot(np.concatenate([seen_times, times]), line, color=_TRUTH, lw=1.2, ls="--", label="truth")
     if len(before):
         axes.plot(seen_times, before, "o", color=_TRUTH, ms=4.5, label="observed")
@@ -271,6 +270,12 @@ def grouped_ranks(histogram: np.ndarray, most: int = 17) -> tuple[np.ndarray, np
     width = np.diff(edges)
     frequency = np.add.reduceat(histogram, edges[:-1]) * len(histogram) / width
     return frequency, (edges[:-1] + edges[1:] - 1) / 2, width
+
+
+def _at(values: np.ndarray, where: tuple[int, ...]) -> np.ndarray:
+    """Values at one point of space, the last axes."""
+    index: Any = (..., *where)
+    return np.asarray(values[index])
 
 
 def _widest(spread: np.ndarray) -> tuple[int, ...]:

@@ -98,7 +98,7 @@ def score_case(
     for part, samples in ensembles(model, data, case, rows=rows):
         seconds += time.perf_counter() - clock
         if sink is not None:
-            sink(scores.num_trajectories, samples)
+            sink(scores.num_trajectories, samples.cpu())
         scores.update(samples, data.u[part, case.observed : last])
         if case.task == "generation":
             first_members.append(samples[:, 0].cpu().numpy())

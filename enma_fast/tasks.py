@@ -184,7 +184,7 @@ def provenance(checkpoint: str | Path, data: FieldFile, command: str) -> dict[st
         "model_sha256": sha256(locate(checkpoint) / WEIGHTS),
         "data_file": data.path.name,
         "data_sha256": sha256(data.path),
-        "versions": versions(),
+        "versions": ", ".join(f"{name} {number}" for name, number in versions().items() if number),
     }
 
 

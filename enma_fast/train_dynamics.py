@@ -110,8 +110,8 @@ class DynamicsTask:
             history_noise_share=config.history_noise_share,
             generator=generator,
         )
-        mine = rank.share(rows)
-        return module([s[mine] for s in segments], draws.share(mine, ranks=rank.count))
+        mine, device = rank.share(rows), next(self.module.parameters()).device
+        return module([s[mine].to(device) for s in segments], draws.share(mine, ranks=rank.count, device=device))
 
     def _segment(self, rows: Tensor, generator: torch.Generator) -> Tensor:
         """Standardised tokens of trajectories, each at a random place of the periodic domain."""
@@ -132,7 +132,7 @@ class DynamicsTask:
         for name, history, context in (("", 3, None), ("_ivp", 1, self.val_contexts)):
             samples = forecast(self.model, self.val[:, :history], context=context, num_members=self.members, seed=0)
             scores = Scores()
-            scores.update(samples.numpy(), self.val[:, history:].numpy())
+            scores.update(samples.cpu().numpy(), self.val[:, history:].numpy())
             result = scores.result()
             out |= {f"{key}{name}": float(result[key]) for key in ("rel_l2", "rel_l2_member", "spread_skill", "crps")}
         return out

@@ -42,12 +42,13 @@ class TokenizerTask:
         observed = self._observed(B, generator) if self.options.interpolation else None
         mine = rank.share(B)
         u = roll(self.train[rows[mine]], [s[mine] for s in shifts])
-        if observed is None:
-            loss, relative = module(u, noise[mine])
-        else:
+        inputs = [u, noise[mine]]
+        if observed is not None:
             index, valid = observed[0][mine], observed[1][mine]
             values = u.flatten(2, -2).gather(2, index[:, None, :, None].expand(-1, T, -1, u.shape[-1]))
-            loss, relative = module(u, noise[mine], self.points[index], values, valid)
+            inputs += [self.points[index], values, valid]
+        device = next(self.module.parameters()).device
+        loss, relative = module(*(x.to(device) for x in inputs))
         return loss, {"rel_l2": relative}
 
     def _observed(self, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -63,7 +64,8 @@ class TokenizerTask:
         """Relative L2 of the reconstruction from posterior means."""
         assert isinstance(averaged, Tokenizer)
         errors = []
-        for u in self.val.split(64):
+        device = averaged.from_latent.weight.device
+        for u in self.val.to(device).split(64):
             out = averaged.decode(averaged.encode(u), u.shape[1])
             errors.append((out - u).flatten(1).norm(dim=1) / u.flatten(1).norm(dim=1))
         return {"rel_l2": torch.cat(errors).mean().item()}

@@ -15,9 +15,7 @@ _BESIDE = ("FNO", "AViT", "Zebra", "ENMA")
 
 
 def demo(
-    out: Annotated[Path, typer.Option("--out", help="Folder of the forecast store and the figure.")] = Path(
-        "out/demo"
-    ),
+    out: Annotated[Path, typer.Option("--out", help="Folder of the forecast store and the figure.")] = Path("out/demo"),
     members: Annotated[int, typer.Option("--members", help="Ensemble size.")] = 64,
     trajectories: Annotated[int, typer.Option("--trajectories", help="Trajectories to forecast.")] = 6,
     seed: Seed = 0,
@@ -51,7 +49,7 @@ def _table(result: dict[str, Any]) -> Any:
     papers = [{row["model"]: row for row in rows} for rows in result["paper"]]
     rows = [
         [
-            f"{result['model']} (this run)",
+            "this model",
             number(temporal["rel_l2"]),
             number(temporal["rel_l2_member"]),
             number(temporal["crps"]),
@@ -65,7 +63,7 @@ def _table(result: dict[str, Any]) -> Any:
         here, out, first = (paper.get(model, {}) for paper in papers)
         rows.append(
             [
-                f"{model} (paper)",
+                f"{model}, paper",
                 number(here.get("rel_l2")),
                 "-",
                 number(here.get("crps")),
@@ -77,10 +75,10 @@ def _table(result: dict[str, Any]) -> Any:
         )
     columns = ["", "rel. L2", "one member", "CRPS", "RMSCE", "spread/skill", "out of dist.", "initial value"]
     return table(
-        f"{result['dataset']}: {result['num_trajectories']} unseen trajectories, {temporal['num_frames']} frames",
+        f"{result['model']}: {result['num_trajectories']} unseen trajectories, {temporal['num_frames']} frames",
         columns,
         rows,
-        caption=f"from {temporal['history']} frames, {temporal['num_members']} members; last two columns: rel. L2 "
-        f"with {outside['num_members']} members, the last from 1 frame and a context. The paper's are over 1,200 "
-        "(120 out of distribution).",
+        caption=f"From {temporal['history']} frames, {temporal['num_members']} members. Last two columns: relative "
+        f"L2 of {outside['num_members']} members, the last from 1 frame and a context trajectory.\nThe paper's are over "
+        "1,200 trajectories (120 out of distribution).",
     )

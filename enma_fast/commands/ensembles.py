@@ -186,7 +186,7 @@ def _score_table(result: dict[str, Any], paper: list[dict[str, Any]]) -> Any:
         f"{result['dataset']} ({split}), {result['task']}: {result['num_trajectories']} trajectories",
         ["", *names],
         rows,
-        caption=f"{result['num_members']} members from {result['history']} frames, {result['num_frames']} frames scored, "
-        f"seed {result['seed']}; {number(result['seconds_per_member'])} s per member, "
+        caption=f"{result['num_members']} members from {result['history']} frames, {result['num_frames']} frames "
+        f"scored, seed {result['seed']}; {number(result['seconds_per_member'])} s per member, "
         f"{result['num_parameters']:,} parameters",
     )

@@ -16,9 +16,7 @@ AsJson = Annotated[
 ]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads for the arithmetic.")]
 Device = Annotated[str, typer.Option("--device", help="Where the model runs: cpu or cuda.")]
-Checkpoint = Annotated[
-    str, typer.Option("--checkpoint", "-c", help="A shipped model by name, or a checkpoint folder.")
-]
+Checkpoint = Annotated[str, typer.Option("--checkpoint", "-c", help="A shipped model by name, or a checkpoint folder.")]
 Data = Annotated[Path, typer.Argument(metavar="FILE", help="Field file: HDF5 in The Well's layout.")]
 Task = Annotated[str, typer.Option("--task", help="temporal, initial-value or generation.")]
 History = Annotated[int, typer.Option("--history", help="Observed frames; of the temporal task only.")]

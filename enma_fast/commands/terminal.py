@@ -8,9 +8,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from rich import box
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+
+_WIDE = 200
 
 
 class Terminal:
@@ -18,8 +21,8 @@ class Terminal:
 
     def __init__(self, as_json: bool) -> None:
         self.as_json = as_json
-        # Not a terminal: the width is the reader's business, so nothing is wrapped at 80 columns.
-        self.out = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+        # In a file or a pipe a table is as wide as it needs to be.
+        self.out = Console(highlight=False, width=None if sys.stdout.isatty() else _WIDE)
         self.err = Console(stderr=True, highlight=False)
 
     def show(self, *parts: RenderableType) -> None:
@@ -58,9 +61,10 @@ class Terminal:
 
 def table(title: str, columns: list[str], rows: list[list[str]], *, caption: str | None = None) -> Table:
     """A table whose first column is text and whose others are numbers."""
-    made = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
+    made = Table(title=title, caption=caption, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD)
+    made.pad_edge = False
     for i, column in enumerate(columns):
-        made.add_column(column, justify="left" if i == 0 else "right")
+        made.add_column(column, justify="left" if i == 0 else "right", no_wrap=i == 0, overflow="fold")
     for row in rows:
         made.add_row(*row)
     return made
@@ -70,4 +74,7 @@ def number(value: float | None, digits: int = 3) -> str:
     """A score in a table; a dash where there is none."""
     if value is None:
         return "-"
-    return f"{value:.{digits}g}" if 0.01 <= abs(value) < 100 or value == 0 else f"{value:.{digits - 1}e}"
+    if 0.01 <= abs(value) < 100 or value == 0:
+        return f"{value:.{digits}g}"
+    mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+    return f"{mantissa}e{int(exponent)}"

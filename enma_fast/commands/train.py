@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,7 +25,8 @@ Precision = Annotated[str, typer.Option("--precision", help="auto (bf16 where it
 Compile = Annotated[bool, typer.Option("--compile", help="torch.compile the step.")]
 RunDevice = Annotated[str, typer.Option("--device", help="cpu or cuda.")]
 ModelSet = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change the model config, e.g. dynamics.width=256.")
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change the model config, e.g. dynamics.width=256."),
 ]
 TrainSet = Annotated[
     list[str] | None,
@@ -144,6 +146,8 @@ def _options(
     from ..train import RunOptions
 
     def report(done: int, total: int, values: dict[str, float]) -> None:
+        if not _speaks():
+            return
         rate = values.get("per_second", 0.0)
         update(done, total, note=f"loss {values['loss']:.4g}  {rate:.0f} trajectories/s")
 
@@ -169,6 +173,8 @@ def _training(changes: list[str] | None, steps: int | None, batch: int | None) -
 
 
 def _finish(terminal: Terminal, result: dict[str, Any]) -> None:
+    if not _speaks():
+        return
     scores = ", ".join(f"{key} {value:.4g}" for key, value in result["validation"].items())
     terminal.show(f"{result['steps']} steps in {result['seconds']:.0f} s; validation: {scores or 'none yet'}")
     if result["checkpoint"]:
@@ -176,3 +182,8 @@ def _finish(terminal: Terminal, result: dict[str, Any]) -> None:
     else:
         terminal.show("stopped before the end; the same command resumes")
     terminal.result(result)
+
+
+def _speaks() -> bool:
+    """Of the ranks that torchrun starts, only the first shows anything."""
+    return os.environ.get("RANK", "0") == "0"

@@ -1,0 +1,213 @@
+"""Configs survive JSON; whatever is wrong with one is a single line that names source and field."""
+
+import dataclasses
+import json
+
+import pytest
+
+from enma_fast.config import (
+    PRESETS,
+    InterpolationConfig,
+    ModelConfig,
+    Preset,
+    TokenizerConfig,
+    TrainingConfig,
+    from_json,
+    preset,
+    replace,
+    to_json,
+)
+from enma_fast.errors import EnmaError
+
+from ._tiny import CONFIGS
+
+hypothesis = pytest.importorskip("hypothesis")
+st = pytest.importorskip("hypothesis.strategies")
+
+
+def changed(document, path, value):
+    """A JSON document with one dotted entry set, or taken out if the value is None."""
+    document = json.loads(json.dumps(document))
+    *parents, last = path.split(".")
+    node = document
+    for parent in parents:
+        node = node[parent]
+    if value is None:
+        del node[last]
+    else:
+        node[last] = value
+    return json.dumps(document)
+
+
+@pytest.fixture
+def document():
+    return json.loads(to_json(CONFIGS["points"]))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_survive_json(name):
+    assert from_json(Preset, to_json(PRESETS[name])) == PRESETS[name]
+    assert from_json(ModelConfig, to_json(PRESETS[name].model)) == PRESETS[name].model
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_json_is_a_fixed_point(name):
+    text = to_json(CONFIGS[name])
+    assert to_json(from_json(ModelConfig, text)) == text
+
+
+def test_presets_go_by_their_own_names():
+    assert {name: row.model.name for name, row in PRESETS.items()} == {name: name for name in PRESETS}
+    with pytest.raises(EnmaError, match=r"'combined-huge'.*combined-small"):
+        preset("combined-huge")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        ("colour", "red", "colour"),
+        ("tokenizer.gird", [32], "tokenizer.gird"),
+        ("dynamics.flow.depth", 3, "dynamics.flow.depth"),
+        ("tokenizer.interpolation.head", 3, "tokenizer.interpolation.head"),
+        ("name", None, "name: .*required"),
+        ("dataset", None, "dataset: .*required"),
+        ("num_frames", "twenty", "num_frames: .*integer"),
+        # Close to right is wrong too: nothing is converted silently.
+        ("num_frames", "8", "num_frames: .*integer"),
+        ("num_frames", 8.5, "num_frames: .*integer"),
+        ("tokenizer.variational", 1, "tokenizer.variational: .*boolean"),
+        ("tokenizer.grid", 32, "tokenizer.grid: "),
+        ("tokenizer.layers", ["space", 2], r"tokenizer.layers.1: .*string"),
+        ("dynamics.positions", "absolute", "dynamics.positions: .*'sincos' or 'rotary'"),
+        ("dynamics.flow.target", "noise", "dynamics.flow.target: .*'data' or 'residual'"),
+        ("sampling.method", "heun", "sampling.method: .*'midpoint' or 'euler'"),
+        ("tokenizer.interpolation.distance_power", 3, "distance_power: .*1 or 2"),
+    ],
+)
+def test_wrong_entries_are_named(document, path, value, said):
+    with pytest.raises(EnmaError, match=f"^model.json: .*{said}") as caught:
+        from_json(ModelConfig, changed(document, path, value), source="model.json")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"name": "x"', "[]", "null", "\x00"])
+def test_what_is_no_document_is_refused(text):
+    with pytest.raises(EnmaError, match=r"^model\.json: "):
+        from_json(ModelConfig, text, source="model.json")
+
+
+def test_a_whole_number_is_a_valid_float(document):
+    assert from_json(ModelConfig, changed(document, "frame_interval", 1)).frame_interval == 1.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"tokenizer.grid": (30,)}, r"Tiny: grid \(30,\) is not a multiple of 4"),
+        ({"dynamics.patch": (3,)}, r"Tiny: grid \(32,\) is not a multiple of 6"),
+        ({"tokenizer.grid": (32, 32)}, "Tiny: lengths has 1 entries"),
+        ({"tokenizer.lengths": ()}, "Tiny: lengths has 0 entries"),
+        ({"tokenizer.lengths": (0.0,)}, "Tiny: lengths is .*above 0"),
+        ({"tokenizer.periodic": (True, False)}, "Tiny: periodic has 2 entries"),
+        ({"dynamics.patch": (2, 2)}, "Tiny: patch has 2 entries"),
+        ({"dynamics.patch": (0,)}, "Tiny: patch is .*above 0"),
+        ({"tokenizer.grid": (0,)}, "Tiny: grid is .*above 0"),
+        ({"tokenizer.grid": ()}, "Tiny: grid .* 0 dimensions"),
+        (
+            {"tokenizer.grid": (8,) * 3, "tokenizer.lengths": (1.0,) * 3, "tokenizer.periodic": (True,) * 3},
+            "Tiny: grid .* 3 dimensions; 1 or 2",
+        ),
+        ({"tokenizer.layers": ("space", "pool")}, r"Tiny: tokenizer.layers holds \['pool'\]"),
+        ({"dynamics.heads": 3}, r"Tiny: dynamics.width 32 must be a multiple of 4 \* heads"),
+        ({"dynamics.heads": 0}, "Tiny: heads is .*above 0"),
+        ({"dynamics.heads": 8}, "Tiny: .*4 channels a head; rotary positions in 1 dimension need 8"),
+    ],
+)
+def test_bad_grids_are_refused(changes, said):
+    config = replace(CONFIGS["relative"], {"name": "Tiny"})
+    # The name keeps its case: it is what the reader looks for.
+    with pytest.raises(EnmaError, match=said):
+        replace(config, changes)
+
+
+def test_a_bad_grid_is_refused_on_construction_too():
+    with pytest.raises(EnmaError, match="multiple"):
+        ModelConfig(name="x", dataset="x", tokenizer=TokenizerConfig(grid=(100,)))
+
+
+def test_replace_reaches_nested_entries_and_leaves_the_original():
+    config = CONFIGS["points"]
+    before = to_json(config)
+    new = replace(
+        config,
+        {
+            "num_frames": 9,
+            "dynamics.flow.width": 12,
+            # As the command line gives it.
+            "dynamics.patch": [4],
+            "tokenizer.interpolation.slices": 5,
+        },
+    )
+    assert (new.num_frames, new.dynamics.flow.width, new.tokenizer.interpolation.slices) == (9, 12, 5)
+    assert new.dynamics.patch == (4,)
+    assert new.dynamics.temporal_layers == config.dynamics.temporal_layers
+    assert to_json(config) == before
+    assert replace(config, {}) == config
+
+
+def test_replace_takes_whole_parts():
+    part = InterpolationConfig(heads=2, slopes=(1.0, 2.0))
+    assert replace(CONFIGS["relative"], {"tokenizer.interpolation": part}).tokenizer.interpolation == part
+    assert replace(CONFIGS["points"], {"tokenizer.interpolation": None}).tokenizer.interpolation is None
+
+
+def test_replace_checks_all_changes_together():
+    plane = replace(
+        CONFIGS["relative"],
+        {
+            "tokenizer.grid": (16, 16),
+            "tokenizer.lengths": (1.0, 1.0),
+            "tokenizer.periodic": (True, True),
+            "dynamics.patch": (2, 2),
+        },
+    )
+    assert (plane.token_grid, plane.num_tokens, plane.token_channels) == ((4, 4), 16, 8)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"frames": 3}, "'frames'; known are name, dataset, num_frames"),
+        ({"dynamics.flow.depth": 3}, "'dynamics.flow.depth'; known are width, layers"),
+        ({"tokenizer.interpolation.slices": 3}, "tokenizer.interpolation is None"),
+        ({"name.first": 3}, "'name.first'; name is 'relative'"),
+        ({"num_frames": "8"}, "num_frames: .*integer"),
+        ({"": 3}, "unknown key ''"),
+    ],
+)
+def test_replace_refuses_unknown_keys_and_wrong_types(changes, said):
+    with pytest.raises(EnmaError, match=f"^ModelConfig: .*{said}"):
+        replace(CONFIGS["relative"], changes)
+
+
+def test_training_configs_are_checked_alike():
+    assert replace(TrainingConfig(), {"betas": [0.8, 0.9]}).betas == (0.8, 0.9)
+    with pytest.raises(EnmaError, match=r"^TrainingConfig: betas"):
+        replace(TrainingConfig(), {"betas": [0.8, 0.9, 0.99]})
+    with pytest.raises(EnmaError, match=r"^TrainingConfig: optimizer: .*'adamw' or 'muon'"):
+        replace(TrainingConfig(), {"optimizer": "sgd"})
+
+
+@hypothesis.given(frames=st.integers(1, 60), time_layers=st.integers(0, 3))
+def test_latent_frames_cover_the_frames(frames, time_layers):
+    options = dataclasses.replace(TokenizerConfig(), layers=("space",) + ("time",) * time_layers)
+    factor = 2**time_layers
+    # Latent 0 holds frame 0, latent j the factor frames that end at j * factor.
+    holds = [[0]] + [list(range((j - 1) * factor + 1, j * factor + 1)) for j in range(1, frames + 1)]
+    assert options.latent_frames(frames) == sum(held[0] < frames for held in holds)
+    assert options.whole_latents(frames) == sum(held[-1] < frames for held in holds)
+
+
+@pytest.mark.parametrize(("frames", "latents"), [(1, 1), (2, 2), (3, 2), (20, 11), (30, 16), (50, 26)])
+def test_latent_frames_of_the_paper(frames, latents):
+    assert TokenizerConfig().latent_frames(frames) == latents
