@@ -134,6 +134,13 @@ def card_text(config: ModelConfig, metrics: dict[str, Any]) -> str:
     tok, dyn = config.tokenizer, config.dynamics
     grid = " x ".join(map(str, tok.grid))
     latent, tokens = tok.latent_frames(config.num_frames), config.num_tokens
+    limits = [
+        f"- It knows the `{config.dataset}` data set's equation, initial conditions, grid, domain and frame spacing, "
+        "and nothing else; other input is refused where it can be recognised.",
+        f"- Frames beyond {config.num_frames} were not seen in training.",
+        "- Out of distribution the error is that of the test-out rows; the ensemble does not know that it is there.",
+        "- Members of one trajectory differ by the noise of the sampler; their spread is as good as the rows above.",
+    ]
     parts = [
         f"# {config.name}",
         f"An ENMA model (arXiv 2506.06158) for the data set `{config.dataset}`: {grid} points, {config.num_frames} "
@@ -145,10 +152,10 @@ def card_text(config: ModelConfig, metrics: dict[str, Any]) -> str:
         f'model = enma_fast.load_model("{config.name}")\n'
         "ensemble = enma_fast.forecast(model, history, num_members=64)  # history: [3, *grid, channels]\n```",
         "## Scores",
-        "Relative L2 is not squared, per trajectory over all forecast frames, then averaged: of the ensemble "
-        "mean (`rel_l2`) and of single members. CRPS is the fair one, in the field's units. RMSCE is that of a Gaussian with "
-        "the ensemble's mean and spread. Spread/skill is 1 for a calibrated ensemble. `generation` has no truth: CRPS "
-        "and calibration there are against another draw of the same environment, and `solver` is the distance from the "
+        "Relative L2 is not squared, per trajectory over all forecast frames, then averaged: of the ensemble mean "
+        "and of single members. CRPS is the fair one, in the field's units. RMSCE is that of a Gaussian with the "
+        "ensemble's mean and spread. Spread/skill is 1 for a calibrated ensemble. `generation` has no truth: CRPS and "
+        "calibration there are against another draw of the same environment, and `solver` is the distance from the "
         "solver's own trajectory that starts at the generated first frame.",
         _score_rows(metrics["rows"]),
         f"The tokenizer alone (fields to latent frames and back): relative L2 {_e(metrics['tokenizer']['rel_l2'])} on "
@@ -161,14 +168,9 @@ def card_text(config: ModelConfig, metrics: dict[str, Any]) -> str:
         "## Training",
         _training_text(config, metrics["training"]),
         "## Limits",
-        f"- It knows the `{config.dataset}` data set's equation, initial conditions, grid, domain and frame spacing, "
-        "and nothing else; other input is refused where it can be recognised.",
-        f"- Frames beyond {config.num_frames} were not seen in training.",
-        "- Out of distribution the error is that of the test-out rows; the ensemble does not know that it is there.",
-        "- Members of one trajectory differ by the noise of the sampler; their spread is as good as the rows above.",
+        "\n".join(limits),
     ]
-    text = "\n\n".join(parts[:-4])
-    return text + "\n\n" + "\n".join(parts[-4:]) + "\n"
+    return "\n\n".join(parts) + "\n"
 
 
 def _cases(files: dict[str, FieldFile], limit: int | None) -> Iterator[tuple[str, str, int, int | None]]:

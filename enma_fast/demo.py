@@ -51,7 +51,7 @@ def run(
     """
     model = load_model(checkpoint)
     name = model.config.dataset
-    inside, outside = (read(test_file(name, split)) for split in ("test-in", "test-out"))
+    inside, outside = (read(shipped_file(name, split)) for split in ("test-in", "test-out"))
     # One trajectory at a time, so that progress is seen.
     main = Case(members=members, seed=seed, chunk=max(1, members))
     fewer = min(members, FEWER_MEMBERS)
@@ -134,7 +134,7 @@ def store_figure(
     )
 
 
-def test_file(dataset: str, split: str) -> Path:
+def shipped_file(dataset: str, split: str) -> Path:
     """A shipped test file, or an `EnmaError` that lists them."""
     path = PRETRAINED / f"{dataset}-{split}.h5"
     if not path.is_file():

@@ -79,6 +79,6 @@ def _table(result: dict[str, Any]) -> Any:
         columns,
         rows,
         caption=f"From {temporal['history']} frames, {temporal['num_members']} members. Last two columns: relative "
-        f"L2 of {outside['num_members']} members, the last from 1 frame and a context trajectory.\nThe paper's are over "
-        "1,200 trajectories (120 out of distribution).",
+        f"L2 of {outside['num_members']} members, the last from 1 frame and a context trajectory.\nThe paper's are "
+        "over 1,200 trajectories (120 out of distribution).",
     )
