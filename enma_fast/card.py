@@ -27,9 +27,9 @@ from .scoring import paper_table, score
 CASES: tuple[tuple[str, int, int | None], ...] = (
     ("temporal", 16, None),
     ("temporal", 64, 240),
-    ("temporal", 16, 10),
+    ("temporal", 16, 5),
     ("initial-value", 16, None),
-    ("initial-value", 16, 10),
+    ("initial-value", 16, 5),
     ("generation", 16, 240),
 )
 SPLITS = ("test-in", "test-out")
@@ -160,7 +160,7 @@ def card_text(config: ModelConfig, metrics: dict[str, Any]) -> str:
         _score_rows(metrics["rows"]),
         f"The tokenizer alone (fields to latent frames and back): relative L2 {_e(metrics['tokenizer']['rel_l2'])} on "
         f"{metrics['tokenizer']['num_trajectories']} trajectories of {metrics['tokenizer']['split']}. Noise seed "
-        f"{metrics['seed']}. A row is made again by its command below; those of 10 trajectories also from the test "
+        f"{metrics['seed']}. A row is made again by its command below; those of 5 trajectories also from the test "
         "files in the package.",
         "```\n" + "\n".join(dict.fromkeys(_score_command(config, row) for row in metrics["rows"])) + "\n```",
         f"Beside it, the paper's figures ({paper_source()}), on its own data of the same kind:",

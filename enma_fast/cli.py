@@ -7,6 +7,7 @@ error, with a traceback only under `--debug`.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -57,7 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with _log_to_stderr():
         try:
             status = app(given, prog_name="enma-fast", standalone_mode=False)
-            return status if isinstance(status, int) else 0
+            # Newer releases of typer turn an interrupt into this status themselves.
+            return _fail("interrupted", 130) if status == 130 else status or 0
         except KeyboardInterrupt:
             return _fail("interrupted", 130)
         except Exception as error:
@@ -101,7 +103,8 @@ def _log_to_stderr() -> Iterator[None]:
     log, handler = logging.getLogger("enma_fast"), _StderrHandler()
     level = log.level
     log.addHandler(handler)
-    log.setLevel(logging.INFO)
+    # Of the ranks that torchrun starts, only the first tells what all of them do.
+    log.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING)
     try:
         yield
     finally:

@@ -141,5 +141,5 @@ class FlowHead(nn.Module):
         return y
 
     def _velocity(self, y: Tensor, c: Tensor, r: float) -> Tensor:
-        time = torch.full((*y.shape[:-1], 1), r, device=y.device)
-        return self.velocity(y.to(c.dtype), c, time).float()
+        # One time for all rows: its features are computed once and broadcast.
+        return self.velocity(y.to(c.dtype), c, torch.full((1,), r, device=y.device)).float()

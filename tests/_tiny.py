@@ -84,7 +84,7 @@ def shaken(module, seed=0, scale=0.2):
 def model(name="relative", seed=0):
     """A model with random weights everywhere, ready to sample."""
     torch.manual_seed(seed)
-    made = shaken(Model(CONFIGS[name]), seed)
+    made = shaken(Model(CONFIGS[name]), seed, scale=0.1)
     made.latent_mean += 0.3
     made.latent_std *= 1.7
     return made.eval().requires_grad_(False)

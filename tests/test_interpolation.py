@@ -148,10 +148,11 @@ def test_distance_is_to_the_nearest_image(periods, rng):
     a, b = rng.uniform(-1, 3, (6, 2)), rng.uniform(-1, 3, (9, 2))
     images = [[0.0] if p is None else [p * i for i in range(-8, 9)] for p in periods]
     expected = torch.tensor(
-        [[min(math.hypot(*(x - y + shift)) for shift in itertools.product(*images)) for y in b] for x in a]
+        [[min(math.hypot(*(x - y + shift)) for shift in itertools.product(*images)) for y in b] for x in a],
+        dtype=torch.float64,
     )
     found = point_distance(torch.from_numpy(a), torch.from_numpy(b), periods=periods)
-    torch.testing.assert_close(found, expected.double(), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
 def attend(*, x_q, x_p, slopes, power=1, periods=(1.0,), valid=None):

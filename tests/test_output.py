@@ -112,28 +112,28 @@ def test_what_was_not_put_is_nan(tmp_path: Path, rng: np.random.Generator) -> No
     np.testing.assert_array_equal(read[1], samples[1])
 
 
-def test_a_failure_leaves_nothing(tmp_path: Path, rng: np.random.Generator) -> None:
-    given = contents(rng)
+def fail_after_one(path: Path, given: dict[str, Any], failure: BaseException) -> None:
+    """Begin to write a store, forced if there is one, and fail."""
+    given = dict(given)
     samples = given.pop("samples")
-    for failure in (RuntimeError("sampling failed"), KeyboardInterrupt()):
-        with (
-            pytest.raises(type(failure)),
-            create_store(tmp_path / "run.zarr", num_members=4, **given) as store,
-        ):
-            store.put(0, samples[:1])
-            raise failure
-        assert list(tmp_path.iterdir()) == []
+    with create_store(path, num_members=4, force=True, **given) as store:
+        store.put(0, samples[:1])
+        raise failure
+
+
+@pytest.mark.parametrize("failure", [RuntimeError("sampling failed"), KeyboardInterrupt()])
+def test_a_failure_leaves_nothing(tmp_path: Path, rng: np.random.Generator, failure: BaseException) -> None:
+    with pytest.raises(type(failure)):
+        fail_after_one(tmp_path / "run.zarr", contents(rng), failure)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_failure_leaves_the_store_that_was_there(tmp_path: Path, rng: np.random.Generator) -> None:
     given = contents(rng)
     path = tmp_path / "run.zarr"
     write(path, given)
-    again = contents(rng)
-    samples = again.pop("samples")
-    with pytest.raises(RuntimeError), create_store(path, num_members=4, force=True, **again) as store:
-        store.put(0, samples[:1])
-        raise RuntimeError
+    with pytest.raises(RuntimeError):
+        fail_after_one(path, contents(rng), RuntimeError("sampling failed"))
     np.testing.assert_array_equal(stacked(read_forecast(path)), given["samples"])
     assert [p.name for p in tmp_path.iterdir()] == ["run.zarr"]
 
@@ -167,7 +167,7 @@ def test_nothing_else_is_ever_replaced(tmp_path: Path, rng: np.random.Generator,
 
 def test_an_impossible_place_is_one_clear_line(tmp_path: Path, rng: np.random.Generator) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(EnmaError, match="run.zarr: cannot be written"):
+    with pytest.raises(EnmaError, match=r"run\.zarr: cannot be written"):
         write(tmp_path / "file" / "run.zarr", contents(rng))
 
 
@@ -190,11 +190,11 @@ def test_reading_what_is_no_forecast(tmp_path: Path, rng: np.random.Generator) -
     with pytest.raises(EnmaError, match="is not a Zarr store"):
         read_forecast(tmp_path)
     xarray.Dataset({"u": ("x", [1.0])}).to_zarr(tmp_path / "other.zarr", consolidated=True, zarr_format=2)
-    with pytest.raises(EnmaError, match="other.zarr: is not a Zarr store"):
+    with pytest.raises(EnmaError, match=r"other\.zarr: is not a Zarr store"):
         read_forecast(tmp_path / "other.zarr")
     (tmp_path / "broken.zarr").mkdir()
     (tmp_path / "broken.zarr" / "zarr.json").write_text("{")
-    with pytest.raises(EnmaError, match="broken.zarr: cannot be read as Zarr"):
+    with pytest.raises(EnmaError, match=r"broken\.zarr: cannot be read as Zarr"):
         read_forecast(tmp_path / "broken.zarr")
 
 

@@ -216,9 +216,9 @@ def test_drawing_leaves_pyplot_and_the_style_alone() -> None:
     program = """
 import sys, matplotlib, numpy as np
 from enma_fast.plots import forecast_figure
-before = dict(matplotlib.rcParams)
+before = matplotlib.rcParams.copy()
 forecast_figure(np.random.default_rng(0).normal(size=(3, 4, 8)), times=np.arange(4.0), coords=[np.arange(8.0)])
-assert dict(matplotlib.rcParams) == before
 assert "matplotlib.pyplot" not in sys.modules
+assert matplotlib.rcParams.copy() == before
 """
     subprocess.run([sys.executable, "-c", program], check=True)

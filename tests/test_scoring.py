@@ -94,11 +94,11 @@ def test_scores_are_those_of_the_metrics(model: Model, data: FieldFile, task: st
 
 
 def test_all_tasks_have_the_same_keys_of_plain_data(model: Model, data: FieldFile) -> None:
-    results = [score(model, data, task=task, members=2, limit=2) for task in TASKS]
+    results = [score(model, data, task=task, members=2, limit=9) for task in TASKS]
     assert {tuple(result) for result in results} == {tuple(results[0])}
     assert len({tuple(result["per_frame"]) for result in results}) == 1
     assert [json.loads(json.dumps(result, allow_nan=False)) for result in results] == results
-    assert all(result["num_trajectories"] == 2 for result in results)
+    assert all(result["num_trajectories"] == 5 for result in results)
 
 
 def test_one_member_has_no_calibration(model: Model, data: FieldFile) -> None:

@@ -1,0 +1,239 @@
+"""Whatever is wrong with the input is one line that names it, status 2, and nothing is written."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from enma_fast.checkpoint import write_manifest
+from enma_fast.data import FieldFile, read, write
+
+
+@pytest.fixture
+def fields(test_in: Path) -> FieldFile:
+    return read(test_in, select=[0, 1, 2, 3])
+
+
+@pytest.fixture
+def rewrite(fields: FieldFile, tmp_path: Path) -> Callable[..., Path]:
+    """Write four good trajectories with some of it changed."""
+
+    def made(**changes: object) -> Path:
+        given = {
+            "name": "combined-test-in",
+            "times": fields.times,
+            "coords": fields.coords,
+            "periodic": [True],
+            "scalars": {"environment": fields.environment, **fields.parameters},
+            "t0_fields": {"u": fields.u[..., 0]},
+        }
+        return write(tmp_path / "fields.h5", **{**given, **changes})
+
+    return made
+
+
+@pytest.fixture
+def refused(enma: Callable, tiny: Path, tmp_path: Path) -> Callable[..., str]:
+    """The error of scoring a file, which is that of forecasting it; neither writes anything."""
+
+    def run(file: Path, *options: object, checkpoint: object = tiny) -> str:
+        before = sorted(tmp_path.rglob("*"))
+        common = (file, "--checkpoint", checkpoint, "--members", 2, *options)
+        error = enma("score", *common, "--json").error()
+        assert enma("forecast", *common, "--out", tmp_path / "new" / "run.zarr").error() == error
+        assert sorted(tmp_path.rglob("*")) == before
+        return error
+
+    return run
+
+
+def test_a_good_file_is_not_refused(enma: Callable, rewrite: Callable, tiny: Path) -> None:
+    assert enma("score", rewrite(), "-c", tiny, "--members", 2, "--json").json["num_trajectories"] == 4
+
+
+def test_no_such_file(refused: Callable, tmp_path: Path) -> None:
+    assert refused(tmp_path / "no.h5") == f"{tmp_path / 'no.h5'}: no such file; check the path"
+
+
+def test_not_hdf5(refused: Callable, tmp_path: Path) -> None:
+    (tmp_path / "a.h5").write_text("a,b\n1,2\n")
+    assert refused(tmp_path / "a.h5").startswith(f"{tmp_path / 'a.h5'}: is not an HDF5 file")
+
+
+def test_truncated_hdf5(refused: Callable, rewrite: Callable) -> None:
+    path = rewrite()
+    path.write_bytes(path.read_bytes()[:30_000])
+    assert refused(path).startswith(f"{path}: cannot be read as HDF5")
+
+
+@pytest.mark.parametrize("group", ["dimensions", "boundary_conditions", "scalars", "t0_fields", "t1_fields"])
+def test_a_group_is_lacking(refused: Callable, rewrite: Callable, group: str) -> None:
+    path = rewrite()
+    with h5py.File(path, "r+") as file:
+        del file[group]
+    assert refused(path).startswith(f"{path}: lacks the group '{group}'")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_value_is_not_finite(refused: Callable, rewrite: Callable, fields: FieldFile, value: float) -> None:
+    u = fields.u[..., 0].copy()
+    u[2, 5, 7] = value
+    path = rewrite(t0_fields={"u": u})
+    error = refused(path)
+    assert error.startswith(f"{path}: t0_fields/u holds a NaN or an infinity, first at trajectory 2, frame 5")
+
+
+def test_another_grid(refused: Callable, rewrite: Callable, fields: FieldFile) -> None:
+    path = rewrite(coords=[fields.coords[0][::2]], t0_fields={"u": fields.u[:, :, ::2, 0]})
+    assert refused(path) == f"{path}: the grid is 64 points; combined-small expects 128"
+
+
+def test_another_number_of_channels(refused: Callable, rewrite: Callable, fields: FieldFile) -> None:
+    path = rewrite(t0_fields={"u": fields.u[..., 0], "v": fields.u[..., 0]})
+    assert refused(path) == f"{path}: holds 2 channels (u, v); combined-small expects 1"
+
+
+def test_another_frame_spacing(refused: Callable, rewrite: Callable, fields: FieldFile) -> None:
+    path = rewrite(times=2 * fields.times)
+    assert refused(path) == f"{path}: dimensions/time has frames 0.1 apart; combined-small expects 0.05"
+
+
+def test_another_domain(refused: Callable, rewrite: Callable, fields: FieldFile) -> None:
+    path = rewrite(coords=[fields.coords[0] / 2])
+    assert refused(path) == f"{path}: the domain has size 3.14159; combined-small expects 6.28319"
+    path = rewrite(periodic=[False])
+    assert refused(path) == f"{path}: boundary_conditions are open; combined-small expects periodic"
+
+
+def test_too_few_frames(refused: Callable, rewrite: Callable, fields: FieldFile) -> None:
+    path = rewrite(times=fields.times[:3], t0_fields={"u": fields.u[:, :3, :, 0]})
+    assert refused(path) == f"{path}: 3 frames are too few: with history 3 none is left to forecast"
+
+
+@pytest.mark.parametrize("history", [-1, 0, 1, 2])
+def test_a_history_too_short(refused: Callable, rewrite: Callable, history: int) -> None:
+    expected = f"history is {history}; combined-small needs at least 3 frames (or use --task initial-value)"
+    assert refused(rewrite(), "--history", history) == expected
+
+
+def test_no_context(refused: Callable, rewrite: Callable, fields: FieldFile) -> None:
+    path = rewrite(scalars=fields.parameters)
+    assert refused(path, "--task", "initial-value").startswith(f"{path}: lacks scalars/environment")
+    path = rewrite(scalars={"environment": np.arange(4), **fields.parameters})
+    assert "alone in its group" in refused(path, "--task", "generation")
+
+
+def test_options_out_of_range(refused: Callable, enma: Callable, rewrite: Callable, tiny: Path, tmp_path: Path) -> None:
+    path = rewrite()
+    assert refused(path, "--task", "magic").startswith("task 'magic' is unknown")
+    assert refused(path, "--chunk", 0) == "chunk is 0; at least 1 is needed"
+    assert refused(path, "--device", "abacus") == "--device abacus: cannot be used here; use cpu"
+    assert enma("score", path, "-c", tiny, "--members", 0).error() == "members is 0; at least 1 is needed"
+    assert enma("score", path, "-c", tiny, "--limit", 0).error() == "limit is 0; at least 1 is needed"
+    for select in ("4:5", "2:2", "-1", "a:b", "0:9", "7"):
+        run = enma("forecast", path, "-c", tiny, "--out", tmp_path / "run.zarr", f"--select={select}")
+        assert run.error().startswith(f"--select '{select}': "), select
+    assert not (tmp_path / "run.zarr").exists()
+
+
+def test_an_unknown_checkpoint(refused: Callable, rewrite: Callable, tmp_path: Path) -> None:
+    error = refused(rewrite(), checkpoint="combined-huge")
+    assert error.startswith("checkpoint 'combined-huge': neither a folder nor a shipped model (shipped: ")
+    (tmp_path / "empty").mkdir()
+    assert "holds no manifest.json" in refused(rewrite(), checkpoint=tmp_path / "empty")
+
+
+def test_damaged_weights(refused: Callable, rewrite: Callable, tiny: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny, tmp_path / "copy"))
+    weights = folder / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1000] ^= 4
+    weights.write_bytes(data)
+    assert refused(rewrite(), checkpoint=folder).startswith(f"{weights}: SHA-256 differs")
+    weights.write_bytes(data[:-1000])
+    assert refused(rewrite(), checkpoint=folder).startswith(f"{weights}: {len(data) - 1000} bytes, ")
+    # A manifest that fits does not save a file that is not whole.
+    write_manifest(folder)
+    assert refused(rewrite(), checkpoint=folder).startswith(f"{weights}: not a whole safetensors file")
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"colour": "blue"}, "colour"),
+        ({"num_frames": "many"}, "num_frames"),
+        ({"tokenizer": {"grid": []}}, "grid"),
+    ],
+)
+def test_a_config_with_an_unknown_key_or_a_wrong_type(
+    refused: Callable, rewrite: Callable, tiny: Path, tmp_path: Path, change: dict, field: str
+) -> None:
+    folder = Path(shutil.copytree(tiny, tmp_path / "copy"))
+    config = folder / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), **change}))
+    write_manifest(folder)
+    error = refused(rewrite(), checkpoint=folder)
+    assert error.startswith(f"{config}: ")
+    assert field in error
+
+
+def test_config_and_weights_of_different_models(
+    refused: Callable, rewrite: Callable, tiny: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(tiny, tmp_path / "copy"))
+    config = folder / "config.json"
+    text = json.loads(config.read_text())
+    text["dynamics"]["flow"]["width"] = 24
+    config.write_text(json.dumps(text))
+    write_manifest(folder)
+    error = refused(rewrite(), checkpoint=folder)
+    assert error.startswith(f"{folder / 'model.safetensors'}: dynamics.flow.")
+    assert "config asks for" in error
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--set", "dynamics.depth=3"), "model config: unknown key 'dynamics.depth'; known are width, heads"),
+        (("--set", "depth=3"), "model config: unknown key 'depth'; known are name, dataset"),
+        (("--set", "dynamics.width.height=3"), "model config: unknown key 'dynamics.width.height'"),
+        (("--set", 'dynamics.width="wide"'), "model config: dynamics.width: input should be a valid integer"),
+        (("--set", "dynamics.width=30"), "model config: "),
+        (("--train-set", "speed=3"), "training config: unknown key 'speed'; known are steps, batch"),
+        (("--train-set", "optimizer=sgd"), "training config: optimizer: input should be 'adamw'"),
+        (("--train-set", "batch"), "--train-set 'batch': write key=value"),
+        (("--precision", "fp8"), "precision 'fp8': use auto, bf16 or fp32"),
+        (("--device", "abacus"), "--device abacus: cannot be used here; use cpu"),
+    ],
+)
+def test_bad_settings_of_a_training(
+    enma: Callable, data_folder: Path, tmp_path: Path, options: tuple, message: str
+) -> None:
+    command = ("train", "tokenizer", "combined-small", "--data", data_folder, "--out", tmp_path / "run")
+    assert enma(*command, "--steps", 1, *options).error().startswith(message)
+
+
+def test_bad_places_of_a_training(enma: Callable, data_folder: Path, tiny: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+
+    def error(*arguments: object) -> str:
+        found = enma("train", *arguments, "--out", out).error()
+        assert not out.exists()
+        return found
+
+    assert error("tokenizer", "combined-huge", "--data", data_folder).startswith("preset 'combined-huge' is unknown")
+    nowhere = tmp_path / "nowhere"
+    expected = (
+        f"{nowhere / 'combined-train.h5'}: no such file; make it: enma-fast data generate combined --out {nowhere}"
+    )
+    assert error("tokenizer", "combined-small", "--data", nowhere) == expected
+    dynamics = ("dynamics", "combined-small", "--data", data_folder, "--tokenizer")
+    assert "neither a folder nor a shipped model" in error(*dynamics, nowhere)
+    assert error(*dynamics, tiny, "--set", "tokenizer.width=8").startswith("tokenizer.width: belongs to the tokenizer")
+    assert error("dynamics", "advection-small", "--data", data_folder, "--tokenizer", tiny) == (
+        f"{tiny}: is a tokenizer for combined; the preset advection-small is for advection"
+    )

@@ -1,0 +1,54 @@
+"""`enma-fast data generate` and `data info`."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from enma_fast.data import describe, generate, read
+
+
+def test_generate_writes_what_the_library_writes(enma: Callable, tmp_path: Path) -> None:
+    command = ("data", "generate", "advection", "--groups", 2, "--seed", 3, "--split", "val")
+    result = enma(*command, "--out", tmp_path / "a", "--json").json
+    path = tmp_path / "a" / "advection-val.h5"
+    assert result == {
+        "file": str(path),
+        "equation": "advection",
+        "split": "val",
+        "bytes": path.stat().st_size,
+    }
+    expected = read(generate("advection", "val", groups=2, seed=3, out_dir=tmp_path / "b"))
+    made = read(path)
+    np.testing.assert_array_equal(made.u, expected.u)
+    np.testing.assert_array_equal(made.parameters["alpha"], expected.parameters["alpha"])
+
+
+def test_generate_writes_all_splits(enma: Callable, tmp_path: Path) -> None:
+    result = enma("data", "generate", "advection", "--groups", 1, "--out", tmp_path, "--json").json
+    splits = ["train", "val", "test-in", "test-out"]
+    assert [entry["split"] for entry in result] == splits
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(f"advection-{split}.h5" for split in splits)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("heat",), "equation 'heat' is unknown; use one of combined, advection"),
+        (("advection", "--split", "test"), "split 'test' is unknown; use one of train, val, test-in, test-out"),
+        (("advection", "--groups", 0), "groups is 0; the split 'train' has between 1 and 900000 groups"),
+        (("advection", "--seed", -1), "seed is -1; use a seed of 0 or more"),
+    ],
+)
+def test_generate_refuses(enma: Callable, tmp_path: Path, arguments: tuple, message: str) -> None:
+    out = tmp_path / "new"
+    assert enma("data", "generate", *arguments, "--out", out).error() == message
+    assert not out.exists()
+
+
+def test_info(enma: Callable, test_in: Path) -> None:
+    assert enma("data", "info", test_in, "--json").json == describe(test_in)
+    shown = enma("data", "info", test_in).out
+    for words in (("trajectories", "30"), ("groups", "3"), ("points", "128"), ("split", "test-in")):
+        assert any(line.split() == list(words) for line in shown.splitlines()), words

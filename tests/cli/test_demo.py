@@ -1,0 +1,73 @@
+"""`enma-fast demo`: its numbers are those of the library, its files are what it says they are."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from enma_fast.checkpoint import load_model
+from enma_fast.data import read
+from enma_fast.output import read_forecast, stacked
+from enma_fast.scoring import score_case
+from enma_fast.tasks import Case
+
+PROMISED = {
+    "rel_l2",
+    "rel_l2_member",
+    "crps",
+    "rmsce",
+    "spread_skill",
+    "num_members",
+    "seconds_per_member",
+    "num_parameters",
+}
+
+
+def test_numbers_and_files(enma: Callable, tiny: Path, test_in: Path, tmp_path: Path) -> None:
+    result = enma(
+        "demo", "--checkpoint", tiny, "--out", tmp_path, "--members", 5, "--trajectories", 4, "--seed", 2, "--json"
+    ).json
+    assert set(result) >= PROMISED
+    rows = [0, 7, 15, 22]
+    model, data = load_model(tiny), read(test_in)
+    expected = score_case(model, data, Case(members=5, seed=2), rows=rows)
+    for name in ("rel_l2", "rel_l2_member", "crps", "rmsce", "spread_skill"):
+        assert result[name] == pytest.approx(expected[name], rel=1e-4), name
+    assert (result["num_members"], result["num_trajectories"]) == (5, 4)
+    cases = [(row["task"], row["split"], row["num_members"]) for row in result["rows"]]
+    assert cases == [("temporal", "test-in", 5), ("temporal", "test-out", 5), ("initial-value", "test-in", 5)]
+    assert result["paper"][0][-1]["rel_l2"] == 7.86e-3
+    store = read_forecast(result["store"])
+    assert store["trajectory"].to_numpy().tolist() == rows
+    np.testing.assert_array_equal(stacked(store, "_truth"), data.u[rows, 3:])
+    samples = stacked(store)
+    truth = data.u[rows, 3:].reshape(4, -1)
+    error = np.linalg.norm(samples.mean(1).reshape(4, -1) - truth, axis=1) / np.linalg.norm(truth, axis=1)
+    assert result["rel_l2"] == pytest.approx(error.mean(), rel=1e-5)
+    assert (store.attrs["command"], store.attrs["seed"]) == ("enma-fast demo", 2)
+    assert len(store.attrs["model_sha256"]) == len(store.attrs["data_sha256"]) == 64
+    assert Path(result["figure"]).read_bytes().startswith(b"\x89PNG")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["demo.png", "forecast.zarr"]
+    # Again, over the files of the first run.
+    run = enma("demo", "--checkpoint", tiny, "--out", tmp_path, "--members", 2, "--trajectories", 1)
+    assert run.status == 0, run.err
+    assert read_forecast(tmp_path / "forecast.zarr")["u"].shape == (1, 2, 17, 128)
+
+
+def test_the_shipped_model_beside_the_paper(enma: Callable, tmp_path: Path) -> None:
+    run = enma("demo", "--out", tmp_path, "--members", 3, "--trajectories", 2)
+    assert run.status == 0, run.err
+    assert run.err == "", "progress is for terminals"
+    table = {line.split("  ")[0].strip(): line.split() for line in run.out.splitlines() if line.strip()}
+    assert float(table["this model"][2]) < 0.3, "it forecasts"
+    assert table["ENMA, paper"][2:] == ["7.86e-3", "-", "1.70e-3", "0.0868", "-", "0.102", "0.0156"]
+    assert table["FNO, paper"][2] == "0.133"
+    for name in ("forecast.zarr", "demo.png"):
+        assert str(tmp_path / name) in run.out
+
+
+def test_too_many_trajectories(enma: Callable, tiny: Path, tmp_path: Path) -> None:
+    run = enma("demo", "--checkpoint", tiny, "--out", tmp_path / "new", "--trajectories", 31)
+    assert run.error() == "trajectories is 31; combined-test-in.h5 holds 1 to 30"
+    assert not (tmp_path / "new").exists()

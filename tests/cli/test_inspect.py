@@ -1,0 +1,81 @@
+"""`enma-fast info` and `verify`."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+import enma_fast
+from enma_fast.checkpoint import load_model, save_tokenizer, sha256
+from enma_fast.config import PRESETS
+
+
+def test_info(enma: Callable) -> None:
+    result = enma("info", "--json").json
+    assert result["versions"]["torch"] == torch.__version__
+    assert result["machine"]["cores"] >= 1
+    assert (result["machine"]["gpu"] is None) == (not torch.cuda.is_available())
+    assert set(result["presets"]) == set(PRESETS)
+    models = {entry["name"]: entry for entry in result["checkpoints"]}
+    shipped = sum(p.numel() for p in load_model("combined-small").parameters())
+    assert models["combined-small"]["num_parameters"] == shipped
+    assert models["combined-small"]["bytes"] < 12e6
+    shown = enma("info").out
+    assert f"{shipped:,}" in shown
+    assert torch.__version__ in shown
+    assert "combined-small" in shown
+
+
+def test_versions_agree(enma: Callable) -> None:
+    found = enma("info", "--json").json["versions"]["enma-fast"]
+    assert enma_fast.__version__ == (found or "0+unknown")
+
+
+def test_verify_lists_every_file(enma: Callable, tiny: Path) -> None:
+    result = enma("verify", tiny, "--json").json
+    assert result["kind"] == "model"
+    assert result["num_parameters"] == sum(p.numel() for p in load_model(tiny).parameters())
+    assert set(result["files"]) == {"config.json", "model.safetensors", "README.md"}
+    for name, entry in result["files"].items():
+        assert entry == {"bytes": (tiny / name).stat().st_size, "sha256": sha256(tiny / name)}
+        assert entry["sha256"] in enma("verify", tiny).out
+
+
+def test_verify_the_shipped_model_by_name(enma: Callable) -> None:
+    assert enma("verify", "combined-small", "--json").json["kind"] == "model"
+
+
+def test_verify_a_tokenizer_alone(enma: Callable, tiny: Path, tmp_path: Path) -> None:
+    model = load_model(tiny)
+    save_tokenizer(model.tokenizer, model.config, tmp_path)
+    result = enma("verify", tmp_path, "--json").json
+    assert result["kind"] == "tokenizer"
+    assert result["num_parameters"] == sum(p.numel() for p in model.tokenizer.parameters())
+
+
+def test_verify_finds_every_kind_of_damage(enma: Callable, tiny: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+
+    def fresh() -> Path:
+        shutil.rmtree(folder, ignore_errors=True)
+        return Path(shutil.copytree(tiny, folder))
+
+    for name in ("model.safetensors", "config.json", "README.md"):
+        data = bytearray((fresh() / name).read_bytes())
+        data[len(data) // 2] ^= 1
+        (folder / name).write_bytes(data)
+        assert enma("verify", folder).error() == (
+            f"{folder / name}: SHA-256 differs from manifest.json; copy the checkpoint again"
+        )
+        (fresh() / name).write_bytes(data[:-1])
+        expected = f"{folder / name}: {len(data) - 1} bytes, {len(data)} expected; copy the checkpoint again"
+        assert enma("verify", folder).error() == expected
+        (fresh() / name).unlink()
+        assert enma("verify", folder).error() == f"{folder / name}: missing; copy the checkpoint again"
+    (fresh() / "manifest.json").write_text("{}")
+    assert enma("verify", folder).error() == f"{folder / 'manifest.json'}: not a manifest; copy the checkpoint again"
+    manifest = json.loads((fresh() / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "format": 99}))
+    assert "format 99" in enma("verify", folder).error()

@@ -1,0 +1,38 @@
+"""The names that `import enma_fast` offers."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import enma_fast
+from enma_fast import checkpoint, config, data, ensemble, errors, scoring
+
+
+def test_every_name_is_the_library_s_own() -> None:
+    assert enma_fast.forecast is ensemble.forecast
+    assert enma_fast.stream is ensemble.stream
+    assert enma_fast.load_model is checkpoint.load_model
+    assert enma_fast.read_fields is data.read
+    assert enma_fast.FieldFile is data.FieldFile
+    assert enma_fast.score is scoring.score
+    assert enma_fast.PRESETS is config.PRESETS
+    assert (enma_fast.ModelConfig, enma_fast.SamplingConfig) == (config.ModelConfig, config.SamplingConfig)
+    assert enma_fast.EnmaError is errors.EnmaError
+    assert enma_fast.__version__[0].isdigit()
+    assert set(enma_fast.__all__) == {*enma_fast._HOME, "__version__"}
+    assert set(enma_fast.__all__) <= set(dir(enma_fast))
+
+
+def test_an_unknown_name() -> None:
+    with pytest.raises(AttributeError, match="module 'enma_fast' has no attribute 'forcast'"):
+        enma_fast.forcast  # noqa: B018
+
+
+def test_a_forecast_in_few_lines(tiny: Path, test_in: Path) -> None:
+    model = enma_fast.load_model(tiny)
+    fields = enma_fast.read_fields(test_in, select=[0, 1])
+    members = enma_fast.forecast(model, fields.u[:, :3], num_members=4, seed=1)
+    assert members.shape == (2, 4, 17, 128, 1)
+    frames = list(enma_fast.stream(model, fields.u[:, :3], num_members=4, seed=1))
+    np.testing.assert_allclose(np.stack(frames, axis=2), members, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,215 @@
+"""`enma-fast train tokenizer`, `train dynamics` and `train publish`, on a model that trains in a moment."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from enma_fast import card
+from enma_fast.checkpoint import load_model, load_tokenizer, read_tensors, sha256
+from enma_fast.data import read
+from enma_fast.recipes import summary
+from enma_fast.scoring import score
+
+from .conftest import TINY_DYNAMICS, TINY_TOKENIZER, Run
+
+
+def settings(changes: dict[str, Any]) -> list[str]:
+    return [word for key, value in changes.items() for word in ("--set", f"{key}={json.dumps(value)}")]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, data_folder: Path) -> Path:
+    """Run folders of a tokenizer and of dynamics, trained for a few steps."""
+    from enma_fast.cli import main
+
+    folder = tmp_path_factory.mktemp("runs")
+    common = ["--data", str(data_folder), "--batch", "4", "--precision", "fp32"]
+    tokenizer, dynamics = str(folder / "tokenizer"), str(folder / "dynamics")
+    words = ["train", "tokenizer", "combined-small", "--out", tokenizer, *common, "--steps", "40", "--seed", "3"]
+    assert main([*words, *settings(TINY_TOKENIZER), "--train-set", "warmup_steps=5"]) == 0
+    words = ["train", "dynamics", "combined-small", "--tokenizer", tokenizer, "--out", dynamics, *common]
+    assert main([*words, "--steps", "6", *settings(TINY_DYNAMICS)]) == 0
+    return folder
+
+
+@pytest.fixture
+def train(enma: Callable, data_folder: Path) -> Callable[..., Run]:
+    """Train the tokenizer or, on the one in `tokenizer`, the dynamics."""
+
+    def run(out: Path, *options: Any, tokenizer: Path | None = None) -> Run:
+        stage = ("tokenizer", "combined-small") if tokenizer is None else ("dynamics", "combined-small")
+        given = settings(TINY_TOKENIZER) if tokenizer is None else settings(TINY_DYNAMICS)
+        extra = () if tokenizer is None else ("--tokenizer", tokenizer)
+        common = ("--data", data_folder, "--out", out, "--batch", 4, "--precision", "fp32")
+        return enma("train", *stage, *extra, *common, *given, *options)
+
+    return run
+
+
+def averaged(folder: Path) -> dict[str, torch.Tensor]:
+    """The averaged weights in the state of a run."""
+    tensors, _ = read_tensors(folder / "state.safetensors")
+    return {k.removeprefix("average."): v for k, v in tensors.items() if k.startswith("average.")}
+
+
+def test_tokenizer_learns_and_leaves_its_averaged_weights(runs: Path, data_folder: Path) -> None:
+    folder = runs / "tokenizer"
+    tokenizer, config = load_tokenizer(folder / "checkpoint")
+    assert config.tokenizer.layers == TINY_TOKENIZER["tokenizer.layers"]
+    for name, value in averaged(folder).items():
+        assert torch.equal(tokenizer.state_dict()[name], value), name
+    done = summary(folder)
+    assert done["steps"] == 40
+    u = torch.from_numpy(read(data_folder / "combined-val.h5").u)
+    error = (tokenizer.decode(tokenizer.encode(u), 20) - u).flatten(1).norm(dim=1) / u.flatten(1).norm(dim=1)
+    assert done["validation"]["rel_l2"] == pytest.approx(error.mean().item(), rel=1e-4)
+    assert done["validation"]["rel_l2"] < 0.99, "forty steps are better than nothing"
+
+
+def test_dynamics_checkpoint_joins_tokenizer_and_averaged_dynamics(runs: Path) -> None:
+    model = load_model(runs / "dynamics" / "checkpoint")
+    tokenizer, _ = load_tokenizer(runs / "tokenizer" / "checkpoint")
+    for name, value in tokenizer.state_dict().items():
+        assert torch.equal(model.tokenizer.state_dict()[name], value), name
+    for name, value in averaged(runs / "dynamics").items():
+        assert torch.equal(model.dynamics.state_dict()[name], value), name
+    latents, meta = read_tensors(runs / "dynamics" / "latents-train.safetensors")
+    assert meta["tokenizer"].startswith(sha256(runs / "tokenizer" / "checkpoint" / "model.safetensors"))
+    assert torch.equal(model.latent_mean, latents["mean"])
+    assert latents["z"].shape[1:3] == (30, 11)
+    assert model.config.tokenizer.layers == TINY_TOKENIZER["tokenizer.layers"], "the tokenizer's config is kept"
+
+
+def test_validation_is_that_of_the_library(runs: Path, data_folder: Path) -> None:
+    done = summary(runs / "dynamics")["validation"]
+    model, data = load_model(runs / "dynamics" / "checkpoint"), read(data_folder / "combined-val.h5")
+    # Validation numbers its trajectories as this file does: it has fewer than validation takes.
+    for name, task in (("", "temporal"), ("_ivp", "initial-value")):
+        expected = score(model, data, task=task, members=8)
+        assert done[f"rel_l2{name}"] == pytest.approx(expected["rel_l2"], rel=1e-4)
+        assert done[f"crps{name}"] == pytest.approx(expected["crps"], rel=1e-4)
+
+
+def test_a_stopped_run_resumes_to_the_same_weights(runs: Path, train: Callable, tmp_path: Path) -> None:
+    whole, parts, tokenizer = tmp_path / "whole", tmp_path / "parts", runs / "tokenizer"
+    options = ("--steps", 4, "--validate-every", 2, "--json")
+    result = train(whole, *options, tokenizer=tokenizer).json
+    assert (result["steps"], result["checkpoint"]) == (4, str(whole / "checkpoint"))
+    stopped = train(parts, *options, "--stop-after", 2, tokenizer=tokenizer).json
+    assert (stopped["steps"], stopped["checkpoint"]) == (2, None)
+    assert not (parts / "checkpoint").exists()
+    resumed = train(parts, *options, tokenizer=tokenizer).json
+    assert resumed["validation"] == result["validation"]
+    expected, _ = read_tensors(whole / "checkpoint" / "model.safetensors")
+    found, _ = read_tensors(parts / "checkpoint" / "model.safetensors")
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+def test_a_finished_run_writes_its_checkpoint_again(runs: Path, train: Callable, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(runs / "dynamics", tmp_path / "run"))
+    before = sha256(folder / "checkpoint" / "model.safetensors")
+    shutil.rmtree(folder / "checkpoint")
+    result = train(folder, "--steps", 6, "--json", tokenizer=runs / "tokenizer").json
+    assert result["validation"] == summary(runs / "dynamics")["validation"]
+    assert sha256(folder / "checkpoint" / "model.safetensors") == before
+
+
+def test_other_settings_do_not_resume(runs: Path, train: Callable, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(runs / "dynamics", tmp_path / "run"))
+    tokenizer = runs / "tokenizer"
+
+    def error(*options: Any) -> str:
+        return train(folder, "--steps", 6, *options, tokenizer=tokenizer).error()
+
+    begun = f"{folder / 'run.json'}: this run was begun with"
+    mend = "choose an empty --out or the same settings"
+    assert error("--set", "dynamics.width=24") == f"{begun} model.dynamics.width 16, not 24; {mend}"
+    assert error("--train-set", "weight_decay=0.5").startswith(f"{begun} training.weight_decay 0.0001, not 0.5")
+    assert error("--seed", 9) == f"{begun} seed 0, not 9; {mend}"
+    (folder / "run.json").write_text("{")
+    assert error() == f"{folder / 'run.json'}: is not JSON; begin the run again in an empty folder"
+
+
+def test_a_tokenizer_is_no_model(enma: Callable, runs: Path, test_in: Path, train: Callable, tmp_path: Path) -> None:
+    error = enma("score", test_in, "--checkpoint", runs / "tokenizer" / "checkpoint").error()
+    assert error.endswith("holds a tokenizer only; train the dynamics on it: enma-fast train dynamics")
+    unfinished = tmp_path / "tokenizer"
+    assert train(unfinished, "--steps", 2, "--stop-after", 1).status == 0
+    error = train(tmp_path / "run", tokenizer=unfinished).error()
+    assert error == f"{unfinished}: this run has no checkpoint yet; let it finish first"
+
+
+def test_publish_measures_and_writes_a_card(
+    enma: Callable, runs: Path, data_folder: Path, test_in: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "published"
+    command = ("train", "publish", runs / "dynamics", "--tokenizer", runs / "tokenizer", "--data", data_folder)
+    result = enma(*command, "--out", out, "--limit", 5, "--seed", 1, "--json").json
+    metrics = card.read_metrics(out)
+    assert result == {"checkpoint": str(out), **metrics}
+    cases = {(row["task"], row["split"], row["num_members"]) for row in metrics["rows"]}
+    assert cases == {(task, split, k) for task, k, _ in card.CASES for split in card.SPLITS}
+    assert len(cases) == len(metrics["rows"])
+
+    model = load_model(out)
+    row = metrics["rows"][0]
+    expected = score(model, read(test_in), members=16, seed=1, limit=5)
+    for name in ("rel_l2", "crps", "rmsce", "spread_skill", "num_trajectories", "num_parameters"):
+        assert row[name] == pytest.approx(expected[name], rel=1e-5), name
+    u = torch.from_numpy(read(test_in).u)
+    error = (model.tokenizer.decode(model.tokenizer.encode(u), 20) - u).flatten(1).norm(dim=1)
+    relative = (error / u.flatten(1).norm(dim=1)).mean().item()
+    assert metrics["tokenizer"]["rel_l2"] == pytest.approx(relative, rel=1e-4)
+
+    text = (out / "README.md").read_text()
+    assert text == card.card_text(model.config, metrics)
+    assert "| temporal | test-in | 5 | 16 |" in text
+    assert "| temporal | test-in | ENMA | 7.86e-03 | 1.70e-03 | 8.68e-02 | - |" in text
+    assert "--task temporal --history 3 --members 16 --seed 1 --limit 5" in text
+    assert set(enma("verify", out, "--json").json["files"]) == {
+        "config.json",
+        "model.safetensors",
+        "README.md",
+        "metrics.json",
+    }
+
+
+def test_the_card_names_commands_that_make_the_run_again(
+    enma: Callable, runs: Path, data_folder: Path, tmp_path: Path
+) -> None:
+    import shlex
+
+    record = json.loads((runs / "tokenizer" / "run.json").read_text())
+    command = card._train_command(record).replace("data data", f"data {data_folder}")
+    words = shlex.split(command.replace("runs/tokenizer", str(tmp_path / "again")))
+    assert words[:4] == ["enma-fast", "train", "tokenizer", "combined-small"]
+    assert enma(*words[1:]).status == 0
+    again = json.loads((tmp_path / "again" / "run.json").read_text())
+    assert {key: again[key] for key in ("model", "training", "seed")} == {
+        key: record[key] for key in ("model", "training", "seed")
+    }
+    weights = Path("checkpoint") / "model.safetensors"
+    assert sha256(tmp_path / "again" / weights) == sha256(runs / "tokenizer" / weights)
+
+
+def test_publish_refuses_runs_that_do_not_belong_together(
+    enma: Callable, runs: Path, data_folder: Path, train: Callable, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    assert train(other, "--steps", 1).status == 0
+    out = tmp_path / "out"
+
+    def error(run: Path, tokenizer: Path) -> str:
+        command = ("train", "publish", run, "--tokenizer", tokenizer, "--data", data_folder, "--out", out)
+        found = enma(*command).error()
+        assert not out.exists()
+        return found
+
+    assert error(runs / "dynamics", other).startswith(f"{runs / 'dynamics'}: was not trained on the tokenizer of")
+    assert error(runs / "tokenizer", runs / "tokenizer").endswith("is a run of the tokenizer, not of the dynamics")
+    assert error(tmp_path, runs / "tokenizer").startswith(f"{tmp_path / 'run.json'}: no such file")

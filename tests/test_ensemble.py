@@ -1,0 +1,334 @@
+"""Forecasts of an ensemble: the pipeline behind them, members that depend on their numbers only, and bad input."""
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+
+from enma_fast.ensemble import forecast, stream
+from enma_fast.errors import EnmaError
+from enma_fast.interpolation import grid_points
+from enma_fast.noise import trajectory_seed
+from enma_fast.sample import trajectory
+
+from ._tiny import CONFIGS, distance, model, waves
+
+FRAMES = 8
+TASKS = {"temporal": (3, False), "initial-value": (1, True), "generation": (0, True)}
+
+
+@pytest.fixture(scope="module")
+def models():
+    return {name: model(name) for name in CONFIGS}
+
+
+@pytest.fixture(params=["relative", "plane"])
+def made(models, request):
+    return models[request.param]
+
+
+@pytest.fixture
+def relative(models):
+    return models["relative"]
+
+
+@pytest.fixture
+def points(models):
+    return models["points"]
+
+
+@pytest.fixture(params=TASKS)
+def task(request):
+    """Observed frames, and whether there is a context."""
+    return TASKS[request.param]
+
+
+def inputs(made, task, batch=2):
+    """History and context for two trajectories."""
+    observed, has_context = task
+    fields = waves(batch, 2, FRAMES, made.config.tokenizer)
+    history = fields[::2, :observed] if observed else None
+    return {"history": history, "context": fields[1::2] if has_context else None}
+
+
+def single(given, b):
+    return {key: None if value is None else value[b] for key, value in given.items()}
+
+
+def test_a_forecast_is_encode_sample_decode(made, task):
+    given = inputs(made, task)
+    out = forecast(made, **given, num_members=3, seed=11)
+    observed = task[0]
+    assert out.shape == (2, 3, FRAMES - observed, *made.config.tokenizer.grid, made.config.tokenizer.field_channels)
+    assert out.dtype == torch.float32
+    b, k = 1, 2
+    alone = {key: None if value is None else made.encode(value[b : b + 1]) for key, value in given.items()}
+    # Latent j holds frames 2j - 1 and 2j: what is not wholly observed is generated.
+    history = torch.zeros(1, 0, 8, alone["context"].shape[-1]) if observed == 0 else alone["history"]
+    assert history.shape[1] == {0: 0, 1: 1, 3: 2}[observed]
+    latents = trajectory(
+        made.dynamics,
+        history,
+        num_latents=5,
+        seeds=torch.tensor([trajectory_seed(11, b)]),
+        members=torch.tensor([k]),
+        context=alone["context"],
+    )
+    fields = made.decode(torch.cat([history, *(z[:, None] for z in latents)], dim=1), FRAMES)
+    assert distance(out[b, k], fields[0, observed:]) < 1e-4
+
+
+def test_a_trajectory_without_a_batch_loses_that_axis(made, task):
+    given = single(inputs(made, task), 0)
+    out = forecast(made, **given, num_members=3)
+    assert out.shape == (3, FRAMES - task[0], *made.config.tokenizer.grid, made.config.tokenizer.field_channels)
+    batched = {key: None if value is None else value[None] for key, value in given.items()}
+    assert torch.equal(forecast(made, **batched, num_members=3)[0], out)
+
+
+def test_arrays_of_any_float_type_will_do(made, task):
+    given = inputs(made, task)
+    expected = forecast(made, **given)
+    for dtype in (np.float32, np.float64):
+        arrays = {key: None if value is None else value.numpy().astype(dtype) for key, value in given.items()}
+        copies = {key: None if value is None else value.copy() for key, value in arrays.items()}
+        assert torch.equal(forecast(made, **arrays), expected)
+        for key, value in arrays.items():
+            assert value is None or np.array_equal(value, copies[key])
+    # Strided views too.
+    wide = {key: None if value is None else value.repeat_interleave(2, dim=1) for key, value in given.items()}
+    views = {key: None if value is None else value[:, ::2] for key, value in wide.items()}
+    assert torch.equal(forecast(made, **views), expected)
+
+
+def test_the_result_can_be_worked_with(relative):
+    out = forecast(relative, **inputs(relative, TASKS["temporal"]))
+    assert not out.is_inference()
+    out.requires_grad_().mul(2).sum().backward()
+    assert torch.equal(out.grad, torch.full_like(out, 2.0))
+
+
+def test_a_member_depends_on_its_numbers_only(made, task):
+    given = inputs(made, task)
+    whole = forecast(made, **given, num_members=5, seed=4)
+    assert distance(forecast(made, **given, num_members=2, first_member=3, seed=4), whole[:, 3:]) < 1e-4
+    for chunk in (1, 3):
+        assert distance(forecast(made, **given, num_members=5, seed=4, chunk=chunk), whole) < 1e-4
+    second = forecast(made, **single(given, 1), num_members=5, seed=4, trajectories=[1])
+    assert distance(second, whole[1]) < 1e-4
+    swapped = {key: None if value is None else value.flip(0) for key, value in given.items()}
+    turned = forecast(made, **swapped, num_members=5, seed=4, trajectories=[1, 0])
+    assert distance(turned.flip(0), whole) < 1e-4
+
+
+def test_members_trajectories_and_seeds_have_their_own_noise(relative):
+    history = inputs(relative, TASKS["temporal"])["history"]
+    same = history[:1].expand_as(history)
+    out = forecast(relative, same, num_members=2, seed=4)
+    other = forecast(relative, same, num_members=2, seed=5)
+    different = [out[0, 0], out[0, 1], out[1, 0], out[1, 1], other[0, 0]]
+    for i, a in enumerate(different):
+        for b in different[:i]:
+            assert distance(a, b) > 1e-2
+
+
+def test_a_shorter_forecast_is_the_beginning(made, task):
+    given = inputs(made, task)
+    whole = forecast(made, **given, num_members=2)
+    for count in range(1, whole.shape[2]):
+        assert distance(forecast(made, **given, num_members=2, num_frames=count), whole[:, :, :count]) < 1e-5
+
+
+@pytest.mark.parametrize("batched", [True, False])
+@pytest.mark.parametrize("frames", [1, 2, 5])
+def test_a_stream_is_the_forecast_frame_by_frame(made, task, frames, batched):
+    given = inputs(made, task) if batched else single(inputs(made, task), 1)
+    expected = forecast(made, **given, num_members=2, num_frames=frames, seed=3)
+    found = list(stream(made, **given, num_members=2, num_frames=frames, seed=3))
+    assert len(found) == frames
+    assert distance(torch.stack(found, dim=-made.config.tokenizer.dims - 2), expected) < 1e-4
+
+
+def test_a_stream_yields_as_soon_as_a_frame_is_decided(relative):
+    decided = []
+    hook = relative.dynamics.spatial.register_forward_hook(lambda *_: decided.append(1))
+    counts = [len(decided) for _ in stream(relative, **inputs(relative, TASKS["temporal"]))]
+    hook.remove()
+    # Frames 3 and 4 come with one latent frame of three mask steps, frames 5 and 6 with the next, then frame 7.
+    assert counts == [3, 3, 6, 6, 9]
+
+
+@pytest.mark.parametrize("observed", [3, 5, 7])
+def test_every_observed_frame_matters(relative, observed):
+    history = waves(2, 1, FRAMES, relative.config.tokenizer)[:, :observed]
+    out = forecast(relative, history)
+    for t in range(observed):
+        changed = history.clone()
+        changed[:, t] += 0.5
+        assert distance(forecast(relative, changed), out) > 1e-4
+
+
+def test_a_frame_that_fills_no_latent_is_forecast_from_the_others(relative):
+    # Of four frames the last shares its latent with one that is not observed; frames 4 to 7 are asked for.
+    history = waves(2, 1, FRAMES, relative.config.tokenizer)[:, :4]
+    assert distance(forecast(relative, history), forecast(relative, history[:, :3])[:, :, 1:]) < 1e-5
+
+
+def test_frames_beyond_training_are_forecast_with_a_warning(relative, caplog):
+    given = inputs(relative, TASKS["temporal"])
+    with caplog.at_level(logging.WARNING, logger="enma_fast"):
+        forecast(relative, **given, num_frames=5)
+        assert caplog.records == []
+        out = forecast(relative, **given, num_frames=6)
+    assert out.shape[2] == 6
+    assert out.isfinite().all()
+    assert [record.getMessage() for record in caplog.records] == [
+        "frames beyond 8 were not seen in training of relative"
+    ]
+
+
+def test_the_grid_as_query_points_gives_the_grid(points):
+    given = inputs(points, TASKS["temporal"])
+    options = points.config.tokenizer
+    grid = grid_points(options.grid, options.lengths)
+    out = forecast(points, **given, num_members=2)
+    assert distance(forecast(points, **given, num_members=2, query=grid), out) < 1e-5
+    some = torch.tensor([4, 30, 0])
+    assert distance(forecast(points, **given, num_members=2, query=grid[some].numpy()), out[..., some, :]) < 1e-5
+    streamed = torch.stack(list(stream(points, **given, num_members=2, query=grid[some])), dim=2)
+    assert distance(streamed, out[..., some, :]) < 1e-4
+
+
+def test_query_points_on_a_plane(models):
+    plane = models["plane-paper"]
+    given = inputs(plane, TASKS["initial-value"])
+    options = plane.config.tokenizer
+    grid = grid_points(options.grid, options.lengths)
+    out = forecast(plane, **given)
+    assert out.shape == (2, 1, 7, 16, 8, 2)
+    assert distance(forecast(plane, **given, query=grid), out.flatten(3, 4)) < 1e-5
+
+
+def test_observations_at_scattered_points(points):
+    given = inputs(points, TASKS["temporal"])
+    options = points.config.tokenizer
+    order = torch.randperm(32)
+    where = grid_points(options.grid, options.lengths)[order]
+    scattered = given["history"][:, :, order]
+    assert distance(forecast(points, scattered, points=where), forecast(points, **given)) < 1e-4
+    few = forecast(points, scattered[0, :, :11], points=where[:11].numpy(), num_members=2)
+    assert few.shape == (2, 5, 32, 1)
+    assert few.isfinite().all()
+
+
+def good(made):
+    fields = waves(2, 2, FRAMES, made.config.tokenizer)
+    return {"history": fields[::2, :3], "context": fields[1::2]}
+
+
+def with_value(u, index, value):
+    u = u.clone()
+    u[index] = value
+    return u
+
+
+ERRORS = {
+    "nothing given": (lambda g: {"history": None}, "history and context are both None"),
+    "one frame": (
+        lambda g: {"history": g["history"][:, :1]},
+        r"history has 1 frame; the model 'relative' needs at least 3, or pass context=",
+    ),
+    "two frames": (lambda g: {"history": g["history"][:, :2]}, r"history has 2 frames; .*at least 3"),
+    "no frame": (
+        lambda g: {"history": g["history"][:, :0]},
+        r"history has shape \(2, 0, 32, 1\): no trajectory or no frame",
+    ),
+    "no frame of context": (
+        lambda g: {"history": None, "context": g["context"][:, :0]},
+        r"context has shape \(2, 0, 32, 1\): no trajectory or no frame",
+    ),
+    "no trajectory": (lambda g: {"history": g["history"][:0]}, r"history has shape \(0, 3, 32, 1\): no trajectory"),
+    "wrong grid": (
+        lambda g: {"history": g["history"][:, :, :31]},
+        r"history has shape \(2, 3, 31, 1\); the model 'relative' expects \[B, T, 32, 1\]",
+    ),
+    "a plane": (lambda g: {"history": torch.zeros(1, 1, 3, 32, 32, 1)}, r"history has shape \(1, 1, 3, 32, 32, 1\)"),
+    "no channel axis": (lambda g: {"history": g["history"][0, ..., 0]}, r"history has shape \(3, 32\)"),
+    "channels": (
+        lambda g: {"history": g["history"].expand(-1, -1, -1, 2)},
+        "history has 2 channels; the model 'relative' expects 1",
+    ),
+    "context grid": (
+        lambda g: {"context": g["context"][:, :, :16]},
+        r"context has shape \(2, 8, 16, 1\); .*\[B, T, 32, 1\]",
+    ),
+    "context count": (
+        lambda g: {"context": g["context"][:1]},
+        "history holds 2 trajectories and context 1; give one context for each",
+    ),
+    "context unbatched": (lambda g: {"context": g["context"][0]}, r"context has shape \(8, 32, 1\)"),
+    "nan": (
+        lambda g: {"history": with_value(g["history"], (1, 2, 7, 0), float("nan"))},
+        "history holds a value that is not finite, first in trajectory 1, frame 2",
+    ),
+    "too large for fp32": (
+        lambda g: {"history": with_value(g["history"].double(), (0, 1, 7, 0), 1e39)},
+        "history holds a value that is not finite, first in trajectory 0, frame 1",
+    ),
+    "context infinity": (
+        lambda g: {"context": with_value(g["context"], (0, 5, 0, 0), float("-inf"))},
+        "context holds a value that is not finite, first in trajectory 0, frame 5",
+    ),
+    "integers": (lambda g: {"history": g["history"].long()}, "history has dtype torch.int64; floating point"),
+    "complex": (lambda g: {"history": g["history"].to(torch.complex64)}, "history has dtype torch.complex64"),
+    "members": (lambda g: {"num_members": 0}, "num_members is 0; at least 1"),
+    "frames": (lambda g: {"num_frames": 0}, "num_frames is 0; at least 1"),
+    "nothing left": (
+        lambda g: {"history": g["context"]},
+        r"num_frames is 0; at least 1 is needed \(history has 8 of 8 frames\)",
+    ),
+    "numbers": (lambda g: {"trajectories": [0]}, "trajectories names 1 numbers; the input holds 2"),
+    "negative number": (lambda g: {"trajectories": [0, -1]}, "trajectory index is -1"),
+    "query": (lambda g: {"query": torch.zeros(3, 1)}, "query: the model 'relative' has no interpolation"),
+    "points": (lambda g: {"points": torch.zeros(32, 1)}, "points: the model 'relative' has no interpolation"),
+}
+
+
+@pytest.mark.parametrize(
+    "run", [forecast, lambda *args, **kwargs: list(stream(*args, **kwargs))], ids=["forecast", "stream"]
+)
+@pytest.mark.parametrize("name", ERRORS)
+def test_bad_input_is_named_before_anything_is_sampled(relative, name, run):
+    change, said = ERRORS[name]
+    given = good(relative)
+    arguments = {"history": given["history"]} | change(given)
+    sampled = []
+    hook = relative.dynamics.temporal.register_forward_pre_hook(lambda *_: sampled.append(1))
+    with pytest.raises(EnmaError, match=f"^{said}") as caught:
+        run(relative, **arguments)
+    hook.remove()
+    assert "\n" not in str(caught.value)
+    assert sampled == []
+
+
+def test_a_chunk_holds_at_least_one_row(relative):
+    with pytest.raises(EnmaError, match="^chunk is 0; at least 1"):
+        forecast(relative, good(relative)["history"], chunk=0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"query": torch.zeros(3, 2)}, r"query has shape \(3, 2\); \[points, 1\] is expected"),
+        ({"query": torch.zeros(3)}, r"query has shape \(3,\); \[points, 1\] is expected"),
+        ({"query": torch.zeros(0, 1)}, r"query has shape \(0, 1\); \[points, 1\] is expected"),
+        ({"query": torch.tensor([[float("nan")]])}, "query holds a coordinate that is not finite"),
+        ({"points": torch.zeros(32, 2)}, r"points has shape \(32, 2\); \[points, 1\] is expected"),
+        ({"points": torch.full((32, 1), float("inf"))}, "points holds a coordinate that is not finite"),
+        ({"points": torch.zeros(31, 1)}, r"history has shape \(2, 3, 32, 1\); .*expects \[B, T, 31, 1\]"),
+    ],
+)
+def test_bad_coordinates_are_named(points, arguments, said):
+    with pytest.raises(EnmaError, match=f"^{said}"):
+        forecast(points, good(points)["history"], **arguments)
