@@ -56,26 +56,20 @@ def parameters(cells: np.ndarray, split: str, *, seed: int) -> dict[str, np.ndar
     values = {name: _level_value(name, level) for name, level in zip(PARAMETERS[:3], levels, strict=True)}
     values["delta"] = np.zeros(len(cells))
     if split == "test-out":
-        u_G1 = [
-            group_uniforms("combined-delta", split, seed=seed, group=g, shape=(1,)) for g in range(len(cells))
-        ]
+        u_G1 = [group_uniforms("combined-delta", split, seed=seed, group=g, shape=(1,)) for g in range(len(cells))]
         values["delta"] = _level_value("delta", np.floor(_LEVELS * np.concatenate(u_G1)))
     return values
 
 
 def initial_conditions(split: str, *, seed: int, group: int, num_points: int = _SOLVER_POINTS) -> np.ndarray:
     """The initial conditions of one group, float64 [TRAJECTORIES_PER_GROUP, num_points]."""
-    u = group_uniforms(
-        "combined", split, seed=seed, group=group, shape=(TRAJECTORIES_PER_GROUP, NUM_TERMS, 3, 1)
-    )
+    u = group_uniforms("combined", split, seed=seed, group=group, shape=(TRAJECTORIES_PER_GROUP, NUM_TERMS, 3, 1))
     amplitude, wave, phase = u[:, :, 0] - 0.5, 1 + np.floor(3 * u[:, :, 1]), 2 * np.pi * u[:, :, 2]
     x = np.arange(num_points) * LENGTH / num_points
     return np.sum(amplitude * np.sin(2 * np.pi * wave * x / LENGTH + phase), axis=1)
 
 
-def solve(
-    u0: np.ndarray, parameters: dict[str, np.ndarray], *, steps_per_frame: int = _STEPS_PER_FRAME
-) -> np.ndarray:
+def solve(u0: np.ndarray, parameters: dict[str, np.ndarray], *, steps_per_frame: int = _STEPS_PER_FRAME) -> np.ndarray:
     """Integrate a batch of initial conditions.
 
     Parameters

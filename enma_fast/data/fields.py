@@ -117,9 +117,7 @@ class FieldSource:
                 "from the dimensions and n_trajectories; write it as trajectories, frames, points"
             )
         if array.dataset.dtype.kind != "f":
-            raise EnmaError(
-                f"{self.path}: {array.where} has dtype {array.dataset.dtype}; write it as float32"
-            )
+            raise EnmaError(f"{self.path}: {array.where} has dtype {array.dataset.dtype}; write it as float32")
 
     @property
     def grid(self) -> tuple[int, ...]:
@@ -178,9 +176,7 @@ class FieldSource:
         return values
 
 
-def select_rows(
-    select: slice | Sequence[int] | np.ndarray | None, num_trajectories: int, path: Path
-) -> np.ndarray:
+def select_rows(select: slice | Sequence[int] | np.ndarray | None, num_trajectories: int, path: Path) -> np.ndarray:
     """Trajectory indices that `select` names, in its order."""
     everything = np.arange(num_trajectories)
     if select is None or isinstance(select, slice):
@@ -198,9 +194,7 @@ def select_rows(
     return rows
 
 
-def axis(
-    dataset: Any, where: str, path: Path, *, periodic: bool = False, length: int | None = None
-) -> np.ndarray:
+def axis(dataset: Any, where: str, path: Path, *, periodic: bool = False, length: int | None = None) -> np.ndarray:
     """A coordinate or time axis as float64, checked: 1-D, finite, increasing, even if periodic."""
     if dataset.ndim != 1 or dataset.dtype.kind not in "fiu":
         raise EnmaError(
@@ -213,9 +207,7 @@ def axis(
     if not (np.isfinite(values).all() and (steps > 0).all()):
         raise EnmaError(f"{path}: {where} must be finite and increasing; sort it and remove repeated values")
     if periodic and np.ptp(steps) > 1e-2 * steps.mean():
-        raise EnmaError(
-            f"{path}: {where} is periodic but not evenly spaced; interpolate the fields to an even grid"
-        )
+        raise EnmaError(f"{path}: {where} is periodic but not evenly spaced; interpolate the fields to an even grid")
     return values
 
 

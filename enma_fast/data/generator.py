@@ -68,9 +68,7 @@ def generate(
         for first in range(0, groups, _GROUPS_PER_CHUNK):
             chunk = [min(g, groups - 1) for g in range(first, first + _GROUPS_PER_CHUNK)]
             u0_BX = np.concatenate([problem.initial_conditions(split, seed=seed, group=g) for g in chunk])
-            u_BTX = problem.solve(
-                u0_BX, {name: np.repeat(value[chunk], size) for name, value in values.items()}
-            )
+            u_BTX = problem.solve(u0_BX, {name: np.repeat(value[chunk], size) for name, value in values.items()})
             last = min(first + _GROUPS_PER_CHUNK, groups)
             u[first * size : last * size] = u_BTX[: (last - first) * size]
             if progress is not None:

@@ -38,8 +38,7 @@ def open_file(path: Path) -> Iterator[Any]:
     except (OSError, RuntimeError, KeyError, ValueError) as error:
         reason = (str(error.args[0]) if error.args else type(error).__name__).splitlines()[0]
         raise EnmaError(
-            f"{path}: cannot be read as HDF5 ({reason}); "
-            "the file is truncated or damaged, copy or generate it again"
+            f"{path}: cannot be read as HDF5 ({reason}); the file is truncated or damaged, copy or generate it again"
         ) from error
 
 
@@ -59,9 +58,7 @@ def create_file(path: Path) -> Iterator[Any]:
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise EnmaError(
-            f"{path}: cannot be written ({error}); choose another folder or free space"
-        ) from error
+        raise EnmaError(f"{path}: cannot be written ({error}); choose another folder or free space") from error
 
 
 def get(parent: Any, key: str, kind: str) -> Any:
@@ -70,14 +67,10 @@ def get(parent: Any, key: str, kind: str) -> Any:
     wanted = h5py.Group if kind == "group" else h5py.Dataset
     where = f"{parent.name.strip('/')}/{key}".lstrip("/")
     if key not in parent:
-        raise EnmaError(
-            f"{parent.file.filename}: lacks the {kind} '{where}'; write it as The Well's layout does"
-        )
+        raise EnmaError(f"{parent.file.filename}: lacks the {kind} '{where}'; write it as The Well's layout does")
     value = parent[key]
     if not isinstance(value, wanted):
-        raise EnmaError(
-            f"{parent.file.filename}: '{where}' is not a {kind}; write it as The Well's layout does"
-        )
+        raise EnmaError(f"{parent.file.filename}: '{where}' is not a {kind}; write it as The Well's layout does")
     return value
 
 
@@ -85,9 +78,7 @@ def attribute(parent: Any, key: str) -> Any:
     """The attribute `key` of a group, or an `EnmaError` that names it."""
     if key not in parent.attrs:
         where = f"{parent.name.strip('/')}@{key}"
-        raise EnmaError(
-            f"{parent.file.filename}: lacks the attribute '{where}'; write it as The Well's layout does"
-        )
+        raise EnmaError(f"{parent.file.filename}: lacks the attribute '{where}'; write it as The Well's layout does")
     return parent.attrs[key]
 
 
@@ -100,6 +91,5 @@ def text(parent: Any, key: str) -> str:
 def names(parent: Any, key: str) -> list[str]:
     """The attribute `key` as a list of str; h5py gives str or bytes, and floats for an empty list."""
     return [
-        value.decode() if isinstance(value, bytes) else str(value)
-        for value in np.atleast_1d(attribute(parent, key))
+        value.decode() if isinstance(value, bytes) else str(value) for value in np.atleast_1d(attribute(parent, key))
     ]

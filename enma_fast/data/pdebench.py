@@ -26,9 +26,7 @@ def source(file: Any, path: Path) -> FieldSource:
     """Describe an open PDEBench file."""
     tensor = hdf5.get(file, "tensor", "dataset")
     if tensor.ndim != 3:
-        raise EnmaError(
-            f"{path}: tensor has shape {tensor.shape}; of PDEBench only 1-D files (n, T, X) are read"
-        )
+        raise EnmaError(f"{path}: tensor has shape {tensor.shape}; of PDEBench only 1-D files (n, T, X) are read")
     num_trajectories, num_frames, _ = tensor.shape
     times = axis(hdf5.get(file, "t-coordinate", "dataset"), "t-coordinate", path, length=num_frames)
     x = axis(hdf5.get(file, "x-coordinate", "dataset"), "x-coordinate", path, periodic=True)

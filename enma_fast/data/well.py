@@ -135,8 +135,7 @@ def write(
                 if value.shape[: len(sizes)] != sizes or value.ndim != len(sizes) + rank:
                     component = ", component" if rank else ""
                     raise EnmaError(
-                        f"{path}: t{rank}_fields/{key} has shape {value.shape}; "
-                        f"the axes ask for {sizes}{component}"
+                        f"{path}: t{rank}_fields/{key} has shape {value.shape}; the axes ask for {sizes}{component}"
                     )
             shapes = {key: value.shape for key, value in fields.items()}
             datasets = create_fields(file, shapes, rank=rank, num_spatial_dims=len(coords))
@@ -158,9 +157,7 @@ def write_header(
     dims = _DIMS[: len(coords)]
     counts = {len(value) for value in scalars.values()}
     if len(counts) != 1:
-        raise EnmaError(
-            f"{name}: scalars must hold one value per trajectory each; their lengths are {sorted(counts)}"
-        )
+        raise EnmaError(f"{name}: scalars must hold one value per trajectory each; their lengths are {sorted(counts)}")
     file.attrs["dataset_name"] = name
     file.attrs["grid_type"] = "cartesian"
     file.attrs["n_spatial_dims"] = len(coords)
@@ -193,9 +190,7 @@ def write_header(
         _create_dataset(group, key, value, sample_varying=True, time_varying=False)
 
 
-def create_fields(
-    file: Any, shapes: Mapping[str, tuple[int, ...]], *, rank: int, num_spatial_dims: int
-) -> list[Any]:
+def create_fields(file: Any, shapes: Mapping[str, tuple[int, ...]], *, rank: int, num_spatial_dims: int) -> list[Any]:
     """Create the float32 datasets of `t<rank>_fields` and return them, to be filled piece by piece."""
     group = file.create_group(f"t{rank}_fields")
     group.attrs["field_names"] = _string_array(shapes)
@@ -212,9 +207,7 @@ def create_fields(
 def _source(file: Any, path: Path, fields: Sequence[str] | None) -> FieldSource:
     if pdebench.is_pdebench(file):
         if fields is not None and list(fields) != ["u"]:
-            raise EnmaError(
-                f"{path}: PDEBench's 1-D files hold one field, named 'u' here; ask for fields=['u']"
-            )
+            raise EnmaError(f"{path}: PDEBench's 1-D files hold one field, named 'u' here; ask for fields=['u']")
         return pdebench.source(file, path)
     groups = {key: hdf5.get(file, key, "group") for key in _GROUPS}
     if (grid_type := hdf5.text(file, "grid_type")) != "cartesian":
@@ -223,8 +216,7 @@ def _source(file: Any, path: Path, fields: Sequence[str] | None) -> FieldSource:
     dims = hdf5.names(groups["dimensions"], "spatial_dims")
     wraps = _periodic_dims(groups["boundary_conditions"])
     coords = tuple(
-        axis(hdf5.get(groups["dimensions"], d, "dataset"), f"dimensions/{d}", path, periodic=d in wraps)
-        for d in dims
+        axis(hdf5.get(groups["dimensions"], d, "dataset"), f"dimensions/{d}", path, periodic=d in wraps) for d in dims
     )
     scalars = _scalars(groups["scalars"], num_trajectories, path)
     constants = {
@@ -277,14 +269,10 @@ def _scalars(group: Any, num_trajectories: int, path: Path) -> dict[str, np.ndar
         elif values.size == 1:
             values = np.broadcast_to(values.reshape(()), num_trajectories)
         else:
-            raise EnmaError(
-                f"{path}: scalars/{key} does not vary but has shape {values.shape}; write one value"
-            )
+            raise EnmaError(f"{path}: scalars/{key} does not vary but has shape {values.shape}; write one value")
         if not np.isfinite(values).all():
             row = int(np.argmin(np.isfinite(values)))
-            raise EnmaError(
-                f"{path}: scalars/{key} is {values[row]} at trajectory {row}; write a finite value"
-            )
+            raise EnmaError(f"{path}: scalars/{key} is {values[row]} at trajectory {row}; write a finite value")
         scalars[key] = values
     return scalars
 
@@ -306,9 +294,7 @@ def _arrays(
             attrs = dataset.attrs
             dim_varying = tuple(bool(flag) for flag in attrs.get("dim_varying", [True] * len(dims)))
             if len(dim_varying) != len(dims):
-                raise EnmaError(
-                    f"{path}: {where}@dim_varying has {len(dim_varying)} flags for {len(dims)} dimensions"
-                )
+                raise EnmaError(f"{path}: {where}@dim_varying has {len(dim_varying)} flags for {len(dims)} dimensions")
             found[key] = FieldArray(
                 dataset=dataset,
                 where=where,

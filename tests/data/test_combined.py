@@ -17,9 +17,7 @@ def coefficients(*rows: tuple[float, float, float, float]) -> dict[str, np.ndarr
 
 # Least damping and weakest dispersion first: the worst case of the ranges.
 WORST, TYPICAL, OUT = (1.0, 5e-4, 0.01, 0.0), (0.75, 0.2, 0.5, 0.0), (0.75, 0.2, 0.5, 0.75)
-CORNERS = coefficients(
-    WORST, WORST, WORST, (1, 5e-4, 1, 0), (1, 0.5, 0.01, 0), (0.5, 0.5, 1, 0), TYPICAL, OUT
-)
+CORNERS = coefficients(WORST, WORST, WORST, (1, 5e-4, 1, 0), (1, 0.5, 0.01, 0), (0.5, 0.5, 1, 0), TYPICAL, OUT)
 
 
 @pytest.fixture(scope="module")
@@ -70,9 +68,7 @@ def test_one_mode_decays_and_travels_as_on_paper() -> None:
     u = combined.solve(np.sin(2 * x)[None], coefficients((0.0, beta, gamma, delta)))[0]
     t, x = TIMES[:, None], x[None, ::2]
     # u_t = -gamma u_xxx carries exp(i k x) to exp(i (k x + gamma k^3 t)): leftwards for gamma > 0.
-    np.testing.assert_allclose(
-        u, np.exp(-(4 * beta + 16 * delta) * t) * np.sin(2 * x + 8 * gamma * t), atol=1e-10
-    )
+    np.testing.assert_allclose(u, np.exp(-(4 * beta + 16 * delta) * t) * np.sin(2 * x + 8 * gamma * t), atol=1e-10)
 
 
 def test_convection_is_alpha_u_ux_not_half_of_it() -> None:

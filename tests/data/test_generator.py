@@ -16,10 +16,7 @@ from enma_fast.errors import EnmaError
 @pytest.mark.parametrize("equation", EQUATIONS)
 def test_same_seed_same_bytes_and_the_first_groups_are_the_same(equation: str, tmp_path: Path) -> None:
     # Nine groups reach into a second chunk of the solver; three leave most of the first one empty.
-    paths = [
-        generate(equation, "train", groups=g, seed=4, out_dir=tmp_path / str(i))
-        for i, g in enumerate((9, 9, 3))
-    ]
+    paths = [generate(equation, "train", groups=g, seed=4, out_dir=tmp_path / str(i)) for i, g in enumerate((9, 9, 3))]
     assert paths[0].name == f"{equation}-train.h5"
     assert paths[0].read_bytes() == paths[1].read_bytes()
     many, few = read(paths[0]), read(paths[2])
@@ -33,9 +30,7 @@ def test_same_seed_same_bytes_and_the_first_groups_are_the_same(equation: str, t
 
 @pytest.mark.parametrize("equation", EQUATIONS)
 @pytest.mark.parametrize("split", DEFAULT_GROUPS)
-def test_a_group_shares_parameters_and_not_initial_conditions(
-    equation: str, split: str, tmp_path: Path
-) -> None:
+def test_a_group_shares_parameters_and_not_initial_conditions(equation: str, split: str, tmp_path: Path) -> None:
     calls: list[tuple[int, int]] = []
     path = generate(equation, split, groups=2, out_dir=tmp_path, progress=lambda *call: calls.append(call))
     file = read(path)

@@ -30,9 +30,7 @@ def test_splits_never_share_an_environment_even_across_seeds(equation: str) -> N
 @pytest.mark.parametrize("groups", [1, 7, 129])
 def test_the_first_groups_do_not_depend_on_their_number(split: str, groups: int) -> None:
     many = splits.environments("combined", split, groups=1200, seed=5)
-    np.testing.assert_array_equal(
-        splits.environments("combined", split, groups=groups, seed=5), many[:groups]
-    )
+    np.testing.assert_array_equal(splits.environments("combined", split, groups=groups, seed=5), many[:groups])
 
 
 def test_seeds_and_equations_give_other_environments() -> None:

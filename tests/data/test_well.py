@@ -38,9 +38,7 @@ def plane(tmp_path: Path) -> tuple[Path, dict[str, np.ndarray]]:
 
 def test_a_line_comes_back(field_path: Path) -> None:
     file = read(field_path)
-    np.testing.assert_array_equal(
-        file.u[..., 0], np.random.default_rng(0).normal(size=(6, 4, 8)).astype(np.float32)
-    )
+    np.testing.assert_array_equal(file.u[..., 0], np.random.default_rng(0).normal(size=(6, 4, 8)).astype(np.float32))
     assert file.u.dtype == np.float32
     assert file.channels == ("u",)
     np.testing.assert_array_equal(file.times, (0.05 * np.arange(4)).astype(np.float32))
@@ -72,9 +70,7 @@ def test_fields_pick_channels_in_their_order(plane: tuple) -> None:
     np.testing.assert_array_equal(file.u[..., 2], values["rho"])
 
 
-@pytest.mark.parametrize(
-    "select", [slice(1, 3), slice(None, None, -2), [4, 0, 4], np.array([2]), range(5), None]
-)
+@pytest.mark.parametrize("select", [slice(1, 3), slice(None, None, -2), [4, 0, 4], np.array([2]), range(5), None])
 def test_select_equals_indexing(plane: tuple, select: object) -> None:
     path, _ = plane
     rows = np.arange(NUM)[slice(None) if select is None else select]  # type: ignore[index]
@@ -169,9 +165,7 @@ def test_context_without_environments_names_the_scalar(plane: tuple) -> None:
         read(plane[0]).context_for(0)
 
 
-def test_describe_tells_shape_ranges_and_rms(
-    field_path: Path, plane: tuple, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_describe_tells_shape_ranges_and_rms(field_path: Path, plane: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
     # A limit of two trajectories (2 x 4 x 8 float32) makes it read in pieces.
     monkeypatch.setattr("enma_fast.data.well._DESCRIBE_BYTES", 256)
     told = describe(field_path)

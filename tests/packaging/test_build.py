@@ -87,9 +87,7 @@ def shipped(source_files: list[Path]) -> set[str]:
     return {prefix[path.parts[0]] + path.as_posix() for path in source_files if path.parts[0] in prefix}
 
 
-def test_wheel_holds_the_package_and_nothing_else(
-    source_files: list[Path], wheel: Path, wheel_names: set[str]
-) -> None:
+def test_wheel_holds_the_package_and_nothing_else(source_files: list[Path], wheel: Path, wheel_names: set[str]) -> None:
     assert wheel.name.endswith("-py3-none-any.whl")
     found = {name for name in wheel_names if ".dist-info/" not in name}
     missing, surplus = shipped(source_files) - found, found - shipped(source_files)
@@ -172,6 +170,4 @@ def test_missing_torch_is_one_line_with_the_mend(project_with_extension: Path, t
     command = [sys.executable, "setup.py", "--quiet", "--version"]
     done = subprocess.run(command, cwd=project_with_extension, env=variables, capture_output=True, text=True)
     assert done.returncode == 1
-    assert (
-        done.stderr.strip().splitlines()[-1].endswith("or set ENMA_FAST_NO_EXT=1 for a pure-Python install")
-    )
+    assert done.stderr.strip().splitlines()[-1].endswith("or set ENMA_FAST_NO_EXT=1 for a pure-Python install")

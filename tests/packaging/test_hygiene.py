@@ -50,9 +50,7 @@ def unsafe_loads(text: str) -> list[str]:
             continue
         unsafe = {f"{module}.{call}" for module, call in UNSAFE_CALLS}
         line = getattr(node, "lineno", 0)
-        found += [
-            f"{line}: {name}" for name in names if name in unsafe or name.partition(".")[0] in UNSAFE_MODULES
-        ]
+        found += [f"{line}: {name}" for name in names if name in unsafe or name.partition(".")[0] in UNSAFE_MODULES]
     return found
 
 
@@ -83,9 +81,7 @@ def test_no_machine_paths(texts: dict[Path, str]) -> None:
 
 def test_nothing_runs_on_load(code: dict[Path, str]) -> None:
     shipped = {
-        path: text
-        for path, text in code.items()
-        if path.parts[0] in ("enma_fast", "kernels") and path.suffix == ".py"
+        path: text for path, text in code.items() if path.parts[0] in ("enma_fast", "kernels") and path.suffix == ".py"
     }
     assert shipped
     found = [f"{path}:{use}" for path, text in shipped.items() for use in unsafe_loads(text)]
@@ -117,9 +113,7 @@ def test_environment_variables_are_few_and_in_the_readme(root: Path, code: dict[
     assert readme.is_file(), "README.md is missing"
     rows = [line for line in readme.read_text(encoding="utf-8").splitlines() if line.lstrip().startswith("|")]
     listed = environment_variables("\n".join(rows))
-    assert listed == used, (
-        f"only in the README's table: {sorted(listed - used)}; only in code: {sorted(used - listed)}"
-    )
+    assert listed == used, f"only in the README's table: {sorted(listed - used)}; only in code: {sorted(used - listed)}"
 
 
 def samples(*pieces: tuple[str, ...]) -> Iterator[str]:

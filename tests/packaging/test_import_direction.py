@@ -163,9 +163,6 @@ def test_unknown_modules_and_circles_are_found(tmp_path: Path) -> None:
         enma_fast__data__writer="from .reader import read",
     )
     unknown, circle = violations(root)
-    assert (
-        unknown
-        == "enma_fast/helpers.py: 'helpers' has no layer; add it to LAYERS in test_import_direction.py"
-    )
+    assert unknown == "enma_fast/helpers.py: 'helpers' has no layer; add it to LAYERS in test_import_direction.py"
     assert circle.startswith("imports run in a circle: ")
     assert "enma_fast.data.reader" in circle

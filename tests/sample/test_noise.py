@@ -123,9 +123,7 @@ def reference_noise(seed, member, frame, mask_step, token, channels):
 
 @hypothesis.given(UINT32, UINT32, UINT32, st.integers(0, 300), st.integers(0, 2**20), st.integers(1, 9))
 def test_layout_is_the_documented_one(seed, member, frame, mask_step, token, channels):
-    got = noise(
-        seed=seed, members=[member], frame=frame, mask_step=mask_step, tokens=[token], channels=channels
-    )
+    got = noise(seed=seed, members=[member], frame=frame, mask_step=mask_step, tokens=[token], channels=channels)
     assert got.shape == (1, 1, channels)
     assert got.dtype == torch.float32
     assert got.flatten().tolist() == reference_noise(seed, member, frame, mask_step, token, channels)

@@ -13,9 +13,7 @@ def test_a_captured_graph_gives_the_bits_of_the_cpu():
 
     def draw(seed, frame, mask_step, members, tokens):
         order = token_order(seed=seed, members=members, frame=frame, num_tokens=7)
-        noise = token_noise(
-            seed=seed, members=members, frame=frame, mask_step=mask_step, tokens=tokens, channels=6
-        )
+        noise = token_noise(seed=seed, members=members, frame=frame, mask_step=mask_step, tokens=tokens, channels=6)
         return order, noise
 
     inputs = (seed, frame, mask_step, members.cuda(), tokens.cuda())

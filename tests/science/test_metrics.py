@@ -75,9 +75,7 @@ def test_crps_is_that_of_scoringrules(members):
     ensemble, truth = gaussian(3, 4, 11, 2, members=members, spread=0.6)
     oracle = scoringrules.crps_ensemble(truth.numpy(), ensemble.numpy(), m_axis=1, estimator="fair")
     assert crps(ensemble, truth).item() == pytest.approx(oracle.mean(), rel=1e-12)
-    np.testing.assert_allclose(
-        crps(ensemble, truth, per_frame=True).numpy(), oracle.mean((0, 2, 3)), rtol=1e-12
-    )
+    np.testing.assert_allclose(crps(ensemble, truth, per_frame=True).numpy(), oracle.mean((0, 2, 3)), rtol=1e-12)
 
 
 def test_crps_of_one_member_is_the_mean_absolute_error():
@@ -185,9 +183,7 @@ def test_rmsce_rank_by_hand():
     above = np.maximum(0, (3 * levels - 1) / 2)
     for value, coverage in ((0.0, middle), (5.0, above), (-5.0, above)):
         expected = np.sqrt(((coverage - levels) ** 2).mean())
-        assert rmsce_rank(members, torch.full((1, 1, 1, 1), value)).item() == pytest.approx(
-            expected, rel=1e-12
-        )
+        assert rmsce_rank(members, torch.full((1, 1, 1, 1), value)).item() == pytest.approx(expected, rel=1e-12)
 
 
 def test_rmsce_rank_is_the_average_over_randomly_broken_ties():

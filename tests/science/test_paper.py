@@ -35,9 +35,7 @@ def test_every_dataset_is_harder_outside_the_training_range(dataset, task):
 
 
 def test_names_may_be_the_papers():
-    assert paper_scores("gray_scott", "temporal", "out_d") == paper_scores(
-        "gray-scott", "temporal", "test-out"
-    )
+    assert paper_scores("gray_scott", "temporal", "out_d") == paper_scores("gray-scott", "temporal", "test-out")
 
 
 def test_uncertainty():
