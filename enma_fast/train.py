@@ -190,7 +190,7 @@ def run(task: Task, options: RunOptions) -> dict[str, float]:
         # The norm is that of all ranks, and not finite either once a weight is not: such a state is never saved.
         if (logs or saves) and not torch.isfinite(norm):
             raise EnmaError(
-                f"step {done}: loss {float(loss):.3g} or its gradient is not finite; train again in an empty folder"
+                f"step {done}: loss {loss.item():.3g} or its gradient is not finite; train again in an empty folder"
                 " with a lower learning_rate"
             )
         if logs:

@@ -1,7 +1,9 @@
 """Muon against a naive loop, its orthogonalisation by singular values, and which parameters go where."""
 
 import math
+import re
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -87,14 +89,12 @@ def test_every_parameter_has_one_optimiser(name):
     names = {id(p): key for key, p in module.named_parameters()}
     groups = [[names[id(p)] for group in o.param_groups for p in group["params"]] for o in (adamw, muon)]
     assert sorted(groups[0] + groups[1]) == sorted(names.values())
-    expected = {
-        key
-        for key, p in module.named_parameters()
-        if p.ndim == 2
-        and key.split(".")[-3 if "velocity" in key else -4] == "blocks"
-        or ".blocks." in key
-        and p.ndim == 2
-    }
+    matrices = re.compile(
+        r"(temporal|spatial)\.blocks\.\d\.(attention\.(qkv|out)|mlp\.(gate_up|down))\.weight"
+        r"|flow\.velocity\.blocks\.\d\.(modulation|up|down)\.weight"
+    )
+    expected = {key for key in names.values() if matrices.fullmatch(key)}
+    assert len(expected) == 4 * 4 + 2 * 3
     assert set(groups[1]) == expected
     # The embeddings, the last layer and all vectors stay with AdamW.
     for key in ("temporal.embed.weight", "temporal.start", "spatial.mask", "flow.velocity.outward.weight"):
@@ -126,7 +126,7 @@ def test_learning_rate_warms_up_and_falls_as_a_cosine():
     assert rates[60] == pytest.approx((1e-2 + 1e-4) / 2)
     assert rates[35] == pytest.approx(1e-4 + (1e-2 - 1e-4) * (1 + math.cos(math.pi / 4)) / 2)
     assert rates[110] == pytest.approx(1e-4)
-    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert all(a >= b for a, b in pairwise(rates[10:]))
     # Beyond the end it stays, and without a warm-up it starts at the top.
     assert learning_rate(500, config) == pytest.approx(1e-4)
     assert learning_rate(0, replace(config, warmup_steps=0)) == pytest.approx(1e-2)

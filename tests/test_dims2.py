@@ -1,0 +1,118 @@
+"""On a plane: the same modules build, train and sample; the shipped 2-D presets take a step and forecast."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from enma_fast.config import PRESETS, TrainingConfig
+from enma_fast.ensemble import forecast
+from enma_fast.interpolation import grid_points
+from enma_fast.model import Model
+from enma_fast.train import Rank, RunOptions, run, step_generator
+from enma_fast.train_dynamics import DynamicsTask, encode_all
+from enma_fast.train_tokenizer import TokenizerTask
+
+from ._tiny import dynamics_task, tokenizer_task, waves
+
+LEARNING = TrainingConfig(
+    steps=30, batch=8, optimizer="muon", learning_rate=1e-2, warmup_steps=5, ema_decay=0.9, shift=True
+)
+
+
+def losses(out):
+    return [json.loads(line)["loss"] for line in (out / "log.jsonl").read_text().splitlines() if "loss" in line]
+
+
+def train(task, out):
+    scores = run(task, RunOptions(out=out, precision="fp32", log_every=1, validate_every=1000))
+    found = losses(out)
+    return sum(found[:3]) / 3, sum(found[-5:]) / 5, scores
+
+
+@pytest.mark.parametrize("name", ["plane", "plane-paper"])
+def test_tokenizer_and_dynamics_learn_and_forecast(name, tmp_path):
+    tokenizer = tokenizer_task(name, LEARNING)
+    first, last, _ = train(tokenizer, tmp_path / "tokenizer")
+    assert last < 0.75 * first
+
+    task = dynamics_task(name, LEARNING)
+    task.model.tokenizer.load_state_dict(tokenizer.module.state_dict())
+    fields = waves(6, 2, 8, task.model.config.tokenizer)
+    latents = encode_all(task.model.tokenizer, fields, task.train.environment, shift=True)
+    task = DynamicsTask(task.model, LEARNING, train=latents, val=task.val, val_contexts=task.val_contexts, members=2)
+    first, last, scores = train(task, tmp_path / "dynamics")
+    assert last < first - 0.2
+    assert all(0 < value < float("inf") for value in scores.values())
+
+    history, context = fields[:2, :3], fields[2:4]
+    ensembles = [
+        forecast(task.model, history, num_members=2),
+        forecast(task.model, history[:, :1], context=context, num_members=2),
+        forecast(task.model, None, context=context, num_members=2),
+    ]
+    for ensemble, frames in zip(ensembles, (5, 7, 8), strict=True):
+        assert ensemble.shape == (2, 2, frames, 16, 8, 2)
+        assert ensemble.isfinite().all()
+        # Members differ, and are no larger than fields are.
+        assert (ensemble[:, 0] - ensemble[:, 1]).abs().max() > 1e-3
+        assert ensemble.abs().max() < 10
+
+
+PLANES = [name for name, preset in PRESETS.items() if preset.model.tokenizer.dims == 2 and name.endswith("-small")]
+
+
+def test_a_plane_is_among_the_small_presets():
+    assert "vorticity-small" in PLANES
+
+
+@pytest.mark.parametrize("name", PLANES)
+def test_small_presets_take_a_step_and_forecast(name):
+    preset = PRESETS[name]
+    config = replace(preset.model, num_frames=4)
+    torch.manual_seed(0)
+    model = Model(config)
+    fields = waves(2, 2, 4, config.tokenizer)
+    training = replace(preset.tokenizer_training, batch=2)
+    task = TokenizerTask(config, training, train=fields, val=fields)
+    task.module = model.tokenizer
+    loss, _ = task.loss(task.module, step_generator(0, 0), Rank())
+    loss.backward()
+
+    latents = encode_all(model.tokenizer, fields, torch.tensor([0, 0, 1, 1]), shift=False)
+    training = replace(preset.dynamics_training, batch=4, context_share=1.0)
+    task = DynamicsTask(model, training, train=latents, val=fields, val_contexts=fields)
+    loss, _ = task.loss(task.module, step_generator(0, 0), Rank())
+    loss.backward()
+    for module in (model.tokenizer, model.dynamics):
+        gradients = [p.grad for p in module.parameters() if p.grad is not None]
+        assert all(g.isfinite().all() for g in gradients)
+        assert sum(g.square().sum() for g in gradients) > 0
+
+    out = forecast(model.eval(), fields[:1, :3], num_members=2)
+    assert out.shape == (1, 2, 1, *config.tokenizer.grid, config.tokenizer.field_channels)
+    assert out.isfinite().all()
+
+
+def test_axes_keep_their_order():
+    """A field that varies along one axis is told from one that varies along the other, up to decoding."""
+    task = tokenizer_task("plane", replace(LEARNING, steps=1))
+    options = task.options
+    x = grid_points(options.grid, options.lengths).view(*options.grid, 2)
+    # The first axis of 16 points is two long, the second of 8 points one long.
+    assert x[:, 0, 0].tolist() == pytest.approx([i / 8 for i in range(16)])
+    assert x[0, :, 1].tolist() == pytest.approx([j / 8 for j in range(8)])
+    u = torch.zeros(1, 1, 16, 8, 2)
+    u[0, 0, 12, 1] = 1.0
+    tokenizer = task.module.eval()
+    with torch.no_grad():
+        moved = (tokenizer.encode(u) - tokenizer.encode(torch.zeros_like(u))).abs().sum(-1).view(8, 4)
+        # The gate of a residual block sees the whole frame, so only the strongest token tells the place.
+        assert moved.argmax().item() == 6 * 4 + 0
+        z = torch.zeros(1, 1, 32, 3)
+        z[0, 0, 6 * 4 + 3] = 5.0
+        response = (tokenizer.decode(z) - tokenizer.decode(torch.zeros_like(z))).abs().sum(-1)[0, 0]
+    row, column = divmod(response.argmax().item(), 8)
+    assert 10 <= row <= 15
+    assert 5 <= column <= 7
