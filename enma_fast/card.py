@@ -12,25 +12,25 @@ from typing import Any
 
 import torch
 
-from .checkpoint import METRICS, WEIGHTS, load_model, locate, save_model, sha256, write_atomic
-from .config import ModelConfig, to_json
+from .checkpoint import MANIFEST, METRICS, WEIGHTS, load_model, locate, save_model, sha256, write_atomic
+from .config import ModelConfig, find_preset, to_json
 from .data import FieldFile, read
 from .errors import EnmaError
 from .metrics import relative_l2
 from .model import Model
 from .paper import paper_source
-from .recipes import CHECKPOINT, data_file, find_preset, read_record, summary, tokenizer_folder
+from .recipes import CHECKPOINT, data_file, read_record, summary, tokenizer_folder
 from .scoring import paper_table, score
 
 # Task, ensemble size, trajectories at most: 16 members for errors over all of a file, 64 for calibration. The first
 # trajectories of each file are shipped with the package, so the small rows can be made again without any data.
 CASES: tuple[tuple[str, int, int | None], ...] = (
     ("temporal", 16, None),
-    ("temporal", 64, 240),
+    ("temporal", 64, 120),
     ("temporal", 16, 5),
     ("initial-value", 16, None),
     ("initial-value", 16, 5),
-    ("generation", 16, 240),
+    ("generation", 16, 120),
 )
 SPLITS = ("test-in", "test-out")
 _ROW_DROPS = ("per_frame", "rank_histogram")
@@ -65,8 +65,10 @@ def publish(
     Raises
     ------
     EnmaError
-        If a run is not finished, the two do not belong together, or data is missing.
+        If a run is not finished, the two do not belong together, data is missing, or `out` holds other files.
     """
+    if out.exists() and not (out.is_dir() and ((out / MANIFEST).is_file() or not any(out.iterdir()))):
+        raise EnmaError(f"{out}: exists and is not a checkpoint; choose another --out")
     records = {"tokenizer": read_record(tokenizer), "dynamics": read_record(run)}
     for stage, folder in (("tokenizer", tokenizer), ("dynamics", run)):
         if records[stage]["stage"] != stage:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any, Literal, TypeVar
 
 from .errors import EnmaError
@@ -208,6 +210,9 @@ class TrainingConfig:
     # Share of training sequences that hold two trajectories of one environment (context, then target).
     context_share: float = 0.5
 
+    def __post_init__(self) -> None:
+        _check_training(self)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
@@ -216,6 +221,26 @@ class Preset:
     model: ModelConfig
     tokenizer_training: TrainingConfig
     dynamics_training: TrainingConfig
+
+
+# Whole numbers of which there has to be one.
+_COUNTS = (
+    "num_frames",
+    "tokenizer.field_channels",
+    "tokenizer.latent_channels",
+    "tokenizer.width",
+    "tokenizer.max_width",
+    "tokenizer.kernel",
+    "tokenizer.kernel_time",
+    "tokenizer.kernel_ends",
+    "dynamics.temporal_layers",
+    "dynamics.spatial_layers",
+    "dynamics.flow.width",
+    "dynamics.flow.layers",
+    "dynamics.flow.draws",
+    "sampling.mask_steps",
+    "sampling.flow_steps",
+)
 
 
 def _check_model(config: ModelConfig) -> None:
@@ -228,6 +253,15 @@ def _check_model(config: ModelConfig) -> None:
     for name, sizes in (("grid", tok.grid), ("lengths", tok.lengths), ("patch", dyn.patch), ("heads", (dyn.heads,))):
         if min(sizes) <= 0:
             raise EnmaError(f"{config.name}: {name} is {sizes}; every entry must be above 0")
+    for name in _COUNTS:
+        if (count := attrgetter(name)(config)) < 1:
+            raise EnmaError(f"{config.name}: {name} is {count}; at least 1 is needed")
+    for name, kernel in (("kernel", tok.kernel), ("kernel_ends", tok.kernel_ends)):
+        if kernel % 2 == 0:
+            raise EnmaError(f"{config.name}: tokenizer.{name} is {kernel}; an odd number is needed")
+    features = dyn.flow.time_features
+    if features < 2 or features % 2:
+        raise EnmaError(f"{config.name}: dynamics.flow.time_features is {features}; an even number is needed")
     unknown = sorted(set(tok.layers) - {"residual", "space", "time"})
     if unknown:
         raise EnmaError(f"{config.name}: tokenizer.layers holds {unknown}; known are residual, space and time")
@@ -247,6 +281,30 @@ def _check_model(config: ModelConfig) -> None:
         )
 
 
+def _check_training(config: TrainingConfig) -> None:
+    for name in ("steps", "batch"):
+        if getattr(config, name) < 1:
+            raise EnmaError(f"{name} is {getattr(config, name)}; at least 1 is needed")
+    for name in ("learning_rate", "clip_norm"):
+        if not getattr(config, name) > 0:
+            raise EnmaError(f"{name} is {getattr(config, name)}; a number above 0 is needed")
+    for name in ("final_learning_rate", "warmup_steps", "weight_decay"):
+        if not getattr(config, name) >= 0:
+            raise EnmaError(f"{name} is {getattr(config, name)}; 0 or more is needed")
+    for name in ("ema_decay", "history_noise_share", "context_share"):
+        if not 0 <= getattr(config, name) <= 1:
+            raise EnmaError(f"{name} is {getattr(config, name)}; a number from 0 to 1 is needed")
+    # Noise is drawn log-uniformly, hence above 0.
+    for name, said, most in (
+        ("point_fraction", "from 0 to 1", 1.0),
+        ("mask_ratio", "from 0 to 1", 1.0),
+        ("history_noise", "above 0", math.inf),
+    ):
+        low, high = getattr(config, name)
+        if not (0 <= low <= high <= most and (low > 0 or most == 1)):
+            raise EnmaError(f"{name} is {[low, high]}; two numbers {said}, the smaller first, are needed")
+
+
 _T = TypeVar("_T")
 
 
@@ -256,7 +314,10 @@ def to_json(config: Any) -> str:
 
 
 def from_json(cls: type[_T], text: str, *, source: str = "config") -> _T:
-    """Read a dataclass back; unknown keys, missing keys and wrong types are one line that names the field.
+    """Read a dataclass back; an unknown key or a wrong type is one line that names the field.
+
+    A key that is left out has its default. :func:`to_json` leaves none out, so only a key that is newer than the
+    file is ever filled in: its default has to be what was done before there was the key.
 
     Raises
     ------
@@ -270,10 +331,13 @@ def from_json(cls: type[_T], text: str, *, source: str = "config") -> _T:
         return adapter.validate_json(text, strict=True)
     except pydantic.ValidationError as error:
         first = error.errors(include_url=False)[0]
-        place = ".".join(str(part) for part in first["loc"]) or "document"
+        place = ".".join(str(part) for part in first["loc"])
         # pydantic's own sentences begin with a capital; a message of this module begins with the model's name.
         message = first["msg"][0].lower() + first["msg"][1:]
-        raise EnmaError(f"{source}: {place}: {message.removeprefix('value error, ')}") from None
+        if first["type"] == "unexpected_keyword_argument":
+            message = "unknown key; take it out, or use the version of enma_fast that wrote it"
+        where = f"{source}: {place}" if place else source
+        raise EnmaError(f"{where}: {message.removeprefix('value error, ')}") from None
 
 
 def _forbid_extra(cls: type[_T]) -> type[_T]:
@@ -294,17 +358,18 @@ def _forbid_extra(cls: type[_T]) -> type[_T]:
     return cls
 
 
-def replace(config: _T, changes: dict[str, Any]) -> _T:
+def replace(config: _T, changes: Mapping[str, Any], *, source: str | None = None) -> _T:
     """Copy ``config`` with dotted keys changed: ``{"flow.width": 256}``.
 
     All changes are made at once and then checked as :func:`from_json` does, so a 1-D config can become a 2-D one.
+    Errors name ``source``, by default the type.
 
     Raises
     ------
     EnmaError
         Names the key, and the known ones if it is unknown.
     """
-    name = type(config).__name__
+    name = source or type(config).__name__
     document = dataclasses.asdict(config)  # type: ignore[call-overload]
     for key, value in changes.items():
         node, parts = document, key.split(".")
@@ -320,7 +385,7 @@ def replace(config: _T, changes: dict[str, Any]) -> _T:
 
 
 _PAPER_TOKENIZER_TRAINING = TrainingConfig(steps=187_000, batch=64, learning_rate=1e-3, final_learning_rate=1e-7)
-_PAPER_TRAINING = TrainingConfig(steps=94_000, batch=128, shift=False)
+_PAPER_TRAINING = TrainingConfig(steps=94_000, batch=128)
 _PAPER_1D = TokenizerConfig(grid=(128,), lengths=(TWO_PI,), latent_channels=4)
 _PAPER_2D = TokenizerConfig(
     grid=(64, 64),
@@ -436,8 +501,8 @@ PRESETS: dict[str, Preset] = {
 }
 
 
-def preset(name: str) -> Preset:
+def find_preset(name: str) -> Preset:
     """A row of :data:`PRESETS`; an unknown name lists the known ones."""
     if name not in PRESETS:
-        raise EnmaError(f"preset {name!r}: unknown; known are {', '.join(PRESETS)}")
+        raise EnmaError(f"preset {name!r} is unknown; use one of {', '.join(PRESETS)}")
     return PRESETS[name]

@@ -7,6 +7,7 @@ channels, P observed points, Q query points, d space dimensions.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -14,11 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .config import SamplingConfig
+from .config import ModelConfig, SamplingConfig
 from .errors import EnmaError
 from .model import Model
 from .noise import trajectory_seed
 from .sample import trajectory
+from .system import memory
 
 log = logging.getLogger("enma_fast")
 
@@ -166,6 +168,18 @@ def _fields(model: Model, latents: Tensor, request: _Request, query: Tensor | No
     return model.decode(latents, min(frames, request.last), query)[:, request.observed :]
 
 
+def check_size(config: ModelConfig, *, num_frames: int, num_members: int, num_trajectories: int = 1) -> None:
+    """Raise `EnmaError` if the forecasts, and the copy that joins their chunks, cannot fit this machine's memory."""
+    tok = config.tokenizer
+    values = num_trajectories * num_members * num_frames * math.prod(tok.grid) * tok.field_channels
+    needed, there = 2 * 4 * values / 1e9, memory() / 1e9
+    if needed > there:
+        raise EnmaError(
+            f"num_members is {num_members}: these forecasts take {needed:,.0f} GB, this machine has {there:,.0f} GB;"
+            " use fewer at a time"
+        )
+
+
 def _request(
     model: Model,
     history: Array | None,
@@ -203,11 +217,12 @@ def _request(
         raise EnmaError(
             f"num_frames is {num_frames}; at least 1 is needed (history has {observed} of {config.num_frames} frames)"
         )
+    B = len(given) if batched else 1
+    check_size(config, num_frames=num_frames, num_members=num_members, num_trajectories=B)
     last = observed + num_frames
     if last > config.num_frames:
         log.warning("frames beyond %d were not seen in training of %s", config.num_frames, config.name)
     with torch.inference_mode():
-        B = len(known) if known is not None else len(other)  # type: ignore[arg-type]
         if known is None:
             history_BTNC = torch.zeros(B, 0, config.num_tokens, config.token_channels, device=device)
         else:

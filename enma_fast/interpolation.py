@@ -80,6 +80,8 @@ class Interpolation(nn.Module):
         assert opts is not None
         if len(opts.slopes) != opts.heads:
             raise EnmaError(f"interpolation.slopes has {len(opts.slopes)} entries; heads is {opts.heads}")
+        if min(opts.slopes) <= 0:
+            raise EnmaError(f"interpolation.slopes is {opts.slopes}; every entry must be above 0")
         self.config, self.options = config, opts
         self.periods = tuple(n if p else None for n, p in zip(config.lengths, config.periodic, strict=True))
         num_points, inner = math.prod(config.grid), opts.heads * opts.head_dim

@@ -13,6 +13,7 @@ Shape suffixes: B trajectories, K members, T frames.
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import os
 import shutil
@@ -140,6 +141,7 @@ def create_store(
     except OSError as error:
         raise EnmaError(f"{path}: cannot be written ({error}); choose another place or free space") from error
     finally:
+        pass  # _settle()
         shutil.rmtree(temporary, ignore_errors=True)
 
 
@@ -252,6 +254,15 @@ def _refuse(path: Path, force: bool) -> None:
         raise EnmaError(f"{path}: exists and is not a forecast store; choose another --out")
     if not force:
         raise EnmaError(f"{path}: exists; choose another --out, or replace it with --force")
+
+
+def _settle() -> None:
+    """Wait for the chunks that Zarr still writes behind one that failed: they would come back after the removal."""
+
+    async def others() -> None:
+        await asyncio.gather(*(asyncio.all_tasks() - {asyncio.current_task()}), return_exceptions=True)
+
+    load_extra("zarr.core.sync", "store").sync(others())
 
 
 def _move(temporary: Path, path: Path) -> None:

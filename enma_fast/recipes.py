@@ -19,14 +19,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .checkpoint import WEIGHTS, load_tokenizer, locate, save_model, save_tokenizer, sha256, write_atomic
-from .config import PRESETS, ModelConfig, Preset, TrainingConfig, from_json, to_json
+from .config import ModelConfig, TrainingConfig, find_preset, replace, to_json
 from .data import FieldFile, read
 from .errors import EnmaError
 from .model import Model
 from .system import machine, versions
 from .tasks import check_file
 from .tokenizer import Tokenizer
-from .train import Rank, RunOptions, Task, join_ranks, run
+from .train import STATE, Rank, RunOptions, Task, join_ranks, run
 from .train_dynamics import DynamicsTask, Latents, encode_all
 from .train_tokenizer import TokenizerTask
 
@@ -69,8 +69,8 @@ def train_tokenizer(
     """
     rank = join_ranks()
     chosen = find_preset(preset)
-    config = changed(chosen.model, model_changes or {}, "model config")
-    training = changed(chosen.tokenizer_training, training_changes or {}, "training config")
+    config = replace(chosen.model, model_changes or {}, source="model config")
+    training = replace(chosen.tokenizer_training, training_changes or {}, source="training config")
     files = [data_file(data_dir, config.dataset, split) for split in ("train", "val")]
     train, val = (_read(file, config) for file in files)
     _begin(options, rank, stage="tokenizer", preset=preset, model=config, training=training, files=files)
@@ -113,9 +113,12 @@ def train_dynamics(
             f"{source}: is a tokenizer for {theirs.dataset}; the preset {preset} is for {chosen.model.dataset}"
         )
     base = dataclasses.replace(chosen.model, tokenizer=theirs.tokenizer)
-    config = changed(base, model_changes or {}, "model config")
-    training = changed(chosen.dynamics_training, training_changes or {}, "training config")
+    config = replace(base, model_changes or {}, source="model config")
+    training = replace(chosen.dynamics_training, training_changes or {}, source="training config")
     files = [data_file(data_dir, config.dataset, split) for split in ("train", "val")]
+    val = _read(files[1], config)
+    rows = _spread(val, DYNAMICS_VALIDATION)
+    contexts = np.array([val.context_for(int(i)) for i in rows])
     key = sha256(source / WEIGHTS)
     _begin(
         options,
@@ -127,8 +130,6 @@ def train_dynamics(
         files=files,
         tokenizer=key,
     )
-    val = _read(files[1], config)
-    rows = _spread(val, DYNAMICS_VALIDATION)
     latents = _latents(trained, config, files[0], key, options.out / LATENTS, training.shift, rank)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
@@ -140,34 +141,12 @@ def train_dynamics(
         training,
         train=latents,
         val=_fields(val, rows),
-        val_contexts=_fields(val, np.array([val.context_for(int(i)) for i in rows])),
+        val_contexts=_fields(val, contexts),
     )
     scores = _run(task, options)
     if finished(options, training) and rank.index == 0:
         save_model(model, options.out / CHECKPOINT)
     return _end(task, options, rank, "dynamics", preset, scores)
-
-
-def find_preset(name: str) -> Preset:
-    """A row of `PRESETS`, or an `EnmaError` that lists them."""
-    if name not in PRESETS:
-        raise EnmaError(f"preset {name!r} is unknown; use one of {', '.join(PRESETS)}")
-    return PRESETS[name]
-
-
-def changed(config: Any, changes: Mapping[str, Any], source: str) -> Any:
-    """`config` with dotted keys changed, all at once, and checked as if it were read from a file."""
-    tree = json.loads(to_json(config))
-    for key, value in changes.items():
-        *groups, last = key.split(".")
-        node = tree
-        for name in groups:
-            node = node.get(name) if isinstance(node, dict) else None
-        if not isinstance(node, dict) or last not in node:
-            known = ", ".join(node if isinstance(node, dict) else tree)
-            raise EnmaError(f"{source}: unknown key {key!r}; known are {known}")
-        node[last] = value
-    return from_json(type(config), json.dumps(tree), source=source)
 
 
 def data_file(folder: Path, dataset: str, split: str) -> Path:
@@ -233,7 +212,7 @@ def _begin(
     files: list[Path],
     tokenizer: str | None = None,
 ) -> None:
-    """Write the record of a new run, or hold a resumed one to the record that is there."""
+    """Write the record of a new run, or hold one that has a state to resume to the record that is there."""
     record = {
         "stage": stage,
         "preset": preset,
@@ -250,7 +229,7 @@ def _begin(
         "versions": versions(),
     }
     path = options.out / RUN
-    if path.exists():
+    if (options.out / STATE).exists():
         known = read_record(options.out)
         for key in _FIXED:
             if known[key] != record[key]:
@@ -258,7 +237,10 @@ def _begin(
                 raise EnmaError(f"{path}: {where}; choose an empty --out or the same settings")
         return
     if rank.index == 0:
-        write_atomic(path, (json.dumps(record, indent=1) + "\n").encode())
+        try:
+            write_atomic(path, (json.dumps(record, indent=1) + "\n").encode())
+        except OSError as error:
+            raise EnmaError(f"{options.out}: cannot be written ({error.strerror}); choose another --out") from error
 
 
 def _first_difference(old: Any, new: Any, name: str) -> str:

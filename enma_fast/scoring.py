@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from .data import EQUATIONS, FieldFile
+from .data import EQUATIONS, FieldFile, dataset_split
 from .errors import EnmaError
 from .metrics import Scores
 from .model import Model
 from .paper import paper_scores, paper_uncertainty
-from .tasks import Case, dataset_split, ensembles, num_frames
+from .tasks import Case, ensembles, num_frames
 
 log = logging.getLogger("enma_fast")
 

@@ -54,6 +54,11 @@ def machine() -> dict[str, Any]:
     }
 
 
+def memory() -> int:
+    """Bytes of main memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def _cpu_name() -> str:
     if _CPU_INFO.is_file():
         for line in _CPU_INFO.read_text(errors="replace").splitlines():

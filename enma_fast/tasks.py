@@ -25,8 +25,8 @@ from torch import Tensor
 
 from .checkpoint import WEIGHTS, locate, sha256
 from .config import ModelConfig
-from .data import DEFAULT_GROUPS, FieldFile
-from .ensemble import forecast
+from .data import FieldFile
+from .ensemble import check_size, forecast
 from .errors import EnmaError
 from .model import Model
 from .output import ForecastStore, create_store
@@ -93,8 +93,8 @@ def check_file(config: ModelConfig, data: FieldFile) -> None:
         )
 
 
-def check_case(config: ModelConfig, data: FieldFile, case: Case) -> None:
-    """Raise `EnmaError` unless the file has what the case asks of it."""
+def check_case(config: ModelConfig, data: FieldFile, case: Case, rows: Sequence[int] = (0,)) -> None:
+    """Raise `EnmaError` unless the file has what the case asks of it for trajectories `rows`."""
     check_file(config, data)
     frames = num_frames(config, data)
     if case.task == "temporal" and case.history < 3:
@@ -102,11 +102,14 @@ def check_case(config: ModelConfig, data: FieldFile, case: Case) -> None:
             f"history is {case.history}; {config.name} needs at least 3 frames (or use --task initial-value)"
         )
     if case.observed >= frames:
+        mend = f"use a history of at most {frames - 1}" if frames > 3 else "give a file of more frames"
         raise EnmaError(
-            f"{data.path}: {frames} frames are too few: with history {case.observed} none is left to forecast"
+            f"{data.path}: {frames} frames are too few: with history {case.observed} none is left to forecast; {mend}"
         )
+    check_size(config, num_frames=frames - case.observed, num_members=case.members)
     if case.task != "temporal":
-        data.context_for(0)
+        for i in rows:
+            data.context_for(i)
 
 
 def ensembles(model: Model, data: FieldFile, case: Case, *, rows: Sequence[int]) -> Iterator[tuple[list[int], Tensor]]:
@@ -116,7 +119,7 @@ def ensembles(model: Model, data: FieldFile, case: Case, *, rows: Sequence[int])
     ------
     rows, samples : trajectory numbers in the file, and `[B, K, T, *x, c]` fp32 without the observed frames
     """
-    check_case(model.config, data, case)
+    check_case(model.config, data, case, rows)
     frames = num_frames(model.config, data)
     size = max(1, case.chunk // case.members)
     for first in range(0, len(rows), size):
@@ -148,7 +151,7 @@ def open_store(
     force: bool = False,
 ) -> AbstractContextManager[ForecastStore]:
     """`output.create_store` for forecasts of trajectories `rows` of a file, with what was seen and the truth."""
-    check_case(config, data, case)
+    check_case(config, data, case, rows)
     index, seen, last = list(rows), case.observed, num_frames(config, data)
     columns: dict[str, np.ndarray] = {name: values[index] for name, values in data.parameters.items()}
     if data.environment is not None:
@@ -186,14 +189,6 @@ def provenance(checkpoint: str | Path, data: FieldFile, command: str) -> dict[st
         "data_sha256": sha256(data.path),
         "versions": ", ".join(f"{name} {number}" for name, number in versions().items() if number),
     }
-
-
-def dataset_split(name: str) -> tuple[str, str | None]:
-    """Data set and split in a file's `dataset_name`: `"combined-test-in"` is `("combined", "test-in")`."""
-    for split in DEFAULT_GROUPS:
-        if name.endswith(f"-{split}"):
-            return name.removesuffix(f"-{split}"), split
-    return name, None
 
 
 def _times(values: Sequence[float]) -> str:

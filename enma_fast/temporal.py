@@ -34,11 +34,6 @@ class FrameCache:
         )
         self.kv = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
         self.frames = 0
-        self.max_frames = max_frames
-
-    def expand(self, copies: int) -> None:
-        """Repeat every row ``copies`` times, for members that share what was read so far."""
-        self.kv = self.kv.repeat_interleave(copies, dim=2)
 
 
 class CausalTransformer(nn.Module):

@@ -48,6 +48,10 @@ class RunOptions:
     stop_after: int | None = None
     progress: Callable[[int, int, dict[str, float]], None] | None = field(default=None, repr=False)
 
+    def __post_init__(self) -> None:
+        if self.precision not in ("auto", "bf16", "fp32"):
+            raise EnmaError(f"precision {self.precision!r}: use auto, bf16 or fp32")
+
 
 class Task(Protocol):
     """What :func:`run` needs of the tokenizer's or the dynamics' training."""
@@ -84,7 +88,12 @@ def join_ranks() -> Rank:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Rank()
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        if torch.cuda.is_available():
+            # Ranks of one machine get a GPU each; a run may also stay on the CPU of a machine that has some.
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+            dist.init_process_group("cpu:gloo,cuda:nccl")
+        else:
+            dist.init_process_group("gloo")
     return Rank(dist.get_rank(), dist.get_world_size())
 
 
@@ -105,8 +114,6 @@ def fast_bf16(device: str) -> bool:
 
 def autocast(options: RunOptions) -> AbstractContextManager[Any]:
     """bf16 autocast where asked for, or in ``auto`` where the hardware has it."""
-    if options.precision not in ("auto", "bf16", "fp32"):
-        raise EnmaError(f"precision {options.precision!r}: use auto, bf16 or fp32")
     if options.precision == "bf16" or (options.precision == "auto" and fast_bf16(options.device)):
         return torch.autocast(torch.device(options.device).type, torch.bfloat16)
     return nullcontext()

@@ -12,8 +12,8 @@ from enma_fast.config import (
     Preset,
     TokenizerConfig,
     TrainingConfig,
+    find_preset,
     from_json,
-    preset,
     replace,
     to_json,
 )
@@ -59,7 +59,7 @@ def test_json_is_a_fixed_point(name):
 def test_presets_go_by_their_own_names():
     assert {name: row.model.name for name, row in PRESETS.items()} == {name: name for name in PRESETS}
     with pytest.raises(EnmaError, match=r"'combined-huge'.*combined-small"):
-        preset("combined-huge")
+        find_preset("combined-huge")
 
 
 @pytest.mark.parametrize(
@@ -121,6 +121,10 @@ def test_a_whole_number_is_a_valid_float(document):
         ({"dynamics.heads": 3}, r"Tiny: dynamics.width 32 must be a multiple of 4 \* heads"),
         ({"dynamics.heads": 0}, "Tiny: heads is .*above 0"),
         ({"dynamics.heads": 8}, "Tiny: .*4 channels a head; rotary positions in 1 dimension need 8"),
+        ({"dynamics.temporal_layers": 0}, "Tiny: dynamics.temporal_layers is 0; at least 1"),
+        ({"sampling.flow_steps": -1}, "Tiny: sampling.flow_steps is -1; at least 1"),
+        ({"tokenizer.kernel": 4}, "Tiny: tokenizer.kernel is 4; an odd number"),
+        ({"dynamics.flow.time_features": 7}, "Tiny: dynamics.flow.time_features is 7; an even number"),
     ],
 )
 def test_bad_grids_are_refused(changes, said):
@@ -196,6 +200,26 @@ def test_training_configs_are_checked_alike():
         replace(TrainingConfig(), {"betas": [0.8, 0.9, 0.99]})
     with pytest.raises(EnmaError, match=r"^TrainingConfig: optimizer: .*'adamw' or 'muon'"):
         replace(TrainingConfig(), {"optimizer": "sgd"})
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"steps": 0}, "steps is 0; at least 1"),
+        ({"batch": -4}, "batch is -4; at least 1"),
+        ({"learning_rate": 0.0}, "learning_rate is 0.0; a number above 0"),
+        ({"clip_norm": float("nan")}, "clip_norm is nan; a number above 0"),
+        ({"warmup_steps": -1}, "warmup_steps is -1; 0 or more"),
+        ({"ema_decay": 1.5}, "ema_decay is 1.5; a number from 0 to 1"),
+        ({"context_share": -0.5}, "context_share is -0.5; a number from 0 to 1"),
+        ({"mask_ratio": [0.75, 1.25]}, r"mask_ratio is \[0.75, 1.25\]; two numbers from 0 to 1"),
+        ({"mask_ratio": [0.75, 0.5]}, "mask_ratio is .*the smaller first"),
+        ({"history_noise": [0.0, 0.1]}, r"history_noise is \[0.0, 0.1\]; two numbers above 0"),
+    ],
+)
+def test_impossible_trainings_are_refused(changes, said):
+    with pytest.raises(EnmaError, match=f"^run: {said}"):
+        replace(TrainingConfig(), changes, source="run")
 
 
 @hypothesis.given(frames=st.integers(1, 60), time_layers=st.integers(0, 3))

@@ -10,11 +10,12 @@ from enma_fast.config import PRESETS, TrainingConfig
 from enma_fast.ensemble import forecast
 from enma_fast.interpolation import grid_points
 from enma_fast.model import Model
+from enma_fast.tokenizer import Tokenizer
 from enma_fast.train import Rank, RunOptions, run, step_generator
 from enma_fast.train_dynamics import DynamicsTask, encode_all
 from enma_fast.train_tokenizer import TokenizerTask
 
-from ._tiny import dynamics_task, tokenizer_task, waves
+from ._tiny import PLANE, dynamics_task, shaken, tokenizer_task, waves
 
 LEARNING = TrainingConfig(
     steps=30, batch=8, optimizer="muon", learning_rate=1e-2, warmup_steps=5, ema_decay=0.9, shift=True
@@ -31,22 +32,22 @@ def train(task, out):
     return sum(found[:3]) / 3, sum(found[-5:]) / 5, scores
 
 
-@pytest.mark.parametrize("name", ["plane", "plane-paper"])
-def test_tokenizer_and_dynamics_learn_and_forecast(name, tmp_path):
-    tokenizer = tokenizer_task(name, LEARNING)
-    first, last, _ = train(tokenizer, tmp_path / "tokenizer")
+def test_the_tokenizer_learns(tmp_path):
+    first, last, scores = train(tokenizer_task("plane", LEARNING), tmp_path)
     assert last < 0.75 * first
+    assert scores["rel_l2"] < 0.75
 
+
+# On latents of a random tokenizer, with interpolation or without.
+@pytest.mark.parametrize("name", ["plane", "plane-paper"])
+def test_the_dynamics_learn_and_forecast(name, tmp_path):
     task = dynamics_task(name, LEARNING)
-    task.model.tokenizer.load_state_dict(tokenizer.module.state_dict())
-    fields = waves(6, 2, 8, task.model.config.tokenizer)
-    latents = encode_all(task.model.tokenizer, fields, task.train.environment, shift=True)
-    task = DynamicsTask(task.model, LEARNING, train=latents, val=task.val, val_contexts=task.val_contexts, members=2)
-    first, last, scores = train(task, tmp_path / "dynamics")
+    first, last, scores = train(task, tmp_path)
     assert last < first - 0.2
     assert all(0 < value < float("inf") for value in scores.values())
 
-    history, context = fields[:2, :3], fields[2:4]
+    fields = waves(2, 2, 8, task.model.config.tokenizer)
+    history, context = fields[::2, :3], fields[1::2]
     ensembles = [
         forecast(task.model, history, num_members=2),
         forecast(task.model, history[:, :1], context=context, num_members=2),
@@ -55,9 +56,7 @@ def test_tokenizer_and_dynamics_learn_and_forecast(name, tmp_path):
     for ensemble, frames in zip(ensembles, (5, 7, 8), strict=True):
         assert ensemble.shape == (2, 2, frames, 16, 8, 2)
         assert ensemble.isfinite().all()
-        # Members differ, and are no larger than fields are.
         assert (ensemble[:, 0] - ensemble[:, 1]).abs().max() > 1e-3
-        assert ensemble.abs().max() < 10
 
 
 PLANES = [name for name, preset in PRESETS.items() if preset.model.tokenizer.dims == 2 and name.endswith("-small")]
@@ -96,23 +95,27 @@ def test_small_presets_take_a_step_and_forecast(name):
 
 
 def test_axes_keep_their_order():
-    """A field that varies along one axis is told from one that varies along the other, up to decoding."""
-    task = tokenizer_task("plane", replace(LEARNING, steps=1))
-    options = task.options
-    x = grid_points(options.grid, options.lengths).view(*options.grid, 2)
+    """Without residual blocks, whose gates see the whole frame, a change reaches just as far as the kernels do."""
+    options = replace(PLANE, layers=("space",))
+    torch.manual_seed(0)
+    tokenizer = shaken(Tokenizer(options)).eval().requires_grad_(False)
+    u = torch.randn(1, 1, 16, 8, 2)
+    changed = u.clone()
+    changed[0, 0, 12, 1] += 1.0
+    moved = (tokenizer.encode(changed) != tokenizer.encode(u)).any(-1).view(8, 4).nonzero().tolist()
+    # Token (i, j) sees points up to 4 from (2 i, 2 j); the first axis is a ring, the second ends at walls.
+    assert moved == [[i, j] for i in (0, 4, 5, 6, 7) for j in (0, 1, 2)]
+
+    z = torch.randn(1, 1, 32, 3)
+    changed = z.clone()
+    changed[0, 0, 6 * 4 + 3] += 1.0
+    moved = (tokenizer.decode(changed) != tokenizer.decode(z)).any(-1)[0, 0].nonzero().tolist()
+    # Tokens up to 1 away hold points (2 i, 2 j) to (2 i + 1, 2 j + 1), and the last kernel sees 3 more.
+    assert moved == [[i, j] for i in (0, 1, 2, *range(7, 16)) for j in range(1, 8)]
+
+
+def test_grids_have_their_own_lengths():
+    x = grid_points(PLANE.grid, PLANE.lengths).view(16, 8, 2)
     # The first axis of 16 points is two long, the second of 8 points one long.
-    assert x[:, 0, 0].tolist() == pytest.approx([i / 8 for i in range(16)])
-    assert x[0, :, 1].tolist() == pytest.approx([j / 8 for j in range(8)])
-    u = torch.zeros(1, 1, 16, 8, 2)
-    u[0, 0, 12, 1] = 1.0
-    tokenizer = task.module.eval()
-    with torch.no_grad():
-        moved = (tokenizer.encode(u) - tokenizer.encode(torch.zeros_like(u))).abs().sum(-1).view(8, 4)
-        # The gate of a residual block sees the whole frame, so only the strongest token tells the place.
-        assert moved.argmax().item() == 6 * 4 + 0
-        z = torch.zeros(1, 1, 32, 3)
-        z[0, 0, 6 * 4 + 3] = 5.0
-        response = (tokenizer.decode(z) - tokenizer.decode(torch.zeros_like(z))).abs().sum(-1)[0, 0]
-    row, column = divmod(response.argmax().item(), 8)
-    assert 10 <= row <= 15
-    assert 5 <= column <= 7
+    assert x[:, 3, 0].tolist() == pytest.approx([i / 8 for i in range(16)])
+    assert x[3, :, 1].tolist() == pytest.approx([j / 8 for j in range(8)])

@@ -114,6 +114,12 @@ def test_slopes_and_heads_must_agree():
         Interpolation(options)
 
 
+def test_slopes_are_above_zero():
+    options = replace(CONFIGS["points"].tokenizer, interpolation=replace(INTERPOLATION, slopes=(0.0, 1.0)))
+    with pytest.raises(EnmaError, match=r"slopes is \(0.0, 1.0\); every entry must be above 0"):
+        Interpolation(options)
+
+
 def test_slopes_start_as_configured():
     layer = Interpolation(CONFIGS["points"].tokenizer)
     for raw in (layer.slopes_in, layer.slopes_out):

@@ -13,12 +13,12 @@ import torch
 from enma_fast import metrics, scoring
 from enma_fast.checkpoint import PRETRAINED
 from enma_fast.config import PRESETS, DynamicsConfig, FlowConfig, ModelConfig, SamplingConfig, TokenizerConfig
-from enma_fast.data import FieldFile, advection, read
+from enma_fast.data import FieldFile, advection, dataset_split, read
 from enma_fast.ensemble import forecast
 from enma_fast.errors import EnmaError
 from enma_fast.model import Model
 from enma_fast.scoring import paper_table, refine, score, score_case, solver_fidelity
-from enma_fast.tasks import TASKS, Case, check_case, check_file, dataset_split, ensembles
+from enma_fast.tasks import TASKS, Case, check_case, check_file, ensembles
 
 CONFIG = ModelConfig(
     name="tiny",

@@ -40,10 +40,12 @@ def on_device(device: str) -> str:
     import torch
 
     try:
-        torch.empty(0, device=device)
+        if torch.device(device).type in ("cpu", "cuda"):
+            torch.empty(0, device=device)
+            return device
     except (RuntimeError, AssertionError):
-        raise EnmaError(f"--device {device}: cannot be used here; use cpu") from None
-    return device
+        pass
+    raise EnmaError(f"--device {device}: cannot be used here; use cpu")
 
 
 def settings(values: Iterable[str], option: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ first use.
 
 from .fields import FieldFile
 from .generator import EQUATIONS, generate
-from .splits import DEFAULT_GROUPS
+from .splits import DEFAULT_GROUPS, dataset_split
 from .well import describe, read, write
 
-__all__ = ["DEFAULT_GROUPS", "EQUATIONS", "FieldFile", "describe", "generate", "read", "write"]
+__all__ = ["DEFAULT_GROUPS", "EQUATIONS", "FieldFile", "dataset_split", "describe", "generate", "read", "write"]

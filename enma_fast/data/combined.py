@@ -33,7 +33,7 @@ from typing import Any
 
 import numpy as np
 
-from .hdf5 import load_extra
+from ..extras import load_extra
 from .splits import TRAJECTORIES_PER_GROUP, group_uniforms
 
 LENGTH = 2 * np.pi
@@ -82,7 +82,7 @@ def solve(u0: np.ndarray, parameters: dict[str, np.ndarray], *, steps_per_frame:
     -------
     float64 [B, NUM_FRAMES, NUM_POINTS]; frame 0 is `u0` on the kept points.
     """
-    jax = load_extra("jax")
+    jax = load_extra("jax", "data")
     coefficients = np.stack([np.asarray(parameters[name], dtype=np.float64) for name in PARAMETERS], axis=1)
     with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
         u = _solver(u0.shape[1], steps_per_frame)(np.asarray(u0, dtype=np.float64), coefficients)
@@ -93,7 +93,7 @@ def solve(u0: np.ndarray, parameters: dict[str, np.ndarray], *, steps_per_frame:
 @functools.lru_cache(maxsize=8)
 def _solver(num_points: int, steps_per_frame: int) -> Callable[[np.ndarray, np.ndarray], Any]:
     """Jitted (u0 [B, X], coefficients [B, 4]) -> u [B, NUM_FRAMES, X]."""
-    jax, exponax = load_extra("jax"), load_extra("exponax")
+    jax, exponax = load_extra("jax", "data"), load_extra("exponax", "data")
     jnp = jax.numpy
     dt = FRAME_SPACING / steps_per_frame
     circle = np.exp(2j * np.pi * (np.arange(_CONTOUR_POINTS) + 0.5) / _CONTOUR_POINTS)

@@ -5,27 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..errors import EnmaError
-
-
-def load_extra(module: str) -> Any:
-    """Import a module of the `[data]` extra, or say how to install it."""
-    try:
-        return import_module(module)
-    except ModuleNotFoundError as error:
-        raise EnmaError(f"{error.name} is not installed; run: pip install 'enma-fast[data]'") from error
+from ..extras import load_extra
 
 
 @contextmanager
 def open_file(path: Path) -> Iterator[Any]:
     """Yield the `h5py.File`, open for reading; failures of HDF5 in the block become `EnmaError`."""
-    h5py = load_extra("h5py")
+    h5py = load_extra("h5py", "data")
     if not path.is_file():
         raise EnmaError(f"{path}: {'is not a file' if path.exists() else 'no such file'}; check the path")
     if not h5py.is_hdf5(path):
@@ -45,7 +37,7 @@ def open_file(path: Path) -> Iterator[Any]:
 @contextmanager
 def create_file(path: Path) -> Iterator[Any]:
     """Yield a new `h5py.File`; only when the block succeeds is it synced to disk and moved to `path`."""
-    h5py = load_extra("h5py")
+    h5py = load_extra("h5py", "data")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,12 +50,14 @@ def create_file(path: Path) -> Iterator[Any]:
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise EnmaError(f"{path}: cannot be written ({error}); choose another folder or free space") from error
+        # HDF5 adds its own names, flags and offsets to what the system said.
+        reason = os.strerror(error.errno) if error.errno else error
+        raise EnmaError(f"{path}: cannot be written ({reason}); choose another folder or free space") from error
 
 
 def get(parent: Any, key: str, kind: str) -> Any:
     """The group or dataset `key` (`kind` says which) of a group, or an `EnmaError` that names it."""
-    h5py = load_extra("h5py")
+    h5py = load_extra("h5py", "data")
     wanted = h5py.Group if kind == "group" else h5py.Dataset
     where = f"{parent.name.strip('/')}/{key}".lstrip("/")
     if key not in parent:

@@ -37,6 +37,14 @@ def check_split(split: str) -> None:
         raise EnmaError(f"split '{split}' is unknown; use one of {', '.join(DEFAULT_GROUPS)}")
 
 
+def dataset_split(name: str) -> tuple[str, str | None]:
+    """Data set and split in a file's `dataset_name`: `"combined-test-in"` is `("combined", "test-in")`."""
+    for split in DEFAULT_GROUPS:
+        if name.endswith(f"-{split}"):
+            return name.removesuffix(f"-{split}"), split
+    return name, None
+
+
 def environments(equation: str, split: str, *, groups: int, seed: int) -> np.ndarray:
     """Grid cells of the first `groups` environments of a split.
 

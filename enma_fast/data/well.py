@@ -21,9 +21,10 @@ from typing import Any
 import numpy as np
 
 from ..errors import EnmaError
+from ..extras import load_extra
 from . import hdf5, pdebench
 from .fields import FieldArray, FieldFile, FieldSource, axis, select_rows
-from .splits import DEFAULT_GROUPS
+from .splits import dataset_split
 
 _GROUPS = ("dimensions", "boundary_conditions", "scalars", "t0_fields", "t1_fields")
 _DIMS = ("x", "y", "z")
@@ -86,7 +87,7 @@ def describe(path: str | Path) -> dict[str, Any]:
         "file": str(path),
         "layout": source.layout,
         "name": source.name,
-        "split": next((split for split in DEFAULT_GROUPS if source.name.endswith(f"-{split}")), None),
+        "split": dataset_split(source.name)[1],
         "trajectories": source.num_trajectories,
         "groups": groups,
         "frames": len(source.times),
@@ -318,4 +319,4 @@ def _create_dataset(group: Any, key: str, value: np.ndarray, **attributes: bool)
 
 
 def _string_array(names: Any) -> np.ndarray:
-    return np.array(list(names), dtype=hdf5.load_extra("h5py").string_dtype())
+    return np.array(list(names), dtype=load_extra("h5py", "data").string_dtype())

@@ -111,7 +111,15 @@ def test_another_domain(refused: Callable, rewrite: Callable, fields: FieldFile)
 
 def test_too_few_frames(refused: Callable, rewrite: Callable, fields: FieldFile) -> None:
     path = rewrite(times=fields.times[:3], t0_fields={"u": fields.u[:, :3, :, 0]})
-    assert refused(path) == f"{path}: 3 frames are too few: with history 3 none is left to forecast"
+    few = f"{path}: 3 frames are too few: with history 3 none is left to forecast"
+    assert refused(path) == f"{few}; give a file of more frames"
+
+
+@pytest.mark.parametrize("history", [20, 25])
+def test_a_history_too_long(refused: Callable, rewrite: Callable, history: int) -> None:
+    path = rewrite()
+    few = f"{path}: 20 frames are too few: with history {history} none is left to forecast"
+    assert refused(path, "--history", history) == f"{few}; use a history of at most 19"
 
 
 @pytest.mark.parametrize("history", [-1, 0, 1, 2])
@@ -125,6 +133,10 @@ def test_no_context(refused: Callable, rewrite: Callable, fields: FieldFile) -> 
     assert refused(path, "--task", "initial-value").startswith(f"{path}: lacks scalars/environment")
     path = rewrite(scalars={"environment": np.arange(4), **fields.parameters})
     assert "alone in its group" in refused(path, "--task", "generation")
+    # The last trajectory counts too, and before anything is sampled for the others.
+    path = rewrite(scalars={"environment": np.array([7, 7, 7, 8]), **fields.parameters})
+    error = refused(path, "--task", "initial-value")
+    assert error.startswith(f"{path}: trajectory 3 is alone in its group, scalars/environment 8")
 
 
 def test_options_out_of_range(refused: Callable, enma: Callable, rewrite: Callable, tiny: Path, tmp_path: Path) -> None:
@@ -132,12 +144,20 @@ def test_options_out_of_range(refused: Callable, enma: Callable, rewrite: Callab
     assert refused(path, "--task", "magic").startswith("task 'magic' is unknown")
     assert refused(path, "--chunk", 0) == "chunk is 0; at least 1 is needed"
     assert refused(path, "--device", "abacus") == "--device abacus: cannot be used here; use cpu"
+    assert refused(path, "--device", "meta") == "--device meta: cannot be used here; use cpu"
     assert enma("score", path, "-c", tiny, "--members", 0).error() == "members is 0; at least 1 is needed"
     assert enma("score", path, "-c", tiny, "--limit", 0).error() == "limit is 0; at least 1 is needed"
     for select in ("4:5", "2:2", "-1", "a:b", "0:9", "7"):
         run = enma("forecast", path, "-c", tiny, "--out", tmp_path / "run.zarr", f"--select={select}")
         assert run.error().startswith(f"--select '{select}': "), select
     assert not (tmp_path / "run.zarr").exists()
+
+
+def test_more_members_than_there_is_memory(refused: Callable, rewrite: Callable) -> None:
+    # The last of the two --members counts.
+    error = refused(rewrite(), "--members", 10**9)
+    assert error.startswith("num_members is 1000000000: these forecasts take 17,408 GB, this machine has ")
+    assert error.endswith(" GB; use fewer at a time")
 
 
 def test_an_unknown_checkpoint(refused: Callable, rewrite: Callable, tmp_path: Path) -> None:
@@ -206,6 +226,8 @@ def test_config_and_weights_of_different_models(
         (("--train-set", "speed=3"), "training config: unknown key 'speed'; known are steps, batch"),
         (("--train-set", "optimizer=sgd"), "training config: optimizer: input should be 'adamw'"),
         (("--train-set", "batch"), "--train-set 'batch': write key=value"),
+        (("--train-set", "batch=0"), "training config: batch is 0; at least 1 is needed"),
+        (("--train-set", "history_noise=[0,0.1]"), "training config: history_noise is [0.0, 0.1]; two numbers above 0"),
         (("--precision", "fp8"), "precision 'fp8': use auto, bf16 or fp32"),
         (("--device", "abacus"), "--device abacus: cannot be used here; use cpu"),
     ],
@@ -215,6 +237,7 @@ def test_bad_settings_of_a_training(
 ) -> None:
     command = ("train", "tokenizer", "combined-small", "--data", data_folder, "--out", tmp_path / "run")
     assert enma(*command, "--steps", 1, *options).error().startswith(message)
+    assert not (tmp_path / "run").exists()
 
 
 def test_bad_places_of_a_training(enma: Callable, data_folder: Path, tiny: Path, tmp_path: Path) -> None:
@@ -231,6 +254,11 @@ def test_bad_places_of_a_training(enma: Callable, data_folder: Path, tiny: Path,
         f"{nowhere / 'combined-train.h5'}: no such file; make it: enma-fast data generate combined --out {nowhere}"
     )
     assert error("tokenizer", "combined-small", "--data", nowhere) == expected
+    no_folder = tmp_path / "a file"
+    no_folder.write_text("something else")
+    train = ("train", "tokenizer", "combined-small", "--data", data_folder, "--out", no_folder)
+    assert enma(*train).error().startswith(f"{no_folder}: cannot be written (File exists); choose another --out")
+    assert no_folder.read_text() == "something else"
     dynamics = ("dynamics", "combined-small", "--data", data_folder, "--tokenizer")
     assert "neither a folder nor a shipped model" in error(*dynamics, nowhere)
     assert error(*dynamics, tiny, "--set", "tokenizer.width=8").startswith("tokenizer.width: belongs to the tokenizer")

@@ -34,6 +34,19 @@ def test_bad_input_ends_with_status_2_and_one_line(test_in: Path, tmp_path: Path
     assert run.stderr == f"error: {tmp_path / 'no.h5'}: no such file; check the path\n"
 
 
+def test_a_full_disk_is_one_line_and_leaves_nothing(tiny: Path, test_in: Path, tmp_path: Path) -> None:
+    # No file of this process may grow beyond this: the store's metadata fit, its chunks do not.
+    code = "import resource, sys; from enma_fast.cli import main; "
+    code += "resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000)); sys.exit(main(sys.argv[1:]))"
+    options = ("--out", tmp_path / "run.zarr", "--members", 256, "--select", 0)
+    command = [sys.executable, "-c", code, "forecast", test_in, "-c", tiny, *options]
+    run = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True)
+    expected = f"error: {tmp_path / 'run.zarr'}: cannot be written ([Errno 27] File too large); "
+    assert (run.returncode, run.stdout) == (2, "")
+    assert run.stderr == f"{expected}choose another place or free space\n"
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

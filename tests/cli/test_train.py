@@ -135,6 +135,15 @@ def test_other_settings_do_not_resume(runs: Path, train: Callable, tmp_path: Pat
     assert error() == f"{folder / 'run.json'}: is not JSON; begin the run again in an empty folder"
 
 
+def test_a_run_that_never_took_a_step_does_not_bind_the_next(train: Callable, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert train(folder, "--steps", 1, "--train-set", "learning_rate=1e-9").status == 0
+    (folder / "state.safetensors").unlink()
+    result = train(folder, "--steps", 1, "--json").json
+    assert json.loads((folder / "run.json").read_text())["training"]["learning_rate"] == 4e-3
+    assert (result["steps"], len((folder / "log.jsonl").read_text().splitlines())) == (1, 2)
+
+
 def test_a_tokenizer_is_no_model(enma: Callable, runs: Path, test_in: Path, train: Callable, tmp_path: Path) -> None:
     error = enma("score", test_in, "--checkpoint", runs / "tokenizer" / "checkpoint").error()
     assert error.endswith("holds a tokenizer only; train the dynamics on it: enma-fast train dynamics")
@@ -213,3 +222,11 @@ def test_publish_refuses_runs_that_do_not_belong_together(
     assert error(runs / "dynamics", other).startswith(f"{runs / 'dynamics'}: was not trained on the tokenizer of")
     assert error(runs / "tokenizer", runs / "tokenizer").endswith("is a run of the tokenizer, not of the dynamics")
     assert error(tmp_path, runs / "tokenizer").startswith(f"{tmp_path / 'run.json'}: no such file")
+
+
+def test_publish_replaces_nothing_but_checkpoints(enma: Callable, runs: Path, data_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("about something else")
+    command = ("train", "publish", runs / "dynamics", "--tokenizer", runs / "tokenizer", "--data", data_folder)
+    error = enma(*command, "--out", tmp_path).error()
+    assert error == f"{tmp_path}: exists and is not a checkpoint; choose another --out"
+    assert (tmp_path / "README.md").read_text() == "about something else"
