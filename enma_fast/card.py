@@ -5,15 +5,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from .checkpoint import MANIFEST, METRICS, WEIGHTS, load_model, locate, save_model, sha256, write_atomic
-from .config import ModelConfig, find_preset, to_json
+from .config import ModelConfig, find_preset, replace, to_json
 from .data import FieldFile, read
 from .errors import EnmaError
 from .metrics import relative_l2
@@ -42,6 +43,7 @@ def publish(
     *,
     data_dir: Path,
     out: Path,
+    sampling: Mapping[str, Any] | None = None,
     limit: int | None = None,
     seed: int = 0,
     progress: Callable[[int, int, str], None] | None = None,
@@ -53,6 +55,7 @@ def publish(
     run, tokenizer : finished run folders of the dynamics and of the tokenizer it was trained on
     data_dir : folder of the test files
     out : checkpoint folder to write
+    sampling : changes of the sampler's defaults (`SamplingConfig`), chosen on validation data
     limit : score the first so many trajectories of each file
     seed : of the noise
     progress : called with (cases done, cases, what is being scored)
@@ -76,11 +79,18 @@ def publish(
     if sha256(tokenizer_folder(tokenizer) / WEIGHTS) != records["dynamics"]["tokenizer"]:
         raise EnmaError(f"{run}: was not trained on the tokenizer of {tokenizer}; name the one that it was")
     model = load_model(locate(run / CHECKPOINT))
+    settings = replace(model.config.sampling, sampling or {}, source="sampling")
+    model.config = model.dynamics.config = dataclasses.replace(model.config, sampling=settings)
     files = {split: read(data_file(data_dir, model.config.dataset, split)) for split in SPLITS}
     training = {
         stage: _training(folder, records[stage]) for stage, folder in (("tokenizer", tokenizer), ("dynamics", run))
     }
-    metrics = {"seed": seed, **measure(model, files, limit=limit, seed=seed, progress=progress), "training": training}
+    metrics = {
+        "seed": seed,
+        **measure(model, files, limit=limit, seed=seed, progress=progress),
+        "training": training,
+        "sampling": dict(sampling or {}),
+    }
     write_atomic(out / METRICS, (json.dumps(metrics, indent=1, allow_nan=False) + "\n").encode())
     save_model(model, out, card=card_text(model.config, metrics))
     return metrics
@@ -168,7 +178,7 @@ def card_text(config: ModelConfig, metrics: dict[str, Any]) -> str:
         f"Beside it, the paper's figures ({paper_source()}), on its own data of the same kind:",
         _paper_rows(metrics["rows"]),
         "## Training",
-        _training_text(config, metrics["training"]),
+        _training_text(config, metrics["training"], metrics["sampling"]),
         "## Limits",
         "\n".join(limits),
     ]
@@ -281,13 +291,19 @@ def _paper_rows(rows: list[dict[str, Any]]) -> str:
     return _markdown(["task", "split", "model", "rel. L2", "CRPS", "RMSCE", "solver"], lines)
 
 
-def _training_text(config: ModelConfig, training: dict[str, Any]) -> str:
+def _training_text(config: ModelConfig, training: dict[str, Any], sampling: dict[str, Any]) -> str:
+    changes = "".join(f" --set {key}={_json_word(value)}" for key, value in sampling.items())
     lines = [
         "Data of this project's own solver (seed 0), then the tokenizer, then the dynamics on its latent frames:",
         "```",
         f"enma-fast data generate {config.dataset} --out data",
         *(part["command"] for part in training.values()),
+        f"enma-fast train publish runs/dynamics --tokenizer runs/tokenizer --data data --out {config.name}{changes}",
         "```",
+        "",
+        f"The sampler takes {config.sampling.mask_steps} mask steps a frame and {config.sampling.flow_steps} "
+        f"{config.sampling.method} flow steps a token, and scales its noise by {config.sampling.temperature:g}"
+        + (", chosen on validation data." if "temperature" in sampling else "."),
         "",
     ]
     head = ["stage", "steps", "trajectories seen", "hours", "precision", "machine", "torch"]

@@ -141,7 +141,7 @@ def create_store(
     except OSError as error:
         raise EnmaError(f"{path}: cannot be written ({error}); choose another place or free space") from error
     finally:
-        pass  # _settle()
+        _settle()
         shutil.rmtree(temporary, ignore_errors=True)
 
 

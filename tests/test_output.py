@@ -1,5 +1,7 @@
 """Forecast stores: what is written is what is read, all of it or nothing, and nothing else is replaced."""
 
+import asyncio
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -7,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray
+from zarr.storage import LocalStore
 
 from enma_fast.errors import EnmaError
 from enma_fast.output import create_store, read_forecast, stacked
@@ -125,6 +128,26 @@ def fail_after_one(path: Path, given: dict[str, Any], failure: BaseException) ->
 def test_a_failure_leaves_nothing(tmp_path: Path, rng: np.random.Generator, failure: BaseException) -> None:
     with pytest.raises(type(failure)):
         fail_after_one(tmp_path / "run.zarr", contents(rng), failure)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_chunks_still_underway_do_not_come_back_after_a_failure(
+    tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put, late = LocalStore.set, []
+
+    async def slow_disk(self: LocalStore, key: str, *value: Any) -> None:
+        if key == "u/c/0/0/0/0":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        if key.startswith("u/c/"):
+            await asyncio.sleep(1)
+            late.append(key)
+        await put(self, key, *value)
+
+    monkeypatch.setattr(LocalStore, "set", slow_disk)
+    with pytest.raises(EnmaError, match=r"run\.zarr: cannot be written .*No space left"):
+        write(tmp_path / "run.zarr", contents(rng))
+    assert len(late) == 7, "the other members of the two trajectories"
     assert list(tmp_path.iterdir()) == []
 
 

@@ -114,8 +114,12 @@ def dynamics(
 def publish(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of finished dynamics.")],
     tokenizer: Annotated[Path, typer.Option("--tokenizer", help="Run folder of its tokenizer.")],
-    data: Annotated[Path, typer.Option("--data", help="Folder of the test files and <dataset>-val.h5.")],
+    data: Annotated[Path, typer.Option("--data", help="Folder of <dataset>-test-in.h5 and <dataset>-test-out.h5.")],
     out: Annotated[Path, typer.Option("--out", help="Checkpoint folder to write.")],
+    sampling: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change the sampler's defaults, e.g. temperature=1.5."),
+    ] = None,
     limit: Annotated[int | None, typer.Option("--limit", help="Score the first N trajectories of each file.")] = None,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the noise.")] = 0,
     threads: Threads = None,
@@ -127,7 +131,16 @@ def publish(
     terminal = Terminal(as_json)
     use_threads(threads)
     with terminal.progress("scoring") as update:
-        metrics = write(run, tokenizer, data_dir=data, out=out, limit=limit, seed=seed, progress=update)
+        metrics = write(
+            run,
+            tokenizer,
+            data_dir=data,
+            out=out,
+            sampling=settings(sampling or [], "--set"),
+            limit=limit,
+            seed=seed,
+            progress=update,
+        )
     terminal.show(f"{out}: model, card and metrics")
     terminal.result({"checkpoint": str(out), **metrics})
 

@@ -224,7 +224,9 @@ def test_publish_refuses_runs_that_do_not_belong_together(
     assert error(tmp_path, runs / "tokenizer").startswith(f"{tmp_path / 'run.json'}: no such file")
 
 
-def test_publish_replaces_nothing_but_checkpoints(enma: Callable, runs: Path, data_folder: Path, tmp_path: Path) -> None:
+def test_publish_replaces_nothing_but_checkpoints(
+    enma: Callable, runs: Path, data_folder: Path, tmp_path: Path
+) -> None:
     (tmp_path / "README.md").write_text("about something else")
     command = ("train", "publish", runs / "dynamics", "--tokenizer", runs / "tokenizer", "--data", data_folder)
     error = enma(*command, "--out", tmp_path).error()
