@@ -428,12 +428,16 @@ _SMALL_TRAINING = TrainingConfig(
 
 
 def _paper(name: str, *, sampling: SamplingConfig | None = None, batch: int = 128, **model: Any) -> Preset:
+    # 12,000 trajectories: 1000 epochs of the dynamics and of a 1-D tokenizer, 150 of a 2-D one.
+    plane = model["tokenizer"].dims == 2
     return Preset(
         model=ModelConfig(
             name=f"{name}-paper", dataset=name.replace("-", "_"), sampling=sampling or SamplingConfig(), **model
         ),
-        tokenizer_training=_PAPER_TOKENIZER_TRAINING,
-        dynamics_training=dataclasses.replace(_PAPER_TRAINING, batch=batch),
+        tokenizer_training=dataclasses.replace(_PAPER_TOKENIZER_TRAINING, steps=225_000, batch=8)
+        if plane
+        else _PAPER_TOKENIZER_TRAINING,
+        dynamics_training=dataclasses.replace(_PAPER_TRAINING, steps=94_000 * 128 // batch, batch=batch),
     )
 
 

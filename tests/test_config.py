@@ -194,6 +194,25 @@ def test_replace_refuses_unknown_keys_and_wrong_types(changes, said):
         replace(CONFIGS["relative"], changes)
 
 
+@pytest.mark.parametrize(
+    ("name", "epochs", "batches"),
+    [
+        ("combined", 1000, (64, 128)),
+        ("advection", 1000, (64, 128)),
+        ("gray-scott", 150, (8, 128)),
+        ("wave", 150, (8, 64)),
+        ("vorticity", 150, (8, 64)),
+    ],
+)
+def test_paper_presets_train_as_long_as_the_paper(name, epochs, batches):
+    preset = PRESETS[f"{name}-paper"]
+    stages = (preset.tokenizer_training, preset.dynamics_training)
+    assert tuple(stage.batch for stage in stages) == batches
+    seen = [stage.steps * stage.batch / 12_000 for stage in stages]
+    assert seen == pytest.approx([epochs, 1000], rel=5e-3)
+    assert [stage.final_learning_rate for stage in stages] == [1e-7, 1e-5]
+
+
 def test_training_configs_are_checked_alike():
     assert replace(TrainingConfig(), {"betas": [0.8, 0.9]}).betas == (0.8, 0.9)
     with pytest.raises(EnmaError, match=r"^TrainingConfig: betas"):

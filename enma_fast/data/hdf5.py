@@ -27,6 +27,12 @@ def open_file(path: Path) -> Iterator[Any]:
             yield file
     except EnmaError:
         raise
+    except MemoryError as error:
+        # A damaged size asks for terabytes.
+        raise EnmaError(
+            f"{path}: asks for more memory than there is ({error}); select fewer trajectories, or if it should fit, "
+            "the file is damaged, copy or generate it again"
+        ) from error
     except (OSError, RuntimeError, KeyError, ValueError) as error:
         reason = (str(error.args[0]) if error.args else type(error).__name__).splitlines()[0]
         raise EnmaError(

@@ -9,7 +9,7 @@ import pytest
 
 h5py = pytest.importorskip("h5py", reason="needs the [data] extra")
 
-from enma_fast.data import describe, read  # noqa: E402
+from enma_fast.data import describe, fields, read  # noqa: E402
 from enma_fast.errors import EnmaError  # noqa: E402
 
 
@@ -170,6 +170,14 @@ def test_truncated(field_path: Path, kept: float) -> None:
     whole = field_path.read_bytes()
     field_path.write_bytes(whole[: int(kept * len(whole)) if 0 < kept < 1 else int(kept)])
     refuse(field_path, "cannot be read as HDF5 .*truncated or damaged, copy or generate it again")
+
+
+def test_a_size_beyond_memory_is_one_line(field_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def allocate(*_: Any) -> None:
+        raise MemoryError("Unable to allocate 4.00 TiB")
+
+    monkeypatch.setattr(fields, "_read_rows", allocate)
+    refuse(field_path, r"asks for more memory than there is \(Unable to allocate 4\.00 TiB\); select fewer")
 
 
 def test_a_bad_trajectory_can_be_left_out_and_is_named_by_its_number_in_the_file(edit: Callable) -> None:
