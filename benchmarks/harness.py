@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import statistics
 import subprocess
 import time
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from enma_fast import system
 
 
 def interleave(contenders: dict[str, Callable[[], Any]], *, rounds: int) -> dict[str, list[float]]:
@@ -53,23 +54,12 @@ def gemm_rate(dtype: torch.dtype, *, size: int = 1024, seconds: float = 0.5) -> 
 
 
 def machine() -> dict[str, Any]:
-    """Processor, instruction sets, threads, versions and commit."""
-    model = platform.processor()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [
-            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
-        ]
-        model = names[0] if names else model
-    root = Path(__file__).parent
+    """Where a number was measured: `enma_fast.system.machine`, the versions that matter, and the commit."""
     commit = subprocess.run(
-        ["git", "-C", str(root), "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+        ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    return {
-        "processor": model,
-        "isa": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "commit": commit.stdout.strip(),
-    }
+    used = system.versions()
+    return {**system.machine(), "torch": used["torch"], "python": used["python"], "commit": commit.stdout.strip()}
