@@ -11,7 +11,7 @@ ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/.enma_fast_installed
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
-EXTRAS := data,store,plots,test,dev
+EXTRAS := data,store,plots,triton,test,dev
 
 .PHONY: install demo test check clean
 

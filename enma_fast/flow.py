@@ -9,29 +9,36 @@ Legend: ``...`` any leading shape (batch, frames, tokens, draws), C token channe
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .config import FlowConfig
+from .ops.flow_head import BlockWeights, FlowPlan, HeadWeights, flow_head_ref, velocity
 from .schedule import flow_times
 
 
 class ModulatedBlock(nn.Module):
-    """x + gate * W2 silu(W1 (norm(x) * (1 + scale) + shift))."""
+    """x + gate * W2 silu(W1 (norm(x) * (1 + scale) + shift)); evaluated by :func:`enma_fast.ops.flow_head.velocity`."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.modulation = nn.Linear(width, 3 * width)
         self.up = nn.Linear(width, width)
         self.down = nn.Linear(width, width)
-        self.width = width
 
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        shift, scale, gate = self.modulation(c).chunk(3, dim=-1)
-        y = F.layer_norm(x, (self.width,), eps=1e-6) * (1 + scale) + shift
-        return x + gate * self.down(F.silu(self.up(y)))
+    def weights(self) -> BlockWeights:
+        """The parameters as the operator takes them; no copy."""
+        return BlockWeights(
+            modulation_weight=self.modulation.weight,
+            modulation_bias=self.modulation.bias,
+            up_weight=self.up.weight,
+            up_bias=self.up.bias,
+            down_weight=self.down.weight,
+            down_bias=self.down.bias,
+        )
 
 
 class VelocityHead(nn.Module):
@@ -48,19 +55,39 @@ class VelocityHead(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         self.modulation = nn.Linear(w, 2 * w)
         self.outward = nn.Linear(w, channels)
-        self.width = w
         for layer in [*(b.modulation for b in blocks), self.modulation, self.outward]:
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor, c: Tensor, r: Tensor) -> Tensor:
         """Velocity ``[..., C]`` at ``x [..., C]``; conditions ``c [..., D]`` and times ``r [..., 1]`` broadcast."""
-        m = F.silu(self.condition(c) + self.time(self.features(r).to(c.dtype)))
-        y = self.inward(x)
-        for block in self.blocks:
-            y = block(y, m)
-        shift, scale = self.modulation(m).chunk(2, dim=-1)
-        return self.outward(F.layer_norm(y, (self.width,), eps=1e-6) * (1 + scale) + shift)
+        return velocity(x, F.silu(self.condition(c) + self.time(self.features(r).to(c.dtype))), self.weights())
+
+    def weights(self) -> HeadWeights:
+        """The parameters as the operator takes them; no copy."""
+        return HeadWeights(
+            condition_weight=self.condition.weight,
+            condition_bias=self.condition.bias,
+            inward_weight=self.inward.weight,
+            inward_bias=self.inward.bias,
+            blocks=tuple(block.weights() for block in cast("list[ModulatedBlock]", self.blocks)),
+            modulation_weight=self.modulation.weight,
+            modulation_bias=self.modulation.bias,
+            outward_weight=self.outward.weight,
+            outward_bias=self.outward.bias,
+        )
+
+    def plan(self, *, steps: int, method: str) -> FlowPlan:
+        """Weights and schedule for the operator; the embeddings of the evaluation times are computed here, once."""
+        times = flow_times(steps, method)
+        weight = self.inward.weight
+        r_R1 = torch.tensor([r for r, _ in times], device=weight.device)[:, None]
+        return FlowPlan(
+            weights=self.weights(),
+            time_RW=self.time(self.features(r_R1).to(weight.dtype)),
+            moves=tuple(h for _, h in times),
+            moves_per_step=len(times) // steps,
+        )
 
     def features(self, r: Tensor) -> Tensor:
         """Sinusoids of 1000 r, ``[..., time_features]`` in fp32."""
@@ -129,17 +156,8 @@ class FlowHead(nn.Module):
 
         ``method`` is ``midpoint`` (two evaluations a step) or ``euler`` (one).
         """
-        y, times = noise.float(), flow_times(steps, method)
-        evaluations = len(times) // steps
-        for first in range(0, len(times), evaluations):
-            start = y
-            for r, h in times[first : first + evaluations]:
-                y = start + h * self._velocity(y, c, r)
+        y = flow_head_ref(c, noise.float(), plan=self.velocity.plan(steps=steps, method=method))
         if self.moments is not None:
             mean, scale = self.mean_and_scale(c)
             y = mean + scale * y
         return y
-
-    def _velocity(self, y: Tensor, c: Tensor, r: float) -> Tensor:
-        # One time for all rows: its features are computed once and broadcast.
-        return self.velocity(y.to(c.dtype), c, torch.full((1,), r, device=y.device)).float()

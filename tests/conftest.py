@@ -14,6 +14,10 @@ import torch
 SEED = 0
 MAX_THREADS = 2
 
+# Triton's decorator reads it once. Without a GPU its kernels run on CPU tensors, one program after the other.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 torch.set_num_threads(min(MAX_THREADS, torch.get_num_threads()))
 torch.set_num_interop_threads(1)
 

@@ -1,0 +1,110 @@
+"""Which implementation of an operator runs, and why: the single place that asks for CUDA, Triton and the extension.
+
+Each operator lists its implementations best first, with the reason why one cannot serve (None: it can)::
+
+    candidates = {"triton": triton_problem(device), "native": native_problem(device), "reference": None}
+    choose("flow_head", candidates, backend)
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import logging
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from ..errors import EnmaError
+
+logger = logging.getLogger(__name__)
+
+# Schemas live in one namespace, torch.ops.enma_fast; `define` and `impl` cost 3 us a call, the decorators 12 and more.
+_LIBRARY = torch.library.Library("enma_fast", "FRAGMENT")
+
+
+def register(schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:
+    """Define ``torch.ops.enma_fast.<name>``, run by `run` on every device and traced by `fake`; returns it."""
+    name = schema.partition("(")[0]
+    _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    for key in ("CPU", "CUDA"):
+        _LIBRARY.impl(name, run, key)
+    torch.library.register_fake(f"enma_fast::{name}", fake, lib=_LIBRARY)
+    return getattr(torch.ops.enma_fast, name).default
+
+
+def choose(op: str, candidates: Mapping[str, str | None], backend: str | None) -> str:
+    """The implementation to run: the first that can, or the one asked for.
+
+    Raises
+    ------
+    EnmaError
+        If `backend` is no implementation of the operator or cannot serve these arguments; says why.
+    """
+    if backend is None:
+        for name, problem in candidates.items():
+            # The interpreter is for tests: on a CPU it serves only when asked for.
+            if problem is None and not (name == "triton" and interpreted()):
+                _say_once(op, name, tuple((n, p) for n, p in candidates.items() if p is not None))
+                return name
+        reasons = "; ".join(f"{name}: {problem}" for name, problem in candidates.items())
+        raise EnmaError(f"{op}: no implementation can run here ({reasons})")
+    if backend not in candidates:
+        raise EnmaError(f"{op}: backend {backend!r} is unknown; expected one of {', '.join(candidates)}")
+    problem = candidates[backend]
+    if problem is not None:
+        raise EnmaError(f"{op}: backend {backend!r} cannot run: {problem}")
+    return backend
+
+
+@functools.cache
+def _say_once(op: str, name: str, passed_over: tuple[tuple[str, str], ...]) -> None:
+    for better, problem in passed_over:
+        logger.info("%s runs as %r, not as %r: %s", op, name, better, problem)
+
+
+@functools.cache
+def extension() -> ModuleType | None:
+    """The compiled extension, or None in a pure-Python install."""
+    if importlib.util.find_spec("enma_fast._C") is None:
+        return None
+    return importlib.import_module("enma_fast._C")
+
+
+def native_problem(device: torch.device) -> str | None:
+    """Why the extension cannot serve tensors on this device."""
+    if device.type != "cpu":
+        return f"runs on the CPU, the tensors are on {device}"
+    if extension() is None:
+        return "the extension enma_fast._C is not built (pip install --no-build-isolation without ENMA_FAST_NO_EXT)"
+    return None
+
+
+@functools.cache
+def _triton_installed() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+@functools.cache
+def interpreted() -> bool:
+    """Whether Triton kernels run on the CPU, one program after the other (TRITON_INTERPRET=1, for tests)."""
+    if not _triton_installed():
+        return False
+    return bool(importlib.import_module("triton").knobs.runtime.interpret)
+
+
+def triton_problem(device: torch.device) -> str | None:
+    """Why Triton cannot serve tensors on this device."""
+    if not _triton_installed():
+        return "triton is not installed (pip install enma-fast[triton])"
+    if device.type != "cuda" and not interpreted():
+        return f"needs a CUDA device, the tensors are on {device}"
+    return None
+
+
+def kernel(stem: str) -> ModuleType:
+    """The module of Triton kernels `enma_fast.kernels.<stem>`; importing it imports Triton."""
+    return importlib.import_module(f"enma_fast.kernels.{stem}")

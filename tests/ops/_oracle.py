@@ -1,0 +1,30 @@
+"""The two-reference rule: a kernel may be as far from the float64 result as twice the plain code of its own dtype."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def assert_close_as_reference(ours: Tensor, same_dtype: Tensor, exact: Tensor, *, floor: float) -> None:
+    """``max|ours - exact| <= 2 max|same_dtype - exact| + floor``; all finite, same shape.
+
+    Parameters
+    ----------
+    ours
+        What the kernel returned.
+    same_dtype
+        The reference run in the kernel's dtype.
+    exact
+        The reference run in float64 on the same (rounded) inputs.
+    floor
+        Absolute slack for cases where the plain code happens to be exact; a few ulps of the result.
+    """
+    assert ours.shape == exact.shape, f"shape {list(ours.shape)}, expected {list(exact.shape)}"
+    assert exact.dtype == torch.float64
+    if exact.numel() == 0:
+        return
+    assert torch.isfinite(ours).all(), "the kernel left NaN or infinity"
+    error = (ours.double() - exact).abs().max().item()
+    allowed = 2 * (same_dtype.double() - exact).abs().max().item() + floor
+    assert error <= allowed, f"error {error:.3e}, allowed {allowed:.3e}"
