@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .config import FlowConfig
-from .ops.flow_head import BlockWeights, FlowPlan, HeadWeights, flow_head_ref, velocity
+from .ops.flow_head import flow_head_ref, velocity
+from .ops.flow_plan import BlockWeights, FlowPlan, HeadWeights
 from .schedule import flow_times
 
 

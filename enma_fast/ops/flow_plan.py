@@ -1,0 +1,53 @@
+"""What the flow-matching head integrates: its weights and a fixed schedule of evaluations.
+
+Legend: C token channels, D width of the condition, W width of the head, R evaluations of the velocity (two per midpoint
+step, one per Euler step).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BlockWeights:
+    """One modulated block; rows of the modulation are shift, scale, gate."""
+
+    modulation_weight: Tensor  # [3W, W]
+    modulation_bias: Tensor  # [3W]
+    up_weight: Tensor  # [W, W]
+    up_bias: Tensor  # [W]
+    down_weight: Tensor  # [W, W]
+    down_bias: Tensor  # [W]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HeadWeights:
+    """Weights of the velocity network, as stored (out, in), all of one dtype and device."""
+
+    condition_weight: Tensor  # [W, D]
+    condition_bias: Tensor  # [W]
+    inward_weight: Tensor  # [W, C]
+    inward_bias: Tensor  # [W]
+    blocks: tuple[BlockWeights, ...]
+    modulation_weight: Tensor  # [2W, W], rows are shift, scale
+    modulation_bias: Tensor  # [2W]
+    outward_weight: Tensor  # [C, W]
+    outward_bias: Tensor  # [C]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FlowPlan:
+    """Weights and a fixed schedule of evaluations; what each implementation packs from them is kept in `packed`.
+
+    Packed weights are a copy: make a new plan after the weights have changed.
+    """
+
+    weights: HeadWeights
+    time_RW: Tensor  # time embedding at each evaluation
+    moves: tuple[float, ...]  # step h_k of each evaluation, from where its step started
+    moves_per_step: int  # 1 Euler, 2 midpoint
+    packed: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
