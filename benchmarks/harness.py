@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,29 @@ import torch
 from enma_fast import system
 
 
-def interleave(contenders: dict[str, Callable[[], Any]], *, rounds: int) -> dict[str, list[float]]:
-    """Seconds of each contender in each round: A B C A B C ..., after one round that is not counted."""
-    for run in contenders.values():
+def interleave(
+    contenders: Mapping[str, Callable[[], Any]], *, rounds: int, synchronise: bool = False
+) -> dict[str, list[float]]:
+    """Seconds of each contender in each round: A B C A B C ..., after one round that is not counted.
+
+    With `synchronise` the clock stops when the GPU has finished, not when the launches return.
+    """
+
+    def seconds_of(run: Callable[[], Any]) -> float:
+        if synchronise:
+            torch.cuda.synchronize()
+        begin = time.perf_counter()
         run()
+        if synchronise:
+            torch.cuda.synchronize()
+        return time.perf_counter() - begin
+
+    for run in contenders.values():
+        seconds_of(run)
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, run in contenders.items():
-            begin = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - begin)
+            seconds[name].append(seconds_of(run))
     return seconds
 
 
@@ -42,13 +55,18 @@ def ratios(seconds: dict[str, list[float]], ours: str) -> dict[str, dict[str, fl
     return out
 
 
-def gemm_rate(dtype: torch.dtype, *, size: int = 1024, seconds: float = 0.5) -> float:
+def gemm_rate(
+    dtype: torch.dtype, *, size: int = 1024, seconds: float = 0.5, device: torch.device | None = None
+) -> float:
     """Best FLOP/s of square matrix products of this dtype, with the current number of threads."""
-    a = torch.randn(size, size).to(dtype)
+    a = torch.randn(size, size, device=device).to(dtype)
+    on_gpu = a.is_cuda
     best, begin = float("inf"), time.perf_counter()
     while time.perf_counter() - begin < seconds or best == float("inf"):
         start = time.perf_counter()
         a @ a
+        if on_gpu:
+            torch.cuda.synchronize()
         best = min(best, time.perf_counter() - start)
     return 2 * size**3 / best
 

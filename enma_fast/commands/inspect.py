@@ -11,7 +11,7 @@ from .terminal import Terminal, number, table
 
 
 def info(as_json: AsJson = False) -> None:
-    """Show versions, machine, shipped models with their measured scores, and presets."""
+    """Show versions, machine, operators, shipped models with their measured scores, and presets."""
     from ..checkpoint import available
     from ..config import PRESETS
     from ..system import machine, versions
@@ -20,12 +20,19 @@ def info(as_json: AsJson = False) -> None:
     found: dict[str, Any] = {
         "versions": versions(),
         "machine": machine(),
+        "operators": _operators(),
         "checkpoints": [_checkpoint(name) for name in available()],
         "presets": {name: preset.model.dataset for name, preset in PRESETS.items()},
     }
     rows = [[name, value or "not installed"] for name, value in found["versions"].items()]
     rows += [[key, _text(value)] for key, value in found["machine"].items()]
     terminal.show(table("enma-fast", ["", "value"], rows))
+    lines = []
+    for op, rows_of in found["operators"].items():
+        used, *others = sorted(rows_of, key=lambda row: not row["used"])
+        lines.append([op, used["implementation"], ""])
+        lines += [["", f"not {row['implementation']}", row["problem"]] for row in others if row["problem"]]
+    terminal.show(table("operators", ["operator", "runs as", "because"], lines))
     columns = ["shipped model", "parameters", "MB", "task", "split", "rel. L2", "members"]
     lines = []
     for checkpoint in found["checkpoints"]:
@@ -67,6 +74,22 @@ def verify(
             "files": files,
         }
     )
+
+
+def _operators() -> dict[str, list[dict[str, Any]]]:
+    """Implementations of each operator, best first: which one runs here, and why the better ones do not."""
+    import torch
+
+    from ..ops import implementations
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    found = {}
+    for op, candidates in implementations(device, torch.float32).items():
+        used = next(name for name, problem in candidates.items() if problem is None)
+        found[op] = [
+            {"implementation": name, "used": name == used, "problem": problem} for name, problem in candidates.items()
+        ]
+    return found
 
 
 def _checkpoint(name: str) -> dict[str, Any]:

@@ -1,1 +1,23 @@
 """The only door to fast code: one file per operator, its reference beside its public function."""
+
+from __future__ import annotations
+
+import importlib
+
+import torch
+
+OPERATORS = (
+    "point_attention",
+    "frame_attention",
+    "modulated_norm",
+    "packed_linear",
+    "flow_head",
+    "token_update",
+    "philox_normal",
+)
+
+
+def implementations(device: torch.device, dtype: torch.dtype) -> dict[str, dict[str, str | None]]:
+    """For each operator its implementations, best first, each with the reason why it cannot serve here, or None."""
+    modules = {name: importlib.import_module(f"{__name__}.{name}") for name in OPERATORS}
+    return {name: module.candidates(device, dtype) for name, module in modules.items()}

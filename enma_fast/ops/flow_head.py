@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..errors import EnmaError
+from . import _flow_head_cuda, _flow_head_native, _flow_head_triton
 from ._backend import choose
 from ._checks import expect
 from .flow_plan import FlowPlan, HeadWeights
@@ -26,9 +28,14 @@ EPS = 1e-6
 OP = "flow_head"
 
 
-def candidates(device: torch.device, dtype: torch.dtype) -> dict[str, str | None]:
-    """Implementations, best first, with the reason why one cannot serve."""
-    return {"reference": None}
+def candidates(device: torch.device, dtype: torch.dtype, plan: FlowPlan | None = None) -> dict[str, str | None]:
+    """Implementations for weights of this device and dtype, best first, with the reason why one cannot serve."""
+    return {
+        "cuda": _flow_head_cuda.problem(device, dtype, plan),
+        "triton": _flow_head_triton.problem(device, dtype),
+        "native": _flow_head_native.problem(device, dtype),
+        "reference": None,
+    }
 
 
 def flow_head(c: Tensor, noise: Tensor, *, plan: FlowPlan, backend: str | None = None) -> Tensor:
@@ -60,8 +67,18 @@ def flow_head(c: Tensor, noise: Tensor, *, plan: FlowPlan, backend: str | None =
     state = torch.float64 if dtype == torch.float64 else torch.float32
     expect(OP, "c", c, shape=[*noise.shape[:-1], weights.condition_weight.shape[1]], dtype=dtype, device=device)
     expect(OP, "noise", noise, shape=[*c.shape[:-1], weights.inward_weight.shape[1]], dtype=state, device=device)
-    choose(OP, candidates(device, dtype), backend)
-    return flow_head_ref(c, noise, plan=plan)
+    c_MD, noise_MC = c.reshape(-1, c.shape[-1]), noise.reshape(-1, noise.shape[-1])
+    found = candidates(device, dtype, plan)
+    if backend is None and noise_MC.shape[0] > _flow_head_cuda.MAX_ROWS:
+        # Weights that stay in shared memory pay while the rows are few.
+        found["cuda"] = found["cuda"] or f"is for at most {_flow_head_cuda.MAX_ROWS} rows"
+    name = choose(OP, found, backend)
+    if name == "reference":
+        return flow_head_ref(c, noise, plan=plan)
+    if torch.is_grad_enabled() and (c.requires_grad or noise.requires_grad):
+        raise EnmaError(f"{OP}: backend {name!r} has no gradient; call it under torch.no_grad() or detach the inputs")
+    run = {"cuda": _flow_head_cuda.run, "triton": _flow_head_triton.run, "native": _flow_head_native.run}[name]
+    return run(c_MD.contiguous(), noise_MC.contiguous(), plan).view(noise.shape)
 
 
 def flow_head_ref(c: Tensor, noise: Tensor, *, plan: FlowPlan) -> Tensor:

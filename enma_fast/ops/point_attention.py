@@ -2,7 +2,7 @@
 
     out_q = sum_p softmax_p( q . k_p / sqrt(K) - m_h dist(x_q, x_p)^power ) v_p
 
-Legend: B batch, H heads, P observed points (keys), Q query points, K head dim, d space dimensions.
+Legend: B batch, H heads, P observed points (keys), Q query points, K head dim, V value channels, d space dimensions.
 """
 
 from __future__ import annotations
@@ -11,6 +11,23 @@ import torch
 from torch import Tensor
 
 from ..errors import EnmaError
+from ._backend import choose, native_problem, triton_problem
+from ._checks import expect
+from ._point_attention_folded import folded, folded_problem
+from ._point_attention_run import OPERATOR
+
+OP = "point_attention"
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+MOST_HEAD_DIM, MOST_DIMS = 128, 3
+
+
+def candidates(device: torch.device, dtype: torch.dtype) -> dict[str, str | None]:
+    """Implementations, best first, with the reason why one cannot serve."""
+    found = {"triton": triton_problem(device), "native": native_problem(device)}
+    if dtype not in DTYPES:
+        problem = f"takes float32, bfloat16 and float16, not {str(dtype).removeprefix('torch.')}"
+        found = {name: other or problem for name, other in found.items()}
+    return {**found, "folded": "only on request, for power 2 without a ring", "reference": None}
 
 
 def distance(x_Qd: Tensor, x_Pd: Tensor, *, periods: tuple[float | None, ...]) -> Tensor:
@@ -28,7 +45,7 @@ def distance(x_Qd: Tensor, x_Pd: Tensor, *, periods: tuple[float | None, ...]) -
 def point_attention(
     q_BHQK: Tensor,
     k_BHPK: Tensor,
-    v_BHPK: Tensor,
+    v_BHPV: Tensor,
     *,
     query_points: Tensor,
     points: Tensor,
@@ -36,15 +53,19 @@ def point_attention(
     power: int = 1,
     periods: tuple[float | None, ...],
     valid: Tensor | None = None,
+    backend: str | None = None,
 ) -> Tensor:
-    """Attend from query points to observed points.
+    """Attend from query points to observed points, near ones more.
+
+    ``out_q = sum_p softmax_p(q . k_p / sqrt(K) - m_h dist(x_q, x_p)^power) v_p``; memory grows with Q and P, not with
+    their product, except in the reference.
 
     Parameters
     ----------
-    q_BHQK, k_BHPK, v_BHPK
-        Queries, keys, values.
+    q_BHQK, k_BHPK, v_BHPV
+        Queries, keys, values of one dtype; any strides.
     query_points, points
-        Coordinates ``[Q, d]`` or ``[B, Q, d]``, and ``[P, d]`` or ``[B, P, d]``.
+        Coordinates ``[Q, d]`` or ``[B, Q, d]``, and ``[P, d]`` or ``[B, P, d]``. Kernels measure distances in fp32.
     slopes
         ``[H]``, m_h >= 0 in inverse units of distance (to the ``power``).
     power
@@ -52,48 +73,50 @@ def point_attention(
     periods
         Domain length per dimension, or None where the domain is not periodic.
     valid
-        ``[B, P]``, False at padding of batches with different point counts; each row needs one True.
+        ``[B, P]``, False at padding of batches with different point counts. Nothing that stands at padding has an
+        influence, not even NaN. A row without a True gives zeros.
+    backend
+        An implementation by name; the best that can run by default. ``folded`` (power 2, no ring) turns the bias into
+        channels for `scaled_dot_product_attention`, and only runs on request.
 
     Returns
     -------
     Tensor
-        ``[B, H, Q, K]``.
+        ``[B, H, Q, V]``. All arguments have gradients.
 
     Raises
     ------
     EnmaError
         Names the argument, what was expected and what was given.
     """
-    if power not in (1, 2):
-        raise EnmaError(f"point_attention: power is {power}; expected 1 or 2")
-    if points.shape[-2] != k_BHPK.shape[-2]:
-        raise EnmaError(f"point_attention: points has {points.shape[-2]} rows; keys have {k_BHPK.shape[-2]}")
-    if query_points.shape[-2] != q_BHQK.shape[-2]:
-        raise EnmaError(
-            f"point_attention: query_points has {query_points.shape[-2]} rows; queries have {q_BHQK.shape[-2]}"
+    _check(q_BHQK, k_BHPK, v_BHPV, query_points, points, slopes, power, periods, valid)
+    chosen = choose(OP, _problems(q_BHQK, query_points, points, slopes, power, periods, backend), backend)
+    if chosen == "reference":
+        return point_attention_ref(
+            q_BHQK,
+            k_BHPK,
+            v_BHPV,
+            query_points=query_points,
+            points=points,
+            slopes=slopes,
+            power=power,
+            periods=periods,
+            valid=valid,
         )
-    if points.shape[-1] != len(periods) or query_points.shape[-1] != len(periods):
-        raise EnmaError(
-            f"point_attention: points have {points.shape[-1]} and query_points {query_points.shape[-1]} coordinates;"
-            f" periods names {len(periods)} dimensions"
-        )
-    return point_attention_ref(
-        q_BHQK,
-        k_BHPK,
-        v_BHPK,
-        query_points=query_points,
-        points=points,
-        slopes=slopes,
-        power=power,
-        periods=periods,
-        valid=valid,
-    )
+    if chosen == "folded":
+        return folded(
+            q_BHQK, k_BHPK, v_BHPV, query_points=query_points, points=points, slopes=slopes, valid=valid
+        )  # fmt: skip
+    rings = [0.0 if period is None else float(period) for period in periods]
+    places = (query_points.float(), points.float(), slopes.float())
+    out: Tensor = OPERATOR(q_BHQK, k_BHPK, v_BHPV, *places, valid, power, rings, chosen)[0]
+    return out
 
 
 def point_attention_ref(
     q_BHQK: Tensor,
     k_BHPK: Tensor,
-    v_BHPK: Tensor,
+    v_BHPV: Tensor,
     *,
     query_points: Tensor,
     points: Tensor,
@@ -103,10 +126,76 @@ def point_attention_ref(
     valid: Tensor | None,
 ) -> Tensor:
     """The formula of this module, as written, in the dtype of its arguments."""
+    if valid is not None:
+        # 0 times NaN is NaN: a weight of zero is not enough.
+        k_BHPK, v_BHPV = (x.masked_fill(~valid[:, None, :, None], 0) for x in (k_BHPK, v_BHPV))
+        points = points.expand(*valid.shape, -1).masked_fill(~valid[..., None], 0)
     bias = distance(query_points, points, periods=periods) ** power
     bias = bias[:, None] if bias.ndim == 3 else bias
     scores = q_BHQK @ k_BHPK.transpose(-1, -2) * q_BHQK.shape[-1] ** -0.5
     scores = scores - slopes[:, None, None] * bias.to(scores.dtype)
     if valid is not None:
-        scores = scores.masked_fill(~valid[:, None, None, :], float("-inf"))
-    return scores.softmax(-1) @ v_BHPK
+        # Finite, so that a row of padding alone averages its values, which are zeros.
+        scores = scores.masked_fill(~valid[:, None, None, :], torch.finfo(scores.dtype).min)
+    return scores.softmax(-1).to(v_BHPV.dtype) @ v_BHPV
+
+
+def _check(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    query_points: Tensor,
+    points: Tensor,
+    slopes: Tensor,
+    power: int,
+    periods: tuple[float | None, ...],
+    valid: Tensor | None,
+) -> None:
+    if power not in (1, 2):
+        raise EnmaError(f"{OP}: power is {power}; expected 1 or 2")
+    if any(period is not None and period <= 0 for period in periods):
+        raise EnmaError(f"{OP}: periods is {periods}; expected lengths above 0, or None")
+    expect(OP, "q_BHQK", q, shape=[None, None, None, None])
+    B, H, Q, K = q.shape
+    expect(OP, "k_BHPK", k, shape=[B, H, None, K], dtype=q.dtype, device=q.device)
+    P = k.shape[2]
+    expect(OP, "v_BHPV", v, shape=[B, H, P, None], dtype=q.dtype, device=q.device)
+    if K == 0 or v.shape[3] == 0:
+        raise EnmaError(f"{OP}: q_BHQK has {K} and v_BHPV {v.shape[3]} channels; expected at least 1")
+    for name, places, rows, of in (("points", points, P, "keys"), ("query_points", query_points, Q, "queries")):
+        expect(OP, name, places, shape=[None] * 2 if places.ndim < 3 else [B, None, None], device=q.device)
+        if places.shape[-2] != rows:
+            raise EnmaError(f"{OP}: {name} has {places.shape[-2]} rows; {of} have {rows}")
+    if points.shape[-1] != len(periods) or query_points.shape[-1] != len(periods):
+        raise EnmaError(
+            f"{OP}: points have {points.shape[-1]} and query_points {query_points.shape[-1]} coordinates;"
+            f" periods names {len(periods)} dimensions"
+        )
+    expect(OP, "slopes", slopes, shape=[H], device=q.device)
+    if valid is not None:
+        expect(OP, "valid", valid, shape=[B, P], dtype=torch.bool, device=q.device)
+
+
+def _problems(
+    q: Tensor,
+    query_points: Tensor,
+    points: Tensor,
+    slopes: Tensor,
+    power: int,
+    periods: tuple[float | None, ...],
+    backend: str | None,
+) -> dict[str, str | None]:
+    """`candidates` for these arguments."""
+    found = candidates(q.device, q.dtype)
+    problem = None
+    for name, tensor in (("query_points", query_points), ("points", points), ("slopes", slopes)):
+        if tensor.dtype not in DTYPES:
+            problem = f"computes in float32, {name} is {str(tensor.dtype).removeprefix('torch.')}"
+    if len(periods) > MOST_DIMS:
+        problem = f"takes up to {MOST_DIMS} space dimensions, not {len(periods)}"
+    found |= {name: found[name] or problem for name in ("triton", "native")}
+    if q.shape[-1] > MOST_HEAD_DIM:
+        found["triton"] = found["triton"] or f"takes head dims up to {MOST_HEAD_DIM}, not {q.shape[-1]}"
+    if backend == "folded":
+        found["folded"] = folded_problem(power, periods, q.dtype)
+    return found

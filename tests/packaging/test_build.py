@@ -1,5 +1,6 @@
 """Wheel and sdist hold what they should and nothing else, and the wheel works installed alone."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -171,3 +172,66 @@ def test_missing_torch_is_one_line_with_the_mend(project_with_extension: Path, t
     done = subprocess.run(command, cwd=project_with_extension, env=variables, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].endswith("or set ENMA_FAST_NO_EXT=1 for a pure-Python install")
+
+
+# As much of a torch as setup.py asks: what it was told to build is printed, not built.
+FAKE_TORCH = {
+    "torch/__init__.py": "from . import version\n",
+    "torch/version.py": "cuda = {cuda!r}\n",
+    "torch/utils/__init__.py": "",
+    "torch/utils/cpp_extension.py": """
+        CUDA_HOME = {home!r}
+        BuildExtension = None
+        def CppExtension(name, sources, **options):
+            return ["cpp", sources, options]
+        def CUDAExtension(name, sources, **options):
+            return ["cuda", sources, options]
+    """,
+}
+
+
+@pytest.mark.parametrize(
+    ("cuda", "nvcc", "given", "architectures"),
+    [
+        pytest.param(None, True, None, None, id="torch-without-cuda"),
+        pytest.param("13.0", False, None, None, id="no-nvcc"),
+        pytest.param("12.6", True, None, "8.0+PTX;9.0a", id="cuda-before-blackwell"),
+        pytest.param("13.0", True, None, "8.0+PTX;9.0a;10.0a", id="cuda"),
+        pytest.param("13.0", True, "9.0a", "9.0a", id="chosen-architectures"),
+    ],
+)
+def test_cuda_sources_are_built_where_torch_and_nvcc_have_cuda(
+    cuda: str | None, nvcc: bool, given: str | None, architectures: str | None, root: Path, tmp_path: Path
+) -> None:
+    project, home = tmp_path / "project", tmp_path / "cuda"
+    texts = {name: textwrap.dedent(text).format(cuda=cuda, home=str(home)) for name, text in FAKE_TORCH.items()}
+    texts |= {"setup.py": (root / "setup.py").read_text(), "enma_fast/__init__.py": ""}
+    texts |= dict.fromkeys((*CSRC, "csrc/core/cuda/kernel.cu"), "")
+    for name, text in texts.items():
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
+        (project / name).write_text(text)
+    if nvcc:
+        (home / "bin").mkdir(parents=True)
+        (home / "bin" / "nvcc").touch()
+    probe = """
+        import json, os, runpy, setuptools
+        setuptools.setup = lambda **arguments: print(
+            json.dumps([arguments["ext_modules"][0], os.environ.get("TORCH_CUDA_ARCH_LIST")])
+        )
+        runpy.run_path("setup.py")
+    """
+    variables = {"PYTHONPATH": str(project), "ENMA_FAST_NO_EXT": ""}
+    if given is not None:
+        variables["TORCH_CUDA_ARCH_LIST"] = given
+    (kind, sources, options), found = json.loads(
+        run(sys.executable, "-c", textwrap.dedent(probe), cwd=project, **variables)
+    )
+    plain = ["csrc/core/cpu/six.cpp", "csrc/torch/bindings.cpp"]
+    assert found == architectures
+    if architectures is None:
+        assert (kind, sources, options["define_macros"]) == ("cpp", plain, [])
+    else:
+        assert (kind, sources) == ("cuda", [*plain, "csrc/core/cuda/kernel.cu"])
+        assert options["define_macros"] == [["ENMA_WITH_CUDA", None]]
+    for compiler in ("cxx", "nvcc"):
+        assert {"-std=c++20", "-O3"} <= set(options["extra_compile_args"][compiler])

@@ -1,47 +1,23 @@
-"""Noise against published vectors, NumPy's Philox and statistics; members keep their noise in any batch."""
+"""Noise against its documented layout and statistics; members keep their noise in any batch.
+
+The generator and the implementations of the normals have tests of their own in tests/ops.
+"""
 
 import numpy as np
 import pytest
 import torch
 
 from enma_fast.errors import EnmaError
-from enma_fast.noise import (
-    ORDER_STEP,
-    TRAJECTORY_STEP,
-    philox_4x32,
-    philox_uniform,
-    token_noise,
-    token_order,
-    trajectory_seed,
-)
+from enma_fast.noise import ORDER_STEP, TRAJECTORY_STEP, token_noise, token_order, trajectory_seed
+from enma_fast.ops.philox_normal import normals_of_words, philox_4x32
+
+from ..ops._philox import oracle_noise, philox_4xw
 
 hypothesis = pytest.importorskip("hypothesis")
 st = pytest.importorskip("hypothesis.strategies")
 stats = pytest.importorskip("scipy.stats")
 
 UINT32 = st.integers(0, 2**32 - 1)
-
-# Multipliers and key increments of Philox-4xW.
-PHILOX_CONSTANTS = {
-    32: (0xD2511F53, 0xCD9E8D57, 0x9E3779B9, 0xBB67AE85),
-    64: (0xD2E7470EE14C6C93, 0xCA5A826395121157, 0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B),
-}
-
-
-def philox_4xw(counter, key, width):
-    """Philox-4xW-10 in Python's unbounded integers."""
-    m0, m1, w0, w1 = PHILOX_CONSTANTS[width]
-    mask = 2**width - 1
-    (c0, c1, c2, c3), (k0, k1) = counter, key
-    for _ in range(10):
-        p0, p1 = m0 * c0, m1 * c2
-        c0, c1, c2, c3 = (p1 >> width) ^ c1 ^ k0, p1 & mask, (p0 >> width) ^ c3 ^ k1, p0 & mask
-        k0, k1 = (k0 + w0) & mask, (k1 + w1) & mask
-    return [c0, c1, c2, c3]
-
-
-def torch_philox(counter, key):
-    return philox_4x32(torch.tensor(counter), torch.tensor(key)).tolist()
 
 
 def noise(*, seed=0, members=(0,), frame=0, mask_step=0, tokens=(0,), channels=4, **kwargs):
@@ -56,69 +32,9 @@ def noise(*, seed=0, members=(0,), frame=0, mask_step=0, tokens=(0,), channels=4
     )
 
 
-@pytest.mark.parametrize(
-    ("counter", "key", "words"),
-    [
-        ((0,) * 4, (0,) * 2, (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
-        ((0xFFFFFFFF,) * 4, (0xFFFFFFFF,) * 2, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
-        (
-            (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
-            (0xA4093822, 0x299F31D0),
-            (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
-        ),
-    ],
-    ids=["zeros", "ones", "pi"],
-)
-def test_random123_known_answers(counter, key, words):
-    assert torch_philox(counter, key) == list(words)
-    assert philox_4xw(counter, key, 32) == list(words)
-
-
-def test_the_oracle_is_numpys_philox():
-    rng = np.random.default_rng(5)
-    for _ in range(20):
-        counter = rng.integers(0, 2**64 - 1, 4, dtype=np.uint64)
-        key = rng.integers(0, 2**64, 2, dtype=np.uint64)
-        drawn = np.random.Philox(counter=counter, key=key).random_raw(4).tolist()
-        # NumPy steps the counter before it draws.
-        counter[0] += np.uint64(1)
-        assert drawn == philox_4xw(counter.tolist(), key.tolist(), 64)
-
-
 @hypothesis.given(st.tuples(UINT32, UINT32, UINT32, UINT32), st.tuples(UINT32, UINT32))
 def test_any_counter_and_key_match_the_oracle(counter, key):
-    assert torch_philox(counter, key) == philox_4xw(counter, key, 32)
-
-
-def test_counters_and_keys_broadcast():
-    counter = torch.randint(0, 2**32, (5, 1, 4))
-    key = torch.randint(0, 2**32, (3, 2))
-    words = philox_4x32(counter, key)
-    assert words.shape == (5, 3, 4)
-    for i in range(5):
-        for j in range(3):
-            assert words[i, j].tolist() == philox_4xw(counter[i, 0].tolist(), key[j].tolist(), 32)
-
-
-def test_uniform_is_exact_and_inside_the_open_interval():
-    bits = torch.tensor([0, 511, 512, 2**31, 2**32 - 512, 2**32 - 1])
-    expected = [0.5 * 2.0**-23, 0.5 * 2.0**-23, 1.5 * 2.0**-23, 0.5 + 2.0**-24, 1 - 2.0**-24, 1 - 2.0**-24]
-    uniform = philox_uniform(bits)
-    assert uniform.dtype == torch.float32
-    assert uniform.double().tolist() == expected
-    assert 0.0 < uniform.min().item() < uniform.max().item() < 1.0
-
-
-def reference_noise(seed, member, frame, mask_step, token, channels):
-    """The documented layout, word by word, with NumPy's float64 functions."""
-    normals = []
-    for block in range(-(-channels // 4)):
-        words = philox_4xw((block, token, mask_step, frame), (seed, member), 32)
-        uniform = [np.float64(((word >> 9) + 0.5) * 2.0**-23) for word in words]
-        for first, second in (uniform[:2], uniform[2:]):
-            radius, angle = np.sqrt(-2 * np.log(first)), 6.283185307179586 * second
-            normals += [np.float32(radius * np.cos(angle)), np.float32(radius * np.sin(angle))]
-    return normals[:channels]
+    assert philox_4x32(torch.tensor(counter), torch.tensor(key)).tolist() == philox_4xw(counter, key, 32)
 
 
 @hypothesis.given(UINT32, UINT32, UINT32, st.integers(0, 300), st.integers(0, 2**20), st.integers(1, 9))
@@ -126,13 +42,11 @@ def test_layout_is_the_documented_one(seed, member, frame, mask_step, token, cha
     got = noise(seed=seed, members=[member], frame=frame, mask_step=mask_step, tokens=[token], channels=channels)
     assert got.shape == (1, 1, channels)
     assert got.dtype == torch.float32
-    assert got.flatten().tolist() == reference_noise(seed, member, frame, mask_step, token, channels)
+    assert got.flatten().tolist() == oracle_noise(seed, member, frame, mask_step, token, channels)
 
 
-def test_normals_of_extreme_words_are_finite(monkeypatch):
-    corners = torch.cartesian_prod(*[torch.tensor([0, 2**32 - 1])] * 4)
-    monkeypatch.setattr("enma_fast.noise._stack", lambda words: corners[:, None, None])
-    normals = noise(members=range(16))
+def test_normals_of_extreme_words_are_finite():
+    normals = normals_of_words(torch.cartesian_prod(*[torch.tensor([0, 2**32 - 1])] * 4))
     assert normals.isfinite().all()
     # The largest radius is that of the smallest uniform.
     assert normals.abs().max().item() == pytest.approx(np.sqrt(48 * np.log(2)), rel=1e-6)
@@ -251,7 +165,7 @@ def test_token_order_sorts_the_documented_words(seed, member, frame):
 
 
 def test_token_order_breaks_ties_by_index(monkeypatch):
-    monkeypatch.setattr("enma_fast.noise._philox", lambda *words: (torch.tensor([[7, 3] * 50]),))
+    monkeypatch.setattr("enma_fast.noise.philox", lambda *words: (torch.tensor([[7, 3] * 50]),))
     order = token_order(seed=0, members=torch.tensor([0]), frame=0, num_tokens=100)
     assert order[0].tolist() == [*range(1, 100, 2), *range(0, 100, 2)]
 

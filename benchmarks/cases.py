@@ -1,0 +1,262 @@
+"""What is compared: for each operator, ours and its baselines on the same inputs, with the float64 answer."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.harness import gemm_rate
+from enma_fast.config import FlowConfig
+from enma_fast.flow import VelocityHead
+from enma_fast.ops.flow_head import flow_head, flow_head_ref
+from enma_fast.ops.flow_plan import FlowPlan
+from enma_fast.ops.frame_attention import frame_attention, frame_attention_ref
+from enma_fast.ops.modulated_norm import modulated_norm, modulated_norm_ref
+from enma_fast.ops.point_attention import point_attention, point_attention_ref
+
+# A baseline of which one call would take longer is left out, and the result says so.
+SLOWEST = 30.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One row of a table: contenders by name, `ours` first, and what each must agree with."""
+
+    name: str
+    rows: int
+    dtype: torch.dtype
+    device: torch.device
+    contenders: Mapping[str, Callable[[], Tensor]]
+    exact: Tensor
+    # Plain code in this dtype may be this far from the exact result; a contender twice as far is wrong.
+    allowance: float
+    flops: float
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+def convert(tree: Any, dtype: torch.dtype) -> Any:
+    """The same nest of dataclasses, tuples and tensors with floating tensors in another dtype."""
+    if isinstance(tree, Tensor):
+        return tree.to(dtype) if tree.is_floating_point() else tree
+    if isinstance(tree, tuple):
+        return tuple(convert(item, dtype) for item in tree)
+    if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
+        fields = {f.name: convert(getattr(tree, f.name), dtype) for f in dataclasses.fields(tree) if f.name != "packed"}
+        return type(tree)(**fields)
+    return tree
+
+
+def _case(
+    name: str,
+    rows: int,
+    dtype: torch.dtype,
+    tensors: dict[str, Tensor],
+    ours: Callable[..., Tensor],
+    reference: Callable[..., Tensor],
+    *,
+    flops: float,
+    compiled: bool,
+    sample: int | None = None,
+    **notes: Any,
+) -> Case:
+    """Inputs are rounded to `dtype` once, so that every contender and the float64 answer see the same numbers.
+
+    With `sample`, the error of plain code is taken over the first rows only (where rows do not see each other).
+    """
+    inputs = {key: convert(value, dtype) for key, value in tensors.items()}
+    wide = {key: convert(value, torch.float32) for key, value in inputs.items()}
+    exact = reference(**{key: convert(value, torch.float64) for key, value in inputs.items()})
+    short = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}[dtype]
+    contenders: dict[str, Callable[[], Tensor]] = {
+        "ours": lambda: ours(**inputs),
+        f"eager-{short}": lambda: reference(**inputs),
+        "eager-fp32": lambda: reference(**wide),
+    }
+    if compiled:
+        # A graph of its own for each shape: compiled code for unknown shapes would be a slower baseline.
+        torch._dynamo.reset()
+        step = torch.compile(reference, dynamic=False)
+        contenders[f"compile-{short}"] = lambda: step(**inputs)
+        contenders["compile-fp32"] = lambda: step(**wide)
+    left_out = {}
+    seconds = flops / gemm_rate(dtype, device=exact.device, seconds=0.0)
+    if seconds > SLOWEST:
+        reason = f"about {seconds:.0f} s a call at this machine's rate of {short} products"
+        left_out = {name: reason for name in (f"eager-{short}", f"compile-{short}") if contenders.pop(name, None)}
+    few = {key: value[:sample] for key, value in inputs.items()} if sample else inputs
+    wrong_by = reference(**few).double() - exact[:sample]
+    allowance = 2 * wrong_by.abs().max().item() + 4e-7 * exact.abs().max().item()
+    device = exact.device
+    return Case(
+        name=name,
+        rows=rows,
+        dtype=dtype,
+        device=device,
+        contenders=contenders,
+        exact=exact,
+        allowance=allowance,
+        flops=flops,
+        left_out=left_out,
+        notes=notes,
+    )
+
+
+def head_plan(*, width: int, layers: int, channels: int, steps: int, generator: torch.Generator) -> FlowPlan:
+    """A velocity network with random weights of a trained network's size, in float64."""
+    head = VelocityHead(FlowConfig(width=width, layers=layers), channels, width)
+    for p in head.parameters():
+        p.data = torch.randn(p.shape, generator=generator) * (p.shape[-1] ** -0.5 if p.ndim > 1 else 0.1)
+    return head.double().plan(steps=steps, method="midpoint")
+
+
+def head_flops(plan: FlowPlan, rows: int) -> float:
+    """FLOPs of the products of the reference: the condition once, all else at each evaluation."""
+    w = plan.weights
+    inner = [w.inward_weight, w.modulation_weight, w.outward_weight]
+    inner += [t for b in w.blocks for t in (b.modulation_weight, b.up_weight, b.down_weight)]
+    return 2.0 * rows * (w.condition_weight.numel() + len(plan.moves) * sum(t.numel() for t in inner))
+
+
+def flow_head_case(rows: int, dtype: torch.dtype, device: torch.device, *, compiled: bool) -> Case:
+    """The paper's head: 3 blocks of 512, 10 midpoint steps, 16 tokens of 4 channels."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        plan = head_plan(width=512, layers=3, channels=4, steps=10, generator=generator)
+    flops = head_flops(plan, rows)
+    c, noise = torch.randn(rows, 512, generator=generator), torch.randn(rows, 4, generator=generator)
+    plans = {d: convert(convert(plan, dtype), d) for d in {dtype, torch.float32, torch.float64}}
+    plans = {d: convert_to(p, device) for d, p in plans.items()}
+
+    def state(c: Tensor, noise: Tensor) -> Tensor:
+        return noise.to(torch.float64 if c.dtype == torch.float64 else torch.float32)
+
+    return _case(
+        "flow_head",
+        rows,
+        dtype,
+        {"c": c.to(device), "noise": noise.to(device)},
+        lambda c, noise: flow_head(c, state(c, noise), plan=plans[c.dtype]),
+        lambda c, noise: flow_head_ref(c, state(c, noise), plan=plans[c.dtype]),
+        flops=flops,
+        compiled=compiled,
+        sample=16,
+        width=512,
+        layers=3,
+        channels=4,
+        evaluations=len(plan.moves),
+    )
+
+
+def convert_to(tree: Any, device: torch.device) -> Any:
+    """The same nest of dataclasses and tensors on another device."""
+    if isinstance(tree, Tensor):
+        return tree.to(device)
+    if isinstance(tree, tuple):
+        return tuple(convert_to(item, device) for item in tree)
+    if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
+        names = [f.name for f in dataclasses.fields(tree) if f.name != "packed"]
+        return type(tree)(**{name: convert_to(getattr(tree, name), device) for name in names})
+    return tree
+
+
+def point_attention_case(rows: int, dtype: torch.dtype, device: torch.device, *, compiled: bool) -> Case:
+    """`rows` scattered points to 256 grid queries of a periodic line, 4 heads of 32, batch 64."""
+    batch, heads, queries, dim, period = 64, 4, 256, 32, 6.283185307179586
+    generator = torch.Generator().manual_seed(0)
+    tensors = {
+        "q": torch.randn(batch, heads, queries, dim, generator=generator),
+        "k": torch.randn(batch, heads, rows, dim, generator=generator),
+        "v": torch.randn(batch, heads, rows, dim, generator=generator),
+    }
+    where = {
+        "query_points": torch.linspace(0, period, queries + 1)[:queries, None].to(device),
+        "points": (torch.rand(batch, rows, 1, generator=generator) * period).to(device),
+        "slopes": torch.tensor([1.0, 2.0, 4.0, 8.0], device=device),
+    }
+
+    def geometry(dtype: torch.dtype) -> dict[str, Any]:
+        places = {
+            key: value.to(torch.float64 if dtype == torch.float64 else torch.float32) for key, value in where.items()
+        }
+        return {**places, "power": 1, "periods": (period,)}
+
+    return _case(
+        "point_attention",
+        rows,
+        dtype,
+        {key: value.to(device) for key, value in tensors.items()},
+        lambda q, k, v: point_attention(q, k, v, **geometry(q.dtype)),
+        lambda q, k, v: point_attention_ref(q, k, v, **geometry(q.dtype), valid=None),
+        flops=4.0 * batch * heads * queries * rows * dim,
+        compiled=compiled,
+        batch=batch,
+        heads=heads,
+        queries=queries,
+        head_dim=dim,
+    )
+
+
+def frame_attention_case(rows: int, dtype: torch.dtype, device: torch.device, *, compiled: bool) -> Case:
+    """`rows` members of one trajectory: 16 tokens against 5 shared, 4 own and this frame; 8 heads of 64."""
+    heads, tokens, dim, shared, own = 8, 16, 64, 5 * 16, 4 * 16
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator).to(device)
+
+    tensors = {name: draw(rows, heads, tokens, dim) for name in "qkv"}
+    tensors |= {name: draw(rows, heads, own, dim) for name in ("cache_k", "cache_v")}
+    tensors |= {name: draw(1, heads, shared, dim) for name in ("prefix_k", "prefix_v")}
+    return _case(
+        "frame_attention",
+        rows,
+        dtype,
+        tensors,
+        lambda q, k, v, **past: frame_attention(q, k, v, **past, length=own, prefix_length=shared),
+        lambda q, k, v, **past: frame_attention_ref(q, k, v, **past, length=own, prefix_length=shared),
+        flops=4.0 * rows * heads * tokens * (shared + own + tokens) * dim,
+        compiled=compiled,
+        heads=heads,
+        tokens=tokens,
+        head_dim=dim,
+        shared=shared,
+        own=own,
+    )
+
+
+def modulated_norm_case(rows: int, dtype: torch.dtype, device: torch.device, *, compiled: bool) -> Case:
+    """LayerNorm of `rows` x 512 with gated residual, scale and shift."""
+    width = 512
+    generator = torch.Generator().manual_seed(0)
+    names = ("x", "shift", "scale", "residual", "gate")
+    tensors = {name: torch.randn(rows, width, generator=generator).to(device) for name in names}
+
+    def run(op: Callable[..., Any]) -> Callable[..., Tensor]:
+        return lambda **inputs: torch.cat(op(inputs.pop("x"), kind="layer", eps=1e-6, **inputs))
+
+    return _case(
+        "modulated_norm",
+        rows,
+        dtype,
+        tensors,
+        run(modulated_norm),
+        run(modulated_norm_ref),
+        # No products here: what counts is the time itself.
+        flops=0.0,
+        compiled=compiled,
+        width=width,
+    )
+
+
+CASES: dict[str, tuple[Callable[..., Case], tuple[int, ...]]] = {
+    "flow_head": (flow_head_case, (3, 64, 2048)),
+    "point_attention": (point_attention_case, (1024,)),
+    "frame_attention": (frame_attention_case, (1, 16, 64)),
+    "modulated_norm": (modulated_norm_case, (16, 1024, 8192)),
+}

@@ -1,0 +1,108 @@
+"""Ours against every baseline on the same inputs, in turn, in one process; a wrong contender reports no time.
+
+    python -m benchmarks.compare flow_head --rows 3,64,2048 --json
+
+Rounds run A B C A B C ...; a ratio is the median over rounds of baseline by ours. `gemm_rate` is the best FLOP/s of
+square products measured in the same run, of the case's dtype and of fp32, whichever is faster on this machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from typing import Any
+
+import torch
+
+from benchmarks.cases import CASES, Case
+from benchmarks.harness import gemm_rate, interleave, machine, ratios
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+def compare(case: Case, *, rounds: int) -> dict[str, Any]:
+    """Times of all contenders that agree with the float64 answer."""
+    errors, wrong = {}, {}
+    for name, run in case.contenders.items():
+        error = (run().double() - case.exact).abs().max().item()
+        # fp32 baselines see inputs that were rounded already, and are held to the same line.
+        (errors if error <= case.allowance else wrong)[name] = error
+    result: dict[str, Any] = {
+        "case": case.name,
+        "rows": case.rows,
+        "dtype": str(case.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "ours_s": None,
+        "against": {},
+        "gemm_rate": None,
+        "fraction_of_gemm_rate": None,
+        "error": errors.get("ours", wrong.get("ours")),
+        "allowed_error": case.allowance,
+        "wrong": wrong,
+        "left_out": dict(case.left_out),
+        **case.notes,
+    }
+    if "ours" in wrong:
+        return result
+    on_gpu = case.device.type == "cuda"
+    fast = interleave({name: case.contenders[name] for name in errors}, rounds=rounds, synchronise=on_gpu)
+    rates = {d: gemm_rate(d, device=case.device, size=4096 if on_gpu else 1024) for d in {case.dtype, torch.float32}}
+    ours = statistics.median(fast["ours"])
+    best = max(rates.values())
+    return result | {
+        "ours_s": ours,
+        "against": ratios(fast, "ours"),
+        "gemm_rate": best,
+        "gemm_rates": {str(d).removeprefix("torch."): rate for d, rate in rates.items()},
+        "fraction_of_gemm_rate": case.flops / ours / best if case.flops else None,
+        "rounds": rounds,
+    }
+
+
+def line(result: dict[str, Any]) -> str:
+    """One row of the table for people."""
+    head = f"{result['case']:<16} rows {result['rows']:>6}  {result['dtype']:<9}"
+    if result["ours_s"] is None:
+        return f"{head} WRONG: error {result['error']:.2e}, allowed {result['allowed_error']:.2e}; no time is reported"
+    against = "  ".join(
+        f"{name} {row['ratio']:.2f}x ({row['ratio_min']:.2f} to {row['ratio_max']:.2f})"
+        for name, row in result["against"].items()
+    )
+    part = result["fraction_of_gemm_rate"]
+    share = "" if part is None else f"  {100 * part:.0f} % of {result['gemm_rate'] / 1e9:.0f} GFLOP/s"
+    return f"{head} {1e3 * result['ours_s']:9.3f} ms{share}  {against}"
+
+
+def main() -> int:
+    """Command line; exit status 1 when ours is wrong."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.compare", description=__doc__.partition("\n")[0])
+    parser.add_argument("case", choices=CASES)
+    parser.add_argument("--rows", help="comma-separated; each case has its own defaults")
+    parser.add_argument("--dtype", choices=DTYPES, default="bf16")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--no-compile", action="store_true", help="leave out torch.compile, which takes minutes on a CPU"
+    )
+    parser.add_argument("--json", action="store_true", help="the last line is one JSON list, one object per row")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    build, default_rows = CASES[options.case]
+    rows = [int(n) for n in options.rows.split(",")] if options.rows else list(default_rows)
+    device = torch.device(options.device)
+    results = []
+    with torch.no_grad():
+        for n in rows:
+            case = build(n, DTYPES[options.dtype], device, compiled=not options.no_compile)
+            results.append(compare(case, rounds=options.rounds) | {"machine": machine()})
+            print(line(results[-1]), file=sys.stderr if options.json else sys.stdout, flush=True)
+    if options.json:
+        print(json.dumps(results))
+    return int(any(result["ours_s"] is None for result in results))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

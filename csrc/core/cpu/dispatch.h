@@ -1,0 +1,26 @@
+// Which instruction set the kernels use, decided at run time: one build serves every x86-64 processor, and others too.
+#pragma once
+
+#include <string>
+#include <vector>
+
+namespace enma {
+
+// Emulated: the AVX-512 kernels on vectors of 16 floats made of whatever the baseline has, for tests.
+enum class Isa { scalar, avx2, avx512, avx512_bf16, emulated_avx512, emulated_avx512_bf16 };
+
+const char* isa_name(Isa isa);
+
+// Whether this processor, and the operating system's saving of its registers, can run it.
+bool isa_supported(Isa isa);
+
+// The best this processor has; never an emulated one.
+Isa best_isa();
+
+// Every instruction set that can run here, by name.
+std::vector<std::string> supported_isas();
+
+// By name, "" for the best. Throws std::invalid_argument if unknown or not supported here.
+Isa isa_by_name(const std::string& name);
+
+}  // namespace enma

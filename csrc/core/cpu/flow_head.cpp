@@ -1,0 +1,137 @@
+#include "core/cpu/flow_head.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+
+namespace enma {
+
+namespace {
+
+// Below this many rows a thread, threads share the columns of the same rows; measured, docs/experiments.md.
+constexpr int ROWS_ALONE = 12;
+// Rows that share the columns at a time.
+constexpr int ROWS_TOGETHER = 32;
+
+std::size_t pages(std::size_t bytes) { return (bytes + 4095) / 4096 * 4096; }
+
+// Work space of one thread for `rows` rows; inputs of products take at most the size of a float.
+std::size_t own_bytes(const FlowHeadView& head, int rows) {
+    const std::ptrdiff_t widest = std::max(row_stride(head.width), row_stride(head.condition_width));
+    const std::size_t floats = 6 * row_stride(head.width) + widest + 3 * row_stride(head.channels) + 2;
+    return pages(GEMM_SCRATCH + (rows + 16) * floats * sizeof(float));
+}
+
+std::size_t shared_bytes(const FlowHeadView& head, int rows) {
+    const int together = std::min(head.evaluations, GEMM_ROWS / rows);
+    const std::size_t lines = 4 * rows + static_cast<std::size_t>(together) * rows * (3 * head.layers + 3);
+    return pages((lines + 16) * row_stride(head.width) * sizeof(float));
+}
+
+}  // namespace
+
+void wait(const Member& member) { member.barrier->wait(member.threads); }
+
+FlowHead::FlowHead(const FlowHeadWeights& weights) {
+    const int w = weights.width, layers = static_cast<int>(weights.blocks.size());
+    const bool bf16 = weights.bf16;
+    const std::size_t square = packed_bytes(w, w, bf16);
+    const std::size_t condition = packed_bytes(w, weights.condition_width, bf16);
+    const std::size_t inward = packed_bytes(w, weights.channels, bf16);
+    const std::size_t outward = packed_bytes(weights.channels, w, bf16);
+    const std::size_t time = static_cast<std::size_t>(weights.evaluations) * row_stride(w) * sizeof(float);
+    packed_ = Buffer(condition + inward + outward + (5 * layers + 2) * square + time);
+    char* free = packed_.data();
+
+    const auto pack = [&](const void* weight, const void* bias, int part, int n, int k) {
+        const std::ptrdiff_t size = bf16 ? 2 : 4;
+        const char* rows = static_cast<const char*>(weight) + static_cast<std::ptrdiff_t>(part) * n * k * size;
+        const char* biases = static_cast<const char*>(bias) + static_cast<std::ptrdiff_t>(part) * n * size;
+        char* packed = free;
+        free += packed_bytes(n, k, bf16);
+        pack_linear(rows, k, biases, n, k, bf16, packed);
+        return view_linear(packed, n, k, bf16);
+    };
+
+    view_.channels = weights.channels;
+    view_.condition_width = weights.condition_width;
+    view_.width = w;
+    view_.layers = layers;
+    view_.evaluations = weights.evaluations;
+    view_.moves_per_step = weights.moves_per_step;
+    view_.bf16 = bf16;
+    view_.condition = pack(weights.condition_weight, weights.condition_bias, 0, w, weights.condition_width);
+    view_.inward = pack(weights.inward_weight, weights.inward_bias, 0, w, weights.channels);
+    // In the order of use: products ask for what follows in memory.
+    for (const FlowBlockWeights& block : weights.blocks) {
+        FlowBlockView& view = blocks_.emplace_back();
+        view.shift = pack(block.modulation_weight, block.modulation_bias, 0, w, w);
+        view.scale = pack(block.modulation_weight, block.modulation_bias, 1, w, w);
+        view.up = pack(block.up_weight, block.up_bias, 0, w, w);
+        view.gate = pack(block.modulation_weight, block.modulation_bias, 2, w, w);
+        view.down = pack(block.down_weight, block.down_bias, 0, w, w);
+    }
+    view_.shift = pack(weights.modulation_weight, weights.modulation_bias, 0, w, w);
+    view_.scale = pack(weights.modulation_weight, weights.modulation_bias, 1, w, w);
+    view_.outward = pack(weights.outward_weight, weights.outward_bias, 0, weights.channels, w);
+    view_.blocks = blocks_.data();
+    float* times = reinterpret_cast<float*>(free);
+    std::memset(times, 0, time);
+    for (int k = 0; k < weights.evaluations; ++k) {
+        for (int j = 0; j < w; ++j) {
+            const std::ptrdiff_t at = static_cast<std::ptrdiff_t>(k) * w + j;
+            float value = 0.0f;
+            if (bf16) {
+                const std::uint32_t bits = static_cast<const std::uint16_t*>(weights.time)[at] * std::uint32_t{1} << 16;
+                std::memcpy(&value, &bits, sizeof value);
+            } else {
+                value = static_cast<const float*>(weights.time)[at];
+            }
+            times[k * row_stride(w) + j] = value;
+        }
+    }
+    view_.time = times;
+    moves_ = weights.moves;
+    view_.moves = moves_.data();
+}
+
+void FlowHead::run(const FlowHeadCall& call, int threads, Isa isa, Division division) const {
+    if (call.rows == 0) return;
+    const Kernels& run = kernels(isa);
+    threads = std::max(threads, 1);
+    if (division == Division::automatic) {
+        division = call.rows < static_cast<std::int64_t>(ROWS_ALONE) * threads ? Division::columns : Division::rows;
+    }
+    if (division == Division::columns) {
+        threads = std::min(threads, (view_.width + PANEL - 1) / PANEL);
+        const std::int64_t tiles = (call.rows + ROWS_TOGETHER - 1) / ROWS_TOGETHER;
+        const int most = static_cast<int>((call.rows + tiles - 1) / tiles);
+        const std::size_t own = own_bytes(view_, most);
+        const Scratch scratch(shared_bytes(view_, most) + own * threads);
+        Barrier barrier;
+        parallel(threads, [&](int thread, int group) {
+            const Member member{thread, group, &barrier};
+            for (std::int64_t tile = 0; tile < tiles; ++tile) {
+                const std::int64_t begin = call.rows * tile / tiles, end = call.rows * (tile + 1) / tiles;
+                run.flow_head_columns(view_, call, begin, static_cast<int>(end - begin), member,
+                                      scratch.data() + own * threads, scratch.data() + own * thread);
+            }
+        });
+        return;
+    }
+    threads = static_cast<int>(std::min<std::int64_t>(threads, call.rows));
+    std::int64_t tiles = (call.rows + TILE - 1) / TILE;
+    if (tiles < 4 * threads) tiles = (tiles + threads - 1) / threads * threads;
+    const int most = static_cast<int>((call.rows + tiles - 1) / tiles);
+    const std::size_t own = own_bytes(view_, most);
+    const Scratch scratch(own * threads);
+    std::atomic<std::int64_t> next{0};
+    parallel(threads, [&](int thread, int) {
+        for (std::int64_t tile = next++; tile < tiles; tile = next++) {
+            const std::int64_t begin = call.rows * tile / tiles, end = call.rows * (tile + 1) / tiles;
+            run.flow_head_rows(view_, call, begin, static_cast<int>(end - begin), scratch.data() + own * thread);
+        }
+    });
+}
+
+}  // namespace enma

@@ -1,0 +1,97 @@
+// y = x W^T + b with W packed once, and what the kernels of each instruction set are given.
+//
+// Packed W: panels of 16 outputs, zero beyond n. fp32: [k][16]. bf16: pairs of inputs, [ceil(k / 2)][16][2], as
+// AVX-512 BF16 multiplies them; other instruction sets widen a pair by a shift and a mask. The bias follows in fp32.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "core/cpu/dispatch.h"
+
+namespace enma {
+
+constexpr int PANEL = 16;
+// Rows that one product takes at most, and that one task carries: weights pass through the cache once for all of them.
+constexpr int GEMM_ROWS = 128;
+constexpr int TILE = 48;
+// Inputs of a panel that stay in the first-level cache while the rows of a tile pass by.
+constexpr int BLOCK_K = 512;
+// Panels that one kernel call spans at most.
+constexpr int MAX_SPAN = 8;
+// Bytes of partial sums of one product.
+constexpr std::size_t GEMM_SCRATCH = std::size_t{GEMM_ROWS} * MAX_SPAN * PANEL * sizeof(float);
+
+struct LinearView {
+    const void* weight;
+    const float* bias;
+    int n;
+    int k;
+    bool bf16;
+};
+
+std::size_t packed_bytes(int n, int k, bool bf16);
+
+// weight [n, k] with rows `stride` elements apart; bias [n] or null; both bf16 or both fp32.
+void pack_linear(const void* weight, std::ptrdiff_t stride, const void* bias, int n, int k, bool bf16, void* packed);
+
+LinearView view_linear(const void* packed, int n, int k, bool bf16);
+
+enum class Activation { none, silu, swiglu };
+
+// y = activation(x W^T + b); swiglu: silu(x W_gate^T + b_gate) (x W^T + b).
+struct LinearCall {
+    LinearView weight;
+    LinearView gate;
+    Activation activation;
+    const void* x;
+    std::ptrdiff_t x_stride;
+    bool x_bf16;
+    void* y;
+    std::ptrdiff_t y_stride;
+    bool y_bf16;
+    std::int64_t rows;
+};
+
+// Throws std::bad_alloc.
+void linear(const LinearCall& call, int threads, Isa isa);
+
+class Barrier;
+struct FlowHeadView;
+struct FlowHeadCall;
+
+// Part of a call that one thread computes alone.
+struct LinearTask {
+    std::int64_t row;
+    int rows;
+    int panel_begin;
+    int panel_end;
+};
+
+// One member of a group of threads.
+struct Member {
+    int thread;
+    int threads;
+    Barrier* barrier;
+};
+
+struct Kernels {
+    void (*linear)(const LinearCall& call, const LinearTask& task, char* scratch);
+    // All steps of a tile of rows, alone: modulations are recomputed and never stored.
+    void (*flow_head_rows)(const FlowHeadView& head, const FlowHeadCall& call, std::int64_t row, int rows,
+                           char* scratch);
+    // All steps of a few rows by a group of threads that share the columns; modulations of many evaluations at once.
+    void (*flow_head_columns)(const FlowHeadView& head, const FlowHeadCall& call, std::int64_t row, int rows,
+                              const Member& member, char* shared, char* scratch);
+};
+
+const Kernels& kernels(Isa isa);
+
+extern const Kernels kernels_scalar;
+extern const Kernels kernels_avx2;
+extern const Kernels kernels_avx512;
+extern const Kernels kernels_avx512_bf16;
+extern const Kernels kernels_emulated_avx512;
+extern const Kernels kernels_emulated_avx512_bf16;
+
+}  // namespace enma

@@ -1,0 +1,21 @@
+// AVX-512 without BF16: weights in bf16 are widened. Headers with inline functions come before the target pragma, see
+// gemm_kernels.h.
+#include "core/cpu/flow_head.h"
+
+#if defined(__x86_64__) && defined(__GNUC__)
+
+#include <immintrin.h>
+
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")
+
+#include "core/cpu/flow_head_kernels.h"
+#include "core/cpu/gemm_avx512_vector.h"
+
+namespace enma {
+
+const Kernels kernels_avx512 = {any_linear<Avx512, Widened>, flow_head_rows<Avx512, Widened>,
+                                flow_head_columns<Avx512, Widened>};
+
+}  // namespace enma
+
+#endif

@@ -1,0 +1,83 @@
+#include "core/cpu/parallel.h"
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#include <new>
+#include <thread>
+#include <utility>
+
+namespace enma {
+
+namespace {
+
+constexpr std::align_val_t ALIGNMENT{4096};
+// A thread keeps no more than this between calls.
+constexpr std::size_t KEPT = std::size_t{64} << 20;
+// About ten microseconds, longer than the parts between barriers differ on cores of their own.
+constexpr int SPINS = 1000;
+
+thread_local Buffer kept;
+
+void relax() {
+#if defined(__x86_64__) && defined(__GNUC__)
+    __builtin_ia32_pause();
+#endif
+}
+
+}  // namespace
+
+Buffer::Buffer(std::size_t bytes) : data_(static_cast<char*>(::operator new(bytes, ALIGNMENT))), size_(bytes) {}
+
+Buffer::~Buffer() {
+    if (data_ != nullptr) ::operator delete(data_, ALIGNMENT);
+}
+
+Buffer::Buffer(Buffer&& other) noexcept
+    : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+
+Buffer& Buffer::operator=(Buffer&& other) noexcept {
+    std::swap(data_, other.data_);
+    std::swap(size_, other.size_);
+    return *this;
+}
+
+Scratch::Scratch(std::size_t bytes) : buffer_(std::move(kept)) {
+    if (buffer_.size() < bytes) buffer_ = Buffer(bytes);
+}
+
+Scratch::~Scratch() {
+    if (buffer_.size() <= KEPT) kept = std::move(buffer_);
+}
+
+void Barrier::wait(int threads) {
+    if (threads == 1) return;
+    const unsigned generation = generation_.load(std::memory_order_acquire);
+    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == threads) {
+        arrived_.store(0, std::memory_order_relaxed);
+        generation_.store(generation + 1, std::memory_order_release);
+        return;
+    }
+    for (int i = 0; generation_.load(std::memory_order_acquire) == generation; ++i) {
+        if (i < SPINS) {
+            relax();
+        } else {
+            std::this_thread::yield();
+        }
+    }
+}
+
+void detail::parallel(int threads, void (*body)(void*, int, int), void* data) {
+#ifdef _OPENMP
+    if (threads > 1) {
+#pragma omp parallel num_threads(threads)
+        body(data, omp_get_thread_num(), omp_get_num_threads());
+        return;
+    }
+#endif
+    (void)threads;
+    body(data, 0, 1);
+}
+
+}  // namespace enma

@@ -1,0 +1,41 @@
+#include "core/cpu/philox_normal.h"
+
+#include <algorithm>
+
+#include "core/philox.h"
+
+namespace enma {
+namespace {
+
+// Below this many normals, waking other threads takes longer than drawing them.
+constexpr std::int64_t PARALLEL = 4096;
+
+std::uint32_t word_of(const MemberWords& words, std::int64_t member) {
+    return static_cast<std::uint32_t>(words.values[member * words.stride]);
+}
+
+}  // namespace
+
+void philox_normal(const PhiloxNormalArguments& arguments, float* out) {
+    const std::int64_t M = arguments.num_tokens, C = arguments.channels;
+    const std::int64_t num_rows = arguments.num_members * M;
+    [[maybe_unused]] const int threads = num_rows * C > PARALLEL ? arguments.threads : 1;
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+    for (std::int64_t row = 0; row < num_rows; ++row) {
+        const std::int64_t b = row / M, m = row % M;
+        const std::int64_t token =
+            arguments.tokens[b * arguments.token_stride_member + m * arguments.token_stride_place];
+        const std::uint32_t k0 = word_of(arguments.seed, b), k1 = word_of(arguments.members, b);
+        PhiloxWords counter{0, static_cast<std::uint32_t>(token), word_of(arguments.mask_step, b),
+                            word_of(arguments.frame, b)};
+        float* const normals = out + row * C;
+        for (std::int64_t c = 0; c < C; c += 4, ++counter.w0) {
+            const PhiloxWords w = philox_4x32(counter, k0, k1);
+            const NormalPair low = philox_normal_pair(w.w0, w.w1), high = philox_normal_pair(w.w2, w.w3);
+            const float block[4] = {low.first, low.second, high.first, high.second};
+            std::copy_n(block, std::min<std::int64_t>(4, C - c), normals + c);
+        }
+    }
+}
+
+}  // namespace enma

@@ -1,0 +1,153 @@
+#include "core/cpu/point_attention.h"
+
+#include <algorithm>
+#include <cstdint>
+#include <memory>
+#include <new>
+#include <vector>
+
+#include "core/cpu/point_attention_task.h"
+
+namespace enma {
+
+namespace {
+
+constexpr std::size_t CACHE_LINE = 64;
+
+struct AlignedDelete {
+    void operator()(float* p) const { ::operator delete(p, std::align_val_t{CACHE_LINE}); }
+};
+using Scratch = std::unique_ptr<float, AlignedDelete>;
+
+// One piece per thread, taken before the threads start: an exception must not leave a parallel region.
+std::vector<Scratch> scratch_of(int threads, int64_t floats) {
+    std::vector<Scratch> pieces;
+    const std::size_t bytes = static_cast<std::size_t>(floats) * sizeof(float);
+    for (int i = 0; i < threads; ++i)
+        pieces.emplace_back(static_cast<float*>(::operator new(bytes, std::align_val_t{CACHE_LINE})));
+    return pieces;
+}
+
+// The valid points of each batch row, in order.
+struct Valid {
+    std::vector<int32_t> index;
+    std::vector<int64_t> start;
+
+    explicit Valid(const PointAttention& g) {
+        if (g.valid == nullptr) return;
+        start.push_back(0);
+        for (int64_t b = 0; b < g.batches; ++b) {
+            for (int64_t p = 0; p < g.points; ++p)
+                if (g.valid[b * g.points + p]) index.push_back(static_cast<int32_t>(p));
+            start.push_back(static_cast<int64_t>(index.size()));
+        }
+        // No null pointer for "none": that means all.
+        index.push_back(0);
+    }
+
+    void place(const PointAttention& g, PointAttentionTask& task) const {
+        task.index = start.empty() ? nullptr : index.data() + start[task.batch];
+        task.count = start.empty() ? g.points : start[task.batch + 1] - start[task.batch];
+    }
+};
+
+int64_t blocks(int64_t n, int64_t size) { return (n + size - 1) / size; }
+
+// How many heads and queries one task has: many, since they share distances and packed keys, but the sums have to fit
+// the second-level cache, and every thread should get several tasks. The result does not depend on it.
+struct Grain {
+    int64_t heads, queries;
+};
+
+Grain grain_of(const PointAttention& g, int threads) {
+    constexpr int64_t STRIP = 24, MOST_QUERIES = 192, MOST_HEAD_WIDTH = 256, MOST_SUMS = 64 * 1024;
+    const int64_t width = std::max(g.value_dim, g.head_dim);
+    Grain grain{std::clamp<int64_t>(MOST_HEAD_WIDTH / width, 1, g.heads), 0};
+    const int64_t fitting = MOST_SUMS / (grain.heads * width) / STRIP * STRIP;
+    grain.queries = std::clamp<int64_t>(fitting, STRIP, MOST_QUERIES);
+    const auto tasks = [&] { return g.batches * blocks(g.heads, grain.heads) * blocks(g.queries, grain.queries); };
+    const int64_t wanted = threads > 1 ? 4 * static_cast<int64_t>(threads) : 1;
+    while (tasks() < wanted && grain.queries > 2 * STRIP) grain.queries = grain.queries / 2 / STRIP * STRIP;
+    while (tasks() < wanted && grain.heads > 1) grain.heads = (grain.heads + 1) / 2;
+    grain.queries = std::min(grain.queries, g.queries);
+    return grain;
+}
+
+}  // namespace
+
+const PointAttentionKernels* point_attention_kernels() {
+    static const PointAttentionKernels* const best = [] {
+        if (const auto* kernels = point_attention_avx512()) return kernels;
+        if (const auto* kernels = point_attention_avx2()) return kernels;
+        return point_attention_portable();
+    }();
+    return best;
+}
+
+const char* point_attention_instructions() { return point_attention_kernels()->name; }
+
+void point_attention_forward_by(
+    const PointAttentionKernels& kernels, const PointAttention& g, float* out, float* lse
+) {
+    if (g.batches == 0 || g.heads == 0 || g.queries == 0) return;
+    const int threads = std::max(g.threads, 1);
+    const Grain grain = grain_of(g, threads);
+    const Valid valid(g);
+    const int64_t head_blocks = blocks(g.heads, grain.heads), query_blocks = blocks(g.queries, grain.queries);
+    const int64_t tasks = g.batches * head_blocks * query_blocks;
+    const int used = static_cast<int>(std::min<int64_t>(threads, tasks));
+    const auto scratch = scratch_of(used, kernels.forward_scratch(g, grain.heads, grain.queries));
+#pragma omp parallel num_threads(used)
+    {
+        float* mine = nullptr;
+#pragma omp for schedule(static) nowait
+        for (int i = 0; i < used; ++i) mine = scratch[i].get();
+#pragma omp for schedule(dynamic)
+        for (int64_t i = 0; i < tasks; ++i) {
+            PointAttentionTask task{};
+            task.batch = i / (head_blocks * query_blocks);
+            task.first_head = i / query_blocks % head_blocks * grain.heads;
+            task.end_head = std::min(task.first_head + grain.heads, g.heads);
+            task.first_query = i % query_blocks * grain.queries;
+            task.end_query = std::min(task.first_query + grain.queries, g.queries);
+            valid.place(g, task);
+            kernels.forward(g, task, mine, out, lse);
+        }
+    }
+}
+
+void point_attention_backward_by(
+    const PointAttentionKernels& kernels, const PointAttention& g, const PointAttentionGradients& gradients
+) {
+    const int64_t tasks = g.batches * g.heads;
+    if (tasks == 0) return;
+    const int used = static_cast<int>(std::min<int64_t>(std::max(g.threads, 1), tasks));
+    const Valid valid(g);
+    const auto scratch = scratch_of(used, kernels.backward_scratch(g));
+#pragma omp parallel num_threads(used)
+    {
+        float* mine = nullptr;
+#pragma omp for schedule(static) nowait
+        for (int i = 0; i < used; ++i) mine = scratch[i].get();
+#pragma omp for schedule(dynamic)
+        for (int64_t i = 0; i < tasks; ++i) {
+            PointAttentionTask task{};
+            task.batch = i / g.heads;
+            task.first_head = i % g.heads;
+            task.end_head = task.first_head + 1;
+            task.end_query = g.queries;
+            valid.place(g, task);
+            kernels.backward(g, task, mine, gradients);
+        }
+    }
+}
+
+void point_attention_forward(const PointAttention& problem, float* out, float* lse) {
+    point_attention_forward_by(*point_attention_kernels(), problem, out, lse);
+}
+
+void point_attention_backward(const PointAttention& problem, const PointAttentionGradients& gradients) {
+    point_attention_backward_by(*point_attention_kernels(), problem, gradients);
+}
+
+}  // namespace enma

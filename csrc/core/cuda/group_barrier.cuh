@@ -1,0 +1,34 @@
+// A barrier over a group of blocks that run at the same time.
+//
+// What a block stored to global memory before its last sync_block is visible to every block of the group after the
+// barrier. Either a cluster's own barrier (Hopper and later), or a counter in global memory: bit 31 flips when the last
+// block arrives and the lower bits return to where they were, so that no launch or graph replay has to reset anything.
+#pragma once
+
+#include "core/cuda/device.cuh"
+
+namespace enma {
+
+struct Group {
+    uint32_t* counter;  // one of the group's own, in a cache line of its own; not used by a cluster
+    int blocks;
+    int rank;  // of this block
+    bool cluster;
+};
+
+template <int SITE>
+ENMA_DEVICE void sync_group(const Group& group) {
+    if (group.cluster) {
+        device::sync_cluster<SITE>();
+        return;
+    }
+    if (device::enabled<SITE>() && device::thread() == 0) {
+        // The sum over the group is 2^31.
+        const uint32_t mine = group.rank == 0 ? 0x80000000u - static_cast<uint32_t>(group.blocks - 1) : 1u;
+        const uint32_t before = device::fetch_add_release(group.counter, mine);
+        while (((device::load_acquire(group.counter) ^ before) & 0x80000000u) == 0) device::pause();
+    }
+    device::sync_block<SITE + 1>();
+}
+
+}  // namespace enma

@@ -1,0 +1,29 @@
+// The extension module enma_fast._C: each operator's bindings are beside this file.
+
+#include <torch/csrc/utils/pybind.h>
+
+namespace enma {
+
+void bind_flow_head(pybind11::module_& m);
+void bind_frame_attention(pybind11::module_& m);
+void bind_linear(pybind11::module_& m);
+void bind_modulated_norm(pybind11::module_& m);
+void bind_philox_normal(pybind11::module_& m);
+void bind_point_attention(pybind11::module_& m);
+#ifdef ENMA_WITH_CUDA
+void bind_flow_head_cuda(pybind11::module_& m);
+#endif
+
+}  // namespace enma
+
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
+    enma::bind_flow_head(m);
+    enma::bind_frame_attention(m);
+    enma::bind_linear(m);
+    enma::bind_modulated_norm(m);
+    enma::bind_philox_normal(m);
+    enma::bind_point_attention(m);
+#ifdef ENMA_WITH_CUDA
+    enma::bind_flow_head_cuda(m);
+#endif
+}

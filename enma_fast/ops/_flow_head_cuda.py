@@ -1,0 +1,110 @@
+"""The flow head by CUDA kernels that keep the weights of the blocks in shared memory, for few rows.
+
+Legend: M rows, C token channels, D width of the condition, W width of the head, L blocks, R evaluations.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..errors import EnmaError
+from ._backend import extension
+from .flow_plan import FlowPlan
+
+# Above, tiled products over all rows are the better choice; `run` takes any number, so many rows at a time.
+MAX_ROWS = 1024
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Packed:
+    """Weights as operands of the tensor cores, and the sizes after M: C, D, W, L, R, moves per step."""
+
+    tensors: list[Tensor]
+    sizes: tuple[int, ...]
+
+
+def problem(device: torch.device, dtype: torch.dtype, plan: FlowPlan | None = None) -> str | None:
+    """Why the kernels cannot serve weights of this dtype on this device, and this plan if given."""
+    if device.type != "cuda":
+        return f"needs a CUDA device, the tensors are on {device}"
+    module = extension()
+    if module is None:
+        return "the extension enma_fast._C is not built (pip install --no-build-isolation without ENMA_FAST_NO_EXT)"
+    if not hasattr(module, "flow_head_cuda"):
+        return "the extension was built without CUDA"
+    if dtype != torch.bfloat16:
+        return f"takes weights in bfloat16, these are {str(dtype).removeprefix('torch.')}"
+    if plan is None:
+        return None
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return module.flow_head_cuda_problem(index, [1, *sizes(plan)], "best") or None
+
+
+def run(c_MD: Tensor, noise_MC: Tensor, plan: FlowPlan, *, group: str = "best") -> Tensor:
+    """State at flow time 1 ``[M, C]``; contiguous bf16 conditions and fp32 noise on one CUDA device.
+
+    The first call packs the weights: make it before a CUDA graph is captured. `group` is how thread blocks that share
+    the weights wait for each other: "cluster", "counter", or the best that the GPU has.
+    """
+    reason = problem(noise_MC.device, plan.weights.inward_weight.dtype)
+    module = extension()
+    if reason is not None or module is None:
+        raise EnmaError(f"flow_head: backend 'cuda' cannot run: {reason}")
+    packed = plan.packed.get("cuda")
+    if packed is None:
+        packed = plan.packed["cuda"] = pack(plan)
+    parts = [
+        module.flow_head_cuda(c, noise, packed.tensors, [len(noise), *packed.sizes], group)
+        for c, noise in zip(c_MD.split(MAX_ROWS), noise_MC.split(MAX_ROWS), strict=True)
+    ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def sizes(plan: FlowPlan) -> tuple[int, ...]:
+    """C, D, W, L, R and moves per step."""
+    width, condition_width = plan.weights.condition_weight.shape
+    channels = plan.weights.inward_weight.shape[1]
+    return channels, condition_width, width, len(plan.weights.blocks), len(plan.moves), plan.moves_per_step
+
+
+def pack(plan: FlowPlan) -> Packed:
+    """A copy of the weights in the order in which the kernels read them (`FlowHeadWeights` of flow_head_plan.h)."""
+    w = plan.weights
+    device = w.inward_weight.device
+    outputs = w.outward_bias.shape[0]
+    matrices = [matrix for block in w.blocks for matrix in (block.up_weight, block.down_weight)]
+    biases = [bias for block in w.blocks for bias in (block.up_bias, block.down_bias)]
+    modulation = [*(block.modulation_weight for block in w.blocks), w.modulation_weight]
+    modulation_bias = [*(block.modulation_bias for block in w.blocks), w.modulation_bias]
+    tensors = [
+        fragments(w.condition_weight),
+        w.condition_bias.float(),
+        plan.time_RW.float(),
+        fragments(torch.cat(modulation)),
+        torch.cat(modulation_bias).float(),
+        fragments(w.inward_weight, steps=1),
+        w.inward_bias.float(),
+        torch.cat([fragments(matrix) for matrix in matrices]),
+        torch.cat(biases).float(),
+        fragments(w.outward_weight),
+        F.pad(w.outward_bias.float(), (0, -outputs % 8)),
+        torch.tensor(plan.moves, dtype=torch.float32, device=device),
+    ]
+    return Packed(tensors=[tensor.detach().contiguous() for tensor in tensors], sizes=sizes(plan))
+
+
+def fragments(weight_NK: Tensor, *, steps: int = 2) -> Tensor:
+    """A matrix as the second operand of ``mma.m16n8k16``: what one lane loads at once lies together.
+
+    Order: tile of 8 outputs, `steps` steps of 16 inputs, lane, step, half of the step, neighbours. Zeros fill up N to a
+    multiple of 8 and K to one of 16 `steps`.
+    """
+    n, k = weight_NK.shape
+    padded = F.pad(weight_NK, (0, -k % (16 * steps), 0, -n % 8))
+    # Lane l holds column l // 4, inputs 2 (l % 4) and the next, and the same 8 further on.
+    split = padded.unflatten(1, (-1, steps, 2, 4, 2)).unflatten(0, (-1, 8))
+    return split.permute(0, 2, 1, 5, 3, 4, 6).contiguous().flatten()

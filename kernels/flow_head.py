@@ -1,0 +1,501 @@
+"""The flow-matching head as tiled products: what `enma_fast.ops.flow_head` computes, one kernel per product.
+
+    before the loop   m_k = silu(W_c c + b_c + time_k),  modulations of all blocks and evaluations = W_mod m + b_mod
+    each evaluation   h = silu(W_up (norm(y) (1 + scale) + shift) + b_up)                    up, once per block
+                      y = y + gate (W_down h + b_down)                                       down, once per block
+                      x = start + h_k (W_out (norm(y) (1 + scale) + shift) + b_out),  y = W_in x + b_in         move
+
+Legend: M rows, C token channels, D width of the condition, W width of the head, L blocks, R evaluations, T evaluations
+whose modulations exist at one time, N outputs of a product, G column blocks of a row.
+
+The residual y, its statistics, the modulation arithmetic and the state are fp32; h, m and the modulations are stored in
+the dtype of the weights. Each producer of y leaves mean and squared deviation of its own BLOCK_N columns, so that the
+consumer normalises in its prologue without reading the row twice.
+
+A row is never reduced together with another one and all sums run in a fixed order, so its bits depend on the launch
+configuration only. Rows and columns outside a tensor read the last one inside it, and are not stored.
+
+Products of fp32 weights are IEEE products: TF32 is less exact than the plain code, and so is the accumulation of
+three TF32 products, which truncates.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+# The interpreter's bfloat16 products are wrong; in fp32 they are exact.
+INTERPRET = tl.constexpr(bool(triton.knobs.runtime.interpret))
+EPS = tl.constexpr(1e-6)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Config:
+    """Tile of one product and what executes it."""
+
+    block_m: int
+    block_n: int
+    block_k: int
+    num_warps: int
+    num_stages: int
+
+
+# Three products per regime. `linear` makes the modulations: many rows, so a square tile that feeds the tensor cores.
+# `block` is up and down; its prologue reads 8 bytes per element of y, shift and scale in every column block. Few rows:
+# narrow tiles, to spread over the multiprocessors (W = 512 gives 16 programs to 16 rows). More rows: wide tiles, to
+# read the prologue's operands 4 times only; shared memory stays under 100 KB so that two programs fit. `move` has C
+# columns only: short tiles. fp32 has no tensor cores: both operands of a step live in registers, so steps are short.
+# From arithmetic and from what compiles without spills, not from a measurement.
+CONFIGS = {
+    ("small", torch.bfloat16): {
+        "linear": Config(block_m=64, block_n=64, block_k=64, num_warps=4, num_stages=4),
+        "block": Config(block_m=16, block_n=32, block_k=128, num_warps=4, num_stages=3),
+        "move": Config(block_m=16, block_n=32, block_k=128, num_warps=4, num_stages=3),
+    },
+    ("medium", torch.bfloat16): {
+        "linear": Config(block_m=128, block_n=128, block_k=64, num_warps=8, num_stages=3),
+        "block": Config(block_m=64, block_n=128, block_k=32, num_warps=8, num_stages=4),
+        "move": Config(block_m=16, block_n=128, block_k=128, num_warps=4, num_stages=3),
+    },
+    ("small", torch.float32): {
+        "linear": Config(block_m=32, block_n=64, block_k=32, num_warps=4, num_stages=3),
+        "block": Config(block_m=16, block_n=32, block_k=32, num_warps=4, num_stages=3),
+        "move": Config(block_m=16, block_n=32, block_k=32, num_warps=4, num_stages=3),
+    },
+    ("medium", torch.float32): {
+        "linear": Config(block_m=64, block_n=64, block_k=16, num_warps=4, num_stages=3),
+        "block": Config(block_m=64, block_n=64, block_k=16, num_warps=4, num_stages=3),
+        "move": Config(block_m=16, block_n=64, block_k=32, num_warps=4, num_stages=3),
+    },
+}
+
+
+def column_blocks(width: int, config: Config) -> int:
+    """Pairs of statistics that each row of y carries."""
+    return triton.cdiv(width, config.block_n)
+
+
+@triton.jit
+def inside(o_n, N: tl.constexpr, BLOCK: tl.constexpr):
+    """Offsets of a block, those outside moved to the last one inside."""
+    if N % BLOCK != 0:
+        o_n = tl.minimum(o_n, N - 1)
+    return o_n
+
+
+@triton.jit
+def silu(b_x):
+    """x / (1 + exp(-x))"""
+    return b_x * tl.sigmoid(b_x)
+
+
+@triton.jit
+def narrow(b_x, dtype: tl.constexpr):
+    """x in `dtype`, rounded to nearest even."""
+    if INTERPRET and dtype == tl.bfloat16:
+        # The interpreter's cast truncates, so the bits that it drops are rounded away before.
+        b_x = b_x.to(tl.int32, bitcast=True)
+        b_x = ((b_x + 0x7FFF + ((b_x >> 16) & 1)) & -0x10000).to(tl.float32, bitcast=True)
+    return b_x.to(dtype)
+
+
+@triton.jit
+def dot(b_a, b_w, b_acc):
+    """acc + a w"""
+    if INTERPRET:
+        b_a = b_a.to(tl.float32)
+        b_w = b_w.to(tl.float32)
+    return tl.dot(b_a, b_w, b_acc, input_precision="ieee")
+
+
+@triton.jit
+def load_k(p, o_k, K: tl.constexpr, BLOCK_K: tl.constexpr, ROWS: tl.constexpr):
+    """A block at pointers `p`, whose offsets along the summed dimension are `o_k`; zero past its end.
+
+    ROWS: o_k runs along the rows of the block (weights), else along its columns (activations).
+    """
+    if K % BLOCK_K == 0:
+        b = tl.load(p)
+    elif ROWS:
+        b = tl.load(p, mask=(o_k < K)[:, None], other=0.0)
+    else:
+        b = tl.load(p, mask=(o_k < K)[None, :], other=0.0)
+    return b
+
+
+@triton.jit
+def product(p_a, p_w, b_acc, end, K: tl.constexpr, BLOCK_K: tl.constexpr):
+    """acc + a w^T; p_a [BLOCK_M, 1] and p_w [1, BLOCK_N] point at the starts of the rows; end = K.
+
+    As a bound that is known too late to unroll the loop, `end` saves the registers of as many addresses.
+    """
+    for i_k in range(0, end, BLOCK_K):
+        o_k = i_k + tl.arange(0, BLOCK_K)
+        b_a = load_k(p_a + o_k[None, :], o_k, K, BLOCK_K, False)
+        b_w = load_k(p_w + o_k[:, None], o_k, K, BLOCK_K, True)
+        b_acc = dot(b_a, b_w, b_acc)
+    return b_acc
+
+
+@triton.jit
+def block_statistics(b_y, o_n, W: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Count, mean and sum of squared deviations over the columns of a block of y that exist."""
+    if W % BLOCK_N == 0:
+        n = tl.full([], BLOCK_N, tl.float32)
+        b_mean = tl.sum(b_y, 1) / n
+        b_d = b_y - b_mean[:, None]
+    else:
+        m_n = (o_n < W)[None, :]
+        n = tl.sum((o_n < W).to(tl.float32), 0)
+        b_mean = tl.sum(tl.where(m_n, b_y, 0.0), 1) / n
+        b_d = tl.where(m_n, b_y - b_mean[:, None], 0.0)
+    return n, b_mean, tl.sum(b_d * b_d, 1)
+
+
+@triton.jit
+def _store_statistics(b_y, p_stats, o_m, m_m, o_n, i_g, W: tl.constexpr, G: tl.constexpr, BLOCK_N: tl.constexpr):
+    """stats[m, 0, g] = mean, stats[m, 1, g] = sum of squared deviations of column block g"""
+    _, b_mean, b_square = block_statistics(b_y, o_n, W, BLOCK_N)
+    tl.store(p_stats + o_m * (2 * G) + i_g, b_mean, mask=m_m)
+    tl.store(p_stats + o_m * (2 * G) + G + i_g, b_square, mask=m_m)
+
+
+@triton.jit
+def _load_statistics(p_stats, o_m, W: tl.constexpr, G: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Mean and 1 / sqrt(variance + eps) of rows of y, from those of the column blocks."""
+    o_g = tl.arange(0, BLOCK_G)
+    m_g = (o_g < G)[None, :]
+    b_n = tl.where(o_g < G, tl.minimum(W - o_g * BLOCK_N, BLOCK_N), 0).to(tl.float32)[None, :]
+    p_g = p_stats + (o_m * (2 * G))[:, None] + o_g[None, :]
+    b_means = tl.load(p_g, mask=m_g, other=0.0)
+    b_squares = tl.load(p_g + G, mask=m_g, other=0.0)
+    b_mean = tl.sum(b_means * b_n, 1) / W
+    b_d = b_means - b_mean[:, None]
+    b_square = tl.sum(b_squares + b_n * b_d * b_d, 1)
+    return b_mean, tl.rsqrt(b_square / W + EPS)
+
+
+@triton.jit
+def _modulated_product(
+    p_y,
+    p_shift,
+    p_w,
+    b_mean,
+    b_rstd,
+    W: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """(norm(y) (1 + scale) + shift) w^T; the pointers are at the starts of the rows, scale lies W after shift."""
+    b_acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for i_k in range(0, W, BLOCK_K):
+        o_k = i_k + tl.arange(0, BLOCK_K)
+        b_y = load_k(p_y + o_k[None, :], o_k, W, BLOCK_K, False)
+        b_shift = load_k(p_shift + o_k[None, :], o_k, W, BLOCK_K, False).to(tl.float32)
+        b_scale = load_k(p_shift + W + o_k[None, :], o_k, W, BLOCK_K, False).to(tl.float32)
+        b_w = load_k(p_w + o_k[:, None], o_k, W, BLOCK_K, True)
+        b_a = (b_y - b_mean[:, None]) * b_rstd[:, None] * (1.0 + b_scale) + b_shift
+        b_acc = dot(narrow(b_a, b_w.dtype), b_w, b_acc)
+    return b_acc
+
+
+@triton.jit
+def _tile(M, N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Column block, rows (clamped), which rows exist, columns; column blocks of the same rows are neighbours."""
+    i_n = tl.program_id(0) % tl.cdiv(N, BLOCK_N)
+    o_m = (tl.program_id(0) // tl.cdiv(N, BLOCK_N)).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    return i_n, tl.minimum(o_m, M - 1), o_m < M, i_n * BLOCK_N + tl.arange(0, BLOCK_N)
+
+
+@triton.jit(do_not_specialize=["M"])
+def _linear_kernel(
+    p_a,
+    p_w,
+    p_bias,
+    p_out,
+    M,
+    N: tl.constexpr,
+    K: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """out = a w^T + bias"""
+    _, o_m, m_m, o_n = _tile(M, N, BLOCK_M, BLOCK_N)
+    i_n = inside(o_n, N, BLOCK_N)
+    b_out = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    b_out = product(p_a + o_m[:, None] * K, p_w + i_n[None, :] * K, b_out, K, K, BLOCK_K)
+    b_out += tl.load(p_bias + i_n).to(tl.float32)[None, :]
+    p = p_out + o_m[:, None] * N + o_n[None, :]
+    tl.store(p, narrow(b_out, p_out.dtype.element_ty), mask=m_m[:, None] & (o_n < N)[None, :])
+
+
+@triton.jit(do_not_specialize=["M"])
+def _inputs_kernel(p_condition, p_time, p_m, M, W: tl.constexpr, BLOCK: tl.constexpr):
+    """m[t] = silu(condition + time[t])"""
+    i_t = tl.program_id(1)
+    o = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    size = M.to(tl.int64) * W
+    m = o < size
+    b_x = tl.load(p_condition + o, mask=m, other=0.0) + tl.load(p_time + i_t * W + o % W).to(tl.float32)
+    tl.store(p_m + i_t * size + o, narrow(silu(b_x), p_m.dtype.element_ty), mask=m)
+
+
+@triton.jit(do_not_specialize=["M"])
+def _up_kernel(
+    p_y,
+    p_stats,
+    p_modulation,
+    p_w,
+    p_bias,
+    p_out,
+    M,
+    o_block,
+    W: tl.constexpr,
+    N_MODULATION: tl.constexpr,
+    G: tl.constexpr,
+    BLOCK_G: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """h = silu(w (norm(y) (1 + scale) + shift) + bias)"""
+    _, o_m, m_m, o_n = _tile(M, W, BLOCK_M, BLOCK_N)
+    i_n = inside(o_n, W, BLOCK_N)
+    b_mean, b_rstd = _load_statistics(p_stats, o_m, W, G, BLOCK_G, BLOCK_N)
+    p_y += o_m[:, None] * W
+    p_shift = p_modulation + o_m[:, None] * N_MODULATION + o_block
+    p_w += i_n[None, :] * W
+    b_h = _modulated_product(p_y, p_shift, p_w, b_mean, b_rstd, W, BLOCK_M, BLOCK_N, BLOCK_K)
+    b_h = silu(b_h + tl.load(p_bias + i_n).to(tl.float32)[None, :])
+    p = p_out + o_m[:, None] * W + o_n[None, :]
+    tl.store(p, narrow(b_h, p_out.dtype.element_ty), mask=m_m[:, None] & (o_n < W)[None, :])
+
+
+@triton.jit(do_not_specialize=["M"])
+def _down_kernel(
+    p_h,
+    p_modulation,
+    p_w,
+    p_bias,
+    p_y,
+    p_stats,
+    M,
+    o_block,
+    W: tl.constexpr,
+    N_MODULATION: tl.constexpr,
+    G: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """y = y + gate (w h + bias), in place, with the statistics of this column block"""
+    i_g, o_m, m_m, o_n = _tile(M, W, BLOCK_M, BLOCK_N)
+    i_n = inside(o_n, W, BLOCK_N)
+    b_d = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    b_d = product(p_h + o_m[:, None] * W, p_w + i_n[None, :] * W, b_d, W, W, BLOCK_K)
+    b_d += tl.load(p_bias + i_n).to(tl.float32)[None, :]
+    b_gate = tl.load(p_modulation + o_m[:, None] * N_MODULATION + o_block + 2 * W + i_n[None, :]).to(tl.float32)
+    # A clamped element may meanwhile be overwritten by the thread that owns it: read only what is stored here.
+    p = p_y + o_m[:, None] * W + o_n[None, :]
+    m = m_m[:, None] & (o_n < W)[None, :]
+    b_y = tl.load(p, mask=m, other=0.0) + b_gate * b_d
+    tl.store(p, b_y, mask=m)
+    _store_statistics(b_y, p_stats, o_m, m_m, o_n, i_g, W, G, BLOCK_N)
+
+
+@triton.jit(do_not_specialize=["M"])
+def _move_kernel(
+    p_start,
+    p_y,
+    p_stats,
+    p_modulation,
+    p_w_out,
+    p_bias_out,
+    p_w_in,
+    p_bias_in,
+    p_x,
+    M,
+    o_block,
+    h,
+    C: tl.constexpr,
+    W: tl.constexpr,
+    N_MODULATION: tl.constexpr,
+    G: tl.constexpr,
+    BLOCK_G: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    OUTWARD: tl.constexpr,
+    STORE: tl.constexpr,
+    INWARD: tl.constexpr,
+):
+    """x = start + h (w_out (norm(y) (1 + scale) + shift) + bias_out) if OUTWARD, and y = w_in x + bias_in if INWARD"""
+    i_m = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    m_m = i_m < M
+    o_m = tl.minimum(i_m, M - 1)
+    o_c = tl.arange(0, BLOCK_C)
+    i_c = inside(o_c, C, BLOCK_C)
+    b_x = tl.load(p_start + o_m[:, None] * C + i_c[None, :])
+    if OUTWARD:
+        b_mean, b_rstd = _load_statistics(p_stats, o_m, W, G, BLOCK_G, BLOCK_N)
+        p_shift = p_modulation + o_m[:, None] * N_MODULATION + o_block
+        b_v = _modulated_product(
+            p_y + o_m[:, None] * W, p_shift, p_w_out + i_c[None, :] * W, b_mean, b_rstd, W, BLOCK_M, BLOCK_C, BLOCK_K
+        )
+        b_x += h * (b_v + tl.load(p_bias_out + i_c).to(tl.float32)[None, :])
+    if STORE:
+        tl.store(p_x + o_m[:, None] * C + o_c[None, :], b_x, mask=m_m[:, None] & (o_c < C)[None, :])
+    if INWARD:
+        if OUTWARD:
+            # The threads that read y are not those that overwrite it.
+            tl.debug_barrier()
+        b_x = narrow(b_x, p_w_in.dtype.element_ty)
+        for i_g in range(G):
+            o_n = i_g * BLOCK_N + tl.arange(0, BLOCK_N)
+            i_n = inside(o_n, W, BLOCK_N)
+            b_w = tl.load(p_w_in + i_n[None, :] * C + i_c[:, None], mask=(o_c < C)[:, None], other=0.0)
+            b_y = dot(b_x, b_w, tl.zeros([BLOCK_M, BLOCK_N], tl.float32))
+            b_y += tl.load(p_bias_in + i_n).to(tl.float32)[None, :]
+            tl.store(p_y + o_m[:, None] * W + o_n[None, :], b_y, mask=m_m[:, None] & (o_n < W)[None, :])
+            _store_statistics(b_y, p_stats, o_m, m_m, o_n, i_g, W, G, BLOCK_N)
+
+
+def padded_channels(channels: int) -> int:
+    """Columns of a tile of the state: what a product needs at least."""
+    return max(16, triton.next_power_of_2(channels))
+
+
+def launch_options(config: Config) -> dict[str, int | bool]:
+    """Tile and compiler options as keywords of a launch."""
+    return {
+        "BLOCK_M": config.block_m,
+        "BLOCK_N": config.block_n,
+        "BLOCK_K": config.block_k,
+        "num_warps": config.num_warps,
+        "num_stages": config.num_stages,
+        # The default of this differs between releases.
+        "enable_fp_fusion": True,
+    }
+
+
+def launch_linear(a_MK: Tensor, w_NK: Tensor, bias_N: Tensor, *, config: Config, out: Tensor) -> None:
+    """out [M, N] = a w^T + bias, in the dtype of `out`."""
+    M, N, K = a_MK.shape[0], *w_NK.shape
+    grid = (triton.cdiv(M, config.block_m) * triton.cdiv(N, config.block_n),)
+    _linear_kernel[grid](a_MK, w_NK, bias_N, out, M, N, K, **launch_options(config))
+
+
+def launch_inputs(condition_MW: Tensor, time_TW: Tensor, *, out: Tensor) -> None:
+    """out [T, M, W] = silu(condition + time)."""
+    M, W = condition_MW.shape
+    _inputs_kernel[(triton.cdiv(M * W, 1024), time_TW.shape[0])](
+        condition_MW, time_TW, out, M, W, BLOCK=1024, enable_fp_fusion=True
+    )
+
+
+def launch_up(
+    y_MW: Tensor,
+    stats_M2G: Tensor,
+    modulation_MN: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    block: int,
+    config: Config,
+    out: Tensor,
+) -> None:
+    """out [M, W] = silu(weight (norm(y) (1 + scale) + shift) + bias) with the modulations of `block`."""
+    M, W = y_MW.shape
+    G = column_blocks(W, config)
+    _up_kernel[(triton.cdiv(M, config.block_m) * G,)](
+        y_MW,
+        stats_M2G,
+        modulation_MN,
+        weight,
+        bias,
+        out,
+        M,
+        3 * block * W,
+        W,
+        modulation_MN.shape[1],
+        G,
+        triton.next_power_of_2(G),
+        **launch_options(config),
+    )
+
+
+def launch_down_(
+    h_MW: Tensor,
+    modulation_MN: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    block: int,
+    config: Config,
+    y_MW: Tensor,
+    stats_M2G: Tensor,
+) -> None:
+    """y += gate (weight h + bias), and the statistics of y."""
+    M, W = y_MW.shape
+    G = column_blocks(W, config)
+    _down_kernel[(triton.cdiv(M, config.block_m) * G,)](
+        h_MW,
+        modulation_MN,
+        weight,
+        bias,
+        y_MW,
+        stats_M2G,
+        M,
+        3 * block * W,
+        W,
+        modulation_MN.shape[1],
+        G,
+        **launch_options(config),
+    )
+
+
+def launch_move_(
+    start_MC: Tensor,
+    modulation_MN: Tensor | None,
+    outward: tuple[Tensor, Tensor],
+    inward: tuple[Tensor, Tensor],
+    *,
+    h: float,
+    again: bool,
+    config: Config,
+    y_MW: Tensor,
+    stats_M2G: Tensor,
+    out: Tensor | None,
+) -> None:
+    """x = start + h v(y), or start without modulations; kept in `out` if given; y and statistics of x if `again`."""
+    M, C = start_MC.shape
+    W = y_MW.shape[1]
+    G = column_blocks(W, config)
+    modulation = y_MW if modulation_MN is None else modulation_MN
+    _move_kernel[(triton.cdiv(M, config.block_m),)](
+        start_MC,
+        y_MW,
+        stats_M2G,
+        modulation,
+        *outward,
+        *inward,
+        start_MC if out is None else out,
+        M,
+        modulation.shape[1] - 2 * W if modulation_MN is not None else 0,
+        h,
+        C,
+        W,
+        modulation.shape[1],
+        G,
+        triton.next_power_of_2(G),
+        padded_channels(C),
+        OUTWARD=modulation_MN is not None,
+        STORE=out is not None,
+        INWARD=again,
+        **launch_options(config),
+    )

@@ -1,0 +1,395 @@
+"""The flow head's CUDA kernels: on CPU threads (values, races, bounds), as cubins, and on a GPU where there is one."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from enma_fast.errors import EnmaError
+from enma_fast.ops import _flow_head_cuda
+from enma_fast.ops.flow_head import flow_head_ref
+from enma_fast.ops.flow_plan import FlowPlan
+
+from . import _flow_head_shim as shim
+from ._flow_head_shim import Cut, converted, inputs, make_plan
+from ._oracle import assert_close_as_reference
+
+# A few ulps of bf16 products, where the plain code happens to be exact.
+FLOOR = 1e-4
+PAPER = {"channels": 4, "condition": 512, "width": 512, "blocks": 3, "evaluations": 20, "moves_per_step": 2}
+
+# Rows, the head, the cut: one row, primes, rows over two subtiles and two passes, channels over two batches of output
+# tiles, conditions that are no multiple of 32, Euler and midpoint, modulations in chunks, both barriers.
+SHIM_CASES = {
+    "one-row": (1, {"channels": 4, "condition": 64, "blocks": 1, "evaluations": 2, "moves_per_step": 2}, Cut()),
+    "two-groups": (
+        3,
+        {"channels": 7, "condition": 40, "blocks": 2, "evaluations": 2, "moves_per_step": 2},
+        Cut(groups=2),
+    ),
+    "two-subtiles": (
+        17,
+        {"channels": 4, "condition": 64, "blocks": 2, "evaluations": 2, "moves_per_step": 1},
+        Cut(cluster=True),
+    ),
+    "chunks-split-a-step": (
+        5,
+        {"channels": 16, "condition": 8, "blocks": 1, "evaluations": 4, "moves_per_step": 4},
+        Cut(modulation_bytes=1),
+    ),
+    "all-channels": (
+        3,
+        {"channels": 64, "condition": 72, "blocks": 1, "evaluations": 2, "moves_per_step": 2},
+        Cut(cluster=True),
+    ),
+    "two-passes": (
+        33,
+        {"channels": 4, "condition": 64, "blocks": 1, "evaluations": 1, "moves_per_step": 1},
+        # Too little shared memory for more than one subtile of two tiles.
+        Cut(shared_limit=9300, warps=1),
+    ),
+    "wide-kernel": (
+        2,
+        {"channels": 20, "condition": 64, "blocks": 2, "evaluations": 2, "moves_per_step": 2},
+        Cut(shared_limit=16000, chunks=4, warps=1),
+    ),
+}
+
+
+def reference(plan: FlowPlan, c: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """The plain code in bf16, and in float64 on the same numbers."""
+    exact = converted(plan, dtype=torch.float64)
+    return flow_head_ref(c, noise, plan=plan), flow_head_ref(c.double(), noise.double(), plan=exact)
+
+
+# --- on CPU threads -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The shim's program by the name of its build, compiled once."""
+    if shim.compiler() is None:
+        pytest.skip("no C++ compiler")
+    built: dict[str, Path] = {}
+
+    def get(name: str) -> Path:
+        if name not in built:
+            built[name] = shim.build(name, tmp_path_factory.mktemp(name))
+        return built[name]
+
+    return get
+
+
+@pytest.mark.parametrize("case", SHIM_CASES)
+def test_values_on_threads(case: str, program: Callable[[str], Path], tmp_path: Path) -> None:
+    rows, head, cut = SHIM_CASES[case]
+    plan = make_plan(width=64, **head)
+    c, noise = inputs(plan, rows)
+    out, done = shim.run(program("plain"), plan, c, noise, tmp_path, cut)
+    assert done.returncode == 0, done.stderr
+    same_dtype, exact = reference(plan, c, noise)
+    assert_close_as_reference(out, same_dtype, exact, floor=FLOOR)
+
+
+def test_bits_of_a_row_depend_on_the_row_alone(program: Callable[[str], Path], tmp_path: Path) -> None:
+    plan = make_plan(channels=4, condition=64, width=64, blocks=1, evaluations=2, moves_per_step=2)
+    c, noise = inputs(plan, 19)
+    cuts = {
+        "one group": (Cut(), slice(0, 19)),
+        "other groups, other tiles, single evaluations": (
+            Cut(groups=2, shared_limit=13000, modulation_bytes=1),
+            slice(0, 19),
+        ),
+        "its row alone, in a cluster": (Cut(cluster=True), slice(17, 18)),
+    }
+    geometries = []
+    first = None
+    for name, (cut, rows) in cuts.items():
+        out, done = shim.run(program("plain"), plan, c[rows], noise[rows], tmp_path, cut)
+        geometries.append(tuple(shim.geometry(done)[key] for key in ("tiles", "groups", "rows", "evaluations")))
+        first = out if first is None else first
+        assert torch.equal(out, first[rows]), name
+    assert geometries == [(4, 1, 19, 2), (2, 2, 10, 1), (4, 1, 1, 2)]
+
+
+def test_what_does_not_fit_is_said(program: Callable[[str], Path], tmp_path: Path) -> None:
+    def reason(cut: Cut, *, width: int = 512, blocks: int = 3) -> str:
+        done = shim.start(program("plain"), [1, 4, 512, width, blocks, 20, 2], [], tmp_path, cut, "-")
+        assert done.returncode != 0
+        return done.stderr.strip()
+
+    assert reason(Cut(), width=96) == "needs a head width that is a multiple of 64"
+    assert reason(Cut(shared_limit=50000)) == "the shared memory of this GPU is too small for 64 rows of inputs"
+    too_large = "the weights of the blocks do not fit into the shared memory of this GPU"
+    assert reason(Cut(shared_limit=69000), blocks=6) == too_large
+    assert reason(Cut(groups=0)) == "this GPU cannot run enough blocks at the same time to hold the weights"
+
+
+@pytest.mark.parametrize(
+    ("limit", "width", "blocks", "expected"),
+    [
+        pytest.param(232448, 512, 3, {"tiles": 4, "blocks": 16}, id="H100-paper-one-cluster-of-16"),
+        pytest.param(166912, 512, 3, {"tiles": 2, "blocks": 32}, id="A100-paper"),
+        pytest.param(101376, 512, 3, {"tiles": 1, "blocks": 64}, id="small-shared-memory"),
+        pytest.param(232448, 128, 3, {"tiles": 4, "blocks": 4}, id="H100-small-model"),
+        pytest.param(232448, 1024, 4, {"tiles": 1, "blocks": 128}, id="H100-widest"),
+        pytest.param(232448, 960, 2, {"tiles": 2, "blocks": 60}, id="H100-not-a-power-of-two"),
+    ],
+)
+@pytest.mark.parametrize("channels", [4, 64])
+def test_cut_fits(
+    limit: int,
+    width: int,
+    blocks: int,
+    channels: int,
+    expected: dict[str, int],
+    program: Callable[[str], Path],
+    tmp_path: Path,
+) -> None:
+    for rows in (1, 7, 129, 1024):
+        sizes = [rows, channels, 512, width, blocks, 20, 2]
+        done = shim.start(program("plain"), sizes, [], tmp_path, Cut(warps=8, shared_limit=limit, groups=8), "-")
+        cut = shim.geometry(done)
+        assert expected.items() <= cut.items()
+        assert cut["shared"] <= limit
+        assert cut["rows"] <= 16 * cut["subtiles"]
+        assert cut["groups"] <= rows
+        modulation = rows * (3 * blocks + 2) * width * 2
+        assert cut["evaluations"] * modulation <= max(1 << 25, modulation)
+
+
+def has_sanitizer(program: Callable[[str], Path], name: str, folder: Path) -> Path:
+    """The sanitized program; skips where the compiler or the kernel has no such sanitizer."""
+    try:
+        built = program(name)
+    except AssertionError as error:
+        if "cannot find -l" in str(error) or "unrecognized" in str(error):
+            pytest.skip(f"the compiler has no sanitizer for {name}")
+        raise
+    done = shim.start(built, [1, 4, 64, 64, 1, 1, 1], [], folder, Cut(), "-")
+    if done.returncode != 0:
+        pytest.skip(f"programs with the sanitizer for {name} do not run here: {done.stderr[-200:]}")
+    return built
+
+
+RACE_HEAD = {"channels": 4, "condition": 64, "width": 64, "blocks": 2, "evaluations": 2, "moves_per_step": 2}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cluster", [False, True], ids=["counter", "cluster"])
+def test_no_races(cluster: bool, program: Callable[[str], Path], tmp_path: Path) -> None:
+    race = has_sanitizer(program, "race", tmp_path)
+    plan = make_plan(**RACE_HEAD)
+    c, noise = inputs(plan, 18)
+    out, done = shim.run(race, plan, c, noise, tmp_path, Cut(cluster=cluster, modulation_bytes=1))
+    assert done.returncode == 0, done.stderr[:4000]
+    same_dtype, exact = reference(plan, c, noise)
+    assert_close_as_reference(out, same_dtype, exact, floor=FLOOR)
+
+
+# Every place of flow_head.cuh where threads wait, and atomics without order: none can be left out.
+MUTATIONS = {
+    "rows-loaded": (1, False),
+    "state-loaded": (2, False),
+    "inward": (3, False),
+    "operand": (4, False),
+    "product": (5, False),
+    "partial-sums": (6, False),
+    "next-operand": (7, False),
+    "up-arrive": (10, False),
+    "up-leave": (11, False),
+    "down-arrive": (20, False),
+    "down-leave": (21, False),
+    "up-cluster": (10, True),
+    "down-cluster": (20, True),
+    "relaxed-atomics": (100, False),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mutation", MUTATIONS)
+def test_every_barrier_is_needed(mutation: str, program: Callable[[str], Path], tmp_path: Path) -> None:
+    race = has_sanitizer(program, "race", tmp_path)
+    site, cluster = MUTATIONS[mutation]
+    plan = make_plan(**RACE_HEAD)
+    c, noise = inputs(plan, 18)
+    cut = Cut(cluster=cluster, modulation_bytes=1, skipped_site=site)
+    _, done = shim.run(race, plan, c, noise, tmp_path, cut)
+    assert done.returncode == 66, f"no race without the barrier at {site}: {done.stdout}{done.stderr[:2000]}"
+    assert "ThreadSanitizer: data race" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["two-groups", "chunks-split-a-step", "all-channels", "wide-kernel"])
+def test_nothing_out_of_bounds(case: str, program: Callable[[str], Path], tmp_path: Path) -> None:
+    address = has_sanitizer(program, "address", tmp_path)
+    rows, head, cut = SHIM_CASES[case]
+    plan = make_plan(width=64, **head)
+    c, noise = inputs(plan, rows)
+    _, done = shim.run(address, plan, c, noise, tmp_path, cut)
+    assert done.returncode == 0, done.stderr[:4000]
+
+
+# --- packing and reasons --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("n", "k", "steps"), [(64, 64, 2), (5, 40, 2), (64, 7, 1), (8, 48, 1)])
+def test_fragments_hold_what_each_lane_multiplies(n: int, k: int, steps: int) -> None:
+    weight = torch.arange(1, n * k + 1, dtype=torch.float64).reshape(n, k)
+    packed = _flow_head_cuda.fragments(weight, steps=steps)
+    groups = -(-k // (16 * steps))
+    packed = packed.reshape(-(-n // 8), groups, 32, steps, 2, 2)
+    for lane in range(32):
+        for step in range(steps):
+            for half in range(2):
+                for e in range(2):
+                    # PTX: element (k, n) of b lies in lane 4 n + k % 8 / 2, register k / 8, half k % 2.
+                    column, inner = lane // 4, 2 * (lane % 4) + 8 * half + e
+                    for tile in range(packed.shape[0]):
+                        for group in range(groups):
+                            row, input_ = 8 * tile + column, 16 * (steps * group + step) + inner
+                            expected = weight[row, input_] if row < n and input_ < k else 0.0
+                            assert packed[tile, group, lane, step, half, e] == expected
+
+
+def test_reasons_name_what_is_missing() -> None:
+    plan = make_plan(**RACE_HEAD)
+    assert "needs a CUDA device" in str(_flow_head_cuda.problem(torch.device("cpu"), torch.bfloat16, plan))
+    if not torch.cuda.is_available():
+        assert _flow_head_cuda.problem(torch.device("cuda"), torch.bfloat16) is not None
+    c, noise = inputs(plan, 2)
+    with pytest.raises(EnmaError, match="backend 'cuda' cannot run: needs a CUDA device"):
+        _flow_head_cuda.run(c, noise, plan)
+
+
+# --- cubins ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90a", "sm_100a"])
+def test_cubins(architecture: str, tmp_path: Path) -> None:
+    if shutil.which("nvcc") is None:
+        pytest.skip("no nvcc")
+    pytest.importorskip("triton", reason="its cuobjdump reads the cubins")
+    kernels = shim.cubins(architecture, tmp_path)
+    assert len([name for name in kernels if "flow_loop" in name]) == 5
+    assert len(kernels) == 7
+    for name, found in kernels.items():
+        assert found["spills"] == 0, name
+        assert found["stack"] == 0, name
+        assert found["reg"] * 32 * 8 <= 65536, name
+        # All shared memory is asked for at launch; the compiler itself keeps at most 1 KiB.
+        assert found["shared"] <= 1024, name
+        assert found["tensor_core"] > 0, name
+        assert (found["cluster_barriers"] > 0) == ("flow_loop" in name and architecture != "sm_80"), name
+
+
+# --- on a GPU -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cuda() -> torch.device:
+    """The GPU, if the extension has the kernels."""
+    device = torch.device("cuda", torch.cuda.current_device())
+    reason = _flow_head_cuda.problem(device, torch.bfloat16)
+    if reason is not None:
+        pytest.skip(reason)
+    return device
+
+
+def on(device: torch.device, plan: FlowPlan, rows: int) -> tuple[FlowPlan, Tensor, Tensor]:
+    """Plan, conditions and noise on `device`."""
+    c, noise = inputs(plan, rows)
+    return converted(plan, device=device), c.to(device), noise.to(device)
+
+
+def group_problem(device: torch.device, plan: FlowPlan, group: str) -> str:
+    """Why thread blocks cannot meet in this way, or nothing."""
+    module = _flow_head_cuda.extension()
+    assert module is not None
+    return str(module.flow_head_cuda_problem(device.index, [1, *_flow_head_cuda.sizes(plan)], group))
+
+
+def can_run(device: torch.device, plan: FlowPlan, group: str) -> None:
+    """Skip where the GPU has no such group."""
+    if reason := group_problem(device, plan, group):
+        pytest.skip(reason)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("group", ["cluster", "counter"])
+@pytest.mark.parametrize("rows", [0, 1, 7, 17, 129, 1025])
+@pytest.mark.parametrize("channels", [4, 64])
+def test_values_on_gpu(rows: int, channels: int, group: str, cuda: torch.device) -> None:
+    plan, c, noise = on(cuda, make_plan(**PAPER | {"channels": channels}), rows)
+    can_run(cuda, plan, group)
+    out = _flow_head_cuda.run(c, noise, plan, group=group)
+    same_dtype, exact = reference(plan, c, noise)
+    assert_close_as_reference(out, same_dtype, exact, floor=FLOOR)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("width", [64, 192, 512, 640, 1024])
+@pytest.mark.parametrize("group", ["cluster", "counter"])
+def test_widths_on_gpu(width: int, group: str, cuda: torch.device) -> None:
+    head = PAPER | {"width": width, "blocks": 2, "condition": 264, "evaluations": 4}
+    plan, c, noise = on(cuda, make_plan(**head), 33)
+    can_run(cuda, plan, group)
+    out = _flow_head_cuda.run(c, noise, plan, group=group)
+    same_dtype, exact = reference(plan, c, noise)
+    assert_close_as_reference(out, same_dtype, exact, floor=FLOOR)
+
+
+@pytest.mark.gpu
+def test_bits_on_gpu(cuda: torch.device) -> None:
+    plan, c, noise = on(cuda, make_plan(**PAPER), 200)
+    first = _flow_head_cuda.run(c, noise, plan)
+    groups = [group for group in ("cluster", "counter") if not group_problem(cuda, plan, group)]
+    for group in groups:
+        for _ in range(3):
+            assert torch.equal(_flow_head_cuda.run(c, noise, plan, group=group), first), group
+        for rows in (slice(0, 1), slice(3, 20), slice(199, 200)):
+            some = _flow_head_cuda.run(c[rows], noise[rows], plan, group=group)
+            assert torch.equal(some, first[rows]), (group, rows)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("group", ["cluster", "counter"])
+@pytest.mark.parametrize("rows", [5, 700])
+def test_graph_replays_on_gpu(rows: int, group: str, cuda: torch.device) -> None:
+    plan, c, noise = on(cuda, make_plan(**PAPER), rows)
+    can_run(cuda, plan, group)
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        _flow_head_cuda.run(c, noise, plan, group=group)
+    stream.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = _flow_head_cuda.run(c, noise, plan, group=group)
+    for seed in (5, 6, 7):
+        other_c, other_noise = inputs(plan, rows, seed=seed)
+        c.copy_(other_c)
+        noise.copy_(other_noise)
+        out.fill_(float("nan"))
+        graph.replay()
+        assert torch.equal(out, _flow_head_cuda.run(c, noise, plan, group=group))
+
+
+@pytest.mark.gpu
+def test_streams_at_once_on_gpu(cuda: torch.device) -> None:
+    plan, c, noise = on(cuda, make_plan(**PAPER), 64)
+    expected = _flow_head_cuda.run(c, noise, plan)
+    torch.cuda.synchronize()
+    streams = [torch.cuda.Stream() for _ in range(3)]
+    outs = []
+    for _ in range(5):
+        for stream in streams:
+            with torch.cuda.stream(stream):
+                outs.append(_flow_head_cuda.run(c, noise, plan))
+    torch.cuda.synchronize()
+    assert all(torch.equal(out, expected) for out in outs)

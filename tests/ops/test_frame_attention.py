@@ -1,0 +1,317 @@
+"""frame_attention: every implementation against the reference, and what the decoder relies on."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import types
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import enma_fast.ops.frame_attention as module
+from enma_fast.errors import EnmaError
+from enma_fast.layers import attention
+from enma_fast.ops._backend import extension, interpreted, kernel
+from enma_fast.ops.frame_attention import candidates, frame_attention, frame_attention_ref
+from tests.ops._cubin import SHARED_LIMIT, report
+from tests.ops._oracle import assert_close_as_reference
+
+DTYPES = (torch.float32, torch.bfloat16)
+FLOOR = {torch.float32: 2e-6, torch.bfloat16: 4e-3}
+# B, G, N, S, P, K: a head dim that is no power of two, one that 8 does not divide, frames across tiles, empty parts.
+SIZES = [
+    (1, 1, 1, 1, 1, 8),
+    (4, 2, 5, 7, 3, 24),
+    (4, 2, 17, 33, 65, 40),
+    (2, 1, 16, 0, 0, 64),
+    (2, 1, 3, 5, 0, 100),
+    (1, 1, 67, 2, 35, 9),
+    (0, 1, 4, 4, 4, 16),
+    (2, 1, 0, 4, 4, 16),
+]
+H = 2
+
+
+@pytest.fixture(params=["triton", "flash", "native", "sdpa", "reference"])
+def backend(request: pytest.FixtureRequest, device: torch.device) -> str:
+    """Every implementation that runs here."""
+    problem = candidates(device, torch.float32)[request.param]
+    if problem is not None:
+        pytest.skip(f"{request.param}: {problem}")
+    return str(request.param)
+
+
+def arguments(
+    B: int, G: int, N: int, S: int, P: int, K: int, *, device: torch.device, dtype: torch.dtype = torch.float32
+) -> tuple[tuple[Tensor, Tensor, Tensor], dict[str, Any]]:
+    """Slices of one projection, as in the model, and buffers that are NaN beyond their lengths."""
+    qkv = torch.randn(B, N, 3, H, K, device=device).to(dtype)
+    q, k, v = qkv.permute(2, 0, 3, 1, 4)
+    cache = torch.randn(2, B, H, S + 4, K, device=device).to(dtype)
+    prefix = torch.randn(2, G, H, P + 4, K, device=device).to(dtype)
+    cache[:, :, :, S:] = float("nan")
+    prefix[:, :, :, P:] = float("nan")
+    buffers = {"cache_k": cache[0], "cache_v": cache[1], "length": S}
+    return (q, k, v), buffers | {"prefix_k": prefix[0], "prefix_v": prefix[1], "prefix_length": P}
+
+
+def double(given: dict[str, Any]) -> dict[str, Any]:
+    return {name: value.double() if isinstance(value, Tensor) else value for name, value in given.items()}
+
+
+def test_reference_is_attention_over_what_is_valid() -> None:
+    (q, k, v), given = arguments(4, 2, 5, 7, 3, 24, device=torch.device("cpu"), dtype=torch.float64)
+    for b in range(4):
+        keys = torch.cat([given["prefix_k"][b // 2, :, :3], given["cache_k"][b, :, :7], k[b]], dim=1)
+        values = torch.cat([given["prefix_v"][b // 2, :, :3], given["cache_v"][b, :, :7], v[b]], dim=1)
+        expected = torch.nn.functional.scaled_dot_product_attention(q[b], keys, values)
+        torch.testing.assert_close(frame_attention_ref(q, k, v, **given)[b], expected)
+
+
+def test_reference_has_the_bits_of_the_model(device: torch.device) -> None:
+    (q, k, v), _ = arguments(3, 1, 6, 9, 0, 16, device=torch.device("cpu"))
+    cache_k, cache_v = torch.randn(2, 3, H, 9, 16)
+    expected = attention(q, torch.cat([cache_k, k], 2), torch.cat([cache_v, v], 2))
+    assert torch.equal(frame_attention_ref(q, k, v, cache_k=cache_k, cache_v=cache_v), expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", SIZES)
+def test_values(size: tuple[int, ...], dtype: torch.dtype, backend: str, device: torch.device) -> None:
+    own, given = arguments(*size, device=device, dtype=dtype)
+    for absent in ((), ("cache",), ("prefix",), ("cache", "prefix")):
+        some = {name: value for name, value in given.items() if not name.startswith(absent or ("none",))}
+        if "cache" in absent:
+            del some["length"]
+        ours = frame_attention(*own, backend=backend, **some)
+        assert ours.dtype == dtype
+        assert torch.equal(ours, frame_attention(*own, backend=backend, **some))
+        exact = frame_attention_ref(*(t.double() for t in own), **double(some))
+        assert_close_as_reference(ours, frame_attention_ref(*own, **some), exact, floor=FLOOR[dtype])
+
+
+@pytest.mark.parametrize("places", [torch.int32, torch.int64])
+def test_lengths_on_the_device(places: torch.dtype, backend: str, device: torch.device) -> None:
+    if device.type == "cuda" and backend == "sdpa":
+        pytest.skip("sdpa needs lengths as ints on a GPU")
+    own, given = arguments(4, 2, 5, 40, 7, 24, device=device)
+    length = torch.zeros((), dtype=places, device=device)
+    prefix_length = torch.zeros((), dtype=places, device=device)
+    for S, P in ((0, 0), (1, 7), (33, 0), (40, 3)):
+        length.fill_(S)
+        prefix_length.fill_(P)
+        expected = frame_attention(*own, backend=backend, **given | {"length": S, "prefix_length": P})
+        ours = frame_attention(*own, backend=backend, **given | {"length": length, "prefix_length": prefix_length})
+        assert torch.equal(ours, expected)
+
+
+def test_the_kernel_keeps_lengths_within_the_buffers(device: torch.device) -> None:
+    if candidates(device, torch.float32)["triton"] is not None:
+        pytest.skip("Triton cannot run here")
+    own, given = arguments(2, 1, 3, 4, 4, 16, device=device)
+    given = {name: value[:, :, :4] for name, value in given.items() if isinstance(value, Tensor)}
+    expected = frame_attention(*own, backend="triton", **given)
+    far = torch.full((), 2**20, dtype=torch.int32, device=device)
+    tensors = [given[name] for name in ("cache_k", "cache_v", "prefix_k", "prefix_v")]
+    assert torch.equal(module._run_triton(*own, *tensors, far, far), expected)
+
+
+def test_large_logits(backend: str, device: torch.device) -> None:
+    (q, k, v), given = arguments(2, 1, 5, 9, 6, 16, device=device)
+    q = 300 * q
+    ours = frame_attention(q, k, v, backend=backend, **given)
+    exact = frame_attention_ref(q.double(), k.double(), v.double(), **double(given))
+    assert_close_as_reference(ours, frame_attention_ref(q, k, v, **given), exact, floor=1e-4)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_bits_of_a_member_do_not_depend_on_the_others(dtype: torch.dtype, backend: str, device: torch.device) -> None:
+    if backend not in ("triton", "native"):
+        pytest.skip("others promise no bits")
+    own, given = arguments(14, 2, 16, 20, 30, 24, device=device, dtype=dtype)
+    together = frame_attention(*own, backend=backend, **given)
+    for b in (0, 5, 13):
+        g = b // 7
+        alone = {name: value[b : b + 1] if name in ("cache_k", "cache_v") else value for name, value in given.items()}
+        alone |= {name: given[name][g : g + 1] for name in ("prefix_k", "prefix_v")}
+        ours = frame_attention(*(t[b : b + 1] for t in own), backend=backend, **alone)
+        if backend == "triton" and interpreted():
+            # The interpreter multiplies with the BLAS library, whose rows are not all alike.
+            torch.testing.assert_close(ours[0], together[b])
+        else:
+            assert torch.equal(ours[0], together[b])
+
+
+def test_strided_buffers(backend: str, device: torch.device) -> None:
+    own, given = arguments(4, 2, 5, 7, 3, 24, device=device)
+    expected = frame_attention(*own, backend=backend, **given)
+    wide = {
+        name: torch.stack([value, value], dim=2).flatten(2, 3)
+        for name, value in given.items()
+        if isinstance(value, Tensor)
+    }
+    views = {name: value.transpose(0, 2).contiguous().transpose(0, 2) for name, value in wide.items()}
+    views = {name: value[:, :, : given[name].shape[2]] for name, value in views.items()}
+    assert torch.equal(frame_attention(*own, backend=backend, **given | views), expected)
+    scattered = tuple(t.transpose(2, 3).contiguous().transpose(2, 3) for t in own)
+    if backend == "reference":
+        torch.testing.assert_close(frame_attention(*scattered, backend=backend, **given), expected)
+    else:
+        with pytest.raises(EnmaError, match="stride 1"):
+            frame_attention(*scattered, backend=backend, **given)
+
+
+def test_gradients_are_the_references(device: torch.device) -> None:
+    own, given = arguments(2, 1, 3, 4, 2, 16, device=device)
+    q = own[0].clone().requires_grad_()
+    ours = frame_attention(q, *own[1:], **given)
+    (gradient,) = torch.autograd.grad(ours.sum(), q)
+    (expected,) = torch.autograd.grad(frame_attention_ref(q, *own[1:], **given).sum(), q)
+    assert torch.equal(gradient, expected)
+    for name, problem in candidates(device, torch.float32).items():
+        if problem is None and name != "reference":
+            with pytest.raises(EnmaError, match="has no backward"):
+                frame_attention(q, *own[1:], backend=name, **given)
+
+
+def test_flash_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The layout, the lengths and the merge, against a stand-in with the package's signature."""
+
+    def flash_attn_with_kvcache(
+        q: Tensor, k_cache: Tensor, v_cache: Tensor, *, cache_seqlens: Tensor, return_softmax_lse: bool
+    ) -> tuple[Tensor, Tensor]:
+        assert return_softmax_lse
+        assert cache_seqlens.dtype == torch.int32
+        q, k, v = (t.transpose(1, 2).double() for t in (q, k_cache, v_cache))
+        seen = torch.arange(k.shape[2]) < cache_seqlens[:, None, None, None]
+        scores = (q @ k.nan_to_num().transpose(-1, -2) * q.shape[-1] ** -0.5).masked_fill(~seen, float("-inf"))
+        lse = scores.logsumexp(-1)
+        out = (scores.softmax(-1).nan_to_num() @ v.nan_to_num()).float().transpose(1, 2)
+        return out, lse.masked_fill(lse == float("-inf"), float("inf")).float()
+
+    package = types.ModuleType("flash_attn")
+    package.flash_attn_with_kvcache = flash_attn_with_kvcache  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "flash_attn", package)
+    own, given = arguments(6, 2, 5, 7, 3, 24, device=torch.device("cpu"))
+    tensors = [given[name] for name in ("cache_k", "cache_v", "prefix_k", "prefix_v")]
+    for S, P in itertools.product((0, 7), (0, 3)):
+        expected = frame_attention_ref(*own, **given | {"length": S, "prefix_length": P})
+        for lengths in ((S, P), (torch.tensor(S), torch.tensor(P))):
+            torch.testing.assert_close(module._parts("flash", *own, *tensors, *lengths), expected)
+
+
+def test_bad_arguments(device: torch.device) -> None:
+    (q, k, v), given = arguments(4, 2, 5, 7, 3, 24, device=device)
+    for own, change, message in [
+        ((q[0], k, v), {}, "q_BHNK has shape"),
+        ((q[..., :4], k[..., :4], v[..., :4]), {}, "head dim 4; expected 8 to 128"),
+        ((q, k[:, :, :4], v), {}, "k_BHNK has shape"),
+        ((q, k, v.double()), {}, "v_BHNK is float64"),
+        ((q, k, v), {"cache_k": None}, "one of cache_k and cache_v is missing"),
+        ((q, k, v), {"cache_k": None, "cache_v": None}, "length is given without cache_k"),
+        ((q, k, v), {"cache_k": given["cache_k"][:2]}, "cache_k has shape"),
+        ((q, k, v), {"cache_v": given["cache_v"][:, :, 1:]}, "cache_v has shape"),
+        ((q, k, v), {"length": 12}, "length is 12; expected 0 to 11"),
+        ((q, k, v), {"prefix_length": -1}, "prefix_length is -1; expected 0 to 7"),
+        ((q, k, v), {"length": torch.tensor([3], device=device)}, "length has shape"),
+        ((q, k, v), {"length": torch.tensor(3.0, device=device)}, "length is float32"),
+        ((q[:3], k[:3], v[:3]), {"cache_k": None, "cache_v": None, "length": None}, "2 groups; expected a divisor"),
+        ((q, k, v), {"backend": "fast"}, "backend 'fast' is unknown"),
+    ]:
+        with pytest.raises(EnmaError, match=message):
+            frame_attention(*own, **given | change)
+    for name, problem in candidates(device, torch.float32).items():
+        if problem is not None:
+            with pytest.raises(EnmaError, match="cannot run"):
+                frame_attention(q, k, v, backend=name)
+
+
+def test_operator(backend: str, device: torch.device) -> None:
+    if backend not in ("triton", "native"):
+        pytest.skip("is no operator of its own")
+    own, given = arguments(4, 2, 5, 7, 3, 24, device=device)
+    buffers = [given[name] for name in ("cache_k", "cache_v", "prefix_k", "prefix_v")]
+    operator = torch.ops.enma_fast.frame_attention.default
+    torch.library.opcheck(operator, (*own, *buffers, torch.tensor(7, device=device), 0, None, 3, backend))
+
+
+@pytest.mark.parametrize("isa", ["scalar", "avx2", "avx512", "emulated_avx512"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_instruction_set(dtype: torch.dtype, isa: str) -> None:
+    native = extension()
+    if native is None:
+        pytest.skip("the extension is not built")
+    for size in SIZES:
+        own, given = arguments(*size, device=torch.device("cpu"), dtype=dtype)
+        buffers = [given[name] for name in ("cache_k", "cache_v", "prefix_k", "prefix_v")]
+        try:
+            ours = native.frame_attention(*own, *buffers, given["length"], given["prefix_length"], isa=isa)
+        except ValueError as error:
+            pytest.skip(str(error))
+        exact = frame_attention_ref(*(t.double() for t in own), **double(given))
+        assert_close_as_reference(ours, frame_attention_ref(*own, **given), exact, floor=FLOOR[dtype])
+
+
+def test_threads_do_not_change_bits() -> None:
+    if extension() is None:
+        pytest.skip("the extension is not built")
+    own, given = arguments(24, 2, 16, 96, 40, 64, device=torch.device("cpu"))
+    threads, results = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            results.append(frame_attention(*own, backend="native", **given))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+
+
+def test_native_refuses_what_does_not_fit() -> None:
+    native = extension()
+    if native is None:
+        pytest.skip("the extension is not built")
+    (q, k, v), given = arguments(4, 2, 5, 7, 3, 24, device=torch.device("cpu"))
+    tensors = {"q": q, "k": k, "v": v} | given
+    for change, message in [
+        ({"q": q.double()}, "q is Double"),
+        ({"k": k[:, :1]}, "k has shape"),
+        ({"v": v[:, :, :2]}, "k has values of shape"),
+        ({"length": 12}, "cache has 11 tokens; 12 asked for"),
+        ({"cache_k": given["cache_k"][:2]}, "cache has shape"),
+        ({"prefix_v": None}, "keys without values"),
+        ({"isa": "mmx"}, "isa 'mmx' is unknown"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            native.frame_attention(**tensors | change)
+
+
+def cubin_cases() -> None:
+    """The paper's models: 16 and 64 tokens a frame, heads of 64 channels, and the widest head."""
+    kernels = kernel("frame_attention")
+    for dtype, (N, K) in itertools.product(DTYPES, [(16, 64), (64, 64), (64, 128)]):
+        own, given = arguments(64, 1, N, 9 * N, 4 * N, K, device=torch.device("cpu"), dtype=dtype)
+        out, lse = own[0].new_empty(own[0].shape, dtype=torch.float32), torch.empty(own[0].shape[:3])
+        length = torch.tensor(9 * N)
+        kernels.launch_prefix(own[0], given["prefix_k"], given["prefix_v"], length, out=out, lse=lse)
+        cache = (given["cache_k"], given["cache_v"])
+        kernels.launch_suffix(*own, *cache, length, out, lse, out=torch.empty_like(own[0]))
+    kernels.launch_suffix(*own, *cache, 7, None, None, out=torch.empty_like(own[0]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", [80, 90, 100])
+def test_cubins(capability: int) -> None:
+    pytest.importorskip("triton")
+    cubins = report("tests.ops.test_frame_attention:cubin_cases", capability)
+    assert len(cubins) == 13
+    for i, cubin in enumerate(cubins):
+        assert cubin["spills"] == 0, cubin
+        assert cubin["stack"] == 0, cubin
+        assert cubin["shared"] <= SHARED_LIMIT[capability], cubin
+        assert cubin["registers"] * 32 * cubin["num_warps"] <= 65536, cubin
+        # fp32 products stay fp32; the second half of the cases is bf16.
+        assert (cubin["tensor_core"] > 0) == (i >= 6), cubin

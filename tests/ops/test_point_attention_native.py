@@ -1,0 +1,87 @@
+"""The native point_attention: sanitizers, threads, and memory that does not grow with P x Q."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from enma_fast.ops._backend import extension
+from enma_fast.ops.point_attention import point_attention
+
+from .test_point_attention import CASES, case, results
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def needs_extension():
+    if extension() is None:
+        pytest.skip("the extension enma_fast._C is not built")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+def test_core_under_sanitizers(tmp_path):
+    """Every instruction set of this machine, without Torch, under AddressSanitizer and UBSan."""
+    sources = [*sorted((ROOT / "csrc/core/cpu").glob("point_attention*.cpp"))]
+    sources.append(ROOT / "tests/ops/native_point_attention_main.cpp")
+    program = tmp_path / "main"
+    flags = ["-std=c++20", "-O1", "-g", "-fopenmp", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    built = subprocess.run(
+        ["g++", *flags, f"-I{ROOT / 'csrc'}", *map(str, sources), "-o", str(program)], capture_output=True, text=True
+    )
+    assert built.returncode == 0, built.stderr[-4000:]
+    done = subprocess.run([str(program)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr[-4000:]
+    assert done.stdout.startswith("ok")
+
+
+@pytest.mark.parametrize("name", ["plane", "many-values"])
+def test_threads_do_not_change_a_bit(name):
+    needs_extension()
+    arguments = case(*CASES[name])
+    before = torch.get_num_threads()
+    try:
+        found = []
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            found.append(results(point_attention, *arguments, backend="native"))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+MEMORY = """
+import resource, sys, torch
+from enma_fast.ops.point_attention import point_attention
+
+torch.set_num_threads(2)
+H, Q, P, K = 2, int(sys.argv[1]), int(sys.argv[2]), 8
+q, k, v = (torch.randn(1, H, n, K, requires_grad=True) for n in (Q, P, P))
+arguments = dict(query_points=torch.rand(Q, 2), points=torch.rand(P, 2), slopes=torch.ones(H), periods=(1.0, None))
+def run(n, p):
+    places = arguments | {"query_points": arguments["query_points"][:n], "points": arguments["points"][:p]}
+    point_attention(q[:, :, :n], k[:, :, :p], v[:, :, :p], **places, backend="native").sum().backward()
+run(8, 8)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+run(Q, P)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+
+
+def test_memory_does_not_grow_with_points_times_queries():
+    needs_extension()
+    queries, points = 4096, 65536
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY, str(queries), str(points)], capture_output=True, text=True, cwd=ROOT
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    # The matrix alone would take 2 GB; inputs, outputs and their gradients are 20 MB.
+    assert float(done.stdout) < 100
+
+
+def test_instruction_set_is_known():
+    needs_extension()
+    assert extension().point_attention_instructions() in ("avx512", "avx2", "portable")
