@@ -32,12 +32,12 @@ demo: install
 test: install
 	@$(BIN)/python -m pytest $(ARGS)
 
-# test_build.py is left to `make test`: it builds the distributions.
+# test_build.py and test_extension.py are left to `make test`: they build the distributions.
 check: install
 	@$(BIN)/ruff format --check --quiet . || { echo "mend with: $(BIN)/ruff format ." >&2; exit 1; }
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/mypy
-	@$(BIN)/python -m pytest --quiet tests/packaging --ignore=tests/packaging/test_build.py
+	@$(BIN)/python -m pytest --quiet tests/packaging --ignore=tests/packaging/test_build.py --ignore=tests/packaging/test_extension.py
 
 clean:
 	@rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .benchmarks .hypothesis $(STAMP)

@@ -26,7 +26,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# The interpreter's bfloat16 products are wrong; in fp32 they are exact.
 INTERPRET = tl.constexpr(bool(triton.knobs.runtime.interpret))
 EPS = tl.constexpr(1e-6)
 
@@ -45,9 +44,10 @@ class Config:
 # Three products per regime. `linear` makes the modulations: many rows, so a square tile that feeds the tensor cores.
 # `block` is up and down; its prologue reads 8 bytes per element of y, shift and scale in every column block. Few rows:
 # narrow tiles, to spread over the multiprocessors (W = 512 gives 16 programs to 16 rows). More rows: wide tiles, to
-# read the prologue's operands 4 times only; shared memory stays under 100 KB so that two programs fit. `move` has C
-# columns only: short tiles. fp32 has no tensor cores: both operands of a step live in registers, so steps are short.
-# From arithmetic and from what compiles without spills, not from a measurement.
+# read the prologue's operands 4 times only; shared memory stays under 99 KB, so that two programs fit an H100. `move`
+# has C columns only: short tiles, and the block_n of `block`, as both write statistics of y. fp32 has no tensor cores:
+# both operands of a step live in registers, so steps are short. From arithmetic and from what compiles without spills,
+# not from a measurement.
 CONFIGS = {
     ("small", torch.bfloat16): {
         "linear": Config(block_m=64, block_n=64, block_k=64, num_warps=4, num_stages=4),
@@ -105,9 +105,11 @@ def narrow(b_x, dtype: tl.constexpr):
 def dot(b_a, b_w, b_acc):
     """acc + a w"""
     if INTERPRET:
-        b_a = b_a.to(tl.float32)
-        b_w = b_w.to(tl.float32)
-    return tl.dot(b_a, b_w, b_acc, input_precision="ieee")
+        # Its bfloat16 products are wrong, and its fp32 sums depend on the place of the row in the tile.
+        b_acc += tl.sum(b_a.to(tl.float32)[:, :, None] * b_w.to(tl.float32)[None, :, :], 1)
+    else:
+        b_acc = tl.dot(b_a, b_w, b_acc, input_precision="ieee")
+    return b_acc
 
 
 @triton.jit
@@ -217,17 +219,18 @@ def _linear_kernel(
     p_bias,
     p_out,
     M,
+    end,
     N: tl.constexpr,
     K: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """out = a w^T + bias"""
+    """out = a w^T + bias; end = K, see `product`"""
     _, o_m, m_m, o_n = _tile(M, N, BLOCK_M, BLOCK_N)
     i_n = inside(o_n, N, BLOCK_N)
     b_out = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    b_out = product(p_a + o_m[:, None] * K, p_w + i_n[None, :] * K, b_out, K, K, BLOCK_K)
+    b_out = product(p_a + o_m[:, None] * K, p_w + i_n[None, :] * K, b_out, end, K, BLOCK_K)
     b_out += tl.load(p_bias + i_n).to(tl.float32)[None, :]
     p = p_out + o_m[:, None] * N + o_n[None, :]
     tl.store(p, narrow(b_out, p_out.dtype.element_ty), mask=m_m[:, None] & (o_n < N)[None, :])
@@ -284,6 +287,7 @@ def _down_kernel(
     p_y,
     p_stats,
     M,
+    end,
     o_block,
     W: tl.constexpr,
     N_MODULATION: tl.constexpr,
@@ -292,11 +296,11 @@ def _down_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """y = y + gate (w h + bias), in place, with the statistics of this column block"""
+    """y = y + gate (w h + bias), in place, with the statistics of this column block; end = W, see `product`"""
     i_g, o_m, m_m, o_n = _tile(M, W, BLOCK_M, BLOCK_N)
     i_n = inside(o_n, W, BLOCK_N)
     b_d = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    b_d = product(p_h + o_m[:, None] * W, p_w + i_n[None, :] * W, b_d, W, W, BLOCK_K)
+    b_d = product(p_h + o_m[:, None] * W, p_w + i_n[None, :] * W, b_d, end, W, BLOCK_K)
     b_d += tl.load(p_bias + i_n).to(tl.float32)[None, :]
     b_gate = tl.load(p_modulation + o_m[:, None] * N_MODULATION + o_block + 2 * W + i_n[None, :]).to(tl.float32)
     # A clamped element may meanwhile be overwritten by the thread that owns it: read only what is stored here.
@@ -387,7 +391,7 @@ def launch_linear(a_MK: Tensor, w_NK: Tensor, bias_N: Tensor, *, config: Config,
     """out [M, N] = a w^T + bias, in the dtype of `out`."""
     M, N, K = a_MK.shape[0], *w_NK.shape
     grid = (triton.cdiv(M, config.block_m) * triton.cdiv(N, config.block_n),)
-    _linear_kernel[grid](a_MK, w_NK, bias_N, out, M, N, K, **launch_options(config))
+    _linear_kernel[grid](a_MK, w_NK, bias_N, out, M, K, N, K, **launch_options(config))
 
 
 def launch_inputs(condition_MW: Tensor, time_TW: Tensor, *, out: Tensor) -> None:
@@ -451,6 +455,7 @@ def launch_down_(
         y_MW,
         stats_M2G,
         M,
+        W,
         3 * block * W,
         W,
         modulation_MN.shape[1],

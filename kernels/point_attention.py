@@ -146,7 +146,9 @@ def forward(
         values = values * factor[:, None] + dot(weights.to(b_v.dtype), b_v)
         most = larger
 
-    out = values / tl.where(total > 0, total, 1.0)[:, None]
+    # Without a valid point: zeros, and minus infinity.
+    total = tl.where(total > 0, total, 1.0)
+    out = values / total[:, None]
     m_out = m_q[:, None] & (o_v < V)[None, :]
     p_out += i_bh * Q * V
     tl.store(p_out + o_q[:, None] * V + o_v[None, :], out.to(p_out.dtype.element_ty), mask=m_out)

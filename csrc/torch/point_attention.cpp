@@ -19,7 +19,9 @@ void expect_float(const Tensor& x, const char* name, int64_t dims) {
     TORCH_CHECK_VALUE(x.dim() == dims, "point_attention: ", name, " has ", x.dim(), " dimensions; expected ", dims);
 }
 
-PointAttentionRows rows(const Tensor& x, const char* name, int64_t batches, int64_t heads, int64_t count, int64_t width) {
+PointAttentionRows rows(
+    const Tensor& x, const char* name, int64_t batches, int64_t heads, int64_t count, int64_t width
+) {
     expect_float(x, name, 4);
     TORCH_CHECK_VALUE(
         x.size(0) == batches && x.size(1) == heads && x.size(2) == count && x.size(3) == width, "point_attention: ",

@@ -33,8 +33,8 @@ def run(
 ) -> Tensor:
     """Carry noise to tokens under their conditions; ``[M, C]`` fp32, both arguments contiguous.
 
-    A row's bits depend neither on the other rows nor on `threads` (those of torch by default) nor on `division`, how the
-    work is divided among them: ``rows``, ``columns``, or by size. `isa` is an instruction set by name, the best by
+    A row's bits depend neither on the other rows, nor on `threads` (those of torch by default), nor on `division`: how
+    the work is divided among them, ``rows``, ``columns``, or by size. `isa` is an instruction set by name, the best by
     default.
     """
     packed = plan.packed.get("native")

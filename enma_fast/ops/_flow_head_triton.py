@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from ..errors import EnmaError
-from ._backend import interpreted, kernel, triton_problem
+from ._backend import kernel, triton_problem
 from .flow_plan import FlowPlan
 
 OP = "flow_head"
@@ -42,8 +42,8 @@ CHUNK_BYTES = 32 << 20
 # Rows are taken in slices where a single evaluation needs more than this.
 MODULATION_BYTES = 256 << 20
 ALIGNMENT = 256
-# Shared memory per program that the configurations of `large` need; devices with less take `medium`.
-TILE_SHARED = 100 << 10
+
+_Buffer = tuple[tuple[int, ...], torch.dtype]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,10 +88,7 @@ def regime_of(rows: int, plan: FlowPlan) -> str:
         return fixed
     if rows <= SMALL_ROWS:
         return "small"
-    device = plan.weights.inward_weight.device
-    if rows <= MEDIUM_ROWS or (device.type == "cuda" and _device(device).shared_memory_per_block_optin < TILE_SHARED):
-        return "medium"
-    return "large"
+    return "medium" if rows <= MEDIUM_ROWS else "large"
 
 
 def run(
@@ -129,27 +126,15 @@ def run(
         given = f"{workspace.numel()} of {workspace.dtype} on {workspace.device}"
         raise EnmaError(f"{OP}: workspace has {given}; expected {needed} of torch.uint8 on {c_MD.device}")
     scratch = _carve(workspace, buffers)
-    if regime == "large":
-        head, tile = kernel("flow_head"), kernel("flow_head_tile")
-        condition = scratch.pop("condition")
-        config = head.CONFIGS["medium", c_MD.dtype]["linear"]
-        head.launch_linear(c_MD, *packed.condition, config=config, out=condition)
-        tile.launch_tile(
-            condition,
-            noise_MC,
-            (*packed.inward, *packed.modulation, *packed.up, *packed.down, *packed.outward),
-            packed.time_RW,
-            packed.moves_R,
-            moves_per_step=plan.moves_per_step,
-            config=tile.CONFIGS[c_MD.dtype],
-            scratch=tuple(scratch.values()),
-            out=out,
-        )
-        return out
-    step = _rows_of_slice(rows, packed)
-    for i in range(0, rows, step):
-        o = slice(i, i + step)
-        _integrate(c_MD[o], noise_MC[o], plan, packed, regime, scratch, out[o])
+    # Triton launches on the current device.
+    with torch.cuda.device_of(c_MD):
+        if regime == "large":
+            _integrate_tiles(c_MD, noise_MC, plan, packed, scratch, out)
+            return out
+        step = _rows_of_slice(rows, packed)
+        for i in range(0, rows, step):
+            o = slice(i, i + step)
+            _integrate(c_MD[o], noise_MC[o], plan, packed, regime, scratch, out[o])
     return out
 
 
@@ -157,6 +142,26 @@ def workspace_bytes(rows: int, plan: FlowPlan, *, regime: str | None = None) -> 
     """Size of the workspace of `run` for this many rows."""
     regime = regime_of(rows, plan) if regime is None else _checked(regime)
     return 0 if rows == 0 else _total(_buffers(rows, _pack(plan), regime).values())
+
+
+def _integrate_tiles(
+    c_MD: Tensor, noise_MC: Tensor, plan: FlowPlan, packed: _Packed, scratch: dict[str, Tensor], out: Tensor
+) -> None:
+    head, tile = kernel("flow_head"), kernel("flow_head_tile")
+    condition, *others = scratch.values()
+    config = head.CONFIGS["medium", c_MD.dtype]["linear"]
+    head.launch_linear(c_MD, *packed.condition, config=config, out=condition)
+    tile.launch_tile(
+        condition,
+        noise_MC,
+        (*packed.inward, *packed.modulation, *packed.up, *packed.down, *packed.outward),
+        packed.time_RW,
+        packed.moves_R,
+        moves_per_step=plan.moves_per_step,
+        config=tile.CONFIGS[c_MD.dtype],
+        scratch=tuple(others),
+        out=out,
+    )
 
 
 def _integrate(
@@ -193,7 +198,7 @@ def _integrate(
     for k, step in enumerate(plan.moves):
         if k % chunk == 0:
             n = min(chunk, evaluations - k)
-            head.launch_inputs(condition, packed.time_RW[k : k + n], out=m)
+            head.launch_inputs(condition, packed.time_RW[k : k + n], out=m[:n])
             head.launch_linear(
                 m[:n].flatten(0, 1), *packed.modulation, config=configs["linear"], out=modulation[:n].flatten(0, 1)
             )
@@ -250,13 +255,13 @@ def _rows_of_slice(rows: int, packed: _Packed) -> int:
     return min(rows, max(1, MODULATION_BYTES // per_row))
 
 
-def _buffers(rows: int, packed: _Packed, regime: str) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+def _buffers(rows: int, packed: _Packed, regime: str) -> dict[str, _Buffer]:
     """Shape and dtype of each buffer of the workspace."""
     W, dtype, state = packed.width, packed.inward[0].dtype, torch.float32
     head, C = kernel("flow_head"), packed.inward[0].shape[1]
     if regime == "large":
         config = kernel("flow_head_tile").CONFIGS[dtype]
-        P = min(-(-rows // config.block_m), _programs(packed.time_RW.device))
+        P = min(-(-rows // config.block_m), _programs(packed.time_RW.device, config))
         inner, outer = (P * config.block_m, W), (P * config.block_m, head.padded_channels(C))
         return {
             "condition": ((rows, W), state),
@@ -282,11 +287,11 @@ def _buffers(rows: int, packed: _Packed, regime: str) -> dict[str, tuple[tuple[i
     }
 
 
-def _total(buffers: Sequence[Any] | Any) -> int:
+def _total(buffers: Iterable[_Buffer]) -> int:
     return sum(_padded(math.prod(shape) * dtype.itemsize) for shape, dtype in buffers)
 
 
-def _carve(workspace: Tensor, buffers: dict[str, tuple[tuple[int, ...], torch.dtype]]) -> dict[str, Tensor]:
+def _carve(workspace: Tensor, buffers: dict[str, _Buffer]) -> dict[str, Tensor]:
     found, o = {}, 0
     for name, (shape, dtype) in buffers.items():
         size = math.prod(shape) * dtype.itemsize
@@ -310,9 +315,8 @@ def _device(device: torch.device) -> Any:
     return torch.cuda.get_device_properties(device)
 
 
-def _programs(device: torch.device) -> int:
-    """Programs of the tile kernel: one per multiprocessor, whose registers it fills."""
+def _programs(device: torch.device, config: Any) -> int:
+    """Programs of the tile kernel: as many as the registers of all multiprocessors hold."""
     if device.type == "cuda":
-        return int(_device(device).multi_processor_count)
-    # Interpreted: few, so that tests see a program take several tiles. Compiled for a GPU that is not there: one.
-    return 2 if interpreted() else 1
+        return int(_device(device).multi_processor_count) * max(1, 8 // config.num_warps)
+    return 2

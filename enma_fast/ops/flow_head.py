@@ -77,8 +77,8 @@ def flow_head(c: Tensor, noise: Tensor, *, plan: FlowPlan, backend: str | None =
         return flow_head_ref(c, noise, plan=plan)
     if torch.is_grad_enabled() and (c.requires_grad or noise.requires_grad):
         raise EnmaError(f"{OP}: backend {name!r} has no gradient; call it under torch.no_grad() or detach the inputs")
-    run = {"cuda": _flow_head_cuda.run, "triton": _flow_head_triton.run, "native": _flow_head_native.run}[name]
-    return run(c_MD.contiguous(), noise_MC.contiguous(), plan).view(noise.shape)
+    module = {"cuda": _flow_head_cuda, "triton": _flow_head_triton, "native": _flow_head_native}[name]
+    return module.run(c_MD.contiguous(), noise_MC.contiguous(), plan).view(noise.shape)
 
 
 def flow_head_ref(c: Tensor, noise: Tensor, *, plan: FlowPlan) -> Tensor:

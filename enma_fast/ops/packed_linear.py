@@ -87,8 +87,8 @@ def packed_linear(x: Tensor, packed: PackedLinear, *, backend: str | None = None
     Parameters
     ----------
     x
-        ``[..., K]`` in the dtype of the weights, or fp32 with bf16 weights. Sums are fp32; where the processor multiplies
-        bf16 (AVX-512 BF16), bf16 weights meet inputs rounded to bf16.
+        ``[..., K]`` in the dtype of the weights, or fp32 with bf16 weights. Sums are fp32; where the processor
+        multiplies bf16 (AVX-512 BF16), bf16 weights meet inputs rounded to bf16.
     packed
         From :func:`pack_linear`.
     backend

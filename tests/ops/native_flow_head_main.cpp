@@ -129,8 +129,8 @@ void check_flow_head(int rows, int channels, int depth, int width, int layers, i
     const std::size_t w = width, c = channels, d = depth;
     const float scale = 0.5f / std::sqrt(static_cast<float>(width));
     const Numbers condition(w * d, bf16, scale), condition_bias(w, bf16, 0.3f), inward(w * c, bf16, 0.5f),
-        inward_bias(w, bf16, 0.3f), end(2 * w * w, bf16, scale), end_bias(2 * w, bf16, 0.3f), outward(c * w, bf16, scale),
-        outward_bias(c, bf16, 0.3f), time(evaluations * w, bf16, 0.5f);
+        inward_bias(w, bf16, 0.3f), end(2 * w * w, bf16, scale), end_bias(2 * w, bf16, 0.3f),
+        outward(c * w, bf16, scale), outward_bias(c, bf16, 0.3f), time(evaluations * w, bf16, 0.5f);
     struct Block {
         Numbers modulation, modulation_bias, up, up_bias, down, down_bias;
     };

@@ -27,24 +27,27 @@ def test_bfloat16_values():
     assert_close_as_reference(out, same, exact, floor=2e-2)
 
 
-def logit_error(split, offset):
-    """Largest error of a logit, beside a constant per query, for m = 256 on a unit square at `offset`."""
-    x, y = torch.rand(40, 2, dtype=torch.float64) + offset, torch.rand(50, 2, dtype=torch.float64) + offset
+def logit_error(split, size, offset):
+    """Largest error of a logit, beside a constant per query, for m = 256 on a square of this size at `offset`."""
+    x, y = (torch.rand(n, 2) * size + offset for n in (40, 50))
     q = torch.randn(1, 1, 40, 16).bfloat16()
     k = torch.randn(1, 1, 50, 16).bfloat16()
-    slopes = torch.tensor([256.0])
-    places = {"query_points": x.float(), "points": y.float(), "slopes": slopes, "valid": None}
-    q_more, k_more = fold(q, k, **places, split=split)
+    q_more, k_more = fold(
+        q, k, query_points=x, points=y, slopes=torch.tensor([256.0]), valid=None, split=split
+    )  # fmt: skip
     assert q_more.dtype == torch.bfloat16
     assert q_more.shape[-1] == 16 + (8 if split else 3)
     found = q_more.double() @ k_more.double().transpose(-1, -2) / 4
-    apart = places["query_points"].double()[:, None] - places["points"].double()[None]
+    apart = x.double()[:, None] - y.double()[None]
     exact = q.double() @ k.double().transpose(-1, -2) / 4 - 256 * apart.square().sum(-1)
     error = found - exact
     return (error - error.mean(-1, keepdim=True)).abs().max().item()
 
 
-@pytest.mark.parametrize("offset", [0.0, 10.0])
+@pytest.mark.parametrize("offset", [0.0, 100.0])
 def test_bfloat16_needs_both_halves(offset):
-    assert logit_error(split=False, offset=offset) > 0.5
-    assert logit_error(split=True, offset=offset) < 0.02
+    assert logit_error(split=False, size=1.0, offset=offset) > 0.3
+    assert logit_error(split=True, size=1.0, offset=offset) < 0.005
+    # Logits of 5,000.
+    assert logit_error(split=False, size=4.0, offset=offset) > 4
+    assert logit_error(split=True, size=4.0, offset=offset) < 0.1

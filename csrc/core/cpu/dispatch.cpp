@@ -9,7 +9,7 @@ namespace {
 constexpr Isa ALL[] = {Isa::scalar,      Isa::avx2,            Isa::avx512,
                        Isa::avx512_bf16, Isa::emulated_avx512, Isa::emulated_avx512_bf16};
 
-#if defined(__x86_64__) && defined(__GNUC__)
+#ifdef ENMA_X86_KERNELS
 bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 bool has_avx512() {
     return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&

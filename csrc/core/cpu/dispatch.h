@@ -4,6 +4,11 @@
 #include <string>
 #include <vector>
 
+// The kernels are compiled for more than the baseline by a pragma of GCC.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define ENMA_X86_KERNELS 1
+#endif
+
 namespace enma {
 
 // Emulated: the AVX-512 kernels on vectors of 16 floats made of whatever the baseline has, for tests.

@@ -8,8 +8,10 @@ namespace enma {
 
 namespace {
 
-// Below this many rows a thread, threads share the columns of the same rows; measured, docs/experiments.md.
-constexpr int ROWS_ALONE = 12;
+// Below this many rows a thread, threads share the columns of the same rows, so that weights are read once for all of
+// them and modulations once for many evaluations; measured, docs/experiments.md.
+constexpr int ROWS_ALONE_FULL = 12;
+constexpr int ROWS_ALONE_BF16 = 8;
 // Rows that share the columns at a time.
 constexpr int ROWS_TOGETHER = 32;
 
@@ -100,7 +102,8 @@ void FlowHead::run(const FlowHeadCall& call, int threads, Isa isa, Division divi
     const Kernels& run = kernels(isa);
     threads = std::max(threads, 1);
     if (division == Division::automatic) {
-        division = call.rows < static_cast<std::int64_t>(ROWS_ALONE) * threads ? Division::columns : Division::rows;
+        const std::int64_t alone = view_.bf16 ? ROWS_ALONE_BF16 : ROWS_ALONE_FULL;
+        division = call.rows < alone * threads ? Division::columns : Division::rows;
     }
     if (division == Division::columns) {
         threads = std::min(threads, (view_.width + PANEL - 1) / PANEL);

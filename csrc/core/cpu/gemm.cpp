@@ -57,7 +57,7 @@ LinearView view_linear(const void* packed, int n, int k, bool bf16) {
 
 const Kernels& kernels(Isa isa) {
     switch (isa) {
-#if defined(__x86_64__) && defined(__GNUC__)
+#ifdef ENMA_X86_KERNELS
         case Isa::avx2: return kernels_avx2;
         case Isa::avx512: return kernels_avx512;
         case Isa::avx512_bf16: return kernels_avx512_bf16;

@@ -1,15 +1,13 @@
 // AVX2 and FMA. Headers with inline functions come before the target pragma, see gemm_kernels.h.
 #include "core/cpu/flow_head.h"
 
-#if defined(__x86_64__) && defined(__GNUC__)
+#ifdef ENMA_X86_KERNELS
 
 #include <immintrin.h>
 
 #pragma GCC target("avx2,fma")
-#ifndef __clang__
 // Else GCC keeps one of twelve sums in memory where bf16 weights meet three rows, which is a third slower.
 #pragma GCC optimize("no-tree-coalesce-vars")
-#endif
 
 #include "core/cpu/flow_head_kernels.h"
 

@@ -2,7 +2,7 @@
 // before the target pragma, see gemm_kernels.h.
 #include "core/cpu/flow_head.h"
 
-#if defined(__x86_64__) && defined(__GNUC__)
+#ifdef ENMA_X86_KERNELS
 
 #include <immintrin.h>
 

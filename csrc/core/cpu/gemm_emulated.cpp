@@ -3,9 +3,7 @@
 #include "core/cpu/flow_head.h"
 
 // Small and slow: full optimisation takes a minute and half a megabyte.
-#ifdef __GNUC__
 #pragma GCC optimize("O1")
-#endif
 #ifndef ENMA_SMALL
 #define ENMA_SMALL
 #endif

@@ -2,9 +2,9 @@
 // pragma. Everything here has internal linkage and calls nothing inline of a standard header: the linker keeps one copy
 // of such a function and might take the one of this file for the whole program.
 //
-// Every sum over k is taken in the order of k by one accumulator, whatever the tiling; so a row's result depends neither
-// on the other rows nor on the number of threads. No product feeds a sum except through `fma`, so the compiler has
-// nothing to contract.
+// Every sum over k is taken in the order of k by one accumulator, whatever the tiling, so a row's result depends
+// neither on the other rows nor on the number of threads. No product feeds a sum except through `fma`, so the compiler
+// has nothing to contract.
 #pragma once
 
 #include <stddef.h>
@@ -38,7 +38,7 @@ ENMA_INLINE Half rounded(float a) {
     return static_cast<Half>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 
-// fp32 weights.
+// How weights are stored and multiplied; STEP inputs make one word. First fp32 weights.
 template <class V>
 struct Full {
     typedef V Vector;
@@ -71,7 +71,8 @@ struct Paired {
 template <class Mode>
 constexpr bool is_paired = sizeof(typename Mode::Input) == 2;
 
-// f(0), f(1) ... f(N - 1), unrolled before anything is optimised: only then do arrays live in registers.
+// f(0), f(1) ... f(N - 1), unrolled before anything is optimised: only then do arrays live in registers. ENMA_SMALL keeps
+// the loop, where code should rather be small and soon compiled.
 template <int N, int I = 0, class F>
 ENMA_INLINE void repeat(const F& f) {
 #ifdef ENMA_SMALL
@@ -228,7 +229,8 @@ void gemm(const typename Mode::Input* a, ptrdiff_t lda, int rows, const LinearVi
                 const int count = rows / row_blocks + (i < rows % row_blocks);
                 const typename Mode::Input* x = a + row * lda + from;
                 float* sums = scratch + row * ldc;
-                any_product<Mode>(count, span, x, lda, block, panel_size, depth, sums, ldc, from == 0, {soon + i * lines * step, step});
+                any_product<Mode>(count, span, x, lda, block, panel_size, depth, sums, ldc, from == 0,
+                                  {soon + i * lines * step, step});
                 if (from + depth == k) {
                     for (int r = row; r < row + count; ++r) {
                         for (int j = 0; j < span * PANEL; j += V::LANES) {

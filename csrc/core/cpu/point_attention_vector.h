@@ -1,6 +1,6 @@
-// A vector of floats in the widest registers that the including file may use. Included once per instruction set,
-// behind its pragma: everything is anonymous, and no standard header is included from here. The includer says the width:
-// g++ 12 reads a whole file before it obeys the pragma, so __AVX2__ is not defined here.
+// A vector of floats in the widest registers that the including file may use. Included once per instruction set, behind
+// its pragma: everything is anonymous, and no standard header is included from here. The includer says the width: g++
+// reads a whole file before it obeys the pragma, so __AVX2__ is not defined here.
 #pragma once
 
 namespace {
@@ -88,8 +88,8 @@ constexpr float SHIFT = 12582912.0f;
 
 inline Vec nearest(Vec a) { return (a + all(SHIFT)) - all(SHIFT); }
 
-// 2^x for x <= 127: relative error below 1e-7, exactly 0 below -126.5, NaN for NaN. The polynomial is the minimax one of
-// degree 6 for 2^f on |f| <= 1/2 (2e-9 before rounding).
+// 2^x for x <= 127: relative error below 1e-7, exactly 0 below -126.5, NaN for NaN. The polynomial is the minimax one
+// of degree 6 for 2^f on |f| <= 1/2 (2e-9 before rounding).
 inline Vec exp2_of(Vec x) {
     x = maximum(all(-127.0f), x);
     const Vec shifted = x + all(SHIFT);

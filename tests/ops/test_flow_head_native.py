@@ -1,0 +1,245 @@
+"""The flow head on the CPU: values by the two-reference rule, and bits that depend on nothing but the row."""
+
+import dataclasses
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from enma_fast.config import FlowConfig
+from enma_fast.flow import VelocityHead
+from enma_fast.ops import _flow_head_native as native
+from enma_fast.ops._backend import extension
+from enma_fast.ops.flow_head import flow_head_ref
+from enma_fast.ops.flow_plan import BlockWeights, FlowPlan, HeadWeights
+
+from ._oracle import assert_close_as_reference
+
+CORE = Path(__file__).resolve().parents[2] / "csrc" / "core" / "cpu"
+CPU = torch.device("cpu")
+
+needs_extension = pytest.mark.skipif(
+    native.problem(CPU, torch.float32) is not None, reason=str(native.problem(CPU, torch.float32))
+)
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
+ISAS = extension().cpu_isas() if native.problem(CPU, torch.float32) is None else []
+DTYPES = [torch.float32, torch.bfloat16]
+
+# C, D, W, L
+SIZES = {"smallest": (1, 1, 1, 1), "even": (4, 24, 32, 2), "prime": (3, 17, 37, 3), "past-power": (17, 33, 129, 1)}
+
+
+def make_plan(
+    channels: int, depth: int, width: int, layers: int, *, dtype: torch.dtype, steps: int = 2, method: str = "midpoint"
+) -> FlowPlan:
+    """A head with weights that let every part of it matter."""
+    head = VelocityHead(FlowConfig(width=width, layers=layers, time_features=8), channels, depth)
+    for parameter in head.parameters():
+        torch.nn.init.normal_(parameter, std=0.7 / width**0.5)
+    return head.to(dtype).plan(steps=steps, method=method)
+
+
+def in_float64(plan: FlowPlan) -> FlowPlan:
+    """The same numbers in float64."""
+
+    def convert(part: HeadWeights | BlockWeights) -> dict[str, object]:
+        values = {field.name: getattr(part, field.name) for field in dataclasses.fields(part)}
+        return {name: value.double() if isinstance(value, Tensor) else value for name, value in values.items()}
+
+    weights = HeadWeights(
+        **convert(plan.weights) | {"blocks": tuple(BlockWeights(**convert(block)) for block in plan.weights.blocks)}
+    )
+    return dataclasses.replace(plan, weights=weights, time_RW=plan.time_RW.double(), packed={})
+
+
+def arguments(plan: FlowPlan, rows: int) -> tuple[Tensor, Tensor]:
+    weights = plan.weights
+    c = torch.randn(rows, weights.condition_weight.shape[1]).to(weights.condition_weight.dtype)
+    return c, torch.randn(rows, weights.outward_weight.shape[0])
+
+
+@needs_extension
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("size", SIZES)
+def test_values_by_the_two_reference_rule(isa: str, dtype: torch.dtype, size: str) -> None:
+    with torch.inference_mode():
+        plan = make_plan(*SIZES[size], dtype=dtype)
+        exact_plan = in_float64(plan)
+        for rows in (1, 2, 13, 51):
+            c, noise = arguments(plan, rows)
+            exact = flow_head_ref(c.double(), noise.double(), plan=exact_plan)
+            same_dtype = flow_head_ref(c, noise, plan=plan)
+            for division in ("rows", "columns"):
+                ours = native.run(c, noise, plan, isa=isa, division=division)
+                assert ours.dtype == torch.float32
+                assert_close_as_reference(ours, same_dtype, exact, floor=1e-6)
+
+
+@needs_extension
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_bits_of_a_row_depend_on_nothing_else(isa: str, dtype: torch.dtype) -> None:
+    rows = 300 if "emulated" in isa else 2048
+    with torch.inference_mode():
+        plan = make_plan(4, 24, 41, 1, dtype=dtype)
+        c, noise = arguments(plan, rows)
+        whole = native.run(c, noise, plan, isa=isa, threads=1)
+        assert torch.equal(whole, native.run(c, noise, plan, isa=isa, threads=1))
+        assert torch.equal(whole, native.run(c, noise, plan, isa=isa, threads=2))
+        for first, count in ((0, 1), (rows - 1, 1), (7, 2), (5, 3), (90, 17), (100, 31), (3, 49), (1, 129)):
+            part = slice(first, first + count)
+            for division in ("", "rows", "columns"):
+                for threads in (1, 2, 5):
+                    ours = native.run(
+                        c[part].contiguous(),
+                        noise[part].contiguous(),
+                        plan,
+                        isa=isa,
+                        threads=threads,
+                        division=division,
+                    )
+                    assert torch.equal(ours, whole[part]), (first, count, division, threads)
+
+
+@needs_extension
+@pytest.mark.parametrize("isa", ISAS)
+def test_a_bad_row_spoils_no_other(isa: str) -> None:
+    with torch.inference_mode():
+        plan = make_plan(4, 16, 32, 2, dtype=torch.float32)
+        c, noise = arguments(plan, 20)
+        clean = native.run(c, noise, plan, isa=isa)
+        c[7], noise[11, 0] = float("nan"), float("inf")
+        ours = native.run(c, noise, plan, isa=isa)
+        bad = torch.tensor([7, 11])
+        assert not torch.isfinite(ours[bad]).all(dim=1).any()
+        good = torch.ones(20, dtype=torch.bool).index_fill(0, bad, False)
+        assert torch.equal(ours[good], clean[good])
+
+
+@needs_extension
+def test_schedules_and_block_counts() -> None:
+    with torch.inference_mode():
+        for layers, steps, method in ((0, 1, "euler"), (1, 3, "euler"), (4, 25, "midpoint")):
+            plan = make_plan(2, 8, 24, layers, dtype=torch.float32, steps=steps, method=method)
+            c, noise = arguments(plan, 7)
+            exact = flow_head_ref(c.double(), noise.double(), plan=in_float64(plan))
+            for division in ("rows", "columns"):
+                ours = native.run(c, noise, plan, division=division)
+                assert_close_as_reference(ours, flow_head_ref(c, noise, plan=plan), exact, floor=1e-6)
+
+
+@needs_extension
+def test_empty_and_packed_once() -> None:
+    with torch.inference_mode():
+        plan = make_plan(3, 5, 16, 1, dtype=torch.bfloat16)
+        assert native.run(*arguments(plan, 0), plan).shape == (0, 3)
+        first = plan.packed["native"]
+        native.run(*arguments(plan, 2), plan)
+        assert plan.packed["native"] is first
+
+
+@needs_extension
+def test_bad_arguments_are_named() -> None:
+    with torch.inference_mode():
+        plan = make_plan(3, 5, 16, 1, dtype=torch.float32)
+        c, noise = arguments(plan, 4)
+        for bad_c, bad_noise, name in (
+            (c[:, :4].contiguous(), noise, "c has shape"),
+            (c, noise[:3], "noise has shape"),
+            (c.double(), noise, "c is"),
+            (c, noise.double(), "noise is"),
+            (c.T.contiguous().T, noise, "contiguous"),
+        ):
+            with pytest.raises(ValueError, match=name):
+                native.run(bad_c, bad_noise, plan)
+        with pytest.raises(ValueError, match="isa 'avx1024' is unknown"):
+            native.run(c, noise, plan, isa="avx1024")
+        with pytest.raises(ValueError, match="division"):
+            native.run(c, noise, plan, division="diagonals")
+        with pytest.raises(ValueError, match="threads"):
+            native.run(c, noise, plan, threads=-1)
+        for isa in {"avx2", "avx512", "avx512_bf16"} - set(ISAS):
+            with pytest.raises(ValueError, match=f"{isa}.*not supported by this processor"):
+                native.run(c, noise, plan, isa=isa)
+
+
+@needs_extension
+def test_best_isa_is_one_that_runs_here() -> None:
+    assert extension().cpu_isa() in ISAS
+    assert "emulated" not in extension().cpu_isa()
+
+
+def test_problems_are_said() -> None:
+    assert "float32 and bfloat16" in str(native.problem(CPU, torch.float64))
+    assert native.problem(torch.device("cuda"), torch.float32) is not None
+
+
+def compile_core(path: Path, out: Path, *flags: str) -> Path:
+    """One file of the core as an object, in little time: loops over registers stay loops."""
+    done = out / (path.stem + ".o")
+    command = ["g++", "-std=c++20", "-O1", "-DENMA_SMALL", "-fopenmp", f"-I{CORE.parents[1]}", *flags]
+    subprocess.run([*command, "-c", str(path), "-o", str(done)], check=True, capture_output=True, text=True)
+    return done
+
+
+def read(tool: str, *arguments: str) -> str:
+    return subprocess.run([tool, *arguments], check=True, capture_output=True, text=True).stdout
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("objdump") is None, reason="objdump is not installed")
+def test_instruction_sets_stay_in_their_files(tmp_path: Path) -> None:
+    names = ["gemm_scalar", "gemm_avx2", "gemm_avx512", "gemm_avx512_bf16", "gemm", "flow_head", "dispatch", "parallel"]
+    if "__x86_64__" not in read("g++", "-dM", "-E", "-x", "c++", "/dev/null"):
+        pytest.skip("not an x86-64 compiler")
+    with ThreadPoolExecutor(2) as pool:
+        objects = dict(
+            zip(names, pool.map(lambda name: compile_core(CORE / f"{name}.cpp", tmp_path), names), strict=True)
+        )
+    code = {name: read("objdump", "-d", "--no-show-raw-insn", str(path)) for name, path in objects.items()}
+    assert "vdpbf16ps" in code["gemm_avx512_bf16"]
+    assert "zmm" in code["gemm_avx512"]
+    assert "vdpbf16ps" not in code["gemm_avx512"]
+    assert "ymm" in code["gemm_avx2"]
+    high = [f"mm{i}" for i in range(16, 32)]
+    for sign in ("zmm", "%k1", *high):
+        assert sign not in code["gemm_avx2"], sign
+    for name in ("gemm_scalar", "gemm", "flow_head", "dispatch", "parallel"):
+        assert "ymm" not in code[name], name
+        assert "zmm" not in code[name], name
+    # A function that the linker may merge with those of other files must not be compiled for more than the baseline.
+    for name in ("gemm_avx2", "gemm_avx512", "gemm_avx512_bf16"):
+        symbols = [line.split() for line in read("nm", "-C", str(objects[name])).splitlines()]
+        shared = [words for words in symbols if len(words) > 1 and words[-2] in "WVu" and len(words[-2]) == 1]
+        assert not shared, shared
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_sanitizers_find_nothing(tmp_path: Path) -> None:
+    sanitize = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+    probe = tmp_path / "probe.cpp"
+    probe.write_text("int main() {}")
+    if subprocess.run(["g++", *sanitize, str(probe), "-o", str(tmp_path / "probe")], capture_output=True).returncode:
+        pytest.skip("g++ has no sanitizer libraries")
+    wide = "avx512" in Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else True
+
+    def compiled(path: Path) -> Path:
+        # What cannot run here needs no watching.
+        watched = wide or "avx512" not in path.stem
+        return compile_core(path, tmp_path, *(sanitize if watched else []))
+
+    sources = [*CORE.glob("gemm*.cpp"), *(CORE / f"{name}.cpp" for name in ("flow_head", "dispatch", "parallel"))]
+    sources.append(Path(__file__).with_name("native_flow_head_main.cpp"))
+    with ThreadPoolExecutor(2) as pool:
+        objects = list(pool.map(compiled, sources))
+    program = tmp_path / "main"
+    subprocess.run(["g++", "-fopenmp", *sanitize, *map(str, objects), "-o", str(program)], check=True)
+    done = subprocess.run([str(program)], capture_output=True, text=True)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
