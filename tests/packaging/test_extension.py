@@ -95,9 +95,16 @@ def pure_site(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return install(wheel, folder / "site")
 
 
+# An editable install answers for every submodule that an installation lacks, so also for its missing extension.
+ALONE = """
+import sys
+sys.meta_path = [finder for finder in sys.meta_path if "__editable__" not in getattr(finder, "__module__", "")]
+"""
+
+
 def probe(text: str, site: Path, *arguments: str | Path, merge: bool = False) -> str:
     """Output of a Python text under an installation; `merge` adds the standard error."""
-    command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(text), *arguments]
+    command = [sys.executable, "-W", "ignore", "-c", ALONE + textwrap.dedent(text), *arguments]
     if merge:
         command = ["sh", "-c", 'exec "$@" 2>&1', "sh", *command]
     # The interpreter of kernels is for tests of kernels.
