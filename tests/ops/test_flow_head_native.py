@@ -2,8 +2,6 @@
 
 import dataclasses
 import shutil
-import subprocess
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -177,18 +175,3 @@ def test_best_isa_is_one_that_runs_here() -> None:
 def test_problems_are_said() -> None:
     assert "float32 and bfloat16" in str(native.problem(CPU, torch.float64))
     assert native.problem(torch.device("cuda"), torch.float32) is not None
-
-
-def compile_core(path: Path, out: Path, *flags: str) -> Path:
-    """One file of the core as an object, in little time: loops over registers stay loops."""
-    done = out / (path.stem + ".o")
-    command = ["g++", "-std=c++20", "-O1", "-DENMA_SMALL", "-fopenmp", f"-I{CORE.parents[1]}", *flags]
-    subprocess.run([*command, "-c", str(path), "-o", str(done)], check=True, capture_output=True, text=True)
-    return done
-
-
-def read(tool: str, *arguments: str) -> str:
-    return subprocess.run([tool, *arguments], check=True, capture_output=True, text=True).stdout
-
-
-@needs_compiler
