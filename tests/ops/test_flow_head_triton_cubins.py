@@ -1,0 +1,48 @@
+"""What `flow_head` would launch on a GPU at the paper's size: no spills, within the limits, on the tensor cores."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from enma_fast.ops._flow_head_triton import regime_of, run
+from tests.ops._cubin import SHARED_LIMIT, report
+from tests.ops.test_flow_head_triton import make_plan
+
+# Rows, and the token channels that go with them.
+CASES = [(3, 4), (64, 16), (4096, 16), (32_768, 4)]
+
+
+def _launch(dtype: torch.dtype) -> None:
+    size = {"D": 512, "W": 512, "L": 3, "moves": (0.5, 1.0), "moves_per_step": 2, "dtype": dtype}
+    plans = {C: make_plan(C=C, **size) for C in (4, 16)}
+    for rows, C in CASES:
+        run(torch.empty(rows, 512, dtype=dtype), torch.empty(rows, C), plans[C])
+    assert {regime_of(rows, plans[4]) for rows, _ in CASES} == {"small", "medium", "large"}
+
+
+def cases_bfloat16() -> None:
+    """Every kernel of each regime, on the tensor cores."""
+    _launch(torch.bfloat16)
+
+
+def cases_float32() -> None:
+    """Every kernel of each regime, on the fp32 units."""
+    _launch(torch.float32)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("capability", [80, 90, 100])
+def test_cubins(capability: int, dtype: str) -> None:
+    pytest.importorskip("triton")
+    cubins = report(f"tests.ops.test_flow_head_triton_cubins:cases_{dtype}", capability)
+    # 2 evaluations of 3 blocks, in one chunk, one and two; the large regime makes the condition and is done.
+    assert len(cubins) == 3 * (2 * (2 * 3 + 1) + 2) + 2 * (1 + 1 + 2) + 2
+    for cubin in cubins:
+        assert cubin["spills"] == 0, cubin
+        assert cubin["stack"] == 0, cubin
+        assert cubin["shared"] <= SHARED_LIMIT[capability], cubin
+        assert cubin["registers"] * 32 * cubin["num_warps"] <= 65536, cubin
+        products = cubin["kernel"] != "_inputs_kernel"
+        assert (cubin["tensor_core"] > 0) == (products and dtype == "bfloat16"), cubin
