@@ -43,7 +43,7 @@ struct Vector {
     template <bool ODD>
     ENMA_INLINE Float widen(const uint32_t* pairs) {
         alignas(32) static constexpr uint32_t mask[] = {HIGH, HIGH, HIGH, HIGH, HIGH, HIGH, HIGH, HIGH};
-        const __m256i& both = *reinterpret_cast<const __m256i*>(pairs);
+        const __m256i_u& both = *reinterpret_cast<const __m256i_u*>(pairs);
         Float a;
         if constexpr (ODD) {
             asm volatile("vmovaps %2, %0\n\tvandps %1, %0, %0"

@@ -7,6 +7,8 @@
 #include <immintrin.h>
 
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")
+// Fewer sums in memory where bf16 weights are widened.
+#pragma GCC optimize("no-tree-coalesce-vars")
 
 #include "core/cpu/flow_head_kernels.h"
 #include "core/cpu/gemm_avx512_vector.h"

@@ -71,8 +71,8 @@ struct Paired {
 template <class Mode>
 constexpr bool is_paired = sizeof(typename Mode::Input) == 2;
 
-// f(0), f(1) ... f(N - 1), unrolled before anything is optimised: only then do arrays live in registers. ENMA_SMALL keeps
-// the loop, where code should rather be small and soon compiled.
+// f(0), f(1) ... f(N - 1), unrolled before anything is optimised: only then do arrays live in registers. ENMA_SMALL
+// keeps the loop, where code should rather be small and soon compiled.
 template <int N, int I = 0, class F>
 ENMA_INLINE void repeat(const F& f) {
 #ifdef ENMA_SMALL
