@@ -40,14 +40,18 @@ class Case:
     notes: dict[str, Any] = field(default_factory=dict)
 
 
-def convert(tree: Any, dtype: torch.dtype) -> Any:
-    """The same nest of dataclasses, tuples and tensors with floating tensors in another dtype."""
+def convert(tree: Any, dtype: torch.dtype, device: torch.device | None = None) -> Any:
+    """The same nest of dataclasses, tuples and floating tensors in another dtype, and on another device if given."""
     if isinstance(tree, Tensor):
-        return tree.to(dtype) if tree.is_floating_point() else tree
+        return tree.to(device=device, dtype=dtype)
     if isinstance(tree, tuple):
-        return tuple(convert(item, dtype) for item in tree)
+        return tuple(convert(item, dtype, device) for item in tree)
     if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
-        fields = {f.name: convert(getattr(tree, f.name), dtype) for f in dataclasses.fields(tree) if f.name != "packed"}
+        fields = {
+            f.name: convert(getattr(tree, f.name), dtype, device)
+            for f in dataclasses.fields(tree)
+            if f.name != "packed"
+        }
         return type(tree)(**fields)
     return tree
 
@@ -130,8 +134,7 @@ def flow_head_case(rows: int, dtype: torch.dtype, device: torch.device, *, compi
         plan = head_plan(width=512, layers=3, channels=4, steps=10, generator=generator)
     flops = head_flops(plan, rows)
     c, noise = torch.randn(rows, 512, generator=generator), torch.randn(rows, 4, generator=generator)
-    plans = {d: convert(convert(plan, dtype), d) for d in {dtype, torch.float32, torch.float64}}
-    plans = {d: convert_to(p, device) for d, p in plans.items()}
+    plans = {d: convert(convert(plan, dtype), d, device) for d in {dtype, torch.float32, torch.float64}}
 
     def state(c: Tensor, noise: Tensor) -> Tensor:
         return noise.to(torch.float64 if c.dtype == torch.float64 else torch.float32)
@@ -151,18 +154,6 @@ def flow_head_case(rows: int, dtype: torch.dtype, device: torch.device, *, compi
         channels=4,
         evaluations=len(plan.moves),
     )
-
-
-def convert_to(tree: Any, device: torch.device) -> Any:
-    """The same nest of dataclasses and tensors on another device."""
-    if isinstance(tree, Tensor):
-        return tree.to(device)
-    if isinstance(tree, tuple):
-        return tuple(convert_to(item, device) for item in tree)
-    if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
-        names = [f.name for f in dataclasses.fields(tree) if f.name != "packed"]
-        return type(tree)(**{name: convert_to(getattr(tree, name), device) for name in names})
-    return tree
 
 
 def point_attention_case(rows: int, dtype: torch.dtype, device: torch.device, *, compiled: bool) -> Case:

@@ -18,6 +18,7 @@ import torch
 
 from benchmarks.cases import CASES, Case
 from benchmarks.harness import gemm_rate, interleave, machine, ratios
+from enma_fast.ops._checks import dtype_name
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -32,7 +33,7 @@ def compare(case: Case, *, rounds: int) -> dict[str, Any]:
     result: dict[str, Any] = {
         "case": case.name,
         "rows": case.rows,
-        "dtype": str(case.dtype).removeprefix("torch."),
+        "dtype": dtype_name(case.dtype),
         "threads": torch.get_num_threads(),
         "ours_s": None,
         "against": {},
@@ -55,7 +56,7 @@ def compare(case: Case, *, rounds: int) -> dict[str, Any]:
         "ours_s": ours,
         "against": ratios(fast, "ours"),
         "gemm_rate": best,
-        "gemm_rates": {str(d).removeprefix("torch."): rate for d, rate in rates.items()},
+        "gemm_rates": {dtype_name(d): rate for d, rate in rates.items()},
         "fraction_of_gemm_rate": case.flops / ours / best if case.flops else None,
         "rounds": rounds,
     }

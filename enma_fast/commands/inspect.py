@@ -80,12 +80,12 @@ def _operators() -> dict[str, list[dict[str, Any]]]:
     """Implementations of each operator, best first: which one runs here, and why the better ones do not."""
     import torch
 
-    from ..ops import implementations
+    from ..ops import best, implementations
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     found = {}
     for op, candidates in implementations(device, torch.float32).items():
-        used = next(name for name, problem in candidates.items() if problem is None)
+        used = best(candidates)
         found[op] = [
             {"implementation": name, "used": name == used, "problem": problem} for name, problem in candidates.items()
         ]

@@ -6,6 +6,8 @@ import importlib
 
 import torch
 
+from ._backend import best as best
+
 OPERATORS = (
     "point_attention",
     "frame_attention",

@@ -45,19 +45,27 @@ def choose(op: str, candidates: Mapping[str, str | None], backend: str | None) -
         If `backend` is no implementation of the operator or cannot serve these arguments; says why.
     """
     if backend is None:
-        for name, problem in candidates.items():
-            # The interpreter is for tests: on a CPU it serves only when asked for.
-            if problem is None and not (name == "triton" and interpreted()):
-                _say_once(op, name, tuple((n, p) for n, p in candidates.items() if p is not None))
-                return name
-        reasons = "; ".join(f"{name}: {problem}" for name, problem in candidates.items())
-        raise EnmaError(f"{op}: no implementation can run here ({reasons})")
+        name = best(candidates)
+        if name is None:
+            reasons = "; ".join(f"{name}: {problem}" for name, problem in candidates.items())
+            raise EnmaError(f"{op}: no implementation can run here ({reasons})")
+        _say_once(op, name, tuple((n, p) for n, p in candidates.items() if p is not None))
+        return name
     if backend not in candidates:
         raise EnmaError(f"{op}: backend {backend!r} is unknown; expected one of {', '.join(candidates)}")
     problem = candidates[backend]
     if problem is not None:
         raise EnmaError(f"{op}: backend {backend!r} cannot run: {problem}")
     return backend
+
+
+def best(candidates: Mapping[str, str | None]) -> str | None:
+    """The first implementation that can run."""
+    for name, problem in candidates.items():
+        # The interpreter is for tests: on a CPU it serves only when asked for.
+        if problem is None and not (name == "triton" and interpreted()):
+            return name
+    return None
 
 
 @functools.cache
@@ -74,13 +82,25 @@ def extension() -> ModuleType | None:
     return importlib.import_module("enma_fast._C")
 
 
+def extension_problem() -> str | None:
+    """Why nothing of the extension can run."""
+    if extension() is None:
+        return "the extension enma_fast._C is not built (pip install --no-build-isolation without ENMA_FAST_NO_EXT)"
+    return None
+
+
+def native() -> Any:
+    """The compiled extension, where a list of candidates has said that it is there."""
+    found = extension()
+    assert found is not None, extension_problem()
+    return found
+
+
 def native_problem(device: torch.device) -> str | None:
     """Why the extension cannot serve tensors on this device."""
     if device.type != "cpu":
         return f"runs on the CPU, the tensors are on {device}"
-    if extension() is None:
-        return "the extension enma_fast._C is not built (pip install --no-build-isolation without ENMA_FAST_NO_EXT)"
-    return None
+    return extension_problem()
 
 
 @functools.cache

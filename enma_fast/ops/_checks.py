@@ -29,12 +29,15 @@ def expect(
     if dtype is not None:
         dtypes = (dtype,) if isinstance(dtype, torch.dtype) else tuple(dtype)
         if tensor.dtype not in dtypes:
-            raise EnmaError(f"{op}: {name} is {_short(tensor.dtype)}; expected {' or '.join(map(_short, dtypes))}")
+            raise EnmaError(
+                f"{op}: {name} is {dtype_name(tensor.dtype)}; expected {' or '.join(map(dtype_name, dtypes))}"
+            )
     if device is not None and tensor.device != device:
         raise EnmaError(f"{op}: {name} is on {tensor.device}; expected {device}")
     if contiguous and not tensor.is_contiguous():
         raise EnmaError(f"{op}: {name} has strides {list(tensor.stride())}; expected a contiguous tensor")
 
 
-def _short(dtype: torch.dtype) -> str:
+def dtype_name(dtype: torch.dtype) -> str:
+    """``float32``, not ``torch.float32``."""
     return str(dtype).removeprefix("torch.")

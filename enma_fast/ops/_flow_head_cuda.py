@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import EnmaError
-from ._backend import extension
+from ._backend import extension_problem, native
+from ._checks import dtype_name
 from .flow_plan import FlowPlan
 
 # Above, tiled products over all rows are the better choice; `run` takes any number, so many rows at a time.
@@ -31,17 +32,18 @@ def problem(device: torch.device, dtype: torch.dtype, plan: FlowPlan | None = No
     """Why the kernels cannot serve weights of this dtype on this device, and this plan if given."""
     if device.type != "cuda":
         return f"needs a CUDA device, the tensors are on {device}"
-    module = extension()
-    if module is None:
-        return "the extension enma_fast._C is not built (pip install --no-build-isolation without ENMA_FAST_NO_EXT)"
-    if not hasattr(module, "flow_head_cuda"):
+    missing = extension_problem()
+    if missing is not None:
+        return missing
+    if not hasattr(native(), "flow_head_cuda"):
         return "the extension was built without CUDA"
     if dtype != torch.bfloat16:
-        return f"takes weights in bfloat16, these are {str(dtype).removeprefix('torch.')}"
+        return f"takes weights in bfloat16, these are {dtype_name(dtype)}"
     if plan is None:
         return None
     index = torch.cuda.current_device() if device.index is None else device.index
-    return module.flow_head_cuda_problem(index, [1, *sizes(plan)], "best") or None
+    reason: str = native().flow_head_cuda_problem(index, [1, *sizes(plan)], "best")
+    return reason or None
 
 
 def run(c_MD: Tensor, noise_MC: Tensor, plan: FlowPlan, *, group: str = "best") -> Tensor:
@@ -51,14 +53,13 @@ def run(c_MD: Tensor, noise_MC: Tensor, plan: FlowPlan, *, group: str = "best") 
     the weights wait for each other: "cluster", "counter", or the best that the GPU has.
     """
     reason = problem(noise_MC.device, plan.weights.inward_weight.dtype)
-    module = extension()
-    if reason is not None or module is None:
+    if reason is not None:
         raise EnmaError(f"flow_head: backend 'cuda' cannot run: {reason}")
     packed = plan.packed.get("cuda")
     if packed is None:
         packed = plan.packed["cuda"] = pack(plan)
     parts = [
-        module.flow_head_cuda(c, noise, packed.tensors, [len(noise), *packed.sizes], group)
+        native().flow_head_cuda(c, noise, packed.tensors, [len(noise), *packed.sizes], group)
         for c, noise in zip(c_MD.split(MAX_ROWS), noise_MC.split(MAX_ROWS), strict=True)
     ]
     return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -11,15 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._backend import extension, native_problem
+from ._backend import native
 from .flow_plan import FlowPlan
+from .packed_linear import packing_problem
 
 
 def problem(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why the extension cannot serve weights of this device and dtype."""
-    if dtype not in (torch.float32, torch.bfloat16):
-        return f"takes float32 and bfloat16 weights, these are {str(dtype).removeprefix('torch.')}"
-    return native_problem(device)
+    return packing_problem(device, dtype)
 
 
 def run(
@@ -45,15 +44,13 @@ def run(
 
 def pack(plan: FlowPlan) -> Any:
     """A copy of the plan's weights as the kernels read them."""
-    native = extension()
-    assert native is not None, "problem() says so"
     w = plan.weights
     tensors = [w.condition_weight, w.condition_bias, w.inward_weight, w.inward_bias]
     for block in w.blocks:
         tensors += [block.modulation_weight, block.modulation_bias]
         tensors += [block.up_weight, block.up_bias, block.down_weight, block.down_bias]
     tensors += [w.modulation_weight, w.modulation_bias, w.outward_weight, w.outward_bias]
-    return native.FlowHead(
+    return native().FlowHead(
         [tensor.detach().contiguous() for tensor in tensors],
         time=plan.time_RW.detach().to(w.inward_weight.dtype).contiguous(),
         moves=list(plan.moves),

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from ..errors import EnmaError
 from ._backend import kernel, triton_problem
+from ._checks import dtype_name
 from .flow_plan import FlowPlan
 
 OP = "flow_head"
@@ -67,7 +68,7 @@ class _Packed:
 def problem(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why the Triton kernels cannot serve weights of this dtype on this device."""
     if dtype not in DTYPES:
-        return f"serves bfloat16 and float32 weights, these are {str(dtype).removeprefix('torch.')}"
+        return f"serves bfloat16 and float32 weights, these are {dtype_name(dtype)}"
     missing = triton_problem(device)
     if missing is not None:
         return missing

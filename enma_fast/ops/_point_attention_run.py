@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._backend import extension, kernel, register
+from ._backend import kernel, native, register
 
 _ARGUMENTS = (
     "Tensor q, Tensor k, Tensor v, Tensor query_points, Tensor points, Tensor slopes, Tensor? valid, int power,"
@@ -49,7 +49,7 @@ def _forward(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     if backend == "native":
-        out, lse = extension().point_attention_forward(  # type: ignore[union-attr]
+        out, lse = native().point_attention_forward(
             *(_rows(x.float()) for x in (q, k, v)),
             *(x.contiguous() for x in (query_points, points, slopes)),
             None if valid is None else valid.contiguous(),
@@ -103,7 +103,7 @@ def _backward(
         delta = delta - lse_grad
     out_grad, delta = out_grad.contiguous(), delta.contiguous()
     if backend == "native":
-        q_grad, k_grad, v_grad, slopes_grad, query_points_grad, points_grad = extension().point_attention_backward(  # type: ignore[union-attr]
+        q_grad, k_grad, v_grad, slopes_grad, query_points_grad, points_grad = native().point_attention_backward(
             out_grad.float(),
             lse,
             delta,

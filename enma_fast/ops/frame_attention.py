@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from ..errors import EnmaError
-from ._backend import choose, extension, kernel, native_problem, register, triton_problem
-from ._checks import expect
+from ._backend import choose, kernel, native, native_problem, register, triton_problem
+from ._checks import dtype_name, expect
 
 OP = "frame_attention"
 MIN_HEAD_DIM, MAX_HEAD_DIM = 8, 128
@@ -48,7 +48,7 @@ def _candidates(device: torch.device, dtype: torch.dtype) -> dict[str, str | Non
     dtypes = DTYPES | ({"sdpa": DTYPES["flash"]} if device.type == "cuda" else {})
     for name, known in dtypes.items():
         if problems[name] is None and dtype not in known:
-            problems[name] = f"takes {', '.join(map(_short, known))}, not {_short(dtype)}"
+            problems[name] = f"takes {', '.join(map(dtype_name, known))}, not {dtype_name(dtype)}"
     return problems | {"reference": None}
 
 
@@ -315,9 +315,7 @@ def _run_triton(
 
 def _run_native(*arguments: Any) -> Any:
     *tensors, length, prefix_length = arguments
-    native = extension()
-    assert native is not None
-    return native.frame_attention(*tensors, int(length), int(prefix_length))
+    return native().frame_attention(*tensors, int(length), int(prefix_length))
 
 
 _RUN = {"triton": _run_triton, "native": _run_native}
@@ -335,10 +333,6 @@ def _run(*arguments: Any) -> Tensor:
 
 def _fake(q: Tensor, *arguments: Any) -> Tensor:
     return q.new_empty(q.shape)
-
-
-def _short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 _OPERATOR = register(

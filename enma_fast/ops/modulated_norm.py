@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from ..errors import EnmaError
-from ._backend import choose, extension, kernel, native_problem, register, triton_problem
-from ._checks import expect
+from ._backend import choose, kernel, native, native_problem, register, triton_problem
+from ._checks import dtype_name, expect
 
 OP = "modulated_norm"
 KINDS = ("layer", "rms")
@@ -41,7 +41,7 @@ def _candidates(device: torch.device, dtype: torch.dtype) -> dict[str, str | Non
     problems: dict[str, str | None] = {"triton": triton_problem(device), "native": native_problem(device)}
     for name, dtypes in DTYPES.items():
         if problems[name] is None and dtype not in dtypes:
-            problems[name] = f"takes {', '.join(map(_short, dtypes))}, not {_short(dtype)}"
+            problems[name] = f"takes {', '.join(map(dtype_name, dtypes))}, not {dtype_name(dtype)}"
     return problems | {"reference": None}
 
 
@@ -182,10 +182,6 @@ def _any_needs_gradient(tensors: Sequence[Tensor | None]) -> bool:
     return any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
-def _short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
 def _triton_forward(
     x: Tensor,
     weight: Tensor | None,
@@ -213,20 +209,14 @@ def _triton_backward(*arguments: Any) -> tuple[Tensor, ...]:
 
 def _native_forward(*arguments: Any) -> Any:
     *tensors, kind, eps, keep = arguments
-    return _native().modulated_norm_forward(*tensors, kind == "rms", eps, keep)
+    return native().modulated_norm_forward(*tensors, kind == "rms", eps, keep)
 
 
 def _native_backward(*arguments: Any) -> tuple[Tensor, ...]:
     *tensors, kind, _ = arguments
     out = _gradients(*arguments)
-    _native().modulated_norm_backward(*tensors, kind == "rms", *out.values())
+    native().modulated_norm_backward(*tensors, kind == "rms", *out.values())
     return tuple(out.values())
-
-
-def _native() -> Any:
-    native = extension()
-    assert native is not None
-    return native
 
 
 _FORWARDS: dict[str, Callable[..., tuple[Tensor, Tensor, Tensor]]] = {

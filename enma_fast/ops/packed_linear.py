@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import EnmaError
-from ._backend import choose, extension, native_problem, register
-from ._checks import expect
+from ._backend import choose, native, native_problem, register
+from ._checks import dtype_name, expect
 
 OP = "packed_linear"
 ACTIVATIONS = (None, "silu", "swiglu")
@@ -40,11 +40,14 @@ class PackedLinear:
 
 def candidates(device: torch.device, dtype: torch.dtype) -> dict[str, str | None]:
     """Implementations, best first, with the reason why one cannot serve weights of this device and dtype."""
+    return {"native": packing_problem(device, dtype), "reference": None}
+
+
+def packing_problem(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why the extension cannot pack weights of this device and dtype."""
     if dtype not in (torch.float32, torch.bfloat16):
-        native: str | None = f"takes float32 and bfloat16 weights, these are {str(dtype).removeprefix('torch.')}"
-    else:
-        native = native_problem(device)
-    return {"native": native, "reference": None}
+        return f"takes float32 and bfloat16 weights, these are {dtype_name(dtype)}"
+    return native_problem(device)
 
 
 def pack_linear(weight: Tensor, bias: Tensor | None = None, *, activation: str | None = None) -> PackedLinear:
@@ -75,9 +78,7 @@ def pack_linear(weight: Tensor, bias: Tensor | None = None, *, activation: str |
     weight, bias = weight.detach(), None if bias is None else bias.detach()
     packed = None
     if candidates(weight.device, weight.dtype)["native"] is None:
-        native = extension()
-        assert native is not None
-        packed = native.pack_linear(weight.contiguous(), None if bias is None else bias.contiguous(), parts)
+        packed = native().pack_linear(weight.contiguous(), None if bias is None else bias.contiguous(), parts)
     return PackedLinear(weight=weight, bias=bias, activation=activation, packed=packed)
 
 
@@ -133,9 +134,7 @@ def packed_linear_ref(x: Tensor, packed: PackedLinear) -> Tensor:
 
 
 def _run(x: Tensor, packed: Tensor, n: int, bf16: bool, activation: str) -> Tensor:
-    native = extension()
-    assert native is not None, "candidates() says so"
-    return native.packed_linear(x, packed, n=n, bf16=bf16, activation=activation, threads=torch.get_num_threads())
+    return native().packed_linear(x, packed, n=n, bf16=bf16, activation=activation, threads=torch.get_num_threads())
 
 
 def _fake(x: Tensor, packed: Tensor, n: int, bf16: bool, activation: str) -> Tensor:

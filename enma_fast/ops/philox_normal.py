@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 
 from ..errors import EnmaError
-from ._backend import choose, extension, kernel, native_problem, register, triton_problem
-from ._checks import expect
+from ._backend import choose, kernel, native, native_problem, register, triton_problem
+from ._checks import dtype_name, expect
 
 OP = "philox_normal"
 Word = int | Tensor
@@ -236,7 +236,7 @@ def _check(
     if channels < 1:
         raise EnmaError(f"{OP}: channels is {channels}; expected at least 1")
     if dtype not in DTYPES:
-        names = ", ".join(str(each).removeprefix("torch.") for each in DTYPES)
+        names = ", ".join(map(dtype_name, DTYPES))
         raise EnmaError(f"{OP}: dtype is {dtype}; expected one of {names}")
     if out is not None:
         shape = [B, tokens.shape[-1], channels]
@@ -264,10 +264,8 @@ def _run(
     if name == "triton":
         kernel(OP).launch_philox_normal(seed, members, frame, mask_step, tokens, out=out)
         return
-    native = extension()
-    assert native is not None
     values = out if out.dtype == torch.float32 else torch.empty_like(out, dtype=torch.float32)
-    native.philox_normal(seed, members, frame, mask_step, tokens, values)
+    native().philox_normal(seed, members, frame, mask_step, tokens, values)
     if values is not out:
         out.copy_(values)
 

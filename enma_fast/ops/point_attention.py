@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import EnmaError
 from ._backend import choose, native_problem, triton_problem
-from ._checks import expect
+from ._checks import dtype_name, expect
 from ._point_attention_folded import folded, folded_problem
 from ._point_attention_run import OPERATOR
 
@@ -25,7 +25,7 @@ def candidates(device: torch.device, dtype: torch.dtype) -> dict[str, str | None
     """Implementations, best first, with the reason why one cannot serve."""
     found = {"triton": triton_problem(device), "native": native_problem(device)}
     if dtype not in DTYPES:
-        problem = f"takes float32, bfloat16 and float16, not {str(dtype).removeprefix('torch.')}"
+        problem = f"takes float32, bfloat16 and float16, not {dtype_name(dtype)}"
         found = {name: other or problem for name, other in found.items()}
     return {**found, "folded": "only on request, for power 2 without a ring", "reference": None}
 
@@ -190,7 +190,7 @@ def _problems(
     problem = None
     for name, tensor in (("query_points", query_points), ("points", points), ("slopes", slopes)):
         if tensor.dtype not in DTYPES:
-            problem = f"computes in float32, {name} is {str(tensor.dtype).removeprefix('torch.')}"
+            problem = f"computes in float32, {name} is {dtype_name(tensor.dtype)}"
     if len(periods) > MOST_DIMS:
         problem = f"takes up to {MOST_DIMS} space dimensions, not {len(periods)}"
     found |= {name: found[name] or problem for name in ("triton", "native")}

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import EnmaError
 from ._backend import choose, kernel, register, triton_problem
-from ._checks import expect
+from ._checks import dtype_name, expect
 
 OP = "update_tokens_"
 TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -22,7 +22,7 @@ def candidates(device: torch.device, dtype: torch.dtype) -> dict[str, str | None
     """Implementations, best first, with the reason why one cannot serve."""
     problem = triton_problem(device)
     if problem is None and dtype not in TRITON_DTYPES:
-        problem = f"takes float32, bfloat16 and float16, not {str(dtype).removeprefix('torch.')}"
+        problem = f"takes float32, bfloat16 and float16, not {dtype_name(dtype)}"
     return {"triton": problem, "reference": None}
 
 
