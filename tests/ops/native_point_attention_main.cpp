@@ -4,8 +4,10 @@
 #include <cstdio>
 #include <limits>
 #include <random>
+#include <utility>
 #include <vector>
 
+#include "core/cpu/dispatch.h"
 #include "core/cpu/point_attention_task.h"
 
 namespace {
@@ -209,9 +211,13 @@ int main() {
         {2, 2, 9, 0, 4, 4, 2, 1, false, false},     {1, 4, 201, 129, 4, 80, 1, 1, true, false},
     };
     int found = 0;
-    for (const auto* kernels :
-         {enma::point_attention_portable(), enma::point_attention_avx2(), enma::point_attention_avx512()}) {
-        if (kernels == nullptr) continue;
+    const std::pair<enma::Isa, const enma::PointAttentionKernels*> known[] = {
+        {enma::Isa::scalar, enma::point_attention_portable()},
+        {enma::Isa::avx2, enma::point_attention_avx2()},
+        {enma::Isa::avx512, enma::point_attention_avx512()},
+    };
+    for (const auto& [isa, kernels] : known) {
+        if (kernels == nullptr || !enma::isa_supported(isa)) continue;
         ++found;
         check_exp2(*kernels);
         for (const Case& c : cases)

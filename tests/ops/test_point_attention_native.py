@@ -3,7 +3,6 @@
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,9 +10,8 @@ import torch
 from enma_fast.ops._backend import extension
 from enma_fast.ops.point_attention import point_attention
 
+from ._sanitizers import ROOT, run_core
 from .test_point_attention import CASES, case, results
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def needs_extension():
@@ -25,17 +23,7 @@ def needs_extension():
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 def test_core_under_sanitizers(tmp_path):
     """Every instruction set of this machine, without Torch, under AddressSanitizer and UBSan."""
-    sources = [*sorted((ROOT / "csrc/core/cpu").glob("point_attention*.cpp"))]
-    sources.append(ROOT / "tests/ops/native_point_attention_main.cpp")
-    program = tmp_path / "main"
-    flags = ["-std=c++20", "-O1", "-g", "-fopenmp", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-    built = subprocess.run(
-        ["g++", *flags, f"-I{ROOT / 'csrc'}", *map(str, sources), "-o", str(program)], capture_output=True, text=True
-    )
-    assert built.returncode == 0, built.stderr[-4000:]
-    done = subprocess.run([str(program)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr[-4000:]
-    assert done.stdout.startswith("ok")
+    run_core("point_attention", tmp_path)
 
 
 @pytest.mark.parametrize("name", ["plane", "many-values"])

@@ -1,32 +1,18 @@
 #include "core/cpu/point_attention.h"
 
 #include <algorithm>
+#include <atomic>
+#include <cstddef>
 #include <cstdint>
-#include <memory>
-#include <new>
 #include <vector>
 
+#include "core/cpu/dispatch.h"
+#include "core/cpu/parallel.h"
 #include "core/cpu/point_attention_task.h"
 
 namespace enma {
 
 namespace {
-
-constexpr std::size_t CACHE_LINE = 64;
-
-struct AlignedDelete {
-    void operator()(float* p) const { ::operator delete(p, std::align_val_t{CACHE_LINE}); }
-};
-using Scratch = std::unique_ptr<float, AlignedDelete>;
-
-// One piece per thread, taken before the threads start: an exception must not leave a parallel region.
-std::vector<Scratch> scratch_of(int threads, int64_t floats) {
-    std::vector<Scratch> pieces;
-    const std::size_t bytes = static_cast<std::size_t>(floats) * sizeof(float);
-    for (int i = 0; i < threads; ++i)
-        pieces.emplace_back(static_cast<float*>(::operator new(bytes, std::align_val_t{CACHE_LINE})));
-    return pieces;
-}
 
 // The valid points of each batch row, in order.
 struct Valid {
@@ -73,15 +59,29 @@ Grain grain_of(const PointAttention& g, int threads) {
     return grain;
 }
 
+// run(task, scratch) for every task, by the next thread that is free.
+template <class Run>
+void for_tasks(int64_t tasks, int threads, int64_t floats, Run run) {
+    threads = static_cast<int>(std::min<int64_t>(threads, tasks));
+    // One piece per thread, taken before the threads start: an exception must not leave a parallel region.
+    std::vector<Buffer> pieces;
+    for (int i = 0; i < threads; ++i) pieces.emplace_back(static_cast<std::size_t>(floats) * sizeof(float));
+    std::atomic<int64_t> next{0};
+    parallel(threads, [&](int thread, int) {
+        float* scratch = reinterpret_cast<float*>(pieces[thread].data());
+        for (int64_t task = next++; task < tasks; task = next++) run(task, scratch);
+    });
+}
+
 }  // namespace
 
 const PointAttentionKernels* point_attention_kernels() {
-    static const PointAttentionKernels* const best = [] {
-        if (const auto* kernels = point_attention_avx512()) return kernels;
-        if (const auto* kernels = point_attention_avx2()) return kernels;
-        return point_attention_portable();
-    }();
-    return best;
+    switch (best_isa()) {
+        case Isa::avx512:
+        case Isa::avx512_bf16: return point_attention_avx512();
+        case Isa::avx2: return point_attention_avx2();
+        default: return point_attention_portable();
+    }
 }
 
 const char* point_attention_instructions() { return point_attention_kernels()->name; }
@@ -94,16 +94,9 @@ void point_attention_forward_by(
     const Grain grain = grain_of(g, threads);
     const Valid valid(g);
     const int64_t head_blocks = blocks(g.heads, grain.heads), query_blocks = blocks(g.queries, grain.queries);
-    const int64_t tasks = g.batches * head_blocks * query_blocks;
-    const int used = static_cast<int>(std::min<int64_t>(threads, tasks));
-    const auto scratch = scratch_of(used, kernels.forward_scratch(g, grain.heads, grain.queries));
-#pragma omp parallel num_threads(used)
-    {
-        float* mine = nullptr;
-#pragma omp for schedule(static) nowait
-        for (int i = 0; i < used; ++i) mine = scratch[i].get();
-#pragma omp for schedule(dynamic)
-        for (int64_t i = 0; i < tasks; ++i) {
+    for_tasks(
+        g.batches * head_blocks * query_blocks, threads, kernels.forward_scratch(g, grain.heads, grain.queries),
+        [&](int64_t i, float* scratch) {
             PointAttentionTask task{};
             task.batch = i / (head_blocks * query_blocks);
             task.first_head = i / query_blocks % head_blocks * grain.heads;
@@ -111,35 +104,25 @@ void point_attention_forward_by(
             task.first_query = i % query_blocks * grain.queries;
             task.end_query = std::min(task.first_query + grain.queries, g.queries);
             valid.place(g, task);
-            kernels.forward(g, task, mine, out, lse);
+            kernels.forward(g, task, scratch, out, lse);
         }
-    }
+    );
 }
 
 void point_attention_backward_by(
     const PointAttentionKernels& kernels, const PointAttention& g, const PointAttentionGradients& gradients
 ) {
-    const int64_t tasks = g.batches * g.heads;
-    if (tasks == 0) return;
-    const int used = static_cast<int>(std::min<int64_t>(std::max(g.threads, 1), tasks));
+    if (g.batches == 0 || g.heads == 0) return;
     const Valid valid(g);
-    const auto scratch = scratch_of(used, kernels.backward_scratch(g));
-#pragma omp parallel num_threads(used)
-    {
-        float* mine = nullptr;
-#pragma omp for schedule(static) nowait
-        for (int i = 0; i < used; ++i) mine = scratch[i].get();
-#pragma omp for schedule(dynamic)
-        for (int64_t i = 0; i < tasks; ++i) {
-            PointAttentionTask task{};
-            task.batch = i / g.heads;
-            task.first_head = i % g.heads;
-            task.end_head = task.first_head + 1;
-            task.end_query = g.queries;
-            valid.place(g, task);
-            kernels.backward(g, task, mine, gradients);
-        }
-    }
+    for_tasks(g.batches * g.heads, std::max(g.threads, 1), kernels.backward_scratch(g), [&](int64_t i, float* scratch) {
+        PointAttentionTask task{};
+        task.batch = i / g.heads;
+        task.first_head = i % g.heads;
+        task.end_head = task.first_head + 1;
+        task.end_query = g.queries;
+        valid.place(g, task);
+        kernels.backward(g, task, scratch, gradients);
+    });
 }
 
 void point_attention_forward(const PointAttention& problem, float* out, float* lse) {

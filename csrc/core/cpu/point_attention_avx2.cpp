@@ -16,9 +16,7 @@
 #include "core/cpu/point_attention_body.h"
 #pragma GCC pop_options
 
-const enma::PointAttentionKernels* enma::point_attention_avx2() {
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? &KERNELS : nullptr;
-}
+const enma::PointAttentionKernels* enma::point_attention_avx2() { return &KERNELS; }
 #else
 const enma::PointAttentionKernels* enma::point_attention_avx2() { return nullptr; }
 #endif

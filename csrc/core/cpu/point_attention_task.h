@@ -28,7 +28,7 @@ struct PointAttentionKernels {
     void (*exp2)(const float* x, float* y, int64_t n);
 };
 
-// Null where the build or the processor lacks the instructions.
+// Null where the compiler cannot make them; the processor may lack what it made.
 const PointAttentionKernels* point_attention_avx512();
 const PointAttentionKernels* point_attention_avx2();
 const PointAttentionKernels* point_attention_portable();
