@@ -13,16 +13,9 @@ namespace {
 constexpr int64_t PRODUCTS_PER_THREAD = 400000;
 
 const FrameAttentionKernels& kernels_of(Isa isa) {
-    const FrameAttentionKernels* found = nullptr;
-    switch (isa) {
-        case Isa::avx2: found = frame_attention_avx2(); break;
-        case Isa::avx512:
-        case Isa::avx512_bf16: found = frame_attention_avx512(); break;
-        case Isa::emulated_avx512:
-        case Isa::emulated_avx512_bf16: found = frame_attention_emulated(); break;
-        default: break;
-    }
-    return found != nullptr ? *found : *frame_attention_portable();
+    return kernels_for(
+        isa, frame_attention_portable(), frame_attention_avx2(), frame_attention_avx512(), frame_attention_emulated()
+    );
 }
 
 }  // namespace

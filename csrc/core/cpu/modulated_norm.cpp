@@ -16,16 +16,9 @@ constexpr int64_t VALUES_PER_THREAD = 16384;
 constexpr int64_t MAX_BLOCKS = 64, MIN_BLOCK_ROWS = 16;
 
 const ModulatedNormKernels& kernels_of(Isa isa) {
-    const ModulatedNormKernels* found = nullptr;
-    switch (isa) {
-        case Isa::avx2: found = modulated_norm_avx2(); break;
-        case Isa::avx512:
-        case Isa::avx512_bf16: found = modulated_norm_avx512(); break;
-        case Isa::emulated_avx512:
-        case Isa::emulated_avx512_bf16: found = modulated_norm_emulated(); break;
-        default: break;
-    }
-    return found != nullptr ? *found : *modulated_norm_portable();
+    return kernels_for(
+        isa, modulated_norm_portable(), modulated_norm_avx2(), modulated_norm_avx512(), modulated_norm_emulated()
+    );
 }
 
 int useful_threads(const ModulatedNorm& g, int64_t parts) {

@@ -76,12 +76,8 @@ void for_tasks(int64_t tasks, int threads, int64_t floats, Run run) {
 }  // namespace
 
 const PointAttentionKernels* point_attention_kernels() {
-    switch (best_isa()) {
-        case Isa::avx512:
-        case Isa::avx512_bf16: return point_attention_avx512();
-        case Isa::avx2: return point_attention_avx2();
-        default: return point_attention_portable();
-    }
+    const PointAttentionKernels *portable = point_attention_portable(), *none = nullptr;
+    return &kernels_for(best_isa(), portable, point_attention_avx2(), point_attention_avx512(), none);
 }
 
 const char* point_attention_instructions() { return point_attention_kernels()->name; }
