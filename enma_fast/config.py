@@ -145,10 +145,15 @@ class DynamicsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """Defaults of the sampler. ``flow_steps`` midpoint steps cost two velocity evaluations each."""
+    """Defaults of the sampler. ``flow_steps`` midpoint steps cost two velocity evaluations each.
+
+    With ``last_flow_steps`` their number goes linearly from ``flow_steps`` at the first mask step of a frame to
+    ``last_flow_steps`` at the last (:func:`enma_fast.schedule.flow_steps_at`).
+    """
 
     mask_steps: int = 6
     flow_steps: int = 10
+    last_flow_steps: int | None = None
     method: Literal["midpoint", "euler"] = "midpoint"
     temperature: float = 1.0
 
@@ -223,7 +228,7 @@ class Preset:
     dynamics_training: TrainingConfig
 
 
-# Whole numbers of which there has to be one.
+# Whole numbers of at least 1, where there is one.
 _COUNTS = (
     "num_frames",
     "tokenizer.field_channels",
@@ -240,6 +245,7 @@ _COUNTS = (
     "dynamics.flow.draws",
     "sampling.mask_steps",
     "sampling.flow_steps",
+    "sampling.last_flow_steps",
 )
 
 
@@ -254,8 +260,10 @@ def _check_model(config: ModelConfig) -> None:
         if min(sizes) <= 0:
             raise EnmaError(f"{config.name}: {name} is {sizes}; every entry must be above 0")
     for name in _COUNTS:
-        if (count := attrgetter(name)(config)) < 1:
+        if (count := attrgetter(name)(config)) is not None and count < 1:
             raise EnmaError(f"{config.name}: {name} is {count}; at least 1 is needed")
+    if not 0 <= config.sampling.temperature < math.inf:
+        raise EnmaError(f"{config.name}: sampling.temperature is {config.sampling.temperature}; 0 or more is needed")
     for name, kernel in (("kernel", tok.kernel), ("kernel_ends", tok.kernel_ends)):
         if kernel % 2 == 0:
             raise EnmaError(f"{config.name}: tokenizer.{name} is {kernel}; an odd number is needed")

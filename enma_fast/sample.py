@@ -14,7 +14,7 @@ from torch import Tensor
 from .config import SamplingConfig
 from .model import Dynamics
 from .noise import token_noise, token_order
-from .schedule import mask_schedule
+from .schedule import flow_steps_at, mask_schedule
 from .temporal import FrameCache
 
 
@@ -34,17 +34,18 @@ def frame(
     """
     N, C = dynamics.config.num_tokens, dynamics.config.token_channels
     order_BN = token_order(seed=seeds, members=members, frame=index, num_tokens=N)
-    x_BNC = torch.zeros(h_BND.shape[0], N, C, device=h_BND.device)
+    # Tokens are fp32 beside weights in bf16, float64 beside float64.
+    wide = torch.promote_types(h_BND.dtype, torch.float32)
+    x_BNC = torch.zeros(h_BND.shape[0], N, C, dtype=wide, device=h_BND.device)
     known_BN = torch.zeros(h_BND.shape[0], N, dtype=torch.bool, device=h_BND.device)
-    done = 0
-    for step, count in enumerate(mask_schedule(N, min(settings.mask_steps, N))):
+    done, mask_steps = 0, min(settings.mask_steps, N)
+    for step, count in enumerate(mask_schedule(N, mask_steps)):
         tokens_BM = order_BN[:, done : done + count]
-        c_BND = dynamics.spatial(h_BND, x_BNC, known_BN)
+        c_BND = dynamics.spatial(h_BND, x_BNC.to(h_BND.dtype), known_BN)
         c_BMD = c_BND.gather(1, tokens_BM[..., None].expand(-1, -1, c_BND.shape[-1]))
         noise_BMC = token_noise(seed=seeds, members=members, frame=index, mask_step=step, tokens=tokens_BM, channels=C)
-        z_BMC = dynamics.flow.sample(
-            c_BMD, settings.temperature * noise_BMC, steps=settings.flow_steps, method=settings.method
-        )
+        steps = flow_steps_at(settings.flow_steps, settings.last_flow_steps, step=step, mask_steps=mask_steps)
+        z_BMC = dynamics.flow.sample(c_BMD, settings.temperature * noise_BMC, steps=steps, method=settings.method)
         x_BNC = x_BNC.scatter(1, tokens_BM[..., None].expand(-1, -1, C), z_BMC)
         known_BN = known_BN.scatter(1, tokens_BM, True)
         done += count
@@ -80,7 +81,7 @@ def trajectory(
     Yields
     ------
     Tensor
-        ``[B, N, C]``: latent frames T0, T0 + 1, ..., num_latents - 1.
+        ``[B, N, C]`` fp32 (float64 with float64 weights): latent frames T0, T0 + 1, ..., num_latents - 1.
     """
     settings = settings or dynamics.config.sampling
     temporal = dynamics.temporal
@@ -91,10 +92,10 @@ def trajectory(
     for number, segment in enumerate(segments):
         anchor = h = temporal.start_frame(cache, segment=number)
         for t in range(segment.shape[1]):
-            h = temporal.step(segment[:, t], cache)
+            h = temporal.step(segment[:, t].to(cache.kv.dtype), cache)
     for t in range(history.shape[1], num_latents):
         context_BND = temporal.context(h, anchor, first=t == 0)
         z = frame(dynamics, context_BND, settings=settings, seeds=seeds, members=members, index=t)
         yield z
         if t + 1 < num_latents:
-            h = temporal.step(z, cache)
+            h = temporal.step(z.to(cache.kv.dtype), cache)

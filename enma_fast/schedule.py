@@ -1,4 +1,4 @@
-"""How many tokens each mask step decides, and at which flow times the velocity is evaluated.
+"""How many tokens each mask step decides, in how many flow steps, and at which flow times the velocity is evaluated.
 
 Everything here is plain Python on the host: the sizes are static, so a frame step built from them never
 synchronises.
@@ -56,6 +56,32 @@ def mask_schedule(num_tokens: int, mask_steps: int) -> tuple[int, ...]:
         counts.append(masked - left)
         masked = left
     return tuple(counts)
+
+
+def flow_steps_at(first: int, last: int | None, *, step: int, mask_steps: int) -> int:
+    """Flow steps of the tokens decided at mask step `step = 0, ..., mask_steps - 1`.
+
+    `first + (last - first) step / (mask_steps - 1)`, to the nearest whole number, halves upward: the first tokens are
+    decided with least knowledge, the last ones are nearly known. A single mask step takes `first`.
+
+    Parameters
+    ----------
+    first, last : int
+        Flow steps of the first and of the last mask step, at least 1; with `last=None` every mask step takes `first`.
+
+    Raises
+    ------
+    EnmaError
+        If a number of flow steps is below 1 or there is no such mask step.
+    """
+    if last is None:
+        last = first
+    if min(first, last) < 1:
+        raise EnmaError(f"first is {first} and last is {last}: at least 1 flow step is needed at every mask step")
+    if not 0 <= step < mask_steps:
+        raise EnmaError(f"step is {step}: the {mask_steps} mask steps of a frame are counted from 0")
+    intervals = max(mask_steps - 1, 1)
+    return (2 * (first * (intervals - step) + last * step) + intervals) // (2 * intervals)
 
 
 def flow_times(flow_steps: int, method: str) -> list[tuple[float, float]]:

@@ -5,6 +5,7 @@ Shape suffixes: B trajectories, T frames, X points.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import logging
 import time
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from .config import SamplingConfig
 from .data import EQUATIONS, FieldFile, dataset_split
 from .errors import EnmaError
 from .metrics import Scores
@@ -39,6 +41,7 @@ def score(
     seed: int = 0,
     limit: int | None = None,
     chunk: int = 256,
+    settings: SamplingConfig | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Score ensemble forecasts of the trajectories of a file.
@@ -60,6 +63,7 @@ def score(
     seed : of the noise
     limit : score the first so many trajectories only
     chunk : rows (trajectories x members) sampled at a time
+    settings : of the sampler; the model's own by default
     progress : called with (trajectories done, trajectories)
 
     Returns
@@ -67,14 +71,15 @@ def score(
     dict
         The same keys for every task, plain data for JSON: those of `metrics.Scores.result`, `rank_histogram`,
         `solver_fidelity`, `seconds_per_member` (wall time of sampling, encoding and decoding), `num_parameters`,
-        `num_frames` (forecast), `model`, `dataset`, `split`, `task`, `history` (observed frames) and `seed`.
+        `num_frames` (forecast), `model`, `dataset`, `split`, `task`, `history` (observed frames), `seed` and
+        `sampling` (the settings).
 
     Raises
     ------
     EnmaError
         If the file does not fit the model or the task; the line names the file, the field and the mend.
     """
-    case = Case(task=task, history=history, members=members, seed=seed, chunk=chunk)
+    case = Case(task=task, history=history, members=members, seed=seed, chunk=chunk, settings=settings)
     if limit is not None and limit < 1:
         raise EnmaError(f"limit is {limit}; at least 1 is needed")
     rows = range(min(limit or len(data), len(data)))
@@ -123,6 +128,7 @@ def score_case(
         "history": case.observed,
         "num_frames": last - case.observed,
         "seed": case.seed,
+        "sampling": dataclasses.asdict(case.settings or model.config.sampling),
         "seconds_per_member": seconds / (len(rows) * case.members),
         "num_parameters": sum(p.numel() for p in model.parameters()),
         "rank_histogram": scores.rank_histogram().tolist() if case.members > 1 else None,

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ import numpy as np
 from torch import Tensor
 
 from .checkpoint import WEIGHTS, locate, sha256
-from .config import ModelConfig
+from .config import ModelConfig, SamplingConfig
 from .data import FieldFile
 from .ensemble import check_size, forecast
 from .errors import EnmaError
@@ -38,13 +38,17 @@ _TOLERANCE = 1e-3
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """What is forecast for each trajectory of a file. `history` counts for the temporal task only."""
+    """What is forecast for each trajectory of a file, and how.
+
+    `history` counts for the temporal task only; without `settings` the sampler takes the model's own.
+    """
 
     task: str = "temporal"
     history: int = 3
     members: int = 16
     seed: int = 0
     chunk: int = 256
+    settings: SamplingConfig | None = None
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:
@@ -136,6 +140,7 @@ def ensembles(model: Model, data: FieldFile, case: Case, *, rows: Sequence[int])
             seed=case.seed,
             trajectories=part,
             chunk=case.chunk,
+            settings=case.settings,
         )
         yield part, samples
 
@@ -173,6 +178,7 @@ def open_store(
             "observed_frames": seen,
             "seed": case.seed,
             "model": config.name,
+            "sampling": _listed(case.settings or config.sampling),
             "data_name": data.name,
             **attributes,
         },
@@ -189,6 +195,10 @@ def provenance(checkpoint: str | Path, data: FieldFile, command: str) -> dict[st
         "data_sha256": sha256(data.path),
         "versions": ", ".join(f"{name} {number}" for name, number in versions().items() if number),
     }
+
+
+def _listed(settings: SamplingConfig) -> str:
+    return ", ".join(f"{name} {value}" for name, value in asdict(settings).items() if value is not None)
 
 
 def _times(values: Sequence[float]) -> str:

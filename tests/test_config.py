@@ -90,6 +90,11 @@ def test_wrong_entries_are_named(document, path, value, said):
     assert "\n" not in str(caught.value)
 
 
+def test_a_document_older_than_a_key_does_what_was_done_then(document):
+    older = changed(document, "sampling.last_flow_steps", None)
+    assert from_json(ModelConfig, older).sampling.last_flow_steps is None
+
+
 @pytest.mark.parametrize("text", ["", "{", '{"name": "x"', "[]", "null", "\x00"])
 def test_what_is_no_document_is_refused(text):
     with pytest.raises(EnmaError, match=r"^model\.json: "):
@@ -123,6 +128,9 @@ def test_a_whole_number_is_a_valid_float(document):
         ({"dynamics.heads": 8}, "Tiny: .*4 channels a head; rotary positions in 1 dimension need 8"),
         ({"dynamics.temporal_layers": 0}, "Tiny: dynamics.temporal_layers is 0; at least 1"),
         ({"sampling.flow_steps": -1}, "Tiny: sampling.flow_steps is -1; at least 1"),
+        ({"sampling.last_flow_steps": 0}, "Tiny: sampling.last_flow_steps is 0; at least 1"),
+        ({"sampling.temperature": -0.5}, "Tiny: sampling.temperature is -0.5; 0 or more"),
+        ({"sampling.temperature": float("nan")}, "Tiny: sampling.temperature is nan; 0 or more"),
         ({"tokenizer.kernel": 4}, "Tiny: tokenizer.kernel is 4; an odd number"),
         ({"dynamics.flow.time_features": 7}, "Tiny: dynamics.flow.time_features is 7; an even number"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,12 +15,18 @@ from .options import (
     Checkpoint,
     Chunk,
     Device,
+    FlowMethod,
+    FlowSteps,
     History,
+    LastFlowSteps,
+    MaskSteps,
     Members,
     Seed,
     Task,
+    Temperature,
     Threads,
     on_device,
+    sampling,
     trajectories,
     use_threads,
 )
@@ -41,6 +48,11 @@ def forecast(
         str | None, typer.Option("--select", help="Trajectories A:B of the file, or one number; all by default.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a forecast store at --out.")] = False,
+    mask_steps: MaskSteps = None,
+    flow_steps: FlowSteps = None,
+    last_flow_steps: LastFlowSteps = None,
+    flow_method: FlowMethod = None,
+    temperature: Temperature = None,
     chunk: Chunk = 256,
     device: Device = "cpu",
     threads: Threads = None,
@@ -53,11 +65,21 @@ def forecast(
 
     terminal = Terminal(as_json)
     use_threads(threads)
-    case = Case(task=task, history=history, members=members, seed=seed, chunk=chunk)
     model = load_model(checkpoint, device=on_device(device))
+    settings, typed = sampling(
+        model.config,
+        mask_steps=mask_steps,
+        flow_steps=flow_steps,
+        last_flow_steps=last_flow_steps,
+        flow_method=flow_method,
+        temperature=temperature,
+    )
+    case = Case(task=task, history=history, members=members, seed=seed, chunk=chunk, settings=settings)
     data = read(file)
     rows = trajectories(select, len(data))
-    asked = f"--task {task} --history {history} --members {members} --seed {seed} --select {rows.start}:{rows.stop}"
+    asked = (
+        f"--task {task} --history {history} --members {members} --seed {seed} --select {rows.start}:{rows.stop}{typed}"
+    )
     attributes = provenance(checkpoint, data, f"enma-fast forecast {file.name} --checkpoint {checkpoint} {asked}")
     done, clock = 0, time.perf_counter()
     with (
@@ -80,6 +102,7 @@ def forecast(
             "num_frames": int(samples.shape[2]),
             "history": case.observed,
             "seed": seed,
+            "sampling": dataclasses.asdict(settings),
             "seconds_per_member": seconds / (done * members),
             "num_parameters": sum(p.numel() for p in model.parameters()),
         }
@@ -94,6 +117,11 @@ def score(
     members: Members = 16,
     seed: Seed = 0,
     limit: Annotated[int | None, typer.Option("--limit", help="Score the first N trajectories only.")] = None,
+    mask_steps: MaskSteps = None,
+    flow_steps: FlowSteps = None,
+    last_flow_steps: LastFlowSteps = None,
+    flow_method: FlowMethod = None,
+    temperature: Temperature = None,
     chunk: Chunk = 256,
     device: Device = "cpu",
     threads: Threads = None,
@@ -108,6 +136,14 @@ def score(
     terminal = Terminal(as_json)
     use_threads(threads)
     model = load_model(checkpoint, device=on_device(device))
+    settings, _ = sampling(
+        model.config,
+        mask_steps=mask_steps,
+        flow_steps=flow_steps,
+        last_flow_steps=last_flow_steps,
+        flow_method=flow_method,
+        temperature=temperature,
+    )
     data = read(file)
     with terminal.progress("scoring") as update:
         result = measure(
@@ -119,6 +155,7 @@ def score(
             seed=seed,
             limit=limit,
             chunk=chunk,
+            settings=settings,
             progress=update,
         )
     terminal.show(_score_table(result, paper_table(result)))

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import EnmaError
+
+if TYPE_CHECKING:
+    from ..config import ModelConfig, SamplingConfig
 
 AsJson = Annotated[
     bool, typer.Option("--json", help="One JSON object as the last line of standard output, and nothing else.")
@@ -22,6 +25,16 @@ Task = Annotated[str, typer.Option("--task", help="temporal, initial-value or ge
 History = Annotated[int, typer.Option("--history", help="Observed frames; of the temporal task only.")]
 Members = Annotated[int, typer.Option("--members", help="Ensemble size.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of the noise.")]
+MaskSteps = Annotated[
+    int | None,
+    typer.Option("--mask-steps", help="Mask steps a frame; this and what follows: the model's own if left out."),
+]
+FlowSteps = Annotated[int | None, typer.Option("--flow-steps", help="Flow steps a token.")]
+LastFlowSteps = Annotated[
+    int | None, typer.Option("--last-flow-steps", help="Flow steps at the last mask step, reached linearly.")
+]
+FlowMethod = Annotated[str | None, typer.Option("--flow-method", help="midpoint or euler.")]
+Temperature = Annotated[float | None, typer.Option("--temperature", help="Factor on the noise.")]
 Chunk = Annotated[int, typer.Option("--chunk", help="Trajectories x members sampled at a time.")]
 
 DEFAULT_CHECKPOINT = "combined-small"
@@ -46,6 +59,16 @@ def on_device(device: str) -> str:
     except (RuntimeError, AssertionError):
         pass
     raise EnmaError(f"--device {device}: cannot be used here; use cpu")
+
+
+def sampling(config: ModelConfig, **options: Any) -> tuple[SamplingConfig, str]:
+    """The model's own sampler settings, changed where an option is not None, and those options as they are typed."""
+    from ..config import replace
+
+    given = {name: value for name, value in options.items() if value is not None}
+    changes = {f"sampling.{name.replace('flow_method', 'method')}": value for name, value in given.items()}
+    typed = "".join(f" --{name.replace('_', '-')} {value}" for name, value in given.items())
+    return replace(config, changes, source=typed.strip()).sampling if given else config.sampling, typed
 
 
 def settings(values: Iterable[str], option: str) -> dict[str, Any]:

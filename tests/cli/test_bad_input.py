@@ -70,6 +70,20 @@ def test_truncated_hdf5(refused: Callable, rewrite: Callable) -> None:
     assert refused(path).startswith(f"{path}: cannot be read as HDF5")
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--flow-steps", 0), "--flow-steps 0: combined-small: sampling.flow_steps is 0; at least 1 is needed"),
+        (("--last-flow-steps", 0), "--last-flow-steps 0: combined-small: sampling.last_flow_steps is 0; at least 1"),
+        (("--mask-steps", -2), "--mask-steps -2: combined-small: sampling.mask_steps is -2; at least 1 is needed"),
+        (("--temperature", -1), "--temperature -1.0: combined-small: sampling.temperature is -1.0; 0 or more"),
+        (("--flow-method", "heun"), "--flow-method heun: sampling.method: input should be 'midpoint' or 'euler'"),
+    ],
+)
+def test_bad_settings_of_the_sampler(refused: Callable, rewrite: Callable, options: tuple, message: str) -> None:
+    assert refused(rewrite(), *options).startswith(message)
+
+
 @pytest.mark.parametrize("group", ["dimensions", "boundary_conditions", "scalars", "t0_fields", "t1_fields"])
 def test_a_group_is_lacking(refused: Callable, rewrite: Callable, group: str) -> None:
     path = rewrite()

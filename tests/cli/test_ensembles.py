@@ -1,6 +1,7 @@
 """`enma-fast forecast`, `score` and `plot`."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 
 from enma_fast import card, cli
 from enma_fast.checkpoint import PRETRAINED, load_model, sha256
+from enma_fast.config import SamplingConfig
 from enma_fast.data import read
 from enma_fast.ensemble import forecast
 from enma_fast.output import read_forecast, stacked
@@ -47,6 +49,31 @@ def test_forecast_writes_what_the_library_samples(enma: Callable, tiny: Path, te
     assert (result["num_trajectories"], result["num_members"], result["num_frames"]) == (3, 3, 15)
 
 
+SETTINGS = ("--mask-steps", 3, "--flow-steps", 4, "--last-flow-steps", 2, "--flow-method", "euler")
+SAMPLING = SamplingConfig(mask_steps=3, flow_steps=4, last_flow_steps=2, method="euler", temperature=0.5)
+
+
+def test_forecast_takes_the_settings_and_writes_them_down(
+    enma: Callable, tiny: Path, test_in: Path, tmp_path: Path
+) -> None:
+    options = ("-c", tiny, "--members", 2, "--select", "0:2")
+    run = enma("forecast", test_in, "--out", tmp_path / "a", *options, *SETTINGS, "--temperature", 0.5, "--json")
+    model = load_model(tiny)
+    expected = forecast(model, read(test_in).u[:2, :3], num_members=2, trajectories=[0, 1], settings=SAMPLING)
+    store = read_forecast(tmp_path / "a")
+    np.testing.assert_allclose(stacked(store), expected, rtol=1e-4, atol=1e-5)
+    assert run.json["sampling"] == asdict(SAMPLING)
+    assert store.attrs["sampling"] == "mask_steps 3, flow_steps 4, last_flow_steps 2, method euler, temperature 0.5"
+    assert store.attrs["command"].endswith(" ".join(map(str, (*SETTINGS, "--temperature", 0.5))))
+    # One option leaves the others as the model has them; none leaves all.
+    assert enma("forecast", test_in, "--out", tmp_path / "b", *options, "--flow-steps", 3).status == 0
+    own = "mask_steps 2, flow_steps {}, method midpoint, temperature 1.0"
+    assert read_forecast(tmp_path / "b").attrs["sampling"] == own.format(3)
+    assert enma("forecast", test_in, "--out", tmp_path / "c", *options).status == 0
+    assert read_forecast(tmp_path / "c").attrs["sampling"] == own.format(1)
+    assert read_forecast(tmp_path / "c").attrs["command"].endswith("--select 0:2")
+
+
 def test_generated_trajectories_have_no_truth(enma: Callable, tiny: Path, test_in: Path, tmp_path: Path) -> None:
     out = tmp_path / "run.zarr"
     run = enma("forecast", test_in, "--out", out, "-c", tiny, "--task", "generation", "--members", 2, "--select", 29)
@@ -73,6 +100,16 @@ def test_score_gives_what_the_library_gives(enma: Callable, tiny: Path, test_in:
     expected = score(load_model(tiny), read(test_in), task=task, members=2, seed=1, limit=5)
     assert set(result) == {*expected, "file", "checkpoint"}
     assert {k: v for k, v in result.items() if k not in TIMED} == {k: v for k, v in expected.items() if k not in TIMED}
+
+
+def test_score_takes_the_settings_and_reports_them(enma: Callable, tiny: Path, test_in: Path) -> None:
+    options = ("-c", tiny, "--members", 2, "--limit", 2, "--json")
+    plain = enma("score", test_in, *options).json
+    result = enma("score", test_in, *options, *SETTINGS, "--temperature", 0.5).json
+    expected = score(load_model(tiny), read(test_in), members=2, limit=2, settings=SAMPLING)
+    assert result["sampling"] == asdict(SAMPLING)
+    assert result["crps"] == expected["crps"] != plain["crps"]
+    assert plain["sampling"] == asdict(load_model(tiny).config.sampling)
 
 
 def test_score_shows_the_paper_beside_it(enma: Callable, tiny: Path, test_in: Path, threads: None) -> None:

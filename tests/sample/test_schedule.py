@@ -6,7 +6,7 @@ from math import cos, exp, floor, pi
 import pytest
 
 from enma_fast.errors import EnmaError
-from enma_fast.schedule import flow_times, mask_schedule
+from enma_fast.schedule import flow_steps_at, flow_times, mask_schedule
 
 hypothesis = pytest.importorskip("hypothesis")
 st = pytest.importorskip("hypothesis.strategies")
@@ -74,6 +74,46 @@ def test_more_steps_than_tokens_names_both():
 def test_sizes_below_one_are_refused(num_tokens, mask_steps):
     with pytest.raises(EnmaError, match="at least 1"):
         mask_schedule(num_tokens, mask_steps)
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "steps"),
+    [
+        (10, 2, [10, 8, 7, 5, 4, 2]),
+        (10, None, [10] * 6),
+        (3, 3, [3, 3]),
+        (5, 1, [5]),
+        # Halves go up, whichever way the number goes.
+        (4, 1, [4, 3, 1]),
+        (1, 4, [1, 3, 4]),
+    ],
+)
+def test_flow_steps_go_linearly_from_first_to_last(first, last, steps):
+    mask_steps = len(steps)
+    assert [flow_steps_at(first, last, step=step, mask_steps=mask_steps) for step in range(mask_steps)] == steps
+
+
+@hypothesis.given(st.integers(1, 50), st.integers(1, 50), st.integers(2, 64))
+def test_flow_steps_stay_between_their_ends_and_near_the_line(first, last, mask_steps):
+    steps = [flow_steps_at(first, last, step=step, mask_steps=mask_steps) for step in range(mask_steps)]
+    assert (steps[0], steps[-1]) == (first, last)
+    assert steps == sorted(steps, reverse=last < first)
+    for step, found in enumerate(steps):
+        assert abs(found - (first + (last - first) * step / (mask_steps - 1))) <= 0.5 + 1e-9
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "step", "said"),
+    [
+        (0, None, 0, "first is 0"),
+        (3, 0, 1, "last is 0"),
+        (3, 2, 4, "step is 4: the 4 mask steps"),
+        (3, 2, -1, "step is -1"),
+    ],
+)
+def test_flow_steps_of_no_mask_step_are_refused(first, last, step, said):
+    with pytest.raises(EnmaError, match=said):
+        flow_steps_at(first, last, step=step, mask_steps=4)
 
 
 def integrate(velocity, y, flow_steps, method):

@@ -1,0 +1,128 @@
+"""The Pareto benchmark: which points are on the front, and one run on an untrained model."""
+
+import dataclasses
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import pareto
+from benchmarks.pareto import OWN, grid, label, pareto_set, spread_rows
+from enma_fast.checkpoint import PRETRAINED, load_model, save_model
+from enma_fast.config import DynamicsConfig, FlowConfig, ModelConfig, SamplingConfig, TokenizerConfig
+from enma_fast.data import read
+from enma_fast.metrics import Scores
+from enma_fast.model import Model
+from enma_fast.tasks import Case, ensembles
+
+CONFIG = ModelConfig(
+    name="tiny",
+    dataset="combined",
+    tokenizer=TokenizerConfig(
+        lengths=(2 * np.pi,),
+        latent_channels=2,
+        width=4,
+        max_width=8,
+        layers=("space", "space", "space", "time", "residual"),
+    ),
+    dynamics=DynamicsConfig(
+        width=16,
+        heads=2,
+        temporal_layers=1,
+        spatial_layers=1,
+        scale_shift_rank=0,
+        flow=FlowConfig(width=16, layers=1, time_features=8),
+    ),
+    sampling=SamplingConfig(mask_steps=2, flow_steps=2),
+)
+
+
+@pytest.mark.parametrize(
+    ("points", "front"),
+    [
+        ({}, []),
+        ({"a": (1.0, 1.0)}, ["a"]),
+        # A staircase: nothing is dominated.
+        ({"a": (1.0, 3.0), "b": (2.0, 2.0), "c": (3.0, 1.0)}, ["a", "b", "c"]),
+        # b is worse than a in both, c is worse in one and equal in the other.
+        ({"a": (1.0, 2.0), "b": (2.0, 3.0), "c": (1.0, 2.5), "d": (1.5, 2.0)}, ["a"]),
+        # Equal points stay together, or go together.
+        ({"a": (1.0, 2.0), "b": (1.0, 2.0), "c": (2.0, 1.0), "d": (2.0, 1.0)}, ["a", "b", "c", "d"]),
+        ({"a": (2.0, 2.0), "b": (2.0, 2.0), "c": (1.0, 1.0)}, ["c"]),
+        # Three coordinates: b loses both pairs with the first one, and wins the third.
+        ({"a": (1.0, 1.0, 5.0), "b": (2.0, 2.0, 4.0), "c": (2.0, 2.0, 6.0)}, ["a", "b"]),
+    ],
+)
+def test_pareto_set(points, front):
+    assert pareto_set(points) == front
+    assert pareto_set(dict(reversed(points.items()))) == front[::-1]
+
+
+def test_rows_are_spread_over_the_environments():
+    environment = np.array([7, 7, 7, 7, 2, 2, 5])
+    assert spread_rows(environment, 7, 3) == [0, 4, 6]
+    assert spread_rows(environment, 7, 5) == [0, 1, 4, 5, 6]
+    assert spread_rows(environment, 7, 60) == list(range(7))
+    assert spread_rows(None, 7, 2) == [0, 1]
+
+
+def test_the_grid_begins_with_the_models_own_and_is_cheaper_or_cooler():
+    own = SamplingConfig(mask_steps=4, flow_steps=4, temperature=1.5)
+    settings = grid(own)
+    assert next(iter(settings.items())) == (OWN, own)
+    assert len(set(settings.values())) == len(settings)
+    for name, chosen in settings.items():
+        assert label(own, chosen) == name
+        evaluations = chosen.flow_steps * (2 if chosen.method == "midpoint" else 1)
+        assert evaluations <= 2 * own.flow_steps, name
+        assert chosen.mask_steps <= own.mask_steps, name
+        assert chosen.temperature <= own.temperature, name
+    assert settings["flow 4 to 1"] == dataclasses.replace(own, last_flow_steps=1)
+    assert settings["mask 2, flow 1"] == dataclasses.replace(own, mask_steps=2, flow_steps=1)
+    assert settings["flow 8 euler"] == dataclasses.replace(own, flow_steps=8, method="euler")
+    # One step and one mask step leave no cheaper number, only the other method and the temperature.
+    least = SamplingConfig(mask_steps=1, flow_steps=1, method="euler", temperature=0.0)
+    assert list(grid(least).values()) == [least, dataclasses.replace(least, flow_steps=2)]
+
+
+def test_a_run_on_an_untrained_model(tmp_path, monkeypatch, capsys):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Model(CONFIG)
+        # The head's last layer starts at zero: settings would not differ.
+        for p in model.dynamics.parameters():
+            p.data += 0.05 * torch.randn_like(p)
+    save_model(model, tmp_path / "tiny")
+    arguments = ["--checkpoint", tmp_path / "tiny", "--members", 3, "--limit", 4, "--rounds", 2, "--chunk", 6]
+    arguments += ["--threads", torch.get_num_threads(), "--device", "cpu", "--json", "--out", tmp_path / "a.png"]
+    monkeypatch.setattr(sys, "argv", ["pareto", *map(str, arguments)])
+    pareto.main()
+    printed = capsys.readouterr()
+    (line,) = printed.out.splitlines()
+    result = json.loads(line)
+    rows = {row["name"]: row for row in result["rows"]}
+    assert [text[: len(name)] for text, name in zip(printed.err.splitlines()[1:], rows, strict=True)] == list(rows)
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    assert rows.keys() == grid(CONFIG.sampling).keys()
+    assert (result["num_trajectories"], result["timed_trajectories"], result["members"]) == (4, 2, 3)
+    assert result["machine"]["threads"] == result["threads"]
+
+    model, data = load_model(tmp_path / "tiny"), read(PRETRAINED / "combined-test-in.h5")
+    for name in (OWN, "flow 2 to 1", "mask 1, flow 1"):
+        case = Case(members=3, chunk=6, settings=SamplingConfig(**rows[name]["sampling"]))
+        expected = Scores()
+        for part, samples in ensembles(model, data, case, rows=[0, 1, 10, 20]):
+            expected.update(samples, data.u[part, 3:20])
+        for key in ("rel_l2", "crps", "spread_skill"):
+            assert rows[name][key] == pytest.approx(expected.result()[key], rel=1e-6)
+    assert rows[OWN]["crps"] != rows["flow 2 to 1"]["crps"] != rows["mask 1, flow 1"]["crps"]
+
+    # The temperature changes no work: one time for all of them.
+    assert rows["temperature 0"]["seconds_per_member"] == rows[OWN]["seconds_per_member"]
+    assert rows[OWN]["speedup"] == 1.0
+    for error, front in result["pareto"].items():
+        points = {name: (row["seconds_per_member"], row[error]) for name, row in rows.items()}
+        assert front == pareto_set(points)
+        assert min(points, key=lambda name: points[name][::-1]) in front
