@@ -45,4 +45,15 @@ ENMA_HOST_DEVICE NormalPair philox_normal_pair(std::uint32_t w0, std::uint32_t w
     return {static_cast<float>(radius * std::cos(angle)), static_cast<float>(radius * std::sin(angle))};
 }
 
+// Normals of the `channels` of one token; `counter.w0` is the first block of four.
+ENMA_HOST_DEVICE void philox_token_normals(PhiloxWords counter, std::uint32_t k0, std::uint32_t k1, int channels,
+                                           float* out) {
+    for (int c = 0; c < channels; c += 4, ++counter.w0) {
+        const PhiloxWords w = philox_4x32(counter, k0, k1);
+        const NormalPair low = philox_normal_pair(w.w0, w.w1), high = philox_normal_pair(w.w2, w.w3);
+        const float block[4] = {low.first, low.second, high.first, high.second};
+        for (int j = 0; j < 4 && c + j < channels; ++j) out[c + j] = block[j];
+    }
+}
+
 }  // namespace enma

@@ -79,6 +79,8 @@ Tensor run(
     }
     Tensor out = at::empty(q.sizes(), q.options());
     g.out = out.mutable_data_ptr();
+    g.out_token_stride = g.head_dim, g.out_head_stride = g.tokens * g.head_dim;
+    g.out_batch_stride = g.heads * g.out_head_stride;
     pybind11::gil_scoped_release released;
     frame_attention(g, with);
     return out;

@@ -7,6 +7,7 @@ import importlib
 import torch
 
 from ._backend import best as best
+from ._backend import choose as choose
 
 OPERATORS = (
     "point_attention",

@@ -36,10 +36,16 @@ def run(
     the work is divided among them, ``rows``, ``columns``, or by size. `isa` is an instruction set by name, the best by
     default.
     """
-    packed = plan.packed.get("native")
-    if packed is None:
-        packed = plan.packed["native"] = pack(plan)
-    return packed.run(c_MD, noise_MC, threads=threads or torch.get_num_threads(), isa=isa, division=division)
+    threads = threads or torch.get_num_threads()
+    return packed(plan).run(c_MD, noise_MC, threads=threads, isa=isa, division=division)
+
+
+def packed(plan: FlowPlan) -> Any:
+    """The plan's weights as the kernels read them, packed once."""
+    found = plan.packed.get("native")
+    if found is None:
+        found = plan.packed["native"] = pack(plan)
+    return found
 
 
 def pack(plan: FlowPlan) -> Any:

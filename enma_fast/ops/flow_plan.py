@@ -6,9 +6,11 @@ step, one per Euler step).
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -51,3 +53,18 @@ class FlowPlan:
     moves: tuple[float, ...]  # step h_k of each evaluation, from where its step started
     moves_per_step: int  # 1 Euler, 2 midpoint
     packed: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    def to(self, dtype: torch.dtype) -> FlowPlan:
+        """The same plan with all weights in another dtype; nothing is packed."""
+        return dataclasses.replace(
+            self, weights=_converted(self.weights, dtype), time_RW=self.time_RW.to(dtype), packed={}
+        )
+
+
+def _converted(weights: Any, dtype: torch.dtype) -> Any:
+    if isinstance(weights, Tensor):
+        return weights.to(dtype)
+    if isinstance(weights, tuple):
+        return tuple(_converted(part, dtype) for part in weights)
+    fields = dataclasses.fields(weights)
+    return type(weights)(**{f.name: _converted(getattr(weights, f.name), dtype) for f in fields})

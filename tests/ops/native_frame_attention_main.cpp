@@ -49,6 +49,7 @@ bool check(Isa isa, bool bf16, int64_t B, int64_t G, int64_t N, int64_t S, int64
     g.parts[1] = {cache_k.rows(bf16, H, S, K), cache_v.rows(bf16, H, S, K), S, 1};
     g.parts[2] = {k.rows(bf16, H, N, K), v.rows(bf16, H, N, K), N, 1};
     g.out = bf16 ? static_cast<void*>(out_halves.data()) : out.data();
+    g.out_token_stride = K, g.out_head_stride = N * K, g.out_batch_stride = H * N * K;
     frame_attention(g, isa);
     double worst = 0;
     for (int64_t b = 0; b < B; ++b) {

@@ -12,27 +12,31 @@ namespace {
 // them and modulations once for many evaluations; measured, docs/experiments.md.
 constexpr int ROWS_ALONE_FULL = 12;
 constexpr int ROWS_ALONE_BF16 = 8;
-// Rows that share the columns at a time.
-constexpr int ROWS_TOGETHER = 32;
 
 std::size_t pages(std::size_t bytes) { return (bytes + 4095) / 4096 * 4096; }
 
-// Work space of one thread for `rows` rows; inputs of products take at most the size of a float.
-std::size_t own_bytes(const FlowHeadView& head, int rows) {
+}  // namespace
+
+// Inputs of products take at most the size of a float.
+std::size_t flow_head_own_bytes(const FlowHeadView& head, int rows) {
     const std::ptrdiff_t widest = std::max(row_stride(head.width), row_stride(head.condition_width));
     const std::size_t floats = 6 * row_stride(head.width) + widest + 3 * row_stride(head.channels) + 2;
     return pages(GEMM_SCRATCH + (rows + 16) * floats * sizeof(float));
 }
 
-std::size_t shared_bytes(const FlowHeadView& head, int rows) {
+std::size_t flow_head_shared_bytes(const FlowHeadView& head, int rows) {
     const int together = std::min(head.evaluations, GEMM_ROWS / rows);
     const std::size_t lines = 4 * rows + static_cast<std::size_t>(together) * rows * (3 * head.layers + 3);
     return pages((lines + 16) * row_stride(head.width) * sizeof(float));
 }
 
-}  // namespace
+bool flow_head_shares_columns(const FlowHeadView& head, std::int64_t rows, int threads) {
+    return rows < (head.bf16 ? ROWS_ALONE_BF16 : ROWS_ALONE_FULL) * std::int64_t{threads};
+}
 
-void wait(const Member& member) { member.barrier->wait(member.threads); }
+void wait(const Member& member) {
+    if (member.threads > 1) member.barrier->wait(member.threads);
+}
 
 FlowHead::FlowHead(const FlowHeadWeights& weights) {
     const int w = weights.width, layers = static_cast<int>(weights.blocks.size());
@@ -102,15 +106,14 @@ void FlowHead::run(const FlowHeadCall& call, int threads, Isa isa, Division divi
     const Kernels& run = kernels(isa);
     threads = std::max(threads, 1);
     if (division == Division::automatic) {
-        const std::int64_t alone = view_.bf16 ? ROWS_ALONE_BF16 : ROWS_ALONE_FULL;
-        division = call.rows < alone * threads ? Division::columns : Division::rows;
+        division = flow_head_shares_columns(view_, call.rows, threads) ? Division::columns : Division::rows;
     }
     if (division == Division::columns) {
         threads = std::min(threads, (view_.width + PANEL - 1) / PANEL);
-        const std::int64_t tiles = (call.rows + ROWS_TOGETHER - 1) / ROWS_TOGETHER;
+        const std::int64_t tiles = (call.rows + FLOW_HEAD_TOGETHER - 1) / FLOW_HEAD_TOGETHER;
         const int most = static_cast<int>((call.rows + tiles - 1) / tiles);
-        const std::size_t own = own_bytes(view_, most);
-        const Scratch scratch(shared_bytes(view_, most) + own * threads);
+        const std::size_t own = flow_head_own_bytes(view_, most);
+        const Scratch scratch(flow_head_shared_bytes(view_, most) + own * threads);
         Barrier barrier;
         parallel(threads, [&](int thread, int group) {
             const Member member{thread, group, &barrier};
@@ -126,7 +129,7 @@ void FlowHead::run(const FlowHeadCall& call, int threads, Isa isa, Division divi
     std::int64_t tiles = (call.rows + TILE - 1) / TILE;
     if (tiles < 4 * threads) tiles = (tiles + threads - 1) / threads * threads;
     const int most = static_cast<int>((call.rows + tiles - 1) / tiles);
-    const std::size_t own = own_bytes(view_, most);
+    const std::size_t own = flow_head_own_bytes(view_, most);
     const Scratch scratch(own * threads);
     std::atomic<std::int64_t> next{0};
     parallel(threads, [&](int thread, int) {

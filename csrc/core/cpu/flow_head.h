@@ -61,6 +61,15 @@ struct FlowHeadWeights {
 // How the work is divided; `automatic` picks by the number of rows. Results do not depend on it.
 enum class Division { automatic, rows, columns };
 
+// Rows that share the columns at a time.
+constexpr int FLOW_HEAD_TOGETHER = 32;
+
+// Bytes of work space of one thread, and of what threads that share the columns have in common, for `rows` rows.
+std::size_t flow_head_own_bytes(const FlowHeadView& head, int rows);
+std::size_t flow_head_shared_bytes(const FlowHeadView& head, int rows);
+// Whether so few rows are better served by threads that share the columns.
+bool flow_head_shares_columns(const FlowHeadView& head, std::int64_t rows, int threads);
+
 class FlowHead {
    public:
     explicit FlowHead(const FlowHeadWeights& weights);
@@ -71,6 +80,7 @@ class FlowHead {
     void run(const FlowHeadCall& call, int threads, Isa isa, Division division = Division::automatic) const;
 
     const FlowHeadView& view() const { return view_; }
+    std::size_t bytes() const { return packed_.size(); }
 
    private:
     Buffer packed_;

@@ -6,8 +6,6 @@
 
 namespace enma {
 
-void wait(const Member& member);
-
 namespace {
 
 constexpr float NORM_EPS = 1e-6f;

@@ -12,17 +12,17 @@ namespace {
 // Fewer products are not worth waking a thread.
 constexpr int64_t PRODUCTS_PER_THREAD = 400000;
 
-const FrameAttentionKernels& kernels_of(Isa isa) {
+}  // namespace
+
+const FrameAttentionKernels& frame_attention_kernels(Isa isa) {
     return kernels_for(
         isa, frame_attention_portable(), frame_attention_avx2(), frame_attention_avx512(), frame_attention_emulated()
     );
 }
 
-}  // namespace
-
 void frame_attention(const FrameAttention& g, Isa isa) {
     if (g.batch * g.heads * g.tokens == 0) return;
-    const FrameAttentionKernels& kernels = kernels_of(isa);
+    const FrameAttentionKernels& kernels = frame_attention_kernels(isa);
     const int64_t queries = kernels.queries(g.tokens);
     const int64_t blocks = (g.tokens + queries - 1) / queries;
     const int64_t tasks = g.batch * g.heads * blocks;

@@ -25,7 +25,8 @@ struct FrameAttention {
     int64_t batch, heads, tokens, head_dim;
     AttentionRows q;
     AttentionPart parts[3];  // prefix, cache, own; a part may be empty, not all of them
-    void* out;               // [batch, heads, tokens, head_dim] without gaps
+    void* out;
+    int64_t out_batch_stride, out_head_stride, out_token_stride;
     int threads;
 };
 
@@ -39,6 +40,8 @@ struct FrameAttentionKernels {
     int64_t (*queries)(int64_t tokens);
     void (*attend)(const FrameAttention&, int64_t b, int64_t h, int64_t first, float* work);
 };
+
+const FrameAttentionKernels& frame_attention_kernels(Isa isa);
 
 // Widest vectors times two, and a step of keys.
 constexpr int64_t MAX_QUERIES = 32, MAX_KEY_STEP = 12;

@@ -162,10 +162,10 @@ void attend(const FrameAttention& g, int64_t b, int64_t h, int64_t first, float*
             store(p, load(p, All{}) / sum[v], All{});
         }
     }
-    T* to = static_cast<T*>(g.out) + ((b * g.heads + h) * g.tokens + first) * K;
+    T* to = static_cast<T*>(g.out) + b * g.out_batch_stride + h * g.out_head_stride + first * g.out_token_stride;
     for (int64_t n = 0; n < count; ++n) {
         for (int64_t c = 0; c < K; ++c) tile[c] = out[c * QUERIES + n];
-        each(K, [&](int64_t i, auto part) { store(to + n * K + i, load(tile + i, part), part); });
+        each(K, [&](int64_t i, auto part) { store(to + n * g.out_token_stride + i, load(tile + i, part), part); });
     }
 }
 

@@ -59,6 +59,10 @@ void linear(const LinearCall& call, int threads, Isa isa);
 class Barrier;
 struct FlowHeadView;
 struct FlowHeadCall;
+struct SamplerView;
+struct SamplerState;
+struct CausalTask;
+struct MaskTask;
 
 // Part of a call that one thread computes alone.
 struct LinearTask {
@@ -75,6 +79,9 @@ struct Member {
     Barrier* barrier;
 };
 
+// For the others of the group; alone, at once.
+void wait(const Member& member);
+
 struct Kernels {
     void (*linear)(const LinearCall& call, const LinearTask& task, char* scratch);
     // All steps of a tile of rows, alone: modulations are recomputed and never stored.
@@ -83,6 +90,15 @@ struct Kernels {
     // All steps of a few rows by a group of threads that share the columns; modulations of many evaluations at once.
     void (*flow_head_columns)(const FlowHeadView& head, const FlowHeadCall& call, std::int64_t row, int rows,
                               const Member& member, char* shared, char* scratch);
+    // Parts of a sampler's frame by a team of threads; see sampler.h.
+    void (*causal_frame)(const SamplerView& model, const SamplerState& state, const CausalTask& task,
+                         const Member& member, char* shared, char* scratch);
+    void (*mask_step)(const SamplerView& model, const SamplerState& state, const MaskTask& task, const Member& member,
+                      char* shared, char* scratch);
+    // Moments of conditions [begin, end).
+    void (*moments)(const SamplerView& model, const SamplerState& state, int begin, int end, char* scratch);
+    // Whether inputs of products over bf16 weights are bf16.
+    bool halves;
 };
 
 const Kernels& kernels(Isa isa);

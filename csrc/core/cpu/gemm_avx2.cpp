@@ -1,5 +1,5 @@
 // AVX2 and FMA. Headers with inline functions come before the target pragma, see gemm_kernels.h.
-#include "core/cpu/flow_head.h"
+#include "core/cpu/sampler.h"
 
 #ifdef ENMA_X86_KERNELS
 
@@ -9,7 +9,7 @@
 // Else GCC keeps one of twelve sums in memory where bf16 weights meet three rows, which is a third slower.
 #pragma GCC optimize("no-tree-coalesce-vars")
 
-#include "core/cpu/flow_head_kernels.h"
+#include "core/cpu/sampler_kernels.h"
 
 namespace enma {
 namespace {
@@ -72,8 +72,7 @@ struct Vector {
 
 }  // namespace
 
-const Kernels kernels_avx2 = {any_linear<Vector, Widened>, flow_head_rows<Vector, Widened>,
-                              flow_head_columns<Vector, Widened>};
+const Kernels kernels_avx2 = kernels_with<Vector, Widened>();
 
 }  // namespace enma
 

@@ -1,6 +1,6 @@
 // AVX-512 without BF16: weights in bf16 are widened. Headers with inline functions come before the target pragma, see
 // gemm_kernels.h.
-#include "core/cpu/flow_head.h"
+#include "core/cpu/sampler.h"
 
 #ifdef ENMA_X86_KERNELS
 
@@ -10,13 +10,12 @@
 // Fewer sums in memory where bf16 weights are widened.
 #pragma GCC optimize("no-tree-coalesce-vars")
 
-#include "core/cpu/flow_head_kernels.h"
+#include "core/cpu/sampler_kernels.h"
 #include "core/cpu/gemm_avx512_vector.h"
 
 namespace enma {
 
-const Kernels kernels_avx512 = {any_linear<Avx512, Widened>, flow_head_rows<Avx512, Widened>,
-                                flow_head_columns<Avx512, Widened>};
+const Kernels kernels_avx512 = kernels_with<Avx512, Widened>();
 
 }  // namespace enma
 

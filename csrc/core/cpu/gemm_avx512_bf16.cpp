@@ -1,6 +1,6 @@
 // AVX-512 with BF16: where weights are in bf16, inputs are rounded to bf16 too. Headers with inline functions come
 // before the target pragma, see gemm_kernels.h.
-#include "core/cpu/flow_head.h"
+#include "core/cpu/sampler.h"
 
 #ifdef ENMA_X86_KERNELS
 
@@ -8,7 +8,7 @@
 
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma")
 
-#include "core/cpu/flow_head_kernels.h"
+#include "core/cpu/sampler_kernels.h"
 #include "core/cpu/gemm_avx512_vector.h"
 
 namespace enma {
@@ -32,8 +32,7 @@ struct Vector : Avx512 {
 
 }  // namespace
 
-const Kernels kernels_avx512_bf16 = {any_linear<Vector, Paired>, flow_head_rows<Vector, Paired>,
-                                     flow_head_columns<Vector, Paired>};
+const Kernels kernels_avx512_bf16 = kernels_with<Vector, Paired>();
 
 }  // namespace enma
 

@@ -1,13 +1,13 @@
 // The kernels of AVX-512 and AVX-512 BF16 on vectors emulated one number at a time, so that machines without can test
 // them.
-#include "core/cpu/flow_head.h"
+#include "core/cpu/sampler.h"
 
 // Small and slow: full optimisation takes a minute and half a megabyte.
 #pragma GCC optimize("O1")
 #ifndef ENMA_SMALL
 #define ENMA_SMALL
 #endif
-#include "core/cpu/flow_head_kernels.h"
+#include "core/cpu/sampler_kernels.h"
 
 namespace enma {
 namespace {
@@ -115,9 +115,7 @@ struct Emulated {
 
 }  // namespace
 
-const Kernels kernels_emulated_avx512 = {any_linear<Emulated, Widened>, flow_head_rows<Emulated, Widened>,
-                                         flow_head_columns<Emulated, Widened>};
-const Kernels kernels_emulated_avx512_bf16 = {any_linear<Emulated, Paired>, flow_head_rows<Emulated, Paired>,
-                                              flow_head_columns<Emulated, Paired>};
+const Kernels kernels_emulated_avx512 = kernels_with<Emulated, Widened>();
+const Kernels kernels_emulated_avx512_bf16 = kernels_with<Emulated, Paired>();
 
 }  // namespace enma

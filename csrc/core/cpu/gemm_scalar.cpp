@@ -1,6 +1,6 @@
 // What every processor has: on x86-64 vectors of four floats, and no fused multiply-add.
-#include "core/cpu/flow_head.h"
-#include "core/cpu/flow_head_kernels.h"
+#include "core/cpu/sampler.h"
+#include "core/cpu/sampler_kernels.h"
 
 namespace enma {
 namespace {
@@ -52,7 +52,6 @@ struct Vector {
 
 }  // namespace
 
-const Kernels kernels_scalar = {any_linear<Vector, Widened>, flow_head_rows<Vector, Widened>,
-                                flow_head_columns<Vector, Widened>};
+const Kernels kernels_scalar = kernels_with<Vector, Widened>();
 
 }  // namespace enma

@@ -1,7 +1,5 @@
 #include "core/cpu/philox_normal.h"
 
-#include <algorithm>
-
 #include "core/philox.h"
 
 namespace enma {
@@ -26,15 +24,9 @@ void philox_normal(const PhiloxNormalArguments& arguments, float* out) {
         const std::int64_t token =
             arguments.tokens[b * arguments.token_stride_member + m * arguments.token_stride_place];
         const std::uint32_t k0 = word_of(arguments.seed, b), k1 = word_of(arguments.members, b);
-        PhiloxWords counter{0, static_cast<std::uint32_t>(token), word_of(arguments.mask_step, b),
-                            word_of(arguments.frame, b)};
-        float* const normals = out + row * C;
-        for (std::int64_t c = 0; c < C; c += 4, ++counter.w0) {
-            const PhiloxWords w = philox_4x32(counter, k0, k1);
-            const NormalPair low = philox_normal_pair(w.w0, w.w1), high = philox_normal_pair(w.w2, w.w3);
-            const float block[4] = {low.first, low.second, high.first, high.second};
-            std::copy_n(block, std::min<std::int64_t>(4, C - c), normals + c);
-        }
+        const PhiloxWords counter{0, static_cast<std::uint32_t>(token), word_of(arguments.mask_step, b),
+                                  word_of(arguments.frame, b)};
+        philox_token_normals(counter, k0, k1, static_cast<int>(C), out + row * C);
     }
 }
 

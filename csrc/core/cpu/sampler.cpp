@@ -1,0 +1,443 @@
+#include "core/cpu/sampler.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <numeric>
+
+#include "core/philox.h"
+
+namespace enma {
+
+namespace {
+
+// Rows of a product that one thread carries at a time, if it carries whole members: activations stay in its
+// second-level cache, and weights pass through it once for all of them.
+constexpr int ROWS_AT_A_TIME = 128;
+// Tokens of a flow-matching head's call.
+constexpr int FLOW_ROWS = TILE;
+// Mask step of the words that order tokens; enma_fast/noise.py.
+constexpr std::uint32_t ORDER_STEP = 0xFFFFFFFFu;
+
+std::size_t lines(std::size_t bytes) { return (bytes + 63) / 64 * 64; }
+std::size_t pages(std::size_t bytes) { return (bytes + 4095) / 4096 * 4096; }
+
+// Hands out parts of a piece of memory; without one, counts.
+class Allocator {
+   public:
+    explicit Allocator(char* memory) : memory_(memory) {}
+    template <class T>
+    T* take(std::size_t count) {
+        char* part = memory_ == nullptr ? nullptr : memory_ + used_;
+        used_ += lines(count * sizeof(T));
+        return reinterpret_cast<T*>(part);
+    }
+    std::size_t used() const { return used_; }
+
+   private:
+    char* memory_;
+    std::size_t used_ = 0;
+};
+
+// Packs weights one after the other; the first pass counts, the second packs.
+class Packer {
+   public:
+    Packer(Allocator& memory, bool bf16, bool write) : memory_(memory), bf16_(bf16), write_(write) {}
+
+    // Rows [part n, (part + 1) n) of a weight [.., k].
+    LinearView linear(const void* weight, const void* bias, int part, int n, int k) {
+        char* packed = memory_.take<char>(packed_bytes(n, k, bf16_));
+        if (!write_) return {};
+        const std::ptrdiff_t size = bf16_ ? 2 : 4;
+        const char* rows = static_cast<const char*>(weight) + size * part * n * k;
+        const char* biases = bias == nullptr ? nullptr : static_cast<const char*>(bias) + size * part * n;
+        pack_linear(rows, k, biases, n, k, bf16_, packed);
+        return view_linear(packed, n, k, bf16_);
+    }
+
+    // A vector in fp32, zero beyond its end.
+    const float* vector(const void* values, int n) { return rows(values, 1, n, bf16_); }
+
+    const float* rows(const void* values, int count, int n, bool bf16) {
+        const std::ptrdiff_t stride = row_stride(n);
+        float* out = memory_.take<float>(count * stride);
+        if (!write_) return nullptr;
+        std::memset(out, 0, count * stride * sizeof(float));
+        for (int i = 0; i < count; ++i) {
+            for (int j = 0; j < n; ++j) {
+                const std::ptrdiff_t at = static_cast<std::ptrdiff_t>(i) * n + j;
+                float value;
+                if (bf16) {
+                    const std::uint32_t bits = std::uint32_t{static_cast<const std::uint16_t*>(values)[at]} << 16;
+                    std::memcpy(&value, &bits, sizeof value);
+                } else {
+                    value = static_cast<const float*>(values)[at];
+                }
+                out[i * stride + j] = value;
+            }
+        }
+        return out;
+    }
+
+    // Plain fp32 numbers without gaps.
+    const float* table(const float* values, std::size_t count) {
+        float* out = memory_.take<float>(count);
+        if (write_) std::memcpy(out, values, count * sizeof(float));
+        return out;
+    }
+
+   private:
+    Allocator& memory_;
+    bool bf16_;
+    bool write_;
+};
+
+// Pieces of at most `most` of `count` things; where each thread gets few of them, all get as many.
+int even_items(int count, int most, int threads) {
+    const int items = (count + most - 1) / most;
+    return items < 4 * threads ? std::min(count, (items + threads - 1) / threads * threads) : items;
+}
+
+std::vector<BlockView> pack_blocks(Packer& pack, const std::vector<BlockWeights>& blocks, int width, int heads,
+                                   int hidden) {
+    std::vector<BlockView> views;
+    for (const BlockWeights& block : blocks) {
+        BlockView& view = views.emplace_back();
+        view.norm_1 = pack.vector(block.norm_1, width);
+        view.q = pack.linear(block.qkv, nullptr, 0, width, width);
+        view.k = pack.linear(block.qkv, nullptr, 1, width, width);
+        view.v = pack.linear(block.qkv, nullptr, 2, width, width);
+        view.q_norm = pack.vector(block.q_norm, width / heads);
+        view.k_norm = pack.vector(block.k_norm, width / heads);
+        view.out = pack.linear(block.out, nullptr, 0, width, width);
+        view.norm_2 = pack.vector(block.norm_2, width);
+        view.gate = pack.linear(block.gate_up, nullptr, 0, hidden, width);
+        view.up = pack.linear(block.gate_up, nullptr, 1, hidden, width);
+        view.down = pack.linear(block.down, nullptr, 0, width, hidden);
+    }
+    return views;
+}
+
+float softplus(float x) { return x > 20.0f ? x : std::log1p(std::exp(x)); }
+
+}  // namespace
+
+Sampler::Sampler(const SamplerWeights& w) {
+    SamplerView& v = view_;
+    v.tokens = w.tokens;
+    v.channels = w.channels;
+    v.width = w.width;
+    v.heads = w.heads;
+    v.head_dim = w.width / w.heads;
+    v.hidden = w.hidden;
+    v.bf16 = w.bf16;
+    v.concat = w.concat;
+    v.scale_shift = w.narrow != nullptr;
+    v.residual = w.moments_weight != nullptr;
+    v.masked_rows = w.tokens * (w.concat ? 2 : 1);
+    v.head_unit = PANEL / std::gcd(PANEL, v.head_dim);
+    v.head_columns = std::max(SAMPLER_COLUMNS, v.head_unit * v.head_dim);
+    v.input_stride = std::max({row_stride(w.width), row_stride(w.channels), row_stride(w.rank)});
+    v.rotary_frames = w.rotary_frames;
+    const int D = w.width, C = w.channels, N = w.tokens, half = v.head_dim / 2;
+    const auto fill = [&](bool write) {
+        Allocator memory(write ? packed_.data() : nullptr);
+        Packer pack(memory, w.bf16, write);
+        // In the order of use.
+        v.embed = pack.linear(w.embed_weight, w.embed_bias, 0, D, C);
+        v.start = pack.rows(w.start, 2, D, w.bf16);
+        v.places = w.places == nullptr ? nullptr : pack.rows(w.places, N, D, false);
+        v.masked_places = v.places;
+        causal_ = pack_blocks(pack, w.causal, D, w.heads, w.hidden);
+        if (v.scale_shift) {
+            v.narrow = pack.linear(w.narrow, nullptr, 0, w.rank, D);
+            v.gamma = pack.linear(w.wide_weight, w.wide_bias, 0, D, w.rank);
+            v.beta = pack.linear(w.wide_weight, w.wide_bias, 1, D, w.rank);
+        }
+        v.masked_embed = pack.linear(w.masked_embed_weight, w.masked_embed_bias, 0, D, C);
+        v.mask = pack.vector(w.mask, D);
+        masked_ = pack_blocks(pack, w.masked, D, w.heads, w.hidden);
+        v.final_norm = pack.vector(w.final_norm, D);
+        if (v.residual) {
+            v.mean = pack.linear(w.moments_weight, w.moments_bias, 0, C, D);
+            v.scale = pack.linear(w.moments_weight, w.moments_bias, 1, C, D);
+        }
+        const auto table = [&](const float* values, std::size_t rows) {
+            return values == nullptr ? nullptr : pack.table(values, rows * half);
+        };
+        const std::size_t rows = static_cast<std::size_t>(w.rotary_frames) * N;
+        v.rotary = {table(w.cosines, rows), table(w.sines, rows)};
+        v.masked_rotary = {table(w.masked_cosines, v.masked_rows), table(w.masked_sines, v.masked_rows)};
+        return memory.used();
+    };
+    packed_ = Buffer(fill(false));
+    fill(true);
+    v.causal = causal_.data();
+    v.causal_layers = static_cast<int>(causal_.size());
+    v.masked = masked_.data();
+    v.masked_layers = static_cast<int>(masked_.size());
+}
+
+// What the threads of one parallel region have in common.
+struct SamplerSession::Region {
+    Member member;
+    char* shared;
+    char* own;
+    const Kernels& run;
+};
+
+SamplerSession::SamplerSession(const Sampler& sampler, SamplerSettings settings)
+    : model_(&sampler.view()),
+      weight_bytes_(sampler.bytes()),
+      settings_(std::move(settings)),
+      group_(settings_.rows),
+      seeds_(settings_.rows),
+      members_(settings_.rows),
+      counters_(2 * settings_.counts.size() + 2) {
+    const SamplerView& m = *model_;
+    const SamplerSettings& set = settings_;
+    const int N = m.tokens, C = m.channels, most = *std::max_element(set.counts.begin(), set.counts.end());
+    const bool halves = m.bf16 && kernels(set.isa).halves;
+    const std::size_t input = halves ? 2 : 4, ld = row_stride(m.width), B = set.rows, G = set.groups;
+    state_.rows = set.rows;
+    state_.groups = set.groups;
+    state_.group = group_.data();
+    state_.attention = &frame_attention_kernels(set.isa);
+
+    const auto cache = [&](Allocator& memory, std::size_t rows, std::size_t frames) {
+        const std::ptrdiff_t value = static_cast<std::ptrdiff_t>(frames * N * ld);
+        const std::ptrdiff_t layer = static_cast<std::ptrdiff_t>(rows) * 2 * value;
+        return KeyValues{memory.take<char>(m.causal_layers * layer * input), layer, 2 * value, value,
+                         static_cast<std::ptrdiff_t>(ld)};
+    };
+    const auto caches = [&](char* to) {
+        Allocator memory(to);
+        state_.prefix = cache(memory, G, set.prefix_frames);
+        state_.own = cache(memory, B, set.own_frames);
+        return memory.used();
+    };
+    const auto buffers = [&](char* to) {
+        Allocator memory(to);
+        state_.group_h = memory.take<float>(G * N * ld);
+        state_.anchor = memory.take<float>(G * N * ld);
+        state_.h = memory.take<float>(set.own_frames == 0 ? 0 : B * N * ld);
+        state_.tokens = memory.take<float>(B * N * C);
+        state_.order = memory.take<int>(B * N);
+        state_.input = memory.take<float>(B * m.masked_rows * ld);
+        state_.first_qkv = memory.take<char>(B * m.masked_rows * 3 * ld * input);
+        state_.condition = memory.take<char>(B * most * m.width * input);
+        state_.context = memory.take<float>(m.concat ? 0 : B * N * ld);
+        state_.noise = memory.take<float>(B * most * C);
+        state_.drawn = memory.take<float>(B * most * C);
+        state_.means = memory.take<float>(m.residual ? B * most * row_stride(C) : 0);
+        state_.scales = memory.take<float>(m.residual ? B * most * row_stride(C) : 0);
+        return memory.used();
+    };
+    keys_values_bytes_ = caches(nullptr);
+    keys_values_ = Buffer(keys_values_bytes_);
+    caches(keys_values_.data());
+    buffer_bytes_ = buffers(nullptr);
+    buffers_ = Buffer(buffer_bytes_);
+    buffers(buffers_.data());
+
+    // Threads of their own pay where there are members enough to keep all of them busy alike.
+    solo_ = set.threads == 1 || set.teams == Teams::each ||
+            (set.teams == Teams::automatic && (set.rows >= 4 * set.threads || set.rows % set.threads == 0));
+    const int threads = solo_ ? set.threads : 1;
+    const auto at_a_time = [&](int rows_each) {
+        const int even = (set.rows + threads - 1) / threads;
+        return std::clamp(ROWS_AT_A_TIME / rows_each, 1, std::max(even, 1));
+    };
+    item_members_ = at_a_time(m.masked_rows);
+    causal_members_ = at_a_time(N);
+    const std::size_t rows = std::max(item_members_ * m.masked_rows, causal_members_ * N);
+    const std::size_t ldh = row_stride(m.hidden);
+    shared_bytes_ = pages(rows * ld * 8 + rows * (4 * ld + ldh) * 4 + 6 * 64);
+    const std::size_t keys = static_cast<std::size_t>(set.prefix_frames + set.own_frames + 1) * N;
+    const std::size_t work = (2 * MAX_QUERIES + 64) * MAX_HEAD_DIM +
+                             std::max(keys, static_cast<std::size_t>(m.masked_rows)) * MAX_QUERIES;
+    own_bytes_ = GEMM_SCRATCH + sizeof(float) * (GEMM_ROWS * (m.head_columns + SAMPLER_COLUMNS) +
+                                                 2 * (rows + GEMM_ROWS) * m.input_stride + work);
+    for (const FlowHead* head : set.heads) {
+        own_bytes_ = std::max(own_bytes_, flow_head_own_bytes(head->view(), FLOW_ROWS));
+        shared_bytes_ = std::max(shared_bytes_, flow_head_shared_bytes(head->view(), FLOW_HEAD_TOGETHER));
+    }
+    own_bytes_ = pages(own_bytes_ + 8 * 64);
+    // A thread with members of its own needs what a team shares for itself.
+    work_ = Buffer(shared_bytes_ + set.threads * (own_bytes_ + shared_bytes_));
+    keys_.resize(static_cast<std::size_t>(set.threads) * N);
+}
+
+void SamplerSession::reset() {
+    state_.prefix_frames = state_.own_frames = 0;
+    frame_ = 0;
+}
+
+void SamplerSession::shared_frame(int start, const float* tokens) {
+    const Kernels& run = kernels(settings_.isa);
+    Barrier barrier;
+    parallel(settings_.threads, [&](int thread, int threads) {
+        char* own = work_.data() + shared_bytes_ + thread * (own_bytes_ + shared_bytes_);
+        const Member member{thread, threads, &barrier};
+        for (int begin = 0; begin < settings_.groups; begin += causal_members_) {
+            const CausalTask task{begin, std::min(begin + causal_members_, settings_.groups), true, start, tokens,
+                                  start >= 0 ? state_.anchor : state_.group_h};
+            run.causal_frame(*model_, state_, task, member, work_.data(), own);
+        }
+    });
+    if (start >= 0) {
+        std::memcpy(state_.group_h, state_.anchor,
+                    sizeof(float) * settings_.groups * model_->tokens * row_stride(model_->width));
+    }
+    ++state_.prefix_frames;
+}
+
+void SamplerSession::start_segment(int segment) { shared_frame(segment, nullptr); }
+
+void SamplerSession::read(const float* tokens) { shared_frame(-1, tokens); }
+
+void SamplerSession::begin(const std::uint32_t* seeds, const std::uint32_t* members, const int* groups,
+                           int first_frame) {
+    std::copy_n(seeds, settings_.rows, seeds_.data());
+    std::copy_n(members, settings_.rows, members_.data());
+    std::copy_n(groups, settings_.rows, group_.data());
+    state_.own_frames = 0;
+    frame_ = first_frame;
+}
+
+void SamplerSession::order_row(int row, std::uint64_t* keys) {
+    const int N = model_->tokens;
+    for (int n = 0; n < N; ++n) {
+        const PhiloxWords counter{0, static_cast<std::uint32_t>(n), ORDER_STEP, static_cast<std::uint32_t>(frame_)};
+        const std::uint64_t word = philox_4x32(counter, seeds_[row], members_[row]).w0;
+        // Equal words stay in the order of their index.
+        keys[n] = word << 32 | static_cast<std::uint32_t>(n);
+    }
+    std::sort(keys, keys + N);
+    for (int n = 0; n < N; ++n) state_.order[row * N + n] = static_cast<int>(keys[n] & 0xFFFFFFFFu);
+}
+
+void SamplerSession::draw_noise(int row, int step, int done, int count) {
+    const int N = model_->tokens, C = model_->channels;
+    for (int i = 0; i < count; ++i) {
+        const int token = state_.order[row * N + done + i];
+        const PhiloxWords counter{0, static_cast<std::uint32_t>(token), static_cast<std::uint32_t>(step),
+                                  static_cast<std::uint32_t>(frame_)};
+        float* out = state_.noise + (static_cast<std::ptrdiff_t>(row) * count + i) * C;
+        philox_token_normals(counter, seeds_[row], members_[row], C, out);
+        for (int c = 0; c < C; ++c) out[c] *= settings_.temperature;
+    }
+}
+
+// Tokens from what the flow made of the noise of conditions [begin, end).
+void SamplerSession::decide_rows(int begin, int end, int done, int count) {
+    const int N = model_->tokens, C = model_->channels;
+    const float shift = std::log(std::exp(1.0f) - 1.0f);
+    const std::ptrdiff_t ldc = row_stride(C);
+    for (int i = begin; i < end; ++i) {
+        const int row = i / count, token = state_.order[row * N + done + i % count];
+        float* to = state_.tokens + (static_cast<std::ptrdiff_t>(row) * N + token) * C;
+        for (int c = 0; c < C; ++c) {
+            float z = state_.drawn[static_cast<std::ptrdiff_t>(i) * C + c];
+            if (model_->residual) {
+                const float scale = softplus(state_.scales[i * ldc + c] + shift) + 1e-3f;
+                z = state_.means[i * ldc + c] + scale * z;
+            }
+            to[c] = z;
+        }
+    }
+}
+
+// The flow-matching head for the tokens of a mask step, whatever rows they belong to.
+void SamplerSession::decide(const Region& region, int step, int done, int count) {
+    const FlowHeadView& head = settings_.heads[step]->view();
+    const int total = settings_.rows * count;
+    const FlowHeadCall call{state_.condition, model_->bf16 && region.run.halves, state_.noise, state_.drawn, total};
+    const Member& member = region.member;
+    if (flow_head_shares_columns(head, total, member.threads)) {
+        const int begin = static_cast<int>(std::int64_t{settings_.rows} * member.thread / member.threads);
+        const int end = static_cast<int>(std::int64_t{settings_.rows} * (member.thread + 1) / member.threads);
+        for (int row = begin; row < end; ++row) draw_noise(row, step, done, count);
+        wait(member);
+        for (int row = 0; row < total; row += FLOW_HEAD_TOGETHER) {
+            region.run.flow_head_columns(head, call, row, std::min(FLOW_HEAD_TOGETHER, total - row), member,
+                                         work_.data(), region.own);
+        }
+        if (model_->residual && begin < end) region.run.moments(*model_, state_, begin * count, end * count, region.own);
+        decide_rows(begin * count, end * count, done, count);
+        return;
+    }
+    // Whole members at a time, so that their noise is drawn once.
+    const int items = even_items(settings_.rows, std::max(1, FLOW_ROWS / count), member.threads);
+    std::atomic<int>& next = counters_[2 * step + 1];
+    for (int item = next++; item < items; item = next++) {
+        const int first = static_cast<int>(std::int64_t{settings_.rows} * item / items);
+        const int last = static_cast<int>(std::int64_t{settings_.rows} * (item + 1) / items);
+        for (int row = first; row < last; ++row) draw_noise(row, step, done, count);
+        for (int row = first * count; row < last * count; row += FLOW_ROWS) {
+            region.run.flow_head_rows(head, call, row, std::min(FLOW_ROWS, last * count - row), region.own);
+        }
+        if (model_->residual) region.run.moments(*model_, state_, first * count, last * count, region.own);
+        decide_rows(first * count, last * count, done, count);
+    }
+}
+
+void SamplerSession::frame(float* out, bool last) {
+    const Kernels& run = kernels(settings_.isa);
+    const SamplerView& m = *model_;
+    const int rows = settings_.rows, steps = static_cast<int>(settings_.counts.size());
+    const bool first = frame_ == 0;
+    for (std::atomic<int>& counter : counters_) counter.store(0, std::memory_order_relaxed);
+    Barrier barrier;
+    parallel(settings_.threads, [&](int thread, int threads) {
+        char* own = work_.data() + shared_bytes_ + thread * (own_bytes_ + shared_bytes_);
+        const Region region{{thread, threads, &barrier}, work_.data(), own, run};
+        const Member team = solo_ ? Member{0, 1, &barrier} : region.member;
+        char* shared = solo_ ? own + own_bytes_ : work_.data();
+        // Items of `each` members: claimed one by one by threads with members of their own, else all of them by all.
+        const auto share_out = [&](std::atomic<int>& next, int each, const auto& body) {
+            const int items = even_items(rows, each, solo_ ? threads : 1);
+            int item = solo_ ? next++ : 0;
+            while (item < items) {
+                body(static_cast<int>(std::int64_t{rows} * item / items),
+                     static_cast<int>(std::int64_t{rows} * (item + 1) / items));
+                item = solo_ ? next++ : item + 1;
+            }
+        };
+        for (int row = rows * thread / threads; row < rows * (thread + 1) / threads; ++row) {
+            order_row(row, keys_.data() + static_cast<std::ptrdiff_t>(thread) * m.tokens);
+        }
+        wait(region.member);
+        int done = 0;
+        for (int step = 0; step < steps; ++step) {
+            const int count = settings_.counts[step];
+            share_out(counters_[2 * step], item_members_, [&](int begin, int end) {
+                const MaskTask task{begin, end, step, first, done, step == 0 ? 0 : settings_.counts[step - 1], count};
+                run.mask_step(m, state_, task, team, shared, own);
+            });
+            wait(region.member);
+            decide(region, step, done, count);
+            wait(region.member);
+            done += count;
+        }
+        if (last) return;
+        share_out(counters_[2 * steps], causal_members_, [&](int begin, int end) {
+            const CausalTask task{begin, end, false, -1, state_.tokens, state_.h};
+            run.causal_frame(m, state_, task, team, shared, own);
+        });
+    });
+    std::memcpy(out, state_.tokens, sizeof(float) * rows * m.tokens * m.channels);
+    ++frame_;
+    if (!last) ++state_.own_frames;
+}
+
+SamplerPlan SamplerSession::plan() const {
+    std::size_t heads = 0;
+    for (std::size_t i = 0; i < settings_.heads.size(); ++i) {
+        const auto end = settings_.heads.begin() + static_cast<std::ptrdiff_t>(i);
+        if (std::find(settings_.heads.begin(), end, settings_.heads[i]) == end) heads += settings_.heads[i]->bytes();
+    }
+    return {weight_bytes_ + heads, keys_values_bytes_, buffer_bytes_, work_.size()};
+}
+
+}  // namespace enma

@@ -1,0 +1,255 @@
+#include "core/cpu/sampler.h"
+
+#include <ATen/ATen.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include <limits>
+#include <map>
+#include <memory>
+#include <numeric>
+#include <string>
+#include <vector>
+
+#include "core/cpu/dispatch.h"
+
+namespace enma {
+
+namespace {
+
+using at::Tensor;
+using Parameters = std::map<std::string, Tensor>;
+
+// Parameters of a Dynamics by their plain names, all of one dtype; remembers them while they are read.
+class Reader {
+   public:
+    explicit Reader(const Parameters& parameters) : parameters_(parameters) {
+        type_ = find("temporal.embed.weight").scalar_type();
+        TORCH_CHECK_VALUE(type_ == at::kFloat || type_ == at::kBFloat16, "sampler: weights are ", type_,
+                          "; expected float32 or bfloat16");
+    }
+
+    bool bf16() const { return type_ == at::kBFloat16; }
+    bool has(const std::string& name) const { return parameters_.count(name) != 0; }
+    int64_t size(const std::string& name, int dim) const { return find(name).size(dim); }
+
+    const void* take(const std::string& name, std::vector<int64_t> shape) const {
+        const Tensor& tensor = find(name);
+        TORCH_CHECK_VALUE(tensor.device().is_cpu() && tensor.scalar_type() == type_ && tensor.is_contiguous() &&
+                              tensor.sizes() == c10::IntArrayRef(shape),
+                          "sampler: ", name, " is ", tensor.scalar_type(), " ", tensor.sizes(), " on ",
+                          tensor.device(), "; expected contiguous ", type_, " ", c10::IntArrayRef(shape), " on cpu");
+        return tensor.const_data_ptr();
+    }
+
+    std::vector<BlockWeights> blocks(const std::string& prefix, int64_t width, int64_t heads, int64_t hidden) const {
+        std::vector<BlockWeights> found;
+        for (int i = 0;; ++i) {
+            const std::string name = prefix + ".blocks." + std::to_string(i) + ".";
+            if (!has(name + "norm_1.weight")) break;
+            BlockWeights& block = found.emplace_back();
+            block.norm_1 = take(name + "norm_1.weight", {width});
+            block.qkv = take(name + "attention.qkv.weight", {3 * width, width});
+            block.q_norm = take(name + "attention.q_norm.weight", {width / heads});
+            block.k_norm = take(name + "attention.k_norm.weight", {width / heads});
+            block.out = take(name + "attention.out.weight", {width, width});
+            block.norm_2 = take(name + "norm_2.weight", {width});
+            block.gate_up = take(name + "mlp.gate_up.weight", {2 * hidden, width});
+            block.down = take(name + "mlp.down.weight", {width, hidden});
+        }
+        TORCH_CHECK_VALUE(!found.empty(), "sampler: ", prefix, " has no blocks");
+        return found;
+    }
+
+   private:
+    const Tensor& find(const std::string& name) const {
+        const auto at = parameters_.find(name);
+        TORCH_CHECK_VALUE(at != parameters_.end(), "sampler: parameter ", name, " is missing");
+        return at->second;
+    }
+
+    const Parameters& parameters_;
+    at::ScalarType type_;
+};
+
+// An fp32 table, or null.
+const float* table_of(const std::optional<Tensor>& table, const char* name, std::vector<int64_t> shape) {
+    if (!table) return nullptr;
+    TORCH_CHECK_VALUE(table->device().is_cpu() && table->scalar_type() == at::kFloat && table->is_contiguous() &&
+                          table->sizes() == c10::IntArrayRef(shape),
+                      "sampler: ", name, " has shape ", table->sizes(), "; expected contiguous float32 ",
+                      c10::IntArrayRef(shape));
+    return table->const_data_ptr<float>();
+}
+
+std::unique_ptr<Sampler> make_sampler(const Parameters& parameters, int64_t tokens, int64_t heads, bool concat,
+                                      const std::optional<Tensor>& places, const std::optional<Tensor>& rotary,
+                                      const std::optional<Tensor>& masked_rotary) {
+    const Reader read(parameters);
+    const int64_t width = read.size("temporal.embed.weight", 0), channels = read.size("temporal.embed.weight", 1);
+    const int64_t hidden = read.size("temporal.blocks.0.mlp.down.weight", 1);
+    TORCH_CHECK_VALUE(tokens > 0 && heads > 0 && width % heads == 0 && (width / heads) % 4 == 0, "sampler: ", tokens,
+                      " tokens, width ", width, " and ", heads, " heads; expected a head dim that 4 divides");
+    TORCH_CHECK_VALUE(width / heads <= MAX_HEAD_DIM, "sampler: head dim is ", width / heads, "; expected at most ",
+                      MAX_HEAD_DIM);
+    SamplerWeights w{};
+    w.tokens = static_cast<int>(tokens);
+    w.channels = static_cast<int>(channels);
+    w.width = static_cast<int>(width);
+    w.heads = static_cast<int>(heads);
+    w.hidden = static_cast<int>(hidden);
+    w.bf16 = read.bf16();
+    w.concat = concat;
+    w.embed_weight = read.take("temporal.embed.weight", {width, channels});
+    w.embed_bias = read.take("temporal.embed.bias", {width});
+    w.start = read.take("temporal.start", {2, width});
+    w.causal = read.blocks("temporal", width, heads, hidden);
+    w.rank = 1;
+    if (read.has("temporal.scale_shift.down.weight")) {
+        const int64_t rank = read.size("temporal.scale_shift.down.weight", 0);
+        w.rank = static_cast<int>(rank);
+        w.narrow = read.take("temporal.scale_shift.down.weight", {rank, width});
+        w.wide_weight = read.take("temporal.scale_shift.up.weight", {2 * width, rank});
+        w.wide_bias = read.take("temporal.scale_shift.up.bias", {2 * width});
+    }
+    w.masked_embed_weight = read.take("spatial.embed.weight", {width, channels});
+    w.masked_embed_bias = read.take("spatial.embed.bias", {width});
+    w.mask = read.take("spatial.mask", {width});
+    w.masked = read.blocks("spatial", width, heads, hidden);
+    w.final_norm = read.take("spatial.norm.weight", {width});
+    if (read.has("flow.moments.weight")) {
+        w.moments_weight = read.take("flow.moments.weight", {2 * channels, width});
+        w.moments_bias = read.take("flow.moments.bias", {2 * channels});
+    }
+    w.places = table_of(places, "places", {tokens, width});
+    const int64_t half = width / heads / 2;
+    w.rotary_frames = rotary ? static_cast<int>(rotary->size(1) / tokens) : std::numeric_limits<int>::max();
+    if (rotary) {
+        w.cosines = table_of(rotary, "rotary", {2, w.rotary_frames * tokens, half});
+        w.sines = w.cosines + w.rotary_frames * tokens * half;
+    }
+    if (masked_rotary) {
+        const int64_t rows = tokens * (concat ? 2 : 1);
+        w.masked_cosines = table_of(masked_rotary, "masked_rotary", {2, rows, half});
+        w.masked_sines = w.masked_cosines + rows * half;
+    }
+    pybind11::gil_scoped_release release;
+    return std::make_unique<Sampler>(w);
+}
+
+// A session, and the Python objects that it reads.
+std::unique_ptr<SamplerSession> make_session(const Sampler& sampler, int rows, int groups, int prefix_frames,
+                                             int own_frames, std::vector<int> counts,
+                                             const std::vector<const FlowHead*>& heads, float temperature, int threads,
+                                             const std::string& isa, const std::string& teams) {
+    const SamplerView& m = sampler.view();
+    TORCH_CHECK_VALUE(rows > 0 && groups > 0 && prefix_frames > 0 && own_frames >= 0 && threads > 0, "sampler: ", rows,
+                      " rows, ", groups, " groups, ", prefix_frames, " and ", own_frames, " frames, ", threads,
+                      " threads");
+    // Tokens, the largest things counted by an int, and frames.
+    TORCH_CHECK_VALUE(int64_t{std::max(rows, groups)} * m.masked_rows <= 1 << 24 && prefix_frames + own_frames < 1 << 16,
+                      "sampler: ", rows, " rows of ", m.masked_rows, " tokens are too many at a time");
+    TORCH_CHECK_VALUE(prefix_frames + own_frames <= m.rotary_frames, "sampler: tables hold ", m.rotary_frames,
+                      " frames; ", prefix_frames + own_frames, " are asked for");
+    TORCH_CHECK_VALUE(!counts.empty() && counts.size() == heads.size() &&
+                          std::all_of(counts.begin(), counts.end(), [](int n) { return n > 0; }) &&
+                          std::accumulate(counts.begin(), counts.end(), 0) == m.tokens,
+                      "sampler: mask steps do not decide ", m.tokens, " tokens, or have not one head each");
+    for (const FlowHead* head : heads) {
+        const FlowHeadView& view = head->view();
+        TORCH_CHECK_VALUE(view.channels == m.channels && view.condition_width == m.width && view.bf16 == m.bf16,
+                          "sampler: a flow head does not fit the transformers");
+    }
+    TORCH_CHECK_VALUE(teams.empty() || teams == "one" || teams == "each", "sampler: teams is '", teams,
+                      "'; expected 'one' or 'each'");
+    const Teams chosen = teams.empty() ? Teams::automatic : teams == "one" ? Teams::one : Teams::each;
+    pybind11::gil_scoped_release release;
+    return std::make_unique<SamplerSession>(
+        sampler, SamplerSettings{rows, groups, prefix_frames, own_frames, std::move(counts), heads, temperature, threads,
+                                 isa_by_name(isa), chosen}
+    );
+}
+
+void read_frame(SamplerSession& session, const Tensor& z) {
+    const SamplerView& m = session.model();
+    const SamplerSettings& set = session.settings();
+    TORCH_CHECK_VALUE(z.device().is_cpu() && z.scalar_type() == at::kFloat && z.is_contiguous() &&
+                          z.sizes() == c10::IntArrayRef({set.groups, m.tokens, m.channels}),
+                      "sampler: frame is ", z.scalar_type(), " ", z.sizes(), "; expected contiguous float32 [",
+                      set.groups, ", ", m.tokens, ", ", m.channels, "]");
+    TORCH_CHECK_VALUE(0 < session.frames_read() && session.frames_read() < set.prefix_frames, "sampler: ",
+                      session.frames_read(), " of ", set.prefix_frames, " shared frames are read");
+    pybind11::gil_scoped_release release;
+    session.read(z.const_data_ptr<float>());
+}
+
+void start_segment(SamplerSession& session, int segment) {
+    TORCH_CHECK_VALUE(segment >= 0 && session.frames_read() < session.settings().prefix_frames, "sampler: all ",
+                      session.settings().prefix_frames, " shared frames are read");
+    pybind11::gil_scoped_release release;
+    session.start_segment(segment);
+}
+
+void begin(SamplerSession& session, const Tensor& seeds, const Tensor& members, const Tensor& groups, int64_t first) {
+    const SamplerSettings& set = session.settings();
+    for (const Tensor* t : {&seeds, &members, &groups}) {
+        TORCH_CHECK_VALUE(t->device().is_cpu() && t->scalar_type() == at::kLong && t->is_contiguous() &&
+                              t->dim() == 1 && t->size(0) == set.rows,
+                          "sampler: seeds, members and groups are int64 [", set.rows, "]");
+    }
+    TORCH_CHECK_VALUE(session.frames_read() == set.prefix_frames, "sampler: ", session.frames_read(), " of ",
+                      set.prefix_frames, " shared frames are read");
+    TORCH_CHECK_VALUE(first >= 0, "sampler: first frame is ", first);
+    std::vector<std::uint32_t> seed(set.rows), member(set.rows);
+    std::vector<int> group(set.rows);
+    for (int i = 0; i < set.rows; ++i) {
+        seed[i] = static_cast<std::uint32_t>(seeds.const_data_ptr<int64_t>()[i]);
+        member[i] = static_cast<std::uint32_t>(members.const_data_ptr<int64_t>()[i]);
+        const int64_t g = groups.const_data_ptr<int64_t>()[i];
+        TORCH_CHECK_VALUE(0 <= g && g < set.groups, "sampler: group is ", g, "; there are ", set.groups);
+        group[i] = static_cast<int>(g);
+    }
+    session.begin(seed.data(), member.data(), group.data(), static_cast<int>(first));
+}
+
+void frame(SamplerSession& session, const Tensor& out, bool last) {
+    const SamplerView& m = session.model();
+    const SamplerSettings& set = session.settings();
+    TORCH_CHECK_VALUE(out.device().is_cpu() && out.scalar_type() == at::kFloat && out.is_contiguous() &&
+                          out.sizes() == c10::IntArrayRef({set.rows, m.tokens, m.channels}),
+                      "sampler: out is ", out.scalar_type(), " ", out.sizes(), "; expected contiguous float32 [",
+                      set.rows, ", ", m.tokens, ", ", m.channels, "]");
+    TORCH_CHECK_VALUE(session.frames_read() == set.prefix_frames && (last || session.frames_made() < set.own_frames),
+                      "sampler: ", session.frames_made(), " of ", set.own_frames, " frames are made");
+    pybind11::gil_scoped_release release;
+    session.frame(out.mutable_data_ptr<float>(), last);
+}
+
+}  // namespace
+
+void bind_sampler(pybind11::module_& m) {
+    namespace py = pybind11;
+    py::class_<Sampler>(m, "Sampler", "Packed weights of the transformers, shared by sessions.")
+        .def(py::init(&make_sampler), py::arg("parameters"), py::arg("tokens"), py::arg("heads"), py::arg("concat"),
+             py::arg("places"), py::arg("rotary"), py::arg("masked_rotary"))
+        .def_property_readonly("bytes", &Sampler::bytes);
+    py::class_<SamplerSession>(m, "SamplerSession", "One chunk of an ensemble, with all the memory it needs.")
+        .def(py::init(&make_session), py::arg("sampler"), py::arg("rows"), py::arg("groups"), py::arg("prefix_frames"),
+             py::arg("own_frames"), py::arg("counts"), py::arg("heads"), py::arg("temperature"), py::arg("threads"),
+             py::arg("isa") = "", py::arg("teams") = "", py::keep_alive<1, 2>(), py::keep_alive<1, 8>())
+        .def("reset", &SamplerSession::reset)
+        .def("start_segment", &start_segment, py::arg("segment"))
+        .def("read", &read_frame, py::arg("z"))
+        .def("begin", &begin, py::arg("seeds"), py::arg("members"), py::arg("groups"), py::arg("first_frame"))
+        .def("frame", &frame, py::arg("out"), py::arg("last"))
+        .def("plan", [](const SamplerSession& session) {
+            const SamplerPlan plan = session.plan();
+            py::dict bytes;
+            bytes["weights"] = plan.weights;
+            bytes["keys_values"] = plan.keys_values;
+            bytes["buffers"] = plan.buffers;
+            bytes["work"] = plan.work;
+            return bytes;
+        });
+}
+
+}  // namespace enma

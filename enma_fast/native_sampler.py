@@ -1,0 +1,155 @@
+"""FRAME -> TRAJECTORY on the CPU: `sample.trajectory` with every latent frame made in one call of the extension.
+
+Weights are packed once. Members of a trajectory share the keys and values of its history and context; in the masked
+transformer the first layer sees only tokens that have changed, the last only those that are being decided.
+
+Legend: B rows (members), G groups that share history and context, N tokens per frame, C token channels, K head dim.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .config import SamplingConfig
+from .model import Dynamics
+from .ops import sampler
+from .ops.flow_plan import FlowPlan
+from .schedule import flow_steps_at, mask_schedule
+
+# Frames that the tables of rotary positions hold at first.
+TABLE_FRAMES = 64
+
+
+class NativeSampler:
+    """A model packed for the CPU; pack again after its weights have changed.
+
+    Parameters
+    ----------
+    dynamics
+        The model.
+    dtype
+        Of the packed weights; bf16 halves their size, and is the fastest where the processor multiplies it
+        (AVX-512 BF16). Tokens, residuals and sums are fp32 in either case.
+    """
+
+    def __init__(self, dynamics: Dynamics, *, dtype: torch.dtype) -> None:
+        self.dynamics, self.dtype = dynamics, dtype
+        self._plans: dict[tuple[int, str], FlowPlan] = {}
+
+        self._packed: sampler.PackedSampler
+        # The session of the last chunk, taken while a trajectory is being made.
+        self._idle: tuple[tuple[Any, ...], Any] | None = None
+        self._pack(TABLE_FRAMES)
+
+    @staticmethod
+    def problem(dynamics: Dynamics, dtype: torch.dtype) -> str | None:
+        """Why the extension cannot sample from this model."""
+        config = dynamics.config.dynamics
+        device = next(dynamics.parameters()).device
+        return sampler.problem(device, dtype, head_dim=config.width // config.heads)
+
+    def trajectory(
+        self,
+        segments: Sequence[Tensor],
+        *,
+        num_latents: int,
+        seeds: Tensor,
+        members: Tensor,
+        groups: Tensor,
+        settings: SamplingConfig,
+        threads: int | None = None,
+    ) -> Iterator[Tensor]:
+        """Yield latent frames ``[B, N, C]`` that follow `segments`, ``[G, T_i, N, C]`` each, the history last."""
+        first = segments[-1].shape[1]
+        key, session = self.session(
+            rows=len(seeds),
+            groups=segments[0].shape[0],
+            prefix_frames=sum(s.shape[1] + 1 for s in segments),
+            own_frames=max(0, num_latents - first - 1),
+            settings=settings,
+            threads=threads,
+        )
+        session.reset()
+        for number, segment in enumerate(segments):
+            session.start_segment(number)
+            for z_GNC in segment.float().unbind(1):
+                session.read(z_GNC.contiguous())
+        session.begin(seeds.contiguous(), members.contiguous(), groups.contiguous(), first)
+        config = self.dynamics.config
+        for t in range(first, num_latents):
+            z_BNC = torch.empty(len(seeds), config.num_tokens, config.token_channels)
+            session.frame(z_BNC, t + 1 == num_latents)
+            yield z_BNC
+        self._idle = (key, session)
+
+    def session(
+        self,
+        *,
+        rows: int,
+        groups: int,
+        prefix_frames: int,
+        own_frames: int,
+        settings: SamplingConfig,
+        threads: int | None = None,
+        isa: str = "",
+        teams: str = "",
+    ) -> tuple[tuple[Any, ...], Any]:
+        """Memory for one chunk, the last one's if it fits, and the key that it goes by."""
+        threads = threads or torch.get_num_threads()
+        if prefix_frames + own_frames > self._frames:
+            self._pack(2 * (prefix_frames + own_frames))
+        key = (rows, groups, prefix_frames, own_frames, settings, threads, isa, teams, self._frames)
+        if self._idle is not None and self._idle[0] == key:
+            session, self._idle = self._idle[1], None
+            return key, session
+        # Its memory goes before more is asked for.
+        self._idle = None
+        N = self.dynamics.config.num_tokens
+        mask_steps = min(settings.mask_steps, N)
+        flow_steps = [
+            flow_steps_at(settings.flow_steps, settings.last_flow_steps, step=step, mask_steps=mask_steps)
+            for step in range(mask_steps)
+        ]
+        session = self._packed.session(
+            [self._plan(steps, settings.method) for steps in flow_steps],
+            counts=mask_schedule(N, mask_steps),
+            rows=rows,
+            groups=groups,
+            prefix_frames=prefix_frames,
+            own_frames=own_frames,
+            temperature=settings.temperature,
+            threads=threads,
+            isa=isa,
+            teams=teams,
+        )
+        return key, session
+
+    def _plan(self, steps: int, method: str) -> FlowPlan:
+        key = (steps, method)
+        if key not in self._plans:
+            with torch.no_grad():
+                self._plans[key] = self.dynamics.flow.velocity.plan(steps=steps, method=method).to(self.dtype)
+        return self._plans[key]
+
+    @torch.no_grad()
+    def _pack(self, frames: int) -> None:
+        config, dynamics = self.dynamics.config, self.dynamics
+        rotary = None
+        if dynamics.temporal.rotary is not None:
+            rotary = torch.stack(dynamics.temporal.rotary.tables(torch.arange(frames)))
+        places, turns = dynamics.temporal.places, dynamics.spatial.rotary
+        self._packed = sampler.PackedSampler(
+            {name: p.detach().to(self.dtype).contiguous() for name, p in dynamics.named_parameters()},
+            tokens=config.num_tokens,
+            heads=config.dynamics.heads,
+            concat=dynamics.spatial.concat,
+            places=None if places is None else places.float().contiguous(),
+            rotary=rotary,
+            masked_rotary=None if turns is None else turns.float().contiguous(),
+        )
+        self._frames: float = frames if rotary is not None else math.inf

@@ -1,0 +1,102 @@
+"""Latent frames of an ensemble on the CPU, each in one call of the extension: mask steps, flow head and causal step.
+
+`enma_fast/sample.py` is the reference; `native_sampler.py` puts a model into it. Products are those of `packed_linear`
+and `flow_head`, so a row's bits depend neither on the other rows nor on the threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _flow_head_native
+from ._backend import native
+from .flow_plan import FlowPlan
+from .packed_linear import packing_problem
+
+MAX_HEAD_DIM = 128
+
+
+def problem(device: torch.device, dtype: torch.dtype, *, head_dim: int) -> str | None:
+    """Why the extension cannot sample with weights of this device, dtype and size of heads."""
+    if head_dim > MAX_HEAD_DIM:
+        return f"head dim is {head_dim}, the attention kernels take up to {MAX_HEAD_DIM}"
+    return packing_problem(device, dtype)
+
+
+class PackedSampler:
+    """Weights of the transformers, packed once, and of the heads by schedule.
+
+    Parameters
+    ----------
+    parameters
+        Of `model.Dynamics` by their names, of one dtype, contiguous.
+    tokens, heads
+        Tokens per frame N, heads of the attention.
+    concat
+        Whether the masked transformer sees context and frame as 2N tokens, not as their sum.
+    places
+        ``[N, D]`` fp32 or None.
+    rotary
+        Cosines and sines ``[2, frames * N, K/2]`` fp32 for frames 0, 1, ..., or None.
+    masked_rotary
+        ``[2, R, K/2]`` fp32 for the rows of the masked transformer, or None.
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, Tensor],
+        *,
+        tokens: int,
+        heads: int,
+        concat: bool,
+        places: Tensor | None,
+        rotary: Tensor | None,
+        masked_rotary: Tensor | None,
+    ) -> None:
+        self._packed = native().Sampler(
+            dict(parameters),
+            tokens=tokens,
+            heads=heads,
+            concat=concat,
+            places=places,
+            rotary=rotary,
+            masked_rotary=masked_rotary,
+        )
+
+    def session(
+        self,
+        plans: Sequence[FlowPlan],
+        *,
+        counts: Sequence[int],
+        rows: int,
+        groups: int,
+        prefix_frames: int,
+        own_frames: int,
+        temperature: float,
+        threads: int,
+        isa: str = "",
+        teams: str = "",
+    ) -> Any:
+        """Memory for one chunk: `rows` members of `groups` trajectories; nothing is allocated after this.
+
+        ``start_segment``, ``read`` and ``begin`` prepare it, ``frame`` makes the next latent frame; see
+        csrc/core/cpu/sampler.h. `plans` and `counts` have one entry for each mask step; `teams` is how threads divide
+        a frame: ``one`` team of all, ``each`` its own members, or by size.
+        """
+        return native().SamplerSession(
+            self._packed,
+            rows=rows,
+            groups=groups,
+            prefix_frames=prefix_frames,
+            own_frames=own_frames,
+            counts=list(counts),
+            heads=[_flow_head_native.packed(plan) for plan in plans],
+            temperature=temperature,
+            threads=threads,
+            isa=isa,
+            teams=teams,
+        )
