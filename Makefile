@@ -3,6 +3,8 @@
 #   make demo  [ARGS=...]    an ensemble forecast of trajectories the model has never seen
 #   make test  [ARGS=...]    all tests
 #   make check               format, lint, types, import direction, lean import, hygiene
+#   make gpu   [DRY=1]       on a bare GPU machine, no network: build, GPU tests, sanitizers, benchmarks; DRY: compile only
+#   make gpu-wheels          before, where there is a network: wheels that such a machine lacks, into out/gpu-wheels
 #   make clean               what was built; .venv stays
 PYTHON ?= python3
 TORCH ?= torch>=2.11
@@ -13,7 +15,7 @@ STAMP := .venv/.enma_fast_installed
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 EXTRAS := data,store,plots,triton,test,dev
 
-.PHONY: install demo test check clean
+.PHONY: install demo test check gpu gpu-wheels clean
 
 install: $(STAMP)
 
@@ -38,6 +40,13 @@ check: install
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/mypy
 	@$(BIN)/python -m pytest --quiet tests/packaging --ignore=tests/packaging/test_build.py --ignore=tests/packaging/test_extension.py
+
+gpu: $(if $(DRY),install)
+	@$(if $(DRY),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu $(if $(DRY),--dry)
+
+gpu-wheels:
+	@$(PYTHON) -m pip download --quiet --dest out/gpu-wheels --only-binary=:all: --python-version 3.12 \
+		--platform manylinux2014_x86_64 pydantic "setuptools>=77" wheel
 
 clean:
 	@rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .benchmarks .hypothesis $(STAMP)

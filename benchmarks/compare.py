@@ -1,6 +1,7 @@
 """Ours against every baseline on the same inputs, in turn, in one process; a wrong contender reports no time.
 
     python -m benchmarks.compare flow_head --rows 3,64,2048 --json
+    python -m benchmarks.compare trajectory --preset combined-paper --members 1,16,64 --json
 
 Rounds run A B C A B C ...; a ratio is the median over rounds of baseline by ours. `gemm_rate` is the best FLOP/s of
 square products measured in the same run, of the case's dtype and of fp32, whichever is faster on this machine.
@@ -12,12 +13,15 @@ import argparse
 import json
 import statistics
 import sys
+from functools import partial
 from typing import Any
 
 import torch
 
 from benchmarks.cases import CASES, Case
 from benchmarks.harness import gemm_rate, interleave, machine, ratios
+from benchmarks.trajectory import trajectory_case
+from enma_fast.config import PRESETS
 from enma_fast.ops._checks import dtype_name
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -49,6 +53,7 @@ def compare(case: Case, *, rounds: int) -> dict[str, Any]:
         return result
     on_gpu = case.device.type == "cuda"
     fast = interleave({name: case.contenders[name] for name in errors}, rounds=rounds, synchronise=on_gpu)
+    fast = {name: [s / case.units for s in seconds] for name, seconds in fast.items()}
     rates = {d: gemm_rate(d, device=case.device, size=4096 if on_gpu else 1024) for d in {case.dtype, torch.float32}}
     ours = statistics.median(fast["ours"])
     best = max(rates.values())
@@ -57,7 +62,7 @@ def compare(case: Case, *, rounds: int) -> dict[str, Any]:
         "against": ratios(fast, "ours"),
         "gemm_rate": best,
         "gemm_rates": {dtype_name(d): rate for d, rate in rates.items()},
-        "fraction_of_gemm_rate": case.flops / ours / best if case.flops else None,
+        "fraction_of_gemm_rate": case.flops / case.units / ours / best if case.flops else None,
         "rounds": rounds,
     }
 
@@ -79,11 +84,16 @@ def line(result: dict[str, Any]) -> str:
 def main() -> int:
     """Command line; exit status 1 when ours is wrong."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.compare", description=__doc__.partition("\n")[0])
-    parser.add_argument("case", choices=CASES)
-    parser.add_argument("--rows", help="comma-separated; each case has its own defaults")
+    parser.add_argument("case", choices=[*CASES, "trajectory"])
+    parser.add_argument(
+        "--rows",
+        "--members",
+        help="comma-separated: rows of an operator, members of a trajectory; by default the case's",
+    )
+    parser.add_argument("--preset", default="combined-paper", choices=sorted(PRESETS), help="of trajectories")
     parser.add_argument("--dtype", choices=DTYPES, default="bf16")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--rounds", type=int, help="11, of trajectories 5")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument(
         "--no-compile", action="store_true", help="leave out torch.compile, which takes minutes on a CPU"
@@ -91,14 +101,18 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="the last line is one JSON list, one object per row")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    build, default_rows = CASES[options.case]
+    if options.case == "trajectory":
+        build, default_rows = partial(trajectory_case, preset=options.preset), (1, 16, 64)
+    else:
+        build, default_rows = CASES[options.case]
+    rounds = options.rounds or (5 if options.case == "trajectory" else 11)
     rows = [int(n) for n in options.rows.split(",")] if options.rows else list(default_rows)
     device = torch.device(options.device)
     results = []
     with torch.no_grad():
         for n in rows:
             case = build(n, DTYPES[options.dtype], device, compiled=not options.no_compile)
-            results.append(compare(case, rounds=options.rounds) | {"machine": machine()})
+            results.append(compare(case, rounds=rounds) | {"machine": machine()})
             print(line(results[-1]), file=sys.stderr if options.json else sys.stdout, flush=True)
     if options.json:
         print(json.dumps(results))

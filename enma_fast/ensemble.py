@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from .config import ModelConfig, SamplingConfig
+from .engine import Engine, engine_for
 from .errors import EnmaError
 from .model import Model
 from .noise import trajectory_seed
-from .sample import trajectory
 from .system import memory
 
 log = logging.getLogger("enma_fast")
@@ -53,6 +53,8 @@ def forecast(
     trajectories: Sequence[int] | None = None,
     first_member: int = 0,
     chunk: int = 256,
+    dtype: torch.dtype | None = None,
+    backend: str | None = None,
 ) -> Tensor:
     """Sample an ensemble of forecasts.
 
@@ -85,7 +87,13 @@ def forecast(
     first_member
         Number of the first member; members are ``first_member, ..., first_member + num_members - 1``.
     chunk
-        Rows (trajectories x members) sampled at a time.
+        Rows (trajectories x members) sampled at a time; on the CPU no result depends on it.
+    dtype
+        Of the weights while sampling: the model's own by default; ``torch.bfloat16`` is faster where the processor
+        multiplies it.
+    backend
+        How latent frames are made, ``native``, ``graph``, ``static`` or ``reference`` (:mod:`enma_fast.engine`); the
+        best that can serve by default.
 
     Returns
     -------
@@ -102,12 +110,13 @@ def forecast(
     settings = settings or model.config.sampling
     if chunk < 1:
         raise EnmaError(f"chunk is {chunk}; at least 1 is needed")
+    engine = engine_for(model.dynamics, dtype=dtype, backend=backend)
     fields = []
     B = len(request.seeds)
     rows = [(b, first_member + k) for b in range(B) for k in range(num_members)]
     for begin in range(0, len(rows), chunk):
         part = rows[begin : begin + chunk]
-        latents = torch.stack(list(_latents(model, request, part, settings)), dim=1)
+        latents = torch.stack(list(_latents(engine, request, part, settings)), dim=1)
         known = request.history_BTNC[[b for b, _ in part]]
         fields.append(_fields(model, torch.cat([known, latents], dim=1), request, queried))
     out = torch.cat(fields)
@@ -128,6 +137,8 @@ def stream(
     settings: SamplingConfig | None = None,
     trajectories: Sequence[int] | None = None,
     first_member: int = 0,
+    dtype: torch.dtype | None = None,
+    backend: str | None = None,
 ) -> Iterator[Tensor]:
     """Like :func:`forecast`, but yield each frame ``[K, *grid, c]`` (or ``[B, K, *grid, c]``) as it is decided."""
     queried = None if query is None else _coordinates("query", query, model)
@@ -135,7 +146,8 @@ def stream(
     rows = [(b, first_member + k) for b in range(len(request.seeds)) for k in range(num_members)]
     latents = request.history_BTNC[[b for b, _ in rows]]
     done = 0
-    for z in _latents(model, request, rows, settings or model.config.sampling):
+    engine = engine_for(model.dynamics, dtype=dtype, backend=backend)
+    for z in _latents(engine, request, rows, settings or model.config.sampling):
         latents = torch.cat([latents, z[:, None]], dim=1)
         fields = _fields(model, latents, request, queried)
         for u in fields[:, done:].unbind(1):
@@ -145,18 +157,20 @@ def stream(
 
 
 def _latents(
-    model: Model, request: _Request, rows: list[tuple[int, int]], settings: SamplingConfig
+    engine: Engine, request: _Request, rows: list[tuple[int, int]], settings: SamplingConfig
 ) -> Iterator[Tensor]:
-    which = [b for b, _ in rows]
+    """Latent frames of rows ``(trajectory, member)``; a trajectory's history and context are read once."""
+    which = sorted({b for b, _ in rows})
+    place = {b: i for i, b in enumerate(which)}
     device = request.history_BTNC.device
-    return trajectory(
-        model.dynamics,
+    return engine.trajectory(
         request.history_BTNC[which],
         num_latents=request.num_latents,
-        seeds=torch.tensor([request.seeds[b] for b in which], device=device),
+        seeds=torch.tensor([request.seeds[b] for b, _ in rows], device=device),
         members=torch.tensor([k for _, k in rows], device=device),
         context=None if request.context_BTNC is None else request.context_BTNC[which],
         settings=settings,
+        groups=torch.tensor([place[b] for b, _ in rows], device=device),
     )
 
 

@@ -310,9 +310,7 @@ def on(device: torch.device, plan: FlowPlan, rows: int) -> tuple[FlowPlan, Tenso
 
 def group_problem(device: torch.device, plan: FlowPlan, group: str) -> str:
     """Why thread blocks cannot meet in this way, or nothing."""
-    module = _flow_head_cuda.extension()
-    assert module is not None
-    return str(module.flow_head_cuda_problem(device.index, [1, *_flow_head_cuda.sizes(plan)], group))
+    return str(_flow_head_cuda.native().flow_head_cuda_problem(device.index, [1, *_flow_head_cuda.sizes(plan)], group))
 
 
 def can_run(device: torch.device, plan: FlowPlan, group: str) -> None:

@@ -1,0 +1,147 @@
+"""Whole trajectories: the engine against the reference sampler, for `benchmarks.compare trajectory`.
+
+    python -m benchmarks.compare trajectory --preset combined-paper --members 1,16,64 --threads 2 --json
+
+Random weights of the preset's size, two observed latent frames, all members of one trajectory. Contenders:
+
+* ``ours``: the engine with weights in bf16 (or fp32 with ``--dtype fp32``);
+* ``eager-bf16``, ``eager-fp32``: `sample.trajectory` with weights of that dtype;
+* ``compile-bf16``: the same with the masked transformer and the flow head's whole loop under `torch.compile`, weights
+  frozen, a graph of its own for each shape (minutes to compile). The causal transformer, a twentieth of the arithmetic,
+  changes its shape with each frame and stays eager.
+
+The first two members of every contender are compared with the float64 reference; `error` is the largest difference.
+FLOPs are those that the answer needs: what is computed once per frame or per trajectory counts once.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.cases import Case
+from enma_fast import sample
+from enma_fast.config import ModelConfig, SamplingConfig, find_preset
+from enma_fast.engine import Engine
+from enma_fast.model import Dynamics
+from enma_fast.schedule import flow_times, mask_schedule
+
+OBSERVED = 2
+COMPARED = 2
+
+
+def random_dynamics(config: ModelConfig) -> Dynamics:
+    """Random weights everywhere: zero-initialised parts would be trivial to compute right."""
+    torch.manual_seed(0)
+    dynamics = Dynamics(config).requires_grad_(False).eval()
+    for p in dynamics.parameters():
+        p.add_(0.02 * torch.randn_like(p))
+    return dynamics
+
+
+def needed_flops(config: ModelConfig, *, members: int, num_latents: int, observed: int) -> float:
+    """FLOPs of the products behind the latent frames of one trajectory's members, each computed once."""
+    dyn, settings = config.dynamics, config.sampling
+    N, C, D = config.num_tokens, config.token_channels, dyn.width
+    hidden = int(D * dyn.mlp_ratio)
+    rows = N * (2 if dyn.condition == "concat" else 1)
+    qkv, rest = 3 * D * D, D * D + 3 * D * hidden
+    counts = mask_schedule(N, min(settings.mask_steps, N))
+
+    def causal(frames: int) -> float:
+        return 2 * N * (C * D + dyn.temporal_layers * (qkv + rest)) + 4 * dyn.temporal_layers * N * frames * N * D
+
+    masked = 0.0
+    for step, count in enumerate(counts):
+        changed = rows if step == 0 else counts[step - 1]
+        masked += 2 * changed * (C * D + qkv)
+        for layer in range(dyn.spatial_layers):
+            last = layer == dyn.spatial_layers - 1
+            out = count if last else rows
+            if layer > 0:
+                masked += 2 * (rows * 2 * D * D + out * D * D)
+            masked += 4 * out * rows * D + 2 * out * rest
+    masked += 2 * N * 3 * D * dyn.scale_shift_rank
+    flow, w = dyn.flow, dyn.flow.width
+    evaluation = 2 * C * w + flow.layers * 5 * w * w + 2 * w * w
+    head = 2 * N * (D * w + len(flow_times(settings.flow_steps, settings.method)) * evaluation)
+    each = sum(masked + head + (causal(t + 2) if t + 1 < num_latents else 0) for t in range(observed, num_latents))
+    return members * each + sum(causal(t + 1) for t in range(observed + 1))
+
+
+def compiled_copy(dynamics: Dynamics) -> Dynamics:
+    """A copy whose masked transformer and flow head are compiled."""
+    torch._dynamo.reset()
+    model = copy.deepcopy(dynamics)
+    options = {"freezing": True}
+    model.spatial.forward = torch.compile(model.spatial.forward, dynamic=False, options=options)
+    sample_tokens = torch.compile(type(model.flow).sample, dynamic=False, options=options)
+    model.flow.sample = MethodType(sample_tokens, model.flow)
+    return model
+
+
+def trajectory_case(
+    members: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    compiled: bool,
+    preset: str,
+    settings: SamplingConfig | None = None,
+) -> Case:
+    """`members` members of one trajectory of the preset's whole length."""
+    config = find_preset(preset).model
+    settings = settings or config.sampling
+    num_latents = config.tokenizer.latent_frames(config.num_frames)
+    dynamics = random_dynamics(config).to(device)
+    history = torch.randn(1, OBSERVED, config.num_tokens, config.token_channels, device=device)
+    seeds = torch.full((members,), 3, device=device)
+    numbers, groups = torch.arange(members, device=device), torch.zeros(members, dtype=torch.int64, device=device)
+    few = min(COMPARED, members)
+
+    def reference(model: Dynamics, rows: int = members) -> Tensor:
+        frames = sample.trajectory(
+            model,
+            history.expand(rows, -1, -1, -1),
+            num_latents=num_latents,
+            seeds=seeds[:rows],
+            members=numbers[:rows],
+            settings=settings,
+        )
+        return torch.stack(list(frames), 1)[:few]
+
+    engine = Engine(dynamics, dtype=dtype)
+
+    def ours() -> Tensor:
+        frames = engine.trajectory(
+            history, num_latents=num_latents, seeds=seeds, members=numbers, groups=groups, settings=settings
+        )
+        return torch.stack(list(frames), 1)[:few]
+
+    short = {torch.bfloat16: "bf16", torch.float32: "fp32"}[dtype]
+    rounded = copy.deepcopy(dynamics).to(dtype)
+    contenders: dict[str, Callable[[], Tensor]] = {"ours": ours, f"eager-{short}": lambda: reference(rounded)}
+    contenders["eager-fp32"] = lambda: reference(dynamics)
+    if compiled:
+        fast = compiled_copy(rounded)
+        contenders[f"compile-{short}"] = lambda: reference(fast)
+    exact = reference(copy.deepcopy(dynamics).double(), few)
+    wrong_by = (reference(rounded, few).double() - exact).abs().max().item()
+    notes: dict[str, Any] = {"preset": preset, "members": members, "latent_frames": num_latents, "per": "member"}
+    return Case(
+        name="trajectory",
+        rows=members,
+        dtype=dtype,
+        device=device,
+        contenders=contenders,
+        exact=exact,
+        allowance=2 * wrong_by + 4e-7 * exact.abs().max().item(),
+        flops=needed_flops(config, members=members, num_latents=num_latents, observed=OBSERVED),
+        notes=notes | {"backend": engine.backend, "flow_steps": settings.flow_steps, "mask_steps": settings.mask_steps},
+        units=members,
+    )

@@ -1,0 +1,133 @@
+"""CUDA graphs on a GPU: the bits of the step without a graph, one launch per frame, the same member in any place."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import pytest
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from enma_fast.graphs import CapturedStep, try_capture
+from enma_fast.model import Dynamics
+
+from .._static import LATENTS, TASKS, Problem, build, generate, make_step, problem
+from .._tiny import CONFIGS, distance
+
+pytestmark = pytest.mark.gpu
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+@pytest.fixture
+def cuda() -> torch.device:
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def capture(dynamics: Dynamics, given: Problem, *, spare: int = 0, dtype: torch.dtype | None = None) -> CapturedStep:
+    captured = CapturedStep(make_step(dynamics, given, spare=spare, dtype=dtype))
+    captured.warm_up()
+    captured.capture()
+    return captured
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_replayed_frame_has_the_bits_of_the_step(name: str, dtype: torch.dtype, cuda: torch.device) -> None:
+    dynamics = build(name).to(cuda)
+    others = [problem(dynamics, task, members=3, seed=seed).to(cuda) for seed, task in enumerate(TASKS)]
+    step = make_step(dynamics, others[2], spare=2, dtype=dtype)
+    expected = [generate(step, given) for given in others]
+    captured = try_capture(step)
+    assert isinstance(captured, CapturedStep)
+    for _ in range(2):
+        for given, frames in zip(others, expected, strict=True):
+            found = generate(captured, given)
+            assert torch.isfinite(found).all()
+            assert torch.equal(found, frames)
+    captured.close()
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_first_frames_are_those_of_the_cpu(name: str, task: str, cuda: torch.device) -> None:
+    dynamics = build(name)
+    given = problem(dynamics, task)
+    expected = generate(make_step(dynamics, given), given)
+    dynamics.to(cuda)
+    found = generate(capture(dynamics, given.to(cuda)), given.to(cuda)).cpu()
+    # The noise has the same bits; products are in fp32, and rounding grows from frame to frame.
+    assert distance(found[:, :2], expected[:, :2]) < 1e-4
+
+
+def test_a_frame_is_one_launch(cuda: torch.device) -> None:
+    dynamics = build("paper").to(cuda)
+    given = problem(dynamics, "generation").to(cuda)
+    captured = capture(dynamics, given)
+    captured.begin(given.segments, seeds=given.seeds, members=given.members, first=given.first)
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
+        for t in range(LATENTS):
+            captured.frame(last=t == LATENTS - 1)
+        torch.cuda.synchronize()
+    launches = Counter(event.name for event in seen.events() if "Launch" in event.name)
+    assert launches == {"cudaGraphLaunch": LATENTS}
+
+
+def test_replays_need_no_memory(cuda: torch.device) -> None:
+    dynamics = build("relative").to(cuda)
+    given = problem(dynamics, "generation").to(cuda)
+    captured = capture(dynamics, given, spare=100)
+    captured.begin(given.segments, seeds=given.seeds, members=given.members, first=given.first)
+    captured.frame()
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_stats(cuda)["allocation.all.allocated"]
+    for _ in range(100):
+        captured.frame()
+    assert torch.cuda.memory_stats(cuda)["allocation.all.allocated"] == before
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", ["paper", "relative"])
+def test_a_member_has_the_same_bits_in_any_place(name: str, dtype: torch.dtype, cuda: torch.device) -> None:
+    dynamics = build(name).to(cuda)
+    rows = 16
+    given = problem(dynamics, "temporal", groups=1, members=rows).to(cuda)
+    captured = capture(dynamics, given, dtype=dtype)
+    known: dict[int, Tensor] = {}
+    draw = random.Random(0)
+    for _ in range(25):
+        members = draw.sample(range(100), rows)
+        placed = Problem(segments=given.segments, seeds=given.seeds, members=torch.tensor(members, device=cuda))
+        for member, frames in zip(members, generate(captured, placed), strict=True):
+            assert torch.equal(known.setdefault(member, frames), frames), member
+
+
+def test_steps_of_several_sizes_live_side_by_side(cuda: torch.device) -> None:
+    dynamics = build("paper").to(cuda)
+    sizes = [problem(dynamics, "initial-value", groups=groups, members=3).to(cuda) for groups in (1, 4)]
+    expected = [generate(make_step(dynamics, given), given) for given in sizes]
+    captured = [capture(dynamics, given) for given in sizes]
+    for _ in range(2):
+        for step, given, frames in zip(captured, sizes, expected, strict=True):
+            assert torch.equal(generate(step, given), frames)
+    captured[0].close()
+    assert torch.equal(generate(captured[1], sizes[1]), expected[1])
+
+
+def test_what_cannot_be_captured_runs_without_a_graph(cuda: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    dynamics = build("paper").to(cuda)
+    given = problem(dynamics, "temporal").to(cuda)
+    expected = generate(make_step(dynamics, given), given)
+    step = make_step(dynamics, given)
+    run = step.run
+
+    def waits(*, last: bool) -> Tensor:
+        out = run(last=last)
+        out.sum().item()
+        return out
+
+    monkeypatch.setattr(step, "run", waits)
+    assert try_capture(step) is step
+    assert torch.equal(generate(step, given), expected)
