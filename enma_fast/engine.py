@@ -29,6 +29,7 @@ from .ops import choose
 from .static_step import StaticStep
 
 BACKENDS = ("native", "graph", "static", "reference")
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def candidates(dynamics: Dynamics, dtype: torch.dtype) -> dict[str, str | None]:

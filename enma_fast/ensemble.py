@@ -26,6 +26,9 @@ log = logging.getLogger("enma_fast")
 
 Array = np.ndarray | Tensor
 
+# Rows sampled at a time by default: enough to keep every core busy, few enough for their keys and values.
+CHUNK = 64
+
 
 @dataclass(frozen=True)
 class _Request:
@@ -52,7 +55,7 @@ def forecast(
     settings: SamplingConfig | None = None,
     trajectories: Sequence[int] | None = None,
     first_member: int = 0,
-    chunk: int = 256,
+    chunk: int = CHUNK,
     dtype: torch.dtype | None = None,
     backend: str | None = None,
 ) -> Tensor:

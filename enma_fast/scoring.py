@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .config import SamplingConfig
 from .data import EQUATIONS, FieldFile, dataset_split
+from .ensemble import CHUNK
 from .errors import EnmaError
 from .metrics import Scores
 from .model import Model
@@ -40,8 +41,9 @@ def score(
     members: int = 16,
     seed: int = 0,
     limit: int | None = None,
-    chunk: int = 256,
+    chunk: int = CHUNK,
     settings: SamplingConfig | None = None,
+    precision: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Score ensemble forecasts of the trajectories of a file.
@@ -64,6 +66,7 @@ def score(
     limit : score the first so many trajectories only
     chunk : rows (trajectories x members) sampled at a time
     settings : of the sampler; the model's own by default
+    precision : of the sampler's weights, "fp32" or "bf16"; the model's own by default
     progress : called with (trajectories done, trajectories)
 
     Returns
@@ -79,7 +82,9 @@ def score(
     EnmaError
         If the file does not fit the model or the task; the line names the file, the field and the mend.
     """
-    case = Case(task=task, history=history, members=members, seed=seed, chunk=chunk, settings=settings)
+    case = Case(
+        task=task, history=history, members=members, seed=seed, chunk=chunk, settings=settings, precision=precision
+    )
     if limit is not None and limit < 1:
         raise EnmaError(f"limit is {limit}; at least 1 is needed")
     rows = range(min(limit or len(data), len(data)))
@@ -129,6 +134,7 @@ def score_case(
         "num_frames": last - case.observed,
         "seed": case.seed,
         "sampling": dataclasses.asdict(case.settings or model.config.sampling),
+        "precision": case.precision or "model",
         "seconds_per_member": seconds / (len(rows) * case.members),
         "num_parameters": sum(p.numel() for p in model.parameters()),
         "rank_histogram": scores.rank_histogram().tolist() if case.members > 1 else None,

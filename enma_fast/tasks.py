@@ -26,7 +26,8 @@ from torch import Tensor
 from .checkpoint import WEIGHTS, locate, sha256
 from .config import ModelConfig, SamplingConfig
 from .data import FieldFile
-from .ensemble import check_size, forecast
+from .engine import PRECISIONS
+from .ensemble import CHUNK, check_size, forecast
 from .errors import EnmaError
 from .model import Model
 from .output import ForecastStore, create_store
@@ -40,15 +41,17 @@ _TOLERANCE = 1e-3
 class Case:
     """What is forecast for each trajectory of a file, and how.
 
-    `history` counts for the temporal task only; without `settings` the sampler takes the model's own.
+    `history` counts for the temporal task only. Without `settings` the sampler takes the model's own; `precision` is
+    that of its weights, "fp32" or "bf16", by default the model's.
     """
 
     task: str = "temporal"
     history: int = 3
     members: int = 16
     seed: int = 0
-    chunk: int = 256
+    chunk: int = CHUNK
     settings: SamplingConfig | None = None
+    precision: str | None = None
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:
@@ -57,6 +60,8 @@ class Case:
             raise EnmaError(f"members is {self.members}; at least 1 is needed")
         if self.chunk < 1:
             raise EnmaError(f"chunk is {self.chunk}; at least 1 is needed")
+        if self.precision is not None and self.precision not in PRECISIONS:
+            raise EnmaError(f"precision {self.precision!r} is unknown; use one of {', '.join(PRECISIONS)}")
 
     @property
     def observed(self) -> int:
@@ -141,6 +146,7 @@ def ensembles(model: Model, data: FieldFile, case: Case, *, rows: Sequence[int])
             trajectories=part,
             chunk=case.chunk,
             settings=case.settings,
+            dtype=None if case.precision is None else PRECISIONS[case.precision],
         )
         yield part, samples
 
@@ -179,6 +185,7 @@ def open_store(
             "seed": case.seed,
             "model": config.name,
             "sampling": _listed(case.settings or config.sampling),
+            "precision": case.precision or "model",
             "data_name": data.name,
             **attributes,
         },

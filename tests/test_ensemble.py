@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from enma_fast.engine import Engine
 from enma_fast.ensemble import forecast, stream
 from enma_fast.errors import EnmaError
 from enma_fast.interpolation import grid_points
@@ -149,13 +150,19 @@ def test_a_stream_is_the_forecast_frame_by_frame(made, task, frames, batched):
     assert distance(torch.stack(found, dim=-made.config.tokenizer.dims - 2), expected) < 1e-4
 
 
-def test_a_stream_yields_as_soon_as_a_frame_is_decided(relative):
-    decided = []
-    hook = relative.dynamics.spatial.register_forward_hook(lambda *_: decided.append(1))
-    counts = [len(decided) for _ in stream(relative, **inputs(relative, TASKS["temporal"]))]
-    hook.remove()
-    # Frames 3 and 4 come with one latent frame of three mask steps, frames 5 and 6 with the next, then frame 7.
-    assert counts == [3, 3, 6, 6, 9]
+@pytest.mark.parametrize("backend", [None, "reference"])
+def test_a_stream_yields_as_soon_as_a_frame_is_decided(relative, monkeypatch, backend):
+    decided, made = [], Engine.trajectory
+
+    def counted(self, *args, **kwargs):
+        for z in made(self, *args, **kwargs):
+            decided.append(1)
+            yield z
+
+    monkeypatch.setattr(Engine, "trajectory", counted)
+    counts = [len(decided) for _ in stream(relative, **inputs(relative, TASKS["temporal"]), backend=backend)]
+    # Frames 3 and 4 come with one latent frame, frames 5 and 6 with the next, then frame 7.
+    assert counts == [1, 1, 2, 2, 3]
 
 
 @pytest.mark.parametrize("observed", [3, 5, 7])

@@ -21,6 +21,7 @@ from .options import (
     LastFlowSteps,
     MaskSteps,
     Members,
+    Precision,
     Seed,
     Task,
     Temperature,
@@ -53,7 +54,8 @@ def forecast(
     last_flow_steps: LastFlowSteps = None,
     flow_method: FlowMethod = None,
     temperature: Temperature = None,
-    chunk: Chunk = 256,
+    precision: Precision = None,
+    chunk: Chunk = 64,
     device: Device = "cpu",
     threads: Threads = None,
     as_json: AsJson = False,
@@ -74,7 +76,10 @@ def forecast(
         flow_method=flow_method,
         temperature=temperature,
     )
-    case = Case(task=task, history=history, members=members, seed=seed, chunk=chunk, settings=settings)
+    typed += "" if precision is None else f" --precision {precision}"
+    case = Case(
+        task=task, history=history, members=members, seed=seed, chunk=chunk, settings=settings, precision=precision
+    )
     data = read(file)
     rows = trajectories(select, len(data))
     asked = (
@@ -122,7 +127,8 @@ def score(
     last_flow_steps: LastFlowSteps = None,
     flow_method: FlowMethod = None,
     temperature: Temperature = None,
-    chunk: Chunk = 256,
+    precision: Precision = None,
+    chunk: Chunk = 64,
     device: Device = "cpu",
     threads: Threads = None,
     as_json: AsJson = False,
@@ -156,6 +162,7 @@ def score(
             limit=limit,
             chunk=chunk,
             settings=settings,
+            precision=precision,
             progress=update,
         )
     terminal.show(_score_table(result, paper_table(result)))

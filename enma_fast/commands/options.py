@@ -35,6 +35,9 @@ LastFlowSteps = Annotated[
 ]
 FlowMethod = Annotated[str | None, typer.Option("--flow-method", help="midpoint or euler.")]
 Temperature = Annotated[float | None, typer.Option("--temperature", help="Factor on the noise.")]
+Precision = Annotated[
+    str | None, typer.Option("--precision", help="Of the sampler's weights: fp32 or bf16; the model's own by default.")
+]
 Chunk = Annotated[int, typer.Option("--chunk", help="Trajectories x members sampled at a time.")]
 
 DEFAULT_CHECKPOINT = "combined-small"

@@ -15,7 +15,7 @@ namespace {
 // second-level cache, and weights pass through it once for all of them.
 constexpr int ROWS_AT_A_TIME = 128;
 // Tokens of a flow-matching head's call.
-constexpr int FLOW_ROWS = TILE;
+constexpr int FLOW_ROWS = 64;
 // Mask step of the words that order tokens; enma_fast/noise.py.
 constexpr std::uint32_t ORDER_STEP = 0xFFFFFFFFu;
 
