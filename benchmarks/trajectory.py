@@ -17,7 +17,9 @@ FLOPs are those that the answer needs: what is computed once per frame or per tr
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Callable
+from pathlib import Path
 from types import MethodType
 from typing import Any
 
@@ -31,8 +33,27 @@ from enma_fast.engine import Engine
 from enma_fast.model import Dynamics
 from enma_fast.schedule import flow_times, mask_schedule
 
+STATUS = Path("/proc/self/status")
 OBSERVED = 2
 COMPARED = 2
+
+
+def memory_now() -> int:
+    """Resident bytes of this process, its peak being forgotten (Linux; 0 elsewhere)."""
+    if not STATUS.exists():
+        return 0
+    Path("/proc/self/clear_refs").write_text("5")
+    return _status("VmRSS")
+
+
+def memory_peak() -> int:
+    """The most bytes resident since `memory_now`."""
+    return _status("VmHWM") if STATUS.exists() else 0
+
+
+def _status(field: str) -> int:
+    found = next(line for line in STATUS.read_text().splitlines() if line.startswith(field))
+    return 1024 * int(found.split()[1])
 
 
 def random_dynamics(config: ModelConfig) -> Dynamics:
@@ -115,7 +136,10 @@ def trajectory_case(
         )
         return torch.stack(list(frames), 1)[:few]
 
+    before = memory_now()
+    clock = time.perf_counter()
     engine = Engine(dynamics, dtype=dtype)
+    prepared = time.perf_counter() - clock
 
     def ours() -> Tensor:
         frames = engine.trajectory(
@@ -123,6 +147,8 @@ def trajectory_case(
         )
         return torch.stack(list(frames), 1)[:few]
 
+    ours()
+    memory = memory_peak() - before
     short = {torch.bfloat16: "bf16", torch.float32: "fp32"}[dtype]
     rounded = copy.deepcopy(dynamics).to(dtype)
     contenders: dict[str, Callable[[], Tensor]] = {"ours": ours, f"eager-{short}": lambda: reference(rounded)}
@@ -133,6 +159,7 @@ def trajectory_case(
     exact = reference(copy.deepcopy(dynamics).double(), few)
     wrong_by = (reference(rounded, few).double() - exact).abs().max().item()
     notes: dict[str, Any] = {"preset": preset, "members": members, "latent_frames": num_latents, "per": "member"}
+    notes |= {"prepare_s": prepared, "planned_bytes": engine.planned_bytes(), "peak_bytes": memory}
     return Case(
         name="trajectory",
         rows=members,

@@ -25,22 +25,21 @@ from .errors import EnmaError
 from .graphs import CapturedStep, try_capture
 from .model import Dynamics
 from .native_sampler import NativeSampler
-from .ops import choose
+from .ops import choose, sampler
 from .static_step import StaticStep
 
 BACKENDS = ("native", "graph", "static", "reference")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def candidates(dynamics: Dynamics, dtype: torch.dtype) -> dict[str, str | None]:
-    """Ways to sample from this model, best first, with the reason why one cannot serve."""
-    device = next(dynamics.parameters()).device
-    needs_gpu = None if device.type == "cuda" else f"needs a CUDA device, the model is on {device}"
+def candidates(device: torch.device, dtype: torch.dtype, *, head_dim: int) -> dict[str, str | None]:
+    """Ways to sample with weights of this device, dtype and size of heads, best first; why one cannot serve."""
+    on_gpu = device.type == "cuda"
     return {
-        "native": NativeSampler.problem(dynamics, dtype),
-        "graph": needs_gpu,
-        "static": needs_gpu and "is for GPUs; on the CPU only when asked for",
-        "reference": None if dtype == _own_dtype(dynamics) else f"the model's weights are not {dtype}",
+        "native": sampler.problem(device, dtype, head_dim=head_dim),
+        "graph": None if on_gpu else f"needs a CUDA device, the model is on {device}",
+        "static": None if on_gpu else "is for GPUs; on the CPU only when asked for",
+        "reference": None,
     }
 
 
@@ -65,9 +64,13 @@ class Engine:
     def __init__(self, dynamics: Dynamics, *, dtype: torch.dtype | None = None, backend: str | None = None) -> None:
         self.dynamics = dynamics
         self.dtype = dtype or _own_dtype(dynamics)
-        found = candidates(dynamics, self.dtype)
+        config = dynamics.config.dynamics
+        device = next(dynamics.parameters()).device
+        found = candidates(device, self.dtype, head_dim=config.width // config.heads)
         if backend == "static":
             found["static"] = None
+        if self.dtype != _own_dtype(dynamics):
+            found["reference"] = f"samples with the model's weights as they are, not with {self.dtype}"
         self.backend = choose("sampler", found, backend)
         self._native = NativeSampler(dynamics, dtype=self.dtype) if self.backend == "native" else None
         # The step of the last chunk, taken while a trajectory is being made.
@@ -130,6 +133,15 @@ class Engine:
             )
         else:
             yield from self._static(segments, num_latents, seeds, members, groups, settings)
+
+    def planned_bytes(self) -> dict[str, int]:
+        """Memory of the last chunk by what it is for, as it was planned; empty before the first one."""
+        if self._native is not None:
+            return self._native.planned_bytes()
+        if self._idle is None:
+            return {}
+        plan = self._idle[1].plan
+        return {"weights": plan.weights, "keys_values": plan.kv_bytes, "buffers": plan.buffer_bytes}
 
     def _static(
         self,

@@ -46,13 +46,6 @@ class NativeSampler:
         self._idle: tuple[tuple[Any, ...], Any] | None = None
         self._pack(TABLE_FRAMES)
 
-    @staticmethod
-    def problem(dynamics: Dynamics, dtype: torch.dtype) -> str | None:
-        """Why the extension cannot sample from this model."""
-        config = dynamics.config.dynamics
-        device = next(dynamics.parameters()).device
-        return sampler.problem(device, dtype, head_dim=config.width // config.heads)
-
     def trajectory(
         self,
         segments: Sequence[Tensor],
@@ -128,6 +121,10 @@ class NativeSampler:
             teams=teams,
         )
         return key, session
+
+    def planned_bytes(self) -> dict[str, int]:
+        """Memory of the last session: weights, keys_values, buffers and work space of the threads."""
+        return {} if self._idle is None else dict(self._idle[1].plan())
 
     def _plan(self, steps: int, method: str) -> FlowPlan:
         key = (steps, method)

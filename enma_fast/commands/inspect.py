@@ -80,11 +80,13 @@ def _operators() -> dict[str, list[dict[str, Any]]]:
     """Implementations of each operator, best first: which one runs here, and why the better ones do not."""
     import torch
 
+    from ..engine import candidates as samplers
     from ..ops import best, implementations
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     found = {}
-    for op, candidates in implementations(device, torch.float32).items():
+    known = implementations(device, torch.float32) | {"sampler": samplers(device, torch.float32, head_dim=64)}
+    for op, candidates in known.items():
         used = best(candidates)
         found[op] = [
             {"implementation": name, "used": name == used, "problem": problem} for name, problem in candidates.items()

@@ -1,0 +1,107 @@
+"""Sampling under pytest-benchmark: a frame, a trajectory, an ensemble, the tokenizer around them, and a training step.
+
+pytest benchmarks --benchmark-only
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import enma_fast
+from benchmarks.train_step import Stepper
+from enma_fast.config import PRESETS
+from enma_fast.engine import Engine
+from enma_fast.model import Model, draw
+from enma_fast.train import step_generator
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+BACKENDS = ["best", "reference"]
+OBSERVED, FRAMES = 3, 17
+# Both compute in fp32; the noise is the same.
+AGREE = 1e-3
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return enma_fast.load_model("combined-small", device=DEVICE)
+
+
+def timed(benchmark: Any, run: Callable[[], object], *, group: str, rounds: int = 5) -> None:
+    def whole() -> None:
+        run()
+        if DEVICE.type == "cuda":
+            torch.cuda.synchronize()
+
+    benchmark.group = group
+    benchmark.extra_info |= {"threads": torch.get_num_threads(), "model": "combined-small"}
+    benchmark.pedantic(whole, warmup_rounds=1, rounds=rounds)
+
+
+def latents(model: Model, backend: str, members: int, frames: int) -> Tensor:
+    """Latent frames of `members` members after two observed ones."""
+    config = model.config
+    engine = Engine(model.dynamics, backend=None if backend == "best" else backend)
+    history = torch.linspace(-1, 1, 2 * config.num_tokens * config.token_channels, device=DEVICE)
+    z = engine.trajectory(
+        history.view(1, 2, config.num_tokens, config.token_channels),
+        num_latents=2 + frames,
+        seeds=torch.full((members,), 3, device=DEVICE),
+        members=torch.arange(members, device=DEVICE),
+        groups=torch.zeros(members, dtype=torch.int64, device=DEVICE),
+    )
+    return torch.stack(list(z), 1)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("members", [1, 64])
+@pytest.mark.parametrize(("what", "frames"), [("frame", 1), ("trajectory", 9)])
+def test_latents(benchmark: Any, model: Model, what: str, frames: int, members: int, backend: str) -> None:
+    exact = latents(model, "reference", members, frames)
+    error = (latents(model, backend, members, frames) - exact).abs().max().item()
+    assert error <= AGREE * exact.abs().max().item()
+    timed(benchmark, lambda: latents(model, backend, members, frames), group=f"{what}, {members} members")
+
+
+@pytest.mark.parametrize("members", [64, 1024])
+def test_ensemble(benchmark: Any, model: Model, members: int) -> None:
+    history = torch.sin(torch.linspace(0, 6.2832, 129)[:-1]).expand(OBSERVED, 128)[..., None]
+    alone = enma_fast.forecast(model, history, num_members=1, first_member=members - 1)
+    many = enma_fast.forecast(model, history, num_members=members)
+    assert (many[-1] - alone[0]).abs().max() <= AGREE * alone.abs().max()
+    timed(benchmark, lambda: enma_fast.forecast(model, history, num_members=members), group="ensemble", rounds=3)
+
+
+@pytest.mark.parametrize("what", ["encode", "decode"])
+def test_tokenizer(benchmark: Any, model: Model, what: str) -> None:
+    u = torch.sin(torch.linspace(0, 6.2832, 129, device=DEVICE)[:-1]).expand(64, 20, 128)[..., None]
+    with torch.inference_mode():
+        z = model.encode(u)
+        assert (model.decode(z, 20) - u).norm() <= 0.05 * u.norm()
+        run = (lambda: model.encode(u)) if what == "encode" else (lambda: model.decode(z, 20))
+        timed(benchmark, run, group=f"{what}, 64 trajectories")
+
+
+def test_train_step(benchmark: Any, model: Model) -> None:
+    config, training = model.config, PRESETS["combined-small"].dynamics_training
+    rows = training.batch // 2
+    segments = [torch.randn(rows, 11, config.num_tokens, config.token_channels, device=DEVICE) for _ in range(2)]
+    draws = draw(
+        config,
+        [(rows, 11)] * 2,
+        flow=config.dynamics.flow,
+        mask_ratio=training.mask_ratio,
+        history_noise=training.history_noise,
+        history_noise_share=training.history_noise_share,
+        generator=step_generator(0, 0),
+    ).share(slice(None), ranks=1, device=DEVICE)
+    stepper = Stepper(model, training, lambda module: module(segments, draws)[0])
+    stepper.module.to(DEVICE)
+    loss, gradient = stepper.gradients()
+    assert torch.isfinite(gradient).all()
+    assert loss < 1e3
+    timed(benchmark, stepper.step, group=f"train step, {training.batch} trajectories")
