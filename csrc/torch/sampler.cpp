@@ -30,7 +30,12 @@ class Reader {
 
     bool bf16() const { return type_ == at::kBFloat16; }
     bool has(const std::string& name) const { return parameters_.count(name) != 0; }
-    int64_t size(const std::string& name, int dim) const { return find(name).size(dim); }
+    // Of a matrix.
+    int64_t size(const std::string& name, int dim) const {
+        const Tensor& tensor = find(name);
+        TORCH_CHECK_VALUE(tensor.dim() == 2, "sampler: ", name, " has shape ", tensor.sizes(), "; expected a matrix");
+        return tensor.size(dim);
+    }
 
     const void* take(const std::string& name, std::vector<int64_t> shape) const {
         const Tensor& tensor = find(name);
@@ -122,6 +127,8 @@ std::unique_ptr<Sampler> make_sampler(const Parameters& parameters, int64_t toke
     }
     w.places = table_of(places, "places", {tokens, width});
     const int64_t half = width / heads / 2;
+    TORCH_CHECK_VALUE(!rotary || rotary->dim() == 3, "sampler: rotary has shape ", rotary->sizes(),
+                      "; expected [2, frames tokens, ", half, "]");
     w.rotary_frames = rotary ? static_cast<int>(rotary->size(1) / tokens) : std::numeric_limits<int>::max();
     if (rotary) {
         w.cosines = table_of(rotary, "rotary", {2, w.rotary_frames * tokens, half});
@@ -146,7 +153,8 @@ std::unique_ptr<SamplerSession> make_session(const Sampler& sampler, int rows, i
                       " rows, ", groups, " groups, ", prefix_frames, " and ", own_frames, " frames, ", threads,
                       " threads");
     // Tokens, the largest things counted by an int, and frames.
-    TORCH_CHECK_VALUE(int64_t{std::max(rows, groups)} * m.masked_rows <= 1 << 24 && prefix_frames + own_frames < 1 << 16,
+    TORCH_CHECK_VALUE(int64_t{std::max(rows, groups)} * m.masked_rows <= 1 << 24 &&
+                          int64_t{prefix_frames} + own_frames < 1 << 16,
                       "sampler: ", rows, " rows of ", m.masked_rows, " tokens are too many at a time");
     TORCH_CHECK_VALUE(prefix_frames + own_frames <= m.rotary_frames, "sampler: tables hold ", m.rotary_frames,
                       " frames; ", prefix_frames + own_frames, " are asked for");
@@ -218,6 +226,7 @@ void frame(SamplerSession& session, const Tensor& out, bool last) {
                           out.sizes() == c10::IntArrayRef({set.rows, m.tokens, m.channels}),
                       "sampler: out is ", out.scalar_type(), " ", out.sizes(), "; expected contiguous float32 [",
                       set.rows, ", ", m.tokens, ", ", m.channels, "]");
+    TORCH_CHECK_VALUE(session.begun(), "sampler: no frame is left to make; call begin first");
     TORCH_CHECK_VALUE(session.frames_read() == set.prefix_frames && (last || session.frames_made() < set.own_frames),
                       "sampler: ", session.frames_made(), " of ", set.own_frames, " frames are made");
     pybind11::gil_scoped_release release;

@@ -49,7 +49,8 @@ def choose(op: str, candidates: Mapping[str, str | None], backend: str | None) -
         if name is None:
             reasons = "; ".join(f"{name}: {problem}" for name, problem in candidates.items())
             raise EnmaError(f"{op}: no implementation can run here ({reasons})")
-        _say_once(op, name, tuple((n, p) for n, p in candidates.items() if p is not None))
+        better = list(candidates)[: list(candidates).index(name)]
+        _say_once(op, name, tuple((n, candidates[n] or "the interpreter is for tests") for n in better))
         return name
     if backend not in candidates:
         raise EnmaError(f"{op}: backend {backend!r} is unknown; expected one of {', '.join(candidates)}")

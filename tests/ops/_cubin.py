@@ -66,7 +66,13 @@ def compiled(launch: Callable[[], object], capability: int) -> list[dict[str, An
         launch()
     finally:
         triton.JITFunction.run = run
-    return [resources(kernel.name, kernel.asm["cubin"], kernel.metadata) for kernel in found]
+    # Launches of one kernel over and over are read once: to disassemble takes as long as to compile.
+    read: dict[bytes, dict[str, Any]] = {}
+    for kernel in found:
+        cubin = kernel.asm["cubin"]
+        if cubin not in read:
+            read[cubin] = resources(kernel.name, cubin, kernel.metadata)
+    return [read[kernel.asm["cubin"]] for kernel in found]
 
 
 def tool(name: str) -> str:

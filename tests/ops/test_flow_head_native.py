@@ -18,6 +18,7 @@ from enma_fast.ops.flow_head import flow_head_ref
 from enma_fast.ops.flow_plan import BlockWeights, FlowPlan, HeadWeights
 
 from ._oracle import assert_close_as_reference
+from ._sanitizers import QUICK_SANITIZERS
 
 CORE = Path(__file__).resolve().parents[2] / "csrc" / "core" / "cpu"
 CPU = torch.device("cpu")
@@ -223,7 +224,7 @@ def test_instruction_sets_stay_in_their_files(tmp_path: Path) -> None:
 @needs_compiler
 @pytest.mark.slow
 def test_sanitizers_find_nothing(tmp_path: Path) -> None:
-    sanitize = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+    sanitize = QUICK_SANITIZERS
     probe = tmp_path / "probe.cpp"
     probe.write_text("int main() {}")
     if subprocess.run(["g++", *sanitize, str(probe), "-o", str(tmp_path / "probe")], capture_output=True).returncode:

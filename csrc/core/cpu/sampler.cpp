@@ -271,6 +271,7 @@ SamplerSession::SamplerSession(const Sampler& sampler, SamplerSettings settings)
 void SamplerSession::reset() {
     state_.prefix_frames = state_.own_frames = 0;
     frame_ = 0;
+    begun_ = false;
 }
 
 void SamplerSession::shared_frame(int start, const float* tokens) {
@@ -303,6 +304,7 @@ void SamplerSession::begin(const std::uint32_t* seeds, const std::uint32_t* memb
     std::copy_n(groups, settings_.rows, group_.data());
     state_.own_frames = 0;
     frame_ = first_frame;
+    begun_ = true;
 }
 
 void SamplerSession::order_row(int row, std::uint64_t* keys) {
@@ -428,6 +430,7 @@ void SamplerSession::frame(float* out, bool last) {
     });
     std::memcpy(out, state_.tokens, sizeof(float) * rows * m.tokens * m.channels);
     ++frame_;
+    begun_ = !last;
     if (!last) ++state_.own_frames;
 }
 

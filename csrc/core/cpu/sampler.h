@@ -184,6 +184,8 @@ class SamplerSession {
     SamplerPlan plan() const;
     int frames_read() const { return state_.prefix_frames; }
     int frames_made() const { return state_.own_frames; }
+    // Between `begin` and the last frame.
+    bool begun() const { return begun_; }
 
    private:
     struct Region;
@@ -200,6 +202,7 @@ class SamplerSession {
     std::vector<int> group_;
     std::vector<std::uint32_t> seeds_, members_;
     int frame_ = 0;
+    bool begun_ = false;
     int item_members_ = 1, causal_members_ = 1;
     bool solo_ = false;
     std::size_t keys_values_bytes_ = 0, buffer_bytes_ = 0, shared_bytes_ = 0, own_bytes_ = 0;

@@ -1,0 +1,546 @@
+"""The native sampler: values by the two-reference rule, and bits of a row that depend on nothing but the row."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import enma_fast
+from enma_fast.model import Dynamics
+from enma_fast.native_sampler import TABLE_FRAMES, NativeSampler
+from enma_fast.ops import sampler as operator
+from enma_fast.ops._backend import extension
+from enma_fast.schedule import mask_schedule
+
+from ._static import LATENTS, TASKS, Problem, build, everything_in_float64, problem, reference
+from ._tiny import CONFIGS, distance
+from .ops._oracle import assert_close_as_reference
+
+if extension() is None:
+    pytest.skip("the extension is not built", allow_module_level=True)
+
+ISAS = extension().cpu_isas()
+DTYPES = [torch.float32, torch.bfloat16]
+# Two configurations with interpolation have the dynamics of others.
+NAMES = ("paper", "relative", "plane", "plane-paper")
+# Differences in rounding grow from frame to frame; in the first one they are those of a step.
+COMPARED = 1
+# A few ulps of tokens that reach 10.
+FLOOR = {torch.float32: 4e-6, torch.bfloat16: 0.06}
+# Rounding has grown to 3e-4 of the tokens by the last frame; a wrong key or place changes their first digit.
+GROWN = 2e-3
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """The reference gains nothing from more at this size; the sampler is told its threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def rounded(dynamics: Dynamics, dtype: torch.dtype) -> Dynamics:
+    """The same model with weights that `dtype` can hold."""
+    made = copy.deepcopy(dynamics)
+    for parameter in made.parameters():
+        parameter.copy_(parameter.to(dtype))
+    return made
+
+
+def references(dynamics: Dynamics, given: Problem, dtype: torch.dtype, settings: Any = None) -> tuple[Tensor, Tensor]:
+    """Frames of the reference sampler in `dtype`, and in float64 from the same weights and noise."""
+    wide = dataclasses.replace(given, segments=[segment.double() for segment in given.segments])
+    with everything_in_float64(pytest.MonkeyPatch()):
+        exact = reference(rounded(dynamics, dtype).double(), wide, settings)
+    return reference(copy.deepcopy(dynamics).to(dtype), given, settings), exact
+
+
+def assert_is_the_reference(ours: Tensor, same_dtype: Tensor, exact: Tensor, dtype: torch.dtype) -> None:
+    part = slice(0, COMPARED if dtype == torch.float32 else LATENTS)
+    assert_close_as_reference(ours[:, part], same_dtype[:, part], exact[:, part], floor=FLOOR[dtype])
+    if dtype == torch.float32:
+        assert distance(ours.double(), exact) < GROWN
+
+
+@functools.cache
+def made(name: str, dtype: torch.dtype) -> NativeSampler:
+    return NativeSampler(build(name), dtype=dtype)
+
+
+def groups_of(given: Problem) -> Tensor:
+    """Of members that follow each other."""
+    return torch.arange(given.groups).repeat_interleave(len(given.seeds) // given.groups)
+
+
+def play(
+    sampler: NativeSampler,
+    given: Problem,
+    *,
+    groups: Tensor | None = None,
+    num_latents: int = LATENTS,
+    settings: Any = None,
+    threads: int = 1,
+    isa: str = "",
+    teams: str = "",
+) -> Tensor:
+    """All generated frames `[B, T, N, C]`, with the threads and instruction set that are asked for."""
+    _, session = sampler.session(
+        rows=len(given.seeds),
+        groups=given.groups,
+        prefix_frames=sum(segment.shape[1] + 1 for segment in given.segments),
+        own_frames=num_latents - given.first - 1,
+        settings=settings or sampler.dynamics.config.sampling,
+        threads=threads,
+        isa=isa,
+        teams=teams,
+    )
+    session.reset()
+    for number, segment in enumerate(given.segments):
+        session.start_segment(number)
+        for z_GNC in segment.unbind(1):
+            session.read(z_GNC.contiguous())
+    session.begin(given.seeds, given.members, groups_of(given) if groups is None else groups, given.first)
+    config = sampler.dynamics.config
+    frames = []
+    for t in range(given.first, num_latents):
+        frames.append(torch.empty(len(given.seeds), config.num_tokens, config.token_channels))
+        session.frame(frames[-1], t + 1 == num_latents)
+    return torch.stack(frames, dim=1)
+
+
+def generate(sampler: NativeSampler, given: Problem, *, num_latents: int = LATENTS, **how: Any) -> Iterator[Tensor]:
+    return sampler.trajectory(
+        given.segments,
+        num_latents=num_latents,
+        seeds=given.seeds,
+        members=given.members,
+        groups=groups_of(given),
+        settings=how.pop("settings", sampler.dynamics.config.sampling),
+        **how,
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("name", NAMES)
+def test_it_is_the_reference_sampler(name: str, task: str, dtype: torch.dtype) -> None:
+    dynamics = build(name)
+    given = problem(dynamics, task, members=8)
+    ours = torch.stack(list(generate(made(name, dtype), given)), dim=1)
+    assert_is_the_reference(ours, *references(dynamics, given, dtype), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", ["paper", "relative"])
+def test_every_instruction_set(name: str, dtype: torch.dtype) -> None:
+    dynamics = build(name)
+    given = problem(dynamics, "initial-value", members=8)
+    same_dtype, exact = references(dynamics, given, dtype)
+    for isa in ISAS:
+        assert_is_the_reference(play(made(name, dtype), given, isa=isa), same_dtype, exact, dtype)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"mask_steps": 1},
+        {"mask_steps": 20},
+        {"method": "euler", "flow_steps": 3},
+        {"temperature": 0.3},
+        {"flow_steps": 4, "last_flow_steps": 1},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("name", ["paper", "relative"])
+def test_settings_are_those_of_the_reference(name: str, settings: dict[str, Any]) -> None:
+    dynamics = build(name)
+    given = problem(dynamics, "temporal", members=8)
+    changed = dataclasses.replace(dynamics.config.sampling, **settings)
+    same_dtype, exact = references(dynamics, given, torch.float32, changed)
+    ours = play(made(name, torch.float32), given, settings=changed)
+    assert_is_the_reference(ours, same_dtype, exact, torch.float32)
+    assert distance(play(made(name, torch.float32), given).double(), exact) > GROWN
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize("name", ["paper", "relative"])
+def test_depths_beside_two(name: str, layers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    # With one layer the first is the last, with three one lies between.
+    changes = {"dynamics.spatial_layers": layers, "dynamics.temporal_layers": layers}
+    monkeypatch.setitem(CONFIGS, name, enma_fast.config.replace(CONFIGS[name], changes))
+    dynamics = build(name)
+    given = problem(dynamics, "generation", members=8)
+    ours = play(NativeSampler(dynamics, dtype=torch.float32), given)
+    assert_is_the_reference(ours, *references(dynamics, given, torch.float32), torch.float32)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        # Head dims 4 (12 with rotary places), 20 and 64; columns beside whole panels, and as many as a product's piece.
+        {"dynamics.width": 36, "dynamics.heads": 9, "dynamics.scale_shift_rank": 5, "dynamics.patch": (1,)},
+        {"dynamics.width": 40, "dynamics.mlp_ratio": 1.7, "dynamics.flow.width": 17, "dynamics.patch": (4,)},
+        {"dynamics.width": 128, "dynamics.patch": (16,)},
+    ],
+    ids=["narrow", "odd", "wide"],
+)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", ["paper", "relative"])
+def test_sizes(name: str, dtype: torch.dtype, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    if name == "relative":
+        # Rotary places need heads of 8 channels or more, and scaling and shift belong to the paper's model.
+        changes = {key: 3 if key.endswith("heads") else value for key, value in changes.items() if "rank" not in key}
+    monkeypatch.setitem(CONFIGS, name, enma_fast.config.replace(CONFIGS[name], changes))
+    dynamics = build(name)
+    given = problem(dynamics, "temporal", members=8)
+    ours = play(NativeSampler(dynamics, dtype=dtype), given, threads=2)
+    assert_is_the_reference(ours, *references(dynamics, given, dtype), dtype)
+
+
+def test_as_many_frames_as_are_asked_for() -> None:
+    dynamics = build("paper")
+    given = problem(dynamics, "temporal", members=8)
+    sampler = made("paper", torch.float32)
+    whole = play(sampler, given)
+    for num_latents in range(given.first, LATENTS):
+        frames = list(generate(sampler, given, num_latents=num_latents))
+        assert len(frames) == num_latents - given.first
+        for t, z_BNC in enumerate(frames):
+            assert torch.equal(z_BNC, whole[:, t])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", ["paper", "relative"])
+def test_bits_do_not_depend_on_the_threads(name: str, dtype: torch.dtype) -> None:
+    # One member, as many as threads or not, and so many that a thread takes them in pieces.
+    for members in (1, 3, 40):
+        given = problem(build(name), "initial-value", groups=1, members=members)
+        first = play(made(name, dtype), given)
+        for threads in (1, 2, 3):
+            for teams in ("", "one", "each"):
+                assert torch.equal(play(made(name, dtype), given, threads=threads, teams=teams), first)
+
+
+@pytest.mark.parametrize("isa", [isa for isa in ISAS if "emulated" not in isa])
+def test_bits_of_every_instruction_set(isa: str) -> None:
+    sampler, given = made("relative", torch.bfloat16), problem(build("relative"), "temporal", members=5)
+    whole = play(sampler, given, isa=isa)
+    assert torch.equal(play(sampler, given, isa=isa, threads=3, teams="one"), whole)
+    for row in (0, 4, 7):
+        assert torch.equal(play(sampler, part_of(given, row), isa=isa), whole[row : row + 1])
+
+
+def part_of(given: Problem, row: int) -> Problem:
+    """One member alone."""
+    group = int(groups_of(given)[row])
+    return Problem(
+        segments=[segment[group : group + 1] for segment in given.segments],
+        seeds=given.seeds[row : row + 1],
+        members=given.members[row : row + 1],
+    )
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("paper", torch.bfloat16), ("relative", torch.float32)], ids=str)
+def test_a_member_is_the_same_wherever_it_is(name: str, dtype: torch.dtype) -> None:
+    """200 placements of one member among others of its own and of other trajectories."""
+    sampler, draw = made(name, dtype), random.Random(0)
+    pool = problem(build(name), "initial-value", groups=4, members=1)
+    needle = part_of(pool, 2)
+    needle.members[0] = 5
+    alone = play(sampler, needle)
+    for _ in range(200):
+        # Trajectories in any order, some of them twice; the needle's is among them.
+        which = [draw.randrange(4) for _ in range(draw.randrange(5))]
+        which.insert(draw.randrange(len(which) + 1), 2)
+        rows = draw.choice((1, 2, 3, 8, 30))
+        place = draw.randrange(rows)
+        groups = torch.tensor([draw.randrange(len(which)) for _ in range(rows)])
+        groups[place] = draw.choice([i for i, trajectory in enumerate(which) if trajectory == 2])
+        members = torch.tensor([draw.randrange(1000) for _ in range(rows)])
+        members[place] = 5
+        given = Problem(
+            segments=[segment[which] for segment in pool.segments],
+            seeds=pool.seeds[which][groups],
+            members=members,
+        )
+        whole = play(
+            sampler, given, groups=groups, threads=draw.choice((1, 1, 1, 2)), teams=draw.choice(("", "one", "each"))
+        )
+        assert torch.equal(whole[place], alone[0])
+
+
+def test_a_session_used_again_gives_the_same_bits() -> None:
+    dynamics = build("relative")
+    sampler = NativeSampler(dynamics, dtype=torch.float32)
+    one, other = (problem(dynamics, "initial-value", members=3, seed=seed) for seed in (1, 2))
+    first = list(generate(sampler, one))
+    _, kept = sampler._idle
+    second = list(generate(sampler, other))
+    assert sampler._idle[1] is kept
+    for found, expected in zip(generate(sampler, one), first, strict=True):
+        assert torch.equal(found, expected)
+    assert not torch.equal(first[0], second[0])
+    # The frames that were handed out are the caller's.
+    assert torch.equal(torch.stack(first, dim=1), play(sampler, one))
+
+
+def test_generators_do_not_disturb_each_other() -> None:
+    dynamics = build("paper")
+    sampler = NativeSampler(dynamics, dtype=torch.float32)
+    one, other = (problem(dynamics, "generation", members=3, seed=seed) for seed in (1, 2))
+    pairs = list(zip(generate(sampler, one), generate(sampler, other), strict=True))
+    for frames, given in zip(zip(*pairs, strict=True), (one, other), strict=True):
+        assert torch.equal(torch.stack(frames, dim=1), play(sampler, given))
+    # One that is left half way, and one that never starts.
+    left = generate(sampler, other)
+    next(left)
+    left.close()
+    generate(sampler, other).close()
+    assert torch.equal(torch.stack(list(generate(sampler, one)), dim=1), play(sampler, one))
+
+
+@pytest.mark.parametrize("name", ["paper", "relative"])
+def test_more_frames_than_the_tables_hold(name: str) -> None:
+    dynamics = build(name)
+    sampler = NativeSampler(dynamics, dtype=torch.float32)
+    given = problem(dynamics, "temporal", groups=1, members=2)
+    before = play(sampler, given, num_latents=10)
+    old = generate(sampler, given, num_latents=10)
+    first = next(old)
+    long = play(sampler, given, num_latents=TABLE_FRAMES + 6)
+    assert torch.equal(long[:, :8], before)
+    assert torch.equal(play(sampler, given, num_latents=10), before)
+    # A trajectory that had begun keeps its tables.
+    assert torch.equal(torch.stack([first, *old], dim=1), before)
+    # Frames that are turned by the new part of the tables.
+    N, C = dynamics.config.num_tokens, dynamics.config.token_channels
+    history = torch.randn(1, TABLE_FRAMES + 1, N, C)
+    late = dataclasses.replace(given, segments=[history])
+    ours = play(NativeSampler(dynamics, dtype=torch.float32), late, num_latents=TABLE_FRAMES + 3)
+    wide = history.expand(2, -1, -1, -1)
+    expected = torch.stack(
+        list(
+            enma_fast.sample.trajectory(
+                dynamics, wide, num_latents=TABLE_FRAMES + 3, seeds=given.seeds, members=given.members
+            )
+        ),
+        dim=1,
+    )
+    assert distance(ours, expected) < 1e-4
+
+
+def pack(dynamics: Dynamics, **changes: Any) -> Any:
+    """The binding of the transformers with arguments as `NativeSampler` gives them, some of them changed."""
+    config = dynamics.config
+    parameters = dict(dynamics.named_parameters()) | changes.pop("parameters", {})
+    parameters = {name: parameter for name, parameter in parameters.items() if parameter is not None}
+    rotary = dynamics.temporal.rotary
+    arguments = {
+        "tokens": config.num_tokens,
+        "heads": config.dynamics.heads,
+        "concat": dynamics.spatial.concat,
+        "places": dynamics.temporal.places,
+        "rotary": None if rotary is None else torch.stack(rotary.tables(torch.arange(8))),
+        "masked_rotary": dynamics.spatial.rotary,
+    }
+    return operator.PackedSampler(parameters, **arguments | changes)
+
+
+def test_bad_weights_are_named() -> None:
+    dynamics = build("paper")
+    weight = dynamics.temporal.blocks[0].attention.qkv.weight
+    name, places = "temporal.blocks.0.attention.qkv.weight", dynamics.temporal.places
+    pack(dynamics)
+    for parameters, message in (
+        ({name: weight.double()}, f"{name} is Double"),
+        ({name: weight.bfloat16()}, f"{name} is BFloat16"),
+        ({name: weight[:-1].contiguous()}, f"{name} is Float.*expected contiguous"),
+        ({name: weight.T.contiguous().T}, f"{name} is Float.*expected contiguous"),
+        ({name: weight.repeat(1, 2)[:, ::2]}, f"{name} is Float.*expected contiguous"),
+        ({name: weight.to("meta")}, f"{name}.*on meta"),
+        ({name: None}, f"parameter {name} is missing"),
+        ({"spatial.mask": None}, "parameter spatial.mask is missing"),
+        ({"temporal.blocks.0.norm_1.weight": None}, "temporal has no blocks"),
+        ({"temporal.embed.weight": dynamics.temporal.embed.weight.double()}, "weights are Double"),
+        ({"temporal.embed.weight": torch.zeros(32)}, "expected a matrix"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            pack(dynamics, parameters=parameters)
+    for changes, message in (
+        ({"tokens": 0}, "0 tokens"),
+        ({"heads": 0}, "0 heads"),
+        ({"heads": 3}, "3 heads"),
+        ({"heads": 16}, "16 heads; expected a head dim that 4 divides"),
+        ({"tokens": 4}, "places has shape"),
+        ({"places": places.double()}, "places has shape"),
+        ({"places": places[:, :-1]}, "places has shape"),
+        ({"rotary": torch.zeros(2, 64, 7)}, "rotary has shape"),
+        ({"rotary": torch.zeros(1, 64, 8)}, "rotary has shape"),
+        ({"rotary": torch.zeros(4)}, "rotary has shape"),
+        ({"masked_rotary": torch.zeros(2, 8, 8)}, "masked_rotary has shape"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            pack(dynamics, **changes)
+
+
+def session_of(dynamics: Dynamics, packed: Any, **changes: Any) -> Any:
+    """Two members of two trajectories, two shared frames and one of their own."""
+    counts = changes.get("counts", mask_schedule(dynamics.config.num_tokens, 3))
+    plan = dynamics.flow.velocity.plan(steps=2, method="euler")
+    arguments = {
+        "counts": counts,
+        "rows": 2,
+        "groups": 2,
+        "prefix_frames": 2,
+        "own_frames": 1,
+        "temperature": 1.0,
+        "threads": 1,
+    }
+    return packed.session(changes.pop("plans", [plan] * len(counts)), **arguments | changes)
+
+
+def test_bad_sessions_are_named() -> None:
+    dynamics = build("relative")
+    packed = pack(dynamics)
+    plan = build("plane").flow.velocity.plan(steps=2, method="euler")
+    halves = dynamics.flow.velocity.plan(steps=2, method="euler").to(torch.bfloat16)
+    for changes, message in (
+        ({"rows": 0}, "0 rows"),
+        ({"groups": 0}, "0 groups"),
+        ({"prefix_frames": 0}, "0 and 1 frames"),
+        ({"own_frames": -1}, "2 and -1 frames"),
+        ({"threads": 0}, "0 threads"),
+        ({"rows": 1 << 22}, "too many at a time"),
+        ({"own_frames": 2**31 - 1}, "too many"),
+        ({"own_frames": 7}, "tables hold 8 frames; 9 are asked for"),
+        ({"counts": [4, 3]}, "do not decide 8 tokens"),
+        ({"counts": [9]}, "do not decide 8 tokens"),
+        ({"counts": [9, -1]}, "do not decide 8 tokens"),
+        ({"counts": [8, 0]}, "do not decide 8 tokens"),
+        ({"counts": []}, "do not decide 8 tokens"),
+        ({"plans": []}, "one head each"),
+        ({"plans": [plan] * 3}, "a flow head does not fit"),
+        ({"plans": [halves] * 3}, "a flow head does not fit"),
+        ({"teams": "all"}, "teams is 'all'"),
+        ({"isa": "avx1024"}, "isa 'avx1024' is unknown"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            session_of(dynamics, packed, **changes)
+
+
+def test_bad_calls_are_named_and_change_nothing() -> None:
+    dynamics = build("relative")
+    N, C = dynamics.config.num_tokens, dynamics.config.token_channels
+    session = session_of(dynamics, pack(dynamics))
+    z, keys, out = torch.randn(2, N, C), torch.arange(2), torch.empty(2, N, C)
+
+    def refused(message: str, method: str, *arguments: Any) -> None:
+        with pytest.raises(ValueError, match=message):
+            getattr(session, method)(*arguments)
+
+    refused("0 of 2 shared frames are read", "read", z)
+    refused("0 of 2 shared frames are read", "begin", keys, keys, keys, 1)
+    refused("call begin first", "frame", out, False)
+    refused("shared frames", "start_segment", -1)
+    session.start_segment(0)
+    for bad in (z.double(), z[:1], z[:, :-1], z[..., :-1], z.mT.contiguous().mT, z.to("meta")):
+        refused("frame is", "read", bad)
+    session.read(z)
+    refused("2 of 2 shared frames are read", "read", z)
+    refused("2 shared frames are read", "start_segment", 1)
+    for bad in (keys[:1], keys.int(), keys.view(1, 2), torch.arange(4)[::2]):
+        for place in range(3):
+            arguments = [keys] * 3
+            arguments[place] = bad
+            refused(r"seeds, members and groups are int64 \[2\]", "begin", *arguments, 1)
+    refused("group is 2; there are 2", "begin", keys, keys, keys + 1, 1)
+    refused("group is -1; there are 2", "begin", keys, keys, keys - 1, 1)
+    refused("first frame is -1", "begin", keys, keys, keys, -1)
+    session.begin(keys, keys, keys, 1)
+    for bad in (out.double(), out[:1], out[:, :-1], out.mT.contiguous().mT, out.to("meta")):
+        refused("out is", "frame", bad, False)
+    frames = [torch.empty(2, N, C) for _ in range(2)]
+    session.frame(frames[0], False)
+    refused("1 of 1 frames are made", "frame", out, False)
+    session.frame(frames[1], True)
+    refused("no frame is left", "frame", out, True)
+    # As if nothing had been refused.
+    clean = session_of(dynamics, pack(dynamics))
+    clean.start_segment(0)
+    clean.read(z)
+    clean.begin(keys, keys, keys, 1)
+    for z_BNC in frames:
+        clean.frame(out, z_BNC is frames[1])
+        assert torch.equal(out, z_BNC)
+
+
+def test_plan_counts_keys_and_values() -> None:
+    for name in ("relative", "paper"):
+        dynamics = build(name)
+        for dtype, isa in ((torch.float32, "scalar"), (torch.bfloat16, "scalar"), (torch.bfloat16, ISAS[-1])):
+            settings = dynamics.config.sampling
+            sampler = made(name, dtype)
+            _, session = sampler.session(
+                rows=5, groups=2, prefix_frames=3, own_frames=4, settings=settings, threads=2, isa=isa
+            )
+            plan = session.plan()
+            # Inputs of bf16 products are bf16 where they are multiplied as such. Rows of 32 fill whole cache lines.
+            size = 2 if dtype == torch.bfloat16 and "bf16" in isa else 4
+            tokens = dynamics.config.num_tokens * (2 * 3 + 5 * 4)
+            assert plan["keys_values"] == 2 * 2 * tokens * dynamics.config.dynamics.width * size
+            stored = sum(p.numel() for p in dynamics.parameters()) * dtype.itemsize
+            # Every linear has a bias of fp32, and panels of 16; the rest are tables.
+            assert stored <= plan["weights"] < 3 * stored
+            assert set(plan) == {"weights", "keys_values", "buffers", "work"}
+
+
+MEMORY = """
+import dataclasses, os, torch
+from pathlib import Path
+from enma_fast.config import PRESETS
+from enma_fast.model import Dynamics
+from enma_fast.native_sampler import NativeSampler
+
+config = PRESETS["combined-small"].model
+settings = dataclasses.replace(config.sampling, mask_steps=1, flow_steps=1)
+dynamics = Dynamics(config).requires_grad_(False)
+history = torch.randn(2, 1, config.num_tokens, config.token_channels)
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+def run(rows, num_latents):
+    sampler, most, before = NativeSampler(dynamics, dtype=torch.float32), 0, resident()
+    keys = torch.arange(rows)
+    for _ in sampler.trajectory(
+        [history], num_latents=num_latents, seeds=keys, members=keys, groups=keys % 2, settings=settings, threads=2
+    ):
+        most = max(most, resident() - before)
+    return most, sampler.planned_bytes()
+
+run(2, 3)
+most, plan = run(128, 14)
+print(most, plan["keys_values"], sum(plan.values()) - plan["weights"])
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="resident memory is read from /proc")
+def test_memory_is_what_the_plan_says() -> None:
+    """In a process of its own, where nobody else gives memory back; beside the weights."""
+    done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    most, keys_values, planned = map(int, done.stdout.split())
+    assert keys_values > 20 << 20
+    assert keys_values < most <= 1.5 * planned
