@@ -1,7 +1,7 @@
 # Every target makes what it needs: `make demo` and `make test` work on a clean clone.
 #   make install             .venv at the root with all that the other targets use
 #   make demo  [ARGS=...]    an ensemble forecast of trajectories the model has never seen
-#   make test  [ARGS=...]    all tests
+#   make test  [ARGS=...]    all tests, by WORKERS=2 processes; with ARGS, what they name by one
 #   make check               format, lint, types, import direction, lean import, hygiene
 #   make gpu   [DRY=1]       on a bare GPU machine, no network: build, GPU tests, sanitizers, benchmarks; DRY: compile only
 #   make gpu-wheels          before, where there is a network: wheels that such a machine lacks, into out/gpu-wheels
@@ -9,6 +9,8 @@
 PYTHON ?= python3
 TORCH ?= torch>=2.11
 ARGS ?=
+# Processes that share the tests; a run of its own choice (ARGS) is one process.
+WORKERS ?= 2
 
 BIN := .venv/bin
 STAMP := .venv/.enma_fast_installed
@@ -32,7 +34,7 @@ demo: install
 	@$(BIN)/enma-fast demo $(ARGS)
 
 test: install
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest $(or $(ARGS),-n $(WORKERS) --dist loadfile --no-loadscope-reorder)
 
 # test_build.py and test_extension.py are left to `make test`: they build the distributions.
 check: install

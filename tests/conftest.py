@@ -1,22 +1,39 @@
 """What every test stands on: few threads, a fixed seed, poisoned memory, GPU tests skipped with a reason."""
 
+import importlib.metadata
 import importlib.util
 import os
 import random
+from collections.abc import Callable
+from typing import Any
 
 # cuBLAS reads it once, when it starts; without it deterministic mode warns on every GPU matrix product.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+# Beside another worker a second thread spins for a core that is taken. Programs that tests start inherit this.
+os.environ.update({"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"} if "PYTEST_XDIST_WORKER" in os.environ else {})
 
 import numpy as np
 import pytest
 import torch
 
 SEED = 0
-MAX_THREADS = 2
+SHARED = "PYTEST_XDIST_WORKER" in os.environ
+MAX_THREADS = 1 if SHARED else 2
 
 # Triton's decorator reads it once. Without a GPU its kernels run on CPU tensors, one program after the other.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# Its loops over sizes take int() of arrays with one element, which NumPy 2.4 refuses. Drop when triton >= 3.7.
+if importlib.util.find_spec("triton") and importlib.metadata.version("triton").startswith("3.6."):
+    from triton.runtime import interpreter
+
+    def patch(tensor: Any, scope: Any, patch: Callable[[Any, Any], None] = interpreter._patch_lang_tensor) -> None:
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
+
+    interpreter._patch_lang_tensor = patch
 
 torch.set_num_threads(min(MAX_THREADS, torch.get_num_threads()))
 torch.set_num_interop_threads(1)
@@ -35,8 +52,21 @@ if importlib.util.find_spec("hypothesis"):
     settings.load_profile("enma")
 
 
+def slow_files_first(items: list[pytest.Item]) -> None:
+    """Sort whole files, by their share of slow tests: no worker is left with a long file at the end."""
+    counts: dict[str, list[int]] = {}
+    for item in items:
+        count = counts.setdefault(item.nodeid.partition("::")[0], [0, 0])
+        count[0] += item.get_closest_marker("slow") is not None
+        count[1] += 1
+    shares = {file: slow / tests for file, (slow, tests) in counts.items()}
+    items.sort(key=lambda item: -shares[item.nodeid.partition("::")[0]])
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skip GPU tests where there is no GPU; refuse a run that asked for them."""
+    if SHARED:
+        slow_files_first(items)
     if torch.cuda.is_available():
         return
     expression = config.getoption("-m")
