@@ -256,8 +256,8 @@ def launch_backward(
         *strides(q, k, v), query_points.stride(0) if query_points.ndim == 3 else 0,
         points.stride(0) if points.ndim == 3 else 0, heads, num_queries, num_points, head_dim**-0.5, *rings,
     )  # fmt: skip
-    # Products of fp32 take all registers anyway.
-    most = MOST_REGISTERS if q.element_size() == 2 or max(block_k, block_v) < 64 else None
+    # The widest products of fp32 take all registers anyway, and spill where the assembler is told so.
+    most = MOST_REGISTERS if q.element_size() == 2 or max(block_k, block_v) < 128 else None
     options = {
         "K": head_dim, "V": value_dim, "DIMS": len(periods), "POWER": power, "PERIODIC": mask,
         "HAS_VALID": valid is not None, "WITH_PLACES": points_grad is not None, "BLOCK_K": block_k,
