@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .config import FlowConfig
+from .layers import widened
 from .ops.flow_head import flow_head_ref, velocity
 from .ops.flow_plan import BlockWeights, FlowPlan, HeadWeights
 from .schedule import flow_times
@@ -113,7 +114,7 @@ class FlowHead(nn.Module):
     def mean_and_scale(self, c: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and scale ``[..., C]`` of the tokens in fp32 or float64 (``residual`` target only)."""
         assert self.moments is not None
-        mean, raw = self.moments(c).to(_wide(c)).chunk(2, dim=-1)
+        mean, raw = widened(self.moments(c)).chunk(2, dim=-1)
         # Smoothly bounded below: a token is never claimed to better than 1e-3 of its standard deviation.
         return mean, F.softplus(raw + math.log(math.e - 1)) + 1e-3
 
@@ -157,13 +158,12 @@ class FlowHead(nn.Module):
 
         ``method`` is ``midpoint`` (two evaluations a step) or ``euler`` (one).
         """
-        y = flow_head_ref(c, noise.to(_wide(c)), plan=self.velocity.plan(steps=steps, method=method))
+        y = flow_head_ref(
+            c,
+            noise.to(torch.promote_types(c.dtype, torch.float32)),
+            plan=self.velocity.plan(steps=steps, method=method),
+        )
         if self.moments is not None:
             mean, scale = self.mean_and_scale(c)
             y = mean + scale * y
         return y
-
-
-def _wide(c: Tensor) -> torch.dtype:
-    """Type of a token's state: float64 for conditions in float64, else fp32."""
-    return torch.float64 if c.dtype == torch.float64 else torch.float32

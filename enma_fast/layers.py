@@ -12,8 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+def widened(x: Tensor) -> Tensor:
+    """In fp32, or in float64 as it is: what sums and tokens are kept in beside weights of any type."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 class RMSNorm(nn.Module):
-    """y = x / sqrt(mean(x^2) + eps) * weight, in fp32 inside."""
+    """y = x / sqrt(mean(x^2) + eps) * weight, at least in fp32 inside."""
 
     def __init__(self, width: int, *, eps: float = 1e-5) -> None:
         super().__init__()
@@ -21,8 +26,8 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        x32 = x.float()
-        y = x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps) * self.weight.float()
+        wide = widened(x)
+        y = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps) * widened(self.weight)
         return y.to(x.dtype)
 
 
@@ -76,7 +81,7 @@ class Rotary:
 
 def rotate(x_BHLK: Tensor, cos_Lk: Tensor, sin_Lk: Tensor) -> Tensor:
     """Turn the pairs (x_k, x_{k+K/2}) by the angles of their place."""
-    a, b = x_BHLK.float().chunk(2, dim=-1)
+    a, b = widened(x_BHLK).chunk(2, dim=-1)
     return torch.cat([a * cos_Lk - b * sin_Lk, a * sin_Lk + b * cos_Lk], dim=-1).to(x_BHLK.dtype)
 
 
@@ -89,7 +94,7 @@ def attention(q_BHLK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, mask: Tensor | Non
     if q_BHLK.is_cuda:
         return F.scaled_dot_product_attention(q_BHLK, k_BHSK, v_BHSK, attn_mask=mask)
     scores = q_BHLK @ k_BHSK.transpose(-1, -2)
-    scores = scores.float() * q_BHLK.shape[-1] ** -0.5
+    scores = widened(scores) * q_BHLK.shape[-1] ** -0.5
     if mask is not None:
         scores = scores + mask
     return scores.softmax(-1).to(v_BHSK.dtype) @ v_BHSK

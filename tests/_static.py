@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,12 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from enma_fast import sample
 from enma_fast.model import Dynamics
-from enma_fast.noise import token_noise
 from enma_fast.ops import _backend, frame_attention
 from enma_fast.static_step import StaticStep
 
@@ -104,29 +102,9 @@ def reference(dynamics: Dynamics, given: Problem, settings: Any = None) -> Tenso
     return torch.stack(list(frames), dim=1)
 
 
-def in_dtype(dynamics: Dynamics, dtype: torch.dtype) -> Dynamics:
-    """A copy in another dtype whose products take what they are given, as the reference sampler's state is fp32."""
-    model = copy.deepcopy(dynamics).to(dtype)
-    if dynamics.spatial.rotary is not None:
-        model.spatial.rotary = dynamics.spatial.rotary.to(torch.promote_types(dtype, torch.float32))
-    for module in model.modules():
-        if isinstance(module, nn.Linear):
-            module.register_forward_pre_hook(lambda module, given: (given[0].to(module.weight.dtype),))
-    return model
-
-
-@contextlib.contextmanager
-def everything_in_float64(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Where code says fp32, it gets float64 as long as its input has it."""
-    single = torch.Tensor.float
-    with monkeypatch.context() as patch:
-        patch.setattr(torch.Tensor, "float", lambda x: x if x.dtype == torch.float64 else single(x))
-        patch.setattr(sample, "token_noise", lambda **words: token_noise(**words, dtype=torch.float64))
-        torch.set_default_dtype(torch.float64)
-        try:
-            yield
-        finally:
-            torch.set_default_dtype(torch.float32)
+def in_float64(given: Problem) -> Problem:
+    """The same numbers in float64."""
+    return dataclasses.replace(given, segments=[segment.double() for segment in given.segments])
 
 
 class Tape(TorchDispatchMode):

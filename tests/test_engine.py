@@ -19,7 +19,7 @@ from enma_fast.errors import EnmaError
 from enma_fast.model import Dynamics
 from enma_fast.ops._backend import extension
 
-from ._static import LATENTS, TASKS, Problem, build, everything_in_float64, problem, reference
+from ._static import LATENTS, TASKS, Problem, build, problem, reference
 from ._tiny import distance, shaken
 from .ops._oracle import assert_close_as_reference
 
@@ -213,7 +213,7 @@ def test_an_engine_goes_with_its_model() -> None:
 @pytest.mark.parametrize(
     "name", ["combined-small", "combined-paper", "vorticity-paper", "gray-scott-paper", "wave-paper"]
 )
-def test_presets_are_the_reference(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_presets_are_the_reference(name: str) -> None:
     """Two frames of two members with random weights: the sizes, and so the division into panels, of real models."""
     torch.manual_seed(0)
     config = PRESETS[name].model
@@ -227,8 +227,7 @@ def test_presets_are_the_reference(name: str, monkeypatch: pytest.MonkeyPatch) -
         return torch.stack(list(sample.trajectory(model, history.expand(2, -1, -1, -1), **keys)), dim=1)
 
     same_dtype = frames(dynamics, history)
-    with everything_in_float64(monkeypatch):
-        exact = frames(copy.deepcopy(dynamics).double(), history.double())
+    exact = frames(copy.deepcopy(dynamics).double(), history.double())
     engine = Engine(dynamics, backend="native")
     ours = torch.stack(list(engine.trajectory(history, groups=torch.zeros(2, dtype=torch.int64), **keys)), dim=1)
     # Two ulps of tokens that reach 4.

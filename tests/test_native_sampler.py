@@ -23,7 +23,7 @@ from enma_fast.ops import sampler as operator
 from enma_fast.ops._backend import extension
 from enma_fast.schedule import mask_schedule
 
-from ._static import LATENTS, TASKS, Problem, build, everything_in_float64, problem, reference
+from ._static import LATENTS, TASKS, Problem, build, in_float64, problem, reference
 from ._tiny import CONFIGS, distance
 from .ops._oracle import assert_close_as_reference
 
@@ -61,9 +61,7 @@ def rounded(dynamics: Dynamics, dtype: torch.dtype) -> Dynamics:
 
 def references(dynamics: Dynamics, given: Problem, dtype: torch.dtype, settings: Any = None) -> tuple[Tensor, Tensor]:
     """Frames of the reference sampler in `dtype`, and in float64 from the same weights and noise."""
-    wide = dataclasses.replace(given, segments=[segment.double() for segment in given.segments])
-    with everything_in_float64(pytest.MonkeyPatch()):
-        exact = reference(rounded(dynamics, dtype).double(), wide, settings)
+    exact = reference(rounded(dynamics, dtype).double(), in_float64(given), settings)
     return reference(copy.deepcopy(dynamics).to(dtype), given, settings), exact
 
 

@@ -14,7 +14,7 @@ import enma_fast
 from enma_fast.errors import EnmaError
 from enma_fast.static_step import StaticStep
 
-from ._static import LATENTS, TASKS, Problem, build, everything_in_float64, generate, in_dtype, make_step, problem
+from ._static import LATENTS, TASKS, Problem, build, generate, in_float64, make_step, problem
 from ._static import reference as reference_frames
 from ._tiny import CONFIGS, distance
 from .ops._oracle import assert_close_as_reference
@@ -27,24 +27,19 @@ COMPARED = 2
 FLOOR = {torch.float32: 4e-6, torch.bfloat16: 0.06}
 
 
-def in_float64(given: Problem) -> Problem:
-    return Problem(segments=[x.double() for x in given.segments], seeds=given.seeds, members=given.members)
-
-
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("name", NAMES)
-def test_it_is_the_reference_sampler(name: str, task: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_the_reference_sampler(name: str, task: str) -> None:
     dynamics = build(name)
     for dtype in (torch.float32, torch.bfloat16):
         rounded = copy.deepcopy(dynamics)
         for parameter in rounded.parameters():
             parameter.copy_(parameter.to(dtype))
         given = problem(rounded, task, members=4)
-        with everything_in_float64(monkeypatch):
-            exact_model, wide = in_dtype(rounded, torch.float64), in_float64(given)
-            exact = reference_frames(exact_model, wide)
-            assert distance(generate(make_step(exact_model, wide), wide), exact) < 1e-11
-        same_dtype = reference_frames(in_dtype(rounded, dtype), given)
+        exact_model, wide = copy.deepcopy(rounded).double(), in_float64(given)
+        exact = reference_frames(exact_model, wide)
+        assert distance(generate(make_step(exact_model, wide), wide), exact) < 1e-11
+        same_dtype = reference_frames(copy.deepcopy(rounded).to(dtype), given)
         ours = generate(make_step(rounded, given, dtype=dtype), given)
         assert torch.isfinite(ours).all()
         assert_close_as_reference(ours[:, :COMPARED], same_dtype[:, :COMPARED], exact[:, :COMPARED], floor=FLOOR[dtype])
@@ -61,12 +56,11 @@ def test_it_is_the_reference_sampler(name: str, task: str, monkeypatch: pytest.M
     ids=str,
 )
 @pytest.mark.parametrize("name", ["paper", "relative"])
-def test_settings_are_those_of_the_reference(name: str, settings: dict, monkeypatch: pytest.MonkeyPatch) -> None:
-    with everything_in_float64(monkeypatch):
-        dynamics = in_dtype(build(name), torch.float64)
-        given = in_float64(problem(dynamics, "initial-value"))
-        step = make_step(dynamics, given, **settings)
-        assert distance(generate(step, given), reference_frames(dynamics, given, step.settings)) < 1e-11
+def test_settings_are_those_of_the_reference(name: str, settings: dict) -> None:
+    dynamics = build(name).double()
+    given = in_float64(problem(dynamics, "initial-value"))
+    step = make_step(dynamics, given, **settings)
+    assert distance(generate(step, given), reference_frames(dynamics, given, step.settings)) < 1e-11
 
 
 @pytest.mark.parametrize("layers", [1, 3])
@@ -77,10 +71,9 @@ def test_depths_beside_two(name: str, layers: int, monkeypatch: pytest.MonkeyPat
         CONFIGS[name], {"dynamics.spatial_layers": layers, "dynamics.temporal_layers": layers}
     )
     monkeypatch.setitem(CONFIGS, name, changed)
-    with everything_in_float64(monkeypatch):
-        dynamics = in_dtype(build(name), torch.float64)
-        given = in_float64(problem(dynamics, "generation"))
-        assert distance(generate(make_step(dynamics, given), given), reference_frames(dynamics, given)) < 1e-11
+    dynamics = build(name).double()
+    given = in_float64(problem(dynamics, "generation"))
+    assert distance(generate(make_step(dynamics, given), given), reference_frames(dynamics, given)) < 1e-11
 
 
 def addresses(step: StaticStep) -> dict[str, int]:

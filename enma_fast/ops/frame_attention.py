@@ -141,9 +141,8 @@ def frame_attention_ref(
         members = q_BHNK.shape[0] // prefix_k.shape[0]
         keys.insert(0, prefix_k[:, :, :count].repeat_interleave(members, 0))
         values.insert(0, prefix_v[:, :, :count].repeat_interleave(members, 0))
-    wide = torch.float64 if q_BHNK.dtype == torch.float64 else torch.float32
     scores = q_BHNK @ torch.cat(keys, dim=2).transpose(-1, -2)
-    weights = (scores.to(wide) * q_BHNK.shape[-1] ** -0.5).softmax(-1)
+    weights = (scores.to(_wide(q_BHNK.dtype)) * q_BHNK.shape[-1] ** -0.5).softmax(-1)
     return weights.to(v_BHNK.dtype) @ torch.cat(values, dim=2)
 
 
@@ -251,7 +250,7 @@ def _parts(
     found.append(part(q, k, v, k.shape[2]))
     if len(found) == 1:
         return found[0][0]
-    outs = torch.stack([out.float() for out, _ in found])
+    outs = torch.stack([out.to(_wide(out.dtype)) for out, _ in found])
     weights = torch.stack([lse for _, lse in found]).softmax(0)
     return (outs * weights[..., None]).sum(0).to(q.dtype)
 
@@ -259,13 +258,18 @@ def _parts(
 def _sdpa_part(q: Tensor, k: Tensor, v: Tensor, length: Length) -> tuple[Tensor, Tensor]:
     count = int(length)
     if count == 0:
-        return torch.zeros_like(q), q.new_full(q.shape[:3], float("-inf"), dtype=torch.float32)
+        return torch.zeros_like(q), q.new_full(q.shape[:3], float("-inf"), dtype=_wide(q.dtype))
     k, v = k[:, :, :count], v[:, :, :count]
     if q.is_cuda:
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v)[:2]
     else:
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)
-    return out, lse[:, :, : q.shape[2]].float()
+    return out, lse[:, :, : q.shape[2]].to(_wide(q.dtype))
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """Type of the softmax and of sums: float64 in float64, else fp32."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 def _flash_part(q: Tensor, k: Tensor, v: Tensor, length: Length) -> tuple[Tensor, Tensor]:
