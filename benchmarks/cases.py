@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -42,22 +41,6 @@ class Case:
     notes: dict[str, Any] = field(default_factory=dict)
 
 
-def convert(tree: Any, dtype: torch.dtype, device: torch.device | None = None) -> Any:
-    """The same nest of dataclasses, tuples and floating tensors in another dtype, and on another device if given."""
-    if isinstance(tree, Tensor):
-        return tree.to(device=device, dtype=dtype)
-    if isinstance(tree, tuple):
-        return tuple(convert(item, dtype, device) for item in tree)
-    if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
-        fields = {
-            f.name: convert(getattr(tree, f.name), dtype, device)
-            for f in dataclasses.fields(tree)
-            if f.name != "packed"
-        }
-        return type(tree)(**fields)
-    return tree
-
-
 def _case(
     name: str,
     rows: int,
@@ -76,9 +59,9 @@ def _case(
     With `sample`, the error of plain code is taken over the first rows only where it is slow (and rows do not see each
     other).
     """
-    inputs = {key: convert(value, dtype) for key, value in tensors.items()}
-    wide = {key: convert(value, torch.float32) for key, value in inputs.items()}
-    exact = reference(**{key: convert(value, torch.float64) for key, value in inputs.items()})
+    inputs = {key: value.to(dtype) for key, value in tensors.items()}
+    wide = {key: value.float() for key, value in inputs.items()}
+    exact = reference(**{key: value.double() for key, value in inputs.items()})
     short = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}[dtype]
     contenders: dict[str, Callable[[], Tensor]] = {
         "ours": lambda: ours(**inputs),
@@ -139,7 +122,7 @@ def flow_head_case(rows: int, dtype: torch.dtype, device: torch.device, *, compi
         plan = head_plan(width=512, layers=3, channels=4, steps=10, generator=generator)
     flops = head_flops(plan, rows)
     c, noise = torch.randn(rows, 512, generator=generator), torch.randn(rows, 4, generator=generator)
-    plans = {d: convert(convert(plan, dtype), d, device) for d in {dtype, torch.float32, torch.float64}}
+    plans = {d: plan.to(dtype).to(d).to(device) for d in {dtype, torch.float32, torch.float64}}
 
     def state(c: Tensor, noise: Tensor) -> Tensor:
         return noise.to(torch.float64 if c.dtype == torch.float64 else torch.float32)

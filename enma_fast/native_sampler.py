@@ -19,7 +19,7 @@ from .config import SamplingConfig
 from .model import Dynamics
 from .ops import sampler
 from .ops.flow_plan import FlowPlan
-from .schedule import flow_steps_at, mask_schedule
+from .schedule import flow_schedule, mask_schedule
 
 # Frames that the tables of rotary positions hold at first.
 TABLE_FRAMES = 64
@@ -40,8 +40,6 @@ class NativeSampler:
     def __init__(self, dynamics: Dynamics, *, dtype: torch.dtype) -> None:
         self.dynamics, self.dtype = dynamics, dtype
         self._plans: dict[tuple[int, str], FlowPlan] = {}
-
-        self._packed: sampler.PackedSampler
         # The session of the last chunk, taken while a trajectory is being made.
         self._idle: tuple[tuple[Any, ...], Any] | None = None
         self._pack(TABLE_FRAMES)
@@ -67,18 +65,21 @@ class NativeSampler:
             settings=settings,
             threads=threads,
         )
-        session.reset()
-        for number, segment in enumerate(segments):
-            session.start_segment(number)
-            for z_GNC in segment.float().unbind(1):
-                session.read(z_GNC.contiguous())
-        session.begin(seeds.contiguous(), members.contiguous(), groups.contiguous(), first)
         config = self.dynamics.config
-        for t in range(first, num_latents):
-            z_BNC = torch.empty(len(seeds), config.num_tokens, config.token_channels)
-            session.frame(z_BNC, t + 1 == num_latents)
-            yield z_BNC
-        self._idle = (key, session)
+        try:
+            session.reset()
+            for number, segment in enumerate(segments):
+                session.start_segment(number)
+                for z_GNC in segment.float().unbind(1):
+                    session.read(z_GNC.contiguous())
+            session.begin(seeds.contiguous(), members.contiguous(), groups.contiguous(), first)
+            for t in range(first, num_latents):
+                z_BNC = torch.empty(len(seeds), config.num_tokens, config.token_channels)
+                session.frame(z_BNC, t + 1 == num_latents)
+                yield z_BNC
+        finally:
+            # A trajectory that was left early gives it back too.
+            self._idle = (key, session)
 
     def session(
         self,
@@ -104,10 +105,7 @@ class NativeSampler:
         self._idle = None
         N = self.dynamics.config.num_tokens
         mask_steps = min(settings.mask_steps, N)
-        flow_steps = [
-            flow_steps_at(settings.flow_steps, settings.last_flow_steps, step=step, mask_steps=mask_steps)
-            for step in range(mask_steps)
-        ]
+        flow_steps = flow_schedule(settings.flow_steps, settings.last_flow_steps, mask_steps=mask_steps)
         session = self._packed.session(
             [self._plan(steps, settings.method) for steps in flow_steps],
             counts=mask_schedule(N, mask_steps),

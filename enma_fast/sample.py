@@ -14,7 +14,7 @@ from torch import Tensor
 from .config import SamplingConfig
 from .model import Dynamics
 from .noise import token_noise, token_order
-from .schedule import flow_steps_at, mask_schedule
+from .schedule import flow_schedule, mask_schedule
 from .temporal import FrameCache
 
 
@@ -39,12 +39,12 @@ def frame(
     x_BNC = torch.zeros(h_BND.shape[0], N, C, dtype=wide, device=h_BND.device)
     known_BN = torch.zeros(h_BND.shape[0], N, dtype=torch.bool, device=h_BND.device)
     done, mask_steps = 0, min(settings.mask_steps, N)
-    for step, count in enumerate(mask_schedule(N, mask_steps)):
+    flow_steps = flow_schedule(settings.flow_steps, settings.last_flow_steps, mask_steps=mask_steps)
+    for step, (count, steps) in enumerate(zip(mask_schedule(N, mask_steps), flow_steps, strict=True)):
         tokens_BM = order_BN[:, done : done + count]
         c_BND = dynamics.spatial(h_BND, x_BNC.to(h_BND.dtype), known_BN)
         c_BMD = c_BND.gather(1, tokens_BM[..., None].expand(-1, -1, c_BND.shape[-1]))
         noise_BMC = token_noise(seed=seeds, members=members, frame=index, mask_step=step, tokens=tokens_BM, channels=C)
-        steps = flow_steps_at(settings.flow_steps, settings.last_flow_steps, step=step, mask_steps=mask_steps)
         z_BMC = dynamics.flow.sample(c_BMD, settings.temperature * noise_BMC, steps=steps, method=settings.method)
         x_BNC = x_BNC.scatter(1, tokens_BM[..., None].expand(-1, -1, C), z_BMC)
         known_BN = known_BN.scatter(1, tokens_BM, True)

@@ -84,6 +84,11 @@ def flow_steps_at(first: int, last: int | None, *, step: int, mask_steps: int) -
     return (2 * (first * (intervals - step) + last * step) + intervals) // (2 * intervals)
 
 
+def flow_schedule(first: int, last: int | None, *, mask_steps: int) -> tuple[int, ...]:
+    """Flow steps of all mask steps of a frame, by :func:`flow_steps_at`."""
+    return tuple(flow_steps_at(first, last, step=step, mask_steps=mask_steps) for step in range(mask_steps))
+
+
 def flow_times(flow_steps: int, method: str) -> list[tuple[float, float]]:
     """Velocity evaluations `(r, h)` that carry a token from noise (`r = 0`) to data (`r = 1`).
 

@@ -35,7 +35,7 @@ from .ops.flow_head import flow_head
 from .ops.frame_attention import frame_attention
 from .ops.modulated_norm import modulated_norm
 from .ops.token_update import update_tokens_
-from .schedule import flow_steps_at, mask_schedule
+from .schedule import flow_schedule, mask_schedule
 
 Turn = tuple[Tensor, Tensor]
 Buffer = tuple[tuple[int, ...], torch.dtype]
@@ -411,10 +411,7 @@ def _prepared(dynamics: Dynamics, dtype: torch.dtype) -> Dynamics:
 @torch.inference_mode()
 def _flow_plans(dynamics: Dynamics, model: Dynamics, settings: SamplingConfig, mask_steps: int) -> list[Any]:
     """What the flow head integrates at each mask step; equal numbers of flow steps share a plan."""
-    steps = [
-        flow_steps_at(settings.flow_steps, settings.last_flow_steps, step=step, mask_steps=mask_steps)
-        for step in range(mask_steps)
-    ]
+    steps = flow_schedule(settings.flow_steps, settings.last_flow_steps, mask_steps=mask_steps)
     plans = {}
     for count in set(steps):
         plan = model.flow.velocity.plan(steps=count, method=settings.method)

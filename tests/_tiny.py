@@ -71,6 +71,28 @@ CONFIGS = {
     )
 }
 
+# On the grid of the shipped Combined files.
+COMBINED = ModelConfig(
+    name="tiny",
+    dataset="combined",
+    tokenizer=TokenizerConfig(
+        lengths=(2 * math.pi,),
+        latent_channels=2,
+        width=4,
+        max_width=8,
+        layers=("space", "space", "space", "time", "residual"),
+    ),
+    dynamics=DynamicsConfig(
+        width=16,
+        heads=2,
+        temporal_layers=1,
+        spatial_layers=1,
+        scale_shift_rank=0,
+        flow=FlowConfig(width=16, layers=1, time_features=8),
+    ),
+    sampling=SamplingConfig(mask_steps=2, flow_steps=1),
+)
+
 
 def shaken(module, seed=0, scale=0.2):
     """Add noise to every parameter, so that nothing is trivial because it starts at zero."""

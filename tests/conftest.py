@@ -4,7 +4,7 @@ import importlib.metadata
 import importlib.util
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 # cuBLAS reads it once, when it starts; without it deterministic mode warns on every GPU matrix product.
@@ -84,6 +84,15 @@ def _fixed_seed() -> None:
     random.seed(SEED)
     np.random.seed(SEED)  # noqa: NPY002 (third-party code under test may use the global generator)
     torch.manual_seed(SEED)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """For sizes at which more threads gain nothing, and wait for each other where the machine is busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -29,14 +29,7 @@ BACKENDS = ("native", "static", "reference") if NATIVE else ("static", "referenc
 # Rounding of fp32 has grown to less than this by the last frame; a wrong key or place changes the first digit.
 GROWN = 2e-3
 
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """More threads gain nothing at this size, and wait for each other where the machine is busy."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def frames_of(engine: Engine, given: Problem, *, groups: Tensor | None = None) -> Iterator[Tensor]:

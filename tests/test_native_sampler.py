@@ -41,14 +41,7 @@ FLOOR = {torch.float32: 4e-6, torch.bfloat16: 0.06}
 # Rounding has grown to 3e-4 of the tokens by the last frame; a wrong key or place changes their first digit.
 GROWN = 2e-3
 
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """The reference gains nothing from more at this size; the sampler is told its threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def rounded(dynamics: Dynamics, dtype: torch.dtype) -> Dynamics:

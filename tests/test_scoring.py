@@ -12,7 +12,7 @@ import torch
 
 from enma_fast import metrics, scoring
 from enma_fast.checkpoint import PRETRAINED
-from enma_fast.config import PRESETS, DynamicsConfig, FlowConfig, ModelConfig, SamplingConfig, TokenizerConfig
+from enma_fast.config import PRESETS
 from enma_fast.data import FieldFile, advection, dataset_split, read
 from enma_fast.ensemble import forecast
 from enma_fast.errors import EnmaError
@@ -20,26 +20,9 @@ from enma_fast.model import Model
 from enma_fast.scoring import paper_table, refine, score, score_case, solver_fidelity
 from enma_fast.tasks import TASKS, Case, check_case, check_file, ensembles
 
-CONFIG = ModelConfig(
-    name="tiny",
-    dataset="combined",
-    tokenizer=TokenizerConfig(
-        lengths=(2 * np.pi,),
-        latent_channels=2,
-        width=4,
-        max_width=8,
-        layers=("space", "space", "space", "time", "residual"),
-    ),
-    dynamics=DynamicsConfig(
-        width=16,
-        heads=2,
-        temporal_layers=1,
-        spatial_layers=1,
-        scale_shift_rank=0,
-        flow=FlowConfig(width=16, layers=1, time_features=8),
-    ),
-    sampling=SamplingConfig(mask_steps=2, flow_steps=1),
-)
+from ._tiny import COMBINED
+
+CONFIG = COMBINED
 ERRORS = ("rel_l2", "rel_l2_member", "rmse")
 
 

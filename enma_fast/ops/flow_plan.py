@@ -54,17 +54,15 @@ class FlowPlan:
     moves_per_step: int  # 1 Euler, 2 midpoint
     packed: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
-    def to(self, dtype: torch.dtype) -> FlowPlan:
-        """The same plan with all weights in another dtype; nothing is packed."""
-        return dataclasses.replace(
-            self, weights=_converted(self.weights, dtype), time_RW=self.time_RW.to(dtype), packed={}
-        )
+    def to(self, to: torch.dtype | torch.device) -> FlowPlan:
+        """The same plan with all weights in another dtype or on another device; nothing is packed."""
+        return dataclasses.replace(self, weights=_converted(self.weights, to), time_RW=self.time_RW.to(to), packed={})
 
 
-def _converted(weights: Any, dtype: torch.dtype) -> Any:
+def _converted(weights: Any, to: torch.dtype | torch.device) -> Any:
     if isinstance(weights, Tensor):
-        return weights.to(dtype)
+        return weights.to(to)
     if isinstance(weights, tuple):
-        return tuple(_converted(part, dtype) for part in weights)
+        return tuple(_converted(part, to) for part in weights)
     fields = dataclasses.fields(weights)
-    return type(weights)(**{f.name: _converted(getattr(weights, f.name), dtype) for f in fields})
+    return type(weights)(**{f.name: _converted(getattr(weights, f.name), to) for f in fields})

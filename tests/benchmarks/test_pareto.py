@@ -11,32 +11,15 @@ import torch
 from benchmarks import pareto
 from benchmarks.pareto import OWN, grid, label, pareto_set, spread_rows
 from enma_fast.checkpoint import PRETRAINED, load_model, save_model
-from enma_fast.config import DynamicsConfig, FlowConfig, ModelConfig, SamplingConfig, TokenizerConfig
+from enma_fast.config import SamplingConfig
 from enma_fast.data import read
 from enma_fast.metrics import Scores
 from enma_fast.model import Model
 from enma_fast.tasks import Case, ensembles
 
-CONFIG = ModelConfig(
-    name="tiny",
-    dataset="combined",
-    tokenizer=TokenizerConfig(
-        lengths=(2 * np.pi,),
-        latent_channels=2,
-        width=4,
-        max_width=8,
-        layers=("space", "space", "space", "time", "residual"),
-    ),
-    dynamics=DynamicsConfig(
-        width=16,
-        heads=2,
-        temporal_layers=1,
-        spatial_layers=1,
-        scale_shift_rank=0,
-        flow=FlowConfig(width=16, layers=1, time_features=8),
-    ),
-    sampling=SamplingConfig(mask_steps=2, flow_steps=2),
-)
+from .._tiny import COMBINED
+
+CONFIG = dataclasses.replace(COMBINED, sampling=SamplingConfig(mask_steps=2, flow_steps=2))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -122,21 +121,6 @@ def make_plan(
     moves = tuple(step * (1 + k % moves_per_step) / moves_per_step for k in range(evaluations))
     time = draw(evaluations, width, scale=1.0)
     return FlowPlan(weights=weights, time_RW=time, moves=moves, moves_per_step=moves_per_step)
-
-
-def converted(plan: FlowPlan, *, dtype: torch.dtype | None = None, device: torch.device | None = None) -> FlowPlan:
-    """The same plan with other tensors, nothing packed."""
-
-    def move(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return value.to(device=device, dtype=dtype)
-        if isinstance(value, BlockWeights | HeadWeights):
-            return type(value)(**{field.name: move(getattr(value, field.name)) for field in fields(value)})
-        return tuple(map(move, value))
-
-    return FlowPlan(
-        weights=move(plan.weights), time_RW=move(plan.time_RW), moves=plan.moves, moves_per_step=plan.moves_per_step
-    )
 
 
 def inputs(plan: FlowPlan, rows: int, *, seed: int = 1) -> tuple[Tensor, Tensor]:

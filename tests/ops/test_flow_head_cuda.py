@@ -16,7 +16,7 @@ from enma_fast.ops.flow_head import flow_head_ref
 from enma_fast.ops.flow_plan import FlowPlan
 
 from . import _flow_head_shim as shim
-from ._flow_head_shim import Cut, converted, inputs, make_plan
+from ._flow_head_shim import Cut, inputs, make_plan
 from ._oracle import assert_close_as_reference
 
 # A few ulps of bf16 products, where the plain code happens to be exact.
@@ -63,7 +63,7 @@ SHIM_CASES = {
 
 def reference(plan: FlowPlan, c: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     """The plain code in bf16, and in float64 on the same numbers."""
-    exact = converted(plan, dtype=torch.float64)
+    exact = plan.to(torch.float64)
     return flow_head_ref(c, noise, plan=plan), flow_head_ref(c.double(), noise.double(), plan=exact)
 
 
@@ -305,7 +305,7 @@ def cuda() -> torch.device:
 def on(device: torch.device, plan: FlowPlan, rows: int) -> tuple[FlowPlan, Tensor, Tensor]:
     """Plan, conditions and noise on `device`."""
     c, noise = inputs(plan, rows)
-    return converted(plan, device=device), c.to(device), noise.to(device)
+    return plan.to(device), c.to(device), noise.to(device)
 
 
 def group_problem(device: torch.device, plan: FlowPlan, group: str) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-
 import pytest
 import torch
 from torch import Tensor
@@ -52,25 +50,6 @@ def make_plan(
     return FlowPlan(weights=weights, time_RW=draw(len(moves), W), moves=moves, moves_per_step=moves_per_step)
 
 
-def converted(plan: FlowPlan, *to: torch.dtype | torch.device) -> FlowPlan:
-    """The plan with its tensors in another dtype or on another device."""
-
-    def convert(x: Tensor) -> Tensor:
-        for kind in to:
-            x = x.to(kind)
-        return x
-
-    def block(b: BlockWeights) -> BlockWeights:
-        return BlockWeights(**{f.name: convert(getattr(b, f.name)) for f in fields(b)})
-
-    w = plan.weights
-    names = [f.name for f in fields(w) if f.name != "blocks"]
-    weights = HeadWeights(blocks=tuple(map(block, w.blocks)), **{name: convert(getattr(w, name)) for name in names})
-    return FlowPlan(
-        weights=weights, time_RW=convert(plan.time_RW), moves=plan.moves, moves_per_step=plan.moves_per_step
-    )
-
-
 def inputs(plan: FlowPlan, rows: int) -> tuple[Tensor, Tensor]:
     """Conditions and noise."""
     generator = torch.Generator().manual_seed(rows)
@@ -81,7 +60,7 @@ def inputs(plan: FlowPlan, rows: int) -> tuple[Tensor, Tensor]:
 
 def check(plan: FlowPlan, c: Tensor, noise: Tensor, ours: Tensor) -> None:
     """The two-reference rule."""
-    exact = flow_head_ref(c.double(), noise.double(), plan=converted(plan, torch.float64))
+    exact = flow_head_ref(c.double(), noise.double(), plan=plan.to(torch.float64))
     # A few ulps of the state: where few rows and channels happen to be exact.
     floor = 8 * torch.finfo(c.dtype).eps * max(noise.abs().max().item(), 1.0) / 4
     assert_close_as_reference(ours, flow_head_ref(c, noise, plan=plan), exact, floor=floor)
@@ -92,7 +71,7 @@ def check(plan: FlowPlan, c: Tensor, noise: Tensor, ours: Tensor) -> None:
 @pytest.mark.parametrize("head", [MIDPOINT, EULER], ids=["midpoint", "euler"])
 def test_values_and_rows(head: dict, regime: str, dtype: torch.dtype, device: torch.device) -> None:
     """Close to the reference; 1, 2 or 17 rows of a batch alone, elsewhere in a tile, have the bits they have in it."""
-    plan = converted(make_plan(**head, dtype=dtype), device)
+    plan = make_plan(**head, dtype=dtype).to(device)
     c, noise = inputs(plan, 65)
     ours = run(c, noise, plan, regime=regime)
     check(plan, c, noise, ours)
@@ -106,13 +85,13 @@ def test_values_and_rows(head: dict, regime: str, dtype: torch.dtype, device: to
 @pytest.mark.parametrize("head", [WIDE, NO_BLOCK], ids=["wide", "no block"])
 def test_odd_heads(head: dict, regime: str, dtype: torch.dtype, device: torch.device) -> None:
     """More than one column block of statistics with a partial one, more channels than a tile's least; no block."""
-    plan = converted(make_plan(**head, dtype=dtype), device)
+    plan = make_plan(**head, dtype=dtype).to(device)
     c, noise = inputs(plan, 2)
     check(plan, c, noise, run(c, noise, plan, regime=regime))
 
 
 def test_program_takes_several_tiles(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = converted(make_plan(**NO_BLOCK, dtype=torch.bfloat16), device)
+    plan = make_plan(**NO_BLOCK, dtype=torch.bfloat16).to(device)
     c, noise = inputs(plan, 300)
     monkeypatch.setattr(_flow_head_triton, "_programs", lambda device, config: 2)
     ours = run(c, noise, plan, regime="large")
@@ -123,7 +102,7 @@ def test_program_takes_several_tiles(device: torch.device, monkeypatch: pytest.M
 @pytest.mark.parametrize("regime", REGIMES)
 def test_repeats(regime: str, device: torch.device) -> None:
     """The same bits again, also in a workspace full of NaN that is too large; the arguments are left alone."""
-    plan = converted(make_plan(**EULER, dtype=torch.bfloat16), device)
+    plan = make_plan(**EULER, dtype=torch.bfloat16).to(device)
     c, noise = inputs(plan, 3)
     kept = c.clone(), noise.clone()
     ours = run(c, noise, plan, regime=regime)
@@ -139,7 +118,7 @@ def test_repeats(regime: str, device: torch.device) -> None:
 
 def test_chunks_and_slices(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     """Modulations of few evaluations at a time, rows in slices: the same bits, and as many launches as promised."""
-    plan = converted(make_plan(**MIDPOINT, dtype=torch.bfloat16), device)
+    plan = make_plan(**MIDPOINT, dtype=torch.bfloat16).to(device)
     c, noise = inputs(plan, 7)
     expected = run(c, noise, plan, regime="small")
     head, launches = kernel("flow_head"), []
@@ -157,7 +136,7 @@ def test_chunks_and_slices(device: torch.device, monkeypatch: pytest.MonkeyPatch
 
 
 def test_regime(device: torch.device) -> None:
-    plan = converted(make_plan(**NO_BLOCK, dtype=torch.float32), device)
+    plan = make_plan(**NO_BLOCK, dtype=torch.float32).to(device)
     assert [regime_of(rows, plan) for rows in (1, 512, 513, 16_384, 16_385)] == [
         "small",
         "small",
@@ -178,10 +157,10 @@ def test_regime(device: torch.device) -> None:
 
 def test_shared_dictionary(device: torch.device) -> None:
     """Weights packed for one dtype are not taken for another, though both plans keep them in one dictionary."""
-    plan = converted(make_plan(**NO_BLOCK, dtype=torch.float32), device)
+    plan = make_plan(**NO_BLOCK, dtype=torch.float32).to(device)
     c, noise = inputs(plan, 2)
     run(c, noise, plan)
-    other = converted(plan, torch.bfloat16)
+    other = plan.to(torch.bfloat16)
     other.packed.update(plan.packed)
     check(other, c.bfloat16(), noise, run(c.bfloat16(), noise, other))
 
@@ -196,7 +175,7 @@ def test_problem(device: torch.device) -> None:
 def test_captured(regime: str) -> None:
     """A CUDA graph of the call gives the same bits for other inputs."""
     device = torch.device("cuda")
-    plan = converted(make_plan(**MIDPOINT, dtype=torch.bfloat16), device)
+    plan = make_plan(**MIDPOINT, dtype=torch.bfloat16).to(device)
     c, noise = inputs(plan, 65)
     other_c, other_noise = inputs(plan, 130)
     expected = run(other_c[:65].contiguous(), other_noise[:65].contiguous(), plan, regime=regime)
