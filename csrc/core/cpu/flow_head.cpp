@@ -13,7 +13,6 @@ namespace {
 constexpr int ROWS_ALONE_FULL = 12;
 constexpr int ROWS_ALONE_BF16 = 8;
 
-std::size_t pages(std::size_t bytes) { return (bytes + 4095) / 4096 * 4096; }
 
 }  // namespace
 
@@ -85,15 +84,7 @@ FlowHead::FlowHead(const FlowHeadWeights& weights) {
     std::memset(times, 0, time);
     for (int k = 0; k < weights.evaluations; ++k) {
         for (int j = 0; j < w; ++j) {
-            const std::ptrdiff_t at = static_cast<std::ptrdiff_t>(k) * w + j;
-            float value = 0.0f;
-            if (bf16) {
-                const std::uint32_t bits = static_cast<const std::uint16_t*>(weights.time)[at] * std::uint32_t{1} << 16;
-                std::memcpy(&value, &bits, sizeof value);
-            } else {
-                value = static_cast<const float*>(weights.time)[at];
-            }
-            times[k * row_stride(w) + j] = value;
+            times[k * row_stride(w) + j] = stored(weights.time, static_cast<std::ptrdiff_t>(k) * w + j, bf16);
         }
     }
     view_.time = times;

@@ -29,7 +29,7 @@ void frame_attention(const FrameAttention& g, Isa isa) {
     const int64_t products = 2 * g.batch * g.heads * g.tokens * frame_attention_keys(g) * g.head_dim;
     const int64_t most = std::min(tasks, 1 + products / PRODUCTS_PER_THREAD);
     const int threads = static_cast<int>(std::clamp<int64_t>(g.threads, 1, most));
-    const int64_t work = frame_attention_work(g);
+    const int64_t work = frame_attention_work(frame_attention_keys(g));
     const Scratch scratch(sizeof(float) * static_cast<std::size_t>(threads * work));
     float* base = reinterpret_cast<float*>(scratch.data());
     parallel(threads, [&](int thread, int n) {

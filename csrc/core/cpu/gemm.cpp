@@ -16,15 +16,15 @@ std::size_t weight_bytes(int n, int k, bool bf16) {
     return panels * PANEL * words * 4;
 }
 
-float to_float(const void* values, std::ptrdiff_t i, bool bf16) {
+}  // namespace
+
+float stored(const void* values, std::ptrdiff_t i, bool bf16) {
     if (!bf16) return static_cast<const float*>(values)[i];
     const std::uint32_t bits = static_cast<std::uint32_t>(static_cast<const std::uint16_t*>(values)[i]) << 16;
     float value;
     std::memcpy(&value, &bits, sizeof value);
     return value;
 }
-
-}  // namespace
 
 std::size_t packed_bytes(int n, int k, bool bf16) {
     return weight_bytes(n, k, bf16) + (static_cast<std::size_t>(n) + PANEL - 1) / PANEL * PANEL * sizeof(float);
@@ -47,7 +47,7 @@ void pack_linear(const void* weight, std::ptrdiff_t stride, const void* bias, in
     }
     if (bias == nullptr) return;
     float* biases = reinterpret_cast<float*>(static_cast<char*>(packed) + weight_bytes(n, k, bf16));
-    for (int i = 0; i < n; ++i) biases[i] = to_float(bias, i, bf16);
+    for (int i = 0; i < n; ++i) biases[i] = stored(bias, i, bf16);
 }
 
 LinearView view_linear(const void* packed, int n, int k, bool bf16) {
@@ -81,7 +81,7 @@ void linear(const LinearCall& call, int threads, Isa isa) {
     const int columns = (panels + groups - 1) / groups * PANEL;
     const std::size_t inputs = (static_cast<std::size_t>(call.weight.k) + 2 * PANEL) * TILE * sizeof(float);
     const std::size_t gates = static_cast<std::size_t>(TILE) * columns * sizeof(float);
-    const std::size_t each = (GEMM_SCRATCH + inputs + gates + 4095) / 4096 * 4096;
+    const std::size_t each = pages(GEMM_SCRATCH + inputs + gates);
     threads = static_cast<int>(std::min<std::int64_t>(threads, tasks));
     const Scratch scratch(each * threads);
     std::atomic<std::int64_t> next{0};

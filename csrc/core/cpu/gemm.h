@@ -35,6 +35,9 @@ std::size_t packed_bytes(int n, int k, bool bf16);
 // weight [n, k] with rows `stride` elements apart; bias [n] or null; both bf16 or both fp32.
 void pack_linear(const void* weight, std::ptrdiff_t stride, const void* bias, int n, int k, bool bf16, void* packed);
 
+// Number i of weights as stored.
+float stored(const void* values, std::ptrdiff_t i, bool bf16);
+
 LinearView view_linear(const void* packed, int n, int k, bool bf16);
 
 enum class Activation { none, silu, swiglu };

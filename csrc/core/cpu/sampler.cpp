@@ -20,7 +20,6 @@ constexpr int FLOW_ROWS = 64;
 constexpr std::uint32_t ORDER_STEP = 0xFFFFFFFFu;
 
 std::size_t lines(std::size_t bytes) { return (bytes + 63) / 64 * 64; }
-std::size_t pages(std::size_t bytes) { return (bytes + 4095) / 4096 * 4096; }
 
 // Hands out parts of a piece of memory; without one, counts.
 class Allocator {
@@ -65,15 +64,7 @@ class Packer {
         std::memset(out, 0, count * stride * sizeof(float));
         for (int i = 0; i < count; ++i) {
             for (int j = 0; j < n; ++j) {
-                const std::ptrdiff_t at = static_cast<std::ptrdiff_t>(i) * n + j;
-                float value;
-                if (bf16) {
-                    const std::uint32_t bits = std::uint32_t{static_cast<const std::uint16_t*>(values)[at]} << 16;
-                    std::memcpy(&value, &bits, sizeof value);
-                } else {
-                    value = static_cast<const float*>(values)[at];
-                }
-                out[i * stride + j] = value;
+                out[i * stride + j] = stored(values, static_cast<std::ptrdiff_t>(i) * n + j, bf16);
             }
         }
         return out;
@@ -147,7 +138,6 @@ Sampler::Sampler(const SamplerWeights& w) {
         v.embed = pack.linear(w.embed_weight, w.embed_bias, 0, D, C);
         v.start = pack.rows(w.start, 2, D, w.bf16);
         v.places = w.places == nullptr ? nullptr : pack.rows(w.places, N, D, false);
-        v.masked_places = v.places;
         causal_ = pack_blocks(pack, w.causal, D, w.heads, w.hidden);
         if (v.scale_shift) {
             v.narrow = pack.linear(w.narrow, nullptr, 0, w.rank, D);
@@ -199,8 +189,6 @@ SamplerSession::SamplerSession(const Sampler& sampler, SamplerSettings settings)
     const int N = m.tokens, C = m.channels, most = *std::max_element(set.counts.begin(), set.counts.end());
     const bool halves = m.bf16 && kernels(set.isa).halves;
     const std::size_t input = halves ? 2 : 4, ld = row_stride(m.width), B = set.rows, G = set.groups;
-    state_.rows = set.rows;
-    state_.groups = set.groups;
     state_.group = group_.data();
     state_.attention = &frame_attention_kernels(set.isa);
 
@@ -253,9 +241,8 @@ SamplerSession::SamplerSession(const Sampler& sampler, SamplerSettings settings)
     const std::size_t rows = std::max(item_members_ * m.masked_rows, causal_members_ * N);
     const std::size_t ldh = row_stride(m.hidden);
     shared_bytes_ = pages(rows * ld * 8 + rows * (4 * ld + ldh) * 4 + 6 * 64);
-    const std::size_t keys = static_cast<std::size_t>(set.prefix_frames + set.own_frames + 1) * N;
-    const std::size_t work = (2 * MAX_QUERIES + 64) * MAX_HEAD_DIM +
-                             std::max(keys, static_cast<std::size_t>(m.masked_rows)) * MAX_QUERIES;
+    const std::int64_t keys = std::int64_t{set.prefix_frames + set.own_frames + 1} * N;
+    const std::size_t work = frame_attention_work(std::max(keys, std::int64_t{m.masked_rows}));
     own_bytes_ = GEMM_SCRATCH + sizeof(float) * (GEMM_ROWS * (m.head_columns + SAMPLER_COLUMNS) +
                                                  2 * (rows + GEMM_ROWS) * m.input_stride + work);
     for (const FlowHead* head : set.heads) {
@@ -363,7 +350,7 @@ void SamplerSession::decide(const Region& region, int step, int done, int count)
         wait(member);
         for (int row = 0; row < total; row += FLOW_HEAD_TOGETHER) {
             region.run.flow_head_columns(head, call, row, std::min(FLOW_HEAD_TOGETHER, total - row), member,
-                                         work_.data(), region.own);
+                                         region.shared, region.own);
         }
         if (model_->residual && begin < end) region.run.moments(*model_, state_, begin * count, end * count, region.own);
         decide_rows(begin * count, end * count, done, count);

@@ -39,7 +39,7 @@ struct SamplerView {
     // Causal transformer.
     LinearView embed;
     const float* start;   // [2, D]
-    const float* places;  // [N, D] or null
+    const float* places;  // [N, D] or null, of both transformers
     RotaryView rotary;    // of each frame
     int rotary_frames;
     const BlockView* causal;
@@ -49,7 +49,6 @@ struct SamplerView {
     // Masked transformer.
     LinearView masked_embed;
     const float* mask;           // [D]
-    const float* masked_places;  // [N, D] or null
     RotaryView masked_rotary;    // of each of the R rows
     const BlockView* masked;
     int masked_layers;
@@ -101,7 +100,6 @@ struct KeyValues {
 
 // What a session holds; kernels read and write it.
 struct SamplerState {
-    int rows, groups;
     const int* group;  // [B]
     int prefix_frames, own_frames;
     KeyValues prefix, own;

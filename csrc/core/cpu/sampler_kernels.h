@@ -61,17 +61,24 @@ struct SamplerKernels {
         own.attention = reinterpret_cast<float*>(carver.memory);
     }
 
+    // body(begin, end) for rows as many at a time as `gemm` takes.
+    template <class Body>
+    ENMA_INLINE void by_tiles(int rows, const Body& body) {
+        const int tiles = (rows + GEMM_ROWS - 1) / GEMM_ROWS;
+        for (int tile = 0; tile < tiles; ++tile) {
+            body(static_cast<int>(static_cast<int64_t>(rows) * tile / tiles),
+                 static_cast<int>(static_cast<int64_t>(rows) * (tile + 1) / tiles));
+        }
+    }
+
     // `gemm` for any number of rows; all columns are written, those beyond the linear's as zero.
     template <class Epilogue>
     void product(const Input* a, ptrdiff_t lda, int rows, const LinearView& linear, Span panels,
                  const Epilogue& finish) const {
-        const int tiles = (rows + GEMM_ROWS - 1) / GEMM_ROWS;
-        for (int tile = 0; tile < tiles; ++tile) {
-            const int begin = static_cast<int>(static_cast<int64_t>(rows) * tile / tiles);
-            const int end = static_cast<int>(static_cast<int64_t>(rows) * (tile + 1) / tiles);
+        by_tiles(rows, [&](int begin, int end) ENMA_ALWAYS {
             gemm<Mode>(a + begin * lda, lda, end - begin, linear, panels.begin, panels.end, own.scratch,
                        [&](int r, int j, Float sum) ENMA_ALWAYS { finish(begin + r, j, sum); });
-        }
+        });
     }
 
     // out[i] = norm(y[which(i)]) weight
@@ -151,15 +158,12 @@ struct SamplerKernels {
         const int dim = m.head_dim;
         // As many heads at a time as work space has columns, in whole panels.
         const int unit = m.head_columns / (m.head_unit * dim) * m.head_unit;
-        const int tiles = (rows + GEMM_ROWS - 1) / GEMM_ROWS;
         const ptrdiff_t ldr = m.head_columns;
         for (int head = mine.begin; head < mine.end; head += unit) {
             const int last = smaller(head + unit, mine.end);
             const int first = head * dim;
             const Span panels{first / PANEL, panels_of(last * dim)};
-            for (int tile = 0; tile < tiles; ++tile) {
-                const int begin = static_cast<int>(static_cast<int64_t>(rows) * tile / tiles);
-                const int end = static_cast<int>(static_cast<int64_t>(rows) * (tile + 1) / tiles);
+            by_tiles(rows, [&](int begin, int end) ENMA_ALWAYS {
                 const int count = end - begin;
                 const Input* x = a + begin * ld;
                 const auto turned = [&](const LinearView& linear, const float* weight, bool is_query) ENMA_ALWAYS {
@@ -175,11 +179,11 @@ struct SamplerKernels {
                     }
                 };
                 if (queries) turned(block.q, block.q_norm, true);
-                if (!keys) continue;
+                if (!keys) return;
                 turned(block.k, block.k_norm, false);
                 gemm<Mode>(x, ld, count, block.v, panels.begin, panels.end, own.scratch,
                            [&](int r, int j, Float sum) ENMA_ALWAYS { put<V>(at(begin + r).v + j, sum); });
-            }
+            });
         }
     }
 
@@ -211,12 +215,9 @@ struct SamplerKernels {
         wait(member);
         normalise(y, rows, block.norm_2, own.a);
         const Span mine = share(panels_of(m.hidden), member);
-        const int tiles = (rows + GEMM_ROWS - 1) / GEMM_ROWS;
         for (int panel = mine.begin; panel < mine.end; panel += SAMPLER_COLUMNS / PANEL) {
             const int last = smaller(panel + SAMPLER_COLUMNS / PANEL, mine.end);
-            for (int tile = 0; tile < tiles; ++tile) {
-                const int begin = static_cast<int>(static_cast<int64_t>(rows) * tile / tiles);
-                const int end = static_cast<int>(static_cast<int64_t>(rows) * (tile + 1) / tiles);
+            by_tiles(rows, [&](int begin, int end) ENMA_ALWAYS {
                 float* gates = own.gates - panel * PANEL;
                 Input* to = hidden + begin * ldh;
                 const ptrdiff_t ldo = ldh;
@@ -228,7 +229,7 @@ struct SamplerKernels {
                            [=](int r, int j, Float sum) ENMA_ALWAYS {
                                put<V>(to + r * ldo + j, V::multiply(V::load(gates + r * SAMPLER_COLUMNS + j), sum));
                            });
-            }
+            });
         }
         wait(member);
         product(hidden, ldh, rows, block.down, columns, [&](int r, int j, Float sum) ENMA_ALWAYS {
@@ -355,9 +356,7 @@ struct SamplerKernels {
         // In pieces of the columns of work space.
         for (int panel = columns.begin; panel < columns.end; panel += SAMPLER_COLUMNS / PANEL) {
             const Span piece{panel, smaller(panel + SAMPLER_COLUMNS / PANEL, columns.end)};
-            const int tiles = (N + GEMM_ROWS - 1) / GEMM_ROWS;
-            for (int tile = 0; tile < tiles; ++tile) {
-                const int begin = N * tile / tiles, end = N * (tile + 1) / tiles;
+            by_tiles(N, [&](int begin, int end) ENMA_ALWAYS {
                 float* gammas = own.gates - panel * PANEL;
                 gemm<Mode>(own.b + begin * ldr, ldr, end - begin, m.gamma, piece.begin, piece.end, own.scratch,
                            [&](int r, int j, Float sum) ENMA_ALWAYS {
@@ -370,14 +369,14 @@ struct SamplerKernels {
                                const Float at = V::load(anchor + (begin + r) * ld + j);
                                to(begin + r, j, V::fma(at, V::add(V::all(1.0f), gamma), beta));
                            });
-            }
+            });
         }
     }
 
     // The masked transformer's input at the begin of a frame: nothing is known.
     void begin_input(const MaskTask& task) const {
         const Span columns = share(panels_of(m.width), member);
-        const float* places = m.masked_places;
+        const float* places = m.places;
         const Float zero = V::all(0.0f);
         const auto place = [&](int n, int j) ENMA_ALWAYS {
             return places == nullptr ? zero : V::load(places + n * ld + j);
@@ -388,9 +387,9 @@ struct SamplerKernels {
                     V::store(input_row(row, n) + j, V::add(h, place(n, j)));
                 } else {
                     V::store(input_row(row, n) + j, V::add(h, V::add(V::load(m.mask + j), place(n, j))));
+                    // The frame's token comes on top of it, so the context is needed again when the token is known.
+                    V::store(context_row(row, n) + j, h);
                 }
-                // Where the frame's token comes on top of it, the context is needed again when the token is known.
-                if (!m.concat) V::store(context_row(row, n) + j, h);
             });
             if (!m.concat) continue;
             for (int n = 0; n < m.tokens; ++n) {
@@ -418,7 +417,7 @@ struct SamplerKernels {
             const ptrdiff_t at = static_cast<ptrdiff_t>(task.begin + i / count) * m.tokens + token_of(i);
             copy_token(s.tokens + at * m.channels, inputs + i * ldc);
         }
-        const float* places = m.masked_places;
+        const float* places = m.places;
         product(inputs, ldc, rows, m.masked_embed, share(panels_of(m.width), member),
                 [&](int r, int j, Float sum) ENMA_ALWAYS {
                     const int token = token_of(r), row = task.begin + r / count;
