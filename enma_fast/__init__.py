@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from .config import PRESETS, ModelConfig, SamplingConfig
     from .data import FieldFile
     from .data import read as read_fields
-    from .ensemble import forecast, stream
     from .errors import EnmaError
+    from .members import forecast, stream
     from .scoring import score
 
     __version__: str
@@ -28,11 +28,11 @@ _HOME = {
     "ModelConfig": ("config", "ModelConfig"),
     "PRESETS": ("config", "PRESETS"),
     "SamplingConfig": ("config", "SamplingConfig"),
-    "forecast": ("ensemble", "forecast"),
+    "forecast": ("members", "forecast"),
     "load_model": ("checkpoint", "load_model"),
     "read_fields": ("data", "read"),
     "score": ("scoring", "score"),
-    "stream": ("ensemble", "stream"),
+    "stream": ("members", "stream"),
 }
 
 __all__ = [

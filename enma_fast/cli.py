@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from .commands import data, demo, ensembles, inspect, train
+from .commands import data, demo, figures, forecast, inspect, score, train
 from .errors import EnmaError
 
 app = typer.Typer(
@@ -36,9 +36,9 @@ data_app.command("info")(data.info)
 train_app.command("tokenizer")(train.tokenizer)
 train_app.command("dynamics")(train.dynamics)
 train_app.command("publish")(train.publish)
-app.command("forecast")(ensembles.forecast)
-app.command("score")(ensembles.score)
-app.command("plot")(ensembles.plot)
+app.command("forecast")(forecast.forecast)
+app.command("score")(score.score)
+app.command("plot")(figures.plot)
 app.command("info")(inspect.info)
 app.command("verify")(inspect.verify)
 

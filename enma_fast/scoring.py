@@ -17,8 +17,8 @@ from torch import Tensor
 
 from .config import SamplingConfig
 from .data import EQUATIONS, FieldFile, dataset_split
-from .ensemble import CHUNK
 from .errors import EnmaError
+from .members import CHUNK
 from .metrics import Scores
 from .model import Model
 from .paper import paper_scores, paper_uncertainty

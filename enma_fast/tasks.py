@@ -27,8 +27,8 @@ from .checkpoint import WEIGHTS, locate, sha256
 from .config import ModelConfig, SamplingConfig
 from .data import FieldFile
 from .engine import PRECISIONS
-from .ensemble import CHUNK, check_size, forecast
 from .errors import EnmaError
+from .members import CHUNK, check_size, forecast
 from .model import Model
 from .output import ForecastStore, create_store
 from .system import versions

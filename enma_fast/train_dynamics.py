@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from .checkpoint import read_tensors, write_tensors
 from .config import TrainingConfig
-from .ensemble import forecast
 from .errors import EnmaError
+from .members import forecast
 from .metrics import Scores
 from .model import Model, draw
 from .tokenizer import Tokenizer, patchify

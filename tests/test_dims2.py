@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from enma_fast.config import PRESETS, TrainingConfig
-from enma_fast.ensemble import forecast
 from enma_fast.interpolation import grid_points
+from enma_fast.members import forecast
 from enma_fast.model import Model
 from enma_fast.tokenizer import Tokenizer
 from enma_fast.train import Rank, RunOptions, run, step_generator

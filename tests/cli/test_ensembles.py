@@ -12,7 +12,7 @@ from enma_fast import card, cli
 from enma_fast.checkpoint import PRETRAINED, load_model, sha256
 from enma_fast.config import SamplingConfig
 from enma_fast.data import read
-from enma_fast.ensemble import forecast
+from enma_fast.members import forecast
 from enma_fast.output import read_forecast, stacked
 from enma_fast.scoring import score
 

@@ -1,4 +1,4 @@
-"""TRAJECTORY -> ENSEMBLE: observed fields in, members of a forecast out.
+"""TRAJECTORY -> MEMBERS: observed fields in, members of a forecast out, as arrays.
 
 Legend: B trajectories, K members, L observed frames, T frames, c physical channels, N tokens per frame, C token
 channels, P observed points, Q query points, d space dimensions.
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .coding import code_rows
 from .config import ModelConfig, SamplingConfig
 from .engine import Engine, engine_for
 from .errors import EnmaError
@@ -114,15 +115,18 @@ def forecast(
     if chunk < 1:
         raise EnmaError(f"chunk is {chunk}; at least 1 is needed")
     engine = engine_for(model.dynamics, dtype=dtype, backend=backend)
-    fields = []
     B = len(request.seeds)
     rows = [(b, first_member + k) for b in range(B) for k in range(num_members)]
+    out = None
     for begin in range(0, len(rows), chunk):
         part = rows[begin : begin + chunk]
         latents = torch.stack(list(_latents(engine, request, part, settings)), dim=1)
         known = request.history_BTNC[[b for b, _ in part]]
-        fields.append(_fields(model, torch.cat([known, latents], dim=1), request, queried))
-    out = torch.cat(fields)
+        fields = _fields(model, torch.cat([known, latents], dim=1), request, queried)
+        if out is None:
+            out = fields.new_empty(len(rows), *fields.shape[1:])
+        out[begin : begin + len(part)] = fields
+    assert out is not None
     out = out.view(B, num_members, *out.shape[1:])
     return out if batched else out[0]
 
@@ -177,19 +181,19 @@ def _latents(
     )
 
 
-@torch.inference_mode()
 def _fields(model: Model, latents: Tensor, request: _Request, query: Tensor | None) -> Tensor:
     """Decode and drop the observed frames."""
     factor = model.config.tokenizer.time_factor
     frames = (latents.shape[1] - 1) * factor + 1
-    return model.decode(latents, min(frames, request.last), query)[:, request.observed :]
+    last = min(frames, request.last)
+    return code_rows(lambda z: model.decode(z, last, query), latents)[:, request.observed :]
 
 
 def check_size(config: ModelConfig, *, num_frames: int, num_members: int, num_trajectories: int = 1) -> None:
-    """Raise `EnmaError` if the forecasts, and the copy that joins their chunks, cannot fit this machine's memory."""
+    """Raise `EnmaError` if the forecasts cannot fit this machine's memory."""
     tok = config.tokenizer
     values = num_trajectories * num_members * num_frames * math.prod(tok.grid) * tok.field_channels
-    needed, there = 2 * 4 * values / 1e9, memory() / 1e9
+    needed, there = 4 * values / 1e9, memory() / 1e9
     if needed > there:
         raise EnmaError(
             f"num_members is {num_members}: these forecasts take {needed:,.0f} GB, this machine has {there:,.0f} GB;"
@@ -239,13 +243,12 @@ def _request(
     last = observed + num_frames
     if last > config.num_frames:
         log.warning("frames beyond %d were not seen in training of %s", config.num_frames, config.name)
-    with torch.inference_mode():
-        if known is None:
-            history_BTNC = torch.zeros(B, 0, config.num_tokens, config.token_channels, device=device)
-        else:
-            whole = config.tokenizer.whole_latents(observed)
-            history_BTNC = model.encode(known, where)[:, :whole]
-        context_BTNC = None if other is None else model.encode(other, where)
+    if known is None:
+        history_BTNC = torch.zeros(B, 0, config.num_tokens, config.token_channels, device=device)
+    else:
+        whole = config.tokenizer.whole_latents(observed)
+        history_BTNC = code_rows(lambda u: model.encode(u, where), known)[:, :whole]
+    context_BTNC = None if other is None else code_rows(lambda u: model.encode(u, where), other)
     numbers = list(range(B)) if trajectories is None else list(trajectories)
     if len(numbers) != B:
         raise EnmaError(f"trajectories names {len(numbers)} numbers; the input holds {B}")

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from enma_fast.engine import Engine
-from enma_fast.ensemble import forecast, stream
 from enma_fast.errors import EnmaError
 from enma_fast.interpolation import grid_points
+from enma_fast.members import forecast, stream
 from enma_fast.noise import trajectory_seed
 from enma_fast.sample import trajectory
 
