@@ -2,6 +2,7 @@
 
     python -m benchmarks.compare flow_head --rows 3,64,2048 --json
     python -m benchmarks.compare trajectory --preset combined-paper --members 1,16,64 --json
+    python -m benchmarks.compare ensemble --members 64,1024,4096 --json
 
 Rounds run A B C A B C ...; a ratio is the median over rounds of baseline by ours. `gemm_rate` is the best FLOP/s of
 square products measured in the same run, of the case's dtype and of fp32, whichever is faster on this machine.
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 
 from benchmarks.cases import CASES, Case
+from benchmarks.ensemble import ensemble_case, overhead
 from benchmarks.harness import gemm_rate, interleave, machine, ratios
 from benchmarks.trajectory import trajectory_case
 from enma_fast.config import PRESETS
@@ -84,16 +86,16 @@ def line(result: dict[str, Any]) -> str:
 def main() -> int:
     """Command line; exit status 1 when ours is wrong."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.compare", description=__doc__.partition("\n")[0])
-    parser.add_argument("case", choices=[*CASES, "trajectory"])
+    parser.add_argument("case", choices=[*CASES, "trajectory", "ensemble"])
     parser.add_argument(
         "--rows",
         "--members",
         help="comma-separated: rows of an operator, members of a trajectory; by default the case's",
     )
     parser.add_argument("--preset", default="combined-paper", choices=sorted(PRESETS), help="of trajectories")
-    parser.add_argument("--dtype", choices=DTYPES, default="bf16")
+    parser.add_argument("--dtype", choices=DTYPES, help="bf16, of ensembles fp32")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--rounds", type=int, help="11, of trajectories 5")
+    parser.add_argument("--rounds", type=int, help="11, of trajectories and ensembles 5")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument(
         "--no-compile", action="store_true", help="leave out torch.compile, which takes minutes on a CPU"
@@ -103,16 +105,20 @@ def main() -> int:
     torch.set_num_threads(options.threads)
     if options.case == "trajectory":
         build, default_rows = partial(trajectory_case, preset=options.preset), (1, 16, 64)
+    elif options.case == "ensemble":
+        build, default_rows = ensemble_case, (64, 256, 1024, 4096)
     else:
         build, default_rows = CASES[options.case]
-    rounds = options.rounds or (5 if options.case == "trajectory" else 11)
+    rounds = options.rounds or (5 if options.case in ("trajectory", "ensemble") else 11)
+    dtype = DTYPES[options.dtype or ("fp32" if options.case == "ensemble" else "bf16")]
     rows = [int(n) for n in options.rows.split(",")] if options.rows else list(default_rows)
     device = torch.device(options.device)
     results = []
     with torch.no_grad():
         for n in rows:
-            case = build(n, DTYPES[options.dtype], device, compiled=not options.no_compile)
-            results.append(compare(case, rounds=rounds) | {"machine": machine()})
+            result = compare(build(n, dtype, device, compiled=not options.no_compile), rounds=rounds)
+            result = overhead(result) if options.case == "ensemble" else result
+            results.append(result | {"machine": machine()})
             print(line(results[-1]), file=sys.stderr if options.json else sys.stdout, flush=True)
     if options.json:
         print(json.dumps(results))

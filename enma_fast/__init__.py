@@ -3,6 +3,7 @@
     model = enma_fast.load_model("combined-small")
     fields = enma_fast.read_fields("observed.h5")
     ensemble = enma_fast.forecast(model, fields.u[:, :3], num_members=64)
+    mean, spread = ensemble.mean(), ensemble.spread()
 
 Names are imported when they are first used, so that `import enma_fast` costs nothing.
 """
@@ -17,12 +18,14 @@ if TYPE_CHECKING:
     from .data import read as read_fields
     from .errors import EnmaError
     from .members import forecast, stream
+    from .results import Ensemble
     from .scoring import score
 
     __version__: str
 
 # Public name -> the module that holds it and its name there.
 _HOME = {
+    "Ensemble": ("results", "Ensemble"),
     "EnmaError": ("errors", "EnmaError"),
     "FieldFile": ("data", "FieldFile"),
     "ModelConfig": ("config", "ModelConfig"),
@@ -38,6 +41,7 @@ _HOME = {
 __all__ = [
     "PRESETS",
     "EnmaError",
+    "Ensemble",
     "FieldFile",
     "ModelConfig",
     "SamplingConfig",

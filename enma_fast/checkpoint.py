@@ -203,6 +203,12 @@ def load_tokenizer(checkpoint: str | Path) -> tuple[Tokenizer, ModelConfig]:
     return tokenizer.eval().requires_grad_(False), config
 
 
+def load_config(checkpoint: str | Path) -> ModelConfig:
+    """The config of a checkpoint by shipped name or folder; its weights are not looked at."""
+    folder = locate(checkpoint)
+    return from_json(ModelConfig, (folder / CONFIG).read_text(), source=str(folder / CONFIG))
+
+
 def _load(checkpoint: str | Path) -> tuple[ModelConfig, dict[str, Tensor], str]:
     """Config and tensors of a verified checkpoint, and the name of the weights' file."""
     folder = locate(checkpoint)

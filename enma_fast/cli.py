@@ -7,7 +7,6 @@ error, with a traceback only under `--debug`.
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,8 +14,9 @@ from typing import Annotated
 
 import typer
 
-from .commands import data, demo, figures, forecast, inspect, score, train
+from .commands import data, demo, export, figures, forecast, inspect, score, train
 from .errors import EnmaError
+from .launch import detect
 
 app = typer.Typer(
     name="enma-fast",
@@ -39,6 +39,8 @@ train_app.command("publish")(train.publish)
 app.command("forecast")(forecast.forecast)
 app.command("score")(score.score)
 app.command("plot")(figures.plot)
+app.command("export-netcdf")(export.netcdf)
+app.command("report")(figures.report)
 app.command("info")(inspect.info)
 app.command("verify")(inspect.verify)
 
@@ -103,8 +105,8 @@ def _log_to_stderr() -> Iterator[None]:
     log, handler = logging.getLogger("enma_fast"), _StderrHandler()
     level = log.level
     log.addHandler(handler)
-    # Of the ranks that torchrun starts, only the first tells what all of them do.
-    log.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING)
+    # Of several ranks only the first tells what all of them do.
+    log.setLevel(logging.INFO if detect().speaks else logging.WARNING)
     try:
         yield
     finally:

@@ -6,16 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from .checkpoint import PRETRAINED, load_model
 from .data import FieldFile, read
 from .errors import EnmaError
-from .metrics import Scores
-from .output import read_forecast, stacked
-from .plots import forecast_figure, save_figure
+from .output import create_store
+from .plots import save_figure
+from .report import store_figure
 from .scoring import paper_table, score_case
-from .tasks import Case, open_store, provenance
+from .tasks import Case, layout_of, provenance
 
 CHECKPOINT = "combined-small"
 STORE, FIGURE = "forecast.zarr", "demo.png"
@@ -75,12 +73,13 @@ def run(
 
     rows = spread_rows(inside, trajectories)
     attributes = provenance(checkpoint, inside, "enma-fast demo")
-    with open_store(out / STORE, model.config, inside, main, rows=rows, attributes=attributes, force=True) as store:
+    layout = layout_of(model.config, inside, main, rows=rows, attributes=attributes)
+    with create_store(out / STORE, layout, force=True) as store:
         forecast(*cases[0], sink=store.put)
     for case in cases[1:]:
         forecast(*case)
     title = f"{model.config.name}: {members}-member forecast of an unseen trajectory from {main.history} frames"
-    save_figure(store_figure(out / STORE, scores=results[0], title=title), out / FIGURE)
+    save_figure(store_figure(out / STORE, title=title), out / FIGURE)
     return {
         **results[0],
         "rows": results,
@@ -88,50 +87,6 @@ def run(
         "store": str(out / STORE),
         "figure": str(out / FIGURE),
     }
-
-
-def store_figure(
-    path: Path,
-    *,
-    place: int = 0,
-    channel: int = 0,
-    truth: np.ndarray | None = None,
-    scores: dict[str, Any] | None = None,
-    title: str = "",
-) -> Any:
-    """The figure of one trajectory of a forecast store.
-
-    Parameters
-    ----------
-    path : store
-    place : which trajectory of the store
-    channel : which channel
-    truth : `[B, T, *x, c]` where the store holds none
-    scores : of all trajectories, for the panels on calibration; made here if there is a truth
-    """
-    dataset = read_forecast(path)
-    ensemble = stacked(dataset)
-    assert ensemble is not None
-    if not 0 <= place < len(ensemble):
-        raise EnmaError(f"{path}: has no trajectory at place {place}; it holds {len(ensemble)}")
-    known, seen = stacked(dataset, "_truth"), stacked(dataset, "_observed")
-    truth = known if truth is None else truth
-    if scores is None and truth is not None:
-        pooled = Scores()
-        pooled.update(ensemble, truth)
-        ranks = pooled.rank_histogram().tolist() if pooled.num_members > 1 else None
-        scores = {**pooled.result(), "rank_histogram": ranks}
-    return forecast_figure(
-        ensemble[place, ..., channel],
-        times=dataset["time"].to_numpy(),
-        coords=[dataset[axis].to_numpy() for axis in "xyz"[: ensemble.ndim - 4]],
-        observed=None if seen is None else seen[place, ..., channel],
-        observed_times=None if seen is None else dataset["observed_time"].to_numpy(),
-        truth=None if truth is None else truth[place, ..., channel],
-        scores=scores,
-        name=dataset.attrs["channels"][channel],
-        title=title,
-    )
 
 
 def shipped_file(dataset: str, split: str) -> Path:

@@ -1,5 +1,7 @@
 """TRAJECTORY -> MEMBERS: observed fields in, members of a forecast out, as arrays.
 
+`sample_fields` samples tensors; `forecast` and `stream` take and give numpy, torch or xarray around it.
+
 Legend: B trajectories, K members, L observed frames, T frames, c physical channels, N tokens per frame, C token
 channels, P observed points, Q query points, d space dimensions.
 """
@@ -8,27 +10,36 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .coding import code_rows
-from .config import ModelConfig, SamplingConfig
+from .coding import BLOCKS, code_rows
+from .config import ModelConfig, SamplingConfig, TokenizerConfig
 from .engine import Engine, engine_for
 from .errors import EnmaError
 from .model import Model
 from .noise import trajectory_seed
+from .results import SPACE, Ensemble, Labels, first_time, given
 from .system import memory
 
 log = logging.getLogger("enma_fast")
 
-Array = np.ndarray | Tensor
+# A numpy array, a tensor, an xarray.DataArray or an xarray.Dataset.
+Array = np.ndarray | Tensor | Any
+# What stops members: of the number of a frame and its values, None, a bool, or a mask [K] or [B, K].
+Stop = Callable[[int, Any], Any]
 
 # Rows sampled at a time by default: enough to keep every core busy, few enough for their keys and values.
 CHUNK = 64
+
+# A latent frame alone is rounded otherwise than one of several.
+FEWEST_LATENTS = 2
 
 
 @dataclass(frozen=True)
@@ -41,6 +52,8 @@ class _Request:
     last: int
     num_latents: int
     seeds: list[int]
+    # Trajectory and member.
+    rows: list[tuple[int, int]]
 
 
 def forecast(
@@ -51,15 +64,16 @@ def forecast(
     num_members: int = 1,
     seed: int = 0,
     context: Array | None = None,
-    points: Array | None = None,
-    query: Array | None = None,
+    points: np.ndarray | Tensor | None = None,
+    query: np.ndarray | Tensor | None = None,
     settings: SamplingConfig | None = None,
     trajectories: Sequence[int] | None = None,
     first_member: int = 0,
     chunk: int = CHUNK,
     dtype: torch.dtype | None = None,
     backend: str | None = None,
-) -> Tensor:
+    stop: Stop | None = None,
+) -> Ensemble:
     """Sample an ensemble of forecasts.
 
     The task follows from what is given: ``history`` alone is temporal conditioning, one frame of ``history`` with a
@@ -72,6 +86,8 @@ def forecast(
     history
         Observed frames ``[L, *grid, c]`` or ``[B, L, *grid, c]``, or ``[..., L, P, c]`` at scattered ``points``; in
         the units of the training data, ``model.config.frame_interval`` apart. None to generate from the context.
+        In xarray the dimensions are ``trajectory`` (may be left out), ``time``, ``x``, ``y`` (or ``point``) and
+        ``channel`` (may be left out), in any order; the variables of a Dataset are the channels.
     num_frames
         Frames to forecast after the history; by default up to the model's trained length.
     num_members
@@ -87,7 +103,8 @@ def forecast(
     settings
         Sampling settings; the model's own by default.
     trajectories
-        Number of each trajectory, the part of its noise key; by default 0, 1, ....
+        Number of each trajectory, the part of its noise key; by default the integers of an xarray coordinate
+        ``trajectory``, and 0, 1, ... without one.
     first_member
         Number of the first member; members are ``first_member, ..., first_member + num_members - 1``.
     chunk
@@ -98,11 +115,19 @@ def forecast(
     backend
         How latent frames are made, ``native``, ``graph``, ``static`` or ``reference`` (:mod:`enma_fast.engine`); the
         best that can serve by default.
+    stop
+        ``stop(number, frame)`` is called once for each forecast frame of all members, in order, as soon as it is
+        decided: with its number, from 0, and its values ``[K, *grid, c]`` or ``[B, K, *grid, c]``. It returns None or
+        False to go on, True to stop all members, or a mask ``[K]`` or ``[B, K]`` of those to stop. The frame it saw
+        stays, later frames of a stopped member are NaN, and other members keep their bits. Frames that share a latent
+        frame (two, mostly) are decided together. A chunk that has wholly stopped is sampled no further, and after the
+        last member ``stop`` is called no more. The chunks advance side by side, so memory is that of all of them.
 
     Returns
     -------
-    Tensor
-        ``[K, T, *grid, c]`` or ``[B, K, T, *grid, c]``, fp32: the forecast frames, without the observed ones.
+    Ensemble
+        The forecast frames, without the observed ones, fp32, in the kind of array that ``history`` (without one,
+        ``context``) is.
 
     Raises
     ------
@@ -110,25 +135,25 @@ def forecast(
         One line naming the argument and the mend.
     """
     queried = None if query is None else _coordinates("query", query, model)
-    request, batched = _request(model, history, num_frames, num_members, seed, context, points, trajectories)
-    settings = settings or model.config.sampling
-    if chunk < 1:
-        raise EnmaError(f"chunk is {chunk}; at least 1 is needed")
-    engine = engine_for(model.dynamics, dtype=dtype, backend=backend)
-    B = len(request.seeds)
-    rows = [(b, first_member + k) for b in range(B) for k in range(num_members)]
-    out = None
-    for begin in range(0, len(rows), chunk):
-        part = rows[begin : begin + chunk]
-        latents = torch.stack(list(_latents(engine, request, part, settings)), dim=1)
-        known = request.history_BTNC[[b for b, _ in part]]
-        fields = _fields(model, torch.cat([known, latents], dim=1), request, queried)
-        if out is None:
-            out = fields.new_empty(len(rows), *fields.shape[1:])
-        out[begin : begin + len(part)] = fields
-    assert out is not None
-    out = out.view(B, num_members, *out.shape[1:])
-    return out if batched else out[0]
+    known, other, labels = _read(model, history, context, points, queried, trajectories, num_members, first_member)
+    fields = sample_fields(
+        model,
+        known,
+        num_frames=num_frames,
+        num_members=num_members,
+        seed=seed,
+        context=other,
+        points=points,
+        query=queried,
+        settings=settings,
+        trajectories=labels.trajectories,
+        first_member=first_member,
+        chunk=chunk,
+        dtype=dtype,
+        backend=backend,
+        stop=None if stop is None else lambda number, frame: stop(number, _wrapped(labels, number, frame)),
+    )
+    return Ensemble(labels.plain(fields), labels)
 
 
 def stream(
@@ -139,28 +164,250 @@ def stream(
     num_members: int = 1,
     seed: int = 0,
     context: Array | None = None,
-    points: Array | None = None,
-    query: Array | None = None,
+    points: np.ndarray | Tensor | None = None,
+    query: np.ndarray | Tensor | None = None,
     settings: SamplingConfig | None = None,
     trajectories: Sequence[int] | None = None,
     first_member: int = 0,
+    chunk: int | None = None,
     dtype: torch.dtype | None = None,
     backend: str | None = None,
-) -> Iterator[Tensor]:
-    """Like :func:`forecast`, but yield each frame ``[K, *grid, c]`` (or ``[B, K, *grid, c]``) as it is decided."""
+    stop: Stop | None = None,
+) -> Iterator[Any]:
+    """Like :func:`forecast`, but yield each frame ``[K, *grid, c]`` (or ``[B, K, *grid, c]``) as it is decided.
+
+    Frames are in the kind of array that is given, and are those of :func:`forecast` up to the rounding of the decoder.
+    ``chunk`` are rows that go together, all by default. ``stop`` is called before its frame is yielded; the stream ends
+    with the frame at which the last member stops.
+    """
     queried = None if query is None else _coordinates("query", query, model)
-    request, batched = _request(model, history, num_frames, num_members, seed, context, points, trajectories)
-    rows = [(b, first_member + k) for b in range(len(request.seeds)) for k in range(num_members)]
-    latents = request.history_BTNC[[b for b, _ in rows]]
-    done = 0
+    known, other, labels = _read(model, history, context, points, queried, trajectories, num_members, first_member)
+    request, batched = _request(
+        model, known, num_frames, num_members, seed, other, points, labels.trajectories, first_member
+    )
     engine = engine_for(model.dynamics, dtype=dtype, backend=backend)
-    for z in _latents(engine, request, rows, settings or model.config.sampling):
-        latents = torch.cat([latents, z[:, None]], dim=1)
-        fields = _fields(model, latents, request, queried)
-        for u in fields[:, done:].unbind(1):
-            u = u.view(len(request.seeds), num_members, *u.shape[1:])
-            yield u if batched else u[0]
-        done = fields.shape[1]
+    size = _positive("chunk", len(request.rows) if chunk is None else chunk)
+    frames = _frames(
+        model,
+        request,
+        _chunks(engine, request, settings or model.config.sampling, size),
+        _all_kept(request),
+        shape=(len(request.seeds), num_members) if batched else (num_members,),
+        query=queried,
+        stop=None if stop is None else lambda number, frame: stop(number, _wrapped(labels, number, frame)),
+    )
+    return (_wrapped(labels, number, frame) for number, frame in enumerate(frames))
+
+
+def sample_fields(
+    model: Model,
+    history: np.ndarray | Tensor | None,
+    *,
+    num_frames: int | None = None,
+    num_members: int = 1,
+    seed: int = 0,
+    context: np.ndarray | Tensor | None = None,
+    points: np.ndarray | Tensor | None = None,
+    query: np.ndarray | Tensor | None = None,
+    settings: SamplingConfig | None = None,
+    trajectories: Sequence[int] | None = None,
+    first_member: int = 0,
+    chunk: int = CHUNK,
+    dtype: torch.dtype | None = None,
+    backend: str | None = None,
+    stop: Stop | None = None,
+) -> Tensor:
+    """Like :func:`forecast`, of arrays without names, as a tensor on the model's device.
+
+    Returns
+    -------
+    Tensor
+        ``[K, T, *grid, c]`` or ``[B, K, T, *grid, c]``, fp32.
+    """
+    queried = None if query is None else _coordinates("query", query, model)
+    request, batched = _request(
+        model, history, num_frames, num_members, seed, context, points, trajectories, first_member
+    )
+    engine = engine_for(model.dynamics, dtype=dtype, backend=backend)
+    chunks = _chunks(engine, request, settings or model.config.sampling, _positive("chunk", chunk))
+    shape = (len(request.seeds), num_members) if batched else (num_members,)
+    kept = _all_kept(request)
+    if stop is not None:
+        for _ in _frames(model, request, chunks, kept, shape=shape, query=queried, stop=stop):
+            pass
+    out = None
+    while chunks:
+        part = chunks.pop(0)
+        if stop is None:
+            part.sample()
+        # As long as without `stop`, so that the decoder does the same arithmetic.
+        missing = part.latents.new_zeros(*_missing(part.latents, request.num_latents))
+        fields = _fields(model, torch.cat([part.latents, missing], dim=1), request, queried)
+        if out is None:
+            out = fields.new_empty(len(request.rows), *fields.shape[1:])
+        out[part.rows] = fields
+    assert out is not None
+    if stop is not None:
+        out[torch.arange(out.shape[1], device=kept.device) >= kept[:, None]] = math.nan
+    return out.view(*shape, *out.shape[1:])
+
+
+@dataclass
+class _Chunk:
+    """Rows that are sampled together."""
+
+    rows: slice
+    making: Iterator[Tensor]
+    # Latent frames so far, [rows, T, N, C], the observed ones included.
+    latents: Tensor
+
+    def sample(self, count: int | None = None) -> None:
+        """Make so many more latent frames, by default all."""
+        self.latents = torch.cat([self.latents, *(z[:, None] for z in islice(self.making, count))], dim=1)
+
+
+def _chunks(engine: Engine, request: _Request, settings: SamplingConfig, size: int) -> list[_Chunk]:
+    chunks = []
+    for begin in range(0, len(request.rows), size):
+        part = slice(begin, begin + size)
+        rows = request.rows[part]
+        chunks.append(
+            _Chunk(part, _latents(engine, request, rows, settings), request.history_BTNC[[b for b, _ in rows]])
+        )
+    return chunks
+
+
+def _frames(
+    model: Model,
+    request: _Request,
+    chunks: list[_Chunk],
+    kept: Tensor,
+    *,
+    shape: tuple[int, ...],
+    query: Tensor | None,
+    stop: Stop | None,
+) -> Iterator[Tensor]:
+    """Forecast frames ``[*shape, *grid, c]``, each as soon as it is decided, until all members have stopped.
+
+    Writes into ``kept [rows]`` how many frames each row keeps.
+    """
+    tok = model.config.tokenizer
+    factor, window = tok.time_factor, _window(tok)
+    number = 0
+    for j in range(request.history_BTNC.shape[1], request.num_latents):
+        group = None
+        for part in chunks:
+            if (kept[part.rows] <= number).all():
+                # Gives its memory back to the engine.
+                part.making = iter(())
+                continue
+            part.sample(1)
+            z = part.latents[:, -window:]
+            # A window gives the last frame of its first latent, and all frames of the others.
+            before = (j + 1 - z.shape[1]) * factor
+            begin, end = request.observed + number - before, min(j * factor + 1, request.last) - before
+            missing = z.new_zeros(*_missing(z, FEWEST_LATENTS))
+            decoded = _decode(model, torch.cat([z, missing], dim=1), end, query)[:, begin:end]
+            if group is None:
+                group = torch.full((len(kept), *decoded.shape[1:]), math.nan, device=decoded.device)
+            group[part.rows] = decoded
+        assert group is not None
+        for rows in group.unbind(1):
+            rows[kept <= number] = math.nan
+            frame = rows.view(*shape, *rows.shape[1:])
+            number += 1
+            if stop is not None:
+                kept[_mask(stop(number - 1, frame), shape, kept.device) & (kept > number)] = number
+            yield frame
+            if (kept <= number).all():
+                return
+
+
+def _all_kept(request: _Request) -> Tensor:
+    return torch.full(
+        (len(request.rows),), request.last - request.observed, device=request.history_BTNC.device, dtype=torch.int64
+    )
+
+
+def _missing(latents: Tensor, length: int) -> tuple[int, ...]:
+    """Shape of what lacks to so many latent frames."""
+    return (len(latents), max(0, length - latents.shape[1]), *latents.shape[2:])
+
+
+def _mask(answer: Any, shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """Which rows a `stop` has named."""
+    if answer is None:
+        answer = False
+    mask = answer.numpy(force=True) if isinstance(answer, Tensor) else np.asarray(answer)
+    if mask.dtype != np.bool_ or mask.shape not in ((), shape):
+        raise EnmaError(
+            f"stop returned {mask.dtype} {mask.shape}; None, a bool or a boolean mask {list(shape)} is expected"
+        )
+    return torch.tensor(np.broadcast_to(mask, shape).reshape(-1), device=device)
+
+
+def _window(tok: TokenizerConfig) -> int:
+    """Latent frames that decide the frames of the last one: the decoder is causal, and its kernels are short."""
+    reach = tok.kernel_time - 1
+    # From the frames back to the latents; `layers` is the order of the encoder.
+    for layer in tok.layers:
+        if layer == "residual":
+            reach += tok.kernel_time - 1
+        elif layer == "time":
+            # The first latent frame of a window gives the last of its frames only.
+            reach = (reach + 1) // 2 + 1
+    return max(FEWEST_LATENTS, reach + 1)
+
+
+def _read(
+    model: Model,
+    history: Array | None,
+    context: Array | None,
+    points: np.ndarray | Tensor | None,
+    query: Tensor | None,
+    trajectories: Sequence[int] | None,
+    num_members: int,
+    first_member: int,
+) -> tuple[Any, Any, Labels]:
+    """Plain arrays of history and context, and the labels of the forecast."""
+    config = model.config
+    grid = SPACE[: config.tokenizer.dims]
+    inward = grid if points is None else ("point",)
+    known = None if history is None else given("history", history, space=inward)
+    other = None if context is None else given("context", context, space=inward)
+    leading = known or other
+    if leading is None:
+        raise EnmaError("history and context are both None; give one of them")
+    if other is not None and leading.channels is not None:
+        other = other.ordered("context", leading.channels)
+    batched = leading.data.ndim == len(inward) + 3
+    numbers = leading.numbers if trajectories is None else tuple(trajectories)
+    if numbers is None:
+        numbers = tuple(range(len(leading.data) if batched else 1))
+    coords = {} if points is not None else {name: (name, values) for name, values in leading.coords.items()}
+    if query is not None:
+        coords = {name: ("point", values) for name, values in zip(grid, query.T.numpy(force=True), strict=True)}
+    labels = Labels(
+        kind=leading.kind,
+        members=tuple(range(first_member, first_member + num_members)),
+        trajectories=numbers,
+        batched=batched,
+        interval=config.frame_interval,
+        start=first_time(known, other, interval=config.frame_interval),
+        space=grid if query is None else ("point",),
+        coords=coords,
+        attributes=leading.attributes,
+        channels=leading.channels,
+        has_channel=leading.has_channel,
+        name=leading.name,
+    )
+    return None if known is None else known.data, None if other is None else other.data, labels
+
+
+def _wrapped(labels: Labels, number: int, frame: Tensor) -> Any:
+    """One frame in the kind of array that was given."""
+    dims = ("trajectory", "realization") if labels.batched else ("realization",)
+    return labels.wrap(labels.plain(frame), dims, time=labels.times(number))
 
 
 def _latents(
@@ -186,7 +433,21 @@ def _fields(model: Model, latents: Tensor, request: _Request, query: Tensor | No
     factor = model.config.tokenizer.time_factor
     frames = (latents.shape[1] - 1) * factor + 1
     last = min(frames, request.last)
-    return code_rows(lambda z: model.decode(z, last, query), latents)[:, request.observed :]
+    return _decode(model, latents, last, query)[:, request.observed :]
+
+
+def _decode(model: Model, latents: Tensor, frames: int, query: Tensor | None) -> Tensor:
+    tok = model.tokenizer
+    operation = ("decode", frames, None if query is None else tuple(query.shape))
+    block = BLOCKS[tok.config.dims]
+    return code_rows(lambda z: model.decode(z, frames, query), latents, owner=tok, operation=operation, block=block)
+
+
+def _encode(model: Model, fields: Tensor, points: Tensor | None) -> Tensor:
+    tok = model.tokenizer
+    operation = ("encode", None if points is None else tuple(points.shape))
+    block = BLOCKS[tok.config.dims]
+    return code_rows(lambda u: model.encode(u, points), fields, owner=tok, operation=operation, block=block)
 
 
 def check_size(config: ModelConfig, *, num_frames: int, num_members: int, num_trajectories: int = 1) -> None:
@@ -203,19 +464,19 @@ def check_size(config: ModelConfig, *, num_frames: int, num_members: int, num_tr
 
 def _request(
     model: Model,
-    history: Array | None,
+    history: np.ndarray | Tensor | None,
     num_frames: int | None,
     num_members: int,
     seed: int,
-    context: Array | None,
-    points: Array | None,
+    context: np.ndarray | Tensor | None,
+    points: np.ndarray | Tensor | None,
     trajectories: Sequence[int] | None,
+    first_member: int,
 ) -> tuple[_Request, bool]:
     """Check everything before any work, then encode."""
     config = model.config
     device = model.latent_mean.device
-    if num_members < 1:
-        raise EnmaError(f"num_members is {num_members}; at least 1 is needed")
+    _positive("num_members", num_members)
     where = None if points is None else _coordinates("points", points, model)
     given = history if history is not None else context
     if given is None:
@@ -247,8 +508,8 @@ def _request(
         history_BTNC = torch.zeros(B, 0, config.num_tokens, config.token_channels, device=device)
     else:
         whole = config.tokenizer.whole_latents(observed)
-        history_BTNC = code_rows(lambda u: model.encode(u, where), known)[:, :whole]
-    context_BTNC = None if other is None else code_rows(lambda u: model.encode(u, where), other)
+        history_BTNC = _encode(model, known, where)[:, :whole]
+    context_BTNC = None if other is None else _encode(model, other, where)
     numbers = list(range(B)) if trajectories is None else list(trajectories)
     if len(numbers) != B:
         raise EnmaError(f"trajectories names {len(numbers)} numbers; the input holds {B}")
@@ -259,17 +520,23 @@ def _request(
         last=last,
         num_latents=config.tokenizer.latent_frames(last),
         seeds=[trajectory_seed(seed, n) for n in numbers],
+        rows=[(b, first_member + k) for b in range(B) for k in range(num_members)],
     )
     return request, batched
 
 
-def _field(name: str, value: Array, model: Model, points: Tensor | None, batched: bool) -> Tensor:
+def _field(name: str, value: np.ndarray | Tensor, model: Model, points: Tensor | None, batched: bool) -> Tensor:
     """One checked input as ``[B, T, *grid, c]`` fp32 on the model's device."""
     options = model.config.tokenizer
     grid = options.grid if points is None else (points.shape[-2],)
-    u = torch.as_tensor(value)
-    if not u.is_floating_point():
-        raise EnmaError(f"{name} has dtype {u.dtype}; floating point is expected")
+    if not (value.is_floating_point() if isinstance(value, Tensor) else value.dtype.kind == "f"):
+        raise EnmaError(f"{name} has dtype {value.dtype}; floating point is expected")
+    if isinstance(value, Tensor):
+        u = value
+    else:
+        # In the byte order and with the strides that a tensor can have; too large a value is found below.
+        with np.errstate(over="ignore"):
+            u = torch.from_numpy(np.require(value, np.float32, ["C", "W"]))
     shape = tuple(u.shape if batched else (1, *u.shape))
     if len(shape) != len(grid) + 3 or shape[2:-1] != grid:
         raise EnmaError(
@@ -290,7 +557,13 @@ def _field(name: str, value: Array, model: Model, points: Tensor | None, batched
     return u
 
 
-def _coordinates(name: str, value: Array, model: Model) -> Tensor:
+def _positive(name: str, value: int) -> int:
+    if value < 1:
+        raise EnmaError(f"{name} is {value}; at least 1 is needed")
+    return value
+
+
+def _coordinates(name: str, value: np.ndarray | Tensor, model: Model) -> Tensor:
     """Checked coordinates ``[P, d]`` fp32 on the model's device."""
     options = model.config.tokenizer
     if options.interpolation is None:

@@ -8,6 +8,7 @@ Shape suffixes: B trajectories, K members, T forecast frames, P points, L interv
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -212,8 +213,77 @@ class Scores:
         self._require_same_shape(ensemble_BKTP.shape[1], ensemble_BKTP.shape[2])
         self.num_members = ensemble_BKTP.shape[1]
         for ensemble_1KTP, truth_1TP in zip(ensemble_BKTP[:, None], truth_BTP[:, None], strict=True):
-            self._add(_all_sums(ensemble_1KTP, truth_1TP))
+            self._add(_finished(_part_sums(ensemble_1KTP, truth_1TP)))
             self.num_trajectories += 1
+
+    def update_in_parts(self, parts: Iterable[tuple[int, Array, Array]], num_frames: int) -> None:
+        """Add one trajectory that is too large to hold, from parts of its frames, places and channels.
+
+        Every sum over the parts is one over their points, so any partition gives the same scores, but for rounding.
+
+        Parameters
+        ----------
+        parts : iterable of (int, Tensor or ndarray, Tensor or ndarray)
+            `first, ensemble, truth`: the number of the part's first frame, and `[K, t, p]` and `[t, p]`, its t frames
+            at p points. Each point of each frame is in one part.
+        num_frames : int
+            T.
+
+        Raises
+        ------
+        EnmaError
+            As `update`, or if the frames have different numbers of points. Nothing of the trajectory is added then.
+        """
+        sums: dict[str, Tensor] = {}
+        num_members, nonzero = 0, False
+        for first, ensemble, truth in parts:
+            ensemble_1KTP, truth_1TP = _fields(ensemble[None, ..., None], truth[None, ..., None])
+            nonzero = nonzero or bool((truth_1TP != 0).any())
+            num_members = ensemble_1KTP.shape[1]
+            self._require_same_shape(num_members, num_frames)
+            for name, part in _part_sums(ensemble_1KTP, truth_1TP).items():
+                axis = _FRAME_AXIS.get(name, 0)
+                if name not in sums:
+                    sums[name] = part.new_zeros((*part.shape[:axis], num_frames, *part.shape[axis + 1 :]))
+                sums[name].narrow(axis, first, part.shape[axis]).add_(part)
+        points_T = sums.get("points", torch.zeros(1))
+        if points_T.min() != points_T.max() or points_T.min() == 0:
+            raise EnmaError(
+                f"parts hold between {int(points_T.min())} and {int(points_T.max())} points of a frame: "
+                f"give every frame in full"
+            )
+        if not nonzero:
+            raise EnmaError(_zero_truth(0))
+        self.num_members = num_members
+        self._add(_finished(sums))
+        self.num_trajectories += 1
+
+    def state(self) -> dict[str, np.ndarray]:
+        """All that the accumulator holds, as plain arrays, for `restore`: to go on in another process."""
+        counts = np.array([self.num_members, self.num_trajectories], np.int64)
+        return {"counts": counts, **{name: value.numpy().copy() for name, value in self._sums.items()}}
+
+    @classmethod
+    def restore(cls, state: Mapping[str, Array]) -> Scores:
+        """The accumulator that `state` was taken from; going on with it gives the same bits.
+
+        Raises
+        ------
+        EnmaError
+            If an array is missing, unknown or of another shape.
+        """
+        arrays = {name: torch.as_tensor(value).clone() for name, value in state.items()}
+        made = cls()
+        counts = arrays.pop("counts", torch.zeros(0))
+        if counts.numel() == 2:
+            made.num_members, made.num_trajectories = counts.tolist()
+        frames = len(arrays["points"]) if "points" in arrays else 0
+        expected = _sum_shapes(made.num_members, frames) if made.num_trajectories else {}
+        found = {name: tuple(value.shape) for name, value in arrays.items()}
+        if counts.numel() != 2 or found != expected:
+            raise EnmaError(f"state holds {found or 'no sums'}; expected {expected or 'counts alone'}: score again")
+        made._sums = {name: value.to(torch.float64) for name, value in arrays.items()}
+        return made
 
     def merge(self, other: Scores) -> None:
         """Add all trajectories of another accumulator, for example of another rank.
@@ -316,28 +386,58 @@ class Scores:
             raise EnmaError("scores hold no trajectory: call update(ensemble, truth) first")
 
 
-def _all_sums(ensemble_BKTP: Tensor, truth_BTP: Tensor) -> dict[str, Tensor]:
-    mean_BTP = ensemble_BKTP.mean(1)
-    truth_BKTP = truth_BTP[:, None].expand_as(ensemble_BKTP)
+# Sums over points of a part, by name the axis of the frames where it is not the first.
+_FRAME_AXIS = {"mean_error": 1, "truth": 1, "member_error": 2}
+
+
+def _part_sums(ensemble_1KTP: Tensor, truth_1TP: Tensor) -> dict[str, Tensor]:
+    """Of one trajectory or a part of it, every sum over its points; each frame's apart."""
     sums = {
-        "points": _num_points(truth_BTP),
-        "rel_l2": _relative_l2(mean_BTP, truth_BTP, False).sum(0),
-        "rel_l2_frames": _relative_l2(mean_BTP, truth_BTP, True).sum(0),
-        "rel_l2_member": _relative_l2(ensemble_BKTP, truth_BKTP, False).mean(1).sum(0),
-        "rel_l2_member_frames": _relative_l2(ensemble_BKTP, truth_BKTP, True).mean(1).sum(0),
-        "crps": _crps_sums(ensemble_BKTP, truth_BTP),
-        "squared_error": _squared_error_sums(ensemble_BKTP, truth_BTP),
-        "variance": _variance_sums(ensemble_BKTP),
-        "inside": _interval_counts(ensemble_BKTP, truth_BTP),
-        "ranks": _rank_counts(ensemble_BKTP, truth_BTP),
+        "points": _num_points(truth_1TP),
+        "mean_error": (ensemble_1KTP.mean(1) - truth_1TP).square().sum(-1),
+        "member_error": (ensemble_1KTP - truth_1TP[:, None]).square().sum(-1),
+        "truth": truth_1TP.square().sum(-1),
+        "crps": _crps_sums(ensemble_1KTP, truth_1TP),
+        "squared_error": _squared_error_sums(ensemble_1KTP, truth_1TP),
+        "variance": _variance_sums(ensemble_1KTP),
+        "inside": _interval_counts(ensemble_1KTP, truth_1TP),
+        "ranks": _rank_counts(ensemble_1KTP, truth_1TP),
     }
     return {name: value.cpu() for name, value in sums.items()}
 
 
+def _finished(sums: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What `Scores` adds up over trajectories, from the sums over all points of one."""
+    sums = dict(sums)
+    mean_1T, member_1KT, truth_1T = (sums.pop(name) for name in ("mean_error", "member_error", "truth"))
+    truth_1KT = truth_1T[:, None].expand_as(member_1KT)
+    return {
+        "rel_l2": _ratio(mean_1T, truth_1T, False).sum(0),
+        "rel_l2_frames": _ratio(mean_1T, truth_1T, True).sum(0),
+        "rel_l2_member": _ratio(member_1KT, truth_1KT, False).mean(1).sum(0),
+        "rel_l2_member_frames": _ratio(member_1KT, truth_1KT, True).mean(1).sum(0),
+        **sums,
+    }
+
+
+def _sum_shapes(num_members: int, num_frames: int) -> dict[str, tuple[int, ...]]:
+    per_frame = ("rel_l2_frames", "rel_l2_member_frames", "points", "crps", "squared_error", "variance")
+    return {
+        "rel_l2": (),
+        "rel_l2_member": (),
+        **dict.fromkeys(per_frame, (num_frames,)),
+        "inside": (num_frames, len(_LEVELS_L)),
+        "ranks": (num_frames, num_members + 1),
+    }
+
+
 def _relative_l2(pred_TP: Tensor, truth_TP: Tensor, per_frame: bool) -> Tensor:
     """`[..., T, P] -> [...]`, or `[..., T]` per frame."""
-    error_T = (pred_TP - truth_TP).square().sum(-1)
-    norm_T = truth_TP.square().sum(-1)
+    return _ratio((pred_TP - truth_TP).square().sum(-1), truth_TP.square().sum(-1), per_frame)
+
+
+def _ratio(error_T: Tensor, norm_T: Tensor, per_frame: bool) -> Tensor:
+    """Relative L2 error from the squared norms of each frame."""
     return torch.sqrt(error_T / norm_T if per_frame else error_T.sum(-1) / norm_T.sum(-1))
 
 
@@ -470,7 +570,10 @@ def _require_finite(name: str, values: Tensor) -> None:
 def _require_nonzero(truth: Tensor) -> None:
     zero_B = (truth == 0).flatten(1).all(1)
     if zero_B.any():
-        raise EnmaError(
-            f"truth of trajectory {int(zero_B.nonzero()[0])} is zero throughout: "
-            f"its relative L2 error is not defined, so drop that trajectory"
-        )
+        raise EnmaError(_zero_truth(int(zero_B.nonzero()[0])))
+
+
+def _zero_truth(place: int) -> str:
+    return (
+        f"truth of trajectory {place} is zero throughout: its relative L2 error is not defined, so drop that trajectory"
+    )

@@ -1,88 +1,205 @@
 """Forecasts on disk: a Zarr v3 store that `xarray.open_zarr` reads, with CF attributes and where it came from.
 
-    <channel>            (trajectory, realization, time, x[, y])   float32, the forecast; one member per chunk
-    <channel>_observed   (trajectory, observed_time, x[, y])       float32, what the model saw (if anything)
-    <channel>_truth      (trajectory, time, x[, y])                float32 (where it is known)
-    trajectory           number of the trajectory in its file; further columns, such as PDE parameters, share its axis
-    realization, time, observed_time, x[, y]                       coordinates
+    <channel>             (trajectory, realization, time, x[, y])  float32, the forecast; one member per chunk
+    <channel>_observed    (trajectory, observed_time, x[, y])      float32, what the model saw (if anything)
+    <channel>_truth       (trajectory, time, x[, y])               float32 (where it is known)
+    <channel>_mean, <channel>_spread     (trajectory, time, x[, y])             float32, if statistics are asked for
+    <channel>_quantile    (trajectory, quantile, time, x[, y])     float32, likewise
+    <channel>_exceedance  (trajectory, threshold, time, x[, y])    float32, share of members above the threshold
+    trajectory            number of the trajectory in its file; further columns, such as PDE parameters, share its axis
+    realization, time, observed_time, x[, y], quantile, threshold               coordinates
+    .unfinished           the ledger of a run, gone once all is written
 
-The fields are dimensionless as the equations are, so all units are "1".
+The fields are dimensionless as the equations are, so all units are "1". Nothing in a store depends on when, where or by
+how many processes it was written.
 
 Shape suffixes: B trajectories, K members, T frames.
 """
 
 from __future__ import annotations
 
-import asyncio
-import datetime
+import json
 import os
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from .chunks import encode_chunk, encode_shard, settle, write_file
 from .errors import EnmaError
 from .extras import load_extra
+from .ledger import write_ledger
 
 FORMAT = "enma_fast_forecast"
 FORMAT_VERSION = 1
+LEDGER = ".unfinished"
+# Of the statistics, name -> its own axis, long name and CF cell method (CF has none for the last two).
+STATISTICS = {
+    "mean": (None, "ensemble mean of {}", "realization: mean"),
+    "spread": (None, "ensemble standard deviation of {}", "realization: standard_deviation"),
+    "quantile": ("quantile", "ensemble quantile of {}", ""),
+    "exceedance": ("threshold", "share of members whose {} is above the threshold", ""),
+}
 _AXES = ("x", "y", "z")
 _METADATA = "zarr.json"
 
 
-class ForecastStore:
-    """A store that is being written; made by `create_store`."""
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """What a store holds.
 
-    def __init__(self, group: Any, channels: Sequence[str]) -> None:
-        self._group, self._channels = group, tuple(channels)
-
-    def put(self, first: int, samples: ArrayLike) -> None:
-        """Write the members `[B, K, T, *x, c]` of trajectories `first, ..., first + B - 1` of the store."""
-        values = np.asarray(samples)
-        for c, name in enumerate(self._channels):
-            array = self._group[name]
-            expected = (len(values), *array.shape[1:], len(self._channels))
-            if values.shape != expected or first + len(values) > array.shape[0]:
-                raise EnmaError(f"samples have shape {values.shape} at {first}; the store expects {expected}")
-            array[first : first + len(values)] = values[..., c]
-
-
-@contextmanager
-def create_store(
-    path: str | Path,
-    *,
-    channels: Sequence[str],
-    times: ArrayLike,
-    coords: Sequence[np.ndarray],
-    trajectories: Sequence[int],
-    num_members: int,
-    first_member: int = 0,
-    observed: np.ndarray | None = None,
-    observed_times: ArrayLike = (),
-    truth: np.ndarray | None = None,
-    columns: Mapping[str, np.ndarray] | None = None,
-    attributes: Mapping[str, Any] | None = None,
-    force: bool = False,
-) -> Iterator[ForecastStore]:
-    """Write a forecast store; it appears at `path` complete, when the block ends, or not at all.
-
-    Parameters
+    Attributes
     ----------
-    path : folder of the store, by habit ending in `.zarr`
     channels : names of the c physical channels; each becomes a variable
     times : [T] of the forecast frames
     coords : one array per space dimension
     trajectories : [B] numbers of the trajectories in their file
     num_members, first_member : members `first_member, ...`, the coordinate `realization`
+    keep_members : whether members are written, or statistics only
+    shard : members in a file
+    statistics : whether mean and spread are written
+    quantiles, thresholds : of further statistics
     observed, observed_times : `[B, L, *x, c]` and [L], what the model saw of each trajectory
     truth : `[B, T, *x, c]`
     columns : further values per trajectory, name -> [B]
     attributes : of the whole store: model, seed, command, ...
+    """
+
+    channels: Sequence[str]
+    times: ArrayLike
+    coords: Sequence[np.ndarray]
+    trajectories: Sequence[int]
+    num_members: int
+    first_member: int = 0
+    keep_members: bool = True
+    shard: int = 1
+    statistics: bool = False
+    quantiles: Sequence[float] = ()
+    thresholds: Sequence[float] = ()
+    observed: np.ndarray | None = None
+    observed_times: ArrayLike = ()
+    truth: np.ndarray | None = None
+    columns: Mapping[str, np.ndarray] = field(default_factory=dict)
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in self.channels:
+            if not name or "/" in name or name.startswith((".", "__")):
+                raise EnmaError(f"channel {name!r} cannot name an array of a store; rename the field")
+
+    @property
+    def frame_shape(self) -> tuple[int, ...]:
+        """`[T, *x]`."""
+        return (np.size(self.times), *(len(x) for x in self.coords))
+
+    @property
+    def num_units(self) -> int:
+        """Units of the ledger: members, if kept, and then the statistics of each trajectory, if asked for."""
+        members = self.num_members if self.keep_members else 0
+        return len(self.trajectories) * (members + self.statistics)
+
+    def kept_statistics(self) -> dict[str, int | None]:
+        """Names of the statistics, and how many values each has along an axis of its own."""
+        sizes = {"mean": None, "spread": None, "quantile": len(self.quantiles), "exceedance": len(self.thresholds)}
+        return {name: size for name, size in sizes.items() if self.statistics and size != 0}
+
+    def num_bytes(self) -> int:
+        """Bytes of the forecast on disk, without what is small beside it."""
+        frames = 4 * int(np.prod(self.frame_shape)) * len(self.channels) * len(self.trajectories)
+        kept = sum(1 if size is None else size for size in self.kept_statistics().values())
+        return frames * (kept + (self.num_members if self.keep_members else 0))
+
+
+class ForecastStore:
+    """A store whose members and statistics are being written.
+
+    Several processes may write different members at once. Nothing is on the disk before `settle`.
+    """
+
+    def __init__(self, path: Path, layout: Layout) -> None:
+        self.path, self.layout = path, layout
+
+    def put(self, first: int, samples: ArrayLike) -> None:
+        """Write the members `[B, K, T, *x, c]` of trajectories `first, ..., first + B - 1` of the store."""
+        values, num_members = np.asarray(samples), self.layout.num_members
+        if values.ndim < 2 or values.shape[1] != num_members:
+            raise EnmaError(f"samples have shape {values.shape}; the store expects {num_members} members on axis 1")
+        for b, members in enumerate(values):
+            self.put_members(first + b, 0, members)
+
+    def put_members(self, trajectory: int, first: int, samples: np.ndarray) -> None:
+        """Write members `[n, T, *x, c]` at places `first, ..., first + n - 1` of a trajectory; whole shards only."""
+        layout = self.layout
+        last = first + len(samples)
+        self._check("samples", samples.shape[1:], (*layout.frame_shape, len(layout.channels)), trajectory)
+        if last > layout.num_members or first % layout.shard or (last % layout.shard and last != layout.num_members):
+            raise EnmaError(f"samples are members {first} to {last - 1}; the store takes whole shards of its own")
+        for c, name in enumerate(layout.channels):
+            for k in range(first, last, layout.shard):
+                chunks = [samples[i - first, ..., c] for i in range(k, min(k + layout.shard, last))]
+                data = encode_chunk(chunks[0]) if layout.shard == 1 else encode_shard(chunks, layout.shard)
+                write_file(member_file(self.path, name, layout, trajectory, k), data)
+
+    def get_members(self, trajectory: int, first: int, last: int) -> np.ndarray:
+        """Members `[n, T, *x, c]` at places `first, ..., last - 1` of a trajectory; `EnmaError` for a damaged one."""
+        group = load_extra("zarr", "store").open_group(self.path, mode="r")
+        try:
+            return np.stack([group[name][trajectory, first:last] for name in self.layout.channels], axis=-1)
+        except Exception as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise EnmaError(f"{self.path}: cannot be read ({reason}); run: enma-fast verify {self.path}") from error
+
+    def put_statistics(self, trajectory: int, values: Mapping[str, np.ndarray]) -> None:
+        """Write the statistics of a trajectory, name -> `[(own axis,) T, *x, c]`."""
+        layout = self.layout
+        for kind, size in layout.kept_statistics().items():
+            own = () if size is None else (size,)
+            array = np.asarray(values[kind], np.float32)
+            self._check(kind, array.shape, (*own, *layout.frame_shape, len(layout.channels)), trajectory)
+            for c, name in enumerate(layout.channels):
+                path = statistic_file(self.path, name, kind, layout, trajectory)
+                write_file(path, encode_chunk(array[..., c]))
+
+    def settle(self) -> None:
+        """Wait until what was written is on the disk."""
+        settle(self.path)
+
+    def _check(self, what: str, shape: tuple[int, ...], expected: tuple[int, ...], trajectory: int) -> None:
+        if shape != expected or not 0 <= trajectory < len(self.layout.trajectories):
+            raise EnmaError(f"{what} have shape {shape} at trajectory {trajectory}; the store expects {expected}")
+
+
+def member_file(store: Path, channel: str, layout: Layout, trajectory: int, member: int) -> Path:
+    """The file of a member; with shards, of all members of its shard."""
+    return (
+        store
+        / channel
+        / ".".join(map(str, ("c", trajectory, member // layout.shard, *(0 for _ in layout.frame_shape))))
+    )
+
+
+def statistic_file(store: Path, channel: str, kind: str, layout: Layout, trajectory: int) -> Path:
+    """The file of a statistic of a trajectory."""
+    own = () if STATISTICS[kind][0] is None else (0,)
+    return store / f"{channel}_{kind}" / ".".join(map(str, ("c", trajectory, *own, *(0 for _ in layout.frame_shape))))
+
+
+@contextmanager
+def create_store(
+    path: str | Path, layout: Layout | None = None, *, force: bool = False, **contents: Any
+) -> Iterator[ForecastStore]:
+    """Write a forecast store at once; it appears at `path` complete, when the block ends, or not at all.
+
+    Parameters
+    ----------
+    path : folder of the store, by habit ending in `.zarr`
+    layout : what it holds; or its attributes as keywords
     force : replace a forecast store that is there
 
     Raises
@@ -90,68 +207,157 @@ def create_store(
     EnmaError
         If `path` exists and is not to be replaced, cannot be written, or the `[store]` extra is missing.
     """
-    path = Path(path)
-    zarr = load_extra("zarr", "store")
-    _refuse(path, force)
+    path, layout = Path(path), layout or Layout(**contents)
+    load_extra("zarr", "store")
+    refuse(path, force=force)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)
-        group = zarr.open_group(temporary, mode="w-", zarr_format=3)
-        axes = _AXES[: len(coords)]
-        _coordinates(group, times, coords, trajectories, first_member + np.arange(num_members))
-        for name, values in (columns or {}).items():
-            _array(group, name, ("trajectory",), np.asarray(values), long_name=name, units="1")
-        if observed is not None:
-            _array(
-                group,
-                "observed_time",
-                ("observed_time",),
-                np.asarray(observed_times, np.float64),
-                long_name="time",
-                units="1",
-            )
-        for c, name in enumerate(channels):
-            shape = (len(trajectories), num_members, np.size(times), *(len(x) for x in coords))
-            dims = ("trajectory", "realization", "time", *axes)
-            group.create_array(
-                name,
-                shape=shape,
-                chunks=(1, 1, *shape[2:]),
-                dtype="float32",
-                fill_value=np.nan,
-                dimension_names=dims,
-                attributes={"long_name": f"forecast of {name}", "units": "1"},
-            )
-            if observed is not None:
-                dims = ("trajectory", "observed_time", *axes)
-                values = np.asarray(observed[..., c], np.float32)
-                _array(group, f"{name}_observed", dims, values, long_name=f"observed {name}", units="1")
-            if truth is not None:
-                dims = ("trajectory", "time", *axes)
-                values = np.asarray(truth[..., c], np.float32)
-                _array(group, f"{name}_truth", dims, values, long_name=f"true {name}", units="1")
-        group.attrs.update(_attributes(channels, attributes or {}))
-        yield ForecastStore(group, channels)
-        with warnings.catch_warnings():
-            # Consolidated metadata is an extension of Zarr v3 as yet; xarray looks for it and warns without.
-            warnings.filterwarnings("ignore", message="Consolidated metadata")
-            zarr.consolidate_metadata(temporary)
+        _lay_out(temporary, layout)
+        store = ForecastStore(temporary, layout)
+        yield store
+        store.settle()
         _move(temporary, path)
     except OSError as error:
         raise EnmaError(f"{path}: cannot be written ({error}); choose another place or free space") from error
     finally:
-        _settle()
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def read_forecast(path: str | Path) -> Any:
-    """Open a forecast store as an `xarray.Dataset`, values on demand.
+def lay_out(path: Path, layout: Layout, *, force: bool = False) -> None:
+    """Make a store whose members are missing, with a ledger that says so; it appears at `path` whole.
 
     Raises
     ------
     EnmaError
-        If there is no store, it is of another kind or version, or the `[store]` extra is missing.
+        As `create_store`.
+    """
+    load_extra("zarr", "store")
+    refuse(path, force=force)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        _lay_out(temporary, layout)
+        write_ledger(temporary / LEDGER, np.zeros(layout.num_units, bool))
+        settle(temporary)
+        _move(temporary, path)
+    except OSError as error:
+        raise EnmaError(f"{path}: cannot be written ({error}); choose another place or free space") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _lay_out(path: Path, layout: Layout) -> None:
+    """Metadata, coordinates and what is known beforehand."""
+    zarr = load_extra("zarr", "store")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(path, ignore_errors=True)
+    group = zarr.open_group(path, mode="w-", zarr_format=3)
+    axes = _AXES[: len(layout.coords)]
+    _coordinates(group, layout)
+    for name, column in layout.columns.items():
+        _array(group, name, ("trajectory",), np.asarray(column), long_name=name, units="1")
+    for c, name in enumerate(layout.channels):
+        B, frames = len(layout.trajectories), layout.frame_shape
+        if layout.keep_members:
+            sizes = (1, 1, *frames), (1, layout.shard, *frames) if layout.shard > 1 else None
+            dims = ("trajectory", "realization", "time", *axes)
+            attributes = {"long_name": f"forecast of {name}", "units": "1"}
+            _empty(group, name, (B, layout.num_members, *frames), *sizes, dims, attributes)
+        for kind, size in layout.kept_statistics().items():
+            axis, text, method = STATISTICS[kind]
+            own = () if size is None else (size,)
+            dims = ("trajectory", *(() if axis is None else (axis,)), "time", *axes)
+            attributes = {"long_name": text.format(name), "units": "1"} | ({"cell_methods": method} if method else {})
+            _empty(group, f"{name}_{kind}", (B, *own, *frames), (1, *own, *frames), None, dims, attributes)
+        if layout.observed is not None:
+            dims, values = ("trajectory", "observed_time", *axes), np.asarray(layout.observed[..., c], np.float32)
+            _array(group, f"{name}_observed", dims, values, long_name=f"observed {name}", units="1")
+        if layout.truth is not None:
+            dims, values = ("trajectory", "time", *axes), np.asarray(layout.truth[..., c], np.float32)
+            _array(group, f"{name}_truth", dims, values, long_name=f"true {name}", units="1")
+    group.attrs.update(_attributes(layout))
+    with warnings.catch_warnings():
+        # Consolidated metadata is an extension of Zarr v3 as yet; xarray looks for it and warns without.
+        warnings.filterwarnings("ignore", message="Consolidated metadata")
+        zarr.consolidate_metadata(path)
+
+
+def differences(path: Path, layout: Layout) -> list[str]:
+    """What tells the store at `path` from one of this layout, for people; empty if it is the same.
+
+    Raises
+    ------
+    EnmaError
+        If there is no forecast store at `path`, or it cannot be read.
+    """
+    dataset = read_forecast(path, partial=True)
+    found = dict(dataset.attrs)
+    own = json.loads(json.dumps(_attributes(layout)))
+    says_nothing = {"command", "history", "title", "references"}
+    keys = sorted((own.keys() | found.keys()) - says_nothing)
+    told = [
+        f"{key} is {_short(found.get(key))} there, {_short(own.get(key))} here"
+        for key in keys
+        if found.get(key) != own.get(key)
+    ]
+    numbers = [int(n) for n in layout.trajectories]
+    if dataset["trajectory"].to_numpy().tolist() != numbers:
+        told.append("its trajectories are others")
+    frames = {"time": np.asarray(layout.times, np.float64)} | dict(zip(_AXES, layout.coords, strict=False))
+    told += [f"its {name} is another" for name, values in frames.items() if not np.array_equal(dataset[name], values)]
+    return told
+
+
+def layout_at(path: Path) -> Layout:
+    """The layout of the store at `path`, as far as its metadata tell: without observations, truth and columns.
+
+    Raises
+    ------
+    EnmaError
+        As `read_forecast`.
+    """
+    dataset = read_forecast(path, partial=True)
+    attributes = dataset.attrs
+    try:
+        keeps = attributes["keeps"].split(", ")
+        return Layout(
+            channels=attributes["channels"],
+            times=dataset["time"].to_numpy(),
+            coords=[dataset[axis].to_numpy() for axis in _AXES if axis in dataset.coords],
+            trajectories=dataset["trajectory"].to_numpy().tolist(),
+            num_members=attributes["num_members"],
+            first_member=attributes["first_member"],
+            keep_members="members" in keeps,
+            shard=attributes["shard"],
+            statistics="mean" in keeps,
+            quantiles=attributes["quantiles"],
+            thresholds=attributes["thresholds"],
+            attributes=attributes,
+        )
+    except Exception as error:
+        # A damaged coordinate, or metadata of another hand.
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise EnmaError(
+            f"{path}: its metadata cannot be read ({reason}); write the forecast again by --force"
+        ) from error
+
+
+def _short(value: Any) -> str:
+    text = "nothing" if value is None else str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def read_forecast(path: str | Path, *, partial: bool = False) -> Any:
+    """Open a forecast store as an `xarray.Dataset`, values on demand.
+
+    Parameters
+    ----------
+    path : folder of the store
+    partial : open an unfinished store too; what is not yet written reads as NaN
+
+    Raises
+    ------
+    EnmaError
+        If there is no store, it is of another kind or version or unfinished, or the `[store]` extra is missing.
     """
     path = Path(path)
     load_extra("zarr", "store")
@@ -160,7 +366,10 @@ def read_forecast(path: str | Path) -> Any:
         state = "is not a Zarr store" if path.exists() else "no such folder"
         raise EnmaError(f"{path}: {state}; give one written by `enma-fast forecast`")
     try:
-        dataset = xarray.open_zarr(path, chunks=None)
+        with warnings.catch_warnings():
+            # A store of another tool may lack consolidated metadata, which is said below in its own way.
+            warnings.filterwarnings("ignore", message="Failed to open Zarr store with consolidated metadata")
+            dataset = xarray.open_zarr(path, chunks=None)
     except Exception as error:
         # Zarr and its codecs raise many kinds for a damaged store.
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -170,6 +379,9 @@ def read_forecast(path: str | Path) -> Any:
         raise EnmaError(f"{path}: lacks the attribute {FORMAT}; give a store written by `enma-fast forecast`")
     if version != FORMAT_VERSION:
         raise EnmaError(f"{path}: {FORMAT} is {version}; this version of enma_fast reads {FORMAT_VERSION}")
+    if not partial and (path / LEDGER).exists():
+        command = dataset.attrs.get("command", "the command that began it")
+        raise EnmaError(f"{path}: is not finished; continue it: {command} --out {path}")
     return dataset
 
 
@@ -181,72 +393,80 @@ def stacked(dataset: Any, suffix: str = "") -> np.ndarray | None:
     return np.stack([dataset[name].to_numpy() for name in names], axis=-1)
 
 
-def _coordinates(
-    group: Any,
-    times: ArrayLike,
-    coords: Sequence[np.ndarray],
-    trajectories: Sequence[int],
-    members: np.ndarray,
-) -> None:
-    numbers = np.asarray(trajectories, np.int64)
-    _array(
-        group,
-        "trajectory",
-        ("trajectory",),
-        numbers,
-        long_name="number of the trajectory in its file",
-        cf_role="trajectory_id",
-    )
-    _array(
-        group,
-        "realization",
-        ("realization",),
-        members.astype(np.int64),
-        long_name="ensemble member",
-        standard_name="realization",
-        units="1",
-    )
-    _array(group, "time", ("time",), np.asarray(times, np.float64), long_name="time", units="1", axis="T")
-    for name, values in zip(_AXES, coords, strict=False):
-        _array(
-            group,
-            name,
-            (name,),
-            np.asarray(values, np.float64),
-            long_name=f"position along {name}",
-            units="1",
-            axis=name.upper(),
-        )
+def _coordinates(group: Any, layout: Layout) -> None:
+    numbers = np.asarray(layout.trajectories, np.int64)
+    text = "number of the trajectory in its file"
+    _array(group, "trajectory", ("trajectory",), numbers, long_name=text, cf_role="trajectory_id")
+    if layout.keep_members:
+        members = layout.first_member + np.arange(layout.num_members, dtype=np.int64)
+        text = "ensemble member"
+        _array(group, "realization", ("realization",), members, long_name=text, standard_name="realization", units="1")
+    axes = {"time": (layout.times, "time", "T")}
+    if layout.observed is not None:
+        axes["observed_time"] = (layout.observed_times, "time", "")
+    for name, positions in zip(_AXES, layout.coords, strict=False):
+        axes[name] = (positions, f"position along {name}", name.upper())
+    if layout.statistics and len(layout.quantiles):
+        axes["quantile"] = (layout.quantiles, "probability of a value below", "")
+    if layout.statistics and len(layout.thresholds):
+        axes["threshold"] = (layout.thresholds, "threshold", "")
+    for name, (values, text, axis) in axes.items():
+        attributes = {"long_name": text, "units": "1"} | ({"axis": axis} if axis else {})
+        _array(group, name, (name,), np.asarray(values, np.float64), **attributes)
 
 
 def _array(group: Any, name: str, dims: tuple[str, ...], values: np.ndarray, **attributes: str) -> None:
-    array = group.create_array(
+    """An array with its values; of each trajectory a chunk where there are more axes."""
+    chunk = (1, *values.shape[1:]) if values.ndim > 1 else values.shape
+    _empty(group, name, values.shape, chunk, None, dims, attributes, dtype=values.dtype)[...] = values
+
+
+def _empty(
+    group: Any,
+    name: str,
+    shape: tuple[int, ...],
+    chunk: tuple[int, ...],
+    shard: tuple[int, ...] | None,
+    dims: tuple[str, ...],
+    attributes: Mapping[str, str],
+    dtype: Any = np.float32,
+) -> Any:
+    """An array without values, whose chunks are raw and carry a CRC-32C; all of them lie in one folder."""
+    return group.create_array(
         name,
-        shape=values.shape,
-        chunks=(1, *values.shape[1:]) if values.ndim > 1 else values.shape,
-        dtype=values.dtype,
-        fill_value=np.nan if values.dtype.kind == "f" else 0,
+        shape=shape,
+        chunks=chunk,
+        shards=shard,
+        dtype=dtype,
+        fill_value=np.nan if np.dtype(dtype).kind == "f" else 0,
+        filters=None,
+        compressors=[load_extra("zarr.codecs", "store").Crc32cCodec()],
+        chunk_key_encoding={"name": "default", "separator": "."},
         dimension_names=dims,
-        attributes=attributes,
+        attributes=dict(attributes),
     )
-    array[...] = values
 
 
-def _attributes(channels: Sequence[str], given: Mapping[str, Any]) -> dict[str, Any]:
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+def _attributes(layout: Layout) -> dict[str, Any]:
     return {
         "Conventions": "CF-1.11",
         "title": "Ensemble forecast",
         "references": "https://arxiv.org/abs/2506.06158",
-        "history": f"{now} {given.get('command', 'written by enma_fast')}",
+        "history": str(layout.attributes.get("command", "written by enma_fast")),
         FORMAT: FORMAT_VERSION,
-        "channels": list(channels),
-        **given,
+        "channels": list(layout.channels),
+        "num_members": layout.num_members,
+        "first_member": layout.first_member,
+        "shard": layout.shard,
+        "keeps": ", ".join([*(["members"] if layout.keep_members else []), *layout.kept_statistics()]),
+        "quantiles": [float(q) for q in layout.quantiles],
+        "thresholds": [float(t) for t in layout.thresholds],
+        **layout.attributes,
     }
 
 
-def _refuse(path: Path, force: bool) -> None:
-    """Only a forecast store is ever replaced, and only when asked for."""
+def refuse(path: Path, *, force: bool) -> None:
+    """Raise `EnmaError` unless there is nothing at `path`, or a forecast store that may be replaced."""
     if not path.exists():
         return
     metadata = path / _METADATA
@@ -256,19 +476,17 @@ def _refuse(path: Path, force: bool) -> None:
         raise EnmaError(f"{path}: exists; choose another --out, or replace it with --force")
 
 
-def _settle() -> None:
-    """Wait for the chunks that Zarr still writes behind one that failed: they would come back after the removal."""
-
-    async def others() -> None:
-        await asyncio.gather(*(asyncio.all_tasks() - {asyncio.current_task()}), return_exceptions=True)
-
-    load_extra("zarr.core.sync", "store").sync(others())
+def sweep(path: Path) -> None:
+    """Remove what a killed process that made or replaced a store left beside it; no other makes one meanwhile."""
+    for ending in ("tmp", "old"):
+        shutil.rmtree(path.with_name(f".{path.name}.{ending}"), ignore_errors=True)
 
 
 def _move(temporary: Path, path: Path) -> None:
     """Put a folder in its place; a folder that was there goes once the new one is in place."""
-    old = path.with_name(f".{path.name}.{os.getpid()}.old")
+    old = temporary.with_suffix(".old")
     if path.exists():
         os.replace(path, old)
     os.replace(temporary, path)
+    settle(path.parent)
     shutil.rmtree(old, ignore_errors=True)

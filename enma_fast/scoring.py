@@ -27,7 +27,7 @@ from .tasks import Case, ensembles, num_frames
 log = logging.getLogger("enma_fast")
 
 # Errors against a truth, which a generated trajectory does not have.
-_NEED_TRUTH = ("rel_l2", "rel_l2_member", "rmse")
+NEED_TRUTH = ("rel_l2", "rel_l2_member", "rmse")
 # Paper, generation on Combined: the solver is run again from the generated initial condition.
 _PAPER_SOLVER_FIDELITY = 0.081
 
@@ -120,8 +120,8 @@ def score_case(
     per_frame = result.pop("per_frame")
     fidelity = None
     if case.task == "generation":
-        result |= dict.fromkeys(_NEED_TRUTH)
-        per_frame |= {name: [None] * len(per_frame[name]) for name in _NEED_TRUTH}
+        result |= dict.fromkeys(NEED_TRUTH)
+        per_frame |= {name: [None] * len(per_frame[name]) for name in NEED_TRUTH}
         fidelity = solver_fidelity(dataset, data, rows, np.concatenate(first_members))
     return {
         "task": case.task,

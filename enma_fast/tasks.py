@@ -6,8 +6,8 @@
 | `initial-value` | frame 0, and another trajectory of its environment  | the frames after frame 0 |
 | `generation`    | another trajectory of the environment               | all frames               |
 
-The other trajectory is the next one of the same environment (`FieldFile.context_for`). The number of a
-trajectory in its file is part of its noise key, so its members do not depend on which others are forecast.
+The other trajectory is the next one of the same environment (`FieldFile.context_for`), or of a file of contexts. The
+number of a trajectory in its file is part of its noise key, so its members do not depend on which others are forecast.
 
 Shape suffixes: B trajectories, K members, T frames.
 """
@@ -15,7 +15,6 @@ Shape suffixes: B trajectories, K members, T frames.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,9 +27,9 @@ from .config import ModelConfig, SamplingConfig
 from .data import FieldFile
 from .engine import PRECISIONS
 from .errors import EnmaError
-from .members import CHUNK, check_size, forecast
+from .members import CHUNK, check_size, sample_fields
 from .model import Model
-from .output import ForecastStore, create_store
+from .output import Layout
 from .system import versions
 
 TASKS = ("temporal", "initial-value", "generation")
@@ -41,12 +40,14 @@ _TOLERANCE = 1e-3
 class Case:
     """What is forecast for each trajectory of a file, and how.
 
-    `history` counts for the temporal task only. Without `settings` the sampler takes the model's own; `precision` is
-    that of its weights, "fp32" or "bf16", by default the model's.
+    `history` counts for the temporal task only. `context` holds the contexts of the other tasks, one for each
+    trajectory or one for all; by default they come from the file itself. Without `settings` the sampler takes the
+    model's own; `precision` is that of its weights, "fp32" or "bf16", by default the model's.
     """
 
     task: str = "temporal"
     history: int = 3
+    context: FieldFile | None = None
     members: int = 16
     seed: int = 0
     chunk: int = CHUNK
@@ -102,8 +103,13 @@ def check_file(config: ModelConfig, data: FieldFile) -> None:
         )
 
 
-def check_case(config: ModelConfig, data: FieldFile, case: Case, rows: Sequence[int] = (0,)) -> None:
-    """Raise `EnmaError` unless the file has what the case asks of it for trajectories `rows`."""
+def check_case(
+    config: ModelConfig, data: FieldFile, case: Case, rows: Sequence[int] = (0,), *, at_once: int | None = None
+) -> None:
+    """Raise `EnmaError` unless the file has what the case asks of it for trajectories `rows`.
+
+    `at_once` members are in memory at a time, by default all.
+    """
     check_file(config, data)
     frames = num_frames(config, data)
     if case.task == "temporal" and case.history < 3:
@@ -115,10 +121,61 @@ def check_case(config: ModelConfig, data: FieldFile, case: Case, rows: Sequence[
         raise EnmaError(
             f"{data.path}: {frames} frames are too few: with history {case.observed} none is left to forecast; {mend}"
         )
-    check_size(config, num_frames=frames - case.observed, num_members=case.members)
-    if case.task != "temporal":
+    check_size(config, num_frames=frames - case.observed, num_members=at_once or case.members)
+    if case.context is not None:
+        if case.task == "temporal":
+            raise EnmaError(
+                "context: the temporal task has none; use --task initial-value or generation, or leave it out"
+            )
+        check_file(config, case.context)
+        if len(case.context) not in (1, len(data)):
+            raise EnmaError(
+                f"{case.context.path}: holds {len(case.context)} contexts; give one, or one for each of the "
+                f"{len(data)} trajectories of {data.path}"
+            )
+    elif case.task != "temporal":
         for i in rows:
             data.context_for(i)
+
+
+def contexts(config: ModelConfig, data: FieldFile, case: Case, rows: Sequence[int]) -> np.ndarray | None:
+    """The contexts `[B, T, *x, c]` of trajectories `rows`; None in the temporal task."""
+    if case.task == "temporal":
+        return None
+    if case.context is None:
+        return data.u[[data.context_for(i) for i in rows], : num_frames(config, data)]
+    index = list(rows) if len(case.context) > 1 else [0] * len(rows)
+    return case.context.u[index, : num_frames(config, case.context)]
+
+
+def forecast_rows(
+    model: Model,
+    data: FieldFile,
+    case: Case,
+    *,
+    rows: Sequence[int],
+    members: range | None = None,
+    chunk: int | None = None,
+    frames: int | None = None,
+) -> Tensor:
+    """Forecast trajectories `rows` of a file, which `check_case` has passed: `[B, K, T, *x, c]` fp32.
+
+    Without the observed frames; `members`, `chunk` and the `frames` to forecast are by default all.
+    """
+    wanted = range(case.members) if members is None else members
+    return sample_fields(
+        model,
+        data.u[list(rows), : case.observed] if case.observed else None,
+        context=contexts(model.config, data, case, rows),
+        num_frames=frames or num_frames(model.config, data) - case.observed,
+        num_members=len(wanted),
+        first_member=wanted.start,
+        seed=case.seed,
+        trajectories=list(rows),
+        chunk=chunk or case.chunk,
+        settings=case.settings,
+        dtype=None if case.precision is None else PRECISIONS[case.precision],
+    )
 
 
 def ensembles(model: Model, data: FieldFile, case: Case, *, rows: Sequence[int]) -> Iterator[tuple[list[int], Tensor]]:
@@ -129,46 +186,26 @@ def ensembles(model: Model, data: FieldFile, case: Case, *, rows: Sequence[int])
     rows, samples : trajectory numbers in the file, and `[B, K, T, *x, c]` fp32 without the observed frames
     """
     check_case(model.config, data, case, rows)
-    frames = num_frames(model.config, data)
     size = max(1, case.chunk // case.members)
     for first in range(0, len(rows), size):
         part = list(rows[first : first + size])
-        context = None
-        if case.task != "temporal":
-            context = data.u[[data.context_for(i) for i in part], :frames]
-        samples = forecast(
-            model,
-            data.u[part, : case.observed] if case.observed else None,
-            context=context,
-            num_frames=frames - case.observed,
-            num_members=case.members,
-            seed=case.seed,
-            trajectories=part,
-            chunk=case.chunk,
-            settings=case.settings,
-            dtype=None if case.precision is None else PRECISIONS[case.precision],
-        )
-        yield part, samples
+        yield part, forecast_rows(model, data, case, rows=part)
 
 
-def open_store(
-    path: str | Path,
+def layout_of(
     config: ModelConfig,
     data: FieldFile,
     case: Case,
     *,
     rows: Sequence[int],
-    attributes: Mapping[str, Any],
-    force: bool = False,
-) -> AbstractContextManager[ForecastStore]:
-    """`output.create_store` for forecasts of trajectories `rows` of a file, with what was seen and the truth."""
-    check_case(config, data, case, rows)
+    attributes: Mapping[str, Any] | None = None,
+) -> Layout:
+    """The layout of a store of forecasts of trajectories `rows` of a file, with what was seen and the truth."""
     index, seen, last = list(rows), case.observed, num_frames(config, data)
     columns: dict[str, np.ndarray] = {name: values[index] for name, values in data.parameters.items()}
     if data.environment is not None:
         columns["environment"] = data.environment[index]
-    return create_store(
-        path,
+    return Layout(
         channels=data.channels,
         times=data.times[seen:last],
         coords=data.coords,
@@ -187,21 +224,25 @@ def open_store(
             "sampling": _listed(case.settings or config.sampling),
             "precision": case.precision or "model",
             "data_name": data.name,
-            **attributes,
+            **(attributes or {}),
         },
-        force=force,
     )
 
 
-def provenance(checkpoint: str | Path, data: FieldFile, command: str) -> dict[str, Any]:
+def provenance(
+    checkpoint: str | Path, data: FieldFile, command: str, context: FieldFile | None = None
+) -> dict[str, Any]:
     """Attributes of a store that say which weights, data, versions and command made it."""
-    return {
+    found = {
         "command": command,
         "model_sha256": sha256(locate(checkpoint) / WEIGHTS),
         "data_file": data.path.name,
         "data_sha256": sha256(data.path),
         "versions": ", ".join(f"{name} {number}" for name, number in versions().items() if number),
     }
+    if context is not None:
+        found |= {"context_file": context.path.name, "context_sha256": sha256(context.path)}
+    return found
 
 
 def _listed(settings: SamplingConfig) -> str:

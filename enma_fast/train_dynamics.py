@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .checkpoint import read_tensors, write_tensors
 from .config import TrainingConfig
 from .errors import EnmaError
-from .members import forecast
+from .members import sample_fields
 from .metrics import Scores
 from .model import Model, draw
 from .tokenizer import Tokenizer, patchify
@@ -130,7 +130,9 @@ class DynamicsTask:
         """Rollout scores of the temporal task (3 frames) and of the initial-value task (1 frame and a context)."""
         out: dict[str, float] = {}
         for name, history, context in (("", 3, None), ("_ivp", 1, self.val_contexts)):
-            samples = forecast(self.model, self.val[:, :history], context=context, num_members=self.members, seed=0)
+            samples = sample_fields(
+                self.model, self.val[:, :history], context=context, num_members=self.members, seed=0
+            )
             scores = Scores()
             scores.update(samples.cpu().numpy(), self.val[:, history:].numpy())
             result = scores.result()

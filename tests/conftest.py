@@ -5,6 +5,7 @@ import importlib.util
 import os
 import random
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 # cuBLAS reads it once, when it starts; without it deterministic mode warns on every GPU matrix product.
@@ -105,3 +106,21 @@ def generator() -> torch.Generator:
 def rng() -> np.random.Generator:
     """A numpy generator with a fixed seed."""
     return np.random.default_rng(SEED)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Checkpoint of an untrained model of about ten thousand parameters, for the Combined data set."""
+    from ._tiny_checkpoint import save_tiny
+
+    folder = tmp_path_factory.mktemp("tiny") / "checkpoint"
+    save_tiny(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def test_in() -> Path:
+    """The shipped test file: 3 environments of 10 trajectories."""
+    from enma_fast.checkpoint import PRETRAINED
+
+    return PRETRAINED / "combined-test-in.h5"

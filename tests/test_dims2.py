@@ -8,7 +8,7 @@ import torch
 
 from enma_fast.config import PRESETS, TrainingConfig
 from enma_fast.interpolation import grid_points
-from enma_fast.members import forecast
+from enma_fast.members import sample_fields
 from enma_fast.model import Model
 from enma_fast.tokenizer import Tokenizer
 from enma_fast.train import Rank, RunOptions, run, step_generator
@@ -49,9 +49,9 @@ def test_the_dynamics_learn_and_forecast(name, tmp_path):
     fields = waves(2, 2, 8, task.model.config.tokenizer)
     history, context = fields[::2, :3], fields[1::2]
     ensembles = [
-        forecast(task.model, history, num_members=2),
-        forecast(task.model, history[:, :1], context=context, num_members=2),
-        forecast(task.model, None, context=context, num_members=2),
+        sample_fields(task.model, history, num_members=2),
+        sample_fields(task.model, history[:, :1], context=context, num_members=2),
+        sample_fields(task.model, None, context=context, num_members=2),
     ]
     for ensemble, frames in zip(ensembles, (5, 7, 8), strict=True):
         assert ensemble.shape == (2, 2, frames, 16, 8, 2)
@@ -89,7 +89,7 @@ def test_small_presets_take_a_step_and_forecast(name):
         assert all(g.isfinite().all() for g in gradients)
         assert sum(g.square().sum() for g in gradients) > 0
 
-    out = forecast(model.eval(), fields[:1, :3], num_members=2)
+    out = sample_fields(model.eval(), fields[:1, :3], num_members=2)
     assert out.shape == (1, 2, 1, *config.tokenizer.grid, config.tokenizer.field_channels)
     assert out.isfinite().all()
 

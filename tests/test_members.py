@@ -1,19 +1,23 @@
 """Forecasts of an ensemble: the pipeline behind them, members that depend on their numbers only, and bad input."""
 
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 
+from enma_fast.config import PRESETS, SamplingConfig
 from enma_fast.engine import Engine
 from enma_fast.errors import EnmaError
 from enma_fast.interpolation import grid_points
-from enma_fast.members import forecast, stream
+from enma_fast.members import _window, sample_fields, stream
+from enma_fast.model import Model
 from enma_fast.noise import trajectory_seed
 from enma_fast.sample import trajectory
 
-from ._tiny import CONFIGS, distance, model, waves
+from ._tiny import CONFIGS, distance, model, shaken, waves
 
 FRAMES = 8
 TASKS = {"temporal": (3, False), "initial-value": (1, True), "generation": (0, True)}
@@ -59,7 +63,7 @@ def single(given, b):
 
 def test_a_forecast_is_encode_sample_decode(made, task):
     given = inputs(made, task)
-    out = forecast(made, **given, num_members=3, seed=11)
+    out = sample_fields(made, **given, num_members=3, seed=11)
     observed = task[0]
     assert out.shape == (2, 3, FRAMES - observed, *made.config.tokenizer.grid, made.config.tokenizer.field_channels)
     assert out.dtype == torch.float32
@@ -82,29 +86,29 @@ def test_a_forecast_is_encode_sample_decode(made, task):
 
 def test_a_trajectory_without_a_batch_loses_that_axis(made, task):
     given = single(inputs(made, task), 0)
-    out = forecast(made, **given, num_members=3)
+    out = sample_fields(made, **given, num_members=3)
     assert out.shape == (3, FRAMES - task[0], *made.config.tokenizer.grid, made.config.tokenizer.field_channels)
     batched = {key: None if value is None else value[None] for key, value in given.items()}
-    assert torch.equal(forecast(made, **batched, num_members=3)[0], out)
+    assert torch.equal(sample_fields(made, **batched, num_members=3)[0], out)
 
 
 def test_arrays_of_any_float_type_will_do(made, task):
     given = inputs(made, task)
-    expected = forecast(made, **given)
+    expected = sample_fields(made, **given)
     for dtype in (np.float32, np.float64):
         arrays = {key: None if value is None else value.numpy().astype(dtype) for key, value in given.items()}
         copies = {key: None if value is None else value.copy() for key, value in arrays.items()}
-        assert torch.equal(forecast(made, **arrays), expected)
+        assert torch.equal(sample_fields(made, **arrays), expected)
         for key, value in arrays.items():
             assert value is None or np.array_equal(value, copies[key])
     # Strided views too.
     wide = {key: None if value is None else value.repeat_interleave(2, dim=1) for key, value in given.items()}
     views = {key: None if value is None else value[:, ::2] for key, value in wide.items()}
-    assert torch.equal(forecast(made, **views), expected)
+    assert torch.equal(sample_fields(made, **views), expected)
 
 
 def test_the_result_can_be_worked_with(relative):
-    out = forecast(relative, **inputs(relative, TASKS["temporal"]))
+    out = sample_fields(relative, **inputs(relative, TASKS["temporal"]))
     assert not out.is_inference()
     out.requires_grad_().mul(2).sum().backward()
     assert torch.equal(out.grad, torch.full_like(out, 2.0))
@@ -112,21 +116,21 @@ def test_the_result_can_be_worked_with(relative):
 
 def test_a_member_depends_on_its_numbers_only(made, task):
     given = inputs(made, task)
-    whole = forecast(made, **given, num_members=3, seed=4)
-    assert distance(forecast(made, **given, num_members=1, first_member=2, seed=4), whole[:, 2:]) < 1e-4
-    assert distance(forecast(made, **given, num_members=3, seed=4, chunk=4), whole) < 1e-4
-    second = forecast(made, **single(given, 1), num_members=3, seed=4, trajectories=[1])
+    whole = sample_fields(made, **given, num_members=3, seed=4)
+    assert distance(sample_fields(made, **given, num_members=1, first_member=2, seed=4), whole[:, 2:]) < 1e-4
+    assert distance(sample_fields(made, **given, num_members=3, seed=4, chunk=4), whole) < 1e-4
+    second = sample_fields(made, **single(given, 1), num_members=3, seed=4, trajectories=[1])
     assert distance(second, whole[1]) < 1e-4
     swapped = {key: None if value is None else value.flip(0) for key, value in given.items()}
-    turned = forecast(made, **swapped, num_members=3, seed=4, trajectories=[1, 0])
+    turned = sample_fields(made, **swapped, num_members=3, seed=4, trajectories=[1, 0])
     assert distance(turned.flip(0), whole) < 1e-4
 
 
 def test_members_trajectories_and_seeds_have_their_own_noise(relative):
     history = inputs(relative, TASKS["temporal"])["history"]
     same = history[:1].expand_as(history)
-    out = forecast(relative, same, num_members=2, seed=4)
-    other = forecast(relative, same, num_members=2, seed=5)
+    out = sample_fields(relative, same, num_members=2, seed=4)
+    other = sample_fields(relative, same, num_members=2, seed=5)
     different = [out[0, 0], out[0, 1], out[1, 0], out[1, 1], other[0, 0]]
     for i, a in enumerate(different):
         for b in different[:i]:
@@ -135,58 +139,216 @@ def test_members_trajectories_and_seeds_have_their_own_noise(relative):
 
 def test_a_shorter_forecast_is_the_beginning(made, task):
     given = inputs(made, task)
-    whole = forecast(made, **given, num_members=2)
+    whole = sample_fields(made, **given, num_members=2)
     for count in range(1, whole.shape[2]):
-        assert distance(forecast(made, **given, num_members=2, num_frames=count), whole[:, :, :count]) < 1e-5
+        assert distance(sample_fields(made, **given, num_members=2, num_frames=count), whole[:, :, :count]) < 1e-5
 
 
 @pytest.mark.parametrize("batched", [True, False])
 @pytest.mark.parametrize("frames", [1, 2, 5])
 def test_a_stream_is_the_forecast_frame_by_frame(made, task, frames, batched):
     given = inputs(made, task) if batched else single(inputs(made, task), 1)
-    expected = forecast(made, **given, num_members=2, num_frames=frames, seed=3)
+    expected = sample_fields(made, **given, num_members=2, num_frames=frames, seed=3)
     found = list(stream(made, **given, num_members=2, num_frames=frames, seed=3))
     assert len(found) == frames
     assert distance(torch.stack(found, dim=-made.config.tokenizer.dims - 2), expected) < 1e-4
 
 
-@pytest.mark.parametrize("backend", [None, "reference"])
-def test_a_stream_yields_as_soon_as_a_frame_is_decided(relative, monkeypatch, backend):
-    decided, made = [], Engine.trajectory
+def at_most(limits):
+    """A `stop` that lets member k keep ``limits[k]`` frames, and the numbers of the frames it was called with."""
+    calls = []
+
+    def stop(number, frame):
+        calls.append(number)
+        mask = number + 1 >= torch.tensor(limits)
+        assert frame.shape[: mask.ndim] == mask.shape
+        return mask
+
+    return stop, calls
+
+
+@pytest.mark.parametrize("chunk", [64, 4, 1])
+def test_a_stopped_member_is_nan_and_the_others_keep_their_bits(made, task, chunk):
+    given = inputs(made, task)
+    expected = sample_fields(made, **given, num_members=3, seed=5, chunk=chunk)
+    limits = [[2, 9, 1], [3, 4, 2]]
+    stop, calls = at_most(limits)
+    found = sample_fields(made, **given, num_members=3, seed=5, chunk=chunk, stop=stop)
+    assert calls == list(range(FRAMES - task[0]))
+    for b in range(2):
+        for k in range(3):
+            assert torch.equal(found[b, k, : limits[b][k]], expected[b, k, : limits[b][k]])
+            assert found[b, k, limits[b][k] :].isnan().all()
+    assert not found.is_inference()
+
+
+def test_a_stop_sees_each_frame_once_with_what_is_stopped_gone(made, task):
+    given = single(inputs(made, task), 1)
+    whole = sample_fields(made, **given, num_members=3, chunk=2)
+    frames = []
+
+    def stop(number, frame):
+        assert number == len(frames)
+        frames.append(frame.clone())
+        return torch.tensor([False, number == 1, False])
+
+    out = sample_fields(made, **given, num_members=3, stop=stop, chunk=2)
+    for t, frame in enumerate(frames):
+        assert distance(frame[::2], whole[::2, t]) < 1e-4
+        assert frame[1].isnan().all() == (t > 1)
+    assert torch.equal(out[::2], whole[::2])
+
+
+@pytest.fixture
+def decided(monkeypatch):
+    """Rows and latent frames that the engine has made, by the order of the chunks."""
+    counts, made = [], Engine.trajectory
 
     def counted(self, *args, **kwargs):
+        place = len(counts)
+        counts.append([len(kwargs["seeds"]), 0])
         for z in made(self, *args, **kwargs):
-            decided.append(1)
+            counts[place][1] += 1
             yield z
 
     monkeypatch.setattr(Engine, "trajectory", counted)
-    counts = [len(decided) for _ in stream(relative, **inputs(relative, TASKS["temporal"]), backend=backend)]
+    return counts
+
+
+@pytest.mark.parametrize("backend", [None, "reference"])
+def test_what_has_stopped_is_sampled_no_further(relative, decided, backend):
+    history = inputs(relative, TASKS["temporal"])["history"][0]
+    run = {"num_members": 5, "chunk": 2, "backend": backend}
+    # Five frames: 3 and 4 are one latent frame, 5 and 6 the next, 7 the last.
+    sample_fields(relative, history, **run)
+    assert decided == [[2, 3], [2, 3], [1, 3]]
+    decided.clear()
+    stop, calls = at_most([1, 2, 3, 1, 2])
+    out = sample_fields(relative, history, **run, stop=stop)
+    assert decided == [[2, 1], [2, 2], [1, 1]]
+    assert calls == [0, 1, 2]
+    assert out.isfinite().all(-1).all(-1).sum(-1).tolist() == [1, 2, 3, 1, 2]
+    decided.clear()
+    stop, calls = at_most([1, 2, 3, 1, 2])
+    frames = list(stream(relative, history, **run, stop=stop))
+    assert decided == [[2, 1], [2, 2], [1, 1]]
+    assert len(frames) == len(calls) == 3
+    assert distance(torch.stack(frames, 1).nan_to_num(), out[:, :3].nan_to_num()) < 1e-5
+    # The frames that came with the last one are dropped.
+    decided.clear()
+    assert len(list(stream(relative, history, **run, stop=lambda number, frame: True))) == 1
+    assert decided == [[2, 1], [2, 1], [1, 1]]
+
+
+@pytest.mark.parametrize("backend", [None, "reference"])
+def test_a_stream_yields_as_soon_as_a_frame_is_decided(relative, decided, backend):
+    history = inputs(relative, TASKS["temporal"])["history"]
+    counts = [decided[0][1] for _ in stream(relative, history, backend=backend)]
     # Frames 3 and 4 come with one latent frame, frames 5 and 6 with the next, then frame 7.
     assert counts == [1, 1, 2, 2, 3]
+
+
+def test_a_stop_may_depend_on_the_values(relative):
+    history = inputs(relative, TASKS["temporal"])["history"]
+    whole = sample_fields(relative, history, num_members=4)
+    peak = whole.abs().amax((3, 4))
+    limit = peak.median()
+    for chunk in (1, 3, 8):
+        out = sample_fields(
+            relative, history, num_members=4, chunk=chunk, stop=lambda number, frame: frame.abs().amax((2, 3)) > limit
+        )
+        after = (peak > limit).cumsum(2) - (peak > limit).int() > 0
+        assert torch.equal(out.isnan().all(-1).all(-1), after)
+        assert 0 < after.sum() < after.numel()
+
+
+ANSWERS = {
+    "none": (lambda: None, [5, 5]),
+    "false": (lambda: False, [5, 5]),
+    "true": (lambda: True, [1, 1]),
+    "numpy bool": (lambda: np.bool_(True), [1, 1]),
+    "tensor bool": (lambda: torch.tensor(True), [1, 1]),
+    "list": (lambda: [True, False], [1, 5]),
+    "numpy mask": (lambda: np.array([False, True]), [5, 1]),
+    "xarray mask": (lambda: xr.DataArray([False, True], dims="realization"), [5, 1]),
+}
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_a_stop_answers_as_it_likes(relative, name):
+    answer, kept = ANSWERS[name]
+    history = inputs(relative, TASKS["temporal"])["history"][0]
+    out = sample_fields(relative, history, num_members=2, stop=lambda number, frame: answer() if number == 0 else None)
+    assert out.isfinite().all(-1).all(-1).sum(-1).tolist() == kept
+
+
+@pytest.mark.parametrize("answer", [1, [0, 1], [True], [[True, False]], "yes", np.array([0.5, 0.1])])
+def test_a_wrong_answer_is_named(relative, answer):
+    history = inputs(relative, TASKS["temporal"])["history"][0]
+    with pytest.raises(EnmaError, match=r"^stop returned .*; None, a bool or a boolean mask \[2\] is expected"):
+        sample_fields(relative, history, num_members=2, stop=lambda number, frame: answer)
+
+
+def test_an_error_in_a_stop_comes_through(relative):
+    history = inputs(relative, TASKS["temporal"])["history"]
+    with pytest.raises(ZeroDivisionError):
+        sample_fields(relative, history, stop=lambda number, frame: number // 0)
+    assert sample_fields(relative, history).isfinite().all()
+
+
+PRESET_NAMES = ["combined-small", "advection-small", "combined-points-small", "vorticity-small", "combined-paper"]
+
+
+@pytest.mark.parametrize("name", PRESET_NAMES)
+def test_a_stream_has_the_bits_of_the_forecast(name, one_thread):
+    """The latest latents decide a frame: the same bits as from all of them, on the CPU, at the presets' sizes."""
+    preset = PRESETS[name].model
+    tok = preset.tokenizer
+    # Of the dynamics only the shapes matter.
+    small = replace(preset.dynamics, width=32, heads=2, temporal_layers=1, spatial_layers=1)
+    config = replace(preset, dynamics=small, sampling=SamplingConfig(mask_steps=1, flow_steps=1))
+    frames = (_window(tok) + 3) * tok.time_factor
+    made = shaken(Model(config).eval().requires_grad_(False), scale=0.1)
+    history = waves(1, 1, 3, tok)
+    expected = sample_fields(made, history, num_members=2, num_frames=frames)
+    found = torch.stack(list(stream(made, history, num_members=2, num_frames=frames)), 2)
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_no_frame_depends_on_latents_before_its_window(models, name):
+    made = models[name]
+    config, window = made.config, _window(made.config.tokenizer)
+    z = torch.randn(1, window + 2, config.num_tokens, config.token_channels)
+    other = z.clone()
+    other[:, :2] += 10
+    last = made.decode(z)[:, -config.tokenizer.time_factor :]
+    assert torch.equal(made.decode(other)[:, -config.tokenizer.time_factor :], last)
+    assert distance(made.decode(z[:, 2:])[:, -config.tokenizer.time_factor :], last) < 1e-5
 
 
 @pytest.mark.parametrize("observed", [3, 5, 7])
 def test_every_observed_frame_matters(relative, observed):
     history = waves(2, 1, FRAMES, relative.config.tokenizer)[:, :observed]
-    out = forecast(relative, history)
+    out = sample_fields(relative, history)
     for t in range(observed):
         changed = history.clone()
         changed[:, t] += 0.5
-        assert distance(forecast(relative, changed), out) > 1e-4
+        assert distance(sample_fields(relative, changed), out) > 1e-4
 
 
 def test_a_frame_that_fills_no_latent_is_forecast_from_the_others(relative):
     # Of four frames the last shares its latent with one that is not observed; frames 4 to 7 are asked for.
     history = waves(2, 1, FRAMES, relative.config.tokenizer)[:, :4]
-    assert distance(forecast(relative, history), forecast(relative, history[:, :3])[:, :, 1:]) < 1e-5
+    assert distance(sample_fields(relative, history), sample_fields(relative, history[:, :3])[:, :, 1:]) < 1e-5
 
 
 def test_frames_beyond_training_are_forecast_with_a_warning(relative, caplog):
     given = inputs(relative, TASKS["temporal"])
     with caplog.at_level(logging.WARNING, logger="enma_fast"):
-        forecast(relative, **given, num_frames=5)
+        sample_fields(relative, **given, num_frames=5)
         assert caplog.records == []
-        out = forecast(relative, **given, num_frames=6)
+        out = sample_fields(relative, **given, num_frames=6)
     assert out.shape[2] == 6
     assert out.isfinite().all()
     assert [record.getMessage() for record in caplog.records] == [
@@ -198,10 +360,10 @@ def test_the_grid_as_query_points_gives_the_grid(points):
     given = inputs(points, TASKS["temporal"])
     options = points.config.tokenizer
     grid = grid_points(options.grid, options.lengths)
-    out = forecast(points, **given, num_members=2)
-    assert distance(forecast(points, **given, num_members=2, query=grid), out) < 1e-5
+    out = sample_fields(points, **given, num_members=2)
+    assert distance(sample_fields(points, **given, num_members=2, query=grid), out) < 1e-5
     some = torch.tensor([4, 30, 0])
-    assert distance(forecast(points, **given, num_members=2, query=grid[some].numpy()), out[..., some, :]) < 1e-5
+    assert distance(sample_fields(points, **given, num_members=2, query=grid[some].numpy()), out[..., some, :]) < 1e-5
     streamed = torch.stack(list(stream(points, **given, num_members=2, query=grid[some])), dim=2)
     assert distance(streamed, out[..., some, :]) < 1e-4
 
@@ -211,9 +373,9 @@ def test_query_points_on_a_plane(models):
     given = inputs(plane, TASKS["initial-value"])
     options = plane.config.tokenizer
     grid = grid_points(options.grid, options.lengths)
-    out = forecast(plane, **given)
+    out = sample_fields(plane, **given)
     assert out.shape == (2, 1, 7, 16, 8, 2)
-    assert distance(forecast(plane, **given, query=grid), out.flatten(3, 4)) < 1e-5
+    assert distance(sample_fields(plane, **given, query=grid), out.flatten(3, 4)) < 1e-5
 
 
 def test_observations_at_scattered_points(points):
@@ -222,8 +384,8 @@ def test_observations_at_scattered_points(points):
     order = torch.randperm(32)
     where = grid_points(options.grid, options.lengths)[order]
     scattered = given["history"][:, :, order]
-    assert distance(forecast(points, scattered, points=where), forecast(points, **given)) < 1e-4
-    few = forecast(points, scattered[0, :, :11], points=where[:11].numpy(), num_members=2)
+    assert distance(sample_fields(points, scattered, points=where), sample_fields(points, **given)) < 1e-4
+    few = sample_fields(points, scattered[0, :, :11], points=where[:11].numpy(), num_members=2)
     assert few.shape == (2, 5, 32, 1)
     assert few.isfinite().all()
 
@@ -302,7 +464,7 @@ ERRORS = {
 
 
 @pytest.mark.parametrize(
-    "run", [forecast, lambda *args, **kwargs: list(stream(*args, **kwargs))], ids=["forecast", "stream"]
+    "run", [sample_fields, lambda *args, **kwargs: list(stream(*args, **kwargs))], ids=["forecast", "stream"]
 )
 @pytest.mark.parametrize("name", ERRORS)
 def test_bad_input_is_named_before_anything_is_sampled(relative, name, run):
@@ -320,7 +482,7 @@ def test_bad_input_is_named_before_anything_is_sampled(relative, name, run):
 
 def test_a_chunk_holds_at_least_one_row(relative):
     with pytest.raises(EnmaError, match=r"^chunk is 0; at least 1"):
-        forecast(relative, good(relative)["history"], chunk=0)
+        sample_fields(relative, good(relative)["history"], chunk=0)
 
 
 @pytest.mark.parametrize(
@@ -337,4 +499,4 @@ def test_a_chunk_holds_at_least_one_row(relative):
 )
 def test_bad_coordinates_are_named(points, arguments, said):
     with pytest.raises(EnmaError, match=f"^{said}"):
-        forecast(points, good(points)["history"], **arguments)
+        sample_fields(points, good(points)["history"], **arguments)

@@ -1,18 +1,19 @@
 """Forecast stores: what is written is what is read, all of it or nothing, and nothing else is replaced."""
 
-import asyncio
 import errno
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import xarray
-from zarr.storage import LocalStore
 
+from enma_fast import output
 from enma_fast.errors import EnmaError
-from enma_fast.output import create_store, read_forecast, stacked
+from enma_fast.ledger import Ledger
+from enma_fast.output import LEDGER, Layout, create_store, differences, lay_out, layout_at, read_forecast, stacked
 
 CHANNELS = ("u", "v")
 
@@ -65,7 +66,7 @@ def test_what_is_written_is_read(tmp_path: Path, rng: np.random.Generator, space
         np.testing.assert_array_equal(data[name], values)
         assert data[name].dims == ("trajectory",)
     assert (data.attrs["seed"], data.attrs["channels"]) == (7, list(CHANNELS))
-    assert data.attrs["history"].endswith(" enma-fast forecast")
+    assert data.attrs["history"] == "enma-fast forecast"
     assert sorted(p.name for p in path.parent.iterdir()) == ["run.zarr"]
 
 
@@ -82,6 +83,7 @@ def test_xarray_opens_it_with_cf_attributes_and_one_member_per_chunk(tmp_path: P
         assert data[name].attrs["units"] == "1", name
         assert data[name].attrs["long_name"], name
     assert data["u"].encoding["chunks"] == (1, 1, 5, 7)
+    assert len(list((path / "u").glob("c.*"))) == 12
     assert data["u"].dtype == np.float32
     metadata = json.loads((path / "zarr.json").read_text())
     assert metadata["zarr_format"] == 3
@@ -131,23 +133,20 @@ def test_a_failure_leaves_nothing(tmp_path: Path, rng: np.random.Generator, fail
     assert list(tmp_path.iterdir()) == []
 
 
-def test_chunks_still_underway_do_not_come_back_after_a_failure(
+def test_a_full_disk_is_one_line_and_leaves_nothing(
     tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    put, late = LocalStore.set, []
+    write_file, count = output.write_file, []
 
-    async def slow_disk(self: LocalStore, key: str, *value: Any) -> None:
-        if key == "u/c/0/0/0/0":
+    def full(path: Path, data: bytes) -> None:
+        count.append(path)
+        if len(count) == 5:
             raise OSError(errno.ENOSPC, "No space left on device")
-        if key.startswith("u/c/"):
-            await asyncio.sleep(1)
-            late.append(key)
-        await put(self, key, *value)
+        write_file(path, data)
 
-    monkeypatch.setattr(LocalStore, "set", slow_disk)
+    monkeypatch.setattr(output, "write_file", full)
     with pytest.raises(EnmaError, match=r"run\.zarr: cannot be written .*No space left"):
         write(tmp_path / "run.zarr", contents(rng))
-    assert len(late) == 7, "the other members of the two trajectories"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -237,3 +236,95 @@ def test_reading_another_format(tmp_path: Path, rng: np.random.Generator, change
     (path / "zarr.json").write_text(json.dumps(metadata))
     with pytest.raises(EnmaError, match=message):
         read_forecast(path)
+
+
+def layout(rng: np.random.Generator, **options: Any) -> Layout:
+    given = contents(rng)
+    del given["samples"]
+    return Layout(num_members=4, **{**given, **options})
+
+
+STATISTICS = {"statistics": True, "quantiles": (0.1, 0.5), "thresholds": (0.0, 1.0, 2.0)}
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_statistics_have_their_own_axes(tmp_path: Path, rng: np.random.Generator, keep: bool) -> None:
+    path = tmp_path / "run.zarr"
+    values = {
+        name: rng.normal(size=(3, *own, 5, 7, 2)).astype(np.float32)
+        for name, own in {"mean": (), "spread": (), "quantile": (2,), "exceedance": (3,)}.items()
+    }
+    with create_store(path, layout(rng, keep_members=keep, **STATISTICS)) as store:
+        for b in range(3):
+            store.put_statistics(b, {name: array[b] for name, array in values.items()})
+        with pytest.raises(EnmaError, match="mean have shape"):
+            store.put_statistics(0, values)
+    data = read_forecast(path)
+    assert ("u" in data) == ("realization" in data.coords) == keep
+    for name, array in values.items():
+        np.testing.assert_array_equal(stacked(data, f"_{name}"), array)
+    assert data["v_quantile"].dims == ("trajectory", "quantile", "time", "x")
+    np.testing.assert_array_equal(data["u_quantile"].sel(quantile=0.5), values["quantile"][:, 1, ..., 0])
+    np.testing.assert_array_equal(data["u_exceedance"].sel(threshold=2), values["exceedance"][:, 2, ..., 0])
+    assert data["u_spread"].attrs["cell_methods"] == "realization: standard_deviation"
+
+
+@pytest.mark.parametrize("shard", [2, 3, 4])
+def test_shards_hold_several_members_in_a_file(tmp_path: Path, rng: np.random.Generator, shard: int) -> None:
+    given = contents(rng)
+    path = tmp_path / "run.zarr"
+    write(path, given, shard=shard)
+    np.testing.assert_array_equal(stacked(read_forecast(path)), given["samples"])
+    assert len(list((path / "v").glob("c.*"))) == 3 * -(-4 // shard)
+    with create_store(path, layout(rng, shard=shard), force=True) as store:
+        for first, last in ((1, 3), (0, shard - 1), (2, 6)):
+            with pytest.raises(EnmaError, match="whole shards"):
+                store.put_members(0, first, np.zeros((last - first, 5, 7, 2), np.float32))
+
+
+def test_a_laid_out_store_is_unfinished(tmp_path: Path, rng: np.random.Generator) -> None:
+    path = tmp_path / "run.zarr"
+    lay_out(path, layout(rng, attributes={"command": "enma-fast forecast a.h5"}))
+    with pytest.raises(
+        EnmaError, match=r"run\.zarr: is not finished; continue it: enma-fast forecast a\.h5 --out .*run"
+    ):
+        read_forecast(path)
+    assert np.isnan(stacked(read_forecast(path, partial=True))).all()
+    assert not Ledger(path / LEDGER, 12).done().any()
+    assert [p.name for p in tmp_path.iterdir()] == ["run.zarr"]
+    # Nothing in it depends on when or where it was made.
+    lay_out(tmp_path / "again.zarr", layout(np.random.default_rng(0), attributes={"command": "x"}))
+    lay_out(tmp_path / "third.zarr", layout(np.random.default_rng(0), attributes={"command": "x"}))
+    files = [
+        sorted((p.relative_to(r), p.read_bytes()) for p in r.rglob("*") if p.is_file()) for r in tmp_path.glob("[at]*")
+    ]
+    assert files[0] == files[1]
+
+
+def test_stores_are_told_apart(tmp_path: Path, rng: np.random.Generator) -> None:
+    path, own = tmp_path / "run.zarr", layout(rng, attributes={"seed": 3}, **STATISTICS)
+    lay_out(path, own)
+    assert differences(path, own) == []
+    assert layout_at(path).num_units == own.num_units == 15
+    changed = {
+        "attributes": ({"seed": 4}, "seed is 3 there, 4 here"),
+        "num_members": (5, "num_members is 4 there, 5 here"),
+        "first_member": (1, "first_member is 0 there, 1 here"),
+        "shard": (2, "shard is 1 there, 2 here"),
+        "keep_members": (False, "keeps is members, mean, spread, quantile, exceedance there, mean,"),
+        "quantiles": ((0.2, 0.5), "quantiles is [0.1, 0.5] there, [0.2, 0.5] here"),
+        "trajectories": ([3, 8, 12], "its trajectories are others"),
+        "times": (np.arange(5.0), "its time is another"),
+        "coords": ([np.arange(7.0)], "its x is another"),
+    }
+    for name, (value, message) in changed.items():
+        (told,) = differences(path, replace(own, **{name: value}))
+        assert told.startswith(message), name
+    told = differences(path, replace(own, attributes={"seed": 3, "model_sha256": "0" * 64 + "a"}))
+    assert told == [f"model_sha256 is nothing there, {'0' * 57}... here"]
+
+
+@pytest.mark.parametrize("name", ["", "a/b", ".hidden", "__x"])
+def test_a_channel_that_cannot_name_an_array(tmp_path: Path, rng: np.random.Generator, name: str) -> None:
+    with pytest.raises(EnmaError, match=r"channel '.*' cannot name an array of a store; rename the field"):
+        layout(rng, channels=("u", name))

@@ -15,7 +15,7 @@ from enma_fast.checkpoint import PRETRAINED
 from enma_fast.config import PRESETS
 from enma_fast.data import FieldFile, advection, dataset_split, read
 from enma_fast.errors import EnmaError
-from enma_fast.members import forecast
+from enma_fast.members import sample_fields
 from enma_fast.model import Model
 from enma_fast.scoring import paper_table, refine, score, score_case, solver_fidelity
 from enma_fast.tasks import TASKS, Case, check_case, check_file, ensembles
@@ -43,7 +43,7 @@ def by_hand(model: Model, data: FieldFile, task: str, **options: Any) -> tuple[t
     # The next trajectory of the environment, cyclically: 0 1 2 and 3 4 share one each.
     context = data.u[[1, 2, 0, 4, 3]]
     seen = {"temporal": 3, "initial-value": 1, "generation": 0}[task]
-    samples = forecast(
+    samples = sample_fields(
         model,
         data.u[:, :seen] if seen else None,
         context=None if task == "temporal" else context,

@@ -1,65 +1,69 @@
-"""`enma-fast plot`."""
+"""`enma-fast plot` and `enma-fast report`."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from .options import (
-    AsJson,
-)
-from .terminal import Terminal
+from .options import AsJson
+from .terminal import Terminal, number
+
+Store = Annotated[Path, typer.Argument(metavar="STORE", help="Forecast store.")]
+Truth = Annotated[Path | None, typer.Option("--truth", help="Field file with the truth, where the store holds none.")]
 
 
 def plot(
-    store: Annotated[Path, typer.Argument(metavar="STORE", help="Forecast store.")],
-    out: Annotated[Path, typer.Option("--out", help="Picture to write: .png, .pdf or .svg.")],
-    truth: Annotated[
-        Path | None, typer.Option("--truth", help="Field file with the truth, where the store holds none.")
+    store: Store,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", help="Picture (.png, .pdf, .svg), or movie of a 2-D field (.gif); by default STORE's name as .png."
+        ),
     ] = None,
-    trajectory: Annotated[int | None, typer.Option("--trajectory", help="Its number in the file.")] = None,
+    truth: Truth = None,
+    trajectory: Annotated[
+        int | None, typer.Option("--trajectory", help="Its number in the file; the first of the store by default.")
+    ] = None,
     channel: Annotated[str | None, typer.Option("--channel", help="Name of the channel; the first by default.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Draw one trajectory of a forecast store: maps, a fan chart at a point, and calibration of all."""
-    from ..demo import store_figure
-    from ..errors import EnmaError
-    from ..output import read_forecast
+    """Draw one trajectory of a forecast store: maps, a fan chart at a point, and calibration of all; or a movie."""
     from ..plots import save_figure
+    from ..report import StoreReader, store_figure, store_movie
 
     terminal = Terminal(as_json)
-    dataset = read_forecast(store)
-    numbers, channels = dataset["trajectory"].to_numpy().tolist(), list(dataset.attrs["channels"])
-    if trajectory is not None and trajectory not in numbers:
-        raise EnmaError(f"{store}: has no trajectory {trajectory}; it holds {', '.join(map(str, numbers))}")
-    if channel is not None and channel not in channels:
-        raise EnmaError(f"{store}: has no channel {channel!r}; it holds {', '.join(channels)}")
-    place = 0 if trajectory is None else numbers.index(trajectory)
-    attrs = dataset.attrs
-    title = f"{attrs['model']}, {attrs['task']}: trajectory {numbers[place]} of {attrs['data_name']}"
-    figure = store_figure(
-        store,
-        place=place,
-        channel=0 if channel is None else channels.index(channel),
-        truth=None if truth is None else _truth(truth, dataset),
-        title=title,
-    )
-    save_figure(figure, out)
-    terminal.show(f"figure: {out}")
-    terminal.result({"figure": str(out), "store": str(store), "trajectory": numbers[place]})
+    reader = StoreReader(store, truth)
+    place, index = reader.place_of(trajectory), reader.channel_of(channel)
+    # The name of `.` or `..` is that of the folder it stands for.
+    picture = store.resolve().with_suffix(".png") if out is None else out
+    if picture.suffix == ".gif":
+        store_movie(reader, picture, place=place, channel=index)
+    else:
+        save_figure(store_figure(reader, place=place, channel=index), picture)
+    terminal.show(f"figure: {picture}")
+    terminal.result({"figure": str(picture), "store": str(store), "trajectory": reader.numbers[place]})
 
 
-def _truth(file: Path, dataset: Any) -> Any:
-    """The forecast frames `[B, T, *x, c]` of the store's trajectories in a field file."""
-    from ..data import read
-    from ..errors import EnmaError
+def report(
+    store: Store,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Page to write, .html; by default STORE's name as .html.")
+    ] = None,
+    truth: Truth = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a forecast store as one HTML page: scores, figures and a viewer over time; it needs no network."""
+    from ..report import write_report
 
-    data = read(file, select=dataset["trajectory"].to_numpy())
-    seen = dataset.attrs["observed_frames"]
-    truth = data.u[:, seen : seen + dataset.sizes["time"]]
-    shape = tuple(dataset[dataset.attrs["channels"][0]].shape)
-    if truth.shape[:-1] != (shape[0], *shape[2:]) or truth.shape[-1] != len(dataset.attrs["channels"]):
-        raise EnmaError(f"{file}: its frames have shape {truth.shape[1:]}; the forecast has {shape[2:]}")
-    return truth
+    terminal = Terminal(as_json)
+    result = write_report(store, store.resolve().with_suffix(".html") if out is None else out, truth=truth)
+    scores = result["scores"]
+    if scores is not None:
+        terminal.show(
+            f"relative L2 error of the mean {number(scores['rel_l2'])}, "
+            f"spread/error {number(scores['spread_skill'])}, {scores['num_trajectories']} trajectories"
+        )
+    terminal.show(*result["notes"], f"report: {result['report']} ({result['num_bytes'] / 1e6:.1f} MB)")
+    terminal.result(result)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -23,30 +22,51 @@ from .options import (
     Members,
     Precision,
     Seed,
-    Task,
     Temperature,
     Threads,
+    numbers,
     on_device,
     sampling,
     trajectories,
     use_threads,
 )
 from .options import Data as DataFile
-from .terminal import Terminal
+from .terminal import Terminal, number, size, table
 
 
 def forecast(
     file: DataFile,
-    out: Annotated[Path, typer.Option("--out", help="Zarr store to write.")],
+    out: Annotated[Path, typer.Option("--out", help="Zarr store to write, or to continue.")],
     checkpoint: Checkpoint = DEFAULT_CHECKPOINT,
-    task: Task = "temporal",
+    task: Annotated[
+        str | None,
+        typer.Option("--task", help="temporal, initial-value or generation; by default as --context says."),
+    ] = None,
     history: History = 3,
+    context: Annotated[
+        Path | None,
+        typer.Option(
+            "--context", help="Field file of contexts, one for each trajectory or one for all: initial-value."
+        ),
+    ] = None,
     members: Members = 16,
     seed: Seed = 0,
     select: Annotated[
         str | None, typer.Option("--select", help="Trajectories A:B of the file, or one number; all by default.")
     ] = None,
+    statistics_only: Annotated[
+        bool, typer.Option("--statistics-only", help="Write mean, spread and what --quantiles asks for, no members.")
+    ] = False,
+    quantiles: Annotated[
+        str | None, typer.Option("--quantiles", help="Quantiles to write, such as 0.05,0.5,0.95; with mean and spread.")
+    ] = None,
+    exceedance: Annotated[
+        str | None, typer.Option("--exceedance", help="Thresholds whose exceedance probability is written: 0.5,1.")
+    ] = None,
+    shard: Annotated[int, typer.Option("--shard", help="Members in a file.")] = 1,
     force: Annotated[bool, typer.Option("--force", help="Replace a forecast store at --out.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, show the plan, and stop.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No plan, no progress.")] = False,
     mask_steps: MaskSteps = None,
     flow_steps: FlowSteps = None,
     last_flow_steps: LastFlowSteps = None,
@@ -58,16 +78,22 @@ def forecast(
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
-    """Forecast ensembles for the trajectories of a field file and write them as a Zarr store."""
-    from ..checkpoint import load_model
-    from ..data import read
-    from ..tasks import Case, ensembles, open_store, provenance
+    """Forecast ensembles for the trajectories of a field file and write them as a Zarr store.
 
-    terminal = Terminal(as_json)
-    use_threads(threads)
-    model = load_model(checkpoint, device=on_device(device))
+    The same command continues a run that was stopped. Under torchrun, mpirun or srun the processes share the work.
+    """
+    from ..checkpoint import load_config
+    from ..data import read
+    from ..ensemble import prepare
+    from ..launch import detect
+
+    launch = detect()
+    terminal = Terminal(as_json, quiet=quiet or not launch.speaks)
+    use_threads(threads or launch.threads())
+    data = read(file)
+    rows = trajectories(select, len(data))
     settings, typed = sampling(
-        model.config,
+        load_config(checkpoint),
         mask_steps=mask_steps,
         flow_steps=flow_steps,
         last_flow_steps=last_flow_steps,
@@ -75,38 +101,97 @@ def forecast(
         temperature=temperature,
     )
     typed += "" if precision is None else f" --precision {precision}"
-    case = Case(
-        task=task, history=history, members=members, seed=seed, chunk=chunk, settings=settings, precision=precision
+    task = task or ("temporal" if context is None else "initial-value")
+    command = (
+        f"enma-fast forecast {file.name} --checkpoint {checkpoint} --task {task} --history {history}"
+        + ("" if context is None else f" --context {context.name}")
+        + f" --members {members} --seed {seed} --select {rows.start}:{rows.stop}"
+        + ("" if not statistics_only else " --statistics-only")
+        + ("" if quantiles is None else f" --quantiles {quantiles}")
+        + ("" if exceedance is None else f" --exceedance {exceedance}")
+        + ("" if shard == 1 else f" --shard {shard}")
+        + typed
     )
-    data = read(file)
-    rows = trajectories(select, len(data))
-    asked = (
-        f"--task {task} --history {history} --members {members} --seed {seed} --select {rows.start}:{rows.stop}{typed}"
+    run = prepare(
+        data,
+        out,
+        checkpoint=checkpoint,
+        task=task,
+        history=history,
+        context=context,
+        members=members,
+        seed=seed,
+        select=rows,
+        keep_members=not statistics_only,
+        quantiles=numbers(quantiles, "--quantiles"),
+        thresholds=numbers(exceedance, "--exceedance"),
+        settings=settings,
+        precision=precision,
+        chunk=chunk,
+        shard=shard,
+        device=on_device(device),
+        command=command,
+        force=force,
+        launch=launch,
     )
-    attributes = provenance(checkpoint, data, f"enma-fast forecast {file.name} --checkpoint {checkpoint} {asked}")
-    done, clock = 0, time.perf_counter()
-    with (
-        terminal.progress("forecasting") as update,
-        open_store(out, model.config, data, case, rows=rows, attributes=attributes, force=force) as store,
-    ):
-        for part, samples in ensembles(model, data, case, rows=rows):
-            store.put(done, samples.cpu())
-            done += len(part)
-            update(done, len(rows))
-    seconds = time.perf_counter() - clock
-    terminal.show(f"{out}: {done} trajectories, {members} members, {seconds:.1f} s")
+    plan = run.plan(measure=True if dry_run else None)
+    shown = _plan_table(plan, out)
+    # Of a dry run the plan is the result.
+    if dry_run:
+        terminal.show(shown)
+    else:
+        terminal.note(shown)
+    result: dict[str, Any] = {
+        "plan": dataclasses.asdict(plan),
+        "task": task,
+        "model": run.model.config.name,
+        "history": run.case.observed,
+        "seed": seed,
+        "sampling": dataclasses.asdict(settings),
+        "rank": launch.rank,
+    }
+    if dry_run:
+        terminal.result({"store": str(out), **result})
+        return
+    with terminal.ensemble_progress(members) as update:
+        done = run.execute(update)
+    rate = done["members_sampled"] / done["seconds"]
+    terminal.show(
+        f"{out}: {done['num_trajectories']} trajectories, {members} members; {done['members_sampled']} members sampled "
+        f"in {done['seconds']:.1f} s, {number(rate)} a second"
+    )
+    sampled = done["members_sampled"]
     terminal.result(
         {
-            "store": str(out),
-            "task": task,
-            "model": model.config.name,
-            "num_trajectories": done,
-            "num_members": members,
-            "num_frames": int(samples.shape[2]),
-            "history": case.observed,
-            "seed": seed,
-            "sampling": dataclasses.asdict(settings),
-            "seconds_per_member": seconds / (done * members),
-            "num_parameters": sum(p.numel() for p in model.parameters()),
+            **done,
+            **result,
+            "seconds_per_member": done["seconds"] / sampled if sampled else None,
+            "num_parameters": sum(p.numel() for p in run.model.parameters()),
         }
     )
+
+
+def _plan_table(plan: Any, out: Path) -> Any:
+    rows = [
+        ["trajectories", f"{plan.trajectories:,}"],
+        ["members of each", f"{plan.members:,}"],
+        ["frames of each", f"{plan.frames:,}"],
+        ["members to sample", f"{plan.members_missing:,} of {plan.trajectories * plan.members:,}"],
+        ["rows at a time", f"{plan.chunk:,} in {plan.blocks:,} blocks"],
+        ["disk", f"{size(plan.disk)} in {plan.files:,} files"],
+    ]
+    if plan.ranks > 1:
+        rows.append(["processes", f"{plan.ranks:,}"])
+    if plan.seconds is not None:
+        parts = ", ".join(f"{name.replace('_', ' and ')} {size(value)}" for name, value in plan.memory.items())
+        rows.append(["memory", f"{size(sum(plan.memory.values()))}: {parts}"])
+        rows.append(["time", f"about {duration(plan.seconds)}"])
+    return table(f"plan of {out}", ["", "value"], rows)
+
+
+def duration(seconds: float) -> str:
+    """A time for people."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"

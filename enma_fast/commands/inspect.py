@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from ..errors import EnmaError
 from .options import AsJson
 from .terminal import Terminal, number, table
 
@@ -48,16 +50,61 @@ def info(as_json: AsJson = False) -> None:
 
 
 def verify(
-    checkpoint: Annotated[str, typer.Argument(help="A shipped model by name, or a checkpoint folder.")],
+    what: Annotated[
+        str, typer.Argument(metavar="WHAT", help="A forecast store, a checkpoint folder, or a shipped model by name.")
+    ],
     as_json: AsJson = False,
 ) -> None:
-    """Check size and SHA-256 of every file of a checkpoint, and that config and weights belong together."""
+    """Check every file of a forecast store by its CRC-32C, or of a checkpoint by size and SHA-256.
+
+    What is damaged in a store is noted as missing: the command that wrote the store writes that again, and only that.
+    """
+    terminal = Terminal(as_json)
+    if (Path(what) / "zarr.json").is_file():
+        _verify_store(terminal, Path(what))
+    else:
+        _verify_checkpoint(terminal, what)
+
+
+def _verify_store(terminal: Terminal, store: Path) -> None:
+    """Table of the damage; `EnmaError` if there is any."""
+    from ..integrity import check_store, mark_missing
+    from ..output import LEDGER, read_forecast
+
+    with terminal.progress("checking") as update:
+        found = check_store(store, progress=update)
+    attributes = read_forecast(store, partial=True).attrs
+    mended = mark_missing(store, found) if found else True
+    unfinished = (store / LEDGER).exists()
+    again = f"{attributes.get('command', 'the command that wrote it')} --out {store}"
+    if found:
+        rows = [[damage.holds, damage.problem, damage.file] for damage in found]
+        terminal.show(table(f"{store}: {len(found)} damaged", ["what", "problem", "file"], rows))
+    else:
+        terminal.show(f"{store}: {'unfinished, and whole as far as it goes' if unfinished else 'whole'}")
+    terminal.result(
+        {
+            "store": str(store),
+            "kind": "forecast",
+            "unfinished": unfinished,
+            "damaged": [{"file": d.file, "problem": d.problem, "holds": d.holds} for d in found],
+            "command": again,
+        }
+    )
+    if found:
+        first = f"{found[0].file} ({found[0].problem})"
+        more = f" and {len(found) - 1} more are" if len(found) > 1 else " is"
+        mend = f"repeat: {again}" if mended else f"what a store begins with is damaged; write it again: {again} --force"
+        raise EnmaError(f"{store}: {first}{more} damaged; {mend}")
+
+
+def _verify_checkpoint(terminal: Terminal, checkpoint: str) -> None:
+    """Sizes and hashes, and that config and weights belong together."""
     import json
 
     from ..checkpoint import MANIFEST, WEIGHTS, load_model, load_tokenizer, locate, read_tensors
     from ..checkpoint import verify as check
 
-    terminal = Terminal(as_json)
     folder = locate(checkpoint)
     check(folder)
     tensors, _ = read_tensors(folder / WEIGHTS)

@@ -88,6 +88,14 @@ def settings(values: Iterable[str], option: str) -> dict[str, Any]:
     return found
 
 
+def numbers(text: str | None, option: str) -> list[float]:
+    """Numbers with commas between them; none without the option."""
+    try:
+        return [] if text is None else [float(part) for part in text.split(",")]
+    except ValueError:
+        raise EnmaError(f"{option} {text!r}: write numbers with commas between them, such as 0.05,0.5,0.95") from None
+
+
 def trajectories(select: str | None, count: int) -> range:
     """Trajectory numbers of `A:B` (either may be left out) or of one number `A`; all without a selection."""
     if select is None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import os
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from ..errors import EnmaError
 from .options import (
     DEFAULT_CHECKPOINT,
     AsJson,
@@ -27,14 +31,21 @@ from .options import (
     sampling,
     use_threads,
 )
-from .options import Data as DataFile
 from .terminal import Terminal, number, table
 
 _SCORES = ("rel_l2", "rel_l2_member", "crps", "rmsce", "rmsce_rank", "spread_skill", "solver_fidelity")
+# Options that a forecast store is scored with; the others say how a field file is forecast.
+_OF_A_STORE = {"file", "truth", "out", "threads", "as_json"}
 
 
 def score(
-    file: DataFile,
+    context: typer.Context,
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="Field file: HDF5 in The Well's layout; or a forecast store.")
+    ],
+    truth: Annotated[
+        Path | None, typer.Option("--truth", help="Of a forecast store: field file with its trajectories.")
+    ] = None,
     checkpoint: Checkpoint = DEFAULT_CHECKPOINT,
     task: Task = "temporal",
     history: History = 3,
@@ -49,43 +60,85 @@ def score(
     precision: Precision = None,
     chunk: Chunk = 64,
     device: Device = "cpu",
+    out: Annotated[Path | None, typer.Option("--out", help="JSON file to write the scores to.")] = None,
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
-    """Score ensemble forecasts of a field file: error, CRPS and calibration, beside the paper's figures."""
-    from ..checkpoint import load_model
-    from ..data import read
+    """Score ensemble forecasts of a field file, or those in a forecast store, beside the paper's figures.
+
+    A store is scored as it is, without the model: --truth names the field file of its trajectories, where the store
+    holds no truth itself. Repeat the command after an interruption and it goes on where it was.
+    """
     from ..scoring import paper_table
-    from ..scoring import score as measure
 
     terminal = Terminal(as_json)
     use_threads(threads)
+    if out is not None:
+        _check_out(out)
+    if truth is not None or (file / "zarr.json").is_file():
+        _refuse_options(context, file)
+        result = _of_store(terminal, file, truth)
+    else:
+        settings = {
+            "mask_steps": mask_steps,
+            "flow_steps": flow_steps,
+            "last_flow_steps": last_flow_steps,
+            "flow_method": flow_method,
+            "temperature": temperature,
+        }
+        case = {"task": task, "history": history, "members": members, "seed": seed, "limit": limit, "chunk": chunk}
+        result = _of_file(terminal, file, checkpoint, device, settings, {**case, "precision": precision})
+    terminal.show(_score_table(result, paper_table(result)))
+    if out is not None:
+        _write(out, result)
+    terminal.result(result)
+
+
+def _of_file(
+    terminal: Terminal, file: Path, checkpoint: str, device: str, settings: dict[str, Any], case: dict[str, Any]
+) -> dict[str, Any]:
+    from ..checkpoint import load_model
+    from ..data import read
+    from ..scoring import score as measure
+
     model = load_model(checkpoint, device=on_device(device))
-    settings, _ = sampling(
-        model.config,
-        mask_steps=mask_steps,
-        flow_steps=flow_steps,
-        last_flow_steps=last_flow_steps,
-        flow_method=flow_method,
-        temperature=temperature,
-    )
+    changed, _ = sampling(model.config, **settings)
     data = read(file)
     with terminal.progress("scoring") as update:
-        result = measure(
-            model,
-            data,
-            task=task,
-            history=history,
-            members=members,
-            seed=seed,
-            limit=limit,
-            chunk=chunk,
-            settings=settings,
-            precision=precision,
-            progress=update,
-        )
-    terminal.show(_score_table(result, paper_table(result)))
-    terminal.result({**result, "file": str(file), "checkpoint": str(checkpoint)})
+        result = measure(model, data, settings=changed, progress=update, **case)
+    return {**result, "file": str(file), "checkpoint": str(checkpoint)}
+
+
+def _of_store(terminal: Terminal, store: Path, truth: Path | None) -> dict[str, Any]:
+    from ..store_scores import score_store
+
+    with terminal.progress("scoring") as update:
+        return score_store(store, truth=truth, progress=update)
+
+
+def _refuse_options(context: typer.Context, store: Path) -> None:
+    """Raise `EnmaError` if an option was typed that says how to forecast."""
+    for name in context.params:
+        source = context.get_parameter_source(name)
+        if name not in _OF_A_STORE and source is not None and source.name == "COMMANDLINE":
+            option = name.replace("_", "-")
+            raise EnmaError(f"--{option}: {store} is a forecast store, scored as it was made; leave the option out")
+
+
+def _check_out(out: Path) -> None:
+    """Raise `EnmaError` where no file can be written, before any work is lost."""
+    folder = next(parent for parent in out.absolute().parents if parent.exists())
+    if out.is_dir() or not (folder.is_dir() and os.access(folder, os.W_OK)):
+        raise EnmaError(f"--out {out}: cannot be written; choose another place")
+
+
+def _write(out: Path, result: dict[str, Any]) -> None:
+    from ..checkpoint import write_atomic
+
+    try:
+        write_atomic(out, (json.dumps(result, allow_nan=False, indent=1) + "\n").encode())
+    except OSError as error:
+        raise EnmaError(f"--out {out}: cannot be written ({error.strerror}); choose another place") from error
 
 
 def _score_table(result: dict[str, Any], paper: list[dict[str, Any]]) -> Any:
@@ -93,11 +146,13 @@ def _score_table(result: dict[str, Any], paper: list[dict[str, Any]]) -> Any:
     rows = [[f"{result['model']} (this run)", *(number(result[name]) for name in names)]]
     rows += [[f"{row['model']} (paper)", *(number(row.get(name)) for name in names)] for row in paper]
     split = result["split"] or "no split of this package"
+    made = result.get("store") or (
+        f"{number(result['seconds_per_member'])} s per member, {result['num_parameters']:,} parameters"
+    )
     return table(
         f"{result['dataset']} ({split}), {result['task']}: {result['num_trajectories']} trajectories",
         ["", *names],
         rows,
         caption=f"{result['num_members']} members from {result['history']} frames, {result['num_frames']} frames "
-        f"scored, seed {result['seed']}; {number(result['seconds_per_member'])} s per member, "
-        f"{result['num_parameters']:,} parameters",
+        f"scored, seed {result['seed']}; {made}",
     )

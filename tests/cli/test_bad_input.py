@@ -167,11 +167,16 @@ def test_options_out_of_range(refused: Callable, enma: Callable, rewrite: Callab
     assert not (tmp_path / "run.zarr").exists()
 
 
-def test_more_members_than_there_is_memory(refused: Callable, rewrite: Callable) -> None:
-    # The last of the two --members counts.
-    error = refused(rewrite(), "--members", 10**9)
-    assert error.startswith("num_members is 1000000000: these forecasts take 17,408 GB, this machine has ")
+def test_more_members_than_there_is_room_for(enma: Callable, tiny: Path, rewrite: Callable, tmp_path: Path) -> None:
+    given = (rewrite(), "-c", tiny, "--members", 10**9)
+    error = enma("score", *given).error()
+    assert error.startswith("num_members is 1000000000: these forecasts take 8,704 GB, this machine has ")
     assert error.endswith(" GB; use fewer at a time")
+    # A store is written chunk by chunk: there the disk decides.
+    error = enma("forecast", *given, "--out", tmp_path / "new" / "run.zarr").error()
+    assert error.startswith(f"{tmp_path / 'new' / 'run.zarr'}: needs ")
+    assert error.endswith(" GB are free; use fewer members, --statistics-only, or another --out")
+    assert not (tmp_path / "new").exists()
 
 
 def test_an_unknown_checkpoint(refused: Callable, rewrite: Callable, tmp_path: Path) -> None:

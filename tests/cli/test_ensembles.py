@@ -1,4 +1,4 @@
-"""`enma-fast forecast`, `score` and `plot`."""
+"""`enma-fast forecast` and `score`."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -12,7 +12,7 @@ from enma_fast import card, cli
 from enma_fast.checkpoint import PRETRAINED, load_model, sha256
 from enma_fast.config import SamplingConfig
 from enma_fast.data import read
-from enma_fast.members import forecast
+from enma_fast.members import sample_fields
 from enma_fast.output import read_forecast, stacked
 from enma_fast.scoring import score
 
@@ -33,7 +33,7 @@ def test_forecast_writes_what_the_library_samples(enma: Callable, tiny: Path, te
     result = enma("forecast", test_in, "--out", out, *options, "--json").json
     data = read(test_in)
     rows = [9, 10, 11]
-    expected = forecast(load_model(tiny), data.u[rows, :5], num_members=3, seed=4, trajectories=rows)
+    expected = sample_fields(load_model(tiny), data.u[rows, :5], num_members=3, seed=4, trajectories=rows)
     store = read_forecast(out)
     np.testing.assert_allclose(stacked(store), expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(stacked(store, "_observed"), data.u[rows, :5])
@@ -59,7 +59,7 @@ def test_forecast_takes_the_settings_and_writes_them_down(
     options = ("-c", tiny, "--members", 2, "--select", "0:2")
     run = enma("forecast", test_in, "--out", tmp_path / "a", *options, *SETTINGS, "--temperature", 0.5, "--json")
     model = load_model(tiny)
-    expected = forecast(model, read(test_in).u[:2, :3], num_members=2, trajectories=[0, 1], settings=SAMPLING)
+    expected = sample_fields(model, read(test_in).u[:2, :3], num_members=2, trajectories=[0, 1], settings=SAMPLING)
     store = read_forecast(tmp_path / "a")
     np.testing.assert_allclose(stacked(store), expected, rtol=1e-4, atol=1e-5)
     assert run.json["sampling"] == asdict(SAMPLING)
@@ -87,10 +87,62 @@ def test_forecast_replaces_a_store_only_with_force(enma: Callable, tiny: Path, t
     out = tmp_path / "run.zarr"
     command = ("forecast", test_in, "--out", out, "-c", tiny, "--members", 2)
     assert enma(*command, "--select", 0).status == 0
-    assert enma(*command, "--select", 1).error().endswith("exists; choose another --out, or replace it with --force")
+    error = enma(*command, "--select", 1).error()
+    assert error == f"{out}: belongs to another run: its trajectories are others; choose another --out, or use --force"
     assert read_forecast(out)["trajectory"].to_numpy().tolist() == [0]
     assert enma(*command, "--select", "1:3", "--force").status == 0
     assert read_forecast(out)["trajectory"].to_numpy().tolist() == [1, 2]
+
+
+def test_the_plan_comes_first_and_a_dry_run_stops_there(
+    enma: Callable, tiny: Path, test_in: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run.zarr"
+    command = ("forecast", test_in, "--out", out, "-c", tiny, "--members", 5, "--select", "2:4", "--chunk", 4)
+    dry = enma(*command, "--dry-run")
+    assert (dry.status, dry.err) == (0, "")
+    rows = {line.split("  ")[0].strip(): line.split("  ")[-1].strip() for line in dry.out.splitlines()}
+    assert rows["members to sample"] == "10 of 10"
+    assert rows["rows at a time"] == "4 in 4 blocks"
+    assert rows["disk"] == "87 kB in 10 files"
+    assert rows["time"].startswith("about ")
+    assert "weights" in rows["memory"]
+    plan = enma(*command, "--dry-run", "--json").json["plan"]
+    assert (plan["members_missing"], plan["files"], plan["ranks"]) == (10, 10, 1)
+    assert list(tmp_path.iterdir()) == []
+    run = enma(*command)
+    assert "members to sample" in run.err
+    assert run.out.startswith(f"{out}: 2 trajectories, 5 members; 10 members sampled in ")
+    quiet = enma(*command, "--quiet")
+    assert (quiet.status, quiet.out, quiet.err) == (0, "", "")
+    assert enma(*command, "--json").json["members_sampled"] == 0
+
+
+def test_statistics_are_asked_for(enma: Callable, tiny: Path, test_in: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run.zarr"
+    command = ("forecast", test_in, "--out", out, "-c", tiny, "--members", 5, "--select", 2, "--quiet")
+    options = ("--statistics-only", "--quantiles", "0.25,0.75", "--exceedance", "0.1")
+    assert enma(*command, *options).status == 0
+    store = read_forecast(out)
+    assert {"u_mean", "u_spread", "u_quantile", "u_exceedance"} < set(store.data_vars)
+    assert "u" not in store
+    assert store["quantile"].to_numpy().tolist() == [0.25, 0.75]
+    assert store.attrs["command"].endswith("--statistics-only --quantiles 0.25,0.75 --exceedance 0.1")
+    error = enma(*command, "--quantiles", "5%").error()
+    assert error == "--quantiles '5%': write numbers with commas between them, such as 0.05,0.5,0.95"
+    assert "quantiles" in enma(*command, "--quantiles", "0,0.5").error()
+
+
+def test_a_context_file_makes_an_initial_value_problem(
+    enma: Callable, tiny: Path, test_in: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run.zarr"
+    command = ("forecast", test_in, "--out", out, "-c", tiny, "--members", 2, "--select", 2, "--quiet")
+    assert enma(*command, "--context", test_in).status == 0
+    store = read_forecast(out)
+    assert (store.attrs["task"], store.attrs["observed_frames"]) == ("initial-value", 1)
+    assert "--task initial-value --history 3 --context combined-test-in.h5" in store.attrs["command"]
+    assert "the temporal task has none" in enma(*command, "--context", test_in, "--task", "temporal").error()
 
 
 @pytest.mark.parametrize("task", ["temporal", "initial-value", "generation"])
@@ -132,45 +184,6 @@ def test_the_model_card_can_be_made_again(enma: Callable, test_in: Path, task: s
         assert result[name] == pytest.approx(row[name], rel=5e-3), name
     text = (PRETRAINED / "combined-small" / "README.md").read_text()
     assert text == card.card_text(load_model("combined-small").config, metrics)
-
-
-def test_plot(enma: Callable, tiny: Path, test_in: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from enma_fast import plots
-
-    out, picture = tmp_path / "run.zarr", tmp_path / "a.svg"
-    assert enma("forecast", test_in, "--out", out, "-c", tiny, "--members", 4, "--select", "2:4").status == 0
-    drawn = []
-    original = plots.save_figure
-    monkeypatch.setattr(plots, "save_figure", lambda figure, path: drawn.append(figure) or original(figure, path))
-    result = enma("plot", out, "--out", picture, "--trajectory", 3, "--json").json
-    assert result == {"figure": str(picture), "store": str(out), "trajectory": 3}
-    assert b"<svg" in picture.read_bytes()
-    axes = {axes.get_title("left"): axes for axes in drawn[0].axes}
-    truth = axes["truth"].collections[0].get_array()
-    np.testing.assert_allclose(truth, read(test_in, select=[3]).u[0, ..., 0])
-    assert "ranks, 2 trajectories" in axes
-    assert drawn[0].get_suptitle() == "combined-small, temporal: trajectory 3 of combined-test-in"
-
-
-def test_plot_takes_a_truth_from_a_file(enma: Callable, tiny: Path, test_in: Path, tmp_path: Path) -> None:
-    out = tmp_path / "run.zarr"
-    command = ("forecast", test_in, "--out", out, "-c", tiny, "--members", 2, "--task", "generation", "--select", 5)
-    assert enma(*command).status == 0
-    assert enma("plot", out, "--out", tmp_path / "a.png").status == 0
-    assert enma("plot", out, "--truth", test_in, "--out", tmp_path / "b.png").status == 0
-    assert (tmp_path / "a.png").read_bytes() != (tmp_path / "b.png").read_bytes()
-
-
-def test_plot_names_what_is_not_there(enma: Callable, tiny: Path, test_in: Path, tmp_path: Path) -> None:
-    out, picture = tmp_path / "run.zarr", tmp_path / "a.png"
-    assert enma("forecast", test_in, "--out", out, "-c", tiny, "--members", 2, "--select", "4:6").status == 0
-    assert (
-        enma("plot", out, "--out", picture, "--trajectory", 7).error() == f"{out}: has no trajectory 7; it holds 4, 5"
-    )
-    assert enma("plot", out, "--out", picture, "--channel", "w").error() == f"{out}: has no channel 'w'; it holds u"
-    assert "no such folder" in enma("plot", tmp_path / "nowhere", "--out", picture).error()
-    assert "unknown kind of picture" in enma("plot", out, "--out", tmp_path / "a.docx").error()
-    assert [p.name for p in tmp_path.iterdir()] == ["run.zarr"]
 
 
 def test_messages_reach_standard_error_only_while_a_command_runs(enma: Callable, tiny: Path, test_in: Path) -> None:

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 
 import enma_fast
-from enma_fast import checkpoint, config, data, ensemble, errors, scoring
+from enma_fast import checkpoint, config, data, errors, members, results, scoring
 
 
 def test_every_name_is_the_library_s_own() -> None:
-    assert enma_fast.forecast is ensemble.forecast
-    assert enma_fast.stream is ensemble.stream
+    assert enma_fast.forecast is members.forecast
+    assert enma_fast.stream is members.stream
+    assert enma_fast.Ensemble is results.Ensemble
     assert enma_fast.load_model is checkpoint.load_model
     assert enma_fast.read_fields is data.read
     assert enma_fast.FieldFile is data.FieldFile
@@ -32,7 +33,7 @@ def test_an_unknown_name() -> None:
 def test_a_forecast_in_few_lines(tiny: Path, test_in: Path) -> None:
     model = enma_fast.load_model(tiny)
     fields = enma_fast.read_fields(test_in, select=[0, 1])
-    members = enma_fast.forecast(model, fields.u[:, :3], num_members=4, seed=1)
-    assert members.shape == (2, 4, 17, 128, 1)
+    ensemble = enma_fast.forecast(model, fields.u[:, :3], num_members=4, seed=1)
+    assert ensemble.values.shape == (2, 4, 17, 128, 1)
     frames = list(enma_fast.stream(model, fields.u[:, :3], num_members=4, seed=1))
-    np.testing.assert_allclose(np.stack(frames, axis=2), members, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(np.stack(frames, axis=2), ensemble, rtol=1e-4, atol=1e-5)

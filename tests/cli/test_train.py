@@ -15,7 +15,8 @@ from enma_fast.data import read
 from enma_fast.recipes import summary
 from enma_fast.scoring import score
 
-from .conftest import TINY_DYNAMICS, TINY_TOKENIZER, Run
+from .._tiny_checkpoint import TINY_DYNAMICS, TINY_TOKENIZER
+from .conftest import Run
 
 
 def settings(changes: dict[str, Any]) -> list[str]:

@@ -1,0 +1,142 @@
+"""Ensembles on disk: the driver against what it adds its writing to, for `benchmarks.compare ensemble`.
+
+    python -m benchmarks.compare ensemble --members 64,256,1024,4096 --threads 2 --json
+
+The shipped model, one trajectory, chunks of 64. Contenders:
+
+* ``ours``: `enma_fast.ensemble.run` (data and model in memory) with a new store each time, one file per member, all of
+  it on the disk at the end;
+* ``engine``: the members alone, in memory, chunk by chunk as the driver asks for them: encoded, sampled, decoded;
+* ``xarray``: `engine`, and then `Dataset.to_zarr` with one member per chunk: what one writes without the driver.
+
+The members of all have to be equal to the bit. `overhead` is the driver's time by the engine's, less one;
+`peak_bytes` is the most that a process of its own was seen to hold while it wrote so many members.
+"""
+
+from __future__ import annotations
+
+import atexit
+import itertools
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.cases import Case
+from enma_fast.checkpoint import PRETRAINED, load_model
+from enma_fast.data import FieldFile, read
+from enma_fast.ensemble import prepare
+from enma_fast.extras import load_extra
+from enma_fast.members import CHUNK, sample_fields
+
+CHECKPOINT = "combined-small"
+TEST_FILE = PRETRAINED / "combined-test-in.h5"
+HISTORY = 3
+
+
+class Stored:
+    """The members of a store, read when they are compared and not when they are timed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def double(self) -> Tensor:
+        values = load_extra("xarray", "store").open_zarr(self.path, chunks=None)["u"].to_numpy()
+        return torch.from_numpy(values[0, ..., None]).double()
+
+
+def drive(data: FieldFile, out: Path, members: int) -> Stored:
+    """Write a store of one trajectory with the driver."""
+    prepare(data, out, checkpoint=CHECKPOINT, members=members, select=[0], chunk=CHUNK).execute()
+    return Stored(out)
+
+
+def ensemble_case(members: int, dtype: torch.dtype, device: torch.device, *, compiled: bool) -> Case:
+    """`members` members of the first trajectory of the shipped test file."""
+    del compiled
+    if dtype != torch.float32:
+        raise ValueError("the shipped model samples in fp32: use --dtype fp32")
+    data, model = read(TEST_FILE), load_model(CHECKPOINT, device=device)
+    folder = Path(tempfile.mkdtemp(prefix="enma_fast_ensemble_"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    number = itertools.count()
+    history = data.u[0, :HISTORY]
+
+    def engine() -> Tensor:
+        parts = [
+            sample_fields(model, history, num_members=min(CHUNK, members - k), first_member=k, trajectories=[0])
+            for k in range(0, members, CHUNK)
+        ]
+        return torch.cat(parts)
+
+    def with_xarray() -> Stored:
+        xarray = load_extra("xarray", "store")
+        values = engine().numpy()[None, ..., 0]
+        array = xarray.DataArray(values, dims=("trajectory", "realization", "time", "x"), name="u")
+        target = folder / f"xarray-{next(number)}.zarr"
+        encoding = {"u": {"chunks": (1, 1, *values.shape[2:])}}
+        with warnings.catch_warnings():
+            # Consolidated metadata is an extension of Zarr v3 as yet.
+            warnings.simplefilter("ignore")
+            array.to_dataset().to_zarr(target, encoding=encoding, zarr_format=3)
+        return Stored(target)
+
+    expected = engine()
+    return Case(
+        name="ensemble",
+        rows=members,
+        dtype=dtype,
+        device=device,
+        contenders={
+            "ours": lambda: drive(data, folder / f"run-{next(number)}.zarr", members),
+            "engine": engine,
+            "xarray": with_xarray,
+        },
+        exact=expected.double(),
+        allowance=0.0,
+        flops=0,
+        units=members,
+        notes={"members": members, "chunk": CHUNK, "checkpoint": CHECKPOINT, "peak_bytes": peak(members)},
+    )
+
+
+def overhead(result: dict[str, Any]) -> dict[str, Any]:
+    """What the table says beside the times of a result."""
+    if result["ours_s"] is None:
+        return result
+    return {
+        **result,
+        "members_per_second": 1 / result["ours_s"],
+        "overhead": 1 / result["against"]["engine"]["ratio"] - 1,
+    }
+
+
+def peak(members: int) -> int:
+    """Peak bytes of a process that writes a store of so many members."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "benchmarks.ensemble", folder, str(members), str(torch.get_num_threads())]
+        run = subprocess.run(command, capture_output=True, text=True, check=True)
+    return int(json.loads(run.stdout)["peak_bytes"])
+
+
+def main() -> None:
+    """The process that `peak` looks at."""
+    import resource
+
+    folder, members, threads = sys.argv[1:]
+    torch.set_num_threads(int(threads))
+    stored = drive(read(TEST_FILE, select=np.arange(1)), Path(folder) / "run.zarr", int(members))
+    used = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(json.dumps({"peak_bytes": used, "store": str(stored.path)}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""Whether a forecast store holds what was written: each file's size and CRC-32C, one after the other.
+
+What is damaged is noted as missing in the store's ledger, so that the command that made the store makes that anew and
+nothing else.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from .chunks import problem
+from .errors import EnmaError
+from .extras import load_extra
+from .ledger import Ledger, RunLock, write_ledger
+from .output import LEDGER, Layout, layout_at, member_file, statistic_file
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A damaged file: its path in the store, what is wrong, what it holds, and the units of the ledger it stands for.
+
+    Without units it belongs to what is written once, when a store is made.
+    """
+
+    file: str
+    problem: str
+    holds: str
+    units: range
+
+
+def check_store(path: str | Path, *, progress: Callable[[int, int], None] | None = None) -> list[Damage]:
+    """Damaged files of a forecast store; of an unfinished one, among those that are noted as done.
+
+    Parameters
+    ----------
+    path : folder of the store
+    progress : called with (files checked, files)
+
+    Raises
+    ------
+    EnmaError
+        If there is no forecast store, or its metadata cannot be read.
+    """
+    path = Path(path)
+    layout = layout_at(path)
+    done = np.ones(layout.num_units, bool)
+    # A run may end, and its ledger go, meanwhile.
+    with suppress(FileNotFoundError):
+        ledger = Ledger(path / LEDGER, layout.num_units)
+        done = ledger.done()
+        ledger.close()
+    found = list(_fixed(path, layout))
+    files = list(_files(path, layout))
+    num_bytes = 4 * int(np.prod(layout.frame_shape))
+    for i, (file, holds, units, chunks, size, values) in enumerate(files):
+        if done[units.start]:
+            wrong = problem(file, values * num_bytes, chunks=chunks, size=size)
+            if wrong is not None:
+                found.append(Damage(str(file.relative_to(path)), wrong, holds, units))
+        if progress is not None:
+            progress(i + 1, len(files))
+    return found
+
+
+def mark_missing(path: str | Path, found: list[Damage]) -> bool:
+    """Note damaged units as missing; whether all of the damage can be mended so.
+
+    Raises
+    ------
+    EnmaError
+        If a run is writing the store, or it cannot be written.
+    """
+    path = Path(path)
+    layout = layout_at(path)
+    units = sorted({unit for damage in found for unit in damage.units})
+    if units:
+        with RunLock(path, f"verify {uuid.uuid4().hex}"):
+            try:
+                _unmark(path / LEDGER, units, layout.num_units)
+            except OSError as error:
+                raise EnmaError(f"{path}: cannot be written ({error}); copy it to where it can") from error
+    return all(damage.units for damage in found)
+
+
+def _unmark(path: Path, units: list[int], num_units: int) -> None:
+    try:
+        ledger = Ledger(path, num_units)
+    except FileNotFoundError:
+        done = np.ones(num_units, bool)
+        done[units] = False
+        write_ledger(path, done)
+        return
+    ledger.mark(units, done=False)
+    ledger.close()
+
+
+def _files(path: Path, layout: Layout) -> Iterator[tuple[Path, str, range, int, int | None, int]]:
+    """File, what it holds, its units, chunks in it, place for chunks (None: no shard), and frames' worth of a chunk."""
+    B, K, shard = len(layout.trajectories), layout.num_members, layout.shard
+    numbers = [int(n) for n in layout.trajectories]
+    for c, name in enumerate(layout.channels):
+        for b in range(B if layout.keep_members else 0):
+            for k in range(0, K, shard):
+                end = min(k + shard, K)
+                first = layout.first_member + k
+                who = f"member {first}" if shard == 1 else f"members {first} to {layout.first_member + end - 1}"
+                units = range(b * K + k, b * K + end)
+                holds = f"{name} of {who} of trajectory {numbers[b]}"
+                yield member_file(path, name, layout, b, k), holds, units, end - k, None if shard == 1 else shard, 1
+        before = B * K if layout.keep_members else 0
+        for kind, own in layout.kept_statistics().items():
+            for b in range(B):
+                holds = f"{kind} of {layout.channels[c]} of trajectory {numbers[b]}"
+                file = statistic_file(path, name, kind, layout, b)
+                yield file, holds, range(before + b, before + b + 1), 1, None, own or 1
+
+
+def _fixed(path: Path, layout: Layout) -> Iterator[Damage]:
+    """Damage of coordinates, columns, observations and truth."""
+    group = load_extra("zarr", "store").open_group(path, mode="r")
+    own = {f"{name}_{kind}" for name in layout.channels for kind in layout.kept_statistics()} | set(layout.channels)
+    for name, array in sorted(group.arrays()):
+        if name in own:
+            continue
+        try:
+            values = array[...]
+        except Exception as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            yield Damage(name, f"cannot be read ({reason})", name, range(0))
+            continue
+        # Zarr takes a missing chunk for fill values, which are never written here.
+        if values.dtype.kind == "f" and np.isnan(values).any():
+            yield Damage(name, "missing", name, range(0))

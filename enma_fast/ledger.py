@@ -1,0 +1,203 @@
+"""Which units of a run are done, who works on which, and that one run at a time writes a store.
+
+A *unit* is a member of a trajectory, or the statistics of one. The ledger is a file of one byte per unit behind a short
+header. A unit is claimed by a lock on its byte, which the system drops when the process ends, however it ends, and is
+done once its byte is 1. So ranks on any number of machines share the units without messages, work is taken over from a
+rank that has died, and a killed run is continued by the same command.
+
+The locks are those of `fcntl` (open file description) and `flock`; on a network file system they have to be enabled.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import socket
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from .errors import EnmaError
+
+_MAGIC = b"enmaunit"
+# Magic, and the chunk that a run was found to fit the memory with (0: as it was asked for).
+_HEADER = struct.Struct("<8sq")
+_DONE = 1
+
+
+class Ledger:
+    """The open ledger of a store.
+
+    Parameters
+    ----------
+    path
+        The file.
+    num_units
+        Units of the run.
+
+    Raises
+    ------
+    EnmaError
+        If the file is not a ledger of so many units.
+    """
+
+    def __init__(self, path: Path, num_units: int) -> None:
+        self.path, self.num_units = path, num_units
+        try:
+            self._file = os.open(path, os.O_RDWR)
+        except FileNotFoundError:
+            raise
+        except OSError:
+            # On a disk that is read only it tells what is done, and no more.
+            self._file = os.open(path, os.O_RDONLY)
+        size = os.fstat(self._file).st_size
+        head = os.pread(self._file, _HEADER.size, 0)
+        if size != _HEADER.size + num_units or head[:8] != _MAGIC or _HEADER.unpack(head)[1] < 0:
+            os.close(self._file)
+            raise EnmaError(f"{path}: is not the ledger of {num_units} units; write the forecast again with --force")
+
+    def close(self) -> None:
+        """Drop all claims."""
+        os.close(self._file)
+
+    @property
+    def chunk(self) -> int:
+        """Rows at a time that were found to fit the memory, 0 for as asked."""
+        return int(_HEADER.unpack(os.pread(self._file, _HEADER.size, 0))[1])
+
+    @chunk.setter
+    def chunk(self, value: int) -> None:
+        os.pwrite(self._file, struct.pack("<q", value), 8)
+
+    def done(self, first: int = 0, last: int | None = None) -> np.ndarray:
+        """Whether each unit of `first, ..., last - 1` is done, `[n]` bool."""
+        last = self.num_units if last is None else last
+        values = os.pread(self._file, last - first, _HEADER.size + first)
+        return np.frombuffer(values, np.uint8) == _DONE
+
+    def mark(self, units: Sequence[int] | np.ndarray, *, done: bool = True) -> None:
+        """Note units as done, or as missing; after what they stand for has reached the disk."""
+        numbers = np.asarray(units)
+        for run in np.split(numbers, np.nonzero(np.diff(numbers) != 1)[0] + 1):
+            if run.size:
+                os.pwrite(self._file, bytes([_DONE if done else 0]) * len(run), _HEADER.size + int(run[0]))
+
+    def claim(self, first: int, last: int) -> bool:
+        """Try to become the only one who works on units `first, ..., last - 1`."""
+        return self._lock(fcntl.F_WRLCK, first, last)
+
+    def release(self, first: int, last: int) -> None:
+        """Give a claim back."""
+        self._lock(fcntl.F_UNLCK, first, last)
+
+    def finished(self) -> bool:
+        """Whether the run is over: its ledger has been removed."""
+        return os.fstat(self._file).st_nlink == 0
+
+    def _lock(self, kind: int, first: int, last: int) -> bool:
+        request = struct.pack("hhqqi", kind, os.SEEK_SET, _HEADER.size + first, last - first, 0)
+        try:
+            fcntl.fcntl(self._file, fcntl.F_OFD_SETLK, request)
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EACCES):
+                return False
+            raise EnmaError(f"{self.path}: its file system gives no locks ({error}); choose another --out") from error
+        return True
+
+
+def write_ledger(path: Path, done: np.ndarray) -> None:
+    """Make a ledger whose units are done or not, `[n]` bool; it appears whole."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_bytes(_HEADER.pack(_MAGIC, 0) + done.astype(np.uint8).tobytes())
+    os.replace(temporary, path)
+
+
+class RunLock:
+    """The right of one run, of any number of processes, to write a store.
+
+    The first process of a run has it alone until it calls `share`; so it can make the store before the others look.
+
+    Parameters
+    ----------
+    target
+        The store; the lock is a file beside it that goes with the last process.
+    run
+        Name that all processes of the run have.
+
+    Raises
+    ------
+    EnmaError
+        If another run has the lock, or there can be none.
+    """
+
+    def __init__(self, target: Path, run: str) -> None:
+        self.target, self.path, self.run = target, target.with_name(f".{target.name}.lock"), run
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file, self.first = self._enter()
+            if self.first:
+                self._write()
+        except OSError as error:
+            raise EnmaError(f"{target}: cannot be written ({error}); choose another --out") from error
+        if self.first:
+            return
+        if (owner := self._owner()).get("run") != run:
+            os.close(self._file)
+            raise EnmaError(
+                f"{target}: is being written by another run (process {owner.get('pid', '?')} on "
+                f"{owner.get('host', '?')}); wait for it, or choose another --out"
+            )
+
+    def share(self) -> None:
+        """Let the other processes of the run in."""
+        if self.first:
+            fcntl.flock(self._file, fcntl.LOCK_SH)
+            # Another run may have come between.
+            owner = self._owner()
+            if owner and owner.get("run") != self.run:
+                raise EnmaError(f"{self.target}: is being written by another run; wait for it")
+
+    def close(self) -> None:
+        """Leave; the last process removes the file."""
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.path.unlink(missing_ok=True)
+        except OSError:
+            pass
+        os.close(self._file)
+
+    def __enter__(self) -> RunLock:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _enter(self) -> tuple[int, bool]:
+        """The locked file, and whether nobody else has it."""
+        while True:
+            file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                first = True
+            except BlockingIOError:
+                fcntl.flock(file, fcntl.LOCK_SH)
+                first = False
+            # The last process of a run may have removed the file that was opened.
+            if os.fstat(file).st_nlink and (first or os.fstat(file).st_size):
+                return file, first
+            os.close(file)
+
+    def _write(self) -> None:
+        text = json.dumps({"run": self.run, "pid": os.getpid(), "host": socket.gethostname()})
+        os.ftruncate(self._file, 0)
+        os.pwrite(self._file, text.encode(), 0)
+
+    def _owner(self) -> dict[str, str | int]:
+        try:
+            return dict(json.loads(os.pread(self._file, 4096, 0)))
+        except ValueError:
+            return {}

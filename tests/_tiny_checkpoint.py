@@ -1,0 +1,40 @@
+"""A checkpoint of a few thousand parameters for the Combined data set, untrained."""
+
+from pathlib import Path
+
+import torch
+
+from enma_fast.checkpoint import save_model
+from enma_fast.config import PRESETS, replace
+from enma_fast.model import Model
+
+# Changes to combined-small that make it small enough to train in a moment.
+TINY_TOKENIZER = {
+    "tokenizer.width": 4,
+    "tokenizer.max_width": 8,
+    "tokenizer.latent_channels": 2,
+    "tokenizer.layers": ("space", "space", "space", "time", "residual"),
+}
+TINY_DYNAMICS = {
+    "dynamics.heads": 2,
+    "dynamics.width": 16,
+    "dynamics.temporal_layers": 1,
+    "dynamics.spatial_layers": 1,
+    "dynamics.scale_shift_rank": 0,
+    "dynamics.flow.width": 16,
+    "dynamics.flow.layers": 1,
+    "dynamics.flow.time_features": 8,
+    "sampling.mask_steps": 2,
+    "sampling.flow_steps": 1,
+}
+
+
+def save_tiny(folder: Path) -> None:
+    """Write the checkpoint; its weights are the same every time."""
+    config = PRESETS["combined-small"].model
+    for key, value in {**TINY_TOKENIZER, **TINY_DYNAMICS}.items():
+        config = replace(config, {key: value})
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Model(config)
+    save_model(model, folder, card="an untrained model")

@@ -1,0 +1,86 @@
+"""`enma-fast score` of a forecast store."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from enma_fast.store_scores import score_store
+
+
+@pytest.fixture(scope="module")
+def store(tiny: Path, test_in: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A forecast of trajectories 2 and 3, written by the command."""
+    from enma_fast.cli import main
+
+    path = tmp_path_factory.mktemp("stores") / "run.zarr"
+    options = ("--out", path, "-c", tiny, "--members", 3, "--seed", 4, "--select", "2:4")
+    assert main([str(argument) for argument in ("forecast", test_in, *options)]) == 0
+    return path
+
+
+def test_a_store_is_scored_as_its_members_were_when_they_were_sampled(
+    enma: Callable, store: Path, tiny: Path, test_in: Path
+) -> None:
+    result = enma("score", store, "--json").json
+    assert result == json.loads(json.dumps(score_store(store)))
+    whole = enma("score", store, "--truth", test_in, "--json").json
+    assert whole == {**result, "truth": str(test_in)}
+    assert (result["num_members"], result["num_trajectories"], result["num_frames"]) == (3, 2, 17)
+    assert (result["dataset"], result["split"], result["task"]) == ("combined", "test-in", "temporal")
+    assert (result["seed"], result["history"], result["store"], result["truth"]) == (4, 3, str(store), None)
+    assert "mask_steps" in result["sampling"]
+    sampled = enma("score", test_in, "-c", tiny, "--members", 3, "--seed", 4, "--limit", 2, "--json").json
+    assert set(sampled) - set(result) == {"seconds_per_member", "num_parameters", "file", "checkpoint"}
+
+
+def test_the_paper_stands_beside_it(enma: Callable, store: Path, test_in: Path) -> None:
+    run = enma("score", store)
+    assert run.status == 0, run.err
+    rows = {line.split("  ")[0].strip(): line.split() for line in run.out.splitlines() if line.strip()}
+    assert rows["ENMA (paper)"][2:] == ["7.86e-3", "-", "1.70e-3", "0.0868", "-", "-"]
+    assert f"3 members from 3 frames, 17 frames scored, seed 4; {store}" in " ".join(run.out.split())
+
+
+def test_out_holds_the_same_as_json(enma: Callable, store: Path, tiny: Path, test_in: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "scores.json"
+    result = enma("score", store, "--out", out, "--json").json
+    assert json.loads(out.read_text()) == result
+    result = enma("score", test_in, "-c", tiny, "--members", 2, "--limit", 1, "--out", out, "--json").json
+    assert json.loads(out.read_text()) == result
+    (tmp_path / "file").write_text("")
+    for bad in (tmp_path / "file" / "a.json", tmp_path):
+        error = enma("score", store, "--out", bad).error()
+        assert error == f"--out {bad}: cannot be written; choose another place"
+
+
+@pytest.mark.parametrize(
+    "option", [("--members", 2), ("--seed", 0), ("--task", "temporal"), ("--limit", 1), ("-c", "combined-small")]
+)
+def test_options_that_would_change_nothing_are_refused(enma: Callable, store: Path, option: tuple) -> None:
+    name = "--checkpoint" if option[0] == "-c" else option[0]
+    error = enma("score", store, *option).error()
+    assert error == f"{name}: {store} is a forecast store, scored as it was made; leave the option out"
+
+
+def test_what_is_no_store_has_no_truth_beside_it(enma: Callable, test_in: Path, tmp_path: Path) -> None:
+    error = enma("score", test_in, "--truth", test_in).error()
+    assert error == f"{test_in}: is not a Zarr store; give one written by `enma-fast forecast`"
+    assert "no such folder" in enma("score", tmp_path / "no.zarr", "--truth", test_in).error()
+
+
+def test_an_error_in_the_truth_is_one_line(enma: Callable, store: Path, tmp_path: Path) -> None:
+    assert enma("score", store, "--truth", tmp_path / "no.h5").error().startswith(f"{tmp_path / 'no.h5'}: no such file")
+
+
+def test_another_truth_is_told_on_standard_error(enma: Callable, store: Path, test_in: Path, tmp_path: Path) -> None:
+    import h5py
+
+    copy = tmp_path / "copy.h5"
+    copy.write_bytes(test_in.read_bytes())
+    with h5py.File(copy, "a") as file:
+        file.attrs["note"] = "the same trajectories"
+    run = enma("score", store, "--truth", copy, "--json")
+    assert "SHA-256 is not data_sha256" in run.err
+    assert run.json["rel_l2"] == enma("score", store, "--json").json["rel_l2"]

@@ -1,0 +1,379 @@
+"""The driver: a run is what the library samples, checked before any work, continued, and the same however it is cut."""
+
+import logging
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import xarray
+
+from enma_fast import ensemble
+from enma_fast.blocks import Block, missing_parts
+from enma_fast.checkpoint import load_model, save_model
+from enma_fast.data import FieldFile, read
+from enma_fast.ensemble import out_of_memory, prepare, run
+from enma_fast.errors import EnmaError
+from enma_fast.launch import Launch
+from enma_fast.ledger import Ledger, RunLock, write_ledger
+from enma_fast.members import sample_fields
+from enma_fast.model import Model
+from enma_fast.output import LEDGER, read_forecast, stacked
+from enma_fast.writer import Writer
+
+ALONE = Launch(launcher="alone", rank=0, num_ranks=1, local_rank=0, num_local=1, run="test")
+
+
+@pytest.fixture(scope="module")
+def data(test_in: Path) -> FieldFile:
+    return read(test_in)
+
+
+@pytest.fixture(autouse=True)
+def tiny_by_default(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs here are of the tiny model."""
+    original = ensemble.prepare
+    monkeypatch.setattr(ensemble, "prepare", lambda *a, **k: original(*a, **{"checkpoint": tiny, **k}))
+
+
+def start(data: Any, out: Path, **options: Any) -> ensemble.Run:
+    return ensemble.prepare(data, out, **{"launch": ALONE, **options})
+
+
+def files(store: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(store)): p.read_bytes() for p in sorted(store.rglob("*")) if p.is_file()}
+
+
+@pytest.mark.parametrize("task", ["temporal", "initial-value", "generation"])
+def test_a_run_writes_what_the_library_samples(tiny: Path, data: FieldFile, tmp_path: Path, task: str) -> None:
+    rows = [4, 2, 9]
+    done = start(data, tmp_path / "run.zarr", task=task, members=5, seed=3, select=rows).execute()
+    seen = {"temporal": 3, "initial-value": 1, "generation": 0}[task]
+    context = None if task == "temporal" else data.u[[data.context_for(i) for i in rows]]
+    history = data.u[rows, :seen] if seen else None
+    expected = sample_fields(
+        load_model(tiny), history, context=context, num_frames=20 - seen, num_members=5, seed=3, trajectories=rows
+    )
+    store = read_forecast(tmp_path / "run.zarr")
+    np.testing.assert_array_equal(stacked(store), expected)
+    np.testing.assert_array_equal(store["trajectory"], rows)
+    assert ("u_truth" in store) == (task != "generation")
+    assert (done["members_sampled"], done["num_frames"]) == (15, 20 - seen)
+
+
+@pytest.mark.parametrize("count", [1, 30])
+def test_contexts_may_come_from_a_file(tiny: Path, data: FieldFile, test_in: Path, tmp_path: Path, count: int) -> None:
+    other = read(test_in, select=range(count))
+    start(data, tmp_path / "run.zarr", context=other, members=2, select=[7]).execute()
+    context = other.u[0 if count == 1 else 7]
+    expected = sample_fields(load_model(tiny), data.u[7, :1], context=context, num_members=2, trajectories=[7])
+    store = read_forecast(tmp_path / "run.zarr")
+    np.testing.assert_array_equal(stacked(store)[0], expected)
+    assert (store.attrs["task"], store.attrs["context_file"]) == ("initial-value", "combined-test-in.h5")
+    with pytest.raises(EnmaError, match=r"context_sha256 is .* there, nothing here"):
+        start(data, tmp_path / "run.zarr", task="initial-value", members=2, select=[7]).plan()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"chunk": 1},
+        {"chunk": 3},
+        {"chunk": 1000},
+        {"chunk": 5, "launch": Launch(launcher="x", rank=2, num_ranks=3, local_rank=2, num_local=3, run="x")},
+    ],
+)
+def test_the_bytes_do_not_depend_on_the_cut(data: FieldFile, tmp_path: Path, options: dict[str, Any]) -> None:
+    common = {"members": 7, "select": [0, 11, 29], "quantiles": (0.25, 0.5), "thresholds": (0.1,)}
+    start(data, tmp_path / "a.zarr", **common).execute()
+    start(data, tmp_path / "b.zarr", **common, **options).execute()
+    assert files(tmp_path / "a.zarr") == files(tmp_path / "b.zarr")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.zarr", "b.zarr"]
+
+
+def test_statistics_are_those_of_the_members(data: FieldFile, tmp_path: Path) -> None:
+    common = {"members": 21, "select": [3, 5], "quantiles": (0.05, 0.5, 0.95), "thresholds": (-0.2, 0.3)}
+    start(data, tmp_path / "kept.zarr", **common).execute()
+    start(data, tmp_path / "only.zarr", **common, keep_members=False).execute()
+    kept, only = read_forecast(tmp_path / "kept.zarr"), read_forecast(tmp_path / "only.zarr")
+    members = kept["u"].to_numpy().astype(np.float64)
+    np.testing.assert_allclose(only["u_mean"], members.mean(1), rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(only["u_spread"], members.std(1, ddof=1), rtol=1e-6, atol=1e-7)
+    expected = np.quantile(members, [0.05, 0.5, 0.95], axis=1).swapaxes(0, 1)
+    np.testing.assert_allclose(only["u_quantile"], expected, rtol=1e-6, atol=1e-7)
+    above = np.stack([(members > t).mean(1) for t in (-0.2, 0.3)], axis=1)
+    np.testing.assert_allclose(only["u_exceedance"], above, rtol=1e-6)
+    for name in ("u_mean", "u_spread", "u_quantile", "u_exceedance"):
+        np.testing.assert_array_equal(only[name], kept[name])
+    assert "u" not in only
+    assert only.attrs["num_members"] == 21
+    with pytest.raises(EnmaError, match=r"keeps is members, mean, .* there, mean, spread"):
+        start(data, tmp_path / "kept.zarr", **common, keep_members=False).plan()
+
+
+def test_a_run_that_stops_is_continued(data: FieldFile, tmp_path: Path) -> None:
+    common = {"members": 6, "select": [1, 2], "chunk": 3}
+    start(data, tmp_path / "whole.zarr", **common).execute()
+
+    def stop(done: int, total: int) -> None:
+        assert total == 12
+        if done >= 6:
+            raise KeyboardInterrupt
+
+    out = tmp_path / "run.zarr"
+    with pytest.raises(KeyboardInterrupt):
+        start(data, out, **common).execute(stop)
+    again = start(data, out, **common)
+    # What was sampled before the stop has been written.
+    assert again.plan().members_missing == 6
+    seen: list[int] = []
+    assert again.execute(lambda done, total: seen.append(done))["members_sampled"] == 6
+    assert seen == [9, 12]
+    assert files(out) == files(tmp_path / "whole.zarr")
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("*")}
+    assert start(data, out, **common).execute()["members_sampled"] == 0
+    assert {p: p.stat().st_mtime_ns for p in out.rglob("*")} == before
+    assert start(data, out, **common, force=True).execute()["members_sampled"] == 12
+    assert files(out) == files(tmp_path / "whole.zarr")
+
+
+def test_saved_statistics_are_continued(
+    data: FieldFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    common = {"members": 9, "select": [1, 2], "chunk": 2, "keep_members": False, "quantiles": (0.5,)}
+    start(data, tmp_path / "whole.zarr", **common).execute()
+    monkeypatch.setattr(ensemble, "_SAVE", 0.0)
+    out = tmp_path / "run.zarr"
+
+    def stop(done: int, total: int) -> None:
+        if done in (9 + 4, 9 + 5):
+            raise KeyboardInterrupt
+
+    for expected in (13, 7):
+        with pytest.raises(KeyboardInterrupt):
+            start(data, out, **common).execute(stop)
+        (saved,) = out.glob(".statistics-*.npz")
+        assert expected > 0
+        if expected == 7:
+            saved.write_bytes(saved.read_bytes()[:-30])
+    assert start(data, out, **common).execute()["members_sampled"] == 9
+    assert "is damaged; its trajectory is sampled again" in caplog.text
+    assert files(out) == files(tmp_path / "whole.zarr")
+
+
+def test_less_memory_than_was_thought(
+    data: FieldFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    common = {"members": 16, "select": [0, 1]}
+    start(data, tmp_path / "whole.zarr", **common).execute()
+    original, chunks = ensemble.forecast_rows, []
+
+    def small(*arguments: Any, chunk: int, **options: Any) -> torch.Tensor:
+        chunks.append(chunk)
+        if chunk > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(*arguments, chunk=chunk, **options)
+
+    monkeypatch.setattr(ensemble, "forecast_rows", small)
+    out = tmp_path / "run.zarr"
+    with caplog.at_level(logging.WARNING), pytest.raises(KeyboardInterrupt):
+        start(data, out, **common, chunk=16).execute(lambda done, total: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert chunks == [16, 8, 4]
+    said = [record.message for record in caplog.records]
+    assert said == [f"out of memory: {n} rows at a time from now on; no result changes" for n in (8, 4)]
+    start(data, out, **common, chunk=16).execute()
+    assert chunks == [16, 8, 4, 4]
+    assert files(out) == files(tmp_path / "whole.zarr")
+    monkeypatch.setattr(ensemble, "forecast_rows", lambda *a, **k: (_ for _ in ()).throw(MemoryError("no")))
+    with pytest.raises(EnmaError, match="one member does not fit the memory"):
+        start(data, tmp_path / "never.zarr", **common).execute()
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (MemoryError(), True),
+        (torch.OutOfMemoryError("x"), True),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), True),
+        (RuntimeError("shapes differ"), False),
+        (ValueError("memory"), False),
+    ],
+)
+def test_out_of_memory_is_recognised(error: Exception, expected: bool) -> None:
+    assert out_of_memory(error) == expected
+
+
+def test_what_another_run_wrote_is_refused_with_what_differs(
+    tiny: Path, data: FieldFile, test_in: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run.zarr"
+    common = {"members": 3, "select": [0, 1]}
+    start(data, out, **common).execute()
+    before = files(out)
+    other = Model(load_model(tiny).config)
+    save_model(other, tmp_path / "other")
+    changed = tmp_path / "data.h5"
+    shutil.copy(test_in, changed)
+    with changed.open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\1")
+    for options, message in (
+        ({"seed": 4}, "seed is 0 there, 4 here"),
+        ({"members": 4}, "num_members is 3 there, 4 here"),
+        ({"select": [0, 2]}, "its trajectories are others"),
+        ({"history": 4}, "observed_frames is 3 there, 4 here"),
+        ({"precision": "bf16"}, "precision is model there, bf16 here"),
+        ({"checkpoint": tmp_path / "other"}, "model_sha256 is "),
+        ({"shard": 3}, "shard is 1 there, 3 here"),
+        ({"quantiles": [0.5]}, "quantiles is [] there, [0.5] here"),
+    ):
+        with pytest.raises(EnmaError, match=r"run\.zarr: belongs to another run: .*--force") as caught:
+            start(data, out, **{**common, **options}).execute()
+        assert message in str(caught.value)
+        with pytest.raises(EnmaError, match="belongs to another run"):
+            start(data, out, **{**common, **options}).plan()
+    assert files(out) == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["data.h5", "other", "run.zarr"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"members": 0}, "members is 0; 1 to 4294967296"),
+        ({"members": -3}, "members is -3"),
+        ({"members": 2**32 + 1}, "members is 4294967297"),
+        ({"members": 2**31}, r"needs [\d,.]+ GB, [\d,.]+ GB are free; use fewer members"),
+        ({"select": [30]}, "trajectory 30 is selected; it has 0 to 29"),
+        ({"select": [-1]}, "is selected; it has 0 to 29"),
+        ({"select": []}, "no trajectory is selected"),
+        ({"select": [3, 3]}, "a trajectory is selected twice"),
+        ({"quantiles": [0.0]}, "quantiles"),
+        ({"quantiles": [0.5, 1.0]}, "quantiles"),
+        ({"quantiles": [0.9, 0.1]}, "quantiles"),
+        ({"quantiles": [float("nan")]}, "quantiles"),
+        ({"thresholds": [1.0, 0.0]}, "thresholds"),
+        ({"shard": 0}, "shard is 0; 1 to 2"),
+        ({"shard": 3}, "shard is 3; 1 to 2"),
+        ({"chunk": 0}, "chunk is 0"),
+        ({"history": 2}, "history is 2"),
+        ({"history": 20}, "20 frames are too few"),
+        ({"task": "weather"}, "task 'weather' is unknown"),
+        ({"precision": "fp8"}, "precision 'fp8' is unknown"),
+        ({"checkpoint": "nowhere"}, "neither a folder nor a shipped model"),
+        ({"task": "temporal", "context": "self"}, "the temporal task has none"),
+        ({"context": "two"}, "holds 2 contexts; give one, or one for each of the 30"),
+    ],
+)
+def test_bad_input_is_one_line_before_any_work(
+    data: FieldFile, test_in: Path, tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    given = {"members": 2, "select": [0], **options}
+    if given.get("context"):
+        given["context"] = data if given["context"] == "self" else read(test_in, select=[0, 1])
+    with pytest.raises(EnmaError, match=message) as caught:
+        start(data, tmp_path / "run.zarr", **given).plan(measure=False)
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_store_of_another_tool_is_left_alone(data: FieldFile, tmp_path: Path) -> None:
+    out = tmp_path / "run.zarr"
+    xarray.Dataset({"u": ("x", [1.0])}).to_zarr(out, consolidated=False)
+    before = files(out)
+    for force in (False, True):
+        with pytest.raises(EnmaError, match=r"run\.zarr: "):
+            start(data, out, members=2, select=[0], force=force).execute()
+    (tmp_path / "half.zarr" / "u").mkdir(parents=True)
+    with pytest.raises(EnmaError, match=r"half\.zarr: is not a Zarr store|half\.zarr: exists and is not"):
+        start(data, tmp_path / "half.zarr", members=2, select=[0]).execute()
+    assert files(out) == before
+
+
+def test_the_plan_says_what_will_be_written(data: FieldFile, tmp_path: Path) -> None:
+    out = tmp_path / "run.zarr"
+    given = start(data, out, members=10, select=[0, 1, 2], chunk=4, shard=2)
+    plan = given.plan(measure=True)
+    assert list(tmp_path.iterdir()) == []
+    given.execute()
+    chunks = list((out / "u").glob("c.*"))
+    assert (plan.trajectories, plan.members, plan.frames, plan.members_missing) == (3, 10, 17, 30)
+    assert plan.files == len(chunks) == 15
+    values = 30 * 17 * 128 * 4
+    assert plan.disk == values
+    assert values < sum(p.stat().st_size for p in chunks) < 1.01 * values
+    assert plan.seconds is not None
+    assert plan.seconds > 0
+    assert {"weights", "keys_values", "buffers", "fields"} <= set(plan.memory)
+    assert all(size > 0 for size in plan.memory.values())
+    done = start(data, out, members=10, select=[0, 1, 2], shard=2).plan()
+    assert (done.members_missing, done.disk, done.files, done.seconds) == (0, 0, 0, None)
+    assert asdict(done)["memory"].keys() == {"fields"}
+
+
+def test_too_few_inodes_ask_for_shards(data: FieldFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ensemble, "_free_inodes", lambda folder: 5)
+    given = {"members": 12, "select": [0]}
+    with pytest.raises(EnmaError, match="needs 12 files, 5 can be made; put members together: --shard"):
+        start(data, tmp_path / "run.zarr", **given).plan()
+    start(data, tmp_path / "run.zarr", **given, shard=4).plan()
+
+
+def test_python_takes_a_path_and_gives_a_summary(tiny: Path, test_in: Path, tmp_path: Path) -> None:
+    calls: list[tuple[int, int]] = []
+    done = run(
+        test_in,
+        tmp_path / "run.zarr",
+        checkpoint=tiny,
+        members=2,
+        select=[5],
+        progress=lambda *progress: calls.append(progress),
+    )
+    assert done["store"] == str(tmp_path / "run.zarr")
+    assert calls == [(2, 2)]
+    assert prepare(test_in, tmp_path / "run.zarr", checkpoint=tiny, members=2, select=[5]).plan().members_missing == 0
+
+
+def test_the_missing_of_a_block_are_blocks(tmp_path: Path) -> None:
+    write_ledger(tmp_path / "x", np.zeros(12, bool))
+    ledger = Ledger(tmp_path / "x", 12)
+    block = Block(b=0, b_end=3, k=0, k_end=4, members=4)
+    assert list(missing_parts(block, ledger)) == [block]
+    ledger.mark([0, 1, 5, 8, 9, 10, 11])
+    found = [(part.b, part.k, part.k_end) for part in missing_parts(block, ledger)]
+    assert found == [(0, 2, 4), (1, 0, 1), (1, 2, 4)]
+    ledger.mark(range(12))
+    assert list(missing_parts(block, ledger)) == []
+
+
+def test_a_writer_that_fails_says_so_and_marks_nothing_wrong(
+    data: FieldFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = start(data, tmp_path / "run.zarr", members=4, select=[0, 1], chunk=4)
+    given.force = True
+    with RunLock(given.out, "x"):
+        ensemble.lay_out(given.out, given.layout)
+    ledger = Ledger(given.out / LEDGER, 8)
+    samples = np.zeros((1, 4, 17, 128, 1), np.float32)
+    first, second = given._blocks()
+    assert ledger.claim(0, 8)
+
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    def fail() -> None:
+        with Writer(given.store, ledger) as writer:
+            writer.put(first, samples)
+            writer.release(first)
+            writer.flush()
+            assert ledger.done(0, 4).all()
+            monkeypatch.setattr("enma_fast.output.write_file", full)
+            writer.put(second, samples)
+            writer.release(second)
+            writer.flush()
+
+    with pytest.raises(EnmaError, match=r"run\.zarr: cannot be written .*No space left.*repeat the command"):
+        fail()
+    assert not ledger.done(4, 8).any()

@@ -1,0 +1,144 @@
+"""The ledger of a run and its lock: what is done, who has what, and what a dead process leaves behind."""
+
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from enma_fast.errors import EnmaError
+from enma_fast.ledger import Ledger, RunLock, write_ledger
+
+SPAWN = multiprocessing.get_context("spawn")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    write_ledger(tmp_path / ".unfinished", np.zeros(20, bool))
+    return tmp_path / ".unfinished"
+
+
+def test_units_are_marked_and_unmarked(path: Path) -> None:
+    ledger, other = Ledger(path, 20), Ledger(path, 20)
+    ledger.mark([3, 4, 5, 9, 19, 0])
+    assert np.flatnonzero(other.done()).tolist() == [0, 3, 4, 5, 9, 19]
+    assert other.done(3, 6).all()
+    assert not other.done(6, 9).any()
+    other.mark([4, 19], done=False)
+    assert np.flatnonzero(ledger.done()).tolist() == [0, 3, 5, 9]
+    ledger.mark([])
+    assert ledger.done(0, 0).shape == (0,)
+
+
+def test_the_chunk_is_remembered_beside_the_units(path: Path) -> None:
+    ledger = Ledger(path, 20)
+    assert ledger.chunk == 0
+    ledger.mark(range(20))
+    ledger.chunk = 2**40 + 3
+    assert Ledger(path, 20).chunk == 2**40 + 3
+    assert Ledger(path, 20).done().all()
+
+
+def test_claims_exclude_each_other_where_they_overlap(path: Path) -> None:
+    ledger, other = Ledger(path, 20), Ledger(path, 20)
+    assert ledger.claim(5, 10)
+    assert not other.claim(9, 12)
+    assert not other.claim(0, 20)
+    assert other.claim(10, 12)
+    assert other.claim(0, 5)
+    ledger.release(5, 10)
+    assert other.claim(5, 10)
+    other.close()
+    assert ledger.claim(0, 20)
+
+
+def _claim_and_die(path: Path, claimed: Any) -> None:
+    Ledger(path, 20).claim(0, 20)
+    claimed.set()
+    signal.pause()
+
+
+def test_a_dead_process_leaves_no_claim(path: Path) -> None:
+    claimed = SPAWN.Event()
+    process = SPAWN.Process(target=_claim_and_die, args=(path, claimed))
+    process.start()
+    assert claimed.wait(60)
+    ledger = Ledger(path, 20)
+    assert not ledger.claim(7, 8)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert ledger.claim(7, 8)
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: b"x" + data[1:], lambda data: b""])
+def test_what_is_no_ledger_is_refused(path: Path, damage: Callable[[bytes], bytes]) -> None:
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(EnmaError, match=r"\.unfinished: is not the ledger of 20 units; .*--force"):
+        Ledger(path, 20)
+    with pytest.raises(FileNotFoundError):
+        Ledger(path.with_name("nowhere"), 20)
+
+
+def test_it_knows_that_the_run_is_over(path: Path) -> None:
+    ledger = Ledger(path, 20)
+    assert not ledger.finished()
+    path.unlink()
+    assert ledger.finished()
+
+
+def test_one_run_at_a_time(tmp_path: Path) -> None:
+    store = tmp_path / "run.zarr"
+    with RunLock(store, "a") as first:
+        assert first.first
+        first.share()
+        message = rf"run\.zarr: is being written by another run \(process {os.getpid()} on {socket.gethostname()}\)"
+        with pytest.raises(EnmaError, match=message):
+            RunLock(store, "b")
+        with RunLock(store, "a") as joined:
+            assert not joined.first
+    assert list(tmp_path.iterdir()) == []
+    with RunLock(store, "b") as later:
+        assert later.first
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_others_wait_until_the_first_shares(tmp_path: Path) -> None:
+    store, entered = tmp_path / "run.zarr", threading.Event()
+
+    def join() -> None:
+        with RunLock(store, "a"):
+            entered.set()
+
+    first = RunLock(store, "a")
+    thread = threading.Thread(target=join)
+    thread.start()
+    assert not entered.wait(0.3)
+    first.share()
+    assert entered.wait(30)
+    thread.join()
+    first.close()
+
+
+def test_a_lock_file_that_was_left_behind_locks_nothing(tmp_path: Path) -> None:
+    file = tmp_path / ".run.zarr.lock"
+    file.write_text(json.dumps({"run": "dead", "pid": 1, "host": "gone"}))
+    with RunLock(tmp_path / "run.zarr", "new") as lock:
+        assert lock.first
+        assert json.loads(file.read_text())["run"] == "new"
+    file.write_text("{torn")
+    with RunLock(tmp_path / "run.zarr", "new") as lock:
+        assert lock.first
+
+
+def test_no_place_for_a_lock_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(EnmaError, match=r"run\.zarr: cannot be written .*choose another --out"):
+        RunLock(tmp_path / "file" / "run.zarr", "a")
