@@ -15,7 +15,7 @@ WORKERS ?= 2
 BIN := .venv/bin
 STAMP := .venv/.enma_fast_installed
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
-EXTRAS := data,store,plots,triton,test,dev
+EXTRAS := data,store,plots,triton,cf,test,dev
 
 .PHONY: install demo test check gpu gpu-wheels clean
 
