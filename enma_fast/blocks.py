@@ -5,10 +5,11 @@ Shape suffixes: B trajectories, K members.
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, overload
 
 import numpy as np
 
@@ -61,20 +62,30 @@ class Unit:
         return self.first + 1
 
 
-def cut(trajectories: int, members: int, *, chunk: int, shard: int = 1) -> list[Block]:
+class Cut(Sequence[Block]):
     """All members in blocks of about a chunk of rows: several whole trajectories, or whole shards of one."""
-    if chunk >= 2 * members:
-        size = chunk // members
-        return [
-            Block(b=b, b_end=min(b + size, trajectories), k=0, k_end=members, members=members)
-            for b in range(0, trajectories, size)
-        ]
-    size = max(1, chunk // shard) * shard
-    return [
-        Block(b=b, b_end=b + 1, k=k, k_end=min(k + size, members), members=members)
-        for b in range(trajectories)
-        for k in range(0, members, size)
-    ]
+
+    def __init__(self, trajectories: int, members: int, *, chunk: int, shard: int = 1) -> None:
+        self._shape = (trajectories, members)
+        # Trajectories and members of a block.
+        self._size = (chunk // members, members) if chunk >= 2 * members else (1, max(1, chunk // shard) * shard)
+        self._along = tuple(-(-whole // size) for whole, size in zip(self._shape, self._size, strict=True))
+
+    def __len__(self) -> int:
+        return self._along[0] * self._along[1]
+
+    @overload
+    def __getitem__(self, index: int) -> Block: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Block]: ...
+
+    def __getitem__(self, index: int | slice) -> Block | list[Block]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        b, k = (i * size for i, size in zip(divmod(range(len(self))[index], self._along[1]), self._size, strict=True))
+        (B, K), (b_size, k_size) = self._shape, self._size
+        return Block(b=b, b_end=min(b + b_size, B), k=k, k_end=min(k + k_size, K), members=K)
 
 
 def missing_parts(block: Block, ledger: Ledger, shard: int = 1) -> Iterator[Block]:
@@ -101,22 +112,24 @@ def claims(
     a wait: what this process holds back would keep the others waiting too.
     """
     start = rank * len(pieces) // max(1, num_ranks)
-    pending = [*pieces[start:], *pieces[:start]]
-    while pending:
+    pending: Iterable[int] = itertools.chain(range(start, len(pieces)), range(start))
+    while True:
         done, busy = ledger.done(), []
-        for piece in pending:
+        for i in pending:
+            piece = pieces[i]
             if done[piece.first : piece.last].all():
                 continue
             if not ledger.claim(piece.first, piece.last):
-                busy.append(piece)
+                busy.append(i)
             elif ledger.done(piece.first, piece.last).all():
                 # Another process has done it since.
                 ledger.release(piece.first, piece.last)
             else:
                 yield piece
-        if busy:
-            idle()
-            if ledger.finished():
-                return
-            time.sleep(_POLL)
+        if not busy:
+            return
+        idle()
+        if ledger.finished():
+            return
+        time.sleep(_POLL)
         pending = busy

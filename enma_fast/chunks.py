@@ -10,7 +10,8 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +70,7 @@ def problem(path: Path, num_bytes: int, *, chunks: int = 1, size: int | None = N
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Write a file that appears whole; one process at a time writes it. It is not on the disk before `settle`."""
+    """Write a file that appears whole; one process at a time writes it. See `Disk` for when it is there."""
     temporary = path.with_name(f".{path.name}.tmp")
     file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     try:
@@ -85,22 +86,39 @@ def write_file(path: Path, data: bytes) -> None:
     os.replace(temporary, path)
 
 
-def settle(folder: Path) -> None:
-    """Wait until everything written to the file system of a folder is on the disk; raise `OSError` if it is not.
+class Disk:
+    """Waits until what is written to the file system of a folder, from now on, is on the disk.
 
-    One call for many files: an fsync for each takes ten times as long.
+    One wait for many files: an fsync for each takes ten times as long. Linux before 5.8 does not report from `syncfs`
+    that writing back has failed.
     """
-    syncfs = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
-    if syncfs is None:
-        os.sync()
-        return
-    file = os.open(folder, os.O_RDONLY)
-    try:
-        if syncfs(file):
+
+    def __init__(self, folder: Path) -> None:
+        # A failure is reported to those only who had something open when it came.
+        self._folder, self._file = folder, os.open(folder, os.O_RDONLY)
+        self._syncfs = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
+
+    def settle(self) -> None:
+        """Wait; `OSError` if something could not be written."""
+        if self._syncfs is None:
+            os.sync()
+        elif self._syncfs(self._file):
             number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number), str(folder))
+            raise OSError(number, os.strerror(number), str(self._folder))
+
+    def close(self) -> None:
+        os.close(self._file)
+
+
+@contextmanager
+def settled(folder: Path) -> Iterator[None]:
+    """What is written to the file system of a folder inside the block is on the disk after it."""
+    disk = Disk(folder)
+    try:
+        yield
+        disk.settle()
     finally:
-        os.close(file)
+        disk.close()
 
 
 def _crc32c(data: bytes) -> int:

@@ -88,6 +88,11 @@ class _PointwiseSizes(TorchDispatchMode):
         super().__init__()
         self.sizes: list[int] = []
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Skipping it would import it, which takes a second; nothing here is compiled.
+        return False
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:

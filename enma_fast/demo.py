@@ -72,7 +72,7 @@ def run(
         results.append(score_case(model, data, case, rows=rows, progress=report, **keywords))
 
     rows = spread_rows(inside, trajectories)
-    attributes = provenance(checkpoint, inside, "enma-fast demo")
+    attributes = provenance(checkpoint, inside, main, rows, "enma-fast demo")
     layout = layout_of(model.config, inside, main, rows=rows, attributes=attributes)
     with create_store(out / STORE, layout, force=True) as store:
         forecast(*cases[0], sink=store.put)

@@ -13,7 +13,6 @@ Shape suffixes: B trajectories, K members, T frames.
 
 from __future__ import annotations
 
-import gc
 import io
 import logging
 import os
@@ -29,20 +28,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from .blocks import Block, P, Unit, claims, cut, missing_parts
+from .block_sampler import BlockSampler
+from .blocks import Block, Cut, P, Unit, claims, missing_parts
 from .checkpoint import load_model
 from .chunks import write_file
 from .config import SamplingConfig
 from .data import FieldFile
 from .data import read as read_fields
-from .engine import PRECISIONS, engine_for
 from .errors import EnmaError
 from .launch import Launch, detect
-from .ledger import Ledger, RunLock
+from .ledger import Ledger, RunLock, unfinished_write
 from .members import CHUNK
 from .output import LEDGER, ForecastStore, Layout, differences, lay_out, sweep
 from .statistics import Statistics, bytes_needed
-from .tasks import Case, check_case, forecast_rows, layout_of, num_frames, provenance
+from .tasks import Case, check_case, layout_of, provenance
 from .writer import Writer
 
 log = logging.getLogger("enma_fast")
@@ -50,10 +49,10 @@ log = logging.getLogger("enma_fast")
 Progress = Callable[[int, int], None]
 # Seconds between two saved states of statistics.
 _SAVE = 30.0
+# Seconds between two looks at how far all ranks are, where there are more members than are counted in no time.
+_LOOK, _SHORT = 1.0, 100_000
 # From so many on, the cost of about half a chunk to tell the time of all is worth it.
 _MANY_CHUNKS = 32
-# What PyTorch's allocator says, and operators of C++.
-_NO_MEMORY = ("can't allocate memory", "bad_alloc", "bad allocation")
 # Member numbers are one word of the noise's key.
 _MOST_MEMBERS = 2**32
 
@@ -135,7 +134,7 @@ def prepare(
     precision
         Of the sampler's weights, ``fp32`` or ``bf16``; the model's own by default.
     chunk
-        Rows (trajectories x members) sampled at a time; on the CPU no result depends on it.
+        Rows (trajectories x members) sampled at a time; with the extension, on the CPU, no result depends on it.
     shard
         Members in a file.
     device
@@ -143,7 +142,7 @@ def prepare(
     command
         Written into the store, so that it can be repeated.
     force
-        Replace a forecast store that is there, in place of continuing it.
+        Replace a forecast store that is there, in place of continuing it; not for several processes.
     launch
         Which process of the run this is; by default as the launcher's variables say.
 
@@ -153,6 +152,13 @@ def prepare(
         One line naming the argument, file or field and the mend.
     """
     launch = launch or detect()
+    if Path(out).name in ("", ".."):
+        raise EnmaError(f"{out}: is a folder; name the store in it, such as {Path(out) / 'run.zarr'}")
+    if force and launch.num_ranks > 1:
+        raise EnmaError(
+            f"--force: one of the {launch.num_ranks} processes could come when all is written, and begin anew; remove "
+            f"{out} and leave --force out"
+        )
     if not 1 <= members <= _MOST_MEMBERS:
         raise EnmaError(f"members is {members}; 1 to {_MOST_MEMBERS} can be numbered")
     if not 1 <= shard <= members:
@@ -173,13 +179,12 @@ def prepare(
     rows = range(len(fields)) if select is None else list(select)
     _check_rows(rows, fields)
     model = load_model(checkpoint, device=launch.device(device, torch.cuda.device_count()))
-    check_case(model.config, fields, case, rows, at_once=min(members, chunk))
+    check_case(model.config, fields, case, rows, at_once=min(members, max(chunk, shard)))
     # Bad quantiles and thresholds are said here.
     Statistics((1,), quantiles=quantiles, thresholds=thresholds)
-    engine = engine_for(model.dynamics, dtype=None if precision is None else PRECISIONS[precision])
-    # Only the native sampler computes each row by itself; elsewhere the chunk decides how sums are rounded.
-    arithmetic = engine.backend if engine.backend == "native" else f"{engine.backend}, chunk {chunk}"
+    sampler = BlockSampler(model, fields, case, rows)
     layout = layout_of(model.config, fields, case, rows=rows)
+    attributes = {**layout.attributes, **provenance(checkpoint, fields, case, rows, command)}
     layout = replace(
         layout,
         keep_members=keep_members,
@@ -187,11 +192,9 @@ def prepare(
         statistics=statistics,
         quantiles=tuple(quantiles),
         thresholds=tuple(thresholds),
-        attributes={**layout.attributes, **provenance(checkpoint, fields, command, other), "arithmetic": arithmetic},
+        attributes={**attributes, "arithmetic": sampler.arithmetic},
     )
-    return Run(
-        model=model, data=fields, case=case, rows=list(rows), out=Path(out), layout=layout, launch=launch, force=force
-    )
+    return Run(sampler=sampler, out=Path(out), layout=layout, launch=launch, force=force)
 
 
 def run(
@@ -205,18 +208,15 @@ def run(
 class Run:
     """A checked run; made by `prepare`."""
 
-    model: Any
-    data: FieldFile
-    case: Case
-    rows: list[int]
+    sampler: BlockSampler
     out: Path
     layout: Layout
     launch: Launch
     force: bool = False
 
     def __post_init__(self) -> None:
-        self.chunk = self.case.chunk
         self.store = ForecastStore(self.out, self.layout)
+        self._last_look = 0.0
 
     def plan(self, *, measure: bool | None = None) -> Plan:
         """What is to be done; with `measure`, a few frames are sampled to tell the memory and the time.
@@ -228,19 +228,20 @@ class Run:
         EnmaError
             If a store that is there belongs to another run, or the disk is too small.
         """
-        layout, case = self.layout, self.case
-        B, K = len(self.rows), case.members
+        layout, B, K = self.layout, len(self.layout.trajectories), self.layout.num_members
         missing = self._missing()
-        stored = layout.num_bytes()
-        disk = int(stored * missing / (B * K)) if layout.keep_members else stored * bool(missing)
+        disk = int(layout.num_bytes() * missing / (B * K))
         files = len(layout.channels) * -(-missing // layout.shard) if layout.keep_members else 0
         self._check_disk(disk, files)
         if measure is None:
-            measure = missing > _MANY_CHUNKS * self.chunk
-        memory, seconds = self._measure() if measure and missing else ({}, None)
+            measure = missing > _MANY_CHUNKS * self.sampler.chunk
+        # Of statistics alone, a rank makes those of whole trajectories.
+        pieces = len(self._cut()) if layout.keep_members else B
+        first = self._cut()[0] if layout.keep_members else Block(b=0, b_end=1, k=0, k_end=K, members=K)
+        memory, seconds = self.sampler.measure(first) if measure and missing else ({}, None)
         frame = 4 * int(np.prod(layout.frame_shape)) * len(layout.channels)
         # Two blocks wait to be written while one is sampled.
-        memory["fields"] = 3 * frame * min(max(self.chunk, layout.shard), B * K)
+        memory["fields"] = 3 * frame * min(max(self.sampler.chunk, layout.shard), B * K)
         if layout.statistics:
             shape = (*layout.frame_shape, len(layout.channels))
             memory["statistics"] = bytes_needed(
@@ -251,13 +252,13 @@ class Run:
             members=K,
             frames=layout.frame_shape[0],
             members_missing=missing,
-            chunk=self.chunk,
-            blocks=len(self._blocks()),
+            chunk=self.sampler.chunk,
+            blocks=pieces,
             ranks=self.launch.num_ranks,
             disk=disk,
             files=files,
             memory=memory,
-            seconds=None if seconds is None else seconds * missing / self.launch.num_ranks,
+            seconds=None if seconds is None else seconds * missing / min(self.launch.num_ranks, pieces),
         )
 
     def execute(self, progress: Progress | None = None) -> dict[str, Any]:
@@ -289,119 +290,121 @@ class Run:
             lock.share()
             ledger = self._ledger()
             if ledger is not None:
-                try:
-                    self.chunk = min(self.chunk, ledger.chunk or self.chunk)
-                    sampled = self._work(ledger, progress)
-                    self._finish()
-                finally:
-                    ledger.close()
+                with self._in_words():
+                    try:
+                        self._fit(ledger)
+                        sampled = self._work(ledger, progress)
+                        self._finish()
+                    finally:
+                        ledger.close()
+                        self.store.close()
         return {
             "store": str(self.out),
-            "num_trajectories": len(self.rows),
-            "num_members": self.case.members,
+            "num_trajectories": len(self.layout.trajectories),
+            "num_members": self.layout.num_members,
             "num_frames": self.layout.frame_shape[0],
             "members_sampled": sampled,
             "seconds": time.perf_counter() - clock,
         }
 
+    def _fit(self, ledger: Ledger) -> None:
+        """Take no more rows at a time than were found to fit, here or by another process, and have that remembered."""
+        sampler, known = self.sampler, ledger.chunk
+        sampler.chunk = min(sampler.chunk, known or sampler.chunk)
+        sampler.remember = ledger.fit
+        if sampler.chunk < sampler.case.chunk:
+            ledger.fit(sampler.chunk)
+
     def _work(self, ledger: Ledger, progress: Progress | None) -> int:
         """Blocks of members, then statistics; returns how many members were sampled here."""
         sampled = 0
         if self.layout.keep_members:
-            total = len(self.rows) * self.case.members
+            total = len(self.layout.trajectories) * self.layout.num_members
             with Writer(self.store, ledger) as writer:
-                for block in self._claims(ledger, self._blocks(), idle=writer.flush):
-                    for part in missing_parts(block, ledger, self.layout.shard):
-                        samples = self._sample(part, ledger)
+                for block in self._claims(ledger, self._cut(), idle=writer.flush):
+                    missing = list(missing_parts(block, ledger, self.layout.shard))
+                    for part, samples in self.sampler.parts(block, missing):
                         writer.put(part, samples)
                         sampled += samples.shape[0] * samples.shape[1]
                     writer.release(block)
-                    if progress is not None:
+                    if progress is not None and self._may_look(total):
                         progress(int(ledger.done(0, total).sum()) + writer.waiting, total)
+            if progress is not None and total > _SHORT:
+                progress(total, total)
         if self.layout.statistics:
             sampled += self._statistics(ledger, progress)
         return sampled
 
+    def _may_look(self, total: int) -> bool:
+        """Whether it is time to count the members that all ranks have done."""
+        now = time.monotonic()
+        if total > _SHORT and now - self._last_look < _LOOK:
+            return False
+        self._last_look = now
+        return True
+
     def _claims(self, ledger: Ledger, pieces: Sequence[P], **options: Any) -> Iterator[P]:
         return claims(ledger, pieces, rank=self.launch.rank, num_ranks=self.launch.num_ranks, **options)
 
-    def _sample(self, part: Block, ledger: Ledger) -> np.ndarray:
-        """Members of a block `[B, K, T, *x, c]`; with less memory than was thought, fewer rows at a time."""
-        while True:
-            try:
-                samples = forecast_rows(
-                    self.model,
-                    self.data,
-                    self.case,
-                    rows=self.rows[part.b : part.b_end],
-                    members=range(part.k, part.k_end),
-                    chunk=self.chunk,
-                )
-                return samples.cpu().numpy()
-            except (RuntimeError, MemoryError) as error:
-                if not out_of_memory(error):
-                    raise
-                rows = min(self.chunk, (part.b_end - part.b) * (part.k_end - part.k))
-                if rows == 1:
-                    raise EnmaError(f"one member does not fit the memory ({error}); use another --device") from error
-            self.chunk = rows // 2
-            ledger.chunk = self.chunk
-            gc.collect()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            log.warning("out of memory: %d rows at a time from now on; no result changes", self.chunk)
-
     def _statistics(self, ledger: Ledger, progress: Progress | None) -> int:
         """Statistics of each trajectory; returns how many members were sampled for them."""
-        K = self.case.members
-        before = len(self.rows) * K if self.layout.keep_members else 0
+        B, K = len(self.layout.trajectories), self.layout.num_members
+        before = B * K if self.layout.keep_members else 0
         sampled = 0
 
-        def report(b: int, done: int) -> None:
+        def report(done: int) -> None:
             if progress is not None and not self.layout.keep_members:
-                progress(b * K + done, len(self.rows) * K)
+                progress(int(ledger.done().sum()) * K + done, B * K)
 
-        for unit in self._claims(ledger, [Unit(before + b) for b in range(len(self.rows))]):
+        for unit in self._claims(ledger, [Unit(before + b) for b in range(B)]):
             b = unit.first - before
             saved = self.out / f".statistics-{b}.npz"
             shape = (*self.layout.frame_shape, len(self.layout.channels))
             fold = read_state(saved, shape, self.layout.quantiles, self.layout.thresholds)
             last_save = time.monotonic()
             while fold.num_members < K:
-                part = Block(
-                    b=b, b_end=b + 1, k=fold.num_members, k_end=min(fold.num_members + self.chunk, K), members=K
-                )
+                k = fold.num_members
+                k_end = min(k + self.sampler.chunk, K)
                 if self.layout.keep_members:
-                    values = self.store.get_members(b, part.k, part.k_end)
+                    values = self.store.get_members(b, k, k_end)
                 else:
-                    values = self._sample(part, ledger)[0]
+                    values = self.sampler.sample(Block(b=b, b_end=b + 1, k=k, k_end=k_end, members=K))[0]
                     sampled += len(values)
+                if (bad := _first_not_finite(values)) is not None:
+                    number = self.layout.trajectories[b]
+                    log.warning("trajectory %d has no statistics: its member %d is not finite", number, k + bad)
+                    break
                 fold.update(values)
-                report(int(ledger.done().sum()), fold.num_members)
+                report(fold.num_members)
                 if time.monotonic() - last_save > _SAVE and not self.layout.keep_members:
-                    with _in_words(self.out):
-                        write_state(saved, fold)
+                    write_state(saved, fold)
                     last_save = time.monotonic()
-            results = {"mean": fold.mean(), "spread": fold.spread()}
-            if len(self.layout.quantiles):
-                results["quantile"] = fold.quantile()
-            if len(self.layout.thresholds):
-                results["exceedance"] = fold.exceedance()
-            with _in_words(self.out):
-                self.store.put_statistics(b, results)
-                self.store.settle()
+            self.store.put_statistics(b, self._results(fold))
+            self.store.settle()
             ledger.mark([unit.first])
             ledger.release(unit.first, unit.last)
             saved.unlink(missing_ok=True)
-            report(int(ledger.done().sum()), 0)
+            report(0)
         return sampled
 
-    def _blocks(self) -> list[Block]:
-        return cut(len(self.rows), self.case.members, chunk=self.case.chunk, shard=self.layout.shard)
+    def _results(self, fold: Statistics) -> dict[str, np.ndarray]:
+        """Statistics by name; of less than all members, NaN."""
+        kinds = {"mean": fold.mean, "spread": fold.spread, "quantile": fold.quantile, "exceedance": fold.exceedance}
+        kept = self.layout.kept_statistics()
+        if fold.num_members == self.layout.num_members:
+            return {kind: kinds[kind]() for kind in kept}
+        return {
+            kind: np.full((*(() if size is None else (size,)), *fold.shape), np.nan, np.float32)
+            for kind, size in kept.items()
+        }
+
+    def _cut(self) -> Cut:
+        case = self.sampler.case
+        return Cut(len(self.layout.trajectories), case.members, chunk=case.chunk, shard=self.layout.shard)
 
     def _missing(self) -> int:
         """Members that are not written; of a statistics-only store, those of its missing trajectories."""
-        B, K = len(self.rows), self.case.members
+        B, K = len(self.layout.trajectories), self.layout.num_members
         if self.force or not self.out.exists():
             return B * K
         self._require_same()
@@ -409,6 +412,7 @@ class Run:
         if ledger is None:
             return 0
         done = ledger.done()
+        self.sampler.chunk = min(self.sampler.chunk, ledger.chunk or self.sampler.chunk)
         ledger.close()
         return int((~done[: B * K]).sum()) if self.layout.keep_members else int((~done).sum()) * K
 
@@ -431,66 +435,40 @@ class Run:
         free = shutil.disk_usage(folder).free
         if disk > free:
             raise EnmaError(
-                f"{self.out}: needs {disk / 1e9:,.1f} GB, {free / 1e9:,.1f} GB are free; use fewer members, "
+                f"{self.out}: needs {_gigabytes(disk)}, {_gigabytes(free)} are free; use fewer members, "
                 "--statistics-only, or another --out"
             )
         inodes = _free_inodes(folder)
         if inodes is not None and files > inodes:
             raise EnmaError(f"{self.out}: needs {files:,} files, {inodes:,} can be made; put members together: --shard")
 
-    def _measure(self) -> tuple[dict[str, int], float]:
-        """Bytes by what they are for, and seconds a member, from a chunk of few frames."""
-        engine = engine_for(
-            self.model.dynamics, dtype=None if self.case.precision is None else PRECISIONS[self.case.precision]
-        )
-        K = self.case.members
-        members = min(self.chunk, K)
-        factor = self.model.config.tokenizer.time_factor
-        frames = num_frames(self.model.config, self.data) - self.case.observed
-        seconds = []
-        # The difference of two lengths is the cost of a frame; the first run pays for packing weights too.
-        lengths = sorted({min(frames, factor), min(frames, 2 * factor)})
-        for length in (lengths[0], *lengths):
-            clock = time.perf_counter()
-            forecast_rows(
-                self.model,
-                self.data,
-                self.case,
-                rows=self.rows[:1],
-                members=range(members),
-                chunk=self.chunk,
-                frames=length,
-            )
-            seconds.append(time.perf_counter() - clock)
-        per_frame = (seconds[-1] - seconds[1]) / max(1, lengths[-1] - lengths[0])
-        whole = seconds[-1] + max(0.0, per_frame) * (frames - lengths[-1])
-        return dict(engine.planned_bytes()), whole / members
-
     def _finish(self) -> None:
         """Everything is on the disk: without its ledger the store is complete."""
         # A process that was killed leaves its saved statistics, or part of them.
         for left in (*self.out.glob(".statistics-*"), *self.out.glob("..statistics-*")):
             left.unlink(missing_ok=True)
-        with _in_words(self.out), suppress(FileNotFoundError):
+        with suppress(FileNotFoundError):
             self.store.settle()
+            unfinished_write(self.out / LEDGER).unlink(missing_ok=True)
             (self.out / LEDGER).unlink()
 
+    @contextmanager
+    def _in_words(self) -> Iterator[None]:
+        """What the disk refuses, as one line."""
+        try:
+            yield
+        except OSError as error:
+            without = " without --force" if self.force else ""
+            raise EnmaError(
+                f"{self.out}: cannot be written ({error}); what was written is kept, mend this and repeat the command"
+                f"{without}"
+            ) from error
 
-@contextmanager
-def _in_words(out: Path) -> Iterator[None]:
-    """What the disk refuses, as one line."""
-    try:
-        yield
-    except OSError as error:
-        raise EnmaError(
-            f"{out}: cannot be written ({error}); what was written is kept, mend this and repeat the command"
-        ) from error
 
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on a GPU or in the machine."""
-    text = str(error)
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words in text for words in _NO_MEMORY)
+def _first_not_finite(values: np.ndarray) -> int | None:
+    """The first member `[K, ...]` with a value that is not finite, if there is one."""
+    finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
+    return None if finite.all() else int(finite.argmin())
 
 
 def read_state(
@@ -520,9 +498,14 @@ def _check_rows(rows: Sequence[int], data: FieldFile) -> None:
         raise EnmaError(f"{data.path}: no trajectory is selected; it has {len(data)}")
     numbers = np.asarray(rows)
     if numbers.min() < 0 or numbers.max() >= len(data):
-        raise EnmaError(f"{data.path}: trajectory {numbers.max()} is selected; it has 0 to {len(data) - 1}")
+        wrong = numbers[(numbers < 0) | (numbers >= len(data))][0]
+        raise EnmaError(f"{data.path}: trajectory {wrong} is selected; it has 0 to {len(data) - 1}")
     if len(np.unique(numbers)) != len(numbers):
         raise EnmaError(f"{data.path}: a trajectory is selected twice")
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e9:.2g} GB"
 
 
 def _free_inodes(folder: Path) -> int | None:

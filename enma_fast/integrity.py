@@ -6,6 +6,7 @@ nothing else.
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -16,9 +17,8 @@ import numpy as np
 
 from .chunks import problem
 from .errors import EnmaError
-from .extras import load_extra
 from .ledger import Ledger, RunLock, write_ledger
-from .output import LEDGER, Layout, layout_at, member_file, statistic_file
+from .output import LEDGER, STATISTICS, Layout, layout_at, member_file, statistic_file
 
 
 @dataclass(frozen=True)
@@ -48,23 +48,29 @@ def check_store(path: str | Path, *, progress: Callable[[int, int], None] | None
         If there is no forecast store, or its metadata cannot be read.
     """
     path = Path(path)
-    layout = layout_at(path)
+    found = list(_fixed(path))
+    try:
+        layout = layout_at(path)
+    except EnmaError:
+        # A store does not open without its coordinates; they are named.
+        if found:
+            return found
+        raise
     done = np.ones(layout.num_units, bool)
     # A run may end, and its ledger go, meanwhile.
     with suppress(FileNotFoundError):
         ledger = Ledger(path / LEDGER, layout.num_units)
         done = ledger.done()
         ledger.close()
-    found = list(_fixed(path, layout))
-    files = list(_files(path, layout))
     num_bytes = 4 * int(np.prod(layout.frame_shape))
-    for i, (file, holds, units, chunks, size, values) in enumerate(files):
+    count = _num_files(layout)
+    for i, (file, holds, units, chunks, size, values) in enumerate(_files(path, layout)):
         if done[units.start]:
             wrong = problem(file, values * num_bytes, chunks=chunks, size=size)
             if wrong is not None:
                 found.append(Damage(str(file.relative_to(path)), wrong, holds, units))
         if progress is not None:
-            progress(i + 1, len(files))
+            progress(i + 1, count)
     return found
 
 
@@ -77,9 +83,9 @@ def mark_missing(path: str | Path, found: list[Damage]) -> bool:
         If a run is writing the store, or it cannot be written.
     """
     path = Path(path)
-    layout = layout_at(path)
     units = sorted({unit for damage in found for unit in damage.units})
     if units:
+        layout = layout_at(path)
         with RunLock(path, f"verify {uuid.uuid4().hex}"):
             try:
                 _unmark(path / LEDGER, units, layout.num_units)
@@ -98,6 +104,11 @@ def _unmark(path: Path, units: list[int], num_units: int) -> None:
         return
     ledger.mark(units, done=False)
     ledger.close()
+
+
+def _num_files(layout: Layout) -> int:
+    members = -(-layout.num_members // layout.shard) if layout.keep_members else 0
+    return len(layout.channels) * len(layout.trajectories) * (members + len(layout.kept_statistics()))
 
 
 def _files(path: Path, layout: Layout) -> Iterator[tuple[Path, str, range, int, int | None, int]]:
@@ -121,19 +132,31 @@ def _files(path: Path, layout: Layout) -> Iterator[tuple[Path, str, range, int, 
                 yield file, holds, range(before + b, before + b + 1), 1, None, own or 1
 
 
-def _fixed(path: Path, layout: Layout) -> Iterator[Damage]:
-    """Damage of coordinates, columns, observations and truth."""
-    group = load_extra("zarr", "store").open_group(path, mode="r")
-    own = {f"{name}_{kind}" for name in layout.channels for kind in layout.kept_statistics()} | set(layout.channels)
-    for name, array in sorted(group.arrays()):
-        if name in own:
-            continue
+def _fixed(path: Path) -> Iterator[Damage]:
+    """Damage of the metadata of arrays, and of coordinates, columns, observations and truth."""
+    try:
+        root = json.loads((path / "zarr.json").read_bytes())
+        arrays, channels = root["consolidated_metadata"]["metadata"], root["attributes"]["channels"]
+    except (OSError, ValueError, KeyError, TypeError):
+        # Opening the store says what is wrong.
+        return
+    own = {*channels, *(f"{name}_{kind}" for name in channels for kind in STATISTICS)}
+    for name, array in sorted(arrays.items()):
+        # An array's metadata are in the store twice.
+        file = path / name / "zarr.json"
         try:
-            values = array[...]
-        except Exception as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            yield Damage(name, f"cannot be read ({reason})", name, range(0))
+            wrong = None if json.loads(file.read_bytes()) == array else "differs from the metadata of the store"
+        except (OSError, ValueError) as error:
+            wrong = "missing" if isinstance(error, FileNotFoundError) else "cannot be read"
+        if wrong is not None:
+            yield Damage(f"{name}/{file.name}", wrong, f"metadata of {name}", range(0))
             continue
-        # Zarr takes a missing chunk for fill values, which are never written here.
-        if values.dtype.kind == "f" and np.isnan(values).any():
-            yield Damage(name, "missing", name, range(0))
+        if name in own or [codec["name"] for codec in array["codecs"]] != ["bytes", "crc32c"]:
+            continue
+        chunk = array["chunk_grid"]["configuration"]["chunk_shape"]
+        num_bytes = np.dtype(array["data_type"]).itemsize * int(np.prod(chunk))
+        for index in np.ndindex(*(-(-n // m) for n, m in zip(array["shape"], chunk, strict=True))):
+            file = path / name / ".".join(map(str, ("c", *index)))
+            wrong = problem(file, num_bytes)
+            if wrong is not None:
+                yield Damage(f"{name}/{file.name}", wrong, name, range(0))

@@ -16,6 +16,7 @@ import json
 import os
 import socket
 import struct
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,6 +28,8 @@ _MAGIC = b"enmaunit"
 # Magic, and the chunk that a run was found to fit the memory with (0: as it was asked for).
 _HEADER = struct.Struct("<8sq")
 _DONE = 1
+# Seconds between looks at a store that another process is making.
+_POLL = 0.05
 
 
 class Ledger:
@@ -69,9 +72,10 @@ class Ledger:
         """Rows at a time that were found to fit the memory, 0 for as asked."""
         return int(_HEADER.unpack(os.pread(self._file, _HEADER.size, 0))[1])
 
-    @chunk.setter
-    def chunk(self, value: int) -> None:
-        os.pwrite(self._file, struct.pack("<q", value), 8)
+    def fit(self, chunk: int) -> None:
+        """Note that more rows at a time do not fit the memory; the least that any process notes counts."""
+        if chunk < (self.chunk or chunk + 1):
+            os.pwrite(self._file, struct.pack("<q", chunk), 8)
 
     def done(self, first: int = 0, last: int | None = None) -> np.ndarray:
         """Whether each unit of `first, ..., last - 1` is done, `[n]` bool."""
@@ -96,7 +100,13 @@ class Ledger:
 
     def finished(self) -> bool:
         """Whether the run is over: its ledger has been removed."""
-        return os.fstat(self._file).st_nlink == 0
+        try:
+            return os.fstat(self._file).st_nlink == 0
+        except OSError as error:
+            # A network file system no longer knows what another machine has removed.
+            if error.errno == errno.ESTALE:
+                return True
+            raise
 
     def _lock(self, kind: int, first: int, last: int) -> bool:
         request = struct.pack("hhqqi", kind, os.SEEK_SET, _HEADER.size + first, last - first, 0)
@@ -109,11 +119,33 @@ class Ledger:
         return True
 
 
+def _flock(file: int, kind: int) -> bool:
+    """Try to lock a file."""
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 def write_ledger(path: Path, done: np.ndarray) -> None:
-    """Make a ledger whose units are done or not, `[n]` bool; it appears whole."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_bytes(_HEADER.pack(_MAGIC, 0) + done.astype(np.uint8).tobytes())
+    """Make a ledger whose units are done or not, `[n]` bool; it appears whole, and on the disk."""
+    temporary = unfinished_write(path)
+    with temporary.open("wb") as file:
+        file.write(_HEADER.pack(_MAGIC, 0) + done.astype(np.uint8).tobytes())
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(temporary, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def unfinished_write(path: Path) -> Path:
+    """Where `write_ledger` that was killed has left a part."""
+    return path.with_name(f"{path.name}.tmp")
 
 
 class RunLock:
@@ -135,7 +167,9 @@ class RunLock:
     """
 
     def __init__(self, target: Path, run: str) -> None:
-        self.target, self.path, self.run = target, target.with_name(f".{target.name}.lock"), run
+        # Whoever comes by another name, such as a link, finds the same lock.
+        real = target.resolve()
+        self.target, self.path, self.run = target, real.with_name(f".{real.name}.lock"), run
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file, self.first = self._enter()
@@ -146,7 +180,7 @@ class RunLock:
         if self.first:
             return
         if (owner := self._owner()).get("run") != run:
-            os.close(self._file)
+            self.close()
             raise EnmaError(
                 f"{target}: is being written by another run (process {owner.get('pid', '?')} on "
                 f"{owner.get('host', '?')}); wait for it, or choose another --out"
@@ -180,12 +214,12 @@ class RunLock:
         """The locked file, and whether nobody else has it."""
         while True:
             file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                first = True
-            except BlockingIOError:
-                fcntl.flock(file, fcntl.LOCK_SH)
-                first = False
+            first = _flock(file, fcntl.LOCK_EX)
+            # The first may die before it shares: then the next is first, so none may wait for a share alone.
+            if not first and not _flock(file, fcntl.LOCK_SH):
+                os.close(file)
+                time.sleep(_POLL)
+                continue
             # The last process of a run may have removed the file that was opened.
             if os.fstat(file).st_nlink and (first or os.fstat(file).st_size):
                 return file, first
@@ -193,8 +227,12 @@ class RunLock:
 
     def _write(self) -> None:
         text = json.dumps({"run": self.run, "pid": os.getpid(), "host": socket.gethostname()})
-        os.ftruncate(self._file, 0)
-        os.pwrite(self._file, text.encode(), 0)
+        try:
+            os.ftruncate(self._file, 0)
+            os.pwrite(self._file, text.encode(), 0)
+        except OSError:
+            self.close()
+            raise
 
     def _owner(self) -> dict[str, str | int]:
         try:

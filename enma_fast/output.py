@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .chunks import encode_chunk, encode_shard, settle, write_file
+from .chunks import Disk, encode_chunk, encode_shard, settled, write_file
 from .errors import EnmaError
 from .extras import load_extra
 from .ledger import write_ledger
@@ -124,6 +124,7 @@ class ForecastStore:
 
     def __init__(self, path: Path, layout: Layout) -> None:
         self.path, self.layout = path, layout
+        self._disk: Disk | None = None
 
     def put(self, first: int, samples: ArrayLike) -> None:
         """Write the members `[B, K, T, *x, c]` of trajectories `first, ..., first + B - 1` of the store."""
@@ -144,10 +145,16 @@ class ForecastStore:
             for k in range(first, last, layout.shard):
                 chunks = [samples[i - first, ..., c] for i in range(k, min(k + layout.shard, last))]
                 data = encode_chunk(chunks[0]) if layout.shard == 1 else encode_shard(chunks, layout.shard)
-                write_file(member_file(self.path, name, layout, trajectory, k), data)
+                self._write(member_file(self.path, name, layout, trajectory, k), data)
 
     def get_members(self, trajectory: int, first: int, last: int) -> np.ndarray:
         """Members `[n, T, *x, c]` at places `first, ..., last - 1` of a trajectory; `EnmaError` for a damaged one."""
+        for name in self.layout.channels:
+            for k in range(first // self.layout.shard * self.layout.shard, last, self.layout.shard):
+                file = member_file(self.path, name, self.layout, trajectory, k)
+                if not file.exists():
+                    # It would read as NaN.
+                    raise EnmaError(f"{file}: is missing; run: enma-fast verify {self.path}")
         group = load_extra("zarr", "store").open_group(self.path, mode="r")
         try:
             return np.stack([group[name][trajectory, first:last] for name in self.layout.channels], axis=-1)
@@ -164,11 +171,23 @@ class ForecastStore:
             self._check(kind, array.shape, (*own, *layout.frame_shape, len(layout.channels)), trajectory)
             for c, name in enumerate(layout.channels):
                 path = statistic_file(self.path, name, kind, layout, trajectory)
-                write_file(path, encode_chunk(array[..., c]))
+                self._write(path, encode_chunk(array[..., c]))
 
     def settle(self) -> None:
-        """Wait until what was written is on the disk."""
-        settle(self.path)
+        """Wait until what was written is on the disk; `OSError` if it did not get there."""
+        if self._disk is not None:
+            self._disk.settle()
+
+    def close(self) -> None:
+        """No more is written."""
+        if self._disk is not None:
+            self._disk.close()
+            self._disk = None
+
+    def _write(self, path: Path, data: bytes) -> None:
+        if self._disk is None:
+            self._disk = Disk(self.path)
+        write_file(path, data)
 
     def _check(self, what: str, shape: tuple[int, ...], expected: tuple[int, ...], trajectory: int) -> None:
         if shape != expected or not 0 <= trajectory < len(self.layout.trajectories):
@@ -212,10 +231,12 @@ def create_store(
     refuse(path, force=force)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        _lay_out(temporary, layout)
-        store = ForecastStore(temporary, layout)
-        yield store
-        store.settle()
+        with _made(temporary, layout):
+            store = ForecastStore(temporary, layout)
+            try:
+                yield store
+            finally:
+                store.close()
         _move(temporary, path)
     except OSError as error:
         raise EnmaError(f"{path}: cannot be written ({error}); choose another place or free space") from error
@@ -235,9 +256,8 @@ def lay_out(path: Path, layout: Layout, *, force: bool = False) -> None:
     refuse(path, force=force)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        _lay_out(temporary, layout)
-        write_ledger(temporary / LEDGER, np.zeros(layout.num_units, bool))
-        settle(temporary)
+        with _made(temporary, layout):
+            write_ledger(temporary / LEDGER, np.zeros(layout.num_units, bool))
         _move(temporary, path)
     except OSError as error:
         raise EnmaError(f"{path}: cannot be written ({error}); choose another place or free space") from error
@@ -245,11 +265,19 @@ def lay_out(path: Path, layout: Layout, *, force: bool = False) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextmanager
+def _made(path: Path, layout: Layout) -> Iterator[None]:
+    """A store without a forecast; after the block it is on the disk, with what was added."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(path, ignore_errors=True)
+    with settled(path.parent):
+        _lay_out(path, layout)
+        yield
+
+
 def _lay_out(path: Path, layout: Layout) -> None:
     """Metadata, coordinates and what is known beforehand."""
     zarr = load_extra("zarr", "store")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(path, ignore_errors=True)
     group = zarr.open_group(path, mode="w-", zarr_format=3)
     axes = _AXES[: len(layout.coords)]
     _coordinates(group, layout)
@@ -292,7 +320,7 @@ def differences(path: Path, layout: Layout) -> list[str]:
     dataset = read_forecast(path, partial=True)
     found = dict(dataset.attrs)
     own = json.loads(json.dumps(_attributes(layout)))
-    says_nothing = {"command", "history", "title", "references"}
+    says_nothing = {"command", "history", "title", "references", "further_versions"}
     keys = sorted((own.keys() | found.keys()) - says_nothing)
     told = [
         f"{key} is {_short(found.get(key))} there, {_short(own.get(key))} here"
@@ -304,7 +332,8 @@ def differences(path: Path, layout: Layout) -> list[str]:
         told.append("its trajectories are others")
     frames = {"time": np.asarray(layout.times, np.float64)} | dict(zip(_AXES, layout.coords, strict=False))
     told += [f"its {name} is another" for name, values in frames.items() if not np.array_equal(dataset[name], values)]
-    return told
+    # The hash of all that is forecast follows from most of the others.
+    return [text for text in told if len(told) == 1 or not text.startswith("input_sha256")]
 
 
 def layout_at(path: Path) -> Layout:
@@ -444,6 +473,8 @@ def _empty(
         chunk_key_encoding={"name": "default", "separator": "."},
         dimension_names=dims,
         attributes=dict(attributes),
+        # A chunk of zeros is a file too: where one is missing, it is lost.
+        config={"write_empty_chunks": True},
     )
 
 
@@ -485,8 +516,8 @@ def sweep(path: Path) -> None:
 def _move(temporary: Path, path: Path) -> None:
     """Put a folder in its place; a folder that was there goes once the new one is in place."""
     old = temporary.with_suffix(".old")
-    if path.exists():
-        os.replace(path, old)
-    os.replace(temporary, path)
-    settle(path.parent)
+    with settled(path.parent):
+        if path.exists():
+            os.replace(path, old)
+        os.replace(temporary, path)
     shutil.rmtree(old, ignore_errors=True)

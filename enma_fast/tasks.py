@@ -14,6 +14,7 @@ Shape suffixes: B trajectories, K members, T frames.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,12 +23,12 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from .checkpoint import WEIGHTS, locate, sha256
+from .checkpoint import CONFIG, WEIGHTS, locate, sha256
 from .config import ModelConfig, SamplingConfig
 from .data import FieldFile
 from .engine import PRECISIONS
 from .errors import EnmaError
-from .members import CHUNK, check_size, sample_fields
+from .members import CHUNK, Stop, check_size, sample_fields
 from .model import Model
 from .output import Layout
 from .system import versions
@@ -157,10 +158,12 @@ def forecast_rows(
     members: range | None = None,
     chunk: int | None = None,
     frames: int | None = None,
+    stop: Stop | None = None,
 ) -> Tensor:
     """Forecast trajectories `rows` of a file, which `check_case` has passed: `[B, K, T, *x, c]` fp32.
 
-    Without the observed frames; `members`, `chunk` and the `frames` to forecast are by default all.
+    Without the observed frames; `members`, `chunk` and the `frames` to forecast are by default all; `stop` as that of
+    `forecast`.
     """
     wanted = range(case.members) if members is None else members
     return sample_fields(
@@ -175,6 +178,7 @@ def forecast_rows(
         chunk=chunk or case.chunk,
         settings=case.settings,
         dtype=None if case.precision is None else PRECISIONS[case.precision],
+        stop=stop,
     )
 
 
@@ -230,19 +234,51 @@ def layout_of(
 
 
 def provenance(
-    checkpoint: str | Path, data: FieldFile, command: str, context: FieldFile | None = None
+    checkpoint: str | Path, data: FieldFile, case: Case, rows: Sequence[int], command: str
 ) -> dict[str, Any]:
-    """Attributes of a store that say which weights, data, versions and command made it."""
-    found = {
+    """Attributes of a store that say which model, data, versions and command made it.
+
+    Beside the hashes of the files, `input_sha256` is that of all that is taken from them: fields may have been changed
+    since they were read.
+    """
+    folder, found = locate(checkpoint), versions()
+    decide = ("enma-fast", "torch", "numpy")
+    attributes = {
         "command": command,
-        "model_sha256": sha256(locate(checkpoint) / WEIGHTS),
+        "model_sha256": sha256(folder / WEIGHTS),
+        "config_sha256": sha256(folder / CONFIG),
         "data_file": data.path.name,
-        "data_sha256": sha256(data.path),
-        "versions": ", ".join(f"{name} {number}" for name, number in versions().items() if number),
+        "data_sha256": _sha256(data.path),
+        "input_sha256": _input_sha256(data, case, rows),
+        # Those that decide the bits of a result, and the others.
+        "versions": ", ".join(f"{name} {found[name]}" for name in decide),
+        "further_versions": ", ".join(f"{n} {number}" for n, number in found.items() if number and n not in decide),
     }
-    if context is not None:
-        found |= {"context_file": context.path.name, "context_sha256": sha256(context.path)}
-    return found
+    if case.context is not None:
+        attributes |= {"context_file": case.context.path.name, "context_sha256": _sha256(case.context.path)}
+    return attributes
+
+
+def _sha256(path: Path) -> str:
+    """Of a file; fields need not come from one."""
+    return sha256(path) if path.is_file() else "no file"
+
+
+def _input_sha256(data: FieldFile, case: Case, rows: Sequence[int]) -> str:
+    """Fields, contexts and columns of trajectories `rows`, and the times of the frames."""
+    digest = hashlib.sha256()
+    for i in rows:
+        digest.update(data.u[i].tobytes())
+        if case.context is not None:
+            digest.update(case.context.u[i if len(case.context) > 1 else 0].tobytes())
+        elif case.task != "temporal":
+            digest.update(data.u[data.context_for(i)].tobytes())
+    columns = [data.times, *(values[list(rows)] for _, values in sorted(data.parameters.items()))]
+    if data.environment is not None:
+        columns.append(data.environment[list(rows)])
+    for values in columns:
+        digest.update(values.tobytes())
+    return digest.hexdigest()
 
 
 def _listed(settings: SamplingConfig) -> str:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from .errors import EnmaError
 from .ledger import Ledger
 from .output import ForecastStore
 
@@ -47,7 +46,7 @@ class Writer:
         return self._put - self._marked
 
     def put(self, block: Any, samples: np.ndarray) -> None:
-        """Write the members `[B, K, T, *x, c]` of a block; `EnmaError` if an earlier one could not be written."""
+        """Write the members `[B, K, T, *x, c]` of a block; `OSError` if an earlier one could not be written."""
         self._put += samples.shape[0] * samples.shape[1]
         self._send("put", block, samples)
 
@@ -75,11 +74,6 @@ class Writer:
         self._queue.put((what, block, samples))
 
     def _raise(self) -> None:
-        if isinstance(self._error, OSError):
-            raise EnmaError(
-                f"{self.store.path}: cannot be written ({self._error}); what was written is kept, mend this and repeat "
-                "the command"
-            ) from self._error
         if self._error is not None:
             raise self._error
 

@@ -1,13 +1,17 @@
 """Chunk files: Zarr reads what is written here byte for byte as it would have written it, and damage is seen."""
 
+import ctypes
+import errno
+import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import zarr
 from zarr.codecs import Crc32cCodec
 
-from enma_fast.chunks import encode_chunk, encode_shard, problem, settle, write_file
+from enma_fast.chunks import Disk, encode_chunk, encode_shard, problem, settled, write_file
 
 
 def array(folder: Path, shard: int) -> zarr.Array:
@@ -32,7 +36,6 @@ def test_zarr_reads_it_and_writes_the_same_values(tmp_path: Path, rng: np.random
         part = list(values[i : i + shard])
         data = encode_chunk(part[0]) if shard == 1 else encode_shard(part, shard)
         write_file(tmp_path / "u" / f"c.{i // shard}.0.0", data)
-    settle(tmp_path)
     np.testing.assert_array_equal(made[...], values)
     np.testing.assert_array_equal(made[3], values[3])
     if shard == 1:
@@ -85,6 +88,22 @@ def test_a_file_that_could_not_be_written_leaves_the_old_one(tmp_path: Path, mon
     assert path.read_bytes() == b"old"
 
 
-def test_settling_what_is_not_there(tmp_path: Path) -> None:
+def test_the_disk_of_what_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        settle(tmp_path / "nowhere")
+        Disk(tmp_path / "nowhere")
+
+
+def test_what_did_not_reach_the_disk_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the system, at the wait; what was asked is open since before anything was written."""
+    asked = []
+
+    def syncfs(file: int) -> int:
+        asked.append(os.fstat(file).st_ino)
+        ctypes.set_errno(errno.EIO)
+        return -1
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda name, use_errno: SimpleNamespace(syncfs=syncfs))
+    with pytest.raises(OSError, match="Input/output error") as caught, settled(tmp_path):
+        (tmp_path / "file").touch()
+    assert caught.value.errno == errno.EIO
+    assert asked == [tmp_path.stat().st_ino]

@@ -1,4 +1,4 @@
-"""Which process of a launch this is. The variables are those of real ranks: torch 2.11, Open MPI 5.0.7, MPICH 4.2.1 and
+"""Which process of a launch this is. The variables are those of real ranks: torch 2.13, Open MPI 5.0.7, MPICH 4.2.1 and
 SLURM 24.11 on two nodes, without what does not tell ranks apart."""
 
 import os

@@ -41,9 +41,13 @@ def test_the_chunk_is_remembered_beside_the_units(path: Path) -> None:
     ledger = Ledger(path, 20)
     assert ledger.chunk == 0
     ledger.mark(range(20))
-    ledger.chunk = 2**40 + 3
+    ledger.fit(2**40 + 3)
     assert Ledger(path, 20).chunk == 2**40 + 3
     assert Ledger(path, 20).done().all()
+    # Of several processes, the one with the least memory decides.
+    for chunk, expected in ((7, 7), (12, 7), (3, 3)):
+        Ledger(path, 20).fit(chunk)
+        assert ledger.chunk == expected
 
 
 def test_claims_exclude_each_other_where_they_overlap(path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -100,17 +101,20 @@ def forecast(
         flow_method=flow_method,
         temperature=temperature,
     )
-    typed += "" if precision is None else f" --precision {precision}"
     task = task or ("temporal" if context is None else "initial-value")
-    command = (
-        f"enma-fast forecast {file.name} --checkpoint {checkpoint} --task {task} --history {history}"
-        + ("" if context is None else f" --context {context.name}")
-        + f" --members {members} --seed {seed} --select {rows.start}:{rows.stop}"
-        + ("" if not statistics_only else " --statistics-only")
-        + ("" if quantiles is None else f" --quantiles {quantiles}")
-        + ("" if exceedance is None else f" --exceedance {exceedance}")
-        + ("" if shard == 1 else f" --shard {shard}")
-        + typed
+    command = shlex.join(
+        ["enma-fast", "forecast", file.name, "--checkpoint", str(checkpoint), "--task", task]
+        + ["--history", str(history)]
+        + ([] if context is None else ["--context", context.name])
+        + ["--members", str(members), "--seed", str(seed), "--select", f"{rows.start}:{rows.stop}"]
+        + (["--statistics-only"] if statistics_only else [])
+        + ([] if quantiles is None else ["--quantiles", quantiles])
+        + ([] if exceedance is None else ["--exceedance", exceedance])
+        + ([] if shard == 1 else ["--shard", str(shard)])
+        + typed.split()
+        + ([] if precision is None else ["--precision", precision])
+        # There the number of rows decides how results are rounded.
+        + ([] if device == "cpu" else ["--device", device, "--chunk", str(chunk)])
     )
     run = prepare(
         data,
@@ -144,8 +148,8 @@ def forecast(
     result: dict[str, Any] = {
         "plan": dataclasses.asdict(plan),
         "task": task,
-        "model": run.model.config.name,
-        "history": run.case.observed,
+        "model": run.sampler.model.config.name,
+        "history": run.sampler.case.observed,
         "seed": seed,
         "sampling": dataclasses.asdict(settings),
         "rank": launch.rank,
@@ -166,7 +170,7 @@ def forecast(
             **done,
             **result,
             "seconds_per_member": done["seconds"] / sampled if sampled else None,
-            "num_parameters": sum(p.numel() for p in run.model.parameters()),
+            "num_parameters": sum(p.numel() for p in run.sampler.model.parameters()),
         }
     )
 

@@ -68,15 +68,18 @@ def verify(
 
 def _verify_store(terminal: Terminal, store: Path) -> None:
     """Table of the damage; `EnmaError` if there is any."""
+    import json
+    import shlex
+
     from ..integrity import check_store, mark_missing
-    from ..output import LEDGER, read_forecast
+    from ..output import LEDGER
 
     with terminal.progress("checking") as update:
         found = check_store(store, progress=update)
-    attributes = read_forecast(store, partial=True).attrs
-    mended = mark_missing(store, found) if found else True
-    unfinished = (store / LEDGER).exists()
-    again = f"{attributes.get('command', 'the command that wrote it')} --out {store}"
+    # A store whose coordinates are damaged does not open as one.
+    attributes = json.loads((store / "zarr.json").read_bytes())["attributes"]
+    unfinished = (store / LEDGER).exists() or any(damage.units for damage in found)
+    again = f"{attributes.get('command', 'the command that wrote it')} --out {shlex.quote(str(store))}"
     if found:
         rows = [[damage.holds, damage.problem, damage.file] for damage in found]
         terminal.show(table(f"{store}: {len(found)} damaged", ["what", "problem", "file"], rows))
@@ -92,6 +95,8 @@ def _verify_store(terminal: Terminal, store: Path) -> None:
         }
     )
     if found:
+        # What was found is told even where it cannot be noted.
+        mended = mark_missing(store, found)
         first = f"{found[0].file} ({found[0].problem})"
         more = f" and {len(found) - 1} more are" if len(found) > 1 else " is"
         mend = f"repeat: {again}" if mended else f"what a store begins with is damaged; write it again: {again} --force"

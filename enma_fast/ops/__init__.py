@@ -8,6 +8,7 @@ import torch
 
 from ._backend import best as best
 from ._backend import choose as choose
+from ._backend import extension as extension
 
 OPERATORS = (
     "point_attention",

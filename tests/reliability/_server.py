@@ -1,0 +1,201 @@
+"""A fork server: one process that has imported everything, and forks a child for each command line or run.
+
+Run as a program, it reads one JSON request a line and answers each with one. A child works in a fresh copy of the
+imported modules, with output into files, and can be given a trap: at its n-th step that changes or locks a file below
+a folder it is killed, stopped, or told that the disk is full. Steps are what Python's audit events report (files
+opened for writing, renamed, removed; folders; locks of a whole run) and calls of `os.write` and `os.pwrite`.
+"""
+
+import contextlib
+import errno
+import gc
+import importlib
+import io
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+_PATHS = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"}
+
+
+class Trap:
+    """Counts the steps of this process, and springs at some of them.
+
+    how : "kill" before the step, "half" in the middle of a write, "stop" before it, "full" (this and all further
+        writes and new files fail), or "" to count only
+    match : only steps whose name and path contain it count
+    """
+
+    def __init__(self, folder: str, *, at: Sequence[int] = (), how: str = "", match: str = "", trace: str = "") -> None:
+        self.folder, self.at, self.how, self.match = folder, at, how, match
+        self.count, self.full = 0, False
+        self.lock = threading.Lock()
+        self.trace = os.open(trace, os.O_WRONLY | os.O_CREAT | os.O_APPEND) if trace else None
+        self.write, self.pwrite = os.write, os.pwrite
+        os.write, os.pwrite = self._write, self._pwrite
+        sys.addaudithook(self._event)
+
+    def _event(self, name: str, arguments: tuple[Any, ...]) -> None:
+        if name in _PATHS or name == "open":
+            path = str(arguments[0])
+            if name == "open" and not arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+                return
+            # What is removed with a whole folder is named relative to it.
+            if not path.startswith(self.folder) and not (name == "os.remove" and arguments[1] != -1):
+                return
+            self._step(f"{name} {path}")
+            if self.full and name in ("open", "os.mkdir"):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+        elif name == "fcntl.flock":
+            self._step(name)
+
+    def _step(self, what: str) -> bool:
+        """Whether the trap springs here, in a way that the caller has to see to."""
+        if self.match not in what:
+            return False
+        with self.lock:
+            self.count += 1
+            if self.trace is not None:
+                self.write(self.trace, f"{what}\n".encode())
+            if self.count not in self.at:
+                return False
+            if self.how == "kill" or (self.how == "half" and "write" not in what):
+                os.kill(os.getpid(), signal.SIGKILL)
+            elif self.how == "stop":
+                os.kill(os.getpid(), signal.SIGSTOP)
+            elif self.how == "full":
+                self.full = True
+            return self.how == "half"
+
+    def _write(self, file: int, data: Any) -> int:
+        if self._step("os.write"):
+            self.write(file, bytes(data)[: len(data) // 2])
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return self.write(file, data)
+
+    def _pwrite(self, file: int, data: Any, offset: int) -> int:
+        if self._step("os.pwrite"):
+            self.pwrite(file, bytes(data)[: len(data) // 2], offset)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.pwrite(file, data, offset)
+
+
+@cache
+def prepared(options: str) -> Any:
+    """A run that only needs to be executed, which saves each child half of its time."""
+    return importlib.import_module("enma_fast.ensemble").prepare(**json.loads(options))
+
+
+def execute(run: Any) -> int:
+    """Execute a run that was prepared before the fork, as a run of its own; its exit status."""
+    run.launch = importlib.import_module("enma_fast.launch").detect()
+    try:
+        json.dump(run.execute(), sys.stdout)
+    except importlib.import_module("enma_fast.errors").EnmaError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    return 0
+
+
+def child(request: dict[str, Any]) -> None:
+    """Run a command line, or execute a run, and leave; never returns."""
+    status = 70
+    try:
+        for number, name in ((1, "out"), (2, "err")):
+            file = os.open(f"{request['log']}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(file, number)
+        sys.stdout, sys.stderr = (os.fdopen(file, "w", closefd=False) for file in (1, 2))
+        os.environ.update(request["environ"])
+        for name, value in request["patch"].items():
+            module, _, attribute = name.rpartition(".")
+            setattr(importlib.import_module(f"enma_fast.{module}"), attribute, value)
+        if request["trap"]:
+            Trap(**request["trap"])
+        if request["run"]:
+            status = execute(prepared(request["run"]))
+        else:
+            status = importlib.import_module("enma_fast.cli").main(request["arguments"])
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def wait(pid: int, seconds: float) -> dict[str, Any]:
+    """How a child ended or stopped: its status (negative: a signal), "stopped", or "running" after so many seconds."""
+    last = time.monotonic() + seconds
+    while True:
+        found, code = os.waitpid(pid, os.WNOHANG | os.WUNTRACED)
+        if found and os.WIFSTOPPED(code):
+            return {"state": "stopped", "status": None}
+        if found:
+            return {"state": "ended", "status": os.waitstatus_to_exitcode(code)}
+        if time.monotonic() > last:
+            return {"state": "running", "status": None}
+        time.sleep(5e-4)
+
+
+class Nothing(TorchDispatchMode):
+    """Changes nothing."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}))
+
+
+def warm(data: str, checkpoint: str) -> dict[str, Any]:
+    """Import what is imported on first use, without a sample: that would start threads, which no child has."""
+    ensemble = importlib.import_module("enma_fast.ensemble")
+    with contextlib.redirect_stdout(io.StringIO()):
+        importlib.import_module("enma_fast.cli").main(["forecast", "--help"])
+    ensemble.prepare(data, "/nowhere.zarr", checkpoint=checkpoint, members=2, select=[0]).plan(measure=False)
+    importlib.import_module("xarray").backends.list_engines()
+    # The first mode imports a thousand modules.
+    with Nothing():
+        torch.ones(1)
+    return {"threads": [(task / "comm").read_text() for task in Path("/proc/self/task").iterdir()]}
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    torch.set_num_interop_threads(1)
+    for name in ("cli", "ensemble", "integrity", "netcdf"):
+        importlib.import_module(f"enma_fast.{name}")
+    for name in ("google_crc32c", "h5py", "xarray", "zarr", "zarr.codecs"):
+        importlib.import_module(name)
+    # The collector of a child would write to, and so copy, every page that holds an object.
+    gc.collect()
+    gc.freeze()
+    while line := sys.stdin.readline():
+        request = json.loads(line)
+        if request["do"] == "wait":
+            answer = wait(request["pid"], request["seconds"])
+        elif request["do"] == "warm":
+            answer = warm(request["data"], request["checkpoint"])
+        else:
+            if request["run"]:
+                prepared(request["run"])
+            pid = os.fork()
+            if pid == 0:
+                child(request)
+            answer = {"pid": pid}
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

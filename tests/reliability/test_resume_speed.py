@@ -1,0 +1,48 @@
+"""A run of ten thousand members goes on at once."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from enma_fast import block_sampler
+from enma_fast.chunks import encode_chunk
+from enma_fast.ensemble import prepare
+from enma_fast.ledger import write_ledger
+from enma_fast.output import LEDGER, lay_out, member_file
+
+MEMBERS, MISSING = 10_000, 3
+
+
+class Begun(Exception):
+    """The first block is about to be sampled."""
+
+
+def test_ten_thousand_members_are_continued_in_two_seconds(
+    test_in: Path, tiny: Path, quick: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With loading model and data, without importing; in blocks of one member, of which there are most."""
+    out = quick / "run.zarr"
+    options = {"checkpoint": tiny, "members": MEMBERS, "select": [3], "chunk": 1}
+    layout = prepare(test_in, out, **options).layout
+    lay_out(out, layout)
+    data = encode_chunk(np.zeros(layout.frame_shape, np.float32))
+    for k in range(MEMBERS - MISSING):
+        member_file(out, "u", layout, 0, k).write_bytes(data)
+    write_ledger(out / LEDGER, np.arange(MEMBERS) < MEMBERS - MISSING)
+    begun = {}
+
+    def begin(*arguments: object, members: range, **given: object) -> None:
+        begun.update(seconds=time.perf_counter() - clock, members=members)
+        raise Begun
+
+    monkeypatch.setattr(block_sampler, "forecast_rows", begin)
+    clock = time.perf_counter()
+    run = prepare(test_in, out, **options)
+    plan = run.plan()
+    with pytest.raises(Begun):
+        run.execute()
+    assert (plan.members_missing, plan.blocks) == (MISSING, MEMBERS)
+    assert begun["members"] == range(MEMBERS - MISSING, MEMBERS - MISSING + 1)
+    assert begun["seconds"] < 2
