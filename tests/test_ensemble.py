@@ -1,17 +1,22 @@
 """The driver: a run is what the library samples, checked before any work, continued, and the same however it is cut."""
 
+import hashlib
+import json
+import re
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import xarray
 
-from enma_fast import ensemble
-from enma_fast.blocks import Block, missing_parts
+from enma_fast import block_sampler, ensemble, output
+from enma_fast.blocks import Block, Cut, missing_parts
 from enma_fast.checkpoint import load_model, save_model
+from enma_fast.chunks import Disk
 from enma_fast.data import FieldFile, read
 from enma_fast.ensemble import prepare, run
 from enma_fast.errors import EnmaError
@@ -19,7 +24,8 @@ from enma_fast.launch import Launch
 from enma_fast.ledger import Ledger, RunLock, write_ledger
 from enma_fast.members import sample_fields
 from enma_fast.model import Model
-from enma_fast.output import LEDGER, read_forecast, stacked
+from enma_fast.output import LEDGER, member_file, read_forecast, stacked
+from enma_fast.system import versions
 from enma_fast.writer import Writer
 
 ALONE = Launch(launcher="alone", rank=0, num_ranks=1, local_rank=0, num_local=1, run="test")
@@ -203,7 +209,7 @@ def test_what_another_run_wrote_is_refused_with_what_differs(
         ({"members": 2**32 + 1}, "members is 4294967297"),
         ({"members": 2**31}, r"needs [\d,.]+ GB, [\d,.]+ GB are free; use fewer members"),
         ({"select": [30]}, "trajectory 30 is selected; it has 0 to 29"),
-        ({"select": [-1]}, "is selected; it has 0 to 29"),
+        ({"select": [3, -1]}, "trajectory -1 is selected; it has 0 to 29"),
         ({"select": []}, "no trajectory is selected"),
         ({"select": [3, 3]}, "a trajectory is selected twice"),
         ({"quantiles": [0.0]}, "quantiles"),
@@ -221,6 +227,7 @@ def test_what_another_run_wrote_is_refused_with_what_differs(
         ({"checkpoint": "nowhere"}, "neither a folder nor a shipped model"),
         ({"task": "temporal", "context": "self"}, "the temporal task has none"),
         ({"context": "two"}, "holds 2 contexts; give one, or one for each of the 30"),
+        ({"force": True, "launch": replace(ALONE, num_ranks=2)}, "--force: one of the 2 processes could come when all"),
     ],
 )
 def test_bad_input_is_one_line_before_any_work(
@@ -233,6 +240,140 @@ def test_bad_input_is_one_line_before_any_work(
         start(data, tmp_path / "run.zarr", **given).plan(measure=False)
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_is_no_name_for_a_store(
+    data: FieldFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for out in (".", ".."):
+        with pytest.raises(EnmaError, match=rf"{out}: is a folder; name the store in it, such as .*run\.zarr"):
+            start(data, Path(out), members=2, select=[0], force=True)
+
+
+def test_a_store_is_of_what_was_used(
+    data: FieldFile, test_in: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not only of the files: fields may be changed, settings of a model too, and processors differ."""
+    out = tmp_path / "run.zarr"
+    common = {"members": 3, "select": [0, 1]}
+    start(data, out, **common).execute()
+    before = files(out)
+    warmer = replace(data, u=data.u + np.float32(0.01))
+    other = shutil.copytree(tiny, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    config["sampling"]["temperature"] = 0.9
+    (other / "config.json").write_text(json.dumps(config))
+    manifest = json.loads((other / "manifest.json").read_text())
+    data_of = (other / "config.json").read_bytes()
+    manifest["files"]["config.json"] = {"bytes": len(data_of), "sha256": hashlib.sha256(data_of).hexdigest()}
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(EnmaError, match="belongs to another run: input_sha256 is "):
+        start(warmer, out, **common).plan()
+    with pytest.raises(EnmaError, match="belongs to another run: config_sha256 is "):
+        start(data, out, **common, checkpoint=other).plan()
+    # As many trajectories as are used are enough, and what others of the file hold does not matter.
+    assert start(read(test_in, select=[0, 1]), out, **common).plan().members_missing == 0
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    with pytest.raises(EnmaError, match=r"belongs to another run: arithmetic is native, .* there, native, AVX2 "):
+        start(data, out, **common).plan()
+    monkeypatch.undo()
+    for package, matters in (("xarray", False), ("torch", True)):
+        monkeypatch.setattr("enma_fast.tasks.versions", lambda package=package: versions() | {package: "0.1"})
+        again = ensemble.prepare(data, out, checkpoint=tiny, launch=ALONE, **common)
+        if matters:
+            with pytest.raises(EnmaError, match=r"belongs to another run: versions is .* there, .*torch 0\.1.* here"):
+                again.plan()
+        else:
+            assert again.plan().members_missing == 0
+    assert files(out) == before
+
+
+@pytest.mark.parametrize("keep_members", [True, False])
+def test_a_member_that_is_not_finite_costs_the_statistics_of_its_trajectory_only(
+    data: FieldFile,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    keep_members: bool,
+) -> None:
+    common = {"members": 6, "select": [3, 4], "chunk": 3, "quantiles": (0.5,), "keep_members": keep_members}
+    start(data, tmp_path / "whole.zarr", **common).execute()
+    sample = block_sampler.forecast_rows
+
+    def spoiled(*arguments: Any, rows: list[int], members: range, **options: Any) -> torch.Tensor:
+        samples = sample(*arguments, rows=rows, members=members, **options)
+        if 4 in members and 4 in rows:
+            samples[rows.index(4), 4 - members.start, -1, 7] = torch.inf
+        return samples
+
+    monkeypatch.setattr(block_sampler, "forecast_rows", spoiled)
+    start(data, tmp_path / "run.zarr", **common).execute()
+    assert "trajectory 4 has no statistics: its member 4 is not finite" in caplog.text
+    found, whole = (read_forecast(tmp_path / name) for name in ("run.zarr", "whole.zarr"))
+    for name in ("u_mean", "u_spread", "u_quantile"):
+        np.testing.assert_array_equal(found[name][0], whole[name][0])
+        assert found[name][1].isnull().all()
+    if keep_members:
+        np.testing.assert_array_equal(found["u"][:, :4], whole["u"][:, :4])
+
+
+def test_a_member_that_is_lost_is_not_taken_for_numbers(data: FieldFile, tmp_path: Path) -> None:
+    common = {"members": 6, "select": [3], "shard": 2}
+    out = tmp_path / "run.zarr"
+    run = start(data, out, **common, quantiles=(0.5,))
+    run.execute()
+    file = member_file(out, "u", run.layout, 0, 3)
+    file.unlink()
+    # Its statistics are to be made again, and nobody has said that it is lost.
+    write_ledger(out / LEDGER, np.arange(7) < 6)
+    with pytest.raises(EnmaError, match=rf"{re.escape(str(file))}: is missing; run: enma-fast verify {out}"):
+        start(data, out, **common, quantiles=(0.5,)).execute()
+
+
+def test_nothing_is_done_before_it_is_on_the_disk(
+    data: FieldFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files, then a wait, then their marks; and all of it before the ledger goes."""
+    steps: list[str] = []
+
+    def noted(owner: Any, name: str, step: str) -> None:
+        original = getattr(owner, name)
+
+        def noting(*arguments: Any, **options: Any) -> Any:
+            steps.append(step)
+            return original(*arguments, **options)
+
+        monkeypatch.setattr(owner, name, noting)
+
+    given = start(data, tmp_path / "run.zarr", members=6, select=[0], chunk=2, quantiles=(0.5,))
+    noted(output, "write_file", "write")
+    noted(Disk, "settle", "settle")
+    noted(Ledger, "mark", "mark")
+    monkeypatch.setattr("enma_fast.writer._SETTLE", -1.0)
+    original = Path.unlink
+    unlink = lambda path, **options: (steps.append(f"unlink {path.name}"), original(path, **options))  # noqa: E731
+    monkeypatch.setattr(Path, "unlink", unlink)
+    given.execute()
+    kept = [step for step in steps if step in ("write", "settle", "mark", f"unlink {LEDGER}")]
+    # The store is laid out and moved to its place; three blocks of two members; three statistics; the end.
+    expected = ["settle"] * 2 + ["write", "write", "settle", "mark"] * 3 + ["write"] * 3 + ["settle", "mark", "settle"]
+    assert kept == [*expected, f"unlink {LEDGER}"]
+
+
+def test_a_disk_that_fails_is_told_how_to_go_on(
+    data: FieldFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run.zarr"
+
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(output, "write_file", full)
+    said = r"run\.zarr: cannot be written .*No space left.*; what was written is kept, mend this and repeat the command"
+    for force, how in ((False, "$"), (True, " without --force$")):
+        with pytest.raises(EnmaError, match=said + how):
+            start(data, out, members=2, select=[0], force=force).execute()
 
 
 def test_the_store_of_another_tool_is_left_alone(data: FieldFile, tmp_path: Path) -> None:
@@ -290,6 +431,29 @@ def test_python_takes_a_path_and_gives_a_summary(tiny: Path, test_in: Path, tmp_
     assert done["store"] == str(tmp_path / "run.zarr")
     assert calls == [(2, 2)]
     assert prepare(test_in, tmp_path / "run.zarr", checkpoint=tiny, members=2, select=[5]).plan().members_missing == 0
+
+
+@pytest.mark.parametrize(
+    ("cut", "expected"),
+    [
+        (Cut(2, 5, chunk=2), [(0, 1, 0, 2), (0, 1, 2, 4), (0, 1, 4, 5), (1, 2, 0, 2), (1, 2, 2, 4), (1, 2, 4, 5)]),
+        (Cut(5, 3, chunk=7), [(0, 2, 0, 3), (2, 4, 0, 3), (4, 5, 0, 3)]),
+        (Cut(1, 5, chunk=3, shard=2), [(0, 1, 0, 2), (0, 1, 2, 4), (0, 1, 4, 5)]),
+        (Cut(1, 5, chunk=1, shard=4), [(0, 1, 0, 4), (0, 1, 4, 5)]),
+    ],
+)
+def test_a_run_is_cut_into_blocks(cut: Cut, expected: list[tuple[int, ...]]) -> None:
+    assert [(block.b, block.b_end, block.k, block.k_end) for block in cut] == expected
+    assert (len(cut), cut[-1], cut[1:]) == (len(expected), list(cut)[-1], list(cut)[1:])
+    assert sum(block.last - block.first for block in cut) == cut[-1].last
+    with pytest.raises(IndexError):
+        cut[len(cut)]
+
+
+def test_a_huge_run_is_cut_at_once() -> None:
+    cut = Cut(1000, 2**32, chunk=64)
+    assert len(cut) == 1000 * 2**26
+    assert (cut[2**26].b, cut[2**26].k, cut[-1].last) == (1, 0, 1000 * 2**32)
 
 
 def test_the_missing_of_a_block_are_blocks(tmp_path: Path) -> None:

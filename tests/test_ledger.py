@@ -1,5 +1,6 @@
 """The ledger of a run and its lock: what is done, who has what, and what a dead process leaves behind."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -98,6 +99,23 @@ def test_it_knows_that_the_run_is_over(path: Path) -> None:
     assert ledger.finished()
 
 
+def test_what_another_machine_has_removed_is_over(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network file system says so in its own way."""
+    ledger = Ledger(path, 20)
+    for number, expected in ((errno.ESTALE, True), (errno.EIO, None)):
+
+        def fail(file: int, number: int = number) -> None:
+            raise OSError(number, os.strerror(number))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fstat", fail)
+            if expected:
+                assert ledger.finished()
+            else:
+                with pytest.raises(OSError, match="Input/output"):
+                    ledger.finished()
+
+
 def test_one_run_at_a_time(tmp_path: Path) -> None:
     store = tmp_path / "run.zarr"
     with RunLock(store, "a") as first:
@@ -111,6 +129,36 @@ def test_one_run_at_a_time(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     with RunLock(store, "b") as later:
         assert later.first
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_store_has_one_lock_by_whatever_name(tmp_path: Path) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "link").symlink_to("here")
+    (tmp_path / "run.zarr").symlink_to("here/run.zarr")
+    with RunLock(tmp_path / "here" / "run.zarr", "a") as lock:
+        lock.share()
+        for other in (tmp_path / "link" / "run.zarr", tmp_path / "run.zarr", tmp_path / "link" / ".." / "run.zarr"):
+            with pytest.raises(EnmaError, match="is being written by another run"):
+                RunLock(other, "b")
+    assert [path.name for path in (tmp_path / "here").iterdir()] == []
+
+
+def test_who_was_refused_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even if the other run has ended in the meantime, which could not remove the file then."""
+    store = tmp_path / "run.zarr"
+    first = RunLock(store, "a")
+    first.share()
+    owner = RunLock._owner
+
+    def slowly(lock: RunLock) -> dict[str, str | int]:
+        found = owner(lock)
+        first.close()
+        return found
+
+    monkeypatch.setattr(RunLock, "_owner", slowly)
+    with pytest.raises(EnmaError, match="is being written by another run"):
+        RunLock(store, "b")
     assert list(tmp_path.iterdir()) == []
 
 

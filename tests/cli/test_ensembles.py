@@ -1,5 +1,7 @@
 """`enma-fast forecast` and `score`."""
 
+import shlex
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -72,6 +74,25 @@ def test_forecast_takes_the_settings_and_writes_them_down(
     assert enma("forecast", test_in, "--out", tmp_path / "c", *options).status == 0
     assert read_forecast(tmp_path / "c").attrs["sampling"] == own.format(1)
     assert read_forecast(tmp_path / "c").attrs["command"].endswith("--select 0:2")
+
+
+def test_the_command_in_a_store_can_be_repeated_as_it_is(
+    enma: Callable, tiny: Path, test_in: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With names that a shell would take apart."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(test_in, "my fields; a $copy.h5")
+    shutil.copytree(tiny, "own 'model'")
+    options = ("-c", "own 'model'", "--members", 2, "--select", 3, "--quantiles", "0.1,0.9", "--exceedance", "0,0.5")
+    assert (
+        enma("forecast", "my fields; a $copy.h5", "--out", "my run.zarr", *options, "--precision", "fp32").status == 0
+    )
+    file = Path("my run.zarr", "u", "c.0.1.0.0")
+    file.write_bytes(file.read_bytes()[:-1])
+    repeat = shlex.split(enma("verify", "my run.zarr").err.partition("repeat: ")[2])
+    assert repeat[0] == "enma-fast"
+    assert enma(*repeat[1:], "--json").json["members_sampled"] == 1
+    assert enma("verify", "my run.zarr").status == 0
 
 
 def test_generated_trajectories_have_no_truth(enma: Callable, tiny: Path, test_in: Path, tmp_path: Path) -> None:
