@@ -119,6 +119,12 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def hashes(checkpoint: str | Path) -> dict[str, str]:
+    """SHA-256 of the files of a checkpoint, as its manifest states them; loading it has verified them."""
+    files = json.loads((locate(checkpoint) / MANIFEST).read_text())["files"]
+    return {name: entry["sha256"] for name, entry in files.items()}
+
+
 def available() -> list[str]:
     """Names of the shipped checkpoints."""
     return sorted(p.parent.name for p in PRETRAINED.glob(f"*/{MANIFEST}"))

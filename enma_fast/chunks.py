@@ -11,7 +11,7 @@ import ctypes
 import os
 import struct
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -69,9 +69,10 @@ def problem(path: Path, num_bytes: int, *, chunks: int = 1, size: int | None = N
     return None
 
 
-def write_file(path: Path, data: bytes) -> None:
+def write_file(path: str | Path, data: bytes) -> None:
     """Write a file that appears whole; one process at a time writes it. See `Disk` for when it is there."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    folder, name = os.path.split(path)
+    temporary = os.path.join(folder, f".{name}.tmp")
     file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     try:
         view = memoryview(data)
@@ -79,7 +80,8 @@ def write_file(path: Path, data: bytes) -> None:
             view = view[os.write(file, view) :]
     except OSError:
         # On a full disk it takes room from what is whole.
-        temporary.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)
         raise
     finally:
         os.close(file)

@@ -9,14 +9,13 @@ keeps a block's activations in its thread's cache: faster than all rows by all t
 from __future__ import annotations
 
 import threading
-import weakref
 from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 # Rows of a block, by space dimensions.
@@ -27,13 +26,11 @@ PAIR = 2
 # Values that PyTorch's pointwise loops take at a time: two of the widest vectors.
 VECTORS = 32
 
-# Module -> (operation, shape of a row) -> whether blocks may be used.
-_TOGETHER: weakref.WeakKeyDictionary[nn.Module, dict[Hashable, bool]] = weakref.WeakKeyDictionary()
+# (operation, block, shape of a row) -> whether blocks may be used.
+_TOGETHER: dict[Hashable, bool] = {}
 
 
-def code_rows(
-    code: Callable[[Tensor], Tensor], rows: Tensor, *, owner: nn.Module, operation: Hashable, block: int
-) -> Tensor:
+def code_rows(code: Callable[[Tensor], Tensor], rows: Tensor, *, operation: Hashable, block: int) -> Tensor:
     """Apply an encoder or decoder to rows ``[B, ...]``, without gradients.
 
     Parameters
@@ -42,9 +39,9 @@ def code_rows(
         Takes ``[b, ...]`` and returns ``[b, ...]``, row by row.
     rows
         ``[B, ...]``; on another device than the CPU they are coded at once.
-    owner, operation
-        The module that codes, and what of ``code`` decides its arithmetic beside the shape of a row. The first call
-        for these looks whether blocks may be used.
+    operation
+        All that decides the arithmetic of ``code`` beside the shape of a row: its config, not its weights. The first
+        call for it looks whether blocks may be used.
     block
         Rows of a block.
     """
@@ -52,15 +49,14 @@ def code_rows(
         with torch.inference_mode():
             return code(rows)
     key = (operation, block, tuple(rows.shape[1:]))
-    known = _TOGETHER.setdefault(owner, {})
-    if key not in known:
-        known[key] = _same_in_block(code, rows, block)
-    whole = len(rows) // block * block if known[key] else 0
+    if key not in _TOGETHER:
+        _TOGETHER[key] = _same_in_block(code, rows, block)
+    together = _TOGETHER[key]
+    whole = len(rows) // block * block if together else 0
     # Splitting no rows gives an empty part.
     parts = [part for part in (*rows[:whole].split(block), *rows[whole:].split(1)) if len(part)]
-    pad = known[key]
     workers = _workers(torch.get_num_threads())
-    return torch.cat(list(workers.map(lambda part: _code(code, part, pad=pad), parts)))
+    return torch.cat(list(workers.map(lambda part: _code(code, part, pad=together), parts)))
 
 
 def _same_in_block(code: Callable[[Tensor], Tensor], rows: Tensor, block: int) -> bool:

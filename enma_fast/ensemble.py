@@ -286,7 +286,8 @@ class Run:
                 sweep(self.out)
             if lock.first and (self.force or not self.out.exists()):
                 lay_out(self.out, self.layout, force=self.force)
-            self._require_same()
+            else:
+                self._require_same()
             lock.share()
             ledger = self._ledger()
             if ledger is not None:

@@ -438,16 +438,20 @@ def _fields(model: Model, latents: Tensor, request: _Request, query: Tensor | No
 
 def _decode(model: Model, latents: Tensor, frames: int, query: Tensor | None) -> Tensor:
     tok = model.tokenizer
-    operation = ("decode", frames, None if query is None else tuple(query.shape))
+    operation = ("decode", tok.config, _dtype(tok), frames, None if query is None else tuple(query.shape))
     block = BLOCKS[tok.config.dims]
-    return code_rows(lambda z: model.decode(z, frames, query), latents, owner=tok, operation=operation, block=block)
+    return code_rows(lambda z: model.decode(z, frames, query), latents, operation=operation, block=block)
 
 
 def _encode(model: Model, fields: Tensor, points: Tensor | None) -> Tensor:
     tok = model.tokenizer
-    operation = ("encode", None if points is None else tuple(points.shape))
+    operation = ("encode", tok.config, _dtype(tok), None if points is None else tuple(points.shape))
     block = BLOCKS[tok.config.dims]
-    return code_rows(lambda u: model.encode(u, points), fields, owner=tok, operation=operation, block=block)
+    return code_rows(lambda u: model.encode(u, points), fields, operation=operation, block=block)
+
+
+def _dtype(module: torch.nn.Module) -> torch.dtype:
+    return next(module.parameters()).dtype
 
 
 def check_size(config: ModelConfig, *, num_frames: int, num_members: int, num_trajectories: int = 1) -> None:

@@ -142,10 +142,12 @@ class ForecastStore:
         if last > layout.num_members or first % layout.shard or (last % layout.shard and last != layout.num_members):
             raise EnmaError(f"samples are members {first} to {last - 1}; the store takes whole shards of its own")
         for c, name in enumerate(layout.channels):
+            # As text: paths take a third of the time of writing a small file.
+            folder = str(self.path / name)
             for k in range(first, last, layout.shard):
                 chunks = [samples[i - first, ..., c] for i in range(k, min(k + layout.shard, last))]
                 data = encode_chunk(chunks[0]) if layout.shard == 1 else encode_shard(chunks, layout.shard)
-                self._write(member_file(self.path, name, layout, trajectory, k), data)
+                self._write(f"{folder}/{_member_name(layout, trajectory, k)}", data)
 
     def get_members(self, trajectory: int, first: int, last: int) -> np.ndarray:
         """Members `[n, T, *x, c]` at places `first, ..., last - 1` of a trajectory; `EnmaError` for a damaged one."""
@@ -184,7 +186,7 @@ class ForecastStore:
             self._disk.close()
             self._disk = None
 
-    def _write(self, path: Path, data: bytes) -> None:
+    def _write(self, path: str | Path, data: bytes) -> None:
         if self._disk is None:
             self._disk = Disk(self.path)
         write_file(path, data)
@@ -196,11 +198,11 @@ class ForecastStore:
 
 def member_file(store: Path, channel: str, layout: Layout, trajectory: int, member: int) -> Path:
     """The file of a member; with shards, of all members of its shard."""
-    return (
-        store
-        / channel
-        / ".".join(map(str, ("c", trajectory, member // layout.shard, *(0 for _ in layout.frame_shape))))
-    )
+    return store / channel / _member_name(layout, trajectory, member)
+
+
+def _member_name(layout: Layout, trajectory: int, member: int) -> str:
+    return f"c.{trajectory}.{member // layout.shard}" + ".0" * len(layout.frame_shape)
 
 
 def statistic_file(store: Path, channel: str, kind: str, layout: Layout, trajectory: int) -> Path:
@@ -302,7 +304,8 @@ def _lay_out(path: Path, layout: Layout) -> None:
         if layout.truth is not None:
             dims, values = ("trajectory", "time", *axes), np.asarray(layout.truth[..., c], np.float32)
             _array(group, f"{name}_truth", dims, values, long_name=f"true {name}", units="1")
-    group.attrs.update(_attributes(layout))
+    # At once: `attrs.update` writes the metadata for each key.
+    group.update_attributes(_attributes(layout))
     with warnings.catch_warnings():
         # Consolidated metadata is an extension of Zarr v3 as yet; xarray looks for it and warns without.
         warnings.filterwarnings("ignore", message="Consolidated metadata")

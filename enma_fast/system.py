@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,11 @@ _CPU_INFO = Path("/proc/cpuinfo")
 
 def versions() -> dict[str, str | None]:
     """Versions of Python and of the packages that matter; None for one that is not installed."""
+    return dict(_versions())
+
+
+@cache
+def _versions() -> dict[str, str | None]:
     found: dict[str, str | None] = {"python": ".".join(map(str, sys.version_info[:3]))}
     for name in _PACKAGES:
         try:

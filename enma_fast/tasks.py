@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from .checkpoint import CONFIG, WEIGHTS, locate, sha256
+from .checkpoint import CONFIG, WEIGHTS, hashes, sha256
 from .config import ModelConfig, SamplingConfig
 from .data import FieldFile
 from .engine import PRECISIONS
@@ -241,12 +241,12 @@ def provenance(
     Beside the hashes of the files, `input_sha256` is that of all that is taken from them: fields may have been changed
     since they were read.
     """
-    folder, found = locate(checkpoint), versions()
+    files, found = hashes(checkpoint), versions()
     decide = ("enma-fast", "torch", "numpy")
     attributes = {
         "command": command,
-        "model_sha256": sha256(folder / WEIGHTS),
-        "config_sha256": sha256(folder / CONFIG),
+        "model_sha256": files[WEIGHTS],
+        "config_sha256": files[CONFIG],
         "data_file": data.path.name,
         "data_sha256": _sha256(data.path),
         "input_sha256": _input_sha256(data, case, rows),

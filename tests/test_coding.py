@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from enma_fast import coding
 from enma_fast.coding import BLOCKS, code_rows
@@ -30,8 +30,13 @@ def made(name: str) -> Model:
     return model(name) if name in CONFIGS else Model(PRESETS[name].model).eval().requires_grad_(False)
 
 
-def coder(owner: nn.Module, code: Callable[[Tensor], Tensor], dims: int) -> Callable[[Tensor], Tensor]:
-    return lambda rows: code_rows(code, rows, owner=owner, operation="test", block=BLOCKS[dims])
+@pytest.fixture(autouse=True)
+def nothing_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coding, "_TOGETHER", {})
+
+
+def coder(code: Callable[[Tensor], Tensor], dims: int) -> Callable[[Tensor], Tensor]:
+    return lambda rows: code_rows(code, rows, operation="test", block=BLOCKS[dims])
 
 
 @pytest.mark.parametrize("what", ["encode", "decode"])
@@ -45,7 +50,7 @@ def test_bits_depend_on_nothing_but_the_row(name: str, what: str) -> None:
         rows, code = torch.randn(count, 3, *tok.grid, tok.field_channels), one.encode
     else:
         rows, code = torch.randn(count, 2, config.num_tokens, config.token_channels), one.decode
-    run = coder(one, code, tok.dims)
+    run = coder(code, tok.dims)
     torch.set_num_threads(1)
     expected = run(rows)
     assert torch.isfinite(expected).all()
@@ -62,8 +67,8 @@ def test_presets_are_coded_in_blocks(name: str) -> None:
     # One by one they would be right too, and slower.
     one = made(name)
     rows = torch.randn(1, 2, one.config.num_tokens, one.config.token_channels)
-    coder(one, one.decode, one.config.tokenizer.dims)(rows)
-    assert list(coding._TOGETHER[one].values()) == [True]
+    coder(one.decode, one.config.tokenizer.dims)(rows)
+    assert list(coding._TOGETHER.values()) == [True]
 
 
 def test_rows_that_differ_in_a_block_are_coded_one_by_one() -> None:
@@ -73,24 +78,29 @@ def test_rows_that_differ_in_a_block_are_coded_one_by_one() -> None:
         sizes.append(len(rows))
         return rows + torch.arange(len(rows))[:, None] * 1e-3
 
-    owner = nn.Identity()
     rows = torch.randn(9, 4)
     torch.set_num_threads(1)
-    assert torch.equal(coder(owner, by_place, 1)(rows), rows)
-    assert coding._TOGETHER[owner] == {("test", 8, (4,)): False}
+    assert torch.equal(coder(by_place, 1)(rows), rows)
+    assert coding._TOGETHER == {("test", 8, (4,)): False}
     assert sizes[-9:] == [1] * 9
 
 
 def test_one_look_serves_all_rows_of_a_shape() -> None:
     calls: list[Any] = []
-    owner = nn.Identity()
-    run = coder(owner, lambda rows: calls.append(rows.shape) or rows.clone(), 1)
+    run = coder(lambda rows: calls.append(rows.shape) or rows.clone(), 1)
     for count in (1, 8, 17):
         assert len(run(torch.randn(count, 32))) == count
     # The look: a block, each of its rows in a pair, and both kinds once more.
     assert len(calls) == 9 + 2 + 1 + 1 + 3
     run(torch.randn(2, 33))
-    assert len(coding._TOGETHER[owner]) == 2
+    assert len(coding._TOGETHER) == 2
+
+
+def test_one_look_serves_all_models_of_a_config() -> None:
+    history = torch.randn(3, *(tok := made("plane").config.tokenizer).grid, tok.field_channels)
+    for _ in range(2):
+        sample_fields(made("plane"), history, num_members=2)
+    assert len(coding._TOGETHER) == 2, "one for the encoder, one for the decoder"
 
 
 @pytest.mark.parametrize("name", ["combined-small", "relative", "plane"])
@@ -111,7 +121,7 @@ def test_a_member_has_the_same_bits_alone_in_any_chunk_and_on_any_threads(name: 
 
 def test_the_callers_threads_stay_as_they_are() -> None:
     torch.set_num_threads(3)
-    coder(nn.Identity(), lambda rows: rows.clone(), 1)(torch.zeros(3, 1))
+    coder(lambda rows: rows.clone(), 1)(torch.zeros(3, 1))
     found: list[int] = []
     later = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
     later.start()
@@ -121,4 +131,4 @@ def test_the_callers_threads_stay_as_they_are() -> None:
 
 def test_what_fails_in_a_worker_fails_here() -> None:
     with pytest.raises(ZeroDivisionError):
-        coder(nn.Identity(), lambda rows: rows * (1 // 0), 1)(torch.zeros(3, 1))
+        coder(lambda rows: rows * (1 // 0), 1)(torch.zeros(3, 1))

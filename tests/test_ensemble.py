@@ -366,7 +366,7 @@ def test_a_disk_that_fails_is_told_how_to_go_on(
 ) -> None:
     out = tmp_path / "run.zarr"
 
-    def full(path: Path, data: bytes) -> None:
+    def full(path: str | Path, data: bytes) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(output, "write_file", full)
@@ -480,7 +480,7 @@ def test_a_writer_that_fails_says_so_and_marks_nothing_wrong(
     first, second = given._cut()
     assert ledger.claim(0, 8)
 
-    def full(path: Path, data: bytes) -> None:
+    def full(path: str | Path, data: bytes) -> None:
         raise OSError(28, "No space left on device")
 
     def fail() -> None:
