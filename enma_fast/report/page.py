@@ -45,7 +45,10 @@ _ATTRIBUTES = {
     "command": "command",
     "versions": "versions",
     "model_sha256": "SHA-256 of the model",
+    "config_sha256": "SHA-256 of its settings",
     "data_sha256": "SHA-256 of the data",
+    "input_sha256": "SHA-256 of what was used of them",
+    "arithmetic": "arithmetic",
 }
 
 
