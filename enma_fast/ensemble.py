@@ -444,12 +444,11 @@ class Run:
             raise EnmaError(f"{self.out}: needs {files:,} files, {inodes:,} can be made; put members together: --shard")
 
     def _finish(self) -> None:
-        """Everything is on the disk: without its ledger the store is complete."""
+        """All units are done, so on the disk: without its ledger the store is complete."""
         # A process that was killed leaves its saved statistics, or part of them.
         for left in (*self.out.glob(".statistics-*"), *self.out.glob("..statistics-*")):
             left.unlink(missing_ok=True)
         with suppress(FileNotFoundError):
-            self.store.settle()
             unfinished_write(self.out / LEDGER).unlink(missing_ok=True)
             (self.out / LEDGER).unlink()
 

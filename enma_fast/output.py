@@ -239,7 +239,8 @@ def create_store(
                 yield store
             finally:
                 store.close()
-        _move(temporary, path)
+        with settled(path.parent):
+            _move(temporary, path)
     except OSError as error:
         raise EnmaError(f"{path}: cannot be written ({error}); choose another place or free space") from error
     finally:
@@ -280,7 +281,10 @@ def _made(path: Path, layout: Layout) -> Iterator[None]:
 def _lay_out(path: Path, layout: Layout) -> None:
     """Metadata, coordinates and what is known beforehand."""
     zarr = load_extra("zarr", "store")
-    group = zarr.open_group(path, mode="w-", zarr_format=3)
+    # Zarr makes the metadata in memory: to a disk it writes each of some thirty small files through two threads.
+    metadata: dict[str, Any] = {}
+    store = zarr.storage.MemoryStore(metadata)
+    group = _Group(path, zarr.open_group(store, mode="w-", zarr_format=3))
     axes = _AXES[: len(layout.coords)]
     _coordinates(group, layout)
     for name, column in layout.columns.items():
@@ -304,12 +308,15 @@ def _lay_out(path: Path, layout: Layout) -> None:
         if layout.truth is not None:
             dims, values = ("trajectory", "time", *axes), np.asarray(layout.truth[..., c], np.float32)
             _array(group, f"{name}_truth", dims, values, long_name=f"true {name}", units="1")
-    # At once: `attrs.update` writes the metadata for each key.
-    group.update_attributes(_attributes(layout))
+    # At once: `attrs.update` makes the metadata anew for each key.
+    group.zarr.update_attributes(_attributes(layout))
     with warnings.catch_warnings():
         # Consolidated metadata is an extension of Zarr v3 as yet; xarray looks for it and warns without.
         warnings.filterwarnings("ignore", message="Consolidated metadata")
-        zarr.consolidate_metadata(path)
+        zarr.consolidate_metadata(store)
+    for name, buffer in metadata.items():
+        (path / name).parent.mkdir(exist_ok=True)
+        write_file(path / name, buffer.to_bytes())
 
 
 def differences(path: Path, layout: Layout) -> list[str]:
@@ -425,7 +432,15 @@ def stacked(dataset: Any, suffix: str = "") -> np.ndarray | None:
     return np.stack([dataset[name].to_numpy() for name in names], axis=-1)
 
 
-def _coordinates(group: Any, layout: Layout) -> None:
+@dataclass(frozen=True)
+class _Group:
+    """A group that is being made: its folder, and its metadata in memory."""
+
+    path: Path
+    zarr: Any
+
+
+def _coordinates(group: _Group, layout: Layout) -> None:
     numbers = np.asarray(layout.trajectories, np.int64)
     text = "number of the trajectory in its file"
     _array(group, "trajectory", ("trajectory",), numbers, long_name=text, cf_role="trajectory_id")
@@ -447,14 +462,18 @@ def _coordinates(group: Any, layout: Layout) -> None:
         _array(group, name, (name,), np.asarray(values, np.float64), **attributes)
 
 
-def _array(group: Any, name: str, dims: tuple[str, ...], values: np.ndarray, **attributes: str) -> None:
+def _array(group: _Group, name: str, dims: tuple[str, ...], values: np.ndarray, **attributes: str) -> None:
     """An array with its values; of each trajectory a chunk where there are more axes."""
     chunk = (1, *values.shape[1:]) if values.ndim > 1 else values.shape
-    _empty(group, name, values.shape, chunk, None, dims, attributes, dtype=values.dtype)[...] = values
+    _empty(group, name, values.shape, chunk, None, dims, attributes, dtype=values.dtype)
+    folder = group.path / name
+    folder.mkdir(parents=True)
+    for i, part in enumerate(values if values.ndim > 1 else [values]):
+        write_file(folder / (f"c.{i}" + ".0" * (values.ndim - 1)), encode_chunk(part))
 
 
 def _empty(
-    group: Any,
+    group: _Group,
     name: str,
     shape: tuple[int, ...],
     chunk: tuple[int, ...],
@@ -462,9 +481,9 @@ def _empty(
     dims: tuple[str, ...],
     attributes: Mapping[str, str],
     dtype: Any = np.float32,
-) -> Any:
+) -> None:
     """An array without values, whose chunks are raw and carry a CRC-32C; all of them lie in one folder."""
-    return group.create_array(
+    group.zarr.create_array(
         name,
         shape=shape,
         chunks=chunk,
@@ -476,8 +495,6 @@ def _empty(
         chunk_key_encoding={"name": "default", "separator": "."},
         dimension_names=dims,
         attributes=dict(attributes),
-        # A chunk of zeros is a file too: where one is missing, it is lost.
-        config={"write_empty_chunks": True},
     )
 
 
@@ -519,8 +536,7 @@ def sweep(path: Path) -> None:
 def _move(temporary: Path, path: Path) -> None:
     """Put a folder in its place; a folder that was there goes once the new one is in place."""
     old = temporary.with_suffix(".old")
-    with settled(path.parent):
-        if path.exists():
-            os.replace(path, old)
-        os.replace(temporary, path)
+    if path.exists():
+        os.replace(path, old)
+    os.replace(temporary, path)
     shutil.rmtree(old, ignore_errors=True)

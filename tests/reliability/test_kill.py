@@ -121,8 +121,10 @@ def test_while_the_store_is_made(runs: Runs) -> None:
     runs.clear()
     found = runs.steps()
     made = next(i for i, step in enumerate(found) if step == f"os.rename {runs.folder}/.run.zarr.tmp")
-    landed = every(runs, range(1, made, 11), None)
-    assert landed["making"] == len(range(1, made, 11)) + 1 >= 15
+    numbers = range(1, made, 9)
+    landed = every(runs, numbers, None)
+    # In the middle of writes too, of which there are fewer.
+    assert len(numbers) + 1 < landed["making"] == landed.total()
 
 
 @pytest.mark.parametrize("runs", ["members"], indirect=True)
