@@ -63,8 +63,8 @@ class BlockSampler:
         for part in parts:
             yield part, whole[part.b - block.b : part.b_end - block.b, part.k - block.k : part.k_end - block.k]
 
-    def sample(self, block: Block, **options: Any) -> np.ndarray:
-        """Members of a block `[B, K, T, *x, c]`; `options` as those of `forecast_rows`.
+    def sample(self, block: Block, *, first_chunk: bool = False, **options: Any) -> np.ndarray:
+        """Members of a block `[B, K, T, *x, c]`, or of its first chunk; `options` as those of `forecast_rows`.
 
         Raises
         ------
@@ -72,12 +72,13 @@ class BlockSampler:
             If a single row does not fit the memory, or so many that may not be fewer.
         """
         while True:
+            part = self._first_chunk(block) if first_chunk else block
             try:
-                return self._sample(block, **options)
+                return self._sample(part, **options)
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
                     raise
-                rows = min(self.chunk, (block.b_end - block.b) * (block.k_end - block.k))
+                rows = min(self.chunk, (part.b_end - part.b) * (part.k_end - part.k))
                 self._refuse(rows, error)
             self.chunk = rows // 2
             self.remember(self.chunk)
@@ -88,9 +89,10 @@ class BlockSampler:
 
     def measure(self, block: Block) -> tuple[dict[str, int], float]:
         """Bytes by what they are for, and seconds a member, from a chunk of a block and few frames."""
-        block = replace(block, k_end=min(block.k_end, block.k + self.chunk))
-        # All memory is taken at the first frame, and the weights are packed.
-        self.sample(block, stop=lambda number, frame: True)
+        # All memory is taken at the first frame, and the weights are packed. Chunks that are stopped together are all
+        # in memory, so there is one.
+        self.sample(block, first_chunk=True, stop=lambda number, frame: True)
+        block = self._first_chunk(block)
         memory = self._engine.planned_bytes()
         frames = num_frames(self.model.config, self.data) - self.case.observed
         factor = self.model.config.tokenizer.time_factor
@@ -104,6 +106,12 @@ class BlockSampler:
         per_frame = max(0.0, seconds[1] - seconds[0]) / max(1, long - short)
         whole = seconds[1] + (frames - long) * per_frame
         return memory, whole / (block.b_end - block.b) / (block.k_end - block.k)
+
+    def _first_chunk(self, block: Block) -> Block:
+        """Whole trajectories of a block, or members of its first, that are at most a chunk."""
+        K = block.k_end - block.k
+        b_end = min(block.b_end, block.b + max(1, self.chunk // K))
+        return replace(block, b_end=b_end, k_end=block.k + min(K, self.chunk))
 
     def _sample(self, block: Block, **options: Any) -> np.ndarray:
         samples = forecast_rows(

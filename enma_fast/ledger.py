@@ -28,6 +28,7 @@ _MAGIC = b"enmaunit"
 # Magic, and the chunk that a run was found to fit the memory with (0: as it was asked for).
 _HEADER = struct.Struct("<8sq")
 _DONE = 1
+_MOST_READ = 2**30
 # Seconds between looks at a store that another process is making.
 _POLL = 0.05
 
@@ -80,8 +81,15 @@ class Ledger:
     def done(self, first: int = 0, last: int | None = None) -> np.ndarray:
         """Whether each unit of `first, ..., last - 1` is done, `[n]` bool."""
         last = self.num_units if last is None else last
-        values = os.pread(self._file, last - first, _HEADER.size + first)
-        return np.frombuffer(values, np.uint8) == _DONE
+        parts = []
+        # The system reads no more than 2 GB at a time.
+        while first < last:
+            part = os.pread(self._file, min(last - first, _MOST_READ), _HEADER.size + first)
+            if not part:
+                raise EnmaError(f"{self.path}: ends before unit {first}; write the forecast again with --force")
+            parts.append(np.frombuffer(part, np.uint8) == _DONE)
+            first += len(part)
+        return np.concatenate(parts) if parts else np.zeros(0, bool)
 
     def mark(self, units: Sequence[int] | np.ndarray, *, done: bool = True) -> None:
         """Note units as done, or as missing; after what they stand for has reached the disk."""

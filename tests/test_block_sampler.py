@@ -13,6 +13,7 @@ from enma_fast.engine import engine_for
 from enma_fast.ensemble import prepare
 from enma_fast.errors import EnmaError
 from enma_fast.ledger import Ledger, write_ledger
+from enma_fast.native_sampler import NativeSampler
 from enma_fast.ops import sampler as native
 from enma_fast.output import LEDGER, member_file
 
@@ -164,6 +165,28 @@ def test_a_plan_finds_out_too_and_the_run_knows(
     assert set(tried) == {4}
     assert len(caplog.records) == 2, "it is said once"
     assert contents(tmp_path / "run.zarr") == contents(tmp_path / "whole.zarr")
+
+
+@pytest.mark.parametrize(("members", "select"), [(40, [4]), (3, [4, 5, 6, 7, 8])])
+def test_a_plan_holds_one_chunk_at_a_time(
+    test_in: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, members: int, select: list[int]
+) -> None:
+    """Rows in memory are counted where they take it."""
+    original, asked = NativeSampler.trajectory, []
+
+    def limited(sampler: NativeSampler, *arguments: Any, seeds: torch.Tensor, **options: Any) -> Any:
+        asked.append(len(seeds))
+        if sum(asked) > 4:
+            asked.clear()
+            raise MemoryError
+        try:
+            yield from original(sampler, *arguments, seeds=seeds, **options)
+        finally:
+            asked.clear()
+
+    monkeypatch.setattr(NativeSampler, "trajectory", limited)
+    run = prepare(test_in, tmp_path / "run.zarr", checkpoint=tiny, members=members, select=select, chunk=16)
+    assert run.plan(measure=True).chunk in (3, 4)
 
 
 @pytest.mark.parametrize(("members", "select", "chunk"), [(20, [4], 8), (3, [4, 5, 6], 7)])

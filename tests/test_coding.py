@@ -103,6 +103,12 @@ def test_one_look_serves_all_models_of_a_config() -> None:
     assert len(coding._TOGETHER) == 2, "one for the encoder, one for the decoder"
 
 
+def test_a_model_that_gives_no_numbers_spoils_no_other() -> None:
+    run = coder(lambda rows: rows * torch.nan, 1)
+    run(torch.randn(3, 32))
+    assert list(coding._TOGETHER.values()) == [True]
+
+
 @pytest.mark.parametrize("name", ["combined-small", "relative", "plane"])
 def test_a_member_has_the_same_bits_alone_in_any_chunk_and_on_any_threads(name: str) -> None:
     model = made(name)

@@ -51,6 +51,17 @@ def test_the_chunk_is_remembered_beside_the_units(path: Path) -> None:
         assert ledger.chunk == expected
 
 
+def test_a_long_ledger_is_read_in_parts(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger = Ledger(path, 20)
+    ledger.mark([0, 6, 7, 19])
+    monkeypatch.setattr("enma_fast.ledger._MOST_READ", 7)
+    assert np.flatnonzero(ledger.done()).tolist() == [0, 6, 7, 19]
+    assert ledger.done(6, 20).tolist() == [True, True, *[False] * 11, True]
+    os.truncate(path, path.stat().st_size - 3)
+    with pytest.raises(EnmaError, match="ends before unit 17"):
+        ledger.done()
+
+
 def test_claims_exclude_each_other_where_they_overlap(path: Path) -> None:
     ledger, other = Ledger(path, 20), Ledger(path, 20)
     assert ledger.claim(5, 10)
