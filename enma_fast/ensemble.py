@@ -184,6 +184,9 @@ def prepare(
     Statistics((1,), quantiles=quantiles, thresholds=thresholds)
     sampler = BlockSampler(model, fields, case, rows)
     layout = layout_of(model.config, fields, case, rows=rows)
+    if command and not sampler.independent:
+        # The number of rows decides how results are rounded there.
+        command += f" --chunk {chunk}"
     attributes = {**layout.attributes, **provenance(checkpoint, fields, case, rows, command)}
     layout = replace(
         layout,

@@ -30,8 +30,7 @@ log = logging.getLogger("enma_fast")
 # Values of a chunk of the file, and of what is read and written at a time: 1 MB and 64 MB of fp32.
 _CHUNK, _BLOCK = 1 << 18, 1 << 24
 _COMPRESSION = {"compression": "gzip", "compression_opts": 1, "shuffle": True, "fletcher32": True}
-# HDF5, and the formats of NetCDF before it.
-_MAGIC = (b"\x89HDF\r\n\x1a\n", b"CDF")
+_HDF5 = b"\x89HDF\r\n\x1a\n"
 _DROPPED = ("axis", "_FillValue")
 
 
@@ -207,10 +206,23 @@ def _refuse(out: Path, force: bool) -> None:
     """Only a NetCDF file is ever replaced, and only when asked for."""
     if not out.exists():
         return
-    if not (out.is_file() and out.open("rb").read(8).startswith(_MAGIC)):
+    if not (out.is_file() and _is_netcdf(out)):
         raise EnmaError(f"{out}: exists and is not a NetCDF file; choose another --out")
     if not force:
         raise EnmaError(f"{out}: exists; choose another --out, or replace it with --force")
+
+
+def _is_netcdf(path: Path) -> bool:
+    """Whether a file is NetCDF; a field file is HDF5 too, and is not."""
+    with path.open("rb") as file:
+        head = file.read(8)
+    if head != _HDF5:
+        return head.startswith(b"CDF")
+    try:
+        with load_extra("h5py", "store").File(path) as file:
+            return "_NCProperties" in file.attrs
+    except OSError:
+        return False
 
 
 @contextmanager

@@ -419,7 +419,7 @@ def read_forecast(path: str | Path, *, partial: bool = False) -> Any:
     if version != FORMAT_VERSION:
         raise EnmaError(f"{path}: {FORMAT} is {version}; this version of enma_fast reads {FORMAT_VERSION}")
     if not partial and (path / LEDGER).exists():
-        command = dataset.attrs.get("command", "the command that began it")
+        command = dataset.attrs.get("command") or "the command that began it"
         raise EnmaError(f"{path}: is not finished; continue it: {command} --out {path}")
     return dataset
 

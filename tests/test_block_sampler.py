@@ -210,6 +210,8 @@ def test_where_rows_depend_on_their_number_a_block_is_repeated_whole(
     run.execute()
     whole = contents(out)
     assert "reference, chunk 6, " in run.layout.attributes["arithmetic"]
+    told = prepare(test_in, tmp_path / "other.zarr", **common, command="enma-fast forecast").layout.attributes
+    assert told["command"] == "enma-fast forecast --chunk 6"
     member_file(out, "u", run.layout, 0, 2).unlink()
     member_file(out, "u", run.layout, 1, 9).unlink()
     write_ledger(out / LEDGER, np.array([i not in (2, 20) for i in range(22)]))

@@ -1,6 +1,7 @@
 """NetCDF export: what xarray reads of it is the store, in bounded blocks, all of it or nothing, and it keeps to CF."""
 
 import logging
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import xarray
 
 from enma_fast import netcdf
+from enma_fast.checkpoint import PRETRAINED
 from enma_fast.errors import EnmaError
 from enma_fast.netcdf import export_netcdf
 from enma_fast.output import create_store, read_forecast
@@ -169,10 +171,14 @@ def test_only_a_netcdf_file_is_replaced_and_only_when_asked(tmp_path: Path, run:
     assert opened(out).sizes["trajectory"] == 3
     notes = tmp_path / "notes.txt"
     notes.write_text("keep")
-    for other in (notes, tmp_path):
+    # A field file is HDF5 as well.
+    fields = Path(shutil.copy(PRETRAINED / "combined-test-in.h5", tmp_path / "fields.h5"))
+    before = fields.read_bytes()
+    for other in (notes, tmp_path, fields):
         with pytest.raises(EnmaError, match="exists and is not a NetCDF file"):
             export_netcdf(run, other, force=True)
     assert notes.read_text() == "keep"
+    assert fields.read_bytes() == before
     with pytest.raises(EnmaError, match=r"a\.nc: cannot be written"):
         export_netcdf(run, notes / "a.nc")
 

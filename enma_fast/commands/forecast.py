@@ -113,8 +113,7 @@ def forecast(
         + ([] if shard == 1 else ["--shard", str(shard)])
         + typed.split()
         + ([] if precision is None else ["--precision", precision])
-        # There the number of rows decides how results are rounded.
-        + ([] if device == "cpu" else ["--device", device, "--chunk", str(chunk)])
+        + ([] if device == "cpu" else ["--device", device])
     )
     run = prepare(
         data,

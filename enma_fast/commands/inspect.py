@@ -79,7 +79,7 @@ def _verify_store(terminal: Terminal, store: Path) -> None:
     # A store whose coordinates are damaged does not open as one.
     attributes = json.loads((store / "zarr.json").read_bytes())["attributes"]
     unfinished = (store / LEDGER).exists() or any(damage.units for damage in found)
-    again = f"{attributes.get('command', 'the command that wrote it')} --out {shlex.quote(str(store))}"
+    again = f"{attributes.get('command') or 'the command that wrote it'} --out {shlex.quote(str(store))}"
     if found:
         rows = [[damage.holds, damage.problem, damage.file] for damage in found]
         terminal.show(table(f"{store}: {len(found)} damaged", ["what", "problem", "file"], rows))

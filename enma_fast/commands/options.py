@@ -102,7 +102,7 @@ def trajectories(select: str | None, count: int) -> range:
         return range(count)
     first, colon, last = select.partition(":")
     try:
-        begin = int(first) if first else 0
+        begin = int(first) if first or not colon else 0
         end = (int(last) if last else count) if colon else begin + 1
     except ValueError:
         raise EnmaError(f"--select {select!r}: write A:B, for example 0:10, or one number") from None

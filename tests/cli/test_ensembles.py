@@ -76,6 +76,13 @@ def test_forecast_takes_the_settings_and_writes_them_down(
     assert read_forecast(tmp_path / "c").attrs["command"].endswith("--select 0:2")
 
 
+def test_an_empty_selection_is_refused(enma: Callable, tiny: Path, test_in: Path, tmp_path: Path) -> None:
+    """Such as that of a variable which is not set."""
+    error = enma("forecast", test_in, "--out", tmp_path / "run.zarr", "-c", tiny, "--select", "").error()
+    assert error == "--select '': write A:B, for example 0:10, or one number"
+    assert enma("forecast", test_in, "--out", tmp_path / "run.zarr", "-c", tiny, "--select", ":1").status == 0
+
+
 def test_the_command_in_a_store_can_be_repeated_as_it_is(
     enma: Callable, tiny: Path, test_in: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
