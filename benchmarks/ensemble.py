@@ -139,9 +139,9 @@ def overhead(result: dict[str, Any]) -> dict[str, Any]:
 
 def peak(members: int) -> int:
     """Peak bytes of a process that writes a store of so many members."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "benchmarks.ensemble", folder, str(members), str(torch.get_num_threads())]
-        run = subprocess.run(command, capture_output=True, text=True, check=True)
+    folder = str(temporary_folder())
+    command = [sys.executable, "-m", "benchmarks.ensemble", folder, str(members), str(torch.get_num_threads())]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
     return int(json.loads(run.stdout)["peak_bytes"])
 
 
