@@ -20,8 +20,8 @@ import torch
 
 from .blocks import Block
 from .data import FieldFile
-from .engine import PRECISIONS, engine_for
-from .errors import EnmaError
+from .engine import engine_for
+from .errors import EnmaError, first_line
 from .model import Model
 from .ops import extension
 from .tasks import Case, forecast_rows, num_frames
@@ -49,7 +49,7 @@ class BlockSampler:
         self.model, self.data, self.case, self.rows = model, data, case, list(rows)
         self.chunk = case.chunk
         self.remember: Callable[[int], None] = lambda chunk: None
-        self._engine = engine_for(model.dynamics, dtype=None if case.precision is None else PRECISIONS[case.precision])
+        self._engine = engine_for(model.dynamics, dtype=case.dtype)
         self.independent = self._engine.backend == "native"
         how = self._engine.backend if self.independent else f"{self._engine.backend}, chunk {case.chunk}"
         self.arithmetic = f"{how}, {_instructions(next(model.parameters()).device)}"
@@ -126,7 +126,7 @@ class BlockSampler:
         return samples.cpu().numpy()
 
     def _refuse(self, rows: int, error: Exception) -> None:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         if rows == 1:
             raise EnmaError(f"one member does not fit the memory ({reason}); use another --device") from error
         if not self.independent:

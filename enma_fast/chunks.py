@@ -42,6 +42,11 @@ def encode_shard(chunks: Sequence[np.ndarray], size: int) -> bytes:
     return b"".join([*encoded, index, _CRC.pack(_crc32c(index))])
 
 
+def chunk_name(*index: int) -> str:
+    """Name of the file of a chunk, in the folder of its array."""
+    return ".".join(map(str, ("c", *index)))
+
+
 def problem(path: Path, num_bytes: int, *, chunks: int = 1, size: int | None = None) -> str | None:
     """What is wrong with a chunk file, None if it is whole.
 

@@ -40,7 +40,7 @@ from .launch import Launch, detect
 from .ledger import Ledger, RunLock, unfinished_write
 from .members import CHUNK
 from .output import LEDGER, ForecastStore, Layout, differences, lay_out, sweep
-from .statistics import Statistics, bytes_needed
+from .statistics import NotFiniteError, Statistics, bytes_needed
 from .tasks import Case, check_case, layout_of, provenance
 from .writer import Writer
 
@@ -183,19 +183,17 @@ def prepare(
     # Bad quantiles and thresholds are said here.
     Statistics((1,), quantiles=quantiles, thresholds=thresholds)
     sampler = BlockSampler(model, fields, case, rows)
-    layout = layout_of(model.config, fields, case, rows=rows)
     if command and not sampler.independent:
         # The number of rows decides how results are rounded there.
         command += f" --chunk {chunk}"
-    attributes = {**layout.attributes, **provenance(checkpoint, fields, case, rows, command)}
+    attributes = {**provenance(checkpoint, fields, case, rows, command), "arithmetic": sampler.arithmetic}
     layout = replace(
-        layout,
+        layout_of(model.config, fields, case, rows=rows, attributes=attributes),
         keep_members=keep_members,
         shard=shard,
         statistics=statistics,
         quantiles=tuple(quantiles),
         thresholds=tuple(thresholds),
-        attributes={**attributes, "arithmetic": sampler.arithmetic},
     )
     return Run(sampler=sampler, out=Path(out), layout=layout, launch=launch, force=force)
 
@@ -239,9 +237,8 @@ class Run:
         if measure is None:
             measure = missing > _MANY_CHUNKS * self.sampler.chunk
         # Of statistics alone, a rank makes those of whole trajectories.
-        pieces = len(self._cut()) if layout.keep_members else B
-        first = self._cut()[0] if layout.keep_members else Block(b=0, b_end=1, k=0, k_end=K, members=K)
-        memory, seconds = self.sampler.measure(first) if measure and missing else ({}, None)
+        cut = self._cut() if layout.keep_members else Cut(B, K, chunk=K)
+        memory, seconds = self.sampler.measure(cut[0]) if measure and missing else ({}, None)
         frame = 4 * int(np.prod(layout.frame_shape)) * len(layout.channels)
         # Two blocks wait to be written while one is sampled.
         memory["fields"] = 3 * frame * min(max(self.sampler.chunk, layout.shard), B * K)
@@ -256,12 +253,12 @@ class Run:
             frames=layout.frame_shape[0],
             members_missing=missing,
             chunk=self.sampler.chunk,
-            blocks=pieces,
+            blocks=len(cut),
             ranks=self.launch.num_ranks,
             disk=disk,
             files=files,
             memory=memory,
-            seconds=None if seconds is None else seconds * missing / min(self.launch.num_ranks, pieces),
+            seconds=None if seconds is None else seconds * missing / min(self.launch.num_ranks, len(cut)),
         )
 
     def execute(self, progress: Progress | None = None) -> dict[str, Any]:
@@ -313,11 +310,13 @@ class Run:
 
     def _fit(self, ledger: Ledger) -> None:
         """Take no more rows at a time than were found to fit, here or by another process, and have that remembered."""
-        sampler, known = self.sampler, ledger.chunk
-        sampler.chunk = min(sampler.chunk, known or sampler.chunk)
-        sampler.remember = ledger.fit
-        if sampler.chunk < sampler.case.chunk:
-            ledger.fit(sampler.chunk)
+        self._heed(ledger)
+        self.sampler.remember = ledger.fit
+        if self.sampler.chunk < self.sampler.case.chunk:
+            ledger.fit(self.sampler.chunk)
+
+    def _heed(self, ledger: Ledger) -> None:
+        self.sampler.chunk = min(self.sampler.chunk, ledger.chunk or self.sampler.chunk)
 
     def _work(self, ledger: Ledger, progress: Progress | None) -> int:
         """Blocks of members, then statistics; returns how many members were sampled here."""
@@ -374,11 +373,14 @@ class Run:
                 else:
                     values = self.sampler.sample(Block(b=b, b_end=b + 1, k=k, k_end=k_end, members=K))[0]
                     sampled += len(values)
-                if (bad := _first_not_finite(values)) is not None:
+                try:
+                    fold.update(values)
+                except NotFiniteError as error:
                     number = self.layout.trajectories[b]
-                    log.warning("trajectory %d has no statistics: its member %d is not finite", number, k + bad)
+                    log.warning(
+                        "trajectory %d has no statistics: its member %d is not finite", number, k + error.number
+                    )
                     break
-                fold.update(values)
                 report(fold.num_members)
                 if time.monotonic() - last_save > _SAVE and not self.layout.keep_members:
                     write_state(saved, fold)
@@ -416,7 +418,7 @@ class Run:
         if ledger is None:
             return 0
         done = ledger.done()
-        self.sampler.chunk = min(self.sampler.chunk, ledger.chunk or self.sampler.chunk)
+        self._heed(ledger)
         ledger.close()
         return int((~done[: B * K]).sum()) if self.layout.keep_members else int((~done).sum()) * K
 
@@ -466,12 +468,6 @@ class Run:
                 f"{self.out}: cannot be written ({error}); what was written is kept, mend this and repeat the command"
                 f"{without}"
             ) from error
-
-
-def _first_not_finite(values: np.ndarray) -> int | None:
-    """The first member `[K, ...]` with a value that is not finite, if there is one."""
-    finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
-    return None if finite.all() else int(finite.argmin())
 
 
 def read_state(

@@ -3,3 +3,8 @@
 
 class EnmaError(ValueError):
     """Bad input, configuration, checkpoint or data. The command line turns it into exit status 2."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of another library says, as part of one line."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .chunks import problem
+from .chunks import chunk_name, problem, settled
 from .errors import EnmaError
 from .ledger import Ledger, RunLock, write_ledger
 from .output import LEDGER, STATISTICS, Layout, layout_at, member_file, statistic_file
@@ -88,7 +88,8 @@ def mark_missing(path: str | Path, found: list[Damage]) -> bool:
         layout = layout_at(path)
         with RunLock(path, f"verify {uuid.uuid4().hex}"):
             try:
-                _unmark(path / LEDGER, units, layout.num_units)
+                with settled(path):
+                    _unmark(path / LEDGER, units, layout.num_units)
             except OSError as error:
                 raise EnmaError(f"{path}: cannot be written ({error}); copy it to where it can") from error
     return all(damage.units for damage in found)
@@ -156,7 +157,7 @@ def _fixed(path: Path) -> Iterator[Damage]:
         chunk = array["chunk_grid"]["configuration"]["chunk_shape"]
         num_bytes = np.dtype(array["data_type"]).itemsize * int(np.prod(chunk))
         for index in np.ndindex(*(-(-n // m) for n, m in zip(array["shape"], chunk, strict=True))):
-            file = path / name / ".".join(map(str, ("c", *index)))
+            file = path / name / chunk_name(*index)
             wrong = problem(file, num_bytes)
             if wrong is not None:
                 yield Damage(f"{name}/{file.name}", wrong, name, range(0))

@@ -137,18 +137,13 @@ def _flock(file: int, kind: int) -> bool:
 
 
 def write_ledger(path: Path, done: np.ndarray) -> None:
-    """Make a ledger whose units are done or not, `[n]` bool; it appears whole, and on the disk."""
+    """Make a ledger whose units are done or not, `[n]` bool; it appears whole, on the disk once that is waited for."""
     temporary = unfinished_write(path)
     with temporary.open("wb") as file:
         file.write(_HEADER.pack(_MAGIC, 0) + done.astype(np.uint8).tobytes())
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def unfinished_write(path: Path) -> Path:

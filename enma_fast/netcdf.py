@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import EnmaError
+from .errors import EnmaError, first_line
 from .extras import load_extra
 from .output import read_forecast
 
@@ -170,7 +170,7 @@ def _read(path: Path, array: Any, places: Mapping[str, Any]) -> np.ndarray:
         return array.isel({d: place for d, place in places.items() if d in array.dims}).to_numpy()
     except Exception as error:
         # Zarr and its codecs raise many kinds for a damaged chunk.
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise EnmaError(
             f"{path}: {array.name} cannot be read ({reason}); a chunk is damaged, run: enma-fast verify {path}"
         ) from error

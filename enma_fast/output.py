@@ -31,8 +31,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .chunks import Disk, encode_chunk, encode_shard, settled, write_file
-from .errors import EnmaError
+from .chunks import Disk, chunk_name, encode_chunk, encode_shard, settled, write_file
+from .errors import EnmaError, first_line
 from .extras import load_extra
 from .ledger import write_ledger
 
@@ -161,7 +161,7 @@ class ForecastStore:
         try:
             return np.stack([group[name][trajectory, first:last] for name in self.layout.channels], axis=-1)
         except Exception as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            reason = first_line(error)
             raise EnmaError(f"{self.path}: cannot be read ({reason}); run: enma-fast verify {self.path}") from error
 
     def put_statistics(self, trajectory: int, values: Mapping[str, np.ndarray]) -> None:
@@ -202,13 +202,13 @@ def member_file(store: Path, channel: str, layout: Layout, trajectory: int, memb
 
 
 def _member_name(layout: Layout, trajectory: int, member: int) -> str:
-    return f"c.{trajectory}.{member // layout.shard}" + ".0" * len(layout.frame_shape)
+    return chunk_name(trajectory, member // layout.shard, *(0 for _ in layout.frame_shape))
 
 
 def statistic_file(store: Path, channel: str, kind: str, layout: Layout, trajectory: int) -> Path:
     """The file of a statistic of a trajectory."""
     own = () if STATISTICS[kind][0] is None else (0,)
-    return store / f"{channel}_{kind}" / ".".join(map(str, ("c", trajectory, *own, *(0 for _ in layout.frame_shape))))
+    return store / f"{channel}_{kind}" / chunk_name(trajectory, *own, *(0 for _ in layout.frame_shape))
 
 
 @contextmanager
@@ -374,7 +374,7 @@ def layout_at(path: Path) -> Layout:
         )
     except Exception as error:
         # A damaged coordinate, or metadata of another hand.
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise EnmaError(
             f"{path}: its metadata cannot be read ({reason}); write the forecast again by --force"
         ) from error
@@ -411,7 +411,7 @@ def read_forecast(path: str | Path, *, partial: bool = False) -> Any:
             dataset = xarray.open_zarr(path, chunks=None)
     except Exception as error:
         # Zarr and its codecs raise many kinds for a damaged store.
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise EnmaError(f"{path}: cannot be read as Zarr ({reason}); write the forecast again") from error
     version = dataset.attrs.get(FORMAT)
     if version is None:
@@ -469,7 +469,7 @@ def _array(group: _Group, name: str, dims: tuple[str, ...], values: np.ndarray, 
     folder = group.path / name
     folder.mkdir(parents=True)
     for i, part in enumerate(values if values.ndim > 1 else [values]):
-        write_file(folder / (f"c.{i}" + ".0" * (values.ndim - 1)), encode_chunk(part))
+        write_file(folder / chunk_name(i, *(0 for _ in values.shape[1:])), encode_chunk(part))
 
 
 def _empty(

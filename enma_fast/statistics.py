@@ -57,6 +57,17 @@ _LOWER_J = np.concatenate([[-np.inf], -_EDGES[:0:-1], [0.0], _EDGES[:-1]])
 Array = Tensor | np.ndarray[Any, Any]
 
 
+class NotFiniteError(EnmaError):
+    """A member has a value that is not finite; `number` is its place among those given."""
+
+    def __init__(self, number: int, count: int) -> None:
+        super().__init__(
+            f"members: number {number} of the {count} given has a value that is not finite; leave it out, or sample it "
+            "again"
+        )
+        self.number = number
+
+
 class Statistics:
     """Mean, spread, quantiles and exceedance of the members of one trajectory, one member after the other.
 
@@ -248,10 +259,7 @@ class Statistics:
         for first in range(0, len(members_KP), rows):
             finite_K = np.isfinite(members_KP[first : first + rows]).all(axis=1)
             if not finite_K.all():
-                raise EnmaError(
-                    f"members: number {first + int(finite_K.argmin())} of the {len(members_KP)} given has a value "
-                    "that is not finite; leave it out, or sample it again"
-                )
+                raise NotFiniteError(first + int(finite_K.argmin()), len(members_KP))
         return members_KP
 
     def _fold(self, members_KP: np.ndarray, block: slice) -> None:

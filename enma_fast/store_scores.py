@@ -23,7 +23,7 @@ import torch
 
 from .checkpoint import read_tensors, sha256, write_tensors
 from .data import FieldFile, dataset_split, read
-from .errors import EnmaError
+from .errors import EnmaError, first_line
 from .metrics import Scores
 from .output import read_forecast
 from .scoring import NEED_TRUTH, solver_fidelity
@@ -224,7 +224,7 @@ def _values(path: Path, number: int, array: Any) -> np.ndarray:
         return np.asarray(array)
     except Exception as error:
         # Zarr and its codecs raise many kinds for a damaged chunk.
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise EnmaError(
             f"{path}: trajectory {number} cannot be read ({reason}); a chunk is damaged, run: enma-fast verify {path}"
         ) from error

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from .checkpoint import CONFIG, WEIGHTS, hashes, sha256
@@ -64,6 +65,11 @@ class Case:
             raise EnmaError(f"chunk is {self.chunk}; at least 1 is needed")
         if self.precision is not None and self.precision not in PRECISIONS:
             raise EnmaError(f"precision {self.precision!r} is unknown; use one of {', '.join(PRECISIONS)}")
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """Of the sampler's weights, by default the model's."""
+        return None if self.precision is None else PRECISIONS[self.precision]
 
     @property
     def observed(self) -> int:
@@ -177,7 +183,7 @@ def forecast_rows(
         trajectories=list(rows),
         chunk=chunk or case.chunk,
         settings=case.settings,
-        dtype=None if case.precision is None else PRECISIONS[case.precision],
+        dtype=case.dtype,
         stop=stop,
     )
 

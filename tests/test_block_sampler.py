@@ -17,9 +17,7 @@ from enma_fast.native_sampler import NativeSampler
 from enma_fast.ops import sampler as native
 from enma_fast.output import LEDGER, member_file
 
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+from ._files import contents
 
 
 @pytest.fixture

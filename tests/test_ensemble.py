@@ -28,6 +28,8 @@ from enma_fast.output import LEDGER, member_file, read_forecast, stacked
 from enma_fast.system import versions
 from enma_fast.writer import Writer
 
+from ._files import contents
+
 ALONE = Launch(launcher="alone", rank=0, num_ranks=1, local_rank=0, num_local=1, run="test")
 
 
@@ -45,10 +47,6 @@ def tiny_by_default(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def start(data: Any, out: Path, **options: Any) -> ensemble.Run:
     return ensemble.prepare(data, out, **{"launch": ALONE, **options})
-
-
-def files(store: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(store)): p.read_bytes() for p in sorted(store.rglob("*")) if p.is_file()}
 
 
 @pytest.mark.parametrize("task", ["temporal", "initial-value", "generation"])
@@ -94,7 +92,7 @@ def test_the_bytes_do_not_depend_on_the_cut(data: FieldFile, tmp_path: Path, opt
     common = {"members": 7, "select": [0, 11, 29], "quantiles": (0.25, 0.5), "thresholds": (0.1,)}
     start(data, tmp_path / "a.zarr", **common).execute()
     start(data, tmp_path / "b.zarr", **common, **options).execute()
-    assert files(tmp_path / "a.zarr") == files(tmp_path / "b.zarr")
+    assert contents(tmp_path / "a.zarr") == contents(tmp_path / "b.zarr")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.zarr", "b.zarr"]
 
 
@@ -136,12 +134,12 @@ def test_a_run_that_stops_is_continued(data: FieldFile, tmp_path: Path) -> None:
     seen: list[int] = []
     assert again.execute(lambda done, total: seen.append(done))["members_sampled"] == 6
     assert seen == [9, 12]
-    assert files(out) == files(tmp_path / "whole.zarr")
+    assert contents(out) == contents(tmp_path / "whole.zarr")
     before = {p: p.stat().st_mtime_ns for p in out.rglob("*")}
     assert start(data, out, **common).execute()["members_sampled"] == 0
     assert {p: p.stat().st_mtime_ns for p in out.rglob("*")} == before
     assert start(data, out, **common, force=True).execute()["members_sampled"] == 12
-    assert files(out) == files(tmp_path / "whole.zarr")
+    assert contents(out) == contents(tmp_path / "whole.zarr")
 
 
 def test_saved_statistics_are_continued(
@@ -165,7 +163,7 @@ def test_saved_statistics_are_continued(
             saved.write_bytes(saved.read_bytes()[:-30])
     assert start(data, out, **common).execute()["members_sampled"] == 9
     assert "is damaged; its trajectory is sampled again" in caplog.text
-    assert files(out) == files(tmp_path / "whole.zarr")
+    assert contents(out) == contents(tmp_path / "whole.zarr")
 
 
 def test_what_another_run_wrote_is_refused_with_what_differs(
@@ -174,7 +172,7 @@ def test_what_another_run_wrote_is_refused_with_what_differs(
     out = tmp_path / "run.zarr"
     common = {"members": 3, "select": [0, 1]}
     start(data, out, **common).execute()
-    before = files(out)
+    before = contents(out)
     other = Model(load_model(tiny).config)
     save_model(other, tmp_path / "other")
     changed = tmp_path / "data.h5"
@@ -197,7 +195,7 @@ def test_what_another_run_wrote_is_refused_with_what_differs(
         assert message in str(caught.value)
         with pytest.raises(EnmaError, match="belongs to another run"):
             start(data, out, **{**common, **options}).plan()
-    assert files(out) == before
+    assert contents(out) == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["data.h5", "other", "run.zarr"]
 
 
@@ -258,7 +256,7 @@ def test_a_store_is_of_what_was_used(
     out = tmp_path / "run.zarr"
     common = {"members": 3, "select": [0, 1]}
     start(data, out, **common).execute()
-    before = files(out)
+    before = contents(out)
     warmer = replace(data, u=data.u + np.float32(0.01))
     other = shutil.copytree(tiny, tmp_path / "other")
     config = json.loads((other / "config.json").read_text())
@@ -286,7 +284,7 @@ def test_a_store_is_of_what_was_used(
                 again.plan()
         else:
             assert again.plan().members_missing == 0
-    assert files(out) == before
+    assert contents(out) == before
 
 
 @pytest.mark.parametrize("keep_members", [True, False])
@@ -383,14 +381,14 @@ def test_a_disk_that_fails_is_told_how_to_go_on(
 def test_the_store_of_another_tool_is_left_alone(data: FieldFile, tmp_path: Path) -> None:
     out = tmp_path / "run.zarr"
     xarray.Dataset({"u": ("x", [1.0])}).to_zarr(out, consolidated=False)
-    before = files(out)
+    before = contents(out)
     for force in (False, True):
         with pytest.raises(EnmaError, match=r"run\.zarr: "):
             start(data, out, members=2, select=[0], force=force).execute()
     (tmp_path / "half.zarr" / "u").mkdir(parents=True)
     with pytest.raises(EnmaError, match=r"half\.zarr: is not a Zarr store|half\.zarr: exists and is not"):
         start(data, tmp_path / "half.zarr", members=2, select=[0]).execute()
-    assert files(out) == before
+    assert contents(out) == before
 
 
 def test_the_plan_says_what_will_be_written(data: FieldFile, tmp_path: Path) -> None:

@@ -131,11 +131,6 @@ class Server:
         self._process.communicate()
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    """All files below a folder, hidden ones too."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
-
-
 def identities(folder: Path) -> dict[str, tuple[int, int]]:
     """Inode and time of change of each file below a folder."""
     return {

@@ -73,7 +73,8 @@ class Trap:
             if self.how == "kill" or (self.how == "half" and "write" not in what):
                 os.kill(os.getpid(), signal.SIGKILL)
             elif self.how == "stop":
-                os.kill(os.getpid(), signal.SIGSTOP)
+                # To this thread: of a signal to the process it may see nothing until another has taken it.
+                signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
             elif self.how == "full":
                 self.full = True
             return self.how == "half"

@@ -12,7 +12,8 @@ from enma_fast.cli import main
 from enma_fast.errors import EnmaError
 from enma_fast.output import LEDGER, read_forecast
 
-from ._harness import Server, beside, contents, identities
+from .._files import contents
+from ._harness import Server, beside, identities
 
 COMMON = ("--members", 5, "--select", "1:3", "--chunk", 2)
 KINDS = {

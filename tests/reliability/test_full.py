@@ -17,7 +17,8 @@ from enma_fast.errors import EnmaError
 from enma_fast.ledger import RunLock
 from enma_fast.output import read_forecast
 
-from ._harness import Server, beside, contents, units
+from .._files import contents
+from ._harness import Server, beside, steps, units
 
 KINDS = {
     "members": (("--members", 12, "--chunk", 3), {"writer._SETTLE": -1.0}),
@@ -110,8 +111,16 @@ def test_a_disk_that_becomes_full(server: Server, wholes: dict, command: Callabl
     """The same with writes that fail from the n-th on, which every machine can do."""
     out = quick / "run.zarr"
     options, patch = KINDS[kind]
+    trace = quick.with_name(f"{quick.name}-trace")
+    assert (
+        server.run(*command(out, *options), patch=patch, trap={"folder": str(quick), "trace": str(trace)}).status == 0
+    )
+    shutil.rmtree(out)
+    found = steps(trace)
+    # Those of making the store come before.
+    made = found[: found.index(f"os.rename {quick}/.run.zarr.tmp")].count("os.write")
     for number in (1, 2, 7, 12, 15, 19):
-        trap = {"folder": str(quick), "how": "full", "at": [number], "match": "os.write"}
+        trap = {"folder": str(quick), "how": "full", "at": [made + number], "match": "os.write"}
         ended = server.run(*command(out, *options), patch=patch, trap=trap)
         if ended.status == 0:
             break

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ._harness import Ended, Process, Server, beside, contents, phase, steps
+from .._files import contents
+from ._harness import Ended, Process, Server, beside, phase, steps
 
 pytestmark = pytest.mark.kill
 

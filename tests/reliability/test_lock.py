@@ -8,7 +8,8 @@ import pytest
 
 from enma_fast.output import LEDGER
 
-from ._harness import Process, Server, beside, contents, phase, units
+from .._files import contents
+from ._harness import Process, Server, beside, phase, steps, units
 
 # Settle after each block, so that there are members that are done.
 SETTLE = {"writer._SETTLE": -1.0}
@@ -87,7 +88,12 @@ def test_a_run_that_comes_while_the_store_is_made_is_refused(server: Server, sto
     assert second.end().json["members_sampled"] == 8
     # While the store is made, and again while members are written.
     shutil.rmtree(store)
-    first = stopped(server, store, arguments, match="/", at=(30, 225))
+    trace = store.parent.with_name(f"{store.parent.name}-trace")
+    assert server.run(*arguments, trap={"folder": str(store.parent), "match": "/", "trace": str(trace)}).status == 0
+    found = steps(trace)
+    shutil.rmtree(store)
+    members = [number for number, step in enumerate(found, start=1) if "/run.zarr/u/" in step]
+    first = stopped(server, store, arguments, match="/", at=(30, members[9]))
     second = server.start(*arguments)
     assert second.state(0.5) == "running"
     first.go_on()

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from ._harness import Process, Server, contents, units
+from .._files import contents
+from ._harness import Process, Server, units
 
 ROOT = Path(__file__).resolve().parents[2]
 MEMBERS, TRAJECTORIES, CHUNK = 24, 4, 4
