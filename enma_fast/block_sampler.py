@@ -48,11 +48,15 @@ class BlockSampler:
     def __init__(self, model: Model, data: FieldFile, case: Case, rows: Sequence[int]) -> None:
         self.model, self.data, self.case, self.rows = model, data, case, list(rows)
         self.chunk = case.chunk
-        self.remember: Callable[[int], None] = lambda chunk: None
+        self.forget()
         self._engine = engine_for(model.dynamics, dtype=case.dtype)
         self.independent = self._engine.backend == "native"
         how = self._engine.backend if self.independent else f"{self._engine.backend}, chunk {case.chunk}"
         self.arithmetic = f"{how}, {_instructions(next(model.parameters()).device)}"
+
+    def forget(self) -> None:
+        """Have nothing remembered from now on."""
+        self.remember: Callable[[int], None] = lambda chunk: None
 
     def parts(self, block: Block, parts: Sequence[Block]) -> Iterator[tuple[Block, np.ndarray]]:
         """Each of some parts of a block, and its members `[B, K, T, *x, c]`."""
@@ -94,7 +98,7 @@ class BlockSampler:
         self.sample(block, first_chunk=True, stop=lambda number, frame: True)
         block = self._first_chunk(block)
         memory = self._engine.planned_bytes()
-        frames = num_frames(self.model.config, self.data) - self.case.observed
+        frames = num_frames(self.model.config, self.data, self.case)
         factor = self.model.config.tokenizer.time_factor
         short, long = min(frames, factor), min(frames, 2 * factor)
         seconds = []

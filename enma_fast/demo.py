@@ -13,7 +13,7 @@ from .output import create_store
 from .plots import save_figure
 from .report import store_figure
 from .scoring import paper_table, score_case
-from .tasks import Case, layout_of, provenance
+from .tasks import Case, file_hashes, layout_of, provenance
 
 CHECKPOINT = "combined-small"
 STORE, FIGURE = "forecast.zarr", "demo.png"
@@ -72,7 +72,7 @@ def run(
         results.append(score_case(model, data, case, rows=rows, progress=report, **keywords))
 
     rows = spread_rows(inside, trajectories)
-    attributes = provenance(checkpoint, inside, main, rows, "enma-fast demo")
+    attributes = provenance(checkpoint, inside, main, rows, "enma-fast demo") | file_hashes(inside, main)
     layout = layout_of(model.config, inside, main, rows=rows, attributes=attributes)
     with create_store(out / STORE, layout, force=True) as store:
         forecast(*cases[0], sink=store.put)

@@ -23,6 +23,7 @@ from . import sample
 from .config import SamplingConfig
 from .errors import EnmaError
 from .graphs import CapturedStep, try_capture
+from .layers import own_dtype
 from .model import Dynamics
 from .native_sampler import NativeSampler
 from .ops import choose, sampler
@@ -63,13 +64,13 @@ class Engine:
 
     def __init__(self, dynamics: Dynamics, *, dtype: torch.dtype | None = None, backend: str | None = None) -> None:
         self.dynamics = dynamics
-        self.dtype = dtype or _own_dtype(dynamics)
+        self.dtype = dtype or own_dtype(dynamics)
         config = dynamics.config.dynamics
         device = next(dynamics.parameters()).device
         found = candidates(device, self.dtype, head_dim=config.width // config.heads)
         if backend == "static":
             found["static"] = None
-        if self.dtype != _own_dtype(dynamics):
+        if self.dtype != own_dtype(dynamics):
             found["reference"] = f"samples with the model's weights as they are, not with {self.dtype}"
         self.backend = choose("sampler", found, backend)
         self._native = NativeSampler(dynamics, dtype=self.dtype) if self.backend == "native" else None
@@ -214,7 +215,3 @@ def engine_for(dynamics: Dynamics, *, dtype: torch.dtype | None = None, backend:
     if known is None or known[0] != weights:
         known = engines[dtype, backend] = (weights, Engine(dynamics, dtype=dtype, backend=backend))
     return known[1]
-
-
-def _own_dtype(dynamics: Dynamics) -> torch.dtype:
-    return next(dynamics.parameters()).dtype

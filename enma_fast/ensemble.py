@@ -33,15 +33,14 @@ from .blocks import Block, Cut, P, Unit, claims, missing_parts
 from .checkpoint import load_model
 from .chunks import write_file
 from .config import SamplingConfig
-from .data import FieldFile
-from .data import read as read_fields
+from .data import FieldFile, count, read_numbered
 from .errors import EnmaError
 from .launch import Launch, detect
 from .ledger import Ledger, RunLock, unfinished_write
 from .members import CHUNK
-from .output import LEDGER, ForecastStore, Layout, differences, lay_out, sweep
+from .output import LEDGER, ForecastStore, Layout, check_place, differences, lay_out, sweep
 from .statistics import NotFiniteError, Statistics, bytes_needed
-from .tasks import Case, check_case, layout_of, provenance
+from .tasks import Case, check_case, file_hashes, layout_of, provenance
 from .writer import Writer
 
 log = logging.getLogger("enma_fast")
@@ -53,8 +52,6 @@ _SAVE = 30.0
 _LOOK, _SHORT = 1.0, 100_000
 # From so many on, the cost of about half a chunk to tell the time of all is worth it.
 _MANY_CHUNKS = 32
-# Member numbers are one word of the noise's key.
-_MOST_MEMBERS = 2**32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,8 +78,10 @@ def prepare(
     checkpoint: str | Path = "combined-small",
     task: str | None = None,
     history: int = 3,
+    frames: int | None = None,
     context: str | Path | FieldFile | None = None,
     members: int = 16,
+    first_member: int = 0,
     seed: int = 0,
     select: Sequence[int] | None = None,
     keep_members: bool = True,
@@ -112,11 +111,16 @@ def prepare(
         ``temporal``, ``initial-value`` or ``generation``; by default the first, or the second with a `context`.
     history
         Observed frames of the temporal task.
+    frames
+        Frames to forecast; by default those of the file after the observed ones, up to the length that the model was
+        trained on, or up to that length where the file holds no more. The store holds the truth if the file does.
     context
         Field file whose trajectories are the contexts: as many as `data` has, or one for all. By default a context is
         another trajectory of the same environment in `data`.
     members
         Ensemble size.
+    first_member
+        Number of the first member, so that a second store continues the ensemble of a first.
     seed
         Of the noise. A member depends on (model, seed, trajectory number, member number) only.
     select
@@ -159,25 +163,29 @@ def prepare(
             f"--force: one of the {launch.num_ranks} processes could come when all is written, and begin anew; remove "
             f"{out} and leave --force out"
         )
-    if not 1 <= members <= _MOST_MEMBERS:
-        raise EnmaError(f"members is {members}; 1 to {_MOST_MEMBERS} can be numbered")
-    if not 1 <= shard <= members:
-        raise EnmaError(f"shard is {shard}; 1 to {members}, the number of members, is expected")
     statistics = statistics or not keep_members or bool(len(quantiles) or len(thresholds))
-    fields = data if isinstance(data, FieldFile) else read_fields(Path(data))
-    other = context if context is None or isinstance(context, FieldFile) else read_fields(Path(context))
+    task = task or ("temporal" if context is None else "initial-value")
+    fields, rows = _fields(data, select, contexts=task != "temporal" and context is None)
+    other = context if context is None or isinstance(context, FieldFile) else _context(Path(context), rows)
+    if other is not None and other is not context and task == "initial-value" and _same(other.path, fields.path):
+        raise EnmaError(
+            f"{other.path}: as --context too it shows each trajectory what is to be forecast; leave --context out, "
+            "then the context is another trajectory of the same environment"
+        )
     case = Case(
-        task=task or ("temporal" if context is None else "initial-value"),
+        task=task,
         history=history,
+        frames=frames,
         context=other,
         members=members,
+        first_member=first_member,
         seed=seed,
         chunk=chunk,
         settings=settings,
         precision=precision,
     )
-    rows = range(len(fields)) if select is None else list(select)
-    _check_rows(rows, fields)
+    if not 1 <= shard <= members:
+        raise EnmaError(f"shard is {shard}; 1 to {members}, the number of members, is expected")
     model = load_model(checkpoint, device=launch.device(device, torch.cuda.device_count()))
     check_case(model.config, fields, case, rows, at_once=min(members, max(chunk, shard)))
     # Bad quantiles and thresholds are said here.
@@ -227,12 +235,14 @@ class Run:
         Raises
         ------
         EnmaError
-            If a store that is there belongs to another run, or the disk is too small.
+            If a store that is there belongs to another run, none can be made, or the disk is too small.
         """
         layout, B, K = self.layout, len(self.layout.trajectories), self.layout.num_members
         missing = self._missing()
         disk = int(layout.num_bytes() * missing / (B * K))
         files = len(layout.channels) * -(-missing // layout.shard) if layout.keep_members else 0
+        if self.force or not self.out.exists():
+            check_place(self.out, force=self.force)
         self._check_disk(disk, files)
         if measure is None:
             measure = missing > _MANY_CHUNKS * self.sampler.chunk
@@ -285,7 +295,7 @@ class Run:
             if lock.first:
                 sweep(self.out)
             if lock.first and (self.force or not self.out.exists()):
-                lay_out(self.out, self.layout, force=self.force)
+                lay_out(self.out, self._with_hashes(), force=self.force)
             else:
                 self._require_same()
             lock.share()
@@ -297,6 +307,7 @@ class Run:
                         sampled = self._work(ledger, progress)
                         self._finish()
                     finally:
+                        self.sampler.forget()
                         ledger.close()
                         self.store.close()
         return {
@@ -377,9 +388,8 @@ class Run:
                     fold.update(values)
                 except NotFiniteError as error:
                     number = self.layout.trajectories[b]
-                    log.warning(
-                        "trajectory %d has no statistics: its member %d is not finite", number, k + error.number
-                    )
+                    member = self.layout.first_member + k + error.number
+                    log.warning("trajectory %d has no statistics: its member %d is not finite", number, member)
                     break
                 report(fold.num_members)
                 if time.monotonic() - last_save > _SAVE and not self.layout.keep_members:
@@ -428,6 +438,11 @@ class Run:
             return Ledger(self.out / LEDGER, self.layout.num_units)
         except FileNotFoundError:
             return None
+
+    def _with_hashes(self) -> Layout:
+        """The layout, with hashes of the files; only who makes the store reads them whole."""
+        attributes = {**self.layout.attributes, **file_hashes(self.sampler.data, self.sampler.case)}
+        return replace(self.layout, attributes=attributes)
 
     def _require_same(self) -> None:
         found = differences(self.out, self.layout)
@@ -492,15 +507,36 @@ def write_state(path: Path, fold: Statistics) -> None:
     write_file(path, data.getvalue())
 
 
-def _check_rows(rows: Sequence[int], data: FieldFile) -> None:
+def _fields(
+    data: str | Path | FieldFile, select: Sequence[int] | None, *, contexts: bool
+) -> tuple[FieldFile, Sequence[int]]:
+    """The fields of the selected trajectories, perhaps with those of others, and the numbers of the selected."""
+    path = data.path if isinstance(data, FieldFile) else Path(data)
+    total = len(data) if isinstance(data, FieldFile) else count(path)
+    rows = range(total) if select is None else list(select)
+    _check_rows(rows, total, path)
+    return data if isinstance(data, FieldFile) else read_numbered(path, rows, contexts=contexts), rows
+
+
+def _context(path: Path, rows: Sequence[int]) -> FieldFile:
+    """The contexts of trajectories `rows`, or the one of all; too few are found by `check_case`."""
+    total = count(path)
+    return read_numbered(path, [row for row in rows if 1 < total > row] or [0])
+
+
+def _check_rows(rows: Sequence[int], total: int, path: Path) -> None:
     if not len(rows):
-        raise EnmaError(f"{data.path}: no trajectory is selected; it has {len(data)}")
+        raise EnmaError(f"{path}: no trajectory is selected; it has {total}")
     numbers = np.asarray(rows)
-    if numbers.min() < 0 or numbers.max() >= len(data):
-        wrong = numbers[(numbers < 0) | (numbers >= len(data))][0]
-        raise EnmaError(f"{data.path}: trajectory {wrong} is selected; it has 0 to {len(data) - 1}")
+    if numbers.min() < 0 or numbers.max() >= total:
+        wrong = numbers[(numbers < 0) | (numbers >= total)][0]
+        raise EnmaError(f"{path}: trajectory {wrong} is selected; it has 0 to {total - 1}")
     if len(np.unique(numbers)) != len(numbers):
-        raise EnmaError(f"{data.path}: a trajectory is selected twice")
+        raise EnmaError(f"{path}: a trajectory is selected twice")
+
+
+def _same(a: Path, b: Path) -> bool:
+    return a.resolve() == b.resolve()
 
 
 def _gigabytes(size: int) -> str:

@@ -62,20 +62,21 @@ def check_store(path: str | Path, *, progress: Callable[[int, int], None] | None
         ledger = Ledger(path / LEDGER, layout.num_units)
         done = ledger.done()
         ledger.close()
-    num_bytes = 4 * int(np.prod(layout.frame_shape))
     count = _num_files(layout)
-    for i, (file, holds, units, chunks, size, values) in enumerate(_files(path, layout)):
-        if done[units.start]:
-            wrong = problem(file, values * num_bytes, chunks=chunks, size=size)
+    for i, part in enumerate(_files(path, layout)):
+        if done[part.units.start]:
+            wrong = part.problem()
             if wrong is not None:
-                found.append(Damage(str(file.relative_to(path)), wrong, holds, units))
+                found.append(Damage(str(part.file.relative_to(path)), wrong, part.holds, part.units))
         if progress is not None:
             progress(i + 1, count)
     return found
 
 
 def mark_missing(path: str | Path, found: list[Damage]) -> bool:
-    """Note damaged units as missing; whether all of the damage can be mended so.
+    """Note the units of what is damaged as missing; whether all of the damage can be mended so.
+
+    Files are looked at once more: the store may have been mended, or begun anew, since they were found.
 
     Raises
     ------
@@ -83,10 +84,12 @@ def mark_missing(path: str | Path, found: list[Damage]) -> bool:
         If a run is writing the store, or it cannot be written.
     """
     path = Path(path)
-    units = sorted({unit for damage in found for unit in damage.units})
-    if units:
-        layout = layout_at(path)
+    names = {damage.file for damage in found if damage.units}
+    if names:
         with RunLock(path, f"verify {uuid.uuid4().hex}"):
+            layout = layout_at(path)
+            parts = [part for part in _files(path, layout) if str(part.file.relative_to(path)) in names]
+            units = sorted({unit for part in parts if part.problem() is not None for unit in part.units})
             try:
                 with settled(path):
                     _unmark(path / LEDGER, units, layout.num_units)
@@ -96,6 +99,8 @@ def mark_missing(path: str | Path, found: list[Damage]) -> bool:
 
 
 def _unmark(path: Path, units: list[int], num_units: int) -> None:
+    if not units:
+        return
     try:
         ledger = Ledger(path, num_units)
     except FileNotFoundError:
@@ -112,8 +117,24 @@ def _num_files(layout: Layout) -> int:
     return len(layout.channels) * len(layout.trajectories) * (members + len(layout.kept_statistics()))
 
 
-def _files(path: Path, layout: Layout) -> Iterator[tuple[Path, str, range, int, int | None, int]]:
-    """File, what it holds, its units, chunks in it, place for chunks (None: no shard), and frames' worth of a chunk."""
+@dataclass(frozen=True)
+class _File:
+    """A file of members or of a statistic, with its units of the ledger."""
+
+    file: Path
+    holds: str
+    units: range
+    num_bytes: int
+    # Chunks in it, and place for chunks (None: no shard).
+    chunks: int = 1
+    size: int | None = None
+
+    def problem(self) -> str | None:
+        return problem(self.file, self.num_bytes, chunks=self.chunks, size=self.size)
+
+
+def _files(path: Path, layout: Layout) -> Iterator[_File]:
+    num_bytes = 4 * int(np.prod(layout.frame_shape))
     B, K, shard = len(layout.trajectories), layout.num_members, layout.shard
     numbers = [int(n) for n in layout.trajectories]
     for c, name in enumerate(layout.channels):
@@ -124,13 +145,14 @@ def _files(path: Path, layout: Layout) -> Iterator[tuple[Path, str, range, int, 
                 who = f"member {first}" if shard == 1 else f"members {first} to {layout.first_member + end - 1}"
                 units = range(b * K + k, b * K + end)
                 holds = f"{name} of {who} of trajectory {numbers[b]}"
-                yield member_file(path, name, layout, b, k), holds, units, end - k, None if shard == 1 else shard, 1
+                size = None if shard == 1 else shard
+                yield _File(member_file(path, name, layout, b, k), holds, units, num_bytes, end - k, size)
         before = B * K if layout.keep_members else 0
         for kind, own in layout.kept_statistics().items():
             for b in range(B):
                 holds = f"{kind} of {layout.channels[c]} of trajectory {numbers[b]}"
                 file = statistic_file(path, name, kind, layout, b)
-                yield file, holds, range(before + b, before + b + 1), 1, None, own or 1
+                yield _File(file, holds, range(before + b, before + b + 1), (own or 1) * num_bytes)
 
 
 def _fixed(path: Path) -> Iterator[Damage]:

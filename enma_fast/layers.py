@@ -181,3 +181,8 @@ def init_linear(module: nn.Module, *, depth: int) -> None:
             nn.init.normal_(child.weight, std=std)
             if child.bias is not None:
                 nn.init.zeros_(child.bias)
+
+
+def own_dtype(module: nn.Module) -> torch.dtype:
+    """Of a module's weights."""
+    return next(module.parameters()).dtype

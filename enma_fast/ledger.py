@@ -67,6 +67,8 @@ class Ledger:
     def close(self) -> None:
         """Drop all claims."""
         os.close(self._file)
+        # The system gives the number to the next file that is opened.
+        self._file = -1
 
     @property
     def chunk(self) -> int:
@@ -81,10 +83,16 @@ class Ledger:
     def done(self, first: int = 0, last: int | None = None) -> np.ndarray:
         """Whether each unit of `first, ..., last - 1` is done, `[n]` bool."""
         last = self.num_units if last is None else last
-        parts = []
+        start, parts = first, []
         # The system reads no more than 2 GB at a time.
         while first < last:
-            part = os.pread(self._file, min(last - first, _MOST_READ), _HEADER.size + first)
+            try:
+                part = os.pread(self._file, min(last - first, _MOST_READ), _HEADER.size + first)
+            except OSError as error:
+                if error.errno != errno.ESTALE:
+                    raise
+                # Another machine has removed it: the run is over.
+                return np.ones(last - start, bool)
             if not part:
                 raise EnmaError(f"{self.path}: ends before unit {first}; write the forecast again with --force")
             parts.append(np.frombuffer(part, np.uint8) == _DONE)
@@ -121,7 +129,7 @@ class Ledger:
         try:
             fcntl.fcntl(self._file, fcntl.F_OFD_SETLK, request)
         except OSError as error:
-            if error.errno in (errno.EAGAIN, errno.EACCES):
+            if error.errno in (errno.EAGAIN, errno.EACCES, errno.ESTALE):
                 return False
             raise EnmaError(f"{self.path}: its file system gives no locks ({error}); choose another --out") from error
         return True
@@ -191,12 +199,20 @@ class RunLock:
 
     def share(self) -> None:
         """Let the other processes of the run in."""
-        if self.first:
-            fcntl.flock(self._file, fcntl.LOCK_SH)
-            # Another run may have come between.
-            owner = self._owner()
-            if owner and owner.get("run") != self.run:
-                raise EnmaError(f"{self.target}: is being written by another run; wait for it")
+        if not self.first:
+            return
+        # The system lets go of the lock before it gives the other: another run may come between, and go again.
+        fcntl.flock(self._file, fcntl.LOCK_SH)
+        if not os.fstat(self._file).st_nlink:
+            os.close(self._file)
+            self._file, alone = self._enter()
+            if alone:
+                self._write()
+                self.share()
+                return
+        owner = self._owner()
+        if owner and owner.get("run") != self.run:
+            raise EnmaError(f"{self.target}: is being written by another run; wait for it")
 
     def close(self) -> None:
         """Leave; the last process removes the file."""
@@ -223,10 +239,13 @@ class RunLock:
                 os.close(file)
                 time.sleep(_POLL)
                 continue
-            # The last process of a run may have removed the file that was opened.
-            if os.fstat(file).st_nlink and (first or os.fstat(file).st_size):
+            # The last process of a run may have removed the file that was opened, or the first one died before it made
+            # the store: then one of those who wait takes its place.
+            if os.fstat(file).st_nlink and (first or (os.fstat(file).st_size and self.target.exists())):
                 return file, first
             os.close(file)
+            if not first:
+                time.sleep(_POLL)
 
     def _write(self) -> None:
         text = json.dumps({"run": self.run, "pid": os.getpid(), "host": socket.gethostname()})

@@ -8,7 +8,6 @@ channels, P observed points, Q query points, d space dimensions.
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,15 +19,13 @@ import torch
 from torch import Tensor
 
 from .coding import BLOCKS, code_rows
-from .config import ModelConfig, SamplingConfig, TokenizerConfig
+from .config import SamplingConfig, TokenizerConfig
 from .engine import Engine, engine_for
 from .errors import EnmaError
+from .inputs import MOST_MEMBERS, Request, check_size, coordinates, read_request, warn_if_long, whole_number
+from .layers import own_dtype
 from .model import Model
-from .noise import trajectory_seed
 from .results import SPACE, Ensemble, Labels, first_time, given
-from .system import memory
-
-log = logging.getLogger("enma_fast")
 
 # A numpy array, a tensor, an xarray.DataArray or an xarray.Dataset.
 Array = np.ndarray | Tensor | Any
@@ -40,20 +37,6 @@ CHUNK = 64
 
 # A latent frame alone is rounded otherwise than one of several.
 FEWEST_LATENTS = 2
-
-
-@dataclass(frozen=True)
-class _Request:
-    """Checked inputs, encoded: one row per trajectory."""
-
-    history_BTNC: Tensor
-    context_BTNC: Tensor | None
-    observed: int
-    last: int
-    num_latents: int
-    seeds: list[int]
-    # Trajectory and member.
-    rows: list[tuple[int, int]]
 
 
 def forecast(
@@ -87,7 +70,8 @@ def forecast(
         Observed frames ``[L, *grid, c]`` or ``[B, L, *grid, c]``, or ``[..., L, P, c]`` at scattered ``points``; in
         the units of the training data, ``model.config.frame_interval`` apart. None to generate from the context.
         In xarray the dimensions are ``trajectory`` (may be left out), ``time``, ``x``, ``y`` (or ``point``) and
-        ``channel`` (may be left out), in any order; the variables of a Dataset are the channels.
+        ``channel`` (may be left out), in any order; the variables of a Dataset are the channels. Positions in space
+        have to increase and to span the model's domain.
     num_frames
         Frames to forecast after the history; by default up to the model's trained length.
     num_members
@@ -95,7 +79,8 @@ def forecast(
     seed
         Seed of the run. Member k of trajectory b depends on (model, seed, trajectory number, k) only.
     context
-        Whole trajectory ``[T, *grid, c]`` or ``[B, T, *grid, c]`` of the same physics with another initial value.
+        Whole trajectory ``[T, *grid, c]`` or ``[B, T, *grid, c]`` of the same physics with another initial value: the
+        first one for the first history and so on, whatever their labels, or one for all.
     points
         ``[P, d]`` coordinates of scattered observations (models with interpolation).
     query
@@ -103,8 +88,8 @@ def forecast(
     settings
         Sampling settings; the model's own by default.
     trajectories
-        Number of each trajectory, the part of its noise key; by default the integers of an xarray coordinate
-        ``trajectory``, and 0, 1, ... without one.
+        Number of each trajectory, the part of its noise key, all different; by default the integers of an xarray
+        coordinate ``trajectory``, and 0, 1, ... without one.
     first_member
         Number of the first member; members are ``first_member, ..., first_member + num_members - 1``.
     chunk
@@ -134,7 +119,7 @@ def forecast(
     EnmaError
         One line naming the argument and the mend.
     """
-    queried = None if query is None else _coordinates("query", query, model)
+    queried = None if query is None else coordinates("query", query, model)
     known, other, labels = _read(model, history, context, points, queried, trajectories, num_members, first_member)
     fields = sample_fields(
         model,
@@ -153,6 +138,8 @@ def forecast(
         backend=backend,
         stop=None if stop is None else lambda number, frame: stop(number, _wrapped(labels, number, frame)),
     )
+    axis = int(labels.batched)
+    warn_if_long(model.config, fields.shape[axis + 1] + (0 if known is None else known.shape[axis]))
     return Ensemble(labels.plain(fields), labels)
 
 
@@ -180,13 +167,14 @@ def stream(
     ``chunk`` are rows that go together, all by default. ``stop`` is called before its frame is yielded; the stream ends
     with the frame at which the last member stops.
     """
-    queried = None if query is None else _coordinates("query", query, model)
+    queried = None if query is None else coordinates("query", query, model)
     known, other, labels = _read(model, history, context, points, queried, trajectories, num_members, first_member)
-    request, batched = _request(
+    request, batched = read_request(
         model, known, num_frames, num_members, seed, other, points, labels.trajectories, first_member
     )
+    warn_if_long(model.config, request.last)
     engine = engine_for(model.dynamics, dtype=dtype, backend=backend)
-    size = _positive("chunk", len(request.rows) if chunk is None else chunk)
+    size = whole_number("chunk", len(request.rows) if chunk is None else chunk)
     frames = _frames(
         model,
         request,
@@ -224,12 +212,12 @@ def sample_fields(
     Tensor
         ``[K, T, *grid, c]`` or ``[B, K, T, *grid, c]``, fp32.
     """
-    queried = None if query is None else _coordinates("query", query, model)
-    request, batched = _request(
+    queried = None if query is None else coordinates("query", query, model)
+    request, batched = read_request(
         model, history, num_frames, num_members, seed, context, points, trajectories, first_member
     )
     engine = engine_for(model.dynamics, dtype=dtype, backend=backend)
-    chunks = _chunks(engine, request, settings or model.config.sampling, _positive("chunk", chunk))
+    chunks = _chunks(engine, request, settings or model.config.sampling, whole_number("chunk", chunk))
     shape = (len(request.seeds), num_members) if batched else (num_members,)
     kept = _all_kept(request)
     if stop is not None:
@@ -266,7 +254,7 @@ class _Chunk:
         self.latents = torch.cat([self.latents, *(z[:, None] for z in islice(self.making, count))], dim=1)
 
 
-def _chunks(engine: Engine, request: _Request, settings: SamplingConfig, size: int) -> list[_Chunk]:
+def _chunks(engine: Engine, request: Request, settings: SamplingConfig, size: int) -> list[_Chunk]:
     chunks = []
     for begin in range(0, len(request.rows), size):
         part = slice(begin, begin + size)
@@ -279,7 +267,7 @@ def _chunks(engine: Engine, request: _Request, settings: SamplingConfig, size: i
 
 def _frames(
     model: Model,
-    request: _Request,
+    request: Request,
     chunks: list[_Chunk],
     kept: Tensor,
     *,
@@ -323,7 +311,7 @@ def _frames(
                 return
 
 
-def _all_kept(request: _Request) -> Tensor:
+def _all_kept(request: Request) -> Tensor:
     return torch.full(
         (len(request.rows),), request.last - request.observed, device=request.history_BTNC.device, dtype=torch.int64
     )
@@ -384,9 +372,17 @@ def _read(
     numbers = leading.numbers if trajectories is None else tuple(trajectories)
     if numbers is None:
         numbers = tuple(range(len(leading.data) if batched else 1))
-    coords = {} if points is not None else {name: (name, values) for name, values in leading.coords.items()}
+    tok = config.tokenizer
+    for argument, source in (("history", known), ("context", other)):
+        if source is not None and points is None:
+            source.require_domain(argument, tok.lengths, tok.periodic)
+    coords = {} if points is not None else {name: ((name,), values) for name, values in leading.coords.items()}
     if query is not None:
-        coords = {name: ("point", values) for name, values in zip(grid, query.T.numpy(force=True), strict=True)}
+        coords = {name: (("point",), values) for name, values in zip(grid, query.T.numpy(force=True), strict=True)}
+    whole_number("num_members", num_members, most=MOST_MEMBERS)
+    whole_number("first_member", first_member, least=0, most=MOST_MEMBERS - num_members)
+    # Before the numbers of so many are listed.
+    check_size(config, num_frames=1, num_members=num_members)
     labels = Labels(
         kind=leading.kind,
         members=tuple(range(first_member, first_member + num_members)),
@@ -395,9 +391,10 @@ def _read(
         interval=config.frame_interval,
         start=first_time(known, other, interval=config.frame_interval),
         space=grid if query is None else ("point",),
-        coords=coords,
+        coords=coords | dict(leading.further),
         attributes=leading.attributes,
         channels=leading.channels,
+        units=leading.units,
         has_channel=leading.has_channel,
         name=leading.name,
     )
@@ -411,7 +408,7 @@ def _wrapped(labels: Labels, number: int, frame: Tensor) -> Any:
 
 
 def _latents(
-    engine: Engine, request: _Request, rows: list[tuple[int, int]], settings: SamplingConfig
+    engine: Engine, request: Request, rows: list[tuple[int, int]], settings: SamplingConfig
 ) -> Iterator[Tensor]:
     """Latent frames of rows ``(trajectory, member)``; a trajectory's history and context are read once."""
     which = sorted({b for b, _ in rows})
@@ -428,7 +425,7 @@ def _latents(
     )
 
 
-def _fields(model: Model, latents: Tensor, request: _Request, query: Tensor | None) -> Tensor:
+def _fields(model: Model, latents: Tensor, request: Request, query: Tensor | None) -> Tensor:
     """Decode and drop the observed frames."""
     factor = model.config.tokenizer.time_factor
     frames = (latents.shape[1] - 1) * factor + 1
@@ -438,143 +435,6 @@ def _fields(model: Model, latents: Tensor, request: _Request, query: Tensor | No
 
 def _decode(model: Model, latents: Tensor, frames: int, query: Tensor | None) -> Tensor:
     tok = model.tokenizer
-    operation = ("decode", tok.config, _dtype(tok), frames, None if query is None else tuple(query.shape))
+    operation = ("decode", tok.config, own_dtype(tok), frames, None if query is None else tuple(query.shape))
     block = BLOCKS[tok.config.dims]
     return code_rows(lambda z: model.decode(z, frames, query), latents, operation=operation, block=block)
-
-
-def _encode(model: Model, fields: Tensor, points: Tensor | None) -> Tensor:
-    tok = model.tokenizer
-    operation = ("encode", tok.config, _dtype(tok), None if points is None else tuple(points.shape))
-    block = BLOCKS[tok.config.dims]
-    return code_rows(lambda u: model.encode(u, points), fields, operation=operation, block=block)
-
-
-def _dtype(module: torch.nn.Module) -> torch.dtype:
-    return next(module.parameters()).dtype
-
-
-def check_size(config: ModelConfig, *, num_frames: int, num_members: int, num_trajectories: int = 1) -> None:
-    """Raise `EnmaError` if the forecasts cannot fit this machine's memory."""
-    tok = config.tokenizer
-    values = num_trajectories * num_members * num_frames * math.prod(tok.grid) * tok.field_channels
-    needed, there = 4 * values / 1e9, memory() / 1e9
-    if needed > there:
-        raise EnmaError(
-            f"num_members is {num_members}: these forecasts take {needed:,.0f} GB, this machine has {there:,.0f} GB;"
-            " use fewer at a time"
-        )
-
-
-def _request(
-    model: Model,
-    history: np.ndarray | Tensor | None,
-    num_frames: int | None,
-    num_members: int,
-    seed: int,
-    context: np.ndarray | Tensor | None,
-    points: np.ndarray | Tensor | None,
-    trajectories: Sequence[int] | None,
-    first_member: int,
-) -> tuple[_Request, bool]:
-    """Check everything before any work, then encode."""
-    config = model.config
-    device = model.latent_mean.device
-    _positive("num_members", num_members)
-    where = None if points is None else _coordinates("points", points, model)
-    given = history if history is not None else context
-    if given is None:
-        raise EnmaError("history and context are both None; give one of them")
-    space = 1 if where is not None else config.tokenizer.dims
-    batched = given.ndim == space + 3
-    known = _field("history", history, model, where, batched) if history is not None else None
-    other = _field("context", context, model, where, batched) if context is not None else None
-    if known is not None and other is not None and len(known) != len(other):
-        raise EnmaError(f"history holds {len(known)} trajectories and context {len(other)}; give one context for each")
-    observed = 0 if known is None else known.shape[1]
-    if other is None and observed < 3:
-        raise EnmaError(
-            f"history has {observed} frame{'s' * (observed != 1)}; the model {config.name!r} needs at least 3,"
-            " or pass context="
-        )
-    if num_frames is None:
-        num_frames = config.num_frames - observed
-    if num_frames < 1:
-        raise EnmaError(
-            f"num_frames is {num_frames}; at least 1 is needed (history has {observed} of {config.num_frames} frames)"
-        )
-    B = len(given) if batched else 1
-    check_size(config, num_frames=num_frames, num_members=num_members, num_trajectories=B)
-    last = observed + num_frames
-    if last > config.num_frames:
-        log.warning("frames beyond %d were not seen in training of %s", config.num_frames, config.name)
-    if known is None:
-        history_BTNC = torch.zeros(B, 0, config.num_tokens, config.token_channels, device=device)
-    else:
-        whole = config.tokenizer.whole_latents(observed)
-        history_BTNC = _encode(model, known, where)[:, :whole]
-    context_BTNC = None if other is None else _encode(model, other, where)
-    numbers = list(range(B)) if trajectories is None else list(trajectories)
-    if len(numbers) != B:
-        raise EnmaError(f"trajectories names {len(numbers)} numbers; the input holds {B}")
-    request = _Request(
-        history_BTNC=history_BTNC,
-        context_BTNC=context_BTNC,
-        observed=observed,
-        last=last,
-        num_latents=config.tokenizer.latent_frames(last),
-        seeds=[trajectory_seed(seed, n) for n in numbers],
-        rows=[(b, first_member + k) for b in range(B) for k in range(num_members)],
-    )
-    return request, batched
-
-
-def _field(name: str, value: np.ndarray | Tensor, model: Model, points: Tensor | None, batched: bool) -> Tensor:
-    """One checked input as ``[B, T, *grid, c]`` fp32 on the model's device."""
-    options = model.config.tokenizer
-    grid = options.grid if points is None else (points.shape[-2],)
-    if not (value.is_floating_point() if isinstance(value, Tensor) else value.dtype.kind == "f"):
-        raise EnmaError(f"{name} has dtype {value.dtype}; floating point is expected")
-    if isinstance(value, Tensor):
-        u = value
-    else:
-        # In the byte order and with the strides that a tensor can have; too large a value is found below.
-        with np.errstate(over="ignore"):
-            u = torch.from_numpy(np.require(value, np.float32, ["C", "W"]))
-    shape = tuple(u.shape if batched else (1, *u.shape))
-    if len(shape) != len(grid) + 3 or shape[2:-1] != grid:
-        raise EnmaError(
-            f"{name} has shape {tuple(u.shape)}; the model {model.config.name!r} expects [B, T, "
-            f"{', '.join(map(str, grid))}, {options.field_channels}] (B may be left out)"
-        )
-    if shape[-1] != options.field_channels:
-        raise EnmaError(
-            f"{name} has {shape[-1]} channels; the model {model.config.name!r} expects {options.field_channels}"
-        )
-    if not all(shape[:2]):
-        raise EnmaError(f"{name} has shape {tuple(u.shape)}: no trajectory or no frame; leave it out if there is none")
-    u = u.to(model.latent_mean.device, torch.float32).view(shape)
-    bad = (~torch.isfinite(u)).flatten(2).any(-1)
-    if bad.any():
-        b, t = (int(i) for i in bad.nonzero()[0])
-        raise EnmaError(f"{name} holds a value that is not finite, first in trajectory {b}, frame {t}")
-    return u
-
-
-def _positive(name: str, value: int) -> int:
-    if value < 1:
-        raise EnmaError(f"{name} is {value}; at least 1 is needed")
-    return value
-
-
-def _coordinates(name: str, value: np.ndarray | Tensor, model: Model) -> Tensor:
-    """Checked coordinates ``[P, d]`` fp32 on the model's device."""
-    options = model.config.tokenizer
-    if options.interpolation is None:
-        raise EnmaError(f"{name}: the model {model.config.name!r} has no interpolation; it works on its grid only")
-    points = torch.as_tensor(value, dtype=torch.float32, device=model.latent_mean.device)
-    if points.ndim != 2 or not len(points) or points.shape[1] != options.dims:
-        raise EnmaError(f"{name} has shape {tuple(points.shape)}; [points, {options.dims}] is expected")
-    if not torch.isfinite(points).all():
-        raise EnmaError(f"{name} holds a coordinate that is not finite")
-    return points

@@ -21,6 +21,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -136,7 +137,7 @@ class ForecastStore:
 
     def put_members(self, trajectory: int, first: int, samples: np.ndarray) -> None:
         """Write members `[n, T, *x, c]` at places `first, ..., first + n - 1` of a trajectory; whole shards only."""
-        layout = self.layout
+        layout, samples = self.layout, np.asarray(samples, np.float32)
         last = first + len(samples)
         self._check("samples", samples.shape[1:], (*layout.frame_shape, len(layout.channels)), trajectory)
         if last > layout.num_members or first % layout.shard or (last % layout.shard and last != layout.num_members):
@@ -228,7 +229,7 @@ def create_store(
     EnmaError
         If `path` exists and is not to be replaced, cannot be written, or the `[store]` extra is missing.
     """
-    path, layout = Path(path), layout or Layout(**contents)
+    path, layout = _real(path), layout or Layout(**contents)
     load_extra("zarr", "store")
     refuse(path, force=force)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -256,6 +257,7 @@ def lay_out(path: Path, layout: Layout, *, force: bool = False) -> None:
         As `create_store`.
     """
     load_extra("zarr", "store")
+    path = _real(path)
     refuse(path, force=force)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -314,6 +316,10 @@ def _lay_out(path: Path, layout: Layout) -> None:
         # Consolidated metadata is an extension of Zarr v3 as yet; xarray looks for it and warns without.
         warnings.filterwarnings("ignore", message="Consolidated metadata")
         zarr.consolidate_metadata(store)
+    # Zarr leaves the order of names that differ in their case to chance.
+    root = json.loads(metadata.pop(_METADATA).to_bytes())
+    root["consolidated_metadata"]["metadata"] = dict(sorted(root["consolidated_metadata"]["metadata"].items()))
+    write_file(path / _METADATA, json.dumps(root, indent=2).encode())
     for name, buffer in metadata.items():
         (path / name).parent.mkdir(exist_ok=True)
         write_file(path / name, buffer.to_bytes())
@@ -330,7 +336,8 @@ def differences(path: Path, layout: Layout) -> list[str]:
     dataset = read_forecast(path, partial=True)
     found = dict(dataset.attrs)
     own = json.loads(json.dumps(_attributes(layout)))
-    says_nothing = {"command", "history", "title", "references", "further_versions"}
+    # What is used of the files has a hash of its own.
+    says_nothing = {"command", "history", "title", "references", "further_versions", "data_sha256", "context_sha256"}
     keys = sorted((own.keys() | found.keys()) - says_nothing)
     told = [
         f"{key} is {_short(found.get(key))} there, {_short(own.get(key))} here"
@@ -341,7 +348,11 @@ def differences(path: Path, layout: Layout) -> list[str]:
     if dataset["trajectory"].to_numpy().tolist() != numbers:
         told.append("its trajectories are others")
     frames = {"time": np.asarray(layout.times, np.float64)} | dict(zip(_AXES, layout.coords, strict=False))
-    told += [f"its {name} is another" for name, values in frames.items() if not np.array_equal(dataset[name], values)]
+    told += [
+        f"its {name} is another"
+        for name, values in frames.items()
+        if name not in dataset or not np.array_equal(dataset[name], values)
+    ]
     # The hash of all that is forecast follows from most of the others.
     return [text for text in told if len(told) == 1 or not text.startswith("input_sha256")]
 
@@ -516,6 +527,19 @@ def _attributes(layout: Layout) -> dict[str, Any]:
     }
 
 
+def check_place(path: Path, *, force: bool = False) -> None:
+    """Raise `EnmaError` unless a store can be made at `path`; what is tried leaves no trace."""
+    path = _real(path)
+    refuse(path, force=force)
+    folder = next(parent for parent in path.parents if parent.exists())
+    if not folder.is_dir():
+        raise EnmaError(f"{path}: {folder} is a file; choose another --out")
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=f".{path.name}.", dir=folder))
+    except OSError as error:
+        raise EnmaError(f"{path}: cannot be written ({error}); choose another --out") from error
+
+
 def refuse(path: Path, *, force: bool) -> None:
     """Raise `EnmaError` unless there is nothing at `path`, or a forecast store that may be replaced."""
     if not path.exists():
@@ -529,8 +553,15 @@ def refuse(path: Path, *, force: bool) -> None:
 
 def sweep(path: Path) -> None:
     """Remove what a killed process that made or replaced a store left beside it; no other makes one meanwhile."""
+    path = _real(path)
     for ending in ("tmp", "old"):
         shutil.rmtree(path.with_name(f".{path.name}.{ending}"), ignore_errors=True)
+
+
+def _real(path: str | Path) -> Path:
+    """Where a link leads, so that what it names is replaced and not the link."""
+    path = Path(path)
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
 def _move(temporary: Path, path: Path) -> None:

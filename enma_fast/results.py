@@ -5,13 +5,15 @@ xarray fields are told apart by the names of their dimensions, in any order:
     input    ([trajectory,] time, x[, y][, channel]), or (.., point[, channel]) at scattered points
     output   ([trajectory,] realization, time, x[, y][, channel]), or (.., point[, channel]) at query points
 
-In a Dataset each variable is a channel. Names and attributes are those of forecast stores (`output.py`).
+In a Dataset each variable is a channel. Names and attributes are those of forecast stores (`output.py`). Units, and
+further coordinates that do not vary in time, are those of the input.
 
 Shape suffixes: B trajectories, K members, T frames, L observed frames, c physical channels, Q quantiles or thresholds.
 """
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from .data import decimals
 from .errors import EnmaError
 from .extras import load_extra
 
@@ -30,6 +33,8 @@ Kind = Literal["numpy", "torch", "dataarray", "dataset"]
 SPACE = ("x", "y", "z")
 # Relative difference between the frame spacing of observations and of the model.
 TOLERANCE = 1e-3
+# Names that the axes of a result take.
+_TAKEN = ("realization", "time", "quantile", "threshold", "channel", "point")
 _ATTRIBUTES: dict[str, dict[str, str]] = {
     "trajectory": {"long_name": "number of the trajectory in its file", "cf_role": "trajectory_id"},
     "realization": {"long_name": "ensemble member", "standard_name": "realization", "units": "1"},
@@ -47,9 +52,12 @@ class Given:
     kind: Kind
     numbers: tuple[int, ...] | None = None
     times: np.ndarray | None = None
+    # Of space, and further ones: dimensions and values.
     coords: Mapping[str, Any] = field(default_factory=dict)
+    further: Mapping[str, tuple[tuple[str, ...], np.ndarray]] = field(default_factory=dict)
     attributes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     channels: tuple[str, ...] | None = None
+    units: tuple[str, ...] | None = None
     has_channel: bool = True
     name: str | None = None
 
@@ -59,7 +67,31 @@ class Given:
             return self
         if sorted(self.channels) != sorted(channels):
             raise EnmaError(f"{argument} has the channels {', '.join(self.channels)}; expected {', '.join(channels)}")
-        return replace(self, data=self.data[..., [self.channels.index(name) for name in channels]], channels=channels)
+        places = [self.channels.index(name) for name in channels]
+        units = self.units if self.units is None or len(self.units) == 1 else tuple(self.units[c] for c in places)
+        return replace(self, data=self.data[..., places], channels=channels, units=units)
+
+    def require_domain(self, argument: str, lengths: Sequence[float], periodic: Sequence[bool]) -> None:
+        """Raise `EnmaError` unless the positions in space, where they are known, are those of a domain of this size."""
+        for name, length, wraps in zip(SPACE, lengths, periodic, strict=False):
+            x = self.coords.get(name)
+            if x is None or x.size < 2:
+                continue
+            if x.dtype.kind not in "fiu":
+                raise EnmaError(f"{argument}: the coordinate {name} has dtype {x.dtype}; numbers are expected")
+            steps = np.diff(x.astype(np.float64))
+            if not (steps > 0).all():
+                raise EnmaError(f"{argument}: the coordinate {name} must increase; sort it: .sortby({name!r})")
+            if wraps and np.ptp(steps) > 1e-2 * steps.mean():
+                raise EnmaError(f"{argument}: the coordinate {name} is not evenly spaced, which a periodic one must be")
+            # With the cell that closes a ring; of an open axis positions are those of cells, or reach from end to end.
+            found = steps.sum() * x.size / (x.size - 1)
+            sizes = (found,) if wraps else (found, steps.sum())
+            if not any(math.isclose(size, length, rel_tol=TOLERANCE) for size in sizes):
+                raise EnmaError(
+                    f"{argument}: the coordinate {name} spans {found:.6g}; the model expects a domain of {length:.6g} "
+                    "(if it is given in another unit, drop the coordinate)"
+                )
 
 
 def given(argument: str, value: Any, *, space: tuple[str, ...]) -> Given:
@@ -92,15 +124,28 @@ def given(argument: str, value: Any, *, space: tuple[str, ...]) -> Given:
             channels = tuple(str(name) for name in value["channel"].to_numpy())
         elif not named:
             data, channels = data[..., None], None if value.name is None else (str(value.name),)
+    about = [dict(part.attrs) for part in parts]
     coords = {name: parts[0].coords[name] for name in ("time", *space) if name in parts[0].coords}
+    known = {"time", "trajectory", *space}
+    numbers = _numbers(parts[0])
+    further = {
+        str(name): (tuple(map(str, x.dims)), x.to_numpy())
+        for name, x in value.coords.items()
+        if name not in (*space, *_TAKEN) and set(x.dims) <= {"trajectory", *space}
+    }
+    known |= further.keys()
+    if numbers is not None:
+        del further["trajectory"]
     return Given(
         data=data,
         kind=kind,
-        numbers=_numbers(parts[0]),
+        numbers=numbers,
         times=coords["time"].to_numpy() if "time" in coords else None,
         coords={name: x.to_numpy() for name, x in coords.items() if name != "time"},
-        attributes={name: dict(x.attrs) for name, x in coords.items() if x.attrs},
+        further=further,
+        attributes={str(name): dict(x.attrs) for name, x in value.coords.items() if name in known and x.attrs},
         channels=channels,
+        units=tuple(str(attributes.get("units", "1")) for attributes in about),
         has_channel=named,
         name=None if kind == "dataset" or value.name is None else str(value.name),
     )
@@ -127,7 +172,13 @@ def first_time(history: Given | None, context: Given | None, *, interval: float)
     leading = context if history is None else history
     if leading is None or leading.times is None or not leading.times.size:
         return None
-    return float(leading.times[0]) if history is None else float(leading.times[-1]) + interval
+    times = decimals(leading.times)
+    return float(times[0]) if history is None else float(later(float(times[-1]), 1, interval=interval))
+
+
+def later(start: float, frames: Any, *, interval: float) -> Any:
+    """Times that many frames after a start, without the last digits of rounding: 0.3, not 0.30000000000000004."""
+    return np.round(start + interval * np.asarray(frames), max(0, 10 - math.floor(math.log10(interval))))
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -142,10 +193,12 @@ class Labels:
     # Time of the first forecast frame.
     start: float | None = None
     space: tuple[str, ...] = ("x",)
-    # Dimension and values of each known coordinate of space.
-    coords: Mapping[str, tuple[str, np.ndarray]] = field(default_factory=dict)
+    # Dimensions and values of the known coordinates of space, and of further ones.
+    coords: Mapping[str, tuple[tuple[str, ...], np.ndarray]] = field(default_factory=dict)
     attributes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     channels: tuple[str, ...] | None = None
+    # One for each channel, or one for all.
+    units: tuple[str, ...] | None = None
     has_channel: bool = True
     name: str | None = None
 
@@ -155,7 +208,7 @@ class Labels:
 
     def times(self, frames: Any) -> Any:
         """Times of forecast frames, numbered from 0; None if they are unknown."""
-        return None if self.start is None else self.start + self.interval * frames
+        return None if self.start is None else later(self.start, frames, interval=self.interval)
 
     def wrap(self, data: Any, dims: Sequence[str], label: str = "forecast", **coords: Any) -> Any:
         """Plain values ``[*dims, *grid, c]`` in this kind; `coords` are values of further coordinates."""
@@ -163,21 +216,26 @@ class Labels:
             return data
         xarray = load_extra("xarray", "store")
         named = {"realization": self.members, "trajectory": self.trajectories if self.batched else self.trajectories[0]}
-        found = {name: (name, value) for name, value in (named | coords).items() if value is not None}
+        found = {
+            name: ((name,) if np.ndim(value) else (), np.asarray(value))
+            for name, value in (named | coords).items()
+            if value is not None
+        }
         dims = (*dims, *self.space)
         known: dict[str, Any] = {
-            name: (dim if np.ndim(value) else (), np.asarray(value), self._about(name))
-            for name, (dim, value) in (found | dict(self.coords)).items()
-            if dim in dims or not np.ndim(value)
+            name: (axes, value, self._about(name))
+            for name, (axes, value) in (found | dict(self.coords)).items()
+            if set(axes) <= set(dims)
         }
         channels = self.channels or _default_channels(data.shape[-1])
+        units = self._units(len(channels)) if label != "exceedance probability" else ("1",) * len(channels)
         if self.kind == "dataset":
             variables = {
-                name: (dims, data[..., c], {"long_name": f"{label} of {name}", "units": "1"})
+                name: (dims, data[..., c], {"long_name": f"{label} of {name}", "units": units[c]})
                 for c, name in enumerate(channels)
             }
             return xarray.Dataset(variables, known, attrs={"Conventions": "CF-1.11", "channels": list(channels)})
-        about = {"long_name": f"{label} of {self.name or ', '.join(channels)}", "units": "1"}
+        about = {"long_name": f"{label} of {self.name or ', '.join(channels)}", "units": units[0]}
         if not self.has_channel:
             return xarray.DataArray(data[..., 0], known, dims, name=self.name, attrs=about)
         if self.channels is not None:
@@ -186,6 +244,21 @@ class Labels:
 
     def _about(self, name: str) -> dict[str, Any]:
         return dict(self.attributes.get(name) or _ATTRIBUTES.get(name, {}))
+
+    def _units(self, count: int) -> tuple[str, ...]:
+        units = self.units or ("1",)
+        return units * count if len(units) == 1 else units
+
+    def of_trajectories(self, places: list[int], numbers: tuple[int, ...], *, batched: bool) -> Labels:
+        """Those of some trajectories; of one, if they are not to be an axis."""
+        coords = {}
+        for name, (axes, values) in self.coords.items():
+            if "trajectory" in axes:
+                axis = axes.index("trajectory")
+                values = values.take(places if batched else places[0], axis=axis)
+                axes = axes if batched else (*axes[:axis], *axes[axis + 1 :])
+            coords[name] = (axes, np.asarray(values))
+        return replace(self, trajectories=numbers, batched=batched, coords=coords)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -280,7 +353,7 @@ class Ensemble:
             data, labels = data[:, places], replace(labels, members=numbers)
         if trajectory is not None:
             places, numbers = _places("trajectory", trajectory, labels.trajectories)
-            data, labels = data[places], replace(labels, trajectories=numbers, batched=np.ndim(trajectory) == 1)
+            data, labels = data[places], labels.of_trajectories(places, numbers, batched=np.ndim(trajectory) == 1)
         return Ensemble(data if labels.batched else data[0], labels)
 
     def numpy(self) -> np.ndarray:

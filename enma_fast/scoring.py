@@ -22,7 +22,7 @@ from .members import CHUNK
 from .metrics import Scores
 from .model import Model
 from .paper import paper_scores, paper_uncertainty
-from .tasks import Case, ensembles, num_frames
+from .tasks import Case, check_case, ensembles, num_frames
 
 log = logging.getLogger("enma_fast")
 
@@ -102,14 +102,20 @@ def score_case(
 ) -> dict[str, Any]:
     """As `score`, for any trajectories; `sink` also gets the samples `[B, K, T, *x, c]` and the place of the first."""
     scores, seconds = Scores(), 0.0
-    last = num_frames(model.config, data)
+    check_case(model.config, data, case, rows)
+    last = case.observed + num_frames(model.config, data, case)
+    if last > len(data.times):
+        raise EnmaError(
+            f"{data.path}: {len(data.times)} frames are too few: with history {case.observed} none is left to score; "
+            "take a shorter history, or give a file of more frames"
+        )
     first_members = []
     clock = time.perf_counter()
     for part, samples in ensembles(model, data, case, rows=rows):
         seconds += time.perf_counter() - clock
         if sink is not None:
             sink(scores.num_trajectories, samples.cpu())
-        scores.update(samples, data.u[part, case.observed : last])
+        scores.update(samples, data.u[data.places(part), case.observed : last])
         if case.task == "generation":
             first_members.append(samples[:, 0].cpu().numpy())
         if progress is not None:

@@ -238,10 +238,7 @@ def _require_finite(path: Path, number: int, name: str, realizations: np.ndarray
     first = int(bad_K.argmax())
     what = f"member {realizations[first]} of trajectory {number}"
     if np.isnan(block_KTX[first]).all():
-        raise EnmaError(
-            f"{path}: {what} is missing ({name} is NaN there); finish the forecast by the command that began it, "
-            "which the attribute history names"
-        )
+        raise EnmaError(f"{path}: {what} is missing ({name} is NaN there); run: enma-fast verify {path}")
     raise EnmaError(f"{path}: {what} is not finite in {name}; forecast it again with other --precision or settings")
 
 

@@ -29,9 +29,11 @@ from .config import ModelConfig, SamplingConfig
 from .data import FieldFile
 from .engine import PRECISIONS
 from .errors import EnmaError
-from .members import CHUNK, Stop, check_size, sample_fields
+from .inputs import MOST_MEMBERS, check_size, warn_if_long
+from .members import CHUNK, Stop, sample_fields
 from .model import Model
 from .output import Layout
+from .results import later
 from .system import versions
 
 TASKS = ("temporal", "initial-value", "generation")
@@ -42,15 +44,19 @@ _TOLERANCE = 1e-3
 class Case:
     """What is forecast for each trajectory of a file, and how.
 
-    `history` counts for the temporal task only. `context` holds the contexts of the other tasks, one for each
-    trajectory or one for all; by default they come from the file itself. Without `settings` the sampler takes the
-    model's own; `precision` is that of its weights, "fp32" or "bf16", by default the model's.
+    `history` counts for the temporal task only. `frames` are those to forecast: by default those of the file after the
+    observed ones, up to the length that the model was trained on, or up to that length where the file holds no more.
+    `context` holds the contexts of the other tasks, one for each trajectory or one for all; by default they come from
+    the file itself. Members are `first_member, ..., first_member + members - 1`. Without `settings` the sampler takes
+    the model's own; `precision` is that of its weights, "fp32" or "bf16", by default the model's.
     """
 
     task: str = "temporal"
     history: int = 3
+    frames: int | None = None
     context: FieldFile | None = None
     members: int = 16
+    first_member: int = 0
     seed: int = 0
     chunk: int = CHUNK
     settings: SamplingConfig | None = None
@@ -61,6 +67,14 @@ class Case:
             raise EnmaError(f"task {self.task!r} is unknown; use one of {', '.join(TASKS)}")
         if self.members < 1:
             raise EnmaError(f"members is {self.members}; at least 1 is needed")
+        if self.first_member < 0:
+            raise EnmaError(f"first_member is {self.first_member}; members are numbered from 0")
+        if self.first_member + self.members > MOST_MEMBERS:
+            raise EnmaError(
+                f"members end at {self.first_member + self.members - 1}; {MOST_MEMBERS - 1} is the last one"
+            )
+        if self.frames is not None and self.frames < 1:
+            raise EnmaError(f"frames is {self.frames}; at least 1 is needed")
         if self.chunk < 1:
             raise EnmaError(f"chunk is {self.chunk}; at least 1 is needed")
         if self.precision is not None and self.precision not in PRECISIONS:
@@ -77,9 +91,17 @@ class Case:
         return {"temporal": self.history, "initial-value": 1, "generation": 0}[self.task]
 
 
-def num_frames(config: ModelConfig, data: FieldFile) -> int:
-    """Frames of a trajectory, observed and forecast: the file's, up to the length the model was trained on."""
-    return min(len(data.times), config.num_frames)
+def num_frames(config: ModelConfig, data: FieldFile, case: Case) -> int:
+    """Frames to forecast."""
+    if case.frames is not None:
+        return case.frames
+    there = min(len(data.times), config.num_frames) - case.observed
+    return there if there > 0 else config.num_frames - case.observed
+
+
+def has_truth(config: ModelConfig, data: FieldFile, case: Case) -> bool:
+    """Whether the file holds all frames to forecast; a generated trajectory has no truth."""
+    return case.task != "generation" and case.observed + num_frames(config, data, case) <= len(data.times)
 
 
 def check_file(config: ModelConfig, data: FieldFile) -> None:
@@ -118,27 +140,33 @@ def check_case(
     `at_once` members are in memory at a time, by default all.
     """
     check_file(config, data)
-    frames = num_frames(config, data)
+    frames = num_frames(config, data, case)
     if case.task == "temporal" and case.history < 3:
         raise EnmaError(
             f"history is {case.history}; {config.name} needs at least 3 frames (or use --task initial-value)"
         )
-    if case.observed >= frames:
-        mend = f"use a history of at most {frames - 1}" if frames > 3 else "give a file of more frames"
+    if case.observed > len(data.times):
         raise EnmaError(
-            f"{data.path}: {frames} frames are too few: with history {case.observed} none is left to forecast; {mend}"
+            f"{data.path}: holds {len(data.times)} frames, history asks for {case.observed}; use a shorter one, or "
+            "give a file of more frames"
         )
-    check_size(config, num_frames=frames - case.observed, num_members=at_once or case.members)
+    if frames < 1:
+        raise EnmaError(
+            f"history is {case.observed}: of the {config.num_frames} frames that {config.name} was trained on none is "
+            "left to forecast; use a shorter one, or say how many frames"
+        )
+    warn_if_long(config, case.observed + frames)
+    check_size(config, num_frames=frames, num_members=at_once or case.members)
     if case.context is not None:
         if case.task == "temporal":
             raise EnmaError(
                 "context: the temporal task has none; use --task initial-value or generation, or leave it out"
             )
         check_file(config, case.context)
-        if len(case.context) not in (1, len(data)):
+        if case.context.num_trajectories not in (1, data.num_trajectories):
             raise EnmaError(
-                f"{case.context.path}: holds {len(case.context)} contexts; give one, or one for each of the "
-                f"{len(data)} trajectories of {data.path}"
+                f"{case.context.path}: holds {case.context.num_trajectories} contexts; give one, or one for each of "
+                f"the {data.num_trajectories} trajectories of {data.path}"
             )
     elif case.task != "temporal":
         for i in rows:
@@ -149,10 +177,16 @@ def contexts(config: ModelConfig, data: FieldFile, case: Case, rows: Sequence[in
     """The contexts `[B, T, *x, c]` of trajectories `rows`; None in the temporal task."""
     if case.task == "temporal":
         return None
+    source, index = _contexts(data, case, rows)
+    return source.u[index, : config.num_frames]
+
+
+def _contexts(data: FieldFile, case: Case, rows: Sequence[int]) -> tuple[FieldFile, list[int]]:
+    """Where the contexts of trajectories `rows` are."""
     if case.context is None:
-        return data.u[[data.context_for(i) for i in rows], : num_frames(config, data)]
-    index = list(rows) if len(case.context) > 1 else [0] * len(rows)
-    return case.context.u[index, : num_frames(config, case.context)]
+        return data, data.places([data.context_for(i) for i in rows])
+    alone = case.context.num_trajectories == 1
+    return case.context, [0] * len(rows) if alone else case.context.places(rows)
 
 
 def forecast_rows(
@@ -168,17 +202,17 @@ def forecast_rows(
 ) -> Tensor:
     """Forecast trajectories `rows` of a file, which `check_case` has passed: `[B, K, T, *x, c]` fp32.
 
-    Without the observed frames; `members`, `chunk` and the `frames` to forecast are by default all; `stop` as that of
-    `forecast`.
+    Without the observed frames; `members` (numbered from the first of the case), `chunk` and `frames` are by default
+    all; `stop` as that of `forecast`.
     """
     wanted = range(case.members) if members is None else members
     return sample_fields(
         model,
-        data.u[list(rows), : case.observed] if case.observed else None,
+        data.u[data.places(rows), : case.observed] if case.observed else None,
         context=contexts(model.config, data, case, rows),
-        num_frames=frames or num_frames(model.config, data) - case.observed,
+        num_frames=frames or num_frames(model.config, data, case),
         num_members=len(wanted),
-        first_member=wanted.start,
+        first_member=case.first_member + wanted.start,
         seed=case.seed,
         trajectories=list(rows),
         chunk=chunk or case.chunk,
@@ -211,20 +245,21 @@ def layout_of(
     attributes: Mapping[str, Any] | None = None,
 ) -> Layout:
     """The layout of a store of forecasts of trajectories `rows` of a file, with what was seen and the truth."""
-    index, seen, last = list(rows), case.observed, num_frames(config, data)
+    index, seen = data.places(rows), case.observed
+    last = seen + num_frames(config, data, case)
     columns: dict[str, np.ndarray] = {name: values[index] for name, values in data.parameters.items()}
     if data.environment is not None:
         columns["environment"] = data.environment[index]
     return Layout(
         channels=data.channels,
-        times=data.times[seen:last],
+        times=_frame_times(config, data, last)[seen:],
         coords=data.coords,
-        trajectories=index,
+        trajectories=list(rows),
         num_members=case.members,
+        first_member=case.first_member,
         observed=data.u[index, :seen] if seen else None,
         observed_times=data.times[:seen],
-        # A generated trajectory has no truth.
-        truth=None if case.task == "generation" else data.u[index, seen:last],
+        truth=data.u[index, seen:last] if has_truth(config, data, case) else None,
         columns=columns,
         attributes={
             "task": case.task,
@@ -239,13 +274,18 @@ def layout_of(
     )
 
 
+def _frame_times(config: ModelConfig, data: FieldFile, count: int) -> np.ndarray:
+    """Of so many frames, those of the file and the model's interval after them."""
+    beyond = np.arange(1, max(0, count - len(data.times)) + 1)
+    return np.append(data.times, later(float(data.times[-1]), beyond, interval=config.frame_interval))[:count]
+
+
 def provenance(
     checkpoint: str | Path, data: FieldFile, case: Case, rows: Sequence[int], command: str
 ) -> dict[str, Any]:
     """Attributes of a store that say which model, data, versions and command made it.
 
-    Beside the hashes of the files, `input_sha256` is that of all that is taken from them: fields may have been changed
-    since they were read.
+    `input_sha256` is of all that is taken from the files.
     """
     files, found = hashes(checkpoint), versions()
     decide = ("enma-fast", "torch", "numpy")
@@ -254,34 +294,35 @@ def provenance(
         "model_sha256": files[WEIGHTS],
         "config_sha256": files[CONFIG],
         "data_file": data.path.name,
-        "data_sha256": _sha256(data.path),
         "input_sha256": _input_sha256(data, case, rows),
         # Those that decide the bits of a result, and the others.
         "versions": ", ".join(f"{name} {found[name]}" for name in decide),
         "further_versions": ", ".join(f"{n} {number}" for n, number in found.items() if number and n not in decide),
     }
     if case.context is not None:
-        attributes |= {"context_file": case.context.path.name, "context_sha256": _sha256(case.context.path)}
+        attributes["context_file"] = case.context.path.name
     return attributes
 
 
-def _sha256(path: Path) -> str:
-    """Of a file; fields need not come from one."""
-    return sha256(path) if path.is_file() else "no file"
+def file_hashes(data: FieldFile, case: Case) -> dict[str, str]:
+    """Further such attributes, by which people find the files again; large files take a while."""
+    files = {"data_sha256": data.path} | ({} if case.context is None else {"context_sha256": case.context.path})
+    # Fields need not come from a file.
+    return {name: sha256(path) if path.is_file() else "no file" for name, path in files.items()}
 
 
 def _input_sha256(data: FieldFile, case: Case, rows: Sequence[int]) -> str:
     """Fields, contexts and columns of trajectories `rows`, and the times of the frames."""
     digest = hashlib.sha256()
-    for i in rows:
-        digest.update(data.u[i].tobytes())
-        if case.context is not None:
-            digest.update(case.context.u[i if len(case.context) > 1 else 0].tobytes())
-        elif case.task != "temporal":
-            digest.update(data.u[data.context_for(i)].tobytes())
-    columns = [data.times, *(values[list(rows)] for _, values in sorted(data.parameters.items()))]
+    places = data.places(rows)
+    source, index = (data, places) if case.task == "temporal" else _contexts(data, case, rows)
+    for place, other in zip(places, index, strict=True):
+        digest.update(data.u[place].tobytes())
+        if case.task != "temporal":
+            digest.update(source.u[other].tobytes())
+    columns = [data.times, *(values[places] for _, values in sorted(data.parameters.items()))]
     if data.environment is not None:
-        columns.append(data.environment[list(rows)])
+        columns.append(data.environment[places])
     for values in columns:
         digest.update(values.tobytes())
     return digest.hexdigest()

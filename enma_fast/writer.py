@@ -64,10 +64,19 @@ class Writer:
         return self
 
     def __exit__(self, kind: object, *error: object) -> None:
-        self._queue.put(("stop", None, None))
-        self._thread.join()
+        try:
+            self._stop()
+        except BaseException as again:
+            # Interrupted once more: blocks that wait are not written, but nothing goes on behind the caller's back.
+            self._error = self._error or again
+            self._stop()
+            raise
         if kind is None:
             self._raise()
+
+    def _stop(self) -> None:
+        self._queue.put(("stop", None, None))
+        self._thread.join()
 
     def _send(self, what: str, block: Any, samples: np.ndarray | None) -> None:
         self._raise()

@@ -57,9 +57,9 @@ def test_the_page_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.Mo
         elif kind == "python":
             exec(compile(text, str(PAGE), "exec"), session)
     made = {path.name for path in tmp_path.iterdir()}
-    stores = {"run.zarr", "shared.zarr", "sharded.zarr", "statistics.zarr"}
+    stores = {"more.zarr", "run.zarr", "shared.zarr", "sharded.zarr", "statistics.zarr"}
     assert made == stores | {"observed.h5", "run.png", "run.html", "run.nc"}
-    assert [len(read_forecast(name)["realization"]) for name in sorted(stores)[:3]] == [int(FEW)] * 3
+    assert [len(read_forecast(name)["realization"]) for name in sorted(stores)[:4]] == [int(FEW)] * 4
 
 
 def test_every_block_says_what_it_is() -> None:

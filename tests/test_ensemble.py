@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -21,12 +22,11 @@ from enma_fast.data import FieldFile, read
 from enma_fast.ensemble import prepare, run
 from enma_fast.errors import EnmaError
 from enma_fast.launch import Launch
-from enma_fast.ledger import Ledger, RunLock, write_ledger
+from enma_fast.ledger import Ledger, write_ledger
 from enma_fast.members import sample_fields
 from enma_fast.model import Model
 from enma_fast.output import LEDGER, member_file, read_forecast, stacked
 from enma_fast.system import versions
-from enma_fast.writer import Writer
 
 from ._files import contents
 
@@ -75,7 +75,7 @@ def test_contexts_may_come_from_a_file(tiny: Path, data: FieldFile, test_in: Pat
     store = read_forecast(tmp_path / "run.zarr")
     np.testing.assert_array_equal(stacked(store)[0], expected)
     assert (store.attrs["task"], store.attrs["context_file"]) == ("initial-value", "combined-test-in.h5")
-    with pytest.raises(EnmaError, match=r"context_sha256 is .* there, nothing here"):
+    with pytest.raises(EnmaError, match=r"context_file is .* there, nothing here"):
         start(data, tmp_path / "run.zarr", task="initial-value", members=2, select=[7]).plan()
 
 
@@ -202,9 +202,9 @@ def test_what_another_run_wrote_is_refused_with_what_differs(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"members": 0}, "members is 0; 1 to 4294967296"),
+        ({"members": 0}, "members is 0; at least 1 is needed"),
         ({"members": -3}, "members is -3"),
-        ({"members": 2**32 + 1}, "members is 4294967297"),
+        ({"members": 2**32 + 1}, "members end at 4294967296; 4294967295 is the last one"),
         ({"members": 2**31}, r"needs [\d,.]+ GB, [\d,.]+ GB are free; use fewer members"),
         ({"select": [30]}, "trajectory 30 is selected; it has 0 to 29"),
         ({"select": [3, -1]}, "trajectory -1 is selected; it has 0 to 29"),
@@ -219,7 +219,15 @@ def test_what_another_run_wrote_is_refused_with_what_differs(
         ({"shard": 3}, "shard is 3; 1 to 2"),
         ({"chunk": 0}, "chunk is 0"),
         ({"history": 2}, "history is 2"),
-        ({"history": 20}, "20 frames are too few"),
+        (
+            {"history": 20},
+            "history is 20: of the 20 frames that combined-small was trained on none is left to forecast",
+        ),
+        ({"history": 21}, "holds 20 frames, history asks for 21"),
+        ({"frames": 0}, "frames is 0; at least 1"),
+        ({"frames": 10**9, "members": 1000}, r"these forecasts take [\d,]+ GB, this machine has"),
+        ({"first_member": -1}, "first_member is -1; members are numbered from 0"),
+        ({"first_member": 2**32 - 1}, "members end at 4294967296; 4294967295 is the last one"),
         ({"task": "weather"}, "task 'weather' is unknown"),
         ({"precision": "fp8"}, "precision 'fp8' is unknown"),
         ({"checkpoint": "nowhere"}, "neither a folder nor a shipped model"),
@@ -238,6 +246,111 @@ def test_bad_input_is_one_line_before_any_work(
         start(data, tmp_path / "run.zarr", **given).plan(measure=False)
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_more_frames_than_the_file_holds(data: FieldFile, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What was observed is enough to forecast; the truth is kept where all of it is known."""
+    common = {"members": 3, "select": [0, 7]}
+    start(data, tmp_path / "whole.zarr", **common).execute()
+    whole = read_forecast(tmp_path / "whole.zarr")
+    for frames in (1, 2, 3, 12):
+        known = replace(data, u=data.u[:, :frames], times=data.times[:frames])
+        task = "temporal" if frames > 2 else "initial-value"
+        context = None if task == "temporal" else data
+        run = start(known, tmp_path / f"{frames}.zarr", **common, task=task, context=context, history=min(frames, 3))
+        run.execute()
+        found = read_forecast(tmp_path / f"{frames}.zarr")
+        # A file that holds more than is observed says how far to go.
+        last = {1: 20, 2: 2, 3: 20, 12: 12}[frames]
+        seen = 1 if frames < 3 else 3
+        np.testing.assert_array_equal(found["time"], np.round(0.05 * np.arange(20), 12)[seen:last])
+        assert ("u_truth" in found) == (frames in (2, 12))
+        if task == "temporal":
+            np.testing.assert_array_equal(found["u"], whole["u"][:, :, : last - 3])
+    assert caplog.records == []
+    for frames, truth in ((5, True), (17, True), (18, False), (22, False)):
+        start(data, tmp_path / f"frames-{frames}.zarr", **common, frames=frames).execute()
+        found = read_forecast(tmp_path / f"frames-{frames}.zarr")
+        np.testing.assert_array_equal(found["time"], np.round(0.05 * np.arange(3, 3 + frames), 12))
+        np.testing.assert_allclose(found["u"][:, :, :17], whole["u"][:, :, :frames], atol=1e-5)
+        assert np.isfinite(found["u"]).all()
+        assert ("u_truth" in found) == truth
+    assert [record.getMessage() for record in caplog.records] == [
+        "frames beyond 20 were not seen in training of combined-small"
+    ] * 2
+    with pytest.raises(EnmaError, match="belongs to another run: its time is another"):
+        start(data, tmp_path / "frames-5.zarr", **common).plan()
+
+
+def test_a_second_store_continues_an_ensemble(data: FieldFile, tmp_path: Path) -> None:
+    common = {"select": [3, 5], "chunk": 4}
+    start(data, tmp_path / "all.zarr", **common, members=9).execute()
+    start(data, tmp_path / "first.zarr", **common, members=5).execute()
+    start(data, tmp_path / "rest.zarr", **common, members=4, first_member=5, shard=2).execute()
+    parts = [read_forecast(tmp_path / name)[["u"]] for name in ("first.zarr", "rest.zarr")]
+    both = xarray.concat(parts, "realization")
+    xarray.testing.assert_equal(both, read_forecast(tmp_path / "all.zarr")[["u"]])
+    assert start(data, tmp_path / "rest.zarr", **common, members=4, first_member=5, shard=2).plan().members_missing == 0
+    with pytest.raises(EnmaError, match="belongs to another run: first_member is 5 there, 0 here"):
+        start(data, tmp_path / "rest.zarr", **common, members=4, shard=2).plan()
+
+
+@pytest.mark.parametrize("task", ["temporal", "initial-value", "generation"])
+def test_only_what_is_used_is_read(data: FieldFile, test_in: Path, tmp_path: Path, task: str) -> None:
+    common = {"task": task, "members": 2, "select": [7, 3]}
+    start(data, tmp_path / "whole.zarr", **common).execute()
+    other = tmp_path / test_in.name
+    shutil.copy(test_in, other)
+    with h5py.File(other, "r+") as file:
+        unused = sorted({*range(30)} - {7, 3, data.context_for(7), data.context_for(3)})
+        file["t0_fields/u"][unused] = np.nan
+    start(other, tmp_path / "some.zarr", **common).execute()
+    whole, some = (contents(tmp_path / name) for name in ("whole.zarr", "some.zarr"))
+    # The hash of the file is another.
+    assert {name for name in whole if whole[name] != some[name]} == {"zarr.json"}
+    # And is none of the identity of the run.
+    assert start(data, tmp_path / "some.zarr", **common).plan().members_missing == 0
+    with pytest.raises(EnmaError, match="holds a NaN"):
+        start(other, tmp_path / "third.zarr", **{**common, "select": unused[:1]})
+
+
+def test_a_file_is_not_its_own_context(test_in: Path, tmp_path: Path) -> None:
+    """Each trajectory would see what it is to forecast; of a generated one that is what is asked for."""
+    (tmp_path / "link.h5").symlink_to(test_in)
+    with pytest.raises(EnmaError, match="as --context too it shows each trajectory what is to be forecast"):
+        start(test_in, tmp_path / "run.zarr", context=tmp_path / "link.h5", members=2)
+    start(test_in, tmp_path / "run.zarr", task="generation", context=test_in, members=2)
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_the_plan_knows_where_no_store_can_be(data: FieldFile, tmp_path: Path, force: bool) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    for place, message in (
+        ("file", "exists and is not a forecast store; choose another --out"),
+        ("folder", "exists and is not a forecast store; choose another --out"),
+        ("file/run.zarr", r"file is a file; choose another --out"),
+        ("file/deep/run.zarr", r"file is a file; choose another --out"),
+        ("/proc/run.zarr", "cannot be written"),
+    ):
+        if place in ("file", "folder") and not force:
+            message = "is not a Zarr store"
+        with pytest.raises(EnmaError, match=message):
+            start(data, tmp_path / place, members=2, select=[0], force=force).plan(measure=False)
+    start(data, tmp_path / "new" / "run.zarr", members=2, select=[0], force=force).plan(measure=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_a_link_stays_a_link(data: FieldFile, tmp_path: Path) -> None:
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "run.zarr").symlink_to("scratch/here.zarr")
+    common = {"members": 2, "select": [0]}
+    for force in (False, True, True):
+        done = start(data, tmp_path / "run.zarr", **common, force=force).execute()
+        assert done["members_sampled"] == 2
+        assert (tmp_path / "run.zarr").is_symlink()
+        assert [path.name for path in (tmp_path / "scratch").iterdir()] == ["here.zarr"]
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["run.zarr", "scratch"]
 
 
 def test_a_folder_is_no_name_for_a_store(
@@ -468,34 +581,3 @@ def test_the_missing_of_a_block_are_blocks(tmp_path: Path) -> None:
     assert found == [(0, 2, 4), (1, 0, 1), (1, 2, 4)]
     ledger.mark(range(12))
     assert list(missing_parts(block, ledger)) == []
-
-
-def test_a_writer_that_fails_says_so_and_marks_nothing_wrong(
-    data: FieldFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    given = start(data, tmp_path / "run.zarr", members=4, select=[0, 1], chunk=4)
-    given.force = True
-    with RunLock(given.out, "x"):
-        ensemble.lay_out(given.out, given.layout)
-    ledger = Ledger(given.out / LEDGER, 8)
-    samples = np.zeros((1, 4, 17, 128, 1), np.float32)
-    first, second = given._cut()
-    assert ledger.claim(0, 8)
-
-    def full(path: str | Path, data: bytes) -> None:
-        raise OSError(28, "No space left on device")
-
-    def fail() -> None:
-        with Writer(given.store, ledger) as writer:
-            writer.put(first, samples)
-            writer.release(first)
-            writer.flush()
-            assert ledger.done(0, 4).all()
-            monkeypatch.setattr("enma_fast.output.write_file", full)
-            writer.put(second, samples)
-            writer.release(second)
-            writer.flush()
-
-    with pytest.raises(OSError, match="No space left"):
-        fail()
-    assert not ledger.done(4, 8).any()

@@ -1,6 +1,7 @@
 """The ledger of a run and its lock: what is done, who has what, and what a dead process leaves behind."""
 
 import errno
+import fcntl
 import json
 import multiprocessing
 import os
@@ -120,8 +121,11 @@ def test_what_another_machine_has_removed_is_over(path: Path, monkeypatch: pytes
 
         with monkeypatch.context() as patch:
             patch.setattr(os, "fstat", fail)
+            patch.setattr(os, "pread", lambda *arguments, number=number: fail(0, number))
             if expected:
                 assert ledger.finished()
+                assert ledger.done().tolist() == [True] * 20
+                assert ledger.done(4, 7).tolist() == [True] * 3
             else:
                 with pytest.raises(OSError, match="Input/output"):
                     ledger.finished()
@@ -131,34 +135,37 @@ def test_one_run_at_a_time(tmp_path: Path) -> None:
     store = tmp_path / "run.zarr"
     with RunLock(store, "a") as first:
         assert first.first
+        store.mkdir()
         first.share()
         message = rf"run\.zarr: is being written by another run \(process {os.getpid()} on {socket.gethostname()}\)"
         with pytest.raises(EnmaError, match=message):
             RunLock(store, "b")
         with RunLock(store, "a") as joined:
             assert not joined.first
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [store]
     with RunLock(store, "b") as later:
         assert later.first
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [store]
 
 
 def test_a_store_has_one_lock_by_whatever_name(tmp_path: Path) -> None:
     (tmp_path / "here").mkdir()
     (tmp_path / "link").symlink_to("here")
     (tmp_path / "run.zarr").symlink_to("here/run.zarr")
+    (tmp_path / "here" / "run.zarr").mkdir()
     with RunLock(tmp_path / "here" / "run.zarr", "a") as lock:
         lock.share()
         for other in (tmp_path / "link" / "run.zarr", tmp_path / "run.zarr", tmp_path / "link" / ".." / "run.zarr"):
             with pytest.raises(EnmaError, match="is being written by another run"):
                 RunLock(other, "b")
-    assert [path.name for path in (tmp_path / "here").iterdir()] == []
+    assert [path.name for path in (tmp_path / "here").iterdir()] == ["run.zarr"]
 
 
 def test_who_was_refused_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Even if the other run has ended in the meantime, which could not remove the file then."""
     store = tmp_path / "run.zarr"
     first = RunLock(store, "a")
+    store.mkdir()
     first.share()
     owner = RunLock._owner
 
@@ -170,7 +177,7 @@ def test_who_was_refused_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(RunLock, "_owner", slowly)
     with pytest.raises(EnmaError, match="is being written by another run"):
         RunLock(store, "b")
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [store]
 
 
 def test_the_others_wait_until_the_first_shares(tmp_path: Path) -> None:
@@ -184,10 +191,61 @@ def test_the_others_wait_until_the_first_shares(tmp_path: Path) -> None:
     thread = threading.Thread(target=join)
     thread.start()
     assert not entered.wait(0.3)
+    store.mkdir()
     first.share()
     assert entered.wait(30)
     thread.join()
     first.close()
+
+
+def test_one_of_those_who_wait_takes_the_place_of_a_first_that_made_nothing(tmp_path: Path) -> None:
+    store, entered = tmp_path / "run.zarr", []
+
+    def join() -> None:
+        with RunLock(store, "a") as lock:
+            if lock.first:
+                store.mkdir(exist_ok=True)
+            assert store.exists()
+            lock.share()
+            entered.append(lock.first)
+
+    first = RunLock(store, "a")
+    threads = [threading.Thread(target=join) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    # As a dead process leaves it: without a store, its lock file there.
+    os.close(first._file)
+    for thread in threads:
+        thread.join(60)
+    assert len(entered) == 4
+    assert any(entered)
+
+
+@pytest.mark.parametrize("other", ["a", "b"])
+def test_a_lock_that_is_shared_is_of_a_file_that_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: str
+) -> None:
+    """Between the two locks of `share` another process may enter, leave, and remove the file."""
+    store = tmp_path / "run.zarr"
+    first = RunLock(store, "a")
+    store.mkdir()
+    original, came = fcntl.flock, []
+
+    def flock(file: int, kind: int) -> None:
+        if kind == fcntl.LOCK_SH and not came:
+            came.append(other)
+            original(file, fcntl.LOCK_UN)
+            RunLock(store, other).close()
+        original(file, kind)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "flock", flock)
+        first.share()
+    assert came
+    with pytest.raises(EnmaError, match="is being written by another run"):
+        RunLock(store, "c")
+    first.close()
+    assert list(tmp_path.iterdir()) == [store]
 
 
 def test_a_lock_file_that_was_left_behind_locks_nothing(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from enma_fast.config import PRESETS, SamplingConfig
 from enma_fast.engine import Engine
 from enma_fast.errors import EnmaError
 from enma_fast.interpolation import grid_points
-from enma_fast.members import _window, sample_fields, stream
+from enma_fast.members import _window, forecast, sample_fields, stream
 from enma_fast.model import Model
 from enma_fast.noise import trajectory_seed
 from enma_fast.sample import trajectory
@@ -346,14 +346,16 @@ def test_a_frame_that_fills_no_latent_is_forecast_from_the_others(relative):
 def test_frames_beyond_training_are_forecast_with_a_warning(relative, caplog):
     given = inputs(relative, TASKS["temporal"])
     with caplog.at_level(logging.WARNING, logger="enma_fast"):
-        sample_fields(relative, **given, num_frames=5)
+        forecast(relative, **given, num_frames=5)
+        list(stream(relative, **given, num_frames=5))
         assert caplog.records == []
-        out = sample_fields(relative, **given, num_frames=6)
+        out = forecast(relative, **given, num_frames=6).torch()
+        list(stream(relative, **given, num_frames=6))
     assert out.shape[2] == 6
     assert out.isfinite().all()
     assert [record.getMessage() for record in caplog.records] == [
         "frames beyond 8 were not seen in training of relative"
-    ]
+    ] * 2
 
 
 def test_the_grid_as_query_points_gives_the_grid(points):
@@ -432,10 +434,10 @@ ERRORS = {
         r"context has shape \(2, 8, 16, 1\); .*\[B, T, 32, 1\]",
     ),
     "context count": (
-        lambda g: {"context": g["context"][:1]},
-        "history holds 2 trajectories and context 1; give one context for each",
+        lambda g: {"context": g["context"][[0, 1, 0]]},
+        "history holds 2 trajectories and context 3; give one context for each, or one",
     ),
-    "context unbatched": (lambda g: {"context": g["context"][0]}, r"context has shape \(8, 32, 1\)"),
+    "context without space": (lambda g: {"context": g["context"][0, :, :, 0]}, r"context has shape \(8, 32\)"),
     "nan": (
         lambda g: {"history": with_value(g["history"], (1, 2, 7, 0), float("nan"))},
         "history holds a value that is not finite, first in trajectory 1, frame 2",
@@ -454,10 +456,20 @@ ERRORS = {
     "frames": (lambda g: {"num_frames": 0}, "num_frames is 0; at least 1"),
     "nothing left": (
         lambda g: {"history": g["context"]},
-        r"num_frames is 0; at least 1 is needed \(history has 8 of 8 frames\)",
+        "history has 8 frames, as many as relative was trained on; say how many more: num_frames",
     ),
     "numbers": (lambda g: {"trajectories": [0]}, "trajectories names 1 numbers; the input holds 2"),
-    "negative number": (lambda g: {"trajectories": [0, -1]}, "trajectory index is -1"),
+    "negative number": (lambda g: {"trajectories": [0, -1]}, "a trajectory is -1; at least 0 is needed"),
+    "number twice": (lambda g: {"trajectories": [3, 3]}, "trajectories names a number twice"),
+    "half a number": (lambda g: {"trajectories": [0, 1.5]}, "a trajectory is 1.5; a whole number is expected"),
+    "half a member": (lambda g: {"num_members": 2.0}, "num_members is 2.0; a whole number is expected"),
+    "first member": (lambda g: {"first_member": -1}, "first_member is -1; at least 0 is needed"),
+    "last member": (
+        lambda g: {"first_member": 2**32, "num_members": 1},
+        "first_member is 4294967296; at most 4294967295",
+    ),
+    "too many": (lambda g: {"num_members": 2**33}, "num_members is 8589934592; at most 4294967296"),
+    "many": (lambda g: {"num_members": 2**32}, r"num_members is 4294967296: these forecasts take [\d,]+ GB"),
     "query": (lambda g: {"query": torch.zeros(3, 1)}, "query: the model 'relative' has no interpolation"),
     "points": (lambda g: {"points": torch.zeros(32, 1)}, "points: the model 'relative' has no interpolation"),
 }

@@ -322,6 +322,28 @@ def test_stores_are_told_apart(tmp_path: Path, rng: np.random.Generator) -> None
         assert told.startswith(message), name
     told = differences(path, replace(own, attributes={"seed": 3, "model_sha256": "0" * 64 + "a"}))
     assert told == [f"model_sha256 is nothing there, {'0' * 57}... here"]
+    plane = replace(own, coords=[np.arange(7.0), np.arange(2.0)], observed=None, truth=None)
+    assert "its y is another" in differences(path, plane)
+
+
+def test_the_order_of_names_is_not_left_to_chance(tmp_path: Path, rng: np.random.Generator) -> None:
+    given = contents(rng)
+    for name in ("samples", "observed", "truth"):
+        given[name] = np.concatenate([given[name]] * 2, axis=-1)
+    write(tmp_path / "run.zarr", {**given, "channels": ("u", "U", "V", "v")})
+    root = json.loads((tmp_path / "run.zarr" / "zarr.json").read_text())
+    arrays = list(root["consolidated_metadata"]["metadata"])
+    assert arrays == sorted(arrays)
+    assert {"u", "U", "V", "v", "U_truth", "u_truth"} <= set(arrays)
+    np.testing.assert_array_equal(stacked(read_forecast(tmp_path / "run.zarr")), given["samples"])
+
+
+def test_members_of_double_precision_are_rounded_on_the_way(tmp_path: Path, rng: np.random.Generator) -> None:
+    given = contents(rng)
+    write(tmp_path / "single.zarr", given)
+    write(tmp_path / "double.zarr", {**given, "samples": given["samples"].astype(np.float64)})
+    for file in (tmp_path / "single.zarr").rglob("c.*"):
+        assert file.read_bytes() == (tmp_path / "double.zarr" / file.relative_to(tmp_path / "single.zarr")).read_bytes()
 
 
 @pytest.mark.parametrize("name", ["", "a/b", ".hidden", "__x"])

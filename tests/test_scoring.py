@@ -205,13 +205,19 @@ def test_a_file_that_fits_passes_for_the_preset(data: FieldFile) -> None:
         ({"chunk": 0}, "chunk is 0; at least 1 is needed"),
         ({"limit": 0}, "limit is 0; at least 1 is needed"),
         ({"history": 2}, "history is 2; tiny needs at least 3 frames"),
-        ({"history": 20}, "20 frames are too few: with history 20 none is left to forecast"),
+        ({"history": 20}, "of the 20 frames that tiny was trained on none is left to forecast"),
     ],
 )
 def test_cases_that_cannot_be_are_refused(model: Model, data: FieldFile, options: dict[str, Any], message: str) -> None:
     with pytest.raises(EnmaError) as error:
         score(model, data, **options)
     assert message in str(error.value)
+
+
+def test_what_was_only_observed_cannot_be_scored(model: Model, data: FieldFile) -> None:
+    known = replace(data, u=data.u[:, :3], times=data.times[:3])
+    with pytest.raises(EnmaError, match="3 frames are too few: with history 3 none is left to score"):
+        score(model, known)
 
 
 @pytest.mark.parametrize("task", ["initial-value", "generation"])

@@ -331,7 +331,7 @@ def test_a_missing_member_is_named(tmp_path: Path, data: FieldFile) -> None:
     samples = np.ones((3, 5, 4, 7, 2), np.float32)
     samples[1, 3] = np.nan
     store_of(tmp_path / "run.zarr", data, samples=samples)
-    with pytest.raises(EnmaError, match=r"run\.zarr: member 13 of trajectory 4 is missing .* finish the forecast"):
+    with pytest.raises(EnmaError, match=r"run\.zarr: member 13 of trajectory 4 is missing .* run: enma-fast verify"):
         score_store(tmp_path / "run.zarr")
     samples[1, 3] = 1
     samples[2, 0, 1, 2, 1] = np.inf

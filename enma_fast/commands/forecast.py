@@ -17,6 +17,7 @@ from .options import (
     Device,
     FlowMethod,
     FlowSteps,
+    Frames,
     History,
     LastFlowSteps,
     MaskSteps,
@@ -44,6 +45,7 @@ def forecast(
         typer.Option("--task", help="temporal, initial-value or generation; by default as --context says."),
     ] = None,
     history: History = 3,
+    frames: Frames = None,
     context: Annotated[
         Path | None,
         typer.Option(
@@ -51,6 +53,9 @@ def forecast(
         ),
     ] = None,
     members: Members = 16,
+    first_member: Annotated[
+        int, typer.Option("--first-member", help="Number of the first member, to continue another store's ensemble.")
+    ] = 0,
     seed: Seed = 0,
     select: Annotated[
         str | None, typer.Option("--select", help="Trajectories A:B of the file, or one number; all by default.")
@@ -84,15 +89,14 @@ def forecast(
     The same command continues a run that was stopped. Under torchrun, mpirun or srun the processes share the work.
     """
     from ..checkpoint import load_config
-    from ..data import read
+    from ..data import count
     from ..ensemble import prepare
     from ..launch import detect
 
     launch = detect()
     terminal = Terminal(as_json, quiet=quiet or not launch.speaks)
     use_threads(threads or launch.threads())
-    data = read(file)
-    rows = trajectories(select, len(data))
+    rows = trajectories(select, count(file))
     settings, typed = sampling(
         load_config(checkpoint),
         mask_steps=mask_steps,
@@ -105,8 +109,11 @@ def forecast(
     command = shlex.join(
         ["enma-fast", "forecast", file.name, "--checkpoint", str(checkpoint), "--task", task]
         + ["--history", str(history)]
+        + ([] if frames is None else ["--frames", str(frames)])
         + ([] if context is None else ["--context", context.name])
-        + ["--members", str(members), "--seed", str(seed), "--select", f"{rows.start}:{rows.stop}"]
+        + ["--members", str(members)]
+        + ([] if first_member == 0 else ["--first-member", str(first_member)])
+        + ["--seed", str(seed), "--select", f"{rows.start}:{rows.stop}"]
         + (["--statistics-only"] if statistics_only else [])
         + ([] if quantiles is None else ["--quantiles", quantiles])
         + ([] if exceedance is None else ["--exceedance", exceedance])
@@ -116,13 +123,15 @@ def forecast(
         + ([] if device == "cpu" else ["--device", device])
     )
     run = prepare(
-        data,
+        file,
         out,
         checkpoint=checkpoint,
         task=task,
         history=history,
+        frames=frames,
         context=context,
         members=members,
+        first_member=first_member,
         seed=seed,
         select=rows,
         keep_members=not statistics_only,

@@ -60,7 +60,7 @@ def verify(
     What is damaged in a store is noted as missing: the command that wrote the store writes that again, and only that.
     """
     terminal = Terminal(as_json)
-    if (Path(what) / "zarr.json").is_file():
+    if (Path(what) / "zarr.json").is_file() or what.rstrip("/").endswith(".zarr"):
         _verify_store(terminal, Path(what))
     else:
         _verify_checkpoint(terminal, what)

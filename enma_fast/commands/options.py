@@ -23,6 +23,10 @@ Checkpoint = Annotated[str, typer.Option("--checkpoint", "-c", help="A shipped m
 Data = Annotated[Path, typer.Argument(metavar="FILE", help="Field file: HDF5 in The Well's layout.")]
 Task = Annotated[str, typer.Option("--task", help="temporal, initial-value or generation.")]
 History = Annotated[int, typer.Option("--history", help="Observed frames; of the temporal task only.")]
+Frames = Annotated[
+    int | None,
+    typer.Option("--frames", help="Frames to forecast; by default those of the file, or up to the trained length."),
+]
 Members = Annotated[int, typer.Option("--members", help="Ensemble size.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of the noise.")]
 MaskSteps = Annotated[

@@ -4,9 +4,21 @@ Importing this package needs NumPy only; h5py, JAX and exponax (`pip install enm
 first use.
 """
 
-from .fields import FieldFile
+from .fields import FieldFile, decimals
 from .generator import EQUATIONS, generate
 from .splits import DEFAULT_GROUPS, dataset_split
-from .well import describe, read, write
+from .well import count, describe, read, read_numbered, write
 
-__all__ = ["DEFAULT_GROUPS", "EQUATIONS", "FieldFile", "dataset_split", "describe", "generate", "read", "write"]
+__all__ = [
+    "DEFAULT_GROUPS",
+    "EQUATIONS",
+    "FieldFile",
+    "count",
+    "dataset_split",
+    "decimals",
+    "describe",
+    "generate",
+    "read",
+    "read_numbered",
+    "write",
+]

@@ -27,6 +27,8 @@ class FieldFile:
     periodic : per dimension
     parameters : name -> float64 [n]
     environment : int64 [n], equal where the PDE and its parameters are; None if the file does not say
+    numbers : int64 [n], of the trajectories in the file where not all were read; None for 0, 1, ...
+    total : trajectories of the file; None for n
     """
 
     path: Path
@@ -39,32 +41,34 @@ class FieldFile:
     periodic: tuple[bool, ...]
     parameters: dict[str, np.ndarray]
     environment: np.ndarray | None
+    numbers: np.ndarray | None = None
+    total: int | None = None
 
     def __len__(self) -> int:
         return len(self.u)
 
+    @property
+    def num_trajectories(self) -> int:
+        """Of the file, whether they were read or not."""
+        return len(self.u) if self.total is None else self.total
+
+    def places(self, numbers: Sequence[int]) -> list[int]:
+        """Where the trajectories of these numbers are along the first axis of `u`."""
+        if self.numbers is None:
+            return list(numbers)
+        there = {int(number): place for place, number in enumerate(self.numbers)}
+        return [there[int(number)] for number in numbers]
+
     def context_for(self, i: int) -> int:
-        """Index of the next trajectory with the environment of trajectory `i`, cyclically.
+        """Number of the next trajectory with the environment of trajectory `i`, cyclically.
 
         Raises
         ------
         EnmaError
             If the file has no environments, `i` is out of range, or no other trajectory shares its own.
         """
-        if self.environment is None:
-            raise EnmaError(
-                f"{self.path}: lacks scalars/environment; add one integer per trajectory, its group, "
-                "so that a context trajectory can be found"
-            )
-        if not 0 <= i < len(self):
-            raise EnmaError(f"{self.path}: trajectory {i} is out of range; {len(self)} were read")
-        (members,) = np.nonzero(self.environment == self.environment[i])
-        if len(members) < 2:
-            raise EnmaError(
-                f"{self.path}: trajectory {i} is alone in its group, scalars/environment "
-                f"{self.environment[i]}; a context needs a second trajectory of the same group"
-            )
-        return int(members[(np.searchsorted(members, i) + 1) % len(members)])
+        numbers = np.arange(len(self)) if self.numbers is None else self.numbers
+        return context_number(self.path, self.environment, i, numbers)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -176,6 +180,25 @@ class FieldSource:
         return values
 
 
+def context_number(path: Path, environment: np.ndarray | None, i: int, numbers: np.ndarray) -> int:
+    """Number of the next trajectory with the environment of trajectory `i`, cyclically; raises as `context_for`."""
+    if environment is None:
+        raise EnmaError(
+            f"{path}: lacks scalars/environment; add one integer per trajectory, its group, "
+            "so that a context trajectory can be found"
+        )
+    if i not in numbers:
+        raise EnmaError(f"{path}: trajectory {i} is out of range; {len(numbers)} were read")
+    group = environment[numbers == i][0]
+    members = np.sort(numbers[environment == group])
+    if len(members) < 2:
+        raise EnmaError(
+            f"{path}: trajectory {i} is alone in its group, scalars/environment {group}; a context needs a second "
+            "trajectory of the same group"
+        )
+    return int(members[(np.searchsorted(members, i) + 1) % len(members)])
+
+
 def select_rows(select: slice | Sequence[int] | np.ndarray | None, num_trajectories: int, path: Path) -> np.ndarray:
     """Trajectory indices that `select` names, in its order."""
     everything = np.arange(num_trajectories)
@@ -194,15 +217,24 @@ def select_rows(select: slice | Sequence[int] | np.ndarray | None, num_trajector
     return rows
 
 
-def axis(dataset: Any, where: str, path: Path, *, periodic: bool = False, length: int | None = None) -> np.ndarray:
+def decimals(values: np.ndarray) -> np.ndarray:
+    """In float64 the decimal numbers that float32 stands for: 0.2 where it holds 0.20000000298."""
+    # NumPy writes the fewest digits that tell a number from its neighbours.
+    narrow = values.dtype.kind == "f" and values.dtype.itemsize < 8
+    return (values.astype(str) if narrow else values).astype(np.float64)
+
+
+def axis(
+    dataset: Any, where: str, path: Path, *, periodic: bool = False, length: int | None = None, fewest: int = 2
+) -> np.ndarray:
     """A coordinate or time axis as float64, checked: 1-D, finite, increasing, even if periodic."""
     if dataset.ndim != 1 or dataset.dtype.kind not in "fiu":
         raise EnmaError(
             f"{path}: {where} has shape {dataset.shape} and dtype {dataset.dtype}; write one axis of floats"
         )
-    values = dataset[:length].astype(np.float64)
-    if len(values) < 2:
-        raise EnmaError(f"{path}: {where} has {len(values)} values; at least 2 are needed")
+    values = decimals(dataset[:length])
+    if len(values) < fewest:
+        raise EnmaError(f"{path}: {where} has {len(values)} values; at least {fewest} are needed")
     steps = np.diff(values)
     if not (np.isfinite(values).all() and (steps > 0).all()):
         raise EnmaError(f"{path}: {where} must be finite and increasing; sort it and remove repeated values")

@@ -28,7 +28,7 @@ def source(file: Any, path: Path) -> FieldSource:
     if tensor.ndim != 3:
         raise EnmaError(f"{path}: tensor has shape {tensor.shape}; of PDEBench only 1-D files (n, T, X) are read")
     num_trajectories, num_frames, _ = tensor.shape
-    times = axis(hdf5.get(file, "t-coordinate", "dataset"), "t-coordinate", path, length=num_frames)
+    times = axis(hdf5.get(file, "t-coordinate", "dataset"), "t-coordinate", path, length=num_frames, fewest=1)
     x = axis(hdf5.get(file, "x-coordinate", "dataset"), "x-coordinate", path, periodic=True)
     return FieldSource(
         path=path,

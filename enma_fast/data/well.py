@@ -15,6 +15,7 @@ scalars that vary in time are not read.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ import numpy as np
 from ..errors import EnmaError
 from ..extras import load_extra
 from . import hdf5, pdebench
-from .fields import FieldArray, FieldFile, FieldSource, axis, select_rows
+from .fields import FieldArray, FieldFile, FieldSource, axis, context_number, decimals, select_rows
 from .splits import dataset_split
 
 _GROUPS = ("dimensions", "boundary_conditions", "scalars", "t0_fields", "t1_fields")
@@ -55,6 +56,30 @@ def read(
     with hdf5.open_file(path) as file:
         source = _source(file, path, fields)
         return source.load(select_rows(select, source.num_trajectories, path))
+
+
+def count(path: str | Path) -> int:
+    """Trajectories of a field file; reads none. `EnmaError` as `read`."""
+    path = Path(path)
+    with hdf5.open_file(path) as file:
+        return _source(file, path, None).num_trajectories
+
+
+def read_numbered(path: str | Path, numbers: Sequence[int], *, contexts: bool = False) -> FieldFile:
+    """Read trajectories of a field file that keep their numbers there, and with `contexts` those of their contexts too.
+
+    Raises
+    ------
+    EnmaError
+        As `read`; with `contexts`, if a trajectory has none.
+    """
+    path = Path(path)
+    with hdf5.open_file(path) as file:
+        source = _source(file, path, None)
+        every, rows = np.arange(source.num_trajectories), select_rows(numbers, source.num_trajectories, path)
+        found = {context_number(path, source.environment, int(i), every) for i in rows if contexts}
+        rows = np.union1d(rows, sorted(found)).astype(np.int64)
+        return replace(source.load(rows), numbers=rows, total=source.num_trajectories)
 
 
 def describe(path: str | Path) -> dict[str, Any]:
@@ -231,7 +256,7 @@ def _source(file: Any, path: Path, fields: Sequence[str] | None) -> FieldSource:
         layout="the_well",
         name=hdf5.text(file, "dataset_name"),
         num_trajectories=num_trajectories,
-        times=axis(hdf5.get(groups["dimensions"], "time", "dataset"), "dimensions/time", path),
+        times=axis(hdf5.get(groups["dimensions"], "time", "dataset"), "dimensions/time", path, fewest=1),
         coords=coords,
         periodic=tuple(d in wraps for d in dims),
         parameters={**constants, **scalars},
@@ -260,7 +285,7 @@ def _scalars(group: Any, num_trajectories: int, path: Path) -> dict[str, np.ndar
         if dataset.dtype.kind not in ("iu" if integer else "fiu"):
             wanted = "int64" if integer else "float32"
             raise EnmaError(f"{path}: scalars/{key} has dtype {dataset.dtype}; write it as {wanted}")
-        values = dataset[()].astype(np.int64 if integer else np.float64)
+        values = dataset[()].astype(np.int64) if integer else decimals(dataset[()])
         if dataset.attrs.get("sample_varying", True):
             if values.shape != (num_trajectories,):
                 raise EnmaError(

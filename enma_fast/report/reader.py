@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from ..chunks import chunk_name
 from ..data import read
-from ..errors import EnmaError
+from ..errors import EnmaError, first_line
 from ..metrics import Scores
 from ..output import read_forecast
 from ..plots import Forecast, SpreadErrorBins, forecast_figure, save_movie
@@ -130,7 +131,25 @@ class StoreReader:
         names = [name + suffix for name in self.channels]
         if any(name not in self.dataset for name in names):
             return None
-        return np.stack([self.dataset[name].isel(trajectory=place).to_numpy() for name in names], axis=-1)
+        return np.stack([self._values(name, place) for name in names], axis=-1)
+
+    def _values(self, name: str, place: int) -> np.ndarray:
+        """A variable of a trajectory; `EnmaError` where its file is damaged, or not there."""
+        of, mend = f"{name} of trajectory {self.numbers[place]}", f"run: enma-fast verify {self.path}"
+        try:
+            values: np.ndarray = self.dataset[name].isel(trajectory=place).to_numpy()
+        except Exception as error:
+            # Zarr and its codecs raise many kinds.
+            raise EnmaError(f"{self.path}: {of} cannot be read ({first_line(error)}); {mend}") from error
+        # What is not there is read as NaN.
+        members = self.dataset[name].dims[1] == "realization"
+        parts = values if members else values[None]
+        for k in np.nonzero(np.isnan(parts).all(tuple(range(1, parts.ndim))))[0].tolist():
+            own = (k // self.attributes["shard"],) if members else ()
+            zeros = (0,) * (values.ndim - len(own))
+            if not (self.path / name / chunk_name(place, *own, *zeros)).exists():
+                raise EnmaError(f"{self.path}: {of} is missing; {mend}")
+        return values
 
     def _from_file(self, file: Path) -> np.ndarray:
         """The forecast frames `[B, T, *x, c]` of the store's trajectories in a field file."""
@@ -173,6 +192,9 @@ class Pooled:
         else:
             wide, mean = members, members.mean(0)
             spread = members.std(0, ddof=1) if len(members) > 1 else None
+        if not truth[..., self._channels].any():
+            self.left_out[trajectory.number] = "its truth is zero throughout, so its relative error is not defined"
+            return None
         single = Scores()
         try:
             single.update(wide[None, ..., self._channels], truth[None, ..., self._channels])

@@ -161,15 +161,35 @@ def test_statistics_are_asked_for(enma: Callable, tiny: Path, test_in: Path, tmp
     assert "quantiles" in enma(*command, "--quantiles", "0,0.5").error()
 
 
+def test_frames_and_the_first_member_are_asked_for(enma: Callable, tiny: Path, test_in: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run.zarr"
+    options = ["-c", tiny, "--members", 3, "--first-member", 4, "--frames", 19, "--select", 2, "--out", out]
+    made = enma("forecast", test_in, *options, "--json").json
+    assert (made["num_frames"], made["plan"]["frames"]) == (19, 19)
+    store = read_forecast(out)
+    assert store["realization"].to_numpy().tolist() == [4, 5, 6]
+    assert store.sizes["time"] == 19
+    assert "--frames 19 --members 3 --first-member 4 --seed 0" in store.attrs["command"]
+    known = read(test_in).u[2:3, :3]
+    expected = sample_fields(
+        load_model(tiny), known, num_frames=19, num_members=3, first_member=4, trajectories=[2]
+    ).numpy()
+    np.testing.assert_array_equal(stacked(store), expected)
+    # Of 22 frames the file holds 20.
+    assert "dimensions/time has 20 frames" in enma("score", out, "--truth", test_in).error()
+    assert "holds no truth" in enma("score", out).error()
+
+
 def test_a_context_file_makes_an_initial_value_problem(
     enma: Callable, tiny: Path, test_in: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run.zarr"
     command = ("forecast", test_in, "--out", out, "-c", tiny, "--members", 2, "--select", 2, "--quiet")
-    assert enma(*command, "--context", test_in).status == 0
+    other = shutil.copy(test_in, tmp_path / "contexts.h5")
+    assert enma(*command, "--context", other).status == 0
     store = read_forecast(out)
     assert (store.attrs["task"], store.attrs["observed_frames"]) == ("initial-value", 1)
-    assert "--task initial-value --history 3 --context combined-test-in.h5" in store.attrs["command"]
+    assert "--task initial-value --history 3 --context contexts.h5" in store.attrs["command"]
     assert "the temporal task has none" in enma(*command, "--context", test_in, "--task", "temporal").error()
 
 

@@ -136,6 +136,7 @@ CASES: dict[str, tuple[Callable[[Any], None], str]] = {
     ),
     "nan coordinate": (put("dimensions/x", 0, np.nan), "dimensions/x must be finite and increasing"),
     "uneven ring": (put("dimensions/x", 3, 0.4), "dimensions/x is periodic but not evenly spaced"),
+    "no frame": (replace("dimensions/time", np.zeros(0)), "dimensions/time has 0 values; at least 1"),
     "one point": (replace("dimensions/x", np.zeros(1)), "dimensions/x has 1 values; at least 2"),
     "time per trajectory": (
         replace("dimensions/time", np.zeros((6, 4))),

@@ -8,7 +8,7 @@ import pytest
 
 h5py = pytest.importorskip("h5py", reason="needs the [data] extra")
 
-from enma_fast.data import describe, read, write  # noqa: E402
+from enma_fast.data import count, describe, read, read_numbered, write  # noqa: E402
 from enma_fast.errors import EnmaError  # noqa: E402
 
 RNG = np.random.default_rng(1)
@@ -41,13 +41,43 @@ def test_a_line_comes_back(field_path: Path) -> None:
     np.testing.assert_array_equal(file.u[..., 0], np.random.default_rng(0).normal(size=(6, 4, 8)).astype(np.float32))
     assert file.u.dtype == np.float32
     assert file.channels == ("u",)
-    np.testing.assert_array_equal(file.times, (0.05 * np.arange(4)).astype(np.float32))
+    np.testing.assert_array_equal(file.times, [0.0, 0.05, 0.1, 0.15])
     np.testing.assert_array_equal(file.coords[0], np.arange(8) / 8)
     assert file.lengths == (1.0,)
     assert file.periodic == (True,)
     assert file.environment is not None
     assert file.environment.tolist() == [7, 7, 3, 3, 9, 9]
     assert file.parameters["alpha"].tolist() == [0.5, 0.5, 0.25, 0.25, 0.75, 0.75]
+
+
+def test_some_trajectories_keep_their_numbers(field_path: Path) -> None:
+    whole = read(field_path)
+    assert count(field_path) == 6
+    some = read_numbered(field_path, [5, 2])
+    assert (len(some), some.num_trajectories) == (2, 6)
+    np.testing.assert_array_equal(some.u[some.places([5, 2])], whole.u[[5, 2]])
+    assert some.environment is not None
+    assert some.environment[some.places([2])] == [3]
+    assert whole.places([5, 2]) == [5, 2]
+    assert whole.num_trajectories == 6
+
+
+@pytest.mark.parametrize("environment", [[7, 7, 3, 3, 9, 9], [1, 2, 1, 2, 1, 2], [0] * 6])
+def test_contexts_are_read_too_and_are_those_of_the_whole_file(field_path: Path, environment: list[int]) -> None:
+    with h5py.File(field_path, "r+") as file:
+        file["scalars/environment"][...] = environment
+    whole = read(field_path)
+    for numbers in ([0], [5], [1, 4], [5, 0, 3], range(6)):
+        some = read_numbered(field_path, numbers, contexts=True)
+        assert len(some) <= 2 * len(numbers)
+        for i in numbers:
+            assert some.context_for(i) == whole.context_for(i)
+            np.testing.assert_array_equal(some.u[some.places([some.context_for(i)])], whole.u[[whole.context_for(i)]])
+    with h5py.File(field_path, "r+") as file:
+        file["scalars/environment"][...] = range(6)
+    with pytest.raises(EnmaError, match="trajectory 4 is alone in its group"):
+        read_numbered(field_path, [4], contexts=True)
+    assert len(read_numbered(field_path, [4])) == 1
 
 
 def test_a_plane_comes_back_with_vector_components_as_channels(plane: tuple) -> None:

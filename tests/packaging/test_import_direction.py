@@ -24,7 +24,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("sample", "checkpoint"),
     ("coding", "static_step", "native_sampler"),
     ("graphs",),
-    ("engine",),
+    ("engine", "inputs"),
     ("members",),
     ("tasks",),
     ("scoring", "block_sampler"),

@@ -1,0 +1,193 @@
+"""What a forecast is made from, checked before any work: its arguments, and observed fields as latents.
+
+Legend: B trajectories, L observed frames, T frames, c physical channels, N tokens per frame, C token channels, P
+observed points, d space dimensions.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .coding import BLOCKS, code_rows
+from .config import ModelConfig
+from .errors import EnmaError
+from .layers import own_dtype
+from .model import Model
+from .noise import trajectory_seed
+from .system import memory
+
+log = logging.getLogger("enma_fast")
+
+# Member numbers are one word of the noise's key.
+MOST_MEMBERS = 2**32
+
+
+@dataclass(frozen=True)
+class Request:
+    """Checked inputs, encoded: one row per trajectory."""
+
+    history_BTNC: Tensor
+    context_BTNC: Tensor | None
+    observed: int
+    last: int
+    num_latents: int
+    seeds: list[int]
+    # Trajectory and member.
+    rows: list[tuple[int, int]]
+
+
+def check_size(config: ModelConfig, *, num_frames: int, num_members: int, num_trajectories: int = 1) -> None:
+    """Raise `EnmaError` if the forecasts cannot fit this machine's memory."""
+    tok = config.tokenizer
+    values = num_trajectories * num_members * num_frames * math.prod(tok.grid) * tok.field_channels
+    needed, there = 4 * values / 1e9, memory() / 1e9
+    if needed > there:
+        raise EnmaError(
+            f"num_members is {num_members}: these forecasts take {needed:,.0f} GB, this machine has {there:,.0f} GB;"
+            " use fewer at a time"
+        )
+
+
+def read_request(
+    model: Model,
+    history: np.ndarray | Tensor | None,
+    num_frames: int | None,
+    num_members: int,
+    seed: int,
+    context: np.ndarray | Tensor | None,
+    points: np.ndarray | Tensor | None,
+    trajectories: Sequence[int] | None,
+    first_member: int,
+) -> tuple[Request, bool]:
+    """Check everything before any work, then encode."""
+    config = model.config
+    device = model.latent_mean.device
+    whole_number("num_members", num_members, most=MOST_MEMBERS)
+    whole_number("first_member", first_member, least=0, most=MOST_MEMBERS - num_members)
+    where = None if points is None else coordinates("points", points, model)
+    given = history if history is not None else context
+    if given is None:
+        raise EnmaError("history and context are both None; give one of them")
+    space = 1 if where is not None else config.tokenizer.dims
+    batched = given.ndim == space + 3
+    known = _field("history", history, model, where, batched) if history is not None else None
+    other = None if context is None else _field("context", context, model, where, context.ndim == space + 3)
+    if known is not None and other is not None and len(other) not in (1, len(known)):
+        raise EnmaError(
+            f"history holds {len(known)} trajectories and context {len(other)}; give one context for each, or one"
+        )
+    observed = 0 if known is None else known.shape[1]
+    if other is None and observed < 3:
+        raise EnmaError(
+            f"history has {observed} frame{'s' * (observed != 1)}; the model {config.name!r} needs at least 3,"
+            " or pass context="
+        )
+    if num_frames is None:
+        num_frames = config.num_frames - observed
+        if num_frames < 1:
+            raise EnmaError(
+                f"history has {observed} frames, as many as {config.name} was trained on; say how many more: num_frames"
+            )
+    whole_number("num_frames", num_frames)
+    B = len(given) if batched else 1
+    check_size(config, num_frames=num_frames, num_members=num_members, num_trajectories=B)
+    last = observed + num_frames
+    if known is None:
+        history_BTNC = torch.zeros(B, 0, config.num_tokens, config.token_channels, device=device)
+    else:
+        whole = config.tokenizer.whole_latents(observed)
+        history_BTNC = _encode(model, known, where)[:, :whole]
+    context_BTNC = None if other is None else _encode(model, other, where).expand(B, -1, -1, -1)
+    numbers = [whole_number("a trajectory", n, least=0) for n in (range(B) if trajectories is None else trajectories)]
+    if len(numbers) != B:
+        raise EnmaError(f"trajectories names {len(numbers)} numbers; the input holds {B}")
+    if len(set(numbers)) != B:
+        raise EnmaError("trajectories names a number twice: two would share their noise")
+    request = Request(
+        history_BTNC=history_BTNC,
+        context_BTNC=context_BTNC,
+        observed=observed,
+        last=last,
+        num_latents=config.tokenizer.latent_frames(last),
+        seeds=[trajectory_seed(seed, n) for n in numbers],
+        rows=[(b, first_member + k) for b in range(B) for k in range(num_members)],
+    )
+    return request, batched
+
+
+def _field(name: str, value: np.ndarray | Tensor, model: Model, points: Tensor | None, batched: bool) -> Tensor:
+    """One checked input as ``[B, T, *grid, c]`` fp32 on the model's device."""
+    options = model.config.tokenizer
+    grid = options.grid if points is None else (points.shape[-2],)
+    if not (value.is_floating_point() if isinstance(value, Tensor) else value.dtype.kind == "f"):
+        raise EnmaError(f"{name} has dtype {value.dtype}; floating point is expected")
+    if isinstance(value, Tensor):
+        u = value
+    else:
+        # In the byte order and with the strides that a tensor can have; too large a value is found below.
+        with np.errstate(over="ignore"):
+            u = torch.from_numpy(np.require(value, np.float32, ["C", "W"]))
+    shape = tuple(u.shape if batched else (1, *u.shape))
+    if len(shape) != len(grid) + 3 or shape[2:-1] != grid:
+        raise EnmaError(
+            f"{name} has shape {tuple(u.shape)}; the model {model.config.name!r} expects [B, T, "
+            f"{', '.join(map(str, grid))}, {options.field_channels}] (B may be left out)"
+        )
+    if shape[-1] != options.field_channels:
+        raise EnmaError(
+            f"{name} has {shape[-1]} channels; the model {model.config.name!r} expects {options.field_channels}"
+        )
+    if not all(shape[:2]):
+        raise EnmaError(f"{name} has shape {tuple(u.shape)}: no trajectory or no frame; leave it out if there is none")
+    u = u.to(model.latent_mean.device, torch.float32).view(shape)
+    bad = (~torch.isfinite(u)).flatten(2).any(-1)
+    if bad.any():
+        b, t = (int(i) for i in bad.nonzero()[0])
+        raise EnmaError(f"{name} holds a value that is not finite, first in trajectory {b}, frame {t}")
+    return u
+
+
+def warn_if_long(config: ModelConfig, frames: int) -> None:
+    """Say that trajectories of so many frames, observed and forecast, are longer than those of the training."""
+    if frames > config.num_frames:
+        log.warning("frames beyond %d were not seen in training of %s", config.num_frames, config.name)
+
+
+def whole_number(name: str, value: int, *, least: int = 1, most: int | None = None) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise EnmaError(f"{name} is {value!r}; a whole number is expected") from None
+    if number < least:
+        raise EnmaError(f"{name} is {number}; at least {least} is needed")
+    if most is not None and number > most:
+        raise EnmaError(f"{name} is {number}; at most {most} is possible")
+    return number
+
+
+def coordinates(name: str, value: np.ndarray | Tensor, model: Model) -> Tensor:
+    """Checked coordinates ``[P, d]`` fp32 on the model's device."""
+    options = model.config.tokenizer
+    if options.interpolation is None:
+        raise EnmaError(f"{name}: the model {model.config.name!r} has no interpolation; it works on its grid only")
+    points = torch.as_tensor(value, dtype=torch.float32, device=model.latent_mean.device)
+    if points.ndim != 2 or not len(points) or points.shape[1] != options.dims:
+        raise EnmaError(f"{name} has shape {tuple(points.shape)}; [points, {options.dims}] is expected")
+    if not torch.isfinite(points).all():
+        raise EnmaError(f"{name} holds a coordinate that is not finite")
+    return points
+
+
+def _encode(model: Model, fields: Tensor, points: Tensor | None) -> Tensor:
+    tok = model.tokenizer
+    operation = ("encode", tok.config, own_dtype(tok), None if points is None else tuple(points.shape))
+    block = BLOCKS[tok.config.dims]
+    return code_rows(lambda u: model.encode(u, points), fields, operation=operation, block=block)
