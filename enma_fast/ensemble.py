@@ -38,9 +38,9 @@ from .errors import EnmaError
 from .launch import Launch, detect
 from .ledger import Ledger, RunLock, unfinished_write
 from .members import CHUNK
-from .output import LEDGER, ForecastStore, Layout, check_place, differences, lay_out, sweep
+from .output import LEDGER, ForecastStore, Layout, check_place, differences, lay_out, real_path, refuse, sweep
 from .statistics import NotFiniteError, Statistics, bytes_needed
-from .tasks import Case, check_case, file_hashes, layout_of, provenance
+from .tasks import Case, check_case, file_hashes, layout_of, provenance, warn_of_own_contexts
 from .writer import Writer
 
 log = logging.getLogger("enma_fast")
@@ -167,11 +167,6 @@ def prepare(
     task = task or ("temporal" if context is None else "initial-value")
     fields, rows = _fields(data, select, contexts=task != "temporal" and context is None)
     other = context if context is None or isinstance(context, FieldFile) else _context(Path(context), rows)
-    if other is not None and other is not context and task == "initial-value" and _same(other.path, fields.path):
-        raise EnmaError(
-            f"{other.path}: as --context too it shows each trajectory what is to be forecast; leave --context out, "
-            "then the context is another trajectory of the same environment"
-        )
     case = Case(
         task=task,
         history=history,
@@ -188,6 +183,7 @@ def prepare(
         raise EnmaError(f"shard is {shard}; 1 to {members}, the number of members, is expected")
     model = load_model(checkpoint, device=launch.device(device, torch.cuda.device_count()))
     check_case(model.config, fields, case, rows, at_once=min(members, max(chunk, shard)))
+    warn_of_own_contexts(fields, case, rows)
     # Bad quantiles and thresholds are said here.
     Statistics((1,), quantiles=quantiles, thresholds=thresholds)
     sampler = BlockSampler(model, fields, case, rows)
@@ -241,8 +237,10 @@ class Run:
         missing = self._missing()
         disk = int(layout.num_bytes() * missing / (B * K))
         files = len(layout.channels) * -(-missing // layout.shard) if layout.keep_members else 0
+        if self.force:
+            refuse(self.out, force=True)
         if self.force or not self.out.exists():
-            check_place(self.out, force=self.force)
+            check_place(self.out)
         self._check_disk(disk, files)
         if measure is None:
             measure = missing > _MANY_CHUNKS * self.sampler.chunk
@@ -427,9 +425,11 @@ class Run:
         ledger = self._ledger()
         if ledger is None:
             return 0
-        done = ledger.done()
-        self._heed(ledger)
-        ledger.close()
+        try:
+            done = ledger.done()
+            self._heed(ledger)
+        finally:
+            ledger.close()
         return int((~done[: B * K]).sum()) if self.layout.keep_members else int((~done).sum()) * K
 
     def _ledger(self) -> Ledger | None:
@@ -452,7 +452,8 @@ class Run:
             )
 
     def _check_disk(self, disk: int, files: int) -> None:
-        folder = next(p for p in (self.out, *self.out.absolute().parents) if p.exists())
+        place = real_path(self.out).absolute()
+        folder = next(p for p in (place, *place.parents) if p.exists())
         free = shutil.disk_usage(folder).free
         if disk > free:
             raise EnmaError(
@@ -512,8 +513,9 @@ def _fields(
 ) -> tuple[FieldFile, Sequence[int]]:
     """The fields of the selected trajectories, perhaps with those of others, and the numbers of the selected."""
     path = data.path if isinstance(data, FieldFile) else Path(data)
-    total = len(data) if isinstance(data, FieldFile) else count(path)
-    rows = range(total) if select is None else list(select)
+    total = data.num_trajectories if isinstance(data, FieldFile) else count(path)
+    every = range(total) if not isinstance(data, FieldFile) or data.numbers is None else data.numbers.tolist()
+    rows = every if select is None else list(select)
     _check_rows(rows, total, path)
     return data if isinstance(data, FieldFile) else read_numbered(path, rows, contexts=contexts), rows
 
@@ -533,10 +535,6 @@ def _check_rows(rows: Sequence[int], total: int, path: Path) -> None:
         raise EnmaError(f"{path}: trajectory {wrong} is selected; it has 0 to {total - 1}")
     if len(np.unique(numbers)) != len(numbers):
         raise EnmaError(f"{path}: a trajectory is selected twice")
-
-
-def _same(a: Path, b: Path) -> bool:
-    return a.resolve() == b.resolve()
 
 
 def _gigabytes(size: int) -> str:

@@ -47,12 +47,13 @@ class Request:
 def check_size(config: ModelConfig, *, num_frames: int, num_members: int, num_trajectories: int = 1) -> None:
     """Raise `EnmaError` if the forecasts cannot fit this machine's memory."""
     tok = config.tokenizer
-    values = num_trajectories * num_members * num_frames * math.prod(tok.grid) * tok.field_channels
-    needed, there = 4 * values / 1e9, memory() / 1e9
-    if needed > there:
+    each, there = 4 * num_frames * math.prod(tok.grid) * tok.field_channels / 1e9, memory() / 1e9
+    rows = num_trajectories * num_members
+    if rows * each > there:
+        mend = "fewer at a time" if each <= there else "fewer frames"
         raise EnmaError(
-            f"num_members is {num_members}: these forecasts take {needed:,.0f} GB, this machine has {there:,.0f} GB;"
-            " use fewer at a time"
+            f"forecasts of {rows:,} x {num_frames:,} frames take {rows * each:,.0f} GB, "
+            f"this machine has {there:,.0f} GB; use {mend}"
         )
 
 
@@ -66,12 +67,14 @@ def read_request(
     points: np.ndarray | Tensor | None,
     trajectories: Sequence[int] | None,
     first_member: int,
+    *,
+    warn: bool = True,
 ) -> tuple[Request, bool]:
     """Check everything before any work, then encode."""
     config = model.config
     device = model.latent_mean.device
-    whole_number("num_members", num_members, most=MOST_MEMBERS)
-    whole_number("first_member", first_member, least=0, most=MOST_MEMBERS - num_members)
+    num_members = whole_number("num_members", num_members, most=MOST_MEMBERS)
+    first_member = whole_number("first_member", first_member, least=0, most=MOST_MEMBERS - num_members)
     where = None if points is None else coordinates("points", points, model)
     given = history if history is not None else context
     if given is None:
@@ -96,10 +99,12 @@ def read_request(
             raise EnmaError(
                 f"history has {observed} frames, as many as {config.name} was trained on; say how many more: num_frames"
             )
-    whole_number("num_frames", num_frames)
+    num_frames = whole_number("num_frames", num_frames)
     B = len(given) if batched else 1
     check_size(config, num_frames=num_frames, num_members=num_members, num_trajectories=B)
     last = observed + num_frames
+    if warn:
+        warn_if_long(config, last)
     if known is None:
         history_BTNC = torch.zeros(B, 0, config.num_tokens, config.token_channels, device=device)
     else:
@@ -161,12 +166,13 @@ def warn_if_long(config: ModelConfig, frames: int) -> None:
         log.warning("frames beyond %d were not seen in training of %s", config.num_frames, config.name)
 
 
-def whole_number(name: str, value: int, *, least: int = 1, most: int | None = None) -> int:
+def whole_number(name: str, value: int, *, least: int | None = 1, most: int | None = None) -> int:
+    """A number as an int, or an `EnmaError`."""
     try:
         number = operator.index(value)
     except TypeError:
         raise EnmaError(f"{name} is {value!r}; a whole number is expected") from None
-    if number < least:
+    if least is not None and number < least:
         raise EnmaError(f"{name} is {number}; at least {least} is needed")
     if most is not None and number > most:
         raise EnmaError(f"{name} is {number}; at most {most} is possible")

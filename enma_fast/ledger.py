@@ -73,7 +73,12 @@ class Ledger:
     @property
     def chunk(self) -> int:
         """Rows at a time that were found to fit the memory, 0 for as asked."""
-        return int(_HEADER.unpack(os.pread(self._file, _HEADER.size, 0))[1])
+        try:
+            return int(_HEADER.unpack(os.pread(self._file, _HEADER.size, 0))[1])
+        except OSError as error:
+            if error.errno == errno.ESTALE:
+                return 0
+            raise
 
     def fit(self, chunk: int) -> None:
         """Note that more rows at a time do not fit the memory; the least that any process notes counts."""
@@ -181,21 +186,8 @@ class RunLock:
         # Whoever comes by another name, such as a link, finds the same lock.
         real = target.resolve()
         self.target, self.path, self.run = target, real.with_name(f".{real.name}.lock"), run
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file, self.first = self._enter()
-            if self.first:
-                self._write()
-        except OSError as error:
-            raise EnmaError(f"{target}: cannot be written ({error}); choose another --out") from error
-        if self.first:
-            return
-        if (owner := self._owner()).get("run") != run:
-            self.close()
-            raise EnmaError(
-                f"{target}: is being written by another run (process {owner.get('pid', '?')} on "
-                f"{owner.get('host', '?')}); wait for it, or choose another --out"
-            )
+        self._file, self.first = -1, False
+        self._take()
 
     def share(self) -> None:
         """Let the other processes of the run in."""
@@ -203,25 +195,23 @@ class RunLock:
             return
         # The system lets go of the lock before it gives the other: another run may come between, and go again.
         fcntl.flock(self._file, fcntl.LOCK_SH)
-        if not os.fstat(self._file).st_nlink:
-            os.close(self._file)
-            self._file, alone = self._enter()
-            if alone:
-                self._write()
-                self.share()
-                return
-        owner = self._owner()
-        if owner and owner.get("run") != self.run:
-            raise EnmaError(f"{self.target}: is being written by another run; wait for it")
+        if os.fstat(self._file).st_nlink:
+            self._require_same_run()
+        else:
+            self.close()
+            self._take()
+            self.share()
 
     def close(self) -> None:
         """Leave; the last process removes the file."""
+        if self._file < 0:
+            return
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self.path.unlink(missing_ok=True)
         except OSError:
             pass
-        os.close(self._file)
+        self._drop()
 
     def __enter__(self) -> RunLock:
         return self
@@ -229,32 +219,56 @@ class RunLock:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _enter(self) -> tuple[int, bool]:
-        """The locked file, and whether nobody else has it."""
-        while True:
-            file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
-            first = _flock(file, fcntl.LOCK_EX)
-            # The first may die before it shares: then the next is first, so none may wait for a share alone.
-            if not first and not _flock(file, fcntl.LOCK_SH):
-                os.close(file)
+    def _take(self) -> None:
+        """Wait until the lock is had alone, or beside processes of the same run."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            while True:
+                self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+                if self._enter():
+                    return
+                self._drop()
                 time.sleep(_POLL)
-                continue
-            # The last process of a run may have removed the file that was opened, or the first one died before it made
-            # the store: then one of those who wait takes its place.
-            if os.fstat(file).st_nlink and (first or (os.fstat(file).st_size and self.target.exists())):
-                return file, first
-            os.close(file)
-            if not first:
-                time.sleep(_POLL)
+        except OSError as error:
+            self.close()
+            raise EnmaError(f"{self.target}: cannot be written ({error}); choose another --out") from error
+        except BaseException:
+            self.close()
+            raise
+
+    def _enter(self) -> bool:
+        """Try to lock the open file; sets `first`."""
+        self.first = _flock(self._file, fcntl.LOCK_EX)
+        # The first may die before it shares: then the next is first, so none may wait for a share alone.
+        if not self.first and not _flock(self._file, fcntl.LOCK_SH):
+            return False
+        state = os.fstat(self._file)
+        # The last process of a run may have removed the file that was opened.
+        if not state.st_nlink or not (self.first or state.st_size):
+            return False
+        if self.first:
+            self._write()
+            return True
+        self._require_same_run()
+        # The first may have died before it made the store: then one of those who wait takes its place.
+        return self.target.exists()
+
+    def _drop(self) -> None:
+        os.close(self._file)
+        self._file = -1
 
     def _write(self) -> None:
         text = json.dumps({"run": self.run, "pid": os.getpid(), "host": socket.gethostname()})
-        try:
-            os.ftruncate(self._file, 0)
-            os.pwrite(self._file, text.encode(), 0)
-        except OSError:
-            self.close()
-            raise
+        os.ftruncate(self._file, 0)
+        os.pwrite(self._file, text.encode(), 0)
+
+    def _require_same_run(self) -> None:
+        owner = self._owner()
+        if owner.get("run") != self.run:
+            raise EnmaError(
+                f"{self.target}: is being written by another run (process {owner.get('pid', '?')} on "
+                f"{owner.get('host', '?')}); wait for it, or choose another --out"
+            )
 
     def _owner(self) -> dict[str, str | int]:
         try:

@@ -22,7 +22,7 @@ from .coding import BLOCKS, code_rows
 from .config import SamplingConfig, TokenizerConfig
 from .engine import Engine, engine_for
 from .errors import EnmaError
-from .inputs import MOST_MEMBERS, Request, check_size, coordinates, read_request, warn_if_long, whole_number
+from .inputs import MOST_MEMBERS, Request, check_size, coordinates, read_request, whole_number
 from .layers import own_dtype
 from .model import Model
 from .results import SPACE, Ensemble, Labels, first_time, given
@@ -138,8 +138,6 @@ def forecast(
         backend=backend,
         stop=None if stop is None else lambda number, frame: stop(number, _wrapped(labels, number, frame)),
     )
-    axis = int(labels.batched)
-    warn_if_long(model.config, fields.shape[axis + 1] + (0 if known is None else known.shape[axis]))
     return Ensemble(labels.plain(fields), labels)
 
 
@@ -172,7 +170,6 @@ def stream(
     request, batched = read_request(
         model, known, num_frames, num_members, seed, other, points, labels.trajectories, first_member
     )
-    warn_if_long(model.config, request.last)
     engine = engine_for(model.dynamics, dtype=dtype, backend=backend)
     size = whole_number("chunk", len(request.rows) if chunk is None else chunk)
     frames = _frames(
@@ -204,8 +201,11 @@ def sample_fields(
     dtype: torch.dtype | None = None,
     backend: str | None = None,
     stop: Stop | None = None,
+    warn: bool = True,
 ) -> Tensor:
     """Like :func:`forecast`, of arrays without names, as a tensor on the model's device.
+
+    Without ``warn`` nothing is said of frames beyond those of the training.
 
     Returns
     -------
@@ -214,7 +214,7 @@ def sample_fields(
     """
     queried = None if query is None else coordinates("query", query, model)
     request, batched = read_request(
-        model, history, num_frames, num_members, seed, context, points, trajectories, first_member
+        model, history, num_frames, num_members, seed, context, points, trajectories, first_member, warn=warn
     )
     engine = engine_for(model.dynamics, dtype=dtype, backend=backend)
     chunks = _chunks(engine, request, settings or model.config.sampling, whole_number("chunk", chunk))
@@ -379,8 +379,8 @@ def _read(
     coords = {} if points is not None else {name: ((name,), values) for name, values in leading.coords.items()}
     if query is not None:
         coords = {name: (("point",), values) for name, values in zip(grid, query.T.numpy(force=True), strict=True)}
-    whole_number("num_members", num_members, most=MOST_MEMBERS)
-    whole_number("first_member", first_member, least=0, most=MOST_MEMBERS - num_members)
+    num_members = whole_number("num_members", num_members, most=MOST_MEMBERS)
+    first_member = whole_number("first_member", first_member, least=0, most=MOST_MEMBERS - num_members)
     # Before the numbers of so many are listed.
     check_size(config, num_frames=1, num_members=num_members)
     labels = Labels(
@@ -390,8 +390,9 @@ def _read(
         batched=batched,
         interval=config.frame_interval,
         start=first_time(known, other, interval=config.frame_interval),
+        first_times=leading.times if known is None and leading.times is not None and leading.times.size else None,
         space=grid if query is None else ("point",),
-        coords=coords | dict(leading.further),
+        coords=dict(leading.further) | coords,
         attributes=leading.attributes,
         channels=leading.channels,
         units=leading.units,

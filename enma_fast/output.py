@@ -229,7 +229,7 @@ def create_store(
     EnmaError
         If `path` exists and is not to be replaced, cannot be written, or the `[store]` extra is missing.
     """
-    path, layout = _real(path), layout or Layout(**contents)
+    path, layout = real_path(path), layout or Layout(**contents)
     load_extra("zarr", "store")
     refuse(path, force=force)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -257,7 +257,7 @@ def lay_out(path: Path, layout: Layout, *, force: bool = False) -> None:
         As `create_store`.
     """
     load_extra("zarr", "store")
-    path = _real(path)
+    path = real_path(path)
     refuse(path, force=force)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -435,6 +435,18 @@ def read_forecast(path: str | Path, *, partial: bool = False) -> Any:
     return dataset
 
 
+def is_missing(path: Path, dataset: Any, name: str, place: int, member: int = 0) -> bool:
+    """Whether the file of a variable of a trajectory, of a member where there are members, is not there.
+
+    What is missing reads as NaN, as what is NaN does.
+    """
+    index = [0] * dataset[name].ndim
+    index[0] = place
+    if "realization" in dataset[name].dims:
+        index[1] = member // dataset.attrs["shard"]
+    return not (path / name / chunk_name(*index)).exists()
+
+
 def stacked(dataset: Any, suffix: str = "") -> np.ndarray | None:
     """The variables of all channels, `suffix` "", "_observed" or "_truth", with the channels as last axis."""
     names = [name + suffix for name in dataset.attrs["channels"]]
@@ -527,10 +539,9 @@ def _attributes(layout: Layout) -> dict[str, Any]:
     }
 
 
-def check_place(path: Path, *, force: bool = False) -> None:
-    """Raise `EnmaError` unless a store can be made at `path`; what is tried leaves no trace."""
-    path = _real(path)
-    refuse(path, force=force)
+def check_place(path: Path) -> None:
+    """Raise `EnmaError` unless a folder can be made where `path` is to be; what is tried leaves no trace."""
+    path = real_path(path).absolute()
     folder = next(parent for parent in path.parents if parent.exists())
     if not folder.is_dir():
         raise EnmaError(f"{path}: {folder} is a file; choose another --out")
@@ -553,12 +564,12 @@ def refuse(path: Path, *, force: bool) -> None:
 
 def sweep(path: Path) -> None:
     """Remove what a killed process that made or replaced a store left beside it; no other makes one meanwhile."""
-    path = _real(path)
+    path = real_path(path)
     for ending in ("tmp", "old"):
         shutil.rmtree(path.with_name(f".{path.name}.{ending}"), ignore_errors=True)
 
 
-def _real(path: str | Path) -> Path:
+def real_path(path: str | Path) -> Path:
     """Where a link leads, so that what it names is replaced and not the link."""
     path = Path(path)
     return Path(os.path.realpath(path)) if path.is_symlink() else path

@@ -126,16 +126,11 @@ def given(argument: str, value: Any, *, space: tuple[str, ...]) -> Given:
             data, channels = data[..., None], None if value.name is None else (str(value.name),)
     about = [dict(part.attrs) for part in parts]
     coords = {name: parts[0].coords[name] for name in ("time", *space) if name in parts[0].coords}
-    known = {"time", "trajectory", *space}
     numbers = _numbers(parts[0])
-    further = {
-        str(name): (tuple(map(str, x.dims)), x.to_numpy())
-        for name, x in value.coords.items()
-        if name not in (*space, *_TAKEN) and set(x.dims) <= {"trajectory", *space}
-    }
-    known |= further.keys()
+    further = _further(value, space, {*_TAKEN, *(channels or ())})
+    known = {"time", "trajectory", *space, *further}
     if numbers is not None:
-        del further["trajectory"]
+        further.pop("trajectory", None)
     return Given(
         data=data,
         kind=kind,
@@ -145,7 +140,7 @@ def given(argument: str, value: Any, *, space: tuple[str, ...]) -> Given:
         further=further,
         attributes={str(name): dict(x.attrs) for name, x in value.coords.items() if name in known and x.attrs},
         channels=channels,
-        units=tuple(str(attributes.get("units", "1")) for attributes in about),
+        units=tuple(str(attributes.get("units") or "1") for attributes in about),
         has_channel=named,
         name=None if kind == "dataset" or value.name is None else str(value.name),
     )
@@ -177,8 +172,10 @@ def first_time(history: Given | None, context: Given | None, *, interval: float)
 
 
 def later(start: float, frames: Any, *, interval: float) -> Any:
-    """Times that many frames after a start, without the last digits of rounding: 0.3, not 0.30000000000000004."""
-    return np.round(start + interval * np.asarray(frames), max(0, 10 - math.floor(math.log10(interval))))
+    """Times so many frames after a start, decimals where they are a rounding away: 0.3, not 0.30000000000000004."""
+    times = start + interval * np.asarray(frames)
+    short = np.round(times, max(0, 10 - math.floor(math.log10(interval))))
+    return np.where(np.abs(short - times) <= 4 * np.spacing(np.abs(times)), short, times)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -190,8 +187,9 @@ class Labels:
     trajectories: tuple[int, ...]
     batched: bool
     interval: float
-    # Time of the first forecast frame.
+    # Time of the first forecast frame; times of the first ones, where they are those of a context.
     start: float | None = None
+    first_times: np.ndarray | None = None
     space: tuple[str, ...] = ("x",)
     # Dimensions and values of the known coordinates of space, and of further ones.
     coords: Mapping[str, tuple[tuple[str, ...], np.ndarray]] = field(default_factory=dict)
@@ -208,7 +206,11 @@ class Labels:
 
     def times(self, frames: Any) -> Any:
         """Times of forecast frames, numbered from 0; None if they are unknown."""
-        return None if self.start is None else later(self.start, frames, interval=self.interval)
+        if self.start is None:
+            return None
+        known, frames = self.first_times, np.asarray(frames)
+        times = later(self.start, frames, interval=self.interval)
+        return times if known is None else np.where(frames < len(known), known.take(frames, mode="clip"), times)
 
     def wrap(self, data: Any, dims: Sequence[str], label: str = "forecast", **coords: Any) -> Any:
         """Plain values ``[*dims, *grid, c]`` in this kind; `coords` are values of further coordinates."""
@@ -441,6 +443,19 @@ def _numbers(value: Any) -> tuple[int, ...] | None:
     if "trajectory" not in value.coords or value["trajectory"].dtype.kind not in "iu":
         return None
     return tuple(int(number) for number in np.atleast_1d(value["trajectory"].to_numpy()))
+
+
+def _further(value: Any, space: tuple[str, ...], taken: set[str]) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
+    """Coordinates beside those of time and space that hold for a forecast too: dimensions and values."""
+    # The output has other points than the input; indexes of several levels have no plain values.
+    taken = taken | set(SPACE if space == ("point",) else space)
+    levels = {str(name) for name, index in value.indexes.items() if hasattr(index, "levels")}
+    along = {"trajectory", *space} - {"point"}
+    return {
+        str(name): (tuple(map(str, x.dims)), x.to_numpy())
+        for name, x in value.coords.items()
+        if name not in taken | levels and set(x.dims) <= along
+    }
 
 
 def _default_channels(count: int) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ from .members import CHUNK
 from .metrics import Scores
 from .model import Model
 from .paper import paper_scores, paper_uncertainty
-from .tasks import Case, check_case, ensembles, num_frames
+from .tasks import Case, check_case, num_frames, sampled
 
 log = logging.getLogger("enma_fast")
 
@@ -106,12 +106,12 @@ def score_case(
     last = case.observed + num_frames(model.config, data, case)
     if last > len(data.times):
         raise EnmaError(
-            f"{data.path}: {len(data.times)} frames are too few: with history {case.observed} none is left to score; "
-            "take a shorter history, or give a file of more frames"
+            f"{data.path}: holds {len(data.times)} frames; to score {last - case.observed} frames after "
+            f"{case.observed}, {last} are needed"
         )
     first_members = []
     clock = time.perf_counter()
-    for part, samples in ensembles(model, data, case, rows=rows):
+    for part, samples in sampled(model, data, case, rows=rows):
         seconds += time.perf_counter() - clock
         if sink is not None:
             sink(scores.num_trajectories, samples.cpu())

@@ -25,7 +25,7 @@ from .checkpoint import read_tensors, sha256, write_tensors
 from .data import FieldFile, dataset_split, read
 from .errors import EnmaError, first_line
 from .metrics import Scores
-from .output import read_forecast
+from .output import is_missing, read_forecast
 from .scoring import NEED_TRUTH, solver_fidelity
 from .system import versions
 
@@ -192,7 +192,7 @@ def _parts(path: Path, dataset: Any, place: int, truth_of: _Truth) -> Iterator[t
         members_KTX, truth_TX = dataset[name][place], truth_of(place, channel)
         for frames, rows in _blocks(members_KTX.shape, _BLOCK):
             block_KTP = _values(path, number, members_KTX[:, frames, rows])
-            _require_finite(path, number, name, dataset["realization"].to_numpy(), block_KTP)
+            _require_finite(path, dataset, name, place, block_KTP)
             block_KTP = block_KTP.reshape(*block_KTP.shape[:2], -1)
             block_TP = _values(path, number, truth_TX[frames, rows]).reshape(block_KTP.shape[1:])
             if not np.isfinite(block_TP).all():
@@ -230,14 +230,14 @@ def _values(path: Path, number: int, array: Any) -> np.ndarray:
         ) from error
 
 
-def _require_finite(path: Path, number: int, name: str, realizations: np.ndarray, block_KTX: np.ndarray) -> None:
+def _require_finite(path: Path, dataset: Any, name: str, place: int, block_KTX: np.ndarray) -> None:
     finite = np.isfinite(block_KTX)
     if finite.all():
         return
     bad_K = ~finite.all(axis=tuple(range(1, finite.ndim)))
     first = int(bad_K.argmax())
-    what = f"member {realizations[first]} of trajectory {number}"
-    if np.isnan(block_KTX[first]).all():
+    what = f"member {int(dataset['realization'][first])} of trajectory {int(dataset['trajectory'][place])}"
+    if is_missing(path, dataset, name, place, first):
         raise EnmaError(f"{path}: {what} is missing ({name} is NaN there); run: enma-fast verify {path}")
     raise EnmaError(f"{path}: {what} is not finite in {name}; forecast it again with other --precision or settings")
 

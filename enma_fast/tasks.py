@@ -15,6 +15,7 @@ Shape suffixes: B trajectories, K members, T frames.
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,12 +30,14 @@ from .config import ModelConfig, SamplingConfig
 from .data import FieldFile
 from .engine import PRECISIONS
 from .errors import EnmaError
-from .inputs import MOST_MEMBERS, check_size, warn_if_long
+from .inputs import MOST_MEMBERS, check_size, warn_if_long, whole_number
 from .members import CHUNK, Stop, sample_fields
 from .model import Model
 from .output import Layout
 from .results import later
 from .system import versions
+
+log = logging.getLogger("enma_fast")
 
 TASKS = ("temporal", "initial-value", "generation")
 _TOLERANCE = 1e-3
@@ -65,18 +68,13 @@ class Case:
     def __post_init__(self) -> None:
         if self.task not in TASKS:
             raise EnmaError(f"task {self.task!r} is unknown; use one of {', '.join(TASKS)}")
-        if self.members < 1:
-            raise EnmaError(f"members is {self.members}; at least 1 is needed")
-        if self.first_member < 0:
-            raise EnmaError(f"first_member is {self.first_member}; members are numbered from 0")
+        least = {"members": 1, "first_member": 0, "chunk": 1, "history": None, "seed": None}
+        for name, low in (least if self.frames is None else {**least, "frames": 1}).items():
+            object.__setattr__(self, name, whole_number(name, getattr(self, name), least=low))
         if self.first_member + self.members > MOST_MEMBERS:
             raise EnmaError(
                 f"members end at {self.first_member + self.members - 1}; {MOST_MEMBERS - 1} is the last one"
             )
-        if self.frames is not None and self.frames < 1:
-            raise EnmaError(f"frames is {self.frames}; at least 1 is needed")
-        if self.chunk < 1:
-            raise EnmaError(f"chunk is {self.chunk}; at least 1 is needed")
         if self.precision is not None and self.precision not in PRECISIONS:
             raise EnmaError(f"precision {self.precision!r} is unknown; use one of {', '.join(PRECISIONS)}")
 
@@ -96,7 +94,8 @@ def num_frames(config: ModelConfig, data: FieldFile, case: Case) -> int:
     if case.frames is not None:
         return case.frames
     there = min(len(data.times), config.num_frames) - case.observed
-    return there if there > 0 else config.num_frames - case.observed
+    # A frame alone is a beginning, whatever is made of it.
+    return there if there > 0 and len(data.times) > 1 else config.num_frames - case.observed
 
 
 def has_truth(config: ModelConfig, data: FieldFile, case: Case) -> bool:
@@ -173,6 +172,23 @@ def check_case(
             data.context_for(i)
 
 
+def warn_of_own_contexts(data: FieldFile, case: Case, rows: Sequence[int]) -> None:
+    """Say which trajectories have a context that begins with their own first frame."""
+    if case.task != "initial-value":
+        return
+    source, index = _contexts(data, case, rows)
+    first = zip(rows, data.places(rows), index, strict=True)
+    own = [row for row, place, other in first if np.array_equal(data.u[place, 0], source.u[other, 0])]
+    if own:
+        several = f" (and those of {len(own) - 1} more)" if len(own) > 1 else ""
+        log.warning(
+            "the context of trajectory %d%s begins with the frame that is observed, so it shows what is to be "
+            "forecast; without --context it is another trajectory of the same environment",
+            own[0],
+            several,
+        )
+
+
 def contexts(config: ModelConfig, data: FieldFile, case: Case, rows: Sequence[int]) -> np.ndarray | None:
     """The contexts `[B, T, *x, c]` of trajectories `rows`; None in the temporal task."""
     if case.task == "temporal":
@@ -219,6 +235,8 @@ def forecast_rows(
         settings=case.settings,
         dtype=case.dtype,
         stop=stop,
+        # `check_case` has.
+        warn=False,
     )
 
 
@@ -230,6 +248,11 @@ def ensembles(model: Model, data: FieldFile, case: Case, *, rows: Sequence[int])
     rows, samples : trajectory numbers in the file, and `[B, K, T, *x, c]` fp32 without the observed frames
     """
     check_case(model.config, data, case, rows)
+    yield from sampled(model, data, case, rows=rows)
+
+
+def sampled(model: Model, data: FieldFile, case: Case, *, rows: Sequence[int]) -> Iterator[tuple[list[int], Tensor]]:
+    """As `ensembles`, of what `check_case` has passed."""
     size = max(1, case.chunk // case.members)
     for first in range(0, len(rows), size):
         part = list(rows[first : first + size])

@@ -15,10 +15,9 @@ import torch
 import xarray
 
 from enma_fast import block_sampler, ensemble, output
-from enma_fast.blocks import Block, Cut, missing_parts
 from enma_fast.checkpoint import load_model, save_model
 from enma_fast.chunks import Disk
-from enma_fast.data import FieldFile, read
+from enma_fast.data import FieldFile, read, read_numbered
 from enma_fast.ensemble import prepare, run
 from enma_fast.errors import EnmaError
 from enma_fast.launch import Launch
@@ -225,8 +224,14 @@ def test_what_another_run_wrote_is_refused_with_what_differs(
         ),
         ({"history": 21}, "holds 20 frames, history asks for 21"),
         ({"frames": 0}, "frames is 0; at least 1"),
-        ({"frames": 10**9, "members": 1000}, r"these forecasts take [\d,]+ GB, this machine has"),
-        ({"first_member": -1}, "first_member is -1; members are numbered from 0"),
+        ({"frames": 2.5}, "frames is 2.5; a whole number"),
+        ({"first_member": 1.5}, "first_member is 1.5; a whole number"),
+        ({"seed": "x"}, "seed is 'x'; a whole number"),
+        (
+            {"frames": 10**9, "members": 1000},
+            r"x 1,000,000,000 frames take [\d,]+ GB, this machine has .* use fewer frames",
+        ),
+        ({"first_member": -1}, "first_member is -1; at least 0 is needed"),
         ({"first_member": 2**32 - 1}, "members end at 4294967296; 4294967295 is the last one"),
         ({"task": "weather"}, "task 'weather' is unknown"),
         ({"precision": "fp8"}, "precision 'fp8' is unknown"),
@@ -248,7 +253,9 @@ def test_bad_input_is_one_line_before_any_work(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_more_frames_than_the_file_holds(data: FieldFile, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_more_frames_than_the_file_holds(
+    data: FieldFile, test_in: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """What was observed is enough to forecast; the truth is kept where all of it is known."""
     common = {"members": 3, "select": [0, 7]}
     start(data, tmp_path / "whole.zarr", **common).execute()
@@ -256,7 +263,7 @@ def test_more_frames_than_the_file_holds(data: FieldFile, tmp_path: Path, caplog
     for frames in (1, 2, 3, 12):
         known = replace(data, u=data.u[:, :frames], times=data.times[:frames])
         task = "temporal" if frames > 2 else "initial-value"
-        context = None if task == "temporal" else data
+        context = None if task == "temporal" else read(test_in, select=[9])
         run = start(known, tmp_path / f"{frames}.zarr", **common, task=task, context=context, history=min(frames, 3))
         run.execute()
         found = read_forecast(tmp_path / f"{frames}.zarr")
@@ -315,12 +322,45 @@ def test_only_what_is_used_is_read(data: FieldFile, test_in: Path, tmp_path: Pat
         start(other, tmp_path / "third.zarr", **{**common, "select": unused[:1]})
 
 
-def test_a_file_is_not_its_own_context(test_in: Path, tmp_path: Path) -> None:
-    """Each trajectory would see what it is to forecast; of a generated one that is what is asked for."""
-    (tmp_path / "link.h5").symlink_to(test_in)
-    with pytest.raises(EnmaError, match="as --context too it shows each trajectory what is to be forecast"):
-        start(test_in, tmp_path / "run.zarr", context=tmp_path / "link.h5", members=2)
-    start(test_in, tmp_path / "run.zarr", task="generation", context=test_in, members=2)
+@pytest.mark.parametrize("place", ["elsewhere", "itself"])
+def test_a_context_that_is_the_truth_is_told(
+    data: FieldFile, test_in: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, place: str
+) -> None:
+    other = test_in if place == "itself" else Path(shutil.copy(test_in, tmp_path / "copy.h5"))
+    start(test_in, tmp_path / "run.zarr", context=other, members=2, select=[3, 5])
+    assert "the context of trajectory 3 (and those of 1 more) begins with the frame that is observed" in caplog.text
+    caplog.clear()
+    start(test_in, tmp_path / "run.zarr", task="initial-value", members=2, select=[3, 5])
+    start(test_in, tmp_path / "run.zarr", context=read(test_in, select=[7]), members=2, select=[3, 5])
+    # Of a generated trajectory it is what is asked for.
+    start(test_in, tmp_path / "run.zarr", task="generation", context=other, members=2)
+    assert caplog.text == ""
+
+
+def test_some_trajectories_of_a_file_may_be_given(data: FieldFile, test_in: Path, tmp_path: Path) -> None:
+    some = read_numbered(test_in, [7, 3])
+    start(some, tmp_path / "some.zarr", members=2).execute()
+    start(data, tmp_path / "whole.zarr", members=2, select=[3, 7]).execute()
+    assert contents(tmp_path / "some.zarr") == contents(tmp_path / "whole.zarr")
+    for options, number in (({"select": [4]}, 4), ({"select": [3], "context": read_numbered(test_in, [5])}, 3)):
+        with pytest.raises(EnmaError, match=f"trajectory {number} was not read"):
+            start(some, tmp_path / "other.zarr", members=2, **options)
+
+
+def test_a_rank_may_make_the_store_while_another_plans(
+    data: FieldFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    common = {"members": 3, "select": [0]}
+    first, second = start(data, tmp_path / "run.zarr", **common), start(data, tmp_path / "run.zarr", **common)
+    original = ensemble.check_place
+
+    def slowly(path: Path) -> None:
+        first.execute()
+        original(path)
+
+    monkeypatch.setattr(ensemble, "check_place", slowly)
+    second.plan(measure=False)
+    assert second.execute()["members_sampled"] == 0
 
 
 @pytest.mark.parametrize("force", [False, True])
@@ -547,38 +587,3 @@ def test_python_takes_a_path_and_gives_a_summary(tiny: Path, test_in: Path, tmp_
     assert done["store"] == str(tmp_path / "run.zarr")
     assert calls == [(2, 2)]
     assert prepare(test_in, tmp_path / "run.zarr", checkpoint=tiny, members=2, select=[5]).plan().members_missing == 0
-
-
-@pytest.mark.parametrize(
-    ("cut", "expected"),
-    [
-        (Cut(2, 5, chunk=2), [(0, 1, 0, 2), (0, 1, 2, 4), (0, 1, 4, 5), (1, 2, 0, 2), (1, 2, 2, 4), (1, 2, 4, 5)]),
-        (Cut(5, 3, chunk=7), [(0, 2, 0, 3), (2, 4, 0, 3), (4, 5, 0, 3)]),
-        (Cut(1, 5, chunk=3, shard=2), [(0, 1, 0, 2), (0, 1, 2, 4), (0, 1, 4, 5)]),
-        (Cut(1, 5, chunk=1, shard=4), [(0, 1, 0, 4), (0, 1, 4, 5)]),
-    ],
-)
-def test_a_run_is_cut_into_blocks(cut: Cut, expected: list[tuple[int, ...]]) -> None:
-    assert [(block.b, block.b_end, block.k, block.k_end) for block in cut] == expected
-    assert (len(cut), cut[-1], cut[1:]) == (len(expected), list(cut)[-1], list(cut)[1:])
-    assert sum(block.last - block.first for block in cut) == cut[-1].last
-    with pytest.raises(IndexError):
-        cut[len(cut)]
-
-
-def test_a_huge_run_is_cut_at_once() -> None:
-    cut = Cut(1000, 2**32, chunk=64)
-    assert len(cut) == 1000 * 2**26
-    assert (cut[2**26].b, cut[2**26].k, cut[-1].last) == (1, 0, 1000 * 2**32)
-
-
-def test_the_missing_of_a_block_are_blocks(tmp_path: Path) -> None:
-    write_ledger(tmp_path / "x", np.zeros(12, bool))
-    ledger = Ledger(tmp_path / "x", 12)
-    block = Block(b=0, b_end=3, k=0, k_end=4, members=4)
-    assert list(missing_parts(block, ledger)) == [block]
-    ledger.mark([0, 1, 5, 8, 9, 10, 11])
-    found = [(part.b, part.k, part.k_end) for part in missing_parts(block, ledger)]
-    assert found == [(0, 2, 4), (1, 0, 1), (1, 2, 4)]
-    ledger.mark(range(12))
-    assert list(missing_parts(block, ledger)) == []

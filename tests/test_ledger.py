@@ -123,6 +123,7 @@ def test_what_another_machine_has_removed_is_over(path: Path, monkeypatch: pytes
             patch.setattr(os, "fstat", fail)
             patch.setattr(os, "pread", lambda *arguments, number=number: fail(0, number))
             if expected:
+                assert ledger.chunk == 0
                 assert ledger.finished()
                 assert ledger.done().tolist() == [True] * 20
                 assert ledger.done(4, 7).tolist() == [True] * 3
@@ -246,6 +247,49 @@ def test_a_lock_that_is_shared_is_of_a_file_that_is_there(
         RunLock(store, "c")
     first.close()
     assert list(tmp_path.iterdir()) == [store]
+
+
+@pytest.mark.parametrize(
+    ("name", "failure"), [("_write", OSError(28, "No space left on device")), ("_enter", KeyboardInterrupt())]
+)
+def test_an_error_between_two_locks_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, failure: BaseException
+) -> None:
+    store = tmp_path / "run.zarr"
+    original = fcntl.flock
+
+    def flock(file: int, kind: int) -> None:
+        if kind == fcntl.LOCK_SH:
+            store.with_name(".run.zarr.lock").unlink()
+        original(file, kind)
+
+    def fail(lock: RunLock) -> None:
+        raise failure
+
+    def share() -> None:
+        with RunLock(store, "a") as lock:
+            store.mkdir()
+            monkeypatch.setattr(fcntl, "flock", flock)
+            monkeypatch.setattr(RunLock, name, fail)
+            lock.share()
+
+    with pytest.raises((EnmaError, KeyboardInterrupt)) as caught:
+        share()
+    assert isinstance(failure, KeyboardInterrupt) or "No space left" in str(caught.value)
+    monkeypatch.undo()
+    with RunLock(store, "b"):
+        pass
+
+
+def test_another_run_is_refused_where_the_store_is_gone(tmp_path: Path) -> None:
+    store = tmp_path / "run.zarr"
+    first = RunLock(store, "a")
+    store.mkdir()
+    first.share()
+    store.rmdir()
+    with pytest.raises(EnmaError, match="is being written by another run"):
+        RunLock(store, "b")
+    first.close()
 
 
 def test_a_lock_file_that_was_left_behind_locks_nothing(tmp_path: Path) -> None:

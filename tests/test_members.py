@@ -12,7 +12,7 @@ from enma_fast.config import PRESETS, SamplingConfig
 from enma_fast.engine import Engine
 from enma_fast.errors import EnmaError
 from enma_fast.interpolation import grid_points
-from enma_fast.members import _window, forecast, sample_fields, stream
+from enma_fast.members import _window, sample_fields, stream
 from enma_fast.model import Model
 from enma_fast.noise import trajectory_seed
 from enma_fast.sample import trajectory
@@ -346,10 +346,11 @@ def test_a_frame_that_fills_no_latent_is_forecast_from_the_others(relative):
 def test_frames_beyond_training_are_forecast_with_a_warning(relative, caplog):
     given = inputs(relative, TASKS["temporal"])
     with caplog.at_level(logging.WARNING, logger="enma_fast"):
-        forecast(relative, **given, num_frames=5)
+        sample_fields(relative, **given, num_frames=5)
         list(stream(relative, **given, num_frames=5))
+        sample_fields(relative, **given, num_frames=6, warn=False)
         assert caplog.records == []
-        out = forecast(relative, **given, num_frames=6).torch()
+        out = sample_fields(relative, **given, num_frames=6)
         list(stream(relative, **given, num_frames=6))
     assert out.shape[2] == 6
     assert out.isfinite().all()
@@ -469,7 +470,10 @@ ERRORS = {
         "first_member is 4294967296; at most 4294967295",
     ),
     "too many": (lambda g: {"num_members": 2**33}, "num_members is 8589934592; at most 4294967296"),
-    "many": (lambda g: {"num_members": 2**32}, r"num_members is 4294967296: these forecasts take [\d,]+ GB"),
+    "many": (
+        lambda g: {"num_members": 2**32},
+        r"forecasts of [\d,]+ x [15] frames take [\d,]+ GB, .*; use fewer at a time",
+    ),
     "query": (lambda g: {"query": torch.zeros(3, 1)}, "query: the model 'relative' has no interpolation"),
     "points": (lambda g: {"points": torch.zeros(32, 1)}, "points: the model 'relative' has no interpolation"),
 }

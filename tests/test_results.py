@@ -16,12 +16,8 @@ from enma_fast.interpolation import grid_points
 from enma_fast.members import forecast, sample_fields, stream
 from enma_fast.results import Ensemble, Labels
 
+from ._labelled import INTERVAL, LINE_DIMS, NUMBERS, TIMES, labelled
 from ._tiny import model, waves
-
-LINE_DIMS, PLANE_DIMS = ("trajectory", "time", "x", "channel"), ("trajectory", "time", "x", "y", "channel")
-INTERVAL = 0.05
-TIMES = 7.0 + INTERVAL * np.arange(8)
-NUMBERS = [4, 9]
 
 
 @pytest.fixture(scope="module")
@@ -32,17 +28,6 @@ def line():
 @pytest.fixture(scope="module")
 def plane():
     return model("plane")
-
-
-def labelled(made, frames, *, channels=("p", "q")):
-    """Two trajectories as a DataArray with all its coordinates."""
-    options = made.config.tokenizer
-    dims = LINE_DIMS if options.dims == 1 else PLANE_DIMS
-    coords = {"trajectory": NUMBERS, "time": TIMES[:frames], "channel": list(channels[: options.field_channels])}
-    for name, n, length in zip("xy", options.grid, options.lengths, strict=False):
-        coords[name] = (name, length * np.arange(n) / n, {"units": "km"})
-    fields = waves(2, 1, 8, options)[:, :frames].numpy()
-    return xr.DataArray(fields, coords, dims, name="wave")
 
 
 def sampled(made, history, **options):
@@ -115,101 +100,6 @@ def test_xarray_comes_back_with_its_coordinates(request, name, kind, turned):
     np.testing.assert_array_equal(values["realization"], [0, 1, 2])
     assert values["realization"].attrs["standard_name"] == "realization"
     assert ensemble.trajectories == tuple(NUMBERS)
-
-
-def further(history):
-    """With units, and coordinates that a simulation would give."""
-    return history.assign_attrs(units="m s-1").assign_coords(
-        viscosity=("trajectory", [0.1, 0.4], {"units": "m2 s-1"}),
-        run=5,
-        wall=("x", np.arange(history.sizes["x"]) > 20),
-        step=("time", np.arange(history.sizes["time"])),
-    )
-
-
-@pytest.mark.parametrize("kind", ["dataarray", "dataset"])
-def test_units_and_further_coordinates_are_kept(line, kind):
-    history = further(labelled(line, 3))
-    if kind == "dataset":
-        history = history.to_dataset("channel")
-        history["p"].attrs["units"] = "m s-1"
-    ensemble = forecast(line, history, num_members=3)
-    for made, axis in (
-        (ensemble.values, "realization"),
-        (ensemble.mean(), None),
-        (ensemble.quantile([0.1]), "quantile"),
-    ):
-        one = made["p"] if kind == "dataset" else made
-        assert one.attrs["units"] == "m s-1"
-        assert one["viscosity"].to_numpy().tolist() == [0.1, 0.4]
-        assert one["viscosity"].attrs == {"units": "m2 s-1"}
-        assert one["run"].item() == 5
-        assert one["wall"].dims == ("x",)
-        # What varies along the observed frames says nothing of the forecast ones.
-        assert "step" not in one.coords
-        assert axis is None or axis in one.dims
-    share = ensemble.exceedance(0.0)
-    assert (share["p"] if kind == "dataset" else share).attrs["units"] == "1"
-    selected = ensemble.sel(trajectory=9).values
-    assert selected["viscosity"].item() == 0.4
-    assert ensemble.sel(trajectory=[9]).values["viscosity"].to_numpy().tolist() == [0.4]
-    assert selected["trajectory"].item() == 9
-
-
-def test_trajectories_may_have_names(line):
-    history = labelled(line, 3).assign_coords(trajectory=["calm", "storm"])
-    ensemble = forecast(line, history, num_members=3)
-    assert ensemble.trajectories == (0, 1)
-    assert ensemble.values["trajectory"].to_numpy().tolist() == ["calm", "storm"]
-    assert ensemble.sel(trajectory=1).values["trajectory"].item() == "storm"
-    np.testing.assert_array_equal(ensemble.numpy(), sample_fields(line, history.to_numpy(), num_members=3))
-
-
-def test_positions_have_to_be_those_of_the_model(line, plane):
-    """A grid that runs backwards, or is of another domain, would be forecast without complaint."""
-    history, length = labelled(line, 3), 2 * np.pi
-    x = history["x"].to_numpy()
-    for wrong, message in (
-        (history.isel(x=slice(None, None, -1)), r"history: the coordinate x must increase; sort it: \.sortby\('x'\)"),
-        (
-            history.assign_coords(x=x / length),
-            r"history: the coordinate x spans 1; the model expects a domain of 6\.28319",
-        ),
-        (history.assign_coords(x=np.arange(32)), r"history: the coordinate x spans 32; the model expects"),
-        (history.assign_coords(x=[f"{p}" for p in x]), r"history: the coordinate x has dtype <U\d+; numbers"),
-        (history.assign_coords(x=x**2 / x[-1]), r"history: the coordinate x is not evenly spaced"),
-    ):
-        with pytest.raises(EnmaError, match=message):
-            forecast(line, wrong, num_members=1)
-        with pytest.raises(EnmaError, match=message.replace("history", "context")):
-            forecast(line, history, context=wrong, num_members=1)
-    # Where it begins is free, and single precision near enough.
-    forecast(line, history.assign_coords(x=(x + 40).astype(np.float32)), num_members=1)
-    # The second axis of this model is open: its positions may be those of cells, or end where the domain does.
-    history = labelled(plane, 3)
-    forecast(plane, history.assign_coords(y=np.linspace(0, 1, 8)), num_members=1)
-    with pytest.raises(EnmaError, match=r"the coordinate y spans 2; the model expects a domain of 1 "):
-        forecast(plane, history.assign_coords(y=2 * history["y"]), num_members=1)
-
-
-def test_one_context_serves_all(line):
-    fields = labelled(line, 8)
-    history, context = fields.isel(time=slice(1)), fields.isel(trajectory=[1])
-    expected = forecast(line, history, context=context.isel(trajectory=[0, 0]), num_members=2).numpy()
-    for one in (context, context.isel(trajectory=0)):
-        np.testing.assert_allclose(forecast(line, history, context=one, num_members=2).numpy(), expected, atol=1e-5)
-    with pytest.raises(
-        EnmaError, match="history holds 2 trajectories and context 3; give one context for each, or one"
-    ):
-        forecast(line, history, context=xr.concat([fields, context], "trajectory"), num_members=2)
-
-
-def test_times_are_the_decimals_they_stand_for(line):
-    history = labelled(line, 3)
-    history = history.assign_coords(time=(0.05 * np.arange(3)).astype(np.float32))
-    values = forecast(line, history, num_members=1).values
-    assert values["time"].to_numpy().tolist() == [0.15, 0.2, 0.25, 0.3, 0.35]
-    assert values.sel(time=0.3).sizes["realization"] == 1
 
 
 def test_one_trajectory_and_one_channel_need_no_dimension(line):

@@ -53,11 +53,13 @@ class FieldFile:
         return len(self.u) if self.total is None else self.total
 
     def places(self, numbers: Sequence[int]) -> list[int]:
-        """Where the trajectories of these numbers are along the first axis of `u`."""
-        if self.numbers is None:
-            return list(numbers)
-        there = {int(number): place for place, number in enumerate(self.numbers)}
-        return [there[int(number)] for number in numbers]
+        """Places of trajectories along the first axis of `u`, by number; `EnmaError` for one that was not read."""
+        known = range(len(self.u)) if self.numbers is None else self.numbers.tolist()
+        there = {number: place for place, number in enumerate(known)}
+        missing = [number for number in numbers if number not in there]
+        if missing:
+            raise EnmaError(f"{self.path}: trajectory {missing[0]} was not read; read it, or select others")
+        return [there[number] for number in numbers]
 
     def context_for(self, i: int) -> int:
         """Number of the next trajectory with the environment of trajectory `i`, cyclically.

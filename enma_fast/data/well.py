@@ -246,7 +246,7 @@ def _source(file: Any, path: Path, fields: Sequence[str] | None) -> FieldSource:
     )
     scalars = _scalars(groups["scalars"], num_trajectories, path)
     constants = {
-        key: np.broadcast_to(float(file.attrs[key]), num_trajectories)
+        key: np.broadcast_to(decimals(np.asarray(file.attrs[key])), num_trajectories)
         for key in hdf5.names(file, "simulation_parameters")
         if key in file.attrs and np.ndim(file.attrs[key]) == 0
     }

@@ -13,11 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from ..chunks import chunk_name
 from ..data import read
 from ..errors import EnmaError, first_line
 from ..metrics import Scores
-from ..output import read_forecast
+from ..output import is_missing, read_forecast
 from ..plots import Forecast, SpreadErrorBins, forecast_figure, save_movie
 
 # Scores that need members.
@@ -145,9 +144,7 @@ class StoreReader:
         members = self.dataset[name].dims[1] == "realization"
         parts = values if members else values[None]
         for k in np.nonzero(np.isnan(parts).all(tuple(range(1, parts.ndim))))[0].tolist():
-            own = (k // self.attributes["shard"],) if members else ()
-            zeros = (0,) * (values.ndim - len(own))
-            if not (self.path / name / chunk_name(place, *own, *zeros)).exists():
+            if is_missing(self.path, self.dataset, name, place, k):
                 raise EnmaError(f"{self.path}: {of} is missing; {mend}")
         return values
 
