@@ -35,10 +35,11 @@ from .chunks import write_file
 from .config import SamplingConfig
 from .data import FieldFile, count, read_numbered
 from .errors import EnmaError
+from .identity import differences, mend
 from .launch import Launch, detect
 from .ledger import Ledger, RunLock, unfinished_write
 from .members import CHUNK
-from .output import LEDGER, ForecastStore, Layout, check_place, differences, lay_out, real_path, refuse, sweep
+from .output import LEDGER, ForecastStore, Layout, check_place, lay_out, real_path, refuse, sweep
 from .statistics import NotFiniteError, Statistics, bytes_needed
 from .tasks import Case, check_case, file_hashes, layout_of, provenance, warn_of_own_contexts
 from .writer import Writer
@@ -179,6 +180,10 @@ def prepare(
         settings=settings,
         precision=precision,
     )
+    if not keep_members and shard > 1:
+        raise EnmaError(f"shard is {shard}: of statistics only no members are written; leave one of the two out")
+    if statistics and members == 1:
+        log.warning("members is 1: the spread of one member is not defined, it is written as NaN")
     if not 1 <= shard <= members:
         raise EnmaError(f"shard is {shard}; 1 to {members}, the number of members, is expected")
     model = load_model(checkpoint, device=launch.device(device, torch.cuda.device_count()))
@@ -236,7 +241,7 @@ class Run:
         layout, B, K = self.layout, len(self.layout.trajectories), self.layout.num_members
         missing = self._missing()
         disk = int(layout.num_bytes() * missing / (B * K))
-        files = len(layout.channels) * -(-missing // layout.shard) if layout.keep_members else 0
+        files = layout.num_files() * missing // (B * K)
         if self.force:
             refuse(self.out, force=True)
         if self.force or not self.out.exists():
@@ -296,6 +301,9 @@ class Run:
                 lay_out(self.out, self._with_hashes(), force=self.force)
             else:
                 self._require_same()
+                if lock.first:
+                    with self._in_words():
+                        mend(self.out, self.layout)
             lock.share()
             ledger = self._ledger()
             if ledger is not None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .coding import BLOCKS, code_rows
 from .config import ModelConfig
-from .errors import EnmaError
+from .errors import EnmaError, first_line
 from .layers import own_dtype
 from .model import Model
 from .noise import trajectory_seed
@@ -75,6 +75,7 @@ def read_request(
     device = model.latent_mean.device
     num_members = whole_number("num_members", num_members, most=MOST_MEMBERS)
     first_member = whole_number("first_member", first_member, least=0, most=MOST_MEMBERS - num_members)
+    seed = whole_number("seed", seed, least=-(2**63), most=2**64 - 1)
     where = None if points is None else coordinates("points", points, model)
     given = history if history is not None else context
     if given is None:
@@ -87,6 +88,12 @@ def read_request(
         raise EnmaError(
             f"history holds {len(known)} trajectories and context {len(other)}; give one context for each, or one"
         )
+    if other is not None and other.shape[1] > config.num_frames:
+        if warn:
+            log.warning(
+                "context: of its %d frames the first %d are used, as in training", other.shape[1], config.num_frames
+            )
+        other = other[:, : config.num_frames]
     observed = 0 if known is None else known.shape[1]
     if other is None and observed < 3:
         raise EnmaError(
@@ -111,7 +118,7 @@ def read_request(
         whole = config.tokenizer.whole_latents(observed)
         history_BTNC = _encode(model, known, where)[:, :whole]
     context_BTNC = None if other is None else _encode(model, other, where).expand(B, -1, -1, -1)
-    numbers = [whole_number("a trajectory", n, least=0) for n in (range(B) if trajectories is None else trajectories)]
+    numbers = list(range(B)) if trajectories is None else whole_numbers(trajectories)
     if len(numbers) != B:
         raise EnmaError(f"trajectories names {len(numbers)} numbers; the input holds {B}")
     if len(set(numbers)) != B:
@@ -179,11 +186,26 @@ def whole_number(name: str, value: int, *, least: int | None = 1, most: int | No
     return number
 
 
+def whole_numbers(trajectories: Sequence[int]) -> list[int]:
+    """Numbers of trajectories as ints, or an `EnmaError`."""
+    try:
+        given = list(trajectories)
+    except TypeError:
+        raise EnmaError(f"trajectories is {trajectories!r}; a list of numbers is expected") from None
+    return [whole_number("a trajectory", number, least=0) for number in given]
+
+
 def coordinates(name: str, value: np.ndarray | Tensor, model: Model) -> Tensor:
     """Checked coordinates ``[P, d]`` fp32 on the model's device."""
     options = model.config.tokenizer
     if options.interpolation is None:
         raise EnmaError(f"{name}: the model {model.config.name!r} has no interpolation; it works on its grid only")
+    try:
+        value = value if isinstance(value, Tensor) else np.asarray(value, np.float32)
+    except (TypeError, ValueError) as error:
+        raise EnmaError(
+            f"{name} is no array of numbers ({first_line(error)}); [points, {options.dims}] is expected"
+        ) from error
     points = torch.as_tensor(value, dtype=torch.float32, device=model.latent_mean.device)
     if points.ndim != 2 or not len(points) or points.shape[1] != options.dims:
         raise EnmaError(f"{name} has shape {tuple(points.shape)}; [points, {options.dims}] is expected")

@@ -1,7 +1,7 @@
 """Whether a forecast store holds what was written: each file's size and CRC-32C, one after the other.
 
-What is damaged is noted as missing in the store's ledger, so that the command that made the store makes that anew and
-nothing else.
+What is damaged is noted as missing in the store's ledger, or in a list of its own where it was written when the store
+was made, so that the command that made the store makes that anew and nothing else.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
-from .chunks import chunk_name, problem, settled
+from .chunks import chunk_name, problem, settled, write_file
 from .errors import EnmaError
+from .identity import layout_at
 from .ledger import Ledger, RunLock, write_ledger
-from .output import LEDGER, STATISTICS, Layout, layout_at, member_file, statistic_file
+from .output import DAMAGED, LEDGER, STATISTICS, Layout, member_file, statistic_file
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def check_store(path: str | Path, *, progress: Callable[[int, int], None] | None
         ledger = Ledger(path / LEDGER, layout.num_units)
         done = ledger.done()
         ledger.close()
-    count = _num_files(layout)
+    count = layout.num_files()
     for i, part in enumerate(_files(path, layout)):
         if done[part.units.start]:
             wrong = part.problem()
@@ -73,8 +74,8 @@ def check_store(path: str | Path, *, progress: Callable[[int, int], None] | None
     return found
 
 
-def mark_missing(path: str | Path, found: list[Damage]) -> bool:
-    """Note the units of what is damaged as missing; whether all of the damage can be mended so.
+def mark_missing(path: str | Path, found: list[Damage]) -> None:
+    """Note what is damaged, so that the command that made the store mends it.
 
     Files are looked at once more: the store may have been mended, or begun anew, since they were found.
 
@@ -85,17 +86,21 @@ def mark_missing(path: str | Path, found: list[Damage]) -> bool:
     """
     path = Path(path)
     names = {damage.file for damage in found if damage.units}
-    if names:
-        with RunLock(path, f"verify {uuid.uuid4().hex}"):
-            layout = layout_at(path)
-            parts = [part for part in _files(path, layout) if str(part.file.relative_to(path)) in names]
-            units = sorted({unit for part in parts if part.problem() is not None for unit in part.units})
-            try:
-                with settled(path):
+    with RunLock(path, f"verify {uuid.uuid4().hex}"):
+        try:
+            with settled(path):
+                fixed = sorted(damage.file for damage in _fixed(path))
+                if fixed:
+                    write_file(path / DAMAGED, json.dumps(fixed).encode())
+                else:
+                    (path / DAMAGED).unlink(missing_ok=True)
+                if names:
+                    layout = layout_at(path)
+                    parts = [part for part in _files(path, layout) if str(part.file.relative_to(path)) in names]
+                    units = sorted({unit for part in parts if part.problem() is not None for unit in part.units})
                     _unmark(path / LEDGER, units, layout.num_units)
-            except OSError as error:
-                raise EnmaError(f"{path}: cannot be written ({error}); copy it to where it can") from error
-    return all(damage.units for damage in found)
+        except OSError as error:
+            raise EnmaError(f"{path}: cannot be written ({error}); copy it to where it can") from error
 
 
 def _unmark(path: Path, units: list[int], num_units: int) -> None:
@@ -110,11 +115,6 @@ def _unmark(path: Path, units: list[int], num_units: int) -> None:
         return
     ledger.mark(units, done=False)
     ledger.close()
-
-
-def _num_files(layout: Layout) -> int:
-    members = -(-layout.num_members // layout.shard) if layout.keep_members else 0
-    return len(layout.channels) * len(layout.trajectories) * (members + len(layout.kept_statistics()))
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,10 @@ from .coding import BLOCKS, code_rows
 from .config import SamplingConfig, TokenizerConfig
 from .engine import Engine, engine_for
 from .errors import EnmaError
-from .inputs import MOST_MEMBERS, Request, check_size, coordinates, read_request, whole_number
+from .inputs import MOST_MEMBERS, Request, check_size, coordinates, read_request, whole_number, whole_numbers
 from .layers import own_dtype
 from .model import Model
-from .results import SPACE, Ensemble, Labels, first_time, given
+from .results import SPACE, Ensemble, Given, Labels, first_time, given
 
 # A numpy array, a tensor, an xarray.DataArray or an xarray.Dataset.
 Array = np.ndarray | Tensor | Any
@@ -89,7 +89,7 @@ def forecast(
         Sampling settings; the model's own by default.
     trajectories
         Number of each trajectory, the part of its noise key, all different; by default the integers of an xarray
-        coordinate ``trajectory``, and 0, 1, ... without one.
+        coordinate ``trajectory``, and 0, 1, ... without one: names are kept, but the noise depends on the numbers.
     first_member
         Number of the first member; members are ``first_member, ..., first_member + num_members - 1``.
     chunk
@@ -103,7 +103,8 @@ def forecast(
     stop
         ``stop(number, frame)`` is called once for each forecast frame of all members, in order, as soon as it is
         decided: with its number, from 0, and its values ``[K, *grid, c]`` or ``[B, K, *grid, c]``. It returns None or
-        False to go on, True to stop all members, or a mask ``[K]`` or ``[B, K]`` of those to stop. The frame it saw
+        False to go on, True to stop all members, or a mask ``[K]`` or ``[B, K]`` of those to stop; xarray goes by its
+        names, and a Dataset stops what any channel stops. The frame it saw
         stays, later frames of a stopped member are NaN, and other members keep their bits. Frames that share a latent
         frame (two, mostly) are decided together. A chunk that has wholly stopped is sampled no further, and after the
         last member ``stop`` is called no more. The chunks advance side by side, so memory is that of all of them.
@@ -136,7 +137,9 @@ def forecast(
         chunk=chunk,
         dtype=dtype,
         backend=backend,
-        stop=None if stop is None else lambda number, frame: stop(number, _wrapped(labels, number, frame)),
+        stop=None
+        if stop is None
+        else lambda number, frame: _answer(labels, stop(number, _wrapped(labels, number, frame))),
     )
     return Ensemble(labels.plain(fields), labels)
 
@@ -179,7 +182,9 @@ def stream(
         _all_kept(request),
         shape=(len(request.seeds), num_members) if batched else (num_members,),
         query=queried,
-        stop=None if stop is None else lambda number, frame: stop(number, _wrapped(labels, number, frame)),
+        stop=None
+        if stop is None
+        else lambda number, frame: _answer(labels, stop(number, _wrapped(labels, number, frame))),
     )
     return (_wrapped(labels, number, frame) for number, frame in enumerate(frames))
 
@@ -369,10 +374,13 @@ def _read(
     if other is not None and leading.channels is not None:
         other = other.ordered("context", leading.channels)
     batched = leading.data.ndim == len(inward) + 3
-    numbers = leading.numbers if trajectories is None else tuple(trajectories)
+    numbers = leading.numbers if trajectories is None else tuple(whole_numbers(trajectories))
     if numbers is None:
         numbers = tuple(range(len(leading.data) if batched else 1))
     tok = config.tokenizer
+    if points is not None:
+        for argument, source in (("history", known), ("context", other)):
+            _require_points(argument, source, points, grid)
     for argument, source in (("history", known), ("context", other)):
         if source is not None and points is None:
             source.require_domain(argument, tok.lengths, tok.periodic)
@@ -400,6 +408,29 @@ def _read(
         name=leading.name,
     )
     return None if known is None else known.data, None if other is None else other.data, labels
+
+
+def _require_points(argument: str, source: Given | None, points: Any, axes: tuple[str, ...]) -> None:
+    """Raise `EnmaError` if xarray says that its values are at other points."""
+    if source is None or not source.points:
+        return
+    where = np.asarray(points.numpy(force=True) if isinstance(points, Tensor) else points)
+    for axis, values in source.points.items():
+        fits = axis in axes and where.ndim == 2 and len(where) == len(values)
+        if fits and not np.allclose(values, where[:, axes.index(axis)], rtol=1e-5, atol=1e-5 * np.ptp(values)):
+            raise EnmaError(f"{argument}: its coordinate {axis} tells of other points than `points` does")
+
+
+def _answer(labels: Labels, answer: Any) -> Any:
+    """What a `stop` says, xarray by the names of its dimensions; of a Dataset, what any channel says."""
+    if hasattr(answer, "data_vars"):
+        answer = answer.to_dataarray("channel").any("channel")
+    if not hasattr(answer, "dims") or isinstance(answer, Tensor):
+        return answer
+    dims = ("trajectory", "realization") if labels.batched else ("realization",)
+    if answer.ndim and set(answer.dims) != set(dims):
+        raise EnmaError(f"stop returned the dims ({', '.join(map(str, answer.dims))}); expected are {', '.join(dims)}")
+    return (answer.transpose(*dims) if answer.ndim else answer).to_numpy()
 
 
 def _wrapped(labels: Labels, number: int, frame: Tensor) -> Any:

@@ -7,7 +7,8 @@ step may then be int64 tensors that are overwritten between replays.
 `ops/philox_normal.py` has the layout of the normals. Two mask steps are reserved, for words that are no normals::
 
     0xFFFFFFFF  token order:      key (seed, member), counter (0, token, 0xFFFFFFFF, frame), word w0
-    0xFFFFFFFE  trajectory seed:  key (seed, 0), counter (index mod 2^32, index >> 32, 0xFFFFFFFE, 0), word w0
+    0xFFFFFFFE  trajectory seed:  key (seed mod 2^32, seed >> 32),
+                                  counter (index mod 2^32, index >> 32, 0xFFFFFFFE, 0), word w0
 
 Shape suffixes: B members, M tokens decided in this mask step, N tokens per frame, C channels.
 """
@@ -90,7 +91,7 @@ def trajectory_seed(seed: int, index: int) -> int:
     Parameters
     ----------
     seed : int
-        Seed of the whole run; taken modulo 2^32.
+        Seed of the whole run; taken modulo 2^64.
     index : int
         Number of the trajectory, `0 .. 2^64 - 1`.
 
@@ -107,4 +108,4 @@ def trajectory_seed(seed: int, index: int) -> int:
     """
     if not 0 <= index < 2**64:
         raise EnmaError(f"trajectory index is {index}: it must be between 0 and 2^64 - 1")
-    return int(philox(index & MASK32, index >> 32, TRAJECTORY_STEP, 0, seed & MASK32, 0)[0])
+    return int(philox(index & MASK32, index >> 32, TRAJECTORY_STEP, 0, seed & MASK32, (seed >> 32) & MASK32)[0])

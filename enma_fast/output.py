@@ -9,6 +9,7 @@
     trajectory            number of the trajectory in its file; further columns, such as PDE parameters, share its axis
     realization, time, observed_time, x[, y], quantile, threshold               coordinates
     .unfinished           the ledger of a run, gone once all is written
+    .damaged              files of what is written once that `verify` has found damaged, until a run has mended them
 
 The fields are dimensionless as the equations are, so all units are "1". Nothing in a store depends on when, where or by
 how many processes it was written.
@@ -39,7 +40,7 @@ from .ledger import write_ledger
 
 FORMAT = "enma_fast_forecast"
 FORMAT_VERSION = 1
-LEDGER = ".unfinished"
+LEDGER, DAMAGED = ".unfinished", ".damaged"
 # Of the statistics, name -> its own axis, long name and CF cell method (CF has none for the last two).
 STATISTICS = {
     "mean": (None, "ensemble mean of {}", "realization: mean"),
@@ -47,8 +48,8 @@ STATISTICS = {
     "quantile": ("quantile", "ensemble quantile of {}", ""),
     "exceedance": ("threshold", "share of members whose {} is above the threshold", ""),
 }
-_AXES = ("x", "y", "z")
-_METADATA = "zarr.json"
+AXES = ("x", "y", "z")
+METADATA = "zarr.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +110,11 @@ class Layout:
         """Names of the statistics, and how many values each has along an axis of its own."""
         sizes = {"mean": None, "spread": None, "quantile": len(self.quantiles), "exceedance": len(self.thresholds)}
         return {name: size for name, size in sizes.items() if self.statistics and size != 0}
+
+    def num_files(self) -> int:
+        """Files of the forecast on disk."""
+        members = -(-self.num_members // self.shard) if self.keep_members else 0
+        return len(self.channels) * len(self.trajectories) * (members + len(self.kept_statistics()))
 
     def num_bytes(self) -> int:
         """Bytes of the forecast on disk, without what is small beside it."""
@@ -234,7 +240,7 @@ def create_store(
     refuse(path, force=force)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with _made(temporary, layout):
+        with made(temporary, layout):
             store = ForecastStore(temporary, layout)
             try:
                 yield store
@@ -261,7 +267,7 @@ def lay_out(path: Path, layout: Layout, *, force: bool = False) -> None:
     refuse(path, force=force)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with _made(temporary, layout):
+        with made(temporary, layout):
             write_ledger(temporary / LEDGER, np.zeros(layout.num_units, bool))
         _move(temporary, path)
     except OSError as error:
@@ -271,7 +277,7 @@ def lay_out(path: Path, layout: Layout, *, force: bool = False) -> None:
 
 
 @contextmanager
-def _made(path: Path, layout: Layout) -> Iterator[None]:
+def made(path: Path, layout: Layout) -> Iterator[None]:
     """A store without a forecast; after the block it is on the disk, with what was added."""
     path.parent.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(path, ignore_errors=True)
@@ -287,7 +293,7 @@ def _lay_out(path: Path, layout: Layout) -> None:
     metadata: dict[str, Any] = {}
     store = zarr.storage.MemoryStore(metadata)
     group = _Group(path, zarr.open_group(store, mode="w-", zarr_format=3))
-    axes = _AXES[: len(layout.coords)]
+    axes = AXES[: len(layout.coords)]
     _coordinates(group, layout)
     for name, column in layout.columns.items():
         _array(group, name, ("trajectory",), np.asarray(column), long_name=name, units="1")
@@ -311,89 +317,22 @@ def _lay_out(path: Path, layout: Layout) -> None:
             dims, values = ("trajectory", "time", *axes), np.asarray(layout.truth[..., c], np.float32)
             _array(group, f"{name}_truth", dims, values, long_name=f"true {name}", units="1")
     # At once: `attrs.update` makes the metadata anew for each key.
-    group.zarr.update_attributes(_attributes(layout))
+    group.zarr.update_attributes(attributes_of(layout))
     with warnings.catch_warnings():
         # Consolidated metadata is an extension of Zarr v3 as yet; xarray looks for it and warns without.
         warnings.filterwarnings("ignore", message="Consolidated metadata")
         zarr.consolidate_metadata(store)
     # Zarr leaves the order of names that differ in their case to chance.
-    root = json.loads(metadata.pop(_METADATA).to_bytes())
+    root = json.loads(metadata.pop(METADATA).to_bytes())
     root["consolidated_metadata"]["metadata"] = dict(sorted(root["consolidated_metadata"]["metadata"].items()))
-    write_file(path / _METADATA, json.dumps(root, indent=2).encode())
+    write_root(path, root)
     for name, buffer in metadata.items():
         (path / name).parent.mkdir(exist_ok=True)
         write_file(path / name, buffer.to_bytes())
 
 
-def differences(path: Path, layout: Layout) -> list[str]:
-    """What tells the store at `path` from one of this layout, for people; empty if it is the same.
-
-    Raises
-    ------
-    EnmaError
-        If there is no forecast store at `path`, or it cannot be read.
-    """
-    dataset = read_forecast(path, partial=True)
-    found = dict(dataset.attrs)
-    own = json.loads(json.dumps(_attributes(layout)))
-    # What is used of the files has a hash of its own.
-    says_nothing = {"command", "history", "title", "references", "further_versions", "data_sha256", "context_sha256"}
-    keys = sorted((own.keys() | found.keys()) - says_nothing)
-    told = [
-        f"{key} is {_short(found.get(key))} there, {_short(own.get(key))} here"
-        for key in keys
-        if found.get(key) != own.get(key)
-    ]
-    numbers = [int(n) for n in layout.trajectories]
-    if dataset["trajectory"].to_numpy().tolist() != numbers:
-        told.append("its trajectories are others")
-    frames = {"time": np.asarray(layout.times, np.float64)} | dict(zip(_AXES, layout.coords, strict=False))
-    told += [
-        f"its {name} is another"
-        for name, values in frames.items()
-        if name not in dataset or not np.array_equal(dataset[name], values)
-    ]
-    # The hash of all that is forecast follows from most of the others.
-    return [text for text in told if len(told) == 1 or not text.startswith("input_sha256")]
-
-
-def layout_at(path: Path) -> Layout:
-    """The layout of the store at `path`, as far as its metadata tell: without observations, truth and columns.
-
-    Raises
-    ------
-    EnmaError
-        As `read_forecast`.
-    """
-    dataset = read_forecast(path, partial=True)
-    attributes = dataset.attrs
-    try:
-        keeps = attributes["keeps"].split(", ")
-        return Layout(
-            channels=attributes["channels"],
-            times=dataset["time"].to_numpy(),
-            coords=[dataset[axis].to_numpy() for axis in _AXES if axis in dataset.coords],
-            trajectories=dataset["trajectory"].to_numpy().tolist(),
-            num_members=attributes["num_members"],
-            first_member=attributes["first_member"],
-            keep_members="members" in keeps,
-            shard=attributes["shard"],
-            statistics="mean" in keeps,
-            quantiles=attributes["quantiles"],
-            thresholds=attributes["thresholds"],
-            attributes=attributes,
-        )
-    except Exception as error:
-        # A damaged coordinate, or metadata of another hand.
-        reason = first_line(error)
-        raise EnmaError(
-            f"{path}: its metadata cannot be read ({reason}); write the forecast again by --force"
-        ) from error
-
-
-def _short(value: Any) -> str:
-    text = "nothing" if value is None else str(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+def write_root(path: Path, root: dict[str, Any]) -> None:
+    write_file(path / METADATA, json.dumps(root, indent=2).encode())
 
 
 def read_forecast(path: str | Path, *, partial: bool = False) -> Any:
@@ -412,9 +351,12 @@ def read_forecast(path: str | Path, *, partial: bool = False) -> Any:
     path = Path(path)
     load_extra("zarr", "store")
     xarray = load_extra("xarray", "store")
-    if not (path / _METADATA).is_file():
-        state = "is not a Zarr store" if path.exists() else "no such folder"
-        raise EnmaError(f"{path}: {state}; give one written by `enma-fast forecast`")
+    if not (path / METADATA).is_file():
+        root_of(path)
+    for file, state, what in ((LEDGER, "not finished", "continue"), (DAMAGED, "damaged", "mend")):
+        if not partial and (path / file).exists():
+            command = root_of(path)["attributes"].get("command") or "the command that began it"
+            raise EnmaError(f"{path}: is {state}; {what} it: {command} --out {path}")
     try:
         with warnings.catch_warnings():
             # A store of another tool may lack consolidated metadata, which is said below in its own way.
@@ -423,16 +365,31 @@ def read_forecast(path: str | Path, *, partial: bool = False) -> Any:
     except Exception as error:
         # Zarr and its codecs raise many kinds for a damaged store.
         reason = first_line(error)
-        raise EnmaError(f"{path}: cannot be read as Zarr ({reason}); write the forecast again") from error
-    version = dataset.attrs.get(FORMAT)
+        raise EnmaError(f"{path}: cannot be read as Zarr ({reason}); run: enma-fast verify {path}") from error
+    require_format(path, dataset.attrs)
+    return dataset
+
+
+def root_of(path: Path) -> dict[str, Any]:
+    """The metadata of a whole store, with its `attributes`."""
+    if not (path / METADATA).is_file():
+        state = "is not a Zarr store" if path.exists() else "no such folder"
+        raise EnmaError(f"{path}: {state}; give one written by `enma-fast forecast`")
+    try:
+        root = json.loads((path / METADATA).read_bytes())
+        return {**root, "attributes": dict(root["attributes"])}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise EnmaError(
+            f"{path}: cannot be read as Zarr ({first_line(error)}); remove it and forecast again"
+        ) from error
+
+
+def require_format(path: Path, attributes: Mapping[str, Any]) -> None:
+    version = attributes.get(FORMAT)
     if version is None:
         raise EnmaError(f"{path}: lacks the attribute {FORMAT}; give a store written by `enma-fast forecast`")
     if version != FORMAT_VERSION:
         raise EnmaError(f"{path}: {FORMAT} is {version}; this version of enma_fast reads {FORMAT_VERSION}")
-    if not partial and (path / LEDGER).exists():
-        command = dataset.attrs.get("command") or "the command that began it"
-        raise EnmaError(f"{path}: is not finished; continue it: {command} --out {path}")
-    return dataset
 
 
 def is_missing(path: Path, dataset: Any, name: str, place: int, member: int = 0) -> bool:
@@ -474,7 +431,7 @@ def _coordinates(group: _Group, layout: Layout) -> None:
     axes = {"time": (layout.times, "time", "T")}
     if layout.observed is not None:
         axes["observed_time"] = (layout.observed_times, "time", "")
-    for name, positions in zip(_AXES, layout.coords, strict=False):
+    for name, positions in zip(AXES, layout.coords, strict=False):
         axes[name] = (positions, f"position along {name}", name.upper())
     if layout.statistics and len(layout.quantiles):
         axes["quantile"] = (layout.quantiles, "probability of a value below", "")
@@ -521,7 +478,7 @@ def _empty(
     )
 
 
-def _attributes(layout: Layout) -> dict[str, Any]:
+def attributes_of(layout: Layout) -> dict[str, Any]:
     return {
         "Conventions": "CF-1.11",
         "title": "Ensemble forecast",
@@ -555,9 +512,9 @@ def refuse(path: Path, *, force: bool) -> None:
     """Raise `EnmaError` unless there is nothing at `path`, or a forecast store that may be replaced."""
     if not path.exists():
         return
-    metadata = path / _METADATA
+    metadata = path / METADATA
     if not (metadata.is_file() and f'"{FORMAT}"' in metadata.read_text(errors="replace")):
-        raise EnmaError(f"{path}: exists and is not a forecast store; choose another --out")
+        raise EnmaError(f"{path}: exists and is not a forecast store; choose another --out, or remove it")
     if not force:
         raise EnmaError(f"{path}: exists; choose another --out, or replace it with --force")
 

@@ -55,6 +55,8 @@ class Given:
     # Of space, and further ones: dimensions and values.
     coords: Mapping[str, Any] = field(default_factory=dict)
     further: Mapping[str, tuple[tuple[str, ...], np.ndarray]] = field(default_factory=dict)
+    # Of scattered points, as far as they are known.
+    points: Mapping[str, np.ndarray] = field(default_factory=dict)
     attributes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     channels: tuple[str, ...] | None = None
     units: tuple[str, ...] | None = None
@@ -138,6 +140,7 @@ def given(argument: str, value: Any, *, space: tuple[str, ...]) -> Given:
         times=coords["time"].to_numpy() if "time" in coords else None,
         coords={name: x.to_numpy() for name, x in coords.items() if name != "time"},
         further=further,
+        points={name: x.to_numpy() for name, x in value.coords.items() if name in SPACE and x.dims == ("point",)},
         attributes={str(name): dict(x.attrs) for name, x in value.coords.items() if name in known and x.attrs},
         channels=channels,
         units=tuple(str(attributes.get("units") or "1") for attributes in about),
@@ -159,6 +162,10 @@ def first_time(history: Given | None, context: Given | None, *, interval: float)
             continue
         if source.times.dtype.kind not in "fiu":
             raise EnmaError(f"{argument}: the coordinate time has dtype {source.times.dtype}; numbers are expected")
+        if source.times.ndim != 1:
+            raise EnmaError(f"{argument}: the coordinate time has {source.times.ndim} dimensions; 1 is expected")
+        if not (np.diff(source.times) > 0).all():
+            raise EnmaError(f"{argument}: the coordinate time must increase; sort it: .sortby('time')")
         steps, rounding = np.diff(source.times), 2 * np.spacing(np.abs(source.times).max())
         if not np.allclose(steps, interval, rtol=TOLERANCE, atol=rounding):
             raise EnmaError(
@@ -247,6 +254,11 @@ class Labels:
     def _about(self, name: str) -> dict[str, Any]:
         return dict(self.attributes.get(name) or _ATTRIBUTES.get(name, {}))
 
+    def names(self) -> tuple[Any, ...]:
+        """Names of the trajectories, where they have others than their numbers."""
+        axes, values = self.coords.get("trajectory", ((), np.empty(0)))
+        return tuple(values.tolist()) if axes == ("trajectory",) else ()
+
     def _units(self, count: int) -> tuple[str, ...]:
         units = self.units or ("1",)
         return units * count if len(units) == 1 else units
@@ -318,14 +330,14 @@ class Ensemble:
 
     def quantile(self, q: float | Sequence[float]) -> Any:
         """Quantiles, linear between members; several take the place of the member axis."""
-        levels = np.asarray(q, np.float64)
+        levels = _levels("q", q)
         if levels.ndim > 1 or not levels.size or not ((levels >= 0) & (levels <= 1)).all():
             raise EnmaError(f"q is {q}; quantiles are one number or several, each between 0 and 1")
         return self._several("quantile", levels, lambda level: _quantile(self.data, level, self._axis))
 
     def exceedance(self, threshold: float | Sequence[float]) -> Any:
         """Share of the members above a threshold; several thresholds take the place of the member axis."""
-        levels = np.asarray(threshold, np.float64)
+        levels = _levels("threshold", threshold)
         if levels.ndim > 1 or not levels.size or np.isnan(levels).any():
             raise EnmaError(f"threshold is {threshold}; one number or several are expected")
         # NaN is above nothing, and a stopped member is no member below the threshold.
@@ -341,7 +353,7 @@ class Ensemble:
     def sel(
         self, *, member: int | Sequence[int] | None = None, trajectory: int | Sequence[int] | None = None
     ) -> Ensemble:
-        """Members and trajectories by their numbers; one number of a trajectory drops that axis, a list keeps it.
+        """Members and trajectories by their numbers, or names; one trajectory drops that axis, a list of them keeps it.
 
         Raises
         ------
@@ -354,7 +366,7 @@ class Ensemble:
             places, numbers = _places("member", member, labels.members)
             data, labels = data[:, places], replace(labels, members=numbers)
         if trajectory is not None:
-            places, numbers = _places("trajectory", trajectory, labels.trajectories)
+            places, numbers = _places("trajectory", trajectory, labels.trajectories, labels.names())
             data, labels = data[places], labels.of_trajectories(places, numbers, batched=np.ndim(trajectory) == 1)
         return Ensemble(data if labels.batched else data[0], labels)
 
@@ -484,17 +496,32 @@ def _quantile(x: Any, q: float, axis: int) -> Any:
     return last.where(last.isnan(), found)
 
 
-def _places(what: str, wanted: int | Sequence[int], there: tuple[int, ...]) -> tuple[list[int], tuple[int, ...]]:
-    numbers = np.atleast_1d(np.asarray(wanted)).tolist()
-    if not numbers:
+def _levels(what: str, value: Any) -> np.ndarray:
+    try:
+        return np.asarray(value, np.float64)
+    except (TypeError, ValueError):
+        raise EnmaError(f"{what} is {value!r}; one number or several are expected") from None
+
+
+def _places(
+    what: str, wanted: Any, there: tuple[int, ...], names: tuple[Any, ...] = ()
+) -> tuple[list[int], tuple[int, ...]]:
+    """Places, and numbers, of what is asked for by its numbers or names."""
+    asked = np.atleast_1d(np.asarray(wanted)).tolist()
+    if not asked:
         raise EnmaError(f"{what} is an empty list; there are {_listed(there)}")
-    for number in numbers:
-        if number not in there:
-            raise EnmaError(f"{what} {number} is not in this ensemble; there are {_listed(there)}")
-    return [there.index(number) for number in numbers], tuple(numbers)
+    places = []
+    for one in asked:
+        known = there if isinstance(one, int) and not isinstance(one, bool) else names
+        if one not in known:
+            raise EnmaError(f"{what} {one} is not in this ensemble; there are {_listed(names or there)}")
+        places.append(known.index(one))
+    if len(set(places)) != len(places):
+        raise EnmaError(f"{what} names one twice")
+    return places, tuple(there[place] for place in places)
 
 
-def _listed(numbers: tuple[int, ...]) -> str:
+def _listed(numbers: tuple[Any, ...]) -> str:
     first, last = numbers[0], numbers[-1]
     if len(numbers) > 2 and numbers == tuple(range(first, last + 1)):
         return f"{first} to {last}"

@@ -68,9 +68,11 @@ class Case:
     def __post_init__(self) -> None:
         if self.task not in TASKS:
             raise EnmaError(f"task {self.task!r} is unknown; use one of {', '.join(TASKS)}")
-        least = {"members": 1, "first_member": 0, "chunk": 1, "history": None, "seed": None}
+        least = {"members": 1, "first_member": 0, "chunk": 1, "history": None, "seed": -(2**63)}
         for name, low in (least if self.frames is None else {**least, "frames": 1}).items():
             object.__setattr__(self, name, whole_number(name, getattr(self, name), least=low))
+        if self.seed >= 2**64:
+            raise EnmaError(f"seed is {self.seed}; at most {2**64 - 1} is possible")
         if self.first_member + self.members > MOST_MEMBERS:
             raise EnmaError(
                 f"members end at {self.first_member + self.members - 1}; {MOST_MEMBERS - 1} is the last one"
@@ -162,6 +164,13 @@ def check_case(
                 "context: the temporal task has none; use --task initial-value or generation, or leave it out"
             )
         check_file(config, case.context)
+        if len(case.context.times) > config.num_frames:
+            log.warning(
+                "%s: of its %d frames the first %d are used, as in training",
+                case.context.path,
+                len(case.context.times),
+                config.num_frames,
+            )
         if case.context.num_trajectories not in (1, data.num_trajectories):
             raise EnmaError(
                 f"{case.context.path}: holds {case.context.num_trajectories} contexts; give one, or one for each of "

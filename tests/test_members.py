@@ -469,6 +469,9 @@ ERRORS = {
         lambda g: {"first_member": 2**32, "num_members": 1},
         "first_member is 4294967296; at most 4294967295",
     ),
+    "seed": (lambda g: {"seed": 1.5}, "seed is 1.5; a whole number is expected"),
+    "large seed": (lambda g: {"seed": 2**64}, "seed is 18446744073709551616; at most 18446744073709551615"),
+    "one number": (lambda g: {"trajectories": 5}, "trajectories is 5; a list of numbers is expected"),
     "too many": (lambda g: {"num_members": 2**33}, "num_members is 8589934592; at most 4294967296"),
     "many": (
         lambda g: {"num_members": 2**32},

@@ -12,8 +12,9 @@ import xarray
 
 from enma_fast import output
 from enma_fast.errors import EnmaError
+from enma_fast.identity import differences, layout_at
 from enma_fast.ledger import Ledger
-from enma_fast.output import LEDGER, Layout, create_store, differences, lay_out, layout_at, read_forecast, stacked
+from enma_fast.output import LEDGER, Layout, create_store, lay_out, read_forecast, stacked
 
 CHANNELS = ("u", "v")
 

@@ -300,8 +300,14 @@ def test_selection_goes_by_number(rng, kind):
         whole.sel(trajectory=[3, 4])
     with pytest.raises(EnmaError, match=r"^member is an empty list"):
         whole.sel(member=[])
-    with pytest.raises(EnmaError, match=r"^member 7\.5 is not"):
-        whole.sel(member=7.5)
+    for wrong in (7.5, 7.0, True, "7"):
+        with pytest.raises(EnmaError, match=rf"^member {wrong} is not"):
+            whole.sel(member=wrong)
+    with pytest.raises(EnmaError, match="member names one twice"):
+        whole.sel(member=[7, 7])
+    for question in (whole.quantile, whole.exceedance):
+        with pytest.raises(EnmaError, match="is 'a'; one number or several are expected"):
+            question("a")
 
 
 def test_a_selected_member_is_the_one_sampled_alone(line):

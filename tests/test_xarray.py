@@ -99,12 +99,79 @@ def test_a_generated_trajectory_has_the_times_of_its_context(line):
     assert context.sel(time=ensemble.values["time"][:8]).sizes["time"] == 8
 
 
+def test_points_that_contradict_each_other_are_refused():
+    made = model("points")
+    options = made.config.tokenizer
+    places = [3, 17, 8, 30, 21]
+    where = grid_points(options.grid, options.lengths)[places]
+    history = labelled(made, 3).isel(x=places).rename(x="point").drop_vars("point")
+    history = history.assign_coords(x=("point", where[:, 0].numpy()))
+    for given in (where, where.numpy(), where.numpy().astype(np.float64)):
+        forecast(made, history, points=given, num_members=1)
+    with pytest.raises(EnmaError, match="history: its coordinate x tells of other points than `points` does"):
+        forecast(made, history, points=where.flip(0), num_members=1)
+    with pytest.raises(EnmaError, match=r"query is no array of numbers \(.*\); \[points, 1\] is expected"):
+        forecast(made, history, points=where, query=[["a"]], num_members=1)
+    rows = xr.DataArray(where.numpy(), dims=("point", "axis"))
+    np.testing.assert_array_equal(
+        forecast(made, history, points=rows, num_members=1).numpy(),
+        forecast(made, history, points=where, num_members=1).numpy(),
+    )
+
+
+@pytest.mark.parametrize("kind", ["dataarray", "dataset"])
+def test_a_stop_goes_by_the_names_of_its_mask(line, kind):
+    history = labelled(line, 3)
+    history = history.to_dataset("channel") if kind == "dataset" else history.isel(channel=0, drop=True)
+
+    def stop(number, frame, turned=False):
+        mask = frame.max("x") > 0
+        mask = mask & (mask["realization"] == 1) & (mask["trajectory"] == 9)
+        return mask.transpose("realization", "trajectory") if turned else mask
+
+    # Two of each, so that only the names tell the axes apart.
+    straight = forecast(line, history, num_members=2, stop=stop).numpy()
+    turned = forecast(line, history, num_members=2, stop=lambda number, frame: stop(number, frame, True)).numpy()
+    np.testing.assert_array_equal(straight, turned)
+    assert np.isnan(straight).any((2, 3, 4)).tolist() == [[False, False], [False, True]]
+    with pytest.raises(EnmaError, match=r"stop returned the dims \(realization\); expected are trajectory,"):
+        forecast(line, history, num_members=2, stop=lambda number, frame: (frame > 0).any(["x", "trajectory"]))
+
+
+def test_time_is_one_axis_that_increases(line):
+    history = labelled(line, 3)
+    for wrong, message in (
+        (history.isel(time=[2, 1, 0]), r"history: the coordinate time must increase; sort it: \.sortby\('time'\)"),
+        (history.assign_coords(time=[np.nan] * 3), "history: the coordinate time must increase"),
+        (
+            history.drop_vars("time").assign_coords(time=(("trajectory", "time"), np.ones((2, 3)))),
+            "the coordinate time has 2 dimensions; 1 is expected",
+        ),
+    ):
+        with pytest.raises(EnmaError, match=message):
+            forecast(line, wrong, num_members=1)
+
+
+def test_a_context_is_as_long_as_in_training(line, caplog):
+    fields = xr.concat([labelled(line, 8)] * 2, "time").drop_vars("time")
+    history = fields.isel(time=slice(1))
+    expected = forecast(line, history, context=fields.isel(time=slice(8)), num_members=2).numpy()
+    assert caplog.text == ""
+    np.testing.assert_array_equal(forecast(line, history, context=fields, num_members=2).numpy(), expected)
+    assert "context: of its 16 frames the first 8 are used, as in training" in caplog.text
+
+
 def test_trajectories_may_have_names(line):
     history = labelled(line, 3).assign_coords(trajectory=["calm", "storm"])
     ensemble = forecast(line, history, num_members=3)
     assert ensemble.trajectories == (0, 1)
     assert ensemble.values["trajectory"].to_numpy().tolist() == ["calm", "storm"]
-    assert ensemble.sel(trajectory=1).values["trajectory"].item() == "storm"
+    for one in (1, "storm"):
+        assert ensemble.sel(trajectory=one).values["trajectory"].item() == "storm"
+        assert ensemble.sel(trajectory=one).trajectories == (1,)
+    assert ensemble.sel(trajectory=["storm", "calm"]).values["trajectory"].to_numpy().tolist() == ["storm", "calm"]
+    with pytest.raises(EnmaError, match="trajectory rain is not in this ensemble; there are calm, storm"):
+        ensemble.sel(trajectory="rain")
     np.testing.assert_array_equal(ensemble.numpy(), sample_fields(line, history.to_numpy(), num_members=3))
 
 

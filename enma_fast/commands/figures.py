@@ -36,8 +36,7 @@ def plot(
     terminal = Terminal(as_json)
     reader = StoreReader(store, truth)
     place, index = reader.place_of(trajectory), reader.channel_of(channel)
-    # The name of `.` or `..` is that of the folder it stands for.
-    picture = store.resolve().with_suffix(".png") if out is None else out
+    picture = _beside(store, ".png") if out is None else out
     if picture.suffix == ".gif":
         store_movie(reader, picture, place=place, channel=index)
     else:
@@ -58,7 +57,7 @@ def report(
     from ..report import write_report
 
     terminal = Terminal(as_json)
-    result = write_report(store, store.resolve().with_suffix(".html") if out is None else out, truth=truth)
+    result = write_report(store, _beside(store, ".html") if out is None else out, truth=truth)
     scores = result["scores"]
     if scores is not None:
         terminal.show(
@@ -67,3 +66,8 @@ def report(
         )
     terminal.show(*result["notes"], f"report: {result['report']} ({result['num_bytes'] / 1e6:.1f} MB)")
     terminal.result(result)
+
+
+def _beside(store: Path, suffix: str) -> Path:
+    """A file of the store's name; that of `.` or `..` is the name of the folder it stands for."""
+    return (store.resolve() if store.name in ("", "..") else store).with_suffix(suffix)

@@ -72,18 +72,21 @@ def _verify_store(terminal: Terminal, store: Path) -> None:
     import shlex
 
     from ..integrity import check_store, mark_missing
-    from ..output import LEDGER
+    from ..output import DAMAGED, LEDGER
 
     with terminal.progress("checking") as update:
         found = check_store(store, progress=update)
     # A store whose coordinates are damaged does not open as one.
     attributes = json.loads((store / "zarr.json").read_bytes())["attributes"]
-    unfinished = (store / LEDGER).exists() or any(damage.units for damage in found)
+    unfinished = (store / LEDGER).exists() or bool(found)
     again = f"{attributes.get('command') or 'the command that wrote it'} --out {shlex.quote(str(store))}"
     if found:
         rows = [[damage.holds, damage.problem, damage.file] for damage in found]
         terminal.show(table(f"{store}: {len(found)} damaged", ["what", "problem", "file"], rows))
     else:
+        if (store / DAMAGED).exists():
+            # Somebody has mended it otherwise.
+            mark_missing(store, found)
         terminal.show(f"{store}: {'unfinished, and whole as far as it goes' if unfinished else 'whole'}")
     terminal.result(
         {
@@ -96,11 +99,10 @@ def _verify_store(terminal: Terminal, store: Path) -> None:
     )
     if found:
         # What was found is told even where it cannot be noted.
-        mended = mark_missing(store, found)
+        mark_missing(store, found)
         first = f"{found[0].file} ({found[0].problem})"
         more = f" and {len(found) - 1} more are" if len(found) > 1 else " is"
-        mend = f"repeat: {again}" if mended else f"what a store begins with is damaged; write it again: {again} --force"
-        raise EnmaError(f"{store}: {first}{more} damaged; {mend}")
+        raise EnmaError(f"{store}: {first}{more} damaged; repeat: {again}")
 
 
 def _verify_checkpoint(terminal: Terminal, checkpoint: str) -> None:

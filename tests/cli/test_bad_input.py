@@ -173,7 +173,7 @@ def test_options_out_of_range(refused: Callable, enma: Callable, rewrite: Callab
 def test_more_members_than_there_is_room_for(enma: Callable, tiny: Path, rewrite: Callable, tmp_path: Path) -> None:
     given = (rewrite(), "-c", tiny, "--members", 10**9)
     error = enma("score", *given).error()
-    assert error.startswith("num_members is 1000000000: these forecasts take 8,704 GB, this machine has ")
+    assert error.startswith("forecasts of 1,000,000,000 x 17 frames take 8,704 GB, this machine has ")
     assert error.endswith(" GB; use fewer at a time")
     # A store is written chunk by chunk: there the disk decides.
     error = enma("forecast", *given, "--out", tmp_path / "new" / "run.zarr").error()

@@ -1,6 +1,5 @@
 """One bit, one file: `verify` names it, the same command writes it again and nothing else, and nobody reads it."""
 
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -153,23 +152,75 @@ def test_several_files_at_once(server: Server, stores: dict) -> None:
 
 @pytest.mark.parametrize("how", DAMAGES)
 @pytest.mark.parametrize("file", FIXED)
-def test_damage_of_what_is_written_once_is_named(
-    stores: dict, file: str, how: str, capfd: pytest.CaptureFixture[str]
-) -> None:
-    out, _, whole = stores["members"]
+def test_damage_of_what_is_written_once_is_named_and_mended(server: Server, stores: dict, file: str, how: str) -> None:
+    out, command, whole = stores["members"]
     damage(out / file, how, seed=1)
-    try:
-        assert main(["verify", str(out), "--json"]) == 2
-        told = capfd.readouterr()
-        assert told.err.count("\n") == 1
-        assert told.err.startswith(f"error: {out}: {file} (")
-        assert told.err.endswith(f"--out {out} --force\n")
-        assert [entry["file"] for entry in json.loads(told.out)["damaged"]] == [file]
-        # Nothing was sampled in vain: no member is unmarked.
-        assert not (out / LEDGER).exists()
-    finally:
-        (out / file).write_bytes(whole[file])
-    assert main(["verify", str(out)]) == 0
+    before = identities(out)
+    told = server.run("verify", out, "--json")
+    assert told.error().startswith(f"{out}: {file} (")
+    assert told.error().endswith(f"--out {out}")
+    assert [entry["file"] for entry in told.json["damaged"]] == [file]
+    # Nothing was sampled in vain: no member is unmarked.
+    assert not (out / LEDGER).exists()
+    assert "damaged" in server.run("score", out).error()
+    assert server.run(*command).json["members_sampled"] == 0
+    assert contents(out) == whole
+    after = identities(out)
+    assert {name for name in after if after[name] != before.get(name)} <= {file}
+    assert beside(out) == []
+    assert server.run("verify", out).status == 0
+
+
+def test_what_somebody_else_has_mended_is_no_damage(server: Server, stores: dict) -> None:
+    out, _, whole = stores["members"]
+    damage(out / "x" / "c.0", "flip")
+    assert server.run("verify", out).status == 2
+    (out / "x" / "c.0").write_bytes(whole["x/c.0"])
+    assert server.run("verify", out).status == 0
+    assert contents(out) == whole
+
+
+def test_the_metadata_of_an_array_are_in_the_store_twice(server: Server, stores: dict) -> None:
+    """Whichever of the two is damaged."""
+    out, command, whole = stores["members"]
+    damaged = whole["zarr.json"].replace(b'"long_name": "true u"', b'"long_name": "trve u"')
+    assert damaged != whole["zarr.json"]
+    (out / "zarr.json").write_bytes(damaged)
+    assert "u_truth/zarr.json (differs from the metadata of the store)" in server.run("verify", out).error()
+    assert server.run(*command).status == 0
+    assert contents(out) == whole
+
+
+def test_a_coordinate_that_nobody_knows_to_be_damaged_is_named(server: Server, stores: dict) -> None:
+    out, command, whole = stores["members"]
+    damage(out / "time" / "c.0", "flip")
+    error = server.run(*command).error()
+    assert error.startswith(f"{out}: its time cannot be read (")
+    assert error.endswith(f"run: enma-fast verify {out}")
+    assert server.run("verify", out).status == 2
+    assert server.run(*command).status == 0
+    assert contents(out) == whole
+
+
+def test_a_mend_that_is_killed_is_done_by_the_next(server: Server, stores: dict) -> None:
+    out, command, whole = stores["members"]
+    trace, file = out.with_name("trace"), "u_truth/c.1.0.0"
+
+    def spoil() -> None:
+        damage(out / file, "flip")
+        assert server.run("verify", out).status == 2
+
+    spoil()
+    assert server.run(*command, trap={"folder": str(out.parent), "trace": str(trace)}).status == 0
+    count = len(trace.read_text().splitlines())
+    trace.unlink()
+    assert count >= 20
+    for number in [*range(1, count, 7), count]:
+        spoil()
+        assert server.run(*command, trap={"folder": str(out.parent), "how": "kill", "at": [number]}).status == -9
+        assert server.run(*command).status == 0
+        assert contents(out) == whole
+        assert beside(out) == []
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\0" * 500, b"[]", b"null", b'{"zarr_format": 3}'])

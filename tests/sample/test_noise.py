@@ -135,7 +135,7 @@ def test_words_are_taken_modulo_two_to_the_32():
     assert torch.equal(noise(seed=-1), noise(seed=2**32 - 1))
     assert torch.equal(noise(seed=torch.tensor(-1)), noise(seed=2**32 - 1))
     assert torch.equal(noise(frame=torch.tensor(7, dtype=torch.int32)), noise(frame=7))
-    assert trajectory_seed(-1, 3) == trajectory_seed(2**32 - 1, 3)
+    assert trajectory_seed(-1, 3) == trajectory_seed(2**64 - 1, 3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
@@ -179,11 +179,13 @@ def test_token_order_is_uniform():
 
 
 def test_trajectory_seeds_are_the_documented_words_and_differ():
-    for seed, index in [(0, 0), (3, 1), (2**32 - 1, 2**40 + 9)]:
-        words = philox_4xw((index % 2**32, index >> 32, TRAJECTORY_STEP, 0), (seed, 0), 32)
+    for seed, index in [(0, 0), (3, 1), (2**32 - 1, 2**40 + 9), (2**63 + 5, 2)]:
+        words = philox_4xw((index % 2**32, index >> 32, TRAJECTORY_STEP, 0), (seed % 2**32, seed >> 32), 32)
         assert trajectory_seed(seed, index) == words[0]
-    seeds = {trajectory_seed(seed, index) for seed in range(10) for index in range(100)}
-    assert len(seeds) == 1000
+    # Seeds that are times or hashes have more than 32 bits.
+    given = [*range(10), *(2**32 + 2**k for k in range(10))]
+    seeds = {trajectory_seed(seed, index) for seed in given for index in range(100)}
+    assert len(seeds) == 2000
 
 
 @pytest.mark.parametrize("index", [-1, 2**64])
