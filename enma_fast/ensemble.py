@@ -39,7 +39,7 @@ from .identity import differences, mend
 from .launch import Launch, detect
 from .ledger import Ledger, RunLock, unfinished_write
 from .members import CHUNK
-from .output import LEDGER, ForecastStore, Layout, check_place, lay_out, real_path, refuse, sweep
+from .output import LEDGER, ForecastStore, Layout, check_place, is_store, lay_out, real_path, refuse, sweep
 from .statistics import NotFiniteError, Statistics, bytes_needed
 from .tasks import Case, check_case, file_hashes, layout_of, provenance, warn_of_own_contexts
 from .writer import Writer
@@ -159,6 +159,10 @@ def prepare(
     launch = launch or detect()
     if Path(out).name in ("", ".."):
         raise EnmaError(f"{out}: is a folder; name the store in it, such as {Path(out) / 'run.zarr'}")
+    try:
+        Path(out).exists()
+    except OSError as error:
+        raise EnmaError(f"{out}: cannot be written ({error}); choose another --out") from error
     if force and launch.num_ranks > 1:
         raise EnmaError(
             f"--force: one of the {launch.num_ranks} processes could come when all is written, and begin anew; remove "
@@ -429,6 +433,8 @@ class Run:
         B, K = len(self.layout.trajectories), self.layout.num_members
         if self.force or not self.out.exists():
             return B * K
+        if not is_store(self.out):
+            refuse(self.out, force=False)
         self._require_same()
         ledger = self._ledger()
         if ledger is None:

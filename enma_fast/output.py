@@ -512,11 +512,16 @@ def refuse(path: Path, *, force: bool) -> None:
     """Raise `EnmaError` unless there is nothing at `path`, or a forecast store that may be replaced."""
     if not path.exists():
         return
-    metadata = path / METADATA
-    if not (metadata.is_file() and f'"{FORMAT}"' in metadata.read_text(errors="replace")):
+    if not is_store(path):
         raise EnmaError(f"{path}: exists and is not a forecast store; choose another --out, or remove it")
     if not force:
         raise EnmaError(f"{path}: exists; choose another --out, or replace it with --force")
+
+
+def is_store(path: Path) -> bool:
+    """Whether there is a forecast store at `path`, perhaps a damaged one."""
+    metadata = path / METADATA
+    return metadata.is_file() and f'"{FORMAT}"' in metadata.read_text(errors="replace")
 
 
 def sweep(path: Path) -> None:

@@ -115,7 +115,10 @@ def _truth(path: Path, dataset: Any, file: Path | None, numbers: Sequence[int]) 
         digest = _check_file(path, dataset, file, numbers)
         return _FileTruth(file, numbers, int(dataset.attrs["observed_frames"]), dataset.sizes["time"]), digest
     if any(f"{name}_truth" not in dataset for name in channels):
-        raise EnmaError(f"{path}: holds no truth; give the field file that was forecast with --truth FILE")
+        seen, last = dataset.attrs.get("observed_frames", 0), dataset.sizes["time"]
+        raise EnmaError(
+            f"{path}: holds no truth; give a field file that does, its frames {seen} to {seen + last - 1}: --truth FILE"
+        )
     return lambda place, channel: dataset[f"{channels[channel]}_truth"][place], "of the store"
 
 
@@ -160,7 +163,9 @@ def _check_file(path: Path, dataset: Any, file: Path, numbers: Sequence[int]) ->
         raise EnmaError(f"{file}: dimensions/time has other times than time of {path}")
     digest = sha256(file)
     if attrs.get("data_sha256", digest) != digest:
-        log.warning("%s: is another file than %s was forecast from: its SHA-256 is not data_sha256", file, path)
+        # Where the file of the forecast held no truth, it has to be another.
+        if f"{channels[0]}_truth" in dataset:
+            log.warning("%s: is another file than %s was forecast from: its SHA-256 is not data_sha256", file, path)
         number = max(numbers)
         if seen and not _observed(path, dataset, data, numbers.index(number)):
             log.warning("%s: trajectory %d begins otherwise than %s observed it; is it its truth?", file, number, path)

@@ -214,6 +214,12 @@ def test_cases_that_cannot_be_are_refused(model: Model, data: FieldFile, options
     assert message in str(error.value)
 
 
+def test_the_paper_is_no_match_for_another_number_of_frames() -> None:
+    known = {"dataset": "combined", "task": "temporal", "split": "test-in", "history": 3}
+    assert paper_table({**known, "num_frames": 17})
+    assert not paper_table({**known, "num_frames": 1})
+
+
 def test_what_was_only_observed_cannot_be_scored(model: Model, data: FieldFile) -> None:
     known = replace(data, u=data.u[:, :3], times=data.times[:3])
     with pytest.raises(EnmaError, match=r"holds 3 frames; to score [0-9]+ frames after 3, [0-9]+ are needed"):

@@ -140,7 +140,10 @@ def test_scores_are_those_of_the_same_members_scored_as_they_are_sampled(tmp_pat
         assert_close(result[name], expected[name])
     if task == "generation":
         assert result["rel_l2"] is result["rmse"] is None
-        with pytest.raises(EnmaError, match=r"run\.zarr: holds no truth; give the field file .* --truth FILE"):
+        with pytest.raises(
+            EnmaError,
+            match=r"run\.zarr: holds no truth; give a field file that does, its frames .*--truth FILE",
+        ):
             score_store(tmp_path / "run.zarr")
     else:
         own = score_store(tmp_path / "run.zarr")
