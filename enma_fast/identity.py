@@ -115,9 +115,11 @@ def mend(path: Path, layout: Layout) -> None:
         with settled(path):
             if root["consolidated_metadata"] != fresh["consolidated_metadata"]:
                 write_root(path, {**fresh, "attributes": root["attributes"]})
-            for name in names:
-                (path / name).parent.mkdir(exist_ok=True)
-                os.replace(temporary / name, path / name)
+            for file in sorted(temporary.rglob("*")):
+                name = file.relative_to(temporary)
+                if str(name) in names and file.is_file():
+                    (path / name).parent.mkdir(exist_ok=True)
+                    os.replace(file, path / name)
         (path / DAMAGED).unlink()
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

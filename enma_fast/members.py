@@ -104,10 +104,10 @@ def forecast(
         ``stop(number, frame)`` is called once for each forecast frame of all members, in order, as soon as it is
         decided: with its number, from 0, and its values ``[K, *grid, c]`` or ``[B, K, *grid, c]``. It returns None or
         False to go on, True to stop all members, or a mask ``[K]`` or ``[B, K]`` of those to stop; xarray goes by its
-        names, and a Dataset stops what any channel stops. The frame it saw
-        stays, later frames of a stopped member are NaN, and other members keep their bits. Frames that share a latent
-        frame (two, mostly) are decided together. A chunk that has wholly stopped is sampled no further, and after the
-        last member ``stop`` is called no more. The chunks advance side by side, so memory is that of all of them.
+        names, and a Dataset stops what any channel stops. The frame it saw stays, later frames of a stopped member are
+        NaN, and other members keep their bits. Frames that share a latent frame (two, mostly) are decided together. A
+        chunk that has wholly stopped is sampled no further, and after the last member ``stop`` is called no more. The
+        chunks advance side by side, so memory is that of all of them.
 
     Returns
     -------
@@ -137,9 +137,7 @@ def forecast(
         chunk=chunk,
         dtype=dtype,
         backend=backend,
-        stop=None
-        if stop is None
-        else lambda number, frame: _answer(labels, stop(number, _wrapped(labels, number, frame))),
+        stop=_plain(stop, labels),
     )
     return Ensemble(labels.plain(fields), labels)
 
@@ -182,9 +180,7 @@ def stream(
         _all_kept(request),
         shape=(len(request.seeds), num_members) if batched else (num_members,),
         query=queried,
-        stop=None
-        if stop is None
-        else lambda number, frame: _answer(labels, stop(number, _wrapped(labels, number, frame))),
+        stop=_plain(stop, labels),
     )
     return (_wrapped(labels, number, frame) for number, frame in enumerate(frames))
 
@@ -378,11 +374,10 @@ def _read(
     if numbers is None:
         numbers = tuple(range(len(leading.data) if batched else 1))
     tok = config.tokenizer
-    if points is not None:
-        for argument, source in (("history", known), ("context", other)):
-            _require_points(argument, source, points, grid)
     for argument, source in (("history", known), ("context", other)):
-        if source is not None and points is None:
+        if points is not None:
+            _require_points(argument, source, coordinates("points", points, model), grid)
+        elif source is not None:
             source.require_domain(argument, tok.lengths, tok.periodic)
     coords = {} if points is not None else {name: ((name,), values) for name, values in leading.coords.items()}
     if query is not None:
@@ -410,27 +405,33 @@ def _read(
     return None if known is None else known.data, None if other is None else other.data, labels
 
 
-def _require_points(argument: str, source: Given | None, points: Any, axes: tuple[str, ...]) -> None:
-    """Raise `EnmaError` if xarray says that its values are at other points."""
-    if source is None or not source.points:
-        return
-    where = np.asarray(points.numpy(force=True) if isinstance(points, Tensor) else points)
-    for axis, values in source.points.items():
-        fits = axis in axes and where.ndim == 2 and len(where) == len(values)
-        if fits and not np.allclose(values, where[:, axes.index(axis)], rtol=1e-5, atol=1e-5 * np.ptp(values)):
+def _require_points(argument: str, source: Given | None, points: Tensor, axes: tuple[str, ...]) -> None:
+    """Raise `EnmaError` if xarray says that its values are at other points ``[P, d]``."""
+    known = {} if source is None else {axis: x for axis, x in source.points.items() if axis in axes}
+    for axis, x in known.items():
+        given = points[:, axes.index(axis)].numpy(force=True)
+        if len(x) == len(given) and not np.allclose(x, given, rtol=1e-5, atol=1e-5 * np.ptp(x)):
             raise EnmaError(f"{argument}: its coordinate {axis} tells of other points than `points` does")
 
 
-def _answer(labels: Labels, answer: Any) -> Any:
-    """What a `stop` says, xarray by the names of its dimensions; of a Dataset, what any channel says."""
-    if hasattr(answer, "data_vars"):
-        answer = answer.to_dataarray("channel").any("channel")
-    if not hasattr(answer, "dims") or isinstance(answer, Tensor):
-        return answer
-    dims = ("trajectory", "realization") if labels.batched else ("realization",)
-    if answer.ndim and set(answer.dims) != set(dims):
-        raise EnmaError(f"stop returned the dims ({', '.join(map(str, answer.dims))}); expected are {', '.join(dims)}")
-    return (answer.transpose(*dims) if answer.ndim else answer).to_numpy()
+def _plain(stop: Stop | None, labels: Labels) -> Stop | None:
+    """A `stop` for tensors, from one for the kind of arrays that was given."""
+    if stop is None:
+        return None
+
+    def plain(number: int, frame: Tensor) -> Any:
+        answer = stop(number, _wrapped(labels, number, frame))
+        if hasattr(answer, "data_vars"):
+            answer = answer.to_dataarray("channel").any("channel")
+        if isinstance(answer, Tensor) or not getattr(answer, "dims", ()):
+            return answer
+        dims = ("trajectory", "realization") if labels.batched else ("realization",)
+        if set(answer.dims) != set(dims):
+            found = ", ".join(map(str, answer.dims))
+            raise EnmaError(f"stop returned the dims ({found}); expected are {', '.join(dims)}")
+        return answer.transpose(*dims).to_numpy()
+
+    return plain
 
 
 def _wrapped(labels: Labels, number: int, frame: Tensor) -> Any:

@@ -54,12 +54,14 @@ class FieldFile:
 
     def places(self, numbers: Sequence[int]) -> list[int]:
         """Places of trajectories along the first axis of `u`, by number; `EnmaError` for one that was not read."""
-        known = range(len(self.u)) if self.numbers is None else self.numbers.tolist()
-        there = {number: place for place, number in enumerate(known)}
-        missing = [number for number in numbers if number not in there]
+        if self.numbers is None:
+            places = {number: number for number in numbers if 0 <= number < len(self.u)}
+        else:
+            places = {int(number): place for place, number in enumerate(self.numbers)}
+        missing = [number for number in numbers if number not in places]
         if missing:
             raise EnmaError(f"{self.path}: trajectory {missing[0]} was not read; read it, or select others")
-        return [there[number] for number in numbers]
+        return [places[number] for number in numbers]
 
     def context_for(self, i: int) -> int:
         """Number of the next trajectory with the environment of trajectory `i`, cyclically.
