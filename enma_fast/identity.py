@@ -26,7 +26,7 @@ from .output import (
     real_path,
     require_format,
     root_of,
-    write_root,
+    write_metadata,
 )
 
 
@@ -114,7 +114,7 @@ def mend(path: Path, layout: Layout) -> None:
         root, fresh = root_of(path), root_of(temporary)
         with settled(path):
             if root["consolidated_metadata"] != fresh["consolidated_metadata"]:
-                write_root(path, {**fresh, "attributes": root["attributes"]})
+                write_metadata(path, {**fresh, "attributes": root["attributes"]})
             for file in sorted(temporary.rglob("*")):
                 name = file.relative_to(temporary)
                 if str(name) in names and file.is_file():

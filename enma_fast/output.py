@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .chunks import Disk, chunk_name, encode_chunk, encode_shard, settled, write_file
+from .chunks import Disk, array_metadata, chunk_name, encode_chunk, encode_shard, settled, write_file
 from .errors import EnmaError, first_line
 from .extras import load_extra
 from .ledger import write_ledger
@@ -288,11 +288,7 @@ def made(path: Path, layout: Layout) -> Iterator[None]:
 
 def _lay_out(path: Path, layout: Layout) -> None:
     """Metadata, coordinates and what is known beforehand."""
-    zarr = load_extra("zarr", "store")
-    # Zarr makes the metadata in memory: to a disk it writes each of some thirty small files through two threads.
-    metadata: dict[str, Any] = {}
-    store = zarr.storage.MemoryStore(metadata)
-    group = _Group(path, zarr.open_group(store, mode="w-", zarr_format=3))
+    group = _Group(path)
     axes = AXES[: len(layout.coords)]
     _coordinates(group, layout)
     for name, column in layout.columns.items():
@@ -316,23 +312,22 @@ def _lay_out(path: Path, layout: Layout) -> None:
         if layout.truth is not None:
             dims, values = ("trajectory", "time", *axes), np.asarray(layout.truth[..., c], np.float32)
             _array(group, f"{name}_truth", dims, values, long_name=f"true {name}", units="1")
-    # At once: `attrs.update` makes the metadata anew for each key.
-    group.zarr.update_attributes(attributes_of(layout))
-    with warnings.catch_warnings():
-        # Consolidated metadata is an extension of Zarr v3 as yet; xarray looks for it and warns without.
-        warnings.filterwarnings("ignore", message="Consolidated metadata")
-        zarr.consolidate_metadata(store)
-    # Zarr leaves the order of names that differ in their case to chance.
-    root = json.loads(metadata.pop(METADATA).to_bytes())
-    root["consolidated_metadata"]["metadata"] = dict(sorted(root["consolidated_metadata"]["metadata"].items()))
-    write_root(path, root)
-    for name, buffer in metadata.items():
-        (path / name).parent.mkdir(exist_ok=True)
-        write_file(path / name, buffer.to_bytes())
+    # Metadata of all arrays in one place are an extension of Zarr v3 as yet; xarray looks for it and warns without.
+    arrays = {"kind": "inline", "must_understand": False, "metadata": dict(sorted(group.arrays.items()))}
+    write_metadata(
+        path,
+        {
+            "attributes": attributes_of(layout),
+            "zarr_format": 3,
+            "consolidated_metadata": arrays,
+            "node_type": "group",
+        },
+    )
 
 
-def write_root(path: Path, root: dict[str, Any]) -> None:
-    write_file(path / METADATA, json.dumps(root, indent=2).encode())
+def write_metadata(path: Path, metadata: dict[str, Any]) -> None:
+    """Of an array, or of the whole store."""
+    write_file(path / METADATA, json.dumps(metadata, indent=2).encode())
 
 
 def read_forecast(path: str | Path, *, partial: bool = False) -> Any:
@@ -414,10 +409,10 @@ def stacked(dataset: Any, suffix: str = "") -> np.ndarray | None:
 
 @dataclass(frozen=True)
 class _Group:
-    """A group that is being made: its folder, and its metadata in memory."""
+    """A group that is being made: its folder, and the metadata of its arrays."""
 
     path: Path
-    zarr: Any
+    arrays: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def _coordinates(group: _Group, layout: Layout) -> None:
@@ -447,7 +442,6 @@ def _array(group: _Group, name: str, dims: tuple[str, ...], values: np.ndarray, 
     chunk = (1, *values.shape[1:]) if values.ndim > 1 else values.shape
     _empty(group, name, values.shape, chunk, None, dims, attributes, dtype=values.dtype)
     folder = group.path / name
-    folder.mkdir(parents=True)
     for i, part in enumerate(values if values.ndim > 1 else [values]):
         write_file(folder / chunk_name(i, *(0 for _ in values.shape[1:])), encode_chunk(part))
 
@@ -463,19 +457,9 @@ def _empty(
     dtype: Any = np.float32,
 ) -> None:
     """An array without values, whose chunks are raw and carry a CRC-32C; all of them lie in one folder."""
-    group.zarr.create_array(
-        name,
-        shape=shape,
-        chunks=chunk,
-        shards=shard,
-        dtype=dtype,
-        fill_value=np.nan if np.dtype(dtype).kind == "f" else 0,
-        filters=None,
-        compressors=[load_extra("zarr.codecs", "store").Crc32cCodec()],
-        chunk_key_encoding={"name": "default", "separator": "."},
-        dimension_names=dims,
-        attributes=dict(attributes),
-    )
+    group.arrays[name] = array_metadata(np.dtype(dtype), shape, chunk, shard, dims, attributes)
+    (group.path / name).mkdir(parents=True)
+    write_metadata(group.path / name, group.arrays[name])
 
 
 def attributes_of(layout: Layout) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import ctypes
 import errno
+import json
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ import pytest
 import zarr
 from zarr.codecs import Crc32cCodec
 
-from enma_fast.chunks import Disk, encode_chunk, encode_shard, problem, settled, write_file
+from enma_fast.chunks import Disk, array_metadata, encode_chunk, encode_shard, problem, settled, write_file
 
 
 def array(folder: Path, shard: int) -> zarr.Array:
@@ -107,3 +108,26 @@ def test_what_did_not_reach_the_disk_is_said(tmp_path: Path, monkeypatch: pytest
         (tmp_path / "file").touch()
     assert caught.value.errno == errno.EIO
     assert asked == [tmp_path.stat().st_ino]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int64", "uint8", "bool"])
+@pytest.mark.parametrize("shard", [None, (1, 4, 5)])
+def test_the_metadata_of_an_array_are_those_that_zarr_makes(dtype: str, shard: tuple[int, ...] | None) -> None:
+    chunk, attributes = (1, 1, 5) if shard else (1, 2, 5), {"long_name": "x", "units": "m"}
+    made = zarr.create_array(
+        zarr.storage.MemoryStore(files := {}),
+        shape=(3, 8, 5),
+        chunks=chunk,
+        shards=shard,
+        dtype=dtype,
+        fill_value=np.nan if dtype.startswith("float") else 0,
+        filters=None,
+        compressors=[Crc32cCodec()],
+        chunk_key_encoding={"name": "default", "separator": "."},
+        dimension_names=["a", "b", "c"],
+        attributes=attributes,
+        zarr_format=3,
+    )
+    own = array_metadata(np.dtype(dtype), (3, 8, 5), chunk, shard, ("a", "b", "c"), attributes)
+    assert made.shape == (3, 8, 5)
+    assert json.dumps(own, indent=2).encode() == files["zarr.json"].to_bytes()

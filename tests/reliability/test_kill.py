@@ -159,7 +159,7 @@ def test_at_random_moments_several_times_in_a_row(runs: Runs, rng: np.random.Gen
     longest = 1.2 * ended.json["seconds"]
     while landed.total() < 8:
         runs.clear()
-        # Making the store, which happens once, takes longer than the first of these, even on a fast machine.
+        # Around the making of the store, which happens once, and among the members.
         for made, last in ((False, 0.02), (True, 0.1 * longest), (False, longest), (False, longest)):
             process = runs.start()
             while made and not runs.store.exists():
@@ -167,8 +167,8 @@ def test_at_random_moments_several_times_in_a_row(runs: Runs, rng: np.random.Gen
             if process.state(rng.uniform(0, last)) == "running" and process.kill().status == -9:
                 landed[phase(runs.store)] += 1
         runs.check(Counter())
-    assert landed["making"] >= 1, landed
-    assert landed["empty"] + landed["members"] >= 1, landed
+    assert landed["making"] + landed["empty"] >= 1, landed
+    assert landed["members"] >= 1, landed
 
 
 @pytest.mark.parametrize("runs", MODES, indirect=True)
