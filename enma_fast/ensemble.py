@@ -526,12 +526,16 @@ def _fields(
     data: str | Path | FieldFile, select: Sequence[int] | None, *, contexts: bool
 ) -> tuple[FieldFile, Sequence[int]]:
     """The fields of the selected trajectories, perhaps with those of others, and the numbers of the selected."""
-    path = data.path if isinstance(data, FieldFile) else Path(data)
-    total = data.num_trajectories if isinstance(data, FieldFile) else count(path)
-    every = range(total) if not isinstance(data, FieldFile) or data.numbers is None else data.numbers.tolist()
-    rows = every if select is None else list(select)
+    if isinstance(data, FieldFile):
+        every = range(len(data)) if data.numbers is None else data.numbers.tolist()
+        rows = every if select is None else list(select)
+        _check_rows(rows, data.num_trajectories, data.path)
+        return data, rows
+    path = Path(data)
+    total = count(path)
+    rows = range(total) if select is None else list(select)
     _check_rows(rows, total, path)
-    return data if isinstance(data, FieldFile) else read_numbered(path, rows, contexts=contexts), rows
+    return read_numbered(path, rows, contexts=contexts), rows
 
 
 def _context(path: Path, rows: Sequence[int]) -> FieldFile:

@@ -28,6 +28,8 @@ log = logging.getLogger("enma_fast")
 
 # Member numbers are one word of the noise's key.
 MOST_MEMBERS = 2**32
+# Seeds that fit 64 bits, with a sign or without.
+LEAST_SEED, MOST_SEED = -(2**63), 2**64 - 1
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ def read_request(
     device = model.latent_mean.device
     num_members = whole_number("num_members", num_members, most=MOST_MEMBERS)
     first_member = whole_number("first_member", first_member, least=0, most=MOST_MEMBERS - num_members)
-    seed = whole_number("seed", seed, least=-(2**63), most=2**64 - 1)
+    seed = whole_number("seed", seed, least=LEAST_SEED, most=MOST_SEED)
     where = None if points is None else coordinates("points", points, model)
     given = history if history is not None else context
     if given is None:

@@ -73,12 +73,8 @@ class Ledger:
     @property
     def chunk(self) -> int:
         """Rows at a time that were found to fit the memory, 0 for as asked."""
-        try:
-            return int(_HEADER.unpack(os.pread(self._file, _HEADER.size, 0))[1])
-        except OSError as error:
-            if error.errno == errno.ESTALE:
-                return 0
-            raise
+        head = self._read(_HEADER.size, 0)
+        return 0 if head is None else int(_HEADER.unpack(head)[1])
 
     def fit(self, chunk: int) -> None:
         """Note that more rows at a time do not fit the memory; the least that any process notes counts."""
@@ -91,12 +87,9 @@ class Ledger:
         start, parts = first, []
         # The system reads no more than 2 GB at a time.
         while first < last:
-            try:
-                part = os.pread(self._file, min(last - first, _MOST_READ), _HEADER.size + first)
-            except OSError as error:
-                if error.errno != errno.ESTALE:
-                    raise
-                # Another machine has removed it: the run is over.
+            part = self._read(min(last - first, _MOST_READ), _HEADER.size + first)
+            if part is None:
+                # The run is over.
                 return np.ones(last - start, bool)
             if not part:
                 raise EnmaError(f"{self.path}: ends before unit {first}; write the forecast again with --force")
@@ -127,6 +120,15 @@ class Ledger:
             # A network file system no longer knows what another machine has removed.
             if error.errno == errno.ESTALE:
                 return True
+            raise
+
+    def _read(self, size: int, offset: int) -> bytes | None:
+        """Bytes of the file; None if another machine has removed it, as a network file system says."""
+        try:
+            return os.pread(self._file, size, offset)
+        except OSError as error:
+            if error.errno == errno.ESTALE:
+                return None
             raise
 
     def _lock(self, kind: int, first: int, last: int) -> bool:

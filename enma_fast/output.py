@@ -346,8 +346,7 @@ def read_forecast(path: str | Path, *, partial: bool = False) -> Any:
     path = Path(path)
     load_extra("zarr", "store")
     xarray = load_extra("xarray", "store")
-    if not (path / METADATA).is_file():
-        root_of(path)
+    _require_metadata(path)
     for file, state, what in ((LEDGER, "not finished", "continue"), (DAMAGED, "damaged", "mend")):
         if not partial and (path / file).exists():
             command = root_of(path)["attributes"].get("command") or "the command that began it"
@@ -365,11 +364,15 @@ def read_forecast(path: str | Path, *, partial: bool = False) -> Any:
     return dataset
 
 
-def root_of(path: Path) -> dict[str, Any]:
-    """The metadata of a whole store, with its `attributes`."""
+def _require_metadata(path: Path) -> None:
     if not (path / METADATA).is_file():
         state = "is not a Zarr store" if path.exists() else "no such folder"
         raise EnmaError(f"{path}: {state}; give one written by `enma-fast forecast`")
+
+
+def root_of(path: Path) -> dict[str, Any]:
+    """The metadata of a whole store, with its `attributes`."""
+    _require_metadata(path)
     try:
         root = json.loads((path / METADATA).read_bytes())
         return {**root, "attributes": dict(root["attributes"])}

@@ -30,7 +30,7 @@ from .config import ModelConfig, SamplingConfig
 from .data import FieldFile
 from .engine import PRECISIONS
 from .errors import EnmaError
-from .inputs import MOST_MEMBERS, check_size, warn_if_long, whole_number
+from .inputs import LEAST_SEED, MOST_MEMBERS, MOST_SEED, check_size, warn_if_long, whole_number
 from .members import CHUNK, Stop, sample_fields
 from .model import Model
 from .output import Layout
@@ -68,11 +68,15 @@ class Case:
     def __post_init__(self) -> None:
         if self.task not in TASKS:
             raise EnmaError(f"task {self.task!r} is unknown; use one of {', '.join(TASKS)}")
-        least = {"members": 1, "first_member": 0, "chunk": 1, "history": None, "seed": -(2**63)}
-        for name, low in (least if self.frames is None else {**least, "frames": 1}).items():
-            object.__setattr__(self, name, whole_number(name, getattr(self, name), least=low))
-        if self.seed >= 2**64:
-            raise EnmaError(f"seed is {self.seed}; at most {2**64 - 1} is possible")
+        bounds: dict[str, tuple[int | None, int | None]] = {
+            "members": (1, None),
+            "first_member": (0, None),
+            "chunk": (1, None),
+            "history": (None, None),
+            "seed": (LEAST_SEED, MOST_SEED),
+        }
+        for name, (least, most) in (bounds if self.frames is None else {**bounds, "frames": (1, None)}).items():
+            object.__setattr__(self, name, whole_number(name, getattr(self, name), least=least, most=most))
         if self.first_member + self.members > MOST_MEMBERS:
             raise EnmaError(
                 f"members end at {self.first_member + self.members - 1}; {MOST_MEMBERS - 1} is the last one"
