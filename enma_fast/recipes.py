@@ -26,7 +26,7 @@ from .model import Model
 from .system import machine, versions
 from .tasks import check_file
 from .tokenizer import Tokenizer
-from .train import STATE, Rank, RunOptions, Task, join_ranks, run
+from .train import STATE, Rank, RunOptions, Task, abandon_ranks, join_ranks, run
 from .train_dynamics import DynamicsTask, Latents, encode_all
 from .train_tokenizer import TokenizerTask
 
@@ -252,7 +252,11 @@ def _first_difference(old: Any, new: Any, name: str) -> str:
 
 
 def _run(task: Task, options: RunOptions) -> dict[str, float]:
-    return run(task, options) or summary(options.out)["validation"]
+    try:
+        return run(task, options) or summary(options.out)["validation"]
+    except BaseException:
+        abandon_ranks()
+        raise
 
 
 def _end(

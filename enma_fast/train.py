@@ -9,6 +9,7 @@ Legend: B batch, T frames (latent frames for the dynamics), N tokens per frame, 
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
 import os
@@ -94,7 +95,23 @@ def join_ranks() -> Rank:
             dist.init_process_group("cpu:gloo,cuda:nccl")
         else:
             dist.init_process_group("gloo")
+        atexit.register(leave_ranks)
     return Rank(dist.get_rank(), dist.get_world_size())
+
+
+def leave_ranks() -> None:
+    """Leave the process group while Python still runs; called at exit.
+
+    A thread of Gloo that lets go of a tensor later than that aborts the process (pytorch/pytorch#190489).
+    """
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def abandon_ranks() -> None:
+    """After a failure, exit without leaving: NCCL would wait there for ranks that wait for this one."""
+    if torch.cuda.is_available():
+        atexit.unregister(leave_ranks)
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:

@@ -1,16 +1,28 @@
 """A training run in its own process, to be killed or to be one of several ranks: python FILE STAGES OUT [HANG_AT]."""
 
+import atexit
+import os
 import sys
 import time
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
 # The root, where the package is found even if it is not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from enma_fast.train import RunOptions, run
 from tests._tiny import dynamics_task, tokenizer_task
+
+
+@atexit.register
+def _must_have_left() -> None:
+    """Runs after what was registered later: the process group must be gone while Python still runs."""
+    if dist.is_initialized():
+        sys.stderr.write("the process group was not left\n")
+        sys.stderr.flush()
+        os._exit(3)
 
 
 def main(stages: str, out: Path, hang_at: int | None) -> None:
