@@ -289,6 +289,15 @@ def test_a_tokenizer_alone_can_be_saved(made, tmp_path):
     assert said.startswith(f"{tmp_path / 'model.safetensors'}: holds a tokenizer only")
 
 
+@pytest.mark.parametrize("load", [load_model, load_tokenizer])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_loading_draws_no_numbers_of_the_caller(name, load, tmp_path):
+    save_model(model(name), tmp_path)
+    before = torch.get_rng_state()
+    load(tmp_path)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_the_tokenizer_of_a_model_can_be_loaded(made, saved):
     tokenizer, config = load_tokenizer(saved)
     assert config == made.config
