@@ -19,6 +19,7 @@ import numpy as np
 
 from .errors import EnmaError
 from .extras import load_extra
+from .wording import counted
 
 # Quantiles that bound the central 50, 80 and 95 % of the members, and their median.
 LEVELS = (0.025, 0.1, 0.25, 0.5, 0.75, 0.9, 0.975)
@@ -492,7 +493,7 @@ def _ranks(axes: Any, scores: dict[str, Any]) -> None:
     """Rank histogram relative to a flat one, in at most 17 bars."""
     ranks, count = scores["rank_histogram"], scores["num_trajectories"]
     axes.set(xlabel="rank of the truth among the members", ylabel="frequency / flat")
-    axes.set_title(f"ranks, {count} {'trajectory' if count == 1 else 'trajectories'}")
+    axes.set_title(f"ranks, {counted(count, 'trajectory')}")
     if ranks is None:
         axes.text(0.5, 0.5, "one member has no ranks", transform=axes.transAxes, ha="center")
         return

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import EnmaError
+from ..wording import counted
 from .options import AsJson
 from .terminal import Terminal
 
@@ -44,7 +45,7 @@ def netcdf(
             progress=update,
         )
     terminal.show(
-        f"{out}: {result['num_trajectories']} trajectories, {result['num_members']} members, "
+        f"{out}: {counted(result['num_trajectories'], 'trajectory')}, {counted(result['num_members'], 'member')}, "
         f"{result['bytes'] / 1e6:.1f} MB"
     )
     terminal.result(result)

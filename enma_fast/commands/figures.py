@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ..wording import counted
 from .options import AsJson
 from .terminal import Terminal, number
 
@@ -62,7 +63,7 @@ def report(
     if scores is not None:
         terminal.show(
             f"relative L2 error of the mean {number(scores['rel_l2'])}, "
-            f"spread/error {number(scores['spread_skill'])}, {scores['num_trajectories']} trajectories"
+            f"spread/error {number(scores['spread_skill'])}, {counted(scores['num_trajectories'], 'trajectory')}"
         )
     terminal.show(*result["notes"], f"report: {result['report']} ({result['num_bytes'] / 1e6:.1f} MB)")
     terminal.result(result)

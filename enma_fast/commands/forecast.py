@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..wording import counted
 from .options import (
     DEFAULT_CHECKPOINT,
     AsJson,
@@ -169,8 +170,8 @@ def forecast(
         done = run.execute(update)
     rate = done["members_sampled"] / done["seconds"]
     terminal.show(
-        f"{out}: {done['num_trajectories']} trajectories, {members} members; {done['members_sampled']} members sampled "
-        f"in {done['seconds']:.1f} s, {number(rate)} a second"
+        f"{out}: {counted(done['num_trajectories'], 'trajectory')}, {counted(members, 'member')}; "
+        f"{counted(done['members_sampled'], 'member')} sampled in {done['seconds']:.1f} s, {number(rate)} a second"
     )
     sampled = done["members_sampled"]
     terminal.result(

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import EnmaError
+from ..wording import counted
 from .options import (
     DEFAULT_CHECKPOINT,
     AsJson,
@@ -150,9 +151,9 @@ def _score_table(result: dict[str, Any], paper: list[dict[str, Any]]) -> Any:
         f"{number(result['seconds_per_member'])} s per member, {result['num_parameters']:,} parameters"
     )
     return table(
-        f"{result['dataset']} ({split}), {result['task']}: {result['num_trajectories']} trajectories",
+        f"{result['dataset']} ({split}), {result['task']}: {counted(result['num_trajectories'], 'trajectory')}",
         ["", *names],
         rows,
-        caption=f"{result['num_members']} members from {result['history']} frames, {result['num_frames']} frames "
-        f"scored, seed {result['seed']}; {made}",
+        caption=f"{counted(result['num_members'], 'member')} from {counted(result['history'], 'frame')}, "
+        f"{counted(result['num_frames'], 'frame')} scored, seed {result['seed']}; {made}",
     )

@@ -15,6 +15,7 @@ import numpy as np
 from ..errors import EnmaError
 from ..extras import load_extra
 from ..plots import Forecast, forecast_panels, write_whole
+from ..wording import counted
 from .reader import Pooled, StoreReader
 from .viewer import MANY_TRAJECTORIES, Thinning
 
@@ -141,11 +142,11 @@ def _heading(reader: StoreReader) -> str:
 
 def _summary(reader: StoreReader) -> str:
     attrs, seen = reader.attributes, reader.attributes.get("observed_frames")
-    parts = [f"{len(reader)} {'trajectory' if len(reader) == 1 else 'trajectories'}"]
+    parts = [counted(len(reader), "trajectory")]
     if reader.num_members:
         each = " each" if len(reader) > 1 else ""
-        parts.append(f"{reader.num_members} {'member' if reader.num_members == 1 else 'members'}{each}")
-    frames = f"{len(reader.times)} {'frame' if len(reader.times) == 1 else 'frames'}"
+        parts.append(f"{counted(reader.num_members, 'member')}{each}")
+    frames = counted(len(reader.times), "frame")
     parts.append(f"{frames} from {seen} observed" if seen else frames)
     parts.append(f"on {' x '.join(str(len(x)) for x in reader.coords)} points")
     by = f" by {attrs['model']}" if "model" in attrs else ""
@@ -164,8 +165,7 @@ def _score_tables(
         return reasons or "<p>No truth is known for these trajectories, so there are no errors and no calibration.</p>"
     columns = [("all channels" if len(results) > 1 else "value", overall)]
     columns += [(reader.channels[c], scores) for c, scores in results.items() if c is not None and scores]
-    count = overall["num_trajectories"]
-    caption = f"Over {count} {'trajectory' if count == 1 else 'trajectories'}, all frames and points"
+    caption = f"Over {counted(overall['num_trajectories'], 'trajectory')}, all frames and points"
     body = [
         [label, *(_number(scores[name]) for _, scores in columns)]
         for name, label in _SCORES.items()

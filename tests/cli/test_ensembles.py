@@ -219,6 +219,7 @@ def test_score_shows_the_paper_beside_it(enma: Callable, tiny: Path, test_in: Pa
     rows = {line.split("  ")[0].strip(): line.split() for line in run.out.splitlines() if line.strip()}
     assert rows["ENMA (paper)"][2:] == ["7.86e-3", "-", "1.70e-3", "0.0868", "-", "-"]
     assert "2 members from 3 frames, 17 frames scored, seed 0" in run.out
+    assert run.out.splitlines()[0].rstrip().endswith("temporal: 1 trajectory")
 
 
 @pytest.mark.parametrize("task", ["temporal", "initial-value"])
