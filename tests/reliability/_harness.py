@@ -14,6 +14,8 @@ import numpy as np
 
 from enma_fast.output import LEDGER
 
+PHASES = ("making", "empty", "members", "finishing", "finished")
+
 
 @dataclass(frozen=True)
 class Ended:
@@ -150,7 +152,7 @@ def units(store: Path) -> tuple[int, int] | None:
 
 
 def phase(store: Path) -> str:
-    """How far a run has come: "making" the store, "empty", "members" partly done, "finishing", or "finished"."""
+    """How far a run has come, of `PHASES`: "members" when some are done."""
     if not store.exists():
         return "making"
     found = units(store)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from .._files import contents
-from ._harness import Ended, Process, Server, beside, phase, steps
+from ._harness import PHASES, Ended, Process, Server, beside, phase, steps
 
 pytestmark = pytest.mark.kill
 
@@ -157,18 +157,21 @@ def test_at_random_moments_several_times_in_a_row(runs: Runs, rng: np.random.Gen
     assert ended.status == 0, ended.err
     runs.whole = contents(runs.folder)
     longest = 1.2 * ended.json["seconds"]
-    while landed.total() < 8:
+    # Around the making of the store, which happens once, and among the members: what is there first, and the most then.
+    moments = (("making", 0.02), ("empty", 0.1 * longest), ("making", longest), ("members", longest))
+    rounds = 0
+    # On a busy machine a round may miss what it aims at.
+    while landed.total() < 8 or not (landed["making"] + landed["empty"] and landed["members"]):
+        rounds += 1
+        assert rounds <= 20, landed
         runs.clear()
-        # Around the making of the store, which happens once, and among the members.
-        for made, last in ((False, 0.02), (True, 0.1 * longest), (False, longest), (False, longest)):
+        for reached, last in moments:
             process = runs.start()
-            while made and not runs.store.exists():
-                assert process.state(1e-3) == "running"
+            while PHASES.index(phase(runs.store)) < PHASES.index(reached) and process.state(1e-3) == "running":
+                pass
             if process.state(rng.uniform(0, last)) == "running" and process.kill().status == -9:
                 landed[phase(runs.store)] += 1
         runs.check(Counter())
-    assert landed["making"] + landed["empty"] >= 1, landed
-    assert landed["members"] >= 1, landed
 
 
 @pytest.mark.parametrize("runs", MODES, indirect=True)
