@@ -10,6 +10,7 @@ Legend: B batch, T frames (latent frames for the dynamics), N tokens per frame, 
 from __future__ import annotations
 
 import atexit
+import importlib
 import json
 import logging
 import os
@@ -89,6 +90,8 @@ def join_ranks() -> Rank:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Rank()
     if not dist.is_initialized():
+        # The optimisers import it, and defaults of its functions are the group of that time: held so, it is never left.
+        importlib.import_module("torch.distributed.nn.functional")
         if torch.cuda.is_available():
             # Ranks of one machine get a GPU each; a run may also stay on the CPU of a machine that has some.
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
@@ -100,7 +103,7 @@ def join_ranks() -> Rank:
 
 
 def leave_ranks() -> None:
-    """Leave the process group while Python still runs; called at exit.
+    """Leave the process group, and end its threads, while Python still runs; called at exit.
 
     A thread of Gloo that lets go of a tensor later than that aborts the process (pytorch/pytorch#190489).
     """

@@ -23,7 +23,6 @@ from enma_fast.errors import EnmaError
 from enma_fast.launch import Launch
 from enma_fast.ledger import Ledger, write_ledger
 from enma_fast.members import sample_fields
-from enma_fast.model import Model
 from enma_fast.output import LEDGER, member_file, read_forecast, stacked
 from enma_fast.system import versions
 
@@ -172,7 +171,8 @@ def test_what_another_run_wrote_is_refused_with_what_differs(
     common = {"members": 3, "select": [0, 1]}
     start(data, out, **common).execute()
     before = contents(out)
-    other = Model(load_model(tiny).config)
+    other = load_model(tiny)
+    other.latent_mean += 1
     save_model(other, tmp_path / "other")
     changed = tmp_path / "data.h5"
     shutil.copy(test_in, changed)
