@@ -226,7 +226,7 @@ class _Undrawn(TorchFunctionMode):
     That is a third of the time of loading, and leaves the caller's random numbers as they were.
     """
 
-    _DRAWS = (init.normal_, init.uniform_, init.kaiming_uniform_, Tensor.normal_, Tensor.uniform_)
+    _DRAWS = (init.normal_, init.uniform_, init.kaiming_uniform_)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in self._DRAWS:

@@ -16,6 +16,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from .errors import EnmaError
+from .wording import counted
 
 if TYPE_CHECKING:
     import pydantic
@@ -289,7 +290,7 @@ def _check_model(config: ModelConfig) -> None:
     if dyn.positions == "rotary" and dyn.width // dyn.heads < 8 * tok.dims:
         raise EnmaError(
             f"{config.name}: dynamics.width {dyn.width} over {dyn.heads} heads is {dyn.width // dyn.heads} channels a"
-            f" head; rotary positions in {tok.dims} dimension{'s' * (tok.dims > 1)} need {8 * tok.dims}"
+            f" head; rotary positions in {counted(tok.dims, 'dimension')} need {8 * tok.dims}"
         )
 
 

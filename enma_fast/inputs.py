@@ -23,6 +23,7 @@ from .layers import own_dtype
 from .model import Model
 from .noise import trajectory_seed
 from .system import memory
+from .wording import counted
 
 log = logging.getLogger("enma_fast")
 
@@ -99,8 +100,7 @@ def read_request(
     observed = 0 if known is None else known.shape[1]
     if other is None and observed < 3:
         raise EnmaError(
-            f"history has {observed} frame{'s' * (observed != 1)}; the model {config.name!r} needs at least 3,"
-            " or pass context="
+            f"history has {counted(observed, 'frame')}; the model {config.name!r} needs at least 3, or pass context="
         )
     if num_frames is None:
         num_frames = config.num_frames - observed
