@@ -217,6 +217,8 @@ class TrainingConfig:
     history_noise_share: float = 0.0
     # Shift trajectories around a periodic domain, by grid points.
     shift: bool = False
+    # Scale fields by a factor drawn log-uniformly (equations with that symmetry only).
+    amplitude: tuple[float, float] = (1.0, 1.0)
     # Share of training sequences that hold two trajectories of one environment (context, then target).
     context_share: float = 0.5
 
@@ -312,6 +314,7 @@ def _check_training(config: TrainingConfig) -> None:
         ("point_fraction", "from 0 to 1", 1.0),
         ("mask_ratio", "from 0 to 1", 1.0),
         ("history_noise", "above 0", math.inf),
+        ("amplitude", "above 0", math.inf),
     ):
         low, high = getattr(config, name)
         if not (0 <= low <= high <= most and (low > 0 or most == 1)):

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .checkpoint import WEIGHTS, load_tokenizer, locate, save_model, save_tokenizer, sha256, write_atomic
+from .checkpoint import WEIGHTS, load_tensors, load_tokenizer, locate, save_model, save_tokenizer, sha256, write_atomic
 from .config import ModelConfig, TrainingConfig, find_preset, replace, to_json
 from .data import FieldFile, read
 from .errors import EnmaError
@@ -36,7 +36,7 @@ RUN, LOG, CHECKPOINT, LATENTS = "run.json", "log.jsonl", "checkpoint", "latents-
 # Held-out trajectories that are reconstructed, and that are rolled out, at each validation.
 TOKENIZER_VALIDATION, DYNAMICS_VALIDATION = 200, 48
 # What a resumed run must have in common with the one that began the folder.
-_FIXED = ("stage", "model", "training", "seed", "data", "tokenizer")
+_FIXED = ("stage", "model", "training", "seed", "data", "tokenizer", "start")
 
 
 def train_tokenizer(
@@ -46,6 +46,7 @@ def train_tokenizer(
     options: RunOptions,
     model_changes: Mapping[str, Any] | None = None,
     training_changes: Mapping[str, Any] | None = None,
+    start: str | Path | None = None,
 ) -> dict[str, Any]:
     """Train a preset's tokenizer on `<dataset>-train.h5` and validate on `<dataset>-val.h5`.
 
@@ -55,6 +56,7 @@ def train_tokenizer(
     data_dir : folder of the data files
     options : how the run is carried out; `options.out` is the run folder
     model_changes, training_changes : dotted keys of `ModelConfig` and `TrainingConfig` and their new values
+    start : run folder or checkpoint whose weights the training starts from; by default it starts from random ones
 
     Returns
     -------
@@ -73,13 +75,16 @@ def train_tokenizer(
     training = replace(chosen.tokenizer_training, training_changes or {}, source="training config")
     files = [data_file(data_dir, config.dataset, split) for split in ("train", "val")]
     train, val = (_read(file, config) for file in files)
-    _begin(options, rank, stage="tokenizer", preset=preset, model=config, training=training, files=files)
+    first = None if start is None else checkpoint_folder(start)
+    _begin(options, rank, stage="tokenizer", preset=preset, model=config, training=training, files=files, start=first)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         task = TokenizerTask(
             config, training, train=_fields(train), val=_fields(val, _spread(val, TOKENIZER_VALIDATION))
         )
     assert isinstance(task.module, Tokenizer)
+    if first is not None:
+        load_tensors(task.module, load_tokenizer(first)[0].state_dict(), source=str(first))
     scores = _run(task, options)
     folder = options.out / CHECKPOINT
     if finished(options, training) and rank.index == 0:
@@ -106,7 +111,7 @@ def train_dynamics(
     foreign = [key for key in model_changes or {} if key.split(".")[0] == "tokenizer"]
     if foreign:
         raise EnmaError(f"{foreign[0]}: belongs to the tokenizer's training; change it in `train tokenizer`")
-    source = tokenizer_folder(tokenizer)
+    source = checkpoint_folder(tokenizer)
     trained, theirs = load_tokenizer(source)
     if theirs.dataset != chosen.model.dataset:
         raise EnmaError(
@@ -157,14 +162,14 @@ def data_file(folder: Path, dataset: str, split: str) -> Path:
     return path
 
 
-def tokenizer_folder(tokenizer: str | Path) -> Path:
-    """Checkpoint folder of a tokenizer: that of a run, a folder itself, or a shipped model's."""
-    in_run = Path(tokenizer) / CHECKPOINT
+def checkpoint_folder(source: str | Path) -> Path:
+    """Checkpoint folder of a run, a folder itself, or a shipped model's."""
+    in_run = Path(source) / CHECKPOINT
     if in_run.is_dir():
         return locate(in_run)
-    if (Path(tokenizer) / LOG).is_file():
-        raise EnmaError(f"{tokenizer}: this run has no {CHECKPOINT} yet; let it finish first")
-    return locate(tokenizer)
+    if (Path(source) / LOG).is_file():
+        raise EnmaError(f"{source}: this run has no {CHECKPOINT} yet; let it finish first")
+    return locate(source)
 
 
 def finished(options: RunOptions, training: TrainingConfig) -> bool:
@@ -211,6 +216,7 @@ def _begin(
     training: TrainingConfig,
     files: list[Path],
     tokenizer: str | None = None,
+    start: Path | None = None,
 ) -> None:
     """Write the record of a new run, or hold one that has a state to resume to the record that is there."""
     record = {
@@ -221,6 +227,7 @@ def _begin(
         "seed": options.seed,
         "data": {file.name: sha256(file) for file in files},
         "tokenizer": tokenizer,
+        "start": None if start is None else sha256(start / WEIGHTS),
         "precision": options.precision,
         "compile": options.compile,
         "device": options.device,

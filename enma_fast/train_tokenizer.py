@@ -42,6 +42,8 @@ class TokenizerTask:
         observed = self._observed(B, generator) if self.options.interpolation else None
         mine = rank.share(B)
         u = roll(self.train[rows[mine]], [s[mine] for s in shifts])
+        if self.config.amplitude != (1.0, 1.0):
+            u = u * factors(self.config.amplitude, B, generator)[mine].view(-1, *(1,) * (u.ndim - 1))
         inputs = [u, noise[mine]]
         if observed is not None:
             index, valid = observed[0][mine], observed[1][mine]
@@ -69,6 +71,12 @@ class TokenizerTask:
             out = averaged.decode(averaged.encode(u), u.shape[1])
             errors.append((out - u).flatten(1).norm(dim=1) / u.flatten(1).norm(dim=1))
         return {"rel_l2": torch.cat(errors).mean().item()}
+
+
+def factors(bounds: tuple[float, float], count: int, generator: torch.Generator) -> Tensor:
+    """`count` factors, log-uniform between the bounds."""
+    low, high = bounds
+    return low * (high / low) ** torch.rand(count, generator=generator)
 
 
 def roll(u: Tensor, shifts: list[Tensor]) -> Tensor:

@@ -34,6 +34,10 @@ TrainSet = Annotated[
 ]
 SaveSeconds = Annotated[float, typer.Option("--save-seconds", help="Seconds between saved states.")]
 ValidateEvery = Annotated[int, typer.Option("--validate-every", min=1, help="Steps between validations.")]
+Start = Annotated[
+    str | None,
+    typer.Option("--from", metavar="RUN", help="Start from the weights of this run or checkpoint, not from random ones."),
+]
 StopAfter = Annotated[int | None, typer.Option("--stop-after", min=1, help="Stop at this step, to resume later.")]
 
 
@@ -41,6 +45,7 @@ def tokenizer(
     preset: PresetName,
     data: DataFolder,
     out: RunFolder,
+    start: Start = None,
     steps: Steps = None,
     batch: Batch = None,
     seed: RunSeed = 0,
@@ -69,6 +74,7 @@ def tokenizer(
             ),
             model_changes=settings(model_set or [], "--set"),
             training_changes=_training(train_set, steps, batch),
+            start=start,
         )
     _finish(terminal, result)
 
