@@ -26,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 data_app = typer.Typer(no_args_is_help=True, help="Make and look at field files.")
-train_app = typer.Typer(no_args_is_help=True, help="Train a model: first its tokenizer, then its dynamics.")
+train_app = typer.Typer(no_args_is_help=True, help="Train a model: its tokenizer, its dynamics, then whole forecasts.")
 app.add_typer(data_app, name="data")
 app.add_typer(train_app, name="train")
 
@@ -35,6 +35,7 @@ data_app.command("generate")(data.generate)
 data_app.command("info")(data.info)
 train_app.command("tokenizer")(train.tokenizer)
 train_app.command("dynamics")(train.dynamics)
+train_app.command("forecasts")(train.forecasts)
 train_app.command("publish")(train.publish)
 app.command("forecast")(forecast.forecast)
 app.command("score")(score.score)

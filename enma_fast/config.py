@@ -134,6 +134,11 @@ class DynamicsConfig:
     by the token's place, with the domain's own harmonics, and by the frame number, so that a periodic model commutes
     with shifts by whole tokens. ``condition``: ``concat`` gives the masked transformer context and frame as 2N tokens
     (the paper); ``add`` gives their sum as N tokens.
+
+    ``decoder``: ``masked-flow`` decides a frame in mask steps, each token by the flow-matching head (the paper);
+    ``one-pass`` decides it in one pass of the masked transformer, with noise in place of the mask token and the token
+    read off linearly. Frame 0 of a generated trajectory, a distribution over initial states, is decided by
+    ``masked-flow`` in either case.
     """
 
     width: int = 512
@@ -144,6 +149,7 @@ class DynamicsConfig:
     patch: tuple[int, ...] = (1,)
     positions: Literal["sincos", "rotary"] = "sincos"
     condition: Literal["concat", "add"] = "concat"
+    decoder: Literal["masked-flow", "one-pass"] = "masked-flow"
     scale_shift_rank: int = 24
     flow: FlowConfig = field(default_factory=FlowConfig)
 
@@ -195,8 +201,36 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RolloutConfig:
+    """Training on whole forecasts: the sampler's own members, scored by the fair CRPS of their tokens.
+
+    A trajectory is observed for ``history`` latent frames (a number between the two), or for one frame beside a
+    context in ``context_share`` of the batches; ``members`` are then rolled out to its end, or for ``frames`` latent
+    frames, and gradients pass through all of them. ``frames`` grows linearly from 1 over the first
+    ``curriculum_steps`` steps.
+
+    A trajectory weighs ``1 / (rms + weight_floor)``, relative to ``1 / (weight_rms + weight_floor)`` and at most
+    ``weight_most``, where rms is that of its standardised fields' amplitude in the field's units: relative errors are
+    what counts, but not of fields that have decayed. ``energy`` adds so much of the energy score of whole frames,
+    which also sees how tokens vary together. ``fairness`` below 1 is the almost fair CRPS (Lang et al., 2024).
+    ``first_frame`` weighs the flow loss of frame 0 given a context, which generation needs.
+    """
+
+    members: int = 2
+    frames: int | None = None
+    curriculum_steps: int = 0
+    history: tuple[int, int] = (2, 4)
+    weight_floor: float = 0.03
+    weight_rms: float = 0.3
+    weight_most: float = 6.0
+    energy: float = 0.0
+    fairness: float = 1.0
+    first_frame: float = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """One training run of the tokenizer or the dynamics (paper tables 11 and E.2.3)."""
+    """One training run of the tokenizer, of the dynamics (paper tables 11 and E.2.3), or on whole forecasts."""
 
     steps: int = 100_000
     batch: int = 128
@@ -221,6 +255,7 @@ class TrainingConfig:
     amplitude: tuple[float, float] = (1.0, 1.0)
     # Share of training sequences that hold two trajectories of one environment (context, then target).
     context_share: float = 0.5
+    rollout: RolloutConfig | None = None
 
     def __post_init__(self) -> None:
         _check_training(self)
@@ -233,6 +268,7 @@ class Preset:
     model: ModelConfig
     tokenizer_training: TrainingConfig
     dynamics_training: TrainingConfig
+    forecast_training: TrainingConfig
 
 
 # Whole numbers of at least 1, where there is one.
@@ -319,6 +355,26 @@ def _check_training(config: TrainingConfig) -> None:
         low, high = getattr(config, name)
         if not (0 <= low <= high <= most and (low > 0 or most == 1)):
             raise EnmaError(f"{name} is {[low, high]}; two numbers {said}, the smaller first, are needed")
+    if config.rollout is not None:
+        _check_rollout(config.rollout)
+
+
+def _check_rollout(rollout: RolloutConfig) -> None:
+    if rollout.members < 2:
+        raise EnmaError(f"rollout.members is {rollout.members}; a score of ensembles needs at least 2")
+    if rollout.frames is not None and rollout.frames < 1:
+        raise EnmaError(f"rollout.frames is {rollout.frames}; at least 1 is needed, or null for all")
+    low, high = rollout.history
+    if not 1 <= low <= high:
+        raise EnmaError(f"rollout.history is {[low, high]}; two numbers from 1 on, the smaller first, are needed")
+    for name in ("weight_floor", "weight_rms", "weight_most"):
+        if not getattr(rollout, name) > 0:
+            raise EnmaError(f"rollout.{name} is {getattr(rollout, name)}; a number above 0 is needed")
+    for name in ("curriculum_steps", "energy", "first_frame"):
+        if not getattr(rollout, name) >= 0:
+            raise EnmaError(f"rollout.{name} is {getattr(rollout, name)}; 0 or more is needed")
+    if not 0 <= rollout.fairness <= 1:
+        raise EnmaError(f"rollout.fairness is {rollout.fairness}; a number from 0 to 1 is needed")
 
 
 _T = TypeVar("_T")
@@ -368,6 +424,7 @@ def _reader(cls: Any) -> pydantic.TypeAdapter[Any]:
         DynamicsConfig,
         SamplingConfig,
         ModelConfig,
+        RolloutConfig,
         TrainingConfig,
         Preset,
     )
@@ -433,6 +490,13 @@ _SMALL_DYNAMICS = DynamicsConfig(
     scale_shift_rank=0,
     flow=FlowConfig(width=128, layers=2, time_features=64, target="residual", draws=2),
 )
+# Training on whole forecasts makes the sampler good at its own settings, so these can be few.
+_SAMPLING_SMALL = SamplingConfig(mask_steps=1, flow_steps=2)
+# Its mask and flow steps serve frame 0 of a generated trajectory only.
+_FAST: dict[str, Any] = {
+    "dynamics": dataclasses.replace(_SMALL_DYNAMICS, decoder="one-pass"),
+    "sampling": SamplingConfig(mask_steps=4, flow_steps=4),
+}
 _SMALL_TRAINING = TrainingConfig(
     steps=3600,
     batch=64,
@@ -443,28 +507,48 @@ _SMALL_TRAINING = TrainingConfig(
     mask_ratio=(0.0, 1.0),
     shift=True,
 )
+# On whole forecasts, from finished dynamics: docs/experiments.md.
+_SMALL_FORECASTS = TrainingConfig(
+    steps=4000,
+    batch=64,
+    optimizer="muon",
+    learning_rate=5e-4,
+    final_learning_rate=1e-5,
+    warmup_steps=50,
+    ema_decay=0.998,
+    shift=True,
+    context_share=1 / 3,
+    rollout=RolloutConfig(),
+)
 
 
-def _paper(name: str, *, sampling: SamplingConfig | None = None, batch: int = 128, **model: Any) -> Preset:
+def _paper(
+    name: str, *, dataset: str | None = None, sampling: SamplingConfig | None = None, batch: int = 128, **model: Any
+) -> Preset:
     # 12,000 trajectories: 1000 epochs of the dynamics and of a 1-D tokenizer, 150 of a 2-D one.
     plane = model["tokenizer"].dims == 2
     return Preset(
         model=ModelConfig(
-            name=f"{name}-paper", dataset=name.replace("-", "_"), sampling=sampling or SamplingConfig(), **model
+            name=f"{name}-paper",
+            dataset=dataset or name.replace("-", "_"),
+            sampling=sampling or SamplingConfig(),
+            **model,
         ),
         tokenizer_training=dataclasses.replace(_PAPER_TOKENIZER_TRAINING, steps=225_000, batch=8)
         if plane
         else _PAPER_TOKENIZER_TRAINING,
         dynamics_training=dataclasses.replace(_PAPER_TRAINING, steps=94_000 * 128 // batch, batch=batch),
+        forecast_training=_SMALL_FORECASTS,
     )
 
 
 def _small(name: str, dataset: str, tokenizer: TokenizerConfig, **model: Any) -> Preset:
-    settings: dict[str, Any] = {"dynamics": _SMALL_DYNAMICS, "sampling": SamplingConfig(mask_steps=4)} | model
+    settings: dict[str, Any] = {"dynamics": _SMALL_DYNAMICS, "sampling": _SAMPLING_SMALL} | model
     return Preset(
         model=ModelConfig(name=name, dataset=dataset, tokenizer=tokenizer, **settings),
         tokenizer_training=_SMALL_TOKENIZER_TRAINING,
         dynamics_training=_SMALL_TRAINING,
+        forecast_training=_SMALL_FORECASTS,
     )
 
 
@@ -472,6 +556,7 @@ PRESETS: dict[str, Preset] = {
     preset.model.name: preset
     for preset in (
         _small("combined-small", "combined", _SMALL_TOKENIZER),
+        _small("combined-fast", "combined", _SMALL_TOKENIZER, **_FAST),
         _small("advection-small", "advection", dataclasses.replace(_SMALL_TOKENIZER, lengths=(1.0,))),
         # Observations at scattered points: the interpolation of paper D.1.1 in front of the same tokenizer.
         _small(
@@ -488,9 +573,9 @@ PRESETS: dict[str, Preset] = {
             num_frames=30,
             frame_interval=2 / 29,
             dynamics=dataclasses.replace(_SMALL_DYNAMICS, patch=(4, 4)),
-            sampling=SamplingConfig(mask_steps=8),
         ),
         _paper("combined", tokenizer=_PAPER_1D),
+        _paper("combined-fast", dataset="combined", tokenizer=_PAPER_1D, dynamics=DynamicsConfig(decoder="one-pass")),
         _paper("advection", tokenizer=dataclasses.replace(_PAPER_1D, lengths=(1.0,))),
         _paper(
             "gray-scott",

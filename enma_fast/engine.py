@@ -33,9 +33,13 @@ BACKENDS = ("native", "graph", "static", "reference")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def candidates(device: torch.device, dtype: torch.dtype, *, head_dim: int) -> dict[str, str | None]:
+def candidates(
+    device: torch.device, dtype: torch.dtype, *, head_dim: int, decoder: str = "masked-flow"
+) -> dict[str, str | None]:
     """Ways to sample with weights of this device, dtype and size of heads, best first; why one cannot serve."""
     on_gpu = device.type == "cuda"
+    if decoder == "one-pass":
+        return {"native": "todo", "graph": "todo", "static": "todo", "reference": None}
     return {
         "native": sampler.problem(device, dtype, head_dim=head_dim),
         "graph": None if on_gpu else f"needs a CUDA device, the model is on {device}",
@@ -67,7 +71,7 @@ class Engine:
         self.dtype = dtype or own_dtype(dynamics)
         config = dynamics.config.dynamics
         device = next(dynamics.parameters()).device
-        found = candidates(device, self.dtype, head_dim=config.width // config.heads)
+        found = candidates(device, self.dtype, head_dim=config.width // config.heads, decoder=config.decoder)
         if backend == "static":
             found["static"] = None
         if self.dtype != own_dtype(dynamics):

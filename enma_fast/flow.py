@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .config import FlowConfig
-from .layers import widened
+from .layers import exact, widened
 from .ops.flow_head import flow_head_ref, velocity
 from .ops.flow_plan import BlockWeights, FlowPlan, HeadWeights
 from .schedule import flow_times
@@ -114,7 +114,7 @@ class FlowHead(nn.Module):
     def mean_and_scale(self, c: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and scale ``[..., C]`` of the tokens in fp32 or float64 (``residual`` target only)."""
         assert self.moments is not None
-        mean, raw = widened(self.moments(c)).chunk(2, dim=-1)
+        mean, raw = widened(exact(self.moments, c)).chunk(2, dim=-1)
         # Smoothly bounded below: a token is never claimed to better than 1e-3 of its standard deviation.
         return mean, F.softplus(raw + math.log(math.e - 1)) + 1e-3
 

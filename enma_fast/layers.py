@@ -11,6 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .ops.modulated_norm import modulated_norm
+
+
+# Types of the fused norm; float64 is for tests.
+FUSED = (torch.float32, torch.bfloat16)
+
 
 def widened(x: Tensor) -> Tensor:
     """In fp32, or in float64 as it is: what sums and tokens are kept in beside weights of any type."""
@@ -26,6 +32,10 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled() and x.requires_grad and x.dtype in FUSED:
+            # Forward and backward in one pass each; sampling keeps to the plain form, whose bits it promises.
+            fused: Tensor = modulated_norm(x, kind="rms", weight=self.weight, eps=self.eps)  # type: ignore[assignment]
+            return fused
         wide = widened(x)
         y = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps) * widened(self.weight)
         return y.to(x.dtype)
@@ -181,6 +191,12 @@ def init_linear(module: nn.Module, *, depth: int) -> None:
             nn.init.normal_(child.weight, std=std)
             if child.bias is not None:
                 nn.init.zeros_(child.bias)
+
+
+def exact(layer: nn.Linear, x: Tensor) -> Tensor:
+    """A linear layer in the precision of its weights, inside of autocast too."""
+    with torch.autocast(x.device.type, enabled=False):
+        return layer(x.to(layer.weight.dtype))
 
 
 def own_dtype(module: nn.Module) -> torch.dtype:

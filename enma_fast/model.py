@@ -47,6 +47,7 @@ class Dynamics(nn.Module):
         self.temporal = CausalTransformer(config)
         self.spatial = MaskedTransformer(config)
         self.flow = FlowHead(dyn.flow, config.token_channels, dyn.width)
+        self.read = nn.Linear(dyn.width, config.token_channels) if dyn.decoder == "one-pass" else None
 
     def forward(self, segments: list[Tensor], draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean loss over the masked tokens of all segments, and terms to log.

@@ -15,7 +15,7 @@ _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
 def orthogonalise(g: Tensor, *, steps: int = 5) -> Tensor:
-    """Nearest (semi-)orthogonal matrix to each ``[..., rows, columns]``, by five Newton-Schulz steps in fp32.
+    """Nearest (semi-)orthogonal matrix to each ``[..., rows, columns]``, by five Newton-Schulz steps in its own type.
 
     ``torch.optim.Muon`` does this in bfloat16, which CPUs without AVX-512 BF16 run a hundred times slower than fp32.
     """
@@ -36,9 +36,16 @@ class Muon(torch.optim.Optimizer):
     """
 
     def __init__(
-        self, params: Iterable[nn.Parameter], *, lr: float, momentum: float = 0.95, weight_decay: float = 0.0
+        self,
+        params: Iterable[nn.Parameter],
+        *,
+        lr: float,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self.dtype = dtype
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -58,13 +65,18 @@ class Muon(torch.optim.Optimizer):
                     state["momentum"].lerp_(p.grad, 1 - group["momentum"])
                     updates.append(p.grad.lerp(state["momentum"], group["momentum"]))
                 size = 0.2 * math.sqrt(max(shape))
-                for p, update in zip(members, orthogonalise(torch.stack(updates)), strict=True):
+                for p, update in zip(members, orthogonalise(torch.stack(updates).to(self.dtype)), strict=True):
                     p.mul_(1 - group["lr"] * group["weight_decay"])
-                    p.add_(update, alpha=-group["lr"] * size)
+                    p.add_(update.to(p.dtype), alpha=-group["lr"] * size)
 
 
-def build(module: nn.Module, config: TrainingConfig) -> list[torch.optim.Optimizer]:
-    """Optimisers for ``module``: one AdamW, or Muon for block matrices and AdamW for the rest."""
+def build(
+    module: nn.Module, config: TrainingConfig, *, dtype: torch.dtype = torch.float32
+) -> list[torch.optim.Optimizer]:
+    """Optimisers for ``module``: one AdamW, or Muon for block matrices and AdamW for the rest.
+
+    ``dtype`` is that of Muon's orthogonalisation. Parameters that need no gradient are left out.
+    """
     matrices: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
     for name, p in module.named_parameters():
@@ -74,7 +86,7 @@ def build(module: nn.Module, config: TrainingConfig) -> list[torch.optim.Optimiz
         torch.optim.AdamW(rest, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay)
     ]
     if matrices:
-        optimizers.append(Muon(matrices, lr=config.learning_rate, weight_decay=config.weight_decay))
+        optimizers.append(Muon(matrices, lr=config.learning_rate, weight_decay=config.weight_decay, dtype=dtype))
     return optimizers
 
 

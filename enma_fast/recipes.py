@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .checkpoint import WEIGHTS, load_tensors, load_tokenizer, locate, save_model, save_tokenizer, sha256, write_atomic
+from .checkpoint import WEIGHTS, load_model, load_tensors, load_tokenizer, locate, save_model, save_tokenizer, sha256, write_atomic
 from .config import ModelConfig, TrainingConfig, find_preset, replace, to_json
 from .data import FieldFile, read
 from .errors import EnmaError
@@ -28,13 +28,16 @@ from .tasks import check_file
 from .tokenizer import Tokenizer
 from .train import STATE, Rank, RunOptions, Task, abandon_ranks, join_ranks, run
 from .train_dynamics import DynamicsTask, Latents, encode_all
+from .train_forecasts import ForecastTask
 from .train_tokenizer import TokenizerTask
 
 log = logging.getLogger("enma_fast")
 
 RUN, LOG, CHECKPOINT, LATENTS = "run.json", "log.jsonl", "checkpoint", "latents-train.safetensors"
 # Held-out trajectories that are reconstructed, and that are rolled out, at each validation.
-TOKENIZER_VALIDATION, DYNAMICS_VALIDATION = 200, 48
+TOKENIZER_VALIDATION, DYNAMICS_VALIDATION, FORECAST_VALIDATION = 200, 48, 120
+# What a one-pass decoder has beside a masked-flow one.
+ONE_PASS = ("dynamics.read.", "dynamics.spatial.noise.")
 # What a resumed run must have in common with the one that began the folder.
 _FIXED = ("stage", "model", "training", "seed", "data", "tokenizer", "start")
 
@@ -100,6 +103,7 @@ def train_dynamics(
     options: RunOptions,
     model_changes: Mapping[str, Any] | None = None,
     training_changes: Mapping[str, Any] | None = None,
+    start: str | Path | None = None,
 ) -> dict[str, Any]:
     """Train a preset's dynamics on the latent frames of a trained tokenizer, which are computed once.
 
@@ -125,6 +129,7 @@ def train_dynamics(
     rows = _spread(val, DYNAMICS_VALIDATION)
     contexts = np.array([val.context_for(int(i)) for i in rows])
     key = sha256(source / WEIGHTS)
+    first = None if start is None else checkpoint_folder(start)
     _begin(
         options,
         rank,
@@ -134,11 +139,14 @@ def train_dynamics(
         training=training,
         files=files,
         tokenizer=key,
+        start=first,
     )
     latents = _latents(trained, config, files[0], key, options.out / LATENTS, training.shift, rank)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         model = Model(config)
+    if first is not None:
+        inherit(model, load_model(first), source=str(first))
     model.tokenizer.load_state_dict(trained.state_dict())
     model.to(options.device)
     task = DynamicsTask(
@@ -152,6 +160,90 @@ def train_dynamics(
     if finished(options, training) and rank.index == 0:
         save_model(model, options.out / CHECKPOINT)
     return _end(task, options, rank, "dynamics", preset, scores)
+
+
+def train_forecasts(
+    preset: str,
+    *,
+    start: str | Path,
+    data_dir: Path,
+    options: RunOptions,
+    model_changes: Mapping[str, Any] | None = None,
+    training_changes: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Train a preset on whole forecasts, from the weights of finished dynamics.
+
+    Parameters and errors are those of `train_tokenizer`; `start` is a run folder of the dynamics, of this stage or any
+    whole checkpoint, whose tokenizer stays as it is. What the preset's model has and `start` lacks (the noise and the
+    output of a one-pass decoder) begins anew. The checkpoint is the whole model with the averaged weights of the best
+    validation.
+    """
+    rank = join_ranks()
+    chosen = find_preset(preset)
+    foreign = [key for key in model_changes or {} if key.split(".")[0] == "tokenizer"]
+    if foreign:
+        raise EnmaError(f"{foreign[0]}: belongs to the tokenizer's training; change it in `train tokenizer`")
+    source = checkpoint_folder(start)
+    before = load_model(source)
+    if before.config.dataset != chosen.model.dataset:
+        raise EnmaError(
+            f"{source}: is a model for {before.config.dataset}; the preset {preset} is for {chosen.model.dataset}"
+        )
+    base = dataclasses.replace(chosen.model, tokenizer=before.config.tokenizer)
+    config = replace(base, model_changes or {}, source="model config")
+    training = replace(chosen.forecast_training, training_changes or {}, source="training config")
+    files = [data_file(data_dir, config.dataset, split) for split in ("train", "val")]
+    train, val = (_read(file, config) for file in files)
+    rows = _spread(val, FORECAST_VALIDATION)
+    contexts = np.array([val.context_for(int(i)) for i in rows])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(options.seed)
+        model = Model(config)
+    inherit(model, before, source=str(source))
+    model.tokenizer.requires_grad_(False)
+    _begin(
+        options,
+        rank,
+        stage="forecasts",
+        preset=preset,
+        model=config,
+        training=training,
+        files=files,
+        start=source,
+    )
+    model.to(options.device)
+    task = ForecastTask(
+        model, training, train=train, val=_fields(val, rows), val_contexts=_fields(val, contexts)
+    )
+    scores = _run(task, options)
+    if finished(options, training) and rank.index == 0:
+        save_model(model, options.out / CHECKPOINT)
+    return _end(task, options, rank, "forecasts", preset, scores)
+
+
+def inherit(model: Model, before: Model, *, source: str) -> None:
+    """Give a model the weights of another that differs from it in the decoder at most.
+
+    A one-pass decoder begins with the mean of the flow head's residual target as its output, where there is one.
+
+    Raises
+    ------
+    EnmaError
+        If any other weight is missing or of another shape; names `source` and the weight.
+    """
+    tensors = dict(before.state_dict())
+    read = model.dynamics.read
+    if read is not None and before.dynamics.read is None:
+        moments = before.dynamics.flow.moments
+        new = {name: t for name, t in model.state_dict().items() if name.startswith(ONE_PASS)}
+        if moments is not None:
+            channels = read.out_features
+            new["dynamics.read.weight"] = moments.weight[:channels]
+            new["dynamics.read.bias"] = moments.bias[:channels]
+        tensors |= new
+    elif read is None:
+        tensors = {name: t for name, t in tensors.items() if not name.startswith(ONE_PASS)}
+    load_tensors(model, tensors, source=source)
 
 
 def data_file(folder: Path, dataset: str, split: str) -> Path:

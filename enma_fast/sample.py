@@ -11,7 +11,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .config import SamplingConfig
+from .config import ModelConfig, SamplingConfig
+from .layers import exact, widened
 from .model import Dynamics
 from .noise import token_noise, token_order
 from .schedule import flow_schedule, mask_schedule
@@ -33,6 +34,12 @@ def frame(
         Number of the latent frame in its trajectory, the noise's counter.
     """
     N, C = dynamics.config.num_tokens, dynamics.config.token_channels
+    if in_one_pass(dynamics.config, index):
+        assert dynamics.read is not None
+        tokens_N = torch.arange(N, device=members.device)
+        noise_BNC = token_noise(seed=seeds, members=members, frame=index, mask_step=0, tokens=tokens_N, channels=C)
+        c_BND = dynamics.spatial.from_noise(h_BND, (settings.temperature * noise_BNC).to(h_BND.dtype))
+        return widened(exact(dynamics.read, c_BND))
     order_BN = token_order(seed=seeds, members=members, frame=index, num_tokens=N)
     # Tokens are fp32 beside weights in bf16, float64 beside float64.
     wide = torch.promote_types(h_BND.dtype, torch.float32)
@@ -50,6 +57,11 @@ def frame(
         known_BN = known_BN.scatter(1, tokens_BM, True)
         done += count
     return x_BNC
+
+
+def in_one_pass(config: ModelConfig, index: int) -> bool:
+    """Whether a latent frame is decided in one pass; frame 0, an initial state, never is."""
+    return config.dynamics.decoder == "one-pass" and index > 0
 
 
 @torch.inference_mode()

@@ -11,7 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from .config import ModelConfig
-from .layers import Block, RMSNorm, Rotary, init_linear, sincos
+from .layers import Block, RMSNorm, Rotary, exact, init_linear, sincos
+
+# Of the noise where it enters an untrained one-pass model: the size of the mask token beside it.
+NOISE_STD = 0.02
 
 
 class MaskedTransformer(nn.Module):
@@ -26,9 +29,13 @@ class MaskedTransformer(nn.Module):
         self.concat = dyn.condition == "concat"
         self.embed = nn.Linear(config.token_channels, dyn.width)
         self.mask = nn.Parameter(torch.randn(dyn.width) * 0.02)
+        # Noise in place of unknown tokens, beside the mask token, which keeps what it has learned.
+        self.noise = nn.Linear(config.token_channels, dyn.width, bias=False) if dyn.decoder == "one-pass" else None
         self.blocks = nn.ModuleList([Block(dyn.width, dyn.heads, dyn.mlp_ratio) for _ in range(dyn.spatial_layers)])
         self.norm = RMSNorm(dyn.width)
         init_linear(self.blocks, depth=dyn.spatial_layers)
+        if self.noise is not None:
+            nn.init.normal_(self.noise.weight, std=NOISE_STD * config.token_channels**-0.5)
         rotary = places = None
         if dyn.positions == "rotary":
             turns = Rotary(config.token_grid, config.tokenizer.periodic, dyn.width // dyn.heads)
@@ -57,7 +64,14 @@ class MaskedTransformer(nn.Module):
         Tensor
             ``[B, N, D]``.
         """
-        x_BND = torch.where(known_BN[..., None], self.embed(x_BNC), self.mask.to(h_BND.dtype))
+        return self._run(h_BND, torch.where(known_BN[..., None], exact(self.embed, x_BNC), self.mask.to(h_BND.dtype)))
+
+    def from_noise(self, h_BND: Tensor, noise_BNC: Tensor) -> Tensor:
+        """Conditions ``[B, N, D]`` of all tokens of an unknown frame, with noise in it (one-pass models)."""
+        assert self.noise is not None
+        return self._run(h_BND, self.mask.to(h_BND.dtype) + exact(self.noise, noise_BNC))
+
+    def _run(self, h_BND: Tensor, x_BND: Tensor) -> Tensor:
         if self.places is not None:
             x_BND = x_BND + self.places
         if self.concat:
@@ -68,4 +82,4 @@ class MaskedTransformer(nn.Module):
         rotary = None if self.rotary is None else (self.rotary[0], self.rotary[1])
         for block in cast("list[Block]", self.blocks):
             y = block(y, rotary)
-        return self.norm(y[:, -x_BNC.shape[1] :])
+        return self.norm(y[:, -x_BND.shape[1] :])

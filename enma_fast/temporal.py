@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import ModelConfig
-from .layers import Block, Rotary, ScaleShift, attention, init_linear, sincos
+from .layers import Block, Rotary, ScaleShift, attention, exact, init_linear, sincos
 
 
 class FrameCache:
@@ -33,7 +33,44 @@ class FrameCache:
             block.head_dim,
         )
         self.kv = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
+        self.rows, self.num_tokens = batch, temporal.num_tokens
         self.frames = 0
+
+    def append(self, layer: int, k_BHLK: Tensor, v_BHLK: Tensor) -> tuple[Tensor, Tensor]:
+        """Add keys and values of new frames to a layer; returns all that it holds."""
+        begin = self.frames * self.num_tokens
+        end = begin + k_BHLK.shape[2]
+        self.kv[layer, 0, :, :, begin:end] = k_BHLK
+        self.kv[layer, 1, :, :, begin:end] = v_BHLK
+        keys, values = self.kv[layer, :, :, :, :end]
+        return keys, values
+
+
+class GrowingCache:
+    """Keys and values of the frames seen so far, with gradients."""
+
+    def __init__(self, temporal: CausalTransformer, rows: int) -> None:
+        self.kv: list[tuple[Tensor, Tensor] | None] = [None] * len(temporal.blocks)
+        self.rows = rows
+        self.frames = 0
+
+    def append(self, layer: int, k_BHLK: Tensor, v_BHLK: Tensor) -> tuple[Tensor, Tensor]:
+        """As :meth:`FrameCache.append`."""
+        before = self.kv[layer]
+        if before is None:
+            both = k_BHLK, v_BHLK
+        else:
+            both = torch.cat([before[0], k_BHLK], dim=2), torch.cat([before[1], v_BHLK], dim=2)
+        self.kv[layer] = both
+        return both
+
+    def repeat(self, times: int) -> None:
+        """So many rows for each row, next to each other."""
+        self.kv = [
+            None if both is None else (both[0].repeat_interleave(times, 0), both[1].repeat_interleave(times, 0))
+            for both in self.kv
+        ]
+        self.rows *= times
 
 
 class CausalTransformer(nn.Module):
@@ -60,7 +97,8 @@ class CausalTransformer(nn.Module):
         self.register_buffer("places", places, persistent=False)
 
     def _frames(self, z_BTNC: Tensor) -> Tensor:
-        x = self.embed(z_BTNC)
+        # The sum that all blocks add to keeps fp32 under autocast.
+        x = exact(self.embed, z_BTNC)
         return x if self.places is None else x + self.places
 
     def _start(self, batch: int, segment: int) -> Tensor:
@@ -86,25 +124,38 @@ class CausalTransformer(nn.Module):
         list of Tensor
             For each segment ``[B, T_i, N, D]``: entry t is the context of its frame t.
         """
-        parts = []
-        for i, z_BTNC in enumerate(segments):
-            last = z_BTNC.shape[1] - (i == len(segments) - 1)
-            parts += [self._start(z_BTNC.shape[0], i), self._frames(z_BTNC[:, :last])]
-        x_BTND = torch.cat(parts, dim=1)
-        B, T, N, D = x_BTND.shape
-        frame = torch.arange(T, device=x_BTND.device).repeat_interleave(N)
-        mask = torch.where(frame[:, None] >= frame[None, :], 0.0, float("-inf"))
-        rotary = self._tables(0, T, x_BTND.device)
-        h = x_BTND.view(B, T * N, D)
-        for block in self.blocks:
-            h = block(h, rotary, mask)
-        h_BTND = h.view(B, T, N, D)
+        last = [*segments[:-1], segments[-1][:, :-1]]
+        h_BTND = self.read(last, GrowingCache(self, segments[0].shape[0]))
         out, first = [], 0
         for z_BTNC in segments:
             count = z_BTNC.shape[1]
             out.append(self._scaled(h_BTND[:, first : first + count], h_BTND[:, first : first + 1]))
             first += count + 1
         return out
+
+    def read(self, segments: Sequence[Tensor], cache: GrowingCache) -> Tensor:
+        """Feed whole segments to an empty cache in one pass, each after its start.
+
+        Parameters
+        ----------
+        segments
+            Latent frames of each segment ``[B, T_i, N, C]``; T_i may be 0.
+
+        Returns
+        -------
+        Tensor
+            Raw outputs ``[B, sum(T_i + 1), N, D]``.
+        """
+        parts = []
+        for i, z_BTNC in enumerate(segments):
+            parts += [self._start(z_BTNC.shape[0], i), self._frames(z_BTNC)]
+        x_BTND = torch.cat(parts, dim=1)
+        B, T, N, D = x_BTND.shape
+        frame = torch.arange(T, device=x_BTND.device).repeat_interleave(N)
+        mask = torch.where(frame[:, None] >= frame[None, :], 0.0, float("-inf"))
+        h = self._layers(x_BTND.view(B, T * N, D), self._tables(0, T, x_BTND.device), cache, mask)
+        cache.frames = T
+        return h.view(B, T, N, D)
 
     def _scaled(self, h_BTND: Tensor, anchor_B1ND: Tensor) -> Tensor:
         if self.scale_shift is None:
@@ -118,24 +169,28 @@ class CausalTransformer(nn.Module):
             return h_BND
         return self.scale_shift(h_BND, anchor_BND)
 
-    def start_frame(self, cache: FrameCache, *, segment: int) -> Tensor:
+    def start_frame(self, cache: Cache, *, segment: int) -> Tensor:
         """Feed the start of a segment; returns its raw output ``[B, N, D]``."""
-        return self._step(self._start(cache.kv.shape[2], segment)[:, 0], cache)
+        return self._step(self._start(cache.rows, segment)[:, 0], cache)
 
-    def step(self, z_BNC: Tensor, cache: FrameCache) -> Tensor:
+    def step(self, z_BNC: Tensor, cache: Cache) -> Tensor:
         """Feed one latent frame; returns its raw output ``[B, N, D]``, the context of the next frame."""
         return self._step(self._frames(z_BNC), cache)
 
-    def _step(self, x_BND: Tensor, cache: FrameCache) -> Tensor:
-        N = self.num_tokens
-        rotary = self._tables(cache.frames, 1, x_BND.device)
-        begin, end = cache.frames * N, (cache.frames + 1) * N
-        for layer, block in enumerate(cast("list[Block]", self.blocks)):
-            q, k, v = block.attention.project(block.norm_1(x_BND), rotary)
-            cache.kv[layer, 0, :, :, begin:end] = k
-            cache.kv[layer, 1, :, :, begin:end] = v
-            keys, values = cache.kv[layer, :, :, :, :end]
-            x_BND = x_BND + block.attention.merge(attention(q, keys, values))
-            x_BND = x_BND + block.mlp(block.norm_2(x_BND))
+    def _step(self, x_BND: Tensor, cache: Cache) -> Tensor:
+        h = self._layers(x_BND, self._tables(cache.frames, 1, x_BND.device), cache)
         cache.frames += 1
-        return x_BND
+        return h
+
+    def _layers(
+        self, x_BLD: Tensor, rotary: tuple[Tensor, Tensor] | None, cache: Cache, mask: Tensor | None = None
+    ) -> Tensor:
+        for layer, block in enumerate(cast("list[Block]", self.blocks)):
+            q, k, v = block.attention.project(block.norm_1(x_BLD), rotary)
+            keys, values = cache.append(layer, k, v)
+            x_BLD = x_BLD + block.attention.merge(attention(q, keys, values, mask))
+            x_BLD = x_BLD + block.mlp(block.norm_2(x_BLD))
+        return x_BLD
+
+
+Cache = FrameCache | GrowingCache

@@ -2,7 +2,7 @@
 
 Every random number of step s is a function of (seed, s), so a run that is killed and resumed, or spread over ranks,
 takes the same steps. A run folder holds ``log.jsonl``, ``state.safetensors`` (weights, average, optimiser; the resume
-point) and, at the end, ``checkpoint/``.
+point), ``best.safetensors`` (the averaged weights of the best validation) and, at the end, ``checkpoint/``.
 
 Legend: B batch, T frames (latent frames for the dynamics), N tokens per frame, C channels.
 """
@@ -26,13 +26,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from .checkpoint import load_tensors, read_tensors, write_atomic, write_tensors
-from .config import TrainingConfig, to_json
+from .config import TrainingConfig, from_json, to_json
 from .errors import EnmaError
 from .optim import build, learning_rate
 
 log = logging.getLogger("enma_fast")
 
-STATE = "state.safetensors"
+STATE, BEST = "state.safetensors", "best.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +68,9 @@ class Task(Protocol):
 
     def validate(self, averaged: nn.Module) -> dict[str, float]:
         """Scores of the averaged weights on held-out data."""
+
+    def merit(self, scores: dict[str, float]) -> float:
+        """The number by which a validation is better than another: the lower, the better."""
 
 
 @dataclass(frozen=True)
@@ -132,9 +135,14 @@ def fast_bf16(device: str) -> bool:
     return bool(capability.get("avx512_bf16") or capability.get("amx_bf16"))
 
 
+def in_bf16(options: RunOptions) -> bool:
+    """Whether a run multiplies matrices in bf16: where asked for, or in ``auto`` where the hardware has it."""
+    return options.precision == "bf16" or (options.precision == "auto" and fast_bf16(options.device))
+
+
 def autocast(options: RunOptions) -> AbstractContextManager[Any]:
-    """bf16 autocast where asked for, or in ``auto`` where the hardware has it."""
-    if options.precision == "bf16" or (options.precision == "auto" and fast_bf16(options.device)):
+    """bf16 autocast for the runs that use it."""
+    if in_bf16(options):
         return torch.autocast(torch.device(options.device).type, torch.bfloat16)
     return nullcontext()
 
@@ -156,29 +164,31 @@ class Average:
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay = decay
-        self.values = {name: p.detach().clone() for name, p in module.named_parameters()}
+        self.values = {name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad}
 
     @torch.no_grad()
     def update(self, module: nn.Module, step: int) -> None:
         """Move towards the current weights."""
         weight = 1 - min(self.decay, (1 + step) / (10 + step))
-        current = [p.detach() for _, p in module.named_parameters()]
+        current = [p.detach() for p in module.parameters() if p.requires_grad]
         torch._foreach_lerp_(list(self.values.values()), current, weight)
 
     def swap(self, module: nn.Module) -> None:
         """Exchange averaged and current weights (twice restores them)."""
         for name, p in module.named_parameters():
-            p.data, self.values[name] = self.values[name], p.data
+            if p.requires_grad:
+                p.data, self.values[name] = self.values[name], p.data
 
 
 def run(task: Task, options: RunOptions) -> dict[str, float]:
-    """Train until ``task.config.steps``, resuming from ``options.out`` if it holds a state; returns the last scores.
+    """Train until ``task.config.steps``, resuming from ``options.out`` if it holds a state.
 
-    At the end the module holds the averaged weights.
+    At the end the module of the first rank holds the averaged weights of the best validation, whose scores are
+    returned.
     """
     module, config, rank = task.module.to(options.device), task.config, join_ranks()
-    params = list(module.parameters())
-    optimizers = build(module, config)
+    params = [p for p in module.parameters() if p.requires_grad]
+    optimizers = build(module, config, dtype=torch.bfloat16 if in_bf16(options) else torch.float32)
     average = Average(module, config.ema_decay)
     options.out.mkdir(parents=True, exist_ok=True)
     state_path = options.out / STATE
@@ -187,7 +197,8 @@ def run(task: Task, options: RunOptions) -> dict[str, float]:
     if rank.index == 0:
         _trim_log(log_path, first)
     forward: Callable[..., Any] = torch.compile(module) if options.compile else module
-    last_save, clock, scores = time.monotonic(), time.monotonic(), {}
+    best = _Best(options.out / BEST, task, first)
+    last_save, clock = time.monotonic(), time.monotonic()
     end = config.steps if options.stop_after is None else min(config.steps, options.stop_after)
 
     def record(entry: dict[str, Any]) -> None:
@@ -232,6 +243,8 @@ def run(task: Task, options: RunOptions) -> dict[str, float]:
             average.swap(module)
             module.eval()
             scores = task.validate(module) if rank.index == 0 else {}
+            if rank.index == 0:
+                best.offer(done, scores)
             average.swap(module)
             record({"step": done, "validation": scores})
             log.info("step %d: %s", done, ", ".join(f"{k} {v:.4g}" for k, v in scores.items()))
@@ -239,9 +252,36 @@ def run(task: Task, options: RunOptions) -> dict[str, float]:
         if saves:
             _save_state(state_path, module, average, optimizers, config, done)
             last_save = time.monotonic()
-    average.swap(module)
+    if end < config.steps or not best.take():
+        average.swap(module)
     module.eval()
-    return scores
+    return best.scores
+
+
+class _Best:
+    """The averaged weights of the best validation so far, kept in a file of the run."""
+
+    def __init__(self, path: Path, task: Task, step: int) -> None:
+        self.path, self.task = path, task
+        self.scores: dict[str, float] = {}
+        if step and path.exists():
+            meta = read_tensors(path)[1]
+            # One of steps that a killed run took after its last saved state is found again.
+            if int(meta["step"]) <= step:
+                self.scores = json.loads(meta["scores"])
+
+    def offer(self, step: int, scores: dict[str, float]) -> None:
+        """Keep the module's weights if they are the best; what cannot be compared never is."""
+        if self.scores and not self.task.merit(scores) < self.task.merit(self.scores):
+            return
+        self.scores = scores
+        write_tensors(self.path, self.task.module.state_dict(), {"step": str(step), "scores": json.dumps(scores)})
+
+    def take(self) -> bool:
+        """Put the best weights into the module, if there are any."""
+        if self.scores:
+            load_tensors(self.task.module, read_tensors(self.path)[0], source=str(self.path))
+        return bool(self.scores)
 
 
 def _mean_over_ranks(terms: dict[str, Tensor], rank: Rank) -> dict[str, float]:
@@ -285,7 +325,8 @@ def _load_state(
     path: Path, module: nn.Module, average: Average, optimizers: list[torch.optim.Optimizer], config: TrainingConfig
 ) -> int:
     tensors, meta = read_tensors(path)
-    if meta.get("training") != to_json(config):
+    # Keys that are newer than the file have the values of their time.
+    if from_json(TrainingConfig, meta.get("training", "{}"), source=str(path)) != config:
         raise EnmaError(f"{path}: was written by another training config; choose an empty --out or the same settings")
     weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
     load_tensors(module, weights, source=str(path))

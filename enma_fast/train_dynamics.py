@@ -79,11 +79,7 @@ class DynamicsTask:
         self.val, self.val_contexts, self.members = val, val_contexts, members
         model.latent_mean.copy_(train.mean)
         model.latent_std.copy_(train.std)
-        # Rows of each environment, [environments, trajectories per environment].
-        _, inverse, counts = train.environment.unique(return_inverse=True, return_counts=True)
-        if counts.min() != counts.max() or counts.min() < 2:
-            raise EnmaError("training data: every environment needs the same number (two or more) of trajectories")
-        self.groups = inverse.argsort(stable=True).view(len(counts), -1)
+        self.groups = environments(train.environment)
 
     def loss(
         self, module: Callable[..., Any], generator: torch.Generator, rank: Rank
@@ -126,15 +122,33 @@ class DynamicsTask:
             z = roll(z.unflatten(2, options.token_grid), shifts).flatten(2, -2)
         return patchify(z, options.token_grid, self.model.config.dynamics.patch)
 
+    def merit(self, scores: dict[str, float]) -> float:
+        """Errors of the forecasts."""
+        return scores["rel_l2"] + scores["rel_l2_ivp"]
+
     def validate(self, averaged: nn.Module) -> dict[str, float]:
-        """Rollout scores of the temporal task (3 frames) and of the initial-value task (1 frame and a context)."""
-        out: dict[str, float] = {}
-        for name, history, context in (("", 3, None), ("_ivp", 1, self.val_contexts)):
-            samples = sample_fields(
-                self.model, self.val[:, :history], context=context, num_members=self.members, seed=0
-            )
-            scores = Scores()
-            scores.update(samples.cpu().numpy(), self.val[:, history:].numpy())
-            result = scores.result()
-            out |= {f"{key}{name}": float(result[key]) for key in ("rel_l2", "rel_l2_member", "spread_skill", "crps")}
-        return out
+        """Scores of forecasts."""
+        return rollout_scores(self.model, self.val, self.val_contexts, members=self.members)
+
+
+def environments(numbers: Tensor) -> Tensor:
+    """Rows of each environment, ``[environments, trajectories per environment]``, from the environment of each row."""
+    _, inverse, counts = numbers.unique(return_inverse=True, return_counts=True)
+    if counts.min() != counts.max() or counts.min() < 2:
+        raise EnmaError("training data: every environment needs the same number (two or more) of trajectories")
+    return inverse.argsort(stable=True).view(len(counts), -1)
+
+
+def rollout_scores(model: Model, val: Tensor, contexts: Tensor, *, members: int) -> dict[str, float]:
+    """Scores of forecasts in the temporal task (3 frames) and in the initial-value task (1 frame and a context).
+
+    ``val`` and ``contexts`` are fields ``[n, T, *grid, c]``.
+    """
+    out: dict[str, float] = {}
+    for name, history, context in (("", 3, None), ("_ivp", 1, contexts)):
+        samples = sample_fields(model, val[:, :history], context=context, num_members=members, seed=0)
+        scores = Scores()
+        scores.update(samples.cpu().numpy(), val[:, history:].numpy())
+        result = scores.result()
+        out |= {f"{key}{name}": float(result[key]) for key in ("rel_l2", "rel_l2_member", "spread_skill", "crps")}
+    return out

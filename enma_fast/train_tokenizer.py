@@ -61,6 +61,10 @@ class TokenizerTask:
         index = torch.rand(batch, P, generator=generator).argsort(-1)
         return index, torch.arange(P) < count
 
+    def merit(self, scores: dict[str, float]) -> float:
+        """Error of the reconstruction."""
+        return scores["rel_l2"]
+
     @torch.no_grad()
     def validate(self, averaged: nn.Module) -> dict[str, float]:
         """Relative L2 of the reconstruction from posterior means."""

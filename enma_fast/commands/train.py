@@ -84,6 +84,7 @@ def dynamics(
     tokenizer: Annotated[str, typer.Option("--tokenizer", help="Run folder of a tokenizer, or a checkpoint.")],
     data: DataFolder,
     out: RunFolder,
+    start: Start = None,
     steps: Steps = None,
     batch: Batch = None,
     seed: RunSeed = 0,
@@ -107,6 +108,47 @@ def dynamics(
         result = train_dynamics(
             preset,
             tokenizer=tokenizer,
+            data_dir=data,
+            options=_options(
+                update, out, seed, precision, compile_step, device, save_seconds, validate_every, stop_after
+            ),
+            model_changes=settings(model_set or [], "--set"),
+            training_changes=_training(train_set, steps, batch),
+            start=start,
+        )
+    _finish(terminal, result)
+
+
+def forecasts(
+    preset: PresetName,
+    start: Annotated[
+        str, typer.Option("--from", metavar="RUN", help="Run folder of finished dynamics, or a checkpoint.")
+    ],
+    data: DataFolder,
+    out: RunFolder,
+    steps: Steps = None,
+    batch: Batch = None,
+    seed: RunSeed = 0,
+    precision: Precision = "auto",
+    compile_step: Compile = False,
+    device: RunDevice = "cpu",
+    model_set: ModelSet = None,
+    train_set: TrainSet = None,
+    save_seconds: SaveSeconds = 300.0,
+    validate_every: ValidateEvery = 500,
+    stop_after: StopAfter = None,
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train finished dynamics on whole forecasts by a proper score; the best validation is kept."""
+    from ..recipes import train_forecasts
+
+    terminal = Terminal(as_json)
+    use_threads(threads)
+    with terminal.progress("forecasts") as update:
+        result = train_forecasts(
+            preset,
+            start=start,
             data_dir=data,
             options=_options(
                 update, out, seed, precision, compile_step, device, save_seconds, validate_every, stop_after
