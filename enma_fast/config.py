@@ -214,6 +214,10 @@ class RolloutConfig:
     what counts, but not of fields that have decayed. ``energy`` adds so much of the energy score of whole frames,
     which also sees how tokens vary together. ``fairness`` below 1 is the almost fair CRPS (Lang et al., 2024).
     ``first_frame`` weighs the flow loss of frame 0 given a context, which generation needs.
+
+    An equation that does not know the time has two symmetries more: every n-th frame solves it with n times its rates
+    (a batch takes one of ``strides``), and a trajectory may begin at any of its frames (``late_share`` of the batches,
+    within the first half).
     """
 
     members: int = 2
@@ -225,7 +229,9 @@ class RolloutConfig:
     weight_most: float = 6.0
     energy: float = 0.0
     fairness: float = 1.0
-    first_frame: float = 0.1
+    first_frame: float = 0.01
+    strides: tuple[int, ...] = (1,)
+    late_share: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -373,8 +379,11 @@ def _check_rollout(rollout: RolloutConfig) -> None:
     for name in ("curriculum_steps", "energy", "first_frame"):
         if not getattr(rollout, name) >= 0:
             raise EnmaError(f"rollout.{name} is {getattr(rollout, name)}; 0 or more is needed")
-    if not 0 <= rollout.fairness <= 1:
-        raise EnmaError(f"rollout.fairness is {rollout.fairness}; a number from 0 to 1 is needed")
+    for name in ("fairness", "late_share"):
+        if not 0 <= getattr(rollout, name) <= 1:
+            raise EnmaError(f"rollout.{name} is {getattr(rollout, name)}; a number from 0 to 1 is needed")
+    if not rollout.strides or min(rollout.strides) < 1:
+        raise EnmaError(f"rollout.strides is {list(rollout.strides)}; whole numbers from 1 on are needed")
 
 
 _T = TypeVar("_T")

@@ -133,18 +133,20 @@ class ForecastTask:
         rows = torch.rand(B, self.groups.shape[1], generator=generator).argsort(-1)[:, : 1 + paired]
         rows = self.groups[environment[:, None], rows]
         scale = factors(config.amplitude, B, generator)
+        window = self._window(generator)
         tokens, weight = [], torch.empty(0)
         device = next(module.parameters()).device if isinstance(module, nn.Module) else torch.device("cpu")
         for i in range(1 + paired):
-            u = roll(self.train[rows[mine, i]], [s[mine] for s in self._shifts(B, generator)])
+            u = roll(self.train[rows[mine, i]][:, window], [s[mine] for s in self._shifts(B, generator)])
             u = u * scale[mine].view(-1, *(1,) * (u.ndim - 1))
             rms = u.square().flatten(1).mean(1).sqrt()
             weight = (options.weight_rms + options.weight_floor) / (rms + options.weight_floor)
             with torch.no_grad():
                 tokens.append(model.encode(u.to(device)).float())
         low, high = (1, 1) if paired else options.history
-        history = int(torch.randint(low, min(high, self.latents - 1) + 1, (), generator=generator))
-        left = self.latents - history
+        latents = tokens[-1].shape[1]
+        history = int(torch.randint(min(low, latents - 1), min(high, latents - 1) + 1, (), generator=generator))
+        left = latents - history
         seeds = torch.randint(2**32, (B, 1), generator=generator).expand(-1, options.members)[mine]
         first = None
         if paired and options.first_frame:
@@ -168,6 +170,14 @@ class ForecastTask:
             left if options.frames is None else min(left, options.frames),
             first,
         )
+
+    def _window(self, generator: torch.Generator) -> slice:
+        """Frames of a batch: from which one on, and every how many."""
+        options, frames = self.options, self.train.shape[1]
+        stride = options.strides[int(torch.randint(len(options.strides), (), generator=generator))]
+        late = torch.rand((), generator=generator).item() < options.late_share
+        first = int(torch.randint(frames // 2, (), generator=generator)) if late else 0
+        return slice(first, None, stride)
 
     def _shifts(self, count: int, generator: torch.Generator) -> list[Tensor]:
         options = self.model.config.tokenizer
