@@ -257,8 +257,10 @@ class TrainingConfig:
     history_noise_share: float = 0.0
     # Shift trajectories around a periodic domain, by grid points.
     shift: bool = False
-    # Scale fields by a factor drawn log-uniformly (equations with that symmetry only).
+    # Symmetries that the data set's equation declares (`data.EQUATIONS`): scale the fields by a factor drawn
+    # log-uniformly, and add a mean flow drawn normally with this standard deviation (forecasts only).
     amplitude: tuple[float, float] = (1.0, 1.0)
+    boost: float = 0.0
     # Share of training sequences that hold two trajectories of one environment (context, then target).
     context_share: float = 0.5
     rollout: RolloutConfig | None = None
@@ -345,7 +347,7 @@ def _check_training(config: TrainingConfig) -> None:
     for name in ("learning_rate", "clip_norm"):
         if not getattr(config, name) > 0:
             raise EnmaError(f"{name} is {getattr(config, name)}; a number above 0 is needed")
-    for name in ("final_learning_rate", "warmup_steps", "weight_decay"):
+    for name in ("final_learning_rate", "warmup_steps", "weight_decay", "boost"):
         if not getattr(config, name) >= 0:
             raise EnmaError(f"{name} is {getattr(config, name)}; 0 or more is needed")
     for name in ("ema_decay", "history_noise_share", "context_share"):

@@ -195,7 +195,10 @@ def init_linear(module: nn.Module, *, depth: int) -> None:
 
 def exact(layer: nn.Linear, x: Tensor) -> Tensor:
     """A linear layer in the precision of its weights, inside of autocast too."""
-    with torch.autocast(x.device.type, enabled=False):
+    kind = x.device.type
+    if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
+        return layer(x)
+    with torch.autocast(kind, enabled=False):
         return layer(x.to(layer.weight.dtype))
 
 

@@ -18,7 +18,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .checkpoint import WEIGHTS, load_model, load_tensors, load_tokenizer, locate, save_model, save_tokenizer, sha256, write_atomic
+from .checkpoint import (
+    WEIGHTS,
+    load_model,
+    load_tensors,
+    load_tokenizer,
+    locate,
+    read_tensors,
+    save_model,
+    save_tokenizer,
+    sha256,
+    write_atomic,
+)
 from .config import ModelConfig, TrainingConfig, find_preset, replace, to_json
 from .data import FieldFile, read
 from .errors import EnmaError
@@ -26,7 +37,7 @@ from .model import Model
 from .system import machine, versions
 from .tasks import check_file
 from .tokenizer import Tokenizer
-from .train import STATE, Rank, RunOptions, Task, abandon_ranks, join_ranks, run
+from .train import BEST, STATE, Rank, RunOptions, Task, abandon_ranks, join_ranks, run
 from .train_dynamics import DynamicsTask, Latents, encode_all
 from .train_forecasts import ForecastTask
 from .train_tokenizer import TokenizerTask
@@ -212,9 +223,7 @@ def train_forecasts(
         start=source,
     )
     model.to(options.device)
-    task = ForecastTask(
-        model, training, train=train, val=_fields(val, rows), val_contexts=_fields(val, contexts)
-    )
+    task = ForecastTask(model, training, train=train, val=_fields(val, rows), val_contexts=_fields(val, contexts))
     scores = _run(task, options)
     if finished(options, training) and rank.index == 0:
         save_model(model, options.out / CHECKPOINT)
@@ -270,17 +279,17 @@ def finished(options: RunOptions, training: TrainingConfig) -> bool:
 
 
 def summary(folder: Path) -> dict[str, Any]:
-    """Steps, training seconds (validation and pauses left out) and last validation of a run, from its log."""
+    """Steps, training seconds (validation and pauses left out) and best validation of a run, from its files."""
     path, record = folder / LOG, read_record(folder)
     entries = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
     batch, step, seconds = record["training"]["batch"], 0, 0.0
     validation: dict[str, float] = {}
     for entry in entries:
-        if "validation" in entry:
-            validation = entry["validation"]
-        else:
+        if "validation" not in entry:
             seconds += batch * (entry["step"] - step) / entry["per_second"]
             step = entry["step"]
+    if (folder / BEST).is_file():
+        validation = json.loads(read_tensors(folder / BEST)[1]["scores"])
     return {"steps": step, "seconds": seconds, "validation": validation}
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import RolloutConfig, TrainingConfig
-from .data import FieldFile
+from .data import EQUATIONS, FieldFile
 from .errors import EnmaError
 from .model import Dynamics, Model, draw
 from .rollout import rollout
@@ -24,6 +24,8 @@ from .train import Rank
 from .train_dynamics import environments, rollout_scores
 from .train_tokenizer import factors, roll
 
+# Settings of a training that draw amounts of a symmetry, and their values that draw none.
+NEUTRAL = {"amplitude": (1.0, 1.0), "boost": 0.0}
 # The scores that choose the best weights, each in units of what is a good one.
 MERIT = {"rel_l2": 0.01, "crps": 0.002, "rel_l2_ivp": 0.02, "crps_ivp": 0.004}
 
@@ -118,6 +120,8 @@ class ForecastTask:
                 f"{train.path}: lacks scalars/environment; add one integer per trajectory that names its group"
             )
         self.groups = environments(torch.from_numpy(train.environment))
+        self.parameters = train.parameters
+        self.symmetries = symmetries(model.config.dataset, config)
         self.latents = model.config.tokenizer.latent_frames(self.train.shape[1])
         check_rollout(self.options, self.latents)
 
@@ -132,13 +136,16 @@ class ForecastTask:
         environment = torch.randint(len(self.groups), (B,), generator=generator)
         rows = torch.rand(B, self.groups.shape[1], generator=generator).argsort(-1)[:, : 1 + paired]
         rows = self.groups[environment[:, None], rows]
-        scale = factors(config.amplitude, B, generator)
+        amounts = {
+            "amplitude": factors(config.amplitude, B, generator)[mine],
+            "boost": config.boost * torch.randn(B, generator=generator)[mine],
+        }
         window = self._window(generator)
         tokens, weight = [], torch.empty(0)
         device = next(module.parameters()).device if isinstance(module, nn.Module) else torch.device("cpu")
         for i in range(1 + paired):
-            u = roll(self.train[rows[mine, i]][:, window], [s[mine] for s in self._shifts(B, generator)])
-            u = u * scale[mine].view(-1, *(1,) * (u.ndim - 1))
+            u = self._transformed(rows[mine, i], amounts)[:, window]
+            u = roll(u, [s[mine] for s in self._shifts(B, generator)])
             rms = u.square().flatten(1).mean(1).sqrt()
             weight = (options.weight_rms + options.weight_floor) / (rms + options.weight_floor)
             with torch.no_grad():
@@ -171,12 +178,23 @@ class ForecastTask:
             first,
         )
 
+    def _transformed(self, rows: Tensor, amounts: dict[str, Tensor]) -> Tensor:
+        """Training trajectories ``[B, T, *grid, c]``, each carried to another solution by the equation's symmetries."""
+        u = self.train[rows]
+        used = [name for name in amounts if name in self.symmetries]
+        if not used:
+            return u
+        fields, parameters = u[..., 0].double().numpy(), {k: v[rows.numpy()] for k, v in self.parameters.items()}
+        for name in used:
+            fields, parameters = self.symmetries[name](fields, parameters, amounts[name].double().numpy())
+        return torch.from_numpy(fields).float()[..., None]
+
     def _window(self, generator: torch.Generator) -> slice:
         """Frames of a batch: from which one on, and every how many."""
         options, frames = self.options, self.train.shape[1]
         stride = options.strides[int(torch.randint(len(options.strides), (), generator=generator))]
         late = torch.rand((), generator=generator).item() < options.late_share
-        first = int(torch.randint(frames // 2, (), generator=generator)) if late else 0
+        first = int(torch.randint(1, max(2, frames // 2), (), generator=generator)) if late else 0
         return slice(first, None, stride)
 
     def _shifts(self, count: int, generator: torch.Generator) -> list[Tensor]:
@@ -193,6 +211,25 @@ class ForecastTask:
     def validate(self, averaged: nn.Module) -> dict[str, float]:
         """Scores of forecasts, as those of the dynamics' training."""
         return rollout_scores(self.model, self.val, self.val_contexts, members=self.members)
+
+
+def symmetries(dataset: str, config: TrainingConfig) -> dict[str, Callable[..., Any]]:
+    """The symmetries that a training asks for, as its data set's equation declares them.
+
+    Raises
+    ------
+    EnmaError
+        Names the setting, if the equation has no such symmetry.
+    """
+    asked = [name for name, neutral in NEUTRAL.items() if getattr(config, name) != neutral]
+    known = EQUATIONS[dataset].SYMMETRIES if dataset in EQUATIONS else {}
+    for name in asked:
+        if name not in known:
+            raise EnmaError(
+                f"{name}: the equation of {dataset} declares no such symmetry (it has: {', '.join(known) or 'none'}); "
+                f"leave it at {NEUTRAL[name]}"
+            )
+    return {name: known[name] for name in asked}
 
 
 def check_rollout(rollout: RolloutConfig, latents: int) -> None:

@@ -42,8 +42,7 @@ class TokenizerTask:
         observed = self._observed(B, generator) if self.options.interpolation else None
         mine = rank.share(B)
         u = roll(self.train[rows[mine]], [s[mine] for s in shifts])
-        if self.config.amplitude != (1.0, 1.0):
-            u = u * factors(self.config.amplitude, B, generator)[mine].view(-1, *(1,) * (u.ndim - 1))
+        u = u * factors(self.config.amplitude, B, generator)[mine].view(-1, *(1,) * (u.ndim - 1))
         inputs = [u, noise[mine]]
         if observed is not None:
             index, valid = observed[0][mine], observed[1][mine]

@@ -2,7 +2,9 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import torch
 
 from enma_fast.config import (
@@ -10,12 +12,15 @@ from enma_fast.config import (
     FlowConfig,
     InterpolationConfig,
     ModelConfig,
+    RolloutConfig,
     SamplingConfig,
     TokenizerConfig,
     TrainingConfig,
 )
+from enma_fast.data import FieldFile
 from enma_fast.model import Model
 from enma_fast.train_dynamics import DynamicsTask, encode_all
+from enma_fast.train_forecasts import ForecastTask
 from enma_fast.train_tokenizer import TokenizerTask
 
 INTERPOLATION = InterpolationConfig(
@@ -148,6 +153,37 @@ def dynamics_task(name, training=None):
     return DynamicsTask(
         made, training or TRAINING, train=latents, val=fields[0:4:2], val_contexts=fields[1:4:2], members=2
     )
+
+
+def forecast_task(name, training=None, decoder="masked-flow"):
+    """A model behind a random tokenizer, and 12 trajectories in 6 environments to train whole forecasts on."""
+    config = replace(CONFIGS[name], dynamics=replace(CONFIGS[name].dynamics, decoder=decoder))
+    torch.manual_seed(1)
+    made = Model(config)
+    shaken(made.tokenizer)
+    made.tokenizer.requires_grad_(False)
+    fields = waves(6, 2, config.num_frames, config.tokenizer)
+    z = made.tokenizer.encode(fields).flatten(0, -2)
+    made.latent_mean.copy_(z.mean(0))
+    made.latent_std.copy_(z.std(0))
+    data = FieldFile(
+        path=Path("waves-train.h5"),
+        name="waves-train",
+        u=fields.numpy(),
+        times=np.arange(config.num_frames) * config.frame_interval,
+        lengths=config.tokenizer.lengths,
+        coords=tuple(
+            np.arange(n) * (x / n) for n, x in zip(config.tokenizer.grid, config.tokenizer.lengths, strict=True)
+        ),
+        channels=tuple("uvw"[: config.tokenizer.field_channels]),
+        periodic=config.tokenizer.periodic,
+        parameters={},
+        environment=np.arange(6).repeat(2),
+    )
+    training = training or TRAINING
+    if training.rollout is None:
+        training = replace(training, rollout=RolloutConfig(history=(2, 3)))
+    return ForecastTask(made, training, train=data, val=fields[0:4:2], val_contexts=fields[1:4:2], members=2)
 
 
 TRAINING = TrainingConfig(

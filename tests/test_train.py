@@ -172,7 +172,8 @@ def test_each_step_has_its_own_numbers():
 class Line:
     """A task whose loss and scores are known: fit w to 3, and report w."""
 
-    def __init__(self, *, breaks_at=None, value=float("nan"), **changes):
+    def __init__(self, *, breaks_at=None, value=float("nan"), best_at=3.0, **changes):
+        self.best_at = best_at
         self.module = nn.Linear(1, 1, bias=False)
         nn.init.zeros_(self.module.weight)
         self.config = replace(TRAINING, **{"weight_decay": 0.0, "ema_decay": 0.8, "steps": 12} | changes)
@@ -188,6 +189,9 @@ class Line:
 
     def validate(self, averaged):
         return {"w": averaged.weight.item()}
+
+    def merit(self, scores):
+        return abs(scores["w"] - self.best_at)
 
 
 def test_scores_are_those_of_the_averaged_weights(tmp_path):
@@ -210,6 +214,32 @@ def test_scores_are_those_of_the_averaged_weights(tmp_path):
     assert task.module.weight.item() == found[12]
     assert final["average.weight"].item() == found[12]
     assert found[12] != final["model.weight"].item()
+
+
+def test_the_best_validation_is_kept_and_not_the_last(tmp_path):
+    task = Line(best_at=0.0)
+    scores = run(task, options(tmp_path))
+    found = {e["step"]: e["validation"]["w"] for e in read_log(tmp_path) if "validation" in e}
+    assert scores == {"w": found[4]}
+    assert abs(found[4]) < min(abs(found[8]), abs(found[12]))
+    assert task.module.weight.item() == found[4]
+
+
+def test_a_resumed_run_remembers_its_best_validation(tmp_path):
+    whole = run(Line(best_at=0.0), options(tmp_path / "whole"))
+    run(Line(best_at=0.0), options(tmp_path / "parts", stop_after=6))
+    task = Line(best_at=0.0)
+    assert run(task, options(tmp_path / "parts")) == whole
+    assert task.module.weight.item() == whole["w"]
+
+
+def test_a_best_validation_of_steps_that_were_lost_does_not_count(tmp_path):
+    run(Line(), options(tmp_path, stop_after=2))
+    state = (tmp_path / "state.safetensors").read_bytes()
+    run(Line(), options(tmp_path, stop_after=8))
+    (tmp_path / "state.safetensors").write_bytes(state)
+    # The learning rate and what is best are the same, so steps 4 and 8 are found again.
+    assert run(Line(best_at=0.0), options(tmp_path)) == run(Line(best_at=0.0), options(tmp_path / "whole"))
 
 
 def test_the_log_holds_rate_loss_norm_and_speed(tmp_path):
@@ -265,10 +295,10 @@ def test_a_state_of_other_settings_is_refused(tmp_path):
 
 
 def test_a_finished_run_is_not_run_again(tmp_path):
-    run(Line(), options(tmp_path))
+    scores = run(Line(), options(tmp_path))
     log, state = (tmp_path / "log.jsonl").read_text(), (tmp_path / "state.safetensors").read_bytes()
     task = Line()
-    assert run(task, options(tmp_path)) == {}
+    assert run(task, options(tmp_path)) == scores
     assert task.calls == 0
     assert (tmp_path / "log.jsonl").read_text() == log
     assert (tmp_path / "state.safetensors").read_bytes() == state

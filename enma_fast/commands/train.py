@@ -36,7 +36,9 @@ SaveSeconds = Annotated[float, typer.Option("--save-seconds", help="Seconds betw
 ValidateEvery = Annotated[int, typer.Option("--validate-every", min=1, help="Steps between validations.")]
 Start = Annotated[
     str | None,
-    typer.Option("--from", metavar="RUN", help="Start from the weights of this run or checkpoint, not from random ones."),
+    typer.Option(
+        "--from", metavar="RUN", help="Start from the weights of this run or checkpoint, not from random ones."
+    ),
 ]
 StopAfter = Annotated[int | None, typer.Option("--stop-after", min=1, help="Stop at this step, to resume later.")]
 

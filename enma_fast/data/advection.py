@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from .spectral import translate
 from .splits import GRID_SIZE, TRAJECTORIES_PER_GROUP, group_uniforms
 
 LENGTH = 1.0
@@ -61,8 +62,25 @@ def initial_conditions(split: str, *, seed: int, group: int, num_points: int = N
 
 def solve(u0: np.ndarray, parameters: dict[str, np.ndarray]) -> np.ndarray:
     """Shift initial conditions [B, X] by alpha t; float64 [B, NUM_FRAMES, X], frame 0 is `u0`."""
-    num_points = u0.shape[1]
-    k = 2 * np.pi * np.arange(num_points // 2 + 1) / LENGTH
     shift_BT = np.multiply.outer(parameters["alpha"], np.arange(NUM_FRAMES) * FRAME_SPACING)
-    u_hat = np.fft.rfft(u0)[:, None] * np.exp(-1j * k * shift_BT[:, :, None])
-    return np.fft.irfft(u_hat, n=num_points)
+    return translate(u0[:, None], shift_BT, LENGTH)
+
+
+def scaled(
+    u_BTX: np.ndarray, parameters: dict[str, np.ndarray], factor_B: np.ndarray
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Solutions s u: the equation is linear."""
+    return factor_B[:, None, None] * u_BTX, parameters
+
+
+def boosted(
+    u_BTX: np.ndarray, parameters: dict[str, np.ndarray], speed_B: np.ndarray
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Solutions u(x - c t, t), and alpha + c: the same field seen from a frame that moves."""
+    times_T = np.arange(u_BTX.shape[1]) * FRAME_SPACING
+    moved = translate(u_BTX, speed_B[:, None] * times_T, LENGTH)
+    return moved, {**parameters, "alpha": parameters["alpha"] + speed_B}
+
+
+# Maps from solutions to solutions, by the name of the training setting that draws their amount.
+SYMMETRIES = {"amplitude": scaled, "boost": boosted}

@@ -34,6 +34,7 @@ from typing import Any
 import numpy as np
 
 from ..extras import load_extra
+from .spectral import translate
 from .splits import TRAJECTORIES_PER_GROUP, group_uniforms
 
 LENGTH = 2 * np.pi
@@ -131,6 +132,26 @@ def _solver(num_points: int, steps_per_frame: int) -> Callable[[np.ndarray, np.n
         return jnp.concatenate([u0[None], u])
 
     return jax.jit(jax.vmap(trajectory))
+
+
+def scaled(
+    u_BTX: np.ndarray, parameters: dict[str, np.ndarray], factor_B: np.ndarray
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Solutions s u and their parameters: alpha u u_x becomes alpha / s (s u) (s u)_x / s, the rest is linear."""
+    return factor_B[:, None, None] * u_BTX, {**parameters, "alpha": parameters["alpha"] / factor_B}
+
+
+def boosted(
+    u_BTX: np.ndarray, parameters: dict[str, np.ndarray], speed_B: np.ndarray
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Solutions u(x - alpha c t, t) + c: the mean flow c carries everything along (Galilean invariance)."""
+    times_T = np.arange(u_BTX.shape[1]) * FRAME_SPACING
+    travelled_BT = (parameters["alpha"] * speed_B)[:, None] * times_T
+    return translate(u_BTX, travelled_BT, LENGTH) + speed_B[:, None, None], parameters
+
+
+# Maps from solutions to solutions, by the name of the training setting that draws their amount.
+SYMMETRIES = {"amplitude": scaled, "boost": boosted}
 
 
 def _level_value(name: str, level: np.ndarray) -> np.ndarray:
