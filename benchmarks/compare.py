@@ -23,8 +23,8 @@ from benchmarks.cases import CASES, Case
 from benchmarks.ensemble import ensemble_case, overhead
 from benchmarks.harness import gemm_rate, interleave, machine, ratios
 from benchmarks.trajectory import trajectory_case
-from enma_fast.config import PRESETS
 from enma_fast.ops._checks import dtype_name
+from enma_fast.presets import PRESETS
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 

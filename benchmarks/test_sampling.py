@@ -14,10 +14,10 @@ from torch import Tensor
 
 import enma_fast
 from benchmarks.train_step import Stepper
-from enma_fast.config import PRESETS
 from enma_fast.engine import Engine
 from enma_fast.members import sample_fields
 from enma_fast.model import Model, draw
+from enma_fast.presets import PRESETS
 from enma_fast.train import step_generator
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -24,9 +24,10 @@ from torch.nn import functional as F
 
 from benchmarks.harness import gemm_rate, interleave, machine, ratios
 from enma_fast import layers, temporal
-from enma_fast.config import PRESETS, TrainingConfig
+from enma_fast.config import TrainingConfig
 from enma_fast.model import Draws, Dynamics, Model, draw
 from enma_fast.optim import build
+from enma_fast.presets import PRESETS
 from enma_fast.train import RunOptions, autocast, fast_bf16, step_generator
 
 

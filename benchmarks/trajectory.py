@@ -30,11 +30,12 @@ from torch.nn import functional as F
 
 from benchmarks.cases import Case
 from enma_fast import sample
-from enma_fast.config import ModelConfig, SamplingConfig, find_preset
+from enma_fast.config import ModelConfig, SamplingConfig
 from enma_fast.engine import Engine
 from enma_fast.flow import VelocityHead
 from enma_fast.model import Dynamics
 from enma_fast.ops.flow_head import integrate, velocity
+from enma_fast.presets import find_preset
 from enma_fast.schedule import flow_times, mask_schedule
 
 STATUS = Path("/proc/self/status")

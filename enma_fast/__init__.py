@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .checkpoint import load_model
-    from .config import PRESETS, ModelConfig, SamplingConfig
+    from .config import ModelConfig, SamplingConfig
     from .data import FieldFile
     from .data import read as read_fields
     from .errors import EnmaError
     from .members import forecast, stream
+    from .presets import PRESETS
     from .results import Ensemble
     from .scoring import score
 
@@ -29,7 +30,7 @@ _HOME = {
     "EnmaError": ("errors", "EnmaError"),
     "FieldFile": ("data", "FieldFile"),
     "ModelConfig": ("config", "ModelConfig"),
-    "PRESETS": ("config", "PRESETS"),
+    "PRESETS": ("presets", "PRESETS"),
     "SamplingConfig": ("config", "SamplingConfig"),
     "forecast": ("members", "forecast"),
     "load_model": ("checkpoint", "load_model"),

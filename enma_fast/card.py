@@ -14,13 +14,14 @@ from typing import Any
 import torch
 
 from .checkpoint import MANIFEST, METRICS, WEIGHTS, load_model, locate, save_model, sha256, write_atomic
-from .config import ModelConfig, find_preset, replace, to_json
+from .config import ModelConfig, replace, to_json
 from .data import FieldFile, read
 from .errors import EnmaError
 from .metrics import relative_l2
 from .model import Model
 from .paper import paper_source
-from .recipes import CHECKPOINT, data_file, read_record, summary, checkpoint_folder
+from .presets import find_preset
+from .recipes import CHECKPOINT, checkpoint_folder, data_file, read_record, summary
 from .scoring import paper_table, score
 
 # Task, ensemble size, trajectories at most: 16 members for errors over all of a file, 64 for calibration. The first

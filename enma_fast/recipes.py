@@ -30,10 +30,11 @@ from .checkpoint import (
     sha256,
     write_atomic,
 )
-from .config import ModelConfig, TrainingConfig, find_preset, replace, to_json
+from .config import ModelConfig, TrainingConfig, replace, to_json
 from .data import FieldFile, read
 from .errors import EnmaError
 from .model import Model
+from .presets import find_preset
 from .system import machine, versions
 from .tasks import check_file
 from .tokenizer import Tokenizer

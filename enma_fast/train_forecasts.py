@@ -14,12 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .config import RolloutConfig, TrainingConfig
+from .config import RolloutConfig, SamplingConfig, TrainingConfig
 from .data import EQUATIONS, FieldFile
 from .errors import EnmaError
 from .model import Dynamics, Model, draw
 from .rollout import rollout
-from .sample import SamplingConfig
 from .train import Rank
 from .train_dynamics import environments, rollout_scores
 from .train_tokenizer import factors, roll

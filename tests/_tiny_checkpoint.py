@@ -5,8 +5,9 @@ from pathlib import Path
 import torch
 
 from enma_fast.checkpoint import save_model
-from enma_fast.config import PRESETS, replace
+from enma_fast.config import replace
 from enma_fast.model import Model
+from enma_fast.presets import PRESETS
 
 # Changes to combined-small that make it small enough to train in a moment.
 TINY_TOKENIZER = {

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from enma_fast import coding
 from enma_fast.coding import BLOCKS, code_rows
-from enma_fast.config import PRESETS
 from enma_fast.members import sample_fields
 from enma_fast.model import Model
+from enma_fast.presets import PRESETS
 
 from ._tiny import CONFIGS, model
 

@@ -6,18 +6,16 @@ import json
 import pytest
 
 from enma_fast.config import (
-    PRESETS,
     InterpolationConfig,
     ModelConfig,
-    Preset,
     TokenizerConfig,
     TrainingConfig,
-    find_preset,
     from_json,
     replace,
     to_json,
 )
 from enma_fast.errors import EnmaError
+from enma_fast.presets import PRESETS, Preset, find_preset
 
 from ._tiny import CONFIGS
 

@@ -6,10 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from enma_fast.config import PRESETS, TrainingConfig
+from enma_fast.config import TrainingConfig
 from enma_fast.interpolation import grid_points
 from enma_fast.members import sample_fields
 from enma_fast.model import Model
+from enma_fast.presets import PRESETS
 from enma_fast.tokenizer import Tokenizer
 from enma_fast.train import Rank, RunOptions, run, step_generator
 from enma_fast.train_dynamics import DynamicsTask, encode_all

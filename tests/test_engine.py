@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from enma_fast import sample
-from enma_fast.config import PRESETS
 from enma_fast.engine import Engine, candidates, engine_for
 from enma_fast.errors import EnmaError
 from enma_fast.model import Dynamics
 from enma_fast.ops._backend import extension
+from enma_fast.presets import PRESETS
 
 from ._static import LATENTS, TASKS, Problem, build, problem, reference
 from ._tiny import distance, shaken

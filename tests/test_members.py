@@ -8,13 +8,14 @@ import pytest
 import torch
 import xarray as xr
 
-from enma_fast.config import PRESETS, SamplingConfig
+from enma_fast.config import SamplingConfig
 from enma_fast.engine import Engine
 from enma_fast.errors import EnmaError
 from enma_fast.interpolation import grid_points
 from enma_fast.members import _window, sample_fields, stream
 from enma_fast.model import Model
 from enma_fast.noise import trajectory_seed
+from enma_fast.presets import PRESETS
 from enma_fast.sample import trajectory
 
 from ._tiny import CONFIGS, distance, model, shaken, waves

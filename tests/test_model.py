@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from enma_fast.config import PRESETS
 from enma_fast.model import Draws, Dynamics, Model, draw
+from enma_fast.presets import PRESETS
 
 from ._tiny import CONFIGS, distance, model, shaken, waves
 

@@ -500,7 +500,7 @@ def test_plan_counts_keys_and_values() -> None:
 MEMORY = """
 import dataclasses, os, torch
 from pathlib import Path
-from enma_fast.config import PRESETS
+from enma_fast.presets import PRESETS
 from enma_fast.model import Dynamics
 from enma_fast.native_sampler import NativeSampler
 

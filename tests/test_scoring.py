@@ -12,11 +12,11 @@ import torch
 
 from enma_fast import metrics, scoring
 from enma_fast.checkpoint import PRETRAINED
-from enma_fast.config import PRESETS
 from enma_fast.data import FieldFile, advection, dataset_split, read
 from enma_fast.errors import EnmaError
 from enma_fast.members import sample_fields
 from enma_fast.model import Model
+from enma_fast.presets import PRESETS
 from enma_fast.scoring import paper_table, refine, score, score_case, solver_fidelity
 from enma_fast.tasks import TASKS, Case, check_case, check_file, ensembles
 

@@ -15,7 +15,7 @@ from .terminal import Terminal, number, table
 def info(as_json: AsJson = False) -> None:
     """Show versions, machine, operators, shipped models with their measured scores, and presets."""
     from ..checkpoint import available
-    from ..config import PRESETS
+    from ..presets import PRESETS
     from ..system import machine, versions
 
     terminal = Terminal(as_json)

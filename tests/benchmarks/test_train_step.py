@@ -8,8 +8,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.harness import interleave, ratios
 from benchmarks.train_step import flops_per_step, naive_loss
-from enma_fast.config import PRESETS
 from enma_fast.model import Model, draw
+from enma_fast.presets import PRESETS
 from enma_fast.train import step_generator
 
 ROWS, FRAMES = 2, 11

@@ -9,7 +9,7 @@ import torch
 
 import enma_fast
 from enma_fast.checkpoint import load_model, save_tokenizer, sha256
-from enma_fast.config import PRESETS
+from enma_fast.presets import PRESETS
 
 
 def test_info(enma: Callable) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import enma_fast
-from enma_fast import checkpoint, config, data, errors, members, results, scoring
+from enma_fast import checkpoint, config, data, errors, members, presets, results, scoring
 
 
 def test_every_name_is_the_library_s_own() -> None:
@@ -17,7 +17,7 @@ def test_every_name_is_the_library_s_own() -> None:
     assert enma_fast.read_fields is data.read
     assert enma_fast.FieldFile is data.FieldFile
     assert enma_fast.score is scoring.score
-    assert enma_fast.PRESETS is config.PRESETS
+    assert enma_fast.PRESETS is presets.PRESETS
     assert (enma_fast.ModelConfig, enma_fast.SamplingConfig) == (config.ModelConfig, config.SamplingConfig)
     assert enma_fast.EnmaError is errors.EnmaError
     assert enma_fast.__version__[0].isdigit()
