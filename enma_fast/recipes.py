@@ -204,6 +204,8 @@ def train_forecasts(
     base = dataclasses.replace(chosen.model, tokenizer=before.config.tokenizer)
     config = replace(base, model_changes or {}, source="model config")
     training = replace(chosen.forecast_training, training_changes or {}, source="training config")
+    if training.rollout is None:
+        raise EnmaError("training config: rollout is null; training on whole forecasts needs its settings")
     files = [data_file(data_dir, config.dataset, split) for split in ("train", "val")]
     train, val = (_read(file, config) for file in files)
     rows = _spread(val, FORECAST_VALIDATION)
@@ -213,18 +215,9 @@ def train_forecasts(
         model = Model(config)
     inherit(model, before, source=str(source))
     model.tokenizer.requires_grad_(False)
-    _begin(
-        options,
-        rank,
-        stage="forecasts",
-        preset=preset,
-        model=config,
-        training=training,
-        files=files,
-        start=source,
-    )
     model.to(options.device)
     task = ForecastTask(model, training, train=train, val=_fields(val, rows), val_contexts=_fields(val, contexts))
+    _begin(options, rank, stage="forecasts", preset=preset, model=config, training=training, files=files, start=source)
     scores = _run(task, options)
     if finished(options, training) and rank.index == 0:
         save_model(model, options.out / CHECKPOINT)

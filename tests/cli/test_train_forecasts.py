@@ -1,0 +1,110 @@
+"""`enma-fast train forecasts`, on a model that trains in a moment, and trainings that start from earlier weights."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from enma_fast.checkpoint import load_model, read_tensors, save_model, save_tokenizer, sha256
+from enma_fast.recipes import summary
+
+from .._tiny_checkpoint import save_tiny
+from .conftest import Run
+from .test_train import TINY_DYNAMICS, settings
+
+SHORT = ("--batch", 4, "--precision", "fp32", "--train-set", "warmup_steps=1", "--steps", 4, "--validate-every", 2)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny") / "checkpoint"
+    save_tiny(folder)
+    return folder
+
+
+@pytest.fixture
+def train(enma: Callable, data_folder: Path, tiny: Path) -> Callable[..., Run]:
+    def run(out: Path, *options: Any, preset: str = "combined-fast", start: Path | None = None) -> Run:
+        words = ("train", "forecasts", preset, "--from", start or tiny, "--data", data_folder, "--out", out)
+        return enma(*words, *SHORT, *settings(TINY_DYNAMICS), *options)
+
+    return run
+
+
+@pytest.mark.parametrize("preset", ["combined-small", "combined-fast"])
+def test_the_best_forecasts_are_the_checkpoint(train: Callable, tiny: Path, tmp_path: Path, preset: str) -> None:
+    folder = tmp_path / "run"
+    result = train(folder, "--json", preset=preset).json
+    model, before = load_model(folder / "checkpoint"), load_model(tiny)
+    assert model.config.dynamics.decoder == {"combined-fast": "one-pass", "combined-small": "masked-flow"}[preset]
+    for name, value in before.tokenizer.state_dict().items():
+        assert torch.equal(model.tokenizer.state_dict()[name], value), name
+    entries = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    validations = [entry["validation"] for entry in entries if "validation" in entry]
+    assert len(validations) == 2
+    assert result["validation"] == summary(folder)["validation"]
+    assert result["validation"] in validations
+    changed = [n for n, p in before.dynamics.named_parameters() if not torch.equal(p, model.dynamics.get_parameter(n))]
+    assert changed
+    record = json.loads((folder / "run.json").read_text())
+    assert (record["stage"], record["start"]) == ("forecasts", sha256(tiny / "model.safetensors"))
+
+
+def test_a_stopped_run_resumes_to_the_same_weights(train: Callable, tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    result = train(whole, "--json").json
+    assert train(parts, "--json", "--stop-after", 3).json["checkpoint"] is None
+    assert train(parts, "--json").json["validation"] == result["validation"]
+    expected, _ = read_tensors(whole / "checkpoint" / "model.safetensors")
+    found, _ = read_tensors(parts / "checkpoint" / "model.safetensors")
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+def test_a_one_pass_model_can_go_on_and_start_the_other_decoder(train: Callable, tmp_path: Path) -> None:
+    train(tmp_path / "first")
+    again = train(tmp_path / "again", "--json", start=tmp_path / "first").json
+    assert again["steps"] == 4
+    assert train(tmp_path / "other", preset="combined-small", start=tmp_path / "first").status == 0
+
+
+def test_dynamics_may_start_from_earlier_weights(enma: Callable, data_folder: Path, tiny: Path, tmp_path: Path) -> None:
+    words = ("train", "dynamics", "combined-small", "--tokenizer", tiny, "--data", data_folder, "--batch", 4)
+    words += ("--precision", "fp32", "--steps", 1, "--train-set", "learning_rate=1e-12", *settings(TINY_DYNAMICS))
+    assert enma(*words, "--out", tmp_path / "run", "--from", tiny).status == 0
+    model, before = load_model(tmp_path / "run" / "checkpoint"), load_model(tiny)
+    for name, value in before.dynamics.named_parameters():
+        torch.testing.assert_close(model.dynamics.get_parameter(name), value, rtol=0, atol=1e-8)
+
+
+def test_what_cannot_be_begun_is_one_line(train: Callable, tiny: Path, tmp_path: Path) -> None:
+    def error(*options: Any, **keywords: Any) -> str:
+        line: str = train(tmp_path / "run", *options, **keywords).error()
+        return line
+
+    assert error(preset="advection-small").endswith(
+        "is a model for combined; the preset advection-small is for advection"
+    )
+    assert "flow.moments.weight has shape (16, 16); config asks for (16, 32)" in error("--set", "dynamics.width=32")
+    assert error("--set", "tokenizer.width=8").startswith("tokenizer.width: belongs to the tokenizer's training")
+    assert error("--train-set", "rollout.members=1") == (
+        "training config: rollout.members is 1; a score of ensembles needs at least 2"
+    )
+    assert error("--train-set", "rollout=null").startswith("training config: rollout is null")
+    assert "rollout.frames is 11; a trajectory has 11 latent frames" in error("--train-set", "rollout.frames=11")
+    model = load_model(tiny)
+    save_tokenizer(model.tokenizer, model.config, tmp_path / "tokenizer")
+    assert "holds a tokenizer only" in error(start=tmp_path / "tokenizer")
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_start_does_not_resume(train: Callable, tiny: Path, tmp_path: Path) -> None:
+    train(tmp_path / "run", "--stop-after", 2)
+    model = load_model(tiny)
+    with torch.no_grad():
+        model.dynamics.temporal.start.add_(1.0)
+    save_model(model, tmp_path / "other")
+    line = train(tmp_path / "run", start=tmp_path / "other").error()
+    assert f"{tmp_path / 'run' / 'run.json'}: this run was begun with start" in line
