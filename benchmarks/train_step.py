@@ -141,7 +141,8 @@ def main() -> None:
 
     def naive(module: nn.Module) -> Tensor:
         assert isinstance(module, Dynamics)
-        with mock.patch.object(layers, "attention", sdpa), mock.patch.object(temporal, "attention", sdpa):
+        plain = mock.patch.object(layers, "FUSED", ())
+        with plain, mock.patch.object(layers, "attention", sdpa), mock.patch.object(temporal, "attention", sdpa):
             return naive_loss(module, segments, draws)
 
     steppers = {"ours": Stepper(model, config, ours), "naive-fp32": Stepper(model, config, naive)}
