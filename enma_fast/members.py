@@ -26,6 +26,7 @@ from .inputs import MOST_MEMBERS, Request, check_size, coordinates, read_request
 from .layers import own_dtype
 from .model import Model
 from .results import SPACE, Ensemble, Given, Labels, first_time, given
+from .schedule import chosen_sampling
 
 # A numpy array, a tensor, an xarray.DataArray or an xarray.Dataset.
 Array = np.ndarray | Tensor | Any
@@ -176,7 +177,7 @@ def stream(
     frames = _frames(
         model,
         request,
-        _chunks(engine, request, settings or model.config.sampling, size),
+        _chunks(engine, request, chosen_sampling(model.config, settings), size),
         _all_kept(request),
         shape=(len(request.seeds), num_members) if batched else (num_members,),
         query=queried,
@@ -218,7 +219,7 @@ def sample_fields(
         model, history, num_frames, num_members, seed, context, points, trajectories, first_member, warn=warn
     )
     engine = engine_for(model.dynamics, dtype=dtype, backend=backend)
-    chunks = _chunks(engine, request, settings or model.config.sampling, whole_number("chunk", chunk))
+    chunks = _chunks(engine, request, chosen_sampling(model.config, settings), whole_number("chunk", chunk))
     shape = (len(request.seeds), num_members) if batched else (num_members,)
     kept = _all_kept(request)
     if stop is not None:

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 import enma_fast
+from enma_fast.errors import EnmaError
+from enma_fast.layers import RMSNorm
 from enma_fast.model import Dynamics
 from enma_fast.native_sampler import TABLE_FRAMES, NativeSampler
 from enma_fast.ops import sampler as operator
@@ -24,7 +26,7 @@ from enma_fast.ops._backend import extension
 from enma_fast.schedule import mask_schedule
 
 from ._static import LATENTS, TASKS, Problem, build, in_float64, problem, reference
-from ._tiny import CONFIGS, distance
+from ._tiny import CONFIGS, ONE_PASS, distance
 from .ops._oracle import assert_close_as_reference
 
 if extension() is None:
@@ -33,7 +35,7 @@ if extension() is None:
 ISAS = extension().cpu_isas()
 DTYPES = [torch.float32, torch.bfloat16]
 # Two configurations with interpolation have the dynamics of others.
-NAMES = ("paper", "relative", "plane", "plane-paper")
+NAMES = ("paper", "relative", "plane", "plane-paper", *ONE_PASS)
 # Differences in rounding grow from frame to frame; in the first one they are those of a step.
 COMPARED = 1
 # A few ulps of tokens that reach 10.
@@ -92,6 +94,7 @@ def play(
         groups=given.groups,
         prefix_frames=sum(segment.shape[1] + 1 for segment in given.segments),
         own_frames=num_latents - given.first - 1,
+        first=given.first,
         settings=settings or sampler.dynamics.config.sampling,
         threads=threads,
         isa=isa,
@@ -134,7 +137,7 @@ def test_it_is_the_reference_sampler(name: str, task: str, dtype: torch.dtype) -
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", ["paper", "relative"])
+@pytest.mark.parametrize("name", ["paper", "relative", *ONE_PASS])
 def test_every_instruction_set(name: str, dtype: torch.dtype) -> None:
     dynamics = build(name)
     given = problem(dynamics, "initial-value", members=8)
@@ -165,8 +168,58 @@ def test_settings_are_those_of_the_reference(name: str, settings: dict[str, Any]
     assert distance(play(made(name, torch.float32), given).double(), exact) > GROWN
 
 
+@pytest.mark.parametrize("name", ONE_PASS)
+def test_settings_of_one_pass(name: str) -> None:
+    dynamics = build(name)
+    own = dynamics.config.sampling
+    given = problem(dynamics, "temporal", members=8)
+    cooler = dataclasses.replace(own, temperature=0.3)
+    same_dtype, exact = references(dynamics, given, torch.float32, cooler)
+    assert_is_the_reference(play(made(name, torch.float32), given, settings=cooler), same_dtype, exact, torch.float32)
+    before = play(made(name, torch.float32), given)
+    assert distance(before.double(), exact) > GROWN
+    # Mask steps are those of frame 0 alone.
+    fewer = dataclasses.replace(own, mask_steps=1)
+    assert torch.equal(play(made(name, torch.float32), given, settings=fewer), before)
+    initial = problem(dynamics, "generation", members=8)
+    same_dtype, exact = references(dynamics, initial, torch.float32, fewer)
+    ours = play(made(name, torch.float32), initial, settings=fewer)
+    assert_is_the_reference(ours, same_dtype, exact, torch.float32)
+    assert distance(play(made(name, torch.float32), initial).double(), exact) > GROWN
+
+
+def test_flow_heads_are_packed_for_frame_0_only() -> None:
+    dynamics = build("paper-fast")
+    sampler = NativeSampler(dynamics, dtype=torch.float32)
+    given = problem(dynamics, "temporal")
+    list(generate(sampler, given))
+    assert sampler._plans == {}
+    without = sampler.planned_bytes()
+    list(generate(sampler, problem(dynamics, "generation")))
+    assert sampler._plans
+    assert without["weights"] < sampler.planned_bytes()["weights"]
+    list(generate(sampler, given))
+    assert sampler.planned_bytes() == without
+
+
+def test_norms_take_the_models_epsilon() -> None:
+    dynamics = build("relative-fast")
+    norms = [module for module in dynamics.modules() if isinstance(module, RMSNorm)]
+    given = problem(dynamics, "temporal", members=8)
+    before = play(made("relative-fast", torch.float32), given)
+    for norm in norms:
+        norm.eps = 0.3
+    same_dtype, exact = references(dynamics, given, torch.float32)
+    ours = play(NativeSampler(dynamics, dtype=torch.float32), given)
+    assert_is_the_reference(ours, same_dtype, exact, torch.float32)
+    assert distance(before, ours) > GROWN
+    norms[0].eps = 0.1
+    with pytest.raises(EnmaError, match=r"norms have epsilons 0.1, 0.3; the native sampler takes one"):
+        NativeSampler(dynamics, dtype=torch.float32)
+
+
 @pytest.mark.parametrize("layers", [1, 3])
-@pytest.mark.parametrize("name", ["paper", "relative"])
+@pytest.mark.parametrize("name", ["paper", "relative", *ONE_PASS])
 def test_depths_beside_two(name: str, layers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     # With one layer the first is the last, with three one lies between.
     changes = {"dynamics.spatial_layers": layers, "dynamics.temporal_layers": layers}
@@ -188,9 +241,9 @@ def test_depths_beside_two(name: str, layers: int, monkeypatch: pytest.MonkeyPat
     ids=["narrow", "odd", "wide"],
 )
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", ["paper", "relative"])
+@pytest.mark.parametrize("name", ["paper", "relative", *ONE_PASS])
 def test_sizes(name: str, dtype: torch.dtype, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    if name == "relative":
+    if name.startswith("relative"):
         # Rotary places need heads of 8 channels or more, and scaling and shift belong to the paper's model.
         changes = {key: 3 if key.endswith("heads") else value for key, value in changes.items() if "rank" not in key}
     monkeypatch.setitem(CONFIGS, name, enma_fast.config.replace(CONFIGS[name], changes))
@@ -213,7 +266,7 @@ def test_as_many_frames_as_are_asked_for() -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", ["paper", "relative"])
+@pytest.mark.parametrize("name", ["paper", "relative", *ONE_PASS])
 def test_bits_do_not_depend_on_the_threads(name: str, dtype: torch.dtype) -> None:
     # One member, as many as threads or not, and so many that a thread takes them in pieces.
     for members in (1, 3, 40):
@@ -226,11 +279,12 @@ def test_bits_do_not_depend_on_the_threads(name: str, dtype: torch.dtype) -> Non
 
 @pytest.mark.parametrize("isa", [isa for isa in ISAS if "emulated" not in isa])
 def test_bits_of_every_instruction_set(isa: str) -> None:
-    sampler, given = made("relative", torch.bfloat16), problem(build("relative"), "temporal", members=5)
-    whole = play(sampler, given, isa=isa)
-    assert torch.equal(play(sampler, given, isa=isa, threads=3, teams="one"), whole)
-    for row in (0, 4, 7):
-        assert torch.equal(play(sampler, part_of(given, row), isa=isa), whole[row : row + 1])
+    for name in ("relative", "relative-fast"):
+        sampler, given = made(name, torch.bfloat16), problem(build(name), "temporal", members=5)
+        whole = play(sampler, given, isa=isa)
+        assert torch.equal(play(sampler, given, isa=isa, threads=3, teams="one"), whole)
+        for row in (0, 4, 7):
+            assert torch.equal(play(sampler, part_of(given, row), isa=isa), whole[row : row + 1])
 
 
 def part_of(given: Problem, row: int) -> Problem:
@@ -243,7 +297,16 @@ def part_of(given: Problem, row: int) -> Problem:
     )
 
 
-@pytest.mark.parametrize(("name", "dtype"), [("paper", torch.bfloat16), ("relative", torch.float32)], ids=str)
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("paper", torch.bfloat16),
+        ("relative", torch.float32),
+        ("paper-fast", torch.float32),
+        ("relative-fast", torch.bfloat16),
+    ],
+    ids=str,
+)
 def test_a_member_is_the_same_wherever_it_is(name: str, dtype: torch.dtype) -> None:
     """200 placements of one member among others of its own and of other trajectories."""
     sampler, draw = made(name, dtype), random.Random(0)
@@ -335,13 +398,17 @@ def test_more_frames_than_the_tables_hold(name: str) -> None:
 def pack(dynamics: Dynamics, **changes: Any) -> Any:
     """The binding of the transformers with arguments as `NativeSampler` gives them, some of them changed."""
     config = dynamics.config
-    parameters = dict(dynamics.named_parameters()) | changes.pop("parameters", {})
-    parameters = {name: parameter for name, parameter in parameters.items() if parameter is not None}
+    parameters = {
+        name: parameter
+        for name, parameter in (dict(dynamics.named_parameters()) | changes.pop("parameters", {})).items()
+        if parameter is not None and not name.startswith("flow.velocity.")
+    }
     rotary = dynamics.temporal.rotary
     arguments = {
         "tokens": config.num_tokens,
         "heads": config.dynamics.heads,
         "concat": dynamics.spatial.concat,
+        "epsilon": dynamics.spatial.norm.eps,
         "places": dynamics.temporal.places,
         "rotary": None if rotary is None else torch.stack(rotary.tables(torch.arange(8))),
         "masked_rotary": dynamics.spatial.rotary,
@@ -363,6 +430,11 @@ def test_bad_weights_are_named() -> None:
         ({name: weight.to("meta")}, f"{name}.*on meta"),
         ({name: None}, f"parameter {name} is missing"),
         ({"spatial.mask": None}, "parameter spatial.mask is missing"),
+        # A parameter that is not read would be missing from every forecast.
+        ({"spatial.gate": weight}, "parameter spatial.gate is not known here"),
+        ({"temporal.blocks.7.norm_2.weight": weight}, "parameter temporal.blocks.7.norm_2.weight is not known here"),
+        ({"read.weight": torch.zeros(4, 32)}, "parameter spatial.noise.weight is missing"),
+        ({"spatial.noise.weight": torch.zeros(32, 4)}, "parameter spatial.noise.weight is not known here"),
         ({"temporal.blocks.0.norm_1.weight": None}, "temporal has no blocks"),
         ({"temporal.embed.weight": dynamics.temporal.embed.weight.double()}, "weights are Double"),
         ({"temporal.embed.weight": torch.zeros(32)}, "expected a matrix"),
@@ -384,6 +456,14 @@ def test_bad_weights_are_named() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             pack(dynamics, **changes)
+
+
+def test_a_parameter_that_is_new_in_the_model_is_refused() -> None:
+    dynamics = build("relative")
+    NativeSampler(dynamics, dtype=torch.float32)
+    dynamics.temporal.blocks[1].register_parameter("gain", torch.nn.Parameter(torch.ones(32)))
+    with pytest.raises(ValueError, match=r"parameter temporal.blocks.1.gain is not known here"):
+        NativeSampler(dynamics, dtype=torch.float32)
 
 
 def session_of(dynamics: Dynamics, packed: Any, **changes: Any) -> Any:
@@ -422,6 +502,8 @@ def test_bad_sessions_are_named() -> None:
         ({"counts": [8, 0]}, "do not decide 8 tokens"),
         ({"counts": []}, "do not decide 8 tokens"),
         ({"plans": []}, "one head each"),
+        # Only a one-pass model does without.
+        ({"plans": [], "counts": []}, "do not decide 8 tokens"),
         ({"plans": [plan] * 3}, "a flow head does not fit"),
         ({"plans": [halves] * 3}, "a flow head does not fit"),
         ({"teams": "all"}, "teams is 'all'"),
@@ -477,6 +559,17 @@ def test_bad_calls_are_named_and_change_nothing() -> None:
         assert torch.equal(out, z_BNC)
 
 
+def test_frame_0_needs_mask_steps() -> None:
+    dynamics = build("relative-fast")
+    keys = torch.arange(2)
+    session = session_of(dynamics, pack(dynamics), plans=[], counts=[])
+    session.start_segment(0)
+    session.read(torch.randn(2, dynamics.config.num_tokens, dynamics.config.token_channels))
+    with pytest.raises(ValueError, match="frame 0 takes mask steps, and there are none"):
+        session.begin(keys, keys, keys, 0)
+    session.begin(keys, keys, keys, 1)
+
+
 def test_plan_counts_keys_and_values() -> None:
     for name in ("relative", "paper"):
         dynamics = build(name)
@@ -484,7 +577,7 @@ def test_plan_counts_keys_and_values() -> None:
             settings = dynamics.config.sampling
             sampler = made(name, dtype)
             _, session = sampler.session(
-                rows=5, groups=2, prefix_frames=3, own_frames=4, settings=settings, threads=2, isa=isa
+                rows=5, groups=2, prefix_frames=3, own_frames=4, first=1, settings=settings, threads=2, isa=isa
             )
             plan = session.plan()
             # Inputs of bf16 products are bf16 where they are multiplied as such. Rows of 32 fill whole cache lines.
