@@ -68,6 +68,10 @@ def test_the_grid_begins_with_the_models_own_and_is_cheaper_or_cooler():
     # One step and one mask step leave no cheaper number, only the other method and the temperature.
     least = SamplingConfig(mask_steps=1, flow_steps=1, method="euler", temperature=0.0)
     assert list(grid(least).values()) == [least, dataclasses.replace(least, flow_steps=2)]
+    # A one-pass model has no steps to save, only a temperature.
+    assert [label(own, chosen) for chosen in grid(own, one_pass=True).values()] == list(grid(own, one_pass=True))
+    assert {dataclasses.replace(chosen, temperature=1.5) for chosen in grid(own, one_pass=True).values()} == {own}
+    assert len(grid(own, one_pass=True)) == 5
 
 
 def test_a_run_on_an_untrained_model(tmp_path, monkeypatch, capsys):
