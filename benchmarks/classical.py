@@ -1,9 +1,9 @@
 """The classical alternative to a model of the Combined equation: its parameters fitted to observed frames, and solved.
 
 For each trajectory `scipy.optimize.least_squares` seeks alpha, beta and gamma, within the ranges of the data, with
-which the data's own solver goes from the first observed frame through the others. Members are solved with parameters drawn
-about the fit: normal, of covariance s^2 (J^T J)^-1 for the residuals' variance s^2 and their derivatives J (Laplace's
-approximation), and moved into the ranges.
+which the data's own solver goes from the first observed frame through the others. Members are solved with parameters
+drawn about the fit: normal, of covariance s^2 (J^T J)^-1 for the residuals' variance s^2 and their derivatives J
+(Laplace's approximation), and moved into the ranges.
 
 It is given what a model has to learn, the equation and the ranges, and observations without noise: an upper bound for
 data in distribution. Out of distribution, where the equation has one more term, it fits the wrong equation.
