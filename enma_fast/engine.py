@@ -23,7 +23,7 @@ from . import sample
 from .config import SamplingConfig
 from .errors import EnmaError
 from .graphs import CapturedStep, try_capture
-from .layers import own_dtype
+from .layers import own_dtype, weights_key
 from .model import Dynamics
 from .native_sampler import NativeSampler
 from .ops import choose, sampler
@@ -213,7 +213,7 @@ def engine_for(dynamics: Dynamics, *, dtype: torch.dtype | None = None, backend:
     if backend is not None and backend not in BACKENDS:
         raise EnmaError(f"backend {backend!r} is unknown; expected one of {', '.join(BACKENDS)}")
     engines: _Engines = vars(dynamics).setdefault("_engines", _Engines())
-    weights = tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in dynamics.parameters())
+    weights = weights_key(dynamics)
     known = engines.get((dtype, backend))
     if known is None or known[0] != weights:
         known = engines[dtype, backend] = (weights, Engine(dynamics, dtype=dtype, backend=backend))

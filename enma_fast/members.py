@@ -22,6 +22,7 @@ from .coding import BLOCKS, code_rows
 from .config import SamplingConfig, TokenizerConfig
 from .engine import Engine, engine_for
 from .errors import EnmaError
+from .folding import folded_end
 from .inputs import MOST_MEMBERS, Request, check_size, coordinates, read_request, whole_number, whole_numbers
 from .layers import own_dtype
 from .model import Model
@@ -469,6 +470,7 @@ def _fields(model: Model, latents: Tensor, request: Request, query: Tensor | Non
 
 def _decode(model: Model, latents: Tensor, frames: int, query: Tensor | None) -> Tensor:
     tok = model.tokenizer
+    end = folded_end(tok)
     operation = ("decode", tok.config, own_dtype(tok), frames, None if query is None else tuple(query.shape))
     block = BLOCKS[tok.config.dims]
-    return code_rows(lambda z: model.decode(z, frames, query), latents, operation=operation, block=block)
+    return code_rows(lambda z: model.decode(z, frames, query, end=end), latents, operation=operation, block=block)

@@ -23,7 +23,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("tokenizer", "temporal", "spatial", "flow"),
     ("model",),
     ("sample", "checkpoint"),
-    ("coding", "static_step", "native_sampler"),
+    ("coding", "folding", "static_step", "native_sampler"),
     ("graphs",),
     ("engine", "inputs"),
     ("members",),
