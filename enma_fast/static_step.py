@@ -30,17 +30,16 @@ from torch.nn import functional as F
 
 from .config import SamplingConfig
 from .errors import EnmaError
-from .layers import Attention, Block, RMSNorm, attention, rotate
+from .layers import Block, RMSNorm
 from .model import Dynamics
 from .noise import token_noise, token_order
 from .ops.flow_head import flow_head
 from .ops.frame_attention import frame_attention
-from .ops.modulated_norm import modulated_norm
 from .ops.token_update import update_tokens_
 from .sample import in_one_pass
 from .schedule import flow_schedule, mask_schedule
+from .static_layers import Turn, attend, gather, keys_values, norm_of, norm_of_sum, project, queries, turn_of
 
-Turn = tuple[Tensor, Tensor]
 Buffer = tuple[tuple[int, ...], torch.dtype]
 
 
@@ -305,7 +304,7 @@ class StaticStep:
             x_BLD = torch.cat([h_BND if spatial.places is None else h_BND + spatial.places, x_BND], dim=1)
         else:
             x_BLD = h_BND + x_BND
-        rows_BLX = self._first_layer(x_BLD, _turn(spatial.rotary, slice(None)))
+        rows_BLX = self._first_layer(x_BLD, turn_of(spatial.rotary, slice(None)))
         self.tokens_BNC.copy_(read(self._conditions(rows_BLX, None)))
 
     def _feed(self) -> None:
@@ -344,15 +343,15 @@ class StaticStep:
         """One frame through the causal transformer; its keys and values go to `places_N` of `store`."""
         blocks = cast("list[Block]", self._temporal.blocks)
         for layer, block in enumerate(blocks):
-            y = _norm(x_BND, block.norm_1)
-            q, k, v = _project(block.attention, y, rotary)
+            y = norm_of(x_BND, block.norm_1)
+            q, k, v = project(block.attention, y, rotary)
             past: dict[str, Any] = dict(lengths)
             for name, both in kv.items():
                 past[f"{name}_k"], past[f"{name}_v"] = both[layer].transpose(2, 3)
             attended = frame_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), **past)
             for i, part in enumerate((k, v)):
                 self._put(store[layer, i].flatten(2), places_N.expand(len(part), -1), part.flatten(2))
-            x_BND, y = _norm_sum(x_BND, block.attention.merge(attended), block.norm_2)
+            x_BND, y = norm_of_sum(x_BND, block.attention.merge(attended), block.norm_2)
             x_BND = x_BND + block.mlp(y)
         return x_BND
 
@@ -361,10 +360,10 @@ class StaticStep:
         N, spatial = self._tokens, self._spatial
         h = self._context_BND if spatial.places is None else self._context_BND + spatial.places
         if spatial.concat:
-            self._rows_BLX[:, :N] = self._first_layer(h, _turn(spatial.rotary, slice(None, N)))
+            self._rows_BLX[:, :N] = self._first_layer(h, turn_of(spatial.rotary, slice(None, N)))
             self._rows_BLX[:, N:] = self._masked_LX
         else:
-            self._rows_BLX.copy_(self._first_layer(h + spatial.mask, _turn(spatial.rotary, slice(None))))
+            self._rows_BLX.copy_(self._first_layer(h + spatial.mask, turn_of(spatial.rotary, slice(None))))
 
     @torch.inference_mode()
     def _fill_masked(self) -> None:
@@ -373,7 +372,7 @@ class StaticStep:
         if spatial.concat:
             x_ND = spatial.mask.expand(self._tokens, -1)
             x_ND = x_ND if spatial.places is None else x_ND + spatial.places
-            self._masked_LX.copy_(self._first_layer(x_ND[None], _turn(spatial.rotary, slice(self._tokens, None)))[0])
+            self._masked_LX.copy_(self._first_layer(x_ND[None], turn_of(spatial.rotary, slice(self._tokens, None)))[0])
 
     def _known_rows(self, z_BMC: Tensor, tokens_BM: Tensor, rows_BM: Tensor) -> Tensor:
         """The masked transformer's first layer for tokens that have just been decided."""
@@ -382,36 +381,36 @@ class StaticStep:
         if spatial.places is not None:
             x_BMD = x_BMD + F.embedding(tokens_BM, spatial.places)
         if not spatial.concat:
-            x_BMD = _gather(self._context_BND, tokens_BM) + x_BMD
-        return self._first_layer(x_BMD, _turn(spatial.rotary, rows_BM))
+            x_BMD = gather(self._context_BND, tokens_BM) + x_BMD
+        return self._first_layer(x_BMD, turn_of(spatial.rotary, rows_BM))
 
     def _first_layer(self, x_BLD: Tensor, rotary: Turn | None) -> Tensor:
         """Rows of the masked transformer's first layer ``[B, L, 4D]``: input, queries, keys, values."""
         block = cast(Block, self._spatial.blocks[0])
-        q, k, v = _project(block.attention, _norm(x_BLD, block.norm_1), rotary)
+        q, k, v = project(block.attention, norm_of(x_BLD, block.norm_1), rotary)
         return torch.cat([x_BLD, q.flatten(2), k.flatten(2), v.flatten(2)], dim=-1)
 
     def _conditions(self, rows_BLX: Tensor, rows_BM: Tensor | None) -> Tensor:
         """Conditions ``[B, M, D]`` of some of the masked transformer's rows, by default of all of the frame."""
-        blocks, rotary = cast("list[Block]", self._spatial.blocks), _turn(self._spatial.rotary, slice(None))
+        blocks, rotary = cast("list[Block]", self._spatial.blocks), turn_of(self._spatial.rotary, slice(None))
         chosen = slice(-self._tokens, None) if rows_BM is None else rows_BM
         x, *qkv = rows_BLX.chunk(4, dim=-1)
         q, k, v = (part.unflatten(-1, (self.config.dynamics.heads, -1)) for part in qkv)
         final = blocks[-1]
         for i, block in enumerate(blocks[:-1]):
-            attended = block.attention.merge(_attend(q, k, v))
-            x, y = _norm_sum(x, attended, block.norm_2)
+            attended = block.attention.merge(attend(q, k, v))
+            x, y = norm_of_sum(x, attended, block.norm_2)
             following = blocks[i + 1]
-            x, y = _norm_sum(x, block.mlp(y), following.norm_1)
+            x, y = norm_of_sum(x, block.mlp(y), following.norm_1)
             if following is final:
-                k, v = _keys_values(final.attention, y, rotary)
-                q = _queries(final.attention, _gather(y, chosen), _turn(self._spatial.rotary, chosen))
+                k, v = keys_values(final.attention, y, rotary)
+                q = queries(final.attention, gather(y, chosen), turn_of(self._spatial.rotary, chosen))
             else:
-                q, k, v = _project(following.attention, y, rotary)
+                q, k, v = project(following.attention, y, rotary)
         if len(blocks) == 1:
-            q = _gather(q.flatten(2), chosen).unflatten(-1, q.shape[2:])
-        x, y = _norm_sum(_gather(x, chosen), final.attention.merge(_attend(q, k, v)), final.norm_2)
-        return _norm_sum(x, final.mlp(y), self._spatial.norm)[1]
+            q = gather(q.flatten(2), chosen).unflatten(-1, q.shape[2:])
+        x, y = norm_of_sum(gather(x, chosen), final.attention.merge(attend(q, k, v)), final.norm_2)
+        return norm_of_sum(x, final.mlp(y), self._spatial.norm)[1]
 
     def _put(self, buffer_BLX: Tensor, rows_BM: Tensor, values_BMX: Tensor) -> None:
         """Write rows of a buffer; torch's own scatter waits for the device in deterministic mode."""
@@ -507,57 +506,3 @@ def _sizes(step: StaticStep) -> dict[str, dict[str, Buffer]]:
 
 def _bytes(buffers: dict[str, Buffer]) -> int:
     return sum(math.prod(shape) * dtype.itemsize for shape, dtype in buffers.values())
-
-
-def _norm(x: Tensor, norm: RMSNorm) -> Tensor:
-    return cast(Tensor, modulated_norm(x, kind="rms", weight=norm.weight, eps=norm.eps))
-
-
-def _norm_sum(x: Tensor, residual: Tensor, norm: RMSNorm) -> tuple[Tensor, Tensor]:
-    """``x + residual``, and its norm."""
-    return cast(
-        "tuple[Tensor, Tensor]",
-        modulated_norm(x, kind="rms", weight=norm.weight, residual=residual, eps=norm.eps),
-    )
-
-
-def _project(module: Attention, x_BLD: Tensor, rotary: Turn | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values ``[B, L, H, K]``, normalised and turned."""
-    q, k, v = module.qkv(x_BLD).unflatten(-1, (3, module.heads, module.head_dim)).unbind(2)
-    return _turned(_norm(q, module.q_norm), rotary), _turned(_norm(k, module.k_norm), rotary), v
-
-
-def _queries(module: Attention, x_BMD: Tensor, rotary: Turn | None) -> Tensor:
-    """Queries alone ``[B, M, H, K]``."""
-    q = F.linear(x_BMD, module.qkv.weight[: x_BMD.shape[-1]]).unflatten(-1, (module.heads, module.head_dim))
-    return _turned(_norm(q, module.q_norm), rotary)
-
-
-def _keys_values(module: Attention, x_BLD: Tensor, rotary: Turn | None) -> tuple[Tensor, Tensor]:
-    """Keys and values alone ``[B, L, H, K]``."""
-    both = F.linear(x_BLD, module.qkv.weight[x_BLD.shape[-1] :])
-    k, v = both.unflatten(-1, (2, module.heads, module.head_dim)).unbind(2)
-    return _turned(_norm(k, module.k_norm), rotary), v
-
-
-def _attend(q_BMHK: Tensor, k_BLHK: Tensor, v_BLHK: Tensor) -> Tensor:
-    return attention(q_BMHK.transpose(1, 2), k_BLHK.transpose(1, 2), v_BLHK.transpose(1, 2))
-
-
-def _turned(x_BLHK: Tensor, rotary: Turn | None) -> Tensor:
-    return x_BLHK if rotary is None else rotate(x_BLHK, *rotary)
-
-
-def _turn(table: Tensor | None, rows: slice | Tensor) -> Turn | None:
-    """Cosines and sines of the masked transformer's rows ``[..., 1, K/2]``."""
-    if table is None:
-        return None
-    if isinstance(rows, Tensor):
-        return F.embedding(rows, table[0])[..., None, :], F.embedding(rows, table[1])[..., None, :]
-    return table[0, rows, None], table[1, rows, None]
-
-
-def _gather(x_BLD: Tensor, rows_BM: Tensor | slice) -> Tensor:
-    if isinstance(rows_BM, slice):
-        return x_BLD[:, rows_BM]
-    return x_BLD.gather(1, rows_BM[..., None].expand(-1, -1, x_BLD.shape[-1]))

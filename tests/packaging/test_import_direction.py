@@ -20,7 +20,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("ops",),
     ("layers", "noise"),
     ("interpolation",),
-    ("tokenizer", "temporal", "spatial", "flow"),
+    ("tokenizer", "temporal", "spatial", "flow", "static_layers"),
     ("model",),
     ("sample", "checkpoint"),
     ("coding", "folding", "static_step", "native_sampler"),
