@@ -38,6 +38,8 @@ class Case:
     # Seconds are reported per unit.
     units: int = 1
     left_out: Mapping[str, str] = field(default_factory=dict)
+    # Exact result and allowance of contenders that compute something else.
+    others: Mapping[str, tuple[Tensor, float]] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
 
 

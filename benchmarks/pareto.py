@@ -5,6 +5,8 @@
 Every setting forecasts the same trajectories of the shipped test file with the same noise, and is scored. Then all of
 them forecast one chunk of those trajectories in turn (A B C A B C ...), from observed fields to forecast fields;
 seconds are the median over rounds. Settings that differ in the temperature only do the same work and share one time.
+`--beside` adds other models with their own settings, such as a one-pass model, and `--solver` a line for the numerical
+solver with parameters fitted to the observed frames (`benchmarks/classical.py`).
 A setting is in the Pareto set of an error if no other is as good in both seconds and error and better in one.
 """
 
@@ -22,10 +24,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks import classical
 from benchmarks.harness import interleave, machine
 from enma_fast.checkpoint import PRETRAINED, load_model
 from enma_fast.config import SamplingConfig
 from enma_fast.data import FieldFile, read
+from enma_fast.errors import EnmaError
 from enma_fast.extras import load_extra
 from enma_fast.model import Model
 from enma_fast.plots import save_figure
@@ -36,17 +40,21 @@ OWN = "own"
 ERRORS = ("rel_l2", "crps")
 
 
-def grid(own: SamplingConfig) -> dict[str, SamplingConfig]:
-    """The model's own settings first, then what is cheaper or cooler; none stands twice."""
+def grid(own: SamplingConfig, *, one_pass: bool = False) -> dict[str, SamplingConfig]:
+    """The model's own settings first, then what is cheaper or cooler; none stands twice.
+
+    A one-pass model has no steps to save.
+    """
     most, steps = own.mask_steps, own.flow_steps
     few = {n for n in (1, 2, 3, 4, 6, 10) if n < steps}
     masks = sorted({m for m in (1, 2, most // 2, 3 * most // 4) if 1 <= m < most})
     changes: list[dict[str, Any]] = [{}]
-    changes += [{"flow_steps": n} for n in sorted(few)]
-    changes += [{"flow_steps": n, "method": "euler"} for n in sorted(few | {steps, 2 * steps})]
-    changes += [{"last_flow_steps": n} for n in sorted(few & {1, 2, 4})]
-    changes += [{"mask_steps": m} for m in masks]
-    changes += [{"mask_steps": m, "flow_steps": n} for m in masks for n in sorted(few & {1, 2})]
+    if not one_pass:
+        changes += [{"flow_steps": n} for n in sorted(few)]
+        changes += [{"flow_steps": n, "method": "euler"} for n in sorted(few | {steps, 2 * steps})]
+        changes += [{"last_flow_steps": n} for n in sorted(few & {1, 2, 4})]
+        changes += [{"mask_steps": m} for m in masks]
+        changes += [{"mask_steps": m, "flow_steps": n} for m in masks for n in sorted(few & {1, 2})]
     changes += [{"temperature": own.temperature * share} for share in (0.0, 0.5, 0.75, 0.9)]
     found: dict[str, SamplingConfig] = {}
     for change in changes:
@@ -90,19 +98,37 @@ def spread_rows(environment: np.ndarray | None, count: int, limit: int) -> list[
 
 
 def measure(
-    model: Model, data: FieldFile, *, members: int, limit: int, rounds: int, seed: int, chunk: int
+    model: Model,
+    data: FieldFile,
+    *,
+    members: int,
+    limit: int,
+    rounds: int,
+    seed: int,
+    chunk: int,
+    beside: Sequence[Model] = (),
+    solver: bool = False,
 ) -> dict[str, Any]:
-    """Scores and times of all settings: the result without the machine."""
+    """Scores and times of all settings, and of other models' own: the result without the machine."""
     rows = spread_rows(data.environment, len(data), limit)
-    settings = grid(model.config.sampling)
+    settings = grid(model.config.sampling, one_pass=model.config.dynamics.decoder == "one-pass")
+    models = dict.fromkeys(settings, model)
+    for other in beside:
+        name = other.config.name
+        if name in models:
+            raise EnmaError(f"--beside: two points are named {name!r}; give each model once")
+        settings[name], models[name] = other.config.sampling, other
     cases = {name: Case(members=members, seed=seed, chunk=chunk, settings=chosen) for name, chosen in settings.items()}
-    scores = {name: score_case(model, data, case, rows=rows) for name, case in cases.items()}
+    scores = {name: score_case(models[name], data, case, rows=rows) for name, case in cases.items()}
 
     # The first case of each amount of work stands for all of them.
-    work = {name: dataclasses.replace(chosen, temperature=1.0) for name, chosen in settings.items()}
+    work = {name: (id(models[name]), dataclasses.replace(chosen, temperature=1.0)) for name, chosen in settings.items()}
     timed = {chosen: name for name, chosen in reversed(work.items())}
     part = rows[: max(1, chunk // members)]
-    runs = {name: lambda case=case: list(ensembles(model, data, case, rows=part)) for name, case in cases.items()}
+    runs = {
+        name: lambda name=name, case=case: list(ensembles(models[name], data, case, rows=part))
+        for name, case in cases.items()
+    }
     seconds = interleave(
         {name: runs[name] for name in settings if name in timed.values()},
         rounds=rounds,
@@ -116,6 +142,7 @@ def measure(
         table.append(
             {
                 "name": name,
+                "decoder": models[name].config.dynamics.decoder,
                 "sampling": dataclasses.asdict(settings[name]),
                 "seconds_per_member": statistics.median(each),
                 "seconds_min": min(each),
@@ -141,6 +168,9 @@ def measure(
         "threads": torch.get_num_threads(),
         "rounds": rounds,
         "rows": table,
+        "solver": classical.measure(data, rows=rows, observed=scores[OWN]["history"], members=members, seed=seed)
+        if solver
+        else None,
         "pareto": {
             error: pareto_set({row["name"]: (row["seconds_per_member"], row[error]) for row in table})
             for error in ERRORS
@@ -157,6 +187,9 @@ def lines(result: dict[str, Any]) -> list[str]:
         errors = (f"{row[key]:.4g}" + " *"[row["name"] in result["pareto"][key]] for key in ERRORS)
         skill = "-" if row["spread_skill"] is None else f"{row['spread_skill']:.3f}"
         cells.append((row["name"], *times, f"{row['speedup']:.2f}x", *errors, skill))
+    if (row := result["solver"]) is not None:
+        times = (f"{row[key]:.4g}" for key in ("seconds_per_member", "seconds_min", "seconds_max"))
+        cells.append((row["name"], *times, "-", *(f"{row[key]:.4g}  " for key in ERRORS), f"{row['spread_skill']:.3f}"))
     widths = [max(map(len, column)) for column in zip(head, *cells, strict=True)]
     return [
         "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
@@ -175,7 +208,7 @@ def figure(result: dict[str, Any]) -> Any:
     with matplotlib.rc_context(style):
         drawing = figures.Figure(figsize=(15, 5.2), layout="constrained")
         for axes, (key, title) in zip(drawing.subplots(1, 3), titles.items(), strict=True):
-            _panel(axes, rows, key, result["pareto"].get(key, either))
+            _panel(axes, rows, key, result["pareto"].get(key, either), result["solver"])
             axes.set(title=title, xlabel="seconds per member", xscale="log")
             axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
             axes.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
@@ -190,7 +223,7 @@ def figure(result: dict[str, Any]) -> Any:
     return drawing
 
 
-def _panel(axes: Any, rows: dict[str, Any], key: str, front: list[str]) -> None:
+def _panel(axes: Any, rows: dict[str, Any], key: str, front: list[str], solver: dict[str, Any] | None) -> None:
     x = {name: row["seconds_per_member"] for name, row in rows.items()}
     y = {name: row[key] for name, row in rows.items() if row[key] is not None}
     front = sorted((name for name in front if name in y), key=lambda name: x[name])
@@ -208,6 +241,8 @@ def _panel(axes: Any, rows: dict[str, Any], key: str, front: list[str]) -> None:
         markersize=5,
         label="Pareto set" if line else "in a Pareto set",
     )
+    if solver is not None and solver[key] is not None:
+        axes.plot(solver["seconds_per_member"], solver[key], "x", color="#222222", label="fitted solver", zorder=3)
     if OWN in y:
         axes.plot(x[OWN], y[OWN], "D", color="#c2452d", markersize=8, label="the model's own", zorder=3)
     for name in dict.fromkeys([*front, OWN]):
@@ -231,6 +266,10 @@ def main() -> None:
         prog="python -m benchmarks.pareto", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--checkpoint", default="combined-small", help="a shipped model by name, or a folder")
+    parser.add_argument("--beside", nargs="+", default=[], help="other models, a point each with their own settings")
+    parser.add_argument(
+        "--solver", action="store_true", help="a line for the numerical solver with fitted parameters (Combined only)"
+    )
     parser.add_argument("--members", type=int, default=16)
     parser.add_argument("--limit", type=int, default=60, help="trajectories, evenly over the environments of the file")
     parser.add_argument("--rounds", type=int, default=5)
@@ -252,6 +291,8 @@ def main() -> None:
         rounds=options.rounds,
         seed=options.seed,
         chunk=options.chunk,
+        beside=[load_model(checkpoint, device=options.device) for checkpoint in options.beside],
+        solver=options.solver,
     )
     print("\n".join(lines(result)), file=sys.stderr if options.json else sys.stdout)
     if options.out is not None:

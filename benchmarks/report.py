@@ -204,6 +204,11 @@ def _pareto(file: Path, row: Row) -> Iterator[str]:
         rows.append(
             [one["name"], _seconds(one["seconds_per_member"]), _ratio(gain), *errors, _number(one["spread_skill"])]
         )
+    if (solver := row.get("solver")) is not None:
+        errors = (_number(solver[key]) for key in _PARETO_ERRORS)
+        rows.append(
+            [solver["name"], _seconds(solver["seconds_per_member"]), "-", *errors, _number(solver["spread_skill"])]
+        )
     yield _table(["setting", "a member", "faster by", *_PARETO_ERRORS.values(), "spread/skill"], rows)
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 import enma_fast
+from benchmarks.forecast import random_model
 from benchmarks.train_step import Stepper
 from enma_fast.engine import Engine
 from enma_fast.members import sample_fields
@@ -22,6 +23,7 @@ from enma_fast.train import step_generator
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 BACKENDS = ["best", "reference"]
+DECODERS = ["masked-flow", "one-pass"]
 OBSERVED, FRAMES = 3, 17
 # Both compute in fp32; the noise is the same.
 AGREE = 1e-3
@@ -32,14 +34,28 @@ def model() -> Model:
     return enma_fast.load_model("combined-small", device=DEVICE)
 
 
-def timed(benchmark: Any, run: Callable[[], object], *, group: str, rounds: int = 5) -> None:
+@pytest.fixture(scope="module")
+def one_pass() -> Model:
+    """Of random weights, which take as long as any."""
+    return random_model(PRESETS["combined-fast"].model).to(DEVICE)
+
+
+@pytest.fixture
+def chosen(decoder: str, request: pytest.FixtureRequest) -> Model:
+    model: Model = request.getfixturevalue({"masked-flow": "model", "one-pass": "one_pass"}[decoder])
+    return model
+
+
+def timed(
+    benchmark: Any, run: Callable[[], object], *, group: str, rounds: int = 5, model: str = "combined-small"
+) -> None:
     def whole() -> None:
         run()
         if DEVICE.type == "cuda":
             torch.cuda.synchronize()
 
     benchmark.group = group
-    benchmark.extra_info |= {"threads": torch.get_num_threads(), "model": "combined-small"}
+    benchmark.extra_info |= {"threads": torch.get_num_threads(), "model": model}
     benchmark.pedantic(whole, warmup_rounds=1, rounds=rounds)
 
 
@@ -59,22 +75,36 @@ def latents(model: Model, backend: str, members: int, frames: int) -> Tensor:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("decoder", DECODERS)
 @pytest.mark.parametrize("members", [1, 64])
 @pytest.mark.parametrize(("what", "frames"), [("frame", 1), ("trajectory", 9)])
-def test_latents(benchmark: Any, model: Model, what: str, frames: int, members: int, backend: str) -> None:
-    exact = latents(model, "reference", members, frames)
-    error = (latents(model, backend, members, frames) - exact).abs().max().item()
+def test_latents(benchmark: Any, chosen: Model, what: str, frames: int, members: int, backend: str) -> None:
+    exact = latents(chosen, "reference", members, frames)
+    error = (latents(chosen, backend, members, frames) - exact).abs().max().item()
     assert error <= AGREE * exact.abs().max().item()
-    timed(benchmark, lambda: latents(model, backend, members, frames), group=f"{what}, {members} members")
+    timed(
+        benchmark,
+        lambda: latents(chosen, backend, members, frames),
+        group=f"{what}, {members} members",
+        model=chosen.config.name,
+    )
 
 
+@pytest.mark.parametrize("decoder", DECODERS)
 @pytest.mark.parametrize("members", [64, 1024])
-def test_ensemble(benchmark: Any, model: Model, members: int) -> None:
+def test_ensemble(benchmark: Any, chosen: Model, members: int) -> None:
+    model = chosen
     history = torch.sin(torch.linspace(0, 6.2832, 129)[:-1]).expand(OBSERVED, 128)[..., None]
     alone = sample_fields(model, history, num_members=1, first_member=members - 1)
     many = sample_fields(model, history, num_members=members)
     assert (many[-1] - alone[0]).abs().max() <= AGREE * alone.abs().max()
-    timed(benchmark, lambda: sample_fields(model, history, num_members=members), group="ensemble", rounds=3)
+    timed(
+        benchmark,
+        lambda: sample_fields(model, history, num_members=members),
+        group=f"ensemble, {members} members",
+        rounds=3,
+        model=model.config.name,
+    )
 
 
 @pytest.mark.parametrize("what", ["encode", "decode"])

@@ -5,13 +5,15 @@
 Random weights of the preset's size, two observed latent frames, all members of one trajectory. Contenders:
 
 * ``ours``: the engine with weights in bf16 (or fp32 with ``--dtype fp32``);
-* ``eager-bf16``, ``eager-fp32``: `sample.trajectory` with weights of that dtype;
+* ``masked-flow``, where the preset decides a frame in one pass: the engine with the same sizes, mask steps and flow;
+* ``eager-bf16``, ``eager-fp32``: `sample.trajectory` with weights of that dtype, with mask steps and flow in any case;
 * ``compile-bf16``: the same with the masked transformer and the velocity network under `torch.compile`, weights
   frozen, a graph of its own for each shape, and the flow head's schedule prepared once. The loop around the network
   stays in Python (unrolled, a shape takes minutes to compile), and so does the causal transformer, a twentieth of the
   arithmetic, whose shape changes with each frame.
 
-The first two members of every contender are compared with the float64 reference; `error` is the largest difference.
+The first two members of every contender are compared with the float64 reference of its own model; `error` is the
+largest difference.
 FLOPs are those that the answer needs: what is computed once per frame or per trajectory counts once.
 """
 
@@ -22,7 +24,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -30,12 +32,13 @@ from torch.nn import functional as F
 
 from benchmarks.cases import Case
 from enma_fast import sample
-from enma_fast.config import ModelConfig, SamplingConfig
+from enma_fast.config import ModelConfig, SamplingConfig, replace
 from enma_fast.engine import Engine
 from enma_fast.flow import VelocityHead
 from enma_fast.model import Dynamics
 from enma_fast.ops.flow_head import integrate, velocity
 from enma_fast.presets import find_preset
+from enma_fast.sample import in_one_pass
 from enma_fast.schedule import flow_times, mask_schedule
 
 STATUS = Path("/proc/self/status")
@@ -61,13 +64,26 @@ def _status(field: str) -> int:
     return 1024 * int(found.split()[1])
 
 
-def random_dynamics(config: ModelConfig) -> Dynamics:
+def with_mask_steps(config: ModelConfig) -> ModelConfig:
+    """The model of the same sizes that decides frames in mask steps by flow, as a one-pass model does frame 0."""
+    return replace(config, {"dynamics.decoder": "masked-flow"})
+
+
+_Module = TypeVar("_Module", bound=nn.Module)
+
+
+def random_weights(module: _Module) -> _Module:
     """Random weights everywhere: zero-initialised parts would be trivial to compute right."""
-    torch.manual_seed(0)
-    dynamics = Dynamics(config).requires_grad_(False).eval()
-    for p in dynamics.parameters():
+    module.requires_grad_(False).eval()
+    for p in module.parameters():
         p.add_(0.02 * torch.randn_like(p))
-    return dynamics
+    return module
+
+
+def random_dynamics(config: ModelConfig) -> Dynamics:
+    """Dynamics of random weights, the same every time."""
+    torch.manual_seed(0)
+    return random_weights(Dynamics(config))
 
 
 def needed_flops(config: ModelConfig, *, members: int, num_latents: int, observed: int) -> float:
@@ -77,7 +93,8 @@ def needed_flops(config: ModelConfig, *, members: int, num_latents: int, observe
     hidden = int(D * dyn.mlp_ratio)
     rows = N * (2 if dyn.condition == "concat" else 1)
     qkv, rest = 3 * D * D, D * D + 3 * D * hidden
-    counts = mask_schedule(N, min(settings.mask_steps, N))
+    one_pass = in_one_pass(config, observed)
+    counts = (N,) if one_pass else mask_schedule(N, min(settings.mask_steps, N))
 
     def causal(frames: int) -> float:
         return 2 * N * (C * D + dyn.temporal_layers * (qkv + rest)) + 4 * dyn.temporal_layers * N * frames * N * D
@@ -96,6 +113,8 @@ def needed_flops(config: ModelConfig, *, members: int, num_latents: int, observe
     flow, w = dyn.flow, dyn.flow.width
     evaluation = 2 * C * w + flow.layers * 5 * w * w + 2 * w * w
     head = 2 * N * (D * w + len(flow_times(settings.flow_steps, settings.method)) * evaluation)
+    if one_pass:
+        head = 2 * N * C * D
     each = sum(masked + head + (causal(t + 2) if t + 1 < num_latents else 0) for t in range(observed, num_latents))
     return members * each + sum(causal(t + 1) for t in range(observed + 1))
 
@@ -169,30 +188,43 @@ def trajectory_case(
         )
         return torch.stack(list(frames), 1)[:few]
 
-    before = memory_now()
-    clock = time.perf_counter()
-    engine = Engine(dynamics, dtype=dtype)
-    prepared = time.perf_counter() - clock
-
-    def ours() -> Tensor:
+    def sampled(engine: Engine) -> Tensor:
         frames = engine.trajectory(
             history, num_latents=num_latents, seeds=seeds, members=numbers, groups=groups, settings=settings
         )
         return torch.stack(list(frames), 1)[:few]
 
-    ours()
+    def expected(model: Dynamics) -> tuple[Tensor, float]:
+        """The float64 answer, and how far from it a contender may be."""
+        exact = reference(copy.deepcopy(model).double(), few)
+        wrong_by = (reference(copy.deepcopy(model).to(dtype), few).double() - exact).abs().max().item()
+        return exact, 2 * wrong_by + 4e-7 * exact.abs().max().item()
+
+    before = memory_now()
+    clock = time.perf_counter()
+    engine = Engine(dynamics, dtype=dtype)
+    prepared = time.perf_counter() - clock
+    sampled(engine)
     memory = memory_peak() - before
     short = {torch.bfloat16: "bf16", torch.float32: "fp32"}[dtype]
-    rounded = copy.deepcopy(dynamics).to(dtype)
-    contenders: dict[str, Callable[[], Tensor]] = {"ours": ours, f"eager-{short}": lambda: reference(rounded)}
-    contenders["eager-fp32"] = lambda: reference(dynamics)
+    contenders: dict[str, Callable[[], Tensor]] = {"ours": lambda: sampled(engine)}
+    exact, allowance = expected(dynamics)
+    others: dict[str, tuple[Tensor, float]] = {}
+    base = dynamics
+    if in_one_pass(config, OBSERVED):
+        base = random_dynamics(with_mask_steps(config)).to(device)
+        slower = Engine(base, dtype=dtype)
+        contenders["masked-flow"] = lambda: sampled(slower)
+    rounded = copy.deepcopy(base).to(dtype)
+    contenders |= {f"eager-{short}": lambda: reference(rounded), "eager-fp32": lambda: reference(base)}
     if compiled:
         fast = compiled_copy(rounded)
         contenders[f"compile-{short}"] = lambda: reference(fast)
-    exact = reference(copy.deepcopy(dynamics).double(), few)
-    wrong_by = (reference(rounded, few).double() - exact).abs().max().item()
+    if base is not dynamics:
+        others = dict.fromkeys(list(contenders)[1:], expected(base))
     notes: dict[str, Any] = {"preset": preset, "members": members, "latent_frames": num_latents, "per": "member"}
-    notes |= {"prepare_s": prepared, "planned_bytes": engine.planned_bytes(), "peak_bytes": memory}
+    notes |= {"decoder": config.dynamics.decoder, "prepare_s": prepared}
+    notes |= {"planned_bytes": engine.planned_bytes(), "peak_bytes": memory}
     return Case(
         name="trajectory",
         rows=members,
@@ -200,7 +232,8 @@ def trajectory_case(
         device=device,
         contenders=contenders,
         exact=exact,
-        allowance=2 * wrong_by + 4e-7 * exact.abs().max().item(),
+        allowance=allowance,
+        others=others,
         flops=needed_flops(config, members=members, num_latents=num_latents, observed=OBSERVED),
         notes=notes | {"backend": engine.backend, "flow_steps": settings.flow_steps, "mask_steps": settings.mask_steps},
         units=members,

@@ -22,6 +22,7 @@ from .blocks import Block
 from .data import FieldFile
 from .engine import engine_for
 from .errors import EnmaError, first_line
+from .folding import folded_end
 from .model import Model
 from .ops import extension
 from .tasks import Case, forecast_rows, num_frames
@@ -52,7 +53,9 @@ class BlockSampler:
         self._engine = engine_for(model.dynamics, dtype=case.dtype)
         self.independent = self._engine.backend == "native"
         how = self._engine.backend if self.independent else f"{self._engine.backend}, chunk {case.chunk}"
-        self.arithmetic = f"{how}, {_instructions(next(model.parameters()).device)}"
+        # Fields from a folded decoder differ by rounding from those of a version that had none.
+        folded = ", folded decoder" if folded_end(model.tokenizer) else ""
+        self.arithmetic = f"{how}, {_instructions(next(model.parameters()).device)}{folded}"
 
     def forget(self) -> None:
         """Have nothing remembered from now on."""

@@ -246,6 +246,16 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def _steps(config: ModelConfig) -> str:
+    settings = config.sampling
+    steps = (
+        f"takes {settings.mask_steps} mask steps a frame and {settings.flow_steps} {settings.method} flow steps a token"
+    )
+    if config.dynamics.decoder == "one-pass":
+        return f"decides a frame in one pass (an initial state: {steps})"
+    return steps
+
+
 def _json_word(value: Any) -> str:
     text = json.dumps(value, separators=(",", ":"))
     return value if isinstance(value, str) else f"'{text}'" if isinstance(value, list) else text
@@ -302,8 +312,7 @@ def _training_text(config: ModelConfig, training: dict[str, Any], sampling: dict
         f"enma-fast train publish runs/dynamics --tokenizer runs/tokenizer --data data --out {config.name}{changes}",
         "```",
         "",
-        f"The sampler takes {config.sampling.mask_steps} mask steps a frame and {config.sampling.flow_steps} "
-        f"{config.sampling.method} flow steps a token, and scales its noise by {config.sampling.temperature:g}"
+        f"The sampler {_steps(config)}, and scales its noise by {config.sampling.temperature:g}"
         + (", chosen on validation data." if "temperature" in sampling else "."),
         "",
     ]

@@ -23,23 +23,20 @@ from . import sample
 from .config import SamplingConfig
 from .errors import EnmaError
 from .graphs import CapturedStep, try_capture
-from .layers import own_dtype
+from .layers import own_dtype, weights_key
 from .model import Dynamics
 from .native_sampler import NativeSampler
 from .ops import choose, sampler
+from .schedule import chosen_sampling
 from .static_step import StaticStep
 
 BACKENDS = ("native", "graph", "static", "reference")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def candidates(
-    device: torch.device, dtype: torch.dtype, *, head_dim: int, decoder: str = "masked-flow"
-) -> dict[str, str | None]:
+def candidates(device: torch.device, dtype: torch.dtype, *, head_dim: int) -> dict[str, str | None]:
     """Ways to sample with weights of this device, dtype and size of heads, best first; why one cannot serve."""
     on_gpu = device.type == "cuda"
-    if decoder == "one-pass":
-        return {"native": "todo", "graph": "todo", "static": "todo", "reference": None}
     return {
         "native": sampler.problem(device, dtype, head_dim=head_dim),
         "graph": None if on_gpu else f"needs a CUDA device, the model is on {device}",
@@ -71,7 +68,7 @@ class Engine:
         self.dtype = dtype or own_dtype(dynamics)
         config = dynamics.config.dynamics
         device = next(dynamics.parameters()).device
-        found = candidates(device, self.dtype, head_dim=config.width // config.heads, decoder=config.decoder)
+        found = candidates(device, self.dtype, head_dim=config.width // config.heads)
         if backend == "static":
             found["static"] = None
         if self.dtype != own_dtype(dynamics):
@@ -108,7 +105,7 @@ class Engine:
         context
             Latent frames ``[G, Tc, N, C]`` of another trajectory of the same environment.
         settings
-            Sampling settings; the model's own by default.
+            Sampling settings; the model's own by default. A one-pass model takes another temperature only.
         groups
             ``[B]`` int64, the history that each row continues; by default row b has history b.
 
@@ -117,7 +114,7 @@ class Engine:
         Tensor
             ``[B, N, C]`` fp32: latent frames T0, T0 + 1, ..., num_latents - 1.
         """
-        settings = settings or self.dynamics.config.sampling
+        settings = chosen_sampling(self.dynamics.config, settings)
         if groups is None:
             groups = torch.arange(len(seeds), device=seeds.device)
         if self.backend == "reference":
@@ -163,7 +160,8 @@ class Engine:
         if not even:
             segments, G = [s[groups] for s in segments], B
         first = segments[-1].shape[1]
-        key = (B, G, sum(s.shape[1] + 1 for s in segments), max(0, num_latents - first - 1), settings)
+        initial = not sample.in_one_pass(self.dynamics.config, first)
+        key = (B, G, sum(s.shape[1] + 1 for s in segments), max(0, num_latents - first - 1), settings, initial)
         step = self._take(key)
         try:
             step.begin(segments, seeds=seeds, members=members, first=first)
@@ -180,7 +178,7 @@ class Engine:
             return step
         # Its memory goes before more is asked for.
         self._release()
-        rows, groups, prefix_frames, own_frames, settings = key
+        rows, groups, prefix_frames, own_frames, settings, initial = key
         made = StaticStep(
             self.dynamics,
             rows=rows,
@@ -188,6 +186,7 @@ class Engine:
             prefix_frames=prefix_frames,
             own_frames=own_frames,
             settings=settings,
+            initial=initial,
             dtype=self.dtype,
         )
         return try_capture(made) if self.backend == "graph" else made
@@ -214,7 +213,7 @@ def engine_for(dynamics: Dynamics, *, dtype: torch.dtype | None = None, backend:
     if backend is not None and backend not in BACKENDS:
         raise EnmaError(f"backend {backend!r} is unknown; expected one of {', '.join(BACKENDS)}")
     engines: _Engines = vars(dynamics).setdefault("_engines", _Engines())
-    weights = tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in dynamics.parameters())
+    weights = weights_key(dynamics)
     known = engines.get((dtype, backend))
     if known is None or known[0] != weights:
         known = engines[dtype, backend] = (weights, Engine(dynamics, dtype=dtype, backend=backend))

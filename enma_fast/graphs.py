@@ -2,7 +2,7 @@
 
     step = CapturedStep(StaticStep(...))
     step.warm_up()      on a side stream: kernels compile, operators pack their weights
-    step.capture()      one graph for a frame that is fed back, one for the last frame, both in one private pool
+    step.capture()      a graph for each kind of frame (fed back or the last), all in one private pool
     step.begin(...)     history and context, outside the graphs
     step.frame()        one launch
     step.close()        graphs and pool go; the static buffers belong to the StaticStep
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from .errors import EnmaError
-from .static_step import StaticPlan, StaticStep
+from .static_step import FrameKind, StaticPlan, StaticStep
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ class CapturedStep:
             recorder = CudaRecorder(step.device)
         self._step = step
         self._recorder: Recorder | None = recorder
-        self._replays: dict[bool, Callable[[], None]] = {}
+        self._replays: dict[FrameKind, Callable[[], None]] = {}
         self._warm = False
         self.launches = 0
 
@@ -95,18 +95,18 @@ class CapturedStep:
         return self._step.plan
 
     def warm_up(self) -> None:
-        """Run both kinds of frame on buffers of no trajectory; one that had begun is forgotten."""
+        """Run every kind of frame on buffers of no trajectory; one that had begun is forgotten."""
         recorder = self._open()
-        for last in self._kinds():
+        for kind in self._step.kinds():
             for _ in range(WARM_UPS):
                 # Each run feeds its frame back, to the first place again.
                 self._step.reset()
-                recorder.warm_up(functools.partial(self._step.run, last=last))
+                recorder.warm_up(functools.partial(self._step.run, kind))
         self._step.reset()
         self._warm = True
 
     def capture(self) -> None:
-        """Record both kinds of frame.
+        """Record every kind of frame.
 
         Raises
         ------
@@ -118,7 +118,7 @@ class CapturedStep:
             raise EnmaError("capture: call warm_up first, so that nothing is compiled or packed during the capture")
         if self._replays:
             raise EnmaError("capture: the step is captured already; close it and make a new one")
-        self._replays = {last: recorder.record(functools.partial(self._step.run, last=last)) for last in self._kinds()}
+        self._replays = {kind: recorder.record(functools.partial(self._step.run, kind)) for kind in self._step.kinds()}
         self._step.reset()
 
     def begin(self, segments: Sequence[Tensor], *, seeds: Tensor, members: Tensor, first: int) -> None:
@@ -129,8 +129,7 @@ class CapturedStep:
     def frame(self, *, last: bool = False) -> Tensor:
         """As :meth:`StaticStep.frame`, by one launch."""
         replays = self._captured()
-        self._step.advance(last=last)
-        replays[last]()
+        replays[self._step.advance(last=last)]()
         self.launches += 1
         return self._step.tokens_BNC
 
@@ -142,16 +141,12 @@ class CapturedStep:
             self._recorder = None
             self._step.reset()
 
-    def _kinds(self) -> tuple[bool, ...]:
-        """Values of `last` that can occur: without a place to feed a frame back, every frame is the last."""
-        return (False, True) if self._step.own_frames else (True,)
-
     def _open(self) -> Recorder:
         if self._recorder is None:
             raise EnmaError("the captured step is closed; make a new one")
         return self._recorder
 
-    def _captured(self) -> dict[bool, Callable[[], None]]:
+    def _captured(self) -> dict[FrameKind, Callable[[], None]]:
         self._open()
         if not self._replays:
             raise EnmaError("the step is not captured; call warm_up and capture first")

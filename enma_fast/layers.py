@@ -201,6 +201,11 @@ def exact(layer: nn.Linear, x: Tensor) -> Tensor:
         return layer(x.to(layer.weight.dtype))
 
 
+def weights_key(module: nn.Module) -> tuple[tuple[int, int], ...]:
+    """Differs from an earlier one if a weight has been changed or replaced."""
+    return tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in module.parameters())
+
+
 def own_dtype(module: nn.Module) -> torch.dtype:
     """Of a module's weights."""
     return next(module.parameters()).dtype

@@ -22,10 +22,12 @@ from .coding import BLOCKS, code_rows
 from .config import SamplingConfig, TokenizerConfig
 from .engine import Engine, engine_for
 from .errors import EnmaError
+from .folding import folded_end
 from .inputs import MOST_MEMBERS, Request, check_size, coordinates, read_request, whole_number, whole_numbers
 from .layers import own_dtype
 from .model import Model
 from .results import SPACE, Ensemble, Given, Labels, first_time, given
+from .schedule import chosen_sampling
 
 # A numpy array, a tensor, an xarray.DataArray or an xarray.Dataset.
 Array = np.ndarray | Tensor | Any
@@ -176,7 +178,7 @@ def stream(
     frames = _frames(
         model,
         request,
-        _chunks(engine, request, settings or model.config.sampling, size),
+        _chunks(engine, request, chosen_sampling(model.config, settings), size),
         _all_kept(request),
         shape=(len(request.seeds), num_members) if batched else (num_members,),
         query=queried,
@@ -218,7 +220,7 @@ def sample_fields(
         model, history, num_frames, num_members, seed, context, points, trajectories, first_member, warn=warn
     )
     engine = engine_for(model.dynamics, dtype=dtype, backend=backend)
-    chunks = _chunks(engine, request, settings or model.config.sampling, whole_number("chunk", chunk))
+    chunks = _chunks(engine, request, chosen_sampling(model.config, settings), whole_number("chunk", chunk))
     shape = (len(request.seeds), num_members) if batched else (num_members,)
     kept = _all_kept(request)
     if stop is not None:
@@ -468,6 +470,7 @@ def _fields(model: Model, latents: Tensor, request: Request, query: Tensor | Non
 
 def _decode(model: Model, latents: Tensor, frames: int, query: Tensor | None) -> Tensor:
     tok = model.tokenizer
+    end = folded_end(tok)
     operation = ("decode", tok.config, own_dtype(tok), frames, None if query is None else tuple(query.shape))
     block = BLOCKS[tok.config.dims]
-    return code_rows(lambda z: model.decode(z, frames, query), latents, operation=operation, block=block)
+    return code_rows(lambda z: model.decode(z, frames, query, end=end), latents, operation=operation, block=block)

@@ -14,7 +14,7 @@ from .config import FlowConfig, ModelConfig
 from .flow import FlowHead
 from .spatial import MaskedTransformer
 from .temporal import CausalTransformer
-from .tokenizer import Tokenizer, patchify, unpatchify
+from .tokenizer import LinearEnd, Tokenizer, patchify, unpatchify
 
 
 @dataclass(frozen=True)
@@ -135,6 +135,13 @@ class Model(nn.Module):
         """Fields ``[B, T, *grid, c]`` (or points) to standardised tokens ``[B, T', N, C]``."""
         return self.to_tokens(self.tokenizer.encode(u, points, valid))
 
-    def decode(self, z_BTNC: Tensor, num_frames: int | None = None, query: Tensor | None = None) -> Tensor:
-        """Standardised tokens to fields ``[B, T, *grid, c]``."""
-        return self.tokenizer.decode(self.from_tokens(z_BTNC), num_frames, query)
+    def decode(
+        self,
+        z_BTNC: Tensor,
+        num_frames: int | None = None,
+        query: Tensor | None = None,
+        *,
+        end: LinearEnd | None = None,
+    ) -> Tensor:
+        """Standardised tokens to fields ``[B, T, *grid, c]``; arguments as those of `Tokenizer.decode`."""
+        return self.tokenizer.decode(self.from_tokens(z_BTNC), num_frames, query, end=end)

@@ -1,7 +1,8 @@
 """FRAME -> TRAJECTORY on the CPU: `sample.trajectory` with every latent frame made in one call of the extension.
 
 Weights are packed once. Members of a trajectory share the keys and values of its history and context; in the masked
-transformer the first layer sees only tokens that have changed, the last only those that are being decided.
+transformer the first layer sees only tokens that have changed, the last only those that are being decided. A one-pass
+model has no flow head packed unless frame 0 is to be decided.
 
 Legend: B rows (members), G groups that share history and context, N tokens per frame, C token channels, K head dim.
 """
@@ -16,9 +17,12 @@ import torch
 from torch import Tensor
 
 from .config import SamplingConfig
+from .errors import EnmaError
+from .layers import RMSNorm
 from .model import Dynamics
 from .ops import sampler
 from .ops.flow_plan import FlowPlan
+from .sample import in_one_pass
 from .schedule import flow_schedule, mask_schedule
 
 # Frames that the tables of rotary positions hold at first.
@@ -62,6 +66,7 @@ class NativeSampler:
             groups=segments[0].shape[0],
             prefix_frames=sum(s.shape[1] + 1 for s in segments),
             own_frames=max(0, num_latents - first - 1),
+            first=first,
             settings=settings,
             threads=threads,
         )
@@ -88,27 +93,29 @@ class NativeSampler:
         groups: int,
         prefix_frames: int,
         own_frames: int,
+        first: int,
         settings: SamplingConfig,
         threads: int | None = None,
         isa: str = "",
         teams: str = "",
     ) -> tuple[tuple[Any, ...], Any]:
-        """Memory for one chunk, the last one's if it fits, and the key that it goes by."""
+        """Memory for one chunk from frame `first` on, the last one's if it fits, and the key that it goes by."""
         threads = threads or torch.get_num_threads()
         if prefix_frames + own_frames > self._frames:
             self._pack(2 * (prefix_frames + own_frames))
-        key = (rows, groups, prefix_frames, own_frames, settings, threads, isa, teams, self._frames)
+        # Frames that are decided in one pass take no mask steps.
+        N = self.dynamics.config.num_tokens
+        mask_steps = 0 if in_one_pass(self.dynamics.config, first) else min(settings.mask_steps, N)
+        key = (rows, groups, prefix_frames, own_frames, settings, mask_steps, threads, isa, teams, self._frames)
         if self._idle is not None and self._idle[0] == key:
             session, self._idle = self._idle[1], None
             return key, session
         # Its memory goes before more is asked for.
         self._idle = None
-        N = self.dynamics.config.num_tokens
-        mask_steps = min(settings.mask_steps, N)
         flow_steps = flow_schedule(settings.flow_steps, settings.last_flow_steps, mask_steps=mask_steps)
         session = self._packed.session(
             [self._plan(steps, settings.method) for steps in flow_steps],
-            counts=mask_schedule(N, mask_steps),
+            counts=mask_schedule(N, mask_steps) if mask_steps else (),
             rows=rows,
             groups=groups,
             prefix_frames=prefix_frames,
@@ -138,11 +145,21 @@ class NativeSampler:
         if dynamics.temporal.rotary is not None:
             rotary = torch.stack(dynamics.temporal.rotary.tables(torch.arange(frames)))
         places, turns = dynamics.temporal.places, dynamics.spatial.rotary
+        epsilons = {module.eps for module in dynamics.modules() if isinstance(module, RMSNorm)}
+        if len(epsilons) != 1:
+            known = ", ".join(map(str, sorted(epsilons)))
+            raise EnmaError(f"norms have epsilons {known}; the native sampler takes one, so use backend 'reference'")
         self._packed = sampler.PackedSampler(
-            {name: p.detach().to(self.dtype).contiguous() for name, p in dynamics.named_parameters()},
+            {
+                name: p.detach().to(self.dtype).contiguous()
+                for name, p in dynamics.named_parameters()
+                # The plans have these.
+                if not name.startswith("flow.velocity.")
+            },
             tokens=config.num_tokens,
             heads=config.dynamics.heads,
             concat=dynamics.spatial.concat,
+            epsilon=epsilons.pop(),
             places=None if places is None else places.float().contiguous(),
             rotary=rotary,
             masked_rotary=None if turns is None else turns.float().contiguous(),

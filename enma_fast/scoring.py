@@ -22,6 +22,7 @@ from .members import CHUNK
 from .metrics import Scores
 from .model import Model
 from .paper import paper_scores, paper_uncertainty
+from .schedule import chosen_sampling
 from .tasks import Case, check_case, num_frames, sampled
 
 log = logging.getLogger("enma_fast")
@@ -139,7 +140,7 @@ def score_case(
         "history": case.observed,
         "num_frames": last - case.observed,
         "seed": case.seed,
-        "sampling": dataclasses.asdict(case.settings or model.config.sampling),
+        "sampling": dataclasses.asdict(chosen_sampling(model.config, case.settings)),
         "precision": case.precision or "model",
         "seconds_per_member": seconds / (len(rows) * case.members),
         "num_parameters": sum(p.numel() for p in model.parameters()),

@@ -8,6 +8,8 @@ device and a captured frame can be replayed for the next one. What `sample.frame
 * a row of the masked transformer's first layer is computed when its token changes, not at every mask step;
 * its last layer runs for the rows that are decided in this mask step, beyond their keys and values.
 
+In a one-pass model all frames but frame 0 of a trajectory are one pass from noise to tokens.
+
 Legend: B rows (members sampled together), G groups that share history and context, N tokens per frame, L rows of the
 masked transformer (2N: context and frame; N where they are added), M tokens of this mask step, C token channels,
 D width, H heads, K head dim, X what a row of the first layer holds (4D).
@@ -20,7 +22,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -28,16 +30,16 @@ from torch.nn import functional as F
 
 from .config import SamplingConfig
 from .errors import EnmaError
-from .layers import Attention, Block, RMSNorm, attention, rotate
+from .layers import Block, RMSNorm
 from .model import Dynamics
 from .noise import token_noise, token_order
 from .ops.flow_head import flow_head
 from .ops.frame_attention import frame_attention
-from .ops.modulated_norm import modulated_norm
 from .ops.token_update import update_tokens_
+from .sample import in_one_pass
 from .schedule import flow_schedule, mask_schedule
+from .static_layers import Turn, attend, gather, keys_values, norm_of, norm_of_sum, project, queries, turn_of
 
-Turn = tuple[Tensor, Tensor]
 Buffer = tuple[tuple[int, ...], torch.dtype]
 
 
@@ -68,6 +70,13 @@ class StaticPlan:
         return self.weights + self.kv_bytes + self.buffer_bytes
 
 
+class FrameKind(NamedTuple):
+    """How a frame is made, as the host knows it; each kind is a graph of its own."""
+
+    one_pass: bool
+    last: bool  # not fed back
+
+
 class StaticStep:
     """The frame step of one model for one number of rows.
 
@@ -83,6 +92,8 @@ class StaticStep:
         Most generated frames that are fed back: one less than are generated.
     settings
         Sampling settings, fixed for this step.
+    initial
+        Whether a one-pass model is to decide frame 0 of a trajectory too, which takes mask steps and flow heads.
     dtype
         Type of weights and activations, by default that of the weights; tokens and the flow's state are fp32.
     """
@@ -96,6 +107,7 @@ class StaticStep:
         prefix_frames: int,
         own_frames: int,
         settings: SamplingConfig,
+        initial: bool = True,
         dtype: torch.dtype | None = None,
     ) -> None:
         if rows < 1 or groups < 1 or rows % groups:
@@ -113,11 +125,15 @@ class StaticStep:
         self._state = torch.promote_types(self.dtype, torch.float32)
         model = _prepared(dynamics, self.dtype)
         self._temporal, self._spatial, self._flow = model.temporal, model.spatial, model.flow
-        self._counts = mask_schedule(self._tokens, min(settings.mask_steps, self._tokens))
+        # The linear layer that reads tokens in one pass, and whether any frame is decided in mask steps.
+        self._tokens_of, self.in_steps = model.read, initial or model.read is None
+        self._counts = mask_schedule(self._tokens, min(settings.mask_steps, self._tokens)) if self.in_steps else ()
         self._plans = _flow_plans(dynamics, model, settings, len(self._counts))
         self._fed: int | None = None
+        self._index = 0
 
-        weights = [*self._temporal.parameters(), *self._spatial.parameters(), *self._flow.parameters()]
+        parts = [self._temporal, self._spatial, self._flow if self.in_steps else None, self._tokens_of]
+        weights = [weight for part in parts if part is not None for weight in part.parameters()]
         self.plan = StaticPlan(weights=sum(weight.nbytes for weight in weights), **_sizes(self))
         made = {
             name: torch.zeros(shape, dtype=kind, device=self.device)
@@ -139,7 +155,8 @@ class StaticStep:
             frames = torch.arange(prefix_frames + own_frames, device=self.device)
             cos, sin = (table.view(len(frames), self._tokens, 1, -1) for table in self._temporal.rotary.tables(frames))
             self._turns = made["turns"].copy_(torch.stack([cos, sin]))
-        self._fill_masked()
+        if self.in_steps:
+            self._fill_masked()
 
     @property
     def _tokens(self) -> int:
@@ -187,7 +204,7 @@ class StaticStep:
         context = temporal.context(h, anchor, first=first == 0)
         self._by_group(self._context_BND).copy_(context[:, None])
         self._counters.copy_(torch.tensor([first, position, 0, position * N]))
-        self._fed = 0
+        self._fed, self._index = 0, first
 
     def frame(self, *, last: bool = False) -> Tensor:
         """Decide the next latent frame ``[B, N, C]``, in a buffer that the next call overwrites.
@@ -202,28 +219,37 @@ class StaticStep:
         EnmaError
             If no trajectory has begun or the frame cannot be fed back.
         """
-        self.advance(last=last)
-        return self.run(last=last)
+        return self.run(self.advance(last=last))
 
-    def advance(self, *, last: bool) -> None:
+    def kinds(self) -> list[FrameKind]:
+        """All kinds of frames that can occur: without a place to feed a frame back, every frame is the last."""
+        ways = [False] * self.in_steps + [True] * (self._tokens_of is not None)
+        return [FrameKind(way, last) for way in ways for last in ((False, True) if self.own_frames else (True,))]
+
+    def advance(self, *, last: bool) -> FrameKind:
         """The host's part of :meth:`frame`: is there a trajectory, and a place to feed the frame back?"""
         if self._fed is None:
             raise EnmaError("frame: no trajectory has begun; call begin first")
+        kind = FrameKind(in_one_pass(self.config, self._index), last)
         if last:
             self._fed = None
-            return
+            return kind
         if self._fed == self.own_frames:
             raise EnmaError(
                 f"frame: own_frames is {self.own_frames} and as many frames were fed back; pass last=True or make a"
                 " step with more"
             )
-        self._fed += 1
+        self._fed, self._index = self._fed + 1, self._index + 1
+        return kind
 
     @torch.inference_mode()
-    def run(self, *, last: bool) -> Tensor:
+    def run(self, kind: FrameKind) -> Tensor:
         """The device's part of :meth:`frame`, which reads and writes static buffers only."""
-        self._decide()
-        if not last:
+        if kind.one_pass:
+            self._decide_at_once()
+        else:
+            self._decide()
+        if not kind.last:
             self._feed()
         return self.tokens_BNC
 
@@ -237,7 +263,7 @@ class StaticStep:
             tokens_BM = order_BN[:, done : done + count]
             # Rows of the frame come last.
             rows_BM = tokens_BM + (L - self._tokens)
-            c_BMD = self._conditions(rows_BM)
+            c_BMD = self._conditions(self._rows_BLX, rows_BM)
             noise_BMC = token_noise(
                 seed=self._seeds_B,
                 members=self._members_B,
@@ -255,6 +281,31 @@ class StaticStep:
             done += count
             if done < self._tokens:
                 self._put(self._rows_BLX, rows_BM, self._known_rows(z_BMC, tokens_BM, rows_BM))
+
+    def _decide_at_once(self) -> None:
+        """A frame in one pass, from the context and noise to the tokens."""
+        spatial, read = self._spatial, self._tokens_of
+        assert spatial.noise is not None
+        assert read is not None
+        noise_BNC = token_noise(
+            seed=self._seeds_B,
+            members=self._members_B,
+            frame=self._frame,
+            mask_step=0,
+            tokens=self._places_N,
+            channels=self.config.token_channels,
+            dtype=self._state,
+        )
+        x_BND = spatial.mask + spatial.noise((self.settings.temperature * noise_BNC).to(self.dtype))
+        h_BND = self._context_BND
+        if spatial.places is not None:
+            x_BND = x_BND + spatial.places
+        if spatial.concat:
+            x_BLD = torch.cat([h_BND if spatial.places is None else h_BND + spatial.places, x_BND], dim=1)
+        else:
+            x_BLD = h_BND + x_BND
+        rows_BLX = self._first_layer(x_BLD, turn_of(spatial.rotary, slice(None)))
+        self.tokens_BNC.copy_(read(self._conditions(rows_BLX, None)))
 
     def _feed(self) -> None:
         """Read the decided frame: the context of the next one."""
@@ -292,15 +343,15 @@ class StaticStep:
         """One frame through the causal transformer; its keys and values go to `places_N` of `store`."""
         blocks = cast("list[Block]", self._temporal.blocks)
         for layer, block in enumerate(blocks):
-            y = _norm(x_BND, block.norm_1)
-            q, k, v = _project(block.attention, y, rotary)
+            y = norm_of(x_BND, block.norm_1)
+            q, k, v = project(block.attention, y, rotary)
             past: dict[str, Any] = dict(lengths)
             for name, both in kv.items():
                 past[f"{name}_k"], past[f"{name}_v"] = both[layer].transpose(2, 3)
             attended = frame_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), **past)
             for i, part in enumerate((k, v)):
                 self._put(store[layer, i].flatten(2), places_N.expand(len(part), -1), part.flatten(2))
-            x_BND, y = _norm_sum(x_BND, block.attention.merge(attended), block.norm_2)
+            x_BND, y = norm_of_sum(x_BND, block.attention.merge(attended), block.norm_2)
             x_BND = x_BND + block.mlp(y)
         return x_BND
 
@@ -309,10 +360,10 @@ class StaticStep:
         N, spatial = self._tokens, self._spatial
         h = self._context_BND if spatial.places is None else self._context_BND + spatial.places
         if spatial.concat:
-            self._rows_BLX[:, :N] = self._first_layer(h, _turn(spatial.rotary, slice(None, N)))
+            self._rows_BLX[:, :N] = self._first_layer(h, turn_of(spatial.rotary, slice(None, N)))
             self._rows_BLX[:, N:] = self._masked_LX
         else:
-            self._rows_BLX.copy_(self._first_layer(h + spatial.mask, _turn(spatial.rotary, slice(None))))
+            self._rows_BLX.copy_(self._first_layer(h + spatial.mask, turn_of(spatial.rotary, slice(None))))
 
     @torch.inference_mode()
     def _fill_masked(self) -> None:
@@ -321,7 +372,7 @@ class StaticStep:
         if spatial.concat:
             x_ND = spatial.mask.expand(self._tokens, -1)
             x_ND = x_ND if spatial.places is None else x_ND + spatial.places
-            self._masked_LX.copy_(self._first_layer(x_ND[None], _turn(spatial.rotary, slice(self._tokens, None)))[0])
+            self._masked_LX.copy_(self._first_layer(x_ND[None], turn_of(spatial.rotary, slice(self._tokens, None)))[0])
 
     def _known_rows(self, z_BMC: Tensor, tokens_BM: Tensor, rows_BM: Tensor) -> Tensor:
         """The masked transformer's first layer for tokens that have just been decided."""
@@ -330,35 +381,36 @@ class StaticStep:
         if spatial.places is not None:
             x_BMD = x_BMD + F.embedding(tokens_BM, spatial.places)
         if not spatial.concat:
-            x_BMD = _gather(self._context_BND, tokens_BM) + x_BMD
-        return self._first_layer(x_BMD, _turn(spatial.rotary, rows_BM))
+            x_BMD = gather(self._context_BND, tokens_BM) + x_BMD
+        return self._first_layer(x_BMD, turn_of(spatial.rotary, rows_BM))
 
     def _first_layer(self, x_BLD: Tensor, rotary: Turn | None) -> Tensor:
         """Rows of the masked transformer's first layer ``[B, L, 4D]``: input, queries, keys, values."""
         block = cast(Block, self._spatial.blocks[0])
-        q, k, v = _project(block.attention, _norm(x_BLD, block.norm_1), rotary)
+        q, k, v = project(block.attention, norm_of(x_BLD, block.norm_1), rotary)
         return torch.cat([x_BLD, q.flatten(2), k.flatten(2), v.flatten(2)], dim=-1)
 
-    def _conditions(self, rows_BM: Tensor) -> Tensor:
-        """Conditions ``[B, M, D]`` of the masked transformer's rows."""
-        blocks, rotary = cast("list[Block]", self._spatial.blocks), _turn(self._spatial.rotary, slice(None))
-        x, *qkv = self._rows_BLX.chunk(4, dim=-1)
+    def _conditions(self, rows_BLX: Tensor, rows_BM: Tensor | None) -> Tensor:
+        """Conditions ``[B, M, D]`` of some of the masked transformer's rows, by default of all of the frame."""
+        blocks, rotary = cast("list[Block]", self._spatial.blocks), turn_of(self._spatial.rotary, slice(None))
+        chosen = slice(-self._tokens, None) if rows_BM is None else rows_BM
+        x, *qkv = rows_BLX.chunk(4, dim=-1)
         q, k, v = (part.unflatten(-1, (self.config.dynamics.heads, -1)) for part in qkv)
         final = blocks[-1]
         for i, block in enumerate(blocks[:-1]):
-            attended = block.attention.merge(_attend(q, k, v))
-            x, y = _norm_sum(x, attended, block.norm_2)
+            attended = block.attention.merge(attend(q, k, v))
+            x, y = norm_of_sum(x, attended, block.norm_2)
             following = blocks[i + 1]
-            x, y = _norm_sum(x, block.mlp(y), following.norm_1)
+            x, y = norm_of_sum(x, block.mlp(y), following.norm_1)
             if following is final:
-                k, v = _keys_values(final.attention, y, rotary)
-                q = _queries(final.attention, _gather(y, rows_BM), _turn(self._spatial.rotary, rows_BM))
+                k, v = keys_values(final.attention, y, rotary)
+                q = queries(final.attention, gather(y, chosen), turn_of(self._spatial.rotary, chosen))
             else:
-                q, k, v = _project(following.attention, y, rotary)
+                q, k, v = project(following.attention, y, rotary)
         if len(blocks) == 1:
-            q = _gather(q.flatten(2), rows_BM).unflatten(-1, q.shape[2:])
-        x, y = _norm_sum(_gather(x, rows_BM), final.attention.merge(_attend(q, k, v)), final.norm_2)
-        return _norm_sum(x, final.mlp(y), self._spatial.norm)[1]
+            q = gather(q.flatten(2), chosen).unflatten(-1, q.shape[2:])
+        x, y = norm_of_sum(gather(x, chosen), final.attention.merge(attend(q, k, v)), final.norm_2)
+        return norm_of_sum(x, final.mlp(y), self._spatial.norm)[1]
 
     def _put(self, buffer_BLX: Tensor, rows_BM: Tensor, values_BMX: Tensor) -> None:
         """Write rows of a buffer; torch's own scatter waits for the device in deterministic mode."""
@@ -395,6 +447,8 @@ class StaticStep:
                 raise EnmaError(f"{name} is {kind}; expected [{self.rows}] torch.int64 on {self.device}")
         if first < 0:
             raise EnmaError(f"first is {first}; frames are counted from 0")
+        if not (self.in_steps or first):
+            raise EnmaError("first is 0; frame 0 takes mask steps, so make the step with initial=True")
 
 
 def _prepared(dynamics: Dynamics, dtype: torch.dtype) -> Dynamics:
@@ -436,8 +490,8 @@ def _sizes(step: StaticStep) -> dict[str, dict[str, Buffer]]:
         "tokens": ((B, N, C), state),
         "context": ((B, N, D), dtype),
         "anchor": ((G, N, D), dtype),
-        "rows": ((B, L, 4 * D), dtype),
-        "masked": ((L - N, 4 * D), dtype),
+        "rows": ((B, L if step.in_steps else 0, 4 * D), dtype),
+        "masked": ((L - N if step.in_steps else 0, 4 * D), dtype),
         "marks": ((B, max(L, step.prefix_frames * N, step.own_frames * N)), torch.bool),
         "seeds": ((B,), torch.int64),
         "members": ((B,), torch.int64),
@@ -452,55 +506,3 @@ def _sizes(step: StaticStep) -> dict[str, dict[str, Buffer]]:
 
 def _bytes(buffers: dict[str, Buffer]) -> int:
     return sum(math.prod(shape) * dtype.itemsize for shape, dtype in buffers.values())
-
-
-def _norm(x: Tensor, norm: RMSNorm) -> Tensor:
-    return cast(Tensor, modulated_norm(x, kind="rms", weight=norm.weight, eps=norm.eps))
-
-
-def _norm_sum(x: Tensor, residual: Tensor, norm: RMSNorm) -> tuple[Tensor, Tensor]:
-    """``x + residual``, and its norm."""
-    return cast(
-        "tuple[Tensor, Tensor]",
-        modulated_norm(x, kind="rms", weight=norm.weight, residual=residual, eps=norm.eps),
-    )
-
-
-def _project(module: Attention, x_BLD: Tensor, rotary: Turn | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values ``[B, L, H, K]``, normalised and turned."""
-    q, k, v = module.qkv(x_BLD).unflatten(-1, (3, module.heads, module.head_dim)).unbind(2)
-    return _turned(_norm(q, module.q_norm), rotary), _turned(_norm(k, module.k_norm), rotary), v
-
-
-def _queries(module: Attention, x_BMD: Tensor, rotary: Turn | None) -> Tensor:
-    """Queries alone ``[B, M, H, K]``."""
-    q = F.linear(x_BMD, module.qkv.weight[: x_BMD.shape[-1]]).unflatten(-1, (module.heads, module.head_dim))
-    return _turned(_norm(q, module.q_norm), rotary)
-
-
-def _keys_values(module: Attention, x_BLD: Tensor, rotary: Turn | None) -> tuple[Tensor, Tensor]:
-    """Keys and values alone ``[B, L, H, K]``."""
-    both = F.linear(x_BLD, module.qkv.weight[x_BLD.shape[-1] :])
-    k, v = both.unflatten(-1, (2, module.heads, module.head_dim)).unbind(2)
-    return _turned(_norm(k, module.k_norm), rotary), v
-
-
-def _attend(q_BMHK: Tensor, k_BLHK: Tensor, v_BLHK: Tensor) -> Tensor:
-    return attention(q_BMHK.transpose(1, 2), k_BLHK.transpose(1, 2), v_BLHK.transpose(1, 2))
-
-
-def _turned(x_BLHK: Tensor, rotary: Turn | None) -> Tensor:
-    return x_BLHK if rotary is None else rotate(x_BLHK, *rotary)
-
-
-def _turn(table: Tensor | None, rows: slice | Tensor) -> Turn | None:
-    """Cosines and sines of the masked transformer's rows ``[..., 1, K/2]``."""
-    if table is None:
-        return None
-    if isinstance(rows, Tensor):
-        return F.embedding(rows, table[0])[..., None, :], F.embedding(rows, table[1])[..., None, :]
-    return table[0, rows, None], table[1, rows, None]
-
-
-def _gather(x_BLD: Tensor, rows_BM: Tensor) -> Tensor:
-    return x_BLD.gather(1, rows_BM[..., None].expand(-1, -1, x_BLD.shape[-1]))

@@ -35,6 +35,7 @@ from .members import CHUNK, Stop, sample_fields
 from .model import Model
 from .output import Layout
 from .results import later
+from .schedule import chosen_sampling
 from .system import versions
 
 log = logging.getLogger("enma_fast")
@@ -302,7 +303,7 @@ def layout_of(
             "observed_frames": seen,
             "seed": case.seed,
             "model": config.name,
-            "sampling": _listed(case.settings or config.sampling),
+            "sampling": _listed(config, case.settings),
             "precision": case.precision or "model",
             "data_name": data.name,
             **(attributes or {}),
@@ -364,8 +365,10 @@ def _input_sha256(data: FieldFile, case: Case, rows: Sequence[int]) -> str:
     return digest.hexdigest()
 
 
-def _listed(settings: SamplingConfig) -> str:
-    return ", ".join(f"{name} {value}" for name, value in asdict(settings).items() if value is not None)
+def _listed(config: ModelConfig, settings: SamplingConfig | None) -> str:
+    chosen = chosen_sampling(config, settings)
+    words = [f"{name} {value}" for name, value in asdict(chosen).items() if value is not None]
+    return ", ".join(["one-pass"] * (config.dynamics.decoder == "one-pass") + words)
 
 
 def _times(values: Sequence[float]) -> str:

@@ -11,6 +11,8 @@ later frame. When the last latent is only half filled, its missing frame is a co
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -130,6 +132,14 @@ class ExpandTime(nn.Module):
         return y.reshape(B, -1, 2 * T, *grid)[:, :, 1:]
 
 
+class LinearEnd(Protocol):
+    """What `Tokenizer.decode` may do in place of the layers from `first` on and `conv_out`."""
+
+    first: int
+
+    def __call__(self, x: Tensor) -> Tensor: ...
+
+
 class Tokenizer(nn.Module):
     """Encoder and decoder; ``forward`` is the training loss."""
 
@@ -204,7 +214,14 @@ class Tokenizer(nn.Module):
         """
         return self.posterior(u, points, valid)[0]
 
-    def decode(self, z_BTNC: Tensor, num_frames: int | None = None, query: Tensor | None = None) -> Tensor:
+    def decode(
+        self,
+        z_BTNC: Tensor,
+        num_frames: int | None = None,
+        query: Tensor | None = None,
+        *,
+        end: LinearEnd | None = None,
+    ) -> Tensor:
         """Fields of latent frames.
 
         Parameters
@@ -215,6 +232,8 @@ class Tokenizer(nn.Module):
             Crop to this many frames; by default all that the latents hold.
         query
             Query points ``[Q, d]`` or ``[B, Q, d]``; None for the tokenizer's grid.
+        end
+            In place of the last layers and the convolution to the field; see `folding.py`.
 
         Returns
         -------
@@ -223,9 +242,9 @@ class Tokenizer(nn.Module):
         """
         B, T = z_BTNC.shape[:2]
         x = self.from_latent(z_BTNC).view(B, T, *self.config.token_grid, -1).movedim(-1, 1)
-        for layer in self.up:
+        for layer in self.up if end is None else self.up[: end.first]:
             x = layer(x)
-        x = self.conv_out(x).movedim(1, -1)
+        x = (self.conv_out if end is None else end)(x).movedim(1, -1)
         if num_frames is not None:
             x = x[:, :num_frames]
         if self.interpolation is not None:

@@ -75,6 +75,7 @@ def make_step(
         groups=given.groups,
         prefix_frames=sum(segment.shape[1] + 1 for segment in given.segments) + spare,
         own_frames=LATENTS - given.first - 1 + spare,
+        initial=given.first == 0 or spare > 0,
         settings=dataclasses.replace(dynamics.config.sampling, **settings) if settings else dynamics.config.sampling,
         dtype=dtype,
     )
@@ -152,6 +153,8 @@ class TapeRecorder:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.monkeypatch = monkeypatch
         self.warm_ups = self.replays = 0
+        # Operations of each recording.
+        self.nodes: list[int] = []
         self.closed = False
 
     def warm_up(self, run: Callable[[], object]) -> None:
@@ -163,6 +166,7 @@ class TapeRecorder:
         tape = Tape()
         with self._graph_operators(tape), tape:
             run()
+        self.nodes.append(len(tape.calls))
 
         def replay() -> None:
             self.replays += 1

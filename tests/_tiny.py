@@ -55,6 +55,8 @@ RELATIVE = replace(
     scale_shift_rank=0,
     flow=replace(PAPER.flow, target="residual"),
 )
+# Frames in one pass, with either kind of places and condition.
+ONE_PASS = ("paper-fast", "relative-fast")
 SAMPLING = SamplingConfig(mask_steps=3, flow_steps=2)
 
 
@@ -72,6 +74,8 @@ CONFIGS = {
         _config("relative", LINE, RELATIVE),
         _config("points", replace(LINE, interpolation=INTERPOLATION), RELATIVE),
         _config("plane", PLANE, replace(RELATIVE, patch=(2, 2))),
+        _config("paper-fast", LINE, replace(PAPER, decoder="one-pass")),
+        _config("relative-fast", LINE, replace(RELATIVE, decoder="one-pass")),
         _config("plane-paper", replace(PLANE, interpolation=INTERPOLATION), replace(PAPER, patch=(2, 2))),
     )
 }

@@ -30,9 +30,9 @@ TINY_DYNAMICS = {
 }
 
 
-def save_tiny(folder: Path) -> None:
+def save_tiny(folder: Path, preset: str = "combined-small") -> None:
     """Write the checkpoint; its weights are the same every time."""
-    config = PRESETS["combined-small"].model
+    config = PRESETS[preset].model
     for key, value in {**TINY_TOKENIZER, **TINY_DYNAMICS}.items():
         config = replace(config, {key: value})
     with torch.random.fork_rng():

@@ -119,6 +119,16 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_fast(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Checkpoint of the same with the one-pass decoder."""
+    from ._tiny_checkpoint import save_tiny
+
+    folder = tmp_path_factory.mktemp("tiny-fast") / "checkpoint"
+    save_tiny(folder, "combined-fast")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def test_in() -> Path:
     """The shipped test file: 3 environments of 10 trajectories."""
     from enma_fast.checkpoint import PRETRAINED

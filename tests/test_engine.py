@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import enma_fast
 from enma_fast import sample
 from enma_fast.engine import Engine, candidates, engine_for
 from enma_fast.errors import EnmaError
@@ -20,7 +21,7 @@ from enma_fast.ops._backend import extension
 from enma_fast.presets import PRESETS
 
 from ._static import LATENTS, TASKS, Problem, build, problem, reference
-from ._tiny import distance, shaken
+from ._tiny import ONE_PASS, distance, shaken
 from .ops._oracle import assert_close_as_reference
 
 NATIVE = extension() is not None
@@ -79,7 +80,7 @@ def test_a_backend_that_cannot_run_says_why() -> None:
 
 
 @pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("name", ["paper", "relative"])
+@pytest.mark.parametrize("name", ["paper", "relative", *ONE_PASS])
 def test_every_backend_is_the_reference(name: str, task: str) -> None:
     dynamics = build(name)
     given = problem(dynamics, task, members=3)
@@ -204,17 +205,25 @@ def test_an_engine_goes_with_its_model() -> None:
 @needs_extension
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["combined-small", "combined-paper", "vorticity-paper", "gray-scott-paper", "wave-paper"]
+    "name",
+    [
+        "combined-small",
+        "combined-fast",
+        "combined-paper",
+        "combined-fast-paper",
+        "vorticity-paper",
+        "gray-scott-paper",
+        "wave-paper",
+    ],
 )
 def test_presets_are_the_reference(name: str) -> None:
     """Two frames of two members with random weights: the sizes, and so the division into panels, of real models."""
     torch.manual_seed(0)
-    config = PRESETS[name].model
-    dynamics = shaken(Dynamics(config), scale=0.03).eval().requires_grad_(False)
     # As few steps as have a first, a middle and a last one.
-    settings = dataclasses.replace(config.sampling, mask_steps=3, flow_steps=1)
+    config = enma_fast.config.replace(PRESETS[name].model, {"sampling.mask_steps": 3, "sampling.flow_steps": 1})
+    dynamics = shaken(Dynamics(config), scale=0.03).eval().requires_grad_(False)
     history = torch.randn(1, 2, config.num_tokens, config.token_channels)
-    keys = {"num_latents": 4, "seeds": torch.tensor([5, 5]), "members": torch.arange(2), "settings": settings}
+    keys = {"num_latents": 4, "seeds": torch.tensor([5, 5]), "members": torch.arange(2)}
 
     def frames(model: Dynamics, history: Tensor) -> Tensor:
         return torch.stack(list(sample.trajectory(model, history.expand(2, -1, -1, -1), **keys)), dim=1)

@@ -47,20 +47,26 @@ def start(data: Any, out: Path, **options: Any) -> ensemble.Run:
     return ensemble.prepare(data, out, **{"launch": ALONE, **options})
 
 
+@pytest.mark.parametrize("model", ["tiny", "tiny_fast"])
 @pytest.mark.parametrize("task", ["temporal", "initial-value", "generation"])
-def test_a_run_writes_what_the_library_samples(tiny: Path, data: FieldFile, tmp_path: Path, task: str) -> None:
-    rows = [4, 2, 9]
-    done = start(data, tmp_path / "run.zarr", task=task, members=5, seed=3, select=rows).execute()
+def test_a_run_writes_what_the_library_samples(
+    data: FieldFile, tmp_path: Path, task: str, model: str, request: pytest.FixtureRequest
+) -> None:
+    rows, checkpoint = [4, 2, 9], request.getfixturevalue(model)
+    done = start(
+        data, tmp_path / "run.zarr", checkpoint=checkpoint, task=task, members=5, seed=3, select=rows
+    ).execute()
     seen = {"temporal": 3, "initial-value": 1, "generation": 0}[task]
     context = None if task == "temporal" else data.u[[data.context_for(i) for i in rows]]
     history = data.u[rows, :seen] if seen else None
     expected = sample_fields(
-        load_model(tiny), history, context=context, num_frames=20 - seen, num_members=5, seed=3, trajectories=rows
+        load_model(checkpoint), history, context=context, num_frames=20 - seen, num_members=5, seed=3, trajectories=rows
     )
     store = read_forecast(tmp_path / "run.zarr")
     np.testing.assert_array_equal(stacked(store), expected)
     np.testing.assert_array_equal(store["trajectory"], rows)
     assert ("u_truth" in store) == (task != "generation")
+    assert store.attrs["sampling"].startswith("one-pass, ") == (model == "tiny_fast")
     assert (done["members_sampled"], done["num_frames"]) == (15, 20 - seen)
 
 
@@ -114,8 +120,11 @@ def test_statistics_are_those_of_the_members(data: FieldFile, tmp_path: Path) ->
         start(data, tmp_path / "kept.zarr", **common, keep_members=False).plan()
 
 
-def test_a_run_that_stops_is_continued(data: FieldFile, tmp_path: Path) -> None:
-    common = {"members": 6, "select": [1, 2], "chunk": 3}
+@pytest.mark.parametrize("model", ["tiny", "tiny_fast"])
+def test_a_run_that_stops_is_continued(
+    data: FieldFile, tmp_path: Path, model: str, request: pytest.FixtureRequest
+) -> None:
+    common = {"members": 6, "select": [1, 2], "chunk": 3, "checkpoint": request.getfixturevalue(model)}
     start(data, tmp_path / "whole.zarr", **common).execute()
 
     def stop(done: int, total: int) -> None:

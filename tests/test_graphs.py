@@ -13,7 +13,7 @@ from enma_fast.graphs import WARM_UPS, CapturedStep, try_capture
 from enma_fast.static_step import StaticStep
 
 from ._static import LATENTS, TapeRecorder, build, generate, make_step, problem
-from ._tiny import distance
+from ._tiny import ONE_PASS, distance
 
 # The tape runs the reference operators, and attention under Triton's interpreter.
 CLOSE = 2e-4
@@ -25,7 +25,7 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> TapeRecorder:
     return TapeRecorder(monkeypatch)
 
 
-@pytest.mark.parametrize("name", ["paper", "relative"])
+@pytest.mark.parametrize("name", ["paper", "relative", *ONE_PASS])
 def test_replayed_frames_are_the_steps_own(name: str, recorder: TapeRecorder) -> None:
     dynamics = build(name)
     # Other trajectories, lengths, seeds and members than at the capture, one after the other.
@@ -38,7 +38,8 @@ def test_replayed_frames_are_the_steps_own(name: str, recorder: TapeRecorder) ->
     captured = CapturedStep(step, recorder=recorder)
     captured.warm_up()
     captured.capture()
-    assert recorder.warm_ups == 2 * WARM_UPS
+    # Fed back or not, and in a one-pass model in mask steps or not.
+    assert recorder.warm_ups == (4 if name in ONE_PASS else 2) * WARM_UPS
     frames, found = 0, []
     for given in (*others, others[1]):
         found.append(generate(captured, given))
@@ -46,6 +47,23 @@ def test_replayed_frames_are_the_steps_own(name: str, recorder: TapeRecorder) ->
         frames += LATENTS - given.first
         assert captured.launches == recorder.replays == frames
     assert torch.equal(found[3], found[1])
+
+
+@pytest.mark.parametrize("name", ["paper", "relative"])
+def test_a_frame_in_one_pass_is_a_small_graph(name: str, recorder: TapeRecorder) -> None:
+    nodes = {}
+    for made in (name, f"{name}-fast"):
+        dynamics = build(made)
+        step = make_step(dynamics, problem(dynamics, "temporal"))
+        captured = CapturedStep(step, recorder=recorder)
+        recorder.nodes.clear()
+        captured.warm_up()
+        captured.capture()
+        # One graph for a frame that is fed back and one for the last, which has no causal transformer.
+        assert len(recorder.nodes) == 2
+        nodes[made] = recorder.nodes[-1]
+    # Three mask steps of two flow steps beside one pass.
+    assert nodes[f"{name}-fast"] < nodes[name] / 4
 
 
 def test_the_tape_would_show_a_number_that_python_holds(recorder: TapeRecorder) -> None:

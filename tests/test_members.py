@@ -29,7 +29,7 @@ def models():
     return {name: model(name) for name in CONFIGS}
 
 
-@pytest.fixture(params=["relative", "plane"])
+@pytest.fixture(params=["relative", "plane", "relative-fast"])
 def made(models, request):
     return models[request.param]
 
@@ -498,6 +498,38 @@ def test_bad_input_is_named_before_anything_is_sampled(relative, name, run):
     hook.remove()
     assert "\n" not in str(caught.value)
     assert sampled == []
+
+
+@pytest.mark.parametrize("run", [sample_fields, stream], ids=["forecast", "stream"])
+@pytest.mark.parametrize(
+    ("name", "value", "option"),
+    [
+        ("mask_steps", 1, "--mask-steps"),
+        ("flow_steps", 5, "--flow-steps"),
+        ("last_flow_steps", 1, "--last-flow-steps"),
+        ("method", "euler", "--flow-method"),
+    ],
+)
+def test_a_one_pass_model_has_no_use_for_mask_steps(models, run, name, value, option):
+    made = models["paper-fast"]
+    history = inputs(made, TASKS["temporal"])["history"]
+    own = made.config.sampling
+    said = f"^{name} is {value}; paper-fast decides a frame in one pass .*: leave out {option} "
+    with pytest.raises(EnmaError, match=said):
+        list(run(made, history, settings=replace(own, **{name: value})))
+    # In a model with mask steps the same settings are fine.
+    other = models["paper"]
+    assert len(list(run(other, history, settings=replace(own, **{name: value})))) > 0
+
+
+def test_a_cooler_one_pass_model_spreads_less(models):
+    made = models["relative-fast"]
+    given, own = inputs(made, TASKS["initial-value"]), made.config.sampling
+    spread = [
+        sample_fields(made, **given, num_members=8, settings=replace(own, temperature=factor)).std(1).mean().item()
+        for factor in (0.0, 0.3, 1.0)
+    ]
+    assert spread[0] < 1e-5 < spread[1] < spread[2]
 
 
 def test_a_chunk_holds_at_least_one_row(relative):

@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 
 import enma_fast
+from enma_fast.errors import EnmaError
+from enma_fast.layers import RMSNorm
 from enma_fast.model import Dynamics
 from enma_fast.native_sampler import TABLE_FRAMES, NativeSampler
-from enma_fast.ops import sampler as operator
 from enma_fast.ops._backend import extension
-from enma_fast.schedule import mask_schedule
 
 from ._static import LATENTS, TASKS, Problem, build, in_float64, problem, reference
-from ._tiny import CONFIGS, distance
+from ._tiny import CONFIGS, ONE_PASS, distance
 from .ops._oracle import assert_close_as_reference
 
 if extension() is None:
@@ -33,7 +33,7 @@ if extension() is None:
 ISAS = extension().cpu_isas()
 DTYPES = [torch.float32, torch.bfloat16]
 # Two configurations with interpolation have the dynamics of others.
-NAMES = ("paper", "relative", "plane", "plane-paper")
+NAMES = ("paper", "relative", "plane", "plane-paper", *ONE_PASS)
 # Differences in rounding grow from frame to frame; in the first one they are those of a step.
 COMPARED = 1
 # A few ulps of tokens that reach 10.
@@ -92,6 +92,7 @@ def play(
         groups=given.groups,
         prefix_frames=sum(segment.shape[1] + 1 for segment in given.segments),
         own_frames=num_latents - given.first - 1,
+        first=given.first,
         settings=settings or sampler.dynamics.config.sampling,
         threads=threads,
         isa=isa,
@@ -134,7 +135,7 @@ def test_it_is_the_reference_sampler(name: str, task: str, dtype: torch.dtype) -
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", ["paper", "relative"])
+@pytest.mark.parametrize("name", ["paper", "relative", *ONE_PASS])
 def test_every_instruction_set(name: str, dtype: torch.dtype) -> None:
     dynamics = build(name)
     given = problem(dynamics, "initial-value", members=8)
@@ -165,8 +166,58 @@ def test_settings_are_those_of_the_reference(name: str, settings: dict[str, Any]
     assert distance(play(made(name, torch.float32), given).double(), exact) > GROWN
 
 
+@pytest.mark.parametrize("name", ONE_PASS)
+def test_settings_of_one_pass(name: str) -> None:
+    dynamics = build(name)
+    own = dynamics.config.sampling
+    given = problem(dynamics, "temporal", members=8)
+    cooler = dataclasses.replace(own, temperature=0.3)
+    same_dtype, exact = references(dynamics, given, torch.float32, cooler)
+    assert_is_the_reference(play(made(name, torch.float32), given, settings=cooler), same_dtype, exact, torch.float32)
+    before = play(made(name, torch.float32), given)
+    assert distance(before.double(), exact) > GROWN
+    # Mask steps are those of frame 0 alone.
+    fewer = dataclasses.replace(own, mask_steps=1)
+    assert torch.equal(play(made(name, torch.float32), given, settings=fewer), before)
+    initial = problem(dynamics, "generation", members=8)
+    same_dtype, exact = references(dynamics, initial, torch.float32, fewer)
+    ours = play(made(name, torch.float32), initial, settings=fewer)
+    assert_is_the_reference(ours, same_dtype, exact, torch.float32)
+    assert distance(play(made(name, torch.float32), initial).double(), exact) > GROWN
+
+
+def test_flow_heads_are_packed_for_frame_0_only() -> None:
+    dynamics = build("paper-fast")
+    sampler = NativeSampler(dynamics, dtype=torch.float32)
+    given = problem(dynamics, "temporal")
+    list(generate(sampler, given))
+    assert sampler._plans == {}
+    without = sampler.planned_bytes()
+    list(generate(sampler, problem(dynamics, "generation")))
+    assert sampler._plans
+    assert without["weights"] < sampler.planned_bytes()["weights"]
+    list(generate(sampler, given))
+    assert sampler.planned_bytes() == without
+
+
+def test_norms_take_the_models_epsilon() -> None:
+    dynamics = build("relative-fast")
+    norms = [module for module in dynamics.modules() if isinstance(module, RMSNorm)]
+    given = problem(dynamics, "temporal", members=8)
+    before = play(made("relative-fast", torch.float32), given)
+    for norm in norms:
+        norm.eps = 0.3
+    same_dtype, exact = references(dynamics, given, torch.float32)
+    ours = play(NativeSampler(dynamics, dtype=torch.float32), given)
+    assert_is_the_reference(ours, same_dtype, exact, torch.float32)
+    assert distance(before, ours) > GROWN
+    norms[0].eps = 0.1
+    with pytest.raises(EnmaError, match=r"norms have epsilons 0.1, 0.3; the native sampler takes one"):
+        NativeSampler(dynamics, dtype=torch.float32)
+
+
 @pytest.mark.parametrize("layers", [1, 3])
-@pytest.mark.parametrize("name", ["paper", "relative"])
+@pytest.mark.parametrize("name", ["paper", "relative", *ONE_PASS])
 def test_depths_beside_two(name: str, layers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     # With one layer the first is the last, with three one lies between.
     changes = {"dynamics.spatial_layers": layers, "dynamics.temporal_layers": layers}
@@ -188,9 +239,9 @@ def test_depths_beside_two(name: str, layers: int, monkeypatch: pytest.MonkeyPat
     ids=["narrow", "odd", "wide"],
 )
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", ["paper", "relative"])
+@pytest.mark.parametrize("name", ["paper", "relative", *ONE_PASS])
 def test_sizes(name: str, dtype: torch.dtype, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    if name == "relative":
+    if name.startswith("relative"):
         # Rotary places need heads of 8 channels or more, and scaling and shift belong to the paper's model.
         changes = {key: 3 if key.endswith("heads") else value for key, value in changes.items() if "rank" not in key}
     monkeypatch.setitem(CONFIGS, name, enma_fast.config.replace(CONFIGS[name], changes))
@@ -213,7 +264,7 @@ def test_as_many_frames_as_are_asked_for() -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", ["paper", "relative"])
+@pytest.mark.parametrize("name", ["paper", "relative", *ONE_PASS])
 def test_bits_do_not_depend_on_the_threads(name: str, dtype: torch.dtype) -> None:
     # One member, as many as threads or not, and so many that a thread takes them in pieces.
     for members in (1, 3, 40):
@@ -226,11 +277,12 @@ def test_bits_do_not_depend_on_the_threads(name: str, dtype: torch.dtype) -> Non
 
 @pytest.mark.parametrize("isa", [isa for isa in ISAS if "emulated" not in isa])
 def test_bits_of_every_instruction_set(isa: str) -> None:
-    sampler, given = made("relative", torch.bfloat16), problem(build("relative"), "temporal", members=5)
-    whole = play(sampler, given, isa=isa)
-    assert torch.equal(play(sampler, given, isa=isa, threads=3, teams="one"), whole)
-    for row in (0, 4, 7):
-        assert torch.equal(play(sampler, part_of(given, row), isa=isa), whole[row : row + 1])
+    for name in ("relative", "relative-fast"):
+        sampler, given = made(name, torch.bfloat16), problem(build(name), "temporal", members=5)
+        whole = play(sampler, given, isa=isa)
+        assert torch.equal(play(sampler, given, isa=isa, threads=3, teams="one"), whole)
+        for row in (0, 4, 7):
+            assert torch.equal(play(sampler, part_of(given, row), isa=isa), whole[row : row + 1])
 
 
 def part_of(given: Problem, row: int) -> Problem:
@@ -243,7 +295,16 @@ def part_of(given: Problem, row: int) -> Problem:
     )
 
 
-@pytest.mark.parametrize(("name", "dtype"), [("paper", torch.bfloat16), ("relative", torch.float32)], ids=str)
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("paper", torch.bfloat16),
+        ("relative", torch.float32),
+        ("paper-fast", torch.float32),
+        ("relative-fast", torch.bfloat16),
+    ],
+    ids=str,
+)
 def test_a_member_is_the_same_wherever_it_is(name: str, dtype: torch.dtype) -> None:
     """200 placements of one member among others of its own and of other trajectories."""
     sampler, draw = made(name, dtype), random.Random(0)
@@ -332,151 +393,6 @@ def test_more_frames_than_the_tables_hold(name: str) -> None:
     assert distance(ours, expected) < 1e-4
 
 
-def pack(dynamics: Dynamics, **changes: Any) -> Any:
-    """The binding of the transformers with arguments as `NativeSampler` gives them, some of them changed."""
-    config = dynamics.config
-    parameters = dict(dynamics.named_parameters()) | changes.pop("parameters", {})
-    parameters = {name: parameter for name, parameter in parameters.items() if parameter is not None}
-    rotary = dynamics.temporal.rotary
-    arguments = {
-        "tokens": config.num_tokens,
-        "heads": config.dynamics.heads,
-        "concat": dynamics.spatial.concat,
-        "places": dynamics.temporal.places,
-        "rotary": None if rotary is None else torch.stack(rotary.tables(torch.arange(8))),
-        "masked_rotary": dynamics.spatial.rotary,
-    }
-    return operator.PackedSampler(parameters, **arguments | changes)
-
-
-def test_bad_weights_are_named() -> None:
-    dynamics = build("paper")
-    weight = dynamics.temporal.blocks[0].attention.qkv.weight
-    name, places = "temporal.blocks.0.attention.qkv.weight", dynamics.temporal.places
-    pack(dynamics)
-    for parameters, message in (
-        ({name: weight.double()}, f"{name} is Double"),
-        ({name: weight.bfloat16()}, f"{name} is BFloat16"),
-        ({name: weight[:-1].contiguous()}, f"{name} is Float.*expected contiguous"),
-        ({name: weight.T.contiguous().T}, f"{name} is Float.*expected contiguous"),
-        ({name: weight.repeat(1, 2)[:, ::2]}, f"{name} is Float.*expected contiguous"),
-        ({name: weight.to("meta")}, f"{name}.*on meta"),
-        ({name: None}, f"parameter {name} is missing"),
-        ({"spatial.mask": None}, "parameter spatial.mask is missing"),
-        ({"temporal.blocks.0.norm_1.weight": None}, "temporal has no blocks"),
-        ({"temporal.embed.weight": dynamics.temporal.embed.weight.double()}, "weights are Double"),
-        ({"temporal.embed.weight": torch.zeros(32)}, "expected a matrix"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            pack(dynamics, parameters=parameters)
-    for changes, message in (
-        ({"tokens": 0}, "0 tokens"),
-        ({"heads": 0}, "0 heads"),
-        ({"heads": 3}, "3 heads"),
-        ({"heads": 16}, "16 heads; expected a head dim that 4 divides"),
-        ({"tokens": 4}, "places has shape"),
-        ({"places": places.double()}, "places has shape"),
-        ({"places": places[:, :-1]}, "places has shape"),
-        ({"rotary": torch.zeros(2, 64, 7)}, "rotary has shape"),
-        ({"rotary": torch.zeros(1, 64, 8)}, "rotary has shape"),
-        ({"rotary": torch.zeros(4)}, "rotary has shape"),
-        ({"masked_rotary": torch.zeros(2, 8, 8)}, "masked_rotary has shape"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            pack(dynamics, **changes)
-
-
-def session_of(dynamics: Dynamics, packed: Any, **changes: Any) -> Any:
-    """Two members of two trajectories, two shared frames and one of their own."""
-    counts = changes.get("counts", mask_schedule(dynamics.config.num_tokens, 3))
-    plan = dynamics.flow.velocity.plan(steps=2, method="euler")
-    arguments = {
-        "counts": counts,
-        "rows": 2,
-        "groups": 2,
-        "prefix_frames": 2,
-        "own_frames": 1,
-        "temperature": 1.0,
-        "threads": 1,
-    }
-    return packed.session(changes.pop("plans", [plan] * len(counts)), **arguments | changes)
-
-
-def test_bad_sessions_are_named() -> None:
-    dynamics = build("relative")
-    packed = pack(dynamics)
-    plan = build("plane").flow.velocity.plan(steps=2, method="euler")
-    halves = dynamics.flow.velocity.plan(steps=2, method="euler").to(torch.bfloat16)
-    for changes, message in (
-        ({"rows": 0}, "0 rows"),
-        ({"groups": 0}, "0 groups"),
-        ({"prefix_frames": 0}, "0 and 1 frames"),
-        ({"own_frames": -1}, "2 and -1 frames"),
-        ({"threads": 0}, "0 threads"),
-        ({"rows": 1 << 22}, "too many at a time"),
-        ({"own_frames": 2**31 - 1}, "too many"),
-        ({"own_frames": 7}, "tables hold 8 frames; 9 are asked for"),
-        ({"counts": [4, 3]}, "do not decide 8 tokens"),
-        ({"counts": [9]}, "do not decide 8 tokens"),
-        ({"counts": [9, -1]}, "do not decide 8 tokens"),
-        ({"counts": [8, 0]}, "do not decide 8 tokens"),
-        ({"counts": []}, "do not decide 8 tokens"),
-        ({"plans": []}, "one head each"),
-        ({"plans": [plan] * 3}, "a flow head does not fit"),
-        ({"plans": [halves] * 3}, "a flow head does not fit"),
-        ({"teams": "all"}, "teams is 'all'"),
-        ({"isa": "avx1024"}, "isa 'avx1024' is unknown"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            session_of(dynamics, packed, **changes)
-
-
-def test_bad_calls_are_named_and_change_nothing() -> None:
-    dynamics = build("relative")
-    N, C = dynamics.config.num_tokens, dynamics.config.token_channels
-    session = session_of(dynamics, pack(dynamics))
-    z, keys, out = torch.randn(2, N, C), torch.arange(2), torch.empty(2, N, C)
-
-    def refused(message: str, method: str, *arguments: Any) -> None:
-        with pytest.raises(ValueError, match=message):
-            getattr(session, method)(*arguments)
-
-    refused("0 of 2 shared frames are read", "read", z)
-    refused("0 of 2 shared frames are read", "begin", keys, keys, keys, 1)
-    refused("call begin first", "frame", out, False)
-    refused("shared frames", "start_segment", -1)
-    session.start_segment(0)
-    for bad in (z.double(), z[:1], z[:, :-1], z[..., :-1], z.mT.contiguous().mT, z.to("meta")):
-        refused("frame is", "read", bad)
-    session.read(z)
-    refused("2 of 2 shared frames are read", "read", z)
-    refused("2 shared frames are read", "start_segment", 1)
-    for bad in (keys[:1], keys.int(), keys.view(1, 2), torch.arange(4)[::2]):
-        for place in range(3):
-            arguments = [keys] * 3
-            arguments[place] = bad
-            refused(r"seeds, members and groups are int64 \[2\]", "begin", *arguments, 1)
-    refused("group is 2; there are 2", "begin", keys, keys, keys + 1, 1)
-    refused("group is -1; there are 2", "begin", keys, keys, keys - 1, 1)
-    refused("first frame is -1", "begin", keys, keys, keys, -1)
-    session.begin(keys, keys, keys, 1)
-    for bad in (out.double(), out[:1], out[:, :-1], out.mT.contiguous().mT, out.to("meta")):
-        refused("out is", "frame", bad, False)
-    frames = [torch.empty(2, N, C) for _ in range(2)]
-    session.frame(frames[0], False)
-    refused("1 of 1 frames are made", "frame", out, False)
-    session.frame(frames[1], True)
-    refused("no frame is left", "frame", out, True)
-    # As if nothing had been refused.
-    clean = session_of(dynamics, pack(dynamics))
-    clean.start_segment(0)
-    clean.read(z)
-    clean.begin(keys, keys, keys, 1)
-    for z_BNC in frames:
-        clean.frame(out, z_BNC is frames[1])
-        assert torch.equal(out, z_BNC)
-
-
 def test_plan_counts_keys_and_values() -> None:
     for name in ("relative", "paper"):
         dynamics = build(name)
@@ -484,7 +400,7 @@ def test_plan_counts_keys_and_values() -> None:
             settings = dynamics.config.sampling
             sampler = made(name, dtype)
             _, session = sampler.session(
-                rows=5, groups=2, prefix_frames=3, own_frames=4, settings=settings, threads=2, isa=isa
+                rows=5, groups=2, prefix_frames=3, own_frames=4, first=1, settings=settings, threads=2, isa=isa
             )
             plan = session.plan()
             # Inputs of bf16 products are bf16 where they are multiplied as such. Rows of 32 fill whole cache lines.

@@ -12,6 +12,7 @@ import torch
 
 from enma_fast import metrics, scoring
 from enma_fast.checkpoint import PRETRAINED
+from enma_fast.config import ModelConfig
 from enma_fast.data import FieldFile, advection, dataset_split, read
 from enma_fast.errors import EnmaError
 from enma_fast.members import sample_fields
@@ -26,11 +27,15 @@ CONFIG = COMBINED
 ERRORS = ("rel_l2", "rel_l2_member", "rmse")
 
 
-@pytest.fixture(scope="module")
-def model() -> Model:
+def untrained(config: ModelConfig) -> Model:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return Model(CONFIG).eval().requires_grad_(False)
+        return Model(config).eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return untrained(CONFIG)
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +59,10 @@ def by_hand(model: Model, data: FieldFile, task: str, **options: Any) -> tuple[t
     return samples, data.u[:, seen:]
 
 
+@pytest.mark.parametrize("decoder", ["masked-flow", "one-pass"])
 @pytest.mark.parametrize("task", TASKS)
-def test_scores_are_those_of_the_metrics(model: Model, data: FieldFile, task: str) -> None:
+def test_scores_are_those_of_the_metrics(data: FieldFile, task: str, decoder: str) -> None:
+    model = untrained(replace(CONFIG, dynamics=replace(CONFIG.dynamics, decoder=decoder)))
     result = score(model, data, task=task, members=3, seed=5, chunk=4)
     samples, truth = by_hand(model, data, task, num_members=3, seed=5)
     expected = {name: float(getattr(metrics, name)(samples, truth)) for name in ("crps", "rmsce", "spread_skill")}

@@ -16,11 +16,11 @@ from enma_fast.static_step import StaticStep
 
 from ._static import LATENTS, TASKS, Problem, build, generate, in_float64, make_step, problem
 from ._static import reference as reference_frames
-from ._tiny import CONFIGS, distance
+from ._tiny import CONFIGS, ONE_PASS, distance
 from .ops._oracle import assert_close_as_reference
 
 # Two configurations with interpolation have the dynamics of others.
-NAMES = ("paper", "relative", "plane", "plane-paper")
+NAMES = ("paper", "relative", "plane", "plane-paper", *ONE_PASS)
 # Differences in rounding grow from frame to frame; over the first two they are those of a step.
 COMPARED = 2
 # A few ulps of tokens that reach 10.
@@ -64,7 +64,7 @@ def test_settings_are_those_of_the_reference(name: str, settings: dict) -> None:
 
 
 @pytest.mark.parametrize("layers", [1, 3])
-@pytest.mark.parametrize("name", ["paper", "relative"])
+@pytest.mark.parametrize("name", ["paper", "relative", *ONE_PASS])
 def test_depths_beside_two(name: str, layers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     # With one layer the first is the last, with three one lies between.
     changed = enma_fast.config.replace(
@@ -108,7 +108,7 @@ def test_a_step_forgets_the_trajectory_before() -> None:
     assert torch.equal(generate(make_step(dynamics, others[1]), others[1]), first)
 
 
-@pytest.mark.parametrize("name", ["paper", "relative"])
+@pytest.mark.parametrize("name", ["paper", "relative", *ONE_PASS])
 def test_a_member_alone_is_that_member_of_a_batch(name: str) -> None:
     dynamics = build(name)
     given = problem(dynamics, "initial-value", groups=2, members=8)
@@ -174,6 +174,28 @@ def test_the_plan_is_what_is_allocated() -> None:
     half = make_step(dynamics, given, dtype=torch.bfloat16).plan
     assert 2 * half.kv_bytes == step.plan.kv_bytes
     assert half.total_bytes == half.weights + half.kv_bytes + half.buffer_bytes
+
+
+def test_without_frame_0_a_one_pass_step_has_no_flow_head() -> None:
+    dynamics = build("paper-fast")
+    steps = {}
+    for task in ("temporal", "generation"):
+        given = problem(dynamics, task)
+        steps[task] = make_step(dynamics, given)
+        assert [kind.one_pass for kind in steps[task].kinds()] == [False] * 2 * (task == "generation") + [True] * 2
+    head = 4 * sum(x.numel() for x in dynamics.flow.parameters())
+    assert steps["generation"].plan.weights - steps["temporal"].plan.weights == head
+    begin = {"segments": given.segments[1:], "seeds": given.seeds, "members": given.members}
+    with pytest.raises(EnmaError, match="first is 0; frame 0 takes mask steps, so make the step with initial=True"):
+        steps["temporal"].begin(**begin, first=0)
+
+
+@pytest.mark.parametrize("name", ONE_PASS)
+def test_a_one_pass_step_takes_the_temperature(name: str) -> None:
+    dynamics = build(name).double()
+    given = in_float64(problem(dynamics, "generation"))
+    step = make_step(dynamics, given, temperature=0.5, mask_steps=2)
+    assert distance(generate(step, given), reference_frames(dynamics, given, step.settings)) < 1e-11
 
 
 def test_weights_are_not_the_models() -> None:

@@ -7,6 +7,7 @@
 #include <map>
 #include <memory>
 #include <numeric>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -43,6 +44,7 @@ class Reader {
                               tensor.sizes() == c10::IntArrayRef(shape),
                           "sampler: ", name, " is ", tensor.scalar_type(), " ", tensor.sizes(), " on ",
                           tensor.device(), "; expected contiguous ", type_, " ", c10::IntArrayRef(shape), " on cpu");
+        taken_.insert(name);
         return tensor.const_data_ptr();
     }
 
@@ -65,6 +67,14 @@ class Reader {
         return found;
     }
 
+    // A parameter that nobody asked for would be missing from every result.
+    void check_all_taken() const {
+        for (const auto& [name, tensor] : parameters_) {
+            TORCH_CHECK_VALUE(taken_.count(name) != 0, "sampler: parameter ", name,
+                              " is not known here; sample with backend 'reference'");
+        }
+    }
+
    private:
     const Tensor& find(const std::string& name) const {
         const auto at = parameters_.find(name);
@@ -73,6 +83,7 @@ class Reader {
     }
 
     const Parameters& parameters_;
+    mutable std::set<std::string> taken_;
     at::ScalarType type_;
 };
 
@@ -87,7 +98,8 @@ const float* table_of(const std::optional<Tensor>& table, const char* name, std:
 }
 
 std::unique_ptr<Sampler> make_sampler(const Parameters& parameters, int64_t tokens, int64_t heads, bool concat,
-                                      const std::optional<Tensor>& places, const std::optional<Tensor>& rotary,
+                                      float epsilon, const std::optional<Tensor>& places,
+                                      const std::optional<Tensor>& rotary,
                                       const std::optional<Tensor>& masked_rotary) {
     const Reader read(parameters);
     const int64_t width = read.size("temporal.embed.weight", 0), channels = read.size("temporal.embed.weight", 1);
@@ -104,6 +116,7 @@ std::unique_ptr<Sampler> make_sampler(const Parameters& parameters, int64_t toke
     w.hidden = static_cast<int>(hidden);
     w.bf16 = read.bf16();
     w.concat = concat;
+    w.epsilon = epsilon;
     w.embed_weight = read.take("temporal.embed.weight", {width, channels});
     w.embed_bias = read.take("temporal.embed.bias", {width});
     w.start = read.take("temporal.start", {2, width});
@@ -125,6 +138,12 @@ std::unique_ptr<Sampler> make_sampler(const Parameters& parameters, int64_t toke
         w.moments_weight = read.take("flow.moments.weight", {2 * channels, width});
         w.moments_bias = read.take("flow.moments.bias", {2 * channels});
     }
+    if (read.has("read.weight")) {
+        w.noise = read.take("spatial.noise.weight", {width, channels});
+        w.read_weight = read.take("read.weight", {channels, width});
+        w.read_bias = read.take("read.bias", {channels});
+    }
+    read.check_all_taken();
     w.places = table_of(places, "places", {tokens, width});
     const int64_t half = width / heads / 2;
     TORCH_CHECK_VALUE(!rotary || rotary->dim() == 3, "sampler: rotary has shape ", rotary->sizes(),
@@ -158,9 +177,11 @@ std::unique_ptr<SamplerSession> make_session(const Sampler& sampler, int rows, i
                       "sampler: ", rows, " rows of ", m.masked_rows, " tokens are too many at a time");
     TORCH_CHECK_VALUE(prefix_frames + own_frames <= m.rotary_frames, "sampler: tables hold ", m.rotary_frames,
                       " frames; ", prefix_frames + own_frames, " are asked for");
-    TORCH_CHECK_VALUE(!counts.empty() && counts.size() == heads.size() &&
+    // Only frames that are all decided in one pass do without mask steps.
+    const int decided = std::accumulate(counts.begin(), counts.end(), 0);
+    TORCH_CHECK_VALUE(counts.size() == heads.size() &&
                           std::all_of(counts.begin(), counts.end(), [](int n) { return n > 0; }) &&
-                          std::accumulate(counts.begin(), counts.end(), 0) == m.tokens,
+                          (decided == m.tokens || (counts.empty() && m.one_pass)),
                       "sampler: mask steps do not decide ", m.tokens, " tokens, or have not one head each");
     for (const FlowHead* head : heads) {
         const FlowHeadView& view = head->view();
@@ -207,6 +228,7 @@ void begin(SamplerSession& session, const Tensor& seeds, const Tensor& members, 
     TORCH_CHECK_VALUE(session.frames_read() == set.prefix_frames, "sampler: ", session.frames_read(), " of ",
                       set.prefix_frames, " shared frames are read");
     TORCH_CHECK_VALUE(first >= 0, "sampler: first frame is ", first);
+    TORCH_CHECK_VALUE(first > 0 || !set.counts.empty(), "sampler: frame 0 takes mask steps, and there are none");
     std::vector<std::uint32_t> seed(set.rows), member(set.rows);
     std::vector<int> group(set.rows);
     for (int i = 0; i < set.rows; ++i) {
@@ -239,7 +261,7 @@ void bind_sampler(pybind11::module_& m) {
     namespace py = pybind11;
     py::class_<Sampler>(m, "Sampler", "Packed weights of the transformers, shared by sessions.")
         .def(py::init(&make_sampler), py::arg("parameters"), py::arg("tokens"), py::arg("heads"), py::arg("concat"),
-             py::arg("places"), py::arg("rotary"), py::arg("masked_rotary"))
+             py::arg("epsilon"), py::arg("places"), py::arg("rotary"), py::arg("masked_rotary"))
         .def_property_readonly("bytes", &Sampler::bytes);
     py::class_<SamplerSession>(m, "SamplerSession", "One chunk of an ensemble, with all the memory it needs.")
         .def(py::init(&make_session), py::arg("sampler"), py::arg("rows"), py::arg("groups"), py::arg("prefix_frames"),

@@ -71,11 +71,13 @@ def on_device(device: str) -> str:
 def sampling(config: ModelConfig, **options: Any) -> tuple[SamplingConfig, str]:
     """The model's own sampler settings, changed where an option is not None, and those options as they are typed."""
     from ..config import replace
+    from ..schedule import chosen_sampling
 
     given = {name: value for name, value in options.items() if value is not None}
     changes = {f"sampling.{name.replace('flow_method', 'method')}": value for name, value in given.items()}
     typed = "".join(f" --{name.replace('_', '-')} {value}" for name, value in given.items())
-    return replace(config, changes, source=typed.strip()).sampling if given else config.sampling, typed
+    chosen = replace(config, changes, source=typed.strip()).sampling if given else None
+    return chosen_sampling(config, chosen), typed
 
 
 def settings(values: Iterable[str], option: str) -> dict[str, Any]:

@@ -70,7 +70,13 @@ def initial_conditions(split: str, *, seed: int, group: int, num_points: int = _
     return np.sum(amplitude * np.sin(2 * np.pi * wave * x / LENGTH + phase), axis=1)
 
 
-def solve(u0: np.ndarray, parameters: dict[str, np.ndarray], *, steps_per_frame: int = _STEPS_PER_FRAME) -> np.ndarray:
+def solve(
+    u0: np.ndarray,
+    parameters: dict[str, np.ndarray],
+    *,
+    steps_per_frame: int = _STEPS_PER_FRAME,
+    num_frames: int = NUM_FRAMES,
+) -> np.ndarray:
     """Integrate a batch of initial conditions.
 
     Parameters
@@ -78,22 +84,23 @@ def solve(u0: np.ndarray, parameters: dict[str, np.ndarray], *, steps_per_frame:
     u0 : float64 [B, X], X a multiple of `NUM_POINTS`
     parameters : name -> [B]
     steps_per_frame : time steps between two frames
+    num_frames : frames of the result
 
     Returns
     -------
-    float64 [B, NUM_FRAMES, NUM_POINTS]; frame 0 is `u0` on the kept points.
+    float64 [B, num_frames, NUM_POINTS]; frame 0 is `u0` on the kept points.
     """
     jax = load_extra("jax", "data")
     coefficients = np.stack([np.asarray(parameters[name], dtype=np.float64) for name in PARAMETERS], axis=1)
     with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
-        u = _solver(u0.shape[1], steps_per_frame)(np.asarray(u0, dtype=np.float64), coefficients)
+        u = _solver(u0.shape[1], steps_per_frame, num_frames)(np.asarray(u0, dtype=np.float64), coefficients)
         u = np.asarray(u)
     return u[:, :, :: u0.shape[1] // NUM_POINTS]
 
 
 @functools.lru_cache(maxsize=8)
-def _solver(num_points: int, steps_per_frame: int) -> Callable[[np.ndarray, np.ndarray], Any]:
-    """Jitted (u0 [B, X], coefficients [B, 4]) -> u [B, NUM_FRAMES, X]."""
+def _solver(num_points: int, steps_per_frame: int, num_frames: int) -> Callable[[np.ndarray, np.ndarray], Any]:
+    """Jitted (u0 [B, X], coefficients [B, 4]) -> u [B, num_frames, X]."""
     jax, exponax = load_extra("jax", "data"), load_extra("exponax", "data")
     jnp = jax.numpy
     dt = FRAME_SPACING / steps_per_frame
@@ -128,7 +135,7 @@ def _solver(num_points: int, steps_per_frame: int) -> Callable[[np.ndarray, np.n
             v, _ = jax.lax.scan(step, v, None, length=steps_per_frame)
             return v, exponax.ifft(v, num_spatial_dims=1, num_points=num_points)[0]
 
-        _, u = jax.lax.scan(frame, exponax.fft(u0[None], num_spatial_dims=1), None, length=NUM_FRAMES - 1)
+        _, u = jax.lax.scan(frame, exponax.fft(u0[None], num_spatial_dims=1), None, length=num_frames - 1)
         return jnp.concatenate([u0[None], u])
 
     return jax.jit(jax.vmap(trajectory))

@@ -33,11 +33,14 @@ class PackedSampler:
     Parameters
     ----------
     parameters
-        Of `model.Dynamics` by their names, of one dtype, contiguous.
+        Of `model.Dynamics` by their names, of one dtype, contiguous; without those of the flow heads, which the
+        plans hold. One that is not known is refused.
     tokens, heads
         Tokens per frame N, heads of the attention.
     concat
         Whether the masked transformer sees context and frame as 2N tokens, not as their sum.
+    epsilon
+        Of all norms.
     places
         ``[N, D]`` fp32 or None.
     rotary
@@ -53,6 +56,7 @@ class PackedSampler:
         tokens: int,
         heads: int,
         concat: bool,
+        epsilon: float,
         places: Tensor | None,
         rotary: Tensor | None,
         masked_rotary: Tensor | None,
@@ -62,6 +66,7 @@ class PackedSampler:
             tokens=tokens,
             heads=heads,
             concat=concat,
+            epsilon=epsilon,
             places=places,
             rotary=rotary,
             masked_rotary=masked_rotary,
@@ -84,8 +89,9 @@ class PackedSampler:
         """Memory for one chunk: `rows` members of `groups` trajectories; nothing is allocated after this.
 
         ``start_segment``, ``read`` and ``begin`` prepare it, ``frame`` makes the next latent frame; see
-        csrc/core/cpu/sampler.h. `plans` and `counts` have one entry for each mask step; `teams` is how threads divide
-        a frame: ``one`` team of all, ``each`` its own members, or by size.
+        csrc/core/cpu/sampler.h. `plans` and `counts` have one entry for each mask step, and none where a one-pass
+        model has no frame 0 to decide; `teams` is how threads divide a frame: ``one`` team of all, ``each`` its own
+        members, or by size.
         """
         return native().SamplerSession(
             self._packed,

@@ -13,6 +13,7 @@ from benchmarks.pareto import OWN, grid, label, pareto_set, spread_rows
 from enma_fast.checkpoint import PRETRAINED, load_model, save_model
 from enma_fast.config import SamplingConfig
 from enma_fast.data import read
+from enma_fast.errors import EnmaError
 from enma_fast.metrics import Scores
 from enma_fast.model import Model
 from enma_fast.tasks import Case, ensembles
@@ -68,6 +69,37 @@ def test_the_grid_begins_with_the_models_own_and_is_cheaper_or_cooler():
     # One step and one mask step leave no cheaper number, only the other method and the temperature.
     least = SamplingConfig(mask_steps=1, flow_steps=1, method="euler", temperature=0.0)
     assert list(grid(least).values()) == [least, dataclasses.replace(least, flow_steps=2)]
+    # A one-pass model has no steps to save, only a temperature.
+    assert [label(own, chosen) for chosen in grid(own, one_pass=True).values()] == list(grid(own, one_pass=True))
+    assert {dataclasses.replace(chosen, temperature=1.5) for chosen in grid(own, one_pass=True).values()} == {own}
+    assert len(grid(own, one_pass=True)) == 5
+
+
+def test_a_one_pass_model_beside_another(tmp_path, monkeypatch, capsys):
+    for name, decoder in (("tiny", "masked-flow"), ("fast", "one-pass")):
+        dynamics = dataclasses.replace(CONFIG.dynamics, decoder=decoder)
+        save_model(Model(dataclasses.replace(CONFIG, name=name, dynamics=dynamics)), tmp_path / name)
+    common = ["--members", 2, "--limit", 1, "--rounds", 1, "--chunk", 2, "--device", "cpu", "--json"]
+    common += ["--threads", torch.get_num_threads()]
+    found = {}
+    for name, other in (("tiny", "fast"), ("fast", "tiny")):
+        arguments = ["--checkpoint", tmp_path / name, "--beside", tmp_path / other, *common]
+        monkeypatch.setattr(sys, "argv", ["pareto", *map(str, arguments)])
+        pareto.main()
+        result = json.loads(capsys.readouterr().out)
+        assert result["solver"] is None
+        found[name] = {row["name"]: row for row in result["rows"]}
+        assert list(found[name])[-1] == other
+    assert len(found["fast"]) == 6
+    assert {row["decoder"] for name, row in found["fast"].items() if name != "tiny"} == {"one-pass"}
+    # A point is the same from either side.
+    for name, other in (("tiny", "fast"), ("fast", "tiny")):
+        for key in ("rel_l2", "crps", "decoder"):
+            assert found[name][OWN][key] == found[other][name][key]
+    arguments = ["--checkpoint", tmp_path / "tiny", "--beside", tmp_path / "fast", tmp_path / "fast", *common]
+    monkeypatch.setattr(sys, "argv", ["pareto", *map(str, arguments)])
+    with pytest.raises(EnmaError, match="--beside: two points are named 'fast'"):
+        pareto.main()
 
 
 def test_a_run_on_an_untrained_model(tmp_path, monkeypatch, capsys):

@@ -163,6 +163,10 @@ def test_the_pareto_set_is_bold(results: Path) -> None:
         ["mask 1", "10 ms", "2.00 (1.50 to 2.50)", "**0.07**", "**0.007**", "-"],
     ]
     assert "![" not in text
+    solver = setting("fitted solver", 0.5, 1e-4, 1e-5) | {"spread_skill": 0.9}
+    assert tables(written(results, pareto=found | {"solver": solver}))[0][3:] == [
+        ["fitted solver", "500 ms", "-", "0.0001", "1e-05", "0.9"]
+    ]
     (results / "abacus" / "pareto.png").write_bytes(b"")
     assert "(../benchmarks/results/abacus/pareto.png)" in page(results)
 

@@ -84,6 +84,25 @@ def test_bad_settings_of_the_sampler(refused: Callable, rewrite: Callable, optio
     assert refused(rewrite(), *options).startswith(message)
 
 
+def test_settings_that_a_one_pass_model_has_no_use_for(
+    refused: Callable, rewrite: Callable, enma: Callable, tiny_fast: Path
+) -> None:
+    file = rewrite()
+    for option, value in (
+        ("--mask-steps", 1),
+        ("--flow-steps", 3),
+        ("--last-flow-steps", 2),
+        ("--flow-method", "euler"),
+    ):
+        error = refused(file, option, value, checkpoint=tiny_fast)
+        assert (
+            f" is {value}; combined-fast decides a frame in one pass and has no use for it: leave out {option}" in error
+        )
+    # The model's own may be said, and the temperature is free.
+    options = ("--mask-steps", 2, "--temperature", 0.5, "--members", 2, "--json")
+    assert enma("score", file, "-c", tiny_fast, *options).json["sampling"]["temperature"] == 0.5
+
+
 @pytest.mark.parametrize("group", ["dimensions", "boundary_conditions", "scalars", "t0_fields", "t1_fields"])
 def test_a_group_is_lacking(refused: Callable, rewrite: Callable, group: str) -> None:
     path = rewrite()

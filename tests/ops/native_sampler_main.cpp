@@ -41,6 +41,9 @@ struct Shape {
     int tokens, channels, width, heads, hidden, rank, layers;
     bool concat, places, rotary, residual;
     std::vector<int> counts;
+    // In one pass, from the frame of this number on.
+    bool one_pass = false;
+    int first = 1;
 };
 
 // Rows, groups and frames of every session; the last frame is not fed back.
@@ -108,6 +111,7 @@ SamplerWeights sampler_weights(const Shape& s, Numbers& numbers, int frames) {
     w.tokens = s.tokens, w.channels = s.channels, w.width = s.width, w.heads = s.heads, w.hidden = s.hidden;
     w.rank = s.rank > 0 ? s.rank : 1;
     w.concat = s.concat;
+    w.epsilon = 1e-5f;
     w.embed_weight = numbers.weight(D, C), w.embed_bias = numbers.draw(D, 0.3f), w.start = numbers.draw(2 * D, 1.0f);
     w.causal = blocks();
     if (s.rank > 0) {
@@ -119,6 +123,10 @@ SamplerWeights sampler_weights(const Shape& s, Numbers& numbers, int frames) {
     w.masked = blocks();
     w.final_norm = numbers.draw(D, 1.0f);
     if (s.residual) w.moments_weight = numbers.weight(2 * C, D), w.moments_bias = numbers.draw(2 * C, 0.3f);
+    if (s.one_pass) {
+        w.noise = numbers.weight(D, C);
+        w.read_weight = numbers.weight(C, D), w.read_bias = numbers.draw(C, 0.3f);
+    }
     if (s.places) w.places = numbers.draw_full(N * D, 1.0f);
     w.rotary_frames = frames;
     if (s.rotary) {
@@ -160,20 +168,20 @@ struct Model {
     }
 };
 
-void prepare(SamplerSession& session, const std::vector<float>& history) {
+void prepare(SamplerSession& session, const std::vector<float>& history, int first) {
     const std::uint32_t seeds[ROWS] = {1, 1, 2, 2, 2}, members[ROWS] = {0, 1, 0, 1, 7};
     const int groups[ROWS] = {1, 0, 0, 1, 1};
     session.reset();
     session.start_segment(0);
     session.start_segment(1);
     session.read(history.data());
-    session.begin(seeds, members, groups, 1);
+    session.begin(seeds, members, groups, first);
 }
 
-std::vector<float> frames_of(SamplerSession& session, const std::vector<float>& history) {
+std::vector<float> frames_of(SamplerSession& session, const std::vector<float>& history, int number) {
     const std::size_t size = static_cast<std::size_t>(ROWS) * session.model().tokens * session.model().channels;
     std::vector<float> all;
-    prepare(session, history);
+    prepare(session, history, number);
     for (int t = 0; t < MADE; ++t) {
         std::vector<float> frame(size, NAN);
         session.frame(frame.data(), t + 1 == MADE);
@@ -194,7 +202,7 @@ void check(const Shape& shape, bool bf16) {
         for (const auto& division : DIVISIONS) {
             SamplerSession session(model.sampler,
                                    model.settings(MADE - 1, division.threads, isa_by_name(isa), division.teams));
-            const std::vector<float> frames = frames_of(session, history);
+            const std::vector<float> frames = frames_of(session, history, shape.first);
             if (first.empty()) first = frames;
             if (std::memcmp(first.data(), frames.data(), frames.size() * sizeof(float)) == 0) continue;
             ++failures;
@@ -233,7 +241,7 @@ void check_allocations(const Shape& shape) {
             const int before = allocations;
             SamplerSession session(model.sampler, model.settings(FRAMES, threads, best_isa(), teams));
             if (allocations == before) ++failures, std::printf("allocations are not counted\n");
-            prepare(session, history);
+            prepare(session, history, shape.first);
             session.frame(out.data(), false);
             const int counted = allocations;
             for (int t = 1; t < FRAMES; ++t) session.frame(out.data(), false);
@@ -270,19 +278,25 @@ int main() {
     __sanitizer_install_malloc_and_free_hooks([](const volatile void*, std::size_t) { ++allocations; },
                                               [](const volatile void*) {});
 #endif
-    // Head dims 4, 16 and 20; more columns than a piece of a product; one layer, which is first and last.
+    // Head dims 4, 16 and 20; more columns than a piece of a product; one layer, which is first and last; one pass
+    // with and without a frame 0 in mask steps, and with more channels than a piece.
     const Shape shapes[] = {
         {5, 3, 20, 5, 27, 3, 2, true, true, false, false, {2, 1, 2}},
         {16, 4, 64, 4, 96, 0, 2, false, false, true, true, {3, 7, 6}},
         {1, 17, 40, 2, 130, 5, 2, true, false, true, true, {1}},
         {5, 2, 140, 7, 200, 0, 1, false, true, false, false, {4, 1}},
         {16, 5, 80, 4, 33, 24, 3, true, false, true, false, {16}},
+        {5, 3, 20, 5, 27, 3, 2, true, true, false, false, {}, true},
+        {16, 4, 64, 4, 96, 0, 2, false, false, true, true, {3, 7, 6}, true, 0},
+        {3, 150, 40, 2, 50, 0, 1, true, false, true, false, {}, true},
     };
     for (const Shape& shape : shapes) {
         for (bool bf16 : {false, true}) check(shape, bf16);
     }
     check_allocations(shapes[0]);
     check_allocations(shapes[1]);
+    check_allocations(shapes[5]);
+    check_allocations(shapes[6]);
     if (failures != 0) return std::printf("%d failures\n", failures), 1;
     std::printf("ok\n");
     return 0;

@@ -125,6 +125,8 @@ Sampler::Sampler(const SamplerWeights& w) {
     v.concat = w.concat;
     v.scale_shift = w.narrow != nullptr;
     v.residual = w.moments_weight != nullptr;
+    v.one_pass = w.read_weight != nullptr;
+    v.epsilon = w.epsilon;
     v.masked_rows = w.tokens * (w.concat ? 2 : 1);
     v.head_unit = PANEL / std::gcd(PANEL, v.head_dim);
     v.head_columns = std::max(SAMPLER_COLUMNS, v.head_unit * v.head_dim);
@@ -151,6 +153,10 @@ Sampler::Sampler(const SamplerWeights& w) {
         if (v.residual) {
             v.mean = pack.linear(w.moments_weight, w.moments_bias, 0, C, D);
             v.scale = pack.linear(w.moments_weight, w.moments_bias, 1, C, D);
+        }
+        if (v.one_pass) {
+            v.noise = pack.linear(w.noise, nullptr, 0, D, C);
+            v.read = pack.linear(w.read_weight, w.read_bias, 0, C, D);
         }
         const auto table = [&](const float* values, std::size_t rows) {
             return values == nullptr ? nullptr : pack.table(values, rows * half);
@@ -186,7 +192,10 @@ SamplerSession::SamplerSession(const Sampler& sampler, SamplerSettings settings)
       counters_(2 * settings_.counts.size() + 2) {
     const SamplerView& m = *model_;
     const SamplerSettings& set = settings_;
-    const int N = m.tokens, C = m.channels, most = *std::max_element(set.counts.begin(), set.counts.end());
+    const int N = m.tokens, C = m.channels;
+    // Tokens of a mask step, and of a draw of noise.
+    const int most = set.counts.empty() ? 0 : *std::max_element(set.counts.begin(), set.counts.end());
+    const int drawn = m.one_pass ? N : most;
     const bool halves = m.bf16 && kernels(set.isa).halves;
     const std::size_t input = halves ? 2 : 4, ld = row_stride(m.width), B = set.rows, G = set.groups;
     state_.group = group_.data();
@@ -212,10 +221,10 @@ SamplerSession::SamplerSession(const Sampler& sampler, SamplerSettings settings)
         state_.tokens = memory.take<float>(B * N * C);
         state_.order = memory.take<int>(B * N);
         state_.input = memory.take<float>(B * m.masked_rows * ld);
-        state_.first_qkv = memory.take<char>(B * m.masked_rows * 3 * ld * input);
+        state_.first_qkv = memory.take<char>(most == 0 ? 0 : B * m.masked_rows * 3 * ld * input);
         state_.condition = memory.take<char>(B * most * m.width * input);
         state_.context = memory.take<float>(m.concat ? 0 : B * N * ld);
-        state_.noise = memory.take<float>(B * most * C);
+        state_.noise = memory.take<float>(B * drawn * C);
         state_.drawn = memory.take<float>(B * most * C);
         state_.means = memory.take<float>(m.residual ? B * most * row_stride(C) : 0);
         state_.scales = memory.take<float>(m.residual ? B * most * row_stride(C) : 0);
@@ -306,6 +315,13 @@ void SamplerSession::order_row(int row, std::uint64_t* keys) {
     for (int n = 0; n < N; ++n) state_.order[row * N + n] = static_cast<int>(keys[n] & 0xFFFFFFFFu);
 }
 
+// All tokens of a row, in their own order, and their noise.
+void SamplerSession::begin_pass(int row) {
+    const int N = model_->tokens;
+    std::iota(state_.order + row * N, state_.order + (row + 1) * N, 0);
+    draw_noise(row, 0, 0, N);
+}
+
 void SamplerSession::draw_noise(int row, int step, int done, int count) {
     const int N = model_->tokens, C = model_->channels;
     for (int i = 0; i < count; ++i) {
@@ -375,7 +391,7 @@ void SamplerSession::frame(float* out, bool last) {
     const Kernels& run = kernels(settings_.isa);
     const SamplerView& m = *model_;
     const int rows = settings_.rows, steps = static_cast<int>(settings_.counts.size());
-    const bool first = frame_ == 0;
+    const bool first = frame_ == 0, one_pass = m.one_pass && !first;
     for (std::atomic<int>& counter : counters_) counter.store(0, std::memory_order_relaxed);
     Barrier barrier;
     parallel(settings_.threads, [&](int thread, int threads) {
@@ -394,14 +410,25 @@ void SamplerSession::frame(float* out, bool last) {
             }
         };
         for (int row = rows * thread / threads; row < rows * (thread + 1) / threads; ++row) {
-            order_row(row, keys_.data() + static_cast<std::ptrdiff_t>(thread) * m.tokens);
+            if (one_pass) {
+                begin_pass(row);
+            } else {
+                order_row(row, keys_.data() + static_cast<std::ptrdiff_t>(thread) * m.tokens);
+            }
         }
         wait(region.member);
+        if (one_pass) {
+            share_out(counters_[2 * steps + 1], item_members_, [&](int begin, int end) {
+                run.mask_step(m, state_, MaskTask{begin, end, 0, false, 0, 0, m.tokens, true}, team, shared, own);
+            });
+            wait(region.member);
+        }
         int done = 0;
-        for (int step = 0; step < steps; ++step) {
+        for (int step = 0; step < (one_pass ? 0 : steps); ++step) {
             const int count = settings_.counts[step];
             share_out(counters_[2 * step], item_members_, [&](int begin, int end) {
-                const MaskTask task{begin, end, step, first, done, step == 0 ? 0 : settings_.counts[step - 1], count};
+                const int previous = step == 0 ? 0 : settings_.counts[step - 1];
+                const MaskTask task{begin, end, step, first, done, previous, count, false};
                 run.mask_step(m, state_, task, team, shared, own);
             });
             wait(region.member);

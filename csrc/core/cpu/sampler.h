@@ -32,6 +32,8 @@ struct RotaryView {
 struct SamplerView {
     int tokens, channels, width, heads, head_dim, hidden;
     bool bf16, concat, scale_shift, residual;
+    bool one_pass;  // frames but the first of a trajectory are decided in one pass
+    float epsilon;  // of the norms
     int masked_rows;
     int head_unit;     // heads whose columns fill whole panels: what threads take
     int head_columns;  // columns of heads in work space
@@ -55,6 +57,8 @@ struct SamplerView {
     const float* final_norm;
     // Mean and scale of a token (residual target).
     LinearView mean, scale;
+    // Noise into the frame's tokens, and tokens out of it (one pass).
+    LinearView noise, read;
 };
 
 // Weights as stored, contiguous, all bf16 or all fp32; `qkv`, `gate_up` and `moments` are fused.
@@ -72,6 +76,8 @@ struct SamplerWeights {
     std::vector<BlockWeights> masked;
     const void* final_norm;
     const void *moments_weight, *moments_bias;  // null unless the target is the residual
+    const void *noise, *read_weight, *read_bias;  // null unless frames are decided in one pass
+    float epsilon;
     // fp32: [N, D], or [frames, N, K / 2] and [R, K / 2], or null.
     const float *places, *cosines, *sines, *masked_cosines, *masked_sines;
     int rotary_frames;
@@ -109,10 +115,10 @@ struct SamplerState {
     float* tokens;    // [B, N, C]
     int* order;       // [B, N]
     float* input;     // [B, R, D] input of the masked transformer
-    char* first_qkv;  // [B, R, 3, D] of its first layer
+    char* first_qkv;  // [B, R, 3, D] of its first layer, unless every frame is decided in one pass
     char* condition;  // [B M, D] without gaps
     float* context;   // [B, N, D], where context and frame are added
-    float* noise;     // [B M, C]
+    float* noise;     // [B M, C]; [B, N, C] in one pass
     float* drawn;     // [B M, C] what the flow made of it
     float* means;     // [B M, row_stride(C)] mean and raw scale of the residual target
     float* scales;
@@ -135,6 +141,7 @@ struct MaskTask {
     int done;      // tokens decided before
     int previous;  // of these, in the last step
     int count;     // to decide now
+    bool one_pass;  // all tokens at once, from noise, without a flow head
 };
 
 // Columns of one piece of a fused product; its intermediate results stay in the second-level cache.
@@ -151,7 +158,7 @@ enum class Teams { automatic, one, each };
 struct SamplerSettings {
     int rows, groups;
     int prefix_frames, own_frames;  // capacity: shared frames with a start frame for each segment; fed-back frames
-    std::vector<int> counts;        // tokens of each mask step
+    std::vector<int> counts;        // tokens of each mask step; none where every frame is decided in one pass
     std::vector<const FlowHead*> heads;  // of each mask step
     float temperature;
     int threads;
@@ -192,6 +199,7 @@ class SamplerSession {
     void order_row(int row, std::uint64_t* keys);
     void decide(const Region& region, int step, int done, int count);
     void decide_rows(int begin, int end, int done, int count);
+    void begin_pass(int row);
 
     const SamplerView* model_;
     std::size_t weight_bytes_;

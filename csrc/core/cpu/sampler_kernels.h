@@ -10,8 +10,6 @@
 namespace enma {
 namespace {
 
-constexpr float RMS_EPS = 1e-5f;
-
 struct Span {
     int begin, end;
 };
@@ -90,7 +88,7 @@ struct SamplerKernels {
             Float square = V::all(0.0f);
             for (int j = 0; j < columns; j += V::LANES) square = V::fma(V::load(row + j), V::load(row + j), square);
             const float mean = V::sum(square) / static_cast<float>(m.width);
-            const Float inverse = V::all(1.0f / __builtin_sqrtf(mean + RMS_EPS));
+            const Float inverse = V::all(1.0f / __builtin_sqrtf(mean + m.epsilon));
             Input* to = out + i * ld;
             for (int j = 0; j < columns; j += V::LANES) {
                 put<V>(to + j, V::multiply(V::multiply(V::load(row + j), inverse), V::load(weight + j)));
@@ -113,7 +111,7 @@ struct SamplerKernels {
         } else {
             for (int j = 0; j < dim; ++j) square = V::fma_one(x[j], x[j], square);
         }
-        const float inverse = 1.0f / __builtin_sqrtf(square / static_cast<float>(dim) + RMS_EPS);
+        const float inverse = 1.0f / __builtin_sqrtf(square / static_cast<float>(dim) + m.epsilon);
         if (rotary.cosines == nullptr) {
             if (dim % V::LANES == 0) {
                 for (int j = 0; j < dim; j += V::LANES) {
@@ -401,6 +399,20 @@ struct SamplerKernels {
         }
     }
 
+    // Adds the noise to the input's unknown tokens.
+    void add_noise(const MaskTask& task) const {
+        const int N = m.tokens, rows = (task.end - task.begin) * N;
+        const ptrdiff_t ldc = row_stride(m.channels);
+        const float* noise = s.noise + static_cast<ptrdiff_t>(task.begin) * N * m.channels;
+        Input* inputs = own.a;
+        for (int r = 0; r < rows; ++r) copy_token(noise + static_cast<ptrdiff_t>(r) * m.channels, inputs + r * ldc);
+        product(inputs, ldc, rows, m.noise, share(panels_of(m.width), member),
+                [&](int r, int j, Float sum) ENMA_ALWAYS {
+                    float* to = input_row(task.begin + r / N, frame_row(r % N)) + j;
+                    V::store(to, V::add(V::load(to), sum));
+                });
+    }
+
     float* context_row(int row, int n) const {
         return s.context + (static_cast<ptrdiff_t>(row) * m.tokens + n) * ld;
     }
@@ -442,6 +454,7 @@ struct SamplerKernels {
         int changed = rows;
         if (task.step == 0) {
             begin_input(task);
+            if (task.one_pass) add_noise(task);
         } else {
             update_input(task);
             changed = members * task.previous;
@@ -453,7 +466,9 @@ struct SamplerKernels {
             return static_cast<ptrdiff_t>(row) * R + frame_row(s.order[(task.begin + row) * N + at]);
         };
         const float* input = input_row(task.begin, 0);
-        Input* first = reinterpret_cast<Input*>(s.first_qkv) + static_cast<ptrdiff_t>(task.begin) * R * 3 * ld;
+        // In one pass no later step needs it.
+        Input* kept = reinterpret_cast<Input*>(s.first_qkv) + static_cast<ptrdiff_t>(task.begin) * R * 3 * ld;
+        Input* first = task.one_pass ? qkv : kept;
         normalise(input, changed, m.masked[0].norm_1, own.a, changed_row);
         project(m.masked[0], own.a, changed, true, true, m.masked_rotary, [&](int i) ENMA_ALWAYS {
             const ptrdiff_t r = changed_row(i);
@@ -505,7 +520,11 @@ struct SamplerKernels {
             wait(member);
             if (last) {
                 finish_block(block, attended, chosen, from, chosen_row, z, hidden);
-                write_conditions(z, static_cast<ptrdiff_t>(task.begin) * M, chosen);
+                if (task.one_pass) {
+                    read_tokens(z, static_cast<ptrdiff_t>(task.begin) * M, chosen);
+                } else {
+                    write_conditions(z, static_cast<ptrdiff_t>(task.begin) * M, chosen);
+                }
             } else {
                 finish_block(block, attended, rows, from, same, y, hidden);
                 from = y;
@@ -521,6 +540,28 @@ struct SamplerKernels {
         for (int i = mine.begin; i < mine.end; ++i) {
             normalise(z + i * ld, 1, m.final_norm, own.b);
             for (int j = 0; j < m.width; ++j) out[static_cast<ptrdiff_t>(i) * m.width + j] = own.b[j];
+        }
+    }
+
+    // Tokens [at, at + count) of the frame, read from the rows of the last layer; each thread takes whole rows.
+    void read_tokens(const float* z, ptrdiff_t at, int count) const {
+        const Span mine = share(count, member);
+        const int rows = mine.end - mine.begin, panels = panels_of(m.channels);
+        normalise(z + mine.begin * ld, rows, m.final_norm, own.b);
+        for (int panel = 0; panel < panels; panel += SAMPLER_COLUMNS / PANEL) {
+            const int last = smaller(panel + SAMPLER_COLUMNS / PANEL, panels), first = panel * PANEL;
+            const int columns = smaller(last * PANEL, m.channels) - first;
+            by_tiles(rows, [&](int begin, int end) ENMA_ALWAYS {
+                float* read = own.gates - first;
+                gemm<Mode>(own.b + begin * ld, ld, end - begin, m.read, panel, last, own.scratch,
+                           [=, this](int r, int j, Float sum) ENMA_ALWAYS {
+                               V::store(read + r * SAMPLER_COLUMNS + j, V::add(sum, V::load(m.read.bias + j)));
+                           });
+                for (int r = begin; r < end; ++r) {
+                    float* to = s.tokens + (at + mine.begin + r) * m.channels + first;
+                    for (int c = 0; c < columns; ++c) to[c] = own.gates[(r - begin) * SAMPLER_COLUMNS + c];
+                }
+            });
         }
     }
 

@@ -1,0 +1,110 @@
+"""Whole forecasts, from observed fields to the fields of all members, for `benchmarks.compare forecast`.
+
+    python -m benchmarks.compare forecast --preset combined-fast --members 1,16,64 --json
+
+Random weights of the preset's size, a wave observed for three frames, all members of one trajectory, to the trained
+length. Each contender encodes, samples and decodes:
+
+* ``ours``: `forecast` with the preset's model;
+* ``masked-flow``, where the preset decides a frame in one pass: `forecast` with the same sizes, mask steps and flow;
+* ``eager``: the same as plain PyTorch: `Model.encode`, `sample.trajectory`, `Model.decode`, in fp32.
+
+The first two members of every contender are compared with the float64 reference of its own model.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.cases import Case
+from benchmarks.trajectory import COMPARED, random_weights, with_mask_steps
+from enma_fast import sample
+from enma_fast.config import ModelConfig
+from enma_fast.members import sample_fields
+from enma_fast.model import Model
+from enma_fast.noise import trajectory_seed
+from enma_fast.presets import find_preset
+
+OBSERVED = 3
+SEED = 3
+
+
+def random_model(config: ModelConfig) -> Model:
+    """A model of random weights, the same every time."""
+    torch.manual_seed(0)
+    return random_weights(Model(config))
+
+
+def wave(config: ModelConfig) -> Tensor:
+    """Observed frames `[1, L, *grid, c]` of a travelling wave."""
+    tok = config.tokenizer
+    axes = torch.meshgrid(*(torch.arange(n) * (2 * torch.pi / n) for n in tok.grid), indexing="ij")
+    time = torch.arange(OBSERVED).view(-1, *[1] * tok.dims)
+    return torch.sin(sum(axes) - 0.3 * time)[None, ..., None].repeat_interleave(tok.field_channels, -1)
+
+
+def plain(model: Model, observed: Tensor, members: int) -> Tensor:
+    """Members `[K, T, *grid, c]` by the reference of every stage."""
+    config = model.config
+    weight = model.latent_mean
+    with torch.inference_mode():
+        history = model.encode(observed.to(weight)).expand(members, -1, -1, -1)
+        frames = sample.trajectory(
+            model.dynamics,
+            history,
+            num_latents=config.tokenizer.latent_frames(config.num_frames),
+            seeds=torch.full((members,), trajectory_seed(SEED, 0), device=weight.device),
+            members=torch.arange(members, device=weight.device),
+        )
+        z = torch.cat([history, torch.stack([z.to(weight) for z in frames], 1)], 1)
+        return model.decode(z, config.num_frames)[:, OBSERVED:]
+
+
+def forecast_case(members: int, dtype: torch.dtype, device: torch.device, *, compiled: bool, preset: str) -> Case:
+    """`members` members of one trajectory, for as many frames as the preset is trained on."""
+    del compiled
+    config = find_preset(preset).model
+    model = random_model(config).to(device)
+    observed, few = wave(config).to(device), min(COMPARED, members)
+
+    def forecast(made: Model) -> Tensor:
+        return sample_fields(made, observed, num_members=members, seed=SEED, dtype=dtype)[0, :few]
+
+    def expected(made: Model) -> tuple[Tensor, float]:
+        """The float64 answer, and how far from it a contender may be."""
+        exact = plain(copy.deepcopy(made).double(), observed, few)
+        rounded = copy.deepcopy(made)
+        rounded.dynamics.to(dtype)
+        wrong_by = (plain(rounded, observed, few).double() - exact).abs().max().item()
+        return exact, 2 * wrong_by + 1e-6 * exact.abs().max().item()
+
+    contenders: dict[str, Callable[[], Tensor]] = {"ours": lambda: forecast(model)}
+    exact, allowance = expected(model)
+    others: dict[str, tuple[Tensor, float]] = {}
+    base = model
+    if sample.in_one_pass(config, 1):
+        base = random_model(with_mask_steps(config)).to(device)
+        contenders["masked-flow"] = lambda: forecast(base)
+    contenders["eager"] = lambda: plain(base, observed, members)[:few]
+    if base is not model:
+        others = dict.fromkeys(list(contenders)[1:], expected(base))
+    notes: dict[str, Any] = {"preset": preset, "members": members, "per": "member", "decoder": config.dynamics.decoder}
+    notes |= {"num_frames": config.num_frames - OBSERVED}
+    return Case(
+        name="forecast",
+        rows=members,
+        dtype=dtype,
+        device=device,
+        contenders=contenders,
+        exact=exact,
+        allowance=allowance,
+        others=others,
+        flops=0,
+        notes=notes | {"flow_steps": config.sampling.flow_steps, "mask_steps": config.sampling.mask_steps},
+        units=members,
+    )
