@@ -178,8 +178,8 @@ def spread_skill(ensemble: Array, truth: Array, *, per_frame: bool = False) -> T
 class Scores:
     """All scores of an ensemble forecast, from batches of trajectories in any partition.
 
-    Holds sums and counts only: a few thousand numbers, whatever the size of the fields. Trajectories are
-    added one by one in their order, so splitting them into batches differently does not change a bit.
+    Holds sums and counts, a few thousand numbers whatever the size of the fields, and one error of each trajectory.
+    Trajectories are added one by one in their order, so splitting them into batches differently does not change a bit.
 
     Examples
     --------
@@ -193,14 +193,19 @@ class Scores:
         self.num_members = 0
         self.num_trajectories = 0
         self._sums: dict[str, Tensor] = {}
+        # Relative L2 error of the ensemble mean of each trajectory.
+        self._errors: list[float] = []
 
-    def update(self, ensemble: Array, truth: Array) -> None:
+    def update(self, ensemble: Array, truth: Array, observed: Array | None = None) -> None:
         """Add a batch of trajectories.
 
         Parameters
         ----------
         ensemble, truth : Tensor or ndarray
             `[B, K, T, *x, c]` and `[B, T, *x, c]`; K and T are the same in all batches.
+        observed : Tensor or ndarray
+            `[B, L, *x, c]`, the observed frames, whose RMS is the unit of `crps_relative`; without them it is the
+            RMS of the truth.
 
         Raises
         ------
@@ -210,13 +215,21 @@ class Scores:
         """
         ensemble_BKTP, truth_BTP = _fields(ensemble, truth)
         _require_nonzero(truth_BTP)
+        known_BTP = truth_BTP if observed is None else _array(observed).flatten(2)
+        if len(known_BTP) != len(truth_BTP):
+            raise EnmaError(f"observed holds {len(known_BTP)} trajectories and truth {len(truth_BTP)}; give those of each")
+        _require_finite("observed", known_BTP)
+        amplitudes = [float(known_TP.square().mean().sqrt()) for known_TP in known_BTP]
         self._require_same_shape(ensemble_BKTP.shape[1], ensemble_BKTP.shape[2])
         self.num_members = ensemble_BKTP.shape[1]
-        for ensemble_1KTP, truth_1TP in zip(ensemble_BKTP[:, None], truth_BTP[:, None], strict=True):
-            self._add(_finished(_part_sums(ensemble_1KTP, truth_1TP)))
-            self.num_trajectories += 1
+        for ensemble_1KTP, truth_1TP, amplitude in zip(
+            ensemble_BKTP[:, None], truth_BTP[:, None], amplitudes, strict=True
+        ):
+            self._add_one(_part_sums(ensemble_1KTP, truth_1TP), amplitude)
 
-    def update_in_parts(self, parts: Iterable[tuple[int, Array, Array]], num_frames: int) -> None:
+    def update_in_parts(
+        self, parts: Iterable[tuple[int, Array, Array]], num_frames: int, *, amplitude: float | None = None
+    ) -> None:
         """Add one trajectory that is too large to hold, from parts of its frames, places and channels.
 
         Every sum over the parts is one over their points, so any partition gives the same scores, but for rounding.
@@ -228,6 +241,8 @@ class Scores:
             at p points. Each point of each frame is in one part.
         num_frames : int
             T.
+        amplitude : float
+            RMS of the observed frames; without it that of the truth is the unit of `crps_relative`.
 
         Raises
         ------
@@ -255,13 +270,15 @@ class Scores:
         if not nonzero:
             raise EnmaError(_zero_truth(0))
         self.num_members = num_members
-        self._add(_finished(sums))
-        self.num_trajectories += 1
+        if amplitude is None:
+            amplitude = float((sums["truth"].sum() / points_T.sum()).sqrt())
+        self._add_one(sums, amplitude)
 
     def state(self) -> dict[str, np.ndarray]:
         """All that the accumulator holds, as plain arrays, for `restore`: to go on in another process."""
         counts = np.array([self.num_members, self.num_trajectories], np.int64)
-        return {"counts": counts, **{name: value.numpy().copy() for name, value in self._sums.items()}}
+        sums = {name: value.numpy().copy() for name, value in self._sums.items()}
+        return {"counts": counts, **sums, **({_ERRORS: np.array(self._errors)} if self._errors else {})}
 
     @classmethod
     def restore(cls, state: Mapping[str, Array]) -> Scores:
@@ -278,10 +295,14 @@ class Scores:
         if counts.numel() == 2:
             made.num_members, made.num_trajectories = counts.tolist()
         frames = len(arrays["points"]) if "points" in arrays else 0
-        expected = _sum_shapes(made.num_members, frames) if made.num_trajectories else {}
+        expected = _shapes(made.num_trajectories, made.num_members, frames) if made.num_trajectories else {}
         found = {name: tuple(value.shape) for name, value in arrays.items()}
         if counts.numel() != 2 or found != expected:
-            raise EnmaError(f"state holds {found or 'no sums'}; expected {expected or 'counts alone'}: score again")
+            raise EnmaError(
+                f"state holds {found or 'no sums'}, expected are {expected or 'counts alone'}; it is of another version "
+                "or damaged, so score again"
+            )
+        made._errors = arrays.pop(_ERRORS, torch.zeros(0)).tolist()
         made._sums = {name: value.to(torch.float64) for name, value in arrays.items()}
         return made
 
@@ -298,6 +319,7 @@ class Scores:
         self._require_same_shape(other.num_members, len(other._sums["points"]))
         self.num_members = other.num_members
         self._add(other._sums)
+        self._errors += other._errors
         self.num_trajectories += other.num_trajectories
 
     def result(self) -> dict[str, Any]:
@@ -306,12 +328,15 @@ class Scores:
         Returns
         -------
         dict
-            `rel_l2` of the ensemble mean, `rel_l2_member` (mean over single members), `crps`, `rmsce`,
-            `rmsce_rank`, `spread_skill`, `spread` (root of the mean variance, ddof 1, field's unit), `rmse`
-            of the ensemble mean (field's unit): floats over all frames; `num_members`, `num_trajectories`;
-            and `per_frame`, a dict with a list over the frames for each of the eight scores. A score that is
-            not defined is None: calibration and spread of a single member, the spread-skill ratio of a mean
-            without error, and the relative error in a frame whose truth is zero.
+            Floats over all frames: `rel_l2` of the ensemble mean, averaged over trajectories, its median
+            `rel_l2_median` and 90 % quantile `rel_l2_q90` over trajectories, `rel_l2_member` (mean over single
+            members), `crps`, `crps_relative` (the CRPS of a trajectory divided by the RMS of all that was observed of
+            it, averaged over trajectories: no unit, and not ruled by fields that decay, as relative errors are),
+            `rmsce`, `rmsce_rank`, `spread_skill`, `spread` (root of the mean variance, ddof 1, field's unit),
+            `rmse` of the ensemble mean (field's unit); `num_members`, `num_trajectories`; and `per_frame`, a dict
+            with a list over the frames for each score but the two quantiles. A score that is not defined is None:
+            calibration and spread of a single member, the spread-skill ratio of a mean without error, the
+            relative error in a frame whose truth is zero, and the relative CRPS where zeros were observed.
 
         Raises
         ------
@@ -321,7 +346,10 @@ class Scores:
         self._require_trajectories()
         overall = self._finish(per_frame=False)
         frames = self._finish(per_frame=True)
+        mean = _number(overall.pop("rel_l2"))
+        median, tail = np.quantile(self._errors, [0.5, 0.9]).tolist()
         return {
+            **{"rel_l2": mean, "rel_l2_median": median, "rel_l2_q90": tail},
             **{name: _number(value) for name, value in overall.items()},
             "num_members": self.num_members,
             "num_trajectories": self.num_trajectories,
@@ -357,6 +385,7 @@ class Scores:
             "rel_l2": self._sums["rel_l2" + suffix] / self.num_trajectories,
             "rel_l2_member": self._sums["rel_l2_member" + suffix] / self.num_trajectories,
             "crps": sums["crps"] / points,
+            "crps_relative": self._sums["crps_relative" + suffix] / self.num_trajectories,
             "rmsce": _calibration_error(inside),
             "rmsce_rank": _calibration_error(_rank_coverage(ranks)),
             "spread_skill": _spread_factor(self.num_members) ** 0.5 * spread / rmse,
@@ -367,6 +396,13 @@ class Scores:
             for name in ("rmsce", "rmsce_rank", "spread_skill", "spread"):
                 finished[name] = torch.full_like(rmse, torch.nan)
         return finished
+
+    def _add_one(self, sums: dict[str, Tensor], amplitude: float) -> None:
+        """Add one trajectory, from the sums over its points."""
+        finished = _finished(sums, amplitude)
+        self._add(finished)
+        self._errors.append(float(finished["rel_l2"]))
+        self.num_trajectories += 1
 
     def _add(self, sums: dict[str, Tensor]) -> None:
         self._sums = {name: self._sums[name] + value if self._sums else value for name, value in sums.items()}
@@ -386,6 +422,8 @@ class Scores:
             raise EnmaError("scores hold no trajectory: call update(ensemble, truth) first")
 
 
+# The errors of each trajectory in a state.
+_ERRORS = "rel_l2_each"
 # Sums over points of a part, by name the axis of the frames where it is not the first.
 _FRAME_AXIS = {"mean_error": 1, "truth": 1, "member_error": 2}
 
@@ -406,26 +444,31 @@ def _part_sums(ensemble_1KTP: Tensor, truth_1TP: Tensor) -> dict[str, Tensor]:
     return {name: value.cpu() for name, value in sums.items()}
 
 
-def _finished(sums: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What `Scores` adds up over trajectories, from the sums over all points of one."""
+def _finished(sums: dict[str, Tensor], amplitude: float) -> dict[str, Tensor]:
+    """What `Scores` adds up over trajectories, from the sums over all points of one and its observed amplitude."""
     sums = dict(sums)
     mean_1T, member_1KT, truth_1T = (sums.pop(name) for name in ("mean_error", "member_error", "truth"))
     truth_1KT = truth_1T[:, None].expand_as(member_1KT)
+    crps_T, points_T = sums["crps"], sums["points"]
     return {
         "rel_l2": _ratio(mean_1T, truth_1T, False).sum(0),
         "rel_l2_frames": _ratio(mean_1T, truth_1T, True).sum(0),
         "rel_l2_member": _ratio(member_1KT, truth_1KT, False).mean(1).sum(0),
         "rel_l2_member_frames": _ratio(member_1KT, truth_1KT, True).mean(1).sum(0),
+        "crps_relative": crps_T.sum() / points_T.sum() / amplitude,
+        "crps_relative_frames": crps_T / points_T / amplitude,
         **sums,
     }
 
 
-def _sum_shapes(num_members: int, num_frames: int) -> dict[str, tuple[int, ...]]:
-    per_frame = ("rel_l2_frames", "rel_l2_member_frames", "points", "crps", "squared_error", "variance")
+def _shapes(num_trajectories: int, num_members: int, num_frames: int) -> dict[str, tuple[int, ...]]:
+    """Those of all arrays of a state but its counts."""
+    averaged = ("rel_l2", "rel_l2_member", "crps_relative")
+    frames = (*(f"{name}_frames" for name in averaged), "points", "crps", "squared_error", "variance")
     return {
-        "rel_l2": (),
-        "rel_l2_member": (),
-        **dict.fromkeys(per_frame, (num_frames,)),
+        _ERRORS: (num_trajectories,),
+        **dict.fromkeys(averaged, ()),
+        **dict.fromkeys(frames, (num_frames,)),
         "inside": (num_frames, len(_LEVELS_L)),
         "ranks": (num_frames, num_members + 1),
     }

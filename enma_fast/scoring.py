@@ -27,7 +27,7 @@ from .tasks import Case, check_case, num_frames, sampled
 log = logging.getLogger("enma_fast")
 
 # Errors against a truth, which a generated trajectory does not have.
-NEED_TRUTH = ("rel_l2", "rel_l2_member", "rmse")
+NEED_TRUTH = ("rel_l2", "rel_l2_median", "rel_l2_q90", "rel_l2_member", "rmse")
 # Paper, generation on Combined: the solver is run again from the generated initial condition.
 _PAPER_SOLVER_FIDELITY = 0.081
 
@@ -48,10 +48,10 @@ def score(
 ) -> dict[str, Any]:
     """Score ensemble forecasts of the trajectories of a file.
 
-    A generated trajectory has no truth, so in the task `generation` the errors `rel_l2`, `rel_l2_member` and
-    `rmse` are None. The trajectory of the file is instead one draw from the distribution that the members
+    A generated trajectory has no truth, so in the task `generation` the errors, all that begin with `rel_l2` and
+    `rmse`, are None. The trajectory of the file is instead one draw from the distribution that the members
     should follow, all initial conditions of the environment: against it `crps`, `rmsce`, `rmsce_rank`,
-    `spread_skill` and the rank histogram have their usual meaning. `solver_fidelity` says whether members obey the
+    `spread_skill` and the rank histogram have their usual meaning, and its RMS is the unit of `crps_relative`. `solver_fidelity` says whether members obey the
     equation: the mean over trajectories of the relative L2 distance of the first member from the solution that starts
     at its own first frame, with the true parameters (None if the file is of no known equation, or exponax is missing).
 
@@ -115,7 +115,10 @@ def score_case(
         seconds += time.perf_counter() - clock
         if sink is not None:
             sink(scores.num_trajectories, samples.cpu())
-        scores.update(samples, data.u[data.places(part), case.observed : last])
+        fields = data.u[data.places(part)]
+        scores.update(
+            samples, fields[:, case.observed : last], fields[:, : case.observed] if case.observed else None
+        )
         if case.task == "generation":
             first_members.append(samples[:, 0].cpu().numpy())
         if progress is not None:
@@ -126,8 +129,7 @@ def score_case(
     per_frame = result.pop("per_frame")
     fidelity = None
     if case.task == "generation":
-        result |= dict.fromkeys(NEED_TRUTH)
-        per_frame |= {name: [None] * len(per_frame[name]) for name in NEED_TRUTH}
+        leave_out_errors(result, per_frame)
         fidelity = solver_fidelity(dataset, data, rows, np.concatenate(first_members))
     return {
         "task": case.task,
@@ -146,6 +148,12 @@ def score_case(
         "rank_histogram": scores.rank_histogram().tolist() if case.members > 1 else None,
         "per_frame": per_frame,
     }
+
+
+def leave_out_errors(result: dict[str, Any], per_frame: dict[str, list[float | None]]) -> None:
+    """Of generated trajectories, set the errors against a truth to None."""
+    result |= dict.fromkeys(NEED_TRUTH)
+    per_frame |= {name: [None] * len(values) for name, values in per_frame.items() if name in NEED_TRUTH}
 
 
 def solver_fidelity(dataset: str, data: FieldFile, rows: Sequence[int], generated: np.ndarray) -> float | None:

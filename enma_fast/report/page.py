@@ -25,11 +25,14 @@ _LONGEST, _MOST_ROWS = 2000, 60
 COLOURS = {"#333333": "currentColor", "#111111": "currentColor", "#1f6fb4": "var(--accent)", "#c2452d": "var(--error)"}
 _SCORES = {
     "rel_l2": "relative L2 error of the mean",
+    "rel_l2_median": "the same, median over trajectories",
+    "rel_l2_q90": "the same, 90 % quantile over trajectories",
     "rel_l2_member": "relative L2 error of single members",
     "rmse": "error of the mean (RMS)",
     "spread": "spread (RMS)",
     "spread_skill": "spread / error (1 is calibrated)",
     "crps": "CRPS",
+    "crps_relative": "CRPS / RMS of the observed frames",
     "rmsce": "RMSCE, Gaussian intervals",
     "rmsce_rank": "RMSCE, ranks of the truth",
 }
