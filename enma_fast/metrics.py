@@ -217,7 +217,9 @@ class Scores:
         _require_nonzero(truth_BTP)
         known_BTP = truth_BTP if observed is None else _array(observed).flatten(2)
         if len(known_BTP) != len(truth_BTP):
-            raise EnmaError(f"observed holds {len(known_BTP)} trajectories and truth {len(truth_BTP)}; give those of each")
+            raise EnmaError(
+                f"observed holds {len(known_BTP)} trajectories and truth {len(truth_BTP)}; give those of each"
+            )
         _require_finite("observed", known_BTP)
         amplitudes = [float(known_TP.square().mean().sqrt()) for known_TP in known_BTP]
         self._require_same_shape(ensemble_BKTP.shape[1], ensemble_BKTP.shape[2])
@@ -299,8 +301,8 @@ class Scores:
         found = {name: tuple(value.shape) for name, value in arrays.items()}
         if counts.numel() != 2 or found != expected:
             raise EnmaError(
-                f"state holds {found or 'no sums'}, expected are {expected or 'counts alone'}; it is of another version "
-                "or damaged, so score again"
+                f"state holds {found or 'no sums'}, expected are {expected or 'counts alone'}; it is of another "
+                "version or damaged, so score again"
             )
         made._errors = arrays.pop(_ERRORS, torch.zeros(0)).tolist()
         made._sums = {name: value.to(torch.float64) for name, value in arrays.items()}
@@ -349,7 +351,9 @@ class Scores:
         mean = _number(overall.pop("rel_l2"))
         median, tail = np.quantile(self._errors, [0.5, 0.9]).tolist()
         return {
-            **{"rel_l2": mean, "rel_l2_median": median, "rel_l2_q90": tail},
+            "rel_l2": mean,
+            "rel_l2_median": median,
+            "rel_l2_q90": tail,
             **{name: _number(value) for name, value in overall.items()},
             "num_members": self.num_members,
             "num_trajectories": self.num_trajectories,

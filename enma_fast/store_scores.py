@@ -25,7 +25,7 @@ from .checkpoint import read_tensors, sha256, write_tensors
 from .data import FieldFile, dataset_split, read
 from .errors import EnmaError, first_line
 from .metrics import Scores
-from .output import is_missing, read_forecast
+from .output import OUTSIDE, is_missing, read_forecast
 from .scoring import leave_out_errors, solver_fidelity
 from .system import versions
 
@@ -96,6 +96,7 @@ def score_store(
         "model": attrs.get("model"),
         **result,
         "solver_fidelity": fidelity,
+        "num_outside": None if attrs.get(OUTSIDE) is None else len(attrs[OUTSIDE]),
         "history": attrs.get("observed_frames"),
         "num_frames": shape_KTX[1],
         "seed": attrs.get("seed"),

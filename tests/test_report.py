@@ -159,9 +159,7 @@ def test_the_table_holds_the_scores(tmp_path: Path, rng: np.random.Generator) ->
     document = page(tmp_path / "new" / "a.html")
     expected = pooled(given["samples"], given["truth"], given["observed"])
     assert {name: result["scores"][name] for name in expected} == expected
-    by_channel = [
-        pooled(*(given[name][..., c : c + 1] for name in ("samples", "truth", "observed"))) for c in (0, 1)
-    ]
+    by_channel = [pooled(*(given[name][..., c : c + 1] for name in ("samples", "truth", "observed"))) for c in (0, 1)]
     table = document.table("score")
     assert table[""] == ["all channels", "u", "v"]
     for label, name in {

@@ -11,7 +11,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("extras", "system", "launch", "wording"),
     ("config", "paper", "pretrained"),
-    ("schedule", "metrics", "optim", "data"),
+    ("schedule", "metrics", "domain", "optim", "data"),
     ("chunks", "ledger"),
     ("output", "plots", "statistics", "results"),
     ("identity", "writer", "blocks"),
