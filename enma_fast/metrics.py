@@ -16,11 +16,22 @@ import torch
 from torch import Tensor
 
 from .errors import EnmaError
+from .metric_sums import (
+    LEVELS_L,
+    calibration_error,
+    crps_sums,
+    interval_counts,
+    num_points,
+    rank_counts,
+    rank_coverage,
+    ratio,
+    spread_factor,
+    squared_error_sums,
+    trajectory_error,
+    variance_sums,
+)
 
 Array = Tensor | np.ndarray[Any, Any]
-
-# numpy's linspace, so that the levels are those of uncertainty-toolbox to the last bit.
-_LEVELS_L = torch.from_numpy(np.linspace(0.0, 1.0, 100))
 
 
 def relative_l2(pred: Array, truth: Array, *, per_frame: bool = False) -> Tensor:
@@ -55,7 +66,7 @@ def relative_l2(pred: Array, truth: Array, *, per_frame: bool = False) -> Tensor
     _require_finite("pred", forecast)
     _require_finite("truth", fields)
     _require_nonzero(fields)
-    return _relative_l2(forecast.flatten(2), fields.flatten(2).to(forecast.device), per_frame)
+    return trajectory_error(forecast.flatten(2), fields.flatten(2).to(forecast.device), per_frame)
 
 
 def crps(ensemble: Array, truth: Array, *, per_frame: bool = False) -> Tensor:
@@ -83,8 +94,8 @@ def crps(ensemble: Array, truth: Array, *, per_frame: bool = False) -> Tensor:
         If shapes do not match or a value is not finite.
     """
     ensemble_BKTP, truth_BTP = _fields(ensemble, truth)
-    sums_T = _crps_sums(ensemble_BKTP, truth_BTP)
-    return _pool(sums_T, per_frame) / _pool(_num_points(truth_BTP), per_frame)
+    sums_T = crps_sums(ensemble_BKTP, truth_BTP)
+    return _pool(sums_T, per_frame) / _pool(num_points(truth_BTP), per_frame)
 
 
 def rmsce(ensemble: Array, truth: Array, *, per_frame: bool = False) -> Tensor:
@@ -118,8 +129,8 @@ def rmsce(ensemble: Array, truth: Array, *, per_frame: bool = False) -> Tensor:
         If shapes do not match, a value is not finite, or there is one member.
     """
     ensemble_BKTP, truth_BTP = _fields(ensemble, truth, min_members=2)
-    counts_TL = _interval_counts(ensemble_BKTP, truth_BTP)
-    return _calibration_error(_pool(counts_TL, per_frame) / _pool(_num_points(truth_BTP), per_frame)[..., None])
+    counts_TL = interval_counts(ensemble_BKTP, truth_BTP)
+    return calibration_error(_pool(counts_TL, per_frame) / _pool(num_points(truth_BTP), per_frame)[..., None])
 
 
 def rmsce_rank(ensemble: Array, truth: Array, *, per_frame: bool = False) -> Tensor:
@@ -134,7 +145,7 @@ def rmsce_rank(ensemble: Array, truth: Array, *, per_frame: bool = False) -> Ten
     Parameters, returned value and errors are those of `rmsce`.
     """
     histogram_R = rank_histogram(ensemble, truth, per_frame=per_frame)
-    return _calibration_error(_rank_coverage(histogram_R))
+    return calibration_error(rank_coverage(histogram_R))
 
 
 def rank_histogram(ensemble: Array, truth: Array, *, per_frame: bool = False) -> Tensor:
@@ -151,7 +162,7 @@ def rank_histogram(ensemble: Array, truth: Array, *, per_frame: bool = False) ->
         `[K + 1]`, or `[T, K + 1]` with `per_frame`; float64, each row sums to 1.
     """
     ensemble_BKTP, truth_BTP = _fields(ensemble, truth, min_members=2)
-    counts_R = _pool(_rank_counts(ensemble_BKTP, truth_BTP), per_frame)
+    counts_R = _pool(rank_counts(ensemble_BKTP, truth_BTP), per_frame)
     return counts_R / counts_R.sum(-1, keepdim=True)
 
 
@@ -170,9 +181,9 @@ def spread_skill(ensemble: Array, truth: Array, *, per_frame: bool = False) -> T
         0-d, or `[T]` with `per_frame`; float64, no unit; infinite or NaN where the mean has no error at all.
     """
     ensemble_BKTP, truth_BTP = _fields(ensemble, truth, min_members=2)
-    error_T = _squared_error_sums(ensemble_BKTP, truth_BTP)
-    ratio = _pool(_variance_sums(ensemble_BKTP), per_frame) / _pool(error_T, per_frame)
-    return torch.sqrt(_spread_factor(ensemble_BKTP.shape[1]) * ratio)
+    error_T = squared_error_sums(ensemble_BKTP, truth_BTP)
+    square = _pool(variance_sums(ensemble_BKTP), per_frame) / _pool(error_T, per_frame)
+    return torch.sqrt(spread_factor(ensemble_BKTP.shape[1]) * square)
 
 
 class Scores:
@@ -372,7 +383,7 @@ class Scores:
         A single member has no intervals: its coverage is 0.
         """
         self._require_trajectories()
-        return _LEVELS_L.clone(), self._sums["inside"].sum(0) / self._sums["points"].sum()
+        return LEVELS_L.clone(), self._sums["inside"].sum(0) / self._sums["points"].sum()
 
     def _finish(self, *, per_frame: bool) -> dict[str, Tensor]:
         suffix = "_frames" if per_frame else ""
@@ -390,9 +401,9 @@ class Scores:
             "rel_l2_member": self._sums["rel_l2_member" + suffix] / self.num_trajectories,
             "crps": sums["crps"] / points,
             "crps_relative": self._sums["crps_relative" + suffix] / self.num_trajectories,
-            "rmsce": _calibration_error(inside),
-            "rmsce_rank": _calibration_error(_rank_coverage(ranks)),
-            "spread_skill": _spread_factor(self.num_members) ** 0.5 * spread / rmse,
+            "rmsce": calibration_error(inside),
+            "rmsce_rank": calibration_error(rank_coverage(ranks)),
+            "spread_skill": spread_factor(self.num_members) ** 0.5 * spread / rmse,
             "spread": spread,
             "rmse": rmse,
         }
@@ -435,15 +446,15 @@ _FRAME_AXIS = {"mean_error": 1, "truth": 1, "member_error": 2}
 def _part_sums(ensemble_1KTP: Tensor, truth_1TP: Tensor) -> dict[str, Tensor]:
     """Of one trajectory or a part of it, every sum over its points; each frame's apart."""
     sums = {
-        "points": _num_points(truth_1TP),
+        "points": num_points(truth_1TP),
         "mean_error": (ensemble_1KTP.mean(1) - truth_1TP).square().sum(-1),
         "member_error": (ensemble_1KTP - truth_1TP[:, None]).square().sum(-1),
         "truth": truth_1TP.square().sum(-1),
-        "crps": _crps_sums(ensemble_1KTP, truth_1TP),
-        "squared_error": _squared_error_sums(ensemble_1KTP, truth_1TP),
-        "variance": _variance_sums(ensemble_1KTP),
-        "inside": _interval_counts(ensemble_1KTP, truth_1TP),
-        "ranks": _rank_counts(ensemble_1KTP, truth_1TP),
+        "crps": crps_sums(ensemble_1KTP, truth_1TP),
+        "squared_error": squared_error_sums(ensemble_1KTP, truth_1TP),
+        "variance": variance_sums(ensemble_1KTP),
+        "inside": interval_counts(ensemble_1KTP, truth_1TP),
+        "ranks": rank_counts(ensemble_1KTP, truth_1TP),
     }
     return {name: value.cpu() for name, value in sums.items()}
 
@@ -455,10 +466,10 @@ def _finished(sums: dict[str, Tensor], amplitude: float) -> dict[str, Tensor]:
     truth_1KT = truth_1T[:, None].expand_as(member_1KT)
     crps_T, points_T = sums["crps"], sums["points"]
     return {
-        "rel_l2": _ratio(mean_1T, truth_1T, False).sum(0),
-        "rel_l2_frames": _ratio(mean_1T, truth_1T, True).sum(0),
-        "rel_l2_member": _ratio(member_1KT, truth_1KT, False).mean(1).sum(0),
-        "rel_l2_member_frames": _ratio(member_1KT, truth_1KT, True).mean(1).sum(0),
+        "rel_l2": ratio(mean_1T, truth_1T, False).sum(0),
+        "rel_l2_frames": ratio(mean_1T, truth_1T, True).sum(0),
+        "rel_l2_member": ratio(member_1KT, truth_1KT, False).mean(1).sum(0),
+        "rel_l2_member_frames": ratio(member_1KT, truth_1KT, True).mean(1).sum(0),
         "crps_relative": crps_T.sum() / points_T.sum() / amplitude,
         "crps_relative_frames": crps_T / points_T / amplitude,
         **sums,
@@ -473,106 +484,9 @@ def _shapes(num_trajectories: int, num_members: int, num_frames: int) -> dict[st
         _ERRORS: (num_trajectories,),
         **dict.fromkeys(averaged, ()),
         **dict.fromkeys(frames, (num_frames,)),
-        "inside": (num_frames, len(_LEVELS_L)),
+        "inside": (num_frames, len(LEVELS_L)),
         "ranks": (num_frames, num_members + 1),
     }
-
-
-def _relative_l2(pred_TP: Tensor, truth_TP: Tensor, per_frame: bool) -> Tensor:
-    """`[..., T, P] -> [...]`, or `[..., T]` per frame."""
-    return _ratio((pred_TP - truth_TP).square().sum(-1), truth_TP.square().sum(-1), per_frame)
-
-
-def _ratio(error_T: Tensor, norm_T: Tensor, per_frame: bool) -> Tensor:
-    """Relative L2 error from the squared norms of each frame."""
-    return torch.sqrt(error_T / norm_T if per_frame else error_T.sum(-1) / norm_T.sum(-1))
-
-
-def _crps_sums(ensemble_BKTP: Tensor, truth_BTP: Tensor) -> Tensor:
-    members = ensemble_BKTP.shape[1]
-    sums_T = (ensemble_BKTP - truth_BTP[:, None]).abs().mean(1).sum((0, 2))
-    if members == 1:
-        return sums_T
-    # sum_ij |x_i - x_j| / 2 = sum_i (2 i - K - 1) x_(i) over the sorted members, i = 1 .. K.
-    weights_K = 2.0 * torch.arange(1, members + 1, device=sums_T.device, dtype=torch.float64) - members - 1
-    sorted_BKTP = ensemble_BKTP.sort(dim=1).values
-    pairs_T = (sorted_BKTP * weights_K[:, None, None]).sum((0, 1, 3))
-    return sums_T - pairs_T / (members * (members - 1))
-
-
-def _mean_error(ensemble_BKTP: Tensor, truth_BTP: Tensor) -> Tensor:
-    """Ensemble mean less truth, `[B, T, P]`, counted from the first member: exact where all agree."""
-    first_B1TP = ensemble_BKTP[:, :1]
-    return (ensemble_BKTP - first_B1TP).mean(1) - (truth_BTP - first_B1TP[:, 0])
-
-
-def _squared_error_sums(ensemble_BKTP: Tensor, truth_BTP: Tensor) -> Tensor:
-    return _mean_error(ensemble_BKTP, truth_BTP).square().sum((0, 2))
-
-
-def _variance_sums(ensemble_BKTP: Tensor) -> Tensor:
-    if ensemble_BKTP.shape[1] == 1:
-        return ensemble_BKTP.new_zeros(ensemble_BKTP.shape[2])
-    return ensemble_BKTP.var(1, correction=1).sum((0, 2))
-
-
-def _interval_counts(ensemble_BKTP: Tensor, truth_BTP: Tensor) -> Tensor:
-    """Points inside the Gaussian's central interval of each level, `[T, L]`."""
-    if ensemble_BKTP.shape[1] == 1:
-        return ensemble_BKTP.new_zeros(ensemble_BKTP.shape[2], len(_LEVELS_L))
-    levels_L = _LEVELS_L.to(truth_BTP.device)
-    residual_BTP = _mean_error(ensemble_BKTP, truth_BTP)
-    score_BTP = residual_BTP / ensemble_BKTP.std(1, correction=1)
-    score_BTP = torch.where(residual_BTP == 0, 0.0, score_BTP)
-    # The first level whose interval holds the point; both bounds, since they are not exact mirror images.
-    upper = torch.searchsorted(torch.special.ndtri(0.5 + levels_L / 2), score_BTP)
-    lower = torch.searchsorted(-torch.special.ndtri(0.5 - levels_L / 2), -score_BTP)
-    first_TL = _count_per_frame(torch.maximum(upper, lower), len(levels_L), torch.ones_like(score_BTP))
-    return first_TL.cumsum(-1)
-
-
-def _rank_counts(ensemble_BKTP: Tensor, truth_BTP: Tensor) -> Tensor:
-    """Rank histogram of each frame, `[T, R]`; a tie is shared by the ranks that breaking it could give."""
-    num_ranks = ensemble_BKTP.shape[1] + 1
-    below_BTP = (ensemble_BKTP < truth_BTP[:, None]).sum(1)
-    tied_BTP = (ensemble_BKTP == truth_BTP[:, None]).sum(1)
-    share_BTP = 1.0 / (tied_BTP.to(torch.float64) + 1.0)
-    counts_TR = truth_BTP.new_zeros(truth_BTP.shape[1], num_ranks)
-    for offset in range(int(tied_BTP.max()) + 1):
-        weight_BTP = torch.where(offset <= tied_BTP, share_BTP, 0.0)
-        # A weight of zero may sit beyond the last rank.
-        counts_TR += _count_per_frame((below_BTP + offset).clamp_max(num_ranks - 1), num_ranks, weight_BTP)
-    return counts_TR
-
-
-def _count_per_frame(index_BTP: Tensor, num_bins: int, weight_BTP: Tensor) -> Tensor:
-    """Weighted histogram of each frame, `[T, num_bins]`."""
-    frames = index_BTP.shape[1]
-    offset_T1 = num_bins * torch.arange(frames, device=index_BTP.device)[:, None]
-    flat = (index_BTP + offset_T1).flatten()
-    return torch.bincount(flat, weight_BTP.flatten(), minlength=frames * num_bins).view(frames, num_bins)
-
-
-def _rank_coverage(histogram_R: Tensor) -> Tensor:
-    """Coverage of central intervals by the positions of a rank histogram, `[..., R] -> [..., L]`."""
-    num_ranks = histogram_R.shape[-1]
-    levels_L = _LEVELS_L.to(histogram_R.device)
-    edges = torch.arange(num_ranks + 1, dtype=torch.float64, device=levels_L.device)[:, None] / num_ranks
-    inside = torch.minimum(edges[1:], 0.5 + levels_L / 2) - torch.maximum(edges[:-1], 0.5 - levels_L / 2)
-    return histogram_R @ (inside.clamp_min(0.0) * num_ranks)
-
-
-def _calibration_error(coverage_L: Tensor) -> Tensor:
-    return (coverage_L - _LEVELS_L.to(coverage_L.device)).square().mean(-1).sqrt()
-
-
-def _spread_factor(num_members: int) -> float:
-    return (num_members + 1) / num_members
-
-
-def _num_points(truth_BTP: Tensor) -> Tensor:
-    batch, frames, points = truth_BTP.shape
-    return truth_BTP.new_full((frames,), batch * points)
 
 
 def _pool(sums_T: Tensor, per_frame: bool) -> Tensor:

@@ -17,7 +17,7 @@ from enma_fast.checkpoint import PRETRAINED, load_model, read_tensors, sha256, w
 from enma_fast.data import FieldFile, read, write
 from enma_fast.errors import EnmaError
 from enma_fast.metrics import Scores
-from enma_fast.output import LEDGER, create_store
+from enma_fast.output import LEDGER, OUTSIDE, create_store
 from enma_fast.scoring import score_case
 from enma_fast.store_scores import score_store
 from enma_fast.tasks import TASKS, Case
@@ -127,6 +127,7 @@ def test_scores_are_those_of_the_same_members_scored_as_they_are_sampled(tmp_pat
             "model": "combined-small",
             "data_name": data.name,
             "data_sha256": sha256(TEST_IN),
+            OUTSIDE: [],
         },
     ) as store:
         expected = score_case(model, data, case, rows=rows, sink=store.put)

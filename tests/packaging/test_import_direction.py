@@ -11,6 +11,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("extras", "system", "launch", "wording"),
     ("config", "paper", "pretrained"),
+    ("metric_sums",),
     ("schedule", "metrics", "domain", "optim", "data"),
     ("chunks", "ledger"),
     ("output", "plots", "statistics", "results"),
