@@ -162,6 +162,8 @@ def _score_table(result: dict[str, Any], paper: list[dict[str, Any]]) -> Any:
         notes.append(f"crps is {number(result['crps_relative'])} of the RMS of {seen}")
     if result["num_outside"] is not None:
         notes.append(f"observed frames outside the training data: {result['num_outside']} trajectories")
+    if any("crps" in row for row in paper):
+        notes.append("the paper does not say whether its crps and rmsce are from 3 frames or from 1")
     return table(
         f"{result['dataset']} ({split}), {result['task']}: {counted(result['num_trajectories'], 'trajectory')}",
         ["", *names],

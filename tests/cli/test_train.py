@@ -83,7 +83,7 @@ def test_dynamics_checkpoint_joins_tokenizer_and_averaged_dynamics(runs: Path) -
     latents, meta = read_tensors(runs / "dynamics" / "latents-train.safetensors")
     assert meta["tokenizer"].startswith(sha256(runs / "tokenizer" / "checkpoint" / "model.safetensors"))
     assert torch.equal(model.latent_mean, latents["mean"])
-    assert latents["z"].shape[1:3] == (30, 11)
+    assert latents["z"].shape[1:3] == (24, 11)
     assert model.config.tokenizer.layers == TINY_TOKENIZER["tokenizer.layers"], "the tokenizer's config is kept"
 
 
