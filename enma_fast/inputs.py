@@ -210,7 +210,7 @@ def say_outside(
         f"{reason}"
     )
     if strict:
-        raise EnmaError(f"{text}; check unit and physics, or forecast without strict")
+        raise EnmaError(f"{text}; check unit and physics, or leave out strict")
     log.warning("%s", text)
 
 

@@ -143,7 +143,7 @@ def test_forecast_warns_or_refuses(
         "the observed frames of trajectory 12 (and of 2 more) lie outside what combined-small was trained on: their "
     )
     for call in (enma_fast.forecast, enma_fast.stream):
-        with pytest.raises(EnmaError, match=start + r".*; check unit and physics, or forecast without strict$"):
+        with pytest.raises(EnmaError, match=start + r".*; check unit and physics, or leave out strict$"):
             call(model, mixed, strict=True, **options)
     caplog.clear()
     assert next(iter(enma_fast.stream(model, mixed, **options))) is not None
