@@ -186,7 +186,8 @@ def card_text(config: ModelConfig, metrics: dict[str, Any]) -> str:
         "trajectories, with the median and the 90 % quantile over them beside it, and of single members, averaged. The "
         "mean is ruled by trajectories whose truth decays to nearly nothing, the median is not. CRPS is the fair one, "
         "in the field's units, and then divided by the RMS of what was observed of each trajectory (for `generation`, "
-        "of the truth). RMSCE is that of a Gaussian with the ensemble's mean and spread. Spread/skill is 1 for a calibrated ensemble. `generation` has no truth: CRPS and "
+        "of the truth). RMSCE is that of a Gaussian with the ensemble's mean and spread. Spread/skill is 1 for a "
+        "calibrated ensemble. `generation` has no truth: CRPS and "
         "calibration there are against another draw of the same environment, and `solver` is the distance from the "
         "solver's own trajectory that starts at the generated first frame. `outside` counts the trajectories whose "
         "observed frames, or context, are taken for outside the training data, which `forecast` warns of.",

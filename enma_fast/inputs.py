@@ -123,8 +123,7 @@ def read_request(
         raise EnmaError("trajectories names a number twice: two would share their noise")
     if warn:
         warn_if_long(config, last)
-        seen, shown = (None if u is None else u.numpy(force=True) for u in (known, other))
-        say_outside(model, numbers, outside(model, seen, shown, scattered=where is not None), strict=strict)
+        say_outside(model, numbers, outside(model, known, other, scattered=where is not None), strict=strict)
     if known is None:
         history_BTNC = torch.zeros(B, 0, config.num_tokens, config.token_channels, device=device)
     else:
@@ -182,7 +181,7 @@ def warn_if_long(config: ModelConfig, frames: int) -> None:
 
 
 def outside(
-    model: Model, history: np.ndarray | None, context: np.ndarray | None, *, scattered: bool = False
+    model: Model, history: np.ndarray | Tensor | None, context: np.ndarray | Tensor | None, *, scattered: bool = False
 ) -> list[str]:
     """Why the observed frames `[B, T, *x, c]` of each trajectory lie outside the training data; empty if they do not.
 
@@ -190,7 +189,8 @@ def outside(
     """
     if model.domain is None:
         return []
-    parts = [model.domain.reasons(u, scattered=scattered) for u in (history, context) if u is not None]
+    seen = [u.numpy(force=True) if isinstance(u, Tensor) else u for u in (history, context) if u is not None]
+    parts = [model.domain.reasons(u, scattered=scattered) for u in seen]
     count = max(map(len, parts), default=0)
     parts = [reasons * count if len(reasons) == 1 else reasons for reasons in parts]
     return [next(filter(None, reasons), "") for reasons in zip(*parts, strict=True)]
