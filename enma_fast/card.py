@@ -15,7 +15,8 @@ import torch
 
 from .checkpoint import MANIFEST, METRICS, WEIGHTS, load_model, locate, save_model, sha256, write_atomic
 from .config import ModelConfig, replace, to_json
-from .data import FieldFile, read
+from .data import FieldFile, count, read, spread_out
+from .domain import Domain
 from .errors import EnmaError
 from .metrics import relative_l2
 from .model import Model
@@ -24,17 +25,19 @@ from .presets import find_preset
 from .recipes import CHECKPOINT, checkpoint_folder, data_file, read_record, summary
 from .scoring import paper_table, score
 
-# Task, ensemble size, trajectories at most: 16 members for errors over all of a file, 64 for calibration. The first
-# trajectories of each file are shipped with the package, so the small rows can be made again without any data.
-CASES: tuple[tuple[str, int, int | None], ...] = (
-    ("temporal", 16, None),
-    ("temporal", 64, 120),
-    ("temporal", 16, 5),
-    ("initial-value", 16, None),
-    ("initial-value", 16, 5),
-    ("generation", 16, 120),
+# Task, ensemble size, trajectories at most, whether of the packed file: 16 members for errors over all of a file, 64
+# for calibration. The packed files are shipped with the package, so their rows can be made again without any data.
+CASES: tuple[tuple[str, int, int | None, bool], ...] = (
+    ("temporal", 16, None, False),
+    ("temporal", 64, 120, False),
+    ("temporal", 16, None, True),
+    ("initial-value", 16, None, False),
+    ("initial-value", 16, None, True),
+    ("generation", 16, 120, False),
 )
 SPLITS = ("test-in", "test-out")
+# Training trajectories that tell what a model was trained on.
+_TOLD = 4096
 _ROW_DROPS = ("per_frame", "rank_histogram")
 
 
@@ -54,7 +57,7 @@ def publish(
     Parameters
     ----------
     run, tokenizer : finished run folders of the dynamics and of the tokenizer it was trained on
-    data_dir : folder of the test files
+    data_dir : folder of the training and test files
     out : checkpoint folder to write
     sampling : changes of the sampler's defaults (`SamplingConfig`), chosen on validation data
     limit : score the first so many trajectories of each file
@@ -82,6 +85,7 @@ def publish(
     model = load_model(locate(run / CHECKPOINT))
     settings = replace(model.config.sampling, sampling or {}, source="sampling")
     model.config = model.dynamics.config = dataclasses.replace(model.config, sampling=settings)
+    model.domain = training_domain(data_file(data_dir, model.config.dataset, "train"))
     files = {split: read(data_file(data_dir, model.config.dataset, split)) for split in SPLITS}
     training = {
         stage: _training(folder, records[stage]) for stage, folder in (("tokenizer", tokenizer), ("dynamics", run))
@@ -97,6 +101,12 @@ def publish(
     return metrics
 
 
+def training_domain(path: Path) -> Domain:
+    """What a model that was trained on a file was trained on, from trajectories that are evenly spread over it."""
+    step = -(-count(path) // _TOLD)
+    return Domain.of(read(path, select=slice(None, None, step)).u)
+
+
 def measure(
     model: Model,
     files: dict[str, FieldFile],
@@ -107,12 +117,15 @@ def measure(
 ) -> dict[str, Any]:
     """Scores of a model in all cases, on files by split."""
     rows: list[dict[str, Any]] = []
-    cases = list(_cases(files, limit))
-    for done, (split, task, members, most) in enumerate(cases):
+    packed = {split: spread_out(data) for split, data in files.items()}
+    cases = list(_cases(files, packed, limit))
+    for done, (split, task, members, most, small) in enumerate(cases):
         if progress is not None:
             progress(done, len(cases), f"{task}, {split}")
-        row = score(model, files[split], task=task, members=members, seed=seed, limit=most)
-        rows.append({**{key: value for key, value in row.items() if key not in _ROW_DROPS}, "limit": most})
+        data = (packed if small else files)[split]
+        row = score(model, data, task=task, members=members, seed=seed, limit=most)
+        kept = {key: value for key, value in row.items() if key not in _ROW_DROPS}
+        rows.append({**kept, "limit": most, "packed": small})
     inside = files["test-in"]
     return {
         "rows": rows,
@@ -151,7 +164,9 @@ def card_text(config: ModelConfig, metrics: dict[str, Any]) -> str:
         f"- It knows the `{config.dataset}` data set's equation, initial conditions, grid, domain and frame spacing, "
         "and nothing else; other input is refused where it can be recognised.",
         f"- Frames beyond {config.num_frames} were not seen in training.",
-        "- Out of distribution the error is that of the test-out rows; the ensemble does not know that it is there.",
+        "- Out of distribution the error is that of the test-out rows, and the spread of the ensemble does not tell "
+        "it. `forecast` warns where observed frames lie outside the training data, and refuses them with `strict`; its "
+        "hits and false alarms are the column `outside` of the test-out and the test-in rows.",
         "- Members of one trajectory differ by the noise of the sampler; their spread is as good as the rows above.",
     ]
     parts = [
@@ -161,22 +176,32 @@ def card_text(config: ModelConfig, metrics: dict[str, Any]) -> str:
         f"{metrics['tokenizer_parameters']:,}; {config.num_frames} frames become {latent} latent frames of {tokens} "
         f"tokens with {config.token_channels} channels. Dynamics: width {dyn.width}, {dyn.temporal_layers} causal and "
         f"{dyn.spatial_layers} masked layers, flow head {dyn.flow.layers} x {dyn.flow.width}.",
+        "It is not a model of the authors, whose code and data are public (`itsakk/enma`, its generator "
+        "`itsakk/PPDEGeneration`, data `2ailesB/enma-datasets`), but of an independent implementation made for speed, "
+        "trained on data of this project's own solver.",
         "```python\nimport enma_fast\n\n"
         f'model = enma_fast.load_model("{config.name}")\n'
         "ensemble = enma_fast.forecast(model, history, num_members=64)  # history: [3, *grid, channels]\n```",
         "## Scores",
-        "Relative L2 is not squared, per trajectory over all forecast frames, then averaged: of the ensemble mean "
-        "and of single members. CRPS is the fair one, in the field's units. RMSCE is that of a Gaussian with the "
-        "ensemble's mean and spread. Spread/skill is 1 for a calibrated ensemble. `generation` has no truth: CRPS and "
+        "Relative L2 is not squared, per trajectory over all forecast frames: of the ensemble mean, averaged over "
+        "trajectories, with the median and the 90 % quantile over them beside it, and of single members, averaged. The "
+        "mean is ruled by trajectories whose truth decays to nearly nothing, the median is not. CRPS is the fair one, "
+        "in the field's units, and then divided by the RMS of what was observed of each trajectory (for `generation`, "
+        "of the truth). RMSCE is that of a Gaussian with the ensemble's mean and spread. Spread/skill is 1 for a "
+        "calibrated ensemble. `generation` has no truth: CRPS and "
         "calibration there are against another draw of the same environment, and `solver` is the distance from the "
-        "solver's own trajectory that starts at the generated first frame.",
+        "solver's own trajectory that starts at the generated first frame. `outside` counts the trajectories whose "
+        "observed frames, or context, are taken for outside the training data, which `forecast` warns of.",
         _score_rows(metrics["rows"]),
         f"The tokenizer alone (fields to latent frames and back): relative L2 {_e(metrics['tokenizer']['rel_l2'])} on "
         f"{metrics['tokenizer']['num_trajectories']} trajectories of {metrics['tokenizer']['split']}. Noise seed "
-        f"{metrics['seed']}. A row is made again by its command below; those of 5 trajectories also from the test "
-        "files in the package.",
+        f"{metrics['seed']}. A row is made again by its command below. `packed` are the test files in the package: two "
+        "trajectories of each of a dozen environments, evenly spread over those of `data`, as `enma-fast data subset "
+        "data/FILE --out packed/FILE` writes them.",
         "```\n" + "\n".join(dict.fromkeys(_score_command(config, row) for row in metrics["rows"])) + "\n```",
-        f"Beside it, the paper's figures ({paper_source()}), on its own data of the same kind:",
+        f"Beside it, the paper's figures ({paper_source()}), on its own data of the same kind. It does not say whether "
+        "its CRPS and RMSCE are of the temporal task or of the initial value problem; they stand beside the temporal "
+        "one here:",
         _paper_rows(metrics["rows"]),
         "## Training",
         _training_text(config, metrics["training"], metrics["sampling"]),
@@ -186,15 +211,18 @@ def card_text(config: ModelConfig, metrics: dict[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _cases(files: dict[str, FieldFile], limit: int | None) -> Iterator[tuple[str, str, int, int | None]]:
-    """Split, task, members and limit of each row; cases that come out the same stand once."""
+def _cases(
+    files: dict[str, FieldFile], packed: dict[str, FieldFile], limit: int | None
+) -> Iterator[tuple[str, str, int, int | None, bool]]:
+    """Split, task, members, limit and whether packed of each row; cases that come out the same stand once."""
     seen = set()
     for split in SPLITS:
-        for task, members, most in CASES:
-            count = min(n for n in (len(files[split]), most, limit) if n is not None)
-            if (split, task, members, count) not in seen:
-                seen.add((split, task, members, count))
-                yield split, task, members, None if count == len(files[split]) else count
+        for task, members, most, small in CASES:
+            there = len((packed if small else files)[split])
+            rows = min(n for n in (there, most, limit) if n is not None)
+            if (split, task, members, rows, small) not in seen:
+                seen.add((split, task, members, rows, small))
+                yield split, task, members, None if rows == there else rows, small
 
 
 def _training(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
@@ -264,30 +292,31 @@ def _json_word(value: Any) -> str:
 def _score_command(config: ModelConfig, row: dict[str, Any]) -> str:
     limit = "" if row["limit"] is None else f" --limit {row['limit']}"
     return (
-        f"enma-fast score data/{row['dataset']}-{row['split']}.h5 --checkpoint {config.name} --task {row['task']} "
+        f"enma-fast score {'packed' if row['packed'] else 'data'}/{row['dataset']}-{row['split']}.h5 "
+        f"--checkpoint {config.name} --task {row['task']} "
         f"--history 3 --members {row['num_members']} --seed {row['seed']}{limit}"
     )
 
 
 def _score_rows(rows: list[dict[str, Any]]) -> str:
-    names = ("rel_l2", "rel_l2_member", "crps", "rmsce", "spread_skill", "solver_fidelity")
-    head = [
-        "task",
-        "split",
-        "trajectories",
-        "members",
-        "rel. L2",
-        "one member",
-        "CRPS",
-        "RMSCE",
-        "spread/skill",
-        "solver",
-    ]
-    lines = [
-        [row["task"], row["split"], row["num_trajectories"], row["num_members"], *(_e(row[name]) for name in names)]
-        for row in rows
-    ]
-    return _markdown(head, lines)
+    columns = {
+        "rel. L2": "rel_l2",
+        "median": "rel_l2_median",
+        "90 %": "rel_l2_q90",
+        "one member": "rel_l2_member",
+        "CRPS": "crps",
+        "CRPS / RMS": "crps_relative",
+        "RMSCE": "rmsce",
+        "spread/skill": "spread_skill",
+        "solver": "solver_fidelity",
+    }
+    lines = []
+    for row in rows:
+        split = f"{row['split']}, packed" if row["packed"] else row["split"]
+        outside = "-" if row["num_outside"] is None else row["num_outside"]
+        scores = [_e(row[name]) for name in columns.values()]
+        lines.append([row["task"], split, row["num_trajectories"], row["num_members"], *scores, outside])
+    return _markdown(["task", "split", "trajectories", "members", *columns, "outside"], lines)
 
 
 def _paper_rows(rows: list[dict[str, Any]]) -> str:

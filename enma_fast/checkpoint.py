@@ -5,6 +5,7 @@
     manifest.json        format version, and SHA-256 and size of every other file
     README.md            model card (optional)
     metrics.json         the card's figures (optional)
+    domain.json          what the model was trained on, in a few numbers (optional)
 
 A tokenizer alone, before its dynamics are trained, is the same folder with the tokenizer's weights only.
 
@@ -29,6 +30,7 @@ from torch.nn import init
 from torch.overrides import TorchFunctionMode
 
 from .config import ModelConfig, from_json, to_json
+from .domain import Domain
 from .errors import EnmaError
 from .model import Model
 from .tokenizer import Tokenizer
@@ -36,7 +38,7 @@ from .tokenizer import Tokenizer
 FORMAT_VERSION = 1
 PRETRAINED = Path(__file__).parent / "pretrained"
 WEIGHTS, CONFIG, MANIFEST = "model.safetensors", "config.json", "manifest.json"
-CARD, METRICS = "README.md", "metrics.json"
+CARD, METRICS, DOMAIN = "README.md", "metrics.json", "domain.json"
 _TOKENIZER = "tokenizer."
 
 
@@ -93,6 +95,10 @@ def save_model(model: Model, folder: Path, *, card: str | None = None) -> None:
     (folder / MANIFEST).unlink(missing_ok=True)
     write_tensors(folder / WEIGHTS, model.state_dict())
     write_atomic(folder / CONFIG, to_json(model.config).encode())
+    if model.domain is None:
+        (folder / DOMAIN).unlink(missing_ok=True)
+    else:
+        write_atomic(folder / DOMAIN, model.domain.to_json().encode())
     if card is not None:
         write_atomic(folder / CARD, card.encode())
     write_manifest(folder)
@@ -108,9 +114,9 @@ def save_tokenizer(tokenizer: Tokenizer, config: ModelConfig, folder: Path) -> N
 
 
 def write_manifest(folder: Path) -> None:
-    """List size and SHA-256 of config, weights, card and metrics."""
+    """List size and SHA-256 of config, weights, card, metrics and domain."""
     files = {}
-    for name in (CONFIG, WEIGHTS, CARD, METRICS):
+    for name in (CONFIG, WEIGHTS, CARD, METRICS, DOMAIN):
         if (folder / name).exists():
             files[name] = {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)}
     write_atomic(folder / MANIFEST, (json.dumps({"format": FORMAT_VERSION, "files": files}, indent=1) + "\n").encode())
@@ -195,6 +201,9 @@ def load_model(checkpoint: str | Path, *, device: str | torch.device = "cpu") ->
     with _Undrawn():
         model = Model(config)
     load_tensors(model, tensors, source=source)
+    folder = locate(checkpoint)
+    if DOMAIN in hashes(folder):
+        model.domain = Domain.read(folder / DOMAIN)
     return model.to(device).eval().requires_grad_(False)
 
 

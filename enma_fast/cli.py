@@ -32,6 +32,7 @@ app.add_typer(train_app, name="train")
 
 app.command("demo")(demo.demo)
 data_app.command("generate")(data.generate)
+data_app.command("subset")(data.subset)
 data_app.command("info")(data.info)
 train_app.command("tokenizer")(train.tokenizer)
 train_app.command("dynamics")(train.dynamics)

@@ -9,11 +9,11 @@ from typing import Any
 from .checkpoint import PRETRAINED, load_model
 from .data import FieldFile, read
 from .errors import EnmaError
-from .output import create_store
+from .output import OUTSIDE, create_store
 from .plots import save_figure
 from .report import store_figure
 from .scoring import paper_table, score_case
-from .tasks import Case, file_hashes, layout_of, provenance
+from .tasks import Case, file_hashes, layout_of, outside_training, provenance
 
 CHECKPOINT = "combined-small"
 STORE, FIGURE = "forecast.zarr", "demo.png"
@@ -25,7 +25,7 @@ def run(
     out: Path,
     *,
     members: int = 64,
-    trajectories: int = 6,
+    trajectories: int = 12,
     seed: int = 0,
     checkpoint: str | Path = CHECKPOINT,
     progress: Callable[[int, int, str], None] | None = None,
@@ -69,10 +69,14 @@ def run(
                 progress(before + done * case.members, total, label)
 
         rows = spread_rows(data, trajectories)
-        results.append(score_case(model, data, case, rows=rows, progress=report, **keywords))
+        # Those out of distribution are there to be seen, and the table says how many were recognised.
+        results.append(score_case(model, data, case, rows=rows, warn=False, progress=report, **keywords))
 
     rows = spread_rows(inside, trajectories)
     attributes = provenance(checkpoint, inside, main, rows, "enma-fast demo") | file_hashes(inside, main)
+    strange = outside_training(model, inside, main, rows, warn=False)
+    if strange is not None:
+        attributes[OUTSIDE] = strange
     layout = layout_of(model.config, inside, main, rows=rows, attributes=attributes)
     with create_store(out / STORE, layout, force=True) as store:
         forecast(*cases[0], sink=store.put)

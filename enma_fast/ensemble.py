@@ -39,9 +39,9 @@ from .identity import differences, mend
 from .launch import Launch, detect
 from .ledger import Ledger, RunLock, unfinished_write
 from .members import CHUNK
-from .output import LEDGER, ForecastStore, Layout, check_place, is_store, lay_out, real_path, refuse, sweep
+from .output import LEDGER, OUTSIDE, ForecastStore, Layout, check_place, is_store, lay_out, real_path, refuse, sweep
 from .statistics import NotFiniteError, Statistics, bytes_needed
-from .tasks import Case, check_case, file_hashes, layout_of, provenance, warn_of_own_contexts
+from .tasks import Case, check_case, file_hashes, layout_of, outside_training, provenance, warn_of_own_contexts
 from .writer import Writer
 
 log = logging.getLogger("enma_fast")
@@ -95,6 +95,7 @@ def prepare(
     shard: int = 1,
     device: str = "cpu",
     command: str = "",
+    strict: bool = False,
     force: bool = False,
     launch: Launch | None = None,
 ) -> Run:
@@ -146,6 +147,8 @@ def prepare(
         ``cpu`` or ``cuda``; ranks of one machine take its GPUs in turn.
     command
         Written into the store, so that it can be repeated.
+    strict
+        Refuse observed frames outside what the model was trained on, which is otherwise said and noted in the store.
     force
         Replace a forecast store that is there, in place of continuing it; not for several processes.
     launch
@@ -193,6 +196,7 @@ def prepare(
     model = load_model(checkpoint, device=launch.device(device, torch.cuda.device_count()))
     check_case(model.config, fields, case, rows, at_once=min(members, max(chunk, shard)))
     warn_of_own_contexts(fields, case, rows)
+    strange = outside_training(model, fields, case, rows, strict=strict)
     # Bad quantiles and thresholds are said here.
     Statistics((1,), quantiles=quantiles, thresholds=thresholds)
     sampler = BlockSampler(model, fields, case, rows)
@@ -200,6 +204,8 @@ def prepare(
         # The number of rows decides how results are rounded there.
         command += f" --chunk {chunk}"
     attributes = {**provenance(checkpoint, fields, case, rows, command), "arithmetic": sampler.arithmetic}
+    if strange is not None:
+        attributes[OUTSIDE] = strange
     layout = replace(
         layout_of(model.config, fields, case, rows=rows, attributes=attributes),
         keep_members=keep_members,

@@ -19,6 +19,7 @@ from .extras import load_extra
 from .output import (
     AXES,
     DAMAGED,
+    OUTSIDE,
     Layout,
     attributes_of,
     made,
@@ -42,8 +43,9 @@ def differences(path: Path, layout: Layout) -> list[str]:
     found, damaged = root_of(path)["attributes"], damaged_files(path)
     require_format(path, found)
     own = json.loads(json.dumps(attributes_of(layout)))
-    # What is used of the files has a hash of its own.
+    # What is used of the files has a hash of its own, and what lies outside the training follows from it and the model.
     says_nothing = {"command", "history", "title", "references", "further_versions", "data_sha256", "context_sha256"}
+    says_nothing.add(OUTSIDE)
     keys = sorted((own.keys() | found.keys()) - says_nothing)
     told = [
         f"{key} is {_short(found.get(key))} there, {_short(own.get(key))} here"

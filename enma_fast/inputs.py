@@ -72,8 +72,12 @@ def read_request(
     first_member: int,
     *,
     warn: bool = True,
+    strict: bool = False,
 ) -> tuple[Request, bool]:
-    """Check everything before any work, then encode."""
+    """Check everything before any work, then encode.
+
+    With `warn` it is said, or with `strict` refused, where observed frames lie outside what the model was trained on.
+    """
     config = model.config
     device = model.latent_mean.device
     num_members = whole_number("num_members", num_members, most=MOST_MEMBERS)
@@ -112,19 +116,20 @@ def read_request(
     B = len(given) if batched else 1
     check_size(config, num_frames=num_frames, num_members=num_members, num_trajectories=B)
     last = observed + num_frames
+    numbers = list(range(B)) if trajectories is None else whole_numbers(trajectories)
+    if len(numbers) != B:
+        raise EnmaError(f"trajectories names {len(numbers)} numbers; the input holds {B}")
+    if len(set(numbers)) != B:
+        raise EnmaError("trajectories names a number twice: two would share their noise")
     if warn:
         warn_if_long(config, last)
+        say_outside(model, numbers, outside(model, known, other, scattered=where is not None), strict=strict)
     if known is None:
         history_BTNC = torch.zeros(B, 0, config.num_tokens, config.token_channels, device=device)
     else:
         whole = config.tokenizer.whole_latents(observed)
         history_BTNC = _encode(model, known, where)[:, :whole]
     context_BTNC = None if other is None else _encode(model, other, where).expand(B, -1, -1, -1)
-    numbers = list(range(B)) if trajectories is None else whole_numbers(trajectories)
-    if len(numbers) != B:
-        raise EnmaError(f"trajectories names {len(numbers)} numbers; the input holds {B}")
-    if len(set(numbers)) != B:
-        raise EnmaError("trajectories names a number twice: two would share their noise")
     request = Request(
         history_BTNC=history_BTNC,
         context_BTNC=context_BTNC,
@@ -173,6 +178,40 @@ def warn_if_long(config: ModelConfig, frames: int) -> None:
     """Say that trajectories of so many frames, observed and forecast, are longer than those of the training."""
     if frames > config.num_frames:
         log.warning("frames beyond %d were not seen in training of %s", config.num_frames, config.name)
+
+
+def outside(
+    model: Model, history: np.ndarray | Tensor | None, context: np.ndarray | Tensor | None, *, scattered: bool = False
+) -> list[str]:
+    """Why the observed frames `[B, T, *x, c]` of each trajectory lie outside the training data; empty if they do not.
+
+    One context serves all. No texts at all where the model's checkpoint does not say what it was trained on.
+    """
+    if model.domain is None:
+        return []
+    seen = [u.numpy(force=True) if isinstance(u, Tensor) else u for u in (history, context) if u is not None]
+    parts = [model.domain.reasons(u, scattered=scattered) for u in seen]
+    count = max(map(len, parts), default=0)
+    parts = [reasons * count if len(reasons) == 1 else reasons for reasons in parts]
+    return [next(filter(None, reasons), "") for reasons in zip(*parts, strict=True)]
+
+
+def say_outside(
+    model: Model, numbers: Sequence[int], reasons: Sequence[str], *, strict: bool = False, where: str = ""
+) -> None:
+    """Say which trajectories lie outside the training data, or refuse them."""
+    found = [(number, reason) for number, reason in zip(numbers, reasons, strict=False) if reason]
+    if not found:
+        return
+    number, reason = found[0]
+    more = f" (and of {len(found) - 1} more)" if len(found) > 1 else ""
+    text = (
+        f"{where}the observed frames of trajectory {number}{more} lie outside what {model.config.name} was trained on: "
+        f"{reason}"
+    )
+    if strict:
+        raise EnmaError(f"{text}; check unit and physics, or leave out strict")
+    log.warning("%s", text)
 
 
 def whole_number(name: str, value: int, *, least: int | None = 1, most: int | None = None) -> int:

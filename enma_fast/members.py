@@ -58,6 +58,7 @@ def forecast(
     dtype: torch.dtype | None = None,
     backend: str | None = None,
     stop: Stop | None = None,
+    strict: bool = False,
 ) -> Ensemble:
     """Sample an ensemble of forecasts.
 
@@ -110,6 +111,9 @@ def forecast(
         NaN, and other members keep their bits. Frames that share a latent frame (two, mostly) are decided together. A
         chunk that has wholly stopped is sampled no further, and after the last member ``stop`` is called no more. The
         chunks advance side by side, so memory is that of all of them.
+    strict
+        Raise where observed frames lie outside what the model was trained on (:mod:`enma_fast.domain`), in place of a
+        warning; checkpoints that do not say what that is give neither.
 
     Returns
     -------
@@ -140,6 +144,7 @@ def forecast(
         dtype=dtype,
         backend=backend,
         stop=_plain(stop, labels),
+        strict=strict,
     )
     return Ensemble(labels.plain(fields), labels)
 
@@ -161,6 +166,7 @@ def stream(
     dtype: torch.dtype | None = None,
     backend: str | None = None,
     stop: Stop | None = None,
+    strict: bool = False,
 ) -> Iterator[Any]:
     """Like :func:`forecast`, but yield each frame ``[K, *grid, c]`` (or ``[B, K, *grid, c]``) as it is decided.
 
@@ -171,7 +177,7 @@ def stream(
     queried = None if query is None else coordinates("query", query, model)
     known, other, labels = _read(model, history, context, points, queried, trajectories, num_members, first_member)
     request, batched = read_request(
-        model, known, num_frames, num_members, seed, other, points, labels.trajectories, first_member
+        model, known, num_frames, num_members, seed, other, points, labels.trajectories, first_member, strict=strict
     )
     engine = engine_for(model.dynamics, dtype=dtype, backend=backend)
     size = whole_number("chunk", len(request.rows) if chunk is None else chunk)
@@ -205,10 +211,11 @@ def sample_fields(
     backend: str | None = None,
     stop: Stop | None = None,
     warn: bool = True,
+    strict: bool = False,
 ) -> Tensor:
     """Like :func:`forecast`, of arrays without names, as a tensor on the model's device.
 
-    Without ``warn`` nothing is said of frames beyond those of the training.
+    Without ``warn`` nothing is said of frames beyond those of the training, nor of observations unlike them.
 
     Returns
     -------
@@ -217,7 +224,17 @@ def sample_fields(
     """
     queried = None if query is None else coordinates("query", query, model)
     request, batched = read_request(
-        model, history, num_frames, num_members, seed, context, points, trajectories, first_member, warn=warn
+        model,
+        history,
+        num_frames,
+        num_members,
+        seed,
+        context,
+        points,
+        trajectories,
+        first_member,
+        warn=warn,
+        strict=strict,
     )
     engine = engine_for(model.dynamics, dtype=dtype, backend=backend)
     chunks = _chunks(engine, request, chosen_sampling(model.config, settings), whole_number("chunk", chunk))

@@ -16,11 +16,22 @@ import torch
 from torch import Tensor
 
 from .errors import EnmaError
+from .metric_sums import (
+    LEVELS_L,
+    calibration_error,
+    crps_sums,
+    interval_counts,
+    num_points,
+    rank_counts,
+    rank_coverage,
+    ratio,
+    spread_factor,
+    squared_error_sums,
+    trajectory_error,
+    variance_sums,
+)
 
 Array = Tensor | np.ndarray[Any, Any]
-
-# numpy's linspace, so that the levels are those of uncertainty-toolbox to the last bit.
-_LEVELS_L = torch.from_numpy(np.linspace(0.0, 1.0, 100))
 
 
 def relative_l2(pred: Array, truth: Array, *, per_frame: bool = False) -> Tensor:
@@ -55,7 +66,7 @@ def relative_l2(pred: Array, truth: Array, *, per_frame: bool = False) -> Tensor
     _require_finite("pred", forecast)
     _require_finite("truth", fields)
     _require_nonzero(fields)
-    return _relative_l2(forecast.flatten(2), fields.flatten(2).to(forecast.device), per_frame)
+    return trajectory_error(forecast.flatten(2), fields.flatten(2).to(forecast.device), per_frame)
 
 
 def crps(ensemble: Array, truth: Array, *, per_frame: bool = False) -> Tensor:
@@ -83,8 +94,8 @@ def crps(ensemble: Array, truth: Array, *, per_frame: bool = False) -> Tensor:
         If shapes do not match or a value is not finite.
     """
     ensemble_BKTP, truth_BTP = _fields(ensemble, truth)
-    sums_T = _crps_sums(ensemble_BKTP, truth_BTP)
-    return _pool(sums_T, per_frame) / _pool(_num_points(truth_BTP), per_frame)
+    sums_T = crps_sums(ensemble_BKTP, truth_BTP)
+    return _pool(sums_T, per_frame) / _pool(num_points(truth_BTP), per_frame)
 
 
 def rmsce(ensemble: Array, truth: Array, *, per_frame: bool = False) -> Tensor:
@@ -118,8 +129,8 @@ def rmsce(ensemble: Array, truth: Array, *, per_frame: bool = False) -> Tensor:
         If shapes do not match, a value is not finite, or there is one member.
     """
     ensemble_BKTP, truth_BTP = _fields(ensemble, truth, min_members=2)
-    counts_TL = _interval_counts(ensemble_BKTP, truth_BTP)
-    return _calibration_error(_pool(counts_TL, per_frame) / _pool(_num_points(truth_BTP), per_frame)[..., None])
+    counts_TL = interval_counts(ensemble_BKTP, truth_BTP)
+    return calibration_error(_pool(counts_TL, per_frame) / _pool(num_points(truth_BTP), per_frame)[..., None])
 
 
 def rmsce_rank(ensemble: Array, truth: Array, *, per_frame: bool = False) -> Tensor:
@@ -134,7 +145,7 @@ def rmsce_rank(ensemble: Array, truth: Array, *, per_frame: bool = False) -> Ten
     Parameters, returned value and errors are those of `rmsce`.
     """
     histogram_R = rank_histogram(ensemble, truth, per_frame=per_frame)
-    return _calibration_error(_rank_coverage(histogram_R))
+    return calibration_error(rank_coverage(histogram_R))
 
 
 def rank_histogram(ensemble: Array, truth: Array, *, per_frame: bool = False) -> Tensor:
@@ -151,7 +162,7 @@ def rank_histogram(ensemble: Array, truth: Array, *, per_frame: bool = False) ->
         `[K + 1]`, or `[T, K + 1]` with `per_frame`; float64, each row sums to 1.
     """
     ensemble_BKTP, truth_BTP = _fields(ensemble, truth, min_members=2)
-    counts_R = _pool(_rank_counts(ensemble_BKTP, truth_BTP), per_frame)
+    counts_R = _pool(rank_counts(ensemble_BKTP, truth_BTP), per_frame)
     return counts_R / counts_R.sum(-1, keepdim=True)
 
 
@@ -170,16 +181,16 @@ def spread_skill(ensemble: Array, truth: Array, *, per_frame: bool = False) -> T
         0-d, or `[T]` with `per_frame`; float64, no unit; infinite or NaN where the mean has no error at all.
     """
     ensemble_BKTP, truth_BTP = _fields(ensemble, truth, min_members=2)
-    error_T = _squared_error_sums(ensemble_BKTP, truth_BTP)
-    ratio = _pool(_variance_sums(ensemble_BKTP), per_frame) / _pool(error_T, per_frame)
-    return torch.sqrt(_spread_factor(ensemble_BKTP.shape[1]) * ratio)
+    error_T = squared_error_sums(ensemble_BKTP, truth_BTP)
+    square = _pool(variance_sums(ensemble_BKTP), per_frame) / _pool(error_T, per_frame)
+    return torch.sqrt(spread_factor(ensemble_BKTP.shape[1]) * square)
 
 
 class Scores:
     """All scores of an ensemble forecast, from batches of trajectories in any partition.
 
-    Holds sums and counts only: a few thousand numbers, whatever the size of the fields. Trajectories are
-    added one by one in their order, so splitting them into batches differently does not change a bit.
+    Holds sums and counts, a few thousand numbers whatever the size of the fields, and one error of each trajectory.
+    Trajectories are added one by one in their order, so splitting them into batches differently does not change a bit.
 
     Examples
     --------
@@ -193,14 +204,19 @@ class Scores:
         self.num_members = 0
         self.num_trajectories = 0
         self._sums: dict[str, Tensor] = {}
+        # Relative L2 error of the ensemble mean of each trajectory.
+        self._errors: list[float] = []
 
-    def update(self, ensemble: Array, truth: Array) -> None:
+    def update(self, ensemble: Array, truth: Array, observed: Array | None = None) -> None:
         """Add a batch of trajectories.
 
         Parameters
         ----------
         ensemble, truth : Tensor or ndarray
             `[B, K, T, *x, c]` and `[B, T, *x, c]`; K and T are the same in all batches.
+        observed : Tensor or ndarray
+            `[B, L, *x, c]`, the observed frames, whose RMS is the unit of `crps_relative`; without them it is the
+            RMS of the truth.
 
         Raises
         ------
@@ -210,13 +226,23 @@ class Scores:
         """
         ensemble_BKTP, truth_BTP = _fields(ensemble, truth)
         _require_nonzero(truth_BTP)
+        known_BTP = truth_BTP if observed is None else _array(observed).flatten(2)
+        if len(known_BTP) != len(truth_BTP):
+            raise EnmaError(
+                f"observed holds {len(known_BTP)} trajectories and truth {len(truth_BTP)}; give those of each"
+            )
+        _require_finite("observed", known_BTP)
+        amplitudes = [float(known_TP.square().mean().sqrt()) for known_TP in known_BTP]
         self._require_same_shape(ensemble_BKTP.shape[1], ensemble_BKTP.shape[2])
         self.num_members = ensemble_BKTP.shape[1]
-        for ensemble_1KTP, truth_1TP in zip(ensemble_BKTP[:, None], truth_BTP[:, None], strict=True):
-            self._add(_finished(_part_sums(ensemble_1KTP, truth_1TP)))
-            self.num_trajectories += 1
+        for ensemble_1KTP, truth_1TP, amplitude in zip(
+            ensemble_BKTP[:, None], truth_BTP[:, None], amplitudes, strict=True
+        ):
+            self._add_one(_part_sums(ensemble_1KTP, truth_1TP), amplitude)
 
-    def update_in_parts(self, parts: Iterable[tuple[int, Array, Array]], num_frames: int) -> None:
+    def update_in_parts(
+        self, parts: Iterable[tuple[int, Array, Array]], num_frames: int, *, amplitude: float | None = None
+    ) -> None:
         """Add one trajectory that is too large to hold, from parts of its frames, places and channels.
 
         Every sum over the parts is one over their points, so any partition gives the same scores, but for rounding.
@@ -228,6 +254,8 @@ class Scores:
             at p points. Each point of each frame is in one part.
         num_frames : int
             T.
+        amplitude : float
+            RMS of the observed frames; without it that of the truth is the unit of `crps_relative`.
 
         Raises
         ------
@@ -255,13 +283,15 @@ class Scores:
         if not nonzero:
             raise EnmaError(_zero_truth(0))
         self.num_members = num_members
-        self._add(_finished(sums))
-        self.num_trajectories += 1
+        if amplitude is None:
+            amplitude = float((sums["truth"].sum() / points_T.sum()).sqrt())
+        self._add_one(sums, amplitude)
 
     def state(self) -> dict[str, np.ndarray]:
         """All that the accumulator holds, as plain arrays, for `restore`: to go on in another process."""
         counts = np.array([self.num_members, self.num_trajectories], np.int64)
-        return {"counts": counts, **{name: value.numpy().copy() for name, value in self._sums.items()}}
+        sums = {name: value.numpy().copy() for name, value in self._sums.items()}
+        return {"counts": counts, **sums, **({_ERRORS: np.array(self._errors)} if self._errors else {})}
 
     @classmethod
     def restore(cls, state: Mapping[str, Array]) -> Scores:
@@ -278,10 +308,14 @@ class Scores:
         if counts.numel() == 2:
             made.num_members, made.num_trajectories = counts.tolist()
         frames = len(arrays["points"]) if "points" in arrays else 0
-        expected = _sum_shapes(made.num_members, frames) if made.num_trajectories else {}
+        expected = _shapes(made.num_trajectories, made.num_members, frames) if made.num_trajectories else {}
         found = {name: tuple(value.shape) for name, value in arrays.items()}
         if counts.numel() != 2 or found != expected:
-            raise EnmaError(f"state holds {found or 'no sums'}; expected {expected or 'counts alone'}: score again")
+            raise EnmaError(
+                f"state holds {found or 'no sums'}, expected are {expected or 'counts alone'}; it is of another "
+                "version or damaged, so score again"
+            )
+        made._errors = arrays.pop(_ERRORS, torch.zeros(0)).tolist()
         made._sums = {name: value.to(torch.float64) for name, value in arrays.items()}
         return made
 
@@ -298,6 +332,7 @@ class Scores:
         self._require_same_shape(other.num_members, len(other._sums["points"]))
         self.num_members = other.num_members
         self._add(other._sums)
+        self._errors += other._errors
         self.num_trajectories += other.num_trajectories
 
     def result(self) -> dict[str, Any]:
@@ -306,12 +341,15 @@ class Scores:
         Returns
         -------
         dict
-            `rel_l2` of the ensemble mean, `rel_l2_member` (mean over single members), `crps`, `rmsce`,
-            `rmsce_rank`, `spread_skill`, `spread` (root of the mean variance, ddof 1, field's unit), `rmse`
-            of the ensemble mean (field's unit): floats over all frames; `num_members`, `num_trajectories`;
-            and `per_frame`, a dict with a list over the frames for each of the eight scores. A score that is
-            not defined is None: calibration and spread of a single member, the spread-skill ratio of a mean
-            without error, and the relative error in a frame whose truth is zero.
+            Floats over all frames: `rel_l2` of the ensemble mean, averaged over trajectories, its median
+            `rel_l2_median` and 90 % quantile `rel_l2_q90` over trajectories, `rel_l2_member` (mean over single
+            members), `crps`, `crps_relative` (the CRPS of a trajectory divided by the RMS of all that was observed of
+            it, averaged over trajectories: no unit, and not ruled by fields that decay, as relative errors are),
+            `rmsce`, `rmsce_rank`, `spread_skill`, `spread` (root of the mean variance, ddof 1, field's unit),
+            `rmse` of the ensemble mean (field's unit); `num_members`, `num_trajectories`; and `per_frame`, a dict
+            with a list over the frames for each score but the two quantiles. A score that is not defined is None:
+            calibration and spread of a single member, the spread-skill ratio of a mean without error, the
+            relative error in a frame whose truth is zero, and the relative CRPS where zeros were observed.
 
         Raises
         ------
@@ -321,7 +359,12 @@ class Scores:
         self._require_trajectories()
         overall = self._finish(per_frame=False)
         frames = self._finish(per_frame=True)
+        mean = _number(overall.pop("rel_l2"))
+        median, tail = np.quantile(self._errors, [0.5, 0.9]).tolist()
         return {
+            "rel_l2": mean,
+            "rel_l2_median": median,
+            "rel_l2_q90": tail,
             **{name: _number(value) for name, value in overall.items()},
             "num_members": self.num_members,
             "num_trajectories": self.num_trajectories,
@@ -340,7 +383,7 @@ class Scores:
         A single member has no intervals: its coverage is 0.
         """
         self._require_trajectories()
-        return _LEVELS_L.clone(), self._sums["inside"].sum(0) / self._sums["points"].sum()
+        return LEVELS_L.clone(), self._sums["inside"].sum(0) / self._sums["points"].sum()
 
     def _finish(self, *, per_frame: bool) -> dict[str, Tensor]:
         suffix = "_frames" if per_frame else ""
@@ -357,9 +400,10 @@ class Scores:
             "rel_l2": self._sums["rel_l2" + suffix] / self.num_trajectories,
             "rel_l2_member": self._sums["rel_l2_member" + suffix] / self.num_trajectories,
             "crps": sums["crps"] / points,
-            "rmsce": _calibration_error(inside),
-            "rmsce_rank": _calibration_error(_rank_coverage(ranks)),
-            "spread_skill": _spread_factor(self.num_members) ** 0.5 * spread / rmse,
+            "crps_relative": self._sums["crps_relative" + suffix] / self.num_trajectories,
+            "rmsce": calibration_error(inside),
+            "rmsce_rank": calibration_error(rank_coverage(ranks)),
+            "spread_skill": spread_factor(self.num_members) ** 0.5 * spread / rmse,
             "spread": spread,
             "rmse": rmse,
         }
@@ -367,6 +411,13 @@ class Scores:
             for name in ("rmsce", "rmsce_rank", "spread_skill", "spread"):
                 finished[name] = torch.full_like(rmse, torch.nan)
         return finished
+
+    def _add_one(self, sums: dict[str, Tensor], amplitude: float) -> None:
+        """Add one trajectory, from the sums over its points."""
+        finished = _finished(sums, amplitude)
+        self._add(finished)
+        self._errors.append(float(finished["rel_l2"]))
+        self.num_trajectories += 1
 
     def _add(self, sums: dict[str, Tensor]) -> None:
         self._sums = {name: self._sums[name] + value if self._sums else value for name, value in sums.items()}
@@ -386,6 +437,8 @@ class Scores:
             raise EnmaError("scores hold no trajectory: call update(ensemble, truth) first")
 
 
+# The errors of each trajectory in a state.
+_ERRORS = "rel_l2_each"
 # Sums over points of a part, by name the axis of the frames where it is not the first.
 _FRAME_AXIS = {"mean_error": 1, "truth": 1, "member_error": 2}
 
@@ -393,139 +446,47 @@ _FRAME_AXIS = {"mean_error": 1, "truth": 1, "member_error": 2}
 def _part_sums(ensemble_1KTP: Tensor, truth_1TP: Tensor) -> dict[str, Tensor]:
     """Of one trajectory or a part of it, every sum over its points; each frame's apart."""
     sums = {
-        "points": _num_points(truth_1TP),
+        "points": num_points(truth_1TP),
         "mean_error": (ensemble_1KTP.mean(1) - truth_1TP).square().sum(-1),
         "member_error": (ensemble_1KTP - truth_1TP[:, None]).square().sum(-1),
         "truth": truth_1TP.square().sum(-1),
-        "crps": _crps_sums(ensemble_1KTP, truth_1TP),
-        "squared_error": _squared_error_sums(ensemble_1KTP, truth_1TP),
-        "variance": _variance_sums(ensemble_1KTP),
-        "inside": _interval_counts(ensemble_1KTP, truth_1TP),
-        "ranks": _rank_counts(ensemble_1KTP, truth_1TP),
+        "crps": crps_sums(ensemble_1KTP, truth_1TP),
+        "squared_error": squared_error_sums(ensemble_1KTP, truth_1TP),
+        "variance": variance_sums(ensemble_1KTP),
+        "inside": interval_counts(ensemble_1KTP, truth_1TP),
+        "ranks": rank_counts(ensemble_1KTP, truth_1TP),
     }
     return {name: value.cpu() for name, value in sums.items()}
 
 
-def _finished(sums: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What `Scores` adds up over trajectories, from the sums over all points of one."""
+def _finished(sums: dict[str, Tensor], amplitude: float) -> dict[str, Tensor]:
+    """What `Scores` adds up over trajectories, from the sums over all points of one and its observed amplitude."""
     sums = dict(sums)
     mean_1T, member_1KT, truth_1T = (sums.pop(name) for name in ("mean_error", "member_error", "truth"))
     truth_1KT = truth_1T[:, None].expand_as(member_1KT)
+    crps_T, points_T = sums["crps"], sums["points"]
     return {
-        "rel_l2": _ratio(mean_1T, truth_1T, False).sum(0),
-        "rel_l2_frames": _ratio(mean_1T, truth_1T, True).sum(0),
-        "rel_l2_member": _ratio(member_1KT, truth_1KT, False).mean(1).sum(0),
-        "rel_l2_member_frames": _ratio(member_1KT, truth_1KT, True).mean(1).sum(0),
+        "rel_l2": ratio(mean_1T, truth_1T, False).sum(0),
+        "rel_l2_frames": ratio(mean_1T, truth_1T, True).sum(0),
+        "rel_l2_member": ratio(member_1KT, truth_1KT, False).mean(1).sum(0),
+        "rel_l2_member_frames": ratio(member_1KT, truth_1KT, True).mean(1).sum(0),
+        "crps_relative": crps_T.sum() / points_T.sum() / amplitude,
+        "crps_relative_frames": crps_T / points_T / amplitude,
         **sums,
     }
 
 
-def _sum_shapes(num_members: int, num_frames: int) -> dict[str, tuple[int, ...]]:
-    per_frame = ("rel_l2_frames", "rel_l2_member_frames", "points", "crps", "squared_error", "variance")
+def _shapes(num_trajectories: int, num_members: int, num_frames: int) -> dict[str, tuple[int, ...]]:
+    """Those of all arrays of a state but its counts."""
+    averaged = ("rel_l2", "rel_l2_member", "crps_relative")
+    frames = (*(f"{name}_frames" for name in averaged), "points", "crps", "squared_error", "variance")
     return {
-        "rel_l2": (),
-        "rel_l2_member": (),
-        **dict.fromkeys(per_frame, (num_frames,)),
-        "inside": (num_frames, len(_LEVELS_L)),
+        _ERRORS: (num_trajectories,),
+        **dict.fromkeys(averaged, ()),
+        **dict.fromkeys(frames, (num_frames,)),
+        "inside": (num_frames, len(LEVELS_L)),
         "ranks": (num_frames, num_members + 1),
     }
-
-
-def _relative_l2(pred_TP: Tensor, truth_TP: Tensor, per_frame: bool) -> Tensor:
-    """`[..., T, P] -> [...]`, or `[..., T]` per frame."""
-    return _ratio((pred_TP - truth_TP).square().sum(-1), truth_TP.square().sum(-1), per_frame)
-
-
-def _ratio(error_T: Tensor, norm_T: Tensor, per_frame: bool) -> Tensor:
-    """Relative L2 error from the squared norms of each frame."""
-    return torch.sqrt(error_T / norm_T if per_frame else error_T.sum(-1) / norm_T.sum(-1))
-
-
-def _crps_sums(ensemble_BKTP: Tensor, truth_BTP: Tensor) -> Tensor:
-    members = ensemble_BKTP.shape[1]
-    sums_T = (ensemble_BKTP - truth_BTP[:, None]).abs().mean(1).sum((0, 2))
-    if members == 1:
-        return sums_T
-    # sum_ij |x_i - x_j| / 2 = sum_i (2 i - K - 1) x_(i) over the sorted members, i = 1 .. K.
-    weights_K = 2.0 * torch.arange(1, members + 1, device=sums_T.device, dtype=torch.float64) - members - 1
-    sorted_BKTP = ensemble_BKTP.sort(dim=1).values
-    pairs_T = (sorted_BKTP * weights_K[:, None, None]).sum((0, 1, 3))
-    return sums_T - pairs_T / (members * (members - 1))
-
-
-def _mean_error(ensemble_BKTP: Tensor, truth_BTP: Tensor) -> Tensor:
-    """Ensemble mean less truth, `[B, T, P]`, counted from the first member: exact where all agree."""
-    first_B1TP = ensemble_BKTP[:, :1]
-    return (ensemble_BKTP - first_B1TP).mean(1) - (truth_BTP - first_B1TP[:, 0])
-
-
-def _squared_error_sums(ensemble_BKTP: Tensor, truth_BTP: Tensor) -> Tensor:
-    return _mean_error(ensemble_BKTP, truth_BTP).square().sum((0, 2))
-
-
-def _variance_sums(ensemble_BKTP: Tensor) -> Tensor:
-    if ensemble_BKTP.shape[1] == 1:
-        return ensemble_BKTP.new_zeros(ensemble_BKTP.shape[2])
-    return ensemble_BKTP.var(1, correction=1).sum((0, 2))
-
-
-def _interval_counts(ensemble_BKTP: Tensor, truth_BTP: Tensor) -> Tensor:
-    """Points inside the Gaussian's central interval of each level, `[T, L]`."""
-    if ensemble_BKTP.shape[1] == 1:
-        return ensemble_BKTP.new_zeros(ensemble_BKTP.shape[2], len(_LEVELS_L))
-    levels_L = _LEVELS_L.to(truth_BTP.device)
-    residual_BTP = _mean_error(ensemble_BKTP, truth_BTP)
-    score_BTP = residual_BTP / ensemble_BKTP.std(1, correction=1)
-    score_BTP = torch.where(residual_BTP == 0, 0.0, score_BTP)
-    # The first level whose interval holds the point; both bounds, since they are not exact mirror images.
-    upper = torch.searchsorted(torch.special.ndtri(0.5 + levels_L / 2), score_BTP)
-    lower = torch.searchsorted(-torch.special.ndtri(0.5 - levels_L / 2), -score_BTP)
-    first_TL = _count_per_frame(torch.maximum(upper, lower), len(levels_L), torch.ones_like(score_BTP))
-    return first_TL.cumsum(-1)
-
-
-def _rank_counts(ensemble_BKTP: Tensor, truth_BTP: Tensor) -> Tensor:
-    """Rank histogram of each frame, `[T, R]`; a tie is shared by the ranks that breaking it could give."""
-    num_ranks = ensemble_BKTP.shape[1] + 1
-    below_BTP = (ensemble_BKTP < truth_BTP[:, None]).sum(1)
-    tied_BTP = (ensemble_BKTP == truth_BTP[:, None]).sum(1)
-    share_BTP = 1.0 / (tied_BTP.to(torch.float64) + 1.0)
-    counts_TR = truth_BTP.new_zeros(truth_BTP.shape[1], num_ranks)
-    for offset in range(int(tied_BTP.max()) + 1):
-        weight_BTP = torch.where(offset <= tied_BTP, share_BTP, 0.0)
-        # A weight of zero may sit beyond the last rank.
-        counts_TR += _count_per_frame((below_BTP + offset).clamp_max(num_ranks - 1), num_ranks, weight_BTP)
-    return counts_TR
-
-
-def _count_per_frame(index_BTP: Tensor, num_bins: int, weight_BTP: Tensor) -> Tensor:
-    """Weighted histogram of each frame, `[T, num_bins]`."""
-    frames = index_BTP.shape[1]
-    offset_T1 = num_bins * torch.arange(frames, device=index_BTP.device)[:, None]
-    flat = (index_BTP + offset_T1).flatten()
-    return torch.bincount(flat, weight_BTP.flatten(), minlength=frames * num_bins).view(frames, num_bins)
-
-
-def _rank_coverage(histogram_R: Tensor) -> Tensor:
-    """Coverage of central intervals by the positions of a rank histogram, `[..., R] -> [..., L]`."""
-    num_ranks = histogram_R.shape[-1]
-    levels_L = _LEVELS_L.to(histogram_R.device)
-    edges = torch.arange(num_ranks + 1, dtype=torch.float64, device=levels_L.device)[:, None] / num_ranks
-    inside = torch.minimum(edges[1:], 0.5 + levels_L / 2) - torch.maximum(edges[:-1], 0.5 - levels_L / 2)
-    return histogram_R @ (inside.clamp_min(0.0) * num_ranks)
-
-
-def _calibration_error(coverage_L: Tensor) -> Tensor:
-    return (coverage_L - _LEVELS_L.to(coverage_L.device)).square().mean(-1).sqrt()
-
-
-def _spread_factor(num_members: int) -> float:
-    return (num_members + 1) / num_members
-
-
-def _num_points(truth_BTP: Tensor) -> Tensor:
-    batch, frames, points = truth_BTP.shape
-    return truth_BTP.new_full((frames,), batch * points)
 
 
 def _pool(sums_T: Tensor, per_frame: bool) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import FlowConfig, ModelConfig
+from .domain import Domain
 from .flow import FlowHead
 from .spatial import MaskedTransformer
 from .temporal import CausalTransformer
@@ -115,6 +116,8 @@ class Model(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        # What it was trained on, where its checkpoint says so.
+        self.domain: Domain | None = None
         self.tokenizer = Tokenizer(config.tokenizer)
         self.dynamics = Dynamics(config)
         channels = config.tokenizer.latent_channels

@@ -41,6 +41,8 @@ from .ledger import write_ledger
 FORMAT = "enma_fast_forecast"
 FORMAT_VERSION = 1
 LEDGER, DAMAGED = ".unfinished", ".damaged"
+# Attribute: numbers of the trajectories whose observed frames lie outside what the model was trained on.
+OUTSIDE = "outside_training"
 # Of the statistics, name -> its own axis, long name and CF cell method (CF has none for the last two).
 STATISTICS = {
     "mean": (None, "ensemble mean of {}", "realization: mean"),

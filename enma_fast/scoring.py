@@ -23,12 +23,12 @@ from .metrics import Scores
 from .model import Model
 from .paper import paper_scores, paper_uncertainty
 from .schedule import chosen_sampling
-from .tasks import Case, check_case, num_frames, sampled
+from .tasks import Case, check_case, num_frames, outside_training, sampled
 
 log = logging.getLogger("enma_fast")
 
 # Errors against a truth, which a generated trajectory does not have.
-NEED_TRUTH = ("rel_l2", "rel_l2_member", "rmse")
+NEED_TRUTH = ("rel_l2", "rel_l2_median", "rel_l2_q90", "rel_l2_member", "rmse")
 # Paper, generation on Combined: the solver is run again from the generated initial condition.
 _PAPER_SOLVER_FIDELITY = 0.081
 
@@ -45,16 +45,18 @@ def score(
     chunk: int = CHUNK,
     settings: SamplingConfig | None = None,
     precision: str | None = None,
+    strict: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Score ensemble forecasts of the trajectories of a file.
 
-    A generated trajectory has no truth, so in the task `generation` the errors `rel_l2`, `rel_l2_member` and
-    `rmse` are None. The trajectory of the file is instead one draw from the distribution that the members
+    A generated trajectory has no truth, so in the task `generation` the errors, all that begin with `rel_l2` and
+    `rmse`, are None. The trajectory of the file is instead one draw from the distribution that the members
     should follow, all initial conditions of the environment: against it `crps`, `rmsce`, `rmsce_rank`,
-    `spread_skill` and the rank histogram have their usual meaning. `solver_fidelity` says whether members obey the
-    equation: the mean over trajectories of the relative L2 distance of the first member from the solution that starts
-    at its own first frame, with the true parameters (None if the file is of no known equation, or exponax is missing).
+    `spread_skill` and the rank histogram have their usual meaning, and its RMS is the unit of `crps_relative`.
+    `solver_fidelity` says whether members obey the equation: the mean over trajectories of the relative L2 distance of
+    the first member from the solution that starts at its own first frame, with the true parameters (None if the file is
+    of no known equation, or exponax is missing).
 
     Parameters
     ----------
@@ -68,6 +70,7 @@ def score(
     chunk : rows (trajectories x members) sampled at a time
     settings : of the sampler; the model's own by default
     precision : of the sampler's weights, "fp32" or "bf16"; the model's own by default
+    strict : refuse observed frames outside what the model was trained on, which is only said otherwise
     progress : called with (trajectories done, trajectories)
 
     Returns
@@ -75,8 +78,9 @@ def score(
     dict
         The same keys for every task, plain data for JSON: those of `metrics.Scores.result`, `rank_histogram`,
         `solver_fidelity`, `seconds_per_member` (wall time of sampling, encoding and decoding), `num_parameters`,
-        `num_frames` (forecast), `model`, `dataset`, `split`, `task`, `history` (observed frames), `seed` and
-        `sampling` (the settings).
+        `num_frames` (forecast), `model`, `dataset`, `split`, `task`, `history` (observed frames), `seed`,
+        `sampling` (the settings), and `num_outside` (trajectories whose observed frames lie outside what the model was
+        trained on; None if its checkpoint does not say).
 
     Raises
     ------
@@ -89,7 +93,7 @@ def score(
     if limit is not None and limit < 1:
         raise EnmaError(f"limit is {limit}; at least 1 is needed")
     rows = range(min(limit or len(data), len(data)))
-    return score_case(model, data, case, rows=rows, progress=progress)
+    return score_case(model, data, case, rows=rows, strict=strict, progress=progress)
 
 
 def score_case(
@@ -98,10 +102,15 @@ def score_case(
     case: Case,
     *,
     rows: Sequence[int],
+    strict: bool = False,
+    warn: bool = True,
     progress: Callable[[int, int], None] | None = None,
     sink: Callable[[int, Tensor], None] | None = None,
 ) -> dict[str, Any]:
-    """As `score`, for any trajectories; `sink` also gets the samples `[B, K, T, *x, c]` and the place of the first."""
+    """As `score`, for any trajectories; `sink` also gets the samples `[B, K, T, *x, c]` and the place of the first.
+
+    Without `warn` nothing is said of trajectories outside the training data.
+    """
     scores, seconds = Scores(), 0.0
     check_case(model.config, data, case, rows)
     last = case.observed + num_frames(model.config, data, case)
@@ -110,13 +119,15 @@ def score_case(
             f"{data.path}: holds {len(data.times)} frames; to score {last - case.observed} frames after "
             f"{case.observed}, {last} are needed"
         )
+    strange = outside_training(model, data, case, rows, strict=strict, warn=warn)
     first_members = []
     clock = time.perf_counter()
     for part, samples in sampled(model, data, case, rows=rows):
         seconds += time.perf_counter() - clock
         if sink is not None:
             sink(scores.num_trajectories, samples.cpu())
-        scores.update(samples, data.u[data.places(part), case.observed : last])
+        fields = data.u[data.places(part)]
+        scores.update(samples, fields[:, case.observed : last], fields[:, : case.observed] if case.observed else None)
         if case.task == "generation":
             first_members.append(samples[:, 0].cpu().numpy())
         if progress is not None:
@@ -127,8 +138,7 @@ def score_case(
     per_frame = result.pop("per_frame")
     fidelity = None
     if case.task == "generation":
-        result |= dict.fromkeys(NEED_TRUTH)
-        per_frame |= {name: [None] * len(per_frame[name]) for name in NEED_TRUTH}
+        leave_out_errors(result, per_frame)
         fidelity = solver_fidelity(dataset, data, rows, np.concatenate(first_members))
     return {
         "task": case.task,
@@ -137,6 +147,7 @@ def score_case(
         "model": model.config.name,
         **result,
         "solver_fidelity": fidelity,
+        "num_outside": None if strange is None else len(strange),
         "history": case.observed,
         "num_frames": last - case.observed,
         "seed": case.seed,
@@ -147,6 +158,12 @@ def score_case(
         "rank_histogram": scores.rank_histogram().tolist() if case.members > 1 else None,
         "per_frame": per_frame,
     }
+
+
+def leave_out_errors(result: dict[str, Any], per_frame: dict[str, list[float | None]]) -> None:
+    """Of generated trajectories, set the errors against a truth to None."""
+    result |= dict.fromkeys(NEED_TRUTH)
+    per_frame |= {name: [None] * len(values) for name, values in per_frame.items() if name in NEED_TRUTH}
 
 
 def solver_fidelity(dataset: str, data: FieldFile, rows: Sequence[int], generated: np.ndarray) -> float | None:

@@ -25,8 +25,8 @@ from .checkpoint import read_tensors, sha256, write_tensors
 from .data import FieldFile, dataset_split, read
 from .errors import EnmaError, first_line
 from .metrics import Scores
-from .output import is_missing, read_forecast
-from .scoring import NEED_TRUTH, solver_fidelity
+from .output import OUTSIDE, is_missing, read_forecast
+from .scoring import leave_out_errors, solver_fidelity
 from .system import versions
 
 log = logging.getLogger("enma_fast")
@@ -76,7 +76,8 @@ def score_store(
     state = path.with_name(f"{path.name}.scores")
     scores = _resumed(state, key)
     for place in range(scores.num_trajectories, len(numbers)):
-        scores.update_in_parts(_parts(path, dataset, place, truth_of), shape_KTX[1])
+        parts = _parts(path, dataset, place, truth_of)
+        scores.update_in_parts(parts, shape_KTX[1], amplitude=_amplitude(path, dataset, place))
         _save(state, key, scores)
         if progress is not None:
             progress(place + 1, len(numbers))
@@ -84,8 +85,7 @@ def score_store(
     per_frame, fidelity = result.pop("per_frame"), None
     name, split = dataset_split(str(attrs.get("data_name")))
     if attrs.get("task") == "generation":
-        result |= dict.fromkeys(NEED_TRUTH)
-        per_frame |= {score: [None] * len(per_frame[score]) for score in NEED_TRUTH}
+        leave_out_errors(result, per_frame)
         if truth is not None:
             fidelity = _solver_fidelity(path, dataset, Path(truth), numbers, name)
     _remove(state)
@@ -96,6 +96,7 @@ def score_store(
         "model": attrs.get("model"),
         **result,
         "solver_fidelity": fidelity,
+        "num_outside": None if attrs.get(OUTSIDE) is None else len(attrs[OUTSIDE]),
         "history": attrs.get("observed_frames"),
         "num_frames": shape_KTX[1],
         "seed": attrs.get("seed"),
@@ -210,6 +211,24 @@ def _parts(path: Path, dataset: Any, place: int, truth_of: _Truth) -> Iterator[t
             f"{path}: the truth of trajectory {number} is zero throughout, so its relative error is not defined; "
             "forecast the others again, without it"
         )
+
+
+def _amplitude(path: Path, dataset: Any, place: int) -> float | None:
+    """RMS of the observed frames of a trajectory; None where the store holds none."""
+    names = [f"{name}_observed" for name in dataset.attrs["channels"]]
+    if any(name not in dataset for name in names):
+        return None
+    number, total, count = int(dataset["trajectory"][place]), 0.0, 0
+    for name in names:
+        seen_TX = dataset[name][place]
+        for frames, rows in _blocks((1, *seen_TX.shape), _BLOCK):
+            values = _values(path, number, seen_TX[frames, rows])
+            total, count = total + float(np.square(values, dtype=np.float64).sum()), count + values.size
+    if not math.isfinite(total):
+        raise EnmaError(
+            f"{path}: the observed frames of trajectory {number} are not finite; run: enma-fast verify {path}"
+        )
+    return math.sqrt(total / count)
 
 
 def _blocks(shape_KTX: Sequence[int], limit: int) -> Iterator[tuple[slice, slice]]:

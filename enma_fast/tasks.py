@@ -30,7 +30,16 @@ from .config import ModelConfig, SamplingConfig
 from .data import FieldFile
 from .engine import PRECISIONS
 from .errors import EnmaError
-from .inputs import LEAST_SEED, MOST_MEMBERS, MOST_SEED, check_size, warn_if_long, whole_number
+from .inputs import (
+    LEAST_SEED,
+    MOST_MEMBERS,
+    MOST_SEED,
+    check_size,
+    outside,
+    say_outside,
+    warn_if_long,
+    whole_number,
+)
 from .members import CHUNK, Stop, sample_fields
 from .model import Model
 from .output import Layout
@@ -42,6 +51,8 @@ log = logging.getLogger("enma_fast")
 
 TASKS = ("temporal", "initial-value", "generation")
 _TOLERANCE = 1e-3
+# Trajectories that are held beside the file at a time, to see whether they are like those of the training.
+_LOOKED_AT = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,6 +212,26 @@ def warn_of_own_contexts(data: FieldFile, case: Case, rows: Sequence[int]) -> No
             own[0],
             several,
         )
+
+
+def outside_training(
+    model: Model, data: FieldFile, case: Case, rows: Sequence[int], *, strict: bool = False, warn: bool = True
+) -> list[int] | None:
+    """Numbers of the trajectories whose observed frames, or context, lie outside what the model was trained on.
+
+    They are said, unless `warn` is false, and with `strict` refused. None where the checkpoint does not say what that
+    is.
+    """
+    if model.domain is None:
+        return None
+    reasons: list[str] = []
+    for first in range(0, len(rows), _LOOKED_AT):
+        part = rows[first : first + _LOOKED_AT]
+        seen = data.u[data.places(part), : case.observed] if case.observed else None
+        reasons += outside(model, seen, contexts(model.config, data, case, part))
+    if warn or strict:
+        say_outside(model, rows, reasons, strict=strict, where=f"{data.path}: ")
+    return [int(number) for number, reason in zip(rows, reasons, strict=True) if reason]
 
 
 def contexts(config: ModelConfig, data: FieldFile, case: Case, rows: Sequence[int]) -> np.ndarray | None:

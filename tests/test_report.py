@@ -139,9 +139,9 @@ def decoded(text: str, kind: str = "<f4") -> np.ndarray:
     return np.frombuffer(base64.b64decode(text), kind)
 
 
-def pooled(samples: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
+def pooled(samples: np.ndarray, truth: np.ndarray, observed: np.ndarray | None = None) -> dict[str, Any]:
     scores = Scores()
-    scores.update(samples, truth)
+    scores.update(samples, truth, observed)
     return scores.result()
 
 
@@ -157,18 +157,21 @@ def test_the_table_holds_the_scores(tmp_path: Path, rng: np.random.Generator) ->
     store = write(tmp_path / "run.zarr", given, ("u", "v"))
     result = write_report(store, tmp_path / "new" / "a.html")
     document = page(tmp_path / "new" / "a.html")
-    expected = pooled(given["samples"], given["truth"])
+    expected = pooled(given["samples"], given["truth"], given["observed"])
     assert {name: result["scores"][name] for name in expected} == expected
-    by_channel = [pooled(given["samples"][..., c : c + 1], given["truth"][..., c : c + 1]) for c in (0, 1)]
+    by_channel = [pooled(*(given[name][..., c : c + 1] for name in ("samples", "truth", "observed"))) for c in (0, 1)]
     table = document.table("score")
     assert table[""] == ["all channels", "u", "v"]
     for label, name in {
         "relative L2 error of the mean": "rel_l2",
+        "the same, median over trajectories": "rel_l2_median",
+        "the same, 90 % quantile over trajectories": "rel_l2_q90",
         "relative L2 error of single members": "rel_l2_member",
         "error of the mean (RMS)": "rmse",
         "spread (RMS)": "spread",
         "spread / error (1 is calibrated)": "spread_skill",
         "CRPS": "crps",
+        "CRPS / RMS of the observed frames": "crps_relative",
         "RMSCE, Gaussian intervals": "rmsce",
         "RMSCE, ranks of the truth": "rmsce_rank",
     }.items():
@@ -306,10 +309,12 @@ def test_statistics_alone_give_the_scores_that_need_no_members(
     result = write_report(store, tmp_path / "a.html")
     expected = pooled(given["samples"], given["truth"])
     assert (result["num_members"], result["scores"]["num_trajectories"]) == (8, 3)
+    for name in ("rel_l2_median", "rel_l2_q90"):
+        assert result["scores"][name] == pytest.approx(expected[name], rel=1e-6), name
     for name in ("rel_l2", "rmse", "spread", "spread_skill", "rmsce"):
         assert result["scores"][name] == pytest.approx(expected[name], rel=1e-6), name
         np.testing.assert_allclose(result["scores"]["per_frame"][name], expected["per_frame"][name], rtol=1e-6)
-    for name in ("rel_l2_member", "crps", "rmsce_rank"):
+    for name in ("rel_l2_member", "crps", "crps_relative", "rmsce_rank"):
         assert result["scores"][name] is None
         assert result["scores"]["per_frame"][name] == [None] * 7
     document = page(tmp_path / "a.html")
@@ -352,7 +357,7 @@ def test_pooling_reads_one_trajectory_at_a_time(
     pool = Pooled(8)
     for trajectory in StoreReader(store):
         pool.add(trajectory)
-    result, expected = pool.result(), pooled(given["samples"], given["truth"])
+    result, expected = pool.result(), pooled(given["samples"], given["truth"], given["observed"])
     assert result is not None
     assert {name: result[name] for name in expected} == expected
     bins = result["spread_error"]

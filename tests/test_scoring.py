@@ -40,7 +40,8 @@ def model() -> Model:
 
 @pytest.fixture(scope="module")
 def data() -> FieldFile:
-    return read(PRETRAINED / "combined-test-in.h5", select=[0, 1, 2, 10, 11])
+    """Five trajectories, of which three and two share an environment."""
+    return replace(read(PRETRAINED / "combined-test-in.h5", select=range(5)), environment=np.array([0, 0, 0, 1, 1]))
 
 
 def by_hand(model: Model, data: FieldFile, task: str, **options: Any) -> tuple[torch.Tensor, np.ndarray]:
@@ -251,12 +252,20 @@ def test_shorter_files_are_scored_to_their_end(model: Model, data: FieldFile) ->
 
 def test_shipped_test_files_are_what_the_generator_makes(tmp_path: Path) -> None:
     from enma_fast.data import generate
+    from enma_fast.data.splits import environments
 
-    for split in ("test-in", "test-out"):
-        made = read(generate("combined", split, groups=3, out_dir=tmp_path))
-        shipped = read(PRETRAINED / f"combined-{split}.h5")
-        np.testing.assert_allclose(shipped.u, made.u, atol=1e-5)
-        np.testing.assert_array_equal(shipped.environment, made.environment)
-        assert shipped.name == f"combined-{split}"
+    for split, groups, spacing in (("test-in", 120, 10), ("test-out", 12, 1)):
+        # The first groups do not depend on how many there are.
+        made = read(generate("combined", split, groups=spacing + 1, out_dir=tmp_path))
+        path = PRETRAINED / f"combined-{split}.h5"
+        shipped = read(path)
+        assert (shipped.name, len(shipped)) == (f"combined-{split}", 24)
+        assert path.stat().st_size <= 700_000
+        # Two trajectories of each of a dozen environments, evenly spread.
+        expected = environments("combined", split, groups=groups, seed=0)[::spacing].repeat(2)
+        np.testing.assert_array_equal(shipped.environment, expected + (1_000_000 if split == "test-out" else 0))
+        assert [shipped.context_for(i) for i in range(24)] == [i + 1 - 2 * (i % 2) for i in range(24)]
+        rows = [0, 1, 10 * spacing, 10 * spacing + 1]
+        np.testing.assert_allclose(shipped.u[:4], made.u[rows], atol=1e-5)
         for name, values in made.parameters.items():
-            np.testing.assert_array_equal(shipped.parameters[name], values)
+            np.testing.assert_array_equal(shipped.parameters[name][:4], values[rows])

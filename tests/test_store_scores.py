@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from enma_fast import store_scores
-from enma_fast.checkpoint import PRETRAINED, load_model, sha256
+from enma_fast.checkpoint import PRETRAINED, load_model, read_tensors, sha256, write_tensors
 from enma_fast.data import FieldFile, read, write
 from enma_fast.errors import EnmaError
 from enma_fast.metrics import Scores
-from enma_fast.output import LEDGER, create_store
+from enma_fast.output import LEDGER, OUTSIDE, create_store
 from enma_fast.scoring import score_case
 from enma_fast.store_scores import score_store
 from enma_fast.tasks import TASKS, Case
@@ -99,9 +99,9 @@ def assert_close(got: Any, expected: Any, rel: float = 1e-12) -> None:
         assert got == expected
 
 
-def in_memory(samples: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
+def in_memory(samples: np.ndarray, data: FieldFile) -> dict[str, Any]:
     scores = Scores()
-    scores.update(samples, truth)
+    scores.update(samples, data.u[NUMBERS, SEEN:], data.u[NUMBERS, :SEEN])
     return {**scores.result(), "rank_histogram": scores.rank_histogram().tolist()}
 
 
@@ -117,6 +117,8 @@ def test_scores_are_those_of_the_same_members_scored_as_they_are_sampled(tmp_pat
         coords=data.coords,
         trajectories=rows,
         num_members=3,
+        observed=data.u[rows, :seen] if seen else None,
+        observed_times=data.times[:seen],
         truth=None if task == "generation" else data.u[rows, seen:],
         attributes={
             "task": task,
@@ -125,6 +127,7 @@ def test_scores_are_those_of_the_same_members_scored_as_they_are_sampled(tmp_pat
             "model": "combined-small",
             "data_name": data.name,
             "data_sha256": sha256(TEST_IN),
+            OUTSIDE: [],
         },
     ) as store:
         expected = score_case(model, data, case, rows=rows, sink=store.put)
@@ -167,10 +170,10 @@ def test_parts_are_bounded_and_change_nothing(
         sizes["read"] = max(sizes["read"], array.size)
         return values(path, number, array)
 
-    def adding(self: Scores, parts: Any, num_frames: int) -> None:
+    def adding(self: Scores, parts: Any, num_frames: int, **options: Any) -> None:
         given = list(parts)
         sizes["scored"] = max(members.size for _, members, _ in given)
-        add(self, given, num_frames)
+        add(self, given, num_frames, **options)
 
     monkeypatch.setattr(store_scores, "_values", reading)
     monkeypatch.setattr(Scores, "update_in_parts", adding)
@@ -178,7 +181,7 @@ def test_parts_are_bounded_and_change_nothing(
     row = 5 * int(np.prod(space[1:]))
     for truth in (None, data.path):
         result = score_store(tmp_path / "run.zarr", truth=truth)
-        for name, value in in_memory(samples, data.u[NUMBERS, SEEN:]).items():
+        for name, value in in_memory(samples, data).items():
             assert_close(result[name], value)
         assert 0 < sizes["read"] <= max(block, row)
         assert 0 < sizes["scored"] <= max(part, 5)
@@ -437,3 +440,21 @@ def test_a_truth_of_zeros_is_refused_by_its_number(tmp_path: Path, from_file: bo
 def test_what_is_no_store_is_refused(tmp_path: Path) -> None:
     with pytest.raises(EnmaError, match="nowhere: no such folder"):
         score_store(tmp_path / "nowhere")
+
+
+def test_a_state_of_an_earlier_version_is_refused_and_scoring_starts_anew(
+    tmp_path: Path, data: FieldFile, run: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected, state = score_store(run), tmp_path / "run.zarr.scores"
+    with pytest.raises(KeyboardInterrupt):
+        score_store(run, progress=interrupt_after(2))
+    tensors, metadata = read_tensors(state)
+    write_tensors(state, {name: value for name, value in tensors.items() if name != "rel_l2_each"}, metadata)
+    assert score_store(run) == expected
+    assert "it is of another version or damaged, so score again; scoring starts anew" in caplog.text
+
+
+def test_damaged_observations_are_named(run: Path) -> None:
+    min((run / "u_observed").glob("c*")).write_bytes(b"")
+    with pytest.raises(EnmaError, match=r"run\.zarr: .* enma-fast verify"):
+        score_store(run)

@@ -1,4 +1,4 @@
-"""`enma-fast data generate` and `data info`."""
+"""`enma-fast data generate`, `data subset` and `data info`."""
 
 from __future__ import annotations
 
@@ -35,6 +35,23 @@ def generate(
         made.append({"file": str(path), "equation": equation, "split": part, "bytes": path.stat().st_size})
         terminal.show(f"{path}  {made[-1]['bytes'] / 1e6:.1f} MB")
     terminal.result(made if split == "all" else made[0])
+
+
+def subset(
+    file: DataFile,
+    out: Annotated[Path, typer.Option("--out", help="File to write.")],
+    environments: Annotated[int, typer.Option("--environments", help="Environments, evenly spread.")] = 12,
+    each: Annotated[int, typer.Option("--each", help="Trajectories of each.")] = 2,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file at --out.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write a few trajectories of some environments as a file of its own; the shipped test files are such."""
+    from ..data import subset as write
+
+    terminal = Terminal(as_json)
+    path = write(file, out, environments=environments, each=each, force=force)
+    terminal.show(f"{path}  {environments * each} trajectories, {path.stat().st_size / 1e6:.2f} MB")
+    terminal.result({"file": str(path), "trajectories": environments * each, "bytes": path.stat().st_size})
 
 
 def info(file: DataFile, as_json: AsJson = False) -> None:

@@ -25,6 +25,7 @@ from .options import (
     Members,
     Precision,
     Seed,
+    Strict,
     Temperature,
     Threads,
     numbers,
@@ -71,6 +72,7 @@ def forecast(
         str | None, typer.Option("--exceedance", help="Thresholds whose exceedance probability is written: 0.5,1.")
     ] = None,
     shard: Annotated[int, typer.Option("--shard", help="Members in a file.")] = 1,
+    strict: Strict = False,
     force: Annotated[bool, typer.Option("--force", help="Replace a forecast store at --out.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, show the plan, and stop.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No plan, no progress.")] = False,
@@ -93,6 +95,7 @@ def forecast(
     from ..data import count
     from ..ensemble import prepare
     from ..launch import detect
+    from ..output import OUTSIDE
 
     launch = detect()
     terminal = Terminal(as_json, quiet=quiet or not launch.speaks)
@@ -144,6 +147,7 @@ def forecast(
         shard=shard,
         device=on_device(device),
         command=command,
+        strict=strict,
         force=force,
         launch=launch,
     )
@@ -160,6 +164,7 @@ def forecast(
         "model": run.sampler.model.config.name,
         "history": run.sampler.case.observed,
         "seed": seed,
+        OUTSIDE: run.layout.attributes.get(OUTSIDE),
         "sampling": dataclasses.asdict(settings),
         "rank": launch.rank,
     }

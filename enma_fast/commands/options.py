@@ -42,6 +42,10 @@ Temperature = Annotated[float | None, typer.Option("--temperature", help="Factor
 Precision = Annotated[
     str | None, typer.Option("--precision", help="Of the sampler's weights: fp32 or bf16; the model's own by default.")
 ]
+Strict = Annotated[
+    bool,
+    typer.Option("--strict", help="Refuse observed frames outside what the model was trained on, not only warn."),
+]
 Chunk = Annotated[int, typer.Option("--chunk", help="Trajectories x members sampled at a time.")]
 
 DEFAULT_CHECKPOINT = "combined-small"

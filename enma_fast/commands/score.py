@@ -25,6 +25,7 @@ from .options import (
     Members,
     Precision,
     Seed,
+    Strict,
     Task,
     Temperature,
     Threads,
@@ -59,6 +60,7 @@ def score(
     flow_method: FlowMethod = None,
     temperature: Temperature = None,
     precision: Precision = None,
+    strict: Strict = False,
     chunk: Chunk = 64,
     device: Device = "cpu",
     out: Annotated[Path | None, typer.Option("--out", help="JSON file to write the scores to.")] = None,
@@ -88,7 +90,8 @@ def score(
             "temperature": temperature,
         }
         case = {"task": task, "history": history, "members": members, "seed": seed, "limit": limit, "chunk": chunk}
-        result = _of_file(terminal, file, checkpoint, device, settings, {**case, "precision": precision})
+        case |= {"precision": precision, "strict": strict}
+        result = _of_file(terminal, file, checkpoint, device, settings, case)
     terminal.show(_score_table(result, paper_table(result)))
     if out is not None:
         _write(out, result)
@@ -150,10 +153,22 @@ def _score_table(result: dict[str, Any], paper: list[dict[str, Any]]) -> Any:
     made = result.get("store") or (
         f"{number(result['seconds_per_member'])} s per member, {result['num_parameters']:,} parameters"
     )
+    notes = []
+    if result["rel_l2_median"] is not None:
+        median, tail = (number(result[name]) for name in ("rel_l2_median", "rel_l2_q90"))
+        notes.append(f"rel_l2 is a mean over trajectories; their median is {median}, their 90 % quantile {tail}")
+    if result["crps_relative"] is not None:
+        seen = "the truth" if result["task"] == "generation" else "the observed frames"
+        notes.append(f"crps is {number(result['crps_relative'])} of the RMS of {seen}")
+    if result["num_outside"] is not None:
+        notes.append(f"observed frames outside the training data: {result['num_outside']} trajectories")
+    if any("crps" in row for row in paper):
+        notes.append("the paper does not say whether its crps and rmsce are from 3 frames or from 1")
     return table(
         f"{result['dataset']} ({split}), {result['task']}: {counted(result['num_trajectories'], 'trajectory')}",
         ["", *names],
         rows,
         caption=f"{counted(result['num_members'], 'member')} from {counted(result['history'], 'frame')}, "
-        f"{counted(result['num_frames'], 'frame')} scored, seed {result['seed']}; {made}",
+        f"{counted(result['num_frames'], 'frame')} scored, seed {result['seed']}; {made}"
+        + "".join(f"\n{note}" for note in notes),
     )

@@ -164,7 +164,7 @@ def forecasts(
 def publish(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of finished dynamics.")],
     tokenizer: Annotated[Path, typer.Option("--tokenizer", help="Run folder of its tokenizer.")],
-    data: Annotated[Path, typer.Option("--data", help="Folder of <dataset>-test-in.h5 and <dataset>-test-out.h5.")],
+    data: Annotated[Path, typer.Option("--data", help="Folder of <dataset>-train.h5, -test-in.h5 and -test-out.h5.")],
     out: Annotated[Path, typer.Option("--out", help="Checkpoint folder to write.")],
     sampling: Annotated[
         list[str] | None,

@@ -7,6 +7,7 @@ first use.
 from .fields import FieldFile, decimals
 from .generator import EQUATIONS, generate
 from .splits import DEFAULT_GROUPS, dataset_split
+from .subset import spread_out, subset
 from .well import count, describe, read, read_numbered, write
 
 __all__ = [
@@ -20,5 +21,7 @@ __all__ = [
     "generate",
     "read",
     "read_numbered",
+    "spread_out",
+    "subset",
     "write",
 ]

@@ -14,6 +14,7 @@ import numpy as np
 
 from ..errors import EnmaError
 from ..extras import load_extra
+from ..output import OUTSIDE
 from ..plots import Forecast, forecast_panels, write_whole
 from ..wording import counted
 from .reader import Pooled, StoreReader
@@ -25,11 +26,14 @@ _LONGEST, _MOST_ROWS = 2000, 60
 COLOURS = {"#333333": "currentColor", "#111111": "currentColor", "#1f6fb4": "var(--accent)", "#c2452d": "var(--error)"}
 _SCORES = {
     "rel_l2": "relative L2 error of the mean",
+    "rel_l2_median": "the same, median over trajectories",
+    "rel_l2_q90": "the same, 90 % quantile over trajectories",
     "rel_l2_member": "relative L2 error of single members",
     "rmse": "error of the mean (RMS)",
     "spread": "spread (RMS)",
     "spread_skill": "spread / error (1 is calibrated)",
     "crps": "CRPS",
+    "crps_relative": "CRPS / RMS of the observed frames",
     "rmsce": "RMSCE, Gaussian intervals",
     "rmsce_rank": "RMSCE, ranks of the truth",
 }
@@ -50,6 +54,7 @@ _ATTRIBUTES = {
     "data_sha256": "SHA-256 of the data",
     "input_sha256": "SHA-256 of what was used of them",
     "arithmetic": "arithmetic",
+    OUTSIDE: "trajectories outside the training data",
 }
 
 
@@ -101,7 +106,7 @@ def write_report(store: str | Path, out: str | Path, *, truth: str | Path | None
         "title": html.escape(_heading(reader)),
         "summary": html.escape(_summary(reader)),
         "notes": "".join(f"<li>{html.escape(note)}</li>" for note in thinning.notes),
-        "scores": _score_tables(reader, results, rows, left_out),
+        "scores": _outside(reader) + _score_tables(reader, results, rows, left_out),
         "figures_of": f"Trajectory {first.number}{'' if results[None] is None else '; calibration is that of all'}.",
         "figures": "".join(figures),
         "provenance": _provenance(reader),
@@ -151,6 +156,20 @@ def _summary(reader: StoreReader) -> str:
     parts.append(f"on {' x '.join(str(len(x)) for x in reader.coords)} points")
     by = f" by {attrs['model']}" if "model" in attrs else ""
     return f"{', '.join(parts)}{by}."
+
+
+def _outside(reader: StoreReader) -> str:
+    """A warning, where the observed frames of trajectories lie outside what the model was trained on."""
+    found = reader.attributes.get(OUTSIDE)
+    there = [number for number in reader.numbers if number in found] if isinstance(found, list) else []
+    if not there:
+        return ""
+    listed = ", ".join(map(str, there[:_MOST_ROWS])) + (", ..." if len(there) > _MOST_ROWS else "")
+    return (
+        f'<p role="note"><strong>Outside the training data:</strong> the observed frames of {len(there)} of '
+        f"{counted(len(reader), 'trajectory')} ({html.escape(listed)}). There the spread of the members does not tell "
+        "their error.</p>"
+    )
 
 
 def _score_tables(

@@ -20,7 +20,7 @@ from ..output import is_missing, read_forecast
 from ..plots import Forecast, SpreadErrorBins, forecast_figure, save_movie
 
 # Scores that need members.
-_MEMBERS_ONLY = ("rel_l2_member", "crps", "rmsce_rank")
+_MEMBERS_ONLY = ("rel_l2_member", "crps", "crps_relative", "rmsce_rank")
 
 
 @dataclass(kw_only=True)
@@ -194,7 +194,8 @@ class Pooled:
             return None
         single = Scores()
         try:
-            single.update(wide[None, ..., self._channels], truth[None, ..., self._channels])
+            seen = None if trajectory.observed is None else trajectory.observed[None, ..., self._channels]
+            single.update(wide[None, ..., self._channels], truth[None, ..., self._channels], seen)
         except EnmaError as error:
             self.left_out[trajectory.number] = str(error)
             return None

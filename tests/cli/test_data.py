@@ -1,4 +1,4 @@
-"""`enma-fast data generate` and `data info`."""
+"""`enma-fast data generate`, `data subset` and `data info`."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -50,5 +50,45 @@ def test_generate_refuses(enma: Callable, tmp_path: Path, arguments: tuple, mess
 def test_info(enma: Callable, test_in: Path) -> None:
     assert enma("data", "info", test_in, "--json").json == describe(test_in)
     shown = enma("data", "info", test_in).out
-    for words in (("trajectories", "30"), ("groups", "3"), ("points", "128"), ("split", "test-in")):
+    for words in (("trajectories", "24"), ("groups", "12"), ("points", "128"), ("split", "test-in")):
         assert any(line.split() == list(words) for line in shown.splitlines()), words
+
+
+def test_subset_keeps_what_stands_for_all(enma: Callable, test_in: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "some.h5"
+    result = enma("data", "subset", test_in, "--out", out, "--environments", 5, "--json").json
+    assert result == {"file": str(out), "trajectories": 10, "bytes": out.stat().st_size}
+    whole, some = read(test_in), read(out)
+    rows = [0, 1, 4, 5, 8, 9, 14, 15, 18, 19]
+    np.testing.assert_array_equal(some.u, whole.u[rows])
+    np.testing.assert_array_equal(some.environment, whole.environment[rows])
+    for name, values in whole.parameters.items():
+        np.testing.assert_array_equal(some.parameters[name], values[rows])
+    assert (some.name, some.channels, some.periodic, some.lengths) == (
+        whole.name,
+        whole.channels,
+        whole.periodic,
+        whole.lengths,
+    )
+    np.testing.assert_array_equal(some.times, whole.times)
+    # The whole file is its own subset of all its environments.
+    again = enma("data", "subset", test_in, "--out", tmp_path / "all.h5", "--json").json
+    assert again["trajectories"] == len(whole)
+    np.testing.assert_array_equal(read(tmp_path / "all.h5").u, whole.u)
+
+
+def test_subset_refuses(enma: Callable, test_in: Path, tmp_path: Path) -> None:
+    out = tmp_path / "some.h5"
+
+    def error(*options: object) -> str:
+        return enma("data", "subset", test_in, "--out", out, *options).error()
+
+    assert error("--environments", 13) == f"{test_in}: holds 12 environments, 13 are asked for; ask for fewer"
+    assert error("--each", 3).endswith("has 2 trajectories, 3 are asked for; ask for fewer")
+    assert error("--each", 0) == "environments is 12 and each 0; at least 1 is needed of both"
+    assert not out.exists()
+    out.write_text("mine")
+    assert error() == f"{out}: exists; choose another --out, or use --force"
+    assert out.read_text() == "mine"
+    assert enma("data", "subset", test_in, "--out", out, "--force").status == 0
+    assert len(read(out)) == 24

@@ -29,10 +29,19 @@ def test_numbers_and_files(enma: Callable, tiny: Path, test_in: Path, tmp_path: 
         "demo", "--checkpoint", tiny, "--out", tmp_path, "--members", 5, "--trajectories", 4, "--seed", 2, "--json"
     ).json
     assert set(result) >= PROMISED
-    rows = [0, 7, 15, 22]
+    rows = [0, 6, 12, 18]
     model, data = load_model(tiny), read(test_in)
     expected = score_case(model, data, Case(members=5, seed=2), rows=rows)
-    for name in ("rel_l2", "rel_l2_member", "crps", "rmsce", "spread_skill"):
+    for name in (
+        "rel_l2",
+        "rel_l2_median",
+        "rel_l2_q90",
+        "rel_l2_member",
+        "crps",
+        "crps_relative",
+        "rmsce",
+        "spread_skill",
+    ):
         assert result[name] == pytest.approx(expected[name], rel=1e-4), name
     assert (result["num_members"], result["num_trajectories"]) == (5, 4)
     cases = [(row["task"], row["split"], row["num_members"]) for row in result["rows"]]
@@ -61,13 +70,15 @@ def test_the_shipped_model_beside_the_paper(enma: Callable, tmp_path: Path) -> N
     assert run.err == "", "progress is for terminals"
     table = {line.split("  ")[0].strip(): line.split() for line in run.out.splitlines() if line.strip()}
     assert float(table["this model"][2]) < 0.3, "it forecasts"
-    assert table["ENMA, paper"][2:] == ["7.86e-3", "-", "1.70e-3", "0.0868", "-", "0.102", "0.0156"]
+    assert table["ENMA, paper"][2:] == ["7.86e-3", "-", "1.70e-3", "0.0868", "-", "0.102", "-", "0.0156"]
+    assert float(table["this model"][8]) <= float(table["this model"][7]), "the median beside the mean"
+    assert "Taken for outside the training data: 0 of 2 in distribution, 2 of 2 out of it." in " ".join(run.out.split())
     assert table["FNO, paper"][2] == "0.133"
     for name in ("forecast.zarr", "demo.png"):
         assert str(tmp_path / name) in run.out
 
 
 def test_too_many_trajectories(enma: Callable, tiny: Path, tmp_path: Path) -> None:
-    run = enma("demo", "--checkpoint", tiny, "--out", tmp_path / "new", "--trajectories", 31)
-    assert run.error() == "trajectories is 31; combined-test-in.h5 holds 1 to 30"
+    run = enma("demo", "--checkpoint", tiny, "--out", tmp_path / "new", "--trajectories", 25)
+    assert run.error() == "trajectories is 25; combined-test-in.h5 holds 1 to 24"
     assert not (tmp_path / "new").exists()

@@ -104,7 +104,7 @@ def test_the_command_in_a_store_can_be_repeated_as_it_is(
 
 def test_generated_trajectories_have_no_truth(enma: Callable, tiny: Path, test_in: Path, tmp_path: Path) -> None:
     out = tmp_path / "run.zarr"
-    run = enma("forecast", test_in, "--out", out, "-c", tiny, "--task", "generation", "--members", 2, "--select", 29)
+    run = enma("forecast", test_in, "--out", out, "-c", tiny, "--task", "generation", "--members", 2, "--select", 23)
     assert run.status == 0, run.err
     store = read_forecast(out)
     assert stacked(store).shape == (1, 2, 20, 128, 1)
@@ -226,11 +226,13 @@ def test_score_shows_the_paper_beside_it(enma: Callable, tiny: Path, test_in: Pa
 def test_the_model_card_can_be_made_again(enma: Callable, test_in: Path, task: str) -> None:
     metrics = card.read_metrics(PRETRAINED / "combined-small")
     assert metrics is not None, "combined-small has no metrics.json: write it with `enma-fast train publish`"
-    (row,) = (row for row in metrics["rows"] if (row["task"], row["split"], row["limit"]) == (task, "test-in", 5))
-    options = ("--task", task, "--members", row["num_members"], "--seed", row["seed"], "--limit", 5)
+    (row,) = (row for row in metrics["rows"] if (row["task"], row["split"], row["packed"]) == (task, "test-in", True))
+    assert row["num_trajectories"] == 24
+    options = ("--task", task, "--members", row["num_members"], "--seed", row["seed"])
     result = enma("score", test_in, "--checkpoint", "combined-small", *options, "--json").json
-    for name in ("rel_l2", "rel_l2_member", "crps", "rmsce", "spread_skill"):
+    for name in ("rel_l2", "rel_l2_median", "rel_l2_member", "crps", "crps_relative", "rmsce", "spread_skill"):
         assert result[name] == pytest.approx(row[name], rel=5e-3), name
+    assert result["num_outside"] == row["num_outside"]
     text = (PRETRAINED / "combined-small" / "README.md").read_text()
     assert text == card.card_text(load_model("combined-small").config, metrics)
 

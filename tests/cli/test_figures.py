@@ -100,7 +100,7 @@ def test_report(enma: Callable, store: Path, tmp_path: Path) -> None:
     result = enma("report", store, "--json").json
     pooled = Scores()
     data = read_forecast(store)
-    pooled.update(stacked(data), stacked(data, "_truth"))
+    pooled.update(stacked(data), stacked(data, "_truth"), stacked(data, "_observed"))
     expected = pooled.result()
     assert {name: result["scores"][name] for name in expected} == expected
     page = tmp_path / "run.html"

@@ -84,3 +84,26 @@ def test_another_truth_is_told_on_standard_error(enma: Callable, store: Path, te
     run = enma("score", store, "--truth", copy, "--json")
     assert "SHA-256 is not data_sha256" in run.err
     assert run.json["rel_l2"] == enma("score", store, "--json").json["rel_l2"]
+
+
+def test_what_lies_outside_the_training_data_is_told_or_refused(enma: Callable, tmp_path: Path) -> None:
+    from enma_fast.checkpoint import PRETRAINED
+
+    strange, out = PRETRAINED / "combined-test-out.h5", tmp_path / "run.zarr"
+    select = ("--select", "4:6", "--members", 2)
+    for command in (("forecast", strange, "--out", out, *select), ("score", strange, "--members", 1, "--limit", 1)):
+        error = enma(*command, "--strict").error()
+        assert error.startswith(f"{strange}: the observed frames of trajectory ")
+        assert " lie outside what combined-small was trained on: " in error
+        assert error.endswith("; check unit and physics, or leave out strict")
+        assert not out.exists()
+    run = enma("forecast", strange, "--out", out, *select, "--json")
+    assert run.json["outside_training"] == [4, 5]
+    assert "trajectory 4 (and of 1 more) lie outside what combined-small was trained on" in run.err
+    shown = " ".join(enma("score", out).out.split())
+    assert "observed frames outside the training data: 2 trajectories" in shown
+    result = enma("score", out, "--json").json
+    median, tail = (f"{result[name]:.3g}" for name in ("rel_l2_median", "rel_l2_q90"))
+    assert f"rel_l2 is a mean over trajectories; their median is {median}, their 90 % quantile {tail}" in shown
+    assert f"crps is {result['crps_relative']:.3g} of the RMS of the observed frames" in shown
+    assert "the paper does not say" not in shown, "it has no calibration out of distribution"

@@ -12,6 +12,7 @@ import torch
 from enma_fast import card
 from enma_fast.checkpoint import load_model, load_tokenizer, read_tensors, sha256
 from enma_fast.data import read
+from enma_fast.domain import Domain
 from enma_fast.recipes import summary
 from enma_fast.scoring import score
 
@@ -82,7 +83,7 @@ def test_dynamics_checkpoint_joins_tokenizer_and_averaged_dynamics(runs: Path) -
     latents, meta = read_tensors(runs / "dynamics" / "latents-train.safetensors")
     assert meta["tokenizer"].startswith(sha256(runs / "tokenizer" / "checkpoint" / "model.safetensors"))
     assert torch.equal(model.latent_mean, latents["mean"])
-    assert latents["z"].shape[1:3] == (30, 11)
+    assert latents["z"].shape[1:3] == (24, 11)
     assert model.config.tokenizer.layers == TINY_TOKENIZER["tokenizer.layers"], "the tokenizer's config is kept"
 
 
@@ -162,8 +163,8 @@ def test_publish_measures_and_writes_a_card(
     result = enma(*command, "--out", out, "--limit", 5, "--seed", 1, "--json").json
     metrics = card.read_metrics(out)
     assert result == {"checkpoint": str(out), **metrics}
-    cases = {(row["task"], row["split"], row["num_members"]) for row in metrics["rows"]}
-    assert cases == {(task, split, k) for task, k, _ in card.CASES for split in card.SPLITS}
+    cases = {(row["task"], row["split"], row["num_members"], row["packed"]) for row in metrics["rows"]}
+    assert cases == {(task, split, k, packed) for task, k, _, packed in card.CASES for split in card.SPLITS}
     assert len(cases) == len(metrics["rows"])
 
     model = load_model(out)
@@ -180,12 +181,22 @@ def test_publish_measures_and_writes_a_card(
     assert text == card.card_text(model.config, metrics)
     assert "| temporal | test-in | 5 | 16 |" in text
     assert "| temporal | test-in | ENMA | 7.86e-03 | 1.70e-03 | 8.68e-02 | - |" in text
+    assert "| temporal | test-in, packed | 5 | 16 |" in text
     assert "--task temporal --history 3 --members 16 --seed 1 --limit 5" in text
+    # What it was trained on goes with it.
+    assert model.domain is not None
+    train_file = read(data_folder / "combined-train.h5")
+    assert model.domain.to_json() == Domain.of(train_file.u).to_json()
+    assert {row["num_outside"] for row in metrics["rows"] if row["split"] == "test-in"} <= {0, 1}
+    assert {
+        row["num_outside"] for row in metrics["rows"] if (row["task"], row["split"]) == ("temporal", "test-out")
+    } == {5}
     assert set(enma("verify", out, "--json").json["files"]) == {
         "config.json",
         "model.safetensors",
         "README.md",
         "metrics.json",
+        "domain.json",
     }
 
 

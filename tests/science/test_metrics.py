@@ -18,7 +18,8 @@ from enma_fast.metrics import (
     spread_skill,
 )
 
-SCORES = ["rel_l2", "rel_l2_member", "crps", "rmsce", "rmsce_rank", "spread_skill", "spread", "rmse"]
+QUANTILES = ["rel_l2_median", "rel_l2_q90"]
+OTHERS = ["rel_l2_member", "crps", "crps_relative", "rmsce", "rmsce_rank", "spread_skill", "spread", "rmse"]
 NEEDS_SPREAD = ["rmsce", "rmsce_rank", "spread_skill", "spread"]
 
 
@@ -224,7 +225,8 @@ def test_scores_agree_with_the_single_functions():
     scores = Scores()
     scores.update(ensemble, truth)
     result = scores.result()
-    assert list(result) == [*SCORES, "num_members", "num_trajectories", "per_frame"]
+    assert list(result) == ["rel_l2", *QUANTILES, *OTHERS, "num_members", "num_trajectories", "per_frame"]
+    assert set(result["per_frame"]) == {"rel_l2", *OTHERS}
     assert (result["num_members"], result["num_trajectories"]) == (9, 4)
     for name, function in (
         ("crps", crps),
@@ -237,6 +239,8 @@ def test_scores_agree_with_the_single_functions():
         assert result["per_frame"][name] == pytest.approx(expected, rel=1e-12)
 
     mean = ensemble.mean(1)
+    errors = relative_l2(mean, truth).numpy()
+    assert [result[name] for name in QUANTILES] == pytest.approx(np.quantile(errors, [0.5, 0.9]).tolist(), rel=1e-12)
     assert result["rel_l2"] == pytest.approx(relative_l2(mean, truth).mean().item(), rel=1e-12)
     assert result["per_frame"]["rel_l2"] == pytest.approx(
         relative_l2(mean, truth, per_frame=True).mean(0).tolist(), rel=1e-12
@@ -253,13 +257,40 @@ def test_scores_agree_with_the_single_functions():
     json.dumps(result, allow_nan=False)
 
 
+def test_relative_crps_is_in_units_of_what_was_observed():
+    ensemble, truth = gaussian(3, 2, 8, 1, members=4)
+    observed = torch.tensor([1.0, 10.0, 0.1]).double()[:, None, None, None] * gaussian(3, 5, 8, 1, members=1)[1]
+    scores = Scores()
+    scores.update(ensemble, truth, observed)
+    rms = observed.square().mean((1, 2, 3)).sqrt()
+    each = [crps(ensemble[b : b + 1], truth[b : b + 1], per_frame=True) / rms[b] for b in range(3)]
+    result = scores.result()
+    assert result["crps_relative"] == pytest.approx(torch.stack(each).mean().item(), rel=1e-12)
+    assert result["per_frame"]["crps_relative"] == pytest.approx(torch.stack(each).mean(0).tolist(), rel=1e-12)
+    # In another unit it is the same, and it needs no more than an observation that is not zero.
+    scaled = Scores()
+    scaled.update(280 * ensemble, 280 * truth, 280 * observed)
+    assert scaled.result()["crps_relative"] == pytest.approx(result["crps_relative"], rel=1e-12)
+    own = Scores()
+    own.update(ensemble, truth)
+    expected = [crps(ensemble[b : b + 1], truth[b : b + 1]) / truth[b].square().mean().sqrt() for b in range(3)]
+    assert own.result()["crps_relative"] == pytest.approx(torch.stack(expected).mean().item(), rel=1e-12)
+    nothing = Scores()
+    nothing.update(ensemble, truth, 0 * observed)
+    assert nothing.result()["crps_relative"] is None
+    with pytest.raises(EnmaError, match="observed holds 2 trajectories and truth 3; give those of each"):
+        nothing.update(ensemble, truth, observed[:2])
+    assert nothing.num_trajectories == 3
+
+
 @pytest.mark.parametrize("sizes", [[1] * 7, [3, 4], [5, 1, 1]], ids=str)
 def test_any_partition_into_batches_gives_the_same_bits(sizes):
     ensemble, truth = gaussian(7, 3, 17, 1, members=5, dtype=torch.float32)
+    observed = truth[:, :2] + 0.5
     whole, parts = Scores(), Scores()
-    whole.update(ensemble, truth)
-    for members, fields in zip(ensemble.split(sizes), truth.split(sizes), strict=True):
-        parts.update(members, fields)
+    whole.update(ensemble, truth, observed)
+    for members, fields, seen in zip(ensemble.split(sizes), truth.split(sizes), observed.split(sizes), strict=True):
+        parts.update(members, fields, seen)
     assert parts.result() == whole.result()
 
 

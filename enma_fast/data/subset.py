@@ -1,0 +1,76 @@
+"""A few trajectories of a field file that stand for all: some of each of some environments, evenly spread."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import EnmaError
+from .fields import FieldFile
+from .well import read, write
+
+
+def spread_out(data: FieldFile, *, environments: int = 12, each: int = 2) -> FieldFile:
+    """The first `each` trajectories of `environments` environments, evenly spread over those of a file in its order.
+
+    Two of an environment are enough for the tasks that need a context: each is the other's.
+
+    Raises
+    ------
+    EnmaError
+        If the file does not say environments, or has too few of them, or too few trajectories of one.
+    """
+    if environments < 1 or each < 1:
+        raise EnmaError(f"environments is {environments} and each {each}; at least 1 is needed of both")
+    if data.environment is None:
+        raise EnmaError(f"{data.path}: lacks scalars/environment; add one integer per trajectory, its group")
+    # In the order of the file, not of their numbers.
+    there, first = np.unique(data.environment, return_index=True)
+    there = there[np.argsort(first)]
+    if len(there) < environments:
+        raise EnmaError(f"{data.path}: holds {len(there)} environments, {environments} are asked for; ask for fewer")
+    rows = []
+    for i in range(environments):
+        group = there[i * len(there) // environments]
+        found = np.flatnonzero(data.environment == group)[:each]
+        if len(found) < each:
+            raise EnmaError(
+                f"{data.path}: environment {group} has {len(found)} trajectories, {each} are asked for; ask for fewer"
+            )
+        rows += found.tolist()
+    return replace(
+        data,
+        u=data.u[rows],
+        parameters={name: values[rows] for name, values in data.parameters.items()},
+        environment=data.environment[rows],
+        numbers=None,
+        total=None,
+    )
+
+
+def subset(path: str | Path, out: str | Path, *, environments: int = 12, each: int = 2, force: bool = False) -> Path:
+    """Write the trajectories that `spread_out` takes of a field file as a file of its own.
+
+    Name, frames, positions, parameters and numbers of environments are kept; each channel becomes a scalar field.
+
+    Raises
+    ------
+    EnmaError
+        As `read` and `spread_out`; if `out` exists, unless with `force`, or cannot be written.
+    """
+    out = Path(out)
+    if out.exists() and not force:
+        raise EnmaError(f"{out}: exists; choose another --out, or use --force")
+    data = spread_out(read(path), environments=environments, each=each)
+    assert data.environment is not None
+    return write(
+        out,
+        name=data.name,
+        times=data.times,
+        coords=data.coords,
+        periodic=data.periodic,
+        scalars={"environment": data.environment, **data.parameters},
+        t0_fields={channel: data.u[..., c] for c, channel in enumerate(data.channels)},
+    )
