@@ -12,9 +12,10 @@ from torch.profiler import ProfilerActivity, profile
 
 from enma_fast.graphs import CapturedStep, try_capture
 from enma_fast.model import Dynamics
+from enma_fast.static_step import FrameKind
 
 from .._static import LATENTS, TASKS, Problem, build, generate, make_step, problem
-from .._tiny import CONFIGS, distance
+from .._tiny import CONFIGS, ONE_PASS, distance
 
 pytestmark = pytest.mark.gpu
 DTYPES = (torch.float32, torch.bfloat16)
@@ -61,8 +62,9 @@ def test_the_first_frames_are_those_of_the_cpu(name: str, task: str, cuda: torch
     assert distance(found[:, :2], expected[:, :2]) < 1e-4
 
 
-def test_a_frame_is_one_launch(cuda: torch.device) -> None:
-    dynamics = build("paper").to(cuda)
+@pytest.mark.parametrize("name", ["paper", "paper-fast"])
+def test_a_frame_is_one_launch(name: str, cuda: torch.device) -> None:
+    dynamics = build(name).to(cuda)
     given = problem(dynamics, "generation").to(cuda)
     captured = capture(dynamics, given)
     captured.begin(given.segments, seeds=given.seeds, members=given.members, first=given.first)
@@ -75,8 +77,9 @@ def test_a_frame_is_one_launch(cuda: torch.device) -> None:
     assert launches == {"cudaGraphLaunch": LATENTS}
 
 
-def test_replays_need_no_memory(cuda: torch.device) -> None:
-    dynamics = build("relative").to(cuda)
+@pytest.mark.parametrize("name", ["relative", "relative-fast"])
+def test_replays_need_no_memory(name: str, cuda: torch.device) -> None:
+    dynamics = build(name).to(cuda)
     given = problem(dynamics, "generation").to(cuda)
     captured = capture(dynamics, given, spare=100)
     captured.begin(given.segments, seeds=given.seeds, members=given.members, first=given.first)
@@ -89,7 +92,7 @@ def test_replays_need_no_memory(cuda: torch.device) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", ["paper", "relative"])
+@pytest.mark.parametrize("name", ["paper", "relative", *ONE_PASS])
 def test_a_member_has_the_same_bits_in_any_place(name: str, dtype: torch.dtype, cuda: torch.device) -> None:
     dynamics = build(name).to(cuda)
     rows = 16
@@ -123,8 +126,8 @@ def test_what_cannot_be_captured_runs_without_a_graph(cuda: torch.device, monkey
     step = make_step(dynamics, given)
     run = step.run
 
-    def waits(*, last: bool) -> Tensor:
-        out = run(last=last)
+    def waits(kind: FrameKind) -> Tensor:
+        out = run(kind)
         out.sum().item()
         return out
 
