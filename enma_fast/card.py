@@ -13,16 +13,16 @@ from typing import Any
 
 import torch
 
-from .checkpoint import MANIFEST, METRICS, WEIGHTS, load_model, locate, save_model, sha256, write_atomic
-from .config import ModelConfig, replace, to_json
+from .checkpoint import MANIFEST, METRICS, load_model, locate, save_model, write_atomic
+from .config import ModelConfig, replace
 from .data import FieldFile, count, read, spread_out
 from .domain import Domain
 from .errors import EnmaError
+from .lineage import json_word, trace
 from .metrics import relative_l2
 from .model import Model
 from .paper import paper_source
-from .presets import find_preset
-from .recipes import CHECKPOINT, checkpoint_folder, data_file, read_record, summary
+from .recipes import CHECKPOINT, data_file
 from .scoring import paper_table, score
 
 # Task, ensemble size, trajectories at most, whether of the packed file: 16 members for errors over all of a file, 64
@@ -43,8 +43,10 @@ _ROW_DROPS = ("per_frame", "rank_histogram")
 
 def publish(
     run: Path,
-    tokenizer: Path,
     *,
+    tokenizer: Path | None = None,
+    dynamics: Path | None = None,
+    begun: str | Path | None = None,
     data_dir: Path,
     out: Path,
     sampling: Mapping[str, Any] | None = None,
@@ -56,7 +58,8 @@ def publish(
 
     Parameters
     ----------
-    run, tokenizer : finished run folders of the dynamics and of the tokenizer it was trained on
+    run, tokenizer, dynamics, begun : finished run folders and the checkpoint that they began from
+        (:func:`enma_fast.lineage.trace`)
     data_dir : folder of the training and test files
     out : checkpoint folder to write
     sampling : changes of the sampler's defaults (`SamplingConfig`), chosen on validation data
@@ -76,20 +79,12 @@ def publish(
     """
     if out.exists() and not (out.is_dir() and ((out / MANIFEST).is_file() or not any(out.iterdir()))):
         raise EnmaError(f"{out}: exists and is not a checkpoint; choose another --out")
-    records = {"tokenizer": read_record(tokenizer), "dynamics": read_record(run)}
-    for stage, folder in (("tokenizer", tokenizer), ("dynamics", run)):
-        if records[stage]["stage"] != stage:
-            raise EnmaError(f"{folder}: is a run of the {records[stage]['stage']}, not of the {stage}")
-    if sha256(checkpoint_folder(tokenizer) / WEIGHTS) != records["dynamics"]["tokenizer"]:
-        raise EnmaError(f"{run}: was not trained on the tokenizer of {tokenizer}; name the one that it was")
+    training = trace(run, tokenizer=tokenizer, dynamics=dynamics, begun=begun)
     model = load_model(locate(run / CHECKPOINT))
     settings = replace(model.config.sampling, sampling or {}, source="sampling")
     model.config = model.dynamics.config = dataclasses.replace(model.config, sampling=settings)
     model.domain = training_domain(data_file(data_dir, model.config.dataset, "train"))
     files = {split: read(data_file(data_dir, model.config.dataset, split)) for split in SPLITS}
-    training = {
-        stage: _training(folder, records[stage]) for stage, folder in (("tokenizer", tokenizer), ("dynamics", run))
-    }
     metrics = {
         "seed": seed,
         **measure(model, files, limit=limit, seed=seed, progress=progress),
@@ -225,55 +220,6 @@ def _cases(
                 yield split, task, members, None if rows == there else rows, small
 
 
-def _training(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
-    """What one run did, for the card."""
-    done = summary(folder)
-    batch = record["training"]["batch"]
-    return {
-        "command": _train_command(record),
-        "steps": done["steps"],
-        "trajectories": done["steps"] * batch,
-        "seconds": done["seconds"],
-        "validation": done["validation"],
-        "seed": record["seed"],
-        "precision": record["precision"],
-        "ranks": record["ranks"],
-        "data": record["data"],
-        "machine": record["machine"],
-        "versions": record["versions"],
-    }
-
-
-def _train_command(record: dict[str, Any]) -> str:
-    """The command that makes the run again: the preset, and every setting that differs from it."""
-    stage, preset = record["stage"], find_preset(record["preset"])
-    training = preset.tokenizer_training if stage == "tokenizer" else preset.dynamics_training
-    words = ["enma-fast train", stage, record["preset"]]
-    words += ["--tokenizer runs/tokenizer"] if stage == "dynamics" else []
-    words += [f"--data data --out runs/{stage} --seed {record['seed']}"]
-    words += [f"--precision {record['precision']}"] if record["precision"] != "auto" else []
-    words += ["--compile"] if record["compile"] else []
-    for key, value in _differences(preset.model, record["model"]):
-        if stage == "tokenizer" or not key.startswith("tokenizer."):
-            words.append(f"--set {key}={value}")
-    for key, value in _differences(training, record["training"]):
-        words.append(f"--{key} {value}" if key in ("steps", "batch") else f"--train-set {key}={value}")
-    return " ".join(words)
-
-
-def _differences(config: Any, changed: dict[str, Any]) -> list[tuple[str, str]]:
-    """Dotted keys, and their JSON values, in which a recorded config differs from a preset's."""
-    old, new = _flat(json.loads(to_json(config))), _flat(changed)
-    return [(key, _json_word(value)) for key, value in new.items() if old.get(key) != value]
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
-
-
 def _steps(config: ModelConfig) -> str:
     settings = config.sampling
     steps = (
@@ -282,11 +228,6 @@ def _steps(config: ModelConfig) -> str:
     if config.dynamics.decoder == "one-pass":
         return f"decides a frame in one pass (an initial state: {steps})"
     return steps
-
-
-def _json_word(value: Any) -> str:
-    text = json.dumps(value, separators=(",", ":"))
-    return value if isinstance(value, str) else f"'{text}'" if isinstance(value, list) else text
 
 
 def _score_command(config: ModelConfig, row: dict[str, Any]) -> str:
@@ -332,15 +273,30 @@ def _paper_rows(rows: list[dict[str, Any]]) -> str:
 
 
 def _training_text(config: ModelConfig, training: dict[str, Any], sampling: dict[str, Any]) -> str:
-    changes = "".join(f" --set {key}={_json_word(value)}" for key, value in sampling.items())
+    changes = "".join(f" --set {key}={json_word(value)}" for key, value in sampling.items())
+    now = {stage: part for stage, part in training.items() if not stage.endswith(" before")}
+    last = list(now)[-1]
+    runs = "".join(f" --{stage} runs/{stage}" for stage in now if stage != last)
     lines = [
-        "Data of this project's own solver (seed 0), then the tokenizer, then the dynamics on its latent frames:",
+        "Data of this project's own solver (seed 0), then the tokenizer, the dynamics on its latent frames, and whole "
+        "forecasts by a proper score, as far as they are listed:",
         "```",
         f"enma-fast data generate {config.dataset} --out data",
-        *(part["command"] for part in training.values()),
-        f"enma-fast train publish runs/dynamics --tokenizer runs/tokenizer --data data --out {config.name}{changes}",
+        *(part["command"] for part in now.values()),
+        f"enma-fast train publish runs/{last}{runs} --data data --out {config.name}{changes}",
         "```",
         "",
+    ]
+    if len(now) < len(training):
+        lines += [
+            "Runs that begin with `--from` and a model's name started from the weights of its version before this one "
+            "(add `--begun-from` to `publish`), which these commands had trained from nothing:",
+            "```",
+            *(part["command"] for stage, part in training.items() if stage not in now),
+            "```",
+            "",
+        ]
+    lines += [
         f"The sampler {_steps(config)}, and scales its noise by {config.sampling.temperature:g}"
         + (", chosen on validation data." if "temperature" in sampling else "."),
         "",

@@ -86,11 +86,11 @@ _SMALL_TRAINING = TrainingConfig(
 )
 # On whole forecasts, from finished dynamics: docs/experiments.md.
 _SMALL_FORECASTS = TrainingConfig(
-    steps=4000,
+    steps=6000,
     batch=64,
     optimizer="muon",
     learning_rate=5e-4,
-    final_learning_rate=1e-5,
+    final_learning_rate=5e-6,
     warmup_steps=50,
     ema_decay=0.998,
     shift=True,

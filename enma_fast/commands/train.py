@@ -1,4 +1,4 @@
-"""`enma-fast train tokenizer`, `train dynamics` and `train publish`."""
+"""`enma-fast train tokenizer`, `train dynamics`, `train forecasts` and `train publish`."""
 
 from __future__ import annotations
 
@@ -162,10 +162,14 @@ def forecasts(
 
 
 def publish(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of finished dynamics.")],
-    tokenizer: Annotated[Path, typer.Option("--tokenizer", help="Run folder of its tokenizer.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of finished forecasts or dynamics.")],
     data: Annotated[Path, typer.Option("--data", help="Folder of <dataset>-train.h5, -test-in.h5 and -test-out.h5.")],
     out: Annotated[Path, typer.Option("--out", help="Checkpoint folder to write.")],
+    tokenizer: Annotated[Path | None, typer.Option("--tokenizer", help="Run folder of its tokenizer.")] = None,
+    dynamics: Annotated[Path | None, typer.Option("--dynamics", help="Run folder of its dynamics.")] = None,
+    begun: Annotated[
+        str | None, typer.Option("--begun-from", help="Checkpoint whose weights the first of these runs began with.")
+    ] = None,
     sampling: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change the sampler's defaults, e.g. temperature=1.5."),
@@ -183,7 +187,9 @@ def publish(
     with terminal.progress("scoring") as update:
         metrics = write(
             run,
-            tokenizer,
+            tokenizer=tokenizer,
+            dynamics=dynamics,
+            begun=begun,
             data_dir=data,
             out=out,
             sampling=settings(sampling or [], "--set"),

@@ -36,6 +36,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("train_dynamics",),
     ("train_forecasts",),
     ("recipes",),
+    ("lineage",),
     ("card",),
     ("enma_fast",),  # the package's own __init__.py: public names
     ("report",),
