@@ -157,7 +157,8 @@ class SamplingConfig:
     """Defaults of the sampler. ``flow_steps`` midpoint steps cost two velocity evaluations each.
 
     With ``last_flow_steps`` their number goes linearly from ``flow_steps`` at the first mask step of a frame to
-    ``last_flow_steps`` at the last (:func:`enma_fast.schedule.flow_steps_at`).
+    ``last_flow_steps`` at the last (:func:`enma_fast.schedule.flow_steps_at`). With ``shifts`` members see a periodic
+    field from so many different places (:mod:`enma_fast.shifts`).
     """
 
     mask_steps: int = 6
@@ -165,6 +166,7 @@ class SamplingConfig:
     last_flow_steps: int | None = None
     method: Literal["midpoint", "euler"] = "midpoint"
     temperature: float = 1.0
+    shifts: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -285,6 +287,7 @@ _COUNTS = (
     "sampling.mask_steps",
     "sampling.flow_steps",
     "sampling.last_flow_steps",
+    "sampling.shifts",
 )
 
 

@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 
 from .coding import BLOCKS, code_rows
-from .config import ModelConfig
+from .config import ModelConfig, SamplingConfig
 from .errors import EnmaError, first_line
 from .layers import own_dtype
 from .model import Model
 from .noise import trajectory_seed
+from .shifts import amounts, moved
 from .system import memory
 from .wording import counted
 
@@ -35,7 +36,7 @@ LEAST_SEED, MOST_SEED = -(2**63), 2**64 - 1
 
 @dataclass(frozen=True)
 class Request:
-    """Checked inputs, encoded: one row per trajectory."""
+    """Checked inputs, encoded: one row per trajectory and shift that some member takes."""
 
     history_BTNC: Tensor
     context_BTNC: Tensor | None
@@ -45,6 +46,19 @@ class Request:
     seeds: list[int]
     # Trajectory and member.
     rows: list[tuple[int, int]]
+    # Grid points by which each shift moves the field; row (b, k) takes shift k modulo their number.
+    shifts: list[tuple[int, ...]]
+    # Place of the history of (trajectory, shift) in `history_BTNC`.
+    places: dict[tuple[int, int], int]
+
+    def history_of(self, row: tuple[int, int]) -> int:
+        """Place of a row's history and context."""
+        b, k = row
+        return self.places[b, k % len(self.shifts)]
+
+    def amount_of(self, row: tuple[int, int]) -> tuple[int, ...]:
+        """Grid points by which a row's field is moved."""
+        return self.shifts[row[1] % len(self.shifts)]
 
 
 def check_size(config: ModelConfig, *, num_frames: int, num_members: int, num_trajectories: int = 1) -> None:
@@ -71,6 +85,7 @@ def read_request(
     trajectories: Sequence[int] | None,
     first_member: int,
     *,
+    settings: SamplingConfig,
     warn: bool = True,
     strict: bool = False,
 ) -> tuple[Request, bool]:
@@ -124,12 +139,26 @@ def read_request(
     if warn:
         warn_if_long(config, last)
         say_outside(model, numbers, outside(model, known, other, scattered=where is not None), strict=strict)
+    shifts = amounts(config, settings)
+    if where is not None and len(shifts) > 1:
+        raise EnmaError(f"points: shifts is {len(shifts)}, which is for fields on the grid; give settings without it")
+    rows = [(b, first_member + k) for b in range(B) for k in range(num_members)]
+    used = sorted({k % len(shifts) for _, k in rows[:num_members]})
+
+    def encoded(fields: Tensor) -> Tensor:
+        """Latents of each trajectory in each shift that is used, [B * len(used), T, N, C]."""
+        if len(used) == 1:
+            return _encode(model, moved(fields, shifts[used[0]]), where)
+        seen = torch.stack([moved(fields, shifts[s]) for s in used], 1)
+        return _encode(model, seen.flatten(0, 1), where)
+
     if known is None:
-        history_BTNC = torch.zeros(B, 0, config.num_tokens, config.token_channels, device=device)
+        history_BTNC = torch.zeros(B * len(used), 0, config.num_tokens, config.token_channels, device=device)
     else:
-        whole = config.tokenizer.whole_latents(observed)
-        history_BTNC = _encode(model, known, where)[:, :whole]
-    context_BTNC = None if other is None else _encode(model, other, where).expand(B, -1, -1, -1)
+        history_BTNC = encoded(known)[:, : config.tokenizer.whole_latents(observed)]
+    context_BTNC = None
+    if other is not None:
+        context_BTNC = encoded(other).unflatten(0, (-1, len(used))).expand(B, -1, -1, -1, -1).flatten(0, 1)
     request = Request(
         history_BTNC=history_BTNC,
         context_BTNC=context_BTNC,
@@ -137,7 +166,9 @@ def read_request(
         last=last,
         num_latents=config.tokenizer.latent_frames(last),
         seeds=[trajectory_seed(seed, n) for n in numbers],
-        rows=[(b, first_member + k) for b in range(B) for k in range(num_members)],
+        rows=rows,
+        shifts=shifts,
+        places={(b, s): b * len(used) + i for b in range(B) for i, s in enumerate(used)},
     )
     return request, batched
 

@@ -28,6 +28,7 @@ from .layers import own_dtype
 from .model import Model
 from .results import SPACE, Ensemble, Given, Labels, first_time, given
 from .schedule import chosen_sampling
+from .shifts import moved
 
 # A numpy array, a tensor, an xarray.DataArray or an xarray.Dataset.
 Array = np.ndarray | Tensor | Any
@@ -176,15 +177,26 @@ def stream(
     """
     queried = None if query is None else coordinates("query", query, model)
     known, other, labels = _read(model, history, context, points, queried, trajectories, num_members, first_member)
+    chosen = chosen_sampling(model.config, settings)
     request, batched = read_request(
-        model, known, num_frames, num_members, seed, other, points, labels.trajectories, first_member, strict=strict
+        model,
+        known,
+        num_frames,
+        num_members,
+        seed,
+        other,
+        points,
+        labels.trajectories,
+        first_member,
+        settings=chosen,
+        strict=strict,
     )
     engine = engine_for(model.dynamics, dtype=dtype, backend=backend)
     size = whole_number("chunk", len(request.rows) if chunk is None else chunk)
     frames = _frames(
         model,
         request,
-        _chunks(engine, request, chosen_sampling(model.config, settings), size),
+        _chunks(engine, request, chosen, size),
         _all_kept(request),
         shape=(len(request.seeds), num_members) if batched else (num_members,),
         query=queried,
@@ -223,6 +235,7 @@ def sample_fields(
         ``[K, T, *grid, c]`` or ``[B, K, T, *grid, c]``, fp32.
     """
     queried = None if query is None else coordinates("query", query, model)
+    chosen = chosen_sampling(model.config, settings)
     request, batched = read_request(
         model,
         history,
@@ -233,11 +246,12 @@ def sample_fields(
         points,
         trajectories,
         first_member,
+        settings=chosen,
         warn=warn,
         strict=strict,
     )
     engine = engine_for(model.dynamics, dtype=dtype, backend=backend)
-    chunks = _chunks(engine, request, chosen_sampling(model.config, settings), whole_number("chunk", chunk))
+    chunks = _chunks(engine, request, chosen, whole_number("chunk", chunk))
     shape = (len(request.seeds), num_members) if batched else (num_members,)
     kept = _all_kept(request)
     if stop is not None:
@@ -251,6 +265,7 @@ def sample_fields(
         # As long as without `stop`, so that the decoder does the same arithmetic.
         missing = part.latents.new_zeros(*_missing(part.latents, request.num_latents))
         fields = _fields(model, torch.cat([part.latents, missing], dim=1), request, queried)
+        fields = _moved_back(fields, request, part.rows)
         if out is None:
             out = fields.new_empty(len(request.rows), *fields.shape[1:])
         out[part.rows] = fields
@@ -280,7 +295,11 @@ def _chunks(engine: Engine, request: Request, settings: SamplingConfig, size: in
         part = slice(begin, begin + size)
         rows = request.rows[part]
         chunks.append(
-            _Chunk(part, _latents(engine, request, rows, settings), request.history_BTNC[[b for b, _ in rows]])
+            _Chunk(
+                part,
+                _latents(engine, request, rows, settings),
+                request.history_BTNC[[request.history_of(row) for row in rows]],
+            )
         )
     return chunks
 
@@ -318,7 +337,7 @@ def _frames(
             decoded = _decode(model, torch.cat([z, missing], dim=1), end, query)[:, begin:end]
             if group is None:
                 group = torch.full((len(kept), *decoded.shape[1:]), math.nan, device=decoded.device)
-            group[part.rows] = decoded
+            group[part.rows] = _moved_back(decoded, request, part.rows)
         assert group is not None
         for rows in group.unbind(1):
             rows[kept <= number] = math.nan
@@ -462,9 +481,9 @@ def _wrapped(labels: Labels, number: int, frame: Tensor) -> Any:
 def _latents(
     engine: Engine, request: Request, rows: list[tuple[int, int]], settings: SamplingConfig
 ) -> Iterator[Tensor]:
-    """Latent frames of rows ``(trajectory, member)``; a trajectory's history and context are read once."""
-    which = sorted({b for b, _ in rows})
-    place = {b: i for i, b in enumerate(which)}
+    """Latent frames of rows ``(trajectory, member)``; history and context are read once for each shift."""
+    which = sorted({request.history_of(row) for row in rows})
+    place = {history: i for i, history in enumerate(which)}
     device = request.history_BTNC.device
     return engine.trajectory(
         request.history_BTNC[which],
@@ -473,8 +492,19 @@ def _latents(
         members=torch.tensor([k for _, k in rows], device=device),
         context=None if request.context_BTNC is None else request.context_BTNC[which],
         settings=settings,
-        groups=torch.tensor([place[b] for b, _ in rows], device=device),
+        groups=torch.tensor([place[request.history_of(row)] for row in rows], device=device),
     )
+
+
+def _moved_back(fields: Tensor, request: Request, rows: slice) -> Tensor:
+    """Decoded rows ``[rows, T, *grid, c]``, each where its trajectory is."""
+    if len(request.shifts) == 1:
+        return fields
+    moves = [request.amount_of(row) for row in request.rows[rows]]
+    for amount in set(moves):
+        index = [i for i, other in enumerate(moves) if other == amount]
+        fields[index] = moved(fields[index], amount, back=True)
+    return fields
 
 
 def _fields(model: Model, latents: Tensor, request: Request, query: Tensor | None) -> Tensor:

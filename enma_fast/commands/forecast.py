@@ -25,6 +25,7 @@ from .options import (
     Members,
     Precision,
     Seed,
+    Shifts,
     Strict,
     Temperature,
     Threads,
@@ -81,6 +82,7 @@ def forecast(
     last_flow_steps: LastFlowSteps = None,
     flow_method: FlowMethod = None,
     temperature: Temperature = None,
+    shifts: Shifts = None,
     precision: Precision = None,
     chunk: Chunk = 64,
     device: Device = "cpu",
@@ -108,6 +110,7 @@ def forecast(
         last_flow_steps=last_flow_steps,
         flow_method=flow_method,
         temperature=temperature,
+        shifts=shifts,
     )
     task = task or ("temporal" if context is None else "initial-value")
     command = shlex.join(

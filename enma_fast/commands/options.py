@@ -39,6 +39,9 @@ LastFlowSteps = Annotated[
 ]
 FlowMethod = Annotated[str | None, typer.Option("--flow-method", help="midpoint or euler.")]
 Temperature = Annotated[float | None, typer.Option("--temperature", help="Factor on the noise.")]
+Shifts = Annotated[
+    int | None, typer.Option("--shifts", help="Places on a periodic domain from which members see the field.")
+]
 Precision = Annotated[
     str | None, typer.Option("--precision", help="Of the sampler's weights: fp32 or bf16; the model's own by default.")
 ]

@@ -25,6 +25,7 @@ from .options import (
     Members,
     Precision,
     Seed,
+    Shifts,
     Strict,
     Task,
     Temperature,
@@ -59,6 +60,7 @@ def score(
     last_flow_steps: LastFlowSteps = None,
     flow_method: FlowMethod = None,
     temperature: Temperature = None,
+    shifts: Shifts = None,
     precision: Precision = None,
     strict: Strict = False,
     chunk: Chunk = 64,
@@ -88,6 +90,7 @@ def score(
             "last_flow_steps": last_flow_steps,
             "flow_method": flow_method,
             "temperature": temperature,
+            "shifts": shifts,
         }
         case = {"task": task, "history": history, "members": members, "seed": seed, "limit": limit, "chunk": chunk}
         case |= {"precision": precision, "strict": strict}

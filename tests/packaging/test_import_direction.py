@@ -26,6 +26,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("sample", "checkpoint"),
     ("coding", "folding", "static_step", "native_sampler", "rollout"),
     ("graphs",),
+    ("shifts",),
     ("engine", "inputs"),
     ("members",),
     ("tasks",),
