@@ -256,6 +256,7 @@ def test_paper_presets_have_the_papers_sizes(name):
     ("name", "latents", "tokenizer_tokens", "tokens", "channels"),
     [
         ("combined-paper", 11, 16, 16, 4),
+        ("combined-fast-paper", 11, 16, 16, 4),
         ("advection-paper", 11, 16, 16, 4),
         ("gray-scott-paper", 11, 64, 64, 4),
         ("wave-paper", 16, 256, 64, 32),
@@ -276,6 +277,7 @@ def test_paper_presets_have_the_papers_tokens(name, latents, tokenizer_tokens, t
 def test_every_paper_preset_is_held():
     assert sorted(PAPER) == [
         "advection-paper",
+        "combined-fast-paper",
         "combined-paper",
         "gray-scott-paper",
         "vorticity-paper",
