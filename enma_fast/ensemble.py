@@ -31,13 +31,13 @@ import torch
 from .block_sampler import BlockSampler
 from .blocks import Block, Cut, P, Unit, claims, missing_parts
 from .checkpoint import load_model
-from .chunks import write_file
 from .config import SamplingConfig
 from .data import FieldFile, count, read_numbered
 from .errors import EnmaError
-from .identity import differences, mend
+from .files import unfinished, write_file
+from .identity import damaged_files, differences, repair
 from .launch import Launch, detect
-from .ledger import Ledger, RunLock, unfinished_write
+from .ledger import Ledger, RunLock
 from .members import CHUNK
 from .output import LEDGER, ForecastStore, Layout, check_place, is_store, lay_out, real_path, refuse, sweep
 from .statistics import NotFiniteError, Statistics, bytes_needed
@@ -307,7 +307,8 @@ class Run:
                 self._require_same()
                 if lock.first:
                     with self._in_words():
-                        mend(self.out, self.layout)
+                        if damaged_files(self.out):
+                            repair(self.out, self._with_hashes())
             lock.share()
             ledger = self._ledger()
             if ledger is not None:
@@ -459,7 +460,7 @@ class Run:
         return replace(self.layout, attributes=attributes)
 
     def _require_same(self) -> None:
-        found = differences(self.out, self.layout)
+        found = differences(self.out, self.layout, complete=self._with_hashes)
         if found:
             raise EnmaError(
                 f"{self.out}: belongs to another run: {'; '.join(found)}; choose another --out, or use --force"
@@ -484,7 +485,7 @@ class Run:
         for left in (*self.out.glob(".statistics-*"), *self.out.glob("..statistics-*")):
             left.unlink(missing_ok=True)
         with suppress(FileNotFoundError):
-            unfinished_write(self.out / LEDGER).unlink(missing_ok=True)
+            (self.out / unfinished(LEDGER)).unlink(missing_ok=True)
             (self.out / LEDGER).unlink()
 
     @contextmanager

@@ -23,11 +23,13 @@ from pathlib import Path
 import numpy as np
 
 from .errors import EnmaError
+from .files import open_file, write_file
 
 _MAGIC = b"enmaunit"
 # Magic, and the chunk that a run was found to fit the memory with (0: as it was asked for).
 _HEADER = struct.Struct("<8sq")
-_DONE = 1
+# Of a unit; any other value is missing.
+_DONE, DAMAGED = 1, 2
 _MOST_READ = 2**30
 # Seconds between looks at a store that another process is making.
 _POLL = 0.05
@@ -52,12 +54,14 @@ class Ledger:
     def __init__(self, path: Path, num_units: int) -> None:
         self.path, self.num_units = path, num_units
         try:
-            self._file = os.open(path, os.O_RDWR)
+            self._file = open_file(path, os.O_RDWR)
         except FileNotFoundError:
             raise
-        except OSError:
+        except OSError as error:
+            if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+                raise EnmaError(f"{path}: is not a ledger ({error.strerror}); write the forecast again") from error
             # On a disk that is read only it tells what is done, and no more.
-            self._file = os.open(path, os.O_RDONLY)
+            self._file = open_file(path, os.O_RDONLY)
         size = os.fstat(self._file).st_size
         head = os.pread(self._file, _HEADER.size, 0)
         if size != _HEADER.size + num_units or head[:8] != _MAGIC or _HEADER.unpack(head)[1] < 0:
@@ -97,12 +101,17 @@ class Ledger:
             first += len(part)
         return np.concatenate(parts) if parts else np.zeros(0, bool)
 
+    def damaged(self) -> np.ndarray:
+        """Whether each unit is noted as damaged, `[num_units]` bool."""
+        data = self._read(self.num_units, _HEADER.size)
+        return np.frombuffer(data or bytes(self.num_units), np.uint8) == DAMAGED
+
     def mark(self, units: Sequence[int] | np.ndarray, *, done: bool = True) -> None:
-        """Note units as done, or as missing; after what they stand for has reached the disk."""
+        """Note units as done, after what they stand for has reached the disk; or as damaged, so as missing."""
         numbers = np.asarray(units)
         for run in np.split(numbers, np.nonzero(np.diff(numbers) != 1)[0] + 1):
             if run.size:
-                os.pwrite(self._file, bytes([_DONE if done else 0]) * len(run), _HEADER.size + int(run[0]))
+                os.pwrite(self._file, bytes([_DONE if done else DAMAGED]) * len(run), _HEADER.size + int(run[0]))
 
     def claim(self, first: int, last: int) -> bool:
         """Try to become the only one who works on units `first, ..., last - 1`."""
@@ -151,19 +160,9 @@ def _flock(file: int, kind: int) -> bool:
     return True
 
 
-def write_ledger(path: Path, done: np.ndarray) -> None:
-    """Make a ledger whose units are done or not, `[n]` bool; it appears whole, on the disk once that is waited for."""
-    temporary = unfinished_write(path)
-    with temporary.open("wb") as file:
-        file.write(_HEADER.pack(_MAGIC, 0) + done.astype(np.uint8).tobytes())
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def unfinished_write(path: Path) -> Path:
-    """Where `write_ledger` that was killed has left a part."""
-    return path.with_name(f"{path.name}.tmp")
+def write_ledger(path: Path, states: np.ndarray) -> None:
+    """Make a ledger whose units are done or not, `[n]` bool, or DAMAGED; it appears whole."""
+    write_file(path, _HEADER.pack(_MAGIC, 0) + states.astype(np.uint8).tobytes())
 
 
 class RunLock:
@@ -226,7 +225,7 @@ class RunLock:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             while True:
-                self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+                self._file = open_file(self.path, os.O_RDWR | os.O_CREAT)
                 if self._enter():
                     return
                 self._drop()

@@ -1,4 +1,4 @@
-"""What `verify` notes as missing is damaged when it is noted, in the store that is there then."""
+"""What is marked as damaged is damaged when it is marked, in the store that is there then."""
 
 import shutil
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from enma_fast.integrity import check_store, mark_missing
+from enma_fast.integrity import check_store, mark
 from enma_fast.ledger import Ledger
 from enma_fast.output import LEDGER, Layout, create_store
 
@@ -31,7 +31,7 @@ def missing(store: Path, units: int) -> list[int]:
     return found
 
 
-def test_what_was_mended_meanwhile_is_not_noted(store: Path) -> None:
+def test_what_was_repaired_meanwhile_is_not_marked(store: Path) -> None:
     first, second = store / "u" / "c.0.1.0.0", store / "u" / "c.1.2.0.0"
     whole = first.read_bytes()
     for file in (first, second):
@@ -39,20 +39,20 @@ def test_what_was_mended_meanwhile_is_not_noted(store: Path) -> None:
     found = check_store(store)
     assert [damage.file for damage in found] == ["u/c.0.1.0.0", "u/c.1.2.0.0"]
     first.write_bytes(whole)
-    mark_missing(store, found)
+    mark(store, found)
     assert missing(store, 6) == [5]
     second.write_bytes(whole)
     (store / LEDGER).unlink()
-    mark_missing(store, found)
+    mark(store, found)
     assert not (store / LEDGER).exists()
 
 
-def test_a_store_that_was_begun_anew_is_noted_as_it_is(store: Path) -> None:
+def test_a_store_that_was_begun_anew_is_marked_as_it_is(store: Path) -> None:
     (store / "u" / "c.1.2.0.0").unlink()
     found = check_store(store)
     shutil.rmtree(store)
     with create_store(store, layout(8)) as made:
         made.put(0, np.ones((2, 8, 5, 7, 1), np.float32))
     (store / "u" / "c.1.2.0.0").unlink()
-    mark_missing(store, found)
+    mark(store, found)
     assert missing(store, 16) == [10]

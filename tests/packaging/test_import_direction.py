@@ -9,12 +9,14 @@ from pathlib import Path
 # Names are modules or sub-packages of enma_fast; files within one sub-package may import each other.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("extras", "system", "launch", "wording"),
+    ("extras", "files", "launch", "names", "system", "wording"),
     ("config", "paper", "pretrained"),
     ("schedule", "metrics", "optim", "data"),
     ("chunks", "ledger"),
+    ("checksums", "structure"),
     ("output", "plots", "statistics", "results"),
-    ("identity", "writer", "blocks"),
+    ("inventory", "writer", "blocks"),
+    ("identity",),
     ("netcdf", "integrity"),
     ("kernels", "_C"),
     ("ops",),
