@@ -30,16 +30,18 @@ import torch
 
 from .block_sampler import BlockSampler
 from .blocks import Block, Cut, P, Unit, claims, missing_parts
-from .checkpoint import load_model
+from .checkpoint import hashes, load_model
 from .config import SamplingConfig
 from .data import FieldFile, count, read_numbered
 from .errors import EnmaError
 from .files import unfinished, write_file
-from .identity import damaged_files, differences, repair
+from .fingerprint import settings_here
+from .identity import FINGERPRINT, damaged_files, differences, repair
 from .launch import Launch, detect
 from .ledger import Ledger, RunLock
 from .members import CHUNK
 from .output import LEDGER, ForecastStore, Layout, check_place, is_store, lay_out, real_path, refuse, sweep
+from .static_share import StaticShare, require_shared_locks, shares
 from .statistics import NotFiniteError, Statistics, bytes_needed
 from .tasks import Case, check_case, file_hashes, layout_of, provenance, warn_of_own_contexts
 from .writer import Writer
@@ -96,6 +98,7 @@ def prepare(
     device: str = "cpu",
     command: str = "",
     force: bool = False,
+    static: bool = False,
     launch: Launch | None = None,
 ) -> Run:
     """Check a run and everything it needs, before any work.
@@ -148,6 +151,8 @@ def prepare(
         Written into the store, so that it can be repeated.
     force
         Replace a forecast store that is there, in place of continuing it; not for several processes.
+    static
+        Give each process a fixed share of the members, which needs no locks of the file system.
     launch
         Which process of the run this is; by default as the launcher's variables say.
 
@@ -195,7 +200,7 @@ def prepare(
     warn_of_own_contexts(fields, case, rows)
     # Bad quantiles and thresholds are said here.
     Statistics((1,), quantiles=quantiles, thresholds=thresholds)
-    sampler = BlockSampler(model, fields, case, rows)
+    sampler = BlockSampler(model, fields, case, rows, name=" ".join(hashes(checkpoint).values()))
     if command and not sampler.independent:
         # The number of rows decides how results are rounded there.
         command += f" --chunk {chunk}"
@@ -208,7 +213,9 @@ def prepare(
         quantiles=tuple(quantiles),
         thresholds=tuple(thresholds),
     )
-    return Run(sampler=sampler, out=Path(out), layout=layout, launch=launch, force=force)
+    if not static:
+        require_shared_locks(Path(out), launch)
+    return Run(sampler=sampler, out=Path(out), layout=layout, launch=launch, force=force, static=static)
 
 
 def run(
@@ -227,6 +234,7 @@ class Run:
     layout: Layout
     launch: Launch
     force: bool = False
+    static: bool = False
 
     def __post_init__(self) -> None:
         self.store = ForecastStore(self.out, self.layout)
@@ -298,7 +306,7 @@ class Run:
         """
         clock = time.perf_counter()
         sampled = 0
-        with RunLock(self.out, self.launch.run) as lock:
+        with StaticShare(self.out, self.launch) if self.static else RunLock(self.out, self.launch.run) as lock:
             if lock.first:
                 sweep(self.out)
             if lock.first and (self.force or not self.out.exists()):
@@ -316,7 +324,8 @@ class Run:
                     try:
                         self._fit(ledger)
                         sampled = self._work(ledger, progress)
-                        self._finish()
+                        if not self.static or self._all_done():
+                            self._finish()
                     finally:
                         self.sampler.forget()
                         ledger.close()
@@ -356,9 +365,21 @@ class Run:
                         progress(int(ledger.done(0, total).sum()) + writer.waiting, total)
             if progress is not None and total > _SHORT:
                 progress(total, total)
-        if self.layout.statistics:
+        # With fixed shares, the process that ends last makes the statistics of members.
+        if self.layout.statistics and (not self.static or not self.layout.keep_members or self._all_done(members=True)):
             sampled += self._statistics(ledger, progress)
         return sampled
+
+    def _all_done(self, *, members: bool = False) -> bool:
+        """Whether all units are done, or all members; as a network file system tells who opens the file anew."""
+        fresh = self._ledger()
+        if fresh is None:
+            return True
+        total = len(self.layout.trajectories) * self.layout.num_members if members else None
+        try:
+            return bool(fresh.done(0, total).all())
+        finally:
+            fresh.close()
 
     def _may_look(self, total: int) -> bool:
         """Whether it is time to count the members that all ranks have done."""
@@ -369,7 +390,12 @@ class Run:
         return True
 
     def _claims(self, ledger: Ledger, pieces: Sequence[P], **options: Any) -> Iterator[P]:
-        return claims(ledger, pieces, rank=self.launch.rank, num_ranks=self.launch.num_ranks, **options)
+        rank, num_ranks = self.launch.rank, self.launch.num_ranks
+        if self.static:
+            # Of statistics of members, there is one process left.
+            alone = self.layout.keep_members and bool(pieces) and isinstance(pieces[0], Unit)
+            return shares(ledger, pieces, rank=0 if alone else rank, num_ranks=1 if alone else num_ranks)
+        return claims(ledger, pieces, rank=rank, num_ranks=num_ranks, **options)
 
     def _statistics(self, ledger: Ledger, progress: Progress | None) -> int:
         """Statistics of each trajectory; returns how many members were sampled for them."""
@@ -456,11 +482,23 @@ class Run:
 
     def _with_hashes(self) -> Layout:
         """The layout, with hashes of the files; only who makes the store reads them whole."""
-        attributes = {**self.layout.attributes, **file_hashes(self.sampler.data, self.sampler.case)}
+        attributes = {**self._with_fingerprint().attributes, **file_hashes(self.sampler.data, self.sampler.case)}
         return replace(self.layout, attributes=attributes)
 
+    def _with_fingerprint(self) -> Layout:
+        """The layout, with the fingerprint of the arithmetic of this process."""
+        return replace(self.layout, attributes={**self.layout.attributes, FINGERPRINT: self.sampler.fingerprint()})
+
     def _require_same(self) -> None:
-        found = differences(self.out, self.layout, complete=self._with_hashes)
+        # Of a store that is complete, nothing is sampled.
+        layout = self._with_fingerprint() if (self.out / LEDGER).exists() else self.layout
+        found = differences(self.out, layout, complete=self._with_hashes)
+        if found and all(text.startswith(FINGERPRINT) for text in found):
+            raise EnmaError(
+                f"{self.out}: its members were sampled by other arithmetic ({found[0]}; here: "
+                f"{', '.join(settings_here(self.sampler.device))}); continue it with the settings and on the kind of "
+                "processor that began it, choose another --out, or use --force"
+            )
         if found:
             raise EnmaError(
                 f"{self.out}: belongs to another run: {'; '.join(found)}; choose another --out, or use --force"

@@ -181,3 +181,10 @@ def made_parents(path: Path) -> list[Path]:
         made.append(parent)
     path.parent.mkdir(parents=True, exist_ok=True)
     return made
+
+
+def remove_empty(folders: list[Path]) -> None:
+    """Remove folders that hold nothing, as far as that can be done."""
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()

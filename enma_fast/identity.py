@@ -65,7 +65,7 @@ def _attributes_differ(found: Mapping[str, Any], own: Mapping[str, Any]) -> list
     says_nothing = {"command", "history", "title", "references", "further_versions", "data_sha256", "context_sha256"}
     keys = own.keys() | found.keys()
     # Older stores have no fingerprint: that of their instructions, `arithmetic`, is compared.
-    old = set() if FINGERPRINT in found else {FINGERPRINT}
+    old = set() if FINGERPRINT in found and FINGERPRINT in own else {FINGERPRINT}
     return [
         f"{key} is {_short(found.get(key))} there, {_short(own.get(key))} here"
         for key in sorted(keys - says_nothing - {DIGEST} - old)

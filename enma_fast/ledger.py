@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from .errors import EnmaError
-from .files import open_file, write_file
+from .files import made_parents, open_file, remove_empty, write_file
 
 _MAGIC = b"enmaunit"
 # Magic, and the chunk that a run was found to fit the memory with (0: as it was asked for).
@@ -147,8 +147,26 @@ class Ledger:
         except OSError as error:
             if error.errno in (errno.EAGAIN, errno.EACCES, errno.ESTALE):
                 return False
-            raise EnmaError(f"{self.path}: its file system gives no locks ({error}); choose another --out") from error
+            raise EnmaError(f"{self.path}: {_without_locks(error)}") from error
         return True
+
+
+def _without_locks(error: OSError) -> str:
+    return (
+        f"its file system gives no locks ({error.strerror}); mount it with locks, choose another --out, or give each "
+        "process a fixed share: --static"
+    )
+
+
+def _require_locks(target: Path, file: int) -> None:
+    """Raise `EnmaError` unless an open file can be locked in both ways."""
+    try:
+        for kind in (fcntl.F_WRLCK, fcntl.F_UNLCK):
+            # Beyond what is ever written.
+            fcntl.fcntl(file, fcntl.F_OFD_SETLK, struct.pack("hhqqi", kind, os.SEEK_SET, 1 << 40, 1, 0))
+    except OSError as error:
+        if error.errno not in (errno.EAGAIN, errno.EACCES):
+            raise EnmaError(f"{target}: {_without_locks(error)}") from error
 
 
 def _flock(file: int, kind: int) -> bool:
@@ -188,6 +206,8 @@ class RunLock:
         real = target.resolve()
         self.target, self.path, self.run = target, real.with_name(f".{real.name}.lock"), run
         self._file, self.first = -1, False
+        # Folders that were not there before; innermost first.
+        self._parents: list[Path] = []
         self._take()
 
     def share(self) -> None:
@@ -204,15 +224,15 @@ class RunLock:
             self.share()
 
     def close(self) -> None:
-        """Leave; the last process removes the file."""
-        if self._file < 0:
-            return
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self.path.unlink(missing_ok=True)
-        except OSError:
-            pass
-        self._drop()
+        """Leave; the last process removes the file, and folders that were made for nothing."""
+        if self._file >= 0:
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self.path.unlink(missing_ok=True)
+            except OSError:
+                pass
+            self._drop()
+        remove_empty(self._parents)
 
     def __enter__(self) -> RunLock:
         return self
@@ -223,7 +243,7 @@ class RunLock:
     def _take(self) -> None:
         """Wait until the lock is had alone, or beside processes of the same run."""
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._parents += made_parents(self.path)
             while True:
                 self._file = open_file(self.path, os.O_RDWR | os.O_CREAT)
                 if self._enter():
@@ -232,6 +252,8 @@ class RunLock:
                 time.sleep(_POLL)
         except OSError as error:
             self.close()
+            if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise EnmaError(f"{self.target}: {_without_locks(error)}") from error
             raise EnmaError(f"{self.target}: cannot be written ({error}); choose another --out") from error
         except BaseException:
             self.close()
@@ -248,6 +270,7 @@ class RunLock:
         if not state.st_nlink or not (self.first or state.st_size):
             return False
         if self.first:
+            _require_locks(self.target, self._file)
             self._write()
             return True
         self._require_same_run()

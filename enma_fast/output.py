@@ -37,7 +37,7 @@ from .checksums import Recorder, write_checksums
 from .chunks import Disk, array_metadata, checksum, chunk_name, encode_chunk, encode_shard, settled
 from .errors import EnmaError, first_line
 from .extras import load_extra
-from .files import make_folder, move, read_file, remove, write_file
+from .files import made_parents, make_folder, move, read_file, remove, remove_empty, write_file
 from .ledger import write_ledger
 from .names import check_names
 from .structure import (
@@ -280,7 +280,9 @@ def create_store(
     load_extra("zarr", "store")
     refuse(path, force=force)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    parents: list[Path] = []
     try:
+        parents = made_parents(path)
         with made(temporary, layout):
             store = ForecastStore(temporary, layout)
             try:
@@ -293,6 +295,7 @@ def create_store(
         raise EnmaError(f"{path}: cannot be written ({error}); choose another place or free space") from error
     finally:
         remove(temporary)
+        remove_empty(parents)
 
 
 def lay_out(path: Path, layout: Layout, *, force: bool = False) -> None:

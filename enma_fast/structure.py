@@ -141,7 +141,8 @@ def _check(path: Path, root: Mapping[str, Any]) -> None:
     arrays = found["metadata"]
     if not isinstance(arrays, dict):
         refuse("its metadata are not consolidated")
-    check_names(arrays, kind="array", where=path)
+    for kind, names in (("channel", root["attributes"]["channels"]), ("array", arrays)):
+        check_names(names, kind=kind, where=path)
     sizes: dict[str, int] = {}
     for name, array in arrays.items():
         wrong = array_problem(array)
@@ -213,9 +214,8 @@ def array_problem(array: Any) -> str | None:
 def _check_variables(attributes: Mapping[str, Any], arrays: Any, sizes: Mapping[str, int], refuse: Any) -> None:
     """The variables of a forecast, with the axes that they have, and a coordinate for each axis."""
     channels, keeps = attributes["channels"], attributes["keeps"].split(", ")
-    check_names(channels, kind="channel")
     frames = ("time", *(axis for axis in AXES if axis in sizes))
-    expected = {"trajectory": ("trajectory",)} | {name: (name,) for name in sizes}
+    expected: dict[str, tuple[str, ...]] = {"trajectory": ("trajectory",), **{name: (name,) for name in sizes}}
     optional: dict[str, tuple[str, ...]] = {}
     for name in channels:
         if "members" in keeps:
