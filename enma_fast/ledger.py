@@ -53,6 +53,7 @@ class Ledger:
 
     def __init__(self, path: Path, num_units: int) -> None:
         self.path, self.num_units = path, num_units
+        self._claimed = False
         try:
             self._file = open_file(path, os.O_RDWR)
         except FileNotFoundError:
@@ -115,11 +116,13 @@ class Ledger:
 
     def claim(self, first: int, last: int) -> bool:
         """Try to become the only one who works on units `first, ..., last - 1`."""
+        self._claimed = True
         return self._lock(fcntl.F_WRLCK, first, last)
 
     def release(self, first: int, last: int) -> None:
-        """Give a claim back."""
-        self._lock(fcntl.F_UNLCK, first, last)
+        """Give a claim back; without locks, of a fixed share, there is none."""
+        if self._claimed:
+            self._lock(fcntl.F_UNLCK, first, last)
 
     def finished(self) -> bool:
         """Whether the run is over: its ledger has been removed."""

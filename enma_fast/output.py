@@ -323,7 +323,7 @@ def lay_out(path: Path, layout: Layout, *, force: bool = False) -> None:
 @contextmanager
 def made(path: Path, layout: Layout) -> Iterator[None]:
     """A store without a forecast; after the block it is on the disk, with what was added."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    made_parents(path)
     remove(path)
     make_folder(path, follow=True)
     with settled(path.parent):
