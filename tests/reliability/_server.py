@@ -13,6 +13,7 @@ import importlib
 import io
 import json
 import os
+import resource
 import signal
 import sys
 import threading
@@ -134,6 +135,9 @@ def child(request: dict[str, Any]) -> None:
             os.dup2(file, number)
         sys.stdout, sys.stderr = (os.fdopen(file, "w", closefd=False) for file in (1, 2))
         os.environ.update(request["environ"])
+        if request["limits"]:
+            resource.setrlimit(resource.RLIMIT_AS, (request["limits"]["memory"],) * 2)
+            resource.setrlimit(resource.RLIMIT_CPU, (request["limits"]["cpu"],) * 2)
         for name, value in request["patch"].items():
             module, _, attribute = name.rpartition(".")
             setattr(importlib.import_module(f"enma_fast.{module}"), attribute, value)
