@@ -36,13 +36,22 @@ STATISTICS = {
     "quantile": ("quantile", "ensemble quantile of {}", ""),
     "exceedance": ("threshold", "share of members whose {} is above the threshold", ""),
 }
+# Levels of an attribute.
+_DEPTH = 4
 # Bytes of the metadata of a store, values along an axis, numbers of any kind, and members of all trajectories.
 _MOST, _LONGEST_AXIS, _LARGEST, _MOST_UNITS = 1 << 26, 1 << 25, 1 << 40, 1 << 31
 _DTYPES = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float32", "float64")
 _ROOT = {"attributes", "zarr_format", "consolidated_metadata", "node_type"}
 # Attributes of every store; and of most.
 _KINDS: dict[str, type] = {"num_members": int, "first_member": int, "shard": int, "keeps": str}
-_OTHERS: dict[str, type] = {"observed_frames": int, "command": str, "history": str, "model": str, "task": str}
+_OTHERS: dict[str, type] = {
+    "observed_frames": int,
+    "command": str,
+    "history": str,
+    "model": str,
+    "task": str,
+    "seed": int,
+}
 
 
 def root_of(path: Path) -> dict[str, Any]:
@@ -165,7 +174,7 @@ def _check_attributes(attributes: Mapping[str, Any], refuse: Any) -> None:
             value = attributes.get(name)
             if not isinstance(value, kind) or isinstance(value, bool):
                 refuse(f"its attribute {name} is {_short(value)}")
-            if isinstance(value, int) and not 0 <= value < _LARGEST:
+            if isinstance(value, int) and name != "seed" and not 0 <= value < _LARGEST:
                 refuse(f"its attribute {name} is {_short(value)}")
     channels = attributes.get("channels")
     if not isinstance(channels, list) or not channels or len(set(map(str, channels))) < len(channels):
@@ -175,8 +184,7 @@ def _check_attributes(attributes: Mapping[str, Any], refuse: Any) -> None:
         if not isinstance(values, list) or not all(_is_number(value) for value in values):
             refuse(f"its attribute {name} is {_short(values)}")
     for name, value in attributes.items():
-        values = value if isinstance(value, list) else [value]
-        if not all(value is None or isinstance(value, str | bool) or _is_number(value) for value in values):
+        if not _is_flat(value):
             refuse(f"its attribute {_short(name)} is {_short(value)}")
     keeps = attributes["keeps"].split(", ")
     if not set(keeps) <= {"members", *STATISTICS} or attributes["num_members"] < 1 or attributes["shard"] < 1:
@@ -253,6 +261,13 @@ def _is(value: Any, expected: int) -> bool:
 
 def _is_number(value: Any) -> bool:
     return _is_int(value) or (isinstance(value, float) and math.isfinite(value))
+
+
+def _is_flat(value: Any, depth: int = 0) -> bool:
+    """Whether a value is text, a number, or a few levels of these."""
+    if isinstance(value, dict | list) and depth < _DEPTH:
+        return all(_is_flat(item, depth + 1) for item in (value.values() if isinstance(value, dict) else value))
+    return value is None or isinstance(value, str | bool) or _is_number(value)
 
 
 def _short(value: Any) -> str:
