@@ -13,12 +13,8 @@ Shape suffixes: B trajectories, K members, T frames.
 
 from __future__ import annotations
 
-import io
 import logging
-import os
-import shutil
 import time
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -32,15 +28,18 @@ from .block_sampler import BlockSampler
 from .blocks import Block, Cut, P, Unit, claims, missing_parts
 from .checkpoint import hashes, load_model
 from .config import SamplingConfig
-from .data import FieldFile, count, read_numbered
+from .data import FieldFile
 from .errors import EnmaError
-from .files import unfinished, write_file
+from .files import unfinished
 from .fingerprint import settings_here
 from .identity import FINGERPRINT, damaged_files, differences, repair
 from .launch import Launch, detect
 from .ledger import Ledger, RunLock
 from .members import CHUNK
-from .output import LEDGER, ForecastStore, Layout, check_place, is_store, lay_out, real_path, refuse, sweep
+from .output import LEDGER, ForecastStore, Layout, lay_out
+from .place import check_disk, check_place, is_store, refuse, sweep
+from .saved_statistics import read_state, write_state
+from .selection import context_of, fields_of
 from .static_share import StaticShare, require_shared_locks, shares
 from .statistics import NotFiniteError, Statistics, bytes_needed
 from .tasks import Case, check_case, file_hashes, layout_of, provenance, warn_of_own_contexts
@@ -175,8 +174,8 @@ def prepare(
         )
     statistics = statistics or not keep_members or bool(len(quantiles) or len(thresholds))
     task = task or ("temporal" if context is None else "initial-value")
-    fields, rows = _fields(data, select, contexts=task != "temporal" and context is None)
-    other = context if context is None or isinstance(context, FieldFile) else _context(Path(context), rows)
+    fields, rows = fields_of(data, select, contexts=task != "temporal" and context is None)
+    other = context if context is None or isinstance(context, FieldFile) else context_of(Path(context), rows)
     case = Case(
         task=task,
         history=history,
@@ -258,7 +257,7 @@ class Run:
             refuse(self.out, force=True)
         if self.force or not self.out.exists():
             check_place(self.out)
-        self._check_disk(disk, files)
+        check_disk(self.out, disk, files)
         if measure is None:
             measure = missing > _MANY_CHUNKS * self.sampler.chunk
         # Of statistics alone, a rank makes those of whole trajectories.
@@ -504,19 +503,6 @@ class Run:
                 f"{self.out}: belongs to another run: {'; '.join(found)}; choose another --out, or use --force"
             )
 
-    def _check_disk(self, disk: int, files: int) -> None:
-        place = real_path(self.out).absolute()
-        folder = next(p for p in (place, *place.parents) if p.exists())
-        free = shutil.disk_usage(folder).free
-        if disk > free:
-            raise EnmaError(
-                f"{self.out}: needs {_gigabytes(disk)}, {_gigabytes(free)} are free; use fewer members, "
-                "--statistics-only, or another --out"
-            )
-        inodes = _free_inodes(folder)
-        if inodes is not None and files > inodes:
-            raise EnmaError(f"{self.out}: needs {files:,} files, {inodes:,} can be made; put members together: --shard")
-
     def _finish(self) -> None:
         """All units are done, so on the disk: without its ledger the store is complete."""
         # A process that was killed leaves its saved statistics, or part of them.
@@ -537,68 +523,3 @@ class Run:
                 f"{self.out}: cannot be written ({error}); what was written is kept, mend this and repeat the command"
                 f"{without}"
             ) from error
-
-
-def read_state(
-    path: Path, shape: tuple[int, ...], quantiles: Sequence[float], thresholds: Sequence[float]
-) -> Statistics:
-    """Statistics as they were saved, or new ones."""
-    try:
-        with np.load(path) as saved:
-            return Statistics.restore(dict(saved))
-    except FileNotFoundError:
-        return Statistics(shape, quantiles=quantiles, thresholds=thresholds)
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
-        log.warning("%s: is damaged; its trajectory is sampled again", path)
-        return Statistics(shape, quantiles=quantiles, thresholds=thresholds)
-
-
-def write_state(path: Path, fold: Statistics) -> None:
-    """Save statistics; the file appears whole."""
-    data = io.BytesIO()
-    arrays: dict[str, Any] = dict(fold.state())
-    np.savez(data, **arrays)
-    write_file(path, data.getvalue())
-
-
-def _fields(
-    data: str | Path | FieldFile, select: Sequence[int] | None, *, contexts: bool
-) -> tuple[FieldFile, Sequence[int]]:
-    """The fields of the selected trajectories, perhaps with those of others, and the numbers of the selected."""
-    if isinstance(data, FieldFile):
-        every = range(len(data)) if data.numbers is None else data.numbers.tolist()
-        rows = every if select is None else list(select)
-        _check_rows(rows, data.num_trajectories, data.path)
-        return data, rows
-    path = Path(data)
-    total = count(path)
-    rows = range(total) if select is None else list(select)
-    _check_rows(rows, total, path)
-    return read_numbered(path, rows, contexts=contexts), rows
-
-
-def _context(path: Path, rows: Sequence[int]) -> FieldFile:
-    """The contexts of trajectories `rows`, or the one of all; too few are found by `check_case`."""
-    total = count(path)
-    return read_numbered(path, [row for row in rows if 1 < total > row] or [0])
-
-
-def _check_rows(rows: Sequence[int], total: int, path: Path) -> None:
-    if not len(rows):
-        raise EnmaError(f"{path}: no trajectory is selected; it has {total}")
-    numbers = np.asarray(rows)
-    if numbers.min() < 0 or numbers.max() >= total:
-        wrong = numbers[(numbers < 0) | (numbers >= total)][0]
-        raise EnmaError(f"{path}: trajectory {wrong} is selected; it has 0 to {total - 1}")
-    if len(np.unique(numbers)) != len(numbers):
-        raise EnmaError(f"{path}: a trajectory is selected twice")
-
-
-def _gigabytes(size: int) -> str:
-    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e9:.2g} GB"
-
-
-def _free_inodes(folder: Path) -> int | None:
-    """Files that can still be made; None where the file system sets no limit."""
-    found = os.statvfs(folder)
-    return found.f_favail if found.f_files else None

@@ -18,7 +18,8 @@ from .errors import EnmaError, first_line
 from .extras import load_extra
 from .files import make_folder, move_into, remove
 from .inventory import files_of
-from .output import DAMAGED, Layout, attributes_of, made, read_forecast, real_path, write_metadata
+from .output import DAMAGED, Layout, attributes_of, made, read_forecast, write_metadata
+from .place import real_path
 from .structure import AXES, DIGEST, METADATA, digest_of, is_protected, read_json, root_of
 
 # Of the arithmetic that samples members, as `arithmetic` tells it.

@@ -25,7 +25,8 @@ from .inventory import files_of
 from .ledger import DAMAGED as DAMAGED_UNIT
 from .ledger import Ledger, RunLock, write_ledger
 from .names import problem as name_problem
-from .output import DAMAGED, LEDGER, Layout, real_path
+from .output import DAMAGED, LEDGER, Layout
+from .place import real_path
 from .structure import (
     DIGEST,
     METADATA,

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -37,9 +36,10 @@ from .checksums import Recorder, write_checksums
 from .chunks import Disk, array_metadata, checksum, chunk_name, encode_chunk, encode_shard, settled
 from .errors import EnmaError, first_line
 from .extras import load_extra
-from .files import made_parents, make_folder, move, read_file, remove, remove_empty, write_file
+from .files import made_parents, make_folder, move, remove, remove_empty, write_file
 from .ledger import write_ledger
 from .names import check_names
+from .place import real_path, refuse
 from .structure import (
     AXES,
     DIGEST,
@@ -500,47 +500,6 @@ def attributes_of(layout: Layout) -> dict[str, Any]:
         **layout.attributes,
     }
     return {**found, DIGEST: digest_of(found)}
-
-
-def check_place(path: Path) -> None:
-    """Raise `EnmaError` unless a folder can be made where `path` is to be; what is tried leaves no trace."""
-    path = real_path(path).absolute()
-    folder = next(parent for parent in path.parents if parent.exists())
-    if not folder.is_dir():
-        raise EnmaError(f"{path}: {folder} is a file; choose another --out")
-    try:
-        os.rmdir(tempfile.mkdtemp(prefix=f".{path.name}.", dir=folder))
-    except OSError as error:
-        raise EnmaError(f"{path}: cannot be written ({error}); choose another --out") from error
-
-
-def refuse(path: Path, *, force: bool) -> None:
-    """Raise `EnmaError` unless there is nothing at `path`, or a forecast store that may be replaced."""
-    if not path.exists():
-        return
-    if not is_store(path):
-        raise EnmaError(f"{path}: exists and is not a forecast store; choose another --out, or remove it")
-    if not force:
-        raise EnmaError(f"{path}: exists; choose another --out, or replace it with --force")
-
-
-def is_store(path: Path) -> bool:
-    """Whether there is a forecast store at `path`, perhaps a damaged one."""
-    metadata = path / METADATA
-    return metadata.is_file() and f'"{FORMAT}"'.encode() in read_file(metadata)
-
-
-def sweep(path: Path) -> None:
-    """Remove what a killed process that made or replaced a store left beside it; no other makes one meanwhile."""
-    path = real_path(path)
-    for ending in ("tmp", "old"):
-        remove(path.with_name(f".{path.name}.{ending}"))
-
-
-def real_path(path: str | Path) -> Path:
-    """Where a link leads, so that what it names is replaced and not the link."""
-    path = Path(path)
-    return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
 def _move(temporary: Path, path: Path) -> None:

@@ -14,13 +14,68 @@ Mutation = dict[str, Any]
 
 # What JSON may hold in the place of anything.
 VALUES: list[Any] = [
-    None, True, False, 0, 1, -1, 2, 3, 17, 1 << 31, 1 << 40, 1 << 63, 10**30, 0.5, -0.0, 1e308, float("inf"), float("nan"),
-    "", "u", "x", "..", "../../outside/u", "/proc/self/mem", "a\n\x1b[31mb", "[/red]", "\ud800", "é" * 300, "NaN",
-    [], [0], [1, 1], [[[]]], [None], ["u", "u"], ["../u"], {}, {"a": {}}, {"name": "crc32c"}, {"name": "numcodecs.pickle"},
-    [{"name": "bytes"}, {"name": "gzip", "configuration": {"level": 1}}], {"configuration": {"chunk_shape": [1 << 40]}},
-    "float64", "variable_length_bytes", "r8", "sharding_indexed", "group", "array", 1 << 20,
-]  # fmt: skip
-KEYS = ["zarr_format", "node_type", "filters", "compressor", "extra", "..", "units", "_FillValue", "scale_factor", "coordinates"]
+    None,
+    True,
+    False,
+    0,
+    1,
+    -1,
+    2,
+    3,
+    17,
+    1 << 31,
+    1 << 40,
+    1 << 63,
+    10**30,
+    0.5,
+    -0.0,
+    1e308,
+    float("inf"),
+    float("nan"),
+    "",
+    "u",
+    "x",
+    "..",
+    "../../outside/u",
+    "/proc/self/mem",
+    "a\n\x1b[31mb",
+    "[/red]",
+    "\ud800",
+    "é" * 300,
+    "NaN",
+    [],
+    [0],
+    [1, 1],
+    [[[]]],
+    [None],
+    ["u", "u"],
+    ["../u"],
+    {},
+    {"a": {}},
+    {"name": "crc32c"},
+    {"name": "numcodecs.pickle"},
+    [{"name": "bytes"}, {"name": "gzip", "configuration": {"level": 1}}],
+    {"configuration": {"chunk_shape": [1 << 40]}},
+    "float64",
+    "variable_length_bytes",
+    "r8",
+    "sharding_indexed",
+    "group",
+    "array",
+    1 << 20,
+]
+KEYS = [
+    "zarr_format",
+    "node_type",
+    "filters",
+    "compressor",
+    "extra",
+    "..",
+    "units",
+    "_FillValue",
+    "scale_factor",
+    "coordinates",
+]
 TARGETS = ["zero", "pipe", "folder", "loop", "nothing", "outside", "inside", "empty"]
 
 _number = st.integers(0, 1 << 16)
@@ -34,17 +89,28 @@ _edits = st.fixed_dictionaries(
 )
 MUTATIONS: st.SearchStrategy[Mutation] = st.one_of(
     st.fixed_dictionaries(
-        {"kind": st.just("json"), "file": _number, "edits": st.lists(_edits, min_size=1, max_size=3), "digest": st.booleans()}
+        {
+            "kind": st.just("json"),
+            "file": _number,
+            "edits": st.lists(_edits, min_size=1, max_size=3),
+            "digest": st.booleans(),
+        }
     ),
-    st.fixed_dictionaries({"kind": st.just("flip"), "file": _number, "bits": st.lists(_number, min_size=1, max_size=4)}),
+    st.fixed_dictionaries(
+        {"kind": st.just("flip"), "file": _number, "bits": st.lists(_number, min_size=1, max_size=4)}
+    ),
     st.fixed_dictionaries({"kind": st.just("size"), "file": _number, "by": st.integers(-64, 64)}),
     st.fixed_dictionaries({"kind": st.just("bytes"), "file": _number, "data": st.binary(max_size=64), "at": _number}),
     st.fixed_dictionaries({"kind": st.just("swap"), "file": _number, "other": _number}),
     st.fixed_dictionaries({"kind": st.just("put"), "file": _number, "target": st.sampled_from(TARGETS)}),
     st.fixed_dictionaries({"kind": st.just("ledger"), "states": st.binary(max_size=12), "fit": st.integers(-2, 4)}),
-    st.fixed_dictionaries({"kind": st.just("damaged"), "value": st.integers(0, len(VALUES) - 1), "names": st.lists(_number, max_size=3)}),
-    st.fixed_dictionaries({"kind": st.just("beside"), "name": st.sampled_from(["lock", "tmp", "old"]), "target": st.sampled_from(TARGETS)}),
-)  # fmt: skip
+    st.fixed_dictionaries(
+        {"kind": st.just("damaged"), "value": st.integers(0, len(VALUES) - 1), "names": st.lists(_number, max_size=3)}
+    ),
+    st.fixed_dictionaries(
+        {"kind": st.just("beside"), "name": st.sampled_from(["lock", "tmp", "old"]), "target": st.sampled_from(TARGETS)}
+    ),
+)
 
 
 def apply(store: Path, mutation: Mutation) -> None:
@@ -96,7 +162,12 @@ def _edit(store: Path, mutation: Mutation) -> None:
         return
     for edit in mutation["edits"]:
         _change(root, edit)
-    if mutation["digest"] and isinstance(root, dict) and isinstance(root.get("attributes"), dict) and file.parent == store:
+    if (
+        mutation["digest"]
+        and isinstance(root, dict)
+        and isinstance(root.get("attributes"), dict)
+        and file.parent == store
+    ):
         root["attributes"][DIGEST] = digest_of(root["attributes"])
     file.write_text(json.dumps(root))
 

@@ -26,7 +26,7 @@ CORPUS: list[Any] = json.loads((Path(__file__).parent / "corpus" / "stores.json"
 LIMITS = {"memory": 8 << 30, "cpu": 30}
 COMMANDS = ("verify", "verify", "score", "report", "plot", "export-netcdf", "forecast", "mark")
 # Of the suite that every change runs, about 15 s, and of the long one.
-FEW, MANY = 60, int(os.environ.get("ENMA_FAST_FUZZ_CASES", "2000"))
+FEW, MANY = 60, 2000
 KINDS = {"members": (), "shards": ("--shard", 2, "--quantiles", "0.5"), "statistics": ("--statistics-only",)}
 OPTIONS = ("--members", 3, "--select", "0:2", "--chunk", 2)
 
