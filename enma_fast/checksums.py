@@ -1,8 +1,9 @@
 """The checksum of each file of a forecast, recorded in the store as the file is written.
 
 A file's own CRC-32C tells that it is whole, and not that it is the file that was written there: two members whose
-files are swapped pass it. So a store has a file with four bytes for each of its files, in the order of `inventory`.
-Zero is what was not recorded. Processes write different files, so different places here.
+files are swapped pass it. So a store has a file with four bytes for each of its files, in the order of `inventory`,
+and then for those that are written when it is made. Zero is what was not recorded. Processes write different files, so
+different places here.
 """
 
 from __future__ import annotations
@@ -25,11 +26,12 @@ def write_checksums(store: Path, values: np.ndarray) -> None:
     write_file(store / CHECKSUMS, _MAGIC + values.astype(_DTYPE).tobytes())
 
 
-def read_checksums(store: Path, count: int) -> np.ndarray:
-    """What is recorded for each of `count` files `[count]`; `ValueError` if it is no such file."""
+def read_checksums(store: Path, count: int | None = None) -> np.ndarray:
+    """The checksums as they were recorded, of `count` files if that is known; `ValueError` if there are others."""
     data = read_file(store / CHECKSUMS)
-    if len(data) != len(_MAGIC) + count * _DTYPE.itemsize or not data.startswith(_MAGIC):
-        raise ValueError(f"torn: {len(data)} bytes of {len(_MAGIC) + count * _DTYPE.itemsize}")
+    size = len(data) if count is None else len(_MAGIC) + count * _DTYPE.itemsize
+    if len(data) != size or not data.startswith(_MAGIC) or (size - len(_MAGIC)) % _DTYPE.itemsize:
+        raise ValueError(f"torn: {len(data)} bytes of {size}")
     return np.frombuffer(data, _DTYPE, offset=len(_MAGIC))
 
 

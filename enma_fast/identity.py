@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .checksums import CHECKSUMS, write_checksums
+from .checksums import CHECKSUMS, read_checksums, write_checksums
 from .chunks import settled
 from .errors import EnmaError, first_line
 from .extras import load_extra
@@ -140,7 +140,7 @@ def repair(path: Path, layout: Layout) -> None:
             if CHECKSUMS in names:
                 # As the files are now: that they were another's before would not be noticed.
                 values = [file.checksum() for file in files_of(path, layout)]
-                write_checksums(path, np.asarray(values))
+                write_checksums(path, np.array([*values, *read_checksums(temporary)[len(values) :]], np.uint32))
         (path / DAMAGED).unlink()
     finally:
         remove(temporary)

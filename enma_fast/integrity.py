@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 
 from .checksums import CHECKSUMS, read_checksums
-from .chunks import chunk_name, problem, settled
+from .chunks import chunk_name, settled
 from .errors import EnmaError, first_line
 from .files import write_file
 from .identity import damaged_files, layout_at
-from .inventory import files_of
+from .inventory import StoredFile, files_of
 from .ledger import DAMAGED as DAMAGED_UNIT
 from .ledger import Ledger, RunLock, write_ledger
 from .names import problem as name_problem
@@ -169,7 +169,7 @@ def _mark_units(path: Path, layout: Layout, names: set[str], recorded: np.ndarra
 def _recorded(path: Path, root: dict[str, Any], layout: Layout) -> tuple[np.ndarray | None, list[str]]:
     """The recorded checksums of all files, if the store has any; and why they cannot be read."""
     try:
-        return read_checksums(path, layout.num_files()), []
+        return read_checksums(path, layout.num_files() + _num_fixed(root)), []
     except FileNotFoundError:
         return None, ["missing"] if is_protected(root["attributes"]) else []
     except (OSError, ValueError) as error:
@@ -182,11 +182,15 @@ def _fixed(path: Path, root: dict[str, Any]) -> Iterator[Damage]:
     if is_protected(attributes) and attributes.get(DIGEST) != digest_of(attributes):
         yield Damage(METADATA, "flipped: its attributes have another digest", "attributes of the store", range(0))
     try:
-        arrays, channels = dict(root["consolidated_metadata"]["metadata"]), list(attributes["channels"])
+        arrays = dict(root["consolidated_metadata"]["metadata"])
     except (ValueError, KeyError, TypeError):
         # Opening the store says what is wrong.
         return
-    own = {*map(str, channels), *(f"{name}_{kind}" for name in channels for kind in STATISTICS)}
+    fixed, recorded = _fixed_places(root), None
+    # What is wrong with the checksums is found with those of the members.
+    with suppress(OSError, ValueError):
+        recorded = read_checksums(path)
+        recorded = recorded if len(recorded) >= _num_fixed(root) else None
     for name, array in sorted(arrays.items()):
         if name_problem(name) is not None:
             continue
@@ -199,16 +203,43 @@ def _fixed(path: Path, root: dict[str, Any]) -> Iterator[Damage]:
         if wrong is not None:
             yield Damage(f"{name}/{file.name}", wrong, f"metadata of {name}", range(0))
             continue
-        if name in own or array_problem(array) is not None:
+        if name not in fixed:
             continue
-        chunk = array["chunk_grid"]["configuration"]["chunk_shape"]
+        chunk, damaged = array["chunk_grid"]["configuration"]["chunk_shape"], 0
         num_bytes = np.dtype(array["data_type"]).itemsize * int(np.prod(chunk))
-        damaged = 0
-        for index in np.ndindex(*(-(-n // m) for n, m in zip(array["shape"], chunk, strict=True))):
-            file = path / name / chunk_name(*index)
-            wrong = problem(file, num_bytes)
+        for place, index in enumerate(np.ndindex(*_chunks_along(array)), start=fixed[name]):
+            stored = StoredFile(path / name / chunk_name(*index), name, range(0), num_bytes)
+            wrong = stored.problem(0 if recorded is None else int(recorded[place]))
             if wrong is not None:
-                yield Damage(f"{name}/{file.name}", wrong, name, range(0))
+                yield Damage(f"{name}/{stored.file.name}", wrong, name, range(0))
                 damaged += 1
                 if damaged == _MOST:
                     break
+
+
+def _fixed_places(root: dict[str, Any]) -> dict[str, int]:
+    """The place among the checksums, counted from the end, of the first file of each array that is written once."""
+    try:
+        arrays, channels = dict(root["consolidated_metadata"]["metadata"]), list(root["attributes"]["channels"])
+    except (ValueError, KeyError, TypeError):
+        return {}
+    own = {*map(str, channels), *(f"{name}_{kind}" for name in channels for kind in STATISTICS)}
+    counts = {
+        name: int(np.prod(_chunks_along(array)))
+        for name, array in sorted(arrays.items())
+        if name not in own and name_problem(name) is None and array_problem(array) is None
+    }
+    place, found = -sum(counts.values()), {}
+    for name, count in counts.items():
+        found[name] = place
+        place += count
+    return found
+
+
+def _num_fixed(root: dict[str, Any]) -> int:
+    return -min(_fixed_places(root).values(), default=0)
+
+
+def _chunks_along(array: dict[str, Any]) -> tuple[int, ...]:
+    chunk = array["chunk_grid"]["configuration"]["chunk_shape"]
+    return tuple(-(-n // m) for n, m in zip(array["shape"], chunk, strict=True))

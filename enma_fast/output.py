@@ -357,7 +357,8 @@ def _lay_out(path: Path, layout: Layout) -> None:
         if layout.truth is not None:
             dims, values = ("trajectory", "time", *axes), np.asarray(layout.truth[..., c], np.float32)
             _array(group, f"{name}_truth", dims, values, long_name=f"true {name}", units="1")
-    write_checksums(path, np.zeros(layout.num_files()))
+    fixed = [value for _, values in sorted(group.checksums.items()) for value in values]
+    write_checksums(path, np.array([*[0] * layout.num_files(), *fixed], np.uint32))
     # Metadata of all arrays in one place are an extension of Zarr v3 as yet; xarray looks for it and warns without.
     arrays = {"kind": "inline", "must_understand": False, "metadata": dict(sorted(group.arrays.items()))}
     write_metadata(
@@ -433,6 +434,8 @@ class _Group:
 
     path: Path
     arrays: dict[str, dict[str, Any]] = field(default_factory=dict)
+    # Of the files of each array that is written with it.
+    checksums: dict[str, list[int]] = field(default_factory=dict)
 
 
 def _coordinates(group: _Group, layout: Layout) -> None:
@@ -463,7 +466,9 @@ def _array(group: _Group, name: str, dims: tuple[str, ...], values: np.ndarray, 
     _empty(group, name, values.shape, chunk, None, dims, attributes, dtype=values.dtype)
     folder = group.path / name
     for i, part in enumerate(values if values.ndim > 1 else [values]):
-        write_file(folder / chunk_name(i, *(0 for _ in values.shape[1:])), encode_chunk(part))
+        data = encode_chunk(part)
+        write_file(folder / chunk_name(i, *(0 for _ in values.shape[1:])), data)
+        group.checksums.setdefault(name, []).append(checksum(data, part.nbytes))
 
 
 def _empty(

@@ -76,7 +76,9 @@ def swap(first: Path, second: Path) -> None:
 
 def of_values(path: Path, **options: Any) -> Path:
     """A store whose members all differ."""
-    made = replace(layout(4), channels=("u", "v"), **options)
+    truth = np.arange(2 * 5 * 7 * 2, dtype=np.float32).reshape(2, 5, 7, 2)
+    columns = {"alpha": np.array([0.5, 0.7]), "beta": np.array([0.7, 0.5])}
+    made = replace(layout(4), channels=("u", "v"), truth=truth, columns=columns, **options)
     with create_store(path, made) as store:
         values = np.arange(2 * 4 * 5 * 7 * 2, dtype=np.float32).reshape(2, 4, 5, 7, 2)
         store.put(0, values)
@@ -93,6 +95,9 @@ def of_values(path: Path, **options: Any) -> Path:
         ({}, "u/c.0.1.0.0", "u/c.0.2.0.0"),
         ({}, "u/c.0.1.0.0", "u/c.1.1.0.0"),
         ({}, "u/c.0.1.0.0", "v/c.0.1.0.0"),
+        ({}, "u_truth/c.0.0.0", "u_truth/c.1.0.0"),
+        ({}, "u_truth/c.1.0.0", "v_truth/c.1.0.0"),
+        ({}, "alpha/c.0", "beta/c.0"),
         ({"shard": 2}, "u/c.0.0.0.0", "u/c.0.1.0.0"),
         ({"statistics": True, "quantiles": (0.1, 0.9)}, "u_mean/c.0.0.0", "u_spread/c.0.0.0"),
         ({"statistics": True, "quantiles": (0.1, 0.9)}, "u_quantile/c.0.0.0.0", "v_quantile/c.1.0.0.0"),
