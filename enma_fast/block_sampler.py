@@ -22,6 +22,7 @@ from .blocks import Block
 from .data import FieldFile
 from .engine import engine_for
 from .errors import EnmaError, first_line
+from .fingerprint import fingerprint
 from .folding import folded_end
 from .model import Model
 from .ops import extension
@@ -46,8 +47,10 @@ class BlockSampler:
         What decides how results are rounded.
     """
 
-    def __init__(self, model: Model, data: FieldFile, case: Case, rows: Sequence[int]) -> None:
+    def __init__(self, model: Model, data: FieldFile, case: Case, rows: Sequence[int], *, name: str = "") -> None:
         self.model, self.data, self.case, self.rows = model, data, case, list(rows)
+        # By which a fingerprint is known again; without one, that of this object.
+        self.name = name or str(id(self))
         self.chunk = case.chunk
         self.forget()
         self._engine = engine_for(model.dynamics, dtype=case.dtype)
@@ -56,6 +59,15 @@ class BlockSampler:
         # Fields from a folded decoder differ by rounding from those of a version that had none.
         folded = ", folded decoder" if folded_end(model.tokenizer) else ""
         self.arithmetic = f"{how}, {_instructions(next(model.parameters()).device)}{folded}"
+
+    @property
+    def device(self) -> str:
+        """Kind of device that samples."""
+        return next(self.model.parameters()).device.type
+
+    def fingerprint(self) -> str:
+        """Of the arithmetic that samples, as it is set in this process now."""
+        return fingerprint(self.model, self.name, settings=self.case.settings, dtype=self.case.dtype)
 
     def forget(self) -> None:
         """Have nothing remembered from now on."""

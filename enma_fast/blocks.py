@@ -6,6 +6,7 @@ Shape suffixes: B trajectories, K members.
 from __future__ import annotations
 
 import itertools
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,10 @@ from .ledger import Ledger
 
 # Seconds between looks at pieces that others work on.
 _POLL = 0.2
+# A piece is taken from who holds it when nothing was done for so many seconds, and so many times the longest piece.
+_PATIENCE, _LONGER = 60.0, 5.0
+
+log = logging.getLogger("enma_fast")
 
 
 class Piece(Protocol):
@@ -109,10 +114,12 @@ def claims(
     """Pieces that are not done, one at a time and each claimed; waits for those that others work on.
 
     Every rank begins at its own part of the list and goes round, so that a slow one is helped. `idle` is called before
-    a wait: what this process holds back would keep the others waiting too.
+    a wait: what this process holds back would keep the others waiting too. A process may be stopped and hold its piece
+    for ever: where nothing gets done for long, its piece is given out without a claim. Both write the same bytes.
     """
     start = rank * len(pieces) // max(1, num_ranks)
     pending: Iterable[int] = itertools.chain(range(start, len(pieces)), range(start))
+    count, changed, longest = -1, time.monotonic(), 0.0
     while True:
         done, busy = ledger.done(), []
         for i in pending:
@@ -125,11 +132,24 @@ def claims(
                 # Another process has done it since.
                 ledger.release(piece.first, piece.last)
             else:
+                begun = time.monotonic()
                 yield piece
+                changed = time.monotonic()
+                longest = max(longest, changed - begun)
         if not busy:
             return
         idle()
         if ledger.finished():
             return
+        now, before, count = time.monotonic(), count, int(ledger.done().sum())
+        if count != before:
+            changed = now
+        elif now - changed > max(_PATIENCE, _LONGER * longest):
+            # What it writes when it goes on has the same bytes.
+            said = "%s: a process holds members and has done none for %.0f s; they are sampled here"
+            log.warning(said, ledger.path.parent, now - changed)
+            yield pieces[busy[0]]
+            changed = time.monotonic()
+            continue
         time.sleep(_POLL)
         pending = busy

@@ -11,13 +11,14 @@ import ctypes
 import os
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .extras import load_extra
+from .files import read_file
 
 _CRC = struct.Struct("<I")
 _ENTRY = struct.Struct("<QQ")
@@ -80,8 +81,25 @@ def chunk_name(*index: int) -> str:
     return ".".join(map(str, ("c", *index)))
 
 
+def checksum(data: bytes, num_bytes: int, chunks: int = 1) -> int:
+    """The checksum of a whole file by those of its chunks; never 0."""
+    step = num_bytes + _CRC.size
+    return _crc32c(b"".join(data[(i + 1) * step - _CRC.size : (i + 1) * step] for i in range(chunks))) or 1
+
+
 def problem(path: Path, num_bytes: int, *, chunks: int = 1, size: int | None = None) -> str | None:
-    """What is wrong with a chunk file, None if it is whole.
+    """`chunk_problem` of a file, or that it cannot be read."""
+    try:
+        data = read_file(path)
+    except FileNotFoundError:
+        return "missing"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    return chunk_problem(data, num_bytes, chunks=chunks, size=size)
+
+
+def chunk_problem(data: bytes, num_bytes: int, *, chunks: int = 1, size: int | None = None) -> str | None:
+    """Why the bytes of a chunk file are not whole, None if they are.
 
     Parameters
     ----------
@@ -89,12 +107,6 @@ def problem(path: Path, num_bytes: int, *, chunks: int = 1, size: int | None = N
     chunks : that a shard holds
     size : chunks that a shard has place for; None for a file of one chunk
     """
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        return "missing"
-    except OSError as error:
-        return f"cannot be read ({error.strerror})"
     whole = chunks * (num_bytes + _CRC.size)
     expected = whole if size is None else whole + size * _ENTRY.size + _CRC.size
     if len(data) != expected:
@@ -105,25 +117,6 @@ def problem(path: Path, num_bytes: int, *, chunks: int = 1, size: int | None = N
     if any(_crc32c(part[: -_CRC.size]) != _CRC.unpack(part[-_CRC.size :])[0] for part in parts):
         return "flipped: its CRC-32C differs"
     return None
-
-
-def write_file(path: str | Path, data: bytes) -> None:
-    """Write a file that appears whole; one process at a time writes it. See `Disk` for when it is there."""
-    folder, name = os.path.split(path)
-    temporary = os.path.join(folder, f".{name}.tmp")
-    file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-    try:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(file, view) :]
-    except OSError:
-        # On a full disk it takes room from what is whole.
-        with suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
-    finally:
-        os.close(file)
-    os.replace(temporary, path)
 
 
 class Disk:

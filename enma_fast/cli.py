@@ -7,7 +7,9 @@ error, with a traceback only under `--debug`.
 from __future__ import annotations
 
 import logging
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Annotated
@@ -59,13 +61,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     given = [argument for argument in given if argument != "--debug"]
-    with _log_to_stderr():
+    with _log_to_stderr(), _terminated() as signals:
+
+        def stopped() -> int:
+            return _fail("stopped by SIGTERM; what was written is kept", 143) if signals else _fail("interrupted", 130)
+
         try:
             status = app(given, prog_name="enma-fast", standalone_mode=False)
             # Newer releases of typer turn an interrupt into this status themselves.
-            return _fail("interrupted", 130) if status == 130 else status or 0
+            return stopped() if status == 130 else status or 0
         except KeyboardInterrupt:
-            return _fail("interrupted", 130)
+            return stopped()
         except Exception as error:
             if debug:
                 raise
@@ -75,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 # Typer's own errors: those of click in older releases, of a copy of click in newer ones.
                 return _usage(error)
             if type(error).__name__ == "Abort":
-                return _fail("interrupted", 130)
+                return stopped()
             return _fail(f"{type(error).__name__}: {error}", 1)
 
 
@@ -92,6 +98,26 @@ def _usage(error: Exception) -> int:
 def _fail(message: str, status: int) -> int:
     sys.stderr.write(f"error: {' '.join(message.split())}\n")
     return status
+
+
+@contextmanager
+def _terminated() -> Iterator[list[int]]:
+    """A SIGTERM ends a command as Ctrl-C does, so that what was sampled is kept; yields those that came."""
+    came: list[int] = []
+
+    def end(number: int, frame: object) -> None:
+        came.append(number)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        # A host program has its own.
+        yield came
+        return
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield came
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 class _StderrHandler(logging.Handler):

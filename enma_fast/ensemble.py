@@ -13,12 +13,8 @@ Shape suffixes: B trajectories, K members, T frames.
 
 from __future__ import annotations
 
-import io
 import logging
-import os
-import shutil
 import time
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -30,16 +26,21 @@ import torch
 
 from .block_sampler import BlockSampler
 from .blocks import Block, Cut, P, Unit, claims, missing_parts
-from .checkpoint import load_model
-from .chunks import write_file
+from .checkpoint import hashes, load_model
 from .config import SamplingConfig
-from .data import FieldFile, count, read_numbered
+from .data import FieldFile
 from .errors import EnmaError
-from .identity import differences, mend
+from .files import unfinished
+from .fingerprint import settings_here
+from .identity import FINGERPRINT, damaged_files, differences, repair
 from .launch import Launch, detect
-from .ledger import Ledger, RunLock, unfinished_write
+from .ledger import Ledger, RunLock
 from .members import CHUNK
-from .output import LEDGER, OUTSIDE, ForecastStore, Layout, check_place, is_store, lay_out, real_path, refuse, sweep
+from .output import LEDGER, OUTSIDE, ForecastStore, Layout, lay_out
+from .place import check_disk, check_place, is_store, refuse, sweep
+from .saved_statistics import read_state, write_state
+from .selection import context_of, fields_of
+from .static_share import StaticShare, require_shared_locks, shares
 from .statistics import NotFiniteError, Statistics, bytes_needed
 from .tasks import Case, check_case, file_hashes, layout_of, outside_training, provenance, warn_of_own_contexts
 from .writer import Writer
@@ -97,6 +98,7 @@ def prepare(
     command: str = "",
     strict: bool = False,
     force: bool = False,
+    static: bool = False,
     launch: Launch | None = None,
 ) -> Run:
     """Check a run and everything it needs, before any work.
@@ -151,6 +153,8 @@ def prepare(
         Refuse observed frames outside what the model was trained on, which is otherwise said and noted in the store.
     force
         Replace a forecast store that is there, in place of continuing it; not for several processes.
+    static
+        Give each process a fixed share of the members, which needs no locks of the file system.
     launch
         Which process of the run this is; by default as the launcher's variables say.
 
@@ -173,8 +177,8 @@ def prepare(
         )
     statistics = statistics or not keep_members or bool(len(quantiles) or len(thresholds))
     task = task or ("temporal" if context is None else "initial-value")
-    fields, rows = _fields(data, select, contexts=task != "temporal" and context is None)
-    other = context if context is None or isinstance(context, FieldFile) else _context(Path(context), rows)
+    fields, rows = fields_of(data, select, contexts=task != "temporal" and context is None)
+    other = context if context is None or isinstance(context, FieldFile) else context_of(Path(context), rows)
     case = Case(
         task=task,
         history=history,
@@ -199,7 +203,7 @@ def prepare(
     strange = outside_training(model, fields, case, rows, strict=strict)
     # Bad quantiles and thresholds are said here.
     Statistics((1,), quantiles=quantiles, thresholds=thresholds)
-    sampler = BlockSampler(model, fields, case, rows)
+    sampler = BlockSampler(model, fields, case, rows, name=" ".join(hashes(checkpoint).values()))
     if command and not sampler.independent:
         # The number of rows decides how results are rounded there.
         command += f" --chunk {chunk}"
@@ -214,7 +218,9 @@ def prepare(
         quantiles=tuple(quantiles),
         thresholds=tuple(thresholds),
     )
-    return Run(sampler=sampler, out=Path(out), layout=layout, launch=launch, force=force)
+    if not static:
+        require_shared_locks(Path(out), launch)
+    return Run(sampler=sampler, out=Path(out), layout=layout, launch=launch, force=force, static=static)
 
 
 def run(
@@ -233,6 +239,7 @@ class Run:
     layout: Layout
     launch: Launch
     force: bool = False
+    static: bool = False
 
     def __post_init__(self) -> None:
         self.store = ForecastStore(self.out, self.layout)
@@ -256,7 +263,7 @@ class Run:
             refuse(self.out, force=True)
         if self.force or not self.out.exists():
             check_place(self.out)
-        self._check_disk(disk, files)
+        check_disk(self.out, disk, files)
         if measure is None:
             measure = missing > _MANY_CHUNKS * self.sampler.chunk
         # Of statistics alone, a rank makes those of whole trajectories.
@@ -304,7 +311,7 @@ class Run:
         """
         clock = time.perf_counter()
         sampled = 0
-        with RunLock(self.out, self.launch.run) as lock:
+        with StaticShare(self.out, self.launch) if self.static else RunLock(self.out, self.launch.run) as lock:
             if lock.first:
                 sweep(self.out)
             if lock.first and (self.force or not self.out.exists()):
@@ -313,7 +320,8 @@ class Run:
                 self._require_same()
                 if lock.first:
                     with self._in_words():
-                        mend(self.out, self.layout)
+                        if damaged_files(self.out):
+                            repair(self.out, self._with_hashes())
             lock.share()
             ledger = self._ledger()
             if ledger is not None:
@@ -321,7 +329,8 @@ class Run:
                     try:
                         self._fit(ledger)
                         sampled = self._work(ledger, progress)
-                        self._finish()
+                        if not self.static or self._all_done():
+                            self._finish()
                     finally:
                         self.sampler.forget()
                         ledger.close()
@@ -361,9 +370,21 @@ class Run:
                         progress(int(ledger.done(0, total).sum()) + writer.waiting, total)
             if progress is not None and total > _SHORT:
                 progress(total, total)
-        if self.layout.statistics:
+        # With fixed shares, the process that ends last makes the statistics of members.
+        if self.layout.statistics and (not self.static or not self.layout.keep_members or self._all_done(members=True)):
             sampled += self._statistics(ledger, progress)
         return sampled
+
+    def _all_done(self, *, members: bool = False) -> bool:
+        """Whether all units are done, or all members; as a network file system tells who opens the file anew."""
+        fresh = self._ledger()
+        if fresh is None:
+            return True
+        total = len(self.layout.trajectories) * self.layout.num_members if members else None
+        try:
+            return bool(fresh.done(0, total).all())
+        finally:
+            fresh.close()
 
     def _may_look(self, total: int) -> bool:
         """Whether it is time to count the members that all ranks have done."""
@@ -374,7 +395,12 @@ class Run:
         return True
 
     def _claims(self, ledger: Ledger, pieces: Sequence[P], **options: Any) -> Iterator[P]:
-        return claims(ledger, pieces, rank=self.launch.rank, num_ranks=self.launch.num_ranks, **options)
+        rank, num_ranks = self.launch.rank, self.launch.num_ranks
+        if self.static:
+            # Of statistics of members, there is one process left.
+            alone = self.layout.keep_members and bool(pieces) and isinstance(pieces[0], Unit)
+            return shares(ledger, pieces, rank=0 if alone else rank, num_ranks=1 if alone else num_ranks)
+        return claims(ledger, pieces, rank=rank, num_ranks=num_ranks, **options)
 
     def _statistics(self, ledger: Ledger, progress: Progress | None) -> int:
         """Statistics of each trajectory; returns how many members were sampled for them."""
@@ -461,28 +487,27 @@ class Run:
 
     def _with_hashes(self) -> Layout:
         """The layout, with hashes of the files; only who makes the store reads them whole."""
-        attributes = {**self.layout.attributes, **file_hashes(self.sampler.data, self.sampler.case)}
+        attributes = {**self._with_fingerprint().attributes, **file_hashes(self.sampler.data, self.sampler.case)}
         return replace(self.layout, attributes=attributes)
 
+    def _with_fingerprint(self) -> Layout:
+        """The layout, with the fingerprint of the arithmetic of this process."""
+        return replace(self.layout, attributes={**self.layout.attributes, FINGERPRINT: self.sampler.fingerprint()})
+
     def _require_same(self) -> None:
-        found = differences(self.out, self.layout)
+        # Of a store that is complete, nothing is sampled.
+        layout = self._with_fingerprint() if (self.out / LEDGER).exists() else self.layout
+        found = differences(self.out, layout, complete=self._with_hashes)
+        if found and all(text.startswith(FINGERPRINT) for text in found):
+            raise EnmaError(
+                f"{self.out}: its members were sampled by other arithmetic ({found[0]}; here: "
+                f"{', '.join(settings_here(self.sampler.device))}); continue it with the settings and on the kind of "
+                "processor that began it, choose another --out, or use --force"
+            )
         if found:
             raise EnmaError(
                 f"{self.out}: belongs to another run: {'; '.join(found)}; choose another --out, or use --force"
             )
-
-    def _check_disk(self, disk: int, files: int) -> None:
-        place = real_path(self.out).absolute()
-        folder = next(p for p in (place, *place.parents) if p.exists())
-        free = shutil.disk_usage(folder).free
-        if disk > free:
-            raise EnmaError(
-                f"{self.out}: needs {_gigabytes(disk)}, {_gigabytes(free)} are free; use fewer members, "
-                "--statistics-only, or another --out"
-            )
-        inodes = _free_inodes(folder)
-        if inodes is not None and files > inodes:
-            raise EnmaError(f"{self.out}: needs {files:,} files, {inodes:,} can be made; put members together: --shard")
 
     def _finish(self) -> None:
         """All units are done, so on the disk: without its ledger the store is complete."""
@@ -490,7 +515,7 @@ class Run:
         for left in (*self.out.glob(".statistics-*"), *self.out.glob("..statistics-*")):
             left.unlink(missing_ok=True)
         with suppress(FileNotFoundError):
-            unfinished_write(self.out / LEDGER).unlink(missing_ok=True)
+            (self.out / unfinished(LEDGER)).unlink(missing_ok=True)
             (self.out / LEDGER).unlink()
 
     @contextmanager
@@ -504,68 +529,3 @@ class Run:
                 f"{self.out}: cannot be written ({error}); what was written is kept, mend this and repeat the command"
                 f"{without}"
             ) from error
-
-
-def read_state(
-    path: Path, shape: tuple[int, ...], quantiles: Sequence[float], thresholds: Sequence[float]
-) -> Statistics:
-    """Statistics as they were saved, or new ones."""
-    try:
-        with np.load(path) as saved:
-            return Statistics.restore(dict(saved))
-    except FileNotFoundError:
-        return Statistics(shape, quantiles=quantiles, thresholds=thresholds)
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
-        log.warning("%s: is damaged; its trajectory is sampled again", path)
-        return Statistics(shape, quantiles=quantiles, thresholds=thresholds)
-
-
-def write_state(path: Path, fold: Statistics) -> None:
-    """Save statistics; the file appears whole."""
-    data = io.BytesIO()
-    arrays: dict[str, Any] = dict(fold.state())
-    np.savez(data, **arrays)
-    write_file(path, data.getvalue())
-
-
-def _fields(
-    data: str | Path | FieldFile, select: Sequence[int] | None, *, contexts: bool
-) -> tuple[FieldFile, Sequence[int]]:
-    """The fields of the selected trajectories, perhaps with those of others, and the numbers of the selected."""
-    if isinstance(data, FieldFile):
-        every = range(len(data)) if data.numbers is None else data.numbers.tolist()
-        rows = every if select is None else list(select)
-        _check_rows(rows, data.num_trajectories, data.path)
-        return data, rows
-    path = Path(data)
-    total = count(path)
-    rows = range(total) if select is None else list(select)
-    _check_rows(rows, total, path)
-    return read_numbered(path, rows, contexts=contexts), rows
-
-
-def _context(path: Path, rows: Sequence[int]) -> FieldFile:
-    """The contexts of trajectories `rows`, or the one of all; too few are found by `check_case`."""
-    total = count(path)
-    return read_numbered(path, [row for row in rows if 1 < total > row] or [0])
-
-
-def _check_rows(rows: Sequence[int], total: int, path: Path) -> None:
-    if not len(rows):
-        raise EnmaError(f"{path}: no trajectory is selected; it has {total}")
-    numbers = np.asarray(rows)
-    if numbers.min() < 0 or numbers.max() >= total:
-        wrong = numbers[(numbers < 0) | (numbers >= total)][0]
-        raise EnmaError(f"{path}: trajectory {wrong} is selected; it has 0 to {total - 1}")
-    if len(np.unique(numbers)) != len(numbers):
-        raise EnmaError(f"{path}: a trajectory is selected twice")
-
-
-def _gigabytes(size: int) -> str:
-    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e9:.2g} GB"
-
-
-def _free_inodes(folder: Path) -> int | None:
-    """Files that can still be made; None where the file system sets no limit."""
-    found = os.statvfs(folder)
-    return found.f_favail if found.f_files else None

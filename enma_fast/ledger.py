@@ -23,11 +23,13 @@ from pathlib import Path
 import numpy as np
 
 from .errors import EnmaError
+from .files import made_parents, open_file, remove_empty, write_file
 
 _MAGIC = b"enmaunit"
 # Magic, and the chunk that a run was found to fit the memory with (0: as it was asked for).
 _HEADER = struct.Struct("<8sq")
-_DONE = 1
+# Of a unit; any other value is missing.
+_DONE, DAMAGED = 1, 2
 _MOST_READ = 2**30
 # Seconds between looks at a store that another process is making.
 _POLL = 0.05
@@ -51,13 +53,16 @@ class Ledger:
 
     def __init__(self, path: Path, num_units: int) -> None:
         self.path, self.num_units = path, num_units
+        self._claimed = False
         try:
-            self._file = os.open(path, os.O_RDWR)
+            self._file = open_file(path, os.O_RDWR)
         except FileNotFoundError:
             raise
-        except OSError:
+        except OSError as error:
+            if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+                raise EnmaError(f"{path}: is not a ledger ({error.strerror}); write the forecast again") from error
             # On a disk that is read only it tells what is done, and no more.
-            self._file = os.open(path, os.O_RDONLY)
+            self._file = open_file(path, os.O_RDONLY)
         size = os.fstat(self._file).st_size
         head = os.pread(self._file, _HEADER.size, 0)
         if size != _HEADER.size + num_units or head[:8] != _MAGIC or _HEADER.unpack(head)[1] < 0:
@@ -97,20 +102,27 @@ class Ledger:
             first += len(part)
         return np.concatenate(parts) if parts else np.zeros(0, bool)
 
+    def damaged(self) -> np.ndarray:
+        """Whether each unit is noted as damaged, `[num_units]` bool."""
+        data = self._read(self.num_units, _HEADER.size)
+        return np.frombuffer(data or bytes(self.num_units), np.uint8) == DAMAGED
+
     def mark(self, units: Sequence[int] | np.ndarray, *, done: bool = True) -> None:
-        """Note units as done, or as missing; after what they stand for has reached the disk."""
+        """Note units as done, after what they stand for has reached the disk; or as damaged, so as missing."""
         numbers = np.asarray(units)
         for run in np.split(numbers, np.nonzero(np.diff(numbers) != 1)[0] + 1):
             if run.size:
-                os.pwrite(self._file, bytes([_DONE if done else 0]) * len(run), _HEADER.size + int(run[0]))
+                os.pwrite(self._file, bytes([_DONE if done else DAMAGED]) * len(run), _HEADER.size + int(run[0]))
 
     def claim(self, first: int, last: int) -> bool:
         """Try to become the only one who works on units `first, ..., last - 1`."""
+        self._claimed = True
         return self._lock(fcntl.F_WRLCK, first, last)
 
     def release(self, first: int, last: int) -> None:
-        """Give a claim back."""
-        self._lock(fcntl.F_UNLCK, first, last)
+        """Give a claim back; without locks, of a fixed share, there is none."""
+        if self._claimed:
+            self._lock(fcntl.F_UNLCK, first, last)
 
     def finished(self) -> bool:
         """Whether the run is over: its ledger has been removed."""
@@ -138,8 +150,26 @@ class Ledger:
         except OSError as error:
             if error.errno in (errno.EAGAIN, errno.EACCES, errno.ESTALE):
                 return False
-            raise EnmaError(f"{self.path}: its file system gives no locks ({error}); choose another --out") from error
+            raise EnmaError(f"{self.path}: {_without_locks(error)}") from error
         return True
+
+
+def _without_locks(error: OSError) -> str:
+    return (
+        f"its file system gives no locks ({error.strerror}); mount it with locks, choose another --out, or give each "
+        "process a fixed share: --static"
+    )
+
+
+def _require_locks(target: Path, file: int) -> None:
+    """Raise `EnmaError` unless an open file can be locked in both ways."""
+    try:
+        for kind in (fcntl.F_WRLCK, fcntl.F_UNLCK):
+            # Beyond what is ever written.
+            fcntl.fcntl(file, fcntl.F_OFD_SETLK, struct.pack("hhqqi", kind, os.SEEK_SET, 1 << 40, 1, 0))
+    except OSError as error:
+        if error.errno not in (errno.EAGAIN, errno.EACCES):
+            raise EnmaError(f"{target}: {_without_locks(error)}") from error
 
 
 def _flock(file: int, kind: int) -> bool:
@@ -151,19 +181,9 @@ def _flock(file: int, kind: int) -> bool:
     return True
 
 
-def write_ledger(path: Path, done: np.ndarray) -> None:
-    """Make a ledger whose units are done or not, `[n]` bool; it appears whole, on the disk once that is waited for."""
-    temporary = unfinished_write(path)
-    with temporary.open("wb") as file:
-        file.write(_HEADER.pack(_MAGIC, 0) + done.astype(np.uint8).tobytes())
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def unfinished_write(path: Path) -> Path:
-    """Where `write_ledger` that was killed has left a part."""
-    return path.with_name(f"{path.name}.tmp")
+def write_ledger(path: Path, states: np.ndarray) -> None:
+    """Make a ledger whose units are done or not, `[n]` bool, or DAMAGED; it appears whole."""
+    write_file(path, _HEADER.pack(_MAGIC, 0) + states.astype(np.uint8).tobytes())
 
 
 class RunLock:
@@ -189,6 +209,8 @@ class RunLock:
         real = target.resolve()
         self.target, self.path, self.run = target, real.with_name(f".{real.name}.lock"), run
         self._file, self.first = -1, False
+        # Folders that were not there before; innermost first.
+        self._parents: list[Path] = []
         self._take()
 
     def share(self) -> None:
@@ -205,15 +227,15 @@ class RunLock:
             self.share()
 
     def close(self) -> None:
-        """Leave; the last process removes the file."""
-        if self._file < 0:
-            return
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self.path.unlink(missing_ok=True)
-        except OSError:
-            pass
-        self._drop()
+        """Leave; the last process removes the file, and folders that were made for nothing."""
+        if self._file >= 0:
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self.path.unlink(missing_ok=True)
+            except OSError:
+                pass
+            self._drop()
+        remove_empty(self._parents)
 
     def __enter__(self) -> RunLock:
         return self
@@ -224,15 +246,17 @@ class RunLock:
     def _take(self) -> None:
         """Wait until the lock is had alone, or beside processes of the same run."""
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._parents += made_parents(self.path)
             while True:
-                self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+                self._file = open_file(self.path, os.O_RDWR | os.O_CREAT)
                 if self._enter():
                     return
                 self._drop()
                 time.sleep(_POLL)
         except OSError as error:
             self.close()
+            if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise EnmaError(f"{self.target}: {_without_locks(error)}") from error
             raise EnmaError(f"{self.target}: cannot be written ({error}); choose another --out") from error
         except BaseException:
             self.close()
@@ -249,6 +273,7 @@ class RunLock:
         if not state.st_nlink or not (self.first or state.st_size):
             return False
         if self.first:
+            _require_locks(self.target, self._file)
             self._write()
             return True
         self._require_same_run()

@@ -15,7 +15,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,9 @@ import numpy as np
 
 from .errors import EnmaError, first_line
 from .extras import load_extra
+from .files import made_parents, open_file, remove, remove_empty
 from .output import read_forecast
+from .structure import DIGEST
 
 log = logging.getLogger("enma_fast")
 
@@ -32,6 +34,8 @@ _CHUNK, _BLOCK = 1 << 18, 1 << 24
 _COMPRESSION = {"compression": "gzip", "compression_opts": 1, "shuffle": True, "fletcher32": True}
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _DROPPED = ("axis", "_FillValue")
+# Attributes of the store itself.
+_OWN = (DIGEST,)
 
 
 def export_netcdf(
@@ -177,7 +181,7 @@ def _read(path: Path, array: Any, places: Mapping[str, Any]) -> np.ndarray:
 
 
 def _global_attributes(dataset: Any, places: Mapping[str, np.ndarray], command: str) -> dict[str, Any]:
-    attrs = _plain(dataset.attrs)
+    attrs = {name: value for name, value in _plain(dataset.attrs).items() if name not in _OWN}
     if command:
         attrs["history"] = "\n".join(filter(None, [attrs.get("history"), command]))
     if "realization" in places:
@@ -229,8 +233,11 @@ def _is_netcdf(path: Path) -> bool:
 def _in_place(out: Path) -> Iterator[Path]:
     """A file to write, which goes to `out` once the block succeeds and it is on the disk."""
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    parents: list[Path] = []
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
+        parents = made_parents(out)
+        # A link that is there would be followed.
+        os.close(open_file(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
         yield temporary
         _sync(temporary)
         os.replace(temporary, out)
@@ -240,8 +247,8 @@ def _in_place(out: Path) -> Iterator[Path]:
         reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else error
         raise EnmaError(f"{out}: cannot be written ({reason}); choose another place or free space") from error
     finally:
-        with suppress(OSError):
-            temporary.unlink()
+        remove(temporary)
+        remove_empty(parents)
 
 
 def _sync(path: Path) -> None:

@@ -8,8 +8,9 @@
     <channel>_exceedance  (trajectory, threshold, time, x[, y])    float32, share of members above the threshold
     trajectory            number of the trajectory in its file; further columns, such as PDE parameters, share its axis
     realization, time, observed_time, x[, y], quantile, threshold               coordinates
+    .checksums            of each file of the forecast
     .unfinished           the ledger of a run, gone once all is written
-    .damaged              files of what is written once that `verify` has found damaged, until a run has mended them
+    .damaged              files of what is written once that are marked as damaged, until a run has repaired them
 
 The fields are dimensionless as the equations are, so all units are "1". Nothing in a store depends on when, where or by
 how many processes it was written.
@@ -21,9 +22,7 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
-import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -33,25 +32,28 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .chunks import Disk, array_metadata, chunk_name, encode_chunk, encode_shard, settled, write_file
+from .checksums import Recorder, write_checksums
+from .chunks import Disk, array_metadata, checksum, chunk_name, encode_chunk, encode_shard, settled
 from .errors import EnmaError, first_line
 from .extras import load_extra
+from .files import made_parents, make_folder, move, remove, remove_empty, write_file
 from .ledger import write_ledger
+from .names import check_names
+from .place import real_path, refuse
+from .structure import (
+    AXES,
+    DIGEST,
+    FORMAT,
+    FORMAT_VERSION,
+    METADATA,
+    STATISTICS,
+    digest_of,
+    root_of,
+)
 
-FORMAT = "enma_fast_forecast"
-FORMAT_VERSION = 1
 LEDGER, DAMAGED = ".unfinished", ".damaged"
 # Attribute: numbers of the trajectories whose observed frames lie outside what the model was trained on.
 OUTSIDE = "outside_training"
-# Of the statistics, name -> its own axis, long name and CF cell method (CF has none for the last two).
-STATISTICS = {
-    "mean": (None, "ensemble mean of {}", "realization: mean"),
-    "spread": (None, "ensemble standard deviation of {}", "realization: standard_deviation"),
-    "quantile": ("quantile", "ensemble quantile of {}", ""),
-    "exceedance": ("threshold", "share of members whose {} is above the threshold", ""),
-}
-AXES = ("x", "y", "z")
-METADATA = "zarr.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,9 +95,21 @@ class Layout:
     attributes: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in self.channels:
-            if not name or "/" in name or name.startswith((".", "__")):
-                raise EnmaError(f"channel {name!r} cannot name an array of a store; rename the field")
+        check_names(self.channels, kind="channel")
+        check_names(self.columns, kind="parameter")
+        twice = [name for name, count in Counter(self._names()).items() if count > 1]
+        if twice:
+            raise EnmaError(f"{twice[0]!r} is a variable of the store twice; rename the field or the parameter")
+
+    def _names(self) -> list[str]:
+        """Names of all variables that the store can have, and of the file beside them."""
+        axes = ["trajectory", "time", *AXES[: len(self.coords)], METADATA]
+        axes += ["realization"] if self.keep_members else []
+        axes += [] if self.observed is None else ["observed_time"]
+        axes += ["quantile"] if len(self.quantiles) else []
+        axes += ["threshold"] if len(self.thresholds) else []
+        kinds = ["", "_observed", "_truth", *(f"_{kind}" for kind in STATISTICS)]
+        return [*axes, *self.columns, *(f"{name}{kind}" for name in self.channels for kind in kinds)]
 
     @property
     def frame_shape(self) -> tuple[int, ...]:
@@ -113,10 +127,24 @@ class Layout:
         sizes = {"mean": None, "spread": None, "quantile": len(self.quantiles), "exceedance": len(self.thresholds)}
         return {name: size for name, size in sizes.items() if self.statistics and size != 0}
 
+    @property
+    def _shards(self) -> int:
+        """Files of the members of a trajectory and channel."""
+        return -(-self.num_members // self.shard) if self.keep_members else 0
+
     def num_files(self) -> int:
         """Files of the forecast on disk."""
-        members = -(-self.num_members // self.shard) if self.keep_members else 0
-        return len(self.channels) * len(self.trajectories) * (members + len(self.kept_statistics()))
+        return len(self.channels) * len(self.trajectories) * (self._shards + len(self.kept_statistics()))
+
+    def place_of_member(self, channel: int, trajectory: int, member: int) -> int:
+        """Place of the file of a member among all files of the forecast."""
+        before = channel * self.num_files() // len(self.channels)
+        return before + trajectory * self._shards + member // self.shard
+
+    def place_of_statistic(self, channel: int, trajectory: int, kind: str) -> int:
+        """Likewise of a statistic of a trajectory."""
+        after = len(self.trajectories) * (self._shards + list(self.kept_statistics()).index(kind))
+        return channel * self.num_files() // len(self.channels) + after + trajectory
 
     def num_bytes(self) -> int:
         """Bytes of the forecast on disk, without what is small beside it."""
@@ -132,8 +160,10 @@ class ForecastStore:
     """
 
     def __init__(self, path: Path, layout: Layout) -> None:
-        self.path, self.layout = path, layout
+        # A link to the store is followed once; in the store there are none.
+        self.path, self.layout = real_path(path), layout
         self._disk: Disk | None = None
+        self._recorder: Recorder | None = None
 
     def put(self, first: int, samples: ArrayLike) -> None:
         """Write the members `[B, K, T, *x, c]` of trajectories `first, ..., first + B - 1` of the store."""
@@ -152,11 +182,13 @@ class ForecastStore:
             raise EnmaError(f"samples are members {first} to {last - 1}; the store takes whole shards of its own")
         for c, name in enumerate(layout.channels):
             # As text: paths take a third of the time of writing a small file.
-            folder = str(self.path / name)
+            folder, sums = str(self.path / name), []
             for k in range(first, last, layout.shard):
                 chunks = [samples[i - first, ..., c] for i in range(k, min(k + layout.shard, last))]
                 data = encode_chunk(chunks[0]) if layout.shard == 1 else encode_shard(chunks, layout.shard)
                 self._write(f"{folder}/{_member_name(layout, trajectory, k)}", data)
+                sums.append(checksum(data, chunks[0].nbytes, len(chunks)))
+            self._record(layout.place_of_member(c, trajectory, first), sums)
 
     def get_members(self, trajectory: int, first: int, last: int) -> np.ndarray:
         """Members `[n, T, *x, c]` at places `first, ..., last - 1` of a trajectory; `EnmaError` for a damaged one."""
@@ -181,8 +213,9 @@ class ForecastStore:
             array = np.asarray(values[kind], np.float32)
             self._check(kind, array.shape, (*own, *layout.frame_shape, len(layout.channels)), trajectory)
             for c, name in enumerate(layout.channels):
-                path = statistic_file(self.path, name, kind, layout, trajectory)
-                self._write(path, encode_chunk(array[..., c]))
+                data = encode_chunk(array[..., c])
+                self._write(statistic_file(self.path, name, kind, layout, trajectory), data)
+                self._record(layout.place_of_statistic(c, trajectory, kind), [checksum(data, array[..., c].nbytes)])
 
     def settle(self) -> None:
         """Wait until what was written is on the disk; `OSError` if it did not get there."""
@@ -194,6 +227,14 @@ class ForecastStore:
         if self._disk is not None:
             self._disk.close()
             self._disk = None
+        if self._recorder is not None:
+            self._recorder.close()
+            self._recorder = None
+
+    def _record(self, place: int, checksums: Sequence[int]) -> None:
+        if self._recorder is None:
+            self._recorder = Recorder(self.path)
+        self._recorder.record(place, checksums)
 
     def _write(self, path: str | Path, data: bytes) -> None:
         if self._disk is None:
@@ -241,7 +282,9 @@ def create_store(
     load_extra("zarr", "store")
     refuse(path, force=force)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    parents: list[Path] = []
     try:
+        parents = made_parents(path)
         with made(temporary, layout):
             store = ForecastStore(temporary, layout)
             try:
@@ -253,7 +296,8 @@ def create_store(
     except OSError as error:
         raise EnmaError(f"{path}: cannot be written ({error}); choose another place or free space") from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        remove(temporary)
+        remove_empty(parents)
 
 
 def lay_out(path: Path, layout: Layout, *, force: bool = False) -> None:
@@ -275,14 +319,15 @@ def lay_out(path: Path, layout: Layout, *, force: bool = False) -> None:
     except OSError as error:
         raise EnmaError(f"{path}: cannot be written ({error}); choose another place or free space") from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        remove(temporary)
 
 
 @contextmanager
 def made(path: Path, layout: Layout) -> Iterator[None]:
     """A store without a forecast; after the block it is on the disk, with what was added."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(path, ignore_errors=True)
+    made_parents(path)
+    remove(path)
+    make_folder(path, follow=True)
     with settled(path.parent):
         _lay_out(path, layout)
         yield
@@ -314,6 +359,8 @@ def _lay_out(path: Path, layout: Layout) -> None:
         if layout.truth is not None:
             dims, values = ("trajectory", "time", *axes), np.asarray(layout.truth[..., c], np.float32)
             _array(group, f"{name}_truth", dims, values, long_name=f"true {name}", units="1")
+    fixed = [value for _, values in sorted(group.checksums.items()) for value in values]
+    write_checksums(path, np.array([*[0] * layout.num_files(), *fixed], np.uint32))
     # Metadata of all arrays in one place are an extension of Zarr v3 as yet; xarray looks for it and warns without.
     arrays = {"kind": "inline", "must_understand": False, "metadata": dict(sorted(group.arrays.items()))}
     write_metadata(
@@ -348,48 +395,19 @@ def read_forecast(path: str | Path, *, partial: bool = False) -> Any:
     path = Path(path)
     load_extra("zarr", "store")
     xarray = load_extra("xarray", "store")
-    _require_metadata(path)
-    for file, state, what in ((LEDGER, "not finished", "continue"), (DAMAGED, "damaged", "mend")):
+    root = root_of(path)
+    for file, state, what in ((LEDGER, "not finished", "continue"), (DAMAGED, "damaged", "repair")):
         if not partial and (path / file).exists():
-            command = root_of(path)["attributes"].get("command") or "the command that began it"
+            command = root["attributes"].get("command") or "the command that began it"
             raise EnmaError(f"{path}: is {state}; {what} it: {command} --out {path}")
     try:
-        with warnings.catch_warnings():
-            # A store of another tool may lack consolidated metadata, which is said below in its own way.
-            warnings.filterwarnings("ignore", message="Failed to open Zarr store with consolidated metadata")
-            dataset = xarray.open_zarr(path, chunks=None)
+        # Nothing is opened but the arrays that have been looked at.
+        dataset = xarray.open_zarr(path, chunks=None, consolidated=True, zarr_format=3)
     except Exception as error:
         # Zarr and its codecs raise many kinds for a damaged store.
         reason = first_line(error)
         raise EnmaError(f"{path}: cannot be read as Zarr ({reason}); run: enma-fast verify {path}") from error
-    require_format(path, dataset.attrs)
     return dataset
-
-
-def _require_metadata(path: Path) -> None:
-    if not (path / METADATA).is_file():
-        state = "is not a Zarr store" if path.exists() else "no such folder"
-        raise EnmaError(f"{path}: {state}; give one written by `enma-fast forecast`")
-
-
-def root_of(path: Path) -> dict[str, Any]:
-    """The metadata of a whole store, with its `attributes`."""
-    _require_metadata(path)
-    try:
-        root = json.loads((path / METADATA).read_bytes())
-        return {**root, "attributes": dict(root["attributes"])}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise EnmaError(
-            f"{path}: cannot be read as Zarr ({first_line(error)}); remove it and forecast again"
-        ) from error
-
-
-def require_format(path: Path, attributes: Mapping[str, Any]) -> None:
-    version = attributes.get(FORMAT)
-    if version is None:
-        raise EnmaError(f"{path}: lacks the attribute {FORMAT}; give a store written by `enma-fast forecast`")
-    if version != FORMAT_VERSION:
-        raise EnmaError(f"{path}: {FORMAT} is {version}; this version of enma_fast reads {FORMAT_VERSION}")
 
 
 def is_missing(path: Path, dataset: Any, name: str, place: int, member: int = 0) -> bool:
@@ -418,6 +436,8 @@ class _Group:
 
     path: Path
     arrays: dict[str, dict[str, Any]] = field(default_factory=dict)
+    # Of the files of each array that is written with it.
+    checksums: dict[str, list[int]] = field(default_factory=dict)
 
 
 def _coordinates(group: _Group, layout: Layout) -> None:
@@ -448,7 +468,9 @@ def _array(group: _Group, name: str, dims: tuple[str, ...], values: np.ndarray, 
     _empty(group, name, values.shape, chunk, None, dims, attributes, dtype=values.dtype)
     folder = group.path / name
     for i, part in enumerate(values if values.ndim > 1 else [values]):
-        write_file(folder / chunk_name(i, *(0 for _ in values.shape[1:])), encode_chunk(part))
+        data = encode_chunk(part)
+        write_file(folder / chunk_name(i, *(0 for _ in values.shape[1:])), data)
+        group.checksums.setdefault(name, []).append(checksum(data, part.nbytes))
 
 
 def _empty(
@@ -463,12 +485,13 @@ def _empty(
 ) -> None:
     """An array without values, whose chunks are raw and carry a CRC-32C; all of them lie in one folder."""
     group.arrays[name] = array_metadata(np.dtype(dtype), shape, chunk, shard, dims, attributes)
-    (group.path / name).mkdir(parents=True)
+    make_folder(group.path / name)
     write_metadata(group.path / name, group.arrays[name])
 
 
 def attributes_of(layout: Layout) -> dict[str, Any]:
-    return {
+    """Attributes of the whole store, the last of them a digest of the others."""
+    found = {
         "Conventions": "CF-1.11",
         "title": "Ensemble forecast",
         "references": "https://arxiv.org/abs/2506.06158",
@@ -483,53 +506,13 @@ def attributes_of(layout: Layout) -> dict[str, Any]:
         "thresholds": [float(t) for t in layout.thresholds],
         **layout.attributes,
     }
-
-
-def check_place(path: Path) -> None:
-    """Raise `EnmaError` unless a folder can be made where `path` is to be; what is tried leaves no trace."""
-    path = real_path(path).absolute()
-    folder = next(parent for parent in path.parents if parent.exists())
-    if not folder.is_dir():
-        raise EnmaError(f"{path}: {folder} is a file; choose another --out")
-    try:
-        os.rmdir(tempfile.mkdtemp(prefix=f".{path.name}.", dir=folder))
-    except OSError as error:
-        raise EnmaError(f"{path}: cannot be written ({error}); choose another --out") from error
-
-
-def refuse(path: Path, *, force: bool) -> None:
-    """Raise `EnmaError` unless there is nothing at `path`, or a forecast store that may be replaced."""
-    if not path.exists():
-        return
-    if not is_store(path):
-        raise EnmaError(f"{path}: exists and is not a forecast store; choose another --out, or remove it")
-    if not force:
-        raise EnmaError(f"{path}: exists; choose another --out, or replace it with --force")
-
-
-def is_store(path: Path) -> bool:
-    """Whether there is a forecast store at `path`, perhaps a damaged one."""
-    metadata = path / METADATA
-    return metadata.is_file() and f'"{FORMAT}"' in metadata.read_text(errors="replace")
-
-
-def sweep(path: Path) -> None:
-    """Remove what a killed process that made or replaced a store left beside it; no other makes one meanwhile."""
-    path = real_path(path)
-    for ending in ("tmp", "old"):
-        shutil.rmtree(path.with_name(f".{path.name}.{ending}"), ignore_errors=True)
-
-
-def real_path(path: str | Path) -> Path:
-    """Where a link leads, so that what it names is replaced and not the link."""
-    path = Path(path)
-    return Path(os.path.realpath(path)) if path.is_symlink() else path
+    return {**found, DIGEST: digest_of(found)}
 
 
 def _move(temporary: Path, path: Path) -> None:
     """Put a folder in its place; a folder that was there goes once the new one is in place."""
     old = temporary.with_suffix(".old")
     if path.exists():
-        os.replace(path, old)
-    os.replace(temporary, path)
-    shutil.rmtree(old, ignore_errors=True)
+        move(path, old)
+    move(temporary, path)
+    remove(old)

@@ -42,6 +42,7 @@ from .inputs import (
 )
 from .members import CHUNK, Stop, sample_fields
 from .model import Model
+from .names import check_names
 from .output import Layout
 from .results import later
 from .schedule import chosen_sampling
@@ -313,6 +314,9 @@ def layout_of(
     attributes: Mapping[str, Any] | None = None,
 ) -> Layout:
     """The layout of a store of forecasts of trajectories `rows` of a file, with what was seen and the truth."""
+    # They become folders of the store.
+    check_names(data.channels, kind="field", where=data.path)
+    check_names(data.parameters, kind="parameter", where=data.path)
     index, seen = data.places(rows), case.observed
     last = seen + num_frames(config, data, case)
     columns: dict[str, np.ndarray] = {name: values[index] for name, values in data.parameters.items()}

@@ -12,7 +12,8 @@ import pytest
 import zarr
 from zarr.codecs import Crc32cCodec
 
-from enma_fast.chunks import Disk, array_metadata, encode_chunk, encode_shard, problem, settled, write_file
+from enma_fast.chunks import Disk, array_metadata, encode_chunk, encode_shard, problem, settled
+from enma_fast.files import write_file
 
 
 def array(folder: Path, shard: int) -> zarr.Array:

@@ -575,7 +575,7 @@ def test_the_plan_says_what_will_be_written(data: FieldFile, tmp_path: Path) -> 
 
 
 def test_too_few_inodes_ask_for_shards(data: FieldFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ensemble, "_free_inodes", lambda folder: 5)
+    monkeypatch.setattr("enma_fast.place._free_inodes", lambda folder: 5)
     given = {"members": 12, "select": [0]}
     with pytest.raises(EnmaError, match="needs 12 files, 5 can be made; put members together: --shard"):
         start(data, tmp_path / "run.zarr", **given).plan()

@@ -17,6 +17,7 @@ from enma_fast.checkpoint import PRETRAINED
 from enma_fast.errors import EnmaError
 from enma_fast.netcdf import export_netcdf
 from enma_fast.output import create_store, read_forecast
+from enma_fast.structure import DIGEST
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -94,7 +95,9 @@ def test_where_it_came_from_is_kept(tmp_path: Path, run: Path) -> None:
     assert found.attrs["history"].splitlines() == ["enma-fast forecast fields.h5", "enma-fast export-netcdf run.zarr"]
     assert found.attrs["channels"] == "u, v"
     assert found.attrs["source"] == "enma_fast, model a model"
-    told = {"history", "channels"}
+    # The digest is of the attributes of the store.
+    assert DIGEST not in found.attrs
+    told = {"history", "channels", DIGEST}
     for name, value in expected.attrs.items():
         if name not in told:
             np.testing.assert_array_equal(found.attrs[name], value, err_msg=name)

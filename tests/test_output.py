@@ -349,5 +349,5 @@ def test_members_of_double_precision_are_rounded_on_the_way(tmp_path: Path, rng:
 
 @pytest.mark.parametrize("name", ["", "a/b", ".hidden", "__x"])
 def test_a_channel_that_cannot_name_an_array(tmp_path: Path, rng: np.random.Generator, name: str) -> None:
-    with pytest.raises(EnmaError, match=r"channel '.*' cannot name an array of a store; rename the field"):
+    with pytest.raises(EnmaError, match=r"channel '.*' cannot name an array of a store \(it .*\); rename the channel"):
         layout(rng, channels=("u", name))

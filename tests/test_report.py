@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+import shutil
 from collections.abc import Iterator, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,12 +14,14 @@ import numpy as np
 import pytest
 import xarray
 
+from enma_fast import output
 from enma_fast.errors import EnmaError
 from enma_fast.metrics import Scores
 from enma_fast.output import create_store, read_forecast, stacked
 from enma_fast.plots import LEVELS
 from enma_fast.report import Pooled, StoreReader, store_figure, write_report
 from enma_fast.report.viewer import Thinning
+from enma_fast.structure import root_of
 
 from . import _browser
 
@@ -61,14 +64,21 @@ def write(path: Path, given: dict[str, np.ndarray], channels: tuple[str, ...] = 
 
 def without_members(path: Path, source: Path, levels: Sequence[float] = (), **statistics: Any) -> Path:
     """A store of statistics, `<channel>_<name>` from name -> (own axes, values with channels last)."""
-    data = read_forecast(source)
-    space = [axis for axis in "xy" if axis in data.dims]
-    kept = data.drop_vars([*data.attrs["channels"], "realization"]).load()
+    root = root_of(source)
+    channels, old = root["attributes"]["channels"], root["consolidated_metadata"]["metadata"]
+    shutil.copytree(source, path)
+    for name in (*channels, "realization"):
+        shutil.rmtree(path / name)
+    group = output._Group(path, {name: array for name, array in old.items() if (path / name).is_dir()})
     for name, (own, values) in statistics.items():
-        for c, channel in enumerate(data.attrs["channels"]):
-            kept[f"{channel}_{name}"] = (("trajectory", *own, "time", *space), values[..., c])
-    kept = kept.assign_coords(quantile=levels) if levels else kept
-    kept.drop_encoding().to_zarr(path, consolidated=False, zarr_format=3)
+        for c, channel in enumerate(channels):
+            dims = ("trajectory", *own, "time", *(axis for axis in "xy" if axis in old))
+            output._array(group, f"{channel}_{name}", dims, values[..., c])
+    if levels:
+        output._array(group, "quantile", ("quantile",), np.asarray(levels, np.float64))
+    attributes = {**root["attributes"], "keeps": ", ".join(statistics)}
+    metadata = {**root["consolidated_metadata"], "metadata": group.arrays}
+    output.write_metadata(path, {**root, "attributes": attributes, "consolidated_metadata": metadata})
     return path
 
 

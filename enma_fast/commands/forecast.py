@@ -75,6 +75,10 @@ def forecast(
     shard: Annotated[int, typer.Option("--shard", help="Members in a file.")] = 1,
     strict: Strict = False,
     force: Annotated[bool, typer.Option("--force", help="Replace a forecast store at --out.")] = False,
+    static: Annotated[
+        bool,
+        typer.Option("--static", help="Fixed shares of the members, for several machines without shared locks."),
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, show the plan, and stop.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No plan, no progress.")] = False,
     mask_steps: MaskSteps = None,
@@ -152,6 +156,7 @@ def forecast(
         command=command,
         strict=strict,
         force=force,
+        static=static,
         launch=launch,
     )
     plan = run.plan(measure=True if dry_run else None)
@@ -176,12 +181,13 @@ def forecast(
         return
     with terminal.ensemble_progress(members) as update:
         done = run.execute(update)
-    rate = done["members_sampled"] / done["seconds"]
+    sampled = done["members_sampled"]
+    rate = number(sampled / done["seconds"])
+    work = f"{counted(sampled, 'member')} sampled in {done['seconds']:.1f} s, {rate} a second"
     terminal.show(
         f"{out}: {counted(done['num_trajectories'], 'trajectory')}, {counted(members, 'member')}; "
-        f"{counted(done['members_sampled'], 'member')} sampled in {done['seconds']:.1f} s, {number(rate)} a second"
+        f"{work if sampled else 'all were there, nothing was left to sample'}"
     )
-    sampled = done["members_sampled"]
     terminal.result(
         {
             **done,

@@ -53,56 +53,66 @@ def verify(
     what: Annotated[
         str, typer.Argument(metavar="WHAT", help="A forecast store, a checkpoint folder, or a shipped model by name.")
     ],
+    mark: Annotated[
+        bool, typer.Option("--mark", help="Mark what is damaged in a store, for the command that wrote it to repair.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Check every file of a forecast store by its CRC-32C, or of a checkpoint by size and SHA-256.
 
-    What is damaged in a store is noted as missing: the command that wrote the store writes that again, and only that.
+    Nothing is changed, and the status is 2 until a damaged store is repaired: with --mark, what is damaged is noted in
+    the store, and the command that wrote it writes that again, and only that.
     """
     terminal = Terminal(as_json)
     if (Path(what) / "zarr.json").is_file() or what.rstrip("/").endswith(".zarr"):
-        _verify_store(terminal, Path(what))
+        _verify_store(terminal, Path(what), mark=mark)
+    elif mark:
+        raise EnmaError(f"--mark: {what} is not a forecast store, of which alone a part can be written again")
     else:
         _verify_checkpoint(terminal, what)
 
 
-def _verify_store(terminal: Terminal, store: Path) -> None:
+def _verify_store(terminal: Terminal, store: Path, *, mark: bool) -> None:
     """Table of the damage; `EnmaError` if there is any."""
-    import json
     import shlex
 
-    from ..integrity import check_store, mark_missing
-    from ..output import DAMAGED, LEDGER
+    from ..identity import FINGERPRINT
+    from ..integrity import check_store
+    from ..integrity import mark as mark_damaged
+    from ..output import LEDGER
+    from ..structure import read_root
 
     with terminal.progress("checking") as update:
         found = check_store(store, progress=update)
     # A store whose coordinates are damaged does not open as one.
-    attributes = json.loads((store / "zarr.json").read_bytes())["attributes"]
+    attributes = read_root(store)["attributes"]
     unfinished = (store / LEDGER).exists() or bool(found)
     again = f"{attributes.get('command') or 'the command that wrote it'} --out {shlex.quote(str(store))}"
     if found:
         rows = [[damage.holds, damage.problem, damage.file] for damage in found]
         terminal.show(table(f"{store}: {len(found)} damaged", ["what", "problem", "file"], rows))
     else:
-        if (store / DAMAGED).exists():
-            # Somebody has mended it otherwise.
-            mark_missing(store, found)
         terminal.show(f"{store}: {'unfinished, and whole as far as it goes' if unfinished else 'whole'}")
     terminal.result(
         {
             "store": str(store),
             "kind": "forecast",
             "unfinished": unfinished,
-            "damaged": [{"file": d.file, "problem": d.problem, "holds": d.holds} for d in found],
+            "fingerprint": attributes.get(FINGERPRINT),
+            "damaged": [{"file": d.file, "problem": d.problem, "holds": d.holds, "marked": d.marked} for d in found],
             "command": again,
         }
     )
     if found:
-        # What was found is told even where it cannot be noted.
-        mark_missing(store, found)
+        marked = mark or all(damage.marked for damage in found)
+        if mark:
+            # What was found is told even where it cannot be noted.
+            mark_damaged(store, found)
         first = f"{found[0].file} ({found[0].problem})"
         more = f" and {len(found) - 1} more are" if len(found) > 1 else " is"
-        raise EnmaError(f"{store}: {first}{more} damaged; repeat: {again}")
+        state = "damaged" if not marked else "damaged and marked"
+        first_mark = "" if marked else f"enma-fast verify {shlex.quote(str(store))} --mark, then "
+        raise EnmaError(f"{store}: {first}{more} {state}; repeat: {first_mark}{again}")
 
 
 def _verify_checkpoint(terminal: Terminal, checkpoint: str) -> None:

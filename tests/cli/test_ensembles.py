@@ -96,7 +96,9 @@ def test_the_command_in_a_store_can_be_repeated_as_it_is(
     )
     file = Path("my run.zarr", "u", "c.0.1.0.0")
     file.write_bytes(file.read_bytes()[:-1])
-    repeat = shlex.split(enma("verify", "my run.zarr").err.partition("repeat: ")[2])
+    first, _, then = enma("verify", "my run.zarr").err.partition("repeat: ")[2].partition(", then ")
+    assert enma(*shlex.split(first)[1:]).status == 2
+    repeat = shlex.split(then)
     assert repeat[0] == "enma-fast"
     assert enma(*repeat[1:], "--json").json["members_sampled"] == 1
     assert enma("verify", "my run.zarr").status == 0

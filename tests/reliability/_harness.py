@@ -99,8 +99,12 @@ class Server:
         patch: dict[str, Any] | None = None,
         environ: dict[str, str] | None = None,
         run: dict[str, Any] | None = None,
+        limits: dict[str, int] | None = None,
     ) -> Process:
-        """Start a command line; or a run of these options of `ensemble.prepare`, in half of the time."""
+        """Start a command line; or a run of these options of `ensemble.prepare`, in half of the time.
+
+        `limits` are bytes of `memory` and seconds of `cpu`.
+        """
         log = self.folder / f"log-{next(self._numbers)}"
         for name in ("out", "err"):
             # A process may be killed before it opens them.
@@ -113,6 +117,7 @@ class Server:
             trap=trap or {},
             patch=patch or {},
             environ=environ or {},
+            limits=limits or {},
         )
         return Process(self, answer["pid"], log)
 

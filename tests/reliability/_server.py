@@ -13,6 +13,7 @@ import importlib
 import io
 import json
 import os
+import resource
 import signal
 import sys
 import threading
@@ -27,6 +28,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _PATHS = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"}
+# Place of the open folder among the arguments of an event.
+_FOLDERS = {"os.rename": 2, "os.remove": 1, "os.mkdir": 2, "os.rmdir": 1}
 
 
 class Trap:
@@ -42,8 +45,8 @@ class Trap:
         self.count, self.full = 0, False
         self.lock = threading.Lock()
         self.trace = os.open(trace, os.O_WRONLY | os.O_CREAT | os.O_APPEND) if trace else None
-        self.write, self.pwrite = os.write, os.pwrite
-        os.write, os.pwrite = self._write, self._pwrite
+        self.write, self.pwrite, self.open = os.write, os.pwrite, os.open
+        os.write, os.pwrite, os.open = self._write, self._pwrite, self._open
         sys.addaudithook(self._event)
 
     def _event(self, name: str, arguments: tuple[Any, ...]) -> None:
@@ -51,8 +54,11 @@ class Trap:
             path = str(arguments[0])
             if name == "open" and not arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
                 return
-            # What is removed with a whole folder is named relative to it.
-            if not path.startswith(self.folder) and not (name == "os.remove" and arguments[1] != -1):
+            # What is named relative to an open folder; of `os.open` the event does not say which.
+            descriptor = arguments[_FOLDERS[name]] if name in _FOLDERS else -1
+            if descriptor != -1:
+                path = os.path.join(os.readlink(f"/proc/self/fd/{descriptor}"), path)
+            if not path.startswith(self.folder):
                 return
             self._step(f"{name} {path}")
             if self.full and name in ("open", "os.mkdir"):
@@ -78,6 +84,15 @@ class Trap:
             elif self.how == "full":
                 self.full = True
             return self.how == "half"
+
+    def _open(self, path: Any, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
+        if dir_fd is not None and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            whole = os.path.join(os.readlink(f"/proc/self/fd/{dir_fd}"), path)
+            if whole.startswith(self.folder):
+                self._step(f"open {whole}")
+                if self.full:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), whole)
+        return self.open(path, flags, mode, dir_fd=dir_fd)
 
     def _write(self, file: int, data: Any) -> int:
         if self._step("os.write"):
@@ -120,6 +135,9 @@ def child(request: dict[str, Any]) -> None:
             os.dup2(file, number)
         sys.stdout, sys.stderr = (os.fdopen(file, "w", closefd=False) for file in (1, 2))
         os.environ.update(request["environ"])
+        if request["limits"]:
+            resource.setrlimit(resource.RLIMIT_AS, (request["limits"]["memory"],) * 2)
+            resource.setrlimit(resource.RLIMIT_CPU, (request["limits"]["cpu"],) * 2)
         for name, value in request["patch"].items():
             module, _, attribute = name.rpartition(".")
             setattr(importlib.import_module(f"enma_fast.{module}"), attribute, value)

@@ -173,7 +173,7 @@ def test_a_disk_that_is_read_only(server: Server, wholes: dict, command: Callabl
         assert "choose another --out" in told
     assert server.run(*command(out, *options), "--dry-run").json["plan"]["members_missing"] < 24
     assert server.run("verify", out, "--json").json["unfinished"]
-    told = server.run("verify", damaged.parent.parent, "--json")
+    told = server.run("verify", damaged.parent.parent, "--mark", "--json")
     assert "cannot be written ([Errno 30]" in told.error()
     assert [entry["file"] for entry in told.json["damaged"]] == ["u/c.0.0.0.0"], "what was found is told"
     assert read_forecast(out, partial=True)["u"].shape[:2] == (2, 12)

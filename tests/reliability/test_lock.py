@@ -145,11 +145,11 @@ def test_verify_unmarks_nothing_while_a_run_writes(
     member = store / "u" / "c.0.0.0.0"
     member.write_bytes(member.read_bytes()[:-1] + b"!")
     ledger = (store / LEDGER).read_bytes()
-    assert server.run("verify", store).error().startswith(busy(first, store))
+    assert server.run("verify", store, "--mark").error().startswith(busy(first, store))
     assert (store / LEDGER).read_bytes() == ledger
     first.go_on()
     assert first.end().status == 0
-    assert "u/c.0.0.0.0 (flipped" in server.run("verify", store).error()
+    assert "u/c.0.0.0.0 (flipped" in server.run("verify", store, "--mark").error()
     assert server.run(*arguments).json["members_sampled"] == 1
     assert contents(store) == whole
     assert beside(store) == []
