@@ -20,7 +20,7 @@ from .errors import EnmaError
 from .metrics import relative_l2
 from .model import Model
 from .paper import paper_source
-from .recipes import CHECKPOINT, data_file, read_record, summary, checkpoint_folder
+from .recipes import CHECKPOINT, data_file, read_record, summary
 from .scoring import paper_table, score
 
 # Task, ensemble size, trajectories at most: 16 members for errors over all of a file, 64 for calibration. The first
@@ -76,7 +76,7 @@ def publish(
     for stage, folder in (("tokenizer", tokenizer), ("dynamics", run)):
         if records[stage]["stage"] != stage:
             raise EnmaError(f"{folder}: is a run of the {records[stage]['stage']}, not of the {stage}")
-    if sha256(checkpoint_folder(tokenizer) / WEIGHTS) != records["dynamics"]["tokenizer"]:
+    if sha256(locate(tokenizer) / WEIGHTS) != records["dynamics"]["tokenizer"]:
         raise EnmaError(f"{run}: was not trained on the tokenizer of {tokenizer}; name the one that it was")
     model = load_model(locate(run / CHECKPOINT))
     settings = replace(model.config.sampling, sampling or {}, source="sampling")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,8 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .bounds import MOST_FRAMES, whole_number
 from .coding import BLOCKS, code_rows
 from .config import ModelConfig
+from .data import NETCDF_FILL, unmasked
 from .errors import EnmaError, first_line
 from .layers import own_dtype
 from .model import Model
@@ -108,7 +109,7 @@ def read_request(
             raise EnmaError(
                 f"history has {observed} frames, as many as {config.name} was trained on; say how many more: num_frames"
             )
-    num_frames = whole_number("num_frames", num_frames)
+    num_frames = whole_number("num_frames", num_frames, most=MOST_FRAMES)
     B = len(given) if batched else 1
     check_size(config, num_frames=num_frames, num_members=num_members, num_trajectories=B)
     last = observed + num_frames
@@ -148,7 +149,7 @@ def _field(name: str, value: np.ndarray | Tensor, model: Model, points: Tensor |
     else:
         # In the byte order and with the strides that a tensor can have; too large a value is found below.
         with np.errstate(over="ignore"):
-            u = torch.from_numpy(np.require(value, np.float32, ["C", "W"]))
+            u = torch.from_numpy(np.require(unmasked(name, value), np.float32, ["C", "W"]))
     shape = tuple(u.shape if batched else (1, *u.shape))
     if len(shape) != len(grid) + 3 or shape[2:-1] != grid:
         raise EnmaError(
@@ -162,10 +163,11 @@ def _field(name: str, value: np.ndarray | Tensor, model: Model, points: Tensor |
     if not all(shape[:2]):
         raise EnmaError(f"{name} has shape {tuple(u.shape)}: no trajectory or no frame; leave it out if there is none")
     u = u.to(model.latent_mean.device, torch.float32).view(shape)
-    bad = (~torch.isfinite(u)).flatten(2).any(-1)
-    if bad.any():
-        b, t = (int(i) for i in bad.nonzero()[0])
-        raise EnmaError(f"{name} holds a value that is not finite, first in trajectory {b}, frame {t}")
+    for wrong, what in ((~torch.isfinite(u), "not finite"), (u == float(NETCDF_FILL), "the number of a missing one")):
+        bad = wrong.flatten(2).any(-1)
+        if bad.any():
+            b, t = (int(i) for i in bad.nonzero()[0])
+            raise EnmaError(f"{name} holds a value that is {what}, first in trajectory {b}, frame {t}")
     return u
 
 
@@ -173,19 +175,6 @@ def warn_if_long(config: ModelConfig, frames: int) -> None:
     """Say that trajectories of so many frames, observed and forecast, are longer than those of the training."""
     if frames > config.num_frames:
         log.warning("frames beyond %d were not seen in training of %s", config.num_frames, config.name)
-
-
-def whole_number(name: str, value: int, *, least: int | None = 1, most: int | None = None) -> int:
-    """A number as an int, or an `EnmaError`."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise EnmaError(f"{name} is {value!r}; a whole number is expected") from None
-    if least is not None and number < least:
-        raise EnmaError(f"{name} is {number}; at least {least} is needed")
-    if most is not None and number > most:
-        raise EnmaError(f"{name} is {number}; at most {most} is possible")
-    return number
 
 
 def whole_numbers(trajectories: Sequence[int]) -> list[int]:
@@ -203,7 +192,7 @@ def coordinates(name: str, value: np.ndarray | Tensor, model: Model) -> Tensor:
     if options.interpolation is None:
         raise EnmaError(f"{name}: the model {model.config.name!r} has no interpolation; it works on its grid only")
     try:
-        value = value if isinstance(value, Tensor) else np.asarray(value, np.float32)
+        value = value if isinstance(value, Tensor) else np.asarray(unmasked(name, value), np.float32)
     except (TypeError, ValueError) as error:
         raise EnmaError(
             f"{name} is no array of numbers ({first_line(error)}); [points, {options.dims}] is expected"

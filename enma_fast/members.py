@@ -18,11 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .bounds import check_numbers, whole_number
 from .coding import BLOCKS, code_rows
 from .config import SamplingConfig, TokenizerConfig
 from .engine import Engine, engine_for
 from .errors import EnmaError
-from .inputs import MOST_MEMBERS, Request, check_size, coordinates, read_request, whole_number, whole_numbers
+from .inputs import MOST_MEMBERS, Request, check_size, coordinates, read_request, whole_numbers
 from .layers import own_dtype
 from .model import Model
 from .results import SPACE, Ensemble, Given, Labels, first_time, given
@@ -256,6 +257,7 @@ class _Chunk:
 
 
 def _chunks(engine: Engine, request: Request, settings: SamplingConfig, size: int) -> list[_Chunk]:
+    check_numbers("settings", settings, "sampling")
     chunks = []
     for begin in range(0, len(request.rows), size):
         part = slice(begin, begin + size)

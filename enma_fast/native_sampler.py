@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .bounds import most_threads
 from .config import SamplingConfig
 from .model import Dynamics
 from .ops import sampler
@@ -94,7 +95,7 @@ class NativeSampler:
         teams: str = "",
     ) -> tuple[tuple[Any, ...], Any]:
         """Memory for one chunk, the last one's if it fits, and the key that it goes by."""
-        threads = threads or torch.get_num_threads()
+        threads = min(threads or torch.get_num_threads(), most_threads())
         if prefix_frames + own_frames > self._frames:
             self._pack(2 * (prefix_frames + own_frames))
         key = (rows, groups, prefix_frames, own_frames, settings, threads, isa, teams, self._frames)

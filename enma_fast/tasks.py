@@ -25,12 +25,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .bounds import MOST_FRAMES, whole_number
 from .checkpoint import CONFIG, WEIGHTS, hashes, sha256
 from .config import ModelConfig, SamplingConfig
 from .data import FieldFile
 from .engine import PRECISIONS
 from .errors import EnmaError
-from .inputs import LEAST_SEED, MOST_MEMBERS, MOST_SEED, check_size, warn_if_long, whole_number
+from .inputs import LEAST_SEED, MOST_MEMBERS, MOST_SEED, check_size, warn_if_long
 from .members import CHUNK, Stop, sample_fields
 from .model import Model
 from .output import Layout
@@ -75,7 +76,7 @@ class Case:
             "history": (None, None),
             "seed": (LEAST_SEED, MOST_SEED),
         }
-        for name, (least, most) in (bounds if self.frames is None else {**bounds, "frames": (1, None)}).items():
+        for name, (least, most) in (bounds if self.frames is None else {**bounds, "frames": (1, MOST_FRAMES)}).items():
             object.__setattr__(self, name, whole_number(name, getattr(self, name), least=least, most=most))
         if self.first_member + self.members > MOST_MEMBERS:
             raise EnmaError(

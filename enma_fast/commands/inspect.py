@@ -107,9 +107,7 @@ def _verify_store(terminal: Terminal, store: Path) -> None:
 
 def _verify_checkpoint(terminal: Terminal, checkpoint: str) -> None:
     """Sizes and hashes, and that config and weights belong together."""
-    import json
-
-    from ..checkpoint import MANIFEST, WEIGHTS, load_model, load_tokenizer, locate, read_tensors
+    from ..checkpoint import WEIGHTS, listed, load_model, load_tokenizer, locate, read_tensors
     from ..checkpoint import verify as check
 
     folder = locate(checkpoint)
@@ -117,8 +115,8 @@ def _verify_checkpoint(terminal: Terminal, checkpoint: str) -> None:
     tensors, _ = read_tensors(folder / WEIGHTS)
     whole = any(name.startswith("dynamics.") for name in tensors)
     module = load_model(folder) if whole else load_tokenizer(folder)[0]
-    files = json.loads((folder / MANIFEST).read_text())["files"]
-    rows = [[name, f"{entry['bytes']:,}", entry["sha256"]] for name, entry in files.items()]
+    files = {name: {"bytes": size, "sha256": digest} for name, (size, digest) in listed(folder).items()}
+    rows = [[name, f"{entry['bytes']:,}", str(entry["sha256"])] for name, entry in files.items()]
     terminal.show(table(f"{checkpoint}: whole", ["file", "bytes", "SHA-256"], rows))
     terminal.result(
         {

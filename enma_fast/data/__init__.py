@@ -5,20 +5,26 @@ first use.
 """
 
 from .fields import FieldFile, decimals
-from .generator import EQUATIONS, generate
+from .generator import EQUATIONS, generate, place
+from .missing import NETCDF_FILL, attributes, require_present, unmasked
 from .splits import DEFAULT_GROUPS, dataset_split
 from .well import count, describe, read, read_numbered, write
 
 __all__ = [
     "DEFAULT_GROUPS",
     "EQUATIONS",
+    "NETCDF_FILL",
     "FieldFile",
+    "attributes",
     "count",
     "dataset_split",
     "decimals",
     "describe",
     "generate",
+    "place",
     "read",
     "read_numbered",
+    "require_present",
+    "unmasked",
     "write",
 ]
