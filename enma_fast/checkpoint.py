@@ -146,12 +146,12 @@ def locate(checkpoint: str | Path) -> Path:
     given = Path(checkpoint)
     for folder in (given / IN_RUN, given, PRETRAINED / str(checkpoint)):
         # Unlike Path.is_file it takes any name.
-        if os.path.isfile(folder / MANIFEST):  # noqa: PTH113
+        if os.path.isfile(folder / MANIFEST):
             return folder
     known = ", ".join(available()) or "none"
-    if os.path.isfile(given / LOG):  # noqa: PTH113
+    if os.path.isfile(given / LOG):
         raise EnmaError(f"{checkpoint}: this run has no {IN_RUN} yet; let it finish first")
-    if os.path.isdir(given):  # noqa: PTH112
+    if os.path.isdir(given):
         raise EnmaError(f"{checkpoint}: holds no {MANIFEST}; it is not a whole checkpoint")
     if str(checkpoint) in PRESETS:
         raise EnmaError(

@@ -13,7 +13,6 @@ from torch.nn import functional as F
 
 from .ops.modulated_norm import modulated_norm
 
-
 # Types of the fused norm; float64 is for tests.
 FUSED = (torch.float32, torch.bfloat16)
 

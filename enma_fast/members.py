@@ -23,6 +23,7 @@ from .coding import BLOCKS, code_rows
 from .config import SamplingConfig, TokenizerConfig
 from .engine import Engine, engine_for
 from .errors import EnmaError
+from .forks import forkable, in_own_thread, own_thread
 from .inputs import MOST_MEMBERS, Request, check_size, coordinates, read_request, whole_numbers
 from .layers import own_dtype
 from .model import Model
@@ -169,10 +170,10 @@ def stream(
     """
     queried = None if query is None else coordinates("query", query, model)
     known, other, labels = _read(model, history, context, points, queried, trajectories, num_members, first_member)
-    request, batched = read_request(
-        model, known, num_frames, num_members, seed, other, points, labels.trajectories, first_member
+    request, batched = own_thread(
+        read_request, model, known, num_frames, num_members, seed, other, points, labels.trajectories, first_member
     )
-    engine = engine_for(model.dynamics, dtype=dtype, backend=backend)
+    engine = own_thread(engine_for, model.dynamics, dtype=dtype, backend=backend)
     size = whole_number("chunk", len(request.rows) if chunk is None else chunk)
     frames = _frames(
         model,
@@ -183,9 +184,10 @@ def stream(
         query=queried,
         stop=_plain(stop, labels),
     )
-    return (_wrapped(labels, number, frame) for number, frame in enumerate(frames))
+    return (_wrapped(labels, number, frame) for number, frame in enumerate(in_own_thread(frames)))
 
 
+@forkable
 def sample_fields(
     model: Model,
     history: np.ndarray | Tensor | None,

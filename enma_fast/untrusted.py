@@ -15,7 +15,6 @@ import json
 import math
 import mmap
 import os
-import select
 import signal
 import stat
 import time
@@ -105,33 +104,22 @@ def isolated(path: Path, work: Callable[[Limits], Any]) -> Any:
     """
     if not hasattr(os, "fork"):
         return work(lambda num_bytes: None)
-    arrays, (answer, reply) = _shared_memory(), os.pipe()
-    child = None
+    arrays = _shared_memory()
     try:
-        with warnings.catch_warnings():
-            # Python and JAX warn of threads, whose locks a child could wait for. This one calls neither.
-            warnings.simplefilter("ignore")
-            child = os.fork()
-        if not child:
-            _serve(work, arrays, reply)
-        os.close(reply)
-        reply = -1
-        header = _receive(answer)
-    except BaseException:
-        if child:
-            with suppress(ProcessLookupError):
-                os.kill(child, signal.SIGKILL)
-        raise
+        answer, reply = os.pipe()
+        try:
+            child = _fork()
+            if not child:
+                _serve(work, arrays, reply)
+        finally:
+            os.close(reply)
+        header, status = _receive(child, answer)
+        if not header:
+            _refuse(path, status)
+        size = os.fstat(arrays).st_size
+        shared = mmap.mmap(arrays, size) if size else b""
     finally:
-        if child:
-            status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        for file in (answer, reply):
-            if file >= 0:
-                os.close(file)
-        shared = mmap.mmap(arrays, size) if (size := os.fstat(arrays).st_size) else b""
         os.close(arrays)
-    if not header:
-        _refuse(path, status)
     kind, value = json.loads(header)
     if kind == "refused":
         raise EnmaError(value)
@@ -151,12 +139,26 @@ def _refuse(path: Path, status: int) -> NoReturn:
     raise EnmaError(f"{path}: it crashes the library that reads it (status {status}); {mend}")
 
 
-def _receive(answer: int) -> bytes:
-    """All that the child says."""
+def _fork() -> int:
+    with warnings.catch_warnings():
+        # Python and JAX warn of locks that threads may hold; the child only reads.
+        warnings.simplefilter("ignore")
+        return os.fork()
+
+
+def _receive(child: int, answer: int) -> tuple[bytes, int]:
+    """All that the child says, and its status: below 0, a signal ended it."""
     parts = []
-    while part := os.read(answer, 1 << 16):
-        parts.append(part)
-    return b"".join(parts)
+    try:
+        while part := os.read(answer, 1 << 16):
+            parts.append(part)
+    except BaseException:
+        os.kill(child, signal.SIGKILL)
+        raise
+    finally:
+        os.close(answer)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return b"".join(parts), status
 
 
 def _serve(work: Callable[[Limits], Any], arrays: int, reply: int) -> NoReturn:
@@ -232,7 +234,7 @@ def _encoded(value: Any, arrays: int) -> list[Any]:
         # Where a vector register may load them.
         start = -(-os.lseek(arrays, 0, os.SEEK_END) // 64) * 64
         os.ftruncate(arrays, start)
-        rest = memoryview(np.ascontiguousarray(value).reshape(-1)).cast("B")
+        rest = memoryview(np.ascontiguousarray(value).reshape(-1).view(np.uint8))  # type: ignore[arg-type]
         at = start
         while rest:
             done = os.pwrite(arrays, rest[: 1 << 30], at)

@@ -28,9 +28,8 @@ def generate(
     as_json: AsJson = False,
 ) -> None:
     """Solve an equation for the trajectories of a data set and write them as HDF5 in The Well's layout."""
-    from ..data import DEFAULT_GROUPS
+    from ..data import DEFAULT_GROUPS, place
     from ..data import generate as solve
-    from ..data import place
 
     terminal = Terminal(as_json)
     made: list[dict[str, Any]] = []

@@ -9,7 +9,7 @@ from pathlib import Path
 # Names are modules or sub-packages of enma_fast; files within one sub-package may import each other.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("extras", "system", "launch", "wording", "bounds", "untrusted"),
+    ("extras", "system", "launch", "wording", "bounds", "forks", "untrusted"),
     ("config", "paper", "pretrained"),
     ("schedule", "metrics", "optim", "data"),
     ("chunks", "ledger"),
