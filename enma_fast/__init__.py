@@ -1,8 +1,8 @@
 """ENMA, a generative neural operator for parametric PDEs: ensemble forecasts from a few observed frames.
 
     model = enma_fast.load_model("combined-small")
-    fields = enma_fast.read_fields("observed.h5")
-    ensemble = enma_fast.forecast(model, fields.u[:, :3], num_members=64)
+    history = enma_fast.example()
+    ensemble = enma_fast.forecast(model, history, num_members=64)
     mean, spread = ensemble.mean(), ensemble.spread()
 
 Names are imported when they are first used, so that `import enma_fast` costs nothing.
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .checkpoint import load_model
     from .config import PRESETS, ModelConfig, SamplingConfig
-    from .data import FieldFile
+    from .data import FieldFile, example
     from .data import read as read_fields
     from .errors import EnmaError
     from .members import forecast, stream
@@ -31,6 +31,7 @@ _HOME = {
     "ModelConfig": ("config", "ModelConfig"),
     "PRESETS": ("config", "PRESETS"),
     "SamplingConfig": ("config", "SamplingConfig"),
+    "example": ("data", "example"),
     "forecast": ("members", "forecast"),
     "load_model": ("checkpoint", "load_model"),
     "read_fields": ("data", "read"),
@@ -46,6 +47,7 @@ __all__ = [
     "ModelConfig",
     "SamplingConfig",
     "__version__",
+    "example",
     "forecast",
     "load_model",
     "read_fields",

@@ -18,7 +18,8 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,13 +31,13 @@ from torch.nn import init
 from torch.overrides import TorchFunctionMode
 
 from .config import PRESETS, ModelConfig, from_json, to_json
+from .data import PRETRAINED
 from .errors import EnmaError
 from .model import Model
 from .tokenizer import Tokenizer
 from .untrusted import open_regular, parse_json, read_bytes
 
 FORMAT_VERSION = 1
-PRETRAINED = Path(__file__).parent / "pretrained"
 WEIGHTS, CONFIG, MANIFEST = "model.safetensors", "config.json", "manifest.json"
 CARD, METRICS = "README.md", "metrics.json"
 # In the folder of a training run: its checkpoint and its log.
@@ -254,12 +255,24 @@ def _config(folder: Path) -> ModelConfig:
 
 def _filled(make: Callable[[], _Module], tensors: Mapping[str, Tensor], source: str) -> _Module:
     """A module with the tensors of a checkpoint; one that they do not fit is never made, however large it would be."""
-    with torch.device("meta"), _Undrawn():
-        _check_tensors(make().state_dict(), tensors, source)
-    with _Undrawn():
-        module = make()
+    with _single_precision():
+        with torch.device("meta"), _Undrawn():
+            _check_tensors(make().state_dict(), tensors, source)
+        with _Undrawn():
+            module = make()
     load_tensors(module, tensors, source=source)
     return module
+
+
+@contextmanager
+def _single_precision() -> Iterator[None]:
+    """Modules are fp32, whatever the caller's default is."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 class _Undrawn(TorchFunctionMode):

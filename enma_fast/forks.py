@@ -1,8 +1,8 @@
 """Work in a forked child: threads do not live on in one, and whoever waits for those of the parent waits for ever.
 
-That is so for Python's pools and for OpenMP's, with which PyTorch and the extension share their loops. So a child starts
-with one thread for PyTorch, as a worker of a `DataLoader` does, and samples in a thread of its own, which has an OpenMP
-pool of its own: `torch.set_num_threads` in the child gives it more threads again.
+That is so for Python's pools and for OpenMP's, with which PyTorch and the extension share their loops. So a child
+starts with one thread for PyTorch, as a worker of a `DataLoader` does, and samples in a thread of its own, which has an
+OpenMP pool of its own: `torch.set_num_threads` in the child gives it more threads again.
 """
 
 from __future__ import annotations

@@ -116,7 +116,8 @@ def read_request(
     if warn:
         warn_if_long(config, last)
     if known is None:
-        history_BTNC = torch.zeros(B, 0, config.num_tokens, config.token_channels, device=device)
+        empty = (B, 0, config.num_tokens, config.token_channels)
+        history_BTNC = torch.zeros(empty, device=device, dtype=torch.float32)
     else:
         whole = config.tokenizer.whole_latents(observed)
         history_BTNC = _encode(model, known, where)[:, :whole]

@@ -75,7 +75,7 @@ class NativeSampler:
                     session.read(z_GNC.contiguous())
             session.begin(seeds.contiguous(), members.contiguous(), groups.contiguous(), first)
             for t in range(first, num_latents):
-                z_BNC = torch.empty(len(seeds), config.num_tokens, config.token_channels)
+                z_BNC = torch.empty(len(seeds), config.num_tokens, config.token_channels, dtype=torch.float32)
                 session.frame(z_BNC, t + 1 == num_latents)
                 yield z_BNC
         finally:

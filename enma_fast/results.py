@@ -163,7 +163,10 @@ def first_time(history: Given | None, context: Given | None, *, interval: float)
         if source is None or source.times is None or not source.times.size:
             continue
         if source.times.dtype.kind not in "fiu":
-            raise EnmaError(f"{argument}: the coordinate time has dtype {source.times.dtype}; numbers are expected")
+            raise EnmaError(
+                f"{argument}: the coordinate time has dtype {source.times.dtype}; numbers are expected, "
+                f"{interval:g} apart: {argument}.assign_coords(time={interval:g} * numpy.arange({source.times.size}))"
+            )
         if source.times.ndim != 1:
             raise EnmaError(f"{argument}: the coordinate time has {source.times.ndim} dimensions; 1 is expected")
         if not (np.diff(source.times) > 0).all():

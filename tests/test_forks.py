@@ -41,7 +41,11 @@ def run(tiny: Path, threads: int, code: str) -> object:
     """The JSON that a program prints, which has to end in time."""
     program = COMMON + textwrap.dedent(code)
     done = subprocess.run(
-        [sys.executable, "-c", program, tiny, str(threads)], capture_output=True, text=True, timeout=SECONDS, check=False
+        [sys.executable, "-c", program, tiny, str(threads)],
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])

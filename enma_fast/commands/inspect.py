@@ -35,13 +35,13 @@ def info(as_json: AsJson = False) -> None:
         lines.append([op, used["implementation"], ""])
         lines += [["", f"not {row['implementation']}", row["problem"]] for row in others if row["problem"]]
     terminal.show(table("operators", ["operator", "runs as", "because"], lines))
-    columns = ["shipped model", "parameters", "MB", "task", "split", "rel. L2", "members"]
+    columns = ["shipped model", "parameters", "MB", "task", "split", "trajectories", "members", "rel. L2"]
     lines = []
     for checkpoint in found["checkpoints"]:
         own = [checkpoint["name"], f"{checkpoint['num_parameters']:,}", f"{checkpoint['bytes'] / 1e6:.1f}"]
         for row in checkpoint["scores"] or [{}]:
-            size = str(row.get("num_members", "-"))
-            scores = [row.get("task", "-"), row.get("split", "-"), number(row.get("rel_l2")), size]
+            counts = [f"{row[name]:,}" if name in row else "-" for name in ("num_trajectories", "num_members")]
+            scores = [row.get("task", "-"), row.get("split", "-"), *counts, number(row.get("rel_l2"))]
             lines.append([*own, *scores])
             own = ["", "", ""]
     terminal.show(table("models", columns, lines))

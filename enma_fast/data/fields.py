@@ -236,9 +236,8 @@ def context_number(path: Path, environment: np.ndarray | None, i: int, numbers: 
 
 def select_rows(select: slice | Sequence[int] | np.ndarray | None, num_trajectories: int, path: Path) -> np.ndarray:
     """Trajectory indices that `select` names, in its order."""
-    everything = np.arange(num_trajectories)
     if select is None or isinstance(select, slice):
-        rows = everything if select is None else everything[select]
+        rows = np.arange(*(slice(None) if select is None else select).indices(num_trajectories))
     else:
         rows = np.asarray(select)
         if rows.ndim != 1 or (rows.size and rows.dtype.kind not in "iu"):
@@ -282,7 +281,7 @@ def axis(
 
 def _read_rows(dataset: Any, rows: np.ndarray) -> np.ndarray:
     first, last = int(rows.min()), int(rows.max()) + 1
-    if np.array_equal(rows, np.arange(first, last)):
+    if (np.diff(rows) == 1).all():
         return dataset[first:last]
     # HDF5 selects in increasing order without repeats only.
     unique, inverse = np.unique(rows, return_inverse=True)

@@ -110,7 +110,7 @@ def _require_inside(parent: Any, path: str, where: str, links: int = 0) -> None:
         link = node.get(part, getlink=True) if isinstance(node, h5py.Group) and part in node else None
         if isinstance(link, h5py.ExternalLink) or links > _MOST_LINKS:
             raise EnmaError(
-                f"{parent.file.filename}: '{where}' is a link that leads out of the file; write the values into this one"
+                f"{parent.file.filename}: '{where}' is a link out of the file; write the values into this one"
             )
         if link is None:
             raise EnmaError(f"{parent.file.filename}: '{where}' is a link to nothing; write the values in its place")

@@ -27,6 +27,7 @@ from ..extras import load_extra
 from ..untrusted import Limits
 from . import hdf5, pdebench
 from .fields import FieldArray, FieldFile, FieldSource, axis, context_number, decimals, select_rows
+from .missing import unmasked
 from .splits import dataset_split
 
 _GROUPS = ("dimensions", "boundary_conditions", "scalars", "t0_fields", "t1_fields")
@@ -178,7 +179,7 @@ def write(
             shapes = {key: value.shape for key, value in fields.items()}
             datasets = create_fields(file, shapes, rank=rank, num_spatial_dims=len(coords))
             for dataset, value in zip(datasets, fields.values(), strict=True):
-                dataset[...] = value
+                dataset[...] = unmasked(f"{path}: {dataset.name.strip('/')}", value)
     return path
 
 
