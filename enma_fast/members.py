@@ -302,7 +302,7 @@ def _frames(
             missing = z.new_zeros(*_missing(z, FEWEST_LATENTS))
             decoded = _decode(model, torch.cat([z, missing], dim=1), end, query)[:, begin:end]
             if group is None:
-                group = torch.full((len(kept), *decoded.shape[1:]), math.nan, device=decoded.device)
+                group = decoded.new_full((len(kept), *decoded.shape[1:]), math.nan)
             group[part.rows] = decoded
         assert group is not None
         for rows in group.unbind(1):

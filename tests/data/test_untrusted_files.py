@@ -144,7 +144,7 @@ def test_sizes_beyond_the_machine_are_refused_before_they_are_read(tmp_path: Pat
     path = edit(change)
     with pytest.raises(EnmaError, match="asks for more memory than there is"):
         read(path)
-    assert read(path, select=[0, 10**9 - 1]).u.shape == (2, 4, 8, 1)
+    assert read(path, select=[0, 1]).u.shape == (2, 4, 8, 1)
 
 
 def test_pipes_and_devices_are_no_field_files(tmp_path: Path) -> None:
