@@ -26,7 +26,7 @@ from benchmarks.trajectory import trajectory_case
 from enma_fast.config import PRESETS
 from enma_fast.ops._checks import dtype_name
 
-# Ratios of interleaved runs that lie further apart than this say nothing of what was run.
+# Largest over smallest ratio, above which a comparison says nothing.
 BUSY = 3.0
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -66,12 +66,17 @@ def compare(case: Case, *, rounds: int) -> dict[str, Any]:
     return result | {
         "ours_s": ours,
         "against": against,
-        "busy": any(row["ratio_max"] > BUSY * row["ratio_min"] for row in against.values()),
+        "busy": too_busy(against),
         "gemm_rate": best,
         "gemm_rates": {dtype_name(d): rate for d, rate in rates.items()},
         "fraction_of_gemm_rate": case.flops / case.units / ours / best if case.flops else None,
         "rounds": rounds,
     }
+
+
+def too_busy(against: dict[str, Any]) -> bool:
+    """Whether ratios of interleaved runs lie so far apart that they say nothing of what was run."""
+    return any(row["ratio_max"] > BUSY * row["ratio_min"] for row in against.values())
 
 
 def line(result: dict[str, Any]) -> str:
@@ -85,7 +90,7 @@ def line(result: dict[str, Any]) -> str:
     )
     part = result["fraction_of_gemm_rate"]
     if result["busy"]:
-        against += f"  (the machine is too busy to compare: ratios lie more than {BUSY:g} x apart)"
+        against += f"  (the machine is too busy to compare: ratios lie more than {BUSY:g}x apart)"
     share = "" if part is None else f"  {100 * part:.0f} % of {result['gemm_rate'] / 1e9:.0f} GFLOP/s"
     return f"{head} {1e3 * result['ours_s']:9.3f} ms{share}  {against}"
 
