@@ -1,7 +1,6 @@
 """ENMA, a generative neural operator for parametric PDEs: ensemble forecasts from a few observed frames.
 
-    model = enma_fast.load_model("combined-small")
-    history = enma_fast.example()
+    model, history = enma_fast.load_model("combined-small"), enma_fast.data.example()
     ensemble = enma_fast.forecast(model, history, num_members=64)
     mean, spread = ensemble.mean(), ensemble.spread()
 
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .checkpoint import load_model
     from .config import PRESETS, ModelConfig, SamplingConfig
-    from .data import FieldFile, example
+    from .data import FieldFile
     from .data import read as read_fields
     from .errors import EnmaError
     from .members import forecast, stream
@@ -31,7 +30,6 @@ _HOME = {
     "ModelConfig": ("config", "ModelConfig"),
     "PRESETS": ("config", "PRESETS"),
     "SamplingConfig": ("config", "SamplingConfig"),
-    "example": ("data", "example"),
     "forecast": ("members", "forecast"),
     "load_model": ("checkpoint", "load_model"),
     "read_fields": ("data", "read"),
@@ -47,7 +45,6 @@ __all__ = [
     "ModelConfig",
     "SamplingConfig",
     "__version__",
-    "example",
     "forecast",
     "load_model",
     "read_fields",

@@ -121,6 +121,10 @@ def forecast(
     ------
     EnmaError
         One line naming the argument and the mend.
+
+    Notes
+    -----
+    In a forked child the work is done in a thread of its own, `stop` included (:mod:`enma_fast.forks`).
     """
     queried = None if query is None else coordinates("query", query, model)
     known, other, labels = _read(model, history, context, points, queried, trajectories, num_members, first_member)
