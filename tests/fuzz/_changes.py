@@ -165,7 +165,7 @@ def change_hdf5(path: Path, change: list[Any]) -> None:
     with h5py.File(path, "r+") as file:
         try:
             _change(h5py, file, kind, key, more)
-        except (OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError, OverflowError):
+        except (OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError, OverflowError, MemoryError):
             return
 
 

@@ -16,7 +16,8 @@ SECONDS = 120.0
 class Runner:
     """One child, and how its commands ended."""
 
-    def __init__(self) -> None:
+    def __init__(self, *options: str, seconds: float = SECONDS) -> None:
+        self.options, self.seconds = options, seconds
         self.process: subprocess.Popen[str] | None = None
         self.changer: Runner | None = None
         self.counts: collections.Counter[str] = collections.Counter()
@@ -44,14 +45,18 @@ class Runner:
     def _ask(self, arguments: list[str]) -> dict[str, Any]:
         if self.process is None:
             self.process = subprocess.Popen(
-                [sys.executable, str(CHILD)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+                [sys.executable, str(CHILD), *self.options],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                bufsize=1,
             )
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         with selectors.DefaultSelector() as selector:
             selector.register(self.process.stdout, selectors.EVENT_READ)
             self.process.stdin.write(json.dumps(arguments) + "\n")
-            ready = selector.select(SECONDS)
+            ready = selector.select(self.seconds)
         line = self.process.stdout.readline() if ready else ""
         if line:
             return dict(json.loads(line))
@@ -65,8 +70,8 @@ class Runner:
     def change(self, path: Path, changes: list[list[Any]]) -> bool:
         """Change a field file in a child of its own, which the library may crash in; whether it was done."""
         if self.changer is None:
-            self.changer = Runner()
-        return bool(self.changer._ask(["change", str(path), json.dumps(changes)])["status"] == 0)
+            self.changer = Runner("change", seconds=15.0)
+        return bool(self.changer._ask([str(path), json.dumps(changes)])["status"] == 0)
 
     def close(self) -> None:
         """End the child."""
