@@ -1,6 +1,7 @@
 """A field file reaches no other file, and neither hangs nor crashes nor fills the process that reads it."""
 
 import os
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -259,3 +260,13 @@ def children() -> list[int]:
     """Children of this process that nobody waited for."""
     listed = Path(f"/proc/self/task/{os.getpid()}/children")
     return [int(pid) for pid in listed.read_text().split()] if listed.exists() else []
+
+
+def test_nothing_reads_hdf5_but_by_the_one_module() -> None:
+    package = Path(untrusted.__file__).parent
+    found = {
+        path.relative_to(package).as_posix()
+        for path in package.rglob("*.py")
+        if re.search(r"h5py\.File\(|h5netcdf\.File\(.*\"r\"", path.read_text())
+    }
+    assert found == {"data/hdf5.py"}
