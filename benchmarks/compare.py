@@ -28,6 +28,8 @@ from benchmarks.trajectory import trajectory_case
 from enma_fast.ops._checks import dtype_name
 from enma_fast.presets import PRESETS
 
+# Largest over smallest ratio, above which a comparison says nothing.
+BUSY = 3.0
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 # Cases beside operators, and the dtype that they have by default.
 WHOLE = {"trajectory": "bf16", "forecast": "fp32", "ensemble": "fp32"}
@@ -48,6 +50,7 @@ def compare(case: Case, *, rounds: int) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "ours_s": None,
         "against": {},
+        "busy": False,
         "gemm_rate": None,
         "fraction_of_gemm_rate": None,
         "error": errors.get("ours", wrong.get("ours")),
@@ -64,14 +67,21 @@ def compare(case: Case, *, rounds: int) -> dict[str, Any]:
     rates = {d: gemm_rate(d, device=case.device, size=4096 if on_gpu else 1024) for d in {case.dtype, torch.float32}}
     ours = statistics.median(fast["ours"])
     best = max(rates.values())
+    against = ratios(fast, "ours")
     return result | {
         "ours_s": ours,
-        "against": ratios(fast, "ours"),
+        "against": against,
+        "busy": too_busy(against),
         "gemm_rate": best,
         "gemm_rates": {dtype_name(d): rate for d, rate in rates.items()},
         "fraction_of_gemm_rate": case.flops / case.units / ours / best if case.flops else None,
         "rounds": rounds,
     }
+
+
+def too_busy(against: dict[str, Any]) -> bool:
+    """Whether ratios of interleaved runs lie so far apart that they say nothing of what was run."""
+    return any(row["ratio_max"] > BUSY * row["ratio_min"] for row in against.values())
 
 
 def line(result: dict[str, Any]) -> str:
@@ -84,6 +94,8 @@ def line(result: dict[str, Any]) -> str:
         for name, row in result["against"].items()
     )
     part = result["fraction_of_gemm_rate"]
+    if result["busy"]:
+        against += f"  (the machine is too busy to compare: ratios lie more than {BUSY:g}x apart)"
     share = "" if part is None else f"  {100 * part:.0f} % of {result['gemm_rate'] / 1e9:.0f} GFLOP/s"
     return f"{head} {1e3 * result['ours_s']:9.3f} ms{share}  {against}"
 

@@ -1,8 +1,7 @@
 """ENMA, a generative neural operator for parametric PDEs: ensemble forecasts from a few observed frames.
 
-    model = enma_fast.load_model("combined-small")
-    fields = enma_fast.read_fields("observed.h5")
-    ensemble = enma_fast.forecast(model, fields.u[:, :3], num_members=64)
+    model, history = enma_fast.load_model("combined-small"), enma_fast.data.example()
+    ensemble = enma_fast.forecast(model, history, num_members=64)
     mean, spread = ensemble.mean(), ensemble.spread()
 
 Names are imported when they are first used, so that `import enma_fast` costs nothing.

@@ -16,9 +16,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -28,17 +31,26 @@ from torch.nn import init
 from torch.overrides import TorchFunctionMode
 
 from .config import ModelConfig, from_json, to_json
+from .data import PRETRAINED
 from .domain import Domain
 from .errors import EnmaError
 from .files import write_atomic as write_atomic
 from .model import Model
+from .presets import PRESETS
 from .tokenizer import Tokenizer
+from .untrusted import open_regular, parse_json, read_bytes
 
 FORMAT_VERSION = 1
-PRETRAINED = Path(__file__).parent / "pretrained"
 WEIGHTS, CONFIG, MANIFEST = "model.safetensors", "config.json", "manifest.json"
 CARD, METRICS, DOMAIN = "README.md", "metrics.json", "domain.json"
+# In the folder of a training run: its checkpoint and its log.
+IN_RUN, LOG = "checkpoint", "log.jsonl"
 _TOKENIZER = "tokenizer."
+# Names that a manifest may list: of files beside it. Neither it nor a config is ever larger than this.
+_NAME, _SHA256 = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}"), re.compile(r"[0-9a-f]{64}")
+_MOST_BYTES = 1 << 20
+
+_Module = TypeVar("_Module", bound=torch.nn.Module)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
@@ -105,8 +117,7 @@ def sha256(path: Path) -> str:
 
 def hashes(checkpoint: str | Path) -> dict[str, str]:
     """SHA-256 of the files of a checkpoint, as its manifest states them; loading it has verified them."""
-    files = json.loads((locate(checkpoint) / MANIFEST).read_text())["files"]
-    return {name: entry["sha256"] for name, entry in files.items()}
+    return {name: digest for name, (_, digest) in listed(locate(checkpoint)).items()}
 
 
 def available() -> list[str]:
@@ -115,14 +126,45 @@ def available() -> list[str]:
 
 
 def locate(checkpoint: str | Path) -> Path:
-    """Folder of a checkpoint given by shipped name or by path."""
-    for folder in (Path(checkpoint), PRETRAINED / str(checkpoint)):
-        if (folder / MANIFEST).is_file():
+    """Folder of a checkpoint given by shipped name, by path, or by the folder of the training run that made it."""
+    given = Path(checkpoint)
+    for folder in (given / IN_RUN, given, PRETRAINED / str(checkpoint)):
+        # Unlike Path.is_file it takes any name.
+        if os.path.isfile(folder / MANIFEST):
             return folder
-    if Path(checkpoint).is_dir():
-        raise EnmaError(f"{checkpoint}: holds no {MANIFEST}; it is not a whole checkpoint")
     known = ", ".join(available()) or "none"
+    if os.path.isfile(given / LOG):
+        raise EnmaError(f"{checkpoint}: this run has no {IN_RUN} yet; let it finish first")
+    if os.path.isdir(given):
+        raise EnmaError(f"{checkpoint}: holds no {MANIFEST}; it is not a whole checkpoint")
+    if str(checkpoint) in PRESETS:
+        raise EnmaError(
+            f"checkpoint {str(checkpoint)!r}: is a preset without weights; train it first (enma-fast train tokenizer "
+            f"{checkpoint} ...), or use a shipped model ({known})"
+        )
     raise EnmaError(f"checkpoint {str(checkpoint)!r}: neither a folder nor a shipped model (shipped: {known})")
+
+
+def listed(folder: Path) -> dict[str, tuple[int, str]]:
+    """Size and SHA-256 of each file of a checkpoint, as its manifest states them; `EnmaError` if it is no manifest."""
+    path = folder / MANIFEST
+    try:
+        manifest = parse_json(read_bytes(path, most=_MOST_BYTES))
+        version, files = manifest["format"], manifest["files"]
+        found = {name: (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
+        for name, (size, digest) in found.items():
+            if not (_NAME.fullmatch(name) and type(size) is int and size >= 0 and _SHA256.fullmatch(digest)):
+                raise ValueError(name)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, EnmaError):
+            raise
+        raise EnmaError(f"{path}: not a manifest; copy the checkpoint again") from None
+    if version != FORMAT_VERSION:
+        raise EnmaError(f"{path}: format {version}; this version of enma_fast reads {FORMAT_VERSION}")
+    for name in (CONFIG, WEIGHTS):
+        if name not in found:
+            raise EnmaError(f"{path}: lists no {name}; copy the checkpoint again")
+    return found
 
 
 def verify(folder: Path) -> None:
@@ -133,26 +175,15 @@ def verify(folder: Path) -> None:
     EnmaError
         Names the file and what differs.
     """
-    path = folder / MANIFEST
-    try:
-        manifest = json.loads(path.read_text())
-        version, files = manifest["format"], manifest["files"]
-        listed = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()}
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise EnmaError(f"{path}: not a manifest; copy the checkpoint again") from None
-    if version != FORMAT_VERSION:
-        raise EnmaError(f"{path}: format {version}; this version of enma_fast reads {FORMAT_VERSION}")
-    for name in (CONFIG, WEIGHTS):
-        if name not in listed:
-            raise EnmaError(f"{path}: lists no {name}; copy the checkpoint again")
-    for name, (size, digest) in listed.items():
+    for name, (size, digest) in listed(folder).items():
         file = folder / name
-        if not file.is_file():
+        if not os.path.lexists(file):
             raise EnmaError(f"{file}: missing; copy the checkpoint again")
-        if file.stat().st_size != size:
-            raise EnmaError(f"{file}: {file.stat().st_size} bytes, {size} expected; copy the checkpoint again")
-        if sha256(file) != digest:
-            raise EnmaError(f"{file}: SHA-256 differs from {MANIFEST}; copy the checkpoint again")
+        with open_regular(file) as descriptor, os.fdopen(descriptor, "rb", closefd=False) as opened:
+            if (found := os.fstat(descriptor).st_size) != size:
+                raise EnmaError(f"{file}: {found} bytes, {size} expected; copy the checkpoint again")
+            if hashlib.file_digest(opened, "sha256").hexdigest() != digest:
+                raise EnmaError(f"{file}: SHA-256 differs from {MANIFEST}; copy the checkpoint again")
 
 
 def load_model(checkpoint: str | Path, *, device: str | torch.device = "cpu") -> Model:
@@ -173,9 +204,7 @@ def load_model(checkpoint: str | Path, *, device: str | torch.device = "cpu") ->
     config, tensors, source = _load(checkpoint)
     if tensors and all(name.startswith(_TOKENIZER) for name in tensors):
         raise EnmaError(f"{source}: holds a tokenizer only; train the dynamics on it: enma-fast train dynamics")
-    with _Undrawn():
-        model = Model(config)
-    load_tensors(model, tensors, source=source)
+    model = _filled(lambda: Model(config), tensors, source)
     folder = locate(checkpoint)
     if DOMAIN in hashes(folder):
         model.domain = Domain.read(folder / DOMAIN)
@@ -192,16 +221,44 @@ def load_tokenizer(checkpoint: str | Path) -> tuple[Tokenizer, ModelConfig]:
     """
     config, tensors, source = _load(checkpoint)
     own = {k.removeprefix(_TOKENIZER): t for k, t in tensors.items() if k.startswith(_TOKENIZER)}
-    with _Undrawn():
-        tokenizer = Tokenizer(config.tokenizer)
-    load_tensors(tokenizer, own, source=source)
+    tokenizer = _filled(lambda: Tokenizer(config.tokenizer), own, source)
     return tokenizer.eval().requires_grad_(False), config
 
 
 def load_config(checkpoint: str | Path) -> ModelConfig:
     """The config of a checkpoint by shipped name or folder; its weights are not looked at."""
-    folder = locate(checkpoint)
-    return from_json(ModelConfig, (folder / CONFIG).read_text(), source=str(folder / CONFIG))
+    return _config(locate(checkpoint))
+
+
+def _config(folder: Path) -> ModelConfig:
+    path = folder / CONFIG
+    try:
+        text = read_bytes(path, most=_MOST_BYTES).decode()
+    except UnicodeDecodeError:
+        raise EnmaError(f"{path}: is not text; copy the checkpoint again") from None
+    return from_json(ModelConfig, text, source=str(path))
+
+
+def _filled(make: Callable[[], _Module], tensors: Mapping[str, Tensor], source: str) -> _Module:
+    """A module with the tensors of a checkpoint; one that they do not fit is never made, however large it would be."""
+    with _single_precision():
+        with torch.device("meta"), _Undrawn():
+            _check_tensors(make().state_dict(), tensors, source)
+        with _Undrawn():
+            module = make()
+    load_tensors(module, tensors, source=source)
+    return module
+
+
+@contextmanager
+def _single_precision() -> Iterator[None]:
+    """Modules are fp32, whatever the caller's default is."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 class _Undrawn(TorchFunctionMode):
@@ -224,7 +281,7 @@ def _load(checkpoint: str | Path) -> tuple[ModelConfig, dict[str, Tensor], str]:
     """Config and tensors of a verified checkpoint, and the name of the weights' file."""
     folder = locate(checkpoint)
     verify(folder)
-    config = from_json(ModelConfig, (folder / CONFIG).read_text(), source=str(folder / CONFIG))
+    config = _config(folder)
     tensors, _ = read_tensors(folder / WEIGHTS)
     return config, tensors, str(folder / WEIGHTS)
 
@@ -232,6 +289,11 @@ def _load(checkpoint: str | Path) -> tuple[ModelConfig, dict[str, Tensor], str]:
 def load_tensors(module: torch.nn.Module, tensors: Mapping[str, Tensor], *, source: str) -> None:
     """Copy tensors into a module; every name and shape has to match."""
     expected = module.state_dict()
+    _check_tensors(expected, tensors, source)
+    module.load_state_dict({name: t.to(expected[name].dtype) for name, t in tensors.items()})
+
+
+def _check_tensors(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: str) -> None:
     for name in sorted(expected.keys() | tensors.keys()):
         if name not in tensors:
             raise EnmaError(f"{source}: lacks {name}; config and weights do not belong together")
@@ -242,4 +304,7 @@ def load_tensors(module: torch.nn.Module, tensors: Mapping[str, Tensor], *, sour
                 f"{source}: {name} has shape {tuple(tensors[name].shape)};"
                 f" config asks for {tuple(expected[name].shape)}"
             )
-    module.load_state_dict({name: t.to(expected[name].dtype) for name, t in tensors.items()})
+        if tensors[name].dtype.is_complex or tensors[name].is_floating_point() != expected[name].is_floating_point():
+            raise EnmaError(f"{source}: {name} is {tensors[name].dtype}; {expected[name].dtype} is expected")
+        if not torch.isfinite(tensors[name]).all():
+            raise EnmaError(f"{source}: {name} holds a value that is not finite; copy or train it again")

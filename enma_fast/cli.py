@@ -17,6 +17,7 @@ from typing import Annotated
 import typer
 
 from .commands import data, demo, export, figures, forecast, inspect, score, train
+from .commands.terminal import printable
 from .errors import EnmaError
 from .launch import detect
 
@@ -96,7 +97,7 @@ def _usage(error: Exception) -> int:
 
 
 def _fail(message: str, status: int) -> int:
-    sys.stderr.write(f"error: {' '.join(message.split())}\n")
+    sys.stderr.write(f"error: {printable(' '.join(message.split()))}\n")
     return status
 
 

@@ -8,6 +8,7 @@ keeps a block's activations in its thread's cache: faster than all rows by all t
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from .bounds import most_threads
 
 # Rows of a block, by space dimensions.
 BLOCKS = {1: 8, 2: 4}
@@ -55,7 +58,7 @@ def code_rows(code: Callable[[Tensor], Tensor], rows: Tensor, *, operation: Hash
     whole = len(rows) // block * block if together else 0
     # Splitting no rows gives an empty part.
     parts = [part for part in (*rows[:whole].split(block), *rows[whole:].split(1)) if len(part)]
-    workers = _workers(torch.get_num_threads())
+    workers = _workers(min(torch.get_num_threads(), most_threads()))
     return torch.cat(list(workers.map(lambda part: _code(code, part, pad=together), parts)))
 
 
@@ -63,7 +66,7 @@ def _same_in_block(code: Callable[[Tensor], Tensor], rows: Tensor, block: int) -
     """Whether rows of this shape have the same bits in a block, at all of its places, as in the first of a pair."""
     generator = torch.Generator().manual_seed(0)
     trial = torch.randn(block, *rows.shape[1:], generator=generator).to(rows.dtype)
-    workers = _workers(torch.get_num_threads())
+    workers = _workers(min(torch.get_num_threads(), most_threads()))
     together, *alone = workers.map(lambda part: _code(code, part, pad=True), [trial, *trial.split(1)])
     # Bits, not numbers: what is not a number equals nothing, and models of one config share the answer.
     if not torch.equal(*(part.reshape(-1).view(torch.uint8) for part in (together, torch.cat(alone)))):
@@ -125,3 +128,8 @@ def _workers(count: int) -> ThreadPoolExecutor:
     # For threads that start later.
     torch.set_num_threads(count)
     return workers
+
+
+if hasattr(os, "register_at_fork"):
+    # Threads do not live on in a forked child.
+    os.register_at_fork(after_in_child=_workers.cache_clear)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from .bounds import check_numbers
 from .errors import EnmaError
 from .wording import counted
 
@@ -329,6 +330,7 @@ def _check_model(config: ModelConfig) -> None:
             f"{config.name}: dynamics.width {dyn.width} over {dyn.heads} heads is {dyn.width // dyn.heads} channels a"
             f" head; rotary positions in {counted(tok.dims, 'dimension')} need {8 * tok.dims}"
         )
+    check_numbers(config.name, config)
 
 
 def _check_training(config: TrainingConfig) -> None:

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import PRETRAINED, load_model
-from .data import FieldFile, read
+from .checkpoint import load_model
+from .data import FieldFile, read, shipped_file
 from .errors import EnmaError
 from .output import OUTSIDE, create_store
 from .plots import save_figure
@@ -91,15 +91,6 @@ def run(
         "store": str(out / STORE),
         "figure": str(out / FIGURE),
     }
-
-
-def shipped_file(dataset: str, split: str) -> Path:
-    """A shipped test file, or an `EnmaError` that lists them."""
-    path = PRETRAINED / f"{dataset}-{split}.h5"
-    if not path.is_file():
-        known = ", ".join(p.stem for p in sorted(PRETRAINED.glob("*.h5"))) or "none"
-        raise EnmaError(f"{dataset}-{split}: no test file of this name is shipped (shipped: {known})")
-    return path
 
 
 def spread_rows(data: FieldFile, count: int) -> list[int]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,8 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .bounds import MOST_FRAMES, whole_number
 from .coding import BLOCKS, code_rows
 from .config import ModelConfig, SamplingConfig
+from .data import NETCDF_FILL, unmasked
 from .errors import EnmaError, first_line
 from .layers import own_dtype
 from .model import Model
@@ -127,7 +128,7 @@ def read_request(
             raise EnmaError(
                 f"history has {observed} frames, as many as {config.name} was trained on; say how many more: num_frames"
             )
-    num_frames = whole_number("num_frames", num_frames)
+    num_frames = whole_number("num_frames", num_frames, most=MOST_FRAMES)
     B = len(given) if batched else 1
     check_size(config, num_frames=num_frames, num_members=num_members, num_trajectories=B)
     last = observed + num_frames
@@ -153,7 +154,8 @@ def read_request(
         return _encode(model, seen.flatten(0, 1), where)
 
     if known is None:
-        history_BTNC = torch.zeros(B * len(used), 0, config.num_tokens, config.token_channels, device=device)
+        empty = (B * len(used), 0, config.num_tokens, config.token_channels)
+        history_BTNC = torch.zeros(empty, device=device, dtype=torch.float32)
     else:
         history_BTNC = encoded(known)[:, : config.tokenizer.whole_latents(observed)]
     context_BTNC = None
@@ -184,7 +186,7 @@ def _field(name: str, value: np.ndarray | Tensor, model: Model, points: Tensor |
     else:
         # In the byte order and with the strides that a tensor can have; too large a value is found below.
         with np.errstate(over="ignore"):
-            u = torch.from_numpy(np.require(value, np.float32, ["C", "W"]))
+            u = torch.from_numpy(np.require(unmasked(name, value), np.float32, ["C", "W"]))
     shape = tuple(u.shape if batched else (1, *u.shape))
     if len(shape) != len(grid) + 3 or shape[2:-1] != grid:
         raise EnmaError(
@@ -198,10 +200,11 @@ def _field(name: str, value: np.ndarray | Tensor, model: Model, points: Tensor |
     if not all(shape[:2]):
         raise EnmaError(f"{name} has shape {tuple(u.shape)}: no trajectory or no frame; leave it out if there is none")
     u = u.to(model.latent_mean.device, torch.float32).view(shape)
-    bad = (~torch.isfinite(u)).flatten(2).any(-1)
-    if bad.any():
-        b, t = (int(i) for i in bad.nonzero()[0])
-        raise EnmaError(f"{name} holds a value that is not finite, first in trajectory {b}, frame {t}")
+    for wrong, what in ((~torch.isfinite(u), "not finite"), (u == float(NETCDF_FILL), "the number of a missing one")):
+        bad = wrong.flatten(2).any(-1)
+        if bad.any():
+            b, t = (int(i) for i in bad.nonzero()[0])
+            raise EnmaError(f"{name} holds a value that is {what}, first in trajectory {b}, frame {t}")
     return u
 
 
@@ -245,19 +248,6 @@ def say_outside(
     log.warning("%s", text)
 
 
-def whole_number(name: str, value: int, *, least: int | None = 1, most: int | None = None) -> int:
-    """A number as an int, or an `EnmaError`."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise EnmaError(f"{name} is {value!r}; a whole number is expected") from None
-    if least is not None and number < least:
-        raise EnmaError(f"{name} is {number}; at least {least} is needed")
-    if most is not None and number > most:
-        raise EnmaError(f"{name} is {number}; at most {most} is possible")
-    return number
-
-
 def whole_numbers(trajectories: Sequence[int]) -> list[int]:
     """Numbers of trajectories as ints, or an `EnmaError`."""
     try:
@@ -273,7 +263,7 @@ def coordinates(name: str, value: np.ndarray | Tensor, model: Model) -> Tensor:
     if options.interpolation is None:
         raise EnmaError(f"{name}: the model {model.config.name!r} has no interpolation; it works on its grid only")
     try:
-        value = value if isinstance(value, Tensor) else np.asarray(value, np.float32)
+        value = value if isinstance(value, Tensor) else np.asarray(unmasked(name, value), np.float32)
     except (TypeError, ValueError) as error:
         raise EnmaError(
             f"{name} is no array of numbers ({first_line(error)}); [points, {options.dims}] is expected"

@@ -13,7 +13,7 @@ from .checkpoint import METRICS, WEIGHTS, locate, sha256
 from .config import to_json
 from .errors import EnmaError
 from .presets import find_preset
-from .recipes import checkpoint_folder, read_record, summary
+from .recipes import read_record, summary
 
 # In the order in which they follow each other.
 STAGES = ("tokenizer", "dynamics", "forecasts")
@@ -49,7 +49,7 @@ def trace(
             raise EnmaError(f"{folders[stage]}: is a run of the {record['stage']}, not of the {stage}")
     source = None if begun is None else locate(begun)
     first = None if source is None else sha256(source / WEIGHTS)
-    weights = {stage: sha256(checkpoint_folder(folder) / WEIGHTS) for stage, folder in folders.items() if stage != last}
+    weights = {stage: sha256(locate(folder) / WEIGHTS) for stage, folder in folders.items() if stage != last}
     for stage, record in records.items():
         on, start = record["tokenizer"], record.get("start")
         if on is not None and on not in (weights.get("tokenizer"), first):

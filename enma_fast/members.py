@@ -18,12 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .bounds import check_numbers, whole_number
 from .coding import BLOCKS, code_rows
 from .config import SamplingConfig, TokenizerConfig
 from .engine import Engine, engine_for
 from .errors import EnmaError
 from .folding import folded_end
-from .inputs import MOST_MEMBERS, Request, check_size, coordinates, read_request, whole_number, whole_numbers
+from .forks import forkable, in_own_thread, own_thread
+from .inputs import MOST_MEMBERS, Request, check_size, coordinates, read_request, whole_numbers
 from .layers import own_dtype
 from .model import Model
 from .results import SPACE, Ensemble, Given, Labels, first_time, given
@@ -126,6 +128,10 @@ def forecast(
     ------
     EnmaError
         One line naming the argument and the mend.
+
+    Notes
+    -----
+    In a forked child the work is done in a thread of its own, `stop` included (:mod:`enma_fast.forks`).
     """
     queried = None if query is None else coordinates("query", query, model)
     known, other, labels = _read(model, history, context, points, queried, trajectories, num_members, first_member)
@@ -178,7 +184,8 @@ def stream(
     queried = None if query is None else coordinates("query", query, model)
     known, other, labels = _read(model, history, context, points, queried, trajectories, num_members, first_member)
     chosen = chosen_sampling(model.config, settings)
-    request, batched = read_request(
+    request, batched = own_thread(
+        read_request,
         model,
         known,
         num_frames,
@@ -191,7 +198,7 @@ def stream(
         settings=chosen,
         strict=strict,
     )
-    engine = engine_for(model.dynamics, dtype=dtype, backend=backend)
+    engine = own_thread(engine_for, model.dynamics, dtype=dtype, backend=backend)
     size = whole_number("chunk", len(request.rows) if chunk is None else chunk)
     frames = _frames(
         model,
@@ -202,9 +209,10 @@ def stream(
         query=queried,
         stop=_plain(stop, labels),
     )
-    return (_wrapped(labels, number, frame) for number, frame in enumerate(frames))
+    return (_wrapped(labels, number, frame) for number, frame in enumerate(in_own_thread(frames)))
 
 
+@forkable
 def sample_fields(
     model: Model,
     history: np.ndarray | Tensor | None,
@@ -290,6 +298,7 @@ class _Chunk:
 
 
 def _chunks(engine: Engine, request: Request, settings: SamplingConfig, size: int) -> list[_Chunk]:
+    check_numbers("settings", settings, "sampling")
     chunks = []
     for begin in range(0, len(request.rows), size):
         part = slice(begin, begin + size)
@@ -336,7 +345,7 @@ def _frames(
             missing = z.new_zeros(*_missing(z, FEWEST_LATENTS))
             decoded = _decode(model, torch.cat([z, missing], dim=1), end, query)[:, begin:end]
             if group is None:
-                group = torch.full((len(kept), *decoded.shape[1:]), math.nan, device=decoded.device)
+                group = decoded.new_full((len(kept), *decoded.shape[1:]), math.nan)
             group[part.rows] = _moved_back(decoded, request, part.rows)
         assert group is not None
         for rows in group.unbind(1):

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .bounds import most_threads
 from .config import SamplingConfig
 from .errors import EnmaError
 from .layers import RMSNorm
@@ -79,7 +80,7 @@ class NativeSampler:
                     session.read(z_GNC.contiguous())
             session.begin(seeds.contiguous(), members.contiguous(), groups.contiguous(), first)
             for t in range(first, num_latents):
-                z_BNC = torch.empty(len(seeds), config.num_tokens, config.token_channels)
+                z_BNC = torch.empty(len(seeds), config.num_tokens, config.token_channels, dtype=torch.float32)
                 session.frame(z_BNC, t + 1 == num_latents)
                 yield z_BNC
         finally:
@@ -100,7 +101,7 @@ class NativeSampler:
         teams: str = "",
     ) -> tuple[tuple[Any, ...], Any]:
         """Memory for one chunk from frame `first` on, the last one's if it fits, and the key that it goes by."""
-        threads = threads or torch.get_num_threads()
+        threads = min(threads or torch.get_num_threads(), most_threads())
         if prefix_frames + own_frames > self._frames:
             self._pack(2 * (prefix_frames + own_frames))
         # Frames that are decided in one pass take no mask steps.

@@ -19,6 +19,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .checkpoint import (
+    IN_RUN,
+    LOG,
     WEIGHTS,
     load_model,
     load_tensors,
@@ -45,7 +47,7 @@ from .train_tokenizer import TokenizerTask
 
 log = logging.getLogger("enma_fast")
 
-RUN, LOG, CHECKPOINT, LATENTS = "run.json", "log.jsonl", "checkpoint", "latents-train.safetensors"
+RUN, CHECKPOINT, LATENTS = "run.json", IN_RUN, "latents-train.safetensors"
 # Held-out trajectories that are reconstructed, and that are rolled out, at each validation.
 TOKENIZER_VALIDATION, DYNAMICS_VALIDATION, FORECAST_VALIDATION = 200, 48, 120
 # What a one-pass decoder has beside a masked-flow one.
@@ -90,7 +92,7 @@ def train_tokenizer(
     training = replace(chosen.tokenizer_training, training_changes or {}, source="training config")
     files = [data_file(data_dir, config.dataset, split) for split in ("train", "val")]
     train, val = (_read(file, config) for file in files)
-    first = None if start is None else checkpoint_folder(start)
+    first = None if start is None else locate(start)
     _begin(options, rank, stage="tokenizer", preset=preset, model=config, training=training, files=files, start=first)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
@@ -127,7 +129,7 @@ def train_dynamics(
     foreign = [key for key in model_changes or {} if key.split(".")[0] == "tokenizer"]
     if foreign:
         raise EnmaError(f"{foreign[0]}: belongs to the tokenizer's training; change it in `train tokenizer`")
-    source = checkpoint_folder(tokenizer)
+    source = locate(tokenizer)
     trained, theirs = load_tokenizer(source)
     if theirs.dataset != chosen.model.dataset:
         raise EnmaError(
@@ -141,7 +143,7 @@ def train_dynamics(
     rows = _spread(val, DYNAMICS_VALIDATION)
     contexts = np.array([val.context_for(int(i)) for i in rows])
     key = sha256(source / WEIGHTS)
-    first = None if start is None else checkpoint_folder(start)
+    first = None if start is None else locate(start)
     _begin(
         options,
         rank,
@@ -195,7 +197,7 @@ def train_forecasts(
     foreign = [key for key in model_changes or {} if key.split(".")[0] == "tokenizer"]
     if foreign:
         raise EnmaError(f"{foreign[0]}: belongs to the tokenizer's training; change it in `train tokenizer`")
-    source = checkpoint_folder(start)
+    source = locate(start)
     before = load_model(source)
     if before.config.dataset != chosen.model.dataset:
         raise EnmaError(
@@ -250,21 +252,14 @@ def inherit(model: Model, before: Model, *, source: str) -> None:
 
 
 def data_file(folder: Path, dataset: str, split: str) -> Path:
-    """`<folder>/<dataset>-<split>.h5`, or an `EnmaError` that says how to make it."""
+    """`<folder>/<dataset>-<split>.h5`, or an `EnmaError` that says where it may come from."""
     path = folder / f"{dataset}-{split}.h5"
     if not path.is_file():
+        if folder.is_dir() and any(folder.iterdir()):
+            # A folder of somebody's own data, beside which nothing is to be generated.
+            raise EnmaError(f"{path}: no such file; --data is the folder that holds {path.name}")
         raise EnmaError(f"{path}: no such file; make it: enma-fast data generate {dataset} --out {folder}")
     return path
-
-
-def checkpoint_folder(source: str | Path) -> Path:
-    """Checkpoint folder of a run, a folder itself, or a shipped model's."""
-    in_run = Path(source) / CHECKPOINT
-    if in_run.is_dir():
-        return locate(in_run)
-    if (Path(source) / LOG).is_file():
-        raise EnmaError(f"{source}: this run has no {CHECKPOINT} yet; let it finish first")
-    return locate(source)
 
 
 def finished(options: RunOptions, training: TrainingConfig) -> bool:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from .data import decimals
+from .data import attributes, decimals, require_present, unmasked
 from .errors import EnmaError
 from .extras import load_extra
 
@@ -108,7 +108,9 @@ def given(argument: str, value: Any, *, space: tuple[str, ...]) -> Given:
     if kind == "torch":
         return Given(data=value, kind=kind)
     if kind == "numpy":
-        return Given(data=np.asarray(value), kind=kind)
+        data = unmasked(argument, value)
+        require_present(argument, data, attributes(value))
+        return Given(data=data, kind=kind)
     if kind == "dataset":
         if not len(value.data_vars):
             raise EnmaError(f"{argument} is a Dataset without variables; each variable is a channel")
@@ -116,11 +118,11 @@ def given(argument: str, value: Any, *, space: tuple[str, ...]) -> Given:
         whole = {part.dims for part in parts}
         if len(whole) > 1:
             raise EnmaError(f"{argument} holds variables of different dims; give all or none of them a trajectory")
-        data = np.stack([part.to_numpy() for part in parts], axis=-1)
+        data = np.stack([_values(argument, part) for part in parts], axis=-1)
         channels, named = tuple(str(name) for name in value.data_vars), True
     else:
         parts = [_ordered(argument, value, space, channel=True)]
-        data, named = parts[0].to_numpy(), "channel" in parts[0].dims
+        data, named = _values(argument, parts[0]), "channel" in parts[0].dims
         channels = None
         if named and "channel" in value.coords:
             channels = tuple(str(name) for name in value["channel"].to_numpy())
@@ -161,7 +163,10 @@ def first_time(history: Given | None, context: Given | None, *, interval: float)
         if source is None or source.times is None or not source.times.size:
             continue
         if source.times.dtype.kind not in "fiu":
-            raise EnmaError(f"{argument}: the coordinate time has dtype {source.times.dtype}; numbers are expected")
+            raise EnmaError(
+                f"{argument}: the coordinate time has dtype {source.times.dtype}; numbers are expected, "
+                f"{interval:g} apart: {argument}.assign_coords(time={interval:g} * numpy.arange({source.times.size}))"
+            )
         if source.times.ndim != 1:
             raise EnmaError(f"{argument}: the coordinate time has {source.times.ndim} dimensions; 1 is expected")
         if not (np.diff(source.times) > 0).all():
@@ -448,6 +453,13 @@ def _ordered(argument: str, value: Any, space: tuple[str, ...], *, channel: bool
             f"{' and '.join(free)} may be left out{mend}"
         )
     return value.transpose(*(dim for dim in order if dim in dims))
+
+
+def _values(argument: str, part: Any) -> np.ndarray:
+    """Values of a DataArray; `EnmaError` if one stands for a missing value."""
+    values = unmasked(argument, part.to_numpy())
+    require_present(argument, values, part.attrs)
+    return values
 
 
 def _numbers(value: Any) -> tuple[int, ...] | None:

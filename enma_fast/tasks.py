@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .bounds import MOST_FRAMES, whole_number
 from .checkpoint import CONFIG, WEIGHTS, hashes, sha256
 from .config import ModelConfig, SamplingConfig
 from .data import FieldFile
@@ -38,7 +39,6 @@ from .inputs import (
     outside,
     say_outside,
     warn_if_long,
-    whole_number,
 )
 from .members import CHUNK, Stop, sample_fields
 from .model import Model
@@ -88,7 +88,7 @@ class Case:
             "history": (None, None),
             "seed": (LEAST_SEED, MOST_SEED),
         }
-        for name, (least, most) in (bounds if self.frames is None else {**bounds, "frames": (1, None)}).items():
+        for name, (least, most) in (bounds if self.frames is None else {**bounds, "frames": (1, MOST_FRAMES)}).items():
             object.__setattr__(self, name, whole_number(name, getattr(self, name), least=least, most=most))
         if self.first_member + self.members > MOST_MEMBERS:
             raise EnmaError(

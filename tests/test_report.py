@@ -20,6 +20,7 @@ from enma_fast.metrics import Scores
 from enma_fast.output import create_store, read_forecast, stacked
 from enma_fast.plots import LEVELS
 from enma_fast.report import Pooled, StoreReader, store_figure, write_report
+from enma_fast.report import page as report_page
 from enma_fast.report.viewer import Thinning
 from enma_fast.structure import root_of
 
@@ -514,6 +515,25 @@ def test_the_dumped_document_is_ready(reports: dict[str, tuple[str, dict[str, np
 
 @in_browser
 @pytest.mark.parametrize("grid", GRIDS)
+def test_it_opens_where_there_is_something_to_be_seen(
+    reports: dict[str, tuple[str, dict[str, np.ndarray]]], tmp_path: Path, grid: str
+) -> None:
+    url, given = reports[grid]
+    text = _browser.dumped(url, tmp_path / "profile")
+    error = given["samples"][0, ..., 0].mean(0) - given["truth"][0, ..., 0]
+    worst = int((error**2).reshape(len(error), -1).mean(1).argmax())
+    assert f'data-frame="{worst}"' in text
+
+
+def test_a_table_that_goes_on_sideways_shows_a_shadow() -> None:
+    template = Path(report_page.__file__).with_suffix(".html").read_text()
+    (rule,) = re.findall(r"^\.scroll \{(.*?)\}", template, re.DOTALL | re.MULTILINE)
+    assert rule.count("var(--edge)") == rule.count("no-repeat local") == rule.count("no-repeat scroll") == 2
+    assert template.count("--edge:") == 2, "one for light, one for dark"
+
+
+@in_browser
+@pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_a_telephone_shows_it(
     window: _browser.Page, reports: dict[str, tuple[str, dict[str, np.ndarray]]], grid: str, dark: bool
@@ -543,7 +563,7 @@ def test_keys_touch_and_the_play_button_move_the_time(
     window: _browser.Page, reports: dict[str, tuple[str, dict[str, np.ndarray]]]
 ) -> None:
     url, _ = reports["plane"]
-    window.open(url, width=390, height=844, mobile=True)
+    window.open(f"{url}#t=0", width=390, height=844, mobile=True)
     frame = "Number(document.documentElement.dataset.frame)"
     assert window.run(frame) == 0
     window.run("document.getElementById('time').focus()")

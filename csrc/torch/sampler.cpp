@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 #include <torch/csrc/utils/pybind.h>
 
+#include <cmath>
 #include <limits>
 #include <map>
 #include <memory>
@@ -18,6 +19,10 @@ namespace enma {
 namespace {
 
 using at::Tensor;
+
+// Work space is taken for each of them.
+constexpr int MOST_THREADS = 4096;
+
 using Parameters = std::map<std::string, Tensor>;
 
 // Parameters of a Dynamics by their plain names, all of one dtype; remembers them while they are read.
@@ -165,12 +170,19 @@ std::unique_ptr<Sampler> make_sampler(const Parameters& parameters, int64_t toke
 // A session, and the Python objects that it reads.
 std::unique_ptr<SamplerSession> make_session(const Sampler& sampler, int rows, int groups, int prefix_frames,
                                              int own_frames, std::vector<int> counts,
-                                             const std::vector<const FlowHead*>& heads, float temperature, int threads,
+                                             const pybind11::tuple& given, float temperature, int threads,
                                              const std::string& isa, const std::string& teams) {
     const SamplerView& m = sampler.view();
-    TORCH_CHECK_VALUE(rows > 0 && groups > 0 && prefix_frames > 0 && own_frames >= 0 && threads > 0, "sampler: ", rows,
-                      " rows, ", groups, " groups, ", prefix_frames, " and ", own_frames, " frames, ", threads,
-                      " threads");
+    TORCH_CHECK_VALUE(rows > 0 && groups > 0 && prefix_frames > 0 && own_frames >= 0 && threads > 0 &&
+                          threads <= MOST_THREADS && std::isfinite(temperature),
+                      "sampler: ", rows, " rows, ", groups, " groups, ", prefix_frames, " and ", own_frames,
+                      " frames, ", threads, " threads, temperature ", temperature);
+    // A tuple, which nobody can empty while the session lives.
+    std::vector<const FlowHead*> heads;
+    for (const pybind11::handle& head : given) {
+        TORCH_CHECK_VALUE(!head.is_none(), "sampler: a flow head is None");
+        heads.push_back(head.cast<const FlowHead*>());
+    }
     // Tokens, the largest things counted by an int, and frames.
     TORCH_CHECK_VALUE(int64_t{std::max(rows, groups)} * m.masked_rows <= 1 << 24 &&
                           int64_t{prefix_frames} + own_frames < 1 << 16,
@@ -178,7 +190,7 @@ std::unique_ptr<SamplerSession> make_session(const Sampler& sampler, int rows, i
     TORCH_CHECK_VALUE(prefix_frames + own_frames <= m.rotary_frames, "sampler: tables hold ", m.rotary_frames,
                       " frames; ", prefix_frames + own_frames, " are asked for");
     // Only frames that are all decided in one pass do without mask steps.
-    const int decided = std::accumulate(counts.begin(), counts.end(), 0);
+    const int64_t decided = std::accumulate(counts.begin(), counts.end(), int64_t{0});
     TORCH_CHECK_VALUE(counts.size() == heads.size() &&
                           std::all_of(counts.begin(), counts.end(), [](int n) { return n > 0; }) &&
                           (decided == m.tokens || (counts.empty() && m.one_pass)),
@@ -212,7 +224,8 @@ void read_frame(SamplerSession& session, const Tensor& z) {
 }
 
 void start_segment(SamplerSession& session, int segment) {
-    TORCH_CHECK_VALUE(segment >= 0 && session.frames_read() < session.settings().prefix_frames, "sampler: all ",
+    TORCH_CHECK_VALUE(segment == 0 || segment == 1, "sampler: segment is ", segment, "; expected 0 or 1");
+    TORCH_CHECK_VALUE(session.frames_read() < session.settings().prefix_frames, "sampler: all ",
                       session.settings().prefix_frames, " shared frames are read");
     pybind11::gil_scoped_release release;
     session.start_segment(segment);
@@ -227,7 +240,7 @@ void begin(SamplerSession& session, const Tensor& seeds, const Tensor& members, 
     }
     TORCH_CHECK_VALUE(session.frames_read() == set.prefix_frames, "sampler: ", session.frames_read(), " of ",
                       set.prefix_frames, " shared frames are read");
-    TORCH_CHECK_VALUE(first >= 0, "sampler: first frame is ", first);
+    TORCH_CHECK_VALUE(first >= 0 && first < 1 << 24, "sampler: first frame is ", first);
     TORCH_CHECK_VALUE(first > 0 || !set.counts.empty(), "sampler: frame 0 takes mask steps, and there are none");
     std::vector<std::uint32_t> seed(set.rows), member(set.rows);
     std::vector<int> group(set.rows);

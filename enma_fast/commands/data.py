@@ -11,6 +11,9 @@ from .options import AsJson
 from .options import Data as DataFile
 from .terminal import Terminal, number, table
 
+# Lists that are no range.
+_BETWEEN = {"points": " x ", "lengths": " x ", "periodic": ", ", "channels": ", "}
+
 
 def generate(
     equation: Annotated[str, typer.Argument(help="combined or advection.")],
@@ -21,17 +24,22 @@ def generate(
         typer.Option("--groups", help="Environments of 10 trajectories each; by default the paper's number."),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Seed of parameters and initial conditions.")] = 0,
+    force: Annotated[bool, typer.Option("--force", help="Replace files of these names.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Solve an equation for the trajectories of a data set and write them as HDF5 in The Well's layout."""
-    from ..data import DEFAULT_GROUPS
+    from ..data import DEFAULT_GROUPS, place
     from ..data import generate as solve
 
     terminal = Terminal(as_json)
     made: list[dict[str, Any]] = []
-    for part in DEFAULT_GROUPS if split == "all" else [split]:
+    parts = list(DEFAULT_GROUPS) if split == "all" else [split]
+    for part in parts:
+        # Before the first of them is made.
+        place(equation, part, out, force=force)
+    for part in parts:
         with terminal.progress(f"{equation}-{part}") as update:
-            path = solve(equation, part, groups=groups, seed=seed, out_dir=out, progress=update)
+            path = solve(equation, part, groups=groups, seed=seed, out_dir=out, force=force, progress=update)
         made.append({"file": str(path), "equation": equation, "split": part, "bytes": path.stat().st_size})
         terminal.show(f"{path}  {made[-1]['bytes'] / 1e6:.1f} MB")
     terminal.result(made if split == "all" else made[0])
@@ -60,14 +68,14 @@ def info(file: DataFile, as_json: AsJson = False) -> None:
 
     terminal = Terminal(as_json)
     found = describe(file)
-    rows = [[key, _text(value)] for key, value in found.items() if key != "file"]
+    rows = [[key, _text(value, _BETWEEN.get(key, " .. "))] for key, value in found.items() if key != "file"]
     terminal.show(table(found["file"], ["field", "value"], rows))
     terminal.result(found)
 
 
-def _text(value: Any) -> str:
+def _text(value: Any, between: str = " .. ") -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key} {_text(item)}" for key, item in value.items()) or "-"
     if isinstance(value, list):
-        return " .. ".join(_text(item) for item in value)
+        return between.join(_text(item) for item in value)
     return number(value) if isinstance(value, float) else "-" if value is None else str(value)

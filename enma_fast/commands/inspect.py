@@ -35,13 +35,13 @@ def info(as_json: AsJson = False) -> None:
         lines.append([op, used["implementation"], ""])
         lines += [["", f"not {row['implementation']}", row["problem"]] for row in others if row["problem"]]
     terminal.show(table("operators", ["operator", "runs as", "because"], lines))
-    columns = ["shipped model", "parameters", "MB", "task", "split", "rel. L2", "members"]
+    columns = ["shipped model", "parameters", "MB", "task", "split", "trajectories", "members", "rel. L2"]
     lines = []
     for checkpoint in found["checkpoints"]:
         own = [checkpoint["name"], f"{checkpoint['num_parameters']:,}", f"{checkpoint['bytes'] / 1e6:.1f}"]
         for row in checkpoint["scores"] or [{}]:
-            size = str(row.get("num_members", "-"))
-            scores = [row.get("task", "-"), row.get("split", "-"), number(row.get("rel_l2")), size]
+            counts = [f"{row[name]:,}" if name in row else "-" for name in ("num_trajectories", "num_members")]
+            scores = [row.get("task", "-"), row.get("split", "-"), *counts, number(row.get("rel_l2"))]
             lines.append([*own, *scores])
             own = ["", "", ""]
     terminal.show(table("models", columns, lines))
@@ -117,9 +117,7 @@ def _verify_store(terminal: Terminal, store: Path, *, mark: bool) -> None:
 
 def _verify_checkpoint(terminal: Terminal, checkpoint: str) -> None:
     """Sizes and hashes, and that config and weights belong together."""
-    import json
-
-    from ..checkpoint import MANIFEST, WEIGHTS, load_model, load_tokenizer, locate, read_tensors
+    from ..checkpoint import WEIGHTS, listed, load_model, load_tokenizer, locate, read_tensors
     from ..checkpoint import verify as check
 
     folder = locate(checkpoint)
@@ -127,8 +125,8 @@ def _verify_checkpoint(terminal: Terminal, checkpoint: str) -> None:
     tensors, _ = read_tensors(folder / WEIGHTS)
     whole = any(name.startswith("dynamics.") for name in tensors)
     module = load_model(folder) if whole else load_tokenizer(folder)[0]
-    files = json.loads((folder / MANIFEST).read_text())["files"]
-    rows = [[name, f"{entry['bytes']:,}", entry["sha256"]] for name, entry in files.items()]
+    files = {name: {"bytes": size, "sha256": digest} for name, (size, digest) in listed(folder).items()}
+    rows = [[name, f"{entry['bytes']:,}", str(entry["sha256"])] for name, entry in files.items()]
     terminal.show(table(f"{checkpoint}: whole", ["file", "bytes", "SHA-256"], rows))
     terminal.result(
         {

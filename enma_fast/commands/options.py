@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..bounds import most_threads, whole_number
 from ..errors import EnmaError
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def use_threads(threads: int | None) -> None:
     if threads is not None:
         import torch
 
-        torch.set_num_threads(threads)
+        torch.set_num_threads(whole_number("--threads", threads, most=most_threads()))
 
 
 def on_device(device: str) -> str:

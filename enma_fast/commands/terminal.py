@@ -23,6 +23,8 @@ from rich.progress import (
 from rich.table import Table
 
 _WIDE = 200
+# Paths and names are shown as they are, whatever brackets and colons they hold.
+_PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
 
 
 class Terminal:
@@ -31,20 +33,20 @@ class Terminal:
     def __init__(self, as_json: bool, *, quiet: bool = False) -> None:
         self.as_json, self.quiet = as_json, quiet
         # In a file or a pipe a table is as wide as it needs to be.
-        self.out = Console(highlight=False, width=None if sys.stdout.isatty() else _WIDE)
-        self.err = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else _WIDE)
+        self.out = Console(**_PLAIN, width=None if sys.stdout.isatty() else _WIDE)
+        self.err = Console(stderr=True, **_PLAIN, width=None if sys.stderr.isatty() else _WIDE)
 
     def show(self, *parts: RenderableType) -> None:
         """Show something to people; nothing with `--json` or `--quiet`."""
         if not (self.as_json or self.quiet):
             for part in parts:
-                self.out.print(part)
+                self.out.print(printable(part) if isinstance(part, str) else part)
 
     def note(self, *parts: RenderableType) -> None:
         """Show something to people on standard error, before the work; nothing with `--json` or `--quiet`."""
         if not (self.as_json or self.quiet):
             for part in parts:
-                self.err.print(part)
+                self.err.print(printable(part) if isinstance(part, str) else part)
 
     def result(self, value: Any) -> None:
         """With `--json`, write the result as the last line of standard output."""
@@ -56,13 +58,13 @@ class Terminal:
     def progress(self, description: str, note: str = "") -> Iterator[Callable[..., None]]:
         """A bar with time left, on a terminal only; yields `update(done, total, note="")`."""
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TaskProgressColumn(),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
         )
         bar = Progress(*columns, console=self.err, disable=not sys.stderr.isatty(), transient=True)
         task = bar.add_task(description, total=None, note=note)
@@ -107,14 +109,27 @@ class Terminal:
             yield update
 
 
+def printable(text: str) -> str:
+    """A text without control characters, which names in files may hold to deceive who reads a terminal."""
+    return "".join(
+        c if c.isprintable() or c == "\n" else c.encode("unicode_escape", "backslashreplace").decode() for c in text
+    )
+
+
 def table(title: str, columns: list[str], rows: list[list[str]], *, caption: str | None = None) -> Table:
     """A table whose first column is text and whose others are numbers."""
-    made = Table(title=title, caption=caption, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD)
+    made = Table(
+        title=printable(title),
+        caption=caption and printable(caption),
+        title_justify="left",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+    )
     made.pad_edge = False
     for i, column in enumerate(columns):
         made.add_column(column, justify="left" if i == 0 else "right", no_wrap=i == 0, overflow="fold")
     for row in rows:
-        made.add_row(*row)
+        made.add_row(*map(printable, row))
     return made
 
 

@@ -5,7 +5,9 @@ first use.
 """
 
 from .fields import FieldFile, decimals
-from .generator import EQUATIONS, generate
+from .generator import EQUATIONS, generate, place
+from .missing import NETCDF_FILL, attributes, require_present, unmasked
+from .shipped import PRETRAINED, example, shipped_file
 from .splits import DEFAULT_GROUPS, dataset_split
 from .subset import spread_out, subset
 from .well import count, describe, read, read_numbered, write
@@ -13,15 +15,23 @@ from .well import count, describe, read, read_numbered, write
 __all__ = [
     "DEFAULT_GROUPS",
     "EQUATIONS",
+    "NETCDF_FILL",
+    "PRETRAINED",
     "FieldFile",
+    "attributes",
     "count",
     "dataset_split",
     "decimals",
     "describe",
+    "example",
     "generate",
+    "place",
     "read",
     "read_numbered",
+    "require_present",
+    "shipped_file",
     "spread_out",
     "subset",
+    "unmasked",
     "write",
 ]

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..bounds import MOST_POINTS
 from ..errors import EnmaError
+from ..system import memory
+from ..untrusted import Limits
+from . import hdf5
+from .missing import FILL_ATTRIBUTES, present
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -62,6 +69,10 @@ class FieldFile:
         if missing:
             raise EnmaError(f"{self.path}: trajectory {missing[0]} was not read; read it, or select others")
         return [places[number] for number in numbers]
+
+    def parts(self) -> dict[str, Any]:
+        """All but the path, as plain values and arrays."""
+        return {entry.name: getattr(self, entry.name) for entry in dataclass_fields(self) if entry.name != "path"}
 
     def context_for(self, i: int) -> int:
         """Number of the next trajectory with the environment of trajectory `i`, cyclically.
@@ -140,8 +151,21 @@ class FieldSource:
         pairs = zip(self.coords, self.periodic, strict=True)
         return tuple(float(x[-1] - x[0]) * (len(x) / (len(x) - 1) if wraps else 1) for x, wraps in pairs)
 
-    def load(self, rows: np.ndarray) -> FieldFile:
-        """Read the trajectories `rows`; `EnmaError` if a value is not finite."""
+    def num_bytes(self, num_trajectories: int) -> int:
+        """Memory of the values of so many trajectories, or an `EnmaError` if they cannot fit this machine's."""
+        found = 4 * num_trajectories * len(self.times) * math.prod(self.grid) * len(self.channels)
+        if found > 1 << 50:
+            raise EnmaError(f"{self.path}: asks for {found / 1e12:,.0f} TB; the file is damaged, copy it again")
+        return found
+
+    def load(self, rows: np.ndarray, more: Limits = lambda num_bytes: None) -> FieldFile:
+        """Read the trajectories `rows`, after saying to `more` how many bytes; `EnmaError` if a value is not finite."""
+        if (num_bytes := self.num_bytes(len(rows))) > memory():
+            raise EnmaError(
+                f"{self.path}: asks for more memory than there is ({num_bytes / 1e9:,.1f} GB of "
+                f"{memory() / 1e9:,.1f} GB); select fewer trajectories"
+            )
+        more(num_bytes)
         u = np.empty((len(rows), len(self.times), *self.grid, len(self.channels)), dtype=np.float32)
         first = 0
         for array in self.arrays:
@@ -173,15 +197,22 @@ class FieldSource:
         values = _read_rows(dataset, rows) if array.sample_varying else dataset[()]
         with np.errstate(over="ignore"):
             values = values.reshape(full).astype(np.float32, copy=False)
-        finite = np.isfinite(values)
-        if not finite.all():
-            row, frame = np.argwhere(~finite)[0, :2]
-            raise EnmaError(
-                f"{self.path}: {array.where} holds a NaN or an infinity, first at trajectory "
-                f"{rows[row] if array.sample_varying else 0}, frame {frame}; "
-                "compute that trajectory again or leave it out"
-            )
+        for good, what in (
+            (np.isfinite(values), "a NaN or an infinity"),
+            (_present(dataset, values), "a missing value"),
+        ):
+            if not good.all():
+                row, frame = np.argwhere(~good)[0, :2]
+                raise EnmaError(
+                    f"{self.path}: {array.where} holds {what}, first at trajectory "
+                    f"{rows[row] if array.sample_varying else 0}, frame {frame}; "
+                    "compute that trajectory again or leave it out"
+                )
         return values
+
+
+def _present(dataset: Any, values: np.ndarray) -> np.ndarray:
+    return present(values, [hdf5.attribute(dataset, name, default=None) for name in FILL_ATTRIBUTES])
 
 
 def context_number(path: Path, environment: np.ndarray | None, i: int, numbers: np.ndarray) -> int:
@@ -205,9 +236,8 @@ def context_number(path: Path, environment: np.ndarray | None, i: int, numbers: 
 
 def select_rows(select: slice | Sequence[int] | np.ndarray | None, num_trajectories: int, path: Path) -> np.ndarray:
     """Trajectory indices that `select` names, in its order."""
-    everything = np.arange(num_trajectories)
     if select is None or isinstance(select, slice):
-        rows = everything if select is None else everything[select]
+        rows = np.arange(*(slice(None) if select is None else select).indices(num_trajectories))
     else:
         rows = np.asarray(select)
         if rows.ndim != 1 or (rows.size and rows.dtype.kind not in "iu"):
@@ -236,6 +266,8 @@ def axis(
         raise EnmaError(
             f"{path}: {where} has shape {dataset.shape} and dtype {dataset.dtype}; write one axis of floats"
         )
+    if dataset.size > MOST_POINTS:
+        raise EnmaError(f"{path}: {where} has {dataset.size} values; at most {MOST_POINTS} are read")
     values = decimals(dataset[:length])
     if len(values) < fewest:
         raise EnmaError(f"{path}: {where} has {len(values)} values; at least {fewest} are needed")
@@ -249,7 +281,7 @@ def axis(
 
 def _read_rows(dataset: Any, rows: np.ndarray) -> np.ndarray:
     first, last = int(rows.min()), int(rows.max()) + 1
-    if np.array_equal(rows, np.arange(first, last)):
+    if (np.diff(rows) == 1).all():
         return dataset[first:last]
     # HDF5 selects in increasing order without repeats only.
     unique, inverse = np.unique(rows, return_inverse=True)

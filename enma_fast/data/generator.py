@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,17 @@ EQUATIONS = {"combined": combined, "advection": advection}
 _GROUPS_PER_CHUNK = 8
 
 
+def place(equation: str, split: str, out_dir: str | Path, *, force: bool = False) -> Path:
+    """The file that :func:`generate` makes; `EnmaError` if it is there, without `force`, or for an unknown name."""
+    if equation not in EQUATIONS:
+        raise EnmaError(f"equation '{equation}' is unknown; use one of {', '.join(EQUATIONS)}")
+    splits.check_split(split)
+    path = Path(out_dir) / f"{equation}-{split}.h5"
+    if not force and os.path.lexists(path):
+        raise EnmaError(f"{path}: is there already; give another --out, or replace it by --force")
+    return path
+
+
 def generate(
     equation: str,
     split: str,
@@ -22,6 +34,7 @@ def generate(
     groups: int | None = None,
     seed: int = 0,
     out_dir: str | Path,
+    force: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Solve one split of an equation and write it as `<out_dir>/<equation>-<split>.h5` (The Well layout).
@@ -32,17 +45,17 @@ def generate(
     split : "train", "val", "test-in" or "test-out"
     groups : environments of 10 trajectories each; by default 1200, 60, 120, 12 (paper, section C)
     seed : same seed, same arrays (to the last bit on one machine); the first groups do not depend on `groups`
-    out_dir : made if missing; an existing file is replaced in one step, a failed run leaves it alone
+    out_dir : made if missing
+    force : replace a file of that name, in one step; a failed run leaves it alone
     progress : called with (groups done, groups)
 
     Raises
     ------
     EnmaError
-        On an unknown equation or split, a negative seed, too few or many groups, or a missing `[data]` extra.
+        On an unknown equation or split, a negative seed, too few or many groups, a missing `[data]` extra, or a file
+        of that name.
     """
-    if equation not in EQUATIONS:
-        raise EnmaError(f"equation '{equation}' is unknown; use one of {', '.join(EQUATIONS)}")
-    splits.check_split(split)
+    path = place(equation, split, out_dir, force=force)
     problem = EQUATIONS[equation]
     groups = splits.DEFAULT_GROUPS[split] if groups is None else groups
     cells = splits.environments(equation, split, groups=groups, seed=seed)
@@ -52,7 +65,6 @@ def generate(
     # The test-out grid is another one, so its environments are numbered after those in distribution.
     environment = cells + (splits.GRID_SIZE if split == "test-out" else 0)
     scalars = {"environment": environment, **values}
-    path = Path(out_dir) / f"{equation}-{split}.h5"
     with hdf5.create_file(path) as file:
         well.write_header(
             file,

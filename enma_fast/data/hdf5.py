@@ -3,40 +3,57 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
-from ..errors import EnmaError
+from ..errors import EnmaError, first_line
 from ..extras import load_extra
+from ..untrusted import Limits, isolated, open_regular
+
+# Soft links that a path may go through, and entries of an attribute.
+_MOST_LINKS, _MOST_NAMES = 16, 256
 
 
-@contextmanager
-def open_file(path: Path) -> Iterator[Any]:
-    """Yield the `h5py.File`, open for reading; failures of HDF5 in the block become `EnmaError`."""
+def read_file(path: Path, work: Callable[[Any, Limits], Any]) -> Any:
+    """What `work` gives for an `h5py.File`, open for reading, and the limits of :func:`enma_fast.untrusted.isolated`.
+
+    HDF5 itself crashes or hangs on some damaged files, so it reads in a child process.
+
+    Raises
+    ------
+    EnmaError
+        That of `work`, or why the file cannot be read as HDF5.
+    """
+    # Here, not in each child.
     h5py = load_extra("h5py", "data")
-    if not path.is_file():
-        raise EnmaError(f"{path}: {'is not a file' if path.exists() else 'no such file'}; check the path")
-    if not h5py.is_hdf5(path):
-        raise EnmaError(f"{path}: is not an HDF5 file; give a field file in The Well's HDF5 layout")
+    with open_regular(path) as file:
+        os.fstat(file)
+    return isolated(path, lambda more: _read(h5py, path, lambda file: work(file, more)))
+
+
+def _read(h5py: Any, path: Path, work: Callable[[Any], Any]) -> Any:
     try:
+        if not h5py.is_hdf5(path):
+            raise EnmaError(f"{path}: is not an HDF5 file; give a field file in The Well's HDF5 layout")
         with h5py.File(path, "r") as file:
-            yield file
+            return work(file)
     except EnmaError:
         raise
     except MemoryError as error:
         # A damaged size asks for terabytes.
         raise EnmaError(
             f"{path}: asks for more memory than there is ({error}); select fewer trajectories, or if it should fit, "
-            "the file is damaged, copy or generate it again"
+            "the file is damaged, copy it again"
         ) from error
-    except (OSError, RuntimeError, KeyError, ValueError) as error:
-        reason = (str(error.args[0]) if error.args else type(error).__name__).splitlines()[0]
+    except (OSError, RuntimeError, LookupError, ValueError, TypeError, ArithmeticError) as error:
+        # Damage takes the shape of nearly any error of h5py's or NumPy's.
+        said = (str(error.args[0]) if error.args else type(error).__name__).splitlines() or [type(error).__name__]
         raise EnmaError(
-            f"{path}: cannot be read as HDF5 ({reason}); the file is truncated or damaged, copy or generate it again"
+            f"{path}: cannot be read as HDF5 ({said[0]}); the file is truncated or damaged, copy it again"
         ) from error
 
 
@@ -62,34 +79,112 @@ def create_file(path: Path) -> Iterator[Any]:
 
 
 def get(parent: Any, key: str, kind: str) -> Any:
-    """The group or dataset `key` (`kind` says which) of a group, or an `EnmaError` that names it."""
+    """The group or dataset `key` (`kind` says which) of a group, or an `EnmaError` that names it.
+
+    It lies in the file itself: what links, virtual datasets or external storage take from other files is refused.
+    """
     h5py = load_extra("h5py", "data")
     wanted = h5py.Group if kind == "group" else h5py.Dataset
     where = f"{parent.name.strip('/')}/{key}".lstrip("/")
-    if key not in parent:
+    if "/" in key or key not in parent:
         raise EnmaError(f"{parent.file.filename}: lacks the {kind} '{where}'; write it as The Well's layout does")
+    _require_inside(parent, key, where)
     value = parent[key]
     if not isinstance(value, wanted):
         raise EnmaError(f"{parent.file.filename}: '{where}' is not a {kind}; write it as The Well's layout does")
+    if kind == "dataset":
+        for has, what in ((value.is_virtual, "a virtual dataset"), (value.external, "a dataset with external storage")):
+            if has:
+                raise EnmaError(
+                    f"{parent.file.filename}: '{where}' is {what}, whose values lie in other files; "
+                    "write the values into this one"
+                )
     return value
 
 
-def attribute(parent: Any, key: str) -> Any:
-    """The attribute `key` of a group, or an `EnmaError` that names it."""
+def _require_inside(parent: Any, path: str, where: str, links: int = 0) -> None:
+    """Raise `EnmaError` if a path leads out of the file, or in a circle."""
+    h5py = load_extra("h5py", "data")
+    node = parent.file if path.startswith("/") else parent
+    for part in (part for part in path.split("/") if part not in ("", ".")):
+        link = node.get(part, getlink=True) if isinstance(node, h5py.Group) and part in node else None
+        if isinstance(link, h5py.ExternalLink) or links > _MOST_LINKS:
+            raise EnmaError(
+                f"{parent.file.filename}: '{where}' is a link out of the file; write the values into this one"
+            )
+        if link is None:
+            raise EnmaError(f"{parent.file.filename}: '{where}' is a link to nothing; write the values in its place")
+        if isinstance(link, h5py.SoftLink):
+            _require_inside(node, link.path, where, links + 1)
+        node = node[part]
+
+
+def attribute(parent: Any, key: str, **default: Any) -> Any:
+    """The attribute `key` of a group or dataset; without it the default, or else an `EnmaError` that names it."""
+    where = f"{parent.name.strip('/')}@{key}"
     if key not in parent.attrs:
-        where = f"{parent.name.strip('/')}@{key}"
+        if default:
+            return default["default"]
         raise EnmaError(f"{parent.file.filename}: lacks the attribute '{where}'; write it as The Well's layout does")
-    return parent.attrs[key]
+    try:
+        return parent.attrs[key]
+    except Exception as error:
+        # Types that NumPy has no name for.
+        raise EnmaError(
+            f"{parent.file.filename}: the attribute '{where}' cannot be read ({first_line(error)}); "
+            "write it as The Well's layout does"
+        ) from error
 
 
 def text(parent: Any, key: str) -> str:
     """The attribute `key` as str; h5py gives bytes for strings of fixed length."""
-    value = attribute(parent, key)
-    return value.decode() if isinstance(value, bytes) else str(value)
+    found = names(parent, key)
+    if len(found) != 1:
+        _refuse(parent, key, "one text")
+    return found[0]
 
 
 def names(parent: Any, key: str) -> list[str]:
     """The attribute `key` as a list of str; h5py gives str or bytes, and floats for an empty list."""
-    return [
-        value.decode() if isinstance(value, bytes) else str(value) for value in np.atleast_1d(attribute(parent, key))
-    ]
+    value = attribute(parent, key)
+    if not isinstance(value, str | bytes | np.ndarray):
+        _refuse(parent, key, "text")
+    values = np.atleast_1d(value).ravel().tolist() if isinstance(value, np.ndarray) else [value]
+    if len(values) > _MOST_NAMES or not all(isinstance(name, str | bytes) for name in values):
+        _refuse(parent, key, f"text, at most {_MOST_NAMES} names")
+    try:
+        return [name.decode() if isinstance(name, bytes) else name for name in values]
+    except UnicodeDecodeError:
+        _refuse(parent, key, "text in UTF-8")
+
+
+def number(parent: Any, key: str, *, most: int) -> int:
+    """The attribute `key` as a whole number from 0 to `most`."""
+    value = attribute(parent, key)
+    if not isinstance(value, np.ndarray | np.generic) or value.size != 1 or value.dtype.kind not in "iuf":
+        _refuse(parent, key, "one whole number")
+    found = value.item() if isinstance(value, np.generic) else value.ravel().tolist()[0]
+    if not 0 <= found <= most or found != int(found):
+        _refuse(parent, key, f"a whole number, at most {most}, and not {found}")
+    return int(found)
+
+
+def flags(parent: Any, key: str, *, default: list[bool]) -> tuple[bool, ...]:
+    """The attribute `key` as booleans."""
+    value = np.asarray(attribute(parent, key, default=default))
+    if value.dtype.kind not in "biu" or value.size > _MOST_NAMES:
+        _refuse(parent, key, "true or false")
+    return tuple(bool(flag) for flag in value.ravel().tolist())
+
+
+def flag(parent: Any, key: str, *, default: bool) -> bool:
+    """The attribute `key` as a boolean."""
+    found = flags(parent, key, default=[default])
+    if len(found) != 1:
+        _refuse(parent, key, "true or false")
+    return found[0]
+
+
+def _refuse(parent: Any, key: str, wanted: str) -> NoReturn:
+    where = f"{parent.name.strip('/')}@{key}"
+    raise EnmaError(f"{parent.file.filename}: the attribute '{where}' has to be {wanted}; write it as The Well does")

@@ -21,10 +21,13 @@ from typing import Any
 
 import numpy as np
 
+from ..bounds import MOST_COMPONENTS, MOST_TRAJECTORIES
 from ..errors import EnmaError
 from ..extras import load_extra
+from ..untrusted import Limits
 from . import hdf5, pdebench
 from .fields import FieldArray, FieldFile, FieldSource, axis, context_number, decimals, select_rows
+from .missing import unmasked
 from .splits import dataset_split
 
 _GROUPS = ("dimensions", "boundary_conditions", "scalars", "t0_fields", "t1_fields")
@@ -53,16 +56,19 @@ def read(
         dtype, or holds values that are not finite. The line names the file, the place in it and the mend.
     """
     path = Path(path)
-    with hdf5.open_file(path) as file:
+
+    def work(file: Any, more: Limits) -> dict[str, Any]:
         source = _source(file, path, fields)
-        return source.load(select_rows(select, source.num_trajectories, path))
+        return source.load(select_rows(select, source.num_trajectories, path), more).parts()
+
+    return FieldFile(path=path, **hdf5.read_file(path, work))
 
 
 def count(path: str | Path) -> int:
     """Trajectories of a field file; reads none. `EnmaError` as `read`."""
     path = Path(path)
-    with hdf5.open_file(path) as file:
-        return _source(file, path, None).num_trajectories
+    found: int = hdf5.read_file(path, lambda file, _: _source(file, path, None).num_trajectories)
+    return found
 
 
 def read_numbered(path: str | Path, numbers: Sequence[int], *, contexts: bool = False) -> FieldFile:
@@ -74,12 +80,15 @@ def read_numbered(path: str | Path, numbers: Sequence[int], *, contexts: bool = 
         As `read`; with `contexts`, if a trajectory has none.
     """
     path = Path(path)
-    with hdf5.open_file(path) as file:
+
+    def work(file: Any, more: Limits) -> dict[str, Any]:
         source = _source(file, path, None)
         every, rows = np.arange(source.num_trajectories), select_rows(numbers, source.num_trajectories, path)
         found = {context_number(path, source.environment, int(i), every) for i in rows if contexts}
         rows = np.union1d(rows, sorted(found)).astype(np.int64)
-        return replace(source.load(rows), numbers=rows, total=source.num_trajectories)
+        return replace(source.load(rows, more), numbers=rows, total=source.num_trajectories).parts()
+
+    return FieldFile(path=path, **hdf5.read_file(path, work))
 
 
 def describe(path: str | Path) -> dict[str, Any]:
@@ -97,19 +106,23 @@ def describe(path: str | Path) -> dict[str, Any]:
         As `read`.
     """
     path = Path(path)
-    with hdf5.open_file(path) as file:
-        source = _source(file, path, None)
-        points = [len(x) for x in source.coords]
-        values_each = len(source.times) * int(np.prod(points))
-        step = max(1, _DESCRIBE_BYTES // (4 * values_each * len(source.channels)))
-        squares = np.zeros(len(source.channels))
-        for first in range(0, source.num_trajectories, step):
-            u = source.load(np.arange(first, min(first + step, source.num_trajectories))).u
-            squares += np.square(u, dtype=np.float64).reshape(-1, u.shape[-1]).sum(axis=0)
+    found: dict[str, Any] = hdf5.read_file(path, lambda file, more: _description(_source(file, path, None), more))
+    return found
+
+
+def _description(source: FieldSource, more: Limits) -> dict[str, Any]:
+    points = [len(x) for x in source.coords]
+    values_each = len(source.times) * int(np.prod(points))
+    step = max(1, _DESCRIBE_BYTES // (4 * values_each * len(source.channels)))
+    squares = np.zeros(len(source.channels))
+    more(source.num_bytes(source.num_trajectories))
+    for first in range(0, source.num_trajectories, step):
+        u = source.load(np.arange(first, min(first + step, source.num_trajectories))).u
+        squares += np.square(u, dtype=np.float64).reshape(-1, u.shape[-1]).sum(axis=0)
     rms = np.sqrt(squares / (source.num_trajectories * values_each))
     groups = None if source.environment is None else len(np.unique(source.environment))
     return {
-        "file": str(path),
+        "file": str(source.path),
         "layout": source.layout,
         "name": source.name,
         "split": dataset_split(source.name)[1],
@@ -166,7 +179,7 @@ def write(
             shapes = {key: value.shape for key, value in fields.items()}
             datasets = create_fields(file, shapes, rank=rank, num_spatial_dims=len(coords))
             for dataset, value in zip(datasets, fields.values(), strict=True):
-                dataset[...] = value
+                dataset[...] = unmasked(f"{path}: {dataset.name.strip('/')}", value)
     return path
 
 
@@ -238,17 +251,20 @@ def _source(file: Any, path: Path, fields: Sequence[str] | None) -> FieldSource:
     groups = {key: hdf5.get(file, key, "group") for key in _GROUPS}
     if (grid_type := hdf5.text(file, "grid_type")) != "cartesian":
         raise EnmaError(f"{path}: attribute grid_type is '{grid_type}'; only cartesian grids are read")
-    num_trajectories = int(hdf5.attribute(file, "n_trajectories"))
+    num_trajectories = hdf5.number(file, "n_trajectories", most=MOST_TRAJECTORIES)
     dims = hdf5.names(groups["dimensions"], "spatial_dims")
+    if not 1 <= len(dims) <= len(_DIMS) or len(set(dims)) < len(dims):
+        raise EnmaError(f"{path}: dimensions@spatial_dims names {len(dims)} dimensions; name 1 to 3, each once")
     wraps = _periodic_dims(groups["boundary_conditions"])
     coords = tuple(
         axis(hdf5.get(groups["dimensions"], d, "dataset"), f"dimensions/{d}", path, periodic=d in wraps) for d in dims
     )
     scalars = _scalars(groups["scalars"], num_trajectories, path)
+    given = {key: hdf5.attribute(file, key, default=()) for key in hdf5.names(file, "simulation_parameters")}
     constants = {
-        key: np.broadcast_to(decimals(np.asarray(file.attrs[key])), num_trajectories)
-        for key in hdf5.names(file, "simulation_parameters")
-        if key in file.attrs and np.ndim(file.attrs[key]) == 0
+        key: np.broadcast_to(decimals(np.asarray(value)), num_trajectories)
+        for key, value in given.items()
+        if np.ndim(value) == 0 and isinstance(value, np.number) and np.isfinite(value)
     }
     environment = scalars.pop("environment", None)
     return FieldSource(
@@ -279,14 +295,14 @@ def _scalars(group: Any, num_trajectories: int, path: Path) -> dict[str, np.ndar
     scalars = {}
     for key in hdf5.names(group, "field_names"):
         dataset = hdf5.get(group, key, "dataset")
-        if dataset.attrs.get("time_varying", False):
+        if hdf5.flag(dataset, "time_varying", default=False):
             continue
         integer = key == "environment"
         if dataset.dtype.kind not in ("iu" if integer else "fiu"):
             wanted = "int64" if integer else "float32"
             raise EnmaError(f"{path}: scalars/{key} has dtype {dataset.dtype}; write it as {wanted}")
         values = dataset[()].astype(np.int64) if integer else decimals(dataset[()])
-        if dataset.attrs.get("sample_varying", True):
+        if hdf5.flag(dataset, "sample_varying", default=True):
             if values.shape != (num_trajectories,):
                 raise EnmaError(
                     f"{path}: scalars/{key} has shape {values.shape}, expected {(num_trajectories,)}; "
@@ -315,10 +331,11 @@ def _arrays(
             channels: tuple[str, ...] = (key,)
             if rank:
                 components = dataset.shape[-1] if dataset.ndim else 0
+                if components > MOST_COMPONENTS:
+                    raise EnmaError(f"{path}: {where} has {components} components; at most {MOST_COMPONENTS} are read")
                 names = dims if components == len(dims) else range(components)
                 channels = tuple(f"{key}_{name}" for name in names)
-            attrs = dataset.attrs
-            dim_varying = tuple(bool(flag) for flag in attrs.get("dim_varying", [True] * len(dims)))
+            dim_varying = hdf5.flags(dataset, "dim_varying", default=[True] * len(dims))
             if len(dim_varying) != len(dims):
                 raise EnmaError(f"{path}: {where}@dim_varying has {len(dim_varying)} flags for {len(dims)} dimensions")
             found[key] = FieldArray(
@@ -326,8 +343,8 @@ def _arrays(
                 where=where,
                 channels=channels,
                 vector=bool(rank),
-                sample_varying=bool(attrs.get("sample_varying", True)),
-                time_varying=bool(attrs.get("time_varying", True)),
+                sample_varying=hdf5.flag(dataset, "sample_varying", default=True),
+                time_varying=hdf5.flag(dataset, "time_varying", default=True),
                 dim_varying=dim_varying,
             )
     wanted = list(found) if fields is None else list(fields)

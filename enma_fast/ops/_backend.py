@@ -120,7 +120,7 @@ def interpreted() -> bool:
 def triton_problem(device: torch.device) -> str | None:
     """Why Triton cannot serve tensors on this device."""
     if not _triton_installed():
-        return "triton is not installed (pip install enma-fast[triton])"
+        return "triton is not installed (pip install 'enma-fast[triton]')"
     if device.type != "cuda" and not interpreted():
         return f"needs a CUDA device, the tensors are on {device}"
     return None

@@ -100,7 +100,7 @@ class PackedSampler:
             prefix_frames=prefix_frames,
             own_frames=own_frames,
             counts=list(counts),
-            heads=[_flow_head_native.packed(plan) for plan in plans],
+            heads=tuple(_flow_head_native.packed(plan) for plan in plans),
             temperature=temperature,
             threads=threads,
             isa=isa,

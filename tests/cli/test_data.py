@@ -32,6 +32,31 @@ def test_generate_writes_all_splits(enma: Callable, tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(f"advection-{split}.h5" for split in splits)
 
 
+def test_generate_replaces_no_file_without_force(enma: Callable, tmp_path: Path) -> None:
+    own = tmp_path / "advection-test-in.h5"
+    own.write_text("somebody's own")
+    command = ("data", "generate", "advection", "--groups", 1, "--out", tmp_path)
+    for options in ((), ("--split", "test-in")):
+        error = enma(*command, *options).error()
+        assert error == f"{own}: is there already; give another --out, or replace it by --force"
+        assert own.read_text() == "somebody's own"
+        assert list(tmp_path.iterdir()) == [own]
+    own.unlink()
+    own.symlink_to("nowhere")
+    assert "is there already" in enma(*command).error()
+    assert enma(*command, "--split", "test-in", "--force", "--json").json["bytes"] == own.stat().st_size
+    assert not own.is_symlink()
+
+
+def test_nobody_is_told_to_generate_into_a_folder_of_their_own(enma: Callable, tmp_path: Path, test_in: Path) -> None:
+    own = tmp_path / "own.h5"
+    own.write_bytes(test_in.read_bytes()[:5000])
+    command = ("train", "tokenizer", "combined-small", "--data", tmp_path, "--out", tmp_path / "run")
+    expected = f"{tmp_path / 'combined-train.h5'}: no such file; --data is the folder that holds combined-train.h5"
+    assert enma(*command).error() == expected
+    assert "generate" not in enma("data", "info", own).error()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -82,7 +82,7 @@ def test_a_failed_run_keeps_the_old_file_and_leaves_nothing_else(
 
     monkeypatch.setattr(generator.EQUATIONS["advection"], "solve", fail)
     with pytest.raises(KeyboardInterrupt):
-        generate("advection", "val", groups=2, out_dir=tmp_path)
+        generate("advection", "val", groups=2, out_dir=tmp_path, force=True)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 # Names are modules or sub-packages of enma_fast; files within one sub-package may import each other.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("extras", "files", "launch", "names", "system", "wording"),
+    ("extras", "files", "launch", "names", "system", "wording", "bounds", "forks", "untrusted"),
     ("config", "paper", "pretrained"),
     ("presets", "metric_sums"),
     ("schedule", "metrics", "domain", "optim", "data"),

@@ -1,0 +1,64 @@
+"""Missing values: masked entries and the numbers that stand for one are no observations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from ..errors import EnmaError
+
+# Attributes by which NetCDF's conventions say what stands for a missing value.
+FILL_ATTRIBUTES = ("_FillValue", "missing_value")
+# What NetCDF leaves where no float was ever written.
+NETCDF_FILL = np.float32(9.969209968386869e36)
+
+
+def present(values: np.ndarray, marks: Iterable[Any] = ()) -> np.ndarray:
+    """Which values stand for themselves, and not for a missing one, as a number among `marks` does."""
+    found = values != NETCDF_FILL
+    for mark in marks:
+        number = np.asarray(mark)
+        if number.dtype.kind in "fiu" and number.size == 1 and np.isfinite(number).all():
+            with np.errstate(over="ignore"):
+                found &= values != number.astype(values.dtype).reshape(())
+    return found
+
+
+def unmasked(name: str, value: Any) -> np.ndarray:
+    """A numpy array without a mask; `EnmaError` if an entry is masked, or the number of a missing value."""
+    # A variable of netCDF4 gives a masked array when it is sliced, and drops the mask when it is converted.
+    array = value[...] if hasattr(value, "ncattrs") else value
+    if isinstance(array, np.ma.MaskedArray):
+        if np.ma.is_masked(array):
+            raise EnmaError(
+                f"{name} is masked, {np.ma.count_masked(array)} of {array.size} values are missing, first at "
+                f"{_first(np.ma.getmaskarray(array))}; fill them, for example by interpolation, or leave them out"
+            )
+        array = array.data
+    return np.asarray(array)
+
+
+def attributes(value: Any) -> dict[str, Any]:
+    """Attributes of a variable of xarray, h5py, h5netcdf or netCDF4; none of an array."""
+    if hasattr(value, "ncattrs"):
+        return {name: value.getncattr(name) for name in value.ncattrs()}
+    return dict(getattr(value, "attrs", None) or {})
+
+
+def require_present(name: str, values: np.ndarray, about: Mapping[str, Any]) -> None:
+    """Raise `EnmaError` if a value is a number that attributes name as that of a missing one."""
+    if values.dtype.kind != "f":
+        return
+    found = present(values, [about.get(mark) for mark in FILL_ATTRIBUTES])
+    if not found.all():
+        at = _first(~found)
+        raise EnmaError(
+            f"{name} holds {values[at]}, the number of a missing value, first at {at}; "
+            "fill such values, for example by interpolation, or leave them out"
+        )
+
+
+def _first(mask: np.ndarray) -> tuple[int, ...]:
+    return tuple(int(i) for i in np.argwhere(mask)[0])

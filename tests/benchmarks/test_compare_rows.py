@@ -1,0 +1,46 @@
+"""Rows of `benchmarks.compare` for people."""
+
+import pytest
+import torch
+
+from benchmarks import compare
+from benchmarks.cases import Case
+
+
+def row(low: float, high: float) -> dict:
+    against = {"eager": {"ratio": 1.0, "ratio_min": low, "ratio_max": high}}
+    return {
+        "case": "flow_head",
+        "rows": 3,
+        "dtype": "float32",
+        "ours_s": 1e-3,
+        "fraction_of_gemm_rate": None,
+        "against": against,
+        "busy": compare.too_busy(against),
+    }
+
+
+def test_ratios_that_say_nothing_are_called_so() -> None:
+    said = "the machine is too busy to compare: ratios lie more than 3x apart"
+    assert said in compare.line(row(0.33, 11.22))
+    assert said not in compare.line(row(0.86, 1.12))
+
+
+def test_a_comparison_says_whether_the_machine_was_too_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = {"ours": [1.0, 1.0, 1.0], "eager": [0.5, 1.0, 4.0]}
+    monkeypatch.setattr(compare, "interleave", lambda *_, **__: times)
+    monkeypatch.setattr(compare, "gemm_rate", lambda *_, **__: 1.0)
+    exact = torch.zeros(2, dtype=torch.float64)
+    case = Case(
+        name="a",
+        rows=1,
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+        flops=0,
+        exact=exact,
+        allowance=1.0,
+        contenders={name: lambda: torch.zeros(2) for name in times},
+    )
+    assert compare.compare(case, rounds=3)["busy"]
+    times["eager"] = [0.9, 1.0, 1.1]
+    assert not compare.compare(case, rounds=3)["busy"]
