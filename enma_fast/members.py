@@ -31,6 +31,7 @@ from .model import Model
 from .results import SPACE, Ensemble, Given, Labels, first_time, given
 from .schedule import chosen_sampling
 from .shifts import moved
+from .tokenizer import LinearEnd
 
 # A numpy array, a tensor, an xarray.DataArray or an xarray.Dataset.
 Array = np.ndarray | Tensor | Any
@@ -328,7 +329,7 @@ def _frames(
     Writes into ``kept [rows]`` how many frames each row keeps.
     """
     tok = model.config.tokenizer
-    factor, window = tok.time_factor, _window(tok)
+    factor, window, ending = tok.time_factor, _window(tok), folded_end(model.tokenizer)
     number = 0
     for j in range(request.history_BTNC.shape[1], request.num_latents):
         group = None
@@ -343,7 +344,7 @@ def _frames(
             before = (j + 1 - z.shape[1]) * factor
             begin, end = request.observed + number - before, min(j * factor + 1, request.last) - before
             missing = z.new_zeros(*_missing(z, FEWEST_LATENTS))
-            decoded = _decode(model, torch.cat([z, missing], dim=1), end, query)[:, begin:end]
+            decoded = _decode(model, torch.cat([z, missing], dim=1), end, query, ending)[:, begin:end]
             if group is None:
                 group = decoded.new_full((len(kept), *decoded.shape[1:]), math.nan)
             group[part.rows] = _moved_back(decoded, request, part.rows)
@@ -521,12 +522,11 @@ def _fields(model: Model, latents: Tensor, request: Request, query: Tensor | Non
     factor = model.config.tokenizer.time_factor
     frames = (latents.shape[1] - 1) * factor + 1
     last = min(frames, request.last)
-    return _decode(model, latents, last, query)[:, request.observed :]
+    return _decode(model, latents, last, query, folded_end(model.tokenizer))[:, request.observed :]
 
 
-def _decode(model: Model, latents: Tensor, frames: int, query: Tensor | None) -> Tensor:
+def _decode(model: Model, latents: Tensor, frames: int, query: Tensor | None, end: LinearEnd | None) -> Tensor:
     tok = model.tokenizer
-    end = folded_end(tok)
     operation = ("decode", tok.config, own_dtype(tok), frames, None if query is None else tuple(query.shape))
     block = BLOCKS[tok.config.dims]
     return code_rows(lambda z: model.decode(z, frames, query, end=end), latents, operation=operation, block=block)
