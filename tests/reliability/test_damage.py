@@ -141,7 +141,7 @@ def test_several_files_at_once(server: Server, stores: dict) -> None:
     names = ["u/c.0.0.0.0", "u/c.1.4.0.0", "u_spread/c.1.0.0"]
     for name, how in zip(names, DAMAGES, strict=False):
         damage(out / name, how)
-    found = server.run("verify", out, "--json")
+    found = server.run("verify", out, "--mark", "--json")
     assert (
         f"{out}: u/c.0.0.0.0 (flipped: its CRC-32C differs) and 2 more are damaged and marked; repeat: "
         in found.error()
