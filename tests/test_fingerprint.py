@@ -93,5 +93,5 @@ def test_an_older_store_is_continued_by_its_instruction_set(test_in: Path, tiny:
     assert not (out / ".checksums").exists()
     root["attributes"]["arithmetic"] += " of another processor"
     (out / METADATA).write_text(json.dumps(root))
-    with pytest.raises(EnmaError, match="arithmetic is .* of another processor there"):
+    with pytest.raises(EnmaError, match=r"arithmetic is .* of another processor there"):
         start(test_in, tiny, out).execute()
