@@ -66,7 +66,7 @@ class BlockSampler:
         return next(self.model.parameters()).device.type
 
     def fingerprint(self) -> str:
-        """Of the arithmetic that samples, as it is set in this process now."""
+        """The fingerprint of the arithmetic that samples, as it is set in this process now."""
         return fingerprint(self.model, self.name, settings=self.case.settings, dtype=self.case.dtype)
 
     def forget(self) -> None:

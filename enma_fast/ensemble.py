@@ -376,7 +376,7 @@ class Run:
         return sampled
 
     def _all_done(self, *, members: bool = False) -> bool:
-        """Whether all units are done, or all members; as a network file system tells who opens the file anew."""
+        """True if all units are done, or all members; as a network file system tells who opens the file anew."""
         fresh = self._ledger()
         if fresh is None:
             return True

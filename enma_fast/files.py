@@ -85,7 +85,7 @@ def write_file(path: str | Path, data: bytes) -> None:
 
 
 def unfinished(name: str) -> str:
-    """What `write_file` that was killed has left of a file of this name."""
+    """Name of the part that `write_file`, if it was killed, has left of a file of this name."""
     return f".{name}.tmp"
 
 

@@ -26,7 +26,7 @@ _KNOWN: dict[Hashable, str] = {}
 
 
 def fingerprint(model: Model, name: str, *, settings: SamplingConfig | None, dtype: torch.dtype | None) -> str:
-    """Of sampling with a model in this process, as it is set now.
+    """The fingerprint of sampling with a model in this process, as it is set now.
 
     Parameters
     ----------
@@ -57,7 +57,7 @@ def fingerprint(model: Model, name: str, *, settings: SamplingConfig | None, dty
 
 
 def settings_here(device: str) -> list[str]:
-    """What a user can set of the arithmetic, as it is in this process."""
+    """Settings of the arithmetic that a user can change, as they are in this process."""
     found = [
         f"float32_matmul_precision {torch.get_float32_matmul_precision()}",
         f"autocast {torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else 'off'}",

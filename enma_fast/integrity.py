@@ -1,4 +1,4 @@
-"""Whether a forecast store holds what was written: each file's size and CRC-32C, one after the other, and its place.
+"""A check that a forecast store holds what was written: each file's size, CRC-32C and place, one after the other.
 
 Looking changes nothing. `mark` notes what is damaged in the store's ledger, or in a list of its own where it was
 written when the store was made, so that the command that made the store writes that again and nothing else.

@@ -33,7 +33,7 @@ class StoredFile:
         return wrong
 
     def checksum(self) -> int:
-        """Of the file as it is; 0 if it is not whole."""
+        """The checksum of the file as it is; 0 if it is not whole."""
         return 0 if self.problem() is not None else self._checksum()
 
     def _checksum(self) -> int:

@@ -103,7 +103,7 @@ class Ledger:
         return np.concatenate(parts) if parts else np.zeros(0, bool)
 
     def damaged(self) -> np.ndarray:
-        """Whether each unit is noted as damaged, `[num_units]` bool."""
+        """True for each unit that is noted as damaged, `[num_units]` bool."""
         data = self._read(self.num_units, _HEADER.size)
         return np.frombuffer(data or bytes(self.num_units), np.uint8) == DAMAGED
 

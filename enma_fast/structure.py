@@ -83,7 +83,7 @@ def read_root(path: Path) -> dict[str, Any]:
 
 
 def read_json(file: Path) -> Any:
-    """What a file of metadata holds; `ValueError` if it is no JSON, or too deep."""
+    """Content of a file of metadata; `ValueError` if it is no JSON, or too deep."""
     try:
         return json.loads(read_file(file, most=_MOST))
     except RecursionError:
@@ -105,7 +105,7 @@ def digest_of(attributes: Mapping[str, Any]) -> str:
 
 
 def is_protected(attributes: Mapping[str, Any]) -> bool:
-    """Whether a store says what its attributes and the files of its members are to be; older ones do not.
+    """True if a store says what its attributes and the files of its members are to be; older ones do not.
 
     A name that differs from that of the digest in a letter is a damaged one.
     """
@@ -264,7 +264,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_flat(value: Any, depth: int = 0) -> bool:
-    """Whether a value is text, a number, or a few levels of these."""
+    """True if a value is text, a number, or a few levels of these."""
     if isinstance(value, dict | list) and depth < _DEPTH:
         return all(_is_flat(item, depth + 1) for item in (value.values() if isinstance(value, dict) else value))
     return value is None or isinstance(value, str | bool) or _is_number(value)
