@@ -32,7 +32,7 @@ def orthogonalise(g: Tensor, *, steps: int = 5) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalised, scaled by 0.2 sqrt(max(rows, columns)) to the root mean square of an AdamW step.
 
-    Matrices of one shape are orthogonalised in one batch.
+    Matrices of one shape are orthogonalised in one batch, in ``dtype``, by default their own.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Muon(torch.optim.Optimizer):
         lr: float,
         momentum: float = 0.95,
         weight_decay: float = 0.0,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
         self.dtype = dtype
@@ -65,7 +65,9 @@ class Muon(torch.optim.Optimizer):
                     state["momentum"].lerp_(p.grad, 1 - group["momentum"])
                     updates.append(p.grad.lerp(state["momentum"], group["momentum"]))
                 size = 0.2 * math.sqrt(max(shape))
-                for p, update in zip(members, orthogonalise(torch.stack(updates).to(self.dtype)), strict=True):
+                for p, update in zip(
+                    members, orthogonalise(torch.stack(updates).to(self.dtype or updates[0].dtype)), strict=True
+                ):
                     p.mul_(1 - group["lr"] * group["weight_decay"])
                     p.add_(update.to(p.dtype), alpha=-group["lr"] * size)
 

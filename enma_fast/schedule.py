@@ -10,6 +10,7 @@ from math import cos, floor, pi
 
 from .config import ModelConfig, SamplingConfig
 from .errors import EnmaError
+from .shifts import amounts
 
 # Options that a one-pass model has no use for; its own values serve frame 0 of a generated trajectory.
 _OF_MASK_STEPS = {
@@ -26,16 +27,18 @@ def chosen_sampling(config: ModelConfig, settings: SamplingConfig | None) -> Sam
     Raises
     ------
     EnmaError
-        If a one-pass model is given others than its own for mask steps or the flow; names the first and its option.
+        If a one-pass model is given others than its own for mask steps or the flow, or if the field cannot be shifted
+        so often; names the first setting, and its option.
     """
     own = config.sampling
+    amounts(config, settings or own)
     if settings is None or config.dynamics.decoder != "one-pass":
         return settings or own
     for name, option in _OF_MASK_STEPS.items():
         if (given := getattr(settings, name)) != getattr(own, name):
             raise EnmaError(
                 f"{name} is {given}; {config.name} decides a frame in one pass and has no use for it: leave out"
-                f" {option} (of settings= only the temperature may differ from the model's own)"
+                f" {option} (of settings= only temperature and shifts may differ from the model's own)"
             )
     return settings
 

@@ -91,7 +91,7 @@ def test_an_older_store_is_continued_by_its_instruction_set(test_in: Path, tiny:
     assert start(test_in, tiny, out).execute()["members_sampled"] == 1
     assert (out / "u" / "c.0.1.0.0").read_bytes() == whole
     assert not (out / ".checksums").exists()
-    root["attributes"]["arithmetic"] += " of another processor"
+    root["attributes"]["arithmetic"] = "another processor"
     (out / METADATA).write_text(json.dumps(root))
-    with pytest.raises(EnmaError, match=r"arithmetic is .* of another processor there"):
+    with pytest.raises(EnmaError, match="arithmetic is another processor there"):
         start(test_in, tiny, out).execute()

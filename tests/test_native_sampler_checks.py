@@ -152,7 +152,7 @@ def test_bad_calls_are_named_and_change_nothing() -> None:
     refused("0 of 2 shared frames are read", "read", z)
     refused("0 of 2 shared frames are read", "begin", keys, keys, keys, 1)
     refused("call begin first", "frame", out, False)
-    refused("shared frames", "start_segment", -1)
+    refused("segment is -1", "start_segment", -1)
     session.start_segment(0)
     for bad in (z.double(), z[:1], z[:, :-1], z[..., :-1], z.mT.contiguous().mT, z.to("meta")):
         refused("frame is", "read", bad)

@@ -64,7 +64,7 @@ def test_the_example_is_a_trajectory_of_the_shipped_file(tiny):
     np.testing.assert_array_equal(example(trajectory=7, frames=20)[:3], example(trajectory=7))
     for options, said in (
         ({"frames": 0}, "frames is 0; a trajectory has 20"),
-        ({"trajectory": 30}, "select asks for trajectories outside 0..29"),
+        ({"trajectory": 24}, "select asks for trajectories outside 0..23"),
         ({"dataset": "ocean"}, "ocean-test-in: no test file of this name is shipped"),
     ):
         with pytest.raises(EnmaError, match=said):

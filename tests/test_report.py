@@ -20,7 +20,6 @@ from enma_fast.metrics import Scores
 from enma_fast.output import create_store, read_forecast, stacked
 from enma_fast.plots import LEVELS
 from enma_fast.report import Pooled, StoreReader, store_figure, write_report
-from enma_fast.report import page as report_page
 from enma_fast.report.viewer import Thinning
 from enma_fast.structure import root_of
 
@@ -523,13 +522,6 @@ def test_it_opens_where_there_is_something_to_be_seen(
     error = given["samples"][0, ..., 0].mean(0) - given["truth"][0, ..., 0]
     worst = int((error**2).reshape(len(error), -1).mean(1).argmax())
     assert f'data-frame="{worst}"' in text
-
-
-def test_a_table_that_goes_on_sideways_shows_a_shadow() -> None:
-    template = Path(report_page.__file__).with_suffix(".html").read_text()
-    (rule,) = re.findall(r"^\.scroll \{(.*?)\}", template, re.DOTALL | re.MULTILINE)
-    assert rule.count("var(--edge)") == rule.count("no-repeat local") == rule.count("no-repeat scroll") == 2
-    assert template.count("--edge:") == 2, "one for light, one for dark"
 
 
 @in_browser

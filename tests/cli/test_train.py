@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from enma_fast import card
+from enma_fast import card, lineage
 from enma_fast.checkpoint import load_model, load_tokenizer, read_tensors, sha256
 from enma_fast.data import read
 from enma_fast.domain import Domain
@@ -206,7 +206,7 @@ def test_the_card_names_commands_that_make_the_run_again(
     import shlex
 
     record = json.loads((runs / "tokenizer" / "run.json").read_text())
-    command = card._train_command(record).replace("data data", f"data {data_folder}")
+    command = lineage._train_command(record, None).replace("data data", f"data {data_folder}")
     words = shlex.split(command.replace("runs/tokenizer", str(tmp_path / "again")))
     assert words[:4] == ["enma-fast", "train", "tokenizer", "combined-small"]
     assert enma(*words[1:]).status == 0
@@ -232,7 +232,9 @@ def test_publish_refuses_runs_that_do_not_belong_together(
         return found
 
     assert error(runs / "dynamics", other).startswith(f"{runs / 'dynamics'}: was not trained on the tokenizer of")
-    assert error(runs / "tokenizer", runs / "tokenizer").endswith("is a run of the tokenizer, not of the dynamics")
+    assert error(runs / "tokenizer", runs / "tokenizer").endswith(
+        "is a run of the tokenizer, not of the dynamics or of forecasts"
+    )
     assert error(tmp_path, runs / "tokenizer").startswith(f"{tmp_path / 'run.json'}: no such file")
 
 
