@@ -236,10 +236,7 @@ def test_what_another_run_wrote_is_refused_with_what_differs(
         ({"frames": 2.5}, "frames is 2.5; a whole number"),
         ({"first_member": 1.5}, "first_member is 1.5; a whole number"),
         ({"seed": "x"}, "seed is 'x'; a whole number"),
-        (
-            {"frames": 30_000, "members": 2_000_000},
-            r"x 30,000 frames take [\d,]+ GB, this machine has .* use fewer frames",
-        ),
+        ({"frames": 10**9}, "frames is 1000000000; at most 30000 is possible"),
         ({"first_member": -1}, "first_member is -1; at least 0 is needed"),
         ({"first_member": 2**32 - 1}, "members end at 4294967296; 4294967295 is the last one"),
         ({"task": "weather"}, "task 'weather' is unknown"),

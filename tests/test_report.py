@@ -421,10 +421,9 @@ def page_of_plain(tmp_path: Path, given: dict[str, np.ndarray]) -> list[str]:
 
 
 def test_long_attributes_are_cut(tmp_path: Path, rng: np.random.Generator) -> None:
-    given = fields(rng, GRIDS["line"], 1)
-    write_report(write(tmp_path / "run.zarr", given, notes="x" * 3_000_000), tmp_path / "a.html")
-    texts = [text for _, text in page(tmp_path / "a.html").texts]
-    assert f"{'x' * 2000} ... (3000000 characters)" in texts
+    store = write(tmp_path / "run.zarr", fields(rng, GRIDS["line"], 1), notes="x" * 3_000_000)
+    write_report(store, tmp_path / "a.html")
+    assert f"{'x' * 2000} ... (3000000 characters)" in [text for _, text in page(tmp_path / "a.html").texts]
 
 
 def test_places_where_no_page_can_be(
@@ -461,10 +460,8 @@ def test_places_where_no_page_can_be(
 def test_stacked_and_reader_agree(line: tuple[Path, dict[str, np.ndarray]]) -> None:
     store, _ = line
     reader = StoreReader(store)
-    whole = stacked(read_forecast(store))
-    assert whole is not None
-    for b, trajectory in enumerate(reader):
-        np.testing.assert_array_equal(trajectory.members, whole[b])
+    for trajectory, whole in zip(reader, stacked(read_forecast(store)), strict=True):
+        np.testing.assert_array_equal(trajectory.members, whole)
     with pytest.raises(EnmaError, match="has no trajectory at place 3; it holds 3"):
         store_figure(store, place=3)
 
