@@ -1,6 +1,6 @@
 """ENMA, a generative neural operator for parametric PDEs: ensemble forecasts from a few observed frames.
 
-    model, history = enma_fast.load_model("combined-small"), enma_fast.data.example()
+    model, history = enma_fast.load_model("combined-fast"), enma_fast.data.example()
     ensemble = enma_fast.forecast(model, history, num_members=64)
     mean, spread = ensemble.mean(), ensemble.spread()
 

@@ -15,7 +15,7 @@ from .report import store_figure
 from .scoring import paper_table, score_case
 from .tasks import Case, file_hashes, layout_of, outside_training, provenance
 
-CHECKPOINT = "combined-small"
+CHECKPOINT = "combined-fast"
 STORE, FIGURE = "forecast.zarr", "demo.png"
 # Ensemble size of the rows beside the main one.
 FEWER_MEMBERS = 16

@@ -45,6 +45,7 @@ def frame(
     wide = torch.promote_types(h_BND.dtype, torch.float32)
     x_BNC = torch.zeros(h_BND.shape[0], N, C, dtype=wide, device=h_BND.device)
     known_BN = torch.zeros(h_BND.shape[0], N, dtype=torch.bool, device=h_BND.device)
+    temperature = flow_temperature(dynamics.config, settings)
     done, mask_steps = 0, min(settings.mask_steps, N)
     flow_steps = flow_schedule(settings.flow_steps, settings.last_flow_steps, mask_steps=mask_steps)
     for step, (count, steps) in enumerate(zip(mask_schedule(N, mask_steps), flow_steps, strict=True)):
@@ -52,7 +53,7 @@ def frame(
         c_BND = dynamics.spatial(h_BND, x_BNC.to(h_BND.dtype), known_BN)
         c_BMD = c_BND.gather(1, tokens_BM[..., None].expand(-1, -1, c_BND.shape[-1]))
         noise_BMC = token_noise(seed=seeds, members=members, frame=index, mask_step=step, tokens=tokens_BM, channels=C)
-        z_BMC = dynamics.flow.sample(c_BMD, settings.temperature * noise_BMC, steps=steps, method=settings.method)
+        z_BMC = dynamics.flow.sample(c_BMD, temperature * noise_BMC, steps=steps, method=settings.method)
         x_BNC = x_BNC.scatter(1, tokens_BM[..., None].expand(-1, -1, C), z_BMC)
         known_BN = known_BN.scatter(1, tokens_BM, True)
         done += count
@@ -62,6 +63,11 @@ def frame(
 def in_one_pass(config: ModelConfig, index: int) -> bool:
     """Whether a latent frame is decided in one pass; frame 0, an initial state, never is."""
     return config.dynamics.decoder == "one-pass" and index > 0
+
+
+def flow_temperature(config: ModelConfig, settings: SamplingConfig) -> float:
+    """Factor on the noise of a flow; frame 0 of a one-pass model is a draw from its own distribution, unscaled."""
+    return 1.0 if config.dynamics.decoder == "one-pass" else settings.temperature
 
 
 @torch.inference_mode()

@@ -36,7 +36,7 @@ from .noise import token_noise, token_order
 from .ops.flow_head import flow_head
 from .ops.frame_attention import frame_attention
 from .ops.token_update import update_tokens_
-from .sample import in_one_pass
+from .sample import flow_temperature, in_one_pass
 from .schedule import flow_schedule, mask_schedule
 from .static_layers import Turn, attend, gather, keys_values, norm_of, norm_of_sum, project, queries, turn_of
 
@@ -273,7 +273,7 @@ class StaticStep:
                 channels=C,
                 dtype=self._state,
             )
-            z_BMC = flow_head(c_BMD, self.settings.temperature * noise_BMC, plan=self._plans[step])
+            z_BMC = flow_head(c_BMD, flow_temperature(self.config, self.settings) * noise_BMC, plan=self._plans[step])
             if self._flow.moments is not None:
                 mean, scale = self._flow.mean_and_scale(c_BMD)
                 z_BMC = mean + scale * z_BMC

@@ -61,7 +61,7 @@ class StoreReader:
         self.levels: list[float] = self.dataset["quantile"].to_numpy().tolist() if "quantile" in self.dataset else []
         self.num_members: int | None = self.dataset.sizes.get("realization", attrs.get("num_members"))
         self.columns: dict[str, np.ndarray] = {
-            str(name): values.to_numpy()
+            str(name): self._checked(values, str(name))
             for name, values in self.dataset.variables.items()
             if values.dims == ("trajectory",) and name != "trajectory"
         }
@@ -134,18 +134,25 @@ class StoreReader:
 
     def _values(self, name: str, place: int) -> np.ndarray:
         """A variable of a trajectory; `EnmaError` where its file is damaged, or not there."""
-        of, mend = f"{name} of trajectory {self.numbers[place]}", f"run: enma-fast verify {self.path}"
-        try:
-            values: np.ndarray = self.dataset[name].isel(trajectory=place).to_numpy()
-        except Exception as error:
-            # Zarr and its codecs raise many kinds.
-            raise EnmaError(f"{self.path}: {of} cannot be read ({first_line(error)}); {mend}") from error
+        of = f"{name} of trajectory {self.numbers[place]}"
+        values = self._checked(self.dataset[name].isel(trajectory=place), of)
         # What is not there is read as NaN.
         members = self.dataset[name].dims[1] == "realization"
         parts = values if members else values[None]
         for k in np.nonzero(np.isnan(parts).all(tuple(range(1, parts.ndim))))[0].tolist():
             if is_missing(self.path, self.dataset, name, place, k):
-                raise EnmaError(f"{self.path}: {of} is missing; {mend}")
+                raise EnmaError(f"{self.path}: {of} is missing; run: enma-fast verify {self.path}")
+        return values
+
+    def _checked(self, variable: Any, of: str) -> np.ndarray:
+        """The values of a variable; `EnmaError` where its file is damaged."""
+        try:
+            values: np.ndarray = variable.to_numpy()
+        except Exception as error:
+            # Zarr and its codecs raise many kinds.
+            raise EnmaError(
+                f"{self.path}: {of} cannot be read ({first_line(error)}); run: enma-fast verify {self.path}"
+            ) from error
         return values
 
     def _from_file(self, file: Path) -> np.ndarray:

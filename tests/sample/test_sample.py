@@ -268,3 +268,14 @@ def test_frames_come_one_by_one(dynamics):
     # Two frames of history, then one step for each frame but the last.
     assert counts == [2, 3, 4]
     assert len(calls) == 4
+
+
+@pytest.mark.parametrize("name", ["paper-fast", "relative-fast"])
+def test_temperature_leaves_the_initial_state_of_a_one_pass_model_alone(name):
+    dynamics = build(name)
+    cold, warm = (
+        run(dynamics, latents(4, 0), context=latents(4, 4), settings=replace(dynamics.config.sampling, temperature=t))
+        for t in (0.3, 1.0)
+    )
+    assert torch.equal(cold[:, 0], warm[:, 0])
+    assert distance(cold[:, 1], warm[:, 1]) > 1e-3

@@ -324,13 +324,15 @@ void SamplerSession::begin_pass(int row) {
 
 void SamplerSession::draw_noise(int row, int step, int done, int count) {
     const int N = model_->tokens, C = model_->channels;
+    // Frame 0 of a one-pass model is a draw from its own distribution, whatever the later frames' noise.
+    const float temperature = model_->one_pass && frame_ == 0 ? 1.0f : settings_.temperature;
     for (int i = 0; i < count; ++i) {
         const int token = state_.order[row * N + done + i];
         const PhiloxWords counter{0, static_cast<std::uint32_t>(token), static_cast<std::uint32_t>(step),
                                   static_cast<std::uint32_t>(frame_)};
         float* out = state_.noise + (static_cast<std::ptrdiff_t>(row) * count + i) * C;
         philox_token_normals(counter, seeds_[row], members_[row], C, out);
-        for (int c = 0; c < C; ++c) out[c] *= settings_.temperature;
+        for (int c = 0; c < C; ++c) out[c] *= temperature;
     }
 }
 
