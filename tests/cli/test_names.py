@@ -9,6 +9,7 @@ import h5py
 import numpy as np
 import pytest
 
+from enma_fast.checkpoint import available
 from enma_fast.data import write
 from enma_fast.ops import _backend
 
@@ -67,8 +68,16 @@ def test_info_says_how_many_trajectories_and_members_a_score_has(enma: Callable)
     lines = enma("info").out.splitlines()
     (head,) = [line for line in lines if "shipped model" in line]
     assert head.split()[-4:] == ["trajectories", "members", "rel.", "L2"]
-    rows = [line.split()[-5:-1] for line in lines if " temporal " in line]
-    assert len({tuple(row) for row in rows}) == len(rows) > 1
+    rows: dict[str, list[tuple[str, ...]]] = {}
+    for line in lines[lines.index(head) :]:
+        # A model's name stands in its first row only.
+        model = next((name for name in available() if line.split()[:1] == [name]), None)
+        if model is not None:
+            rows[model] = []
+        if " temporal " in line:
+            list(rows.values())[-1].append(tuple(line.split()[-5:-1]))
+    assert list(rows) == available()
+    assert all(len(set(found)) == len(found) > 1 for found in rows.values())
 
 
 @pytest.mark.parametrize(
