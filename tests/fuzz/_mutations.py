@@ -1,5 +1,6 @@
 """Changes of a forecast store as data, so that a case that broke something can be kept."""
 
+import copy
 import json
 import os
 import shutil
@@ -180,7 +181,8 @@ def _change(node: Any, edit: Mutation) -> None:
         keys = sorted(node) if isinstance(node, dict) else range(len(node))
         parent, key = node, keys[step % len(keys)]
         node = parent[key]
-    value = VALUES[edit["value"]]
+    # A copy: later edits may reach into it.
+    value = copy.deepcopy(VALUES[edit["value"]])
     if parent is None:
         return
     if edit["how"] == "delete":
@@ -188,7 +190,7 @@ def _change(node: Any, edit: Mutation) -> None:
     elif edit["how"] == "add" and isinstance(parent, dict):
         parent[KEYS[edit["key"]]] = value
     elif edit["how"] == "copy" and isinstance(parent, list):
-        parent.append(parent[key])
+        parent.append(copy.deepcopy(parent[key]))
     elif edit["how"] == "rename" and isinstance(parent, dict):
         parent[str(value)] = parent.pop(key)
     else:
