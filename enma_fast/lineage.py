@@ -51,7 +51,7 @@ def trace(
     first = None if source is None else sha256(source / WEIGHTS)
     weights = {stage: sha256(locate(folder) / WEIGHTS) for stage, folder in folders.items() if stage != last}
     for stage, record in records.items():
-        on, start = record["tokenizer"], record.get("start")
+        on, start = record["tokenizer"], record["start"]
         if on is not None and on not in (weights.get("tokenizer"), first):
             raise EnmaError(
                 f"{folders[stage]}: was not trained on the tokenizer of {tokenizer}; name the one that it was"
@@ -69,7 +69,7 @@ def trace(
     for stage in STAGES:
         if stage in records:
             record = records[stage]
-            done[stage] = _done(folders[stage], record, name if record.get("start") == first else None)
+            done[stage] = _done(folders[stage], record, name if record["start"] == first else None)
     return done
 
 
@@ -102,7 +102,7 @@ def _train_command(record: dict[str, Any], begun: str | None) -> str:
     }[stage]
     words = ["enma-fast train", stage, record["preset"]]
     words += ["--tokenizer runs/tokenizer"] if stage == "dynamics" else []
-    if record.get("start") is not None:
+    if record["start"] is not None:
         words += [f"--from {begun or 'runs/dynamics'}"]
     words += [f"--data data --out runs/{stage} --seed {record['seed']}"]
     words += [f"--precision {record['precision']}"] if record["precision"] != "auto" else []

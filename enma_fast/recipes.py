@@ -291,6 +291,9 @@ def read_record(folder: Path) -> dict[str, Any]:
         raise EnmaError(f"{path}: no such file; give the --out folder of a training run") from None
     except ValueError:
         raise EnmaError(f"{path}: is not JSON; begin the run again in an empty folder") from None
+    if isinstance(record, dict):
+        # Runs of earlier versions all started from random weights.
+        record.setdefault("start", None)
     if not isinstance(record, dict) or not {*_FIXED, "preset"} <= set(record):
         raise EnmaError(f"{path}: is not the record of a run; begin it again in an empty folder")
     return record

@@ -112,6 +112,14 @@ def test_a_stopped_run_resumes_to_the_same_weights(runs: Path, train: Callable, 
     assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
+def test_a_run_begun_before_runs_could_start_from_weights_goes_on(runs: Path, train: Callable, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(runs / "dynamics", tmp_path / "run"))
+    record = json.loads((folder / "run.json").read_text())
+    del record["start"]
+    (folder / "run.json").write_text(json.dumps(record))
+    assert train(folder, "--steps", 6, "--json", tokenizer=runs / "tokenizer").json["steps"] == 6
+
+
 def test_a_finished_run_writes_its_checkpoint_again(runs: Path, train: Callable, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(runs / "dynamics", tmp_path / "run"))
     before = sha256(folder / "checkpoint" / "model.safetensors")
