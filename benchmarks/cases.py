@@ -11,7 +11,7 @@ from torch import Tensor
 
 from benchmarks.harness import gemm_rate
 from enma_fast.config import FlowConfig
-from enma_fast.flow import VelocityHead
+from enma_fast.models.flow_head import VelocityHead
 from enma_fast.ops.flow_head import flow_head, flow_head_ref
 from enma_fast.ops.flow_plan import FlowPlan
 from enma_fast.ops.frame_attention import frame_attention, frame_attention_ref

@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from enma_fast.data import FieldFile, combined
-from enma_fast.extras import load_extra
-from enma_fast.metrics import Scores
-from enma_fast.scoring import refine
+from enma_fast.data import FieldFile
+from enma_fast.data.equations import combined
+from enma_fast.evaluation.metrics import Scores
+from enma_fast.evaluation.scoring import refine
+from enma_fast.utils.extras import load_extra
 
 FITTED = ("alpha", "beta", "gamma")
 LOW, HIGH = (np.array([combined.RANGES[name][side] for name in FITTED]) for side in (0, 1))

@@ -23,12 +23,12 @@ from torch import Tensor
 
 from benchmarks.cases import Case
 from benchmarks.trajectory import COMPARED, random_weights, with_mask_steps
-from enma_fast import sample
 from enma_fast.config import ModelConfig
-from enma_fast.members import sample_fields
-from enma_fast.model import Model
-from enma_fast.noise import trajectory_seed
+from enma_fast.forecasting.api import sample_fields
+from enma_fast.models.model import Model
 from enma_fast.presets import find_preset
+from enma_fast.sampling import reference as sample
+from enma_fast.sampling.noise import trajectory_seed
 
 OBSERVED = 3
 SEED = 3

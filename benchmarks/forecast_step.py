@@ -28,16 +28,17 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.harness import gemm_rate, interleave, machine, ratios
-from enma_fast import layers, train_forecasts
 from enma_fast.config import ModelConfig, SamplingConfig, TrainingConfig
 from enma_fast.data import FieldFile
-from enma_fast.model import Dynamics, Model
-from enma_fast.optim import build
+from enma_fast.models import layers
+from enma_fast.models.causal_transformer import GrowingCache
+from enma_fast.models.model import Dynamics, Model
 from enma_fast.presets import PRESETS
-from enma_fast.sample import frame
-from enma_fast.temporal import GrowingCache
-from enma_fast.train import Rank, RunOptions, autocast, fast_bf16, in_bf16, step_generator
-from enma_fast.train_forecasts import ForecastTask
+from enma_fast.sampling.reference import frame
+from enma_fast.training import forecasts as train_forecasts
+from enma_fast.training.forecasts import ForecastTask
+from enma_fast.training.loop import Rank, RunOptions, autocast, fast_bf16, in_bf16, step_generator
+from enma_fast.training.optim import build
 
 
 def naive_rollout(

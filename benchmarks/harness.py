@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from enma_fast import system
+from enma_fast.utils import system
 
 
 def interleave(
@@ -72,7 +72,7 @@ def gemm_rate(
 
 
 def machine() -> dict[str, Any]:
-    """Where a number was measured: `enma_fast.system.machine`, the versions that matter, and the commit."""
+    """Where a number was measured: `enma_fast.utils.system.machine`, the versions that matter, and the commit."""
     commit = subprocess.run(
         ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"],
         capture_output=True,

@@ -26,15 +26,15 @@ import torch
 
 from benchmarks import classical
 from benchmarks.harness import interleave, machine
-from enma_fast.checkpoint import PRETRAINED, load_model
 from enma_fast.config import SamplingConfig
 from enma_fast.data import FieldFile, read
 from enma_fast.errors import EnmaError
-from enma_fast.extras import load_extra
-from enma_fast.model import Model
-from enma_fast.plots import save_figure
-from enma_fast.scoring import score_case
-from enma_fast.tasks import Case, ensembles
+from enma_fast.evaluation.scoring import score_case
+from enma_fast.figures.plots import save_figure
+from enma_fast.forecasting.tasks import Case, ensembles
+from enma_fast.models.checkpoint import PRETRAINED, load_model
+from enma_fast.models.model import Model
+from enma_fast.utils.extras import load_extra
 
 OWN = "own"
 ERRORS = ("rel_l2", "crps")

@@ -15,11 +15,11 @@ from torch import Tensor
 import enma_fast
 from benchmarks.forecast import random_model
 from benchmarks.train_step import Stepper
-from enma_fast.engine import Engine
-from enma_fast.members import sample_fields
-from enma_fast.model import Model, draw
+from enma_fast.forecasting.api import sample_fields
+from enma_fast.models.model import Model, draw
 from enma_fast.presets import PRESETS
-from enma_fast.train import step_generator
+from enma_fast.sampling.engine import Engine
+from enma_fast.training.loop import step_generator
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 BACKENDS = ["best", "reference"]

@@ -23,12 +23,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.harness import gemm_rate, interleave, machine, ratios
-from enma_fast import layers, temporal
 from enma_fast.config import TrainingConfig
-from enma_fast.model import Draws, Dynamics, Model, draw
-from enma_fast.optim import build
+from enma_fast.models import causal_transformer as temporal
+from enma_fast.models import layers
+from enma_fast.models.model import Draws, Dynamics, Model, draw
 from enma_fast.presets import PRESETS
-from enma_fast.train import RunOptions, autocast, fast_bf16, step_generator
+from enma_fast.training.loop import RunOptions, autocast, fast_bf16, step_generator
+from enma_fast.training.optim import build
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -11,31 +11,31 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .checkpoint import load_model
     from .config import ModelConfig, SamplingConfig
     from .data import FieldFile
     from .data import read as read_fields
     from .errors import EnmaError
-    from .members import forecast, stream
+    from .evaluation.scoring import score
+    from .forecasting.api import forecast, stream
+    from .forecasting.ensemble import Ensemble
+    from .models.checkpoint import load_model
     from .presets import PRESETS
-    from .results import Ensemble
-    from .scoring import score
 
     __version__: str
 
 # Public name -> the module that holds it and its name there.
 _HOME = {
-    "Ensemble": ("results", "Ensemble"),
+    "Ensemble": ("forecasting.ensemble", "Ensemble"),
     "EnmaError": ("errors", "EnmaError"),
     "FieldFile": ("data", "FieldFile"),
     "ModelConfig": ("config", "ModelConfig"),
     "PRESETS": ("presets", "PRESETS"),
     "SamplingConfig": ("config", "SamplingConfig"),
-    "forecast": ("members", "forecast"),
-    "load_model": ("checkpoint", "load_model"),
+    "forecast": ("forecasting.api", "forecast"),
+    "load_model": ("models.checkpoint", "load_model"),
     "read_fields": ("data", "read"),
-    "score": ("scoring", "score"),
-    "stream": ("members", "stream"),
+    "score": ("evaluation.scoring", "score"),
+    "stream": ("forecasting.api", "stream"),
 }
 
 __all__ = [

@@ -19,7 +19,7 @@ import typer
 from .commands import data, demo, export, figures, forecast, inspect, score, train
 from .commands.terminal import printable
 from .errors import EnmaError
-from .launch import detect
+from .utils.launch import detect
 
 app = typer.Typer(
     name="enma-fast",

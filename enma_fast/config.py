@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from .bounds import check_numbers
 from .errors import EnmaError
-from .wording import counted
+from .utils.bounds import check_numbers
+from .utils.text import counted
 
 if TYPE_CHECKING:
     import pydantic
@@ -158,9 +158,9 @@ class SamplingConfig:
     """Defaults of the sampler. ``flow_steps`` midpoint steps cost two velocity evaluations each.
 
     With ``last_flow_steps`` their number goes linearly from ``flow_steps`` at the first mask step of a frame to
-    ``last_flow_steps`` at the last (:func:`enma_fast.schedule.flow_steps_at`). ``temperature`` scales the noise, but
-    not that of frame 0 of a one-pass model. With ``shifts`` members see a periodic field from so many different places
-    (:mod:`enma_fast.shifts`).
+    ``last_flow_steps`` at the last (:func:`enma_fast.models.schedule.flow_steps_at`). ``temperature`` scales the noise,
+    but not that of frame 0 of a one-pass model. With ``shifts`` members see a periodic field from so many different
+    places (:mod:`enma_fast.sampling.shifts`).
     """
 
     mask_steps: int = 6

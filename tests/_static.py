@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from enma_fast import sample
-from enma_fast.model import Dynamics
+from enma_fast.models.model import Dynamics
 from enma_fast.ops import _backend, frame_attention
-from enma_fast.static_step import StaticStep
+from enma_fast.sampling import reference as sample
+from enma_fast.sampling.static_step import StaticStep
 
 from ._tiny import CONFIGS, shaken
 

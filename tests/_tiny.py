@@ -18,10 +18,10 @@ from enma_fast.config import (
     TrainingConfig,
 )
 from enma_fast.data import FieldFile
-from enma_fast.model import Model
-from enma_fast.train_dynamics import DynamicsTask, encode_all
-from enma_fast.train_forecasts import ForecastTask
-from enma_fast.train_tokenizer import TokenizerTask
+from enma_fast.models.model import Model
+from enma_fast.training.dynamics import DynamicsTask, encode_all
+from enma_fast.training.forecasts import ForecastTask
+from enma_fast.training.tokenizer import TokenizerTask
 
 INTERPOLATION = InterpolationConfig(
     features=8, hidden=8, heads=2, head_dim=4, frequencies=4, slopes=(1.0, 3.0), refine_depth=1, slices=4

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import torch
 
-from enma_fast.checkpoint import save_model
 from enma_fast.config import replace
-from enma_fast.model import Model
+from enma_fast.models.checkpoint import save_model
+from enma_fast.models.model import Model
 from enma_fast.presets import PRESETS
 
 # Changes to combined-small that make it small enough to train in a moment.

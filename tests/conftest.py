@@ -131,6 +131,6 @@ def tiny_fast(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def test_in() -> Path:
     """The shipped test file: 12 environments of 2 trajectories."""
-    from enma_fast.checkpoint import PRETRAINED
+    from enma_fast.models.checkpoint import PRETRAINED
 
     return PRETRAINED / "combined-test-in.h5"

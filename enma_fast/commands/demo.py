@@ -24,7 +24,7 @@ def demo(
     as_json: AsJson = False,
 ) -> None:
     """Forecast trajectories that the shipped model has never seen, and score the ensemble."""
-    from .. import demo as library
+    from ..figures import demo as library
 
     terminal = Terminal(as_json)
     use_threads(threads)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import EnmaError
-from ..wording import counted
+from ..utils.text import counted
 from .options import AsJson
 from .terminal import Terminal
 
@@ -26,8 +26,8 @@ def netcdf(
     as_json: AsJson = False,
 ) -> None:
     """Write a forecast store as one NetCDF-4 file with CF attributes, as xarray and ncview open it."""
-    from ..netcdf import export_netcdf
-    from ..output import read_forecast
+    from ..store.layout import read_forecast
+    from ..store.netcdf import export_netcdf
 
     terminal = Terminal(as_json)
     dataset = read_forecast(store)

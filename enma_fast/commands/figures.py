@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..wording import counted
+from ..utils.text import counted
 from .options import AsJson
 from .terminal import Terminal, number
 
@@ -31,8 +31,8 @@ def plot(
     as_json: AsJson = False,
 ) -> None:
     """Draw one trajectory of a forecast store: maps, a fan chart at a point, and calibration of all; or a movie."""
-    from ..plots import save_figure
-    from ..report import StoreReader, store_figure, store_movie
+    from ..figures.plots import save_figure
+    from ..figures.report import StoreReader, store_figure, store_movie
 
     terminal = Terminal(as_json)
     reader = StoreReader(store, truth)
@@ -55,7 +55,7 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """Write a forecast store as one HTML page: scores, figures and a viewer over time; it needs no network."""
-    from ..report import write_report
+    from ..figures.report import write_report
 
     terminal = Terminal(as_json)
     result = write_report(store, _beside(store, ".html") if out is None else out, truth=truth)

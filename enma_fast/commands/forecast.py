@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..wording import counted
+from ..utils.text import counted
 from .options import (
     DEFAULT_CHECKPOINT,
     AsJson,
@@ -97,11 +97,11 @@ def forecast(
 
     The same command continues a run that was stopped. Under torchrun, mpirun or srun the processes share the work.
     """
-    from ..checkpoint import load_config
     from ..data import count
-    from ..ensemble import prepare
-    from ..launch import detect
-    from ..output import OUTSIDE
+    from ..models.checkpoint import load_config
+    from ..runs.run import prepare
+    from ..store.layout import OUTSIDE
+    from ..utils.launch import detect
 
     launch = detect()
     terminal = Terminal(as_json, quiet=quiet or not launch.speaks)

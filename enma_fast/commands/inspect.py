@@ -14,9 +14,9 @@ from .terminal import Terminal, number, table
 
 def info(as_json: AsJson = False) -> None:
     """Show versions, machine, operators, shipped models with their measured scores, and presets."""
-    from ..checkpoint import available
+    from ..models.checkpoint import available
     from ..presets import PRESETS
-    from ..system import machine, versions
+    from ..utils.system import machine, versions
 
     terminal = Terminal(as_json)
     found: dict[str, Any] = {
@@ -76,11 +76,11 @@ def _verify_store(terminal: Terminal, store: Path, *, mark: bool) -> None:
     """Table of the damage; `EnmaError` if there is any."""
     import shlex
 
-    from ..identity import FINGERPRINT
-    from ..integrity import check_store
-    from ..integrity import mark as mark_damaged
-    from ..output import LEDGER
-    from ..structure import read_root
+    from ..store.layout import LEDGER
+    from ..store.metadata import read_root
+    from ..store.repair import FINGERPRINT
+    from ..store.verify import check_store
+    from ..store.verify import mark as mark_damaged
 
     with terminal.progress("checking") as update:
         found = check_store(store, progress=update)
@@ -117,8 +117,8 @@ def _verify_store(terminal: Terminal, store: Path, *, mark: bool) -> None:
 
 def _verify_checkpoint(terminal: Terminal, checkpoint: str) -> None:
     """Sizes and hashes, and that config and weights belong together."""
-    from ..checkpoint import WEIGHTS, listed, load_model, load_tokenizer, locate, read_tensors
-    from ..checkpoint import verify as check
+    from ..models.checkpoint import WEIGHTS, listed, load_model, load_tokenizer, locate, read_tensors
+    from ..models.checkpoint import verify as check
 
     folder = locate(checkpoint)
     check(folder)
@@ -142,8 +142,8 @@ def _operators() -> dict[str, list[dict[str, Any]]]:
     """Implementations of each operator, best first: which one runs here, and why the better ones do not."""
     import torch
 
-    from ..engine import candidates as samplers
     from ..ops import best, implementations
+    from ..sampling.engine import candidates as samplers
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     found = {}
@@ -158,8 +158,8 @@ def _operators() -> dict[str, list[dict[str, Any]]]:
 
 def _checkpoint(name: str) -> dict[str, Any]:
     """A shipped model: size, and the scores that its card reports."""
-    from ..card import read_metrics
-    from ..checkpoint import WEIGHTS, load_model, locate
+    from ..models.checkpoint import WEIGHTS, load_model, locate
+    from ..training.card import read_metrics
 
     folder = locate(name)
     model = load_model(folder)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..bounds import most_threads, whole_number
 from ..errors import EnmaError
+from ..utils.bounds import most_threads, whole_number
 
 if TYPE_CHECKING:
     from ..config import ModelConfig, SamplingConfig
@@ -79,7 +79,7 @@ def on_device(device: str) -> str:
 def sampling(config: ModelConfig, **options: Any) -> tuple[SamplingConfig, str]:
     """The model's own sampler settings, changed where an option is not None, and those options as they are typed."""
     from ..config import replace
-    from ..schedule import chosen_sampling
+    from ..sampling.settings import chosen_sampling
 
     given = {name: value for name, value in options.items() if value is not None}
     changes = {f"sampling.{name.replace('flow_method', 'method')}": value for name, value in given.items()}

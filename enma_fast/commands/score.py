@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import EnmaError
-from ..wording import counted
+from ..utils.text import counted
 from .options import (
     DEFAULT_CHECKPOINT,
     AsJson,
@@ -74,7 +74,7 @@ def score(
     A store is scored as it is, without the model: --truth names the field file of its trajectories, where the store
     holds no truth itself. Repeat the command after an interruption and it goes on where it was.
     """
-    from ..scoring import paper_table
+    from ..evaluation.scoring import paper_table
 
     terminal = Terminal(as_json)
     use_threads(threads)
@@ -104,9 +104,9 @@ def score(
 def _of_file(
     terminal: Terminal, file: Path, checkpoint: str, device: str, settings: dict[str, Any], case: dict[str, Any]
 ) -> dict[str, Any]:
-    from ..checkpoint import load_model
     from ..data import read
-    from ..scoring import score as measure
+    from ..evaluation.scoring import score as measure
+    from ..models.checkpoint import load_model
 
     model = load_model(checkpoint, device=on_device(device))
     changed, _ = sampling(model.config, **settings)
@@ -117,7 +117,7 @@ def _of_file(
 
 
 def _of_store(terminal: Terminal, store: Path, truth: Path | None) -> dict[str, Any]:
-    from ..store_scores import score_store
+    from ..evaluation.store_scores import score_store
 
     with terminal.progress("scoring") as update:
         return score_store(store, truth=truth, progress=update)
@@ -140,7 +140,7 @@ def _check_out(out: Path) -> None:
 
 
 def _write(out: Path, result: dict[str, Any]) -> None:
-    from ..checkpoint import write_atomic
+    from ..models.checkpoint import write_atomic
 
     try:
         write_atomic(out, (json.dumps(result, allow_nan=False, indent=1) + "\n").encode())

@@ -13,7 +13,7 @@ from .options import AsJson, Threads, on_device, settings, use_threads
 from .terminal import Terminal
 
 if TYPE_CHECKING:
-    from ..train import RunOptions
+    from ..training.loop import RunOptions
 
 PresetName = Annotated[str, typer.Argument(metavar="PRESET", help="Model and recipe, for example combined-small.")]
 DataFolder = Annotated[Path, typer.Option("--data", help="Folder of <dataset>-train.h5 and <dataset>-val.h5.")]
@@ -63,7 +63,7 @@ def tokenizer(
     as_json: AsJson = False,
 ) -> None:
     """Train the tokenizer: fields to latent frames and back."""
-    from ..recipes import train_tokenizer
+    from ..training.recipes import train_tokenizer
 
     terminal = Terminal(as_json)
     use_threads(threads)
@@ -102,7 +102,7 @@ def dynamics(
     as_json: AsJson = False,
 ) -> None:
     """Train the dynamics on a tokenizer's latent frames; under torchrun on several ranks."""
-    from ..recipes import train_dynamics
+    from ..training.recipes import train_dynamics
 
     terminal = Terminal(as_json)
     use_threads(threads)
@@ -143,7 +143,7 @@ def forecasts(
     as_json: AsJson = False,
 ) -> None:
     """Train finished dynamics on whole forecasts by a proper score; the best validation is kept."""
-    from ..recipes import train_forecasts
+    from ..training.recipes import train_forecasts
 
     terminal = Terminal(as_json)
     use_threads(threads)
@@ -180,7 +180,7 @@ def publish(
     as_json: AsJson = False,
 ) -> None:
     """Score a trained model in all tasks, and write it with its model card and metrics."""
-    from ..card import publish as write
+    from ..training.card import publish as write
 
     terminal = Terminal(as_json)
     use_threads(threads)
@@ -212,7 +212,7 @@ def _options(
     validate_every: int,
     stop_after: int | None,
 ) -> RunOptions:
-    from ..train import RunOptions
+    from ..training.loop import RunOptions
 
     def report(done: int, total: int, values: dict[str, float]) -> None:
         if not _speaks():

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from ..bounds import MOST_POINTS
 from ..errors import EnmaError
-from ..system import memory
-from ..untrusted import Limits
+from ..utils.bounds import MOST_POINTS
+from ..utils.system import memory
+from ..utils.untrusted import Limits
 from . import hdf5
 from .missing import FILL_ATTRIBUTES, present
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import EnmaError
-from . import advection, combined, hdf5, splits, well
+from . import hdf5, splits, well
+from .equations import advection, combined
 
 EQUATIONS = {"combined": combined, "advection": advection}
 # The solver always sees whole chunks, so that a trajectory does not depend on how many groups were asked for.

@@ -11,15 +11,15 @@ from typing import Any, NoReturn
 import numpy as np
 
 from ..errors import EnmaError, first_line
-from ..extras import load_extra
-from ..untrusted import Limits, isolated, open_regular
+from ..utils.extras import load_extra
+from ..utils.untrusted import Limits, isolated, open_regular
 
 # Soft links that a path may go through, and entries of an attribute.
 _MOST_LINKS, _MOST_NAMES = 16, 256
 
 
 def read_file(path: Path, work: Callable[[Any, Limits], Any]) -> Any:
-    """What `work` gives for an `h5py.File`, open for reading, and the limits of :func:`enma_fast.untrusted.isolated`.
+    """Call `work(file, limits)` on an `h5py.File` open for reading, with the limits of `utils.untrusted.isolated`.
 
     HDF5 itself crashes or hangs on some damaged files, so it reads in a child process.
 

@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from ..bounds import MOST_COMPONENTS, MOST_TRAJECTORIES
 from ..errors import EnmaError
-from ..extras import load_extra
-from ..untrusted import Limits
+from ..utils.bounds import MOST_COMPONENTS, MOST_TRAJECTORIES
+from ..utils.extras import load_extra
+from ..utils.untrusted import Limits
 from . import hdf5, pdebench
 from .fields import FieldArray, FieldFile, FieldSource, axis, context_number, decimals, select_rows
 from .missing import unmasked

@@ -1,7 +1,7 @@
 """Latent frames of an ensemble on the CPU, each in one call of the extension: mask steps, flow head and causal step.
 
-`enma_fast/sample.py` is the reference; `native_sampler.py` puts a model into it. Products are those of `packed_linear`
-and `flow_head`, so a row's bits depend neither on the other rows nor on the threads.
+`sampling/reference.py` is the reference; `sampling/native.py` puts a model into it. Products are those of
+`packed_linear` and `flow_head`, so a row's bits depend neither on the other rows nor on the threads.
 """
 
 from __future__ import annotations

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from benchmarks import classical, pareto
-from enma_fast.checkpoint import PRETRAINED, save_model
 from enma_fast.data import read
-from enma_fast.model import Model
+from enma_fast.models.checkpoint import PRETRAINED, save_model
+from enma_fast.models.model import Model
 
 from .._tiny import COMBINED
 

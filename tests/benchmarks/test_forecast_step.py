@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from benchmarks.forecast_step import Stepper, fields
-from enma_fast.model import Model
+from enma_fast.models.model import Model
 from enma_fast.presets import PRESETS
 
 
 @pytest.mark.parametrize("kind", [0, 1], ids=["without a context", "with a context"])
 def test_naive_baseline_takes_the_same_step(kind, monkeypatch):
-    monkeypatch.setattr("enma_fast.train.fast_bf16", lambda device: False)
+    monkeypatch.setattr("enma_fast.training.loop.fast_bf16", lambda device: False)
     preset = PRESETS["combined-fast"]
     torch.manual_seed(0)
     model = Model(preset.model)

@@ -10,13 +10,13 @@ import torch
 
 from benchmarks import pareto
 from benchmarks.pareto import OWN, grid, label, pareto_set, spread_rows
-from enma_fast.checkpoint import PRETRAINED, load_model, save_model
 from enma_fast.config import SamplingConfig
 from enma_fast.data import read
 from enma_fast.errors import EnmaError
-from enma_fast.metrics import Scores
-from enma_fast.model import Model
-from enma_fast.tasks import Case, ensembles
+from enma_fast.evaluation.metrics import Scores
+from enma_fast.forecasting.tasks import Case, ensembles
+from enma_fast.models.checkpoint import PRETRAINED, load_model, save_model
+from enma_fast.models.model import Model
 
 from .._tiny import COMBINED
 

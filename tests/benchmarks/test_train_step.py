@@ -8,9 +8,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.harness import interleave, ratios
 from benchmarks.train_step import flops_per_step, naive_loss
-from enma_fast.model import Model, draw
+from enma_fast.models.model import Model, draw
 from enma_fast.presets import PRESETS
-from enma_fast.train import step_generator
+from enma_fast.training.loop import step_generator
 
 ROWS, FRAMES = 2, 11
 

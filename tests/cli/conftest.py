@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from enma_fast.checkpoint import PRETRAINED
 from enma_fast.cli import main
+from enma_fast.models.checkpoint import PRETRAINED
 
 
 @dataclass(frozen=True)

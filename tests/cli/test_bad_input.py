@@ -9,8 +9,8 @@ import h5py
 import numpy as np
 import pytest
 
-from enma_fast.checkpoint import write_manifest
 from enma_fast.data import FieldFile, read, write
+from enma_fast.models.checkpoint import write_manifest
 
 
 @pytest.fixture

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from enma_fast.checkpoint import load_model
 from enma_fast.data import read
-from enma_fast.output import read_forecast, stacked
-from enma_fast.scoring import score_case
-from enma_fast.tasks import Case
+from enma_fast.evaluation.scoring import score_case
+from enma_fast.forecasting.tasks import Case
+from enma_fast.models.checkpoint import load_model
+from enma_fast.store.layout import read_forecast, stacked
 
 PROMISED = {
     "rel_l2",

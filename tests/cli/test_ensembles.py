@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from enma_fast import card, cli
-from enma_fast.checkpoint import PRETRAINED, load_model, sha256
+from enma_fast import cli
 from enma_fast.config import SamplingConfig
 from enma_fast.data import read
-from enma_fast.members import sample_fields
-from enma_fast.output import read_forecast, stacked
-from enma_fast.scoring import score
+from enma_fast.evaluation.scoring import score
+from enma_fast.forecasting.api import sample_fields
+from enma_fast.models.checkpoint import PRETRAINED, load_model, sha256
+from enma_fast.store.layout import read_forecast, stacked
+from enma_fast.training import card
 
 TIMED = {"seconds_per_member", "file", "checkpoint"}
 

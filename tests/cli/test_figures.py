@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from enma_fast import plots
 from enma_fast.data import read
-from enma_fast.metrics import Scores
-from enma_fast.output import create_store, read_forecast, stacked
+from enma_fast.evaluation.metrics import Scores
+from enma_fast.figures import plots
+from enma_fast.store.layout import create_store, read_forecast, stacked
 
 
 @pytest.fixture

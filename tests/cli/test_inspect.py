@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 import enma_fast
-from enma_fast.checkpoint import load_model, save_tokenizer, sha256
+from enma_fast.models.checkpoint import load_model, save_tokenizer, sha256
 from enma_fast.presets import PRESETS
 
 

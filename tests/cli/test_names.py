@@ -9,8 +9,8 @@ import h5py
 import numpy as np
 import pytest
 
-from enma_fast.checkpoint import available
 from enma_fast.data import write
+from enma_fast.models.checkpoint import available
 from enma_fast.ops import _backend
 
 NAMES = ("[red]a[/red].h5", "a[/red].h5", "[triton].h5", ":smile:.h5")

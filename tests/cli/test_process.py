@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from enma_fast import cli
-from enma_fast.checkpoint import load_model
 from enma_fast.commands import data
-from enma_fast.output import read_forecast, stacked
+from enma_fast.models.checkpoint import load_model
+from enma_fast.store.layout import read_forecast, stacked
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 
 import enma_fast
-from enma_fast import checkpoint, config, data, errors, members, presets, results, scoring
+from enma_fast import config, data, errors, presets
+from enma_fast.evaluation import scoring
+from enma_fast.forecasting import api as members
+from enma_fast.forecasting import ensemble as results
+from enma_fast.models import checkpoint
 
 
 def test_every_name_is_the_library_s_own() -> None:

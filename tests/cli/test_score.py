@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from enma_fast.store_scores import score_store
+from enma_fast.evaluation.store_scores import score_store
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def test_another_truth_is_told_on_standard_error(enma: Callable, store: Path, te
 
 
 def test_what_lies_outside_the_training_data_is_told_or_refused(enma: Callable, tmp_path: Path) -> None:
-    from enma_fast.checkpoint import PRETRAINED
+    from enma_fast.models.checkpoint import PRETRAINED
 
     strange, out = PRETRAINED / "combined-test-out.h5", tmp_path / "run.zarr"
     select = ("--select", "4:6", "--members", 2)

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from enma_fast import card, lineage
-from enma_fast.checkpoint import load_model, load_tokenizer, read_tensors, sha256
 from enma_fast.data import read
-from enma_fast.domain import Domain
-from enma_fast.recipes import summary
-from enma_fast.scoring import score
+from enma_fast.evaluation.scoring import score
+from enma_fast.models.checkpoint import load_model, load_tokenizer, read_tensors, sha256
+from enma_fast.models.domain import Domain
+from enma_fast.training import card, lineage
+from enma_fast.training.recipes import summary
 
 from .._tiny_checkpoint import TINY_DYNAMICS, TINY_TOKENIZER
 from .conftest import Run

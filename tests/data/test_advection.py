@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from enma_fast.data import advection
+from enma_fast.data.equations import advection
 from enma_fast.data.splits import GRID_SIZE
 
 TIMES = np.arange(advection.NUM_FRAMES) * advection.FRAME_SPACING

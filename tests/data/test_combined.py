@@ -5,7 +5,7 @@ import pytest
 
 pytest.importorskip("exponax", reason="needs the [data] extra")
 
-from enma_fast.data import combined
+from enma_fast.data.equations import combined
 
 POINTS = 256
 TIMES = np.arange(combined.NUM_FRAMES) * combined.FRAME_SPACING

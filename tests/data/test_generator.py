@@ -9,7 +9,8 @@ import pytest
 pytest.importorskip("h5py", reason="needs the [data] extra")
 pytest.importorskip("exponax", reason="needs the [data] extra")
 
-from enma_fast.data import DEFAULT_GROUPS, EQUATIONS, combined, generate, generator, read
+from enma_fast.data import DEFAULT_GROUPS, EQUATIONS, generate, generator, read
+from enma_fast.data.equations import combined
 from enma_fast.errors import EnmaError
 
 

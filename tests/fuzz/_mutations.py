@@ -9,7 +9,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from enma_fast.structure import DIGEST, METADATA, digest_of
+from enma_fast.store.metadata import DIGEST, METADATA, digest_of
 
 Mutation = dict[str, Any]
 

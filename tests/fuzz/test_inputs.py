@@ -18,8 +18,8 @@ pytest.importorskip("h5py", reason="needs the [data] extra")
 
 from hypothesis import HealthCheck, given, seed, settings  # noqa: E402
 
-from enma_fast.checkpoint import CONFIG, MANIFEST, WEIGHTS, write_manifest  # noqa: E402
 from enma_fast.data import describe, write  # noqa: E402
+from enma_fast.models.checkpoint import CONFIG, MANIFEST, WEIGHTS, write_manifest  # noqa: E402
 
 from ._changes import BYTES, byte_changes, change_bytes, change_json, hdf5_changes, json_changes  # noqa: E402
 from ._runner import Runner  # noqa: E402

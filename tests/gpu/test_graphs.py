@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from enma_fast.graphs import CapturedStep, try_capture
-from enma_fast.model import Dynamics
-from enma_fast.static_step import FrameKind
+from enma_fast.models.model import Dynamics
+from enma_fast.sampling.cuda_graphs import CapturedStep, try_capture
+from enma_fast.sampling.static_step import FrameKind
 
 from .._static import LATENTS, TASKS, Problem, build, generate, make_step, problem
 from .._tiny import CONFIGS, ONE_PASS, distance

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from enma_fast.config import FlowConfig
-from enma_fast.flow import VelocityHead
+from enma_fast.models.flow_head import VelocityHead
 from enma_fast.ops import _flow_head_native as native
 from enma_fast.ops._backend import extension
 from enma_fast.ops.flow_head import flow_head_ref

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import enma_fast.ops.frame_attention as module
 from enma_fast.errors import EnmaError
-from enma_fast.layers import attention
+from enma_fast.models.layers import attention
 from enma_fast.ops._backend import extension, interpreted, kernel
 from enma_fast.ops.frame_attention import candidates, frame_attention, frame_attention_ref
 from tests.ops._cubin import SHARED_LIMIT, report

@@ -9,41 +9,16 @@ from pathlib import Path
 # Names are modules or sub-packages of enma_fast; files within one sub-package may import each other.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("extras", "files", "launch", "names", "system", "wording", "bounds", "forks", "untrusted"),
-    ("config", "paper", "pretrained"),
-    ("presets", "metric_sums", "shifts"),
-    ("schedule", "metrics", "domain", "optim", "data"),
-    ("chunks", "ledger"),
-    ("checksums", "structure"),
-    ("place",),
-    ("output", "plots", "statistics", "results"),
-    ("inventory", "saved_statistics", "selection", "writer", "blocks"),
-    ("identity", "static_share"),
-    ("netcdf", "integrity"),
-    ("kernels", "_C"),
+    ("utils",),
+    ("config", "pretrained"),
+    ("presets", "data", "store", "kernels", "_C"),
     ("ops",),
-    ("layers", "noise"),
-    ("interpolation",),
-    ("tokenizer", "temporal", "spatial", "flow", "static_layers"),
-    ("model",),
-    ("sample", "checkpoint"),
-    ("coding", "folding", "static_step", "native_sampler", "rollout"),
-    ("graphs",),
-    ("engine", "inputs"),
-    ("members",),
-    ("tasks", "fingerprint"),
-    ("scoring", "block_sampler"),
-    ("ensemble",),
-    ("train", "export", "store_scores"),
-    ("train_tokenizer",),
-    ("train_dynamics",),
-    ("train_forecasts",),
-    ("recipes",),
-    ("lineage",),
-    ("card",),
+    ("models",),
+    ("sampling",),
+    ("forecasting",),
+    ("runs", "evaluation"),
+    ("training", "figures"),
     ("enma_fast",),  # the package's own __init__.py: public names
-    ("report",),
-    ("demo",),
     ("commands",),
     ("cli",),
     ("__main__",),
@@ -137,7 +112,7 @@ def tree(root: Path, **files: str) -> Path:
 def test_downward_imports_pass(tmp_path: Path) -> None:
     root = tree(
         tmp_path,
-        enma_fast__layers="from .ops import linear\nfrom enma_fast import config",
+        enma_fast__models__layers="from ..ops import linear\nfrom enma_fast import config",
         enma_fast__config="",
         enma_fast__ops__linear="from enma_fast.kernels import f\nfrom .._C import g\nfrom . import _backend",
         enma_fast__ops___backend="import torch",
@@ -149,22 +124,27 @@ def test_downward_imports_pass(tmp_path: Path) -> None:
 def test_upward_imports_are_found_wherever_they_hide(tmp_path: Path) -> None:
     root = tree(
         tmp_path,
-        enma_fast__flow="def f():\n    from .model import Model",
-        enma_fast__model="import enma_fast.cli",
-        enma_fast__temporal="from enma_fast import spatial",
-        enma_fast__spatial="",
+        enma_fast__models__flow_head="def f():\n    from ..sampling.engine import Engine",
+        enma_fast__sampling__engine="import enma_fast.cli",
+        enma_fast__data__fields="from enma_fast.store import layout",
+        enma_fast__store__layout="",
         enma_fast__config="from enma_fast import forecast",
-        enma_fast__layers="from enma_fast.kernels import linear",
+        enma_fast__utils__text="from enma_fast.kernels import linear",
         kernels__linear="from ..ops import linear",
     )
     assert violations(root) == [
         "enma_fast/config.py:1: config imports enma_fast, which is not below it",
-        "enma_fast/flow.py:2: flow imports model, which is not below it",
-        "enma_fast/layers.py:1: layers imports kernels; only ops may",
-        "enma_fast/model.py:1: model imports cli, which is not below it",
-        "enma_fast/temporal.py:1: temporal imports spatial, which is not below it",
+        "enma_fast/data/fields.py:1: data imports store, which is not below it",
+        "enma_fast/models/flow_head.py:2: models imports sampling, which is not below it",
+        "enma_fast/sampling/engine.py:1: sampling imports cli, which is not below it",
+        "enma_fast/utils/text.py:1: utils imports kernels, which is not below it",
         "kernels/linear.py:1: kernels imports ops, which is not below it",
     ]
+
+
+def test_only_ops_import_kernels(tmp_path: Path) -> None:
+    root = tree(tmp_path, enma_fast__models__layers="from enma_fast.kernels import linear", kernels__linear="")
+    assert violations(root) == ["enma_fast/models/layers.py:1: models imports kernels; only ops may"]
 
 
 def test_unknown_modules_and_circles_are_found(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from enma_fast.output import LEDGER
+from enma_fast.store.layout import LEDGER
 
 PHASES = ("making", "empty", "members", "finishing", "finished")
 

@@ -113,12 +113,12 @@ class Trap:
 @cache
 def prepared(options: str) -> Any:
     """A run that only needs to be executed, which saves each child half of its time."""
-    return importlib.import_module("enma_fast.ensemble").prepare(**json.loads(options))
+    return importlib.import_module("enma_fast.runs.run").prepare(**json.loads(options))
 
 
 def execute(run: Any) -> int:
     """Execute a run that was prepared before the fork, as a run of its own; its exit status."""
-    run.launch = importlib.import_module("enma_fast.launch").detect()
+    run.launch = importlib.import_module("enma_fast.utils.launch").detect()
     try:
         json.dump(run.execute(), sys.stdout)
     except importlib.import_module("enma_fast.errors").EnmaError as error:
@@ -179,7 +179,7 @@ class Nothing(TorchDispatchMode):
 
 def warm(data: str, checkpoint: str) -> dict[str, Any]:
     """Import what is imported on first use, without a sample: that would start threads, which no child has."""
-    ensemble = importlib.import_module("enma_fast.ensemble")
+    ensemble = importlib.import_module("enma_fast.runs.run")
     with contextlib.redirect_stdout(io.StringIO()):
         importlib.import_module("enma_fast.cli").main(["forecast", "--help"])
     ensemble.prepare(data, "/nowhere.zarr", checkpoint=checkpoint, members=2, select=[0]).plan(measure=False)

@@ -11,11 +11,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from enma_fast import block_sampler
-from enma_fast.ensemble import prepare
 from enma_fast.errors import EnmaError
-from enma_fast.ledger import RunLock
-from enma_fast.output import read_forecast
+from enma_fast.runs import block_sampler
+from enma_fast.runs.run import prepare
+from enma_fast.store.layout import read_forecast
+from enma_fast.store.ledger import RunLock
 
 from .._files import contents
 from ._harness import Server, beside, steps, units

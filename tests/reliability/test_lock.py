@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from enma_fast.output import LEDGER
+from enma_fast.store.layout import LEDGER
 
 from .._files import contents
 from ._harness import Process, Server, beside, phase, steps, units

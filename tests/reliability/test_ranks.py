@@ -26,18 +26,18 @@ MPIRUN = ("mpirun", "--oversubscribe", *(("--allow-run-as-root",) if os.geteuid(
 # A rank that takes DELAY seconds longer for each chunk, or only where RANK is SLOW_RANK, and notes at once what it did.
 RANK = """
 import os, sys, time
-import enma_fast.ensemble, enma_fast.tasks, enma_fast.writer
+import enma_fast.runs.run, enma_fast.forecasting.tasks, enma_fast.store.writer
 from enma_fast.cli import main
 
-sample_fields = enma_fast.tasks.sample_fields
+sample_fields = enma_fast.forecasting.tasks.sample_fields
 slow = os.environ.get("SLOW_RANK", os.environ["RANK"]) == os.environ["RANK"]
 
 def slowly(*arguments, **options):
     time.sleep(float(os.environ["DELAY"]) if slow else 0)
     return sample_fields(*arguments, **options)
 
-enma_fast.tasks.sample_fields = slowly
-enma_fast.ensemble._SAVE = enma_fast.writer._SETTLE = 0.0
+enma_fast.forecasting.tasks.sample_fields = slowly
+enma_fast.runs.run._SAVE = enma_fast.store.writer._SETTLE = 0.0
 sys.exit(main(sys.argv[1:]))
 """
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from enma_fast import block_sampler
-from enma_fast.chunks import encode_chunk
-from enma_fast.ensemble import prepare
-from enma_fast.ledger import write_ledger
-from enma_fast.output import LEDGER, lay_out, member_file
+from enma_fast.runs import block_sampler
+from enma_fast.runs.run import prepare
+from enma_fast.store.chunks import encode_chunk
+from enma_fast.store.layout import LEDGER, lay_out, member_file
+from enma_fast.store.ledger import write_ledger
 
 MEMBERS, MISSING = 10_000, 3
 

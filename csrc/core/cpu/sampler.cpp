@@ -16,7 +16,7 @@ namespace {
 constexpr int ROWS_AT_A_TIME = 128;
 // Tokens of a flow-matching head's call.
 constexpr int FLOW_ROWS = 64;
-// Mask step of the words that order tokens; enma_fast/noise.py.
+// Mask step of the words that order tokens; enma_fast/sampling/noise.py.
 constexpr std::uint32_t ORDER_STEP = 0xFFFFFFFFu;
 
 std::size_t lines(std::size_t bytes) { return (bytes + 63) / 64 * 64; }

@@ -1,4 +1,4 @@
-// Latent frames of an ensemble, one after the other, without a call back to the caller: enma_fast/sample.py in C++.
+// Latent frames of an ensemble, one after the other, without a call back to the caller: enma_fast/sampling/reference.py in C++.
 //
 // Legend: B rows (members being sampled together), G groups of rows that share history and context, N tokens per frame,
 // R rows of the masked transformer per member (2N: context and frame; N where these are added), M tokens decided in a

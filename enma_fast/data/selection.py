@@ -1,0 +1,44 @@
+"""The fields of selected trajectories of a file, and of their contexts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import EnmaError
+from . import FieldFile, count, read_numbered
+
+
+def fields_of(
+    data: str | Path | FieldFile, select: Sequence[int] | None, *, contexts: bool
+) -> tuple[FieldFile, Sequence[int]]:
+    """The fields of the selected trajectories, perhaps with those of others, and the numbers of the selected."""
+    if isinstance(data, FieldFile):
+        every = range(len(data)) if data.numbers is None else data.numbers.tolist()
+        rows = every if select is None else list(select)
+        _check_rows(rows, data.num_trajectories, data.path)
+        return data, rows
+    path = Path(data)
+    total = count(path)
+    rows = range(total) if select is None else list(select)
+    _check_rows(rows, total, path)
+    return read_numbered(path, rows, contexts=contexts), rows
+
+
+def context_of(path: Path, rows: Sequence[int]) -> FieldFile:
+    """The contexts of trajectories `rows`, or the one of all; too few are found by `check_case`."""
+    total = count(path)
+    return read_numbered(path, [row for row in rows if 1 < total > row] or [0])
+
+
+def _check_rows(rows: Sequence[int], total: int, path: Path) -> None:
+    if not len(rows):
+        raise EnmaError(f"{path}: no trajectory is selected; it has {total}")
+    numbers = np.asarray(rows)
+    if numbers.min() < 0 or numbers.max() >= total:
+        wrong = numbers[(numbers < 0) | (numbers >= total)][0]
+        raise EnmaError(f"{path}: trajectory {wrong} is selected; it has 0 to {total - 1}")
+    if len(np.unique(numbers)) != len(numbers):
+        raise EnmaError(f"{path}: a trajectory is selected twice")

@@ -1,0 +1,1 @@
+"""Scores of forecasts, of files and of stores, and the paper's own figures beside them."""

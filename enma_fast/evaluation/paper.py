@@ -1,0 +1,70 @@
+"""The figures that the ENMA paper reports, to print beside this package's own scores."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from ..errors import EnmaError
+
+_TASKS = {
+    "temporal": "table2_temporal_conditioning",
+    "initial-value": "table2_initial_value_with_context",
+}
+# The splits go by this package's names, and by the keys of the paper's table.
+_SPLITS = {"test-in": "in_d", "test-out": "out_d", "in_d": "in_d", "out_d": "out_d"}
+
+
+def paper_source() -> str:
+    """Where the figures come from, for a table's caption."""
+    return str(_figures()["source"])
+
+
+def paper_scores(dataset: str, task: str, split: str) -> dict[str, float]:
+    """Forecast errors of the paper's Table 2.
+
+    Parameters
+    ----------
+    dataset : str
+        `"advection"`, `"combined"`, `"gray-scott"`, `"wave"` or `"vorticity"` (an underscore does as well).
+    task : str
+        `"temporal"` (conditioning on the first frames) or `"initial-value"` (one frame and a context
+        trajectory).
+    split : str
+        `"test-in"` or `"in_d"` (PDE parameters inside the training ranges), `"test-out"` or `"out_d"`.
+
+    Returns
+    -------
+    dict
+        Model name -> relative L2 error, in the order of the table.
+
+    Raises
+    ------
+    EnmaError
+        If the paper has no such dataset, task or split; the message lists those it has.
+    """
+    table = _figures()[_lookup(_TASKS, task, "task")]
+    column = _lookup(_SPLITS, split, "split")
+    known = {name.replace("_", "-"): name for name in next(iter(table.values()))}
+    key = _lookup(known, dataset.replace("_", "-"), "dataset")
+    return {model: float(scores[key][column]) for model, scores in table.items()}
+
+
+def paper_uncertainty() -> dict[str, dict[str, float]]:
+    """Calibration on the Combined equation, Table 4: model name -> `{"rmsce": ..., "crps": ...}`."""
+    return {model: dict(scores) for model, scores in _figures()["table4_uncertainty_combined"].items()}
+
+
+def _lookup(table: dict[str, str], name: str, what: str) -> str:
+    if name not in table:
+        known = ", ".join(repr(other) for other in table)
+        raise EnmaError(f"the paper has no {what} {name!r}: choose one of {known}")
+    return table[name]
+
+
+@cache
+def _figures() -> dict[str, Any]:
+    text = (files("enma_fast") / "pretrained" / "paper.json").read_text(encoding="utf-8")
+    return dict(json.loads(text))

@@ -1,0 +1,223 @@
+"""Score ensemble forecasts of a field file in one of the three tasks (see `tasks`), as one dict of plain data.
+
+Shape suffixes: B trajectories, T frames, X points.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from ..config import SamplingConfig
+from ..data import EQUATIONS, FieldFile, dataset_split
+from ..errors import EnmaError
+from ..forecasting.api import CHUNK
+from ..forecasting.tasks import Case, check_case, num_frames, outside_training, sampled
+from ..models.model import Model
+from ..sampling.settings import chosen_sampling
+from .metrics import Scores
+from .paper import paper_scores, paper_uncertainty
+
+log = logging.getLogger("enma_fast")
+
+# Errors against a truth, which a generated trajectory does not have.
+NEED_TRUTH = ("rel_l2", "rel_l2_median", "rel_l2_q90", "rel_l2_member", "rmse")
+# Paper, generation on Combined: the solver is run again from the generated initial condition.
+_PAPER_SOLVER_FIDELITY = 0.081
+
+
+def score(
+    model: Model,
+    data: FieldFile,
+    *,
+    task: str = "temporal",
+    history: int = 3,
+    members: int = 16,
+    seed: int = 0,
+    limit: int | None = None,
+    chunk: int = CHUNK,
+    settings: SamplingConfig | None = None,
+    precision: str | None = None,
+    strict: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Score ensemble forecasts of the trajectories of a file.
+
+    A generated trajectory has no truth, so in the task `generation` the errors, all that begin with `rel_l2` and
+    `rmse`, are None. The trajectory of the file is instead one draw from the distribution that the members
+    should follow, all initial conditions of the environment: against it `crps`, `rmsce`, `rmsce_rank`,
+    `spread_skill` and the rank histogram have their usual meaning, and its RMS is the unit of `crps_relative`.
+    `solver_fidelity` says whether members obey the equation: the mean over trajectories of the relative L2 distance of
+    the first member from the solution that starts at its own first frame, with the true parameters (None if the file is
+    of no known equation, or exponax is missing).
+
+    Parameters
+    ----------
+    model : from `load_model`
+    data : from `enma_fast.read_fields`
+    task : "temporal", "initial-value" or "generation"
+    history : observed frames of the temporal task
+    members : ensemble size
+    seed : of the noise
+    limit : score the first so many trajectories only
+    chunk : rows (trajectories x members) sampled at a time
+    settings : of the sampler; the model's own by default
+    precision : of the sampler's weights, "fp32" or "bf16"; the model's own by default
+    strict : refuse observed frames outside what the model was trained on, which is only said otherwise
+    progress : called with (trajectories done, trajectories)
+
+    Returns
+    -------
+    dict
+        The same keys for every task, plain data for JSON: those of `metrics.Scores.result`, `rank_histogram`,
+        `solver_fidelity`, `seconds_per_member` (wall time of sampling, encoding and decoding), `num_parameters`,
+        `num_frames` (forecast), `model`, `dataset`, `split`, `task`, `history` (observed frames), `seed`,
+        `sampling` (the settings), and `num_outside` (trajectories whose observed frames lie outside what the model was
+        trained on; None if its checkpoint does not say).
+
+    Raises
+    ------
+    EnmaError
+        If the file does not fit the model or the task; the line names the file, the field and the mend.
+    """
+    case = Case(
+        task=task, history=history, members=members, seed=seed, chunk=chunk, settings=settings, precision=precision
+    )
+    if limit is not None and limit < 1:
+        raise EnmaError(f"limit is {limit}; at least 1 is needed")
+    rows = range(min(limit or len(data), len(data)))
+    return score_case(model, data, case, rows=rows, strict=strict, progress=progress)
+
+
+def score_case(
+    model: Model,
+    data: FieldFile,
+    case: Case,
+    *,
+    rows: Sequence[int],
+    strict: bool = False,
+    warn: bool = True,
+    progress: Callable[[int, int], None] | None = None,
+    sink: Callable[[int, Tensor], None] | None = None,
+) -> dict[str, Any]:
+    """As `score`, for any trajectories; `sink` also gets the samples `[B, K, T, *x, c]` and the place of the first.
+
+    Without `warn` nothing is said of trajectories outside the training data.
+    """
+    scores, seconds = Scores(), 0.0
+    check_case(model.config, data, case, rows)
+    last = case.observed + num_frames(model.config, data, case)
+    if last > len(data.times):
+        raise EnmaError(
+            f"{data.path}: holds {len(data.times)} frames; to score {last - case.observed} frames after "
+            f"{case.observed}, {last} are needed"
+        )
+    strange = outside_training(model, data, case, rows, strict=strict, warn=warn)
+    first_members = []
+    clock = time.perf_counter()
+    for part, samples in sampled(model, data, case, rows=rows):
+        seconds += time.perf_counter() - clock
+        if sink is not None:
+            sink(scores.num_trajectories, samples.cpu())
+        fields = data.u[data.places(part)]
+        scores.update(samples, fields[:, case.observed : last], fields[:, : case.observed] if case.observed else None)
+        if case.task == "generation":
+            first_members.append(samples[:, 0].cpu().numpy())
+        if progress is not None:
+            progress(scores.num_trajectories, len(rows))
+        clock = time.perf_counter()
+    dataset, split = dataset_split(data.name)
+    result = scores.result()
+    per_frame = result.pop("per_frame")
+    fidelity = None
+    if case.task == "generation":
+        leave_out_errors(result, per_frame)
+        fidelity = solver_fidelity(dataset, data, rows, np.concatenate(first_members))
+    return {
+        "task": case.task,
+        "dataset": dataset,
+        "split": split,
+        "model": model.config.name,
+        **result,
+        "solver_fidelity": fidelity,
+        "num_outside": None if strange is None else len(strange),
+        "history": case.observed,
+        "num_frames": last - case.observed,
+        "seed": case.seed,
+        "sampling": dataclasses.asdict(chosen_sampling(model.config, case.settings)),
+        "precision": case.precision or "model",
+        "seconds_per_member": seconds / (len(rows) * case.members),
+        "num_parameters": sum(p.numel() for p in model.parameters()),
+        "rank_histogram": scores.rank_histogram().tolist() if case.members > 1 else None,
+        "per_frame": per_frame,
+    }
+
+
+def leave_out_errors(result: dict[str, Any], per_frame: dict[str, list[float | None]]) -> None:
+    """Of generated trajectories, set the errors against a truth to None."""
+    result |= dict.fromkeys(NEED_TRUTH)
+    per_frame |= {name: [None] * len(values) for name, values in per_frame.items() if name in NEED_TRUTH}
+
+
+def solver_fidelity(dataset: str, data: FieldFile, rows: Sequence[int], generated: np.ndarray) -> float | None:
+    """Mean relative L2 distance of trajectories `[B, T, X, 1]` from the solution that starts at their first frame.
+
+    None if the solver is not installed, the file is of no equation of this package, or it lacks a parameter.
+    """
+    problem = EQUATIONS.get(dataset)
+    if problem is None or not set(problem.PARAMETERS) <= set(data.parameters):
+        return None
+    if importlib.util.find_spec("exponax") is None:
+        log.warning("solver_fidelity is left out: exponax is not installed (pip install 'enma-fast[data]')")
+        return None
+    index = list(rows)
+    u_BTX = generated[..., 0].astype(np.float64)
+    values = {name: data.parameters[name][index] for name in problem.PARAMETERS}
+    solved_BTX = problem.solve(refine(u_BTX[:, 0]), values)[:, : u_BTX.shape[1]].astype(np.float64)
+    solved_BTX = solved_BTX[..., :: solved_BTX.shape[-1] // u_BTX.shape[-1]]
+    distance = np.linalg.norm(u_BTX - solved_BTX, axis=(1, 2)) / np.linalg.norm(solved_BTX, axis=(1, 2))
+    mean = float(distance.mean())
+    return mean if np.isfinite(mean) else None
+
+
+def refine(u_BX: np.ndarray) -> np.ndarray:
+    """Trigonometric interpolation of periodic functions to twice the points: `[B, X] -> [B, 2 X]`, float64."""
+    num_points = u_BX.shape[1]
+    u_hat = np.fft.rfft(u_BX)
+    if num_points % 2 == 0:
+        # The highest wave stands for its two signs, which are different waves on the finer grid.
+        u_hat[:, -1] /= 2
+    return 2 * np.fft.irfft(u_hat, n=2 * num_points)
+
+
+def paper_table(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """The paper's figures that a result can be put beside.
+
+    Returns
+    -------
+    list of dict
+        `model`, and those of `rel_l2`, `crps`, `rmsce`, `solver_fidelity` that the paper reports for this data set,
+        task and split, in its order; empty if it reports none, or of another number of frames.
+    """
+    dataset, task, split = result["dataset"], result["task"], result["split"]
+    problem, frames = EQUATIONS.get(dataset), result.get("num_frames")
+    if problem is not None and frames is not None and result["history"] + frames != problem.NUM_FRAMES:
+        # Errors grow with time: those of fewer or more frames are no match.
+        return []
+    if task == "generation":
+        known = dataset == "combined" and split == "test-in"
+        return [{"model": "ENMA", "solver_fidelity": _PAPER_SOLVER_FIDELITY}] if known else []
+    try:
+        errors = paper_scores(dataset, task, split or "none")
+    except EnmaError:
+        return []
+    calibrated = (dataset, task, split) == ("combined", "temporal", "test-in")
+    uncertainty = paper_uncertainty() if calibrated else {}
+    return [{"model": name, "rel_l2": value, **uncertainty.get(name, {})} for name, value in errors.items()]

@@ -1,0 +1,328 @@
+"""Score a forecast store: the scores of `scoring`, of members that were sampled before, a trajectory at a time.
+
+A trajectory is read in blocks and scored in parts of a block, so the memory does not depend on the size of the store.
+After each trajectory the sums are saved beside the store, in `<store>.scores`: the same call goes on from there after
+an interruption, with the bits of one that was not interrupted, and removes the file at the end.
+
+Shape suffixes: K members, T forecast frames, X points along the first axis, P points of a frame.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..data import FieldFile, dataset_split, read
+from ..errors import EnmaError, first_line
+from ..models.checkpoint import read_tensors, sha256, write_tensors
+from ..store.layout import OUTSIDE, is_missing, read_forecast
+from ..utils.system import versions
+from .metrics import Scores
+from .scoring import leave_out_errors, solver_fidelity
+
+log = logging.getLogger("enma_fast")
+
+# Values, of all members together, that are read and scored at a time: 64 MB of fp32, and about 64 MB of fp64 in all.
+_BLOCK, _PART = 1 << 24, 1 << 20
+# Trajectories that the solver runs from at a time.
+_SOLVED = 64
+
+# The truth of a channel `[T, X, ...]`, by the place of the trajectory in the store and the number of the channel.
+_Truth = Callable[[int, int], Any]
+
+
+def score_store(
+    path: str | Path, *, truth: str | Path | None = None, progress: Callable[[int, int], None] | None = None
+) -> dict[str, Any]:
+    """Score the members of a forecast store, in memory that does not grow with it.
+
+    Parameters
+    ----------
+    path : store, written by `enma-fast forecast`
+    truth : field file with the trajectories of the store, by their numbers; by default the store's own truth
+    progress : called with (trajectories done, trajectories)
+
+    Returns
+    -------
+    dict
+        As `enma_fast.score` (see there for the task `generation`), but for what only a run of the model tells;
+        `sampling` and `precision` as the store states them, `store`, and `truth` (None for the store's own).
+
+    Raises
+    ------
+    EnmaError
+        If the store holds no members, or not all of them, or has a damaged chunk; if there is no truth, or channels,
+        grid, frames or times of the field file are not the store's.
+    """
+    path = Path(path)
+    dataset = read_forecast(path)
+    attrs, channels = dataset.attrs, list(dataset.attrs["channels"])
+    for name in channels:
+        if name not in dataset:
+            raise EnmaError(f"{path}: holds no members of {name}, only statistics; forecast again and keep the members")
+    numbers = [int(number) for number in dataset["trajectory"].to_numpy()]
+    shape_KTX = dataset[channels[0]].shape[1:]
+    truth_of, truth_hash = _truth(path, dataset, None if truth is None else Path(truth), numbers)
+    key = _key(path, dataset, truth_hash)
+    state = path.with_name(f"{path.name}.scores")
+    scores = _resumed(state, key)
+    for place in range(scores.num_trajectories, len(numbers)):
+        parts = _parts(path, dataset, place, truth_of)
+        scores.update_in_parts(parts, shape_KTX[1], amplitude=_amplitude(path, dataset, place))
+        _save(state, key, scores)
+        if progress is not None:
+            progress(place + 1, len(numbers))
+    result = scores.result()
+    per_frame, fidelity = result.pop("per_frame"), None
+    name, split = dataset_split(str(attrs.get("data_name")))
+    if attrs.get("task") == "generation":
+        leave_out_errors(result, per_frame)
+        if truth is not None:
+            fidelity = _solver_fidelity(path, dataset, Path(truth), numbers, name)
+    _remove(state)
+    return {
+        "task": attrs.get("task"),
+        "dataset": name,
+        "split": split,
+        "model": attrs.get("model"),
+        **result,
+        "solver_fidelity": fidelity,
+        "num_outside": None if attrs.get(OUTSIDE) is None else len(attrs[OUTSIDE]),
+        "history": attrs.get("observed_frames"),
+        "num_frames": shape_KTX[1],
+        "seed": attrs.get("seed"),
+        "sampling": attrs.get("sampling"),
+        "precision": attrs.get("precision"),
+        "rank_histogram": scores.rank_histogram().tolist() if scores.num_members > 1 else None,
+        "per_frame": per_frame,
+        "store": str(path),
+        "truth": None if truth is None else str(truth),
+    }
+
+
+def _truth(path: Path, dataset: Any, file: Path | None, numbers: Sequence[int]) -> tuple[_Truth, str]:
+    """Where the truth is read, and the hash of its file."""
+    channels = list(dataset.attrs["channels"])
+    if file is not None:
+        digest = _check_file(path, dataset, file, numbers)
+        return _FileTruth(file, numbers, int(dataset.attrs["observed_frames"]), dataset.sizes["time"]), digest
+    if any(f"{name}_truth" not in dataset for name in channels):
+        seen, last = dataset.attrs.get("observed_frames", 0), dataset.sizes["time"]
+        raise EnmaError(
+            f"{path}: holds no truth; give a field file that does, its frames {seen} to {seen + last - 1}: --truth FILE"
+        )
+    return lambda place, channel: dataset[f"{channels[channel]}_truth"][place], "of the store"
+
+
+class _FileTruth:
+    """The truth from a field file, some trajectories at a time."""
+
+    def __init__(self, file: Path, numbers: Sequence[int], first: int, frames: int) -> None:
+        self._file, self._numbers, self._frames = file, numbers, slice(first, first + frames)
+        self._begin, self._held = 0, np.empty(0, np.float32)
+
+    def __call__(self, place: int, channel: int) -> np.ndarray:
+        if not self._begin <= place < self._begin + len(self._held):
+            # One of an unknown size, then as many as fit a part.
+            count = max(1, _PART // self._held[0].size) if len(self._held) else 1
+            wanted = self._numbers[place : place + count]
+            self._begin, self._held = place, read(self._file, select=wanted).u[:, self._frames]
+        return self._held[place - self._begin, ..., channel]
+
+
+def _check_file(path: Path, dataset: Any, file: Path, numbers: Sequence[int]) -> str:
+    """SHA-256 of a field file whose trajectories are those of the store; `EnmaError` if they cannot be."""
+    attrs = dataset.attrs
+    if "observed_frames" not in attrs:
+        raise EnmaError(f"{path}: lacks the attribute observed_frames, which finds the forecast frames in {file}")
+    data = read(file, select=[max(numbers)])
+    seen, channels = int(attrs["observed_frames"]), list(attrs["channels"])
+    axes = dataset[channels[0]].dims[3:]
+    grid, expected = data.u.shape[2:-1], tuple(dataset.sizes[name] for name in axes)
+    if list(data.channels) != channels:
+        raise EnmaError(f"{file}: its fields are {', '.join(data.channels)}; {path} forecasts {', '.join(channels)}")
+    if grid != expected:
+        raise EnmaError(f"{file}: the grid is {_times(grid)} points; {path} has {_times(expected)}")
+    for name, coords in zip(axes, data.coords, strict=True):
+        if not _close(coords, dataset[name].to_numpy()):
+            raise EnmaError(f"{file}: dimensions/{name} has other points than {name} of {path}")
+    frames = dataset.sizes["time"]
+    if len(data.times) < seen + frames:
+        raise EnmaError(
+            f"{file}: dimensions/time has {len(data.times)} frames; {path} observed {seen} and forecasts {frames} more"
+        )
+    if not _close(data.times[seen : seen + frames], dataset["time"].to_numpy()):
+        raise EnmaError(f"{file}: dimensions/time has other times than time of {path}")
+    digest = sha256(file)
+    if attrs.get("data_sha256", digest) != digest:
+        # Where the file of the forecast held no truth, it has to be another.
+        if f"{channels[0]}_truth" in dataset:
+            log.warning("%s: is another file than %s was forecast from: its SHA-256 is not data_sha256", file, path)
+        number = max(numbers)
+        if seen and not _observed(path, dataset, data, numbers.index(number)):
+            log.warning("%s: trajectory %d begins otherwise than %s observed it; is it its truth?", file, number, path)
+    return digest
+
+
+def _close(values: np.ndarray, expected: np.ndarray) -> bool:
+    return np.allclose(values, expected, rtol=1e-5, atol=1e-5 * np.ptp(expected))
+
+
+def _times(grid: Sequence[int]) -> str:
+    return " x ".join(map(str, grid))
+
+
+def _observed(path: Path, dataset: Any, data: FieldFile, place: int) -> bool:
+    """Whether the file's one trajectory begins with what the store's saw; true if the store does not tell."""
+    for c, name in enumerate(data.channels):
+        if f"{name}_observed" in dataset:
+            seen = _values(path, int(dataset["trajectory"][place]), dataset[f"{name}_observed"][place])
+            if not _close(data.u[0, : len(seen), ..., c], seen):
+                return False
+    return True
+
+
+def _parts(path: Path, dataset: Any, place: int, truth_of: _Truth) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """One trajectory as `Scores.update_in_parts` takes it."""
+    number, nonzero = int(dataset["trajectory"][place]), False
+    for channel, name in enumerate(dataset.attrs["channels"]):
+        members_KTX, truth_TX = dataset[name][place], truth_of(place, channel)
+        for frames, rows in _blocks(members_KTX.shape, _BLOCK):
+            block_KTP = _values(path, number, members_KTX[:, frames, rows])
+            _require_finite(path, dataset, name, place, block_KTP)
+            block_KTP = block_KTP.reshape(*block_KTP.shape[:2], -1)
+            block_TP = _values(path, number, truth_TX[frames, rows]).reshape(block_KTP.shape[1:])
+            if not np.isfinite(block_TP).all():
+                raise EnmaError(f"{path}: {name}_truth of trajectory {number} is not finite; give the truth by --truth")
+            nonzero = nonzero or bool(block_TP.any())
+            for t, p in _blocks(block_KTP.shape, _PART):
+                yield frames.start + t.start, block_KTP[:, t, p], block_TP[t, p]
+    if not nonzero:
+        raise EnmaError(
+            f"{path}: the truth of trajectory {number} is zero throughout, so its relative error is not defined; "
+            "forecast the others again, without it"
+        )
+
+
+def _amplitude(path: Path, dataset: Any, place: int) -> float | None:
+    """RMS of the observed frames of a trajectory; None where the store holds none."""
+    names = [f"{name}_observed" for name in dataset.attrs["channels"]]
+    if any(name not in dataset for name in names):
+        return None
+    number, total, count = int(dataset["trajectory"][place]), 0.0, 0
+    for name in names:
+        seen_TX = dataset[name][place]
+        for frames, rows in _blocks((1, *seen_TX.shape), _BLOCK):
+            values = _values(path, number, seen_TX[frames, rows])
+            total, count = total + float(np.square(values, dtype=np.float64).sum()), count + values.size
+    if not math.isfinite(total):
+        raise EnmaError(
+            f"{path}: the observed frames of trajectory {number} are not finite; run: enma-fast verify {path}"
+        )
+    return math.sqrt(total / count)
+
+
+def _blocks(shape_KTX: Sequence[int], limit: int) -> Iterator[tuple[slice, slice]]:
+    """Frames, and points along the first axis, such that at most `limit` values (but one point's) are in a block."""
+    members, frames, points = shape_KTX[:3]
+    each = members * math.prod(shape_KTX[3:])
+    at_once = max(1, limit // (each * points))
+    rows = points if each * points <= limit else max(1, limit // each)
+    for t in range(0, frames, at_once):
+        for x in range(0, points, rows):
+            yield slice(t, min(t + at_once, frames)), slice(x, min(x + rows, points))
+
+
+def _values(path: Path, number: int, array: Any) -> np.ndarray:
+    """The values of a part of the store or of the truth."""
+    try:
+        return np.asarray(array)
+    except Exception as error:
+        # Zarr and its codecs raise many kinds for a damaged chunk.
+        reason = first_line(error)
+        raise EnmaError(
+            f"{path}: trajectory {number} cannot be read ({reason}); a chunk is damaged, run: enma-fast verify {path}"
+        ) from error
+
+
+def _require_finite(path: Path, dataset: Any, name: str, place: int, block_KTX: np.ndarray) -> None:
+    finite = np.isfinite(block_KTX)
+    if finite.all():
+        return
+    bad_K = ~finite.all(axis=tuple(range(1, finite.ndim)))
+    first = int(bad_K.argmax())
+    what = f"member {int(dataset['realization'][first])} of trajectory {int(dataset['trajectory'][place])}"
+    if is_missing(path, dataset, name, place, first):
+        raise EnmaError(f"{path}: {what} is missing ({name} is NaN there); run: enma-fast verify {path}")
+    raise EnmaError(f"{path}: {what} is not finite in {name}; forecast it again with other --precision or settings")
+
+
+def _solver_fidelity(path: Path, dataset: Any, truth: Path, numbers: Sequence[int], name: str) -> float | None:
+    """`scoring.solver_fidelity` of the first member of all trajectories, some at a time."""
+    total = 0.0
+    for first in range(0, len(numbers), _SOLVED):
+        part = numbers[first : first + _SOLVED]
+        fields = [
+            _values(path, part[0], dataset[channel][first : first + len(part), 0])
+            for channel in dataset.attrs["channels"]
+        ]
+        mean = solver_fidelity(name, read(truth, select=part), range(len(part)), np.stack(fields, axis=-1))
+        if mean is None:
+            return None
+        total += mean * len(part)
+    return total / len(numbers)
+
+
+def _key(path: Path, dataset: Any, truth_hash: str) -> str:
+    """What the sums of a state are of: this store as it is now, this truth, and these versions."""
+    coords = {name: hashlib.sha256(values.to_numpy().tobytes()).hexdigest() for name, values in dataset.coords.items()}
+    whole = {
+        "attributes": dataset.attrs,
+        "written": (path / "zarr.json").stat().st_mtime_ns,
+        "sizes": dict(dataset.sizes),
+        "coords": coords,
+        "truth": truth_hash,
+        "versions": versions(),
+        "parts": [_BLOCK, _PART],
+    }
+    return hashlib.sha256(json.dumps(whole, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _resumed(state: Path, key: str) -> Scores:
+    """The sums of an interrupted call, or none."""
+    if not state.is_file():
+        return Scores()
+    try:
+        tensors, metadata = read_tensors(state)
+        if metadata.get("key") != key:
+            return Scores()
+        scores = Scores.restore(tensors)
+    except EnmaError as error:
+        log.warning("%s; scoring starts anew", error)
+        return Scores()
+    log.info("%s: goes on after %d trajectories that were scored before", state, scores.num_trajectories)
+    return scores
+
+
+def _save(state: Path, key: str, scores: Scores) -> None:
+    arrays = {name: torch.from_numpy(value) for name, value in scores.state().items()}
+    try:
+        write_tensors(state, arrays, {"key": key})
+    except OSError as error:
+        log.warning("%s: cannot be written (%s); an interruption would lose the scores so far", state, error)
+
+
+def _remove(state: Path) -> None:
+    """Remove the state, and what a kill in the middle of a save left of it."""
+    for path in (state, *state.parent.glob(f".{state.name}.*")):
+        with suppress(OSError):
+            path.unlink()

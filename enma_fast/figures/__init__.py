@@ -1,0 +1,1 @@
+"""Figures of forecasts, and the report page."""

@@ -1,0 +1,276 @@
+"""The page of a report: scores, figures, provenance and the viewer, put into the template `page.html`."""
+
+from __future__ import annotations
+
+import html
+import io
+import json
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...errors import EnmaError
+from ...store.layout import OUTSIDE
+from ...utils.extras import load_extra
+from ...utils.text import counted
+from ..plots import Forecast, forecast_panels, write_whole
+from .reader import Pooled, StoreReader
+from .viewer import MANY_TRAJECTORIES, Thinning
+
+# Longest text of an attribute, and the most rows of a table, that the page shows in full.
+_LONGEST, _MOST_ROWS = 2000, 60
+# Colours of the figures, and what they are on the page, light or dark.
+COLOURS = {"#333333": "currentColor", "#111111": "currentColor", "#1f6fb4": "var(--accent)", "#c2452d": "var(--error)"}
+_SCORES = {
+    "rel_l2": "relative L2 error of the mean",
+    "rel_l2_median": "the same, median over trajectories",
+    "rel_l2_q90": "the same, 90 % quantile over trajectories",
+    "rel_l2_member": "relative L2 error of single members",
+    "rmse": "error of the mean (RMS)",
+    "spread": "spread (RMS)",
+    "spread_skill": "spread / error (1 is calibrated)",
+    "crps": "CRPS",
+    "crps_relative": "CRPS / RMS of the observed frames",
+    "rmsce": "RMSCE, Gaussian intervals",
+    "rmsce_rank": "RMSCE, ranks of the truth",
+}
+_SHORT = {"rel_l2": "rel. L2", "rmse": "error", "spread": "spread", "spread_skill": "spread / error", "crps": "CRPS"}
+_ATTRIBUTES = {
+    "model": "model",
+    "task": "task",
+    "data_name": "data",
+    "data_file": "data file",
+    "observed_frames": "observed frames",
+    "seed": "seed",
+    "sampling": "sampler",
+    "precision": "precision",
+    "command": "command",
+    "versions": "versions",
+    "model_sha256": "SHA-256 of the model",
+    "config_sha256": "SHA-256 of its settings",
+    "data_sha256": "SHA-256 of the data",
+    "input_sha256": "SHA-256 of what was used of them",
+    "arithmetic": "arithmetic",
+    OUTSIDE: "trajectories outside the training data",
+}
+
+
+def write_report(store: str | Path, out: str | Path, *, truth: str | Path | None = None) -> dict[str, Any]:
+    """Write a forecast store as one HTML page, complete or not at all.
+
+    Parameters
+    ----------
+    store : the forecast store
+    out : page to write, ending in .html; a file there is replaced
+    truth : a field file with the truth, where the store holds none
+
+    Returns
+    -------
+    dict
+        `report`, the page; `num_bytes`; `num_trajectories`, `num_members`; `scores` over all trajectories and channels
+        as `metrics.Scores.result` gives them, or None without a truth; `left_out`, number -> why a trajectory is not
+        scored; `notes`, what the viewer leaves out to bound the size of the page.
+
+    Raises
+    ------
+    EnmaError
+        If the store cannot be read, `out` is a folder, does not end in .html or cannot be written, or an extra is
+        missing.
+    """
+    out = Path(out)
+    _require_page(out)
+    reader = StoreReader(store, truth)
+    many = len(reader.channels) > 1
+    # Of all channels together, and of each where there are several.
+    channels = (None, *range(len(reader.channels))) if many else (None,)
+    pools = {channel: Pooled(reader.num_members, channel) for channel in channels}
+    thinning = Thinning.choose(reader)
+    series, rows = [], []
+    for place, trajectory in enumerate(reader):
+        for channel, pooled in pools.items():
+            scores = pooled.add(trajectory)
+            if channel is None:
+                rows.append(scores)
+        if place in thinning.places:
+            series.append([thinning.encode(reader.forecast(trajectory, c)) for c in range(thinning.channels)])
+    results = {channel: pooled.result() for channel, pooled in pools.items()}
+    first = reader.trajectory(thinning.places[0])
+    figures = [
+        _figures(reader.forecast(first, c), results[c if many else None], reader) for c in range(thinning.channels)
+    ]
+    left_out = pools[None].left_out
+    values = {
+        "title": html.escape(_heading(reader)),
+        "summary": html.escape(_summary(reader)),
+        "notes": "".join(f"<li>{html.escape(note)}</li>" for note in thinning.notes),
+        "scores": _outside(reader) + _score_tables(reader, results, rows, left_out),
+        "figures_of": f"Trajectory {first.number}{'' if results[None] is None else '; calibration is that of all'}.",
+        "figures": "".join(figures),
+        "provenance": _provenance(reader),
+        "data": _script_json(thinning.document(reader, series)),
+    }
+    template = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
+    page = re.sub(r"\{\{(\w+)\}\}", lambda match: values[match[1]], template).encode()
+    write_whole(out, lambda temporary: temporary.write_bytes(page))
+    return {
+        "report": str(out),
+        "num_bytes": len(page),
+        "num_trajectories": len(reader),
+        "num_members": reader.num_members,
+        "scores": results[None],
+        "left_out": {str(number): reason for number, reason in left_out.items()},
+        "notes": thinning.notes,
+    }
+
+
+def _require_page(out: Path) -> None:
+    """Refuse a page that cannot be written, before any work."""
+    if out.is_dir():
+        raise EnmaError(f"{out}: is a folder; give --out a file that ends in .html")
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise EnmaError(f"{out}: a report is an HTML page; end --out in .html")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out.parent):
+            pass
+    except OSError as error:
+        raise EnmaError(f"{out}: cannot be written ({error}); choose another --out") from error
+
+
+def _heading(reader: StoreReader) -> str:
+    attrs = reader.attributes
+    return f"Forecast of {attrs.get('data_name') or reader.path.name}"
+
+
+def _summary(reader: StoreReader) -> str:
+    attrs, seen = reader.attributes, reader.attributes.get("observed_frames")
+    parts = [counted(len(reader), "trajectory")]
+    if reader.num_members:
+        each = " each" if len(reader) > 1 else ""
+        parts.append(f"{counted(reader.num_members, 'member')}{each}")
+    frames = counted(len(reader.times), "frame")
+    parts.append(f"{frames} from {seen} observed" if seen else frames)
+    parts.append(f"on {' x '.join(str(len(x)) for x in reader.coords)} points")
+    by = f" by {attrs['model']}" if "model" in attrs else ""
+    return f"{', '.join(parts)}{by}."
+
+
+def _outside(reader: StoreReader) -> str:
+    """A warning, where the observed frames of trajectories lie outside what the model was trained on."""
+    found = reader.attributes.get(OUTSIDE)
+    there = [number for number in reader.numbers if number in found] if isinstance(found, list) else []
+    if not there:
+        return ""
+    listed = ", ".join(map(str, there[:_MOST_ROWS])) + (", ..." if len(there) > _MOST_ROWS else "")
+    return (
+        f'<p role="note"><strong>Outside the training data:</strong> the observed frames of {len(there)} of '
+        f"{counted(len(reader), 'trajectory')} ({html.escape(listed)}). There the spread of the members does not tell "
+        "their error.</p>"
+    )
+
+
+def _score_tables(
+    reader: StoreReader, results: dict[Any, Any], rows: list[dict[str, Any] | None], left_out: dict[int, str]
+) -> str:
+    overall = results[None]
+    reasons = "".join(
+        f"<p>Trajectory {number} is not scored: {html.escape(reason)}.</p>"
+        for number, reason in list(left_out.items())[:_MOST_ROWS]
+    )
+    if overall is None:
+        return reasons or "<p>No truth is known for these trajectories, so there are no errors and no calibration.</p>"
+    columns = [("all channels" if len(results) > 1 else "value", overall)]
+    columns += [(reader.channels[c], scores) for c, scores in results.items() if c is not None and scores]
+    caption = f"Over {counted(overall['num_trajectories'], 'trajectory')}, all frames and points"
+    body = [
+        [label, *(_number(scores[name]) for _, scores in columns)]
+        for name, label in _SCORES.items()
+        if any(scores[name] is not None for _, scores in columns)
+    ]
+    text = reasons + _table(caption, ["score", *(name for name, _ in columns)], body)
+    if not 1 < len(rows) <= MANY_TRAJECTORIES:
+        return text
+    shown = [name for name in _SHORT if overall[name] is not None]
+    parameters = dict(list(reader.columns.items())[:8])
+    body = [
+        [str(number), *("-" if scores is None else _number(scores[name]) for name in shown)]
+        + [_number(values[i]) for values in parameters.values()]
+        for i, (number, scores) in enumerate(zip(reader.numbers, rows, strict=True))
+    ]
+    return text + _table("Each trajectory", ["trajectory", *(_SHORT[name] for name in shown), *parameters], body)
+
+
+def _table(caption: str, head: list[str], rows: list[list[str]]) -> str:
+    """A table that scrolls sideways where it is wider than the page; cells of the body are HTML, but for the first."""
+    top = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in head)
+    body = "".join(
+        f'<tr><th scope="row">{html.escape(row[0])}</th>{"".join(f"<td>{cell}</td>" for cell in row[1:])}</tr>'
+        for row in rows
+    )
+    return (
+        f'<div class="scroll" role="region" tabindex="0" aria-label="{html.escape(caption)}"><table>'
+        f"<caption>{html.escape(caption)}</caption><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def _number(value: Any) -> str:
+    """A number for people, and in full for programs; other values as text."""
+    if value is None:
+        return "-"
+    if not isinstance(value, (int, float, np.number)):
+        return html.escape(str(value))
+    shown = str(value) if isinstance(value, (int, np.integer)) else f"{value:.4g}"
+    return f'<data value="{float(value)!r}">{shown}</data>'
+
+
+def _provenance(reader: StoreReader) -> str:
+    attrs = reader.attributes
+    known = [name for name in _ATTRIBUTES if name in attrs]
+    others = [name for name in attrs if name not in (*_ATTRIBUTES, "channels", "num_members")]
+    made = [("store", reader.path.name), ("channels", ", ".join(reader.channels))]
+    if reader.num_members:
+        made.append(("members", str(reader.num_members)))
+    for name in (*known, *others)[:_MOST_ROWS]:
+        value = attrs[name]
+        made.append((_ATTRIBUTES.get(name, name), value if isinstance(value, str) else json.dumps(value, default=str)))
+    return "".join(
+        f"<dt>{html.escape(_shortened(name))}</dt><dd>{html.escape(_shortened(text))}</dd>" for name, text in made
+    )
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ... ({len(text)} characters)"
+
+
+def _figures(forecast: Forecast, scores: dict[str, Any] | None, reader: StoreReader) -> str:
+    """The panels of one channel as inline SVG; ink takes the colour of the page's text."""
+    made = []
+    for label, figure in forecast_panels(forecast, scores=scores).items():
+        channel = f", {forecast.name}" if len(reader.channels) > 1 else ""
+        made.append(
+            f"<figure>{_inline_svg(figure, f'{label}{channel}')}"
+            f"<figcaption>{html.escape(f'{label.capitalize()}{channel}')}</figcaption></figure>"
+        )
+    return "".join(made)
+
+
+def _inline_svg(figure: Any, label: str) -> str:
+    buffer = io.StringIO()
+    matplotlib = load_extra("matplotlib", "plots")
+    # The same salt gives the same page for the same store; ids are hashes of what they name.
+    with matplotlib.rc_context({"svg.hashsalt": label, "svg.fonttype": "path"}):
+        figure.savefig(buffer, format="svg", transparent=True, dpi=110, metadata={"Date": None})
+    text = buffer.getvalue()
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    for drawn, shown in COLOURS.items():
+        text = text.replace(drawn, shown)
+    return text.replace("<svg ", f'<svg role="img" aria-label="{html.escape(label)}" ', 1)
+
+
+def _script_json(document: Any) -> str:
+    """JSON that cannot end the script element it stands in."""
+    text = json.dumps(document, separators=(",", ":"), allow_nan=False)
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")

@@ -1,0 +1,276 @@
+"""A forecast store, read and scored one trajectory at a time, and the pictures drawn from it.
+
+Shape suffixes: B trajectories, K members, T frames, Q quantile levels, c channels; `*x` space.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...data import read
+from ...errors import EnmaError, first_line
+from ...evaluation.metrics import Scores
+from ...store.layout import is_missing, read_forecast
+from ..plots import Forecast, SpreadErrorBins, forecast_figure, save_movie
+
+# Scores that need members.
+_MEMBERS_ONLY = ("rel_l2_member", "crps", "crps_relative", "rmsce_rank")
+
+
+@dataclass(kw_only=True)
+class Trajectory:
+    """All channels of one trajectory: members `[K, T, *x, c]` or statistics `[T, *x, c]` and `[Q, T, *x, c]`."""
+
+    number: int
+    members: np.ndarray | None
+    mean: np.ndarray | None
+    spread: np.ndarray | None
+    quantiles: np.ndarray | None
+    truth: np.ndarray | None
+    observed: np.ndarray | None
+
+
+class StoreReader:
+    """A forecast store, read one trajectory at a time.
+
+    Parameters
+    ----------
+    path : the store
+    truth : a field file with the truth, where the store holds none
+
+    Raises
+    ------
+    EnmaError
+        If the store or the file cannot be read, or the file's frames are not those of the store.
+    """
+
+    def __init__(self, path: str | Path, truth: str | Path | None = None) -> None:
+        self.path = Path(path)
+        self.dataset = read_forecast(path)
+        attrs = self.attributes = self.dataset.attrs
+        self.channels = [str(name) for name in attrs["channels"]]
+        self.numbers: list[int] = self.dataset["trajectory"].to_numpy().tolist()
+        self.times: np.ndarray = self.dataset["time"].to_numpy()
+        self.coords: list[np.ndarray] = [self.dataset[a].to_numpy() for a in "xyz" if a in self.dataset.dims]
+        self.levels: list[float] = self.dataset["quantile"].to_numpy().tolist() if "quantile" in self.dataset else []
+        self.num_members: int | None = self.dataset.sizes.get("realization", attrs.get("num_members"))
+        self.columns: dict[str, np.ndarray] = {
+            str(name): self._checked(values, str(name))
+            for name, values in self.dataset.variables.items()
+            if values.dims == ("trajectory",) and name != "trajectory"
+        }
+        self._truth = None if truth is None else self._from_file(Path(truth))
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __iter__(self) -> Iterator[Trajectory]:
+        return (self.trajectory(place) for place in range(len(self)))
+
+    def trajectory(self, place: int) -> Trajectory:
+        """The trajectory at a place of the store."""
+        members = self._read("", place)
+        return Trajectory(
+            number=self.numbers[place],
+            members=members,
+            mean=None if members is not None else self._read("_mean", place),
+            spread=None if members is not None else self._read("_spread", place),
+            quantiles=None if members is not None else self._read("_quantile", place),
+            truth=self._read("_truth", place) if self._truth is None else self._truth[place],
+            observed=self._read("_observed", place),
+        )
+
+    def forecast(self, trajectory: Trajectory, channel: int) -> Forecast:
+        """One channel of a trajectory, to be drawn."""
+
+        def one(values: np.ndarray | None) -> np.ndarray | None:
+            return None if values is None else values[..., channel]
+
+        return Forecast(
+            times=self.times,
+            coords=self.coords,
+            members=one(trajectory.members),
+            mean=one(trajectory.mean),
+            spread=one(trajectory.spread),
+            levels=self.levels,
+            quantiles=one(trajectory.quantiles),
+            num_members=self.num_members,
+            truth=one(trajectory.truth),
+            observed=one(trajectory.observed),
+            observed_times=None if trajectory.observed is None else self.dataset["observed_time"].to_numpy(),
+            name=self.channels[channel],
+        )
+
+    def place_of(self, number: int | None) -> int:
+        """Where the trajectory of a number is, or an `EnmaError`; the first by default."""
+        if number is not None and number not in self.numbers:
+            raise EnmaError(f"{self.path}: has no trajectory {number}; it holds {', '.join(map(str, self.numbers))}")
+        return 0 if number is None else self.numbers.index(number)
+
+    def channel_of(self, name: str | None) -> int:
+        """Where the channel of a name is, or an `EnmaError`; the first by default."""
+        if name is not None and name not in self.channels:
+            raise EnmaError(f"{self.path}: has no channel {name!r}; it holds {', '.join(self.channels)}")
+        return 0 if name is None else self.channels.index(name)
+
+    def title(self, place: int) -> str:
+        """A line that names a trajectory and how it was forecast."""
+        attrs = self.attributes
+        made = ", ".join(str(attrs[name]) for name in ("model", "task") if name in attrs)
+        data = f" of {attrs['data_name']}" if "data_name" in attrs else ""
+        return f"{made}{': ' if made else ''}trajectory {self.numbers[place]}{data}"
+
+    def _read(self, suffix: str, place: int) -> np.ndarray | None:
+        names = [name + suffix for name in self.channels]
+        if any(name not in self.dataset for name in names):
+            return None
+        return np.stack([self._values(name, place) for name in names], axis=-1)
+
+    def _values(self, name: str, place: int) -> np.ndarray:
+        """A variable of a trajectory; `EnmaError` where its file is damaged, or not there."""
+        of = f"{name} of trajectory {self.numbers[place]}"
+        values = self._checked(self.dataset[name].isel(trajectory=place), of)
+        # What is not there is read as NaN.
+        members = self.dataset[name].dims[1] == "realization"
+        parts = values if members else values[None]
+        for k in np.nonzero(np.isnan(parts).all(tuple(range(1, parts.ndim))))[0].tolist():
+            if is_missing(self.path, self.dataset, name, place, k):
+                raise EnmaError(f"{self.path}: {of} is missing; run: enma-fast verify {self.path}")
+        return values
+
+    def _checked(self, variable: Any, of: str) -> np.ndarray:
+        """The values of a variable; `EnmaError` where its file is damaged."""
+        try:
+            values: np.ndarray = variable.to_numpy()
+        except Exception as error:
+            # Zarr and its codecs raise many kinds.
+            raise EnmaError(
+                f"{self.path}: {of} cannot be read ({first_line(error)}); run: enma-fast verify {self.path}"
+            ) from error
+        return values
+
+    def _from_file(self, file: Path) -> np.ndarray:
+        """The forecast frames `[B, T, *x, c]` of the store's trajectories in a field file."""
+        fields = read(file, select=np.asarray(self.numbers)).u
+        seen = self.attributes.get("observed_frames", 0)
+        truth: np.ndarray = fields[:, seen : seen + len(self.times)]
+        shape = (len(self.times), *(len(x) for x in self.coords), len(self.channels))
+        if truth.shape[1:] != shape:
+            raise EnmaError(f"{file}: its frames have shape {truth.shape[1:]}; the forecast has {shape}")
+        return truth
+
+
+class Pooled:
+    """Scores of the trajectories of a store, those of its statistics where it holds no members.
+
+    A trajectory that cannot be scored (not finite, or zero throughout) is left out and named in `left_out`.
+    """
+
+    def __init__(self, num_members: int | None, channel: int | None = None) -> None:
+        self.left_out: dict[int, str] = {}
+        self._num_members = num_members
+        self._channels = slice(None) if channel is None else slice(channel, channel + 1)
+        self._scores, self._bins = Scores(), SpreadErrorBins()
+        self._statistics = self._spread = False
+
+    def add(self, trajectory: Trajectory) -> dict[str, Any] | None:
+        """Add a trajectory with a truth; returns its own scores, or None where it has none."""
+        members, truth, mean = trajectory.members, trajectory.truth, trajectory.mean
+        spread = trajectory.spread
+        if truth is None or (members is None and mean is None):
+            return None
+        if members is None:
+            self._statistics = True
+            assert mean is not None
+            wide = mean[None].astype(np.float64)
+            if spread is not None:
+                # Two members of the same mean and standard deviation (ddof 1).
+                half = spread[None] / np.sqrt(2)
+                wide = np.concatenate([wide - half, wide + half])
+        else:
+            wide, mean = members, members.mean(0)
+            spread = members.std(0, ddof=1) if len(members) > 1 else None
+        if not truth[..., self._channels].any():
+            self.left_out[trajectory.number] = "its truth is zero throughout, so its relative error is not defined"
+            return None
+        single = Scores()
+        try:
+            seen = None if trajectory.observed is None else trajectory.observed[None, ..., self._channels]
+            single.update(wide[None, ..., self._channels], truth[None, ..., self._channels], seen)
+        except EnmaError as error:
+            self.left_out[trajectory.number] = str(error)
+            return None
+        self._scores.merge(single)
+        if spread is not None:
+            self._spread = True
+            self._bins.update(spread[..., self._channels], (mean - truth)[..., self._channels])
+        return self._corrected(single)
+
+    def result(self) -> dict[str, Any] | None:
+        """Scores as `forecast_figure` takes them, or None if no trajectory could be scored."""
+        if not self._scores.num_trajectories:
+            return None
+        made = self._corrected(self._scores)
+        if not self._statistics:
+            made["rank_histogram"] = self._scores.rank_histogram().tolist() if self._spread else None
+        if self._spread:
+            nominal, observed = (values.tolist() for values in self._scores.reliability())
+            made["reliability"] = {"nominal": nominal, "observed": observed}
+            made["spread_error"] = self._bins.result(made["num_members"])
+        return made
+
+    def _corrected(self, scores: Scores) -> dict[str, Any]:
+        """What the scores are; of statistics those that need members are None, and K is that of the store."""
+        made = scores.result()
+        if not self._statistics:
+            return made
+        members = self._num_members
+        # The stand-in has two members: its factor (K + 1) / K is 3 / 2.
+        factor = ((members + 1) / members if members else 1.0) / 1.5
+        for row in (made, made["per_frame"]):
+            ratio = row["spread_skill"]
+            ratios = [None if value is None else value * factor**0.5 for value in np.atleast_1d(ratio)]
+            row["spread_skill"] = ratios if isinstance(ratio, list) else ratios[0]
+        for name in _MEMBERS_ONLY:
+            made[name] = None
+            made["per_frame"][name] = [None] * len(made["per_frame"][name])
+        return {**made, "num_members": members}
+
+
+def store_figure(store: str | Path | StoreReader, *, place: int = 0, channel: int = 0, title: str | None = None) -> Any:
+    """The figure of one trajectory of a forecast store, with the calibration of all.
+
+    Parameters
+    ----------
+    store : a forecast store, or a reader of one (which may know a truth from elsewhere)
+    place, channel : which trajectory of the store, which channel
+    title : of the figure; by default it names model, task and trajectory
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    reader = store if isinstance(store, StoreReader) else StoreReader(store)
+    if not 0 <= place < len(reader):
+        raise EnmaError(f"{reader.path}: has no trajectory at place {place}; it holds {len(reader)}")
+    pooled = Pooled(reader.num_members, channel)
+    for trajectory in reader:
+        pooled.add(trajectory)
+    for number, reason in pooled.left_out.items():
+        logging.getLogger("enma_fast").warning("trajectory %d is not scored: %s", number, reason)
+    return forecast_figure(
+        reader.forecast(reader.trajectory(place), channel),
+        scores=pooled.result(),
+        title=reader.title(place) if title is None else title,
+    )
+
+
+def store_movie(reader: StoreReader, out: str | Path, *, place: int = 0, channel: int = 0) -> Path:
+    """Write the movie of one trajectory of a forecast store, as `plots.save_movie`."""
+    return save_movie(reader.forecast(reader.trajectory(place), channel), out, title=reader.title(place))

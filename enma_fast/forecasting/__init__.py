@@ -1,0 +1,1 @@
+"""From observed fields to an ensemble: the request, the sampling of members, and the answer with its labels."""

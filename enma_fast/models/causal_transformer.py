@@ -1,0 +1,196 @@
+"""Past frames -> context: the causal transformer (paper 3.1.1) and its cache.
+
+Legend: B batch x members, T latent frames, N tokens per frame, C token channels, D width, H heads, K head dim.
+
+A sequence is one or more segments; each starts with a learned frame (BOS) and holds the latent frames of one
+trajectory. The output at a frame is the context of the *next* frame of the same segment, so BOS gives the first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from ..config import ModelConfig
+from .layers import Block, Rotary, ScaleShift, attention, exact, init_linear, sincos
+
+
+class FrameCache:
+    """Keys and values of the frames seen so far, one static buffer [layers, 2, B, H, max_frames * N, K]."""
+
+    def __init__(self, temporal: CausalTransformer, batch: int, max_frames: int) -> None:
+        block = cast(Block, temporal.blocks[0]).attention
+        weight = block.qkv.weight
+        shape = (
+            len(temporal.blocks),
+            2,
+            batch,
+            block.heads,
+            max_frames * temporal.num_tokens,
+            block.head_dim,
+        )
+        self.kv = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
+        self.rows, self.num_tokens = batch, temporal.num_tokens
+        self.frames = 0
+
+    def append(self, layer: int, k_BHLK: Tensor, v_BHLK: Tensor) -> tuple[Tensor, Tensor]:
+        """Add keys and values of new frames to a layer; returns all that it holds."""
+        begin = self.frames * self.num_tokens
+        end = begin + k_BHLK.shape[2]
+        self.kv[layer, 0, :, :, begin:end] = k_BHLK
+        self.kv[layer, 1, :, :, begin:end] = v_BHLK
+        keys, values = self.kv[layer, :, :, :, :end]
+        return keys, values
+
+
+class GrowingCache:
+    """Keys and values of the frames seen so far, with gradients."""
+
+    def __init__(self, temporal: CausalTransformer, rows: int) -> None:
+        self.kv: list[tuple[Tensor, Tensor] | None] = [None] * len(temporal.blocks)
+        self.rows = rows
+        self.frames = 0
+
+    def append(self, layer: int, k_BHLK: Tensor, v_BHLK: Tensor) -> tuple[Tensor, Tensor]:
+        """As :meth:`FrameCache.append`."""
+        before = self.kv[layer]
+        if before is None:
+            both = k_BHLK, v_BHLK
+        else:
+            both = torch.cat([before[0], k_BHLK], dim=2), torch.cat([before[1], v_BHLK], dim=2)
+        self.kv[layer] = both
+        return both
+
+    def repeat(self, times: int) -> None:
+        """So many rows for each row, next to each other."""
+        self.kv = [
+            None if both is None else (both[0].repeat_interleave(times, 0), both[1].repeat_interleave(times, 0))
+            for both in self.kv
+        ]
+        self.rows *= times
+
+
+class CausalTransformer(nn.Module):
+    """Frame-block-causal transformer over latent frames; inside a frame attention is full."""
+
+    places: Tensor | None
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        dyn = config.dynamics
+        self.num_tokens = config.num_tokens
+        self.embed = nn.Linear(config.token_channels, dyn.width)
+        # One start vector for a first trajectory, one for a trajectory that follows a context.
+        self.start = nn.Parameter(torch.randn(2, dyn.width) * 0.02)
+        self.blocks = nn.ModuleList([Block(dyn.width, dyn.heads, dyn.mlp_ratio) for _ in range(dyn.temporal_layers)])
+        self.scale_shift = ScaleShift(dyn.width, dyn.scale_shift_rank) if dyn.scale_shift_rank else None
+        init_linear(self.blocks, depth=dyn.temporal_layers)
+        self.rotary = (
+            Rotary(config.token_grid, config.tokenizer.periodic, dyn.width // dyn.heads)
+            if dyn.positions == "rotary"
+            else None
+        )
+        places = sincos(config.token_grid, dyn.width) if dyn.positions == "sincos" else None
+        self.register_buffer("places", places, persistent=False)
+
+    def _frames(self, z_BTNC: Tensor) -> Tensor:
+        # The sum that all blocks add to keeps fp32 under autocast.
+        x = exact(self.embed, z_BTNC)
+        return x if self.places is None else x + self.places
+
+    def _start(self, batch: int, segment: int) -> Tensor:
+        x_D = self.start[min(segment, 1)]
+        x_ND = x_D.expand(self.num_tokens, -1) if self.places is None else x_D + self.places
+        return x_ND.expand(batch, 1, *x_ND.shape)
+
+    def _tables(self, first: int, count: int, device: torch.device) -> tuple[Tensor, Tensor] | None:
+        if self.rotary is None:
+            return None
+        return self.rotary.tables(torch.arange(first, first + count, device=device))
+
+    def forward(self, segments: Sequence[Tensor]) -> list[Tensor]:
+        """All contexts of all segments in one pass (training).
+
+        Parameters
+        ----------
+        segments
+            Latent frames of each segment ``[B, T_i, N, C]``.
+
+        Returns
+        -------
+        list of Tensor
+            For each segment ``[B, T_i, N, D]``: entry t is the context of its frame t.
+        """
+        last = [*segments[:-1], segments[-1][:, :-1]]
+        h_BTND = self.read(last, GrowingCache(self, segments[0].shape[0]))
+        out, first = [], 0
+        for z_BTNC in segments:
+            count = z_BTNC.shape[1]
+            out.append(self._scaled(h_BTND[:, first : first + count], h_BTND[:, first : first + 1]))
+            first += count + 1
+        return out
+
+    def read(self, segments: Sequence[Tensor], cache: GrowingCache) -> Tensor:
+        """Feed whole segments to an empty cache in one pass, each after its start.
+
+        Parameters
+        ----------
+        segments
+            Latent frames of each segment ``[B, T_i, N, C]``; T_i may be 0.
+
+        Returns
+        -------
+        Tensor
+            Raw outputs ``[B, sum(T_i + 1), N, D]``.
+        """
+        parts = []
+        for i, z_BTNC in enumerate(segments):
+            parts += [self._start(z_BTNC.shape[0], i), self._frames(z_BTNC)]
+        x_BTND = torch.cat(parts, dim=1)
+        B, T, N, D = x_BTND.shape
+        frame = torch.arange(T, device=x_BTND.device).repeat_interleave(N)
+        mask = torch.where(frame[:, None] >= frame[None, :], 0.0, float("-inf"))
+        h = self._layers(x_BTND.view(B, T * N, D), self._tables(0, T, x_BTND.device), cache, mask)
+        cache.frames = T
+        return h.view(B, T, N, D)
+
+    def _scaled(self, h_BTND: Tensor, anchor_B1ND: Tensor) -> Tensor:
+        if self.scale_shift is None:
+            return h_BTND
+        later = self.scale_shift(h_BTND[:, 1:], anchor_B1ND)
+        return torch.cat([h_BTND[:, :1], later], dim=1)
+
+    def context(self, h_BND: Tensor, anchor_BND: Tensor, *, first: bool) -> Tensor:
+        """Context handed to the masked transformer, from a raw output and the segment's start output."""
+        if self.scale_shift is None or first:
+            return h_BND
+        return self.scale_shift(h_BND, anchor_BND)
+
+    def start_frame(self, cache: Cache, *, segment: int) -> Tensor:
+        """Feed the start of a segment; returns its raw output ``[B, N, D]``."""
+        return self._step(self._start(cache.rows, segment)[:, 0], cache)
+
+    def step(self, z_BNC: Tensor, cache: Cache) -> Tensor:
+        """Feed one latent frame; returns its raw output ``[B, N, D]``, the context of the next frame."""
+        return self._step(self._frames(z_BNC), cache)
+
+    def _step(self, x_BND: Tensor, cache: Cache) -> Tensor:
+        h = self._layers(x_BND, self._tables(cache.frames, 1, x_BND.device), cache)
+        cache.frames += 1
+        return h
+
+    def _layers(
+        self, x_BLD: Tensor, rotary: tuple[Tensor, Tensor] | None, cache: Cache, mask: Tensor | None = None
+    ) -> Tensor:
+        for layer, block in enumerate(cast("list[Block]", self.blocks)):
+            q, k, v = block.attention.project(block.norm_1(x_BLD), rotary)
+            keys, values = cache.append(layer, k, v)
+            x_BLD = x_BLD + block.attention.merge(attention(q, keys, values, mask))
+            x_BLD = x_BLD + block.mlp(block.norm_2(x_BLD))
+        return x_BLD
+
+
+Cache = FrameCache | GrowingCache

@@ -1,0 +1,310 @@
+"""Checkpoints: a folder of safetensors, JSON and a manifest. Nothing is executed on load.
+
+    config.json          ModelConfig
+    model.safetensors    weights and latent statistics
+    manifest.json        format version, and SHA-256 and size of every other file
+    README.md            model card (optional)
+    metrics.json         the card's figures (optional)
+    domain.json          what the model was trained on, in a few numbers (optional)
+
+A tokenizer alone, before its dynamics are trained, is the same folder with the tokenizer's weights only.
+
+safetensors alone does not notice a flipped bit, so the manifest is verified before a weight is used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+from torch.nn import init
+from torch.overrides import TorchFunctionMode
+
+from ..config import ModelConfig, from_json, to_json
+from ..data import PRETRAINED
+from ..errors import EnmaError
+from ..presets import PRESETS
+from ..utils.files import write_atomic as write_atomic
+from ..utils.untrusted import open_regular, parse_json, read_bytes
+from .domain import Domain
+from .model import Model
+from .tokenizer import Tokenizer
+
+FORMAT_VERSION = 1
+WEIGHTS, CONFIG, MANIFEST = "model.safetensors", "config.json", "manifest.json"
+CARD, METRICS, DOMAIN = "README.md", "metrics.json", "domain.json"
+# In the folder of a training run: its checkpoint and its log.
+IN_RUN, LOG = "checkpoint", "log.jsonl"
+_TOKENIZER = "tokenizer."
+# Names that a manifest may list: of files beside it. Neither it nor a config is ever larger than this.
+_NAME, _SHA256 = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}"), re.compile(r"[0-9a-f]{64}")
+_MOST_BYTES = 1 << 20
+
+_Module = TypeVar("_Module", bound=torch.nn.Module)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file atomically."""
+    contiguous = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    write_atomic(path, save(contiguous, metadata=dict(metadata or {})))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file.
+
+    Raises
+    ------
+    EnmaError
+        When the file is missing, truncated or not safetensors.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except FileNotFoundError:
+        raise EnmaError(f"{path}: no such file") from None
+    except (SafetensorError, OSError) as error:
+        raise EnmaError(f"{path}: not a whole safetensors file ({error}); copy or train it again") from None
+
+
+def save_model(model: Model, folder: Path, *, card: str | None = None) -> None:
+    """Write a checkpoint folder; the manifest comes last, so a torn save is never taken for a whole one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MANIFEST).unlink(missing_ok=True)
+    write_tensors(folder / WEIGHTS, model.state_dict())
+    write_atomic(folder / CONFIG, to_json(model.config).encode())
+    if model.domain is None:
+        (folder / DOMAIN).unlink(missing_ok=True)
+    else:
+        write_atomic(folder / DOMAIN, model.domain.to_json().encode())
+    if card is not None:
+        write_atomic(folder / CARD, card.encode())
+    write_manifest(folder)
+
+
+def save_tokenizer(tokenizer: Tokenizer, config: ModelConfig, folder: Path) -> None:
+    """Write a tokenizer and the model config it is meant for, to train the dynamics on."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MANIFEST).unlink(missing_ok=True)
+    write_tensors(folder / WEIGHTS, {_TOKENIZER + name: t for name, t in tokenizer.state_dict().items()})
+    write_atomic(folder / CONFIG, to_json(config).encode())
+    write_manifest(folder)
+
+
+def write_manifest(folder: Path) -> None:
+    """List size and SHA-256 of config, weights, card, metrics and domain."""
+    files = {}
+    for name in (CONFIG, WEIGHTS, CARD, METRICS, DOMAIN):
+        if (folder / name).exists():
+            files[name] = {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)}
+    write_atomic(folder / MANIFEST, (json.dumps({"format": FORMAT_VERSION, "files": files}, indent=1) + "\n").encode())
+
+
+def sha256(path: Path) -> str:
+    """Hash of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hashes(checkpoint: str | Path) -> dict[str, str]:
+    """SHA-256 of the files of a checkpoint, as its manifest states them; loading it has verified them."""
+    return {name: digest for name, (_, digest) in listed(locate(checkpoint)).items()}
+
+
+def available() -> list[str]:
+    """Names of the shipped checkpoints."""
+    return sorted(p.parent.name for p in PRETRAINED.glob(f"*/{MANIFEST}"))
+
+
+def locate(checkpoint: str | Path) -> Path:
+    """Folder of a checkpoint given by shipped name, by path, or by the folder of the training run that made it."""
+    given = Path(checkpoint)
+    for folder in (given / IN_RUN, given, PRETRAINED / str(checkpoint)):
+        # Unlike Path.is_file it takes any name.
+        if os.path.isfile(folder / MANIFEST):
+            return folder
+    known = ", ".join(available()) or "none"
+    if os.path.isfile(given / LOG):
+        raise EnmaError(f"{checkpoint}: this run has no {IN_RUN} yet; let it finish first")
+    if os.path.isdir(given):
+        raise EnmaError(f"{checkpoint}: holds no {MANIFEST}; it is not a whole checkpoint")
+    if str(checkpoint) in PRESETS:
+        raise EnmaError(
+            f"checkpoint {str(checkpoint)!r}: is a preset without weights; train it first (enma-fast train tokenizer "
+            f"{checkpoint} ...), or use a shipped model ({known})"
+        )
+    raise EnmaError(f"checkpoint {str(checkpoint)!r}: neither a folder nor a shipped model (shipped: {known})")
+
+
+def listed(folder: Path) -> dict[str, tuple[int, str]]:
+    """Size and SHA-256 of each file of a checkpoint, as its manifest states them; `EnmaError` if it is no manifest."""
+    path = folder / MANIFEST
+    try:
+        manifest = parse_json(read_bytes(path, most=_MOST_BYTES))
+        version, files = manifest["format"], manifest["files"]
+        found = {name: (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
+        for name, (size, digest) in found.items():
+            if not (_NAME.fullmatch(name) and type(size) is int and size >= 0 and _SHA256.fullmatch(digest)):
+                raise ValueError(name)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, EnmaError):
+            raise
+        raise EnmaError(f"{path}: not a manifest; copy the checkpoint again") from None
+    if version != FORMAT_VERSION:
+        raise EnmaError(f"{path}: format {version}; this version of enma_fast reads {FORMAT_VERSION}")
+    for name in (CONFIG, WEIGHTS):
+        if name not in found:
+            raise EnmaError(f"{path}: lists no {name}; copy the checkpoint again")
+    return found
+
+
+def verify(folder: Path) -> None:
+    """Check every file of the manifest.
+
+    Raises
+    ------
+    EnmaError
+        Names the file and what differs.
+    """
+    for name, (size, digest) in listed(folder).items():
+        file = folder / name
+        if not os.path.lexists(file):
+            raise EnmaError(f"{file}: missing; copy the checkpoint again")
+        with open_regular(file) as descriptor, os.fdopen(descriptor, "rb", closefd=False) as opened:
+            if (found := os.fstat(descriptor).st_size) != size:
+                raise EnmaError(f"{file}: {found} bytes, {size} expected; copy the checkpoint again")
+            if hashlib.file_digest(opened, "sha256").hexdigest() != digest:
+                raise EnmaError(f"{file}: SHA-256 differs from {MANIFEST}; copy the checkpoint again")
+
+
+def load_model(checkpoint: str | Path, *, device: str | torch.device = "cpu") -> Model:
+    """Load a verified checkpoint by shipped name or folder, ready to sample.
+
+    Parameters
+    ----------
+    checkpoint
+        A shipped name such as ``"combined-small"``, or a folder.
+    device
+        Where the weights go.
+
+    Raises
+    ------
+    EnmaError
+        Names the file and field: missing, truncated, flipped, unknown key, wrong shape, wrong version.
+    """
+    config, tensors, source = _load(checkpoint)
+    if tensors and all(name.startswith(_TOKENIZER) for name in tensors):
+        raise EnmaError(f"{source}: holds a tokenizer only; train the dynamics on it: enma-fast train dynamics")
+    model = _filled(lambda: Model(config), tensors, source)
+    folder = locate(checkpoint)
+    if DOMAIN in hashes(folder):
+        model.domain = Domain.read(folder / DOMAIN)
+    return model.to(device).eval().requires_grad_(False)
+
+
+def load_tokenizer(checkpoint: str | Path) -> tuple[Tokenizer, ModelConfig]:
+    """Load the verified tokenizer of a checkpoint, whole or tokenizer only, and the config beside it.
+
+    Raises
+    ------
+    EnmaError
+        As :func:`load_model`.
+    """
+    config, tensors, source = _load(checkpoint)
+    own = {k.removeprefix(_TOKENIZER): t for k, t in tensors.items() if k.startswith(_TOKENIZER)}
+    tokenizer = _filled(lambda: Tokenizer(config.tokenizer), own, source)
+    return tokenizer.eval().requires_grad_(False), config
+
+
+def load_config(checkpoint: str | Path) -> ModelConfig:
+    """The config of a checkpoint by shipped name or folder; its weights are not looked at."""
+    return _config(locate(checkpoint))
+
+
+def _config(folder: Path) -> ModelConfig:
+    path = folder / CONFIG
+    try:
+        text = read_bytes(path, most=_MOST_BYTES).decode()
+    except UnicodeDecodeError:
+        raise EnmaError(f"{path}: is not text; copy the checkpoint again") from None
+    return from_json(ModelConfig, text, source=str(path))
+
+
+def _filled(make: Callable[[], _Module], tensors: Mapping[str, Tensor], source: str) -> _Module:
+    """A module with the tensors of a checkpoint; one that they do not fit is never made, however large it would be."""
+    with _single_precision():
+        with torch.device("meta"), _Undrawn():
+            _check_tensors(make().state_dict(), tensors, source)
+        with _Undrawn():
+            module = make()
+    load_tensors(module, tensors, source=source)
+    return module
+
+
+@contextmanager
+def _single_precision() -> Iterator[None]:
+    """Modules are fp32, whatever the caller's default is."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+class _Undrawn(TorchFunctionMode):
+    """Modules made in it draw no initial weights, which `load_tensors` replaces all.
+
+    That is a third of the time of loading, and leaves the caller's random numbers as they were.
+    """
+
+    _DRAWS = (init.normal_, init.uniform_, init.kaiming_uniform_)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in self._DRAWS:
+            return args[0] if args else kwargs["tensor"]
+        if func is torch.randn:
+            func = torch.empty
+        return func(*args, **(kwargs or {}))
+
+
+def _load(checkpoint: str | Path) -> tuple[ModelConfig, dict[str, Tensor], str]:
+    """Config and tensors of a verified checkpoint, and the name of the weights' file."""
+    folder = locate(checkpoint)
+    verify(folder)
+    config = _config(folder)
+    tensors, _ = read_tensors(folder / WEIGHTS)
+    return config, tensors, str(folder / WEIGHTS)
+
+
+def load_tensors(module: torch.nn.Module, tensors: Mapping[str, Tensor], *, source: str) -> None:
+    """Copy tensors into a module; every name and shape has to match."""
+    expected = module.state_dict()
+    _check_tensors(expected, tensors, source)
+    module.load_state_dict({name: t.to(expected[name].dtype) for name, t in tensors.items()})
+
+
+def _check_tensors(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: str) -> None:
+    for name in sorted(expected.keys() | tensors.keys()):
+        if name not in tensors:
+            raise EnmaError(f"{source}: lacks {name}; config and weights do not belong together")
+        if name not in expected:
+            raise EnmaError(f"{source}: holds unknown {name}; config and weights do not belong together")
+        if tensors[name].shape != expected[name].shape:
+            raise EnmaError(
+                f"{source}: {name} has shape {tuple(tensors[name].shape)};"
+                f" config asks for {tuple(expected[name].shape)}"
+            )
+        if tensors[name].dtype.is_complex or tensors[name].is_floating_point() != expected[name].is_floating_point():
+            raise EnmaError(f"{source}: {name} is {tensors[name].dtype}; {expected[name].dtype} is expected")
+        if not torch.isfinite(tensors[name]).all():
+            raise EnmaError(f"{source}: {name} holds a value that is not finite; copy or train it again")

@@ -1,0 +1,169 @@
+"""Condition + noise -> token: the flow-matching head (paper 3.1.2).
+
+Path x_r = (1 - r) x_0 + r x_1 from noise x_0 ~ N(0, I) to data x_1, velocity target x_1 - x_0, flow time r in [0, 1].
+The velocity network is an MLP with adaptive layer norm (internals after LTH14/mar, which the paper leaves open).
+
+Legend: ``...`` any leading shape (batch, frames, tokens, draws), C token channels, D width of the condition.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..config import FlowConfig
+from ..ops.flow_head import flow_head_ref, velocity
+from ..ops.flow_plan import BlockWeights, FlowPlan, HeadWeights
+from .layers import exact, widened
+from .schedule import flow_times
+
+
+class ModulatedBlock(nn.Module):
+    """x + gate * W2 silu(W1 (norm(x) * (1 + scale) + shift)); evaluated by :func:`enma_fast.ops.flow_head.velocity`."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.modulation = nn.Linear(width, 3 * width)
+        self.up = nn.Linear(width, width)
+        self.down = nn.Linear(width, width)
+
+    def weights(self) -> BlockWeights:
+        """The parameters as the operator takes them; no copy."""
+        return BlockWeights(
+            modulation_weight=self.modulation.weight,
+            modulation_bias=self.modulation.bias,
+            up_weight=self.up.weight,
+            up_bias=self.up.bias,
+            down_weight=self.down.weight,
+            down_bias=self.down.bias,
+        )
+
+
+class VelocityHead(nn.Module):
+    """v(x_r, condition, r)."""
+
+    def __init__(self, config: FlowConfig, channels: int, condition_width: int) -> None:
+        super().__init__()
+        w = config.width
+        self.time_features = config.time_features
+        self.inward = nn.Linear(channels, w)
+        self.condition = nn.Linear(condition_width, w)
+        self.time = nn.Sequential(nn.Linear(config.time_features, w), nn.SiLU(), nn.Linear(w, w))
+        blocks = [ModulatedBlock(w) for _ in range(config.layers)]
+        self.blocks = nn.ModuleList(blocks)
+        self.modulation = nn.Linear(w, 2 * w)
+        self.outward = nn.Linear(w, channels)
+        for layer in [*(b.modulation for b in blocks), self.modulation, self.outward]:
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor, c: Tensor, r: Tensor) -> Tensor:
+        """Velocity ``[..., C]`` at ``x [..., C]``; conditions ``c [..., D]`` and times ``r [..., 1]`` broadcast."""
+        return velocity(x, F.silu(self.condition(c) + self.time(self.features(r).to(c.dtype))), self.weights())
+
+    def weights(self) -> HeadWeights:
+        """The parameters as the operator takes them; no copy."""
+        return HeadWeights(
+            condition_weight=self.condition.weight,
+            condition_bias=self.condition.bias,
+            inward_weight=self.inward.weight,
+            inward_bias=self.inward.bias,
+            blocks=tuple(block.weights() for block in cast("list[ModulatedBlock]", self.blocks)),
+            modulation_weight=self.modulation.weight,
+            modulation_bias=self.modulation.bias,
+            outward_weight=self.outward.weight,
+            outward_bias=self.outward.bias,
+        )
+
+    def plan(self, *, steps: int, method: str) -> FlowPlan:
+        """Weights and schedule for the operator; the embeddings of the evaluation times are computed here, once."""
+        times = flow_times(steps, method)
+        weight = self.inward.weight
+        r_R1 = torch.tensor([r for r, _ in times], device=weight.device)[:, None]
+        return FlowPlan(
+            weights=self.weights(),
+            time_RW=self.time(self.features(r_R1).to(weight.dtype)),
+            moves=tuple(h for _, h in times),
+            moves_per_step=len(times) // steps,
+        )
+
+    def features(self, r: Tensor) -> Tensor:
+        """Sinusoids of 1000 r, ``[..., time_features]`` in fp32."""
+        half = self.time_features // 2
+        frequency = torch.exp(-math.log(10_000.0) * torch.arange(half, device=r.device, dtype=torch.float32) / half)
+        angle = 1000.0 * r.float() * frequency
+        return torch.cat([angle.cos(), angle.sin()], dim=-1)
+
+
+class FlowHead(nn.Module):
+    """Distribution of one token given its condition: training loss and sampler."""
+
+    def __init__(self, config: FlowConfig, channels: int, condition_width: int) -> None:
+        super().__init__()
+        self.config = config
+        self.velocity = VelocityHead(config, channels, condition_width)
+        self.moments = nn.Linear(condition_width, 2 * channels) if config.target == "residual" else None
+        if self.moments is not None:
+            nn.init.zeros_(self.moments.weight)
+            nn.init.zeros_(self.moments.bias)
+
+    def mean_and_scale(self, c: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and scale ``[..., C]`` of the tokens in fp32 or float64 (``residual`` target only)."""
+        assert self.moments is not None
+        mean, raw = widened(exact(self.moments, c)).chunk(2, dim=-1)
+        # Smoothly bounded below: a token is never claimed to better than 1e-3 of its standard deviation.
+        return mean, F.softplus(raw + math.log(math.e - 1)) + 1e-3
+
+    def loss(self, z: Tensor, c: Tensor, noise: Tensor, r: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss per token.
+
+        Parameters
+        ----------
+        z
+            True tokens ``[..., C]``.
+        c
+            Conditions ``[..., D]``.
+        noise
+            ``[..., draws, C]`` standard normal.
+        r
+            Flow times ``[..., draws, 1]``.
+
+        Returns
+        -------
+        loss ``[...]`` and a dict of per-token terms to log (detached).
+        """
+        target, terms = z.float(), {}
+        likelihood = torch.zeros((), device=z.device)
+        if self.moments is not None:
+            mean, scale = self.mean_and_scale(c)
+            error = target - mean
+            nll = 0.5 * (error / scale).square() + scale.log()
+            likelihood = (scale.detach() ** (2 * self.config.likelihood_power) * nll).mean(-1)
+            target = (error / scale).detach()
+            terms["error"] = error.detach().square().mean(-1)
+            terms["scale"] = scale.detach().square().mean(-1)
+        x_1 = target[..., None, :]
+        x_r = (1 - r) * noise + r * x_1
+        v = self.velocity(x_r.to(c.dtype), c[..., None, :], r)
+        flow = (v.float() - (x_1 - noise)).square().mean((-1, -2))
+        terms["flow"] = flow.detach()
+        return flow + likelihood, terms
+
+    def sample(self, c: Tensor, noise: Tensor, *, steps: int, method: str) -> Tensor:
+        """Integrate the flow from ``noise [..., C]`` under conditions ``c [..., D]``; returns tokens ``[..., C]``.
+
+        ``method`` is ``midpoint`` (two evaluations a step) or ``euler`` (one).
+        """
+        y = flow_head_ref(
+            c,
+            noise.to(torch.promote_types(c.dtype, torch.float32)),
+            plan=self.velocity.plan(steps=steps, method=method),
+        )
+        if self.moments is not None:
+            mean, scale = self.mean_and_scale(c)
+            y = mean + scale * y
+        return y

@@ -1,0 +1,150 @@
+"""The joined model; ``Dynamics.forward`` is the training loss.
+
+Legend: B batch, T latent frames, N tokens per frame, C token channels, D width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..config import FlowConfig, ModelConfig
+from .causal_transformer import CausalTransformer
+from .domain import Domain
+from .flow_head import FlowHead
+from .masked_transformer import MaskedTransformer
+from .tokenizer import LinearEnd, Tokenizer, patchify, unpatchify
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The random numbers of one training step, drawn outside so that the loss is a function of its arguments.
+
+    Lists hold one entry per segment, shaped like that segment's latent frames.
+    """
+
+    noise: list[Tensor]  # [B, T, N, draws, C] standard normal
+    times: list[Tensor]  # [B, T, N, draws, 1] flow times in [0, 1]
+    known: list[Tensor]  # [B, T, N] True where the masked transformer sees the token
+    history: list[Tensor]  # [B, T, N, C] noise added to what the causal transformer reads
+    masked: Tensor  # [] what the sum over masked tokens is divided by: their number, in a share their mean per share
+
+    def share(self, rows: slice, *, ranks: int, device: torch.device) -> Draws:
+        """The part of these rows; the mean of the shares' losses is the loss of the whole batch."""
+        lists = (self.noise, self.times, self.known, self.history)
+        noise, times, known, history = ([x[rows].to(device) for x in part] for part in lists)
+        return Draws(noise, times, known, history, (self.masked / ranks).to(device))
+
+
+class Dynamics(nn.Module):
+    """Causal transformer, masked transformer and flow head on standardised latent frames."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        dyn = config.dynamics
+        self.temporal = CausalTransformer(config)
+        self.spatial = MaskedTransformer(config)
+        self.flow = FlowHead(dyn.flow, config.token_channels, dyn.width)
+        self.read = nn.Linear(dyn.width, config.token_channels) if dyn.decoder == "one-pass" else None
+
+    def forward(self, segments: list[Tensor], draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean loss over the masked tokens of all segments, and terms to log.
+
+        Parameters
+        ----------
+        segments
+            Standardised latent frames ``[B, T_i, N, C]``: one trajectory, or a context and a target that share an
+            environment.
+        draws
+            Random numbers of this step.
+        """
+        read = [z + n for z, n in zip(segments, draws.history, strict=True)]
+        contexts = self.temporal(read)
+        h = torch.cat([c.flatten(0, 1) for c in contexts])
+        z = torch.cat([s.flatten(0, 1) for s in segments])
+        known = torch.cat([k.flatten(0, 1) for k in draws.known])
+        c = self.spatial(h, z, known)
+        noise = torch.cat([x.flatten(0, 1) for x in draws.noise])
+        times = torch.cat([x.flatten(0, 1) for x in draws.times])
+        per_token, terms = self.flow.loss(z, c, noise, times)
+        weight = (~known).to(per_token.dtype)
+        total = draws.masked
+        return (per_token * weight).sum() / total, {k: (v * weight).sum() / total for k, v in terms.items()}
+
+
+def draw(
+    config: ModelConfig,
+    shapes: list[tuple[int, int]],
+    *,
+    flow: FlowConfig,
+    mask_ratio: tuple[float, float],
+    history_noise: tuple[float, float],
+    history_noise_share: float,
+    generator: torch.Generator,
+) -> Draws:
+    """Draw the random numbers of a step for segments of ``(batch, frames)`` each."""
+    N, C = config.num_tokens, config.token_channels
+    noise, times, known, history = [], [], [], []
+    low, high = history_noise
+    B = shapes[0][0]
+    level = low * (high / low) ** torch.rand(B, 1, 1, 1, generator=generator)
+    level = level * (torch.rand(B, 1, 1, 1, generator=generator) < history_noise_share)
+    for B, T in shapes:
+        noise.append(torch.randn(B, T, N, flow.draws, C, generator=generator))
+        if flow.time_law == "uniform":
+            times.append(torch.rand(B, T, N, flow.draws, 1, generator=generator))
+        else:
+            times.append(torch.randn(B, T, N, flow.draws, 1, generator=generator).sigmoid())
+        ratio = mask_ratio[0] + (mask_ratio[1] - mask_ratio[0]) * torch.rand(B, T, 1, generator=generator)
+        masked = (ratio * N).ceil().clamp(1, N)
+        rank = torch.rand(B, T, N, generator=generator).argsort(-1).argsort(-1)
+        known.append(rank >= masked)
+        history.append(level * torch.randn(B, T, N, C, generator=generator))
+    count = torch.stack([(~k).sum() for k in known]).sum().float()
+    return Draws(noise, times, known, history, count)
+
+
+class Model(nn.Module):
+    """Tokenizer and dynamics with the latent statistics between them."""
+
+    latent_mean: Tensor
+    latent_std: Tensor
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        # What it was trained on, where its checkpoint says so.
+        self.domain: Domain | None = None
+        self.tokenizer = Tokenizer(config.tokenizer)
+        self.dynamics = Dynamics(config)
+        channels = config.tokenizer.latent_channels
+        self.register_buffer("latent_mean", torch.zeros(channels))
+        self.register_buffer("latent_std", torch.ones(channels))
+
+    def to_tokens(self, z_BTNC: Tensor) -> Tensor:
+        """Standardise the tokenizer's latents and merge them to the transformers' tokens."""
+        z = (z_BTNC - self.latent_mean) / self.latent_std
+        return patchify(z, self.config.tokenizer.token_grid, self.config.dynamics.patch)
+
+    def from_tokens(self, z_BTNC: Tensor) -> Tensor:
+        """Inverse of :meth:`to_tokens`."""
+        z = unpatchify(z_BTNC, self.config.tokenizer.token_grid, self.config.dynamics.patch)
+        return z * self.latent_std + self.latent_mean
+
+    def encode(self, u: Tensor, points: Tensor | None = None, valid: Tensor | None = None) -> Tensor:
+        """Fields ``[B, T, *grid, c]`` (or points) to standardised tokens ``[B, T', N, C]``."""
+        return self.to_tokens(self.tokenizer.encode(u, points, valid))
+
+    def decode(
+        self,
+        z_BTNC: Tensor,
+        num_frames: int | None = None,
+        query: Tensor | None = None,
+        *,
+        end: LinearEnd | None = None,
+    ) -> Tensor:
+        """Standardised tokens to fields ``[B, T, *grid, c]``; arguments as those of `Tokenizer.decode`."""
+        return self.tokenizer.decode(self.from_tokens(z_BTNC), num_frames, query, end=end)

@@ -1,0 +1,129 @@
+"""How many tokens each mask step decides, in how many flow steps, and at which flow times the velocity is evaluated.
+
+Everything here is plain Python on the host: the sizes are static, so a frame step built from them never
+synchronises.
+"""
+
+from __future__ import annotations
+
+from math import cos, floor, pi
+
+from ..errors import EnmaError
+
+
+def mask_schedule(num_tokens: int, mask_steps: int) -> tuple[int, ...]:
+    """Number of tokens decided at each mask step of one frame.
+
+    After step `s` of `S`, `floor(n cos^2(pi s / 2S))` of the `n` tokens are still masked; every step decides
+    at least one token, and the last step decides all that are left.
+
+    Parameters
+    ----------
+    num_tokens : int
+        Tokens per frame, `n >= 1`.
+    mask_steps : int
+        Mask steps per frame, `1 <= S <= n`.
+
+    Returns
+    -------
+    tuple of int
+        `S` counts, each at least 1, that sum to `n`; for example `(2, 2, 4, 4, 3, 1)` for `n=16, S=6`.
+
+    Raises
+    ------
+    EnmaError
+        If a number is below 1, or there are more steps than tokens.
+
+    Notes
+    -----
+    ENMA section 3.1.2 prints the cosine as the number decided, which does not sum to `n`; it is read here as
+    the number still masked.
+    """
+    if num_tokens < 1 or mask_steps < 1:
+        raise EnmaError(f"num_tokens is {num_tokens} and mask_steps is {mask_steps}: both must be at least 1")
+    if mask_steps > num_tokens:
+        raise EnmaError(
+            f"mask_steps is {mask_steps} but a frame has num_tokens {num_tokens}: "
+            f"each step decides at least one token, so use mask_steps <= {num_tokens}"
+        )
+    counts = []
+    masked = num_tokens
+    for step in range(1, mask_steps + 1):
+        # cos^2 can be exactly 1/4, 1/2 or 3/4; the slack keeps rounding from losing a token there.
+        wanted = floor(num_tokens * cos(pi * step / (2 * mask_steps)) ** 2 + 1e-9)
+        # Leave one token for each later step, and decide one in this step.
+        left = min(max(wanted, mask_steps - step), masked - 1)
+        counts.append(masked - left)
+        masked = left
+    return tuple(counts)
+
+
+def flow_steps_at(first: int, last: int | None, *, step: int, mask_steps: int) -> int:
+    """Flow steps of the tokens decided at mask step `step = 0, ..., mask_steps - 1`.
+
+    `first + (last - first) step / (mask_steps - 1)`, to the nearest whole number, halves upward: the first tokens are
+    decided with least knowledge, the last ones are nearly known. A single mask step takes `first`.
+
+    Parameters
+    ----------
+    first, last : int
+        Flow steps of the first and of the last mask step, at least 1; with `last=None` every mask step takes `first`.
+
+    Raises
+    ------
+    EnmaError
+        If a number of flow steps is below 1 or there is no such mask step.
+    """
+    if last is None:
+        last = first
+    if min(first, last) < 1:
+        raise EnmaError(f"first is {first} and last is {last}: at least 1 flow step is needed at every mask step")
+    if not 0 <= step < mask_steps:
+        raise EnmaError(f"step is {step}: the {mask_steps} mask steps of a frame are counted from 0")
+    intervals = max(mask_steps - 1, 1)
+    return (2 * (first * (intervals - step) + last * step) + intervals) // (2 * intervals)
+
+
+def flow_schedule(first: int, last: int | None, *, mask_steps: int) -> tuple[int, ...]:
+    """Flow steps of all mask steps of a frame, by :func:`flow_steps_at`."""
+    return tuple(flow_steps_at(first, last, step=step, mask_steps=mask_steps) for step in range(mask_steps))
+
+
+def flow_times(flow_steps: int, method: str) -> list[tuple[float, float]]:
+    """Velocity evaluations `(r, h)` that carry a token from noise (`r = 0`) to data (`r = 1`).
+
+    Each entry says: evaluate the velocity at flow time `r`, and move by `h` from where the flow step started.
+
+    * `"euler"`, one entry per flow step: `y <- y + h v(y, r)`.
+    * `"midpoint"`, two entries per flow step, a trial half step and the full step:
+      `y_mid = y + h_0 v(y, r_0)`, then `y <- y + h_1 v(y_mid, r_1)`, with `r_1 = r_0 + h_0` and `h_1 = 2
+      h_0`.
+
+    Parameters
+    ----------
+    flow_steps : int
+        Flow steps, at least 1. The paper's 10 midpoint steps are 20 velocity evaluations.
+    method : str
+        `"midpoint"` or `"euler"`.
+
+    Returns
+    -------
+    list of (float, float)
+        One `(r, h)` for each velocity evaluation, in order.
+
+    Raises
+    ------
+    EnmaError
+        If `flow_steps` is below 1 or the method is unknown.
+    """
+    if flow_steps < 1:
+        raise EnmaError(f"flow_steps is {flow_steps}: it must be at least 1")
+    if method == "euler":
+        return [(step / flow_steps, 1 / flow_steps) for step in range(flow_steps)]
+    if method == "midpoint":
+        return [
+            time
+            for step in range(flow_steps)
+            for time in ((step / flow_steps, 0.5 / flow_steps), ((step + 0.5) / flow_steps, 1 / flow_steps))
+        ]
+    raise EnmaError(f"flow method {method!r} is unknown: use 'midpoint' or 'euler'")

@@ -1,0 +1,1 @@
+"""Runs of many members by many processes: their plan, their shares, and statistics on the way."""

@@ -1,0 +1,75 @@
+"""A fingerprint of the arithmetic that samples members: settings, libraries and processor of this process, by a probe.
+
+Bits of a member depend on more than versions: on the instructions that PyTorch, oneDNN and MKL choose by processor and
+environment, on the precision of fp32 products, on autocast. So a made-up member is encoded, sampled and decoded, and
+its bits are hashed. Who would write other bits into a store has another fingerprint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Hashable
+
+import numpy as np
+import torch
+
+from ..config import SamplingConfig
+from ..forecasting.api import sample_fields
+from ..models.model import Model
+
+# Observed frames, of which two latents come; and the variables that libraries read.
+_HISTORY = 3
+_VARIABLES = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "ATEN_CPU_CAPABILITY")
+
+_KNOWN: dict[Hashable, str] = {}
+
+
+def fingerprint(model: Model, name: str, *, settings: SamplingConfig | None, dtype: torch.dtype | None) -> str:
+    """The fingerprint of sampling with a model in this process, as it is set now.
+
+    Parameters
+    ----------
+    model : the model
+    name : of its weights and config, such as their hashes; what is known of it is not probed again
+    settings, dtype : of the sampler; the model's own by default
+    """
+    device = next(model.parameters()).device
+    if device.type != "cpu":
+        # The GPU's name is recorded beside it.
+        return ", ".join(settings_here(device.type))
+    key = (name, settings, dtype, tuple(settings_here("cpu")), torch.get_num_threads())
+    if key not in _KNOWN:
+        member = sample_fields(
+            model,
+            _history(model),
+            num_frames=1,
+            num_members=1,
+            seed=0,
+            trajectories=[0],
+            chunk=1,
+            settings=settings,
+            dtype=dtype,
+            warn=False,
+        )
+        _KNOWN[key] = hashlib.sha256(member.numpy().tobytes()).hexdigest()[:16]
+    return _KNOWN[key]
+
+
+def settings_here(device: str) -> list[str]:
+    """Settings of the arithmetic that a user can change, as they are in this process."""
+    found = [
+        f"float32_matmul_precision {torch.get_float32_matmul_precision()}",
+        f"autocast {torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else 'off'}",
+        *([] if device != "cpu" or torch.backends.mkldnn.enabled else ["oneDNN off"]),
+    ]
+    return [*found, *(f"{name}={os.environ[name]}" for name in _VARIABLES if device == "cpu" and name in os.environ)]
+
+
+def _history(model: Model) -> np.ndarray:
+    """Made-up observed frames `[1, L, *x, c]`, the same on every machine."""
+    tok = model.config.tokenizer
+    shape = (1, _HISTORY, *tok.grid, tok.field_channels)
+    # Numbers of no function, which libraries round differently.
+    values = np.arange(int(np.prod(shape))) * 7919 % 1009 / 1009 - 0.5
+    return values.astype(np.float32).reshape(shape)

@@ -1,0 +1,1 @@
+"""Frames and trajectories from a model: the reference, and every faster path to the same values."""

@@ -1,0 +1,175 @@
+"""The frame step as CUDA graphs: recorded once, then one launch per frame.
+
+    step = CapturedStep(StaticStep(...))
+    step.warm_up()      on a side stream: kernels compile, operators pack their weights
+    step.capture()      a graph for each kind of frame (fed back or the last), all in one private pool
+    step.begin(...)     history and context, outside the graphs
+    step.frame()        one launch
+    step.close()        graphs and pool go; the static buffers belong to the StaticStep
+
+`try_capture` does the first three lines and gives the step as it was where that fails.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..errors import EnmaError
+from .static_step import FrameKind, StaticPlan, StaticStep
+
+logger = logging.getLogger(__name__)
+
+# One call compiles and packs; in the second nothing is new, as in the capture.
+WARM_UPS = 2
+
+
+class Recorder(Protocol):
+    """How a call is recorded and repeated; `CudaRecorder`, or a stand-in where there is no GPU."""
+
+    def warm_up(self, run: Callable[[], object]) -> None:
+        """Run where a recording would, without one."""
+
+    def record(self, run: Callable[[], object]) -> Callable[[], None]:
+        """Record what `run` does on the device; the result repeats it."""
+
+    def close(self) -> None:
+        """Free what the recordings hold."""
+
+
+class CudaRecorder:
+    """CUDA graphs of one device that share a private pool and a side stream."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device)
+        self._pool = torch.cuda.graph_pool_handle()
+        self._graphs: list[torch.cuda.CUDAGraph] = []
+
+    def warm_up(self, run: Callable[[], object]) -> None:
+        """Run on the side stream."""
+        current = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(current)
+        with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
+            run()
+        current.wait_stream(self._stream)
+
+    def record(self, run: Callable[[], object]) -> Callable[[], None]:
+        """Capture a graph; the result launches it on the current stream."""
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.device(self._device), torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+            run()
+        self._graphs.append(graph)
+        return graph.replay
+
+    def close(self) -> None:
+        """Destroy the graphs once they have run; their pool goes with the last of them."""
+        torch.cuda.synchronize(self._device)
+        for graph in self._graphs:
+            graph.reset()
+        self._graphs.clear()
+
+
+class CapturedStep:
+    """A `StaticStep` whose frames are replayed; same interface, same bits."""
+
+    def __init__(self, step: StaticStep, *, recorder: Recorder | None = None) -> None:
+        if recorder is None:
+            if step.device.type != "cuda":
+                raise EnmaError(f"step is on {step.device}; CUDA graphs need a CUDA device")
+            recorder = CudaRecorder(step.device)
+        self._step = step
+        self._recorder: Recorder | None = recorder
+        self._replays: dict[FrameKind, Callable[[], None]] = {}
+        self._warm = False
+        self.launches = 0
+
+    @property
+    def plan(self) -> StaticPlan:
+        """The static buffers of the step; the graphs' pool is not counted."""
+        return self._step.plan
+
+    def warm_up(self) -> None:
+        """Run every kind of frame on buffers of no trajectory; one that had begun is forgotten."""
+        recorder = self._open()
+        for kind in self._step.kinds():
+            for _ in range(WARM_UPS):
+                # Each run feeds its frame back, to the first place again.
+                self._step.reset()
+                recorder.warm_up(functools.partial(self._step.run, kind))
+        self._step.reset()
+        self._warm = True
+
+    def capture(self) -> None:
+        """Record every kind of frame.
+
+        Raises
+        ------
+        EnmaError
+            Before :meth:`warm_up`, or a second time.
+        """
+        recorder = self._open()
+        if not self._warm:
+            raise EnmaError("capture: call warm_up first, so that nothing is compiled or packed during the capture")
+        if self._replays:
+            raise EnmaError("capture: the step is captured already; close it and make a new one")
+        self._replays = {kind: recorder.record(functools.partial(self._step.run, kind)) for kind in self._step.kinds()}
+        self._step.reset()
+
+    def begin(self, segments: Sequence[Tensor], *, seeds: Tensor, members: Tensor, first: int) -> None:
+        """As :meth:`StaticStep.begin`: inputs are checked, and copied to where the graphs read them."""
+        self._captured()
+        self._step.begin(segments, seeds=seeds, members=members, first=first)
+
+    def frame(self, *, last: bool = False) -> Tensor:
+        """As :meth:`StaticStep.frame`, by one launch."""
+        replays = self._captured()
+        replays[self._step.advance(last=last)]()
+        self.launches += 1
+        return self._step.tokens_BNC
+
+    def close(self) -> None:
+        """Free the graphs; the step itself can still be used. A second time nothing happens."""
+        if self._recorder is not None:
+            self._replays = {}
+            self._recorder.close()
+            self._recorder = None
+            self._step.reset()
+
+    def _open(self) -> Recorder:
+        if self._recorder is None:
+            raise EnmaError("the captured step is closed; make a new one")
+        return self._recorder
+
+    def _captured(self) -> dict[FrameKind, Callable[[], None]]:
+        self._open()
+        if not self._replays:
+            raise EnmaError("the step is not captured; call warm_up and capture first")
+        return self._replays
+
+
+def try_capture(step: StaticStep, *, recorder: Recorder | None = None) -> CapturedStep | StaticStep:
+    """The step as graphs, or as it is where they cannot be made; each reason is logged once."""
+    captured = None
+    try:
+        captured = CapturedStep(step, recorder=recorder)
+        captured.warm_up()
+        captured.capture()
+    # Torch reports what a graph cannot hold, and a device that is out of memory, as RuntimeError.
+    except (EnmaError, RuntimeError) as error:
+        _say_once(str(error).partition("\n")[0])
+        if captured is not None:
+            captured.close()
+        step.reset()
+        return step
+    return captured
+
+
+@functools.cache
+def _say_once(reason: str) -> None:
+    logger.warning("frames run without a CUDA graph: %s", reason)

@@ -1,0 +1,220 @@
+"""FRAME -> TRAJECTORY, prepared: the sampler of `sample.py` as fast as this machine makes it, with the same results.
+
+An `Engine` packs a model's weights once and then serves any number of ensembles:
+
+* ``native``: on the CPU, each latent frame is one call of the extension;
+* ``graph``: on a GPU, each latent frame is one launch of a CUDA graph;
+* ``static``: the step that the graph holds, not captured;
+* ``reference``: `sample.trajectory`.
+
+Legend: B rows (members), G groups that share history and context, T latent frames, N tokens per frame, C token
+channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..config import SamplingConfig
+from ..errors import EnmaError
+from ..models.layers import own_dtype, weights_key
+from ..models.model import Dynamics
+from ..ops import choose, sampler
+from ..sampling.settings import chosen_sampling
+from . import reference as sample
+from .cuda_graphs import CapturedStep, try_capture
+from .native import NativeSampler
+from .static_step import StaticStep
+
+BACKENDS = ("native", "graph", "static", "reference")
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def candidates(device: torch.device, dtype: torch.dtype, *, head_dim: int) -> dict[str, str | None]:
+    """Ways to sample with weights of this device, dtype and size of heads, best first; why one cannot serve."""
+    on_gpu = device.type == "cuda"
+    return {
+        "native": sampler.problem(device, dtype, head_dim=head_dim),
+        "graph": None if on_gpu else f"needs a CUDA device, the model is on {device}",
+        "static": None if on_gpu else "is for GPUs; on the CPU only when asked for",
+        "reference": None,
+    }
+
+
+class Engine:
+    """A model prepared for sampling; make a new one after its weights have changed.
+
+    Parameters
+    ----------
+    dynamics
+        The model; its weights stay as they are.
+    dtype
+        Of the packed weights: the model's own by default, or bf16 for speed.
+    backend
+        One of ``native``, ``graph``, ``static``, ``reference``; the best that can serve by default.
+
+    Raises
+    ------
+    EnmaError
+        If the backend cannot serve; says why.
+    """
+
+    def __init__(self, dynamics: Dynamics, *, dtype: torch.dtype | None = None, backend: str | None = None) -> None:
+        self.dynamics = dynamics
+        self.dtype = dtype or own_dtype(dynamics)
+        config = dynamics.config.dynamics
+        device = next(dynamics.parameters()).device
+        found = candidates(device, self.dtype, head_dim=config.width // config.heads)
+        if backend == "static":
+            found["static"] = None
+        if self.dtype != own_dtype(dynamics):
+            found["reference"] = f"samples with the model's weights as they are, not with {self.dtype}"
+        self.backend = choose("sampler", found, backend)
+        self._native = NativeSampler(dynamics, dtype=self.dtype) if self.backend == "native" else None
+        # The step of the last chunk, taken while a trajectory is being made.
+        self._idle: tuple[tuple[Any, ...], StaticStep | CapturedStep] | None = None
+
+    # As a decorator it covers each frame, and not what the caller does between two of them.
+    @torch.inference_mode()
+    def trajectory(
+        self,
+        history: Tensor,
+        *,
+        num_latents: int,
+        seeds: Tensor,
+        members: Tensor,
+        context: Tensor | None = None,
+        settings: SamplingConfig | None = None,
+        groups: Tensor | None = None,
+    ) -> Iterator[Tensor]:
+        """Generate the latent frames that follow a history, one at a time.
+
+        Parameters
+        ----------
+        history
+            Observed latent frames ``[G, T0, N, C]``; T0 may be 0 when a context is given.
+        num_latents
+            Latent frames of the whole trajectory, the observed ones included.
+        seeds, members
+            ``[B]`` int64, the key of each row's noise. A row's result depends on these and its group's history and
+            context only.
+        context
+            Latent frames ``[G, Tc, N, C]`` of another trajectory of the same environment.
+        settings
+            Sampling settings; the model's own by default. A one-pass model takes another temperature only.
+        groups
+            ``[B]`` int64, the history that each row continues; by default row b has history b.
+
+        Yields
+        ------
+        Tensor
+            ``[B, N, C]`` fp32: latent frames T0, T0 + 1, ..., num_latents - 1.
+        """
+        settings = chosen_sampling(self.dynamics.config, settings)
+        if groups is None:
+            groups = torch.arange(len(seeds), device=seeds.device)
+        if self.backend == "reference":
+            yield from sample.trajectory(
+                self.dynamics,
+                history[groups],
+                num_latents=num_latents,
+                seeds=seeds,
+                members=members,
+                context=None if context is None else context[groups],
+                settings=settings,
+            )
+            return
+        segments = [history] if context is None else [context, history]
+        if self._native is not None:
+            yield from self._native.trajectory(
+                segments, num_latents=num_latents, seeds=seeds, members=members, groups=groups, settings=settings
+            )
+        else:
+            yield from self._static(segments, num_latents, seeds, members, groups, settings)
+
+    def planned_bytes(self) -> dict[str, int]:
+        """Memory of the last chunk by what it is for, as it was planned; empty before the first one."""
+        if self._native is not None:
+            return self._native.planned_bytes()
+        if self._idle is None:
+            return {}
+        plan = self._idle[1].plan
+        return {"weights": plan.weights, "keys_values": plan.kv_bytes, "buffers": plan.buffer_bytes}
+
+    def _static(
+        self,
+        segments: list[Tensor],
+        num_latents: int,
+        seeds: Tensor,
+        members: Tensor,
+        groups: Tensor,
+        settings: SamplingConfig,
+    ) -> Iterator[Tensor]:
+        """Frames by a static step, which takes groups of one size that follow each other."""
+        G, B = segments[0].shape[0], len(seeds)
+        even = B % G == 0 and torch.equal(groups, torch.arange(G, device=groups.device).repeat_interleave(B // G))
+        if not even:
+            segments, G = [s[groups] for s in segments], B
+        first = segments[-1].shape[1]
+        initial = not sample.in_one_pass(self.dynamics.config, first)
+        key = (B, G, sum(s.shape[1] + 1 for s in segments), max(0, num_latents - first - 1), settings, initial)
+        step = self._take(key)
+        try:
+            step.begin(segments, seeds=seeds, members=members, first=first)
+            for t in range(first, num_latents):
+                yield step.frame(last=t + 1 == num_latents).float().clone()
+        finally:
+            self._release()
+            self._idle = (key, step)
+
+    def _take(self, key: tuple[Any, ...]) -> StaticStep | CapturedStep:
+        """The step of the last chunk, if it is of this size and nobody has it."""
+        if self._idle is not None and self._idle[0] == key:
+            step, self._idle = self._idle[1], None
+            return step
+        # Its memory goes before more is asked for.
+        self._release()
+        rows, groups, prefix_frames, own_frames, settings, initial = key
+        made = StaticStep(
+            self.dynamics,
+            rows=rows,
+            groups=groups,
+            prefix_frames=prefix_frames,
+            own_frames=own_frames,
+            settings=settings,
+            initial=initial,
+            dtype=self.dtype,
+        )
+        return try_capture(made) if self.backend == "graph" else made
+
+    def _release(self) -> None:
+        """Free the step that nobody has."""
+        if self._idle is not None and isinstance(self._idle[1], CapturedStep):
+            self._idle[1].close()
+        self._idle = None
+
+
+class _Engines(dict[Any, tuple[tuple[Any, ...], Engine]]):
+    """Engines of a model, kept in it so that they go with it; a copy of the model starts without."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Engines:
+        return _Engines()
+
+    def __reduce__(self) -> tuple[type[_Engines], tuple[()]]:
+        return _Engines, ()
+
+
+def engine_for(dynamics: Dynamics, *, dtype: torch.dtype | None = None, backend: str | None = None) -> Engine:
+    """The engine of a model, prepared on first use and again after its weights have changed."""
+    if backend is not None and backend not in BACKENDS:
+        raise EnmaError(f"backend {backend!r} is unknown; expected one of {', '.join(BACKENDS)}")
+    engines: _Engines = vars(dynamics).setdefault("_engines", _Engines())
+    weights = weights_key(dynamics)
+    known = engines.get((dtype, backend))
+    if known is None or known[0] != weights:
+        known = engines[dtype, backend] = (weights, Engine(dynamics, dtype=dtype, backend=backend))
+    return known[1]

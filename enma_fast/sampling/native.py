@@ -1,0 +1,168 @@
+"""FRAME -> TRAJECTORY on the CPU: `sample.trajectory` with every latent frame made in one call of the extension.
+
+Weights are packed once. Members of a trajectory share the keys and values of its history and context; in the masked
+transformer the first layer sees only tokens that have changed, the last only those that are being decided. A one-pass
+model has no flow head packed unless frame 0 is to be decided.
+
+Legend: B rows (members), G groups that share history and context, N tokens per frame, C token channels, K head dim.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..config import SamplingConfig
+from ..errors import EnmaError
+from ..models.layers import RMSNorm
+from ..models.model import Dynamics
+from ..models.schedule import flow_schedule, mask_schedule
+from ..ops import sampler
+from ..ops.flow_plan import FlowPlan
+from ..utils.bounds import most_threads
+from .reference import in_one_pass
+
+# Frames that the tables of rotary positions hold at first.
+TABLE_FRAMES = 64
+
+
+class NativeSampler:
+    """A model packed for the CPU; pack again after its weights have changed.
+
+    Parameters
+    ----------
+    dynamics
+        The model.
+    dtype
+        Of the packed weights; bf16 halves their size, and is the fastest where the processor multiplies it
+        (AVX-512 BF16). Tokens, residuals and sums are fp32 in either case.
+    """
+
+    def __init__(self, dynamics: Dynamics, *, dtype: torch.dtype) -> None:
+        self.dynamics, self.dtype = dynamics, dtype
+        self._plans: dict[tuple[int, str], FlowPlan] = {}
+        # The session of the last chunk, taken while a trajectory is being made.
+        self._idle: tuple[tuple[Any, ...], Any] | None = None
+        self._pack(TABLE_FRAMES)
+
+    def trajectory(
+        self,
+        segments: Sequence[Tensor],
+        *,
+        num_latents: int,
+        seeds: Tensor,
+        members: Tensor,
+        groups: Tensor,
+        settings: SamplingConfig,
+        threads: int | None = None,
+    ) -> Iterator[Tensor]:
+        """Yield latent frames ``[B, N, C]`` that follow `segments`, ``[G, T_i, N, C]`` each, the history last."""
+        first = segments[-1].shape[1]
+        key, session = self.session(
+            rows=len(seeds),
+            groups=segments[0].shape[0],
+            prefix_frames=sum(s.shape[1] + 1 for s in segments),
+            own_frames=max(0, num_latents - first - 1),
+            first=first,
+            settings=settings,
+            threads=threads,
+        )
+        config = self.dynamics.config
+        try:
+            session.reset()
+            for number, segment in enumerate(segments):
+                session.start_segment(number)
+                for z_GNC in segment.float().unbind(1):
+                    session.read(z_GNC.contiguous())
+            session.begin(seeds.contiguous(), members.contiguous(), groups.contiguous(), first)
+            for t in range(first, num_latents):
+                z_BNC = torch.empty(len(seeds), config.num_tokens, config.token_channels, dtype=torch.float32)
+                session.frame(z_BNC, t + 1 == num_latents)
+                yield z_BNC
+        finally:
+            # A trajectory that was left early gives it back too.
+            self._idle = (key, session)
+
+    def session(
+        self,
+        *,
+        rows: int,
+        groups: int,
+        prefix_frames: int,
+        own_frames: int,
+        first: int,
+        settings: SamplingConfig,
+        threads: int | None = None,
+        isa: str = "",
+        teams: str = "",
+    ) -> tuple[tuple[Any, ...], Any]:
+        """Memory for one chunk from frame `first` on, the last one's if it fits, and the key that it goes by."""
+        threads = min(threads or torch.get_num_threads(), most_threads())
+        if prefix_frames + own_frames > self._frames:
+            self._pack(2 * (prefix_frames + own_frames))
+        # Frames that are decided in one pass take no mask steps.
+        N = self.dynamics.config.num_tokens
+        mask_steps = 0 if in_one_pass(self.dynamics.config, first) else min(settings.mask_steps, N)
+        key = (rows, groups, prefix_frames, own_frames, settings, mask_steps, threads, isa, teams, self._frames)
+        if self._idle is not None and self._idle[0] == key:
+            session, self._idle = self._idle[1], None
+            return key, session
+        # Its memory goes before more is asked for.
+        self._idle = None
+        flow_steps = flow_schedule(settings.flow_steps, settings.last_flow_steps, mask_steps=mask_steps)
+        session = self._packed.session(
+            [self._plan(steps, settings.method) for steps in flow_steps],
+            counts=mask_schedule(N, mask_steps) if mask_steps else (),
+            rows=rows,
+            groups=groups,
+            prefix_frames=prefix_frames,
+            own_frames=own_frames,
+            temperature=settings.temperature,
+            threads=threads,
+            isa=isa,
+            teams=teams,
+        )
+        return key, session
+
+    def planned_bytes(self) -> dict[str, int]:
+        """Memory of the last session: weights, keys_values, buffers and work space of the threads."""
+        return {} if self._idle is None else dict(self._idle[1].plan())
+
+    def _plan(self, steps: int, method: str) -> FlowPlan:
+        key = (steps, method)
+        if key not in self._plans:
+            with torch.no_grad():
+                self._plans[key] = self.dynamics.flow.velocity.plan(steps=steps, method=method).to(self.dtype)
+        return self._plans[key]
+
+    @torch.no_grad()
+    def _pack(self, frames: int) -> None:
+        config, dynamics = self.dynamics.config, self.dynamics
+        rotary = None
+        if dynamics.temporal.rotary is not None:
+            rotary = torch.stack(dynamics.temporal.rotary.tables(torch.arange(frames)))
+        places, turns = dynamics.temporal.places, dynamics.spatial.rotary
+        epsilons = {module.eps for module in dynamics.modules() if isinstance(module, RMSNorm)}
+        if len(epsilons) != 1:
+            known = ", ".join(map(str, sorted(epsilons)))
+            raise EnmaError(f"norms have epsilons {known}; the native sampler takes one, so use backend 'reference'")
+        self._packed = sampler.PackedSampler(
+            {
+                name: p.detach().to(self.dtype).contiguous()
+                for name, p in dynamics.named_parameters()
+                # The plans have these.
+                if not name.startswith("flow.velocity.")
+            },
+            tokens=config.num_tokens,
+            heads=config.dynamics.heads,
+            concat=dynamics.spatial.concat,
+            epsilon=epsilons.pop(),
+            places=None if places is None else places.float().contiguous(),
+            rotary=rotary,
+            masked_rotary=None if turns is None else turns.float().contiguous(),
+        )
+        self._frames: float = frames if rotary is not None else math.inf

@@ -1,0 +1,111 @@
+"""Counter-based noise: every random word is a pure function of (seed, member, frame, mask step, token, channel).
+
+So member k has the same noise alone, in any chunk, on any rank and after a resume. Nothing here reads a value
+back from the device or depends on one, so all of it can be captured in a CUDA graph; seed, frame and mask
+step may then be int64 tensors that are overwritten between replays.
+
+`ops/philox_normal.py` has the layout of the normals. Two mask steps are reserved, for words that are no normals::
+
+    0xFFFFFFFF  token order:      key (seed, member), counter (0, token, 0xFFFFFFFF, frame), word w0
+    0xFFFFFFFE  trajectory seed:  key (seed mod 2^32, seed >> 32),
+                                  counter (index mod 2^32, index >> 32, 0xFFFFFFFE, 0), word w0
+
+Shape suffixes: B members, M tokens decided in this mask step, N tokens per frame, C channels.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..errors import EnmaError
+from ..ops.philox_normal import MASK32, Word, as_word, philox, philox_normal
+
+ORDER_STEP = 0xFFFFFFFF
+TRAJECTORY_STEP = 0xFFFFFFFE
+
+
+def token_noise(
+    *,
+    seed: Word,
+    members: Tensor,
+    frame: Word,
+    mask_step: Word,
+    tokens: Tensor,
+    channels: int,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Standard normal noise for the tokens that one mask step decides.
+
+    Parameters
+    ----------
+    seed, frame, mask_step : int or Tensor
+        An int, a 0-d int64 tensor or one value per member `[B]`; taken modulo 2^32. `frame` is the latent
+        frame's index in the trajectory; `mask_step` is below `0xFFFFFFFE`.
+    members : Tensor
+        `[B]` int64, member numbers in `0 .. 2^32 - 1`.
+    tokens : Tensor
+        `[M]` or `[B, M]` int64, token indices in the frame.
+    channels : int
+        Token channels `C`.
+    dtype : torch.dtype
+        Type of the result; the float32 values are cast, so every type sees the same noise.
+
+    Returns
+    -------
+    Tensor
+        `[B, M, C]` on the device of `members`.
+    """
+    return philox_normal(
+        seed=seed, members=members, frame=frame, mask_step=mask_step, tokens=tokens, channels=channels, dtype=dtype
+    )
+
+
+def token_order(*, seed: Word, members: Tensor, frame: Word, num_tokens: int) -> Tensor:
+    """Random order in which each member decides the tokens of one frame.
+
+    The tokens are sorted by one random word each; equal words stay in the order of their index.
+
+    Parameters
+    ----------
+    seed, frame : int or Tensor
+        As in `token_noise`.
+    members : Tensor
+        `[B]` int64, member numbers.
+    num_tokens : int
+        Tokens per frame `N`.
+
+    Returns
+    -------
+    Tensor
+        `[B, N]` int64, in each row a permutation of `0 .. N - 1`: the token to decide first, second, ...
+    """
+    tokens_N = torch.arange(num_tokens, device=members.device)
+    words = philox(0, tokens_N, ORDER_STEP, as_word(frame, ndim=2), as_word(seed, ndim=2), as_word(members, ndim=2))
+    return torch.argsort(torch.as_tensor(words[0]), dim=-1, stable=True)
+
+
+def trajectory_seed(seed: int, index: int) -> int:
+    """Seed of trajectory number `index` of a file, so that each trajectory has independent noise.
+
+    Parameters
+    ----------
+    seed : int
+        Seed of the whole run; taken modulo 2^64.
+    index : int
+        Number of the trajectory, `0 .. 2^64 - 1`.
+
+    Returns
+    -------
+    int
+        A seed in `0 .. 2^32 - 1`, for index 0 too a new one. Of `n` trajectories, some two share a seed with
+        probability about `n^2 / 2^33`.
+
+    Raises
+    ------
+    EnmaError
+        If the index is negative or does not fit 64 bits.
+    """
+    if not 0 <= index < 2**64:
+        raise EnmaError(f"trajectory index is {index}: it must be between 0 and 2^64 - 1")
+    return int(philox(index & MASK32, index >> 32, TRAJECTORY_STEP, 0, seed & MASK32, (seed >> 32) & MASK32)[0])

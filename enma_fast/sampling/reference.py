@@ -1,0 +1,119 @@
+"""FRAME -> TRAJECTORY in plain PyTorch: the reference that every faster path is tested against.
+
+Legend: B batch x members, T latent frames, N tokens per frame, M tokens decided in one mask step, C token channels,
+D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ..config import ModelConfig, SamplingConfig
+from ..models.causal_transformer import FrameCache
+from ..models.layers import exact, widened
+from ..models.model import Dynamics
+from ..models.schedule import flow_schedule, mask_schedule
+from .noise import token_noise, token_order
+
+
+def frame(
+    dynamics: Dynamics, h_BND: Tensor, *, settings: SamplingConfig, seeds: Tensor, members: Tensor, index: int
+) -> Tensor:
+    """Decide all tokens of one latent frame ``[B, N, C]``, a few per mask step in random order.
+
+    Parameters
+    ----------
+    h_BND
+        Context of the frame from the causal transformer.
+    seeds, members
+        ``[B]`` int64, the key of each row's noise.
+    index
+        Number of the latent frame in its trajectory, the noise's counter.
+    """
+    N, C = dynamics.config.num_tokens, dynamics.config.token_channels
+    if in_one_pass(dynamics.config, index):
+        assert dynamics.read is not None
+        tokens_N = torch.arange(N, device=members.device)
+        noise_BNC = token_noise(seed=seeds, members=members, frame=index, mask_step=0, tokens=tokens_N, channels=C)
+        c_BND = dynamics.spatial.from_noise(h_BND, (settings.temperature * noise_BNC).to(h_BND.dtype))
+        return widened(exact(dynamics.read, c_BND))
+    order_BN = token_order(seed=seeds, members=members, frame=index, num_tokens=N)
+    # Tokens are fp32 beside weights in bf16, float64 beside float64.
+    wide = torch.promote_types(h_BND.dtype, torch.float32)
+    x_BNC = torch.zeros(h_BND.shape[0], N, C, dtype=wide, device=h_BND.device)
+    known_BN = torch.zeros(h_BND.shape[0], N, dtype=torch.bool, device=h_BND.device)
+    temperature = flow_temperature(dynamics.config, settings)
+    done, mask_steps = 0, min(settings.mask_steps, N)
+    flow_steps = flow_schedule(settings.flow_steps, settings.last_flow_steps, mask_steps=mask_steps)
+    for step, (count, steps) in enumerate(zip(mask_schedule(N, mask_steps), flow_steps, strict=True)):
+        tokens_BM = order_BN[:, done : done + count]
+        c_BND = dynamics.spatial(h_BND, x_BNC.to(h_BND.dtype), known_BN)
+        c_BMD = c_BND.gather(1, tokens_BM[..., None].expand(-1, -1, c_BND.shape[-1]))
+        noise_BMC = token_noise(seed=seeds, members=members, frame=index, mask_step=step, tokens=tokens_BM, channels=C)
+        z_BMC = dynamics.flow.sample(c_BMD, temperature * noise_BMC, steps=steps, method=settings.method)
+        x_BNC = x_BNC.scatter(1, tokens_BM[..., None].expand(-1, -1, C), z_BMC)
+        known_BN = known_BN.scatter(1, tokens_BM, True)
+        done += count
+    return x_BNC
+
+
+def in_one_pass(config: ModelConfig, index: int) -> bool:
+    """Whether a latent frame is decided in one pass; frame 0, an initial state, never is."""
+    return config.dynamics.decoder == "one-pass" and index > 0
+
+
+def flow_temperature(config: ModelConfig, settings: SamplingConfig) -> float:
+    """Factor on the noise of a flow; frame 0 of a one-pass model is a draw from its own distribution, unscaled."""
+    return 1.0 if config.dynamics.decoder == "one-pass" else settings.temperature
+
+
+@torch.inference_mode()
+def trajectory(
+    dynamics: Dynamics,
+    history: Tensor,
+    *,
+    num_latents: int,
+    seeds: Tensor,
+    members: Tensor,
+    context: Tensor | None = None,
+    settings: SamplingConfig | None = None,
+) -> Iterator[Tensor]:
+    """Generate the latent frames that follow a history, one at a time.
+
+    Parameters
+    ----------
+    history
+        Observed latent frames of the target ``[B, T0, N, C]``; T0 may be 0 when a context is given.
+    num_latents
+        Latent frames of the whole trajectory, the observed ones included.
+    seeds, members
+        ``[B]`` int64, the key of each row's noise.
+    context
+        Latent frames ``[B, Tc, N, C]`` of another trajectory of the same environment.
+    settings
+        Sampling settings; the model's own by default.
+
+    Yields
+    ------
+    Tensor
+        ``[B, N, C]`` fp32 (float64 with float64 weights): latent frames T0, T0 + 1, ..., num_latents - 1.
+    """
+    settings = settings or dynamics.config.sampling
+    temporal = dynamics.temporal
+    segments = [history] if context is None else [context, history]
+    length = sum(s.shape[1] for s in segments) + len(segments) + num_latents - history.shape[1]
+    cache = FrameCache(temporal, history.shape[0], length)
+    anchor = h = torch.empty(0)
+    for number, segment in enumerate(segments):
+        anchor = h = temporal.start_frame(cache, segment=number)
+        for t in range(segment.shape[1]):
+            h = temporal.step(segment[:, t].to(cache.kv.dtype), cache)
+    for t in range(history.shape[1], num_latents):
+        context_BND = temporal.context(h, anchor, first=t == 0)
+        z = frame(dynamics, context_BND, settings=settings, seeds=seeds, members=members, index=t)
+        yield z
+        if t + 1 < num_latents:
+            h = temporal.step(z.to(cache.kv.dtype), cache)

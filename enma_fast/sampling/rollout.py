@@ -1,0 +1,64 @@
+"""FRAME -> TRAJECTORY with gradients: the sampler of `sample.py`, through all of its frames, for training.
+
+Legend: B trajectories, K members, T latent frames, N tokens per frame, C token channels.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..config import SamplingConfig
+from ..models.causal_transformer import GrowingCache
+from ..models.model import Dynamics
+from .reference import frame
+
+
+def rollout(
+    dynamics: Dynamics,
+    history: Tensor,
+    *,
+    num_frames: int,
+    seeds: Tensor,
+    members: Tensor,
+    context: Tensor | None = None,
+    settings: SamplingConfig | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Latent frames that follow a history, members of one trajectory side by side.
+
+    History and context are read once a trajectory, in one pass. The values are those of
+    :func:`enma_fast.sampling.reference.trajectory` for the same seeds and members, up to rounding.
+
+    Parameters
+    ----------
+    history
+        Observed latent frames ``[B, T0, N, C]``, T0 at least 1.
+    num_frames
+        Latent frames T to roll out.
+    seeds, members
+        ``[B, K]`` int64, the key of each member's noise.
+    context
+        Latent frames ``[B, Tc, N, C]`` of another trajectory of the same environment.
+    settings
+        Sampling settings; the model's own by default.
+
+    Returns
+    -------
+    ``[B, K, T, N, C]``, and the context of frame 0 of the target ``[B, N, D]``.
+    """
+    settings = settings or dynamics.config.sampling
+    temporal, (B, K) = dynamics.temporal, seeds.shape
+    segments = [history] if context is None else [context, history]
+    cache = GrowingCache(temporal, B)
+    h_BTND = temporal.read(segments, cache)
+    start = h_BTND.shape[1] - history.shape[1] - 1
+    cache.repeat(K)
+    h, anchor = (x.repeat_interleave(K, 0) for x in (h_BTND[:, -1], h_BTND[:, start]))
+    made = []
+    for t in range(history.shape[1], history.shape[1] + num_frames):
+        context_BND = temporal.context(h, anchor, first=False)
+        z = frame(dynamics, context_BND, settings=settings, seeds=seeds.flatten(), members=members.flatten(), index=t)
+        made.append(z)
+        if len(made) < num_frames:
+            h = temporal.step(z, cache)
+    return torch.stack(made, 1).unflatten(0, (B, K)), h_BTND[:, start]

@@ -1,0 +1,1 @@
+"""Forecasts on disk: layout, chunks, checks and repair. Nothing here knows a model."""

@@ -1,0 +1,63 @@
+"""The files of a forecast in a store, in one order: by channel the members of each trajectory, then the statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..utils.files import read_file
+from .chunks import checksum, problem
+from .layout import Layout, member_file, statistic_file
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A file of members or of a statistic, with its units of the ledger."""
+
+    file: Path
+    holds: str
+    units: range
+    num_bytes: int
+    # Chunks in it, and place for chunks (None: no shard).
+    chunks: int = 1
+    size: int | None = None
+
+    def problem(self, recorded: int = 0) -> str | None:
+        """Why the file is not whole, or not the one whose checksum was recorded (0: none was); None if all is well."""
+        wrong = problem(self.file, self.num_bytes, chunks=self.chunks, size=self.size)
+        if wrong is None and recorded and self._checksum() != recorded:
+            return "another file: its checksum is not the one recorded"
+        return wrong
+
+    def checksum(self) -> int:
+        """The checksum of the file as it is; 0 if it is not whole."""
+        return 0 if self.problem() is not None else self._checksum()
+
+    def _checksum(self) -> int:
+        return checksum(read_file(self.file), self.num_bytes, self.chunks)
+
+
+def files_of(path: Path, layout: Layout) -> Iterator[StoredFile]:
+    """The files of the store at `path`; the n-th has place n among the checksums, as `Layout` tells too."""
+    num_bytes = 4 * int(np.prod(layout.frame_shape))
+    B, K, shard = len(layout.trajectories), layout.num_members, layout.shard
+    numbers = [int(n) for n in layout.trajectories]
+    for c, name in enumerate(layout.channels):
+        for b in range(B if layout.keep_members else 0):
+            for k in range(0, K, shard):
+                end = min(k + shard, K)
+                first = layout.first_member + k
+                who = f"member {first}" if shard == 1 else f"members {first} to {layout.first_member + end - 1}"
+                units = range(b * K + k, b * K + end)
+                holds = f"{name} of {who} of trajectory {numbers[b]}"
+                size = None if shard == 1 else shard
+                yield StoredFile(member_file(path, name, layout, b, k), holds, units, num_bytes, end - k, size)
+        before = B * K if layout.keep_members else 0
+        for kind, own in layout.kept_statistics().items():
+            for b in range(B):
+                holds = f"{kind} of {layout.channels[c]} of trajectory {numbers[b]}"
+                file = statistic_file(path, name, kind, layout, b)
+                yield StoredFile(file, holds, range(before + b, before + b + 1), (own or 1) * num_bytes)

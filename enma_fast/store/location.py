@@ -1,0 +1,78 @@
+"""The place of a store on disk: where it may be made, what may be replaced there, and the room there is."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from ..errors import EnmaError
+from ..utils.files import read_file, remove
+from .metadata import FORMAT, METADATA
+
+
+def check_place(path: Path) -> None:
+    """Raise `EnmaError` unless a folder can be made where `path` is to be; what is tried leaves no trace."""
+    path = real_path(path).absolute()
+    folder = next(parent for parent in path.parents if parent.exists())
+    if not folder.is_dir():
+        raise EnmaError(f"{path}: {folder} is a file; choose another --out")
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=f".{path.name}.", dir=folder))
+    except OSError as error:
+        raise EnmaError(f"{path}: cannot be written ({error}); choose another --out") from error
+
+
+def refuse(path: Path, *, force: bool) -> None:
+    """Raise `EnmaError` unless there is nothing at `path`, or a forecast store that may be replaced."""
+    if not path.exists():
+        return
+    if not is_store(path):
+        raise EnmaError(f"{path}: exists and is not a forecast store; choose another --out, or remove it")
+    if not force:
+        raise EnmaError(f"{path}: exists; choose another --out, or replace it with --force")
+
+
+def is_store(path: Path) -> bool:
+    """Whether there is a forecast store at `path`, perhaps a damaged one."""
+    metadata = path / METADATA
+    return metadata.is_file() and f'"{FORMAT}"'.encode() in read_file(metadata)
+
+
+def sweep(path: Path) -> None:
+    """Remove what a killed process that made or replaced a store left beside it; no other makes one meanwhile."""
+    path = real_path(path)
+    for ending in ("tmp", "old"):
+        remove(path.with_name(f".{path.name}.{ending}"))
+
+
+def real_path(path: str | Path) -> Path:
+    """Where a link leads, so that what it names is replaced and not the link."""
+    path = Path(path)
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
+def check_disk(path: Path, size: int, files: int) -> None:
+    """Raise `EnmaError` unless there is room for so many bytes and files where `path` is, or is to be."""
+    place = real_path(path).absolute()
+    folder = next(p for p in (place, *place.parents) if p.exists())
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        raise EnmaError(
+            f"{path}: needs {_gigabytes(size)}, {_gigabytes(free)} are free; use fewer members, "
+            "--statistics-only, or another --out"
+        )
+    inodes = _free_inodes(folder)
+    if inodes is not None and files > inodes:
+        raise EnmaError(f"{path}: needs {files:,} files, {inodes:,} can be made; put members together: --shard")
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e9:.2g} GB"
+
+
+def _free_inodes(folder: Path) -> int | None:
+    """Files that can still be made; None where the file system sets no limit."""
+    found = os.statvfs(folder)
+    return found.f_favail if found.f_files else None

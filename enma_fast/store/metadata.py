@@ -1,0 +1,275 @@
+"""The metadata of a forecast store, checked before Zarr opens it: nothing is in them but what `output` writes.
+
+Metadata come with the data, from whoever made the store. Zarr builds codecs and filters of any name they hold, of which
+some run code, and memory of any size. So each array has to be, word for word, one that `chunks.array_metadata` makes,
+its name a plain one, its axes those of a forecast, and a chunk of it no larger than the memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import stat
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+from ..errors import EnmaError, first_line
+from ..utils.files import read_file
+from ..utils.names import check_names
+from ..utils.system import memory
+from .chunks import array_metadata
+
+FORMAT = "enma_fast_forecast"
+FORMAT_VERSION = 1
+METADATA = "zarr.json"
+DIGEST = "attributes_sha256"
+AXES = ("x", "y", "z")
+# Of the statistics, name -> its own axis, long name and CF cell method (CF has none for the last two).
+STATISTICS = {
+    "mean": (None, "ensemble mean of {}", "realization: mean"),
+    "spread": (None, "ensemble standard deviation of {}", "realization: standard_deviation"),
+    "quantile": ("quantile", "ensemble quantile of {}", ""),
+    "exceedance": ("threshold", "share of members whose {} is above the threshold", ""),
+}
+# Levels of an attribute.
+_DEPTH = 4
+# Bytes of the metadata of a store, values along an axis, numbers of any kind, and members of all trajectories.
+_MOST, _LONGEST_AXIS, _LARGEST, _MOST_UNITS = 1 << 26, 1 << 25, 1 << 40, 1 << 31
+_DTYPES = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float32", "float64")
+_ROOT = {"attributes", "zarr_format", "consolidated_metadata", "node_type"}
+# Attributes of every store; and of most.
+_KINDS: dict[str, type] = {"num_members": int, "first_member": int, "shard": int, "keeps": str}
+_OTHERS: dict[str, type] = {
+    "observed_frames": int,
+    "command": str,
+    "history": str,
+    "model": str,
+    "task": str,
+    "seed": int,
+}
+
+
+def root_of(path: Path) -> dict[str, Any]:
+    """The metadata of the whole store at `path`, with its `attributes`, once they have passed.
+
+    Raises
+    ------
+    EnmaError
+        If there is no forecast store, of this version, or its metadata hold what enma_fast does not write.
+    """
+    root = read_root(path)
+    require_format(path, root["attributes"])
+    _check(path, root)
+    return root
+
+
+def read_root(path: Path) -> dict[str, Any]:
+    """The metadata of the whole store at `path`, of which nothing is known but that there are attributes."""
+    if not (path / METADATA).is_file():
+        state = "is not a Zarr store" if path.exists() else "no such folder"
+        raise EnmaError(f"{path}: {state}; give one written by `enma-fast forecast`")
+    try:
+        root = read_json(path / METADATA)
+        return {**root, "attributes": dict(root["attributes"])}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise EnmaError(
+            f"{path}: cannot be read as Zarr ({first_line(error)}); remove it and forecast again"
+        ) from error
+
+
+def read_json(file: Path) -> Any:
+    """Content of a file of metadata; `ValueError` if it is no JSON, or too deep."""
+    try:
+        return json.loads(read_file(file, most=_MOST))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def require_format(path: Path, attributes: Mapping[str, Any]) -> None:
+    version = attributes.get(FORMAT)
+    if version is None:
+        raise EnmaError(f"{path}: lacks the attribute {FORMAT}; give a store written by `enma-fast forecast`")
+    if version != FORMAT_VERSION or isinstance(version, bool):
+        raise EnmaError(f"{path}: {FORMAT} is {_short(version)}; this version of enma_fast reads {FORMAT_VERSION}")
+
+
+def digest_of(attributes: Mapping[str, Any]) -> str:
+    """SHA-256 of all attributes of a store but this one itself."""
+    own = {name: value for name, value in attributes.items() if name != DIGEST}
+    return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
+
+
+def is_protected(attributes: Mapping[str, Any]) -> bool:
+    """True if a store says what its attributes and the files of its members are to be; older ones do not.
+
+    A name that differs from that of the digest in a letter is a damaged one.
+    """
+    return DIGEST in attributes or any(
+        len(name) == len(DIGEST) and sum(a != b for a, b in zip(name, DIGEST, strict=True)) <= 2 for name in attributes
+    )
+
+
+def require_files(path: Path, name: str) -> None:
+    """Raise `EnmaError` where a folder of the store holds a pipe, a device, or a link to one: reading could wait."""
+    try:
+        with os.scandir(path / name) as entries:
+            odd = [e.name for e in entries if not e.is_file(follow_symlinks=False) and not _is_plain(e.path)]
+    except OSError:
+        # It is said to be damaged where it is read.
+        return
+    if odd:
+        raise EnmaError(f"{path}: {name}/{odd[0]!r} is neither a file nor a folder; remove it")
+
+
+def _is_plain(path: str) -> bool:
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        # A link to nothing reads as missing.
+        return True
+    return stat.S_ISREG(mode) or stat.S_ISDIR(mode)
+
+
+def _check(path: Path, root: Mapping[str, Any]) -> None:
+    """Raise `EnmaError` unless the metadata are what a run writes."""
+
+    def refuse(what: str) -> NoReturn:
+        raise EnmaError(f"{path}: {what}, which enma_fast does not write; get the store from its source again")
+
+    if set(root) != _ROOT or root["node_type"] != "group" or not _is(root["zarr_format"], 3):
+        refuse("its metadata are not those of a group of Zarr v3")
+    _check_attributes(root["attributes"], refuse)
+    found = root["consolidated_metadata"]
+    if not isinstance(found, dict) or {**found, "metadata": None} != _CONSOLIDATED:
+        refuse("its metadata are not consolidated")
+    arrays = found["metadata"]
+    if not isinstance(arrays, dict):
+        refuse("its metadata are not consolidated")
+    for kind, names in (("channel", root["attributes"]["channels"]), ("array", arrays)):
+        check_names(names, kind=kind, where=path)
+    sizes: dict[str, int] = {}
+    for name, array in arrays.items():
+        wrong = array_problem(array)
+        if wrong is not None:
+            refuse(f"the metadata of {name} {wrong}")
+        for axis, size in zip(array["dimension_names"], array["shape"], strict=True):
+            if sizes.setdefault(axis, size) != size:
+                refuse(f"{axis} has {sizes[axis]} values and, in {name}, {size}")
+    _check_variables(root["attributes"], arrays, sizes, refuse)
+    for name in arrays:
+        require_files(path, name)
+
+
+_CONSOLIDATED = {"kind": "inline", "must_understand": False, "metadata": None}
+
+
+def _check_attributes(attributes: Mapping[str, Any], refuse: Any) -> None:
+    for name, kind in {**_KINDS, **_OTHERS}.items():
+        if name in attributes or name in _KINDS:
+            value = attributes.get(name)
+            if not isinstance(value, kind) or isinstance(value, bool):
+                refuse(f"its attribute {name} is {_short(value)}")
+            if isinstance(value, int) and name != "seed" and not 0 <= value < _LARGEST:
+                refuse(f"its attribute {name} is {_short(value)}")
+    channels = attributes.get("channels")
+    if not isinstance(channels, list) or not channels or len(set(map(str, channels))) < len(channels):
+        refuse(f"its attribute channels is {_short(channels)}")
+    for name in ("quantiles", "thresholds"):
+        values = attributes.get(name)
+        if not isinstance(values, list) or not all(_is_number(value) for value in values):
+            refuse(f"its attribute {name} is {_short(values)}")
+    for name, value in attributes.items():
+        if not _is_flat(value):
+            refuse(f"its attribute {_short(name)} is {_short(value)}")
+    keeps = attributes["keeps"].split(", ")
+    if not set(keeps) <= {"members", *STATISTICS} or attributes["num_members"] < 1 or attributes["shard"] < 1:
+        refuse("its attributes keeps, num_members and shard are of no forecast")
+
+
+def array_problem(array: Any) -> str | None:
+    """Why an array is none that is written here, None if it is one."""
+    try:
+        shape, dims, attributes = array["shape"], array["dimension_names"], array["attributes"]
+        outer = array["chunk_grid"]["configuration"]["chunk_shape"]
+        codec, dtype = array["codecs"][0], array["data_type"]
+        inner = codec["configuration"]["chunk_shape"] if codec["name"] == "sharding_indexed" else None
+    except (KeyError, IndexError, TypeError):
+        return "are not those of an array of Zarr v3"
+    if dtype not in _DTYPES:
+        return f"have the type {_short(dtype)}"
+    sizes = [*_list(shape), *_list(outer), *_list(inner or [])]
+    if not sizes or not all(_is_int(n) and 1 <= n < _LARGEST for n in sizes):
+        return f"have the shape {_short(shape)}"
+    if not all(len(_list(values)) == len(shape) for values in (dims, outer, inner or outer)):
+        return "have a name, a size and a size of chunks not for each axis"
+    if not all(isinstance(text, str) for text in (*dims, *attributes, *attributes.values())):
+        return "have attributes that are no text"
+    if len(shape) == 1 and (outer != shape or shape[0] > _LONGEST_AXIS):
+        return f"have the shape {_short(shape)} in chunks of {_short(outer)}"
+    shard = None if inner is None else outer
+    if array != array_metadata(np.dtype(dtype), shape, inner or outer, shard, dims, attributes):
+        return "have other codecs, or other keys"
+    if math.prod(outer) * np.dtype(dtype).itemsize > memory():
+        return f"have chunks of the shape {_short(outer)}, larger than the memory"
+    return None
+
+
+def _check_variables(attributes: Mapping[str, Any], arrays: Any, sizes: Mapping[str, int], refuse: Any) -> None:
+    """The variables of a forecast, with the axes that they have, and a coordinate for each axis."""
+    channels, keeps = attributes["channels"], attributes["keeps"].split(", ")
+    frames = ("time", *(axis for axis in AXES if axis in sizes))
+    expected: dict[str, tuple[str, ...]] = {"trajectory": ("trajectory",), **{name: (name,) for name in sizes}}
+    optional: dict[str, tuple[str, ...]] = {}
+    for name in channels:
+        if "members" in keeps:
+            expected[name] = ("trajectory", "realization", *frames)
+        for kind in (kind for kind in keeps if kind in STATISTICS):
+            own = STATISTICS[kind][0]
+            expected[f"{name}_{kind}"] = ("trajectory", *(() if own is None else (own,)), *frames)
+        optional[f"{name}_observed"] = ("trajectory", "observed_time", *frames[1:])
+        optional[f"{name}_truth"] = ("trajectory", *frames)
+    for name, dims in {**{name: dims for name, dims in optional.items() if name in arrays}, **expected}.items():
+        if name not in arrays or tuple(arrays[name]["dimension_names"]) != dims:
+            refuse(f"it has no {name} along {', '.join(dims)}")
+    for name in arrays.keys() - expected.keys() - optional.keys():
+        if arrays[name]["dimension_names"] != ["trajectory"]:
+            refuse(f"its {name} is along {', '.join(arrays[name]['dimension_names'])}")
+    if sizes["trajectory"] * attributes["num_members"] > _MOST_UNITS:
+        refuse(f"it holds {sizes['trajectory']} trajectories of {attributes['num_members']} members")
+    for name in channels if "members" in keeps else ():
+        shard, chunk = attributes["shard"], arrays[name]["chunk_grid"]["configuration"]["chunk_shape"]
+        if sizes["realization"] != attributes["num_members"] or chunk[:2] != [1, shard]:
+            refuse(f"its {name} holds {sizes['realization']} members in files of {chunk[1]}, not as its attributes say")
+
+
+def _list(values: Any) -> Sequence[Any]:
+    return values if isinstance(values, list) else []
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is(value: Any, expected: int) -> bool:
+    return _is_int(value) and value == expected
+
+
+def _is_number(value: Any) -> bool:
+    return _is_int(value) or (isinstance(value, float) and math.isfinite(value))
+
+
+def _is_flat(value: Any, depth: int = 0) -> bool:
+    """True if a value is text, a number, or a few levels of these."""
+    if isinstance(value, dict | list) and depth < _DEPTH:
+        return all(_is_flat(item, depth + 1) for item in (value.values() if isinstance(value, dict) else value))
+    return value is None or isinstance(value, str | bool) or _is_number(value)
+
+
+def _short(value: Any) -> str:
+    text = ascii(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,260 @@
+"""Export a forecast store as one NetCDF-4 file with CF attributes, a trajectory at a time.
+
+Variables, coordinates and attributes are the store's (`output`), with what CF asks otherwise of a NetCDF file: no fill
+value where nothing can be missing, and no `axis`, as CF keeps these for dates and for places on the earth, and the time
+and the places here are dimensionless. Attributes that are lists of names become one text. The same store gives the same
+bytes.
+
+Shape suffixes: S sizes of the axes behind the trajectory.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import EnmaError, first_line
+from ..utils.extras import load_extra
+from ..utils.files import made_parents, open_file, remove, remove_empty
+from .layout import read_forecast
+from .metadata import DIGEST
+
+log = logging.getLogger("enma_fast")
+
+# Values of a chunk of the file, and of what is read and written at a time: 1 MB and 64 MB of fp32.
+_CHUNK, _BLOCK = 1 << 18, 1 << 24
+_COMPRESSION = {"compression": "gzip", "compression_opts": 1, "shuffle": True, "fletcher32": True}
+_HDF5 = b"\x89HDF\r\n\x1a\n"
+_DROPPED = ("axis", "_FillValue")
+# Attributes of the store itself.
+_OWN = (DIGEST,)
+
+
+def export_netcdf(
+    path: str | Path,
+    out: str | Path,
+    *,
+    trajectories: Sequence[int] | None = None,
+    members: Sequence[int] | None = None,
+    command: str = "",
+    force: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Write a forecast store, or some of it, as a NetCDF-4 file, in memory that does not grow with it.
+
+    Parameters
+    ----------
+    path : forecast store
+    out : file to write; it appears complete, or not at all
+    trajectories : their numbers, the store's coordinate `trajectory`; all by default
+    members : their numbers, the coordinate `realization`; all by default
+    command : a line for the attribute `history`
+    force : replace a NetCDF file that is there
+    progress : called with (trajectories done, trajectories)
+
+    Returns
+    -------
+    dict
+        `store`, `file`, `num_trajectories`, `num_members` (0 for a store of statistics only), `bytes`.
+
+    Raises
+    ------
+    EnmaError
+        If the store is unfinished or damaged or lacks what is selected, `out` exists and is not to be replaced or
+        cannot be written, or the `[store]` extra is missing.
+    """
+    path, out = Path(path), Path(out)
+    h5netcdf = load_extra("h5netcdf", "store")
+    dataset = read_forecast(path)
+    places = {"trajectory": _places(path, dataset, "trajectory", trajectories)}
+    if "realization" in dataset.coords:
+        places["realization"] = _places(path, dataset, "realization", members)
+    elif members is not None:
+        raise EnmaError(f"{path}: holds statistics only, so no members can be selected")
+    _refuse(out, force)
+    some = len(places.get("realization", ())) < dataset.sizes.get("realization", 0)
+    total, missing = len(places["trajectory"]), 0
+    with _in_place(out) as temporary, h5netcdf.File(temporary, "w") as file:
+        for name, value in _global_attributes(dataset, places, command).items():
+            file.attrs[name] = value
+        file.dimensions = {str(d): len(places[d]) if d in places else size for d, size in dataset.sizes.items()}
+        large = [name for name in dataset.variables if _is_large(dataset[name])]
+        for name in dataset.variables:
+            _create(file, name, dataset[name], places, some)
+            if name not in large:
+                file.variables[name][...] = _read(path, dataset[name], places)
+        for i in range(total):
+            for name in large:
+                missing += _copy(path, file.variables[name], dataset[name], places, i)
+            if progress is not None:
+                progress(i + 1, total)
+    if missing:
+        log.warning("%s: %d values of the store are missing and stay so, as NaN", out, missing)
+    return {
+        "store": str(path),
+        "file": str(out),
+        "num_trajectories": total,
+        "num_members": len(places.get("realization", ())),
+        "bytes": out.stat().st_size,
+    }
+
+
+def _places(path: Path, dataset: Any, axis: str, numbers: Sequence[int] | None) -> np.ndarray:
+    """Places of numbers along an axis of the store, in its order."""
+    there = dataset[axis].to_numpy()
+    if numbers is None:
+        return np.arange(len(there))
+    lacking = sorted(set(numbers) - set(there.tolist()))
+    if lacking or not len(numbers):
+        what = lacking[0] if lacking else "chosen"
+        raise EnmaError(f"{path}: has no {axis} {what}; it holds {there.min()} to {there.max()}")
+    return np.flatnonzero(np.isin(there, np.asarray(numbers)))
+
+
+def _is_large(array: Any) -> bool:
+    return array.dims[0] == "trajectory" and array.ndim > 1
+
+
+def _create(file: Any, name: str, array: Any, places: Mapping[str, np.ndarray], of_all: bool) -> None:
+    if array.dtype.kind not in "fiu":
+        raise EnmaError(f"{name} of the store has dtype {array.dtype}, which is not exported; store numbers")
+    options: dict[str, Any] = {}
+    if _is_large(array):
+        sizes_S = _sizes(array, places)
+        options = {"chunks": (1, *_parts(sizes_S, _CHUNK)), "fillvalue": array.dtype.type(np.nan), **_COMPRESSION}
+    variable = file.create_variable(name, array.dims, array.dtype, **options)
+    for key, value in _plain(array.attrs).items():
+        if key not in _DROPPED:
+            variable.attrs[key] = value
+    if of_all and "realization" in array.attrs.get("cell_methods", ""):
+        variable.attrs["comment"] = "over all members of the forecast store, of which this file holds some"
+
+
+def _sizes(array: Any, places: Mapping[str, np.ndarray]) -> tuple[int, ...]:
+    """Sizes of the axes behind the trajectory, of what is selected."""
+    return tuple(len(places[d]) if d in places else array.sizes[d] for d in array.dims[1:])
+
+
+def _parts(sizes_S: Sequence[int], limit: int, unit_S: Sequence[int] | None = None) -> tuple[int, ...]:
+    """The largest part of at most `limit` values, whole along the last axes; multiples of `unit_S` where it is cut."""
+    part, product = [], 1
+    for axis in reversed(range(len(sizes_S))):
+        unit = 1 if unit_S is None else unit_S[axis]
+        size = sizes_S[axis] if product * sizes_S[axis] <= limit else max(1, limit // product // unit) * unit
+        part.append(min(size, sizes_S[axis]))
+        product *= part[-1]
+    return tuple(reversed(part))
+
+
+def _copy(path: Path, variable: Any, array: Any, places: Mapping[str, np.ndarray], i: int) -> int:
+    """Copy one trajectory of a variable in blocks; returns how many values are missing."""
+    sizes_S, missing = _sizes(array, places), 0
+    step_S = _parts(sizes_S, _BLOCK, _parts(sizes_S, _CHUNK))
+    row = {"trajectory": places["trajectory"][i]}
+    for starts in itertools.product(*(range(0, size, step) for size, step in zip(sizes_S, step_S, strict=True))):
+        slices = [slice(a, min(a + step, size)) for a, step, size in zip(starts, step_S, sizes_S, strict=True)]
+        chosen = {d: places[d][s] if d in places else s for d, s in zip(array.dims[1:], slices, strict=True)}
+        values = _read(path, array, {**row, **chosen})
+        missing += int(np.isnan(values).sum())
+        variable[(i, *slices)] = values
+    return missing
+
+
+def _read(path: Path, array: Any, places: Mapping[str, Any]) -> np.ndarray:
+    """Values of a variable of the store at these places of its axes."""
+    try:
+        return array.isel({d: place for d, place in places.items() if d in array.dims}).to_numpy()
+    except Exception as error:
+        # Zarr and its codecs raise many kinds for a damaged chunk.
+        reason = first_line(error)
+        raise EnmaError(
+            f"{path}: {array.name} cannot be read ({reason}); a chunk is damaged, run: enma-fast verify {path}"
+        ) from error
+
+
+def _global_attributes(dataset: Any, places: Mapping[str, np.ndarray], command: str) -> dict[str, Any]:
+    attrs = {name: value for name, value in _plain(dataset.attrs).items() if name not in _OWN}
+    if command:
+        attrs["history"] = "\n".join(filter(None, [attrs.get("history"), command]))
+    if "realization" in places:
+        members = dataset["realization"].to_numpy()[places["realization"]]
+        attrs |= {"num_members": len(members), "first_member": int(members[0])}
+    attrs.setdefault("source", f"enma_fast, model {attrs.get('model', 'unknown')}")
+    return attrs
+
+
+def _plain(attrs: Mapping[str, Any]) -> dict[str, Any]:
+    """Attributes as NetCDF has them: text, numbers, and lists of numbers; what says nothing is left out."""
+    plain: dict[str, Any] = {}
+    for name, value in attrs.items():
+        if isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
+            value = ", ".join(value)
+        elif isinstance(value, bool):
+            value = int(value)
+        elif isinstance(value, dict) or (isinstance(value, list) and any(isinstance(v, list | dict) for v in value)):
+            value = json.dumps(value)
+        if value is not None and not (isinstance(value, str | list) and not value):
+            plain[str(name)] = value
+    return plain
+
+
+def _refuse(out: Path, force: bool) -> None:
+    """Only a NetCDF file is ever replaced, and only when asked for."""
+    if not out.exists():
+        return
+    if not (out.is_file() and _is_netcdf(out)):
+        raise EnmaError(f"{out}: exists and is not a NetCDF file; choose another --out")
+    if not force:
+        raise EnmaError(f"{out}: exists; choose another --out, or replace it with --force")
+
+
+def _is_netcdf(path: Path) -> bool:
+    """Whether a file is NetCDF; a field file is HDF5 too, and is not."""
+    with path.open("rb") as file:
+        head = file.read(8)
+    if head != _HDF5:
+        return head.startswith(b"CDF")
+    try:
+        with load_extra("h5py", "store").File(path) as file:
+            return "_NCProperties" in file.attrs
+    except OSError:
+        return False
+
+
+@contextmanager
+def _in_place(out: Path) -> Iterator[Path]:
+    """A file to write, which goes to `out` once the block succeeds and it is on the disk."""
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    parents: list[Path] = []
+    try:
+        parents = made_parents(out)
+        # A link that is there would be followed.
+        os.close(open_file(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+        yield temporary
+        _sync(temporary)
+        os.replace(temporary, out)
+        _sync(out.parent)
+    except (OSError, RuntimeError) as error:
+        # HDF5 adds its own names, flags and offsets to what the system said.
+        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else error
+        raise EnmaError(f"{out}: cannot be written ({reason}); choose another place or free space") from error
+    finally:
+        remove(temporary)
+        remove_empty(parents)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file or a folder is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

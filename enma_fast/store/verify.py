@@ -1,0 +1,245 @@
+"""A check that a forecast store holds what was written: each file's size, CRC-32C and place, one after the other.
+
+Looking changes nothing. `mark` notes what is damaged in the store's ledger, or in a list of its own where it was
+written when the store was made, so that the command that made the store writes that again and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import EnmaError, first_line
+from ..utils.files import write_file
+from ..utils.names import problem as name_problem
+from .checksums import CHECKSUMS, read_checksums
+from .chunks import chunk_name, settled
+from .inventory import StoredFile, files_of
+from .layout import DAMAGED, LEDGER, Layout
+from .ledger import DAMAGED as DAMAGED_UNIT
+from .ledger import Ledger, RunLock, write_ledger
+from .location import real_path
+from .metadata import (
+    DIGEST,
+    METADATA,
+    STATISTICS,
+    array_problem,
+    digest_of,
+    is_protected,
+    read_json,
+    read_root,
+    require_format,
+    root_of,
+)
+from .repair import damaged_files, layout_at
+
+# Files of one array that are named, at most.
+_MOST = 1000
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A damaged file: its path in the store, what is wrong, what it holds, and the units of the ledger it stands for.
+
+    Without units it belongs to what is written once, when a store is made. Once it is `marked`, the command that made
+    the store writes it again.
+    """
+
+    file: str
+    problem: str
+    holds: str
+    units: range
+    marked: bool = False
+
+
+def check_store(path: str | Path, *, progress: Callable[[int, int], None] | None = None) -> list[Damage]:
+    """Damaged files of a forecast store; of an unfinished one, among those that are noted as done. Changes nothing.
+
+    Parameters
+    ----------
+    path : folder of the store
+    progress : called with (files checked, files)
+
+    Raises
+    ------
+    EnmaError
+        If there is no forecast store, or its metadata cannot be read.
+    """
+    path = Path(path)
+    root = read_root(path)
+    require_format(path, root["attributes"])
+    try:
+        noted, found = damaged_files(path), []
+    except EnmaError:
+        noted, found = [], [Damage(DAMAGED, "cannot be read", "names of damaged files", range(0))]
+    found += [replace(damage, marked=damage.file in noted) for damage in _fixed(path, root)]
+    try:
+        root_of(path)
+        layout = layout_at(path)
+    except EnmaError:
+        # A store does not open without its coordinates; they are named.
+        if found:
+            return found
+        raise
+    recorded, lost = _recorded(path, root, layout)
+    found += [Damage(CHECKSUMS, problem, "checksums of all files", range(0), CHECKSUMS in noted) for problem in lost]
+    if not set(noted) <= {damage.file for damage in found}:
+        found.append(Damage(DAMAGED, "names files that are whole", "names of damaged files", range(0)))
+    done = np.ones(layout.num_units, bool)
+    marked = np.zeros(layout.num_units, bool)
+    # A run may end, and its ledger go, meanwhile.
+    with suppress(FileNotFoundError):
+        ledger = Ledger(path / LEDGER, layout.num_units)
+        done, marked = ledger.done(), ledger.damaged()
+        ledger.close()
+    count = layout.num_files()
+    for i, part in enumerate(files_of(path, layout)):
+        is_marked = bool(marked[part.units.start : part.units.stop].any())
+        if done[part.units.start] or is_marked:
+            wrong = part.problem(int(recorded[i]) if recorded is not None else 0)
+            if recorded is not None and wrong is None and not recorded[i]:
+                wrong = "its checksum was not recorded"
+            if wrong is not None or is_marked:
+                file = str(part.file.relative_to(path))
+                found.append(Damage(file, wrong or "marked, and whole", part.holds, part.units, is_marked))
+        if progress is not None:
+            progress(i + 1, count)
+    return found
+
+
+def mark(path: str | Path, found: list[Damage]) -> None:
+    """Note what is damaged, so that the command that made the store repairs it.
+
+    Files are looked at once more: the store may have been repaired, or begun anew, since they were found.
+
+    Raises
+    ------
+    EnmaError
+        If a run is writing the store, or it cannot be written.
+    """
+    path = real_path(path)
+    names = {damage.file for damage in found if damage.units}
+    with RunLock(path, f"verify {uuid.uuid4().hex}"):
+        try:
+            with settled(path):
+                root = read_root(path)
+                fixed = sorted(damage.file for damage in _fixed(path, root))
+                layout = None
+                with suppress(EnmaError):
+                    layout = layout_at(path)
+                recorded, lost = (None, []) if layout is None else _recorded(path, root, layout)
+                fixed += [CHECKSUMS for _ in lost]
+                if fixed:
+                    write_file(path / DAMAGED, json.dumps(fixed).encode())
+                else:
+                    (path / DAMAGED).unlink(missing_ok=True)
+                if layout is not None and names:
+                    _mark_units(path, layout, names, recorded)
+        except OSError as error:
+            raise EnmaError(f"{path}: cannot be written ({error}); copy it to where it can") from error
+
+
+def _mark_units(path: Path, layout: Layout, names: set[str], recorded: np.ndarray | None) -> None:
+    units: set[int] = set()
+    for i, part in enumerate(files_of(path, layout)):
+        if str(part.file.relative_to(path)) in names:
+            own = 0 if recorded is None else int(recorded[i])
+            if part.problem(own) is not None or (recorded is not None and not own):
+                units |= set(part.units)
+    if not units:
+        return
+    try:
+        ledger = Ledger(path / LEDGER, layout.num_units)
+    except FileNotFoundError:
+        states = np.ones(layout.num_units, np.uint8)
+        states[sorted(units)] = DAMAGED_UNIT
+        write_ledger(path / LEDGER, states)
+        return
+    ledger.mark(sorted(units), done=False)
+    ledger.close()
+
+
+def _recorded(path: Path, root: dict[str, Any], layout: Layout) -> tuple[np.ndarray | None, list[str]]:
+    """The recorded checksums of all files, if the store has any; and why they cannot be read."""
+    try:
+        return read_checksums(path, layout.num_files() + _num_fixed(root)), []
+    except FileNotFoundError:
+        return None, ["missing"] if is_protected(root["attributes"]) else []
+    except (OSError, ValueError) as error:
+        return None, [first_line(error)]
+
+
+def _fixed(path: Path, root: dict[str, Any]) -> Iterator[Damage]:
+    """Damage of the attributes, of the metadata of arrays, and of coordinates, columns, observations and truth."""
+    attributes = root["attributes"]
+    if is_protected(attributes) and attributes.get(DIGEST) != digest_of(attributes):
+        yield Damage(METADATA, "flipped: its attributes have another digest", "attributes of the store", range(0))
+    try:
+        arrays = dict(root["consolidated_metadata"]["metadata"])
+    except (ValueError, KeyError, TypeError):
+        # Opening the store says what is wrong.
+        return
+    fixed, recorded = _fixed_places(root), None
+    # What is wrong with the checksums is found with those of the members.
+    with suppress(OSError, ValueError):
+        recorded = read_checksums(path)
+        recorded = recorded if len(recorded) >= _num_fixed(root) else None
+    for name, array in sorted(arrays.items()):
+        if name_problem(name) is not None:
+            continue
+        # An array's metadata are in the store twice.
+        file = path / name / METADATA
+        try:
+            wrong = None if read_json(file) == array else "differs from the metadata of the store"
+        except (OSError, ValueError) as error:
+            wrong = "missing" if isinstance(error, FileNotFoundError) else "cannot be read"
+        if wrong is not None:
+            yield Damage(f"{name}/{file.name}", wrong, f"metadata of {name}", range(0))
+            continue
+        if name not in fixed:
+            continue
+        chunk, damaged = array["chunk_grid"]["configuration"]["chunk_shape"], 0
+        num_bytes = np.dtype(array["data_type"]).itemsize * int(np.prod(chunk))
+        for place, index in enumerate(np.ndindex(*_chunks_along(array)), start=fixed[name]):
+            stored = StoredFile(path / name / chunk_name(*index), name, range(0), num_bytes)
+            wrong = stored.problem(0 if recorded is None else int(recorded[place]))
+            if wrong is not None:
+                yield Damage(f"{name}/{stored.file.name}", wrong, name, range(0))
+                damaged += 1
+                if damaged == _MOST:
+                    break
+
+
+def _fixed_places(root: dict[str, Any]) -> dict[str, int]:
+    """The place among the checksums, counted from the end, of the first file of each array that is written once."""
+    try:
+        arrays, channels = dict(root["consolidated_metadata"]["metadata"]), list(root["attributes"]["channels"])
+    except (ValueError, KeyError, TypeError):
+        return {}
+    own = {*map(str, channels), *(f"{name}_{kind}" for name in channels for kind in STATISTICS)}
+    counts = {
+        name: int(np.prod(_chunks_along(array)))
+        for name, array in sorted(arrays.items())
+        if name not in own and name_problem(name) is None and array_problem(array) is None
+    }
+    place, found = -sum(counts.values()), {}
+    for name, count in counts.items():
+        found[name] = place
+        place += count
+    return found
+
+
+def _num_fixed(root: dict[str, Any]) -> int:
+    return -min(_fixed_places(root).values(), default=0)
+
+
+def _chunks_along(array: dict[str, Any]) -> tuple[int, ...]:
+    chunk = array["chunk_grid"]["configuration"]["chunk_shape"]
+    return tuple(-(-n // m) for n, m in zip(array["shape"], chunk, strict=True))

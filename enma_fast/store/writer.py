@@ -1,0 +1,123 @@
+"""Members to disk in the background, and into the ledger once they are there."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from typing import Any
+
+import numpy as np
+
+from .layout import ForecastStore
+from .ledger import Ledger
+
+# Blocks that may wait; seconds between two waits for the disk.
+_WAITING, _SETTLE = 2, 1.0
+
+
+class Writer:
+    """Writes blocks of members while the next ones are sampled.
+
+    On leaving its block, everything that was put is on the disk and noted as done, whether the block failed or not.
+
+    Parameters
+    ----------
+    store, ledger
+        Of the run; blocks are claimed by who puts them, and released here.
+    """
+
+    def __init__(self, store: ForecastStore, ledger: Ledger) -> None:
+        self.store, self.ledger = store, ledger
+        self._queue: queue.Queue[tuple[str, Any, Any]] = queue.Queue(_WAITING)
+        self._error: BaseException | None = None
+        # Units written, blocks to release: once the disk has them.
+        self._units: list[int] = []
+        self._blocks: list[Any] = []
+        self._put = 0
+        self._marked = 0
+        self._settled = time.monotonic()
+        self._thread = threading.Thread(target=self._run, name="enma_fast_writer", daemon=True)
+        self._thread.start()
+
+    @property
+    def waiting(self) -> int:
+        """Members that were put and are not yet noted as done."""
+        return self._put - self._marked
+
+    def put(self, block: Any, samples: np.ndarray) -> None:
+        """Write the members `[B, K, T, *x, c]` of a block; `OSError` if an earlier one could not be written."""
+        self._put += samples.shape[0] * samples.shape[1]
+        self._send("put", block, samples)
+
+    def release(self, block: Any) -> None:
+        """Give up the claim on a block when it is done."""
+        self._send("release", block, None)
+
+    def flush(self) -> None:
+        """Wait until all that was put is done."""
+        self._send("flush", None, None)
+        self._queue.join()
+        self._raise()
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, kind: object, *error: object) -> None:
+        try:
+            self._stop()
+        except BaseException as again:
+            # Interrupted once more: blocks that wait are not written, but nothing goes on behind the caller's back.
+            self._error = self._error or again
+            self._stop()
+            raise
+        if kind is None:
+            self._raise()
+
+    def _stop(self) -> None:
+        self._queue.put(("stop", None, None))
+        self._thread.join()
+
+    def _send(self, what: str, block: Any, samples: np.ndarray | None) -> None:
+        self._raise()
+        self._queue.put((what, block, samples))
+
+    def _raise(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _run(self) -> None:
+        what = ""
+        while what != "stop":
+            what, block, samples = self._queue.get()
+            try:
+                if self._error is None:
+                    self._do(what, block, samples)
+                elif what == "stop":
+                    # What was written before the error is kept.
+                    self._settle()
+            except BaseException as error:
+                self._error = self._error or error
+            finally:
+                self._queue.task_done()
+
+    def _do(self, what: str, block: Any, samples: np.ndarray | None) -> None:
+        if samples is not None:
+            for b, members in enumerate(samples, start=block.b):
+                self.store.put_members(b, block.k, members)
+            self._units += range(block.first, block.last)
+        elif what == "release":
+            self._blocks.append(block)
+        if what != "put" and (what != "release" or time.monotonic() - self._settled > _SETTLE):
+            self._settle()
+
+    def _settle(self) -> None:
+        # The system tells once that something has not reached the disk: what fails to settle is never marked.
+        units, blocks, self._units, self._blocks = self._units, self._blocks, [], []
+        if units:
+            self.store.settle()
+            self.ledger.mark(units)
+            self._marked += len(units)
+        for block in blocks:
+            self.ledger.release(block.first, block.last)
+        self._settled = time.monotonic()

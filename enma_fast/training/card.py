@@ -1,0 +1,322 @@
+"""Model cards: what a model was trained on, by which commands, and what it reaches, all measured.
+
+`publish` writes a checkpoint folder with the card (`README.md`) and the same figures for programs (`metrics.json`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..config import ModelConfig, replace
+from ..data import FieldFile, count, read, spread_out
+from ..errors import EnmaError
+from ..evaluation.metrics import relative_l2
+from ..evaluation.paper import paper_source
+from ..evaluation.scoring import paper_table, score
+from ..models.checkpoint import MANIFEST, METRICS, load_model, locate, save_model, write_atomic
+from ..models.domain import Domain
+from ..models.model import Model
+from .lineage import json_word, trace
+from .recipes import CHECKPOINT, data_file
+
+# Task, ensemble size, trajectories at most, whether of the packed file: 16 members for errors over all of a file, 64
+# for calibration. The packed files are shipped with the package, so their rows can be made again without any data.
+CASES: tuple[tuple[str, int, int | None, bool], ...] = (
+    ("temporal", 16, None, False),
+    ("temporal", 64, 120, False),
+    ("temporal", 16, None, True),
+    ("initial-value", 16, None, False),
+    ("initial-value", 16, None, True),
+    ("generation", 16, 120, False),
+)
+SPLITS = ("test-in", "test-out")
+# Training trajectories that tell what a model was trained on.
+_TOLD = 4096
+_ROW_DROPS = ("per_frame", "rank_histogram")
+
+
+def publish(
+    run: Path,
+    *,
+    tokenizer: Path | None = None,
+    dynamics: Path | None = None,
+    begun: str | Path | None = None,
+    data_dir: Path,
+    out: Path,
+    sampling: Mapping[str, Any] | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> dict[str, Any]:
+    """Score a trained model and write it with card and metrics.
+
+    Parameters
+    ----------
+    run, tokenizer, dynamics, begun : finished run folders and the checkpoint that they began from
+        (:func:`enma_fast.training.lineage.trace`)
+    data_dir : folder of the training and test files
+    out : checkpoint folder to write
+    sampling : changes of the sampler's defaults (`SamplingConfig`), chosen on validation data
+    limit : score the first so many trajectories of each file
+    seed : of the noise
+    progress : called with (cases done, cases, what is being scored)
+
+    Returns
+    -------
+    dict
+        What `metrics.json` holds: `rows` of scores, the `tokenizer`'s reconstruction error, and the `training`.
+
+    Raises
+    ------
+    EnmaError
+        If a run is not finished, the two do not belong together, data is missing, or `out` holds other files.
+    """
+    if out.exists() and not (out.is_dir() and ((out / MANIFEST).is_file() or not any(out.iterdir()))):
+        raise EnmaError(f"{out}: exists and is not a checkpoint; choose another --out")
+    training = trace(run, tokenizer=tokenizer, dynamics=dynamics, begun=begun)
+    model = load_model(locate(run / CHECKPOINT))
+    settings = replace(model.config.sampling, sampling or {}, source="sampling")
+    model.config = model.dynamics.config = dataclasses.replace(model.config, sampling=settings)
+    model.domain = training_domain(data_file(data_dir, model.config.dataset, "train"))
+    files = {split: read(data_file(data_dir, model.config.dataset, split)) for split in SPLITS}
+    metrics = {
+        "seed": seed,
+        **measure(model, files, limit=limit, seed=seed, progress=progress),
+        "training": training,
+        "sampling": dict(sampling or {}),
+    }
+    write_atomic(out / METRICS, (json.dumps(metrics, indent=1, allow_nan=False) + "\n").encode())
+    save_model(model, out, card=card_text(model.config, metrics))
+    return metrics
+
+
+def training_domain(path: Path) -> Domain:
+    """What a model that was trained on a file was trained on, from trajectories that are evenly spread over it."""
+    step = -(-count(path) // _TOLD)
+    return Domain.of(read(path, select=slice(None, None, step)).u)
+
+
+def measure(
+    model: Model,
+    files: dict[str, FieldFile],
+    *,
+    limit: int | None = None,
+    seed: int = 0,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> dict[str, Any]:
+    """Scores of a model in all cases, on files by split."""
+    rows: list[dict[str, Any]] = []
+    packed = {split: spread_out(data) for split, data in files.items()}
+    cases = list(_cases(files, packed, limit))
+    for done, (split, task, members, most, small) in enumerate(cases):
+        if progress is not None:
+            progress(done, len(cases), f"{task}, {split}")
+        data = (packed if small else files)[split]
+        row = score(model, data, task=task, members=members, seed=seed, limit=most)
+        kept = {key: value for key, value in row.items() if key not in _ROW_DROPS}
+        rows.append({**kept, "limit": most, "packed": small})
+    inside = files["test-in"]
+    return {
+        "rows": rows,
+        "tokenizer": {
+            "split": "test-in",
+            "num_trajectories": len(inside),
+            "rel_l2": reconstruction(model, inside),
+        },
+        "num_parameters": rows[0]["num_parameters"],
+        "tokenizer_parameters": sum(p.numel() for p in model.tokenizer.parameters()),
+    }
+
+
+@torch.inference_mode()
+def reconstruction(model: Model, data: FieldFile) -> float:
+    """Mean relative L2 error of fields that go through the tokenizer and back."""
+    errors = []
+    for u in torch.from_numpy(data.u).split(64):
+        decoded = model.tokenizer.decode(model.tokenizer.encode(u), u.shape[1])
+        errors.append(relative_l2(decoded, u))
+    return float(torch.cat(errors).mean())
+
+
+def read_metrics(folder: Path) -> dict[str, Any] | None:
+    """`metrics.json` of a checkpoint folder, or None without one."""
+    path = folder / METRICS
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def card_text(config: ModelConfig, metrics: dict[str, Any]) -> str:
+    """The model card in Markdown."""
+    tok, dyn = config.tokenizer, config.dynamics
+    grid = " x ".join(map(str, tok.grid))
+    latent, tokens = tok.latent_frames(config.num_frames), config.num_tokens
+    limits = [
+        f"- It knows the `{config.dataset}` data set's equation, initial conditions, grid, domain and frame spacing, "
+        "and nothing else; other input is refused where it can be recognised.",
+        f"- Frames beyond {config.num_frames} were not seen in training.",
+        "- Out of distribution the error is that of the test-out rows, and the spread of the ensemble does not tell "
+        "it. `forecast` warns where observed frames lie outside the training data, and refuses them with `strict`; its "
+        "hits and false alarms are the column `outside` of the test-out and the test-in rows.",
+        "- Members of one trajectory differ by the noise of the sampler; their spread is as good as the rows above.",
+    ]
+    parts = [
+        f"# {config.name}",
+        f"An ENMA model (arXiv 2506.06158) for the data set `{config.dataset}`: {grid} points, {config.num_frames} "
+        f"frames {config.frame_interval:g} apart. {metrics['num_parameters']:,} parameters, of which the tokenizer has "
+        f"{metrics['tokenizer_parameters']:,}; {config.num_frames} frames become {latent} latent frames of {tokens} "
+        f"tokens with {config.token_channels} channels. Dynamics: width {dyn.width}, {dyn.temporal_layers} causal and "
+        f"{dyn.spatial_layers} masked layers, flow head {dyn.flow.layers} x {dyn.flow.width}.",
+        "It is not a model of the authors, whose code and data are public (`itsakk/enma`, its generator "
+        "`itsakk/PPDEGeneration`, data `2ailesB/enma-datasets`), but of an independent implementation made for speed, "
+        "trained on data of this project's own solver.",
+        "```python\nimport enma_fast\n\n"
+        f'model = enma_fast.load_model("{config.name}")\n'
+        "ensemble = enma_fast.forecast(model, history, num_members=64)  # history: [3, *grid, channels]\n```",
+        "## Scores",
+        "Relative L2 is not squared, per trajectory over all forecast frames: of the ensemble mean, averaged over "
+        "trajectories, with the median and the 90 % quantile over them beside it, and of single members, averaged. The "
+        "mean is ruled by trajectories whose truth decays to nearly nothing, the median is not. CRPS is the fair one, "
+        "in the field's units, and then divided by the RMS of what was observed of each trajectory (for `generation`, "
+        "of the truth). RMSCE is that of a Gaussian with the ensemble's mean and spread. Spread/skill is 1 for a "
+        "calibrated ensemble. `generation` has no truth: CRPS and "
+        "calibration there are against another draw of the same environment, and `solver` is the distance from the "
+        "solver's own trajectory that starts at the generated first frame. `outside` counts the trajectories whose "
+        "observed frames, or context, are taken for outside the training data, which `forecast` warns of.",
+        _score_rows(metrics["rows"]),
+        f"The tokenizer alone (fields to latent frames and back): relative L2 {_e(metrics['tokenizer']['rel_l2'])} on "
+        f"{metrics['tokenizer']['num_trajectories']} trajectories of {metrics['tokenizer']['split']}. Noise seed "
+        f"{metrics['seed']}. A row is made again by its command below. `packed` are the test files in the package: two "
+        "trajectories of each of a dozen environments, evenly spread over those of `data`, as `enma-fast data subset "
+        "data/FILE --out packed/FILE` writes them.",
+        "```\n" + "\n".join(dict.fromkeys(_score_command(config, row) for row in metrics["rows"])) + "\n```",
+        f"Beside it, the paper's figures ({paper_source()}), on its own data of the same kind. It does not say whether "
+        "its CRPS and RMSCE are of the temporal task or of the initial value problem; they stand beside the temporal "
+        "one here:",
+        _paper_rows(metrics["rows"]),
+        "## Training",
+        _training_text(config, metrics["training"], metrics["sampling"]),
+        "## Limits",
+        "\n".join(limits),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _cases(
+    files: dict[str, FieldFile], packed: dict[str, FieldFile], limit: int | None
+) -> Iterator[tuple[str, str, int, int | None, bool]]:
+    """Split, task, members, limit and whether packed of each row; cases that come out the same stand once."""
+    seen = set()
+    for split in SPLITS:
+        for task, members, most, small in CASES:
+            there = len((packed if small else files)[split])
+            rows = min(n for n in (there, most, limit) if n is not None)
+            if (split, task, members, rows, small) not in seen:
+                seen.add((split, task, members, rows, small))
+                yield split, task, members, None if rows == there else rows, small
+
+
+def _steps(config: ModelConfig) -> str:
+    settings = config.sampling
+    steps = (
+        f"takes {settings.mask_steps} mask steps a frame and {settings.flow_steps} {settings.method} flow steps a token"
+    )
+    if config.dynamics.decoder == "one-pass":
+        return f"decides a frame in one pass (an initial state: {steps})"
+    return steps
+
+
+def _score_command(config: ModelConfig, row: dict[str, Any]) -> str:
+    limit = "" if row["limit"] is None else f" --limit {row['limit']}"
+    return (
+        f"enma-fast score {'packed' if row['packed'] else 'data'}/{row['dataset']}-{row['split']}.h5 "
+        f"--checkpoint {config.name} --task {row['task']} "
+        f"--history 3 --members {row['num_members']} --seed {row['seed']}{limit}"
+    )
+
+
+def _score_rows(rows: list[dict[str, Any]]) -> str:
+    columns = {
+        "rel. L2": "rel_l2",
+        "median": "rel_l2_median",
+        "90 %": "rel_l2_q90",
+        "one member": "rel_l2_member",
+        "CRPS": "crps",
+        "CRPS / RMS": "crps_relative",
+        "RMSCE": "rmsce",
+        "spread/skill": "spread_skill",
+        "solver": "solver_fidelity",
+    }
+    lines = []
+    for row in rows:
+        split = f"{row['split']}, packed" if row["packed"] else row["split"]
+        outside = "-" if row["num_outside"] is None else row["num_outside"]
+        scores = [_e(row[name]) for name in columns.values()]
+        lines.append([row["task"], split, row["num_trajectories"], row["num_members"], *scores, outside])
+    return _markdown(["task", "split", "trajectories", "members", *columns, "outside"], lines)
+
+
+def _paper_rows(rows: list[dict[str, Any]]) -> str:
+    lines, seen = [], set()
+    for row in rows:
+        if (row["task"], row["split"]) in seen:
+            continue
+        seen.add((row["task"], row["split"]))
+        for other in paper_table(row):
+            scores = [_e(other.get(name)) for name in ("rel_l2", "crps", "rmsce", "solver_fidelity")]
+            lines.append([row["task"], row["split"], other["model"], *scores])
+    return _markdown(["task", "split", "model", "rel. L2", "CRPS", "RMSCE", "solver"], lines)
+
+
+def _training_text(config: ModelConfig, training: dict[str, Any], sampling: dict[str, Any]) -> str:
+    changes = "".join(f" --set {key}={json_word(value)}" for key, value in sampling.items())
+    now = {stage: part for stage, part in training.items() if not stage.endswith(" before")}
+    last = list(now)[-1]
+    runs = "".join(f" --{stage} runs/{stage}" for stage in now if stage != last)
+    lines = [
+        "Data of this project's own solver (seed 0), then the tokenizer, the dynamics on its latent frames, and whole "
+        "forecasts by a proper score, as far as they are listed:",
+        "```",
+        f"enma-fast data generate {config.dataset} --out data",
+        *(part["command"] for part in now.values()),
+        f"enma-fast train publish runs/{last}{runs} --data data --out {config.name}{changes}",
+        "```",
+        "",
+    ]
+    if len(now) < len(training):
+        lines += [
+            "Runs that begin with `--from` and a model's name started from the weights of its version before this one "
+            "(add `--begun-from` to `publish`), which these commands had trained from nothing:",
+            "```",
+            *(part["command"] for stage, part in training.items() if stage not in now),
+            "```",
+            "",
+        ]
+    lines += [
+        f"The sampler {_steps(config)}, and scales its noise by {config.sampling.temperature:g}"
+        + (", chosen on validation data." if "temperature" in sampling else "."),
+        "",
+    ]
+    head = ["stage", "steps", "trajectories seen", "hours", "precision", "machine", "torch"]
+    rows = []
+    for stage, part in training.items():
+        machine = part["machine"]
+        where = machine["gpu"] or f"{machine['cpu']}, {machine['threads']} thread{'s' * (machine['threads'] != 1)}"
+        where = where if part["ranks"] == 1 else f"{part['ranks']} x {where}"
+        hours = f"{part['seconds'] / 3600:.2f}"
+        seen = f"{part['trajectories']:,}"
+        rows.append([stage, f"{part['steps']:,}", seen, hours, part["precision"], where, part["versions"]["torch"]])
+    return "\n".join(lines) + _markdown(head, rows)
+
+
+def _markdown(head: list[str], rows: list[list[Any]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def _e(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}" if 0.1 <= abs(value) < 1000 else f"{value:.2e}"

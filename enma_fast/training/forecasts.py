@@ -1,0 +1,245 @@
+"""Train the dynamics on whole forecasts: members rolled out to the end of a trajectory, scored by a proper score.
+
+A loss of one frame does not see an error of a few tenths of a percent that is the same in every frame; that of a whole
+forecast does. The fair CRPS is least, in expectation, for members that are draws from the truth's own distribution.
+
+Legend: B trajectories, K members, T latent frames, N tokens per frame, C token channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..config import RolloutConfig, SamplingConfig, TrainingConfig
+from ..data import EQUATIONS, FieldFile
+from ..errors import EnmaError
+from ..models.model import Dynamics, Model, draw
+from ..sampling.rollout import rollout
+from .dynamics import environments, rollout_scores
+from .loop import Rank
+from .tokenizer import factors, roll
+
+# Settings of a training that draw amounts of a symmetry, and their values that draw none.
+NEUTRAL = {"amplitude": (1.0, 1.0), "boost": 0.0}
+# The scores that choose the best weights, each in units of what is a good one.
+MERIT = {"rel_l2": 0.01, "crps": 0.002, "rel_l2_ivp": 0.02, "crps_ivp": 0.004}
+
+
+class Forecasts(nn.Module):
+    """The dynamics, with the loss of a batch of forecasts as ``forward``."""
+
+    def __init__(self, dynamics: Dynamics, config: TrainingConfig) -> None:
+        super().__init__()
+        assert config.rollout is not None
+        self.dynamics, self.rollout = dynamics, config.rollout
+        self.settings: SamplingConfig = dynamics.config.sampling
+        self.mask_ratio = config.mask_ratio
+
+    def forward(
+        self,
+        z_BTNC: Tensor,
+        context_BTNC: Tensor | None,
+        weight_B: Tensor,
+        seeds_BK: Tensor,
+        members_BK: Tensor,
+        history: int,
+        num_frames: int,
+        first: Any,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Weighted score of forecasts of the latent frames ``[history, history + num_frames)``."""
+        made, h_BND = rollout(
+            self.dynamics,
+            z_BTNC[:, :history],
+            num_frames=num_frames,
+            seeds=seeds_BK,
+            members=members_BK,
+            context=context_BTNC,
+            settings=self.settings,
+        )
+        truth = z_BTNC[:, history : history + num_frames]
+        crps_B, energy_B = scores(made, truth, fairness=self.rollout.fairness)
+        loss = (weight_B * (crps_B + self.rollout.energy * energy_B)).mean()
+        terms = {"crps": crps_B.mean(), "energy": energy_B.mean()}
+        if first is not None:
+            known_BN, noise, times = first
+            z_BNC = z_BTNC[:, 0]
+            per_token, _ = self.dynamics.flow.loss(z_BNC, self.dynamics.spatial(h_BND, z_BNC, known_BN), noise, times)
+            share = (~known_BN).to(per_token.dtype)
+            flow = (per_token * share).sum() / share.sum().clamp_min(1)
+            loss = loss + self.rollout.first_frame * flow
+            terms["first_frame"] = flow
+        return loss, {name: value.detach() for name, value in terms.items()}
+
+
+def scores(made_BKTNC: Tensor, truth_BTNC: Tensor, *, fairness: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Fair CRPS of each channel, averaged, and fair energy score of whole frames over the root of their size, ``[B]``.
+
+        CRPS = mean_i |x_i - y| - (1 - e) sum_{i<j} |x_i - x_j| / (K (K - 1)),   e = (1 - fairness) / K
+
+    which with ``fairness`` 1 is the fair score (Ferro, 2014), below the almost fair one (Lang et al., 2024).
+    """
+    K = made_BKTNC.shape[1]
+    error = made_BKTNC - truth_BTNC[:, None]
+    size = truth_BTNC[0, 0].numel() ** 0.5
+    crps = error.abs().flatten(1).mean(1)
+    energy = error.flatten(3).norm(dim=-1).flatten(1).mean(1) / size
+    less = (1 - (1 - fairness) / K) / (K * (K - 1))
+    for i in range(K):
+        for j in range(i):
+            apart = made_BKTNC[:, i] - made_BKTNC[:, j]
+            crps = crps - less * apart.abs().flatten(1).mean(1)
+            energy = energy - less * apart.flatten(2).norm(dim=-1).mean(1) / size
+    return crps, energy
+
+
+class ForecastTask:
+    """Training fields, and validation fields ``[n, T, *grid, c]`` with their contexts."""
+
+    def __init__(
+        self,
+        model: Model,
+        config: TrainingConfig,
+        *,
+        train: FieldFile,
+        val: Tensor,
+        val_contexts: Tensor,
+        members: int = 8,
+    ) -> None:
+        assert config.rollout is not None
+        self.model, self.config, self.options = model, config, config.rollout
+        self.module: nn.Module = Forecasts(model.dynamics, config)
+        self.train = torch.from_numpy(train.u)
+        self.val, self.val_contexts, self.members = val, val_contexts, members
+        if train.environment is None:
+            raise EnmaError(
+                f"{train.path}: lacks scalars/environment; add one integer per trajectory that names its group"
+            )
+        self.groups = environments(torch.from_numpy(train.environment))
+        self.parameters = train.parameters
+        self.symmetries = symmetries(model.config.dataset, config)
+        self.latents = model.config.tokenizer.latent_frames(self.train.shape[1])
+        check_rollout(self.options, self.latents)
+
+    def loss(
+        self, module: Callable[..., Any], generator: torch.Generator, rank: Rank
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Score of a batch of forecasts, all with a context or all without."""
+        config, options, model = self.config, self.options, self.model
+        B = config.batch
+        mine = rank.share(B)
+        paired = torch.rand((), generator=generator).item() < config.context_share
+        environment = torch.randint(len(self.groups), (B,), generator=generator)
+        rows = torch.rand(B, self.groups.shape[1], generator=generator).argsort(-1)[:, : 1 + paired]
+        rows = self.groups[environment[:, None], rows]
+        amounts = {
+            "amplitude": factors(config.amplitude, B, generator)[mine],
+            "boost": config.boost * torch.randn(B, generator=generator)[mine],
+        }
+        window = self._window(generator)
+        tokens, weight = [], torch.empty(0)
+        device = next(module.parameters()).device if isinstance(module, nn.Module) else torch.device("cpu")
+        for i in range(1 + paired):
+            u = self._transformed(rows[mine, i], amounts)[:, window]
+            u = roll(u, [s[mine] for s in self._shifts(B, generator)])
+            rms = u.square().flatten(1).mean(1).sqrt()
+            weight = (options.weight_rms + options.weight_floor) / (rms + options.weight_floor)
+            with torch.no_grad():
+                tokens.append(model.encode(u.to(device)).float())
+        low, high = (1, 1) if paired else options.history
+        latents = tokens[-1].shape[1]
+        history = int(torch.randint(min(low, latents - 1), min(high, latents - 1) + 1, (), generator=generator))
+        left = latents - history
+        seeds = torch.randint(2**32, (B, 1), generator=generator).expand(-1, options.members)[mine]
+        first = None
+        if paired and options.first_frame:
+            draws = draw(
+                model.config,
+                [(B, 1)],
+                flow=model.config.dynamics.flow,
+                mask_ratio=config.mask_ratio,
+                history_noise=config.history_noise,
+                history_noise_share=0.0,
+                generator=generator,
+            )
+            first = [x[0][mine, 0].to(device) for x in (draws.known, draws.noise, draws.times)]
+        return module(
+            tokens[-1],
+            tokens[0] if paired else None,
+            weight.clamp(max=options.weight_most).to(device),
+            seeds.to(device),
+            torch.arange(options.members, device=device).expand_as(seeds),
+            history,
+            left if options.frames is None else min(left, options.frames),
+            first,
+        )
+
+    def _transformed(self, rows: Tensor, amounts: dict[str, Tensor]) -> Tensor:
+        """Training trajectories ``[B, T, *grid, c]``, each carried to another solution by the equation's symmetries."""
+        u = self.train[rows]
+        used = [name for name in amounts if name in self.symmetries]
+        if not used:
+            return u
+        fields, parameters = u[..., 0].double().numpy(), {k: v[rows.numpy()] for k, v in self.parameters.items()}
+        for name in used:
+            fields, parameters = self.symmetries[name](fields, parameters, amounts[name].double().numpy())
+        return torch.from_numpy(fields).float()[..., None]
+
+    def _window(self, generator: torch.Generator) -> slice:
+        """Frames of a batch: from which one on, and every how many."""
+        options, frames = self.options, self.train.shape[1]
+        stride = options.strides[int(torch.randint(len(options.strides), (), generator=generator))]
+        late = torch.rand((), generator=generator).item() < options.late_share
+        first = int(torch.randint(1, max(2, frames // 2), (), generator=generator)) if late else 0
+        return slice(first, None, stride)
+
+    def _shifts(self, count: int, generator: torch.Generator) -> list[Tensor]:
+        options = self.model.config.tokenizer
+        return [
+            torch.randint(n if self.config.shift and ring else 1, (count,), generator=generator)
+            for n, ring in zip(options.grid, options.periodic, strict=True)
+        ]
+
+    def merit(self, scores: dict[str, float]) -> float:
+        """Errors of the forecasts, of ensemble means and as distributions."""
+        return sum(scores[name] / of for name, of in MERIT.items())
+
+    def validate(self, averaged: nn.Module) -> dict[str, float]:
+        """Scores of forecasts, as those of the dynamics' training."""
+        return rollout_scores(self.model, self.val, self.val_contexts, members=self.members)
+
+
+def symmetries(dataset: str, config: TrainingConfig) -> dict[str, Callable[..., Any]]:
+    """The symmetries that a training asks for, as its data set's equation declares them.
+
+    Raises
+    ------
+    EnmaError
+        Names the setting, if the equation has no such symmetry.
+    """
+    asked = [name for name, neutral in NEUTRAL.items() if getattr(config, name) != neutral]
+    known = EQUATIONS[dataset].SYMMETRIES if dataset in EQUATIONS else {}
+    for name in asked:
+        if name not in known:
+            raise EnmaError(
+                f"{name}: the equation of {dataset} declares no such symmetry (it has: {', '.join(known) or 'none'}); "
+                f"leave it at {NEUTRAL[name]}"
+            )
+    return {name: known[name] for name in asked}
+
+
+def check_rollout(rollout: RolloutConfig, latents: int) -> None:
+    """Raise `EnmaError` unless the trajectories have the latent frames that are observed and rolled out."""
+    if rollout.history[1] >= latents:
+        raise EnmaError(
+            f"rollout.history is {list(rollout.history)}; a trajectory has {latents} latent frames, and one at least "
+            "has to be left to forecast"
+        )
+    if rollout.frames is not None and rollout.frames > latents - 1:
+        raise EnmaError(
+            f"rollout.frames is {rollout.frames}; a trajectory has {latents} latent frames, of which at most "
+            f"{latents - 1} can be rolled out"
+        )

@@ -1,0 +1,133 @@
+"""The runs that led to a model: each stage trained on, or from the weights of, an earlier one; for its card.
+
+Weights are known by their SHA-256, which a run records of what it started from.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ..config import to_json
+from ..errors import EnmaError
+from ..models.checkpoint import METRICS, WEIGHTS, locate, sha256
+from ..presets import find_preset
+from .recipes import read_record, summary
+
+# In the order in which they follow each other.
+STAGES = ("tokenizer", "dynamics", "forecasts")
+
+
+def trace(
+    run: Path, *, tokenizer: Path | None = None, dynamics: Path | None = None, begun: str | Path | None = None
+) -> dict[str, dict[str, Any]]:
+    """What was done for a model, by stage in order.
+
+    Parameters
+    ----------
+    run : finished run of the last stage, dynamics or forecasts
+    tokenizer, dynamics : finished runs of the stages before it
+    begun : checkpoint whose weights the first of them started from; the stages of its own card, if it has one, come
+        first, as `tokenizer before` and so on
+
+    Raises
+    ------
+    EnmaError
+        If a run is of another stage, or was trained on weights that none of the others has.
+    """
+    last = read_record(run)["stage"]
+    if last not in STAGES[1:]:
+        raise EnmaError(f"{run}: is a run of the {last}, not of the dynamics or of forecasts")
+    given = {"tokenizer": tokenizer, "dynamics": dynamics}
+    if last == "dynamics" and dynamics is not None:
+        raise EnmaError(f"{run}: is the run of the dynamics itself; leave out --dynamics")
+    folders = {stage: folder for stage, folder in (given | {last: run}).items() if folder is not None}
+    records = {stage: read_record(folder) for stage, folder in folders.items()}
+    for stage, record in records.items():
+        if record["stage"] != stage:
+            raise EnmaError(f"{folders[stage]}: is a run of the {record['stage']}, not of the {stage}")
+    source = None if begun is None else locate(begun)
+    first = None if source is None else sha256(source / WEIGHTS)
+    weights = {stage: sha256(locate(folder) / WEIGHTS) for stage, folder in folders.items() if stage != last}
+    for stage, record in records.items():
+        on, start = record["tokenizer"], record["start"]
+        if on is not None and on not in (weights.get("tokenizer"), first):
+            raise EnmaError(
+                f"{folders[stage]}: was not trained on the tokenizer of {tokenizer}; name the one that it was"
+            )
+        if start is not None and start not in (weights.get("dynamics"), first):
+            raise EnmaError(
+                f"{folders[stage]}: started from weights that none of the given runs has (SHA-256 {start[:12]}...); "
+                "name their run by --dynamics, or their checkpoint by --begun-from"
+            )
+    done: dict[str, dict[str, Any]] = {}
+    if source is not None and (source / METRICS).is_file():
+        before = json.loads((source / METRICS).read_text())["training"]
+        done |= {f"{stage} before": account for stage, account in before.items()}
+    name = None if begun is None else str(begun)
+    for stage in STAGES:
+        if stage in records:
+            record = records[stage]
+            done[stage] = _done(folders[stage], record, name if record["start"] == first else None)
+    return done
+
+
+def _done(folder: Path, record: dict[str, Any], begun: str | None) -> dict[str, Any]:
+    """The account of one run, which started from the checkpoint `begun` or from another of the runs."""
+    done = summary(folder)
+    batch = record["training"]["batch"]
+    return {
+        "command": _train_command(record, begun),
+        "steps": done["steps"],
+        "trajectories": done["steps"] * batch,
+        "seconds": done["seconds"],
+        "validation": done["validation"],
+        "seed": record["seed"],
+        "precision": record["precision"],
+        "ranks": record["ranks"],
+        "data": record["data"],
+        "machine": record["machine"],
+        "versions": record["versions"],
+    }
+
+
+def _train_command(record: dict[str, Any], begun: str | None) -> str:
+    """The command that makes the run again: the preset, and every setting that differs from it."""
+    stage, preset = record["stage"], find_preset(record["preset"])
+    training = {
+        "tokenizer": preset.tokenizer_training,
+        "dynamics": preset.dynamics_training,
+        "forecasts": preset.forecast_training,
+    }[stage]
+    words = ["enma-fast train", stage, record["preset"]]
+    words += ["--tokenizer runs/tokenizer"] if stage == "dynamics" else []
+    if record["start"] is not None:
+        words += [f"--from {begun or 'runs/dynamics'}"]
+    words += [f"--data data --out runs/{stage} --seed {record['seed']}"]
+    words += [f"--precision {record['precision']}"] if record["precision"] != "auto" else []
+    words += ["--compile"] if record["compile"] else []
+    for key, value in _differences(preset.model, record["model"]):
+        if stage == "tokenizer" or not key.startswith("tokenizer."):
+            words.append(f"--set {key}={value}")
+    for key, value in _differences(training, record["training"]):
+        words.append(f"--{key} {value}" if key in ("steps", "batch") else f"--train-set {key}={value}")
+    return " ".join(words)
+
+
+def _differences(config: Any, changed: dict[str, Any]) -> list[tuple[str, str]]:
+    """Dotted keys, and their JSON values, in which a recorded config differs from a preset's."""
+    old, new = _flat(json.loads(to_json(config))), _flat(changed)
+    return [(key, json_word(value)) for key, value in new.items() if old.get(key) != value]
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def json_word(value: Any) -> str:
+    text = json.dumps(value, separators=(",", ":"))
+    return value if isinstance(value, str) else f"'{text}'" if isinstance(value, list) else text

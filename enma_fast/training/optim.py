@@ -1,0 +1,101 @@
+"""Optimisers: AdamW for everything, or Muon for the matrices inside the transformer blocks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from ..config import TrainingConfig
+
+# Quintic Newton-Schulz coefficients of Muon (Jordan et al., 2024): singular values end near 1, not at 1.
+_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+
+
+def orthogonalise(g: Tensor, *, steps: int = 5) -> Tensor:
+    """Nearest (semi-)orthogonal matrix to each ``[..., rows, columns]``, by five Newton-Schulz steps in its own type.
+
+    ``torch.optim.Muon`` does this in bfloat16, which CPUs without AVX-512 BF16 run a hundred times slower than fp32.
+    """
+    a, b, c = _COEFFICIENTS
+    tall = g.shape[-2] > g.shape[-1]
+    x = g.transpose(-1, -2) if tall else g
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for _ in range(steps):
+        gram = x @ x.transpose(-1, -2)
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.transpose(-1, -2) if tall else x
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, orthogonalised, scaled by 0.2 sqrt(max(rows, columns)) to the root mean square of an AdamW step.
+
+    Matrices of one shape are orthogonalised in one batch, in ``dtype``, by default their own.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[nn.Parameter],
+        *,
+        lr: float,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self.dtype = dtype
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One update."""
+        for group in self.param_groups:
+            by_shape: dict[torch.Size, list[nn.Parameter]] = {}
+            for p in group["params"]:
+                if p.grad is not None:
+                    by_shape.setdefault(p.shape, []).append(p)
+            for shape, members in by_shape.items():
+                updates = []
+                for p in members:
+                    assert p.grad is not None
+                    state = self.state[p]
+                    if not state:
+                        state["momentum"] = torch.zeros_like(p)
+                    state["momentum"].lerp_(p.grad, 1 - group["momentum"])
+                    updates.append(p.grad.lerp(state["momentum"], group["momentum"]))
+                size = 0.2 * math.sqrt(max(shape))
+                for p, update in zip(
+                    members, orthogonalise(torch.stack(updates).to(self.dtype or updates[0].dtype)), strict=True
+                ):
+                    p.mul_(1 - group["lr"] * group["weight_decay"])
+                    p.add_(update.to(p.dtype), alpha=-group["lr"] * size)
+
+
+def build(
+    module: nn.Module, config: TrainingConfig, *, dtype: torch.dtype = torch.float32
+) -> list[torch.optim.Optimizer]:
+    """Optimisers for ``module``: one AdamW, or Muon for block matrices and AdamW for the rest.
+
+    ``dtype`` is that of Muon's orthogonalisation. Parameters that need no gradient are left out.
+    """
+    matrices: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
+    for name, p in module.named_parameters():
+        inner = p.ndim == 2 and ".blocks." in f".{name}" and min(p.shape) >= 16
+        (matrices if config.optimizer == "muon" and inner else rest).append(p)
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(rest, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay)
+    ]
+    if matrices:
+        optimizers.append(Muon(matrices, lr=config.learning_rate, weight_decay=config.weight_decay, dtype=dtype))
+    return optimizers
+
+
+def learning_rate(step: int, config: TrainingConfig) -> float:
+    """Linear warm-up, then a cosine from ``learning_rate`` to ``final_learning_rate``."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    low, high = config.final_learning_rate, config.learning_rate
+    return low + 0.5 * (high - low) * (1 + math.cos(math.pi * min(1.0, done)))

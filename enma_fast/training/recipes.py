@@ -1,0 +1,410 @@
+"""The two trainings, from data files to a checkpoint folder.
+
+A run folder holds `run.json` (what was asked for), `log.jsonl`, `state.safetensors` (the resume point), for the
+dynamics `latents-train.safetensors`, and at the end `checkpoint/`. The same call on the same folder resumes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..config import ModelConfig, TrainingConfig, replace, to_json
+from ..data import FieldFile, read
+from ..errors import EnmaError
+from ..forecasting.tasks import check_file
+from ..models.checkpoint import (
+    IN_RUN,
+    LOG,
+    WEIGHTS,
+    load_model,
+    load_tensors,
+    load_tokenizer,
+    locate,
+    read_tensors,
+    save_model,
+    save_tokenizer,
+    sha256,
+    write_atomic,
+)
+from ..models.model import Model
+from ..models.tokenizer import Tokenizer
+from ..presets import find_preset
+from ..utils.system import machine, versions
+from .dynamics import DynamicsTask, Latents, encode_all
+from .forecasts import ForecastTask
+from .loop import BEST, STATE, Rank, RunOptions, Task, abandon_ranks, join_ranks, run
+from .tokenizer import TokenizerTask
+
+log = logging.getLogger("enma_fast")
+
+RUN, CHECKPOINT, LATENTS = "run.json", IN_RUN, "latents-train.safetensors"
+# Held-out trajectories that are reconstructed, and that are rolled out, at each validation.
+TOKENIZER_VALIDATION, DYNAMICS_VALIDATION, FORECAST_VALIDATION = 200, 48, 120
+# What a one-pass decoder has beside a masked-flow one.
+ONE_PASS = ("dynamics.read.", "dynamics.spatial.noise.")
+# What a resumed run must have in common with the one that began the folder.
+_FIXED = ("stage", "model", "training", "seed", "data", "tokenizer", "start")
+
+
+def train_tokenizer(
+    preset: str,
+    *,
+    data_dir: Path,
+    options: RunOptions,
+    model_changes: Mapping[str, Any] | None = None,
+    training_changes: Mapping[str, Any] | None = None,
+    start: str | Path | None = None,
+) -> dict[str, Any]:
+    """Train a preset's tokenizer on `<dataset>-train.h5` and validate on `<dataset>-val.h5`.
+
+    Parameters
+    ----------
+    preset : a name of `PRESETS`
+    data_dir : folder of the data files
+    options : how the run is carried out; `options.out` is the run folder
+    model_changes, training_changes : dotted keys of `ModelConfig` and `TrainingConfig` and their new values
+    start : run folder or checkpoint whose weights the training starts from; by default it starts from random ones
+
+    Returns
+    -------
+    dict
+        `stage`, `preset`, `out`, `checkpoint` (None if `stop_after` ended the run), `steps`, `num_parameters`,
+        `seconds` of training, and the last validation.
+
+    Raises
+    ------
+    EnmaError
+        On an unknown preset or key, missing or unfit data, or a run folder begun with other settings.
+    """
+    rank = join_ranks()
+    chosen = find_preset(preset)
+    config = replace(chosen.model, model_changes or {}, source="model config")
+    training = replace(chosen.tokenizer_training, training_changes or {}, source="training config")
+    files = [data_file(data_dir, config.dataset, split) for split in ("train", "val")]
+    train, val = (_read(file, config) for file in files)
+    first = None if start is None else locate(start)
+    _begin(options, rank, stage="tokenizer", preset=preset, model=config, training=training, files=files, start=first)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(options.seed)
+        task = TokenizerTask(
+            config, training, train=_fields(train), val=_fields(val, _spread(val, TOKENIZER_VALIDATION))
+        )
+    assert isinstance(task.module, Tokenizer)
+    if first is not None:
+        load_tensors(task.module, load_tokenizer(first)[0].state_dict(), source=str(first))
+    scores = _run(task, options)
+    folder = options.out / CHECKPOINT
+    if finished(options, training) and rank.index == 0:
+        save_tokenizer(task.module, config, folder)
+    return _end(task, options, rank, "tokenizer", preset, scores)
+
+
+def train_dynamics(
+    preset: str,
+    *,
+    tokenizer: str | Path,
+    data_dir: Path,
+    options: RunOptions,
+    model_changes: Mapping[str, Any] | None = None,
+    training_changes: Mapping[str, Any] | None = None,
+    start: str | Path | None = None,
+) -> dict[str, Any]:
+    """Train a preset's dynamics on the latent frames of a trained tokenizer, which are computed once.
+
+    Parameters and errors are those of `train_tokenizer`; `tokenizer` is its run folder, or any checkpoint. The
+    tokenizer's own config replaces the preset's. The checkpoint is a whole model with averaged weights.
+    """
+    rank = join_ranks()
+    chosen = find_preset(preset)
+    foreign = [key for key in model_changes or {} if key.split(".")[0] == "tokenizer"]
+    if foreign:
+        raise EnmaError(f"{foreign[0]}: belongs to the tokenizer's training; change it in `train tokenizer`")
+    source = locate(tokenizer)
+    trained, theirs = load_tokenizer(source)
+    if theirs.dataset != chosen.model.dataset:
+        raise EnmaError(
+            f"{source}: is a tokenizer for {theirs.dataset}; the preset {preset} is for {chosen.model.dataset}"
+        )
+    base = dataclasses.replace(chosen.model, tokenizer=theirs.tokenizer)
+    config = replace(base, model_changes or {}, source="model config")
+    training = replace(chosen.dynamics_training, training_changes or {}, source="training config")
+    files = [data_file(data_dir, config.dataset, split) for split in ("train", "val")]
+    val = _read(files[1], config)
+    rows = _spread(val, DYNAMICS_VALIDATION)
+    contexts = np.array([val.context_for(int(i)) for i in rows])
+    key = sha256(source / WEIGHTS)
+    first = None if start is None else locate(start)
+    _begin(
+        options,
+        rank,
+        stage="dynamics",
+        preset=preset,
+        model=config,
+        training=training,
+        files=files,
+        tokenizer=key,
+        start=first,
+    )
+    latents = _latents(trained, config, files[0], key, options.out / LATENTS, training.shift, rank)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(options.seed)
+        model = Model(config)
+    if first is not None:
+        inherit(model, load_model(first), source=str(first))
+    model.tokenizer.load_state_dict(trained.state_dict())
+    model.to(options.device)
+    task = DynamicsTask(
+        model,
+        training,
+        train=latents,
+        val=_fields(val, rows),
+        val_contexts=_fields(val, contexts),
+    )
+    scores = _run(task, options)
+    if finished(options, training) and rank.index == 0:
+        save_model(model, options.out / CHECKPOINT)
+    return _end(task, options, rank, "dynamics", preset, scores)
+
+
+def train_forecasts(
+    preset: str,
+    *,
+    start: str | Path,
+    data_dir: Path,
+    options: RunOptions,
+    model_changes: Mapping[str, Any] | None = None,
+    training_changes: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Train a preset on whole forecasts, from the weights of finished dynamics.
+
+    Parameters and errors are those of `train_tokenizer`; `start` is a run folder of the dynamics, of this stage or any
+    whole checkpoint, whose tokenizer stays as it is. What the preset's model has and `start` lacks (the noise and the
+    output of a one-pass decoder) begins anew. The checkpoint is the whole model with the averaged weights of the best
+    validation.
+    """
+    rank = join_ranks()
+    chosen = find_preset(preset)
+    foreign = [key for key in model_changes or {} if key.split(".")[0] == "tokenizer"]
+    if foreign:
+        raise EnmaError(f"{foreign[0]}: belongs to the tokenizer's training; change it in `train tokenizer`")
+    source = locate(start)
+    before = load_model(source)
+    if before.config.dataset != chosen.model.dataset:
+        raise EnmaError(
+            f"{source}: is a model for {before.config.dataset}; the preset {preset} is for {chosen.model.dataset}"
+        )
+    base = dataclasses.replace(chosen.model, tokenizer=before.config.tokenizer)
+    config = replace(base, model_changes or {}, source="model config")
+    training = replace(chosen.forecast_training, training_changes or {}, source="training config")
+    if training.rollout is None:
+        raise EnmaError("training config: rollout is null; training on whole forecasts needs its settings")
+    files = [data_file(data_dir, config.dataset, split) for split in ("train", "val")]
+    train, val = (_read(file, config) for file in files)
+    rows = _spread(val, FORECAST_VALIDATION)
+    contexts = np.array([val.context_for(int(i)) for i in rows])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(options.seed)
+        model = Model(config)
+    inherit(model, before, source=str(source))
+    model.tokenizer.requires_grad_(False)
+    model.to(options.device)
+    task = ForecastTask(model, training, train=train, val=_fields(val, rows), val_contexts=_fields(val, contexts))
+    _begin(options, rank, stage="forecasts", preset=preset, model=config, training=training, files=files, start=source)
+    scores = _run(task, options)
+    if finished(options, training) and rank.index == 0:
+        save_model(model, options.out / CHECKPOINT)
+    return _end(task, options, rank, "forecasts", preset, scores)
+
+
+def inherit(model: Model, before: Model, *, source: str) -> None:
+    """Give a model the weights of another that differs from it in the decoder at most.
+
+    A one-pass decoder begins with the mean of the flow head's residual target as its output, where there is one.
+
+    Raises
+    ------
+    EnmaError
+        If any other weight is missing or of another shape; names `source` and the weight.
+    """
+    tensors = dict(before.state_dict())
+    read = model.dynamics.read
+    if read is not None and before.dynamics.read is None:
+        moments = before.dynamics.flow.moments
+        new = {name: t for name, t in model.state_dict().items() if name.startswith(ONE_PASS)}
+        if moments is not None:
+            channels = read.out_features
+            new["dynamics.read.weight"] = moments.weight[:channels]
+            new["dynamics.read.bias"] = moments.bias[:channels]
+        tensors |= new
+    elif read is None:
+        tensors = {name: t for name, t in tensors.items() if not name.startswith(ONE_PASS)}
+    load_tensors(model, tensors, source=source)
+
+
+def data_file(folder: Path, dataset: str, split: str) -> Path:
+    """`<folder>/<dataset>-<split>.h5`, or an `EnmaError` that says where it may come from."""
+    path = folder / f"{dataset}-{split}.h5"
+    if not path.is_file():
+        if folder.is_dir() and any(folder.iterdir()):
+            # A folder of somebody's own data, beside which nothing is to be generated.
+            raise EnmaError(f"{path}: no such file; --data is the folder that holds {path.name}")
+        raise EnmaError(f"{path}: no such file; make it: enma-fast data generate {dataset} --out {folder}")
+    return path
+
+
+def finished(options: RunOptions, training: TrainingConfig) -> bool:
+    """Whether a run ends by its own number of steps, and not by `stop_after`."""
+    return options.stop_after is None or options.stop_after >= training.steps
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    """Steps, training seconds (validation and pauses left out) and best validation of a run, from its files."""
+    path, record = folder / LOG, read_record(folder)
+    entries = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    batch, step, seconds = record["training"]["batch"], 0, 0.0
+    validation: dict[str, float] = {}
+    for entry in entries:
+        if "validation" not in entry:
+            seconds += batch * (entry["step"] - step) / entry["per_second"]
+            step = entry["step"]
+    if (folder / BEST).is_file():
+        validation = json.loads(read_tensors(folder / BEST)[1]["scores"])
+    return {"steps": step, "seconds": seconds, "validation": validation}
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """`run.json` of a run folder."""
+    path = folder / RUN
+    try:
+        record = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise EnmaError(f"{path}: no such file; give the --out folder of a training run") from None
+    except ValueError:
+        raise EnmaError(f"{path}: is not JSON; begin the run again in an empty folder") from None
+    if isinstance(record, dict):
+        # Runs of earlier versions all started from random weights.
+        record.setdefault("start", None)
+    if not isinstance(record, dict) or not {*_FIXED, "preset"} <= set(record):
+        raise EnmaError(f"{path}: is not the record of a run; begin it again in an empty folder")
+    return record
+
+
+def _begin(
+    options: RunOptions,
+    rank: Rank,
+    *,
+    stage: str,
+    preset: str,
+    model: ModelConfig,
+    training: TrainingConfig,
+    files: list[Path],
+    tokenizer: str | None = None,
+    start: Path | None = None,
+) -> None:
+    """Write the record of a new run, or hold one that has a state to resume to the record that is there."""
+    record = {
+        "stage": stage,
+        "preset": preset,
+        "model": json.loads(to_json(model)),
+        "training": json.loads(to_json(training)),
+        "seed": options.seed,
+        "data": {file.name: sha256(file) for file in files},
+        "tokenizer": tokenizer,
+        "start": None if start is None else sha256(start / WEIGHTS),
+        "precision": options.precision,
+        "compile": options.compile,
+        "device": options.device,
+        "ranks": rank.count,
+        "machine": machine(),
+        "versions": versions(),
+    }
+    path = options.out / RUN
+    if (options.out / STATE).exists():
+        known = read_record(options.out)
+        for key in _FIXED:
+            if known[key] != record[key]:
+                where = _first_difference(known[key], record[key], key)
+                raise EnmaError(f"{path}: {where}; choose an empty --out or the same settings")
+        return
+    if rank.index == 0:
+        try:
+            write_atomic(path, (json.dumps(record, indent=1) + "\n").encode())
+        except OSError as error:
+            raise EnmaError(f"{options.out}: cannot be written ({error.strerror}); choose another --out") from error
+
+
+def _first_difference(old: Any, new: Any, name: str) -> str:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in [*old, *new]:
+            if old.get(key) != new.get(key):
+                return _first_difference(old.get(key), new.get(key), f"{name}.{key}")
+    return f"this run was begun with {name} {old}, not {new}"
+
+
+def _run(task: Task, options: RunOptions) -> dict[str, float]:
+    try:
+        return run(task, options) or summary(options.out)["validation"]
+    except BaseException:
+        abandon_ranks()
+        raise
+
+
+def _end(
+    task: Task, options: RunOptions, rank: Rank, stage: str, preset: str, scores: dict[str, float]
+) -> dict[str, Any]:
+    if rank.count > 1:
+        # Nobody leaves before the checkpoint is on disk.
+        dist.barrier()
+    done = summary(options.out)
+    return {
+        "stage": stage,
+        "preset": preset,
+        "out": str(options.out),
+        "checkpoint": str(options.out / CHECKPOINT) if finished(options, task.config) else None,
+        "steps": done["steps"],
+        "seconds": done["seconds"],
+        "num_parameters": sum(p.numel() for p in task.module.parameters()),
+        "validation": scores,
+    }
+
+
+def _latents(
+    tokenizer: Tokenizer, config: ModelConfig, file: Path, key: str, path: Path, shift: bool, rank: Rank
+) -> Latents:
+    """Latent frames of the training file, from the run folder if they are there already."""
+    mark = f"{key}-{sha256(file)}-{'shift' if shift else 'fixed'}"
+    if rank.index == 0 and not path.exists():
+        data = _read(file, config)
+        if data.environment is None:
+            raise EnmaError(f"{file}: lacks scalars/environment; add one integer per trajectory that names its group")
+        log.info("encoding %d trajectories", len(data))
+        encode_all(tokenizer, _fields(data), torch.from_numpy(data.environment), shift=shift).save(path, mark)
+    if rank.count > 1:
+        dist.barrier()
+    return Latents.load(path, mark)
+
+
+def _read(path: Path, config: ModelConfig) -> FieldFile:
+    data = read(path)
+    check_file(config, data)
+    return data
+
+
+def _fields(data: FieldFile, rows: np.ndarray | None = None) -> Tensor:
+    return torch.from_numpy(data.u if rows is None else data.u[rows])
+
+
+def _spread(data: FieldFile, count: int) -> np.ndarray:
+    """Up to `count` trajectories spread evenly over a file, so that many environments are among them."""
+    count = min(count, len(data))
+    return np.arange(count) * len(data) // count

@@ -1,0 +1,93 @@
+"""Train the tokenizer: reconstruct fields from all of the grid, or from a random share of its points.
+
+Legend: B batch, T frames, P points, c physical channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..config import ModelConfig, TrainingConfig
+from ..models.interpolation import grid_points
+from ..models.tokenizer import Tokenizer
+from .loop import Rank
+
+
+class TokenizerTask:
+    """Training and validation data ``[n, T, *grid, c]`` (fp32) for a tokenizer."""
+
+    def __init__(self, model: ModelConfig, config: TrainingConfig, *, train: Tensor, val: Tensor) -> None:
+        self.config, self.train, self.val = config, train, val
+        self.module: nn.Module = Tokenizer(model.tokenizer)
+        self.options = model.tokenizer
+        self.points = grid_points(self.options.grid, self.options.lengths)
+
+    def loss(
+        self, module: Callable[..., Any], generator: torch.Generator, rank: Rank
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Relative L2 and KL of a random batch, shifted around periodic dimensions."""
+        B, T = self.config.batch, self.train.shape[1]
+        rows = torch.randint(len(self.train), (B,), generator=generator)
+        shifts = [
+            torch.randint(n if self.config.shift and ring else 1, (B,), generator=generator)
+            for n, ring in zip(self.options.grid, self.options.periodic, strict=True)
+        ]
+        tokens = torch.Size((B, self.options.latent_frames(T), *self.options.token_grid)).numel()
+        noise = torch.randn(tokens * self.options.latent_channels, generator=generator)
+        noise = noise.view(B, self.options.latent_frames(T), -1, self.options.latent_channels)
+        observed = self._observed(B, generator) if self.options.interpolation else None
+        mine = rank.share(B)
+        u = roll(self.train[rows[mine]], [s[mine] for s in shifts])
+        u = u * factors(self.config.amplitude, B, generator)[mine].view(-1, *(1,) * (u.ndim - 1))
+        inputs = [u, noise[mine]]
+        if observed is not None:
+            index, valid = observed[0][mine], observed[1][mine]
+            values = u.flatten(2, -2).gather(2, index[:, None, :, None].expand(-1, T, -1, u.shape[-1]))
+            inputs += [self.points[index], values, valid]
+        device = next(self.module.parameters()).device
+        loss, relative = module(*(x.to(device) for x in inputs))
+        return loss, {"rel_l2": relative}
+
+    def _observed(self, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Random points per sample: indices ``[B, P]`` in random order and which of them are observed."""
+        P = len(self.points)
+        low, high = self.config.point_fraction
+        count = ((low + (high - low) * torch.rand(batch, 1, generator=generator)) * P).round().clamp(1, P)
+        index = torch.rand(batch, P, generator=generator).argsort(-1)
+        return index, torch.arange(P) < count
+
+    def merit(self, scores: dict[str, float]) -> float:
+        """Error of the reconstruction."""
+        return scores["rel_l2"]
+
+    @torch.no_grad()
+    def validate(self, averaged: nn.Module) -> dict[str, float]:
+        """Relative L2 of the reconstruction from posterior means."""
+        assert isinstance(averaged, Tokenizer)
+        errors = []
+        device = averaged.from_latent.weight.device
+        for u in self.val.to(device).split(64):
+            out = averaged.decode(averaged.encode(u), u.shape[1])
+            errors.append((out - u).flatten(1).norm(dim=1) / u.flatten(1).norm(dim=1))
+        return {"rel_l2": torch.cat(errors).mean().item()}
+
+
+def factors(bounds: tuple[float, float], count: int, generator: torch.Generator) -> Tensor:
+    """`count` factors, log-uniform between the bounds."""
+    low, high = bounds
+    return low * (high / low) ** torch.rand(count, generator=generator)
+
+
+def roll(u: Tensor, shifts: list[Tensor]) -> Tensor:
+    """Shift each sample of ``[B, T, *grid, c]`` forward by its own number of grid points."""
+    for axis, shift in enumerate(shifts, start=2):
+        n = u.shape[axis]
+        index = (torch.arange(n) - shift[:, None]) % n
+        shape = [1] * u.ndim
+        shape[0], shape[axis] = len(shift), n
+        u = u.gather(axis, index.view(shape).expand_as(u))
+    return u

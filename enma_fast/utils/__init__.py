@@ -1,0 +1,1 @@
+"""Files, text, machine and bounds: what every room uses; nothing here knows a model."""

@@ -1,0 +1,261 @@
+"""Reading what others wrote: nothing in a file is trusted, and none may crash, hang or fill this process.
+
+* `read_bytes` reads regular files only, by descriptor, and no more of them than is asked for;
+* `parse_json` takes any nesting and any number;
+* `isolated` reads by a library that a damaged file can crash or hang, such as HDF5: in a forked child with limits of
+  processor time and memory, which hands back plain values and arrays.
+"""
+
+from __future__ import annotations
+
+import errno
+import faulthandler
+import gc
+import json
+import math
+import mmap
+import os
+import signal
+import stat
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+from ..errors import EnmaError, first_line
+
+# Processor seconds and bytes that finding out what a file holds may take, and seconds on the clock: a tape may have
+# to be mounted.
+SECONDS, MEMORY, CLOCK = 5, 2 << 30, 600.0
+# Bytes of values that even a slow filter gives in a processor second.
+SLOWEST = 10 << 20
+
+Limits = Callable[[int], None]
+
+
+@contextmanager
+def open_regular(path: Path) -> Iterator[int]:
+    """Yield a descriptor of a regular file; `EnmaError` for what is none, without waiting for a pipe's other end."""
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise EnmaError(f"{path}: no such file; check the path") from None
+    except (OSError, ValueError) as error:
+        raise EnmaError(f"{path}: cannot be opened ({reason(error)}); check the path") from None
+    try:
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            raise EnmaError(f"{path}: is not a file; check the path")
+        yield file
+    finally:
+        os.close(file)
+
+
+def read_bytes(path: Path, *, most: int) -> bytes:
+    """Contents of a regular file of at most so many bytes, or an `EnmaError`."""
+    with open_regular(path) as file, os.fdopen(file, "rb", closefd=False) as stream:
+        data = stream.read(most + 1)
+    if len(data) > most:
+        raise EnmaError(f"{path}: is larger than {most:,} bytes, which no file of this kind is; copy it again")
+    return data
+
+
+def parse_json(data: bytes | str) -> Any:
+    """JSON whose numbers are finite; `ValueError` for anything else, however deeply it is nested."""
+    try:
+        return json.loads(data, parse_float=_finite, parse_constant=_finite)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is not a finite number")
+    return value
+
+
+def reason(error: BaseException) -> str:
+    """The system's words for an error, or else the error's own."""
+    number = getattr(error, "errno", None)
+    return os.strerror(number) if isinstance(number, int) and number in errno.errorcode else first_line(error)
+
+
+def isolated(path: Path, work: Callable[[Limits], Any]) -> Any:
+    """What `work` gives, computed in a forked child that no file can make crash, hang or fill this process.
+
+    The child may use `SECONDS` of processor time and `MEMORY` bytes until `work` calls its argument with the bytes of
+    values that it will read from then on. Without `fork` the work is done in this process.
+
+    Parameters
+    ----------
+    path
+        The file, for messages.
+    work
+        Gives plain values: None, bool, int, float, str, arrays, and lists, tuples and dicts of them.
+
+    Raises
+    ------
+    EnmaError
+        That of `work`, or that the file crashed the reader, or took too long.
+    """
+    if not hasattr(os, "fork"):
+        return work(lambda num_bytes: None)
+    arrays = _shared_memory()
+    try:
+        answer, reply = os.pipe()
+        try:
+            child = _fork()
+            if not child:
+                _serve(work, arrays, reply)
+        finally:
+            os.close(reply)
+        header, status = _receive(child, answer)
+        if not header:
+            _refuse(path, status)
+        size = os.fstat(arrays).st_size
+        shared = mmap.mmap(arrays, size) if size else b""
+    finally:
+        os.close(arrays)
+    kind, value = json.loads(header)
+    if kind == "refused":
+        raise EnmaError(value)
+    if kind == "failed":
+        raise RuntimeError(f"{path}: {value}")
+    return _decoded(value, shared)
+
+
+def _refuse(path: Path, status: int) -> NoReturn:
+    mend = "the file is damaged, copy it again"
+    if status in (-signal.SIGXCPU, -signal.SIGALRM):
+        raise EnmaError(f"{path}: reading it does not end; {mend}")
+    if status == -signal.SIGKILL:
+        raise EnmaError(
+            f"{path}: its reader was killed, as where memory runs out; select fewer trajectories, or {mend}"
+        )
+    raise EnmaError(f"{path}: it crashes the library that reads it (status {status}); {mend}")
+
+
+def _fork() -> int:
+    with warnings.catch_warnings():
+        # Python and JAX warn of locks that threads may hold; the child only reads.
+        warnings.simplefilter("ignore")
+        return os.fork()
+
+
+def _receive(child: int, answer: int) -> tuple[bytes, int]:
+    """All that the child says, and its status: below 0, a signal ended it."""
+    parts = []
+    try:
+        while part := os.read(answer, 1 << 16):
+            parts.append(part)
+    except BaseException:
+        os.kill(child, signal.SIGKILL)
+        raise
+    finally:
+        os.close(answer)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return b"".join(parts), status
+
+
+def _serve(work: Callable[[Limits], Any], arrays: int, reply: int) -> NoReturn:
+    """Do the work, write what it gives and end; this is the child."""
+    try:
+        gc.disable()
+        faulthandler.disable()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGXCPU, signal.SIGALRM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        _end_with_parent()
+        _limit(SECONDS, MEMORY)
+        signal.setitimer(signal.ITIMER_REAL, CLOCK)
+
+        def more(num_bytes: int) -> None:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            _limit(SECONDS + num_bytes // SLOWEST, MEMORY + 4 * num_bytes)
+
+        try:
+            told = ["value", _encoded(work(more), arrays)]
+        except EnmaError as error:
+            told = ["refused", str(error)]
+        except BaseException as error:
+            told = ["failed", f"{type(error).__name__}: {first_line(error)}"]
+        rest = memoryview(json.dumps(told).encode())
+        while rest:
+            rest = rest[os.write(reply, rest) :]
+    finally:
+        # Nothing of the parent's is flushed, closed or called a second time.
+        os._exit(0)
+
+
+def _end_with_parent() -> None:
+    """Locks of a parent that was killed must not live on in the child."""
+    with suppress(Exception):
+        import ctypes
+
+        # PR_SET_PDEATHSIG.
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
+def _limit(seconds: int, num_bytes: int) -> None:
+    """So much processor time and memory from now on, and no core file."""
+    import resource
+
+    used = math.ceil(time.process_time())
+    with suppress(OSError, ValueError):
+        page, size = os.sysconf("SC_PAGE_SIZE"), int(Path("/proc/self/statm").read_text().split()[0])
+        _lower(resource.RLIMIT_AS, size * page + num_bytes)
+    _lower(resource.RLIMIT_CPU, used + seconds)
+    _lower(resource.RLIMIT_CORE, 0)
+
+
+def _lower(kind: int, value: int) -> None:
+    import resource
+
+    hard = resource.getrlimit(kind)[1]
+    resource.setrlimit(kind, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))
+
+
+def _shared_memory() -> int:
+    """A descriptor of memory that parent and child share."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("enma_fast", os.MFD_CLOEXEC)
+    import tempfile
+
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
+
+
+def _encoded(value: Any, arrays: int) -> list[Any]:
+    """A value as JSON; arrays go to the shared memory, one after the other."""
+    if isinstance(value, np.ndarray):
+        # Where a vector register may load them.
+        start = -(-os.lseek(arrays, 0, os.SEEK_END) // 64) * 64
+        os.ftruncate(arrays, start)
+        rest = memoryview(np.ascontiguousarray(value).reshape(-1).view(np.uint8))  # type: ignore[arg-type]
+        at = start
+        while rest:
+            done = os.pwrite(arrays, rest[: 1 << 30], at)
+            rest, at = rest[done:], at + done
+        return ["array", start, value.dtype.str, list(value.shape)]
+    if isinstance(value, dict):
+        return ["dict", [[key, _encoded(item, arrays)] for key, item in value.items()]]
+    if isinstance(value, list | tuple):
+        return [type(value).__name__, [_encoded(item, arrays) for item in value]]
+    return ["plain", value]
+
+
+def _decoded(value: list[Any], shared: Any) -> Any:
+    kind, *parts = value
+    if kind == "array":
+        start, dtype, shape = parts
+        count = math.prod(shape)
+        return np.frombuffer(shared, dtype, count, start).reshape(shape) if count else np.zeros(shape, dtype)
+    if kind == "dict":
+        return {key: _decoded(item, shared) for key, item in parts[0]}
+    if kind in ("list", "tuple"):
+        items = [_decoded(item, shared) for item in parts[0]]
+        return tuple(items) if kind == "tuple" else items
+    return parts[0]

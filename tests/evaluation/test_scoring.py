@@ -1,0 +1,272 @@
+"""Scores of a field file against scores put together by hand, and what a file must have to be scored."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from enma_fast.config import ModelConfig
+from enma_fast.data import FieldFile, dataset_split, read
+from enma_fast.data.equations import advection
+from enma_fast.errors import EnmaError
+from enma_fast.evaluation import metrics, scoring
+from enma_fast.evaluation.scoring import paper_table, refine, score, score_case, solver_fidelity
+from enma_fast.forecasting.api import sample_fields
+from enma_fast.forecasting.tasks import TASKS, Case, check_case, check_file, ensembles
+from enma_fast.models.checkpoint import PRETRAINED
+from enma_fast.models.model import Model
+from enma_fast.presets import PRESETS
+
+from .._tiny import COMBINED
+
+CONFIG = COMBINED
+ERRORS = ("rel_l2", "rel_l2_member", "rmse")
+
+
+def untrained(config: ModelConfig) -> Model:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Model(config).eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return untrained(CONFIG)
+
+
+@pytest.fixture(scope="module")
+def data() -> FieldFile:
+    """Five trajectories, of which three and two share an environment."""
+    return replace(read(PRETRAINED / "combined-test-in.h5", select=range(5)), environment=np.array([0, 0, 0, 1, 1]))
+
+
+def by_hand(model: Model, data: FieldFile, task: str, **options: Any) -> tuple[torch.Tensor, np.ndarray]:
+    """Samples and truth of all trajectories, from one call of `forecast`."""
+    # The next trajectory of the environment, cyclically: 0 1 2 and 3 4 share one each.
+    context = data.u[[1, 2, 0, 4, 3]]
+    seen = {"temporal": 3, "initial-value": 1, "generation": 0}[task]
+    samples = sample_fields(
+        model,
+        data.u[:, :seen] if seen else None,
+        context=None if task == "temporal" else context,
+        num_frames=20 - seen,
+        trajectories=range(5),
+        **options,
+    )
+    return samples, data.u[:, seen:]
+
+
+@pytest.mark.parametrize("decoder", ["masked-flow", "one-pass"])
+@pytest.mark.parametrize("task", TASKS)
+def test_scores_are_those_of_the_metrics(data: FieldFile, task: str, decoder: str) -> None:
+    model = untrained(replace(CONFIG, dynamics=replace(CONFIG.dynamics, decoder=decoder)))
+    result = score(model, data, task=task, members=3, seed=5, chunk=4)
+    samples, truth = by_hand(model, data, task, num_members=3, seed=5)
+    expected = {name: float(getattr(metrics, name)(samples, truth)) for name in ("crps", "rmsce", "spread_skill")}
+    expected["rel_l2"] = float(metrics.relative_l2(samples.mean(1), truth).mean())
+    per_frame = metrics.crps(samples, truth, per_frame=True).tolist()
+    if task == "generation":
+        assert all(result[name] is None for name in ERRORS)
+        assert result["per_frame"]["rmse"] == [None] * 20
+        del expected["rel_l2"]
+    for name, value in expected.items():
+        assert result[name] == pytest.approx(value, rel=1e-4), name
+    assert result["per_frame"]["crps"] == pytest.approx(per_frame, rel=1e-4)
+    assert sum(result["rank_histogram"]) == pytest.approx(1)
+    assert (result["num_members"], result["num_trajectories"], result["seed"]) == (3, 5, 5)
+    assert (result["history"], result["num_frames"]) == (20 - len(per_frame), len(per_frame))
+    assert result["num_parameters"] == sum(p.numel() for p in model.parameters())
+    assert (result["dataset"], result["split"], result["task"]) == ("combined", "test-in", task)
+    assert result["seconds_per_member"] > 0
+
+
+def test_all_tasks_have_the_same_keys_of_plain_data(model: Model, data: FieldFile) -> None:
+    results = [score(model, data, task=task, members=2, limit=9) for task in TASKS]
+    assert {tuple(result) for result in results} == {tuple(results[0])}
+    assert len({tuple(result["per_frame"]) for result in results}) == 1
+    assert [json.loads(json.dumps(result, allow_nan=False)) for result in results] == results
+    assert all(result["num_trajectories"] == 5 for result in results)
+
+
+def test_one_member_has_no_calibration(model: Model, data: FieldFile) -> None:
+    result = score(model, data, members=1, limit=2)
+    assert result["rmsce"] is result["spread_skill"] is result["rank_histogram"] is None
+    assert result["rel_l2"] == pytest.approx(result["rel_l2_member"])
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_members_do_not_depend_on_company(model: Model, data: FieldFile, task: str) -> None:
+    def members(rows: Sequence[int], count: int, chunk: int) -> torch.Tensor:
+        case = Case(task=task, members=count, seed=1, chunk=chunk)
+        parts = list(ensembles(model, data, case, rows=rows))
+        assert [i for part, _ in parts for i in part] == list(rows)
+        return torch.cat([samples for _, samples in parts])
+
+    everyone = members(range(5), 4, 256)
+    torch.testing.assert_close(members([3], 2, 1)[0], everyone[3, :2], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(members([4, 1], 4, 4), everyone[[4, 1]], rtol=1e-4, atol=1e-5)
+    # Different trajectories and different members have different noise.
+    assert (everyone[:, 0] - everyone[:, 1]).abs().amax(dim=(1, 2, 3)).min() > 1e-6
+
+
+def test_sink_and_progress_see_every_trajectory_once(model: Model, data: FieldFile) -> None:
+    seen, calls = [], []
+    case = Case(members=2, chunk=4)
+    score_case(
+        model,
+        data,
+        case,
+        rows=[4, 0, 2],
+        sink=lambda place, samples: seen.append((place, samples)),
+        progress=lambda done, total: calls.append((done, total)),
+    )
+    assert [(place, len(samples)) for place, samples in seen] == [(0, 2), (2, 1)]
+    assert calls == [(2, 3), (3, 3)]
+    again = torch.cat([samples for _, samples in ensembles(model, data, case, rows=[4, 0, 2])])
+    assert torch.equal(torch.cat([samples for _, samples in seen]), again)
+
+
+def test_the_solver_agrees_with_its_own_trajectories(data: FieldFile) -> None:
+    rows = range(len(data))
+    assert solver_fidelity("combined", data, rows, data.u) < 1e-3
+    wrong = {**data.parameters, "gamma": data.parameters["gamma"] + 0.2}
+    distance = solver_fidelity("combined", replace(data, parameters=wrong), rows, data.u)
+    # The same distance, from the solver itself.
+    solved = scoring.EQUATIONS["combined"].solve(refine(data.u[:, 0, :, 0].astype(float)), wrong).copy()
+    expected = metrics.relative_l2(data.u[..., 0][..., None], solved[..., None]).mean()
+    assert distance == pytest.approx(float(expected), rel=1e-5)
+    assert distance > 0.1
+
+
+def test_solver_fidelity_of_another_equation() -> None:
+    values = {"alpha": np.array([1.3, -4.0])}
+    u0 = advection.initial_conditions("val", seed=0, group=0)[:2]
+    u = advection.solve(u0, values)[:, :, ::2][..., None]
+    data = replace(read(PRETRAINED / "combined-test-in.h5", select=[0, 1]), parameters=values)
+    assert solver_fidelity("advection", data, range(2), u) < 1e-6
+    assert solver_fidelity("advection", replace(data, parameters={"alpha": values["alpha"] + 1}), range(2), u) > 0.5
+    assert solver_fidelity("combined", data, range(2), u) is None, "the file lacks beta, gamma and delta"
+    assert solver_fidelity("heat", data, range(2), u) is None
+
+
+@pytest.mark.parametrize("num_points", [1, 7, 8, 128])
+def test_refine_keeps_points_and_waves(num_points: int, rng: np.random.Generator) -> None:
+    u = rng.normal(size=(3, num_points))
+    fine = refine(u)
+    assert fine.shape == (3, 2 * num_points)
+    np.testing.assert_allclose(fine[:, ::2], u, atol=1e-12)
+    x = np.arange(2 * num_points) * np.pi / num_points
+    wave = (num_points - 1) // 2
+    smooth = 0.3 + np.sin(wave * x + 0.4)
+    np.testing.assert_allclose(refine(smooth[None, ::2])[0], smooth, atol=1e-12)
+
+
+def test_dataset_and_split_stand_in_the_name() -> None:
+    assert dataset_split("combined-test-in") == ("combined", "test-in")
+    assert dataset_split("gray-scott-train") == ("gray-scott", "train")
+    assert dataset_split("my-fields") == ("my-fields", None)
+
+
+def test_paper_rows_belong_to_data_set_task_and_split() -> None:
+    result = {"dataset": "combined", "task": "temporal", "split": "test-in"}
+    rows = {row["model"]: row for row in paper_table(result)}
+    assert rows["ENMA"] == {"model": "ENMA", "rel_l2": 7.86e-3, "rmsce": 8.68e-2, "crps": 1.7e-3}
+    assert rows["FNO"] == {"model": "FNO", "rel_l2": 0.133}
+    outside = {row["model"]: row for row in paper_table({**result, "split": "test-out"})}
+    assert outside["ENMA"] == {"model": "ENMA", "rel_l2": 0.102}, "the paper has no calibration out of distribution"
+    initial = paper_table({**result, "task": "initial-value"})
+    assert [row["rel_l2"] for row in initial] == [0.579, 0.096, 0.0478, 0.0156]
+    assert paper_table({**result, "task": "generation"}) == [{"model": "ENMA", "solver_fidelity": 0.081}]
+    for other in ({"split": None}, {"dataset": "my-fields"}, {"task": "generation", "split": "test-out"}):
+        assert paper_table({**result, **other}) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"u": np.zeros((2, 20, 64, 1), np.float32)}, "the grid is 64 points; tiny expects 128"),
+        ({"channels": ("u", "v")}, "holds 2 channels (u, v); tiny expects 1"),
+        ({"periodic": (False,)}, "boundary_conditions are open; tiny expects periodic"),
+        ({"lengths": (1.0,)}, "the domain has size 1; tiny expects 6.28319"),
+        ({"times": np.arange(20) * 0.1}, "dimensions/time has frames 0.1 apart; tiny expects 0.05"),
+    ],
+)
+def test_a_file_of_another_kind_is_refused(data: FieldFile, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(EnmaError) as error:
+        check_file(CONFIG, replace(data, **changes))
+    assert str(error.value) == f"{data.path}: {message}"
+
+
+def test_a_file_that_fits_passes_for_the_preset(data: FieldFile) -> None:
+    check_file(PRESETS["combined-small"].model, data)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"task": "dreaming"}, "task 'dreaming' is unknown; use one of temporal, initial-value, generation"),
+        ({"members": 0}, "members is 0; at least 1 is needed"),
+        ({"chunk": 0}, "chunk is 0; at least 1 is needed"),
+        ({"limit": 0}, "limit is 0; at least 1 is needed"),
+        ({"history": 2}, "history is 2; tiny needs at least 3 frames"),
+        ({"history": 20}, "of the 20 frames that tiny was trained on none is left to forecast"),
+    ],
+)
+def test_cases_that_cannot_be_are_refused(model: Model, data: FieldFile, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(EnmaError) as error:
+        score(model, data, **options)
+    assert message in str(error.value)
+
+
+def test_the_paper_is_no_match_for_another_number_of_frames() -> None:
+    known = {"dataset": "combined", "task": "temporal", "split": "test-in", "history": 3}
+    assert paper_table({**known, "num_frames": 17})
+    assert not paper_table({**known, "num_frames": 1})
+
+
+def test_what_was_only_observed_cannot_be_scored(model: Model, data: FieldFile) -> None:
+    known = replace(data, u=data.u[:, :3], times=data.times[:3])
+    with pytest.raises(EnmaError, match=r"holds 3 frames; to score [0-9]+ frames after 3, [0-9]+ are needed"):
+        score(model, known)
+
+
+@pytest.mark.parametrize("task", ["initial-value", "generation"])
+def test_a_context_needs_environments(data: FieldFile, task: str) -> None:
+    case = Case(task=task)
+    with pytest.raises(EnmaError, match="lacks scalars/environment"):
+        check_case(CONFIG, replace(data, environment=None), case)
+    with pytest.raises(EnmaError, match="alone in its group"):
+        check_case(CONFIG, replace(data, environment=np.arange(5)), case)
+    check_case(CONFIG, replace(data, environment=None), Case(task="temporal"))
+
+
+def test_shorter_files_are_scored_to_their_end(model: Model, data: FieldFile) -> None:
+    short = replace(data, u=data.u[:, :8], times=data.times[:8])
+    result = score(model, short, members=2, limit=1)
+    assert (result["num_frames"], len(result["per_frame"]["crps"])) == (5, 5)
+
+
+def test_shipped_test_files_are_what_the_generator_makes(tmp_path: Path) -> None:
+    from enma_fast.data import generate
+    from enma_fast.data.splits import environments
+
+    for split, groups, spacing in (("test-in", 120, 10), ("test-out", 12, 1)):
+        # The first groups do not depend on how many there are.
+        made = read(generate("combined", split, groups=spacing + 1, out_dir=tmp_path))
+        path = PRETRAINED / f"combined-{split}.h5"
+        shipped = read(path)
+        assert (shipped.name, len(shipped)) == (f"combined-{split}", 24)
+        assert path.stat().st_size <= 700_000
+        # Two trajectories of each of a dozen environments, evenly spread.
+        expected = environments("combined", split, groups=groups, seed=0)[::spacing].repeat(2)
+        np.testing.assert_array_equal(shipped.environment, expected + (1_000_000 if split == "test-out" else 0))
+        assert [shipped.context_for(i) for i in range(24)] == [i + 1 - 2 * (i % 2) for i in range(24)]
+        rows = [0, 1, 10 * spacing, 10 * spacing + 1]
+        np.testing.assert_allclose(shipped.u[:4], made.u[rows], atol=1e-5)
+        for name, values in made.parameters.items():
+            np.testing.assert_array_equal(shipped.parameters[name][:4], values[rows])

@@ -1,0 +1,75 @@
+"""Reading a forecast store for pictures: what is damaged or lost is named, and never drawn."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from enma_fast.errors import EnmaError
+from enma_fast.figures.report import StoreReader, store_figure, write_report
+from enma_fast.store.layout import create_store
+
+
+@pytest.fixture
+def store(tmp_path: Path, rng: np.random.Generator) -> Path:
+    """Members, statistics and truth of two trajectories."""
+    shape, path = (5, 7, 1), tmp_path / "run.zarr"
+    with create_store(
+        path,
+        channels=("u",),
+        times=np.arange(5.0),
+        coords=[np.arange(7.0)],
+        trajectories=[4, 7],
+        num_members=3,
+        statistics=True,
+        quantiles=(0.1, 0.9),
+        truth=rng.normal(size=(2, *shape)),
+    ) as made:
+        made.put(0, rng.normal(size=(2, 3, *shape)))
+        own = {"mean": (), "spread": (), "quantile": (2,)}
+        for b in range(2):
+            made.put_statistics(b, {name: np.ones((*axes, *shape)) for name, axes in own.items()})
+    return path
+
+
+@pytest.mark.parametrize("draw", [lambda path, out: write_report(path, out), lambda path, out: store_figure(path)])
+@pytest.mark.parametrize(
+    ("file", "holds"), [("u/c.1.2.0.0", "u of trajectory 7"), ("u_truth/c.0.0.0", "u_truth of trajectory 4")]
+)
+def test_what_is_damaged_or_lost_is_not_drawn(store: Path, tmp_path: Path, draw, file: str, holds: str) -> None:
+    path = store / file
+    data = path.read_bytes()
+    for content, what in ((bytes([data[0] ^ 1]) + data[1:], r"cannot be read \(.+\)"), (None, "is missing")):
+        if content is None:
+            path.unlink()
+        else:
+            path.write_bytes(content)
+        with pytest.raises(EnmaError, match=rf"{holds} {what}; run: enma-fast verify {store}$") as caught:
+            draw(store, tmp_path / "a.html")
+        assert "\n" not in str(caught.value)
+    assert not (tmp_path / "a.html").exists()
+
+
+def test_lost_statistics_are_named(store: Path) -> None:
+    reader = StoreReader(store)
+    reader.dataset = reader.dataset.drop_vars("u")
+    assert reader.trajectory(1).quantiles is not None
+    (store / "u_quantile" / "c.1.0.0.0").unlink()
+    with pytest.raises(EnmaError, match=rf"u_quantile of trajectory 7 is missing; run: enma-fast verify {store}$"):
+        reader.trajectory(1)
+
+
+def test_what_is_not_finite_is_not_lost(store: Path) -> None:
+    """A model that gives NaN is shown as it is."""
+    reader = StoreReader(store)
+    with create_store(
+        store.with_name("nan.zarr"),
+        channels=("u",),
+        times=[0.0],
+        coords=[np.arange(2.0)],
+        trajectories=[0],
+        num_members=2,
+    ) as made:
+        made.put(0, np.full((1, 2, 1, 2, 1), np.nan))
+    assert np.isnan(StoreReader(store.with_name("nan.zarr")).trajectory(0).members).all()
+    assert np.isfinite(reader.trajectory(0).members).all()

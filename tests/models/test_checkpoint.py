@@ -1,0 +1,329 @@
+"""Checkpoints come back to the bit; every kind of damage is one line that names the file."""
+
+import json
+import os
+import shutil
+
+import pytest
+import torch
+
+from enma_fast.config import to_json
+from enma_fast.errors import EnmaError
+from enma_fast.models import checkpoint
+from enma_fast.models.checkpoint import (
+    available,
+    load_model,
+    load_tensors,
+    load_tokenizer,
+    locate,
+    read_tensors,
+    save_model,
+    save_tokenizer,
+    verify,
+    write_atomic,
+    write_manifest,
+    write_tensors,
+)
+
+from .._tiny import CONFIGS, model, waves
+
+FILES = ("config.json", "model.safetensors", "manifest.json", "README.md", "metrics.json")
+
+
+@pytest.fixture(scope="module")
+def made():
+    return model("relative")
+
+
+@pytest.fixture(scope="module")
+def saved(made, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved") / "checkpoint"
+    save_model(made, folder, card="# relative\n")
+    (folder / "metrics.json").write_text('{"rel_l2": 0.5}\n')
+    write_manifest(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(saved, tmp_path):
+    """A copy to damage."""
+    return shutil.copytree(saved, tmp_path / "checkpoint")
+
+
+def message(call, *arguments):
+    """The one line of the error that a call raises."""
+    with pytest.raises(EnmaError) as caught:
+        call(*arguments)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_model_comes_back_to_the_bit(name, tmp_path):
+    made = model(name)
+    save_model(made, tmp_path)
+    again = load_model(tmp_path)
+    assert again.config == made.config
+    expected, found = made.state_dict(), again.state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+    u = waves(1, 2, 5, made.config.tokenizer)
+    assert torch.equal(again.encode(u), made.encode(u))
+    assert not again.training
+    assert not any(p.requires_grad for p in again.parameters())
+
+
+def test_special_values_come_back_to_the_bit(tmp_path):
+    bits = torch.tensor([0x7FC00001, -0x400000, 1, -0x80000000, 0x7F800000], dtype=torch.int64).to(torch.int32)
+    tensors = {
+        "floats": bits.view(torch.float32),
+        "half": torch.arange(5.0).half(),
+        "brain": torch.arange(5.0).bfloat16(),
+        "whole": torch.tensor(2**40),
+        "empty": torch.zeros(0, 3),
+        "strided": torch.arange(12.0).view(3, 4).T,
+    }
+    write_tensors(tmp_path / "a.safetensors", tensors, {"step": "7"})
+    found, metadata = read_tensors(tmp_path / "a.safetensors")
+    assert metadata == {"step": "7"}
+    assert found.keys() == tensors.keys()
+    for key, value in tensors.items():
+        assert (found[key].dtype, found[key].shape) == (value.dtype, value.shape)
+        assert found[key].contiguous().view(-1).view(torch.uint8).equal(value.contiguous().view(-1).view(torch.uint8))
+
+
+def test_the_same_model_makes_the_same_files(made, saved, tmp_path):
+    save_model(made, tmp_path, card="# relative\n")
+    for name in ("config.json", "model.safetensors", "README.md"):
+        assert (tmp_path / name).read_bytes() == (saved / name).read_bytes()
+
+
+def test_weights_in_half_precision_are_read(made, folder):
+    tensors, _ = read_tensors(folder / "model.safetensors")
+    write_tensors(folder / "model.safetensors", {key: t.bfloat16() for key, t in tensors.items()})
+    write_manifest(folder)
+    found = load_model(folder).state_dict()
+    for key, value in made.state_dict().items():
+        assert found[key].dtype == value.dtype
+        assert torch.equal(found[key], value.bfloat16().to(value.dtype))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_truncated_files_are_named(folder, name):
+    data = (folder / name).read_bytes()
+    for length in {0, 1, 7, 8, 9, len(data) // 2, len(data) - 1} - {len(data)}:
+        (folder / name).write_bytes(data[:length])
+        if name == "manifest.json" and length == len(data) - 1:
+            # Only the last line break is gone.
+            verify(folder)
+            continue
+        said = message(load_model, folder)
+        assert said.startswith(f"{folder / name}: "), said
+    (folder / name).write_bytes(data + b"\0")
+    assert message(load_model, folder).startswith(f"{folder / name}: ")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_flipped_bit_is_found(folder, name, rng):
+    data = (folder / name).read_bytes()
+    for place in rng.integers(len(data) * 8, size=40):
+        flipped = bytearray(data)
+        flipped[place // 8] ^= 1 << (place % 8)
+        (folder / name).write_bytes(flipped)
+        said = message(load_model, folder)
+        # A damaged manifest may describe another file wrongly, or name one that is not there.
+        assert said.startswith(f"{folder}/" if name == "manifest.json" else f"{folder / name}: "), said
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_file_is_named(folder, name):
+    (folder / name).unlink()
+    said = message(load_model, folder)
+    if name == "manifest.json":
+        assert said == f"{folder}: holds no manifest.json; it is not a whole checkpoint"
+    else:
+        assert said == f"{folder / name}: missing; copy the checkpoint again"
+
+
+def rewrite_config(folder, change):
+    """Change the config and sign it, as an editor with too much zeal would."""
+    document = json.loads((folder / "config.json").read_text())
+    change(document)
+    (folder / "config.json").write_text(json.dumps(document))
+    write_manifest(folder)
+
+
+def rewrite_weights(folder, change):
+    tensors, _ = read_tensors(folder / "model.safetensors")
+    change(tensors)
+    write_tensors(folder / "model.safetensors", tensors)
+    write_manifest(folder)
+
+
+def test_an_unknown_key_of_the_config_is_named(folder):
+    rewrite_config(folder, lambda document: document["dynamics"].update(colour="red"))
+    assert message(load_model, folder).startswith(f"{folder / 'config.json'}: dynamics.colour: ")
+
+
+def test_config_and_weights_must_belong_together(folder):
+    weights = folder / "model.safetensors"
+    rewrite_config(folder, lambda document: document["dynamics"].update(temporal_layers=3))
+    assert message(load_model, folder).startswith(f"{weights}: lacks dynamics.temporal.blocks.2.")
+    rewrite_config(folder, lambda document: document["dynamics"].update(temporal_layers=1))
+    assert message(load_model, folder).startswith(f"{weights}: holds unknown dynamics.temporal.blocks.1.")
+    rewrite_config(folder, lambda document: document["dynamics"].update(temporal_layers=2, mlp_ratio=3.0))
+    assert "mlp.down.weight has shape (32, 64); config asks for (32, 96)" in message(load_model, folder)
+
+
+def test_wrong_weights_are_named(folder):
+    weights = folder / "model.safetensors"
+    rewrite_weights(folder, lambda tensors: tensors.update(extra=torch.zeros(1)))
+    assert message(load_model, folder).startswith(f"{weights}: holds unknown extra")
+    rewrite_weights(folder, lambda tensors: (tensors.pop("extra"), tensors.pop("latent_std")))
+    assert message(load_model, folder).startswith(f"{weights}: lacks latent_std")
+    rewrite_weights(folder, lambda tensors: tensors.update(latent_std=torch.ones(3)))
+    assert message(load_model, folder).startswith(f"{weights}: latent_std has shape (3,); config asks for (2,)")
+
+
+def test_other_formats_of_the_weights_are_refused(folder):
+    weights = folder / "model.safetensors"
+    for data in (b"", b"PK\x03\x04 a zip file", b"\xff" * 64, (2**40).to_bytes(8, "little") + b"{}"):
+        weights.write_bytes(data)
+        write_manifest(folder)
+        assert message(load_model, folder).startswith(f"{weights}: not a whole safetensors file")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda m: m.update(format=2), "format 2; this version of enma_fast reads 1"),
+        (lambda m: m.update(format="1"), "format 1; this version of enma_fast reads 1"),
+        (lambda m: m.pop("format"), "not a manifest"),
+        (lambda m: m.update(files=[]), "not a manifest"),
+        (lambda m: m["files"]["config.json"].update(bytes="many"), "not a manifest"),
+        (lambda m: m["files"]["config.json"].pop("sha256"), "not a manifest"),
+        (lambda m: m["files"].pop("model.safetensors"), "lists no model.safetensors"),
+        (lambda m: m["files"].pop("config.json"), "lists no config.json"),
+    ],
+)
+def test_a_wrong_manifest_is_named(folder, change, said):
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    change(manifest)
+    path.write_text(json.dumps(manifest))
+    assert message(load_model, folder).startswith(f"{path}: {said}")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "3", "{", "null", '{"format": 1, "files": {"config.json": 3}}'])
+def test_what_is_no_manifest_is_refused(folder, text):
+    (folder / "manifest.json").write_text(text)
+    assert message(load_model, folder).startswith(f"{folder / 'manifest.json'}: not a manifest")
+
+
+def test_unknown_names_list_the_shipped_models(tmp_path, monkeypatch, saved):
+    shipped = tmp_path / "pretrained"
+    for name in ("b-small", "a-small"):
+        shutil.copytree(saved, shipped / name)
+    (shipped / "half").mkdir()
+    monkeypatch.setattr(checkpoint, "PRETRAINED", shipped)
+    assert available() == ["a-small", "b-small"]
+    assert locate("a-small") == shipped / "a-small"
+    assert load_model("a-small").config == CONFIGS["relative"]
+    said = message(load_model, "c-small")
+    assert said == "checkpoint 'c-small': neither a folder nor a shipped model (shipped: a-small, b-small)"
+
+
+def test_a_folder_that_is_no_checkpoint_says_so(tmp_path):
+    assert message(load_model, tmp_path) == f"{tmp_path}: holds no manifest.json; it is not a whole checkpoint"
+
+
+def interrupted(monkeypatch, name):
+    """Make a call of the os module fail, as a full disk or a lost mount would."""
+
+    def fail(*args, **kwargs):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(os, name, fail)
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch, call):
+    path = tmp_path / "a.bin"
+    write_atomic(path, b"old")
+    with monkeypatch.context() as patch:
+        interrupted(patch, call)
+        with pytest.raises(OSError, match="no space"):
+            write_atomic(path, b"new and longer")
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.bin"]
+    write_atomic(path, b"new")
+    assert path.read_bytes() == b"new"
+
+
+def test_a_torn_save_is_never_taken_for_a_whole_one(made, folder, monkeypatch):
+    done = []
+
+    def stop(path, data):
+        if done:
+            raise OSError("no space left on device")
+        done.append(path)
+        write_atomic(path, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "write_atomic", stop)
+        with pytest.raises(OSError, match="no space"):
+            save_model(made, folder)
+    assert done == [folder / "model.safetensors"]
+    assert message(load_model, folder) == f"{folder}: holds no manifest.json; it is not a whole checkpoint"
+    save_model(made, folder)
+    verify(folder)
+
+
+def test_a_tokenizer_alone_can_be_saved(made, tmp_path):
+    save_tokenizer(made.tokenizer, made.config, tmp_path)
+    tokenizer, config = load_tokenizer(tmp_path)
+    assert config == made.config
+    u = waves(1, 2, 5, config.tokenizer)
+    assert torch.equal(tokenizer.encode(u), made.tokenizer.encode(u))
+    said = message(load_model, tmp_path)
+    assert said.startswith(f"{tmp_path / 'model.safetensors'}: holds a tokenizer only")
+
+
+@pytest.mark.parametrize("load", [load_model, load_tokenizer])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_loading_draws_no_numbers_of_the_caller(name, load, tmp_path):
+    save_model(model(name), tmp_path)
+    before = torch.get_rng_state()
+    load(tmp_path)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_tokenizer_of_a_model_can_be_loaded(made, saved):
+    tokenizer, config = load_tokenizer(saved)
+    assert config == made.config
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(tokenizer.state_dict().values(), made.tokenizer.state_dict().values(), strict=True)
+    )
+
+
+def test_missing_tensors_files_are_named(tmp_path):
+    assert message(read_tensors, tmp_path / "a.safetensors") == f"{tmp_path / 'a.safetensors'}: no such file"
+
+
+def test_nothing_is_loaded_when_something_is_wrong(made):
+    module = torch.nn.Linear(2, 2)
+    before = {key: value.clone() for key, value in module.state_dict().items()}
+    with pytest.raises(EnmaError, match="w: bias has shape"):
+        load_tensors(module, {"weight": torch.zeros(2, 2), "bias": torch.zeros(3)}, source="w")
+    assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())
+
+
+def test_files_can_be_read_by_others(saved):
+    assert {
+        (saved / name).stat().st_mode & 0o777 for name in ("config.json", "model.safetensors", "manifest.json")
+    } == {0o644}
+
+
+def test_the_config_of_a_checkpoint_is_readable(saved):
+    assert (saved / "config.json").read_text() == to_json(CONFIGS["relative"])

@@ -1,0 +1,115 @@
+"""The linear end of a decoder as one convolution: the same numbers where it is worth it, and no row sees another."""
+
+import copy
+
+import pytest
+import torch
+
+from enma_fast.config import replace
+from enma_fast.forecasting.api import sample_fields
+from enma_fast.models.folding import FoldedEnd, fold_end, folded_end
+from enma_fast.models.model import Model
+from enma_fast.models.tokenizer import Tokenizer
+from enma_fast.presets import PRESETS
+
+from .._tiny import COMBINED, LINE, shaken, waves
+from ..ops._oracle import assert_close_as_reference
+
+SPACE = ("space", "space", "space", "residual", "time", "residual")
+
+
+def tokenizer(options, **changes):
+    torch.manual_seed(0)
+    return shaken(Tokenizer(replace(options, changes))).eval().requires_grad_(False)
+
+
+# Tokenizers with a linear end: one, two and three layers; a plane; two channels of the field; no frames before.
+FOLDED = {
+    "one": tokenizer(LINE, grid=[64], layers=["space", "residual", "time"]),
+    "late": tokenizer(LINE, grid=[64], layers=["space", "residual", "space", "time"]),
+    "two": tokenizer(LINE, grid=[64], layers=["space", "space", "residual", "time", "residual"]),
+    "three": tokenizer(LINE, grid=[128], layers=SPACE, max_width=32, width=16),
+    "channels": tokenizer(LINE, grid=[128], layers=SPACE, field_channels=2, kernel_ends=5),
+    "still": tokenizer(LINE, grid=[64], layers=["space", "space", "residual"], kernel_time=1),
+    "plane": tokenizer(
+        LINE,
+        grid=[32, 48],
+        lengths=[1.0, 2.0],
+        periodic=[True, True],
+        width=16,
+        max_width=16,
+        layers=["space", "space", "residual", "time"],
+    ),
+}
+
+
+def latents(made, rows=3, frames=4):
+    N = torch.tensor(made.config.token_grid).prod()
+    return torch.randn(rows, frames, int(N), made.config.latent_channels)
+
+
+@pytest.mark.parametrize("frames", [1, 2, 5])
+@pytest.mark.parametrize("name", FOLDED)
+def test_it_is_the_decoder(name, frames):
+    made = FOLDED[name]
+    end = fold_end(made)
+    assert isinstance(end, FoldedEnd)
+    z = latents(made, frames=frames)
+    wide = copy.deepcopy(made).double()
+    exact = wide.decode(z.double()).double()
+    ours = made.decode(z, end=end)
+    assert ours.shape == exact.shape
+    # In the first frames the bias has come through fewer frames than later.
+    assert_close_as_reference(ours, made.decode(z), exact, floor=1e-6 * exact.abs().max().item())
+    folded = wide.decode(z.double(), end=fold_end(wide))
+    assert (folded - exact).abs().max() <= 1e-6 * exact.abs().max()
+    assert torch.equal(made.decode(z, 1, end=end), ours[:, :1])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        # Not linear to the end, walls, fewer tokens than it reaches, and more arithmetic than before.
+        {"layers": ["residual", "space", "residual"]},
+        {"layers": ["space", "residual"], "periodic": [False]},
+        {"layers": ["space", "space", "residual"], "grid": [16]},
+        {"layers": ["space", "space", "residual"], "grid": [128], "field_channels": 16},
+    ],
+    ids=["residual", "walls", "few", "work"],
+)
+def test_elsewhere_the_decoder_stays(changes):
+    assert fold_end(tokenizer(LINE, **changes)) is None
+
+
+def test_presets_that_are_folded():
+    made = {name for name, preset in PRESETS.items() if fold_end(Tokenizer(preset.model.tokenizer)) is not None}
+    assert made == {"combined-small", "combined-fast", "advection-small", "vorticity-small"}
+
+
+def test_weights_that_have_changed_are_folded_again():
+    made = copy.deepcopy(FOLDED["two"])
+    end = folded_end(made)
+    assert folded_end(made) is end
+    for layer in (made.conv_out.conv, made.up[-1].conv.conv):
+        layer.weight.mul_(1.5)
+        assert folded_end(made) is not end
+        end, z = folded_end(made), latents(made)
+        assert (made.decode(z, end=end) - made.decode(z)).abs().max() < 1e-4
+    copied = copy.deepcopy(made)
+    copied.conv_out.conv.bias.add_(1.0)
+    z = latents(made)
+    assert (copied.decode(z, end=folded_end(copied)) - copied.decode(z)).abs().max() < 1e-4
+    assert set(copied.state_dict()) == set(made.state_dict())
+
+
+def test_a_member_alone_has_the_bits_of_many(one_thread):
+    torch.manual_seed(0)
+    config = replace(COMBINED, {"tokenizer.layers": list(SPACE), "tokenizer.max_width": 8, "dynamics.patch": [2]})
+    made = shaken(Model(config), scale=0.1).eval().requires_grad_(False)
+    assert folded_end(made.tokenizer) is not None
+    history = waves(1, 1, 3, config.tokenizer)[0]
+    many = sample_fields(made, history, num_members=19, seed=2)
+    for member in (0, 7, 8, 18):
+        assert torch.equal(sample_fields(made, history, first_member=member, seed=2)[0], many[member])
+    torch.set_num_threads(2)
+    assert torch.equal(sample_fields(made, history, num_members=19, seed=2, chunk=5), many)

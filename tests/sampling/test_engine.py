@@ -1,0 +1,237 @@
+"""The engine: which backend and why, the same results from each, and packed weights that follow the model's."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import gc
+import weakref
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+import enma_fast
+from enma_fast.errors import EnmaError
+from enma_fast.models.model import Dynamics
+from enma_fast.ops._backend import extension
+from enma_fast.presets import PRESETS
+from enma_fast.sampling import reference as sample
+from enma_fast.sampling.engine import Engine, candidates, engine_for
+
+from .._static import LATENTS, TASKS, Problem, build, problem, reference
+from .._tiny import ONE_PASS, distance, shaken
+from ..ops._oracle import assert_close_as_reference
+
+NATIVE = extension() is not None
+needs_extension = pytest.mark.skipif(not NATIVE, reason="the extension is not built")
+BACKENDS = ("native", "static", "reference") if NATIVE else ("static", "reference")
+# Rounding of fp32 has grown to less than this by the last frame; a wrong key or place changes the first digit.
+GROWN = 2e-3
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def frames_of(engine: Engine, given: Problem, *, groups: Tensor | None = None) -> Iterator[Tensor]:
+    if groups is None:
+        groups = torch.arange(given.groups).repeat_interleave(len(given.seeds) // given.groups)
+    return engine.trajectory(
+        given.segments[-1],
+        num_latents=LATENTS,
+        seeds=given.seeds,
+        members=given.members,
+        context=given.segments[0] if len(given.segments) > 1 else None,
+        groups=groups,
+    )
+
+
+def generated(engine: Engine, given: Problem, *, groups: Tensor | None = None) -> Tensor:
+    return torch.stack(list(frames_of(engine, given, groups=groups)), dim=1)
+
+
+def test_the_best_backend_and_the_reasons() -> None:
+    dynamics = build("paper")
+    found = candidates(torch.device("cpu"), torch.float32, head_dim=16)
+    assert list(found) == ["native", "graph", "static", "reference"]
+    assert [name for name, problem in found.items() if problem is None] == ["native", "reference"][not NATIVE :]
+    assert "up to 128" in candidates(torch.device("cpu"), torch.float32, head_dim=132)["native"]
+    assert Engine(dynamics).backend == ("native" if NATIVE else "reference")
+    assert Engine(dynamics, dtype=torch.bfloat16, backend=BACKENDS[0]).dtype == torch.bfloat16
+    assert Engine(copy.deepcopy(dynamics).double()).backend == "reference"
+    for backend in BACKENDS:
+        assert Engine(dynamics, backend=backend).backend == backend
+
+
+def test_a_backend_that_cannot_run_says_why() -> None:
+    dynamics = build("paper")
+    wide = copy.deepcopy(dynamics).double()
+    for model, dtype, backend, message in (
+        (dynamics, None, "graph", "backend 'graph' cannot run: needs a CUDA device, the model is on cpu"),
+        (dynamics, torch.bfloat16, "reference", "backend 'reference' cannot run: samples with the model's weights"),
+        (wide, None, "native", "backend 'native' cannot run: takes float32 and bfloat16 weights, these are float64"),
+        (dynamics, None, "fastest", "backend 'fastest' is unknown; expected one of native, graph, static, reference"),
+    ):
+        for make in (Engine, engine_for):
+            with pytest.raises(EnmaError, match=message):
+                make(model, dtype=dtype, backend=backend)
+    with pytest.raises(EnmaError, match=r"no implementation can run here.*float16"):
+        Engine(dynamics, dtype=torch.float16)
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("name", ["paper", "relative", *ONE_PASS])
+def test_every_backend_is_the_reference(name: str, task: str) -> None:
+    dynamics = build(name)
+    given = problem(dynamics, task, members=3)
+    expected = reference(dynamics, given)
+    for backend in BACKENDS:
+        ours = generated(Engine(dynamics, backend=backend), given)
+        assert ours.dtype == torch.float32
+        assert distance(ours, expected) < GROWN
+    # Without groups row b has history b.
+    rows = dataclasses.replace(given, segments=[segment.repeat_interleave(3, 0) for segment in given.segments])
+    alone = Engine(dynamics).trajectory(
+        rows.segments[-1],
+        num_latents=LATENTS,
+        seeds=given.seeds,
+        members=given.members,
+        context=rows.segments[0] if len(rows.segments) > 1 else None,
+    )
+    assert distance(torch.stack(list(alone), dim=1), expected) < GROWN
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("groups", [[1, 0, 1, 1], [2, 0, 0, 1, 1, 2], [0], [1, 1, 1]], ids=str)
+def test_groups_of_any_size_and_order(backend: str, groups: list[int]) -> None:
+    dynamics = build("relative")
+    pool = problem(dynamics, "initial-value", groups=3, members=1)
+    which = torch.tensor(groups)
+    seeds, members = pool.seeds[which], torch.arange(len(groups))
+    given = Problem(segments=pool.segments, seeds=seeds, members=members)
+    ours = generated(Engine(dynamics, backend=backend), given, groups=which)
+    repeated = Problem(segments=[segment[which] for segment in pool.segments], seeds=seeds, members=members)
+    assert distance(ours, reference(dynamics, repeated)) < GROWN
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_trajectories_do_not_disturb_each_other(backend: str) -> None:
+    dynamics = build("paper")
+    engine = Engine(dynamics, backend=backend)
+    one, other = (problem(dynamics, "initial-value", seed=seed) for seed in (1, 2))
+    alone = [generated(engine, given) for given in (one, other)]
+    pairs = list(zip(frames_of(engine, one), frames_of(engine, other), strict=True))
+    for frames, expected in zip(zip(*pairs, strict=True), alone, strict=True):
+        assert torch.equal(torch.stack(frames, dim=1), expected)
+    # Another size in between, and one that is left half way.
+    left = frames_of(engine, other)
+    next(left)
+    left.close()
+    generated(engine, problem(dynamics, "temporal"))
+    assert torch.equal(generated(engine, one), alone[0])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_caller_is_not_in_inference_mode(backend: str) -> None:
+    dynamics = build("paper")
+    frames = frames_of(Engine(dynamics, backend=backend), problem(dynamics, "temporal"))
+    for _ in frames:
+        assert not torch.is_inference_mode_enabled()
+        break
+    frames.close()
+    assert not torch.is_inference_mode_enabled()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_planned_bytes(backend: str) -> None:
+    dynamics = build("paper")
+    engine = Engine(dynamics, backend=backend)
+    assert engine.planned_bytes() == {}
+    generated(engine, problem(dynamics, "temporal"))
+    plan = engine.planned_bytes()
+    if backend == "reference":
+        assert plan == {}
+        return
+    # Three shared frames of two trajectories, two of each of four members, in two layers of width 32.
+    assert plan["keys_values"] == 2 * 2 * (2 * 3 + 4 * 2) * dynamics.config.num_tokens * 32 * 4
+    assert plan["weights"] >= 4 * sum(p.numel() for p in dynamics.parameters())
+
+
+def test_an_engine_is_made_once() -> None:
+    dynamics = build("paper")
+    first = engine_for(dynamics)
+    assert engine_for(dynamics) is first
+    assert engine_for(dynamics, dtype=torch.bfloat16, backend=BACKENDS[0]) is not first
+    assert engine_for(dynamics, backend="reference") is not first
+    assert engine_for(dynamics) is first
+    assert engine_for(build("paper")) is not first
+    assert engine_for(copy.deepcopy(dynamics)) is not first
+    assert engine_for(dynamics) is first
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_weights_that_have_changed_are_packed_again(backend: str) -> None:
+    dynamics = build("relative")
+    given = problem(dynamics, "temporal")
+    before = engine_for(dynamics, backend=backend)
+    assert distance(generated(before, given), reference(dynamics, given)) < GROWN
+    changes = [
+        lambda: shaken(dynamics, seed=3),
+        lambda: dynamics.load_state_dict(build("relative").state_dict()),
+        lambda: dynamics.spatial.mask.add_(1.0),
+        lambda: setattr(dynamics.temporal, "start", torch.nn.Parameter(torch.randn_like(dynamics.temporal.start))),
+    ]
+    for change in changes:
+        old = generated(engine_for(dynamics, backend=backend), given)
+        change()
+        engine = engine_for(dynamics, backend=backend)
+        assert engine is not before
+        expected = reference(dynamics, given)
+        assert distance(generated(engine, given), expected) < GROWN < distance(old, expected)
+        before = engine
+
+
+def test_an_engine_goes_with_its_model() -> None:
+    dynamics = build("paper")
+    engine = engine_for(dynamics)
+    generated(engine, problem(dynamics, "temporal"))
+    gone = weakref.ref(dynamics), weakref.ref(engine)
+    del dynamics, engine
+    gc.collect()
+    assert gone[0]() is None
+    assert gone[1]() is None
+
+
+@needs_extension
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    [
+        "combined-small",
+        "combined-fast",
+        "combined-paper",
+        "combined-fast-paper",
+        "vorticity-paper",
+        "gray-scott-paper",
+        "wave-paper",
+    ],
+)
+def test_presets_are_the_reference(name: str) -> None:
+    """Two frames of two members with random weights: the sizes, and so the division into panels, of real models."""
+    torch.manual_seed(0)
+    # As few steps as have a first, a middle and a last one.
+    config = enma_fast.config.replace(PRESETS[name].model, {"sampling.mask_steps": 3, "sampling.flow_steps": 1})
+    dynamics = shaken(Dynamics(config), scale=0.03).eval().requires_grad_(False)
+    history = torch.randn(1, 2, config.num_tokens, config.token_channels)
+    keys = {"num_latents": 4, "seeds": torch.tensor([5, 5]), "members": torch.arange(2)}
+
+    def frames(model: Dynamics, history: Tensor) -> Tensor:
+        return torch.stack(list(sample.trajectory(model, history.expand(2, -1, -1, -1), **keys)), dim=1)
+
+    same_dtype = frames(dynamics, history)
+    exact = frames(copy.deepcopy(dynamics).double(), history.double())
+    engine = Engine(dynamics, backend="native")
+    ours = torch.stack(list(engine.trajectory(history, groups=torch.zeros(2, dtype=torch.int64), **keys)), dim=1)
+    # Two ulps of tokens that reach 4.
+    assert_close_as_reference(ours, same_dtype, exact, floor=5e-7)
+    assert distance(ours[:1], ours[1:]) > 0.01

@@ -1,0 +1,164 @@
+"""Captured frames on a CPU: a tape stands in for the CUDA graph, so Python runs once and never again."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+
+from enma_fast.errors import EnmaError
+from enma_fast.sampling import cuda_graphs as graphs
+from enma_fast.sampling.cuda_graphs import WARM_UPS, CapturedStep, try_capture
+from enma_fast.sampling.static_step import StaticStep
+
+from .._static import LATENTS, TapeRecorder, build, generate, make_step, problem
+from .._tiny import ONE_PASS, distance
+
+# The tape runs the reference operators, and attention under Triton's interpreter.
+CLOSE = 2e-4
+
+
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch) -> TapeRecorder:
+    pytest.importorskip("triton")
+    return TapeRecorder(monkeypatch)
+
+
+@pytest.mark.parametrize("name", ["paper", "relative", *ONE_PASS])
+def test_replayed_frames_are_the_steps_own(name: str, recorder: TapeRecorder) -> None:
+    dynamics = build(name)
+    # Other trajectories, lengths, seeds and members than at the capture, one after the other.
+    others = [
+        problem(dynamics, task, seed=seed) for seed, task in enumerate(("initial-value", "temporal", "generation"))
+    ]
+    step = make_step(dynamics, others[2], spare=2)
+    step.begin(others[0].segments, seeds=others[0].seeds, members=others[0].members, first=1)
+    step.frame()
+    captured = CapturedStep(step, recorder=recorder)
+    captured.warm_up()
+    captured.capture()
+    # Fed back or not, and in a one-pass model in mask steps or not.
+    assert recorder.warm_ups == (4 if name in ONE_PASS else 2) * WARM_UPS
+    frames, found = 0, []
+    for given in (*others, others[1]):
+        found.append(generate(captured, given))
+        assert distance(found[-1], generate(make_step(dynamics, given), given)) < CLOSE
+        frames += LATENTS - given.first
+        assert captured.launches == recorder.replays == frames
+    assert torch.equal(found[3], found[1])
+
+
+@pytest.mark.parametrize("name", ["paper", "relative"])
+def test_a_frame_in_one_pass_is_a_small_graph(name: str, recorder: TapeRecorder) -> None:
+    nodes = {}
+    for made in (name, f"{name}-fast"):
+        dynamics = build(made)
+        step = make_step(dynamics, problem(dynamics, "temporal"))
+        captured = CapturedStep(step, recorder=recorder)
+        recorder.nodes.clear()
+        captured.warm_up()
+        captured.capture()
+        # One graph for a frame that is fed back and one for the last, which has no causal transformer.
+        assert len(recorder.nodes) == 2
+        nodes[made] = recorder.nodes[-1]
+    # Three mask steps of two flow steps beside one pass.
+    assert nodes[f"{name}-fast"] < nodes[name] / 4
+
+
+def test_the_tape_would_show_a_number_that_python_holds(recorder: TapeRecorder) -> None:
+    counter, total = torch.zeros(()), torch.zeros(())
+    held = iter((1.0, 2.0))
+
+    def run() -> None:
+        total.add_(counter.add(next(held)))
+        counter.add_(10.0)
+
+    replay = recorder.record(run)
+    assert total.item() == 1.0
+    replay()
+    assert total.item() == 1.0 + 11.0
+
+
+def test_what_is_not_captured_is_refused(recorder: TapeRecorder) -> None:
+    dynamics = build("paper")
+    given = problem(dynamics, "temporal")
+    captured = CapturedStep(make_step(dynamics, given), recorder=recorder)
+    with pytest.raises(EnmaError, match="call warm_up and capture first"):
+        generate(captured, given)
+    with pytest.raises(EnmaError, match="call warm_up first"):
+        captured.capture()
+    captured.warm_up()
+    captured.capture()
+    with pytest.raises(EnmaError, match="captured already"):
+        captured.capture()
+    with pytest.raises(EnmaError, match="call begin first"):
+        captured.frame()
+    good = {"segments": given.segments, "seeds": given.seeds, "members": given.members, "first": given.first}
+    for name, wrong in (
+        ("segments", [given.segments[0][:, :, :-1]]),
+        ("seeds", given.seeds.double()),
+        ("members", given.members.to("meta")),
+    ):
+        with pytest.raises(EnmaError, match=name):
+            captured.begin(**good | {name: wrong})
+    captured.begin(**good)
+    captured.frame()
+    captured.frame()
+    with pytest.raises(EnmaError, match="own_frames is 2"):
+        captured.frame()
+    assert captured.launches == 2
+
+
+def test_teardown(recorder: TapeRecorder) -> None:
+    dynamics = build("paper")
+    given = problem(dynamics, "temporal")
+    step = make_step(dynamics, given)
+    captured = try_capture(step, recorder=recorder)
+    assert isinstance(captured, CapturedStep)
+    assert captured.plan is step.plan
+    captured.close()
+    captured.close()
+    assert recorder.closed
+    for call in (captured.warm_up, captured.capture, captured.frame, lambda: generate(captured, given)):
+        with pytest.raises(EnmaError, match="is closed; make a new one"):
+            call()
+    assert torch.equal(generate(step, given), generate(make_step(dynamics, given), given))
+
+
+def test_a_single_frame_needs_one_graph(recorder: TapeRecorder) -> None:
+    dynamics = build("relative")
+    given = problem(dynamics, "temporal")
+    step = StaticStep(dynamics, rows=4, groups=2, prefix_frames=3, own_frames=0, settings=dynamics.config.sampling)
+    captured = try_capture(step, recorder=recorder)
+    assert recorder.warm_ups == WARM_UPS
+    captured.begin(given.segments, seeds=given.seeds, members=given.members, first=given.first)
+    found = captured.frame(last=True)
+    assert distance(found, generate(make_step(dynamics, given), given)[:, 0]) < CLOSE
+
+
+def test_the_fall_back_is_said_once(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs._say_once.cache_clear()
+    dynamics = build("paper")
+    given = problem(dynamics, "temporal")
+    expected = generate(make_step(dynamics, given), given)
+
+    class Failing(TapeRecorder):
+        def record(self, run):
+            raise RuntimeError("operation not permitted when stream is capturing\nlong explanation")
+
+    with caplog.at_level(logging.WARNING, logger="enma_fast.sampling.cuda_graphs"):
+        for _ in range(2):
+            step = make_step(dynamics, given)
+            assert try_capture(step) is step
+            assert torch.equal(generate(step, given), expected)
+        recorder = Failing(monkeypatch)
+        for _ in range(2):
+            step = make_step(dynamics, given)
+            assert try_capture(step, recorder=recorder) is step
+            assert recorder.closed
+            assert torch.equal(generate(step, given), expected)
+    assert [record.getMessage() for record in caplog.records] == [
+        "frames run without a CUDA graph: step is on cpu; CUDA graphs need a CUDA device",
+        "frames run without a CUDA graph: operation not permitted when stream is capturing",
+    ]

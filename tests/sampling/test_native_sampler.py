@@ -1,0 +1,453 @@
+"""The native sampler: values by the two-reference rule, and bits of a row that depend on nothing but the row."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import enma_fast
+from enma_fast.errors import EnmaError
+from enma_fast.models.layers import RMSNorm
+from enma_fast.models.model import Dynamics
+from enma_fast.ops._backend import extension
+from enma_fast.sampling.native import TABLE_FRAMES, NativeSampler
+
+from .._static import LATENTS, TASKS, Problem, build, in_float64, problem, reference
+from .._tiny import CONFIGS, ONE_PASS, distance
+from ..ops._oracle import assert_close_as_reference
+
+if extension() is None:
+    pytest.skip("the extension is not built", allow_module_level=True)
+
+ISAS = extension().cpu_isas()
+DTYPES = [torch.float32, torch.bfloat16]
+# Two configurations with interpolation have the dynamics of others.
+NAMES = ("paper", "relative", "plane", "plane-paper", *ONE_PASS)
+# Differences in rounding grow from frame to frame; in the first one they are those of a step.
+COMPARED = 1
+# A few ulps of tokens that reach 10.
+FLOOR = {torch.float32: 4e-6, torch.bfloat16: 0.06}
+# Rounding has grown to 3e-4 of the tokens by the last frame; a wrong key or place changes their first digit.
+GROWN = 2e-3
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def rounded(dynamics: Dynamics, dtype: torch.dtype) -> Dynamics:
+    """The same model with weights that `dtype` can hold."""
+    made = copy.deepcopy(dynamics)
+    for parameter in made.parameters():
+        parameter.copy_(parameter.to(dtype))
+    return made
+
+
+def references(dynamics: Dynamics, given: Problem, dtype: torch.dtype, settings: Any = None) -> tuple[Tensor, Tensor]:
+    """Frames of the reference sampler in `dtype`, and in float64 from the same weights and noise."""
+    exact = reference(rounded(dynamics, dtype).double(), in_float64(given), settings)
+    return reference(copy.deepcopy(dynamics).to(dtype), given, settings), exact
+
+
+def assert_is_the_reference(ours: Tensor, same_dtype: Tensor, exact: Tensor, dtype: torch.dtype) -> None:
+    part = slice(0, COMPARED if dtype == torch.float32 else LATENTS)
+    assert_close_as_reference(ours[:, part], same_dtype[:, part], exact[:, part], floor=FLOOR[dtype])
+    if dtype == torch.float32:
+        assert distance(ours.double(), exact) < GROWN
+
+
+@functools.cache
+def made(name: str, dtype: torch.dtype) -> NativeSampler:
+    return NativeSampler(build(name), dtype=dtype)
+
+
+def groups_of(given: Problem) -> Tensor:
+    """Of members that follow each other."""
+    return torch.arange(given.groups).repeat_interleave(len(given.seeds) // given.groups)
+
+
+def play(
+    sampler: NativeSampler,
+    given: Problem,
+    *,
+    groups: Tensor | None = None,
+    num_latents: int = LATENTS,
+    settings: Any = None,
+    threads: int = 1,
+    isa: str = "",
+    teams: str = "",
+) -> Tensor:
+    """All generated frames `[B, T, N, C]`, with the threads and instruction set that are asked for."""
+    _, session = sampler.session(
+        rows=len(given.seeds),
+        groups=given.groups,
+        prefix_frames=sum(segment.shape[1] + 1 for segment in given.segments),
+        own_frames=num_latents - given.first - 1,
+        first=given.first,
+        settings=settings or sampler.dynamics.config.sampling,
+        threads=threads,
+        isa=isa,
+        teams=teams,
+    )
+    session.reset()
+    for number, segment in enumerate(given.segments):
+        session.start_segment(number)
+        for z_GNC in segment.unbind(1):
+            session.read(z_GNC.contiguous())
+    session.begin(given.seeds, given.members, groups_of(given) if groups is None else groups, given.first)
+    config = sampler.dynamics.config
+    frames = []
+    for t in range(given.first, num_latents):
+        frames.append(torch.empty(len(given.seeds), config.num_tokens, config.token_channels))
+        session.frame(frames[-1], t + 1 == num_latents)
+    return torch.stack(frames, dim=1)
+
+
+def generate(sampler: NativeSampler, given: Problem, *, num_latents: int = LATENTS, **how: Any) -> Iterator[Tensor]:
+    return sampler.trajectory(
+        given.segments,
+        num_latents=num_latents,
+        seeds=given.seeds,
+        members=given.members,
+        groups=groups_of(given),
+        settings=how.pop("settings", sampler.dynamics.config.sampling),
+        **how,
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("name", NAMES)
+def test_it_is_the_reference_sampler(name: str, task: str, dtype: torch.dtype) -> None:
+    dynamics = build(name)
+    given = problem(dynamics, task, members=8)
+    ours = torch.stack(list(generate(made(name, dtype), given)), dim=1)
+    assert_is_the_reference(ours, *references(dynamics, given, dtype), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", ["paper", "relative", *ONE_PASS])
+def test_every_instruction_set(name: str, dtype: torch.dtype) -> None:
+    dynamics = build(name)
+    given = problem(dynamics, "initial-value", members=8)
+    same_dtype, exact = references(dynamics, given, dtype)
+    for isa in ISAS:
+        assert_is_the_reference(play(made(name, dtype), given, isa=isa), same_dtype, exact, dtype)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"mask_steps": 1},
+        {"mask_steps": 20},
+        {"method": "euler", "flow_steps": 3},
+        {"temperature": 0.3},
+        {"flow_steps": 4, "last_flow_steps": 1},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("name", ["paper", "relative"])
+def test_settings_are_those_of_the_reference(name: str, settings: dict[str, Any]) -> None:
+    dynamics = build(name)
+    given = problem(dynamics, "temporal", members=8)
+    changed = dataclasses.replace(dynamics.config.sampling, **settings)
+    same_dtype, exact = references(dynamics, given, torch.float32, changed)
+    ours = play(made(name, torch.float32), given, settings=changed)
+    assert_is_the_reference(ours, same_dtype, exact, torch.float32)
+    assert distance(play(made(name, torch.float32), given).double(), exact) > GROWN
+
+
+@pytest.mark.parametrize("name", ONE_PASS)
+def test_settings_of_one_pass(name: str) -> None:
+    dynamics = build(name)
+    own = dynamics.config.sampling
+    given = problem(dynamics, "temporal", members=8)
+    cooler = dataclasses.replace(own, temperature=0.3)
+    same_dtype, exact = references(dynamics, given, torch.float32, cooler)
+    assert_is_the_reference(play(made(name, torch.float32), given, settings=cooler), same_dtype, exact, torch.float32)
+    before = play(made(name, torch.float32), given)
+    assert distance(before.double(), exact) > GROWN
+    # Mask steps are those of frame 0 alone.
+    fewer = dataclasses.replace(own, mask_steps=1)
+    assert torch.equal(play(made(name, torch.float32), given, settings=fewer), before)
+    initial = problem(dynamics, "generation", members=8)
+    same_dtype, exact = references(dynamics, initial, torch.float32, fewer)
+    ours = play(made(name, torch.float32), initial, settings=fewer)
+    assert_is_the_reference(ours, same_dtype, exact, torch.float32)
+    assert distance(play(made(name, torch.float32), initial).double(), exact) > GROWN
+
+
+def test_flow_heads_are_packed_for_frame_0_only() -> None:
+    dynamics = build("paper-fast")
+    sampler = NativeSampler(dynamics, dtype=torch.float32)
+    given = problem(dynamics, "temporal")
+    list(generate(sampler, given))
+    assert sampler._plans == {}
+    without = sampler.planned_bytes()
+    list(generate(sampler, problem(dynamics, "generation")))
+    assert sampler._plans
+    assert without["weights"] < sampler.planned_bytes()["weights"]
+    list(generate(sampler, given))
+    assert sampler.planned_bytes() == without
+
+
+def test_norms_take_the_models_epsilon() -> None:
+    dynamics = build("relative-fast")
+    norms = [module for module in dynamics.modules() if isinstance(module, RMSNorm)]
+    given = problem(dynamics, "temporal", members=8)
+    before = play(made("relative-fast", torch.float32), given)
+    for norm in norms:
+        norm.eps = 0.3
+    same_dtype, exact = references(dynamics, given, torch.float32)
+    ours = play(NativeSampler(dynamics, dtype=torch.float32), given)
+    assert_is_the_reference(ours, same_dtype, exact, torch.float32)
+    assert distance(before, ours) > GROWN
+    norms[0].eps = 0.1
+    with pytest.raises(EnmaError, match=r"norms have epsilons 0.1, 0.3; the native sampler takes one"):
+        NativeSampler(dynamics, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize("name", ["paper", "relative", *ONE_PASS])
+def test_depths_beside_two(name: str, layers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    # With one layer the first is the last, with three one lies between.
+    changes = {"dynamics.spatial_layers": layers, "dynamics.temporal_layers": layers}
+    monkeypatch.setitem(CONFIGS, name, enma_fast.config.replace(CONFIGS[name], changes))
+    dynamics = build(name)
+    given = problem(dynamics, "generation", members=8)
+    ours = play(NativeSampler(dynamics, dtype=torch.float32), given)
+    assert_is_the_reference(ours, *references(dynamics, given, torch.float32), torch.float32)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        # Head dims 4 (12 with rotary places), 20 and 64; columns beside whole panels, and as many as a product's piece.
+        {"dynamics.width": 36, "dynamics.heads": 9, "dynamics.scale_shift_rank": 5, "dynamics.patch": (1,)},
+        {"dynamics.width": 40, "dynamics.mlp_ratio": 1.7, "dynamics.flow.width": 17, "dynamics.patch": (4,)},
+        {"dynamics.width": 128, "dynamics.patch": (16,)},
+    ],
+    ids=["narrow", "odd", "wide"],
+)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", ["paper", "relative", *ONE_PASS])
+def test_sizes(name: str, dtype: torch.dtype, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    if name.startswith("relative"):
+        # Rotary places need heads of 8 channels or more, and scaling and shift belong to the paper's model.
+        changes = {key: 3 if key.endswith("heads") else value for key, value in changes.items() if "rank" not in key}
+    monkeypatch.setitem(CONFIGS, name, enma_fast.config.replace(CONFIGS[name], changes))
+    dynamics = build(name)
+    given = problem(dynamics, "temporal", members=8)
+    ours = play(NativeSampler(dynamics, dtype=dtype), given, threads=2)
+    assert_is_the_reference(ours, *references(dynamics, given, dtype), dtype)
+
+
+def test_as_many_frames_as_are_asked_for() -> None:
+    dynamics = build("paper")
+    given = problem(dynamics, "temporal", members=8)
+    sampler = made("paper", torch.float32)
+    whole = play(sampler, given)
+    for num_latents in range(given.first, LATENTS):
+        frames = list(generate(sampler, given, num_latents=num_latents))
+        assert len(frames) == num_latents - given.first
+        for t, z_BNC in enumerate(frames):
+            assert torch.equal(z_BNC, whole[:, t])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", ["paper", "relative", *ONE_PASS])
+def test_bits_do_not_depend_on_the_threads(name: str, dtype: torch.dtype) -> None:
+    # One member, as many as threads or not, and so many that a thread takes them in pieces.
+    for members in (1, 3, 40):
+        given = problem(build(name), "initial-value", groups=1, members=members)
+        first = play(made(name, dtype), given)
+        for threads in (1, 2, 3):
+            for teams in ("", "one", "each"):
+                assert torch.equal(play(made(name, dtype), given, threads=threads, teams=teams), first)
+
+
+@pytest.mark.parametrize("isa", [isa for isa in ISAS if "emulated" not in isa])
+def test_bits_of_every_instruction_set(isa: str) -> None:
+    for name in ("relative", "relative-fast"):
+        sampler, given = made(name, torch.bfloat16), problem(build(name), "temporal", members=5)
+        whole = play(sampler, given, isa=isa)
+        assert torch.equal(play(sampler, given, isa=isa, threads=3, teams="one"), whole)
+        for row in (0, 4, 7):
+            assert torch.equal(play(sampler, part_of(given, row), isa=isa), whole[row : row + 1])
+
+
+def part_of(given: Problem, row: int) -> Problem:
+    """One member alone."""
+    group = int(groups_of(given)[row])
+    return Problem(
+        segments=[segment[group : group + 1] for segment in given.segments],
+        seeds=given.seeds[row : row + 1],
+        members=given.members[row : row + 1],
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("paper", torch.bfloat16),
+        ("relative", torch.float32),
+        ("paper-fast", torch.float32),
+        ("relative-fast", torch.bfloat16),
+    ],
+    ids=str,
+)
+def test_a_member_is_the_same_wherever_it_is(name: str, dtype: torch.dtype) -> None:
+    """200 placements of one member among others of its own and of other trajectories."""
+    sampler, draw = made(name, dtype), random.Random(0)
+    pool = problem(build(name), "initial-value", groups=4, members=1)
+    needle = part_of(pool, 2)
+    needle.members[0] = 5
+    alone = play(sampler, needle)
+    for _ in range(200):
+        # Trajectories in any order, some of them twice; the needle's is among them.
+        which = [draw.randrange(4) for _ in range(draw.randrange(5))]
+        which.insert(draw.randrange(len(which) + 1), 2)
+        rows = draw.choice((1, 2, 3, 8, 30))
+        place = draw.randrange(rows)
+        groups = torch.tensor([draw.randrange(len(which)) for _ in range(rows)])
+        groups[place] = draw.choice([i for i, trajectory in enumerate(which) if trajectory == 2])
+        members = torch.tensor([draw.randrange(1000) for _ in range(rows)])
+        members[place] = 5
+        given = Problem(
+            segments=[segment[which] for segment in pool.segments],
+            seeds=pool.seeds[which][groups],
+            members=members,
+        )
+        whole = play(
+            sampler, given, groups=groups, threads=draw.choice((1, 1, 1, 2)), teams=draw.choice(("", "one", "each"))
+        )
+        assert torch.equal(whole[place], alone[0])
+
+
+def test_a_session_used_again_gives_the_same_bits() -> None:
+    dynamics = build("relative")
+    sampler = NativeSampler(dynamics, dtype=torch.float32)
+    one, other = (problem(dynamics, "initial-value", members=3, seed=seed) for seed in (1, 2))
+    first = list(generate(sampler, one))
+    _, kept = sampler._idle
+    second = list(generate(sampler, other))
+    assert sampler._idle[1] is kept
+    for found, expected in zip(generate(sampler, one), first, strict=True):
+        assert torch.equal(found, expected)
+    assert not torch.equal(first[0], second[0])
+    # The frames that were handed out are the caller's.
+    assert torch.equal(torch.stack(first, dim=1), play(sampler, one))
+
+
+def test_generators_do_not_disturb_each_other() -> None:
+    dynamics = build("paper")
+    sampler = NativeSampler(dynamics, dtype=torch.float32)
+    one, other = (problem(dynamics, "generation", members=3, seed=seed) for seed in (1, 2))
+    pairs = list(zip(generate(sampler, one), generate(sampler, other), strict=True))
+    for frames, given in zip(zip(*pairs, strict=True), (one, other), strict=True):
+        assert torch.equal(torch.stack(frames, dim=1), play(sampler, given))
+    # One that is left half way, and one that never starts.
+    left = generate(sampler, other)
+    next(left)
+    left.close()
+    generate(sampler, other).close()
+    assert torch.equal(torch.stack(list(generate(sampler, one)), dim=1), play(sampler, one))
+
+
+@pytest.mark.parametrize("name", ["paper", "relative"])
+def test_more_frames_than_the_tables_hold(name: str) -> None:
+    dynamics = build(name)
+    sampler = NativeSampler(dynamics, dtype=torch.float32)
+    given = problem(dynamics, "temporal", groups=1, members=2)
+    before = play(sampler, given, num_latents=10)
+    old = generate(sampler, given, num_latents=10)
+    first = next(old)
+    long = play(sampler, given, num_latents=TABLE_FRAMES + 6)
+    assert torch.equal(long[:, :8], before)
+    assert torch.equal(play(sampler, given, num_latents=10), before)
+    # A trajectory that had begun keeps its tables.
+    assert torch.equal(torch.stack([first, *old], dim=1), before)
+    # Frames that are turned by the new part of the tables.
+    N, C = dynamics.config.num_tokens, dynamics.config.token_channels
+    history = torch.randn(1, TABLE_FRAMES + 1, N, C)
+    late = dataclasses.replace(given, segments=[history])
+    ours = play(NativeSampler(dynamics, dtype=torch.float32), late, num_latents=TABLE_FRAMES + 3)
+    wide = history.expand(2, -1, -1, -1)
+    expected = torch.stack(
+        list(
+            enma_fast.sampling.reference.trajectory(
+                dynamics, wide, num_latents=TABLE_FRAMES + 3, seeds=given.seeds, members=given.members
+            )
+        ),
+        dim=1,
+    )
+    assert distance(ours, expected) < 1e-4
+
+
+def test_plan_counts_keys_and_values() -> None:
+    for name in ("relative", "paper"):
+        dynamics = build(name)
+        for dtype, isa in ((torch.float32, "scalar"), (torch.bfloat16, "scalar"), (torch.bfloat16, ISAS[-1])):
+            settings = dynamics.config.sampling
+            sampler = made(name, dtype)
+            _, session = sampler.session(
+                rows=5, groups=2, prefix_frames=3, own_frames=4, first=1, settings=settings, threads=2, isa=isa
+            )
+            plan = session.plan()
+            # Inputs of bf16 products are bf16 where they are multiplied as such. Rows of 32 fill whole cache lines.
+            size = 2 if dtype == torch.bfloat16 and "bf16" in isa else 4
+            tokens = dynamics.config.num_tokens * (2 * 3 + 5 * 4)
+            assert plan["keys_values"] == 2 * 2 * tokens * dynamics.config.dynamics.width * size
+            stored = sum(p.numel() for p in dynamics.parameters()) * dtype.itemsize
+            # Every linear has a bias of fp32, and panels of 16; the rest are tables.
+            assert stored <= plan["weights"] < 3 * stored
+            assert set(plan) == {"weights", "keys_values", "buffers", "work"}
+
+
+MEMORY = """
+import dataclasses, os, torch
+from pathlib import Path
+from enma_fast.presets import PRESETS
+from enma_fast.models.model import Dynamics
+from enma_fast.sampling.native import NativeSampler
+
+config = PRESETS["combined-small"].model
+settings = dataclasses.replace(config.sampling, mask_steps=1, flow_steps=1)
+dynamics = Dynamics(config).requires_grad_(False)
+history = torch.randn(2, 1, config.num_tokens, config.token_channels)
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+def run(rows, num_latents):
+    sampler, most, before = NativeSampler(dynamics, dtype=torch.float32), 0, resident()
+    keys = torch.arange(rows)
+    for _ in sampler.trajectory(
+        [history], num_latents=num_latents, seeds=keys, members=keys, groups=keys % 2, settings=settings, threads=2
+    ):
+        most = max(most, resident() - before)
+    return most, sampler.planned_bytes()
+
+run(2, 3)
+most, plan = run(128, 14)
+print(most, plan["keys_values"], sum(plan.values()) - plan["weights"])
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="resident memory is read from /proc")
+def test_memory_is_what_the_plan_says() -> None:
+    """In a process of its own, where nobody else gives memory back; beside the weights."""
+    done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    most, keys_values, planned = map(int, done.stdout.split())
+    assert keys_values > 20 << 20
+    assert keys_values < most <= 1.5 * planned

@@ -1,0 +1,199 @@
+"""A store is whole, or `verify` says what is not until it is repaired; what is marked is damaged when it is marked."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from enma_fast.cli import main
+from enma_fast.errors import EnmaError
+from enma_fast.runs.run import prepare
+from enma_fast.store.checksums import CHECKSUMS
+from enma_fast.store.layout import LEDGER, Layout, create_store, read_forecast
+from enma_fast.store.ledger import Ledger
+from enma_fast.store.metadata import DIGEST, METADATA
+from enma_fast.store.verify import check_store, mark
+
+from .._files import contents
+
+
+def layout(members: int) -> Layout:
+    return Layout(
+        channels=("u",), times=np.arange(5.0), coords=[np.arange(7.0)], trajectories=[4, 7], num_members=members
+    )
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    with create_store(tmp_path / "run.zarr", layout(3)) as made:
+        made.put(0, np.ones((2, 3, 5, 7, 1), np.float32))
+    return tmp_path / "run.zarr"
+
+
+def missing(store: Path, units: int) -> list[int]:
+    ledger = Ledger(store / LEDGER, units)
+    found = np.flatnonzero(~ledger.done()).tolist()
+    ledger.close()
+    return found
+
+
+def test_what_was_repaired_meanwhile_is_not_marked(store: Path) -> None:
+    first, second = store / "u" / "c.0.1.0.0", store / "u" / "c.1.2.0.0"
+    whole = first.read_bytes()
+    for file in (first, second):
+        file.write_bytes(whole[:-1])
+    found = check_store(store)
+    assert [damage.file for damage in found] == ["u/c.0.1.0.0", "u/c.1.2.0.0"]
+    first.write_bytes(whole)
+    mark(store, found)
+    assert missing(store, 6) == [5]
+    second.write_bytes(whole)
+    (store / LEDGER).unlink()
+    mark(store, found)
+    assert not (store / LEDGER).exists()
+
+
+def test_a_store_that_was_begun_anew_is_marked_as_it_is(store: Path) -> None:
+    (store / "u" / "c.1.2.0.0").unlink()
+    found = check_store(store)
+    shutil.rmtree(store)
+    with create_store(store, layout(8)) as made:
+        made.put(0, np.ones((2, 8, 5, 7, 1), np.float32))
+    (store / "u" / "c.1.2.0.0").unlink()
+    mark(store, found)
+    assert missing(store, 16) == [10]
+
+
+def swap(first: Path, second: Path) -> None:
+    data = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    second.write_bytes(data)
+
+
+def of_values(path: Path, **options: Any) -> Path:
+    """A store whose members all differ."""
+    truth = np.arange(2 * 5 * 7 * 2, dtype=np.float32).reshape(2, 5, 7, 2)
+    columns = {"alpha": np.array([0.5, 0.7]), "beta": np.array([0.7, 0.5])}
+    made = replace(layout(4), channels=("u", "v"), truth=truth, columns=columns, **options)
+    with create_store(path, made) as store:
+        values = np.arange(2 * 4 * 5 * 7 * 2, dtype=np.float32).reshape(2, 4, 5, 7, 2)
+        store.put(0, values)
+        if made.statistics:
+            for b in range(2):
+                one = values[b, 0]
+                store.put_statistics(b, {"mean": one, "spread": one + 1, "quantile": np.stack([one + 2, one + 3])})
+    return path
+
+
+@pytest.mark.parametrize(
+    ("options", "first", "second"),
+    [
+        ({}, "u/c.0.1.0.0", "u/c.0.2.0.0"),
+        ({}, "u/c.0.1.0.0", "u/c.1.1.0.0"),
+        ({}, "u/c.0.1.0.0", "v/c.0.1.0.0"),
+        ({}, "u_truth/c.0.0.0", "u_truth/c.1.0.0"),
+        ({}, "u_truth/c.1.0.0", "v_truth/c.1.0.0"),
+        ({}, "alpha/c.0", "beta/c.0"),
+        ({"shard": 2}, "u/c.0.0.0.0", "u/c.0.1.0.0"),
+        ({"statistics": True, "quantiles": (0.1, 0.9)}, "u_mean/c.0.0.0", "u_spread/c.0.0.0"),
+        ({"statistics": True, "quantiles": (0.1, 0.9)}, "u_quantile/c.0.0.0.0", "v_quantile/c.1.0.0.0"),
+    ],
+)
+def test_two_files_that_are_swapped_are_noticed(tmp_path: Path, options: dict, first: str, second: str) -> None:
+    """Each of them is whole."""
+    store = of_values(tmp_path / "run.zarr", **options)
+    assert check_store(store) == []
+    swap(store / first, store / second)
+    found = check_store(store)
+    assert {damage.file for damage in found} == {first, second}
+    assert {damage.problem for damage in found} == {"another file: its checksum is not the one recorded"}
+    swap(store / first, store / second)
+    assert check_store(store) == []
+
+
+@pytest.mark.parametrize("bit", [3, 70, 64 + 8 * 4 * 3 + 5])
+def test_a_flipped_bit_of_the_checksums_is_noticed(store: Path, bit: int) -> None:
+    data = bytearray((store / CHECKSUMS).read_bytes())
+    data[bit // 8] ^= 1 << bit % 8
+    (store / CHECKSUMS).write_bytes(data)
+    assert len(check_store(store)) == 1
+    (store / CHECKSUMS).unlink()
+    assert [damage.file for damage in check_store(store)] == [CHECKSUMS]
+
+
+def test_a_store_of_before_the_checksums_is_whole(store: Path) -> None:
+    root = json.loads((store / METADATA).read_text())
+    del root["attributes"][DIGEST]
+    (store / METADATA).write_text(json.dumps(root))
+    (store / CHECKSUMS).unlink()
+    assert check_store(store) == []
+    assert read_forecast(store)["u"].shape == (2, 3, 5, 7)
+
+
+def test_verify_changes_nothing_and_says_so_until_it_is_repaired(
+    test_in: Path, tiny: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run.zarr"
+
+    def begin() -> Any:
+        return prepare(test_in, out, checkpoint=tiny, members=3, select=[0], command="enma-fast forecast")
+
+    begin().execute()
+    whole = contents(out)
+    for name in ("u/c.0.1.0.0", "time/c.0", METADATA, CHECKSUMS):
+        data = bytearray(whole[name])
+        if name == METADATA:
+            data = data.replace(b'"seed": 0', b'"seed": 1')
+        else:
+            data[19] ^= 4
+        (out / name).write_bytes(data)
+        damaged = contents(out)
+        for _ in range(3):
+            assert main(["verify", str(out)]) == 2
+            assert f"is damaged; repeat: enma-fast verify {out} --mark, then " in capfd.readouterr().err
+            assert contents(out) == damaged
+        assert main(["verify", str(out), "--mark"]) == 2
+        assert "is damaged and marked; repeat: enma-fast forecast --out " in capfd.readouterr().err
+        # Marked, and not yet repaired.
+        marked = contents(out)
+        assert main(["verify", str(out)]) == 2
+        assert "is damaged and marked; repeat: enma-fast forecast --out " in capfd.readouterr().err
+        assert contents(out) == marked
+        assert begin().execute()["members_sampled"] == (0 if name in ("time/c.0", METADATA) else 1), name
+        assert contents(out) == whole
+        assert main(["verify", str(out)]) == 0
+        assert capfd.readouterr().err == ""
+
+
+def test_lost_checksums_are_recorded_again(test_in: Path, tiny: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run.zarr"
+    prepare(test_in, out, checkpoint=tiny, members=3, select=[0], quantiles=(0.5,)).execute()
+    whole = contents(out)
+    for lost in (None, whole[CHECKSUMS][:-1]):
+        (out / CHECKSUMS).unlink()
+        if lost is not None:
+            (out / CHECKSUMS).write_bytes(lost)
+        mark(out, check_store(out))
+        done = prepare(test_in, out, checkpoint=tiny, members=3, select=[0], quantiles=(0.5,)).execute()
+        assert done["members_sampled"] == 0
+        assert contents(out) == whole
+
+
+def test_damaged_attributes_are_repaired_by_their_own_command_alone(test_in: Path, tiny: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run.zarr"
+    prepare(test_in, out, checkpoint=tiny, members=2, select=[0]).execute()
+    whole = contents(out)
+    damaged = whole[METADATA].replace(b'"seed": 0', b'"seed": 1')
+    (out / METADATA).write_bytes(damaged)
+    with pytest.raises(EnmaError, match=r"attributes are damaged; run: enma-fast verify .* --mark"):
+        prepare(test_in, out, checkpoint=tiny, members=2, select=[0]).execute()
+    mark(out, check_store(out))
+    # What they say now is what nobody asked for.
+    with pytest.raises(EnmaError, match="this is not surely the command that began it"):
+        prepare(test_in, out, checkpoint=tiny, members=2, select=[0], seed=2).execute()
+    prepare(test_in, out, checkpoint=tiny, members=2, select=[0]).execute()
+    assert contents(out) == whole

@@ -1,0 +1,309 @@
+"""The ledger of a run and its lock: what is done, who has what, and what a dead process leaves behind."""
+
+import errno
+import fcntl
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from enma_fast.errors import EnmaError
+from enma_fast.store.ledger import Ledger, RunLock, write_ledger
+
+SPAWN = multiprocessing.get_context("spawn")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    write_ledger(tmp_path / ".unfinished", np.zeros(20, bool))
+    return tmp_path / ".unfinished"
+
+
+def test_units_are_marked_and_unmarked(path: Path) -> None:
+    ledger, other = Ledger(path, 20), Ledger(path, 20)
+    ledger.mark([3, 4, 5, 9, 19, 0])
+    assert np.flatnonzero(other.done()).tolist() == [0, 3, 4, 5, 9, 19]
+    assert other.done(3, 6).all()
+    assert not other.done(6, 9).any()
+    other.mark([4, 19], done=False)
+    assert np.flatnonzero(ledger.done()).tolist() == [0, 3, 5, 9]
+    ledger.mark([])
+    assert ledger.done(0, 0).shape == (0,)
+
+
+def test_the_chunk_is_remembered_beside_the_units(path: Path) -> None:
+    ledger = Ledger(path, 20)
+    assert ledger.chunk == 0
+    ledger.mark(range(20))
+    ledger.fit(2**40 + 3)
+    assert Ledger(path, 20).chunk == 2**40 + 3
+    assert Ledger(path, 20).done().all()
+    # Of several processes, the one with the least memory decides.
+    for chunk, expected in ((7, 7), (12, 7), (3, 3)):
+        Ledger(path, 20).fit(chunk)
+        assert ledger.chunk == expected
+
+
+def test_a_long_ledger_is_read_in_parts(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger = Ledger(path, 20)
+    ledger.mark([0, 6, 7, 19])
+    monkeypatch.setattr("enma_fast.store.ledger._MOST_READ", 7)
+    assert np.flatnonzero(ledger.done()).tolist() == [0, 6, 7, 19]
+    assert ledger.done(6, 20).tolist() == [True, True, *[False] * 11, True]
+    os.truncate(path, path.stat().st_size - 3)
+    with pytest.raises(EnmaError, match="ends before unit 17"):
+        ledger.done()
+
+
+def test_claims_exclude_each_other_where_they_overlap(path: Path) -> None:
+    ledger, other = Ledger(path, 20), Ledger(path, 20)
+    assert ledger.claim(5, 10)
+    assert not other.claim(9, 12)
+    assert not other.claim(0, 20)
+    assert other.claim(10, 12)
+    assert other.claim(0, 5)
+    ledger.release(5, 10)
+    assert other.claim(5, 10)
+    other.close()
+    assert ledger.claim(0, 20)
+
+
+def _claim_and_die(path: Path, claimed: Any) -> None:
+    Ledger(path, 20).claim(0, 20)
+    claimed.set()
+    signal.pause()
+
+
+def test_a_dead_process_leaves_no_claim(path: Path) -> None:
+    claimed = SPAWN.Event()
+    process = SPAWN.Process(target=_claim_and_die, args=(path, claimed))
+    process.start()
+    assert claimed.wait(60)
+    ledger = Ledger(path, 20)
+    assert not ledger.claim(7, 8)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert ledger.claim(7, 8)
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: b"x" + data[1:], lambda data: b""])
+def test_what_is_no_ledger_is_refused(path: Path, damage: Callable[[bytes], bytes]) -> None:
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(EnmaError, match=r"\.unfinished: is not the ledger of 20 units; .*--force"):
+        Ledger(path, 20)
+    with pytest.raises(FileNotFoundError):
+        Ledger(path.with_name("nowhere"), 20)
+
+
+def test_it_knows_that_the_run_is_over(path: Path) -> None:
+    ledger = Ledger(path, 20)
+    assert not ledger.finished()
+    path.unlink()
+    assert ledger.finished()
+
+
+def test_what_another_machine_has_removed_is_over(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network file system says so in its own way."""
+    ledger = Ledger(path, 20)
+    for number, expected in ((errno.ESTALE, True), (errno.EIO, None)):
+
+        def fail(file: int, number: int = number) -> None:
+            raise OSError(number, os.strerror(number))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fstat", fail)
+            patch.setattr(os, "pread", lambda *arguments, number=number: fail(0, number))
+            if expected:
+                assert ledger.chunk == 0
+                assert ledger.finished()
+                assert ledger.done().tolist() == [True] * 20
+                assert ledger.done(4, 7).tolist() == [True] * 3
+            else:
+                with pytest.raises(OSError, match="Input/output"):
+                    ledger.finished()
+
+
+def test_one_run_at_a_time(tmp_path: Path) -> None:
+    store = tmp_path / "run.zarr"
+    with RunLock(store, "a") as first:
+        assert first.first
+        store.mkdir()
+        first.share()
+        message = rf"run\.zarr: is being written by another run \(process {os.getpid()} on {socket.gethostname()}\)"
+        with pytest.raises(EnmaError, match=message):
+            RunLock(store, "b")
+        with RunLock(store, "a") as joined:
+            assert not joined.first
+    assert list(tmp_path.iterdir()) == [store]
+    with RunLock(store, "b") as later:
+        assert later.first
+    assert list(tmp_path.iterdir()) == [store]
+
+
+def test_a_store_has_one_lock_by_whatever_name(tmp_path: Path) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "link").symlink_to("here")
+    (tmp_path / "run.zarr").symlink_to("here/run.zarr")
+    (tmp_path / "here" / "run.zarr").mkdir()
+    with RunLock(tmp_path / "here" / "run.zarr", "a") as lock:
+        lock.share()
+        for other in (tmp_path / "link" / "run.zarr", tmp_path / "run.zarr", tmp_path / "link" / ".." / "run.zarr"):
+            with pytest.raises(EnmaError, match="is being written by another run"):
+                RunLock(other, "b")
+    assert [path.name for path in (tmp_path / "here").iterdir()] == ["run.zarr"]
+
+
+def test_who_was_refused_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even if the other run has ended in the meantime, which could not remove the file then."""
+    store = tmp_path / "run.zarr"
+    first = RunLock(store, "a")
+    store.mkdir()
+    first.share()
+    owner = RunLock._owner
+
+    def slowly(lock: RunLock) -> dict[str, str | int]:
+        found = owner(lock)
+        first.close()
+        return found
+
+    monkeypatch.setattr(RunLock, "_owner", slowly)
+    with pytest.raises(EnmaError, match="is being written by another run"):
+        RunLock(store, "b")
+    assert list(tmp_path.iterdir()) == [store]
+
+
+def test_the_others_wait_until_the_first_shares(tmp_path: Path) -> None:
+    store, entered = tmp_path / "run.zarr", threading.Event()
+
+    def join() -> None:
+        with RunLock(store, "a"):
+            entered.set()
+
+    first = RunLock(store, "a")
+    thread = threading.Thread(target=join)
+    thread.start()
+    assert not entered.wait(0.3)
+    store.mkdir()
+    first.share()
+    assert entered.wait(30)
+    thread.join()
+    first.close()
+
+
+def test_one_of_those_who_wait_takes_the_place_of_a_first_that_made_nothing(tmp_path: Path) -> None:
+    store, entered = tmp_path / "run.zarr", []
+
+    def join() -> None:
+        with RunLock(store, "a") as lock:
+            if lock.first:
+                store.mkdir(exist_ok=True)
+            assert store.exists()
+            lock.share()
+            entered.append(lock.first)
+
+    first = RunLock(store, "a")
+    threads = [threading.Thread(target=join) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    # As a dead process leaves it: without a store, its lock file there.
+    os.close(first._file)
+    for thread in threads:
+        thread.join(60)
+    assert len(entered) == 4
+    assert any(entered)
+
+
+@pytest.mark.parametrize("other", ["a", "b"])
+def test_a_lock_that_is_shared_is_of_a_file_that_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: str
+) -> None:
+    """Between the two locks of `share` another process may enter, leave, and remove the file."""
+    store = tmp_path / "run.zarr"
+    first = RunLock(store, "a")
+    store.mkdir()
+    original, came = fcntl.flock, []
+
+    def flock(file: int, kind: int) -> None:
+        if kind == fcntl.LOCK_SH and not came:
+            came.append(other)
+            original(file, fcntl.LOCK_UN)
+            RunLock(store, other).close()
+        original(file, kind)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "flock", flock)
+        first.share()
+    assert came
+    with pytest.raises(EnmaError, match="is being written by another run"):
+        RunLock(store, "c")
+    first.close()
+    assert list(tmp_path.iterdir()) == [store]
+
+
+@pytest.mark.parametrize(
+    ("name", "failure"), [("_write", OSError(28, "No space left on device")), ("_enter", KeyboardInterrupt())]
+)
+def test_an_error_between_two_locks_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, failure: BaseException
+) -> None:
+    store = tmp_path / "run.zarr"
+    original = fcntl.flock
+
+    def flock(file: int, kind: int) -> None:
+        if kind == fcntl.LOCK_SH:
+            store.with_name(".run.zarr.lock").unlink()
+        original(file, kind)
+
+    def fail(lock: RunLock) -> None:
+        raise failure
+
+    def share() -> None:
+        with RunLock(store, "a") as lock:
+            store.mkdir()
+            monkeypatch.setattr(fcntl, "flock", flock)
+            monkeypatch.setattr(RunLock, name, fail)
+            lock.share()
+
+    with pytest.raises((EnmaError, KeyboardInterrupt)) as caught:
+        share()
+    assert isinstance(failure, KeyboardInterrupt) or "No space left" in str(caught.value)
+    monkeypatch.undo()
+    with RunLock(store, "b"):
+        pass
+
+
+def test_another_run_is_refused_where_the_store_is_gone(tmp_path: Path) -> None:
+    store = tmp_path / "run.zarr"
+    first = RunLock(store, "a")
+    store.mkdir()
+    first.share()
+    store.rmdir()
+    with pytest.raises(EnmaError, match="is being written by another run"):
+        RunLock(store, "b")
+    first.close()
+
+
+def test_a_lock_file_that_was_left_behind_locks_nothing(tmp_path: Path) -> None:
+    file = tmp_path / ".run.zarr.lock"
+    file.write_text(json.dumps({"run": "dead", "pid": 1, "host": "gone"}))
+    with RunLock(tmp_path / "run.zarr", "new") as lock:
+        assert lock.first
+        assert json.loads(file.read_text())["run"] == "new"
+    file.write_text("{torn")
+    with RunLock(tmp_path / "run.zarr", "new") as lock:
+        assert lock.first
+
+
+def test_no_place_for_a_lock_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(EnmaError, match=r"run\.zarr: cannot be written .*choose another --out"):
+        RunLock(tmp_path / "file" / "run.zarr", "a")

@@ -1,0 +1,133 @@
+"""Muon against a naive loop, its orthogonalisation by singular values, and which parameters go where."""
+
+import math
+import re
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+
+from enma_fast.config import TrainingConfig
+from enma_fast.models.model import Dynamics
+from enma_fast.models.tokenizer import Tokenizer
+from enma_fast.training.optim import Muon, build, learning_rate, orthogonalise
+
+from .._tiny import CONFIGS
+
+MUON = TrainingConfig(optimizer="muon", weight_decay=0.1)
+
+
+@pytest.mark.parametrize("shape", [(24, 24), (16, 50), (50, 16), (3, 20, 64), (2, 3, 40, 17), (1, 5)])
+def test_orthogonalised_singular_values_are_near_one(shape):
+    g = torch.randn(*shape, dtype=torch.float64)
+    x = orthogonalise(g)
+    assert x.shape == g.shape
+    u, s, v = torch.linalg.svd(g, full_matrices=False)
+    # Small singular values take more steps to rise; the coefficients let the others swing around 1.
+    _, found, _ = torch.linalg.svd(x, full_matrices=False)
+    assert found.max() < 1.25
+    assert found[(s / s.norm(dim=-1, keepdim=True)).sort(-1, descending=True)[0] > 0.02].min() > 0.65
+    # The singular vectors stay: u^T x v is diagonal.
+    inner = u.mT @ x @ v.mT
+    assert (inner - torch.diag_embed(inner.diagonal(dim1=-2, dim2=-1))).abs().max() < 1e-10
+
+
+def test_orthogonalising_does_not_see_the_scale_or_the_batch():
+    g = torch.randn(3, 20, 12, dtype=torch.float64)
+    x = orthogonalise(g)
+    torch.testing.assert_close(orthogonalise(1e3 * g), x)
+    for one, expected in zip(g, x, strict=True):
+        torch.testing.assert_close(orthogonalise(one), expected)
+    torch.testing.assert_close(orthogonalise(g.mT), x.mT)
+
+
+def test_a_zero_gradient_stays_zero():
+    assert torch.equal(orthogonalise(torch.zeros(4, 6)), torch.zeros(4, 6))
+
+
+def test_muon_is_the_naive_loop():
+    shapes = [(8, 6), (6, 20), (8, 6), (20, 6)]
+    params = [nn.Parameter(torch.randn(shape, dtype=torch.float64)) for shape in shapes]
+    expected = [p.detach().clone() for p in params]
+    momenta = [torch.zeros(shape, dtype=torch.float64) for shape in shapes]
+    optimizer = Muon(params, lr=0.02, momentum=0.9, weight_decay=0.1)
+    for step in range(3):
+        grads = [torch.randn(shape, dtype=torch.float64) for shape in shapes]
+        for i, grad in enumerate(grads):
+            params[i].grad = grad.clone()
+            # A parameter without a gradient is left alone.
+            if step == 1 and i == 1:
+                params[i].grad = None
+                continue
+            momenta[i] = 0.9 * momenta[i] + 0.1 * grad
+            direction = orthogonalise(0.1 * grad + 0.9 * momenta[i])
+            size = 0.2 * math.sqrt(max(shapes[i]))
+            expected[i] = expected[i] - 0.02 * 0.1 * expected[i] - 0.02 * size * direction
+        optimizer.step()
+        for p, value in zip(params, expected, strict=True):
+            torch.testing.assert_close(p.detach(), value, rtol=1e-12, atol=1e-12)
+
+
+def test_a_muon_step_is_as_large_as_an_adamw_step():
+    # AdamW moves an entry by about 0.2 learning rates (root mean square), whatever the shape.
+    for shape in ((64, 64), (32, 256), (256, 32)):
+        p = nn.Parameter(torch.zeros(shape))
+        p.grad = torch.randn(shape)
+        Muon([p], lr=1.0).step()
+        rank = min(shape)
+        expected = 0.2 * math.sqrt(max(shape)) * math.sqrt(rank / math.prod(shape))
+        assert expected == pytest.approx(0.2)
+        assert p.detach().square().mean().sqrt().item() == pytest.approx(0.2, rel=0.25)
+
+
+@pytest.mark.parametrize("name", ["paper", "relative"])
+def test_every_parameter_has_one_optimiser(name):
+    module = Dynamics(CONFIGS[name])
+    adamw, muon = build(module, MUON)
+    names = {id(p): key for key, p in module.named_parameters()}
+    groups = [[names[id(p)] for group in o.param_groups for p in group["params"]] for o in (adamw, muon)]
+    assert sorted(groups[0] + groups[1]) == sorted(names.values())
+    matrices = re.compile(
+        r"(temporal|spatial)\.blocks\.\d\.(attention\.(qkv|out)|mlp\.(gate_up|down))\.weight"
+        r"|flow\.velocity\.blocks\.\d\.(modulation|up|down)\.weight"
+    )
+    expected = {key for key in names.values() if matrices.fullmatch(key)}
+    assert len(expected) == 4 * 4 + 2 * 3
+    assert set(groups[1]) == expected
+    # The embeddings, the last layer and all vectors stay with AdamW.
+    for key in ("temporal.embed.weight", "temporal.start", "spatial.mask", "flow.velocity.outward.weight"):
+        assert key in groups[0]
+    assert isinstance(adamw, torch.optim.AdamW)
+    assert adamw.defaults["betas"] == MUON.betas
+    for optimizer in (adamw, muon):
+        assert optimizer.param_groups[0]["weight_decay"] == 0.1
+        assert optimizer.param_groups[0]["lr"] == MUON.learning_rate
+
+
+def test_adamw_alone_has_everything():
+    module = Dynamics(CONFIGS["relative"])
+    (optimizer,) = build(module, replace(MUON, optimizer="adamw"))
+    assert len(optimizer.param_groups[0]["params"]) == len(list(module.parameters()))
+
+
+def test_a_tokenizer_without_blocks_is_left_to_adamw():
+    module = Tokenizer(CONFIGS["relative"].tokenizer)
+    (optimizer,) = build(module, MUON)
+    assert isinstance(optimizer, torch.optim.AdamW)
+
+
+def test_learning_rate_warms_up_and_falls_as_a_cosine():
+    config = TrainingConfig(steps=110, warmup_steps=10, learning_rate=1e-2, final_learning_rate=1e-4)
+    rates = [learning_rate(step, config) for step in range(111)]
+    assert rates[:10] == pytest.approx([1e-3 * (i + 1) for i in range(10)])
+    assert rates[10] == pytest.approx(1e-2)
+    assert rates[60] == pytest.approx((1e-2 + 1e-4) / 2)
+    assert rates[35] == pytest.approx(1e-4 + (1e-2 - 1e-4) * (1 + math.cos(math.pi / 4)) / 2)
+    assert rates[110] == pytest.approx(1e-4)
+    assert all(a >= b for a, b in pairwise(rates[10:]))
+    # Beyond the end it stays, and without a warm-up it starts at the top.
+    assert learning_rate(500, config) == pytest.approx(1e-4)
+    assert learning_rate(0, replace(config, warmup_steps=0)) == pytest.approx(1e-2)
+    assert learning_rate(3, replace(config, steps=5, warmup_steps=5)) == pytest.approx(8e-3)

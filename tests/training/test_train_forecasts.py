@@ -1,0 +1,122 @@
+"""Training on whole forecasts: the scores are proper and fair, and training by them makes forecasts better."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from enma_fast.config import RolloutConfig, TrainingConfig
+from enma_fast.data import EQUATIONS
+from enma_fast.errors import EnmaError
+from enma_fast.training.forecasts import scores, symmetries
+from enma_fast.training.loop import Rank, RunOptions, run, step_generator
+
+from .._tiny import TRAINING, forecast_task
+
+
+def test_scores_are_the_fair_ones_by_hand():
+    truth = torch.zeros(1, 1, 2, 1)
+    members = torch.tensor([[3.0, 4.0], [0.0, 0.0], [6.0, 8.0]]).view(1, 3, 1, 2, 1)
+    crps, energy = scores(members, truth)
+    # Per channel: mean |x - y| less the mean |x_i - x_j| of the three pairs, halved.
+    assert crps.item() == pytest.approx(((3 + 0 + 6) / 3 - (3 + 3 + 6) / 6 + (4 + 0 + 8) / 3 - (4 + 4 + 8) / 6) / 2)
+    assert energy.item() == pytest.approx(((5 + 0 + 10) / 3 - (5 + 5 + 10) / 6) / 2**0.5)
+
+
+def test_two_equal_members_score_their_error_and_less_fairness_scores_spread_less():
+    truth = torch.randn(4, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    same = truth[:, None].expand(-1, 2, -1, -1, -1) + 0.5
+    assert torch.allclose(scores(same, truth)[0], torch.full((4,), 0.5))
+    apart = torch.stack([truth - 1, truth + 1], 1)
+    assert torch.allclose(scores(apart, truth)[0], torch.zeros(4), atol=1e-6)
+    assert torch.allclose(scores(apart, truth, fairness=0.9)[0], torch.full((4,), 0.05), atol=1e-6)
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["crps", "energy"])
+def test_members_from_the_truths_own_law_score_best(which):
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.randn(20_000, 1, 2, 2, generator=generator)
+    found = {}
+    for spread in (0.5, 0.8, 1.0, 1.25, 2.0):
+        members = spread * torch.randn(20_000, 2, 1, 2, 2, generator=generator)
+        found[spread] = scores(members, truth)[which].mean().item()
+    assert min(found, key=found.get) == 1.0
+
+
+@pytest.mark.parametrize("decoder", ["masked-flow", "one-pass"])
+def test_training_lowers_the_score_of_forecasts(decoder, tmp_path):
+    training = replace(
+        TRAINING, steps=30, batch=8, learning_rate=1e-2, rollout=RolloutConfig(history=(2, 2), first_frame=0.0)
+    )
+    task = forecast_task("relative", training, decoder=decoder)
+
+    def crps():
+        with torch.no_grad():
+            return sum(task.loss(task.module, step_generator(7, i), Rank())[1]["crps"].item() for i in range(4)) / 4
+
+    before = crps()
+    scores = run(task, RunOptions(out=tmp_path, precision="fp32", validate_every=30, log_every=30))
+    assert crps() < 0.8 * before
+    assert task.validate(task.module) == scores, "the weights are those of the best validation"
+
+
+def test_the_loss_is_a_function_of_its_step():
+    task = forecast_task("relative")
+    first, again = (task.loss(task.module, step_generator(0, 3), Rank())[0] for _ in range(2))
+    other = task.loss(task.module, step_generator(0, 4), Rank())[0]
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_no_gradient_reaches_the_tokenizer():
+    task = forecast_task("relative")
+    task.loss(task.module, step_generator(0, 1), Rank())[0].backward()
+    assert all(p.grad is None for p in task.model.tokenizer.parameters())
+    assert any(p.grad is not None for p in task.model.dynamics.parameters())
+
+
+def test_batches_begin_late_and_skip_frames_as_asked():
+    options = RolloutConfig(strides=(1, 3), late_share=0.5, history=(1, 2))
+    task = forecast_task("relative", replace(TRAINING, rollout=options))
+    windows = [task._window(step_generator(0, i)) for i in range(200)]
+    assert {w.step for w in windows} == {1, 3}
+    assert 0.4 < np.mean([w.start > 0 for w in windows]) < 0.6
+    assert max(w.start for w in windows) < task.train.shape[1] // 2
+    task.loss(task.module, step_generator(0, 1), Rank())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"members": 1}, "rollout.members is 1; a score of ensembles needs at least 2"),
+        ({"frames": 0}, "rollout.frames is 0; at least 1 is needed, or null for all"),
+        ({"history": (3, 2)}, r"rollout.history is \[3, 2\]; two numbers from 1 on"),
+        ({"weight_floor": 0.0}, "rollout.weight_floor is 0.0; a number above 0 is needed"),
+        ({"fairness": 1.5}, "rollout.fairness is 1.5; a number from 0 to 1 is needed"),
+        ({"strides": ()}, r"rollout.strides is \[\]; whole numbers from 1 on are needed"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(changes, message):
+    with pytest.raises(EnmaError, match=message):
+        TrainingConfig(rollout=RolloutConfig(**changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"history": (2, 5)}, r"rollout.history is \[2, 5\]; a trajectory has 5 latent frames"),
+        ({"frames": 5}, "rollout.frames is 5; a trajectory has 5 latent frames, of which at most 4"),
+    ],
+)
+def test_rollouts_longer_than_the_trajectories_are_refused(changes, message):
+    with pytest.raises(EnmaError, match=message):
+        forecast_task("relative", replace(TRAINING, rollout=RolloutConfig(**{"history": (2, 3)} | changes)))
+
+
+def test_symmetries_are_the_equations_own():
+    asked = replace(TRAINING, amplitude=(0.5, 2.0))
+    assert symmetries("combined", asked) == {"amplitude": EQUATIONS["combined"].SYMMETRIES["amplitude"]}
+    assert symmetries("waves", TRAINING) == {}
+    with pytest.raises(EnmaError, match=r"^boost: the equation of waves declares no such symmetry \(it has: none\)"):
+        symmetries("waves", replace(TRAINING, boost=0.1))

@@ -1,0 +1,163 @@
+"""Nothing that lies beside a store or in it leads a run elsewhere."""
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from enma_fast.errors import EnmaError
+from enma_fast.runs.run import prepare
+from enma_fast.store.layout import LEDGER, create_store
+from enma_fast.utils.files import open_file, read_file, remove, write_atomic, write_file
+
+from .._files import contents
+
+ROOT = Path(__file__).resolve().parents[2] / "enma_fast"
+SECRET = b"somebody else's"
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Path:
+    """A folder and a file outside, which no run may change."""
+    folder = tmp_path / "other"
+    (folder / "u").mkdir(parents=True)
+    for name in ("file", "u/file"):
+        (folder / name).write_bytes(SECRET)
+    return folder
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    folder = tmp_path / "place"
+    folder.mkdir()
+    return folder
+
+
+def start(test_in: Path, tiny: Path, out: Path, **options):
+    return prepare(test_in, out, checkpoint=tiny, members=2, select=[0], **options)
+
+
+@pytest.mark.parametrize("name", [".run.zarr.lock", ".run.zarr.tmp", ".run.zarr.old"])
+@pytest.mark.parametrize("target", ["file", "u", "nowhere"])
+def test_a_link_beside_the_store_is_not_followed(
+    test_in: Path, tiny: Path, place: Path, other: Path, name: str, target: str
+) -> None:
+    (place / name).symlink_to(other / target)
+    before = contents(other)
+    if name.endswith("lock"):
+        with pytest.raises(EnmaError, match=r"run\.zarr: cannot be written \(.*Too many levels of symbolic links"):
+            start(test_in, tiny, place / "run.zarr").execute()
+    else:
+        assert start(test_in, tiny, place / "run.zarr").execute()["members_sampled"] == 2
+        assert os.listdir(place) == ["run.zarr"]
+    assert contents(other) == before
+    assert sorted(path.name for path in other.iterdir()) == ["file", "u"]
+
+
+def test_a_second_name_of_a_file_is_no_lock(test_in: Path, tiny: Path, place: Path, other: Path) -> None:
+    os.link(other / "file", place / ".run.zarr.lock")
+    with pytest.raises(EnmaError, match=r"run\.zarr: cannot be written .*file of two names"):
+        start(test_in, tiny, place / "run.zarr").execute()
+    assert (other / "file").read_bytes() == SECRET
+
+
+@pytest.mark.parametrize("name", ["u", LEDGER, ".checksums", "u/.c.0.1.0.0.tmp", "u/c.0.1.0.0"])
+def test_a_link_in_the_store_is_not_followed(
+    test_in: Path, tiny: Path, place: Path, other: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = place / "run.zarr"
+    with monkeypatch.context() as patch:
+        patch.setattr("enma_fast.runs.run.Run._finish", lambda run: None)
+        start(test_in, tiny, out).execute()
+    with open(out / LEDGER, "r+b") as ledger:
+        ledger.seek(-1, os.SEEK_END)
+        ledger.write(b"\0")
+    remove(out / name)
+    (out / name).symlink_to(other / ("u" if name == "u" else "file"))
+    before = contents(other)
+    if name.startswith("u/"):
+        # It is replaced.
+        assert start(test_in, tiny, out).execute()["members_sampled"] == 1
+        assert not (out / name).is_symlink()
+    else:
+        with pytest.raises(EnmaError, match=r"run\.zarr"):
+            start(test_in, tiny, out).execute()
+    assert contents(other) == before
+
+
+def test_a_store_that_a_user_names_by_a_link_is_written_where_it_leads(
+    test_in: Path, tiny: Path, place: Path, other: Path
+) -> None:
+    (place / "link").symlink_to(other)
+    for out in (place / "link" / "run.zarr", place / "run.zarr"):
+        if out.parent == place:
+            out.symlink_to(other / "run.zarr")
+        assert start(test_in, tiny, out, force=out.exists()).execute()["members_sampled"] == 2
+        assert not (other / "run.zarr").is_symlink()
+        assert (other / "run.zarr" / "u" / "c.0.1.0.0").is_file()
+
+
+def test_links_are_replaced_and_never_written_through(place: Path, other: Path) -> None:
+    for write in (write_file, write_atomic):
+        (place / "a").symlink_to(other / "file")
+        (place / ".a.tmp").symlink_to(other / "file")
+        write(place / "a", b"new")
+        assert (place / "a").read_bytes() == b"new"
+        assert not (place / "a").is_symlink()
+        shutil.rmtree(place)
+        place.mkdir()
+    (place / "folder").symlink_to(other)
+    with pytest.raises(OSError, match="Not a directory"):
+        write_file(place / "folder" / "a", b"new")
+    os.mkfifo(place / "pipe")
+    for opened in (lambda: open_file(place / "pipe", os.O_RDWR), lambda: read_file(place / "pipe")):
+        with pytest.raises(OSError, match="no regular file"):
+            opened()
+    with pytest.raises(OSError, match="10 are the most"):
+        read_file(other / "file", most=10)
+    remove(place / "folder")
+    assert (other / "file").read_bytes() == SECRET
+
+
+@pytest.mark.parametrize("how", ["run", "at once"])
+def test_a_refusal_leaves_no_folders_behind(
+    test_in: Path, tiny: Path, place: Path, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = place / "a" / "b" / "run.zarr"
+
+    def fail(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("enma_fast.store.layout._lay_out", fail)
+    options = {"channels": ("u",), "times": [0.0], "coords": [[0.0]], "trajectories": [0], "num_members": 1}
+    make = start(test_in, tiny, out).execute if how == "run" else create_store(out, **options).__enter__
+    with pytest.raises(EnmaError, match="No space left"):
+        make()
+    assert list(place.iterdir()) == []
+
+
+def test_nothing_of_a_store_is_written_past_the_safe_files() -> None:
+    """What makes, opens to write, renames or removes a file of a store is in one module."""
+    going_around = re.compile(
+        r"os\.(open|rename|replace|mkdir|makedirs|link|symlink|truncate)\(|\bopen\([^)]*[\"'][wax]|\.open\(\s*[\"'][wax]"
+        r"|write_text|write_bytes|\.mkdir\(|\.touch\(|\.rename\(|\.replace\(path|shutil\.|mkstemp|NamedTemporary|symlink_to"
+    )
+    allowed = {
+        # A folder that is only waited for, and the place that is tried.
+        "chunks.py": ["os.open(folder, os.O_RDONLY)"],
+        "place.py": ["shutil.disk_usage(folder)", "tempfile.mkdtemp("],
+        "netcdf.py": ["os.open(path, os.O_RDONLY)", "os.replace(temporary, out)"],
+    }
+    stores = (
+        "checksums chunks ensemble identity integrity inventory ledger netcdf output place saved_statistics "
+        "static_share store_scores structure writer"
+    )
+    found = []
+    for name in stores.split():
+        for number, line in enumerate((ROOT / f"{name}.py").read_text().splitlines(), start=1):
+            known = any(part in line for part in allowed.get(f"{name}.py", []))
+            if going_around.search(line) and not known and not line.strip().startswith(("#", "import")):
+                found.append(f"{name}.py:{number}: {line.strip()}")
+    assert found == []
