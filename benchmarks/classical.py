@@ -20,12 +20,12 @@ import torch
 
 from enma_fast.data import FieldFile
 from enma_fast.data.equations import combined
+from enma_fast.data.spectral import refine
 from enma_fast.evaluation.metrics import Scores
-from enma_fast.evaluation.scoring import refine
 from enma_fast.utils.extras import load_extra
 
 FITTED = ("alpha", "beta", "gamma")
-LOW, HIGH = (np.array([combined.RANGES[name][side] for name in FITTED]) for side in (0, 1))
+LOW, HIGH = (np.array([combined.EQUATION.inside.ranges[name][0][side] for name in FITTED]) for side in (0, 1))
 # Of a finite difference, as a share of each range.
 STEP = 1e-4
 

@@ -259,7 +259,7 @@ class TrainingConfig:
     history_noise_share: float = 0.0
     # Shift trajectories around a periodic domain, by grid points.
     shift: bool = False
-    # Symmetries that the data set's equation declares (`data.EQUATIONS`): scale the fields by a factor drawn
+    # Symmetries that the data set's equation declares (`data.equation`): scale the fields by a factor drawn
     # log-uniformly, and add a mean flow drawn normally with this standard deviation (forecasts only).
     amplitude: tuple[float, float] = (1.0, 1.0)
     boost: float = 0.0

@@ -16,7 +16,7 @@ _BETWEEN = {"points": " x ", "lengths": " x ", "periodic": ", ", "channels": ", 
 
 
 def generate(
-    equation: Annotated[str, typer.Argument(help="combined or advection.")],
+    equation: Annotated[str, typer.Argument(help="Name of an equation; an unknown one lists them.")],
     out: Annotated[Path, typer.Option("--out", help="Folder of the files <equation>-<split>.h5.")],
     split: Annotated[str, typer.Option("--split", help="train, val, test-in, test-out or all.")] = "all",
     groups: Annotated[

@@ -1,11 +1,12 @@
-"""Data: one module per equation, the splits, and field files (HDF5 in The Well layout).
+"""Data: equations (one file each in `equations/`), their splits, and field files (HDF5 in The Well layout).
 
 Importing this package needs NumPy only; h5py, JAX and exponax (`pip install enma_fast[data]`) are loaded on
-first use.
+first use, and an equation when it is asked for.
 """
 
+from .equations import EQUATIONS
 from .fields import FieldFile, decimals
-from .generator import EQUATIONS, generate, place
+from .generator import generate, place
 from .missing import NETCDF_FILL, attributes, require_present, unmasked
 from .shipped import PRETRAINED, example, shipped_file
 from .splits import DEFAULT_GROUPS, dataset_split

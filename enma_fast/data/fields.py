@@ -1,10 +1,10 @@
-"""What a field file holds: `FieldSource` while the file is open, `FieldFile` in memory."""
+"""The contents of a field file: `FieldSource` while the file is open, `FieldFile` in memory."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ class FieldFile:
     lengths : domain size per dimension; on a periodic one it includes the cell that closes the ring
     periodic : per dimension
     parameters : name -> float64 [n]
+    units : channel -> its unit; "1", or absent, where it has none
     environment : int64 [n], equal where the PDE and its parameters are; None if the file does not say
     numbers : int64 [n], of the trajectories in the file where not all were read; None for 0, 1, ...
     total : trajectories of the file; None for n
@@ -50,6 +51,7 @@ class FieldFile:
     environment: np.ndarray | None
     numbers: np.ndarray | None = None
     total: int | None = None
+    units: dict[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.u)
@@ -97,6 +99,7 @@ class FieldArray:
     sample_varying: bool = True
     time_varying: bool = True
     dim_varying: tuple[bool, ...]
+    unit: str = "1"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -147,6 +150,10 @@ class FieldSource:
         return tuple(channel for array in self.arrays for channel in array.channels)
 
     @property
+    def units(self) -> dict[str, str]:
+        return {channel: array.unit for array in self.arrays for channel in array.channels}
+
+    @property
     def lengths(self) -> tuple[float, ...]:
         pairs = zip(self.coords, self.periodic, strict=True)
         return tuple(float(x[-1] - x[0]) * (len(x) / (len(x) - 1) if wraps else 1) for x, wraps in pairs)
@@ -181,6 +188,7 @@ class FieldSource:
             coords=self.coords,
             lengths=self.lengths,
             periodic=self.periodic,
+            units=self.units,
             parameters={key: value[rows] for key, value in self.parameters.items()},
             environment=None if self.environment is None else self.environment[rows],
         )

@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..errors import EnmaError
 from . import hdf5, splits, well
-from .equations import advection, combined
+from .equation import Equation, Values
+from .equations import EQUATIONS
 
-EQUATIONS = {"combined": combined, "advection": advection}
 # The solver always sees whole chunks, so that a trajectory does not depend on how many groups were asked for.
 _GROUPS_PER_CHUNK = 8
 
@@ -40,11 +41,14 @@ def generate(
 ) -> Path:
     """Solve one split of an equation and write it as `<out_dir>/<equation>-<split>.h5` (The Well layout).
 
+    Trajectories go to the file a few groups at a time, so memory does not grow with their number.
+
     Parameters
     ----------
-    equation : "combined" or "advection"
+    equation : one of `EQUATIONS`
     split : "train", "val", "test-in" or "test-out"
-    groups : environments of 10 trajectories each; by default 1200, 60, 120, 12 (paper, section C)
+    groups : environments of 10 trajectories each; by default 1200, 60, 120, 12 (paper, section C), or as many as the
+        equation has
     seed : same seed, same arrays (to the last bit on one machine); the first groups do not depend on `groups`
     out_dir : made if missing
     force : replace a file of that name, in one step; a failed run leaves it alone
@@ -53,37 +57,63 @@ def generate(
     Raises
     ------
     EnmaError
-        On an unknown equation or split, a negative seed, too few or many groups, a missing `[data]` extra, or a file
-        of that name.
+        On an unknown equation or split, a negative seed, too few or many groups, a missing `[data]` extra, a file
+        of that name, or a solution that is not finite.
     """
     path = place(equation, split, out_dir, force=force)
     problem = EQUATIONS[equation]
-    groups = splits.DEFAULT_GROUPS[split] if groups is None else groups
-    cells = splits.environments(equation, split, groups=groups, seed=seed)
-    values = problem.parameters(cells, split, seed=seed)
+    groups = splits.default_groups(problem, split) if groups is None else groups
+    numbers = splits.environments(problem, split, groups=groups, seed=seed)
+    values = problem.environments(split).checked(numbers, split, seed)
 
     size = splits.TRAJECTORIES_PER_GROUP
-    # The test-out grid is another one, so its environments are numbered after those in distribution.
-    environment = cells + (splits.GRID_SIZE if split == "test-out" else 0)
+    # Environments out of distribution are numbered after those in distribution.
+    environment = numbers + (problem.inside.count if split == "test-out" else 0)
     scalars = {"environment": environment, **values}
     with hdf5.create_file(path) as file:
         well.write_header(
             file,
             name=path.stem,
-            times=np.arange(problem.NUM_FRAMES) * problem.FRAME_SPACING,
-            coords=[np.arange(problem.NUM_POINTS) * problem.LENGTH / problem.NUM_POINTS],
-            periodic=[True],
+            times=problem.times,
+            coords=problem.coords,
+            periodic=problem.periodic,
             scalars={name: np.repeat(value, size) for name, value in scalars.items()},
         )
-        shape = (groups * size, problem.NUM_FRAMES, problem.NUM_POINTS)
-        (u,) = well.create_fields(file, {"u": shape}, rank=0, num_spatial_dims=1)
-        well.create_fields(file, {}, rank=1, num_spatial_dims=1)
+        fields = _create_fields(file, problem, groups * size)
         for first in range(0, groups, _GROUPS_PER_CHUNK):
             chunk = [min(g, groups - 1) for g in range(first, first + _GROUPS_PER_CHUNK)]
-            u0_BX = np.concatenate([problem.initial_conditions(split, seed=seed, group=g) for g in chunk])
-            u_BTX = problem.solve(u0_BX, {name: np.repeat(value[chunk], size) for name, value in values.items()})
+            u = _solved(problem, split, seed, chunk, values)
             last = min(first + _GROUPS_PER_CHUNK, groups)
-            u[first * size : last * size] = u_BTX[: (last - first) * size]
+            for c, dataset in enumerate(fields):
+                dataset[first * size : last * size] = u[: (last - first) * size, ..., c]
             if progress is not None:
                 progress(last, groups)
     return path
+
+
+def _create_fields(file: Any, problem: Equation, num_trajectories: int) -> list[Any]:
+    """One empty scalar field for each channel."""
+    shape, dims = (num_trajectories, problem.num_frames, *problem.grid), len(problem.grid)
+    shapes = dict.fromkeys(problem.channels, shape)
+    fields = well.create_fields(file, shapes, rank=0, num_spatial_dims=dims, units=problem.channels)
+    well.create_fields(file, {}, rank=1, num_spatial_dims=dims)
+    return fields
+
+
+def _solved(problem: Equation, split: str, seed: int, chunk: list[int], values: Values) -> np.ndarray:
+    """Trajectories of some groups of a split, float64 [B, T, *x, c]."""
+    size = splits.TRAJECTORIES_PER_GROUP
+    u0 = np.concatenate([problem.initial_conditions(split, seed=seed, group=g) for g in chunk])
+    u = problem.solve(u0, {name: np.repeat(value[chunk], size) for name, value in values.items()})
+    expected = (len(chunk) * size, problem.num_frames, *problem.grid, len(problem.channels))
+    if u.shape != expected:
+        raise EnmaError(f"equation {problem.name}: solve gives {u.shape}; its grid and channels ask for {expected}")
+    finite = np.isfinite(u).reshape(len(u), -1).all(axis=1)
+    if not finite.all():
+        bad = int(np.argmin(finite)) // size
+        found = ", ".join(f"{name} {value[chunk[bad]]:g}" for name, value in values.items())
+        raise EnmaError(
+            f"equation {problem.name}: the solution of group {chunk[bad]} of '{split}' is not finite ({found}); "
+            "the solver needs smaller steps, or the parameters other ranges"
+        )
+    return u

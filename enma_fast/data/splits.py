@@ -1,11 +1,10 @@
 """Which environments (PDE parameters) a split holds, and which random numbers a group uses.
 
-Every equation has a finite grid of in-distribution environments: the products of its parameter linspaces
-(`GRID_SIZE` = 10^6 cells, e.g. 100 x 100 x 100). A fixed shuffle that does not depend on the seed cuts
-these cells into train (90 %), val (5 %) and test-in (5 %), so a train set of any seed is disjoint from a
-test set of any other. Inside its part a split walks through a second, seeded shuffle: group g takes the
-g-th cell. Nothing is therefore drawn twice, and the first groups are the same whatever their number.
-The split test-out walks over its own grid of cells.
+An equation numbers its environments in distribution (`Equation.inside`, a million for the products of three
+linspaces). A fixed shuffle that does not depend on the seed cuts these numbers into train (90 %), val (5 %) and
+test-in (5 %), so a train set of any seed is disjoint from a test set of any other. Inside its part a split
+walks through a second, seeded shuffle: group g takes the g-th environment. Nothing is therefore drawn twice, and
+the first groups are the same whatever their number. The split test-out walks over environments of its own.
 
 Only raw Philox words are used, because NumPy promises to keep those (and not its distributions) between
 releases.
@@ -16,18 +15,14 @@ from __future__ import annotations
 import numpy as np
 
 from ..errors import EnmaError
+from .equation import Equation
 
-GRID_SIZE = 1_000_000
 TRAJECTORIES_PER_GROUP = 10
 # Paper section C: 1,200 / 120 / 12 groups of 10 trajectories; the paper names no validation set.
 DEFAULT_GROUPS = {"train": 1200, "val": 60, "test-in": 120, "test-out": 12}
 
-_CELLS = {
-    "train": (0, 900_000),
-    "val": (900_000, 950_000),
-    "test-in": (950_000, GRID_SIZE),
-    "test-out": (0, GRID_SIZE),
-}
+# First and last twentieth of the environments that a split takes.
+_TWENTIETHS = {"train": (0, 18), "val": (18, 19), "test-in": (19, 20), "test-out": (0, 20)}
 _STREAM_PARTITION, _STREAM_ORDER, _STREAM_GROUP = 0, 1, 2
 
 
@@ -45,12 +40,18 @@ def dataset_split(name: str) -> tuple[str, str | None]:
     return name, None
 
 
-def environments(equation: str, split: str, *, groups: int, seed: int) -> np.ndarray:
-    """Grid cells of the first `groups` environments of a split.
+def default_groups(equation: Equation, split: str) -> int:
+    """Groups of a split: the paper's number, or all environments where there are fewer."""
+    first, last = _part(equation, split)
+    return min(DEFAULT_GROUPS[split], last - first)
+
+
+def environments(equation: Equation, split: str, *, groups: int, seed: int) -> np.ndarray:
+    """Numbers of the first `groups` environments of a split.
 
     Returns
     -------
-    int64 array [groups], all different, each in [0, GRID_SIZE).
+    int64 array [groups], all different, each in [0, equation.environments(split).count).
 
     Raises
     ------
@@ -58,22 +59,29 @@ def environments(equation: str, split: str, *, groups: int, seed: int) -> np.nda
         If the split is unknown, `seed` is negative, or `groups` is not in 1..size of the split's part.
     """
     check_split(split)
-    first, last = _CELLS[split]
+    first, last = _part(equation, split)
     if not 1 <= groups <= last - first:
         raise EnmaError(f"groups is {groups}; the split '{split}' has between 1 and {last - first} groups")
     if seed < 0:
         raise EnmaError(f"seed is {seed}; use a seed of 0 or more")
+    tag = _tag(equation.name)
     if split == "test-out":
-        part = np.arange(GRID_SIZE)
+        part = np.arange(last)
     else:
-        part = _shuffle(GRID_SIZE, (_STREAM_PARTITION, _tag(equation)))[first:last]
-    return part[_shuffle(part.size, (_STREAM_ORDER, _tag(equation), _tag(split), seed))[:groups]]
+        part = _shuffle(equation.inside.count, (_STREAM_PARTITION, tag))[first:last]
+    return part[_shuffle(part.size, (_STREAM_ORDER, tag, _tag(split), seed))[:groups]]
 
 
 def group_uniforms(equation: str, split: str, *, seed: int, group: int, shape: tuple[int, ...]) -> np.ndarray:
     """Uniform numbers in [0, 1), float64 of the given shape, that belong to one group of a split."""
     words = _words((_STREAM_GROUP, _tag(equation), _tag(split), seed, group), int(np.prod(shape)))
     return ((words >> np.uint64(11)) * 2.0**-53).reshape(shape)
+
+
+def _part(equation: Equation, split: str) -> tuple[int, int]:
+    first, last = _TWENTIETHS[split]
+    count = equation.environments(split).count
+    return first * count // 20, last * count // 20
 
 
 def _tag(name: str) -> int:

@@ -73,4 +73,5 @@ def subset(path: str | Path, out: str | Path, *, environments: int = 12, each: i
         periodic=data.periodic,
         scalars={"environment": data.environment, **data.parameters},
         t0_fields={channel: data.u[..., c] for c, channel in enumerate(data.channels)},
+        units=data.units,
     )

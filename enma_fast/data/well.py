@@ -8,8 +8,9 @@
     t0_fields              @field_names; scalar fields [n, T, X, ...]                 float32
     t1_fields              @field_names; vector fields [n, T, X, ..., component]      float32
 
-Trajectories with the same `environment` share the PDE and its parameters. Tensor fields (`t2_fields`) and
-scalars that vary in time are not read.
+A field may have the attribute `units`, which The Well has not; without it the unit is "1". Trajectories with the
+same `environment` share the PDE and its parameters. Tensor fields (`t2_fields`) and scalars that vary in time are
+not read.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -53,7 +55,7 @@ def read(
     ------
     EnmaError
         If the file is missing, not HDF5, truncated, lacks a group, dataset or attribute, has a wrong shape or
-        dtype, or holds values that are not finite. The line names the file, the place in it and the mend.
+        dtype, or holds values that are not finite. The line names the file, the place in it and the fix.
     """
     path = Path(path)
 
@@ -97,7 +99,7 @@ def describe(path: str | Path) -> dict[str, Any]:
     Returns
     -------
     dict with file, layout, name, split (None if the name tells none), trajectories, groups (None without
-    environments), frames, time [first, last], points, lengths, periodic, channels, rms per channel,
+    environments), frames, time [first, last], points, lengths, periodic, channels, units and rms per channel,
     parameters (name -> [min, max]).
 
     Raises
@@ -134,6 +136,7 @@ def _description(source: FieldSource, more: Limits) -> dict[str, Any]:
         "lengths": list(source.lengths),
         "periodic": list(source.periodic),
         "channels": list(source.channels),
+        "units": source.units,
         "rms": dict(zip(source.channels, rms.tolist(), strict=True)),
         "parameters": {key: [float(v.min()), float(v.max())] for key, v in source.parameters.items()},
     }
@@ -149,6 +152,7 @@ def write(
     scalars: Mapping[str, np.ndarray],
     t0_fields: Mapping[str, np.ndarray],
     t1_fields: Mapping[str, np.ndarray] | None = None,
+    units: Mapping[str, str] | None = None,
 ) -> Path:
     """Write a field file in one step: it appears complete or not at all.
 
@@ -159,6 +163,7 @@ def write(
     coords, periodic : one per space dimension
     scalars : name -> [n]; `environment` is stored as int64, the others as float32
     t0_fields, t1_fields : name -> [n, T, x..] and [n, T, x.., component]
+    units : name of a field -> its unit, where it has one
 
     Raises
     ------
@@ -177,7 +182,7 @@ def write(
                         f"{path}: t{rank}_fields/{key} has shape {value.shape}; the axes ask for {sizes}{component}"
                     )
             shapes = {key: value.shape for key, value in fields.items()}
-            datasets = create_fields(file, shapes, rank=rank, num_spatial_dims=len(coords))
+            datasets = create_fields(file, shapes, rank=rank, num_spatial_dims=len(coords), units=units or {})
             for dataset, value in zip(datasets, fields.values(), strict=True):
                 dataset[...] = unmasked(f"{path}: {dataset.name.strip('/')}", value)
     return path
@@ -229,7 +234,14 @@ def write_header(
         _create_dataset(group, key, value, sample_varying=True, time_varying=False)
 
 
-def create_fields(file: Any, shapes: Mapping[str, tuple[int, ...]], *, rank: int, num_spatial_dims: int) -> list[Any]:
+def create_fields(
+    file: Any,
+    shapes: Mapping[str, tuple[int, ...]],
+    *,
+    rank: int,
+    num_spatial_dims: int,
+    units: Mapping[str, str] = MappingProxyType({}),
+) -> list[Any]:
     """Create the float32 datasets of `t<rank>_fields` and return them, to be filled piece by piece."""
     group = file.create_group(f"t{rank}_fields")
     group.attrs["field_names"] = _string_array(shapes)
@@ -239,6 +251,8 @@ def create_fields(file: Any, shapes: Mapping[str, tuple[int, ...]], *, rank: int
         dataset.attrs["dim_varying"] = np.ones(num_spatial_dims, dtype=bool)
         dataset.attrs["sample_varying"] = True
         dataset.attrs["time_varying"] = True
+        if units.get(key, "1") != "1":
+            dataset.attrs["units"] = units[key]
         datasets.append(dataset)
     return datasets
 
@@ -346,6 +360,7 @@ def _arrays(
                 sample_varying=hdf5.flag(dataset, "sample_varying", default=True),
                 time_varying=hdf5.flag(dataset, "time_varying", default=True),
                 dim_varying=dim_varying,
+                unit=hdf5.text(dataset, "units") if "units" in dataset.attrs else "1",
             )
     wanted = list(found) if fields is None else list(fields)
     for key in wanted:

@@ -6,8 +6,6 @@ Shape suffixes: B trajectories, T frames, X points.
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
-import logging
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -24,8 +22,7 @@ from ..models.model import Model
 from ..sampling.settings import chosen_sampling
 from .metrics import Scores
 from .paper import paper_scores, paper_uncertainty
-
-log = logging.getLogger("enma_fast")
+from .solver import solver_fidelity
 
 # Errors against a truth, which a generated trajectory does not have.
 NEED_TRUTH = ("rel_l2", "rel_l2_median", "rel_l2_q90", "rel_l2_member", "rmse")
@@ -166,37 +163,6 @@ def leave_out_errors(result: dict[str, Any], per_frame: dict[str, list[float | N
     per_frame |= {name: [None] * len(values) for name, values in per_frame.items() if name in NEED_TRUTH}
 
 
-def solver_fidelity(dataset: str, data: FieldFile, rows: Sequence[int], generated: np.ndarray) -> float | None:
-    """Mean relative L2 distance of trajectories `[B, T, X, 1]` from the solution that starts at their first frame.
-
-    None if the solver is not installed, the file is of no equation of this package, or it lacks a parameter.
-    """
-    problem = EQUATIONS.get(dataset)
-    if problem is None or not set(problem.PARAMETERS) <= set(data.parameters):
-        return None
-    if importlib.util.find_spec("exponax") is None:
-        log.warning("solver_fidelity is left out: exponax is not installed (pip install 'enma-fast[data]')")
-        return None
-    index = list(rows)
-    u_BTX = generated[..., 0].astype(np.float64)
-    values = {name: data.parameters[name][index] for name in problem.PARAMETERS}
-    solved_BTX = problem.solve(refine(u_BTX[:, 0]), values)[:, : u_BTX.shape[1]].astype(np.float64)
-    solved_BTX = solved_BTX[..., :: solved_BTX.shape[-1] // u_BTX.shape[-1]]
-    distance = np.linalg.norm(u_BTX - solved_BTX, axis=(1, 2)) / np.linalg.norm(solved_BTX, axis=(1, 2))
-    mean = float(distance.mean())
-    return mean if np.isfinite(mean) else None
-
-
-def refine(u_BX: np.ndarray) -> np.ndarray:
-    """Trigonometric interpolation of periodic functions to twice the points: `[B, X] -> [B, 2 X]`, float64."""
-    num_points = u_BX.shape[1]
-    u_hat = np.fft.rfft(u_BX)
-    if num_points % 2 == 0:
-        # The highest wave stands for its two signs, which are different waves on the finer grid.
-        u_hat[:, -1] /= 2
-    return 2 * np.fft.irfft(u_hat, n=2 * num_points)
-
-
 def paper_table(result: dict[str, Any]) -> list[dict[str, Any]]:
     """The paper's figures that a result can be put beside.
 
@@ -208,7 +174,7 @@ def paper_table(result: dict[str, Any]) -> list[dict[str, Any]]:
     """
     dataset, task, split = result["dataset"], result["task"], result["split"]
     problem, frames = EQUATIONS.get(dataset), result.get("num_frames")
-    if problem is not None and frames is not None and result["history"] + frames != problem.NUM_FRAMES:
+    if problem is not None and frames is not None and result["history"] + frames != problem.num_frames:
         # Errors grow with time: those of fewer or more frames are no match.
         return []
     if task == "generation":

@@ -27,7 +27,8 @@ from ..models.checkpoint import read_tensors, sha256, write_tensors
 from ..store.layout import OUTSIDE, is_missing, read_forecast
 from ..utils.system import versions
 from .metrics import Scores
-from .scoring import leave_out_errors, solver_fidelity
+from .scoring import leave_out_errors
+from .solver import solver_fidelity
 
 log = logging.getLogger("enma_fast")
 

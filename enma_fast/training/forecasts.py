@@ -183,10 +183,10 @@ class ForecastTask:
         used = [name for name in amounts if name in self.symmetries]
         if not used:
             return u
-        fields, parameters = u[..., 0].double().numpy(), {k: v[rows.numpy()] for k, v in self.parameters.items()}
+        fields, parameters = u.double().numpy(), {k: v[rows.numpy()] for k, v in self.parameters.items()}
         for name in used:
             fields, parameters = self.symmetries[name](fields, parameters, amounts[name].double().numpy())
-        return torch.from_numpy(fields).float()[..., None]
+        return torch.from_numpy(fields).float()
 
     def _window(self, generator: torch.Generator) -> slice:
         """Frames of a batch: from which one on, and every how many."""
@@ -221,7 +221,7 @@ def symmetries(dataset: str, config: TrainingConfig) -> dict[str, Callable[..., 
         Names the setting, if the equation has no such symmetry.
     """
     asked = [name for name, neutral in NEUTRAL.items() if getattr(config, name) != neutral]
-    known = EQUATIONS[dataset].SYMMETRIES if dataset in EQUATIONS else {}
+    known = EQUATIONS[dataset].symmetries if dataset in EQUATIONS else {}
     for name in asked:
         if name not in known:
             raise EnmaError(

@@ -60,7 +60,7 @@ def test_nobody_is_told_to_generate_into_a_folder_of_their_own(enma: Callable, t
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("heat",), "equation 'heat' is unknown; use one of combined, advection"),
+        (("heat",), "equation 'heat' is unknown; use one of advection, combined"),
         (("advection", "--split", "test"), "split 'test' is unknown; use one of train, val, test-in, test-out"),
         (("advection", "--groups", 0), "groups is 0; the split 'train' has between 1 and 900000 groups"),
         (("advection", "--seed", -1), "seed is -1; use a seed of 0 or more"),

@@ -3,7 +3,6 @@
 import numpy as np
 
 from enma_fast.data.equations import advection
-from enma_fast.data.splits import GRID_SIZE
 
 TIMES = np.arange(advection.NUM_FRAMES) * advection.FRAME_SPACING
 
@@ -41,11 +40,12 @@ def test_initial_conditions_are_sine_cosine_or_both() -> None:
 
 
 def test_speeds_cover_their_ranges_and_never_meet() -> None:
-    cells = np.arange(GRID_SIZE)
-    inside = advection.parameters(cells, "train", seed=0)["alpha"]
-    outside = advection.parameters(cells, "test-out", seed=0)["alpha"]
+    inside, outside = (
+        environments.checked(np.arange(environments.count), split, 0)["alpha"]
+        for environments, split in ((advection.EQUATION.inside, "train"), (advection.EQUATION.outside, "test-out"))
+    )
     assert (inside.min(), inside.max()) == (-5.0, 5.0)
     assert (outside.min(), outside.max()) == (-7.0, 7.0)
     assert np.abs(outside).min() > 5.0
     assert (outside > 0).mean() == 0.5
-    assert len(np.unique(inside)) == len(np.unique(outside)) == GRID_SIZE
+    assert len(np.unique(inside)) == len(np.unique(outside)) == 1_000_000

@@ -163,20 +163,19 @@ def test_initial_conditions_hold_three_wave_numbers_within_the_amplitudes() -> N
 
 
 def test_parameters_lie_on_the_grid_within_their_ranges() -> None:
-    cells = np.array([0, 999_999, 123_456])
-    inside = combined.parameters(cells, "train", seed=0)
-    for name, (low, high) in combined.RANGES.items():
-        if name != "delta":
-            np.testing.assert_allclose(inside[name][:2], [low, high])
+    inside_of, outside_of = combined.EQUATION.inside, combined.EQUATION.outside
+    inside = inside_of.checked(np.array([0, 999_999, 123_456]), "train", 0)
+    for name, (interval,) in inside_of.ranges.items():
+        np.testing.assert_allclose(inside[name][:2], interval)
     np.testing.assert_allclose(inside["alpha"][2], 0.5 + 0.5 * 12 / 99)
     np.testing.assert_allclose(inside["beta"][2], 5e-4 + 0.4995 * 34 / 99)
     np.testing.assert_allclose(inside["gamma"][2], 0.01 + 0.99 * 56 / 99)
     assert (inside["delta"] == 0).all()
 
-    outside = combined.parameters(np.arange(500), "test-out", seed=0)
+    outside = outside_of.checked(np.arange(500), "test-out", 0)
     delta = outside.pop("delta")
     assert delta.min() >= 0.5
     assert delta.max() <= 1.0
     assert np.ptp(delta) > 0.4
     for name, value in outside.items():
-        np.testing.assert_array_equal(value, combined.parameters(np.arange(500), "train", seed=0)[name])
+        np.testing.assert_array_equal(value, inside_of.values(np.arange(500), "train", 0)[name])

@@ -1,6 +1,7 @@
 """Generated files: deterministic, prefix-stable, grouped, and written in one step."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ pytest.importorskip("h5py", reason="needs the [data] extra")
 pytest.importorskip("exponax", reason="needs the [data] extra")
 
 from enma_fast.data import DEFAULT_GROUPS, EQUATIONS, generate, generator, read
-from enma_fast.data.equations import combined
+from enma_fast.data.equations import advection, combined
 from enma_fast.errors import EnmaError
 
 
@@ -39,10 +40,10 @@ def test_a_group_shares_parameters_and_not_initial_conditions(equation: str, spl
     assert file.u.shape == (20, 20, 128, 1)
     assert file.name == f"{equation}-{split}"
     assert file.periodic == (True,)
-    np.testing.assert_allclose(file.lengths, EQUATIONS[equation].LENGTH, rtol=1e-6)
+    np.testing.assert_allclose(file.lengths, EQUATIONS[equation].lengths, rtol=1e-6)
     np.testing.assert_allclose(file.times, 0.05 * np.arange(20), rtol=1e-6)
     np.testing.assert_allclose(file.coords[0], np.arange(128) / 128 * file.lengths[0], rtol=1e-5)
-    assert set(file.parameters) == set(EQUATIONS[equation].PARAMETERS)
+    assert set(file.parameters) == set(EQUATIONS[equation].parameters)
     for value in (*file.parameters.values(), file.environment):
         assert (value.reshape(2, 10) == value.reshape(2, 10)[:, :1]).all()
     assert len(set(file.environment)) == 2
@@ -62,7 +63,7 @@ def test_a_stored_trajectory_solves_its_own_parameters(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("burgers", "train"), "equation 'burgers' is unknown; use one of combined, advection"),
+        (("burgers", "train"), "equation 'burgers' is unknown; use one of advection, combined"),
         (("combined", "test"), "split 'test' is unknown"),
     ],
 )
@@ -81,11 +82,24 @@ def test_a_failed_run_keeps_the_old_file_and_leaves_nothing_else(
     def fail(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(generator.EQUATIONS["advection"], "solve", fail)
+    monkeypatch.setattr(advection, "EQUATION", replace(advection.EQUATION, solve=fail))
     with pytest.raises(KeyboardInterrupt):
         generate("advection", "val", groups=2, out_dir=tmp_path, force=True)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_solution_that_is_not_finite_is_no_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def blow_up(u0: np.ndarray, parameters: dict[str, np.ndarray]) -> np.ndarray:
+        u = advection.EQUATION.solve(u0, parameters)
+        u[13, 5] = np.inf
+        return u
+
+    broken = replace(advection.EQUATION, solve=blow_up)
+    monkeypatch.setattr(generator, "EQUATIONS", {"advection": broken})
+    with pytest.raises(EnmaError, match=r"the solution of group 1 of 'val' is not finite \(alpha -?[0-9.]+\)"):
+        generate("advection", "val", groups=3, out_dir=tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_unwritable_folder_is_one_clear_line(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from enma_fast.data import splits
+from enma_fast.data import EQUATIONS, splits
 from enma_fast.errors import EnmaError
 
 KNOWN_CELLS = [385593, 918648, 806902]
@@ -15,7 +15,7 @@ IN_DISTRIBUTION = ("train", "val", "test-in")
 @pytest.mark.parametrize("equation", ["combined", "advection"])
 def test_splits_never_share_an_environment_even_across_seeds(equation: str) -> None:
     cells = {
-        (split, seed): splits.environments(equation, split, groups=20_000, seed=seed)
+        (split, seed): splits.environments(EQUATIONS[equation], split, groups=20_000, seed=seed)
         for split in IN_DISTRIBUTION
         for seed in (0, 1)
     }
@@ -29,25 +29,27 @@ def test_splits_never_share_an_environment_even_across_seeds(equation: str) -> N
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("groups", [1, 7, 129])
 def test_the_first_groups_do_not_depend_on_their_number(split: str, groups: int) -> None:
-    many = splits.environments("combined", split, groups=1200, seed=5)
-    np.testing.assert_array_equal(splits.environments("combined", split, groups=groups, seed=5), many[:groups])
+    many = splits.environments(EQUATIONS["combined"], split, groups=1200, seed=5)
+    np.testing.assert_array_equal(
+        splits.environments(EQUATIONS["combined"], split, groups=groups, seed=5), many[:groups]
+    )
 
 
 def test_seeds_and_equations_give_other_environments() -> None:
-    first = splits.environments("combined", "train", groups=100, seed=0)
-    assert not np.array_equal(first, splits.environments("combined", "train", groups=100, seed=1))
-    assert not np.array_equal(first, splits.environments("advection", "train", groups=100, seed=0))
+    first = splits.environments(EQUATIONS["combined"], "train", groups=100, seed=0)
+    assert not np.array_equal(first, splits.environments(EQUATIONS["combined"], "train", groups=100, seed=1))
+    assert not np.array_equal(first, splits.environments(EQUATIONS["advection"], "train", groups=100, seed=0))
 
 
 def test_environments_are_spread_evenly() -> None:
-    cells = splits.environments("combined", "train", groups=10_000, seed=0)
-    counts = np.histogram(cells, bins=10, range=(0, splits.GRID_SIZE))[0]
+    cells = splits.environments(EQUATIONS["combined"], "train", groups=10_000, seed=0)
+    counts = np.histogram(cells, bins=10, range=(0, 1_000_000))[0]
     # Binomial with standard deviation 30.
     assert np.abs(counts - 1000).max() < 150
 
 
 def test_known_answers_so_that_a_release_never_changes_the_data() -> None:
-    assert splits.environments("combined", "train", groups=3, seed=0).tolist() == KNOWN_CELLS
+    assert splits.environments(EQUATIONS["combined"], "train", groups=3, seed=0).tolist() == KNOWN_CELLS
     u = splits.group_uniforms("combined", "test-in", seed=0, group=2, shape=(3,))
     np.testing.assert_array_equal(u, KNOWN_UNIFORMS)
 
@@ -76,6 +78,6 @@ def test_numbers_of_a_group_are_uniform_and_its_own() -> None:
         ({"split": "val", "groups": 1, "seed": -1}, "seed is -1; use a seed of 0 or more"),
     ],
 )
-def test_bad_arguments_name_the_mend(arguments: dict, message: str) -> None:
+def test_bad_arguments_name_the_fix(arguments: dict, message: str) -> None:
     with pytest.raises(EnmaError, match=message):
-        splits.environments("combined", arguments.pop("split"), **arguments)
+        splits.environments(EQUATIONS["combined"], arguments.pop("split"), **arguments)

@@ -215,6 +215,7 @@ def test_describe_tells_shape_ranges_and_rms(field_path: Path, plane: tuple, mon
         "lengths": [1.0],
         "periodic": [True],
         "channels": ["u"],
+        "units": {"u": "1"},
         "parameters": {"alpha": [0.25, 0.75]},
     }
     told = describe(plane[0])

@@ -1,6 +1,7 @@
 """Scores of a field file against scores put together by hand, and what a file must have to be scored."""
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,11 +12,13 @@ import pytest
 import torch
 
 from enma_fast.config import ModelConfig
-from enma_fast.data import FieldFile, dataset_split, read
+from enma_fast.data import EQUATIONS, FieldFile, dataset_split, read
 from enma_fast.data.equations import advection
+from enma_fast.data.spectral import refine
 from enma_fast.errors import EnmaError
-from enma_fast.evaluation import metrics, scoring
-from enma_fast.evaluation.scoring import paper_table, refine, score, score_case, solver_fidelity
+from enma_fast.evaluation import metrics
+from enma_fast.evaluation.scoring import paper_table, score, score_case
+from enma_fast.evaluation.solver import solver_fidelity
 from enma_fast.forecasting.api import sample_fields
 from enma_fast.forecasting.tasks import TASKS, Case, check_case, check_file, ensembles
 from enma_fast.models.checkpoint import PRETRAINED
@@ -137,8 +140,8 @@ def test_the_solver_agrees_with_its_own_trajectories(data: FieldFile) -> None:
     wrong = {**data.parameters, "gamma": data.parameters["gamma"] + 0.2}
     distance = solver_fidelity("combined", replace(data, parameters=wrong), rows, data.u)
     # The same distance, from the solver itself.
-    solved = scoring.EQUATIONS["combined"].solve(refine(data.u[:, 0, :, 0].astype(float)), wrong).copy()
-    expected = metrics.relative_l2(data.u[..., 0][..., None], solved[..., None]).mean()
+    solved = EQUATIONS["combined"].solve(refine(data.u[:, 0].astype(float), axis=1), wrong).copy()
+    expected = metrics.relative_l2(data.u, solved).mean()
     assert distance == pytest.approx(float(expected), rel=1e-5)
     assert distance > 0.1
 
@@ -147,11 +150,36 @@ def test_solver_fidelity_of_another_equation() -> None:
     values = {"alpha": np.array([1.3, -4.0])}
     u0 = advection.initial_conditions("val", seed=0, group=0)[:2]
     u = advection.solve(u0, values)[:, :, ::2][..., None]
-    data = replace(read(PRETRAINED / "combined-test-in.h5", select=[0, 1]), parameters=values)
+    data = replace(read(PRETRAINED / "combined-test-in.h5", select=[0, 1]), parameters=values, lengths=(1.0,))
     assert solver_fidelity("advection", data, range(2), u) < 1e-6
     assert solver_fidelity("advection", replace(data, parameters={"alpha": values["alpha"] + 1}), range(2), u) > 0.5
     assert solver_fidelity("combined", data, range(2), u) is None, "the file lacks beta, gamma and delta"
     assert solver_fidelity("heat", data, range(2), u) is None
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"lengths": (1.0,)},
+        {"periodic": (False,)},
+        {"channels": ("v",)},
+        {"times": 0.1 * np.arange(20)},
+        {"u": np.ones((5, 20, 96, 1), np.float32)},
+        {"u": np.ones((5, 21, 128, 1), np.float32)},
+    ],
+    ids=str,
+)
+def test_trajectories_that_the_solver_does_not_make_have_no_fidelity(data: FieldFile, changes: dict[str, Any]) -> None:
+    other = replace(data, **changes)
+    assert solver_fidelity("combined", other, range(5), other.u) is None
+
+
+def test_a_solver_that_is_not_installed_is_named(
+    data: FieldFile, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "jax", None)
+    assert solver_fidelity("combined", data, range(5), data.u) is None
+    assert "solver_fidelity is left out: jax is not installed; run: pip install" in caplog.text
 
 
 @pytest.mark.parametrize("num_points", [1, 7, 8, 128])
@@ -263,7 +291,7 @@ def test_shipped_test_files_are_what_the_generator_makes(tmp_path: Path) -> None
         assert (shipped.name, len(shipped)) == (f"combined-{split}", 24)
         assert path.stat().st_size <= 700_000
         # Two trajectories of each of a dozen environments, evenly spread.
-        expected = environments("combined", split, groups=groups, seed=0)[::spacing].repeat(2)
+        expected = environments(EQUATIONS["combined"], split, groups=groups, seed=0)[::spacing].repeat(2)
         np.testing.assert_array_equal(shipped.environment, expected + (1_000_000 if split == "test-out" else 0))
         assert [shipped.context_for(i) for i in range(24)] == [i + 1 - 2 * (i % 2) for i in range(24)]
         rows = [0, 1, 10 * spacing, 10 * spacing + 1]

@@ -116,7 +116,7 @@ def test_rollouts_longer_than_the_trajectories_are_refused(changes, message):
 
 def test_symmetries_are_the_equations_own():
     asked = replace(TRAINING, amplitude=(0.5, 2.0))
-    assert symmetries("combined", asked) == {"amplitude": EQUATIONS["combined"].SYMMETRIES["amplitude"]}
+    assert symmetries("combined", asked) == {"amplitude": EQUATIONS["combined"].symmetries["amplitude"]}
     assert symmetries("waves", TRAINING) == {}
     with pytest.raises(EnmaError, match=r"^boost: the equation of waves declares no such symmetry \(it has: none\)"):
         symmetries("waves", replace(TRAINING, boost=0.1))

@@ -1,1 +1,31 @@
-"""Equations: one module for each."""
+"""Equations, one file each: a module here with an `EQUATION` is one that can be generated, trained and scored."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Iterator, Mapping
+
+from ...errors import EnmaError
+from ..equation import Equation
+
+
+class _Folder(Mapping[str, Equation]):
+    """The equations of this folder by the names of their files, each imported when it is asked for."""
+
+    def __getitem__(self, name: str) -> Equation:
+        if name not in list(self):
+            raise KeyError(name)
+        found: Equation = importlib.import_module(f"{__name__}.{name}").EQUATION
+        if found.name != name:
+            raise EnmaError(f"equations/{name}.py: its EQUATION is named '{found.name}'; give it the name of the file")
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return (module.name for module in pkgutil.iter_modules(__path__))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+EQUATIONS: Mapping[str, Equation] = _Folder()

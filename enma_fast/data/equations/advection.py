@@ -11,8 +11,8 @@ with f = sin, cos or sin + cos, each for a third of the initial conditions (pape
 |---|---|---|---|
 | alpha | U(-5, 5) | U([-7, -5) and (5, 7]) | paper, section C |
 
-alpha lies on a linspace of `GRID_SIZE` points (with the 100 points of the other equations there would be
-fewer environments than groups). Grid: x_j = j Lx / 128 with the right end point left out, t_i = 0.05 i for
+alpha lies on a linspace of a million points (with the 100 points of the other equations there would be fewer
+environments than groups). Grid: x_j = j Lx / 128 with the right end point left out, t_i = 0.05 i for
 i = 0..19.
 
 Solution: the exact shift u(x, t) = u(x - alpha t, 0), done in Fourier space by the factor exp(-i k alpha
@@ -24,28 +24,23 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..splits import GRID_SIZE, TRAJECTORIES_PER_GROUP, group_uniforms
-from .spectral import translate
+from ..equation import Environments, Equation, Values, linspaces
+from ..spectral import translate
+from ..splits import TRAJECTORIES_PER_GROUP, group_uniforms
 
 LENGTH = 1.0
 NUM_POINTS = 128
 NUM_FRAMES = 20
 FRAME_SPACING = 0.05
-PARAMETERS = ("alpha",)
-RANGES = {"alpha": (-5.0, 5.0)}
-OUT_OF_RANGE = (5.0, 7.0)
+SLOW, FAST = 5.0, 7.0
 NUM_TERMS = 5
+_LEVELS = 1_000_000
 
 
-def parameters(cells: np.ndarray, split: str, *, seed: int) -> dict[str, np.ndarray]:
-    """PDE parameters of grid cells, float64 [groups] each. `seed` is not used: the cells say it all."""
-    if split == "test-out":
-        # Odd cells are negative. The speed 5 itself belongs to the in-distribution grid, hence the + 1.
-        low, high = OUT_OF_RANGE
-        speed = low + (high - low) * (cells // 2 + 1) / (GRID_SIZE // 2)
-        return {"alpha": np.where(cells % 2, -speed, speed)}
-    low, high = RANGES["alpha"]
-    return {"alpha": low + (high - low) * cells / (GRID_SIZE - 1)}
+def _out_of_distribution(numbers: np.ndarray, split: str, seed: int) -> Values:
+    # Odd ones are negative. The speed 5 itself belongs to the environments in distribution, hence the + 1.
+    speed = SLOW + (FAST - SLOW) * (numbers // 2 + 1) / (_LEVELS // 2)
+    return {"alpha": np.where(numbers % 2, -speed, speed)}
 
 
 def initial_conditions(split: str, *, seed: int, group: int, num_points: int = NUM_POINTS) -> np.ndarray:
@@ -66,21 +61,29 @@ def solve(u0: np.ndarray, parameters: dict[str, np.ndarray]) -> np.ndarray:
     return translate(u0[:, None], shift_BT, LENGTH)
 
 
-def scaled(
-    u_BTX: np.ndarray, parameters: dict[str, np.ndarray], factor_B: np.ndarray
-) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def scaled(u_BTXc: np.ndarray, parameters: Values, factor_B: np.ndarray) -> tuple[np.ndarray, Values]:
     """Solutions s u: the equation is linear."""
-    return factor_B[:, None, None] * u_BTX, parameters
+    return factor_B[:, None, None, None] * u_BTXc, parameters
 
 
-def boosted(
-    u_BTX: np.ndarray, parameters: dict[str, np.ndarray], speed_B: np.ndarray
-) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def boosted(u_BTXc: np.ndarray, parameters: Values, speed_B: np.ndarray) -> tuple[np.ndarray, Values]:
     """Solutions u(x - c t, t), and alpha + c: the same field seen from a frame that moves."""
-    times_T = np.arange(u_BTX.shape[1]) * FRAME_SPACING
-    moved = translate(u_BTX, speed_B[:, None] * times_T, LENGTH)
-    return moved, {**parameters, "alpha": parameters["alpha"] + speed_B}
+    times_T = np.arange(u_BTXc.shape[1]) * FRAME_SPACING
+    moved = translate(u_BTXc[..., 0], speed_B[:, None] * times_T, LENGTH)
+    return moved[..., None], {**parameters, "alpha": parameters["alpha"] + speed_B}
 
 
-# Maps from solutions to solutions, by the name of the training setting that draws their amount.
-SYMMETRIES = {"amplitude": scaled, "boost": boosted}
+EQUATION = Equation(
+    name="advection",
+    channels={"u": "1"},
+    grid=(NUM_POINTS,),
+    lengths=(LENGTH,),
+    periodic=(True,),
+    num_frames=NUM_FRAMES,
+    frame_spacing=FRAME_SPACING,
+    inside=linspaces(_LEVELS, alpha=(-SLOW, SLOW)),
+    outside=Environments(count=_LEVELS, ranges={"alpha": ((-FAST, -SLOW), (SLOW, FAST))}, values=_out_of_distribution),
+    initial_conditions=lambda split, *, seed, group: initial_conditions(split, seed=seed, group=group)[..., None],
+    solve=lambda u0, parameters: solve(u0[..., 0], parameters)[..., None],
+    symmetries={"amplitude": scaled, "boost": boosted},
+)

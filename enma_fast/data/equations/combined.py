@@ -34,32 +34,35 @@ from typing import Any
 import numpy as np
 
 from ...utils.extras import load_extra
+from ..equation import Environments, Equation, Values, linspaces
+from ..spectral import translate
 from ..splits import TRAJECTORIES_PER_GROUP, group_uniforms
-from .spectral import translate
 
 LENGTH = 2 * np.pi
 NUM_POINTS = 128
 NUM_FRAMES = 20
 FRAME_SPACING = 0.05
 PARAMETERS = ("alpha", "beta", "gamma", "delta")
-RANGES = {"alpha": (0.5, 1.0), "beta": (5e-4, 0.5), "gamma": (0.01, 1.0), "delta": (0.5, 1.0)}
+DELTA = (0.5, 1.0)
 NUM_TERMS = 5
 
 _SOLVER_POINTS = 256
 _STEPS_PER_FRAME = 20
 _CONTOUR_POINTS = 32
 _LEVELS = 100
+_PRODUCTS = linspaces(_LEVELS, alpha=(0.5, 1.0), beta=(5e-4, 0.5), gamma=(0.01, 1.0))
 
 
-def parameters(cells: np.ndarray, split: str, *, seed: int) -> dict[str, np.ndarray]:
-    """PDE parameters of grid cells, float64 [groups] each; delta is 0 except in the split test-out."""
-    levels = np.stack(np.unravel_index(cells, (_LEVELS,) * 3))
-    values = {name: _level_value(name, level) for name, level in zip(PARAMETERS[:3], levels, strict=True)}
-    values["delta"] = np.zeros(len(cells))
-    if split == "test-out":
-        u_G1 = [group_uniforms("combined-delta", split, seed=seed, group=g, shape=(1,)) for g in range(len(cells))]
-        values["delta"] = _level_value("delta", np.floor(_LEVELS * np.concatenate(u_G1)))
-    return values
+def _in_distribution(numbers: np.ndarray, split: str, seed: int) -> Values:
+    return {**_PRODUCTS.values(numbers, split, seed), "delta": np.zeros(len(numbers))}
+
+
+def _out_of_distribution(numbers: np.ndarray, split: str, seed: int) -> Values:
+    groups = range(len(numbers))
+    u_G1 = [group_uniforms("combined-delta", split, seed=seed, group=g, shape=(1,)) for g in groups]
+    level_G = np.floor(_LEVELS * np.concatenate(u_G1))
+    low, high = DELTA
+    return {**_PRODUCTS.values(numbers, split, seed), "delta": low + (high - low) * level_G / (_LEVELS - 1)}
 
 
 def initial_conditions(split: str, *, seed: int, group: int, num_points: int = _SOLVER_POINTS) -> np.ndarray:
@@ -141,26 +144,35 @@ def _solver(num_points: int, steps_per_frame: int, num_frames: int) -> Callable[
     return jax.jit(jax.vmap(trajectory))
 
 
-def scaled(
-    u_BTX: np.ndarray, parameters: dict[str, np.ndarray], factor_B: np.ndarray
-) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def scaled(u_BTXc: np.ndarray, parameters: Values, factor_B: np.ndarray) -> tuple[np.ndarray, Values]:
     """Solutions s u and their parameters: alpha u u_x becomes alpha / s (s u) (s u)_x / s, the rest is linear."""
-    return factor_B[:, None, None] * u_BTX, {**parameters, "alpha": parameters["alpha"] / factor_B}
+    return factor_B[:, None, None, None] * u_BTXc, {**parameters, "alpha": parameters["alpha"] / factor_B}
 
 
-def boosted(
-    u_BTX: np.ndarray, parameters: dict[str, np.ndarray], speed_B: np.ndarray
-) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def boosted(u_BTXc: np.ndarray, parameters: Values, speed_B: np.ndarray) -> tuple[np.ndarray, Values]:
     """Solutions u(x - alpha c t, t) + c: the mean flow c carries everything along (Galilean invariance)."""
-    times_T = np.arange(u_BTX.shape[1]) * FRAME_SPACING
+    times_T = np.arange(u_BTXc.shape[1]) * FRAME_SPACING
     travelled_BT = (parameters["alpha"] * speed_B)[:, None] * times_T
-    return translate(u_BTX, travelled_BT, LENGTH) + speed_B[:, None, None], parameters
+    moved = translate(u_BTXc[..., 0], travelled_BT, LENGTH) + speed_B[:, None, None]
+    return moved[..., None], parameters
 
 
-# Maps from solutions to solutions, by the name of the training setting that draws their amount.
-SYMMETRIES = {"amplitude": scaled, "boost": boosted}
-
-
-def _level_value(name: str, level: np.ndarray) -> np.ndarray:
-    low, high = RANGES[name]
-    return low + (high - low) * level / (_LEVELS - 1)
+EQUATION = Equation(
+    name="combined",
+    channels={"u": "1"},
+    grid=(NUM_POINTS,),
+    lengths=(LENGTH,),
+    periodic=(True,),
+    num_frames=NUM_FRAMES,
+    frame_spacing=FRAME_SPACING,
+    inside=Environments(
+        count=_PRODUCTS.count, ranges={**_PRODUCTS.ranges, "delta": ((0.0, 0.0),)}, values=_in_distribution
+    ),
+    outside=Environments(
+        count=_PRODUCTS.count, ranges={**_PRODUCTS.ranges, "delta": (DELTA,)}, values=_out_of_distribution
+    ),
+    initial_conditions=lambda split, *, seed, group: initial_conditions(split, seed=seed, group=group)[..., None],
+    solve=lambda u0, parameters: solve(u0[..., 0], parameters)[..., None],
+    solver_grid=(_SOLVER_POINTS,),
+    symmetries={"amplitude": scaled, "boost": boosted},
+)

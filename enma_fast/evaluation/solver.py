@@ -1,0 +1,76 @@
+"""Solver fidelity: the distance of generated trajectories from the solutions that start at their first frames.
+
+Shape suffixes: B trajectories, T frames, c channels; `*x` points.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..data import EQUATIONS, FieldFile
+from ..data.equation import Equation
+from ..data.spectral import refine
+from ..errors import EnmaError
+
+log = logging.getLogger("enma_fast")
+
+
+def solver_fidelity(dataset: str, data: FieldFile, rows: Sequence[int], generated: np.ndarray) -> float | None:
+    """Mean relative L2 distance of trajectories from the solutions that start at their first frames.
+
+    Parameters
+    ----------
+    dataset : name of the equation
+    data : a field file with the true parameters, and the grid, domain and frame spacing of `generated`
+    rows : the trajectories of `data` that `generated` has the parameters of
+    generated : `[B, T, *x, c]`, from the first frame on
+
+    Returns
+    -------
+    float or None
+        No unit. None if there is no equation of that name, the file lacks a parameter of it or is of another grid,
+        domain or frame spacing, or the solver fails; a warning says so for the last.
+    """
+    equation = EQUATIONS.get(dataset)
+    if equation is None or not _is_of(equation, data, generated):
+        return None
+    index = list(rows)
+    values = {name: data.parameters[name][index] for name in equation.parameters}
+    u_BTxc = generated.astype(np.float64)
+    start_Bxc = u_BTxc[:, 0]
+    for axis, (points, fine) in enumerate(zip(u_BTxc.shape[2:-1], equation.solver_grid, strict=True), 1):
+        start_Bxc = refine(start_Bxc, fine // points, axis)
+    try:
+        solved = equation.solve(start_Bxc, values)[:, : u_BTxc.shape[1]].astype(np.float64)
+    except EnmaError as error:
+        log.warning("solver_fidelity is left out: %s", error)
+        return None
+    strides = (full // points for full, points in zip(equation.grid, u_BTxc.shape[2:-1], strict=True))
+    solved = solved[:, :, *(slice(None, None, stride) for stride in strides)]
+    mean = float((_norm(u_BTxc - solved) / _norm(solved)).mean())
+    return mean if np.isfinite(mean) else None
+
+
+def _norm(u: np.ndarray) -> np.ndarray:
+    """L2 norm of each trajectory, [B]."""
+    return np.asarray(np.sqrt(np.square(u).sum(tuple(range(1, u.ndim)))))
+
+
+def _is_of(equation: Equation, data: FieldFile, generated: np.ndarray) -> bool:
+    """Whether the solver of an equation can follow trajectories of a file: its domain, frames, and points among its."""
+    points = generated.shape[2:-1]
+    return (
+        set(equation.parameters) <= set(data.parameters)
+        and tuple(equation.channels) == data.channels
+        and equation.periodic == data.periodic
+        and np.allclose(data.lengths, equation.lengths, rtol=1e-3)
+        and all(
+            full % there == 0 if wraps else full == there
+            for full, there, wraps in zip(equation.grid, points, equation.periodic, strict=True)
+        )
+        and generated.shape[1] <= equation.num_frames
+        and np.allclose(np.diff(data.times), equation.frame_spacing, rtol=1e-3)
+    )
