@@ -36,7 +36,6 @@ from .options import (
 )
 from .terminal import Terminal, number, table
 
-_SCORES = ("rel_l2", "rel_l2_member", "crps", "rmsce", "rmsce_rank", "spread_skill", "solver_fidelity")
 # Options that a forecast store is scored with; the others say how a field file is forecast.
 _OF_A_STORE = {"file", "truth", "out", "threads", "as_json"}
 
@@ -149,7 +148,9 @@ def _write(out: Path, result: dict[str, Any]) -> None:
 
 
 def _score_table(result: dict[str, Any], paper: list[dict[str, Any]]) -> Any:
-    names = [name for name in _SCORES if result[name] is not None]
+    from ..evaluation.metrics import columns
+
+    names = [column.name for column in columns("terminal") if result[column.name] is not None]
     rows = [[f"{result['model']} (this run)", *(number(result[name]) for name in names)]]
     rows += [[f"{row['model']} (paper)", *(number(row.get(name)) for name in names)] for row in paper]
     split = result["split"] or "no split of this package"

@@ -20,12 +20,10 @@ from ..forecasting.api import CHUNK
 from ..forecasting.tasks import Case, check_case, num_frames, outside_training, sampled
 from ..models.model import Model
 from ..sampling.settings import chosen_sampling
-from .metrics import Scores
+from .metrics import SCORES, Scores
 from .paper import paper_scores, paper_uncertainty
 from .solver import solver_fidelity
 
-# Errors against a truth, which a generated trajectory does not have.
-NEED_TRUTH = ("rel_l2", "rel_l2_median", "rel_l2_q90", "rel_l2_member", "rmse")
 # Paper, generation on Combined: the solver is run again from the generated initial condition.
 _PAPER_SOLVER_FIDELITY = 0.081
 
@@ -159,8 +157,9 @@ def score_case(
 
 def leave_out_errors(result: dict[str, Any], per_frame: dict[str, list[float | None]]) -> None:
     """Of generated trajectories, set the errors against a truth to None."""
-    result |= dict.fromkeys(NEED_TRUTH)
-    per_frame |= {name: [None] * len(values) for name, values in per_frame.items() if name in NEED_TRUTH}
+    errors = [name for name, made in SCORES.items() if made.needs_truth]
+    result |= dict.fromkeys(errors)
+    per_frame |= {name: [None] * len(values) for name, values in per_frame.items() if name in errors}
 
 
 def paper_table(result: dict[str, Any]) -> list[dict[str, Any]]:

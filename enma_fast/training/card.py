@@ -16,7 +16,7 @@ import torch
 from ..config import ModelConfig, replace
 from ..data import FieldFile, count, read, spread_out
 from ..errors import EnmaError
-from ..evaluation.metrics import relative_l2
+from ..evaluation.metrics import columns, relative_l2
 from ..evaluation.paper import paper_source
 from ..evaluation.scoring import paper_table, score
 from ..models.checkpoint import MANIFEST, METRICS, load_model, locate, save_model, write_atomic
@@ -240,36 +240,27 @@ def _score_command(config: ModelConfig, row: dict[str, Any]) -> str:
 
 
 def _score_rows(rows: list[dict[str, Any]]) -> str:
-    columns = {
-        "rel. L2": "rel_l2",
-        "median": "rel_l2_median",
-        "90 %": "rel_l2_q90",
-        "one member": "rel_l2_member",
-        "CRPS": "crps",
-        "CRPS / RMS": "crps_relative",
-        "RMSCE": "rmsce",
-        "spread/skill": "spread_skill",
-        "solver": "solver_fidelity",
-    }
+    shown = columns("card")
     lines = []
     for row in rows:
         split = f"{row['split']}, packed" if row["packed"] else row["split"]
         outside = "-" if row["num_outside"] is None else row["num_outside"]
-        scores = [_e(row[name]) for name in columns.values()]
+        scores = [_e(row.get(column.name)) for column in shown]
         lines.append([row["task"], split, row["num_trajectories"], row["num_members"], *scores, outside])
-    return _markdown(["task", "split", "trajectories", "members", *columns, "outside"], lines)
+    heads = (column.short for column in shown)
+    return _markdown(["task", "split", "trajectories", "members", *heads, "outside"], lines)
 
 
 def _paper_rows(rows: list[dict[str, Any]]) -> str:
-    lines, seen = [], set()
+    lines, seen, shown = [], set(), columns("paper")
     for row in rows:
         if (row["task"], row["split"]) in seen:
             continue
         seen.add((row["task"], row["split"]))
         for other in paper_table(row):
-            scores = [_e(other.get(name)) for name in ("rel_l2", "crps", "rmsce", "solver_fidelity")]
+            scores = [_e(other.get(column.name)) for column in shown]
             lines.append([row["task"], row["split"], other["model"], *scores])
-    return _markdown(["task", "split", "model", "rel. L2", "CRPS", "RMSCE", "solver"], lines)
+    return _markdown(["task", "split", "model", *(column.short for column in shown)], lines)
 
 
 def _training_text(config: ModelConfig, training: dict[str, Any], sampling: dict[str, Any]) -> str:

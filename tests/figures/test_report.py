@@ -187,10 +187,10 @@ def test_the_table_holds_the_scores(tmp_path: Path, rng: np.random.Generator) ->
     }.items():
         assert [float(value) for value in table[label]] == [scores[name] for scores in (expected, *by_channel)], label
     each = document.table("trajectory")
-    assert each[""] == ["rel. L2", "error", "spread", "spread / error", "CRPS", "alpha", "environment"]
+    assert each[""] == ["rel. L2", "CRPS", "spread/skill", "spread", "error", "alpha", "environment"]
     for b, number in enumerate(("4", "7", "8")):
         one = pooled(given["samples"][b : b + 1], given["truth"][b : b + 1])
-        names = ("rel_l2", "rmse", "spread", "spread_skill", "crps")
+        names = ("rel_l2", "crps", "spread_skill", "spread", "rmse")
         assert [float(value) for value in each[number][:5]] == [one[name] for name in names]
     assert [float(value) for value in each["4"][5:]] == [0.5, 900000]
     assert any(text == "900000" for _, text in document.texts), "a whole number is shown in full"

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 
 from ...errors import EnmaError
+from ...evaluation.metrics import SCORES
+from ...evaluation.metrics import columns as score_columns
 from ...store.layout import OUTSIDE
 from ...utils.extras import load_extra
 from ...utils.text import counted
@@ -24,20 +26,6 @@ from .viewer import MANY_TRAJECTORIES, Thinning
 _LONGEST, _MOST_ROWS = 2000, 60
 # Colours of the figures, and what they are on the page, light or dark.
 COLOURS = {"#333333": "currentColor", "#111111": "currentColor", "#1f6fb4": "var(--accent)", "#c2452d": "var(--error)"}
-_SCORES = {
-    "rel_l2": "relative L2 error of the mean",
-    "rel_l2_median": "the same, median over trajectories",
-    "rel_l2_q90": "the same, 90 % quantile over trajectories",
-    "rel_l2_member": "relative L2 error of single members",
-    "rmse": "error of the mean (RMS)",
-    "spread": "spread (RMS)",
-    "spread_skill": "spread / error (1 is calibrated)",
-    "crps": "CRPS",
-    "crps_relative": "CRPS / RMS of the observed frames",
-    "rmsce": "RMSCE, Gaussian intervals",
-    "rmsce_rank": "RMSCE, ranks of the truth",
-}
-_SHORT = {"rel_l2": "rel. L2", "rmse": "error", "spread": "spread", "spread_skill": "spread / error", "crps": "CRPS"}
 _ATTRIBUTES = {
     "model": "model",
     "task": "task",
@@ -186,21 +174,21 @@ def _score_tables(
     columns += [(reader.channels[c], scores) for c, scores in results.items() if c is not None and scores]
     caption = f"Over {counted(overall['num_trajectories'], 'trajectory')}, all frames and points"
     body = [
-        [label, *(_number(scores[name]) for _, scores in columns)]
-        for name, label in _SCORES.items()
+        [score.label, *(_number(scores[name]) for _, scores in columns)]
+        for name, score in SCORES.items()
         if any(scores[name] is not None for _, scores in columns)
     ]
     text = reasons + _table(caption, ["score", *(name for name, _ in columns)], body)
     if not 1 < len(rows) <= MANY_TRAJECTORIES:
         return text
-    shown = [name for name in _SHORT if overall[name] is not None]
+    shown = [column for column in score_columns("trajectories") if overall[column.name] is not None]
     parameters = dict(list(reader.columns.items())[:8])
     body = [
-        [str(number), *("-" if scores is None else _number(scores[name]) for name in shown)]
+        [str(number), *("-" if scores is None else _number(scores[column.name]) for column in shown)]
         + [_number(values[i]) for values in parameters.values()]
         for i, (number, scores) in enumerate(zip(reader.numbers, rows, strict=True))
     ]
-    return text + _table("Each trajectory", ["trajectory", *(_SHORT[name] for name in shown), *parameters], body)
+    return text + _table("Each trajectory", ["trajectory", *(column.short for column in shown), *parameters], body)
 
 
 def _table(caption: str, head: list[str], rows: list[list[str]]) -> str:

@@ -15,12 +15,9 @@ import numpy as np
 
 from ...data import read
 from ...errors import EnmaError, first_line
-from ...evaluation.metrics import Scores
+from ...evaluation.metrics import SCORES, Scores
 from ...store.layout import is_missing, read_forecast
 from ..plots import Forecast, SpreadErrorBins, forecast_figure, save_movie
-
-# Scores that need members.
-_MEMBERS_ONLY = ("rel_l2_member", "crps", "crps_relative", "rmsce_rank")
 
 
 @dataclass(kw_only=True)
@@ -237,7 +234,7 @@ class Pooled:
             ratio = row["spread_skill"]
             ratios = [None if value is None else value * factor**0.5 for value in np.atleast_1d(ratio)]
             row["spread_skill"] = ratios if isinstance(ratio, list) else ratios[0]
-        for name in _MEMBERS_ONLY:
+        for name in (name for name, score in SCORES.items() if score.needs_members):
             made[name] = None
             made["per_frame"][name] = [None] * len(made["per_frame"][name])
         return {**made, "num_members": members}

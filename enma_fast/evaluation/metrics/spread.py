@@ -1,0 +1,57 @@
+"""Spread of an ensemble, and its ratio to the error.
+
+Shape suffixes: B trajectories, K members, T forecast frames, P points.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .arrays import Array, checked, pool
+from .error import rmse, squared_error_sums
+from .score import PointSum, Totals
+
+
+def spread_skill(ensemble: Array, truth: Array, *, per_frame: bool = False) -> Tensor:
+    """Spread-skill ratio: 1 for a calibrated ensemble, below 1 if it is too narrow.
+
+    `sqrt((K + 1) / K mean s^2) / sqrt(mean (xbar - y)^2)` over trajectories, frames and points, with `s^2`
+    the members' variance (denominator `K - 1`) and `xbar` their mean; the factor makes the ratio 1 for
+    members that are exchangeable with the truth, however few (Fortin et al., 2014).
+
+    Parameters and errors are those of `rmsce`.
+
+    Returns
+    -------
+    Tensor
+        0-d, or `[T]` with `per_frame`; float64, no unit; infinite or NaN where the mean has no error at all.
+    """
+    ensemble_BKTP, truth_BTP = checked(ensemble, truth, min_members=2)
+    error_T = squared_error_sums(ensemble_BKTP, truth_BTP)
+    square = pool(variance_sums(ensemble_BKTP, truth_BTP), per_frame) / pool(error_T, per_frame)
+    return torch.sqrt(spread_factor(ensemble_BKTP.shape[1]) * square)
+
+
+def variance_sums(ensemble_BKTP: Tensor, truth_BTP: Tensor) -> Tensor:
+    if ensemble_BKTP.shape[1] == 1:
+        return ensemble_BKTP.new_zeros(ensemble_BKTP.shape[2])
+    return ensemble_BKTP.var(1, correction=1).sum((0, 2))
+
+
+def spread_factor(num_members: int) -> float:
+    """Makes the variance of so many exchangeable members that of the error of their mean."""
+    return (num_members + 1) / num_members
+
+
+VARIANCE = PointSum("variance", variance_sums)
+
+
+def spread(totals: Totals) -> Tensor:
+    """Root of the mean variance of the members (ddof 1)."""
+    return torch.sqrt(totals["variance"] / totals["points"])
+
+
+def ratio(totals: Totals) -> Tensor:
+    """Spread-skill ratio."""
+    return spread_factor(totals.num_members) ** 0.5 * spread(totals) / rmse(totals)

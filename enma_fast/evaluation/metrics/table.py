@@ -1,0 +1,138 @@
+"""The table of scores: each is one row, and the command line, the report, the model card and the docs read it here.
+
+A row put into `SCORES` before `Scores()` is made is accumulated and shown like the others.
+"""
+
+from __future__ import annotations
+
+from . import calibration, error, probability, spread
+from .score import POINTS, Column, Place, Score
+
+_RELATIVE = (error.MEAN_ERROR, error.TRUTH)
+
+# In the order of results and tables.
+SCORES: dict[str, Score] = {
+    score.name: score
+    for score in (
+        Score(
+            name="rel_l2",
+            label="relative L2 error of the mean",
+            short="rel. L2",
+            sums=_RELATIVE,
+            finish=error.relative,
+            over="trajectories",
+            needs_truth=True,
+            places=("terminal", "card", "paper", "trajectories"),
+        ),
+        Score(
+            name="rel_l2_median",
+            label="the same, median over trajectories",
+            short="median",
+            sums=_RELATIVE,
+            finish=error.relative,
+            over="trajectories",
+            quantile=0.5,
+            needs_truth=True,
+            places=("card",),
+        ),
+        Score(
+            name="rel_l2_q90",
+            label="the same, 90 % quantile over trajectories",
+            short="90 %",
+            sums=_RELATIVE,
+            finish=error.relative,
+            over="trajectories",
+            quantile=0.9,
+            needs_truth=True,
+            places=("card",),
+        ),
+        Score(
+            name="rel_l2_member",
+            label="relative L2 error of single members",
+            short="one member",
+            sums=(error.MEMBER_ERROR, error.TRUTH),
+            finish=error.relative_of_members,
+            over="trajectories",
+            needs_truth=True,
+            needs_members=True,
+        ),
+        Score(
+            name="crps",
+            label="CRPS",
+            short="CRPS",
+            sums=(POINTS, probability.CRPS),
+            finish=probability.mean_crps,
+            needs_members=True,
+            places=("terminal", "card", "paper", "trajectories"),
+        ),
+        Score(
+            name="crps_relative",
+            label="CRPS / RMS of the observed frames",
+            short="CRPS / RMS",
+            sums=(POINTS, probability.CRPS),
+            finish=probability.relative_crps,
+            over="trajectories",
+            needs_members=True,
+            places=("card",),
+        ),
+        Score(
+            name="rmsce",
+            label="RMSCE, Gaussian intervals",
+            short="RMSCE",
+            sums=(POINTS, calibration.INSIDE),
+            finish=calibration.gaussian_calibration_error,
+            fewest_members=2,
+            places=("terminal", "card", "paper"),
+        ),
+        Score(
+            name="rmsce_rank",
+            label="RMSCE, ranks of the truth",
+            short="RMSCE, ranks",
+            sums=(POINTS, calibration.RANKS),
+            finish=calibration.rank_calibration_error,
+            needs_members=True,
+            fewest_members=2,
+            places=("terminal",),
+        ),
+        Score(
+            name="spread_skill",
+            label="spread / error (1 is calibrated)",
+            short="spread/skill",
+            sums=(POINTS, error.SQUARED_ERROR, spread.VARIANCE),
+            finish=spread.ratio,
+            fewest_members=2,
+            places=("terminal", "card", "trajectories"),
+        ),
+        Score(
+            name="spread",
+            label="spread (RMS)",
+            short="spread",
+            sums=(POINTS, spread.VARIANCE),
+            finish=spread.spread,
+            fewest_members=2,
+            places=("trajectories",),
+        ),
+        Score(
+            name="rmse",
+            label="error of the mean (RMS)",
+            short="error",
+            sums=(POINTS, error.SQUARED_ERROR),
+            finish=error.rmse,
+            needs_truth=True,
+            places=("trajectories",),
+        ),
+    )
+}
+
+# Of generated trajectories alone, and by the equation's solver: `evaluation.solver`.
+SOLVER_FIDELITY = Column(
+    name="solver_fidelity",
+    label="distance from the solver's own trajectory",
+    short="solver",
+    places=("terminal", "card", "paper"),
+)
+
+
+def columns(place: Place) -> list[Column]:
+    """The scores that a place shows, in order."""
+    return [column for column in (*SCORES.values(), SOLVER_FIDELITY) if place in column.places]
