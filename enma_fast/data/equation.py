@@ -1,4 +1,4 @@
-"""The protocol of an equation: all that generator, splits, scores and training know of one.
+"""The protocol of an equation, which the generator, the splits, the scores and training read.
 
 An equation is one file `equations/<name>.py` with an `EQUATION`; nothing else lists it.
 
@@ -80,7 +80,7 @@ class Equation:
     lengths : domain size per dimension: the period, or the distance from the first to the last point
     periodic : per dimension
     num_frames, frame_spacing : frame 0 is the initial condition
-    inside, outside : environments in distribution, which train, val and test-in share out, and those of test-out
+    inside, outside : environments in distribution, divided among train, val and test-in, and those of test-out
     initial_conditions : float64 `[TRAJECTORIES_PER_GROUP, *s, c]` of a group
     solve : (u0 float64 `[B, *s, c]`, parameters name -> float64 [B]) -> float64 `[B, num_frames, *x, c]`;
         a trajectory does not depend on the others of its batch
@@ -136,7 +136,7 @@ class Equation:
 
     @property
     def times(self) -> np.ndarray:
-        """Of the frames, float64 [num_frames]."""
+        """Times of the frames, float64 [num_frames]."""
         return np.arange(self.num_frames) * self.frame_spacing
 
     @property
@@ -148,5 +148,5 @@ class Equation:
         ]
 
     def environments(self, split: str) -> Environments:
-        """Those that a split draws from."""
+        """The environments that a split draws from."""
         return self.outside if split == "test-out" else self.inside

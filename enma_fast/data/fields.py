@@ -32,7 +32,7 @@ class FieldFile:
     coords : one float64 array per space dimension
     lengths : domain size per dimension; on a periodic one it includes the cell that closes the ring
     periodic : per dimension
-    parameters : name -> float64 [n]
+    parameters : name -> float64 [n], PDE parameters
     units : channel -> its unit; "1", or absent, where it has none
     environment : int64 [n], equal where the PDE and its parameters are; None if the file does not say
     numbers : int64 [n], of the trajectories in the file where not all were read; None for 0, 1, ...
@@ -58,7 +58,7 @@ class FieldFile:
 
     @property
     def num_trajectories(self) -> int:
-        """Of the file, whether they were read or not."""
+        """Number of trajectories in the file, read or not."""
         return len(self.u) if self.total is None else self.total
 
     def places(self, numbers: Sequence[int]) -> list[int]:
@@ -159,14 +159,14 @@ class FieldSource:
         return tuple(float(x[-1] - x[0]) * (len(x) / (len(x) - 1) if wraps else 1) for x, wraps in pairs)
 
     def num_bytes(self, num_trajectories: int) -> int:
-        """Memory of the values of so many trajectories, or an `EnmaError` if they cannot fit this machine's."""
+        """Bytes of the values of so many trajectories; `EnmaError` if no machine could hold them."""
         found = 4 * num_trajectories * len(self.times) * math.prod(self.grid) * len(self.channels)
         if found > 1 << 50:
             raise EnmaError(f"{self.path}: asks for {found / 1e12:,.0f} TB; the file is damaged, copy it again")
         return found
 
     def load(self, rows: np.ndarray, more: Limits = lambda num_bytes: None) -> FieldFile:
-        """Read the trajectories `rows`, after saying to `more` how many bytes; `EnmaError` if a value is not finite."""
+        """Read the trajectories `rows`; `more` gets their size in bytes first. `EnmaError` if a value is not finite."""
         if (num_bytes := self.num_bytes(len(rows))) > memory():
             raise EnmaError(
                 f"{self.path}: asks for more memory than there is ({num_bytes / 1e9:,.1f} GB of "
@@ -243,7 +243,7 @@ def context_number(path: Path, environment: np.ndarray | None, i: int, numbers: 
 
 
 def select_rows(select: slice | Sequence[int] | np.ndarray | None, num_trajectories: int, path: Path) -> np.ndarray:
-    """Trajectory indices that `select` names, in its order."""
+    """Trajectory numbers of a selection, in its order."""
     if select is None or isinstance(select, slice):
         rows = np.arange(*(slice(None) if select is None else select).indices(num_trajectories))
     else:
@@ -260,8 +260,8 @@ def select_rows(select: slice | Sequence[int] | np.ndarray | None, num_trajector
 
 
 def decimals(values: np.ndarray) -> np.ndarray:
-    """In float64 the decimal numbers that float32 stands for: 0.2 where it holds 0.20000000298."""
-    # NumPy writes the fewest digits that tell a number from its neighbours.
+    """Float32 values as the float64 of their shortest decimals: 0.2 where float32 holds 0.20000000298."""
+    # NumPy writes the fewest digits that distinguish a number from its neighbours.
     narrow = values.dtype.kind == "f" and values.dtype.itemsize < 8
     return (values.astype(str) if narrow else values).astype(np.float64)
 

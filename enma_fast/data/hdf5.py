@@ -1,4 +1,4 @@
-"""Opening and creating HDF5 files so that whatever is wrong with one is a single clear line."""
+"""Open and create HDF5 files; every failure is an `EnmaError` of one line."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def read_file(path: Path, work: Callable[[Any, Limits], Any]) -> Any:
     Raises
     ------
     EnmaError
-        That of `work`, or why the file cannot be read as HDF5.
+        From `work`, or if the file cannot be read as HDF5.
     """
-    # Here, not in each child.
+    # Import once here, not in each child.
     h5py = load_extra("h5py", "data")
     with open_regular(path) as file:
         os.fstat(file)
@@ -44,13 +44,13 @@ def _read(h5py: Any, path: Path, work: Callable[[Any], Any]) -> Any:
     except EnmaError:
         raise
     except MemoryError as error:
-        # A damaged size asks for terabytes.
+        # A damaged size requests terabytes.
         raise EnmaError(
             f"{path}: asks for more memory than there is ({error}); select fewer trajectories, or if it should fit, "
             "the file is damaged, copy it again"
         ) from error
     except (OSError, RuntimeError, LookupError, ValueError, TypeError, ArithmeticError) as error:
-        # Damage takes the shape of nearly any error of h5py's or NumPy's.
+        # Damaged files raise nearly any error of h5py or NumPy.
         said = (str(error.args[0]) if error.args else type(error).__name__).splitlines() or [type(error).__name__]
         raise EnmaError(
             f"{path}: cannot be read as HDF5 ({said[0]}); the file is truncated or damaged, copy it again"
@@ -59,7 +59,7 @@ def _read(h5py: Any, path: Path, work: Callable[[Any], Any]) -> Any:
 
 @contextmanager
 def create_file(path: Path) -> Iterator[Any]:
-    """Yield a new `h5py.File`; only when the block succeeds is it synced to disk and moved to `path`."""
+    """Yield a new `h5py.File`; when the block succeeds, it is synced to disk and moved to `path`."""
     h5py = load_extra("h5py", "data")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -73,7 +73,7 @@ def create_file(path: Path) -> Iterator[Any]:
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
-        # HDF5 adds its own names, flags and offsets to what the system said.
+        # HDF5 adds its own names, flags and offsets to the system's message.
         reason = os.strerror(error.errno) if error.errno else error
         raise EnmaError(f"{path}: cannot be written ({reason}); choose another folder or free space") from error
 
@@ -81,7 +81,7 @@ def create_file(path: Path) -> Iterator[Any]:
 def get(parent: Any, key: str, kind: str) -> Any:
     """The group or dataset `key` (`kind` says which) of a group, or an `EnmaError` that names it.
 
-    It lies in the file itself: what links, virtual datasets or external storage take from other files is refused.
+    It must lie in the file itself: external links, virtual datasets and external storage are refused.
     """
     h5py = load_extra("h5py", "data")
     wanted = h5py.Group if kind == "group" else h5py.Dataset
@@ -129,7 +129,7 @@ def attribute(parent: Any, key: str, **default: Any) -> Any:
     try:
         return parent.attrs[key]
     except Exception as error:
-        # Types that NumPy has no name for.
+        # NumPy has no equivalent of some types.
         raise EnmaError(
             f"{parent.file.filename}: the attribute '{where}' cannot be read ({first_line(error)}); "
             "write it as The Well's layout does"

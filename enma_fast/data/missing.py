@@ -11,12 +11,12 @@ from ..errors import EnmaError
 
 # Attributes by which NetCDF's conventions say what stands for a missing value.
 FILL_ATTRIBUTES = ("_FillValue", "missing_value")
-# What NetCDF leaves where no float was ever written.
+# NetCDF's fill value of floats that were never written.
 NETCDF_FILL = np.float32(9.969209968386869e36)
 
 
 def present(values: np.ndarray, marks: Iterable[Any] = ()) -> np.ndarray:
-    """Which values stand for themselves, and not for a missing one, as a number among `marks` does."""
+    """Mask of the values that are observations: neither NetCDF's fill value nor a number among `marks`."""
     found = values != NETCDF_FILL
     for mark in marks:
         number = np.asarray(mark)
@@ -27,7 +27,7 @@ def present(values: np.ndarray, marks: Iterable[Any] = ()) -> np.ndarray:
 
 
 def unmasked(name: str, value: Any) -> np.ndarray:
-    """A numpy array without a mask; `EnmaError` if an entry is masked, or the number of a missing value."""
+    """The values as a numpy array; `EnmaError` if an entry is masked."""
     # A variable of netCDF4 gives a masked array when it is sliced, and drops the mask when it is converted.
     array = value[...] if hasattr(value, "ncattrs") else value
     if isinstance(array, np.ma.MaskedArray):
@@ -41,14 +41,14 @@ def unmasked(name: str, value: Any) -> np.ndarray:
 
 
 def attributes(value: Any) -> dict[str, Any]:
-    """Attributes of a variable of xarray, h5py, h5netcdf or netCDF4; none of an array."""
+    """Attributes of a variable of xarray, h5py, h5netcdf or netCDF4; an array has none."""
     if hasattr(value, "ncattrs"):
         return {name: value.getncattr(name) for name in value.ncattrs()}
     return dict(getattr(value, "attrs", None) or {})
 
 
 def require_present(name: str, values: np.ndarray, about: Mapping[str, Any]) -> None:
-    """Raise `EnmaError` if a value is a number that attributes name as that of a missing one."""
+    """Raise `EnmaError` if a value equals the fill value that the attributes name."""
     if values.dtype.kind != "f":
         return
     found = present(values, [about.get(mark) for mark in FILL_ATTRIBUTES])

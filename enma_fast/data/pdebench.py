@@ -1,7 +1,7 @@
 """PDEBench's 1-D files: `tensor` [n, T, X], `x-coordinate` [X] (cell centres), `t-coordinate` [T] or [T + 1].
 
 One file holds one PDE with one set of parameters, so all its trajectories share environment 0. The
-parameters stand in the file's name only and are not read. The files do not tell their boundaries; these
+parameters are in the file's name only and are not read. The files do not name their boundary conditions; these
 data sets are periodic.
 """
 
@@ -18,7 +18,7 @@ from .fields import FieldArray, FieldSource, axis
 
 
 def is_pdebench(file: Any) -> bool:
-    """Whether an open file looks like PDEBench's and not like The Well's."""
+    """True if an open file has PDEBench's layout and not The Well's."""
     return "tensor" in file and "dimensions" not in file
 
 

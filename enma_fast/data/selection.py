@@ -1,4 +1,4 @@
-"""The fields of selected trajectories of a file, and of their contexts."""
+"""Read selected trajectories of a file, and their context trajectories."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from . import FieldFile, count, read_numbered
 def fields_of(
     data: str | Path | FieldFile, select: Sequence[int] | None, *, contexts: bool
 ) -> tuple[FieldFile, Sequence[int]]:
-    """The fields of the selected trajectories, perhaps with those of others, and the numbers of the selected."""
+    """Fields that contain the selected trajectories (and possibly others), and the numbers of the selected ones."""
     if isinstance(data, FieldFile):
         every = range(len(data)) if data.numbers is None else data.numbers.tolist()
         rows = every if select is None else list(select)
@@ -28,7 +28,7 @@ def fields_of(
 
 
 def context_of(path: Path, rows: Sequence[int]) -> FieldFile:
-    """The contexts of trajectories `rows`, or the one of all; too few are found by `check_case`."""
+    """Context trajectories for `rows` from another file, or the one for all; `check_case` refuses too few."""
     total = count(path)
     return read_numbered(path, [row for row in rows if 1 < total > row] or [0])
 

@@ -1,4 +1,4 @@
-"""Which environments (PDE parameters) a split holds, and which random numbers a group uses.
+"""Splits of a data set: the environments (PDE parameters) of each, and the random numbers of each group.
 
 An equation numbers its environments in distribution (`Equation.inside`, a million for the products of three
 linspaces). A fixed shuffle that does not depend on the seed cuts these numbers into train (90 %), val (5 %) and

@@ -1,4 +1,4 @@
-"""A few trajectories of a field file that stand for all: some of each of some environments, evenly spread."""
+"""Small representative subsets of a field file: a few trajectories of evenly spread environments."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def spread_out(data: FieldFile, *, environments: int = 12, each: int = 2) -> Fie
     Raises
     ------
     EnmaError
-        If the file does not say environments, or has too few of them, or too few trajectories of one.
+        If the file has no environments, or too few of them, or too few trajectories of one.
     """
     if environments < 1 or each < 1:
         raise EnmaError(f"environments is {environments} and each {each}; at least 1 is needed of both")
@@ -51,7 +51,7 @@ def spread_out(data: FieldFile, *, environments: int = 12, each: int = 2) -> Fie
 
 
 def subset(path: str | Path, out: str | Path, *, environments: int = 12, each: int = 2, force: bool = False) -> Path:
-    """Write the trajectories that `spread_out` takes of a field file as a file of its own.
+    """Write the trajectories that `spread_out` selects from a field file to a new file.
 
     Name, frames, positions, parameters and numbers of environments are kept; each channel becomes a scalar field.
 

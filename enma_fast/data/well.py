@@ -67,14 +67,14 @@ def read(
 
 
 def count(path: str | Path) -> int:
-    """Trajectories of a field file; reads none. `EnmaError` as `read`."""
+    """Number of trajectories of a field file; reads no values. Raises as `read`."""
     path = Path(path)
     found: int = hdf5.read_file(path, lambda file, _: _source(file, path, None).num_trajectories)
     return found
 
 
 def read_numbered(path: str | Path, numbers: Sequence[int], *, contexts: bool = False) -> FieldFile:
-    """Read trajectories of a field file that keep their numbers there, and with `contexts` those of their contexts too.
+    """Read trajectories of a field file, which keep their numbers, and with `contexts` their context trajectories.
 
     Raises
     ------
@@ -94,13 +94,13 @@ def read_numbered(path: str | Path, numbers: Sequence[int], *, contexts: bool = 
 
 
 def describe(path: str | Path) -> dict[str, Any]:
-    """What a field file holds, as plain data for JSON; reads every value in pieces, so damage is found.
+    """Describe the contents of a field file; reads every value, in pieces, so damage is found.
 
     Returns
     -------
-    dict with file, layout, name, split (None if the name tells none), trajectories, groups (None without
-    environments), frames, time [first, last], points, lengths, periodic, channels, units and rms per channel,
-    parameters (name -> [min, max]).
+    dict of plain data for JSON: file, layout, name, split (None if the name has none), trajectories, groups (None
+    without environments), frames, time [first, last], points, lengths, periodic, channels, units and rms per
+    channel, parameters (name -> [min, max]).
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""The figures that the ENMA paper reports, to print beside this package's own scores."""
+"""Scores that the ENMA paper reports, for comparison with this package's own."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SPLITS = {"test-in": "in_d", "test-out": "out_d", "in_d": "in_d", "out_d": "out
 
 
 def paper_source() -> str:
-    """Where the figures come from, for a table's caption."""
+    """Citation of the scores, for the caption of a table."""
     return str(_figures()["source"])
 
 
@@ -43,7 +43,7 @@ def paper_scores(dataset: str, task: str, split: str) -> dict[str, float]:
     Raises
     ------
     EnmaError
-        If the paper has no such dataset, task or split; the message lists those it has.
+        If the paper has no such dataset, task or split; the message lists the known ones.
     """
     table = _figures()[_lookup(_TASKS, task, "task")]
     column = _lookup(_SPLITS, split, "split")

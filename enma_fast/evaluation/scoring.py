@@ -65,7 +65,7 @@ def score(
     chunk : rows (trajectories x members) sampled at a time
     settings : of the sampler; the model's own by default
     precision : of the sampler's weights, "fp32" or "bf16"; the model's own by default
-    strict : refuse observed frames outside what the model was trained on, which is only said otherwise
+    strict : refuse observed frames outside the training data; otherwise they are logged as a warning
     progress : called with (trajectories done, trajectories)
 
     Returns
@@ -75,12 +75,12 @@ def score(
         `solver_fidelity`, `seconds_per_member` (wall time of sampling, encoding and decoding), `num_parameters`,
         `num_frames` (forecast), `model`, `dataset`, `split`, `task`, `history` (observed frames), `seed`,
         `sampling` (the settings), and `num_outside` (trajectories whose observed frames lie outside what the model was
-        trained on; None if its checkpoint does not say).
+        trained on; None if its checkpoint has no record of that).
 
     Raises
     ------
     EnmaError
-        If the file does not fit the model or the task; the line names the file, the field and the mend.
+        If the file does not fit the model or the task; the line names the file, the field and the fix.
     """
     case = Case(
         task=task, history=history, members=members, seed=seed, chunk=chunk, settings=settings, precision=precision
@@ -104,7 +104,7 @@ def score_case(
 ) -> dict[str, Any]:
     """As `score`, for any trajectories; `sink` also gets the samples `[B, K, T, *x, c]` and the place of the first.
 
-    Without `warn` nothing is said of trajectories outside the training data.
+    Without `warn`, trajectories outside the training data are not logged.
     """
     scores, seconds = Scores(), 0.0
     check_case(model.config, data, case, rows)
@@ -114,7 +114,7 @@ def score_case(
             f"{data.path}: holds {len(data.times)} frames; to score {last - case.observed} frames after "
             f"{case.observed}, {last} are needed"
         )
-    strange = outside_training(model, data, case, rows, strict=strict, warn=warn)
+    outside = outside_training(model, data, case, rows, strict=strict, warn=warn)
     first_members = []
     clock = time.perf_counter()
     for part, samples in sampled(model, data, case, rows=rows):
@@ -142,7 +142,7 @@ def score_case(
         "model": model.config.name,
         **result,
         "solver_fidelity": fidelity,
-        "num_outside": None if strange is None else len(strange),
+        "num_outside": None if outside is None else len(outside),
         "history": case.observed,
         "num_frames": last - case.observed,
         "seed": case.seed,
@@ -156,14 +156,14 @@ def score_case(
 
 
 def leave_out_errors(result: dict[str, Any], per_frame: dict[str, list[float | None]]) -> None:
-    """Of generated trajectories, set the errors against a truth to None."""
+    """Set the errors against a truth to None: generated trajectories have none."""
     errors = [name for name, made in SCORES.items() if made.needs_truth]
     result |= dict.fromkeys(errors)
     per_frame |= {name: [None] * len(values) for name, values in per_frame.items() if name in errors}
 
 
 def paper_table(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """The paper's figures that a result can be put beside.
+    """The paper's scores for the data set, task and split of a result.
 
     Returns
     -------
@@ -174,7 +174,7 @@ def paper_table(result: dict[str, Any]) -> list[dict[str, Any]]:
     dataset, task, split = result["dataset"], result["task"], result["split"]
     problem, frames = EQUATIONS.get(dataset), result.get("num_frames")
     if problem is not None and frames is not None and result["history"] + frames != problem.num_frames:
-        # Errors grow with time: those of fewer or more frames are no match.
+        # Errors grow with time, so forecasts of another length are not comparable.
         return []
     if task == "generation":
         known = dataset == "combined" and split == "test-in"

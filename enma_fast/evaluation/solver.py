@@ -60,7 +60,7 @@ def _norm(u: np.ndarray) -> np.ndarray:
 
 
 def _is_of(equation: Equation, data: FieldFile, generated: np.ndarray) -> bool:
-    """Whether the solver of an equation can follow trajectories of a file: its domain, frames, and points among its."""
+    """True if a file has the equation's domain, frame spacing and parameters, and points that its grid contains."""
     points = generated.shape[2:-1]
     return (
         set(equation.parameters) <= set(data.parameters)

@@ -1,8 +1,8 @@
-"""Score a forecast store: the scores of `scoring`, of members that were sampled before, a trajectory at a time.
+"""Score the members of a forecast store, one trajectory at a time, as `scoring` does while it samples.
 
 A trajectory is read in blocks and scored in parts of a block, so the memory does not depend on the size of the store.
-After each trajectory the sums are saved beside the store, in `<store>.scores`: the same call goes on from there after
-an interruption, with the bits of one that was not interrupted, and removes the file at the end.
+After each trajectory the sums are saved beside the store, in `<store>.scores`: after an interruption the same call
+resumes from there, gives the same bits as an uninterrupted one, and removes the file at the end.
 
 Shape suffixes: K members, T forecast frames, X points along the first axis, P points of a frame.
 """
@@ -111,7 +111,7 @@ def score_store(
 
 
 def _truth(path: Path, dataset: Any, file: Path | None, numbers: Sequence[int]) -> tuple[_Truth, str]:
-    """Where the truth is read, and the hash of its file."""
+    """A function that reads the truth, and the hash of its file."""
     channels = list(dataset.attrs["channels"])
     if file is not None:
         digest = _check_file(path, dataset, file, numbers)
@@ -170,7 +170,12 @@ def _check_file(path: Path, dataset: Any, file: Path, numbers: Sequence[int]) ->
             log.warning("%s: is another file than %s was forecast from: its SHA-256 is not data_sha256", file, path)
         number = max(numbers)
         if seen and not _observed(path, dataset, data, numbers.index(number)):
-            log.warning("%s: trajectory %d begins otherwise than %s observed it; is it its truth?", file, number, path)
+            log.warning(
+                "%s: the first frames of trajectory %d differ from those that %s observed; check --truth",
+                file,
+                number,
+                path,
+            )
     return digest
 
 
@@ -183,7 +188,7 @@ def _times(grid: Sequence[int]) -> str:
 
 
 def _observed(path: Path, dataset: Any, data: FieldFile, place: int) -> bool:
-    """Whether the file's one trajectory begins with what the store's saw; true if the store does not tell."""
+    """True if the file's one trajectory starts with the store's observed frames, or the store holds none."""
     for c, name in enumerate(data.channels):
         if f"{name}_observed" in dataset:
             seen = _values(path, int(dataset["trajectory"][place]), dataset[f"{name}_observed"][place])
@@ -193,7 +198,7 @@ def _observed(path: Path, dataset: Any, data: FieldFile, place: int) -> bool:
 
 
 def _parts(path: Path, dataset: Any, place: int, truth_of: _Truth) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """One trajectory as `Scores.update_in_parts` takes it."""
+    """Yield the parts of one trajectory for `Scores.update_in_parts`."""
     number, nonzero = int(dataset["trajectory"][place]), False
     for channel, name in enumerate(dataset.attrs["channels"]):
         members_KTX, truth_TX = dataset[name][place], truth_of(place, channel)
@@ -233,7 +238,7 @@ def _amplitude(path: Path, dataset: Any, place: int) -> float | None:
 
 
 def _blocks(shape_KTX: Sequence[int], limit: int) -> Iterator[tuple[slice, slice]]:
-    """Frames, and points along the first axis, such that at most `limit` values (but one point's) are in a block."""
+    """Slices of frames and of points along the first axis, with at most `limit` values (at least one point) a block."""
     members, frames, points = shape_KTX[:3]
     each = members * math.prod(shape_KTX[3:])
     at_once = max(1, limit // (each * points))
@@ -244,7 +249,7 @@ def _blocks(shape_KTX: Sequence[int], limit: int) -> Iterator[tuple[slice, slice
 
 
 def _values(path: Path, number: int, array: Any) -> np.ndarray:
-    """The values of a part of the store or of the truth."""
+    """Values of a part of the store or of the truth; `EnmaError` if a chunk is damaged."""
     try:
         return np.asarray(array)
     except Exception as error:
@@ -284,7 +289,7 @@ def _solver_fidelity(path: Path, dataset: Any, truth: Path, numbers: Sequence[in
 
 
 def _key(path: Path, dataset: Any, truth_hash: str) -> str:
-    """What the sums of a state are of: this store as it is now, this truth, and these versions."""
+    """Hash of all that a saved state depends on: the store's contents, the truth, and the versions."""
     coords = {name: hashlib.sha256(values.to_numpy().tobytes()).hexdigest() for name, values in dataset.coords.items()}
     whole = {
         "attributes": dataset.attrs,
@@ -299,7 +304,7 @@ def _key(path: Path, dataset: Any, truth_hash: str) -> str:
 
 
 def _resumed(state: Path, key: str) -> Scores:
-    """The sums of an interrupted call, or none."""
+    """The sums of an interrupted call, or empty ones."""
     if not state.is_file():
         return Scores()
     try:
@@ -308,9 +313,9 @@ def _resumed(state: Path, key: str) -> Scores:
             return Scores()
         scores = Scores.restore(tensors)
     except EnmaError as error:
-        log.warning("%s; scoring starts anew", error)
+        log.warning("%s; scoring starts again from the first trajectory", error)
         return Scores()
-    log.info("%s: goes on after %d trajectories that were scored before", state, scores.num_trajectories)
+    log.info("%s: resumed after %d trajectories", state, scores.num_trajectories)
     return scores
 
 
@@ -323,7 +328,7 @@ def _save(state: Path, key: str, scores: Scores) -> None:
 
 
 def _remove(state: Path) -> None:
-    """Remove the state, and what a kill in the middle of a save left of it."""
+    """Remove the state, and the temporary files of a save that was killed."""
     for path in (state, *state.parent.glob(f".{state.name}.*")):
         with suppress(OSError):
             path.unlink()

@@ -1,4 +1,4 @@
-"""Every way a field file can be wrong ends in one line that names the file, the place and the mend."""
+"""Every way a field file can be wrong ends in one line that names the file, the place and the fix."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The state of scores: an interrupted call goes on where it was, and gives the same bits."""
+"""The saved state of scores: an interrupted call resumes, and gives the same bits."""
 
 import logging
 import subprocess
@@ -103,7 +103,7 @@ def test_the_state_of_another_store_or_truth_is_not_taken(
 
     begin()
     assert first_call() == 3
-    assert "run.zarr.scores: goes on after 2 trajectories" in caplog.text
+    assert "run.zarr.scores: resumed after 2 trajectories" in caplog.text
     begin()
     assert first_call(truth=data.path) == 1
     begin(truth=data.path)
@@ -162,7 +162,7 @@ def test_parts_must_be_whole_frames_and_nothing_is_added_otherwise() -> None:
     assert scores.num_trajectories == 1
 
 
-def test_a_state_of_an_earlier_version_is_refused_and_scoring_starts_anew(
+def test_a_state_of_an_earlier_version_is_refused_and_scoring_starts_again(
     tmp_path: Path, data: FieldFile, run: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     expected, state = score_store(run), tmp_path / "run.zarr.scores"
@@ -171,4 +171,4 @@ def test_a_state_of_an_earlier_version_is_refused_and_scoring_starts_anew(
     tensors, metadata = read_tensors(state)
     write_tensors(state, {name: value for name, value in tensors.items() if name != "rel_l2_median_each"}, metadata)
     assert score_store(run) == expected
-    assert "it is of another version or damaged, so score again; scoring starts anew" in caplog.text
+    assert "it is of another version or damaged, so score again; scoring starts again" in caplog.text

@@ -1,4 +1,4 @@
-"""Equations, one file each: a module here with an `EQUATION` is one that can be generated, trained and scored."""
+"""Equations, one file each: every module in this folder defines an `EQUATION`, and is found by its name."""
 
 from __future__ import annotations
 

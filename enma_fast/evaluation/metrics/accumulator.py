@@ -1,4 +1,4 @@
-"""The accumulation of all scores of the table, over trajectories in any partition.
+"""Accumulate all scores of the table over trajectories, in any partition.
 
 Shape suffixes: B trajectories, K members, T forecast frames, P points, L interval levels, R = K + 1 ranks.
 """
@@ -133,7 +133,7 @@ class Scores:
         self._add_one(sums, amplitude)
 
     def state(self) -> dict[str, np.ndarray]:
-        """All that the accumulator holds, as plain arrays, for `restore`: to go on in another process."""
+        """The contents of the accumulator as plain arrays, for `restore` in another process."""
         counts = np.array([self.num_members, self.num_trajectories], np.int64)
         sums = {name: value.numpy().copy() for name, value in self._sums.items()}
         values = {name: np.array(value) for name, value in self._values.items() if value}
@@ -141,7 +141,7 @@ class Scores:
 
     @classmethod
     def restore(cls, state: Mapping[str, Array]) -> Scores:
-        """The accumulator that `state` was taken from; going on with it gives the same bits.
+        """Rebuild the accumulator that `state` was taken from; further updates give the same bits.
 
         Raises
         ------
@@ -226,7 +226,7 @@ class Scores:
         return LEVELS_L.clone(), self._sums["inside"].sum(0) / self._sums["points"].sum()
 
     def _finish(self, *, per_frame: bool) -> dict[str, Any]:
-        """Values of all scores, of all frames together or of each; NaN with too few members."""
+        """Values of all scores, over all frames or for each frame; NaN with too few members."""
         totals = Totals({name: pool(self._sums[name], per_frame) for name in self._pooled}, self.num_members)
         finished: dict[str, Any] = {}
         for score in self._table:
@@ -265,7 +265,7 @@ class Scores:
         self._sums = {name: self._sums[name] + value if self._sums else value for name, value in sums.items()}
 
     def _shapes(self, num_frames: int) -> dict[str, tuple[int, ...]]:
-        """Those of all arrays of a state but its counts."""
+        """Expected shapes of all arrays of a state except its counts."""
         if not self.num_trajectories:
             return {}
         averaged = [score.name for score in self._table if score.over == "trajectories" and score.quantile is None]

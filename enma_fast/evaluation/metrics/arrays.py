@@ -1,4 +1,4 @@
-"""Fields to be scored, as checked float64 arrays of points.
+"""Check fields and convert them to float64 arrays of points.
 
 Shape suffixes: B trajectories, K members, T forecast frames, P points (one value each: a place and a channel).
 """

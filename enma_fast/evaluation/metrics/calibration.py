@@ -101,7 +101,7 @@ def interval_counts(ensemble_BKTP: Tensor, truth_BTP: Tensor) -> Tensor:
 
 
 def rank_counts(ensemble_BKTP: Tensor, truth_BTP: Tensor) -> Tensor:
-    """Rank histogram of each frame, `[T, R]`; a tie is shared by the ranks that breaking it could give."""
+    """Rank histogram of each frame, `[T, R]`; a tie is divided among the ranks that breaking it could give."""
     num_ranks = ensemble_BKTP.shape[1] + 1
     below_BTP = (ensemble_BKTP < truth_BTP[:, None]).sum(1)
     tied_BTP = (ensemble_BKTP == truth_BTP[:, None]).sum(1)

@@ -62,5 +62,5 @@ def mean_crps(totals: Totals) -> Tensor:
 
 
 def relative_crps(totals: Totals) -> Tensor:
-    """CRPS of one trajectory in units of what was observed of it."""
+    """CRPS of one trajectory over the RMS of its observed frames."""
     return totals["crps"] / totals["points"] / totals.amplitude

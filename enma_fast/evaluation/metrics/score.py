@@ -39,7 +39,7 @@ class PointSum:
 
 @dataclass(frozen=True)
 class Totals:
-    """What a score is finished from: `totals["points"]` is the sum of that name.
+    """The sums that a score is computed from: `totals["points"]` is the sum of that name.
 
     Attributes
     ----------

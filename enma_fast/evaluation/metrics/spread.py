@@ -40,7 +40,7 @@ def variance_sums(ensemble_BKTP: Tensor, truth_BTP: Tensor) -> Tensor:
 
 
 def spread_factor(num_members: int) -> float:
-    """Makes the variance of so many exchangeable members that of the error of their mean."""
+    """Expected squared error of the mean of so many exchangeable members, over their variance."""
     return (num_members + 1) / num_members
 
 
