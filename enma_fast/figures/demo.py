@@ -11,7 +11,8 @@ from ..errors import EnmaError
 from ..evaluation.scoring import paper_table, score_case
 from ..forecasting.tasks import Case, file_hashes, layout_of, outside_training, provenance
 from ..models.checkpoint import load_model
-from ..store.layout import OUTSIDE, create_store
+from ..store.create import create_store
+from ..store.layout import OUTSIDE
 from .plots import save_figure
 from .report import store_figure
 

@@ -33,7 +33,7 @@ VECTORS = 32
 _TOGETHER: dict[Hashable, bool] = {}
 
 
-def code_rows(code: Callable[[Tensor], Tensor], rows: Tensor, *, operation: Hashable, block: int) -> Tensor:
+def map_rows(code: Callable[[Tensor], Tensor], rows: Tensor, *, operation: Hashable, block: int) -> Tensor:
     """Apply an encoder or decoder to rows ``[B, ...]``, without gradients.
 
     Parameters

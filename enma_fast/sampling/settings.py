@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..config import ModelConfig, SamplingConfig
 from ..errors import EnmaError
-from .shifts import amounts
+from .shifts import shift_amounts
 
 # Options that a one-pass model has no use for; its own values serve frame 0 of a generated trajectory.
 _OF_MASK_STEPS = {
@@ -25,7 +25,7 @@ def chosen_sampling(config: ModelConfig, settings: SamplingConfig | None) -> Sam
         so often; names the first setting, and its option.
     """
     own = config.sampling
-    amounts(config, settings or own)
+    shift_amounts(config, settings or own)
     if settings is None or config.dynamics.decoder != "one-pass":
         return settings or own
     for name, option in _OF_MASK_STEPS.items():

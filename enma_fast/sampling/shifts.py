@@ -15,7 +15,7 @@ from ..config import ModelConfig, SamplingConfig
 from ..errors import EnmaError
 
 
-def amounts(config: ModelConfig, settings: SamplingConfig) -> list[tuple[int, ...]]:
+def shift_amounts(config: ModelConfig, settings: SamplingConfig) -> list[tuple[int, ...]]:
     """Grid points by which each shift moves the field forward, by space dimension; the first moves nothing.
 
     Shift s moves by s (P / S + 1) points for tokens of P points: all amounts differ within a token, and within its
@@ -39,7 +39,7 @@ def amounts(config: ModelConfig, settings: SamplingConfig) -> list[tuple[int, ..
     ]
 
 
-def moved(u: Tensor, amount: tuple[int, ...], *, back: bool = False) -> Tensor:
+def shifted(u: Tensor, amount: tuple[int, ...], *, back: bool = False) -> Tensor:
     """Fields ``[B, T, *grid, c]`` moved forward, or back, around periodic dimensions; exact."""
     if not any(amount):
         return u

@@ -87,7 +87,7 @@ def checksum(data: bytes, num_bytes: int, chunks: int = 1) -> int:
     return _crc32c(b"".join(data[(i + 1) * step - _CRC.size : (i + 1) * step] for i in range(chunks))) or 1
 
 
-def problem(path: Path, num_bytes: int, *, chunks: int = 1, size: int | None = None) -> str | None:
+def file_problem(path: Path, num_bytes: int, *, chunks: int = 1, size: int | None = None) -> str | None:
     """`chunk_problem` of a file, or that it cannot be read."""
     try:
         data = read_file(path)
@@ -119,7 +119,7 @@ def chunk_problem(data: bytes, num_bytes: int, *, chunks: int = 1, size: int | N
     return None
 
 
-class Disk:
+class DiskSync:
     """Waits until what is written to the file system of a folder, from now on, is on the disk.
 
     One wait for many files: an fsync for each takes ten times as long. Linux before 5.8 does not report from `syncfs`
@@ -131,7 +131,7 @@ class Disk:
         self._folder, self._file = folder, os.open(folder, os.O_RDONLY)
         self._syncfs = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
 
-    def settle(self) -> None:
+    def sync(self) -> None:
         """Wait; `OSError` if something could not be written."""
         if self._syncfs is None:
             os.sync()
@@ -144,12 +144,12 @@ class Disk:
 
 
 @contextmanager
-def settled(folder: Path) -> Iterator[None]:
+def synced(folder: Path) -> Iterator[None]:
     """What is written to the file system of a folder inside the block is on the disk after it."""
-    disk = Disk(folder)
+    disk = DiskSync(folder)
     try:
         yield
-        disk.settle()
+        disk.sync()
     finally:
         disk.close()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ..utils.files import read_file
-from .chunks import checksum, problem
+from .chunks import checksum, file_problem
 from .layout import Layout, member_file, statistic_file
 
 
@@ -27,7 +27,7 @@ class StoredFile:
 
     def problem(self, recorded: int = 0) -> str | None:
         """Why the file is not whole, or not the one whose checksum was recorded (0: none was); None if all is well."""
-        wrong = problem(self.file, self.num_bytes, chunks=self.chunks, size=self.size)
+        wrong = file_problem(self.file, self.num_bytes, chunks=self.chunks, size=self.size)
         if wrong is None and recorded and self._checksum() != recorded:
             return "another file: its checksum is not the one recorded"
         return wrong

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import EnmaError
-from ..utils.files import made_parents, open_file, remove_empty, write_file
+from ..utils.files import make_parents, open_file, remove_empty, write_file
 
 _MAGIC = b"enmaunit"
 # Magic, and the chunk that a run was found to fit the memory with (0: as it was asked for).
@@ -246,7 +246,7 @@ class RunLock:
     def _take(self) -> None:
         """Wait until the lock is had alone, or beside processes of the same run."""
         try:
-            self._parents += made_parents(self.path)
+            self._parents += make_parents(self.path)
             while True:
                 self._file = open_file(self.path, os.O_RDWR | os.O_CREAT)
                 if self._enter():

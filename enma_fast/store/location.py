@@ -24,7 +24,7 @@ def check_place(path: Path) -> None:
         raise EnmaError(f"{path}: cannot be written ({error}); choose another --out") from error
 
 
-def refuse(path: Path, *, force: bool) -> None:
+def require_replaceable(path: Path, *, force: bool) -> None:
     """Raise `EnmaError` unless there is nothing at `path`, or a forecast store that may be replaced."""
     if not path.exists():
         return
@@ -40,7 +40,7 @@ def is_store(path: Path) -> bool:
     return metadata.is_file() and f'"{FORMAT}"'.encode() in read_file(metadata)
 
 
-def sweep(path: Path) -> None:
+def remove_leftovers(path: Path) -> None:
     """Remove what a killed process that made or replaced a store left beside it; no other makes one meanwhile."""
     path = real_path(path)
     for ending in ("tmp", "old"):

@@ -54,7 +54,7 @@ _OTHERS: dict[str, type] = {
 }
 
 
-def root_of(path: Path) -> dict[str, Any]:
+def read_metadata(path: Path) -> dict[str, Any]:
     """The metadata of the whole store at `path`, with its `attributes`, once they have passed.
 
     Raises
@@ -62,13 +62,13 @@ def root_of(path: Path) -> dict[str, Any]:
     EnmaError
         If there is no forecast store, of this version, or its metadata hold what enma_fast does not write.
     """
-    root = read_root(path)
+    root = read_unchecked_metadata(path)
     require_format(path, root["attributes"])
     _check(path, root)
     return root
 
 
-def read_root(path: Path) -> dict[str, Any]:
+def read_unchecked_metadata(path: Path) -> dict[str, Any]:
     """The metadata of the whole store at `path`, of which nothing is known but that there are attributes."""
     if not (path / METADATA).is_file():
         state = "is not a Zarr store" if path.exists() else "no such folder"

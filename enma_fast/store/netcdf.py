@@ -23,9 +23,9 @@ import numpy as np
 
 from ..errors import EnmaError, first_line
 from ..utils.extras import load_extra
-from ..utils.files import made_parents, open_file, remove, remove_empty
-from .layout import read_forecast
+from ..utils.files import make_parents, open_file, remove, remove_empty
 from .metadata import DIGEST
+from .read import read_forecast
 
 log = logging.getLogger("enma_fast")
 
@@ -235,7 +235,7 @@ def _in_place(out: Path) -> Iterator[Path]:
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     parents: list[Path] = []
     try:
-        parents = made_parents(out)
+        parents = make_parents(out)
         # A link that is there would be followed.
         os.close(open_file(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
         yield temporary

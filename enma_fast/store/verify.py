@@ -18,9 +18,9 @@ import numpy as np
 
 from ..errors import EnmaError, first_line
 from ..utils.files import write_file
-from ..utils.names import problem as name_problem
+from ..utils.names import name_problem
 from .checksums import CHECKSUMS, read_checksums
-from .chunks import chunk_name, settled
+from .chunks import chunk_name, synced
 from .inventory import StoredFile, files_of
 from .layout import DAMAGED, LEDGER, Layout
 from .ledger import DAMAGED as DAMAGED_UNIT
@@ -34,11 +34,11 @@ from .metadata import (
     digest_of,
     is_protected,
     read_json,
-    read_root,
+    read_metadata,
+    read_unchecked_metadata,
     require_format,
-    root_of,
 )
-from .repair import damaged_files, layout_at
+from .read import damaged_files, read_layout
 
 # Files of one array that are named, at most.
 _MOST = 1000
@@ -73,7 +73,7 @@ def check_store(path: str | Path, *, progress: Callable[[int, int], None] | None
         If there is no forecast store, or its metadata cannot be read.
     """
     path = Path(path)
-    root = read_root(path)
+    root = read_unchecked_metadata(path)
     require_format(path, root["attributes"])
     try:
         noted, found = damaged_files(path), []
@@ -81,8 +81,8 @@ def check_store(path: str | Path, *, progress: Callable[[int, int], None] | None
         noted, found = [], [Damage(DAMAGED, "cannot be read", "names of damaged files", range(0))]
     found += [replace(damage, marked=damage.file in noted) for damage in _fixed(path, root)]
     try:
-        root_of(path)
-        layout = layout_at(path)
+        read_metadata(path)
+        layout = read_layout(path)
     except EnmaError:
         # A store does not open without its coordinates; they are named.
         if found:
@@ -114,7 +114,7 @@ def check_store(path: str | Path, *, progress: Callable[[int, int], None] | None
     return found
 
 
-def mark(path: str | Path, found: list[Damage]) -> None:
+def mark_damaged(path: str | Path, found: list[Damage]) -> None:
     """Note what is damaged, so that the command that made the store repairs it.
 
     Files are looked at once more: the store may have been repaired, or begun anew, since they were found.
@@ -128,12 +128,12 @@ def mark(path: str | Path, found: list[Damage]) -> None:
     names = {damage.file for damage in found if damage.units}
     with RunLock(path, f"verify {uuid.uuid4().hex}"):
         try:
-            with settled(path):
-                root = read_root(path)
+            with synced(path):
+                root = read_unchecked_metadata(path)
                 fixed = sorted(damage.file for damage in _fixed(path, root))
                 layout = None
                 with suppress(EnmaError):
-                    layout = layout_at(path)
+                    layout = read_layout(path)
                 recorded, lost = (None, []) if layout is None else _recorded(path, root, layout)
                 fixed += [CHECKSUMS for _ in lost]
                 if fixed:

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from .layout import ForecastStore
+from .forecast_store import ForecastStore
 from .ledger import Ledger
 
-# Blocks that may wait; seconds between two waits for the disk.
-_WAITING, _SETTLE = 2, 1.0
+# Blocks in the queue at the most, and seconds between two waits for the disk.
+_MOST_QUEUED, _SYNC_INTERVAL = 2, 1.0
 
 
 class Writer:
@@ -29,7 +29,7 @@ class Writer:
 
     def __init__(self, store: ForecastStore, ledger: Ledger) -> None:
         self.store, self.ledger = store, ledger
-        self._queue: queue.Queue[tuple[str, Any, Any]] = queue.Queue(_WAITING)
+        self._queue: queue.Queue[tuple[str, Any, Any]] = queue.Queue(_MOST_QUEUED)
         self._error: BaseException | None = None
         # Units written, blocks to release: once the disk has them.
         self._units: list[int] = []
@@ -95,7 +95,7 @@ class Writer:
                     self._do(what, block, samples)
                 elif what == "stop":
                     # What was written before the error is kept.
-                    self._settle()
+                    self._sync()
             except BaseException as error:
                 self._error = self._error or error
             finally:
@@ -108,14 +108,14 @@ class Writer:
             self._units += range(block.first, block.last)
         elif what == "release":
             self._blocks.append(block)
-        if what != "put" and (what != "release" or time.monotonic() - self._settled > _SETTLE):
-            self._settle()
+        if what != "put" and (what != "release" or time.monotonic() - self._settled > _SYNC_INTERVAL):
+            self._sync()
 
-    def _settle(self) -> None:
+    def _sync(self) -> None:
         # The system tells once that something has not reached the disk: what fails to settle is never marked.
         units, blocks, self._units, self._blocks = self._units, self._blocks, [], []
         if units:
-            self.store.settle()
+            self.store.sync()
             self.ledger.mark(units)
             self._marked += len(units)
         for block in blocks:

@@ -25,7 +25,7 @@ _ATTEMPTS = 4
 
 
 @contextmanager
-def opened_folder(path: str | Path, *, follow: bool = False) -> Iterator[int]:
+def open_folder(path: str | Path, *, follow: bool = False) -> Iterator[int]:
     """A descriptor of a folder; a link to one is none, unless it is followed."""
     file = os.open(path, _FOLDER if follow else _FOLDER | os.O_NOFOLLOW)
     try:
@@ -70,8 +70,8 @@ def read_file(path: str | Path, *, most: int | None = None) -> bytes:
 def write_file(path: str | Path, data: bytes) -> None:
     """Write a file that appears whole, and replaces what is there; its folder is none that a link leads to."""
     parent, name = os.path.split(path)
-    temporary = unfinished(name)
-    with opened_folder(parent or ".") as folder:
+    temporary = temporary_name(name)
+    with open_folder(parent or ".") as folder:
         for attempt in range(_ATTEMPTS):
             _make(temporary, data, folder)
             try:
@@ -84,7 +84,7 @@ def write_file(path: str | Path, data: bytes) -> None:
     raise AssertionError("unreachable")
 
 
-def unfinished(name: str) -> str:
+def temporary_name(name: str) -> str:
     """Name of the part that `write_file`, if it was killed, has left of a file of this name."""
     return f".{name}.tmp"
 
@@ -118,7 +118,7 @@ def _make(name: str, data: bytes, folder: int) -> None:
 def write_atomic(path: Path, data: bytes) -> None:
     """Write a file so that a reader sees the old bytes or all of the new ones: temp file, fsync, rename, fsync."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with opened_folder(path.parent, follow=True) as folder:
+    with open_folder(path.parent, follow=True) as folder:
         name = f".{path.name}.{secrets.token_hex(4)}"
         try:
             file = os.open(name, _NEW, 0o644, dir_fd=folder)
@@ -144,7 +144,7 @@ def write_atomic(path: Path, data: bytes) -> None:
 def make_folder(path: str | Path, *, follow: bool = False) -> None:
     """Make a folder that is not there; its parent is none that a link leads to, unless it is followed."""
     parent, name = os.path.split(path)
-    with opened_folder(parent or ".", follow=follow) as folder:
+    with open_folder(parent or ".", follow=follow) as folder:
         os.mkdir(name, dir_fd=folder)
 
 
@@ -155,7 +155,7 @@ def move(source: Path, target: Path) -> None:
 
 def move_into(source: Path, target: Path) -> None:
     """Rename a file to one in a folder that no link leads to."""
-    with opened_folder(target.parent) as folder:
+    with open_folder(target.parent) as folder:
         os.replace(source, target.name, dst_dir_fd=folder)
 
 
@@ -172,7 +172,7 @@ def remove(path: Path) -> None:
             path.unlink()
 
 
-def made_parents(path: Path) -> list[Path]:
+def make_parents(path: Path) -> list[Path]:
     """Make the folders above a path; returns those that were not there, innermost first."""
     made = []
     for parent in path.absolute().parents:

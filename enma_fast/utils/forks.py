@@ -34,7 +34,7 @@ def _start_again() -> None:
         torch.set_num_threads(1)
 
 
-def own_thread(work: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+def run_in_own_thread(work: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
     """Call `work`; in a forked child, in a thread that was made there, with as many threads as this one has."""
     if not _Child.forked or threading.get_ident() == _Child.thread:
         return work(*args, **kwargs)
@@ -52,19 +52,19 @@ def own_thread(work: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _
 
 
 def forkable(function: Callable[_P, _T]) -> Callable[_P, _T]:
-    """A function whose calls go through :func:`own_thread`."""
+    """A function whose calls go through :func:`run_in_own_thread`."""
 
     @functools.wraps(function)
     def call(*args: _P.args, **kwargs: _P.kwargs) -> _T:
-        return own_thread(function, *args, **kwargs)
+        return run_in_own_thread(function, *args, **kwargs)
 
     return call
 
 
-def in_own_thread(items: Iterator[_T]) -> Iterator[_T]:
-    """Items of an iterator, each made by :func:`own_thread`."""
+def iterate_in_own_thread(items: Iterator[_T]) -> Iterator[_T]:
+    """Items of an iterator, each made by :func:`run_in_own_thread`."""
     end: list[_T] = []
-    while (item := own_thread(next, items, end)) is not end:
+    while (item := run_in_own_thread(next, items, end)) is not end:
         yield item  # type: ignore[misc]
 
 

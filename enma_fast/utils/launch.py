@@ -50,7 +50,7 @@ class Launch:
     rank, num_ranks : its number among all
     local_rank, num_local : its number among those of this machine
     run : equal for all processes of one run
-    speaks : whether it tells what all processes that share its output do
+    is_reporter : whether it tells what all processes that share its output do
     """
 
     launcher: str
@@ -59,7 +59,7 @@ class Launch:
     local_rank: int
     num_local: int
     run: str
-    speaks: bool = True
+    is_reporter: bool = True
 
     def device(self, kind: str, count: int) -> str:
         """The device of this process: `cuda` becomes one of the `count` GPUs, by local rank."""
@@ -91,7 +91,7 @@ def detect(environ: Mapping[str, str] | None = None) -> Launch:
             local_rank=local,
             num_local=max(local + 1, local_size or 1),
             run=_run(launcher, size, found),
-            speaks=rank == 0,
+            is_reporter=rank == 0,
         )
         break
     return _array_task(launch, found)

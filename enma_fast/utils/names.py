@@ -18,7 +18,7 @@ MOST_BYTES = 128
 _CONTROL = ("Cc", "Cf", "Cs")
 
 
-def problem(name: object) -> str | None:
+def name_problem(name: object) -> str | None:
     """Why a name cannot be that of a file, None if it can."""
     if not isinstance(name, str):
         return "is no text"
@@ -47,7 +47,7 @@ def check_names(names: Iterable[object], *, kind: str, where: str | Path | None 
         The file.
     """
     for name in names:
-        wrong = problem(name)
+        wrong = name_problem(name)
         if wrong is not None:
             # No control character, and no page of text, reaches a terminal.
             short = ascii(name) if len(str(name)) <= 60 else f"{str(name)[:57]!a}..."

@@ -16,7 +16,7 @@ from enma_fast.data import read
 from enma_fast.evaluation.scoring import score
 from enma_fast.forecasting.api import sample_fields
 from enma_fast.models.checkpoint import PRETRAINED, load_model, sha256
-from enma_fast.store.layout import read_forecast, stacked
+from enma_fast.store.read import read_forecast, stacked
 from enma_fast.training import card
 
 TIMED = {"seconds_per_member", "file", "checkpoint"}

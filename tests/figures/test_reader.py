@@ -7,7 +7,7 @@ import pytest
 
 from enma_fast.errors import EnmaError
 from enma_fast.figures.report import StoreReader, store_figure, write_report
-from enma_fast.store.layout import create_store
+from enma_fast.store.create import create_store
 
 
 @pytest.fixture

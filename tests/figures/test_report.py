@@ -17,11 +17,12 @@ import xarray
 from enma_fast.errors import EnmaError
 from enma_fast.evaluation.metrics import Scores
 from enma_fast.figures.plots import LEVELS
-from enma_fast.figures.report import Pooled, StoreReader, store_figure, write_report
+from enma_fast.figures.report import PooledScores, StoreReader, store_figure, write_report
 from enma_fast.figures.report.viewer import Thinning
-from enma_fast.store import layout as output
-from enma_fast.store.layout import create_store, read_forecast, stacked
-from enma_fast.store.metadata import root_of
+from enma_fast.store import create
+from enma_fast.store.create import create_store
+from enma_fast.store.metadata import read_metadata
+from enma_fast.store.read import read_forecast, stacked
 
 from .. import _browser
 
@@ -64,21 +65,21 @@ def write(path: Path, given: dict[str, np.ndarray], channels: tuple[str, ...] = 
 
 def without_members(path: Path, source: Path, levels: Sequence[float] = (), **statistics: Any) -> Path:
     """A store of statistics, `<channel>_<name>` from name -> (own axes, values with channels last)."""
-    root = root_of(source)
+    root = read_metadata(source)
     channels, old = root["attributes"]["channels"], root["consolidated_metadata"]["metadata"]
     shutil.copytree(source, path)
     for name in (*channels, "realization"):
         shutil.rmtree(path / name)
-    group = output._Group(path, {name: array for name, array in old.items() if (path / name).is_dir()})
+    group = create._NewGroup(path, {name: array for name, array in old.items() if (path / name).is_dir()})
     for name, (own, values) in statistics.items():
         for c, channel in enumerate(channels):
             dims = ("trajectory", *own, "time", *(axis for axis in "xy" if axis in old))
-            output._array(group, f"{channel}_{name}", dims, values[..., c])
+            create._write_array(group, f"{channel}_{name}", dims, values[..., c])
     if levels:
-        output._array(group, "quantile", ("quantile",), np.asarray(levels, np.float64))
+        create._write_array(group, "quantile", ("quantile",), np.asarray(levels, np.float64))
     attributes = {**root["attributes"], "keeps": ", ".join(statistics)}
     metadata = {**root["consolidated_metadata"], "metadata": group.arrays}
-    output.write_metadata(path, {**root, "attributes": attributes, "consolidated_metadata": metadata})
+    create.write_metadata(path, {**root, "attributes": attributes, "consolidated_metadata": metadata})
     return path
 
 
@@ -364,7 +365,7 @@ def test_pooling_reads_one_trajectory_at_a_time(
     store_figure(store)
     assert max(sizes) == given["samples"][0].size
     monkeypatch.undo()
-    pool = Pooled(8)
+    pool = PooledScores(8)
     for trajectory in StoreReader(store):
         pool.add(trajectory)
     result, expected = pool.result(), pooled(given["samples"], given["truth"], given["observed"])

@@ -12,7 +12,7 @@ from enma_fast.forecasting.api import sample_fields
 from enma_fast.models.model import Model
 from enma_fast.presets import PRESETS
 from enma_fast.sampling import batch_invariant as coding
-from enma_fast.sampling.batch_invariant import BLOCKS, code_rows
+from enma_fast.sampling.batch_invariant import BLOCKS, map_rows
 
 from .._tiny import CONFIGS, model
 
@@ -36,7 +36,7 @@ def nothing_known(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def coder(code: Callable[[Tensor], Tensor], dims: int) -> Callable[[Tensor], Tensor]:
-    return lambda rows: code_rows(code, rows, operation="test", block=BLOCKS[dims])
+    return lambda rows: map_rows(code, rows, operation="test", block=BLOCKS[dims])
 
 
 @pytest.mark.parametrize("what", ["encode", "decode"])

@@ -12,8 +12,10 @@ import pytest
 
 from enma_fast.cli import main
 from enma_fast.errors import EnmaError
-from enma_fast.store.layout import Layout, create_store, read_forecast
-from enma_fast.store.metadata import DIGEST, METADATA, digest_of, root_of
+from enma_fast.store.create import create_store
+from enma_fast.store.layout import Layout
+from enma_fast.store.metadata import DIGEST, METADATA, digest_of, read_metadata
+from enma_fast.store.read import read_forecast
 from enma_fast.store.verify import check_store
 from enma_fast.utils.names import MOST_BYTES, check_names
 
@@ -158,7 +160,7 @@ def test_metadata_that_no_run_writes_are_one_line(
     assert read_forecast(store)["u"].shape == (2, 3, 5, 7)
     changed(store, CHANGES[change])
     with pytest.raises(EnmaError, match=r"run\.zarr: "):
-        root_of(store)
+        read_metadata(store)
     assert main(["verify", str(store)]) == main(["score", str(store)]) == 2
     assert capfd.readouterr().err.count("\n") == 2
 

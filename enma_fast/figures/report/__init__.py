@@ -4,6 +4,6 @@ The page holds what was forecast and from what, scores, figures, and a viewer wi
 """
 
 from .page import write_report
-from .reader import Pooled, StoreReader, Trajectory, store_figure, store_movie
+from .reader import PooledScores, StoreReader, Trajectory, store_figure, store_movie
 
-__all__ = ["Pooled", "StoreReader", "Trajectory", "store_figure", "store_movie", "write_report"]
+__all__ = ["PooledScores", "StoreReader", "Trajectory", "store_figure", "store_movie", "write_report"]

@@ -17,7 +17,7 @@ from ...store.layout import OUTSIDE
 from ...utils.extras import load_extra
 from ...utils.text import counted
 from ..plots import Forecast, forecast_panels, write_whole
-from .reader import Pooled, StoreReader
+from .reader import PooledScores, StoreReader
 from .viewer import MANY_TRAJECTORIES, Thinning
 
 # Longest text of an attribute, and the most rows of a table, that the page shows in full.
@@ -86,7 +86,7 @@ def write_report(store: str | Path, out: str | Path, *, truth: str | Path | None
     many = len(reader.channels) > 1
     # Of all channels together, and of each where there are several.
     channels = (None, *range(len(reader.channels))) if many else (None,)
-    pools = {channel: Pooled(reader.num_members, channel) for channel in channels}
+    pools = {channel: PooledScores(reader.num_members, channel) for channel in channels}
     thinning = Thinning.choose(reader)
     series, rows = [], []
     for place, trajectory in enumerate(reader):

@@ -16,7 +16,7 @@ import numpy as np
 from ...data import read
 from ...errors import EnmaError, first_line
 from ...evaluation.metrics import Scores
-from ...store.layout import is_missing, read_forecast
+from ...store.read import is_missing, read_forecast
 from ..plots import Forecast, SpreadErrorBins, forecast_figure, save_movie
 
 # Scores that need members.
@@ -166,7 +166,7 @@ class StoreReader:
         return truth
 
 
-class Pooled:
+class PooledScores:
     """Scores of the trajectories of a store, those of its statistics where it holds no members.
 
     A trajectory that cannot be scored (not finite, or zero throughout) is left out and named in `left_out`.
@@ -259,7 +259,7 @@ def store_figure(store: str | Path | StoreReader, *, place: int = 0, channel: in
     reader = store if isinstance(store, StoreReader) else StoreReader(store)
     if not 0 <= place < len(reader):
         raise EnmaError(f"{reader.path}: has no trajectory at place {place}; it holds {len(reader)}")
-    pooled = Pooled(reader.num_members, channel)
+    pooled = PooledScores(reader.num_members, channel)
     for trajectory in reader:
         pooled.add(trajectory)
     for number, reason in pooled.left_out.items():

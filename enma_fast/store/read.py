@@ -1,0 +1,109 @@
+"""Reading a forecast store: as an `xarray.Dataset`, its layout, and the list of its damaged files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import EnmaError, first_line
+from ..utils.extras import load_extra
+from .chunks import chunk_name
+from .layout import DAMAGED, LEDGER, Layout
+from .metadata import AXES, read_json, read_metadata
+
+
+def read_forecast(path: str | Path, *, partial: bool = False) -> Any:
+    """Open a forecast store as an `xarray.Dataset`, values on demand.
+
+    Parameters
+    ----------
+    path : folder of the store
+    partial : open an unfinished store too; what is not yet written reads as NaN
+
+    Raises
+    ------
+    EnmaError
+        If there is no store, it is of another kind or version or unfinished, or the `[store]` extra is missing.
+    """
+    path = Path(path)
+    load_extra("zarr", "store")
+    xarray = load_extra("xarray", "store")
+    root = read_metadata(path)
+    for file, state, what in ((LEDGER, "not finished", "continue"), (DAMAGED, "damaged", "repair")):
+        if not partial and (path / file).exists():
+            command = root["attributes"].get("command") or "the command that began it"
+            raise EnmaError(f"{path}: is {state}; {what} it: {command} --out {path}")
+    try:
+        # Nothing is opened but the arrays that have been looked at.
+        dataset = xarray.open_zarr(path, chunks=None, consolidated=True, zarr_format=3)
+    except Exception as error:
+        # Zarr and its codecs raise many kinds for a damaged store.
+        reason = first_line(error)
+        raise EnmaError(f"{path}: cannot be read as Zarr ({reason}); run: enma-fast verify {path}") from error
+    return dataset
+
+
+def is_missing(path: Path, dataset: Any, name: str, place: int, member: int = 0) -> bool:
+    """Whether the file of a variable of a trajectory, of a member where there are members, is not there.
+
+    What is missing reads as NaN, as what is NaN does.
+    """
+    index = [0] * dataset[name].ndim
+    index[0] = place
+    if "realization" in dataset[name].dims:
+        index[1] = member // dataset.attrs["shard"]
+    return not (path / name / chunk_name(*index)).exists()
+
+
+def stacked(dataset: Any, suffix: str = "") -> np.ndarray | None:
+    """The variables of all channels, `suffix` "", "_observed" or "_truth", with the channels as last axis."""
+    names = [name + suffix for name in dataset.attrs["channels"]]
+    if any(name not in dataset for name in names):
+        return None
+    return np.stack([dataset[name].to_numpy() for name in names], axis=-1)
+
+
+def read_layout(path: Path) -> Layout:
+    """The layout of the store at `path`, as far as its metadata tell: without observations, truth and columns.
+
+    Raises
+    ------
+    EnmaError
+        As `read_forecast`.
+    """
+    dataset = read_forecast(path, partial=True)
+    attributes = dataset.attrs
+    try:
+        keeps = attributes["keeps"].split(", ")
+        return Layout(
+            channels=attributes["channels"],
+            times=dataset["time"].to_numpy(),
+            coords=[dataset[axis].to_numpy() for axis in AXES if axis in dataset.coords],
+            trajectories=dataset["trajectory"].to_numpy().tolist(),
+            num_members=attributes["num_members"],
+            first_member=attributes["first_member"],
+            keep_members="members" in keeps,
+            shard=attributes["shard"],
+            statistics="mean" in keeps,
+            quantiles=attributes["quantiles"],
+            thresholds=attributes["thresholds"],
+            attributes=attributes,
+        )
+    except Exception as error:
+        # A damaged coordinate, or metadata of another hand.
+        reason = first_line(error)
+        raise EnmaError(
+            f"{path}: its metadata cannot be read ({reason}); write the forecast again by --force"
+        ) from error
+
+
+def damaged_files(path: Path) -> list[str]:
+    """Files of what is written once that were found damaged."""
+    try:
+        return [str(name) for name in read_json(path / DAMAGED)]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, TypeError):
+        raise EnmaError(f"{path / DAMAGED}: is damaged; run: enma-fast verify {path}") from None
