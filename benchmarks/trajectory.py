@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.cases import Case
-from enma_fast.config import ModelConfig, SamplingConfig, replace
+from enma_fast.config import ModelConfig, SamplingConfig
 from enma_fast.models.flow_head import VelocityHead
 from enma_fast.models.model import Dynamics
 from enma_fast.models.schedule import flow_times, mask_schedule
@@ -40,6 +40,7 @@ from enma_fast.presets import find_preset
 from enma_fast.sampling import reference as sample
 from enma_fast.sampling.engine import Engine
 from enma_fast.sampling.reference import in_one_pass
+from enma_fast.utils.dataclass_json import replace
 
 STATUS = Path("/proc/self/status")
 OBSERVED = 2

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from ..errors import EnmaError
-from .static_step import FrameKind, StaticPlan, StaticStep
+from .static_plan import StaticPlan
+from .static_step import FrameKind, StaticStep
 
 logger = logging.getLogger(__name__)
 

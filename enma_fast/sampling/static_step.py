@@ -17,11 +17,7 @@ D width, H heads, K head dim, X what a row of the first layer holds (4D).
 
 from __future__ import annotations
 
-import copy
-import dataclasses
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -30,44 +26,16 @@ from torch.nn import functional as F
 
 from ..config import SamplingConfig
 from ..errors import EnmaError
-from ..models.layers import Block, RMSNorm
+from ..models.layers import Block
 from ..models.model import Dynamics
-from ..models.schedule import flow_schedule, mask_schedule
+from ..models.schedule import mask_schedule
 from ..ops.flow_head import flow_head
 from ..ops.frame_attention import frame_attention
 from ..ops.token_update import update_tokens_
 from .noise import token_noise, token_order
 from .reference import flow_temperature, in_one_pass
 from .static_layers import Turn, attend, gather, keys_values, norm_of, norm_of_sum, project, queries, turn_of
-
-Buffer = tuple[tuple[int, ...], torch.dtype]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StaticPlan:
-    """Every static buffer of a step, and the memory it takes, known before any of it is allocated.
-
-    What an operator packs from its weights and allocates while it runs is not counted.
-    """
-
-    weights: int  # bytes
-    kv: dict[str, Buffer]
-    buffers: dict[str, Buffer]
-
-    @property
-    def kv_bytes(self) -> int:
-        """Keys and values: the shared prefix and each row's own frames."""
-        return _bytes(self.kv)
-
-    @property
-    def buffer_bytes(self) -> int:
-        """All other static buffers."""
-        return _bytes(self.buffers)
-
-    @property
-    def total_bytes(self) -> int:
-        """Weights, keys and values, and buffers."""
-        return self.weights + self.kv_bytes + self.buffer_bytes
+from .static_plan import StaticPlan, flow_plans, prepared_weights, static_buffers
 
 
 class FrameKind(NamedTuple):
@@ -123,18 +91,27 @@ class StaticStep:
         self.dtype = dtype or dynamics.temporal.embed.weight.dtype
         self.device = dynamics.temporal.embed.weight.device
         self._state = torch.promote_types(self.dtype, torch.float32)
-        model = _prepared(dynamics, self.dtype)
+        model = prepared_weights(dynamics, self.dtype)
         self._temporal, self._spatial, self._flow = model.temporal, model.spatial, model.flow
         # The linear layer that reads tokens in one pass, and whether any frame is decided in mask steps.
         self._tokens_of, self.in_steps = model.read, initial or model.read is None
         self._counts = mask_schedule(self._tokens, min(settings.mask_steps, self._tokens)) if self.in_steps else ()
-        self._plans = _flow_plans(dynamics, model, settings, len(self._counts))
+        self._plans = flow_plans(dynamics, model, settings, len(self._counts))
         self._fed: int | None = None
         self._index = 0
 
         parts = [self._temporal, self._spatial, self._flow if self.in_steps else None, self._tokens_of]
         weights = [weight for part in parts if part is not None for weight in part.parameters()]
-        self.plan = StaticPlan(weights=sum(weight.nbytes for weight in weights), **_sizes(self))
+        kv, buffers = static_buffers(
+            self.config,
+            rows=rows,
+            groups=groups,
+            prefix_frames=prefix_frames,
+            own_frames=own_frames,
+            mask_steps=self.in_steps,
+            dtype=self.dtype,
+        )
+        self.plan = StaticPlan(weights=sum(weight.nbytes for weight in weights), kv=kv, buffers=buffers)
         made = {
             name: torch.zeros(shape, dtype=kind, device=self.device)
             for name, (shape, kind) in (self.plan.kv | self.plan.buffers).items()
@@ -449,60 +426,3 @@ class StaticStep:
             raise EnmaError(f"first is {first}; frames are counted from 0")
         if not (self.in_steps or first):
             raise EnmaError("first is 0; frame 0 takes mask steps, so make the step with initial=True")
-
-
-def _prepared(dynamics: Dynamics, dtype: torch.dtype) -> Dynamics:
-    """A copy to sample from: weights of products in `dtype`; norms and turns at least in fp32."""
-    model = copy.deepcopy(dynamics).eval().requires_grad_(False).to(dtype)
-    for ours, given in zip(model.modules(), dynamics.modules(), strict=True):
-        if isinstance(ours, RMSNorm) and isinstance(given, RMSNorm):
-            ours.weight.data = given.weight.detach().to(torch.promote_types(dtype, torch.float32), copy=True)
-    if dynamics.spatial.rotary is not None:
-        model.spatial.rotary = dynamics.spatial.rotary.to(torch.promote_types(dtype, torch.float32))
-    return model
-
-
-@torch.inference_mode()
-def _flow_plans(dynamics: Dynamics, model: Dynamics, settings: SamplingConfig, mask_steps: int) -> list[Any]:
-    """What the flow head integrates at each mask step; equal numbers of flow steps share a plan."""
-    steps = flow_schedule(settings.flow_steps, settings.last_flow_steps, mask_steps=mask_steps)
-    plans = {}
-    for count in set(steps):
-        plan = model.flow.velocity.plan(steps=count, method=settings.method)
-        # Embeddings of the evaluation times are rounded once, where they are used.
-        time_RW = dynamics.flow.velocity.plan(steps=count, method=settings.method).time_RW
-        plans[count] = dataclasses.replace(plan, time_RW=time_RW.to(plan.time_RW.dtype))
-    return [plans[count] for count in steps]
-
-
-def _sizes(step: StaticStep) -> dict[str, dict[str, Buffer]]:
-    """Shapes and types of the static buffers."""
-    config, dyn, dtype = step.config, step.config.dynamics, step.dtype
-    state = torch.promote_types(dtype, torch.float32)
-    B, G, N, C, D = step.rows, step.groups, config.num_tokens, config.token_channels, dyn.width
-    H, K = dyn.heads, dyn.width // dyn.heads
-    L = 2 * N if dyn.condition == "concat" else N
-    kv: dict[str, Buffer] = {
-        "prefix": ((dyn.temporal_layers, 2, G, step.prefix_frames * N, H, K), dtype),
-        "own": ((dyn.temporal_layers, 2, B, step.own_frames * N, H, K), dtype),
-    }
-    buffers: dict[str, Buffer] = {
-        "tokens": ((B, N, C), state),
-        "context": ((B, N, D), dtype),
-        "anchor": ((G, N, D), dtype),
-        "rows": ((B, L if step.in_steps else 0, 4 * D), dtype),
-        "masked": ((L - N if step.in_steps else 0, 4 * D), dtype),
-        "marks": ((B, max(L, step.prefix_frames * N, step.own_frames * N)), torch.bool),
-        "seeds": ((B,), torch.int64),
-        "members": ((B,), torch.int64),
-        "counters": ((4,), torch.int64),
-        "increments": ((4,), torch.int64),
-        "places": ((N,), torch.int64),
-    }
-    if dyn.positions == "rotary":
-        buffers["turns"] = ((2, step.prefix_frames + step.own_frames, N, 1, K // 2), state)
-    return {"kv": kv, "buffers": buffers}
-
-
-def _bytes(buffers: dict[str, Buffer]) -> int:
-    return sum(math.prod(shape) * dtype.itemsize for shape, dtype in buffers.values())

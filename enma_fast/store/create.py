@@ -32,18 +32,18 @@ from .metadata import AXES, METADATA, STATISTICS
 def create_store(
     path: str | Path, layout: Layout | None = None, *, force: bool = False, **contents: Any
 ) -> Iterator[ForecastStore]:
-    """Write a forecast store at once; it appears at `path` complete, when the block ends, or not at all.
+    """Write a forecast store in one go; it appears at `path` complete when the block ends, or not at all.
 
     Parameters
     ----------
     path : folder of the store, by habit ending in `.zarr`
-    layout : what it holds; or its attributes as keywords
-    force : replace a forecast store that is there
+    layout : its contents; or the attributes of a `Layout` as keywords
+    force : replace a forecast store that is already there
 
     Raises
     ------
     EnmaError
-        If `path` exists and is not to be replaced, cannot be written, or the `[store]` extra is missing.
+        If `path` exists and may not be replaced, if it cannot be written, or if the `[store]` extra is missing.
     """
     path, layout = real_path(path), layout or Layout(**contents)
     load_extra("zarr", "store")
@@ -68,12 +68,12 @@ def create_store(
 
 
 def create_unfinished_store(path: Path, layout: Layout, *, force: bool = False) -> None:
-    """Make a store whose members are missing, with a ledger that says so; it appears at `path` whole.
+    """Create a store without members, with a ledger that marks all of them as missing; it appears at `path` complete.
 
     Raises
     ------
     EnmaError
-        As `create_store`.
+        In the same cases as `create_store`.
     """
     load_extra("zarr", "store")
     path = real_path(path)
@@ -91,7 +91,7 @@ def create_unfinished_store(path: Path, layout: Layout, *, force: bool = False) 
 
 @contextmanager
 def empty_store(path: Path, layout: Layout) -> Iterator[None]:
-    """A store without a forecast; after the block it is on the disk, with what was added."""
+    """Create a store without members and statistics; on leaving the block it is on the disk."""
     make_parents(path)
     remove(path)
     make_folder(path, follow=True)
@@ -101,7 +101,7 @@ def empty_store(path: Path, layout: Layout) -> Iterator[None]:
 
 
 def _write_empty_store(path: Path, layout: Layout) -> None:
-    """Metadata, coordinates and what is known beforehand."""
+    """Write metadata, coordinates, columns, observations and truth."""
     group = _NewGroup(path)
     axes = AXES[: len(layout.coords)]
     _write_coordinates(group, layout)
@@ -128,7 +128,7 @@ def _write_empty_store(path: Path, layout: Layout) -> None:
             _write_array(group, f"{name}_truth", dims, values, long_name=f"true {name}", units="1")
     fixed = [value for _, values in sorted(group.checksums.items()) for value in values]
     write_checksums(path, np.array([*[0] * layout.num_files(), *fixed], np.uint32))
-    # Metadata of all arrays in one place are an extension of Zarr v3 as yet; xarray looks for it and warns without.
+    # Consolidated metadata are not yet part of the Zarr v3 standard, but xarray looks for them and warns without.
     arrays = {"kind": "inline", "must_understand": False, "metadata": dict(sorted(group.arrays.items()))}
     write_metadata(
         path,
@@ -142,17 +142,17 @@ def _write_empty_store(path: Path, layout: Layout) -> None:
 
 
 def write_metadata(path: Path, metadata: dict[str, Any]) -> None:
-    """Of an array, or of the whole store."""
+    """Write the metadata of an array, or of the whole store, to the folder `path`."""
     write_file(path / METADATA, json.dumps(metadata, indent=2).encode())
 
 
 @dataclass(frozen=True)
 class _NewGroup:
-    """A group that is being made: its folder, and the metadata of its arrays."""
+    """A group that is being created: its folder, and the metadata of its arrays."""
 
     path: Path
     arrays: dict[str, dict[str, Any]] = field(default_factory=dict)
-    # Of the files of each array that is written with it.
+    # Name of an array -> the checksums of its files.
     checksums: dict[str, list[int]] = field(default_factory=dict)
 
 
@@ -181,7 +181,7 @@ def _write_coordinates(group: _NewGroup, layout: Layout) -> None:
 
 
 def _write_array(group: _NewGroup, name: str, dims: tuple[str, ...], values: np.ndarray, **attributes: str) -> None:
-    """An array with its values; of each trajectory a chunk where there are more axes."""
+    """Write an array; with more than one axis it has a chunk for each trajectory."""
     chunk = (1, *values.shape[1:]) if values.ndim > 1 else values.shape
     _declare_array(group, name, values.shape, chunk, None, dims, attributes, dtype=values.dtype)
     folder = group.path / name
@@ -201,14 +201,14 @@ def _declare_array(
     attributes: Mapping[str, str],
     dtype: Any = np.float32,
 ) -> None:
-    """An array without values, whose chunks are raw and carry a CRC-32C; all of them lie in one folder."""
+    """Write the metadata of an array, and make the folder that its chunk files go to."""
     group.arrays[name] = array_metadata(np.dtype(dtype), shape, chunk, shard, dims, attributes)
     make_folder(group.path / name)
     write_metadata(group.path / name, group.arrays[name])
 
 
 def _replace_folder(temporary: Path, path: Path) -> None:
-    """Put a folder in its place; a folder that was there goes once the new one is in place."""
+    """Move a folder to its place; a folder that was there is removed after the new one is in place."""
     old = temporary.with_suffix(".old")
     if path.exists():
         move(path, old)

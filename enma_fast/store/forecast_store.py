@@ -1,4 +1,4 @@
-"""An open forecast store: members and statistics are written to it, and members read back."""
+"""Writing members and statistics to a forecast store, and reading members back."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from .location import real_path
 
 
 class ForecastStore:
-    """A store whose members and statistics are being written.
+    """A forecast store that is being written.
 
-    Several processes may write different members at once. Nothing is on the disk before `sync`.
+    Several processes may write different members at the same time. Only after `sync` is the data on the disk.
     """
 
     def __init__(self, path: Path, layout: Layout) -> None:
-        # A link to the store is followed once; in the store there are none.
+        # A link to the store is followed here, once; links inside the store are never followed.
         self.path, self.layout = real_path(path), layout
         self._disk: DiskSync | None = None
         self._recorder: Recorder | None = None
@@ -45,7 +45,7 @@ class ForecastStore:
         if last > layout.num_members or first % layout.shard or (last % layout.shard and last != layout.num_members):
             raise EnmaError(f"samples are members {first} to {last - 1}; the store takes whole shards of its own")
         for c, name in enumerate(layout.channels):
-            # As text: paths take a third of the time of writing a small file.
+            # Text instead of Path objects, which would add a third to the time of writing a small file.
             folder, sums = str(self.path / name), []
             for k in range(first, last, layout.shard):
                 chunks = [samples[i - first, ..., c] for i in range(k, min(k + layout.shard, last))]
@@ -60,7 +60,7 @@ class ForecastStore:
             for k in range(first // self.layout.shard * self.layout.shard, last, self.layout.shard):
                 file = member_file(self.path, name, self.layout, trajectory, k)
                 if not file.exists():
-                    # It would read as NaN.
+                    # Zarr would read it as NaN.
                     raise EnmaError(f"{file}: is missing; run: enma-fast verify {self.path}")
         group = load_extra("zarr", "store").open_group(self.path, mode="r")
         try:
@@ -82,12 +82,12 @@ class ForecastStore:
                 self._record(layout.place_of_statistic(c, trajectory, kind), [checksum(data, array[..., c].nbytes)])
 
     def sync(self) -> None:
-        """Wait until what was written is on the disk; `OSError` if it did not get there."""
+        """Wait until everything that was written is on the disk; `OSError` if it could not be written."""
         if self._disk is not None:
             self._disk.sync()
 
     def close(self) -> None:
-        """No more is written."""
+        """Close the files that writing has opened."""
         if self._disk is not None:
             self._disk.close()
             self._disk = None

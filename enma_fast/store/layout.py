@@ -10,9 +10,9 @@ A store is a Zarr v3 group that `xarray.open_zarr` reads, with CF attributes and
     <channel>_exceedance  (trajectory, threshold, time, x[, y])    float32, share of members above the threshold
     trajectory            number of the trajectory in its file; further columns, such as PDE parameters, share its axis
     realization, time, observed_time, x[, y], quantile, threshold               coordinates
-    .checksums            of each file of the forecast
-    .unfinished           the ledger of a run, gone once all is written
-    .damaged              files of what is written once that are marked as damaged, until a run has repaired them
+    .checksums            a checksum of every file of the forecast
+    .unfinished           the ledger of a run; removed when the store is complete
+    .damaged              damaged metadata, coordinates, observations and truth; removed when a run has repaired them
 
 The fields are dimensionless as the equations are, so all units are "1". Nothing in a store depends on when, where or by
 how many processes it was written.
@@ -44,23 +44,23 @@ OUTSIDE, FINGERPRINT = "outside_training", "fingerprint"
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """What a store holds.
+    """Contents of a store.
 
     Attributes
     ----------
     channels : names of the c physical channels; each becomes a variable
-    times : [T] of the forecast frames
+    times : [T] times of the forecast frames
     coords : one array per space dimension
-    trajectories : [B] numbers of the trajectories in their file
+    trajectories : [B] numbers of the trajectories in the field file
     num_members, first_member : members `first_member, ...`, the coordinate `realization`
-    keep_members : whether members are written, or statistics only
+    keep_members : True to write members and statistics, False to write statistics only
     shard : members in a file
-    statistics : whether mean and spread are written
-    quantiles, thresholds : of further statistics
-    observed, observed_times : `[B, L, *x, c]` and [L], what the model saw of each trajectory
+    statistics : True to write mean and spread
+    quantiles, thresholds : levels of quantiles and thresholds of exceedance, which are further statistics
+    observed, observed_times : `[B, L, *x, c]` and [L], the frames that the model saw of each trajectory
     truth : `[B, T, *x, c]`
     columns : further values per trajectory, name -> [B]
-    attributes : of the whole store: model, seed, command, ...
+    attributes : attributes of the store: model, seed, command, ...
     """
 
     channels: Sequence[str]
@@ -88,7 +88,7 @@ class Layout:
             raise EnmaError(f"{twice[0]!r} is a variable of the store twice; rename the field or the parameter")
 
     def _names(self) -> list[str]:
-        """Names of all variables that the store can have, and of the file beside them."""
+        """Names of all variables that the store can have, and of the metadata file beside them."""
         axes = ["trajectory", "time", *AXES[: len(self.coords)], METADATA]
         axes += ["realization"] if self.keep_members else []
         axes += [] if self.observed is None else ["observed_time"]
@@ -104,43 +104,43 @@ class Layout:
 
     @property
     def num_units(self) -> int:
-        """Units of the ledger: members, if kept, and then the statistics of each trajectory, if asked for."""
+        """Units of the ledger: first the members, if they are kept, then the statistics of each trajectory, if any."""
         members = self.num_members if self.keep_members else 0
         return len(self.trajectories) * (members + self.statistics)
 
     def kept_statistics(self) -> dict[str, int | None]:
-        """Names of the statistics, and how many values each has along an axis of its own."""
+        """Names of the statistics, and the length of the axis of its own that each has (None: it has none)."""
         sizes = {"mean": None, "spread": None, "quantile": len(self.quantiles), "exceedance": len(self.thresholds)}
         return {name: size for name, size in sizes.items() if self.statistics and size != 0}
 
     @property
     def _shards(self) -> int:
-        """Files of the members of a trajectory and channel."""
+        """Number of files of the members of one trajectory and channel."""
         return -(-self.num_members // self.shard) if self.keep_members else 0
 
     def num_files(self) -> int:
-        """Files of the forecast on disk."""
+        """Number of files of members and statistics."""
         return len(self.channels) * len(self.trajectories) * (self._shards + len(self.kept_statistics()))
 
     def place_of_member(self, channel: int, trajectory: int, member: int) -> int:
-        """Place of the file of a member among all files of the forecast."""
+        """Place of the file of a member among all files of members and statistics."""
         before = channel * self.num_files() // len(self.channels)
         return before + trajectory * self._shards + member // self.shard
 
     def place_of_statistic(self, channel: int, trajectory: int, kind: str) -> int:
-        """Likewise of a statistic of a trajectory."""
+        """Place of the file of a statistic of a trajectory among all files of members and statistics."""
         after = len(self.trajectories) * (self._shards + list(self.kept_statistics()).index(kind))
         return channel * self.num_files() // len(self.channels) + after + trajectory
 
     def num_bytes(self) -> int:
-        """Bytes of the forecast on disk, without what is small beside it."""
+        """Bytes of members and statistics on disk; everything else is small beside them."""
         frames = 4 * int(np.prod(self.frame_shape)) * len(self.channels) * len(self.trajectories)
         kept = sum(1 if size is None else size for size in self.kept_statistics().values())
         return frames * (kept + (self.num_members if self.keep_members else 0))
 
 
 def member_file(store: Path, channel: str, layout: Layout, trajectory: int, member: int) -> Path:
-    """The file of a member; with shards, of all members of its shard."""
+    """Path of the file that holds a member; with shards, the file of its shard."""
     return store / channel / member_name(layout, trajectory, member)
 
 
@@ -149,13 +149,13 @@ def member_name(layout: Layout, trajectory: int, member: int) -> str:
 
 
 def statistic_file(store: Path, channel: str, kind: str, layout: Layout, trajectory: int) -> Path:
-    """The file of a statistic of a trajectory."""
+    """Path of the file that holds a statistic of a trajectory."""
     own = () if STATISTICS[kind][0] is None else (0,)
     return store / f"{channel}_{kind}" / chunk_name(trajectory, *own, *(0 for _ in layout.frame_shape))
 
 
 def store_attributes(layout: Layout) -> dict[str, Any]:
-    """Attributes of the whole store, the last of them a digest of the others."""
+    """Attributes of the whole store; the last one is a digest of the others."""
     found = {
         "Conventions": "CF-1.11",
         "title": "Ensemble forecast",

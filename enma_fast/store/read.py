@@ -15,17 +15,18 @@ from .metadata import AXES, read_json, read_metadata
 
 
 def read_forecast(path: str | Path, *, partial: bool = False) -> Any:
-    """Open a forecast store as an `xarray.Dataset`, values on demand.
+    """Open a forecast store as an `xarray.Dataset` that reads values on demand.
 
     Parameters
     ----------
     path : folder of the store
-    partial : open an unfinished store too; what is not yet written reads as NaN
+    partial : open an unfinished or damaged store too; values that are not yet written read as NaN
 
     Raises
     ------
     EnmaError
-        If there is no store, it is of another kind or version or unfinished, or the `[store]` extra is missing.
+        If there is no forecast store of this version at `path`, if it is unfinished or damaged, or if the `[store]`
+        extra is missing.
     """
     path = Path(path)
     load_extra("zarr", "store")
@@ -36,19 +37,19 @@ def read_forecast(path: str | Path, *, partial: bool = False) -> Any:
             command = root["attributes"].get("command") or "the command that began it"
             raise EnmaError(f"{path}: is {state}; {what} it: {command} --out {path}")
     try:
-        # Nothing is opened but the arrays that have been looked at.
+        # Only the arrays of the consolidated metadata are opened, and these have been checked.
         dataset = xarray.open_zarr(path, chunks=None, consolidated=True, zarr_format=3)
     except Exception as error:
-        # Zarr and its codecs raise many kinds for a damaged store.
+        # Zarr and its codecs raise many kinds of errors for a damaged store.
         reason = first_line(error)
         raise EnmaError(f"{path}: cannot be read as Zarr ({reason}); run: enma-fast verify {path}") from error
     return dataset
 
 
 def is_missing(path: Path, dataset: Any, name: str, place: int, member: int = 0) -> bool:
-    """Whether the file of a variable of a trajectory, of a member where there are members, is not there.
+    """True if there is no file for a variable of a trajectory, or for one of its members.
 
-    What is missing reads as NaN, as what is NaN does.
+    Zarr reads a missing file as NaN, so the values do not tell it from a forecast of NaN.
     """
     index = [0] * dataset[name].ndim
     index[0] = place
@@ -58,7 +59,7 @@ def is_missing(path: Path, dataset: Any, name: str, place: int, member: int = 0)
 
 
 def stacked(dataset: Any, suffix: str = "") -> np.ndarray | None:
-    """The variables of all channels, `suffix` "", "_observed" or "_truth", with the channels as last axis."""
+    """Stack the variables of all channels, such as `u_truth` for suffix "_truth", along a new last axis."""
     names = [name + suffix for name in dataset.attrs["channels"]]
     if any(name not in dataset for name in names):
         return None
@@ -66,12 +67,12 @@ def stacked(dataset: Any, suffix: str = "") -> np.ndarray | None:
 
 
 def read_layout(path: Path) -> Layout:
-    """The layout of the store at `path`, as far as its metadata tell: without observations, truth and columns.
+    """Read the layout of the store at `path` from its metadata: without observations, truth and columns.
 
     Raises
     ------
     EnmaError
-        As `read_forecast`.
+        In the same cases as `read_forecast` with `partial`, or if a coordinate is damaged.
     """
     dataset = read_forecast(path, partial=True)
     attributes = dataset.attrs
@@ -92,15 +93,15 @@ def read_layout(path: Path) -> Layout:
             attributes=attributes,
         )
     except Exception as error:
-        # A damaged coordinate, or metadata of another hand.
+        # A coordinate is damaged, or another program wrote the metadata.
         reason = first_line(error)
         raise EnmaError(
-            f"{path}: its metadata cannot be read ({reason}); write the forecast again by --force"
+            f"{path}: its metadata cannot be read ({reason}); write the forecast again with --force"
         ) from error
 
 
 def damaged_files(path: Path) -> list[str]:
-    """Files of what is written once that were found damaged."""
+    """Files that `verify --mark` has listed as damaged: metadata, coordinates, observations and truth."""
     try:
         return [str(name) for name in read_json(path / DAMAGED)]
     except FileNotFoundError:

@@ -21,7 +21,7 @@ from .read import damaged_files
 
 
 def repair(path: Path, layout: Layout) -> None:
-    """Write anew the files that are marked as damaged; no other. `layout` with the hashes of its files."""
+    """Write again the files that are listed as damaged, and no others; `layout` has the hashes of its files."""
     path, names = real_path(path), damaged_files(path)
     if not names:
         return
@@ -40,7 +40,7 @@ def repair(path: Path, layout: Layout) -> None:
                         make_folder(path / name.parent)
                     move_into(file, path / name)
             if CHECKSUMS in names:
-                # As the files are now: that they were another's before would not be noticed.
+                # Checksums of the files as they are: a file that was swapped earlier is not noticed.
                 values = [file.checksum() for file in files_of(path, layout)]
                 write_checksums(path, np.array([*values, *read_checksums(temporary)[len(values) :]], np.uint32))
         (path / DAMAGED).unlink()

@@ -1,7 +1,7 @@
-"""A check that a forecast store holds what was written: each file's size, CRC-32C and place, one after the other.
+"""Verifying a forecast store: the size, CRC-32C and place of each of its files.
 
-Looking changes nothing. `mark` notes what is damaged in the store's ledger, or in a list of its own where it was
-written when the store was made, so that the command that made the store writes that again and nothing else.
+`check_store` changes nothing. `mark_damaged` marks damaged members and statistics in the ledger of the store, and lists
+its other damaged files; the command that wrote the store then writes these again, and nothing else.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ from .metadata import (
 )
 from .read import damaged_files, read_layout
 
-# Files of one array that are named, at most.
+# Most files of one array that are reported.
 _MOST = 1000
 
 
 @dataclass(frozen=True)
 class Damage:
-    """A damaged file: its path in the store, what is wrong, what it holds, and the units of the ledger it stands for.
+    """A damaged file: its path in the store, the problem, its contents, and its units of the ledger.
 
-    Without units it belongs to what is written once, when a store is made. Once it is `marked`, the command that made
-    the store writes it again.
+    A file without units is written once, when the store is created. If it is `marked`, the command that wrote the store
+    writes it again.
     """
 
     file: str
@@ -60,7 +60,7 @@ class Damage:
 
 
 def check_store(path: str | Path, *, progress: Callable[[int, int], None] | None = None) -> list[Damage]:
-    """Damaged files of a forecast store; of an unfinished one, among those that are noted as done. Changes nothing.
+    """Find the damaged files of a forecast store; in an unfinished one, only files that are done are checked.
 
     Parameters
     ----------
@@ -70,7 +70,7 @@ def check_store(path: str | Path, *, progress: Callable[[int, int], None] | None
     Raises
     ------
     EnmaError
-        If there is no forecast store, or its metadata cannot be read.
+        If there is no forecast store at `path`, or its metadata cannot be read.
     """
     path = Path(path)
     root = read_unchecked_metadata(path)
@@ -84,7 +84,7 @@ def check_store(path: str | Path, *, progress: Callable[[int, int], None] | None
         read_metadata(path)
         layout = read_layout(path)
     except EnmaError:
-        # A store does not open without its coordinates; they are named.
+        # The store cannot be opened without its coordinates, which are among the files found damaged.
         if found:
             return found
         raise
@@ -94,7 +94,7 @@ def check_store(path: str | Path, *, progress: Callable[[int, int], None] | None
         found.append(Damage(DAMAGED, "names files that are whole", "names of damaged files", range(0)))
     done = np.ones(layout.num_units, bool)
     marked = np.zeros(layout.num_units, bool)
-    # A run may end, and its ledger go, meanwhile.
+    # A run may end in the meantime and remove its ledger.
     with suppress(FileNotFoundError):
         ledger = Ledger(path / LEDGER, layout.num_units)
         done, marked = ledger.done(), ledger.damaged()
@@ -115,9 +115,9 @@ def check_store(path: str | Path, *, progress: Callable[[int, int], None] | None
 
 
 def mark_damaged(path: str | Path, found: list[Damage]) -> None:
-    """Note what is damaged, so that the command that made the store repairs it.
+    """Mark damaged files, so that the command that wrote the store repairs them.
 
-    Files are looked at once more: the store may have been repaired, or begun anew, since they were found.
+    Files are checked once more, since the store may have been repaired or written again after they were found.
 
     Raises
     ------
@@ -167,7 +167,7 @@ def _mark_units(path: Path, layout: Layout, names: set[str], recorded: np.ndarra
 
 
 def _recorded(path: Path, root: dict[str, Any], layout: Layout) -> tuple[np.ndarray | None, list[str]]:
-    """The recorded checksums of all files, if the store has any; and why they cannot be read."""
+    """The recorded checksums of all files, None if there are none; and the problems in reading them."""
     try:
         return read_checksums(path, layout.num_files() + _num_fixed(root)), []
     except FileNotFoundError:
@@ -177,24 +177,24 @@ def _recorded(path: Path, root: dict[str, Any], layout: Layout) -> tuple[np.ndar
 
 
 def _fixed(path: Path, root: dict[str, Any]) -> Iterator[Damage]:
-    """Damage of the attributes, of the metadata of arrays, and of coordinates, columns, observations and truth."""
+    """Yield damage in the attributes, the metadata of arrays, coordinates, columns, observations and truth."""
     attributes = root["attributes"]
     if is_protected(attributes) and attributes.get(DIGEST) != digest_of(attributes):
         yield Damage(METADATA, "flipped: its attributes have another digest", "attributes of the store", range(0))
     try:
         arrays = dict(root["consolidated_metadata"]["metadata"])
     except (ValueError, KeyError, TypeError):
-        # Opening the store says what is wrong.
+        # Opening the store reports the problem.
         return
     fixed, recorded = _fixed_places(root), None
-    # What is wrong with the checksums is found with those of the members.
+    # A problem in the checksums is reported together with the members.
     with suppress(OSError, ValueError):
         recorded = read_checksums(path)
         recorded = recorded if len(recorded) >= _num_fixed(root) else None
     for name, array in sorted(arrays.items()):
         if name_problem(name) is not None:
             continue
-        # An array's metadata are in the store twice.
+        # The store holds the metadata of an array twice.
         file = path / name / METADATA
         try:
             wrong = None if read_json(file) == array else "differs from the metadata of the store"
@@ -218,7 +218,7 @@ def _fixed(path: Path, root: dict[str, Any]) -> Iterator[Damage]:
 
 
 def _fixed_places(root: dict[str, Any]) -> dict[str, int]:
-    """The place among the checksums, counted from the end, of the first file of each array that is written once."""
+    """Place among the checksums, counted from the end, of the first file of each array that is written once."""
     try:
         arrays, channels = dict(root["consolidated_metadata"]["metadata"]), list(root["attributes"]["channels"])
     except (ValueError, KeyError, TypeError):

@@ -194,7 +194,7 @@ def test_what_another_run_wrote_is_refused_with_what_differs(
     for options, message in (
         ({"seed": 4}, "seed is 0 there, 4 here"),
         ({"members": 4}, "num_members is 3 there, 4 here"),
-        ({"select": [0, 2]}, "its trajectories are others"),
+        ({"select": [0, 2]}, "trajectories"),
         ({"history": 4}, "observed_frames is 3 there, 4 here"),
         ({"precision": "bf16"}, "precision is model there, bf16 here"),
         ({"checkpoint": tmp_path / "other"}, "model_sha256 is "),
@@ -294,7 +294,7 @@ def test_more_frames_than_the_file_holds(
     assert [record.getMessage() for record in caplog.records] == [
         "frames beyond 20 were not seen in training of combined-small"
     ] * 2
-    with pytest.raises(EnmaError, match="belongs to another run: its time is another"):
+    with pytest.raises(EnmaError, match="belongs to another run: .*time"):
         start(data, tmp_path / "frames-5.zarr", **common).plan()
 
 

@@ -12,13 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
-import enma_fast
 from enma_fast.errors import EnmaError
 from enma_fast.models.model import Dynamics
 from enma_fast.ops._backend import extension
 from enma_fast.presets import PRESETS
 from enma_fast.sampling import reference as sample
 from enma_fast.sampling.engine import Engine, candidates, engine_for
+from enma_fast.utils.dataclass_json import replace
 
 from .._static import LATENTS, TASKS, Problem, build, problem, reference
 from .._tiny import ONE_PASS, distance, shaken
@@ -220,7 +220,7 @@ def test_presets_are_the_reference(name: str) -> None:
     """Two frames of two members with random weights: the sizes, and so the division into panels, of real models."""
     torch.manual_seed(0)
     # As few steps as have a first, a middle and a last one.
-    config = enma_fast.config.replace(PRESETS[name].model, {"sampling.mask_steps": 3, "sampling.flow_steps": 1})
+    config = replace(PRESETS[name].model, {"sampling.mask_steps": 3, "sampling.flow_steps": 1})
     dynamics = shaken(Dynamics(config), scale=0.03).eval().requires_grad_(False)
     history = torch.randn(1, 2, config.num_tokens, config.token_channels)
     keys = {"num_latents": 4, "seeds": torch.tensor([5, 5]), "members": torch.arange(2)}

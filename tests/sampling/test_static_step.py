@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import enma_fast
 from enma_fast.errors import EnmaError
 from enma_fast.sampling.static_step import StaticStep
+from enma_fast.utils.dataclass_json import replace
 
 from .._static import LATENTS, TASKS, Problem, build, generate, in_float64, make_step, problem
 from .._static import reference as reference_frames
@@ -67,9 +68,7 @@ def test_settings_are_those_of_the_reference(name: str, settings: dict) -> None:
 @pytest.mark.parametrize("name", ["paper", "relative", *ONE_PASS])
 def test_depths_beside_two(name: str, layers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     # With one layer the first is the last, with three one lies between.
-    changed = enma_fast.config.replace(
-        CONFIGS[name], {"dynamics.spatial_layers": layers, "dynamics.temporal_layers": layers}
-    )
+    changed = replace(CONFIGS[name], {"dynamics.spatial_layers": layers, "dynamics.temporal_layers": layers})
     monkeypatch.setitem(CONFIGS, name, changed)
     dynamics = build(name).double()
     given = in_float64(problem(dynamics, "generation"))

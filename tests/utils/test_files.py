@@ -59,7 +59,7 @@ def test_a_link_beside_the_store_is_not_followed(
 
 def test_a_second_name_of_a_file_is_no_lock(test_in: Path, tiny: Path, place: Path, other: Path) -> None:
     os.link(other / "file", place / ".run.zarr.lock")
-    with pytest.raises(EnmaError, match=r"run\.zarr: cannot be written .*file of two names"):
+    with pytest.raises(EnmaError, match=r"run\.zarr: cannot be written .*two names"):
         start(test_in, tiny, place / "run.zarr").execute()
     assert (other / "file").read_bytes() == SECRET
 
@@ -114,9 +114,9 @@ def test_links_are_replaced_and_never_written_through(place: Path, other: Path) 
         write_file(place / "folder" / "a", b"new")
     os.mkfifo(place / "pipe")
     for opened in (lambda: open_file(place / "pipe", os.O_RDWR), lambda: read_file(place / "pipe")):
-        with pytest.raises(OSError, match="no regular file"):
+        with pytest.raises(OSError, match="regular file"):
             opened()
-    with pytest.raises(OSError, match="10 are the most"):
+    with pytest.raises(OSError, match=r"most 10\b"):
         read_file(other / "file", most=10)
     remove(place / "folder")
     assert (other / "file").read_bytes() == SECRET

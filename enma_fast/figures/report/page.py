@@ -16,14 +16,16 @@ from ...errors import EnmaError
 from ...store.layout import OUTSIDE
 from ...utils.extras import load_extra
 from ...utils.text import counted
-from ..plots import Forecast, forecast_panels, write_whole
+from ..forecast import Forecast
+from ..plots import forecast_panels, write_complete
+from ..style import ENSEMBLE, ERROR, INK, TRUTH
 from .reader import PooledScores, StoreReader
 from .viewer import MANY_TRAJECTORIES, Thinning
 
 # Longest text of an attribute, and the most rows of a table, that the page shows in full.
 _LONGEST, _MOST_ROWS = 2000, 60
 # Colours of the figures, and what they are on the page, light or dark.
-COLOURS = {"#333333": "currentColor", "#111111": "currentColor", "#1f6fb4": "var(--accent)", "#c2452d": "var(--error)"}
+COLOURS = {INK: "currentColor", TRUTH: "currentColor", ENSEMBLE: "var(--accent)", ERROR: "var(--error)"}
 _SCORES = {
     "rel_l2": "relative L2 error of the mean",
     "rel_l2_median": "the same, median over trajectories",
@@ -114,7 +116,7 @@ def write_report(store: str | Path, out: str | Path, *, truth: str | Path | None
     }
     template = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
     page = re.sub(r"\{\{(\w+)\}\}", lambda match: values[match[1]], template).encode()
-    write_whole(out, lambda temporary: temporary.write_bytes(page))
+    write_complete(out, lambda temporary: temporary.write_bytes(page))
     return {
         "report": str(out),
         "num_bytes": len(page),

@@ -17,7 +17,9 @@ from ...data import read
 from ...errors import EnmaError, first_line
 from ...evaluation.metrics import Scores
 from ...store.read import is_missing, read_forecast
-from ..plots import Forecast, SpreadErrorBins, forecast_figure, save_movie
+from ..calibration import SpreadErrorBins
+from ..forecast import Forecast
+from ..plots import forecast_figure, save_movie
 
 # Scores that need members.
 _MEMBERS_ONLY = ("rel_l2_member", "crps", "crps_relative", "rmsce_rank")

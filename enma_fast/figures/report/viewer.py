@@ -14,7 +14,8 @@ import numpy as np
 
 from ...errors import EnmaError
 from ...utils.extras import load_extra
-from ..plots import LEVELS, Forecast, central_intervals, error_scale, field_scale
+from ..forecast import LEVELS, Forecast, central_intervals
+from ..maps import error_scale, field_scale
 from .reader import StoreReader
 
 # Bytes of the viewer's data in the page, and what is thinned before the next: trajectories, places, frames.

@@ -318,17 +318,17 @@ def test_stores_are_told_apart(tmp_path: Path, rng: np.random.Generator) -> None
         "shard": (2, "shard is 1 there, 2 here"),
         "keep_members": (False, "keeps is members, mean, spread, quantile, exceedance there, mean,"),
         "quantiles": ((0.2, 0.5), "quantiles is [0.1, 0.5] there, [0.2, 0.5] here"),
-        "trajectories": ([3, 8, 12], "its trajectories are others"),
-        "times": (np.arange(5.0), "its time is another"),
-        "coords": ([np.arange(7.0)], "its x is another"),
+        "trajectories": ([3, 8, 12], "trajectories"),
+        "times": (np.arange(5.0), "time"),
+        "coords": ([np.arange(7.0)], "coordinate x"),
     }
     for name, (value, message) in changed.items():
         (told,) = differences(path, replace(own, **{name: value}))
-        assert told.startswith(message), name
+        assert message in told, name
     told = differences(path, replace(own, attributes={"seed": 3, "model_sha256": "0" * 64 + "a"}))
     assert told == [f"model_sha256 is nothing there, {'0' * 57}... here"]
     plane = replace(own, coords=[np.arange(7.0), np.arange(2.0)], observed=None, truth=None)
-    assert "its y is another" in differences(path, plane)
+    assert any("coordinate y" in text for text in differences(path, plane))
 
 
 def test_the_order_of_names_is_not_left_to_chance(tmp_path: Path, rng: np.random.Generator) -> None:
