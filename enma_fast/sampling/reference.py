@@ -1,4 +1,4 @@
-"""FRAME -> TRAJECTORY in plain PyTorch: the reference that every faster path is tested against.
+"""The reference sampler: frames and trajectories in plain PyTorch, which every faster implementation is tested against.
 
 Legend: B batch x members, T latent frames, N tokens per frame, M tokens decided in one mask step, C token channels,
 D width.
@@ -29,9 +29,9 @@ def frame(
     h_BND
         Context of the frame from the causal transformer.
     seeds, members
-        ``[B]`` int64, the key of each row's noise.
+        ``[B]`` int64, the key of the noise of each row.
     index
-        Number of the latent frame in its trajectory, the noise's counter.
+        Number of the latent frame in its trajectory; part of the counter of the noise.
     """
     N, C = dynamics.config.num_tokens, dynamics.config.token_channels
     if in_one_pass(dynamics.config, index):
@@ -41,7 +41,7 @@ def frame(
         c_BND = dynamics.spatial.from_noise(h_BND, (settings.temperature * noise_BNC).to(h_BND.dtype))
         return widened(exact(dynamics.read, c_BND))
     order_BN = token_order(seed=seeds, members=members, frame=index, num_tokens=N)
-    # Tokens are fp32 beside weights in bf16, float64 beside float64.
+    # Tokens are fp32 with bf16 weights, and float64 with float64 weights.
     wide = torch.promote_types(h_BND.dtype, torch.float32)
     x_BNC = torch.zeros(h_BND.shape[0], N, C, dtype=wide, device=h_BND.device)
     known_BN = torch.zeros(h_BND.shape[0], N, dtype=torch.bool, device=h_BND.device)
@@ -61,12 +61,12 @@ def frame(
 
 
 def in_one_pass(config: ModelConfig, index: int) -> bool:
-    """Whether a latent frame is decided in one pass; frame 0, an initial state, never is."""
+    """True if a latent frame is decided in one pass; frame 0, an initial state, never is."""
     return config.dynamics.decoder == "one-pass" and index > 0
 
 
 def flow_temperature(config: ModelConfig, settings: SamplingConfig) -> float:
-    """Factor on the noise of a flow; frame 0 of a one-pass model is a draw from its own distribution, unscaled."""
+    """Factor on the noise of the flow; 1 for frame 0 of a one-pass model, which is drawn from its own distribution."""
     return 1.0 if config.dynamics.decoder == "one-pass" else settings.temperature
 
 
@@ -86,11 +86,11 @@ def trajectory(
     Parameters
     ----------
     history
-        Observed latent frames of the target ``[B, T0, N, C]``; T0 may be 0 when a context is given.
+        Observed latent frames ``[B, T0, N, C]`` of the target; T0 may be 0 when a context is given.
     num_latents
         Latent frames of the whole trajectory, the observed ones included.
     seeds, members
-        ``[B]`` int64, the key of each row's noise.
+        ``[B]`` int64, the key of the noise of each row.
     context
         Latent frames ``[B, Tc, N, C]`` of another trajectory of the same environment.
     settings

@@ -1,4 +1,4 @@
-"""What a static step holds: weights in its dtype, integration plans of the flow head, and the size of every buffer.
+"""The plan of a static step: its weights, the integration plans of its flow head, and the size of every buffer.
 
 Legend: B rows (members), G groups that share history and context, N tokens per frame, L rows of the masked transformer,
 C token channels, D width, H heads, K head dim.
@@ -26,7 +26,7 @@ Buffer = tuple[tuple[int, ...], torch.dtype]
 class StaticPlan:
     """Every static buffer of a step, and the memory it takes, known before any of it is allocated.
 
-    What an operator packs from its weights and allocates while it runs is not counted.
+    Memory that operators allocate while they run, or for packed weights, is not counted.
     """
 
     weights: int  # bytes
@@ -35,17 +35,17 @@ class StaticPlan:
 
     @property
     def kv_bytes(self) -> int:
-        """Keys and values: the shared prefix and each row's own frames."""
+        """Bytes of keys and values: the shared prefix and the own frames of each row."""
         return _bytes(self.kv)
 
     @property
     def buffer_bytes(self) -> int:
-        """All other static buffers."""
+        """Bytes of all other static buffers."""
         return _bytes(self.buffers)
 
     @property
     def total_bytes(self) -> int:
-        """Weights, keys and values, and buffers."""
+        """Bytes of weights, keys and values, and buffers."""
         return self.weights + self.kv_bytes + self.buffer_bytes
 
 
@@ -92,7 +92,7 @@ def _bytes(buffers: dict[str, Buffer]) -> int:
 
 
 def prepared_weights(dynamics: Dynamics, dtype: torch.dtype) -> Dynamics:
-    """A copy to sample from: weights of products in `dtype`; norms and turns at least in fp32."""
+    """Copy the model for sampling: weights of products in `dtype`; norms and rotary tables at least in fp32."""
     model = copy.deepcopy(dynamics).eval().requires_grad_(False).to(dtype)
     for ours, given in zip(model.modules(), dynamics.modules(), strict=True):
         if isinstance(ours, RMSNorm) and isinstance(given, RMSNorm):
@@ -104,12 +104,12 @@ def prepared_weights(dynamics: Dynamics, dtype: torch.dtype) -> Dynamics:
 
 @torch.inference_mode()
 def flow_plans(dynamics: Dynamics, model: Dynamics, settings: SamplingConfig, mask_steps: int) -> list[Any]:
-    """What the flow head integrates at each mask step; equal numbers of flow steps share a plan."""
+    """Integration plans of the flow head for each mask step; steps with equal numbers of flow steps share a plan."""
     steps = flow_schedule(settings.flow_steps, settings.last_flow_steps, mask_steps=mask_steps)
     plans = {}
     for count in set(steps):
         plan = model.flow.velocity.plan(steps=count, method=settings.method)
-        # Embeddings of the evaluation times are rounded once, where they are used.
+        # Embeddings of the evaluation times are computed from the original weights, and rounded once.
         time_RW = dynamics.flow.velocity.plan(steps=count, method=settings.method).time_RW
         plans[count] = dataclasses.replace(plan, time_RW=time_RW.to(plan.time_RW.dtype))
     return [plans[count] for count in steps]

@@ -101,7 +101,7 @@ def _run(launcher: str, num_ranks: int, found: Mapping[str, str]) -> str:
     """Name that all processes of a launch share on all machines, and that other launches do not have if possible."""
     own = [found.get(name, "") for name in _NAMES[launcher]]
     if launcher == "torchrun" and own[0] in ("", "none") and found.get("GROUP_WORLD_SIZE") == "1":
-        # The address is then "localhost", the same on every machine.
+        # Then the address is a local one, which is the same on every machine.
         own.append(socket.gethostname())
     if any(own):
         return " ".join([launcher, *own])

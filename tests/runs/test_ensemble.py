@@ -294,7 +294,7 @@ def test_more_frames_than_the_file_holds(
     assert [record.getMessage() for record in caplog.records] == [
         "frames beyond 20 were not seen in training of combined-small"
     ] * 2
-    with pytest.raises(EnmaError, match="belongs to another run: .*time"):
+    with pytest.raises(EnmaError, match=r"belongs to another run: .*time"):
         start(data, tmp_path / "frames-5.zarr", **common).plan()
 
 

@@ -195,7 +195,7 @@ def test_damaged_attributes_are_repaired_by_their_own_command_alone(test_in: Pat
         prepare(test_in, out, checkpoint=tiny, members=2, select=[0]).execute()
     mark_damaged(out, check_store(out))
     # What they say now is what nobody asked for.
-    with pytest.raises(EnmaError, match="attributes are damaged.*seed"):
+    with pytest.raises(EnmaError, match=r"attributes are damaged.*seed"):
         prepare(test_in, out, checkpoint=tiny, members=2, select=[0], seed=2).execute()
     prepare(test_in, out, checkpoint=tiny, members=2, select=[0]).execute()
     assert contents(out) == whole
