@@ -9,13 +9,13 @@ Legend: M rows, C token channels, D width of the condition, W width of the head,
 whose modulations exist at one time, N outputs of a product, G column blocks of a row.
 
 The residual y, its statistics, the modulation arithmetic and the state are fp32; h, m and the modulations are stored in
-the dtype of the weights. Each producer of y leaves mean and squared deviation of its own BLOCK_N columns, so that the
-consumer normalises in its prologue without reading the row twice.
+the dtype of the weights. Each kernel that writes y also writes the mean and squared deviation of its own BLOCK_N
+columns, so that the next kernel normalises in its prologue without reading the row twice.
 
-A row is never reduced together with another one and all sums run in a fixed order, so its bits depend on the launch
-configuration only. Rows and columns outside a tensor read the last one inside it, and are not stored.
+No reduction mixes two rows, and all sums run in a fixed order, so the bits of a row depend only on the launch
+configuration. Rows and columns outside a tensor read the last one inside it, and are not stored.
 
-Products of fp32 weights are IEEE products: TF32 is less exact than the plain code, and so is the accumulation of
+Products of fp32 weights are IEEE products: TF32 is less accurate than the reference, and so is the accumulation of
 three TF32 products, which truncates.
 """
 
@@ -38,13 +38,13 @@ from .flow_head_parts import (
     silu,
 )
 
-# Three products per regime. `linear` makes the modulations: many rows, so a square tile that feeds the tensor cores.
-# `block` is up and down; its prologue reads 8 bytes per element of y, shift and scale in every column block. Few rows:
-# narrow tiles, to spread over the multiprocessors (W = 512 gives 16 programs to 16 rows). More rows: wide tiles, to
-# read the prologue's operands 4 times only; shared memory stays under 99 KB, so that two programs fit an H100. `move`
-# has C columns only: short tiles, and the block_n of `block`, as both write statistics of y. fp32 has no tensor cores:
-# both operands of a step live in registers, so steps are short. From arithmetic and from what compiles without spills,
-# not from a measurement.
+# Three products per regime. `linear` computes the modulations: many rows, so a square tile that feeds the tensor cores.
+# `block` is up and down; its prologue reads 8 bytes per element of y, shift and scale in every column block. For few
+# rows the tiles are narrow, to spread over the multiprocessors (W = 512 gives 16 programs for 16 rows). For more rows
+# they are wide, to read the operands of the prologue only 4 times; shared memory stays under 99 KB, so that two
+# programs fit an H100. `move` has only C columns: short tiles, with the block_n of `block`, since both write statistics
+# of y. fp32 has no tensor cores: both operands of a step are in registers, so steps are short. The values come from
+# arithmetic and from compiling without spills, not from measurements.
 CONFIGS = {
     ("small", torch.bfloat16): {
         "linear": Config(block_m=64, block_n=64, block_k=64, num_warps=4, num_stages=4),
@@ -70,7 +70,7 @@ CONFIGS = {
 
 
 def column_blocks(width: int, config: Config) -> int:
-    """Pairs of statistics that each row of y carries."""
+    """Number of column blocks of y, each with a pair of statistics per row."""
     return triton.cdiv(width, config.block_n)
 
 
@@ -124,7 +124,7 @@ def _modulated_product(
 
 @triton.jit
 def _tile(M, N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Column block, rows (clamped), which rows exist, columns; column blocks of the same rows are neighbours."""
+    """Column block, rows (clamped), mask of the rows, columns; column blocks of the same rows are neighbours."""
     i_n = tl.program_id(0) % tl.cdiv(N, BLOCK_N)
     o_m = (tl.program_id(0) // tl.cdiv(N, BLOCK_N)).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     return i_n, tl.minimum(o_m, M - 1), o_m < M, i_n * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -221,7 +221,7 @@ def _down_kernel(
     b_d = product(p_h + o_m[:, None] * W, p_w + i_n[None, :] * W, b_d, end, W, BLOCK_K)
     b_d += tl.load(p_bias + i_n).to(tl.float32)[None, :]
     b_gate = tl.load(p_modulation + o_m[:, None] * N_MODULATION + o_block + 2 * W + i_n[None, :]).to(tl.float32)
-    # A clamped element may meanwhile be overwritten by the thread that owns it: read only what is stored here.
+    # The owner of a clamped element may have overwritten it already: read only elements that are stored here.
     p = p_y + o_m[:, None] * W + o_n[None, :]
     m = m_m[:, None] & (o_n < W)[None, :]
     b_y = tl.load(p, mask=m, other=0.0) + b_gate * b_d
@@ -377,7 +377,7 @@ def launch_move_(
     stats_M2G: Tensor,
     out: Tensor | None,
 ) -> None:
-    """x = start + h v(y), or start without modulations; kept in `out` if given; y and statistics of x if `again`."""
+    """x = start + h v(y), or start without modulations, stored in `out` if given; `again` also y and its statistics."""
     M, C = start_MC.shape
     W = y_MW.shape[1]
     G = column_blocks(W, config)

@@ -14,7 +14,7 @@ EPS = tl.constexpr(1e-6)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Config:
-    """Tile of one product and what executes it."""
+    """Tile of one product, with the warps and pipeline stages that execute it."""
 
     block_m: int
     block_n: int
@@ -25,7 +25,7 @@ class Config:
 
 @triton.jit
 def inside(o_n, N: tl.constexpr, BLOCK: tl.constexpr):
-    """Offsets of a block, those outside moved to the last one inside."""
+    """Offsets of a block; those outside are clamped to the last one inside."""
     if N % BLOCK != 0:
         o_n = tl.minimum(o_n, N - 1)
     return o_n
@@ -39,9 +39,9 @@ def silu(b_x):
 
 @triton.jit
 def narrow(b_x, dtype: tl.constexpr):
-    """x in `dtype`, rounded to nearest even."""
+    """Round x to `dtype`, to nearest even."""
     if INTERPRET and dtype == tl.bfloat16:
-        # The interpreter's cast truncates, so the bits that it drops are rounded away before.
+        # The cast of the interpreter truncates, so x is rounded before.
         b_x = b_x.to(tl.int32, bitcast=True)
         b_x = ((b_x + 0x7FFF + ((b_x >> 16) & 1)) & -0x10000).to(tl.float32, bitcast=True)
     return b_x.to(dtype)
@@ -51,7 +51,7 @@ def narrow(b_x, dtype: tl.constexpr):
 def dot(b_a, b_w, b_acc):
     """acc + a w"""
     if INTERPRET:
-        # Its bfloat16 products are wrong, and its fp32 sums depend on the place of the row in the tile.
+        # In the interpreter bfloat16 products are wrong, and fp32 sums depend on the place of the row in the tile.
         b_acc += tl.sum(b_a.to(tl.float32)[:, :, None] * b_w.to(tl.float32)[None, :, :], 1)
     else:
         b_acc = tl.dot(b_a, b_w, b_acc, input_precision="ieee")
@@ -60,9 +60,9 @@ def dot(b_a, b_w, b_acc):
 
 @triton.jit
 def load_k(p, o_k, K: tl.constexpr, BLOCK_K: tl.constexpr, ROWS: tl.constexpr):
-    """A block at pointers `p`, whose offsets along the summed dimension are `o_k`; zero past its end.
+    """Load a block at pointers `p`, with offsets `o_k` along the summed dimension; zero past its end.
 
-    ROWS: o_k runs along the rows of the block (weights), else along its columns (activations).
+    If ROWS, o_k runs along the rows of the block (weights), else along its columns (activations).
     """
     if K % BLOCK_K == 0:
         b = tl.load(p)
@@ -77,7 +77,7 @@ def load_k(p, o_k, K: tl.constexpr, BLOCK_K: tl.constexpr, ROWS: tl.constexpr):
 def product(p_a, p_w, b_acc, end, K: tl.constexpr, BLOCK_K: tl.constexpr):
     """acc + a w^T; p_a [BLOCK_M, 1] and p_w [1, BLOCK_N] point at the starts of the rows; end = K.
 
-    As a bound that is known too late to unroll the loop, `end` saves the registers of as many addresses.
+    `end` is no constant, so the loop is not unrolled, which saves registers for addresses.
     """
     for i_k in range(0, end, BLOCK_K):
         o_k = i_k + tl.arange(0, BLOCK_K)
@@ -89,7 +89,7 @@ def product(p_a, p_w, b_acc, end, K: tl.constexpr, BLOCK_K: tl.constexpr):
 
 @triton.jit
 def block_statistics(b_y, o_n, W: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Count, mean and sum of squared deviations over the columns of a block of y that exist."""
+    """Count, mean and sum of squared deviations over the existing columns of a block of y."""
     if W % BLOCK_N == 0:
         n = tl.full([], BLOCK_N, tl.float32)
         b_mean = tl.sum(b_y, 1) / n
@@ -103,7 +103,7 @@ def block_statistics(b_y, o_n, W: tl.constexpr, BLOCK_N: tl.constexpr):
 
 
 def padded_channels(channels: int) -> int:
-    """Columns of a tile of the state: what a product needs at least."""
+    """Columns of a tile of the state, at least as many as a product needs."""
     return max(16, triton.next_power_of_2(channels))
 
 
@@ -115,6 +115,6 @@ def launch_options(config: Config) -> dict[str, int | bool]:
         "BLOCK_K": config.block_k,
         "num_warps": config.num_warps,
         "num_stages": config.num_stages,
-        # The default of this differs between releases.
+        # The default differs between releases of Triton.
         "enable_fp_fusion": True,
     }

@@ -13,10 +13,9 @@ from .style import BAND_ALPHA, ENSEMBLE, ERROR, INK, SPREAD, TIME_LABEL, greates
 
 
 class SpreadErrorBins:
-    """Error of the mean where the spread is small and where it is large, from any number of batches.
+    """Error of the mean as a function of the spread, from any number of batches of points.
 
-    Holds sums in bins an eighth of an octave wide, so splitting the points into batches differently changes only
-    rounding.
+    The sums are kept in bins an eighth of an octave wide, so a different split into batches changes only rounding.
     """
 
     _PER_OCTAVE, _LOWEST, _HIGHEST = 8, -60, 60
@@ -25,7 +24,7 @@ class SpreadErrorBins:
         self._sums = np.zeros((3, (self._HIGHEST - self._LOWEST) * self._PER_OCTAVE))
 
     def update(self, spread: np.ndarray, error: np.ndarray) -> None:
-        """Add points: standard deviation of the members, and mean less truth. What is not finite is left out."""
+        """Add points: standard deviation of the members, and mean minus truth; only finite points count."""
         spread, error = np.asarray(spread, np.float64).ravel(), np.asarray(error, np.float64).ravel()
         finite = np.isfinite(spread) & np.isfinite(error)
         spread, error = spread[finite], error[finite]
@@ -35,12 +34,12 @@ class SpreadErrorBins:
             self._sums[row] += np.bincount(bins, weights, minlength=self._sums.shape[1])
 
     def result(self, num_members: int | None = None, most: int = 12) -> dict[str, list[float]]:
-        """RMS spread and RMS error in at most `most` groups of nearly as many points, by growing spread.
+        """RMS spread and RMS error in at most `most` groups of about equally many points, by increasing spread.
 
         Returns
         -------
-        dict with `spread`, `rmse` and `points`. With the number of members K the spread has the factor
-        `sqrt((K + 1) / K)` that makes it comparable with the error of their mean (Fortin et al., 2014).
+        dict with `spread`, `rmse` and `points`. If the number of members K is given, the spread is multiplied by
+        `sqrt((K + 1) / K)`, which makes it comparable with the error of their mean (Fortin et al., 2014).
         """
         count, variance, squared = self._sums[:, self._sums[0] > 0]
         if not len(count):
@@ -58,7 +57,7 @@ class SpreadErrorBins:
 
 
 def calibration_panels(forecast: Forecast, scores: dict[str, Any] | None) -> dict[str, Callable[[Any], None]]:
-    """The panels of pooled calibration that scores allow: name -> what draws it."""
+    """Panels of pooled calibration that the scores allow: name -> function that draws it."""
     if not scores:
         return {}
     drawings: dict[str, Callable[[Any], None]] = {}
@@ -74,7 +73,7 @@ def calibration_panels(forecast: Forecast, scores: dict[str, Any] | None) -> dic
 def draw_error_and_spread(axes: Any, forecast: Forecast, scores: dict[str, Any]) -> None:
     frames = scores["per_frame"]
     error, spread = _as_floats(frames["rmse"]), _as_floats(frames["spread"])
-    # Comparable with the error of a mean of K members (Fortin et al., 2014).
+    # The factor makes the spread comparable with the error of a mean of K members (Fortin et al., 2014).
     members = scores["num_members"]
     spread = spread * np.sqrt((members + 1) / members if members else 1)
     axes.plot(forecast.times, error, color=ERROR, marker="o", ms=3, label="error of the mean (RMS)")
@@ -87,7 +86,7 @@ def draw_error_and_spread(axes: Any, forecast: Forecast, scores: dict[str, Any])
 
 
 def _draw_ranks(axes: Any, scores: dict[str, Any]) -> None:
-    """Rank histogram relative to a flat one, in at most 17 bars."""
+    """Draw the rank histogram relative to a flat one, in at most 17 bars."""
     ranks, count = scores["rank_histogram"], scores["num_trajectories"]
     axes.set(xlabel="rank of the truth among the members", ylabel="frequency / flat")
     axes.set_title(f"ranks, {counted(count, 'trajectory')}")
@@ -101,7 +100,7 @@ def _draw_ranks(axes: Any, scores: dict[str, Any]) -> None:
 
 
 def _draw_spread_and_skill(axes: Any, forecast: Forecast, bins: dict[str, list[float]]) -> None:
-    """RMS error of the points whose spread is small, ..., large; on the diagonal the spread tells the error."""
+    """Draw the RMS error of groups of points against their spread; on the diagonal the two are equal."""
     spread, error = np.asarray(bins["spread"]), np.asarray(bins["rmse"])
     axes.set(
         xlabel=f"spread of {forecast.name} (RMS of a bin)", ylabel="error of the mean (RMS)", title="spread and skill"
@@ -114,7 +113,7 @@ def _draw_spread_and_skill(axes: Any, forecast: Forecast, bins: dict[str, list[f
 
 
 def _draw_reliability(axes: Any, scores: dict[str, Any]) -> None:
-    """How often the truth lies inside an interval that should hold it with probability p."""
+    """Draw how often the truth lies in an interval of probability p, against p."""
     nominal, observed = (np.asarray(scores["reliability"][name]) for name in ("nominal", "observed"))
     error = scores.get("rmsce")
     axes.set_title("reliability" if error is None else f"reliability, RMSCE {error:.3f}")
@@ -130,7 +129,7 @@ def grouped_ranks(histogram: np.ndarray, most: int = 17) -> tuple[np.ndarray, np
 
     Returns
     -------
-    frequency relative to that of a flat histogram, centre and width of each bar, in ranks
+    Frequency relative to that of a flat histogram, and centre and width of each bar in ranks.
     """
     edges = np.unique(np.linspace(0, len(histogram), min(most, len(histogram)) + 1).round().astype(int))
     width = np.diff(edges)

@@ -20,20 +20,21 @@ class Forecast:
 
     Parameters
     ----------
-    times : [T] of the forecast frames, dimensionless
+    times : [T] times of the forecast frames, dimensionless
     coords : one array per space dimension, dimensionless
-    members : [K, T, *x]; mean, spread and num_members then follow
-    mean, spread : [T, *x], where there are no members
-    levels, quantiles : [Q] in (0, 1) and [Q, T, *x], without members; lacking a mean the median stands for it
-    num_members : K, where it is known
+    members : [K, T, *x]; mean, spread and num_members are computed from them
+    mean, spread : [T, *x], if there are no members
+    levels, quantiles : [Q] in (0, 1) and [Q, T, *x], if there are no members; the median replaces a missing mean
+    num_members : K, if it is known
     truth : [T, *x]
     observed, observed_times : [L, *x] and [L], the frames that the model saw
-    name : of the channel
+    name : name of the channel
+    centre : "mean" or "median", the statistic in `mean`
 
     Raises
     ------
     EnmaError
-        If shapes do not belong together, space has more than two dimensions, or there is nothing to draw.
+        If shapes do not match, if space has more than two dimensions, or if there is nothing to draw.
     """
 
     times: np.ndarray
@@ -75,19 +76,19 @@ class Forecast:
 
     @property
     def seen(self) -> tuple[np.ndarray, np.ndarray]:
-        """Observed frames and their times, empty where there are none."""
+        """Observed frames and their times; empty if there are none."""
         assert self.observed is not None
         assert self.observed_times is not None
         return self.observed, self.observed_times
 
     def widest(self) -> tuple[int, ...]:
-        """Grid indices of the place where the spread of the last frame is largest; the middle without a spread."""
+        """Grid indices of the largest spread in the last frame; the middle of the grid if there is no spread."""
         if self.spread is None or not np.isfinite(self.spread[-1]).any():
             return tuple(len(x) // 2 for x in self.coords)
         return tuple(int(i) for i in np.unravel_index(int(np.nanargmax(self.spread[-1])), self.spread.shape[1:]))
 
     def quantiles_at(self, where: tuple[int, ...]) -> tuple[Sequence[float], np.ndarray]:
-        """Levels [Q] and quantiles [Q, T] at one place; of the members where there are any."""
+        """Levels [Q] and quantiles [Q, T] at one grid point; from the members if there are any."""
         if self.members is not None:
             return LEVELS, np.quantile(values_at(self.members, where), LEVELS, axis=0)
         if self.quantiles is not None:
@@ -95,7 +96,7 @@ class Forecast:
         return (), np.empty((0, len(self.times)))
 
     def fields(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """Truth and mean; error of the mean and spread; what there is of them."""
+        """Fields to draw, by title: truth and mean, then error of the mean and spread; missing ones are left out."""
         values = {"truth": self.truth, f"ensemble {self.centre}": self.mean}
         error = None if self.truth is None or self.mean is None else np.abs(self.mean - self.truth)
         others = {f"error of the {self.centre} (absolute)": error, "spread (standard deviation)": self.spread}
@@ -106,7 +107,7 @@ class Forecast:
 
 
 def central_intervals(levels: Sequence[float]) -> list[tuple[float, int, int]]:
-    """Central intervals between quantile levels, widest first: probability, index of lower and of upper level."""
+    """Central intervals between quantile levels, widest first: (probability, index of lower, index of upper level)."""
     found = []
     for i, low in enumerate(levels):
         for j, high in enumerate(levels):
@@ -116,6 +117,6 @@ def central_intervals(levels: Sequence[float]) -> list[tuple[float, int, int]]:
 
 
 def values_at(values: np.ndarray, where: tuple[int, ...]) -> np.ndarray:
-    """Values at one point of space, the last axes."""
+    """Values at one point of space, whose axes are the last."""
     index: Any = (..., *where)
     return np.asarray(values[index])

@@ -15,7 +15,7 @@ from .style import ON_MAP, TIME_LABEL, greatest_value
 
 
 class Maps:
-    """Maps with one scale for fields and one for error and spread."""
+    """The maps of a figure, with one colour scale for truth and mean and one for error and spread."""
 
     def __init__(self, figure: Any, forecast: Forecast, where: tuple[int, ...] | None) -> None:
         self.figure, self.forecast, self.where = figure, forecast, where
@@ -23,7 +23,7 @@ class Maps:
         self.images: list[tuple[Any, np.ndarray]] = []
 
     def draw(self, grid: Any, *, stacked: bool = False) -> None:
-        """Truth, mean, error and spread side by side, or (`stacked`) the last two below the first two."""
+        """Draw truth, mean, error and spread side by side, or (`stacked`) the last two below the first two."""
         seen, _ = self.forecast.seen
         fields, others = self.forecast.fields()
         what = ", ".join(title.split()[0] for title in others)
@@ -47,10 +47,10 @@ class Maps:
         scale: dict[str, Any],
         label: str,
     ) -> None:
-        """Maps of one scale from place `first` of the grid on, and their colour bar."""
+        """Draw the maps of one scale, from cell `first` of the grid on, and their colour bar."""
         for place, (title, values) in enumerate(group.items(), first):
             row, column = divmod(place, grid.ncols)
-            # Two maps on a narrow page leave no room for what stands in brackets.
+            # On a narrow page there is no room for the part of a title in brackets.
             shown = title.partition(" (")[0] if grid.nrows > 1 else title
             self._map(grid[row, column], shown, values, before, scale, first=column == 0)
         if group:
@@ -73,7 +73,7 @@ class Maps:
             image = axes.pcolormesh(x, y, values[-1].T, shading="nearest", rasterized=True, **scale)
             self.images.append((image, values))
             axes.set_aspect("equal")
-            # One frame of many, unless the figure's title tells which.
+            # A map shows one of many frames; the title of a movie gives its time.
             time = f", time {forecast.times[-1]:.3g}" if shared is None and self.where is not None else ""
             axes.set(title=title + time, ylabel="y (dimensionless)" if first else "")
             if self.where is not None:
@@ -98,7 +98,7 @@ class Maps:
 
 
 def field_scale(*fields: np.ndarray) -> dict[str, Any]:
-    """Colours of fields: zero in the middle if values have both signs, else from the least to the greatest."""
+    """Colour scale of fields: centred at zero if values have both signs, else from the least to the greatest."""
     values = np.concatenate([field[np.isfinite(field)] for field in fields]) if fields else np.empty(0)
     low, high = (float(values.min()), float(values.max())) if values.size else (-1.0, 1.0)
     if low < 0 < high or low == high:
@@ -108,12 +108,12 @@ def field_scale(*fields: np.ndarray) -> dict[str, Any]:
 
 
 def error_scale(*fields: np.ndarray) -> dict[str, Any]:
-    """Colours of error and spread, from zero."""
+    """Colour scale of error and spread, from zero."""
     return {"cmap": "magma_r", "vmin": 0.0, "vmax": greatest_value(*fields) or 1.0}
 
 
 def map_height(forecast: Forecast) -> float:
-    """Height of a map over its width: that of the domain in a plane, 1 for time over space."""
+    """Ratio of height to width of a map: that of the domain in two dimensions, 1 for a space-time map."""
     if len(forecast.coords) == 1:
         return 1.0
     x, y = (float(np.ptp(axis)) for axis in forecast.coords)

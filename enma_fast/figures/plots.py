@@ -34,11 +34,11 @@ def forecast_figure(
 
     Parameters
     ----------
-    point : grid indices of the fan chart; by default where the spread of the last frame is largest
-    scores : from `enma_fast.score` or like it: `num_members`, `num_trajectories`, `spread_skill`, `rmsce`, `per_frame`
+    point : grid indices of the fan chart; by default those of the largest spread in the last frame
+    scores : scores as from `enma_fast.score`: `num_members`, `num_trajectories`, `spread_skill`, `rmsce`, `per_frame`
         and, for one panel each, `rank_histogram`, `spread_error` (of `SpreadErrorBins`) and `reliability` (nominal and
         observed coverage)
-    title : of the figure
+    title : title of the figure
 
     Returns
     -------
@@ -71,24 +71,24 @@ def forecast_figure(
 
 
 def forecast_panels(forecast: Forecast, *, scores: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The panels of `forecast_figure` as figures of their own, narrow enough for a telephone, by what they show."""
+    """Draw the panels of `forecast_figure` as separate figures, narrow enough for a telephone; name -> figure."""
     matplotlib = load_extra("matplotlib", "plots")
-    where, made = forecast.widest(), {}
+    where, panels = forecast.widest(), {}
     with matplotlib.rc_context(STYLE):
         rows = [group for group in forecast.fields() if group]
-        figure = made["maps"] = new_figure((5.2, (0.75 + 1.7 * min(map_height(forecast), 1.2)) * len(rows)))
+        figure = panels["maps"] = new_figure((5.2, (0.75 + 1.7 * min(map_height(forecast), 1.2)) * len(rows)))
         Maps(figure, forecast, where).draw(figure.add_gridspec(len(rows), max(map(len, rows))), stacked=True)
         drawings: dict[str, Callable[[Any], None]] = {"fan chart": lambda axes: _draw_fan(axes, forecast, where)}
         if scores:
             drawings["error and spread"] = lambda axes: draw_error_and_spread(axes, forecast, scores)
         for label, draw in (drawings | calibration_panels(forecast, scores)).items():
-            made[label] = new_figure((5.2, 3.6))
-            draw(made[label].add_subplot())
-    return made
+            panels[label] = new_figure((5.2, 3.6))
+            draw(panels[label].add_subplot())
+    return panels
 
 
 def save_figure(figure: Any, path: str | Path) -> Path:
-    """Write a figure as PNG, PDF or SVG (by its suffix): the file appears complete or not at all."""
+    """Write a figure as PNG, PDF or SVG, by its suffix; the file appears complete or not at all."""
     path = Path(path)
     kinds = sorted(figure.canvas.get_supported_filetypes())
     if path.suffix.lstrip(".") not in kinds:
@@ -99,14 +99,15 @@ def save_figure(figure: Any, path: str | Path) -> Path:
 
 
 def save_movie(forecast: Forecast, path: str | Path, *, title: str = "", frames_per_second: int = 6) -> Path:
-    """Write the maps of a field in two dimensions over time as a GIF: it appears complete or not at all.
+    """Write the maps of a two-dimensional field over time as a GIF; it appears complete or not at all.
 
-    Of more than 200 frames only every second, third, ... is shown, which is logged.
+    At most 200 frames are shown: of more, every second, third, ... one, which is logged.
 
     Raises
     ------
     EnmaError
-        If the field is on a line, `path` does not end in .gif or cannot be written, or `[plots]` is missing.
+        If the field is one-dimensional, if `path` does not end in .gif or cannot be written, or if the `[plots]` extra
+        is missing.
     """
     path = Path(path)
     matplotlib = load_extra("matplotlib", "plots")
@@ -126,7 +127,7 @@ def save_movie(forecast: Forecast, path: str | Path, *, title: str = "", frames_
         maps = Maps(figure, forecast, None)
         maps.draw(figure.add_gridspec(1, panels))
         heading = figure.suptitle(title, x=0.01, ha="left", fontsize=11)
-        # The layout of the first frame serves all.
+        # All frames keep the layout of the first one.
         figure.draw_without_rendering()
         figure.set_layout_engine("none")
 
@@ -142,7 +143,7 @@ def save_movie(forecast: Forecast, path: str | Path, *, title: str = "", frames_
 
 
 def _draw_fan(axes: Any, forecast: Forecast, where: tuple[int, ...]) -> None:
-    """Quantile bands at one point, with the truth and the observed frames."""
+    """Draw quantile bands at one point, with the truth and the observed frames."""
     times, (seen, seen_times) = forecast.times, forecast.seen
     before = values_at(seen, where)
     # The bands start at the last observed frame, where the members agree.
@@ -178,17 +179,17 @@ def _draw_fan(axes: Any, forecast: Forecast, where: tuple[int, ...]) -> None:
     what = f"{forecast.num_members} members" if forecast.num_members else "forecast"
     axes.set(title=f"{what} at {place}", xlabel=TIME_LABEL, ylabel=forecast.name)
     axes.margins(x=0.01)
-    # Room for the legend above the curves.
+    # Make room for the legend above the curves.
     low, high = axes.get_ylim()
     axes.set_ylim(low, high + 0.27 * (high - low))
     handles = axes.legend(loc="upper left", ncols=3, columnspacing=1.2, handlelength=1.6).legend_handles
-    # Bands lie on the wider ones; their keys in the legend do not.
+    # Each band overlaps the wider ones, but its key in the legend does not: adjust the opacity of the key.
     for depth in range(len(axes.collections)):
         handles[depth].set_alpha(1 - (1 - BAND_ALPHA) ** (depth + 1))
 
 
 def write_complete(path: Path, write: Callable[[Path], Any]) -> Path:
-    """Write a file beside its place and move it there, so that it appears complete or not at all."""
+    """Write a temporary file and move it to `path`, so that it appears complete or not at all."""
     temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -197,7 +198,7 @@ def write_complete(path: Path, write: Callable[[Path], Any]) -> Path:
     except OSError as error:
         raise EnmaError(f"{path}: cannot be written ({error}); choose another --out") from error
     finally:
-        # Where there is no folder there is no file, and what is told is the first error.
+        # The first error is reported, not one of the clean-up.
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
     return path

@@ -10,7 +10,7 @@ from ..utils.extras import load_extra
 
 INK, ON_MAP, ENSEMBLE, ERROR, SPREAD = "#333333", "#303030", "#1f6fb4", "#c2452d", "#1f6fb4"
 TRUTH = "#111111"
-# Of one band; where bands lie on each other they are darker.
+# Opacity of one band; overlapping bands are darker.
 BAND_ALPHA = 0.25
 TIME_LABEL = "time (dimensionless)"
 STYLE = {
@@ -30,12 +30,13 @@ STYLE = {
     "ytick.color": INK,
     # A dollar sign in a name is a dollar sign.
     "text.parse_math": False,
-    # Text as outlines: a picture looks the same wherever it is opened.
+    # Text is drawn as outlines, so that a picture looks the same everywhere.
     "svg.fonttype": "path",
 }
 
 
 def new_figure(size: tuple[float, float]) -> Any:
+    """An empty matplotlib figure of `size` inches."""
     figure = load_extra("matplotlib.figure", "plots").Figure(figsize=size, layout="constrained")
     figure.get_layout_engine().set(h_pad=0.08, w_pad=0.06, hspace=0.06)
     return figure

@@ -418,7 +418,7 @@ class StaticStep:
         frames = sum(segment.shape[1] + 1 for segment in segments)
         if frames > self.prefix_frames:
             raise EnmaError(
-                f"segments hold {frames} frames, start frames included; this step was made for prefix_frames"
+                f"segments hold {frames} frames, start frames included; this step has prefix_frames"
                 f" {self.prefix_frames}"
             )
         for name, words in (("seeds", seeds), ("members", members)):

@@ -20,20 +20,20 @@ _T = TypeVar("_T")
 
 
 def to_json(config: Any) -> str:
-    """Any dataclass as readable JSON."""
+    """Write a dataclass as indented JSON."""
     return json.dumps(dataclasses.asdict(config), indent=1, sort_keys=False) + "\n"
 
 
 def from_json(cls: type[_T], text: str, *, source: str = "config") -> _T:
-    """Read a dataclass back; an unknown key or a wrong type is one line that names the field.
+    """Read a dataclass; an unknown key or a wrong type is refused in one line that names the field.
 
-    A key that is left out has its default. :func:`to_json` leaves none out, so only a key that is newer than the
-    file is ever filled in: its default has to be what was done before there was the key.
+    A missing key has its default. :func:`to_json` writes all keys, so only keys that are newer than the file are
+    missing: the default of a new key has to reproduce the behaviour before it existed.
 
     Raises
     ------
     EnmaError
-        Names ``source`` and the field.
+        If the JSON does not describe such a dataclass; the message names ``source`` and the field.
     """
     import pydantic
 
@@ -43,7 +43,7 @@ def from_json(cls: type[_T], text: str, *, source: str = "config") -> _T:
     except pydantic.ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in first["loc"])
-        # pydantic's own sentences begin with a capital; a message of this package begins with the model's name.
+        # Messages of pydantic begin with a capital; those of this package begin with the name of the model.
         message = first["msg"][0].lower() + first["msg"][1:]
         if first["type"] == "unexpected_keyword_argument":
             message = "unknown key; take it out, or use the version of enma_fast that wrote it"
@@ -72,15 +72,15 @@ def _dataclasses_in(kind: Any) -> Iterator[Any]:
 
 
 def replace(config: _T, changes: Mapping[str, Any], *, source: str | None = None) -> _T:
-    """Copy ``config`` with dotted keys changed: ``{"flow.width": 256}``.
+    """Copy ``config`` with dotted keys changed, such as ``{"flow.width": 256}``.
 
-    All changes are made at once and then checked as :func:`from_json` does, so a 1-D config can become a 2-D one.
-    Errors name ``source``, by default the type.
+    All changes are made together and then checked as in :func:`from_json`, so a 1-D config can become a 2-D one.
+    Messages begin with ``source``, by default the name of the type.
 
     Raises
     ------
     EnmaError
-        Names the key, and the known ones if it is unknown.
+        If a key is unknown or a value is refused; the message names the key, and the known keys.
     """
     name = source or type(config).__name__
     document = dataclasses.asdict(config)  # type: ignore[call-overload]

@@ -16,7 +16,7 @@ from enma_fast.errors import EnmaError
 from enma_fast.models.model import Dynamics
 from enma_fast.ops._backend import extension
 from enma_fast.presets import PRESETS
-from enma_fast.sampling import reference as sample
+from enma_fast.sampling import reference as reference_sampler
 from enma_fast.sampling.engine import Engine, candidates, engine_for
 from enma_fast.utils.dataclass_json import replace
 
@@ -226,7 +226,7 @@ def test_presets_are_the_reference(name: str) -> None:
     keys = {"num_latents": 4, "seeds": torch.tensor([5, 5]), "members": torch.arange(2)}
 
     def frames(model: Dynamics, history: Tensor) -> Tensor:
-        return torch.stack(list(sample.trajectory(model, history.expand(2, -1, -1, -1), **keys)), dim=1)
+        return torch.stack(list(reference_sampler.trajectory(model, history.expand(2, -1, -1, -1), **keys)), dim=1)
 
     same_dtype = frames(dynamics, history)
     exact = frames(copy.deepcopy(dynamics).double(), history.double())
