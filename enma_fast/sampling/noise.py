@@ -19,46 +19,10 @@ import torch
 from torch import Tensor
 
 from ..errors import EnmaError
-from ..ops.philox_normal import MASK32, Word, as_word, philox, philox_normal
+from ..ops.philox_normal import MASK32, Word, as_word, philox
 
 ORDER_STEP = 0xFFFFFFFF
 TRAJECTORY_STEP = 0xFFFFFFFE
-
-
-def token_noise(
-    *,
-    seed: Word,
-    members: Tensor,
-    frame: Word,
-    mask_step: Word,
-    tokens: Tensor,
-    channels: int,
-    dtype: torch.dtype = torch.float32,
-) -> Tensor:
-    """Draw standard normal noise for the tokens that one mask step decides.
-
-    Parameters
-    ----------
-    seed, frame, mask_step : int or Tensor
-        An int, a 0-d int64 tensor or one value per member `[B]`; taken modulo 2^32. `frame` is the latent
-        frame's index in the trajectory; `mask_step` is below `0xFFFFFFFE`.
-    members : Tensor
-        `[B]` int64, member numbers in `0 .. 2^32 - 1`.
-    tokens : Tensor
-        `[M]` or `[B, M]` int64, token indices in the frame.
-    channels : int
-        Token channels `C`.
-    dtype : torch.dtype
-        Type of the result; the float32 values are cast, so every type sees the same noise.
-
-    Returns
-    -------
-    Tensor
-        `[B, M, C]` on the device of `members`.
-    """
-    return philox_normal(
-        seed=seed, members=members, frame=frame, mask_step=mask_step, tokens=tokens, channels=channels, dtype=dtype
-    )
 
 
 def token_order(*, seed: Word, members: Tensor, frame: Word, num_tokens: int) -> Tensor:
@@ -69,7 +33,8 @@ def token_order(*, seed: Word, members: Tensor, frame: Word, num_tokens: int) ->
     Parameters
     ----------
     seed, frame : int or Tensor
-        As in `token_noise`.
+        An int, a 0-d int64 tensor or one value per member `[B]`; taken modulo 2^32. `frame` is the index of the latent
+        frame in its trajectory.
     members : Tensor
         `[B]` int64, member numbers.
     num_tokens : int

@@ -16,7 +16,8 @@ from ..models.causal_transformer import FrameCache
 from ..models.layers import exact, widened
 from ..models.model import Dynamics
 from ..models.schedule import flow_schedule, mask_schedule
-from .noise import token_noise, token_order
+from ..ops.philox_normal import philox_normal
+from .noise import token_order
 
 
 def frame(
@@ -37,7 +38,7 @@ def frame(
     if in_one_pass(dynamics.config, index):
         assert dynamics.read is not None
         tokens_N = torch.arange(N, device=members.device)
-        noise_BNC = token_noise(seed=seeds, members=members, frame=index, mask_step=0, tokens=tokens_N, channels=C)
+        noise_BNC = philox_normal(seed=seeds, members=members, frame=index, mask_step=0, tokens=tokens_N, channels=C)
         c_BND = dynamics.spatial.from_noise(h_BND, (settings.temperature * noise_BNC).to(h_BND.dtype))
         return widened(exact(dynamics.read, c_BND))
     order_BN = token_order(seed=seeds, members=members, frame=index, num_tokens=N)
@@ -52,7 +53,9 @@ def frame(
         tokens_BM = order_BN[:, done : done + count]
         c_BND = dynamics.spatial(h_BND, x_BNC.to(h_BND.dtype), known_BN)
         c_BMD = c_BND.gather(1, tokens_BM[..., None].expand(-1, -1, c_BND.shape[-1]))
-        noise_BMC = token_noise(seed=seeds, members=members, frame=index, mask_step=step, tokens=tokens_BM, channels=C)
+        noise_BMC = philox_normal(
+            seed=seeds, members=members, frame=index, mask_step=step, tokens=tokens_BM, channels=C
+        )
         z_BMC = dynamics.flow.sample(c_BMD, temperature * noise_BMC, steps=steps, method=settings.method)
         x_BNC = x_BNC.scatter(1, tokens_BM[..., None].expand(-1, -1, C), z_BMC)
         known_BN = known_BN.scatter(1, tokens_BM, True)

@@ -43,11 +43,6 @@ class StaticPlan:
         """Bytes of all other static buffers."""
         return _bytes(self.buffers)
 
-    @property
-    def total_bytes(self) -> int:
-        """Bytes of weights, keys and values, and buffers."""
-        return self.weights + self.kv_bytes + self.buffer_bytes
-
 
 def static_buffers(
     config: ModelConfig,

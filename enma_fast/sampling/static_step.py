@@ -31,8 +31,9 @@ from ..models.model import Dynamics
 from ..models.schedule import mask_schedule
 from ..ops.flow_head import flow_head
 from ..ops.frame_attention import frame_attention
+from ..ops.philox_normal import philox_normal
 from ..ops.token_update import update_tokens_
-from .noise import token_noise, token_order
+from .noise import token_order
 from .reference import flow_temperature, in_one_pass
 from .static_layers import Rotary, attend, gather, keys_values, norm_of, norm_of_sum, project, queries, rotary_of
 from .static_plan import StaticPlan, flow_plans, prepared_weights, static_buffers
@@ -242,7 +243,7 @@ class StaticStep:
             # The rows of the frame are the last ones.
             rows_BM = tokens_BM + (L - self._tokens)
             c_BMD = self._conditions(self._rows_BLX, rows_BM)
-            noise_BMC = token_noise(
+            noise_BMC = philox_normal(
                 seed=self._seeds_B,
                 members=self._members_B,
                 frame=self._frame,
@@ -265,7 +266,7 @@ class StaticStep:
         spatial, read = self._spatial, self._tokens_of
         assert spatial.noise is not None
         assert read is not None
-        noise_BNC = token_noise(
+        noise_BNC = philox_normal(
             seed=self._seeds_B,
             members=self._members_B,
             frame=self._frame,

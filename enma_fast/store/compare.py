@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import EnmaError, first_line
+from ..errors import EnmaError
 from ..utils.extras import load_extra
+from ..utils.text import shortened
 from .layout import FINGERPRINT, OUTSIDE, Layout, store_attributes
 from .metadata import AXES, DIGEST, METADATA, digest_of, is_protected, read_metadata
-from .read import damaged_files
+from .read import damaged_files, zarr_errors
 
 
 def differences(path: Path, layout: Layout, *, complete: Callable[[], Layout] | None = None) -> list[str]:
@@ -60,7 +61,7 @@ def _attributes_differ(found: Mapping[str, Any], own: Mapping[str, Any]) -> list
     # Older stores have no fingerprint; their attribute `arithmetic` names the instruction set and is compared.
     old = set() if FINGERPRINT in found and FINGERPRINT in own else {FINGERPRINT}
     return [
-        f"{key} is {_short(found.get(key))} there, {_short(own.get(key))} here"
+        f"{key} is {_text(found.get(key))} there, {_text(own.get(key))} here"
         for key in sorted(keys - ignored - {DIGEST} - old)
         if found.get(key) != own.get(key)
     ]
@@ -68,16 +69,10 @@ def _attributes_differ(found: Mapping[str, Any], own: Mapping[str, Any]) -> list
 
 def _holds(path: Path, name: str, values: np.ndarray) -> bool:
     """True if the store has a coordinate with these values."""
-    try:
+    with zarr_errors(path, f"its {name}"):
         group = load_extra("zarr", "store").open_group(path, mode="r", use_consolidated=True, zarr_format=3)
         return name in group and np.array_equal(group[name][...], values)
-    except Exception as error:
-        # Zarr and its codecs raise many kinds of errors.
-        raise EnmaError(
-            f"{path}: its {name} cannot be read ({first_line(error)}); run: enma-fast verify {path}"
-        ) from error
 
 
-def _short(value: Any) -> str:
-    text = "nothing" if value is None else str(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+def _text(value: Any) -> str:
+    return "nothing" if value is None else shortened(str(value))

@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..errors import EnmaError, first_line
+from ..errors import EnmaError
 from ..utils.extras import load_extra
 from ..utils.files import write_file
 from .checksums import Recorder
 from .chunks import DiskSync, checksum, encode_chunk, encode_shard
 from .layout import Layout, member_file, member_name, statistic_file
 from .location import real_path
+from .read import zarr_errors
 
 
 class ForecastStore:
@@ -63,11 +64,8 @@ class ForecastStore:
                     # Zarr would read it as NaN.
                     raise EnmaError(f"{file}: is missing; run: enma-fast verify {self.path}")
         group = load_extra("zarr", "store").open_group(self.path, mode="r")
-        try:
+        with zarr_errors(self.path):
             return np.stack([group[name][trajectory, first:last] for name in self.layout.channels], axis=-1)
-        except Exception as error:
-            reason = first_line(error)
-            raise EnmaError(f"{self.path}: cannot be read ({reason}); run: enma-fast verify {self.path}") from error
 
     def put_statistics(self, trajectory: int, values: Mapping[str, np.ndarray]) -> None:
         """Write the statistics of a trajectory, name -> `[(own axis,) T, *x, c]`."""

@@ -22,6 +22,7 @@ from ..errors import EnmaError, first_line
 from ..utils.files import read_file
 from ..utils.names import check_names
 from ..utils.system import memory
+from ..utils.text import shown
 from .chunks import array_metadata
 
 FORMAT = "enma_fast_forecast"
@@ -95,7 +96,7 @@ def require_format(path: Path, attributes: Mapping[str, Any]) -> None:
     if version is None:
         raise EnmaError(f"{path}: lacks the attribute {FORMAT}; give a store written by `enma-fast forecast`")
     if version != FORMAT_VERSION or isinstance(version, bool):
-        raise EnmaError(f"{path}: {FORMAT} is {_short(version)}; this version of enma_fast reads {FORMAT_VERSION}")
+        raise EnmaError(f"{path}: {FORMAT} is {shown(version)}; this version of enma_fast reads {FORMAT_VERSION}")
 
 
 def digest_of(attributes: Mapping[str, Any]) -> str:
@@ -173,19 +174,19 @@ def _check_attributes(attributes: Mapping[str, Any], refuse: Any) -> None:
         if name in attributes or name in _KINDS:
             value = attributes.get(name)
             if not isinstance(value, kind) or isinstance(value, bool):
-                refuse(f"its attribute {name} is {_short(value)}")
+                refuse(f"its attribute {name} is {shown(value)}")
             if isinstance(value, int) and name != "seed" and not 0 <= value < _LARGEST:
-                refuse(f"its attribute {name} is {_short(value)}")
+                refuse(f"its attribute {name} is {shown(value)}")
     channels = attributes.get("channels")
     if not isinstance(channels, list) or not channels or len(set(map(str, channels))) < len(channels):
-        refuse(f"its attribute channels is {_short(channels)}")
+        refuse(f"its attribute channels is {shown(channels)}")
     for name in ("quantiles", "thresholds"):
         values = attributes.get(name)
         if not isinstance(values, list) or not all(_is_number(value) for value in values):
-            refuse(f"its attribute {name} is {_short(values)}")
+            refuse(f"its attribute {name} is {shown(values)}")
     for name, value in attributes.items():
         if not _is_flat(value):
-            refuse(f"its attribute {_short(name)} is {_short(value)}")
+            refuse(f"its attribute {shown(name)} is {shown(value)}")
     keeps = attributes["keeps"].split(", ")
     if not set(keeps) <= {"members", *STATISTICS} or attributes["num_members"] < 1 or attributes["shard"] < 1:
         refuse("its attributes keeps, num_members and shard are of no forecast")
@@ -201,21 +202,21 @@ def array_problem(array: Any) -> str | None:
     except (KeyError, IndexError, TypeError):
         return "are not those of an array of Zarr v3"
     if dtype not in _DTYPES:
-        return f"have the type {_short(dtype)}"
+        return f"have the type {shown(dtype)}"
     sizes = [*_list(shape), *_list(outer), *_list(inner or [])]
     if not sizes or not all(_is_int(n) and 1 <= n < _LARGEST for n in sizes):
-        return f"have the shape {_short(shape)}"
+        return f"have the shape {shown(shape)}"
     if not all(len(_list(values)) == len(shape) for values in (dims, outer, inner or outer)):
         return "have a name, a size and a size of chunks not for each axis"
     if not all(isinstance(text, str) for text in (*dims, *attributes, *attributes.values())):
         return "have attributes that are no text"
     if len(shape) == 1 and (outer != shape or shape[0] > _LONGEST_AXIS):
-        return f"have the shape {_short(shape)} in chunks of {_short(outer)}"
+        return f"have the shape {shown(shape)} in chunks of {shown(outer)}"
     shard = None if inner is None else outer
     if array != array_metadata(np.dtype(dtype), shape, inner or outer, shard, dims, attributes):
         return "have other codecs, or other keys"
     if math.prod(outer) * np.dtype(dtype).itemsize > memory():
-        return f"have chunks of the shape {_short(outer)}, larger than the memory"
+        return f"have chunks of the shape {shown(outer)}, larger than the memory"
     return None
 
 
@@ -268,8 +269,3 @@ def _is_flat(value: Any, depth: int = 0) -> bool:
     if isinstance(value, dict | list) and depth < _DEPTH:
         return all(_is_flat(item, depth + 1) for item in (value.values() if isinstance(value, dict) else value))
     return value is None or isinstance(value, str | bool) or _is_number(value)
-
-
-def _short(value: Any) -> str:
-    text = ascii(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -21,11 +21,11 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import EnmaError, first_line
+from ..errors import EnmaError
 from ..utils.extras import load_extra
 from ..utils.files import make_parents, open_file, remove, remove_empty
 from .metadata import DIGEST
-from .read import read_forecast
+from .read import read_forecast, zarr_errors
 
 log = logging.getLogger("enma_fast")
 
@@ -170,14 +170,8 @@ def _copy(path: Path, variable: Any, array: Any, places: Mapping[str, np.ndarray
 
 def _read(path: Path, array: Any, places: Mapping[str, Any]) -> np.ndarray:
     """Read the values of a variable of the store at these indices of its axes."""
-    try:
-        return array.isel({d: place for d, place in places.items() if d in array.dims}).to_numpy()
-    except Exception as error:
-        # Zarr and its codecs raise many kinds of errors for a damaged chunk.
-        reason = first_line(error)
-        raise EnmaError(
-            f"{path}: {array.name} cannot be read ({reason}); a chunk is damaged, run: enma-fast verify {path}"
-        ) from error
+    with zarr_errors(path, array.name):
+        return np.asarray(array.isel({d: place for d, place in places.items() if d in array.dims}).to_numpy())
 
 
 def _global_attributes(dataset: Any, places: Mapping[str, np.ndarray], command: str) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +38,25 @@ def read_forecast(path: str | Path, *, partial: bool = False) -> Any:
         if not partial and (path / file).exists():
             command = root["attributes"].get("command") or "the command that began it"
             raise EnmaError(f"{path}: is {state}; {what} it: {command} --out {path}")
-    try:
+    with zarr_errors(path):
         # Only the arrays of the consolidated metadata are opened, and these have been checked.
-        dataset = xarray.open_zarr(path, chunks=None, consolidated=True, zarr_format=3)
+        return xarray.open_zarr(path, chunks=None, consolidated=True, zarr_format=3)
+
+
+@contextmanager
+def zarr_errors(path: Path, name: str = "") -> Iterator[None]:
+    """Turn any error inside the block into an `EnmaError`: Zarr and its codecs raise many kinds for damaged files.
+
+    Parameters
+    ----------
+    path : folder of the store
+    name : what was read, if not the whole store
+    """
+    try:
+        yield
     except Exception as error:
-        # Zarr and its codecs raise many kinds of errors for a damaged store.
-        reason = first_line(error)
-        raise EnmaError(f"{path}: cannot be read as Zarr ({reason}); run: enma-fast verify {path}") from error
-    return dataset
+        what = f"{name} " if name else ""
+        raise EnmaError(f"{path}: {what}cannot be read ({first_line(error)}); run: enma-fast verify {path}") from error
 
 
 def is_missing(path: Path, dataset: Any, name: str, place: int, member: int = 0) -> bool:

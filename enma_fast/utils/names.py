@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..errors import EnmaError
+from .text import shown
 
 MOST_BYTES = 128
 # Unicode categories: control and format characters, and surrogates, which cannot be encoded.
@@ -50,6 +51,7 @@ def check_names(names: Iterable[object], *, kind: str, where: str | Path | None 
         wrong = name_problem(name)
         if wrong is not None:
             # Control characters and very long names must not reach a terminal.
-            short = ascii(name) if len(str(name)) <= 60 else f"{str(name)[:57]!a}..."
             place = "" if where is None else f"{where}: "
-            raise EnmaError(f"{place}{kind} {short} cannot name an array of a store (it {wrong}); rename the {kind}")
+            raise EnmaError(
+                f"{place}{kind} {shown(name)} cannot name an array of a store (it {wrong}); rename the {kind}"
+            )

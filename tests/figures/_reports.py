@@ -36,7 +36,7 @@ def fields(rng: np.random.Generator, space: tuple[int, ...], channels: int, memb
 
 
 def write(path: Path, given: dict[str, np.ndarray], channels: tuple[str, ...] = ("u",), **attributes: Any) -> Path:
-    """A store; a truth or a history that is not given is not in it."""
+    """Write a store; without a truth or a history if none is given."""
     samples = given["samples"]
     with create_store(
         path,
@@ -76,7 +76,7 @@ def without_members(path: Path, source: Path, levels: Sequence[float] = (), **st
 
 
 class Document(HTMLParser):
-    """Elements of a page: balanced, and what they hold."""
+    """Elements of a page, which must be balanced, and their contents."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -111,7 +111,7 @@ class Document(HTMLParser):
 
     @property
     def data(self) -> Any:
-        """What the viewer is given."""
+        """Data of the viewer."""
         (text,) = (text for (path, text), last in zip(self.texts, self._scripts(), strict=True) if last)
         return json.loads(text)
 
@@ -119,7 +119,7 @@ class Document(HTMLParser):
         return [bool(path) and path[-1] == "script" and text.startswith("{") for path, text in self.texts]
 
     def table(self, first: str) -> dict[str, list[str]]:
-        """Rows below the one that starts with a word, by their heading."""
+        """Rows below the one that starts with the word `first`, by their heading."""
         start = next(i for i, row in enumerate(self.rows) if row and row[0] == first)
         found: dict[str, list[str]] = {"": self.rows[start][1:]}
         for row in self.rows[start + 1 :]:

@@ -1,4 +1,4 @@
-"""What a figure shows: the arrays in its maps, lines, bands and bars, and what its axes say."""
+"""Contents of the figures: the arrays in maps, lines, bands and bars, and the labels of the axes."""
 
 import itertools
 import subprocess

@@ -1,4 +1,4 @@
-"""Reading a forecast store for pictures: what is damaged or lost is named, and never drawn."""
+"""Reading a forecast store for figures: damaged and missing files are named, and never drawn."""
 
 from pathlib import Path
 

@@ -29,7 +29,7 @@ GROWN = 2e-3
 
 
 def rounded(dynamics: Dynamics, dtype: torch.dtype) -> Dynamics:
-    """The same model with weights that `dtype` can hold."""
+    """Copy a model, with weights rounded to `dtype`."""
     made = copy.deepcopy(dynamics)
     for parameter in made.parameters():
         parameter.copy_(parameter.to(dtype))
@@ -55,7 +55,7 @@ def packed(name: str, dtype: torch.dtype) -> NativeSampler:
 
 
 def groups_of(given: Problem) -> Tensor:
-    """Of members that follow each other."""
+    """Group of each member; the members of a group follow each other."""
     return torch.arange(given.groups).repeat_interleave(len(given.seeds) // given.groups)
 
 

@@ -1,4 +1,4 @@
-"""Rows are coded with the same bits alone, among others, and on any number of threads."""
+"""Rows are encoded with the same bits alone, among others, and on any number of threads."""
 
 import threading
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""The engine: which backend and why, the same results from each, and packed weights that follow the model's."""
+"""The engine: choice of the backend, equal results of all backends, and packed weights that follow the model."""
 
 from __future__ import annotations
 

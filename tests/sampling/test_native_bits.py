@@ -1,4 +1,4 @@
-"""The native sampler: the bits of a member depend on nothing but the member."""
+"""The native sampler: the bits of a member depend only on the member, its history and its context."""
 
 from __future__ import annotations
 

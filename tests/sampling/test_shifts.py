@@ -1,4 +1,4 @@
-"""Members that see the field from different places: each is the plain member of the moved field, moved back."""
+"""Shifts of a periodic field: a member equals the plain member of the shifted field, shifted back."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Chunk files: Zarr reads what is written here byte for byte as it would have written it, and damage is seen."""
+"""Chunk files have the bytes that Zarr would write, and damage in them is found."""
 
 import ctypes
 import errno

@@ -1,4 +1,4 @@
-"""Forecast stores: what is written is what is read, all of it or nothing, and nothing else is replaced."""
+"""Creating and reading stores: a store appears complete or not at all, and replaces nothing but a store."""
 
 import errno
 import json

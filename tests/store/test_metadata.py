@@ -1,4 +1,4 @@
-"""The metadata of a store come from whoever made it: nothing is opened but what a run writes."""
+"""Metadata of a store are untrusted: only those that a run writes are opened."""
 
 import json
 import os
@@ -228,7 +228,7 @@ def test_a_name_that_is_taken_is_refused() -> None:
 
 
 def noticed(store: Path) -> bool:
-    """Whether a check of the store finds something, or refuses it in one line."""
+    """True if a check of the store finds damage, or refuses the store in one line."""
     try:
         return check_store(store) != []
     except EnmaError as error:

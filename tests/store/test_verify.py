@@ -1,4 +1,4 @@
-"""A store is whole, or `verify` says what is not until it is repaired; what is marked is damaged when it is marked."""
+"""Verifying a store: damage is found, marked and repaired, and only damage is marked."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""The writer of a run: what is noted as done is on the disk, and nothing goes on behind the caller's back."""
+"""The writer of a run: members that are marked as done are on the disk, and the thread ends with the block."""
 
 import threading
 from pathlib import Path

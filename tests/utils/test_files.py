@@ -1,4 +1,4 @@
-"""Nothing that lies beside a store or in it leads a run elsewhere."""
+"""No link or other file beside a store or in it makes a run write elsewhere."""
 
 import os
 import re
@@ -140,7 +140,7 @@ def test_a_refusal_leaves_no_folders_behind(
 
 
 def test_nothing_of_a_store_is_written_past_the_safe_files() -> None:
-    """What makes, opens to write, renames or removes a file of a store is in one module."""
+    """Only one module creates, opens for writing, renames or removes files of a store."""
     going_around = re.compile(
         r"os\.(open|rename|replace|mkdir|makedirs|link|symlink|truncate)\(|\bopen\([^)]*[\"'][wax]|\.open\(\s*[\"'][wax]"
         r"|write_text|write_bytes|\.mkdir\(|\.touch\(|\.rename\(|\.replace\(path|shutil\.|mkstemp|NamedTemporary|symlink_to"

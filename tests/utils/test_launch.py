@@ -1,5 +1,8 @@
-"""Which process of a launch this is. The variables are those of real ranks: torch 2.13, Open MPI 5.0.7, MPICH 4.2.1 and
-SLURM 24.11 on two nodes, without what does not tell ranks apart."""
+"""Ranks of a launch, from environment variables.
+
+The variables are those of real ranks: torch 2.13, Open MPI 5.0.7, MPICH 4.2.1 and SLURM 24.11 on two nodes. Variables
+that are the same for all ranks are left out.
+"""
 
 import os
 import shutil
@@ -239,7 +242,7 @@ def test_threads_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def ranks_of(*launcher: str) -> list[list[str]]:
-    """What real ranks say, by rank."""
+    """Launches that real ranks detect, by rank."""
     strangers = ("RANK", "WORLD_SIZE", "OMPI_", "PMI", "MPI_", "SLURM_", "HYDRA_", "TORCHELASTIC_", "MASTER_", "LOCAL_")
     environ = {name: value for name, value in os.environ.items() if not name.startswith(strangers)}
     environ |= {"OMP_NUM_THREADS": "1"}

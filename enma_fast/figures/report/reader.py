@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from ...data import read
-from ...errors import EnmaError, first_line
+from ...errors import EnmaError
 from ...evaluation.metrics import Scores
-from ...store.read import is_missing, read_forecast
+from ...store.read import is_missing, read_forecast, zarr_errors
 from ..calibration import SpreadErrorBins
 from ..forecast import Forecast
 from ..plots import forecast_figure, save_movie
@@ -148,14 +148,8 @@ class StoreReader:
 
     def _checked(self, variable: Any, of: str) -> np.ndarray:
         """Values of a variable; `EnmaError` if its file is damaged."""
-        try:
-            values: np.ndarray = variable.to_numpy()
-        except Exception as error:
-            # Zarr and its codecs raise many kinds of errors.
-            raise EnmaError(
-                f"{self.path}: {of} cannot be read ({first_line(error)}); run: enma-fast verify {self.path}"
-            ) from error
-        return values
+        with zarr_errors(self.path, of):
+            return np.asarray(variable.to_numpy())
 
     def _from_file(self, file: Path) -> np.ndarray:
         """Frames `[B, T, *x, c]` of a field file for the trajectories and times of the store."""
