@@ -208,7 +208,8 @@ class RolloutConfig:
     most ``weight_most``, where rms is the amplitude of its standardised fields in units of the field: relative errors
     count, except those of fields that have decayed. ``energy`` is the weight of the energy score of whole frames, which
     also measures how tokens vary together. ``fairness`` below 1 gives the almost fair CRPS (Lang et al., 2024).
-    ``first_frame`` is the weight of the flow loss of frame 0 given a context, which generation needs.
+    ``first_frame`` is the weight of the flow loss of frame 0 given a context, which generation needs; its masks and
+    noise are drawn ``first_draws`` times for each trajectory.
 
     An autonomous equation has two more symmetries: every n-th frame solves it with n times its rates (a batch uses one
     of ``strides``), and a trajectory may begin at any of its frames (``late_share`` of the batches, within the first
@@ -225,6 +226,7 @@ class RolloutConfig:
     energy: float = 0.0
     fairness: float = 1.0
     first_frame: float = 0.01
+    first_draws: int = 8
     strides: tuple[int, ...] = (1,)
     late_share: float = 0.0
 
