@@ -6,6 +6,7 @@ its other damaged files; the command that wrote the store then writes these agai
 
 from __future__ import annotations
 
+import itertools
 import json
 import uuid
 from collections.abc import Callable, Iterator
@@ -79,7 +80,7 @@ def check_store(path: str | Path, *, progress: Callable[[int, int], None] | None
         noted, found = damaged_files(path), []
     except EnmaError:
         noted, found = [], [Damage(DAMAGED, "cannot be read", "names of damaged files", range(0))]
-    found += [replace(damage, marked=damage.file in noted) for damage in _fixed(path, root)]
+    found += [replace(damage, marked=damage.file in noted) for damage in _damage_outside_ledger(path, root)]
     try:
         read_metadata(path)
         layout = read_layout(path)
@@ -130,7 +131,7 @@ def mark_damaged(path: str | Path, found: list[Damage]) -> None:
         try:
             with synced(path):
                 root = read_unchecked_metadata(path)
-                fixed = sorted(damage.file for damage in _fixed(path, root))
+                fixed = sorted(damage.file for damage in _damage_outside_ledger(path, root))
                 layout = None
                 with suppress(EnmaError):
                     layout = read_layout(path)
@@ -169,14 +170,14 @@ def _mark_units(path: Path, layout: Layout, names: set[str], recorded: np.ndarra
 def _recorded(path: Path, root: dict[str, Any], layout: Layout) -> tuple[np.ndarray | None, list[str]]:
     """The recorded checksums of all files, None if there are none; and the problems in reading them."""
     try:
-        return read_checksums(path, layout.num_files() + _num_fixed(root)), []
+        return read_checksums(path, layout.num_files() + _num_files_outside_ledger(root)), []
     except FileNotFoundError:
         return None, ["missing"] if is_protected(root["attributes"]) else []
     except (OSError, ValueError) as error:
         return None, [first_line(error)]
 
 
-def _fixed(path: Path, root: dict[str, Any]) -> Iterator[Damage]:
+def _damage_outside_ledger(path: Path, root: dict[str, Any]) -> Iterator[Damage]:
     """Yield damage in the attributes, the metadata of arrays, coordinates, columns, observations and truth."""
     attributes = root["attributes"]
     if is_protected(attributes) and attributes.get(DIGEST) != digest_of(attributes):
@@ -186,11 +187,11 @@ def _fixed(path: Path, root: dict[str, Any]) -> Iterator[Damage]:
     except (ValueError, KeyError, TypeError):
         # Opening the store reports the problem.
         return
-    fixed, recorded = _fixed_places(root), None
+    places, recorded = _places_outside_ledger(root), None
     # A problem in the checksums is reported together with the members.
     with suppress(OSError, ValueError):
         recorded = read_checksums(path)
-        recorded = recorded if len(recorded) >= _num_fixed(root) else None
+        recorded = recorded if len(recorded) >= _num_files_outside_ledger(root) else None
     for name, array in sorted(arrays.items()):
         if name_problem(name) is not None:
             continue
@@ -203,21 +204,25 @@ def _fixed(path: Path, root: dict[str, Any]) -> Iterator[Damage]:
         if wrong is not None:
             yield Damage(f"{name}/{file.name}", wrong, f"metadata of {name}", range(0))
             continue
-        if name not in fixed:
-            continue
-        chunk, damaged = array["chunk_grid"]["configuration"]["chunk_shape"], 0
-        num_bytes = np.dtype(array["data_type"]).itemsize * int(np.prod(chunk))
-        for place, index in enumerate(np.ndindex(*_chunks_along(array)), start=fixed[name]):
-            stored = StoredFile(path / name / chunk_name(*index), name, range(0), num_bytes)
-            wrong = stored.problem(0 if recorded is None else int(recorded[place]))
-            if wrong is not None:
-                yield Damage(f"{name}/{stored.file.name}", wrong, name, range(0))
-                damaged += 1
-                if damaged == _MOST:
-                    break
+        if name in places:
+            files = _damaged_chunks(path, name, array, places[name], recorded)
+            yield from itertools.islice(files, _MOST)
 
 
-def _fixed_places(root: dict[str, Any]) -> dict[str, int]:
+def _damaged_chunks(
+    path: Path, name: str, array: dict[str, Any], first: int, recorded: np.ndarray | None
+) -> Iterator[Damage]:
+    """Yield the damaged chunk files of an array; `first` is the place of its first file among the checksums."""
+    chunk = array["chunk_grid"]["configuration"]["chunk_shape"]
+    num_bytes = np.dtype(array["data_type"]).itemsize * int(np.prod(chunk))
+    for place, index in enumerate(np.ndindex(*_chunks_along(array)), start=first):
+        stored = StoredFile(path / name / chunk_name(*index), name, range(0), num_bytes)
+        wrong = stored.problem(0 if recorded is None else int(recorded[place]))
+        if wrong is not None:
+            yield Damage(f"{name}/{stored.file.name}", wrong, name, range(0))
+
+
+def _places_outside_ledger(root: dict[str, Any]) -> dict[str, int]:
     """Place among the checksums, counted from the end, of the first file of each array that is written once."""
     try:
         arrays, channels = dict(root["consolidated_metadata"]["metadata"]), list(root["attributes"]["channels"])
@@ -236,8 +241,8 @@ def _fixed_places(root: dict[str, Any]) -> dict[str, int]:
     return found
 
 
-def _num_fixed(root: dict[str, Any]) -> int:
-    return -min(_fixed_places(root).values(), default=0)
+def _num_files_outside_ledger(root: dict[str, Any]) -> int:
+    return -min(_places_outside_ledger(root).values(), default=0)
 
 
 def _chunks_along(array: dict[str, Any]) -> tuple[int, ...]:
