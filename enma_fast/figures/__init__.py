@@ -1,1 +1,1 @@
-"""Figures of forecasts, and the report page."""
+"""Figures of forecasts, the HTML report, and the demonstration."""

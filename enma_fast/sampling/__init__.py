@@ -1,1 +1,1 @@
-"""Frames and trajectories from a model: the reference, and every faster path to the same values."""
+"""Sampling frames and trajectories from a model: the reference, and faster implementations with the same values."""

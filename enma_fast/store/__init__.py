@@ -1,1 +1,1 @@
-"""Forecasts on disk: layout, chunks, checks and repair. Nothing here knows a model."""
+"""Forecast stores on disk: layout, chunks, checks and repair. Nothing here depends on a model."""

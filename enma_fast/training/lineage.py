@@ -9,10 +9,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..config import to_json
 from ..errors import EnmaError
 from ..models.checkpoint import METRICS, WEIGHTS, locate, sha256
 from ..presets import find_preset
+from ..utils.dataclass_json import to_json
 from ..utils.untrusted import parse_json, read_bytes
 from .recipes import read_record, summary
 

@@ -26,9 +26,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..config import TrainingConfig, from_json, to_json
+from ..config import TrainingConfig
 from ..errors import EnmaError
 from ..models.checkpoint import load_tensors, read_tensors, write_atomic, write_tensors
+from ..utils.dataclass_json import from_json, to_json
 from .optim import build, learning_rate
 
 log = logging.getLogger("enma_fast")

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from enma_fast.store.layout import read_forecast
+from enma_fast.store.read import read_forecast
 
 from .._files import contents
 from ..reliability._harness import Ended, Server

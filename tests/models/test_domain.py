@@ -19,8 +19,9 @@ from enma_fast.models.checkpoint import DOMAIN, PRETRAINED, load_model, save_mod
 from enma_fast.models.domain import WINDOW, Domain
 from enma_fast.models.model import Model
 from enma_fast.runs import run as ensemble
-from enma_fast.store.layout import OUTSIDE, read_forecast
+from enma_fast.store.layout import OUTSIDE
 from enma_fast.store.metadata import DIGEST
+from enma_fast.store.read import read_forecast
 
 from .._tiny import model as tiny_model
 from .._tiny import waves
