@@ -12,9 +12,9 @@ import pytest
 
 h5py = pytest.importorskip("h5py", reason="needs the [data] extra")
 
-from enma_fast.utils import untrusted  # noqa: E402
 from enma_fast.data import describe, fields, read, write  # noqa: E402
 from enma_fast.errors import EnmaError  # noqa: E402
+from enma_fast.utils import untrusted  # noqa: E402
 
 SHAPE = (6, 4, 8)
 
