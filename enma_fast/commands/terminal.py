@@ -122,7 +122,8 @@ def _print(console: Console, parts: Iterable[str | Table]) -> None:
     for part in parts:
         if isinstance(part, str):
             console.print(printable(part), soft_wrap=whole)
-        elif whole:
+            continue
+        if whole:
             for column in part.columns:
                 column.min_width = max(len(word) for text in (column.header, *column.cells) for word in _words(text))
             with console.capture() as printed:
@@ -130,6 +131,7 @@ def _print(console: Console, parts: Iterable[str | Table]) -> None:
             console.file.write("".join(f"{line.rstrip()}\n" for line in printed.get().splitlines()))
         else:
             console.print(part)
+        console.print()
 
 
 def _words(text: object) -> list[str]:
