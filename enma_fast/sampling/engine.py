@@ -1,4 +1,4 @@
-"""FRAME -> TRAJECTORY, prepared: the sampler of `sample.py` as fast as this machine makes it, with the same results.
+"""FRAME -> TRAJECTORY, prepared: the sampler of `reference.py` as fast as this machine makes it, with the same results.
 
 An `Engine` packs a model's weights once and then serves any number of ensembles:
 

@@ -1,4 +1,4 @@
-"""FRAME -> TRAJECTORY with gradients: the sampler of `sample.py`, through all of its frames, for training.
+"""FRAME -> TRAJECTORY with gradients: the sampler of `reference.py`, through all of its frames, for training.
 
 Legend: B trajectories, K members, T latent frames, N tokens per frame, C token channels.
 """
