@@ -215,8 +215,8 @@ class RolloutConfig:
     ``weight_most``, where rms is that of its standardised fields' amplitude in the field's units: relative errors are
     what counts, but not of fields that have decayed. ``energy`` adds so much of the energy score of whole frames,
     which also sees how tokens vary together. ``fairness`` below 1 is the almost fair CRPS (Lang et al., 2024).
-    ``first_frame`` weighs the flow loss of frame 0 given a context, which generation needs; ``first_draws`` of its masks
-    and noise are drawn for each trajectory.
+    ``first_frame`` weighs the flow loss of frame 0 given a context, which generation needs; ``first_draws`` of its
+    masks and noise are drawn for each trajectory.
 
     An equation that does not know the time has two symmetries more: every n-th frame solves it with n times its rates
     (a batch takes one of ``strides``), and a trajectory may begin at any of its frames (``late_share`` of the batches,

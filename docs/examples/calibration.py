@@ -1,4 +1,4 @@
-"""Calibration: does the spread of the members tell their error?"""
+"""Calibration: scores of a model, spread against error by frame, and the rank of the truth among the members."""
 
 import enma_fast
 from enma_fast.data import shipped_file

@@ -227,7 +227,7 @@ class StaticStep:
         return [FrameKind(way, last) for way in ways for last in ((False, True) if self.own_frames else (True,))]
 
     def advance(self, *, last: bool) -> FrameKind:
-        """The host's part of :meth:`frame`: is there a trajectory, and a place to feed the frame back?"""
+        """The host's part of :meth:`frame`: check that there is a trajectory, and room to feed the frame back."""
         if self._fed is None:
             raise EnmaError("frame: no trajectory has begun; call begin first")
         kind = FrameKind(in_one_pass(self.config, self._index), last)
