@@ -213,7 +213,7 @@ def _plan_table(plan: Any, out: Path) -> Any:
         parts = ", ".join(f"{name.replace('_', ' and ')} {size(value)}" for name, value in plan.memory.items())
         rows.append(["memory", f"{size(sum(plan.memory.values()))}: {parts}"])
         rows.append(["time", f"about {duration(plan.seconds)}"])
-    return table(f"plan of {out}", ["", "value"], rows)
+    return table(f"plan of {out}", ["", "value"], rows, text=(0, 1))
 
 
 def duration(seconds: float) -> str:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from enma_fast.config import to_json
 from enma_fast.errors import EnmaError
 from enma_fast.models.checkpoint import METRICS, PRETRAINED, WEIGHTS, sha256
 from enma_fast.presets import PRESETS
 from enma_fast.training.lineage import trace
+from enma_fast.utils.dataclass_json import to_json
 
 
 @pytest.fixture
