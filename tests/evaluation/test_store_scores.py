@@ -15,7 +15,8 @@ from enma_fast.evaluation.scoring import score_case
 from enma_fast.evaluation.store_scores import score_store
 from enma_fast.forecasting.tasks import TASKS, Case
 from enma_fast.models.checkpoint import PRETRAINED, load_model, sha256
-from enma_fast.store.layout import LEDGER, OUTSIDE, create_store
+from enma_fast.store.create import create_store
+from enma_fast.store.layout import LEDGER, OUTSIDE
 
 from ._stores import CHANNELS, NUMBERS, SEEN, fields_file, store_of
 
