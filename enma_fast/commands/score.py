@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import EnmaError
+from ..forecasting.request import ForecastRequest
 from ..utils.text import counted
 from .options import (
     DEFAULT_CHECKPOINT,
@@ -50,10 +51,10 @@ def score(
         Path | None, typer.Option("--truth", help="Of a forecast store: field file with its trajectories.")
     ] = None,
     checkpoint: Checkpoint = DEFAULT_CHECKPOINT,
-    task: Task = "temporal",
-    history: History = 3,
-    members: Members = 16,
-    seed: Seed = 0,
+    task: Task = ForecastRequest.task.name,
+    history: History = ForecastRequest.num_history,
+    members: Members = ForecastRequest.num_members,
+    seed: Seed = ForecastRequest.seed,
     limit: Annotated[int | None, typer.Option("--limit", help="Score the first N trajectories only.")] = None,
     mask_steps: MaskSteps = None,
     flow_steps: FlowSteps = None,
@@ -63,7 +64,7 @@ def score(
     shifts: Shifts = None,
     precision: Precision = None,
     strict: Strict = False,
-    chunk: Chunk = 64,
+    chunk: Chunk = ForecastRequest.chunk,
     device: Device = "cpu",
     out: Annotated[Path | None, typer.Option("--out", help="JSON file to write the scores to.")] = None,
     threads: Threads = None,
@@ -92,9 +93,9 @@ def score(
             "temperature": temperature,
             "shifts": shifts,
         }
-        case = {"task": task, "history": history, "members": members, "seed": seed, "limit": limit, "chunk": chunk}
-        case |= {"precision": precision, "strict": strict}
-        result = _of_file(terminal, file, checkpoint, device, settings, case)
+        asked = {"task": task, "history": history, "members": members, "seed": seed, "limit": limit, "chunk": chunk}
+        asked |= {"precision": precision, "strict": strict}
+        result = _of_file(terminal, file, checkpoint, device, settings, asked)
     terminal.show(_score_table(result, paper_table(result)))
     if out is not None:
         _write(out, result)
@@ -102,7 +103,7 @@ def score(
 
 
 def _of_file(
-    terminal: Terminal, file: Path, checkpoint: str, device: str, settings: dict[str, Any], case: dict[str, Any]
+    terminal: Terminal, file: Path, checkpoint: str, device: str, settings: dict[str, Any], asked: dict[str, Any]
 ) -> dict[str, Any]:
     from ..data import read
     from ..evaluation.scoring import score as measure
@@ -112,7 +113,7 @@ def _of_file(
     changed, _ = sampling(model.config, **settings)
     data = read(file)
     with terminal.progress("scoring") as update:
-        result = measure(model, data, settings=changed, progress=update, **case)
+        result = measure(model, data, settings=changed, progress=update, **asked)
     return {**result, "file": str(file), "checkpoint": str(checkpoint)}
 
 

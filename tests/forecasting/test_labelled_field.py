@@ -6,7 +6,8 @@ import pytest
 import xarray as xr
 
 from enma_fast.errors import EnmaError
-from enma_fast.forecasting.api import forecast, sample_fields
+from enma_fast.forecasting.api import forecast
+from enma_fast.forecasting.members import sample_fields
 from enma_fast.models.interpolation import grid_points
 
 from .._labelled import INTERVAL, labelled
