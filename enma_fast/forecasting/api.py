@@ -174,7 +174,7 @@ def stream(
     inputs = _read(model, request, history, context, points, query)
     labels, request = inputs.labels, inputs.request
     if chunk is None:
-        request = replace(request, chunk=len(labels.trajectories) * len(labels.members))
+        request = replace(request, chunk=max(1, len(labels.trajectories)) * request.num_members)
     frames = stream_members(model, request, **inputs.arrays, stop=_on_tensors(stop, labels))
     return (_labelled(labels, number, frame) for number, frame in enumerate(frames))
 

@@ -31,17 +31,16 @@ log = logging.getLogger("enma_fast")
 
 @dataclass(frozen=True)
 class EncodedInputs:
-    """Latents of what is observed, one row for each trajectory and shift that some member takes.
+    """Latents of what is observed, one for each trajectory and shift that some member takes.
 
     Attributes
     ----------
     history_BTNC, context_BTNC : observed latent frames
     num_observed, num_frames, num_latents : frames observed, frames of the whole trajectory, and its latent frames
     settings : of the sampler
-    shape : leading axes of the forecast, (B, K), or (K,) where the input has no axis of trajectories
-    rows : trajectory and member of each row that is sampled
+    batched : true if the input has an axis of trajectories
     seeds : one for each trajectory
-    shifts : grid points by which each shift moves the field; row (b, k) takes shift k modulo their number
+    shifts : grid points by which each shift moves the field; member k takes shift k modulo their number
     places : of the history of (trajectory, shift) in `history_BTNC`
     """
 
@@ -51,19 +50,18 @@ class EncodedInputs:
     num_frames: int
     num_latents: int
     settings: SamplingConfig
-    shape: tuple[int, ...]
-    rows: list[tuple[int, int]]
+    batched: bool
     seeds: list[int]
     shifts: list[tuple[int, ...]]
     places: dict[tuple[int, int], int]
 
     def history_of(self, row: tuple[int, int]) -> int:
-        """Place of a row's history and context."""
+        """Place of the history and context of a trajectory and member."""
         b, k = row
         return self.places[b, k % len(self.shifts)]
 
     def amount_of(self, row: tuple[int, int]) -> tuple[int, ...]:
-        """Grid points by which a row's field is moved."""
+        """Grid points by which the field of a trajectory and member is moved."""
         return self.shifts[row[1] % len(self.shifts)]
 
 
@@ -104,7 +102,7 @@ def encode_inputs(
     num_observed = 0 if known is None else known.shape[1]
     num_frames = num_observed + _frames_to_forecast(config, request, num_observed, has_context=other is not None)
     B = len(given) if batched else 1
-    request.check_memory(config, num_frames - num_observed, num_rows=B * request.num_members)
+    request.check_memory(config, num_frames - num_observed, num_trajectories=B)
     numbers = list(range(B)) if request.trajectories is None else request.trajectories
     if len(numbers) != B:
         raise EnmaError(f"trajectories names {len(numbers)} numbers; the input holds {B}")
@@ -139,8 +137,7 @@ def encode_inputs(
         num_frames=num_frames,
         num_latents=config.tokenizer.latent_frames(num_frames),
         settings=settings,
-        shape=(B, len(request.members)) if batched else (len(request.members),),
-        rows=[(b, k) for b in range(B) for k in request.members],
+        batched=batched,
         seeds=[trajectory_seed(request.seed, n) for n in numbers],
         shifts=shifts,
         places={(b, s): b * len(used) + i for b in range(B) for i, s in enumerate(used)},
@@ -195,7 +192,7 @@ def _field(name: str, value: np.ndarray | Tensor, model: Model, points: Tensor |
 
 
 def warn_if_long(config: ModelConfig, frames: int) -> None:
-    """Warn that trajectories of so many frames, observed and forecast, are longer than those of the training."""
+    """Warn if trajectories of this many frames, observed and forecast, are longer than those of the training."""
     if frames > config.num_frames:
         log.warning("frames beyond %d were not seen in training of %s", config.num_frames, config.name)
 

@@ -92,7 +92,7 @@ class FileForecast:
     def check(self, *, at_once: int | None = None) -> None:
         """Raise `EnmaError` unless the file has what is asked of it, and the forecasts fit the memory.
 
-        `at_once` members are in memory at a time, by default all.
+        At most `at_once` members are in memory at a time, by default all.
         """
         config, data, request = self.model.config, self.data, self.request
         check_file(config, data)
@@ -111,7 +111,7 @@ class FileForecast:
                 "none is left to forecast; use a shorter one, or say how many frames"
             )
         warn_if_long(config, self.num_total)
-        request.check_memory(config, self.num_frames, num_rows=at_once)
+        request.check_memory(config, self.num_frames, at_once=at_once)
         self._check_contexts()
 
     def _check_contexts(self) -> None:

@@ -1,6 +1,6 @@
-"""Observed fields as they are given, in numpy, torch or xarray, and as plain arrays with what their coordinates say.
+"""Observed fields in numpy, torch or xarray, read as plain arrays with their coordinates and attributes.
 
-xarray fields are told apart by the names of their dimensions, in any order:
+The axes of an xarray field are known by the names of its dimensions, in any order:
 
     ([trajectory,] time, x[, y][, channel]), or ([trajectory,] time, point[, channel]) at scattered points
 
@@ -33,7 +33,7 @@ _TAKEN = ("realization", "time", "quantile", "threshold", "channel", "point")
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class LabelledField:
-    """An input as a plain array ``[L, *grid, c]`` or ``[B, L, *grid, c]``, and what its coordinates said."""
+    """An input as a plain array ``[L, *grid, c]`` or ``[B, L, *grid, c]``, with its coordinates and attributes."""
 
     data: Any
     kind: Kind
@@ -171,7 +171,7 @@ def first_time(history: LabelledField | None, context: LabelledField | None, *, 
 
 
 def later(start: float, frames: Any, *, interval: float) -> Any:
-    """Times so many frames after a start, decimals where they are a rounding away: 0.3, not 0.30000000000000004."""
+    """Times of frames after a start, as short decimals where rounding allows: 0.3, not 0.30000000000000004."""
     times = start + interval * np.asarray(frames)
     short = np.round(times, max(0, 10 - math.floor(math.log10(interval))))
     return np.where(np.abs(short - times) <= 4 * np.spacing(np.abs(times)), short, times)
@@ -197,11 +197,11 @@ def _ordered(argument: str, value: Any, space: tuple[str, ...], *, channel: bool
     order = ("trajectory", "time", *space, *free[1:])
     dims = [str(dim) for dim in value.dims]
     if set(dims) - set(order) or set(order) - set(dims) - set(free):
-        what = argument if channel else f"{argument}: the variable {value.name}"
-        mend = "" if channel else "; select the channels from the Dataset"
+        subject = argument if channel else f"{argument}: the variable {value.name}"
+        remedy = "" if channel else "; select the channels from the Dataset"
         raise EnmaError(
-            f"{what} has the dims ({', '.join(dims)}); expected are {', '.join(order)}, of which "
-            f"{' and '.join(free)} may be left out{mend}"
+            f"{subject} has the dims ({', '.join(dims)}); expected are {', '.join(order)}, of which "
+            f"{' and '.join(free)} may be left out{remedy}"
         )
     return value.transpose(*(dim for dim in order if dim in dims))
 

@@ -64,7 +64,7 @@ class Labels:
         return times if known is None else np.where(frames < len(known), known.take(frames, mode="clip"), times)
 
     def wrap(self, data: Any, dims: Sequence[str], label: str = "forecast", **coords: Any) -> Any:
-        """Plain values ``[*dims, *grid, c]`` in this kind; `coords` are values of further coordinates."""
+        """Give plain values ``[*dims, *grid, c]`` their labels; `coords` are values of further coordinates."""
         if self.kind in ("numpy", "torch"):
             return data
         xarray = load_extra("xarray", "store")
@@ -103,7 +103,7 @@ class Labels:
         return dict(self.attributes.get(name) or _ATTRIBUTES.get(name, {}))
 
     def names(self) -> tuple[Any, ...]:
-        """Names of the trajectories, where they have others than their numbers."""
+        """Names of the trajectories, where these differ from their numbers."""
         axes, values = self.coords.get("trajectory", ((), np.empty(0)))
         return tuple(values.tolist()) if axes == ("trajectory",) else ()
 
@@ -112,7 +112,7 @@ class Labels:
         return units * count if len(units) == 1 else units
 
     def of_trajectories(self, places: list[int], numbers: tuple[int, ...], *, batched: bool) -> Labels:
-        """Those of some trajectories; of one, if they are not to be an axis."""
+        """The labels of some trajectories; of one, if they are not to be an axis."""
         coords = {}
         for name, (axes, values) in self.coords.items():
             if "trajectory" in axes:

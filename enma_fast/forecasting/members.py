@@ -66,10 +66,11 @@ def sample_members(
     """
     queried = None if query is None else coordinates("query", query, model)
     inputs = encode_inputs(model, request, history, context, points, warn=warn)
-    chunks = _chunks(engine_for(model.dynamics, dtype=request.dtype, backend=request.backend), inputs, request.chunk)
-    kept = _all_kept(inputs)
+    chunks = _chunks(engine_for(model.dynamics, dtype=request.dtype, backend=request.backend), inputs, request)
+    shape = _shape(inputs, request)
+    kept = _all_kept(inputs, shape)
     if stop is not None:
-        for _ in _frames(model, inputs, chunks, kept, query=queried, stop=stop):
+        for _ in _frames(model, inputs, chunks, kept, shape=shape, query=queried, stop=stop):
             pass
     out = None
     while chunks:
@@ -81,12 +82,12 @@ def sample_members(
         fields = _decode(model, latents, inputs.num_frames, queried, folded_end(model.tokenizer))
         fields = _moved_back(fields[:, inputs.num_observed :], inputs, part.rows)
         if out is None:
-            out = fields.new_empty(len(inputs.rows), *fields.shape[1:])
-        out[part.rows] = fields
+            out = fields.new_empty(len(kept), *fields.shape[1:])
+        out[part.place] = fields
     assert out is not None
     if stop is not None:
         out[torch.arange(out.shape[1], device=kept.device) >= kept[:, None]] = math.nan
-    return out.view(*inputs.shape, *out.shape[1:])
+    return out.view(*shape, *out.shape[1:])
 
 
 def sample_fields(
@@ -119,15 +120,16 @@ def stream_members(
     """Forecast as `sample_members`; yield each frame ``[K, *grid, c]`` or ``[B, K, *grid, c]`` as it is decided."""
     inputs = own_thread(encode_inputs, model, request, history, context, points)
     engine = own_thread(engine_for, model.dynamics, dtype=request.dtype, backend=request.backend)
-    chunks = _chunks(engine, inputs, request.chunk)
-    return in_own_thread(_frames(model, inputs, chunks, _all_kept(inputs), query=query, stop=stop))
+    chunks, shape = _chunks(engine, inputs, request), _shape(inputs, request)
+    return in_own_thread(_frames(model, inputs, chunks, _all_kept(inputs, shape), shape=shape, query=query, stop=stop))
 
 
 @dataclass
 class _Chunk:
-    """Rows that are sampled together."""
+    """Rows (trajectory, member) that are sampled together, and their place among all."""
 
-    rows: slice
+    place: slice
+    rows: list[tuple[int, int]]
     making: Iterator[Tensor]
     # Latent frames so far, [rows, T, N, C], the observed ones included.
     latents: Tensor
@@ -137,14 +139,20 @@ class _Chunk:
         self.latents = torch.cat([self.latents, *(z[:, None] for z in islice(self.making, count))], dim=1)
 
 
-def _chunks(engine: Engine, inputs: EncodedInputs, size: int) -> list[_Chunk]:
+def _chunks(engine: Engine, inputs: EncodedInputs, request: ForecastRequest) -> list[_Chunk]:
+    every = [(b, k) for b in range(len(inputs.seeds)) for k in request.members]
     chunks = []
-    for begin in range(0, len(inputs.rows), size):
-        part = slice(begin, begin + size)
-        rows = inputs.rows[part]
+    for begin in range(0, len(every), request.chunk):
+        place = slice(begin, begin + request.chunk)
+        rows = every[place]
         history = inputs.history_BTNC[[inputs.history_of(row) for row in rows]]
-        chunks.append(_Chunk(part, _latents(engine, inputs, rows), history))
+        chunks.append(_Chunk(place, rows, _latents(engine, inputs, rows), history))
     return chunks
+
+
+def _shape(inputs: EncodedInputs, request: ForecastRequest) -> tuple[int, ...]:
+    """Leading axes of the forecast: (B, K), or (K,) where the input has no axis of trajectories."""
+    return (len(inputs.seeds), request.num_members) if inputs.batched else (request.num_members,)
 
 
 def _frames(
@@ -153,6 +161,7 @@ def _frames(
     chunks: list[_Chunk],
     kept: Tensor,
     *,
+    shape: tuple[int, ...],
     query: Tensor | None,
     stop: Stop | None,
 ) -> Iterator[Tensor]:
@@ -166,7 +175,7 @@ def _frames(
     for j in range(inputs.history_BTNC.shape[1], inputs.num_latents):
         group = None
         for part in chunks:
-            if (kept[part.rows] <= number).all():
+            if (kept[part.place] <= number).all():
                 # Gives its memory back to the engine.
                 part.making = iter(())
                 continue
@@ -178,26 +187,23 @@ def _frames(
             decoded = _decode(model, _padded(z, FEWEST_LATENTS), end, query, ending)[:, begin:end]
             if group is None:
                 group = decoded.new_full((len(kept), *decoded.shape[1:]), math.nan)
-            group[part.rows] = _moved_back(decoded, inputs, part.rows)
+            group[part.place] = _moved_back(decoded, inputs, part.rows)
         assert group is not None
         for rows in group.unbind(1):
             rows[kept <= number] = math.nan
-            frame = rows.view(*inputs.shape, *rows.shape[1:])
+            frame = rows.view(*shape, *rows.shape[1:])
             number += 1
             if stop is not None:
-                kept[_rows_to_stop(stop(number - 1, frame), inputs.shape, kept.device) & (kept > number)] = number
+                kept[_rows_to_stop(stop(number - 1, frame), shape, kept.device) & (kept > number)] = number
             yield frame
             if (kept <= number).all():
                 return
 
 
-def _all_kept(inputs: EncodedInputs) -> Tensor:
-    return torch.full(
-        (len(inputs.rows),),
-        inputs.num_frames - inputs.num_observed,
-        device=inputs.history_BTNC.device,
-        dtype=torch.int64,
-    )
+def _all_kept(inputs: EncodedInputs, shape: tuple[int, ...]) -> Tensor:
+    """Frames ``[rows]`` that each row keeps, where none is stopped."""
+    frames = inputs.num_frames - inputs.num_observed
+    return torch.full((math.prod(shape),), frames, device=inputs.history_BTNC.device, dtype=torch.int64)
 
 
 def _padded(latents: Tensor, length: int) -> Tensor:
@@ -247,11 +253,11 @@ def _latents(engine: Engine, inputs: EncodedInputs, rows: list[tuple[int, int]])
     )
 
 
-def _moved_back(fields: Tensor, inputs: EncodedInputs, rows: slice) -> Tensor:
+def _moved_back(fields: Tensor, inputs: EncodedInputs, rows: list[tuple[int, int]]) -> Tensor:
     """Decoded rows ``[rows, T, *grid, c]``, each where its trajectory is."""
     if len(inputs.shifts) == 1:
         return fields
-    moves = [inputs.amount_of(row) for row in inputs.rows[rows]]
+    moves = [inputs.amount_of(row) for row in rows]
     for amount in set(moves):
         index = [i for i, other in enumerate(moves) if other == amount]
         fields[index] = moved(fields[index], amount, back=True)

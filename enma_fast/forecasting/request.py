@@ -151,10 +151,12 @@ class ForecastRequest:
             chunk=chunk,
         )
 
-    def check_memory(self, config: ModelConfig, num_frames: int, *, num_rows: int | None = None) -> None:
-        """Raise `EnmaError` if forecasts of this many rows, by default one trajectory's, cannot fit the memory."""
+    def check_memory(
+        self, config: ModelConfig, num_frames: int, *, num_trajectories: int = 1, at_once: int | None = None
+    ) -> None:
+        """Raise `EnmaError` if forecasts of so many members, by default all, cannot fit the memory at once."""
         tok = config.tokenizer
-        rows = self.num_members if num_rows is None else num_rows
+        rows = num_trajectories * min(self.num_members, at_once or self.num_members)
         each, there = 4 * num_frames * math.prod(tok.grid) * tok.field_channels / 1e9, memory() / 1e9
         if rows * each > there:
             remedy = "fewer at a time" if each <= there else "fewer frames"

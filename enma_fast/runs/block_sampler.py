@@ -95,7 +95,7 @@ class BlockSampler:
         Raises
         ------
         EnmaError
-            If a single row does not fit the memory, or so many that may not be fewer.
+            If a single row does not fit the memory, or a chunk that must not become smaller.
         """
         while True:
             chosen = block.first_rows(self.chunk) if first_chunk else block

@@ -19,8 +19,8 @@ from ..store.ledger import Ledger
 
 # Seconds between looks at ranges that others work on.
 _POLL = 0.2
-# A range is taken from the process that holds it when nothing was done for so many seconds, and so many times as long
-# as the longest range took.
+# A range is taken from the process that holds it when nothing was done for _PATIENCE seconds, and for _LONGER times the
+# time of the longest range.
 _PATIENCE, _LONGER = 60.0, 5.0
 
 log = logging.getLogger("enma_fast")
@@ -61,7 +61,7 @@ class Block:
         return (self.b_end - 1) * self.num_members + self.k_end
 
     def first_rows(self, most: int) -> Block:
-        """Whole trajectories of the block, or members of its first, that are at most so many rows."""
+        """Whole trajectories of the block, or members of its first one, of at most this many rows."""
         size = self.k_end - self.k
         b_end = min(self.b_end, self.b + max(1, most // size))
         return replace(self, b_end=b_end, k_end=self.k + min(size, most))

@@ -11,7 +11,7 @@ from .block_sampler import BlockSampler
 from .blocks import Blocks
 from .statistics import bytes_needed
 
-# From so many chunks on, the cost of about half a chunk to know the time of all is worth it.
+# With more chunks than this, half a chunk of work to measure the time of all is worth it.
 _MANY_CHUNKS = 32
 
 
@@ -33,7 +33,7 @@ class Plan:
 
 
 def disk_needed(layout: Layout, missing: int) -> tuple[int, int]:
-    """Bytes and files of so many missing members."""
+    """Bytes and files that the missing members take."""
     rows = len(layout.trajectories) * layout.num_members
     return int(layout.num_bytes() * missing / rows), layout.num_files() * missing // rows
 
@@ -41,7 +41,7 @@ def disk_needed(layout: Layout, missing: int) -> tuple[int, int]:
 def make_plan(
     sampler: BlockSampler, layout: Layout, blocks: Blocks, *, missing: int, num_ranks: int, measure: bool | None
 ) -> Plan:
-    """The plan of a run of which so many members are missing.
+    """The plan of a run of which `missing` members are left to sample.
 
     With `measure` a few frames are sampled, by default where many chunks are missing.
     """

@@ -128,7 +128,7 @@ def prepare(
         raise EnmaError(f"shard is {shard}; 1 to {request.num_members}, the number of members, is expected")
     model = load_model(checkpoint, device=launch.device(device, torch.cuda.device_count()))
     forecast = FileForecast(model, fields, replace(request, trajectories=numbers), other)
-    forecast.check(at_once=min(request.num_members, max(request.chunk, shard)))
+    forecast.check(at_once=max(request.chunk, shard))
     forecast.warn_of_own_contexts()
     unlike_training = forecast.outside_training()
     # Bad quantiles and thresholds are refused here.
@@ -229,13 +229,13 @@ class Run:
             else:
                 self._require_same()
                 if lock.first:
-                    with self._in_words():
+                    with self._disk_errors():
                         if damaged_files(self.out):
                             repair(self.out, self._with_hashes())
             lock.share()
             ledger = self._ledger()
             if ledger is not None:
-                with self._in_words():
+                with self._disk_errors():
                     try:
                         self._fit(ledger)
                         sampled = self._work(ledger, progress)
@@ -255,17 +255,18 @@ class Run:
         }
 
     def _fit(self, ledger: Ledger) -> None:
-        """Take no more rows at a time than were found to fit, here or by another process, and have that remembered."""
-        self._heed(ledger)
+        """Take no more rows at a time than were found to fit, here or by another process; remember it in the ledger."""
+        self._take_known_chunk(ledger)
         self.sampler.remember = ledger.fit
         if self.sampler.chunk < self.sampler.forecast.request.chunk:
             ledger.fit(self.sampler.chunk)
 
-    def _heed(self, ledger: Ledger) -> None:
+    def _take_known_chunk(self, ledger: Ledger) -> None:
+        """Take no more rows at a time than the ledger says fit."""
         self.sampler.chunk = min(self.sampler.chunk, ledger.chunk or self.sampler.chunk)
 
     def _work(self, ledger: Ledger, progress: Progress | None) -> int:
-        """Blocks of members, then statistics; returns how many members were sampled here."""
+        """Sample blocks of members, then make statistics; returns how many members were sampled here."""
         sampled = 0
         if self.layout.keep_members:
             total = len(self.layout.trajectories) * self.layout.num_members
@@ -286,7 +287,7 @@ class Run:
         return sampled
 
     def _all_done(self, *, members: bool = False) -> bool:
-        """True if all units are done, or all members; as a network file system tells who opens the file anew."""
+        """True if all units are done, or all members; the ledger is opened anew, as network file systems need."""
         fresh = self._ledger()
         if fresh is None:
             return True
@@ -297,7 +298,7 @@ class Run:
             fresh.close()
 
     def _may_look(self, total: int) -> bool:
-        """Whether it is time to count the members that all ranks have done."""
+        """True if it is time to count the members that all ranks have done."""
         now = time.monotonic()
         if total > _SHORT and now - self._last_look < _LOOK:
             return False
@@ -307,13 +308,13 @@ class Run:
     def _claims(self, ledger: Ledger, ranges: Sequence[R], **options: Any) -> Iterator[R]:
         rank, num_ranks = self.launch.rank, self.launch.num_ranks
         if self.static:
-            # Of statistics of members, there is one process left.
+            # One process is left to make the statistics of members.
             alone = self.layout.keep_members and bool(ranges) and isinstance(ranges[0], Unit)
             return shares(ledger, ranges, rank=0 if alone else rank, num_ranks=1 if alone else num_ranks)
         return claims(ledger, ranges, rank=rank, num_ranks=num_ranks, **options)
 
     def _statistics(self, ledger: Ledger, progress: Progress | None) -> int:
-        """Statistics of each trajectory; returns how many members were sampled for them."""
+        """Make the statistics of each trajectory; returns how many members were sampled for them."""
         B, K = len(self.layout.trajectories), self.layout.num_members
         before = B * K if self.layout.keep_members else 0
         sampled = 0
@@ -356,7 +357,7 @@ class Run:
         return sampled
 
     def _results(self, fold: Statistics) -> dict[str, np.ndarray]:
-        """Statistics by name; of less than all members, NaN."""
+        """Statistics by name; NaN where members are missing."""
         kinds = {"mean": fold.mean, "spread": fold.spread, "quantile": fold.quantile, "exceedance": fold.exceedance}
         kept = self.layout.kept_statistics()
         if fold.num_members == self.layout.num_members:
@@ -374,7 +375,7 @@ class Run:
         return Blocks(request, shard=self.layout.shard)
 
     def _missing(self) -> int:
-        """Members that are not written; of a statistics-only store, those of its missing trajectories."""
+        """Number of members that are not written; in a store of statistics, those of its missing trajectories."""
         B, K = len(self.layout.trajectories), self.layout.num_members
         if self.force or not self.out.exists():
             return B * K
@@ -386,7 +387,7 @@ class Run:
             return 0
         try:
             done = ledger.done()
-            self._heed(ledger)
+            self._take_known_chunk(ledger)
         finally:
             ledger.close()
         return int((~done[: B * K]).sum()) if self.layout.keep_members else int((~done).sum()) * K
@@ -399,7 +400,7 @@ class Run:
             return None
 
     def _with_hashes(self) -> Layout:
-        """The layout, with hashes of the files; only who makes the store reads them whole."""
+        """The layout, with hashes of the files; only the process that makes the store reads them whole."""
         attributes = {**self._with_fingerprint().attributes, **file_hashes(self.sampler.forecast)}
         return replace(self.layout, attributes=attributes)
 
@@ -408,7 +409,7 @@ class Run:
         return replace(self.layout, attributes={**self.layout.attributes, FINGERPRINT: self.sampler.fingerprint()})
 
     def _require_same(self) -> None:
-        # Of a store that is complete, nothing is sampled.
+        # Nothing more is sampled for a complete store.
         layout = self._with_fingerprint() if (self.out / LEDGER).exists() else self.layout
         found = differences(self.out, layout, complete=self._with_hashes)
         if found and all(text.startswith(FINGERPRINT) for text in found):
@@ -432,13 +433,13 @@ class Run:
             (self.out / LEDGER).unlink()
 
     @contextmanager
-    def _in_words(self) -> Iterator[None]:
-        """What the disk refuses, as one line."""
+    def _disk_errors(self) -> Iterator[None]:
+        """Turn an error of the disk into one line."""
         try:
             yield
         except OSError as error:
             without = " without --force" if self.force else ""
             raise EnmaError(
-                f"{self.out}: cannot be written ({error}); what was written is kept, mend this and repeat the command"
+                f"{self.out}: cannot be written ({error}); what was written is kept, fix this and repeat the command"
                 f"{without}"
             ) from error

@@ -107,7 +107,7 @@ def test_a_precision_is_a_dtype(precision: str | None, dtype: torch.dtype | None
 def test_forecasts_that_no_machine_holds_are_refused() -> None:
     with pytest.raises(EnmaError, match=r"use fewer at a time$"):
         ForecastRequest(num_members=2**32).check_memory(CONFIGS["relative"], 5)
-    ForecastRequest(num_members=2**32).check_memory(CONFIGS["relative"], 5, num_rows=1)
+    ForecastRequest(num_members=2**32).check_memory(CONFIGS["relative"], 5, at_once=1)
 
 
 # Keywords of public functions and the fields of the request that they are.

@@ -253,7 +253,7 @@ def test_a_disk_that_fails_is_told_how_to_go_on(
         write(path, data)
 
     monkeypatch.setattr(output, "write_file", full)
-    said = r"run\.zarr: cannot be written .*No space left.*; what was written is kept, mend this and repeat the command"
+    said = r"run\.zarr: cannot be written .*No space left.*; what was written is kept, fix this and repeat the command"
     for force, how in ((False, "$"), (True, " without --force$")):
         with pytest.raises(EnmaError, match=said + how):
             start(data, out, num_members=2, trajectories=[0], force=force).execute()
