@@ -162,7 +162,7 @@ def _score_table(result: dict[str, Any], paper: list[dict[str, Any]]) -> Any:
         median, tail = (number(result[name]) for name in ("rel_l2_median", "rel_l2_q90"))
         notes.append(f"rel_l2 is a mean over trajectories; their median is {median}, their 90 % quantile {tail}")
     if result["crps_relative"] is not None:
-        seen = "the truth" if result["task"] == "generation" else "the observed frames"
+        seen = "the observed frames" if result["history"] else "the truth"
         notes.append(f"crps is {number(result['crps_relative'])} of the RMS of {seen}")
     if result["num_outside"] is not None:
         notes.append(f"observed frames outside the training data: {result['num_outside']} trajectories")

@@ -248,7 +248,7 @@ def test_a_store_is_of_what_was_used(
         monkeypatch.setattr(
             "enma_fast.forecasting.store_layout.versions", lambda package=package: versions() | {package: "0.1"}
         )
-        again = start(data, out, **common)
+        again = start(data, out, **common, checkpoint=tiny)
         if matters:
             with pytest.raises(EnmaError, match=r"belongs to another run: versions is .* there, .*torch 0\.1.* here"):
                 again.plan()
