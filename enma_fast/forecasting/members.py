@@ -24,10 +24,10 @@ from ..models.folding import folded_end
 from ..models.layers import own_dtype
 from ..models.model import Model
 from ..models.tokenizer import LinearEnd
-from ..sampling.batch_invariant import BLOCKS, code_rows
+from ..sampling.batch_invariant import BLOCKS, map_rows
 from ..sampling.engine import Engine, engine_for
-from ..sampling.shifts import moved
-from ..utils.forks import forkable, in_own_thread, own_thread
+from ..sampling.shifts import shifted
+from ..utils.forks import forkable, iterate_in_own_thread, run_in_own_thread
 from .encoding import EncodedInputs, coordinates, encode_inputs
 from .request import ForecastRequest
 
@@ -118,10 +118,12 @@ def stream_members(
     stop: Stop | None = None,
 ) -> Iterator[Tensor]:
     """Forecast as `sample_members`; yield each frame ``[K, *grid, c]`` or ``[B, K, *grid, c]`` as it is decided."""
-    inputs = own_thread(encode_inputs, model, request, history, context, points)
-    engine = own_thread(engine_for, model.dynamics, dtype=request.dtype, backend=request.backend)
+    inputs = run_in_own_thread(encode_inputs, model, request, history, context, points)
+    engine = run_in_own_thread(engine_for, model.dynamics, dtype=request.dtype, backend=request.backend)
     chunks, shape = _chunks(engine, inputs, request), _shape(inputs, request)
-    return in_own_thread(_frames(model, inputs, chunks, _all_kept(inputs, shape), shape=shape, query=query, stop=stop))
+    return iterate_in_own_thread(
+        _frames(model, inputs, chunks, _all_kept(inputs, shape), shape=shape, query=query, stop=stop)
+    )
 
 
 @dataclass
@@ -260,7 +262,7 @@ def _moved_back(fields: Tensor, inputs: EncodedInputs, rows: list[tuple[int, int
     moves = [inputs.amount_of(row) for row in rows]
     for amount in set(moves):
         index = [i for i, other in enumerate(moves) if other == amount]
-        fields[index] = moved(fields[index], amount, back=True)
+        fields[index] = shifted(fields[index], amount, back=True)
     return fields
 
 
@@ -268,4 +270,4 @@ def _decode(model: Model, latents: Tensor, frames: int, query: Tensor | None, en
     tok = model.tokenizer
     operation = ("decode", tok.config, own_dtype(tok), frames, None if query is None else tuple(query.shape))
     block = BLOCKS[tok.config.dims]
-    return code_rows(lambda z: model.decode(z, frames, query, end=end), latents, operation=operation, block=block)
+    return map_rows(lambda z: model.decode(z, frames, query, end=end), latents, operation=operation, block=block)

@@ -1,4 +1,7 @@
-"""The only door to fast code: one file per operator, its reference beside its public function."""
+"""The only door to fast code: one file per operator, its reference beside its public function.
+
+An operator goes here, its kernels to `kernels/` and `csrc/`, which nothing else imports. Layers are `models`.
+"""
 
 from __future__ import annotations
 

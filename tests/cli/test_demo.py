@@ -11,7 +11,7 @@ from enma_fast.evaluation.scoring import score_forecast
 from enma_fast.forecasting.file_forecast import FileForecast
 from enma_fast.forecasting.request import ForecastRequest
 from enma_fast.models.checkpoint import load_model
-from enma_fast.store.layout import read_forecast, stacked
+from enma_fast.store.read import read_forecast, stacked
 
 PROMISED = {
     "rel_l2",

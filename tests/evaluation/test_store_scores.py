@@ -21,7 +21,8 @@ from enma_fast.evaluation.store_scores import score_store
 from enma_fast.forecasting.file_forecast import FileForecast
 from enma_fast.forecasting.request import TASKS, ForecastRequest
 from enma_fast.models.checkpoint import PRETRAINED, load_model, read_tensors, sha256, write_tensors
-from enma_fast.store.layout import LEDGER, OUTSIDE, create_store
+from enma_fast.store.create import create_store
+from enma_fast.store.layout import LEDGER, OUTSIDE
 
 ROOT = Path(__file__).resolve().parents[2]
 TEST_IN = PRETRAINED / "combined-test-in.h5"

@@ -13,15 +13,15 @@ import pytest
 
 from enma_fast.errors import EnmaError
 from enma_fast.forecasting.file_forecast import FileForecast
-from enma_fast.store.layout import read_forecast
 from enma_fast.store.ledger import RunLock
+from enma_fast.store.read import read_forecast
 
 from .._files import contents
 from .._runs import prepare
 from ._harness import Server, beside, steps, units
 
 KINDS = {
-    "members": (("--members", 12, "--chunk", 3), {"store.writer._SETTLE": -1.0}),
+    "members": (("--members", 12, "--chunk", 3), {"store.writer._SYNC_INTERVAL": -1.0}),
     "shards": (("--members", 12, "--chunk", 3, "--shard", 5, "--quantiles", "0.5"), {}),
     "statistics": (("--members", 4, "--chunk", 1, "--statistics-only"), {"runs.run._SAVE": -1.0}),
 }

@@ -16,8 +16,8 @@ pytestmark = pytest.mark.kill
 # The request, options of the run, and what is changed so that a short run does all that a long one does: settle after
 # each block, save folds.
 MODES: dict[str, tuple[dict[str, int], dict[str, Any], dict[str, float]]] = {
-    "members": ({"num_members": 3, "chunk": 2}, {}, {"store.writer._SETTLE": -1.0}),
-    "shards": ({"num_members": 4, "chunk": 2}, {"shard": 3}, {"store.writer._SETTLE": -1.0}),
+    "members": ({"num_members": 3, "chunk": 2}, {}, {"store.writer._SYNC_INTERVAL": -1.0}),
+    "shards": ({"num_members": 4, "chunk": 2}, {"shard": 3}, {"store.writer._SYNC_INTERVAL": -1.0}),
     "quantiles": ({"num_members": 3, "chunk": 2}, {"quantiles": [0.1, 0.9]}, {}),
     "statistics": (
         {"num_members": 3, "chunk": 1},

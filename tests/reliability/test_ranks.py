@@ -38,7 +38,7 @@ def slowly(*arguments, **options):
     return sample(*arguments, **options)
 
 FileForecast.sample = slowly
-enma_fast.runs.run._SAVE = enma_fast.store.writer._SETTLE = 0.0
+enma_fast.runs.run._SAVE = enma_fast.store.writer._SYNC_INTERVAL = 0.0
 sys.exit(main(sys.argv[1:]))
 """
 
