@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from enma_fast.config import TrainingConfig
-from enma_fast.forecasting.api import sample_fields
+from enma_fast.forecasting.members import sample_fields
 from enma_fast.models.interpolation import grid_points
 from enma_fast.models.model import Model
 from enma_fast.models.tokenizer import Tokenizer

@@ -18,11 +18,11 @@ from enma_fast.figures.report import write_report
 from enma_fast.models.checkpoint import DOMAIN, PRETRAINED, load_model, save_model, verify, write_manifest
 from enma_fast.models.domain import WINDOW, Domain
 from enma_fast.models.model import Model
-from enma_fast.runs import run as ensemble
 from enma_fast.store.layout import OUTSIDE
 from enma_fast.store.metadata import DIGEST
 from enma_fast.store.read import read_forecast
 
+from .._runs import prepare
 from .._tiny import model as tiny_model
 from .._tiny import waves
 
@@ -192,11 +192,11 @@ def test_a_store_and_its_report_name_them(
 ) -> None:
     mixed = replace(inside, u=np.concatenate([inside.u[:2], outside.u[:2], inside.u[4:]]))
     out = tmp_path / "run.zarr"
-    options = {"members": 2, "select": [0, 3, 2], "chunk": 8}
+    options = {"num_members": 2, "trajectories": [0, 3, 2], "chunk": 8}
     with pytest.raises(EnmaError, match=r"trajectory 3 .*lie outside"):
-        ensemble.prepare(mixed, out, **options, strict=True)
+        prepare(mixed, out, **options, strict=True)
     assert not out.exists()
-    ensemble.run(mixed, out, **options)
+    prepare(mixed, out, **options).execute()
     assert [message for message in caplog.messages if "trajectory 3 (and of 1 more) lie outside" in message]
     assert read_forecast(out).attrs[OUTSIDE] == [3, 2]
     assert score_store(out)["num_outside"] == 2
@@ -207,7 +207,7 @@ def test_a_store_and_its_report_name_them(
     metadata = json.loads((out / "zarr.json").read_bytes())
     del metadata["attributes"][OUTSIDE], metadata["attributes"][DIGEST]
     (out / "zarr.json").write_text(json.dumps(metadata))
-    assert ensemble.prepare(mixed, out, **options).plan().members_missing == 0
+    assert prepare(mixed, out, **options).plan().members_missing == 0
     assert score_store(out)["num_outside"] is None
     write_report(out, tmp_path / "b.html")
     assert "Outside the training data" not in (tmp_path / "b.html").read_text()

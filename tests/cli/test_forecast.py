@@ -1,33 +1,19 @@
-"""`enma-fast forecast` and `score`."""
+"""`enma-fast forecast`."""
 
 import shlex
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
-from enma_fast import cli
 from enma_fast.config import SamplingConfig
 from enma_fast.data import read
-from enma_fast.evaluation.scoring import score
-from enma_fast.forecasting.api import sample_fields
-from enma_fast.models.checkpoint import PRETRAINED, load_model, sha256
+from enma_fast.forecasting.members import sample_fields
+from enma_fast.models.checkpoint import load_model, sha256
 from enma_fast.store.read import read_forecast, stacked
-from enma_fast.training import card
-
-TIMED = {"seconds_per_member", "file", "checkpoint"}
-
-
-@pytest.fixture
-def threads() -> Iterator[None]:
-    """Give the number of threads back."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def test_forecast_writes_what_the_library_samples(enma: Callable, tiny: Path, test_in: Path, tmp_path: Path) -> None:
@@ -196,58 +182,3 @@ def test_a_context_file_makes_an_initial_value_problem(
     assert (store.attrs["task"], store.attrs["observed_frames"]) == ("initial-value", 1)
     assert "--task initial-value --history 3 --context contexts.h5" in store.attrs["command"]
     assert "the temporal task has none" in enma(*command, "--context", test_in, "--task", "temporal").error()
-
-
-@pytest.mark.parametrize("task", ["temporal", "initial-value", "generation"])
-def test_score_gives_what_the_library_gives(enma: Callable, tiny: Path, test_in: Path, task: str) -> None:
-    options = ("--task", task, "--history", 3, "--members", 2, "--seed", 1, "--limit", 5)
-    result = enma("score", test_in, "--checkpoint", tiny, *options, "--json").json
-    expected = score(load_model(tiny), read(test_in), task=task, members=2, seed=1, limit=5)
-    assert set(result) == {*expected, "file", "checkpoint"}
-    assert {k: v for k, v in result.items() if k not in TIMED} == {k: v for k, v in expected.items() if k not in TIMED}
-
-
-def test_score_takes_the_settings_and_reports_them(enma: Callable, tiny: Path, test_in: Path) -> None:
-    options = ("-c", tiny, "--members", 2, "--limit", 2, "--json")
-    plain = enma("score", test_in, *options).json
-    result = enma("score", test_in, *options, *SETTINGS, "--temperature", 0.5).json
-    expected = score(load_model(tiny), read(test_in), members=2, limit=2, settings=SAMPLING)
-    assert result["sampling"] == asdict(SAMPLING)
-    assert result["crps"] == expected["crps"] != plain["crps"]
-    assert plain["sampling"] == asdict(load_model(tiny).config.sampling)
-
-
-def test_score_shows_the_paper_beside_it(enma: Callable, tiny: Path, test_in: Path, threads: None) -> None:
-    run = enma("score", test_in, "-c", tiny, "--members", 2, "--limit", 1, "--threads", 1)
-    assert run.status == 0, run.err
-    assert torch.get_num_threads() == 1
-    rows = {line.split("  ")[0].strip(): line.split() for line in run.out.splitlines() if line.strip()}
-    assert rows["ENMA (paper)"][2:] == ["7.86e-3", "-", "1.70e-3", "0.0868", "-", "-"]
-    assert "2 members from 3 frames, 17 frames scored, seed 0" in run.out
-    assert run.out.splitlines()[0].rstrip().endswith("temporal: 1 trajectory")
-
-
-@pytest.mark.parametrize("task", ["temporal", "initial-value"])
-def test_the_model_card_can_be_made_again(enma: Callable, test_in: Path, task: str) -> None:
-    metrics = card.read_metrics(PRETRAINED / "combined-small")
-    assert metrics is not None, "combined-small has no metrics.json: write it with `enma-fast train publish`"
-    (row,) = (row for row in metrics["rows"] if (row["task"], row["split"], row["packed"]) == (task, "test-in", True))
-    assert row["num_trajectories"] == 24
-    options = ("--task", task, "--members", row["num_members"], "--seed", row["seed"])
-    result = enma("score", test_in, "--checkpoint", "combined-small", *options, "--json").json
-    for name in ("rel_l2", "rel_l2_median", "rel_l2_member", "crps", "crps_relative", "rmsce", "spread_skill"):
-        assert result[name] == pytest.approx(row[name], rel=5e-3), name
-    assert result["num_outside"] == row["num_outside"]
-    text = (PRETRAINED / "combined-small" / "README.md").read_text()
-    assert text == card.card_text(load_model("combined-small").config, metrics)
-
-
-def test_messages_reach_standard_error_only_while_a_command_runs(enma: Callable, tiny: Path, test_in: Path) -> None:
-    import logging
-
-    log = logging.getLogger("enma_fast")
-    before = list(log.handlers)
-    assert enma("score", test_in, "-c", tiny, "--limit", 1, "--members", 2).status == 0
-    assert log.handlers == before
-    with cli._log_to_stderr():
-        assert len(log.handlers) == len(before) + 1
