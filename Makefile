@@ -45,7 +45,7 @@ check: install
 	@$(BIN)/python -m pytest --quiet tests/packaging --ignore=tests/packaging/test_build.py --ignore=tests/packaging/test_extension.py
 
 docs: install
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "out/site/index.html"
 
 gpu: $(if $(DRY),install)
