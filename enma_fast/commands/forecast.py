@@ -104,7 +104,7 @@ def forecast(
     from ..utils.launch import detect
 
     launch = detect()
-    terminal = Terminal(as_json, quiet=quiet or not launch.speaks)
+    terminal = Terminal(as_json, quiet=quiet or not launch.is_reporter)
     use_threads(threads or launch.threads())
     rows = trajectories(select, count(file))
     settings, typed = sampling(

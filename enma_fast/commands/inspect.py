@@ -74,16 +74,14 @@ def _verify_store(terminal: Terminal, store: Path, *, mark: bool) -> None:
     """Table of the damage; `EnmaError` if there is any."""
     import shlex
 
-    from ..store.layout import LEDGER
-    from ..store.metadata import read_root
-    from ..store.repair import FINGERPRINT
-    from ..store.verify import check_store
-    from ..store.verify import mark as mark_damaged
+    from ..store.layout import FINGERPRINT, LEDGER
+    from ..store.metadata import read_unchecked_metadata
+    from ..store.verify import check_store, mark_damaged
 
     with terminal.progress("checking") as update:
         found = check_store(store, progress=update)
     # A store whose coordinates are damaged does not open as one.
-    attributes = read_root(store)["attributes"]
+    attributes = read_unchecked_metadata(store)["attributes"]
     unfinished = (store / LEDGER).exists() or bool(found)
     again = f"{attributes.get('command') or 'the command that wrote it'} --out {shlex.quote(str(store))}"
     if found:

@@ -1,4 +1,4 @@
-"""`flow_head` by Triton kernels: which kernels run for how many rows, their packed weights and their workspace.
+"""`flow_head` by Triton kernels: which kernels run for how many rows, their packed weights and their buffers.
 
 Three regimes by rows M:
 
@@ -7,7 +7,7 @@ Three regimes by rows M:
     large     beyond          the whole integration of a tile of rows in one program
 
 Within one regime a row's result has the same bits whatever M and the other rows are; two regimes differ by rounding.
-Whoever needs the same bits at every M names one regime: ``run(..., regime=)``, or `fix_regime` for all calls of a plan.
+Whoever needs the same bits at every M names one regime: ``run(..., regime=)``.
 
 The host never waits for the device, so a call can be captured in a CUDA graph once the same call has run (kernels
 compile and weights are packed then). Launches per call of `small` and `medium`: R (2L + 1) + 2 and 2 for each chunk of
@@ -20,8 +20,6 @@ of a chunk, N = (3L + 2) W modulations of an evaluation, G column blocks of a ro
 from __future__ import annotations
 
 import functools
-import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,7 +40,6 @@ MEDIUM_ROWS = 16_384
 CHUNK_BYTES = 32 << 20
 # Rows are taken in slices where a single evaluation needs more than this.
 MODULATION_BYTES = 256 << 20
-ALIGNMENT = 256
 
 _Buffer = tuple[tuple[int, ...], torch.dtype]
 
@@ -77,29 +74,14 @@ def problem(device: torch.device, dtype: torch.dtype) -> str | None:
     return None
 
 
-def fix_regime(plan: FlowPlan, regime: str | None) -> None:
-    """Let every later `run` of this plan use one regime, so that bits do not depend on M; None: choose by M again."""
-    plan.packed["triton regime"] = None if regime is None else _checked(regime)
-
-
-def regime_of(rows: int, plan: FlowPlan) -> str:
+def regime_of(rows: int) -> str:
     """The regime of a call with this many rows that names none."""
-    fixed: str | None = plan.packed.get("triton regime")
-    if fixed is not None:
-        return fixed
     if rows <= SMALL_ROWS:
         return "small"
     return "medium" if rows <= MEDIUM_ROWS else "large"
 
 
-def run(
-    c_MD: Tensor,
-    noise_MC: Tensor,
-    plan: FlowPlan,
-    *,
-    regime: str | None = None,
-    workspace: Tensor | None = None,
-) -> Tensor:
+def run(c_MD: Tensor, noise_MC: Tensor, plan: FlowPlan, *, regime: str | None = None) -> Tensor:
     """State at flow time 1, ``[M, C]`` fp32.
 
     Parameters
@@ -110,23 +92,17 @@ def run(
         Weights and schedule; the weights are packed at the first call.
     regime
         One of `REGIMES`; `regime_of` by default.
-    workspace
-        At least `workspace_bytes` of uint8 on the device, overwritten; allocated by default.
     """
     rows = noise_MC.shape[0]
     out = torch.empty_like(noise_MC)
     if rows == 0:
         return out
-    regime = regime_of(rows, plan) if regime is None else _checked(regime)
+    regime = regime_of(rows) if regime is None else _checked(regime)
     packed = _pack(plan)
-    buffers = _buffers(rows, packed, regime)
-    needed = _total(buffers.values())
-    if workspace is None:
-        workspace = torch.empty(needed, dtype=torch.uint8, device=c_MD.device)
-    elif workspace.numel() < needed or workspace.dtype != torch.uint8 or workspace.device != c_MD.device:
-        given = f"{workspace.numel()} of {workspace.dtype} on {workspace.device}"
-        raise EnmaError(f"{OP}: workspace has {given}; expected {needed} of torch.uint8 on {c_MD.device}")
-    scratch = _carve(workspace, buffers)
+    scratch = {
+        name: torch.empty(shape, dtype=dtype, device=c_MD.device)
+        for name, (shape, dtype) in _buffers(rows, packed, regime).items()
+    }
     # Triton launches on the current device.
     with torch.cuda.device_of(c_MD):
         if regime == "large":
@@ -137,12 +113,6 @@ def run(
             o = slice(i, i + step)
             _integrate(c_MD[o], noise_MC[o], plan, packed, regime, scratch, out[o])
     return out
-
-
-def workspace_bytes(rows: int, plan: FlowPlan, *, regime: str | None = None) -> int:
-    """Size of the workspace of `run` for this many rows."""
-    regime = regime_of(rows, plan) if regime is None else _checked(regime)
-    return 0 if rows == 0 else _total(_buffers(rows, _pack(plan), regime).values())
 
 
 def _integrate_tiles(
@@ -257,7 +227,7 @@ def _rows_of_slice(rows: int, packed: _Packed) -> int:
 
 
 def _buffers(rows: int, packed: _Packed, regime: str) -> dict[str, _Buffer]:
-    """Shape and dtype of each buffer of the workspace."""
+    """Shape and dtype of each buffer of a call."""
     W, dtype, state = packed.width, packed.inward[0].dtype, torch.float32
     head, C = kernel("flow_head"), packed.inward[0].shape[1]
     if regime == "large":
@@ -286,23 +256,6 @@ def _buffers(rows: int, packed: _Packed, regime: str) -> dict[str, _Buffer]:
         "h": ((M, W), dtype),
         "states": ((2, M, C), state),
     }
-
-
-def _total(buffers: Iterable[_Buffer]) -> int:
-    return sum(_padded(math.prod(shape) * dtype.itemsize) for shape, dtype in buffers)
-
-
-def _carve(workspace: Tensor, buffers: dict[str, _Buffer]) -> dict[str, Tensor]:
-    found, o = {}, 0
-    for name, (shape, dtype) in buffers.items():
-        size = math.prod(shape) * dtype.itemsize
-        found[name] = workspace[o : o + size].view(dtype).view(shape)
-        o += _padded(size)
-    return found
-
-
-def _padded(size: int) -> int:
-    return -(-size // ALIGNMENT) * ALIGNMENT
 
 
 def _checked(regime: str) -> str:

@@ -11,14 +11,13 @@ N tokens per frame, S capacity of the cache, P capacity of the prefix, K head di
 from __future__ import annotations
 
 import functools
-import importlib
-import importlib.util
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import EnmaError
+from . import _frame_attention_flash as flash
 from ._backend import choose, kernel, native, native_problem, register, triton_problem
 from ._checks import dtype_name, expect
 
@@ -41,7 +40,7 @@ def candidates(device: torch.device, dtype: torch.dtype) -> dict[str, str | None
 def _candidates(device: torch.device, dtype: torch.dtype) -> dict[str, str | None]:
     problems: dict[str, str | None] = {
         "triton": triton_problem(device),
-        "flash": _flash_problem(device),
+        "flash": flash.problem(device),
         "native": native_problem(device),
         "sdpa": None,
     }
@@ -234,9 +233,9 @@ def _parts(
     length: Length,
     prefix_length: Length,
 ) -> Tensor:
-    part = _sdpa_part if name == "sdpa" else _flash_part
     if q.numel() == 0:
         return torch.empty_like(q)
+    part = _sdpa_part if name == "sdpa" else _flash_part
     found = []
     if prefix_k is not None and prefix_v is not None:
         B, H, N, K = q.shape
@@ -273,26 +272,9 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 
 def _flash_part(q: Tensor, k: Tensor, v: Tensor, length: Length) -> tuple[Tensor, Tensor]:
-    counts = length if isinstance(length, Tensor) else torch.full((), length, device=q.device)
-    out, lse = importlib.import_module("flash_attn").flash_attn_with_kvcache(
-        q.transpose(1, 2),
-        k.transpose(1, 2),
-        v.transpose(1, 2),
-        cache_seqlens=counts.to(torch.int32).expand(q.shape[0]).contiguous(),
-        return_softmax_lse=True,
-    )
-    # An empty part has +inf in some versions, -inf in others.
-    return out.transpose(1, 2), lse.float().masked_fill(lse == float("inf"), float("-inf"))
-
-
-def _flash_problem(device: torch.device) -> str | None:
-    if importlib.util.find_spec("flash_attn") is None:
-        return "flash_attn is not installed"
-    if device.type != "cuda":
-        return f"needs a CUDA device, the tensors are on {device}"
-    if not hasattr(importlib.import_module("flash_attn"), "flash_attn_with_kvcache"):
-        return "this flash_attn has no flash_attn_with_kvcache"
-    return None
+    attend = flash.choose(torch.cuda.get_device_capability(q.device)[0])
+    assert not isinstance(attend, str), attend
+    return flash.part(q, k, v, length, attend)
 
 
 def _run_triton(

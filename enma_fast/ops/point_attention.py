@@ -13,7 +13,6 @@ from torch import Tensor
 from ..errors import EnmaError
 from ._backend import choose, native_problem, triton_problem
 from ._checks import dtype_name, expect
-from ._point_attention_folded import folded, folded_problem
 from ._point_attention_run import OPERATOR
 
 OP = "point_attention"
@@ -27,7 +26,7 @@ def candidates(device: torch.device, dtype: torch.dtype) -> dict[str, str | None
     if dtype not in DTYPES:
         problem = f"takes float32, bfloat16 and float16, not {dtype_name(dtype)}"
         found = {name: other or problem for name, other in found.items()}
-    return {**found, "folded": "only on request, for power 2 without a ring", "reference": None}
+    return {**found, "reference": None}
 
 
 def distance(x_Qd: Tensor, x_Pd: Tensor, *, periods: tuple[float | None, ...]) -> Tensor:
@@ -76,8 +75,7 @@ def point_attention(
         ``[B, P]``, False at padding of batches with different point counts. Nothing that stands at padding has an
         influence, not even NaN. A row without a True gives zeros.
     backend
-        An implementation by name; the best that can run by default. ``folded`` (power 2, no ring) turns the bias into
-        channels for `scaled_dot_product_attention`, and only runs on request.
+        An implementation by name; the best that can run by default.
 
     Returns
     -------
@@ -90,7 +88,7 @@ def point_attention(
         Names the argument, what was expected and what was given.
     """
     _check(q_BHQK, k_BHPK, v_BHPV, query_points, points, slopes, power, periods, valid)
-    chosen = choose(OP, _problems(q_BHQK, query_points, points, slopes, power, periods, backend), backend)
+    chosen = choose(OP, _problems(q_BHQK, query_points, points, slopes, periods), backend)
     if chosen == "reference":
         return point_attention_ref(
             q_BHQK,
@@ -103,10 +101,6 @@ def point_attention(
             periods=periods,
             valid=valid,
         )
-    if chosen == "folded":
-        return folded(
-            q_BHQK, k_BHPK, v_BHPV, query_points=query_points, points=points, slopes=slopes, valid=valid
-        )  # fmt: skip
     rings = [0.0 if period is None else float(period) for period in periods]
     places = (query_points.float(), points.float(), slopes.float())
     out: Tensor = OPERATOR(q_BHQK, k_BHPK, v_BHPV, *places, valid, power, rings, chosen)[0]
@@ -181,9 +175,7 @@ def _problems(
     query_points: Tensor,
     points: Tensor,
     slopes: Tensor,
-    power: int,
     periods: tuple[float | None, ...],
-    backend: str | None,
 ) -> dict[str, str | None]:
     """`candidates` for these arguments."""
     found = candidates(q.device, q.dtype)
@@ -196,6 +188,4 @@ def _problems(
     found |= {name: found[name] or problem for name in ("triton", "native")}
     if q.shape[-1] > MOST_HEAD_DIM:
         found["triton"] = found["triton"] or f"takes head dims up to {MOST_HEAD_DIM}, not {q.shape[-1]}"
-    if backend == "folded":
-        found["folded"] = folded_problem(power, periods, q.dtype)
     return found

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import sys
-import types
 from typing import Any
 
 import pytest
@@ -175,32 +173,6 @@ def test_gradients_are_the_references(device: torch.device) -> None:
         if problem is None and name != "reference":
             with pytest.raises(EnmaError, match="has no backward"):
                 frame_attention(q, *own[1:], backend=name, **given)
-
-
-def test_flash_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The layout, the lengths and the merge, against a stand-in with the package's signature."""
-
-    def flash_attn_with_kvcache(
-        q: Tensor, k_cache: Tensor, v_cache: Tensor, *, cache_seqlens: Tensor, return_softmax_lse: bool
-    ) -> tuple[Tensor, Tensor]:
-        assert return_softmax_lse
-        assert cache_seqlens.dtype == torch.int32
-        q, k, v = (t.transpose(1, 2).double() for t in (q, k_cache, v_cache))
-        seen = torch.arange(k.shape[2]) < cache_seqlens[:, None, None, None]
-        scores = (q @ k.nan_to_num().transpose(-1, -2) * q.shape[-1] ** -0.5).masked_fill(~seen, float("-inf"))
-        lse = scores.logsumexp(-1)
-        out = (scores.softmax(-1).nan_to_num() @ v.nan_to_num()).float().transpose(1, 2)
-        return out, lse.masked_fill(lse == float("-inf"), float("inf")).float()
-
-    package = types.ModuleType("flash_attn")
-    package.flash_attn_with_kvcache = flash_attn_with_kvcache  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "flash_attn", package)
-    own, given = arguments(6, 2, 5, 7, 3, 24, device=torch.device("cpu"))
-    tensors = [given[name] for name in ("cache_k", "cache_v", "prefix_k", "prefix_v")]
-    for S, P in itertools.product((0, 7), (0, 3)):
-        expected = frame_attention_ref(*own, **given | {"length": S, "prefix_length": P})
-        for lengths in ((S, P), (torch.tensor(S), torch.tensor(P))):
-            torch.testing.assert_close(module._parts("flash", *own, *tensors, *lengths), expected)
 
 
 def test_bad_arguments(device: torch.device) -> None:

@@ -120,7 +120,7 @@ def test_no_other_query_matters(backend, where):
     torch.testing.assert_close(out, expected, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("backend", ["triton", "native", "reference", "folded"], indirect=False)
+@pytest.mark.parametrize("backend", ["triton", "native", "reference"], indirect=False)
 @pytest.mark.parametrize("per_row", [False, True])
 def test_padding_has_no_influence(backend, per_row, device):
     where = device_of(backend, device)
@@ -277,18 +277,16 @@ def test_float64_is_left_to_the_reference():
 
 def test_candidates_name_their_problems():
     found = candidates(torch.device("cpu"), torch.float64)
-    assert list(found) == ["triton", "native", "folded", "reference"]
+    assert list(found) == ["triton", "native", "reference"]
     assert found["reference"] is None
-    assert all(found[name] for name in ("triton", "native", "folded"))
+    assert all(found[name] for name in ("triton", "native"))
     assert candidates(torch.device("cpu"), torch.float32)["native"] is None or extension() is None
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"backend": "nonsense"}, "backend 'nonsense' is unknown; expected one of triton, native, folded, reference"),
-        ({"backend": "folded"}, "backend 'folded' cannot run: needs power 2"),
-        ({"backend": "folded", "power": 2}, "backend 'folded' cannot run: needs a domain without a ring"),
+        ({"backend": "nonsense"}, "backend 'nonsense' is unknown; expected one of triton, native, reference"),
         ({"periods": (-1.0, None)}, r"periods is \(-1.0, None\); expected lengths above 0, or None"),
         ({"valid": torch.ones(2, 3, dtype=torch.bool)}, r"valid has shape \[2, 3\]; expected \[2, 7\]"),
         ({"valid": torch.ones(2, 7)}, "valid is float32; expected bool"),
