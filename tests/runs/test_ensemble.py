@@ -438,7 +438,6 @@ def test_a_store_is_of_what_was_used(
     with pytest.raises(EnmaError, match=r"belongs to another run: arithmetic is native, .* there, native, AVX2 "):
         start(data, out, **common).plan()
     monkeypatch.undo()
-    # The fingerprint of sampled bits stands for the release of this package.
     for package, matters in (("xarray", False), ("enma-fast", False), ("torch", True)):
         monkeypatch.setattr(
             "enma_fast.forecasting.tasks.versions", lambda package=package: versions() | {package: "0.1"}
