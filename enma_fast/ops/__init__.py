@@ -1,4 +1,4 @@
-"""The only door to fast code: one file per operator, its reference beside its public function."""
+"""Operators: one file each, with its public function and its reference; the only package that imports fast code."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from ._backend import extension as extension
 OPERATORS = (
     "point_attention",
     "frame_attention",
-    "modulated_norm",
-    "packed_linear",
+    "rms_norm",
     "flow_head",
     "token_update",
     "philox_normal",
