@@ -3,6 +3,7 @@
 #   make demo  [ARGS=...]    an ensemble forecast of trajectories the model has never seen
 #   make test  [ARGS=...]    all tests, by WORKERS=2 processes; with ARGS, what they name by one
 #   make check               format, lint, types, import direction, lean import, hygiene
+#   make docs                the documentation site, into out/site; a warning is an error
 #   make gpu   [DRY=1]       on a bare GPU machine, no network: build, GPU tests, sanitizers, benchmarks; DRY: compile only
 #   make gpu-wheels          before, where there is a network: wheels that such a machine lacks, into out/gpu-wheels
 #   make clean               what was built; .venv stays
@@ -15,9 +16,9 @@ WORKERS ?= 2
 BIN := .venv/bin
 STAMP := .venv/.enma_fast_installed
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
-EXTRAS := data,store,plots,triton,cf,test,dev
+EXTRAS := data,store,plots,triton,cf,docs,test,dev
 
-.PHONY: install demo test check gpu gpu-wheels clean
+.PHONY: install demo test check docs gpu gpu-wheels clean
 
 install: $(STAMP)
 
@@ -42,6 +43,10 @@ check: install
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/mypy
 	@$(BIN)/python -m pytest --quiet tests/packaging --ignore=tests/packaging/test_build.py --ignore=tests/packaging/test_extension.py
+
+docs: install
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@echo "out/site/index.html"
 
 gpu: $(if $(DRY),install)
 	@$(if $(DRY),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu $(if $(DRY),--dry)

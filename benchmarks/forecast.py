@@ -7,7 +7,7 @@ length. Each contender encodes, samples and decodes:
 
 * ``ours``: `forecast` with the preset's model;
 * ``masked-flow``, where the preset decides a frame in one pass: `forecast` with the same sizes, mask steps and flow;
-* ``eager``: the same as plain PyTorch: `Model.encode`, `sample.trajectory`, `Model.decode`, in fp32.
+* ``eager``: the same as plain PyTorch: `Model.encode`, the reference sampler, `Model.decode`, in fp32.
 
 The first two members of every contender are compared with the float64 reference of its own model.
 """
@@ -27,7 +27,7 @@ from enma_fast.config import ModelConfig
 from enma_fast.forecasting.api import sample_fields
 from enma_fast.models.model import Model
 from enma_fast.presets import find_preset
-from enma_fast.sampling import reference as sample
+from enma_fast.sampling import reference as reference_sampler
 from enma_fast.sampling.noise import trajectory_seed
 
 OBSERVED = 3
@@ -54,7 +54,7 @@ def plain(model: Model, observed: Tensor, members: int) -> Tensor:
     weight = model.latent_mean
     with torch.inference_mode():
         history = model.encode(observed.to(weight)).expand(members, -1, -1, -1)
-        frames = sample.trajectory(
+        frames = reference_sampler.trajectory(
             model.dynamics,
             history,
             num_latents=config.tokenizer.latent_frames(config.num_frames),
@@ -87,7 +87,7 @@ def forecast_case(members: int, dtype: torch.dtype, device: torch.device, *, com
     exact, allowance = expected(model)
     others: dict[str, tuple[Tensor, float]] = {}
     base = model
-    if sample.in_one_pass(config, 1):
+    if reference_sampler.in_one_pass(config, 1):
         base = random_model(with_mask_steps(config)).to(device)
         contenders["masked-flow"] = lambda: forecast(base)
     contenders["eager"] = lambda: plain(base, observed, members)[:few]

@@ -6,7 +6,7 @@ Random weights of the preset's size, two observed latent frames, all members of 
 
 * ``ours``: the engine with weights in bf16 (or fp32 with ``--dtype fp32``);
 * ``masked-flow``, where the preset decides a frame in one pass: the engine with the same sizes, mask steps and flow;
-* ``eager-bf16``, ``eager-fp32``: `sample.trajectory` with weights of that dtype, with mask steps and flow in any case;
+* ``eager-bf16``, ``eager-fp32``: the reference sampler in that dtype, with mask steps and flow in any case;
 * ``compile-bf16``: the same with the masked transformer and the velocity network under `torch.compile`, weights
   frozen, a graph of its own for each shape, and the flow head's schedule prepared once. The loop around the network
   stays in Python (unrolled, a shape takes minutes to compile), and so does the causal transformer, a twentieth of the
@@ -31,15 +31,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.cases import Case
-from enma_fast.config import ModelConfig, SamplingConfig, replace
+from enma_fast.config import ModelConfig, SamplingConfig
 from enma_fast.models.flow_head import VelocityHead
 from enma_fast.models.model import Dynamics
 from enma_fast.models.schedule import flow_times, mask_schedule
 from enma_fast.ops.flow_head import integrate, velocity
 from enma_fast.presets import find_preset
-from enma_fast.sampling import reference as sample
+from enma_fast.sampling import reference as reference_sampler
 from enma_fast.sampling.engine import Engine
 from enma_fast.sampling.reference import in_one_pass
+from enma_fast.utils.dataclass_json import replace
 
 STATUS = Path("/proc/self/status")
 OBSERVED = 2
@@ -178,7 +179,7 @@ def trajectory_case(
     few = min(COMPARED, members)
 
     def reference(model: Dynamics, rows: int = members) -> Tensor:
-        frames = sample.trajectory(
+        frames = reference_sampler.trajectory(
             model,
             history.expand(rows, -1, -1, -1),
             num_latents=num_latents,

@@ -135,7 +135,7 @@ def _log_to_stderr() -> Iterator[None]:
     level = log.level
     log.addHandler(handler)
     # Of several ranks only the first tells what all of them do.
-    log.setLevel(logging.INFO if detect().speaks else logging.WARNING)
+    log.setLevel(logging.INFO if detect().is_reporter else logging.WARNING)
     try:
         yield
     finally:

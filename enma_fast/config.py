@@ -1,26 +1,19 @@
-"""Configuration as data: frozen dataclasses with a strict JSON round trip.
+"""Configuration: frozen dataclasses of models, sampling and training, checked when they are made.
 
-Sizes follow the paper (arXiv 2506.06158, tables 7, 11 and 12) in the ``*-paper`` presets; every deviation of the
-small presets is a switch that stands in the config and therefore in every checkpoint.
+The ``*-paper`` presets have the sizes of the paper (arXiv 2506.06158, tables 7, 11 and 12). Every deviation of the
+small presets is a switch in the config, and therefore in every checkpoint.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-import json
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Literal
 
 from .errors import EnmaError
 from .utils.bounds import check_numbers
 from .utils.text import counted
-
-if TYPE_CHECKING:
-    import pydantic
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +37,10 @@ class InterpolationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerConfig:
-    """Field frames <-> latent frames (paper 2, D.1).
+    """Tokenizer: field frames <-> latent frames (paper 2, D.1).
 
     ``layers`` is the encoder's list of ``residual``, ``space`` (halves every space dimension) and ``time`` (halves
-    the frames); the decoder mirrors it. ``max_width`` caps the doubling of channels at each ``space``.
+    the frames); the decoder mirrors it. ``max_width`` limits the channels, which double at each ``space``.
     """
 
     grid: tuple[int, ...] = (128,)
@@ -77,30 +70,30 @@ class TokenizerConfig:
 
     @property
     def dims(self) -> int:
-        """Space dimensions d."""
+        """Number of space dimensions d."""
         return len(self.grid)
 
     @property
     def space_factor(self) -> int:
-        """Grid points per token and dimension."""
+        """Grid points per token along each dimension."""
         return 2 ** self.layers.count("space")
 
     @property
     def time_factor(self) -> int:
-        """Frames per latent frame (after the first)."""
+        """Frames per latent frame, after the first one."""
         return 2 ** self.layers.count("time")
 
     @property
     def token_grid(self) -> tuple[int, ...]:
-        """Tokens per dimension before patchify."""
+        """Tokens along each dimension, before they are grouped into patches."""
         return tuple(n // self.space_factor for n in self.grid)
 
     def latent_frames(self, num_frames: int) -> int:
-        """Latent frames that cover ``num_frames``: floor((T - 1 + k - 1) / k) + 1 for time factor k."""
+        """Number of latent frames that cover ``num_frames``: floor((T - 1 + k - 1) / k) + 1 for time factor k."""
         return -(-(num_frames - 1) // self.time_factor) + 1
 
     def whole_latents(self, num_frames: int) -> int:
-        """Latent frames whose frames all lie inside the first ``num_frames``."""
+        """Number of latent frames that cover only frames among the first ``num_frames``."""
         return (num_frames - 1) // self.time_factor + 1
 
 
@@ -108,12 +101,12 @@ class TokenizerConfig:
 class FlowConfig:
     """Flow-matching head (paper 3.1.2).
 
-    ``target`` is what the flow generates for a token:
+    ``target`` is the quantity that the flow generates for a token:
 
     * ``data``: the token itself (the paper);
-    * ``residual``: (token - mean) / scale, where mean and scale are read linearly from the condition and trained by a
-      Gaussian likelihood whose weights are softened by ``likelihood_power`` (Seitzer et al., 2022). For nearly
-      deterministic physics the flow then has a target of unit variance instead of one much narrower than the noise.
+    * ``residual``: (token - mean) / scale, where mean and scale are linear in the condition and trained by a Gaussian
+      likelihood, weighted with ``likelihood_power`` (Seitzer et al., 2022). For nearly deterministic physics the flow
+      then has a target of unit variance, instead of one that is much narrower than the noise.
     """
 
     width: int = 512
@@ -127,17 +120,17 @@ class FlowConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DynamicsConfig:
-    """Causal transformer, masked transformer and head that act on standardised latent frames (paper 3.1, table 7).
+    """Dynamics on standardised latent frames: causal transformer, masked transformer and head (paper 3.1, table 7).
 
-    ``positions``: ``sincos`` adds fixed embeddings of the token's place (the paper); ``rotary`` turns queries and keys
-    by the token's place, with the domain's own harmonics, and by the frame number, so that a periodic model commutes
-    with shifts by whole tokens. ``condition``: ``concat`` gives the masked transformer context and frame as 2N tokens
-    (the paper); ``add`` gives their sum as N tokens.
+    ``positions``: ``sincos`` adds fixed embeddings of a token's position (the paper); ``rotary`` rotates queries and
+    keys by the token's position, with the harmonics of the domain, and by the frame number, so that a periodic model is
+    equivariant to shifts by whole tokens. ``condition``: ``concat`` gives context and frame to the masked transformer
+    as 2N tokens (the paper); ``add`` gives their sum as N tokens.
 
     ``decoder``: ``masked-flow`` decides a frame in mask steps, each token by the flow-matching head (the paper);
-    ``one-pass`` decides it in one pass of the masked transformer, with noise in place of the mask token and the token
-    read off linearly. Frame 0 of a generated trajectory, a distribution over initial states, is decided by
-    ``masked-flow`` in either case.
+    ``one-pass`` decides it in one pass of the masked transformer, with noise in place of the mask token and a linear
+    layer that reads the tokens. Frame 0 of a generated trajectory has a distribution over initial states, and is
+    decided by ``masked-flow`` in either case.
     """
 
     width: int = 512
@@ -155,11 +148,11 @@ class DynamicsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """Defaults of the sampler. ``flow_steps`` midpoint steps cost two velocity evaluations each.
+    """Settings of the sampler. Each of the ``flow_steps`` costs two velocity evaluations with ``midpoint``, else one.
 
-    With ``last_flow_steps`` their number goes linearly from ``flow_steps`` at the first mask step of a frame to
-    ``last_flow_steps`` at the last (:func:`enma_fast.models.schedule.flow_steps_at`). ``temperature`` scales the noise,
-    but not that of frame 0 of a one-pass model. With ``shifts`` members see a periodic field from so many different
+    With ``last_flow_steps`` the number of flow steps changes linearly, from ``flow_steps`` at the first mask step of a
+    frame to ``last_flow_steps`` at the last (:func:`enma_fast.models.schedule.flow_steps_at`). ``temperature`` scales
+    the noise, except that of frame 0 of a one-pass model. With ``shifts`` members see a periodic field from that many
     places (:mod:`enma_fast.sampling.shifts`).
     """
 
@@ -173,7 +166,7 @@ class SamplingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Everything that defines a model; stored as ``config.json`` in a checkpoint."""
+    """Definition of a model; stored as ``config.json`` in a checkpoint."""
 
     name: str
     dataset: str
@@ -188,7 +181,7 @@ class ModelConfig:
 
     @property
     def token_grid(self) -> tuple[int, ...]:
-        """Tokens per dimension that the transformers see (after patchify)."""
+        """Tokens along each dimension that the transformers see, which are patches of the tokenizer's tokens."""
         return tuple(n // p for n, p in zip(self.tokenizer.token_grid, self.dynamics.patch, strict=True))
 
     @property
@@ -204,22 +197,23 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutConfig:
-    """Training on whole forecasts: the sampler's own members, scored by the fair CRPS of their tokens.
+    """Training on whole forecasts: members of the sampler, scored by the fair CRPS of their tokens.
 
-    A trajectory is observed for ``history`` latent frames (a number between the two), or for one frame beside a
-    context in ``context_share`` of the batches; ``members`` are then rolled out to its end, or for ``frames`` latent
-    frames, and gradients pass through all of them. ``frames`` grows linearly from 1 over the first
+    A trajectory is observed for ``history`` latent frames (drawn between the two numbers), or for one frame beside a
+    context in ``context_share`` of the batches. ``members`` are then rolled out to its end, or for ``frames`` latent
+    frames, and gradients pass through all of them. The length grows linearly from 1 over the first
     ``curriculum_steps`` steps.
 
-    A trajectory weighs ``1 / (rms + weight_floor)``, relative to ``1 / (weight_rms + weight_floor)`` and at most
-    ``weight_most``, where rms is that of its standardised fields' amplitude in the field's units: relative errors are
-    what counts, but not of fields that have decayed. ``energy`` adds so much of the energy score of whole frames,
-    which also sees how tokens vary together. ``fairness`` below 1 is the almost fair CRPS (Lang et al., 2024).
-    ``first_frame`` weighs the flow loss of frame 0 given a context, which generation needs.
+    A trajectory has the weight ``1 / (rms + weight_floor)``, relative to ``1 / (weight_rms + weight_floor)`` and at
+    most ``weight_most``, where rms is the amplitude of its standardised fields in units of the field: relative errors
+    count, except those of fields that have decayed. ``energy`` is the weight of the energy score of whole frames, which
+    also measures how tokens vary together. ``fairness`` below 1 gives the almost fair CRPS (Lang et al., 2024).
+    ``first_frame`` is the weight of the flow loss of frame 0 given a context, which generation needs; its masks and
+    noise are drawn ``first_draws`` times for each trajectory.
 
-    An equation that does not know the time has two symmetries more: every n-th frame solves it with n times its rates
-    (a batch takes one of ``strides``), and a trajectory may begin at any of its frames (``late_share`` of the batches,
-    within the first half).
+    An autonomous equation has two more symmetries: every n-th frame solves it with n times its rates (a batch uses one
+    of ``strides``), and a trajectory may begin at any of its frames (``late_share`` of the batches, within the first
+    half).
     """
 
     members: int = 2
@@ -232,13 +226,14 @@ class RolloutConfig:
     energy: float = 0.0
     fairness: float = 1.0
     first_frame: float = 0.01
+    first_draws: int = 8
     strides: tuple[int, ...] = (1,)
     late_share: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """One training run of the tokenizer, of the dynamics (paper tables 11 and E.2.3), or on whole forecasts."""
+    """Settings of a training run: tokenizer, dynamics (paper table 11 and E.2.3), or training on whole forecasts."""
 
     steps: int = 100_000
     batch: int = 128
@@ -250,17 +245,17 @@ class TrainingConfig:
     betas: tuple[float, float] = (0.9, 0.95)
     clip_norm: float = 1.0
     ema_decay: float = 0.999
-    # Share of observed points kept per sample, drawn uniformly (tokenizer with interpolation only).
+    # Share of the points of a sample that are observed, drawn uniformly (tokenizer with interpolation only).
     point_fraction: tuple[float, float] = (0.2, 1.0)
     # Share of masked tokens, drawn uniformly per frame (dynamics only).
     mask_ratio: tuple[float, float] = (0.75, 1.0)
-    # Standard deviation of noise on the history, log-uniform, given to this share of the trajectories.
+    # Standard deviation of noise on the history, drawn log-uniformly, and the share of trajectories that get it.
     history_noise: tuple[float, float] = (0.003, 0.1)
     history_noise_share: float = 0.0
     # Shift trajectories around a periodic domain, by grid points.
     shift: bool = False
-    # Symmetries that the data set's equation declares (`data.EQUATIONS`): scale the fields by a factor drawn
-    # log-uniformly, and add a mean flow drawn normally with this standard deviation (forecasts only).
+    # Symmetries that the equation of the data set declares (`data.EQUATIONS`): the fields are scaled by a factor drawn
+    # log-uniformly, and a mean flow is added, drawn normally with this standard deviation (forecasts only).
     amplitude: tuple[float, float] = (1.0, 1.0)
     boost: float = 0.0
     # Share of training sequences that hold two trajectories of one environment (context, then target).
@@ -271,7 +266,7 @@ class TrainingConfig:
         _check_training(self)
 
 
-# Whole numbers of at least 1, where there is one.
+# Whole numbers that must be at least 1, unless they are None.
 _COUNTS = (
     "num_frames",
     "tokenizer.field_channels",
@@ -325,7 +320,7 @@ def _check_model(config: ModelConfig) -> None:
             )
     if dyn.width % dyn.heads or (dyn.width // dyn.heads) % 4:
         raise EnmaError(f"{config.name}: dynamics.width {dyn.width} must be a multiple of 4 * heads ({dyn.heads})")
-    # Below this the rotary table has no turn left for one of the dimensions, or none for the frame.
+    # With fewer channels the rotary table has no angle for one of the dimensions, or for the frame.
     if dyn.positions == "rotary" and dyn.width // dyn.heads < 8 * tok.dims:
         raise EnmaError(
             f"{config.name}: dynamics.width {dyn.width} over {dyn.heads} heads is {dyn.width // dyn.heads} channels a"
@@ -347,8 +342,8 @@ def _check_training(config: TrainingConfig) -> None:
     for name in ("ema_decay", "history_noise_share", "context_share"):
         if not 0 <= getattr(config, name) <= 1:
             raise EnmaError(f"{name} is {getattr(config, name)}; a number from 0 to 1 is needed")
-    # Noise is drawn log-uniformly, hence above 0.
-    for name, said, most in (
+    # History noise and amplitude are drawn log-uniformly, hence they must be above 0.
+    for name, bounds, most in (
         ("point_fraction", "from 0 to 1", 1.0),
         ("mask_ratio", "from 0 to 1", 1.0),
         ("history_noise", "above 0", math.inf),
@@ -356,7 +351,7 @@ def _check_training(config: TrainingConfig) -> None:
     ):
         low, high = getattr(config, name)
         if not (0 <= low <= high <= most and (low > 0 or most == 1)):
-            raise EnmaError(f"{name} is {[low, high]}; two numbers {said}, the smaller first, are needed")
+            raise EnmaError(f"{name} is {[low, high]}; two numbers {bounds}, the smaller first, are needed")
     if config.rollout is not None:
         _check_rollout(config.rollout)
 
@@ -380,84 +375,3 @@ def _check_rollout(rollout: RolloutConfig) -> None:
             raise EnmaError(f"rollout.{name} is {getattr(rollout, name)}; a number from 0 to 1 is needed")
     if not rollout.strides or min(rollout.strides) < 1:
         raise EnmaError(f"rollout.strides is {list(rollout.strides)}; whole numbers from 1 on are needed")
-
-
-_T = TypeVar("_T")
-
-
-def to_json(config: Any) -> str:
-    """Any dataclass of this module as readable JSON."""
-    return json.dumps(dataclasses.asdict(config), indent=1, sort_keys=False) + "\n"
-
-
-def from_json(cls: type[_T], text: str, *, source: str = "config") -> _T:
-    """Read a dataclass back; an unknown key or a wrong type is one line that names the field.
-
-    A key that is left out has its default. :func:`to_json` leaves none out, so only a key that is newer than the
-    file is ever filled in: its default has to be what was done before there was the key.
-
-    Raises
-    ------
-    EnmaError
-        Names ``source`` and the field.
-    """
-    import pydantic
-
-    try:
-        config: _T = _reader(cls).validate_json(text, strict=True)  # type: ignore[arg-type]  # mypy: not hashable
-        return config
-    except pydantic.ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
-        # pydantic's own sentences begin with a capital; a message of this module begins with the model's name.
-        message = first["msg"][0].lower() + first["msg"][1:]
-        if first["type"] == "unexpected_keyword_argument":
-            message = "unknown key; take it out, or use the version of enma_fast that wrote it"
-        where = f"{source}: {place}" if place else source
-        raise EnmaError(f"{where}: {message.removeprefix('value error, ')}") from None
-
-
-@functools.cache
-def _reader(cls: Any) -> pydantic.TypeAdapter[Any]:
-    """What reads a dataclass of this module strictly; made once, in 8 ms."""
-    import pydantic
-
-    members: tuple[Any, ...] = (
-        InterpolationConfig,
-        TokenizerConfig,
-        FlowConfig,
-        DynamicsConfig,
-        SamplingConfig,
-        ModelConfig,
-        RolloutConfig,
-        TrainingConfig,
-    )
-    for member in members:
-        member.__pydantic_config__ = pydantic.ConfigDict(extra="forbid")
-    return pydantic.TypeAdapter(cls)
-
-
-def replace(config: _T, changes: Mapping[str, Any], *, source: str | None = None) -> _T:
-    """Copy ``config`` with dotted keys changed: ``{"flow.width": 256}``.
-
-    All changes are made at once and then checked as :func:`from_json` does, so a 1-D config can become a 2-D one.
-    Errors name ``source``, by default the type.
-
-    Raises
-    ------
-    EnmaError
-        Names the key, and the known ones if it is unknown.
-    """
-    name = source or type(config).__name__
-    document = dataclasses.asdict(config)  # type: ignore[call-overload]
-    for key, value in changes.items():
-        node, parts = document, key.split(".")
-        for i, part in enumerate(parts):
-            if not isinstance(node, dict):
-                raise EnmaError(f"{name}: unknown key {key!r}; {'.'.join(parts[:i])} is {node!r}, without parts")
-            if part not in node:
-                raise EnmaError(f"{name}: unknown key {key!r}; known are {', '.join(node)}")
-            if i + 1 < len(parts):
-                node = node[part]
-        node[parts[-1]] = value
-    return from_json(type(config), json.dumps(document, default=dataclasses.asdict), source=name)

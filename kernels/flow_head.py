@@ -9,45 +9,42 @@ Legend: M rows, C token channels, D width of the condition, W width of the head,
 whose modulations exist at one time, N outputs of a product, G column blocks of a row.
 
 The residual y, its statistics, the modulation arithmetic and the state are fp32; h, m and the modulations are stored in
-the dtype of the weights. Each producer of y leaves mean and squared deviation of its own BLOCK_N columns, so that the
-consumer normalises in its prologue without reading the row twice.
+the dtype of the weights. Each kernel that writes y also writes the mean and squared deviation of its own BLOCK_N
+columns, so that the next kernel normalises in its prologue without reading the row twice.
 
-A row is never reduced together with another one and all sums run in a fixed order, so its bits depend on the launch
-configuration only. Rows and columns outside a tensor read the last one inside it, and are not stored.
+No reduction mixes two rows, and all sums run in a fixed order, so the bits of a row depend only on the launch
+configuration. Rows and columns outside a tensor read the last one inside it, and are not stored.
 
-Products of fp32 weights are IEEE products: TF32 is less exact than the plain code, and so is the accumulation of
+Products of fp32 weights are IEEE products: TF32 is less accurate than the reference, and so is the accumulation of
 three TF32 products, which truncates.
 """
-
-from dataclasses import dataclass
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-INTERPRET = tl.constexpr(bool(triton.knobs.runtime.interpret))
-EPS = tl.constexpr(1e-6)
+from .flow_head_parts import (
+    EPS,
+    Config,
+    block_statistics,
+    dot,
+    inside,
+    launch_options,
+    load_k,
+    narrow,
+    padded_channels,
+    product,
+    silu,
+)
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Config:
-    """Tile of one product and what executes it."""
-
-    block_m: int
-    block_n: int
-    block_k: int
-    num_warps: int
-    num_stages: int
-
-
-# Three products per regime. `linear` makes the modulations: many rows, so a square tile that feeds the tensor cores.
-# `block` is up and down; its prologue reads 8 bytes per element of y, shift and scale in every column block. Few rows:
-# narrow tiles, to spread over the multiprocessors (W = 512 gives 16 programs to 16 rows). More rows: wide tiles, to
-# read the prologue's operands 4 times only; shared memory stays under 99 KB, so that two programs fit an H100. `move`
-# has C columns only: short tiles, and the block_n of `block`, as both write statistics of y. fp32 has no tensor cores:
-# both operands of a step live in registers, so steps are short. From arithmetic and from what compiles without spills,
-# not from a measurement.
+# Three products per regime. `linear` computes the modulations: many rows, so a square tile that feeds the tensor cores.
+# `block` is up and down; its prologue reads 8 bytes per element of y, shift and scale in every column block. For few
+# rows the tiles are narrow, to spread over the multiprocessors (W = 512 gives 16 programs for 16 rows). For more rows
+# they are wide, to read the operands of the prologue only 4 times; shared memory stays under 99 KB, so that two
+# programs fit an H100. `move` has only C columns: short tiles, with the block_n of `block`, since both write statistics
+# of y. fp32 has no tensor cores: both operands of a step are in registers, so steps are short. The values come from
+# arithmetic and from compiling without spills, not from measurements.
 CONFIGS = {
     ("small", torch.bfloat16): {
         "linear": Config(block_m=64, block_n=64, block_k=64, num_warps=4, num_stages=4),
@@ -73,87 +70,8 @@ CONFIGS = {
 
 
 def column_blocks(width: int, config: Config) -> int:
-    """Pairs of statistics that each row of y carries."""
+    """Number of column blocks of y, each with a pair of statistics per row."""
     return triton.cdiv(width, config.block_n)
-
-
-@triton.jit
-def inside(o_n, N: tl.constexpr, BLOCK: tl.constexpr):
-    """Offsets of a block, those outside moved to the last one inside."""
-    if N % BLOCK != 0:
-        o_n = tl.minimum(o_n, N - 1)
-    return o_n
-
-
-@triton.jit
-def silu(b_x):
-    """x / (1 + exp(-x))"""
-    return b_x * tl.sigmoid(b_x)
-
-
-@triton.jit
-def narrow(b_x, dtype: tl.constexpr):
-    """x in `dtype`, rounded to nearest even."""
-    if INTERPRET and dtype == tl.bfloat16:
-        # The interpreter's cast truncates, so the bits that it drops are rounded away before.
-        b_x = b_x.to(tl.int32, bitcast=True)
-        b_x = ((b_x + 0x7FFF + ((b_x >> 16) & 1)) & -0x10000).to(tl.float32, bitcast=True)
-    return b_x.to(dtype)
-
-
-@triton.jit
-def dot(b_a, b_w, b_acc):
-    """acc + a w"""
-    if INTERPRET:
-        # Its bfloat16 products are wrong, and its fp32 sums depend on the place of the row in the tile.
-        b_acc += tl.sum(b_a.to(tl.float32)[:, :, None] * b_w.to(tl.float32)[None, :, :], 1)
-    else:
-        b_acc = tl.dot(b_a, b_w, b_acc, input_precision="ieee")
-    return b_acc
-
-
-@triton.jit
-def load_k(p, o_k, K: tl.constexpr, BLOCK_K: tl.constexpr, ROWS: tl.constexpr):
-    """A block at pointers `p`, whose offsets along the summed dimension are `o_k`; zero past its end.
-
-    ROWS: o_k runs along the rows of the block (weights), else along its columns (activations).
-    """
-    if K % BLOCK_K == 0:
-        b = tl.load(p)
-    elif ROWS:
-        b = tl.load(p, mask=(o_k < K)[:, None], other=0.0)
-    else:
-        b = tl.load(p, mask=(o_k < K)[None, :], other=0.0)
-    return b
-
-
-@triton.jit
-def product(p_a, p_w, b_acc, end, K: tl.constexpr, BLOCK_K: tl.constexpr):
-    """acc + a w^T; p_a [BLOCK_M, 1] and p_w [1, BLOCK_N] point at the starts of the rows; end = K.
-
-    As a bound that is known too late to unroll the loop, `end` saves the registers of as many addresses.
-    """
-    for i_k in range(0, end, BLOCK_K):
-        o_k = i_k + tl.arange(0, BLOCK_K)
-        b_a = load_k(p_a + o_k[None, :], o_k, K, BLOCK_K, False)
-        b_w = load_k(p_w + o_k[:, None], o_k, K, BLOCK_K, True)
-        b_acc = dot(b_a, b_w, b_acc)
-    return b_acc
-
-
-@triton.jit
-def block_statistics(b_y, o_n, W: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Count, mean and sum of squared deviations over the columns of a block of y that exist."""
-    if W % BLOCK_N == 0:
-        n = tl.full([], BLOCK_N, tl.float32)
-        b_mean = tl.sum(b_y, 1) / n
-        b_d = b_y - b_mean[:, None]
-    else:
-        m_n = (o_n < W)[None, :]
-        n = tl.sum((o_n < W).to(tl.float32), 0)
-        b_mean = tl.sum(tl.where(m_n, b_y, 0.0), 1) / n
-        b_d = tl.where(m_n, b_y - b_mean[:, None], 0.0)
-    return n, b_mean, tl.sum(b_d * b_d, 1)
 
 
 @triton.jit
@@ -206,7 +124,7 @@ def _modulated_product(
 
 @triton.jit
 def _tile(M, N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Column block, rows (clamped), which rows exist, columns; column blocks of the same rows are neighbours."""
+    """Column block, rows (clamped), mask of the rows, columns; column blocks of the same rows are neighbours."""
     i_n = tl.program_id(0) % tl.cdiv(N, BLOCK_N)
     o_m = (tl.program_id(0) // tl.cdiv(N, BLOCK_N)).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     return i_n, tl.minimum(o_m, M - 1), o_m < M, i_n * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -303,7 +221,7 @@ def _down_kernel(
     b_d = product(p_h + o_m[:, None] * W, p_w + i_n[None, :] * W, b_d, end, W, BLOCK_K)
     b_d += tl.load(p_bias + i_n).to(tl.float32)[None, :]
     b_gate = tl.load(p_modulation + o_m[:, None] * N_MODULATION + o_block + 2 * W + i_n[None, :]).to(tl.float32)
-    # A clamped element may meanwhile be overwritten by the thread that owns it: read only what is stored here.
+    # The owner of a clamped element may have overwritten it already: read only elements that are stored here.
     p = p_y + o_m[:, None] * W + o_n[None, :]
     m = m_m[:, None] & (o_n < W)[None, :]
     b_y = tl.load(p, mask=m, other=0.0) + b_gate * b_d
@@ -367,24 +285,6 @@ def _move_kernel(
             b_y += tl.load(p_bias_in + i_n).to(tl.float32)[None, :]
             tl.store(p_y + o_m[:, None] * W + o_n[None, :], b_y, mask=m_m[:, None] & (o_n < W)[None, :])
             _store_statistics(b_y, p_stats, o_m, m_m, o_n, i_g, W, G, BLOCK_N)
-
-
-def padded_channels(channels: int) -> int:
-    """Columns of a tile of the state: what a product needs at least."""
-    return max(16, triton.next_power_of_2(channels))
-
-
-def launch_options(config: Config) -> dict[str, int | bool]:
-    """Tile and compiler options as keywords of a launch."""
-    return {
-        "BLOCK_M": config.block_m,
-        "BLOCK_N": config.block_n,
-        "BLOCK_K": config.block_k,
-        "num_warps": config.num_warps,
-        "num_stages": config.num_stages,
-        # The default of this differs between releases.
-        "enable_fp_fusion": True,
-    }
 
 
 def launch_linear(a_MK: Tensor, w_NK: Tensor, bias_N: Tensor, *, config: Config, out: Tensor) -> None:
@@ -477,7 +377,7 @@ def launch_move_(
     stats_M2G: Tensor,
     out: Tensor | None,
 ) -> None:
-    """x = start + h v(y), or start without modulations; kept in `out` if given; y and statistics of x if `again`."""
+    """x = start + h v(y), or start without modulations, stored in `out` if given; `again` also y and its statistics."""
     M, C = start_MC.shape
     W = y_MW.shape[1]
     G = column_blocks(W, config)

@@ -23,7 +23,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .flow_head import (
+from .flow_head_parts import (
     EPS,
     INTERPRET,
     Config,

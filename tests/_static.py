@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from enma_fast.models.model import Dynamics
 from enma_fast.ops import _backend, frame_attention
-from enma_fast.sampling import reference as sample
+from enma_fast.sampling import reference as reference_sampler
 from enma_fast.sampling.static_step import StaticStep
 
 from ._tiny import CONFIGS, shaken
@@ -88,10 +88,10 @@ def generate(step: Any, given: Problem) -> Tensor:
 
 
 def reference(dynamics: Dynamics, given: Problem, settings: Any = None) -> Tensor:
-    """The frames of `sample.trajectory`."""
+    """The frames of `reference.trajectory`."""
     per_group = len(given.seeds) // given.groups
     segments = [segment.repeat_interleave(per_group, 0) for segment in given.segments]
-    frames = sample.trajectory(
+    frames = reference_sampler.trajectory(
         dynamics,
         segments[-1],
         num_latents=LATENTS,

@@ -69,7 +69,7 @@ def info(file: DataFile, as_json: AsJson = False) -> None:
     terminal = Terminal(as_json)
     found = describe(file)
     rows = [[key, _text(value, _BETWEEN.get(key, " .. "))] for key, value in found.items() if key != "file"]
-    terminal.show(table(found["file"], ["field", "value"], rows))
+    terminal.show(table(found["file"], ["field", "value"], rows, text=(0, 1)))
     terminal.result(found)
 
 

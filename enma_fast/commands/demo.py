@@ -75,7 +75,17 @@ def _table(result: dict[str, Any]) -> Any:
                 number(first.get("rel_l2")),
             ]
         )
-    columns = ["", "rel. L2", "one member", "CRPS", "RMSCE", "spread/skill", "out of dist.", "median", "initial value"]
+    columns = [
+        "",
+        "rel. L2",
+        "one member",
+        "CRPS",
+        "RMSCE",
+        "spread / skill",
+        "out of dist.",
+        "median",
+        "initial value",
+    ]
     recognised = ""
     if outside["num_outside"] is not None:
         found = (f"{row['num_outside']} of {row['num_trajectories']}" for row in (temporal, outside))

@@ -26,8 +26,8 @@ def netcdf(
     as_json: AsJson = False,
 ) -> None:
     """Write a forecast store as one NetCDF-4 file with CF attributes, as xarray and ncview open it."""
-    from ..store.layout import read_forecast
     from ..store.netcdf import export_netcdf
+    from ..store.read import read_forecast
 
     terminal = Terminal(as_json)
     dataset = read_forecast(store)

@@ -104,7 +104,7 @@ def forecast(
     from ..utils.launch import detect
 
     launch = detect()
-    terminal = Terminal(as_json, quiet=quiet or not launch.speaks)
+    terminal = Terminal(as_json, quiet=quiet or not launch.is_reporter)
     use_threads(threads or launch.threads())
     rows = trajectories(select, count(file))
     settings, typed = sampling(
@@ -213,7 +213,7 @@ def _plan_table(plan: Any, out: Path) -> Any:
         parts = ", ".join(f"{name.replace('_', ' and ')} {size(value)}" for name, value in plan.memory.items())
         rows.append(["memory", f"{size(sum(plan.memory.values()))}: {parts}"])
         rows.append(["time", f"about {duration(plan.seconds)}"])
-    return table(f"plan of {out}", ["", "value"], rows)
+    return table(f"plan of {out}", ["", "value"], rows, text=(0, 1))
 
 
 def duration(seconds: float) -> str:

@@ -28,24 +28,22 @@ def info(as_json: AsJson = False) -> None:
     }
     rows = [[name, value or "not installed"] for name, value in found["versions"].items()]
     rows += [[key, _text(value)] for key, value in found["machine"].items()]
-    terminal.show(table("enma-fast", ["", "value"], rows))
+    terminal.show(table("enma-fast", ["", "value"], rows, text=(0, 1)))
     lines = []
     for op, rows_of in found["operators"].items():
         used, *others = sorted(rows_of, key=lambda row: not row["used"])
         lines.append([op, used["implementation"], ""])
         lines += [["", f"not {row['implementation']}", row["problem"]] for row in others if row["problem"]]
-    terminal.show(table("operators", ["operator", "runs as", "because"], lines))
-    columns = ["shipped model", "parameters", "MB", "task", "split", "trajectories", "members", "rel. L2"]
-    lines = []
-    for checkpoint in found["checkpoints"]:
-        own = [checkpoint["name"], f"{checkpoint['num_parameters']:,}", f"{checkpoint['bytes'] / 1e6:.1f}"]
-        for row in checkpoint["scores"] or [{}]:
-            counts = [f"{row[name]:,}" if name in row else "-" for name in ("num_trajectories", "num_members")]
-            scores = [row.get("task", "-"), row.get("split", "-"), *counts, number(row.get("rel_l2"))]
-            lines.append([*own, *scores])
-            own = ["", "", ""]
-    terminal.show(table("models", columns, lines))
-    terminal.show(f"presets: {', '.join(PRESETS)}")
+    terminal.show(table("operators", ["operator", "runs as", "because"], lines, text=(0, 1, 2)))
+    shipped = found["checkpoints"]
+    lines = [[m["name"], m["dataset"], f"{m['num_parameters']:,}", f"{m['bytes'] / 1e6:.1f}"] for m in shipped]
+    terminal.show(table("shipped models", ["model", "data set", "parameters", "MB"], lines, text=(0, 1)))
+    columns = ["model", "task", "split", "trajectories", "members", "rel. L2"]
+    lines = [line for model in shipped for line in _score_lines(model)]
+    terminal.show(table("their scores", columns, lines, text=(0, 1, 2)))
+    terminal.show(
+        table("presets", ["preset", "data set"], [list(row) for row in found["presets"].items()], text=(0, 1))
+    )
     terminal.result(found)
 
 
@@ -76,21 +74,19 @@ def _verify_store(terminal: Terminal, store: Path, *, mark: bool) -> None:
     """Table of the damage; `EnmaError` if there is any."""
     import shlex
 
-    from ..store.layout import LEDGER
-    from ..store.metadata import read_root
-    from ..store.repair import FINGERPRINT
-    from ..store.verify import check_store
-    from ..store.verify import mark as mark_damaged
+    from ..store.layout import FINGERPRINT, LEDGER
+    from ..store.metadata import read_unchecked_metadata
+    from ..store.verify import check_store, mark_damaged
 
     with terminal.progress("checking") as update:
         found = check_store(store, progress=update)
     # A store whose coordinates are damaged does not open as one.
-    attributes = read_root(store)["attributes"]
+    attributes = read_unchecked_metadata(store)["attributes"]
     unfinished = (store / LEDGER).exists() or bool(found)
     again = f"{attributes.get('command') or 'the command that wrote it'} --out {shlex.quote(str(store))}"
     if found:
         rows = [[damage.holds, damage.problem, damage.file] for damage in found]
-        terminal.show(table(f"{store}: {len(found)} damaged", ["what", "problem", "file"], rows))
+        terminal.show(table(f"{store}: {len(found)} damaged", ["what", "problem", "file"], rows, text=(0, 1, 2)))
     else:
         terminal.show(f"{store}: {'unfinished, and whole as far as it goes' if unfinished else 'whole'}")
     terminal.result(
@@ -127,7 +123,7 @@ def _verify_checkpoint(terminal: Terminal, checkpoint: str) -> None:
     module = load_model(folder) if whole else load_tokenizer(folder)[0]
     files = {name: {"bytes": size, "sha256": digest} for name, (size, digest) in listed(folder).items()}
     rows = [[name, f"{entry['bytes']:,}", str(entry["sha256"])] for name, entry in files.items()]
-    terminal.show(table(f"{checkpoint}: whole", ["file", "bytes", "SHA-256"], rows))
+    terminal.show(table(f"{checkpoint}: whole", ["file", "bytes", "SHA-256"], rows, text=(0, 2)))
     terminal.result(
         {
             "checkpoint": str(checkpoint),
@@ -171,6 +167,16 @@ def _checkpoint(name: str) -> dict[str, Any]:
         "bytes": (folder / WEIGHTS).stat().st_size,
         "scores": [] if metrics is None else metrics["rows"],
     }
+
+
+def _score_lines(model: dict[str, Any]) -> list[list[str]]:
+    """Lines of the table of scores, the model's name on the first."""
+    lines = []
+    for i, row in enumerate(model["scores"]):
+        counts = [f"{row[name]:,}" for name in ("num_trajectories", "num_members")]
+        name = "" if i else model["name"]
+        lines.append([name, row["task"], row["split"], *counts, number(row.get("rel_l2"))])
+    return lines
 
 
 def _text(value: Any) -> str:

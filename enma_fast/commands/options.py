@@ -78,8 +78,8 @@ def on_device(device: str) -> str:
 
 def sampling(config: ModelConfig, **options: Any) -> tuple[SamplingConfig, str]:
     """The model's own sampler settings, changed where an option is not None, and those options as they are typed."""
-    from ..config import replace
     from ..sampling.settings import chosen_sampling
+    from ..utils.dataclass_json import replace
 
     given = {name: value for name, value in options.items() if value is not None}
     changes = {f"sampling.{name.replace('flow_method', 'method')}": value for name, value in given.items()}

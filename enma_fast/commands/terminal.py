@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from rich import box
-from rich.console import Console, RenderableType
+from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -22,7 +22,10 @@ from rich.progress import (
 )
 from rich.table import Table
 
-_WIDE = 200
+# Columns of a file or a pipe; of a terminal, those that it has.
+PLAIN_WIDTH = 80
+# Labels of rows that are no longer than this stay on one line.
+_SHORT = 20
 # Paths and names are shown as they are, whatever brackets and colons they hold.
 _PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
 
@@ -32,21 +35,18 @@ class Terminal:
 
     def __init__(self, as_json: bool, *, quiet: bool = False) -> None:
         self.as_json, self.quiet = as_json, quiet
-        # In a file or a pipe a table is as wide as it needs to be.
-        self.out = Console(**_PLAIN, width=None if sys.stdout.isatty() else _WIDE)
-        self.err = Console(stderr=True, **_PLAIN, width=None if sys.stderr.isatty() else _WIDE)
+        self.out = Console(**_PLAIN, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
+        self.err = Console(stderr=True, **_PLAIN, width=None if sys.stderr.isatty() else PLAIN_WIDTH)
 
-    def show(self, *parts: RenderableType) -> None:
+    def show(self, *parts: str | Table) -> None:
         """Show something to people; nothing with `--json` or `--quiet`."""
         if not (self.as_json or self.quiet):
-            for part in parts:
-                self.out.print(printable(part) if isinstance(part, str) else part)
+            _print(self.out, parts)
 
-    def note(self, *parts: RenderableType) -> None:
+    def note(self, *parts: str | Table) -> None:
         """Show something to people on standard error, before the work; nothing with `--json` or `--quiet`."""
         if not (self.as_json or self.quiet):
-            for part in parts:
-                self.err.print(printable(part) if isinstance(part, str) else part)
+            _print(self.err, parts)
 
     def result(self, value: Any) -> None:
         """With `--json`, write the result as the last line of standard output."""
@@ -116,18 +116,45 @@ def printable(text: str) -> str:
     )
 
 
-def table(title: str, columns: list[str], rows: list[list[str]], *, caption: str | None = None) -> Table:
-    """A table whose first column is text and whose others are numbers."""
+def _print(console: Console, parts: Iterable[str | Table]) -> None:
+    """Print to the width of a terminal; in a file or a pipe break no line of text, and no word in a table."""
+    whole = not console.file.isatty()
+    for part in parts:
+        if isinstance(part, str):
+            console.print(printable(part), soft_wrap=whole)
+            continue
+        if whole:
+            for column in part.columns:
+                column.min_width = max(len(word) for text in (column.header, *column.cells) for word in _words(text))
+            with console.capture() as printed:
+                console.print(part, crop=False)
+            console.file.write("".join(f"{line.rstrip()}\n" for line in printed.get().splitlines()))
+        else:
+            console.print(part)
+        console.print()
+
+
+def _words(text: object) -> list[str]:
+    return str(text).split() or [""]
+
+
+def table(
+    title: str, columns: list[str], rows: list[list[str]], *, caption: str | None = None, text: Collection[int] = (0,)
+) -> Table:
+    """Table whose columns `text` hold words, at the left, and whose others hold numbers, at the right."""
+    short = all(len(row[0]) <= _SHORT for row in rows)
     made = Table(
         title=printable(title),
         caption=caption and printable(caption),
         title_justify="left",
         caption_justify="left",
         box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        collapse_padding=True,
     )
-    made.pad_edge = False
     for i, column in enumerate(columns):
-        made.add_column(column, justify="left" if i == 0 else "right", no_wrap=i == 0, overflow="fold")
+        made.add_column(column, justify="left" if i in text else "right", overflow="fold", no_wrap=short and i == 0)
     for row in rows:
         made.add_row(*map(printable, row))
     return made

@@ -2,6 +2,8 @@
 
 Importing this package needs NumPy only; h5py, JAX and exponax (`pip install enma_fast[data]`) are loaded on
 first use.
+
+An equation is a file in `equations/`, a kind of file a reader here. Nothing here knows a model.
 """
 
 from .fields import FieldFile, decimals

@@ -24,7 +24,8 @@ import torch
 from ..data import FieldFile, dataset_split, read
 from ..errors import EnmaError, first_line
 from ..models.checkpoint import read_tensors, sha256, write_tensors
-from ..store.layout import OUTSIDE, is_missing, read_forecast
+from ..store.layout import OUTSIDE
+from ..store.read import is_missing, read_forecast
 from ..utils.system import versions
 from .metrics import Scores
 from .scoring import leave_out_errors, solver_fidelity

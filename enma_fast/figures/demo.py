@@ -1,4 +1,4 @@
-"""The demonstration: the shipped model forecasts trajectories it has never seen, from the test files beside it."""
+"""The demonstration: a shipped model forecasts unseen trajectories from the shipped test files."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from ..errors import EnmaError
 from ..evaluation.scoring import paper_table, score_case
 from ..forecasting.tasks import Case, file_hashes, layout_of, outside_training, provenance
 from ..models.checkpoint import load_model
-from ..store.layout import OUTSIDE, create_store
+from ..store.create import create_store
+from ..store.layout import OUTSIDE
 from .plots import save_figure
 from .report import store_figure
 
 CHECKPOINT = "combined-fast"
 STORE, FIGURE = "forecast.zarr", "demo.png"
-# Ensemble size of the rows beside the main one.
+# Ensemble size of all forecasts but the first.
 FEWER_MEMBERS = 16
 
 
@@ -30,27 +31,27 @@ def run(
     checkpoint: str | Path = CHECKPOINT,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> dict[str, Any]:
-    """Forecast, score, and write `<out>/forecast.zarr` and `<out>/demo.png`, replacing those of an earlier run.
+    """Forecast, score, and write `<out>/forecast.zarr` and `<out>/demo.png`, in place of those of an earlier run.
 
     Parameters
     ----------
     out : folder of the results
-    members : ensemble size of the forecast that is kept
-    trajectories : how many are forecast, spread over the environments of the test file
-    seed : of the noise
-    checkpoint : shipped model or folder
-    progress : called with (members done, members, what is being forecast)
+    members : ensemble size of the forecast that is stored
+    trajectories : number of trajectories, spread over the environments of the test file
+    seed : seed of the noise
+    checkpoint : name of a shipped model, or folder of a checkpoint
+    progress : called with (members done, members, name of the forecast)
 
     Returns
     -------
     dict
-        The scores of the temporal task in distribution, as `enma_fast.score` gives them; `rows`, those and the scores
-        of the other cases; `paper`, the paper's figures beside each row; `store` and `figure`, the files.
+        The scores of the temporal task in distribution, as from `enma_fast.score`; `rows`, the scores of all forecasts;
+        `paper`, the paper's figures for each of them; `store` and `figure`, the files.
     """
     model = load_model(checkpoint)
     name = model.config.dataset
     inside, outside = (read(shipped_file(name, split)) for split in ("test-in", "test-out"))
-    # One trajectory at a time, so that progress is seen.
+    # One trajectory at a time, so that the progress is visible.
     main = Case(members=members, seed=seed, chunk=max(1, members))
     fewer = min(members, FEWER_MEMBERS)
     cases = [
@@ -69,14 +70,14 @@ def run(
                 progress(before + done * case.members, total, label)
 
         rows = spread_rows(data, trajectories)
-        # Those out of distribution are there to be seen, and the table says how many were recognised.
+        # Trajectories out of distribution are included on purpose; the table says how many are recognised.
         results.append(score_case(model, data, case, rows=rows, warn=False, progress=report, **keywords))
 
     rows = spread_rows(inside, trajectories)
     attributes = provenance(checkpoint, inside, main, rows, "enma-fast demo") | file_hashes(inside, main)
-    strange = outside_training(model, inside, main, rows, warn=False)
-    if strange is not None:
-        attributes[OUTSIDE] = strange
+    outside_numbers = outside_training(model, inside, main, rows, warn=False)
+    if outside_numbers is not None:
+        attributes[OUTSIDE] = outside_numbers
     layout = layout_of(model.config, inside, main, rows=rows, attributes=attributes)
     with create_store(out / STORE, layout, force=True) as store:
         forecast(*cases[0], sink=store.put)
@@ -94,7 +95,7 @@ def run(
 
 
 def spread_rows(data: FieldFile, count: int) -> list[int]:
-    """`count` trajectories spread over a file, so that they come from different environments."""
+    """Choose `count` trajectories spread over a file, so that they come from different environments."""
     if not 1 <= count <= len(data):
         raise EnmaError(f"trajectories is {count}; {data.path.name} holds 1 to {len(data)}")
     return [i * len(data) // count for i in range(count)]

@@ -24,12 +24,12 @@ from ..models.folding import folded_end
 from ..models.layers import own_dtype
 from ..models.model import Model
 from ..models.tokenizer import LinearEnd
-from ..sampling.batch_invariant import BLOCKS, code_rows
+from ..sampling.batch_invariant import BLOCKS, map_rows
 from ..sampling.engine import Engine, engine_for
 from ..sampling.settings import chosen_sampling
-from ..sampling.shifts import moved
+from ..sampling.shifts import shifted
 from ..utils.bounds import check_numbers, whole_number
-from ..utils.forks import forkable, in_own_thread, own_thread
+from ..utils.forks import forkable, iterate_in_own_thread, run_in_own_thread
 from .ensemble import SPACE, Ensemble, Given, Labels, first_time, given
 from .request import MOST_MEMBERS, Request, check_size, coordinates, read_request, whole_numbers
 
@@ -185,7 +185,7 @@ def stream(
     queried = None if query is None else coordinates("query", query, model)
     known, other, labels = _read(model, history, context, points, queried, trajectories, num_members, first_member)
     chosen = chosen_sampling(model.config, settings)
-    request, batched = own_thread(
+    request, batched = run_in_own_thread(
         read_request,
         model,
         known,
@@ -199,7 +199,7 @@ def stream(
         settings=chosen,
         strict=strict,
     )
-    engine = own_thread(engine_for, model.dynamics, dtype=dtype, backend=backend)
+    engine = run_in_own_thread(engine_for, model.dynamics, dtype=dtype, backend=backend)
     size = whole_number("chunk", len(request.rows) if chunk is None else chunk)
     frames = _frames(
         model,
@@ -210,7 +210,7 @@ def stream(
         query=queried,
         stop=_plain(stop, labels),
     )
-    return (_wrapped(labels, number, frame) for number, frame in enumerate(in_own_thread(frames)))
+    return (_wrapped(labels, number, frame) for number, frame in enumerate(iterate_in_own_thread(frames)))
 
 
 @forkable
@@ -513,7 +513,7 @@ def _moved_back(fields: Tensor, request: Request, rows: slice) -> Tensor:
     moves = [request.amount_of(row) for row in request.rows[rows]]
     for amount in set(moves):
         index = [i for i, other in enumerate(moves) if other == amount]
-        fields[index] = moved(fields[index], amount, back=True)
+        fields[index] = shifted(fields[index], amount, back=True)
     return fields
 
 
@@ -529,4 +529,4 @@ def _decode(model: Model, latents: Tensor, frames: int, query: Tensor | None, en
     tok = model.tokenizer
     operation = ("decode", tok.config, own_dtype(tok), frames, None if query is None else tuple(query.shape))
     block = BLOCKS[tok.config.dims]
-    return code_rows(lambda z: model.decode(z, frames, query, end=end), latents, operation=operation, block=block)
+    return map_rows(lambda z: model.decode(z, frames, query, end=end), latents, operation=operation, block=block)

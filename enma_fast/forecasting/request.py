@@ -20,9 +20,9 @@ from ..data import NETCDF_FILL, unmasked
 from ..errors import EnmaError, first_line
 from ..models.layers import own_dtype
 from ..models.model import Model
-from ..sampling.batch_invariant import BLOCKS, code_rows
+from ..sampling.batch_invariant import BLOCKS, map_rows
 from ..sampling.noise import trajectory_seed
-from ..sampling.shifts import amounts, moved
+from ..sampling.shifts import shift_amounts, shifted
 from ..utils.bounds import MOST_FRAMES, whole_number
 from ..utils.system import memory
 from ..utils.text import counted
@@ -140,7 +140,7 @@ def read_request(
     if warn:
         warn_if_long(config, last)
         say_outside(model, numbers, outside(model, known, other, scattered=where is not None), strict=strict)
-    shifts = amounts(config, settings)
+    shifts = shift_amounts(config, settings)
     if where is not None and len(shifts) > 1:
         raise EnmaError(f"points: shifts is {len(shifts)}, which is for fields on the grid; give settings without it")
     rows = [(b, first_member + k) for b in range(B) for k in range(num_members)]
@@ -149,8 +149,8 @@ def read_request(
     def encoded(fields: Tensor) -> Tensor:
         """Latents of each trajectory in each shift that is used, [B * len(used), T, N, C]."""
         if len(used) == 1:
-            return _encode(model, moved(fields, shifts[used[0]]), where)
-        seen = torch.stack([moved(fields, shifts[s]) for s in used], 1)
+            return _encode(model, shifted(fields, shifts[used[0]]), where)
+        seen = torch.stack([shifted(fields, shifts[s]) for s in used], 1)
         return _encode(model, seen.flatten(0, 1), where)
 
     if known is None:
@@ -280,4 +280,4 @@ def _encode(model: Model, fields: Tensor, points: Tensor | None) -> Tensor:
     tok = model.tokenizer
     operation = ("encode", tok.config, own_dtype(tok), None if points is None else tuple(points.shape))
     block = BLOCKS[tok.config.dims]
-    return code_rows(lambda u: model.encode(u, points), fields, operation=operation, block=block)
+    return map_rows(lambda u: model.encode(u, points), fields, operation=operation, block=block)

@@ -138,7 +138,20 @@ class Domain:
         for (name, array), shape in zip(arrays.items(), shapes, strict=True):
             if array.shape != shape or not np.isfinite(array).all() or set(found) != set(_NAMES):
                 raise EnmaError(f"{path}: {name} is not {list(shape)} finite numbers; copy the checkpoint again")
-        return cls(**arrays)
+        made = cls(**arrays)
+        if not made._is_of_fields():
+            raise EnmaError(f"{path}: its numbers are those of no training data; copy the checkpoint again")
+        return made
+
+    def _is_of_fields(self) -> bool:
+        """Whether :meth:`of` can have made these numbers, with which every distance is a number."""
+        try:
+            smallest = np.linalg.eigvalsh(self.covariance)[0]
+        except np.linalg.LinAlgError:
+            return False
+        symmetric = np.allclose(self.covariance, self.covariance.T)
+        signs = (self.low <= self.high).all() and (self.scale > 0).all() and (self.limits >= 0).all()
+        return bool(symmetric and signs and smallest > _FLOOR**2 / 2)
 
 
 def _count(frames: int, channels: int) -> int:

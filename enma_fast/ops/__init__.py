@@ -1,4 +1,7 @@
-"""Operators: one file each, with its public function and its reference; the only package that imports fast code."""
+"""Operators: one file each, its reference beside its public function.
+
+An operator goes here, its kernels to `kernels/` and `csrc/`, which nothing else imports. Layers are `models`.
+"""
 
 from __future__ import annotations
 

@@ -39,12 +39,16 @@ from ..forecasting.tasks import (
     warn_of_own_contexts,
 )
 from ..models.checkpoint import hashes, load_model
-from ..store.layout import LEDGER, OUTSIDE, ForecastStore, Layout, lay_out
+from ..store.compare import differences
+from ..store.create import create_unfinished_store
+from ..store.forecast_store import ForecastStore
+from ..store.layout import FINGERPRINT, LEDGER, OUTSIDE, Layout
 from ..store.ledger import Ledger, RunLock
-from ..store.location import check_disk, check_place, is_store, refuse, sweep
-from ..store.repair import FINGERPRINT, damaged_files, differences, repair
+from ..store.location import check_disk, check_place, is_store, remove_leftovers, require_replaceable
+from ..store.read import damaged_files
+from ..store.repair import repair
 from ..store.writer import Writer
-from ..utils.files import unfinished
+from ..utils.files import temporary_name
 from ..utils.launch import Launch, detect
 from .block_sampler import BlockSampler
 from .blocks import Block, Cut, P, Unit, claims, missing_parts
@@ -268,7 +272,7 @@ class Run:
         disk = int(layout.num_bytes() * missing / (B * K))
         files = layout.num_files() * missing // (B * K)
         if self.force:
-            refuse(self.out, force=True)
+            require_replaceable(self.out, force=True)
         if self.force or not self.out.exists():
             check_place(self.out)
         check_disk(self.out, disk, files)
@@ -321,9 +325,9 @@ class Run:
         sampled = 0
         with StaticShare(self.out, self.launch) if self.static else RunLock(self.out, self.launch.run) as lock:
             if lock.first:
-                sweep(self.out)
+                remove_leftovers(self.out)
             if lock.first and (self.force or not self.out.exists()):
-                lay_out(self.out, self._with_hashes(), force=self.force)
+                create_unfinished_store(self.out, self._with_hashes(), force=self.force)
             else:
                 self._require_same()
                 if lock.first:
@@ -446,7 +450,7 @@ class Run:
                     write_state(saved, fold)
                     last_save = time.monotonic()
             self.store.put_statistics(b, self._results(fold))
-            self.store.settle()
+            self.store.sync()
             ledger.mark([unit.first])
             ledger.release(unit.first, unit.last)
             saved.unlink(missing_ok=True)
@@ -474,7 +478,7 @@ class Run:
         if self.force or not self.out.exists():
             return B * K
         if not is_store(self.out):
-            refuse(self.out, force=False)
+            require_replaceable(self.out, force=False)
         self._require_same()
         ledger = self._ledger()
         if ledger is None:
@@ -523,7 +527,7 @@ class Run:
         for left in (*self.out.glob(".statistics-*"), *self.out.glob("..statistics-*")):
             left.unlink(missing_ok=True)
         with suppress(FileNotFoundError):
-            (self.out / unfinished(LEDGER)).unlink(missing_ok=True)
+            (self.out / temporary_name(LEDGER)).unlink(missing_ok=True)
             (self.out / LEDGER).unlink()
 
     @contextmanager

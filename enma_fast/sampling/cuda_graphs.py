@@ -1,13 +1,13 @@
-"""The frame step as CUDA graphs: recorded once, then one launch per frame.
+"""The frame step as CUDA graphs: captured once, then one launch per frame.
 
     step = CapturedStep(StaticStep(...))
     step.warm_up()      on a side stream: kernels compile, operators pack their weights
     step.capture()      a graph for each kind of frame (fed back or the last), all in one private pool
     step.begin(...)     history and context, outside the graphs
     step.frame()        one launch
-    step.close()        graphs and pool go; the static buffers belong to the StaticStep
+    step.close()        frees graphs and pool; the static buffers belong to the StaticStep
 
-`try_capture` does the first three lines and gives the step as it was where that fails.
+`try_capture` does the first three lines, and returns the uncaptured step if that fails.
 """
 
 from __future__ import annotations
@@ -21,25 +21,26 @@ import torch
 from torch import Tensor
 
 from ..errors import EnmaError
-from .static_step import FrameKind, StaticPlan, StaticStep
+from .static_plan import StaticPlan
+from .static_step import FrameKind, StaticStep
 
 logger = logging.getLogger(__name__)
 
-# One call compiles and packs; in the second nothing is new, as in the capture.
+# The first call compiles and packs; the second does what the capture does.
 WARM_UPS = 2
 
 
 class Recorder(Protocol):
-    """How a call is recorded and repeated; `CudaRecorder`, or a stand-in where there is no GPU."""
+    """Interface that records a call and repeats it: `CudaRecorder`, or a stand-in without a GPU."""
 
     def warm_up(self, run: Callable[[], object]) -> None:
-        """Run where a recording would, without one."""
+        """Run on the stream of the recordings, without recording."""
 
     def record(self, run: Callable[[], object]) -> Callable[[], None]:
-        """Record what `run` does on the device; the result repeats it."""
+        """Record the work of `run` on the device; the returned function repeats it."""
 
     def close(self) -> None:
-        """Free what the recordings hold."""
+        """Free the recordings."""
 
 
 class CudaRecorder:
@@ -60,7 +61,7 @@ class CudaRecorder:
         current.wait_stream(self._stream)
 
     def record(self, run: Callable[[], object]) -> Callable[[], None]:
-        """Capture a graph; the result launches it on the current stream."""
+        """Capture a graph; the returned function launches it on the current stream."""
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.device(self._device), torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
             run()
@@ -68,7 +69,7 @@ class CudaRecorder:
         return graph.replay
 
     def close(self) -> None:
-        """Destroy the graphs once they have run; their pool goes with the last of them."""
+        """Wait for the graphs and destroy them; their pool is freed with the last one."""
         torch.cuda.synchronize(self._device)
         for graph in self._graphs:
             graph.reset()
@@ -76,7 +77,7 @@ class CudaRecorder:
 
 
 class CapturedStep:
-    """A `StaticStep` whose frames are replayed; same interface, same bits."""
+    """A `StaticStep` whose frames are replayed from CUDA graphs; same interface, same bits."""
 
     def __init__(self, step: StaticStep, *, recorder: Recorder | None = None) -> None:
         if recorder is None:
@@ -91,15 +92,15 @@ class CapturedStep:
 
     @property
     def plan(self) -> StaticPlan:
-        """The static buffers of the step; the graphs' pool is not counted."""
+        """Static buffers of the step; the pool of the graphs is not counted."""
         return self._step.plan
 
     def warm_up(self) -> None:
-        """Run every kind of frame on buffers of no trajectory; one that had begun is forgotten."""
+        """Run every kind of frame without a trajectory; a trajectory that has begun is discarded."""
         recorder = self._open()
         for kind in self._step.kinds():
             for _ in range(WARM_UPS):
-                # Each run feeds its frame back, to the first place again.
+                # A run appends its frame to the cache; the reset makes the next one overwrite it.
                 self._step.reset()
                 recorder.warm_up(functools.partial(self._step.run, kind))
         self._step.reset()
@@ -111,7 +112,7 @@ class CapturedStep:
         Raises
         ------
         EnmaError
-            Before :meth:`warm_up`, or a second time.
+            If it is called before :meth:`warm_up`, or a second time.
         """
         recorder = self._open()
         if not self._warm:
@@ -122,19 +123,19 @@ class CapturedStep:
         self._step.reset()
 
     def begin(self, segments: Sequence[Tensor], *, seeds: Tensor, members: Tensor, first: int) -> None:
-        """As :meth:`StaticStep.begin`: inputs are checked, and copied to where the graphs read them."""
+        """Like :meth:`StaticStep.begin`: inputs are checked, and copied to the buffers that the graphs read."""
         self._captured()
         self._step.begin(segments, seeds=seeds, members=members, first=first)
 
     def frame(self, *, last: bool = False) -> Tensor:
-        """As :meth:`StaticStep.frame`, by one launch."""
+        """Like :meth:`StaticStep.frame`, in one launch."""
         replays = self._captured()
         replays[self._step.advance(last=last)]()
         self.launches += 1
         return self._step.tokens_BNC
 
     def close(self) -> None:
-        """Free the graphs; the step itself can still be used. A second time nothing happens."""
+        """Free the graphs; the step itself can still be used. A second call does nothing."""
         if self._recorder is not None:
             self._replays = {}
             self._recorder.close()
@@ -154,15 +155,15 @@ class CapturedStep:
 
 
 def try_capture(step: StaticStep, *, recorder: Recorder | None = None) -> CapturedStep | StaticStep:
-    """The step as graphs, or as it is where they cannot be made; each reason is logged once."""
+    """Capture the step as graphs, or return it unchanged if that fails; each reason is logged once."""
     captured = None
     try:
         captured = CapturedStep(step, recorder=recorder)
         captured.warm_up()
         captured.capture()
-    # Torch reports what a graph cannot hold, and a device that is out of memory, as RuntimeError.
+    # Torch raises RuntimeError for an operation that a graph cannot hold, and when the device is out of memory.
     except (EnmaError, RuntimeError) as error:
-        _say_once(str(error).partition("\n")[0])
+        _warn_once(str(error).partition("\n")[0])
         if captured is not None:
             captured.close()
         step.reset()
@@ -171,5 +172,5 @@ def try_capture(step: StaticStep, *, recorder: Recorder | None = None) -> Captur
 
 
 @functools.cache
-def _say_once(reason: str) -> None:
+def _warn_once(reason: str) -> None:
     logger.warning("frames run without a CUDA graph: %s", reason)

@@ -1,11 +1,11 @@
-"""FRAME -> TRAJECTORY, prepared: the sampler of `sample.py` as fast as this machine makes it, with the same results.
+"""The sampling engine: the fastest implementation of the sampler on this machine, with the results of the reference.
 
-An `Engine` packs a model's weights once and then serves any number of ensembles:
+An `Engine` packs a model's weights once and then samples any number of ensembles:
 
 * ``native``: on the CPU, each latent frame is one call of the extension;
 * ``graph``: on a GPU, each latent frame is one launch of a CUDA graph;
-* ``static``: the step that the graph holds, not captured;
-* ``reference``: `sample.trajectory`.
+* ``static``: the step that the graph contains, not captured;
+* ``reference``: `reference.trajectory`.
 
 Legend: B rows (members), G groups that share history and context, T latent frames, N tokens per frame, C token
 channels.
@@ -24,10 +24,10 @@ from ..errors import EnmaError
 from ..models.layers import own_dtype, weights_key
 from ..models.model import Dynamics
 from ..ops import choose, sampler
-from ..sampling.settings import chosen_sampling
-from . import reference as sample
+from . import reference
 from .cuda_graphs import CapturedStep, try_capture
 from .native import NativeSampler
+from .settings import chosen_sampling
 from .static_step import StaticStep
 
 BACKENDS = ("native", "graph", "static", "reference")
@@ -35,12 +35,12 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def candidates(device: torch.device, dtype: torch.dtype, *, head_dim: int) -> dict[str, str | None]:
-    """Ways to sample with weights of this device, dtype and size of heads, best first; why one cannot serve."""
+    """Backends for weights of this device, dtype and head size, best first: None, or why one cannot serve."""
     on_gpu = device.type == "cuda"
     return {
         "native": sampler.problem(device, dtype, head_dim=head_dim),
-        "graph": None if on_gpu else f"needs a CUDA device, the model is on {device}",
-        "static": None if on_gpu else "is for GPUs; on the CPU only when asked for",
+        "graph": None if on_gpu else f"needs a CUDA device; the model is on {device}",
+        "static": None if on_gpu else "is for GPUs; on the CPU it has to be asked for",
         "reference": None,
     }
 
@@ -53,14 +53,14 @@ class Engine:
     dynamics
         The model; its weights stay as they are.
     dtype
-        Of the packed weights: the model's own by default, or bf16 for speed.
+        Type of the packed weights: by default that of the model; bf16 is faster.
     backend
-        One of ``native``, ``graph``, ``static``, ``reference``; the best that can serve by default.
+        One of ``native``, ``graph``, ``static``, ``reference``; by default the best one that can serve.
 
     Raises
     ------
     EnmaError
-        If the backend cannot serve; says why.
+        If the backend cannot serve; the message says why.
     """
 
     def __init__(self, dynamics: Dynamics, *, dtype: torch.dtype | None = None, backend: str | None = None) -> None:
@@ -75,10 +75,10 @@ class Engine:
             found["reference"] = f"samples with the model's weights as they are, not with {self.dtype}"
         self.backend = choose("sampler", found, backend)
         self._native = NativeSampler(dynamics, dtype=self.dtype) if self.backend == "native" else None
-        # The step of the last chunk, taken while a trajectory is being made.
+        # The step of the last chunk; None while a trajectory uses it.
         self._idle: tuple[tuple[Any, ...], StaticStep | CapturedStep] | None = None
 
-    # As a decorator it covers each frame, and not what the caller does between two of them.
+    # The decorator covers the computation of each frame, and not what the caller does between two frames.
     @torch.inference_mode()
     def trajectory(
         self,
@@ -100,12 +100,12 @@ class Engine:
         num_latents
             Latent frames of the whole trajectory, the observed ones included.
         seeds, members
-            ``[B]`` int64, the key of each row's noise. A row's result depends on these and its group's history and
-            context only.
+            ``[B]`` int64, the key of the noise of each row. The result of a row depends only on its key, and on the
+            history and context of its group.
         context
             Latent frames ``[G, Tc, N, C]`` of another trajectory of the same environment.
         settings
-            Sampling settings; the model's own by default. A one-pass model takes another temperature only.
+            Sampling settings; the model's own by default. For a one-pass model only the temperature may differ.
         groups
             ``[B]`` int64, the history that each row continues; by default row b has history b.
 
@@ -118,7 +118,7 @@ class Engine:
         if groups is None:
             groups = torch.arange(len(seeds), device=seeds.device)
         if self.backend == "reference":
-            yield from sample.trajectory(
+            yield from reference.trajectory(
                 self.dynamics,
                 history[groups],
                 num_latents=num_latents,
@@ -137,7 +137,7 @@ class Engine:
             yield from self._static(segments, num_latents, seeds, members, groups, settings)
 
     def planned_bytes(self) -> dict[str, int]:
-        """Memory of the last chunk by what it is for, as it was planned; empty before the first one."""
+        """Planned memory of the last chunk in bytes, by purpose; empty before the first chunk."""
         if self._native is not None:
             return self._native.planned_bytes()
         if self._idle is None:
@@ -154,13 +154,13 @@ class Engine:
         groups: Tensor,
         settings: SamplingConfig,
     ) -> Iterator[Tensor]:
-        """Frames by a static step, which takes groups of one size that follow each other."""
+        """Generate frames with a static step, which needs groups of equal size, one after the other."""
         G, B = segments[0].shape[0], len(seeds)
         even = B % G == 0 and torch.equal(groups, torch.arange(G, device=groups.device).repeat_interleave(B // G))
         if not even:
             segments, G = [s[groups] for s in segments], B
         first = segments[-1].shape[1]
-        initial = not sample.in_one_pass(self.dynamics.config, first)
+        initial = not reference.in_one_pass(self.dynamics.config, first)
         key = (B, G, sum(s.shape[1] + 1 for s in segments), max(0, num_latents - first - 1), settings, initial)
         step = self._take(key)
         try:
@@ -172,14 +172,14 @@ class Engine:
             self._idle = (key, step)
 
     def _take(self, key: tuple[Any, ...]) -> StaticStep | CapturedStep:
-        """The step of the last chunk, if it is of this size and nobody has it."""
+        """Take the step of the last chunk if it has this size and is not in use, or else make a new one."""
         if self._idle is not None and self._idle[0] == key:
             step, self._idle = self._idle[1], None
             return step
-        # Its memory goes before more is asked for.
+        # The old memory is freed before new memory is allocated.
         self._release()
         rows, groups, prefix_frames, own_frames, settings, initial = key
-        made = StaticStep(
+        new = StaticStep(
             self.dynamics,
             rows=rows,
             groups=groups,
@@ -189,17 +189,17 @@ class Engine:
             initial=initial,
             dtype=self.dtype,
         )
-        return try_capture(made) if self.backend == "graph" else made
+        return try_capture(new) if self.backend == "graph" else new
 
     def _release(self) -> None:
-        """Free the step that nobody has."""
+        """Free the step of the last chunk."""
         if self._idle is not None and isinstance(self._idle[1], CapturedStep):
             self._idle[1].close()
         self._idle = None
 
 
 class _Engines(dict[Any, tuple[tuple[Any, ...], Engine]]):
-    """Engines of a model, kept in it so that they go with it; a copy of the model starts without."""
+    """Engines of a model, kept in the model so that they are freed with it; a copy of the model has none."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Engines:
         return _Engines()
@@ -209,7 +209,7 @@ class _Engines(dict[Any, tuple[tuple[Any, ...], Engine]]):
 
 
 def engine_for(dynamics: Dynamics, *, dtype: torch.dtype | None = None, backend: str | None = None) -> Engine:
-    """The engine of a model, prepared on first use and again after its weights have changed."""
+    """Return the engine of a model; it is prepared on first use, and again after the weights have changed."""
     if backend is not None and backend not in BACKENDS:
         raise EnmaError(f"backend {backend!r} is unknown; expected one of {', '.join(BACKENDS)}")
     engines: _Engines = vars(dynamics).setdefault("_engines", _Engines())

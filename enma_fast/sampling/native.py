@@ -1,8 +1,8 @@
-"""FRAME -> TRAJECTORY on the CPU: `sample.trajectory` with every latent frame made in one call of the extension.
+"""The native sampler for the CPU: each latent frame of `reference.trajectory` is one call of the C++ extension.
 
-Weights are packed once. Members of a trajectory share the keys and values of its history and context; in the masked
-transformer the first layer sees only tokens that have changed, the last only those that are being decided. A one-pass
-model has no flow head packed unless frame 0 is to be decided.
+Weights are packed once. Members of a trajectory share the keys and values of its history and context. In the masked
+transformer, the first layer is computed only for tokens that have changed, and the last only for tokens that are being
+decided. The flow head of a one-pass model is packed only if frame 0 has to be decided.
 
 Legend: B rows (members), G groups that share history and context, N tokens per frame, C token channels, K head dim.
 """
@@ -26,7 +26,7 @@ from ..ops.flow_plan import FlowPlan
 from ..utils.bounds import most_threads
 from .reference import in_one_pass
 
-# Frames that the tables of rotary positions hold at first.
+# Initial number of frames in the tables of rotary positions.
 TABLE_FRAMES = 64
 
 
@@ -38,14 +38,14 @@ class NativeSampler:
     dynamics
         The model.
     dtype
-        Of the packed weights; bf16 halves their size, and is the fastest where the processor multiplies it
+        Type of the packed weights. bf16 halves their size, and is the fastest on processors that multiply it
         (AVX-512 BF16). Tokens, residuals and sums are fp32 in either case.
     """
 
     def __init__(self, dynamics: Dynamics, *, dtype: torch.dtype) -> None:
         self.dynamics, self.dtype = dynamics, dtype
         self._plans: dict[tuple[int, str], FlowPlan] = {}
-        # The session of the last chunk, taken while a trajectory is being made.
+        # The session of the last chunk; None while a trajectory uses it.
         self._idle: tuple[tuple[Any, ...], Any] | None = None
         self._pack(TABLE_FRAMES)
 
@@ -60,7 +60,7 @@ class NativeSampler:
         settings: SamplingConfig,
         threads: int | None = None,
     ) -> Iterator[Tensor]:
-        """Yield latent frames ``[B, N, C]`` that follow `segments`, ``[G, T_i, N, C]`` each, the history last."""
+        """Yield latent frames ``[B, N, C]`` that follow the segments ``[G, T_i, N, C]``, the last being the history."""
         first = segments[-1].shape[1]
         key, session = self.session(
             rows=len(seeds),
@@ -84,7 +84,7 @@ class NativeSampler:
                 session.frame(z_BNC, t + 1 == num_latents)
                 yield z_BNC
         finally:
-            # A trajectory that was left early gives it back too.
+            # A trajectory that is abandoned early returns it too.
             self._idle = (key, session)
 
     def session(
@@ -100,18 +100,18 @@ class NativeSampler:
         isa: str = "",
         teams: str = "",
     ) -> tuple[tuple[Any, ...], Any]:
-        """Memory for one chunk from frame `first` on, the last one's if it fits, and the key that it goes by."""
+        """Return the memory of one chunk from frame `first` on, that of the last chunk if it fits, and its key."""
         threads = min(threads or torch.get_num_threads(), most_threads())
         if prefix_frames + own_frames > self._frames:
             self._pack(2 * (prefix_frames + own_frames))
-        # Frames that are decided in one pass take no mask steps.
+        # Frames that are decided in one pass need no mask steps.
         N = self.dynamics.config.num_tokens
         mask_steps = 0 if in_one_pass(self.dynamics.config, first) else min(settings.mask_steps, N)
         key = (rows, groups, prefix_frames, own_frames, settings, mask_steps, threads, isa, teams, self._frames)
         if self._idle is not None and self._idle[0] == key:
             session, self._idle = self._idle[1], None
             return key, session
-        # Its memory goes before more is asked for.
+        # The old memory is freed before new memory is allocated.
         self._idle = None
         flow_steps = flow_schedule(settings.flow_steps, settings.last_flow_steps, mask_steps=mask_steps)
         session = self._packed.session(
@@ -129,7 +129,7 @@ class NativeSampler:
         return key, session
 
     def planned_bytes(self) -> dict[str, int]:
-        """Memory of the last session: weights, keys_values, buffers and work space of the threads."""
+        """Memory of the last session in bytes: weights, keys_values, buffers, and the work space of the threads."""
         return {} if self._idle is None else dict(self._idle[1].plan())
 
     def _plan(self, steps: int, method: str) -> FlowPlan:
@@ -154,7 +154,7 @@ class NativeSampler:
             {
                 name: p.detach().to(self.dtype).contiguous()
                 for name, p in dynamics.named_parameters()
-                # The plans have these.
+                # The plans of the flow head hold these.
                 if not name.startswith("flow.velocity.")
             },
             tokens=config.num_tokens,

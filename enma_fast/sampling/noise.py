@@ -1,10 +1,10 @@
 """Counter-based noise: every random word is a pure function of (seed, member, frame, mask step, token, channel).
 
-So member k has the same noise alone, in any chunk, on any rank and after a resume. Nothing here reads a value
-back from the device or depends on one, so all of it can be captured in a CUDA graph; seed, frame and mask
-step may then be int64 tensors that are overwritten between replays.
+So member k has the same noise alone, in any chunk, on any rank and after a run is resumed. No value is read back from
+the device, so everything here can be captured in a CUDA graph; seed, frame and mask step may then be int64 tensors that
+are overwritten between replays.
 
-`ops/philox_normal.py` has the layout of the normals. Two mask steps are reserved, for words that are no normals::
+`ops/philox_normal.py` documents the layout of the normals. Two mask steps are reserved for other words::
 
     0xFFFFFFFF  token order:      key (seed, member), counter (0, token, 0xFFFFFFFF, frame), word w0
     0xFFFFFFFE  trajectory seed:  key (seed mod 2^32, seed >> 32),
@@ -19,57 +19,22 @@ import torch
 from torch import Tensor
 
 from ..errors import EnmaError
-from ..ops.philox_normal import MASK32, Word, as_word, philox, philox_normal
+from ..ops.philox_normal import MASK32, Word, as_word, philox
 
 ORDER_STEP = 0xFFFFFFFF
 TRAJECTORY_STEP = 0xFFFFFFFE
 
 
-def token_noise(
-    *,
-    seed: Word,
-    members: Tensor,
-    frame: Word,
-    mask_step: Word,
-    tokens: Tensor,
-    channels: int,
-    dtype: torch.dtype = torch.float32,
-) -> Tensor:
-    """Standard normal noise for the tokens that one mask step decides.
-
-    Parameters
-    ----------
-    seed, frame, mask_step : int or Tensor
-        An int, a 0-d int64 tensor or one value per member `[B]`; taken modulo 2^32. `frame` is the latent
-        frame's index in the trajectory; `mask_step` is below `0xFFFFFFFE`.
-    members : Tensor
-        `[B]` int64, member numbers in `0 .. 2^32 - 1`.
-    tokens : Tensor
-        `[M]` or `[B, M]` int64, token indices in the frame.
-    channels : int
-        Token channels `C`.
-    dtype : torch.dtype
-        Type of the result; the float32 values are cast, so every type sees the same noise.
-
-    Returns
-    -------
-    Tensor
-        `[B, M, C]` on the device of `members`.
-    """
-    return philox_normal(
-        seed=seed, members=members, frame=frame, mask_step=mask_step, tokens=tokens, channels=channels, dtype=dtype
-    )
-
-
 def token_order(*, seed: Word, members: Tensor, frame: Word, num_tokens: int) -> Tensor:
-    """Random order in which each member decides the tokens of one frame.
+    """Draw the order in which each member decides the tokens of one frame.
 
-    The tokens are sorted by one random word each; equal words stay in the order of their index.
+    The tokens are sorted by one random word each; tokens with equal words stay in the order of their indices.
 
     Parameters
     ----------
     seed, frame : int or Tensor
-        As in `token_noise`.
+        An int, a 0-d int64 tensor or one value per member `[B]`; taken modulo 2^32. `frame` is the index of the latent
+        frame in its trajectory.
     members : Tensor
         `[B]` int64, member numbers.
     num_tokens : int
@@ -98,8 +63,8 @@ def trajectory_seed(seed: int, index: int) -> int:
     Returns
     -------
     int
-        A seed in `0 .. 2^32 - 1`, for index 0 too a new one. Of `n` trajectories, some two share a seed with
-        probability about `n^2 / 2^33`.
+        A seed in `0 .. 2^32 - 1`, which differs from `seed` for index 0 too. Among `n` trajectories, some two share a
+        seed with probability about `n^2 / 2^33`.
 
     Raises
     ------

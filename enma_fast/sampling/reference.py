@@ -1,4 +1,4 @@
-"""FRAME -> TRAJECTORY in plain PyTorch: the reference that every faster path is tested against.
+"""The reference sampler: frames and trajectories in plain PyTorch, which every faster implementation is tested against.
 
 Legend: B batch x members, T latent frames, N tokens per frame, M tokens decided in one mask step, C token channels,
 D width.
@@ -16,7 +16,8 @@ from ..models.causal_transformer import FrameCache
 from ..models.layers import exact, widened
 from ..models.model import Dynamics
 from ..models.schedule import flow_schedule, mask_schedule
-from .noise import token_noise, token_order
+from ..ops.philox_normal import philox_normal
+from .noise import token_order
 
 
 def frame(
@@ -29,19 +30,19 @@ def frame(
     h_BND
         Context of the frame from the causal transformer.
     seeds, members
-        ``[B]`` int64, the key of each row's noise.
+        ``[B]`` int64, the key of the noise of each row.
     index
-        Number of the latent frame in its trajectory, the noise's counter.
+        Number of the latent frame in its trajectory; part of the counter of the noise.
     """
     N, C = dynamics.config.num_tokens, dynamics.config.token_channels
     if in_one_pass(dynamics.config, index):
         assert dynamics.read is not None
         tokens_N = torch.arange(N, device=members.device)
-        noise_BNC = token_noise(seed=seeds, members=members, frame=index, mask_step=0, tokens=tokens_N, channels=C)
+        noise_BNC = philox_normal(seed=seeds, members=members, frame=index, mask_step=0, tokens=tokens_N, channels=C)
         c_BND = dynamics.spatial.from_noise(h_BND, (settings.temperature * noise_BNC).to(h_BND.dtype))
         return widened(exact(dynamics.read, c_BND))
     order_BN = token_order(seed=seeds, members=members, frame=index, num_tokens=N)
-    # Tokens are fp32 beside weights in bf16, float64 beside float64.
+    # Tokens are fp32 with bf16 weights, and float64 with float64 weights.
     wide = torch.promote_types(h_BND.dtype, torch.float32)
     x_BNC = torch.zeros(h_BND.shape[0], N, C, dtype=wide, device=h_BND.device)
     known_BN = torch.zeros(h_BND.shape[0], N, dtype=torch.bool, device=h_BND.device)
@@ -52,7 +53,9 @@ def frame(
         tokens_BM = order_BN[:, done : done + count]
         c_BND = dynamics.spatial(h_BND, x_BNC.to(h_BND.dtype), known_BN)
         c_BMD = c_BND.gather(1, tokens_BM[..., None].expand(-1, -1, c_BND.shape[-1]))
-        noise_BMC = token_noise(seed=seeds, members=members, frame=index, mask_step=step, tokens=tokens_BM, channels=C)
+        noise_BMC = philox_normal(
+            seed=seeds, members=members, frame=index, mask_step=step, tokens=tokens_BM, channels=C
+        )
         z_BMC = dynamics.flow.sample(c_BMD, temperature * noise_BMC, steps=steps, method=settings.method)
         x_BNC = x_BNC.scatter(1, tokens_BM[..., None].expand(-1, -1, C), z_BMC)
         known_BN = known_BN.scatter(1, tokens_BM, True)
@@ -61,12 +64,12 @@ def frame(
 
 
 def in_one_pass(config: ModelConfig, index: int) -> bool:
-    """Whether a latent frame is decided in one pass; frame 0, an initial state, never is."""
+    """True if a latent frame is decided in one pass; frame 0, an initial state, never is."""
     return config.dynamics.decoder == "one-pass" and index > 0
 
 
 def flow_temperature(config: ModelConfig, settings: SamplingConfig) -> float:
-    """Factor on the noise of a flow; frame 0 of a one-pass model is a draw from its own distribution, unscaled."""
+    """Factor on the noise of the flow; 1 for frame 0 of a one-pass model, which is drawn from its own distribution."""
     return 1.0 if config.dynamics.decoder == "one-pass" else settings.temperature
 
 
@@ -86,11 +89,11 @@ def trajectory(
     Parameters
     ----------
     history
-        Observed latent frames of the target ``[B, T0, N, C]``; T0 may be 0 when a context is given.
+        Observed latent frames ``[B, T0, N, C]`` of the target; T0 may be 0 when a context is given.
     num_latents
         Latent frames of the whole trajectory, the observed ones included.
     seeds, members
-        ``[B]`` int64, the key of each row's noise.
+        ``[B]`` int64, the key of the noise of each row.
     context
         Latent frames ``[B, Tc, N, C]`` of another trajectory of the same environment.
     settings

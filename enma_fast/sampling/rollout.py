@@ -1,4 +1,4 @@
-"""FRAME -> TRAJECTORY with gradients: the sampler of `sample.py`, through all of its frames, for training.
+"""The sampler with gradients, through all of its frames: rollouts for training.
 
 Legend: B trajectories, K members, T latent frames, N tokens per frame, C token channels.
 """
@@ -24,9 +24,9 @@ def rollout(
     context: Tensor | None = None,
     settings: SamplingConfig | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Latent frames that follow a history, members of one trajectory side by side.
+    """Roll out the latent frames that follow a history, for several members of each trajectory.
 
-    History and context are read once a trajectory, in one pass. The values are those of
+    History and context are read in one pass, once for each trajectory. The values are those of
     :func:`enma_fast.sampling.reference.trajectory` for the same seeds and members, up to rounding.
 
     Parameters
@@ -36,7 +36,7 @@ def rollout(
     num_frames
         Latent frames T to roll out.
     seeds, members
-        ``[B, K]`` int64, the key of each member's noise.
+        ``[B, K]`` int64, the key of the noise of each member.
     context
         Latent frames ``[B, Tc, N, C]`` of another trajectory of the same environment.
     settings
@@ -44,7 +44,7 @@ def rollout(
 
     Returns
     -------
-    ``[B, K, T, N, C]``, and the context of frame 0 of the target ``[B, N, D]``.
+    The frames ``[B, K, T, N, C]``, and the context of frame 0 of the target ``[B, N, D]``.
     """
     settings = settings or dynamics.config.sampling
     temporal, (B, K) = dynamics.temporal, seeds.shape
@@ -54,11 +54,11 @@ def rollout(
     start = h_BTND.shape[1] - history.shape[1] - 1
     cache.repeat(K)
     h, anchor = (x.repeat_interleave(K, 0) for x in (h_BTND[:, -1], h_BTND[:, start]))
-    made = []
+    frames = []
     for t in range(history.shape[1], history.shape[1] + num_frames):
         context_BND = temporal.context(h, anchor, first=False)
         z = frame(dynamics, context_BND, settings=settings, seeds=seeds.flatten(), members=members.flatten(), index=t)
-        made.append(z)
-        if len(made) < num_frames:
+        frames.append(z)
+        if len(frames) < num_frames:
             h = temporal.step(z, cache)
-    return torch.stack(made, 1).unflatten(0, (B, K)), h_BTND[:, start]
+    return torch.stack(frames, 1).unflatten(0, (B, K)), h_BTND[:, start]

@@ -1,13 +1,13 @@
-"""The sampling settings of a forecast: the model's own, or others that the model has a use for."""
+"""Sampling settings of a forecast: the model's own, or others that the model can use."""
 
 from __future__ import annotations
 
 from ..config import ModelConfig, SamplingConfig
 from ..errors import EnmaError
-from .shifts import amounts
+from .shifts import shift_amounts
 
-# Options that a one-pass model has no use for; its own values serve frame 0 of a generated trajectory.
-_OF_MASK_STEPS = {
+# Settings that a one-pass model does not use, except its own values for frame 0 of a generated trajectory.
+_MASK_STEP_OPTIONS = {
     "mask_steps": "--mask-steps",
     "flow_steps": "--flow-steps",
     "last_flow_steps": "--last-flow-steps",
@@ -16,22 +16,22 @@ _OF_MASK_STEPS = {
 
 
 def chosen_sampling(config: ModelConfig, settings: SamplingConfig | None) -> SamplingConfig:
-    """The settings to sample with: those that are asked for if the model has a use for them, or else its own.
+    """Return the settings to sample with: `settings` if the model can use them, or its own if they are None.
 
     Raises
     ------
     EnmaError
-        If a one-pass model is given others than its own for mask steps or the flow, or if the field cannot be shifted
-        so often; names the first setting, and its option.
+        If settings of mask steps or of the flow differ from those of a one-pass model, or if the field cannot be
+        shifted so many times; the message names the first such setting and its option.
     """
     own = config.sampling
-    amounts(config, settings or own)
+    shift_amounts(config, settings or own)
     if settings is None or config.dynamics.decoder != "one-pass":
         return settings or own
-    for name, option in _OF_MASK_STEPS.items():
+    for name, option in _MASK_STEP_OPTIONS.items():
         if (given := getattr(settings, name)) != getattr(own, name):
             raise EnmaError(
-                f"{name} is {given}; {config.name} decides a frame in one pass and has no use for it: leave out"
-                f" {option} (of settings= only temperature and shifts may differ from the model's own)"
+                f"{name} is {given}; {config.name} decides a frame in one pass and does not use it: leave out {option}"
+                " (in settings= only temperature and shifts may differ from the model's own)"
             )
     return settings

@@ -1,4 +1,4 @@
-"""Parts of the transformers' layers for `static_step`: operators on static shapes, queries apart from keys and values.
+"""Layers of the transformers for `static_step`: operators on static shapes, with queries apart from keys and values.
 
 Legend: B rows, L rows of a transformer, M some of them, D width, H heads, K head dim.
 """
@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from ..models.layers import Attention, RMSNorm, attention, rotate
 from ..ops.rms_norm import rms_norm, sum_rms_norm
 
-Turn = tuple[Tensor, Tensor]
+# Cosines and sines of rotary positions.
+Rotary = tuple[Tensor, Tensor]
 
 
 def norm_of(x: Tensor, norm: RMSNorm) -> Tensor:
@@ -23,35 +24,35 @@ def norm_of_sum(x: Tensor, residual: Tensor, norm: RMSNorm) -> tuple[Tensor, Ten
     return sum_rms_norm(x, residual, norm.weight, eps=norm.eps)
 
 
-def project(module: Attention, x_BLD: Tensor, rotary: Turn | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values ``[B, L, H, K]``, normalised and turned."""
+def project(module: Attention, x_BLD: Tensor, rotary: Rotary | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values ``[B, L, H, K]``, normalised and rotated."""
     q, k, v = module.qkv(x_BLD).unflatten(-1, (3, module.heads, module.head_dim)).unbind(2)
-    return turned(norm_of(q, module.q_norm), rotary), turned(norm_of(k, module.k_norm), rotary), v
+    return rotated(norm_of(q, module.q_norm), rotary), rotated(norm_of(k, module.k_norm), rotary), v
 
 
-def queries(module: Attention, x_BMD: Tensor, rotary: Turn | None) -> Tensor:
-    """Queries alone ``[B, M, H, K]``."""
+def queries(module: Attention, x_BMD: Tensor, rotary: Rotary | None) -> Tensor:
+    """Only the queries ``[B, M, H, K]``."""
     q = F.linear(x_BMD, module.qkv.weight[: x_BMD.shape[-1]]).unflatten(-1, (module.heads, module.head_dim))
-    return turned(norm_of(q, module.q_norm), rotary)
+    return rotated(norm_of(q, module.q_norm), rotary)
 
 
-def keys_values(module: Attention, x_BLD: Tensor, rotary: Turn | None) -> tuple[Tensor, Tensor]:
-    """Keys and values alone ``[B, L, H, K]``."""
+def keys_values(module: Attention, x_BLD: Tensor, rotary: Rotary | None) -> tuple[Tensor, Tensor]:
+    """Only keys and values ``[B, L, H, K]``."""
     both = F.linear(x_BLD, module.qkv.weight[x_BLD.shape[-1] :])
     k, v = both.unflatten(-1, (2, module.heads, module.head_dim)).unbind(2)
-    return turned(norm_of(k, module.k_norm), rotary), v
+    return rotated(norm_of(k, module.k_norm), rotary), v
 
 
 def attend(q_BMHK: Tensor, k_BLHK: Tensor, v_BLHK: Tensor) -> Tensor:
     return attention(q_BMHK.transpose(1, 2), k_BLHK.transpose(1, 2), v_BLHK.transpose(1, 2))
 
 
-def turned(x_BLHK: Tensor, rotary: Turn | None) -> Tensor:
+def rotated(x_BLHK: Tensor, rotary: Rotary | None) -> Tensor:
     return x_BLHK if rotary is None else rotate(x_BLHK, *rotary)
 
 
-def turn_of(table: Tensor | None, rows: slice | Tensor) -> Turn | None:
-    """Cosines and sines of the masked transformer's rows ``[..., 1, K/2]``."""
+def rotary_of(table: Tensor | None, rows: slice | Tensor) -> Rotary | None:
+    """Cosines and sines ``[..., 1, K/2]`` for some rows of the masked transformer."""
     if table is None:
         return None
     if isinstance(rows, Tensor):

@@ -1,8 +1,8 @@
-"""FRAME on static buffers: the sampler's frame step, prepared for one size and fit to be captured in a CUDA graph.
+"""The frame step of the sampler on static buffers, for one size; it can be captured in a CUDA graph.
 
-`StaticStep` gives what `sample.trajectory` gives. Weights are cast once, every buffer is allocated once, and what
-changes from frame to frame (seeds, members, frame number, lengths) lies in device memory, so nothing waits for the
-device and a captured frame can be replayed for the next one. What `sample.frame` computes twice is computed once:
+`StaticStep` gives the frames of `reference.trajectory`. Weights are cast once, every buffer is allocated once, and all
+values that change from frame to frame (seeds, members, frame number, lengths) are in device memory. So nothing waits
+for the device, and a captured frame can be replayed for the next one. Repeated work of `reference.frame` is done once:
 
 * members share the keys and values of history and context, and the first frame's context;
 * a row of the masked transformer's first layer is computed when its token changes, not at every mask step;
@@ -17,11 +17,7 @@ D width, H heads, K head dim, X what a row of the first layer holds (4D).
 
 from __future__ import annotations
 
-import copy
-import dataclasses
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -30,51 +26,25 @@ from torch.nn import functional as F
 
 from ..config import SamplingConfig
 from ..errors import EnmaError
-from ..models.layers import Block, RMSNorm
+from ..models.layers import Block
 from ..models.model import Dynamics
-from ..models.schedule import flow_schedule, mask_schedule
+from ..models.schedule import mask_schedule
 from ..ops.flow_head import flow_head
 from ..ops.frame_attention import frame_attention
+from ..ops.philox_normal import philox_normal
 from ..ops.token_update import update_tokens_
-from .noise import token_noise, token_order
+from .noise import token_order
 from .reference import flow_temperature, in_one_pass
-from .static_layers import Turn, attend, gather, keys_values, norm_of, norm_of_sum, project, queries, turn_of
-
-Buffer = tuple[tuple[int, ...], torch.dtype]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StaticPlan:
-    """Every static buffer of a step, and the memory it takes, known before any of it is allocated.
-
-    What an operator packs from its weights and allocates while it runs is not counted.
-    """
-
-    weights: int  # bytes
-    kv: dict[str, Buffer]
-    buffers: dict[str, Buffer]
-
-    @property
-    def kv_bytes(self) -> int:
-        """Keys and values: the shared prefix and each row's own frames."""
-        return _bytes(self.kv)
-
-    @property
-    def buffer_bytes(self) -> int:
-        """All other static buffers."""
-        return _bytes(self.buffers)
-
-    @property
-    def total_bytes(self) -> int:
-        """Weights, keys and values, and buffers."""
-        return self.weights + self.kv_bytes + self.buffer_bytes
+from .static_layers import Rotary, attend, gather, keys_values, norm_of, norm_of_sum, project, queries, rotary_of
+from .static_plan import StaticPlan, flow_plans, prepared_weights, static_buffers
 
 
 class FrameKind(NamedTuple):
-    """How a frame is made, as the host knows it; each kind is a graph of its own."""
+    """Kind of a frame, known on the host; each kind is a CUDA graph of its own."""
 
     one_pass: bool
-    last: bool  # not fed back
+    # The last frame of a trajectory is not fed back.
+    last: bool
 
 
 class StaticStep:
@@ -83,17 +53,17 @@ class StaticStep:
     Parameters
     ----------
     rows
-        Members B that are sampled together.
+        Number of members B that are sampled together.
     groups
-        Trajectories G that they belong to; row b has the history and context of group b // (B // G).
+        Number of trajectories G that they belong to; row b has the history and context of group b // (B // G).
     prefix_frames
-        Most frames of context and history together, a start frame for each included.
+        Largest number of frames of context and history together, with a start frame for each.
     own_frames
-        Most generated frames that are fed back: one less than are generated.
+        Largest number of generated frames that are fed back: one less than are generated.
     settings
         Sampling settings, fixed for this step.
     initial
-        Whether a one-pass model is to decide frame 0 of a trajectory too, which takes mask steps and flow heads.
+        True if a one-pass model has to decide frame 0 of a trajectory too, which takes mask steps and the flow head.
     dtype
         Type of weights and activations, by default that of the weights; tokens and the flow's state are fp32.
     """
@@ -123,38 +93,47 @@ class StaticStep:
         self.dtype = dtype or dynamics.temporal.embed.weight.dtype
         self.device = dynamics.temporal.embed.weight.device
         self._state = torch.promote_types(self.dtype, torch.float32)
-        model = _prepared(dynamics, self.dtype)
+        model = prepared_weights(dynamics, self.dtype)
         self._temporal, self._spatial, self._flow = model.temporal, model.spatial, model.flow
-        # The linear layer that reads tokens in one pass, and whether any frame is decided in mask steps.
+        # The linear layer that reads tokens in one pass; and True if any frame is decided in mask steps.
         self._tokens_of, self.in_steps = model.read, initial or model.read is None
         self._counts = mask_schedule(self._tokens, min(settings.mask_steps, self._tokens)) if self.in_steps else ()
-        self._plans = _flow_plans(dynamics, model, settings, len(self._counts))
+        self._plans = flow_plans(dynamics, model, settings, len(self._counts))
         self._fed: int | None = None
         self._index = 0
 
         parts = [self._temporal, self._spatial, self._flow if self.in_steps else None, self._tokens_of]
         weights = [weight for part in parts if part is not None for weight in part.parameters()]
-        self.plan = StaticPlan(weights=sum(weight.nbytes for weight in weights), **_sizes(self))
-        made = {
+        kv, buffers = static_buffers(
+            self.config,
+            rows=rows,
+            groups=groups,
+            prefix_frames=prefix_frames,
+            own_frames=own_frames,
+            mask_steps=self.in_steps,
+            dtype=self.dtype,
+        )
+        self.plan = StaticPlan(weights=sum(weight.nbytes for weight in weights), kv=kv, buffers=buffers)
+        allocated = {
             name: torch.zeros(shape, dtype=kind, device=self.device)
             for name, (shape, kind) in (self.plan.kv | self.plan.buffers).items()
         }
-        self.tokens_BNC = made["tokens"]
-        self._prefix, self._own = made["prefix"], made["own"]
-        self._seeds_B, self._members_B = made["seeds"], made["members"]
-        self._context_BND, self._anchor_GND = made["context"], made["anchor"]
-        self._rows_BLX, self._masked_LX = made["rows"], made["masked"]
-        self._marks = made["marks"]
-        # Frame number in the trajectory, frames before it in all segments, and valid places of the two caches.
-        self._counters, self._increments = made["counters"], made["increments"]
+        self.tokens_BNC = allocated["tokens"]
+        self._prefix, self._own = allocated["prefix"], allocated["own"]
+        self._seeds_B, self._members_B = allocated["seeds"], allocated["members"]
+        self._context_BND, self._anchor_GND = allocated["context"], allocated["anchor"]
+        self._rows_BLX, self._masked_LX = allocated["rows"], allocated["masked"]
+        self._marks = allocated["marks"]
+        # Frame number in the trajectory, frames before it in all segments, and valid entries of the two caches.
+        self._counters, self._increments = allocated["counters"], allocated["increments"]
         self._increments.copy_(torch.tensor([1, 1, self._tokens, 0]))
         self._frame, self._position, self._length, self._prefix_length = self._counters.unbind()
-        self._places_N = made["places"].copy_(torch.arange(self._tokens))
+        self._places_N = allocated["places"].copy_(torch.arange(self._tokens))
         self._turns = None
         if self._temporal.rotary is not None:
             frames = torch.arange(prefix_frames + own_frames, device=self.device)
             cos, sin = (table.view(len(frames), self._tokens, 1, -1) for table in self._temporal.rotary.tables(frames))
-            self._turns = made["turns"].copy_(torch.stack([cos, sin]))
+            self._turns = allocated["turns"].copy_(torch.stack([cos, sin]))
         if self.in_steps:
             self._fill_masked()
 
@@ -163,7 +142,7 @@ class StaticStep:
         return self.config.num_tokens
 
     def reset(self) -> None:
-        """Forget the trajectory; :meth:`begin` has to come next."""
+        """Discard the trajectory; :meth:`begin` has to come next."""
         self._counters.zero_()
         self._fed = None
 
@@ -176,14 +155,14 @@ class StaticStep:
         segments
             Latent frames ``[G, T_i, N, C]``, a context first and the history last; T_i may be 0.
         seeds, members
-            ``[B]`` int64, the key of each row's noise.
+            ``[B]`` int64, the key of the noise of each row.
         first
-            Number of the first frame in its trajectory: the frames of the history.
+            Number of the first frame in its trajectory, which is the number of frames in the history.
 
         Raises
         ------
         EnmaError
-            Names the argument, what was expected and what was given.
+            If an argument has another shape, type or device than expected; the message names it.
         """
         self._check(segments, seeds, members, first)
         N = self._tokens
@@ -207,27 +186,27 @@ class StaticStep:
         self._fed, self._index = 0, first
 
     def frame(self, *, last: bool = False) -> Tensor:
-        """Decide the next latent frame ``[B, N, C]``, in a buffer that the next call overwrites.
+        """Decide the next latent frame ``[B, N, C]``; the next call overwrites its buffer.
 
         Parameters
         ----------
         last
-            Do not feed the frame back: no other one follows.
+            True for the last frame of a trajectory, which is not fed back.
 
         Raises
         ------
         EnmaError
-            If no trajectory has begun or the frame cannot be fed back.
+            If no trajectory has begun, or if the cache has no room for the frame.
         """
         return self.run(self.advance(last=last))
 
     def kinds(self) -> list[FrameKind]:
-        """All kinds of frames that can occur: without a place to feed a frame back, every frame is the last."""
+        """All kinds of frames that can occur; without room to feed a frame back, every frame is the last."""
         ways = [False] * self.in_steps + [True] * (self._tokens_of is not None)
         return [FrameKind(way, last) for way in ways for last in ((False, True) if self.own_frames else (True,))]
 
     def advance(self, *, last: bool) -> FrameKind:
-        """The host's part of :meth:`frame`: is there a trajectory, and a place to feed the frame back?"""
+        """The host's part of :meth:`frame`: check that there is a trajectory, and room to feed the frame back."""
         if self._fed is None:
             raise EnmaError("frame: no trajectory has begun; call begin first")
         kind = FrameKind(in_one_pass(self.config, self._index), last)
@@ -244,27 +223,27 @@ class StaticStep:
 
     @torch.inference_mode()
     def run(self, kind: FrameKind) -> Tensor:
-        """The device's part of :meth:`frame`, which reads and writes static buffers only."""
+        """The device's part of :meth:`frame`; it reads and writes static buffers only."""
         if kind.one_pass:
-            self._decide_at_once()
+            self._decide_in_one_pass()
         else:
-            self._decide()
+            self._decide_in_mask_steps()
         if not kind.last:
             self._feed()
         return self.tokens_BNC
 
-    def _decide(self) -> None:
-        """All mask steps of a frame, from the context to the tokens."""
+    def _decide_in_mask_steps(self) -> None:
+        """Decide a frame in mask steps, from the context to the tokens."""
         C, L = self.config.token_channels, self._rows_BLX.shape[1]
         order_BN = token_order(seed=self._seeds_B, members=self._members_B, frame=self._frame, num_tokens=self._tokens)
         self._begin_rows()
         done = 0
         for step, count in enumerate(self._counts):
             tokens_BM = order_BN[:, done : done + count]
-            # Rows of the frame come last.
+            # The rows of the frame are the last ones.
             rows_BM = tokens_BM + (L - self._tokens)
             c_BMD = self._conditions(self._rows_BLX, rows_BM)
-            noise_BMC = token_noise(
+            noise_BMC = philox_normal(
                 seed=self._seeds_B,
                 members=self._members_B,
                 frame=self._frame,
@@ -282,12 +261,12 @@ class StaticStep:
             if done < self._tokens:
                 self._put(self._rows_BLX, rows_BM, self._known_rows(z_BMC, tokens_BM, rows_BM))
 
-    def _decide_at_once(self) -> None:
-        """A frame in one pass, from the context and noise to the tokens."""
+    def _decide_in_one_pass(self) -> None:
+        """Decide a frame in one pass, from context and noise to the tokens."""
         spatial, read = self._spatial, self._tokens_of
         assert spatial.noise is not None
         assert read is not None
-        noise_BNC = token_noise(
+        noise_BNC = philox_normal(
             seed=self._seeds_B,
             members=self._members_B,
             frame=self._frame,
@@ -304,11 +283,11 @@ class StaticStep:
             x_BLD = torch.cat([h_BND if spatial.places is None else h_BND + spatial.places, x_BND], dim=1)
         else:
             x_BLD = h_BND + x_BND
-        rows_BLX = self._first_layer(x_BLD, turn_of(spatial.rotary, slice(None)))
+        rows_BLX = self._first_layer(x_BLD, rotary_of(spatial.rotary, slice(None)))
         self.tokens_BNC.copy_(read(self._conditions(rows_BLX, None)))
 
     def _feed(self) -> None:
-        """Read the decided frame: the context of the next one."""
+        """Feed the decided frame back, which gives the context of the next frame."""
         rotary = None
         if self._turns is not None:
             cos, sin = self._turns.index_select(1, self._position[None])[:, 0]
@@ -317,13 +296,13 @@ class StaticStep:
         kv = {"cache": self._own, "prefix": self._prefix}
         places_N = self._places_N + self._length
         h = self._causal(self._embedded(self.tokens_BNC), rotary, kv, past, store=self._own, places_N=places_N)
-        # With the members of a group apart, the anchor of the group serves them all.
+        # The anchor of a group serves all of its members.
         context = self._temporal.context(self._by_group(h), self._anchor_GND[:, None], first=False)
         self._by_group(self._context_BND).copy_(context)
         self._counters.add_(self._increments)
 
     def _read(self, x_GND: Tensor, position: int) -> Tensor:
-        """Feed a frame that all members of a group share; returns its raw output ``[G, N, D]``."""
+        """Read a frame that all members of a group share; returns its raw output ``[G, N, D]``."""
         rotary = None if self._turns is None else (self._turns[0, position], self._turns[1, position])
         N = self._tokens
         places_N = self._places_N + position * N
@@ -333,14 +312,14 @@ class StaticStep:
     def _causal(
         self,
         x_BND: Tensor,
-        rotary: Turn | None,
+        rotary: Rotary | None,
         kv: dict[str, Tensor],
         lengths: dict[str, Any],
         *,
         store: Tensor,
         places_N: Tensor,
     ) -> Tensor:
-        """One frame through the causal transformer; its keys and values go to `places_N` of `store`."""
+        """Pass one frame through the causal transformer; its keys and values go to `places_N` of `store`."""
         blocks = cast("list[Block]", self._temporal.blocks)
         for layer, block in enumerate(blocks):
             y = norm_of(x_BND, block.norm_1)
@@ -356,43 +335,45 @@ class StaticStep:
         return x_BND
 
     def _begin_rows(self) -> None:
-        """The masked transformer's first layer with every token unknown."""
+        """Compute the first layer of the masked transformer with all tokens unknown."""
         N, spatial = self._tokens, self._spatial
         h = self._context_BND if spatial.places is None else self._context_BND + spatial.places
         if spatial.concat:
-            self._rows_BLX[:, :N] = self._first_layer(h, turn_of(spatial.rotary, slice(None, N)))
+            self._rows_BLX[:, :N] = self._first_layer(h, rotary_of(spatial.rotary, slice(None, N)))
             self._rows_BLX[:, N:] = self._masked_LX
         else:
-            self._rows_BLX.copy_(self._first_layer(h + spatial.mask, turn_of(spatial.rotary, slice(None))))
+            self._rows_BLX.copy_(self._first_layer(h + spatial.mask, rotary_of(spatial.rotary, slice(None))))
 
     @torch.inference_mode()
     def _fill_masked(self) -> None:
-        """Rows of unknown tokens, the same in all frames where the context is not added to them."""
+        """Compute the rows of unknown tokens, which are the same in all frames unless the context is added to them."""
         spatial = self._spatial
         if spatial.concat:
             x_ND = spatial.mask.expand(self._tokens, -1)
             x_ND = x_ND if spatial.places is None else x_ND + spatial.places
-            self._masked_LX.copy_(self._first_layer(x_ND[None], turn_of(spatial.rotary, slice(self._tokens, None)))[0])
+            self._masked_LX.copy_(
+                self._first_layer(x_ND[None], rotary_of(spatial.rotary, slice(self._tokens, None)))[0]
+            )
 
     def _known_rows(self, z_BMC: Tensor, tokens_BM: Tensor, rows_BM: Tensor) -> Tensor:
-        """The masked transformer's first layer for tokens that have just been decided."""
+        """First layer of the masked transformer for tokens that have just been decided."""
         spatial = self._spatial
         x_BMD = spatial.embed(z_BMC.to(self.dtype))
         if spatial.places is not None:
             x_BMD = x_BMD + F.embedding(tokens_BM, spatial.places)
         if not spatial.concat:
             x_BMD = gather(self._context_BND, tokens_BM) + x_BMD
-        return self._first_layer(x_BMD, turn_of(spatial.rotary, rows_BM))
+        return self._first_layer(x_BMD, rotary_of(spatial.rotary, rows_BM))
 
-    def _first_layer(self, x_BLD: Tensor, rotary: Turn | None) -> Tensor:
-        """Rows of the masked transformer's first layer ``[B, L, 4D]``: input, queries, keys, values."""
+    def _first_layer(self, x_BLD: Tensor, rotary: Rotary | None) -> Tensor:
+        """Rows of the first layer of the masked transformer ``[B, L, 4D]``: input, queries, keys, values."""
         block = cast(Block, self._spatial.blocks[0])
         q, k, v = project(block.attention, norm_of(x_BLD, block.norm_1), rotary)
         return torch.cat([x_BLD, q.flatten(2), k.flatten(2), v.flatten(2)], dim=-1)
 
     def _conditions(self, rows_BLX: Tensor, rows_BM: Tensor | None) -> Tensor:
-        """Conditions ``[B, M, D]`` of some of the masked transformer's rows, by default of all of the frame."""
-        blocks, rotary = cast("list[Block]", self._spatial.blocks), turn_of(self._spatial.rotary, slice(None))
+        """Conditions ``[B, M, D]`` of some rows of the masked transformer, by default of all rows of the frame."""
+        blocks, rotary = cast("list[Block]", self._spatial.blocks), rotary_of(self._spatial.rotary, slice(None))
         chosen = slice(-self._tokens, None) if rows_BM is None else rows_BM
         x, *qkv = rows_BLX.chunk(4, dim=-1)
         q, k, v = (part.unflatten(-1, (self.config.dynamics.heads, -1)) for part in qkv)
@@ -404,7 +385,7 @@ class StaticStep:
             x, y = norm_of_sum(x, block.mlp(y), following.norm_1)
             if following is final:
                 k, v = keys_values(final.attention, y, rotary)
-                q = queries(final.attention, gather(y, chosen), turn_of(self._spatial.rotary, chosen))
+                q = queries(final.attention, gather(y, chosen), rotary_of(self._spatial.rotary, chosen))
             else:
                 q, k, v = project(following.attention, y, rotary)
         if len(blocks) == 1:
@@ -413,8 +394,8 @@ class StaticStep:
         return norm_of_sum(x, final.mlp(y), self._spatial.norm)[1]
 
     def _put(self, buffer_BLX: Tensor, rows_BM: Tensor, values_BMX: Tensor) -> None:
-        """Write rows of a buffer; torch's own scatter waits for the device in deterministic mode."""
-        # The operator marks what it writes. Nothing here asks: the order of the tokens tells.
+        """Write rows of a buffer; the scatter of torch waits for the device in deterministic mode."""
+        # The operator marks the rows that it writes; the marks are not used, since the order of the tokens is known.
         update_tokens_(buffer_BLX, self._marks[: buffer_BLX.shape[0], : buffer_BLX.shape[1]], rows_BM, values_BMX)
 
     def _embedded(self, z_BNC: Tensor) -> Tensor:
@@ -438,7 +419,7 @@ class StaticStep:
         frames = sum(segment.shape[1] + 1 for segment in segments)
         if frames > self.prefix_frames:
             raise EnmaError(
-                f"segments hold {frames} frames, start frames included; this step was made for prefix_frames"
+                f"segments hold {frames} frames, start frames included; this step has prefix_frames"
                 f" {self.prefix_frames}"
             )
         for name, words in (("seeds", seeds), ("members", members)):
@@ -449,60 +430,3 @@ class StaticStep:
             raise EnmaError(f"first is {first}; frames are counted from 0")
         if not (self.in_steps or first):
             raise EnmaError("first is 0; frame 0 takes mask steps, so make the step with initial=True")
-
-
-def _prepared(dynamics: Dynamics, dtype: torch.dtype) -> Dynamics:
-    """A copy to sample from: weights of products in `dtype`; norms and turns at least in fp32."""
-    model = copy.deepcopy(dynamics).eval().requires_grad_(False).to(dtype)
-    for ours, given in zip(model.modules(), dynamics.modules(), strict=True):
-        if isinstance(ours, RMSNorm) and isinstance(given, RMSNorm):
-            ours.weight.data = given.weight.detach().to(torch.promote_types(dtype, torch.float32), copy=True)
-    if dynamics.spatial.rotary is not None:
-        model.spatial.rotary = dynamics.spatial.rotary.to(torch.promote_types(dtype, torch.float32))
-    return model
-
-
-@torch.inference_mode()
-def _flow_plans(dynamics: Dynamics, model: Dynamics, settings: SamplingConfig, mask_steps: int) -> list[Any]:
-    """What the flow head integrates at each mask step; equal numbers of flow steps share a plan."""
-    steps = flow_schedule(settings.flow_steps, settings.last_flow_steps, mask_steps=mask_steps)
-    plans = {}
-    for count in set(steps):
-        plan = model.flow.velocity.plan(steps=count, method=settings.method)
-        # Embeddings of the evaluation times are rounded once, where they are used.
-        time_RW = dynamics.flow.velocity.plan(steps=count, method=settings.method).time_RW
-        plans[count] = dataclasses.replace(plan, time_RW=time_RW.to(plan.time_RW.dtype))
-    return [plans[count] for count in steps]
-
-
-def _sizes(step: StaticStep) -> dict[str, dict[str, Buffer]]:
-    """Shapes and types of the static buffers."""
-    config, dyn, dtype = step.config, step.config.dynamics, step.dtype
-    state = torch.promote_types(dtype, torch.float32)
-    B, G, N, C, D = step.rows, step.groups, config.num_tokens, config.token_channels, dyn.width
-    H, K = dyn.heads, dyn.width // dyn.heads
-    L = 2 * N if dyn.condition == "concat" else N
-    kv: dict[str, Buffer] = {
-        "prefix": ((dyn.temporal_layers, 2, G, step.prefix_frames * N, H, K), dtype),
-        "own": ((dyn.temporal_layers, 2, B, step.own_frames * N, H, K), dtype),
-    }
-    buffers: dict[str, Buffer] = {
-        "tokens": ((B, N, C), state),
-        "context": ((B, N, D), dtype),
-        "anchor": ((G, N, D), dtype),
-        "rows": ((B, L if step.in_steps else 0, 4 * D), dtype),
-        "masked": ((L - N if step.in_steps else 0, 4 * D), dtype),
-        "marks": ((B, max(L, step.prefix_frames * N, step.own_frames * N)), torch.bool),
-        "seeds": ((B,), torch.int64),
-        "members": ((B,), torch.int64),
-        "counters": ((4,), torch.int64),
-        "increments": ((4,), torch.int64),
-        "places": ((N,), torch.int64),
-    }
-    if dyn.positions == "rotary":
-        buffers["turns"] = ((2, step.prefix_frames + step.own_frames, N, 1, K // 2), state)
-    return {"kv": kv, "buffers": buffers}
-
-
-def _bytes(buffers: dict[str, Buffer]) -> int:
-    return sum(math.prod(shape) * dtype.itemsize for shape, dtype in buffers.values())

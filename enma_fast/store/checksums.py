@@ -1,9 +1,9 @@
-"""The checksum of each file of a forecast, recorded in the store as the file is written.
+"""Checksums of all files of a forecast store, recorded in the store as each file is written.
 
-A file's own CRC-32C tells that it is whole, and not that it is the file that was written there: two members whose
-files are swapped pass it. So a store has a file with four bytes for each of its files, in the order of `inventory`,
-and then for those that are written when it is made. Zero is what was not recorded. Processes write different files, so
-different places here.
+A file's own CRC-32C shows that the file is whole. It does not show that the file is in its own place: two members whose
+files were swapped pass. So the store has one more file, with four bytes for each of its files: first the members and
+statistics in the order of `inventory`, then the files that are written when the store is created. Zero means that no
+checksum was recorded. Processes write different files, and so write to different places here.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ _DTYPE = np.dtype("<u4")
 
 
 def write_checksums(store: Path, values: np.ndarray) -> None:
-    """Make the file anew; `values` [n] by place."""
+    """Write the file of checksums; `values` is `[n]`, by place."""
     write_file(store / CHECKSUMS, _MAGIC + values.astype(_DTYPE).tobytes())
 
 
 def read_checksums(store: Path, count: int | None = None) -> np.ndarray:
-    """The checksums as they were recorded, of `count` files if that is known; `ValueError` if there are others."""
+    """Read the recorded checksums `[n]`; `ValueError` if the file is damaged or does not hold `count` of them."""
     data = read_file(store / CHECKSUMS)
     size = len(data) if count is None else len(_MAGIC) + count * _DTYPE.itemsize
     if len(data) != size or not data.startswith(_MAGIC) or (size - len(_MAGIC)) % _DTYPE.itemsize:
@@ -36,7 +36,7 @@ def read_checksums(store: Path, count: int | None = None) -> np.ndarray:
 
 
 class Recorder:
-    """Records checksums in a store; of a store that was made without them, nothing."""
+    """Records checksums in a store; does nothing in a store that was created without them."""
 
     def __init__(self, store: Path) -> None:
         try:

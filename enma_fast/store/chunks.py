@@ -1,8 +1,8 @@
-"""Chunk files of Zarr v3 arrays, written durably and checked one by one.
+"""Chunk files of Zarr v3 arrays: encoding, checking, and waiting until they are on the disk.
 
-A chunk is raw little-endian values and their CRC-32C; a shard of N chunks is these one after another, then an index of
-N offsets and lengths with its own CRC-32C (Zarr's `sharding_indexed`). Zarr reads and could write both; writing here
-takes a tenth of the time and knows when a file has reached the disk.
+A chunk is raw little-endian values and their CRC-32C. A shard is its chunks one after another, then an index of their
+offsets and lengths with a CRC-32C of its own (Zarr's `sharding_indexed`). Zarr reads both. It could write both too, but
+writing them here takes a tenth of the time, and reports when a file has reached the disk.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from ..utils.files import read_file
 
 _CRC = struct.Struct("<I")
 _ENTRY = struct.Struct("<QQ")
-# Of a chunk that a shard does not hold.
+# Index entry of a chunk that the shard does not hold.
 _ABSENT = (2**64 - 1, 2**64 - 1)
 
 
 def encode_chunk(values: np.ndarray) -> bytes:
-    """One chunk as the bytes of its file."""
+    """Encode one chunk as the bytes of its file."""
     data = np.ascontiguousarray(values, values.dtype.newbyteorder("<")).tobytes()
     return data + _CRC.pack(_crc32c(data))
 
 
 def encode_shard(chunks: Sequence[np.ndarray], size: int) -> bytes:
-    """The first chunks of a shard of `size` as the bytes of its file."""
+    """Encode the first chunks of a shard, which has room for `size`, as the bytes of its file."""
     encoded = [encode_chunk(values) for values in chunks]
     entries, offset = [], 0
     for data in encoded:
@@ -52,9 +52,9 @@ def array_metadata(
     dims: Sequence[str],
     attributes: Mapping[str, str],
 ) -> dict[str, Any]:
-    """The `zarr.json` of an array of such chunks (in such shards); Zarr takes six times as long to make it."""
+    """Build the `zarr.json` of an array in chunks, and perhaps in shards; Zarr takes six times as long."""
     little = {"name": "bytes", "configuration": {"endian": "little"}}
-    # A byte has no order.
+    # A single byte has no endianness.
     codecs: list[dict[str, Any]] = [little if dtype.itemsize > 1 else {"name": "bytes"}, {"name": "crc32c"}]
     outer = chunk
     if shard is not None:
@@ -77,18 +77,18 @@ def array_metadata(
 
 
 def chunk_name(*index: int) -> str:
-    """Name of the file of a chunk, in the folder of its array."""
+    """File name of a chunk, in the folder of its array."""
     return ".".join(map(str, ("c", *index)))
 
 
 def checksum(data: bytes, num_bytes: int, chunks: int = 1) -> int:
-    """The checksum of a whole file by those of its chunks; never 0."""
+    """The checksum of a file that is known to be whole, from the CRC-32C of each of its chunks; never 0."""
     step = num_bytes + _CRC.size
     return _crc32c(b"".join(data[(i + 1) * step - _CRC.size : (i + 1) * step] for i in range(chunks))) or 1
 
 
-def problem(path: Path, num_bytes: int, *, chunks: int = 1, size: int | None = None) -> str | None:
-    """`chunk_problem` of a file, or that it cannot be read."""
+def file_problem(path: Path, num_bytes: int, *, chunks: int = 1, size: int | None = None) -> str | None:
+    """Like `chunk_problem`, for a file; a file that cannot be read is a problem too."""
     try:
         data = read_file(path)
     except FileNotFoundError:
@@ -99,13 +99,13 @@ def problem(path: Path, num_bytes: int, *, chunks: int = 1, size: int | None = N
 
 
 def chunk_problem(data: bytes, num_bytes: int, *, chunks: int = 1, size: int | None = None) -> str | None:
-    """Why the bytes of a chunk file are not whole, None if they are.
+    """Describe the damage in the bytes of a chunk file; None if they are whole.
 
     Parameters
     ----------
-    num_bytes : of the values of one chunk
-    chunks : that a shard holds
-    size : chunks that a shard has place for; None for a file of one chunk
+    num_bytes : bytes of the values of one chunk
+    chunks : chunks that the shard holds
+    size : chunks that the shard has room for; None for a file of one chunk
     """
     whole = chunks * (num_bytes + _CRC.size)
     expected = whole if size is None else whole + size * _ENTRY.size + _CRC.size
@@ -119,20 +119,20 @@ def chunk_problem(data: bytes, num_bytes: int, *, chunks: int = 1, size: int | N
     return None
 
 
-class Disk:
-    """Waits until what is written to the file system of a folder, from now on, is on the disk.
+class DiskSync:
+    """Waits until everything that was written to the file system of a folder since it was made is on the disk.
 
-    One wait for many files: an fsync for each takes ten times as long. Linux before 5.8 does not report from `syncfs`
-    that writing back has failed.
+    One `syncfs` serves many files; an fsync for each file takes ten times as long. On Linux before 5.8 `syncfs` does
+    not report that writing back has failed.
     """
 
     def __init__(self, folder: Path) -> None:
-        # A failure is reported to those only who had something open when it came.
+        # The system reports a failure only through descriptors that were open when it happened.
         self._folder, self._file = folder, os.open(folder, os.O_RDONLY)
         self._syncfs = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
 
-    def settle(self) -> None:
-        """Wait; `OSError` if something could not be written."""
+    def sync(self) -> None:
+        """Wait for the disk; `OSError` if something could not be written."""
         if self._syncfs is None:
             os.sync()
         elif self._syncfs(self._file):
@@ -144,12 +144,12 @@ class Disk:
 
 
 @contextmanager
-def settled(folder: Path) -> Iterator[None]:
-    """What is written to the file system of a folder inside the block is on the disk after it."""
-    disk = Disk(folder)
+def synced(folder: Path) -> Iterator[None]:
+    """Context in which files are written; on leaving it they are on the disk."""
+    disk = DiskSync(folder)
     try:
         yield
-        disk.settle()
+        disk.sync()
     finally:
         disk.close()
 

@@ -1,4 +1,4 @@
-"""The files of a forecast in a store, in one order: by channel the members of each trajectory, then the statistics."""
+"""All files of members and statistics in a store, in one order: channel by channel, members before statistics."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ from pathlib import Path
 import numpy as np
 
 from ..utils.files import read_file
-from .chunks import checksum, problem
+from .chunks import checksum, file_problem
 from .layout import Layout, member_file, statistic_file
 
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A file of members or of a statistic, with its units of the ledger."""
+    """A file of members or of a statistic, and the units of the ledger that it holds."""
 
     file: Path
     holds: str
     units: range
     num_bytes: int
-    # Chunks in it, and place for chunks (None: no shard).
+    # Chunks in the file, and chunks that it has room for (None: the file is no shard).
     chunks: int = 1
     size: int | None = None
 
     def problem(self, recorded: int = 0) -> str | None:
-        """Why the file is not whole, or not the one whose checksum was recorded (0: none was); None if all is well."""
-        wrong = problem(self.file, self.num_bytes, chunks=self.chunks, size=self.size)
+        """Describe the damage of the file, or a checksum that is not the recorded one (0: none recorded); else None."""
+        wrong = file_problem(self.file, self.num_bytes, chunks=self.chunks, size=self.size)
         if wrong is None and recorded and self._checksum() != recorded:
             return "another file: its checksum is not the one recorded"
         return wrong
 
     def checksum(self) -> int:
-        """The checksum of the file as it is; 0 if it is not whole."""
+        """Compute the checksum of the file on disk; 0 if it is not whole."""
         return 0 if self.problem() is not None else self._checksum()
 
     def _checksum(self) -> int:
@@ -41,7 +41,7 @@ class StoredFile:
 
 
 def files_of(path: Path, layout: Layout) -> Iterator[StoredFile]:
-    """The files of the store at `path`; the n-th has place n among the checksums, as `Layout` tells too."""
+    """Yield the files of the store at `path`; file n has place n among the checksums, as `Layout.place_of_*` says."""
     num_bytes = 4 * int(np.prod(layout.frame_shape))
     B, K, shard = len(layout.trajectories), layout.num_members, layout.shard
     numbers = [int(n) for n in layout.trajectories]

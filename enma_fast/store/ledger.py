@@ -1,11 +1,11 @@
-"""Which units of a run are done, who works on which, and that one run at a time writes a store.
+"""The ledger of a run, and its lock: finished units, claims on units, and one run at a time for a store.
 
-A *unit* is a member of a trajectory, or the statistics of one. The ledger is a file of one byte per unit behind a short
-header. A unit is claimed by a lock on its byte, which the system drops when the process ends, however it ends, and is
-done once its byte is 1. So ranks on any number of machines share the units without messages, work is taken over from a
-rank that has died, and a killed run is continued by the same command.
+A *unit* is a member of a trajectory, or the statistics of a trajectory. The ledger is a file with one byte per unit
+behind a short header. A process claims a unit by a lock on its byte, which the system releases when the process ends in
+any way; a unit is done when its byte is 1. So ranks on any number of machines share the units without messages, other
+ranks take over the work of one that has died, and the same command resumes a killed run.
 
-The locks are those of `fcntl` (open file description) and `flock`; on a network file system they have to be enabled.
+The locks are those of `fcntl` (open file description) and `flock`; on a network file system they must be enabled.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import EnmaError
-from ..utils.files import made_parents, open_file, remove_empty, write_file
+from ..utils.files import make_parents, open_file, remove_empty, write_file
 
 _MAGIC = b"enmaunit"
-# Magic, and the chunk that a run was found to fit the memory with (0: as it was asked for).
+# Magic, and the number of rows at a time that fits the memory (0: as the run asks).
 _HEADER = struct.Struct("<8sq")
-# Of a unit; any other value is missing.
+# States of a unit; any other value means that it is missing.
 _DONE, DAMAGED = 1, 2
 _MOST_READ = 2**30
-# Seconds between looks at a store that another process is making.
+# Seconds between two looks at a store that another process is creating.
 _POLL = 0.05
 
 
@@ -41,14 +41,14 @@ class Ledger:
     Parameters
     ----------
     path
-        The file.
+        The file of the ledger.
     num_units
-        Units of the run.
+        Number of units of the run.
 
     Raises
     ------
     EnmaError
-        If the file is not a ledger of so many units.
+        If the file is not a ledger of `num_units` units.
     """
 
     def __init__(self, path: Path, num_units: int) -> None:
@@ -61,7 +61,7 @@ class Ledger:
         except OSError as error:
             if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
                 raise EnmaError(f"{path}: is not a ledger ({error.strerror}); write the forecast again") from error
-            # On a disk that is read only it tells what is done, and no more.
+            # On a read-only disk the ledger can be read but not written.
             self._file = open_file(path, os.O_RDONLY)
         size = os.fstat(self._file).st_size
         head = os.pread(self._file, _HEADER.size, 0)
@@ -70,27 +70,27 @@ class Ledger:
             raise EnmaError(f"{path}: is not the ledger of {num_units} units; write the forecast again with --force")
 
     def close(self) -> None:
-        """Drop all claims."""
+        """Release all claims."""
         os.close(self._file)
-        # The system gives the number to the next file that is opened.
+        # The system gives this descriptor to the next file that is opened.
         self._file = -1
 
     @property
     def chunk(self) -> int:
-        """Rows at a time that were found to fit the memory, 0 for as asked."""
+        """Rows at a time that fit the memory; 0 if the run may take as many as it asks."""
         head = self._read(_HEADER.size, 0)
         return 0 if head is None else int(_HEADER.unpack(head)[1])
 
     def fit(self, chunk: int) -> None:
-        """Note that more rows at a time do not fit the memory; the least that any process notes counts."""
+        """Record that at most `chunk` rows at a time fit the memory; the least of all processes is kept."""
         if chunk < (self.chunk or chunk + 1):
             os.pwrite(self._file, struct.pack("<q", chunk), 8)
 
     def done(self, first: int = 0, last: int | None = None) -> np.ndarray:
-        """Whether each unit of `first, ..., last - 1` is done, `[n]` bool."""
+        """True for each of the units `first, ..., last - 1` that is done, `[n]` bool."""
         last = self.num_units if last is None else last
         start, parts = first, []
-        # The system reads no more than 2 GB at a time.
+        # The system reads at most 2 GB at a time.
         while first < last:
             part = self._read(min(last - first, _MOST_READ), _HEADER.size + first)
             if part is None:
@@ -103,39 +103,39 @@ class Ledger:
         return np.concatenate(parts) if parts else np.zeros(0, bool)
 
     def damaged(self) -> np.ndarray:
-        """True for each unit that is noted as damaged, `[num_units]` bool."""
+        """True for each unit that is marked as damaged, `[num_units]` bool."""
         data = self._read(self.num_units, _HEADER.size)
         return np.frombuffer(data or bytes(self.num_units), np.uint8) == DAMAGED
 
     def mark(self, units: Sequence[int] | np.ndarray, *, done: bool = True) -> None:
-        """Note units as done, after what they stand for has reached the disk; or as damaged, so as missing."""
+        """Mark units as done, once their files are on the disk, or as damaged, which counts as missing."""
         numbers = np.asarray(units)
         for run in np.split(numbers, np.nonzero(np.diff(numbers) != 1)[0] + 1):
             if run.size:
                 os.pwrite(self._file, bytes([_DONE if done else DAMAGED]) * len(run), _HEADER.size + int(run[0]))
 
     def claim(self, first: int, last: int) -> bool:
-        """Try to become the only one who works on units `first, ..., last - 1`."""
+        """Try to claim units `first, ..., last - 1` for this process alone; False if another one holds any of them."""
         self._claimed = True
         return self._lock(fcntl.F_WRLCK, first, last)
 
     def release(self, first: int, last: int) -> None:
-        """Give a claim back; without locks, of a fixed share, there is none."""
+        """Release a claim; a process with a fixed share has claimed nothing."""
         if self._claimed:
             self._lock(fcntl.F_UNLCK, first, last)
 
     def finished(self) -> bool:
-        """Whether the run is over: its ledger has been removed."""
+        """True if the run is over: its ledger has been removed."""
         try:
             return os.fstat(self._file).st_nlink == 0
         except OSError as error:
-            # A network file system no longer knows what another machine has removed.
+            # A network file system reports a file that another machine has removed as stale.
             if error.errno == errno.ESTALE:
                 return True
             raise
 
     def _read(self, size: int, offset: int) -> bytes | None:
-        """Bytes of the file; None if another machine has removed it, as a network file system says."""
+        """Read bytes of the file; None if another machine has removed it from a network file system."""
         try:
             return os.pread(self._file, size, offset)
         except OSError as error:
@@ -162,10 +162,10 @@ def _without_locks(error: OSError) -> str:
 
 
 def _require_locks(target: Path, file: int) -> None:
-    """Raise `EnmaError` unless an open file can be locked in both ways."""
+    """Raise `EnmaError` unless an open file can be locked and unlocked."""
     try:
         for kind in (fcntl.F_WRLCK, fcntl.F_UNLCK):
-            # Beyond what is ever written.
+            # An offset beyond the end of any ledger.
             fcntl.fcntl(file, fcntl.F_OFD_SETLK, struct.pack("hhqqi", kind, os.SEEK_SET, 1 << 40, 1, 0))
     except OSError as error:
         if error.errno not in (errno.EAGAIN, errno.EACCES):
@@ -173,7 +173,7 @@ def _require_locks(target: Path, file: int) -> None:
 
 
 def _flock(file: int, kind: int) -> bool:
-    """Try to lock a file."""
+    """Try to lock a file without waiting; False if another process holds the lock."""
     try:
         fcntl.flock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -182,34 +182,34 @@ def _flock(file: int, kind: int) -> bool:
 
 
 def write_ledger(path: Path, states: np.ndarray) -> None:
-    """Make a ledger whose units are done or not, `[n]` bool, or DAMAGED; it appears whole."""
+    """Write a new ledger; `states` is `[n]`, each True (done), False (missing) or DAMAGED."""
     write_file(path, _HEADER.pack(_MAGIC, 0) + states.astype(np.uint8).tobytes())
 
 
 class RunLock:
-    """The right of one run, of any number of processes, to write a store.
+    """A lock that lets the processes of one run, and no other run, write a store.
 
-    The first process of a run has it alone until it calls `share`; so it can make the store before the others look.
+    The first process of a run holds it alone until it calls `share`, so that it can create the store first.
 
     Parameters
     ----------
     target
-        The store; the lock is a file beside it that goes with the last process.
+        The store; the lock is a file beside it, which the last process removes.
     run
-        Name that all processes of the run have.
+        Name of the run, the same in all of its processes.
 
     Raises
     ------
     EnmaError
-        If another run has the lock, or there can be none.
+        If another run holds the lock, or the file system has no locks.
     """
 
     def __init__(self, target: Path, run: str) -> None:
-        # Whoever comes by another name, such as a link, finds the same lock.
+        # A store that is reached by a link has the same lock.
         real = target.resolve()
         self.target, self.path, self.run = target, real.with_name(f".{real.name}.lock"), run
         self._file, self.first = -1, False
-        # Folders that were not there before; innermost first.
+        # Folders that the lock has created; innermost first.
         self._parents: list[Path] = []
         self._take()
 
@@ -217,7 +217,7 @@ class RunLock:
         """Let the other processes of the run in."""
         if not self.first:
             return
-        # The system lets go of the lock before it gives the other: another run may come between, and go again.
+        # The system releases the exclusive lock before it grants the shared one: another run may lock in between.
         fcntl.flock(self._file, fcntl.LOCK_SH)
         if os.fstat(self._file).st_nlink:
             self._require_same_run()
@@ -227,7 +227,7 @@ class RunLock:
             self.share()
 
     def close(self) -> None:
-        """Leave; the last process removes the file, and folders that were made for nothing."""
+        """Release the lock; the last process removes its file, and the folders that were created but are empty."""
         if self._file >= 0:
             try:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -244,9 +244,9 @@ class RunLock:
         self.close()
 
     def _take(self) -> None:
-        """Wait until the lock is had alone, or beside processes of the same run."""
+        """Wait until this process holds the lock, alone or beside processes of the same run."""
         try:
-            self._parents += made_parents(self.path)
+            self._parents += make_parents(self.path)
             while True:
                 self._file = open_file(self.path, os.O_RDWR | os.O_CREAT)
                 if self._enter():
@@ -265,7 +265,7 @@ class RunLock:
     def _enter(self) -> bool:
         """Try to lock the open file; sets `first`."""
         self.first = _flock(self._file, fcntl.LOCK_EX)
-        # The first may die before it shares: then the next is first, so none may wait for a share alone.
+        # If the first process dies before it shares, the next one is first: so none waits for a shared lock.
         if not self.first and not _flock(self._file, fcntl.LOCK_SH):
             return False
         state = os.fstat(self._file)
@@ -277,7 +277,7 @@ class RunLock:
             self._write()
             return True
         self._require_same_run()
-        # The first may have died before it made the store: then one of those who wait takes its place.
+        # If the first process died before it created the store, one of the waiting processes takes its place.
         return self.target.exists()
 
     def _drop(self) -> None:

@@ -1,4 +1,4 @@
-"""The place of a store on disk: where it may be made, what may be replaced there, and the room there is."""
+"""The path of a store: whether a store may be created or replaced there, and whether the disk has room for it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .metadata import FORMAT, METADATA
 
 
 def check_place(path: Path) -> None:
-    """Raise `EnmaError` unless a folder can be made where `path` is to be; what is tried leaves no trace."""
+    """Raise `EnmaError` unless a folder can be created at `path`; the attempt leaves no trace."""
     path = real_path(path).absolute()
     folder = next(parent for parent in path.parents if parent.exists())
     if not folder.is_dir():
@@ -24,8 +24,8 @@ def check_place(path: Path) -> None:
         raise EnmaError(f"{path}: cannot be written ({error}); choose another --out") from error
 
 
-def refuse(path: Path, *, force: bool) -> None:
-    """Raise `EnmaError` unless there is nothing at `path`, or a forecast store that may be replaced."""
+def require_replaceable(path: Path, *, force: bool) -> None:
+    """Raise `EnmaError` unless `path` is free or, with `force`, holds a forecast store."""
     if not path.exists():
         return
     if not is_store(path):
@@ -35,26 +35,26 @@ def refuse(path: Path, *, force: bool) -> None:
 
 
 def is_store(path: Path) -> bool:
-    """Whether there is a forecast store at `path`, perhaps a damaged one."""
+    """True if there is a forecast store at `path`, even a damaged one."""
     metadata = path / METADATA
     return metadata.is_file() and f'"{FORMAT}"'.encode() in read_file(metadata)
 
 
-def sweep(path: Path) -> None:
-    """Remove what a killed process that made or replaced a store left beside it; no other makes one meanwhile."""
+def remove_leftovers(path: Path) -> None:
+    """Remove folders that a process left beside the store when it was killed; call it with the lock of the store."""
     path = real_path(path)
     for ending in ("tmp", "old"):
         remove(path.with_name(f".{path.name}.{ending}"))
 
 
 def real_path(path: str | Path) -> Path:
-    """Where a link leads, so that what it names is replaced and not the link."""
+    """Follow a link at `path`, so that its target is replaced and not the link."""
     path = Path(path)
     return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
 def check_disk(path: Path, size: int, files: int) -> None:
-    """Raise `EnmaError` unless there is room for so many bytes and files where `path` is, or is to be."""
+    """Raise `EnmaError` unless the disk of `path` has room for `size` bytes in `files` files."""
     place = real_path(path).absolute()
     folder = next(p for p in (place, *place.parents) if p.exists())
     free = shutil.disk_usage(folder).free
@@ -73,6 +73,6 @@ def _gigabytes(size: int) -> str:
 
 
 def _free_inodes(folder: Path) -> int | None:
-    """Files that can still be made; None where the file system sets no limit."""
+    """Number of files that can still be created; None if the file system sets no limit."""
     found = os.statvfs(folder)
     return found.f_favail if found.f_files else None

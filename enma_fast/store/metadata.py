@@ -1,8 +1,8 @@
-"""The metadata of a forecast store, checked before Zarr opens it: nothing is in them but what `output` writes.
+"""The metadata of a forecast store, checked before Zarr opens it: only metadata that enma_fast writes are accepted.
 
-Metadata come with the data, from whoever made the store. Zarr builds codecs and filters of any name they hold, of which
-some run code, and memory of any size. So each array has to be, word for word, one that `chunks.array_metadata` makes,
-its name a plain one, its axes those of a forecast, and a chunk of it no larger than the memory.
+Whoever wrote the store wrote its metadata. Zarr would build any codec or filter that they name, some of which run code,
+and allocate memory of any size. So the metadata of each array must equal those that `chunks.array_metadata` builds, its
+name must be a plain one, its axes must be those of a forecast, and a chunk must fit the memory.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from ..errors import EnmaError, first_line
 from ..utils.files import read_file
 from ..utils.names import check_names
 from ..utils.system import memory
+from ..utils.text import shown
 from .chunks import array_metadata
 
 FORMAT = "enma_fast_forecast"
@@ -29,20 +30,20 @@ FORMAT_VERSION = 1
 METADATA = "zarr.json"
 DIGEST = "attributes_sha256"
 AXES = ("x", "y", "z")
-# Of the statistics, name -> its own axis, long name and CF cell method (CF has none for the last two).
+# Statistic -> its own axis, long name and CF cell method (CF has none for the last two).
 STATISTICS = {
     "mean": (None, "ensemble mean of {}", "realization: mean"),
     "spread": (None, "ensemble standard deviation of {}", "realization: standard_deviation"),
     "quantile": ("quantile", "ensemble quantile of {}", ""),
     "exceedance": ("threshold", "share of members whose {} is above the threshold", ""),
 }
-# Levels of an attribute.
+# Levels of nesting that an attribute may have.
 _DEPTH = 4
-# Bytes of the metadata of a store, values along an axis, numbers of any kind, and members of all trajectories.
+# Largest metadata in bytes, longest axis, largest number of any kind, and most members of all trajectories.
 _MOST, _LONGEST_AXIS, _LARGEST, _MOST_UNITS = 1 << 26, 1 << 25, 1 << 40, 1 << 31
 _DTYPES = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float32", "float64")
 _ROOT = {"attributes", "zarr_format", "consolidated_metadata", "node_type"}
-# Attributes of every store; and of most.
+# Attributes that every store has, and those that most have.
 _KINDS: dict[str, type] = {"num_members": int, "first_member": int, "shard": int, "keeps": str}
 _OTHERS: dict[str, type] = {
     "observed_frames": int,
@@ -54,22 +55,22 @@ _OTHERS: dict[str, type] = {
 }
 
 
-def root_of(path: Path) -> dict[str, Any]:
-    """The metadata of the whole store at `path`, with its `attributes`, once they have passed.
+def read_metadata(path: Path) -> dict[str, Any]:
+    """Read and check the metadata of the store at `path`; its attributes are under `attributes`.
 
     Raises
     ------
     EnmaError
-        If there is no forecast store, of this version, or its metadata hold what enma_fast does not write.
+        If there is no forecast store of this version, or its metadata hold something that enma_fast does not write.
     """
-    root = read_root(path)
+    root = read_unchecked_metadata(path)
     require_format(path, root["attributes"])
     _check(path, root)
     return root
 
 
-def read_root(path: Path) -> dict[str, Any]:
-    """The metadata of the whole store at `path`, of which nothing is known but that there are attributes."""
+def read_unchecked_metadata(path: Path) -> dict[str, Any]:
+    """Read the metadata of the store at `path` without checking more than that there are attributes."""
     if not (path / METADATA).is_file():
         state = "is not a Zarr store" if path.exists() else "no such folder"
         raise EnmaError(f"{path}: {state}; give one written by `enma-fast forecast`")
@@ -83,7 +84,7 @@ def read_root(path: Path) -> dict[str, Any]:
 
 
 def read_json(file: Path) -> Any:
-    """Content of a file of metadata; `ValueError` if it is no JSON, or too deep."""
+    """Read a JSON file; `ValueError` if it is not JSON or is nested too deeply."""
     try:
         return json.loads(read_file(file, most=_MOST))
     except RecursionError:
@@ -95,19 +96,19 @@ def require_format(path: Path, attributes: Mapping[str, Any]) -> None:
     if version is None:
         raise EnmaError(f"{path}: lacks the attribute {FORMAT}; give a store written by `enma-fast forecast`")
     if version != FORMAT_VERSION or isinstance(version, bool):
-        raise EnmaError(f"{path}: {FORMAT} is {_short(version)}; this version of enma_fast reads {FORMAT_VERSION}")
+        raise EnmaError(f"{path}: {FORMAT} is {shown(version)}; this version of enma_fast reads {FORMAT_VERSION}")
 
 
 def digest_of(attributes: Mapping[str, Any]) -> str:
-    """SHA-256 of all attributes of a store but this one itself."""
+    """SHA-256 of all attributes of a store except the digest itself."""
     own = {name: value for name, value in attributes.items() if name != DIGEST}
     return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
 
 
 def is_protected(attributes: Mapping[str, Any]) -> bool:
-    """True if a store says what its attributes and the files of its members are to be; older ones do not.
+    """True if a store has a digest of its attributes and checksums of its files; older stores do not.
 
-    A name that differs from that of the digest in a letter is a damaged one.
+    An attribute whose name differs from the digest's in one or two letters counts as a damaged digest.
     """
     return DIGEST in attributes or any(
         len(name) == len(DIGEST) and sum(a != b for a, b in zip(name, DIGEST, strict=True)) <= 2 for name in attributes
@@ -115,12 +116,12 @@ def is_protected(attributes: Mapping[str, Any]) -> bool:
 
 
 def require_files(path: Path, name: str) -> None:
-    """Raise `EnmaError` where a folder of the store holds a pipe, a device, or a link to one: reading could wait."""
+    """Raise `EnmaError` if an array folder holds a pipe, a device, or a link to one, since reading it could hang."""
     try:
         with os.scandir(path / name) as entries:
             odd = [e.name for e in entries if not e.is_file(follow_symlinks=False) and not _is_plain(e.path)]
     except OSError:
-        # It is said to be damaged where it is read.
+        # The error is reported when the array is read.
         return
     if odd:
         raise EnmaError(f"{path}: {name}/{odd[0]!r} is neither a file nor a folder; remove it")
@@ -136,7 +137,7 @@ def _is_plain(path: str) -> bool:
 
 
 def _check(path: Path, root: Mapping[str, Any]) -> None:
-    """Raise `EnmaError` unless the metadata are what a run writes."""
+    """Raise `EnmaError` unless the metadata are such as a run writes."""
 
     def refuse(what: str) -> NoReturn:
         raise EnmaError(f"{path}: {what}, which enma_fast does not write; get the store from its source again")
@@ -173,26 +174,26 @@ def _check_attributes(attributes: Mapping[str, Any], refuse: Any) -> None:
         if name in attributes or name in _KINDS:
             value = attributes.get(name)
             if not isinstance(value, kind) or isinstance(value, bool):
-                refuse(f"its attribute {name} is {_short(value)}")
+                refuse(f"its attribute {name} is {shown(value)}")
             if isinstance(value, int) and name != "seed" and not 0 <= value < _LARGEST:
-                refuse(f"its attribute {name} is {_short(value)}")
+                refuse(f"its attribute {name} is {shown(value)}")
     channels = attributes.get("channels")
     if not isinstance(channels, list) or not channels or len(set(map(str, channels))) < len(channels):
-        refuse(f"its attribute channels is {_short(channels)}")
+        refuse(f"its attribute channels is {shown(channels)}")
     for name in ("quantiles", "thresholds"):
         values = attributes.get(name)
         if not isinstance(values, list) or not all(_is_number(value) for value in values):
-            refuse(f"its attribute {name} is {_short(values)}")
+            refuse(f"its attribute {name} is {shown(values)}")
     for name, value in attributes.items():
         if not _is_flat(value):
-            refuse(f"its attribute {_short(name)} is {_short(value)}")
+            refuse(f"its attribute {shown(name)} is {shown(value)}")
     keeps = attributes["keeps"].split(", ")
     if not set(keeps) <= {"members", *STATISTICS} or attributes["num_members"] < 1 or attributes["shard"] < 1:
         refuse("its attributes keeps, num_members and shard are of no forecast")
 
 
 def array_problem(array: Any) -> str | None:
-    """Why an array is none that is written here, None if it is one."""
+    """Describe how the metadata of an array differ from those that enma_fast writes; None if they do not."""
     try:
         shape, dims, attributes = array["shape"], array["dimension_names"], array["attributes"]
         outer = array["chunk_grid"]["configuration"]["chunk_shape"]
@@ -201,26 +202,26 @@ def array_problem(array: Any) -> str | None:
     except (KeyError, IndexError, TypeError):
         return "are not those of an array of Zarr v3"
     if dtype not in _DTYPES:
-        return f"have the type {_short(dtype)}"
+        return f"have the type {shown(dtype)}"
     sizes = [*_list(shape), *_list(outer), *_list(inner or [])]
     if not sizes or not all(_is_int(n) and 1 <= n < _LARGEST for n in sizes):
-        return f"have the shape {_short(shape)}"
+        return f"have the shape {shown(shape)}"
     if not all(len(_list(values)) == len(shape) for values in (dims, outer, inner or outer)):
         return "have a name, a size and a size of chunks not for each axis"
     if not all(isinstance(text, str) for text in (*dims, *attributes, *attributes.values())):
         return "have attributes that are no text"
     if len(shape) == 1 and (outer != shape or shape[0] > _LONGEST_AXIS):
-        return f"have the shape {_short(shape)} in chunks of {_short(outer)}"
+        return f"have the shape {shown(shape)} in chunks of {shown(outer)}"
     shard = None if inner is None else outer
     if array != array_metadata(np.dtype(dtype), shape, inner or outer, shard, dims, attributes):
         return "have other codecs, or other keys"
     if math.prod(outer) * np.dtype(dtype).itemsize > memory():
-        return f"have chunks of the shape {_short(outer)}, larger than the memory"
+        return f"have chunks of the shape {shown(outer)}, larger than the memory"
     return None
 
 
 def _check_variables(attributes: Mapping[str, Any], arrays: Any, sizes: Mapping[str, int], refuse: Any) -> None:
-    """The variables of a forecast, with the axes that they have, and a coordinate for each axis."""
+    """Check that the store has the variables of a forecast, with the right axes, and a coordinate for each axis."""
     channels, keeps = attributes["channels"], attributes["keeps"].split(", ")
     frames = ("time", *(axis for axis in AXES if axis in sizes))
     expected: dict[str, tuple[str, ...]] = {"trajectory": ("trajectory",), **{name: (name,) for name in sizes}}
@@ -268,8 +269,3 @@ def _is_flat(value: Any, depth: int = 0) -> bool:
     if isinstance(value, dict | list) and depth < _DEPTH:
         return all(_is_flat(item, depth + 1) for item in (value.values() if isinstance(value, dict) else value))
     return value is None or isinstance(value, str | bool) or _is_number(value)
-
-
-def _short(value: Any) -> str:
-    text = ascii(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

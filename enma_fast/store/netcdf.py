@@ -1,9 +1,9 @@
 """Export a forecast store as one NetCDF-4 file with CF attributes, a trajectory at a time.
 
-Variables, coordinates and attributes are the store's (`output`), with what CF asks otherwise of a NetCDF file: no fill
-value where nothing can be missing, and no `axis`, as CF keeps these for dates and for places on the earth, and the time
-and the places here are dimensionless. Attributes that are lists of names become one text. The same store gives the same
-bytes.
+Variables, coordinates and attributes are those of the store (`layout`), except where CF asks for something else in a
+NetCDF file: there is no fill value where nothing can be missing, and no attribute `axis`, since CF reserves it for
+dates and for places on the earth, while time and space are dimensionless here. Attributes that are lists of names
+become one text. The same store gives the same bytes.
 
 Shape suffixes: S sizes of the axes behind the trajectory.
 """
@@ -21,20 +21,20 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import EnmaError, first_line
+from ..errors import EnmaError
 from ..utils.extras import load_extra
-from ..utils.files import made_parents, open_file, remove, remove_empty
-from .layout import read_forecast
+from ..utils.files import make_parents, open_file, remove, remove_empty
 from .metadata import DIGEST
+from .read import read_forecast, zarr_errors
 
 log = logging.getLogger("enma_fast")
 
-# Values of a chunk of the file, and of what is read and written at a time: 1 MB and 64 MB of fp32.
+# Values in a chunk of the file, and values that are copied at a time: 1 MB and 64 MB of fp32.
 _CHUNK, _BLOCK = 1 << 18, 1 << 24
 _COMPRESSION = {"compression": "gzip", "compression_opts": 1, "shuffle": True, "fletcher32": True}
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _DROPPED = ("axis", "_FillValue")
-# Attributes of the store itself.
+# Attributes that describe the store and not the forecast.
 _OWN = (DIGEST,)
 
 
@@ -48,16 +48,16 @@ def export_netcdf(
     force: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Write a forecast store, or some of it, as a NetCDF-4 file, in memory that does not grow with it.
+    """Write a forecast store, or a selection of it, as a NetCDF-4 file; memory does not grow with the store.
 
     Parameters
     ----------
     path : forecast store
     out : file to write; it appears complete, or not at all
-    trajectories : their numbers, the store's coordinate `trajectory`; all by default
-    members : their numbers, the coordinate `realization`; all by default
+    trajectories : numbers of trajectories, from the coordinate `trajectory`; all by default
+    members : numbers of members, from the coordinate `realization`; all by default
     command : a line for the attribute `history`
-    force : replace a NetCDF file that is there
+    force : replace a NetCDF file that is already there
     progress : called with (trajectories done, trajectories)
 
     Returns
@@ -68,8 +68,8 @@ def export_netcdf(
     Raises
     ------
     EnmaError
-        If the store is unfinished or damaged or lacks what is selected, `out` exists and is not to be replaced or
-        cannot be written, or the `[store]` extra is missing.
+        If the store is unfinished or damaged or lacks a selected trajectory or member, if `out` exists and may not be
+        replaced or cannot be written, or if the `[store]` extra is missing.
     """
     path, out = Path(path), Path(out)
     h5netcdf = load_extra("h5netcdf", "store")
@@ -97,7 +97,7 @@ def export_netcdf(
             if progress is not None:
                 progress(i + 1, total)
     if missing:
-        log.warning("%s: %d values of the store are missing and stay so, as NaN", out, missing)
+        log.warning("%s: %d values are missing in the store; they are NaN in the file", out, missing)
     return {
         "store": str(path),
         "file": str(out),
@@ -108,7 +108,7 @@ def export_netcdf(
 
 
 def _places(path: Path, dataset: Any, axis: str, numbers: Sequence[int] | None) -> np.ndarray:
-    """Places of numbers along an axis of the store, in its order."""
+    """Indices of these numbers along an axis of the store, in the order of the axis."""
     there = dataset[axis].to_numpy()
     if numbers is None:
         return np.arange(len(there))
@@ -139,12 +139,12 @@ def _create(file: Any, name: str, array: Any, places: Mapping[str, np.ndarray], 
 
 
 def _sizes(array: Any, places: Mapping[str, np.ndarray]) -> tuple[int, ...]:
-    """Sizes of the axes behind the trajectory, of what is selected."""
+    """Sizes of the selection along the axes behind the trajectory."""
     return tuple(len(places[d]) if d in places else array.sizes[d] for d in array.dims[1:])
 
 
 def _parts(sizes_S: Sequence[int], limit: int, unit_S: Sequence[int] | None = None) -> tuple[int, ...]:
-    """The largest part of at most `limit` values, whole along the last axes; multiples of `unit_S` where it is cut."""
+    """Shape of the largest block of at most `limit` values, whole along the last axes, cut at multiples of `unit_S`."""
     part, product = [], 1
     for axis in reversed(range(len(sizes_S))):
         unit = 1 if unit_S is None else unit_S[axis]
@@ -169,15 +169,9 @@ def _copy(path: Path, variable: Any, array: Any, places: Mapping[str, np.ndarray
 
 
 def _read(path: Path, array: Any, places: Mapping[str, Any]) -> np.ndarray:
-    """Values of a variable of the store at these places of its axes."""
-    try:
-        return array.isel({d: place for d, place in places.items() if d in array.dims}).to_numpy()
-    except Exception as error:
-        # Zarr and its codecs raise many kinds for a damaged chunk.
-        reason = first_line(error)
-        raise EnmaError(
-            f"{path}: {array.name} cannot be read ({reason}); a chunk is damaged, run: enma-fast verify {path}"
-        ) from error
+    """Read the values of a variable of the store at these indices of its axes."""
+    with zarr_errors(path, array.name):
+        return np.asarray(array.isel({d: place for d, place in places.items() if d in array.dims}).to_numpy())
 
 
 def _global_attributes(dataset: Any, places: Mapping[str, np.ndarray], command: str) -> dict[str, Any]:
@@ -192,7 +186,7 @@ def _global_attributes(dataset: Any, places: Mapping[str, np.ndarray], command: 
 
 
 def _plain(attrs: Mapping[str, Any]) -> dict[str, Any]:
-    """Attributes as NetCDF has them: text, numbers, and lists of numbers; what says nothing is left out."""
+    """Convert attributes to the types of NetCDF: text, numbers and lists of numbers; empty ones are left out."""
     plain: dict[str, Any] = {}
     for name, value in attrs.items():
         if isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
@@ -207,7 +201,7 @@ def _plain(attrs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _refuse(out: Path, force: bool) -> None:
-    """Only a NetCDF file is ever replaced, and only when asked for."""
+    """Raise `EnmaError` unless `out` is free or, with `force`, a NetCDF file."""
     if not out.exists():
         return
     if not (out.is_file() and _is_netcdf(out)):
@@ -217,7 +211,7 @@ def _refuse(out: Path, force: bool) -> None:
 
 
 def _is_netcdf(path: Path) -> bool:
-    """Whether a file is NetCDF; a field file is HDF5 too, and is not."""
+    """True for a NetCDF file; a field file is HDF5 too, but not NetCDF."""
     with path.open("rb") as file:
         head = file.read(8)
     if head != _HDF5:
@@ -231,19 +225,19 @@ def _is_netcdf(path: Path) -> bool:
 
 @contextmanager
 def _in_place(out: Path) -> Iterator[Path]:
-    """A file to write, which goes to `out` once the block succeeds and it is on the disk."""
+    """Yield a temporary file, which is moved to `out` when the block succeeds and it is on the disk."""
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     parents: list[Path] = []
     try:
-        parents = made_parents(out)
-        # A link that is there would be followed.
+        parents = make_parents(out)
+        # `O_EXCL`: a link that lies there is not followed.
         os.close(open_file(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
         yield temporary
         _sync(temporary)
         os.replace(temporary, out)
         _sync(out.parent)
     except (OSError, RuntimeError) as error:
-        # HDF5 adds its own names, flags and offsets to what the system said.
+        # HDF5 adds its own names, flags and offsets to the message of the system.
         reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else error
         raise EnmaError(f"{out}: cannot be written ({reason}); choose another place or free space") from error
     finally:

@@ -1,11 +1,12 @@
-"""A check that a forecast store holds what was written: each file's size, CRC-32C and place, one after the other.
+"""Verifying a forecast store: the size, CRC-32C and place of each of its files.
 
-Looking changes nothing. `mark` notes what is damaged in the store's ledger, or in a list of its own where it was
-written when the store was made, so that the command that made the store writes that again and nothing else.
+`check_store` changes nothing. `mark_damaged` marks damaged members and statistics in the ledger of the store, and lists
+its other damaged files; the command that wrote the store then writes these again, and nothing else.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import uuid
 from collections.abc import Callable, Iterator
@@ -18,9 +19,9 @@ import numpy as np
 
 from ..errors import EnmaError, first_line
 from ..utils.files import write_file
-from ..utils.names import problem as name_problem
+from ..utils.names import name_problem
 from .checksums import CHECKSUMS, read_checksums
-from .chunks import chunk_name, settled
+from .chunks import chunk_name, synced
 from .inventory import StoredFile, files_of
 from .layout import DAMAGED, LEDGER, Layout
 from .ledger import DAMAGED as DAMAGED_UNIT
@@ -34,22 +35,22 @@ from .metadata import (
     digest_of,
     is_protected,
     read_json,
-    read_root,
+    read_metadata,
+    read_unchecked_metadata,
     require_format,
-    root_of,
 )
-from .repair import damaged_files, layout_at
+from .read import damaged_files, read_layout
 
-# Files of one array that are named, at most.
+# Most files of one array that are reported.
 _MOST = 1000
 
 
 @dataclass(frozen=True)
 class Damage:
-    """A damaged file: its path in the store, what is wrong, what it holds, and the units of the ledger it stands for.
+    """A damaged file: its path in the store, the problem, its contents, and its units of the ledger.
 
-    Without units it belongs to what is written once, when a store is made. Once it is `marked`, the command that made
-    the store writes it again.
+    A file without units is written once, when the store is created. If it is `marked`, the command that wrote the store
+    writes it again.
     """
 
     file: str
@@ -60,7 +61,7 @@ class Damage:
 
 
 def check_store(path: str | Path, *, progress: Callable[[int, int], None] | None = None) -> list[Damage]:
-    """Damaged files of a forecast store; of an unfinished one, among those that are noted as done. Changes nothing.
+    """Find the damaged files of a forecast store; in an unfinished one, only files that are done are checked.
 
     Parameters
     ----------
@@ -70,21 +71,21 @@ def check_store(path: str | Path, *, progress: Callable[[int, int], None] | None
     Raises
     ------
     EnmaError
-        If there is no forecast store, or its metadata cannot be read.
+        If there is no forecast store at `path`, or its metadata cannot be read.
     """
     path = Path(path)
-    root = read_root(path)
+    root = read_unchecked_metadata(path)
     require_format(path, root["attributes"])
     try:
         noted, found = damaged_files(path), []
     except EnmaError:
         noted, found = [], [Damage(DAMAGED, "cannot be read", "names of damaged files", range(0))]
-    found += [replace(damage, marked=damage.file in noted) for damage in _fixed(path, root)]
+    found += [replace(damage, marked=damage.file in noted) for damage in _damage_outside_ledger(path, root)]
     try:
-        root_of(path)
-        layout = layout_at(path)
+        read_metadata(path)
+        layout = read_layout(path)
     except EnmaError:
-        # A store does not open without its coordinates; they are named.
+        # The store cannot be opened without its coordinates, which are among the files found damaged.
         if found:
             return found
         raise
@@ -94,7 +95,7 @@ def check_store(path: str | Path, *, progress: Callable[[int, int], None] | None
         found.append(Damage(DAMAGED, "names files that are whole", "names of damaged files", range(0)))
     done = np.ones(layout.num_units, bool)
     marked = np.zeros(layout.num_units, bool)
-    # A run may end, and its ledger go, meanwhile.
+    # A run may end in the meantime and remove its ledger.
     with suppress(FileNotFoundError):
         ledger = Ledger(path / LEDGER, layout.num_units)
         done, marked = ledger.done(), ledger.damaged()
@@ -114,10 +115,10 @@ def check_store(path: str | Path, *, progress: Callable[[int, int], None] | None
     return found
 
 
-def mark(path: str | Path, found: list[Damage]) -> None:
-    """Note what is damaged, so that the command that made the store repairs it.
+def mark_damaged(path: str | Path, found: list[Damage]) -> None:
+    """Mark damaged files, so that the command that wrote the store repairs them.
 
-    Files are looked at once more: the store may have been repaired, or begun anew, since they were found.
+    Files are checked once more, since the store may have been repaired or written again after they were found.
 
     Raises
     ------
@@ -128,12 +129,12 @@ def mark(path: str | Path, found: list[Damage]) -> None:
     names = {damage.file for damage in found if damage.units}
     with RunLock(path, f"verify {uuid.uuid4().hex}"):
         try:
-            with settled(path):
-                root = read_root(path)
-                fixed = sorted(damage.file for damage in _fixed(path, root))
+            with synced(path):
+                root = read_unchecked_metadata(path)
+                fixed = sorted(damage.file for damage in _damage_outside_ledger(path, root))
                 layout = None
                 with suppress(EnmaError):
-                    layout = layout_at(path)
+                    layout = read_layout(path)
                 recorded, lost = (None, []) if layout is None else _recorded(path, root, layout)
                 fixed += [CHECKSUMS for _ in lost]
                 if fixed:
@@ -167,34 +168,34 @@ def _mark_units(path: Path, layout: Layout, names: set[str], recorded: np.ndarra
 
 
 def _recorded(path: Path, root: dict[str, Any], layout: Layout) -> tuple[np.ndarray | None, list[str]]:
-    """The recorded checksums of all files, if the store has any; and why they cannot be read."""
+    """The recorded checksums of all files, None if there are none; and the problems in reading them."""
     try:
-        return read_checksums(path, layout.num_files() + _num_fixed(root)), []
+        return read_checksums(path, layout.num_files() + _num_files_outside_ledger(root)), []
     except FileNotFoundError:
         return None, ["missing"] if is_protected(root["attributes"]) else []
     except (OSError, ValueError) as error:
         return None, [first_line(error)]
 
 
-def _fixed(path: Path, root: dict[str, Any]) -> Iterator[Damage]:
-    """Damage of the attributes, of the metadata of arrays, and of coordinates, columns, observations and truth."""
+def _damage_outside_ledger(path: Path, root: dict[str, Any]) -> Iterator[Damage]:
+    """Yield damage in the attributes, the metadata of arrays, coordinates, columns, observations and truth."""
     attributes = root["attributes"]
     if is_protected(attributes) and attributes.get(DIGEST) != digest_of(attributes):
         yield Damage(METADATA, "flipped: its attributes have another digest", "attributes of the store", range(0))
     try:
         arrays = dict(root["consolidated_metadata"]["metadata"])
     except (ValueError, KeyError, TypeError):
-        # Opening the store says what is wrong.
+        # Opening the store reports the problem.
         return
-    fixed, recorded = _fixed_places(root), None
-    # What is wrong with the checksums is found with those of the members.
+    places, recorded = _places_outside_ledger(root), None
+    # A problem in the checksums is reported together with the members.
     with suppress(OSError, ValueError):
         recorded = read_checksums(path)
-        recorded = recorded if len(recorded) >= _num_fixed(root) else None
+        recorded = recorded if len(recorded) >= _num_files_outside_ledger(root) else None
     for name, array in sorted(arrays.items()):
         if name_problem(name) is not None:
             continue
-        # An array's metadata are in the store twice.
+        # The store holds the metadata of an array twice.
         file = path / name / METADATA
         try:
             wrong = None if read_json(file) == array else "differs from the metadata of the store"
@@ -203,22 +204,26 @@ def _fixed(path: Path, root: dict[str, Any]) -> Iterator[Damage]:
         if wrong is not None:
             yield Damage(f"{name}/{file.name}", wrong, f"metadata of {name}", range(0))
             continue
-        if name not in fixed:
-            continue
-        chunk, damaged = array["chunk_grid"]["configuration"]["chunk_shape"], 0
-        num_bytes = np.dtype(array["data_type"]).itemsize * int(np.prod(chunk))
-        for place, index in enumerate(np.ndindex(*_chunks_along(array)), start=fixed[name]):
-            stored = StoredFile(path / name / chunk_name(*index), name, range(0), num_bytes)
-            wrong = stored.problem(0 if recorded is None else int(recorded[place]))
-            if wrong is not None:
-                yield Damage(f"{name}/{stored.file.name}", wrong, name, range(0))
-                damaged += 1
-                if damaged == _MOST:
-                    break
+        if name in places:
+            files = _damaged_chunks(path, name, array, places[name], recorded)
+            yield from itertools.islice(files, _MOST)
 
 
-def _fixed_places(root: dict[str, Any]) -> dict[str, int]:
-    """The place among the checksums, counted from the end, of the first file of each array that is written once."""
+def _damaged_chunks(
+    path: Path, name: str, array: dict[str, Any], first: int, recorded: np.ndarray | None
+) -> Iterator[Damage]:
+    """Yield the damaged chunk files of an array; `first` is the place of its first file among the checksums."""
+    chunk = array["chunk_grid"]["configuration"]["chunk_shape"]
+    num_bytes = np.dtype(array["data_type"]).itemsize * int(np.prod(chunk))
+    for place, index in enumerate(np.ndindex(*_chunks_along(array)), start=first):
+        stored = StoredFile(path / name / chunk_name(*index), name, range(0), num_bytes)
+        wrong = stored.problem(0 if recorded is None else int(recorded[place]))
+        if wrong is not None:
+            yield Damage(f"{name}/{stored.file.name}", wrong, name, range(0))
+
+
+def _places_outside_ledger(root: dict[str, Any]) -> dict[str, int]:
+    """Place among the checksums, counted from the end, of the first file of each array that is written once."""
     try:
         arrays, channels = dict(root["consolidated_metadata"]["metadata"]), list(root["attributes"]["channels"])
     except (ValueError, KeyError, TypeError):
@@ -236,8 +241,8 @@ def _fixed_places(root: dict[str, Any]) -> dict[str, int]:
     return found
 
 
-def _num_fixed(root: dict[str, Any]) -> int:
-    return -min(_fixed_places(root).values(), default=0)
+def _num_files_outside_ledger(root: dict[str, Any]) -> int:
+    return -min(_places_outside_ledger(root).values(), default=0)
 
 
 def _chunks_along(array: dict[str, Any]) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""Members to disk in the background, and into the ledger once they are there."""
+"""Writing members in the background while the next ones are sampled; the ledger marks those that are on the disk."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ from typing import Any
 
 import numpy as np
 
-from .layout import ForecastStore
+from .forecast_store import ForecastStore
 from .ledger import Ledger
 
-# Blocks that may wait; seconds between two waits for the disk.
-_WAITING, _SETTLE = 2, 1.0
+# Blocks in the queue at the most, and seconds between two waits for the disk.
+_MOST_QUEUED, _SYNC_INTERVAL = 2, 1.0
 
 
 class Writer:
-    """Writes blocks of members while the next ones are sampled.
+    """Writes blocks of members in a thread of its own.
 
-    On leaving its block, everything that was put is on the disk and noted as done, whether the block failed or not.
+    On leaving the `with` block, everything that was put is on the disk and marked as done, even if the block failed.
 
     Parameters
     ----------
     store, ledger
-        Of the run; blocks are claimed by who puts them, and released here.
+        The store and the ledger of the run. The caller claims blocks; the writer releases them.
     """
 
     def __init__(self, store: ForecastStore, ledger: Ledger) -> None:
         self.store, self.ledger = store, ledger
-        self._queue: queue.Queue[tuple[str, Any, Any]] = queue.Queue(_WAITING)
+        self._queue: queue.Queue[tuple[str, Any, Any]] = queue.Queue(_MOST_QUEUED)
         self._error: BaseException | None = None
-        # Units written, blocks to release: once the disk has them.
+        # Units that are written and blocks to release, both waiting for the disk.
         self._units: list[int] = []
         self._blocks: list[Any] = []
         self._put = 0
@@ -42,7 +42,7 @@ class Writer:
 
     @property
     def waiting(self) -> int:
-        """Members that were put and are not yet noted as done."""
+        """Number of members that were put and are not yet marked as done."""
         return self._put - self._marked
 
     def put(self, block: Any, samples: np.ndarray) -> None:
@@ -55,7 +55,7 @@ class Writer:
         self._send("release", block, None)
 
     def flush(self) -> None:
-        """Wait until all that was put is done."""
+        """Wait until everything that was put is marked as done."""
         self._send("flush", None, None)
         self._queue.join()
         self._raise()
@@ -67,7 +67,7 @@ class Writer:
         try:
             self._stop()
         except BaseException as again:
-            # Interrupted once more: blocks that wait are not written, but nothing goes on behind the caller's back.
+            # A second interrupt: queued blocks are not written, but the thread ends before the caller goes on.
             self._error = self._error or again
             self._stop()
             raise
@@ -94,8 +94,8 @@ class Writer:
                 if self._error is None:
                     self._do(what, block, samples)
                 elif what == "stop":
-                    # What was written before the error is kept.
-                    self._settle()
+                    # Blocks that were written before the error are kept.
+                    self._sync()
             except BaseException as error:
                 self._error = self._error or error
             finally:
@@ -108,14 +108,14 @@ class Writer:
             self._units += range(block.first, block.last)
         elif what == "release":
             self._blocks.append(block)
-        if what != "put" and (what != "release" or time.monotonic() - self._settled > _SETTLE):
-            self._settle()
+        if what != "put" and (what != "release" or time.monotonic() - self._settled > _SYNC_INTERVAL):
+            self._sync()
 
-    def _settle(self) -> None:
-        # The system tells once that something has not reached the disk: what fails to settle is never marked.
+    def _sync(self) -> None:
+        # The system reports a failed write only once, so units are forgotten before the wait and never marked after it.
         units, blocks, self._units, self._blocks = self._units, self._blocks, [], []
         if units:
-            self.store.settle()
+            self.store.sync()
             self.ledger.mark(units)
             self._marked += len(units)
         for block in blocks:

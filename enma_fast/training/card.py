@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ..config import ModelConfig, replace
+from ..config import ModelConfig
 from ..data import FieldFile, count, read, spread_out
 from ..errors import EnmaError
 from ..evaluation.metrics import relative_l2
@@ -22,6 +22,7 @@ from ..evaluation.scoring import paper_table, score
 from ..models.checkpoint import MANIFEST, METRICS, load_model, locate, save_model, write_atomic
 from ..models.domain import Domain
 from ..models.model import Model
+from ..utils.dataclass_json import replace
 from .lineage import json_word, trace
 from .recipes import CHECKPOINT, data_file
 

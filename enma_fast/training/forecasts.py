@@ -65,10 +65,10 @@ class Forecasts(nn.Module):
         loss = (weight_B * (crps_B + self.rollout.energy * energy_B)).mean()
         terms = {"crps": crps_B.mean(), "energy": energy_B.mean()}
         if first is not None:
-            known_BN, noise, times = first
-            z_BNC = z_BTNC[:, 0]
-            per_token, _ = self.dynamics.flow.loss(z_BNC, self.dynamics.spatial(h_BND, z_BNC, known_BN), noise, times)
-            share = (~known_BN).to(per_token.dtype)
+            known, noise, times = (x.flatten(0, 1) for x in first)
+            z, h = (x.repeat_interleave(self.rollout.first_draws, 0) for x in (z_BTNC[:, 0], h_BND))
+            per_token, _ = self.dynamics.flow.loss(z, self.dynamics.spatial(h, z, known), noise, times)
+            share = (~known).to(per_token.dtype)
             flow = (per_token * share).sum() / share.sum().clamp_min(1)
             loss = loss + self.rollout.first_frame * flow
             terms["first_frame"] = flow
@@ -158,14 +158,14 @@ class ForecastTask:
         if paired and options.first_frame:
             draws = draw(
                 model.config,
-                [(B, 1)],
+                [(B, options.first_draws)],
                 flow=model.config.dynamics.flow,
                 mask_ratio=config.mask_ratio,
                 history_noise=config.history_noise,
                 history_noise_share=0.0,
                 generator=generator,
             )
-            first = [x[0][mine, 0].to(device) for x in (draws.known, draws.noise, draws.times)]
+            first = [x[0][mine].to(device) for x in (draws.known, draws.noise, draws.times)]
         return module(
             tokens[-1],
             tokens[0] if paired else None,

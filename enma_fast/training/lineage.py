@@ -9,14 +9,17 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..config import to_json
 from ..errors import EnmaError
 from ..models.checkpoint import METRICS, WEIGHTS, locate, sha256
 from ..presets import find_preset
+from ..utils.dataclass_json import to_json
+from ..utils.untrusted import parse_json, read_bytes
 from .recipes import read_record, summary
 
 # In the order in which they follow each other.
 STAGES = ("tokenizer", "dynamics", "forecasts")
+# Of the metrics of a checkpoint.
+_MOST_BYTES = 1 << 26
 
 
 def trace(
@@ -61,16 +64,38 @@ def trace(
                 f"{folders[stage]}: started from weights that none of the given runs has (SHA-256 {start[:12]}...); "
                 "name their run by --dynamics, or their checkpoint by --begun-from"
             )
-    done: dict[str, dict[str, Any]] = {}
-    if source is not None and (source / METRICS).is_file():
-        before = json.loads((source / METRICS).read_text())["training"]
-        done |= {f"{stage} before": account for stage, account in before.items()}
+    done = {} if source is None else {f"{stage} before": part for stage, part in _accounts(source / METRICS).items()}
     name = None if begun is None else str(begun)
     for stage in STAGES:
         if stage in records:
             record = records[stage]
             done[stage] = _done(folders[stage], record, name if record["start"] == first else None)
     return done
+
+
+def _accounts(path: Path) -> dict[str, dict[str, Any]]:
+    """What the metrics of a checkpoint, which others may have made, say of its training; nothing without them."""
+    if not path.is_file():
+        return {}
+    try:
+        accounts: dict[str, dict[str, Any]] = parse_json(read_bytes(path, most=_MOST_BYTES))["training"]
+        for part in accounts.values():
+            machine = part["machine"]
+            texts = (
+                part["command"],
+                part["precision"],
+                part["versions"]["torch"],
+                machine["cpu"],
+                machine["gpu"] or "",
+            )
+            numbers = (part["steps"], part["trajectories"], part["seconds"], part["ranks"], machine["threads"])
+            if not all(isinstance(text, str) for text in texts) or not all(isinstance(n, int | float) for n in numbers):
+                raise TypeError
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        if isinstance(error, EnmaError):
+            raise
+        raise EnmaError(f"{path}: does not say how the model was trained; copy the checkpoint again") from None
+    return accounts
 
 
 def _done(folder: Path, record: dict[str, Any], begun: str | None) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import atexit
 import importlib
 import json
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Iterable
@@ -25,9 +26,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..config import TrainingConfig, from_json, to_json
+from ..config import TrainingConfig
 from ..errors import EnmaError
 from ..models.checkpoint import load_tensors, read_tensors, write_atomic, write_tensors
+from ..utils.dataclass_json import from_json, to_json
 from .optim import build, learning_rate
 
 log = logging.getLogger("enma_fast")
@@ -271,11 +273,15 @@ class _Best:
                 self.scores = json.loads(meta["scores"])
 
     def offer(self, step: int, scores: dict[str, float]) -> None:
-        """Keep the module's weights if they are the best; what cannot be compared never is."""
-        if self.scores and not self.task.merit(scores) < self.task.merit(self.scores):
+        """Keep the module's weights if they are the best so far; those of a merit that is no number are the worst."""
+        if self.scores and self._merit(scores) >= self._merit(self.scores):
             return
         self.scores = scores
         write_tensors(self.path, self.task.module.state_dict(), {"step": str(step), "scores": json.dumps(scores)})
+
+    def _merit(self, scores: dict[str, float]) -> float:
+        merit = self.task.merit(scores)
+        return math.inf if math.isnan(merit) else merit
 
     def take(self) -> bool:
         """Put the best weights into the module, if there are any."""

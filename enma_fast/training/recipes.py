@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..config import ModelConfig, TrainingConfig, replace, to_json
+from ..config import ModelConfig, TrainingConfig
 from ..data import FieldFile, read
 from ..errors import EnmaError
 from ..forecasting.tasks import check_file
@@ -39,6 +39,7 @@ from ..models.checkpoint import (
 from ..models.model import Model
 from ..models.tokenizer import Tokenizer
 from ..presets import find_preset
+from ..utils.dataclass_json import replace, to_json
 from ..utils.system import machine, versions
 from .dynamics import DynamicsTask, Latents, encode_all
 from .forecasts import ForecastTask

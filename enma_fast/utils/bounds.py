@@ -1,4 +1,4 @@
-"""Bounds of numbers that a user, a file or another program gives: beyond them lies a hang or a crash, not a result."""
+"""Bounds of numbers from a user, a file or another program; a number beyond them would cause a hang or a crash."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import Any
 
 from ..errors import EnmaError
 
-# Threads that any machine has room for; more than this only in proportion to the cores.
+# Threads that any machine has room for; beyond these the number is limited by the cores.
 ALWAYS_THREADS, THREADS_PER_CORE = 64, 4
-# Of the sampler, for each token; the flow is exact to rounding long before.
+# Flow steps for each token; far fewer are exact to rounding.
 MOST_FLOW_STEPS = 1000
-# More than a frame has tokens change nothing.
+# Mask steps of a frame; more than it has tokens change nothing.
 MOST_MASK_STEPS = 65_536
-# The sampler counts frames, those of a context included, by 16 bits.
+# The sampler counts frames, including those of a context, by 16 bits.
 MOST_FRAMES = 30_000
-# Of a config: sizes of layers, and how many there are.
+# Width of a layer and number of layers in a config.
 MOST_WIDTH, MOST_LAYERS = 65_536, 256
 MOST_FLOAT = 1e6
 # Points of one axis of a field file, and components of a vector.
@@ -29,12 +29,12 @@ MOST_TRAJECTORIES = 2**31 - 1
 
 
 def most_threads() -> int:
-    """Threads that a process may ask for: beyond a few for each core the system refuses their memory."""
+    """Largest number of threads of a process; for many more than a few per core the system has no memory."""
     return max(ALWAYS_THREADS, THREADS_PER_CORE * (os.cpu_count() or 1))
 
 
 def whole_number(name: str, value: int, *, least: int | None = 1, most: int | None = None) -> int:
-    """A number as an int, or an `EnmaError`."""
+    """Return `value` as an int; `EnmaError` if it is not a whole number from `least` to `most`."""
     try:
         number = operator.index(value)
     except TypeError:
@@ -46,7 +46,7 @@ def whole_number(name: str, value: int, *, least: int | None = 1, most: int | No
     return number
 
 
-# Numbers of a model's config with other bounds than `MOST_WIDTH` and `MOST_FLOAT`.
+# Bounds of numbers in a model's config, where they are not `MOST_WIDTH` and `MOST_FLOAT`.
 _MOST: Mapping[str, int] = {
     "num_frames": MOST_FRAMES,
     "dynamics.temporal_layers": MOST_LAYERS,
@@ -66,8 +66,9 @@ def check_numbers(name: str, config: Any, place: str = "") -> None:
 
     Parameters
     ----------
-    name : of the model
-    config : a dataclass, or a part of one at `place`
+    name : name of the model
+    config : a config, or the part of one at `place`
+    place : dotted name of the part
     """
     if dataclasses.is_dataclass(config):
         for entry in dataclasses.fields(config):

@@ -1,4 +1,4 @@
-"""Packages of optional extras, imported on first use."""
+"""Imports of optional packages, on first use."""
 
 from importlib import import_module
 from typing import Any
@@ -7,12 +7,12 @@ from ..errors import EnmaError
 
 
 def load_extra(module: str, extra: str) -> Any:
-    """Import a module of an extra.
+    """Import a module that an extra of the package installs.
 
     Raises
     ------
     EnmaError
-        When it is not installed; the line says how to install it.
+        If it is not installed; the message says how to install it.
     """
     try:
         return import_module(module)

@@ -1,8 +1,8 @@
-"""Work in a forked child: threads do not live on in one, and whoever waits for those of the parent waits for ever.
+"""Sampling in a forked child process: threads of the parent do not exist there, and waiting for them never ends.
 
-That is so for Python's pools and for OpenMP's, with which PyTorch and the extension share their loops. So a child
-starts with one thread for PyTorch, as a worker of a `DataLoader` does, and samples in a thread of its own, which has an
-OpenMP pool of its own: `torch.set_num_threads` in the child gives it more threads again.
+This holds for Python's thread pools and for the OpenMP pool of PyTorch and the extension. So a child starts with one
+PyTorch thread, as a worker of a `DataLoader` does, and samples in a new thread, which gets a new OpenMP pool.
+`torch.set_num_threads` in the child gives it more threads again.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ _T = TypeVar("_T")
 
 
 class _Child:
-    """The state of a forked child: whether this is one, and its thread for work."""
+    """State of this process: True if it is a forked child, and then its thread for sampling."""
 
     forked = False
     pool: ThreadPoolExecutor | None = None
     thread: int | None = None
 
 
-def _start_again() -> None:
+def _enter_child() -> None:
     _Child.forked, _Child.pool, _Child.thread = True, None, None
     if torch.get_num_threads() > 1:
         torch.set_num_threads(1)
 
 
-def own_thread(work: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-    """Call `work`; in a forked child, in a thread that was made there, with as many threads as this one has."""
+def run_in_own_thread(work: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+    """Call `work`; in a forked child, in a new thread there, with as many PyTorch threads as this thread has."""
     if not _Child.forked or threading.get_ident() == _Child.thread:
         return work(*args, **kwargs)
     if _Child.pool is None:
@@ -52,21 +52,21 @@ def own_thread(work: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _
 
 
 def forkable(function: Callable[_P, _T]) -> Callable[_P, _T]:
-    """A function whose calls go through :func:`own_thread`."""
+    """Decorate a function so that its calls go through :func:`run_in_own_thread`."""
 
     @functools.wraps(function)
     def call(*args: _P.args, **kwargs: _P.kwargs) -> _T:
-        return own_thread(function, *args, **kwargs)
+        return run_in_own_thread(function, *args, **kwargs)
 
     return call
 
 
-def in_own_thread(items: Iterator[_T]) -> Iterator[_T]:
-    """Items of an iterator, each made by :func:`own_thread`."""
+def iterate_in_own_thread(items: Iterator[_T]) -> Iterator[_T]:
+    """Iterate over items that are computed by :func:`run_in_own_thread`."""
     end: list[_T] = []
-    while (item := own_thread(next, items, end)) is not end:
+    while (item := run_in_own_thread(next, items, end)) is not end:
         yield item  # type: ignore[misc]
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_start_again)
+    os.register_at_fork(after_in_child=_enter_child)

@@ -1,7 +1,7 @@
-"""Which of several processes this one is: `torchrun`, MPI and SLURM launches recognised from their variables.
+"""Rank and number of ranks of this process, read from the variables of `torchrun`, MPI and SLURM.
 
-Ranks share work through the store they write (`ledger`), so nothing here needs a collective, and a wrong number of
-ranks costs speed only.
+Ranks share work through the ledger of the store that they write. So they need no collective communication, and a wrong
+number of ranks costs speed only.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-# Launcher -> its variables of rank, ranks, rank on this machine, and ranks on this machine. The first match wins. MPI
-# launchers start a helper on each machine by srun, so their ranks inherit the helper's SLURM variables; ranks that srun
-# itself starts may have PMI variables too (`--mpi=pmi2`), but none of a local rank.
+# Launcher -> its variables for the rank, the number of ranks, the rank on this machine, and the ranks on this machine.
+# The first match wins. MPI launchers start a helper on each machine by srun, so their ranks inherit the helper's SLURM
+# variables. Ranks that srun itself starts may have PMI variables too (`--mpi=pmi2`), but none for a local rank.
 _VARIABLES = {
     "torchrun": ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
     "Open MPI": (
@@ -25,11 +25,11 @@ _VARIABLES = {
         "OMPI_COMM_WORLD_LOCAL_SIZE",
     ),
     "MPICH": ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
-    # Of the step, not of the job: a batch script that does without srun is one process, whatever --ntasks says.
+    # Variables of the step, not of the job: a batch script without srun is one process, whatever --ntasks says.
     "SLURM": ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"),
     "PALS": ("PMI_RANK", "PMI_SIZE", "PMI_LOCAL_RANK", "PMI_LOCAL_SIZE"),
 }
-# Variables that name one launch, or else the job it is part of.
+# Variables that name a launch, and those that name the job it is part of.
 _NAMES = {
     "torchrun": ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT"),
     "Open MPI": ("PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid"),
@@ -46,11 +46,11 @@ class Launch:
 
     Attributes
     ----------
-    launcher : what started it, "alone" if nothing did
-    rank, num_ranks : its number among all
-    local_rank, num_local : its number among those of this machine
-    run : equal for all processes of one run
-    speaks : whether it tells what all processes that share its output do
+    launcher : program that started the process, "alone" if there is none
+    rank, num_ranks : its number among all processes, and how many there are
+    local_rank, num_local : the same among the processes of this machine
+    run : name of the run, equal for all of its processes
+    is_reporter : True if it reports progress for all processes that share its output
     """
 
     launcher: str
@@ -59,24 +59,24 @@ class Launch:
     local_rank: int
     num_local: int
     run: str
-    speaks: bool = True
+    is_reporter: bool = True
 
     def device(self, kind: str, count: int) -> str:
-        """The device of this process: `cuda` becomes one of the `count` GPUs, by local rank."""
+        """Device of this process: `cuda` becomes one of the `count` GPUs, chosen by local rank."""
         return f"cuda:{self.local_rank % count}" if kind == "cuda" and count else kind
 
     def threads(self, environ: Mapping[str, str] | None = None) -> int | None:
-        """Threads of this process so that those of one machine share its cores; None to leave them as they are."""
+        """Number of threads, so that the processes of a machine share its cores; None to leave it unchanged."""
         found = os.environ if environ is None else environ
         if self.num_local == 1 or "OMP_NUM_THREADS" in found:
             return None
-        # Some launchers bind a rank to its cores, others let all ranks use those of the job: the smaller share holds.
+        # Some launchers bind a rank to its own cores, others let all ranks use all cores of the job: the smaller wins.
         cores = _number(found, "SLURM_CPUS_ON_NODE") or os.cpu_count() or 1
         return min(len(os.sched_getaffinity(0)), max(1, cores // self.num_local))
 
 
 def detect(environ: Mapping[str, str] | None = None) -> Launch:
-    """What the variables of this process say; those that make no sense say nothing."""
+    """Read the launch from the environment variables of this process; senseless values are ignored."""
     found = os.environ if environ is None else environ
     launch = Launch(launcher="alone", rank=0, num_ranks=1, local_rank=0, num_local=1, run=uuid.uuid4().hex)
     for launcher, names in _VARIABLES.items():
@@ -91,34 +91,34 @@ def detect(environ: Mapping[str, str] | None = None) -> Launch:
             local_rank=local,
             num_local=max(local + 1, local_size or 1),
             run=_run(launcher, size, found),
-            speaks=rank == 0,
+            is_reporter=rank == 0,
         )
         break
     return _array_task(launch, found)
 
 
 def _run(launcher: str, num_ranks: int, found: Mapping[str, str]) -> str:
-    """A name that all processes of a launch have, on all machines; others do not, as far as can be told."""
+    """Name that all processes of a launch share on all machines, and that other launches do not have if possible."""
     own = [found.get(name, "") for name in _NAMES[launcher]]
     if launcher == "torchrun" and own[0] in ("", "none") and found.get("GROUP_WORLD_SIZE") == "1":
-        # The address is then that of every machine.
+        # Then the address is a local one, which is the same on every machine.
         own.append(socket.gethostname())
     if any(own):
         return " ".join([launcher, *own])
-    # Processes of two launches that share this name share the work too, which does no harm.
+    # If two launches have the same name, their processes share the work, which does no harm.
     job = [found[name] for name in _JOBS if name in found]
     return " ".join([launcher, str(num_ranks), "ranks", *job])
 
 
 def _array_task(launch: Launch, found: Mapping[str, str]) -> Launch:
-    """Tasks of a SLURM job array are ranks of one run, whatever each is launched by."""
+    """Make the tasks of a SLURM job array ranks of one run, whatever launched each of them."""
     task, array = _number(found, "SLURM_ARRAY_TASK_ID"), found.get("SLURM_ARRAY_JOB_ID")
     if task is None or array is None:
         return launch
     first = _number(found, "SLURM_ARRAY_TASK_MIN") or 0
     step = _number(found, "SLURM_ARRAY_TASK_STEP") or 1
     count = _number(found, "SLURM_ARRAY_TASK_COUNT") or 1
-    # Numbers of an array may be any, such as 0,3,7-9.
+    # The tasks of an array may have any numbers, such as 0,3,7-9.
     place = max(0, task - first) // step % count
     return replace(
         launch,
@@ -137,7 +137,7 @@ def _number(found: Mapping[str, str], name: str) -> int | None:
 
 
 def _of_this_node(text: str, node: int) -> int | None:
-    """The entry of a node in SLURM's list, such as `2(x3),1`: two for three nodes, then one."""
+    """Entry of a node in SLURM's list of tasks, such as `2(x3),1`: two on each of three nodes, then one."""
     for part in text.split(","):
         match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part, re.ASCII)
         if match is None:

@@ -1,4 +1,4 @@
-"""What a result was made with: versions and machine, as plain data."""
+"""Versions of packages and properties of the machine, as plain data."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _CPU_INFO = Path("/proc/cpuinfo")
 
 
 def versions() -> dict[str, str | None]:
-    """Versions of Python and of the packages that matter; None for one that is not installed."""
+    """Versions of Python and of the packages that affect results; None for one that is not installed."""
     return dict(_versions())
 
 
@@ -42,7 +42,7 @@ def _versions() -> dict[str, str | None]:
 
 
 def machine() -> dict[str, Any]:
-    """Processor, its cores and vector instructions, threads in use, and the GPU or None."""
+    """Processor, its cores and vector instructions, number of threads, and the GPU or None."""
     import torch
 
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -61,7 +61,7 @@ def machine() -> dict[str, Any]:
 
 
 def memory() -> int:
-    """Bytes of main memory."""
+    """Size of the main memory in bytes."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 

@@ -1,9 +1,9 @@
-"""Reading what others wrote: nothing in a file is trusted, and none may crash, hang or fill this process.
+"""Reading untrusted files: no file may crash or hang this process, or exhaust its memory.
 
-* `read_bytes` reads regular files only, by descriptor, and no more of them than is asked for;
-* `parse_json` takes any nesting and any number;
-* `isolated` reads by a library that a damaged file can crash or hang, such as HDF5: in a forked child with limits of
-  processor time and memory, which hands back plain values and arrays.
+* `read_bytes` reads regular files only, up to a given size;
+* `parse_json` accepts any text, and refuses deep nesting and numbers that are not finite;
+* `isolated` uses a library that a damaged file can crash or hang, such as HDF5, in a forked child with limited
+  processor time and memory, which returns plain values and arrays.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ import numpy as np
 
 from ..errors import EnmaError, first_line
 
-# Processor seconds and bytes that finding out what a file holds may take, and seconds on the clock: a tape may have
-# to be mounted.
+# Limits for reading the structure of a file: processor seconds, bytes of memory, and seconds on the clock, since a tape
+# may have to be mounted.
 SECONDS, MEMORY, CLOCK = 5, 2 << 30, 600.0
-# Bytes of values that even a slow filter gives in a processor second.
+# Bytes of values that even a slow filter decodes in a processor second.
 SLOWEST = 10 << 20
 
 Limits = Callable[[int], None]
@@ -39,7 +39,7 @@ Limits = Callable[[int], None]
 
 @contextmanager
 def open_regular(path: Path) -> Iterator[int]:
-    """Yield a descriptor of a regular file; `EnmaError` for what is none, without waiting for a pipe's other end."""
+    """Yield a descriptor of a regular file; `EnmaError` for anything else, such as a pipe, without waiting for it."""
     try:
         file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -55,7 +55,7 @@ def open_regular(path: Path) -> Iterator[int]:
 
 
 def read_bytes(path: Path, *, most: int) -> bytes:
-    """Contents of a regular file of at most so many bytes, or an `EnmaError`."""
+    """Read a regular file of at most `most` bytes; `EnmaError` for anything else."""
     with open_regular(path) as file, os.fdopen(file, "rb", closefd=False) as stream:
         data = stream.read(most + 1)
     if len(data) > most:
@@ -64,7 +64,7 @@ def read_bytes(path: Path, *, most: int) -> bytes:
 
 
 def parse_json(data: bytes | str) -> Any:
-    """JSON whose numbers are finite; `ValueError` for anything else, however deeply it is nested."""
+    """Parse JSON whose numbers are finite; `ValueError` for anything else, and for deep nesting."""
     try:
         return json.loads(data, parse_float=_finite, parse_constant=_finite)
     except RecursionError:
@@ -79,28 +79,28 @@ def _finite(text: str) -> float:
 
 
 def reason(error: BaseException) -> str:
-    """The system's words for an error, or else the error's own."""
+    """Message of the system for an error, or else the message of the error itself."""
     number = getattr(error, "errno", None)
     return os.strerror(number) if isinstance(number, int) and number in errno.errorcode else first_line(error)
 
 
 def isolated(path: Path, work: Callable[[Limits], Any]) -> Any:
-    """What `work` gives, computed in a forked child that no file can make crash, hang or fill this process.
+    """Call `work` in a forked child and return its result, so that no file can crash, hang or exhaust this process.
 
-    The child may use `SECONDS` of processor time and `MEMORY` bytes until `work` calls its argument with the bytes of
-    values that it will read from then on. Without `fork` the work is done in this process.
+    The child may use `SECONDS` of processor time and `MEMORY` bytes until `work` calls its argument with the number of
+    bytes that it is going to read. Without `fork` the work is done in this process.
 
     Parameters
     ----------
     path
         The file, for messages.
     work
-        Gives plain values: None, bool, int, float, str, arrays, and lists, tuples and dicts of them.
+        Returns plain values: None, bool, int, float, str, arrays, and lists, tuples and dicts of them.
 
     Raises
     ------
     EnmaError
-        That of `work`, or that the file crashed the reader, or took too long.
+        If `work` raises it, or if the file crashed the reader or took too long.
     """
     if not hasattr(os, "fork"):
         return work(lambda num_bytes: None)
@@ -129,25 +129,25 @@ def isolated(path: Path, work: Callable[[Limits], Any]) -> Any:
 
 
 def _refuse(path: Path, status: int) -> NoReturn:
-    mend = "the file is damaged, copy it again"
+    remedy = "the file is damaged, copy it again"
     if status in (-signal.SIGXCPU, -signal.SIGALRM):
-        raise EnmaError(f"{path}: reading it does not end; {mend}")
+        raise EnmaError(f"{path}: reading it does not end; {remedy}")
     if status == -signal.SIGKILL:
         raise EnmaError(
-            f"{path}: its reader was killed, as where memory runs out; select fewer trajectories, or {mend}"
+            f"{path}: its reader was killed, perhaps for lack of memory; select fewer trajectories, or {remedy}"
         )
-    raise EnmaError(f"{path}: it crashes the library that reads it (status {status}); {mend}")
+    raise EnmaError(f"{path}: it crashes the library that reads it (status {status}); {remedy}")
 
 
 def _fork() -> int:
     with warnings.catch_warnings():
-        # Python and JAX warn of locks that threads may hold; the child only reads.
+        # Python and JAX warn that threads may hold locks; the child only reads.
         warnings.simplefilter("ignore")
         return os.fork()
 
 
 def _receive(child: int, answer: int) -> tuple[bytes, int]:
-    """All that the child says, and its status: below 0, a signal ended it."""
+    """Read the answer of the child, and its exit status: below 0, a signal ended it."""
     parts = []
     try:
         while part := os.read(answer, 1 << 16):
@@ -162,7 +162,7 @@ def _receive(child: int, answer: int) -> tuple[bytes, int]:
 
 
 def _serve(work: Callable[[Limits], Any], arrays: int, reply: int) -> NoReturn:
-    """Do the work, write what it gives and end; this is the child."""
+    """Do the work, send its result and exit; runs in the child."""
     try:
         gc.disable()
         faulthandler.disable()
@@ -186,12 +186,12 @@ def _serve(work: Callable[[Limits], Any], arrays: int, reply: int) -> NoReturn:
         while rest:
             rest = rest[os.write(reply, rest) :]
     finally:
-        # Nothing of the parent's is flushed, closed or called a second time.
+        # `_exit`: no buffer of the parent is flushed, and no handler of it runs, a second time.
         os._exit(0)
 
 
 def _end_with_parent() -> None:
-    """Locks of a parent that was killed must not live on in the child."""
+    """End the child when its parent is killed, so that it does not keep the locks of the parent."""
     with suppress(Exception):
         import ctypes
 
@@ -200,7 +200,7 @@ def _end_with_parent() -> None:
 
 
 def _limit(seconds: int, num_bytes: int) -> None:
-    """So much processor time and memory from now on, and no core file."""
+    """Limit processor time and memory from now on, and write no core file."""
     import resource
 
     used = math.ceil(time.process_time())
@@ -219,7 +219,7 @@ def _lower(kind: int, value: int) -> None:
 
 
 def _shared_memory() -> int:
-    """A descriptor of memory that parent and child share."""
+    """Open memory that parent and child share; returns its descriptor."""
     if hasattr(os, "memfd_create"):
         return os.memfd_create("enma_fast", os.MFD_CLOEXEC)
     import tempfile
@@ -229,9 +229,9 @@ def _shared_memory() -> int:
 
 
 def _encoded(value: Any, arrays: int) -> list[Any]:
-    """A value as JSON; arrays go to the shared memory, one after the other."""
+    """Encode a value as JSON; arrays are written to the shared memory, one after the other."""
     if isinstance(value, np.ndarray):
-        # Where a vector register may load them.
+        # Aligned for vector registers.
         start = -(-os.lseek(arrays, 0, os.SEEK_END) // 64) * 64
         os.ftruncate(arrays, start)
         rest = memoryview(np.ascontiguousarray(value).reshape(-1).view(np.uint8))  # type: ignore[arg-type]

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from benchmarks import compare, forecast, trajectory
-from enma_fast.config import replace
 from enma_fast.presets import PRESETS
+from enma_fast.utils.dataclass_json import replace
 
 from .._tiny import COMBINED
 

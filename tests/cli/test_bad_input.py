@@ -95,9 +95,8 @@ def test_settings_that_a_one_pass_model_has_no_use_for(
         ("--flow-method", "euler"),
     ):
         error = refused(file, option, value, checkpoint=tiny_fast)
-        assert (
-            f" is {value}; combined-fast decides a frame in one pass and has no use for it: leave out {option}" in error
-        )
+        assert f" is {value}; combined-fast " in error
+        assert f"leave out {option}" in error
     # The model's own may be said, and the temperature is free.
     options = ("--mask-steps", 2, "--temperature", 0.5, "--members", 2, "--json")
     assert enma("score", file, "-c", tiny_fast, *options).json["sampling"]["temperature"] == 0.5

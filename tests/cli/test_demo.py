@@ -10,7 +10,7 @@ from enma_fast.data import read
 from enma_fast.evaluation.scoring import score_case
 from enma_fast.forecasting.tasks import Case
 from enma_fast.models.checkpoint import load_model
-from enma_fast.store.layout import read_forecast, stacked
+from enma_fast.store.read import read_forecast, stacked
 
 PROMISED = {
     "rel_l2",

@@ -16,7 +16,7 @@ from enma_fast.data import read
 from enma_fast.evaluation.scoring import score
 from enma_fast.forecasting.api import sample_fields
 from enma_fast.models.checkpoint import PRETRAINED, load_model, sha256
-from enma_fast.store.layout import read_forecast, stacked
+from enma_fast.store.read import read_forecast, stacked
 from enma_fast.training import card
 
 TIMED = {"seconds_per_member", "file", "checkpoint"}
@@ -119,7 +119,9 @@ def test_forecast_replaces_a_store_only_with_force(enma: Callable, tiny: Path, t
     command = ("forecast", test_in, "--out", out, "-c", tiny, "--members", 2)
     assert enma(*command, "--select", 0).status == 0
     error = enma(*command, "--select", 1).error()
-    assert error == f"{out}: belongs to another run: its trajectories are others; choose another --out, or use --force"
+    assert error.startswith(f"{out}: ")
+    assert "trajectories" in error
+    assert "--force" in error
     assert read_forecast(out)["trajectory"].to_numpy().tolist() == [0]
     assert enma(*command, "--select", "1:3", "--force").status == 0
     assert read_forecast(out)["trajectory"].to_numpy().tolist() == [1, 2]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import xarray
 
-from enma_fast.store.layout import read_forecast
+from enma_fast.store.read import read_forecast
 
 
 @pytest.fixture(scope="module")

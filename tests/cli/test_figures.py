@@ -9,7 +9,8 @@ import pytest
 from enma_fast.data import read
 from enma_fast.evaluation.metrics import Scores
 from enma_fast.figures import plots
-from enma_fast.store.layout import create_store, read_forecast, stacked
+from enma_fast.store.create import create_store
+from enma_fast.store.read import read_forecast, stacked
 
 
 @pytest.fixture

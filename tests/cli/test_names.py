@@ -70,10 +70,10 @@ def test_an_extra_is_named_with_its_brackets(enma: Callable, monkeypatch: pytest
 
 def test_info_says_how_many_trajectories_and_members_a_score_has(enma: Callable) -> None:
     lines = enma("info").out.splitlines()
-    (head,) = [line for line in lines if "shipped model" in line]
+    (head,) = [line for line in lines if "trajectories" in line]
     assert head.split()[-4:] == ["trajectories", "members", "rel.", "L2"]
     rows: dict[str, list[tuple[str, ...]]] = {}
-    for line in lines[lines.index(head) :]:
+    for line in lines[lines.index(head) : lines.index("presets")]:
         # A model's name stands in its first row only.
         model = next((name for name in available() if line.split()[:1] == [name]), None)
         if model is not None:

@@ -12,7 +12,7 @@ import pytest
 from enma_fast import cli
 from enma_fast.commands import data
 from enma_fast.models.checkpoint import load_model
-from enma_fast.store.layout import read_forecast, stacked
+from enma_fast.store.read import read_forecast, stacked
 
 ROOT = Path(__file__).resolve().parents[2]
 

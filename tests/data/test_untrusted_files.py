@@ -12,9 +12,9 @@ import pytest
 
 h5py = pytest.importorskip("h5py", reason="needs the [data] extra")
 
-from enma_fast.utils import untrusted  # noqa: E402
 from enma_fast.data import describe, fields, read, write  # noqa: E402
 from enma_fast.errors import EnmaError  # noqa: E402
+from enma_fast.utils import untrusted  # noqa: E402
 
 SHAPE = (6, 4, 8)
 
@@ -129,7 +129,7 @@ def test_a_crash_of_the_library_is_one_line(field_path: Path, monkeypatch: pytes
     with pytest.raises(EnmaError, match=r"good\.h5: it crashes the library that reads it \(status -11\)"):
         read(field_path)
     monkeypatch.setattr(fields, "_read_rows", lambda *_: os.kill(os.getpid(), 9))
-    with pytest.raises(EnmaError, match=r"good\.h5: its reader was killed, as where memory runs out"):
+    with pytest.raises(EnmaError, match=r"good\.h5: its reader was killed"):
         read(field_path)
 
 

@@ -20,7 +20,8 @@ from enma_fast.evaluation.scoring import score_case
 from enma_fast.evaluation.store_scores import score_store
 from enma_fast.forecasting.tasks import TASKS, Case
 from enma_fast.models.checkpoint import PRETRAINED, load_model, read_tensors, sha256, write_tensors
-from enma_fast.store.layout import LEDGER, OUTSIDE, create_store
+from enma_fast.store.create import create_store
+from enma_fast.store.layout import LEDGER, OUTSIDE
 
 ROOT = Path(__file__).resolve().parents[2]
 TEST_IN = PRETRAINED / "combined-test-in.h5"

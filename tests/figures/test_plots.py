@@ -1,4 +1,4 @@
-"""What a figure shows: the arrays in its maps, lines, bands and bars, and what its axes say."""
+"""Contents of the figures: the arrays in maps, lines, bands and bars, and the labels of the axes."""
 
 import itertools
 import subprocess
@@ -12,19 +12,10 @@ from matplotlib.figure import Figure
 
 from enma_fast.errors import EnmaError
 from enma_fast.evaluation.metrics import Scores
-from enma_fast.figures.plots import (
-    LEVELS,
-    Forecast,
-    SpreadErrorBins,
-    central_intervals,
-    error_scale,
-    field_scale,
-    forecast_figure,
-    forecast_panels,
-    grouped_ranks,
-    save_figure,
-    save_movie,
-)
+from enma_fast.figures.calibration import SpreadErrorBins, grouped_ranks
+from enma_fast.figures.forecast import LEVELS, Forecast, central_intervals
+from enma_fast.figures.maps import error_scale, field_scale
+from enma_fast.figures.plots import forecast_figure, forecast_panels, save_figure, save_movie
 
 X = 2 * np.pi * np.arange(16) / 16
 TIMES, SEEN_TIMES = 0.05 * np.arange(3, 10), 0.05 * np.arange(3)
@@ -402,7 +393,8 @@ def test_a_figure_is_saved_whole_or_not_at_all(
 def test_drawing_leaves_pyplot_and_the_style_alone() -> None:
     program = """
 import sys, matplotlib, numpy as np
-from enma_fast.figures.plots import Forecast, forecast_figure, forecast_panels
+from enma_fast.figures.forecast import Forecast
+from enma_fast.figures.plots import forecast_figure, forecast_panels
 before = matplotlib.rcParams.copy()
 members = np.random.default_rng(0).normal(size=(3, 4, 8))
 forecast = Forecast(members=members, times=np.arange(4.0), coords=[np.arange(8.0)])

@@ -1,158 +1,19 @@
-"""The report: its numbers are those of the metrics, its data those of the store, and its page works in a browser."""
+"""The report: its numbers are those of the metrics, and its data those of the store."""
 
-import base64
-import io
 import json
-import re
-import shutil
-from collections.abc import Iterator, Sequence
-from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import xarray
 
 from enma_fast.errors import EnmaError
-from enma_fast.evaluation.metrics import Scores
-from enma_fast.figures.plots import LEVELS
-from enma_fast.figures.report import Pooled, StoreReader, store_figure, write_report
+from enma_fast.figures.forecast import LEVELS
+from enma_fast.figures.report import PooledScores, StoreReader, store_figure, write_report
 from enma_fast.figures.report.viewer import Thinning
-from enma_fast.store import layout as output
-from enma_fast.store.layout import create_store, read_forecast, stacked
-from enma_fast.store.metadata import root_of
+from enma_fast.store.read import read_forecast, stacked
 
-from .. import _browser
-
-VOID = {"meta", "link", "input", "br", "img", "hr"}
-HOSTILE = (
-    "</script><script>document.documentElement.dataset.error = 'ran'</script>"
-    "<img src=x onerror=alert(1)> \" ' & {{data}}"
-)
-TIMES, SEEN_TIMES = 0.05 * np.arange(3, 10), 0.05 * np.arange(3)
-GRIDS = {"line": (24,), "plane": (10, 6)}
-
-
-def fields(rng: np.random.Generator, space: tuple[int, ...], channels: int, members: int = 8) -> dict[str, np.ndarray]:
-    """Truth, history and members of 3 trajectories."""
-    shape = (3, 10, *space, channels)
-    truth = 0.3 + np.cumsum(rng.normal(size=shape), axis=1)
-    samples = truth[:, None, 3:] + rng.normal(size=(3, members, 7, *space, channels))
-    return {"samples": np.float32(samples), "truth": np.float32(truth[:, 3:]), "observed": np.float32(truth[:, :3])}
-
-
-def write(path: Path, given: dict[str, np.ndarray], channels: tuple[str, ...] = ("u",), **attributes: Any) -> Path:
-    """A store; a truth or a history that is not given is not in it."""
-    samples = given["samples"]
-    with create_store(
-        path,
-        channels=channels,
-        times=TIMES,
-        coords=[np.linspace(0, 1 + i, n) for i, n in enumerate(samples.shape[3:-1])],
-        trajectories=[4, 7, 8],
-        num_members=samples.shape[1],
-        observed=given.get("observed"),
-        observed_times=SEEN_TIMES if "observed" in given else (),
-        truth=given.get("truth"),
-        columns={"alpha": np.array([0.5, 0.6, 0.7]), "environment": np.array([900000, 1, 2])},
-        attributes={"model": "tiny", "task": "temporal", "observed_frames": 3, "seed": 7, **attributes},
-    ) as store:
-        store.put(0, samples)
-    return path
-
-
-def without_members(path: Path, source: Path, levels: Sequence[float] = (), **statistics: Any) -> Path:
-    """A store of statistics, `<channel>_<name>` from name -> (own axes, values with channels last)."""
-    root = root_of(source)
-    channels, old = root["attributes"]["channels"], root["consolidated_metadata"]["metadata"]
-    shutil.copytree(source, path)
-    for name in (*channels, "realization"):
-        shutil.rmtree(path / name)
-    group = output._Group(path, {name: array for name, array in old.items() if (path / name).is_dir()})
-    for name, (own, values) in statistics.items():
-        for c, channel in enumerate(channels):
-            dims = ("trajectory", *own, "time", *(axis for axis in "xy" if axis in old))
-            output._array(group, f"{channel}_{name}", dims, values[..., c])
-    if levels:
-        output._array(group, "quantile", ("quantile",), np.asarray(levels, np.float64))
-    attributes = {**root["attributes"], "keeps": ", ".join(statistics)}
-    metadata = {**root["consolidated_metadata"], "metadata": group.arrays}
-    output.write_metadata(path, {**root, "attributes": attributes, "consolidated_metadata": metadata})
-    return path
-
-
-class Document(HTMLParser):
-    """Elements of a page: balanced, and what they hold."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.texts: list[tuple[tuple[str, ...], str]] = []
-        self.rows: list[list[str]] = []
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-        if tag == "tr":
-            self.rows.append([])
-        if tag == "data":
-            self.rows[-1].append(dict(attrs)["value"] or "")
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open, tag
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.texts.append((tuple(self.open), data))
-        if self.open and self.open[-1] == "th":
-            self.rows[-1].append(data)
-
-    @property
-    def data(self) -> Any:
-        """What the viewer is given."""
-        (text,) = (text for (path, text), last in zip(self.texts, self._scripts(), strict=True) if last)
-        return json.loads(text)
-
-    def _scripts(self) -> list[bool]:
-        return [bool(path) and path[-1] == "script" and text.startswith("{") for path, text in self.texts]
-
-    def table(self, first: str) -> dict[str, list[str]]:
-        """Rows below the one that starts with a word, by their heading."""
-        start = next(i for i, row in enumerate(self.rows) if row and row[0] == first)
-        found: dict[str, list[str]] = {"": self.rows[start][1:]}
-        for row in self.rows[start + 1 :]:
-            if row[0] in ("score", "trajectory"):
-                break
-            found[row[0]] = row[1:]
-        return found
-
-
-def page(path: Path) -> Document:
-    text = path.read_text()
-    assert not re.search(r"""(?:src|href|action|poster)\s*=\s*["']?\s*(?:https?:)?//""", text), "nothing is fetched"
-    assert "@import" not in text
-    assert not re.search(r"url\(\s*['\"]?(?!#)", text)
-    assert len(path.read_bytes()) < 5e6
-    return Document(text)
-
-
-def decoded(text: str, kind: str = "<f4") -> np.ndarray:
-    return np.frombuffer(base64.b64decode(text), kind)
-
-
-def pooled(samples: np.ndarray, truth: np.ndarray, observed: np.ndarray | None = None) -> dict[str, Any]:
-    scores = Scores()
-    scores.update(samples, truth, observed)
-    return scores.result()
+from ._reports import GRIDS, HOSTILE, TIMES, decoded, fields, page, pooled, without_members, write
 
 
 @pytest.fixture
@@ -364,7 +225,7 @@ def test_pooling_reads_one_trajectory_at_a_time(
     store_figure(store)
     assert max(sizes) == given["samples"][0].size
     monkeypatch.undo()
-    pool = Pooled(8)
+    pool = PooledScores(8)
     for trajectory in StoreReader(store):
         pool.add(trajectory)
     result, expected = pool.result(), pooled(given["samples"], given["truth"], given["observed"])
@@ -464,136 +325,3 @@ def test_stacked_and_reader_agree(line: tuple[Path, dict[str, np.ndarray]]) -> N
         np.testing.assert_array_equal(trajectory.members, whole)
     with pytest.raises(EnmaError, match="has no trajectory at place 3; it holds 3"):
         store_figure(store, place=3)
-
-
-in_browser = pytest.mark.skipif(_browser.PROGRAM is None, reason="needs chromium or google-chrome on the PATH")
-
-
-@pytest.fixture(scope="module")
-def window(tmp_path_factory: pytest.TempPathFactory) -> Iterator[_browser.Page]:
-    with _browser.browser(tmp_path_factory.mktemp("profile")) as page:
-        yield page
-
-
-@pytest.fixture(scope="module")
-def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, dict[str, np.ndarray]]]:
-    """Address of a report, and what is in its store, for each grid; names in them are hostile."""
-    folder, made = tmp_path_factory.mktemp("reports"), {}
-    for name, grid in GRIDS.items():
-        given = fields(np.random.default_rng(1), grid, 2)
-        attributes = {"model": HOSTILE, "command": "x" * 300, "data_name": HOSTILE}
-        write(folder / f"{name}.zarr", given, ("u", "<i>v $_$"), **attributes)
-        write_report(folder / f"{name}.zarr", folder / f"{name}.html")
-        made[name] = ((folder / f"{name}.html").as_uri(), given)
-    return made
-
-
-def pixels(png: bytes) -> np.ndarray:
-    image = pytest.importorskip("PIL.Image")
-    return np.asarray(image.open(io.BytesIO(png)).convert("RGB"), int)
-
-
-@in_browser
-def test_the_dumped_document_is_ready(reports: dict[str, tuple[str, dict[str, np.ndarray]]], tmp_path: Path) -> None:
-    url, given = reports["line"]
-    text = _browser.dumped(f"{url}#t=5&trajectory=7", tmp_path / "profile")
-    root = re.search(r"<html[^>]*>", text)
-    assert root is not None
-    assert 'data-ready="true"' in root[0]
-    assert "data-error" not in root[0]
-    assert 'data-frame="5"' in root[0]
-    assert 'max="6"' in text
-    shown = re.search(r"<output[^>]*>([^<]*)</output>", text)
-    assert shown is not None
-    error = given["samples"][1, :, 5, :, 0].mean(0) - given["truth"][1, 5, :, 0]
-    assert shown[1].startswith(f"time {TIMES[5]:.3g} · frame 6 of 7 · RMS error {np.sqrt((error**2).mean()):.3g}")
-
-
-@in_browser
-@pytest.mark.parametrize("grid", GRIDS)
-def test_it_opens_where_there_is_something_to_be_seen(
-    reports: dict[str, tuple[str, dict[str, np.ndarray]]], tmp_path: Path, grid: str
-) -> None:
-    url, given = reports[grid]
-    text = _browser.dumped(url, tmp_path / "profile")
-    error = given["samples"][0, ..., 0].mean(0) - given["truth"][0, ..., 0]
-    worst = int((error**2).reshape(len(error), -1).mean(1).argmax())
-    assert f'data-frame="{worst}"' in text
-
-
-@in_browser
-@pytest.mark.parametrize("grid", GRIDS)
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-def test_a_telephone_shows_it(
-    window: _browser.Page, reports: dict[str, tuple[str, dict[str, np.ndarray]]], grid: str, dark: bool
-) -> None:
-    url, _ = reports[grid]
-    window.open(f"{url}#t=0", width=390, height=844, dark=dark, mobile=True)
-    assert window.run("[innerWidth, document.documentElement.scrollWidth]") == [390, 390], "nothing sticks out"
-    assert int(window.run("document.documentElement.dataset.overflow")) <= 0
-    assert window.run("document.documentElement.dataset.error ?? null") is None
-    small = "[...document.querySelectorAll('select, button')].filter(e => e.getBoundingClientRect().height < 44).length"
-    assert window.run(small) == 0, "what is touched is large enough"
-    first = pixels(window.picture())
-    assert first.shape == (844, 390, 3)
-    assert len(np.unique(first.reshape(-1, 3), axis=0)) > 50, "the picture is not blank"
-    assert (first[:4].mean() < 80) == dark
-    window.run("location.hash = 't=6'")
-    window.until(lambda: window.run("document.documentElement.dataset.frame") == "6")
-    assert (np.abs(first - pixels(window.picture())).max(-1) > 30).mean() > 0.005, "another time is another picture"
-    fetched = [e["params"]["request"]["url"] for e in window.events if e.get("method") == "Network.requestWillBeSent"]
-    assert all(address.startswith(("file:", "data:")) for address in fetched), fetched
-    bad = [e for e in window.events if e.get("method") in ("Runtime.exceptionThrown", "Log.entryAdded")]
-    assert bad == []
-
-
-@in_browser
-def test_keys_touch_and_the_play_button_move_the_time(
-    window: _browser.Page, reports: dict[str, tuple[str, dict[str, np.ndarray]]]
-) -> None:
-    url, _ = reports["plane"]
-    window.open(f"{url}#t=0", width=390, height=844, mobile=True)
-    frame = "Number(document.documentElement.dataset.frame)"
-    assert window.run(frame) == 0
-    window.run("document.getElementById('time').focus()")
-    window.press("ArrowRight", 39)
-    window.press("ArrowRight", 39)
-    assert window.run(frame) == 2
-    window.press("End", 35)
-    assert window.run(frame) == 6
-    assert window.run("document.getElementById('time').getAttribute('aria-valuetext')") == "time 0.45, frame 7 of 7"
-    assert "t=6" in window.run("location.hash")
-    middle = (
-        "(r => [r.left + r.width / 2, r.top + r.height / 2])(document.getElementById('{}').getBoundingClientRect())"
-    )
-    window.tap(*window.run(middle.format("time")))
-    window.until(lambda: window.run(frame) == 3)
-    window.tap(*window.run(middle.format("play")))
-    window.until(lambda: window.run(frame) == 5)
-    assert window.run("document.getElementById('play').getAttribute('aria-pressed')") == "true"
-    window.tap(*window.run(middle.format("play")))
-    window.until(lambda: window.run("document.getElementById('play').textContent") == "Play")
-    stopped = window.run(frame)
-    assert window.run(f"new Promise(done => setTimeout(() => done({frame}), 700))") == stopped
-
-
-@in_browser
-def test_the_selectors_choose_what_is_drawn(
-    window: _browser.Page, reports: dict[str, tuple[str, dict[str, np.ndarray]]]
-) -> None:
-    url, given = reports["plane"]
-    window.open(f"{url}#t=2&trajectory=8&channel=%3Ci%3Ev%20%24_%24", width=1200, height=900)
-    assert window.run("[trajectory, channel].map(e => e.selectedOptions[0].textContent)") == ["8", "<i>v $_$"]
-    read = """(() => {
-        const canvas = document.querySelector('.maps canvas'), g = canvas.getContext('2d');
-        return [canvas.width, canvas.height, ...g.getImageData(0, 0, canvas.width, canvas.height).data];
-    })()"""
-    width, height, *colours = window.run(read)
-    assert (width, height) == GRIDS["plane"]
-    shown = np.array(colours).reshape(6, 10, 4)[..., :3]
-    truth = given["truth"][2, ..., 1]
-    top = max(np.abs(truth).max(), np.abs(given["samples"][2, ..., 1].mean(0)).max())
-    matplotlib = pytest.importorskip("matplotlib")
-    expected = matplotlib.colormaps["RdBu_r"]((truth[2] + top) / (2 * top), bytes=True)[..., :3]
-    np.testing.assert_allclose(shown, expected.swapaxes(0, 1)[::-1], atol=6, err_msg="x to the right, y upward")
-    assert "One point" not in window.run("document.body.textContent")

@@ -7,7 +7,6 @@ import shutil
 import pytest
 import torch
 
-from enma_fast.config import to_json
 from enma_fast.errors import EnmaError
 from enma_fast.models import checkpoint
 from enma_fast.models.checkpoint import (
@@ -24,6 +23,7 @@ from enma_fast.models.checkpoint import (
     write_manifest,
     write_tensors,
 )
+from enma_fast.utils.dataclass_json import to_json
 
 from .._tiny import CONFIGS, model, waves
 

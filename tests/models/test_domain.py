@@ -19,8 +19,9 @@ from enma_fast.models.checkpoint import DOMAIN, PRETRAINED, load_model, save_mod
 from enma_fast.models.domain import WINDOW, Domain
 from enma_fast.models.model import Model
 from enma_fast.runs import run as ensemble
-from enma_fast.store.layout import OUTSIDE, read_forecast
+from enma_fast.store.layout import OUTSIDE
 from enma_fast.store.metadata import DIGEST
+from enma_fast.store.read import read_forecast
 
 from .._tiny import model as tiny_model
 from .._tiny import waves
@@ -247,6 +248,11 @@ def test_a_checkpoint_keeps_what_it_was_trained_on(tmp_path: Path) -> None:
         lambda found: found.update(mean=[float("nan")] * 7),
         lambda found: found.update(low="x"),
         lambda found: found["covariance"].pop(),
+        lambda found: found.update(covariance=np.zeros((7, 7)).tolist()),
+        lambda found: found.update(covariance=np.triu(found["covariance"]).tolist()),
+        lambda found: found.update(scale=[0.0]),
+        lambda found: found.update(limits=[-1.0, 1.0, 1.0]),
+        lambda found: found.update(low=found["high"], high=found["low"]),
     ],
 )
 def test_files_of_another_kind_are_one_line(tmp_path: Path, change: Callable[[dict], object]) -> None:

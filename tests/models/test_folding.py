@@ -5,12 +5,12 @@ import copy
 import pytest
 import torch
 
-from enma_fast.config import replace
 from enma_fast.forecasting.api import sample_fields
 from enma_fast.models.folding import FoldedEnd, fold_end, folded_end
 from enma_fast.models.model import Model
 from enma_fast.models.tokenizer import Tokenizer
 from enma_fast.presets import PRESETS
+from enma_fast.utils.dataclass_json import replace
 
 from .._tiny import COMBINED, LINE, shaken, waves
 from ..ops._oracle import assert_close_as_reference

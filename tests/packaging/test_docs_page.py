@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from enma_fast.cli import main
-from enma_fast.store.layout import read_forecast
+from enma_fast.store.read import read_forecast
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGE = DOCS / "run-a-thousand-members.md"

@@ -10,7 +10,8 @@ import pytest
 from enma_fast.cli import main
 from enma_fast.errors import EnmaError
 from enma_fast.store.checksums import CHECKSUMS
-from enma_fast.store.layout import LEDGER, read_forecast
+from enma_fast.store.layout import LEDGER
+from enma_fast.store.read import read_forecast
 
 from .._files import contents
 from ._harness import Server, beside, identities

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from enma_fast.store.layout import read_forecast
+from enma_fast.store.read import read_forecast
 
 from .._files import contents
 from ._harness import Server, beside

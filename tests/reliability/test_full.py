@@ -14,8 +14,8 @@ import pytest
 from enma_fast.errors import EnmaError
 from enma_fast.runs import block_sampler
 from enma_fast.runs.run import prepare
-from enma_fast.store.layout import read_forecast
 from enma_fast.store.ledger import RunLock
+from enma_fast.store.read import read_forecast
 
 from .._files import contents
 from ._harness import Server, beside, steps, units

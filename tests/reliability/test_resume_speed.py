@@ -9,7 +9,8 @@ import pytest
 from enma_fast.runs import block_sampler
 from enma_fast.runs.run import prepare
 from enma_fast.store.chunks import encode_chunk
-from enma_fast.store.layout import LEDGER, lay_out, member_file
+from enma_fast.store.create import create_unfinished_store
+from enma_fast.store.layout import LEDGER, member_file
 from enma_fast.store.ledger import write_ledger
 
 MEMBERS, MISSING = 10_000, 3
@@ -26,7 +27,7 @@ def test_ten_thousand_members_are_continued_in_two_seconds(
     out = quick / "run.zarr"
     options = {"checkpoint": tiny, "members": MEMBERS, "select": [3], "chunk": 1}
     layout = prepare(test_in, out, **options).layout
-    lay_out(out, layout)
+    create_unfinished_store(out, layout)
     data = encode_chunk(np.zeros(layout.frame_shape, np.float32))
     for k in range(MEMBERS - MISSING):
         member_file(out, "u", layout, 0, k).write_bytes(data)

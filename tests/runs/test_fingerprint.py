@@ -15,10 +15,9 @@ from enma_fast.models.checkpoint import load_model
 from enma_fast.runs import fingerprint as module
 from enma_fast.runs.fingerprint import fingerprint
 from enma_fast.runs.run import prepare
-from enma_fast.store.layout import LEDGER
+from enma_fast.store.layout import FINGERPRINT, LEDGER
 from enma_fast.store.ledger import write_ledger
-from enma_fast.store.metadata import DIGEST, METADATA, root_of
-from enma_fast.store.repair import FINGERPRINT
+from enma_fast.store.metadata import DIGEST, METADATA, read_metadata
 
 CODE = """
 import sys
@@ -68,7 +67,7 @@ def test_a_run_is_not_continued_by_other_arithmetic(
 ) -> None:
     out = tmp_path / "run.zarr"
     unfinished(test_in, tiny, out)
-    assert len(root_of(out)["attributes"][FINGERPRINT]) == 16
+    assert len(read_metadata(out)["attributes"][FINGERPRINT]) == 16
     monkeypatch.setattr("enma_fast.runs.block_sampler.fingerprint", lambda *a, **o: "of-another-kind")
     message = r"sampled by other arithmetic \(fingerprint is \w+ there, of-another-kind here; here: float32_matmul_"
     for step in ("plan", "execute"):

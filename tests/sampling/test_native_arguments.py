@@ -18,7 +18,7 @@ ROOT = Path(enma_fast.__file__).parents[1]
 
 
 def outdated() -> bool:
-    """Whether the extension was compiled before its source was last changed."""
+    """True if the extension is older than its source."""
     found = extension()
     source = ROOT / "csrc/torch/sampler.cpp"
     return found is None or (source.is_file() and source.stat().st_mtime > Path(found.__file__).stat().st_mtime)

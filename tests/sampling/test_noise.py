@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from enma_fast.errors import EnmaError
-from enma_fast.ops.philox_normal import normals_of_words, philox_4x32
-from enma_fast.sampling.noise import ORDER_STEP, TRAJECTORY_STEP, token_noise, token_order, trajectory_seed
+from enma_fast.ops.philox_normal import normals_of_words, philox_4x32, philox_normal
+from enma_fast.sampling.noise import ORDER_STEP, TRAJECTORY_STEP, token_order, trajectory_seed
 
 from ..ops._philox import oracle_noise, philox_4xw
 
@@ -21,7 +21,7 @@ UINT32 = st.integers(0, 2**32 - 1)
 
 
 def noise(*, seed=0, members=(0,), frame=0, mask_step=0, tokens=(0,), channels=4, **kwargs):
-    return token_noise(
+    return philox_normal(
         seed=seed,
         members=torch.as_tensor(members),
         frame=frame,
@@ -199,6 +199,6 @@ def test_nothing_reads_a_value_back():
     words = {name: torch.empty((), dtype=torch.int64, device="meta") for name in ("seed", "frame")}
     members = torch.empty(3, dtype=torch.int64, device="meta")
     tokens = torch.empty(3, 5, dtype=torch.int64, device="meta")
-    normals = token_noise(**words, members=members, mask_step=words["frame"], tokens=tokens, channels=6)
+    normals = philox_normal(**words, members=members, mask_step=words["frame"], tokens=tokens, channels=6)
     assert (normals.device.type, normals.shape) == ("meta", (3, 5, 6))
     assert token_order(**words, members=members, num_tokens=5).device.type == "meta"

@@ -1,4 +1,4 @@
-"""The rollout for training gives what the sampler gives, with gradients that finite differences confirm."""
+"""The rollout for training gives the values of the sampler, with gradients that finite differences confirm."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Members that see the field from different places: each is the plain member of the moved field, moved back."""
+"""Shifts of a periodic field: a member equals the plain member of the shifted field, shifted back."""
 
 from dataclasses import replace
 
@@ -7,7 +7,7 @@ import torch
 
 from enma_fast.errors import EnmaError
 from enma_fast.forecasting.api import forecast, sample_fields, stream
-from enma_fast.sampling.shifts import amounts
+from enma_fast.sampling.shifts import shift_amounts
 
 from .._tiny import CONFIGS, SAMPLING, model, waves
 
@@ -32,7 +32,7 @@ def test_a_member_is_the_plain_member_of_the_moved_field(made, fields, task):
         "generation": (None, fields[2:]),
     }[task]
     found = sample_fields(made, history, context=context, num_members=5, seed=3, settings=SHIFTED)
-    moves = amounts(made.config, SHIFTED)
+    moves = shift_amounts(made.config, SHIFTED)
     axes = (2, 3)[: made.config.tokenizer.dims]
     for k in range(5):
         move = moves[k % 3]
@@ -55,10 +55,10 @@ def test_members_alone_in_chunks_and_streamed_are_the_same(made, fields):
 
 def test_shifts_move_periodic_dimensions_by_different_parts_of_a_token():
     # Tokens of 4 points on a line of 32.
-    assert amounts(CONFIGS["relative"], SHIFTED) == [(0,), (2,), (4,)]
+    assert shift_amounts(CONFIGS["relative"], SHIFTED) == [(0,), (2,), (4,)]
     # The second dimension of the plane ends in walls.
-    assert {move[1] for move in amounts(CONFIGS["plane"], SHIFTED)} == {0}
-    assert amounts(CONFIGS["relative"], SAMPLING) == [(0,)]
+    assert {move[1] for move in shift_amounts(CONFIGS["plane"], SHIFTED)} == {0}
+    assert shift_amounts(CONFIGS["relative"], SAMPLING) == [(0,)]
 
 
 def test_what_cannot_be_shifted_is_refused(fields):
@@ -69,7 +69,7 @@ def test_what_cannot_be_shifted_is_refused(fields):
     closed = model("plane")
     closed.config = replace(closed.config, tokenizer=replace(closed.config.tokenizer, periodic=(False, False)))
     with pytest.raises(EnmaError, match=r"^shifts is 2; plane has no periodic dimension"):
-        amounts(closed.config, replace(SAMPLING, shifts=2))
+        shift_amounts(closed.config, replace(SAMPLING, shifts=2))
     points = model("points")
     with pytest.raises(EnmaError, match=r"^points: shifts is 2, which is for fields on the grid"):
         forecast(points, history, points=torch.arange(32.0)[:, None] * 6.28 / 32, settings=replace(SAMPLING, shifts=2))

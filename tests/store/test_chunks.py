@@ -1,4 +1,4 @@
-"""Chunk files: Zarr reads what is written here byte for byte as it would have written it, and damage is seen."""
+"""Chunk files have the bytes that Zarr would write, and damage in them is found."""
 
 import ctypes
 import errno
@@ -12,7 +12,7 @@ import pytest
 import zarr
 from zarr.codecs import Crc32cCodec
 
-from enma_fast.store.chunks import Disk, array_metadata, encode_chunk, encode_shard, problem, settled
+from enma_fast.store.chunks import DiskSync, array_metadata, encode_chunk, encode_shard, file_problem, synced
 from enma_fast.utils.files import write_file
 
 
@@ -60,21 +60,21 @@ def test_any_order_of_axes_and_bytes_is_written_alike(rng: np.random.Generator) 
 def test_damage_is_seen(tmp_path: Path, rng: np.random.Generator, size: int | None) -> None:
     chunks = [rng.normal(size=(3, 4)).astype(np.float32) for _ in range(1 if size is None else 2)]
     path, options = tmp_path / "c", {"num_bytes": 48, "chunks": len(chunks), "size": size}
-    assert problem(path, **options) == "missing"
+    assert file_problem(path, **options) == "missing"
     data = encode_chunk(chunks[0]) if size is None else encode_shard(chunks, size)
     path.write_bytes(data)
-    assert problem(path, **options) is None
+    assert file_problem(path, **options) is None
     for i in range(len(data)):
         flipped = bytearray(data)
         flipped[i] ^= 1 << i % 8
         path.write_bytes(flipped)
-        assert problem(path, **options) == "flipped: its CRC-32C differs", i
+        assert file_problem(path, **options) == "flipped: its CRC-32C differs", i
     for torn in (data[:-1], b"", data + b"\0"):
         path.write_bytes(torn)
-        assert problem(path, **options) == f"torn: {len(torn)} bytes of {len(data)}"
+        assert file_problem(path, **options) == f"torn: {len(torn)} bytes of {len(data)}"
     path.unlink()
     path.mkdir()
-    assert problem(path, **options) == "cannot be read (Is a directory)"
+    assert file_problem(path, **options) == "cannot be read (Is a directory)"
 
 
 def test_a_file_that_could_not_be_written_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,7 +92,7 @@ def test_a_file_that_could_not_be_written_leaves_the_old_one(tmp_path: Path, mon
 
 def test_the_disk_of_what_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        Disk(tmp_path / "nowhere")
+        DiskSync(tmp_path / "nowhere")
 
 
 def test_what_did_not_reach_the_disk_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,7 +105,7 @@ def test_what_did_not_reach_the_disk_is_said(tmp_path: Path, monkeypatch: pytest
         return -1
 
     monkeypatch.setattr(ctypes, "CDLL", lambda name, use_errno: SimpleNamespace(syncfs=syncfs))
-    with pytest.raises(OSError, match="Input/output error") as caught, settled(tmp_path):
+    with pytest.raises(OSError, match="Input/output error") as caught, synced(tmp_path):
         (tmp_path / "file").touch()
     assert caught.value.errno == errno.EIO
     assert asked == [tmp_path.stat().st_ino]

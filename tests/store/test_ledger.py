@@ -1,4 +1,4 @@
-"""The ledger of a run and its lock: what is done, who has what, and what a dead process leaves behind."""
+"""The ledger of a run and its lock: finished units, claims, and the traces of a dead process."""
 
 import errno
 import fcntl

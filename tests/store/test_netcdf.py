@@ -1,4 +1,4 @@
-"""NetCDF export: what xarray reads of it is the store, in bounded blocks, all of it or nothing, and it keeps to CF."""
+"""NetCDF export: xarray reads the values of the store, memory is bounded, and the file follows CF."""
 
 import logging
 import shutil
@@ -15,9 +15,10 @@ import xarray
 from enma_fast.errors import EnmaError
 from enma_fast.models.checkpoint import PRETRAINED
 from enma_fast.store import netcdf
-from enma_fast.store.layout import create_store, read_forecast
+from enma_fast.store.create import create_store
 from enma_fast.store.metadata import DIGEST
 from enma_fast.store.netcdf import export_netcdf
+from enma_fast.store.read import read_forecast
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -192,7 +193,7 @@ def test_a_damaged_chunk_leaves_what_was_there(tmp_path: Path, run: Path) -> Non
     before = out.read_bytes()
     chunk = min((run / "v").glob("c.2.*"))
     chunk.write_bytes(chunk.read_bytes()[:-3])
-    with pytest.raises(EnmaError, match=r"run\.zarr: v cannot be read .*; a chunk is damaged"):
+    with pytest.raises(EnmaError, match=r"run\.zarr: v cannot be read .*; run: enma-fast verify"):
         export_netcdf(run, out, force=True)
     assert out.read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run.nc", "run.zarr"]
@@ -218,7 +219,7 @@ def test_missing_members_stay_missing_and_are_told(tmp_path: Path, caplog: pytes
     with caplog.at_level(logging.WARNING, "enma_fast"):
         export_netcdf(store_of(tmp_path / "run.zarr", samples=samples, statistics=False), tmp_path / "run.nc")
     np.testing.assert_array_equal(opened(tmp_path / "run.nc")["u"], samples[..., 0])
-    assert "run.nc: 35 values of the store are missing and stay so, as NaN" in caplog.text
+    assert "run.nc: 35 values are missing" in caplog.text
 
 
 def test_what_is_not_there_is_not_exported(tmp_path: Path, run: Path) -> None:

@@ -1,4 +1,4 @@
-"""The writer of a run: what is noted as done is on the disk, and nothing goes on behind the caller's back."""
+"""The writer of a run: members that are marked as done are on the disk, and the thread ends with the block."""
 
 import threading
 from pathlib import Path
@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from enma_fast.runs.blocks import Cut
-from enma_fast.store.layout import LEDGER, ForecastStore, Layout, lay_out
+from enma_fast.store.create import create_unfinished_store
+from enma_fast.store.forecast_store import ForecastStore
+from enma_fast.store.layout import LEDGER, Layout
 from enma_fast.store.ledger import Ledger
 from enma_fast.store.writer import Writer
 
@@ -18,7 +20,7 @@ BLOCKS = Cut(3, 4, chunk=4)
 
 @pytest.fixture
 def store(tmp_path: Path) -> ForecastStore:
-    lay_out(tmp_path / "run.zarr", LAYOUT)
+    create_unfinished_store(tmp_path / "run.zarr", LAYOUT)
     return ForecastStore(tmp_path / "run.zarr", LAYOUT)
 
 
@@ -42,7 +44,7 @@ def test_a_writer_that_fails_says_so_and_marks_nothing_wrong(
             writer.release(first)
             writer.flush()
             assert ledger.done(0, 4).all()
-            monkeypatch.setattr("enma_fast.store.layout.write_file", full)
+            monkeypatch.setattr("enma_fast.store.forecast_store.write_file", full)
             writer.put(second, SAMPLES)
             writer.release(second)
             writer.flush()

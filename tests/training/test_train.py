@@ -1,6 +1,7 @@
 """Training: resumed, killed or spread over ranks, a run takes the same steps; what is wrong stops it with one line."""
 
 import json
+import math
 import os
 import signal
 import socket
@@ -223,6 +224,23 @@ def test_the_best_validation_is_kept_and_not_the_last(tmp_path):
     assert scores == {"w": found[4]}
     assert abs(found[4]) < min(abs(found[8]), abs(found[12]))
     assert task.module.weight.item() == found[4]
+
+
+@pytest.mark.parametrize("bad", [{4}, {8, 12}, {4, 12}])
+def test_a_validation_that_is_no_number_is_replaced_and_replaces_none(tmp_path, monkeypatch, bad):
+    validate, steps = Line.validate, iter((4, 8, 12))
+    monkeypatch.setattr(
+        Line, "validate", lambda self, module: {"w": float("nan")} if next(steps) in bad else validate(self, module)
+    )
+    run(Line(), options(tmp_path, stop_after=6))
+    # The one kept so far is read from its file.
+    task = Line()
+    scores = run(task, options(tmp_path))
+    found = {e["step"]: e["validation"]["w"] for e in read_log(tmp_path) if "validation" in e}
+    assert {step for step, w in found.items() if math.isnan(w)} == bad
+    # The weight grows towards 3, so later is better.
+    assert scores == {"w": found[max({4, 8, 12} - bad)]}
+    assert task.module.weight.item() == scores["w"]
 
 
 def test_a_resumed_run_remembers_its_best_validation(tmp_path):

@@ -1,4 +1,4 @@
-"""Nothing that lies beside a store or in it leads a run elsewhere."""
+"""No link or other file beside a store or in it makes a run write elsewhere."""
 
 import os
 import re
@@ -9,7 +9,8 @@ import pytest
 
 from enma_fast.errors import EnmaError
 from enma_fast.runs.run import prepare
-from enma_fast.store.layout import LEDGER, create_store
+from enma_fast.store.create import create_store
+from enma_fast.store.layout import LEDGER
 from enma_fast.utils.files import open_file, read_file, remove, write_atomic, write_file
 
 from .._files import contents
@@ -58,7 +59,7 @@ def test_a_link_beside_the_store_is_not_followed(
 
 def test_a_second_name_of_a_file_is_no_lock(test_in: Path, tiny: Path, place: Path, other: Path) -> None:
     os.link(other / "file", place / ".run.zarr.lock")
-    with pytest.raises(EnmaError, match=r"run\.zarr: cannot be written .*file of two names"):
+    with pytest.raises(EnmaError, match=r"run\.zarr: cannot be written .*two names"):
         start(test_in, tiny, place / "run.zarr").execute()
     assert (other / "file").read_bytes() == SECRET
 
@@ -113,9 +114,9 @@ def test_links_are_replaced_and_never_written_through(place: Path, other: Path) 
         write_file(place / "folder" / "a", b"new")
     os.mkfifo(place / "pipe")
     for opened in (lambda: open_file(place / "pipe", os.O_RDWR), lambda: read_file(place / "pipe")):
-        with pytest.raises(OSError, match="no regular file"):
+        with pytest.raises(OSError, match="regular file"):
             opened()
-    with pytest.raises(OSError, match="10 are the most"):
+    with pytest.raises(OSError, match=r"most 10\b"):
         read_file(other / "file", most=10)
     remove(place / "folder")
     assert (other / "file").read_bytes() == SECRET
@@ -130,7 +131,7 @@ def test_a_refusal_leaves_no_folders_behind(
     def fail(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("enma_fast.store.layout._lay_out", fail)
+    monkeypatch.setattr("enma_fast.store.create._write_empty_store", fail)
     options = {"channels": ("u",), "times": [0.0], "coords": [[0.0]], "trajectories": [0], "num_members": 1}
     make = start(test_in, tiny, out).execute if how == "run" else create_store(out, **options).__enter__
     with pytest.raises(EnmaError, match="No space left"):
@@ -139,7 +140,7 @@ def test_a_refusal_leaves_no_folders_behind(
 
 
 def test_nothing_of_a_store_is_written_past_the_safe_files() -> None:
-    """What makes, opens to write, renames or removes a file of a store is in one module."""
+    """Only one module creates, opens for writing, renames or removes files of a store."""
     going_around = re.compile(
         r"os\.(open|rename|replace|mkdir|makedirs|link|symlink|truncate)\(|\bopen\([^)]*[\"'][wax]|\.open\(\s*[\"'][wax]"
         r"|write_text|write_bytes|\.mkdir\(|\.touch\(|\.rename\(|\.replace\(path|shutil\.|mkstemp|NamedTemporary|symlink_to"
@@ -147,17 +148,16 @@ def test_nothing_of_a_store_is_written_past_the_safe_files() -> None:
     allowed = {
         # A folder that is only waited for, and the place that is tried.
         "chunks.py": ["os.open(folder, os.O_RDONLY)"],
-        "place.py": ["shutil.disk_usage(folder)", "tempfile.mkdtemp("],
+        "location.py": ["shutil.disk_usage(folder)", "tempfile.mkdtemp("],
         "netcdf.py": ["os.open(path, os.O_RDONLY)", "os.replace(temporary, out)"],
     }
-    stores = (
-        "checksums chunks ensemble identity integrity inventory ledger netcdf output place saved_statistics "
-        "static_share store_scores structure writer"
-    )
+    modules = [*sorted((ROOT / "store").glob("*.py")), *sorted((ROOT / "runs").glob("*.py"))]
+    modules.append(ROOT / "evaluation" / "store_scores.py")
+    assert {"create.py", "forecast_store.py", "run.py", "saved_statistics.py"} <= {path.name for path in modules}
     found = []
-    for name in stores.split():
-        for number, line in enumerate((ROOT / f"{name}.py").read_text().splitlines(), start=1):
-            known = any(part in line for part in allowed.get(f"{name}.py", []))
+    for path in modules:
+        for number, line in enumerate(path.read_text().splitlines(), start=1):
+            known = any(part in line for part in allowed.get(path.name, []))
             if going_around.search(line) and not known and not line.strip().startswith(("#", "import")):
-                found.append(f"{name}.py:{number}: {line.strip()}")
+                found.append(f"{path.relative_to(ROOT)}:{number}: {line.strip()}")
     assert found == []

@@ -1,5 +1,8 @@
-"""Which process of a launch this is. The variables are those of real ranks: torch 2.13, Open MPI 5.0.7, MPICH 4.2.1 and
-SLURM 24.11 on two nodes, without what does not tell ranks apart."""
+"""Ranks of a launch, from environment variables.
+
+The variables are those of real ranks: torch 2.13, Open MPI 5.0.7, MPICH 4.2.1 and SLURM 24.11 on two nodes. Variables
+that are the same for all ranks are left out.
+"""
 
 import os
 import shutil
@@ -52,13 +55,13 @@ def mpich(rank: int, size: int, local: int, num_local: int, **others: str) -> di
 def places(ranks: list[dict[str, str]]) -> list[tuple[int, int, int, int]]:
     found = [detect(environ) for environ in ranks]
     assert len({launch.run for launch in found}) == 1, "all ranks of a launch have one name"
-    assert [launch.speaks for launch in found] == [launch.rank == 0 for launch in found]
+    assert [launch.is_reporter for launch in found] == [launch.rank == 0 for launch in found]
     return [(launch.rank, launch.num_ranks, launch.local_rank, launch.num_local) for launch in found]
 
 
 def test_alone() -> None:
     launch = detect({})
-    assert (launch.launcher, launch.rank, launch.num_ranks, launch.speaks) == ("alone", 0, 1, True)
+    assert (launch.launcher, launch.rank, launch.num_ranks, launch.is_reporter) == ("alone", 0, 1, True)
     assert launch.run != detect({}).run, "two processes on their own are two runs"
     assert detect({"SLURM_JOB_ID": "14", "SLURM_NTASKS": "3"}).launcher == "alone", "salloc's own shell"
 
@@ -126,14 +129,14 @@ def test_a_task_of_a_job_array_is_a_rank() -> None:
     alone = [detect(BATCH | task(n, SLURM_JOB_ID=job)) for n, job in ((2, "5"), (4, "6"), (6, "4"))]
     assert [(x.rank, x.num_ranks, x.local_rank, x.num_local) for x in alone] == [(r, 3, 0, 1) for r in range(3)]
     assert {x.run for x in alone} == {"SLURM array 4"}
-    assert all(x.speaks for x in alone), "each writes a file of its own"
+    assert all(x.is_reporter for x in alone), "each writes a file of its own"
     steps = [detect(SRUN[r] | task(n, SLURM_JOB_ID=str(n))) for n in (2, 4, 6) for r in range(3)]
     assert [x.rank for x in steps] == list(range(9))
     assert {(x.num_ranks, x.run) for x in steps} == {(9, "SLURM array 4")}
     inner = [open_mpi(1, 2, 1, 2, PMIX_NAMESPACE="a"), torchrun(1, 2, 1, 2), mpich(1, 2, 1, 2)]
     for launch in (detect(BATCH | environ | task(4)) for environ in inner):
         assert (launch.rank, launch.num_ranks, launch.local_rank, launch.run) == (3, 6, 1, "SLURM array 4")
-        assert not launch.speaks
+        assert not launch.is_reporter
     assert detect(BATCH | task(4, SLURM_ARRAY_JOB_ID="5")).run == "SLURM array 5"
 
 
@@ -239,7 +242,7 @@ def test_threads_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def ranks_of(*launcher: str) -> list[list[str]]:
-    """What real ranks say, by rank."""
+    """Launches that real ranks detect, by rank."""
     strangers = ("RANK", "WORLD_SIZE", "OMPI_", "PMI", "MPI_", "SLURM_", "HYDRA_", "TORCHELASTIC_", "MASTER_", "LOCAL_")
     environ = {name: value for name, value in os.environ.items() if not name.startswith(strangers)}
     environ |= {"OMP_NUM_THREADS": "1"}

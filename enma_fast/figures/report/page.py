@@ -1,4 +1,4 @@
-"""The page of a report: scores, figures, provenance and the viewer, put into the template `page.html`."""
+"""The page of a report: scores, figures, provenance and viewer, filled into the template `page.html`."""
 
 from __future__ import annotations
 
@@ -16,14 +16,16 @@ from ...errors import EnmaError
 from ...store.layout import OUTSIDE
 from ...utils.extras import load_extra
 from ...utils.text import counted
-from ..plots import Forecast, forecast_panels, write_whole
-from .reader import Pooled, StoreReader
+from ..forecast import Forecast
+from ..plots import forecast_panels, write_complete
+from ..style import ENSEMBLE, ERROR, INK, TRUTH
+from .reader import PooledScores, StoreReader
 from .viewer import MANY_TRAJECTORIES, Thinning
 
-# Longest text of an attribute, and the most rows of a table, that the page shows in full.
+# Longest text of an attribute and most rows of a table that the page shows.
 _LONGEST, _MOST_ROWS = 2000, 60
-# Colours of the figures, and what they are on the page, light or dark.
-COLOURS = {"#333333": "currentColor", "#111111": "currentColor", "#1f6fb4": "var(--accent)", "#c2452d": "var(--error)"}
+# Colour of the figures -> colour of the page, which depends on its light or dark theme.
+COLOURS = {INK: "currentColor", TRUTH: "currentColor", ENSEMBLE: "var(--accent)", ERROR: "var(--error)"}
 _SCORES = {
     "rel_l2": "relative L2 error of the mean",
     "rel_l2_median": "the same, median over trajectories",
@@ -59,34 +61,34 @@ _ATTRIBUTES = {
 
 
 def write_report(store: str | Path, out: str | Path, *, truth: str | Path | None = None) -> dict[str, Any]:
-    """Write a forecast store as one HTML page, complete or not at all.
+    """Write a report of a forecast store as one HTML page; it appears complete or not at all.
 
     Parameters
     ----------
     store : the forecast store
-    out : page to write, ending in .html; a file there is replaced
-    truth : a field file with the truth, where the store holds none
+    out : path of the page, ending in .html; an old file is replaced
+    truth : field file with the truth, if the store holds none
 
     Returns
     -------
     dict
-        `report`, the page; `num_bytes`; `num_trajectories`, `num_members`; `scores` over all trajectories and channels
-        as `metrics.Scores.result` gives them, or None without a truth; `left_out`, number -> why a trajectory is not
-        scored; `notes`, what the viewer leaves out to bound the size of the page.
+        `report`, the path; `num_bytes`; `num_trajectories`, `num_members`; `scores` over all trajectories and channels
+        as from `metrics.Scores.result`, or None without a truth; `left_out`, number -> why a trajectory is not scored;
+        `notes`, sentences on the data that the viewer leaves out to bound the size of the page.
 
     Raises
     ------
     EnmaError
-        If the store cannot be read, `out` is a folder, does not end in .html or cannot be written, or an extra is
+        If the store cannot be read, if `out` is a folder, does not end in .html or cannot be written, or if an extra is
         missing.
     """
     out = Path(out)
     _require_page(out)
     reader = StoreReader(store, truth)
     many = len(reader.channels) > 1
-    # Of all channels together, and of each where there are several.
+    # Scores of all channels together (None), and of each one if there are several.
     channels = (None, *range(len(reader.channels))) if many else (None,)
-    pools = {channel: Pooled(reader.num_members, channel) for channel in channels}
+    pools = {channel: PooledScores(reader.num_members, channel) for channel in channels}
     thinning = Thinning.choose(reader)
     series, rows = [], []
     for place, trajectory in enumerate(reader):
@@ -114,7 +116,7 @@ def write_report(store: str | Path, out: str | Path, *, truth: str | Path | None
     }
     template = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
     page = re.sub(r"\{\{(\w+)\}\}", lambda match: values[match[1]], template).encode()
-    write_whole(out, lambda temporary: temporary.write_bytes(page))
+    write_complete(out, lambda temporary: temporary.write_bytes(page))
     return {
         "report": str(out),
         "num_bytes": len(page),
@@ -127,7 +129,7 @@ def write_report(store: str | Path, out: str | Path, *, truth: str | Path | None
 
 
 def _require_page(out: Path) -> None:
-    """Refuse a page that cannot be written, before any work."""
+    """Raise `EnmaError` for a page that cannot be written, before any work is done."""
     if out.is_dir():
         raise EnmaError(f"{out}: is a folder; give --out a file that ends in .html")
     if out.suffix.lower() not in (".html", ".htm"):
@@ -159,7 +161,7 @@ def _summary(reader: StoreReader) -> str:
 
 
 def _outside(reader: StoreReader) -> str:
-    """A warning, where the observed frames of trajectories lie outside what the model was trained on."""
+    """Warning that observed frames of some trajectories lie outside the training data of the model, if they do."""
     found = reader.attributes.get(OUTSIDE)
     there = [number for number in reader.numbers if number in found] if isinstance(found, list) else []
     if not there:
@@ -204,7 +206,7 @@ def _score_tables(
 
 
 def _table(caption: str, head: list[str], rows: list[list[str]]) -> str:
-    """A table that scrolls sideways where it is wider than the page; cells of the body are HTML, but for the first."""
+    """Table that scrolls sideways if it is wider than the page; its cells are HTML, except those of column 0."""
     top = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in head)
     body = "".join(
         f'<tr><th scope="row">{html.escape(row[0])}</th>{"".join(f"<td>{cell}</td>" for cell in row[1:])}</tr>'
@@ -217,7 +219,7 @@ def _table(caption: str, head: list[str], rows: list[list[str]]) -> str:
 
 
 def _number(value: Any) -> str:
-    """A number for people, and in full for programs; other values as text."""
+    """A number, rounded for reading and in full for programs; other values as text."""
     if value is None:
         return "-"
     if not isinstance(value, (int, float, np.number)):
@@ -230,14 +232,16 @@ def _provenance(reader: StoreReader) -> str:
     attrs = reader.attributes
     known = [name for name in _ATTRIBUTES if name in attrs]
     others = [name for name in attrs if name not in (*_ATTRIBUTES, "channels", "num_members")]
-    made = [("store", reader.path.name), ("channels", ", ".join(reader.channels))]
+    entries = [("store", reader.path.name), ("channels", ", ".join(reader.channels))]
     if reader.num_members:
-        made.append(("members", str(reader.num_members)))
+        entries.append(("members", str(reader.num_members)))
     for name in (*known, *others)[:_MOST_ROWS]:
         value = attrs[name]
-        made.append((_ATTRIBUTES.get(name, name), value if isinstance(value, str) else json.dumps(value, default=str)))
+        entries.append(
+            (_ATTRIBUTES.get(name, name), value if isinstance(value, str) else json.dumps(value, default=str))
+        )
     return "".join(
-        f"<dt>{html.escape(_shortened(name))}</dt><dd>{html.escape(_shortened(text))}</dd>" for name, text in made
+        f"<dt>{html.escape(_shortened(name))}</dt><dd>{html.escape(_shortened(text))}</dd>" for name, text in entries
     )
 
 
@@ -246,21 +250,21 @@ def _shortened(text: str) -> str:
 
 
 def _figures(forecast: Forecast, scores: dict[str, Any] | None, reader: StoreReader) -> str:
-    """The panels of one channel as inline SVG; ink takes the colour of the page's text."""
-    made = []
+    """Panels of one channel as inline SVG, in the colours of the page."""
+    parts = []
     for label, figure in forecast_panels(forecast, scores=scores).items():
         channel = f", {forecast.name}" if len(reader.channels) > 1 else ""
-        made.append(
+        parts.append(
             f"<figure>{_inline_svg(figure, f'{label}{channel}')}"
             f"<figcaption>{html.escape(f'{label.capitalize()}{channel}')}</figcaption></figure>"
         )
-    return "".join(made)
+    return "".join(parts)
 
 
 def _inline_svg(figure: Any, label: str) -> str:
     buffer = io.StringIO()
     matplotlib = load_extra("matplotlib", "plots")
-    # The same salt gives the same page for the same store; ids are hashes of what they name.
+    # A fixed salt: the same store gives the same page, since ids are salted hashes of the elements.
     with matplotlib.rc_context({"svg.hashsalt": label, "svg.fonttype": "path"}):
         figure.savefig(buffer, format="svg", transparent=True, dpi=110, metadata={"Date": None})
     text = buffer.getvalue()
@@ -271,6 +275,6 @@ def _inline_svg(figure: Any, label: str) -> str:
 
 
 def _script_json(document: Any) -> str:
-    """JSON that cannot end the script element it stands in."""
+    """JSON that cannot end the script element that contains it."""
     text = json.dumps(document, separators=(",", ":"), allow_nan=False)
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")

@@ -1,4 +1,4 @@
-"""A forecast store, read and scored one trajectory at a time, and the pictures drawn from it.
+"""A forecast store, read and scored one trajectory at a time, and the figures drawn from it.
 
 Shape suffixes: B trajectories, K members, T frames, Q quantile levels, c channels; `*x` space.
 """
@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 
 from ...data import read
-from ...errors import EnmaError, first_line
+from ...errors import EnmaError
 from ...evaluation.metrics import Scores
-from ...store.layout import is_missing, read_forecast
-from ..plots import Forecast, SpreadErrorBins, forecast_figure, save_movie
+from ...store.read import is_missing, read_forecast, zarr_errors
+from ..calibration import SpreadErrorBins
+from ..forecast import Forecast
+from ..plots import forecast_figure, save_movie
 
 # Scores that need members.
 _MEMBERS_ONLY = ("rel_l2_member", "crps", "crps_relative", "rmsce_rank")
@@ -42,12 +44,12 @@ class StoreReader:
     Parameters
     ----------
     path : the store
-    truth : a field file with the truth, where the store holds none
+    truth : field file with the truth, if the store holds none
 
     Raises
     ------
     EnmaError
-        If the store or the file cannot be read, or the file's frames are not those of the store.
+        If the store or the file cannot be read, or if the frames of the file do not match those of the store.
     """
 
     def __init__(self, path: str | Path, truth: str | Path | None = None) -> None:
@@ -74,7 +76,7 @@ class StoreReader:
         return (self.trajectory(place) for place in range(len(self)))
 
     def trajectory(self, place: int) -> Trajectory:
-        """The trajectory at a place of the store."""
+        """Read the trajectory at index `place` of the store."""
         members = self._read("", place)
         return Trajectory(
             number=self.numbers[place],
@@ -87,7 +89,7 @@ class StoreReader:
         )
 
     def forecast(self, trajectory: Trajectory, channel: int) -> Forecast:
-        """One channel of a trajectory, to be drawn."""
+        """One channel of a trajectory, for the figures."""
 
         def one(values: np.ndarray | None) -> np.ndarray | None:
             return None if values is None else values[..., channel]
@@ -108,23 +110,23 @@ class StoreReader:
         )
 
     def place_of(self, number: int | None) -> int:
-        """Where the trajectory of a number is, or an `EnmaError`; the first by default."""
+        """Index of the trajectory with this number, by default 0; `EnmaError` if there is none."""
         if number is not None and number not in self.numbers:
             raise EnmaError(f"{self.path}: has no trajectory {number}; it holds {', '.join(map(str, self.numbers))}")
         return 0 if number is None else self.numbers.index(number)
 
     def channel_of(self, name: str | None) -> int:
-        """Where the channel of a name is, or an `EnmaError`; the first by default."""
+        """Index of the channel with this name, by default 0; `EnmaError` if there is none."""
         if name is not None and name not in self.channels:
             raise EnmaError(f"{self.path}: has no channel {name!r}; it holds {', '.join(self.channels)}")
         return 0 if name is None else self.channels.index(name)
 
     def title(self, place: int) -> str:
-        """A line that names a trajectory and how it was forecast."""
+        """Title of a figure: model, task and trajectory."""
         attrs = self.attributes
-        made = ", ".join(str(attrs[name]) for name in ("model", "task") if name in attrs)
+        source = ", ".join(str(attrs[name]) for name in ("model", "task") if name in attrs)
         data = f" of {attrs['data_name']}" if "data_name" in attrs else ""
-        return f"{made}{': ' if made else ''}trajectory {self.numbers[place]}{data}"
+        return f"{source}{': ' if source else ''}trajectory {self.numbers[place]}{data}"
 
     def _read(self, suffix: str, place: int) -> np.ndarray | None:
         names = [name + suffix for name in self.channels]
@@ -133,10 +135,10 @@ class StoreReader:
         return np.stack([self._values(name, place) for name in names], axis=-1)
 
     def _values(self, name: str, place: int) -> np.ndarray:
-        """A variable of a trajectory; `EnmaError` where its file is damaged, or not there."""
+        """Values of a variable for one trajectory; `EnmaError` if its file is damaged or missing."""
         of = f"{name} of trajectory {self.numbers[place]}"
         values = self._checked(self.dataset[name].isel(trajectory=place), of)
-        # What is not there is read as NaN.
+        # Zarr reads a missing file as NaN.
         members = self.dataset[name].dims[1] == "realization"
         parts = values if members else values[None]
         for k in np.nonzero(np.isnan(parts).all(tuple(range(1, parts.ndim))))[0].tolist():
@@ -145,18 +147,12 @@ class StoreReader:
         return values
 
     def _checked(self, variable: Any, of: str) -> np.ndarray:
-        """The values of a variable; `EnmaError` where its file is damaged."""
-        try:
-            values: np.ndarray = variable.to_numpy()
-        except Exception as error:
-            # Zarr and its codecs raise many kinds.
-            raise EnmaError(
-                f"{self.path}: {of} cannot be read ({first_line(error)}); run: enma-fast verify {self.path}"
-            ) from error
-        return values
+        """Values of a variable; `EnmaError` if its file is damaged."""
+        with zarr_errors(self.path, of):
+            return np.asarray(variable.to_numpy())
 
     def _from_file(self, file: Path) -> np.ndarray:
-        """The forecast frames `[B, T, *x, c]` of the store's trajectories in a field file."""
+        """Frames `[B, T, *x, c]` of a field file for the trajectories and times of the store."""
         fields = read(file, select=np.asarray(self.numbers)).u
         seen = self.attributes.get("observed_frames", 0)
         truth: np.ndarray = fields[:, seen : seen + len(self.times)]
@@ -166,10 +162,10 @@ class StoreReader:
         return truth
 
 
-class Pooled:
-    """Scores of the trajectories of a store, those of its statistics where it holds no members.
+class PooledScores:
+    """Scores over the trajectories of a store, from its members or else from its statistics.
 
-    A trajectory that cannot be scored (not finite, or zero throughout) is left out and named in `left_out`.
+    A trajectory that cannot be scored, since it is not finite or its truth is zero, is left out; `left_out` says why.
     """
 
     def __init__(self, num_members: int | None, channel: int | None = None) -> None:
@@ -180,7 +176,7 @@ class Pooled:
         self._statistics = self._spread = False
 
     def add(self, trajectory: Trajectory) -> dict[str, Any] | None:
-        """Add a trajectory with a truth; returns its own scores, or None where it has none."""
+        """Add a trajectory; returns its own scores, or None if it has no truth or cannot be scored."""
         members, truth, mean = trajectory.members, trajectory.truth, trajectory.mean
         spread = trajectory.spread
         if truth is None or (members is None and mean is None):
@@ -190,7 +186,7 @@ class Pooled:
             assert mean is not None
             wide = mean[None].astype(np.float64)
             if spread is not None:
-                # Two members of the same mean and standard deviation (ddof 1).
+                # Two stand-in members with the same mean and standard deviation (ddof 1).
                 half = spread[None] / np.sqrt(2)
                 wide = np.concatenate([wide - half, wide + half])
         else:
@@ -213,44 +209,44 @@ class Pooled:
         return self._corrected(single)
 
     def result(self) -> dict[str, Any] | None:
-        """Scores as `forecast_figure` takes them, or None if no trajectory could be scored."""
+        """Scores for `forecast_figure`, or None if no trajectory could be scored."""
         if not self._scores.num_trajectories:
             return None
-        made = self._corrected(self._scores)
+        result = self._corrected(self._scores)
         if not self._statistics:
-            made["rank_histogram"] = self._scores.rank_histogram().tolist() if self._spread else None
+            result["rank_histogram"] = self._scores.rank_histogram().tolist() if self._spread else None
         if self._spread:
             nominal, observed = (values.tolist() for values in self._scores.reliability())
-            made["reliability"] = {"nominal": nominal, "observed": observed}
-            made["spread_error"] = self._bins.result(made["num_members"])
-        return made
+            result["reliability"] = {"nominal": nominal, "observed": observed}
+            result["spread_error"] = self._bins.result(result["num_members"])
+        return result
 
     def _corrected(self, scores: Scores) -> dict[str, Any]:
-        """What the scores are; of statistics those that need members are None, and K is that of the store."""
-        made = scores.result()
+        """Scores as a dict; if they are of statistics, those that need members are None, and K is that of the store."""
+        result = scores.result()
         if not self._statistics:
-            return made
+            return result
         members = self._num_members
-        # The stand-in has two members: its factor (K + 1) / K is 3 / 2.
+        # There are two stand-in members: their factor (K + 1) / K is 3 / 2.
         factor = ((members + 1) / members if members else 1.0) / 1.5
-        for row in (made, made["per_frame"]):
+        for row in (result, result["per_frame"]):
             ratio = row["spread_skill"]
             ratios = [None if value is None else value * factor**0.5 for value in np.atleast_1d(ratio)]
             row["spread_skill"] = ratios if isinstance(ratio, list) else ratios[0]
         for name in _MEMBERS_ONLY:
-            made[name] = None
-            made["per_frame"][name] = [None] * len(made["per_frame"][name])
-        return {**made, "num_members": members}
+            result[name] = None
+            result["per_frame"][name] = [None] * len(result["per_frame"][name])
+        return {**result, "num_members": members}
 
 
 def store_figure(store: str | Path | StoreReader, *, place: int = 0, channel: int = 0, title: str | None = None) -> Any:
-    """The figure of one trajectory of a forecast store, with the calibration of all.
+    """Draw one trajectory of a forecast store, and the calibration of all of them.
 
     Parameters
     ----------
-    store : a forecast store, or a reader of one (which may know a truth from elsewhere)
-    place, channel : which trajectory of the store, which channel
-    title : of the figure; by default it names model, task and trajectory
+    store : a forecast store, or a reader of one (which may have a truth from a field file)
+    place, channel : indices of the trajectory and of the channel in the store
+    title : title of the figure; by default model, task and trajectory
 
     Returns
     -------
@@ -259,7 +255,7 @@ def store_figure(store: str | Path | StoreReader, *, place: int = 0, channel: in
     reader = store if isinstance(store, StoreReader) else StoreReader(store)
     if not 0 <= place < len(reader):
         raise EnmaError(f"{reader.path}: has no trajectory at place {place}; it holds {len(reader)}")
-    pooled = Pooled(reader.num_members, channel)
+    pooled = PooledScores(reader.num_members, channel)
     for trajectory in reader:
         pooled.add(trajectory)
     for number, reason in pooled.left_out.items():
@@ -272,5 +268,5 @@ def store_figure(store: str | Path | StoreReader, *, place: int = 0, channel: in
 
 
 def store_movie(reader: StoreReader, out: str | Path, *, place: int = 0, channel: int = 0) -> Path:
-    """Write the movie of one trajectory of a forecast store, as `plots.save_movie`."""
+    """Write the movie of one trajectory of a forecast store, with `plots.save_movie`."""
     return save_movie(reader.forecast(reader.trajectory(place), channel), out, title=reader.title(place))

@@ -1,4 +1,4 @@
-"""What the viewer of a report shows of a store: thinned to a bounded size, and encoded for the page's script.
+"""Data of the viewer in a report: thinned to a bounded size, and encoded for the script of the page.
 
 Shape suffixes: T frames, Q quantile levels; `*x` space.
 """
@@ -14,10 +14,11 @@ import numpy as np
 
 from ...errors import EnmaError
 from ...utils.extras import load_extra
-from ..plots import LEVELS, Forecast, central_intervals, error_scale, field_scale
+from ..forecast import LEVELS, Forecast, central_intervals
+from ..maps import error_scale, field_scale
 from .reader import StoreReader
 
-# Bytes of the viewer's data in the page, and what is thinned before the next: trajectories, places, frames.
+# Largest size of the data in the page, in bytes, and the sizes to which trajectories, space and time are thinned.
 VIEWER_BYTES = 3_000_000
 MANY_TRAJECTORIES = 24
 _FEW_TRAJECTORIES = 6
@@ -28,15 +29,15 @@ _MOST_CHANNELS = 3
 
 @dataclass(kw_only=True)
 class Thinning:
-    """What of a store the viewer shows, so that the page stays small.
+    """Selection of a store that the viewer shows, so that the page stays small.
 
     Attributes
     ----------
-    places : trajectories of the store
-    channels : the first so many
-    space, time : every so many-th point of an axis, frame
-    levels : of the quantiles shown
-    notes : what is left out, in words
+    places : indices of trajectories in the store
+    channels : number of channels, from the first on
+    space, time : steps between points of an axis, and between frames
+    levels : levels of the quantiles
+    notes : sentences on the data that are left out
     """
 
     places: list[int]
@@ -48,14 +49,14 @@ class Thinning:
 
     @classmethod
     def choose(cls, reader: StoreReader, most_bytes: int = VIEWER_BYTES) -> Thinning:
-        """Leave out trajectories, then places, then frames, until the data are at most `most_bytes` long."""
+        """Leave out trajectories, then grid points, then frames, until the data have at most `most_bytes` bytes."""
         dims, frames = len(reader.coords), len(reader.times)
         if dims > 2:
             raise EnmaError(f"{reader.path}: the field has {dims} space dimensions; a report shows one or two")
         has_members = reader.channels[0] in reader.dataset
         levels = list(LEVELS) if has_members else _shown_levels(reader.levels)
         channels = min(len(reader.channels), _MOST_CHANNELS)
-        # On a line float32 profiles; in a plane one byte for each of four maps; base64 makes three bytes four.
+        # 1-D: float32 profiles; 2-D: one byte for each of four maps. Base64 turns three bytes into four.
         per_point = (4 * (4 + len(levels)) if dims == 1 else 4) * channels * 4 / 3
         count, space, time = min(len(reader), MANY_TRAJECTORIES), 1, 1
         longest = max(len(x) for x in reader.coords)
@@ -92,15 +93,15 @@ class Thinning:
         return cls(places=places, channels=channels, space=space, time=time, levels=levels, notes=notes)
 
     def encode(self, forecast: Forecast) -> dict[str, Any]:
-        """One channel of one trajectory: base64 of float32 profiles, or of one byte per point of a map."""
+        """Encode one channel of one trajectory as base64: float32 profiles, or one byte per point of a map."""
         spread, truth, mean = forecast.spread, forecast.truth, forecast.mean
         error = None if truth is None or mean is None else mean - truth
-        made: dict[str, Any] = {"rmse": self._rms(error), "spread_rms": self._rms(spread)}
+        encoded: dict[str, Any] = {"rmse": self._rms(error), "spread_rms": self._rms(spread)}
         if len(forecast.coords) == 2:
             fields, others = forecast.fields()
             maps = [(title, values, field_scale(*fields.values())) for title, values in fields.items()]
             maps += [(title, values, error_scale(*others.values())) for title, values in others.items()]
-            return {**made, "maps": [self._map(*each) for each in maps]}
+            return {**encoded, "maps": [self._map(*each) for each in maps]}
         if forecast.members is not None:
             quantiles: np.ndarray | None = np.quantile(forecast.members, self.levels, axis=0)
         elif forecast.quantiles is not None and self.levels:
@@ -108,19 +109,19 @@ class Thinning:
         else:
             quantiles = None
         arrays = {"truth": truth, "mean": mean, "spread": spread, "quantiles": quantiles}
-        made |= {name: _floats(self._thin(values)) for name, values in arrays.items() if values is not None}
+        encoded |= {name: _floats(self._thin(values)) for name, values in arrays.items() if values is not None}
         observed, _ = forecast.seen
         if len(observed):
-            made["observed"] = _floats(observed[-1, :: self.space])
-        return made
+            encoded["observed"] = _floats(observed[-1, :: self.space])
+        return encoded
 
     def document(self, reader: StoreReader, series: list[list[dict[str, Any]]]) -> dict[str, Any]:
-        """All that the viewer needs."""
+        """All data of the viewer, from the encoded series of each trajectory and channel."""
         bands = [
             {"label": f"{inside:.0%} of members", "low": low, "high": high}
             for inside, low, high in central_intervals(self.levels)
         ]
-        made: dict[str, Any] = {
+        document: dict[str, Any] = {
             "dims": len(reader.coords),
             "times": reader.times[:: self.time].tolist(),
             "coords": [x[:: self.space].tolist() for x in reader.coords],
@@ -135,23 +136,25 @@ class Thinning:
         if len(reader.coords) == 2:
             maps = load_extra("matplotlib", "plots").colormaps
             names = ("RdBu_r", "viridis", "magma_r")
-            made["colours"] = {name: _bytes(maps[name](np.linspace(0, 1, 255), bytes=True)[:, :3]) for name in names}
-        return made
+            document["colours"] = {
+                name: _bytes(maps[name](np.linspace(0, 1, 255), bytes=True)[:, :3]) for name in names
+            }
+        return document
 
     def _thin(self, values: np.ndarray) -> np.ndarray:
-        """Every so many-th frame and point of `[..., T, *x]`; a line has one space axis, a plane two."""
+        """Thin frames and points of `[..., T, x]`."""
         return values[..., :: self.time, :: self.space]
 
     def _map(self, title: str, values: np.ndarray, scale: dict[str, Any]) -> dict[str, Any]:
         shown = values[:: self.time, :: self.space, :: self.space]
         low, high = scale["vmin"], scale["vmax"]
         level = np.clip((shown.astype(np.float64) - low) / (high - low), 0, 1)
-        # 255 is a value that is missing.
+        # 255 stands for a missing value.
         data = np.where(np.isfinite(level), np.rint(np.nan_to_num(level) * 254), 255).astype(np.uint8)
         return {"title": title, "low": low, "high": high, "colours": scale["cmap"], "data": _bytes(data)}
 
     def _rms(self, values: np.ndarray | None) -> list[float | None] | None:
-        """Root mean square of each shown frame over all its points."""
+        """Root mean square of each shown frame, over all of its points."""
         if values is None:
             return None
         frames = values[:: self.time].reshape(-(-len(values) // self.time), -1).astype(np.float64)
@@ -159,7 +162,7 @@ class Thinning:
 
 
 def _shown_levels(levels: Sequence[float], most: int = 4) -> list[float]:
-    """The levels of the widest central intervals, and the median."""
+    """Levels of the widest central intervals, and the median."""
     kept = {i for _, low, high in central_intervals(levels)[:most] for i in (low, high)}
     return [level for i, level in enumerate(levels) if i in kept or abs(level - 0.5) < 1e-6]
 

@@ -1,4 +1,4 @@
-"""The metadata of a store come from whoever made it: nothing is opened but what a run writes."""
+"""Metadata of a store are untrusted: only those that a run writes are opened."""
 
 import json
 import os
@@ -12,8 +12,10 @@ import pytest
 
 from enma_fast.cli import main
 from enma_fast.errors import EnmaError
-from enma_fast.store.layout import Layout, create_store, read_forecast
-from enma_fast.store.metadata import DIGEST, METADATA, digest_of, root_of
+from enma_fast.store.create import create_store
+from enma_fast.store.layout import Layout
+from enma_fast.store.metadata import DIGEST, METADATA, digest_of, read_metadata
+from enma_fast.store.read import read_forecast
 from enma_fast.store.verify import check_store
 from enma_fast.utils.names import MOST_BYTES, check_names
 
@@ -158,7 +160,7 @@ def test_metadata_that_no_run_writes_are_one_line(
     assert read_forecast(store)["u"].shape == (2, 3, 5, 7)
     changed(store, CHANGES[change])
     with pytest.raises(EnmaError, match=r"run\.zarr: "):
-        root_of(store)
+        read_metadata(store)
     assert main(["verify", str(store)]) == main(["score", str(store)]) == 2
     assert capfd.readouterr().err.count("\n") == 2
 
@@ -196,17 +198,17 @@ def test_a_pipe_or_a_device_in_a_store_is_not_waited_for(
         ("..", "begins with a dot"),
         (".hidden", "begins with a dot"),
         ("__x", "two underscores"),
-        ("a/b", "holds a separator"),
-        ("../../x", "holds a separator"),
-        ("/etc/x", "holds a separator"),
-        ("a\\b", "holds a separator"),
-        ("a\nb", "holds a control character"),
-        ("a\x1b[31m", "holds a control character"),
-        ("a\u202eb", "holds a control character"),
-        ("\ud800", "holds a control character"),
-        ("x" * (MOST_BYTES + 1), "has 129 bytes; 128 are the most"),
-        (7, "is no text"),
-        (b"u", "is no text"),
+        ("a/b", "separator"),
+        ("../../x", "separator"),
+        ("/etc/x", "separator"),
+        ("a\\b", "separator"),
+        ("a\nb", "control character"),
+        ("a\x1b[31m", "control character"),
+        ("a\u202eb", "control character"),
+        ("\ud800", "control character"),
+        ("x" * (MOST_BYTES + 1), "129 bytes"),
+        (7, "text"),
+        (b"u", "text"),
     ],
 )
 def test_a_name_that_could_be_a_path_is_refused_with_the_file(name: object, why: str) -> None:
@@ -226,7 +228,7 @@ def test_a_name_that_is_taken_is_refused() -> None:
 
 
 def noticed(store: Path) -> bool:
-    """Whether a check of the store finds something, or refuses it in one line."""
+    """True if a check of the store finds damage, or refuses the store in one line."""
     try:
         return check_store(store) != []
     except EnmaError as error:

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from enma_fast.models.model import Dynamics
-from enma_fast.sampling.noise import token_noise, token_order
+from enma_fast.ops.philox_normal import philox_normal
+from enma_fast.sampling.noise import token_order
 from enma_fast.sampling.reference import frame, trajectory
 
 from .._tiny import CONFIGS, distance, shaken
@@ -76,7 +77,7 @@ def slow(dynamics, history, context, *, num_latents, seed, member, settings, flo
             decided, order = order[:count], order[count:]
             conditions = dynamics.spatial(h, x[None], known[None])[0]
             for token in decided:
-                noise = token_noise(
+                noise = philox_normal(
                     seed=seed,
                     members=torch.tensor([member]),
                     frame=index,
@@ -209,7 +210,7 @@ def test_every_token_is_decided_once(mask_steps):
     done = 0
     for step, count in enumerate(counts):
         tokens = order[:, done : done + count]
-        noise = token_noise(seed=seeds, members=members, frame=2, mask_step=step, tokens=tokens, channels=C)
+        noise = philox_normal(seed=seeds, members=members, frame=2, mask_step=step, tokens=tokens, channels=C)
         for row in range(2):
             assert torch.equal(x[row, tokens[row]], 0.25 * noise[row])
         done += count

@@ -1,4 +1,4 @@
-"""Reading a forecast store for pictures: what is damaged or lost is named, and never drawn."""
+"""Reading a forecast store for figures: damaged and missing files are named, and never drawn."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import pytest
 
 from enma_fast.errors import EnmaError
 from enma_fast.figures.report import StoreReader, store_figure, write_report
-from enma_fast.store.layout import create_store
+from enma_fast.store.create import create_store
 
 
 @pytest.fixture

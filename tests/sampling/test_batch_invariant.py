@@ -1,4 +1,4 @@
-"""Rows are coded with the same bits alone, among others, and on any number of threads."""
+"""Rows are encoded with the same bits alone, among others, and on any number of threads."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -11,8 +11,8 @@ from torch import Tensor
 from enma_fast.forecasting.api import sample_fields
 from enma_fast.models.model import Model
 from enma_fast.presets import PRESETS
-from enma_fast.sampling import batch_invariant as coding
-from enma_fast.sampling.batch_invariant import BLOCKS, code_rows
+from enma_fast.sampling import batch_invariant
+from enma_fast.sampling.batch_invariant import BLOCKS, map_rows
 
 from .._tiny import CONFIGS, model
 
@@ -32,11 +32,11 @@ def made(name: str) -> Model:
 
 @pytest.fixture(autouse=True)
 def nothing_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(coding, "_TOGETHER", {})
+    monkeypatch.setattr(batch_invariant, "_IN_BLOCKS", {})
 
 
 def coder(code: Callable[[Tensor], Tensor], dims: int) -> Callable[[Tensor], Tensor]:
-    return lambda rows: code_rows(code, rows, operation="test", block=BLOCKS[dims])
+    return lambda rows: map_rows(code, rows, operation="test", block=BLOCKS[dims])
 
 
 @pytest.mark.parametrize("what", ["encode", "decode"])
@@ -68,7 +68,7 @@ def test_presets_are_coded_in_blocks(name: str) -> None:
     one = made(name)
     rows = torch.randn(1, 2, one.config.num_tokens, one.config.token_channels)
     coder(one.decode, one.config.tokenizer.dims)(rows)
-    assert list(coding._TOGETHER.values()) == [True]
+    assert list(batch_invariant._IN_BLOCKS.values()) == [True]
 
 
 def test_rows_that_differ_in_a_block_are_coded_one_by_one() -> None:
@@ -81,7 +81,7 @@ def test_rows_that_differ_in_a_block_are_coded_one_by_one() -> None:
     rows = torch.randn(9, 4)
     torch.set_num_threads(1)
     assert torch.equal(coder(by_place, 1)(rows), rows)
-    assert coding._TOGETHER == {("test", 8, (4,)): False}
+    assert batch_invariant._IN_BLOCKS == {("test", 8, (4,)): False}
     assert sizes[-9:] == [1] * 9
 
 
@@ -93,20 +93,20 @@ def test_one_look_serves_all_rows_of_a_shape() -> None:
     # The look: a block, each of its rows in a pair, and both kinds once more.
     assert len(calls) == 9 + 2 + 1 + 1 + 3
     run(torch.randn(2, 33))
-    assert len(coding._TOGETHER) == 2
+    assert len(batch_invariant._IN_BLOCKS) == 2
 
 
 def test_one_look_serves_all_models_of_a_config() -> None:
     history = torch.randn(3, *(tok := made("plane").config.tokenizer).grid, tok.field_channels)
     for _ in range(2):
         sample_fields(made("plane"), history, num_members=2)
-    assert len(coding._TOGETHER) == 2, "one for the encoder, one for the decoder"
+    assert len(batch_invariant._IN_BLOCKS) == 2, "one for the encoder, one for the decoder"
 
 
 def test_a_model_that_gives_no_numbers_spoils_no_other() -> None:
     run = coder(lambda rows: rows * torch.nan, 1)
     run(torch.randn(3, 32))
-    assert list(coding._TOGETHER.values()) == [True]
+    assert list(batch_invariant._IN_BLOCKS.values()) == [True]
 
 
 @pytest.mark.parametrize("name", ["combined-small", "relative", "plane"])

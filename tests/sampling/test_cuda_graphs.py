@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from enma_fast.errors import EnmaError
-from enma_fast.sampling import cuda_graphs as graphs
+from enma_fast.sampling import cuda_graphs
 from enma_fast.sampling.cuda_graphs import WARM_UPS, CapturedStep, try_capture
 from enma_fast.sampling.static_step import StaticStep
 
@@ -138,7 +138,7 @@ def test_a_single_frame_needs_one_graph(recorder: TapeRecorder) -> None:
 
 
 def test_the_fall_back_is_said_once(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    graphs._say_once.cache_clear()
+    cuda_graphs._warn_once.cache_clear()
     dynamics = build("paper")
     given = problem(dynamics, "temporal")
     expected = generate(make_step(dynamics, given), given)

@@ -1,4 +1,4 @@
-"""A store is whole, or `verify` says what is not until it is repaired; what is marked is damaged when it is marked."""
+"""Verifying a store: damage is found, marked and repaired, and only damage is marked."""
 
 import json
 import shutil
@@ -13,10 +13,12 @@ from enma_fast.cli import main
 from enma_fast.errors import EnmaError
 from enma_fast.runs.run import prepare
 from enma_fast.store.checksums import CHECKSUMS
-from enma_fast.store.layout import LEDGER, Layout, create_store, read_forecast
+from enma_fast.store.create import create_store
+from enma_fast.store.layout import LEDGER, Layout
 from enma_fast.store.ledger import Ledger
 from enma_fast.store.metadata import DIGEST, METADATA
-from enma_fast.store.verify import check_store, mark
+from enma_fast.store.read import read_forecast
+from enma_fast.store.verify import check_store, mark_damaged
 
 from .._files import contents
 
@@ -49,11 +51,11 @@ def test_what_was_repaired_meanwhile_is_not_marked(store: Path) -> None:
     found = check_store(store)
     assert [damage.file for damage in found] == ["u/c.0.1.0.0", "u/c.1.2.0.0"]
     first.write_bytes(whole)
-    mark(store, found)
+    mark_damaged(store, found)
     assert missing(store, 6) == [5]
     second.write_bytes(whole)
     (store / LEDGER).unlink()
-    mark(store, found)
+    mark_damaged(store, found)
     assert not (store / LEDGER).exists()
 
 
@@ -64,7 +66,7 @@ def test_a_store_that_was_begun_anew_is_marked_as_it_is(store: Path) -> None:
     with create_store(store, layout(8)) as made:
         made.put(0, np.ones((2, 8, 5, 7, 1), np.float32))
     (store / "u" / "c.1.2.0.0").unlink()
-    mark(store, found)
+    mark_damaged(store, found)
     assert missing(store, 16) == [10]
 
 
@@ -177,7 +179,7 @@ def test_lost_checksums_are_recorded_again(test_in: Path, tiny: Path, tmp_path: 
         (out / CHECKSUMS).unlink()
         if lost is not None:
             (out / CHECKSUMS).write_bytes(lost)
-        mark(out, check_store(out))
+        mark_damaged(out, check_store(out))
         done = prepare(test_in, out, checkpoint=tiny, members=3, select=[0], quantiles=(0.5,)).execute()
         assert done["members_sampled"] == 0
         assert contents(out) == whole
@@ -191,9 +193,9 @@ def test_damaged_attributes_are_repaired_by_their_own_command_alone(test_in: Pat
     (out / METADATA).write_bytes(damaged)
     with pytest.raises(EnmaError, match=r"attributes are damaged; run: enma-fast verify .* --mark"):
         prepare(test_in, out, checkpoint=tiny, members=2, select=[0]).execute()
-    mark(out, check_store(out))
+    mark_damaged(out, check_store(out))
     # What they say now is what nobody asked for.
-    with pytest.raises(EnmaError, match="this is not surely the command that began it"):
+    with pytest.raises(EnmaError, match=r"attributes are damaged.*seed"):
         prepare(test_in, out, checkpoint=tiny, members=2, select=[0], seed=2).execute()
     prepare(test_in, out, checkpoint=tiny, members=2, select=[0]).execute()
     assert contents(out) == whole

@@ -1,127 +1,34 @@
-"""The native sampler: values by the two-reference rule, and bits of a row that depend on nothing but the row."""
+"""The native sampler gives the values of the reference sampler, in the memory that it plans."""
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-import functools
-import random
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 import enma_fast
 from enma_fast.errors import EnmaError
 from enma_fast.models.layers import RMSNorm
-from enma_fast.models.model import Dynamics
 from enma_fast.ops._backend import extension
 from enma_fast.sampling.native import TABLE_FRAMES, NativeSampler
+from enma_fast.utils.dataclass_json import replace
 
-from .._static import LATENTS, TASKS, Problem, build, in_float64, problem, reference
+from .._static import LATENTS, TASKS, build, problem
 from .._tiny import CONFIGS, ONE_PASS, distance
-from ..ops._oracle import assert_close_as_reference
+from ._native import DTYPES, GROWN, ISAS, assert_is_the_reference, generate, packed, play, references
 
 if extension() is None:
     pytest.skip("the extension is not built", allow_module_level=True)
 
-ISAS = extension().cpu_isas()
-DTYPES = [torch.float32, torch.bfloat16]
 # Two configurations with interpolation have the dynamics of others.
 NAMES = ("paper", "relative", "plane", "plane-paper", *ONE_PASS)
-# Differences in rounding grow from frame to frame; in the first one they are those of a step.
-COMPARED = 1
-# A few ulps of tokens that reach 10.
-FLOOR = {torch.float32: 4e-6, torch.bfloat16: 0.06}
-# Rounding has grown to 3e-4 of the tokens by the last frame; a wrong key or place changes their first digit.
-GROWN = 2e-3
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def rounded(dynamics: Dynamics, dtype: torch.dtype) -> Dynamics:
-    """The same model with weights that `dtype` can hold."""
-    made = copy.deepcopy(dynamics)
-    for parameter in made.parameters():
-        parameter.copy_(parameter.to(dtype))
-    return made
-
-
-def references(dynamics: Dynamics, given: Problem, dtype: torch.dtype, settings: Any = None) -> tuple[Tensor, Tensor]:
-    """Frames of the reference sampler in `dtype`, and in float64 from the same weights and noise."""
-    exact = reference(rounded(dynamics, dtype).double(), in_float64(given), settings)
-    return reference(copy.deepcopy(dynamics).to(dtype), given, settings), exact
-
-
-def assert_is_the_reference(ours: Tensor, same_dtype: Tensor, exact: Tensor, dtype: torch.dtype) -> None:
-    part = slice(0, COMPARED if dtype == torch.float32 else LATENTS)
-    assert_close_as_reference(ours[:, part], same_dtype[:, part], exact[:, part], floor=FLOOR[dtype])
-    if dtype == torch.float32:
-        assert distance(ours.double(), exact) < GROWN
-
-
-@functools.cache
-def made(name: str, dtype: torch.dtype) -> NativeSampler:
-    return NativeSampler(build(name), dtype=dtype)
-
-
-def groups_of(given: Problem) -> Tensor:
-    """Of members that follow each other."""
-    return torch.arange(given.groups).repeat_interleave(len(given.seeds) // given.groups)
-
-
-def play(
-    sampler: NativeSampler,
-    given: Problem,
-    *,
-    groups: Tensor | None = None,
-    num_latents: int = LATENTS,
-    settings: Any = None,
-    threads: int = 1,
-    isa: str = "",
-    teams: str = "",
-) -> Tensor:
-    """All generated frames `[B, T, N, C]`, with the threads and instruction set that are asked for."""
-    _, session = sampler.session(
-        rows=len(given.seeds),
-        groups=given.groups,
-        prefix_frames=sum(segment.shape[1] + 1 for segment in given.segments),
-        own_frames=num_latents - given.first - 1,
-        first=given.first,
-        settings=settings or sampler.dynamics.config.sampling,
-        threads=threads,
-        isa=isa,
-        teams=teams,
-    )
-    session.reset()
-    for number, segment in enumerate(given.segments):
-        session.start_segment(number)
-        for z_GNC in segment.unbind(1):
-            session.read(z_GNC.contiguous())
-    session.begin(given.seeds, given.members, groups_of(given) if groups is None else groups, given.first)
-    config = sampler.dynamics.config
-    frames = []
-    for t in range(given.first, num_latents):
-        frames.append(torch.empty(len(given.seeds), config.num_tokens, config.token_channels))
-        session.frame(frames[-1], t + 1 == num_latents)
-    return torch.stack(frames, dim=1)
-
-
-def generate(sampler: NativeSampler, given: Problem, *, num_latents: int = LATENTS, **how: Any) -> Iterator[Tensor]:
-    return sampler.trajectory(
-        given.segments,
-        num_latents=num_latents,
-        seeds=given.seeds,
-        members=given.members,
-        groups=groups_of(given),
-        settings=how.pop("settings", sampler.dynamics.config.sampling),
-        **how,
-    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -130,7 +37,7 @@ def generate(sampler: NativeSampler, given: Problem, *, num_latents: int = LATEN
 def test_it_is_the_reference_sampler(name: str, task: str, dtype: torch.dtype) -> None:
     dynamics = build(name)
     given = problem(dynamics, task, members=8)
-    ours = torch.stack(list(generate(made(name, dtype), given)), dim=1)
+    ours = torch.stack(list(generate(packed(name, dtype), given)), dim=1)
     assert_is_the_reference(ours, *references(dynamics, given, dtype), dtype)
 
 
@@ -141,7 +48,7 @@ def test_every_instruction_set(name: str, dtype: torch.dtype) -> None:
     given = problem(dynamics, "initial-value", members=8)
     same_dtype, exact = references(dynamics, given, dtype)
     for isa in ISAS:
-        assert_is_the_reference(play(made(name, dtype), given, isa=isa), same_dtype, exact, dtype)
+        assert_is_the_reference(play(packed(name, dtype), given, isa=isa), same_dtype, exact, dtype)
 
 
 @pytest.mark.parametrize(
@@ -161,9 +68,9 @@ def test_settings_are_those_of_the_reference(name: str, settings: dict[str, Any]
     given = problem(dynamics, "temporal", members=8)
     changed = dataclasses.replace(dynamics.config.sampling, **settings)
     same_dtype, exact = references(dynamics, given, torch.float32, changed)
-    ours = play(made(name, torch.float32), given, settings=changed)
+    ours = play(packed(name, torch.float32), given, settings=changed)
     assert_is_the_reference(ours, same_dtype, exact, torch.float32)
-    assert distance(play(made(name, torch.float32), given).double(), exact) > GROWN
+    assert distance(play(packed(name, torch.float32), given).double(), exact) > GROWN
 
 
 @pytest.mark.parametrize("name", ONE_PASS)
@@ -173,17 +80,17 @@ def test_settings_of_one_pass(name: str) -> None:
     given = problem(dynamics, "temporal", members=8)
     cooler = dataclasses.replace(own, temperature=0.3)
     same_dtype, exact = references(dynamics, given, torch.float32, cooler)
-    assert_is_the_reference(play(made(name, torch.float32), given, settings=cooler), same_dtype, exact, torch.float32)
-    before = play(made(name, torch.float32), given)
+    assert_is_the_reference(play(packed(name, torch.float32), given, settings=cooler), same_dtype, exact, torch.float32)
+    before = play(packed(name, torch.float32), given)
     assert distance(before.double(), exact) > GROWN
     # Mask steps are those of frame 0 alone.
     fewer = dataclasses.replace(own, mask_steps=1)
-    assert torch.equal(play(made(name, torch.float32), given, settings=fewer), before)
+    assert torch.equal(play(packed(name, torch.float32), given, settings=fewer), before)
     initial = problem(dynamics, "generation", members=8)
     same_dtype, exact = references(dynamics, initial, torch.float32, fewer)
-    ours = play(made(name, torch.float32), initial, settings=fewer)
+    ours = play(packed(name, torch.float32), initial, settings=fewer)
     assert_is_the_reference(ours, same_dtype, exact, torch.float32)
-    assert distance(play(made(name, torch.float32), initial).double(), exact) > GROWN
+    assert distance(play(packed(name, torch.float32), initial).double(), exact) > GROWN
 
 
 def test_flow_heads_are_packed_for_frame_0_only() -> None:
@@ -204,7 +111,7 @@ def test_norms_take_the_models_epsilon() -> None:
     dynamics = build("relative-fast")
     norms = [module for module in dynamics.modules() if isinstance(module, RMSNorm)]
     given = problem(dynamics, "temporal", members=8)
-    before = play(made("relative-fast", torch.float32), given)
+    before = play(packed("relative-fast", torch.float32), given)
     for norm in norms:
         norm.eps = 0.3
     same_dtype, exact = references(dynamics, given, torch.float32)
@@ -221,7 +128,7 @@ def test_norms_take_the_models_epsilon() -> None:
 def test_depths_beside_two(name: str, layers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     # With one layer the first is the last, with three one lies between.
     changes = {"dynamics.spatial_layers": layers, "dynamics.temporal_layers": layers}
-    monkeypatch.setitem(CONFIGS, name, enma_fast.config.replace(CONFIGS[name], changes))
+    monkeypatch.setitem(CONFIGS, name, replace(CONFIGS[name], changes))
     dynamics = build(name)
     given = problem(dynamics, "generation", members=8)
     ours = play(NativeSampler(dynamics, dtype=torch.float32), given)
@@ -244,7 +151,7 @@ def test_sizes(name: str, dtype: torch.dtype, changes: dict[str, Any], monkeypat
     if name.startswith("relative"):
         # Rotary places need heads of 8 channels or more, and scaling and shift belong to the paper's model.
         changes = {key: 3 if key.endswith("heads") else value for key, value in changes.items() if "rank" not in key}
-    monkeypatch.setitem(CONFIGS, name, enma_fast.config.replace(CONFIGS[name], changes))
+    monkeypatch.setitem(CONFIGS, name, replace(CONFIGS[name], changes))
     dynamics = build(name)
     given = problem(dynamics, "temporal", members=8)
     ours = play(NativeSampler(dynamics, dtype=dtype), given, threads=2)
@@ -254,113 +161,13 @@ def test_sizes(name: str, dtype: torch.dtype, changes: dict[str, Any], monkeypat
 def test_as_many_frames_as_are_asked_for() -> None:
     dynamics = build("paper")
     given = problem(dynamics, "temporal", members=8)
-    sampler = made("paper", torch.float32)
+    sampler = packed("paper", torch.float32)
     whole = play(sampler, given)
     for num_latents in range(given.first, LATENTS):
         frames = list(generate(sampler, given, num_latents=num_latents))
         assert len(frames) == num_latents - given.first
         for t, z_BNC in enumerate(frames):
             assert torch.equal(z_BNC, whole[:, t])
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", ["paper", "relative", *ONE_PASS])
-def test_bits_do_not_depend_on_the_threads(name: str, dtype: torch.dtype) -> None:
-    # One member, as many as threads or not, and so many that a thread takes them in pieces.
-    for members in (1, 3, 40):
-        given = problem(build(name), "initial-value", groups=1, members=members)
-        first = play(made(name, dtype), given)
-        for threads in (1, 2, 3):
-            for teams in ("", "one", "each"):
-                assert torch.equal(play(made(name, dtype), given, threads=threads, teams=teams), first)
-
-
-@pytest.mark.parametrize("isa", [isa for isa in ISAS if "emulated" not in isa])
-def test_bits_of_every_instruction_set(isa: str) -> None:
-    for name in ("relative", "relative-fast"):
-        sampler, given = made(name, torch.bfloat16), problem(build(name), "temporal", members=5)
-        whole = play(sampler, given, isa=isa)
-        assert torch.equal(play(sampler, given, isa=isa, threads=3, teams="one"), whole)
-        for row in (0, 4, 7):
-            assert torch.equal(play(sampler, part_of(given, row), isa=isa), whole[row : row + 1])
-
-
-def part_of(given: Problem, row: int) -> Problem:
-    """One member alone."""
-    group = int(groups_of(given)[row])
-    return Problem(
-        segments=[segment[group : group + 1] for segment in given.segments],
-        seeds=given.seeds[row : row + 1],
-        members=given.members[row : row + 1],
-    )
-
-
-@pytest.mark.parametrize(
-    ("name", "dtype"),
-    [
-        ("paper", torch.bfloat16),
-        ("relative", torch.float32),
-        ("paper-fast", torch.float32),
-        ("relative-fast", torch.bfloat16),
-    ],
-    ids=str,
-)
-def test_a_member_is_the_same_wherever_it_is(name: str, dtype: torch.dtype) -> None:
-    """200 placements of one member among others of its own and of other trajectories."""
-    sampler, draw = made(name, dtype), random.Random(0)
-    pool = problem(build(name), "initial-value", groups=4, members=1)
-    needle = part_of(pool, 2)
-    needle.members[0] = 5
-    alone = play(sampler, needle)
-    for _ in range(200):
-        # Trajectories in any order, some of them twice; the needle's is among them.
-        which = [draw.randrange(4) for _ in range(draw.randrange(5))]
-        which.insert(draw.randrange(len(which) + 1), 2)
-        rows = draw.choice((1, 2, 3, 8, 30))
-        place = draw.randrange(rows)
-        groups = torch.tensor([draw.randrange(len(which)) for _ in range(rows)])
-        groups[place] = draw.choice([i for i, trajectory in enumerate(which) if trajectory == 2])
-        members = torch.tensor([draw.randrange(1000) for _ in range(rows)])
-        members[place] = 5
-        given = Problem(
-            segments=[segment[which] for segment in pool.segments],
-            seeds=pool.seeds[which][groups],
-            members=members,
-        )
-        whole = play(
-            sampler, given, groups=groups, threads=draw.choice((1, 1, 1, 2)), teams=draw.choice(("", "one", "each"))
-        )
-        assert torch.equal(whole[place], alone[0])
-
-
-def test_a_session_used_again_gives_the_same_bits() -> None:
-    dynamics = build("relative")
-    sampler = NativeSampler(dynamics, dtype=torch.float32)
-    one, other = (problem(dynamics, "initial-value", members=3, seed=seed) for seed in (1, 2))
-    first = list(generate(sampler, one))
-    _, kept = sampler._idle
-    second = list(generate(sampler, other))
-    assert sampler._idle[1] is kept
-    for found, expected in zip(generate(sampler, one), first, strict=True):
-        assert torch.equal(found, expected)
-    assert not torch.equal(first[0], second[0])
-    # The frames that were handed out are the caller's.
-    assert torch.equal(torch.stack(first, dim=1), play(sampler, one))
-
-
-def test_generators_do_not_disturb_each_other() -> None:
-    dynamics = build("paper")
-    sampler = NativeSampler(dynamics, dtype=torch.float32)
-    one, other = (problem(dynamics, "generation", members=3, seed=seed) for seed in (1, 2))
-    pairs = list(zip(generate(sampler, one), generate(sampler, other), strict=True))
-    for frames, given in zip(zip(*pairs, strict=True), (one, other), strict=True):
-        assert torch.equal(torch.stack(frames, dim=1), play(sampler, given))
-    # One that is left half way, and one that never starts.
-    left = generate(sampler, other)
-    next(left)
-    left.close()
-    generate(sampler, other).close()
-    assert torch.equal(torch.stack(list(generate(sampler, one)), dim=1), play(sampler, one))
 
 
 @pytest.mark.parametrize("name", ["paper", "relative"])
@@ -398,7 +205,7 @@ def test_plan_counts_keys_and_values() -> None:
         dynamics = build(name)
         for dtype, isa in ((torch.float32, "scalar"), (torch.bfloat16, "scalar"), (torch.bfloat16, ISAS[-1])):
             settings = dynamics.config.sampling
-            sampler = made(name, dtype)
+            sampler = packed(name, dtype)
             _, session = sampler.session(
                 rows=5, groups=2, prefix_frames=3, own_frames=4, first=1, settings=settings, threads=2, isa=isa
             )

@@ -1,4 +1,4 @@
-"""What the native sampler is given is checked: every parameter is known, sizes fit, and calls come in order."""
+"""The native sampler checks its input: every parameter is known, sizes match, and calls come in order."""
 
 from __future__ import annotations
 

@@ -1,0 +1,120 @@
+"""Maps of a forecast: truth and mean on one colour scale, error and spread on another.
+
+On a line the maps are space-time maps, with the observed frames above the forecast; in two dimensions they show one
+frame.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .forecast import Forecast
+from .style import ON_MAP, TIME_LABEL, greatest_value
+
+
+class Maps:
+    """The maps of a figure, with one colour scale for truth and mean and one for error and spread."""
+
+    def __init__(self, figure: Any, forecast: Forecast, where: tuple[int, ...] | None) -> None:
+        self.figure, self.forecast, self.where = figure, forecast, where
+        self.axes: list[Any] = []
+        self.images: list[tuple[Any, np.ndarray]] = []
+
+    def draw(self, grid: Any, *, stacked: bool = False) -> None:
+        """Draw truth, mean, error and spread side by side, or (`stacked`) the last two below the first two."""
+        seen, _ = self.forecast.seen
+        fields, others = self.forecast.fields()
+        what = ", ".join(title.split()[0] for title in others)
+        # Observed frames have neither error nor spread.
+        blank = np.full_like(seen, np.nan)
+        self._row(grid, 0, fields, seen, field_scale(*fields.values(), seen), self.forecast.name)
+        first = grid.ncols * bool(fields) if stacked else len(fields)
+        self._row(grid, first, others, blank, error_scale(*others.values()), f"{what} of {self.forecast.name}")
+
+    def show(self, t: int) -> None:
+        """Show another frame of a field in two dimensions."""
+        for image, values in self.images:
+            image.set_array(values[t].T)
+
+    def _row(
+        self,
+        grid: Any,
+        first: int,
+        group: dict[str, np.ndarray],
+        before: np.ndarray,
+        scale: dict[str, Any],
+        label: str,
+    ) -> None:
+        """Draw the maps of one scale, from cell `first` of the grid on, and their colour bar."""
+        for place, (title, values) in enumerate(group.items(), first):
+            row, column = divmod(place, grid.ncols)
+            # On a narrow page there is no room for the part of a title in brackets.
+            shown = title.partition(" (")[0] if grid.nrows > 1 else title
+            self._map(grid[row, column], shown, values, before, scale, first=column == 0)
+        if group:
+            height = min(map_height(self.forecast), 1.0)
+            self.figure.colorbar(
+                self.images[-1][0], ax=self.axes[-1], label=label, pad=0.02, shrink=height, aspect=25 * height
+            )
+
+    def _map(
+        self, place: Any, title: str, values: np.ndarray, before: np.ndarray, scale: dict[str, Any], *, first: bool
+    ) -> None:
+        forecast, shared = self.forecast, self.axes[0] if self.axes else None
+        axes = self.figure.add_subplot(place, sharex=shared, sharey=shared)
+        self.axes.append(axes)
+        axes.spines[:].set_visible(True)
+        axes.set_xlabel("x (dimensionless)")
+        axes.tick_params(labelleft=first)
+        if len(forecast.coords) == 2:
+            x, y = forecast.coords
+            image = axes.pcolormesh(x, y, values[-1].T, shading="nearest", rasterized=True, **scale)
+            self.images.append((image, values))
+            axes.set_aspect("equal")
+            # A map shows one of many frames; the title of a movie gives its time.
+            time = f", time {forecast.times[-1]:.3g}" if shared is None and self.where is not None else ""
+            axes.set(title=title + time, ylabel="y (dimensionless)" if first else "")
+            if self.where is not None:
+                axes.plot(x[self.where[0]], y[self.where[1]], "x", color=ON_MAP, ms=6)
+            return
+        (x,), (_, seen_times) = forecast.coords, forecast.seen
+        every = np.concatenate([seen_times, forecast.times])
+        axes.set_facecolor("#e9e9e9")
+        joined = np.concatenate([before, values])
+        image = axes.pcolormesh(x, every, joined, shading="nearest", rasterized=True, **scale)
+        self.images.append((image, values))
+        if len(seen_times):
+            axes.axhline((seen_times[-1] + forecast.times[0]) / 2, color=ON_MAP, lw=1, ls="--")
+            if np.isnan(before).all():
+                axes.text(x.mean(), seen_times.mean(), "observed", ha="center", va="center", fontsize=8)
+        if self.where is not None:
+            axes.axvline(x[self.where[0]], color=ON_MAP, lw=0.8, ls=":")
+        # Time runs downward, as frames are listed; the first frame is on top.
+        step = np.diff(every) if len(every) > 1 else np.ones(1)
+        axes.set_ylim(every[-1] + step[-1] / 2, every[0] - step[0] / 2)
+        axes.set(title=title, ylabel=TIME_LABEL if first else "")
+
+
+def field_scale(*fields: np.ndarray) -> dict[str, Any]:
+    """Colour scale of fields: centred at zero if values have both signs, else from the least to the greatest."""
+    values = np.concatenate([field[np.isfinite(field)] for field in fields]) if fields else np.empty(0)
+    low, high = (float(values.min()), float(values.max())) if values.size else (-1.0, 1.0)
+    if low < 0 < high or low == high:
+        top = max(abs(low), abs(high)) or 1.0
+        return {"cmap": "RdBu_r", "vmin": -top, "vmax": top}
+    return {"cmap": "viridis", "vmin": low, "vmax": high}
+
+
+def error_scale(*fields: np.ndarray) -> dict[str, Any]:
+    """Colour scale of error and spread, from zero."""
+    return {"cmap": "magma_r", "vmin": 0.0, "vmax": greatest_value(*fields) or 1.0}
+
+
+def map_height(forecast: Forecast) -> float:
+    """Ratio of height to width of a map: that of the domain in two dimensions, 1 for a space-time map."""
+    if len(forecast.coords) == 1:
+        return 1.0
+    x, y = (float(np.ptp(axis)) for axis in forecast.coords)
+    return y / x if x > 0 and y > 0 else 1.0

@@ -1,0 +1,110 @@
+"""The plan of a static step: its weights, the integration plans of its flow head, and the size of every buffer.
+
+Legend: B rows (members), G groups that share history and context, N tokens per frame, L rows of the masked transformer,
+C token channels, D width, H heads, K head dim.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..config import ModelConfig, SamplingConfig
+from ..models.layers import RMSNorm
+from ..models.model import Dynamics
+from ..models.schedule import flow_schedule
+
+Buffer = tuple[tuple[int, ...], torch.dtype]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StaticPlan:
+    """Every static buffer of a step, and the memory it takes, known before any of it is allocated.
+
+    Memory that operators allocate while they run, or for packed weights, is not counted.
+    """
+
+    weights: int  # bytes
+    kv: dict[str, Buffer]
+    buffers: dict[str, Buffer]
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of keys and values: the shared prefix and the own frames of each row."""
+        return _bytes(self.kv)
+
+    @property
+    def buffer_bytes(self) -> int:
+        """Bytes of all other static buffers."""
+        return _bytes(self.buffers)
+
+
+def static_buffers(
+    config: ModelConfig,
+    *,
+    rows: int,
+    groups: int,
+    prefix_frames: int,
+    own_frames: int,
+    mask_steps: bool,
+    dtype: torch.dtype,
+) -> tuple[dict[str, Buffer], dict[str, Buffer]]:
+    """Shape and type of each static buffer: of the keys and values, and of all others."""
+    dyn = config.dynamics
+    state = torch.promote_types(dtype, torch.float32)
+    B, G, N, C, D = rows, groups, config.num_tokens, config.token_channels, dyn.width
+    H, K = dyn.heads, dyn.width // dyn.heads
+    L = 2 * N if dyn.condition == "concat" else N
+    kv: dict[str, Buffer] = {
+        "prefix": ((dyn.temporal_layers, 2, G, prefix_frames * N, H, K), dtype),
+        "own": ((dyn.temporal_layers, 2, B, own_frames * N, H, K), dtype),
+    }
+    buffers: dict[str, Buffer] = {
+        "tokens": ((B, N, C), state),
+        "context": ((B, N, D), dtype),
+        "anchor": ((G, N, D), dtype),
+        "rows": ((B, L if mask_steps else 0, 4 * D), dtype),
+        "masked": ((L - N if mask_steps else 0, 4 * D), dtype),
+        "marks": ((B, max(L, prefix_frames * N, own_frames * N)), torch.bool),
+        "seeds": ((B,), torch.int64),
+        "members": ((B,), torch.int64),
+        "counters": ((4,), torch.int64),
+        "increments": ((4,), torch.int64),
+        "places": ((N,), torch.int64),
+    }
+    if dyn.positions == "rotary":
+        buffers["turns"] = ((2, prefix_frames + own_frames, N, 1, K // 2), state)
+    return kv, buffers
+
+
+def _bytes(buffers: dict[str, Buffer]) -> int:
+    return sum(math.prod(shape) * dtype.itemsize for shape, dtype in buffers.values())
+
+
+def prepared_weights(dynamics: Dynamics, dtype: torch.dtype) -> Dynamics:
+    """Copy the model for sampling: weights of products in `dtype`; norms and rotary tables at least in fp32."""
+    model = copy.deepcopy(dynamics).eval().requires_grad_(False).to(dtype)
+    for ours, given in zip(model.modules(), dynamics.modules(), strict=True):
+        if isinstance(ours, RMSNorm) and isinstance(given, RMSNorm):
+            ours.weight.data = given.weight.detach().to(torch.promote_types(dtype, torch.float32), copy=True)
+    if dynamics.spatial.rotary is not None:
+        model.spatial.rotary = dynamics.spatial.rotary.to(torch.promote_types(dtype, torch.float32))
+    return model
+
+
+@torch.inference_mode()
+def flow_plans(dynamics: Dynamics, model: Dynamics, settings: SamplingConfig, mask_steps: int) -> list[Any]:
+    """Integration plans of the flow head for each mask step; steps with equal numbers of flow steps share a plan."""
+    steps = flow_schedule(settings.flow_steps, settings.last_flow_steps, mask_steps=mask_steps)
+    plans = {}
+    for count in set(steps):
+        plan = model.flow.velocity.plan(steps=count, method=settings.method)
+        # Embeddings of the evaluation times are computed from the original weights, and rounded once.
+        time_RW = dynamics.flow.velocity.plan(steps=count, method=settings.method).time_RW
+        plans[count] = dataclasses.replace(plan, time_RW=time_RW.to(plan.time_RW.dtype))
+    return [plans[count] for count in steps]

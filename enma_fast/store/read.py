@@ -1,0 +1,123 @@
+"""Reading a forecast store: as an `xarray.Dataset`, its layout, and the list of its damaged files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import EnmaError, first_line
+from ..utils.extras import load_extra
+from .chunks import chunk_name
+from .layout import DAMAGED, LEDGER, Layout
+from .metadata import AXES, read_json, read_metadata
+
+
+def read_forecast(path: str | Path, *, partial: bool = False) -> Any:
+    """Open a forecast store as an `xarray.Dataset` that reads values on demand.
+
+    Parameters
+    ----------
+    path : folder of the store
+    partial : open an unfinished or damaged store too; values that are not yet written read as NaN
+
+    Raises
+    ------
+    EnmaError
+        If there is no forecast store of this version at `path`, if it is unfinished or damaged, or if the `[store]`
+        extra is missing.
+    """
+    path = Path(path)
+    load_extra("zarr", "store")
+    xarray = load_extra("xarray", "store")
+    root = read_metadata(path)
+    for file, state, what in ((LEDGER, "not finished", "continue"), (DAMAGED, "damaged", "repair")):
+        if not partial and (path / file).exists():
+            command = root["attributes"].get("command") or "the command that began it"
+            raise EnmaError(f"{path}: is {state}; {what} it: {command} --out {path}")
+    with zarr_errors(path):
+        # Only the arrays of the consolidated metadata are opened, and these have been checked.
+        return xarray.open_zarr(path, chunks=None, consolidated=True, zarr_format=3)
+
+
+@contextmanager
+def zarr_errors(path: Path, name: str = "") -> Iterator[None]:
+    """Turn any error inside the block into an `EnmaError`: Zarr and its codecs raise many kinds for damaged files.
+
+    Parameters
+    ----------
+    path : folder of the store
+    name : what was read, if not the whole store
+    """
+    try:
+        yield
+    except Exception as error:
+        what = f"{name} " if name else ""
+        raise EnmaError(f"{path}: {what}cannot be read ({first_line(error)}); run: enma-fast verify {path}") from error
+
+
+def is_missing(path: Path, dataset: Any, name: str, place: int, member: int = 0) -> bool:
+    """True if there is no file for a variable of a trajectory, or for one of its members.
+
+    Zarr reads a missing file as NaN, so the values do not tell it from a forecast of NaN.
+    """
+    index = [0] * dataset[name].ndim
+    index[0] = place
+    if "realization" in dataset[name].dims:
+        index[1] = member // dataset.attrs["shard"]
+    return not (path / name / chunk_name(*index)).exists()
+
+
+def stacked(dataset: Any, suffix: str = "") -> np.ndarray | None:
+    """Stack the variables of all channels, such as `u_truth` for suffix "_truth", along a new last axis."""
+    names = [name + suffix for name in dataset.attrs["channels"]]
+    if any(name not in dataset for name in names):
+        return None
+    return np.stack([dataset[name].to_numpy() for name in names], axis=-1)
+
+
+def read_layout(path: Path) -> Layout:
+    """Read the layout of the store at `path` from its metadata: without observations, truth and columns.
+
+    Raises
+    ------
+    EnmaError
+        In the same cases as `read_forecast` with `partial`, or if a coordinate is damaged.
+    """
+    dataset = read_forecast(path, partial=True)
+    attributes = dataset.attrs
+    try:
+        keeps = attributes["keeps"].split(", ")
+        return Layout(
+            channels=attributes["channels"],
+            times=dataset["time"].to_numpy(),
+            coords=[dataset[axis].to_numpy() for axis in AXES if axis in dataset.coords],
+            trajectories=dataset["trajectory"].to_numpy().tolist(),
+            num_members=attributes["num_members"],
+            first_member=attributes["first_member"],
+            keep_members="members" in keeps,
+            shard=attributes["shard"],
+            statistics="mean" in keeps,
+            quantiles=attributes["quantiles"],
+            thresholds=attributes["thresholds"],
+            attributes=attributes,
+        )
+    except Exception as error:
+        # A coordinate is damaged, or another program wrote the metadata.
+        reason = first_line(error)
+        raise EnmaError(
+            f"{path}: its metadata cannot be read ({reason}); write the forecast again with --force"
+        ) from error
+
+
+def damaged_files(path: Path) -> list[str]:
+    """Files that `verify --mark` has listed as damaged: metadata, coordinates, observations and truth."""
+    try:
+        return [str(name) for name in read_json(path / DAMAGED)]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, TypeError):
+        raise EnmaError(f"{path / DAMAGED}: is damaged; run: enma-fast verify {path}") from None

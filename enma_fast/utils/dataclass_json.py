@@ -1,0 +1,97 @@
+"""Dataclasses as JSON: a strict round trip, and copies with dotted keys changed.
+
+A dataclass may hold numbers, text, tuples and dataclasses of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
+
+from ..errors import EnmaError
+
+if TYPE_CHECKING:
+    import pydantic
+
+_T = TypeVar("_T")
+
+
+def to_json(config: Any) -> str:
+    """Write a dataclass as indented JSON."""
+    return json.dumps(dataclasses.asdict(config), indent=1, sort_keys=False) + "\n"
+
+
+def from_json(cls: type[_T], text: str, *, source: str = "config") -> _T:
+    """Read a dataclass; an unknown key or a wrong type is refused in one line that names the field.
+
+    A missing key has its default. :func:`to_json` writes all keys, so only keys that are newer than the file are
+    missing: the default of a new key has to reproduce the behaviour before it existed.
+
+    Raises
+    ------
+    EnmaError
+        If the JSON does not describe such a dataclass; the message names ``source`` and the field.
+    """
+    import pydantic
+
+    try:
+        config: _T = _adapter(cls).validate_json(text, strict=True)  # type: ignore[arg-type]  # mypy: not hashable
+        return config
+    except pydantic.ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        # Messages of pydantic begin with a capital; those of this package begin with the name of the model.
+        message = first["msg"][0].lower() + first["msg"][1:]
+        if first["type"] == "unexpected_keyword_argument":
+            message = "unknown key; take it out, or use the version of enma_fast that wrote it"
+        where = f"{source}: {place}" if place else source
+        raise EnmaError(f"{where}: {message.removeprefix('value error, ')}") from None
+
+
+@functools.cache
+def _adapter(cls: Any) -> pydantic.TypeAdapter[Any]:
+    """The validator of a dataclass: no unknown keys, in it and in the dataclasses that it holds."""
+    import pydantic
+
+    for member in _dataclasses_in(cls):
+        member.__pydantic_config__ = pydantic.ConfigDict(extra="forbid")
+    return pydantic.TypeAdapter(cls)
+
+
+def _dataclasses_in(kind: Any) -> Iterator[Any]:
+    """A dataclass, and all those among the types of its fields."""
+    if dataclasses.is_dataclass(kind):
+        yield kind
+        for hint in get_type_hints(kind).values():
+            yield from _dataclasses_in(hint)
+    for part in get_args(kind):
+        yield from _dataclasses_in(part)
+
+
+def replace(config: _T, changes: Mapping[str, Any], *, source: str | None = None) -> _T:
+    """Copy ``config`` with dotted keys changed, such as ``{"flow.width": 256}``.
+
+    All changes are made together and then checked as in :func:`from_json`, so a 1-D config can become a 2-D one.
+    Messages begin with ``source``, by default the name of the type.
+
+    Raises
+    ------
+    EnmaError
+        If a key is unknown or a value is refused; the message names the key, and the known keys.
+    """
+    name = source or type(config).__name__
+    document = dataclasses.asdict(config)  # type: ignore[call-overload]
+    for key, value in changes.items():
+        node, parts = document, key.split(".")
+        for i, part in enumerate(parts):
+            if not isinstance(node, dict):
+                raise EnmaError(f"{name}: unknown key {key!r}; {'.'.join(parts[:i])} is {node!r}, without parts")
+            if part not in node:
+                raise EnmaError(f"{name}: unknown key {key!r}; known are {', '.join(node)}")
+            if i + 1 < len(parts):
+                node = node[part]
+        node[parts[-1]] = value
+    return from_json(type(config), json.dumps(document, default=dataclasses.asdict), source=name)

@@ -1,0 +1,108 @@
+"""The native sampler run with chosen threads and instruction sets, and compared with the reference sampler."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from enma_fast.models.model import Dynamics
+from enma_fast.ops._backend import extension
+from enma_fast.sampling.native import NativeSampler
+
+from .._static import LATENTS, Problem, build, in_float64, reference
+from .._tiny import distance
+from ..ops._oracle import assert_close_as_reference
+
+ISAS = () if extension() is None else extension().cpu_isas()
+DTYPES = [torch.float32, torch.bfloat16]
+# Differences in rounding grow from frame to frame; in the first one they are those of a step.
+COMPARED = 1
+# A few ulps of tokens that reach 10.
+FLOOR = {torch.float32: 4e-6, torch.bfloat16: 0.06}
+# Rounding has grown to 3e-4 of the tokens by the last frame; a wrong key or place changes their first digit.
+GROWN = 2e-3
+
+
+def rounded(dynamics: Dynamics, dtype: torch.dtype) -> Dynamics:
+    """Copy a model, with weights rounded to `dtype`."""
+    made = copy.deepcopy(dynamics)
+    for parameter in made.parameters():
+        parameter.copy_(parameter.to(dtype))
+    return made
+
+
+def references(dynamics: Dynamics, given: Problem, dtype: torch.dtype, settings: Any = None) -> tuple[Tensor, Tensor]:
+    """Frames of the reference sampler in `dtype`, and in float64 from the same weights and noise."""
+    exact = reference(rounded(dynamics, dtype).double(), in_float64(given), settings)
+    return reference(copy.deepcopy(dynamics).to(dtype), given, settings), exact
+
+
+def assert_is_the_reference(ours: Tensor, same_dtype: Tensor, exact: Tensor, dtype: torch.dtype) -> None:
+    part = slice(0, COMPARED if dtype == torch.float32 else LATENTS)
+    assert_close_as_reference(ours[:, part], same_dtype[:, part], exact[:, part], floor=FLOOR[dtype])
+    if dtype == torch.float32:
+        assert distance(ours.double(), exact) < GROWN
+
+
+@functools.cache
+def packed(name: str, dtype: torch.dtype) -> NativeSampler:
+    return NativeSampler(build(name), dtype=dtype)
+
+
+def groups_of(given: Problem) -> Tensor:
+    """Group of each member; the members of a group follow each other."""
+    return torch.arange(given.groups).repeat_interleave(len(given.seeds) // given.groups)
+
+
+def play(
+    sampler: NativeSampler,
+    given: Problem,
+    *,
+    groups: Tensor | None = None,
+    num_latents: int = LATENTS,
+    settings: Any = None,
+    threads: int = 1,
+    isa: str = "",
+    teams: str = "",
+) -> Tensor:
+    """All generated frames `[B, T, N, C]`, with the threads and instruction set that are asked for."""
+    _, session = sampler.session(
+        rows=len(given.seeds),
+        groups=given.groups,
+        prefix_frames=sum(segment.shape[1] + 1 for segment in given.segments),
+        own_frames=num_latents - given.first - 1,
+        first=given.first,
+        settings=settings or sampler.dynamics.config.sampling,
+        threads=threads,
+        isa=isa,
+        teams=teams,
+    )
+    session.reset()
+    for number, segment in enumerate(given.segments):
+        session.start_segment(number)
+        for z_GNC in segment.unbind(1):
+            session.read(z_GNC.contiguous())
+    session.begin(given.seeds, given.members, groups_of(given) if groups is None else groups, given.first)
+    config = sampler.dynamics.config
+    frames = []
+    for t in range(given.first, num_latents):
+        frames.append(torch.empty(len(given.seeds), config.num_tokens, config.token_channels))
+        session.frame(frames[-1], t + 1 == num_latents)
+    return torch.stack(frames, dim=1)
+
+
+def generate(sampler: NativeSampler, given: Problem, *, num_latents: int = LATENTS, **how: Any) -> Iterator[Tensor]:
+    return sampler.trajectory(
+        given.segments,
+        num_latents=num_latents,
+        seeds=given.seeds,
+        members=given.members,
+        groups=groups_of(given),
+        settings=how.pop("settings", sampler.dynamics.config.sampling),
+        **how,
+    )

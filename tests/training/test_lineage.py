@@ -1,0 +1,61 @@
+"""The account of a model's training, from records of its runs and from a checkpoint that others may have made."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from enma_fast.errors import EnmaError
+from enma_fast.models.checkpoint import METRICS, PRETRAINED, WEIGHTS, sha256
+from enma_fast.presets import PRESETS
+from enma_fast.training.lineage import trace
+from enma_fast.utils.dataclass_json import to_json
+
+
+@pytest.fixture
+def begun(tmp_path: Path) -> Path:
+    """A checkpoint with metrics."""
+    return Path(shutil.copytree(PRETRAINED / "combined-fast", tmp_path / "begun"))
+
+
+@pytest.fixture
+def run(tmp_path: Path, begun: Path) -> Path:
+    """A run of forecasts that started from it."""
+    preset = PRESETS["combined-fast"]
+    record = {"stage": "forecasts", "preset": "combined-fast", "tokenizer": None, "start": sha256(begun / WEIGHTS)}
+    record |= {"model": json.loads(to_json(preset.model)), "training": json.loads(to_json(preset.forecast_training))}
+    record |= {"seed": 0, "precision": "auto", "compile": False, "device": "cpu", "ranks": 1, "data": {}}
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "run.json").write_text(json.dumps({**record, "machine": {}, "versions": {}}))
+    return folder
+
+
+def test_stages_of_the_checkpoint_come_first(run: Path, begun: Path) -> None:
+    before = json.loads((begun / METRICS).read_text())["training"]
+    found = trace(run, begun=begun)
+    assert list(found) == [*(f"{stage} before" for stage in before), "forecasts"]
+    assert all(found[f"{stage} before"] == account for stage, account in before.items())
+    (begun / METRICS).unlink()
+    assert list(trace(run, begun=begun)) == ["forecasts"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: "[" * 100_000,
+        lambda text: "\x00",
+        lambda text: "{}",
+        lambda text: '{"training": [1]}',
+        lambda text: text.replace('"machine"', '"machines"', 1),
+        lambda text: text.replace('"steps": ', '"steps": 1e999, "step": ', 1),
+        lambda text: text.replace('"ranks": 1', '"ranks": "1"', 1),
+    ],
+)
+def test_metrics_of_another_kind_are_one_line(run: Path, begun: Path, change: Callable[[str], str]) -> None:
+    (begun / METRICS).write_text(change((begun / METRICS).read_text()))
+    with pytest.raises(EnmaError) as error:
+        trace(run, begun=begun)
+    assert str(error.value) == f"{begun / METRICS}: does not say how the model was trained; copy the checkpoint again"
