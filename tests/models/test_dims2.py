@@ -1,4 +1,4 @@
-"""On a plane: the same modules build, train and sample; the shipped 2-D presets take a step and forecast."""
+"""Two dimensions: the same modules build, train and sample; the shipped 2-D presets take a step and forecast."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Observed frames outside the training data: recognised by cheap rules, said, refused, noted; and nothing else is."""
+"""Observed frames outside the training data: recognised by cheap rules, reported, refused, recorded; others are not."""
 
 import json
 import logging
@@ -46,7 +46,7 @@ def inside() -> FieldFile:
 
 @pytest.fixture(scope="module")
 def outside() -> FieldFile:
-    """Of a fourth-order damping that training never shows."""
+    """Fields under a fourth-order damping that training never shows."""
     return read(PRETRAINED / "combined-test-out.h5")
 
 
@@ -228,7 +228,7 @@ def test_a_checkpoint_keeps_what_it_was_trained_on(tmp_path: Path) -> None:
     (tmp_path / DOMAIN).write_text((tmp_path / DOMAIN).read_text().replace("1", "2", 1))
     with pytest.raises(EnmaError, match=r"domain\.json: SHA-256 differs from manifest\.json"):
         load_model(tmp_path)
-    # What the manifest does not list is not read, and a model that does not know leaves none behind.
+    # A file that the manifest does not list is not read, and saving a model without a domain removes the file.
     made.domain = None
     save_model(made, tmp_path)
     assert not (tmp_path / DOMAIN).exists()

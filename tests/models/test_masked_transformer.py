@@ -1,4 +1,4 @@
-"""The masked transformer: unknown tokens do not matter, known ones do, places turn around the ring."""
+"""The masked transformer: unknown tokens do not matter, known ones do, places turn around a periodic domain."""
 
 import itertools
 from dataclasses import replace

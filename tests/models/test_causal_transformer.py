@@ -1,4 +1,4 @@
-"""The causal transformer: nothing sees a later frame, a cached step is the full pass, places turn around the ring."""
+"""The causal transformer: nothing sees a later frame, a cached step equals the full pass, places are periodic."""
 
 from dataclasses import replace
 

@@ -2,9 +2,9 @@
 // keeps one copy for the whole program. Behind it all is anonymous.
 #include <cstdint>
 
-#include "core/cpu/frame_attention.h"
+#include "core/cpu/vector_kernels.h"
 
-#if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__)
+#ifdef ENMA_X86_KERNELS
 #include <immintrin.h>
 
 #pragma GCC push_options
@@ -12,11 +12,15 @@
 #define ENMA_LANES 8
 #define ENMA_AVX2
 #include "core/cpu/lanes.h"
-// The body needs the lanes.
+// The bodies need the lanes.
 #include "core/cpu/frame_attention_body.h"
+#include "core/cpu/point_attention_body.h"
+#include "core/cpu/rms_norm_body.h"
 #pragma GCC pop_options
 
-const enma::FrameAttentionKernels* enma::frame_attention_avx2() { return &KERNELS; }
+static constexpr enma::VectorKernels KERNELS{frame::KERNELS, point::KERNELS, norm::KERNELS};
+
+const enma::VectorKernels* enma::vector_kernels_avx2() { return &KERNELS; }
 #else
-const enma::FrameAttentionKernels* enma::frame_attention_avx2() { return nullptr; }
+const enma::VectorKernels* enma::vector_kernels_avx2() { return nullptr; }
 #endif
