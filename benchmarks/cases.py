@@ -15,8 +15,8 @@ from enma_fast.models.flow_head import VelocityHead
 from enma_fast.ops.flow_head import flow_head, flow_head_ref
 from enma_fast.ops.flow_plan import FlowPlan
 from enma_fast.ops.frame_attention import frame_attention, frame_attention_ref
-from enma_fast.ops.modulated_norm import modulated_norm, modulated_norm_ref
 from enma_fast.ops.point_attention import point_attention, point_attention_ref
+from enma_fast.ops.rms_norm import sum_rms_norm, sum_rms_norm_ref
 
 # A baseline of which one call would take longer is left out, and the result says so.
 SLOWEST = 30.0
@@ -211,23 +211,19 @@ def frame_attention_case(rows: int, dtype: torch.dtype, device: torch.device, *,
     )
 
 
-def modulated_norm_case(rows: int, dtype: torch.dtype, device: torch.device, *, compiled: bool) -> Case:
-    """LayerNorm of `rows` x 512 with gated residual, scale and shift."""
+def rms_norm_case(rows: int, dtype: torch.dtype, device: torch.device, *, compiled: bool) -> Case:
+    """RMS norm of the sum of two of `rows` x 512, as between the parts of a transformer's block."""
     width = 512
     generator = torch.Generator().manual_seed(0)
-    names = ("x", "shift", "scale", "residual", "gate")
-    tensors = {name: torch.randn(rows, width, generator=generator).to(device) for name in names}
-
-    def run(op: Callable[..., Any]) -> Callable[..., Tensor]:
-        return lambda **inputs: torch.cat(op(inputs.pop("x"), kind="layer", eps=1e-6, **inputs))
-
+    tensors = {name: torch.randn(rows, width, generator=generator).to(device) for name in ("x", "residual")}
+    tensors["weight"] = 1 + 0.1 * torch.randn(width, generator=generator).to(device)
     return _case(
-        "modulated_norm",
+        "rms_norm",
         rows,
         dtype,
         tensors,
-        run(modulated_norm),
-        run(modulated_norm_ref),
+        lambda **inputs: torch.cat(sum_rms_norm(**inputs, eps=1e-5)),
+        lambda **inputs: torch.cat(sum_rms_norm_ref(**inputs, eps=1e-5)),
         # No products here: what counts is the time itself.
         flops=0.0,
         compiled=compiled,
@@ -239,5 +235,5 @@ CASES: dict[str, tuple[Callable[..., Case], tuple[int, ...]]] = {
     "flow_head": (flow_head_case, (3, 64, 2048)),
     "point_attention": (point_attention_case, (1024,)),
     "frame_attention": (frame_attention_case, (1, 16, 64)),
-    "modulated_norm": (modulated_norm_case, (16, 1024, 8192)),
+    "rms_norm": (rms_norm_case, (16, 1024, 8192)),
 }

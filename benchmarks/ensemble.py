@@ -38,7 +38,8 @@ from torch import Tensor
 
 from benchmarks.cases import Case
 from enma_fast.data import FieldFile, read
-from enma_fast.forecasting.api import CHUNK, sample_fields
+from enma_fast.forecasting.members import sample_fields
+from enma_fast.forecasting.request import ForecastRequest
 from enma_fast.models.checkpoint import PRETRAINED, load_model
 from enma_fast.runs.run import prepare
 from enma_fast.utils.extras import load_extra
@@ -61,7 +62,8 @@ class Stored:
 
 def drive(data: FieldFile, out: Path, members: int) -> Stored:
     """Write a store of one trajectory with the driver."""
-    prepare(data, out, checkpoint=CHECKPOINT, members=members, select=[0], chunk=CHUNK).execute()
+    request = ForecastRequest(num_members=members, trajectories=[0])
+    prepare(data, out, request, checkpoint=CHECKPOINT).execute()
     return Stored(out)
 
 
@@ -79,8 +81,10 @@ def ensemble_case(members: int, dtype: torch.dtype, device: torch.device, *, com
     def engine() -> Tensor:
         model = load_model(CHECKPOINT, device=device)
         parts = [
-            sample_fields(model, history, num_members=min(CHUNK, members - k), first_member=k, trajectories=[0])
-            for k in range(0, members, CHUNK)
+            sample_fields(
+                model, history, num_members=min(ForecastRequest.chunk, members - k), first_member=k, trajectories=[0]
+            )
+            for k in range(0, members, ForecastRequest.chunk)
         ]
         return torch.cat(parts)
 
@@ -112,7 +116,12 @@ def ensemble_case(members: int, dtype: torch.dtype, device: torch.device, *, com
         allowance=0.0,
         flops=0,
         units=members,
-        notes={"members": members, "chunk": CHUNK, "checkpoint": CHECKPOINT, "peak_bytes": peak(members)},
+        notes={
+            "members": members,
+            "chunk": ForecastRequest.chunk,
+            "checkpoint": CHECKPOINT,
+            "peak_bytes": peak(members),
+        },
     )
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from benchmarks.cases import Case
 from benchmarks.trajectory import COMPARED, random_weights, with_mask_steps
 from enma_fast.config import ModelConfig
-from enma_fast.forecasting.api import sample_fields
+from enma_fast.forecasting.members import sample_fields
 from enma_fast.models.model import Model
 from enma_fast.presets import find_preset
 from enma_fast.sampling import reference as reference_sampler

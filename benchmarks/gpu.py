@@ -29,8 +29,8 @@ from benchmarks.gpu_bootstrap import PYTHON, ROOT, ask_gpu
 TOTAL = 480  # seconds
 RESULTS = ROOT / "benchmarks" / "results"
 SCRATCH = ROOT / "out" / "gpu-dry"
-OPERATORS = ("flow_head", "frame_attention", "modulated_norm", "point_attention")
-TESTS = ("tests/gpu", "tests/ops", "tests/sample")
+OPERATORS = ("flow_head", "frame_attention", "point_attention", "rms_norm")
+TESTS = ("tests/gpu", "tests/ops", "tests/sampling")
 # Small heads, and both ways in which thread blocks meet.
 SANITIZED = tuple(
     f"tests/ops/test_flow_head_cuda.py::test_widths_on_gpu[{group}-64]" for group in ("cluster", "counter")
@@ -42,9 +42,9 @@ CUBINS = (
     "tests.ops.test_flow_head_triton_cubins:cases_bfloat16",
     "tests.ops.test_flow_head_triton_cubins:cases_float32",
     "tests.ops.test_frame_attention:cubin_cases",
-    "tests.ops.test_modulated_norm_cubins:cubin_cases",
     "tests.ops.test_philox_normal:cubin_cases",
     "tests.ops.test_point_attention_cubins:cubin_cases",
+    "tests.ops.test_rms_norm_cubins:cubin_cases",
     "tests.ops.test_token_update:cubin_cases",
 )
 

@@ -29,9 +29,10 @@ from benchmarks.harness import interleave, machine
 from enma_fast.config import SamplingConfig
 from enma_fast.data import FieldFile, read
 from enma_fast.errors import EnmaError
-from enma_fast.evaluation.scoring import score_case
+from enma_fast.evaluation.scoring import score_forecast
 from enma_fast.figures.plots import save_figure
-from enma_fast.forecasting.tasks import Case, ensembles
+from enma_fast.forecasting.file_forecast import FileForecast
+from enma_fast.forecasting.request import ForecastRequest
 from enma_fast.models.checkpoint import PRETRAINED, load_model
 from enma_fast.models.model import Model
 from enma_fast.utils.extras import load_extra
@@ -118,16 +119,20 @@ def measure(
         if name in models:
             raise EnmaError(f"--beside: two points are named {name!r}; give each model once")
         settings[name], models[name] = other.config.sampling, other
-    cases = {name: Case(members=members, seed=seed, chunk=chunk, settings=chosen) for name, chosen in settings.items()}
-    scores = {name: score_case(models[name], data, case, rows=rows) for name, case in cases.items()}
+    request = ForecastRequest(num_members=members, seed=seed, chunk=chunk, trajectories=rows)
+    forecasts = {
+        name: FileForecast(models[name], data, dataclasses.replace(request, settings=chosen))
+        for name, chosen in settings.items()
+    }
+    scores = {name: score_forecast(forecast) for name, forecast in forecasts.items()}
 
     # The first case of each amount of work stands for all of them.
     work = {name: (id(models[name]), dataclasses.replace(chosen, temperature=1.0)) for name, chosen in settings.items()}
     timed = {chosen: name for name, chosen in reversed(work.items())}
     part = rows[: max(1, chunk // members)]
+    few = {name: dataclasses.replace(forecast.request, trajectories=part) for name, forecast in forecasts.items()}
     runs = {
-        name: lambda name=name, case=case: list(ensembles(models[name], data, case, rows=part))
-        for name, case in cases.items()
+        name: lambda name=name, forecast=forecast: forecast.sample(few[name]) for name, forecast in forecasts.items()
     }
     seconds = interleave(
         {name: runs[name] for name in settings if name in timed.values()},

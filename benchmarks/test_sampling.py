@@ -15,7 +15,7 @@ from torch import Tensor
 import enma_fast
 from benchmarks.forecast import random_model
 from benchmarks.train_step import Stepper
-from enma_fast.forecasting.api import sample_fields
+from enma_fast.forecasting.members import sample_fields
 from enma_fast.models.model import Model, draw
 from enma_fast.presets import PRESETS
 from enma_fast.sampling.engine import Engine

@@ -31,9 +31,11 @@ _ROLE = re.compile(r":(?:class|func|meth|mod):<code>~?([\w.]+)</code>")
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the pages that are not files of docs/."""
+    """Add the pages and pictures that are not files of docs/."""
     for source, page in ELSEWHERE.items():
         files.append(File.generated(config, page, content=(ROOT / source).read_text(encoding="utf-8")))
+    for picture in sorted(ROOT.glob("benchmarks/results/*/*.png")):
+        files.append(File.generated(config, picture.relative_to(ROOT).as_posix(), abs_src_path=str(picture)))
     files.append(File.generated(config, COMMAND_LINE, content=command_line()))
     return files
 

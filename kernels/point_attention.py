@@ -44,7 +44,7 @@ def dot(a, b):
 
 @triton.jit
 def apart(b_rows, b_columns, period, PERIODIC: tl.constexpr):
-    """x_row - x_column, to the nearest image of a ring."""
+    """x_row - x_column, to the nearest periodic image."""
     difference = b_rows[:, None] - b_columns[None, :]
     if PERIODIC:
         difference -= period * tl.floor(difference * (1.0 / period) + 0.5)
@@ -63,7 +63,7 @@ def coordinate(p_places, o_rows, m_rows, i_dim: tl.constexpr, DIMS: tl.constexpr
 @triton.jit
 def powers(r_0, r_1, r_2, c_0, c_1, c_2, period_0, period_1, period_2, DIMS: tl.constexpr, POWER: tl.constexpr,
            PERIODIC: tl.constexpr):  # fmt: skip
-    """dist(x_row, x_column)^power; bit i of PERIODIC: dimension i is a ring."""
+    """dist(x_row, x_column)^power; bit i of PERIODIC: dimension i is periodic."""
     a = apart(r_0, c_0, period_0, PERIODIC % 2 == 1)
     square = a * a
     if DIMS > 1:
@@ -162,7 +162,7 @@ def block_of(width: int) -> int:
 
 
 def geometry(periods: tuple[float, ...]) -> tuple[list[float], int]:
-    """Three periods, and the mask of those that are rings (0: no period)."""
+    """Three periods (0: none), and the mask of the periodic dimensions."""
     mask = sum(1 << i for i, period in enumerate(periods) if period > 0)
     return [*map(float, periods), *[1.0] * (3 - len(periods))], mask
 

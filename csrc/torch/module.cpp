@@ -6,10 +6,9 @@ namespace enma {
 
 void bind_flow_head(pybind11::module_& m);
 void bind_frame_attention(pybind11::module_& m);
-void bind_linear(pybind11::module_& m);
-void bind_modulated_norm(pybind11::module_& m);
 void bind_philox_normal(pybind11::module_& m);
 void bind_point_attention(pybind11::module_& m);
+void bind_rms_norm(pybind11::module_& m);
 void bind_sampler(pybind11::module_& m);
 #ifdef ENMA_WITH_CUDA
 void bind_flow_head_cuda(pybind11::module_& m);
@@ -20,10 +19,9 @@ void bind_flow_head_cuda(pybind11::module_& m);
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
     enma::bind_flow_head(m);
     enma::bind_frame_attention(m);
-    enma::bind_linear(m);
-    enma::bind_modulated_norm(m);
     enma::bind_philox_normal(m);
     enma::bind_point_attention(m);
+    enma::bind_rms_norm(m);
     enma::bind_sampler(m);
 #ifdef ENMA_WITH_CUDA
     enma::bind_flow_head_cuda(m);

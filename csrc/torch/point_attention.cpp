@@ -92,7 +92,7 @@ std::tuple<Tensor, Tensor> forward(
     Tensor out = at::empty({g.batches, g.heads, g.queries, g.value_dim}, q.options());
     Tensor lse = at::empty({g.batches, g.heads, g.queries}, q.options());
     pybind11::gil_scoped_release released;
-    point_attention_forward(g, out.mutable_data_ptr<float>(), lse.mutable_data_ptr<float>());
+    point_attention_forward(g, out.mutable_data_ptr<float>(), lse.mutable_data_ptr<float>(), best_isa());
     return {out, lse};
 }
 
@@ -124,7 +124,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
     to.query_points = with_places ? query_points_grad.mutable_data_ptr<float>() : nullptr;
     to.point_places = with_places ? points_grad.mutable_data_ptr<float>() : nullptr;
     pybind11::gil_scoped_release released;
-    point_attention_backward(g, to);
+    point_attention_backward(g, to, best_isa());
     return {q_grad, k_grad, v_grad, slopes_grad, query_points_grad, points_grad};
 }
 
@@ -133,7 +133,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
 void bind_point_attention(pybind11::module_& m) {
     m.def("point_attention_forward", &forward);
     m.def("point_attention_backward", &backward);
-    m.def("point_attention_instructions", &point_attention_instructions);
 }
 
 }  // namespace enma

@@ -5,14 +5,14 @@ import xarray
 
 import enma_fast
 from enma_fast.data import shipped_file
+from enma_fast.forecasting.request import ForecastRequest
 from enma_fast.runs.run import prepare
 
 run = prepare(
     shipped_file("combined", "test-in"),
     "run.zarr",
+    ForecastRequest(trajectories=[1], num_members=1000),
     checkpoint="combined-fast",
-    members=1000,
-    select=[1],
     statistics=True,
 )
 plan = run.plan()

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import shlex
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..forecasting.request import ForecastRequest, dtype_named, task_named
 from ..utils.text import counted
 from .options import (
     DEFAULT_CHECKPOINT,
@@ -38,6 +39,9 @@ from .options import (
 from .options import Data as DataFile
 from .terminal import Terminal, number, size, table
 
+if TYPE_CHECKING:
+    from ..runs.plan import Plan
+
 
 def forecast(
     file: DataFile,
@@ -47,7 +51,7 @@ def forecast(
         str | None,
         typer.Option("--task", help="temporal, initial-value or generation; by default as --context says."),
     ] = None,
-    history: History = 3,
+    history: History = ForecastRequest.num_history,
     frames: Frames = None,
     context: Annotated[
         Path | None,
@@ -55,11 +59,11 @@ def forecast(
             "--context", help="Field file of contexts, one for each trajectory or one for all: initial-value."
         ),
     ] = None,
-    members: Members = 16,
+    members: Members = ForecastRequest.num_members,
     first_member: Annotated[
         int, typer.Option("--first-member", help="Number of the first member, to continue another store's ensemble.")
-    ] = 0,
-    seed: Seed = 0,
+    ] = ForecastRequest.first_member,
+    seed: Seed = ForecastRequest.seed,
     select: Annotated[
         str | None, typer.Option("--select", help="Trajectories A:B of the file, or one number; all by default.")
     ] = None,
@@ -88,7 +92,7 @@ def forecast(
     temperature: Temperature = None,
     shifts: Shifts = None,
     precision: Precision = None,
-    chunk: Chunk = 64,
+    chunk: Chunk = ForecastRequest.chunk,
     device: Device = "cpu",
     threads: Threads = None,
     as_json: AsJson = False,
@@ -106,7 +110,7 @@ def forecast(
     launch = detect()
     terminal = Terminal(as_json, quiet=quiet or not launch.is_reporter)
     use_threads(threads or launch.threads())
-    rows = trajectories(select, count(file))
+    selected = trajectories(select, count(file))
     settings, typed = sampling(
         load_config(checkpoint),
         mask_steps=mask_steps,
@@ -116,62 +120,66 @@ def forecast(
         temperature=temperature,
         shifts=shifts,
     )
-    task = task or ("temporal" if context is None else "initial-value")
-    command = shlex.join(
-        ["enma-fast", "forecast", file.name, "--checkpoint", str(checkpoint), "--task", task]
-        + ["--history", str(history)]
-        + ([] if frames is None else ["--frames", str(frames)])
-        + ([] if context is None else ["--context", context.name])
-        + ["--members", str(members)]
-        + ([] if first_member == 0 else ["--first-member", str(first_member)])
-        + ["--seed", str(seed), "--select", f"{rows.start}:{rows.stop}"]
-        + (["--statistics-only"] if statistics_only else [])
-        + ([] if quantiles is None else ["--quantiles", quantiles])
-        + ([] if exceedance is None else ["--exceedance", exceedance])
-        + ([] if shard == 1 else ["--shard", str(shard)])
-        + typed.split()
-        + ([] if precision is None else ["--precision", precision])
-        + ([] if device == "cpu" else ["--device", device])
+    request = ForecastRequest(
+        task=task_named(task, has_contexts=context is not None),
+        num_history=history,
+        num_frames=frames,
+        num_members=members,
+        first_member=first_member,
+        trajectories=selected,
+        seed=seed,
+        settings=settings,
+        dtype=dtype_named(precision),
+        chunk=chunk,
+        strict=strict,
+    )
+    asked = _options(
+        checkpoint=checkpoint,
+        task=request.task.name,
+        history=request.num_history,
+        frames=request.num_frames,
+        context=context and context.name,
+        members=request.num_members,
+        first_member=request.first_member or None,
+        seed=request.seed,
+        select=f"{selected.start}:{selected.stop}",
+        statistics_only=statistics_only or None,
+        quantiles=quantiles,
+        exceedance=exceedance,
+        shard=None if shard == 1 else shard,
+        **typed,
+        precision=precision,
+        device=None if device == "cpu" else device,
     )
     run = prepare(
         file,
         out,
+        request,
         checkpoint=checkpoint,
-        task=task,
-        history=history,
-        frames=frames,
         context=context,
-        members=members,
-        first_member=first_member,
-        seed=seed,
-        select=rows,
         keep_members=not statistics_only,
         quantiles=numbers(quantiles, "--quantiles"),
         thresholds=numbers(exceedance, "--exceedance"),
-        settings=settings,
-        precision=precision,
-        chunk=chunk,
         shard=shard,
         device=on_device(device),
-        command=command,
-        strict=strict,
+        command=shlex.join(["enma-fast", "forecast", file.name, *asked]),
         force=force,
         static=static,
         launch=launch,
     )
     plan = run.plan(measure=True if dry_run else None)
     shown = _plan_table(plan, out)
-    # Of a dry run the plan is the result.
+    # The plan is the result of a dry run.
     if dry_run:
         terminal.show(shown)
     else:
         terminal.note(shown)
     result: dict[str, Any] = {
         "plan": dataclasses.asdict(plan),
-        "task": task,
-        "model": run.sampler.model.config.name,
-        "history": run.sampler.case.observed,
-        "seed": seed,
+        "task": request.task.name,
+        "model": run.sampler.forecast.model.config.name,
+        "history": request.num_observed,
+        "seed": request.seed,
         OUTSIDE: run.layout.attributes.get(OUTSIDE),
         "sampling": dataclasses.asdict(settings),
         "rank": launch.rank,
@@ -193,12 +201,21 @@ def forecast(
             **done,
             **result,
             "seconds_per_member": done["seconds"] / sampled if sampled else None,
-            "num_parameters": sum(p.numel() for p in run.sampler.model.parameters()),
+            "num_parameters": sum(p.numel() for p in run.sampler.forecast.model.parameters()),
         }
     )
 
 
-def _plan_table(plan: Any, out: Path) -> Any:
+def _options(**values: Any) -> list[str]:
+    """Options as they are typed, without those that are None; True is a flag."""
+    words = []
+    for name, value in values.items():
+        if value is not None:
+            words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+    return words
+
+
+def _plan_table(plan: Plan, out: Path) -> Any:
     rows = [
         ["trajectories", f"{plan.trajectories:,}"],
         ["members of each", f"{plan.members:,}"],

@@ -76,16 +76,16 @@ def on_device(device: str) -> str:
     raise EnmaError(f"--device {device}: cannot be used here; use cpu")
 
 
-def sampling(config: ModelConfig, **options: Any) -> tuple[SamplingConfig, str]:
-    """The model's own sampler settings, changed where an option is not None, and those options as they are typed."""
+def sampling(config: ModelConfig, **options: Any) -> tuple[SamplingConfig, dict[str, Any]]:
+    """The model's own sampler settings, changed where an option is not None, and those options."""
     from ..sampling.settings import chosen_sampling
     from ..utils.dataclass_json import replace
 
     given = {name: value for name, value in options.items() if value is not None}
     changes = {f"sampling.{name.replace('flow_method', 'method')}": value for name, value in given.items()}
-    typed = "".join(f" --{name.replace('_', '-')} {value}" for name, value in given.items())
-    chosen = replace(config, changes, source=typed.strip()).sampling if given else None
-    return chosen_sampling(config, chosen), typed
+    typed = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in given.items())
+    chosen = replace(config, changes, source=typed).sampling if given else None
+    return chosen_sampling(config, chosen), given
 
 
 def settings(values: Iterable[str], option: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import EnmaError
+from ..forecasting.request import ForecastRequest
 from ..utils.text import counted
 from .options import (
     DEFAULT_CHECKPOINT,
@@ -49,10 +50,10 @@ def score(
         Path | None, typer.Option("--truth", help="Of a forecast store: field file with its trajectories.")
     ] = None,
     checkpoint: Checkpoint = DEFAULT_CHECKPOINT,
-    task: Task = "temporal",
-    history: History = 3,
-    members: Members = 16,
-    seed: Seed = 0,
+    task: Task = ForecastRequest.task.name,
+    history: History = ForecastRequest.num_history,
+    members: Members = ForecastRequest.num_members,
+    seed: Seed = ForecastRequest.seed,
     limit: Annotated[int | None, typer.Option("--limit", help="Score the first N trajectories only.")] = None,
     mask_steps: MaskSteps = None,
     flow_steps: FlowSteps = None,
@@ -62,7 +63,7 @@ def score(
     shifts: Shifts = None,
     precision: Precision = None,
     strict: Strict = False,
-    chunk: Chunk = 64,
+    chunk: Chunk = ForecastRequest.chunk,
     device: Device = "cpu",
     out: Annotated[Path | None, typer.Option("--out", help="JSON file to write the scores to.")] = None,
     threads: Threads = None,
@@ -91,9 +92,9 @@ def score(
             "temperature": temperature,
             "shifts": shifts,
         }
-        case = {"task": task, "history": history, "members": members, "seed": seed, "limit": limit, "chunk": chunk}
-        case |= {"precision": precision, "strict": strict}
-        result = _of_file(terminal, file, checkpoint, device, settings, case)
+        asked = {"task": task, "history": history, "members": members, "seed": seed, "limit": limit, "chunk": chunk}
+        asked |= {"precision": precision, "strict": strict}
+        result = _of_file(terminal, file, checkpoint, device, settings, asked)
     terminal.show(_score_table(result, paper_table(result)))
     if out is not None:
         _write(out, result)
@@ -101,7 +102,7 @@ def score(
 
 
 def _of_file(
-    terminal: Terminal, file: Path, checkpoint: str, device: str, settings: dict[str, Any], case: dict[str, Any]
+    terminal: Terminal, file: Path, checkpoint: str, device: str, settings: dict[str, Any], asked: dict[str, Any]
 ) -> dict[str, Any]:
     from ..data import read
     from ..evaluation.scoring import score as measure
@@ -111,7 +112,7 @@ def _of_file(
     changed, _ = sampling(model.config, **settings)
     data = read(file)
     with terminal.progress("scoring") as update:
-        result = measure(model, data, settings=changed, progress=update, **case)
+        result = measure(model, data, settings=changed, progress=update, **asked)
     return {**result, "file": str(file), "checkpoint": str(checkpoint)}
 
 
@@ -162,7 +163,7 @@ def _score_table(result: dict[str, Any], paper: list[dict[str, Any]]) -> Any:
         median, tail = (number(result[name]) for name in ("rel_l2_median", "rel_l2_q90"))
         notes.append(f"rel_l2 is a mean over trajectories; their median is {median}, their 90 % quantile {tail}")
     if result["crps_relative"] is not None:
-        seen = "the truth" if result["task"] == "generation" else "the observed frames"
+        seen = "the observed frames" if result["history"] else "the truth"
         notes.append(f"crps is {number(result['crps_relative'])} of the RMS of {seen}")
     if result["num_outside"] is not None:
         notes.append(f"observed frames outside the training data: {result['num_outside']} trajectories")

@@ -68,6 +68,12 @@ def linspaces(levels: int, **ranges: Interval) -> Environments:
 Symmetry = Callable[[np.ndarray, Values, np.ndarray], tuple[np.ndarray, Values]]
 
 
+def in_batches(size: int, solve: Callable[..., np.ndarray], u0: np.ndarray, parameters: Values) -> np.ndarray:
+    """What `solve` gives for so many trajectories at a time, whose arrays then stay in the processor's cache."""
+    parts = [slice(i, i + size) for i in range(0, len(u0), size)]
+    return np.concatenate([solve(u0[p], {name: np.asarray(v)[p] for name, v in parameters.items()}) for p in parts])
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Equation:
     """A time-dependent PDE on a fixed grid, with its environments, initial conditions and solver.
@@ -82,6 +88,8 @@ class Equation:
     num_frames, frame_spacing : frame 0 is the initial condition
     inside, outside : environments in distribution, divided among train, val and test-in, and those of test-out
     initial_conditions : float64 `[TRAJECTORIES_PER_GROUP, *s, c]` of a group
+    spin_up : (initial conditions, parameters name -> float64 [B]) -> frames 0, for an equation whose own flow has to
+        form them first; by default they are the initial conditions
     solve : (u0 float64 `[B, *s, c]`, parameters name -> float64 [B]) -> float64 `[B, num_frames, *x, c]`;
         a trajectory does not depend on the others of its batch
     solver_grid : points per dimension of `u0`, multiples of `grid` on periodic dimensions, equal to it on others;
@@ -105,6 +113,7 @@ class Equation:
     outside: Environments
     initial_conditions: InitialConditions
     solve: Callable[[np.ndarray, Values], np.ndarray]
+    spin_up: Callable[[np.ndarray, Values], np.ndarray] | None = None
     solver_grid: tuple[int, ...] = ()
     symmetries: Mapping[str, Symmetry] = field(default_factory=lambda: MappingProxyType({}))
 

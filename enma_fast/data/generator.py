@@ -104,7 +104,10 @@ def _solved(problem: Equation, split: str, seed: int, chunk: list[int], values: 
     """Trajectories of some groups of a split, float64 [B, T, *x, c]."""
     size = splits.TRAJECTORIES_PER_GROUP
     u0 = np.concatenate([problem.initial_conditions(split, seed=seed, group=g) for g in chunk])
-    u = problem.solve(u0, {name: np.repeat(value[chunk], size) for name, value in values.items()})
+    repeated = {name: np.repeat(value[chunk], size) for name, value in values.items()}
+    if problem.spin_up is not None:
+        u0 = problem.spin_up(u0, repeated)
+    u = problem.solve(u0, repeated)
     expected = (len(chunk) * size, problem.num_frames, *problem.grid, len(problem.channels))
     if u.shape != expected:
         raise EnmaError(f"equation {problem.name}: solve gives {u.shape}; its grid and channels ask for {expected}")

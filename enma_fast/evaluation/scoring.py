@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,8 @@ from torch import Tensor
 from ..config import SamplingConfig
 from ..data import EQUATIONS, FieldFile, dataset_split
 from ..errors import EnmaError
-from ..forecasting.api import CHUNK
-from ..forecasting.tasks import Case, check_case, num_frames, outside_training, sampled
+from ..forecasting.file_forecast import FileForecast
+from ..forecasting.request import ForecastRequest, dtype_named, task_named
 from ..models.model import Model
 from ..sampling.settings import chosen_sampling
 from .metrics import SCORES, Scores
@@ -32,12 +32,12 @@ def score(
     model: Model,
     data: FieldFile,
     *,
-    task: str = "temporal",
-    history: int = 3,
-    members: int = 16,
-    seed: int = 0,
+    task: str = ForecastRequest.task.name,
+    history: int = ForecastRequest.num_history,
+    members: int = ForecastRequest.num_members,
+    seed: int = ForecastRequest.seed,
     limit: int | None = None,
-    chunk: int = CHUNK,
+    chunk: int = ForecastRequest.chunk,
     settings: SamplingConfig | None = None,
     precision: str | None = None,
     strict: bool = False,
@@ -82,48 +82,52 @@ def score(
     EnmaError
         If the file does not fit the model or the task; the line names the file, the field and the fix.
     """
-    case = Case(
-        task=task, history=history, members=members, seed=seed, chunk=chunk, settings=settings, precision=precision
-    )
     if limit is not None and limit < 1:
         raise EnmaError(f"limit is {limit}; at least 1 is needed")
-    rows = range(min(limit or len(data), len(data)))
-    return score_case(model, data, case, rows=rows, strict=strict, progress=progress)
+    request = ForecastRequest(
+        task=task_named(task),
+        num_history=history,
+        num_members=members,
+        trajectories=range(min(limit or len(data), len(data))),
+        seed=seed,
+        settings=settings,
+        dtype=dtype_named(precision),
+        chunk=chunk,
+        strict=strict,
+    )
+    return score_forecast(FileForecast(model, data, request), progress=progress)
 
 
-def score_case(
-    model: Model,
-    data: FieldFile,
-    case: Case,
+def score_forecast(
+    forecast: FileForecast,
     *,
-    rows: Sequence[int],
-    strict: bool = False,
     warn: bool = True,
     progress: Callable[[int, int], None] | None = None,
     sink: Callable[[int, Tensor], None] | None = None,
 ) -> dict[str, Any]:
-    """As `score`, for any trajectories; `sink` also gets the samples `[B, K, T, *x, c]` and the place of the first.
+    """Score a forecast as `score` does; `sink` also gets the samples `[B, K, T, *x, c]` and the place of the first.
 
     Without `warn`, trajectories outside the training data are not logged.
     """
     scores, seconds = Scores(), 0.0
-    check_case(model.config, data, case, rows)
-    last = case.observed + num_frames(model.config, data, case)
+    model, data, request = forecast.model, forecast.data, forecast.request
+    forecast.check()
+    rows, seen, last = forecast.trajectories, forecast.num_observed, forecast.num_total
     if last > len(data.times):
         raise EnmaError(
-            f"{data.path}: holds {len(data.times)} frames; to score {last - case.observed} frames after "
-            f"{case.observed}, {last} are needed"
+            f"{data.path}: holds {len(data.times)} frames; to score {last - seen} frames after {seen}, {last} are "
+            "needed"
         )
-    outside = outside_training(model, data, case, rows, strict=strict, warn=warn)
+    unlike_training = forecast.outside_training(warn=warn)
     first_members = []
     clock = time.perf_counter()
-    for part, samples in sampled(model, data, case, rows=rows):
+    for part, samples in forecast.samples():
         seconds += time.perf_counter() - clock
         if sink is not None:
             sink(scores.num_trajectories, samples.cpu())
         fields = data.u[data.places(part)]
-        scores.update(samples, fields[:, case.observed : last], fields[:, : case.observed] if case.observed else None)
-        if case.task == "generation":
+        scores.update(samples, fields[:, seen:last], fields[:, :seen] if seen else None)
+        if not request.task.has_truth:
             first_members.append(samples[:, 0].cpu().numpy())
         if progress is not None:
             progress(scores.num_trajectories, len(rows))
@@ -132,25 +136,25 @@ def score_case(
     result = scores.result()
     per_frame = result.pop("per_frame")
     fidelity = None
-    if case.task == "generation":
+    if not request.task.has_truth:
         leave_out_errors(result, per_frame)
         fidelity = solver_fidelity(dataset, data, rows, np.concatenate(first_members))
     return {
-        "task": case.task,
+        "task": request.task.name,
         "dataset": dataset,
         "split": split,
         "model": model.config.name,
         **result,
         "solver_fidelity": fidelity,
-        "num_outside": None if outside is None else len(outside),
-        "history": case.observed,
-        "num_frames": last - case.observed,
-        "seed": case.seed,
-        "sampling": dataclasses.asdict(chosen_sampling(model.config, case.settings)),
-        "precision": case.precision or "model",
-        "seconds_per_member": seconds / (len(rows) * case.members),
+        "num_outside": None if unlike_training is None else len(unlike_training),
+        "history": seen,
+        "num_frames": last - seen,
+        "seed": request.seed,
+        "sampling": dataclasses.asdict(chosen_sampling(model.config, request.settings)),
+        "precision": request.precision,
+        "seconds_per_member": seconds / (len(rows) * request.num_members),
         "num_parameters": sum(p.numel() for p in model.parameters()),
-        "rank_histogram": scores.rank_histogram().tolist() if case.members > 1 else None,
+        "rank_histogram": scores.rank_histogram().tolist() if request.num_members > 1 else None,
         "per_frame": per_frame,
     }
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from ..data import FieldFile, read, shipped_file
 from ..errors import EnmaError
-from ..evaluation.scoring import paper_table, score_case
-from ..forecasting.tasks import Case, file_hashes, layout_of, outside_training, provenance
+from ..evaluation.scoring import paper_table, score_forecast
+from ..forecasting.file_forecast import FileForecast
+from ..forecasting.request import INITIAL_VALUE, ForecastRequest
+from ..forecasting.store_layout import file_hashes, layout_of, provenance
 from ..models.checkpoint import load_model
 from ..store.create import create_store
 from ..store.layout import OUTSIDE
@@ -51,39 +56,40 @@ def run(
     model = load_model(checkpoint)
     name = model.config.dataset
     inside, outside = (read(shipped_file(name, split)) for split in ("test-in", "test-out"))
-    # One trajectory at a time, so that the progress is visible.
-    main = Case(members=members, seed=seed, chunk=max(1, members))
-    fewer = min(members, FEWER_MEMBERS)
-    cases = [
-        ("temporal, in distribution", inside, main),
-        ("temporal, out of distribution", outside, Case(members=fewer, seed=seed)),
-        ("initial value, in distribution", inside, Case(task="initial-value", members=fewer, seed=seed)),
-    ]
-    total = trajectories * sum(case.members for _, _, case in cases)
+    in_rows, out_rows = (spread_rows(data, trajectories) for data in (inside, outside))
+    fewer = ForecastRequest(num_members=min(members, FEWER_MEMBERS), seed=seed, trajectories=in_rows)
+    # One trajectory at a time, so that progress is seen.
+    request = replace(fewer, num_members=members, chunk=max(1, members))
+    main = FileForecast(model, inside, request)
+    forecasts = {
+        "temporal, in distribution": main,
+        "temporal, out of distribution": FileForecast(model, outside, replace(fewer, trajectories=out_rows)),
+        "initial value, in distribution": FileForecast(model, inside, replace(fewer, task=INITIAL_VALUE)),
+    }
+    total = trajectories * sum(each.request.num_members for each in forecasts.values())
     results: list[dict[str, Any]] = []
 
-    def forecast(label: str, data: FieldFile, case: Case, **keywords: Any) -> None:
+    def run_one(label: str, sink: Callable[[int, Tensor], None] | None = None) -> None:
         before = sum(trajectories * row["num_members"] for row in results)
+        size = forecasts[label].request.num_members
 
         def report(done: int, _: int) -> None:
             if progress is not None:
-                progress(before + done * case.members, total, label)
+                progress(before + done * size, total, label)
 
-        rows = spread_rows(data, trajectories)
-        # Trajectories out of distribution are included on purpose; the table says how many are recognised.
-        results.append(score_case(model, data, case, rows=rows, warn=False, progress=report, **keywords))
+        # Those out of distribution are there to be seen, and the table says how many were recognised.
+        results.append(score_forecast(forecasts[label], warn=False, progress=report, sink=sink))
 
-    rows = spread_rows(inside, trajectories)
-    attributes = provenance(checkpoint, inside, main, rows, "enma-fast demo") | file_hashes(inside, main)
-    outside_numbers = outside_training(model, inside, main, rows, warn=False)
-    if outside_numbers is not None:
-        attributes[OUTSIDE] = outside_numbers
-    layout = layout_of(model.config, inside, main, rows=rows, attributes=attributes)
-    with create_store(out / STORE, layout, force=True) as store:
-        forecast(*cases[0], sink=store.put)
-    for case in cases[1:]:
-        forecast(*case)
-    title = f"{model.config.name}: {members}-member forecast of an unseen trajectory from {main.history} frames"
+    attributes = provenance(main, checkpoint, "enma-fast demo") | file_hashes(main)
+    unlike_training = main.outside_training(warn=False)
+    if unlike_training is not None:
+        attributes[OUTSIDE] = unlike_training
+    with create_store(out / STORE, layout_of(main, attributes), force=True) as store:
+        first, *others = forecasts
+        run_one(first, store.put)
+    for label in others:
+        run_one(label)
+    title = f"{model.config.name}: {members}-member forecast of an unseen trajectory from {request.num_history} frames"
     save_figure(store_figure(out / STORE, title=title), out / FIGURE)
     return {
         **results[0],

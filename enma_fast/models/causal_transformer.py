@@ -65,7 +65,7 @@ class GrowingCache:
         return both
 
     def repeat(self, times: int) -> None:
-        """So many rows for each row, next to each other."""
+        """Repeat each row `times` times, the copies next to each other."""
         self.kv = [
             None if both is None else (both[0].repeat_interleave(times, 0), both[1].repeat_interleave(times, 0))
             for both in self.kv

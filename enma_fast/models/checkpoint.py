@@ -78,7 +78,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def save_model(model: Model, folder: Path, *, card: str | None = None) -> None:
-    """Write a checkpoint folder; the manifest comes last, so a torn save is never taken for a whole one."""
+    """Write a checkpoint folder; the manifest comes last, so an interrupted save is never taken for a complete one."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST).unlink(missing_ok=True)
     write_tensors(folder / WEIGHTS, model.state_dict())
@@ -227,7 +227,7 @@ def load_tokenizer(checkpoint: str | Path) -> tuple[Tokenizer, ModelConfig]:
 
 
 def load_config(checkpoint: str | Path) -> ModelConfig:
-    """The config of a checkpoint by shipped name or folder; its weights are not looked at."""
+    """The config of a checkpoint by shipped name or folder; its weights are not read."""
     return _config(locate(checkpoint))
 
 
@@ -241,7 +241,7 @@ def _config(folder: Path) -> ModelConfig:
 
 
 def _filled(make: Callable[[], _Module], tensors: Mapping[str, Tensor], source: str) -> _Module:
-    """A module with the tensors of a checkpoint; one that they do not fit is never made, however large it would be."""
+    """A module with the tensors of a checkpoint; it is made only if they fit, so a wrong config costs no memory."""
     with _single_precision():
         with torch.device("meta"), _Undrawn():
             _check_tensors(make().state_dict(), tensors, source)

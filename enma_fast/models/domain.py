@@ -1,8 +1,8 @@
 """The fields that a model was trained on, in a few numbers, and which observed frames lie outside them.
 
-Two rules, both cheap beside the encoding of the frames. A value further beyond the least and the greatest of the
-training data than half their distance is outside: another unit, an offset. And the course of up to three frames in a
-row is, if its features are further from those of the training data than all but a few of these are (squared
+Two rules, both cheap beside the encoding of the frames. A value is outside if it is further beyond the least or the
+greatest value of the training data than half their distance: another unit, an offset. Up to three frames in a row are
+outside if their features are further from those of the training data than all but a few of these are (squared
 Mahalanobis distance under their mean and covariance):
 
     mean / s,   log(rms / s + e),   log(roughness / rms + e)     of the first frame
@@ -30,15 +30,15 @@ from ..errors import EnmaError
 WINDOW, _AT_ONCE = 3, 1 << 22
 # Share of the windows of the training data that count as inside.
 _SHARE = 0.998
-# Relative size below which amplitudes are not told apart, standard deviation that no feature falls below, and how far
-# beyond the values of the training data others may be, in parts of their range.
+# Relative size below which amplitudes count as equal, least standard deviation of a feature, and how far values may lie
+# beyond those of the training data, in parts of their range.
 _TINY, _FLOOR, _MARGIN = 1e-3, 1e-2, 0.5
 _NAMES = ("low", "high", "scale", "mean", "covariance", "limits")
 
 
 @dataclass(frozen=True, eq=False)
 class Domain:
-    """The training data of a model, as far as it tells others from them.
+    """Summary of the training data of a model, to recognise data that lie outside.
 
     Attributes
     ----------
@@ -56,7 +56,7 @@ class Domain:
 
     @classmethod
     def of(cls, fields: np.ndarray) -> Domain:
-        """The domain of training fields `[B, T, *x, c]`; a few thousand trajectories tell enough.
+        """The domain of training fields `[B, T, *x, c]`; a few thousand trajectories are enough.
 
         Raises
         ------
@@ -87,7 +87,7 @@ class Domain:
     def reasons(self, fields: np.ndarray, *, scattered: bool = False) -> list[str]:
         """Why the frames `[B, T, *x, c]` of each trajectory lie outside; an empty text if they do not.
 
-        Of `scattered` points only the values are looked at. `EnmaError` for another number of channels.
+        For `scattered` points only the values are checked. `EnmaError` for another number of channels.
         """
         if fields.shape[-1] != len(self.scale):
             raise EnmaError(
@@ -121,12 +121,12 @@ class Domain:
         return far
 
     def to_json(self) -> str:
-        """As text, for :meth:`read`."""
+        """The domain as JSON text, for :meth:`read`."""
         return json.dumps({name: getattr(self, name).tolist() for name in _NAMES}, indent=1) + "\n"
 
     @classmethod
     def read(cls, path: Path) -> Domain:
-        """From a file that :meth:`to_json` fills; `EnmaError` for any other."""
+        """Read a file that holds the text of :meth:`to_json`; `EnmaError` for any other."""
         try:
             found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             arrays = {name: np.asarray(found[name], np.float64) for name in _NAMES}
@@ -155,7 +155,7 @@ class Domain:
 
 
 def _count(frames: int, channels: int) -> int:
-    """Features of so many frames in a row."""
+    """Number of features of so many frames in a row."""
     return channels * (1 + 2 * frames)
 
 
@@ -167,7 +167,7 @@ def _parts(fields: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _features(fields: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """Those of every window of up to three frames, `[B, W, F]`: of its first frame, of its second, of its third."""
+    """Features of every window of up to three frames, `[B, W, F]`: of its first frame, of its second, of its third."""
     u = fields.astype(np.float64)
     space = tuple(range(2, u.ndim - 1))
     mean_BTc = u.mean(axis=space) / scale

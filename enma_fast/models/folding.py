@@ -83,7 +83,7 @@ class FoldedEnd:
 
 
 def folded_end(tokenizer: Tokenizer) -> FoldedEnd | None:
-    """`fold_end`, made on first use and again after the weights have changed."""
+    """The result of `fold_end`, made on first use and again after the weights have changed."""
     weights = weights_key(tokenizer)
     known = vars(tokenizer).get("_folded_end")
     if known is None or known[0] != weights:

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..ops.modulated_norm import modulated_norm
+from ..ops.rms_norm import rms_norm, rms_norm_ref
 
 # Types of the fused norm; float64 is for tests.
 FUSED = (torch.float32, torch.bfloat16)
 
 
 def widened(x: Tensor) -> Tensor:
-    """In fp32, or in float64 as it is: what sums and tokens are kept in beside weights of any type."""
+    """`x` in fp32, or unchanged in float64: the type of sums and tokens beside weights of any type."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -32,12 +32,9 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.is_grad_enabled() and x.requires_grad and x.dtype in FUSED:
-            # Forward and backward in one pass each; sampling keeps to the plain form, whose bits it promises.
-            fused: Tensor = modulated_norm(x, kind="rms", weight=self.weight, eps=self.eps)  # type: ignore[assignment]
-            return fused
-        wide = widened(x)
-        y = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps) * widened(self.weight)
-        return y.to(x.dtype)
+            # Forward and backward in one pass each; sampling uses the plain form, whose bits are fixed.
+            return rms_norm(x, self.weight, eps=self.eps)
+        return rms_norm_ref(x, self.weight, eps=self.eps)
 
 
 class SwiGLU(nn.Module):
@@ -181,7 +178,7 @@ def sincos(token_grid: tuple[int, ...], width: int) -> Tensor:
 
 
 def init_linear(module: nn.Module, *, depth: int) -> None:
-    """Truncated-free normal init: std 1/sqrt(fan_in), output projections scaled down by sqrt(2 depth)."""
+    """Draw weights with std 1/sqrt(fan_in), those of output projections scaled down by sqrt(2 depth)."""
     for name, child in module.named_modules():
         if isinstance(child, nn.Linear):
             std = child.in_features**-0.5
@@ -193,7 +190,7 @@ def init_linear(module: nn.Module, *, depth: int) -> None:
 
 
 def exact(layer: nn.Linear, x: Tensor) -> Tensor:
-    """A linear layer in the precision of its weights, inside of autocast too."""
+    """Apply a linear layer in the precision of its weights, also under autocast."""
     kind = x.device.type
     if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
         return layer(x)
@@ -202,10 +199,10 @@ def exact(layer: nn.Linear, x: Tensor) -> Tensor:
 
 
 def weights_key(module: nn.Module) -> tuple[tuple[int, int], ...]:
-    """Differs from an earlier one if a weight has been changed or replaced."""
+    """A key that differs from an earlier one if a weight has been changed or replaced."""
     return tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in module.parameters())
 
 
 def own_dtype(module: nn.Module) -> torch.dtype:
-    """Of a module's weights."""
+    """Dtype of a module's weights."""
     return next(module.parameters()).dtype

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..config import ModelConfig
 from .layers import Block, RMSNorm, Rotary, exact, init_linear, sincos
 
-# Of the noise where it enters an untrained one-pass model: the size of the mask token beside it.
+# Scale of the noise that enters an untrained one-pass model: that of the mask token beside it.
 NOISE_STD = 0.02
 
 

@@ -116,7 +116,7 @@ class Model(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        # What it was trained on, where its checkpoint says so.
+        # The domain of the training data, if the checkpoint holds one.
         self.domain: Domain | None = None
         self.tokenizer = Tokenizer(config.tokenizer)
         self.dynamics = Dynamics(config)

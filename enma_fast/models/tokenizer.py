@@ -23,14 +23,14 @@ from .interpolation import Interpolation
 
 
 def pad_space(x: Tensor, amount: int, periodic: tuple[bool, ...]) -> Tensor:
-    """Pad every space axis of ``[B, c, T, *x]`` on both sides: around the ring, or with zeros at a wall."""
+    """Pad every space axis of ``[B, c, T, *x]`` on both sides: periodically, or with zeros at a wall."""
     if amount == 0:
         return x
     dims = len(periodic)
-    for axis, ring in enumerate(periodic):
+    for axis, is_periodic in enumerate(periodic):
         # F.pad counts axes from the last one.
         pad = [0, 0] * (dims - 1 - axis) + [amount, amount]
-        if ring:
+        if is_periodic:
             where = x.ndim - dims + axis
             n = x.shape[where]
             x = torch.cat([x.narrow(where, n - amount, amount), x, x.narrow(where, 0, amount)], dim=where)
@@ -133,7 +133,7 @@ class ExpandTime(nn.Module):
 
 
 class LinearEnd(Protocol):
-    """What `Tokenizer.decode` may do in place of the layers from `first` on and `conv_out`."""
+    """Replacement in `Tokenizer.decode` for the layers from `first` on and `conv_out`."""
 
     first: int
 
@@ -229,7 +229,7 @@ class Tokenizer(nn.Module):
         z_BTNC
             Latent frames before patchify.
         num_frames
-            Crop to this many frames; by default all that the latents hold.
+            Crop to this many frames; all frames of the latents by default.
         query
             Query points ``[Q, d]`` or ``[B, Q, d]``; None for the tokenizer's grid.
         end

@@ -1,4 +1,4 @@
-"""The only door to fast code: one file per operator, its reference beside its public function.
+"""Operators: one file each, its reference beside its public function.
 
 An operator goes here, its kernels to `kernels/` and `csrc/`, which nothing else imports. Layers are `models`.
 """
@@ -16,8 +16,7 @@ from ._backend import extension as extension
 OPERATORS = (
     "point_attention",
     "frame_attention",
-    "modulated_norm",
-    "packed_linear",
+    "rms_norm",
     "flow_head",
     "token_update",
     "philox_normal",

@@ -1,4 +1,4 @@
-"""Which implementation of an operator runs, and why: the single place that asks for CUDA, Triton and the extension.
+"""Choice of the implementation that runs an operator; the only place that looks for CUDA, Triton and the extension.
 
 Each operator lists its implementations best first, with the reason why one cannot serve (None: it can)::
 
@@ -84,14 +84,14 @@ def extension() -> ModuleType | None:
 
 
 def extension_problem() -> str | None:
-    """Why nothing of the extension can run."""
+    """Why the extension cannot be used."""
     if extension() is None:
         return "the extension enma_fast._C is not built (pip install --no-build-isolation without ENMA_FAST_NO_EXT)"
     return None
 
 
 def native() -> Any:
-    """The compiled extension, where a list of candidates has said that it is there."""
+    """The compiled extension, after a list of candidates has said that it is there."""
     found = extension()
     assert found is not None, extension_problem()
     return found
@@ -111,7 +111,7 @@ def _triton_installed() -> bool:
 
 @functools.cache
 def interpreted() -> bool:
-    """Whether Triton kernels run on the CPU, one program after the other (TRITON_INTERPRET=1, for tests)."""
+    """True if Triton kernels run on the CPU, one program after the other (TRITON_INTERPRET=1, for tests)."""
     if not _triton_installed():
         return False
     return bool(importlib.import_module("triton").knobs.runtime.interpret)

@@ -11,14 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._backend import native
+from ._backend import native, native_problem
+from ._checks import dtype_name
 from .flow_plan import FlowPlan
-from .packed_linear import packing_problem
 
 
 def problem(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why the extension cannot serve weights of this device and dtype."""
-    return packing_problem(device, dtype)
+    if dtype not in (torch.float32, torch.bfloat16):
+        return f"takes float32 and bfloat16 weights, these are {dtype_name(dtype)}"
+    return native_problem(device)
 
 
 def run(

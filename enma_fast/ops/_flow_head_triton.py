@@ -7,7 +7,7 @@ Three regimes by rows M:
     large     beyond          the whole integration of a tile of rows in one program
 
 Within one regime a row's result has the same bits whatever M and the other rows are; two regimes differ by rounding.
-Whoever needs the same bits at every M names one regime: ``run(..., regime=)``.
+For the same bits at every M, name one regime: ``run(..., regime=)``.
 
 The host never waits for the device, so a call can be captured in a CUDA graph once the same call has run (kernels
 compile and weights are packed then). Launches per call of `small` and `medium`: R (2L + 1) + 2 and 2 for each chunk of

@@ -1,4 +1,4 @@
-"""What the flow-matching head integrates: its weights and a fixed schedule of evaluations.
+"""Plan of the flow-matching head: its weights and a fixed schedule of evaluations.
 
 Legend: C token channels, D width of the condition, W width of the head, R evaluations of the velocity (two per midpoint
 step, one per Euler step).
@@ -43,7 +43,7 @@ class HeadWeights:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FlowPlan:
-    """Weights and a fixed schedule of evaluations; what each implementation packs from them is kept in `packed`.
+    """Weights and a fixed schedule of evaluations; `packed` keeps the weights as each implementation packed them.
 
     Packed weights are a copy: make a new plan after the weights have changed.
     """

@@ -1,4 +1,4 @@
-"""Attention of the frame being decoded to what came before and to itself (paper 3.1.1).
+"""Attention of the frame being decoded to the frames before it and to itself (paper 3.1.1).
 
     out = softmax(q [prefix; cache; k]^T / sqrt(K)) [prefix_v; cache_v; v]
 
@@ -129,7 +129,7 @@ def frame_attention_ref(
     prefix_v: Tensor | None = None,
     prefix_length: Length | None = None,
 ) -> Tensor:
-    """The formula of this module, as written; a length on a GPU is waited for."""
+    """The formula of this module, as written; waits for a length that is on a GPU."""
     keys, values = [k_BHNK], [v_BHNK]
     if cache_k is not None and cache_v is not None:
         count = cache_k.shape[2] if length is None else int(length)
@@ -156,7 +156,7 @@ def _check(
     length: Length | None,
     prefix_length: Length | None,
 ) -> tuple[Length, Length]:
-    """The lengths, whole where none is given."""
+    """Check the arguments; returns the lengths, the capacity where none is given."""
     expect(OP, "q_BHNK", q, shape=[None] * 4)
     B, H, N, K = q.shape
     if not MIN_HEAD_DIM <= K <= MAX_HEAD_DIM:
@@ -200,7 +200,7 @@ def _check_length(name: str, length: Length | None, keys: Tensor) -> Length:
 
 
 def _problems(tensors: tuple[Tensor | None, ...], lengths: tuple[Length, Length]) -> dict[str, str | None]:
-    """`candidates`, with what these arguments rule out."""
+    """`candidates` for these arguments."""
     q = tensors[0]
     assert q is not None
     problems = _candidates(q.device, q.dtype)

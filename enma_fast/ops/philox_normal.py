@@ -59,7 +59,7 @@ def philox_normal(
     out: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """Standard normal noise for the tokens that one mask step decides; the formula stands above.
+    """Standard normal noise for the tokens that one mask step decides, by the formula of this module.
 
     Nothing is read back from the device, so the call can be captured in a CUDA graph: words given as tensors
     may be overwritten between replays, words given as ints are part of the graph.
@@ -210,7 +210,7 @@ def _stack(words: tuple[Word, ...]) -> Tensor:
 
 
 def _as_tensor(word: Word, device: torch.device) -> Tensor:
-    """An int64 tensor on the device; an int gets there by a fill, which no one waits for."""
+    """An int64 tensor on the device; an int gets there by a fill, without synchronisation."""
     if isinstance(word, Tensor):
         return word.to(torch.int64)
     return torch.full((), word & MASK32, dtype=torch.int64, device=device)
@@ -271,7 +271,7 @@ def _run(
 
 
 def _fake(*arguments: object) -> None:
-    """The result is written into `out`."""
+    """Return nothing: the result is written into `out`."""
 
 
 _fill = register(

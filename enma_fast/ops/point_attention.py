@@ -30,7 +30,7 @@ def candidates(device: torch.device, dtype: torch.dtype) -> dict[str, str | None
 
 
 def distance(x_Qd: Tensor, x_Pd: Tensor, *, periods: tuple[float | None, ...]) -> Tensor:
-    """Euclidean distances ``[..., Q, P]``; a dimension with a period is measured around the ring."""
+    """Euclidean distances ``[..., Q, P]``; a periodic dimension is measured the shorter way around."""
     difference = x_Qd[..., :, None, :] - x_Pd[..., None, :, :]
     parts = []
     for i, period in enumerate(periods):

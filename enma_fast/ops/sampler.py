@@ -1,7 +1,7 @@
 """Latent frames of an ensemble on the CPU, each in one call of the extension: mask steps, flow head and causal step.
 
-`sampling/reference.py` is the reference; `sampling/native.py` puts a model into it. Products are those of
-`packed_linear` and `flow_head`, so a row's bits depend neither on the other rows nor on the threads.
+`sampling/reference.py` is the reference; `sampling/native.py` puts a model into it. Products are those of `flow_head`,
+so a row's bits depend neither on the other rows nor on the threads.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from torch import Tensor
 from . import _flow_head_native
 from ._backend import native
 from .flow_plan import FlowPlan
-from .packed_linear import packing_problem
 
 MAX_HEAD_DIM = 128
 
@@ -24,7 +23,7 @@ def problem(device: torch.device, dtype: torch.dtype, *, head_dim: int) -> str |
     """Why the extension cannot sample with weights of this device, dtype and size of heads."""
     if head_dim > MAX_HEAD_DIM:
         return f"head dim is {head_dim}, the attention kernels take up to {MAX_HEAD_DIM}"
-    return packing_problem(device, dtype)
+    return _flow_head_native.problem(device, dtype)
 
 
 class PackedSampler:
@@ -33,14 +32,14 @@ class PackedSampler:
     Parameters
     ----------
     parameters
-        Of `model.Dynamics` by their names, of one dtype, contiguous; without those of the flow heads, which the
-        plans hold. One that is not known is refused.
+        Parameters of `models.model.Dynamics` by name, of one dtype, contiguous, without those of the flow heads,
+        which the plans hold. An unknown one is refused.
     tokens, heads
-        Tokens per frame N, heads of the attention.
+        Tokens per frame N, and attention heads.
     concat
-        Whether the masked transformer sees context and frame as 2N tokens, not as their sum.
+        True if the masked transformer reads context and frame as 2N tokens, False if it reads their sum.
     epsilon
-        Of all norms.
+        Epsilon of all norms.
     places
         ``[N, D]`` fp32 or None.
     rotary
@@ -89,7 +88,7 @@ class PackedSampler:
         """Memory for one chunk: `rows` members of `groups` trajectories; nothing is allocated after this.
 
         ``start_segment``, ``read`` and ``begin`` prepare it, ``frame`` makes the next latent frame; see
-        csrc/core/cpu/sampler.h. `plans` and `counts` have one entry for each mask step, and none where a one-pass
+        csrc/core/cpu/sampler.h. `plans` and `counts` have one entry for each mask step, and are empty if a one-pass
         model has no frame 0 to decide; `teams` is how threads divide a frame: ``one`` team of all, ``each`` its own
         members, or by size.
         """

@@ -1,4 +1,4 @@
-"""Blocks of a run, sampled in the memory there is, and what a block takes.
+"""Blocks of a run are sampled in the memory there is, and the memory and time of a block are measured.
 
 Where no row sees another (`independent`), a block that does not fit is sampled by fewer rows at a time with the same
 results. Elsewhere the number of rows decides how sums are rounded: it is part of a run's identity, and stays.
@@ -13,16 +13,14 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
 
-from ..data import FieldFile
 from ..errors import EnmaError, first_line
-from ..forecasting.tasks import Case, forecast_rows, num_frames
+from ..forecasting.file_forecast import FileForecast
+from ..forecasting.members import Stop
 from ..models.folding import folded_end
-from ..models.model import Model
 from ..ops import extension
 from ..sampling.engine import engine_for
 from .blocks import Block
@@ -30,32 +28,36 @@ from .fingerprint import fingerprint
 
 log = logging.getLogger("enma_fast")
 
-# What allocators and libraries say that have no memory left: PyTorch's on the CPU, C++, CUDA, cuBLAS.
+# Messages of allocators and libraries that have no memory left: PyTorch's on the CPU, C++, CUDA, cuBLAS.
 _NO_MEMORY = ("can't allocate memory", "bad_alloc", "bad allocation", "out of memory", "STATUS_ALLOC_FAILED")
 
 
 class BlockSampler:
-    """Samples blocks of trajectories `rows` of a file, `chunk` rows at a time.
+    """Samples blocks of a forecast, `chunk` rows at a time.
+
+    Parameters
+    ----------
+    forecast : checked
+    name : of the weights and config, by which their fingerprint is known again
 
     Attributes
     ----------
     chunk
-        Rows at a time; halves where they do not fit, which is then said and given to `remember`.
+        Rows at a time; halves where they do not fit, with a warning, and the new number is given to `remember`.
     independent
-        Whether no row's result depends on those beside it.
+        True if no row's result depends on those beside it.
     arithmetic
-        What decides how results are rounded.
+        Everything that decides how results are rounded, in words.
     """
 
-    def __init__(self, model: Model, data: FieldFile, case: Case, rows: Sequence[int], *, name: str = "") -> None:
-        self.model, self.data, self.case, self.rows = model, data, case, list(rows)
-        # By which a fingerprint is known again; without one, that of this object.
-        self.name = name or str(id(self))
-        self.chunk = case.chunk
+    def __init__(self, forecast: FileForecast, *, name: str) -> None:
+        self.forecast, self.name = forecast, name
+        model, request = forecast.model, forecast.request
+        self.chunk = request.chunk
         self.forget()
-        self._engine = engine_for(model.dynamics, dtype=case.dtype)
+        self._engine = engine_for(model.dynamics, dtype=request.dtype, backend=request.backend)
         self.independent = self._engine.backend == "native"
-        how = self._engine.backend if self.independent else f"{self._engine.backend}, chunk {case.chunk}"
+        how = self._engine.backend if self.independent else f"{self._engine.backend}, chunk {request.chunk}"
         # Fields from a folded decoder differ by rounding from those of a version that had none.
         folded = ", folded decoder" if folded_end(model.tokenizer) else ""
         self.arithmetic = f"{how}, {_instructions(next(model.parameters()).device)}{folded}"
@@ -63,18 +65,19 @@ class BlockSampler:
     @property
     def device(self) -> str:
         """Kind of device that samples."""
-        return next(self.model.parameters()).device.type
+        return next(self.forecast.model.parameters()).device.type
 
     def fingerprint(self) -> str:
         """The fingerprint of the arithmetic that samples, as it is set in this process now."""
-        return fingerprint(self.model, self.name, settings=self.case.settings, dtype=self.case.dtype)
+        request = self.forecast.request
+        return fingerprint(self.forecast.model, self.name, settings=request.settings, dtype=request.dtype)
 
     def forget(self) -> None:
-        """Have nothing remembered from now on."""
+        """Remember no smaller chunk from now on."""
         self.remember: Callable[[int], None] = lambda chunk: None
 
     def parts(self, block: Block, parts: Sequence[Block]) -> Iterator[tuple[Block, np.ndarray]]:
-        """Each of some parts of a block, and its members `[B, K, T, *x, c]`."""
+        """Yield each of some parts of a block, and its members `[B, K, T, *x, c]`."""
         if self.independent or not parts:
             yield from ((part, self.sample(part)) for part in parts)
             return
@@ -82,22 +85,28 @@ class BlockSampler:
         for part in parts:
             yield part, whole[part.b - block.b : part.b_end - block.b, part.k - block.k : part.k_end - block.k]
 
-    def sample(self, block: Block, *, first_chunk: bool = False, **options: Any) -> np.ndarray:
-        """Members of a block `[B, K, T, *x, c]`, or of its first chunk; `options` as those of `forecast_rows`.
+    def sample(
+        self, block: Block, *, first_chunk: bool = False, num_frames: int | None = None, stop: Stop | None = None
+    ) -> np.ndarray:
+        """Members of a block `[B, K, T, *x, c]`, or of its first chunk; `num_frames` of them, by default all.
+
+        `stop` is as that of `enma_fast.forecast`.
 
         Raises
         ------
         EnmaError
-            If a single row does not fit the memory, or so many that may not be fewer.
+            If a single row does not fit the memory, or a chunk that must not become smaller.
         """
         while True:
-            part = self._first_chunk(block) if first_chunk else block
+            chosen = block.first_rows(self.chunk) if first_chunk else block
+            part = chosen.part_of(self.forecast.request, chunk=self.chunk)
             try:
-                return self._sample(part, **options)
+                part = part if num_frames is None else replace(part, num_frames=num_frames)
+                return self.forecast.sample(part, stop=stop).cpu().numpy()
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
                     raise
-                rows = min(self.chunk, (part.b_end - part.b) * (part.k_end - part.k))
+                rows = min(self.chunk, (chosen.b_end - chosen.b) * (chosen.k_end - chosen.k))
                 self._refuse(rows, error)
             self.chunk = rows // 2
             self.remember(self.chunk)
@@ -107,42 +116,23 @@ class BlockSampler:
             log.warning("out of memory: %d rows at a time from now on; no result changes", self.chunk)
 
     def measure(self, block: Block) -> tuple[dict[str, int], float]:
-        """Bytes by what they are for, and seconds a member, from a chunk of a block and few frames."""
+        """Bytes by their purpose, and seconds a member, from a chunk of a block and few frames."""
         # All memory is taken at the first frame, and the weights are packed. Chunks that are stopped together are all
         # in memory, so there is one.
         self.sample(block, first_chunk=True, stop=lambda number, frame: True)
-        block = self._first_chunk(block)
+        block = block.first_rows(self.chunk)
         memory = self._engine.planned_bytes()
-        frames = num_frames(self.model.config, self.data, self.case)
-        factor = self.model.config.tokenizer.time_factor
+        frames, factor = self.forecast.num_frames, self.forecast.model.config.tokenizer.time_factor
         short, long = min(frames, factor), min(frames, 2 * factor)
         seconds = []
         for length in (short, long):
             clock = time.perf_counter()
-            self.sample(block, frames=length)
+            self.sample(block, num_frames=length)
             seconds.append(time.perf_counter() - clock)
-        # What two lengths differ in is the time of the frames between.
+        # The two lengths differ by the time of the frames between.
         per_frame = max(0.0, seconds[1] - seconds[0]) / max(1, long - short)
         whole = seconds[1] + (frames - long) * per_frame
         return memory, whole / (block.b_end - block.b) / (block.k_end - block.k)
-
-    def _first_chunk(self, block: Block) -> Block:
-        """Whole trajectories of a block, or members of its first, that are at most a chunk."""
-        K = block.k_end - block.k
-        b_end = min(block.b_end, block.b + max(1, self.chunk // K))
-        return replace(block, b_end=b_end, k_end=block.k + min(K, self.chunk))
-
-    def _sample(self, block: Block, **options: Any) -> np.ndarray:
-        samples = forecast_rows(
-            self.model,
-            self.data,
-            self.case,
-            rows=self.rows[block.b : block.b_end],
-            members=range(block.k, block.k_end),
-            chunk=self.chunk,
-            **options,
-        )
-        return samples.cpu().numpy()
 
     def _refuse(self, rows: int, error: Exception) -> None:
         reason = first_line(error)
@@ -156,13 +146,13 @@ class BlockSampler:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on a GPU or in the machine."""
+    """True if an error says that memory ran out, on a GPU or in the machine."""
     text = str(error)
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words in text for words in _NO_MEMORY)
 
 
 def _instructions(device: torch.device) -> str:
-    """What runs the arithmetic: the GPU, or the instruction sets that PyTorch and the extension use."""
+    """The GPU, or the instruction sets that PyTorch and the extension use."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     own = extension()

@@ -2,7 +2,7 @@
 
 Bits of a member depend on more than versions: on the instructions that PyTorch, oneDNN and MKL choose by processor and
 environment, on the precision of fp32 products, on autocast. So a made-up member is encoded, sampled and decoded, and
-its bits are hashed. Who would write other bits into a store has another fingerprint.
+its bits are hashed. A process that would write other bits into a store has another fingerprint.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from ..config import SamplingConfig
-from ..forecasting.api import sample_fields
+from ..forecasting.members import sample_fields
 from ..models.model import Model
 
 # Observed frames, of which two latents come; and the variables that libraries read.

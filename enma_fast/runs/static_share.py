@@ -1,7 +1,8 @@
 """A share of a run that is fixed beforehand: for file systems that give no locks between machines.
 
-Rank r of n takes the pieces r, r + n, ...: no process claims anything, and none takes over from another. Rank 0 makes
-the store and the others wait for it. Who sees that all is done finishes it; if two do, they write the same bytes.
+Rank r of n takes the ranges r, r + n, ...: no process claims anything, and none takes over from another. Rank 0 makes
+the store and the others wait for it. The process that sees that all is done finishes it; if two do, they write the same
+bytes.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 from ..errors import EnmaError
 from ..store.ledger import Ledger
 from ..utils.launch import Launch
-from .blocks import P
+from .blocks import R
 
 # Seconds that other ranks wait for the store, and between two looks.
 _WAIT, _POLL = 600.0, 0.1
@@ -54,12 +55,12 @@ class StaticShare:
         """Nothing is held."""
 
 
-def shares(ledger: Ledger, pieces: Sequence[P], *, rank: int, num_ranks: int) -> Iterator[P]:
-    """Pieces of a rank that are not done."""
+def shares(ledger: Ledger, ranges: Sequence[R], *, rank: int, num_ranks: int) -> Iterator[R]:
+    """Yield the ranges of a rank that are not done."""
     done = ledger.done()
-    for i in range(rank, len(pieces), num_ranks):
-        if not done[pieces[i].first : pieces[i].last].all():
-            yield pieces[i]
+    for i in range(rank, len(ranges), num_ranks):
+        if not done[ranges[i].first : ranges[i].last].all():
+            yield ranges[i]
 
 
 def require_shared_locks(target: Path, launch: Launch) -> None:

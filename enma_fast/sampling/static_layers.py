@@ -5,28 +5,23 @@ Legend: B rows, L rows of a transformer, M some of them, D width, H heads, K hea
 
 from __future__ import annotations
 
-from typing import cast
-
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..models.layers import Attention, RMSNorm, attention, rotate
-from ..ops.modulated_norm import modulated_norm
+from ..ops.rms_norm import rms_norm, sum_rms_norm
 
 # Cosines and sines of rotary positions.
 Rotary = tuple[Tensor, Tensor]
 
 
 def norm_of(x: Tensor, norm: RMSNorm) -> Tensor:
-    return cast(Tensor, modulated_norm(x, kind="rms", weight=norm.weight, eps=norm.eps))
+    return rms_norm(x, norm.weight, eps=norm.eps)
 
 
 def norm_of_sum(x: Tensor, residual: Tensor, norm: RMSNorm) -> tuple[Tensor, Tensor]:
     """``x + residual``, and its norm."""
-    return cast(
-        "tuple[Tensor, Tensor]",
-        modulated_norm(x, kind="rms", weight=norm.weight, residual=residual, eps=norm.eps),
-    )
+    return sum_rms_norm(x, residual, norm.weight, eps=norm.eps)
 
 
 def project(module: Attention, x_BLD: Tensor, rotary: Rotary | None) -> tuple[Tensor, Tensor, Tensor]:

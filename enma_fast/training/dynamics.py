@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..config import TrainingConfig
 from ..errors import EnmaError
 from ..evaluation.metrics import Scores
-from ..forecasting.api import sample_fields
+from ..forecasting.members import sample_fields
 from ..models.checkpoint import read_tensors, write_tensors
 from ..models.model import Model, draw
 from ..models.tokenizer import Tokenizer, patchify

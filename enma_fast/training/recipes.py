@@ -21,7 +21,7 @@ from torch import Tensor
 from ..config import ModelConfig, TrainingConfig
 from ..data import FieldFile, read
 from ..errors import EnmaError
-from ..forecasting.tasks import check_file
+from ..forecasting.file_forecast import check_file
 from ..models.checkpoint import (
     IN_RUN,
     LOG,

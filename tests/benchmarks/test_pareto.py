@@ -14,7 +14,8 @@ from enma_fast.config import SamplingConfig
 from enma_fast.data import read
 from enma_fast.errors import EnmaError
 from enma_fast.evaluation.metrics import Scores
-from enma_fast.forecasting.tasks import Case, ensembles
+from enma_fast.forecasting.file_forecast import FileForecast
+from enma_fast.forecasting.request import ForecastRequest
 from enma_fast.models.checkpoint import PRETRAINED, load_model, save_model
 from enma_fast.models.model import Model
 
@@ -126,9 +127,10 @@ def test_a_run_on_an_untrained_model(tmp_path, monkeypatch, capsys):
 
     model, data = load_model(tmp_path / "tiny"), read(PRETRAINED / "combined-test-in.h5")
     for name in (OWN, "flow 2 to 1", "mask 1, flow 1"):
-        case = Case(members=3, chunk=6, settings=SamplingConfig(**rows[name]["sampling"]))
+        settings = SamplingConfig(**rows[name]["sampling"])
+        request = ForecastRequest(num_members=3, trajectories=[0, 2, 4, 6], chunk=6, settings=settings)
         expected = Scores()
-        for part, samples in ensembles(model, data, case, rows=[0, 2, 4, 6]):
+        for part, samples in FileForecast(model, data, request).samples():
             expected.update(samples, data.u[part, 3:20])
         for key in ("rel_l2", "crps", "spread_skill"):
             assert rows[name][key] == pytest.approx(expected.result()[key], rel=1e-6)

@@ -180,7 +180,7 @@ def test_options_out_of_range(refused: Callable, enma: Callable, rewrite: Callab
     assert refused(path, "--chunk", 0) == "chunk is 0; at least 1 is needed"
     assert refused(path, "--device", "abacus") == "--device abacus: cannot be used here; use cpu"
     assert refused(path, "--device", "meta") == "--device meta: cannot be used here; use cpu"
-    assert enma("score", path, "-c", tiny, "--members", 0).error() == "members is 0; at least 1 is needed"
+    assert enma("score", path, "-c", tiny, "--members", 0).error() == "num_members is 0; at least 1 is needed"
     assert enma("score", path, "-c", tiny, "--limit", 0).error() == "limit is 0; at least 1 is needed"
     for select in ("4:5", "2:2", "-1", "a:b", "0:9", "7"):
         run = enma("forecast", path, "-c", tiny, "--out", tmp_path / "run.zarr", f"--select={select}")

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from enma_fast.data import read
-from enma_fast.evaluation.scoring import score_case
-from enma_fast.forecasting.tasks import Case
+from enma_fast.evaluation.scoring import score_forecast
+from enma_fast.forecasting.file_forecast import FileForecast
+from enma_fast.forecasting.request import ForecastRequest
 from enma_fast.models.checkpoint import load_model
 from enma_fast.store.read import read_forecast, stacked
 
@@ -31,7 +32,8 @@ def test_numbers_and_files(enma: Callable, tiny: Path, test_in: Path, tmp_path: 
     assert set(result) >= PROMISED
     rows = [0, 6, 12, 18]
     model, data = load_model(tiny), read(test_in)
-    expected = score_case(model, data, Case(members=5, seed=2), rows=rows)
+    request = ForecastRequest(num_members=5, seed=2, trajectories=rows)
+    expected = score_forecast(FileForecast(model, data, request))
     for name in (
         "rel_l2",
         "rel_l2_median",

@@ -108,7 +108,7 @@ def test_numbers_that_would_hang_or_crash_are_refused(
 
 def test_frames_beyond_any_forecast_are_refused(enma: Callable, tiny: Path, test_in: Path, tmp_path: Path) -> None:
     run = enma("forecast", test_in, "-c", tiny, "--frames", 10**9, "--out", tmp_path / "run.zarr")
-    assert run.error() == "frames is 1000000000; at most 30000 is possible"
+    assert run.error() == "num_frames is 1000000000; at most 30000 is possible"
 
 
 def test_the_folder_of_a_run_is_a_checkpoint(enma: Callable, tiny: Path, test_in: Path, tmp_path: Path) -> None:

@@ -1,12 +1,34 @@
-"""`enma-fast score` of a forecast store."""
+"""`enma-fast score` of a field file, and of a forecast store."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import torch
 
+from enma_fast import cli
+from enma_fast.config import SamplingConfig
+from enma_fast.data import read
+from enma_fast.evaluation.scoring import score
 from enma_fast.evaluation.store_scores import score_store
+from enma_fast.models.checkpoint import PRETRAINED, load_model
+from enma_fast.training import card
+
+TIMED = {"seconds_per_member", "file", "checkpoint"}
+SETTINGS = ("--mask-steps", 3, "--flow-steps", 4, "--last-flow-steps", 2, "--flow-method", "euler")
+
+
+SAMPLING = SamplingConfig(mask_steps=3, flow_steps=4, last_flow_steps=2, method="euler", temperature=0.5)
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """Give the number of threads back."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -18,6 +40,61 @@ def store(tiny: Path, test_in: Path, tmp_path_factory: pytest.TempPathFactory) -
     options = ("--out", path, "-c", tiny, "--members", 3, "--seed", 4, "--select", "2:4")
     assert main([str(argument) for argument in ("forecast", test_in, *options)]) == 0
     return path
+
+
+@pytest.mark.parametrize("task", ["temporal", "initial-value", "generation"])
+def test_score_gives_what_the_library_gives(enma: Callable, tiny: Path, test_in: Path, task: str) -> None:
+    options = ("--task", task, "--history", 3, "--members", 2, "--seed", 1, "--limit", 5)
+    result = enma("score", test_in, "--checkpoint", tiny, *options, "--json").json
+    expected = score(load_model(tiny), read(test_in), task=task, members=2, seed=1, limit=5)
+    assert set(result) == {*expected, "file", "checkpoint"}
+    assert {k: v for k, v in result.items() if k not in TIMED} == {k: v for k, v in expected.items() if k not in TIMED}
+
+
+def test_score_takes_the_settings_and_reports_them(enma: Callable, tiny: Path, test_in: Path) -> None:
+    options = ("-c", tiny, "--members", 2, "--limit", 2, "--json")
+    plain = enma("score", test_in, *options).json
+    result = enma("score", test_in, *options, *SETTINGS, "--temperature", 0.5).json
+    expected = score(load_model(tiny), read(test_in), members=2, limit=2, settings=SAMPLING)
+    assert result["sampling"] == asdict(SAMPLING)
+    assert result["crps"] == expected["crps"] != plain["crps"]
+    assert plain["sampling"] == asdict(load_model(tiny).config.sampling)
+
+
+def test_score_shows_the_paper_beside_it(enma: Callable, tiny: Path, test_in: Path, threads: None) -> None:
+    run = enma("score", test_in, "-c", tiny, "--members", 2, "--limit", 1, "--threads", 1)
+    assert run.status == 0, run.err
+    assert torch.get_num_threads() == 1
+    rows = {line.split("  ")[0].strip(): line.split() for line in run.out.splitlines() if line.strip()}
+    assert rows["ENMA (paper)"][2:] == ["7.86e-3", "-", "1.70e-3", "0.0868", "-", "-"]
+    assert "2 members from 3 frames, 17 frames scored, seed 0" in run.out
+    assert run.out.splitlines()[0].rstrip().endswith("temporal: 1 trajectory")
+
+
+@pytest.mark.parametrize("task", ["temporal", "initial-value"])
+def test_the_model_card_can_be_made_again(enma: Callable, test_in: Path, task: str) -> None:
+    metrics = card.read_metrics(PRETRAINED / "combined-small")
+    assert metrics is not None, "combined-small has no metrics.json: write it with `enma-fast train publish`"
+    (row,) = (row for row in metrics["rows"] if (row["task"], row["split"], row["packed"]) == (task, "test-in", True))
+    assert row["num_trajectories"] == 24
+    options = ("--task", task, "--members", row["num_members"], "--seed", row["seed"])
+    result = enma("score", test_in, "--checkpoint", "combined-small", *options, "--json").json
+    for name in ("rel_l2", "rel_l2_median", "rel_l2_member", "crps", "crps_relative", "rmsce", "spread_skill"):
+        assert result[name] == pytest.approx(row[name], rel=5e-3), name
+    assert result["num_outside"] == row["num_outside"]
+    text = (PRETRAINED / "combined-small" / "README.md").read_text()
+    assert text == card.card_text(load_model("combined-small").config, metrics)
+
+
+def test_messages_reach_standard_error_only_while_a_command_runs(enma: Callable, tiny: Path, test_in: Path) -> None:
+    import logging
+
+    log = logging.getLogger("enma_fast")
+    before = list(log.handlers)
+    assert enma("score", test_in, "-c", tiny, "--limit", 1, "--members", 2).status == 0
+    assert log.handlers == before
+    with cli._log_to_stderr():
+        assert len(log.handlers) == len(before) + 1
 
 
 def test_a_store_is_scored_as_its_members_were_when_they_were_sampled(

@@ -17,10 +17,11 @@ from enma_fast.data.equations import advection
 from enma_fast.data.spectral import refine
 from enma_fast.errors import EnmaError
 from enma_fast.evaluation import metrics
-from enma_fast.evaluation.scoring import paper_table, score, score_case
+from enma_fast.evaluation.scoring import paper_table, score, score_forecast
 from enma_fast.evaluation.solver import solver_fidelity
-from enma_fast.forecasting.api import sample_fields
-from enma_fast.forecasting.tasks import TASKS, Case, check_case, check_file, ensembles
+from enma_fast.forecasting.file_forecast import FileForecast, check_file
+from enma_fast.forecasting.members import sample_fields
+from enma_fast.forecasting.request import TASKS, ForecastRequest
 from enma_fast.models.checkpoint import PRETRAINED
 from enma_fast.models.model import Model
 from enma_fast.presets import PRESETS
@@ -105,8 +106,8 @@ def test_one_member_has_no_calibration(model: Model, data: FieldFile) -> None:
 @pytest.mark.parametrize("task", TASKS)
 def test_members_do_not_depend_on_company(model: Model, data: FieldFile, task: str) -> None:
     def members(rows: Sequence[int], count: int, chunk: int) -> torch.Tensor:
-        case = Case(task=task, members=count, seed=1, chunk=chunk)
-        parts = list(ensembles(model, data, case, rows=rows))
+        request = ForecastRequest(task=TASKS[task], num_members=count, trajectories=rows, seed=1, chunk=chunk)
+        parts = list(FileForecast(model, data, request).samples())
         assert [i for part, _ in parts for i in part] == list(rows)
         return torch.cat([samples for _, samples in parts])
 
@@ -119,18 +120,15 @@ def test_members_do_not_depend_on_company(model: Model, data: FieldFile, task: s
 
 def test_sink_and_progress_see_every_trajectory_once(model: Model, data: FieldFile) -> None:
     seen, calls = [], []
-    case = Case(members=2, chunk=4)
-    score_case(
-        model,
-        data,
-        case,
-        rows=[4, 0, 2],
+    forecast = FileForecast(model, data, ForecastRequest(num_members=2, chunk=4, trajectories=[4, 0, 2]))
+    score_forecast(
+        forecast,
         sink=lambda place, samples: seen.append((place, samples)),
         progress=lambda done, total: calls.append((done, total)),
     )
     assert [(place, len(samples)) for place, samples in seen] == [(0, 2), (2, 1)]
     assert calls == [(2, 3), (3, 3)]
-    again = torch.cat([samples for _, samples in ensembles(model, data, case, rows=[4, 0, 2])])
+    again = torch.cat([samples for _, samples in forecast.samples()])
     assert torch.equal(torch.cat([samples for _, samples in seen]), again)
 
 
@@ -264,13 +262,13 @@ def test_what_was_only_observed_cannot_be_scored(model: Model, data: FieldFile) 
 
 
 @pytest.mark.parametrize("task", ["initial-value", "generation"])
-def test_a_context_needs_environments(data: FieldFile, task: str) -> None:
-    case = Case(task=task)
+def test_a_context_needs_environments(model: Model, data: FieldFile, task: str) -> None:
+    request = ForecastRequest(task=TASKS[task])
     with pytest.raises(EnmaError, match="lacks scalars/environment"):
-        check_case(CONFIG, replace(data, environment=None), case)
+        FileForecast(model, replace(data, environment=None), request).check()
     with pytest.raises(EnmaError, match="alone in its group"):
-        check_case(CONFIG, replace(data, environment=np.arange(5)), case)
-    check_case(CONFIG, replace(data, environment=None), Case(task="temporal"))
+        FileForecast(model, replace(data, environment=np.arange(5)), request).check()
+    FileForecast(model, replace(data, environment=None), ForecastRequest()).check()
 
 
 def test_shorter_files_are_scored_to_their_end(model: Model, data: FieldFile) -> None:

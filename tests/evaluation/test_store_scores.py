@@ -11,9 +11,10 @@ from enma_fast.data import FieldFile, read
 from enma_fast.errors import EnmaError
 from enma_fast.evaluation import store_scores
 from enma_fast.evaluation.metrics import Scores
-from enma_fast.evaluation.scoring import score_case
+from enma_fast.evaluation.scoring import score_forecast
 from enma_fast.evaluation.store_scores import score_store
-from enma_fast.forecasting.tasks import TASKS, Case
+from enma_fast.forecasting.file_forecast import FileForecast
+from enma_fast.forecasting.request import TASKS, ForecastRequest
 from enma_fast.models.checkpoint import PRETRAINED, load_model, sha256
 from enma_fast.store.create import create_store
 from enma_fast.store.layout import LEDGER, OUTSIDE
@@ -48,8 +49,8 @@ def in_memory(samples: np.ndarray, data: FieldFile) -> dict[str, Any]:
 @pytest.mark.parametrize("task", TASKS)
 def test_scores_are_those_of_the_same_members_scored_as_they_are_sampled(tmp_path: Path, task: str) -> None:
     model, data, rows = load_model("combined-small"), read(TEST_IN), [3, 4, 12]
-    case = Case(task=task, members=3, seed=2)
-    seen = case.observed
+    request = ForecastRequest(task=TASKS[task], num_members=3, trajectories=rows, seed=2)
+    seen = request.num_observed
     with create_store(
         tmp_path / "run.zarr",
         channels=data.channels,
@@ -70,7 +71,7 @@ def test_scores_are_those_of_the_same_members_scored_as_they_are_sampled(tmp_pat
             OUTSIDE: [],
         },
     ) as store:
-        expected = score_case(model, data, case, rows=rows, sink=store.put)
+        expected = score_forecast(FileForecast(model, data, request), sink=store.put)
     result = score_store(tmp_path / "run.zarr", truth=TEST_IN)
     only_of_a_run = {"seconds_per_member", "num_parameters", "sampling", "precision"}
     solved = (result.pop("solver_fidelity"), expected.pop("solver_fidelity"))

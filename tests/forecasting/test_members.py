@@ -1,6 +1,5 @@
-"""Forecasts of an ensemble: the pipeline behind them, members that depend on their numbers only, and bad input."""
+"""Members depend on their numbers only, come frame by frame, and stop where they are told to."""
 
-import logging
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +9,8 @@ import xarray as xr
 
 from enma_fast.config import SamplingConfig
 from enma_fast.errors import EnmaError
-from enma_fast.forecasting.api import _window, sample_fields, stream
+from enma_fast.forecasting.api import stream
+from enma_fast.forecasting.members import _window, sample_fields
 from enma_fast.models.interpolation import grid_points
 from enma_fast.models.model import Model
 from enma_fast.presets import PRESETS
@@ -18,48 +18,8 @@ from enma_fast.sampling.engine import Engine
 from enma_fast.sampling.noise import trajectory_seed
 from enma_fast.sampling.reference import trajectory
 
-from .._tiny import CONFIGS, distance, model, shaken, waves
-
-FRAMES = 8
-TASKS = {"temporal": (3, False), "initial-value": (1, True), "generation": (0, True)}
-
-
-@pytest.fixture(scope="module")
-def models():
-    return {name: model(name) for name in CONFIGS}
-
-
-@pytest.fixture(params=["relative", "plane", "relative-fast"])
-def made(models, request):
-    return models[request.param]
-
-
-@pytest.fixture
-def relative(models):
-    return models["relative"]
-
-
-@pytest.fixture
-def points(models):
-    return models["points"]
-
-
-@pytest.fixture(params=TASKS)
-def task(request):
-    """Observed frames, and whether there is a context."""
-    return TASKS[request.param]
-
-
-def inputs(made, task, batch=2):
-    """History and context for two trajectories."""
-    observed, has_context = task
-    fields = waves(batch, 2, FRAMES, made.config.tokenizer)
-    history = fields[::2, :observed] if observed else None
-    return {"history": history, "context": fields[1::2] if has_context else None}
-
-
-def single(given, b):
-    return {key: None if value is None else value[b] for key, value in given.items()}
+from .._tiny import CONFIGS, distance, shaken, waves
+from ._inputs import FRAMES, TASKS, inputs, single
 
 
 def test_a_forecast_is_encode_sample_decode(made, task):
@@ -91,21 +51,6 @@ def test_a_trajectory_without_a_batch_loses_that_axis(made, task):
     assert out.shape == (3, FRAMES - task[0], *made.config.tokenizer.grid, made.config.tokenizer.field_channels)
     batched = {key: None if value is None else value[None] for key, value in given.items()}
     assert torch.equal(sample_fields(made, **batched, num_members=3)[0], out)
-
-
-def test_arrays_of_any_float_type_will_do(made, task):
-    given = inputs(made, task)
-    expected = sample_fields(made, **given)
-    for dtype in (np.float32, np.float64):
-        arrays = {key: None if value is None else value.numpy().astype(dtype) for key, value in given.items()}
-        copies = {key: None if value is None else value.copy() for key, value in arrays.items()}
-        assert torch.equal(sample_fields(made, **arrays), expected)
-        for key, value in arrays.items():
-            assert value is None or np.array_equal(value, copies[key])
-    # Strided views too.
-    wide = {key: None if value is None else value.repeat_interleave(2, dim=1) for key, value in given.items()}
-    views = {key: None if value is None else value[:, ::2] for key, value in wide.items()}
-    assert torch.equal(sample_fields(made, **views), expected)
 
 
 def test_the_result_can_be_worked_with(relative):
@@ -328,38 +273,6 @@ def test_no_frame_depends_on_latents_before_its_window(models, name):
     assert distance(made.decode(z[:, 2:])[:, -config.tokenizer.time_factor :], last) < 1e-5
 
 
-@pytest.mark.parametrize("observed", [3, 5, 7])
-def test_every_observed_frame_matters(relative, observed):
-    history = waves(2, 1, FRAMES, relative.config.tokenizer)[:, :observed]
-    out = sample_fields(relative, history)
-    for t in range(observed):
-        changed = history.clone()
-        changed[:, t] += 0.5
-        assert distance(sample_fields(relative, changed), out) > 1e-4
-
-
-def test_a_frame_that_fills_no_latent_is_forecast_from_the_others(relative):
-    # Of four frames the last shares its latent with one that is not observed; frames 4 to 7 are asked for.
-    history = waves(2, 1, FRAMES, relative.config.tokenizer)[:, :4]
-    assert distance(sample_fields(relative, history), sample_fields(relative, history[:, :3])[:, :, 1:]) < 1e-5
-
-
-def test_frames_beyond_training_are_forecast_with_a_warning(relative, caplog):
-    given = inputs(relative, TASKS["temporal"])
-    with caplog.at_level(logging.WARNING, logger="enma_fast"):
-        sample_fields(relative, **given, num_frames=5)
-        list(stream(relative, **given, num_frames=5))
-        sample_fields(relative, **given, num_frames=6, warn=False)
-        assert caplog.records == []
-        out = sample_fields(relative, **given, num_frames=6)
-        list(stream(relative, **given, num_frames=6))
-    assert out.shape[2] == 6
-    assert out.isfinite().all()
-    assert [record.getMessage() for record in caplog.records] == [
-        "frames beyond 8 were not seen in training of relative"
-    ] * 2
-
-
 def test_the_grid_as_query_points_gives_the_grid(points):
     given = inputs(points, TASKS["temporal"])
     options = points.config.tokenizer
@@ -382,146 +295,6 @@ def test_query_points_on_a_plane(models):
     assert distance(sample_fields(plane, **given, query=grid), out.flatten(3, 4)) < 1e-5
 
 
-def test_observations_at_scattered_points(points):
-    given = inputs(points, TASKS["temporal"])
-    options = points.config.tokenizer
-    order = torch.randperm(32)
-    where = grid_points(options.grid, options.lengths)[order]
-    scattered = given["history"][:, :, order]
-    assert distance(sample_fields(points, scattered, points=where), sample_fields(points, **given)) < 1e-4
-    few = sample_fields(points, scattered[0, :, :11], points=where[:11].numpy(), num_members=2)
-    assert few.shape == (2, 5, 32, 1)
-    assert few.isfinite().all()
-
-
-def good(made):
-    fields = waves(2, 2, FRAMES, made.config.tokenizer)
-    return {"history": fields[::2, :3], "context": fields[1::2]}
-
-
-def with_value(u, index, value):
-    u = u.clone()
-    u[index] = value
-    return u
-
-
-ERRORS = {
-    "nothing given": (lambda g: {"history": None}, "history and context are both None"),
-    "one frame": (
-        lambda g: {"history": g["history"][:, :1]},
-        r"history has 1 frame; the model 'relative' needs at least 3, or pass context=",
-    ),
-    "two frames": (lambda g: {"history": g["history"][:, :2]}, r"history has 2 frames; .*at least 3"),
-    "no frame": (
-        lambda g: {"history": g["history"][:, :0]},
-        r"history has shape \(2, 0, 32, 1\): no trajectory or no frame",
-    ),
-    "no frame of context": (
-        lambda g: {"history": None, "context": g["context"][:, :0]},
-        r"context has shape \(2, 0, 32, 1\): no trajectory or no frame",
-    ),
-    "no trajectory": (lambda g: {"history": g["history"][:0]}, r"history has shape \(0, 3, 32, 1\): no trajectory"),
-    "wrong grid": (
-        lambda g: {"history": g["history"][:, :, :31]},
-        r"history has shape \(2, 3, 31, 1\); the model 'relative' expects \[B, T, 32, 1\]",
-    ),
-    "a plane": (lambda g: {"history": torch.zeros(1, 1, 3, 32, 32, 1)}, r"history has shape \(1, 1, 3, 32, 32, 1\)"),
-    "no channel axis": (lambda g: {"history": g["history"][0, ..., 0]}, r"history has shape \(3, 32\)"),
-    "channels": (
-        lambda g: {"history": g["history"].expand(-1, -1, -1, 2)},
-        "history has 2 channels; the model 'relative' expects 1",
-    ),
-    "context grid": (
-        lambda g: {"context": g["context"][:, :, :16]},
-        r"context has shape \(2, 8, 16, 1\); .*\[B, T, 32, 1\]",
-    ),
-    "context count": (
-        lambda g: {"context": g["context"][[0, 1, 0]]},
-        "history holds 2 trajectories and context 3; give one context for each, or one",
-    ),
-    "context without space": (lambda g: {"context": g["context"][0, :, :, 0]}, r"context has shape \(8, 32\)"),
-    "nan": (
-        lambda g: {"history": with_value(g["history"], (1, 2, 7, 0), float("nan"))},
-        "history holds a value that is not finite, first in trajectory 1, frame 2",
-    ),
-    "too large for fp32": (
-        lambda g: {"history": with_value(g["history"].double(), (0, 1, 7, 0), 1e39)},
-        "history holds a value that is not finite, first in trajectory 0, frame 1",
-    ),
-    "context infinity": (
-        lambda g: {"context": with_value(g["context"], (0, 5, 0, 0), float("-inf"))},
-        "context holds a value that is not finite, first in trajectory 0, frame 5",
-    ),
-    "integers": (lambda g: {"history": g["history"].long()}, "history has dtype torch.int64; floating point"),
-    "complex": (lambda g: {"history": g["history"].to(torch.complex64)}, "history has dtype torch.complex64"),
-    "members": (lambda g: {"num_members": 0}, "num_members is 0; at least 1"),
-    "frames": (lambda g: {"num_frames": 0}, "num_frames is 0; at least 1"),
-    "nothing left": (
-        lambda g: {"history": g["context"]},
-        "history has 8 frames, as many as relative was trained on; say how many more: num_frames",
-    ),
-    "numbers": (lambda g: {"trajectories": [0]}, "trajectories names 1 numbers; the input holds 2"),
-    "negative number": (lambda g: {"trajectories": [0, -1]}, "a trajectory is -1; at least 0 is needed"),
-    "number twice": (lambda g: {"trajectories": [3, 3]}, "trajectories names a number twice"),
-    "half a number": (lambda g: {"trajectories": [0, 1.5]}, "a trajectory is 1.5; a whole number is expected"),
-    "half a member": (lambda g: {"num_members": 2.0}, "num_members is 2.0; a whole number is expected"),
-    "first member": (lambda g: {"first_member": -1}, "first_member is -1; at least 0 is needed"),
-    "last member": (
-        lambda g: {"first_member": 2**32, "num_members": 1},
-        "first_member is 4294967296; at most 4294967295",
-    ),
-    "seed": (lambda g: {"seed": 1.5}, "seed is 1.5; a whole number is expected"),
-    "large seed": (lambda g: {"seed": 2**64}, "seed is 18446744073709551616; at most 18446744073709551615"),
-    "one number": (lambda g: {"trajectories": 5}, "trajectories is 5; a list of numbers is expected"),
-    "too many": (lambda g: {"num_members": 2**33}, "num_members is 8589934592; at most 4294967296"),
-    "many": (
-        lambda g: {"num_members": 2**32},
-        r"forecasts of [\d,]+ x [15] frames take [\d,]+ GB, .*; use fewer at a time",
-    ),
-    "query": (lambda g: {"query": torch.zeros(3, 1)}, "query: the model 'relative' has no interpolation"),
-    "points": (lambda g: {"points": torch.zeros(32, 1)}, "points: the model 'relative' has no interpolation"),
-}
-
-
-@pytest.mark.parametrize(
-    "run", [sample_fields, lambda *args, **kwargs: list(stream(*args, **kwargs))], ids=["forecast", "stream"]
-)
-@pytest.mark.parametrize("name", ERRORS)
-def test_bad_input_is_named_before_anything_is_sampled(relative, name, run):
-    change, said = ERRORS[name]
-    given = good(relative)
-    arguments = {"history": given["history"]} | change(given)
-    sampled = []
-    hook = relative.dynamics.spatial.register_forward_pre_hook(lambda *_: sampled.append(1))
-    with pytest.raises(EnmaError, match=f"^{said}") as caught:
-        run(relative, **arguments)
-    hook.remove()
-    assert "\n" not in str(caught.value)
-    assert sampled == []
-
-
-@pytest.mark.parametrize("run", [sample_fields, stream], ids=["forecast", "stream"])
-@pytest.mark.parametrize(
-    ("name", "value", "option"),
-    [
-        ("mask_steps", 1, "--mask-steps"),
-        ("flow_steps", 5, "--flow-steps"),
-        ("last_flow_steps", 1, "--last-flow-steps"),
-        ("method", "euler", "--flow-method"),
-    ],
-)
-def test_a_one_pass_model_has_no_use_for_mask_steps(models, run, name, value, option):
-    made = models["paper-fast"]
-    history = inputs(made, TASKS["temporal"])["history"]
-    own = made.config.sampling
-    said = f"^{name} is {value}; paper-fast decides a frame in one pass .*: leave out {option} "
-    with pytest.raises(EnmaError, match=said):
-        list(run(made, history, settings=replace(own, **{name: value})))
-    # In a model with mask steps the same settings are fine.
-    other = models["paper"]
-    assert len(list(run(other, history, settings=replace(own, **{name: value})))) > 0
-
-
 def test_a_cooler_one_pass_model_spreads_less(models):
     made = models["relative-fast"]
     given, own = inputs(made, TASKS["initial-value"]), made.config.sampling
@@ -530,25 +303,3 @@ def test_a_cooler_one_pass_model_spreads_less(models):
         for factor in (0.0, 0.3, 1.0)
     ]
     assert spread[0] < 1e-5 < spread[1] < spread[2]
-
-
-def test_a_chunk_holds_at_least_one_row(relative):
-    with pytest.raises(EnmaError, match=r"^chunk is 0; at least 1"):
-        sample_fields(relative, good(relative)["history"], chunk=0)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        ({"query": torch.zeros(3, 2)}, r"query has shape \(3, 2\); \[points, 1\] is expected"),
-        ({"query": torch.zeros(3)}, r"query has shape \(3,\); \[points, 1\] is expected"),
-        ({"query": torch.zeros(0, 1)}, r"query has shape \(0, 1\); \[points, 1\] is expected"),
-        ({"query": torch.tensor([[float("nan")]])}, "query holds a coordinate that is not finite"),
-        ({"points": torch.zeros(32, 2)}, r"points has shape \(32, 2\); \[points, 1\] is expected"),
-        ({"points": torch.full((32, 1), float("inf"))}, "points holds a coordinate that is not finite"),
-        ({"points": torch.zeros(31, 1)}, r"history has shape \(2, 3, 32, 1\); .*expects \[B, T, 31, 1\]"),
-    ],
-)
-def test_bad_coordinates_are_named(points, arguments, said):
-    with pytest.raises(EnmaError, match=f"^{said}"):
-        sample_fields(points, good(points)["history"], **arguments)

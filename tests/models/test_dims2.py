@@ -1,4 +1,4 @@
-"""On a plane: the same modules build, train and sample; the shipped 2-D presets take a step and forecast."""
+"""Two dimensions: the same modules build, train and sample; the shipped 2-D presets take a step and forecast."""
 
 import json
 from dataclasses import replace
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from enma_fast.config import TrainingConfig
-from enma_fast.forecasting.api import sample_fields
+from enma_fast.forecasting.members import sample_fields
 from enma_fast.models.interpolation import grid_points
 from enma_fast.models.model import Model
 from enma_fast.models.tokenizer import Tokenizer

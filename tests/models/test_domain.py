@@ -1,4 +1,4 @@
-"""Observed frames outside the training data: recognised by cheap rules, said, refused, noted; and nothing else is."""
+"""Observed frames outside the training data: recognised by cheap rules, reported, refused, recorded; others are not."""
 
 import json
 import logging
@@ -18,11 +18,11 @@ from enma_fast.figures.report import write_report
 from enma_fast.models.checkpoint import DOMAIN, PRETRAINED, load_model, save_model, verify, write_manifest
 from enma_fast.models.domain import WINDOW, Domain
 from enma_fast.models.model import Model
-from enma_fast.runs import run as ensemble
 from enma_fast.store.layout import OUTSIDE
 from enma_fast.store.metadata import DIGEST
 from enma_fast.store.read import read_forecast
 
+from .._runs import prepare
 from .._tiny import model as tiny_model
 from .._tiny import waves
 
@@ -46,7 +46,7 @@ def inside() -> FieldFile:
 
 @pytest.fixture(scope="module")
 def outside() -> FieldFile:
-    """Of a fourth-order damping that training never shows."""
+    """Fields under a fourth-order damping that training never shows."""
     return read(PRETRAINED / "combined-test-out.h5")
 
 
@@ -192,11 +192,11 @@ def test_a_store_and_its_report_name_them(
 ) -> None:
     mixed = replace(inside, u=np.concatenate([inside.u[:2], outside.u[:2], inside.u[4:]]))
     out = tmp_path / "run.zarr"
-    options = {"members": 2, "select": [0, 3, 2], "chunk": 8}
+    options = {"num_members": 2, "trajectories": [0, 3, 2], "chunk": 8}
     with pytest.raises(EnmaError, match=r"trajectory 3 .*lie outside"):
-        ensemble.prepare(mixed, out, **options, strict=True)
+        prepare(mixed, out, **options, strict=True)
     assert not out.exists()
-    ensemble.run(mixed, out, **options)
+    prepare(mixed, out, **options).execute()
     assert [message for message in caplog.messages if "trajectory 3 (and of 1 more) lie outside" in message]
     assert read_forecast(out).attrs[OUTSIDE] == [3, 2]
     assert score_store(out)["num_outside"] == 2
@@ -207,7 +207,7 @@ def test_a_store_and_its_report_name_them(
     metadata = json.loads((out / "zarr.json").read_bytes())
     del metadata["attributes"][OUTSIDE], metadata["attributes"][DIGEST]
     (out / "zarr.json").write_text(json.dumps(metadata))
-    assert ensemble.prepare(mixed, out, **options).plan().members_missing == 0
+    assert prepare(mixed, out, **options).plan().members_missing == 0
     assert score_store(out)["num_outside"] is None
     write_report(out, tmp_path / "b.html")
     assert "Outside the training data" not in (tmp_path / "b.html").read_text()
@@ -228,7 +228,7 @@ def test_a_checkpoint_keeps_what_it_was_trained_on(tmp_path: Path) -> None:
     (tmp_path / DOMAIN).write_text((tmp_path / DOMAIN).read_text().replace("1", "2", 1))
     with pytest.raises(EnmaError, match=r"domain\.json: SHA-256 differs from manifest\.json"):
         load_model(tmp_path)
-    # What the manifest does not list is not read, and a model that does not know leaves none behind.
+    # A file that the manifest does not list is not read, and saving a model without a domain removes the file.
     made.domain = None
     save_model(made, tmp_path)
     assert not (tmp_path / DOMAIN).exists()

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from enma_fast.forecasting.api import sample_fields
+from enma_fast.forecasting.members import sample_fields
 from enma_fast.models.folding import FoldedEnd, fold_end, folded_end
 from enma_fast.models.model import Model
 from enma_fast.models.tokenizer import Tokenizer

@@ -1,4 +1,4 @@
-"""A checkpoint from elsewhere, whatever its files are, is one line or a whole model; and the ways to name one."""
+"""A checkpoint of unknown origin either loads or is refused in one line; and the ways to name one."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Masked values and the numbers that stand for missing ones are no observations, whoever reads them."""
+"""Masked values and the numbers that stand for missing ones are no observations, for every reader."""
 
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ def fields(line):
 
 @pytest.fixture
 def holed(fields):
-    """The same with two values that are not there."""
+    """The same with two values missing."""
     made = fields.copy()
     made[1, 2, 3, 0] = made[1, 2, 4, 0] = FILL
     return made

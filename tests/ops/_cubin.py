@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class _Driver:
-    """As much of a CUDA driver as compiling needs."""
+    """The part of a CUDA driver that compiling needs."""
 
     def __init__(self, capability: int) -> None:
         self.capability = capability
@@ -83,7 +83,7 @@ def tool(name: str) -> str:
 
 
 def resources(name: str, cubin: bytes, metadata: Any) -> dict[str, Any]:
-    """What `cuobjdump` says of one cubin."""
+    """Output of `cuobjdump` for one cubin."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()

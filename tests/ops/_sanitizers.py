@@ -17,7 +17,7 @@ QUICK_SANITIZERS = [*SANITIZERS, "-fno-sanitize=null,alignment,object-size,vptr"
 
 
 def run_core(
-    op: str,
+    ops: Sequence[str],
     folder: Path,
     *,
     parts: Sequence[str] = (),
@@ -27,10 +27,12 @@ def run_core(
     link: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
 ) -> None:
-    """Compile ``<op>*.cpp``, what they share and ``native_<op>_main.cpp``; run it, which prints ok.
+    """Compile the core of these operators once; link ``native_<op>_main.cpp`` of each to it and run it: it prints ok.
 
     Parameters
     ----------
+    ops
+        Stems of operators.
     parts
         More files of the core, as patterns; those that take longest first.
     unwatched
@@ -40,8 +42,9 @@ def run_core(
     environment
         Of the program, beside this process' own.
     """
-    sources = [path for name in (*parts, f"{op}*", "dispatch", "parallel") for path in sorted(CORE.glob(f"{name}.cpp"))]
-    sources.append(ROOT / f"tests/ops/native_{op}_main.cpp")
+    names = (*parts, *ops, "dispatch", "parallel")
+    sources = [path for name in names for path in sorted(CORE.glob(f"{name}.cpp"))]
+    mains = [ROOT / f"tests/ops/native_{op}_main.cpp" for op in ops]
 
     def compiled(path: Path) -> Path:
         out = folder / f"{path.stem}.o"
@@ -52,12 +55,12 @@ def run_core(
         return out
 
     with ThreadPoolExecutor(2) as pool:
-        objects = list(pool.map(compiled, sources))
-    program = folder / "main"
-    linked = subprocess.run(
-        ["g++", "-fopenmp", *sanitizers, *map(str, objects), *link, "-o", str(program)], capture_output=True, text=True
-    )
-    assert linked.returncode == 0, linked.stderr[-4000:]
-    done = subprocess.run([str(program)], capture_output=True, text=True, env=os.environ | (environment or {}))
-    assert done.returncode == 0, done.stdout + done.stderr[-4000:]
-    assert done.stdout.startswith("ok")
+        objects = list(map(str, pool.map(compiled, [*sources, *mains])))
+    for main in objects[len(sources) :]:
+        program = folder / Path(main).stem
+        command = ["g++", "-fopenmp", *sanitizers, *objects[: len(sources)], main, *link, "-o", str(program)]
+        linked = subprocess.run(command, capture_output=True, text=True)
+        assert linked.returncode == 0, linked.stderr[-4000:]
+        done = subprocess.run([str(program)], capture_output=True, text=True, env=os.environ | (environment or {}))
+        assert done.returncode == 0, done.stdout + done.stderr[-4000:]
+        assert done.stdout.startswith("ok")

@@ -4,11 +4,12 @@
 #include <cstdio>
 #include <limits>
 #include <random>
-#include <utility>
+#include <string>
 #include <vector>
 
 #include "core/cpu/dispatch.h"
-#include "core/cpu/point_attention_task.h"
+#include "core/cpu/point_attention.h"
+#include "core/cpu/vector_kernels.h"
 
 namespace {
 
@@ -148,7 +149,8 @@ void compare(const char* kernels, const char* what, const Floats& ours, const Do
     ++failures;
 }
 
-void run(const enma::PointAttentionKernels& kernels, const Data& d, int threads) {
+void run(const std::string& name, const Data& d, int threads) {
+    const enma::Isa isa = enma::isa_by_name(name);
     const Case& c = d.c;
     const float nan = std::numeric_limits<float>::quiet_NaN();
     enma::PointAttention g{};
@@ -164,26 +166,27 @@ void run(const enma::PointAttentionKernels& kernels, const Data& d, int threads)
     g.valid = c.padded ? d.valid.data() : nullptr;
 
     Floats out(d.out_grad.size(), nan), lse(c.B * c.H * c.Q, nan), delta(lse.size(), 0.0f);
-    enma::point_attention_forward_by(kernels, g, out.data(), lse.data());
+    enma::point_attention_forward(g, out.data(), lse.data(), isa);
     for (size_t i = 0; i < out.size(); ++i) delta[i / c.V] += out[i] * d.out_grad[i];
     Floats q(d.q.size(), nan), k(d.k.size(), nan), v(d.v.size(), nan), slopes(c.B * c.H, nan);
     Floats x_q(c.B * c.H * c.Q * c.dims, nan), x_p(c.B * c.H * c.P * c.dims, nan);
     const enma::PointAttentionGradients to{
         d.out_grad.data(), lse.data(), delta.data(), q.data(), k.data(), v.data(), slopes.data(), x_q.data(), x_p.data()
     };
-    enma::point_attention_backward_by(kernels, g, to);
+    enma::point_attention_backward(g, to, isa);
 
     const Results exact = by_formula(d);
-    compare(kernels.name, "out", out, exact.out);
-    compare(kernels.name, "gradient of q", q, exact.q);
-    compare(kernels.name, "gradient of k", k, exact.k);
-    compare(kernels.name, "gradient of v", v, exact.v);
-    compare(kernels.name, "gradient of slopes", slopes, exact.slopes);
-    compare(kernels.name, "gradient of query points", x_q, exact.x_q);
-    compare(kernels.name, "gradient of points", x_p, exact.x_p);
+    compare(name.c_str(), "out", out, exact.out);
+    compare(name.c_str(), "gradient of q", q, exact.q);
+    compare(name.c_str(), "gradient of k", k, exact.k);
+    compare(name.c_str(), "gradient of v", v, exact.v);
+    compare(name.c_str(), "gradient of slopes", slopes, exact.slopes);
+    compare(name.c_str(), "gradient of query points", x_q, exact.x_q);
+    compare(name.c_str(), "gradient of points", x_p, exact.x_p);
 }
 
-void check_exp2(const enma::PointAttentionKernels& kernels) {
+void check_exp2(const std::string& name) {
+    const enma::PointAttentionKernels& kernels = enma::vector_kernels(enma::isa_by_name(name)).point_attention;
     double worst = 0.0;
     for (float x = -126.0f; x < 126.0f; x += 0.001953f) {
         float y = 0.0f;
@@ -196,7 +199,7 @@ void check_exp2(const enma::PointAttentionKernels& kernels) {
     kernels.exp2(x, y, 6);
     const bool exact = y[0] == 1.0f && y[1] == 0.0f && y[2] == 0.0f && y[3] == 0.0f && std::isnan(y[4]) && y[5] == 8.0f;
     if (worst > 1e-7 || !exact) {
-        std::printf("%s: exp2 is off by %.3e\n", kernels.name, worst);
+        std::printf("%s: exp2 is off by %.3e\n", name.c_str(), worst);
         ++failures;
     }
 }
@@ -210,19 +213,11 @@ int main() {
         {2, 1, 3, 5, 128, 4, 1, 2, true, true},     {2, 2, 0, 9, 4, 4, 2, 1, false, false},
         {2, 2, 9, 0, 4, 4, 2, 1, false, false},     {1, 4, 201, 129, 4, 80, 1, 1, true, false},
     };
-    int found = 0;
-    const std::pair<enma::Isa, const enma::PointAttentionKernels*> known[] = {
-        {enma::Isa::scalar, enma::point_attention_portable()},
-        {enma::Isa::avx2, enma::point_attention_avx2()},
-        {enma::Isa::avx512, enma::point_attention_avx512()},
-    };
-    for (const auto& [isa, kernels] : known) {
-        if (kernels == nullptr || !enma::isa_supported(isa)) continue;
-        ++found;
-        check_exp2(*kernels);
+    for (const std::string& name : enma::supported_isas()) {
+        check_exp2(name);
         for (const Case& c : cases)
-            for (int threads : {1, 3}) run(*kernels, drawn(c), threads);
+            for (int threads : {1, 3}) run(name, drawn(c), threads);
     }
-    if (failures == 0) std::printf("ok: %d instruction sets\n", found);
+    if (failures == 0) std::printf("ok: %zu instruction sets\n", enma::supported_isas().size());
     return failures != 0;
 }

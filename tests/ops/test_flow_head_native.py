@@ -14,7 +14,7 @@ from enma_fast.models.flow_head import VelocityHead
 from enma_fast.ops import _flow_head_native as native
 from enma_fast.ops._backend import extension
 from enma_fast.ops.flow_head import flow_head_ref
-from enma_fast.ops.flow_plan import FlowPlan
+from enma_fast.ops.flow_plan import FlowPlan, HeadWeights
 
 from ._oracle import assert_close_as_reference
 from ._sanitizers import QUICK_SANITIZERS
@@ -106,6 +106,36 @@ def test_a_bad_row_spoils_no_other(isa: str) -> None:
         assert not torch.isfinite(ours[bad]).all(dim=1).any()
         good = torch.ones(20, dtype=torch.bool).index_fill(0, bad, False)
         assert torch.equal(ours[good], clean[good])
+
+
+@needs_extension
+@pytest.mark.parametrize("isa", ISAS)
+def test_silu_within_two_ulp(isa: str) -> None:
+    # A head of width 1 without blocks normalises to 0 and returns its shift, here silu of the condition.
+    one, zero = torch.ones(1, 1), torch.zeros(1)
+    weights = HeadWeights(
+        condition_weight=one,
+        condition_bias=zero,
+        inward_weight=one,
+        inward_bias=zero,
+        blocks=(),
+        modulation_weight=torch.tensor([[1.0], [0.0]]),
+        modulation_bias=torch.zeros(2),
+        outward_weight=one,
+        outward_bias=zero,
+    )
+    plan = FlowPlan(weights=weights, time_RW=torch.zeros(1, 1), moves=(1.0,), moves_per_step=1)
+    x = torch.cat([torch.linspace(-87, 87, 200_001), torch.randn(50_000), torch.tensor([0.0, -0.0, 1e-30, -1e-30])])
+    ours = native.run(x[:, None].contiguous(), torch.zeros(len(x), 1), plan, isa=isa)[:, 0].double()
+    exact = torch.nn.functional.silu(x.double())
+    ulp = torch.finfo(torch.float32).eps * exact.abs().clamp_min(torch.finfo(torch.float32).tiny)
+    assert ((ours - exact).abs() / ulp).max() <= 2
+    far = torch.tensor([-1e30, -200.0, -88.5, 89.0, 200.0, 1e30, float("nan")])[:, None]
+    y = native.run(far, torch.zeros(len(far), 1), plan, isa=isa)[:, 0]
+    assert y[0].isfinite()
+    assert y[1:3].abs().max() < 1e-34
+    assert torch.equal(y[3:6], far[3:6, 0])
+    assert y[6].isnan()
 
 
 @needs_extension

@@ -1,4 +1,4 @@
-"""What `flow_head` would launch on a GPU at the paper's size: no spills, within the limits, on the tensor cores."""
+"""The kernels of `flow_head` at the paper's size: no spills, within the limits of GPUs, on the tensor cores."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each implementation draws the documented normals: alone as in a crowd, for any strides, types and words."""
+"""Each implementation draws the documented normals: alone or among others, for any strides, types and words."""
 
 import pytest
 import torch

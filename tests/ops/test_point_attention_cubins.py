@@ -1,4 +1,4 @@
-"""What the compiler makes of the point_attention kernels for GPUs that are not there."""
+"""The point_attention kernels compiled for GPUs: registers, spills and shared memory."""
 
 import importlib.util
 

@@ -33,9 +33,9 @@ def test_core_under_sanitizers(tmp_path: Path) -> None:
     """
     needs(QUICK_SANITIZERS, tmp_path)
     run_core(
-        "sampler",
+        ["sampler"],
         tmp_path,
-        parts=["gemm_emulated", "gemm_[!e]*", "gemm", "flow_head", "frame_attention*"],
+        parts=["gemm_emulated", "gemm_[!e]*", "gemm", "flow_head", "vector_kernels*"],
         unwatched=["gemm_avx2", "gemm_avx512", "gemm_avx512_bf16"],
         sanitizers=QUICK_SANITIZERS,
         flags=["-DENMA_SMALL"],
@@ -47,9 +47,9 @@ def test_threads_do_not_race(tmp_path: Path) -> None:
     sanitizers = ["-fsanitize=thread"]
     needs(sanitizers, tmp_path)
     run_core(
-        "sampler",
+        ["sampler"],
         tmp_path,
-        parts=["gemm_scalar", "gemm", "flow_head", "frame_attention*"],
+        parts=["gemm_scalar", "gemm", "flow_head", "vector_kernels*"],
         sanitizers=sanitizers,
         flags=["-DENMA_SMALL", "-DENMA_TEST_THREADS"],
         link=[f"-Wl,--wrap={PARALLEL}"],

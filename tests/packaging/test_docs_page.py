@@ -79,7 +79,7 @@ def test_links_lead_somewhere() -> None:
 def test_errors_on_the_page_are_those_of_the_code() -> None:
     source = " ".join(path.read_text() for path in (DOCS.parent / "enma_fast").rglob("*.py"))
     for part in (
-        "what was written is kept, mend this and repeat the command",
+        "what was written is kept, fix this and repeat the command",
         "belongs to another run: ",
         "can be made; put members together: --shard",
         "rows at a time from now on; no result changes",

@@ -101,7 +101,7 @@ class Server:
         run: dict[str, Any] | None = None,
         limits: dict[str, int] | None = None,
     ) -> Process:
-        """Start a command line; or a run of these options of `ensemble.prepare`, in half of the time.
+        """Start a command line; or a run of these options of `prepare`, in half of the time.
 
         `limits` are bytes of `memory` and seconds of `cpu`.
         """

@@ -113,7 +113,9 @@ class Trap:
 @cache
 def prepared(options: str) -> Any:
     """A run that only needs to be executed, which saves each child half of its time."""
-    return importlib.import_module("enma_fast.runs.run").prepare(**json.loads(options))
+    given = json.loads(options)
+    request = importlib.import_module("enma_fast.forecasting.request").ForecastRequest(**given.pop("request"))
+    return importlib.import_module("enma_fast.runs.run").prepare(request=request, **given)
 
 
 def execute(run: Any) -> int:
@@ -179,10 +181,11 @@ class Nothing(TorchDispatchMode):
 
 def warm(data: str, checkpoint: str) -> dict[str, Any]:
     """Import what is imported on first use, without a sample: that would start threads, which no child has."""
-    ensemble = importlib.import_module("enma_fast.runs.run")
     with contextlib.redirect_stdout(io.StringIO()):
         importlib.import_module("enma_fast.cli").main(["forecast", "--help"])
-    ensemble.prepare(data, "/nowhere.zarr", checkpoint=checkpoint, members=2, select=[0]).plan(measure=False)
+    request = {"num_members": 2, "trajectories": [0]}
+    options = {"data": data, "out": "/nowhere.zarr", "request": request, "checkpoint": checkpoint}
+    prepared(json.dumps(options)).plan(measure=False)
     importlib.import_module("xarray").backends.list_engines()
     # The first mode imports a thousand modules.
     with Nothing():
@@ -193,7 +196,7 @@ def warm(data: str, checkpoint: str) -> dict[str, Any]:
 def main() -> None:
     torch.set_num_threads(1)
     torch.set_num_interop_threads(1)
-    for name in ("cli", "ensemble", "integrity", "netcdf"):
+    for name in ("cli", "runs.run", "store.verify", "store.netcdf"):
         importlib.import_module(f"enma_fast.{name}")
     for name in ("google_crc32c", "h5py", "xarray", "zarr", "zarr.codecs"):
         importlib.import_module(name)

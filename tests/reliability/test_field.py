@@ -75,7 +75,9 @@ def test_a_stopped_rank_holds_its_members_for_a_while_only(server: Server, comma
     trap = {"folder": str(out), "how": "stop", "at": [1], "match": "/run.zarr/u/"}
     first = server.start(*command(out), environ=ranks(2)[0], trap=trap)
     assert first.state() == "stopped"
-    second = server.run(*command(out), environ=ranks(2)[1], patch={"blocks._PATIENCE": 0.5, "blocks._LONGER": 0.0})
+    second = server.run(
+        *command(out), environ=ranks(2)[1], patch={"runs.blocks._PATIENCE": 0.5, "runs.blocks._LONGER": 0.0}
+    )
     assert second.status == 0
     assert "a process holds members and has done none for" in second.err
     assert contents(out) == contents(whole)

@@ -12,18 +12,18 @@ from types import SimpleNamespace
 import pytest
 
 from enma_fast.errors import EnmaError
-from enma_fast.runs import block_sampler
-from enma_fast.runs.run import prepare
+from enma_fast.forecasting.file_forecast import FileForecast
 from enma_fast.store.ledger import RunLock
 from enma_fast.store.read import read_forecast
 
 from .._files import contents
+from .._runs import prepare
 from ._harness import Server, beside, steps, units
 
 KINDS = {
-    "members": (("--members", 12, "--chunk", 3), {"writer._SETTLE": -1.0}),
+    "members": (("--members", 12, "--chunk", 3), {"store.writer._SYNC_INTERVAL": -1.0}),
     "shards": (("--members", 12, "--chunk", 3, "--shard", 5, "--quantiles", "0.5"), {}),
-    "statistics": (("--members", 4, "--chunk", 1, "--statistics-only"), {"ensemble._SAVE": -1.0}),
+    "statistics": (("--members", 4, "--chunk", 1, "--statistics-only"), {"runs.run._SAVE": -1.0}),
 }
 
 Mount = Callable[..., Path]
@@ -197,10 +197,10 @@ def test_a_disk_that_is_read_only(server: Server, wholes: dict, command: Callabl
 def test_the_plan_refuses_before_any_work(
     test_in: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, found: object, message: str
 ) -> None:
-    run = prepare(test_in, tmp_path / "run.zarr", checkpoint=tiny, members=4, select=[0])
+    run = prepare(test_in, tmp_path / "run.zarr", checkpoint=tiny, num_members=4, trajectories=[0])
     with monkeypatch.context() as patch:
         patch.setattr(name, lambda path: found)
-        patch.setattr(block_sampler, "forecast_rows", None)
+        patch.setattr(FileForecast, "sample", None)
         with pytest.raises(EnmaError, match=message):
             run.plan()
     assert list(tmp_path.iterdir()) == []

@@ -13,12 +13,17 @@ from ._harness import PHASES, Ended, Process, Server, beside, phase, steps
 
 pytestmark = pytest.mark.kill
 
-# Options, and what is changed so that a short run does all that a long one does: settle after each block, save folds.
-MODES: dict[str, tuple[dict[str, Any], dict[str, float]]] = {
-    "members": ({"members": 3, "chunk": 2}, {"writer._SETTLE": -1.0}),
-    "shards": ({"members": 4, "chunk": 2, "shard": 3}, {"writer._SETTLE": -1.0}),
-    "quantiles": ({"members": 3, "chunk": 2, "quantiles": [0.1, 0.9]}, {}),
-    "statistics": ({"members": 3, "chunk": 1, "keep_members": False, "thresholds": [0.5]}, {"ensemble._SAVE": -1.0}),
+# The request, options of the run, and what is changed so that a short run does all that a long one does: settle after
+# each block, save folds.
+MODES: dict[str, tuple[dict[str, int], dict[str, Any], dict[str, float]]] = {
+    "members": ({"num_members": 3, "chunk": 2}, {}, {"store.writer._SYNC_INTERVAL": -1.0}),
+    "shards": ({"num_members": 4, "chunk": 2}, {"shard": 3}, {"store.writer._SYNC_INTERVAL": -1.0}),
+    "quantiles": ({"num_members": 3, "chunk": 2}, {"quantiles": [0.1, 0.9]}, {}),
+    "statistics": (
+        {"num_members": 3, "chunk": 1},
+        {"keep_members": False, "thresholds": [0.5]},
+        {"runs.run._SAVE": -1.0},
+    ),
 }
 # A process of the run dies as soon as it has the store it made.
 MADE = {"how": "kill", "match": "/run.zarr/.unfinished", "at": [1]}
@@ -30,8 +35,9 @@ class Runs:
     def __init__(self, server: Server, folder: Path, data: Path, checkpoint: Path, mode: str) -> None:
         self.server, self.folder = server, folder
         self.store, self.made = folder / "run.zarr", folder.with_name(f"{folder.name}-made")
-        options, self.patch = MODES[mode]
-        self.options = {"data": data, "out": self.store, "checkpoint": checkpoint, "select": [0, 1], **options}
+        asked, options, self.patch = MODES[mode]
+        request = {"trajectories": [0, 1], **asked}
+        self.options = {"data": data, "out": self.store, "request": request, "checkpoint": checkpoint, **options}
         self.trace = folder.with_name(f"{folder.name}-trace")
         ended = self.run()
         assert ended.status == 0, ended.err

@@ -12,7 +12,7 @@ from .._files import contents
 from ._harness import Process, Server, beside, phase, steps, units
 
 # Settle after each block, so that there are members that are done.
-SETTLE = {"writer._SETTLE": -1.0}
+SETTLE = {"store.writer._SYNC_INTERVAL": -1.0}
 RANKS = [{"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_PORT": "1"} for rank in (0, 1)]
 
 

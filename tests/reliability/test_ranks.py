@@ -26,18 +26,19 @@ MPIRUN = ("mpirun", "--oversubscribe", *(("--allow-run-as-root",) if os.geteuid(
 # A rank that takes DELAY seconds longer for each chunk, or only where RANK is SLOW_RANK, and notes at once what it did.
 RANK = """
 import os, sys, time
-import enma_fast.runs.run, enma_fast.forecasting.tasks, enma_fast.store.writer
+import enma_fast.runs.run, enma_fast.store.writer
+from enma_fast.forecasting.file_forecast import FileForecast
 from enma_fast.cli import main
 
-sample_fields = enma_fast.forecasting.tasks.sample_fields
+sample = FileForecast.sample
 slow = os.environ.get("SLOW_RANK", os.environ["RANK"]) == os.environ["RANK"]
 
 def slowly(*arguments, **options):
     time.sleep(float(os.environ["DELAY"]) if slow else 0)
-    return sample_fields(*arguments, **options)
+    return sample(*arguments, **options)
 
-enma_fast.forecasting.tasks.sample_fields = slowly
-enma_fast.runs.run._SAVE = enma_fast.store.writer._SETTLE = 0.0
+FileForecast.sample = slowly
+enma_fast.runs.run._SAVE = enma_fast.store.writer._SYNC_INTERVAL = 0.0
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -175,7 +176,7 @@ def test_statistics_of_two_killed_ranks_are_continued_by_three(
     out, command = quick / "run.zarr", forecast(quick / "run.zarr", *STATISTICS)
     # Each dies where it saves what it has folded for the third time.
     trap = {"folder": str(quick), "match": f"os.rename {out}/.", "at": [3], "how": "kill"}
-    options = {"trap": trap, "patch": {"ensemble._SAVE": 0.0}}
+    options = {"trap": trap, "patch": {"runs.run._SAVE": 0.0}}
     ranks = [server.start(*command, environ=torchrun(n, 2), **options) for n in range(2)]
     assert [rank.end().status for rank in ranks] == [-signal.SIGKILL] * 2
     assert len(list(out.glob(".statistics-*.npz"))) == 2

@@ -6,12 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from enma_fast.runs import block_sampler
-from enma_fast.runs.run import prepare
+from enma_fast.forecasting.file_forecast import FileForecast
+from enma_fast.forecasting.request import ForecastRequest
 from enma_fast.store.chunks import encode_chunk
 from enma_fast.store.create import create_unfinished_store
 from enma_fast.store.layout import LEDGER, member_file
 from enma_fast.store.ledger import write_ledger
+
+from .._runs import prepare
 
 MEMBERS, MISSING = 10_000, 3
 
@@ -25,7 +27,7 @@ def test_ten_thousand_members_are_continued_in_two_seconds(
 ) -> None:
     """With loading model and data, without importing; in blocks of one member, of which there are most."""
     out = quick / "run.zarr"
-    options = {"checkpoint": tiny, "members": MEMBERS, "select": [3], "chunk": 1}
+    options = {"checkpoint": tiny, "num_members": MEMBERS, "trajectories": [3], "chunk": 1}
     layout = prepare(test_in, out, **options).layout
     create_unfinished_store(out, layout)
     data = encode_chunk(np.zeros(layout.frame_shape, np.float32))
@@ -34,11 +36,11 @@ def test_ten_thousand_members_are_continued_in_two_seconds(
     write_ledger(out / LEDGER, np.arange(MEMBERS) < MEMBERS - MISSING)
     begun = {}
 
-    def begin(*arguments: object, members: range, **given: object) -> None:
-        begun.update(seconds=time.perf_counter() - clock, members=members)
+    def begin(forecast: FileForecast, part: ForecastRequest, **given: object) -> None:
+        begun.update(seconds=time.perf_counter() - clock, members=part.members)
         raise Begun
 
-    monkeypatch.setattr(block_sampler, "forecast_rows", begin)
+    monkeypatch.setattr(FileForecast, "sample", begin)
     clock = time.perf_counter()
     run = prepare(test_in, out, **options)
     plan = run.plan()

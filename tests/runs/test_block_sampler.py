@@ -8,31 +8,32 @@ import pytest
 import torch
 
 from enma_fast.errors import EnmaError
+from enma_fast.forecasting.file_forecast import FileForecast
+from enma_fast.forecasting.request import ForecastRequest
 from enma_fast.ops import sampler as native
-from enma_fast.runs import block_sampler
 from enma_fast.runs.block_sampler import out_of_memory
-from enma_fast.runs.run import prepare
 from enma_fast.sampling.engine import engine_for
 from enma_fast.sampling.native import NativeSampler
 from enma_fast.store.layout import LEDGER, member_file
 from enma_fast.store.ledger import Ledger, write_ledger
 
 from .._files import contents
+from .._runs import prepare
 
 
 @pytest.fixture
 def at_most(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Rows that fit from now on; gives the list of what is tried."""
-    sample, tried = block_sampler.forecast_rows, []
+    sample, tried = FileForecast.sample, []
 
     def set_limit(limit: int, error: Exception | None = None) -> list[int]:
-        def limited(*arguments: Any, chunk: int, rows: list[int], members: range, **options: Any) -> torch.Tensor:
-            tried.append(min(chunk, len(rows) * len(members)))
+        def limited(forecast: FileForecast, part: ForecastRequest, **options: Any) -> torch.Tensor:
+            tried.append(min(part.chunk, len(part.trajectories or ()) * part.num_members))
             if tried[-1] > limit:
                 raise error or MemoryError()
-            return sample(*arguments, chunk=chunk, rows=rows, members=members, **options)
+            return sample(forecast, part, **options)
 
-        monkeypatch.setattr(block_sampler, "forecast_rows", limited)
+        monkeypatch.setattr(FileForecast, "sample", limited)
         return tried
 
     return set_limit
@@ -41,13 +42,13 @@ def at_most(monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.fixture
 def dependent(monkeypatch: pytest.MonkeyPatch) -> None:
     """A sampler whose results depend, and here surely, on how many rows go together."""
-    sample = block_sampler.forecast_rows
+    sample = FileForecast.sample
     monkeypatch.setattr(native, "problem", lambda device, dtype, head_dim: "is not to serve here")
 
-    def depending(*arguments: Any, members: range, **options: Any) -> torch.Tensor:
-        return sample(*arguments, members=members, **options) + 1e-3 * len(members)
+    def depending(forecast: FileForecast, part: ForecastRequest, **options: Any) -> torch.Tensor:
+        return sample(forecast, part, **options) + 1e-3 * part.num_members
 
-    monkeypatch.setattr(block_sampler, "forecast_rows", depending)
+    monkeypatch.setattr(FileForecast, "sample", depending)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +87,7 @@ def test_too_little_memory(
     error: Exception,
     keep_members: bool,
 ) -> None:
-    common = {"checkpoint": tiny, "members": 11, "select": [4, 5], "chunk": 16, "keep_members": keep_members}
+    common = {"checkpoint": tiny, "num_members": 11, "trajectories": [4, 5], "chunk": 16, "keep_members": keep_members}
     prepare(test_in, tmp_path / "whole.zarr", **common).execute()
     tried = at_most(3, error)
     out, seen = tmp_path / "run.zarr", []
@@ -120,11 +121,11 @@ def test_one_member_that_is_too_much(
     def never(*arguments: object, **options: object) -> None:
         raise MemoryError("of 3 GB")
 
-    monkeypatch.setattr(block_sampler, "forecast_rows", never)
+    monkeypatch.setattr(FileForecast, "sample", never)
     with pytest.raises(EnmaError, match=r"one member does not fit the memory \(of 3 GB\); use another --device"):
-        prepare(test_in, tmp_path / "run.zarr", checkpoint=tiny, members=5, select=[0]).execute()
+        prepare(test_in, tmp_path / "run.zarr", checkpoint=tiny, num_members=5, trajectories=[0]).execute()
     monkeypatch.undo()
-    assert prepare(test_in, tmp_path / "run.zarr", checkpoint=tiny, members=5, select=[0]).execute()
+    assert prepare(test_in, tmp_path / "run.zarr", checkpoint=tiny, num_members=5, trajectories=[0]).execute()
 
 
 def test_other_errors_are_not_taken_for_it(
@@ -133,15 +134,15 @@ def test_other_errors_are_not_taken_for_it(
     def broken(*arguments: object, **options: object) -> None:
         raise RuntimeError("shapes cannot be multiplied")
 
-    monkeypatch.setattr(block_sampler, "forecast_rows", broken)
+    monkeypatch.setattr(FileForecast, "sample", broken)
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-        prepare(test_in, tmp_path / "run.zarr", checkpoint=tiny, members=5, select=[0]).execute()
+        prepare(test_in, tmp_path / "run.zarr", checkpoint=tiny, num_members=5, trajectories=[0]).execute()
 
 
 def test_a_plan_finds_out_too_and_the_run_knows(
     test_in: Path, tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, at_most: Any
 ) -> None:
-    common = {"checkpoint": tiny, "members": 40, "select": [4], "chunk": 16}
+    common = {"checkpoint": tiny, "num_members": 40, "trajectories": [4], "chunk": 16}
     prepare(test_in, tmp_path / "whole.zarr", **common).execute()
     tried = at_most(5)
     run = prepare(test_in, tmp_path / "run.zarr", **common)
@@ -183,7 +184,7 @@ def test_a_plan_holds_one_chunk_at_a_time(
             asked.clear()
 
     monkeypatch.setattr(NativeSampler, "trajectory", limited)
-    run = prepare(test_in, tmp_path / "run.zarr", checkpoint=tiny, members=members, select=select, chunk=16)
+    run = prepare(test_in, tmp_path / "run.zarr", checkpoint=tiny, num_members=members, trajectories=select, chunk=16)
     assert run.plan(measure=True).chunk in (3, 4)
 
 
@@ -191,10 +192,12 @@ def test_a_plan_holds_one_chunk_at_a_time(
 def test_the_memory_of_a_short_chunk_tells_that_of_a_whole_one(
     test_in: Path, tiny: Path, tmp_path: Path, members: int, select: list[int], chunk: int
 ) -> None:
-    run = prepare(test_in, tmp_path / "run.zarr", checkpoint=tiny, members=members, select=select, chunk=chunk)
+    run = prepare(
+        test_in, tmp_path / "run.zarr", checkpoint=tiny, num_members=members, trajectories=select, chunk=chunk
+    )
     plan = run.plan(measure=True)
-    run.sampler.sample(run._cut()[0])
-    planned = engine_for(run.sampler.model.dynamics).planned_bytes()
+    run.sampler.sample(run._blocks()[0])
+    planned = engine_for(run.sampler.forecast.model.dynamics).planned_bytes()
     assert planned["keys_values"] > 0
     assert {name: plan.memory[name] for name in planned} == planned
 
@@ -202,7 +205,7 @@ def test_the_memory_of_a_short_chunk_tells_that_of_a_whole_one(
 def test_where_rows_depend_on_their_number_a_block_is_repeated_whole(
     test_in: Path, tiny: Path, tmp_path: Path, dependent: None, at_most: Any
 ) -> None:
-    common = {"checkpoint": tiny, "members": 11, "select": [4, 5], "chunk": 6}
+    common = {"checkpoint": tiny, "num_members": 11, "trajectories": [4, 5], "chunk": 6}
     out = tmp_path / "run.zarr"
     run = prepare(test_in, out, **common)
     run.execute()
@@ -227,6 +230,6 @@ def test_where_rows_depend_on_their_number_it_stays(
     test_in: Path, tiny: Path, tmp_path: Path, dependent: None, at_most: Any
 ) -> None:
     at_most(5)
-    run = prepare(test_in, tmp_path / "run.zarr", checkpoint=tiny, members=11, select=[4], chunk=8)
+    run = prepare(test_in, tmp_path / "run.zarr", checkpoint=tiny, num_members=11, trajectories=[4], chunk=8)
     with pytest.raises(EnmaError, match=r"8 rows at a time do not fit .*so begin anew: --chunk 4 --force"):
         run.execute()

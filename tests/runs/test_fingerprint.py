@@ -14,10 +14,11 @@ from enma_fast.errors import EnmaError
 from enma_fast.models.checkpoint import load_model
 from enma_fast.runs import fingerprint as module
 from enma_fast.runs.fingerprint import fingerprint
-from enma_fast.runs.run import prepare
 from enma_fast.store.layout import FINGERPRINT, LEDGER
 from enma_fast.store.ledger import write_ledger
 from enma_fast.store.metadata import DIGEST, METADATA, read_metadata
+
+from .._runs import prepare
 
 CODE = """
 import sys
@@ -28,7 +29,7 @@ print(fingerprint(load_model(sys.argv[1]), "a", settings=None, dtype=None))
 
 
 def start(test_in: Path, tiny: Path, out: Path):
-    return prepare(test_in, out, checkpoint=tiny, members=2, select=[0])
+    return prepare(test_in, out, checkpoint=tiny, num_members=2, trajectories=[0])
 
 
 def unfinished(test_in: Path, tiny: Path, out: Path) -> None:

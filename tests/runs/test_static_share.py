@@ -11,13 +11,14 @@ import pytest
 
 from enma_fast.errors import EnmaError
 from enma_fast.runs import static_share
-from enma_fast.runs.run import Run, prepare
+from enma_fast.runs.run import Run
 from enma_fast.runs.static_share import require_shared_locks
 from enma_fast.store.layout import LEDGER
 from enma_fast.store.verify import check_store
 from enma_fast.utils.launch import Launch
 
 from .._files import contents
+from .._runs import prepare
 
 
 def rank(number: int, count: int, *, local: int = 1) -> Launch:
@@ -42,7 +43,7 @@ KINDS = {
 
 
 def begin(test_in: Path, tiny: Path, out: Path, kind: str, launch: Launch | None = None, **options: Any) -> Run:
-    common = {"checkpoint": tiny, "members": 7, "select": [0, 1, 2], "chunk": 2}
+    common = {"checkpoint": tiny, "num_members": 7, "trajectories": [0, 1, 2], "chunk": 2}
     return prepare(test_in, out, **common, **KINDS[kind], launch=launch, **options)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from enma_fast.forecasting.api import sample_fields
+from enma_fast.forecasting.members import sample_fields
 from enma_fast.models.model import Model
 from enma_fast.presets import PRESETS
 from enma_fast.sampling import batch_invariant

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from enma_fast.errors import EnmaError
-from enma_fast.forecasting.api import forecast, sample_fields, stream
+from enma_fast.forecasting.api import forecast, stream
+from enma_fast.forecasting.members import sample_fields
 from enma_fast.sampling.shifts import shift_amounts
 
 from .._tiny import CONFIGS, SAMPLING, model, waves

@@ -11,7 +11,6 @@ import pytest
 
 from enma_fast.cli import main
 from enma_fast.errors import EnmaError
-from enma_fast.runs.run import prepare
 from enma_fast.store.checksums import CHECKSUMS
 from enma_fast.store.create import create_store
 from enma_fast.store.layout import LEDGER, Layout
@@ -21,6 +20,7 @@ from enma_fast.store.read import read_forecast
 from enma_fast.store.verify import check_store, mark_damaged
 
 from .._files import contents
+from .._runs import prepare
 
 
 def layout(members: int) -> Layout:
@@ -142,7 +142,7 @@ def test_verify_changes_nothing_and_says_so_until_it_is_repaired(
     out = tmp_path / "run.zarr"
 
     def begin() -> Any:
-        return prepare(test_in, out, checkpoint=tiny, members=3, select=[0], command="enma-fast forecast")
+        return prepare(test_in, out, checkpoint=tiny, num_members=3, trajectories=[0], command="enma-fast forecast")
 
     begin().execute()
     whole = contents(out)
@@ -173,29 +173,29 @@ def test_verify_changes_nothing_and_says_so_until_it_is_repaired(
 
 def test_lost_checksums_are_recorded_again(test_in: Path, tiny: Path, tmp_path: Path) -> None:
     out = tmp_path / "run.zarr"
-    prepare(test_in, out, checkpoint=tiny, members=3, select=[0], quantiles=(0.5,)).execute()
+    prepare(test_in, out, checkpoint=tiny, num_members=3, trajectories=[0], quantiles=(0.5,)).execute()
     whole = contents(out)
     for lost in (None, whole[CHECKSUMS][:-1]):
         (out / CHECKSUMS).unlink()
         if lost is not None:
             (out / CHECKSUMS).write_bytes(lost)
         mark_damaged(out, check_store(out))
-        done = prepare(test_in, out, checkpoint=tiny, members=3, select=[0], quantiles=(0.5,)).execute()
+        done = prepare(test_in, out, checkpoint=tiny, num_members=3, trajectories=[0], quantiles=(0.5,)).execute()
         assert done["members_sampled"] == 0
         assert contents(out) == whole
 
 
 def test_damaged_attributes_are_repaired_by_their_own_command_alone(test_in: Path, tiny: Path, tmp_path: Path) -> None:
     out = tmp_path / "run.zarr"
-    prepare(test_in, out, checkpoint=tiny, members=2, select=[0]).execute()
+    prepare(test_in, out, checkpoint=tiny, num_members=2, trajectories=[0]).execute()
     whole = contents(out)
     damaged = whole[METADATA].replace(b'"seed": 0', b'"seed": 1')
     (out / METADATA).write_bytes(damaged)
     with pytest.raises(EnmaError, match=r"attributes are damaged; run: enma-fast verify .* --mark"):
-        prepare(test_in, out, checkpoint=tiny, members=2, select=[0]).execute()
+        prepare(test_in, out, checkpoint=tiny, num_members=2, trajectories=[0]).execute()
     mark_damaged(out, check_store(out))
     # What they say now is what nobody asked for.
     with pytest.raises(EnmaError, match=r"attributes are damaged.*seed"):
-        prepare(test_in, out, checkpoint=tiny, members=2, select=[0], seed=2).execute()
-    prepare(test_in, out, checkpoint=tiny, members=2, select=[0]).execute()
+        prepare(test_in, out, checkpoint=tiny, num_members=2, trajectories=[0], seed=2).execute()
+    prepare(test_in, out, checkpoint=tiny, num_members=2, trajectories=[0]).execute()
     assert contents(out) == whole

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from enma_fast.runs.blocks import Cut
+from enma_fast.forecasting.request import ForecastRequest
+from enma_fast.runs.blocks import Blocks
 from enma_fast.store.create import create_unfinished_store
 from enma_fast.store.forecast_store import ForecastStore
 from enma_fast.store.layout import LEDGER, Layout
@@ -15,7 +16,7 @@ from enma_fast.store.writer import Writer
 
 LAYOUT = Layout(channels=("u",), times=np.arange(5.0), coords=[np.arange(7.0)], trajectories=range(3), num_members=4)
 SAMPLES = np.zeros((1, 4, 5, 7, 1), np.float32)
-BLOCKS = Cut(3, 4, chunk=4)
+BLOCKS = Blocks(ForecastRequest(trajectories=range(3), num_members=4, chunk=4))
 
 
 @pytest.fixture

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from enma_fast.errors import EnmaError
-from enma_fast.runs.run import prepare
 from enma_fast.store.create import create_store
 from enma_fast.store.layout import LEDGER
 from enma_fast.utils.files import open_file, read_file, remove, write_atomic, write_file
 
 from .._files import contents
+from .._runs import prepare
 
 ROOT = Path(__file__).resolve().parents[2] / "enma_fast"
 SECRET = b"somebody else's"
@@ -37,7 +37,7 @@ def place(tmp_path: Path) -> Path:
 
 
 def start(test_in: Path, tiny: Path, out: Path, **options):
-    return prepare(test_in, out, checkpoint=tiny, members=2, select=[0], **options)
+    return prepare(test_in, out, checkpoint=tiny, num_members=2, trajectories=[0], **options)
 
 
 @pytest.mark.parametrize("name", [".run.zarr.lock", ".run.zarr.tmp", ".run.zarr.old"])

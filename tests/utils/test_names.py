@@ -9,7 +9,8 @@ import pytest
 
 from enma_fast.data import read, write
 from enma_fast.errors import EnmaError
-from enma_fast.runs.run import prepare
+
+from .._runs import prepare
 
 
 @pytest.mark.parametrize("name", ["../../x", "/enma_fast_x", "..", "a/b", ".x", "x\n", "x" * 300])
@@ -20,7 +21,7 @@ def test_a_name_that_is_a_path_is_refused_with_the_file(
     fields = read(test_in, select=[0, 1])
     changed = {"channels": (name,)} if kind == "field" else {"parameters": {name: np.zeros(len(fields.u))}}
     with pytest.raises(EnmaError) as caught:
-        prepare(replace(fields, **changed), tmp_path / "new" / "run.zarr", checkpoint=tiny, members=2)
+        prepare(replace(fields, **changed), tmp_path / "new" / "run.zarr", checkpoint=tiny, num_members=2)
     assert str(caught.value).startswith(f"{test_in}: {kind} ")
     assert "cannot name an array of a store (it " in str(caught.value)
     assert list(tmp_path.iterdir()) == []
@@ -42,5 +43,5 @@ def test_parameters_of_a_file_write_nothing_outside_the_store(tiny: Path, test_i
         opened.attrs[name] = 1.0
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(EnmaError, match=r"fields\.h5: .*outside"):
-        prepare(file, tmp_path / "deep" / "run.zarr", checkpoint=tiny, members=2).execute()
+        prepare(file, tmp_path / "deep" / "run.zarr", checkpoint=tiny, num_members=2).execute()
     assert sorted(tmp_path.rglob("*")) == before

@@ -25,23 +25,6 @@ Isa best_isa();
 // Every instruction set that can run here, by name.
 std::vector<std::string> supported_isas();
 
-// An operator's kernels for an instruction set; null where the compiler could not make them, then the portable ones.
-template <class Kernels>
-const Kernels& kernels_for(
-    Isa isa, const Kernels* portable, const Kernels* avx2, const Kernels* avx512, const Kernels* emulated
-) {
-    const Kernels* found = nullptr;
-    switch (isa) {
-        case Isa::avx2: found = avx2; break;
-        case Isa::avx512:
-        case Isa::avx512_bf16: found = avx512; break;
-        case Isa::emulated_avx512:
-        case Isa::emulated_avx512_bf16: found = emulated; break;
-        case Isa::scalar: break;
-    }
-    return found != nullptr ? *found : *portable;
-}
-
 // By name, "" for the best. Throws std::invalid_argument if unknown or not supported here.
 Isa isa_by_name(const std::string& name);
 

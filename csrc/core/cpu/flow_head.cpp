@@ -13,7 +13,6 @@ namespace {
 constexpr int ROWS_ALONE_FULL = 12;
 constexpr int ROWS_ALONE_BF16 = 8;
 
-
 }  // namespace
 
 // Inputs of products take at most the size of a float.
@@ -54,7 +53,7 @@ FlowHead::FlowHead(const FlowHeadWeights& weights) {
         const char* biases = static_cast<const char*>(bias) + static_cast<std::ptrdiff_t>(part) * n * size;
         char* packed = free;
         free += packed_bytes(n, k, bf16);
-        pack_linear(rows, k, biases, n, k, bf16, packed);
+        pack_linear(rows, biases, n, k, bf16, packed);
         return view_linear(packed, n, k, bf16);
     };
 

@@ -4,6 +4,7 @@
 #include <cstddef>
 
 #include "core/cpu/parallel.h"
+#include "core/cpu/vector_kernels.h"
 
 namespace enma {
 
@@ -14,15 +15,9 @@ constexpr int64_t PRODUCTS_PER_THREAD = 400000;
 
 }  // namespace
 
-const FrameAttentionKernels& frame_attention_kernels(Isa isa) {
-    return kernels_for(
-        isa, frame_attention_portable(), frame_attention_avx2(), frame_attention_avx512(), frame_attention_emulated()
-    );
-}
-
 void frame_attention(const FrameAttention& g, Isa isa) {
     if (g.batch * g.heads * g.tokens == 0) return;
-    const FrameAttentionKernels& kernels = frame_attention_kernels(isa);
+    const FrameAttentionKernels& kernels = vector_kernels(isa).frame_attention;
     const int64_t queries = kernels.queries(g.tokens);
     const int64_t blocks = (g.tokens + queries - 1) / queries;
     const int64_t tasks = g.batch * g.heads * blocks;

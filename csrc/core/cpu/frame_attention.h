@@ -35,13 +35,11 @@ constexpr int64_t MAX_HEAD_DIM = 128;
 // Throws std::bad_alloc.
 void frame_attention(const FrameAttention& g, Isa isa);
 
-// What an instruction set brings: `queries` at a time, from token `first` of row b and head h on.
+// The kernels of an instruction set: `queries` at a time, from token `first` of row b and head h on.
 struct FrameAttentionKernels {
     int64_t (*queries)(int64_t tokens);
     void (*attend)(const FrameAttention&, int64_t b, int64_t h, int64_t first, float* work);
 };
-
-const FrameAttentionKernels& frame_attention_kernels(Isa isa);
 
 // Widest vectors times two, and a step of keys.
 constexpr int64_t MAX_QUERIES = 32, MAX_KEY_STEP = 12;
@@ -54,11 +52,5 @@ inline int64_t frame_attention_keys(const FrameAttention& g) {
 inline int64_t frame_attention_work(int64_t keys) {
     return (2 * MAX_QUERIES + 64) * MAX_HEAD_DIM + keys * MAX_QUERIES;
 }
-
-// Null where the compiler cannot make them.
-const FrameAttentionKernels* frame_attention_portable();
-const FrameAttentionKernels* frame_attention_emulated();
-const FrameAttentionKernels* frame_attention_avx2();
-const FrameAttentionKernels* frame_attention_avx512();
 
 }  // namespace enma

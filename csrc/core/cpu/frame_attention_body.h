@@ -3,6 +3,7 @@
 #pragma once
 
 namespace {
+namespace frame {
 
 using enma::AttentionPart;
 using enma::AttentionRows;
@@ -10,25 +11,6 @@ using enma::FrameAttention;
 
 // Rows of a tile that bf16 keys and values are widened into.
 constexpr int64_t TILE = 64;
-
-// 1.5 * 2^23: adding it rounds to the nearest integer, which then stands in the low bits.
-constexpr float SHIFT = 12582912.0f;
-
-// 2^x for x <= 0: relative error below 1e-7, 0 below -126.5, NaN for NaN. The polynomial is the minimax one of degree 6
-// for 2^f on |f| <= 1/2.
-ENMA_INLINE Floats exp2_of(Floats x) {
-    x = maximum(all(-127.0f), x);
-    const Floats shifted = x + SHIFT;
-    const Floats f = x - (shifted - SHIFT);
-    Floats y = all(1.5353361959569156e-4f);
-    y = y * f + 1.3398875016719103e-3f;
-    y = y * f + 9.61843691766262e-3f;
-    y = y * f + 5.5503323674201965e-2f;
-    y = y * f + 2.4022647738456726e-1f;
-    y = y * f + 6.931471824645996e-1f;
-    y = y * f + 1.0f;
-    return y * (Floats)(((Words)shifted + 127u) << 23);
-}
 
 template <class T>
 ENMA_INLINE const T* row_of(const AttentionRows& rows, int64_t b, int64_t h, int64_t n) {
@@ -182,4 +164,5 @@ void attend_of(const FrameAttention& g, int64_t b, int64_t h, int64_t first, flo
 
 constexpr enma::FrameAttentionKernels KERNELS{&queries_of, &attend_of};
 
+}  // namespace frame
 }  // namespace

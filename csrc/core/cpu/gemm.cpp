@@ -1,10 +1,6 @@
 #include "core/cpu/gemm.h"
 
-#include <algorithm>
-#include <atomic>
 #include <cstring>
-
-#include "core/cpu/parallel.h"
 
 namespace enma {
 
@@ -30,17 +26,17 @@ std::size_t packed_bytes(int n, int k, bool bf16) {
     return weight_bytes(n, k, bf16) + (static_cast<std::size_t>(n) + PANEL - 1) / PANEL * PANEL * sizeof(float);
 }
 
-void pack_linear(const void* weight, std::ptrdiff_t stride, const void* bias, int n, int k, bool bf16, void* packed) {
+void pack_linear(const void* weight, const void* bias, int n, int k, bool bf16, void* packed) {
     std::memset(packed, 0, packed_bytes(n, k, bf16));
     const std::ptrdiff_t words = bf16 ? (k + 1) / 2 : k;
     for (int i = 0; i < n; ++i) {
         const std::ptrdiff_t at = static_cast<std::ptrdiff_t>(i / PANEL) * words * PANEL + i % PANEL;
         if (bf16) {
-            const std::uint16_t* row = static_cast<const std::uint16_t*>(weight) + i * stride;
+            const std::uint16_t* row = static_cast<const std::uint16_t*>(weight) + static_cast<std::ptrdiff_t>(i) * k;
             std::uint16_t* out = static_cast<std::uint16_t*>(packed) + 2 * at;
             for (int j = 0; j < k; ++j) out[static_cast<std::ptrdiff_t>(j / 2) * 2 * PANEL + j % 2] = row[j];
         } else {
-            const float* row = static_cast<const float*>(weight) + i * stride;
+            const float* row = static_cast<const float*>(weight) + static_cast<std::ptrdiff_t>(i) * k;
             float* out = static_cast<float*>(packed) + at;
             for (int j = 0; j < k; ++j) out[static_cast<std::ptrdiff_t>(j) * PANEL] = row[j];
         }
@@ -66,36 +62,6 @@ const Kernels& kernels(Isa isa) {
         case Isa::emulated_avx512_bf16: return kernels_emulated_avx512_bf16;
         default: return kernels_scalar;
     }
-}
-
-void linear(const LinearCall& call, int threads, Isa isa) {
-    if (call.rows == 0) return;
-    const int panels = (call.weight.n + PANEL - 1) / PANEL;
-    const std::int64_t tiles = (call.rows + TILE - 1) / TILE;
-    // Columns are divided too where there are few rows, and so far that a task's weights pass through the second level
-    // of the cache.
-    int groups = (panels + 31) / 32;
-    if (tiles * groups < 2 * threads) groups = static_cast<int>((2 * threads + tiles - 1) / tiles);
-    groups = threads == 1 ? (panels + 31) / 32 : std::min(groups, panels);
-    const std::int64_t tasks = tiles * groups;
-    const int columns = (panels + groups - 1) / groups * PANEL;
-    const std::size_t inputs = (static_cast<std::size_t>(call.weight.k) + 2 * PANEL) * TILE * sizeof(float);
-    const std::size_t gates = static_cast<std::size_t>(TILE) * columns * sizeof(float);
-    const std::size_t each = pages(GEMM_SCRATCH + inputs + gates);
-    threads = static_cast<int>(std::min<std::int64_t>(threads, tasks));
-    const Scratch scratch(each * threads);
-    std::atomic<std::int64_t> next{0};
-    const Kernels& run = kernels(isa);
-    parallel(threads, [&](int thread, int) {
-        for (std::int64_t task = next++; task < tasks; task = next++) {
-            const std::int64_t tile = task / groups, group = task % groups;
-            const std::int64_t begin = call.rows * tile / tiles, end = call.rows * (tile + 1) / tiles;
-            run.linear(call,
-                       {begin, static_cast<int>(end - begin), static_cast<int>(panels * group / groups),
-                        static_cast<int>(panels * (group + 1) / groups)},
-                       scratch.data() + each * thread);
-        }
-    });
 }
 
 }  // namespace enma

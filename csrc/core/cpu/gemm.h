@@ -1,4 +1,4 @@
-// y = x W^T + b with W packed once, and what the kernels of each instruction set are given.
+// Linear layers with weights packed once, and the kernels of each instruction set that multiply with them.
 //
 // Packed W: panels of 16 outputs, zero beyond n. fp32: [k][16]. bf16: pairs of inputs, [ceil(k / 2)][16][2], as
 // AVX-512 BF16 multiplies them; other instruction sets widen a pair by a shift and a mask. The bias follows in fp32.
@@ -32,32 +32,13 @@ struct LinearView {
 
 std::size_t packed_bytes(int n, int k, bool bf16);
 
-// weight [n, k] with rows `stride` elements apart; bias [n] or null; both bf16 or both fp32.
-void pack_linear(const void* weight, std::ptrdiff_t stride, const void* bias, int n, int k, bool bf16, void* packed);
+// weight [n, k]; bias [n] or null; both bf16 or both fp32.
+void pack_linear(const void* weight, const void* bias, int n, int k, bool bf16, void* packed);
 
 // Number i of weights as stored.
 float stored(const void* values, std::ptrdiff_t i, bool bf16);
 
 LinearView view_linear(const void* packed, int n, int k, bool bf16);
-
-enum class Activation { none, silu, swiglu };
-
-// y = activation(x W^T + b); swiglu: silu(x W_gate^T + b_gate) (x W^T + b).
-struct LinearCall {
-    LinearView weight;
-    LinearView gate;
-    Activation activation;
-    const void* x;
-    std::ptrdiff_t x_stride;
-    bool x_bf16;
-    void* y;
-    std::ptrdiff_t y_stride;
-    bool y_bf16;
-    std::int64_t rows;
-};
-
-// Throws std::bad_alloc.
-void linear(const LinearCall& call, int threads, Isa isa);
 
 class Barrier;
 struct FlowHeadView;
@@ -66,14 +47,6 @@ struct SamplerView;
 struct SamplerState;
 struct CausalTask;
 struct MaskTask;
-
-// Part of a call that one thread computes alone.
-struct LinearTask {
-    std::int64_t row;
-    int rows;
-    int panel_begin;
-    int panel_end;
-};
 
 // One member of a group of threads.
 struct Member {
@@ -86,7 +59,6 @@ struct Member {
 void wait(const Member& member);
 
 struct Kernels {
-    void (*linear)(const LinearCall& call, const LinearTask& task, char* scratch);
     // All steps of a tile of rows, alone: modulations are recomputed and never stored.
     void (*flow_head_rows)(const FlowHeadView& head, const FlowHeadCall& call, std::int64_t row, int rows,
                            char* scratch);

@@ -20,23 +20,40 @@ struct Part {
     int64_t count;
 };
 
-ENMA_INLINE Floats all(float a) { return Floats{} + a; }
-ENMA_INLINE Floats maximum(Floats a, Floats b) { return a > b ? a : b; }
+// Subtracting zero costs nothing and keeps the sign of a zero; adding it would do neither.
+ENMA_INLINE Floats all(float a) { return a - Floats{}; }
 
-// GCC 12 splits these two conversions in halves and masks what is masked already. The including file says what it has:
-// g++ 12 reads the whole file before it acts on the pragma, so the compiler's own macros are not there yet.
+// The including file says what it has: g++ 12 reads the whole file before it acts on the pragma, so the compiler's own
+// macros are not there yet. GCC 12 splits conversions to and from Halves, masks what is masked already, and compares and
+// selects where one instruction takes the maximum. `maximum` is b where a or b is NaN.
 #if defined(ENMA_AVX512)
 ENMA_INLINE Words words_of(const Halves& halves) { return (Words)_mm512_cvtepu16_epi32((__m256i)halves); }
 ENMA_INLINE Halves halves_of(Words words) { return (Halves)_mm512_cvtepi32_epi16((__m512i)words); }
+ENMA_INLINE Floats maximum(Floats a, Floats b) { return (Floats)_mm512_max_ps((__m512)a, (__m512)b); }
+ENMA_INLINE Floats fma(Floats a, Floats b, Floats c) {
+    return (Floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+}
+ENMA_INLINE Floats root(Floats a) { return (Floats)_mm512_sqrt_ps((__m512)a); }
 #elif defined(ENMA_AVX2)
 ENMA_INLINE Words words_of(const Halves& halves) { return (Words)_mm256_cvtepu16_epi32((__m128i)halves); }
 ENMA_INLINE Halves halves_of(Words words) {
     const __m256i packed = _mm256_packus_epi32((__m256i)words, (__m256i)words);
     return (Halves)_mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0xd8));
 }
+ENMA_INLINE Floats maximum(Floats a, Floats b) { return (Floats)_mm256_max_ps((__m256)a, (__m256)b); }
+ENMA_INLINE Floats fma(Floats a, Floats b, Floats c) {
+    return (Floats)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+}
+ENMA_INLINE Floats root(Floats a) { return (Floats)_mm256_sqrt_ps((__m256)a); }
 #else
 ENMA_INLINE Words words_of(const Halves& halves) { return __builtin_convertvector(halves, Words); }
 ENMA_INLINE Halves halves_of(Words words) { return __builtin_convertvector(words, Halves); }
+ENMA_INLINE Floats maximum(Floats a, Floats b) { return a > b ? a : b; }
+ENMA_INLINE Floats fma(Floats a, Floats b, Floats c) { return a * b + c; }
+ENMA_INLINE Floats root(Floats a) {
+    for (int64_t i = 0; i < LANES; ++i) a[i] = __builtin_sqrtf(a[i]);
+    return a;
+}
 #endif
 
 ENMA_INLINE Floats widened(const Halves& halves) { return (Floats)(words_of(halves) << 16); }
@@ -72,7 +89,10 @@ ENMA_INLINE Floats load(const uint16_t* p, Part part) {
     return widened(halves);
 }
 
+ENMA_INLINE Floats load(const float* p) { return load(p, All{}); }
+
 ENMA_INLINE void store(float* p, Floats a, All) { __builtin_memcpy(p, &a, sizeof a); }
+ENMA_INLINE void store(float* p, Floats a) { store(p, a, All{}); }
 ENMA_INLINE void store(float* p, Floats a, Part part) { __builtin_memcpy(p, &a, sizeof(float) * part.count); }
 
 ENMA_INLINE void store(uint16_t* p, Floats a, All) {
@@ -102,6 +122,37 @@ ENMA_INLINE float total(Floats a) {
     for (int64_t step = LANES / 2; step > 0; step /= 2)
         for (int64_t i = 0; i < step; ++i) lanes[i] += lanes[i + step];
     return lanes[0];
+}
+
+ENMA_INLINE float highest(Floats a) {
+    float lanes[LANES];
+    store(lanes, a);
+    for (int64_t step = LANES / 2; step > 0; step /= 2)
+        for (int64_t i = 0; i < step; ++i) lanes[i] = lanes[i] > lanes[i + step] ? lanes[i] : lanes[i + step];
+    return lanes[0];
+}
+
+ENMA_INLINE Floats one_where_positive(Floats a) { return a > Floats{} ? all(1.0f) : Floats{}; }
+
+// 1.5 * 2^23: adding it rounds to the nearest integer, which then stands in the low bits.
+constexpr float SHIFT = 12582912.0f;
+
+ENMA_INLINE Floats nearest(Floats a) { return (a + all(SHIFT)) - all(SHIFT); }
+
+// 2^x for x <= 127: relative error below 1e-7, exactly 0 below -126.5, NaN for NaN. The polynomial is the minimax one
+// of degree 6 for 2^f on |f| <= 1/2 (2e-9 before rounding).
+ENMA_INLINE Floats exp2_of(Floats x) {
+    x = maximum(all(-127.0f), x);
+    const Floats shifted = x + all(SHIFT);
+    const Floats f = x - (shifted - all(SHIFT));
+    Floats y = all(1.5353361959569156e-4f);
+    y = fma(y, f, all(1.3398875016719103e-3f));
+    y = fma(y, f, all(9.61843691766262e-3f));
+    y = fma(y, f, all(5.5503323674201965e-2f));
+    y = fma(y, f, all(2.4022647738456726e-1f));
+    y = fma(y, f, all(6.931471824645996e-1f));
+    y = fma(y, f, all(1.0f));
+    return y * (Floats)(((Words)shifted + 127u) << 23);
 }
 
 // body(offset, All or Part, chain) along a row; `chain` tells apart four sums that do not wait for each other.

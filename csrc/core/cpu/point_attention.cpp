@@ -6,9 +6,8 @@
 #include <cstdint>
 #include <vector>
 
-#include "core/cpu/dispatch.h"
 #include "core/cpu/parallel.h"
-#include "core/cpu/point_attention_task.h"
+#include "core/cpu/vector_kernels.h"
 
 namespace enma {
 
@@ -75,17 +74,9 @@ void for_tasks(int64_t tasks, int threads, int64_t floats, Run run) {
 
 }  // namespace
 
-const PointAttentionKernels* point_attention_kernels() {
-    const PointAttentionKernels *portable = point_attention_portable(), *none = nullptr;
-    return &kernels_for(best_isa(), portable, point_attention_avx2(), point_attention_avx512(), none);
-}
-
-const char* point_attention_instructions() { return point_attention_kernels()->name; }
-
-void point_attention_forward_by(
-    const PointAttentionKernels& kernels, const PointAttention& g, float* out, float* lse
-) {
+void point_attention_forward(const PointAttention& g, float* out, float* lse, Isa isa) {
     if (g.batches == 0 || g.heads == 0 || g.queries == 0) return;
+    const PointAttentionKernels& kernels = vector_kernels(isa).point_attention;
     const int threads = std::max(g.threads, 1);
     const Grain grain = grain_of(g, threads);
     const Valid valid(g);
@@ -105,10 +96,9 @@ void point_attention_forward_by(
     );
 }
 
-void point_attention_backward_by(
-    const PointAttentionKernels& kernels, const PointAttention& g, const PointAttentionGradients& gradients
-) {
+void point_attention_backward(const PointAttention& g, const PointAttentionGradients& to, Isa isa) {
     if (g.batches == 0 || g.heads == 0) return;
+    const PointAttentionKernels& kernels = vector_kernels(isa).point_attention;
     const Valid valid(g);
     for_tasks(g.batches * g.heads, std::max(g.threads, 1), kernels.backward_scratch(g), [&](int64_t i, float* scratch) {
         PointAttentionTask task{};
@@ -117,16 +107,8 @@ void point_attention_backward_by(
         task.end_head = task.first_head + 1;
         task.end_query = g.queries;
         valid.place(g, task);
-        kernels.backward(g, task, scratch, gradients);
+        kernels.backward(g, task, scratch, to);
     });
-}
-
-void point_attention_forward(const PointAttention& problem, float* out, float* lse) {
-    point_attention_forward_by(*point_attention_kernels(), problem, out, lse);
-}
-
-void point_attention_backward(const PointAttention& problem, const PointAttentionGradients& gradients) {
-    point_attention_backward_by(*point_attention_kernels(), problem, gradients);
 }
 
 }  // namespace enma

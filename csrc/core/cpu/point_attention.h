@@ -8,6 +8,8 @@
 
 #include <cstdint>
 
+#include "core/cpu/dispatch.h"
+
 namespace enma {
 
 // A [B, H, rows, width] array; strides count elements, the last dimension is contiguous.
@@ -49,10 +51,29 @@ struct PointAttentionGradients {
 
 // out [B, H, Q, V] and lse [B, H, Q] (natural logarithm of the sum of exponentials), contiguous. A batch row without
 // valid points gives zeros and minus infinity. The result does not depend on the number of threads.
-void point_attention_forward(const PointAttention& problem, float* out, float* lse);
-void point_attention_backward(const PointAttention& problem, const PointAttentionGradients& gradients);
+void point_attention_forward(const PointAttention& g, float* out, float* lse, Isa isa);
+void point_attention_backward(const PointAttention& g, const PointAttentionGradients& to, Isa isa);
 
-// "avx512", "avx2" or "portable": what this machine runs.
-const char* point_attention_instructions();
+// Queries [first_query, end_query) of heads [first_head, end_head) of one batch row.
+struct PointAttentionTask {
+    int64_t batch, first_head, end_head, first_query, end_query;
+    // The valid points of this batch row in order; null: all of them.
+    const int32_t* index;
+    int64_t count;
+};
+
+// The kernels of an instruction set.
+struct PointAttentionKernels {
+    // Floats of scratch (64-byte aligned) that a task of so many heads and queries needs.
+    int64_t (*forward_scratch)(const PointAttention&, int64_t heads, int64_t queries);
+    void (*forward)(const PointAttention&, const PointAttentionTask&, float* scratch, float* out, float* lse);
+    int64_t (*backward_scratch)(const PointAttention&);
+    // One head and all queries.
+    void (*backward)(
+        const PointAttention&, const PointAttentionTask&, float* scratch, const PointAttentionGradients&
+    );
+    // For tests.
+    void (*exp2)(const float* x, float* y, int64_t n);
+};
 
 }  // namespace enma

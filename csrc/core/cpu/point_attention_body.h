@@ -1,7 +1,8 @@
-// The kernels, for the vector of point_attention_vector.h. Anonymous throughout, and no standard header.
+// The kernels of point_attention, compiled once per instruction set behind lanes.h.
 #pragma once
 
 namespace {
+namespace point {
 
 using enma::PointAttention;
 using enma::PointAttentionGradients;
@@ -15,7 +16,7 @@ constexpr float LOG2_E = 1.44269504088896340736f;
 constexpr float LN_2 = 0.69314718055994530942f;
 
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t padded(int64_t n) { return (n + W - 1) / W * W; }
+inline int64_t padded(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
 // Sizes of scratch are multiples of a cache line.
 inline int64_t whole_lines(int64_t n) { return (n + 15) / 16 * 16; }
 
@@ -37,18 +38,18 @@ inline void tile(
     int64_t depth, const float* a, int64_t a_row, int64_t a_column, const float* b, int64_t ldb, float* c, int64_t ldc,
     const float* bias, float slope
 ) {
-    Vec sum[R][C];
+    Floats sum[R][C];
 #pragma GCC unroll 6
     for (int i = 0; i < R; ++i)
 #pragma GCC unroll 2
-        for (int j = 0; j < C; ++j) sum[i][j] = ONTO == Onto::SUM ? load(c + i * ldc + j * W) : all(0.0f);
+        for (int j = 0; j < C; ++j) sum[i][j] = ONTO == Onto::SUM ? load(c + i * ldc + j * LANES) : all(0.0f);
     for (int64_t l = 0; l < depth; ++l) {
-        Vec column[C];
+        Floats column[C];
 #pragma GCC unroll 2
-        for (int j = 0; j < C; ++j) column[j] = load(b + l * ldb + j * W);
+        for (int j = 0; j < C; ++j) column[j] = load(b + l * ldb + j * LANES);
 #pragma GCC unroll 6
         for (int i = 0; i < R; ++i) {
-            const Vec entry = all(a[i * a_row + l * a_column]);
+            const Floats entry = all(a[i * a_row + l * a_column]);
 #pragma GCC unroll 2
             for (int j = 0; j < C; ++j) sum[i][j] = fma(entry, column[j], sum[i][j]);
         }
@@ -58,8 +59,8 @@ inline void tile(
 #pragma GCC unroll 2
         for (int j = 0; j < C; ++j) {
             // The bias comes last: on top of a large one the products would lose their digits.
-            if (ONTO == Onto::BIAS) sum[i][j] = fma(all(slope), load(bias + i * ldc + j * W), sum[i][j]);
-            store(c + i * ldc + j * W, sum[i][j]);
+            if (ONTO == Onto::BIAS) sum[i][j] = fma(all(slope), load(bias + i * ldc + j * LANES), sum[i][j]);
+            store(c + i * ldc + j * LANES, sum[i][j]);
         }
 }
 
@@ -87,7 +88,7 @@ inline void panel(
 }
 
 // c [rows, columns] = a [rows, depth] b [depth, columns], onto 0, c, or slope * bias (laid out as c); columns is a
-// multiple of W. The order of sums within a row does not depend on the number of rows.
+// multiple of LANES. The order of sums within a row does not depend on the number of rows.
 template <Onto ONTO>
 void multiply(
     int64_t rows, int64_t columns, int64_t depth, Matrix a, const float* b, int64_t ldb, float* c, int64_t ldc,
@@ -95,7 +96,7 @@ void multiply(
 ) {
     if (bias == nullptr) bias = c;
     int64_t j = 0;
-    for (; j + 2 * W <= columns; j += 2 * W)
+    for (; j + 2 * LANES <= columns; j += 2 * LANES)
         panel<2, ONTO>(rows, depth, a, b + j, ldb, c + j, ldc, bias + j, slope);
     if (j < columns) panel<1, ONTO>(rows, depth, a, b + j, ldb, c + j, ldc, bias + j, slope);
 }
@@ -122,7 +123,7 @@ inline void pack_columns(const PointAttentionRows& x, int64_t b, int64_t h, Bloc
         for (int64_t j = 0; j < width; ++j) to[j * BLOCK_P + p] = 0.0f;
 }
 
-// A row of `width` floats, times `scale`, zero up to the next multiple of W.
+// A row of `width` floats, times `scale`, zero up to the next multiple of LANES.
 inline void pack_row(const float* from, int64_t width, float scale, float* to) {
     for (int64_t j = 0; j < width; ++j) to[j] = from[j] * scale;
     for (int64_t j = width; j < padded(width); ++j) to[j] = 0.0f;
@@ -141,8 +142,8 @@ inline void pack_places(const PointAttention& g, int64_t batch, Block block, flo
     }
 }
 
-inline Vec separation(Vec at, Vec place, float period) {
-    const Vec apart = at - place;
+ENMA_INLINE Floats separation(Floats at, Floats place, float period) {
+    const Floats apart = at - place;
     if (period == 0.0f) return apart;
     return apart - all(period) * nearest(apart * all(1.0f / period));
 }
@@ -152,10 +153,10 @@ inline void distances(
     const PointAttention& g, const float* at, int64_t rows, const float* places, int64_t lanes, float* to
 ) {
     for (int64_t i = 0; i < rows; ++i)
-        for (int64_t p = 0; p < lanes; p += W) {
-            Vec square = all(0.0f);
+        for (int64_t p = 0; p < lanes; p += LANES) {
+            Floats square = all(0.0f);
             for (int j = 0; j < DIMS; ++j) {
-                const Vec apart = separation(all(at[i * DIMS + j]), load(places + j * BLOCK_P + p), g.periods[j]);
+                const Floats apart = separation(all(at[i * DIMS + j]), load(places + j * BLOCK_P + p), g.periods[j]);
                 square = fma(apart, apart, square);
             }
             store(to + i * BLOCK_P + p, g.power == 1 ? root(square) : square);
@@ -172,11 +173,11 @@ inline void powers(
 }
 
 inline void scale_row(float* row, int64_t width, float factor) {
-    for (int64_t j = 0; j < width; j += W) store(row + j, load(row + j) * all(factor));
+    for (int64_t j = 0; j < width; j += LANES) store(row + j, load(row + j) * all(factor));
 }
 
 inline float exp2_of_one(float x) {
-    float lanes[W];
+    float lanes[LANES];
     store(lanes, exp2_of(all(x)));
     return lanes[0];
 }
@@ -187,19 +188,19 @@ void exp2_of_many(const float* x, float* y, int64_t n) {
 
 // Logits (base 2) of one row become weights; the row's maximum, sum and accumulated values follow.
 inline void exponentials(float* logits, int64_t lanes, float& most, float* total, float* values, int64_t width) {
-    Vec found = load(logits);
-    for (int64_t p = W; p < lanes; p += W) found = maximum(found, load(logits + p));
-    const float here = lane_maximum(found);
-    Vec sum = load(total);
+    Floats found = load(logits);
+    for (int64_t p = LANES; p < lanes; p += LANES) found = maximum(found, load(logits + p));
+    const float here = highest(found);
+    Floats sum = load(total);
     if (here > most) {
         const float factor = exp2_of_one(most - here);
         most = here;
         sum = sum * all(factor);
         scale_row(values, width, factor);
     }
-    const Vec shift = all(most);
-    for (int64_t p = 0; p < lanes; p += W) {
-        const Vec weight = exp2_of(load(logits + p) - shift);
+    const Floats shift = all(most);
+    for (int64_t p = 0; p < lanes; p += LANES) {
+        const Floats weight = exp2_of(load(logits + p) - shift);
         store(logits + p, weight);
         sum = sum + weight;
     }
@@ -209,7 +210,7 @@ inline void exponentials(float* logits, int64_t lanes, float& most, float* total
 int64_t forward_scratch(const PointAttention& g, int64_t heads, int64_t queries) {
     const int64_t per_head = whole_lines(queries * g.head_dim) + whole_lines(g.head_dim * BLOCK_P) +
                              whole_lines(BLOCK_P * padded(g.value_dim)) + whole_lines(queries * padded(g.value_dim)) +
-                             whole_lines(queries) + whole_lines(queries * W);
+                             whole_lines(queries) + whole_lines(queries * LANES);
     return heads * per_head + 2 * whole_lines(STRIP_Q * BLOCK_P) + whole_lines(3 * BLOCK_P);
 }
 
@@ -218,13 +219,13 @@ void forward(const PointAttention& g, const PointAttentionTask& task, float* scr
     const int64_t K = g.head_dim, V = g.value_dim, width = padded(V);
     const int64_t q_size = whole_lines(queries * K), k_size = whole_lines(K * BLOCK_P);
     const int64_t v_size = whole_lines(BLOCK_P * width), sum_size = whole_lines(queries * width);
-    const int64_t most_size = whole_lines(queries), total_size = whole_lines(queries * W);
+    const int64_t most_size = whole_lines(queries), total_size = whole_lines(queries * LANES);
     float* const q = taken(scratch, heads * q_size);
     float* const k = taken(scratch, heads * k_size);
     float* const v = taken(scratch, heads * v_size);
     float* const values = taken(scratch, heads * sum_size);
     float* const most = taken(scratch, heads * most_size);
-    float* const total = taken(scratch, heads * total_size);
+    float* const totals = taken(scratch, heads * total_size);
     float* const apart = taken(scratch, STRIP_Q * BLOCK_P);
     float* const logits = taken(scratch, STRIP_Q * BLOCK_P);
     float* const places = taken(scratch, 3 * BLOCK_P);
@@ -238,7 +239,7 @@ void forward(const PointAttention& g, const PointAttentionTask& task, float* scr
             for (int64_t j = 0; j < K; ++j) q[h * q_size + i * K + j] = from[j] * scale;
         }
     for (int64_t i = 0; i < heads * sum_size; ++i) values[i] = 0.0f;
-    for (int64_t i = 0; i < heads * total_size; ++i) total[i] = 0.0f;
+    for (int64_t i = 0; i < heads * total_size; ++i) totals[i] = 0.0f;
     for (int64_t i = 0; i < heads * most_size; ++i) most[i] = -__builtin_inff();
 
     for (int64_t p = 0; p < task.count; p += BLOCK_P) {
@@ -262,7 +263,7 @@ void forward(const PointAttention& g, const PointAttentionTask& task, float* scr
                     for (int64_t n = block.count; n < lanes; ++n) logits[r * BLOCK_P + n] = -__builtin_inff();
                     exponentials(
                         logits + r * BLOCK_P, lanes, most[h * most_size + i + r],
-                        total + h * total_size + (i + r) * W, values + h * sum_size + (i + r) * width, width
+                        totals + h * total_size + (i + r) * LANES, values + h * sum_size + (i + r) * width, width
                     );
                 }
                 multiply<Onto::SUM>(
@@ -276,7 +277,7 @@ void forward(const PointAttention& g, const PointAttentionTask& task, float* scr
     for (int64_t h = 0; h < heads; ++h)
         for (int64_t i = 0; i < queries; ++i) {
             const int64_t row = (task.batch * g.heads + task.first_head + h) * g.queries + task.first_query + i;
-            const float sum = lane_sum(load(total + h * total_size + i * W));
+            const float sum = total(load(totals + h * total_size + i * LANES));
             const float factor = task.count > 0 ? 1.0f / sum : 0.0f;
             const float* const from = values + h * sum_size + i * width;
             for (int64_t j = 0; j < V; ++j) out[row * V + j] = from[j] * factor;
@@ -299,15 +300,15 @@ int64_t backward_scratch(const PointAttention& g) {
 inline float row_gradients(
     float* logits, float* grad, const float* apart, int64_t count, int64_t lanes, float lse_2, float delta
 ) {
-    Vec sum = all(0.0f);
-    for (int64_t p = 0; p < lanes; p += W) store(logits + p, exp2_of(load(logits + p) - all(lse_2)));
+    Floats sum = all(0.0f);
+    for (int64_t p = 0; p < lanes; p += LANES) store(logits + p, exp2_of(load(logits + p) - all(lse_2)));
     for (int64_t p = count; p < lanes; ++p) logits[p] = 0.0f;
-    for (int64_t p = 0; p < lanes; p += W) {
-        const Vec entry = load(logits + p) * (load(grad + p) - all(delta));
+    for (int64_t p = 0; p < lanes; p += LANES) {
+        const Floats entry = load(logits + p) * (load(grad + p) - all(delta));
         store(grad + p, entry);
         sum = fma(entry, load(apart + p), sum);
     }
-    return lane_sum(sum);
+    return total(sum);
 }
 
 // Adds to the gradients of the coordinates: of one query, d floats, and of the points of a block, [d, BLOCK_P].
@@ -315,24 +316,24 @@ inline void place_gradients(
     const PointAttention& g, const float* at, const float* places, const float* grad, const float* apart, float slope,
     int64_t lanes, float* at_grad, float* places_grad
 ) {
-    Vec sums[3] = {all(0.0f), all(0.0f), all(0.0f)};
-    for (int64_t p = 0; p < lanes; p += W) {
-        Vec factor = load(grad + p) * all(-slope);
+    Floats sums[3] = {all(0.0f), all(0.0f), all(0.0f)};
+    for (int64_t p = 0; p < lanes; p += LANES) {
+        Floats factor = load(grad + p) * all(-slope);
         if (g.power == 1) {
             // At distance zero the gradient is zero.
-            const Vec distance = load(apart + p), away = one_where_positive(distance);
+            const Floats distance = load(apart + p), away = one_where_positive(distance);
             factor = factor * away / (distance + (all(1.0f) - away));
         } else {
             factor = factor + factor;
         }
         for (int j = 0; j < g.dims; ++j) {
             float* const to = places_grad + j * BLOCK_P + p;
-            const Vec part = factor * separation(all(at[j]), load(places + j * BLOCK_P + p), g.periods[j]);
+            const Floats part = factor * separation(all(at[j]), load(places + j * BLOCK_P + p), g.periods[j]);
             sums[j] = sums[j] + part;
             store(to, load(to) - part);
         }
     }
-    for (int j = 0; j < g.dims; ++j) at_grad[j] += lane_sum(sums[j]);
+    for (int j = 0; j < g.dims; ++j) at_grad[j] += total(sums[j]);
 }
 
 void zero(float* x, int64_t n) {
@@ -432,7 +433,8 @@ void backward(
 }
 
 constexpr enma::PointAttentionKernels KERNELS{
-    ENMA_POINT_ATTENTION_NAME, forward_scratch, forward, backward_scratch, backward, exp2_of_many
+    forward_scratch, forward, backward_scratch, backward, exp2_of_many
 };
 
+}  // namespace point
 }  // namespace

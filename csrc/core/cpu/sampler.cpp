@@ -5,6 +5,7 @@
 #include <cstring>
 #include <numeric>
 
+#include "core/cpu/vector_kernels.h"
 #include "core/philox.h"
 
 namespace enma {
@@ -50,7 +51,7 @@ class Packer {
         const std::ptrdiff_t size = bf16_ ? 2 : 4;
         const char* rows = static_cast<const char*>(weight) + size * part * n * k;
         const char* biases = bias == nullptr ? nullptr : static_cast<const char*>(bias) + size * part * n;
-        pack_linear(rows, k, biases, n, k, bf16_, packed);
+        pack_linear(rows, biases, n, k, bf16_, packed);
         return view_linear(packed, n, k, bf16_);
     }
 
@@ -199,7 +200,7 @@ SamplerSession::SamplerSession(const Sampler& sampler, SamplerSettings settings)
     const bool halves = m.bf16 && kernels(set.isa).halves;
     const std::size_t input = halves ? 2 : 4, ld = row_stride(m.width), B = set.rows, G = set.groups;
     state_.group = group_.data();
-    state_.attention = &frame_attention_kernels(set.isa);
+    state_.attention = &vector_kernels(set.isa).frame_attention;
 
     const auto cache = [&](Allocator& memory, std::size_t rows, std::size_t frames) {
         const std::ptrdiff_t value = static_cast<std::ptrdiff_t>(frames * N * ld);
@@ -237,7 +238,7 @@ SamplerSession::SamplerSession(const Sampler& sampler, SamplerSettings settings)
     buffers_ = Buffer(buffer_bytes_);
     buffers(buffers_.data());
 
-    // Threads of their own pay where there are members enough to keep all of them busy alike.
+    // Each thread takes members of its own where there are enough of them to keep all threads busy.
     solo_ = set.threads == 1 || set.teams == Teams::each ||
             (set.teams == Teams::automatic && (set.rows >= 4 * set.threads || set.rows % set.threads == 0));
     const int threads = solo_ ? set.threads : 1;

@@ -619,9 +619,8 @@ void moments(const SamplerView& model, const SamplerState& state, int begin, int
 // All kernels of an instruction set.
 template <class Vector, template <class> class HalfMode>
 constexpr Kernels kernels_with() {
-    return {any_linear<Vector, HalfMode>,        flow_head_rows<Vector, HalfMode>, flow_head_columns<Vector, HalfMode>,
-            causal_frame<Vector, HalfMode>,      mask_step<Vector, HalfMode>,      moments<Vector, HalfMode>,
-            is_paired<HalfMode<Vector>>};
+    return {flow_head_rows<Vector, HalfMode>, flow_head_columns<Vector, HalfMode>, causal_frame<Vector, HalfMode>,
+            mask_step<Vector, HalfMode>,      moments<Vector, HalfMode>,           is_paired<HalfMode<Vector>>};
 }
 
 }  // namespace

@@ -1,0 +1,26 @@
+// The kernels over vectors of lanes.h: one translation unit of each instruction set holds those of every operator.
+#pragma once
+
+#include "core/cpu/dispatch.h"
+#include "core/cpu/frame_attention.h"
+#include "core/cpu/point_attention.h"
+#include "core/cpu/rms_norm.h"
+
+namespace enma {
+
+struct VectorKernels {
+    FrameAttentionKernels frame_attention;
+    PointAttentionKernels point_attention;
+    RmsNormKernels rms_norm;
+};
+
+// Null where the compiler cannot make them; the processor may lack what it made.
+const VectorKernels* vector_kernels_portable();
+const VectorKernels* vector_kernels_emulated();
+const VectorKernels* vector_kernels_avx2();
+const VectorKernels* vector_kernels_avx512();
+
+// Those of an instruction set, or the portable ones where the compiler could not make them.
+const VectorKernels& vector_kernels(Isa isa);
+
+}  // namespace enma

@@ -1,0 +1,26 @@
+// System headers come before the pragma: what they define inline must stay runnable on any machine, since the linker
+// keeps one copy for the whole program. Behind it all is anonymous.
+#include <cstdint>
+
+#include "core/cpu/vector_kernels.h"
+
+#ifdef ENMA_X86_KERNELS
+#include <immintrin.h>
+
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+#define ENMA_LANES 8
+#define ENMA_AVX2
+#include "core/cpu/lanes.h"
+// The bodies need the lanes.
+#include "core/cpu/frame_attention_body.h"
+#include "core/cpu/point_attention_body.h"
+#include "core/cpu/rms_norm_body.h"
+#pragma GCC pop_options
+
+static constexpr enma::VectorKernels KERNELS{frame::KERNELS, point::KERNELS, norm::KERNELS};
+
+const enma::VectorKernels* enma::vector_kernels_avx2() { return &KERNELS; }
+#else
+const enma::VectorKernels* enma::vector_kernels_avx2() { return nullptr; }
+#endif

@@ -1,0 +1,15 @@
+// Vectors of 16 lanes out of what the baseline has: the code of AVX-512 under test on any machine.
+#include <cstdint>
+
+#include "core/cpu/vector_kernels.h"
+
+#define ENMA_LANES 16
+#include "core/cpu/lanes.h"
+// The bodies need the lanes.
+#include "core/cpu/frame_attention_body.h"
+#include "core/cpu/point_attention_body.h"
+#include "core/cpu/rms_norm_body.h"
+
+static constexpr enma::VectorKernels KERNELS{frame::KERNELS, point::KERNELS, norm::KERNELS};
+
+const enma::VectorKernels* enma::vector_kernels_emulated() { return &KERNELS; }

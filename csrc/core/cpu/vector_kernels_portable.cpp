@@ -1,0 +1,14 @@
+#include <cstdint>
+
+#include "core/cpu/vector_kernels.h"
+
+#define ENMA_LANES 4
+#include "core/cpu/lanes.h"
+// The bodies need the lanes.
+#include "core/cpu/frame_attention_body.h"
+#include "core/cpu/point_attention_body.h"
+#include "core/cpu/rms_norm_body.h"
+
+static constexpr enma::VectorKernels KERNELS{frame::KERNELS, point::KERNELS, norm::KERNELS};
+
+const enma::VectorKernels* enma::vector_kernels_portable() { return &KERNELS; }

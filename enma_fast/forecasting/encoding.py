@@ -1,0 +1,257 @@
+"""Observed fields and contexts, checked against the model before any work, and encoded.
+
+Legend: B trajectories, K members, L observed frames, T frames, c physical channels, N tokens per frame, C token
+channels, P observed points, d space dimensions.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..config import ModelConfig, SamplingConfig
+from ..data import NETCDF_FILL, unmasked
+from ..errors import EnmaError, first_line
+from ..models.layers import own_dtype
+from ..models.model import Model
+from ..sampling.batch_invariant import BLOCKS, map_rows
+from ..sampling.noise import trajectory_seed
+from ..sampling.settings import chosen_sampling
+from ..sampling.shifts import shift_amounts, shifted
+from ..utils.text import counted
+from .request import ForecastRequest
+
+log = logging.getLogger("enma_fast")
+
+
+@dataclass(frozen=True)
+class EncodedInputs:
+    """Latents of what is observed, one for each trajectory and shift that some member takes.
+
+    Attributes
+    ----------
+    history_BTNC, context_BTNC : observed latent frames
+    num_observed, num_frames, num_latents : frames observed, frames of the whole trajectory, and its latent frames
+    settings : of the sampler
+    batched : true if the input has an axis of trajectories
+    seeds : one for each trajectory
+    shifts : grid points by which each shift moves the field; member k takes shift k modulo their number
+    places : of the history of (trajectory, shift) in `history_BTNC`
+    """
+
+    history_BTNC: Tensor
+    context_BTNC: Tensor | None
+    num_observed: int
+    num_frames: int
+    num_latents: int
+    settings: SamplingConfig
+    batched: bool
+    seeds: list[int]
+    shifts: list[tuple[int, ...]]
+    places: dict[tuple[int, int], int]
+
+    def history_of(self, row: tuple[int, int]) -> int:
+        """Place of the history and context of a trajectory and member."""
+        b, k = row
+        return self.places[b, k % len(self.shifts)]
+
+    def amount_of(self, row: tuple[int, int]) -> tuple[int, ...]:
+        """Grid points by which the field of a trajectory and member is moved."""
+        return self.shifts[row[1] % len(self.shifts)]
+
+
+def encode_inputs(
+    model: Model,
+    request: ForecastRequest,
+    history: np.ndarray | Tensor | None,
+    context: np.ndarray | Tensor | None,
+    points: np.ndarray | Tensor | None,
+    *,
+    warn: bool = True,
+) -> EncodedInputs:
+    """Check everything before any work, then encode.
+
+    With `warn` a message says, or with a strict request an error, which observed frames lie outside what the model was
+    trained on.
+    """
+    config = model.config
+    settings = chosen_sampling(config, request.settings)
+    where = None if points is None else coordinates("points", points, model)
+    given = history if history is not None else context
+    if given is None:
+        raise EnmaError("history and context are both None; give one of them")
+    space = 1 if where is not None else config.tokenizer.dims
+    batched = given.ndim == space + 3
+    known = _field("history", history, model, where, batched) if history is not None else None
+    other = None if context is None else _field("context", context, model, where, context.ndim == space + 3)
+    if known is not None and other is not None and len(other) not in (1, len(known)):
+        raise EnmaError(
+            f"history holds {len(known)} trajectories and context {len(other)}; give one context for each, or one"
+        )
+    if other is not None and other.shape[1] > config.num_frames:
+        if warn:
+            log.warning(
+                "context: of its %d frames the first %d are used, as in training", other.shape[1], config.num_frames
+            )
+        other = other[:, : config.num_frames]
+    num_observed = 0 if known is None else known.shape[1]
+    num_frames = num_observed + _frames_to_forecast(config, request, num_observed, has_context=other is not None)
+    B = len(given) if batched else 1
+    request.check_memory(config, num_frames - num_observed, num_trajectories=B)
+    numbers = list(range(B)) if request.trajectories is None else request.trajectories
+    if len(numbers) != B:
+        raise EnmaError(f"trajectories names {len(numbers)} numbers; the input holds {B}")
+    if warn:
+        warn_if_long(config, num_frames)
+        reasons = outside(model, known, other, scattered=where is not None)
+        report_outside(model, numbers, reasons, strict=request.strict)
+    shifts = shift_amounts(config, settings)
+    if where is not None and len(shifts) > 1:
+        raise EnmaError(f"points: shifts is {len(shifts)}, which is for fields on the grid; give settings without it")
+    used = sorted({k % len(shifts) for k in request.members[: len(shifts)]})
+
+    def encoded(fields: Tensor) -> Tensor:
+        """Latents of each trajectory in each shift that is used, [B * len(used), T, N, C]."""
+        if len(used) == 1:
+            return _encode(model, shifted(fields, shifts[used[0]]), where)
+        seen = torch.stack([shifted(fields, shifts[s]) for s in used], 1)
+        return _encode(model, seen.flatten(0, 1), where)
+
+    if known is None:
+        empty = (B * len(used), 0, config.num_tokens, config.token_channels)
+        history_BTNC = torch.zeros(empty, device=model.latent_mean.device, dtype=torch.float32)
+    else:
+        history_BTNC = encoded(known)[:, : config.tokenizer.whole_latents(num_observed)]
+    context_BTNC = None
+    if other is not None:
+        context_BTNC = encoded(other).unflatten(0, (-1, len(used))).expand(B, -1, -1, -1, -1).flatten(0, 1)
+    return EncodedInputs(
+        history_BTNC=history_BTNC,
+        context_BTNC=context_BTNC,
+        num_observed=num_observed,
+        num_frames=num_frames,
+        num_latents=config.tokenizer.latent_frames(num_frames),
+        settings=settings,
+        batched=batched,
+        seeds=[trajectory_seed(request.seed, n) for n in numbers],
+        shifts=shifts,
+        places={(b, s): b * len(used) + i for b in range(B) for i, s in enumerate(used)},
+    )
+
+
+def _frames_to_forecast(config: ModelConfig, request: ForecastRequest, num_observed: int, *, has_context: bool) -> int:
+    """Frames after the observed ones; `EnmaError` if too few are observed, or none is left."""
+    if not has_context and num_observed < 3:
+        seen = counted(num_observed, "frame")
+        raise EnmaError(f"history has {seen}; the model {config.name!r} needs at least 3, or pass context=")
+    if request.num_frames is not None:
+        return request.num_frames
+    if num_observed >= config.num_frames:
+        raise EnmaError(
+            f"history has {num_observed} frames, as many as {config.name} was trained on; say how many more: num_frames"
+        )
+    return config.num_frames - num_observed
+
+
+def _field(name: str, value: np.ndarray | Tensor, model: Model, points: Tensor | None, batched: bool) -> Tensor:
+    """One checked input as ``[B, T, *grid, c]`` fp32 on the model's device."""
+    options = model.config.tokenizer
+    grid = options.grid if points is None else (points.shape[-2],)
+    if not (value.is_floating_point() if isinstance(value, Tensor) else value.dtype.kind == "f"):
+        raise EnmaError(f"{name} has dtype {value.dtype}; floating point is expected")
+    if isinstance(value, Tensor):
+        u = value
+    else:
+        # In the byte order and with the strides that a tensor can have; too large a value is found below.
+        with np.errstate(over="ignore"):
+            u = torch.from_numpy(np.require(unmasked(name, value), np.float32, ["C", "W"]))
+    shape = tuple(u.shape if batched else (1, *u.shape))
+    if len(shape) != len(grid) + 3 or shape[2:-1] != grid:
+        raise EnmaError(
+            f"{name} has shape {tuple(u.shape)}; the model {model.config.name!r} expects [B, T, "
+            f"{', '.join(map(str, grid))}, {options.field_channels}] (B may be left out)"
+        )
+    if shape[-1] != options.field_channels:
+        raise EnmaError(
+            f"{name} has {shape[-1]} channels; the model {model.config.name!r} expects {options.field_channels}"
+        )
+    if not all(shape[:2]):
+        raise EnmaError(f"{name} has shape {tuple(u.shape)}: no trajectory or no frame; leave it out if there is none")
+    u = u.to(model.latent_mean.device, torch.float32).view(shape)
+    for wrong, what in ((~torch.isfinite(u), "not finite"), (u == float(NETCDF_FILL), "the number of a missing one")):
+        bad = wrong.flatten(2).any(-1)
+        if bad.any():
+            b, t = (int(i) for i in bad.nonzero()[0])
+            raise EnmaError(f"{name} holds a value that is {what}, first in trajectory {b}, frame {t}")
+    return u
+
+
+def warn_if_long(config: ModelConfig, frames: int) -> None:
+    """Warn if trajectories of this many frames, observed and forecast, are longer than those of the training."""
+    if frames > config.num_frames:
+        log.warning("frames beyond %d were not seen in training of %s", config.num_frames, config.name)
+
+
+def outside(
+    model: Model, history: np.ndarray | Tensor | None, context: np.ndarray | Tensor | None, *, scattered: bool = False
+) -> list[str]:
+    """Return, for each trajectory, why its observed frames `[B, T, *x, c]` lie outside the training data, or "".
+
+    One context serves all. The list is empty where the model's checkpoint does not say what it was trained on.
+    """
+    if model.domain is None:
+        return []
+    seen = [u.numpy(force=True) if isinstance(u, Tensor) else u for u in (history, context) if u is not None]
+    parts = [model.domain.reasons(u, scattered=scattered) for u in seen]
+    count = max(map(len, parts), default=0)
+    parts = [reasons * count if len(reasons) == 1 else reasons for reasons in parts]
+    return [next(filter(None, reasons), "") for reasons in zip(*parts, strict=True)]
+
+
+def report_outside(
+    model: Model, numbers: Sequence[int], reasons: Sequence[str], *, strict: bool = False, where: str = ""
+) -> None:
+    """Warn which trajectories lie outside the training data, or refuse them."""
+    found = [(number, reason) for number, reason in zip(numbers, reasons, strict=False) if reason]
+    if not found:
+        return
+    number, reason = found[0]
+    more = f" (and of {len(found) - 1} more)" if len(found) > 1 else ""
+    text = (
+        f"{where}the observed frames of trajectory {number}{more} lie outside what {model.config.name} was trained on: "
+        f"{reason}"
+    )
+    if strict:
+        raise EnmaError(f"{text}; check unit and physics, or leave out strict")
+    log.warning("%s", text)
+
+
+def coordinates(name: str, value: np.ndarray | Tensor, model: Model) -> Tensor:
+    """Checked coordinates ``[P, d]`` fp32 on the model's device."""
+    options = model.config.tokenizer
+    if options.interpolation is None:
+        raise EnmaError(f"{name}: the model {model.config.name!r} has no interpolation; it works on its grid only")
+    try:
+        value = value if isinstance(value, Tensor) else np.asarray(unmasked(name, value), np.float32)
+    except (TypeError, ValueError) as error:
+        raise EnmaError(
+            f"{name} is no array of numbers ({first_line(error)}); [points, {options.dims}] is expected"
+        ) from error
+    points = torch.as_tensor(value, dtype=torch.float32, device=model.latent_mean.device)
+    if points.ndim != 2 or not len(points) or points.shape[1] != options.dims:
+        raise EnmaError(f"{name} has shape {tuple(points.shape)}; [points, {options.dims}] is expected")
+    if not torch.isfinite(points).all():
+        raise EnmaError(f"{name} holds a coordinate that is not finite")
+    return points
+
+
+def _encode(model: Model, fields: Tensor, points: Tensor | None) -> Tensor:
+    tok = model.tokenizer
+    operation = ("encode", tok.config, own_dtype(tok), None if points is None else tuple(points.shape))
+    block = BLOCKS[tok.config.dims]
+    return map_rows(lambda u: model.encode(u, points), fields, operation=operation, block=block)

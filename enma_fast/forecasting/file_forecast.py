@@ -1,0 +1,254 @@
+"""Forecasts of the trajectories of a field file: what the model sees of each, and what is asked of it.
+
+| task            | the model sees                                      | it forecasts             |
+|-----------------|-----------------------------------------------------|--------------------------|
+| `temporal`      | the first `num_history` frames                      | the frames after them    |
+| `initial-value` | frame 0, and another trajectory of its environment  | the frames after frame 0 |
+| `generation`    | another trajectory of the environment               | all frames               |
+
+The other trajectory is the next one of the same environment (`FieldFile.context_for`), or of a file of contexts. The
+number of a trajectory in its file is part of its noise key, so its members do not depend on which others are forecast.
+
+Shape suffixes: B trajectories, K members, T frames.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from torch import Tensor
+
+from ..config import ModelConfig
+from ..data import FieldFile
+from ..errors import EnmaError
+from ..models.model import Model
+from .encoding import outside, report_outside, warn_if_long
+from .members import Stop, sample_members
+from .request import INITIAL_VALUE, ForecastRequest
+
+log = logging.getLogger("enma_fast")
+
+_TOLERANCE = 1e-3
+# Trajectories whose observed frames are compared with those of the training at a time.
+_COMPARED_AT_ONCE = 256
+
+
+@dataclass(frozen=True, eq=False)
+class FileForecast:
+    """A request for forecasts of trajectories of a field file.
+
+    Attributes
+    ----------
+    model : from `enma_fast.load_model`
+    data : field file of the trajectories
+    request : its `trajectories` are numbers of the file, by default all
+    context_file : contexts of the other tasks, one for each trajectory or one for all; by default from `data` itself
+    """
+
+    model: Model
+    data: FieldFile
+    request: ForecastRequest
+    context_file: FieldFile | None = None
+
+    def __post_init__(self) -> None:
+        if self.request.trajectories is None:
+            numbers = range(len(self.data)) if self.data.numbers is None else self.data.numbers.tolist()
+            object.__setattr__(self, "request", replace(self.request, trajectories=numbers))
+
+    @property
+    def trajectories(self) -> Sequence[int]:
+        """Numbers of the trajectories in the file."""
+        assert self.request.trajectories is not None
+        return self.request.trajectories
+
+    @property
+    def num_observed(self) -> int:
+        """Observed frames of a trajectory."""
+        return self.request.num_observed
+
+    @property
+    def num_frames(self) -> int:
+        """Frames to forecast."""
+        if self.request.num_frames is not None:
+            return self.request.num_frames
+        longest = self.model.config.num_frames
+        there = min(len(self.data.times), longest) - self.num_observed
+        # One frame alone is an initial condition in every task.
+        return there if there > 0 and len(self.data.times) > 1 else longest - self.num_observed
+
+    @property
+    def num_total(self) -> int:
+        """Frames of the whole trajectory, observed and forecast."""
+        return self.num_observed + self.num_frames
+
+    @property
+    def has_truth(self) -> bool:
+        """True if the file holds all frames to forecast; a generated trajectory has no truth."""
+        return self.request.task.has_truth and self.num_total <= len(self.data.times)
+
+    def check(self, *, at_once: int | None = None) -> None:
+        """Raise `EnmaError` unless the file has what is asked of it, and the forecasts fit the memory.
+
+        At most `at_once` members are in memory at a time, by default all.
+        """
+        config, data, request = self.model.config, self.data, self.request
+        check_file(config, data)
+        if request.task.num_observed is None and request.num_history < 3:
+            raise EnmaError(
+                f"history is {request.num_history}; {config.name} needs at least 3 frames (or use --task initial-value)"
+            )
+        if self.num_observed > len(data.times):
+            raise EnmaError(
+                f"{data.path}: holds {len(data.times)} frames, history asks for {self.num_observed}; use a shorter "
+                "one, or give a file of more frames"
+            )
+        if self.num_frames < 1:
+            raise EnmaError(
+                f"history is {self.num_observed}: of the {config.num_frames} frames that {config.name} was trained on "
+                "none is left to forecast; use a shorter one, or say how many frames"
+            )
+        warn_if_long(config, self.num_total)
+        request.check_memory(config, self.num_frames, at_once=at_once)
+        self._check_contexts()
+
+    def _check_contexts(self) -> None:
+        config, other = self.model.config, self.context_file
+        if other is None:
+            if self.request.task.needs_context:
+                for number in self.trajectories:
+                    self.data.context_for(number)
+            return
+        if not self.request.task.needs_context:
+            raise EnmaError(
+                "context: the temporal task has none; use --task initial-value or generation, or leave it out"
+            )
+        check_file(config, other)
+        if len(other.times) > config.num_frames:
+            log.warning(
+                "%s: of its %d frames the first %d are used, as in training",
+                other.path,
+                len(other.times),
+                config.num_frames,
+            )
+        if other.num_trajectories not in (1, self.data.num_trajectories):
+            raise EnmaError(
+                f"{other.path}: holds {other.num_trajectories} contexts; give one, or one for each of "
+                f"the {self.data.num_trajectories} trajectories of {self.data.path}"
+            )
+
+    def warn_of_own_contexts(self) -> None:
+        """Warn which trajectories have a context that begins with their own first frame."""
+        if self.request.task != INITIAL_VALUE:
+            return
+        source, index = self.context_places(self.trajectories)
+        first = zip(self.trajectories, self.data.places(self.trajectories), index, strict=True)
+        own = [row for row, place, other in first if np.array_equal(self.data.u[place, 0], source.u[other, 0])]
+        if own:
+            several = f" (and those of {len(own) - 1} more)" if len(own) > 1 else ""
+            log.warning(
+                "the context of trajectory %d%s begins with the frame that is observed, so it shows what is to be "
+                "forecast; without --context it is another trajectory of the same environment",
+                own[0],
+                several,
+            )
+
+    def outside_training(self, *, warn: bool = True) -> list[int] | None:
+        """Numbers of the trajectories whose observed frames, or context, lie outside what the model was trained on.
+
+        They are reported, unless `warn` is false, and a strict request is refused. None where the checkpoint does not
+        say what the model was trained on.
+        """
+        if self.model.domain is None:
+            return None
+        reasons: list[str] = []
+        for first in range(0, len(self.trajectories), _COMPARED_AT_ONCE):
+            part = self.trajectories[first : first + _COMPARED_AT_ONCE]
+            reasons += outside(self.model, self._history(part), self._contexts(part))
+        strict = self.request.strict
+        if warn or strict:
+            report_outside(self.model, self.trajectories, reasons, strict=strict, where=f"{self.data.path}: ")
+        return [int(number) for number, reason in zip(self.trajectories, reasons, strict=True) if reason]
+
+    def sample(self, part: ForecastRequest, *, stop: Stop | None = None) -> Tensor:
+        """Forecast part of the request: `[B, K, T, *x, c]` fp32 without the observed frames.
+
+        Parameters
+        ----------
+        part : the request for some of the trajectories and members, perhaps of fewer frames; `check` has passed
+        stop : as that of `enma_fast.forecast`
+        """
+        assert part.trajectories is not None
+        history, context = self._history(part.trajectories), self._contexts(part.trajectories)
+        part = replace(part, num_frames=part.num_frames or self.num_frames)
+        # `check` and `outside_training` have warned.
+        return sample_members(self.model, part, history, context=context, stop=stop, warn=False)
+
+    def samples(self) -> Iterator[tuple[list[int], Tensor]]:
+        """Forecast all trajectories, as many at a time as make a chunk; `check` has passed.
+
+        Yields
+        ------
+        trajectories, samples : numbers in the file, and `[B, K, T, *x, c]` fp32 without the observed frames
+        """
+        size = max(1, self.request.chunk // self.request.num_members)
+        for first in range(0, len(self.trajectories), size):
+            part = list(self.trajectories[first : first + size])
+            yield part, self.sample(replace(self.request, trajectories=part))
+
+    def context_places(self, trajectories: Sequence[int]) -> tuple[FieldFile, list[int]]:
+        """The file that holds the contexts of these trajectories, and their places in it."""
+        if self.context_file is None:
+            return self.data, self.data.places([self.data.context_for(i) for i in trajectories])
+        if self.context_file.num_trajectories == 1:
+            return self.context_file, [0] * len(trajectories)
+        return self.context_file, self.context_file.places(trajectories)
+
+    def _history(self, trajectories: Sequence[int]) -> np.ndarray | None:
+        """Observed frames `[B, L, *x, c]` of these trajectories; None where none are observed."""
+        return self.data.u[self.data.places(trajectories), : self.num_observed] if self.num_observed else None
+
+    def _contexts(self, trajectories: Sequence[int]) -> np.ndarray | None:
+        """Contexts `[B, T, *x, c]` of these trajectories; None where the task has none."""
+        if not self.request.task.needs_context:
+            return None
+        source, index = self.context_places(trajectories)
+        return source.u[index, : self.model.config.num_frames]
+
+
+def check_file(config: ModelConfig, data: FieldFile) -> None:
+    """Raise `EnmaError` unless grid, domain, channels and frame spacing of a file are the model's."""
+    tok = config.tokenizer
+    grid = data.u.shape[2:-1]
+    if grid != tok.grid:
+        raise EnmaError(f"{data.path}: the grid is {_times(grid)} points; {config.name} expects {_times(tok.grid)}")
+    if len(data.channels) != tok.field_channels:
+        raise EnmaError(
+            f"{data.path}: holds {len(data.channels)} channels ({', '.join(data.channels)}); {config.name} expects "
+            f"{tok.field_channels}"
+        )
+    if data.periodic != tok.periodic:
+        raise EnmaError(
+            f"{data.path}: boundary_conditions are {_boundaries(data.periodic)}; {config.name} expects "
+            f"{_boundaries(tok.periodic)}"
+        )
+    if not np.allclose(data.lengths, tok.lengths, rtol=_TOLERANCE):
+        raise EnmaError(
+            f"{data.path}: the domain has size {_times(data.lengths)}; {config.name} expects {_times(tok.lengths)}"
+        )
+    steps = np.diff(data.times)
+    if not np.allclose(steps, config.frame_interval, rtol=_TOLERANCE):
+        raise EnmaError(
+            f"{data.path}: dimensions/time has frames {steps.mean():.4g} apart; {config.name} expects "
+            f"{config.frame_interval:.4g}"
+        )
+
+
+def _times(values: Sequence[float]) -> str:
+    return " x ".join(f"{value:.6g}" for value in values)
+
+
+def _boundaries(periodic: Sequence[bool]) -> str:
+    return ", ".join("periodic" if wraps else "open" for wraps in periodic)

@@ -1,0 +1,273 @@
+"""TRAJECTORY -> MEMBERS: rows are sampled a chunk at a time, decoded, and stopped where they are no longer wanted.
+
+A row is one member of one trajectory.
+
+Legend: B trajectories, K members, L observed frames, T frames, c physical channels, N tokens per frame, C token
+channels, P observed points, Q query points, d space dimensions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..config import TokenizerConfig
+from ..errors import EnmaError
+from ..models.folding import folded_end
+from ..models.layers import own_dtype
+from ..models.model import Model
+from ..models.tokenizer import LinearEnd
+from ..sampling.batch_invariant import BLOCKS, map_rows
+from ..sampling.engine import Engine, engine_for
+from ..sampling.shifts import shifted
+from ..utils.forks import forkable, iterate_in_own_thread, run_in_own_thread
+from .encoding import EncodedInputs, coordinates, encode_inputs
+from .request import ForecastRequest
+
+# Called with the number of a frame and its values; returns None, a bool, or a mask [K] or [B, K] of members to stop.
+Stop = Callable[[int, Any], Any]
+
+# One latent frame alone is rounded differently from one of several.
+FEWEST_LATENTS = 2
+
+
+@forkable
+def sample_members(
+    model: Model,
+    request: ForecastRequest,
+    history: np.ndarray | Tensor | None,
+    *,
+    context: np.ndarray | Tensor | None = None,
+    points: np.ndarray | Tensor | None = None,
+    query: np.ndarray | Tensor | None = None,
+    stop: Stop | None = None,
+    warn: bool = True,
+) -> Tensor:
+    """Forecast arrays without labels, as a tensor on the model's device; inputs as those of `enma_fast.forecast`.
+
+    Without `warn` there is no warning of frames beyond those of the training, nor of observations unlike them.
+
+    Returns
+    -------
+    Tensor
+        ``[K, T, *grid, c]`` or ``[B, K, T, *grid, c]``, fp32.
+
+    Raises
+    ------
+    EnmaError
+        If an input does not fit the model or the request.
+    """
+    queried = None if query is None else coordinates("query", query, model)
+    inputs = encode_inputs(model, request, history, context, points, warn=warn)
+    chunks = _chunks(engine_for(model.dynamics, dtype=request.dtype, backend=request.backend), inputs, request)
+    shape = _shape(inputs, request)
+    kept = _all_kept(inputs, shape)
+    if stop is not None:
+        for _ in _frames(model, inputs, chunks, kept, shape=shape, query=queried, stop=stop):
+            pass
+    out = None
+    while chunks:
+        part = chunks.pop(0)
+        if stop is None:
+            part.sample()
+        # As long as without `stop`, so that the decoder does the same arithmetic.
+        latents = _padded(part.latents, inputs.num_latents)
+        fields = _decode(model, latents, inputs.num_frames, queried, folded_end(model.tokenizer))
+        fields = _moved_back(fields[:, inputs.num_observed :], inputs, part.rows)
+        if out is None:
+            out = fields.new_empty(len(kept), *fields.shape[1:])
+        out[part.place] = fields
+    assert out is not None
+    if stop is not None:
+        out[torch.arange(out.shape[1], device=kept.device) >= kept[:, None]] = math.nan
+    return out.view(*shape, *out.shape[1:])
+
+
+def sample_fields(
+    model: Model,
+    history: np.ndarray | Tensor | None,
+    *,
+    context: np.ndarray | Tensor | None = None,
+    points: np.ndarray | Tensor | None = None,
+    query: np.ndarray | Tensor | None = None,
+    stop: Stop | None = None,
+    warn: bool = True,
+    num_members: int = 1,
+    **asked: Any,
+) -> Tensor:
+    """`sample_members`, with the fields of the request as keywords."""
+    request = ForecastRequest(num_members=num_members, **asked)
+    return sample_members(model, request, history, context=context, points=points, query=query, stop=stop, warn=warn)
+
+
+def stream_members(
+    model: Model,
+    request: ForecastRequest,
+    history: np.ndarray | Tensor | None,
+    *,
+    context: np.ndarray | Tensor | None = None,
+    points: np.ndarray | Tensor | None = None,
+    query: Tensor | None = None,
+    stop: Stop | None = None,
+) -> Iterator[Tensor]:
+    """Forecast as `sample_members`; yield each frame ``[K, *grid, c]`` or ``[B, K, *grid, c]`` as it is decided."""
+    inputs = run_in_own_thread(encode_inputs, model, request, history, context, points)
+    engine = run_in_own_thread(engine_for, model.dynamics, dtype=request.dtype, backend=request.backend)
+    chunks, shape = _chunks(engine, inputs, request), _shape(inputs, request)
+    return iterate_in_own_thread(
+        _frames(model, inputs, chunks, _all_kept(inputs, shape), shape=shape, query=query, stop=stop)
+    )
+
+
+@dataclass
+class _Chunk:
+    """Rows (trajectory, member) that are sampled together, and their place among all."""
+
+    place: slice
+    rows: list[tuple[int, int]]
+    making: Iterator[Tensor]
+    # Latent frames so far, [rows, T, N, C], the observed ones included.
+    latents: Tensor
+
+    def sample(self, count: int | None = None) -> None:
+        """Make `count` more latent frames, by default all."""
+        self.latents = torch.cat([self.latents, *(z[:, None] for z in islice(self.making, count))], dim=1)
+
+
+def _chunks(engine: Engine, inputs: EncodedInputs, request: ForecastRequest) -> list[_Chunk]:
+    every = [(b, k) for b in range(len(inputs.seeds)) for k in request.members]
+    chunks = []
+    for begin in range(0, len(every), request.chunk):
+        place = slice(begin, begin + request.chunk)
+        rows = every[place]
+        history = inputs.history_BTNC[[inputs.history_of(row) for row in rows]]
+        chunks.append(_Chunk(place, rows, _latents(engine, inputs, rows), history))
+    return chunks
+
+
+def _shape(inputs: EncodedInputs, request: ForecastRequest) -> tuple[int, ...]:
+    """Leading axes of the forecast: (B, K), or (K,) where the input has no axis of trajectories."""
+    return (len(inputs.seeds), request.num_members) if inputs.batched else (request.num_members,)
+
+
+def _frames(
+    model: Model,
+    inputs: EncodedInputs,
+    chunks: list[_Chunk],
+    kept: Tensor,
+    *,
+    shape: tuple[int, ...],
+    query: Tensor | None,
+    stop: Stop | None,
+) -> Iterator[Tensor]:
+    """Yield forecast frames ``[*shape, *grid, c]``, each as soon as it is decided, until all members have stopped.
+
+    How many frames each row keeps is written into ``kept [rows]``.
+    """
+    tok = model.config.tokenizer
+    factor, window, ending = tok.time_factor, _window(tok), folded_end(model.tokenizer)
+    number = 0
+    for j in range(inputs.history_BTNC.shape[1], inputs.num_latents):
+        group = None
+        for part in chunks:
+            if (kept[part.place] <= number).all():
+                # Gives its memory back to the engine.
+                part.making = iter(())
+                continue
+            part.sample(1)
+            z = part.latents[:, -window:]
+            # A window gives the last frame of its first latent, and all frames of the others.
+            before = (j + 1 - z.shape[1]) * factor
+            begin, end = inputs.num_observed + number - before, min(j * factor + 1, inputs.num_frames) - before
+            decoded = _decode(model, _padded(z, FEWEST_LATENTS), end, query, ending)[:, begin:end]
+            if group is None:
+                group = decoded.new_full((len(kept), *decoded.shape[1:]), math.nan)
+            group[part.place] = _moved_back(decoded, inputs, part.rows)
+        assert group is not None
+        for rows in group.unbind(1):
+            rows[kept <= number] = math.nan
+            frame = rows.view(*shape, *rows.shape[1:])
+            number += 1
+            if stop is not None:
+                kept[_rows_to_stop(stop(number - 1, frame), shape, kept.device) & (kept > number)] = number
+            yield frame
+            if (kept <= number).all():
+                return
+
+
+def _all_kept(inputs: EncodedInputs, shape: tuple[int, ...]) -> Tensor:
+    """Frames ``[rows]`` that each row keeps, where none is stopped."""
+    frames = inputs.num_frames - inputs.num_observed
+    return torch.full((math.prod(shape),), frames, device=inputs.history_BTNC.device, dtype=torch.int64)
+
+
+def _padded(latents: Tensor, length: int) -> Tensor:
+    """Latent frames ``[rows, T, N, C]`` with zeros after them, where there are fewer than `length`."""
+    missing = latents.new_zeros(len(latents), max(0, length - latents.shape[1]), *latents.shape[2:])
+    return torch.cat([latents, missing], dim=1)
+
+
+def _rows_to_stop(answer: Any, shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """Mask ``[rows]`` from the answer of a `stop`."""
+    if answer is None:
+        answer = False
+    mask = answer.numpy(force=True) if isinstance(answer, Tensor) else np.asarray(answer)
+    if mask.dtype != np.bool_ or mask.shape not in ((), shape):
+        raise EnmaError(
+            f"stop returned {mask.dtype} {mask.shape}; None, a bool or a boolean mask {list(shape)} is expected"
+        )
+    return torch.tensor(np.broadcast_to(mask, shape).reshape(-1), device=device)
+
+
+def _window(tok: TokenizerConfig) -> int:
+    """Latent frames that decide the frames of the last one: the decoder is causal, and its kernels are short."""
+    reach = tok.kernel_time - 1
+    # From the frames back to the latents; `layers` is the order of the encoder.
+    for layer in tok.layers:
+        if layer == "residual":
+            reach += tok.kernel_time - 1
+        elif layer == "time":
+            # The first latent frame of a window gives the last of its frames only.
+            reach = (reach + 1) // 2 + 1
+    return max(FEWEST_LATENTS, reach + 1)
+
+
+def _latents(engine: Engine, inputs: EncodedInputs, rows: list[tuple[int, int]]) -> Iterator[Tensor]:
+    """Latent frames of rows ``(trajectory, member)``; history and context are read once for each shift."""
+    which = sorted({inputs.history_of(row) for row in rows})
+    place = {history: i for i, history in enumerate(which)}
+    device = inputs.history_BTNC.device
+    return engine.trajectory(
+        inputs.history_BTNC[which],
+        num_latents=inputs.num_latents,
+        seeds=torch.tensor([inputs.seeds[b] for b, _ in rows], device=device),
+        members=torch.tensor([k for _, k in rows], device=device),
+        context=None if inputs.context_BTNC is None else inputs.context_BTNC[which],
+        settings=inputs.settings,
+        groups=torch.tensor([place[inputs.history_of(row)] for row in rows], device=device),
+    )
+
+
+def _moved_back(fields: Tensor, inputs: EncodedInputs, rows: list[tuple[int, int]]) -> Tensor:
+    """Decoded rows ``[rows, T, *grid, c]``, each where its trajectory is."""
+    if len(inputs.shifts) == 1:
+        return fields
+    moves = [inputs.amount_of(row) for row in rows]
+    for amount in set(moves):
+        index = [i for i, other in enumerate(moves) if other == amount]
+        fields[index] = shifted(fields[index], amount, back=True)
+    return fields
+
+
+def _decode(model: Model, latents: Tensor, frames: int, query: Tensor | None, end: LinearEnd | None) -> Tensor:
+    tok = model.tokenizer
+    operation = ("decode", tok.config, own_dtype(tok), frames, None if query is None else tuple(query.shape))
+    block = BLOCKS[tok.config.dims]
+    return map_rows(lambda z: model.decode(z, frames, query, end=end), latents, operation=operation, block=block)

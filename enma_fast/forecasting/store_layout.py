@@ -1,0 +1,117 @@
+"""The store of a forecast: its layout, and attributes that say which model, data, versions and command made it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..config import ModelConfig, SamplingConfig
+from ..models.checkpoint import CONFIG, WEIGHTS, hashes, sha256
+from ..sampling.settings import chosen_sampling
+from ..store.layout import Layout
+from ..utils.names import check_names
+from ..utils.system import versions
+from .file_forecast import FileForecast
+from .labelled_field import later
+
+
+def layout_of(forecast: FileForecast, attributes: Mapping[str, Any]) -> Layout:
+    """The layout of a store of a forecast, with the observed frames and the truth, and further attributes."""
+    config, data, request = forecast.model.config, forecast.data, forecast.request
+    # They become folders of the store.
+    check_names(data.channels, kind="field", where=data.path)
+    check_names(data.parameters, kind="parameter", where=data.path)
+    index, seen, last = data.places(forecast.trajectories), forecast.num_observed, forecast.num_total
+    columns: dict[str, np.ndarray] = {name: values[index] for name, values in data.parameters.items()}
+    if data.environment is not None:
+        columns["environment"] = data.environment[index]
+    return Layout(
+        channels=data.channels,
+        times=_frame_times(forecast)[seen:],
+        coords=data.coords,
+        trajectories=list(forecast.trajectories),
+        num_members=request.num_members,
+        first_member=request.first_member,
+        observed=data.u[index, :seen] if seen else None,
+        observed_times=data.times[:seen],
+        truth=data.u[index, seen:last] if forecast.has_truth else None,
+        columns=columns,
+        attributes={
+            "task": request.task.name,
+            "observed_frames": seen,
+            "seed": request.seed,
+            "model": config.name,
+            "sampling": _in_words(config, request.settings),
+            "precision": request.precision,
+            "data_name": data.name,
+            **attributes,
+        },
+    )
+
+
+def provenance(forecast: FileForecast, checkpoint: str | Path, command: str) -> dict[str, Any]:
+    """Attributes of a store that say which model, data, versions and command made it.
+
+    `input_sha256` is of all that is taken from the files.
+    """
+    files, found = hashes(checkpoint), versions()
+    decide = ("enma-fast", "torch", "numpy")
+    attributes = {
+        "command": command,
+        "model_sha256": files[WEIGHTS],
+        "config_sha256": files[CONFIG],
+        "data_file": forecast.data.path.name,
+        "input_sha256": _input_sha256(forecast),
+        # Those that decide the bits of a result, and the others.
+        "versions": ", ".join(f"{name} {found[name]}" for name in decide),
+        "further_versions": ", ".join(f"{n} {number}" for n, number in found.items() if number and n not in decide),
+    }
+    if forecast.context_file is not None:
+        attributes["context_file"] = forecast.context_file.path.name
+    return attributes
+
+
+def file_hashes(forecast: FileForecast) -> dict[str, str]:
+    """Further such attributes, by which people find the files again; large files take a while."""
+    files = {"data_sha256": forecast.data.path}
+    if forecast.context_file is not None:
+        files["context_sha256"] = forecast.context_file.path
+    # Fields need not come from a file.
+    return {name: sha256(path) if path.is_file() else "no file" for name, path in files.items()}
+
+
+def _frame_times(forecast: FileForecast) -> np.ndarray:
+    """Times of all frames: those of the file, and the model's interval after them."""
+    data, count = forecast.data, forecast.num_total
+    beyond = np.arange(1, max(0, count - len(data.times)) + 1)
+    interval = forecast.model.config.frame_interval
+    return np.append(data.times, later(float(data.times[-1]), beyond, interval=interval))[:count]
+
+
+def _input_sha256(forecast: FileForecast) -> str:
+    """Hash of the fields, contexts and columns of the trajectories, and of the times of the frames."""
+    digest, data = hashlib.sha256(), forecast.data
+    places = data.places(forecast.trajectories)
+    has_context = forecast.request.task.needs_context
+    source, index = forecast.context_places(forecast.trajectories) if has_context else (data, places)
+    for place, other in zip(places, index, strict=True):
+        digest.update(data.u[place].tobytes())
+        if has_context:
+            digest.update(source.u[other].tobytes())
+    columns = [data.times, *(values[places] for _, values in sorted(data.parameters.items()))]
+    if data.environment is not None:
+        columns.append(data.environment[places])
+    for values in columns:
+        digest.update(values.tobytes())
+    return digest.hexdigest()
+
+
+def _in_words(config: ModelConfig, settings: SamplingConfig | None) -> str:
+    chosen = chosen_sampling(config, settings)
+    words = [f"{name} {value}" for name, value in asdict(chosen).items() if value is not None]
+    return ", ".join(["one-pass"] * (config.dynamics.decoder == "one-pass") + words)
