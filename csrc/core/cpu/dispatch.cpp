@@ -41,6 +41,10 @@ bool isa_supported(Isa isa) {
         case Isa::avx2: return has_avx2();
         case Isa::avx512: return has_avx512();
         case Isa::avx512_bf16: return has_avx512_bf16();
+#ifdef ENMA_NO_EMULATION
+        case Isa::emulated_avx512:
+        case Isa::emulated_avx512_bf16: return false;
+#endif
         default: return true;
     }
 }

@@ -11,7 +11,8 @@
 
 namespace enma {
 
-// Emulated: the AVX-512 kernels on vectors of 16 floats made of whatever the baseline has, for tests.
+// Emulated: the AVX-512 kernels on vectors of 16 floats made of whatever the baseline has, for tests; ENMA_NO_EMULATION
+// leaves them out.
 enum class Isa { scalar, avx2, avx512, avx512_bf16, emulated_avx512, emulated_avx512_bf16 };
 
 const char* isa_name(Isa isa);

@@ -72,6 +72,10 @@ struct Kernels {
                       char* shared, char* scratch);
     // Moments of conditions [begin, end).
     void (*moments)(const SamplerView& model, const SamplerState& state, int begin, int end, char* scratch);
+    // out = a W^T + b for any number of rows over fp32 weights; whole panels of columns are written. `scratch` has
+    // GEMM_SCRATCH bytes.
+    void (*linear)(const LinearView& linear, const float* a, std::ptrdiff_t lda, int rows, float* out,
+                   std::ptrdiff_t ldo, char* scratch);
     // Whether inputs of products over bf16 weights are bf16.
     bool halves;
 };

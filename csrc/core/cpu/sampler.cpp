@@ -271,28 +271,38 @@ void SamplerSession::reset() {
     begun_ = false;
 }
 
-void SamplerSession::shared_frame(int start, const float* tokens) {
+void SamplerSession::read_frame(bool shared, int start, const float* tokens) {
     const Kernels& run = kernels(settings_.isa);
+    const int rows = shared ? settings_.groups : settings_.rows;
+    float* to = !shared ? state_.h : start >= 0 ? state_.anchor : state_.group_h;
     Barrier barrier;
     parallel(settings_.threads, [&](int thread, int threads) {
         char* own = work_.data() + shared_bytes_ + thread * (own_bytes_ + shared_bytes_);
         const Member member{thread, threads, &barrier};
-        for (int begin = 0; begin < settings_.groups; begin += causal_members_) {
-            const CausalTask task{begin, std::min(begin + causal_members_, settings_.groups), true, start, tokens,
-                                  start >= 0 ? state_.anchor : state_.group_h};
+        for (int begin = 0; begin < rows; begin += causal_members_) {
+            const CausalTask task{begin, std::min(begin + causal_members_, rows), shared, start, tokens, to};
             run.causal_frame(*model_, state_, task, member, work_.data(), own);
         }
     });
-    if (start >= 0) {
-        std::memcpy(state_.group_h, state_.anchor,
-                    sizeof(float) * settings_.groups * model_->tokens * row_stride(model_->width));
-    }
+}
+
+void SamplerSession::start_segment(int segment) {
+    read_frame(true, segment, nullptr);
+    std::memcpy(state_.group_h, state_.anchor,
+                sizeof(float) * settings_.groups * model_->tokens * row_stride(model_->width));
     ++state_.prefix_frames;
 }
 
-void SamplerSession::start_segment(int segment) { shared_frame(segment, nullptr); }
+void SamplerSession::read(const float* tokens) {
+    read_frame(true, -1, tokens);
+    ++state_.prefix_frames;
+}
 
-void SamplerSession::read(const float* tokens) { shared_frame(-1, tokens); }
+void SamplerSession::follow(const float* tokens) {
+    read_frame(false, -1, tokens);
+    ++frame_;
+    ++state_.own_frames;
+}
 
 void SamplerSession::begin(const std::uint32_t* seeds, const std::uint32_t* members, const int* groups,
                            int first_frame) {

@@ -183,6 +183,8 @@ class SamplerSession {
     void begin(const std::uint32_t* seeds, const std::uint32_t* members, const int* groups, int first_frame);
     // Decides the next latent frame [B, N, C] and, unless it is the last one, reads it.
     void frame(float* out, bool last);
+    // Reads a latent frame [B, N, C] in place of deciding it: that of another session, or one that was saved.
+    void follow(const float* tokens);
 
     const SamplerSettings& settings() const { return settings_; }
     const SamplerView& model() const { return *model_; }
@@ -194,7 +196,7 @@ class SamplerSession {
 
    private:
     struct Region;
-    void shared_frame(int start, const float* tokens);
+    void read_frame(bool shared, int start, const float* tokens);
     void draw_noise(int row, int step, int done, int count);
     void order_row(int row, std::uint64_t* keys);
     void decide(const Region& region, int step, int done, int count);

@@ -616,11 +616,25 @@ void moments(const SamplerView& model, const SamplerState& state, int begin, int
     }
 }
 
+template <class V>
+void linear_rows(const LinearView& linear, const float* a, ptrdiff_t lda, int rows, float* out, ptrdiff_t ldo,
+                 char* scratch) {
+    const float* bias = linear.bias;
+    for (int row = 0; row < rows; row += GEMM_ROWS) {
+        float* to = out + row * ldo;
+        gemm<Full<V>>(a + row * lda, lda, smaller(GEMM_ROWS, rows - row), linear, 0, panels_of(linear.n),
+                      reinterpret_cast<float*>(scratch), [=](int r, int j, typename V::Float sum) ENMA_ALWAYS {
+                          V::store(to + r * ldo + j, V::add(sum, V::load(bias + j)));
+                      });
+    }
+}
+
 // All kernels of an instruction set.
 template <class Vector, template <class> class HalfMode>
 constexpr Kernels kernels_with() {
     return {flow_head_rows<Vector, HalfMode>, flow_head_columns<Vector, HalfMode>, causal_frame<Vector, HalfMode>,
-            mask_step<Vector, HalfMode>,      moments<Vector, HalfMode>,           is_paired<HalfMode<Vector>>};
+            mask_step<Vector, HalfMode>,      moments<Vector, HalfMode>,           linear_rows<Vector>,
+            is_paired<HalfMode<Vector>>};
 }
 
 }  // namespace
