@@ -4,6 +4,7 @@
 #   make test  [ARGS=...]    all tests, by WORKERS=2 processes; with ARGS, what they name by one
 #   make check               format, lint, types, import direction, lean import, hygiene
 #   make docs                the documentation site, into out/site; a warning is an error
+#   make libenma [PREFIX=...]  the C library, its header and what CMake and pkg-config need (docs/embedding.md)
 #   make gpu   [DRY=1]       on a bare GPU machine, no network: build, GPU tests, sanitizers, benchmarks; DRY: compile only
 #   make gpu-wheels          before, where there is a network: wheels that such a machine lacks, into out/gpu-wheels
 #   make clean               what was built; .venv stays
@@ -18,7 +19,7 @@ STAMP := .venv/.enma_fast_installed
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 EXTRAS := data,store,plots,triton,cf,docs,test,dev
 
-.PHONY: install demo test check docs gpu gpu-wheels clean
+.PHONY: install demo test check docs libenma gpu gpu-wheels clean
 
 install: $(STAMP)
 
@@ -47,6 +48,8 @@ check: install
 docs: install
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "out/site/index.html"
+
+libenma: ; @cmake -S csrc -B out/libenma -DCMAKE_INSTALL_PREFIX=$(abspath $(or $(PREFIX),out/prefix)) && cmake --build out/libenma && cmake --install out/libenma
 
 gpu: $(if $(DRY),install)
 	@$(if $(DRY),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu $(if $(DRY),--dry)

@@ -1,0 +1,373 @@
+! libenma for Fortran: models, sessions and forecasts over enma.h.
+!
+! Arrays are passed as they are, without a copy: Fortran's first axis is the fastest, so what C sees as
+! [members, frames, grid, channels] is real(:, :, :, :) with shape (channels, grid, frames, members) here. Arrays have to
+! be contiguous, of kind real32 or real64.
+!
+! Every procedure takes an optional `status`, 0 if all is well; without it a failure stops the program by `error stop`
+! with the message, which enma_message() returns too.
+module enma
+    use, intrinsic :: iso_c_binding
+    use, intrinsic :: iso_fortran_env, only: int8, int32, int64, real32, real64
+    implicit none
+    private
+
+    public :: enma_model, enma_session, enma_open, enma_close, enma_new_session, enma_free, enma_observe, enma_step
+    public :: enma_forecast, enma_progress, enma_save, enma_restore, enma_message
+
+    integer(c_int32_t), parameter, public :: ENMA_OK = 0, ENMA_INVALID_ARGUMENT = 1, ENMA_CHECKPOINT = 2
+    integer(c_int32_t), parameter, public :: ENMA_UNSUPPORTED = 3, ENMA_STATE = 4, ENMA_NO_MEMORY = 5, ENMA_INTERNAL = 6
+
+    type :: enma_model
+        type(c_ptr) :: handle = c_null_ptr
+        integer(int64) :: grid = 0, channels = 0, num_frames = 0  ! of a trajectory in training
+        real(real64) :: frame_interval = 0, length = 0
+    end type enma_model
+
+    type :: enma_session
+        type(c_ptr) :: handle = c_null_ptr
+        integer(int64) :: num_members = 0
+    end type enma_session
+
+    ! Observed frames (channels, grid, frames), without and with those of another trajectory of the same physics.
+    interface enma_observe
+        module procedure observe_real32, observe_real64
+    end interface enma_observe
+
+    ! The next frame of every member (channels, grid, members).
+    interface enma_step
+        module procedure step_real32, step_real64
+    end interface enma_step
+
+    ! All frames that are left (channels, grid, frames, members).
+    interface enma_forecast
+        module procedure forecast_real32, forecast_real64
+    end interface enma_forecast
+
+    ! DLTensor
+    type, bind(c) :: tensor
+        type(c_ptr) :: data
+        integer(c_int32_t) :: device_type, device_id, ndim
+        integer(c_int8_t) :: code, bits
+        integer(c_int16_t) :: lanes
+        type(c_ptr) :: shape, strides
+        integer(c_int64_t) :: byte_offset
+    end type tensor
+
+    type, bind(c) :: session_options
+        integer(c_size_t) :: struct_size
+        integer(c_int64_t) :: seed, trajectory, first_member, num_members, num_frames
+        integer(c_int32_t) :: threads, shifts
+        real(c_double) :: temperature
+        type(c_ptr) :: isa
+    end type session_options
+
+    type, bind(c) :: description
+        integer(c_size_t) :: struct_size
+        type(c_ptr) :: name, weights_sha256
+        integer(c_int64_t) :: grid, field_channels, num_frames
+        real(c_double) :: frame_interval, length
+        integer(c_int64_t) :: num_tokens, token_channels, shifts
+        real(c_double) :: temperature
+    end type description
+
+    interface
+        integer(c_int32_t) function c_model_open(folder, options, model) bind(c, name="enma_model_open")
+            import :: c_int32_t, c_char, c_ptr
+            character(kind=c_char), intent(in) :: folder(*)
+            type(c_ptr), value :: options
+            type(c_ptr), intent(out) :: model
+        end function c_model_open
+
+        integer(c_int32_t) function c_model_info(model, found) bind(c, name="enma_model_info")
+            import :: c_int32_t, c_ptr, description
+            type(c_ptr), value :: model
+            type(description), intent(inout) :: found
+        end function c_model_info
+
+        integer(c_int32_t) function c_model_close(model) bind(c, name="enma_model_close")
+            import :: c_int32_t, c_ptr
+            type(c_ptr), value :: model
+        end function c_model_close
+
+        integer(c_int32_t) function c_session_new(model, options, session) bind(c, name="enma_session_new")
+            import :: c_int32_t, c_ptr, session_options
+            type(c_ptr), value :: model
+            type(session_options), intent(in) :: options
+            type(c_ptr), intent(out) :: session
+        end function c_session_new
+
+        integer(c_int32_t) function c_session_free(session) bind(c, name="enma_session_free")
+            import :: c_int32_t, c_ptr
+            type(c_ptr), value :: session
+        end function c_session_free
+
+        integer(c_int32_t) function c_observe(session, history, context) bind(c, name="enma_session_observe")
+            import :: c_int32_t, c_ptr
+            type(c_ptr), value :: session, history, context
+        end function c_observe
+
+        integer(c_int32_t) function c_step(session, frame) bind(c, name="enma_session_step")
+            import :: c_int32_t, c_ptr
+            type(c_ptr), value :: session, frame
+        end function c_step
+
+        integer(c_int32_t) function c_forecast(session, frames) bind(c, name="enma_session_forecast")
+            import :: c_int32_t, c_ptr
+            type(c_ptr), value :: session, frames
+        end function c_forecast
+
+        integer(c_int32_t) function c_progress(session, done, total) bind(c, name="enma_session_progress")
+            import :: c_int32_t, c_int64_t, c_ptr
+            type(c_ptr), value :: session
+            integer(c_int64_t), intent(out) :: done, total
+        end function c_progress
+
+        integer(c_int32_t) function c_save(session, buffer, size, needed) bind(c, name="enma_session_save")
+            import :: c_int32_t, c_ptr, c_size_t
+            type(c_ptr), value :: session, buffer
+            integer(c_size_t), value :: size
+            integer(c_size_t), intent(out) :: needed
+        end function c_save
+
+        integer(c_int32_t) function c_restore(session, buffer, size) bind(c, name="enma_session_restore")
+            import :: c_int32_t, c_ptr, c_size_t
+            type(c_ptr), value :: session, buffer
+            integer(c_size_t), value :: size
+        end function c_restore
+
+        type(c_ptr) function c_last_error() bind(c, name="enma_last_error")
+            import :: c_ptr
+        end function c_last_error
+
+        integer(c_size_t) function c_strlen(text) bind(c, name="strlen")
+            import :: c_ptr, c_size_t
+            type(c_ptr), value :: text
+        end function c_strlen
+    end interface
+
+contains
+
+    ! Message of the last failure of this thread.
+    function enma_message() result(message)
+        character(len=:), allocatable :: message
+        character(kind=c_char), pointer :: text(:)
+        type(c_ptr) :: found
+        integer :: i
+        found = c_last_error()
+        call c_f_pointer(found, text, [c_strlen(found)])
+        allocate (character(len=size(text)) :: message)
+        do i = 1, size(text)
+            message(i:i) = text(i)
+        end do
+    end function enma_message
+
+    subroutine report(found, status)
+        integer(c_int32_t), intent(in) :: found
+        integer(int32), intent(out), optional :: status
+        if (present(status)) then
+            status = found
+        else if (found /= ENMA_OK) then
+            error stop "enma: " // enma_message()
+        end if
+    end subroutine report
+
+    ! Opens a checkpoint folder.
+    subroutine enma_open(folder, model, status)
+        character(len=*), intent(in) :: folder
+        type(enma_model), intent(out) :: model
+        integer(int32), intent(out), optional :: status
+        type(description) :: about
+        integer(c_int32_t) :: found
+        found = c_model_open(trim(folder) // c_null_char, c_null_ptr, model%handle)
+        if (found == ENMA_OK) then
+            about%struct_size = c_sizeof(about)
+            found = c_model_info(model%handle, about)
+            model%grid = about%grid
+            model%channels = about%field_channels
+            model%num_frames = about%num_frames
+            model%frame_interval = about%frame_interval
+            model%length = about%length
+        end if
+        call report(found, status)
+    end subroutine enma_open
+
+    subroutine enma_close(model, status)
+        type(enma_model), intent(inout) :: model
+        integer(int32), intent(out), optional :: status
+        call report(c_model_close(model%handle), status)
+        model%handle = c_null_ptr
+    end subroutine enma_close
+
+    ! A session of the members first_member, ..., first_member + num_members - 1 of a trajectory. What is left out has the
+    ! default of enma.h: seed, trajectory and first member 0, one thread, the model's own settings, and frames up to the
+    ! length of training.
+    subroutine enma_new_session(model, session, num_members, seed, trajectory, first_member, num_frames, threads, &
+                                shifts, temperature, status)
+        type(enma_model), intent(in) :: model
+        type(enma_session), intent(out) :: session
+        integer(int64), intent(in) :: num_members
+        integer(int64), intent(in), optional :: seed, trajectory, first_member, num_frames
+        integer(int32), intent(in), optional :: threads, shifts
+        real(real64), intent(in), optional :: temperature
+        integer(int32), intent(out), optional :: status
+        type(session_options) :: options
+        options%struct_size = c_sizeof(options)
+        options%seed = 0
+        options%trajectory = 0
+        options%first_member = 0
+        options%num_members = num_members
+        options%num_frames = 0
+        options%threads = 1
+        options%shifts = 0
+        options%temperature = -1
+        options%isa = c_null_ptr
+        if (present(seed)) options%seed = seed
+        if (present(trajectory)) options%trajectory = trajectory
+        if (present(first_member)) options%first_member = first_member
+        if (present(num_frames)) options%num_frames = num_frames
+        if (present(threads)) options%threads = threads
+        if (present(shifts)) options%shifts = shifts
+        if (present(temperature)) options%temperature = temperature
+        session%num_members = num_members
+        call report(c_session_new(model%handle, options, session%handle), status)
+    end subroutine enma_new_session
+
+    subroutine enma_free(session, status)
+        type(enma_session), intent(inout) :: session
+        integer(int32), intent(out), optional :: status
+        call report(c_session_free(session%handle), status)
+        session%handle = c_null_ptr
+    end subroutine enma_free
+
+    ! Frames that were given out, and all.
+    subroutine enma_progress(session, done, total, status)
+        type(enma_session), intent(in) :: session
+        integer(int64), intent(out) :: done, total
+        integer(int32), intent(out), optional :: status
+        call report(c_progress(session%handle, done, total), status)
+    end subroutine enma_progress
+
+    ! The state of a session, for a restart file.
+    subroutine enma_save(session, buffer, status)
+        type(enma_session), intent(in) :: session
+        integer(int8), allocatable, target, intent(out) :: buffer(:)
+        integer(int32), intent(out), optional :: status
+        integer(c_size_t) :: needed
+        integer(c_int32_t) :: found
+        found = c_save(session%handle, c_null_ptr, 0_c_size_t, needed)
+        if (found == ENMA_OK) then
+            allocate (buffer(needed))
+            found = c_save(session%handle, c_loc(buffer), size(buffer, kind=c_size_t), needed)
+        end if
+        call report(found, status)
+    end subroutine enma_save
+
+    ! Continues what was saved, in a session with the same model and options.
+    subroutine enma_restore(session, buffer, status)
+        type(enma_session), intent(in) :: session
+        integer(int8), target, contiguous, intent(in) :: buffer(:)
+        integer(int32), intent(out), optional :: status
+        call report(c_restore(session%handle, c_loc(buffer), size(buffer, kind=c_size_t)), status)
+    end subroutine enma_restore
+
+    ! The tensor of an array whose C shape is `sizes`.
+    function tensor_of(data, bits, sizes) result(t)
+        type(c_ptr), intent(in) :: data
+        integer, intent(in) :: bits
+        integer(c_int64_t), target, intent(in) :: sizes(:)
+        type(tensor) :: t
+        t = tensor(data, 1_c_int32_t, 0_c_int32_t, int(size(sizes), c_int32_t), 2_c_int8_t, int(bits, c_int8_t), &
+                   1_c_int16_t, c_loc(sizes), c_null_ptr, 0_c_int64_t)
+    end function tensor_of
+
+    ! C's order of the axes.
+    pure function reversed(sizes) result(out)
+        integer, intent(in) :: sizes(:)
+        integer(c_int64_t) :: out(size(sizes))
+        out = int(sizes(size(sizes):1:-1), c_int64_t)
+    end function reversed
+
+    subroutine observe_real32(session, history, context, status)
+        type(enma_session), intent(in) :: session
+        real(real32), target, contiguous, intent(in) :: history(:, :, :)
+        real(real32), target, contiguous, intent(in), optional :: context(:, :, :)
+        integer(int32), intent(out), optional :: status
+        integer(c_int64_t), target :: sizes(3), other_sizes(3)
+        type(tensor), target :: seen, other
+        type(c_ptr) :: other_seen
+        sizes = reversed(shape(history))
+        seen = tensor_of(c_loc(history), 32, sizes)
+        other_seen = c_null_ptr
+        if (present(context)) then
+            other_sizes = reversed(shape(context))
+            other = tensor_of(c_loc(context), 32, other_sizes)
+            other_seen = c_loc(other)
+        end if
+        call report(c_observe(session%handle, c_loc(seen), other_seen), status)
+    end subroutine observe_real32
+
+    subroutine observe_real64(session, history, context, status)
+        type(enma_session), intent(in) :: session
+        real(real64), target, contiguous, intent(in) :: history(:, :, :)
+        real(real64), target, contiguous, intent(in), optional :: context(:, :, :)
+        integer(int32), intent(out), optional :: status
+        integer(c_int64_t), target :: sizes(3), other_sizes(3)
+        type(tensor), target :: seen, other
+        type(c_ptr) :: other_seen
+        sizes = reversed(shape(history))
+        seen = tensor_of(c_loc(history), 64, sizes)
+        other_seen = c_null_ptr
+        if (present(context)) then
+            other_sizes = reversed(shape(context))
+            other = tensor_of(c_loc(context), 64, other_sizes)
+            other_seen = c_loc(other)
+        end if
+        call report(c_observe(session%handle, c_loc(seen), other_seen), status)
+    end subroutine observe_real64
+
+    subroutine step_real32(session, frame, status)
+        type(enma_session), intent(in) :: session
+        real(real32), target, contiguous, intent(inout) :: frame(:, :, :)
+        integer(int32), intent(out), optional :: status
+        integer(c_int64_t), target :: sizes(3)
+        type(tensor), target :: out
+        sizes = reversed(shape(frame))
+        out = tensor_of(c_loc(frame), 32, sizes)
+        call report(c_step(session%handle, c_loc(out)), status)
+    end subroutine step_real32
+
+    subroutine step_real64(session, frame, status)
+        type(enma_session), intent(in) :: session
+        real(real64), target, contiguous, intent(inout) :: frame(:, :, :)
+        integer(int32), intent(out), optional :: status
+        integer(c_int64_t), target :: sizes(3)
+        type(tensor), target :: out
+        sizes = reversed(shape(frame))
+        out = tensor_of(c_loc(frame), 64, sizes)
+        call report(c_step(session%handle, c_loc(out)), status)
+    end subroutine step_real64
+
+    subroutine forecast_real32(session, frames, status)
+        type(enma_session), intent(in) :: session
+        real(real32), target, contiguous, intent(inout) :: frames(:, :, :, :)
+        integer(int32), intent(out), optional :: status
+        integer(c_int64_t), target :: sizes(4)
+        type(tensor), target :: out
+        sizes = reversed(shape(frames))
+        out = tensor_of(c_loc(frames), 32, sizes)
+        call report(c_forecast(session%handle, c_loc(out)), status)
+    end subroutine forecast_real32
+
+    subroutine forecast_real64(session, frames, status)
+        type(enma_session), intent(in) :: session
+        real(real64), target, contiguous, intent(inout) :: frames(:, :, :, :)
+        integer(int32), intent(out), optional :: status
+        integer(c_int64_t), target :: sizes(4)
+        type(tensor), target :: out
+        sizes = reversed(shape(frames))
+        out = tensor_of(c_loc(frames), 64, sizes)
+        call report(c_forecast(session%handle, c_loc(out)), status)
+    end subroutine forecast_real64
+
+end module enma

@@ -1,0 +1,59 @@
+// Files of a checkpoint folder, verified against its manifest before anything is read from them, and its tensors.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "core/cpu/parallel.h"
+#include "runtime/json.h"
+#include "runtime/sha256.h"
+
+namespace enma {
+
+// Tensors of a safetensors file, all fp32 and finite; views into the file's bytes.
+class Tensors {
+   public:
+    // `bytes` has to outlive the views. Throws Error (ENMA_CHECKPOINT, ENMA_UNSUPPORTED).
+    void parse(std::string_view bytes, const std::string& source);
+
+    // The values of a tensor of this shape; remembers that it was taken.
+    const float* take(const std::string& name, const std::vector<std::int64_t>& shape);
+    // Refuses a tensor that nobody has taken: it would be missing from every result.
+    void check_all_taken() const;
+
+   private:
+    struct Tensor {
+        std::vector<std::int64_t> shape;
+        const float* values;
+        bool taken;
+    };
+    void add(const std::string& name, const Json& entry, std::string_view data);
+
+    std::string source_;
+    std::map<std::string, Tensor> tensors_;
+};
+
+class Checkpoint {
+   public:
+    // Throws Error (ENMA_CHECKPOINT, ENMA_UNSUPPORTED).
+    explicit Checkpoint(const std::string& folder);
+
+    const Json& config() const { return config_; }
+    const std::string& config_path() const { return config_path_; }
+    Tensors& tensors() { return tensors_; }
+    // Of config and weights.
+    const Digest& identity() const { return identity_; }
+    const std::string& weights_sha256() const { return weights_sha256_; }
+
+   private:
+    Buffer weights_;
+    Json config_;
+    std::string config_path_, weights_sha256_;
+    Tensors tensors_;
+    Digest identity_;
+};
+
+}  // namespace enma

@@ -1,0 +1,136 @@
+// A session in a buffer: a header, latents of context, history and members, and the SHA-256 of all before it. Keys,
+// values and the decoder's memory are computed again from the latents, to the same bits.
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstring>
+
+#include "runtime/error.h"
+#include "runtime/session.h"
+
+namespace enma {
+
+namespace {
+
+constexpr char MAGIC[8] = {'E', 'N', 'M', 'A', 'S', 'A', 'V', 'E'};
+constexpr std::uint32_t VERSION = 1;
+constexpr char REMEDY[] = "; save the session again";
+
+}  // namespace
+
+// Without padding, so that every byte is defined.
+struct Session::SavedHeader {
+    char magic[8];
+    std::uint32_t version;
+    std::uint32_t shifts;
+    std::uint8_t model[32];
+    std::uint64_t seed, trajectory;
+    std::int64_t first_member, num_members, num_frames;
+    std::uint32_t temperature, reserved;
+    std::int64_t observed, done;
+    std::int64_t context, made;  // latent frames
+};
+
+Session::SavedHeader Session::header() const {
+    static_assert(sizeof(SavedHeader) == 8 + 8 + 32 + 40 + 8 + 32);
+    const std::int64_t each = num_groups() * latent_size();
+    SavedHeader h{};
+    std::memcpy(h.magic, MAGIC, sizeof MAGIC);
+    h.version = VERSION;
+    h.shifts = static_cast<std::uint32_t>(settings_.shifts);
+    std::copy_n(model_->identity().data(), sizeof h.model, h.model);
+    h.seed = settings_.seed;
+    h.trajectory = settings_.trajectory;
+    h.first_member = settings_.first_member;
+    h.num_members = settings_.num_members;
+    h.num_frames = settings_.num_frames;
+    h.temperature = std::bit_cast<std::uint32_t>(settings_.temperature);
+    h.observed = observed_.frames;
+    h.done = observed_.done;
+    h.context = static_cast<std::int64_t>(observed_.context.size()) / each;
+    h.made = num_latents() - num_history();
+    return h;
+}
+
+std::size_t Session::saved_bytes() const {
+    check_ready();
+    const std::size_t values = observed_.context.size() + observed_.history.size() + observed_.made.size();
+    return sizeof(SavedHeader) + values * sizeof(float) + sizeof(Digest);
+}
+
+void Session::save(char* out) const {
+    const SavedHeader h = header();
+    char* at = out;
+    const auto put = [&](const void* data, std::size_t size) {
+        if (size > 0) std::memcpy(at, data, size);
+        at += size;
+    };
+    put(&h, sizeof h);
+    for (const std::vector<float>* part : {&observed_.context, &observed_.history, &observed_.made}) {
+        put(part->data(), part->size() * sizeof(float));
+    }
+    const Digest digest = sha256(out, at - out);
+    put(digest.data(), digest.size());
+}
+
+void Session::restore(const char* bytes, std::size_t size) {
+    SavedHeader h;
+    if (size < sizeof h + sizeof(Digest)) fail(ENMA_INVALID_ARGUMENT, "buffer: ", size, " bytes are no saved session", REMEDY);
+    std::memcpy(&h, bytes, sizeof h);
+    if (std::memcmp(h.magic, MAGIC, sizeof MAGIC) != 0) fail(ENMA_INVALID_ARGUMENT, "buffer: not a saved session", REMEDY);
+    if (h.version != VERSION) {
+        fail(ENMA_UNSUPPORTED, "buffer: saved in version ", h.version, "; this libenma reads ", VERSION);
+    }
+    const Digest digest = sha256(bytes, size - sizeof(Digest));
+    if (std::memcmp(digest.data(), bytes + size - sizeof(Digest), sizeof(Digest)) != 0) {
+        fail(ENMA_INVALID_ARGUMENT, "buffer: was altered or cut short", REMEDY);
+    }
+    const auto check = [](bool same, const char* what) {
+        if (!same) fail(ENMA_INVALID_ARGUMENT, "buffer: saved with another ", what, " than this session has");
+    };
+    const SessionSettings& set = settings_;
+    check(std::equal(h.model, h.model + sizeof h.model, model_->identity().data()), "model");
+    check(h.seed == set.seed, "seed");
+    check(h.trajectory == set.trajectory, "trajectory");
+    check(h.first_member == set.first_member, "first_member");
+    check(h.num_members == set.num_members, "num_members");
+    check(h.num_frames == set.num_frames, "num_frames");
+    check(h.shifts == static_cast<std::uint32_t>(set.shifts), "shifts");
+    check(h.temperature == std::bit_cast<std::uint32_t>(set.temperature), "temperature");
+    // The digest guards against accidents, this against buffers that were made up.
+    const TokenizerConfig& tokenizer = model_->config().tokenizer;
+    const std::int64_t most = model_->config().num_frames, G = num_groups(), Z = latent_size();
+    const bool valid = 0 <= h.observed && h.observed < 1 << 16 && 0 <= h.context &&
+                       h.context <= tokenizer.latent_frames(most) && (h.context > 0 || h.observed >= 3);
+    if (!valid) fail(ENMA_INVALID_ARGUMENT, "buffer: not a saved session", REMEDY);
+    const std::int64_t frames = set.num_frames > 0 ? set.num_frames : std::max<std::int64_t>(0, most - h.observed);
+    const std::int64_t first = tokenizer.whole_latents(h.observed);
+    const std::int64_t last = tokenizer.latent_frames(h.observed + std::max<std::int64_t>(frames, 1)) - first;
+    // As many latent frames as what was given out takes, none beyond.
+    const std::int64_t needed = h.done <= 0 ? 0 : tokenizer.latent_frames(h.observed + h.done) - first;
+    if (h.done < 0 || h.done > frames || h.made < 0 || h.made > last || h.made != needed) {
+        fail(ENMA_INVALID_ARGUMENT, "buffer: not a saved session", REMEDY);
+    }
+    const std::uint64_t values = static_cast<std::uint64_t>((h.context + first) * G * Z + h.made * set.num_members * Z);
+    if (size != sizeof h + values * sizeof(float) + sizeof(Digest)) {
+        fail(ENMA_INVALID_ARGUMENT, "buffer: ", size, " bytes do not fit what it says it holds", REMEDY);
+    }
+    const char* at = bytes + sizeof h;
+    const auto take = [&](std::vector<float>& out, std::int64_t count) {
+        out.resize(count);
+        if (count > 0) std::memcpy(out.data(), at, count * sizeof(float));
+        at += count * sizeof(float);
+        if (!std::all_of(out.begin(), out.end(), [](float x) { return std::isfinite(x); })) {
+            fail(ENMA_INVALID_ARGUMENT, "buffer: holds a value that is not finite", REMEDY);
+        }
+    };
+    Observed observed;
+    observed.frames = h.observed;
+    observed.done = h.done;
+    take(observed.context, h.context * G * Z);
+    take(observed.history, first * G * Z);
+    take(observed.made, h.made * set.num_members * Z);
+    begin(std::move(observed));
+}
+
+}  // namespace enma

@@ -1,0 +1,347 @@
+#include "runtime/session.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <numbers>
+#include <set>
+
+#include "core/philox.h"
+#include "runtime/error.h"
+
+namespace enma {
+
+namespace {
+
+using std::numbers::pi;
+
+// Mask step of the words that make a trajectory's seed; enma_fast/sampling/noise.py.
+constexpr std::uint32_t TRAJECTORY_STEP = 0xFFFFFFFEu;
+constexpr std::int64_t MOST_FRAMES = 30'000;
+constexpr std::int64_t FEWEST_OBSERVED = 3;
+constexpr int MOST_THREADS = 4096;
+// Tokens, the largest things that the sampler counts by an int, and frames.
+constexpr std::int64_t MOST_TOKENS = 1 << 24, MOST_SEQUENCE = 1 << 16;
+
+std::uint32_t low(std::uint64_t x) { return static_cast<std::uint32_t>(x); }
+std::uint32_t high(std::uint64_t x) { return static_cast<std::uint32_t>(x >> 32); }
+
+// enma_fast/models/schedule.py
+std::vector<int> mask_schedule(int tokens, int steps) {
+    std::vector<int> counts;
+    int masked = tokens;
+    for (int step = 1; step <= steps; ++step) {
+        const double share = std::cos(pi * step / (2 * steps));
+        const int wanted = static_cast<int>(std::floor(tokens * (share * share) + 1e-9));
+        const int left = std::min(std::max(wanted, steps - step), masked - 1);
+        counts.push_back(masked - left);
+        masked = left;
+    }
+    return counts;
+}
+
+int flow_steps_at(const SamplingConfig& sampling, int step, int mask_steps) {
+    const int first = sampling.flow_steps, last = sampling.last_flow_steps > 0 ? sampling.last_flow_steps : first;
+    const int intervals = std::max(mask_steps - 1, 1);
+    return (2 * (first * (intervals - step) + last * step) + intervals) / (2 * intervals);
+}
+
+}  // namespace
+
+Session::Session(std::shared_ptr<const Model> model, const SessionSettings& settings, const Log& log)
+    : model_(std::move(model)), settings_(settings), log_(log) {
+    const SessionSettings& set = settings_;
+    constexpr std::int64_t MEMBERS = std::int64_t{1} << 32;
+    if (set.num_members < 1 || set.first_member < 0 || set.first_member >= MEMBERS ||
+        set.num_members > MEMBERS - set.first_member) {
+        fail(ENMA_INVALID_ARGUMENT, "num_members is ", set.num_members, " from first_member ", set.first_member,
+             " on; at least 1 member, with numbers from 0 to 2^32 - 1, is expected");
+    }
+    const ModelConfig& config = model_->config();
+    const std::int64_t rows = config.num_tokens() * (config.dynamics.concat ? 2 : 1);
+    if (set.num_members > MOST_TOKENS / rows) {
+        fail(ENMA_INVALID_ARGUMENT, "num_members is ", set.num_members, "; a session takes at most ", MOST_TOKENS / rows,
+             ": use several, each with its own first_member");
+    }
+    if (set.num_frames < 0 || set.num_frames > MOST_FRAMES) {
+        fail(ENMA_INVALID_ARGUMENT, "num_frames is ", set.num_frames, "; 0 to ", MOST_FRAMES, " is expected");
+    }
+    if (set.threads < 1 || set.threads > MOST_THREADS) {
+        fail(ENMA_INVALID_ARGUMENT, "threads is ", set.threads, "; 0 to ", MOST_THREADS, " is expected");
+    }
+    if (!std::isfinite(set.temperature)) fail(ENMA_INVALID_ARGUMENT, "temperature is not a finite number");
+    amounts_ = shift_amounts(config, set.shifts);
+    seed_ = philox_4x32({low(set.trajectory), high(set.trajectory), TRAJECTORY_STEP, 0}, low(set.seed), high(set.seed)).w0;
+    const auto shift_of = [&](std::int64_t row) { return static_cast<int>((set.first_member + row) % set.shifts); };
+    std::set<int> used;
+    for (std::int64_t row = 0; row < std::min<std::int64_t>(set.num_members, set.shifts); ++row) used.insert(shift_of(row));
+    used_.assign(used.begin(), used.end());
+    for (std::int64_t row = 0; row < set.num_members; ++row) {
+        group_.push_back(static_cast<int>(std::lower_bound(used_.begin(), used_.end(), shift_of(row)) - used_.begin()));
+    }
+    const std::size_t latents = latent_size() / config.tokenizer.latent_channels * model_->decoder().inward();
+    work_each_ = std::max(model_->encoder().work_bytes(), pages(model_->decoder().work_bytes() + latents * sizeof(float)));
+    work_ = Buffer(work_each_ * set.threads);
+    pending_.resize(config.tokenizer.time_factor() * set.num_members * frame_size());
+}
+
+void Session::check_ready() const {
+    if (!ready()) fail(ENMA_STATE, "nothing is observed: call enma_session_observe first");
+}
+
+std::int64_t Session::num_history() const { return model_->config().tokenizer.whole_latents(observed_.frames); }
+
+std::int64_t Session::num_latents() const {
+    return ready() ? num_history() + static_cast<std::int64_t>(observed_.made.size()) /
+                                         (settings_.num_members * latent_size())
+                   : 0;
+}
+
+template <class Body>
+void Session::share_out(std::int64_t items, const Body& body) {
+    std::atomic<std::int64_t> next{0};
+    parallel(static_cast<int>(std::min<std::int64_t>(settings_.threads, items)), [&](int thread, int) {
+        char* work = work_.data() + work_each_ * thread;
+        for (std::int64_t item = next++; item < items; item = next++) body(item, work);
+    });
+}
+
+// Latents [latents, G, N C] of fields [frames, grid, c] as each shift sees them.
+std::vector<float> Session::encode(const std::vector<float>& fields, std::int64_t frames, std::int64_t latents) {
+    const TokenizerConfig& tokenizer = model_->config().tokenizer;
+    const std::int64_t size = frame_size(), G = num_groups(), Z = latent_size(), c = tokenizer.field_channels;
+    std::vector<float> out(latents * G * Z);
+    std::vector<std::vector<float>> shifted(G, std::vector<float>(size));
+    std::vector<StreamState> states(G, model_->encoder().state());
+    struct Target {
+        const Model& model;
+        float* out;
+        std::int64_t stride;
+    };
+    const Sink standardise = [](void* to, const float* frame) {
+        Target& target = *static_cast<Target*>(to);
+        const int C = target.model.config().tokenizer.latent_channels, row = whole_panels(C);
+        const std::int64_t places = target.model.config().num_tokens() * target.model.config().patch();
+        for (std::int64_t n = 0; n < places; ++n) {
+            for (int i = 0; i < C; ++i) {
+                target.out[n * C + i] = (frame[n * row + i] - target.model.latent_mean()[i]) / target.model.latent_std()[i];
+            }
+        }
+        target.out += target.stride;
+    };
+    share_out(G, [&](std::int64_t g, char* work) {
+        Target target{*model_, out.data() + g * Z, G * Z};
+        const std::int64_t moved = amounts_[used_[g]] * c;
+        // The last latent frame may lack frames of its own: they repeat the last one.
+        for (std::int64_t t = 0; t <= (latents - 1) * tokenizer.time_factor(); ++t) {
+            const float* frame = fields.data() + std::min(t, frames - 1) * size;
+            std::rotate_copy(frame, frame + (size - moved) % size, frame + size, shifted[g].data());
+            model_->encoder().push(shifted[g].data(), states[g], kernels(settings_.isa), work, standardise, &target);
+        }
+    });
+    return out;
+}
+
+void Session::observe(const DLTensor* history, const DLTensor* context) {
+    const ModelConfig& config = model_->config();
+    const std::vector<std::int64_t> shape = {-1, config.grid(), config.tokenizer.field_channels};
+    if (history == nullptr && context == nullptr) {
+        fail(ENMA_INVALID_ARGUMENT, "history and context are both NULL; give one of them");
+    }
+    Observed observed;
+    if (history != nullptr) {
+        const Array frames(history, "history", shape, false);
+        observed.frames = frames.size(0);
+        if (context == nullptr && observed.frames < FEWEST_OBSERVED) {
+            fail(ENMA_INVALID_ARGUMENT, "history has ", observed.frames, " frames; at least ", FEWEST_OBSERVED,
+                 " are expected, or a context");
+        }
+        if (observed.frames >= MOST_SEQUENCE) fail(ENMA_INVALID_ARGUMENT, "history has too many frames");
+        observed.history = encode(frames.read(), observed.frames, config.tokenizer.whole_latents(observed.frames));
+    }
+    if (context != nullptr) {
+        const Array frames(context, "context", shape, false);
+        const std::int64_t used = std::min<std::int64_t>(frames.size(0), config.num_frames);
+        if (used < frames.size(0)) {
+            log_(ENMA_LOG_WARNING, text("context: of its ", frames.size(0), " frames the first ", used, " are used, as in training"));
+        }
+        observed.context = encode(frames.read(), used, config.tokenizer.latent_frames(used));
+    }
+    begin(std::move(observed));
+    if (total_ > config.num_frames) {
+        log_(ENMA_LOG_WARNING, text("frames beyond ", config.num_frames, " were not seen in training of ", config.name));
+    }
+}
+
+void Session::make_sampler_session(std::int64_t context_latents) {
+    const ModelConfig& config = model_->config();
+    const std::int64_t first = num_history(), own = std::max<std::int64_t>(0, total_latents_ - first - 1);
+    const std::int64_t shared = first + 1 + (context_latents > 0 ? context_latents + 1 : 0);
+    if (shared + own >= MOST_SEQUENCE) fail(ENMA_INVALID_ARGUMENT, shared + own, " latent frames are too many");
+    packed_ = model_->sampler(shared + own);
+    SamplerSettings set{};
+    set.rows = static_cast<int>(settings_.num_members);
+    set.groups = static_cast<int>(num_groups());
+    set.prefix_frames = static_cast<int>(shared);
+    set.own_frames = static_cast<int>(own);
+    // Frames that are decided in one pass need no mask steps; frame 0 never is.
+    if (!config.dynamics.one_pass || first == 0) {
+        set.counts = mask_schedule(config.num_tokens(), std::min(config.sampling.mask_steps, config.num_tokens()));
+    }
+    heads_.clear();
+    const int steps = static_cast<int>(set.counts.size());
+    for (int step = 0; step < steps; ++step) {
+        heads_.push_back(model_->flow_head(flow_steps_at(config.sampling, step, steps)));
+        set.heads.push_back(heads_.back().get());
+    }
+    set.temperature = settings_.temperature;
+    set.threads = settings_.threads;
+    set.isa = settings_.isa;
+    set.teams = Teams::automatic;
+    sampler_session_ = std::make_unique<SamplerSession>(*packed_->sampler, std::move(set));
+}
+
+void Session::begin(Observed observed) {
+    try {
+        read_all(std::move(observed));
+    } catch (...) {
+        sampler_session_.reset();
+        throw;
+    }
+}
+
+void Session::read_all(Observed observed) {
+    const ModelConfig& config = model_->config();
+    const std::int64_t Z = latent_size(), G = num_groups(), B = settings_.num_members;
+    if (settings_.num_frames == 0 && observed.frames >= config.num_frames) {
+        fail(ENMA_INVALID_ARGUMENT, "history has ", observed.frames, " frames, as many as ", config.name,
+             " was trained on; say how many more: num_frames");
+    }
+    // What was there before is freed first.
+    sampler_session_.reset();
+    states_.clear();
+    observed_ = std::move(observed);
+    total_ = settings_.num_frames == 0 ? config.num_frames : observed_.frames + settings_.num_frames;
+    total_latents_ = config.tokenizer.latent_frames(total_);
+    decoded_ = pending_count_ = 0;
+    const std::int64_t first = num_history(), context = static_cast<std::int64_t>(observed_.context.size()) / (G * Z);
+    std::vector<float> made;
+    made.swap(observed_.made);
+    observed_.made.reserve((total_latents_ - first) * B * Z);
+    states_.assign(B, model_->decoder().state());
+    make_sampler_session(context);
+    int segment = 0;
+    if (context > 0) {
+        sampler_session_->start_segment(segment++);
+        for (std::int64_t t = 0; t < context; ++t) sampler_session_->read(observed_.context.data() + t * G * Z);
+    }
+    sampler_session_->start_segment(segment);
+    for (std::int64_t t = 0; t < first; ++t) sampler_session_->read(observed_.history.data() + t * G * Z);
+    std::vector<std::uint32_t> members(B);
+    for (std::int64_t b = 0; b < B; ++b) members[b] = low(settings_.first_member + b);
+    const std::vector<std::uint32_t> seeds(B, seed_);
+    sampler_session_->begin(seeds.data(), members.data(), group_.data(), static_cast<int>(first));
+    // The decoder reads a history once for all members that share it.
+    std::vector<StreamState> states(G, model_->decoder().state());
+    share_out(G, [&](std::int64_t g, char* work) {
+        const Sink nowhere = [](void*, const float*) {};
+        for (std::int64_t t = 0; t < first; ++t) {
+            decode_row(observed_.history.data() + (t * G + g) * Z, states[g], work, nowhere, nullptr);
+        }
+    });
+    for (std::int64_t b = 0; b < B; ++b) states_[b] = states[group_[b]];
+    decoded_ = first;
+    for (std::size_t at = 0; at < made.size(); at += B * Z) {
+        if (decoded_ + 1 < total_latents_) sampler_session_->follow(made.data() + at);
+        decode(made.data() + at);
+    }
+    observed_.made.insert(observed_.made.end(), made.begin(), made.end());
+}
+
+void Session::decode_row(const float* latents, StreamState& state, char* work, Sink sink, void* to) const {
+    const int C = model_->config().tokenizer.latent_channels, row = model_->decoder().inward();
+    const std::int64_t places = latent_size() / C;
+    // Behind the work space of the layers.
+    float* input = reinterpret_cast<float*>(work + model_->decoder().work_bytes());
+    std::fill_n(input, places * row, 0.0f);
+    for (std::int64_t n = 0; n < places; ++n) {
+        for (int i = 0; i < C; ++i) {
+            input[n * row + i] = latents[n * C + i] * model_->latent_std()[i] + model_->latent_mean()[i];
+        }
+    }
+    model_->decoder().push(input, state, kernels(settings_.isa), work, sink, to);
+}
+
+void Session::decode(const float* latents) {
+    const std::int64_t factor = model_->config().tokenizer.time_factor(), size = frame_size(), B = settings_.num_members;
+    struct Target {
+        float* out;
+        std::int64_t stride, size, moved;
+    };
+    // Where the trajectory is, without the shift of its member.
+    const Sink moved_back = [](void* to, const float* frame) {
+        Target& target = *static_cast<Target*>(to);
+        std::rotate_copy(frame, frame + target.moved, frame + target.size, target.out);
+        target.out += target.stride;
+    };
+    share_out(B, [&](std::int64_t b, char* work) {
+        const std::int64_t moved = amounts_[used_[group_[b]]] * model_->config().tokenizer.field_channels;
+        Target target{pending_.data() + b * size, B * size, size, moved};
+        decode_row(latents + b * latent_size(), states_[b], work, moved_back, &target);
+    });
+    pending_first_ = decoded_ == 0 ? 0 : (decoded_ - 1) * factor + 1;
+    pending_count_ = decoded_ == 0 ? 1 : factor;
+    ++decoded_;
+}
+
+void Session::advance() {
+    const std::size_t each = settings_.num_members * latent_size(), at = observed_.made.size();
+    observed_.made.resize(at + each);
+    sampler_session_->frame(observed_.made.data() + at, decoded_ + 1 == total_latents_);
+    decode(observed_.made.data() + at);
+}
+
+// The next frame [members, frame], which counts as given out.
+const float* Session::next_frame() {
+    const std::int64_t number = observed_.frames + observed_.done;
+    while (pending_count_ == 0 || number >= pending_first_ + pending_count_) advance();
+    ++observed_.done;
+    return pending_.data() + (number - pending_first_) * settings_.num_members * frame_size();
+}
+
+void Session::step(const DLTensor* frame) {
+    check_ready();
+    if (done() == total()) fail(ENMA_STATE, "all ", total(), " frames were given out; observe again, or ask for more frames");
+    const ModelConfig& config = model_->config();
+    const Array out(frame, "frame", {settings_.num_members, config.grid(), config.tokenizer.field_channels}, true);
+    const float* values = next_frame();
+    for (std::int64_t b = 0; b < settings_.num_members; ++b) out.write(b, values + b * frame_size());
+}
+
+void Session::forecast(const DLTensor* frames) {
+    check_ready();
+    const std::int64_t left = total() - done();
+    if (left == 0) fail(ENMA_STATE, "all ", total(), " frames were given out; observe again, or ask for more frames");
+    const ModelConfig& config = model_->config();
+    const Array out(frames, "frames", {settings_.num_members, left, config.grid(), config.tokenizer.field_channels}, true);
+    for (std::int64_t t = 0; t < left; ++t) {
+        const float* values = next_frame();
+        for (std::int64_t b = 0; b < settings_.num_members; ++b) out.write(b, t, values + b * frame_size());
+    }
+}
+
+void Session::latents(const DLTensor* tensor) const {
+    check_ready();
+    const ModelConfig& config = model_->config();
+    const std::int64_t B = settings_.num_members, G = num_groups(), Z = latent_size(), first = num_history();
+    const Array out(tensor, "latents", {B, num_latents(), config.num_tokens(), config.token_channels()}, true);
+    for (std::int64_t b = 0; b < B; ++b) {
+        for (std::int64_t t = 0; t < num_latents(); ++t) {
+            const bool known = t < first;
+            out.write(b, t, known ? observed_.history.data() + (t * G + group_[b]) * Z
+                                  : observed_.made.data() + ((t - first) * B + b) * Z);
+        }
+    }
+}
+
+}  // namespace enma

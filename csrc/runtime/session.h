@@ -1,0 +1,107 @@
+// Members of one trajectory: encoded observations, latent frames, and what the decoder remembers.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "core/cpu/sampler.h"
+#include "runtime/model.h"
+#include "runtime/tensor.h"
+
+namespace enma {
+
+struct Log {
+    enma_log_function function = nullptr;
+    void* user = nullptr;
+
+    void operator()(int level, const std::string& message) const {
+        if (function != nullptr) function(user, level, message.c_str());
+    }
+};
+
+struct SessionSettings {
+    std::uint64_t seed, trajectory;
+    std::int64_t first_member, num_members, num_frames;
+    int threads, shifts;
+    float temperature;
+    Isa isa;
+};
+
+// Where in its trajectory a session is, and the latents that decide the rest: all that a saved session holds.
+struct Observed {
+    std::int64_t frames = 0;
+    // [T, G, N C] of the history and of another trajectory, for each shift that some member takes.
+    std::vector<float> history, context;
+    // [T, members, N C]
+    std::vector<float> made;
+    std::int64_t done = 0;  // frames given out
+};
+
+class Session {
+   public:
+    // Throws Error.
+    Session(std::shared_ptr<const Model> model, const SessionSettings& settings, const Log& log);
+
+    // Either may be null, not both.
+    void observe(const DLTensor* history, const DLTensor* context);
+    void step(const DLTensor* frame);
+    void forecast(const DLTensor* frames);
+    void latents(const DLTensor* out) const;
+    std::int64_t num_latents() const;
+    std::int64_t done() const { return observed_.done; }
+    std::int64_t total() const { return ready() ? total_ - observed_.frames : 0; }
+
+    // saved.cpp
+    std::size_t saved_bytes() const;
+    void save(char* out) const;
+    void restore(const char* bytes, std::size_t size);
+
+   private:
+    struct SavedHeader;
+
+    bool ready() const { return sampler_session_ != nullptr; }
+    void check_ready() const;
+    // Floats of a latent frame and of a frame.
+    std::int64_t latent_size() const { return model_->config().num_tokens() * model_->config().token_channels(); }
+    std::int64_t frame_size() const { return model_->config().grid() * model_->config().tokenizer.field_channels; }
+    std::int64_t num_groups() const { return static_cast<std::int64_t>(used_.size()); }
+    std::int64_t num_history() const;
+
+    SavedHeader header() const;
+    // body(item, work) for each of `items`, shared out among the threads.
+    template <class Body>
+    void share_out(std::int64_t items, const Body& body);
+    std::vector<float> encode(const std::vector<float>& fields, std::int64_t frames, std::int64_t latents);
+    // Takes what was observed, reads it and what was made, and is ready for the next frame.
+    void begin(Observed observed);
+    void read_all(Observed observed);
+    void make_sampler_session(std::int64_t context_latents);
+    // Decodes the next latent frame, [members, N C]; its frames are pending.
+    void decode(const float* latents);
+    void decode_row(const float* latents, StreamState& state, char* work, Sink sink, void* to) const;
+    void advance();
+    const float* next_frame();
+
+    std::shared_ptr<const Model> model_;
+    SessionSettings settings_;
+    Log log_;
+    std::uint32_t seed_;
+    std::vector<int> amounts_, used_, group_;
+
+    Observed observed_;
+    std::int64_t total_ = 0, total_latents_ = 0;
+    std::shared_ptr<const PackedSampler> packed_;
+    std::vector<std::shared_ptr<const FlowHead>> heads_;
+    std::unique_ptr<SamplerSession> sampler_session_;
+
+    std::vector<StreamState> states_;
+    std::int64_t decoded_ = 0;           // latent frames
+    std::vector<float> pending_;         // [time factor, members, frame]
+    std::int64_t pending_first_ = 0;     // number of the first of them in the trajectory
+    std::int64_t pending_count_ = 0;
+    Buffer work_;
+    std::size_t work_each_ = 0;
+};
+
+}  // namespace enma

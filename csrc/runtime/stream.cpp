@@ -1,0 +1,346 @@
+#include "runtime/stream.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+namespace enma {
+
+namespace {
+
+using std::to_string;
+
+// Weights [outward, inward, frames, window] of a convolution, and what it gives: columns (group, part, channel) of a
+// window of `group` neighbouring places, where channel o of part i is outward channel o `parts` + i + `offset`.
+struct ConvolutionSpec {
+    int inward, outward, kernel, frames;
+    int stride = 1, stride_time = 1;
+    int parts = 1, offset = 0, channels = 0;  // channels of a part; 0: all
+    bool grouped = false;
+};
+
+Convolution make_convolution(Tensors& tensors, const std::string& name, const ConvolutionSpec& s, int places, int row,
+                             bool periodic) {
+    const float* weight = tensors.take(name + ".conv.weight", {s.outward, s.inward, s.frames, s.kernel});
+    const float* bias = tensors.take(name + ".conv.bias", {s.outward});
+    const int channels = s.channels > 0 ? s.channels : s.outward / s.parts;
+    // So many places fill a panel that would otherwise be empty.
+    int group = s.grouped ? std::max(1, PANEL / channels) : 1;
+    while (places / s.stride % group != 0) --group;
+    const int width = s.grouped ? channels : whole_panels(channels);
+    Convolution c{};
+    c.places = places;
+    c.inward = row;
+    c.window = (group - 1) * s.stride + s.kernel;
+    c.padding = s.kernel / 2;
+    c.step = group * s.stride;
+    c.frames = s.frames;
+    c.stride = s.stride_time;
+    c.windows = (places + c.step - 1) / c.step;
+    c.columns = group * s.parts * width;
+    c.periodic = periodic;
+    // Column (j, i, o) of a group; -1 where there is no channel.
+    const auto channel = [&](int column) {
+        const int o = column % width, i = column / width % s.parts;
+        return o < channels ? o * s.parts + i + s.offset : -1;
+    };
+    c.linear = Linear(
+        c.columns, static_cast<int>(c.inputs()),
+        [&](int column, int k) {
+            const int from = channel(column), in = k % row;
+            const int tap = k / row % c.window - column / (width * s.parts) * s.stride, frame = k / row / c.window;
+            if (from < 0 || in >= s.inward || tap < 0 || tap >= s.kernel) return 0.0f;
+            return weight[((static_cast<std::ptrdiff_t>(from) * s.inward + in) * s.frames + frame) * s.kernel + tap];
+        },
+        [&](int column) { return channel(column) < 0 ? 0.0f : bias[channel(column)]; });
+    return c;
+}
+
+Linear make_linear(Tensors& tensors, const std::string& name, int inward, int outward, int used) {
+    const float* weight = tensors.take(name + ".weight", {outward, inward});
+    const float* bias = tensors.take(name + ".bias", {outward});
+    return Linear(
+        whole_panels(used), whole_panels(inward),
+        [&](int j, int k) { return j < used && k < inward ? weight[static_cast<std::ptrdiff_t>(j) * inward + k] : 0.0f; },
+        [&](int j) { return j < used ? bias[j] : 0.0f; });
+}
+
+Layer make_residual(Tensors& tensors, const std::string& name, const TokenizerConfig& config, int places, int width) {
+    Layer layer{};
+    layer.kind = Layer::Kind::residual;
+    layer.channels = width;
+    layer.convolution = make_convolution(tensors, name + ".conv", {width, width, config.kernel, config.kernel_time},
+                                         places, whole_panels(width), config.periodic[0]);
+    layer.linear = make_linear(tensors, name + ".linear", width, width, width);
+    const int hidden = std::max(16, width / 2);
+    layer.gate.attend = make_linear(tensors, name + ".attend", width, 1, 1);
+    layer.gate.narrow = make_linear(tensors, name + ".squeeze.0", width, hidden, hidden);
+    layer.gate.widen = make_linear(tensors, name + ".squeeze.2", hidden, width, width);
+    return layer;
+}
+
+Layer of_convolution(Convolution convolution) {
+    Layer layer{};
+    layer.kind = Layer::Kind::convolution;
+    layer.convolution = std::move(convolution);
+    return layer;
+}
+
+Layer of_linear(Linear linear) {
+    Layer layer{};
+    layer.kind = Layer::Kind::linear;
+    layer.linear = std::move(linear);
+    return layer;
+}
+
+void elu(float* values, std::size_t count) {
+    for (std::size_t i = 0; i < count; ++i) values[i] = values[i] > 0.0f ? values[i] : std::exp(values[i]) - 1.0f;
+}
+
+// Rows of the windows of a frame, the remembered frames first.
+void gather(const Convolution& c, const float* frame, const float* before, float* out) {
+    const std::size_t row = c.inward;
+    for (int w = 0; w < c.windows; ++w) {
+        const int first = w * c.step - c.padding;
+        for (int t = 0; t < c.frames; ++t, out += c.window * row) {
+            const float* from = t + 1 < c.frames ? before + t * c.places * row : frame;
+            const int begin = std::max(first, 0), end = std::min(first + c.window, c.places);
+            if (begin < end) {
+                std::memcpy(out + (begin - first) * row, from + begin * row, (end - begin) * row * sizeof(float));
+            }
+            for (int i = 0; i < c.window; ++i) {
+                const int place = first + i;
+                if (begin <= place && place < end) continue;
+                float* to = out + i * row;
+                if (c.periodic) {
+                    std::memcpy(to, from + (place + c.places) % c.places * row, row * sizeof(float));
+                } else {
+                    std::fill_n(to, row, 0.0f);
+                }
+            }
+        }
+    }
+}
+
+}  // namespace
+
+template <class Weight, class Bias>
+Linear::Linear(int columns, int inputs, const Weight& weight, const Bias& bias)
+    : packed_(packed_bytes(columns, inputs, false)) {
+    std::vector<float> weights(static_cast<std::size_t>(columns) * inputs), biases(columns);
+    for (int j = 0; j < columns; ++j) {
+        for (int k = 0; k < inputs; ++k) weights[static_cast<std::size_t>(j) * inputs + k] = weight(j, k);
+        biases[j] = bias(j);
+    }
+    pack_linear(weights.data(), biases.data(), columns, inputs, false, packed_.data());
+    view_ = view_linear(packed_.data(), columns, inputs, false);
+}
+
+// One frame on its way through the layers.
+struct Stream::Run {
+    const Stream& stream;
+    StreamState& state;
+    const Kernels& kernels;
+    char* scratch;
+    float *gathered, *outputs;
+    Sink sink;
+    void* to;
+
+    void linear(const Linear& linear, const float* a, std::ptrdiff_t lda, int rows, float* out) const {
+        kernels.linear(linear.view(), a, lda, rows, out, whole_panels(linear.view().n), scratch);
+    }
+
+    void convolve(const Convolution& c, const float* frame, const float* before, float* out) const {
+        const float* a = frame;
+        if (c.window > 1 || c.frames > 1) {
+            gather(c, frame, before, gathered);
+            a = gathered;
+        }
+        linear(c.linear, a, static_cast<std::ptrdiff_t>(c.inputs()), c.windows, out);
+        const std::size_t columns = c.columns, row = whole_panels(c.columns);
+        if (columns == row) return;
+        for (int w = 1; w < c.windows; ++w) std::memmove(out + w * columns, out + w * row, columns * sizeof(float));
+    }
+
+    static void remember(const Convolution& c, const float* frame, float* before) {
+        const std::size_t size = static_cast<std::size_t>(c.places) * c.inward, kept = c.remembered();
+        if (kept == 0) return;
+        std::memmove(before, before + size, (kept - size) * sizeof(float));
+        std::memcpy(before + kept - size, frame, size * sizeof(float));
+    }
+
+    // out = x + gate(y) y with y = elu(linear(elu(y)))
+    void finish_residual(const Layer& layer, const float* x, float* y, float* out) const {
+        const int places = layer.convolution.places, row = whole_panels(layer.channels);
+        const std::size_t size = static_cast<std::size_t>(places) * row;
+        elu(y, size);
+        linear(layer.linear, y, row, places, out);
+        elu(out, size);
+        float* scores = gathered;
+        linear(layer.gate.attend, out, row, places, scores);
+        float most = scores[0];
+        for (int p = 1; p < places; ++p) most = std::max(most, scores[p * PANEL]);
+        // Free from here on.
+        float *pooled = y, *hidden = y + row, total = 0.0f;
+        std::fill_n(pooled, row, 0.0f);
+        for (int p = 0; p < places; ++p) {
+            const float share = std::exp(scores[p * PANEL] - most);
+            total += share;
+            for (int j = 0; j < row; ++j) pooled[j] += share * out[p * row + j];
+        }
+        for (int j = 0; j < row; ++j) pooled[j] /= total;
+        linear(layer.gate.narrow, pooled, row, 1, hidden);
+        const int narrow = layer.gate.narrow.view().n;
+        for (int j = 0; j < narrow; ++j) hidden[j] = hidden[j] > 0.0f ? hidden[j] : 0.1f * hidden[j];
+        linear(layer.gate.widen, hidden, narrow, 1, pooled);
+        for (int j = 0; j < row; ++j) pooled[j] = 1.0f / (1.0f + std::exp(-pooled[j]));
+        for (int p = 0; p < places; ++p) {
+            for (int j = 0; j < row; ++j) out[p * row + j] = x[p * row + j] + pooled[j] * out[p * row + j];
+        }
+    }
+
+    void push(std::size_t i, const float* frame) const {
+        if (i == stream.layers_.size()) {
+            sink(to, frame);
+            return;
+        }
+        const Layer& layer = stream.layers_[i];
+        const Convolution& c = layer.convolution;
+        float *before = state.frames.data() + stream.memory_[i], *out = outputs + stream.output_[i];
+        const std::int64_t seen = state.seen[i]++;
+        switch (layer.kind) {
+            case Layer::Kind::linear:
+                linear(layer.linear, frame, layer.linear.view().k, layer.channels, out);
+                push(i + 1, out);
+                break;
+            case Layer::Kind::convolution:
+                if (seen % c.stride == 0) convolve(c, frame, before, out);
+                remember(c, frame, before);
+                if (seen % c.stride == 0) push(i + 1, out);
+                break;
+            case Layer::Kind::residual: {
+                float* y = out + static_cast<std::size_t>(c.places) * c.columns;
+                convolve(c, frame, before, y);
+                remember(c, frame, before);
+                finish_residual(layer, frame, y, out);
+                push(i + 1, out);
+                break;
+            }
+            case Layer::Kind::expand_time:
+                if (seen > 0) {
+                    convolve(c, frame, nullptr, out);
+                    push(i + 1, out);
+                }
+                convolve(layer.second, frame, nullptr, out);
+                push(i + 1, out);
+        }
+    }
+};
+
+// `places` and `row` of the frames that come out.
+void Stream::add(Layer layer, int places, int row) {
+    const Convolution& c = layer.convolution;
+    const bool convolves = layer.kind != Layer::Kind::linear;
+    const std::size_t windows = convolves ? c.windows : 0;
+    memory_.push_back(memory_.empty() ? 0 : memory_.back() + (layers_.back().kind == Layer::Kind::linear
+                                                                   ? 0
+                                                                   : layers_.back().convolution.remembered()));
+    output_.push_back(outputs_);
+    // Products write whole panels; a residual layer has one frame more, with room for the gate.
+    const std::size_t own = std::max(static_cast<std::size_t>(places) * row,
+                                     convolves ? windows * whole_panels(c.columns) : 0);
+    outputs_ += layer.kind == Layer::Kind::residual ? 2 * own + 3 * static_cast<std::size_t>(row) + 3 * PANEL : own;
+    if (convolves) gathered_ = std::max({gathered_, windows * c.inputs(), static_cast<std::size_t>(c.places) * PANEL});
+    if (layer.kind == Layer::Kind::linear) layer.channels = places;
+    layers_.push_back(std::move(layer));
+    outward_ = row;
+}
+
+Stream Stream::encoder(const TokenizerConfig& config, Tensors& tensors) {
+    Stream s;
+    const bool periodic = config.periodic[0];
+    int places = static_cast<int>(config.grid[0]), width = config.width, number = 0;
+    s.inward_ = config.field_channels;
+    s.add(of_convolution(make_convolution(tensors, "tokenizer.conv_in",
+                                          {config.field_channels, width, config.kernel_ends, config.kernel_time},
+                                          places, config.field_channels, periodic)),
+          places, whole_panels(width));
+    for (const LayerKind kind : config.layers) {
+        const std::string name = "tokenizer.down." + to_string(number++);
+        const int row = whole_panels(width);
+        if (kind == LayerKind::residual) {
+            s.add(make_residual(tensors, name, config, places, width), places, row);
+        } else if (kind == LayerKind::space) {
+            const int wider = std::min(2 * width, config.max_width);
+            s.add(of_convolution(make_convolution(tensors, name, {width, wider, config.kernel, 1, 2}, places, row,
+                                                  periodic)),
+                  places / 2, whole_panels(wider));
+            places /= 2;
+            width = wider;
+        } else {
+            s.add(of_convolution(make_convolution(tensors, name, {width, width, 1, config.kernel_time, 1, 2}, places, row,
+                                                  periodic)),
+                  places, row);
+        }
+    }
+    // Without the logarithms of the variances.
+    const int C = config.latent_channels, moments = config.variational ? 2 : 1;
+    s.add(of_linear(make_linear(tensors, "tokenizer.to_latent", width, moments * C, C)), places, whole_panels(C));
+    return s;
+}
+
+Stream Stream::decoder(const TokenizerConfig& config, Tensors& tensors) {
+    Stream s;
+    const bool periodic = config.periodic[0];
+    std::vector<int> widths = {config.width};
+    for (const LayerKind kind : config.layers) {
+        widths.push_back(kind == LayerKind::space ? std::min(2 * widths.back(), config.max_width) : widths.back());
+    }
+    int places = static_cast<int>(config.grid[0]) / config.space_factor(), number = 0;
+    s.inward_ = whole_panels(config.latent_channels);
+    s.add(of_linear(make_linear(tensors, "tokenizer.from_latent", config.latent_channels, widths.back(), widths.back())),
+          places, whole_panels(widths.back()));
+    for (std::size_t i = config.layers.size(); i-- > 0;) {
+        const std::string name = "tokenizer.up." + to_string(number++);
+        const LayerKind kind = config.layers[i];
+        const int inward = widths[i + 1], outward = widths[i], row = whole_panels(inward);
+        if (kind == LayerKind::residual) {
+            s.add(make_residual(tensors, name, config, places, inward), places, row);
+        } else if (kind == LayerKind::space) {
+            ConvolutionSpec spec{inward, 2 * outward, config.kernel, 1};
+            spec.parts = 2;
+            s.add(of_convolution(make_convolution(tensors, name + ".conv", spec, places, row, periodic)), 2 * places,
+                  whole_panels(outward));
+            places *= 2;
+        } else {
+            ConvolutionSpec spec{inward, 2 * outward, 1, 1};
+            spec.channels = outward;
+            Layer layer = of_convolution(make_convolution(tensors, name + ".conv", spec, places, row, periodic));
+            spec.offset = outward;
+            layer.kind = Layer::Kind::expand_time;
+            layer.second = make_convolution(tensors, name + ".conv", spec, places, row, periodic);
+            s.add(std::move(layer), places, whole_panels(outward));
+        }
+    }
+    ConvolutionSpec spec{config.width, config.field_channels, config.kernel_ends, config.kernel_time};
+    spec.grouped = true;
+    s.add(of_convolution(make_convolution(tensors, "tokenizer.conv_out", spec, places, whole_panels(config.width),
+                                          periodic)),
+          places, config.field_channels);
+    return s;
+}
+
+StreamState Stream::state() const {
+    const std::size_t last = layers_.back().kind == Layer::Kind::linear ? 0 : layers_.back().convolution.remembered();
+    return {std::vector<float>(memory_.back() + last), std::vector<std::int64_t>(layers_.size())};
+}
+
+std::size_t Stream::work_bytes() const { return pages(GEMM_SCRATCH + (gathered_ + outputs_) * sizeof(float)); }
+
+void Stream::push(const float* frame, StreamState& state, const Kernels& kernels, char* work, Sink sink,
+                  void* to) const {
+    float* gathered = reinterpret_cast<float*>(work + GEMM_SCRATCH);
+    Run{*this, state, kernels, work, gathered, gathered + gathered_, sink, to}.push(0, frame);
+}
+
+}  // namespace enma

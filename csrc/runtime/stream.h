@@ -1,0 +1,97 @@
+// Encoder and decoder of the tokenizer on a line (enma_fast/models/tokenizer.py), a frame at a time: every layer is
+// causal, so a frame needs what the layers remember and nothing else. A frame has the same bits however many came
+// before in one call, and whatever other rows are computed.
+//
+// A frame is [places][row] floats; a row has its channels and zeros up to whole panels.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "core/cpu/gemm.h"
+#include "core/cpu/parallel.h"
+#include "runtime/checkpoint.h"
+#include "runtime/config.h"
+
+namespace enma {
+
+constexpr int whole_panels(int width) { return (width + PANEL - 1) / PANEL * PANEL; }
+
+// A linear layer of all places, with packed weights.
+class Linear {
+   public:
+    Linear() = default;
+    // Column j has weight(j, k) and bias(j); `given` inputs, those beyond are zero.
+    template <class Weight, class Bias>
+    Linear(int columns, int inputs, const Weight& weight, const Bias& bias);
+    const LinearView& view() const { return view_; }
+
+   private:
+    Buffer packed_;
+    LinearView view_{};
+};
+
+// A causal convolution as one product: each row of it is the window of `group` neighbouring places.
+struct Convolution {
+    Linear linear;
+    int places, inward;         // of a frame that comes in, and floats of its rows
+    int window, padding, step;  // places of a window, before the first one, and between windows
+    int frames, stride;         // frames of a window, and between windows
+    int windows, columns;       // windows of a frame, and floats that each gives
+    bool periodic;
+
+    std::size_t remembered() const { return static_cast<std::size_t>(frames - 1) * places * inward; }
+    std::size_t inputs() const { return static_cast<std::size_t>(frames) * window * inward; }
+};
+
+struct Gate {
+    Linear attend, narrow, widen;
+};
+
+struct Layer {
+    enum class Kind { convolution, residual, expand_time, linear } kind;
+    Convolution convolution;  // of all but linear
+    Convolution second;       // expand_time: the second frame
+    Linear linear;            // residual, linear
+    Gate gate;                // residual
+    int channels;
+};
+
+// What the layers remember of one row.
+struct StreamState {
+    std::vector<float> frames;
+    std::vector<std::int64_t> seen;
+};
+
+// Takes a frame that comes out: [places][row].
+using Sink = void (*)(void* to, const float* frame);
+
+class Stream {
+   public:
+    // Of fields [grid, c] to the mean of latents [tokens, whole_panels(C)], and back.
+    static Stream encoder(const TokenizerConfig& config, Tensors& tensors);
+    static Stream decoder(const TokenizerConfig& config, Tensors& tensors);
+
+    StreamState state() const;
+    // Bytes of one thread.
+    std::size_t work_bytes() const;
+    // Passes a frame through all layers; `sink` gets what comes out.
+    void push(const float* frame, StreamState& state, const Kernels& kernels, char* work, Sink sink, void* to) const;
+
+    // Floats of a row that comes in, and of one that comes out.
+    int inward() const { return inward_; }
+    int outward() const { return outward_; }
+
+   private:
+    struct Run;
+    void add(Layer layer, int places, int row);
+    Stream() = default;
+
+    std::vector<Layer> layers_;
+    // Where a layer's memory and output begin.
+    std::vector<std::size_t> memory_, output_;
+    int inward_ = 0, outward_ = 0;
+    std::size_t outputs_ = 0, gathered_ = 0;
+};
+
+}  // namespace enma

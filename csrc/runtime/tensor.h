@@ -1,0 +1,36 @@
+// Arrays of the caller: DLPack tensors in and out.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "enma/enma.h"
+
+namespace enma {
+
+// A checked tensor: fp32 or fp64 on the CPU, any strides.
+class Array {
+   public:
+    // Throws Error (ENMA_INVALID_ARGUMENT) that begins with `name`; `shape` has -1 for any size of at least 1. An array
+    // to be written may not have two entries in one place.
+    Array(const DLTensor* tensor, const char* name, const std::vector<std::int64_t>& shape, bool written);
+
+    std::int64_t size(int axis) const { return shape_[axis]; }
+    // All values in row-major order as fp32; one that is not finite, or NetCDF's fill value, is refused.
+    std::vector<float> read() const;
+    // Entry i of the first axis and those of the others, in row-major order, and likewise entry (i, j) of the first two.
+    void write(std::int64_t i, const float* values) const;
+    void write(std::int64_t i, std::int64_t j, const float* values) const;
+
+   private:
+    template <class Visit>
+    void each(int axis, std::int64_t at, const Visit& visit) const;
+    void put(std::int64_t at, float value) const;
+
+    const char* name_;
+    char* data_;
+    bool wide_;
+    std::vector<std::int64_t> shape_, strides_;
+};
+
+}  // namespace enma

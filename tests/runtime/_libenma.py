@@ -1,0 +1,244 @@
+"""libenma, compiled from csrc for tests, and its functions through ctypes."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+from ctypes import POINTER, byref, c_char_p, c_double, c_int32, c_int64, c_size_t, c_uint8, c_uint16, c_uint64, c_void_p
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from enma_fast.ops._backend import native, native_problem
+
+ROOT = Path(__file__).resolve().parents[2]
+CSRC = ROOT / "csrc"
+# Parts of the core that the library is made of; the others are for the extension.
+CORE = ("dispatch", "flow_head", "frame_attention", "gemm", "gemm_[as]*", "parallel", "sampler")
+CORE += ("vector_kernels", "vector_kernels_[ap]*")
+# Kernels that nothing here runs at length, where the extension says which ones it takes, are compiled the quick way.
+KERNELS = {
+    "avx512_bf16": ("gemm_avx512_bf16", "vector_kernels_avx512"),
+    "avx512": ("gemm_avx512", "vector_kernels_avx512"),
+    "avx2": ("gemm_avx2", "vector_kernels_avx2"),
+    "scalar": ("gemm_scalar", "vector_kernels_portable"),
+}
+# ENMA_SMALL: half the time to compile, the same bits. Contraction of products and sums begins at -O2.
+FLAGS = ["-std=c++20", "-O2", "-DENMA_SMALL", "-DENMA_NO_EMULATION", "-fPIC", "-fopenmp", "-fvisibility=hidden"]
+FLAGS += ["-Wall", "-Wextra", "-Werror", "-Wno-psabi", f"-I{CSRC}", f"-I{CSRC / 'include'}"]
+
+OK, INVALID_ARGUMENT, CHECKPOINT, UNSUPPORTED, STATE, NO_MEMORY = range(6)
+
+
+def sources() -> list[Path]:
+    """C++ files of the library."""
+    core = [path for name in CORE for path in sorted((CSRC / "core/cpu").glob(f"{name}.cpp"))]
+    return core + sorted((CSRC / "runtime").glob("*.cpp"))
+
+
+def run(command: list[str]) -> str:
+    """Run a program that has to succeed; returns what it printed."""
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, (command, done.stdout[-2000:], done.stderr[-4000:])
+    return done.stdout
+
+
+def build(folder: Path) -> Path:
+    """Compile and link the library into a folder."""
+    mine = KERNELS[native().cpu_isa()] if native_problem(torch.device("cpu")) is None else None
+    others = {name for names in KERNELS.values() for name in names if mine and name not in mine}
+    objects = []
+    for path in sources():
+        objects.append(str(folder / f"{path.parent.name}_{path.stem}.o"))
+        quick = ["-O0"] if path.stem in others else []
+        run(["g++", *FLAGS, *quick, "-c", str(path), "-o", objects[-1]])
+    library = folder / "libenma.so"
+    script = f"-Wl,--version-script={CSRC / 'libenma.map'}"
+    run(["g++", "-shared", "-fopenmp", "-Wl,-z,defs", "-Wl,-soname,libenma.so.1", script, *objects, "-o", str(library)])
+    (folder / "libenma.so.1").symlink_to(library)
+    return library
+
+
+class Device(ctypes.Structure):
+    _fields_ = (("device_type", c_int32), ("device_id", c_int32))
+
+
+class DataType(ctypes.Structure):
+    _fields_ = (("code", c_uint8), ("bits", c_uint8), ("lanes", c_uint16))
+
+
+class Tensor(ctypes.Structure):
+    """DLTensor of an array, which it keeps alive."""
+
+    _fields_ = (
+        ("data", c_void_p),
+        ("device", Device),
+        ("ndim", c_int32),
+        ("dtype", DataType),
+        ("shape", POINTER(c_int64)),
+        ("strides", POINTER(c_int64)),
+        ("byte_offset", c_uint64),
+    )
+
+    @classmethod
+    def of(cls, array: np.ndarray) -> Tensor:
+        sizes = (c_int64 * array.ndim)(*array.shape)
+        strides = (c_int64 * array.ndim)(*(s // array.itemsize for s in array.strides))
+        kind = {"f": 2, "i": 0}[array.dtype.kind]
+        self = cls(
+            array.ctypes.data, Device(1, 0), array.ndim, DataType(kind, 8 * array.itemsize, 1), sizes, strides, 0
+        )
+        self.kept = (array, sizes, strides)
+        return self
+
+
+class SessionOptions(ctypes.Structure):
+    _fields_ = (
+        ("struct_size", c_size_t),
+        ("seed", c_uint64),
+        ("trajectory", c_uint64),
+        ("first_member", c_int64),
+        ("num_members", c_int64),
+        ("num_frames", c_int64),
+        ("threads", c_int32),
+        ("shifts", c_int32),
+        ("temperature", c_double),
+        ("isa", c_char_p),
+    )
+
+
+class Description(ctypes.Structure):
+    _fields_ = (
+        ("struct_size", c_size_t),
+        ("name", c_char_p),
+        ("weights_sha256", c_char_p),
+        ("grid", c_int64),
+        ("field_channels", c_int64),
+        ("num_frames", c_int64),
+        ("frame_interval", c_double),
+        ("length", c_double),
+        ("num_tokens", c_int64),
+        ("token_channels", c_int64),
+        ("shifts", c_int64),
+        ("temperature", c_double),
+    )
+
+
+LogFunction = ctypes.CFUNCTYPE(None, c_void_p, c_int32, c_char_p)
+
+
+class ModelOptions(ctypes.Structure):
+    _fields_ = (("struct_size", c_size_t), ("log", LogFunction), ("log_user", c_void_p))
+
+
+class Failure(Exception):
+    """A status other than ok, and its message."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status, self.message = status, message
+
+
+class Library:
+    """The functions of enma.h; a failure is an exception."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.dll = ctypes.CDLL(str(path))
+        self.dll.enma_last_error.restype = c_char_p
+        self.messages: list[tuple[int, str]] = []
+        self._log = LogFunction(lambda _, level, message: self.messages.append((level, message.decode())))
+
+    def call(self, name: str, *arguments: Any) -> None:
+        status = getattr(self.dll, f"enma_{name}")(*arguments)
+        if status != OK:
+            raise Failure(status, self.dll.enma_last_error().decode())
+
+    def open(self, folder: Path | str) -> Model:
+        handle = c_void_p()
+        options = ModelOptions(ctypes.sizeof(ModelOptions), self._log, None)
+        self.call("model_open", str(folder).encode(), byref(options), byref(handle))
+        return Model(self, handle)
+
+
+class Model:
+    def __init__(self, library: Library, handle: c_void_p) -> None:
+        self.library, self.handle = library, handle
+
+    def describe(self) -> Description:
+        found = Description(ctypes.sizeof(Description))
+        self.library.call("model_info", self.handle, byref(found))
+        return found
+
+    def session(self, **options: Any) -> Session:
+        isa = options.pop("isa", None)
+        asked = {"num_members": 1, "temperature": -1.0, "isa": isa and isa.encode(), **options}
+        handle = c_void_p()
+        given = SessionOptions(struct_size=ctypes.sizeof(SessionOptions), **asked)
+        self.library.call("session_new", self.handle, byref(given), byref(handle))
+        return Session(self, handle, asked["num_members"])
+
+    def forecast(self, history: np.ndarray | None, context: np.ndarray | None = None, **options: Any) -> np.ndarray:
+        session = self.session(**options)
+        session.observe(history, context)
+        values = session.forecast()
+        session.free()
+        return values
+
+    def close(self) -> None:
+        self.library.call("model_close", self.handle)
+
+
+class Session:
+    def __init__(self, model: Model, handle: c_void_p, num_members: int) -> None:
+        self.model, self.library, self.handle, self.num_members = model, model.library, handle, num_members
+        about = model.describe()
+        self.frame_shape = (about.grid, about.field_channels)
+        self.latent_shape = (about.num_tokens, about.token_channels)
+
+    def call(self, name: str, *arguments: Any) -> None:
+        self.library.call(f"session_{name}", self.handle, *arguments)
+
+    def observe(self, history: np.ndarray | None, context: np.ndarray | None = None) -> None:
+        tensors = [None if x is None else Tensor.of(x) for x in (history, context)]
+        self.call("observe", *(None if t is None else byref(t) for t in tensors))
+
+    def progress(self) -> tuple[int, int]:
+        done, total = c_int64(), c_int64()
+        self.call("progress", byref(done), byref(total))
+        return done.value, total.value
+
+    def forecast(self, out: np.ndarray | None = None) -> np.ndarray:
+        done, total = self.progress()
+        if out is None:
+            out = np.full((self.num_members, total - done, *self.frame_shape), np.nan, np.float32)
+        self.call("forecast", byref(Tensor.of(out)))
+        return out
+
+    def step(self, out: np.ndarray | None = None) -> np.ndarray:
+        if out is None:
+            out = np.full((self.num_members, *self.frame_shape), np.nan, np.float32)
+        self.call("step", byref(Tensor.of(out)))
+        return out
+
+    def latents(self) -> np.ndarray:
+        count = c_int64()
+        self.call("latents", None, byref(count))
+        out = np.full((self.num_members, count.value, *self.latent_shape), np.nan, np.float32)
+        self.call("latents", byref(Tensor.of(out)), None)
+        return out
+
+    def save(self) -> bytes:
+        needed = c_size_t()
+        self.call("save", None, c_size_t(0), byref(needed))
+        buffer = ctypes.create_string_buffer(needed.value)
+        self.call("save", buffer, needed, None)
+        return buffer.raw
+
+    def restore(self, saved: bytes) -> None:
+        self.call("restore", saved, c_size_t(len(saved)))
+
+    def free(self) -> None:
+        self.call("free")

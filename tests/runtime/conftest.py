@@ -1,0 +1,43 @@
+import shutil
+from pathlib import Path
+
+import pytest
+
+from enma_fast.models.checkpoint import PRETRAINED, save_model
+
+from .._tiny import model as tiny_model
+from ._libenma import Library, Model, build
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Library:
+    """The library, compiled once; that takes most of the time of these tests."""
+    if shutil.which("g++") is None:
+        pytest.skip("needs g++")
+    return Library(build(tmp_path_factory.mktemp("libenma")))
+
+
+@pytest.fixture(scope="session")
+def fast(library: Library) -> Model:
+    """combined-fast."""
+    return library.open(PRETRAINED / "combined-fast")
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Checkpoint of a one-pass model with random weights, 32 points, 8 frames."""
+    made = tmp_path_factory.mktemp("small") / "checkpoint"
+    save_model(tiny_model("relative-fast"), made)
+    return made
+
+
+@pytest.fixture
+def copied(folder: Path, tmp_path: Path) -> Path:
+    """A copy of that checkpoint, to be damaged."""
+    return Path(shutil.copytree(folder, tmp_path / "copied"))
+
+
+@pytest.fixture
+def small(library: Library, folder: Path) -> Model:
+    """That model, opened."""
+    return library.open(folder)

@@ -1,0 +1,194 @@
+"""Forecasts of libenma are those of the Python engine, and depend on nothing that they should not depend on."""
+
+import ctypes
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import enma_fast
+from enma_fast.data import example
+from enma_fast.models.checkpoint import PRETRAINED, save_model
+from enma_fast.models.model import Model as Network
+from enma_fast.sampling.engine import engine_for
+from enma_fast.sampling.noise import trajectory_seed
+
+from .._tiny import CONFIGS, model, shaken, waves
+from ._libenma import INVALID_ARGUMENT, OK, Failure, Library, Model
+
+# Of the largest value: rounding of the convolutions, carried through a forecast. Measured: 3e-6.
+TOLERANCE = 1e-5
+
+
+def assert_close(found: np.ndarray, expected: np.ndarray) -> None:
+    assert found.shape == expected.shape
+    assert np.abs(found - expected).max() <= TOLERANCE * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("name", ["combined-fast", "combined-small"])
+def test_members_are_those_of_python(library: Library, name: str) -> None:
+    asked = {"seed": 2**40 + 5, "first_member": 3, "num_members": 10}
+    expected = enma_fast.forecast(enma_fast.load_model(name), example()[None], trajectories=[7], **asked).numpy()[0]
+    found = library.open(PRETRAINED / name).forecast(example(), trajectory=7, **asked)
+    assert_close(found, expected)
+
+
+def test_latents_after_the_same_history_have_the_same_bits(fast: Model) -> None:
+    session = fast.session(seed=3, trajectory=1, num_members=5, shifts=1)
+    session.observe(example())
+    session.forecast()
+    latents = torch.from_numpy(session.latents())
+    known = 2
+    made = engine_for(enma_fast.load_model("combined-fast").dynamics).trajectory(
+        latents[:, :known],
+        num_latents=latents.shape[1],
+        seeds=torch.full((5,), trajectory_seed(3, 1)),
+        members=torch.arange(5),
+    )
+    assert torch.equal(torch.stack(list(made), 1), latents[:, known:])
+
+
+def saved(network: Network, folder: Path) -> Path:
+    save_model(network, folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["paper", "relative", "paper-fast", "relative-fast"])
+@pytest.mark.parametrize("task", ["history", "context", "context alone"])
+def test_every_kind_of_model_and_task(library: Library, tmp_path: Path, name: str, task: str) -> None:
+    network = model(name)
+    fields = waves(2, 1, 8, network.config.tokenizer).numpy()
+    history = None if task == "context alone" else fields[0, : 3 if task == "history" else 1]
+    context = None if task == "history" else fields[1]
+    expected = enma_fast.forecast(network, history, context=context, num_members=3, seed=1).numpy()
+    found = library.open(saved(network, tmp_path / "it")).forecast(history, context, num_members=3, seed=1)
+    assert_close(found, expected)
+
+
+@pytest.mark.parametrize("observed", [4, 5, 6])
+def test_walls_channels_and_any_number_of_observed_frames(library: Library, tmp_path: Path, observed: int) -> None:
+    config = CONFIGS["relative-fast"]
+    tokenizer = replace(config.tokenizer, periodic=(False,), field_channels=3, kernel_time=2, layers=("space", "time"))
+    torch.manual_seed(0)
+    network = shaken(Network(replace(config, tokenizer=tokenizer)), scale=0.1).eval()
+    history = waves(1, 1, observed, tokenizer)[0].numpy()
+    expected = enma_fast.forecast(network, history, num_members=2, num_frames=5).numpy()
+    found = library.open(saved(network, tmp_path / "it")).forecast(history, num_members=2, num_frames=5)
+    assert_close(found, expected)
+
+
+def test_long_forecasts(library: Library, small: Model, folder: Path) -> None:
+    """More frames than the first tables of rotary places hold."""
+    history = waves(1, 1, 3, CONFIGS["relative-fast"].tokenizer)[0].numpy()
+    expected = enma_fast.forecast(enma_fast.load_model(folder), history, num_members=1, num_frames=150).numpy()
+    assert_close(small.forecast(history, num_frames=150), expected)
+    assert any("frames beyond 8" in message for _, message in library.messages)
+
+
+def test_temperature_and_shifts_can_be_others(fast: Model) -> None:
+    network = enma_fast.load_model("combined-fast")
+    own = network.config.sampling
+    settings = replace(own, temperature=0.0, shifts=3)
+    expected = enma_fast.forecast(network, example(), num_members=4, settings=settings, num_frames=3).numpy()
+    found = fast.forecast(example(), num_members=4, temperature=0.0, shifts=3, num_frames=3)
+    assert_close(found, expected)
+    # Without noise members differ by their shifts alone.
+    assert np.array_equal(found[0], found[3])
+    assert not np.array_equal(found[0], found[1])
+
+
+def test_threads_ranges_and_steps_change_no_bit(fast: Model) -> None:
+    whole = fast.forecast(example(), num_members=11, num_frames=6)
+    for threads in (2, 3):
+        assert np.array_equal(fast.forecast(example(), num_members=11, num_frames=6, threads=threads), whole)
+    for first, last in pairwise((0, 1, 4, 11)):
+        part = fast.forecast(example(), first_member=first, num_members=last - first, num_frames=6)
+        assert np.array_equal(part, whole[first:last])
+    session = fast.session(num_members=11, num_frames=6)
+    session.observe(example())
+    steps = [session.step() for _ in range(2)]
+    rest = session.forecast()
+    assert np.array_equal(np.concatenate([np.stack(steps, 1), rest], 1), whole)
+    assert session.progress() == (6, 6)
+
+
+def test_a_session_observes_again(small: Model) -> None:
+    fields = waves(2, 1, 4, CONFIGS["relative-fast"].tokenizer).numpy()
+    session = small.session(num_members=2)
+    session.observe(fields[0])
+    session.step()
+    session.observe(fields[1, :3])
+    assert np.array_equal(session.forecast(), small.forecast(fields[1, :3], num_members=2))
+
+
+def test_strides_and_precision_of_arrays(small: Model) -> None:
+    history = waves(1, 1, 3, CONFIGS["relative-fast"].tokenizer)[0].numpy()
+    expected = small.forecast(history, num_members=2)
+    backwards = np.ascontiguousarray(history[::-1, ::-1])[::-1, ::-1]
+    for given in (history.astype(np.float64), np.asfortranarray(history), np.repeat(history, 2, 1)[:, ::2], backwards):
+        session = small.session(num_members=2)
+        session.observe(given)
+        wide = np.full((*expected.shape[:2], 2, *expected.shape[2:]), np.nan)
+        session.forecast(wide[:, :, 1])
+        assert np.array_equal(wide[:, :, 1].astype(np.float32), expected)
+        assert np.isnan(wide[:, :, 0]).all()
+    session = small.session(num_members=2)
+    session.observe(history)
+    columns = np.full(expected.shape[::-1], np.nan, np.float32, order="F")
+    session.forecast(columns.T)
+    assert np.array_equal(columns.T, expected)
+
+
+@pytest.mark.parametrize("done", [0, 1, 2, 5])
+def test_a_restored_session_continues_with_the_same_bits(small: Model, done: int) -> None:
+    fields = waves(2, 1, 8, CONFIGS["relative-fast"].tokenizer).numpy()
+    session = small.session(num_members=3, seed=4)
+    session.observe(fields[0, :3], fields[1])
+    for _ in range(done):
+        session.step()
+    saved_state = session.save()
+    expected = session.forecast() if done < 5 else None
+    latents = session.latents()
+    session.free()
+    other = small.session(num_members=3, seed=4, threads=2)
+    other.restore(saved_state)
+    assert other.progress() == (done, 5)
+    assert other.save() == saved_state
+    if expected is not None:
+        assert np.array_equal(other.forecast(), expected)
+    assert np.array_equal(other.latents(), latents)
+
+
+def test_a_saved_session_of_another_kind_is_refused(small: Model, fast: Model) -> None:
+    fields = waves(1, 1, 3, CONFIGS["relative-fast"].tokenizer).numpy()
+    session = small.session(num_members=2)
+    session.observe(fields[0])
+    session.step()
+    state = session.save()
+    for changed in ({"seed": 1}, {"trajectory": 1}, {"first_member": 1}, {"num_frames": 4}, {"temperature": 0.1}):
+        with pytest.raises(Failure, match=next(iter(changed))):
+            small.session(**{"num_members": 2, **changed}).restore(state)
+    with pytest.raises(Failure, match="model"):
+        fast.session(num_members=2).restore(state)
+    for place in range(0, len(state), 37):
+        altered = bytearray(state)
+        altered[place] ^= 1
+        with pytest.raises(Failure, match="buffer") as failure:
+            session.restore(bytes(altered))
+        assert failure.value.status != OK
+    for size in (0, 7, 100, len(state) - 1):
+        with pytest.raises(Failure, match="buffer"):
+            session.restore(state[:size])
+    # A refusal leaves the session as it was.
+    assert session.save() == state
+    with pytest.raises(Failure, match="are needed") as failure:
+        session.call("save", ctypes.create_string_buffer(8), ctypes.c_size_t(8), None)
+    assert failure.value.status == INVALID_ARGUMENT
+
+
+def test_an_instruction_set_by_name(small: Model) -> None:
+    history = waves(1, 1, 3, CONFIGS["relative-fast"].tokenizer)[0].numpy()
+    assert_close(small.forecast(history, isa="scalar"), small.forecast(history))

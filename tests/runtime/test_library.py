@@ -1,0 +1,180 @@
+"""The library as a C, C++ or Fortran program meets it: symbols, headers, examples, packages."""
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from enma_fast.data import example
+from enma_fast.models.checkpoint import PRETRAINED
+
+from ._libenma import CSRC, FLAGS, ROOT, Library, Model, run, sources
+
+CHECKPOINT = PRETRAINED / "combined-fast"
+WARNINGS = ["-Wall", "-Wextra", "-Werror"]
+
+
+def needs(*programs: str) -> None:
+    for program in programs:
+        if shutil.which(program) is None:
+            pytest.skip(f"needs {program}")
+
+
+def linked(library: Library) -> list[str]:
+    folder = library.path.parent
+    return [f"-L{folder}", "-lenma", f"-Wl,-rpath,{folder}"]
+
+
+@pytest.fixture
+def frames(tmp_path: Path) -> Path:
+    """Three observed frames as an example reads them."""
+    path = tmp_path / "frames"
+    example().tofile(path)
+    return path
+
+
+def test_only_functions_of_the_header_are_exported(library: Library) -> None:
+    needs("nm")
+    symbols = {line.split()[-1] for line in run(["nm", "-D", "--defined-only", str(library.path)]).splitlines()}
+    declared = set(re.findall(r"ENMA_API [^(]*?(enma_\w+)\(", (CSRC / "include/enma/enma.h").read_text()))
+    assert symbols == declared
+    assert len(declared) > 10
+
+
+def test_neither_python_nor_torch_is_needed(library: Library) -> None:
+    needs("ldd")
+    names = [line.split()[0] for line in run(["ldd", str(library.path)]).splitlines()]
+    known = r"linux-vdso|libstdc\+\+|libm\.|libgomp|libgcc_s|libc\.|/lib|libdl|libpthread"
+    assert not [name for name in names if not re.match(known, name)]
+
+
+def test_the_header_is_c11_and_cpp(tmp_path: Path) -> None:
+    needs("gcc", "g++")
+    source = tmp_path / "header.c"
+    source.write_text(
+        "#include <enma/enma.h>\n#include <enma/enma.h>\n"
+        "int main(void) { enma_session_options o = ENMA_SESSION_OPTIONS; enma_model_options m = ENMA_MODEL_OPTIONS;\n"
+        "enma_model_description d = ENMA_MODEL_DESCRIPTION;\n"
+        "return (int)(o.struct_size + m.struct_size + d.grid) == 0; }\n"
+    )
+    include = f"-I{CSRC / 'include'}"
+    run(["gcc", "-std=c11", "-pedantic", *WARNINGS, include, "-fsyntax-only", str(source)])
+    run(["g++", "-std=c++11", "-pedantic", *WARNINGS, include, "-fsyntax-only", "-x", "c++", str(source)])
+
+
+def test_each_header_of_the_runtime_stands_alone() -> None:
+    needs("g++")
+    text = "".join(
+        f'#include "runtime/{path.name}"\n' * 2 for path in sorted((CSRC / "runtime").glob("*.h"), reverse=True)
+    )
+    command = ["g++", *FLAGS, "-fsyntax-only", "-x", "c++", "-"]
+    done = subprocess.run(command, input=text, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_example_in_c(library: Library, fast: Model, frames: Path, tmp_path: Path) -> None:
+    needs("gcc")
+    program, out = tmp_path / "forecast", tmp_path / "out"
+    source = str(CSRC / "examples/forecast.c")
+    include = f"-I{CSRC / 'include'}"
+    run(["gcc", "-std=c11", "-pedantic", *WARNINGS, include, source, *linked(library), "-lm", "-o", str(program)])
+    printed = run([str(program), str(CHECKPOINT), str(frames), "4", str(out)])
+    expected = fast.forecast(example(), num_members=4)
+    assert np.array_equal(np.fromfile(out, np.float32).reshape(expected.shape), expected)
+    spread = np.sqrt(expected[:, 16].var(0, ddof=1).mean())
+    assert printed.splitlines()[16] == f"frame 16: mean {expected[:, 16].mean(dtype=float):.6f}, spread {spread:.6f}"
+    failed = subprocess.run([program, tmp_path, frames, "4", out], capture_output=True, text=True)
+    assert failed.returncode == 1
+    assert failed.stderr == f"enma: {tmp_path}/manifest.json: cannot be opened (No such file or directory)" + (
+        "; copy the checkpoint again\n"
+    )
+
+
+def test_the_example_in_fortran(library: Library, fast: Model, frames: Path, tmp_path: Path) -> None:
+    """Stopped half way, and continued from its restart file."""
+    needs("gfortran")
+    program, out = tmp_path / "restart", tmp_path / "out"
+    files = [str(CSRC / "fortran/enma.f90"), str(CSRC / "examples/restart.f90")]
+    run(["gfortran", "-std=f2018", *WARNINGS, f"-J{tmp_path}", *files, *linked(library), "-o", str(program)])
+    run([str(program), str(CHECKPOINT), str(frames), "3", str(tmp_path / "saved"), str(out)])
+    expected = fast.forecast(example(), num_members=3).swapaxes(0, 1)
+    assert np.array_equal(np.fromfile(out, np.float32).reshape(expected.shape), expected)
+    failed = subprocess.run([program, tmp_path, frames, "3", out, out], capture_output=True, text=True)
+    assert failed.returncode != 0
+    assert "enma: " in failed.stderr
+    assert "manifest.json: cannot be opened" in failed.stderr
+
+
+@pytest.mark.slow
+def test_readers_under_sanitizers(folder: Path, tmp_path: Path) -> None:
+    """A few thousand changed files of a checkpoint, and saved sessions, with every access watched."""
+    needs("g++")
+    watched = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g1"]
+    program = tmp_path / "readers"
+    files = [CSRC / f"runtime/{name}.cpp" for name in ("json", "sha256", "checkpoint", "config", "tensor")]
+    files += [CSRC / "core/cpu/parallel.cpp", Path(__file__).with_name("readers_main.cpp")]
+    run(["g++", *FLAGS, *watched, *map(str, files), "-o", str(program)])
+    assert run([str(program), str(folder), "3000"]).startswith("ok")
+
+
+@pytest.mark.slow
+def test_a_session_under_sanitizers(folder: Path, tmp_path: Path) -> None:
+    """The example in C over a library in which every access is watched."""
+    needs("g++", "gcc")
+    watched = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g1", "-O1"]
+    # With its stand-in for the stack, g++ 12 aligns vectors of 64 bytes to 32 and then moves them as aligned.
+    watched += ["--param=asan-use-after-return=0"]
+    objects = []
+    for path in sources():
+        objects.append(str(tmp_path / f"{path.parent.name}_{path.stem}.o"))
+        vectors = path.stem.startswith(("gemm_avx", "vector_kernels_avx"))
+        run(["g++", *FLAGS, *([] if vectors else watched), "-c", str(path), "-o", objects[-1]])
+    example_c = str(tmp_path / "forecast.o")
+    run(["gcc", *watched, f"-I{CSRC / 'include'}", "-c", str(CSRC / "examples/forecast.c"), "-o", example_c])
+    program = tmp_path / "forecast"
+    run(["g++", "-fopenmp", *watched, *objects, example_c, "-o", str(program)])
+    frames = tmp_path / "frames"
+    np.linspace(-1, 1, 3 * 32, dtype=np.float32).tofile(frames)
+    assert run([str(program), str(folder), str(frames), "3", str(tmp_path / "out")]).count("frame") == 5
+
+
+@pytest.mark.slow
+def test_cmake_installs_what_cmake_and_pkg_config_find(frames: Path, tmp_path: Path) -> None:
+    needs("cmake", "pkg-config", "gcc", "g++")
+    build, prefix = tmp_path / "build", tmp_path / "prefix"
+    run(["cmake", "-S", str(CSRC), "-B", str(build), f"-DCMAKE_INSTALL_PREFIX={prefix}", "-DCMAKE_INSTALL_LIBDIR=lib"])
+    run(["cmake", "--build", str(build)])
+    run(["cmake", "--install", str(build)])
+    # It can be moved.
+    moved = tmp_path / "moved"
+    prefix.rename(moved)
+    user = tmp_path / "user"
+    user.mkdir()
+    shutil.copy(CSRC / "examples/forecast.c", user)
+    (user / "CMakeLists.txt").write_text(
+        "cmake_minimum_required(VERSION 3.20)\nproject(user C)\nfind_package(enma REQUIRED)\n"
+        "add_executable(forecast forecast.c)\ntarget_link_libraries(forecast PRIVATE enma::enma m)\n"
+    )
+    run(["cmake", "-S", str(user), "-B", str(user / "build"), f"-DCMAKE_PREFIX_PATH={moved}"])
+    run(["cmake", "--build", str(user / "build")])
+    run([str(user / "build/forecast"), str(CHECKPOINT), str(frames), "2", str(tmp_path / "out")])
+    assert len(np.fromfile(tmp_path / "out", np.float32)) == 2 * 17 * 128
+    environ = os.environ | {"PKG_CONFIG_PATH": str(moved / "lib/pkgconfig")}
+    found = subprocess.run(["pkg-config", "--cflags", "--libs", "enma"], env=environ, capture_output=True, text=True)
+    program = tmp_path / "by-pkg-config"
+    flags = [*found.stdout.split(), "-lm", f"-Wl,-rpath,{moved / 'lib'}"]
+    run(["gcc", str(user / "forecast.c"), *flags, "-o", str(program)])
+    run([str(program), str(CHECKPOINT), str(frames), "2", str(tmp_path / "again")])
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "out").read_bytes()
+
+
+def test_sources_are_shipped_with_the_package() -> None:
+    """The source distribution carries what the library is built from."""
+    manifest = (ROOT / "MANIFEST.in").read_text()
+    shipped = next(line for line in manifest.splitlines() if line.startswith("recursive-include csrc")).split()[2:]
+    names = [path.name for path in CSRC.rglob("*") if path.is_file()]
+    assert not [name for name in names if not any(Path(name).match(pattern) for pattern in shipped)]
