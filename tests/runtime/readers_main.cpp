@@ -26,14 +26,15 @@ std::size_t below(std::size_t n) { return std::uniform_int_distribution<std::siz
 
 // A few bytes of the first `reach` are replaced, removed or doubled.
 std::string changed(std::string data, std::size_t reach) {
-    static const std::string bytes("{}[]:,\"\\eE+-.0129 tfn\x00\x7f\x80\xc2\xe0\xf4\xff", 31);
+    static const char bytes[] = "{}[]:,\"\\eE+-.0129 tfn\x7f\x80\xc2\xe0\xf4\xff";
     for (std::size_t i = 1 + below(4); i > 0; --i) {
+        if (data.empty()) break;
         const std::size_t at = below(std::min(reach, data.size()));
         switch (below(4)) {
             case 0: data.erase(at, 1 + below(8)); break;
             case 1: data.insert(at, data.substr(at, 1 + below(8))); break;
             case 2: data.resize(std::max<std::size_t>(1, at)); break;
-            default: data[at] = bytes[below(bytes.size())];
+            default: data[at] = bytes[below(sizeof bytes)];
         }
     }
     return data;
@@ -73,5 +74,7 @@ int main(int, char** argv) {
     });
     const int tensors = count_refused(weights, 8000, times, parse);
     if (configs < times / 2 || tensors < times / 2) return 1;
+    // Of every length around that of a block.
+    for (std::size_t size = 0; size < 200; ++size) std::printf("%s\n", hex(sha256(weights.data(), size)).c_str());
     std::printf("ok: %d and %d of %d refused\n", configs, tensors, times);
 }

@@ -1,5 +1,6 @@
 """The library as a C, C++ or Fortran program meets it: symbols, headers, examples, packages."""
 
+import hashlib
 import os
 import re
 import shutil
@@ -109,16 +110,39 @@ def test_the_example_in_fortran(library: Library, fast: Model, frames: Path, tmp
     assert "manifest.json: cannot be opened" in failed.stderr
 
 
+def test_the_code_of_the_page_compiles(tmp_path: Path) -> None:
+    needs("gcc")
+    blocks = re.findall(
+        r"^```(c|fortran)\n(.*?)^```$", (ROOT / "docs/embedding.md").read_text(), re.MULTILINE | re.DOTALL
+    )
+    whole, part = (text for kind, text in blocks if kind == "c")
+    head, body = whole.split("\n", 1)
+    body = body.replace("enma_session* session;", f"{part}enma_session* session;")
+    (tmp_path / "page.c").write_text(
+        f"{head}\nstatic void use(const float* frame) {{ (void)frame; }}\n"
+        f"int main(void) {{ const int rank = 0;\n{body}}}\n"
+    )
+    run(["gcc", "-std=c11", *WARNINGS, f"-I{CSRC / 'include'}", "-fsyntax-only", str(tmp_path / "page.c")])
+    if shutil.which("gfortran") is not None:
+        (text,) = (text for kind, text in blocks if kind == "fortran")
+        (tmp_path / "page.f90").write_text(f"program page\n{text}end program page\n")
+        files = [str(CSRC / "fortran/enma.f90"), str(tmp_path / "page.f90")]
+        run(["gfortran", "-std=f2018", f"-J{tmp_path}", "-fsyntax-only", *files])
+
+
 @pytest.mark.slow
 def test_readers_under_sanitizers(folder: Path, tmp_path: Path) -> None:
-    """A few thousand changed files of a checkpoint, and saved sessions, with every access watched."""
+    """A few thousand changed files of a checkpoint, with every access watched; and the portable SHA-256."""
     needs("g++")
     watched = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g1"]
     program = tmp_path / "readers"
     files = [CSRC / f"runtime/{name}.cpp" for name in ("json", "sha256", "checkpoint", "config", "tensor")]
     files += [CSRC / "core/cpu/parallel.cpp", Path(__file__).with_name("readers_main.cpp")]
-    run(["g++", *FLAGS, *watched, *map(str, files), "-o", str(program)])
-    assert run([str(program), str(folder), "3000"]).startswith("ok")
+    run(["g++", *FLAGS, "-DENMA_PORTABLE", *watched, *map(str, files), "-o", str(program)])
+    *digests, last = run([str(program), str(folder), "3000"]).splitlines()
+    assert last.startswith("ok")
+    data = (folder / "model.safetensors").read_bytes()
+    assert digests == [hashlib.sha256(data[:size]).hexdigest() for size in range(200)]
 
 
 @pytest.mark.slow
