@@ -106,7 +106,7 @@ class ForecastTask:
         *,
         train: FieldFile,
         val: Tensor,
-        val_contexts: Tensor,
+        val_contexts: Tensor | None,
         members: int = 8,
     ) -> None:
         assert config.rollout is not None
@@ -118,7 +118,7 @@ class ForecastTask:
             raise EnmaError(
                 f"{train.path}: lacks scalars/environment; add one integer per trajectory that names its group"
             )
-        self.groups = environments(torch.from_numpy(train.environment))
+        self.groups = environments(torch.from_numpy(train.environment), paired=config.context_share > 0)
         self.parameters = train.parameters
         self.symmetries = symmetries(model.config.dataset, config)
         self.latents = model.config.tokenizer.latent_frames(self.train.shape[1])
@@ -145,7 +145,7 @@ class ForecastTask:
         for i in range(1 + paired):
             u = self._transformed(rows[mine, i], amounts)[:, window]
             u = roll(u, [s[mine] for s in self._shifts(B, generator)])
-            rms = u.square().flatten(1).mean(1).sqrt()
+            rms = model.tokenizer.standardised(u.to(device)).square().flatten(1).mean(1).sqrt().cpu()
             weight = (options.weight_rms + options.weight_floor) / (rms + options.weight_floor)
             with torch.no_grad():
                 tokens.append(model.encode(u.to(device)).float())
@@ -205,7 +205,7 @@ class ForecastTask:
 
     def merit(self, scores: dict[str, float]) -> float:
         """Errors of the forecasts, of ensemble means and as distributions."""
-        return sum(scores[name] / of for name, of in MERIT.items())
+        return sum(scores[name] / of for name, of in MERIT.items() if name in scores)
 
     def validate(self, averaged: nn.Module) -> dict[str, float]:
         """Scores of forecasts, as those of the dynamics' training."""

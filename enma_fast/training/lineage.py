@@ -69,7 +69,8 @@ def trace(
     for stage in STAGES:
         if stage in records:
             record = records[stage]
-            done[stage] = _done(folders[stage], record, name if record["start"] == first else None)
+            command = _train_command(record, name if record["start"] == first else None)
+            done[stage] = account(folders[stage], record, command)
     return done
 
 
@@ -98,12 +99,12 @@ def _accounts(path: Path) -> dict[str, dict[str, Any]]:
     return accounts
 
 
-def _done(folder: Path, record: dict[str, Any], begun: str | None) -> dict[str, Any]:
-    """The account of one run, which started from the checkpoint `begun` or from another of the runs."""
+def account(folder: Path, record: dict[str, Any], command: str) -> dict[str, Any]:
+    """The account of one run by its record, and by the command that makes it again."""
     done = summary(folder)
     batch = record["training"]["batch"]
     return {
-        "command": _train_command(record, begun),
+        "command": command,
         "steps": done["steps"],
         "trajectories": done["steps"] * batch,
         "seconds": done["seconds"],
