@@ -19,24 +19,24 @@ import torch
 from torch import Tensor
 
 from ..data import FieldFile, read
+from ..errors import EnmaError
 from ..evaluation.metrics import Scores
 from ..evaluation.scoring import score_forecast
 from ..forecasting.file_forecast import FileForecast
 from ..forecasting.request import ForecastRequest, task_named
 from ..models.checkpoint import IN_RUN, MANIFEST, METRICS, load_model, save_model, write_atomic
 from ..models.model import Model
-from ..utils.files import make_folder
+from ..utils.launch import detect
 from .card import training_domain
 from .lineage import account
 from .loop import RunOptions
 from .own_card import own_card
 from .own_data import TEST, TRAIN, write_split
-from .own_plan import MEMBERS, SCORED, STAGES, VALIDATIONS, Plan, Request, make_plan, saved_plan
+from .own_plan import DATA, DYNAMICS_CHANGES, MEMBERS, SCORED, STAGES, VALIDATIONS, Plan, Request, make_plan, saved_plan
 from .recipes import data_file, read_record, train_dynamics, train_forecasts, train_tokenizer
 
 log = logging.getLogger("enma_fast")
 
-DATA = "data"
 # Seconds between saved states, and steps between looks at the loss.
 _SAVE_SECONDS, _LOG_EVERY = 60.0, 10
 
@@ -45,11 +45,18 @@ Progress = Callable[[float, float, str], None]
 
 
 def prepare_own(source: Path, out: Path, request: Request) -> Plan:
-    """The plan of a run folder, made and written there with the splits if it is new; raises as `make_plan`."""
+    """The plan of a run folder, made and written there with the splits if it is new.
+
+    Raises
+    ------
+    EnmaError
+        As `make_plan` and `saved_plan`, or under a launcher of several processes.
+    """
+    if detect().num_ranks > 1:
+        raise EnmaError("train FILE is one process; on several train stage by stage: enma-fast train tokenizer, ...")
     plan = saved_plan(source, out, request)
     if plan is None:
         plan, splits = make_plan(source, request)
-        make_folder(out)
         for split, data in splits.items():
             name = f"{plan.preset.model.dataset}-{split}"
             write_split(out / DATA / f"{name}.h5", data, name)
@@ -92,7 +99,7 @@ def train_own(plan: Plan, out: Path, *, command: str, progress: Progress | None 
         "rows": [_scores(model, data, task) for task in tasks],
         "training": {stage: account(out / stage, read_record(out / stage), command) for stage in STAGES},
     }
-    make_folder(out / IN_RUN)
+    (out / IN_RUN).mkdir(exist_ok=True)
     write_atomic(metrics, (json.dumps(found, indent=1, allow_nan=False) + "\n").encode())
     save_model(model, out / IN_RUN, card=own_card(plan, found, command))
     return found
@@ -122,13 +129,12 @@ def _train(stage: str, plan: Plan, out: Path, progress: Progress | None, before:
     if stage == "tokenizer":
         train_tokenizer(preset, data_dir=data_dir, options=options)
     elif stage == "dynamics":
-        # The flow head teaches the transformers, and its mean is where one pass begins.
         train_dynamics(
             preset,
             tokenizer=out / "tokenizer",
             data_dir=data_dir,
             options=options,
-            model_changes={"dynamics.decoder": "masked-flow"},
+            model_changes=DYNAMICS_CHANGES,
         )
     else:
         train_forecasts(preset, start=out / "dynamics", data_dir=data_dir, options=options)

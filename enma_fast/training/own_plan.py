@@ -25,7 +25,7 @@ from ..errors import EnmaError
 from ..models.checkpoint import PLAN, sha256, write_atomic
 from ..models.model import Model
 from ..presets import Preset, derived_preset
-from ..utils.dataclass_json import from_json, to_json
+from ..utils.dataclass_json import from_json, replace, to_json
 from .dynamics import DynamicsTask, encode_all
 from .forecasts import ForecastTask
 from .loop import RunOptions, Task, run
@@ -33,7 +33,11 @@ from .own_data import SPLITS, TRAIN, VAL, environment_sizes, files_of, has_conte
 from .recipes import DYNAMICS_VALIDATION, FORECAST_VALIDATION, TOKENIZER_VALIDATION
 from .tokenizer import TokenizerTask
 
+# In the run folder: the splits.
+DATA = "data"
 STAGES = ("tokenizer", "dynamics", "forecasts")
+# The flow head teaches the transformers, and its mean is where one pass begins.
+DYNAMICS_CHANGES = {"dynamics.decoder": "masked-flow"}
 # Of the time that is left for steps; validations of a stage; and fewest steps of a stage.
 _SHARES = {"tokenizer": 0.3, "dynamics": 0.25, "forecasts": 0.45}
 VALIDATIONS, FEWEST_STEPS = 4, 10
@@ -101,7 +105,8 @@ def saved_plan(source: Path, out: Path, request: Request) -> Plan | None:
     """
     path = out / PLAN
     if not path.is_file():
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        # A run that was stopped before its plan was written has begun with the splits.
+        if out.exists() and (not out.is_dir() or {entry.name for entry in out.iterdir()} - {DATA}):
             raise EnmaError(f"{out}: exists and is no run of `enma-fast train`; choose another --out")
         return None
     plan = from_json(Plan, path.read_text(), source=str(path))
@@ -131,15 +136,16 @@ def make_plan(source: Path, request: Request) -> tuple[Plan, dict[str, FieldFile
     if len(steps) and not np.allclose(steps, steps.mean(), rtol=1e-3):
         raise EnmaError(f"{source}: its times are not evenly spaced; import it with --dt, or interpolate")
     axes = tuple(range(train.u.ndim - 1))
-    scale = train.u.std(axis=axes, dtype=np.float64)
+    moments = np.stack([train.u.mean(axis=axes, dtype=np.float64), train.u.std(axis=axes, dtype=np.float64)])
+    mean, scale = ([float(f"{value:.7g}") for value in row] for row in moments)
     preset = derived_preset(
         name_of(source),
         size=request.size,
         grid=train.u.shape[2:-1],
         lengths=train.lengths,
         periodic=train.periodic,
-        mean=[float(f"{m:.7g}") for m in train.u.mean(axis=axes, dtype=np.float64)],
-        scale=[float(f"{s:.7g}") for s in scale],
+        mean=mean,
+        scale=scale,
         num_frames=train.u.shape[1],
         frame_interval=float(steps.mean()) if len(steps) else 1.0,
         shift=request.shift,
@@ -186,23 +192,19 @@ def _tasks(preset: Preset, splits: Mapping[str, FieldFile], contexts: bool) -> t
     train, val = splits[TRAIN], splits[VAL]
     rows = np.arange(min(_SAMPLE, len(train)))
     fields, held = torch.from_numpy(train.u[rows]), torch.from_numpy(val.u)
-    sample = dataclasses.replace(train, u=train.u[rows], environment=np.zeros(len(rows), np.int64))
-    if not contexts:
-        sample = dataclasses.replace(sample, environment=rows)
+    # Any of them is the context of any other.
+    environment = np.zeros(len(rows), np.int64) if contexts else rows
+    sample = dataclasses.replace(train, u=train.u[rows], environment=environment)
     others = held.roll(1, 0) if contexts else None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         tokenizer = TokenizerTask(
             preset.model, preset.tokenizer_training, train=fields, val=held[:TOKENIZER_VALIDATION]
         )
-        flow = dataclasses.replace(
-            preset.model, dynamics=dataclasses.replace(preset.model.dynamics, decoder="masked-flow")
-        )
-        model, last = Model(flow), Model(preset.model)
+        model, last = Model(replace(preset.model, DYNAMICS_CHANGES)), Model(preset.model)
     last.tokenizer.requires_grad_(False)
     clock = time.monotonic()
-    assert sample.environment is not None
-    latents = encode_all(model.tokenizer, fields, torch.from_numpy(sample.environment), shift=False)
+    latents = encode_all(model.tokenizer, fields, torch.from_numpy(environment), shift=False)
     count = model.config.tokenizer.space_factor ** sum(train.periodic) if preset.dynamics_training.shift else 1
     encoding = (time.monotonic() - clock) * count * len(train) / len(rows)
 
@@ -240,16 +242,15 @@ def _with_steps(
     if request.minutes is None:
         return preset
     fixed = spent + sum(other.values()) + VALIDATIONS * sum(validation.values())
-    least = fixed + FEWEST_STEPS * sum(each[stage] / _SHARES[stage] for stage in STAGES) / len(STAGES)
-    left = 60 * request.minutes - fixed
+    needed = max(fixed + FEWEST_STEPS * each[stage] / _SHARES[stage] for stage in STAGES) / 60
+    if request.minutes < needed:
+        raise EnmaError(
+            f"minutes is {request.minutes:g}: that leaves fewer than {FEWEST_STEPS} steps for a stage of this model on "
+            f"this machine; give {math.ceil(needed + 0.5)} or more"
+        )
     changes: dict[str, Any] = {}
     for stage in STAGES:
-        steps = int(left * _SHARES[stage] / each[stage])
-        if steps < FEWEST_STEPS:
-            raise EnmaError(
-                f"minutes is {request.minutes:g}: that leaves {max(0, steps)} steps for the {stage}; give "
-                f"{math.ceil(max(least, fixed + FEWEST_STEPS * each[stage] / _SHARES[stage]) / 60 + 0.5)} or more"
-            )
+        steps = int((60 * request.minutes - fixed) * _SHARES[stage] / each[stage])
         training: TrainingConfig = getattr(preset, _recipe(stage))
         changes[_recipe(stage)] = dataclasses.replace(
             training, steps=steps, warmup_steps=min(training.warmup_steps, steps // 10)

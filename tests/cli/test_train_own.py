@@ -71,7 +71,7 @@ def _begun(enma: Callable, path: Path, out: Path) -> str:
 def test_what_cannot_be_trained_on_is_refused_at_once(enma: Callable, plane: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     assert (
-        "that leaves 0 steps for the tokenizer; give" in enma("train", plane, "--out", out, "--minutes", 0.01).error()
+        "that leaves fewer than 10 steps for a stage" in enma("train", plane, "--out", out, "--minutes", 0.01).error()
     )
     assert "size 'big' is unknown" in enma("train", plane, "--out", out, "--size", "big").error()
     odd = save(tmp_path / "odd.h5", advected(6, points=17))

@@ -546,7 +546,7 @@ def test_groups_hold_trajectories_of_one_environment():
     assert environments(numbers).tolist() == [[0, 2, 5], [1, 3, 4]]
     # Each trajectory begins a group of as many as the smallest environment has.
     assert environments(torch.tensor([4, 7, 4, 7, 7])).tolist() == [[0, 2], [2, 0], [1, 3], [3, 4], [4, 1]]
-    assert environments(torch.tensor([3, 8, 5]), paired=False).tolist() == [[0], [1], [2]]
+    assert environments(torch.tensor([3, 8, 5]), paired=False).tolist() == [[0], [2], [1]]
 
 
 def test_pairs_need_two_trajectories_of_every_environment():
