@@ -166,7 +166,7 @@ PRESETS: dict[str, Preset] = {
         ),
         _paper(
             "wave",
-            tokenizer=dataclasses.replace(_PAPER_2D, lengths=(1.0, 1.0), periodic=(False, False)),
+            tokenizer=dataclasses.replace(_PAPER_2D, lengths=(63 / 64, 63 / 64), periodic=(False, False)),
             dynamics=DynamicsConfig(patch=(2, 2)),
             num_frames=30,
             frame_interval=0.005 / 29,

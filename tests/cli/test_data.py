@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from enma_fast.data import describe, generate, read
+from enma_fast.data import EQUATIONS, describe, generate, read
 
 
 def test_generate_writes_what_the_library_writes(enma: Callable, tmp_path: Path) -> None:
@@ -60,7 +60,7 @@ def test_nobody_is_told_to_generate_into_a_folder_of_their_own(enma: Callable, t
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("heat",), "equation 'heat' is unknown; use one of advection, combined"),
+        (("heat",), "equation 'heat' is unknown; use one of " + ", ".join(EQUATIONS)),
         (("advection", "--split", "test"), "split 'test' is unknown; use one of train, val, test-in, test-out"),
         (("advection", "--groups", 0), "groups is 0; the split 'train' has between 1 and 900000 groups"),
         (("advection", "--seed", -1), "seed is -1; use a seed of 0 or more"),
