@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from ..config import TrainingConfig
-from ..data import FieldFile
 from ..errors import EnmaError
 from ..models.causal_transformer import GrowingCache
 from ..models.model import Dynamics, Model
@@ -58,17 +57,15 @@ class FirstFrame(nn.Module):
 
 
 class FirstFrameTask(ForecastTask):
-    """Training fields, and validation fields ``[n, T, *grid, c]`` with their contexts."""
+    """The data of :class:`ForecastTask`, of which frame 0 is the target."""
 
-    def __init__(
-        self, model: Model, config: TrainingConfig, *, train: FieldFile, val: Tensor, val_contexts: Tensor
-    ) -> None:
+    def __init__(self, model: Model, config: TrainingConfig, **data: Any) -> None:
         if model.config.dynamics.decoder != "one-pass":
             raise EnmaError(
                 f"{model.config.name}: its decoder is {model.config.dynamics.decoder}, whose flow draws every frame; "
                 "train it on whole forecasts"
             )
-        super().__init__(model, config, train=train, val=val, val_contexts=val_contexts)
+        super().__init__(model, config, **data)
         self.module = FirstFrame(model.dynamics)
 
     def loss(
