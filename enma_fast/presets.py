@@ -100,7 +100,7 @@ _SMALL_FORECASTS = TrainingConfig(
 )
 # The flow that draws frame 0 of a generated trajectory, after that.
 _SMALL_FIRST_FRAME = TrainingConfig(
-    steps=1500,
+    steps=2500,
     batch=32,
     learning_rate=2e-3,
     final_learning_rate=1e-5,
@@ -108,7 +108,7 @@ _SMALL_FIRST_FRAME = TrainingConfig(
     weight_decay=0.0,
     ema_decay=0.99,
     shift=True,
-    rollout=RolloutConfig(first_draws=16),
+    rollout=RolloutConfig(),
 )
 
 

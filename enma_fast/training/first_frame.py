@@ -42,10 +42,11 @@ class FirstFrame(nn.Module):
         """Flow loss of the masked tokens; ``noise [B, R, N, S, C]``, ``times [B, R, N, S, 1]``."""
         with torch.no_grad():
             condition, z = self.conditions(z_BNC, context_BTNC, known_BRN)
-        # The likelihood of the mean and scale is part of it, and has no gradient here.
-        per_token, _ = self.dynamics.flow.loss(z, condition, noise.flatten(0, 1), times.flatten(0, 1))
         masked = ~known_BRN.flatten(0, 1)
-        loss = (per_token * masked).sum() / masked.sum()
+        noise, times = (x.flatten(0, 1)[masked] for x in (noise, times))
+        # The likelihood of the mean and scale is part of it, and has no gradient here.
+        per_token, _ = self.dynamics.flow.loss(z[masked], condition[masked], noise, times)
+        loss = per_token.mean()
         return loss, {"flow": loss.detach()}
 
     def conditions(self, z_BNC: Tensor, context_BTNC: Tensor, known_BRN: Tensor) -> tuple[Tensor, Tensor]:
