@@ -271,8 +271,9 @@ def _training_text(config: ModelConfig, training: dict[str, Any], sampling: dict
     last = list(now)[-1]
     runs = "".join(f" --{stage} runs/{stage}" for stage in now if stage != last)
     lines = [
-        "Data of this project's own solver (seed 0), then the tokenizer, the dynamics on its latent frames, whole "
-        "forecasts by a proper score, and the flow of frame 0, as far as they are listed:",
+        "Data of this project's own solver (seed 0), then the tokenizer, the dynamics on its latent frames, and whole "
+        "forecasts by a proper score, as far as they are listed"
+        + (", and at last the flow that draws frame 0 alone:" if "first-frame" in now else ":"),
         "```",
         f"enma-fast data generate {config.dataset} --out data",
         *(part["command"] for part in now.values()),
