@@ -35,6 +35,7 @@ class Preset:
     tokenizer_training: TrainingConfig
     dynamics_training: TrainingConfig
     forecast_training: TrainingConfig
+    first_frame_training: TrainingConfig
 
 
 _PAPER_TOKENIZER_TRAINING = TrainingConfig(steps=187_000, batch=64, learning_rate=1e-3, final_learning_rate=1e-7)
@@ -98,6 +99,18 @@ _SMALL_FORECASTS = TrainingConfig(
     context_share=1 / 3,
     rollout=RolloutConfig(),
 )
+# The flow that draws frame 0 of a generated trajectory, after that.
+_SMALL_FIRST_FRAME = TrainingConfig(
+    steps=2500,
+    batch=32,
+    learning_rate=2e-3,
+    final_learning_rate=1e-5,
+    warmup_steps=50,
+    weight_decay=0.0,
+    ema_decay=0.99,
+    shift=True,
+    rollout=RolloutConfig(),
+)
 
 
 def _paper(
@@ -117,6 +130,7 @@ def _paper(
         else _PAPER_TOKENIZER_TRAINING,
         dynamics_training=dataclasses.replace(_PAPER_TRAINING, steps=94_000 * 128 // batch, batch=batch),
         forecast_training=_SMALL_FORECASTS,
+        first_frame_training=_SMALL_FIRST_FRAME,
     )
 
 
@@ -127,6 +141,7 @@ def _small(name: str, dataset: str, tokenizer: TokenizerConfig, **model: Any) ->
         tokenizer_training=_SMALL_TOKENIZER_TRAINING,
         dynamics_training=_SMALL_TRAINING,
         forecast_training=_SMALL_FORECASTS,
+        first_frame_training=_SMALL_FIRST_FRAME,
     )
 
 
@@ -284,6 +299,7 @@ def derived_preset(
         # Latents of every shift by less than a token are many on a plane.
         dynamics_training=dataclasses.replace(training, batch=32, shift=shift and not plane, **share),
         forecast_training=dataclasses.replace(_SMALL_FORECASTS, batch=16, shift=shift, rollout=rollout, **share),
+        first_frame_training=dataclasses.replace(_SMALL_FIRST_FRAME, shift=shift, rollout=rollout),
     )
 
 

@@ -47,6 +47,7 @@ def publish(
     *,
     tokenizer: Path | None = None,
     dynamics: Path | None = None,
+    forecasts: Path | None = None,
     begun: str | Path | None = None,
     data_dir: Path,
     out: Path,
@@ -59,7 +60,7 @@ def publish(
 
     Parameters
     ----------
-    run, tokenizer, dynamics, begun : finished run folders and the checkpoint that they began from
+    run, tokenizer, dynamics, forecasts, begun : finished run folders and the checkpoint that they began from
         (:func:`enma_fast.training.lineage.trace`)
     data_dir : folder of the training and test files
     out : checkpoint folder to write
@@ -80,7 +81,7 @@ def publish(
     """
     if out.exists() and not (out.is_dir() and ((out / MANIFEST).is_file() or not any(out.iterdir()))):
         raise EnmaError(f"{out}: exists and is not a checkpoint; choose another --out")
-    training = trace(run, tokenizer=tokenizer, dynamics=dynamics, begun=begun)
+    training = trace(run, tokenizer=tokenizer, dynamics=dynamics, forecasts=forecasts, begun=begun)
     model = load_model(locate(run / CHECKPOINT))
     settings = replace(model.config.sampling, sampling or {}, source="sampling")
     model.config = model.dynamics.config = dataclasses.replace(model.config, sampling=settings)
@@ -272,7 +273,8 @@ def _training_text(config: ModelConfig, training: dict[str, Any], sampling: dict
     runs = "".join(f" --{stage} runs/{stage}" for stage in now if stage != last)
     lines = [
         "Data of this project's own solver (seed 0), then the tokenizer, the dynamics on its latent frames, and whole "
-        "forecasts by a proper score, as far as they are listed:",
+        "forecasts by a proper score, as far as they are listed"
+        + (", and at last the flow that draws frame 0 alone:" if "first-frame" in now else ":"),
         "```",
         f"enma-fast data generate {config.dataset} --out data",
         *(part["command"] for part in now.values()),

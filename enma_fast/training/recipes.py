@@ -1,4 +1,4 @@
-"""The two trainings, from data files to a checkpoint folder.
+"""The trainings, from data files to a checkpoint folder.
 
 A run folder holds `run.json` (what was asked for), `log.jsonl`, `state.safetensors` (the resume point), for the
 dynamics `latents-train.safetensors`, and at the end `checkpoint/`. The same call on the same folder resumes.
@@ -42,6 +42,7 @@ from ..presets import Preset, find_preset
 from ..utils.dataclass_json import replace, to_json
 from ..utils.system import machine, versions
 from .dynamics import DynamicsTask, Latents, encode_all
+from .first_frame import FirstFrameTask
 from .forecasts import ForecastTask
 from .loop import BEST, STATE, Rank, RunOptions, Task, abandon_ranks, join_ranks, run
 from .tokenizer import TokenizerTask
@@ -193,6 +194,7 @@ def train_forecasts(
     start: str | Path,
     data_dir: Path,
     options: RunOptions,
+    stage: str = "forecasts",
     model_changes: Mapping[str, Any] | None = None,
     training_changes: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -201,7 +203,7 @@ def train_forecasts(
     Parameters and errors are those of `train_tokenizer`; `start` is a run folder of the dynamics, of this stage or any
     whole checkpoint, whose tokenizer stays as it is. What the preset's model has and `start` lacks (the noise and the
     output of a one-pass decoder) begins anew. The checkpoint is the whole model with the averaged weights of the best
-    validation.
+    validation. The stage "first-frame" trains the flow that draws frame 0 of a one-pass model, and nothing else.
     """
     rank = join_ranks()
     chosen = find_preset(preset)
@@ -217,7 +219,8 @@ def train_forecasts(
         )
     base = dataclasses.replace(chosen.model, tokenizer=before.config.tokenizer)
     config = replace(base, model_changes or {}, source="model config")
-    training = replace(chosen.forecast_training, training_changes or {}, source="training config")
+    recipe = chosen.forecast_training if stage == "forecasts" else chosen.first_frame_training
+    training = replace(recipe, training_changes or {}, source="training config")
     if training.rollout is None:
         raise EnmaError("training config: rollout is null; training on whole forecasts needs its settings")
     files = [data_file(data_dir, config.dataset, split) for split in ("train", "val")]
@@ -230,27 +233,20 @@ def train_forecasts(
     inherit(model, before, source=str(source))
     model.tokenizer.requires_grad_(False)
     model.to(options.device)
-    task = ForecastTask(
+    make = ForecastTask if stage == "forecasts" else FirstFrameTask
+    task = make(
         model,
         training,
         train=train,
         val=_fields(val, rows),
         val_contexts=None if contexts is None else _fields(val, contexts),
     )
-    _begin(
-        options,
-        rank,
-        stage="forecasts",
-        preset=chosen.model.name,
-        model=config,
-        training=training,
-        files=files,
-        start=source,
-    )
+    name = chosen.model.name
+    _begin(options, rank, stage=stage, preset=name, model=config, training=training, files=files, start=source)
     scores = _run(task, options)
     if finished(options, training) and rank.index == 0:
         save_model(model, options.out / CHECKPOINT)
-    return _end(task, options, rank, "forecasts", chosen.model.name, scores)
+    return _end(task, options, rank, stage, name, scores)
 
 
 def inherit(model: Model, before: Model, *, source: str) -> None:

@@ -34,6 +34,7 @@ def test_a_dry_run_shows_the_plan_of_a_plane_and_writes_nothing(enma: Callable, 
     assert plan["memory"] > 1e8
 
 
+@pytest.mark.slow
 def test_one_command_leaves_a_model_scores_and_a_report(enma: Callable, tmp_path: Path) -> None:
     path, out = (
         save(tmp_path / "waves.h5", advected(20), environment=np.arange(10).repeat(2).tolist()),

@@ -158,6 +158,7 @@ def planned(tmp_path: Path) -> Callable[..., tuple[Plan, Path]]:
     return prepare
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on_to_the_same_model(planned: Callable, tmp_path: Path) -> None:
     plan, straight = planned("straight", tokenizer=12, dynamics=11, forecasts=11)
     notes: list[str] = []
