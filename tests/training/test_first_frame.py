@@ -58,3 +58,11 @@ def test_the_loss_is_a_function_of_its_step_and_of_no_rank():
 def test_the_flow_of_every_frame_is_not_trained_by_frame_0():
     with pytest.raises(EnmaError, match=r"decoder is masked-flow"):
         task(decoder="masked-flow")
+
+
+def test_frame_0_needs_contexts():
+    def make(*arguments, **data):
+        return FirstFrameTask(*arguments, **data | {"val_contexts": None})
+
+    with pytest.raises(EnmaError, match="frame 0 needs a context, and every environment two or more trajectories"):
+        forecast_task("relative", SETTINGS, make=make, decoder="one-pass")
