@@ -1,7 +1,8 @@
 # Every target makes what it needs: `make demo` and `make test` work on a clean clone.
 #   make install             .venv at the root with all that the other targets use
 #   make demo  [ARGS=...]    an ensemble forecast of trajectories the model has never seen
-#   make test  [ARGS=...]    all tests, by WORKERS=2 processes; with ARGS, what they name by one
+#   make test  [ARGS=...]    what every change needs, by WORKERS=2 processes; with ARGS, what they name by one
+#   make test-full           that, and the tests marked slow or kill: kill points, sanitizers, cubins, builds, the site
 #   make check               format, lint, types, import direction, lean import, hygiene
 #   make docs                the documentation site, into out/site; a warning is an error
 #   make libenma [PREFIX=...]  the C library, its header and what CMake and pkg-config need (docs/embedding.md)
@@ -17,9 +18,10 @@ WORKERS ?= 2
 BIN := .venv/bin
 STAMP := .venv/.enma_fast_installed
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+SHARED = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 EXTRAS := data,store,plots,triton,cf,docs,test,dev
 
-.PHONY: install demo test check docs libenma gpu gpu-wheels clean
+.PHONY: install demo test test-full check docs libenma gpu gpu-wheels clean
 
 install: $(STAMP)
 
@@ -36,21 +38,23 @@ demo: install
 	@$(BIN)/enma-fast demo $(ARGS)
 
 test: install
-	@$(BIN)/python -m pytest $(or $(ARGS),-n $(WORKERS) --dist loadfile --no-loadscope-reorder)
+	@$(BIN)/python -m pytest $(or $(ARGS),$(SHARED) -m "not slow and not kill")
 
-# test_build.py and test_extension.py are left to `make test`: they build the distributions.
+test-full: test
+	@$(BIN)/python -m pytest $(SHARED) -m "slow or kill"
+
+# test_build.py and test_extension.py are left to `make test-full`: they build the distributions.
 check: install
 	@$(BIN)/ruff format --check --quiet . || { echo "fix with: $(BIN)/ruff format ." >&2; exit 1; }
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/mypy
-	@$(BIN)/python -m pytest --quiet tests/packaging --ignore=tests/packaging/test_build.py --ignore=tests/packaging/test_extension.py
+	@$(BIN)/python -m pytest --quiet -m "not slow" tests/packaging --ignore=tests/packaging/test_build.py --ignore=tests/packaging/test_extension.py
 
 docs: install
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "out/site/index.html"
 
 libenma: ; @cmake -S csrc -B out/libenma -DCMAKE_INSTALL_PREFIX=$(abspath $(or $(PREFIX),out/prefix)) && cmake --build out/libenma && cmake --install out/libenma
-
 gpu: $(if $(DRY),install)
 	@$(if $(DRY),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu $(if $(DRY),--dry)
 

@@ -41,6 +41,7 @@ class TokenizerConfig:
 
     ``layers`` is the encoder's list of ``residual``, ``space`` (halves every space dimension) and ``time`` (halves
     the frames); the decoder mirrors it. ``max_width`` limits the channels, which double at each ``space``.
+    ``field_mean`` and ``field_scale`` standardise each channel of the fields, ``(u - mean) / scale``; None leaves them.
     """
 
     grid: tuple[int, ...] = (128,)
@@ -67,6 +68,8 @@ class TokenizerConfig:
     variational: bool = True
     kl_weight: float = 1e-4
     interpolation: InterpolationConfig | None = None
+    field_mean: tuple[float, ...] | None = None
+    field_scale: tuple[float, ...] | None = None
 
     @property
     def dims(self) -> int:
@@ -306,6 +309,16 @@ def _check_model(config: ModelConfig) -> None:
     for name, kernel in (("kernel", tok.kernel), ("kernel_ends", tok.kernel_ends)):
         if kernel % 2 == 0:
             raise EnmaError(f"{config.name}: tokenizer.{name} is {kernel}; an odd number is needed")
+    if (tok.field_mean is None) != (tok.field_scale is None):
+        raise EnmaError(f"{config.name}: give tokenizer.field_mean and field_scale both, or neither")
+    for name, values in (("field_mean", tok.field_mean), ("field_scale", tok.field_scale)):
+        if values is not None and len(values) != tok.field_channels:
+            raise EnmaError(
+                f"{config.name}: tokenizer.{name} has {len(values)} entries; one for each of "
+                f"{counted(tok.field_channels, 'channel')} is needed"
+            )
+    if tok.field_scale is not None and not min(tok.field_scale) > 0:
+        raise EnmaError(f"{config.name}: tokenizer.field_scale is {tok.field_scale}; every entry must be above 0")
     features = dyn.flow.time_features
     if features < 2 or features % 2:
         raise EnmaError(f"{config.name}: dynamics.flow.time_features is {features}; an even number is needed")

@@ -1,4 +1,4 @@
-"""The table of presets: models by name, and the recipes that train them.
+"""The table of presets: models by name, and the recipes that train them; and presets derived for other data.
 
 Sizes follow the paper (arXiv 2506.06158, tables 7, 11 and 12) in the ``*-paper`` presets; what the small ones change:
 docs/experiments.md.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +35,7 @@ class Preset:
     tokenizer_training: TrainingConfig
     dynamics_training: TrainingConfig
     forecast_training: TrainingConfig
+    first_frame_training: TrainingConfig
 
 
 _PAPER_TOKENIZER_TRAINING = TrainingConfig(steps=187_000, batch=64, learning_rate=1e-3, final_learning_rate=1e-7)
@@ -97,6 +99,18 @@ _SMALL_FORECASTS = TrainingConfig(
     context_share=1 / 3,
     rollout=RolloutConfig(),
 )
+# The flow that draws frame 0 of a generated trajectory, after that.
+_SMALL_FIRST_FRAME = TrainingConfig(
+    steps=2500,
+    batch=32,
+    learning_rate=2e-3,
+    final_learning_rate=1e-5,
+    warmup_steps=50,
+    weight_decay=0.0,
+    ema_decay=0.99,
+    shift=True,
+    rollout=RolloutConfig(),
+)
 
 
 def _paper(
@@ -116,6 +130,7 @@ def _paper(
         else _PAPER_TOKENIZER_TRAINING,
         dynamics_training=dataclasses.replace(_PAPER_TRAINING, steps=94_000 * 128 // batch, batch=batch),
         forecast_training=_SMALL_FORECASTS,
+        first_frame_training=_SMALL_FIRST_FRAME,
     )
 
 
@@ -126,6 +141,7 @@ def _small(name: str, dataset: str, tokenizer: TokenizerConfig, **model: Any) ->
         tokenizer_training=_SMALL_TOKENIZER_TRAINING,
         dynamics_training=_SMALL_TRAINING,
         forecast_training=_SMALL_FORECASTS,
+        first_frame_training=_SMALL_FIRST_FRAME,
     )
 
 
@@ -165,7 +181,7 @@ PRESETS: dict[str, Preset] = {
         ),
         _paper(
             "wave",
-            tokenizer=dataclasses.replace(_PAPER_2D, lengths=(1.0, 1.0), periodic=(False, False)),
+            tokenizer=dataclasses.replace(_PAPER_2D, lengths=(63 / 64, 63 / 64), periodic=(False, False)),
             dynamics=DynamicsConfig(patch=(2, 2)),
             num_frames=30,
             frame_interval=0.005 / 29,
@@ -185,8 +201,132 @@ PRESETS: dict[str, Preset] = {
 }
 
 
-def find_preset(name: str) -> Preset:
-    """A row of :data:`PRESETS`; an unknown name lists the known ones."""
+def find_preset(name: str | Preset) -> Preset:
+    """A row of :data:`PRESETS`, or a preset itself; an unknown name lists the known ones."""
+    if isinstance(name, Preset):
+        return name
     if name not in PRESETS:
         raise EnmaError(f"preset {name!r} is unknown; use one of {', '.join(PRESETS)}")
     return PRESETS[name]
+
+
+SIZES = ("small", "base", "paper")
+# Of derived models: fewest tokens of a dimension, and most tokens of a frame.
+_FEWEST_TOKENS, _MOST_TOKENS = 4, 1024
+# Fewest frames of a trajectory: three are observed, and two more make a latent frame to forecast.
+FEWEST_FRAMES = 5
+_BASE_DYNAMICS = dataclasses.replace(
+    _SMALL_DYNAMICS,
+    width=320,
+    heads=10,
+    temporal_layers=4,
+    spatial_layers=3,
+    flow=dataclasses.replace(_SMALL_DYNAMICS.flow, width=256),
+)
+
+
+def derived_preset(
+    name: str,
+    *,
+    size: str,
+    grid: tuple[int, ...],
+    lengths: tuple[float, ...],
+    periodic: tuple[bool, ...],
+    mean: Sequence[float],
+    scale: Sequence[float],
+    num_frames: int,
+    frame_interval: float,
+    shift: bool = True,
+    contexts: bool = True,
+) -> Preset:
+    """A one-pass model for fields of any grid that it can halve, with the recipes of the presets of its size.
+
+    Parameters
+    ----------
+    name : of the model and its data set
+    size : "small" or "paper" as the presets of that name, or "base" between them
+    grid, lengths, periodic : points, domain size and boundaries per dimension, of one or two
+    mean, scale : of each channel of the training data, which the model standardises
+    num_frames, frame_interval : frames of a trajectory, and their distance in time
+    shift : the physics is the same at every place of a periodic domain, so training may move the fields
+    contexts : the environments have several trajectories each, so one can be the context of another
+
+    Raises
+    ------
+    EnmaError
+        If the size is unknown, there are too few frames, or a grid size cannot be halved; names the nearest that can.
+    """
+    if size not in SIZES:
+        raise EnmaError(f"size {size!r} is unknown; use one of {', '.join(SIZES)}")
+    if num_frames < FEWEST_FRAMES:
+        raise EnmaError(f"{name}: trajectories have {num_frames} frames; at least {FEWEST_FRAMES} are needed")
+    if len(grid) > 2:
+        raise EnmaError(f"{name}: fields have {len(grid)} dimensions; 1 or 2 are supported, so train on a section")
+    plane, paper, shift = len(grid) == 2, size == "paper", shift and any(periodic)
+    space, patch = _tokens(name, grid, 1 + plane if paper else 4)
+    tokenizer = TokenizerConfig(
+        grid=grid,
+        lengths=lengths,
+        periodic=periodic,
+        field_channels=len(scale),
+        latent_channels=min(16, (8 if plane else 4) * len(scale)),
+        max_width={"small": 32, "base": 64, "paper": 128}[size],
+        layers=("residual", *("space", "residual") * space, "time", "residual")
+        if paper
+        else (*("space",) * space, "residual", "time", "residual"),
+        field_mean=tuple(mean),
+        field_scale=tuple(scale),
+    )
+    dynamics = {"small": _SMALL_DYNAMICS, "base": _BASE_DYNAMICS, "paper": DynamicsConfig()}[size]
+    # Relative places make the dynamics the same everywhere, which only a homogeneous ring is.
+    positions = dynamics.positions if shift and all(periodic) else "sincos"
+    latents = tokenizer.latent_frames(num_frames)
+    share: dict[str, Any] = {} if contexts else {"context_share": 0.0}
+    rollout = RolloutConfig(history=(2, min(4, latents - 1)))
+    tokenizer_training = _PAPER_TOKENIZER_TRAINING if paper else _SMALL_TOKENIZER_TRAINING
+    training = _PAPER_TRAINING if paper else _SMALL_TRAINING
+    return Preset(
+        model=ModelConfig(
+            name=name,
+            dataset=name,
+            num_frames=num_frames,
+            frame_interval=frame_interval,
+            tokenizer=tokenizer,
+            dynamics=dataclasses.replace(dynamics, decoder="one-pass", patch=patch, positions=positions),
+            sampling=_FAST["sampling"],
+        ),
+        tokenizer_training=dataclasses.replace(tokenizer_training, batch=16, shift=shift),
+        # Latents of every shift by less than a token are many on a plane.
+        dynamics_training=dataclasses.replace(training, batch=32, shift=shift and not plane, **share),
+        forecast_training=dataclasses.replace(_SMALL_FORECASTS, batch=16, shift=shift, rollout=rollout, **share),
+        first_frame_training=dataclasses.replace(_SMALL_FIRST_FRAME, shift=shift, rollout=rollout),
+    )
+
+
+def _tokens(name: str, grid: tuple[int, ...], widest: int) -> tuple[int, tuple[int, ...]]:
+    """Number of layers that halve space, and tokens of the tokenizer in a patch along each dimension."""
+    for space in range(4 - len(grid), 0, -1):
+        found = [_patch(n, space, widest) for n in grid]
+        patch = tuple(width for width in found if width is not None)
+        if len(patch) == len(grid):
+            count = math.prod(n // (2**space * p) for n, p in zip(grid, patch, strict=True))
+            if count <= _MOST_TOKENS:
+                return space, patch
+            raise EnmaError(f"{name}: the grid {_times(grid)} makes {count} tokens a frame; coarsen it")
+    sizes = [tuple(max(2 * _FEWEST_TOKENS, n + step * (n % 2)) for n in grid) for step in (-1, 1)]
+    raise EnmaError(
+        f"{name}: the grid {_times(grid)} cannot be halved to {_FEWEST_TOKENS} tokens or more; interpolate or crop the "
+        f"fields to {' or '.join(dict.fromkeys(map(_times, sizes)))} points"
+    )
+
+
+def _patch(points: int, space: int, widest: int) -> int | None:
+    """Widest patch that leaves enough tokens of so many points, halved so often; None if they cannot be."""
+    tokens, rest = divmod(points, 2**space)
+    if rest or tokens < _FEWEST_TOKENS:
+        return None
+    return next(p for p in range(widest, 0, -1) if tokens % p == 0 and (p == 1 or tokens // p >= _FEWEST_TOKENS))
+
+
+def _times(sizes: Sequence[int]) -> str:
+    return " x ".join(map(str, sizes))

@@ -159,7 +159,7 @@ def dynamics_task(name, training=None):
     )
 
 
-def forecast_task(name, training=None, decoder="masked-flow"):
+def forecast_task(name, training=None, decoder="masked-flow", make=ForecastTask):
     """A model behind a random tokenizer, and 12 trajectories in 6 environments to train whole forecasts on."""
     config = replace(CONFIGS[name], dynamics=replace(CONFIGS[name].dynamics, decoder=decoder))
     torch.manual_seed(1)
@@ -187,7 +187,7 @@ def forecast_task(name, training=None, decoder="masked-flow"):
     training = training or TRAINING
     if training.rollout is None:
         training = replace(training, rollout=RolloutConfig(history=(2, 3)))
-    return ForecastTask(made, training, train=data, val=fields[0:4:2], val_contexts=fields[1:4:2], members=2)
+    return make(made, training, train=data, val=fields[0:4:2], val_contexts=fields[1:4:2], members=2)
 
 
 TRAINING = TrainingConfig(

@@ -65,7 +65,11 @@ def slow_files_first(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip GPU tests where there is no GPU; refuse a run that asked for them."""
+    """Leave out long tests unless asked for, skip GPU tests where there is no GPU, refuse a run that asked for them."""
+    if "long" not in config.getoption("-m"):
+        left_out = [item for item in items if item.get_closest_marker("long")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("long")]
     if SHARED:
         slow_files_first(items)
     if torch.cuda.is_available():

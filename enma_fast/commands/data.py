@@ -1,4 +1,4 @@
-"""`enma-fast data generate`, `data subset` and `data info`."""
+"""`enma-fast data generate`, `data import`, `data subset` and `data info`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import AsJson
+from ..errors import EnmaError
+from .options import AsJson, numbers
 from .options import Data as DataFile
 from .terminal import Terminal, number, table
 
@@ -60,6 +61,77 @@ def subset(
     path = write(file, out, environments=environments, each=each, force=force)
     terminal.show(f"{path}  {environments * each} trajectories, {path.stat().st_size / 1e6:.2f} MB")
     terminal.result({"file": str(path), "trajectories": environments * each, "bytes": path.stat().st_size})
+
+
+def import_(
+    source: Annotated[Path, typer.Argument(help="File .npy, .npz, .nc or .h5, or Zarr folder.")],
+    out: Annotated[Path, typer.Option("--out", help="Field file to write, .h5; its name becomes the data set's.")],
+    axes: Annotated[
+        str | None,
+        typer.Option("--axes", help="Axes of the fields in order, out of trajectory,time,x,y,z,channel."),
+    ] = None,
+    fields: Annotated[str | None, typer.Option("--fields", help="Fields to import, NAME,NAME; all by default.")] = None,
+    channels: Annotated[str | None, typer.Option("--channels", help="New names of all channels, NAME,NAME.")] = None,
+    units: Annotated[
+        list[str] | None, typer.Option("--unit", metavar="CHANNEL=UNIT", help="Unit of a channel; may be repeated.")
+    ] = None,
+    dt: Annotated[float | None, typer.Option("--dt", help="Time between frames, in place of the source's.")] = None,
+    spacing: Annotated[
+        str | None, typer.Option("--spacing", help="Distance of points, one number or one per space axis.")
+    ] = None,
+    periodic: Annotated[
+        str | None,
+        typer.Option("--periodic", help="Periodic axes, such as x,y, or none; by default as the source says, or none."),
+    ] = None,
+    environment: Annotated[
+        str | None,
+        typer.Option("--environment", help="Column that is equal where the physics is; without one all differ."),
+    ] = None,
+    window: Annotated[
+        int | None, typer.Option("--window", help="Cut long series into trajectories of so many frames.")
+    ] = None,
+    stride: Annotated[
+        int | None, typer.Option("--stride", help="Frames between the beginnings of windows; by default a window.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file at --out.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Import your own data: NumPy, NetCDF, Zarr, or HDF5 of The Well, PDEBench or arrays at its root."""
+    from ..data import ImportOptions, describe, import_fields
+
+    terminal = Terminal(as_json)
+    options = ImportOptions(
+        axes=_names(axes),
+        fields=_names(fields),
+        channels=_names(channels),
+        units=_units(units or []),
+        dt=dt,
+        spacing=tuple(numbers(spacing, "--spacing")),
+        periodic=None if periodic is None else () if periodic == "none" else _names(periodic),
+        environment=environment,
+        window=window,
+        stride=stride,
+    )
+    found = describe(import_fields(source, out, options, force=force))
+    grid = " x ".join(map(str, found["points"]))
+    walls = ", ".join("periodic" if wraps else "open" for wraps in found["periodic"])
+    terminal.show(
+        f"{out}: {found['trajectories']} trajectories in {found['groups']} environments, {found['frames']} frames, "
+        f"{grid} points ({walls}), channels {', '.join(found['channels'])}"
+    )
+    terminal.result(found)
+
+
+def _names(text: str | None) -> tuple[str, ...]:
+    return () if text is None else tuple(part.strip() for part in text.split(","))
+
+
+def _units(values: list[str]) -> dict[str, str]:
+    pairs = [text.partition("=") for text in values]
+    for channel, equals, unit in pairs:
+        if not (channel and equals and unit):
+            raise EnmaError(f"--unit {channel}: write CHANNEL=UNIT, for example --unit temperature=K")
+    return {channel: unit for channel, _, unit in pairs}
 
 
 def info(file: DataFile, as_json: AsJson = False) -> None:

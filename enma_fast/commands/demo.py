@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import DEMO_CHECKPOINT, AsJson, Checkpoint, Seed, Threads, use_threads
+from .options import DEFAULT_CHECKPOINT, AsJson, Checkpoint, Seed, Threads, use_threads
 from .terminal import Terminal, number, table
 
 _BESIDE = ("FNO", "AViT", "Zebra", "ENMA")
@@ -19,7 +19,7 @@ def demo(
     members: Annotated[int, typer.Option("--members", help="Ensemble size.")] = 64,
     trajectories: Annotated[int, typer.Option("--trajectories", help="Trajectories to forecast.")] = 12,
     seed: Seed = 0,
-    checkpoint: Checkpoint = DEMO_CHECKPOINT,
+    checkpoint: Checkpoint = DEFAULT_CHECKPOINT,
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:

@@ -52,7 +52,7 @@ Strict = Annotated[
 ]
 Chunk = Annotated[int, typer.Option("--chunk", help="Trajectories x members sampled at a time.")]
 
-DEFAULT_CHECKPOINT, DEMO_CHECKPOINT = "combined-small", "combined-fast"
+DEFAULT_CHECKPOINT = "combined-fast"
 
 
 def use_threads(threads: int | None) -> None:

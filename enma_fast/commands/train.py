@@ -1,4 +1,4 @@
-"""`enma-fast train tokenizer`, `train dynamics`, `train forecasts` and `train publish`."""
+"""`enma-fast train tokenizer`, `train dynamics`, `train forecasts`, `train first-frame` and `train publish`."""
 
 from __future__ import annotations
 
@@ -161,12 +161,54 @@ def forecasts(
     _finish(terminal, result)
 
 
+def first_frame(
+    preset: PresetName,
+    start: Annotated[
+        str, typer.Option("--from", metavar="RUN", help="Run folder of finished dynamics, or a checkpoint.")
+    ],
+    data: DataFolder,
+    out: RunFolder,
+    steps: Steps = None,
+    batch: Batch = None,
+    seed: RunSeed = 0,
+    precision: Precision = "auto",
+    compile_step: Compile = False,
+    device: RunDevice = "cpu",
+    model_set: ModelSet = None,
+    train_set: TrainSet = None,
+    save_seconds: SaveSeconds = 300.0,
+    validate_every: ValidateEvery = 500,
+    stop_after: StopAfter = None,
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train the flow that draws frame 0 of a one-pass model, and nothing else of it; the best validation is kept."""
+    from ..training.recipes import train_forecasts
+
+    terminal = Terminal(as_json)
+    use_threads(threads)
+    with terminal.progress("first frame") as update:
+        result = train_forecasts(
+            preset,
+            start=start,
+            stage="first-frame",
+            data_dir=data,
+            options=_options(
+                update, out, seed, precision, compile_step, device, save_seconds, validate_every, stop_after
+            ),
+            model_changes=settings(model_set or [], "--set"),
+            training_changes=_training(train_set, steps, batch),
+        )
+    _finish(terminal, result)
+
+
 def publish(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of finished forecasts or dynamics.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of the last stage that finished.")],
     data: Annotated[Path, typer.Option("--data", help="Folder of <dataset>-train.h5, -test-in.h5 and -test-out.h5.")],
     out: Annotated[Path, typer.Option("--out", help="Checkpoint folder to write.")],
     tokenizer: Annotated[Path | None, typer.Option("--tokenizer", help="Run folder of its tokenizer.")] = None,
     dynamics: Annotated[Path | None, typer.Option("--dynamics", help="Run folder of its dynamics.")] = None,
+    forecasts: Annotated[Path | None, typer.Option("--forecasts", help="Run folder of its whole forecasts.")] = None,
     begun: Annotated[
         str | None, typer.Option("--begun-from", help="Checkpoint whose weights the first of these runs began with.")
     ] = None,
@@ -189,6 +231,7 @@ def publish(
             run,
             tokenizer=tokenizer,
             dynamics=dynamics,
+            forecasts=forecasts,
             begun=begun,
             data_dir=data,
             out=out,

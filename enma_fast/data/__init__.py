@@ -9,6 +9,7 @@ An equation is a file in `equations/`, a kind of file a reader here. Nothing her
 from .equations import EQUATIONS
 from .fields import FieldFile, decimals
 from .generator import generate, place
+from .importing import FIRST_FRAME, ImportOptions, check_fields, import_fields
 from .missing import NETCDF_FILL, attributes, require_present, unmasked
 from .shipped import PRETRAINED, example, shipped_file
 from .splits import DEFAULT_GROUPS, dataset_split
@@ -18,16 +19,20 @@ from .well import count, describe, read, read_numbered, write
 __all__ = [
     "DEFAULT_GROUPS",
     "EQUATIONS",
+    "FIRST_FRAME",
     "NETCDF_FILL",
     "PRETRAINED",
     "FieldFile",
+    "ImportOptions",
     "attributes",
+    "check_fields",
     "count",
     "dataset_split",
     "decimals",
     "describe",
     "example",
     "generate",
+    "import_fields",
     "place",
     "read",
     "read_numbered",

@@ -155,8 +155,7 @@ class FieldSource:
 
     @property
     def lengths(self) -> tuple[float, ...]:
-        pairs = zip(self.coords, self.periodic, strict=True)
-        return tuple(float(x[-1] - x[0]) * (len(x) / (len(x) - 1) if wraps else 1) for x, wraps in pairs)
+        return lengths_of(self.coords, self.periodic)
 
     def num_bytes(self, num_trajectories: int) -> int:
         """Bytes of the values of so many trajectories; `EnmaError` if no machine could hold them."""
@@ -221,6 +220,12 @@ class FieldSource:
 
 def _present(dataset: Any, values: np.ndarray) -> np.ndarray:
     return present(values, [hdf5.attribute(dataset, name, default=None) for name in FILL_ATTRIBUTES])
+
+
+def lengths_of(coords: Sequence[np.ndarray], periodic: Sequence[bool]) -> tuple[float, ...]:
+    """Domain size per dimension; on a periodic one it includes the cell that closes the ring."""
+    pairs = zip(coords, periodic, strict=True)
+    return tuple(float(x[-1] - x[0]) * (len(x) / (len(x) - 1) if wraps else 1) for x, wraps in pairs)
 
 
 def context_number(path: Path, environment: np.ndarray | None, i: int, numbers: np.ndarray) -> int:

@@ -44,8 +44,8 @@ from .tokenizer import Tokenizer
 FORMAT_VERSION = 1
 WEIGHTS, CONFIG, MANIFEST = "model.safetensors", "config.json", "manifest.json"
 CARD, METRICS, DOMAIN = "README.md", "metrics.json", "domain.json"
-# In the folder of a training run: its checkpoint and its log.
-IN_RUN, LOG = "checkpoint", "log.jsonl"
+# In the folder of a training run: its checkpoint, and its log or its plan.
+IN_RUN, LOG, PLAN = "checkpoint", "log.jsonl", "plan.json"
 _TOKENIZER = "tokenizer."
 # Names that a manifest may list: of files beside it. Neither it nor a config is ever larger than this.
 _NAME, _SHA256 = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}"), re.compile(r"[0-9a-f]{64}")
@@ -134,7 +134,7 @@ def locate(checkpoint: str | Path) -> Path:
         if os.path.isfile(folder / MANIFEST):
             return folder
     known = ", ".join(available()) or "none"
-    if os.path.isfile(given / LOG):
+    if os.path.isfile(given / LOG) or os.path.isfile(given / PLAN):
         raise EnmaError(f"{checkpoint}: this run has no {IN_RUN} yet; let it finish first")
     if os.path.isdir(given):
         raise EnmaError(f"{checkpoint}: holds no {MANIFEST}; it is not a whole checkpoint")

@@ -200,7 +200,14 @@ def exact(layer: nn.Linear, x: Tensor) -> Tensor:
 
 def weights_key(module: nn.Module) -> tuple[tuple[int, int], ...]:
     """A key that differs from an earlier one if a weight has been changed or replaced."""
-    return tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in module.parameters())
+    key, left = [], [module]
+    # As `module.parameters()`, which takes twice as long to name them.
+    while left:
+        part = left.pop()
+        left += [child for child in part._modules.values() if child is not None]
+        weights = [p for p in part._parameters.values() if p is not None]
+        key += [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in weights]
+    return tuple(key)
 
 
 def own_dtype(module: nn.Module) -> torch.dtype:

@@ -146,6 +146,12 @@ class Tokenizer(nn.Module):
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
         self.config = config
+        self.field_mean: Tensor | None
+        self.field_scale: Tensor | None
+        for name in ("field_mean", "field_scale"):
+            values = getattr(config, name)
+            # Of the config, not of the weights: a checkpoint holds them once.
+            self.register_buffer(name, None if values is None else torch.tensor(values), persistent=False)
         self.interpolation = Interpolation(config) if config.interpolation else None
         inward = config.interpolation.features if config.interpolation else config.field_channels
         width = config.width
@@ -173,11 +179,20 @@ class Tokenizer(nn.Module):
             config.width, inward, config, kernel=config.kernel_ends, kernel_time=config.kernel_time
         )
 
+    def standardised(self, u: Tensor) -> Tensor:
+        """Fields ``[..., c]`` less the mean of each channel, over its scale, as the convolutions see them."""
+        return u if self.field_mean is None or self.field_scale is None else (u - self.field_mean) / self.field_scale
+
+    def _in_units(self, u: Tensor) -> Tensor:
+        """Inverse of :meth:`standardised`."""
+        return u if self.field_mean is None or self.field_scale is None else u * self.field_scale + self.field_mean
+
     def posterior(self, u: Tensor, points: Tensor | None = None, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of the latent frames, each ``[B, T', N, C]`` (log-variance is -inf without a VAE).
 
         Parameters as in :meth:`encode`.
         """
+        u = self.standardised(u)
         if self.interpolation is not None:
             grid = self.interpolation.to_grid(u, points, valid)
         else:
@@ -248,10 +263,10 @@ class Tokenizer(nn.Module):
         if num_frames is not None:
             x = x[:, :num_frames]
         if self.interpolation is not None:
-            return self.interpolation.to_points(x, query).float()
+            return self._in_units(self.interpolation.to_points(x, query).float())
         if query is not None:
             raise EnmaError("query: this tokenizer has no interpolation; it decodes on its own grid only")
-        return x.float()
+        return self._in_units(x.float())
 
     def forward(
         self,
@@ -261,7 +276,7 @@ class Tokenizer(nn.Module):
         values: Tensor | None = None,
         valid: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Training loss: relative L2 of the reconstruction plus ``kl_weight`` times the KL divergence.
+        """Training loss: relative L2 of the standardised reconstruction plus ``kl_weight`` times the KL divergence.
 
         Parameters
         ----------
@@ -279,7 +294,7 @@ class Tokenizer(nn.Module):
         """
         mean, log_variance = self.posterior(u if values is None else values, points, valid)
         z = mean + (0.5 * log_variance).exp() * noise
-        out = self.decode(z, u.shape[1])
+        out, u = self.standardised(self.decode(z, u.shape[1])), self.standardised(u)
         error = (out - u).flatten(1).norm(dim=1) / u.flatten(1).norm(dim=1).clamp_min(1e-12)
         relative = error.mean()
         if not self.config.variational:

@@ -58,8 +58,10 @@ def map_rows(function: Callable[[Tensor], Tensor], rows: Tensor, *, operation: H
     whole = len(rows) // block * block if in_blocks else 0
     # Splitting zero rows gives one empty part.
     parts = [part for part in (*rows[:whole].split(block), *rows[whole:].split(1)) if len(part)]
-    workers = _workers(min(torch.get_num_threads(), most_threads()))
-    return torch.cat(list(workers.map(lambda part: _apply(function, part, pad=in_blocks), parts)))
+    threads = min(torch.get_num_threads(), most_threads())
+    # A thread that is alone needs no other.
+    apply = map if threads == 1 else _workers(threads).map
+    return torch.cat(list(apply(lambda part: _apply(function, part, pad=in_blocks), parts)))
 
 
 def _same_in_block(function: Callable[[Tensor], Tensor], rows: Tensor, block: int) -> bool:

@@ -47,6 +47,7 @@ def publish(
     *,
     tokenizer: Path | None = None,
     dynamics: Path | None = None,
+    forecasts: Path | None = None,
     begun: str | Path | None = None,
     data_dir: Path,
     out: Path,
@@ -59,7 +60,7 @@ def publish(
 
     Parameters
     ----------
-    run, tokenizer, dynamics, begun : finished run folders and the checkpoint that they began from
+    run, tokenizer, dynamics, forecasts, begun : finished run folders and the checkpoint that they began from
         (:func:`enma_fast.training.lineage.trace`)
     data_dir : folder of the training and test files
     out : checkpoint folder to write
@@ -80,7 +81,7 @@ def publish(
     """
     if out.exists() and not (out.is_dir() and ((out / MANIFEST).is_file() or not any(out.iterdir()))):
         raise EnmaError(f"{out}: exists and is not a checkpoint; choose another --out")
-    training = trace(run, tokenizer=tokenizer, dynamics=dynamics, begun=begun)
+    training = trace(run, tokenizer=tokenizer, dynamics=dynamics, forecasts=forecasts, begun=begun)
     model = load_model(locate(run / CHECKPOINT))
     settings = replace(model.config.sampling, sampling or {}, source="sampling")
     model.config = model.dynamics.config = dataclasses.replace(model.config, sampling=settings)
@@ -189,8 +190,9 @@ def card_text(config: ModelConfig, metrics: dict[str, Any]) -> str:
         "solver's own trajectory that starts at the generated first frame. `outside` counts the trajectories whose "
         "observed frames, or context, are taken for outside the training data, which `forecast` warns of.",
         _score_rows(metrics["rows"]),
-        f"The tokenizer alone (fields to latent frames and back): relative L2 {_e(metrics['tokenizer']['rel_l2'])} on "
-        f"{metrics['tokenizer']['num_trajectories']} trajectories of {metrics['tokenizer']['split']}. Noise seed "
+        "The tokenizer alone (fields to latent frames and back): relative L2 "
+        f"{short(metrics['tokenizer']['rel_l2'])} on {metrics['tokenizer']['num_trajectories']} trajectories of "
+        f"{metrics['tokenizer']['split']}. Noise seed "
         f"{metrics['seed']}. A row is made again by its command below. `packed` are the test files in the package: two "
         "trajectories of each of a dozen environments, evenly spread over those of `data`, as `enma-fast data subset "
         "data/FILE --out packed/FILE` writes them.",
@@ -246,10 +248,10 @@ def _score_rows(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         split = f"{row['split']}, packed" if row["packed"] else row["split"]
         outside = "-" if row["num_outside"] is None else row["num_outside"]
-        scores = [_e(row.get(column.name)) for column in shown]
+        scores = [short(row.get(column.name)) for column in shown]
         lines.append([row["task"], split, row["num_trajectories"], row["num_members"], *scores, outside])
     heads = (column.short for column in shown)
-    return _markdown(["task", "split", "trajectories", "members", *heads, "outside"], lines)
+    return markdown(["task", "split", "trajectories", "members", *heads, "outside"], lines)
 
 
 def _paper_rows(rows: list[dict[str, Any]]) -> str:
@@ -259,9 +261,9 @@ def _paper_rows(rows: list[dict[str, Any]]) -> str:
             continue
         seen.add((row["task"], row["split"]))
         for other in paper_table(row):
-            scores = [_e(other.get(column.name)) for column in shown]
+            scores = [short(other.get(column.name)) for column in shown]
             lines.append([row["task"], row["split"], other["model"], *scores])
-    return _markdown(["task", "split", "model", *(column.short for column in shown)], lines)
+    return markdown(["task", "split", "model", *(column.short for column in shown)], lines)
 
 
 def _training_text(config: ModelConfig, training: dict[str, Any], sampling: dict[str, Any]) -> str:
@@ -271,7 +273,8 @@ def _training_text(config: ModelConfig, training: dict[str, Any], sampling: dict
     runs = "".join(f" --{stage} runs/{stage}" for stage in now if stage != last)
     lines = [
         "Data of this project's own solver (seed 0), then the tokenizer, the dynamics on its latent frames, and whole "
-        "forecasts by a proper score, as far as they are listed:",
+        "forecasts by a proper score, as far as they are listed"
+        + (", and at last the flow that draws frame 0 alone:" if "first-frame" in now else ":"),
         "```",
         f"enma-fast data generate {config.dataset} --out data",
         *(part["command"] for part in now.values()),
@@ -302,13 +305,15 @@ def _training_text(config: ModelConfig, training: dict[str, Any], sampling: dict
         hours = f"{part['seconds'] / 3600:.2f}"
         seen = f"{part['trajectories']:,}"
         rows.append([stage, f"{part['steps']:,}", seen, hours, part["precision"], where, part["versions"]["torch"]])
-    return "\n".join(lines) + _markdown(head, rows)
+    return "\n".join(lines) + markdown(head, rows)
 
 
-def _markdown(head: list[str], rows: list[list[Any]]) -> str:
+def markdown(head: list[str], rows: list[list[Any]]) -> str:
+    """A table in Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
-def _e(value: float | None) -> str:
+def short(value: float | None) -> str:
+    """A score in three digits; a dash where there is none."""
     return "-" if value is None else f"{value:.3g}" if 0.1 <= abs(value) < 1000 else f"{value:.2e}"

@@ -71,7 +71,7 @@ class DynamicsTask:
         *,
         train: Latents,
         val: Tensor,
-        val_contexts: Tensor,
+        val_contexts: Tensor | None,
         members: int = 8,
     ) -> None:
         self.model, self.config, self.train = model, config, train
@@ -79,7 +79,7 @@ class DynamicsTask:
         self.val, self.val_contexts, self.members = val, val_contexts, members
         model.latent_mean.copy_(train.mean)
         model.latent_std.copy_(train.std)
-        self.groups = environments(train.environment)
+        self.groups = environments(train.environment, paired=config.context_share > 0)
 
     def loss(
         self, module: Callable[..., Any], generator: torch.Generator, rank: Rank
@@ -124,31 +124,49 @@ class DynamicsTask:
 
     def merit(self, scores: dict[str, float]) -> float:
         """Errors of the forecasts."""
-        return scores["rel_l2"] + scores["rel_l2_ivp"]
+        return scores["rel_l2"] + scores.get("rel_l2_ivp", 0.0)
 
     def validate(self, averaged: nn.Module) -> dict[str, float]:
         """Scores of forecasts."""
         return rollout_scores(self.model, self.val, self.val_contexts, members=self.members)
 
 
-def environments(numbers: Tensor) -> Tensor:
-    """Rows of each environment, ``[environments, trajectories per environment]``, from the environment of each row."""
+def environments(numbers: Tensor, *, paired: bool = True) -> Tensor:
+    """Rows of trajectories that share an environment, ``[groups, trajectories]``, from the environment of each row.
+
+    Where all environments have the same number of trajectories they are the groups. Otherwise each trajectory begins a
+    group, of the trajectories that follow it cyclically in its environment, as many as the smallest environment has.
+
+    Raises
+    ------
+    EnmaError
+        If contexts are asked for by ``paired`` and an environment has one trajectory only.
+    """
     _, inverse, counts = numbers.unique(return_inverse=True, return_counts=True)
-    if counts.min() != counts.max() or counts.min() < 2:
-        raise EnmaError("training data: every environment needs the same number (two or more) of trajectories")
-    return inverse.argsort(stable=True).view(len(counts), -1)
+    fewest = int(counts.min())
+    if paired and fewest < 2:
+        raise EnmaError("training data: every environment needs two or more trajectories, or set context_share=0")
+    order = inverse.argsort(stable=True)
+    if fewest == counts.max():
+        return order.view(len(counts), -1)
+    parts = [torch.stack([rows.roll(-i) for i in range(fewest)], 1) for rows in order.split(counts.tolist())]
+    return torch.cat(parts)
 
 
-def rollout_scores(model: Model, val: Tensor, contexts: Tensor, *, members: int) -> dict[str, float]:
-    """Scores of forecasts in the temporal task (3 frames) and in the initial-value task (1 frame and a context).
+def rollout_scores(model: Model, val: Tensor, contexts: Tensor | None, *, members: int) -> dict[str, float]:
+    """Scores of standardised forecasts from 3 frames and, given contexts, from 1 frame and a context (``_ivp``).
 
     ``val`` and ``contexts`` are fields ``[n, T, *grid, c]``.
     """
     out: dict[str, float] = {}
+    standardised = model.tokenizer.standardised
     for name, history, context in (("", 3, None), ("_ivp", 1, contexts)):
+        if name and contexts is None:
+            continue
         samples = sample_fields(model, val[:, :history], context=context, num_members=members, seed=0)
         scores = Scores()
-        scores.update(samples.cpu().numpy(), val[:, history:].numpy())
+        truth = standardised(val[:, history:].to(samples.device))
+        scores.update(standardised(samples).cpu().numpy(), truth.cpu().numpy())
         result = scores.result()
         out |= {f"{key}{name}": float(result[key]) for key in ("rel_l2", "rel_l2_member", "spread_skill", "crps")}
     return out

@@ -106,7 +106,7 @@ class ForecastTask:
         *,
         train: FieldFile,
         val: Tensor,
-        val_contexts: Tensor,
+        val_contexts: Tensor | None,
         members: int = 8,
     ) -> None:
         assert config.rollout is not None
@@ -118,7 +118,7 @@ class ForecastTask:
             raise EnmaError(
                 f"{train.path}: lacks scalars/environment; add one integer per trajectory that names its group"
             )
-        self.groups = environments(torch.from_numpy(train.environment))
+        self.groups = environments(torch.from_numpy(train.environment), paired=config.context_share > 0)
         self.parameters = train.parameters
         self.symmetries = symmetries(model.config.dataset, config)
         self.latents = model.config.tokenizer.latent_frames(self.train.shape[1])
@@ -132,23 +132,8 @@ class ForecastTask:
         B = config.batch
         mine = rank.share(B)
         paired = torch.rand((), generator=generator).item() < config.context_share
-        environment = torch.randint(len(self.groups), (B,), generator=generator)
-        rows = torch.rand(B, self.groups.shape[1], generator=generator).argsort(-1)[:, : 1 + paired]
-        rows = self.groups[environment[:, None], rows]
-        amounts = {
-            "amplitude": factors(config.amplitude, B, generator)[mine],
-            "boost": config.boost * torch.randn(B, generator=generator)[mine],
-        }
-        window = self._window(generator)
-        tokens, weight = [], torch.empty(0)
-        device = next(module.parameters()).device if isinstance(module, nn.Module) else torch.device("cpu")
-        for i in range(1 + paired):
-            u = self._transformed(rows[mine, i], amounts)[:, window]
-            u = roll(u, [s[mine] for s in self._shifts(B, generator)])
-            rms = u.square().flatten(1).mean(1).sqrt()
-            weight = (options.weight_rms + options.weight_floor) / (rms + options.weight_floor)
-            with torch.no_grad():
-                tokens.append(model.encode(u.to(device)).float())
+        tokens, weight = self._tokens(generator, mine, paired=paired)
+        device = tokens[0].device
         low, high = (1, 1) if paired else options.history
         latents = tokens[-1].shape[1]
         history = int(torch.randint(min(low, latents - 1), min(high, latents - 1) + 1, (), generator=generator))
@@ -169,13 +154,35 @@ class ForecastTask:
         return module(
             tokens[-1],
             tokens[0] if paired else None,
-            weight.clamp(max=options.weight_most).to(device),
+            weight.to(device),
             seeds.to(device),
             torch.arange(options.members, device=device).expand_as(seeds),
             history,
             left if options.frames is None else min(left, options.frames),
             first,
         )
+
+    def _tokens(self, generator: torch.Generator, mine: slice, *, paired: bool) -> tuple[list[Tensor], Tensor]:
+        """Latent frames of this rank's part of a batch, ``[context, target]`` or ``[target]``, and their weights."""
+        config, options, model, B = self.config, self.options, self.model, self.config.batch
+        environment = torch.randint(len(self.groups), (B,), generator=generator)
+        rows = torch.rand(B, self.groups.shape[1], generator=generator).argsort(-1)[:, : 1 + paired]
+        rows = self.groups[environment[:, None], rows]
+        amounts = {
+            "amplitude": factors(config.amplitude, B, generator)[mine],
+            "boost": config.boost * torch.randn(B, generator=generator)[mine],
+        }
+        window = self._window(generator)
+        tokens, weight = [], torch.empty(0)
+        device = next(self.module.parameters()).device
+        for i in range(1 + paired):
+            u = self._transformed(rows[mine, i], amounts)[:, window]
+            u = roll(u, [s[mine] for s in self._shifts(B, generator)])
+            rms = model.tokenizer.standardised(u.to(device)).square().flatten(1).mean(1).sqrt().cpu()
+            weight = (options.weight_rms + options.weight_floor) / (rms + options.weight_floor)
+            with torch.no_grad():
+                tokens.append(model.encode(u.to(device)).float())
+        return tokens, weight.clamp(max=options.weight_most)
 
     def _transformed(self, rows: Tensor, amounts: dict[str, Tensor]) -> Tensor:
         """Training trajectories ``[B, T, *grid, c]``, each carried to another solution by the equation's symmetries."""
@@ -205,7 +212,7 @@ class ForecastTask:
 
     def merit(self, scores: dict[str, float]) -> float:
         """Errors of the forecasts, of ensemble means and as distributions."""
-        return sum(scores[name] / of for name, of in MERIT.items())
+        return sum(scores[name] / of for name, of in MERIT.items() if name in scores)
 
     def validate(self, averaged: nn.Module) -> dict[str, float]:
         """Scores of forecasts, as those of the dynamics' training."""

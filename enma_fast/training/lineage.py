@@ -17,20 +17,27 @@ from ..utils.untrusted import parse_json, read_bytes
 from .recipes import read_record, summary
 
 # In the order in which they follow each other.
-STAGES = ("tokenizer", "dynamics", "forecasts")
+STAGES = ("tokenizer", "dynamics", "forecasts", "first-frame")
+# Of which run a stage continues the weights.
+_BEFORE = {"forecasts": "runs/dynamics", "first-frame": "runs/forecasts"}
 # Of the metrics of a checkpoint.
 _MOST_BYTES = 1 << 26
 
 
 def trace(
-    run: Path, *, tokenizer: Path | None = None, dynamics: Path | None = None, begun: str | Path | None = None
+    run: Path,
+    *,
+    tokenizer: Path | None = None,
+    dynamics: Path | None = None,
+    forecasts: Path | None = None,
+    begun: str | Path | None = None,
 ) -> dict[str, dict[str, Any]]:
     """What was done for a model, by stage in order.
 
     Parameters
     ----------
-    run : finished run of the last stage, dynamics or forecasts
-    tokenizer, dynamics : finished runs of the stages before it
+    run : finished run of the last stage: dynamics, forecasts or first-frame
+    tokenizer, dynamics, forecasts : finished runs of the stages before it
     begun : checkpoint whose weights the first of them started from; the stages of its own card, if it has one, come
         first, as `tokenizer before` and so on
 
@@ -41,10 +48,11 @@ def trace(
     """
     last = read_record(run)["stage"]
     if last not in STAGES[1:]:
-        raise EnmaError(f"{run}: is a run of the {last}, not of the dynamics or of forecasts")
-    given = {"tokenizer": tokenizer, "dynamics": dynamics}
-    if last == "dynamics" and dynamics is not None:
-        raise EnmaError(f"{run}: is the run of the dynamics itself; leave out --dynamics")
+        raise EnmaError(f"{run}: is a run of the {last}, not of the {', '.join(STAGES[1:-1])} or {STAGES[-1]}")
+    given = {"tokenizer": tokenizer, "dynamics": dynamics, "forecasts": forecasts}
+    for stage in STAGES[STAGES.index(last) : -1]:
+        if given[stage] is not None:
+            raise EnmaError(f"{run}: is a run of the {last}, which needs no later one; leave out --{stage}")
     folders = {stage: folder for stage, folder in (given | {last: run}).items() if folder is not None}
     records = {stage: read_record(folder) for stage, folder in folders.items()}
     for stage, record in records.items():
@@ -59,17 +67,18 @@ def trace(
             raise EnmaError(
                 f"{folders[stage]}: was not trained on the tokenizer of {tokenizer}; name the one that it was"
             )
-        if start is not None and start not in (weights.get("dynamics"), first):
+        if start is not None and start not in (weights.get("dynamics"), weights.get("forecasts"), first):
             raise EnmaError(
                 f"{folders[stage]}: started from weights that none of the given runs has (SHA-256 {start[:12]}...); "
-                "name their run by --dynamics, or their checkpoint by --begun-from"
+                "name their run by --dynamics or --forecasts, or their checkpoint by --begun-from"
             )
     done = {} if source is None else {f"{stage} before": part for stage, part in _accounts(source / METRICS).items()}
     name = None if begun is None else str(begun)
     for stage in STAGES:
         if stage in records:
             record = records[stage]
-            done[stage] = _done(folders[stage], record, name if record["start"] == first else None)
+            command = _train_command(record, name if record["start"] == first else None)
+            done[stage] = account(folders[stage], record, command)
     return done
 
 
@@ -98,12 +107,12 @@ def _accounts(path: Path) -> dict[str, dict[str, Any]]:
     return accounts
 
 
-def _done(folder: Path, record: dict[str, Any], begun: str | None) -> dict[str, Any]:
-    """The account of one run, which started from the checkpoint `begun` or from another of the runs."""
+def account(folder: Path, record: dict[str, Any], command: str) -> dict[str, Any]:
+    """The account of one run by its record, and by the command that makes it again."""
     done = summary(folder)
     batch = record["training"]["batch"]
     return {
-        "command": _train_command(record, begun),
+        "command": command,
         "steps": done["steps"],
         "trajectories": done["steps"] * batch,
         "seconds": done["seconds"],
@@ -124,11 +133,12 @@ def _train_command(record: dict[str, Any], begun: str | None) -> str:
         "tokenizer": preset.tokenizer_training,
         "dynamics": preset.dynamics_training,
         "forecasts": preset.forecast_training,
+        "first-frame": preset.first_frame_training,
     }[stage]
     words = ["enma-fast train", stage, record["preset"]]
     words += ["--tokenizer runs/tokenizer"] if stage == "dynamics" else []
     if record["start"] is not None:
-        words += [f"--from {begun or 'runs/dynamics'}"]
+        words += [f"--from {begun or _BEFORE[stage]}"]
     words += [f"--data data --out runs/{stage} --seed {record['seed']}"]
     words += [f"--precision {record['precision']}"] if record["precision"] != "auto" else []
     words += ["--compile"] if record["compile"] else []

@@ -240,7 +240,8 @@ def run(task: Task, options: RunOptions) -> dict[str, float]:
             values |= {"grad_norm": float(norm), "per_second": config.batch * seen / elapsed}
             record({"step": done, "lr": rate, **values})
             if options.progress:
-                options.progress(done, config.steps, values)
+                held = {"validation": best.scores["rel_l2"]} if "rel_l2" in best.scores else {}
+                options.progress(done, config.steps, values | held)
         if done % options.validate_every == 0 or done == config.steps:
             average.swap(module)
             module.eval()

@@ -1,4 +1,4 @@
-"""The two trainings, from data files to a checkpoint folder.
+"""The trainings, from data files to a checkpoint folder.
 
 A run folder holds `run.json` (what was asked for), `log.jsonl`, `state.safetensors` (the resume point), for the
 dynamics `latents-train.safetensors`, and at the end `checkpoint/`. The same call on the same folder resumes.
@@ -38,10 +38,11 @@ from ..models.checkpoint import (
 )
 from ..models.model import Model
 from ..models.tokenizer import Tokenizer
-from ..presets import find_preset
+from ..presets import Preset, find_preset
 from ..utils.dataclass_json import replace, to_json
 from ..utils.system import machine, versions
 from .dynamics import DynamicsTask, Latents, encode_all
+from .first_frame import FirstFrameTask
 from .forecasts import ForecastTask
 from .loop import BEST, STATE, Rank, RunOptions, Task, abandon_ranks, join_ranks, run
 from .tokenizer import TokenizerTask
@@ -58,7 +59,7 @@ _FIXED = ("stage", "model", "training", "seed", "data", "tokenizer", "start")
 
 
 def train_tokenizer(
-    preset: str,
+    preset: str | Preset,
     *,
     data_dir: Path,
     options: RunOptions,
@@ -70,7 +71,7 @@ def train_tokenizer(
 
     Parameters
     ----------
-    preset : a name of `PRESETS`
+    preset : a name of `PRESETS`, or a preset
     data_dir : folder of the data files
     options : how the run is carried out; `options.out` is the run folder
     model_changes, training_changes : dotted keys of `ModelConfig` and `TrainingConfig` and their new values
@@ -94,7 +95,16 @@ def train_tokenizer(
     files = [data_file(data_dir, config.dataset, split) for split in ("train", "val")]
     train, val = (_read(file, config) for file in files)
     first = None if start is None else locate(start)
-    _begin(options, rank, stage="tokenizer", preset=preset, model=config, training=training, files=files, start=first)
+    _begin(
+        options,
+        rank,
+        stage="tokenizer",
+        preset=chosen.model.name,
+        model=config,
+        training=training,
+        files=files,
+        start=first,
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         task = TokenizerTask(
@@ -107,11 +117,11 @@ def train_tokenizer(
     folder = options.out / CHECKPOINT
     if finished(options, training) and rank.index == 0:
         save_tokenizer(task.module, config, folder)
-    return _end(task, options, rank, "tokenizer", preset, scores)
+    return _end(task, options, rank, "tokenizer", chosen.model.name, scores)
 
 
 def train_dynamics(
-    preset: str,
+    preset: str | Preset,
     *,
     tokenizer: str | Path,
     data_dir: Path,
@@ -134,7 +144,8 @@ def train_dynamics(
     trained, theirs = load_tokenizer(source)
     if theirs.dataset != chosen.model.dataset:
         raise EnmaError(
-            f"{source}: is a tokenizer for {theirs.dataset}; the preset {preset} is for {chosen.model.dataset}"
+            f"{source}: is a tokenizer for {theirs.dataset}; the preset {chosen.model.name} is for "
+            f"{chosen.model.dataset}"
         )
     base = dataclasses.replace(chosen.model, tokenizer=theirs.tokenizer)
     config = replace(base, model_changes or {}, source="model config")
@@ -142,14 +153,14 @@ def train_dynamics(
     files = [data_file(data_dir, config.dataset, split) for split in ("train", "val")]
     val = _read(files[1], config)
     rows = _spread(val, DYNAMICS_VALIDATION)
-    contexts = np.array([val.context_for(int(i)) for i in rows])
+    contexts = _context_rows(val, rows)
     key = sha256(source / WEIGHTS)
     first = None if start is None else locate(start)
     _begin(
         options,
         rank,
         stage="dynamics",
-        preset=preset,
+        preset=chosen.model.name,
         model=config,
         training=training,
         files=files,
@@ -169,20 +180,21 @@ def train_dynamics(
         training,
         train=latents,
         val=_fields(val, rows),
-        val_contexts=_fields(val, contexts),
+        val_contexts=None if contexts is None else _fields(val, contexts),
     )
     scores = _run(task, options)
     if finished(options, training) and rank.index == 0:
         save_model(model, options.out / CHECKPOINT)
-    return _end(task, options, rank, "dynamics", preset, scores)
+    return _end(task, options, rank, "dynamics", chosen.model.name, scores)
 
 
 def train_forecasts(
-    preset: str,
+    preset: str | Preset,
     *,
     start: str | Path,
     data_dir: Path,
     options: RunOptions,
+    stage: str = "forecasts",
     model_changes: Mapping[str, Any] | None = None,
     training_changes: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -191,7 +203,7 @@ def train_forecasts(
     Parameters and errors are those of `train_tokenizer`; `start` is a run folder of the dynamics, of this stage or any
     whole checkpoint, whose tokenizer stays as it is. What the preset's model has and `start` lacks (the noise and the
     output of a one-pass decoder) begins anew. The checkpoint is the whole model with the averaged weights of the best
-    validation.
+    validation. The stage "first-frame" trains the flow that draws frame 0 of a one-pass model, and nothing else.
     """
     rank = join_ranks()
     chosen = find_preset(preset)
@@ -202,29 +214,39 @@ def train_forecasts(
     before = load_model(source)
     if before.config.dataset != chosen.model.dataset:
         raise EnmaError(
-            f"{source}: is a model for {before.config.dataset}; the preset {preset} is for {chosen.model.dataset}"
+            f"{source}: is a model for {before.config.dataset}; the preset {chosen.model.name} is for "
+            f"{chosen.model.dataset}"
         )
     base = dataclasses.replace(chosen.model, tokenizer=before.config.tokenizer)
     config = replace(base, model_changes or {}, source="model config")
-    training = replace(chosen.forecast_training, training_changes or {}, source="training config")
+    recipe = chosen.forecast_training if stage == "forecasts" else chosen.first_frame_training
+    training = replace(recipe, training_changes or {}, source="training config")
     if training.rollout is None:
         raise EnmaError("training config: rollout is null; training on whole forecasts needs its settings")
     files = [data_file(data_dir, config.dataset, split) for split in ("train", "val")]
     train, val = (_read(file, config) for file in files)
     rows = _spread(val, FORECAST_VALIDATION)
-    contexts = np.array([val.context_for(int(i)) for i in rows])
+    contexts = _context_rows(val, rows)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         model = Model(config)
     inherit(model, before, source=str(source))
     model.tokenizer.requires_grad_(False)
     model.to(options.device)
-    task = ForecastTask(model, training, train=train, val=_fields(val, rows), val_contexts=_fields(val, contexts))
-    _begin(options, rank, stage="forecasts", preset=preset, model=config, training=training, files=files, start=source)
+    make = ForecastTask if stage == "forecasts" else FirstFrameTask
+    task = make(
+        model,
+        training,
+        train=train,
+        val=_fields(val, rows),
+        val_contexts=None if contexts is None else _fields(val, contexts),
+    )
+    name = chosen.model.name
+    _begin(options, rank, stage=stage, preset=name, model=config, training=training, files=files, start=source)
     scores = _run(task, options)
     if finished(options, training) and rank.index == 0:
         save_model(model, options.out / CHECKPOINT)
-    return _end(task, options, rank, "forecasts", preset, scores)
+    return _end(task, options, rank, stage, name, scores)
 
 
 def inherit(model: Model, before: Model, *, source: str) -> None:
@@ -305,7 +327,7 @@ def _begin(
     rank: Rank,
     *,
     stage: str,
-    preset: str,
+    preset: str | Preset,
     model: ModelConfig,
     training: TrainingConfig,
     files: list[Path],
@@ -333,8 +355,8 @@ def _begin(
     if (options.out / STATE).exists():
         known = read_record(options.out)
         for key in _FIXED:
-            if known[key] != record[key]:
-                where = _first_difference(known[key], record[key], key)
+            where = _first_difference(known[key], record[key], key)
+            if where is not None:
                 raise EnmaError(f"{path}: {where}; choose an empty --out or the same settings")
         return
     if rank.index == 0:
@@ -344,12 +366,12 @@ def _begin(
             raise EnmaError(f"{options.out}: cannot be written ({error.strerror}); choose another --out") from error
 
 
-def _first_difference(old: Any, new: Any, name: str) -> str:
+def _first_difference(old: Any, new: Any, name: str) -> str | None:
+    """Where two records differ; a key that is newer than one of them is as good as null."""
     if isinstance(old, dict) and isinstance(new, dict):
-        for key in [*old, *new]:
-            if old.get(key) != new.get(key):
-                return _first_difference(old.get(key), new.get(key), f"{name}.{key}")
-    return f"this run was begun with {name} {old}, not {new}"
+        found = (_first_difference(old.get(key), new.get(key), f"{name}.{key}") for key in [*old, *new])
+        return next((where for where in found if where is not None), None)
+    return None if old == new else f"this run was begun with {name} {old}, not {new}"
 
 
 def _run(task: Task, options: RunOptions) -> dict[str, float]:
@@ -403,6 +425,13 @@ def _read(path: Path, config: ModelConfig) -> FieldFile:
 
 def _fields(data: FieldFile, rows: np.ndarray | None = None) -> Tensor:
     return torch.from_numpy(data.u if rows is None else data.u[rows])
+
+
+def _context_rows(data: FieldFile, rows: np.ndarray) -> np.ndarray | None:
+    """Numbers of the contexts of trajectories; None where every trajectory is of an environment of its own."""
+    if data.environment is not None and len(np.unique(data.environment)) == len(data):
+        return None
+    return np.array([data.context_for(int(i)) for i in rows])
 
 
 def _spread(data: FieldFile, count: int) -> np.ndarray:

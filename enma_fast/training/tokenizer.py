@@ -66,12 +66,13 @@ class TokenizerTask:
 
     @torch.no_grad()
     def validate(self, averaged: nn.Module) -> dict[str, float]:
-        """Relative L2 of the reconstruction from posterior means."""
+        """Relative L2 of the standardised reconstruction from posterior means."""
         assert isinstance(averaged, Tokenizer)
         errors = []
         device = averaged.from_latent.weight.device
         for u in self.val.to(device).split(64):
-            out = averaged.decode(averaged.encode(u), u.shape[1])
+            out = averaged.standardised(averaged.decode(averaged.encode(u), u.shape[1]))
+            u = averaged.standardised(u)
             errors.append((out - u).flatten(1).norm(dim=1) / u.flatten(1).norm(dim=1))
         return {"rel_l2": torch.cat(errors).mean().item()}
 

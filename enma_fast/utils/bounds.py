@@ -58,6 +58,9 @@ _MOST: Mapping[str, int] = {
     "sampling.mask_steps": MOST_MASK_STEPS,
     "sampling.flow_steps": MOST_FLOW_STEPS,
     "sampling.last_flow_steps": MOST_FLOW_STEPS,
+    # In the units of the data.
+    "tokenizer.field_mean": 10**30,
+    "tokenizer.field_scale": 10**30,
 }
 
 

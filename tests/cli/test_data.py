@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from enma_fast.data import describe, generate, read
+from enma_fast.data import EQUATIONS, describe, generate, read
 
 
 def test_generate_writes_what_the_library_writes(enma: Callable, tmp_path: Path) -> None:
@@ -60,7 +60,7 @@ def test_nobody_is_told_to_generate_into_a_folder_of_their_own(enma: Callable, t
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("heat",), "equation 'heat' is unknown; use one of advection, combined"),
+        (("heat",), "equation 'heat' is unknown; use one of " + ", ".join(EQUATIONS)),
         (("advection", "--split", "test"), "split 'test' is unknown; use one of train, val, test-in, test-out"),
         (("advection", "--groups", 0), "groups is 0; the split 'train' has between 1 and 900000 groups"),
         (("advection", "--seed", -1), "seed is -1; use a seed of 0 or more"),
@@ -117,3 +117,20 @@ def test_subset_refuses(enma: Callable, test_in: Path, tmp_path: Path) -> None:
     assert out.read_text() == "mine"
     assert enma("data", "subset", test_in, "--out", out, "--force").status == 0
     assert len(read(out)) == 24
+
+
+def test_import_writes_a_field_file_and_tells_what_it_holds(enma: Callable, tmp_path: Path) -> None:
+    np.save(tmp_path / "waves.npy", np.random.default_rng(0).normal(size=(3, 6, 8)))
+    command = ("data", "import", tmp_path / "waves.npy", "--out", tmp_path / "waves.h5")
+    assert enma(*command).error().endswith("--axes trajectory,time,x")
+    command += ("--axes", "trajectory,time,x", "--dt", 0.1, "--spacing", 0.5, "--periodic", "x", "--unit", "u=m")
+    found = enma(*command, "--json").json
+    assert (found["trajectories"], found["frames"], found["periodic"], found["units"]) == (3, 6, [True], {"u": "m"})
+    assert found["lengths"] == [4.0]
+    assert enma(*command).error().endswith("exists; choose another --out, or use --force")
+    assert (
+        "3 trajectories in 3 environments, 6 frames, 8 points (periodic), channels u" in enma(*command, "--force").out
+    )
+    assert (
+        enma(*command[:-1], "u", "--force").error() == "--unit u: write CHANNEL=UNIT, for example --unit temperature=K"
+    )

@@ -171,12 +171,12 @@ def test_what_lies_outside_the_training_data_is_told_or_refused(enma: Callable, 
     for command in (("forecast", strange, "--out", out, *select), ("score", strange, "--members", 1, "--limit", 1)):
         error = enma(*command, "--strict").error()
         assert error.startswith(f"{strange}: the observed frames of trajectory ")
-        assert " lie outside what combined-small was trained on: " in error
+        assert " lie outside what combined-fast was trained on: " in error
         assert error.endswith("; check unit and physics, or leave out strict")
         assert not out.exists()
     run = enma("forecast", strange, "--out", out, *select, "--json")
     assert run.json["outside_training"] == [4, 5]
-    assert "trajectory 4 (and of 1 more) lie outside what combined-small was trained on" in run.err
+    assert "trajectory 4 (and of 1 more) lie outside what combined-fast was trained on" in run.err
     shown = " ".join(enma("score", out).out.split())
     assert "observed frames outside the training data: 2 trajectories" in shown
     result = enma("score", out, "--json").json

@@ -241,7 +241,7 @@ def test_publish_refuses_runs_that_do_not_belong_together(
 
     assert error(runs / "dynamics", other).startswith(f"{runs / 'dynamics'}: was not trained on the tokenizer of")
     assert error(runs / "tokenizer", runs / "tokenizer").endswith(
-        "is a run of the tokenizer, not of the dynamics or of forecasts"
+        "is a run of the tokenizer, not of the dynamics, forecasts or first-frame"
     )
     assert error(tmp_path, runs / "tokenizer").startswith(f"{tmp_path / 'run.json'}: no such file")
 

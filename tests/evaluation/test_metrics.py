@@ -102,6 +102,7 @@ def test_crps_survives_a_large_offset():
     assert crps(ensemble + 1e6, truth + 1e6).item() == pytest.approx(crps(ensemble, truth).item(), rel=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spread", [0.2, 1.0, 3.0])
 @pytest.mark.parametrize("members", [2, 16])
 def test_rmsce_is_that_of_uncertainty_toolbox(members, spread):

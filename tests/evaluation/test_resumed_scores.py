@@ -52,6 +52,7 @@ store_scores.score_store(store, truth=truth, progress=lambda done, _: kill() if 
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_gives_the_same_bits(tmp_path: Path, data: FieldFile) -> None:
     path = tmp_path / "run.zarr"
     store_of(path, data, list(range(6)))

@@ -242,7 +242,13 @@ def test_an_error_in_a_stop_comes_through(relative):
     assert sample_fields(relative, history).isfinite().all()
 
 
-PRESET_NAMES = ["combined-small", "advection-small", "combined-points-small", "vorticity-small", "combined-paper"]
+PRESET_NAMES = [
+    "combined-small",
+    "advection-small",
+    "combined-points-small",
+    pytest.param("vorticity-small", marks=pytest.mark.slow),
+    pytest.param("combined-paper", marks=pytest.mark.slow),
+]
 
 
 @pytest.mark.parametrize("name", PRESET_NAMES)

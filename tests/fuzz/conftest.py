@@ -25,12 +25,3 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     if runner is not None:
         ends = ", ".join(f"{name} {count}" for name, count in sorted(runner.counts.items()))
         terminalreporter.write_line(f"fuzz: {runner.counts.total()} cases; {ends}")
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """The long suite runs when it is asked for: ``pytest tests/fuzz -m slow``."""
-    if "slow" in (config.option.markexpr or ""):
-        return
-    long = [item for item in items if "fuzz" in item.path.parts and item.get_closest_marker("slow")]
-    config.hook.pytest_deselected(items=long)
-    items[:] = [item for item in items if item not in long]

@@ -144,7 +144,7 @@ def test_weights(runner: Runner, tiny: Path, tmp_path: Path, changes: list, sign
     check_checkpoint(runner, tiny, tmp_path / "changed", WEIGHTS, changes, signed)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("number", range(ROUNDS))
 def test_many_field_files(number: int, runner: Runner, good: Path) -> None:
     @seed(number)
@@ -155,7 +155,7 @@ def test_many_field_files(number: int, runner: Runner, good: Path) -> None:
     check()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", [CONFIG, MANIFEST, WEIGHTS])
 @pytest.mark.parametrize("number", range(ROUNDS))
 def test_many_checkpoints(number: int, name: str, runner: Runner, tiny: Path, tmp_path: Path) -> None:

@@ -130,7 +130,7 @@ def suite(cases: int, *, anew: bool) -> Callable[[Target], None]:
 test_changed_stores_are_right_or_one_line = suite(FEW, anew=False)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("number", range(ROUNDS))
 def test_many_changed_stores_are_right_or_one_line(target: Target, number: int) -> None:
     suite(MANY, anew=True)(target)

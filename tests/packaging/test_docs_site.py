@@ -22,7 +22,7 @@ from enma_fast.data import shipped_file
 from .test_docs_page import DOCS, FENCE, commands, run_shell
 
 ROOT = DOCS.parent
-PAGES = ("results-in-xarray.md", "stop-members-early.md", "score-and-calibrate.md")
+PAGES = ("results-in-xarray.md", "stop-members-early.md", "score-and-calibrate.md", "your-own-data.md")
 EXAMPLES = sorted((DOCS / "examples").glob("*.py"))
 API = DOCS / "reference" / "api.md"
 # A path of the tree between backquotes, such as `models/tokenizer` or `data/well.py`.

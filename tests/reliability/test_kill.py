@@ -139,7 +139,7 @@ def test_while_a_store_is_replaced(runs: Runs) -> None:
     """With `force` a run begins anew every time it is repeated; nothing of the old store may stay behind."""
     runs.clear()
     options = runs.options
-    runs.options = {**options, "seed": 7}
+    runs.options = {**options, "request": {**options["request"], "seed": 7}}
     assert runs.run().status == 0
     old = runs.folder.with_name("runs-old")
     shutil.copytree(runs.folder, old)
@@ -157,7 +157,7 @@ def test_while_a_store_is_replaced(runs: Runs) -> None:
 @pytest.mark.parametrize("runs", MODES, indirect=True)
 def test_at_random_moments_several_times_in_a_row(runs: Runs, rng: np.random.Generator) -> None:
     landed: Counter[str] = Counter()
-    runs.options |= {"members": 12, "chunk": 1}
+    runs.options["request"] |= {"num_members": 12, "chunk": 1}
     runs.clear()
     ended = runs.run()
     assert ended.status == 0, ended.err

@@ -109,6 +109,7 @@ def test_a_model_that_gives_no_numbers_spoils_no_other() -> None:
     assert list(batch_invariant._IN_BLOCKS.values()) == [True]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["combined-small", "relative", "plane"])
 def test_a_member_has_the_same_bits_alone_in_any_chunk_and_on_any_threads(name: str) -> None:
     model = made(name)

@@ -25,6 +25,7 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> TapeRecorder:
     return TapeRecorder(monkeypatch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["paper", "relative", *ONE_PASS])
 def test_replayed_frames_are_the_steps_own(name: str, recorder: TapeRecorder) -> None:
     dynamics = build(name)

@@ -209,11 +209,11 @@ def test_an_engine_goes_with_its_model() -> None:
     [
         "combined-small",
         "combined-fast",
-        "combined-paper",
+        pytest.param("combined-paper", marks=pytest.mark.slow),
         "combined-fast-paper",
-        "vorticity-paper",
-        "gray-scott-paper",
-        "wave-paper",
+        pytest.param("vorticity-paper", marks=pytest.mark.slow),
+        pytest.param("gray-scott-paper", marks=pytest.mark.slow),
+        pytest.param("wave-paper", marks=pytest.mark.slow),
     ],
 )
 def test_presets_are_the_reference(name: str) -> None:

@@ -250,6 +250,7 @@ print(most, plan["keys_values"], sum(plan.values()) - plan["weights"])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="resident memory is read from /proc")
 def test_memory_is_what_the_plan_says() -> None:
     """In a process of its own, where nobody else gives memory back; beside the weights."""

@@ -56,8 +56,8 @@ def part_of(given: Problem, row: int) -> Problem:
     ("name", "dtype"),
     [
         ("paper", torch.bfloat16),
-        ("relative", torch.float32),
-        ("paper-fast", torch.float32),
+        pytest.param("relative", torch.float32, marks=pytest.mark.slow),
+        pytest.param("paper-fast", torch.float32, marks=pytest.mark.slow),
         ("relative-fast", torch.bfloat16),
     ],
     ids=str,

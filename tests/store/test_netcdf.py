@@ -243,6 +243,7 @@ CHECKER_ONLY = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The ioos_sos checker:DeprecationWarning")
 @pytest.mark.parametrize("space", [(7,), (4, 3)])
 @pytest.mark.parametrize("members", [True, False])

@@ -19,7 +19,7 @@ from enma_fast.config import TrainingConfig
 from enma_fast.errors import EnmaError
 from enma_fast.models.checkpoint import read_tensors
 from enma_fast.models.tokenizer import Tokenizer
-from enma_fast.training.dynamics import DynamicsTask, Latents, encode_all
+from enma_fast.training.dynamics import DynamicsTask, Latents, encode_all, environments
 from enma_fast.training.loop import Average, Rank, RunOptions, autocast, fast_bf16, join_ranks, run, step_generator
 from enma_fast.training.optim import learning_rate
 from enma_fast.training.tokenizer import TokenizerTask, roll
@@ -541,12 +541,26 @@ def test_segments_are_standardised_and_shifted_by_whole_tokens():
     assert {i // 12 % 2 for i in which} == {0, 1}
 
 
-def test_environments_of_unequal_size_are_refused():
+def test_groups_hold_trajectories_of_one_environment():
+    numbers = torch.tensor([4, 7, 4, 7, 7, 4])
+    assert environments(numbers).tolist() == [[0, 2, 5], [1, 3, 4]]
+    # Each trajectory begins a group of as many as the smallest environment has.
+    assert environments(torch.tensor([4, 7, 4, 7, 7])).tolist() == [[0, 2], [2, 0], [1, 3], [3, 4], [4, 1]]
+    assert environments(torch.tensor([3, 8, 5]), paired=False).tolist() == [[0], [2], [1]]
+
+
+def test_pairs_need_two_trajectories_of_every_environment():
     task = dynamics_task("relative")
-    for environment in ([0] * 5 + [1] * 7, list(range(12))):
-        latents = replace(task.train, environment=torch.tensor(environment))
-        with pytest.raises(EnmaError, match="every environment needs the same number"):
-            DynamicsTask(task.model, TRAINING, train=latents, val=task.val, val_contexts=task.val_contexts)
+    latents = replace(task.train, environment=torch.tensor([0, 0, *range(1, 11)]))
+    with pytest.raises(EnmaError, match="every environment needs two or more trajectories, or set context_share=0"):
+        DynamicsTask(task.model, TRAINING, train=latents, val=task.val, val_contexts=task.val_contexts)
+    training = replace(TRAINING, context_share=0.0)
+    alone = DynamicsTask(task.model, training, train=latents, val=task.val, val_contexts=None, members=2)
+    loss, _ = alone.loss(alone.module, step_generator(0, 0), Rank())
+    assert loss.isfinite()
+    scores = alone.validate(nn.Identity())
+    assert set(scores) == {"rel_l2", "rel_l2_member", "spread_skill", "crps"}
+    assert alone.merit(scores) == scores["rel_l2"]
 
 
 def test_the_model_gets_the_statistics_of_its_latents():

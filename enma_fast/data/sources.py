@@ -1,0 +1,170 @@
+"""What other people's files hold: named arrays, coordinates and columns, out of NumPy, NetCDF, Zarr and HDF5 files.
+
+NumPy files are read without pickles. NetCDF and Zarr go through xarray, which decodes scales, fill values and dates.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import EnmaError, first_line
+from ..utils.extras import load_extra
+from ..utils.untrusted import Limits
+from . import hdf5
+
+# Axis of a field file -> names that sources give it.
+NAMES = {
+    "trajectory": ("trajectory", "traj", "sample", "member", "realization", "ensemble", "simulation", "run"),
+    "time": ("time", "t", "frame", "t-coordinate"),
+    "x": ("x", "lon", "longitude", "x-coordinate"),
+    "y": ("y", "lat", "latitude", "y-coordinate"),
+    "z": ("z", "z-coordinate"),
+    "channel": ("channel", "variable", "component", "field"),
+}
+AXES = {name: axis for axis, names in NAMES.items() for name in names}
+KINDS = ".npy, .npz, .nc, .zarr, .h5 or .hdf5"
+_HDF5, _NETCDF = (".h5", ".hdf5", ".hdf"), (".nc", ".nc4", ".cdf")
+_PDEBENCH_FLUIDS = ("Vx", "Vy", "Vz", "density", "pressure")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Variable:
+    """One array of a source: its values, the names of its axes (None if the file has none), and its unit."""
+
+    values: np.ndarray
+    axes: tuple[str, ...] | None = None
+    unit: str = "1"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Source:
+    """The contents of a file: fields of two axes or more, coordinates by axis, and columns of one axis.
+
+    Attributes
+    ----------
+    fields : name -> variable
+    coords : axis of a field file ("time", "x", ..., "channel") -> its values
+    columns : name -> one value per trajectory, perhaps
+    wraps : True where the format says that the domain is periodic
+    """
+
+    path: Path
+    fields: dict[str, Variable] = field(default_factory=dict)
+    coords: dict[str, np.ndarray] = field(default_factory=dict)
+    columns: dict[str, np.ndarray] = field(default_factory=dict)
+    wraps: bool = False
+
+
+def open_source(path: Path, names: Sequence[str]) -> Source:
+    """Read a file or Zarr folder; of its fields only `names`, where there are any.
+
+    Raises
+    ------
+    EnmaError
+        If it is missing, of no known kind, damaged, or lacks a field.
+    """
+    if not path.exists():
+        raise EnmaError(f"{path}: no such file; check the path")
+    ending = path.suffix.lower()
+    if ending in (".npy", ".npz"):
+        found = _arrays(path, _numpy(path))
+    elif ending in _HDF5:
+        found = _hdf5(path, names)
+    elif ending in _NETCDF or ending == ".zarr" or any((path / mark).is_file() for mark in ("zarr.json", ".zgroup")):
+        found = _xarray(path, names)
+    else:
+        raise EnmaError(f"{path}: is of no known kind; give a file {KINDS}")
+    missing = [name for name in names if name not in found.fields]
+    if missing or not found.fields:
+        wanted = f"has no field '{missing[0]}'" if missing else "has no field of two axes or more"
+        held = ", ".join([*found.fields, *found.columns, *found.coords]) or "nothing"
+        raise EnmaError(f"{path}: {wanted}; it holds {held}")
+    return Source(
+        path=path,
+        fields={name: found.fields[name] for name in names or found.fields},
+        coords=found.coords,
+        columns=found.columns,
+        wraps=found.wraps,
+    )
+
+
+def _numpy(path: Path) -> dict[str, np.ndarray]:
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        return {"u": loaded} if isinstance(loaded, np.ndarray) else {name: loaded[name] for name in loaded.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise EnmaError(f"{path}: cannot be read as NumPy's ({first_line(error)}); save it again by np.save") from error
+
+
+def _arrays(path: Path, arrays: dict[str, np.ndarray]) -> Source:
+    """Arrays without names of axes: those of one axis are coordinates by their name, or else columns."""
+    fields, coords, columns = {}, {}, {}
+    fluids = "x-coordinate" in arrays and any(name in arrays for name in _PDEBENCH_FLUIDS)
+    for name, values in arrays.items():
+        if values.ndim > 1:
+            axes = ("trajectory", "time", *"xyz"[: values.ndim - 2]) if fluids else None
+            fields[name] = Variable(values=values, axes=axes)
+        elif values.ndim == 1 and name in AXES:
+            coords[AXES[name]] = values
+        elif values.ndim == 1:
+            columns[name] = values
+    return Source(path=path, fields=fields, coords=coords, columns=columns, wraps=fluids)
+
+
+def _hdf5(path: Path, names: Sequence[str]) -> Source:
+    """Arrays at the root of an HDF5 file, or the runs of PDEBench's 2-D files: groups of `data` and `grid`."""
+
+    def work(file: Any, more: Limits) -> dict[str, np.ndarray]:
+        runs = [key for key in file if key.isdigit() and "data" in hdf5.get(file, key, "group")]
+        if runs:
+            first = hdf5.get(file, runs[0], "group")
+            more(len(runs) * hdf5.get(first, "data", "dataset").nbytes)
+            grid = hdf5.get(first, "grid", "group")
+            axes = {key: hdf5.get(grid, key, "dataset")[()] for key in "txyz" if key in grid}
+            parts = [hdf5.get(hdf5.get(file, key, "group"), "data", "dataset")[()] for key in sorted(runs)]
+            if len({part.shape for part in parts}) > 1:
+                raise EnmaError(f"{path}: its runs differ in shape; import those of one shape")
+            return {"u": np.stack(parts), **axes}
+        datasets = {key: file[key] for key in file if hasattr(file[key], "dtype")}
+        datasets = {key: hdf5.get(file, key, "dataset") for key in datasets}
+        kept = {
+            key: data
+            for key, data in datasets.items()
+            if data.dtype.kind in "fiu" and (data.ndim == 1 or not names or key in names)
+        }
+        more(sum(data.nbytes for data in kept.values()))
+        return {key: data[()] for key, data in kept.items()}
+
+    arrays: dict[str, np.ndarray] = hdf5.read_file(path, work)
+    found = _arrays(path, arrays)
+    if set(arrays) <= {"u", *"txyz"} and "u" in arrays and arrays["u"].ndim == len(found.coords) + 2:
+        axes = ("trajectory", "time", *(name for name in "xyz" if name in found.coords), "channel")
+        return Source(path=path, fields={"u": Variable(values=arrays["u"], axes=axes)}, coords=found.coords)
+    return found
+
+
+def _xarray(path: Path, names: Sequence[str]) -> Source:
+    xarray = load_extra("xarray", "store")
+    fields, coords, columns = {}, {}, {}
+    try:
+        opened = xarray.open_zarr(path, chunks=None, consolidated=False) if path.is_dir() else xarray.open_dataset(path)
+        with opened as dataset:
+            for name, data in dataset.variables.items():
+                numeric = data.dtype.kind in "fiu"
+                if data.ndim > 1 and numeric and name in dataset.data_vars and (not names or name in names):
+                    unit = str(data.attrs.get("units", "1")) or "1"
+                    fields[str(name)] = Variable(values=data.to_numpy(), axes=tuple(map(str, data.dims)), unit=unit)
+                elif data.ndim == 1 and name in data.dims:
+                    coords[AXES.get(str(name), str(name))] = data.to_numpy()
+                elif data.ndim == 1 and numeric:
+                    columns[str(name)] = data.to_numpy()
+    except Exception as error:
+        # Engines of xarray raise nearly anything for damaged files.
+        raise EnmaError(f"{path}: xarray cannot read it ({first_line(error)}); check the file") from error
+    return Source(path=path, fields=fields, coords=coords, columns=columns)

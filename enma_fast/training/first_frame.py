@@ -1,0 +1,107 @@
+"""Train the flow that draws frame 0 of a generated trajectory, with all other weights of a one-pass model held.
+
+Every other frame of a one-pass model is read off linearly, so the velocity of the flow head has frame 0 alone to draw,
+and a batch can take many masks and many noises of it where whole forecasts take few.
+
+Legend: B trajectories, R masks of each, N tokens per frame, C token channels, S noises of a token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..config import TrainingConfig
+from ..errors import EnmaError
+from ..models.causal_transformer import GrowingCache
+from ..models.model import Dynamics, Model
+from .forecasts import ForecastTask
+from .loop import Rank
+
+# Noises of a token: its condition costs more than many velocities.
+NOISES = 16
+# Validation: as many batches, with noise that never changes.
+VALIDATION_BATCHES = 8
+
+
+class FirstFrame(nn.Module):
+    """The dynamics, of which the velocity of the flow head is trained; ``forward`` is the flow loss of frame 0."""
+
+    def __init__(self, dynamics: Dynamics) -> None:
+        super().__init__()
+        self.dynamics = dynamics
+        dynamics.requires_grad_(False)
+        dynamics.flow.velocity.requires_grad_(True)
+
+    def forward(
+        self, z_BNC: Tensor, context_BTNC: Tensor, known_BRN: Tensor, noise: Tensor, times: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Flow loss of the masked tokens; ``noise [B, R, N, S, C]``, ``times [B, R, N, S, 1]``."""
+        with torch.no_grad():
+            condition, z = self.conditions(z_BNC, context_BTNC, known_BRN)
+        masked = ~known_BRN.flatten(0, 1)
+        noise, times = (x.flatten(0, 1)[masked] for x in (noise, times))
+        # The likelihood of the mean and scale is part of it, and has no gradient here.
+        per_token, _ = self.dynamics.flow.loss(z[masked], condition[masked], noise, times)
+        loss = per_token.mean()
+        return loss, {"flow": loss.detach()}
+
+    def conditions(self, z_BNC: Tensor, context_BTNC: Tensor, known_BRN: Tensor) -> tuple[Tensor, Tensor]:
+        """Conditions ``[B R, N, D]`` of the tokens of frame 0, and these tokens ``[B R, N, C]``."""
+        dynamics, R = self.dynamics, known_BRN.shape[1]
+        h_BTND = dynamics.temporal.read([context_BTNC, z_BNC[:, None]], GrowingCache(dynamics.temporal, len(z_BNC)))
+        z, h = (x.repeat_interleave(R, 0) for x in (z_BNC, h_BTND[:, -2]))
+        return dynamics.spatial(h, z, known_BRN.flatten(0, 1)), z
+
+
+class FirstFrameTask(ForecastTask):
+    """The data of :class:`ForecastTask`, of which frame 0 is the target."""
+
+    def __init__(self, model: Model, config: TrainingConfig, **data: Any) -> None:
+        if model.config.dynamics.decoder != "one-pass":
+            raise EnmaError(
+                f"{model.config.name}: its decoder is {model.config.dynamics.decoder}, whose flow draws every frame; "
+                "train it on whole forecasts"
+            )
+        super().__init__(model, config, **data)
+        if self.val_contexts is None or self.groups.shape[1] < 2:
+            raise EnmaError("training data: frame 0 needs a context, and every environment two or more trajectories")
+        self.contexts = self.val_contexts
+        self.module = FirstFrame(model.dynamics)
+
+    def loss(
+        self, module: Callable[..., Any], generator: torch.Generator, rank: Rank
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Flow loss of frame 0 of a batch, given another trajectory of the same environment."""
+        mine = rank.share(self.config.batch)
+        (context, target), _ = self._tokens(generator, mine, paired=True)
+        draws = (x[mine].to(target.device) for x in self._draws(self.config.batch, generator))
+        return module(target[:, 0], context, *draws)
+
+    def _draws(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Known tokens ``[B, R, N]``, noise ``[B, R, N, S, C]`` and flow times ``[B, R, N, S, 1]``."""
+        config = self.model.config
+        shape = (count, self.options.first_draws, config.num_tokens)
+        masked = torch.randint(1, config.num_tokens + 1, (*shape[:2], 1), generator=generator)
+        known = torch.rand(shape, generator=generator).argsort(-1).argsort(-1) >= masked
+        noise = torch.randn(*shape, NOISES, config.token_channels, generator=generator)
+        return known, noise, torch.rand(*shape, NOISES, 1, generator=generator)
+
+    def merit(self, scores: dict[str, float]) -> float:
+        """Loss of frame 0."""
+        return scores["flow"]
+
+    @torch.no_grad()
+    def validate(self, averaged: nn.Module) -> dict[str, float]:
+        """Flow loss of frame 0 of the validation trajectories."""
+        generator, device = torch.Generator().manual_seed(0), next(averaged.parameters()).device
+        target = self.model.encode(self.val[:, :1].to(device)).float()[:, 0]
+        context = self.model.encode(self.contexts.to(device)).float()
+        losses = [
+            averaged(target, context, *(x.to(device) for x in self._draws(len(target), generator)))[0]
+            for _ in range(VALIDATION_BATCHES)
+        ]
+        return {"flow": torch.stack(losses).mean().item()}

@@ -1,0 +1,201 @@
+"""The user's own fields: one data set out of a file or a folder, divided into training, validation and test.
+
+Environments stay whole where there are five or more. Windows of one series are divided by time, and those that overlap
+the held-out ones are left out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..data import FIRST_FRAME, FieldFile, check_fields, dataset_split, read, write
+from ..errors import EnmaError
+from ..utils.text import counted
+
+TRAIN, VAL, TEST = "train", "val", "test-in"
+SPLITS = (TRAIN, VAL, TEST)
+# Share of the data for each of validation and test, and fewest environments that are held out whole.
+_SHARE, _FEWEST_ENVIRONMENTS = 0.1, 5
+_FIELD_FILES = (".h5", ".hdf5")
+
+
+def files_of(source: Path) -> list[Path]:
+    """The field files that a path names: itself, or those of a folder in the order of their names."""
+    if not source.exists():
+        raise EnmaError(f"{source}: no such file or folder; check the path")
+    if source.suffix == ".zarr" or (source.is_file() and source.suffix not in _FIELD_FILES):
+        raise EnmaError(
+            f"{source}: is not a field file; import it first: enma-fast data import {source} --out {source.stem}.h5"
+        )
+    if source.is_file():
+        return [source]
+    files = sorted(path for path in source.iterdir() if path.suffix in _FIELD_FILES)
+    if not files:
+        raise EnmaError(f"{source}: holds no field file (.h5); make one by enma-fast data import")
+    return files
+
+
+def name_of(source: Path) -> str:
+    """Name of the data set and the model: that of the file without its split, or of the folder."""
+    stem = dataset_split(source.stem)[0] if source.suffix in _FIELD_FILES else source.resolve().name
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", stem).strip("-.") or "own"
+
+
+def load_splits(source: Path) -> dict[str, FieldFile]:
+    """Training, validation and test data.
+
+    Files of a folder whose names end in `-train`, `-val` and `-test-in` are these splits; those that are lacking are
+    taken from `-train`. All other files are one data set, which is divided.
+
+    Raises
+    ------
+    EnmaError
+        If files disagree, a value is missing, a channel is constant, or there are too few trajectories.
+    """
+    parts: dict[str, list[FieldFile]] = {}
+    files = files_of(source)
+    named = {path: dataset_split(path.stem)[1] for path in files}
+    if len(files) == 1 or TRAIN not in named.values():
+        named = dict.fromkeys(files, TRAIN)
+    for path in files:
+        split = named[path]
+        if split in SPLITS:
+            parts.setdefault(split, []).append(read(path))
+    first = parts[TRAIN][0]
+    for data in (data for found in parts.values() for data in found):
+        _agree(first, data)
+        check_fields(data)
+    joined = {split: _joined(found) for split, found in parts.items()}
+    lacking = [split for split in SPLITS if split not in joined]
+    if lacking:
+        whole = joined[TRAIN]
+        joined |= {split: _rows(whole, rows) for split, rows in divide(whole, lacking).items()}
+    return {split: joined[split] for split in SPLITS}
+
+
+def divide(data: FieldFile, lacking: Sequence[str]) -> dict[str, np.ndarray]:
+    """Rows of the training data, and of each of the splits that are lacking; the same for the same data.
+
+    Raises
+    ------
+    EnmaError
+        If there are too few trajectories.
+    """
+    if FIRST_FRAME in data.parameters:
+        return _by_time(data, lacking)
+    assert data.environment is not None
+    numbers, inverse = np.unique(data.environment, return_inverse=True)
+    units = inverse if len(numbers) >= _FEWEST_ENVIRONMENTS else np.arange(len(data))
+    count = int(units.max()) + 1
+    each = max(1, round(_SHARE * count))
+    if count < len(lacking) * each + 1:
+        raise EnmaError(
+            f"{data.path}: holds {counted(count, 'trajectory')}; training, validation and test need at least "
+            f"{len(lacking) + 1}, so give more, or cut them into shorter ones: enma-fast data import --window"
+        )
+    order = np.random.default_rng(0).permutation(count)
+    found = {split: np.flatnonzero(np.isin(units, order[i * each :][:each])) for i, split in enumerate(lacking)}
+    return {TRAIN: np.flatnonzero(np.isin(units, order[len(lacking) * each :])), **found}
+
+
+def _by_time(data: FieldFile, lacking: Sequence[str]) -> dict[str, np.ndarray]:
+    """The last windows are those of the last split, and so on; windows that reach into a later split are left out."""
+    first = data.parameters[FIRST_FRAME]
+    starts = np.unique(first)
+    each = max(1, round(_SHARE * len(starts)))
+    end, found = np.inf, {}
+    for split in reversed([TRAIN, *lacking]):
+        free = starts[starts + len(data.times) <= end]
+        if not len(free):
+            raise EnmaError(
+                f"{data.path}: its windows begin at {counted(len(starts), 'frame')}, too few to hold some out that do "
+                "not overlap the others; import the series with a shorter --window"
+            )
+        kept = free if split == TRAIN else free[-each:]
+        found[split] = np.flatnonzero(np.isin(first, kept))
+        end = kept[0]
+    return found
+
+
+def has_contexts(splits: dict[str, FieldFile]) -> bool:
+    """True if every trajectory of every split has another one of its environment."""
+    return all(environment_sizes(data).min() > 1 for data in splits.values())
+
+
+def environment_sizes(data: FieldFile) -> np.ndarray:
+    """Number of trajectories of each environment, int64."""
+    assert data.environment is not None
+    return np.unique(data.environment, return_counts=True)[1]
+
+
+def write_split(path: Path, data: FieldFile, name: str) -> Path:
+    """Write a split as a field file of its own."""
+    assert data.environment is not None
+    return write(
+        path,
+        name=name,
+        times=data.times,
+        coords=data.coords,
+        periodic=data.periodic,
+        scalars={"environment": data.environment, **data.parameters},
+        t0_fields={channel: data.u[..., c] for c, channel in enumerate(data.channels)},
+        units=data.units,
+    )
+
+
+def _agree(first: FieldFile, data: FieldFile) -> None:
+    """Raise `EnmaError` unless two files are of one data set."""
+    facts: dict[str, Any] = {
+        "channels": [", ".join(of.channels) for of in (first, data)],
+        "units": [[of.units.get(channel, "1") for channel in of.channels] for of in (first, data)],
+        "points": [of.u.shape[2:-1] for of in (first, data)],
+        "frames": [of.u.shape[1] for of in (first, data)],
+        "boundaries": [of.periodic for of in (first, data)],
+    }
+    for what, (one, other) in facts.items():
+        if one != other:
+            raise EnmaError(
+                f"{data.path}: its {what} are {other}, those of {first.path.name} {one}; convert one of them, or train "
+                "on files that agree"
+            )
+    for what, one, other in (("times", first.times, data.times), *zip("xyz", first.coords, data.coords, strict=False)):
+        # Times may begin anywhere.
+        if not np.allclose(one - one[0], other - other[0], rtol=1e-3, atol=1e-6 * np.ptp(one)):
+            raise EnmaError(
+                f"{data.path}: its {what} have other steps than those of {first.path.name}; interpolate them, or train "
+                "on files that agree"
+            )
+
+
+def _joined(parts: list[FieldFile]) -> FieldFile:
+    """Files as one; numbers of environments are those of their own file, so each file has others."""
+    environment, most = [], 0
+    for data in parts:
+        own = np.arange(len(data)) if data.environment is None else data.environment
+        environment.append(np.unique(own, return_inverse=True)[1] + most)
+        most = int(environment[-1].max()) + 1
+    shared = [name for name in parts[0].parameters if all(name in data.parameters for data in parts)]
+    return replace(
+        parts[0],
+        u=np.concatenate([data.u for data in parts]) if len(parts) > 1 else parts[0].u,
+        environment=np.concatenate(environment),
+        parameters={name: np.concatenate([data.parameters[name] for data in parts]) for name in shared},
+        numbers=None,
+        total=None,
+    )
+
+
+def _rows(data: FieldFile, rows: np.ndarray) -> FieldFile:
+    assert data.environment is not None
+    return replace(
+        data,
+        u=data.u[rows],
+        environment=data.environment[rows],
+        parameters={name: values[rows] for name, values in data.parameters.items()},
+    )

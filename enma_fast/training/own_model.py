@@ -1,0 +1,169 @@
+"""Carry out the plan of a training on the user's own data: three stages, then scores, card and checkpoint.
+
+RUN/plan.json            model, recipes, split and time
+RUN/data/                the splits as field files
+RUN/tokenizer, dynamics, forecasts/   runs of the recipes, each resumed where it stopped
+RUN/checkpoint/          the model, with card and metrics
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..data import FieldFile, read
+from ..errors import EnmaError
+from ..evaluation.metrics import Scores
+from ..evaluation.scoring import score_forecast
+from ..forecasting.file_forecast import FileForecast
+from ..forecasting.request import ForecastRequest, task_named
+from ..models.checkpoint import IN_RUN, MANIFEST, METRICS, load_model, save_model, write_atomic
+from ..models.model import Model
+from ..utils.launch import detect
+from .card import training_domain
+from .lineage import account
+from .loop import RunOptions
+from .own_card import own_card
+from .own_data import TEST, TRAIN, write_split
+from .own_plan import DATA, DYNAMICS_CHANGES, MEMBERS, SCORED, STAGES, VALIDATIONS, Plan, Request, make_plan, saved_plan
+from .recipes import data_file, read_record, train_dynamics, train_forecasts, train_tokenizer
+
+log = logging.getLogger("enma_fast")
+
+# Seconds between saved states, and steps between looks at the loss.
+_SAVE_SECONDS, _LOG_EVERY = 60.0, 10
+
+# Called with the seconds of work that are done and that there are, by the plan, and a note.
+Progress = Callable[[float, float, str], None]
+
+
+def prepare_own(source: Path, out: Path, request: Request) -> Plan:
+    """The plan of a run folder, made and written there with the splits if it is new.
+
+    Raises
+    ------
+    EnmaError
+        As `make_plan` and `saved_plan`, or under a launcher of several processes.
+    """
+    if detect().num_ranks > 1:
+        raise EnmaError("train FILE is one process; on several train stage by stage: enma-fast train tokenizer, ...")
+    plan = saved_plan(source, out, request)
+    if plan is None:
+        plan, splits = make_plan(source, request)
+        for split, data in splits.items():
+            name = f"{plan.preset.model.dataset}-{split}"
+            write_split(out / DATA / f"{name}.h5", data, name)
+        plan.save(out)
+    return plan
+
+
+def train_own(plan: Plan, out: Path, *, command: str, progress: Progress | None = None) -> dict[str, Any]:
+    """Train, score and write what `prepare_own` planned, from where an earlier call stopped.
+
+    Parameters
+    ----------
+    plan, out : from `prepare_own`, and its run folder
+    command : that makes the run again, for the card
+
+    Returns
+    -------
+    dict
+        What `metrics.json` of the checkpoint holds: `rows` of scores, each with those of `persistence` and of single
+        `channels`, and the `training`.
+    """
+    total = sum(plan.seconds.values())
+    done = plan.seconds["preparing"]
+    for stage in STAGES:
+        if not (out / stage / IN_RUN / MANIFEST).is_file():
+            _train(stage, plan, out, progress, done, total)
+        done += plan.seconds[stage]
+    metrics = out / IN_RUN / METRICS
+    if (out / IN_RUN / MANIFEST).is_file():
+        found: dict[str, Any] = json.loads(metrics.read_text())
+        return found
+    if progress is not None:
+        progress(done, total, "scoring")
+    model = load_model(out / "forecasts")
+    dataset = plan.preset.model.dataset
+    model.domain = training_domain(data_file(out / DATA, dataset, TRAIN))
+    data = read(data_file(out / DATA, dataset, TEST))
+    tasks = ("temporal", "initial-value") if plan.contexts else ("temporal",)
+    found = {
+        "rows": [_scores(model, data, task) for task in tasks],
+        "training": {stage: account(out / stage, read_record(out / stage), command) for stage in STAGES},
+    }
+    (out / IN_RUN).mkdir(exist_ok=True)
+    write_atomic(metrics, (json.dumps(found, indent=1, allow_nan=False) + "\n").encode())
+    save_model(model, out / IN_RUN, card=own_card(plan, found, command))
+    return found
+
+
+def _train(stage: str, plan: Plan, out: Path, progress: Progress | None, before: float, total: float) -> None:
+    """Train a stage, or go on with it."""
+    training = plan.training(stage)
+    log.info("%s: %d steps of %d trajectories", stage, training.steps, training.batch)
+
+    def seen(done: int, steps: int, values: dict[str, float]) -> None:
+        if progress is not None:
+            held = values.get("validation")
+            note = f"{stage} {done}/{steps}  loss {values['loss']:.3g}"
+            note += "" if held is None else f"  validation {held:.3g}"
+            progress(before + plan.seconds[stage] * done / steps, total, note)
+
+    options = RunOptions(
+        out=out / stage,
+        seed=plan.request.seed,
+        save_seconds=_SAVE_SECONDS,
+        log_every=min(_LOG_EVERY, training.steps),
+        validate_every=-(-training.steps // VALIDATIONS),
+        progress=seen,
+    )
+    preset, data_dir = plan.preset, out / DATA
+    if stage == "tokenizer":
+        train_tokenizer(preset, data_dir=data_dir, options=options)
+    elif stage == "dynamics":
+        train_dynamics(
+            preset,
+            tokenizer=out / "tokenizer",
+            data_dir=data_dir,
+            options=options,
+            model_changes=DYNAMICS_CHANGES,
+        )
+    else:
+        train_forecasts(preset, start=out / "dynamics", data_dir=data_dir, options=options)
+
+
+def _scores(model: Model, data: FieldFile, task: str) -> dict[str, Any]:
+    """Scores of a task on the test data, beside persistence: the last observed frame again and again."""
+    numbers = range(min(SCORED, len(data)))
+    request = ForecastRequest(task=task_named(task), num_members=MEMBERS, trajectories=numbers)
+    forecast = FileForecast(model, data, request)
+    seen = forecast.num_observed
+    truth = data.u[: len(numbers), seen:]
+    persisted = np.broadcast_to(data.u[: len(numbers), seen - 1 : seen], truth.shape)
+    means: list[Tensor] = []
+    row = score_forecast(forecast, warn=False, sink=lambda first, samples: means.append(samples.mean(1)))
+    mean = torch.cat(means).numpy()
+    baseline = Scores()
+    baseline.update(np.ascontiguousarray(persisted[:, None]), truth)
+    result = baseline.result()
+    axes = tuple(range(truth.ndim - 1))
+
+    def errors(made: np.ndarray) -> list[float]:
+        found: list[float] = np.sqrt(np.square(made - truth, dtype=np.float64).mean(axis=axes)).tolist()
+        return found
+
+    pairs = zip(data.channels, errors(mean), errors(persisted), strict=True)
+    kept = {key: value for key, value in row.items() if key not in ("per_frame", "rank_histogram")}
+    return {
+        **kept,
+        "persistence": {key: result[key] for key in ("rel_l2", "rel_l2_median", "rmse")},
+        "channels": {name: {"rmse": own, "persistence_rmse": other} for name, own, other in pairs},
+    }

@@ -1,0 +1,274 @@
+"""The plan of a training on the user's own data: model, recipes, split, and steps of each stage from measured times.
+
+The plan is made once and kept in `plan.json` of the run folder, so that the same command resumes the same training.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..config import TrainingConfig
+from ..data import FieldFile
+from ..errors import EnmaError
+from ..models.checkpoint import PLAN, sha256, write_atomic
+from ..models.model import Model
+from ..presets import Preset, derived_preset
+from ..utils.dataclass_json import from_json, replace, to_json
+from .dynamics import DynamicsTask, encode_all
+from .forecasts import ForecastTask
+from .loop import RunOptions, Task, run
+from .own_data import SPLITS, TRAIN, VAL, environment_sizes, files_of, has_contexts, load_splits, name_of
+from .recipes import DYNAMICS_VALIDATION, FORECAST_VALIDATION, TOKENIZER_VALIDATION
+from .tokenizer import TokenizerTask
+
+# In the run folder: the splits.
+DATA = "data"
+STAGES = ("tokenizer", "dynamics", "forecasts")
+# The flow head teaches the transformers, and its mean is where one pass begins.
+DYNAMICS_CHANGES = {"dynamics.decoder": "masked-flow"}
+# Of the time that is left for steps; validations of a stage; and fewest steps of a stage.
+_SHARES = {"tokenizer": 0.3, "dynamics": 0.25, "forecasts": 0.45}
+VALIDATIONS, FEWEST_STEPS = 4, 10
+# Steps that are timed, and trajectories that they are timed on.
+_TIMED, _SAMPLE = 3, 64
+# Test trajectories that are scored, and the members of each; the members that a validation samples.
+SCORED, MEMBERS, _VALIDATED_MEMBERS = 64, 16, 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a user asks for, beside the data: size, time, seed, and whether the physics is the same everywhere."""
+
+    size: str = "small"
+    minutes: float | None = None
+    seed: int = 0
+    shift: bool = True
+
+    def __post_init__(self) -> None:
+        if self.minutes is not None and not 0 < self.minutes < math.inf:
+            raise EnmaError(f"minutes is {self.minutes}; a number above 0 is needed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A training to carry out.
+
+    Attributes
+    ----------
+    preset : model, and recipes with the steps of each stage
+    contexts : whether forecasts from one frame and a context are trained
+    trajectories, environments : of each split
+    seconds : estimates for each stage and for what comes before and after
+    num_parameters, memory : of the model, and bytes of the process with the training data and latents
+    """
+
+    request: Request
+    preset: Preset
+    data: dict[str, str]
+    contexts: bool
+    channels: tuple[str, ...]
+    trajectories: dict[str, int]
+    environments: dict[str, int]
+    seconds: dict[str, float]
+    num_parameters: int
+    memory: int
+
+    def training(self, stage: str) -> TrainingConfig:
+        """Recipe of a stage."""
+        training: TrainingConfig = getattr(self.preset, _recipe(stage))
+        return training
+
+    def save(self, out: Path) -> None:
+        """Write `plan.json`."""
+        write_atomic(out / PLAN, to_json(self).encode())
+
+
+def saved_plan(source: Path, out: Path, request: Request) -> Plan | None:
+    """The plan of a run folder, None in an empty one.
+
+    Raises
+    ------
+    EnmaError
+        If the folder was begun with another request or other data, or holds something else.
+    """
+    path = out / PLAN
+    if not path.is_file():
+        # A run that was stopped before its plan was written has begun with the splits.
+        if out.exists() and (not out.is_dir() or {entry.name for entry in out.iterdir()} - {DATA}):
+            raise EnmaError(f"{out}: exists and is no run of `enma-fast train`; choose another --out")
+        return None
+    plan = from_json(Plan, path.read_text(), source=str(path))
+    for name, known in dataclasses.asdict(plan.request).items():
+        asked = getattr(request, name)
+        if known != asked:
+            raise EnmaError(
+                f"{path}: this run was begun with {name} {known}, not {asked}; choose another --out or the same options"
+            )
+    if plan.data != _hashes(source):
+        raise EnmaError(f"{path}: this run was begun with other data than {source}; choose another --out")
+    return plan
+
+
+def make_plan(source: Path, request: Request) -> tuple[Plan, dict[str, FieldFile]]:
+    """Derive model and recipes from the data and time a few steps of each stage; also gives the splits.
+
+    Raises
+    ------
+    EnmaError
+        If the data cannot be trained on, or the minutes are too few.
+    """
+    began = time.monotonic()
+    splits = load_splits(source)
+    train, contexts = splits[TRAIN], has_contexts(splits)
+    steps = np.diff(train.times)
+    if len(steps) and not np.allclose(steps, steps.mean(), rtol=1e-3):
+        raise EnmaError(f"{source}: its times are not evenly spaced; import it with --dt, or interpolate")
+    axes = tuple(range(train.u.ndim - 1))
+    moments = np.stack([train.u.mean(axis=axes, dtype=np.float64), train.u.std(axis=axes, dtype=np.float64)])
+    mean, scale = ([float(f"{value:.7g}") for value in row] for row in moments)
+    preset = derived_preset(
+        name_of(source),
+        size=request.size,
+        grid=train.u.shape[2:-1],
+        lengths=train.lengths,
+        periodic=train.periodic,
+        mean=mean,
+        scale=scale,
+        num_frames=train.u.shape[1],
+        frame_interval=float(steps.mean()) if len(steps) else 1.0,
+        shift=request.shift,
+        contexts=contexts,
+    )
+    tasks, encoding = _tasks(preset, splits, contexts)
+    each: dict[str, float] = {}
+    validation: dict[str, float] = {}
+    for stage, task in tasks.items():
+        each[stage] = _step_seconds(task)
+        clock = time.monotonic()
+        task.validate(task.module.eval())
+        validation[stage] = time.monotonic() - clock
+    test = min(SCORED, len(splits[SPLITS[-1]]))
+    validated = min(FORECAST_VALIDATION, len(splits[VAL]))
+    scoring = validation["forecasts"] * MEMBERS / _VALIDATED_MEMBERS * test / validated
+    other = {"preparing": encoding, "scoring": 1.3 * scoring}
+    preset = _with_steps(preset, request, each, validation, other, time.monotonic() - began)
+    training = {stage: getattr(preset, _recipe(stage)) for stage in STAGES}
+    plan = Plan(
+        request=request,
+        preset=preset,
+        data=_hashes(source),
+        contexts=contexts,
+        channels=train.channels,
+        trajectories={split: len(data) for split, data in splits.items()},
+        environments={split: len(environment_sizes(data)) for split, data in splits.items()},
+        seconds={
+            **{stage: training[stage].steps * each[stage] + VALIDATIONS * validation[stage] for stage in STAGES},
+            **other,
+        },
+        num_parameters=sum(p.numel() for p in Model(preset.model).parameters()),
+        memory=_memory(preset, len(train)),
+    )
+    return plan, splits
+
+
+def _recipe(stage: str) -> str:
+    return "forecast_training" if stage == "forecasts" else f"{stage}_training"
+
+
+def _tasks(preset: Preset, splits: Mapping[str, FieldFile], contexts: bool) -> tuple[dict[str, Task], float]:
+    """The three stages on a few trajectories, as the recipes make them, and the seconds to encode all trajectories."""
+    train, val = splits[TRAIN], splits[VAL]
+    rows = np.arange(min(_SAMPLE, len(train)))
+    fields, held = torch.from_numpy(train.u[rows]), torch.from_numpy(val.u)
+    # Any of them is the context of any other.
+    environment = np.zeros(len(rows), np.int64) if contexts else rows
+    sample = dataclasses.replace(train, u=train.u[rows], environment=environment)
+    others = held.roll(1, 0) if contexts else None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        tokenizer = TokenizerTask(
+            preset.model, preset.tokenizer_training, train=fields, val=held[:TOKENIZER_VALIDATION]
+        )
+        model, last = Model(replace(preset.model, DYNAMICS_CHANGES)), Model(preset.model)
+    last.tokenizer.requires_grad_(False)
+    clock = time.monotonic()
+    latents = encode_all(model.tokenizer, fields, torch.from_numpy(environment), shift=False)
+    count = model.config.tokenizer.space_factor ** sum(train.periodic) if preset.dynamics_training.shift else 1
+    encoding = (time.monotonic() - clock) * count * len(train) / len(rows)
+
+    def cut(most: int) -> dict[str, Any]:
+        return {"val": held[:most], "val_contexts": None if others is None else others[:most]}
+
+    return {
+        "tokenizer": tokenizer,
+        "dynamics": DynamicsTask(model, preset.dynamics_training, train=latents, **cut(DYNAMICS_VALIDATION)),
+        "forecasts": ForecastTask(last, preset.forecast_training, train=sample, **cut(FORECAST_VALIDATION)),
+    }, encoding
+
+
+def _step_seconds(task: Task) -> float:
+    """Seconds of a step, the first one left out."""
+    rates: list[float] = []
+
+    def seen(done: int, total: int, values: dict[str, float]) -> None:
+        rates.append(values["per_second"])
+
+    with tempfile.TemporaryDirectory() as folder:
+        run(task, RunOptions(out=Path(folder), stop_after=1 + _TIMED, log_every=1, progress=seen))
+    return task.config.batch * sum(1 / rate for rate in rates[1:]) / _TIMED
+
+
+def _with_steps(
+    preset: Preset,
+    request: Request,
+    each: Mapping[str, float],
+    validation: Mapping[str, float],
+    other: Mapping[str, float],
+    spent: float,
+) -> Preset:
+    """The preset with the steps of each stage that the minutes allow, and warm-ups to match."""
+    if request.minutes is None:
+        return preset
+    fixed = spent + sum(other.values()) + VALIDATIONS * sum(validation.values())
+    needed = max(fixed + FEWEST_STEPS * each[stage] / _SHARES[stage] for stage in STAGES) / 60
+    if request.minutes < needed:
+        raise EnmaError(
+            f"minutes is {request.minutes:g}: that leaves fewer than {FEWEST_STEPS} steps for a stage of this model on "
+            f"this machine; give {math.ceil(needed + 0.5)} or more"
+        )
+    changes: dict[str, Any] = {}
+    for stage in STAGES:
+        steps = int((60 * request.minutes - fixed) * _SHARES[stage] / each[stage])
+        training: TrainingConfig = getattr(preset, _recipe(stage))
+        changes[_recipe(stage)] = dataclasses.replace(
+            training, steps=steps, warmup_steps=min(training.warmup_steps, steps // 10)
+        )
+    return dataclasses.replace(preset, **changes)
+
+
+def _memory(preset: Preset, trajectories: int) -> int:
+    """Bytes of this process at its peak, which has taken steps of every stage, and of the latents of all data."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    tokenizer = preset.model.tokenizer
+    latents = tokenizer.latent_frames(preset.model.num_frames) * math.prod(tokenizer.token_grid)
+    shifts = tokenizer.space_factor ** sum(tokenizer.periodic) if preset.dynamics_training.shift else 1
+    # Half precision, and full while they are made.
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss + (
+        6 * trajectories * shifts * latents * tokenizer.latent_channels
+    )
+
+
+def _hashes(source: Path) -> dict[str, str]:
+    return {path.name: sha256(path) for path in files_of(source)}

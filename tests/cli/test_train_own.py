@@ -1,0 +1,85 @@
+"""`enma-fast train FILE`: the plan, a short training with its report, and refusals."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("h5py", reason="needs the [data] extra")
+
+from enma_fast.training.own_plan import Request, saved_plan
+
+from .._own import advected, save, tiny
+
+
+@pytest.fixture
+def plane(tmp_path: Path) -> Path:
+    """Two channels of different scale on 16 x 8 points; four environments of three trajectories."""
+    waves = advected(12)[..., None] * np.ones(8, np.float32)
+    return save(tmp_path / "plane.h5", 288 + 10 * waves, 1e-3 * waves, environment=np.arange(4).repeat(3).tolist())
+
+
+def test_a_dry_run_shows_the_plan_of_a_plane_and_writes_nothing(enma: Callable, plane: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    plan = enma("train", plane, "--out", out, "--dry-run", "--minutes", 20, "--json").json["plan"]
+    assert not out.exists()
+    model = plan["preset"]["model"]
+    assert (model["name"], model["tokenizer"]["grid"], model["tokenizer"]["field_channels"]) == ("plane", [16, 8], 2)
+    assert model["tokenizer"]["field_mean"][0] == pytest.approx(288, abs=1)
+    assert model["tokenizer"]["field_scale"][0] == pytest.approx(1e4 * model["tokenizer"]["field_scale"][1], rel=1e-3)
+    assert plan["trajectories"] == {"train": 10, "val": 1, "test-in": 1}
+    assert 600 < sum(plan["seconds"].values()) < 1200
+    assert plan["memory"] > 1e8
+
+
+@pytest.mark.slow
+def test_one_command_leaves_a_model_scores_and_a_report(enma: Callable, tmp_path: Path) -> None:
+    path, out = (
+        save(tmp_path / "waves.h5", advected(20), environment=np.arange(10).repeat(2).tolist()),
+        tmp_path / "run",
+    )
+    assert "begun with minutes None, not 1000.0" in _begun(enma, path, out)
+    shown = enma("train", path, "--out", out)
+    assert shown.status == 0, shown.err
+    assert "plan of waves" in shown.err
+    for text in ("held-out test split", "initial-value", f"checkpoint: {out / 'checkpoint'}"):
+        assert text in shown.out
+    again = enma("train", "run", path, "--out", out, "--json").json
+    assert [row["task"] for row in again["rows"]] == ["temporal", "initial-value"]
+    assert Path(again["report"]).read_text().startswith("<!doctype html>")
+    row = again["rows"][0]
+    test = out / "data" / "waves-test-in.h5"
+    score = enma("score", test, "--checkpoint", out, "--members", row["num_members"], "--json").json
+    assert score["rel_l2"] == pytest.approx(row["rel_l2"], rel=1e-5)
+    command = ("forecast", test, "--checkpoint", out, "--members", 2, "--out", tmp_path / "run.zarr")
+    assert enma(*command, "--json").json["model"] == "waves"
+    training = json.loads((out / "checkpoint" / "metrics.json").read_text())["training"]
+    assert {stage: part["steps"] for stage, part in training.items()} == {"tokenizer": 8, "dynamics": 6, "forecasts": 6}
+
+
+def _begun(enma: Callable, path: Path, out: Path) -> str:
+    """Begin a run and stop it before its first step; the error of other options for its folder."""
+    from enma_fast.training.own_model import prepare_own
+
+    tiny(prepare_own(path, out, Request()), out, {"tokenizer": 8, "dynamics": 6, "forecasts": 6})
+    assert saved_plan(path, out, Request()) is not None
+    error: str = enma("train", path, "--out", out, "--minutes", 1000).error()
+    return error
+
+
+def test_what_cannot_be_trained_on_is_refused_at_once(enma: Callable, plane: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert (
+        "that leaves fewer than 10 steps for a stage" in enma("train", plane, "--out", out, "--minutes", 0.01).error()
+    )
+    assert "size 'big' is unknown" in enma("train", plane, "--out", out, "--size", "big").error()
+    odd = save(tmp_path / "odd.h5", advected(6, points=17))
+    assert enma("train", odd, "--out", out).error().endswith("to 16 or 18 points")
+    assert "no such file or folder" in enma("train", tmp_path / "none.h5", "--out", out).error()
+    assert "No such command 'tokeniser'" in enma("train", "tokeniser").error()
+    assert not out.exists()
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.txt").write_text("a")
+    assert "exists and is no run" in enma("train", plane, "--out", tmp_path / "notes").error()

@@ -1,0 +1,231 @@
+"""Fields of other people's files become field files, or are refused in one line with the fix."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+h5py = pytest.importorskip("h5py", reason="needs the [data] extra")
+
+from enma_fast.data import FieldFile, ImportOptions, import_fields, read, write  # noqa: E402
+from enma_fast.errors import EnmaError  # noqa: E402
+
+N, T, X, Y = 4, 6, 8, 5
+LINE = ("trajectory", "time", "x")
+STEPS = {"dt": 0.05, "spacing": (0.1,)}
+
+
+@pytest.fixture
+def line(rng: np.random.Generator) -> np.ndarray:
+    """Fields `[N, T, X]`."""
+    return rng.normal(size=(N, T, X)).astype(np.float32)
+
+
+@pytest.fixture
+def plane(rng: np.random.Generator) -> np.ndarray:
+    """Fields `[N, T, X, Y, 2]`."""
+    return rng.normal(size=(N, T, X, Y, 2)).astype(np.float32)
+
+
+@pytest.fixture
+def imported(tmp_path: Path) -> Callable[..., FieldFile]:
+    """Import a file and read what was written."""
+
+    def run(source: Path, **options: Any) -> FieldFile:
+        return read(import_fields(source, tmp_path / "out.h5", ImportOptions(**options), force=True))
+
+    return run
+
+
+@pytest.fixture
+def refusal(tmp_path: Path) -> Callable[..., str]:
+    """The one line that refuses an import, which leaves no file."""
+
+    def run(source: Path, **options: Any) -> str:
+        with pytest.raises(EnmaError) as caught:
+            import_fields(source, tmp_path / "refused.h5", ImportOptions(**options))
+        assert not (tmp_path / "refused.h5").exists()
+        return str(caught.value)
+
+    return run
+
+
+def saved(path: Path, values: np.ndarray) -> Path:
+    np.save(path, values)
+    return path
+
+
+def dataset(plane: np.ndarray) -> Any:
+    """The plane as climate data has it: latitudes that descend, one variable for each channel, dates."""
+    xr = pytest.importorskip("xarray", reason="needs the [store] extra")
+    dims = ("sample", "time", "lat", "lon")
+    fields = {
+        name: (dims, plane[..., c].transpose(0, 1, 3, 2)[:, :, ::-1].copy(), {"units": unit})
+        for c, (name, unit) in enumerate((("sst", "K"), ("salinity", "g/kg")))
+    }
+    coords = {
+        "time": np.datetime64("2000-01-01", "ns") + np.arange(T) * np.timedelta64(6, "h"),
+        "lat": np.linspace(40.0, 20.0, Y),
+        "lon": np.arange(X) * 2.5,
+    }
+    return xr.Dataset(fields, coords)
+
+
+def test_an_array_needs_its_axes_and_steps(
+    tmp_path: Path, line: np.ndarray, imported: Callable, refusal: Callable
+) -> None:
+    path = saved(tmp_path / "waves.npy", line)
+    assert refusal(path).endswith("say them in order, such as --axes trajectory,time,x")
+    assert "add --dt 0.05 --spacing 0.1 with" in refusal(path, axes=LINE)
+    data = imported(path, axes=LINE, periodic=("x",), channels=("height",), units={"height": "m"}, **STEPS)
+    np.testing.assert_array_equal(data.u[..., 0], line)
+    assert (data.channels, data.units, data.periodic) == (("height",), {"height": "m"}, (True,))
+    np.testing.assert_allclose(data.times, 0.05 * np.arange(T), rtol=1e-6)
+    assert data.lengths == pytest.approx((0.8,))
+    assert data.environment.tolist() == [0, 1, 2, 3]
+
+
+def test_axes_may_stand_in_any_order(tmp_path: Path, plane: np.ndarray, imported: Callable) -> None:
+    path = saved(tmp_path / "plane.npy", plane.transpose(4, 3, 0, 2, 1))
+    data = imported(path, axes=("channel", "y", "trajectory", "x", "time"), dt=0.5, spacing=(0.1, 0.2))
+    np.testing.assert_array_equal(data.u, plane)
+    assert data.lengths == pytest.approx((0.7, 0.8))
+    assert data.channels == ("u_0", "u_1")
+
+
+def test_npz_has_coordinates_environments_and_parameters_by_name(
+    tmp_path: Path, line: np.ndarray, imported: Callable, refusal: Callable
+) -> None:
+    path = tmp_path / "waves.npz"
+    named = {"x": np.linspace(1, 3, X), "t": np.arange(T) * 0.2, "speed": np.array([0.5, 0.5, 0.25, 0.25])}
+    np.savez(path, h=line, v=2 * line, **named)
+    data = imported(path, axes=LINE, fields=("v", "h"), environment="speed")
+    np.testing.assert_array_equal(data.u, np.stack([2 * line, line], -1))
+    assert data.channels == ("v", "h")
+    assert data.environment.tolist() == [1, 1, 0, 0]
+    np.testing.assert_allclose(data.coords[0], named["x"], rtol=1e-6)
+    np.testing.assert_allclose(imported(path, axes=LINE).parameters["speed"], named["speed"])
+    assert refusal(path, axes=LINE, environment="nu").endswith(f"has no column 'nu' of {N} values; it has speed")
+    assert refusal(path, axes=LINE, fields=("w",)).endswith("has no field 'w'; it holds h, v, speed, x, time")
+
+
+@pytest.mark.parametrize("kind", ["nc", "zarr"])
+def test_xarray_files_say_everything(tmp_path: Path, plane: np.ndarray, kind: str, imported: Callable) -> None:
+    path = tmp_path / f"sea.{kind}"
+    made = dataset(plane)
+    made.to_netcdf(path, engine="h5netcdf") if kind == "nc" else made.to_zarr(path, consolidated=False)
+    data = imported(path, fields=("sst", "salinity"))
+    np.testing.assert_array_equal(data.u, plane)
+    assert data.units == {"sst": "K", "salinity": "g/kg"}
+    np.testing.assert_allclose(data.times, 0.25 * np.arange(T))
+    np.testing.assert_allclose(data.coords[1], np.linspace(20, 40, Y))
+
+
+def test_missing_values_and_units_of_netcdf(tmp_path: Path, plane: np.ndarray, refusal: Callable) -> None:
+    made = dataset(plane)
+    made["sst"][2, 3, 0, 0] = np.nan
+    made.to_netcdf(tmp_path / "sea.nc", engine="h5netcdf")
+    assert "sst holds 1 missing or infinite values, first at trajectory 2, frame 3; fill" in refusal(
+        tmp_path / "sea.nc"
+    )
+    assert "sst has the unit K, not degC; convert" in refusal(tmp_path / "sea.nc", units={"sst": "degC"})
+
+
+def test_the_wells_layout_is_kept(tmp_path: Path, line: np.ndarray, imported: Callable) -> None:
+    path = write(
+        tmp_path / "well.h5",
+        name="waves",
+        times=0.1 * np.arange(T),
+        coords=[np.arange(X) / X],
+        periodic=[True],
+        scalars={"environment": [3, 3, 5, 5], "nu": [1.0, 1.0, 2.0, 2.0]},
+        t0_fields={"u": line},
+        units={"u": "m/s"},
+    )
+    data = imported(path)
+    np.testing.assert_array_equal(data.u[..., 0], line)
+    assert (data.units, data.periodic, data.lengths) == ({"u": "m/s"}, (True,), (1.0,))
+    assert data.environment.tolist() == [3, 3, 5, 5]
+    assert data.parameters["nu"].tolist() == [1, 1, 2, 2]
+
+
+def test_pdebench_lines_and_planes(tmp_path: Path, line: np.ndarray, plane: np.ndarray, imported: Callable) -> None:
+    axes = {"x": (np.arange(X) + 0.5) / X, "y": (np.arange(Y) + 0.5) / Y, "t": np.arange(T + 1) * 0.1}
+    with h5py.File(tmp_path / "line.h5", "w") as file:
+        file["tensor"] = line
+        file["x-coordinate"], file["t-coordinate"] = axes["x"], axes["t"]
+    with h5py.File(tmp_path / "fluid.h5", "w") as file:
+        file["Vx"], file["density"] = plane[..., 0], plane[..., 1]
+        for axis, values in axes.items():
+            file[f"{axis}-coordinate"] = values
+    with h5py.File(tmp_path / "runs.h5", "w") as file:
+        for i, run in enumerate(plane):
+            file[f"{i:04d}/data"] = run
+            for axis, values in axes.items():
+                file[f"{i:04d}/grid/{axis}"] = values[:T] if axis == "t" else values
+    data = imported(tmp_path / "line.h5")
+    np.testing.assert_array_equal(data.u[..., 0], line)
+    assert (data.periodic, data.environment.tolist()) == ((True,), [0] * N)
+    for name, channels, wraps in (("fluid", ("Vx", "density"), True), ("runs", ("u_0", "u_1"), False)):
+        data = imported(tmp_path / f"{name}.h5")
+        np.testing.assert_array_equal(data.u, plane)
+        assert (data.channels, data.periodic) == (channels, (wraps, wraps))
+
+
+def test_hdf5_with_arrays_at_its_root(tmp_path: Path, plane: np.ndarray, imported: Callable) -> None:
+    with h5py.File(tmp_path / "disco.h5", "w") as file:
+        file["trajectories"], file["env_id"] = plane.transpose(0, 1, 4, 2, 3), [7, 7, 2, 2]
+    data = imported(tmp_path / "disco.h5", axes=("trajectory", "time", "channel", "x", "y"), **STEPS)
+    np.testing.assert_array_equal(data.u, plane)
+    assert data.environment.tolist() == [1, 1, 0, 0]
+
+
+def test_one_series_is_cut_into_windows(
+    tmp_path: Path, line: np.ndarray, imported: Callable, refusal: Callable
+) -> None:
+    path = saved(tmp_path / "series.npy", line[0])
+    options = {"axes": ("time", "x"), **STEPS}
+    assert "holds one trajectory of 6 frames only; cut it into several: --window" in refusal(path, **options)
+    data = imported(path, window=3, stride=1, **options)
+    np.testing.assert_array_equal(data.u[1, :, :, 0], line[0, 1:4])
+    assert data.parameters["first_frame"].tolist() == [0, 1, 2, 3]
+    assert len(np.unique(data.environment)) == 4
+    assert refusal(path, window=7, **options).endswith("its trajectories have 6 frames; --window is 7")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"x": np.r_[0.0, 2.0, 1.0, np.arange(3.0, X)]}, "x 1 at place 2 is not in order; sort the positions"),
+        ({"x": np.r_[0.0, 1.0, 1.0, np.arange(2.0, X - 1)]}, "x 1 at place 2 is repeated; sort the positions"),
+        ({"time": np.r_[0.0, np.arange(2.0, T + 1)]}, "time has steps from 1 to 2; interpolate to even ones, or give"),
+        ({"x": np.arange(3.0)}, f"x has 3 positions for {X} values"),
+        ({"u": np.ones((N, T, X))}, "u is 1 everywhere; leave it out: --fields"),
+        ({"u": np.full((N, T, X), 1j)}, "u has dtype complex128; give real numbers"),
+        ({"v": np.ones((N, T, X + 1))}, "its fields differ in shape"),
+    ],
+)
+def test_bad_positions_and_fields(tmp_path: Path, line: np.ndarray, change: dict, said: str, refusal: Callable) -> None:
+    arrays = {"u": line, "x": np.arange(X) * 1.0, "time": np.arange(T) * 1.0, **change}
+    np.savez(tmp_path / "bad.npz", **arrays)
+    assert said in refusal(tmp_path / "bad.npz", axes=LINE)
+
+
+def test_bad_sources_and_options(tmp_path: Path, line: np.ndarray, refusal: Callable) -> None:
+    path = saved(tmp_path / "waves.npy", line)
+    assert "no such file" in refusal(tmp_path / "none.npy")
+    (tmp_path / "notes.txt").write_text("u")
+    assert "is of no known kind; give a file .npy, .npz" in refusal(tmp_path / "notes.txt")
+    (tmp_path / "torn.npy").write_bytes(path.read_bytes()[:300])
+    assert "cannot be read as NumPy's" in refusal(tmp_path / "torn.npy")
+    (tmp_path / "torn.nc").write_bytes(b"\x89HDF\r\n\x1a\n torn")
+    assert "xarray cannot read it" in refusal(tmp_path / "torn.nc")
+    assert "has the axes (4, 6, 8); --axes names 2, time,x" in refusal(path, axes=("time", "x"))
+    assert "name each axis once" in refusal(path, axes=("time", "height"))
+    assert "give one, or one for each of x" in refusal(path, axes=LINE, dt=1.0, spacing=(1.0, 2.0))
+    assert "has no axis 'y' to be periodic" in refusal(path, axes=LINE, periodic=("y",), **STEPS)
+    assert "dt is [0.0]; numbers above 0" in refusal(path, axes=LINE, dt=0.0)
+    np.save(tmp_path / "pickled.npy", np.array([{}], dtype=object), allow_pickle=True)
+    assert "cannot be read as NumPy's" in refusal(tmp_path / "pickled.npy")

@@ -1,0 +1,207 @@
+"""The user's own data: splits, the derived model, and a training that is resumed and learns."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("h5py", reason="needs the [data] extra")
+
+from enma_fast.data import FieldFile, read, write
+from enma_fast.errors import EnmaError
+from enma_fast.models.checkpoint import WEIGHTS, load_model, locate, sha256
+from enma_fast.models.model import Model
+from enma_fast.models.tokenizer import Tokenizer
+from enma_fast.presets import SIZES, derived_preset
+from enma_fast.training import own_data
+from enma_fast.training.own_model import prepare_own, train_own
+from enma_fast.training.own_plan import STAGES, Plan, Request
+
+from .._own import advected, save, tiny
+
+
+@pytest.mark.parametrize(("environments", "whole"), [(10, True), (2, False)])
+def test_environments_stay_whole_where_there_are_enough(tmp_path: Path, environments: int, whole: bool) -> None:
+    numbers = np.repeat(np.arange(environments), 40 // environments)
+    splits = own_data.load_splits(save(tmp_path / "a.h5", advected(40), environment=numbers.tolist()))
+    assert {split: len(data) for split, data in splits.items()} == {"train": 32, "val": 4, "test-in": 4}
+    rows = np.concatenate([data.u for data in splits.values()])
+    assert len(np.unique(rows.reshape(40, -1), axis=0)) == 40
+    shared = set(splits["train"].environment.tolist()) & set(splits["test-in"].environment.tolist())
+    assert bool(shared) != whole
+    assert own_data.has_contexts(splits)
+    assert not own_data.has_contexts(own_data.load_splits(save(tmp_path / "b.h5", advected(40))))
+
+
+def test_windows_are_held_out_by_time_and_do_not_overlap(tmp_path: Path) -> None:
+    first = np.arange(0, 40, 2)
+    path = write(
+        tmp_path / "series.h5",
+        name="series",
+        times=np.arange(8.0),
+        coords=[np.arange(16.0)],
+        periodic=[False],
+        scalars={"environment": np.arange(20), "series": np.zeros(20), "first_frame": first},
+        t0_fields={"u": advected(20)},
+    )
+    frames = {name: data.parameters["first_frame"] for name, data in own_data.load_splits(path).items()}
+    assert frames["test-in"].tolist() == [36, 38]
+    assert frames["val"].max() + 8 <= 36
+    assert frames["train"].max() + 8 <= frames["val"].min()
+
+
+def test_files_of_a_folder_are_splits_by_their_names(tmp_path: Path) -> None:
+    for split, count in (("train", 12), ("test-in", 3), ("test-out", 5)):
+        save(tmp_path / f"waves-{split}.h5", advected(count, seed=count))
+    splits = own_data.load_splits(tmp_path)
+    assert {split: len(data) for split, data in splits.items()} == {"train": 11, "val": 1, "test-in": 3}
+    np.testing.assert_array_equal(splits["test-in"].u[..., 0], advected(3, seed=3))
+    (tmp_path / "waves-train.h5").rename(tmp_path / "more.h5")
+    assert sum(len(data) for data in own_data.load_splits(tmp_path).values()) == 20
+    assert own_data.name_of(tmp_path / "waves-train.h5") == "waves"
+    assert own_data.name_of(tmp_path / "my waves (2).h5") == "my-waves-2"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"units": {"u": "m"}}, r"its units are \['m'\], those of a.h5 \['1'\]; convert one of them"),
+        ({"times": 0.1 * np.arange(8)}, "its times have other steps than those of a.h5"),
+        ({"coords": [np.arange(16) / 8]}, "its x have other steps"),
+        ({"periodic": [False]}, r"its boundaries are \(False,\), those of a.h5 \(True,\)"),
+    ],
+)
+def test_files_that_disagree_are_refused(tmp_path: Path, change: dict, said: str) -> None:
+    save(tmp_path / "a.h5", advected(6))
+    save(tmp_path / "b.h5", advected(6), **change)
+    with pytest.raises(EnmaError, match=said):
+        own_data.load_splits(tmp_path)
+
+
+def test_data_that_cannot_be_divided_or_trained_on_are_refused(tmp_path: Path) -> None:
+    def message(source: Path) -> str:
+        with pytest.raises(EnmaError) as caught:
+            own_data.load_splits(source)
+        return str(caught.value)
+
+    assert "holds 2 trajectories; training, validation and test need at least 3" in message(
+        save(tmp_path / "two.h5", advected(2))
+    )
+    assert "u is 1 everywhere; leave it out" in message(save(tmp_path / "flat.h5", np.ones((6, 8, 16))))
+    assert "no such file or folder" in message(tmp_path / "none.h5")
+    (tmp_path / "empty").mkdir()
+    assert "holds no field file (.h5); make one by enma-fast data import" in message(tmp_path / "empty")
+    np.save(tmp_path / "a.npy", advected(4))
+    assert "import it first: enma-fast data import" in message(tmp_path / "a.npy")
+
+
+def derived(grid: tuple[int, ...], periodic: tuple[bool, ...], **changes: object) -> Model:
+    settings = {"size": "small", "mean": (0.0,), "scale": (1.0,), "num_frames": 8, "frame_interval": 0.1, **changes}
+    return Model(derived_preset("own", grid=grid, lengths=(1.0,) * len(grid), periodic=periodic, **settings).model)
+
+
+def test_a_model_is_derived_for_lines_and_planes() -> None:
+    line = derived((128,), (True,)).config
+    assert (line.token_grid, line.token_channels, line.dynamics.positions) == ((4,), 16, "rotary")
+    plane = derived((54, 18), (True, False), mean=(288.0, 1e5), scale=(10.0, 1e3))
+    assert (plane.config.token_grid, plane.config.dynamics.positions) == ((9, 9), "sincos")
+    assert plane.config.tokenizer.field_channels == 2
+    u = torch.tensor([288.0, 1e5]) + torch.tensor([10.0, 1e3]) * torch.randn(2, 8, 54, 18, 2)
+    assert plane.decode(plane.encode(u), 8).shape == u.shape
+    sizes = [sum(p.numel() for p in derived((64,), (True,), size=size).parameters()) for size in SIZES]
+    assert sizes[0] < sizes[1] < sizes[2]
+    assert derived((128,), (True,), shift=False).config.dynamics.positions == "sincos"
+
+
+def test_a_grid_that_cannot_be_halved_names_the_nearest() -> None:
+    with pytest.raises(EnmaError, match=r"grid 96 x 49 cannot be halved.* to 96 x 48 or 96 x 50 points"):
+        derived((96, 49), (True, True))
+    with pytest.raises(EnmaError, match=r"grid 5 cannot be halved.* to 8 points"):
+        derived((5,), (True,))
+    with pytest.raises(EnmaError, match="grid 2048 x 2048 makes 16384 tokens a frame; coarsen it"):
+        derived((2048, 2048), (True, True))
+    with pytest.raises(EnmaError, match="have 4 frames; at least 5 are needed"):
+        derived((32,), (True,), num_frames=4)
+    with pytest.raises(EnmaError, match="size 'huge' is unknown; use one of small, base, paper"):
+        derived((32,), (True,), size="huge")
+
+
+def test_the_tokenizer_standardises_each_channel() -> None:
+    plain = derived((16, 8), (True, True), mean=(0.0, 0.0), scale=(1.0, 1.0)).tokenizer
+    scaled = Tokenizer(replace(plain.config, field_mean=(288.0, -1e5), field_scale=(10.0, 1e3)))
+    scaled.load_state_dict(plain.state_dict())
+    mean, scale = torch.tensor([288.0, -1e5]), torch.tensor([10.0, 1e3])
+    # What float32 holds of the large values.
+    u = torch.randn(2, 8, 16, 8, 2)
+    u = ((u * scale + mean) - mean) / scale
+    torch.testing.assert_close(scaled.encode(u * scale + mean), plain.encode(u), rtol=1e-4, atol=1e-4)
+    z = plain.encode(u)
+    torch.testing.assert_close(scaled.decode(z), plain.decode(z) * scale + mean)
+    noise = torch.randn_like(z)
+    torch.testing.assert_close(scaled(u * scale + mean, noise), plain(u, noise), rtol=1e-3, atol=1e-4)
+    assert scaled.state_dict().keys() == plain.state_dict().keys()
+
+
+@pytest.fixture
+def planned(tmp_path: Path) -> Callable[..., tuple[Plan, Path]]:
+    """Prepare a run of so many steps in a new folder, for advection."""
+    made = prepare_own(save(tmp_path / "advected.h5", advected(80)), tmp_path / "prepared", Request())
+
+    def prepare(name: str, **steps: int) -> tuple[Plan, Path]:
+        out = shutil.copytree(tmp_path / "prepared", tmp_path / name)
+        return tiny(made, out, steps), out
+
+    return prepare
+
+
+@pytest.mark.slow
+def test_a_run_that_was_stopped_goes_on_to_the_same_model(planned: Callable, tmp_path: Path) -> None:
+    plan, straight = planned("straight", tokenizer=12, dynamics=11, forecasts=11)
+    notes: list[str] = []
+    metrics = train_own(plan, straight, command="enma-fast train", progress=lambda *seen: notes.append(seen[2]))
+    assert {note.split()[0] for note in notes} == {*STAGES, "scoring"}
+    assert any("validation" in note for note in notes)
+    plan, broken = planned("broken", tokenizer=12, dynamics=11, forecasts=11)
+
+    def stop(done: float, total: float, note: str) -> None:
+        if note.startswith("dynamics"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_own(plan, broken, command="enma-fast train", progress=stop)
+    with pytest.raises(EnmaError, match="this run has no checkpoint yet; let it finish first"):
+        locate(broken)
+    again = prepare_own(tmp_path / "advected.h5", broken, Request())
+    assert again == plan
+    rows = train_own(again, broken, command="enma-fast train")["rows"]
+    assert rows[0]["rel_l2"] == metrics["rows"][0]["rel_l2"]
+    weights = Path("checkpoint") / WEIGHTS
+    assert sha256(broken / weights) == sha256(straight / weights)
+    # A finished run is read.
+    assert train_own(again, broken, command="other")["rows"] == rows
+    assert load_model(straight).config.name == "advected"
+    card = (straight / "checkpoint" / "README.md").read_text()
+    assert "| temporal | u |" in card
+    with pytest.raises(EnmaError, match="begun with size small, not base; choose another --out or the same options"):
+        prepare_own(tmp_path / "advected.h5", broken, Request(size="base"))
+    other = save(tmp_path / "other.h5", advected(80, seed=1))
+    with pytest.raises(EnmaError, match="begun with other data than"):
+        prepare_own(other, broken, Request())
+    with pytest.raises(EnmaError, match="exists and is no run of `enma-fast train`"):
+        prepare_own(other, tmp_path, Request())
+
+
+@pytest.mark.slow
+def test_a_model_of_advection_beats_persistence(planned: Callable) -> None:
+    plan, out = planned("run", tokenizer=300, dynamics=60, forecasts=150)
+    (row,) = train_own(plan, out, command="enma-fast train")["rows"]
+    assert row["task"] == "temporal"
+    assert row["persistence"]["rel_l2"] > 0.5
+    assert row["rel_l2"] < 0.5 * row["persistence"]["rel_l2"]
+    test: FieldFile = read(out / "data" / "advected-test-in.h5")
+    assert len(test) == row["num_trajectories"] == 8
+    assert set(row["channels"]) == {"u"}
