@@ -1,7 +1,7 @@
 #include "runtime/config.h"
 
 #include <algorithm>
-#include <limits>
+#include <cmath>
 #include <set>
 
 #include "core/cpu/frame_attention.h"
@@ -119,6 +119,17 @@ void read_sizes(Fields& fields, const std::string& key, std::vector<std::int64_t
     });
 }
 
+// One number for each channel, or null.
+void read_channels(Fields& fields, const std::string& key, int channels, std::vector<float>& out) {
+    const Json* value = fields.find(key);
+    if (value == nullptr || value->is(Json::Kind::null)) return;
+    fields.list(key, [&](const Json& item) {
+        out.push_back(static_cast<float>(item.number()));
+        return item.is(Json::Kind::number) && std::isfinite(out.back());
+    });
+    if (out.size() != static_cast<std::size_t>(channels)) fields.wrong(key, "one entry for each channel is expected");
+}
+
 void read_tokenizer(Fields fields, TokenizerConfig& out) {
     read_sizes(fields, "grid", out.grid);
     if (out.grid.size() != 1) fields.unsupported("grid", text(out.grid.size(), "-dimensional"));
@@ -135,6 +146,12 @@ void read_tokenizer(Fields fields, TokenizerConfig& out) {
     if (out.periodic.size() != 1) fields.wrong("periodic", "one entry is expected");
     if (out.lengths.size() != 1) fields.wrong("lengths", "one entry is expected");
     fields.read("field_channels", out.field_channels);
+    read_channels(fields, "field_mean", out.field_channels, out.field_mean);
+    read_channels(fields, "field_scale", out.field_channels, out.field_scale);
+    if (out.field_mean.empty() != out.field_scale.empty() ||
+        !std::all_of(out.field_scale.begin(), out.field_scale.end(), [](float scale) { return scale > 0; })) {
+        fields.wrong("field_scale", "entries above 0 are expected, beside field_mean");
+    }
     fields.read("latent_channels", out.latent_channels);
     fields.read("width", out.width);
     fields.read("max_width", out.max_width);

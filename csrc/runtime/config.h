@@ -15,6 +15,7 @@ struct TokenizerConfig {
     std::vector<std::int64_t> grid = {128};
     std::vector<double> lengths = {1.0};
     std::vector<bool> periodic = {true};
+    std::vector<float> field_mean, field_scale;  // of each channel; none leaves fields as they are
     int field_channels = 1, latent_channels = 4, width = 16, max_width = 128;
     std::vector<LayerKind> layers;
     int kernel = 3, kernel_time = 3, kernel_ends = 7;

@@ -136,6 +136,9 @@ std::vector<float> Session::encode(const std::vector<float>& fields, std::int64_
         for (std::int64_t t = 0; t <= (latents - 1) * tokenizer.time_factor(); ++t) {
             const float* frame = fields.data() + std::min(t, frames - 1) * size;
             std::rotate_copy(frame, frame + (size - moved) % size, frame + size, shifted[g].data());
+            for (std::int64_t i = 0; !tokenizer.field_mean.empty() && i < size; ++i) {
+                shifted[g][i] = (shifted[g][i] - tokenizer.field_mean[i % c]) / tokenizer.field_scale[i % c];
+            }
             model_->encoder().push(shifted[g].data(), states[g], kernels(settings_.isa), work, standardise, &target);
         }
     });
@@ -277,16 +280,21 @@ void Session::decode(const float* latents) {
     struct Target {
         float* out;
         std::int64_t stride, size, moved;
+        const TokenizerConfig& tokenizer;
     };
-    // Where the trajectory is, without the shift of its member.
+    // In units of the field, and where the trajectory is, without the shift of its member.
     const Sink moved_back = [](void* to, const float* frame) {
         Target& target = *static_cast<Target*>(to);
         std::rotate_copy(frame, frame + target.moved, frame + target.size, target.out);
+        const std::vector<float>&mean = target.tokenizer.field_mean, &scale = target.tokenizer.field_scale;
+        for (std::size_t i = 0; !mean.empty() && i < static_cast<std::size_t>(target.size); ++i) {
+            target.out[i] = target.out[i] * scale[i % scale.size()] + mean[i % mean.size()];
+        }
         target.out += target.stride;
     };
     share_out(B, [&](std::int64_t b, char* work) {
         const std::int64_t moved = amounts_[used_[group_[b]]] * model_->config().tokenizer.field_channels;
-        Target target{pending_.data() + b * size, B * size, size, moved};
+        Target target{pending_.data() + b * size, B * size, size, moved, model_->config().tokenizer};
         decode_row(latents + b * latent_size(), states_[b], work, moved_back, &target);
     });
     pending_first_ = decoded_ == 0 ? 0 : (decoded_ - 1) * factor + 1;

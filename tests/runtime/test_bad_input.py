@@ -79,6 +79,8 @@ def test_a_later_format(library: Library, copied: Path) -> None:
         (("tokenizer", "grid"), [16, 8], UNSUPPORTED, "2-dimensional"),
         (("tokenizer", "grid"), [31], CHECKPOINT, "multiple of"),
         (("tokenizer", "kernel"), 4, CHECKPOINT, "odd"),
+        (("tokenizer", "field_mean"), [1.0], CHECKPOINT, "beside field_mean"),
+        (("tokenizer", "field_scale"), [1.0, 2.0], CHECKPOINT, "one entry for each channel"),
         (("tokenizer", "width"), 2**40, CHECKPOINT, "tokenizer.width"),
         (("tokenizer", "width"), 9, CHECKPOINT, "config asks for"),
         (("tokenizer", "layers"), ["residual", "wavelet"], CHECKPOINT, "tokenizer.layers"),

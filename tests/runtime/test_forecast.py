@@ -69,9 +69,10 @@ def test_every_kind_of_model_and_task(library: Library, tmp_path: Path, name: st
 
 
 @pytest.mark.parametrize("observed", [4, 5, 6])
-def test_walls_channels_and_any_number_of_observed_frames(library: Library, tmp_path: Path, observed: int) -> None:
+def test_walls_units_and_any_number_of_observed_frames(library: Library, tmp_path: Path, observed: int) -> None:
     config = CONFIGS["relative-fast"]
     tokenizer = replace(config.tokenizer, periodic=(False,), field_channels=3, kernel_time=2, layers=("space", "time"))
+    tokenizer = replace(tokenizer, field_mean=(0.5, -1.0, 0.0), field_scale=(2.0, 0.3, 1.0))
     torch.manual_seed(0)
     network = shaken(Network(replace(config, tokenizer=tokenizer)), scale=0.1).eval()
     history = waves(1, 1, observed, tokenizer)[0].numpy()
