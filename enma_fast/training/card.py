@@ -285,7 +285,7 @@ def _training_text(config: ModelConfig, training: dict[str, Any], sampling: dict
     if len(now) < len(training):
         lines += [
             "Runs that begin with `--from` and a model's name started from the weights of its version before this one "
-            "(add `--begun-from` to `publish`), which these commands had trained from nothing:",
+            "(add `--begun-from` to `publish`), which these commands had trained:",
             "```",
             *(part["command"] for stage, part in training.items() if stage not in now),
             "```",
