@@ -40,6 +40,9 @@ Start = Annotated[
         "--from", metavar="RUN", help="Start from the weights of this run or checkpoint, not from random ones."
     ),
 ]
+Before = Annotated[
+    str, typer.Option("--from", metavar="RUN", help="Run folder of the finished stage before, or a checkpoint.")
+]
 StopAfter = Annotated[int | None, typer.Option("--stop-after", min=1, help="Stop at this step, to resume later.")]
 
 
@@ -121,85 +124,57 @@ def dynamics(
     _finish(terminal, result)
 
 
-def forecasts(
-    preset: PresetName,
-    start: Annotated[
-        str, typer.Option("--from", metavar="RUN", help="Run folder of finished dynamics, or a checkpoint.")
-    ],
-    data: DataFolder,
-    out: RunFolder,
-    steps: Steps = None,
-    batch: Batch = None,
-    seed: RunSeed = 0,
-    precision: Precision = "auto",
-    compile_step: Compile = False,
-    device: RunDevice = "cpu",
-    model_set: ModelSet = None,
-    train_set: TrainSet = None,
-    save_seconds: SaveSeconds = 300.0,
-    validate_every: ValidateEvery = 500,
-    stop_after: StopAfter = None,
-    threads: Threads = None,
-    as_json: AsJson = False,
-) -> None:
-    """Train finished dynamics on whole forecasts by a proper score; the best validation is kept."""
-    from ..training.recipes import train_forecasts
+def _from_weights(stage: str, description: str) -> Callable[..., None]:
+    """The command of a stage that begins with the weights of a whole model."""
 
-    terminal = Terminal(as_json)
-    use_threads(threads)
-    with terminal.progress("forecasts") as update:
-        result = train_forecasts(
-            preset,
-            start=start,
-            data_dir=data,
-            options=_options(
-                update, out, seed, precision, compile_step, device, save_seconds, validate_every, stop_after
-            ),
-            model_changes=settings(model_set or [], "--set"),
-            training_changes=_training(train_set, steps, batch),
-        )
-    _finish(terminal, result)
+    def command(
+        preset: PresetName,
+        start: Before,
+        data: DataFolder,
+        out: RunFolder,
+        steps: Steps = None,
+        batch: Batch = None,
+        seed: RunSeed = 0,
+        precision: Precision = "auto",
+        compile_step: Compile = False,
+        device: RunDevice = "cpu",
+        model_set: ModelSet = None,
+        train_set: TrainSet = None,
+        save_seconds: SaveSeconds = 300.0,
+        validate_every: ValidateEvery = 500,
+        stop_after: StopAfter = None,
+        threads: Threads = None,
+        as_json: AsJson = False,
+    ) -> None:
+        from ..training.recipes import train_forecasts
+
+        terminal = Terminal(as_json)
+        use_threads(threads)
+        with terminal.progress(stage.replace("-", " ")) as update:
+            result = train_forecasts(
+                preset,
+                start=start,
+                stage=stage,
+                data_dir=data,
+                options=_options(
+                    update, out, seed, precision, compile_step, device, save_seconds, validate_every, stop_after
+                ),
+                model_changes=settings(model_set or [], "--set"),
+                training_changes=_training(train_set, steps, batch),
+            )
+        _finish(terminal, result)
+
+    command.__doc__ = description
+    return command
 
 
-def first_frame(
-    preset: PresetName,
-    start: Annotated[
-        str, typer.Option("--from", metavar="RUN", help="Run folder of finished dynamics, or a checkpoint.")
-    ],
-    data: DataFolder,
-    out: RunFolder,
-    steps: Steps = None,
-    batch: Batch = None,
-    seed: RunSeed = 0,
-    precision: Precision = "auto",
-    compile_step: Compile = False,
-    device: RunDevice = "cpu",
-    model_set: ModelSet = None,
-    train_set: TrainSet = None,
-    save_seconds: SaveSeconds = 300.0,
-    validate_every: ValidateEvery = 500,
-    stop_after: StopAfter = None,
-    threads: Threads = None,
-    as_json: AsJson = False,
-) -> None:
-    """Train the flow that draws frame 0 of a one-pass model, and nothing else of it; the best validation is kept."""
-    from ..training.recipes import train_forecasts
-
-    terminal = Terminal(as_json)
-    use_threads(threads)
-    with terminal.progress("first frame") as update:
-        result = train_forecasts(
-            preset,
-            start=start,
-            stage="first-frame",
-            data_dir=data,
-            options=_options(
-                update, out, seed, precision, compile_step, device, save_seconds, validate_every, stop_after
-            ),
-            model_changes=settings(model_set or [], "--set"),
-            training_changes=_training(train_set, steps, batch),
-        )
-    _finish(terminal, result)
+forecasts = _from_weights(
+    "forecasts", "Train finished dynamics on whole forecasts by a proper score; the best validation is kept."
+)
+first_frame = _from_weights(
+    "first-frame",
+    "Train the flow that draws frame 0 of a one-pass model, and nothing else of it; the best validation is kept.",
+)
 
 
 def publish(

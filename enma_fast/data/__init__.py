@@ -14,7 +14,7 @@ from .missing import NETCDF_FILL, attributes, require_present, unmasked
 from .shipped import PRETRAINED, example, shipped_file
 from .splits import DEFAULT_GROUPS, dataset_split
 from .subset import spread_out, subset
-from .well import count, describe, read, read_numbered, write
+from .well import count, describe, read, read_numbered, write, write_fields
 
 __all__ = [
     "DEFAULT_GROUPS",
@@ -42,4 +42,5 @@ __all__ = [
     "subset",
     "unmasked",
     "write",
+    "write_fields",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,17 @@ class FieldFile:
         if missing:
             raise EnmaError(f"{self.path}: trajectory {missing[0]} was not read; read it, or select others")
         return [places[number] for number in numbers]
+
+    def rows(self, places: Sequence[int] | np.ndarray) -> FieldFile:
+        """Some of the trajectories, by their places along the first axis of `u`, as a file of their own."""
+        return replace(
+            self,
+            u=self.u[places],
+            parameters={name: values[places] for name, values in self.parameters.items()},
+            environment=None if self.environment is None else self.environment[places],
+            numbers=None,
+            total=None,
+        )
 
     def parts(self) -> dict[str, Any]:
         """All but the path, as plain values and arrays."""

@@ -14,7 +14,7 @@ from ..utils.text import counted
 from . import hdf5
 from .fields import FieldFile, decimals, lengths_of
 from .sources import AXES, NAMES, Source, Variable, open_source
-from .well import read, write
+from .well import read, write_fields
 
 SPACE = ("x", "y", "z")
 # Columns that name the environment of a trajectory, where none is asked for.
@@ -92,17 +92,7 @@ def import_fields(source: str | Path, out: str | Path, options: ImportOptions, *
             f"{source}: holds one trajectory of {counted(len(data.times), 'frame')} only; cut it into several: "
             f"--window {max(5, len(data.times) // 20)}"
         )
-    environment = np.arange(len(data)) if data.environment is None else data.environment
-    return write(
-        out,
-        name=out.stem,
-        times=data.times,
-        coords=data.coords,
-        periodic=data.periodic,
-        scalars={"environment": environment, **data.parameters},
-        t0_fields={channel: data.u[..., c] for c, channel in enumerate(data.channels)},
-        units=data.units,
-    )
+    return write_fields(out, data, name=out.stem)
 
 
 def check_fields(data: FieldFile) -> None:

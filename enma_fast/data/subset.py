@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import EnmaError
 from .fields import FieldFile
-from .well import read, write
+from .well import read, write_fields
 
 
 def spread_out(data: FieldFile, *, environments: int = 12, each: int = 2) -> FieldFile:
@@ -40,14 +39,7 @@ def spread_out(data: FieldFile, *, environments: int = 12, each: int = 2) -> Fie
                 f"{data.path}: environment {group} has {len(found)} trajectories, {each} are asked for; ask for fewer"
             )
         rows += found.tolist()
-    return replace(
-        data,
-        u=data.u[rows],
-        parameters={name: values[rows] for name, values in data.parameters.items()},
-        environment=data.environment[rows],
-        numbers=None,
-        total=None,
-    )
+    return data.rows(rows)
 
 
 def subset(path: str | Path, out: str | Path, *, environments: int = 12, each: int = 2, force: bool = False) -> Path:
@@ -64,14 +56,4 @@ def subset(path: str | Path, out: str | Path, *, environments: int = 12, each: i
     if out.exists() and not force:
         raise EnmaError(f"{out}: exists; choose another --out, or use --force")
     data = spread_out(read(path), environments=environments, each=each)
-    assert data.environment is not None
-    return write(
-        out,
-        name=data.name,
-        times=data.times,
-        coords=data.coords,
-        periodic=data.periodic,
-        scalars={"environment": data.environment, **data.parameters},
-        t0_fields={channel: data.u[..., c] for c, channel in enumerate(data.channels)},
-        units=data.units,
-    )
+    return write_fields(out, data, name=data.name)

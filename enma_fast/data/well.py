@@ -188,6 +188,24 @@ def write(
     return path
 
 
+def write_fields(path: str | Path, data: FieldFile, *, name: str) -> Path:
+    """Write what a `FieldFile` holds by `write`, each channel as a scalar field.
+
+    Without environments, every trajectory is one of its own.
+    """
+    environment = np.arange(len(data)) if data.environment is None else data.environment
+    return write(
+        path,
+        name=name,
+        times=data.times,
+        coords=data.coords,
+        periodic=data.periodic,
+        scalars={"environment": environment, **data.parameters},
+        t0_fields={channel: data.u[..., c] for c, channel in enumerate(data.channels)},
+        units=data.units,
+    )
+
+
 def write_header(
     file: Any,
     *,

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data import FIRST_FRAME, FieldFile, check_fields, dataset_split, read, write
+from ..data import FIRST_FRAME, FieldFile, check_fields, dataset_split, read
 from ..errors import EnmaError
 from ..utils.text import counted
 
@@ -75,7 +75,7 @@ def load_splits(source: Path) -> dict[str, FieldFile]:
     lacking = [split for split in SPLITS if split not in joined]
     if lacking:
         whole = joined[TRAIN]
-        joined |= {split: _rows(whole, rows) for split, rows in divide(whole, lacking).items()}
+        joined |= {split: whole.rows(rows) for split, rows in divide(whole, lacking).items()}
     return {split: joined[split] for split in SPLITS}
 
 
@@ -134,21 +134,6 @@ def environment_sizes(data: FieldFile) -> np.ndarray:
     return np.unique(data.environment, return_counts=True)[1]
 
 
-def write_split(path: Path, data: FieldFile, name: str) -> Path:
-    """Write a split as a field file of its own."""
-    assert data.environment is not None
-    return write(
-        path,
-        name=name,
-        times=data.times,
-        coords=data.coords,
-        periodic=data.periodic,
-        scalars={"environment": data.environment, **data.parameters},
-        t0_fields={channel: data.u[..., c] for c, channel in enumerate(data.channels)},
-        units=data.units,
-    )
-
-
 def _agree(first: FieldFile, data: FieldFile) -> None:
     """Raise `EnmaError` unless two files are of one data set."""
     facts: dict[str, Any] = {
@@ -188,14 +173,4 @@ def _joined(parts: list[FieldFile]) -> FieldFile:
         parameters={name: np.concatenate([data.parameters[name] for data in parts]) for name in shared},
         numbers=None,
         total=None,
-    )
-
-
-def _rows(data: FieldFile, rows: np.ndarray) -> FieldFile:
-    assert data.environment is not None
-    return replace(
-        data,
-        u=data.u[rows],
-        environment=data.environment[rows],
-        parameters={name: values[rows] for name, values in data.parameters.items()},
     )

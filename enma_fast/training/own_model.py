@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data import FieldFile, read
+from ..data import FieldFile, read, write_fields
 from ..errors import EnmaError
 from ..evaluation.metrics import Scores
 from ..evaluation.scoring import score_forecast
@@ -31,7 +31,7 @@ from .card import training_domain
 from .lineage import account
 from .loop import RunOptions
 from .own_card import own_card
-from .own_data import TEST, TRAIN, write_split
+from .own_data import TEST, TRAIN
 from .own_plan import DATA, DYNAMICS_CHANGES, MEMBERS, SCORED, STAGES, VALIDATIONS, Plan, Request, make_plan, saved_plan
 from .recipes import data_file, read_record, train_dynamics, train_forecasts, train_tokenizer
 
@@ -59,7 +59,7 @@ def prepare_own(source: Path, out: Path, request: Request) -> Plan:
         plan, splits = make_plan(source, request)
         for split, data in splits.items():
             name = f"{plan.preset.model.dataset}-{split}"
-            write_split(out / DATA / f"{name}.h5", data, name)
+            write_fields(out / DATA / f"{name}.h5", data, name=name)
         plan.save(out)
     return plan
 

@@ -137,18 +137,10 @@ def train_dynamics(
     """
     rank = join_ranks()
     chosen = find_preset(preset)
-    foreign = [key for key in model_changes or {} if key.split(".")[0] == "tokenizer"]
-    if foreign:
-        raise EnmaError(f"{foreign[0]}: belongs to the tokenizer's training; change it in `train tokenizer`")
+    _keep_tokenizer(model_changes or {})
     source = locate(tokenizer)
     trained, theirs = load_tokenizer(source)
-    if theirs.dataset != chosen.model.dataset:
-        raise EnmaError(
-            f"{source}: is a tokenizer for {theirs.dataset}; the preset {chosen.model.name} is for "
-            f"{chosen.model.dataset}"
-        )
-    base = dataclasses.replace(chosen.model, tokenizer=theirs.tokenizer)
-    config = replace(base, model_changes or {}, source="model config")
+    config = _config_with(theirs, chosen, model_changes or {}, source=f"{source}: is a tokenizer")
     training = replace(chosen.dynamics_training, training_changes or {}, source="training config")
     files = [data_file(data_dir, config.dataset, split) for split in ("train", "val")]
     val = _read(files[1], config)
@@ -207,18 +199,10 @@ def train_forecasts(
     """
     rank = join_ranks()
     chosen = find_preset(preset)
-    foreign = [key for key in model_changes or {} if key.split(".")[0] == "tokenizer"]
-    if foreign:
-        raise EnmaError(f"{foreign[0]}: belongs to the tokenizer's training; change it in `train tokenizer`")
+    _keep_tokenizer(model_changes or {})
     source = locate(start)
     before = load_model(source)
-    if before.config.dataset != chosen.model.dataset:
-        raise EnmaError(
-            f"{source}: is a model for {before.config.dataset}; the preset {chosen.model.name} is for "
-            f"{chosen.model.dataset}"
-        )
-    base = dataclasses.replace(chosen.model, tokenizer=before.config.tokenizer)
-    config = replace(base, model_changes or {}, source="model config")
+    config = _config_with(before.config, chosen, model_changes or {}, source=f"{source}: is a model")
     recipe = chosen.forecast_training if stage == "forecasts" else chosen.first_frame_training
     training = replace(recipe, training_changes or {}, source="training config")
     if training.rollout is None:
@@ -247,6 +231,20 @@ def train_forecasts(
     if finished(options, training) and rank.index == 0:
         save_model(model, options.out / CHECKPOINT)
     return _end(task, options, rank, stage, name, scores)
+
+
+def _keep_tokenizer(changes: Mapping[str, Any]) -> None:
+    """Refuse changes of a tokenizer that is trained already."""
+    for key in changes:
+        if key.split(".")[0] == "tokenizer":
+            raise EnmaError(f"{key}: belongs to the tokenizer's training; change it in `train tokenizer`")
+
+
+def _config_with(trained: ModelConfig, preset: Preset, changes: Mapping[str, Any], *, source: str) -> ModelConfig:
+    """The preset's model config with the tokenizer of another, and changed; `EnmaError` for one of other data."""
+    if trained.dataset != preset.model.dataset:
+        raise EnmaError(f"{source} for {trained.dataset}; the preset {preset.model.name} is for {preset.model.dataset}")
+    return replace(dataclasses.replace(preset.model, tokenizer=trained.tokenizer), changes, source="model config")
 
 
 def inherit(model: Model, before: Model, *, source: str) -> None:

@@ -27,7 +27,7 @@ from functools import partial
 
 import numpy as np
 
-from ..equation import Environments, Equation, Interval, Values, in_batches
+from ..equation import Equation, Values, in_batches, linspaces
 from ..splits import TRAJECTORIES_PER_GROUP, group_uniforms
 
 LENGTH = np.pi
@@ -145,15 +145,6 @@ def _resized(waves: np.ndarray, points: int) -> np.ndarray:
     return out * (points / old) ** 2
 
 
-def _linspace(low: float, high: float) -> Environments:
-    interval: Interval = (low, high)
-
-    def values(numbers: np.ndarray, split: str, seed: int) -> Values:
-        return {"nu": low + (high - low) * numbers / (_LEVELS - 1)}
-
-    return Environments(count=_LEVELS, ranges={"nu": (interval,)}, values=values)
-
-
 EQUATION = Equation(
     name="vorticity",
     channels={"w": "1"},
@@ -162,8 +153,8 @@ EQUATION = Equation(
     periodic=(True, True),
     num_frames=NUM_FRAMES,
     frame_spacing=FRAME_SPACING,
-    inside=_linspace(1e-3, 1e-2),
-    outside=_linspace(1e-5, 1e-4),
+    inside=linspaces(_LEVELS, nu=(1e-3, 1e-2)),
+    outside=linspaces(_LEVELS, nu=(1e-5, 1e-4)),
     initial_conditions=initial_conditions,
     solve=partial(in_batches, _BATCH, solve),
     spin_up=partial(in_batches, _BATCH, warmed_up),
