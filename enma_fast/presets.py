@@ -151,6 +151,7 @@ PRESETS: dict[str, Preset] = {
         _small("combined-small", "combined", _SMALL_TOKENIZER),
         _small("combined-fast", "combined", _SMALL_TOKENIZER, **_FAST),
         _small("advection-small", "advection", dataclasses.replace(_SMALL_TOKENIZER, lengths=(1.0,))),
+        _small("advection-fast", "advection", dataclasses.replace(_SMALL_TOKENIZER, lengths=(1.0,)), **_FAST),
         # Observations at scattered points: the interpolation of paper D.1.1 in front of the same tokenizer.
         _small(
             "combined-points-small",
