@@ -112,6 +112,8 @@ def _command(source: Path, request: Any) -> str:
 
 
 def _plan_table(plan: Plan) -> Any:
+    from ..training.recipes import recipe
+
     model = plan.preset.model
     tok = model.tokenizer
     walls = ("periodic" if wraps else "open" for wraps in tok.periodic)
@@ -127,7 +129,7 @@ def _plan_table(plan: Plan) -> Any:
         rows.append([split, f"{count:,} trajectories in {plan.environments[split]:,} environments"])
     rows.append(["tasks", "temporal, initial value by a context" if plan.contexts else "temporal; no contexts"])
     for stage in ("tokenizer", "dynamics", "forecasts"):
-        training = plan.training(stage)
+        training = recipe(plan.preset, stage)
         rows.append([stage, f"{training.steps:,} steps of {training.batch}, about {duration(plan.seconds[stage])}"])
     rows += [["memory", f"about {size(plan.memory)}"], ["time", f"about {duration(sum(plan.seconds.values()))}"]]
     return table(f"plan of {model.name}", ["", "value"], rows, text=(0, 1))

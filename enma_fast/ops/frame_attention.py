@@ -11,15 +11,15 @@ N tokens per frame, S capacity of the cache, P capacity of the prefix, K head di
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..errors import EnmaError
 from . import _frame_attention_flash as flash
-from ._backend import choose, kernel, native, native_problem, register, triton_problem
-from ._checks import dtype_name, expect
+from ._backend import by_dtype, choose, kernel, native, native_problem, register, triton_problem
+from ._checks import expect
 
 OP = "frame_attention"
 MIN_HEAD_DIM, MAX_HEAD_DIM = 8, 128
@@ -31,24 +31,29 @@ DTYPES = {
 Length = int | Tensor
 
 
-def candidates(device: torch.device, dtype: torch.dtype) -> dict[str, str | None]:
-    """Implementations, best first, with the reason why one cannot serve."""
-    return dict(_candidates(device, dtype))
+class _Tensors(NamedTuple):
+    """The arguments of :func:`frame_attention`, in the order of the operator and the kernels."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    cache_k: Tensor | None
+    cache_v: Tensor | None
+    prefix_k: Tensor | None
+    prefix_v: Tensor | None
 
 
 @functools.cache
-def _candidates(device: torch.device, dtype: torch.dtype) -> dict[str, str | None]:
-    problems: dict[str, str | None] = {
+def candidates(device: torch.device, dtype: torch.dtype) -> dict[str, str | None]:
+    """Implementations, best first, with the reason why one cannot serve."""
+    problems = {
         "triton": triton_problem(device),
         "flash": flash.problem(device),
         "native": native_problem(device),
         "sdpa": None,
+        "reference": None,
     }
-    dtypes = DTYPES | ({"sdpa": DTYPES["flash"]} if device.type == "cuda" else {})
-    for name, known in dtypes.items():
-        if problems[name] is None and dtype not in known:
-            problems[name] = f"takes {', '.join(map(dtype_name, known))}, not {dtype_name(dtype)}"
-    return problems | {"reference": None}
+    return by_dtype(problems, dtype, DTYPES | ({"sdpa": DTYPES["flash"]} if device.type == "cuda" else {}))
 
 
 def frame_attention(
@@ -94,8 +99,8 @@ def frame_attention(
     EnmaError
         Names the argument, what was expected and what was given.
     """
-    tensors = (q_BHNK, k_BHNK, v_BHNK, cache_k, cache_v, prefix_k, prefix_v)
-    length, prefix_length = _check(*tensors, length, prefix_length)
+    tensors = _Tensors(q_BHNK, k_BHNK, v_BHNK, cache_k, cache_v, prefix_k, prefix_v)
+    length, prefix_length = _check(tensors, length, prefix_length)
     problems = _problems(tensors, (length, prefix_length))
     name = choose(OP, problems, backend)
     if name == "reference":
@@ -114,7 +119,7 @@ def frame_attention(
         return _RUN[name](*tensors, length, prefix_length)
     if name in _RUN:
         return _OPERATOR(*tensors, *_split(length), *_split(prefix_length), name)
-    return _parts(name, *tensors, length, prefix_length)
+    return _parts(name, tensors, length, prefix_length)
 
 
 def frame_attention_ref(
@@ -145,18 +150,9 @@ def frame_attention_ref(
     return weights.to(v_BHNK.dtype) @ torch.cat(values, dim=2)
 
 
-def _check(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cache_k: Tensor | None,
-    cache_v: Tensor | None,
-    prefix_k: Tensor | None,
-    prefix_v: Tensor | None,
-    length: Length | None,
-    prefix_length: Length | None,
-) -> tuple[Length, Length]:
+def _check(tensors: _Tensors, length: Length | None, prefix_length: Length | None) -> tuple[Length, Length]:
     """Check the arguments; returns the lengths, the capacity where none is given."""
+    q, k, v, cache_k, cache_v, prefix_k, prefix_v = tensors
     expect(OP, "q_BHNK", q, shape=[None] * 4)
     B, H, N, K = q.shape
     if not MIN_HEAD_DIM <= K <= MAX_HEAD_DIM:
@@ -199,11 +195,10 @@ def _check_length(name: str, length: Length | None, keys: Tensor) -> Length:
     return length
 
 
-def _problems(tensors: tuple[Tensor | None, ...], lengths: tuple[Length, Length]) -> dict[str, str | None]:
+def _problems(tensors: _Tensors, lengths: tuple[Length, Length]) -> dict[str, str | None]:
     """`candidates` for these arguments."""
-    q = tensors[0]
-    assert q is not None
-    problems = _candidates(q.device, q.dtype)
+    q = tensors.q
+    problems = candidates(q.device, q.dtype)
     found = None
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
         found = "has no backward; gradients are the reference's"
@@ -221,18 +216,9 @@ def _problems(tensors: tuple[Tensor | None, ...], lengths: tuple[Length, Length]
     return problems
 
 
-def _parts(
-    name: str,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cache_k: Tensor | None,
-    cache_v: Tensor | None,
-    prefix_k: Tensor | None,
-    prefix_v: Tensor | None,
-    length: Length,
-    prefix_length: Length,
-) -> Tensor:
+def _parts(name: str, tensors: _Tensors, length: Length, prefix_length: Length) -> Tensor:
+    """Attention to prefix, cache and frame, each by itself, and their sum weighted by the log-sum-exp of each."""
+    q, k, v, cache_k, cache_v, prefix_k, prefix_v = tensors
     if q.numel() == 0:
         return torch.empty_like(q)
     part = _sdpa_part if name == "sdpa" else _flash_part
@@ -277,17 +263,9 @@ def _flash_part(q: Tensor, k: Tensor, v: Tensor, length: Length) -> tuple[Tensor
     return flash.part(q, k, v, length, attend)
 
 
-def _run_triton(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cache_k: Tensor | None,
-    cache_v: Tensor | None,
-    prefix_k: Tensor | None,
-    prefix_v: Tensor | None,
-    length: Length,
-    prefix_length: Length,
-) -> Tensor:
+def _run_triton(*arguments: Any) -> Tensor:
+    *tensors, length, prefix_length = arguments
+    q, k, v, cache_k, cache_v, prefix_k, prefix_v = _Tensors(*tensors)
     kernels = kernel(OP)
     out = q.new_empty(q.shape)
     state = lse = None

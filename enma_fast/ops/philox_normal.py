@@ -135,7 +135,8 @@ def philox_normal_ref(
         as_word(seed, ndim=3),
         as_word(members, ndim=3),
     )
-    normals = normals_of_words(_stack(words)).flatten(-2)[..., :channels].to(dtype)
+    stacked = torch.stack([torch.as_tensor(word) for word in words], dim=-1)
+    normals = normals_of_words(stacked).flatten(-2)[..., :channels].to(dtype)
     return normals if out is None else out.copy_(normals)
 
 
@@ -150,43 +151,14 @@ def normals_of_words(words: Tensor) -> Tensor:
 def philox_uniform(bits: Tensor) -> Tensor:
     """Uniform float32 in the open interval (0, 1): `((bits >> 9) + 0.5) * 2^-23`, without any rounding.
 
-    One bit more would not do: `(bits >> 8) + 0.5` needs 25 significant bits, and the largest rounds up to 1.
-
-    Parameters
-    ----------
-    bits : Tensor
-        int64 of any shape, each holding a uint32.
-
-    Returns
-    -------
-    Tensor
-        float32 of the same shape.
+    `bits` are int64, each holding a uint32. One bit more would not do: `(bits >> 8) + 0.5` needs 25 significant bits,
+    and the largest rounds up to 1.
     """
     return ((bits >> 9).to(torch.float32) + 0.5) * 2.0**-23
 
 
-def philox_4x32(counter: Tensor, key: Tensor) -> Tensor:
-    """Philox-4x32-10 random words.
-
-    Parameters
-    ----------
-    counter : Tensor
-        `[..., 4]` int64, each holding a uint32.
-    key : Tensor
-        `[..., 2]` int64, each holding a uint32; its leading dimensions broadcast with the counter's.
-
-    Returns
-    -------
-    Tensor
-        `[..., 4]` int64, each holding a uint32.
-    """
-    c0, c1, c2, c3 = counter.unbind(-1)
-    k0, k1 = key.unbind(-1)
-    return _stack(philox(c0, c1, c2, c3, k0, k1))
-
-
 def philox(c0: Word, c1: Word, c2: Word, c3: Word, k0: Word, k1: Word) -> tuple[Word, Word, Word, Word]:
-    """Ten Philox rounds on words that broadcast against each other; plain ints stay plain ints."""
+    """Words of Philox-4x32-10 by counter and key, uint32 held in int64, which broadcast; plain ints stay plain ints."""
     for _ in range(_ROUNDS):
         p0, p1 = c0 * _M0, c2 * _M1
         # The true product is p + 2^32 c: its low word is p's, its high word is p's plus c.
@@ -203,10 +175,6 @@ def as_word(value: Word, *, ndim: int) -> Word:
         if value.ndim:
             value = value.reshape(-1, *(1,) * (ndim - 1))
     return value & MASK32
-
-
-def _stack(words: tuple[Word, ...]) -> Tensor:
-    return torch.stack([torch.as_tensor(word) for word in words], dim=-1)
 
 
 def _as_tensor(word: Word, device: torch.device) -> Tensor:

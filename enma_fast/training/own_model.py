@@ -33,7 +33,7 @@ from .loop import RunOptions
 from .own_card import own_card
 from .own_data import TEST, TRAIN
 from .own_plan import DATA, DYNAMICS_CHANGES, MEMBERS, SCORED, STAGES, VALIDATIONS, Plan, Request, make_plan, saved_plan
-from .recipes import data_file, read_record, train_dynamics, train_forecasts, train_tokenizer
+from .recipes import data_file, read_record, recipe, train
 
 log = logging.getLogger("enma_fast")
 
@@ -107,7 +107,7 @@ def train_own(plan: Plan, out: Path, *, command: str, progress: Progress | None 
 
 def _train(stage: str, plan: Plan, out: Path, progress: Progress | None, before: float, total: float) -> None:
     """Train a stage, or go on with it."""
-    training = plan.training(stage)
+    training = recipe(plan.preset, stage)
     log.info("%s: %d steps of %d trajectories", stage, training.steps, training.batch)
 
     def seen(done: int, steps: int, values: dict[str, float]) -> None:
@@ -125,19 +125,11 @@ def _train(stage: str, plan: Plan, out: Path, progress: Progress | None, before:
         validate_every=-(-training.steps // VALIDATIONS),
         progress=seen,
     )
-    preset, data_dir = plan.preset, out / DATA
-    if stage == "tokenizer":
-        train_tokenizer(preset, data_dir=data_dir, options=options)
-    elif stage == "dynamics":
-        train_dynamics(
-            preset,
-            tokenizer=out / "tokenizer",
-            data_dir=data_dir,
-            options=options,
-            model_changes=DYNAMICS_CHANGES,
-        )
-    else:
-        train_forecasts(preset, start=out / "dynamics", data_dir=data_dir, options=options)
+    trained: dict[str, dict[str, Any]] = {
+        "dynamics": {"tokenizer": out / "tokenizer", "model_changes": DYNAMICS_CHANGES},
+        "forecasts": {"start": out / "dynamics"},
+    }
+    train(stage, plan.preset, data_dir=out / DATA, options=options, **trained.get(stage, {}))
 
 
 def _scores(model: Model, data: FieldFile, task: str) -> dict[str, Any]:

@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..config import TrainingConfig
 from ..data import FieldFile
 from ..errors import EnmaError
 from ..models.checkpoint import PLAN, sha256, write_atomic
@@ -30,7 +29,7 @@ from .dynamics import DynamicsTask, encode_all
 from .forecasts import ForecastTask
 from .loop import RunOptions, Task, run
 from .own_data import SPLITS, TRAIN, VAL, environment_sizes, files_of, has_contexts, load_splits, name_of
-from .recipes import DYNAMICS_VALIDATION, FORECAST_VALIDATION, TOKENIZER_VALIDATION
+from .recipes import VALIDATED, recipe
 from .tokenizer import TokenizerTask
 
 # In the run folder: the splits.
@@ -49,7 +48,7 @@ SCORED, MEMBERS, _VALIDATED_MEMBERS = 64, 16, 8
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What a user asks for, beside the data: size, time, seed, and whether the physics is the same everywhere."""
+    """The request of a user, beside the data: size, time, seed, and whether the physics is the same everywhere."""
 
     size: str = "small"
     minutes: float | None = None
@@ -68,7 +67,7 @@ class Plan:
     Attributes
     ----------
     preset : model, and recipes with the steps of each stage
-    contexts : whether forecasts from one frame and a context are trained
+    contexts : True if forecasts from one frame and a context are trained
     trajectories, environments : of each split
     seconds : estimates for each stage and for what comes before and after
     num_parameters, memory : of the model, and bytes of the process with the training data and latents
@@ -84,11 +83,6 @@ class Plan:
     seconds: dict[str, float]
     num_parameters: int
     memory: int
-
-    def training(self, stage: str) -> TrainingConfig:
-        """Recipe of a stage."""
-        training: TrainingConfig = getattr(self.preset, _recipe(stage))
-        return training
 
     def save(self, out: Path) -> None:
         """Write `plan.json`."""
@@ -160,11 +154,10 @@ def make_plan(source: Path, request: Request) -> tuple[Plan, dict[str, FieldFile
         task.validate(task.module.eval())
         validation[stage] = time.monotonic() - clock
     test = min(SCORED, len(splits[SPLITS[-1]]))
-    validated = min(FORECAST_VALIDATION, len(splits[VAL]))
+    validated = min(VALIDATED["forecasts"], len(splits[VAL]))
     scoring = validation["forecasts"] * MEMBERS / _VALIDATED_MEMBERS * test / validated
     other = {"preparing": encoding, "scoring": 1.3 * scoring}
     preset = _with_steps(preset, request, each, validation, other, time.monotonic() - began)
-    training = {stage: getattr(preset, _recipe(stage)) for stage in STAGES}
     plan = Plan(
         request=request,
         preset=preset,
@@ -174,17 +167,13 @@ def make_plan(source: Path, request: Request) -> tuple[Plan, dict[str, FieldFile
         trajectories={split: len(data) for split, data in splits.items()},
         environments={split: len(environment_sizes(data)) for split, data in splits.items()},
         seconds={
-            **{stage: training[stage].steps * each[stage] + VALIDATIONS * validation[stage] for stage in STAGES},
+            **{stage: recipe(preset, stage).steps * each[stage] + VALIDATIONS * validation[stage] for stage in STAGES},
             **other,
         },
         num_parameters=sum(p.numel() for p in Model(preset.model).parameters()),
         memory=_memory(preset, len(train)),
     )
     return plan, splits
-
-
-def _recipe(stage: str) -> str:
-    return "forecast_training" if stage == "forecasts" else f"{stage}_training"
 
 
 def _tasks(preset: Preset, splits: Mapping[str, FieldFile], contexts: bool) -> tuple[dict[str, Task], float]:
@@ -199,7 +188,7 @@ def _tasks(preset: Preset, splits: Mapping[str, FieldFile], contexts: bool) -> t
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         tokenizer = TokenizerTask(
-            preset.model, preset.tokenizer_training, train=fields, val=held[:TOKENIZER_VALIDATION]
+            preset.model, preset.tokenizer_training, train=fields, val=held[: VALIDATED["tokenizer"]]
         )
         model, last = Model(replace(preset.model, DYNAMICS_CHANGES)), Model(preset.model)
     last.tokenizer.requires_grad_(False)
@@ -208,13 +197,14 @@ def _tasks(preset: Preset, splits: Mapping[str, FieldFile], contexts: bool) -> t
     count = model.config.tokenizer.space_factor ** sum(train.periodic) if preset.dynamics_training.shift else 1
     encoding = (time.monotonic() - clock) * count * len(train) / len(rows)
 
-    def cut(most: int) -> dict[str, Any]:
+    def cut(stage: str) -> dict[str, Any]:
+        most = VALIDATED[stage]
         return {"val": held[:most], "val_contexts": None if others is None else others[:most]}
 
     return {
         "tokenizer": tokenizer,
-        "dynamics": DynamicsTask(model, preset.dynamics_training, train=latents, **cut(DYNAMICS_VALIDATION)),
-        "forecasts": ForecastTask(last, preset.forecast_training, train=sample, **cut(FORECAST_VALIDATION)),
+        "dynamics": DynamicsTask(model, preset.dynamics_training, train=latents, **cut("dynamics")),
+        "forecasts": ForecastTask(last, preset.forecast_training, train=sample, **cut("forecasts")),
     }, encoding
 
 
@@ -251,11 +241,15 @@ def _with_steps(
     changes: dict[str, Any] = {}
     for stage in STAGES:
         steps = int((60 * request.minutes - fixed) * _SHARES[stage] / each[stage])
-        training: TrainingConfig = getattr(preset, _recipe(stage))
-        changes[_recipe(stage)] = dataclasses.replace(
-            training, steps=steps, warmup_steps=min(training.warmup_steps, steps // 10)
-        )
-    return dataclasses.replace(preset, **changes)
+        training = recipe(preset, stage)
+        warmup = min(training.warmup_steps, steps // 10)
+        changes[stage] = dataclasses.replace(training, steps=steps, warmup_steps=warmup)
+    return dataclasses.replace(
+        preset,
+        tokenizer_training=changes["tokenizer"],
+        dynamics_training=changes["dynamics"],
+        forecast_training=changes["forecasts"],
+    )
 
 
 def _memory(preset: Preset, trajectories: int) -> int:

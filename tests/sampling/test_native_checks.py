@@ -39,7 +39,7 @@ def pack(dynamics: Dynamics, **changes: Any) -> Any:
         "rotary": None if rotary is None else torch.stack(rotary.tables(torch.arange(8))),
         "masked_rotary": dynamics.spatial.rotary,
     }
-    return operator.PackedSampler(parameters, **arguments | changes)
+    return operator.pack(parameters, **arguments | changes)
 
 
 def test_bad_weights_are_named() -> None:
@@ -105,7 +105,7 @@ def session_of(dynamics: Dynamics, packed: Any, **changes: Any) -> Any:
         "temperature": 1.0,
         "threads": 1,
     }
-    return packed.session(changes.pop("plans", [plan] * len(counts)), **arguments | changes)
+    return operator.session(packed, changes.pop("plans", [plan] * len(counts)), **arguments | changes)
 
 
 def test_bad_sessions_are_named() -> None:
