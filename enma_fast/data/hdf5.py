@@ -12,6 +12,7 @@ import numpy as np
 
 from ..errors import EnmaError, first_line
 from ..utils.extras import load_extra
+from ..utils.files import complete_file
 from ..utils.untrusted import Limits, isolated, open_regular
 
 # Soft links that a path may go through, and entries of an attribute.
@@ -61,21 +62,9 @@ def _read(h5py: Any, path: Path, work: Callable[[Any], Any]) -> Any:
 def create_file(path: Path) -> Iterator[Any]:
     """Yield a new `h5py.File`; when the block succeeds, it is synced to disk and moved to `path`."""
     h5py = load_extra("h5py", "data")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with h5py.File(temporary, "w") as file:
-                yield file
-            with open(temporary, "rb+") as synced:
-                os.fsync(synced.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        # HDF5 adds its own names, flags and offsets to the system's message.
-        reason = os.strerror(error.errno) if error.errno else error
-        raise EnmaError(f"{path}: cannot be written ({reason}); choose another folder or free space") from error
+    complete = complete_file(path, remedy="choose another folder or free space")
+    with complete as temporary, h5py.File(temporary, "w") as file:
+        yield file
 
 
 def get(parent: Any, key: str, kind: str) -> Any:

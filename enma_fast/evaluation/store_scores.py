@@ -27,6 +27,7 @@ from ..models.checkpoint import read_tensors, sha256, write_tensors
 from ..store.layout import OUTSIDE
 from ..store.read import is_missing, read_forecast
 from ..utils.system import versions
+from ..utils.text import times
 from .metrics import Scores
 from .scoring import leave_out_errors
 from .solver import solver_fidelity
@@ -153,7 +154,7 @@ def _check_file(path: Path, dataset: Any, file: Path, numbers: Sequence[int]) ->
     if list(data.channels) != channels:
         raise EnmaError(f"{file}: its fields are {', '.join(data.channels)}; {path} forecasts {', '.join(channels)}")
     if grid != expected:
-        raise EnmaError(f"{file}: the grid is {_times(grid)} points; {path} has {_times(expected)}")
+        raise EnmaError(f"{file}: the grid is {times(grid)} points; {path} has {times(expected)}")
     for name, coords in zip(axes, data.coords, strict=True):
         if not _close(coords, dataset[name].to_numpy()):
             raise EnmaError(f"{file}: dimensions/{name} has other points than {name} of {path}")
@@ -182,10 +183,6 @@ def _check_file(path: Path, dataset: Any, file: Path, numbers: Sequence[int]) ->
 
 def _close(values: np.ndarray, expected: np.ndarray) -> bool:
     return np.allclose(values, expected, rtol=1e-5, atol=1e-5 * np.ptp(expected))
-
-
-def _times(grid: Sequence[int]) -> str:
-    return " x ".join(map(str, grid))
 
 
 def _observed(path: Path, dataset: Any, data: FieldFile, place: int) -> bool:

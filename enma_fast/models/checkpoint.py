@@ -61,13 +61,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file.
-
-    Raises
-    ------
-    EnmaError
-        When the file is missing, truncated or not safetensors.
-    """
+    """Tensors and metadata of a safetensors file; `EnmaError` if it is missing, truncated or another kind of file."""
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
@@ -79,10 +73,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def save_model(model: Model, folder: Path, *, card: str | None = None) -> None:
     """Write a checkpoint folder; the manifest comes last, so an interrupted save is never taken for a complete one."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / MANIFEST).unlink(missing_ok=True)
-    write_tensors(folder / WEIGHTS, model.state_dict())
-    write_atomic(folder / CONFIG, to_json(model.config).encode())
+    _write_weights(folder, model.config, model.state_dict())
     if model.domain is None:
         (folder / DOMAIN).unlink(missing_ok=True)
     else:
@@ -94,11 +85,15 @@ def save_model(model: Model, folder: Path, *, card: str | None = None) -> None:
 
 def save_tokenizer(tokenizer: Tokenizer, config: ModelConfig, folder: Path) -> None:
     """Write a tokenizer and the model config it is meant for, to train the dynamics on."""
+    _write_weights(folder, config, {_TOKENIZER + name: t for name, t in tokenizer.state_dict().items()})
+    write_manifest(folder)
+
+
+def _write_weights(folder: Path, config: ModelConfig, tensors: Mapping[str, Tensor]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST).unlink(missing_ok=True)
-    write_tensors(folder / WEIGHTS, {_TOKENIZER + name: t for name, t in tokenizer.state_dict().items()})
+    write_tensors(folder / WEIGHTS, tensors)
     write_atomic(folder / CONFIG, to_json(config).encode())
-    write_manifest(folder)
 
 
 def write_manifest(folder: Path) -> None:
@@ -169,13 +164,7 @@ def listed(folder: Path) -> dict[str, tuple[int, str]]:
 
 
 def verify(folder: Path) -> None:
-    """Check every file of the manifest.
-
-    Raises
-    ------
-    EnmaError
-        Names the file and what differs.
-    """
+    """Check every file of the manifest; an `EnmaError` names the file and what differs."""
     for name, (size, digest) in listed(folder).items():
         file = folder / name
         if not os.path.lexists(file):
@@ -213,13 +202,7 @@ def load_model(checkpoint: str | Path, *, device: str | torch.device = "cpu") ->
 
 
 def load_tokenizer(checkpoint: str | Path) -> tuple[Tokenizer, ModelConfig]:
-    """Load the verified tokenizer of a checkpoint, whole or tokenizer only, and the config beside it.
-
-    Raises
-    ------
-    EnmaError
-        As :func:`load_model`.
-    """
+    """Load the verified tokenizer of a checkpoint, whole or alone, and the config beside it; raises as `load_model`."""
     config, tensors, source = _load(checkpoint)
     own = {k.removeprefix(_TOKENIZER): t for k, t in tensors.items() if k.startswith(_TOKENIZER)}
     tokenizer = _filled(lambda: Tokenizer(config.tokenizer), own, source)

@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeVar, overload
+from typing import TypeVar, overload
 
 import numpy as np
 
@@ -24,19 +24,6 @@ _POLL = 0.2
 _PATIENCE, _LONGER = 60.0, 5.0
 
 log = logging.getLogger("enma_fast")
-
-
-class LedgerRange(Protocol):
-    """Contiguous units `first, ..., last - 1` of a ledger."""
-
-    @property
-    def first(self) -> int: ...
-
-    @property
-    def last(self) -> int: ...
-
-
-R = TypeVar("R", bound=LedgerRange)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +67,10 @@ class Unit:
     @property
     def last(self) -> int:
         return self.first + 1
+
+
+# Contiguous units `first, ..., last - 1` of a ledger.
+R = TypeVar("R", Block, Unit)
 
 
 class Blocks(Sequence[Block]):

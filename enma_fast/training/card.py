@@ -23,6 +23,7 @@ from ..models.checkpoint import MANIFEST, METRICS, load_model, locate, save_mode
 from ..models.domain import Domain
 from ..models.model import Model
 from ..utils.dataclass_json import replace
+from ..utils.text import counted, times
 from .lineage import json_word, trace
 from .recipes import CHECKPOINT, data_file
 
@@ -99,7 +100,7 @@ def publish(
 
 
 def training_domain(path: Path) -> Domain:
-    """What a model that was trained on a file was trained on, from trajectories that are evenly spread over it."""
+    """The domain of a model that was trained on a file, from trajectories that are evenly spread over it."""
     step = -(-count(path) // _TOLD)
     return Domain.of(read(path, select=slice(None, None, step)).u)
 
@@ -155,7 +156,7 @@ def read_metrics(folder: Path) -> dict[str, Any] | None:
 def card_text(config: ModelConfig, metrics: dict[str, Any]) -> str:
     """The model card in Markdown."""
     tok, dyn = config.tokenizer, config.dynamics
-    grid = " x ".join(map(str, tok.grid))
+    grid = times(tok.grid)
     latent, tokens = tok.latent_frames(config.num_frames), config.num_tokens
     limits = [
         f"- It knows the `{config.dataset}` data set's equation, initial conditions, grid, domain and frame spacing, "
@@ -300,7 +301,7 @@ def _training_text(config: ModelConfig, training: dict[str, Any], sampling: dict
     rows = []
     for stage, part in training.items():
         machine = part["machine"]
-        where = machine["gpu"] or f"{machine['cpu']}, {machine['threads']} thread{'s' * (machine['threads'] != 1)}"
+        where = machine["gpu"] or f"{machine['cpu']}, {counted(machine['threads'], 'thread')}"
         where = where if part["ranks"] == 1 else f"{part['ranks']} x {where}"
         hours = f"{part['seconds'] / 3600:.2f}"
         seen = f"{part['trajectories']:,}"

@@ -87,23 +87,17 @@ class StoreReader:
 
     def forecast(self, trajectory: Trajectory, channel: int) -> Forecast:
         """One channel of a trajectory, for the figures."""
-
-        def one(values: np.ndarray | None) -> np.ndarray | None:
-            return None if values is None else values[..., channel]
-
+        fields: dict[str, Any] = {
+            name: None if x is None else x[..., channel] for name, x in vars(trajectory).items() if name != "number"
+        }
         return Forecast(
             times=self.times,
             coords=self.coords,
-            members=one(trajectory.members),
-            mean=one(trajectory.mean),
-            spread=one(trajectory.spread),
             levels=self.levels,
-            quantiles=one(trajectory.quantiles),
             num_members=self.num_members,
-            truth=one(trajectory.truth),
-            observed=one(trajectory.observed),
             observed_times=None if trajectory.observed is None else self.dataset["observed_time"].to_numpy(),
             name=self.channels[channel],
+            **fields,
         )
 
     def place_of(self, number: int | None) -> int:
@@ -174,8 +168,8 @@ class PooledScores:
 
     def add(self, trajectory: Trajectory) -> dict[str, Any] | None:
         """Add a trajectory; returns its own scores, or None if it has no truth or cannot be scored."""
-        members, truth, mean = trajectory.members, trajectory.truth, trajectory.mean
-        spread = trajectory.spread
+        members, truth = trajectory.members, trajectory.truth
+        mean, spread = trajectory.mean, trajectory.spread
         if truth is None or (members is None and mean is None):
             return None
         if members is None:
