@@ -90,10 +90,7 @@ class FieldFile:
     def context_for(self, i: int) -> int:
         """Number of the next trajectory with the environment of trajectory `i`, cyclically.
 
-        Raises
-        ------
-        EnmaError
-            If the file has no environments, `i` is out of range, or no other trajectory shares its own.
+        `EnmaError` if the file has no environments, `i` is out of range, or no other trajectory shares its own.
         """
         numbers = np.arange(len(self)) if self.numbers is None else self.numbers
         return context_number(self.path, self.environment, i, numbers)

@@ -22,12 +22,8 @@ _MOST_LINKS, _MOST_NAMES = 16, 256
 def read_file(path: Path, work: Callable[[Any, Limits], Any]) -> Any:
     """Call `work(file, limits)` on an `h5py.File` open for reading, with the limits of `utils.untrusted.isolated`.
 
-    HDF5 itself crashes or hangs on some damaged files, so it reads in a child process.
-
-    Raises
-    ------
-    EnmaError
-        From `work`, or if the file cannot be read as HDF5.
+    HDF5 itself crashes or hangs on some damaged files, so it reads in a child process. `EnmaError` from `work`, or if
+    the file cannot be read as HDF5.
     """
     # Import once here, not in each child.
     h5py = load_extra("h5py", "data")

@@ -27,7 +27,7 @@ _EVEN = 1e-2
 
 @dataclass(frozen=True, kw_only=True)
 class ImportOptions:
-    """What a source does not say, or says otherwise.
+    """Facts that a source lacks, or that replace those of the source.
 
     Attributes
     ----------

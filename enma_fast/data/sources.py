@@ -64,10 +64,7 @@ class Source:
 def open_source(path: Path, names: Sequence[str]) -> Source:
     """Read a file or Zarr folder; of its fields only `names`, where there are any.
 
-    Raises
-    ------
-    EnmaError
-        If it is missing, of no known kind, damaged, or lacks a field.
+    `EnmaError` if it is missing, of no known kind, damaged, or lacks a field.
     """
     if not path.exists():
         raise EnmaError(f"{path}: no such file; check the path")

@@ -57,8 +57,8 @@ def score_store(
     Returns
     -------
     dict
-        As `enma_fast.score` (see there for the task `generation`), but for what only a run of the model tells;
-        `sampling` and `precision` as the store states them, `store`, and `truth` (None for the store's own).
+        As `enma_fast.score` (see there for the task `generation`), except entries that only a run of the model can
+        give; `sampling` and `precision` as the store states them, `store`, and `truth` (None for the store's own).
 
     Raises
     ------

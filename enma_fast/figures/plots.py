@@ -31,7 +31,7 @@ def forecast_figure(
     scores: dict[str, Any] | None = None,
     title: str = "",
 ) -> Any:
-    """Draw the forecast of one channel of one trajectory, and the calibration of all trajectories.
+    """Draw the forecast of one channel of one trajectory, and the calibration of all trajectories; a matplotlib figure.
 
     Parameters
     ----------
@@ -40,15 +40,6 @@ def forecast_figure(
         and, for one panel each, `rank_histogram`, `spread_error` (of `SpreadErrorBins`) and `reliability` (nominal and
         observed coverage)
     title : title of the figure
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-
-    Raises
-    ------
-    EnmaError
-        If the `[plots]` extra is missing.
     """
     matplotlib = load_extra("matplotlib", "plots")
     where = forecast.widest() if point is None else tuple(point)
@@ -103,13 +94,8 @@ def save_figure(figure: Any, path: str | Path) -> Path:
 def save_movie(forecast: Forecast, path: str | Path, *, title: str = "", frames_per_second: int = 6) -> Path:
     """Write the maps of a two-dimensional field over time as a GIF; it appears complete or not at all.
 
-    At most 200 frames are shown: of more, every second, third, ... one, which is logged.
-
-    Raises
-    ------
-    EnmaError
-        If the field is one-dimensional, if `path` does not end in .gif or cannot be written, or if the `[plots]` extra
-        is missing.
+    At most 200 frames are shown: of more, every second, third, ... one, which is logged. `EnmaError` if the field is
+    one-dimensional, or if `path` does not end in .gif or cannot be written.
     """
     path = Path(path)
     matplotlib = load_extra("matplotlib", "plots")

@@ -99,10 +99,7 @@ class Ensemble:
     ) -> Ensemble:
         """Members and trajectories by their numbers, or names; one trajectory drops that axis, a list of them keeps it.
 
-        Raises
-        ------
-        EnmaError
-            If there is no such number.
+        `EnmaError` if there is no such number.
         """
         labels = self.labels
         data = self.data if labels.batched else self.data[None]

@@ -168,12 +168,10 @@ class FileForecast:
         return [int(number) for number, reason in zip(self.trajectories, reasons, strict=True) if reason]
 
     def sample(self, part: ForecastRequest, *, stop: Stop | None = None) -> Tensor:
-        """Forecast part of the request: `[B, K, T, *x, c]` fp32 without the observed frames.
+        """Forecast part of the request, after `check`: `[B, K, T, *x, c]` fp32 without the observed frames.
 
-        Parameters
-        ----------
-        part : the request for some of the trajectories and members, perhaps of fewer frames; `check` has passed
-        stop : as that of `enma_fast.forecast`
+        `part` is the request for some of the trajectories and members, perhaps of fewer frames; `stop` is as that of
+        `enma_fast.forecast`.
         """
         assert part.trajectories is not None
         history, context = self._history(part.trajectories), self._contexts(part.trajectories)
@@ -182,11 +180,9 @@ class FileForecast:
         return sample_members(self.model, part, history, context=context, stop=stop, warn=False)
 
     def samples(self) -> Iterator[tuple[list[int], Tensor]]:
-        """Forecast all trajectories, as many at a time as make a chunk; `check` has passed.
+        """Forecast all trajectories after `check`, as many at a time as make a chunk.
 
-        Yields
-        ------
-        trajectories, samples : numbers in the file, and `[B, K, T, *x, c]` fp32 without the observed frames
+        Yields their numbers in the file, and `[B, K, T, *x, c]` fp32 without the observed frames.
         """
         size = max(1, self.request.chunk // self.request.num_members)
         for first in range(0, len(self.trajectories), size):

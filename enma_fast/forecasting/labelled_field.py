@@ -86,10 +86,7 @@ class LabelledField:
 def read_field(argument: str, value: Any, *, space: tuple[str, ...]) -> LabelledField:
     """Read a field of any kind; `space` names its dimensions of space.
 
-    Raises
-    ------
-    EnmaError
-        If it is no array, or an xarray dimension is missing or not known.
+    `EnmaError` if it is no array, or an xarray dimension is missing or not known.
     """
     kind = _kind(argument, value)
     if kind == "torch":
@@ -141,10 +138,7 @@ def read_field(argument: str, value: Any, *, space: tuple[str, ...]) -> Labelled
 def first_time(history: LabelledField | None, context: LabelledField | None, *, interval: float) -> float | None:
     """Time of the first forecast frame: one interval after the history, or the context's first; None if unknown.
 
-    Raises
-    ------
-    EnmaError
-        If times are no numbers, or not an interval apart.
+    `EnmaError` if times are no numbers, or not an interval apart.
     """
     for argument, source in (("history", history), ("context", context)):
         if source is None or source.times is None or not source.times.size:

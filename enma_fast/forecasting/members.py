@@ -50,19 +50,10 @@ def sample_members(
     stop: Stop | None = None,
     warn: bool = True,
 ) -> Tensor:
-    """Forecast arrays without labels, as a tensor on the model's device; inputs as those of `enma_fast.forecast`.
+    """Forecast arrays without labels: ``[K, T, *grid, c]`` or ``[B, K, T, *grid, c]``, fp32, on the model's device.
 
-    Without `warn` there is no warning of frames beyond those of the training, nor of observations unlike them.
-
-    Returns
-    -------
-    Tensor
-        ``[K, T, *grid, c]`` or ``[B, K, T, *grid, c]``, fp32.
-
-    Raises
-    ------
-    EnmaError
-        If an input does not fit the model or the request.
+    Inputs are those of `enma_fast.forecast`; `EnmaError` if one does not fit the model or the request. Without `warn`
+    there is no warning of frames beyond those of the training, nor of observations unlike them.
     """
     queried = None if query is None else coordinates("query", query, model)
     inputs = encode_inputs(model, request, history, context, points, warn=warn)

@@ -108,22 +108,10 @@ class FlowHead(nn.Module):
         return mean, F.softplus(raw + math.log(math.e - 1)) + 1e-3
 
     def loss(self, z: Tensor, c: Tensor, noise: Tensor, r: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss per token.
+        """Loss per token ``[...]``, and a dict of per-token terms to log (detached).
 
-        Parameters
-        ----------
-        z
-            True tokens ``[..., C]``.
-        c
-            Conditions ``[..., D]``.
-        noise
-            ``[..., draws, C]`` standard normal.
-        r
-            Flow times ``[..., draws, 1]``.
-
-        Returns
-        -------
-        loss ``[...]`` and a dict of per-token terms to log (detached).
+        ``z`` are true tokens ``[..., C]`` and ``c`` conditions ``[..., D]``; ``noise [..., draws, C]`` is standard
+        normal and ``r [..., draws, 1]`` are flow times.
         """
         target, terms = z.float(), {}
         likelihood = torch.zeros((), device=z.device)

@@ -24,13 +24,7 @@ from .tokenizer import ExpandSpace, Tokenizer, pad_space
 
 
 class FoldedEnd:
-    """The layers of `Tokenizer.up` from `first` on, and `conv_out`, as one convolution.
-
-    Attributes
-    ----------
-    first
-        Number of the first layer that it replaces.
-    """
+    """The layers of `Tokenizer.up` from number `first` on, and `conv_out`, as one convolution."""
 
     def __init__(self, tokenizer: Tokenizer, first: int, radius: int) -> None:
         config = tokenizer.config

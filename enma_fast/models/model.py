@@ -53,13 +53,8 @@ class Dynamics(nn.Module):
     def forward(self, segments: list[Tensor], draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean loss over the masked tokens of all segments, and terms to log.
 
-        Parameters
-        ----------
-        segments
-            Standardised latent frames ``[B, T_i, N, C]``: one trajectory, or a context and a target that share an
-            environment.
-        draws
-            Random numbers of this step.
+        ``segments`` are standardised latent frames ``[B, T_i, N, C]``: one trajectory, or a context and a target that
+        share an environment. ``draws`` are the random numbers of this step.
         """
         read = [z + n for z, n in zip(segments, draws.history, strict=True)]
         contexts = self.temporal(read)

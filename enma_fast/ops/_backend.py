@@ -40,10 +40,7 @@ def register(schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> 
 def choose(op: str, candidates: Mapping[str, str | None], backend: str | None) -> str:
     """The implementation to run: the first that can, or the one asked for.
 
-    Raises
-    ------
-    EnmaError
-        If `backend` is no implementation of the operator or cannot serve these arguments; says why.
+    `EnmaError` if `backend` is no implementation of the operator or cannot serve these arguments; says why.
     """
     if backend is None:
         name = best(candidates)

@@ -28,11 +28,8 @@ _KNOWN: dict[Hashable, str] = {}
 def fingerprint(model: Model, name: str, *, settings: SamplingConfig | None, dtype: torch.dtype | None) -> str:
     """The fingerprint of sampling with a model in this process, as it is set now.
 
-    Parameters
-    ----------
-    model : the model
-    name : of its weights and config, such as their hashes; what is known of it is not probed again
-    settings, dtype : of the sampler; the model's own by default
+    `name` is that of the weights and config, such as their hashes: what is known of it is not probed again. `settings`
+    and `dtype` are those of the sampler, the model's own by default.
     """
     device = next(model.parameters()).device
     if device.type != "cpu":

@@ -33,13 +33,8 @@ TABLE_FRAMES = 64
 class NativeSampler:
     """A model packed for the CPU; pack again after its weights have changed.
 
-    Parameters
-    ----------
-    dynamics
-        The model.
-    dtype
-        Type of the packed weights. bf16 halves their size, and is the fastest on processors that multiply it
-        (AVX-512 BF16). Tokens, residuals and sums are fp32 in either case.
+    ``dtype`` is that of the packed weights. bf16 halves their size, and is the fastest on processors that multiply it
+    (AVX-512 BF16). Tokens, residuals and sums are fp32 in either case.
     """
 
     def __init__(self, dynamics: Dynamics, *, dtype: torch.dtype) -> None:

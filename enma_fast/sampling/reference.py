@@ -25,14 +25,9 @@ def frame(
 ) -> Tensor:
     """Decide all tokens of one latent frame ``[B, N, C]``, a few per mask step in random order.
 
-    Parameters
-    ----------
-    h_BND
-        Context of the frame from the causal transformer.
-    seeds, members
-        ``[B]`` int64, the key of the noise of each row.
-    index
-        Number of the latent frame in its trajectory; part of the counter of the noise.
+    ``h_BND`` is the context of the frame from the causal transformer, ``seeds`` and ``members`` ``[B]`` int64 the key
+    of the noise of each row, and ``index`` the number of the latent frame in its trajectory, part of the counter of the
+    noise.
     """
     N, C = dynamics.config.num_tokens, dynamics.config.token_channels
     if in_one_pass(dynamics.config, index):

@@ -52,10 +52,9 @@ class StaticStep:
 
     Parameters
     ----------
-    rows
-        Number of members B that are sampled together.
-    groups
-        Number of trajectories G that they belong to; row b has the history and context of group b // (B // G).
+    rows, groups
+        Members B that are sampled together, and trajectories G that they belong to; row b has the history and context
+        of group b // (B // G).
     prefix_frames
         Largest number of frames of context and history together, with a start frame for each.
     own_frames
@@ -150,19 +149,10 @@ class StaticStep:
     def begin(self, segments: Sequence[Tensor], *, seeds: Tensor, members: Tensor, first: int) -> None:
         """Read history and context, and prepare the first frame.
 
-        Parameters
-        ----------
-        segments
-            Latent frames ``[G, T_i, N, C]``, a context first and the history last; T_i may be 0.
-        seeds, members
-            ``[B]`` int64, the key of the noise of each row.
-        first
-            Number of the first frame in its trajectory, which is the number of frames in the history.
-
-        Raises
-        ------
-        EnmaError
-            If an argument has another shape, type or device than expected; the message names it.
+        ``segments`` are latent frames ``[G, T_i, N, C]``, a context first and the history last; T_i may be 0. ``seeds``
+        and ``members`` are ``[B]`` int64, the key of the noise of each row, and ``first`` is the number of the first
+        frame in its trajectory, that of the frames in the history. An `EnmaError` names an argument of another shape,
+        type or device.
         """
         self._check(segments, seeds, members, first)
         N = self._tokens
@@ -188,15 +178,8 @@ class StaticStep:
     def frame(self, *, last: bool = False) -> Tensor:
         """Decide the next latent frame ``[B, N, C]``; the next call overwrites its buffer.
 
-        Parameters
-        ----------
-        last
-            True for the last frame of a trajectory, which is not fed back.
-
-        Raises
-        ------
-        EnmaError
-            If no trajectory has begun, or if the cache has no room for the frame.
+        The ``last`` frame of a trajectory is not fed back. `EnmaError` if no trajectory has begun, or if the cache has
+        no room for the frame.
         """
         return self.run(self.advance(last=last))
 

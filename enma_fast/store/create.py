@@ -70,10 +70,7 @@ def create_store(
 def create_unfinished_store(path: Path, layout: Layout, *, force: bool = False) -> None:
     """Create a store without members, with a ledger that marks all of them as missing; it appears at `path` complete.
 
-    Raises
-    ------
-    EnmaError
-        In the same cases as `create_store`.
+    `EnmaError` in the same cases as `create_store`.
     """
     load_extra("zarr", "store")
     path = real_path(path)

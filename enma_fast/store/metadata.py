@@ -58,10 +58,8 @@ _OTHERS: dict[str, type] = {
 def read_metadata(path: Path) -> dict[str, Any]:
     """Read and check the metadata of the store at `path`; its attributes are under `attributes`.
 
-    Raises
-    ------
-    EnmaError
-        If there is no forecast store of this version, or its metadata hold something that enma_fast does not write.
+    `EnmaError` if there is no forecast store of this version, or its metadata hold something that enma_fast does not
+    write.
     """
     root = read_unchecked_metadata(path)
     require_format(path, root["attributes"])

@@ -68,12 +68,12 @@ def publish(
     sampling : changes of the sampler's defaults (`SamplingConfig`), chosen on validation data
     limit : score the first so many trajectories of each file
     seed : of the noise
-    progress : called with (cases done, cases, what is being scored)
+    progress : called with (cases done, cases, name of the case)
 
     Returns
     -------
     dict
-        What `metrics.json` holds: `rows` of scores, the `tokenizer`'s reconstruction error, and the `training`.
+        The contents of `metrics.json`: `rows` of scores, the `tokenizer`'s reconstruction error, and the `training`.
 
     Raises
     ------

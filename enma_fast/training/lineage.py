@@ -32,17 +32,10 @@ def trace(
 ) -> dict[str, dict[str, Any]]:
     """The accounts of the runs that made a model, by stage in order.
 
-    Parameters
-    ----------
-    run : finished run of the last stage: dynamics, forecasts or first-frame
-    tokenizer, dynamics, forecasts : finished runs of the stages before it
-    begun : checkpoint whose weights the first of them started from; the stages of its own card, if it has one, come
-        first, as `tokenizer before` and so on
-
-    Raises
-    ------
-    EnmaError
-        If a run is of another stage, or was trained on weights that none of the others has.
+    `run` is the finished run of the last stage (dynamics, forecasts or first-frame), `tokenizer`, `dynamics` and
+    `forecasts` those of the stages before it. `begun` is the checkpoint whose weights the first of them started from;
+    the stages of its own card, if it has one, come first, as `tokenizer before` and so on. `EnmaError` if a run is of
+    another stage, or was trained on weights that none of the others has.
     """
     last = read_record(run)["stage"]
     if last not in STAGES[1:]:

@@ -47,10 +47,7 @@ Progress = Callable[[float, float, str], None]
 def prepare_own(source: Path, out: Path, request: Request) -> Plan:
     """The plan of a run folder, made and written there with the splits if it is new.
 
-    Raises
-    ------
-    EnmaError
-        As `make_plan` and `saved_plan`, or under a launcher of several processes.
+    `EnmaError` as `make_plan` and `saved_plan`, or under a launcher of several processes.
     """
     if detect().num_ranks > 1:
         raise EnmaError("train FILE is one process; on several train stage by stage: enma-fast train tokenizer, ...")
@@ -67,16 +64,8 @@ def prepare_own(source: Path, out: Path, request: Request) -> Plan:
 def train_own(plan: Plan, out: Path, *, command: str, progress: Progress | None = None) -> dict[str, Any]:
     """Train, score and write what `prepare_own` planned, from where an earlier call stopped.
 
-    Parameters
-    ----------
-    plan, out : from `prepare_own`, and its run folder
-    command : that makes the run again, for the card
-
-    Returns
-    -------
-    dict
-        What `metrics.json` of the checkpoint holds: `rows` of scores, each with those of `persistence` and of single
-        `channels`, and the `training`.
+    `command`, which makes the run again, is for the card. Returns the contents of `metrics.json` of the checkpoint:
+    `rows` of scores, each with those of `persistence` and of single `channels`, and the `training`.
     """
     total = sum(plan.seconds.values())
     done = plan.seconds["preparing"]

@@ -92,10 +92,7 @@ class Plan:
 def saved_plan(source: Path, out: Path, request: Request) -> Plan | None:
     """The plan of a run folder, None in an empty one.
 
-    Raises
-    ------
-    EnmaError
-        If the folder was begun with another request or other data, or holds something else.
+    `EnmaError` if the folder was begun with another request or other data, or holds something else.
     """
     path = out / PLAN
     if not path.is_file():
@@ -116,12 +113,9 @@ def saved_plan(source: Path, out: Path, request: Request) -> Plan | None:
 
 
 def make_plan(source: Path, request: Request) -> tuple[Plan, dict[str, FieldFile]]:
-    """Derive model and recipes from the data and time a few steps of each stage; also gives the splits.
+    """Derive model and recipes from the data and time a few steps of each stage; also returns the splits.
 
-    Raises
-    ------
-    EnmaError
-        If the data cannot be trained on, or the minutes are too few.
+    `EnmaError` if the data cannot be trained on, or the minutes are too few.
     """
     began = time.monotonic()
     splits = load_splits(source)

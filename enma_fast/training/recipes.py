@@ -188,10 +188,7 @@ def _trained(
 ) -> tuple[Tokenizer | Model | None, ModelConfig]:
     """The part of the model that earlier stages have trained, and the config of the model with it, changed.
 
-    Raises
-    ------
-    EnmaError
-        If the checkpoint is of other data, or a change is of a tokenizer that is trained already.
+    `EnmaError` if the checkpoint is of other data, or a change is of a tokenizer that is trained already.
     """
     if stage == "tokenizer":
         return None, replace(preset.model, changes, source="model config")
@@ -219,12 +216,8 @@ def _trained(
 def inherit(model: Model, before: Model, *, source: str) -> None:
     """Give a model the weights of another that differs from it in the decoder at most.
 
-    A one-pass decoder begins with the mean of the flow head's residual target as its output, where there is one.
-
-    Raises
-    ------
-    EnmaError
-        If any other weight is missing or of another shape; names `source` and the weight.
+    A one-pass decoder begins with the mean of the flow head's residual target as its output, where there is one. If any
+    other weight is missing or of another shape, an `EnmaError` names `source` and the weight.
     """
     tensors = dict(before.state_dict())
     read = model.dynamics.read

@@ -88,19 +88,9 @@ def isolated(path: Path, work: Callable[[Limits], Any]) -> Any:
     """Call `work` in a forked child and return its result, so that no file can crash, hang or exhaust this process.
 
     The child may use `SECONDS` of processor time and `MEMORY` bytes until `work` calls its argument with the number of
-    bytes that it is going to read. Without `fork` the work is done in this process.
-
-    Parameters
-    ----------
-    path
-        The file, for messages.
-    work
-        Returns plain values: None, bool, int, float, str, arrays, and lists, tuples and dicts of them.
-
-    Raises
-    ------
-    EnmaError
-        If `work` raises it, or if the file crashed the reader or took too long.
+    bytes that it is going to read. `work` returns plain values: None, bool, int, float, str, arrays, and lists, tuples
+    and dicts of them. `EnmaError` if `work` raises it, or if the file at `path` crashed the reader or took too long.
+    Without `fork` the work is done in this process.
     """
     if not hasattr(os, "fork"):
         return work(lambda num_bytes: None)

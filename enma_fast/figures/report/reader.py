@@ -36,17 +36,9 @@ class Trajectory:
 
 
 class StoreReader:
-    """A forecast store, read one trajectory at a time.
+    """A forecast store, read one trajectory at a time; `truth` is a field file with the truth, if the store holds none.
 
-    Parameters
-    ----------
-    path : the store
-    truth : field file with the truth, if the store holds none
-
-    Raises
-    ------
-    EnmaError
-        If the store or the file cannot be read, or if the frames of the file do not match those of the store.
+    `EnmaError` if the store or the file cannot be read, or if the frames of the file do not match those of the store.
     """
 
     def __init__(self, path: str | Path, truth: str | Path | None = None) -> None:
@@ -231,17 +223,10 @@ class PooledScores:
 
 
 def store_figure(store: str | Path | StoreReader, *, place: int = 0, channel: int = 0, title: str | None = None) -> Any:
-    """Draw one trajectory of a forecast store, and the calibration of all of them.
+    """Draw one trajectory of a forecast store, and the calibration of all of them, as a matplotlib figure.
 
-    Parameters
-    ----------
-    store : a forecast store, or a reader of one (which may have a truth from a field file)
-    place, channel : indices of the trajectory and of the channel in the store
-    title : title of the figure; by default model, task and trajectory
-
-    Returns
-    -------
-    matplotlib.figure.Figure
+    `store` may be a reader, which may have a truth from a field file; `place` and `channel` are indices in the store;
+    `title` is by default model, task and trajectory.
     """
     reader = store if isinstance(store, StoreReader) else StoreReader(store)
     if not 0 <= place < len(reader):
