@@ -36,18 +36,8 @@ def _kernel_arguments(
     }
 
 
-def _forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    query_points: Tensor,
-    points: Tensor,
-    slopes: Tensor,
-    valid: Tensor | None,
-    power: int,
-    periods: list[float],
-    backend: str,
-) -> tuple[Tensor, Tensor]:
+def _forward(*arguments: Any) -> tuple[Tensor, Tensor]:
+    q, k, v, query_points, points, slopes, valid, power, periods, backend = arguments
     if backend == "native":
         out, lse = native().point_attention_forward(
             *(_rows(x.float()) for x in (q, k, v)),
@@ -60,9 +50,9 @@ def _forward(
         return out.to(q.dtype), lse
     out, lse = _forward_fake(q, k, v)
     q, k, v = _rows(q), _rows(k), _rows(v)
-    arguments = _kernel_arguments(query_points, points, slopes, valid, power, periods)
+    geometry = _kernel_arguments(query_points, points, slopes, valid, power, periods)
     with torch.cuda.device_of(q):
-        kernel("point_attention").launch_forward(q, k, v, **arguments, out=out, lse=lse)
+        kernel("point_attention").launch_forward(q, k, v, **geometry, out=out, lse=lse)
     return out, lse
 
 
@@ -70,23 +60,9 @@ def _forward_fake(q: Tensor, k: Tensor, v: Tensor, *others: Any) -> tuple[Tensor
     return q.new_empty(*q.shape[:-1], v.shape[-1]), q.new_empty(q.shape[:-1], dtype=torch.float32)
 
 
-def _backward(
-    out_grad: Tensor,
-    lse_grad: Tensor | None,
-    out: Tensor,
-    lse: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    query_points: Tensor,
-    points: Tensor,
-    slopes: Tensor,
-    valid: Tensor | None,
-    power: int,
-    periods: list[float],
-    backend: str,
-    with_places: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _backward(*arguments: Any) -> tuple[Tensor, ...]:
+    out_grad, lse_grad, out, lse, q, k, v, query_points, points, slopes, *others = arguments
+    valid, power, periods, backend, with_places = others
     delta = (out_grad.float() * out.float()).sum(-1)
     if lse_grad is not None:
         delta = delta - lse_grad

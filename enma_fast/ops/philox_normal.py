@@ -20,6 +20,7 @@ Shape suffixes: B members, M tokens decided in this mask step, C channels, E ele
 from __future__ import annotations
 
 from math import tau
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -91,22 +92,23 @@ def philox_normal(
     EnmaError
         Names the argument, what was expected and what was given.
     """
-    _check(seed, members, frame, mask_step, tokens, channels, dtype, out)
+    given: dict[str, Any] = {
+        "seed": seed,
+        "members": members,
+        "frame": frame,
+        "mask_step": mask_step,
+        "tokens": tokens,
+        "channels": channels,
+        "dtype": dtype,
+        "out": out,
+    }
+    _check(**given)
     device = members.device
     # A compiler cannot trace the choice; there it is left to the operator.
     compiling = torch.compiler.is_compiling()
     name = backend or "" if compiling else choose(OP, candidates(device, dtype), backend)
     if name == "reference" and not compiling:
-        return philox_normal_ref(
-            seed=seed,
-            members=members,
-            frame=frame,
-            mask_step=mask_step,
-            tokens=tokens,
-            channels=channels,
-            dtype=dtype,
-            out=out,
-        )
+        return philox_normal_ref(**given)
     if out is None:
         out = torch.empty(members.shape[0], tokens.shape[-1], channels, dtype=dtype, device=device)
     words = [_as_tensor(word, device) for word in (seed, frame, mask_step)]
@@ -185,20 +187,13 @@ def _as_tensor(word: Word, device: torch.device) -> Tensor:
 
 
 def _check(
-    seed: Word,
-    members: Tensor,
-    frame: Word,
-    mask_step: Word,
-    tokens: Tensor,
-    channels: int,
-    dtype: torch.dtype,
-    out: Tensor | None,
+    *, members: Tensor, tokens: Tensor, channels: int, dtype: torch.dtype, out: Tensor | None, **words: Word
 ) -> None:
     device = members.device
     expect(OP, "members", members, shape=[None], dtype=_INTEGERS)
     B = members.shape[0]
     expect(OP, "tokens", tokens, shape=[None] if tokens.ndim == 1 else [B, None], dtype=_INTEGERS, device=device)
-    for name, word in (("seed", seed), ("frame", frame), ("mask_step", mask_step)):
+    for name, word in words.items():
         if isinstance(word, Tensor):
             expect(OP, name, word, shape=[B] if word.ndim else [], dtype=_INTEGERS, device=device)
     if channels < 1:

@@ -217,7 +217,7 @@ class StaticStep:
 
     def _decide_in_mask_steps(self) -> None:
         """Decide a frame in mask steps, from the context to the tokens."""
-        C, L = self.config.token_channels, self._rows_BLX.shape[1]
+        L = self._rows_BLX.shape[1]
         order_BN = token_order(seed=self._seeds_B, members=self._members_B, frame=self._frame, num_tokens=self._tokens)
         self._begin_rows()
         done = 0
@@ -226,15 +226,7 @@ class StaticStep:
             # The rows of the frame are the last ones.
             rows_BM = tokens_BM + (L - self._tokens)
             c_BMD = self._conditions(self._rows_BLX, rows_BM)
-            noise_BMC = philox_normal(
-                seed=self._seeds_B,
-                members=self._members_B,
-                frame=self._frame,
-                mask_step=step,
-                tokens=tokens_BM,
-                channels=C,
-                dtype=self._state,
-            )
+            noise_BMC = self._noise(tokens_BM, step)
             z_BMC = flow_head(c_BMD, flow_temperature(self.config, self.settings) * noise_BMC, plan=self._plans[step])
             if self._flow.moments is not None:
                 mean, scale = self._flow.mean_and_scale(c_BMD)
@@ -249,15 +241,7 @@ class StaticStep:
         spatial, read = self._spatial, self._tokens_of
         assert spatial.noise is not None
         assert read is not None
-        noise_BNC = philox_normal(
-            seed=self._seeds_B,
-            members=self._members_B,
-            frame=self._frame,
-            mask_step=0,
-            tokens=self._places_N,
-            channels=self.config.token_channels,
-            dtype=self._state,
-        )
+        noise_BNC = self._noise(self._places_N, 0)
         x_BND = spatial.mask + spatial.noise((self.settings.temperature * noise_BNC).to(self.dtype))
         h_BND = self._context_BND
         if spatial.places is not None:
@@ -268,6 +252,18 @@ class StaticStep:
             x_BLD = h_BND + x_BND
         rows_BLX = self._first_layer(x_BLD, rotary_of(spatial.rotary, slice(None)))
         self.tokens_BNC.copy_(read(self._conditions(rows_BLX, None)))
+
+    def _noise(self, tokens: Tensor, mask_step: int) -> Tensor:
+        """Noise ``[B, M, C]`` of tokens ``[M]`` or ``[B, M]`` of the frame at a mask step."""
+        return philox_normal(
+            seed=self._seeds_B,
+            members=self._members_B,
+            frame=self._frame,
+            mask_step=mask_step,
+            tokens=tokens,
+            channels=self.config.token_channels,
+            dtype=self._state,
+        )
 
     def _feed(self) -> None:
         """Feed the decided frame back, which gives the context of the next frame."""

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from enma_fast.ops._flow_head_cuda import pack
+from enma_fast.ops._flow_head_cuda import pack, sizes
 from enma_fast.ops.flow_plan import BlockWeights, FlowPlan, HeadWeights
 
 from ._cubin import tool
@@ -80,9 +80,8 @@ def start(
 
 def run(program: Path, plan: FlowPlan, c: Tensor, noise: Tensor, folder: Path, cut: Cut) -> tuple[Tensor, Done]:
     """Carry `noise` by the kernels on CPU threads; NaN if the program failed."""
-    packed = pack(plan)
-    arrays = [*packed.tensors, c, noise]
-    done = start(program, [len(noise), *packed.sizes], arrays, folder, cut, folder / "out")
+    arrays = [*pack(plan), c, noise]
+    done = start(program, [len(noise), *sizes(plan)], arrays, folder, cut, folder / "out")
     if done.returncode != 0:
         return torch.full_like(noise, float("nan")), done
     return torch.from_numpy(np.fromfile(folder / "out", dtype=np.float32).reshape(noise.shape)), done
