@@ -133,7 +133,7 @@ def temporary_folder(where: str | None = None) -> Path:
 
 
 def overhead(result: dict[str, Any]) -> dict[str, Any]:
-    """What the table says beside the times of a result."""
+    """The columns of the table beside the times of a result."""
     if result["ours_s"] is None:
         return result
     against = result["against"]

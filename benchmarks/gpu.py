@@ -65,7 +65,7 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What became of a part."""
+    """The outcome of a part."""
 
     part: Part
     verdict: str  # ok, failed, too long, left out
@@ -74,7 +74,7 @@ class Outcome:
 
 
 def parts() -> list[Part]:
-    """What `make gpu` runs, in this order."""
+    """The parts that `make gpu` runs, in this order."""
     python = str(PYTHON)
     found = [
         Part(name="build", command=(sys.executable, "-m", "benchmarks.gpu_bootstrap"), limit=140),
@@ -173,7 +173,7 @@ def keep(output: str, path: Path) -> tuple[str, str]:
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
-    """What ran, how long, and what became of it."""
+    """The summary: each part, its time and its outcome."""
     rows = [f"{o.part.name:<44} {o.verdict:<9} {o.seconds:6.1f} s  {o.note}".rstrip() for o in outcomes]
     return "\n".join([*rows, f"{'together':<54} {sum(o.seconds for o in outcomes):6.1f} s"])
 

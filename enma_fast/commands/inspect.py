@@ -102,7 +102,7 @@ def _verify_store(terminal: Terminal, store: Path, *, mark: bool) -> None:
     if found:
         marked = mark or all(damage.marked for damage in found)
         if mark:
-            # What was found is told even where it cannot be noted.
+            # The damage has been reported by now, even if the store cannot be written.
             mark_damaged(store, found)
         first = f"{found[0].file} ({found[0].problem})"
         more = f" and {len(found) - 1} more are" if len(found) > 1 else " is"

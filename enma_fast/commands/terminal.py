@@ -1,4 +1,4 @@
-"""What a command shows: tables for people on standard output, or one line of JSON; progress on standard error."""
+"""The output of a command: tables for people on standard output, or one line of JSON; progress on standard error."""
 
 from __future__ import annotations
 

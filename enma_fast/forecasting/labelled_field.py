@@ -39,10 +39,10 @@ class LabelledField:
     kind: Kind
     numbers: tuple[int, ...] | None = None
     times: np.ndarray | None = None
-    # Of space, and further ones: dimensions and values.
+    # Coordinates of space, and further ones: dimensions and values.
     coords: Mapping[str, Any] = field(default_factory=dict)
     further: Mapping[str, tuple[tuple[str, ...], np.ndarray]] = field(default_factory=dict)
-    # Of scattered points, as far as they are known.
+    # Coordinates of scattered points, as far as they are known.
     points: Mapping[str, np.ndarray] = field(default_factory=dict)
     attributes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     channels: tuple[str, ...] | None = None
@@ -172,7 +172,7 @@ def later(start: float, frames: Any, *, interval: float) -> Any:
 
 
 def _kind(argument: str, value: Any) -> Kind:
-    # What was never imported has no instances.
+    # A module that was never imported has no instances.
     torch, xarray = sys.modules.get("torch"), sys.modules.get("xarray")
     if torch is not None and isinstance(value, torch.Tensor):
         return "torch"

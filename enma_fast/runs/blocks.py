@@ -155,7 +155,7 @@ def claims(
         if count != before:
             changed = now
         elif now - changed > max(_PATIENCE, _LONGER * longest):
-            # What it writes when it goes on has the same bytes.
+            # It writes the same bytes when it goes on.
             said = "%s: a process holds members and has done none for %.0f s; they are sampled here"
             log.warning(said, ledger.path.parent, now - changed)
             yield ranges[busy[0]]

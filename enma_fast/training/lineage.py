@@ -18,7 +18,7 @@ from .recipes import STAGES, read_record, recipe, summary
 
 # The run whose weights a stage continues.
 _BEFORE = {"forecasts": "runs/dynamics", "first-frame": "runs/forecasts"}
-# Of the metrics of a checkpoint.
+# Largest size of the metrics of a checkpoint.
 _MOST_BYTES = 1 << 26
 
 

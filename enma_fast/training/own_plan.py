@@ -37,7 +37,7 @@ DATA = "data"
 STAGES = ("tokenizer", "dynamics", "forecasts")
 # The flow head teaches the transformers, and its mean is where one pass begins.
 DYNAMICS_CHANGES = {"dynamics.decoder": "masked-flow"}
-# Of the time that is left for steps; validations of a stage; and fewest steps of a stage.
+# Shares of the time that is left for steps; then validations of a stage, and its fewest steps.
 _SHARES = {"tokenizer": 0.3, "dynamics": 0.25, "forecasts": 0.45}
 VALIDATIONS, FEWEST_STEPS = 4, 10
 # Steps that are timed, and trajectories that they are timed on.

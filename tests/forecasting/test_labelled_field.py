@@ -1,4 +1,4 @@
-"""What xarray says of observed fields: kept where it holds for a forecast, refused where it contradicts the model."""
+"""Labels of observed fields in xarray: kept where it holds for a forecast, refused where it contradicts the model."""
 
 import numpy as np
 import pandas as pd

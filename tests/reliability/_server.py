@@ -67,7 +67,7 @@ class Trap:
             self._step(name)
 
     def _step(self, what: str) -> bool:
-        """Whether the trap springs here, in a way that the caller has to see to."""
+        """True if the trap springs here, and the caller has to act on it."""
         # A child of the command, such as the one that reads field files, writes nothing that lasts.
         if self.match not in what or os.getpid() != self.process:
             return False

@@ -125,7 +125,7 @@ def test_bad_input_is_one_line_before_any_work(
 def test_more_frames_than_the_file_holds(
     data: FieldFile, test_in: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What was observed is enough to forecast; the truth is kept where all of it is known."""
+    """Observed frames are enough to forecast; the truth is kept where all of it is known."""
     common = {"num_members": 3, "trajectories": [0, 7]}
     start(data, tmp_path / "whole.zarr", **common).execute()
     whole = read_forecast(tmp_path / "whole.zarr")

@@ -217,7 +217,7 @@ def test_members_that_differ_after_the_layout() -> None:
 def test_quantiles_lie_within_the_members_in_order(
     seed: int, unit: float, num_members: int, levels: list[float]
 ) -> None:
-    """Of values from a few levels to wild ones, over the whole range of float32."""
+    """Values from a few levels to wild ones, over the whole range of float32."""
     rng = np.random.default_rng(seed)
     shape = (num_members, 8)
     wild = unit * rng.standard_cauchy(shape) ** 3
