@@ -254,7 +254,9 @@ def main() -> int:
         return 0
     if options.page.is_file() and options.page.read_text() == text:
         return 0
-    print(f"{options.page}: is not what the results give; write it again: python -m benchmarks.report > docs/performance.md")
+    print(
+        f"{options.page}: is not what the results give; write it again: python -m benchmarks.report > docs/performance.md"
+    )
     return 1
 
 

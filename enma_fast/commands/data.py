@@ -13,7 +13,7 @@ from .options import AsJson, numbers
 from .options import Data as DataFile
 from .terminal import Terminal, number, table
 
-# Lists that are no range.
+# Separators of lists that are not ranges.
 _BETWEEN = {"points": " x ", "lengths": " x ", "periodic": ", ", "channels": ", "}
 
 
@@ -37,7 +37,7 @@ def generate(
     made: list[dict[str, Any]] = []
     parts = list(DEFAULT_GROUPS) if split == "all" else [split]
     for part in parts:
-        # Before the first of them is made.
+        # Refuse before the first of them is made.
         place(equation, part, out, force=force)
     for part in parts:
         with terminal.progress(f"{equation}-{part}") as update:

@@ -80,7 +80,7 @@ def _verify_store(terminal: Terminal, store: Path, *, mark: bool) -> None:
 
     with terminal.progress("checking") as update:
         found = check_store(store, progress=update)
-    # A store whose coordinates are damaged does not open as one.
+    # A store whose coordinates are damaged cannot be opened as a dataset.
     attributes = read_unchecked_metadata(store)["attributes"]
     unfinished = (store / LEDGER).exists() or bool(found)
     again = f"{attributes.get('command') or 'the command that wrote it'} --out {shlex.quote(str(store))}"

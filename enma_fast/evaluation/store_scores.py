@@ -135,7 +135,7 @@ class _FileTruth:
 
     def __call__(self, place: int, channel: int) -> np.ndarray:
         if not self._begin <= place < self._begin + len(self._held):
-            # One of an unknown size, then as many as fit a part.
+            # First one trajectory, whose size is not known, then as many as fit a part.
             count = max(1, _PART // self._held[0].size) if len(self._held) else 1
             wanted = self._numbers[place : place + count]
             self._begin, self._held = place, read(self._file, select=wanted).u[:, self._frames]
@@ -167,7 +167,7 @@ def _check_file(path: Path, dataset: Any, file: Path, numbers: Sequence[int]) ->
         raise EnmaError(f"{file}: dimensions/time has other times than time of {path}")
     digest = sha256(file)
     if attrs.get("data_sha256", digest) != digest:
-        # Where the file of the forecast held no truth, it has to be another.
+        # If the file of the forecast held no truth, the truth is in another one.
         if f"{channels[0]}_truth" in dataset:
             log.warning("%s: is another file than %s was forecast from: its SHA-256 is not data_sha256", file, path)
         number = max(numbers)

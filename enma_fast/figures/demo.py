@@ -71,7 +71,7 @@ def run(
             if progress is not None:
                 progress(before + done * size, total, label)
 
-        # Those out of distribution are there to be seen, and the table says how many were recognised.
+        # Trajectories out of distribution are shown on purpose, and the table says how many were recognised.
         results.append(score_forecast(forecasts[label], warn=False, progress=report, sink=sink))
 
     attributes = provenance(main, checkpoint, "enma-fast demo") | file_hashes(main)

@@ -210,7 +210,7 @@ def _read(
     coords = {} if points is not None else {name: ((name,), values) for name, values in leading.coords.items()}
     if queried is not None:
         coords = {name: (("point",), values) for name, values in zip(grid, queried.T.numpy(force=True), strict=True)}
-    # Before the numbers of so many members are listed.
+    # Check this before the numbers of so many members are listed.
     request.check_memory(config, num_frames=1)
     labels = Labels(
         kind=leading.kind,

@@ -165,7 +165,7 @@ def _field(name: str, value: np.ndarray | Tensor, model: Model, points: Tensor |
     if isinstance(value, Tensor):
         u = value
     else:
-        # In the byte order and with the strides that a tensor can have; too large a value is found below.
+        # A tensor needs this byte order and these strides; a value that is too large is found below.
         with np.errstate(over="ignore"):
             u = torch.from_numpy(np.require(unmasked(name, value), np.float32, ["C", "W"]))
     shape = tuple(u.shape if batched else (1, *u.shape))

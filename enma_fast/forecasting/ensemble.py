@@ -132,7 +132,7 @@ class Ensemble:
         return self.num_members
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        # Before NumPy 2 None was no value of copy, and False meant what it means now.
+        # NumPy 1 does not take None, and False has the meaning there that None has in NumPy 2.
         return np.array(self.numpy(), dtype=dtype, copy=bool(copy) if np.__version__ < "2" else copy)
 
     def __repr__(self) -> str:

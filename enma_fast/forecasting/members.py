@@ -68,7 +68,7 @@ def sample_members(
         part = chunks.pop(0)
         if stop is None:
             part.sample()
-        # As long as without `stop`, so that the decoder does the same arithmetic.
+        # The latents are as long as without `stop`, so that the decoder does the same arithmetic.
         latents = _padded(part.latents, inputs.num_latents)
         fields = _decode(model, latents, inputs.num_frames, queried, folded_end(model.tokenizer))
         fields = _moved_back(fields[:, inputs.num_observed :], inputs, part.rows)
@@ -169,7 +169,7 @@ def _frames(
         group = None
         for part in chunks:
             if (kept[part.place] <= number).all():
-                # Gives its memory back to the engine.
+                # This gives its memory back to the engine.
                 part.making = iter(())
                 continue
             part.sample(1)

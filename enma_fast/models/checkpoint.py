@@ -47,7 +47,7 @@ CARD, METRICS, DOMAIN = "README.md", "metrics.json", "domain.json"
 # In the folder of a training run: its checkpoint, and its log or its plan.
 IN_RUN, LOG, PLAN = "checkpoint", "log.jsonl", "plan.json"
 _TOKENIZER = "tokenizer."
-# Names that a manifest may list: of files beside it. Neither it nor a config is ever larger than this.
+# Names of files beside it that a manifest may list; and the largest size of a manifest or a config.
 _NAME, _SHA256 = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}"), re.compile(r"[0-9a-f]{64}")
 _MOST_BYTES = 1 << 20
 
@@ -125,7 +125,7 @@ def locate(checkpoint: str | Path) -> Path:
     """Folder of a checkpoint given by shipped name, by path, or by the folder of the training run that made it."""
     given = Path(checkpoint)
     for folder in (given / IN_RUN, given, PRETRAINED / str(checkpoint)):
-        # Unlike Path.is_file it takes any name.
+        # Unlike Path.is_file, os.path.isfile takes any name.
         if os.path.isfile(folder / MANIFEST):
             return folder
     known = ", ".join(available()) or "none"

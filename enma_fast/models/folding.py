@@ -37,7 +37,7 @@ class FoldedEnd:
         inward = cast(nn.Conv2d, cast(ExpandSpace, tokenizer.up[first]).conv.conv).in_channels
         grid = [n // self.factor for n in config.grid]
         with torch.no_grad():
-            # Answers to one 1 in each channel at place 0 of frame 0, less the answer to nothing.
+            # Responses to a 1 in each channel at place 0 of frame 0, less the response to zeros.
             x = torch.zeros(inward + 1, inward, self.frames, *grid, dtype=torch.float64, device=weight.device)
             x.flatten(2)[range(inward), range(inward), 0] = 1.0
             y = linear(x)

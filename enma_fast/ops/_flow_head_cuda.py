@@ -14,7 +14,7 @@ from ._backend import extension_problem, native
 from ._checks import dtype_name
 from .flow_plan import FlowPlan
 
-# Above, tiled products over all rows are the better choice; `run` takes any number, so many rows at a time.
+# With more rows, tiled products over all rows are faster; `run` takes any number, this many at a time.
 MAX_ROWS = 1024
 
 

@@ -67,6 +67,6 @@ def _history(model: Model) -> np.ndarray:
     """Made-up observed frames `[1, L, *x, c]`, the same on every machine."""
     tok = model.config.tokenizer
     shape = (1, _HISTORY, *tok.grid, tok.field_channels)
-    # Numbers of no function, which libraries round differently.
+    # Plain numbers, since libraries round functions differently.
     values = np.arange(int(np.prod(shape))) * 7919 % 1009 / 1009 - 0.5
     return values.astype(np.float32).reshape(shape)

@@ -38,7 +38,7 @@ CASES: tuple[tuple[str, int, int | None, bool], ...] = (
     ("generation", 16, 120, False),
 )
 SPLITS = ("test-in", "test-out")
-# Training trajectories that tell what a model was trained on.
+# Training trajectories that describe the domain of a model.
 _TOLD = 4096
 _ROW_DROPS = ("per_frame", "rank_histogram")
 

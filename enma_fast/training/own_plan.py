@@ -175,7 +175,7 @@ def _tasks(preset: Preset, splits: Mapping[str, FieldFile], contexts: bool) -> t
     train, val = splits[TRAIN], splits[VAL]
     rows = np.arange(min(_SAMPLE, len(train)))
     fields, held = torch.from_numpy(train.u[rows]), torch.from_numpy(val.u)
-    # Any of them is the context of any other.
+    # Each of them serves as the context of any other.
     environment = np.zeros(len(rows), np.int64) if contexts else rows
     sample = dataclasses.replace(train, u=train.u[rows], environment=environment)
     others = held.roll(1, 0) if contexts else None
@@ -252,7 +252,7 @@ def _memory(preset: Preset, trajectories: int) -> int:
     tokenizer = preset.model.tokenizer
     latents = tokenizer.latent_frames(preset.model.num_frames) * math.prod(tokenizer.token_grid)
     shifts = tokenizer.space_factor ** sum(tokenizer.periodic) if preset.dynamics_training.shift else 1
-    # Half precision, and full while they are made.
+    # Latents are kept in half precision, and made in full.
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss + (
         6 * trajectories * shifts * latents * tokenizer.latent_channels
     )
