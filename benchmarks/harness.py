@@ -1,4 +1,4 @@
-"""Parts that all benchmarks here share: interleaved timing, ceilings of the machine, and where a number was measured."""
+"""Parts that all benchmarks share: interleaved timing, ceilings of the machine, and where a number was measured."""
 
 from __future__ import annotations
 

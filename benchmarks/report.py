@@ -255,7 +255,7 @@ def main() -> int:
     if options.page.is_file() and options.page.read_text() == text:
         return 0
     print(
-        f"{options.page}: is not what the results give; write it again: python -m benchmarks.report > docs/performance.md"
+        f"{options.page}: differs from the results; write it again: python -m benchmarks.report > docs/performance.md"
     )
     return 1
 

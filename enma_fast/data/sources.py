@@ -1,4 +1,4 @@
-"""The contents of other people's files: named arrays, coordinates and columns, out of NumPy, NetCDF, Zarr and HDF5 files.
+"""The contents of other people's files: named arrays, coordinates and columns of NumPy, NetCDF, Zarr and HDF5 files.
 
 NumPy files are read without pickles. NetCDF and Zarr go through xarray, which decodes scales, fill values and dates.
 """

@@ -73,7 +73,7 @@ class LabelledField:
                 raise EnmaError(f"{argument}: the coordinate {name} must increase; sort it: .sortby({name!r})")
             if wraps and np.ptp(steps) > 1e-2 * steps.mean():
                 raise EnmaError(f"{argument}: the coordinate {name} is not evenly spaced, which a periodic one must be")
-            # The cell that closes a ring counts; positions of an open axis are those of cells, or reach from end to end.
+            # The cell that closes a ring counts; positions of an open axis are those of cells or reach from end to end.
             found = steps.sum() * x.size / (x.size - 1)
             sizes = (found,) if wraps else (found, steps.sum())
             if not any(math.isclose(size, length, rel_tol=TOLERANCE) for size in sizes):
