@@ -27,13 +27,10 @@ class OwnDataGroup(TyperGroup):
     """`enma-fast train` with its subcommands, of which `run` is meant where a path stands in place of a name."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if args and args[0] not in self.commands and _is_path(args[0]):
+        word = args[0] if args and args[0] not in self.commands else "-"
+        if not word.startswith("-") and ("/" in word or "." in word or Path(word).exists()):
             args = ["run", *args]
         return super().parse_args(ctx, args)
-
-
-def _is_path(word: str) -> bool:
-    return not word.startswith("-") and ("/" in word or "." in word or Path(word).exists())
 
 
 def run(

@@ -81,21 +81,10 @@ def sample_members(
     return out.view(*shape, *out.shape[1:])
 
 
-def sample_fields(
-    model: Model,
-    history: np.ndarray | Tensor | None,
-    *,
-    context: np.ndarray | Tensor | None = None,
-    points: np.ndarray | Tensor | None = None,
-    query: np.ndarray | Tensor | None = None,
-    stop: Stop | None = None,
-    warn: bool = True,
-    num_members: int = 1,
-    **asked: Any,
-) -> Tensor:
-    """`sample_members`, with the fields of the request as keywords."""
-    request = ForecastRequest(num_members=num_members, **asked)
-    return sample_members(model, request, history, context=context, points=points, query=query, stop=stop, warn=warn)
+def sample_fields(model: Model, history: np.ndarray | Tensor | None, *, num_members: int = 1, **given: Any) -> Tensor:
+    """`sample_members`, with the fields of the request as keywords beside its own."""
+    inputs = {name: given.pop(name) for name in ("context", "points", "query", "stop", "warn") if name in given}
+    return sample_members(model, ForecastRequest(num_members=num_members, **given), history, **inputs)
 
 
 def stream_members(

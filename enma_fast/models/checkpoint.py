@@ -71,9 +71,13 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise EnmaError(f"{path}: not a whole safetensors file ({error}); copy or train it again") from None
 
 
-def save_model(model: Model, folder: Path, *, card: str | None = None) -> None:
+def save_model(
+    model: Model, folder: Path, *, card: str | None = None, metrics: Mapping[str, Any] | None = None
+) -> None:
     """Write a checkpoint folder; the manifest comes last, so an interrupted save is never taken for a complete one."""
     _write_weights(folder, model.config, model.state_dict())
+    if metrics is not None:
+        write_atomic(folder / METRICS, (json.dumps(metrics, indent=1, allow_nan=False) + "\n").encode())
     if model.domain is None:
         (folder / DOMAIN).unlink(missing_ok=True)
     else:

@@ -1,4 +1,4 @@
-"""The joined model; ``Dynamics.forward`` is the training loss.
+"""The joined model; ``Dynamics.forward`` is the training loss, `draw` gives the random numbers of a training step.
 
 Legend: B batch, T latent frames, N tokens per frame, C token channels, D width.
 """

@@ -104,17 +104,8 @@ def frame_attention(
     problems = _problems(tensors, (length, prefix_length))
     name = choose(OP, problems, backend)
     if name == "reference":
-        return frame_attention_ref(
-            q_BHNK,
-            k_BHNK,
-            v_BHNK,
-            cache_k=cache_k,
-            cache_v=cache_v,
-            length=length,
-            prefix_k=prefix_k,
-            prefix_v=prefix_v,
-            prefix_length=prefix_length,
-        )
+        past = {"cache_k": cache_k, "cache_v": cache_v, "prefix_k": prefix_k, "prefix_v": prefix_v}
+        return frame_attention_ref(q_BHNK, k_BHNK, v_BHNK, **past, length=length, prefix_length=prefix_length)
     if name in _RUN and not torch.compiler.is_compiling():
         return _RUN[name](*tensors, length, prefix_length)
     if name in _RUN:

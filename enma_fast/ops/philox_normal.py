@@ -111,7 +111,13 @@ def philox_normal(
         return philox_normal_ref(**given)
     if out is None:
         out = torch.empty(members.shape[0], tokens.shape[-1], channels, dtype=dtype, device=device)
-    words = [_as_tensor(word, device) for word in (seed, frame, mask_step)]
+    # An int gets to the device by a fill, without synchronisation.
+    words = [
+        torch.full((), word & MASK32, dtype=torch.int64, device=device)
+        if isinstance(word, int)
+        else word.to(torch.int64)
+        for word in (seed, frame, mask_step)
+    ]
     _fill(words[0], members.to(torch.int64), words[1], words[2], tokens.to(torch.int64), out, name)
     return out
 
@@ -177,13 +183,6 @@ def as_word(value: Word, *, ndim: int) -> Word:
         if value.ndim:
             value = value.reshape(-1, *(1,) * (ndim - 1))
     return value & MASK32
-
-
-def _as_tensor(word: Word, device: torch.device) -> Tensor:
-    """An int64 tensor on the device; an int gets there by a fill, without synchronisation."""
-    if isinstance(word, Tensor):
-        return word.to(torch.int64)
-    return torch.full((), word & MASK32, dtype=torch.int64, device=device)
 
 
 def _check(

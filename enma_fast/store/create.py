@@ -45,26 +45,13 @@ def create_store(
     EnmaError
         If `path` exists and may not be replaced, if it cannot be written, or if the `[store]` extra is missing.
     """
-    path, layout = real_path(path), layout or Layout(**contents)
-    load_extra("zarr", "store")
-    require_replaceable(path, force=force)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    parents: list[Path] = []
-    try:
-        parents = make_parents(path)
-        with empty_store(temporary, layout):
-            store = ForecastStore(temporary, layout)
-            try:
-                yield store
-            finally:
-                store.close()
-        with synced(path.parent):
-            _replace_folder(temporary, path)
-    except OSError as error:
-        raise EnmaError(f"{path}: cannot be written ({error}); choose another place or free space") from error
-    finally:
-        remove(temporary)
-        remove_empty(parents)
+    layout = layout or Layout(**contents)
+    with _new_store(path, layout, f"{os.getpid()}.tmp", force=force) as temporary:
+        store = ForecastStore(temporary, layout)
+        try:
+            yield store
+        finally:
+            store.close()
 
 
 def create_unfinished_store(path: Path, layout: Layout, *, force: bool = False) -> None:
@@ -72,18 +59,29 @@ def create_unfinished_store(path: Path, layout: Layout, *, force: bool = False) 
 
     `EnmaError` in the same cases as `create_store`.
     """
+    with _new_store(path, layout, "tmp", force=force) as temporary:
+        write_ledger(temporary / LEDGER, np.zeros(layout.num_units, bool))
+
+
+@contextmanager
+def _new_store(path: str | Path, layout: Layout, ending: str, *, force: bool) -> Iterator[Path]:
+    """Yield the folder of a store without members and statistics; at the end of the block it is moved to `path`."""
     load_extra("zarr", "store")
     path = real_path(path)
     require_replaceable(path, force=force)
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.{ending}")
+    parents: list[Path] = []
     try:
+        parents = make_parents(path)
         with empty_store(temporary, layout):
-            write_ledger(temporary / LEDGER, np.zeros(layout.num_units, bool))
-        _replace_folder(temporary, path)
+            yield temporary
+        with synced(path.parent):
+            _replace_folder(temporary, path)
     except OSError as error:
         raise EnmaError(f"{path}: cannot be written ({error}); choose another place or free space") from error
     finally:
         remove(temporary)
+        remove_empty(parents)
 
 
 @contextmanager

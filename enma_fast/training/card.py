@@ -19,7 +19,7 @@ from ..errors import EnmaError
 from ..evaluation.metrics import columns, relative_l2
 from ..evaluation.paper import paper_source
 from ..evaluation.scoring import paper_table, score
-from ..models.checkpoint import MANIFEST, METRICS, load_model, locate, save_model, write_atomic
+from ..models.checkpoint import MANIFEST, METRICS, load_model, locate, save_model
 from ..models.domain import Domain
 from ..models.model import Model
 from ..utils.dataclass_json import replace
@@ -94,8 +94,7 @@ def publish(
         "training": training,
         "sampling": dict(sampling or {}),
     }
-    write_atomic(out / METRICS, (json.dumps(metrics, indent=1, allow_nan=False) + "\n").encode())
-    save_model(model, out, card=card_text(model.config, metrics))
+    save_model(model, out, card=card_text(model.config, metrics), metrics=metrics)
     return metrics
 
 

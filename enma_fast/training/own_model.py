@@ -24,7 +24,7 @@ from ..evaluation.metrics import Scores
 from ..evaluation.scoring import score_forecast
 from ..forecasting.file_forecast import FileForecast
 from ..forecasting.request import ForecastRequest, task_named
-from ..models.checkpoint import IN_RUN, MANIFEST, METRICS, load_model, save_model, write_atomic
+from ..models.checkpoint import IN_RUN, MANIFEST, METRICS, load_model, save_model
 from ..models.model import Model
 from ..utils.launch import detect
 from .card import training_domain
@@ -73,9 +73,8 @@ def train_own(plan: Plan, out: Path, *, command: str, progress: Progress | None 
         if not (out / stage / IN_RUN / MANIFEST).is_file():
             _train(stage, plan, out, progress, done, total)
         done += plan.seconds[stage]
-    metrics = out / IN_RUN / METRICS
     if (out / IN_RUN / MANIFEST).is_file():
-        found: dict[str, Any] = json.loads(metrics.read_text())
+        found: dict[str, Any] = json.loads((out / IN_RUN / METRICS).read_text())
         return found
     if progress is not None:
         progress(done, total, "scoring")
@@ -88,9 +87,7 @@ def train_own(plan: Plan, out: Path, *, command: str, progress: Progress | None 
         "rows": [_scores(model, data, task) for task in tasks],
         "training": {stage: account(out / stage, read_record(out / stage), command) for stage in STAGES},
     }
-    (out / IN_RUN).mkdir(exist_ok=True)
-    write_atomic(metrics, (json.dumps(found, indent=1, allow_nan=False) + "\n").encode())
-    save_model(model, out / IN_RUN, card=own_card(plan, found, command))
+    save_model(model, out / IN_RUN, card=own_card(plan, found, command), metrics=found)
     return found
 
 

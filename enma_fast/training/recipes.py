@@ -1,4 +1,4 @@
-"""The trainings, from data files to a checkpoint folder.
+"""The stages of training, from data files to a checkpoint folder: their order, and the weights that each starts from.
 
 A run folder holds `run.json` (what was asked for), `log.jsonl`, `state.safetensors` (the resume point), for the
 dynamics `latents-train.safetensors`, and at the end `checkpoint/`. The same call on the same folder resumes.

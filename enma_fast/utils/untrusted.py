@@ -98,7 +98,10 @@ def isolated(path: Path, work: Callable[[Limits], Any]) -> Any:
     try:
         answer, reply = os.pipe()
         try:
-            child = _fork()
+            with warnings.catch_warnings():
+                # Python and JAX warn that threads may hold locks; the child only reads.
+                warnings.simplefilter("ignore")
+                child = os.fork()
             if not child:
                 _serve(work, arrays, reply)
         finally:
@@ -127,13 +130,6 @@ def _refuse(path: Path, status: int) -> NoReturn:
             f"{path}: its reader was killed, perhaps for lack of memory; select fewer trajectories, or {remedy}"
         )
     raise EnmaError(f"{path}: it crashes the library that reads it (status {status}); {remedy}")
-
-
-def _fork() -> int:
-    with warnings.catch_warnings():
-        # Python and JAX warn that threads may hold locks; the child only reads.
-        warnings.simplefilter("ignore")
-        return os.fork()
 
 
 def _receive(child: int, answer: int) -> tuple[bytes, int]:

@@ -94,7 +94,7 @@ def write_report(store: str | Path, out: str | Path, *, truth: str | Path | None
     ]
     left_out = pools[None].left_out
     values = {
-        "title": html.escape(_heading(reader)),
+        "title": html.escape(f"Forecast of {reader.attributes.get('data_name') or reader.path.name}"),
         "summary": html.escape(_summary(reader)),
         "notes": "".join(f"<li>{html.escape(note)}</li>" for note in thinning.notes),
         "scores": _outside(reader) + _score_tables(reader, results, rows, left_out),
@@ -130,11 +130,6 @@ def _require_page(out: Path) -> None:
             pass
     except OSError as error:
         raise EnmaError(f"{out}: cannot be written ({error}); choose another --out") from error
-
-
-def _heading(reader: StoreReader) -> str:
-    attrs = reader.attributes
-    return f"Forecast of {attrs.get('data_name') or reader.path.name}"
 
 
 def _summary(reader: StoreReader) -> str:
