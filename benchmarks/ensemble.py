@@ -159,7 +159,7 @@ def main() -> None:
     folder, members, threads = sys.argv[1:]
     torch.set_num_threads(int(threads))
     stored = drive(read(TEST_FILE, select=np.arange(1)), Path(folder) / "run.zarr", int(members))
-    # Not that of `getrusage`, which is at least what the parent held when it forked.
+    # `getrusage` would report at least the memory that the parent held when it forked.
     status = Path("/proc/self/status").read_text()
     used = 1024 * int(status.partition("VmHWM:")[2].split()[0])
     print(json.dumps({"peak_bytes": used, "store": str(stored.path)}))

@@ -23,8 +23,8 @@ def solver_fidelity(dataset: str, data: FieldFile, rows: Sequence[int], generate
 
     `generated` is `[B, T, *x, c]` from the first frame on, with the parameters of the trajectories `rows` of the field
     file `data`, and its grid, domain and frame spacing. None if there is no equation of the name `dataset`, the file
-    lacks a parameter of it or is of another grid, domain or frame spacing, or the solver fails; a warning tells of the
-    last.
+    lacks a parameter of it or is of another grid, domain or frame spacing, or the solver fails, which is
+    logged as a warning.
     """
     equation = EQUATIONS.get(dataset)
     if equation is None or not _is_of(equation, data, generated):

@@ -22,7 +22,7 @@ from ._cubin import tool
 Done = subprocess.CompletedProcess[str]
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "tests" / "cuda_shim" / "flow_head.cpp"
-# What the kernels may use on an H100, bytes a block.
+# Shared memory that a block may use on an H100, in bytes.
 SHARED_LIMIT = 232448
 BUILDS = {
     "plain": ["-O1"],

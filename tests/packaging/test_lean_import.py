@@ -23,7 +23,7 @@ HEAVY = (
 )
 MAX_PUBLIC_NAMES = 12
 
-# What bare torch and numpy load is not ours to answer for, hence the subtraction.
+# Modules that bare torch and numpy load do not count, so they are subtracted.
 PROBE = """
 import json, logging, sys
 import numpy, torch

@@ -54,7 +54,7 @@ class Trap:
             path = str(arguments[0])
             if name == "open" and not arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
                 return
-            # What is named relative to an open folder; of `os.open` the event does not say which.
+            # The name may be relative to an open folder; the event of `os.open` does not say to which.
             descriptor = arguments[_FOLDERS[name]] if name in _FOLDERS else -1
             if descriptor != -1:
                 path = os.path.join(os.readlink(f"/proc/self/fd/{descriptor}"), path)

@@ -213,7 +213,7 @@ def test_tasks_of_a_slurm_array_join_at_any_time(
     out, command = quick / "run.zarr", forecast(quick / "run.zarr", *options)
     first = begun(server, command, array_task(0), quick)
     second = server.start(*command, environ=array_task(1))
-    # Of members, it may have claimed two blocks more that wait to be written, and be sampling another.
+    # A rank may have claimed two more blocks of members that wait to be written, and be sampling another.
     block, most = (1, 1) if options == STATISTICS else (3 if options else CHUNK, 4)
     wait_for(lambda: (count := units(out)) is not None and 0 < count[1] - count[0] <= most * block)
     assert second.state(0.3) == "running", "it waits for what the first one works on"

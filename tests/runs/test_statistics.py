@@ -68,7 +68,7 @@ def test_quantiles_of_few_members_are_those_of_numpy(num_members: int) -> None:
 
 
 def test_a_threshold_is_compared_in_double_precision() -> None:
-    # As float32, 0.1 is greater than 0.1.
+    # The float32 of 0.1 is greater than 0.1.
     members = np.full((4, 1), 0.1, np.float32)
     np.testing.assert_array_equal(folded(members, thresholds=[0.1]).exceedance(), [[1.0]])
     np.testing.assert_array_equal(folded(members, thresholds=[float(np.float32(0.1))]).exceedance(), [[0.0]])

@@ -175,7 +175,7 @@ def test_bad_calls_are_named_and_change_nothing() -> None:
     refused("1 of 1 frames are made", "frame", out, False)
     session.frame(frames[1], True)
     refused("no frame is left", "frame", out, True)
-    # As if nothing had been refused.
+    # The session goes on like one that never refused anything.
     clean = session_of(dynamics, pack(dynamics))
     clean.start_segment(0)
     clean.read(z)

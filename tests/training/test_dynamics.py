@@ -111,7 +111,7 @@ def test_segments_are_standardised_and_shifted_by_whole_tokens():
     which = [(candidates - z).abs().amax((1, 2, 3)).argmin().item() for z in segments]
     for i, z in zip(which, segments, strict=True):
         torch.testing.assert_close(z, candidates[i], rtol=1e-6, atol=1e-6)
-    # By how many tokens, and by which part of one.
+    # Shifts by several numbers of whole tokens, and by both parts of one.
     assert len({i // (2 * 12) for i in which}) > 8
     assert {i // 12 % 2 for i in which} == {0, 1}
 

@@ -17,7 +17,7 @@ def test_two_ranks_take_the_steps_of_one(tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    # What torchrun announces.
+    # The variables that torchrun sets.
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     ranks = [start("tokenizer,dynamics", tmp_path / "two", RANK=str(i), LOCAL_RANK=str(i), **shared) for i in range(2)]
     for stage, make in TASKS.items():
