@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ def create_store(
         If `path` exists and may not be replaced, if it cannot be written, or if the `[store]` extra is missing.
     """
     layout = layout or Layout(**contents)
-    with _new_store(path, layout, f"{os.getpid()}.tmp", force=force) as temporary:
+    with _new_store(path, layout, f"{os.getpid()}.tmp", force=force, durable=True) as temporary:
         store = ForecastStore(temporary, layout)
         try:
             yield store
@@ -64,8 +64,11 @@ def create_unfinished_store(path: Path, layout: Layout, *, force: bool = False) 
 
 
 @contextmanager
-def _new_store(path: str | Path, layout: Layout, ending: str, *, force: bool) -> Iterator[Path]:
-    """Yield the folder of a store without members and statistics; at the end of the block it is moved to `path`."""
+def _new_store(path: str | Path, layout: Layout, ending: str, *, force: bool, durable: bool = False) -> Iterator[Path]:
+    """Yield the folder of a store without members and statistics; at the end of the block it is moved to `path`.
+
+    A `durable` move waits until it is on the disk.
+    """
     load_extra("zarr", "store")
     path = real_path(path)
     require_replaceable(path, force=force)
@@ -75,7 +78,7 @@ def _new_store(path: str | Path, layout: Layout, ending: str, *, force: bool) ->
         parents = make_parents(path)
         with empty_store(temporary, layout):
             yield temporary
-        with synced(path.parent):
+        with synced(path.parent) if durable else nullcontext():
             _replace_folder(temporary, path)
     except OSError as error:
         raise EnmaError(f"{path}: cannot be written ({error}); choose another place or free space") from error

@@ -18,7 +18,6 @@ import socket
 import struct
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -268,11 +267,15 @@ class RunLock:
         os.pwrite(self._file, text.encode(), 0)
 
     def _require_same_run(self) -> None:
-        owner: dict[str, str | int] = {}
-        with suppress(ValueError):
-            owner = dict(json.loads(os.pread(self._file, 4096, 0)))
+        owner = self._owner()
         if owner.get("run") != self.run:
             raise EnmaError(
                 f"{self.target}: is being written by another run (process {owner.get('pid', '?')} on "
                 f"{owner.get('host', '?')}); wait for it, or choose another --out"
             )
+
+    def _owner(self) -> dict[str, str | int]:
+        try:
+            return dict(json.loads(os.pread(self._file, 4096, 0)))
+        except ValueError:
+            return {}

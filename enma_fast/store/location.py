@@ -63,11 +63,16 @@ def check_disk(path: Path, size: int, files: int) -> None:
             f"{path}: needs {_gigabytes(size)}, {_gigabytes(free)} are free; use fewer members, "
             "--statistics-only, or another --out"
         )
-    found = os.statvfs(folder)
-    # Some file systems have no limit, and report 0.
-    if found.f_files and files > found.f_favail:
-        raise EnmaError(f"{path}: needs {files:,} files, {found.f_favail:,} can be made; put members together: --shard")
+    inodes = _free_inodes(folder)
+    if inodes is not None and files > inodes:
+        raise EnmaError(f"{path}: needs {files:,} files, {inodes:,} can be made; put members together: --shard")
 
 
 def _gigabytes(size: int) -> str:
     return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e9:.2g} GB"
+
+
+def _free_inodes(folder: Path) -> int | None:
+    """Number of files that can still be created; None if the file system sets no limit."""
+    found = os.statvfs(folder)
+    return found.f_favail if found.f_files else None
