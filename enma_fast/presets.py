@@ -69,6 +69,21 @@ _SMALL_DYNAMICS = DynamicsConfig(
     scale_shift_rank=0,
     flow=FlowConfig(width=128, layers=2, time_features=64, target="residual", draws=2),
 )
+# Of planes: nothing is computed at full resolution, and 16 tokens a frame keep attention cheap (docs/experiments.md).
+_FAST_2D = TokenizerConfig(
+    grid=(64, 64),
+    lengths=(math.pi, math.pi),
+    periodic=(True, True),
+    latent_channels=8,
+    width=32,
+    max_width=64,
+    kernel_ends=3,
+    stride_ends=2,
+    layers=("space", "residual", "time", "residual"),
+)
+_FAST_2D_TOKENIZER_TRAINING = dataclasses.replace(
+    _SMALL_TOKENIZER_TRAINING, steps=1500, batch=16, learning_rate=2e-3, final_learning_rate=1e-5, warmup_steps=100
+)
 # Training on whole forecasts makes the sampler good at its own settings, so these can be few.
 _SAMPLING_SMALL = SamplingConfig(mask_steps=1, flow_steps=2)
 # Its mask and flow steps serve frame 0 of a generated trajectory only.
@@ -145,6 +160,24 @@ def _small(name: str, dataset: str, tokenizer: TokenizerConfig, **model: Any) ->
     )
 
 
+def _fast_2d(name: str, tokenizer: TokenizerConfig, *, patch: tuple[int, int], **model: Any) -> Preset:
+    dynamics = dataclasses.replace(_FAST["dynamics"], width=256, heads=8, patch=patch)
+    preset = _small(
+        name,
+        name.removesuffix("-fast").replace("-", "_"),
+        tokenizer,
+        dynamics=dynamics,
+        sampling=_FAST["sampling"],
+        **model,
+    )
+    return dataclasses.replace(
+        preset,
+        tokenizer_training=_FAST_2D_TOKENIZER_TRAINING,
+        dynamics_training=dataclasses.replace(_SMALL_TRAINING, batch=32),
+        forecast_training=dataclasses.replace(_SMALL_FORECASTS, batch=16, learning_rate=2e-4, final_learning_rate=2e-6),
+    )
+
+
 PRESETS: dict[str, Preset] = {
     preset.model.name: preset
     for preset in (
@@ -167,6 +200,19 @@ PRESETS: dict[str, Preset] = {
             num_frames=30,
             frame_interval=2 / 29,
             dynamics=dataclasses.replace(_SMALL_DYNAMICS, patch=(4, 4)),
+        ),
+        _fast_2d(
+            "gray-scott-fast",
+            dataclasses.replace(
+                _FAST_2D,
+                grid=(32, 32),
+                lengths=(64.0, 64.0),
+                field_channels=2,
+                field_mean=(0.836, 0.063),
+                field_scale=(0.226, 0.112),
+            ),
+            patch=(2, 2),
+            frame_interval=50.0,
         ),
         _paper("combined", tokenizer=_PAPER_1D),
         _paper("combined-fast", dataset="combined", tokenizer=_PAPER_1D, dynamics=DynamicsConfig(decoder="one-pass")),
