@@ -161,7 +161,9 @@ def _small(name: str, dataset: str, tokenizer: TokenizerConfig, **model: Any) ->
 
 
 def _fast_2d(name: str, tokenizer: TokenizerConfig, *, patch: tuple[int, int], **model: Any) -> Preset:
-    dynamics = dataclasses.replace(_FAST["dynamics"], width=256, heads=8, patch=patch)
+    ring = all(tokenizer.periodic)
+    positions = _SMALL_DYNAMICS.positions if ring else "sincos"
+    dynamics = dataclasses.replace(_FAST["dynamics"], width=256, heads=8, patch=patch, positions=positions)
     preset = _small(
         name,
         name.removesuffix("-fast").replace("-", "_"),
@@ -172,9 +174,11 @@ def _fast_2d(name: str, tokenizer: TokenizerConfig, *, patch: tuple[int, int], *
     )
     return dataclasses.replace(
         preset,
-        tokenizer_training=_FAST_2D_TOKENIZER_TRAINING,
-        dynamics_training=dataclasses.replace(_SMALL_TRAINING, batch=32),
-        forecast_training=dataclasses.replace(_SMALL_FORECASTS, batch=16, learning_rate=2e-4, final_learning_rate=2e-6),
+        tokenizer_training=dataclasses.replace(_FAST_2D_TOKENIZER_TRAINING, shift=ring),
+        dynamics_training=dataclasses.replace(_SMALL_TRAINING, batch=32, shift=ring),
+        forecast_training=dataclasses.replace(
+            _SMALL_FORECASTS, batch=16, learning_rate=2e-4, final_learning_rate=2e-6, shift=ring
+        ),
     )
 
 
@@ -214,6 +218,14 @@ PRESETS: dict[str, Preset] = {
             patch=(2, 2),
             frame_interval=50.0,
         ),
+        _fast_2d(
+            "wave-fast",
+            dataclasses.replace(_FAST_2D, lengths=(63 / 64, 63 / 64), periodic=(False, False)),
+            patch=(4, 4),
+            num_frames=30,
+            frame_interval=0.005 / 29,
+        ),
+        _fast_2d("vorticity-fast", _FAST_2D, patch=(4, 4), num_frames=30, frame_interval=2 / 29),
         _paper("combined", tokenizer=_PAPER_1D),
         _paper("combined-fast", dataset="combined", tokenizer=_PAPER_1D, dynamics=DynamicsConfig(decoder="one-pass")),
         _paper("advection", tokenizer=dataclasses.replace(_PAPER_1D, lengths=(1.0,))),
@@ -324,6 +336,16 @@ def derived_preset(
         field_mean=tuple(mean),
         field_scale=tuple(scale),
     )
+    if plane and not paper:
+        # As the presets of planes: the first halving is the first convolution's.
+        tokenizer = dataclasses.replace(
+            tokenizer,
+            width=_FAST_2D.width,
+            max_width=2 * tokenizer.max_width,
+            kernel_ends=_FAST_2D.kernel_ends,
+            stride_ends=2,
+            layers=tokenizer.layers[1:],
+        )
     dynamics = {"small": _SMALL_DYNAMICS, "base": _BASE_DYNAMICS, "paper": DynamicsConfig()}[size]
     # Relative places make the dynamics the same everywhere, which only a homogeneous ring is.
     positions = dynamics.positions if shift and all(periodic) else "sincos"
@@ -343,8 +365,7 @@ def derived_preset(
             sampling=_FAST["sampling"],
         ),
         tokenizer_training=dataclasses.replace(tokenizer_training, batch=16, shift=shift),
-        # Latents of every shift by less than a token are many on a plane.
-        dynamics_training=dataclasses.replace(training, batch=32, shift=shift and not plane, **share),
+        dynamics_training=dataclasses.replace(training, batch=32, shift=shift, **share),
         forecast_training=dataclasses.replace(_SMALL_FORECASTS, batch=16, shift=shift, rollout=rollout, **share),
         first_frame_training=dataclasses.replace(_SMALL_FIRST_FRAME, shift=shift, rollout=rollout),
     )
