@@ -47,9 +47,9 @@ class Latents:
 
 
 def sub_token_shifts(options: TokenizerConfig, *, shift: bool) -> list[tuple[int, ...]]:
-    """Shifts by less than a token, in grid points of each dimension: on a plane those along the diagonal, none at walls.
+    """Shifts by less than a token, in grid points of each dimension; none across walls.
 
-    All shifts of a plane would be the square of their number; the diagonal has every place of a token in either axis.
+    On a plane those along the diagonal, which have every place of a token in either axis: all would be their square.
     """
     factor = options.space_factor if shift and any(options.periodic) else 1
     return [tuple(amount if ring else 0 for ring in options.periodic) for amount in range(factor)]
