@@ -291,11 +291,12 @@ def _run_triton(
     kernels = kernel(OP)
     out = q.new_empty(q.shape)
     state = lse = None
-    if prefix_k is not None:
-        state = q.new_empty(q.shape, dtype=torch.float32)
-        lse = q.new_empty(q.shape[:3], dtype=torch.float32)
-        kernels.launch_prefix(q, prefix_k, prefix_v, prefix_length, out=state, lse=lse)
-    kernels.launch_suffix(q, k, v, cache_k, cache_v, length, state, lse, out=out)
+    with torch.cuda.device_of(q):
+        if prefix_k is not None:
+            state = q.new_empty(q.shape, dtype=torch.float32)
+            lse = q.new_empty(q.shape[:3], dtype=torch.float32)
+            kernels.launch_prefix(q, prefix_k, prefix_v, prefix_length, out=state, lse=lse)
+        kernels.launch_suffix(q, k, v, cache_k, cache_v, length, state, lse, out=out)
     return out
 
 

@@ -162,11 +162,15 @@ class Engine:
         first = segments[-1].shape[1]
         initial = not reference.in_one_pass(self.dynamics.config, first)
         key = (B, G, sum(s.shape[1] + 1 for s in segments), max(0, num_latents - first - 1), settings, initial)
-        step = self._take(key)
-        try:
+        with torch.cuda.device_of(seeds):
+            step = self._take(key)
             step.begin(segments, seeds=seeds, members=members, first=first)
+        try:
             for t in range(first, num_latents):
-                yield step.frame(last=t + 1 == num_latents).float().clone()
+                # Whoever takes the frames has another device current, or none.
+                with torch.cuda.device_of(seeds):
+                    z_BNC = step.frame(last=t + 1 == num_latents).float().clone()
+                yield z_BNC
         finally:
             self._release()
             self._idle = (key, step)
