@@ -132,7 +132,7 @@ def prepare(
         raise EnmaError(f"shard is {shard}; 1 to {request.num_members}, the number of members, is expected")
     model = load_model(checkpoint, device=launch.device(device, torch.cuda.device_count()))
     forecast = FileForecast(model, fields, replace(request, trajectories=numbers), other)
-    forecast.check(at_once=max(request.chunk, shard))
+    forecast.check(at_once=max(forecast.request.rows, shard))
     forecast.warn_of_own_contexts()
     unlike_training = forecast.outside_training()
     # Bad quantiles and thresholds are refused here.
@@ -140,7 +140,7 @@ def prepare(
     sampler = BlockSampler(forecast, name=" ".join(hashes(checkpoint).values()))
     if command and not sampler.independent:
         # The number of rows decides how results are rounded there.
-        command += f" --chunk {request.chunk}"
+        command += f" --chunk {forecast.request.rows}"
     attributes = {**provenance(forecast, checkpoint, command), "arithmetic": sampler.arithmetic}
     if unlike_training is not None:
         attributes[OUTSIDE] = unlike_training
@@ -262,7 +262,7 @@ class Run:
         """Take no more rows at a time than were found to fit, here or by another process; remember it in the ledger."""
         self._take_known_chunk(ledger)
         self.sampler.remember = ledger.fit
-        if self.sampler.chunk < self.sampler.forecast.request.chunk:
+        if self.sampler.chunk < self.sampler.forecast.request.rows:
             ledger.fit(self.sampler.chunk)
 
     def _take_known_chunk(self, ledger: Ledger) -> None:

@@ -82,6 +82,18 @@ def static_buffers(
     return kv, buffers
 
 
+def chunk_for(config: ModelConfig, *, cache: int) -> int:
+    """Rows that a GPU samples at a time: 256 where their activations stay in a level-2 cache of so many bytes, or 128.
+
+    A row of the masked transformer holds the sum, its queries, keys and values, and the hidden layer of its MLP, in two
+    bytes each.
+    """
+    dyn = config.dynamics
+    length = config.num_tokens * (2 if dyn.condition == "concat" else 1)
+    each = 2 * length * int(dyn.width * (4 + dyn.mlp_ratio))
+    return 256 if 256 * each <= cache else 128
+
+
 def _bytes(buffers: dict[str, Buffer]) -> int:
     return sum(math.prod(shape) * dtype.itemsize for shape, dtype in buffers.values())
 
