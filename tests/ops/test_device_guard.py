@@ -12,6 +12,8 @@ import torch
 from enma_fast.ops import OPERATORS, _backend
 from enma_fast.ops.flow_head import flow_head
 from enma_fast.ops.frame_attention import frame_attention
+from enma_fast.ops.frame_layer import attend, heads_, residual, swiglu
+from enma_fast.ops.frame_rows import frame_noise, mask_step_table, read, rows_, shifted_
 from enma_fast.ops.philox_normal import philox_normal
 from enma_fast.ops.point_attention import point_attention
 from enma_fast.ops.rms_norm import rms_norm, sum_rms_norm
@@ -20,6 +22,7 @@ from enma_fast.sampling.engine import Engine
 from enma_fast.sampling.static_step import StaticStep
 
 from .._static import LATENTS, build, problem
+from .test_frame_layer import layer_of
 
 pytestmark = pytest.mark.skipif(not _backend.interpreted(), reason="the interpreter launches where the tensors are")
 
@@ -88,6 +91,24 @@ def _philox_normal() -> None:
     philox_normal(**words, tokens=torch.arange(3), channels=4, backend="triton")
 
 
+def _frame_layer() -> None:
+    layer, x = layer_of(2, 16, 8), torch.randn(1, 4, 32)
+    q, kv = x.new_empty(1, 4, 2, 16), x.new_empty(2, 1, 4, 2, 16)
+    heads_(x, layer, q=q, kv=kv, backend="triton")
+    h = residual(x, attend(q, *kv, backend="triton"), layer.out, backend="triton")
+    residual(h, swiglu(h, layer, backend="triton"), layer.down, backend="triton")
+
+
+def _frame_rows() -> None:
+    x, weight, words = torch.empty(1, 4, 32), torch.randn(32, 3), torch.arange(1)
+    rows_(x, base_D=weight[:, 0], z_BMC=torch.randn(1, 4, 3), weight_DC=weight, backend="triton")
+    read(x, weight.t().contiguous(), weight[0], backend="triton")
+    shifted_(x, x.clone(), x, weight.t().contiguous(), torch.randn(64, 3), torch.randn(64), backend="triton")
+    table = mask_step_table((4,), words.device)
+    given = {"counts": (4,), "table": table, "channels": 3, "dtype": torch.float32}
+    frame_noise(seeds=words, members=words, frame=words[0], **given, backend="triton")
+
+
 CALLS: dict[str, Callable[[], None]] = {
     "frame_attention": _frame_attention,
     "point_attention": _point_attention,
@@ -95,6 +116,8 @@ CALLS: dict[str, Callable[[], None]] = {
     "flow_head": _flow_head,
     "token_update": _token_update,
     "philox_normal": _philox_normal,
+    "frame_layer": _frame_layer,
+    "frame_rows": _frame_rows,
 }
 
 
@@ -111,7 +134,8 @@ def test_an_operator_launches_on_the_device_of_its_tensors(name: str, guard: Gua
 
 def test_the_guard_sees_a_launch_without_one(guard: Guard) -> None:
     q = torch.randn(1, 1, 4, 16)
-    _backend.kernel("frame_attention").launch_suffix(q, q, q, None, None, 0, None, None, out=torch.empty_like(q))
+    launch = _backend.kernel("frame_attention").launch_frame_attention
+    launch(q, q, q, None, None, 0, None, None, 0, out=torch.empty_like(q))
     assert (guard.inside, guard.outside) == (0, 1)
 
 
