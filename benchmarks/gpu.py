@@ -159,7 +159,9 @@ def run(part: Part, *, limit: float, logs: Path = SCRATCH) -> Outcome:
     if limit <= 0:
         return Outcome(part=part, verdict="left out", seconds=0.0, note="no time is left")
     variables = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    variables |= {"TRITON_CACHE_DIR": str(TRITON_CACHE)} | part.variables
+    # PyTorch names its own folder by the user, who may have no name there.
+    folders = {"TRITON_CACHE_DIR": str(TRITON_CACHE), "TORCHINDUCTOR_CACHE_DIR": str(OUT / "inductor")}
+    variables |= folders | part.variables
     logs.mkdir(parents=True, exist_ok=True)
     log = logs / f"{slug(part.name)}.log"
     begin = time.monotonic()

@@ -23,6 +23,8 @@ ENVIRONMENT = ROOT / "out" / "gpu-venv"
 PYTHON = ENVIRONMENT / "bin" / "python"
 OUT = ROOT / "out" / "gpu"
 TRITON_CACHE = OUT / "triton"
+# What benchmarks and tests import, beside PyTorch.
+NEEDED = ("triton", "numpy", "pydantic", "safetensors", "pytest")
 # What the extension was built from.
 BUILT = OUT / "built.txt"
 
@@ -70,6 +72,12 @@ def unpack(archive: Path) -> None:
             packed.extractall(ROOT, filter="data")
 
 
+def missing() -> list[str]:
+    """Packages of `NEEDED` that the environment lacks."""
+    code = f"import importlib.util as u; print(*[n for n in {NEEDED!r} if u.find_spec(n) is None])"
+    return subprocess.run([str(PYTHON), "-c", code], capture_output=True, text=True, check=True).stdout.split()
+
+
 def main() -> None:
     """Make the environment anew."""
     venv.EnvBuilder(clear=True).create(ENVIRONMENT)
@@ -102,8 +110,8 @@ def main() -> None:
     check = "import torch, enma_fast._C as built; assert hasattr(built, 'flow_head_cuda'), 'built without CUDA kernels'"
     subprocess.run([str(PYTHON), "-c", check], check=True)
     BUILT.write_text(wanted)
-    if subprocess.run([str(PYTHON), "-c", "import pydantic"], stderr=subprocess.DEVNULL).returncode:
-        print("warning: there is no pydantic; what reads a config or a checkpoint fails (make gpu-wheels)", flush=True)
+    for name in missing():
+        print(f"warning: there is no {name}; what needs it will fail (make gpu-wheels)", flush=True)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ INTERPRET = tl.constexpr(bool(triton.knobs.runtime.interpret))
 # in the same order in all of them that share a depth.
 TILES = {
     2: ((32, (32, 32, 128, 4, 3)), (2048, (64, 64, 64, 4, 3)), (2**62, (128, 64, 64, 8, 3))),
-    4: ((32, (32, 32, 64, 4, 2)), (2**62, (64, 32, 32, 8, 2))),
+    4: ((2**62, (32, 32, 32, 4, 2)),),
 }
 
 
@@ -417,7 +417,7 @@ def launch_attend(q: Tensor, k: Tensor, v: Tensor, *, frame: int, causal: bool, 
         BLOCK_N=block_n,
         BLOCK_S=block_s,
         BLOCK_K=_block(K),
-        num_warps=4,
+        num_warps=2 if small and block_n <= 32 else 4,
         num_stages=2,
     )
 

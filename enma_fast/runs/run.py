@@ -29,7 +29,7 @@ from ..data.selection import context_of, fields_of
 from ..errors import EnmaError
 from ..forecasting.file_forecast import FileForecast
 from ..forecasting.request import ForecastRequest
-from ..forecasting.store_layout import file_hashes, layout_of, provenance
+from ..forecasting.store_layout import as_begun, file_hashes, layout_of, provenance
 from ..models.checkpoint import hashes, load_model
 from ..store.compare import differences
 from ..store.create import create_unfinished_store
@@ -131,7 +131,8 @@ def prepare(
     if not 1 <= shard <= request.num_members:
         raise EnmaError(f"shard is {shard}; 1 to {request.num_members}, the number of members, is expected")
     model = load_model(checkpoint, device=launch.device(device, torch.cuda.device_count()))
-    forecast = FileForecast(model, fields, replace(request, trajectories=numbers), other)
+    begun = as_begun(replace(request, trajectories=numbers), None if force else out)
+    forecast = FileForecast(model, fields, begun, other)
     forecast.check(at_once=max(forecast.request.rows, shard))
     forecast.warn_of_own_contexts()
     unlike_training = forecast.outside_training()
