@@ -50,11 +50,13 @@ class LayerWeights:
         return self.norm.shape[0] // self.q_norm.shape[0]
 
 
-def candidates(device: torch.device, dtype: torch.dtype) -> dict[str, str | None]:
+def candidates(device: torch.device, dtype: torch.dtype, *, head_dim: int = 2) -> dict[str, str | None]:
     """Implementations, best first, with the reason why one cannot serve."""
     problem = triton_problem(device)
     if problem is None and dtype not in DTYPES:
         problem = f"takes {', '.join(map(dtype_name, DTYPES))}, not {dtype_name(dtype)}"
+    if problem is None and (head_dim % 2 or head_dim > MAX_HEAD_DIM):
+        problem = f"takes even head dims up to {MAX_HEAD_DIM}, not {head_dim}"
     return {"triton": problem, "reference": None}
 
 
@@ -159,8 +161,7 @@ def attend(
         Rows are those of several frames of this many tokens each, and attend to frames that are not after their own.
     """
     causal = frame is not None
-    # A kernel for a head dim; both have one.
-    if choose(OP, candidates(q_BMHK.device, q_BMHK.dtype), backend) == "triton" and q_BMHK.shape[3] <= MAX_HEAD_DIM:
+    if choose(OP, candidates(q_BMHK.device, q_BMHK.dtype, head_dim=q_BMHK.shape[3]), backend) == "triton":
         out = q_BMHK.new_empty(*q_BMHK.shape[:2], q_BMHK.shape[2] * q_BMHK.shape[3])
         with torch.cuda.device_of(q_BMHK):
             kernel(OP).launch_attend(
@@ -212,11 +213,7 @@ def _rows_of(x_BLD: Tensor, rows_BM: Tensor) -> Tensor:
 
 
 def _choose(x: Tensor, layer: LayerWeights, backend: str | None) -> str:
-    found = candidates(x.device, x.dtype)
-    head_dim = layer.q_norm.shape[0]
-    if found["triton"] is None and (head_dim % 2 or head_dim > MAX_HEAD_DIM):
-        found["triton"] = f"takes even head dims up to {MAX_HEAD_DIM}, not {head_dim}"
-    return choose(OP, found, backend)
+    return choose(OP, candidates(x.device, x.dtype, head_dim=layer.q_norm.shape[0]), backend)
 
 
 def _check(x: Tensor, layer: LayerWeights) -> None:

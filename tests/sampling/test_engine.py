@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import gc
+import types
 import weakref
 from collections.abc import Iterator
 
@@ -19,7 +20,7 @@ from enma_fast.presets import PRESETS
 from enma_fast.sampling import engine as engine_module
 from enma_fast.sampling import reference as reference_sampler
 from enma_fast.sampling.cuda_graphs import CapturedStep
-from enma_fast.sampling.engine import Engine, candidates, engine_for
+from enma_fast.sampling.engine import Engine, candidates, engine_for, rows_at_once, weights_dtype
 from enma_fast.sampling.static_step import StaticStep
 from enma_fast.utils.dataclass_json import replace
 
@@ -309,3 +310,26 @@ def test_a_capture_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         assert engine.captured is None
         assert distance(generated(engine, given), reference(dynamics, given)) < GROWN
         assert engine.captured is told
+
+
+def test_a_gpu_has_its_own_number_format_and_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    def on_gpu(dtype: torch.dtype) -> types.SimpleNamespace:
+        weight = types.SimpleNamespace(dtype=dtype, device=torch.device("cuda", 1))
+        return types.SimpleNamespace(config=PRESETS["combined-paper"].model, parameters=lambda: iter([weight]))
+
+    model = on_gpu(torch.float32)
+    assert weights_dtype(model) == weights_dtype(model, "auto") == torch.bfloat16
+    # What is asked for, the reference, and types that no matrix unit multiplies stay as they are.
+    assert weights_dtype(model, torch.float32) == weights_dtype(model, backend="reference") == torch.float32
+    assert weights_dtype(on_gpu(torch.float64)) == torch.float64
+    assert weights_dtype(build("paper")) == torch.float32
+    asked = []
+
+    def properties(device: torch.device) -> types.SimpleNamespace:
+        asked.append(device)
+        return types.SimpleNamespace(L2_cache_size=50 << 20)
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
+    assert rows_at_once(model) == 256
+    assert asked == [torch.device("cuda", 1)]
+    assert rows_at_once(build("paper")) is None
