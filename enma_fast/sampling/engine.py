@@ -238,8 +238,9 @@ class Engine:
             seeds, members = _filled(seeds, size.rows), _filled(members, size.rows)
         with torch.cuda.device_of(seeds):
             step = self._take(size)
-            step.begin(segments, seeds=seeds, members=members, first=first)
         try:
+            with torch.cuda.device_of(seeds):
+                step.begin(segments, seeds=seeds, members=members, first=first)
             for t in range(first, num_latents):
                 # Whoever takes the frames has another device current, or none.
                 with torch.cuda.device_of(seeds):
