@@ -37,7 +37,7 @@ FOLDER = ROOT / "benchmarks" / "results"
 SCRATCH = ROOT / "out" / "gpu-dry"
 # Names the folder to which results and logs are copied at once (`benchmarks.harness.save`).
 RESULTS = "ENMA_FAST_RESULTS"
-OPERATORS = ("flow_head", "frame_attention", "point_attention", "rms_norm")
+OPERATORS = ("flow_head", "frame_layer", "frame_attention", "point_attention", "rms_norm")
 MEMBERS = "1,64,256,1024"
 # The flow head's kernels by themselves, for the sanitizers.
 CHECK = OUT / "flow_head_check"
@@ -98,7 +98,7 @@ def parts(gpu: str = "GPU", capability: str = "9.0") -> list[Part]:
         measured("trajectory-fast", 35, "trajectory", "--preset", "combined-fast-paper", *alone),
     ]
     found += [measured(name, 15, name, "--no-compile") for name in OPERATORS]
-    found.append(Part(name="tests", command=(python, "-m", "benchmarks.gpu_tests", str(OUT / "tests")), limit=70))
+    found.append(Part(name="tests", command=(python, "-m", "benchmarks.gpu_tests", str(OUT / "tests")), limit=60))
     found.append(
         Part(name="check", command=check_command(architecture(capability).replace(".", "")), limit=20, tool="nvcc")
     )
@@ -107,7 +107,7 @@ def parts(gpu: str = "GPU", capability: str = "9.0") -> list[Part]:
         found.append(Part(name=tool, command=command, limit=15, tool="compute-sanitizer"))
     # Baselines that take long: the sampler as it is, then as torch.compile makes it.
     eager = ("trajectory", "--preset", "combined-paper", "--members", "1,64", "--rounds", "3")
-    found.append(measured("trajectory-eager", 30, *eager, "--no-compile"))
+    found.append(measured("trajectory-eager", 25, *eager, "--no-compile"))
     found.append(measured("trajectory-compile", 55, *eager))
     return found
 

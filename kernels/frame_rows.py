@@ -196,46 +196,54 @@ def _noise_kernel(
     N,
     scale,
     C: tl.constexpr,
+    E: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    BLOCK_O: tl.constexpr,
     BLOCK_E: tl.constexpr,
 ):
-    """One token of one member: its rank among the words of all tokens, and its normals at the mask step of that rank.
+    """All tokens of one member: the rank of each among their words, and its normals at the mask step of that rank.
 
     `steps` [3, N] are, of each rank, the mask step, its first rank and the number of its tokens.
     """
-    i_b = (tl.program_id(0) // N).to(tl.int64)
-    i_n = tl.program_id(0) % N
+    i_b = tl.program_id(0).to(tl.int64)
     key = (tl.load(p_seeds + i_b) & MASK32) | (tl.load(p_members + i_b) << 32)
     frame = tl.load(p_frame).to(tl.uint32)
-    # Every program draws the words of all tokens: they are few, and no program waits for another.
-    o_zero = tl.zeros([BLOCK_N], tl.uint32)
-    b_frame = o_zero + frame
-    b_step = tl.full([BLOCK_N], ORDER_STEP, tl.uint32)
-    b_own, _, _, _ = tl.philox(key, o_zero, o_zero + i_n.to(tl.uint32), b_step, b_frame)
-    b_before = tl.zeros([BLOCK_N], tl.int32)
-    for first in range(0, N, BLOCK_N):
-        o_n = first + tl.arange(0, BLOCK_N)
-        b_word, _, _, _ = tl.philox(key, o_zero, o_n.to(tl.uint32), b_step, b_frame)
-        before = (b_word < b_own) | ((b_word == b_own) & (o_n < i_n))
-        b_before += (before & (o_n < N)).to(tl.int32)
-    rank = tl.sum(b_before, axis=0)
-    tl.store(p_order + i_b * N + rank, i_n.to(tl.int64))
-    step = tl.load(p_steps + rank)
-    begin = tl.load(p_steps + N + rank)
-    count = tl.load(p_steps + 2 * N + rank)
-    o_e = tl.arange(0, BLOCK_E)
-    o_none = tl.zeros([BLOCK_E], tl.uint32)
-    w0, w1, w2, w3 = tl.philox(
-        key, o_e.to(tl.uint32), o_none + i_n.to(tl.uint32), o_none + step.to(tl.uint32), o_none + frame
-    )
-    n0, n1 = _pair(w0, w1)
-    n2, n3 = _pair(w2, w3)
-    o_c = o_e * 4
-    p_own = p_noise + (begin * B + i_b * count + rank - begin) * C + o_c
-    tl.store(p_own, n0 * scale, mask=o_c < C)
-    tl.store(p_own + 1, n1 * scale, mask=o_c + 1 < C)
-    tl.store(p_own + 2, n2 * scale, mask=o_c + 2 < C)
-    tl.store(p_own + 3, n3 * scale, mask=o_c + 3 < C)
+    o_n = tl.arange(0, BLOCK_N)
+    m_n = o_n < N
+    b_none = tl.zeros([BLOCK_N], tl.uint32)
+    b_own, _, _, _ = tl.philox(key, b_none, o_n.to(tl.uint32), b_none + ORDER_STEP, b_none + frame)
+    b_rank = tl.zeros([BLOCK_N], tl.int32)
+    for first in range(0, N, BLOCK_O):
+        o_o = first + tl.arange(0, BLOCK_O)
+        b_zero = tl.zeros([BLOCK_O], tl.uint32)
+        b_word, _, _, _ = tl.philox(key, b_zero, o_o.to(tl.uint32), b_zero + ORDER_STEP, b_zero + frame)
+        less = b_word[None, :] < b_own[:, None]
+        first_of_equals = (b_word[None, :] == b_own[:, None]) & (o_o[None, :] < o_n[:, None])
+        b_rank += tl.sum(((less | first_of_equals) & (o_o < N)[None, :]).to(tl.int32), axis=1)
+    tl.store(p_order + i_b * N + b_rank, o_n.to(tl.int64), mask=m_n)
+    b_step = tl.load(p_steps + b_rank, mask=m_n, other=0)
+    b_begin = tl.load(p_steps + N + b_rank, mask=m_n, other=0)
+    b_count = tl.load(p_steps + 2 * N + b_rank, mask=m_n, other=0)
+    o_place = (b_begin * B + i_b * b_count + b_rank - b_begin) * C
+    for first in range(0, E, BLOCK_E):
+        o_e = first + tl.arange(0, BLOCK_E)
+        b_all = tl.zeros([BLOCK_N, BLOCK_E], tl.uint32)
+        w0, w1, w2, w3 = tl.philox(
+            key,
+            b_all + o_e.to(tl.uint32)[None, :],
+            b_all + o_n.to(tl.uint32)[:, None],
+            b_all + b_step.to(tl.uint32)[:, None],
+            b_all + frame,
+        )
+        n0, n1 = _pair(w0, w1)
+        n2, n3 = _pair(w2, w3)
+        o_c = (o_e * 4)[None, :]
+        p_own = p_noise + o_place[:, None] + o_c
+        m_nc = m_n[:, None] & (o_c < C)
+        tl.store(p_own, n0 * scale, mask=m_nc)
+        tl.store(p_own + 1, n1 * scale, mask=m_nc & (o_c + 1 < C))
+        tl.store(p_own + 2, n2 * scale, mask=m_nc & (o_c + 2 < C))
+        tl.store(p_own + 3, n3 * scale, mask=m_nc & (o_c + 3 < C))
 
 
 def launch_rows(
@@ -328,7 +336,10 @@ def launch_noise(
     """Write `order` [B, N] and, times `scale`, `noise`, [B, M, C] for each mask step; `steps` [3, N] int64."""
     B, N = order.shape
     C = noise.shape[-1]
-    _noise_kernel[(B * N,)](
+    E = triton.cdiv(C, 4)
+    block_n = triton.next_power_of_2(N)
+    block_e = min(triton.next_power_of_2(E), max(1, 256 // block_n))
+    _noise_kernel[(B,)](
         seeds,
         members,
         frame,
@@ -339,7 +350,9 @@ def launch_noise(
         N,
         scale,
         C=C,
-        BLOCK_N=min(triton.next_power_of_2(N), 128),
-        BLOCK_E=triton.next_power_of_2(triton.cdiv(C, 4)),
-        num_warps=1,
+        E=E,
+        BLOCK_N=block_n,
+        BLOCK_O=min(block_n, 32),
+        BLOCK_E=block_e,
+        num_warps=min(8, max(1, block_n * block_e // 32)),
     )
