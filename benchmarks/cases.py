@@ -1,4 +1,4 @@
-"""What is compared: for each operator, ours and its baselines on the same inputs, with the float64 answer."""
+"""The cases that are compared: each operator and its baselines on the same inputs, with the float64 answer."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ def compare(case: Case, *, rounds: int, flag: bool = False, graphs: bool = False
 
 
 def too_busy(against: dict[str, Any]) -> bool:
-    """Whether ratios of interleaved runs lie so far apart that they say nothing of what was run."""
+    """True if ratios of interleaved runs lie so far apart that they describe the machine and not the code."""
     return any(row["ratio_max"] > BUSY * row["ratio_min"] for row in against.values())
 
 

@@ -131,7 +131,7 @@ def temporary_folder(where: str | None = None) -> Path:
 
 
 def overhead(result: dict[str, Any]) -> dict[str, Any]:
-    """What the table says beside the times of a result."""
+    """The columns of the table beside the times of a result."""
     if result["ours_s"] is None:
         return result
     against = result["against"]
@@ -157,7 +157,7 @@ def main() -> None:
     folder, members, threads = sys.argv[1:]
     torch.set_num_threads(int(threads))
     stored = drive(read(TEST_FILE, select=np.arange(1)), Path(folder) / "run.zarr", int(members))
-    # Not that of `getrusage`, which is at least what the parent held when it forked.
+    # `getrusage` would report at least the memory that the parent held when it forked.
     status = Path("/proc/self/status").read_text()
     used = 1024 * int(status.partition("VmHWM:")[2].split()[0])
     print(json.dumps({"peak_bytes": used, "store": str(stored.path)}))

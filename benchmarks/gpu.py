@@ -73,7 +73,7 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What became of a part."""
+    """The outcome of a part."""
 
     part: Part
     verdict: str  # ok, failed, too long, left out
@@ -82,7 +82,7 @@ class Outcome:
 
 
 def parts(gpu: str = "GPU", capability: str = "9.0") -> list[Part]:
-    """What `make gpu` runs, in this order: the most valuable facts first."""
+    """The parts that `make gpu` runs, in this order: the most valuable facts first."""
     python = str(PYTHON)
     rows = FOLDER / slug(gpu)
 
@@ -220,7 +220,7 @@ def pack() -> None:
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
-    """What ran, how long, and what became of it."""
+    """The summary: each part, its time and its outcome."""
     rows = [f"{o.part.name:<44} {o.verdict:<9} {o.seconds:6.1f} s  {o.note}".rstrip() for o in outcomes]
     return "\n".join([*rows, f"{'together':<54} {sum(o.seconds for o in outcomes):6.1f} s"])
 

@@ -39,7 +39,7 @@ def ask_gpu(field: str) -> str:
 
 
 def architecture(capability: str) -> str:
-    """What to compile for: from Hopper on, the code that runs on this generation alone."""
+    """The architecture to compile for: from Hopper on, code that runs on this generation alone."""
     return f"{capability}a" if int(capability.partition(".")[0]) >= 9 else capability
 
 

@@ -1,4 +1,4 @@
-"""What every benchmark here shares: interleaved timing, ceilings of the machine, and where a number was measured."""
+"""Parts that all benchmarks share: interleaved timing, ceilings of the machine, and where a number was measured."""
 
 from __future__ import annotations
 

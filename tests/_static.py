@@ -132,7 +132,7 @@ class Launch:
 
 
 class Tape(TorchDispatchMode):
-    """What a CUDA graph does, on a CPU: the operations of one call, repeated on the same tensors without its Python.
+    """A CUDA graph on a CPU: the operations of one call, repeated on the same tensors without its Python.
 
     Every number that Python held at the time of the recording is on the tape, so a step that is not fit for a graph
     gives a wrong frame. Operators run as their Triton kernels under the interpreter, each launch one entry.

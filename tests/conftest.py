@@ -1,4 +1,4 @@
-"""What every test stands on: few threads, a fixed seed, poisoned memory, GPU tests skipped with a reason."""
+"""Settings of every test: few threads, a fixed seed, poisoned memory, GPU tests skipped with a reason."""
 
 import importlib.metadata
 import importlib.util

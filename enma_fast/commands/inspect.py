@@ -88,7 +88,7 @@ def _verify_store(terminal: Terminal, store: Path, *, mark: bool) -> None:
 
     with terminal.progress("checking") as update:
         found = check_store(store, progress=update)
-    # A store whose coordinates are damaged does not open as one.
+    # A store whose coordinates are damaged cannot be opened as a dataset.
     attributes = read_unchecked_metadata(store)["attributes"]
     unfinished = (store / LEDGER).exists() or bool(found)
     again = f"{attributes.get('command') or 'the command that wrote it'} --out {shlex.quote(str(store))}"
@@ -110,7 +110,7 @@ def _verify_store(terminal: Terminal, store: Path, *, mark: bool) -> None:
     if found:
         marked = mark or all(damage.marked for damage in found)
         if mark:
-            # What was found is told even where it cannot be noted.
+            # The damage has been reported by now, even if the store cannot be written.
             mark_damaged(store, found)
         first = f"{found[0].file} ({found[0].problem})"
         more = f" and {len(found) - 1} more are" if len(found) > 1 else " is"

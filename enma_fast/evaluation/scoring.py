@@ -167,13 +167,10 @@ def leave_out_errors(result: dict[str, Any], per_frame: dict[str, list[float | N
 
 
 def paper_table(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """The paper's scores for the data set, task and split of a result.
+    """The paper's scores for the data set, task and split of a result, in its order.
 
-    Returns
-    -------
-    list of dict
-        `model`, and those of `rel_l2`, `crps`, `rmsce`, `solver_fidelity` that the paper reports for this data set,
-        task and split, in its order; empty if it reports none, or of another number of frames.
+    Each has `model`, and those of `rel_l2`, `crps`, `rmsce`, `solver_fidelity` that the paper reports for them; there
+    is none if it reports none, or of another number of frames.
     """
     dataset, task, split = result["dataset"], result["task"], result["split"]
     problem, frames = EQUATIONS.get(dataset), result.get("num_frames")

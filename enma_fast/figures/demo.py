@@ -38,14 +38,8 @@ def run(
 ) -> dict[str, Any]:
     """Forecast, score, and write `<out>/forecast.zarr` and `<out>/demo.png`, in place of those of an earlier run.
 
-    Parameters
-    ----------
-    out : folder of the results
-    members : ensemble size of the forecast that is stored
-    trajectories : number of trajectories, spread over the environments of the test file
-    seed : seed of the noise
-    checkpoint : name of a shipped model, or folder of a checkpoint
-    progress : called with (members done, members, name of the forecast)
+    `members` is the ensemble size of the forecast that is stored, `trajectories` their number, spread over the
+    environments of the test file; `progress` is called with (members done, members, name of the forecast).
 
     Returns
     -------
@@ -77,7 +71,7 @@ def run(
             if progress is not None:
                 progress(before + done * size, total, label)
 
-        # Those out of distribution are there to be seen, and the table says how many were recognised.
+        # Trajectories out of distribution are shown on purpose, and the table says how many were recognised.
         results.append(score_forecast(forecasts[label], warn=False, progress=report, sink=sink))
 
     attributes = provenance(main, checkpoint, "enma-fast demo") | file_hashes(main)

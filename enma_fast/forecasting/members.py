@@ -50,19 +50,10 @@ def sample_members(
     stop: Stop | None = None,
     warn: bool = True,
 ) -> Tensor:
-    """Forecast arrays without labels, as a tensor on the model's device; inputs as those of `enma_fast.forecast`.
+    """Forecast arrays without labels: ``[K, T, *grid, c]`` or ``[B, K, T, *grid, c]``, fp32, on the model's device.
 
-    Without `warn` there is no warning of frames beyond those of the training, nor of observations unlike them.
-
-    Returns
-    -------
-    Tensor
-        ``[K, T, *grid, c]`` or ``[B, K, T, *grid, c]``, fp32.
-
-    Raises
-    ------
-    EnmaError
-        If an input does not fit the model or the request.
+    Inputs are those of `enma_fast.forecast`; `EnmaError` if one does not fit the model or the request. Without `warn`
+    there is no warning of frames beyond those of the training, nor of observations unlike them.
     """
     queried = None if query is None else coordinates("query", query, model)
     request = request.on(model)
@@ -78,7 +69,7 @@ def sample_members(
         part = chunks.pop(0)
         if stop is None:
             part.sample()
-        # As long as without `stop`, so that the decoder does the same arithmetic.
+        # The latents are as long as without `stop`, so that the decoder does the same arithmetic.
         latents = _padded(part.latents, inputs.num_latents)
         fields = _decode(model, latents, inputs.num_frames, queried, folded_end(model.tokenizer))
         fields = _moved_back(fields[:, inputs.num_observed :], inputs, part.rows)
@@ -91,21 +82,10 @@ def sample_members(
     return out.view(*shape, *out.shape[1:])
 
 
-def sample_fields(
-    model: Model,
-    history: np.ndarray | Tensor | None,
-    *,
-    context: np.ndarray | Tensor | None = None,
-    points: np.ndarray | Tensor | None = None,
-    query: np.ndarray | Tensor | None = None,
-    stop: Stop | None = None,
-    warn: bool = True,
-    num_members: int = 1,
-    **asked: Any,
-) -> Tensor:
-    """`sample_members`, with the fields of the request as keywords."""
-    request = ForecastRequest(num_members=num_members, **asked)
-    return sample_members(model, request, history, context=context, points=points, query=query, stop=stop, warn=warn)
+def sample_fields(model: Model, history: np.ndarray | Tensor | None, *, num_members: int = 1, **given: Any) -> Tensor:
+    """`sample_members`, with the fields of the request as keywords beside its own."""
+    inputs = {name: given.pop(name) for name in ("context", "points", "query", "stop", "warn") if name in given}
+    return sample_members(model, ForecastRequest(num_members=num_members, **given), history, **inputs)
 
 
 def stream_members(
@@ -180,7 +160,7 @@ def _frames(
         group = None
         for part in chunks:
             if (kept[part.place] <= number).all():
-                # Gives its memory back to the engine.
+                # This gives its memory back to the engine.
                 part.making = iter(())
                 continue
             part.sample(1)

@@ -27,7 +27,7 @@ from .request import AUTO, ForecastRequest
 def layout_of(forecast: FileForecast, attributes: Mapping[str, Any]) -> Layout:
     """The layout of a store of a forecast, with the observed frames and the truth, and further attributes."""
     config, data, request = forecast.model.config, forecast.data, forecast.request
-    # They become folders of the store.
+    # The names become folders of the store.
     check_names(data.channels, kind="field", where=data.path)
     check_names(data.parameters, kind="parameter", where=data.path)
     index, seen, last = data.places(forecast.trajectories), forecast.num_observed, forecast.num_total
@@ -79,7 +79,7 @@ def provenance(forecast: FileForecast, checkpoint: str | Path, command: str) -> 
         "config_sha256": files[CONFIG],
         "data_file": forecast.data.path.name,
         "input_sha256": _input_sha256(forecast),
-        # Those that decide the bits of a result, and the others.
+        # The versions that decide the bits of a result, and the others.
         "versions": ", ".join(f"{name} {found[name]}" for name in decide),
         "further_versions": ", ".join(f"{n} {number}" for n, number in found.items() if number and n not in decide),
     }

@@ -1,4 +1,4 @@
-"""The joined model; ``Dynamics.forward`` is the training loss.
+"""The joined model; ``Dynamics.forward`` is the training loss, `draw` gives the random numbers of a training step.
 
 Legend: B batch, T latent frames, N tokens per frame, C token channels, D width.
 """
@@ -56,14 +56,8 @@ class Dynamics(nn.Module):
         """Mean loss over the masked tokens of all segments, and terms to log.
 
         That is the flow loss; in a one-pass model that of the frames 0 only, plus the fair CRPS of the others.
-
-        Parameters
-        ----------
-        segments
-            Standardised latent frames ``[B, T_i, N, C]``: one trajectory, or a context and a target that share an
-            environment.
-        draws
-            Random numbers of this step.
+        ``segments`` are standardised latent frames ``[B, T_i, N, C]``: one trajectory, or a context and a target that
+        share an environment. ``draws`` are the random numbers of this step.
         """
         read = [z + n for z, n in zip(segments, draws.history, strict=True)]
         contexts = self.temporal(read)

@@ -33,12 +33,9 @@ _NO_MEMORY = ("can't allocate memory", "bad_alloc", "bad allocation", "out of me
 
 
 class BlockSampler:
-    """Samples blocks of a forecast, `chunk` rows at a time.
+    """Samples blocks of a checked forecast, `chunk` rows at a time.
 
-    Parameters
-    ----------
-    forecast : checked
-    name : of the weights and config, by which their fingerprint is known again
+    `name` is that of the weights and config, by which their fingerprint is known again.
 
     Attributes
     ----------
@@ -90,12 +87,8 @@ class BlockSampler:
     ) -> np.ndarray:
         """Members of a block `[B, K, T, *x, c]`, or of its first chunk; `num_frames` of them, by default all.
 
-        `stop` is as that of `enma_fast.forecast`.
-
-        Raises
-        ------
-        EnmaError
-            If a single row does not fit the memory, or a chunk that must not become smaller.
+        `stop` is as that of `enma_fast.forecast`. `EnmaError` if a single row does not fit the memory, or a chunk that
+        must not become smaller.
         """
         while True:
             chosen = block.first_rows(self.chunk) if first_chunk else block

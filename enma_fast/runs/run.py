@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -240,16 +240,18 @@ class Run:
             lock.share()
             ledger = self._ledger()
             if ledger is not None:
-                with self._disk_errors():
+                with self._disk_errors(), closing(self.store), closing(ledger):
                     try:
-                        self._fit(ledger)
+                        # No more rows at a time are taken than were found to fit, here or by another process.
+                        self._take_known_chunk(ledger)
+                        self.sampler.remember = ledger.fit
+                        if self.sampler.chunk < self.sampler.forecast.request.rows:
+                            ledger.fit(self.sampler.chunk)
                         sampled = self._work(ledger, progress)
                         if not self.static or self._all_done():
                             self._finish()
                     finally:
                         self.sampler.forget()
-                        ledger.close()
-                        self.store.close()
         return {
             "store": str(self.out),
             "num_trajectories": len(self.layout.trajectories),
@@ -258,13 +260,6 @@ class Run:
             "members_sampled": sampled,
             "seconds": time.perf_counter() - clock,
         }
-
-    def _fit(self, ledger: Ledger) -> None:
-        """Take no more rows at a time than were found to fit, here or by another process; remember it in the ledger."""
-        self._take_known_chunk(ledger)
-        self.sampler.remember = ledger.fit
-        if self.sampler.chunk < self.sampler.forecast.request.rows:
-            ledger.fit(self.sampler.chunk)
 
     def _take_known_chunk(self, ledger: Ledger) -> None:
         """Take no more rows at a time than the ledger says fit."""
@@ -297,10 +292,8 @@ class Run:
         if fresh is None:
             return True
         total = len(self.layout.trajectories) * self.layout.num_members if members else None
-        try:
+        with closing(fresh):
             return bool(fresh.done(0, total).all())
-        finally:
-            fresh.close()
 
     def _may_look(self, total: int) -> bool:
         """True if it is time to count the members that all ranks have done."""
@@ -390,11 +383,9 @@ class Run:
         ledger = self._ledger()
         if ledger is None:
             return 0
-        try:
+        with closing(ledger):
             done = ledger.done()
             self._take_known_chunk(ledger)
-        finally:
-            ledger.close()
         return int((~done[: B * K]).sum()) if self.layout.keep_members else int((~done).sum()) * K
 
     def _ledger(self) -> Ledger | None:

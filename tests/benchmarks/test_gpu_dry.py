@@ -1,4 +1,4 @@
-"""What `make gpu` would run, and how it keeps to its time; nothing is compiled here."""
+"""The parts that `make gpu` would run, and how it keeps to its time; nothing is compiled here."""
 
 from __future__ import annotations
 

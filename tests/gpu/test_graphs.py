@@ -28,10 +28,7 @@ def cuda() -> torch.device:
 
 
 def capture(dynamics: Dynamics, given: Problem, *, spare: int = 0, dtype: torch.dtype | None = None) -> CapturedStep:
-    captured = CapturedStep(make_step(dynamics, given, spare=spare, dtype=dtype))
-    captured.warm_up()
-    captured.capture()
-    return captured
+    return CapturedStep(make_step(dynamics, given, spare=spare, dtype=dtype))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

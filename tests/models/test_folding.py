@@ -69,7 +69,7 @@ def test_it_is_the_decoder(name, frames):
 @pytest.mark.parametrize(
     "changes",
     [
-        # Not linear to the end, walls, fewer tokens than it reaches, and more arithmetic than before.
+        # An end that is not linear, walls, fewer tokens than it reaches, and more arithmetic than before.
         {"layers": ["residual", "space", "residual"]},
         {"layers": ["space", "residual"], "periodic": [False]},
         {"layers": ["space", "space", "residual"], "grid": [16]},

@@ -223,7 +223,7 @@ def test_an_engine_goes_with_its_model() -> None:
 def test_presets_are_the_reference(name: str) -> None:
     """Two frames of two members with random weights: the sizes, and so the division into panels, of real models."""
     torch.manual_seed(0)
-    # As few steps as have a first, a middle and a last one.
+    # Three steps: a first, a middle and a last one.
     config = replace(PRESETS[name].model, {"sampling.mask_steps": 3, "sampling.flow_steps": 1})
     dynamics = shaken(Dynamics(config), scale=0.03).eval().requires_grad_(False)
     history = torch.randn(1, 2, config.num_tokens, config.token_channels)

@@ -9,10 +9,10 @@ import torch
 
 from enma_fast.errors import EnmaError
 from enma_fast.ops.frame_rows import ORDER_STEP
-from enma_fast.ops.philox_normal import normals_of_words, philox_4x32, philox_normal
+from enma_fast.ops.philox_normal import normals_of_words, philox_normal
 from enma_fast.sampling.noise import TRAJECTORY_STEP, token_order, trajectory_seed
 
-from ..ops._philox import oracle_noise, philox_4xw
+from ..ops._philox import oracle_noise, philox_4x32, philox_4xw
 
 hypothesis = pytest.importorskip("hypothesis")
 st = pytest.importorskip("hypothesis.strategies")
