@@ -39,7 +39,7 @@ from torch import Tensor
 from benchmarks.cases import Case
 from enma_fast.data import FieldFile, read
 from enma_fast.forecasting.members import sample_fields
-from enma_fast.forecasting.request import ForecastRequest
+from enma_fast.forecasting.request import CPU_CHUNK, ForecastRequest
 from enma_fast.models.checkpoint import PRETRAINED, load_model
 from enma_fast.runs.run import prepare
 from enma_fast.utils.extras import load_extra
@@ -81,10 +81,8 @@ def ensemble_case(members: int, dtype: torch.dtype, device: torch.device, *, com
     def engine() -> Tensor:
         model = load_model(CHECKPOINT, device=device)
         parts = [
-            sample_fields(
-                model, history, num_members=min(ForecastRequest.chunk, members - k), first_member=k, trajectories=[0]
-            )
-            for k in range(0, members, ForecastRequest.chunk)
+            sample_fields(model, history, num_members=min(CPU_CHUNK, members - k), first_member=k, trajectories=[0])
+            for k in range(0, members, CPU_CHUNK)
         ]
         return torch.cat(parts)
 
@@ -118,7 +116,7 @@ def ensemble_case(members: int, dtype: torch.dtype, device: torch.device, *, com
         units=members,
         notes={
             "members": members,
-            "chunk": ForecastRequest.chunk,
+            "chunk": CPU_CHUNK,
             "checkpoint": CHECKPOINT,
             "peak_bytes": peak(members),
         },

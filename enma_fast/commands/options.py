@@ -32,13 +32,20 @@ Frames = Annotated[
 Members = Annotated[int, typer.Option("--members", help="Ensemble size.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of the noise.")]
 Precision = Annotated[
-    str | None, typer.Option("--precision", help="Of the sampler's weights: fp32 or bf16; the model's own by default.")
+    str | None,
+    typer.Option(
+        "--precision",
+        help="Of the sampler's weights: fp32, bf16 or auto (the faster); the model's own by default, on a GPU bf16.",
+    ),
 ]
 Strict = Annotated[
     bool,
     typer.Option("--strict", help="Refuse observed frames outside what the model was trained on, not only warn."),
 ]
-Chunk = Annotated[int, typer.Option("--chunk", help="Trajectories x members sampled at a time.")]
+Chunk = Annotated[
+    int | None,
+    typer.Option("--chunk", help="Trajectories x members sampled at a time; by default 64, on a GPU 128 to 256."),
+]
 
 DEFAULT_CHECKPOINT = "combined-fast"
 

@@ -37,7 +37,7 @@ def score(
     members: int = ForecastRequest.num_members,
     seed: int = ForecastRequest.seed,
     limit: int | None = None,
-    chunk: int = ForecastRequest.chunk,
+    chunk: int | None = ForecastRequest.chunk,
     settings: SamplingConfig | None = None,
     precision: str | None = None,
     strict: bool = False,
@@ -62,9 +62,9 @@ def score(
     members : ensemble size
     seed : of the noise
     limit : score the first so many trajectories only
-    chunk : rows (trajectories x members) sampled at a time
+    chunk : rows (trajectories x members) sampled at a time; by default as many as suit the device
     settings : of the sampler; the model's own by default
-    precision : of the sampler's weights, "fp32" or "bf16"; the model's own by default
+    precision : of the sampler's weights, "fp32", "bf16" or "auto"; by default the model's own, and bf16 on a GPU
     strict : refuse observed frames outside the training data; otherwise they are logged as a warning
     progress : called with (trajectories done, trajectories)
 

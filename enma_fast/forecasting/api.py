@@ -41,8 +41,8 @@ def forecast(
     settings: SamplingConfig | None = None,
     trajectories: Sequence[int] | None = None,
     first_member: int = ForecastRequest.first_member,
-    chunk: int = ForecastRequest.chunk,
-    dtype: torch.dtype | None = None,
+    chunk: int | None = ForecastRequest.chunk,
+    dtype: torch.dtype | str | None = None,
     backend: str | None = None,
     stop: Stop | None = None,
     strict: bool = False,
@@ -83,10 +83,12 @@ def forecast(
     first_member
         Number of the first member; members are ``first_member, ..., first_member + num_members - 1``.
     chunk
-        Rows (trajectories x members) sampled at a time; on the CPU no result depends on it.
+        Rows (trajectories x members) sampled at a time: by default 64 on a CPU, where no result depends on it, and 128
+        to 256 on a GPU.
     dtype
-        Of the weights while sampling: the model's own by default; ``torch.bfloat16`` is faster where the processor
-        multiplies it.
+        Of the weights while sampling: by default the model's own on a CPU and ``torch.bfloat16`` on a GPU. ``"auto"``
+        is the faster of fp32 and bf16 on this processor, measured once; members of one format have other bits than
+        those of the other.
     backend
         How latent frames are made, ``native``, ``graph``, ``static`` or ``reference``
         (:mod:`enma_fast.sampling.engine`); the best that can serve by default.
@@ -148,7 +150,7 @@ def stream(
     trajectories: Sequence[int] | None = None,
     first_member: int = ForecastRequest.first_member,
     chunk: int | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     backend: str | None = None,
     stop: Stop | None = None,
     strict: bool = False,
@@ -168,7 +170,7 @@ def stream(
         settings=settings,
         dtype=dtype,
         backend=backend,
-        chunk=ForecastRequest.chunk if chunk is None else chunk,
+        chunk=chunk,
         strict=strict,
     )
     request, arrays, labels = _read(model, request, history, context, points, query)

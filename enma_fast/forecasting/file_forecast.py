@@ -58,6 +58,7 @@ class FileForecast:
         if self.request.trajectories is None:
             numbers = range(len(self.data)) if self.data.numbers is None else self.data.numbers.tolist()
             object.__setattr__(self, "request", replace(self.request, trajectories=numbers))
+        object.__setattr__(self, "request", self.request.on(self.model))
 
     @property
     def trajectories(self) -> Sequence[int]:
@@ -184,7 +185,7 @@ class FileForecast:
 
         Yields their numbers in the file, and `[B, K, T, *x, c]` fp32 without the observed frames.
         """
-        size = max(1, self.request.chunk // self.request.num_members)
+        size = max(1, self.request.rows // self.request.num_members)
         for first in range(0, len(self.trajectories), size):
             part = list(self.trajectories[first : first + size])
             yield part, self.sample(replace(self.request, trajectories=part))

@@ -56,6 +56,7 @@ def sample_members(
     there is no warning of frames beyond those of the training, nor of observations unlike them.
     """
     queried = None if query is None else coordinates("query", query, model)
+    request = request.on(model)
     inputs = encode_inputs(model, request, history, context, points, warn=warn)
     chunks = _chunks(engine_for(model.dynamics, dtype=request.dtype, backend=request.backend), inputs, request)
     shape = _shape(inputs, request)
@@ -98,6 +99,7 @@ def stream_members(
     stop: Stop | None = None,
 ) -> Iterator[Tensor]:
     """Forecast as `sample_members`; yield each frame ``[K, *grid, c]`` or ``[B, K, *grid, c]`` as it is decided."""
+    request = run_in_own_thread(request.on, model)
     inputs = run_in_own_thread(encode_inputs, model, request, history, context, points)
     engine = run_in_own_thread(engine_for, model.dynamics, dtype=request.dtype, backend=request.backend)
     chunks, shape = _chunks(engine, inputs, request), _shape(inputs, request)
@@ -124,11 +126,11 @@ class _Chunk:
 def _chunks(engine: Engine, inputs: EncodedInputs, request: ForecastRequest) -> list[_Chunk]:
     every = [(b, k) for b in range(len(inputs.seeds)) for k in request.members]
     chunks = []
-    for begin in range(0, len(every), request.chunk):
-        place = slice(begin, begin + request.chunk)
+    for begin in range(0, len(every), request.rows):
+        place = slice(begin, begin + request.rows)
         rows = every[place]
         history = inputs.history_BTNC[[inputs.history_of(row) for row in rows]]
-        chunks.append(_Chunk(place, rows, _latents(engine, inputs, rows), history))
+        chunks.append(_Chunk(place, rows, _latents(engine, inputs, rows, chunk=request.rows), history))
     return chunks
 
 
@@ -219,7 +221,7 @@ def _window(tok: TokenizerConfig) -> int:
     return max(FEWEST_LATENTS, reach + 1)
 
 
-def _latents(engine: Engine, inputs: EncodedInputs, rows: list[tuple[int, int]]) -> Iterator[Tensor]:
+def _latents(engine: Engine, inputs: EncodedInputs, rows: list[tuple[int, int]], *, chunk: int) -> Iterator[Tensor]:
     """Latent frames of rows ``(trajectory, member)``; history and context are read once for each shift."""
     which = sorted({inputs.history_of(row) for row in rows})
     place = {history: i for i, history in enumerate(which)}
@@ -232,6 +234,7 @@ def _latents(engine: Engine, inputs: EncodedInputs, rows: list[tuple[int, int]])
         context=None if inputs.context_BTNC is None else inputs.context_BTNC[which],
         settings=inputs.settings,
         groups=torch.tensor([place[inputs.history_of(row)] for row in rows], device=device),
+        chunk=chunk,
     )
 
 

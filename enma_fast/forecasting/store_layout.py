@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,16 @@ import numpy as np
 
 from ..config import ModelConfig, SamplingConfig
 from ..models.checkpoint import CONFIG, WEIGHTS, hashes, sha256
+from ..sampling.engine import PRECISIONS
 from ..sampling.settings import chosen_sampling
 from ..store.layout import Layout
+from ..store.location import is_store
+from ..store.metadata import read_unchecked_metadata
 from ..utils.names import check_names
 from ..utils.system import versions
 from .file_forecast import FileForecast
 from .labelled_field import later
+from .request import AUTO, ForecastRequest
 
 
 def layout_of(forecast: FileForecast, attributes: Mapping[str, Any]) -> Layout:
@@ -52,6 +56,14 @@ def layout_of(forecast: FileForecast, attributes: Mapping[str, Any]) -> Layout:
             **attributes,
         },
     )
+
+
+def as_begun(request: ForecastRequest, out: Path | None) -> ForecastRequest:
+    """The request, with ``auto`` as the number format of the store that it continues, if there is one."""
+    if request.dtype != AUTO or out is None or not is_store(out):
+        return request
+    begun = PRECISIONS.get(read_unchecked_metadata(out)["attributes"].get("precision"))
+    return request if begun is None else replace(request, dtype=begun)
 
 
 def provenance(forecast: FileForecast, checkpoint: str | Path, command: str) -> dict[str, Any]:

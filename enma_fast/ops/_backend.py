@@ -1,5 +1,7 @@
 """Choice of the implementation that runs an operator; the only place that looks for CUDA, Triton and the extension.
 
+Triton launches on the current device, so each operator makes that of its tensors current: `torch.cuda.device_of`.
+
 Each operator lists its implementations best first, with the reason why one cannot serve (None: it can)::
 
     candidates = {"triton": triton_problem(device), "native": native_problem(device), "reference": None}

@@ -11,15 +11,15 @@ N tokens per frame, S capacity of the cache, P capacity of the prefix, K head di
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import EnmaError
 from . import _frame_attention_flash as flash
-from ._backend import by_dtype, choose, kernel, native, native_problem, register, triton_problem
-from ._checks import expect
+from ._backend import choose, kernel, native, native_problem, register, triton_problem
+from ._checks import dtype_name, expect
 
 OP = "frame_attention"
 MIN_HEAD_DIM, MAX_HEAD_DIM = 8, 128
@@ -31,29 +31,24 @@ DTYPES = {
 Length = int | Tensor
 
 
-class _Tensors(NamedTuple):
-    """The arguments of :func:`frame_attention`, in the order of the operator and the kernels."""
-
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    cache_k: Tensor | None
-    cache_v: Tensor | None
-    prefix_k: Tensor | None
-    prefix_v: Tensor | None
+def candidates(device: torch.device, dtype: torch.dtype) -> dict[str, str | None]:
+    """Implementations, best first, with the reason why one cannot serve."""
+    return dict(_candidates(device, dtype))
 
 
 @functools.cache
-def candidates(device: torch.device, dtype: torch.dtype) -> dict[str, str | None]:
-    """Implementations, best first, with the reason why one cannot serve."""
-    problems = {
+def _candidates(device: torch.device, dtype: torch.dtype) -> dict[str, str | None]:
+    problems: dict[str, str | None] = {
         "triton": triton_problem(device),
         "flash": flash.problem(device),
         "native": native_problem(device),
         "sdpa": None,
-        "reference": None,
     }
-    return by_dtype(problems, dtype, DTYPES | ({"sdpa": DTYPES["flash"]} if device.type == "cuda" else {}))
+    dtypes = DTYPES | ({"sdpa": DTYPES["flash"]} if device.type == "cuda" else {})
+    for name, known in dtypes.items():
+        if problems[name] is None and dtype not in known:
+            problems[name] = f"takes {', '.join(map(dtype_name, known))}, not {dtype_name(dtype)}"
+    return problems | {"reference": None}
 
 
 def frame_attention(
@@ -99,18 +94,27 @@ def frame_attention(
     EnmaError
         Names the argument, what was expected and what was given.
     """
-    tensors = _Tensors(q_BHNK, k_BHNK, v_BHNK, cache_k, cache_v, prefix_k, prefix_v)
-    length, prefix_length = _check(tensors, length, prefix_length)
+    tensors = (q_BHNK, k_BHNK, v_BHNK, cache_k, cache_v, prefix_k, prefix_v)
+    length, prefix_length = _check(*tensors, length, prefix_length)
     problems = _problems(tensors, (length, prefix_length))
     name = choose(OP, problems, backend)
     if name == "reference":
-        past = {"cache_k": cache_k, "cache_v": cache_v, "prefix_k": prefix_k, "prefix_v": prefix_v}
-        return frame_attention_ref(q_BHNK, k_BHNK, v_BHNK, **past, length=length, prefix_length=prefix_length)
+        return frame_attention_ref(
+            q_BHNK,
+            k_BHNK,
+            v_BHNK,
+            cache_k=cache_k,
+            cache_v=cache_v,
+            length=length,
+            prefix_k=prefix_k,
+            prefix_v=prefix_v,
+            prefix_length=prefix_length,
+        )
     if name in _RUN and not torch.compiler.is_compiling():
         return _RUN[name](*tensors, length, prefix_length)
     if name in _RUN:
         return _OPERATOR(*tensors, *_split(length), *_split(prefix_length), name)
-    return _parts(name, tensors, length, prefix_length)
+    return _parts(name, *tensors, length, prefix_length)
 
 
 def frame_attention_ref(
@@ -141,9 +145,18 @@ def frame_attention_ref(
     return weights.to(v_BHNK.dtype) @ torch.cat(values, dim=2)
 
 
-def _check(tensors: _Tensors, length: Length | None, prefix_length: Length | None) -> tuple[Length, Length]:
+def _check(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cache_k: Tensor | None,
+    cache_v: Tensor | None,
+    prefix_k: Tensor | None,
+    prefix_v: Tensor | None,
+    length: Length | None,
+    prefix_length: Length | None,
+) -> tuple[Length, Length]:
     """Check the arguments; returns the lengths, the capacity where none is given."""
-    q, k, v, cache_k, cache_v, prefix_k, prefix_v = tensors
     expect(OP, "q_BHNK", q, shape=[None] * 4)
     B, H, N, K = q.shape
     if not MIN_HEAD_DIM <= K <= MAX_HEAD_DIM:
@@ -186,10 +199,11 @@ def _check_length(name: str, length: Length | None, keys: Tensor) -> Length:
     return length
 
 
-def _problems(tensors: _Tensors, lengths: tuple[Length, Length]) -> dict[str, str | None]:
+def _problems(tensors: tuple[Tensor | None, ...], lengths: tuple[Length, Length]) -> dict[str, str | None]:
     """`candidates` for these arguments."""
-    q = tensors.q
-    problems = candidates(q.device, q.dtype)
+    q = tensors[0]
+    assert q is not None
+    problems = _candidates(q.device, q.dtype)
     found = None
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
         found = "has no backward; gradients are the reference's"
@@ -207,9 +221,18 @@ def _problems(tensors: _Tensors, lengths: tuple[Length, Length]) -> dict[str, st
     return problems
 
 
-def _parts(name: str, tensors: _Tensors, length: Length, prefix_length: Length) -> Tensor:
-    """Attention to prefix, cache and frame, each by itself, and their sum weighted by the log-sum-exp of each."""
-    q, k, v, cache_k, cache_v, prefix_k, prefix_v = tensors
+def _parts(
+    name: str,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cache_k: Tensor | None,
+    cache_v: Tensor | None,
+    prefix_k: Tensor | None,
+    prefix_v: Tensor | None,
+    length: Length,
+    prefix_length: Length,
+) -> Tensor:
     if q.numel() == 0:
         return torch.empty_like(q)
     part = _sdpa_part if name == "sdpa" else _flash_part
@@ -254,17 +277,21 @@ def _flash_part(q: Tensor, k: Tensor, v: Tensor, length: Length) -> tuple[Tensor
     return flash.part(q, k, v, length, attend)
 
 
-def _run_triton(*arguments: Any) -> Tensor:
-    *tensors, length, prefix_length = arguments
-    q, k, v, cache_k, cache_v, prefix_k, prefix_v = _Tensors(*tensors)
-    kernels = kernel(OP)
-    out = q.new_empty(q.shape)
-    state = lse = None
-    if prefix_k is not None:
-        state = q.new_empty(q.shape, dtype=torch.float32)
-        lse = q.new_empty(q.shape[:3], dtype=torch.float32)
-        kernels.launch_prefix(q, prefix_k, prefix_v, prefix_length, out=state, lse=lse)
-    kernels.launch_suffix(q, k, v, cache_k, cache_v, length, state, lse, out=out)
+def _run_triton(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cache_k: Tensor | None,
+    cache_v: Tensor | None,
+    prefix_k: Tensor | None,
+    prefix_v: Tensor | None,
+    length: Length,
+    prefix_length: Length,
+) -> Tensor:
+    # A token after the other, as the projection after it takes them.
+    out = q.new_empty(q.shape[0], q.shape[2], q.shape[1], q.shape[3]).transpose(1, 2)
+    with torch.cuda.device_of(q):
+        kernel(OP).launch_frame_attention(q, k, v, cache_k, cache_v, length, prefix_k, prefix_v, prefix_length, out=out)
     return out
 
 
@@ -283,7 +310,9 @@ def _split(length: Length) -> tuple[Tensor | None, int]:
 def _run(*arguments: Any) -> Tensor:
     *tensors, length, count, prefix_length, prefix_count, name = arguments
     run: Any = _RUN[name]
-    return run(*tensors, count if length is None else length, prefix_count if prefix_length is None else prefix_length)
+    given = count if length is None else length, prefix_count if prefix_length is None else prefix_length
+    out: Tensor = run(*tensors, *given)
+    return out.contiguous()
 
 
 def _fake(q: Tensor, *arguments: Any) -> Tensor:

@@ -224,7 +224,8 @@ def _run(
         )
         return
     if name == "triton":
-        kernel(OP).launch_philox_normal(seed, members, frame, mask_step, tokens, out=out)
+        with torch.cuda.device_of(out):
+            kernel(OP).launch_philox_normal(seed, members, frame, mask_step, tokens, out=out)
         return
     values = out if out.dtype == torch.float32 else torch.empty_like(out, dtype=torch.float32)
     native().philox_normal(seed, members, frame, mask_step, tokens, values)

@@ -155,7 +155,8 @@ def _triton_forward(
     R, W = x.shape
     y, h = x.new_empty(R, W), x.new_empty(0 if residual is None else R, W)
     rstd = x.new_empty(R if keep else 0, dtype=torch.float32)
-    kernel(OP).launch_forward(x, weight, residual, eps=eps, y=y, h=h, rstd=rstd)
+    with torch.cuda.device_of(x):
+        kernel(OP).launch_forward(x, weight, residual, eps=eps, y=y, h=h, rstd=rstd)
     return y, h, rstd
 
 
@@ -163,7 +164,8 @@ def _triton_backward(
     grad_y: Tensor, x: Tensor, rstd: Tensor, weight: Tensor, want_x: bool, want_weight: bool
 ) -> tuple[Tensor, Tensor]:
     grad_x, grad_weight = _gradients(x, weight, want_x, want_weight)
-    kernel(OP).launch_backward(grad_y, x, rstd, weight, grad_x=grad_x, grad_weight=grad_weight)
+    with torch.cuda.device_of(x):
+        kernel(OP).launch_backward(grad_y, x, rstd, weight, grad_x=grad_x, grad_weight=grad_weight)
     return grad_x, grad_weight
 
 

@@ -79,7 +79,8 @@ def _check_places(tokens_BM: Tensor, num_tokens: int) -> None:
 
 def _run(x: Tensor, known: Tensor, tokens: Tensor, z: Tensor) -> None:
     _check_places(tokens, x.shape[1])
-    kernel("token_update").launch_update_tokens(x, known, tokens, z)
+    with torch.cuda.device_of(x):
+        kernel("token_update").launch_update_tokens(x, known, tokens, z)
 
 
 def _fake(x: Tensor, known: Tensor, tokens: Tensor, z: Tensor) -> None:

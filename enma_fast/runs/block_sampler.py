@@ -50,11 +50,11 @@ class BlockSampler:
     def __init__(self, forecast: FileForecast, *, name: str) -> None:
         self.forecast, self.name = forecast, name
         model, request = forecast.model, forecast.request
-        self.chunk = request.chunk
+        self.chunk = request.rows
         self.forget()
         self._engine = engine_for(model.dynamics, dtype=request.dtype, backend=request.backend)
         self.independent = self._engine.backend == "native"
-        how = self._engine.backend if self.independent else f"{self._engine.backend}, chunk {request.chunk}"
+        how = self._engine.backend if self.independent else f"{self._engine.backend}, chunk {request.rows}"
         # Fields from a folded decoder differ by rounding from those of a version that had none.
         folded = ", folded decoder" if folded_end(model.tokenizer) else ""
         self.arithmetic = f"{how}, {_instructions(next(model.parameters()).device)}{folded}"

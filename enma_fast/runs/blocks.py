@@ -77,7 +77,7 @@ class Blocks(Sequence[Block]):
     """All members in blocks of about a chunk of rows: several whole trajectories, or whole shards of one."""
 
     def __init__(self, request: ForecastRequest, *, shard: int = 1) -> None:
-        chunk, num_members = request.chunk, request.num_members
+        chunk, num_members = request.rows, request.num_members
         self._shape = (len(request.trajectories or ()), num_members)
         # Trajectories and members of a block.
         whole = chunk >= 2 * num_members

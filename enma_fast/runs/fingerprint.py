@@ -25,7 +25,7 @@ _VARIABLES = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_CBWR", "MKL_ENABLE_
 _KNOWN: dict[Hashable, str] = {}
 
 
-def fingerprint(model: Model, name: str, *, settings: SamplingConfig | None, dtype: torch.dtype | None) -> str:
+def fingerprint(model: Model, name: str, *, settings: SamplingConfig | None, dtype: torch.dtype | str | None) -> str:
     """The fingerprint of sampling with a model in this process, as it is set now.
 
     `name` is that of the weights and config, such as their hashes: what is known of it is not probed again. `settings`

@@ -29,7 +29,7 @@ from ..data.selection import context_of, fields_of
 from ..errors import EnmaError
 from ..forecasting.file_forecast import FileForecast
 from ..forecasting.request import ForecastRequest
-from ..forecasting.store_layout import file_hashes, layout_of, provenance
+from ..forecasting.store_layout import as_begun, file_hashes, layout_of, provenance
 from ..models.checkpoint import hashes, load_model
 from ..store.compare import differences
 from ..store.create import create_unfinished_store
@@ -131,8 +131,9 @@ def prepare(
     if not 1 <= shard <= request.num_members:
         raise EnmaError(f"shard is {shard}; 1 to {request.num_members}, the number of members, is expected")
     model = load_model(checkpoint, device=launch.device(device, torch.cuda.device_count()))
-    forecast = FileForecast(model, fields, replace(request, trajectories=numbers), other)
-    forecast.check(at_once=max(request.chunk, shard))
+    begun = as_begun(replace(request, trajectories=numbers), None if force else out)
+    forecast = FileForecast(model, fields, begun, other)
+    forecast.check(at_once=max(forecast.request.rows, shard))
     forecast.warn_of_own_contexts()
     unlike_training = forecast.outside_training()
     # Bad quantiles and thresholds are refused here.
@@ -140,7 +141,7 @@ def prepare(
     sampler = BlockSampler(forecast, name=" ".join(hashes(checkpoint).values()))
     if command and not sampler.independent:
         # The number of rows decides how results are rounded there.
-        command += f" --chunk {request.chunk}"
+        command += f" --chunk {forecast.request.rows}"
     attributes = {**provenance(forecast, checkpoint, command), "arithmetic": sampler.arithmetic}
     if unlike_training is not None:
         attributes[OUTSIDE] = unlike_training
@@ -244,7 +245,7 @@ class Run:
                         # No more rows at a time are taken than were found to fit, here or by another process.
                         self._take_known_chunk(ledger)
                         self.sampler.remember = ledger.fit
-                        if self.sampler.chunk < self.sampler.forecast.request.chunk:
+                        if self.sampler.chunk < self.sampler.forecast.request.rows:
                             ledger.fit(self.sampler.chunk)
                         sampled = self._work(ledger, progress)
                         if not self.static or self._all_done():

@@ -5,7 +5,7 @@
     step.frame()                            one launch
     step.close()                            frees graphs and pool; the static buffers belong to the StaticStep
 
-`try_capture` does the first line, and returns the uncaptured step if that fails.
+`try_capture` does the first line, and returns the uncaptured step if that fails; `Engine.captured` says so.
 """
 
 from __future__ import annotations
@@ -61,8 +61,16 @@ class CudaRecorder:
     def record(self, run: Callable[[], object]) -> Callable[[], None]:
         """Capture a graph; the returned function launches it on the current stream."""
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.device(self._device), torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
-            run()
+        index = torch.cuda.current_device() if self._device.index is None else self._device.index
+        generator = torch.cuda.default_generators[index]
+        # A capture that fails leaves the generator as it is within one, and it draws no number ever after.
+        before = generator.clone_state()
+        try:
+            with torch.cuda.device(self._device), torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+                run()
+        except BaseException:
+            generator.graphsafe_set_state(before)
+            raise
         self._graphs.append(graph)
         return graph.replay
 

@@ -15,13 +15,12 @@ Shape suffixes: B members, M tokens decided in this mask step, N tokens per fram
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ..errors import EnmaError
-from ..ops.philox_normal import MASK32, Word, as_word, philox
+from ..ops.frame_rows import order_of
+from ..ops.philox_normal import MASK32, Word, philox
 
-ORDER_STEP = 0xFFFFFFFF
 TRAJECTORY_STEP = 0xFFFFFFFE
 
 
@@ -33,9 +32,7 @@ def token_order(*, seed: Word, members: Tensor, frame: Word, num_tokens: int) ->
     one value per member `[B]`. `members` are `[B]` int64. Returns `[B, N]` int64, in each row a permutation of
     `0 .. N - 1`: the token to decide first, second, ...
     """
-    tokens_N = torch.arange(num_tokens, device=members.device)
-    words = philox(0, tokens_N, ORDER_STEP, as_word(frame, ndim=2), as_word(seed, ndim=2), as_word(members, ndim=2))
-    return torch.argsort(torch.as_tensor(words[0]), dim=-1, stable=True)
+    return order_of(seed=seed, members=members, frame=frame, num_tokens=num_tokens)
 
 
 def trajectory_seed(seed: int, index: int) -> int:

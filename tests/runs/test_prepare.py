@@ -16,6 +16,7 @@ from enma_fast.data import FieldFile, read, read_numbered
 from enma_fast.errors import EnmaError
 from enma_fast.forecasting.members import sample_fields
 from enma_fast.models.checkpoint import load_model, save_model
+from enma_fast.ops import rates
 from enma_fast.store.read import read_forecast, stacked
 from enma_fast.utils.system import versions
 
@@ -265,3 +266,20 @@ def test_a_path_is_enough(tiny: Path, test_in: Path, tmp_path: Path) -> None:
     assert done["store"] == str(tmp_path / "run.zarr")
     assert calls == [(2, 2)]
     assert prepare(test_in, tmp_path / "run.zarr", **options).plan().members_missing == 0
+
+
+def test_auto_is_what_the_store_was_begun_with(
+    data: FieldFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, common = tmp_path / "run.zarr", {"trajectories": [7], "num_members": 2, "precision": "auto"}
+    chosen = {"bf16": 2.0, "fp32": 1.0}
+    monkeypatch.setattr(rates, "measured", lambda device: rates.Rates(products=chosen, head={}))
+    start(data, out, **common).execute()
+    assert read_forecast(out).attrs["precision"] == "bf16"
+    before = contents(out)
+    # A rank, or a later process, that measures otherwise.
+    chosen["fp32"] = 3.0
+    assert start(data, out, **common).execute()["members_sampled"] == 0
+    assert contents(out) == before
+    start(data, out, **common, force=True).execute()
+    assert read_forecast(out).attrs["precision"] == "fp32"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import types
 
 import pytest
 import torch
@@ -58,9 +60,9 @@ def test_a_frame_in_one_pass_is_a_small_graph(name: str, recorder: TapeRecorder)
         CapturedStep(step, recorder=recorder)
         # One graph for a frame that is fed back and one for the last, which has no causal transformer.
         assert len(recorder.nodes) == 2
-        nodes[made] = recorder.nodes[-1]
-    # Three mask steps of two flow steps beside one pass.
-    assert nodes[f"{name}-fast"] < nodes[name] / 4
+        nodes[made] = recorder.nodes[-1].total()
+    # Three mask steps beside one pass.
+    assert nodes[f"{name}-fast"] < nodes[name] / 2
 
 
 def test_the_tape_would_show_a_number_that_python_holds(recorder: TapeRecorder) -> None:
@@ -150,3 +152,49 @@ def test_the_fall_back_is_said_once(caplog: pytest.LogCaptureFixture, monkeypatc
         "frames run without a CUDA graph: step is on cpu; CUDA graphs need a CUDA device",
         "frames run without a CUDA graph: operation not permitted when stream is capturing",
     ]
+
+
+class Generator:
+    """The state of a GPU's generator: a capture enters it, and leaves it only if it succeeds."""
+
+    def __init__(self) -> None:
+        self.capturing = False
+
+    def clone_state(self) -> Generator:
+        copy = Generator()
+        copy.capturing = self.capturing
+        return copy
+
+    def graphsafe_set_state(self, other: Generator) -> None:
+        self.capturing = other.capturing
+
+
+def test_a_failed_capture_gives_the_generator_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = Generator()
+
+    @contextlib.contextmanager
+    def capturing(graph, pool, stream):
+        generator.capturing = True
+        yield
+        generator.capturing = False
+
+    for name, stand_in in (
+        ("Stream", lambda device: None),
+        ("graph_pool_handle", lambda: (0, 0)),
+        ("CUDAGraph", lambda: types.SimpleNamespace(replay=list)),
+        ("device", lambda device: contextlib.nullcontext()),
+        ("graph", capturing),
+        ("default_generators", [None, generator]),
+    ):
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    recorder = cuda_graphs.CudaRecorder(torch.device("cuda", 1))
+
+    def fails() -> None:
+        assert generator.capturing
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    with pytest.raises(RuntimeError, match="not permitted"):
+        recorder.record(fails)
+    assert not generator.capturing
+    assert recorder.record(lambda: None)() == []
+    assert not generator.capturing
