@@ -41,7 +41,7 @@ from ..models.tokenizer import Tokenizer
 from ..presets import Preset, find_preset
 from ..utils.dataclass_json import replace, to_json
 from ..utils.system import machine, versions
-from .dynamics import DynamicsTask, Latents, encode_all
+from .dynamics import HISTORY, DynamicsTask, Latents, encode_all
 from .first_frame import FirstFrameTask
 from .forecasts import ForecastTask
 from .loop import BEST, STATE, Rank, RunOptions, Task, abandon_ranks, join_ranks, run
@@ -108,7 +108,7 @@ def train_tokenizer(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         task = TokenizerTask(
-            config, training, train=_fields(train), val=_fields(val, _spread(val, TOKENIZER_VALIDATION))
+            config, training, train=_fields(train), val=_fields(val, _validated(val, TOKENIZER_VALIDATION, config))
         )
     assert isinstance(task.module, Tokenizer)
     if first is not None:
@@ -144,7 +144,7 @@ def train_dynamics(
     training = replace(chosen.dynamics_training, training_changes or {}, source="training config")
     files = [data_file(data_dir, config.dataset, split) for split in ("train", "val")]
     val = _read(files[1], config)
-    rows = _spread(val, DYNAMICS_VALIDATION)
+    rows = _validated(val, DYNAMICS_VALIDATION, config, num_history=HISTORY)
     contexts = _context_rows(val, rows)
     key = sha256(source / WEIGHTS)
     first = None if start is None else locate(start)
@@ -209,7 +209,7 @@ def train_forecasts(
         raise EnmaError("training config: rollout is null; training on whole forecasts needs its settings")
     files = [data_file(data_dir, config.dataset, split) for split in ("train", "val")]
     train, val = (_read(file, config) for file in files)
-    rows = _spread(val, FORECAST_VALIDATION)
+    rows = _validated(val, FORECAST_VALIDATION, config, num_history=HISTORY)
     contexts = _context_rows(val, rows)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
@@ -432,7 +432,18 @@ def _context_rows(data: FieldFile, rows: np.ndarray) -> np.ndarray | None:
     return np.array([data.context_for(int(i)) for i in rows])
 
 
-def _spread(data: FieldFile, count: int) -> np.ndarray:
-    """Up to `count` trajectories spread evenly over a file, so that many environments are among them."""
+def _validated(data: FieldFile, count: int, config: ModelConfig, num_history: int = 0) -> np.ndarray:
+    """Up to `count` trajectories spread evenly over a file, so that many environments are among them.
+
+    Refuses one that is the mean of the training data in all frames after `num_history`: relative errors divide by 0.
+    """
     count = min(count, len(data))
-    return np.arange(count) * len(data) // count
+    rows = np.arange(count) * len(data) // count
+    mean = np.float32(0.0 if config.tokenizer.field_mean is None else config.tokenizer.field_mean)
+    for row in rows:
+        if (data.u[row, num_history:] == mean).all():
+            raise EnmaError(
+                f"{data.path}: trajectory {row} is {np.ravel(mean)[0]:g} throughout, so its relative error is not "
+                "defined; leave it out of the validation data"
+            )
+    return rows
