@@ -14,7 +14,7 @@ from ..models.checkpoint import METRICS, WEIGHTS, locate, sha256
 from ..presets import find_preset
 from ..utils.dataclass_json import to_json
 from ..utils.untrusted import parse_json, read_bytes
-from .recipes import read_record, summary
+from .record import read_record, summary
 
 # In the order in which they follow each other.
 STAGES = ("tokenizer", "dynamics", "forecasts", "first-frame")

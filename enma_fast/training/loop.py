@@ -257,8 +257,8 @@ def run(task: Task, options: RunOptions) -> dict[str, float]:
             last_save = time.monotonic()
     if end == config.steps and rank.index == 0 and not best.scores:
         raise EnmaError(
-            f"{log_path}: no validation of this run gave a number; look for huge values in the validation data, or train "
-            "again in an empty folder with a lower learning_rate"
+            f"{log_path}: no validation of this run gave a number; look for huge values in the validation data, or "
+            "train again in an empty folder with a lower learning_rate"
         )
     if end < config.steps or not best.take():
         average.swap(module)

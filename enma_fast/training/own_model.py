@@ -33,7 +33,8 @@ from .loop import RunOptions
 from .own_card import own_card
 from .own_data import TEST, TRAIN
 from .own_plan import DATA, DYNAMICS_CHANGES, MEMBERS, SCORED, STAGES, VALIDATIONS, Plan, Request, make_plan, saved_plan
-from .recipes import data_file, read_record, train_dynamics, train_forecasts, train_tokenizer
+from .recipes import data_file, train_dynamics, train_forecasts, train_tokenizer
+from .record import read_record
 
 log = logging.getLogger("enma_fast")
 

@@ -7,7 +7,6 @@ dynamics `latents-train.safetensors`, and at the end `checkpoint/`. The same cal
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,38 +23,33 @@ from ..errors import EnmaError
 from ..forecasting.file_forecast import check_file
 from ..models.checkpoint import (
     IN_RUN,
-    LOG,
     WEIGHTS,
     load_model,
     load_tensors,
     load_tokenizer,
     locate,
-    read_tensors,
     save_model,
     save_tokenizer,
     sha256,
-    write_atomic,
 )
 from ..models.model import Model
 from ..models.tokenizer import Tokenizer
 from ..presets import Preset, find_preset
-from ..utils.dataclass_json import replace, to_json
-from ..utils.system import machine, versions
+from ..utils.dataclass_json import replace
 from .dynamics import HISTORY, DynamicsTask, Latents, encode_all
 from .first_frame import FirstFrameTask
 from .forecasts import ForecastTask
-from .loop import BEST, STATE, Rank, RunOptions, Task, abandon_ranks, join_ranks, run
+from .loop import Rank, RunOptions, Task, abandon_ranks, join_ranks, run
+from .record import begin, summary
 from .tokenizer import TokenizerTask
 
 log = logging.getLogger("enma_fast")
 
-RUN, CHECKPOINT, LATENTS = "run.json", IN_RUN, "latents-train.safetensors"
+CHECKPOINT, LATENTS = IN_RUN, "latents-train.safetensors"
 # Held-out trajectories that are reconstructed, and that are rolled out, at each validation.
 TOKENIZER_VALIDATION, DYNAMICS_VALIDATION, FORECAST_VALIDATION = 200, 48, 120
 # What a one-pass decoder has beside a masked-flow one.
 ONE_PASS = ("dynamics.read.", "dynamics.spatial.noise.")
-# What a resumed run must have in common with the one that began the folder.
-_FIXED = ("stage", "model", "training", "seed", "data", "tokenizer", "start")
 
 
 def train_tokenizer(
@@ -95,7 +89,7 @@ def train_tokenizer(
     files = [data_file(data_dir, config.dataset, split) for split in ("train", "val")]
     train, val = (_read(file, config) for file in files)
     first = None if start is None else locate(start)
-    _begin(
+    begin(
         options,
         rank,
         stage="tokenizer",
@@ -148,7 +142,7 @@ def train_dynamics(
     contexts = _context_rows(val, rows)
     key = sha256(source / WEIGHTS)
     first = None if start is None else locate(start)
-    _begin(
+    begin(
         options,
         rank,
         stage="dynamics",
@@ -226,7 +220,7 @@ def train_forecasts(
         val_contexts=None if contexts is None else _fields(val, contexts),
     )
     name = chosen.model.name
-    _begin(options, rank, stage=stage, preset=name, model=config, training=training, files=files, start=source)
+    begin(options, rank, stage=stage, preset=name, model=config, training=training, files=files, start=source)
     scores = _run(task, options)
     if finished(options, training) and rank.index == 0:
         save_model(model, options.out / CHECKPOINT)
@@ -286,90 +280,6 @@ def data_file(folder: Path, dataset: str, split: str) -> Path:
 def finished(options: RunOptions, training: TrainingConfig) -> bool:
     """Whether a run ends by its own number of steps, and not by `stop_after`."""
     return options.stop_after is None or options.stop_after >= training.steps
-
-
-def summary(folder: Path) -> dict[str, Any]:
-    """Steps, training seconds (validation and pauses left out) and best validation of a run, from its files."""
-    path, record = folder / LOG, read_record(folder)
-    entries = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-    batch, step, seconds = record["training"]["batch"], 0, 0.0
-    validation: dict[str, float] = {}
-    for entry in entries:
-        if "validation" not in entry:
-            seconds += batch * (entry["step"] - step) / entry["per_second"]
-            step = entry["step"]
-    if (folder / BEST).is_file():
-        validation = json.loads(read_tensors(folder / BEST)[1]["scores"])
-    return {"steps": step, "seconds": seconds, "validation": validation}
-
-
-def read_record(folder: Path) -> dict[str, Any]:
-    """`run.json` of a run folder."""
-    path = folder / RUN
-    try:
-        record = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise EnmaError(f"{path}: no such file; give the --out folder of a training run") from None
-    except ValueError:
-        raise EnmaError(f"{path}: is not JSON; begin the run again in an empty folder") from None
-    if isinstance(record, dict):
-        # Runs of earlier versions all started from random weights.
-        record.setdefault("start", None)
-    if not isinstance(record, dict) or not {*_FIXED, "preset"} <= set(record):
-        raise EnmaError(f"{path}: is not the record of a run; begin it again in an empty folder")
-    return record
-
-
-def _begin(
-    options: RunOptions,
-    rank: Rank,
-    *,
-    stage: str,
-    preset: str | Preset,
-    model: ModelConfig,
-    training: TrainingConfig,
-    files: list[Path],
-    tokenizer: str | None = None,
-    start: Path | None = None,
-) -> None:
-    """Write the record of a new run, or hold one that has a state to resume to the record that is there."""
-    record = {
-        "stage": stage,
-        "preset": preset,
-        "model": json.loads(to_json(model)),
-        "training": json.loads(to_json(training)),
-        "seed": options.seed,
-        "data": {file.name: sha256(file) for file in files},
-        "tokenizer": tokenizer,
-        "start": None if start is None else sha256(start / WEIGHTS),
-        "precision": options.precision,
-        "compile": options.compile,
-        "device": options.device,
-        "ranks": rank.count,
-        "machine": machine(),
-        "versions": versions(),
-    }
-    path = options.out / RUN
-    if (options.out / STATE).exists():
-        known = read_record(options.out)
-        for key in _FIXED:
-            where = _first_difference(known[key], record[key], key)
-            if where is not None:
-                raise EnmaError(f"{path}: {where}; choose an empty --out or the same settings")
-        return
-    if rank.index == 0:
-        try:
-            write_atomic(path, (json.dumps(record, indent=1) + "\n").encode())
-        except OSError as error:
-            raise EnmaError(f"{options.out}: cannot be written ({error.strerror}); choose another --out") from error
-
-
-def _first_difference(old: Any, new: Any, name: str) -> str | None:
-    """Where two records differ; a key that is newer than one of them is as good as null."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        found = (_first_difference(old.get(key), new.get(key), f"{name}.{key}") for key in [*old, *new])
-        return next((where for where in found if where is not None), None)
-    return None if old == new else f"this run was begun with {name} {old}, not {new}"
 
 
 def _run(task: Task, options: RunOptions) -> dict[str, float]:
@@ -439,7 +349,7 @@ def _validated(data: FieldFile, count: int, config: ModelConfig, num_history: in
     """
     count = min(count, len(data))
     rows = np.arange(count) * len(data) // count
-    mean = np.float32(0.0 if config.tokenizer.field_mean is None else config.tokenizer.field_mean)
+    mean = np.asarray(0.0 if config.tokenizer.field_mean is None else config.tokenizer.field_mean, np.float32)
     for row in rows:
         if (data.u[row, num_history:] == mean).all():
             raise EnmaError(

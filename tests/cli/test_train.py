@@ -14,7 +14,7 @@ from enma_fast.evaluation.scoring import score
 from enma_fast.models.checkpoint import load_model, load_tokenizer, read_tensors, sha256
 from enma_fast.models.domain import Domain
 from enma_fast.training import card, lineage
-from enma_fast.training.recipes import summary
+from enma_fast.training.record import summary
 
 from .._tiny_checkpoint import TINY_DYNAMICS, TINY_TOKENIZER
 from .conftest import Run
@@ -116,8 +116,14 @@ def test_a_run_begun_before_runs_could_start_from_weights_goes_on(runs: Path, tr
     folder = Path(shutil.copytree(runs / "dynamics", tmp_path / "run"))
     record = json.loads((folder / "run.json").read_text())
     del record["start"]
+    # Nor did it have this setting, whose default is how training was before.
+    del record["training"]["clip_norm"]
     (folder / "run.json").write_text(json.dumps(record))
     assert train(folder, "--steps", 6, "--json", tokenizer=runs / "tokenizer").json["steps"] == 6
+    record["training"]["gone"] = 1
+    (folder / "run.json").write_text(json.dumps(record))
+    error = train(folder, "--steps", 6, tokenizer=runs / "tokenizer").error()
+    assert "run.json: training: gone: unknown key; take it out, or use the version of enma_fast" in error
 
 
 def test_a_finished_run_writes_its_checkpoint_again(runs: Path, train: Callable, tmp_path: Path) -> None:
