@@ -1,10 +1,5 @@
 """The flow head on the CPU: values by the two-reference rule, and bits that depend on nothing but the row."""
 
-import shutil
-import subprocess
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-
 import pytest
 import torch
 from torch import Tensor
@@ -17,15 +12,12 @@ from enma_fast.ops.flow_head import flow_head_ref
 from enma_fast.ops.flow_plan import FlowPlan, HeadWeights
 
 from ._oracle import assert_close_as_reference
-from ._sanitizers import QUICK_SANITIZERS
 
-CORE = Path(__file__).resolve().parents[2] / "csrc" / "core" / "cpu"
 CPU = torch.device("cpu")
 
 needs_extension = pytest.mark.skipif(
     native.problem(CPU, torch.float32) is not None, reason=str(native.problem(CPU, torch.float32))
 )
-needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
 ISAS = extension().cpu_isas() if native.problem(CPU, torch.float32) is None else []
 DTYPES = [torch.float32, torch.bfloat16]
 
@@ -194,69 +186,3 @@ def test_best_isa_is_one_that_runs_here() -> None:
 def test_problems_are_said() -> None:
     assert "float32 and bfloat16" in str(native.problem(CPU, torch.float64))
     assert native.problem(torch.device("cuda"), torch.float32) is not None
-
-
-def compile_core(path: Path, out: Path, *flags: str) -> Path:
-    """One file of the core as an object, in little time: loops over registers stay loops."""
-    done = out / (path.stem + ".o")
-    command = ["g++", "-std=c++20", "-O1", "-DENMA_SMALL", "-fopenmp", f"-I{CORE.parents[1]}", *flags]
-    subprocess.run([*command, "-c", str(path), "-o", str(done)], check=True, capture_output=True, text=True)
-    return done
-
-
-def read(tool: str, *arguments: str) -> str:
-    return subprocess.run([tool, *arguments], check=True, capture_output=True, text=True).stdout
-
-
-@needs_compiler
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("objdump") is None, reason="objdump is not installed")
-def test_instruction_sets_stay_in_their_files(tmp_path: Path) -> None:
-    names = ["gemm_scalar", "gemm_avx2", "gemm_avx512", "gemm_avx512_bf16", "gemm", "flow_head", "dispatch", "parallel"]
-    if "__x86_64__" not in read("g++", "-dM", "-E", "-x", "c++", "/dev/null"):
-        pytest.skip("not an x86-64 compiler")
-    with ThreadPoolExecutor(2) as pool:
-        objects = dict(
-            zip(names, pool.map(lambda name: compile_core(CORE / f"{name}.cpp", tmp_path), names), strict=True)
-        )
-    code = {name: read("objdump", "-d", "--no-show-raw-insn", str(path)) for name, path in objects.items()}
-    assert "vdpbf16ps" in code["gemm_avx512_bf16"]
-    assert "zmm" in code["gemm_avx512"]
-    assert "vdpbf16ps" not in code["gemm_avx512"]
-    assert "ymm" in code["gemm_avx2"]
-    high = [f"mm{i}" for i in range(16, 32)]
-    for sign in ("zmm", "%k1", *high):
-        assert sign not in code["gemm_avx2"], sign
-    for name in ("gemm_scalar", "gemm", "flow_head", "dispatch", "parallel"):
-        assert "ymm" not in code[name], name
-        assert "zmm" not in code[name], name
-    # A function that the linker may merge with those of other files must not be compiled for more than the baseline.
-    for name in ("gemm_avx2", "gemm_avx512", "gemm_avx512_bf16"):
-        symbols = [line.split() for line in read("nm", "-C", str(objects[name])).splitlines()]
-        shared = [words for words in symbols if len(words) > 1 and words[-2] in "WVu" and len(words[-2]) == 1]
-        assert not shared, shared
-
-
-@needs_compiler
-@pytest.mark.slow
-def test_sanitizers_find_nothing(tmp_path: Path) -> None:
-    sanitize = QUICK_SANITIZERS
-    probe = tmp_path / "probe.cpp"
-    probe.write_text("int main() {}")
-    if subprocess.run(["g++", *sanitize, str(probe), "-o", str(tmp_path / "probe")], capture_output=True).returncode:
-        pytest.skip("g++ has no sanitizer libraries")
-    wide = "avx512" in Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else True
-
-    def compiled(path: Path) -> Path:
-        # What cannot run here needs no watching.
-        watched = wide or "avx512" not in path.stem
-        return compile_core(path, tmp_path, *(sanitize if watched else []))
-
-    sources = [*CORE.glob("gemm*.cpp"), *(CORE / f"{name}.cpp" for name in ("flow_head", "dispatch", "parallel"))]
-    sources.append(Path(__file__).with_name("native_flow_head_main.cpp"))
-    with ThreadPoolExecutor(2) as pool:
-        objects = list(pool.map(compiled, sources))
-    program = tmp_path / "main"
-    subprocess.run(["g++", "-fopenmp", *sanitize, *map(str, objects), "-o", str(program)], check=True)
-    done = subprocess.run([str(program)], capture_output=True, text=True)
-    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
