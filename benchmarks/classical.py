@@ -26,7 +26,7 @@ from enma_fast.utils.extras import load_extra
 
 FITTED = ("alpha", "beta", "gamma")
 LOW, HIGH = (np.array([combined.EQUATION.inside.ranges[name][0][side] for name in FITTED]) for side in (0, 1))
-# Of a finite difference, as a share of each range.
+# Step of a finite difference, as a share of each range.
 STEP = 1e-4
 
 

@@ -14,7 +14,7 @@ from enma_fast.evaluation.scoring import score
 from enma_fast.models.checkpoint import load_model, load_tokenizer, read_tensors, sha256
 from enma_fast.models.domain import Domain
 from enma_fast.training import card, lineage
-from enma_fast.training.record import summary
+from enma_fast.training.recipes import summary
 
 from .._tiny_checkpoint import TINY_DYNAMICS, TINY_TOKENIZER
 from .conftest import Run
@@ -218,7 +218,7 @@ def test_publish_measures_and_writes_a_card(
     assert "| temporal | test-in | ENMA | 7.86e-03 | 1.70e-03 | 8.68e-02 | - |" in text
     assert "| temporal | test-in, packed | 5 | 16 |" in text
     assert "--task temporal --history 3 --members 16 --seed 1 --limit 5" in text
-    # What it was trained on goes with it.
+    # The checkpoint says what the model was trained on.
     assert model.domain is not None
     train_file = read(data_folder / "combined-train.h5")
     assert model.domain.to_json() == Domain.of(train_file.u).to_json()

@@ -1,4 +1,4 @@
-"""What the trainings draw and measure: shifts, observed points, latents, pairs of trajectories, validation."""
+"""Training the dynamics: latents and their file, pairs of one environment, validation, and a loss that falls."""
 
 from dataclasses import replace
 
@@ -9,62 +9,10 @@ from torch import nn
 from enma_fast.errors import EnmaError
 from enma_fast.models.tokenizer import Tokenizer
 from enma_fast.training.dynamics import DynamicsTask, Latents, encode_all, environments
-from enma_fast.training.loop import Rank, step_generator
-from enma_fast.training.tokenizer import TokenizerTask, roll
+from enma_fast.training.loop import Rank, run, step_generator
 
-from .._tiny import CONFIGS, TRAINING, dynamics_task, tokenizer_task, waves
-
-
-@pytest.mark.parametrize("grid", [(6,), (5, 4)])
-def test_rolling_moves_each_sample_by_its_own_shift(grid):
-    u = torch.randn(3, 2, *grid, 2)
-    shifts = [torch.tensor([0, 1, 7]), torch.tensor([2, 0, -1])][: len(grid)]
-    expected = [u[i].roll([int(s[i]) for s in shifts], dims=tuple(range(1, 1 + len(grid)))) for i in range(3)]
-    assert torch.equal(roll(u, shifts), torch.stack(expected))
-
-
-def test_observed_points_are_a_random_share():
-    task = tokenizer_task("points", replace(TRAINING, point_fraction=(0.25, 0.5)))
-    index, valid = task._observed(400, step_generator(0, 0))
-    assert index.shape == valid.shape == (400, 32)
-    assert torch.equal(index.sort(-1)[0], torch.arange(32).expand(400, -1))
-    counts = valid.sum(-1)
-    assert (counts.min(), counts.max()) == (8, 16)
-    assert counts.float().mean() == pytest.approx(12.0, abs=0.5)
-    # Any point as often as any other.
-    often = torch.zeros(32).scatter_add_(0, index[valid], torch.ones(int(valid.sum()))) / 400
-    assert (often - 12 / 32).abs().max() < 0.12
-
-
-def test_tokenizer_validation_is_the_error_of_the_posterior_means():
-    task = tokenizer_task("points")
-    out = task.module.decode(task.module.encode(task.val), 8)
-    expected = [((a - b).norm() / b.norm()).item() for a, b in zip(out, task.val, strict=True)]
-    assert task.validate(task.module)["rel_l2"] == pytest.approx(sum(expected) / 3, rel=1e-5)
-
-
-def test_the_tokenizer_sees_shifted_fields():
-    fields = waves(1, 1, 3, CONFIGS["relative"].tokenizer)
-    seen = []
-
-    class Spy(nn.Module):
-        weight = nn.Parameter(torch.zeros(()))
-
-        def forward(self, u, noise):
-            seen.append((u, noise))
-            return u.sum(), u.sum()
-
-    for shift in (True, False):
-        task = TokenizerTask(CONFIGS["relative"], replace(TRAINING, batch=64, shift=shift), train=fields, val=fields)
-        task.loss(Spy(), step_generator(0, 0), Rank())
-    (moved, noise), (plain, _) = seen
-    assert torch.equal(plain, fields.expand(64, -1, -1, -1))
-    turns = torch.stack([fields[0].roll(s, dims=1) for s in range(32)])
-    which = [(turns - u).abs().amax((1, 2, 3)).argmin().item() for u in moved]
-    assert all(torch.equal(turns[s], u) for s, u in zip(which, moved, strict=True))
-    assert len(set(which)) > 20
-    assert noise.shape == (64, 2, 16, 2)
-    assert noise.std() == pytest.approx(1.0, abs=0.05)
+from .._tiny import CONFIGS, TRAINING, dynamics_task, waves
+from ._run import LEARNING, options, read_log
 
 
 @pytest.mark.parametrize("name", ["relative", "plane"])
@@ -163,7 +111,7 @@ def test_segments_are_standardised_and_shifted_by_whole_tokens():
     which = [(candidates - z).abs().amax((1, 2, 3)).argmin().item() for z in segments]
     for i, z in zip(which, segments, strict=True):
         torch.testing.assert_close(z, candidates[i], rtol=1e-6, atol=1e-6)
-    # By how many tokens, and by which part of one.
+    # Shifts by several numbers of whole tokens, and by both parts of one.
     assert len({i // (2 * 12) for i in which}) > 8
     assert {i // 12 % 2 for i in which} == {0, 1}
 
@@ -201,3 +149,10 @@ def test_validation_rolls_out_two_tasks():
     keys = ("rel_l2", "rel_l2_member", "spread_skill", "crps")
     assert scores.keys() == {f"{key}{suffix}" for key in keys for suffix in ("", "_ivp")}
     assert scores["rel_l2"] != scores["rel_l2_ivp"]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_the_dynamics_learn(optimizer, tmp_path):
+    run(dynamics_task("relative", replace(LEARNING, optimizer=optimizer)), options(tmp_path, validate_every=1000))
+    losses = [entry["loss"] for entry in read_log(tmp_path) if "loss" in entry]
+    assert sum(losses[-5:]) / 5 < sum(losses[:3]) / 3 - 0.3
