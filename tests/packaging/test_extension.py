@@ -231,6 +231,9 @@ def test_wide_instructions_stay_behind_a_look_at_the_processor(build: Build) -> 
         for file in build.objects:
             if file.stem.endswith(f"_{isa}"):
                 assert register in run("objdump", "-d", file, cwd=file.parent), f"{file.name} makes no use of its name"
+    # Processors with AVX-512 need not have its products of bf16.
+    code = {file.stem: run("objdump", "-d", file, cwd=file.parent) for file in build.objects if "avx" in file.stem}
+    assert [name for name, text in code.items() if "vdpbf16ps" in text] == ["gemm_avx512_bf16"]
 
 
 @x86_only

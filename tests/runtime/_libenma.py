@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from ctypes import POINTER, byref, c_char_p, c_double, c_int32, c_int64, c_size_t, c_uint8, c_uint16, c_uint64, c_void_p
 from pathlib import Path
 from typing import Any
@@ -49,11 +50,15 @@ def build(folder: Path) -> Path:
     """Compile and link the library into a folder."""
     mine = KERNELS[native().cpu_isa()] if native_problem(torch.device("cpu")) is None else None
     others = {name for names in KERNELS.values() for name in names if mine and name not in mine}
-    objects = []
-    for path in sources():
-        objects.append(str(folder / f"{path.parent.name}_{path.stem}.o"))
-        quick = ["-O0"] if path.stem in others else []
-        run(["g++", *FLAGS, *quick, "-c", str(path), "-o", objects[-1]])
+
+    def compiled(path: Path) -> str:
+        made = str(folder / f"{path.parent.name}_{path.stem}.o")
+        run(["g++", *FLAGS, *(["-O0"] if path.stem in others else []), "-c", str(path), "-o", made])
+        return made
+
+    # Those who wait for it have nothing to do.
+    with ThreadPoolExecutor(2) as pool:
+        objects = list(pool.map(compiled, sources()))
     library = folder / "libenma.so"
     script = f"-Wl,--version-script={CSRC / 'libenma.map'}"
     run(["g++", "-shared", "-fopenmp", "-Wl,-z,defs", "-Wl,-soname,libenma.so.1", script, *objects, "-o", str(library)])

@@ -1,3 +1,5 @@
+import fcntl
+import os
 import shutil
 from pathlib import Path
 
@@ -11,10 +13,16 @@ from ._libenma import Library, Model, build
 
 @pytest.fixture(scope="session")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Library:
-    """The library, compiled once; that takes most of the time of these tests."""
+    """The library, compiled once for all processes of a run; that takes most of the time of these tests."""
     if shutil.which("g++") is None:
         pytest.skip("needs g++")
-    return Library(build(tmp_path_factory.mktemp("libenma")))
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "libenma"
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        made = folder / "libenma.so"
+        return Library(made if (folder / "libenma.so.1").is_symlink() else build(folder))
 
 
 @pytest.fixture(scope="session")
