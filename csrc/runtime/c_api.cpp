@@ -161,18 +161,24 @@ enma_status enma_model_info(const enma_model* model, enma_model_description* des
         const std::size_t size = description->struct_size;
         if (size < sizeof(std::size_t)) fail(ENMA_INVALID_ARGUMENT, "description.struct_size is ", size);
         const ModelConfig& config = open->model->config();
+        const TokenizerConfig& tokenizer = config.tokenizer;
+        const bool plane = tokenizer.dims() == 2;
         const enma_model_description found{size,
                                            config.name.c_str(),
                                            open->model->weights_sha256().c_str(),
-                                           config.grid(),
-                                           config.tokenizer.field_channels,
+                                           config.points(),
+                                           tokenizer.field_channels,
                                            config.num_frames,
                                            config.frame_interval,
-                                           config.tokenizer.lengths[0],
+                                           tokenizer.lengths[0],
                                            config.num_tokens(),
                                            config.token_channels(),
                                            config.sampling.shifts,
-                                           config.sampling.temperature};
+                                           config.sampling.temperature,
+                                           tokenizer.dims(),
+                                           {tokenizer.grid[0], plane ? tokenizer.grid[1] : 1},
+                                           {tokenizer.lengths[0], plane ? tokenizer.lengths[1] : 0.0},
+                                           {tokenizer.periodic[0], plane && tokenizer.periodic[1]}};
         std::memcpy(description, &found, std::min(size, sizeof found));
     });
 }

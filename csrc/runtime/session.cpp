@@ -46,6 +46,18 @@ int flow_steps_at(const SamplingConfig& sampling, int step, int mask_steps) {
     return (2 * (first * (intervals - step) + last * step) + intervals) / (2 * intervals);
 }
 
+// A frame [*grid, c] shifted forward by so many points along each dimension, or back, around it.
+void shift(const float* frame, const TokenizerConfig& tokenizer, const std::vector<std::int64_t>& amount, bool back,
+           float* out) {
+    const std::int64_t lines = tokenizer.dims() == 2 ? tokenizer.grid[0] : 1, size = tokenizer.grid.back();
+    const std::int64_t across = tokenizer.dims() == 2 ? amount[0] : 0, c = tokenizer.field_channels;
+    const std::int64_t along = (back ? amount.back() : size - amount.back() % size) % size * c;
+    for (std::int64_t i = 0; i < lines; ++i) {
+        const float* from = frame + (i + (back ? across : lines - across % lines)) % lines * size * c;
+        out = std::rotate_copy(from, from + along, from + size * c, out);
+    }
+}
+
 }  // namespace
 
 Session::Session(std::shared_ptr<const Model> model, const SessionSettings& settings, const Log& log)
@@ -79,7 +91,7 @@ Session::Session(std::shared_ptr<const Model> model, const SessionSettings& sett
     for (std::int64_t row = 0; row < set.num_members; ++row) {
         group_.push_back(static_cast<int>(std::lower_bound(used_.begin(), used_.end(), shift_of(row)) - used_.begin()));
     }
-    const std::size_t latents = latent_size() / config.tokenizer.latent_channels * model_->decoder().inward();
+    const std::size_t latents = model_->place_offsets().size() * model_->decoder().inward();
     work_each_ = std::max(model_->encoder().work_bytes(), pages(model_->decoder().work_bytes() + latents * sizeof(float)));
     work_ = Buffer(work_each_ * set.threads);
     pending_.resize(config.tokenizer.time_factor() * set.num_members * frame_size());
@@ -106,7 +118,7 @@ void Session::share_out(std::int64_t items, const Body& body) {
     });
 }
 
-// Latents [latents, G, N C] of fields [frames, grid, c] as each shift sees them.
+// Latents [latents, G, N C] of fields [frames, *grid, c] as each shift sees them.
 std::vector<float> Session::encode(const std::vector<float>& fields, std::int64_t frames, std::int64_t latents) {
     const TokenizerConfig& tokenizer = model_->config().tokenizer;
     const std::int64_t size = frame_size(), G = num_groups(), Z = latent_size(), c = tokenizer.field_channels;
@@ -121,21 +133,20 @@ std::vector<float> Session::encode(const std::vector<float>& fields, std::int64_
     const Sink standardise = [](void* to, const float* frame) {
         Target& target = *static_cast<Target*>(to);
         const int C = target.model.config().tokenizer.latent_channels, row = whole_panels(C);
-        const std::int64_t places = target.model.config().num_tokens() * target.model.config().patch();
-        for (std::int64_t n = 0; n < places; ++n) {
+        for (const std::int64_t place : target.model.place_offsets()) {
             for (int i = 0; i < C; ++i) {
-                target.out[n * C + i] = (frame[n * row + i] - target.model.latent_mean()[i]) / target.model.latent_std()[i];
+                target.out[place + i] = (frame[i] - target.model.latent_mean()[i]) / target.model.latent_std()[i];
             }
+            frame += row;
         }
         target.out += target.stride;
     };
     share_out(G, [&](std::int64_t g, char* work) {
         Target target{*model_, out.data() + g * Z, G * Z};
-        const std::int64_t moved = amounts_[used_[g]] * c;
         // The last latent frame may lack frames of its own: they repeat the last one.
         for (std::int64_t t = 0; t <= (latents - 1) * tokenizer.time_factor(); ++t) {
             const float* frame = fields.data() + std::min(t, frames - 1) * size;
-            std::rotate_copy(frame, frame + (size - moved) % size, frame + size, shifted[g].data());
+            shift(frame, tokenizer, amounts_[used_[g]], false, shifted[g].data());
             for (std::int64_t i = 0; !tokenizer.field_mean.empty() && i < size; ++i) {
                 shifted[g][i] = (shifted[g][i] - tokenizer.field_mean[i % c]) / tokenizer.field_scale[i % c];
             }
@@ -147,7 +158,7 @@ std::vector<float> Session::encode(const std::vector<float>& fields, std::int64_
 
 void Session::observe(const DLTensor* history, const DLTensor* context) {
     const ModelConfig& config = model_->config();
-    const std::vector<std::int64_t> shape = {-1, config.grid(), config.tokenizer.field_channels};
+    const std::vector<std::int64_t> shape = config.frames_shape({-1});
     if (history == nullptr && context == nullptr) {
         fail(ENMA_INVALID_ARGUMENT, "history and context are both NULL; give one of them");
     }
@@ -263,14 +274,15 @@ void Session::read_all(Observed observed) {
 
 void Session::decode_row(const float* latents, StreamState& state, char* work, Sink sink, void* to) const {
     const int C = model_->config().tokenizer.latent_channels, row = model_->decoder().inward();
-    const std::int64_t places = latent_size() / C;
     // Behind the work space of the layers.
-    float* input = reinterpret_cast<float*>(work + model_->decoder().work_bytes());
-    std::fill_n(input, places * row, 0.0f);
-    for (std::int64_t n = 0; n < places; ++n) {
+    float* const input = reinterpret_cast<float*>(work + model_->decoder().work_bytes());
+    std::fill_n(input, static_cast<std::int64_t>(model_->place_offsets().size()) * row, 0.0f);
+    float* to_place = input;
+    for (const std::int64_t place : model_->place_offsets()) {
         for (int i = 0; i < C; ++i) {
-            input[n * row + i] = latents[n * C + i] * model_->latent_std()[i] + model_->latent_mean()[i];
+            to_place[i] = latents[place + i] * model_->latent_std()[i] + model_->latent_mean()[i];
         }
+        to_place += row;
     }
     model_->decoder().push(input, state, kernels(settings_.isa), work, sink, to);
 }
@@ -279,13 +291,14 @@ void Session::decode(const float* latents) {
     const std::int64_t factor = model_->config().tokenizer.time_factor(), size = frame_size(), B = settings_.num_members;
     struct Target {
         float* out;
-        std::int64_t stride, size, moved;
+        std::int64_t stride, size;
+        const std::vector<std::int64_t>& amount;
         const TokenizerConfig& tokenizer;
     };
     // In units of the field, and where the trajectory is, without the shift of its member.
     const Sink moved_back = [](void* to, const float* frame) {
         Target& target = *static_cast<Target*>(to);
-        std::rotate_copy(frame, frame + target.moved, frame + target.size, target.out);
+        shift(frame, target.tokenizer, target.amount, true, target.out);
         const std::vector<float>&mean = target.tokenizer.field_mean, &scale = target.tokenizer.field_scale;
         for (std::size_t i = 0; !mean.empty() && i < static_cast<std::size_t>(target.size); ++i) {
             target.out[i] = target.out[i] * scale[i % scale.size()] + mean[i % mean.size()];
@@ -293,8 +306,7 @@ void Session::decode(const float* latents) {
         target.out += target.stride;
     };
     share_out(B, [&](std::int64_t b, char* work) {
-        const std::int64_t moved = amounts_[used_[group_[b]]] * model_->config().tokenizer.field_channels;
-        Target target{pending_.data() + b * size, B * size, size, moved, model_->config().tokenizer};
+        Target target{pending_.data() + b * size, B * size, size, amounts_[used_[group_[b]]], model_->config().tokenizer};
         decode_row(latents + b * latent_size(), states_[b], work, moved_back, &target);
     });
     pending_first_ = decoded_ == 0 ? 0 : (decoded_ - 1) * factor + 1;
@@ -321,7 +333,7 @@ void Session::step(const DLTensor* frame) {
     check_ready();
     if (done() == total()) fail(ENMA_STATE, "all ", total(), " frames were given out; observe again, or ask for more frames");
     const ModelConfig& config = model_->config();
-    const Array out(frame, "frame", {settings_.num_members, config.grid(), config.tokenizer.field_channels}, true);
+    const Array out(frame, "frame", config.frames_shape({settings_.num_members}), true);
     const float* values = next_frame();
     for (std::int64_t b = 0; b < settings_.num_members; ++b) out.write(b, values + b * frame_size());
 }
@@ -331,7 +343,7 @@ void Session::forecast(const DLTensor* frames) {
     const std::int64_t left = total() - done();
     if (left == 0) fail(ENMA_STATE, "all ", total(), " frames were given out; observe again, or ask for more frames");
     const ModelConfig& config = model_->config();
-    const Array out(frames, "frames", {settings_.num_members, left, config.grid(), config.tokenizer.field_channels}, true);
+    const Array out(frames, "frames", config.frames_shape({settings_.num_members, left}), true);
     for (std::int64_t t = 0; t < left; ++t) {
         const float* values = next_frame();
         for (std::int64_t b = 0; b < settings_.num_members; ++b) out.write(b, t, values + b * frame_size());

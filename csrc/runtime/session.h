@@ -63,8 +63,8 @@ class Session {
     bool ready() const { return sampler_session_ != nullptr; }
     void check_ready() const;
     // Floats of a latent frame and of a frame.
-    std::int64_t latent_size() const { return model_->config().num_tokens() * model_->config().token_channels(); }
-    std::int64_t frame_size() const { return model_->config().grid() * model_->config().tokenizer.field_channels; }
+    std::int64_t latent_size() const { return std::int64_t{model_->config().num_tokens()} * model_->config().token_channels(); }
+    std::int64_t frame_size() const { return std::int64_t{model_->config().points()} * model_->config().tokenizer.field_channels; }
     std::int64_t num_groups() const { return static_cast<std::int64_t>(used_.size()); }
     std::int64_t num_history() const;
 
@@ -87,7 +87,8 @@ class Session {
     SessionSettings settings_;
     Log log_;
     std::uint32_t seed_;
-    std::vector<int> amounts_, used_, group_;
+    std::vector<std::vector<std::int64_t>> amounts_;
+    std::vector<int> used_, group_;
 
     Observed observed_;
     std::int64_t total_ = 0, total_latents_ = 0;

@@ -123,6 +123,10 @@ class Description(ctypes.Structure):
         ("token_channels", c_int64),
         ("shifts", c_int64),
         ("temperature", c_double),
+        ("dims", c_int64),
+        ("shape", c_int64 * 2),
+        ("lengths", c_double * 2),
+        ("periodic", c_int32 * 2),
     )
 
 
@@ -195,7 +199,7 @@ class Session:
     def __init__(self, model: Model, handle: c_void_p, num_members: int) -> None:
         self.model, self.library, self.handle, self.num_members = model, model.library, handle, num_members
         about = model.describe()
-        self.frame_shape = (about.grid, about.field_channels)
+        self.frame_shape = (*about.shape[: about.dims], about.field_channels)
         self.latent_shape = (about.num_tokens, about.token_channels)
 
     def call(self, name: str, *arguments: Any) -> None:

@@ -31,6 +31,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
+@pytest.fixture(scope="session")
+def plane(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Checkpoint of a model with random weights on a plane of 16 x 8 points with walls along one side, two channels."""
+    made = tmp_path_factory.mktemp("plane") / "checkpoint"
+    save_model(tiny_model("plane"), made)
+    return made
+
+
 @pytest.fixture
 def copied(folder: Path, tmp_path: Path) -> Path:
     """A copy of that checkpoint, to be damaged."""

@@ -4,12 +4,14 @@ import ctypes
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 import torch
 
 import enma_fast
+from enma_fast.config import ModelConfig
 from enma_fast.data import example
 from enma_fast.models.checkpoint import PRETRAINED, save_model
 from enma_fast.models.model import Model as Network
@@ -51,6 +53,14 @@ def test_latents_after_the_same_history_have_the_same_bits(fast: Model) -> None:
     assert torch.equal(torch.stack(list(made), 1), latents[:, known:])
 
 
+def random_network(config: ModelConfig) -> Network:
+    torch.manual_seed(0)
+    network = shaken(Network(config), scale=0.1)
+    network.latent_mean += 0.3
+    network.latent_std *= 1.7
+    return network.eval().requires_grad_(False)
+
+
 def saved(network: Network, folder: Path) -> Path:
     save_model(network, folder)
     return folder
@@ -79,6 +89,93 @@ def test_walls_units_and_any_number_of_observed_frames(library: Library, tmp_pat
     expected = enma_fast.forecast(network, history, num_members=2, num_frames=5).numpy()
     found = library.open(saved(network, tmp_path / "it")).forecast(history, num_members=2, num_frames=5)
     assert_close(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "decoder", "periodic", "shifts"),
+    [
+        ("plane", "masked-flow", (True, False), None),
+        ("plane", "one-pass", (True, True), 3),
+        ("plane", "one-pass", (False, True), 2),
+        ("plane-paper", "masked-flow", (False, False), None),
+        ("plane-paper", "one-pass", (True, True), None),
+    ],
+)
+@pytest.mark.parametrize("task", ["history", "context", "context alone"])
+def test_planes(
+    library: Library,
+    tmp_path: Path,
+    name: str,
+    decoder: Literal["masked-flow", "one-pass"],
+    periodic: tuple[bool, bool],
+    shifts: int | None,
+    task: str,
+) -> None:
+    """Both kinds of places, walls and rings, patches, two channels with units of their own."""
+    config = CONFIGS[name]
+    config = replace(
+        config,
+        tokenizer=replace(
+            config.tokenizer, interpolation=None, periodic=periodic, field_mean=(0.5, -1.0), field_scale=(2.0, 0.3)
+        ),
+        dynamics=replace(config.dynamics, decoder=decoder),
+        sampling=replace(config.sampling, shifts=shifts),
+    )
+    network = random_network(config)
+    fields = waves(2, 1, 8, config.tokenizer).numpy()
+    history = None if task == "context alone" else fields[0, : 3 if task == "history" else 1]
+    context = None if task == "history" else fields[1]
+    expected = enma_fast.forecast(network, history, context=context, num_members=4, seed=1).numpy()
+    found = library.open(saved(network, tmp_path / "it")).forecast(history, context, num_members=4, seed=1)
+    assert_close(found, expected)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 20])
+def test_layers_of_a_plane(library: Library, tmp_path: Path, channels: int) -> None:
+    """More than one product for each line, kernels of other sizes, and points that no group of places divides."""
+    config = CONFIGS["plane"]
+    tokenizer = replace(
+        config.tokenizer,
+        grid=(12, 20),
+        field_channels=channels,
+        layers=("space", "residual", "space", "time"),
+        kernel=1 if channels == 20 else 3,
+        kernel_time=2,
+        kernel_ends=5,
+    )
+    config = replace(config, tokenizer=tokenizer, dynamics=replace(config.dynamics, patch=(3, 1)))
+    network = random_network(config)
+    history = waves(1, 1, 4, tokenizer)[0].numpy()
+    expected = enma_fast.forecast(network, history, num_members=2).numpy()
+    opened = library.open(saved(network, tmp_path / "it"))
+    assert_close(opened.forecast(history, num_members=2), expected)
+    about = opened.describe()
+    assert (about.dims, list(about.shape), about.grid) == (2, [12, 20], 240)
+    assert (list(about.lengths), list(about.periodic)) == ([2.0, 1.0], [1, 0])
+
+
+def test_a_large_plane(library: Library, tmp_path: Path) -> None:
+    """Products of more rows than a kernel takes at a time."""
+    config = CONFIGS["plane"]
+    tokenizer = replace(config.tokenizer, grid=(32, 64), layers=("space", "space", "space", "time"))
+    network = random_network(replace(config, tokenizer=tokenizer))
+    history = waves(1, 1, 3, tokenizer)[0].numpy()
+    expected = enma_fast.forecast(network, history, num_members=1).numpy()
+    assert_close(library.open(saved(network, tmp_path / "it")).forecast(history), expected)
+
+
+def test_members_on_a_plane_depend_on_nothing_else(library: Library, plane: Path) -> None:
+    model = library.open(plane)
+    history = waves(1, 1, 3, CONFIGS["plane"].tokenizer)[0].numpy()
+    whole = model.forecast(history, num_members=5)
+    assert np.array_equal(model.forecast(history, num_members=2, first_member=2, threads=2), whole[2:4])
+    session = model.session(num_members=5)
+    session.observe(np.asfortranarray(history.astype(np.float64)))
+    first = session.step()
+    other = model.session(num_members=5, threads=2)
+    other.restore(session.save())
+    assert np.array_equal(np.concatenate([first[:, None], other.forecast()], 1), whole)
+    assert np.array_equal(other.latents()[:, :2], np.repeat(session.latents()[:1, :2], 5, 0))
 
 
 def test_long_forecasts(library: Library, small: Model, folder: Path) -> None:
