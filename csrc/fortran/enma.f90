@@ -14,7 +14,7 @@ module enma
     private
 
     public :: enma_model, enma_session, enma_open, enma_close, enma_new_session, enma_free, enma_observe, enma_step
-    public :: enma_forecast, enma_progress, enma_save, enma_restore, enma_message
+    public :: enma_forecast, enma_stop, enma_progress, enma_save, enma_restore, enma_message
 
     integer(c_int32_t), parameter, public :: ENMA_OK = 0, ENMA_INVALID_ARGUMENT = 1, ENMA_CHECKPOINT = 2
     integer(c_int32_t), parameter, public :: ENMA_UNSUPPORTED = 3, ENMA_STATE = 4, ENMA_NO_MEMORY = 5, ENMA_INTERNAL = 6
@@ -125,6 +125,13 @@ module enma
             import :: c_int32_t, c_ptr
             type(c_ptr), value :: session, frames
         end function c_forecast
+
+        integer(c_int32_t) function c_stop(session, members, count) bind(c, name="enma_session_stop")
+            import :: c_int32_t, c_int8_t, c_ptr, c_size_t
+            type(c_ptr), value :: session
+            integer(c_int8_t), intent(in) :: members(*)
+            integer(c_size_t), value :: count
+        end function c_stop
 
         integer(c_int32_t) function c_progress(session, done, total) bind(c, name="enma_session_progress")
             import :: c_int32_t, c_int64_t, c_ptr
@@ -250,6 +257,15 @@ contains
         call report(c_session_free(session%handle), status)
         session%handle = c_null_ptr
     end subroutine enma_free
+
+    ! Ends the members that are true in the mask, one entry for each member of the session: later frames of theirs are NaN
+    ! and cost nothing.
+    subroutine enma_stop(session, mask, status)
+        type(enma_session), intent(in) :: session
+        logical, intent(in) :: mask(:)
+        integer(int32), intent(out), optional :: status
+        call report(c_stop(session%handle, merge(1_c_int8_t, 0_c_int8_t, mask), size(mask, kind=c_size_t)), status)
+    end subroutine enma_stop
 
     ! Frames that were given out, and all.
     subroutine enma_progress(session, done, total, status)

@@ -29,7 +29,8 @@ class Fields {
     }
 
     [[noreturn]] void unsupported(const std::string& key, const std::string& what) const {
-        fail(ENMA_UNSUPPORTED, place_, ".", key, " is ", what, "; libenma does not implement it: use the Python package");
+        fail(ENMA_UNSUPPORTED, place_, ".", key, " is ", what,
+             "; libenma does not implement it: use the Python package");
     }
 
     // Null for a key that is missing, which has its default.
@@ -102,7 +103,8 @@ class Fields {
     void check_all_read() const {
         for (const auto& [key, value] : json_.members()) {
             if (asked_.count(key) == 0) {
-                fail(ENMA_UNSUPPORTED, place_, ".", key, ": unknown field; use the libenma that belongs to this checkpoint");
+                fail(ENMA_UNSUPPORTED, place_, ".", key,
+                     ": unknown field; use the libenma that belongs to this checkpoint");
             }
         }
     }
@@ -160,7 +162,8 @@ void read_tokenizer(Fields fields, TokenizerConfig& out) {
         out.lengths.push_back(item.number());
         return item.is(Json::Kind::number) && item.number() > 0;
     });
-    for (const auto& [key, size] : {std::pair("periodic", out.periodic.size()), std::pair("lengths", out.lengths.size())}) {
+    for (const auto& [key, size] :
+         {std::pair("periodic", out.periodic.size()), std::pair("lengths", out.lengths.size())}) {
         if (size != out.grid.size()) fields.wrong(key, "one entry for each dimension is expected");
     }
     fields.read("field_channels", out.field_channels);
@@ -194,7 +197,8 @@ void read_tokenizer(Fields fields, TokenizerConfig& out) {
         fields.wrong("kernel", "kernels are larger than the grid, or than 64 frames");
     }
     for (const std::int64_t points : out.grid) {
-        if (points % out.space_factor() != 0) fields.wrong("grid", text("a multiple of ", out.space_factor(), " is expected"));
+        if (points % out.space_factor() != 0)
+            fields.wrong("grid", text("a multiple of ", out.space_factor(), " is expected"));
     }
     if (out.kernel > *least / out.space_factor()) fields.wrong("kernel", "is larger than the number of tokens");
 }
@@ -290,11 +294,13 @@ ModelConfig read_config(const Json& json, const std::string& source) {
 }
 
 int ModelConfig::points() const {
-    return static_cast<int>(std::accumulate(tokenizer.grid.begin(), tokenizer.grid.end(), std::int64_t{1}, std::multiplies<>()));
+    return static_cast<int>(
+        std::accumulate(tokenizer.grid.begin(), tokenizer.grid.end(), std::int64_t{1}, std::multiplies<>()));
 }
 
 int ModelConfig::patch() const {
-    return static_cast<int>(std::accumulate(dynamics.patch.begin(), dynamics.patch.end(), std::int64_t{1}, std::multiplies<>()));
+    return static_cast<int>(
+        std::accumulate(dynamics.patch.begin(), dynamics.patch.end(), std::int64_t{1}, std::multiplies<>()));
 }
 
 int ModelConfig::tokens_along(int axis) const {
@@ -325,7 +331,8 @@ std::vector<std::vector<std::int64_t>> shift_amounts(const ModelConfig& config, 
     std::vector<std::vector<std::int64_t>> amounts(shifts, std::vector<std::int64_t>(tokenizer.dims()));
     if (shifts <= 1) return amounts;
     if (std::none_of(tokenizer.periodic.begin(), tokenizer.periodic.end(), [](bool ring) { return ring; })) {
-        fail(ENMA_INVALID_ARGUMENT, "shifts is ", shifts, "; ", config.name, " has no periodic dimension: leave it out");
+        fail(ENMA_INVALID_ARGUMENT, "shifts is ", shifts, "; ", config.name,
+             " has no periodic dimension: leave it out");
     }
     for (int axis = 0; axis < tokenizer.dims(); ++axis) {
         const std::int64_t points = tokenizer.grid[axis] / config.tokens_along(axis);

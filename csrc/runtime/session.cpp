@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <limits>
 #include <numbers>
+#include <numeric>
 #include <set>
 
 #include "core/philox.h"
@@ -72,8 +74,8 @@ Session::Session(std::shared_ptr<const Model> model, const SessionSettings& sett
     const ModelConfig& config = model_->config();
     const std::int64_t rows = config.num_tokens() * (config.dynamics.concat ? 2 : 1);
     if (set.num_members > MOST_TOKENS / rows) {
-        fail(ENMA_INVALID_ARGUMENT, "num_members is ", set.num_members, "; a session takes at most ", MOST_TOKENS / rows,
-             ": use several, each with its own first_member");
+        fail(ENMA_INVALID_ARGUMENT, "num_members is ", set.num_members, "; a session takes at most ",
+             MOST_TOKENS / rows, ": use several, each with its own first_member");
     }
     if (set.num_frames < 0 || set.num_frames > MOST_FRAMES) {
         fail(ENMA_INVALID_ARGUMENT, "num_frames is ", set.num_frames, "; 0 to ", MOST_FRAMES, " is expected");
@@ -83,16 +85,19 @@ Session::Session(std::shared_ptr<const Model> model, const SessionSettings& sett
     }
     if (!std::isfinite(set.temperature)) fail(ENMA_INVALID_ARGUMENT, "temperature is not a finite number");
     amounts_ = shift_amounts(config, set.shifts);
-    seed_ = philox_4x32({low(set.trajectory), high(set.trajectory), TRAJECTORY_STEP, 0}, low(set.seed), high(set.seed)).w0;
+    seed_ =
+        philox_4x32({low(set.trajectory), high(set.trajectory), TRAJECTORY_STEP, 0}, low(set.seed), high(set.seed)).w0;
     const auto shift_of = [&](std::int64_t row) { return static_cast<int>((set.first_member + row) % set.shifts); };
     std::set<int> used;
-    for (std::int64_t row = 0; row < std::min<std::int64_t>(set.num_members, set.shifts); ++row) used.insert(shift_of(row));
+    for (std::int64_t row = 0; row < std::min<std::int64_t>(set.num_members, set.shifts); ++row)
+        used.insert(shift_of(row));
     used_.assign(used.begin(), used.end());
     for (std::int64_t row = 0; row < set.num_members; ++row) {
         group_.push_back(static_cast<int>(std::lower_bound(used_.begin(), used_.end(), shift_of(row)) - used_.begin()));
     }
     const std::size_t latents = model_->place_offsets().size() * model_->decoder().inward();
-    work_each_ = std::max(model_->encoder().work_bytes(), pages(model_->decoder().work_bytes() + latents * sizeof(float)));
+    work_each_ =
+        std::max(model_->encoder().work_bytes(), pages(model_->decoder().work_bytes() + latents * sizeof(float)));
     work_ = Buffer(work_each_ * set.threads);
     pending_.resize(config.tokenizer.time_factor() * set.num_members * frame_size());
 }
@@ -104,13 +109,14 @@ void Session::check_ready() const {
 std::int64_t Session::num_history() const { return model_->config().tokenizer.whole_latents(observed_.frames); }
 
 std::int64_t Session::num_latents() const {
-    return ready() ? num_history() + static_cast<std::int64_t>(observed_.made.size()) /
-                                         (settings_.num_members * latent_size())
+    return ready() ? num_history() +
+                         static_cast<std::int64_t>(observed_.made.size()) / (settings_.num_members * latent_size())
                    : 0;
 }
 
 template <class Body>
 void Session::share_out(std::int64_t items, const Body& body) {
+    if (items == 0) return;
     std::atomic<std::int64_t> next{0};
     parallel(static_cast<int>(std::min<std::int64_t>(settings_.threads, items)), [&](int thread, int) {
         char* work = work_.data() + work_each_ * thread;
@@ -177,13 +183,15 @@ void Session::observe(const DLTensor* history, const DLTensor* context) {
         const Array frames(context, "context", shape, false);
         const std::int64_t used = std::min<std::int64_t>(frames.size(0), config.num_frames);
         if (used < frames.size(0)) {
-            log_(ENMA_LOG_WARNING, text("context: of its ", frames.size(0), " frames the first ", used, " are used, as in training"));
+            log_(ENMA_LOG_WARNING,
+                 text("context: of its ", frames.size(0), " frames the first ", used, " are used, as in training"));
         }
         observed.context = encode(frames.read(), used, config.tokenizer.latent_frames(used));
     }
     begin(std::move(observed));
     if (total_ > config.num_frames) {
-        log_(ENMA_LOG_WARNING, text("frames beyond ", config.num_frames, " were not seen in training of ", config.name));
+        log_(ENMA_LOG_WARNING,
+             text("frames beyond ", config.num_frames, " were not seen in training of ", config.name));
     }
 }
 
@@ -265,11 +273,18 @@ void Session::read_all(Observed observed) {
     });
     for (std::int64_t b = 0; b < B; ++b) states_[b] = states[group_[b]];
     decoded_ = first;
+    active_.resize(B);
+    std::iota(active_.begin(), active_.end(), 0);
+    std::vector<float> rows;
     for (std::size_t at = 0; at < made.size(); at += B * Z) {
-        if (decoded_ + 1 < total_latents_) sampler_session_->follow(made.data() + at);
-        decode(made.data() + at);
+        drop_stopped(at / (B * Z));
+        rows.clear();
+        for (const int b : active_) rows.insert(rows.end(), &made[at + b * Z], &made[at + b * Z] + Z);
+        if (!active_.empty() && decoded_ + 1 < total_latents_) sampler_session_->follow(rows.data());
+        decode(rows.data());
     }
     observed_.made.insert(observed_.made.end(), made.begin(), made.end());
+    drop_stopped(num_latents() - first);
 }
 
 void Session::decode_row(const float* latents, StreamState& state, char* work, Sink sink, void* to) const {
@@ -288,7 +303,8 @@ void Session::decode_row(const float* latents, StreamState& state, char* work, S
 }
 
 void Session::decode(const float* latents) {
-    const std::int64_t factor = model_->config().tokenizer.time_factor(), size = frame_size(), B = settings_.num_members;
+    const std::int64_t factor = model_->config().tokenizer.time_factor(), size = frame_size(),
+                       B = settings_.num_members;
     struct Target {
         float* out;
         std::int64_t stride, size;
@@ -305,9 +321,11 @@ void Session::decode(const float* latents) {
         }
         target.out += target.stride;
     };
-    share_out(B, [&](std::int64_t b, char* work) {
-        Target target{pending_.data() + b * size, B * size, size, amounts_[used_[group_[b]]], model_->config().tokenizer};
-        decode_row(latents + b * latent_size(), states_[b], work, moved_back, &target);
+    share_out(static_cast<std::int64_t>(active_.size()), [&](std::int64_t i, char* work) {
+        const int b = active_[i];
+        Target target{pending_.data() + b * size, B * size, size, amounts_[used_[group_[b]]],
+                      model_->config().tokenizer};
+        decode_row(latents + i * latent_size(), states_[b], work, moved_back, &target);
     });
     pending_first_ = decoded_ == 0 ? 0 : (decoded_ - 1) * factor + 1;
     pending_count_ = decoded_ == 0 ? 1 : factor;
@@ -315,23 +333,86 @@ void Session::decode(const float* latents) {
 }
 
 void Session::advance() {
-    const std::size_t each = settings_.num_members * latent_size(), at = observed_.made.size();
-    observed_.made.resize(at + each);
-    sampler_session_->frame(observed_.made.data() + at, decoded_ + 1 == total_latents_);
-    decode(observed_.made.data() + at);
+    const std::int64_t Z = latent_size();
+    const std::size_t at = observed_.made.size();
+    observed_.made.resize(at + settings_.num_members * Z);
+    float* made = observed_.made.data() + at;
+    if (!active_.empty()) sampler_session_->frame(made, decoded_ + 1 == total_latents_);
+    decode(made);
+    // Each to the place of its member, from the last one on; members that were stopped have zeros.
+    for (std::size_t i = active_.size(); i-- > 0;) {
+        const std::int64_t b = active_[i];
+        if (b != static_cast<std::int64_t>(i)) std::copy_n(made + i * Z, Z, made + b * Z);
+    }
+    std::size_t next = 0;
+    for (std::int64_t b = 0; b < settings_.num_members; ++b) {
+        if (next < active_.size() && active_[next] == b) {
+            ++next;
+        } else {
+            std::fill_n(made + b * Z, Z, 0.0f);
+        }
+    }
 }
 
 // The next frame [members, frame], which counts as given out.
 const float* Session::next_frame() {
     const std::int64_t number = observed_.frames + observed_.done;
     while (pending_count_ == 0 || number >= pending_first_ + pending_count_) advance();
+    for (std::int64_t b = 0; b < settings_.num_members; ++b) {
+        if (has(b, observed_.done)) continue;
+        const float missing = std::numeric_limits<float>::quiet_NaN();
+        std::fill_n(pending_.data() + ((number - pending_first_) * settings_.num_members + b) * frame_size(),
+                    frame_size(), missing);
+    }
     ++observed_.done;
     return pending_.data() + (number - pending_first_) * settings_.num_members * frame_size();
 }
 
+bool Session::has(std::int64_t member, std::int64_t frame) const {
+    return observed_.kept.empty() || observed_.kept[member] == GOES_ON || frame < observed_.kept[member];
+}
+
+std::int64_t Session::made_until(std::int64_t frames) const {
+    return frames == 0 ? 0 : model_->config().tokenizer.latent_frames(observed_.frames + frames) - num_history();
+}
+
+void Session::drop_stopped(std::int64_t made) {
+    if (observed_.kept.empty()) return;
+    std::vector<int> places, rows;
+    for (std::size_t i = 0; i < active_.size(); ++i) {
+        const int b = active_[i];
+        if (observed_.kept[b] == GOES_ON || made_until(observed_.kept[b]) > made) {
+            places.push_back(static_cast<int>(i));
+            rows.push_back(b);
+        } else {
+            states_[b] = {};
+        }
+    }
+    if (!places.empty() && places.size() < active_.size()) {
+        sampler_session_->keep(places.data(), static_cast<int>(places.size()));
+    }
+    active_ = std::move(rows);
+}
+
+void Session::stop(const std::uint8_t* members, std::size_t count) {
+    check_ready();
+    if (count != static_cast<std::size_t>(settings_.num_members)) {
+        fail(ENMA_INVALID_ARGUMENT, "members has ", count, " entries; the session has ", settings_.num_members,
+             " members");
+    }
+    std::vector<std::int64_t> kept = observed_.kept;
+    kept.resize(count, GOES_ON);
+    for (std::size_t b = 0; b < count; ++b) {
+        if (members[b] != 0 && kept[b] == GOES_ON) kept[b] = done();
+    }
+    observed_.kept = std::move(kept);
+    drop_stopped(num_latents() - num_history());
+}
+
 void Session::step(const DLTensor* frame) {
     check_ready();
-    if (done() == total()) fail(ENMA_STATE, "all ", total(), " frames were given out; observe again, or ask for more frames");
+    if (done() == total())
+        fail(ENMA_STATE, "all ", total(), " frames were given out; observe again, or ask for more frames");
     const ModelConfig& config = model_->config();
     const Array out(frame, "frame", config.frames_shape({settings_.num_members}), true);
     const float* values = next_frame();
@@ -355,11 +436,16 @@ void Session::latents(const DLTensor* tensor) const {
     const ModelConfig& config = model_->config();
     const std::int64_t B = settings_.num_members, G = num_groups(), Z = latent_size(), first = num_history();
     const Array out(tensor, "latents", {B, num_latents(), config.num_tokens(), config.token_channels()}, true);
+    const std::vector<float> missing(Z, std::numeric_limits<float>::quiet_NaN());
     for (std::int64_t b = 0; b < B; ++b) {
         for (std::int64_t t = 0; t < num_latents(); ++t) {
-            const bool known = t < first;
-            out.write(b, t, known ? observed_.history.data() + (t * G + group_[b]) * Z
-                                  : observed_.made.data() + ((t - first) * B + b) * Z);
+            if (t < first) {
+                out.write(b, t, observed_.history.data() + (t * G + group_[b]) * Z);
+            } else {
+                const bool made =
+                    observed_.kept.empty() || observed_.kept[b] == GOES_ON || t - first < made_until(observed_.kept[b]);
+                out.write(b, t, made ? observed_.made.data() + ((t - first) * B + b) * Z : missing.data());
+            }
         }
     }
 }

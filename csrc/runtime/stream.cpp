@@ -80,7 +80,9 @@ Linear make_linear(Tensors& tensors, const std::string& name, int inward, int ou
     const float* bias = tensors.take(name + ".bias", {outward});
     return Linear(
         whole_panels(used), whole_panels(inward),
-        [&](int j, int k) { return j < used && k < inward ? weight[static_cast<std::ptrdiff_t>(j) * inward + k] : 0.0f; },
+        [&](int j, int k) {
+            return j < used && k < inward ? weight[static_cast<std::ptrdiff_t>(j) * inward + k] : 0.0f;
+        },
         [&](int j) { return j < used ? bias[j] : 0.0f; });
 }
 
@@ -89,8 +91,8 @@ Layer make_residual(Tensors& tensors, const std::string& name, const TokenizerCo
     Layer layer{};
     layer.kind = Layer::Kind::residual;
     layer.channels = width;
-    layer.convolution = make_convolution(tensors, name + ".conv", {width, width, config.kernel, config.kernel_time}, shape,
-                                         whole_panels(width));
+    layer.convolution = make_convolution(tensors, name + ".conv", {width, width, config.kernel, config.kernel_time},
+                                         shape, whole_panels(width));
     layer.linear = make_linear(tensors, name + ".linear", width, width, width);
     const int hidden = std::max(16, width / 2);
     layer.gate.attend = make_linear(tensors, name + ".attend", width, 1, 1);
@@ -182,7 +184,7 @@ struct Stream::Run {
     }
 
     void convolve(const Convolution& c, const float* frame, const float* before, float* out) const {
-    const int count = c.rows * c.windows, lines = static_cast<int>(c.linears.size());
+        const int count = c.rows * c.windows, lines = static_cast<int>(c.linears.size());
         const std::size_t columns = c.columns, row = whole_panels(c.columns);
         for (int begin = 0, end = 0; begin < count; begin = end) {
             const int line = lines == 1 ? 0 : begin / c.windows, past = lines == 1 ? count : (line + 1) * c.windows;
@@ -281,13 +283,14 @@ void Stream::add(Layer layer, int places, int row) {
     const Convolution& c = layer.convolution;
     const bool convolves = layer.kind != Layer::Kind::linear;
     const std::size_t windows = convolves ? c.linears.size() * c.rows * c.windows : 0;
-    memory_.push_back(memory_.empty() ? 0 : memory_.back() + (layers_.back().kind == Layer::Kind::linear
-                                                                   ? 0
-                                                                   : layers_.back().convolution.remembered()));
+    memory_.push_back(memory_.empty() ? 0
+                                      : memory_.back() + (layers_.back().kind == Layer::Kind::linear
+                                                              ? 0
+                                                              : layers_.back().convolution.remembered()));
     output_.push_back(outputs_);
     // Products write whole panels; a residual layer has one frame more, with room for the gate.
-    const std::size_t own = std::max(static_cast<std::size_t>(places) * row,
-                                     convolves ? windows * whole_panels(c.columns) : 0);
+    const std::size_t own =
+        std::max(static_cast<std::size_t>(places) * row, convolves ? windows * whole_panels(c.columns) : 0);
     outputs_ += layer.kind == Layer::Kind::residual ? 2 * own + 3 * static_cast<std::size_t>(row) + 3 * PANEL : own;
     if (convolves) {
         const std::size_t scores = static_cast<std::size_t>(c.shape.size()) * PANEL;
@@ -316,7 +319,8 @@ Stream Stream::encoder(const TokenizerConfig& config, Tensors& tensors) {
                 break;
             case LayerKind::space: {
                 const int wider = std::min(2 * width, config.max_width);
-                Layer layer = of_convolution(make_convolution(tensors, name, {width, wider, config.kernel, 1, 2}, shape, row));
+                Layer layer =
+                    of_convolution(make_convolution(tensors, name, {width, wider, config.kernel, 1, 2}, shape, row));
                 shape = shape.halved();
                 width = wider;
                 s.add(std::move(layer), shape.size(), whole_panels(width));
@@ -343,8 +347,9 @@ Stream Stream::decoder(const TokenizerConfig& config, Tensors& tensors) {
     Shape shape = shape_of(config, config.space_factor());
     int number = 0;
     s.inward_ = whole_panels(config.latent_channels);
-    s.add(of_linear(make_linear(tensors, "tokenizer.from_latent", config.latent_channels, widths.back(), widths.back())),
-          shape.size(), whole_panels(widths.back()));
+    s.add(
+        of_linear(make_linear(tensors, "tokenizer.from_latent", config.latent_channels, widths.back(), widths.back())),
+        shape.size(), whole_panels(widths.back()));
     for (std::size_t i = config.layers.size(); i-- > 0;) {
         const std::string name = "tokenizer.up." + to_string(number++);
         const int inward = widths[i + 1], outward = widths[i], row = whole_panels(inward);

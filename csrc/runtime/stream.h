@@ -51,8 +51,8 @@ struct Convolution {
     // Lines of a window, before the first one, and between windows; likewise places.
     int tall, above, step_lines;
     int window, padding, step;
-    int frames, stride;           // frames of a window, and between windows
-    int rows, windows, columns;   // lines of windows, windows of a line, and floats that each gives
+    int frames, stride;          // frames of a window, and between windows
+    int rows, windows, columns;  // lines of windows, windows of a line, and floats that each gives
 
     std::size_t remembered() const { return static_cast<std::size_t>(frames - 1) * shape.size() * inward; }
     std::size_t inputs() const { return static_cast<std::size_t>(frames) * tall * window * inward; }

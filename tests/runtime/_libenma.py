@@ -227,6 +227,12 @@ class Session:
         self.call("step", byref(Tensor.of(out)))
         return out
 
+    def stop(self, members: list[int]) -> None:
+        """Stop the members at these places of the session."""
+        mask = np.zeros(self.num_members, np.uint8)
+        mask[members] = 1
+        self.call("stop", mask.ctypes.data_as(c_void_p), c_size_t(len(mask)))
+
     def latents(self) -> np.ndarray:
         count = c_int64()
         self.call("latents", None, byref(count))

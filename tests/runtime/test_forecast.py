@@ -1,6 +1,7 @@
 """Forecasts of libenma are those of the Python engine, and depend on nothing that they should not depend on."""
 
 import ctypes
+import time
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -258,6 +259,79 @@ def test_a_restored_session_continues_with_the_same_bits(small: Model, done: int
     if expected is not None:
         assert np.array_equal(other.forecast(), expected)
     assert np.array_equal(other.latents(), latents)
+
+
+@pytest.mark.parametrize("task", ["history", "context alone"])
+@pytest.mark.parametrize("name", ["relative", "relative-fast"])
+def test_stopped_members_are_missing_and_others_keep_their_bits(
+    library: Library, tmp_path: Path, name: str, task: str
+) -> None:
+    network = model(name)
+    opened = library.open(saved(network, tmp_path / "it"))
+    fields = waves(2, 1, 3, network.config.tokenizer).numpy()
+    history, context = (fields[0], None) if task == "history" else (None, fields[1])
+    options = {"num_members": 7, "num_frames": 8, "shifts": 3, "seed": 2}
+    whole = opened.forecast(history, context, **options)
+    # Before the first frame, between frames of one latent frame, after the last of one, twice, and all.
+    ends = {0: [6], 1: [0], 2: [3, 0], 5: [2, 4], 7: [1, 5]}
+
+    def stopped_until(done: int) -> np.ndarray:
+        values = whole.copy()
+        for frame, members in ends.items():
+            if frame <= done:
+                values[members, frame:] = np.nan
+        return values
+
+    session = opened.session(**options)
+    session.observe(history, context)
+    saves, frames = [], []
+    for frame in range(8):
+        session.stop(ends.get(frame, []))
+        saves.append(session.save())
+        frames.append(session.step())
+    assert np.array_equal(np.stack(frames, 1), stopped_until(8), equal_nan=True)
+    observed, tokenizer = 3 if history is not None else 0, network.config.tokenizer
+    for frame, members in ends.items():
+        known = tokenizer.latent_frames(observed + frame) if frame > 0 else (observed + 1) // 2
+        latents = session.latents()[[m for m in members if m != 0 or frame == 1]]
+        assert np.isfinite(latents[:, :known]).all()
+        assert np.isnan(latents[:, known:]).all()
+    for done, state in enumerate(saves):
+        other = opened.session(**options, threads=2)
+        other.restore(state)
+        assert other.save() == state
+        # Again: nothing changes.
+        other.stop(ends.get(done, []))
+        assert np.array_equal(other.forecast(), stopped_until(done)[:, done:], equal_nan=True)
+    session.observe(history, context)
+    assert np.array_equal(session.forecast(), whole)
+
+
+def test_stopped_members_cost_nothing(fast: Model) -> None:
+    def seconds(stopped: int) -> float:
+        session = fast.session(num_members=64, num_frames=16)
+        session.observe(example())
+        session.step()
+        session.stop(list(range(stopped)))
+        before = time.process_time()
+        session.forecast()
+        return time.process_time() - before
+
+    assert min(seconds(60) for _ in range(3)) < 0.4 * min(seconds(0) for _ in range(3))
+    assert min(seconds(64) for _ in range(3)) < 0.05 * min(seconds(0) for _ in range(3))
+
+
+def test_masks_that_do_not_fit(small: Model) -> None:
+    session = small.session(num_members=3)
+    with pytest.raises(Failure, match="observe first"):
+        session.stop([0])
+    session.observe(waves(1, 1, 3, CONFIGS["relative-fast"].tokenizer)[0].numpy())
+    with pytest.raises(Failure, match="members has 2 entries; the session has 3") as failure:
+        session.call("stop", b"12", ctypes.c_size_t(2))
+    assert failure.value.status == INVALID_ARGUMENT
+    with pytest.raises(Failure, match="members is NULL"):
+        session.call("stop", None, ctypes.c_size_t(3))
+    assert np.isfinite(session.forecast()).all()
 
 
 def test_a_saved_session_of_another_kind_is_refused(small: Model, fast: Model) -> None:

@@ -13,6 +13,7 @@ import pytest
 from enma_fast.data import example
 from enma_fast.models.checkpoint import PRETRAINED
 
+from .._tiny import CONFIGS, waves
 from ._libenma import CSRC, FLAGS, ROOT, Library, Model, run, sources
 
 CHECKPOINT = PRETRAINED / "combined-fast"
@@ -108,6 +109,27 @@ def test_the_example_in_fortran(library: Library, fast: Model, frames: Path, tmp
     assert failed.returncode != 0
     assert "enma: " in failed.stderr
     assert "manifest.json: cannot be opened" in failed.stderr
+
+
+def test_planes_in_fortran_and_in_c(library: Library, plane: Path, tmp_path: Path) -> None:
+    needs("gcc", "gfortran")
+    history = waves(1, 1, 3, CONFIGS["plane"].tokenizer)[0].numpy()
+    history.tofile(tmp_path / "frames")
+    expected = library.open(plane).forecast(history, num_members=2)
+    program, out = tmp_path / "program", tmp_path / "out"
+    files = [str(CSRC / "fortran/enma.f90"), str(Path(__file__).with_name("plane_main.f90"))]
+    run(["gfortran", "-std=f2018", *WARNINGS, f"-J{tmp_path}", *files, *linked(library), "-o", str(program)])
+    run([str(program), str(plane), str(tmp_path / "frames"), str(out)])
+    first, rest = np.split(np.fromfile(out, np.float32), [expected[:, 0].size])
+    assert np.array_equal(first.reshape(expected[:, 0].shape), expected[:, 0])
+    rest = rest.reshape(expected[:, 1:].shape)
+    assert np.array_equal(rest[0], expected[0, 1:])
+    assert np.isnan(rest[1]).all()
+    include = f"-I{CSRC / 'include'}"
+    source = str(CSRC / "examples/forecast.c")
+    run(["gcc", "-std=c11", *WARNINGS, include, source, *linked(library), "-lm", "-o", str(program)])
+    run([str(program), str(plane), str(tmp_path / "frames"), "2", str(out)])
+    assert np.array_equal(np.fromfile(out, np.float32).reshape(expected.shape), expected)
 
 
 def test_the_code_of_the_page_compiles(tmp_path: Path) -> None:

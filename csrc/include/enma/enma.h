@@ -154,6 +154,11 @@ ENMA_API enma_status enma_session_step(enma_session* session, DLTensor* frame);
 /* All frames that are left: [num_members, frames, grid, channels]. */
 ENMA_API enma_status enma_session_forecast(enma_session* session, DLTensor* frames);
 
+/* Ends members that need no more: those whose byte in `members` is not 0, of `count` = num_members bytes. Their places in
+ * later frames are NaN; the others go on with the same bits, and from the next latent frame on what is ended costs
+ * nothing. There is no way back but to observe again. */
+ENMA_API enma_status enma_session_stop(enma_session* session, const uint8_t* members, size_t count);
+
 /* Frames that were given out, and all. */
 ENMA_API enma_status enma_session_progress(enma_session* session, int64_t* done, int64_t* total);
 
