@@ -96,6 +96,19 @@ def test_the_example_in_c(library: Library, fast: Model, frames: Path, tmp_path:
     )
 
 
+@pytest.mark.parametrize("standard", ["c++17", "c++20"])
+def test_the_header_for_cpp(library: Library, fast: Model, frames: Path, tmp_path: Path, standard: str) -> None:
+    needs("g++")
+    program, out = tmp_path / "program", tmp_path / "out"
+    source = str(Path(__file__).with_name("cpp_main.cpp"))
+    include = f"-I{CSRC / 'include'}"
+    flags = [f"-std={standard}", "-pedantic", *WARNINGS, "-Wshadow", "-Wconversion", "-Wno-sign-conversion", include]
+    run(["g++", *flags, source, *linked(library), "-o", str(program)])
+    assert run([str(program), str(CHECKPOINT), str(frames), str(out)]) == "ok\n"
+    expected = fast.forecast(example(), num_members=4)
+    assert np.array_equal(np.fromfile(out, np.float32).reshape(expected.shape), expected)
+
+
 def test_the_example_in_fortran(library: Library, fast: Model, frames: Path, tmp_path: Path) -> None:
     """Stopped half way, and continued from its restart file."""
     needs("gfortran")
