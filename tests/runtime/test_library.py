@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from enma_fast.data import example
+from enma_fast.data import example, well
+from enma_fast.data.shipped import shipped_file
 from enma_fast.models.checkpoint import PRETRAINED
 
 from .._tiny import CONFIGS, waves
@@ -143,6 +144,77 @@ def test_planes_in_fortran_and_in_c(library: Library, plane: Path, tmp_path: Pat
     run(["gcc", "-std=c11", *WARNINGS, include, source, *linked(library), "-lm", "-o", str(program)])
     run([str(program), str(plane), str(tmp_path / "frames"), "2", str(out)])
     assert np.array_equal(np.fromfile(out, np.float32).reshape(expected.shape), expected)
+
+
+def compiled_example(name: str, library: Library, folder: Path) -> str:
+    """Path of an example in C++."""
+    needs("g++")
+    flags = ["-std=c++17", "-O2", "-pedantic", *WARNINGS, f"-I{CSRC / 'include'}"]
+    run(["g++", *flags, str(CSRC / f"examples/{name}.cpp"), *linked(library), "-o", str(folder / name)])
+    return str(folder / name)
+
+
+def test_a_solver_hands_over_and_takes_over_again(library: Library, tmp_path: Path) -> None:
+    """Its frames are those of the data, the surrogate's are close, and what it makes of them stays so."""
+    program, path = compiled_example("handover", library, tmp_path), tmp_path / "trajectory"
+    fields = well.read(shipped_file("combined", "test-in"), select=[0])
+    fields.u[0].astype(np.float32).tofile(path)
+    values = [str(fields.parameters[name][0]) for name in ("alpha", "beta", "gamma")]
+    printed = run([program, str(CHECKPOINT), str(path), *values])
+    errors = re.findall(r"frame +(\d+): (surrogate|handed back) (\S+), solver (\S+)", printed)
+    assert [int(frame) for frame, *_ in errors] == list(range(5, 20))
+    assert [who for _, who, *_ in errors] == 9 * ["surrogate"] + 6 * ["handed back"]
+    # The solution in fp32 has no more digits.
+    assert max(float(solver) for *_, solver in errors) < 1e-6
+    assert 1e-4 < max(float(mixed) for _, _, mixed, _ in errors) < 0.03
+    assert re.search(r"cost of a frame: solver \S+ s, surrogate \S+ s for 16 members", printed)
+    failed = subprocess.run([program, CHECKPOINT, "/nowhere", *values], capture_output=True, text=True)
+    assert (failed.returncode, failed.stderr) == (1, "/nowhere: too few frames\n")
+
+
+def test_a_particle_filter(library: Library, tmp_path: Path) -> None:
+    """Observations at scattered points bring the members to the truth, where those without stay away from it."""
+    program, path = compiled_example("filter", library, tmp_path), tmp_path / "trajectory"
+    for number in (0, 5):
+        example(trajectory=number, frames=20).tofile(path)
+        printed = run([program, str(CHECKPOINT), str(path)])
+        errors = re.findall(r"frame +\d+: filtered (\S+), free run (\S+)", printed)
+        filtered, free = np.array(errors, float).T
+        assert len(filtered) == 16
+        assert np.array_equal(filtered[:4], free[:4])
+        assert filtered[-4:].mean() < 0.5 * free[-4:].mean()
+
+
+def test_ranks_of_mpi(library: Library, fast: Model, frames: Path, tmp_path: Path) -> None:
+    """Four ranks give the bytes of one, and so does a run that stopped and went on from its restart file."""
+    needs("mpifort", "mpirun", "gfortran")
+    program, restart = tmp_path / "ensemble", tmp_path / "restart"
+    files = [str(CSRC / "fortran/enma.f90"), str(CSRC / "examples/ensemble.f90")]
+    run(["mpifort", "-std=f2018", *WARNINGS, f"-J{tmp_path}", *files, *linked(library), "-o", str(program)])
+    environ = os.environ | {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    environ |= {"PRTE_ALLOW_RUN_AS_ROOT": "1", "PRTE_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+
+    def ranks(count: int, out: str, *steps: str) -> list[str]:
+        command = ["mpirun", "--oversubscribe", "-np", str(count), str(program), str(CHECKPOINT), str(frames), "8"]
+        command += [str(restart), str(tmp_path / out), *steps]
+        done = subprocess.run(command, capture_output=True, text=True, env=environ)
+        assert done.returncode == 0, (done.stdout[-2000:], done.stderr[-4000:])
+        return re.findall(r"frame +\d+: mean +\S+, spread +\S+", done.stdout)
+
+    whole = ranks(4, "four")
+    values = fast.forecast(example(), num_members=8)
+    assert np.array_equal(np.fromfile(tmp_path / "four", np.float32).reshape(17, 8, 128, 1), values.swapaxes(0, 1))
+    spread = np.sqrt(values[:, 16].var(0, ddof=1, dtype=float).mean())
+    assert whole[16] == f"frame 16: mean {values[:, 16].mean(dtype=float):10.6f}, spread {spread:10.6f}"
+    assert not restart.exists()
+    parts = ranks(4, "parts", "7")
+    assert restart.exists()
+    parts += ranks(4, "parts", "6")
+    parts += ranks(4, "parts")
+    assert parts == whole
+    restart.unlink()
+    ranks(1, "one")
+    assert (tmp_path / "parts").read_bytes() == (tmp_path / "four").read_bytes() == (tmp_path / "one").read_bytes()
 
 
 def test_the_code_of_the_page_compiles(tmp_path: Path) -> None:
