@@ -1,8 +1,13 @@
-"""libenma, compiled from csrc for tests, and its functions through ctypes."""
+"""libenma, compiled from csrc for tests, and its functions through ctypes.
+
+CC, CXX and CXXFLAGS name other compilers, and flags such as those of a sanitizer: ``make embed`` uses them.
+"""
 
 from __future__ import annotations
 
 import ctypes
+import os
+import shlex
 import subprocess
 from ctypes import POINTER, byref, c_char_p, c_double, c_int32, c_int64, c_size_t, c_uint8, c_uint16, c_uint64, c_void_p
 from pathlib import Path
@@ -29,6 +34,13 @@ KERNELS = {
 FLAGS = ["-std=c++20", "-O2", "-DENMA_SMALL", "-DENMA_NO_EMULATION", "-fPIC", "-fopenmp", "-fvisibility=hidden"]
 FLAGS += ["-Wall", "-Wextra", "-Werror", "-Wno-psabi", f"-I{CSRC}", f"-I{CSRC / 'include'}"]
 
+CC, CXX = os.environ.get("CC", "gcc"), os.environ.get("CXX", "g++")
+ADDED = shlex.split(os.environ.get("CXXFLAGS", ""))
+SANITIZED = any(flag.startswith("-fsanitize") for flag in ADDED)
+# With its stand-in for the stack, g++ 12 aligns vectors of 64 bytes to 32 and then moves them as aligned.
+SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g1", "-O1"]
+SANITIZERS += ["--param=asan-use-after-return=0"]
+
 OK, INVALID_ARGUMENT, CHECKPOINT, UNSUPPORTED, STATE, NO_MEMORY = range(6)
 
 
@@ -45,18 +57,26 @@ def run(command: list[str]) -> str:
     return done.stdout
 
 
-def build(folder: Path) -> Path:
-    """Compile and link the library into a folder."""
+def objects(folder: Path, added: list[str], compiler: str = CXX) -> list[str]:
+    """Compile every file of the library into a folder; kernels of wide vectors are not sanitized."""
     mine = KERNELS[native().cpu_isa()] if native_problem(torch.device("cpu")) is None else None
     others = {name for names in KERNELS.values() for name in names if mine and name not in mine}
-    objects = []
+    paths = []
     for path in sources():
-        objects.append(str(folder / f"{path.parent.name}_{path.stem}.o"))
+        paths.append(str(folder / f"{path.parent.name}_{path.stem}.o"))
         quick = ["-O0"] if path.stem in others else []
-        run(["g++", *FLAGS, *quick, "-c", str(path), "-o", objects[-1]])
+        vectors = path.stem.startswith(("gemm_avx", "vector_kernels_avx"))
+        flags = [flag for flag in added if not (vectors and "sanitize" in flag)]
+        run([compiler, *FLAGS, *flags, *quick, "-c", str(path), "-o", paths[-1]])
+    return paths
+
+
+def build(folder: Path) -> Path:
+    """Compile and link the library into a folder."""
     library = folder / "libenma.so"
     script = f"-Wl,--version-script={CSRC / 'libenma.map'}"
-    run(["g++", "-shared", "-fopenmp", "-Wl,-z,defs", "-Wl,-soname,libenma.so.1", script, *objects, "-o", str(library)])
+    link = ["-shared", "-fopenmp", *ADDED, "-Wl,-z,defs", "-Wl,-soname,libenma.so.1", script]
+    run([CXX, *link, *objects(folder, ADDED), "-o", str(library)])
     (folder / "libenma.so.1").symlink_to(library)
     return library
 

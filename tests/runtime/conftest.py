@@ -6,14 +6,14 @@ import pytest
 from enma_fast.models.checkpoint import PRETRAINED, save_model
 
 from .._tiny import model as tiny_model
-from ._libenma import Library, Model, build
+from ._libenma import CXX, Library, Model, build
 
 
 @pytest.fixture(scope="session")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Library:
     """The library, compiled once; that takes most of the time of these tests."""
-    if shutil.which("g++") is None:
-        pytest.skip("needs g++")
+    if shutil.which(CXX) is None:
+        pytest.skip(f"needs {CXX}")
     return Library(build(tmp_path_factory.mktemp("libenma")))
 
 

@@ -23,6 +23,7 @@ from ._libenma import (
     CHECKPOINT,
     INVALID_ARGUMENT,
     OK,
+    SANITIZED,
     STATE,
     UNSUPPORTED,
     Failure,
@@ -404,6 +405,6 @@ def test_opening_and_closing_leaves_nothing(library: Library, folder: Path) -> N
     for _ in range(200):
         cycle()
     after = held()
-    # 200 models of 200 kB would be 40 MB.
-    assert after[0] - pages < 1000, after
+    # 200 models of 200 kB would be 40 MB. A sanitizer keeps what was freed.
+    assert after[0] - pages < 1000 or SANITIZED, after
     assert after[1:] == (files, threads)

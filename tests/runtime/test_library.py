@@ -15,7 +15,7 @@ from enma_fast.data.shipped import shipped_file
 from enma_fast.models.checkpoint import PRETRAINED
 
 from .._tiny import CONFIGS, waves
-from ._libenma import CSRC, FLAGS, ROOT, Library, Model, run, sources
+from ._libenma import CC, CSRC, CXX, FLAGS, ROOT, SANITIZERS, Library, Model, objects, run, sources
 
 CHECKPOINT = PRETRAINED / "combined-fast"
 WARNINGS = ["-Wall", "-Wextra", "-Werror"]
@@ -51,12 +51,12 @@ def test_only_functions_of_the_header_are_exported(library: Library) -> None:
 def test_neither_python_nor_torch_is_needed(library: Library) -> None:
     needs("ldd")
     names = [line.split()[0] for line in run(["ldd", str(library.path)]).splitlines()]
-    known = r"linux-vdso|libstdc\+\+|libm\.|libgomp|libgcc_s|libc\.|/lib|libdl|libpthread"
+    known = r"linux-vdso|libasan|libubsan|libomp|libstdc\+\+|libm\.|libgomp|libgcc_s|libc\.|/lib|libdl|libpthread"
     assert not [name for name in names if not re.match(known, name)]
 
 
 def test_the_header_is_c11_and_cpp(tmp_path: Path) -> None:
-    needs("gcc", "g++")
+    needs(CC, CXX)
     source = tmp_path / "header.c"
     source.write_text(
         "#include <enma/enma.h>\n#include <enma/enma.h>\n"
@@ -65,26 +65,26 @@ def test_the_header_is_c11_and_cpp(tmp_path: Path) -> None:
         "return (int)(o.struct_size + m.struct_size + d.grid) == 0; }\n"
     )
     include = f"-I{CSRC / 'include'}"
-    run(["gcc", "-std=c11", "-pedantic", *WARNINGS, include, "-fsyntax-only", str(source)])
-    run(["g++", "-std=c++11", "-pedantic", *WARNINGS, include, "-fsyntax-only", "-x", "c++", str(source)])
+    run([CC, "-std=c11", "-pedantic", *WARNINGS, include, "-fsyntax-only", str(source)])
+    run([CXX, "-std=c++11", "-pedantic", *WARNINGS, include, "-fsyntax-only", "-x", "c++", str(source)])
 
 
 def test_each_header_of_the_runtime_stands_alone() -> None:
-    needs("g++")
+    needs(CXX)
     text = "".join(
         f'#include "runtime/{path.name}"\n' * 2 for path in sorted((CSRC / "runtime").glob("*.h"), reverse=True)
     )
-    command = ["g++", *FLAGS, "-fsyntax-only", "-x", "c++", "-"]
+    command = [CXX, *FLAGS, "-fsyntax-only", "-x", "c++", "-"]
     done = subprocess.run(command, input=text, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
 def test_the_example_in_c(library: Library, fast: Model, frames: Path, tmp_path: Path) -> None:
-    needs("gcc")
+    needs(CC)
     program, out = tmp_path / "forecast", tmp_path / "out"
     source = str(CSRC / "examples/forecast.c")
     include = f"-I{CSRC / 'include'}"
-    run(["gcc", "-std=c11", "-pedantic", *WARNINGS, include, source, *linked(library), "-lm", "-o", str(program)])
+    run([CC, "-std=c11", "-pedantic", *WARNINGS, include, source, *linked(library), "-lm", "-o", str(program)])
     printed = run([str(program), str(CHECKPOINT), str(frames), "4", str(out)])
     expected = fast.forecast(example(), num_members=4)
     assert np.array_equal(np.fromfile(out, np.float32).reshape(expected.shape), expected)
@@ -99,12 +99,12 @@ def test_the_example_in_c(library: Library, fast: Model, frames: Path, tmp_path:
 
 @pytest.mark.parametrize("standard", ["c++17", "c++20"])
 def test_the_header_for_cpp(library: Library, fast: Model, frames: Path, tmp_path: Path, standard: str) -> None:
-    needs("g++")
+    needs(CXX)
     program, out = tmp_path / "program", tmp_path / "out"
     source = str(Path(__file__).with_name("cpp_main.cpp"))
     include = f"-I{CSRC / 'include'}"
     flags = [f"-std={standard}", "-pedantic", *WARNINGS, "-Wshadow", "-Wconversion", "-Wno-sign-conversion", include]
-    run(["g++", *flags, source, *linked(library), "-o", str(program)])
+    run([CXX, *flags, source, *linked(library), "-o", str(program)])
     assert run([str(program), str(CHECKPOINT), str(frames), str(out)]) == "ok\n"
     expected = fast.forecast(example(), num_members=4)
     assert np.array_equal(np.fromfile(out, np.float32).reshape(expected.shape), expected)
@@ -126,7 +126,7 @@ def test_the_example_in_fortran(library: Library, fast: Model, frames: Path, tmp
 
 
 def test_planes_in_fortran_and_in_c(library: Library, plane: Path, tmp_path: Path) -> None:
-    needs("gcc", "gfortran")
+    needs(CC, "gfortran")
     history = waves(1, 1, 3, CONFIGS["plane"].tokenizer)[0].numpy()
     history.tofile(tmp_path / "frames")
     expected = library.open(plane).forecast(history, num_members=2)
@@ -141,16 +141,16 @@ def test_planes_in_fortran_and_in_c(library: Library, plane: Path, tmp_path: Pat
     assert np.isnan(rest[1]).all()
     include = f"-I{CSRC / 'include'}"
     source = str(CSRC / "examples/forecast.c")
-    run(["gcc", "-std=c11", *WARNINGS, include, source, *linked(library), "-lm", "-o", str(program)])
+    run([CC, "-std=c11", *WARNINGS, include, source, *linked(library), "-lm", "-o", str(program)])
     run([str(program), str(plane), str(tmp_path / "frames"), "2", str(out)])
     assert np.array_equal(np.fromfile(out, np.float32).reshape(expected.shape), expected)
 
 
 def compiled_example(name: str, library: Library, folder: Path) -> str:
     """Path of an example in C++."""
-    needs("g++")
+    needs(CXX)
     flags = ["-std=c++17", "-O2", "-pedantic", *WARNINGS, f"-I{CSRC / 'include'}"]
-    run(["g++", *flags, str(CSRC / f"examples/{name}.cpp"), *linked(library), "-o", str(folder / name)])
+    run([CXX, *flags, str(CSRC / f"examples/{name}.cpp"), *linked(library), "-o", str(folder / name)])
     return str(folder / name)
 
 
@@ -218,7 +218,7 @@ def test_ranks_of_mpi(library: Library, fast: Model, frames: Path, tmp_path: Pat
 
 
 def test_the_code_of_the_page_compiles(tmp_path: Path) -> None:
-    needs("gcc")
+    needs(CC)
     blocks = re.findall(
         r"^```(c|fortran)\n(.*?)^```$", (ROOT / "docs/embedding.md").read_text(), re.MULTILINE | re.DOTALL
     )
@@ -229,7 +229,7 @@ def test_the_code_of_the_page_compiles(tmp_path: Path) -> None:
         f"{head}\nstatic void use(const float* frame) {{ (void)frame; }}\n"
         f"int main(void) {{ const int rank = 0;\n{body}}}\n"
     )
-    run(["gcc", "-std=c11", *WARNINGS, f"-I{CSRC / 'include'}", "-fsyntax-only", str(tmp_path / "page.c")])
+    run([CC, "-std=c11", *WARNINGS, f"-I{CSRC / 'include'}", "-fsyntax-only", str(tmp_path / "page.c")])
     if shutil.which("gfortran") is not None:
         (text,) = (text for kind, text in blocks if kind == "fortran")
         (tmp_path / "page.f90").write_text(f"program page\n{text}end program page\n")
@@ -237,45 +237,80 @@ def test_the_code_of_the_page_compiles(tmp_path: Path) -> None:
         run(["gfortran", "-std=f2018", f"-J{tmp_path}", "-fsyntax-only", *files])
 
 
-@pytest.mark.slow
-def test_readers_under_sanitizers(folder: Path, tmp_path: Path) -> None:
-    """A few thousand changed files of a checkpoint, with every access watched; and the portable SHA-256."""
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Object files of the library in which every access is watched."""
     needs("g++")
-    watched = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g1"]
+    return objects(tmp_path_factory.mktemp("watched"), SANITIZERS, "g++")
+
+
+@pytest.mark.slow
+def test_readers_under_sanitizers(watched: list[str], folder: Path, tmp_path: Path) -> None:
+    """Changed files of a checkpoint and changed saved sessions for 30 seconds; and the portable SHA-256."""
     program = tmp_path / "readers"
-    files = [CSRC / f"runtime/{name}.cpp" for name in ("json", "sha256", "checkpoint", "config", "tensor")]
-    files += [CSRC / "core/cpu/parallel.cpp", Path(__file__).with_name("readers_main.cpp")]
-    run(["g++", *FLAGS, "-DENMA_PORTABLE", *watched, *map(str, files), "-o", str(program)])
-    *digests, last = run([str(program), str(folder), "3000"]).splitlines()
+    portable, main = str(CSRC / "runtime/sha256.cpp"), str(Path(__file__).with_name("readers_main.cpp"))
+    others = [path for path in watched if not path.endswith("_sha256.o")]
+    run(["g++", *FLAGS, "-DENMA_PORTABLE", *SANITIZERS, portable, main, *others, "-o", str(program)])
+    *digests, last = run([str(program), str(folder), "500", "30"]).splitlines()
     assert last.startswith("ok")
     data = (folder / "model.safetensors").read_bytes()
     assert digests == [hashlib.sha256(data[:size]).hexdigest() for size in range(200)]
 
 
 @pytest.mark.slow
-def test_a_session_under_sanitizers(folder: Path, tmp_path: Path) -> None:
-    """The example in C over a library in which every access is watched."""
-    needs("g++", "gcc")
-    watched = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g1", "-O1"]
-    # With its stand-in for the stack, g++ 12 aligns vectors of 64 bytes to 32 and then moves them as aligned.
-    watched += ["--param=asan-use-after-return=0"]
-    objects = []
-    for path in sources():
-        objects.append(str(tmp_path / f"{path.parent.name}_{path.stem}.o"))
-        vectors = path.stem.startswith(("gemm_avx", "vector_kernels_avx"))
-        run(["g++", *FLAGS, *([] if vectors else watched), "-c", str(path), "-o", objects[-1]])
-    example_c = str(tmp_path / "forecast.o")
-    run(["gcc", *watched, f"-I{CSRC / 'include'}", "-c", str(CSRC / "examples/forecast.c"), "-o", example_c])
-    program = tmp_path / "forecast"
-    run(["g++", "-fopenmp", *watched, *objects, example_c, "-o", str(program)])
+def test_readers_under_libfuzzer(small: Model, folder: Path, tmp_path: Path) -> None:
+    needs("clang++")
+    flags = [
+        *FLAGS,
+        "-DENMA_LIBFUZZER",
+        "-fsanitize=fuzzer,address,undefined",
+        "-fno-sanitize-recover=all",
+        "-g1",
+        "-O1",
+    ]
+    program, corpus = tmp_path / "fuzz", tmp_path / "corpus"
+    main = str(Path(__file__).with_name("readers_main.cpp"))
+    done = subprocess.run(
+        ["clang++", *flags, main, *map(str, sources()), "-o", str(program)], capture_output=True, text=True
+    )
+    if "libclang_rt.fuzzer" in done.stderr or "cannot find -lomp" in done.stderr:
+        pytest.skip("clang++ has no libFuzzer or no OpenMP")
+    assert done.returncode == 0, done.stderr[-4000:]
+    corpus.mkdir()
+    (corpus / "config").write_bytes(b"c" + (folder / "config.json").read_bytes())
+    (corpus / "weights").write_bytes(b"w" + (folder / "model.safetensors").read_bytes()[:20_000])
+    session = small.session(num_members=2, temperature=1.0)
+    session.observe(waves(1, 1, 3, CONFIGS["relative-fast"].tokenizer)[0].numpy())
+    session.step()
+    # Without its digest.
+    (corpus / "session").write_bytes(b"s" + session.save()[:-32])
+    command = [str(program), str(corpus), f"-folder={folder}", "-max_total_time=30", "-max_len=30000"]
+    environ = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, "-rss_limit_mb=4096"], capture_output=True, text=True, env=environ, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert re.search(r"Done \d{3,} runs", done.stderr), done.stderr[-2000:]
+
+
+@pytest.mark.slow
+def test_a_session_under_sanitizers(watched: list[str], folder: Path, plane: Path, tmp_path: Path) -> None:
+    """The example in C, and enma.hpp, over a library in which every access is watched."""
+    needs("gcc")
+    example_c, program = str(tmp_path / "forecast.o"), tmp_path / "forecast"
+    include = f"-I{CSRC / 'include'}"
+    run(["gcc", *SANITIZERS, include, "-c", str(CSRC / "examples/forecast.c"), "-o", example_c])
+    run(["g++", "-fopenmp", *SANITIZERS, *watched, example_c, "-o", str(program)])
+    main = str(Path(__file__).with_name("cpp_main.cpp"))
+    run(["g++", "-std=c++17", "-fopenmp", *SANITIZERS, include, main, *watched, "-o", str(tmp_path / "cpp")])
     frames = tmp_path / "frames"
-    np.linspace(-1, 1, 3 * 32, dtype=np.float32).tofile(frames)
-    assert run([str(program), str(folder), str(frames), "3", str(tmp_path / "out")]).count("frame") == 5
+    for checkpoint, points in ((folder, 32), (plane, 16 * 8 * 2)):
+        np.linspace(-1, 1, 3 * points, dtype=np.float32).tofile(frames)
+        assert run([str(program), str(checkpoint), str(frames), "3", str(tmp_path / "out")]).count("frame") == 5
+        assert run([str(tmp_path / "cpp"), str(checkpoint), str(frames), str(tmp_path / "out")]) == "ok\n"
 
 
 @pytest.mark.slow
 def test_cmake_installs_what_cmake_and_pkg_config_find(frames: Path, tmp_path: Path) -> None:
-    needs("cmake", "pkg-config", "gcc", "g++")
+    needs("cmake", "pkg-config", CC, CXX)
     build, prefix = tmp_path / "build", tmp_path / "prefix"
     run(["cmake", "-S", str(CSRC), "-B", str(build), f"-DCMAKE_INSTALL_PREFIX={prefix}", "-DCMAKE_INSTALL_LIBDIR=lib"])
     run(["cmake", "--build", str(build)])
@@ -298,7 +333,7 @@ def test_cmake_installs_what_cmake_and_pkg_config_find(frames: Path, tmp_path: P
     found = subprocess.run(["pkg-config", "--cflags", "--libs", "enma"], env=environ, capture_output=True, text=True)
     program = tmp_path / "by-pkg-config"
     flags = [*found.stdout.split(), "-lm", f"-Wl,-rpath,{moved / 'lib'}"]
-    run(["gcc", str(user / "forecast.c"), *flags, "-o", str(program)])
+    run([CC, str(user / "forecast.c"), *flags, "-o", str(program)])
     run([str(program), str(CHECKPOINT), str(frames), "2", str(tmp_path / "again")])
     assert (tmp_path / "again").read_bytes() == (tmp_path / "out").read_bytes()
 
