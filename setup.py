@@ -4,8 +4,8 @@ Sources are found, not listed: ``csrc/core/cpu`` (plain C++, no Torch header) an
 ``csrc/core/cuda`` where the installed torch has CUDA and there is an nvcc.
 Without sources, or with ``ENMA_FAST_NO_EXT=1``, the install is pure Python and Torch is never imported.
 
-The objects of ``csrc/core/cpu`` are linked a second time, with ``csrc/runtime``: libenma, for C, C++ and Fortran programs, with
-its headers and what CMake and pkg-config need, in ``enma_fast/embed``.
+The objects of ``csrc/core/cpu`` are linked a second time, with ``csrc/runtime``: libenma for C, C++ and Fortran programs,
+in ``enma_fast/embed`` with its headers and what CMake and pkg-config need.
 """
 
 import os
@@ -62,7 +62,13 @@ def install_libenma(objects: list[str], prefix: Path, version: str) -> None:
     library = prefix / f"lib/libenma.so.{abi}"
     sources = map(str, sorted((ROOT / RUNTIME_FOLDER).glob("*.cpp")))
     flags = [*FLAGS, "-fPIC", "-fopenmp", "-fvisibility=hidden", f"-I{csrc}", f"-I{csrc / 'include'}"]
-    link = ["-shared", "-s", "-Wl,-z,defs", f"-Wl,-soname,{library.name}", f"-Wl,--version-script={csrc / 'libenma.map'}"]
+    link = [
+        "-shared",
+        "-s",
+        "-Wl,-z,defs",
+        f"-Wl,-soname,{library.name}",
+        f"-Wl,--version-script={csrc / 'libenma.map'}",
+    ]
     # A new file and a rename: programs may have the old one mapped.
     made = str(library.with_suffix(".new"))
     subprocess.run([os.environ.get("CXX", "c++"), *flags, *link, *sources, *objects, "-o", made], check=True)

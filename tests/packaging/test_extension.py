@@ -125,7 +125,9 @@ def test_the_source_distribution_holds_the_very_sources(checkout: Path, build: B
 def test_the_wheel_is_bound_to_this_interpreter_and_holds_two_libraries(build: Build) -> None:
     assert not build.wheel.name.endswith("-any.whl")
     with zipfile.ZipFile(build.wheel) as archive:
-        libraries = {name.split(".")[0]: archive.getinfo(name).file_size for name in archive.namelist() if ".so" in name}
+        libraries = {
+            name.split(".")[0]: archive.getinfo(name).file_size for name in archive.namelist() if ".so" in name
+        }
         assert not [name for name in archive.namelist() if name.startswith("csrc")]
     assert set(libraries) == {"enma_fast/_C", "enma_fast/embed/lib/libenma"}
     assert max(libraries.values()) < 20_000_000

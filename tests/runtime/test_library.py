@@ -219,10 +219,8 @@ def test_ranks_of_mpi(library: Library, fast: Model, frames: Path, tmp_path: Pat
 
 def test_the_code_of_the_page_compiles(tmp_path: Path) -> None:
     needs(CC)
-    blocks = re.findall(
-        r"^```(c|fortran)\n(.*?)^```$", (ROOT / "docs/embedding.md").read_text(), re.MULTILINE | re.DOTALL
-    )
-    whole, part = (text for kind, text in blocks if kind == "c")
+    pages = [(ROOT / f"docs/{name}.md").read_text() for name in ("embedding", "mpi-and-restarts")]
+    whole, part = (re.findall(r"^```c\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)[0] for page in pages)
     head, body = whole.split("\n", 1)
     body = body.replace("enma_session* session;", f"{part}enma_session* session;")
     (tmp_path / "page.c").write_text(
@@ -230,11 +228,62 @@ def test_the_code_of_the_page_compiles(tmp_path: Path) -> None:
         f"int main(void) {{ const int rank = 0;\n{body}}}\n"
     )
     run([CC, "-std=c11", *WARNINGS, f"-I{CSRC / 'include'}", "-fsyntax-only", str(tmp_path / "page.c")])
-    if shutil.which("gfortran") is not None:
-        (text,) = (text for kind, text in blocks if kind == "fortran")
-        (tmp_path / "page.f90").write_text(f"program page\n{text}end program page\n")
-        files = [str(CSRC / "fortran/enma.f90"), str(tmp_path / "page.f90")]
-        run(["gfortran", "-std=f2018", f"-J{tmp_path}", "-fsyntax-only", *files])
+
+
+@pytest.fixture(scope="module")
+def installed(library: Library, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of programs with an `enma-fast` whose `embed` names a prefix around the library."""
+    prefix = tmp_path_factory.mktemp("prefix")
+    shutil.copytree(CSRC / "include", prefix / "include")
+    shutil.copy(CSRC / "fortran/enma.f90", prefix / "include/enma")
+    (prefix / "lib/cmake/enma").mkdir(parents=True)
+    for name in ("libenma.so", "libenma.so.1"):
+        (prefix / "lib" / name).symlink_to(library.path)
+    for path in (CSRC / "embed").glob("*.in"):
+        text = path.read_text().replace("@ABI@", "1").replace("@VERSION@", "0.2.0")
+        (prefix / "lib/cmake/enma" / path.stem).write_text(text)
+    script = prefix / "bin/enma-fast"
+    script.parent.mkdir()
+    script.write_text(
+        '#!/bin/sh\ncase "$2" in\n'
+        f"--cmake-dir) echo {prefix}/lib/cmake/enma ;;\n--include-dir) echo {prefix}/include ;;\n"
+        f"--library-dir) echo {prefix}/lib ;;\n--checkpoint) echo {PRETRAINED}/$3 ;;\nesac\n"
+    )
+    script.chmod(0o755)
+    return script.parent
+
+
+@pytest.mark.parametrize(
+    ("page", "programs", "printed"),
+    [
+        ("embed-in-cpp", ("cmake", "g++"), "frame 17: mean"),
+        ("embed-in-fortran", ("gfortran",), "frame 17: mean"),
+        ("mpi-and-restarts", ("g++",), "the same bits"),
+        ("errors-and-threads", ("gcc", "g++"), "the same bits in eight threads"),
+    ],
+)
+def test_a_page_in_an_empty_folder(
+    installed: Path, tmp_path: Path, page: str, programs: tuple[str, ...], printed: str
+) -> None:
+    """Its blocks become the files that their first lines name, and its commands build and run them."""
+    needs(*programs)
+    blocks = re.findall(r"^```(\w+)\n(.*?)^```$", (ROOT / f"docs/{page}.md").read_text(), re.MULTILINE | re.DOTALL)
+    names = re.compile(r"(?://|!|#|/\*) (\S+\.\w+)")
+    for _, text in blocks:
+        if name := names.match(text):
+            (tmp_path / name[1]).write_text(text)
+    script = "".join(text for kind, text in blocks if kind == "sh")
+    environ = os.environ | {"PATH": f"{installed}:{os.environ['PATH']}"}
+    done = subprocess.run(["sh", "-euc", script], cwd=tmp_path, env=environ, capture_output=True, text=True)
+    assert done.returncode == 0, (done.stdout[-2000:], done.stderr[-4000:])
+    assert printed in done.stdout
+    # The other programs of the page compile.
+    include = f"-I{CSRC / 'include'}"
+    for path in tmp_path.glob("*.cpp"):
+        run([CXX, "-std=c++17", *WARNINGS, include, "-fsyntax-only", str(path)])
+    files = [str(tmp_path / name) for name in ("refused.f90",) if (tmp_path / name).exists()]
+    if files:
+        run(["gfortran", "-std=f2018", f"-J{tmp_path}", "-fsyntax-only", str(CSRC / "fortran/enma.f90"), *files])
 
 
 @pytest.fixture(scope="module")
