@@ -5,8 +5,7 @@
 #   make test-full           that, and the tests marked slow or kill: kill points, sanitizers, cubins, builds, the site
 #   make check               format, lint, types, import direction, lean import, hygiene
 #   make docs                the documentation site, into out/site; a warning is an error
-#   make libenma [PREFIX=...]  the C library, its header and what CMake and pkg-config need (docs/embedding.md)
-#   make embed               every test and example of it by each compiler that is there, under sanitizers, and fuzzers
+#   make libenma [PREFIX=...]  the C library, for CMake and pkg-config (docs/embedding.md); make embed: all its tests
 #   make gpu   [DRY=1]       on a bare GPU machine, no network: build, GPU tests, sanitizers, benchmarks; DRY: compile only
 #   make gpu-wheels          before, where there is a network: wheels that such a machine lacks, into out/gpu-wheels
 #   make clean               what was built; .venv stays
@@ -52,24 +51,10 @@ check: install
 	@$(BIN)/python -m pytest --quiet -m "not slow" tests/packaging --ignore=tests/packaging/test_build.py --ignore=tests/packaging/test_extension.py
 
 docs: install
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
-	@echo "out/site/index.html"
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict && echo "out/site/index.html"
 
 libenma: ; @cmake -S csrc -B out/libenma -DCMAKE_INSTALL_PREFIX=$(abspath $(or $(PREFIX),out/prefix)) && cmake --build out/libenma && cmake --install out/libenma
-
-# What the examples and tests of libenma are built with; installed where that is possible, else skipped by their tests.
-EMBED_PACKAGES := cmake pkg-config gcc g++ gfortran clang libomp-dev libopenmpi-dev openmpi-bin
-WATCHED := -fsanitize=address,undefined -fno-sanitize-recover=all -g1 -O1 --param=asan-use-after-return=0
-
-embed: install
-	@if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
-		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(EMBED_PACKAGES) > /dev/null \
-		|| echo "not all compilers could be installed: tests skip what is missing"; fi
-	@$(BIN)/python -m pytest tests/runtime $(ARGS)
-	@if command -v clang++ > /dev/null; then CC=clang CXX=clang++ $(BIN)/python -m pytest -m "not slow" tests/runtime $(ARGS); fi
-	@CXXFLAGS="$(WATCHED)" ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$(g++ -print-file-name=libasan.so) \
-		$$(g++ -print-file-name=libubsan.so)" $(BIN)/python -m pytest -m "not slow" tests/runtime $(ARGS)
-
+embed: install ; @sh tests/runtime/embed.sh $(abspath $(BIN))/python $(ARGS)
 gpu: $(if $(DRY),install)
 	@$(if $(DRY),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu $(if $(DRY),--dry)
 
