@@ -41,6 +41,8 @@ class TokenizerConfig:
 
     ``layers`` is the encoder's list of ``residual``, ``space`` (halves every space dimension) and ``time`` (halves
     the frames); the decoder mirrors it. ``max_width`` limits the channels, which double at each ``space``.
+    The first convolution steps over ``stride_ends`` grid points and the last one gives as many, so that nothing is
+    computed at full resolution.
     ``field_mean`` and ``field_scale`` standardise each channel of the fields, ``(u - mean) / scale``; None leaves them.
     """
 
@@ -65,6 +67,7 @@ class TokenizerConfig:
     kernel: int = 3
     kernel_time: int = 3
     kernel_ends: int = 7
+    stride_ends: int = 1
     variational: bool = True
     kl_weight: float = 1e-4
     interpolation: InterpolationConfig | None = None
@@ -79,7 +82,7 @@ class TokenizerConfig:
     @property
     def space_factor(self) -> int:
         """Grid points per token along each dimension."""
-        return 2 ** self.layers.count("space")
+        return self.stride_ends * 2 ** self.layers.count("space")
 
     @property
     def time_factor(self) -> int:
@@ -279,6 +282,7 @@ _COUNTS = (
     "tokenizer.kernel",
     "tokenizer.kernel_time",
     "tokenizer.kernel_ends",
+    "tokenizer.stride_ends",
     "dynamics.temporal_layers",
     "dynamics.spatial_layers",
     "dynamics.flow.width",

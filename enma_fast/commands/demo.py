@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import DEFAULT_CHECKPOINT, AsJson, Checkpoint, Seed, Threads, use_threads
+from .options import DEFAULT_CHECKPOINT, AsJson, Seed, Threads, use_threads
 from .terminal import Terminal, number, table
 
 _BESIDE = ("FNO", "AViT", "Zebra", "ENMA")
@@ -19,19 +19,35 @@ def demo(
     members: Annotated[int, typer.Option("--members", help="Ensemble size.")] = 64,
     trajectories: Annotated[int, typer.Option("--trajectories", help="Trajectories to forecast.")] = 12,
     seed: Seed = 0,
-    checkpoint: Checkpoint = DEFAULT_CHECKPOINT,
+    pde: Annotated[
+        str | None, typer.Option("--pde", help="Equation whose shipped model to use; an unknown name lists them.")
+    ] = None,
+    checkpoint: Annotated[
+        str | None,
+        typer.Option("--checkpoint", "-c", help=rf"Shipped name or folder.  \[default: {DEFAULT_CHECKPOINT}]"),
+    ] = None,
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
     """Forecast trajectories that the shipped model has never seen, and score the ensemble."""
+    from ..errors import EnmaError
     from ..figures import demo as library
 
+    if pde is not None:
+        if checkpoint is not None:
+            raise EnmaError("--pde: names a shipped model, and so does --checkpoint; give one of them")
+        checkpoint = library.shipped_model(pde)
     terminal = Terminal(as_json)
     use_threads(threads)
     clock = time.perf_counter()
     with terminal.progress("forecasting") as update:
         result = library.run(
-            out, members=members, trajectories=trajectories, seed=seed, checkpoint=checkpoint, progress=update
+            out,
+            members=members,
+            trajectories=trajectories,
+            seed=seed,
+            checkpoint=checkpoint or DEFAULT_CHECKPOINT,
+            progress=update,
         )
     terminal.show(
         _table(result),

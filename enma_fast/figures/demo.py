@@ -15,7 +15,7 @@ from ..evaluation.scoring import paper_table, score_forecast
 from ..forecasting.file_forecast import FileForecast
 from ..forecasting.request import INITIAL_VALUE, ForecastRequest
 from ..forecasting.store_layout import file_hashes, layout_of, provenance
-from ..models.checkpoint import load_model
+from ..models.checkpoint import available, load_config, load_model
 from ..store.create import create_store
 from ..store.layout import OUTSIDE
 from .plots import save_figure
@@ -98,6 +98,14 @@ def run(
         "store": str(out / STORE),
         "figure": str(out / FIGURE),
     }
+
+
+def shipped_model(pde: str) -> str:
+    """Name of the shipped one-pass model of an equation, or an `EnmaError` that lists the equations that have one."""
+    models = {load_config(name).dataset: name for name in available() if name.endswith("-fast")}
+    if pde not in models:
+        raise EnmaError(f"--pde '{pde}': no model of it is shipped; use one of {', '.join(sorted(models))}")
+    return models[pde]
 
 
 def spread_rows(data: FieldFile, count: int) -> list[int]:

@@ -98,7 +98,7 @@ def fold_end(tokenizer: Tokenizer) -> FoldedEnd | None:
     first = len(tokenizer.up)
     while first > 0 and isinstance(tokenizer.up[first - 1], ExpandSpace):
         first -= 1
-    if first == len(tokenizer.up) or not all(config.periodic):
+    if first == len(tokenizer.up) or config.stride_ends > 1 or not all(config.periodic):
         return None
     # The first one maps the tokens, the last one the grid.
     convs = [*(cast(ExpandSpace, layer).conv for layer in tokenizer.up[first:]), tokenizer.conv_out]

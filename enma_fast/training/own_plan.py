@@ -26,7 +26,7 @@ from ..models.checkpoint import PLAN, sha256, write_atomic
 from ..models.model import Model
 from ..presets import Preset, derived_preset
 from ..utils.dataclass_json import from_json, replace, to_json
-from .dynamics import DynamicsTask, encode_all
+from .dynamics import DynamicsTask, encode_all, sub_token_shifts
 from .forecasts import ForecastTask
 from .loop import RunOptions, Task, run
 from .own_data import SPLITS, TRAIN, VAL, environment_sizes, files_of, has_contexts, load_splits, name_of
@@ -205,8 +205,8 @@ def _tasks(preset: Preset, splits: Mapping[str, FieldFile], contexts: bool) -> t
     last.tokenizer.requires_grad_(False)
     clock = time.monotonic()
     latents = encode_all(model.tokenizer, fields, torch.from_numpy(environment), shift=False)
-    count = model.config.tokenizer.space_factor ** sum(train.periodic) if preset.dynamics_training.shift else 1
-    encoding = (time.monotonic() - clock) * count * len(train) / len(rows)
+    shifts = sub_token_shifts(model.config.tokenizer, shift=preset.dynamics_training.shift)
+    encoding = (time.monotonic() - clock) * len(shifts) * len(train) / len(rows)
 
     def cut(most: int) -> dict[str, Any]:
         return {"val": held[:most], "val_contexts": None if others is None else others[:most]}
@@ -263,7 +263,7 @@ def _memory(preset: Preset, trajectories: int) -> int:
     unit = 1 if sys.platform == "darwin" else 1024
     tokenizer = preset.model.tokenizer
     latents = tokenizer.latent_frames(preset.model.num_frames) * math.prod(tokenizer.token_grid)
-    shifts = tokenizer.space_factor ** sum(tokenizer.periodic) if preset.dynamics_training.shift else 1
+    shifts = len(sub_token_shifts(tokenizer, shift=preset.dynamics_training.shift))
     # Half precision, and full while they are made.
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss + (
         6 * trajectories * shifts * latents * tokenizer.latent_channels
