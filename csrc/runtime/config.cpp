@@ -182,6 +182,7 @@ void read_tokenizer(Fields fields, TokenizerConfig& out) {
     fields.read("kernel", out.kernel);
     fields.read("kernel_time", out.kernel_time);
     fields.read("kernel_ends", out.kernel_ends);
+    fields.read("stride_ends", out.stride_ends);
     fields.read("variational", out.variational);
     fields.ignore("kl_weight");
     const Json* interpolation = fields.find("interpolation");
@@ -191,16 +192,17 @@ void read_tokenizer(Fields fields, TokenizerConfig& out) {
     fields.check_all_read();
     if (out.kernel % 2 == 0 || out.kernel_ends % 2 == 0) fields.wrong("kernel", "odd kernels are expected");
     if (out.count(space) > 16 || out.count(time) > 4) fields.wrong("layers", "too many halvings");
+    if (out.stride_ends > 64) fields.wrong("stride_ends", "at most 64 is expected");
     const auto [least, most] = std::minmax_element(out.grid.begin(), out.grid.end());
     if (*most > MOST_POINTS / *least) fields.wrong("grid", text("has more than ", MOST_POINTS, " points"));
-    if (out.kernel_ends > *least || out.kernel_time > 64) {
+    if (out.kernel_ends > *least || out.kernel_ends / 2 > *least / out.stride_ends || out.kernel_time > 64) {
         fields.wrong("kernel", "kernels are larger than the grid, or than 64 frames");
     }
     for (const std::int64_t points : out.grid) {
         if (points % out.space_factor() != 0)
             fields.wrong("grid", text("a multiple of ", out.space_factor(), " is expected"));
     }
-    if (out.kernel > *least / out.space_factor()) fields.wrong("kernel", "is larger than the number of tokens");
+    if (out.kernel / 2 > *least / out.space_factor()) fields.wrong("kernel", "reaches around all tokens");
 }
 
 void read_flow(Fields fields, FlowConfig& out) {

@@ -18,12 +18,12 @@ struct TokenizerConfig {
     std::vector<float> field_mean, field_scale;  // of each channel; none leaves fields as they are
     int field_channels = 1, latent_channels = 4, width = 16, max_width = 128;
     std::vector<LayerKind> layers;
-    int kernel = 3, kernel_time = 3, kernel_ends = 7;
+    int kernel = 3, kernel_time = 3, kernel_ends = 7, stride_ends = 1;
     bool variational = true;
 
     int dims() const { return static_cast<int>(grid.size()); }
     int count(LayerKind kind) const;
-    int space_factor() const { return 1 << count(LayerKind::space); }
+    int space_factor() const { return stride_ends << count(LayerKind::space); }
     int time_factor() const { return 1 << count(LayerKind::time); }
     // Latent frames that cover so many frames, and those that cover none beyond them.
     std::int64_t latent_frames(std::int64_t frames) const;

@@ -37,7 +37,7 @@ Convolution make_convolution(Tensors& tensors, const std::string& name, const Co
     const float* bias = tensors.take(name + ".conv.bias", {s.outward});
     const int channels = s.channels > 0 ? s.channels : s.outward / (s.parts * lines);
     // So many places fill a panel that would otherwise be empty.
-    int group = s.grouped ? std::max(1, PANEL / channels) : 1;
+    int group = s.grouped ? std::max(1, PANEL / (channels * s.parts)) : 1;
     while (shape.places / s.stride % group != 0) --group;
     const int width = s.grouped ? channels : whole_panels(channels);
     Convolution c{};
@@ -200,7 +200,7 @@ struct Stream::Run {
             }
         }
         if (columns == row) return;
-        for (int w = 1; w < count; ++w) std::memmove(out + w * columns, out + w * row, columns * sizeof(float));
+        for (int w = 1; w < count * lines; ++w) std::memmove(out + w * columns, out + w * row, columns * sizeof(float));
     }
 
     static void remember(const Convolution& c, const float* frame, float* before) {
@@ -306,10 +306,11 @@ Stream Stream::encoder(const TokenizerConfig& config, Tensors& tensors) {
     Shape shape = shape_of(config, 1);
     int width = config.width, number = 0;
     s.inward_ = config.field_channels;
-    s.add(of_convolution(make_convolution(tensors, "tokenizer.conv_in",
-                                          {config.field_channels, width, config.kernel_ends, config.kernel_time}, shape,
-                                          config.field_channels)),
-          shape.size(), whole_panels(width));
+    const ConvolutionSpec ends{config.field_channels, width, config.kernel_ends, config.kernel_time,
+                               config.stride_ends};
+    Layer first = of_convolution(make_convolution(tensors, "tokenizer.conv_in", ends, shape, config.field_channels));
+    shape = shape.divided(config.stride_ends);
+    s.add(std::move(first), shape.size(), whole_panels(width));
     for (const LayerKind kind : config.layers) {
         const std::string name = "tokenizer.down." + to_string(number++);
         const int row = whole_panels(width);
@@ -321,7 +322,7 @@ Stream Stream::encoder(const TokenizerConfig& config, Tensors& tensors) {
                 const int wider = std::min(2 * width, config.max_width);
                 Layer layer =
                     of_convolution(make_convolution(tensors, name, {width, wider, config.kernel, 1, 2}, shape, row));
-                shape = shape.halved();
+                shape = shape.divided(2);
                 width = wider;
                 s.add(std::move(layer), shape.size(), whole_panels(width));
                 break;
@@ -361,7 +362,7 @@ Stream Stream::decoder(const TokenizerConfig& config, Tensors& tensors) {
                 ConvolutionSpec spec{inward, outward << config.dims(), config.kernel, 1};
                 spec.parts = 2;
                 Layer layer = of_convolution(make_convolution(tensors, name + ".conv", spec, shape, row));
-                shape = shape.doubled();
+                shape = shape.times(2);
                 s.add(std::move(layer), shape.size(), whole_panels(outward));
                 break;
             }
@@ -376,10 +377,14 @@ Stream Stream::decoder(const TokenizerConfig& config, Tensors& tensors) {
             }
         }
     }
-    ConvolutionSpec spec{config.width, config.field_channels, config.kernel_ends, config.kernel_time};
+    const int factor = config.stride_ends,
+              outward = config.field_channels * (config.dims() == 2 ? factor * factor : factor);
+    ConvolutionSpec spec{config.width, outward, config.kernel_ends, config.kernel_time};
+    spec.parts = factor;
     spec.grouped = true;
-    s.add(of_convolution(make_convolution(tensors, "tokenizer.conv_out", spec, shape, whole_panels(config.width))),
-          shape.size(), config.field_channels);
+    const std::string name = factor == 1 ? "tokenizer.conv_out" : "tokenizer.conv_out.conv";
+    Layer last = of_convolution(make_convolution(tensors, name, spec, shape, whole_panels(config.width)));
+    s.add(std::move(last), shape.times(factor).size(), config.field_channels);
     return s;
 }
 

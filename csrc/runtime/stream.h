@@ -39,8 +39,10 @@ struct Shape {
     bool plane, ring_of_lines, ring;
 
     int size() const { return lines * places; }
-    Shape halved() const { return {plane ? lines / 2 : 1, places / 2, plane, ring_of_lines, ring}; }
-    Shape doubled() const { return {plane ? 2 * lines : 1, 2 * places, plane, ring_of_lines, ring}; }
+    Shape divided(int factor) const {
+        return {plane ? lines / factor : 1, places / factor, plane, ring_of_lines, ring};
+    }
+    Shape times(int factor) const { return {plane ? lines * factor : 1, places * factor, plane, ring_of_lines, ring}; }
 };
 
 // A causal convolution as products: each row of one is the window of `group` neighbouring places of a line.

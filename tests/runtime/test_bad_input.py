@@ -120,8 +120,11 @@ def test_a_config_that_does_not_fit(
     [
         (("tokenizer", "grid"), [2**20, 2**20], CHECKPOINT, "more than 4194304 points"),
         (("tokenizer", "grid"), [16, 9], CHECKPOINT, "multiple of"),
-        (("tokenizer", "kernel"), 5, CHECKPOINT, "larger than the number of tokens"),
+        (("tokenizer", "kernel"), 11, CHECKPOINT, "reaches around all tokens"),
         (("tokenizer", "kernel_ends"), 9, CHECKPOINT, "larger than the grid"),
+        (("tokenizer", "stride_ends"), 4, CHECKPOINT, "larger than the grid"),
+        (("tokenizer", "stride_ends"), 2**20, CHECKPOINT, "stride_ends: at most 64"),
+        (("tokenizer", "stride_ends"), 0, CHECKPOINT, "stride_ends"),
         (("tokenizer", "lengths"), [1.0], CHECKPOINT, "lengths: one entry for each dimension"),
         (("dynamics", "patch"), [2, 3], CHECKPOINT, "patch"),
         (("dynamics", "heads"), 4, CHECKPOINT, "rotary positions need 16 channels a head"),

@@ -167,6 +167,18 @@ def test_layers_of_a_plane(library: Library, tmp_path: Path, channels: int) -> N
     assert (list(about.lengths), list(about.periodic)) == ([2.0, 1.0], [1, 0])
 
 
+@pytest.mark.parametrize(("name", "stride", "channels"), [("relative-fast", 4, 3), ("plane", 2, 2), ("plane", 4, 3)])
+def test_nothing_at_full_resolution(library: Library, tmp_path: Path, name: str, stride: int, channels: int) -> None:
+    config = one_pass(CONFIGS[name])
+    layers = ("residual", "time") if stride == 4 else ("residual", "space", "time")
+    tokenizer = replace(config.tokenizer, stride_ends=stride, kernel_ends=5, layers=layers, field_channels=channels)
+    patch = (1,) * tokenizer.dims
+    network = random_network(replace(config, tokenizer=tokenizer, dynamics=replace(config.dynamics, patch=patch)))
+    history = waves(1, 1, 3, tokenizer)[0].numpy()
+    expected = enma_fast.forecast(network, history, num_members=2).numpy()
+    assert_close(library.open(saved(network, tmp_path / "it")).forecast(history, num_members=2), expected)
+
+
 def test_a_large_plane(library: Library, tmp_path: Path) -> None:
     """Products of more rows than a kernel takes at a time."""
     config = CONFIGS["plane"]
