@@ -5,7 +5,7 @@
 #   make test-full           that, and the tests marked slow or kill: kill points, sanitizers, cubins, builds, the site
 #   make lint, make check    format, lint, types; and with them the tests of import direction, lean import, hygiene
 #   make docs                the documentation site, into out/site; a warning is an error
-#   make libenma [PREFIX=...]  the C library, its header and what CMake and pkg-config need (docs/embedding.md)
+#   make libenma [PREFIX=...]  the C library, for CMake and pkg-config (docs/embedding.md); make embed: all its tests
 #   make gpu   [DRY=1] [ONLY=...]  on a bare GPU machine, no network: build, benchmarks, tests, sanitizers; DRY: compile only
 #   make gpu-wheels          before, where there is a network: wheels that such a machine lacks, into out/gpu-wheels
 #   make clean               what was built; .venv stays
@@ -21,7 +21,7 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 SHARED = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 EXTRAS := data,store,plots,triton,cf,docs,test,dev
 
-.PHONY: install demo test test-full lint check docs libenma gpu gpu-wheels clean
+.PHONY: install demo test test-full lint check docs libenma embed gpu gpu-wheels clean
 
 install: $(STAMP)
 
@@ -51,10 +51,10 @@ check: lint  # without test_build.py and test_extension.py, which build the dist
 	@$(BIN)/python -m pytest --quiet -m "not slow" tests/packaging --ignore=tests/packaging/test_build.py --ignore=tests/packaging/test_extension.py
 
 docs: install
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
-	@echo "out/site/index.html"
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict && echo "out/site/index.html"
 
 libenma: ; @cmake -S csrc -B out/libenma -DCMAKE_INSTALL_PREFIX=$(abspath $(or $(PREFIX),out/prefix)) && cmake --build out/libenma && cmake --install out/libenma
+embed: install ; @sh tests/runtime/embed.sh $(abspath $(BIN))/python $(ARGS)
 gpu: $(if $(DRY),install)
 	@$(if $(DRY),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu $(if $(DRY),--dry) $(if $(ONLY),--only $(ONLY))
 
