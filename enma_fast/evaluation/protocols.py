@@ -5,7 +5,7 @@
 | `whole`       | all trajectories       | 16      | as the task says (`forecasting.file_forecast`) | `metrics.SCORES` |
 | `calibration` | the first 120          | 64      | the same                                     | the same         |
 | `shipped`     | the shipped test files | 16      | the same                                     | the same         |
-| `zebra`       | all trajectories       | 20      | frame 0, and 10 frames of another trajectory | `ZebraScores`    |
+| `zebra`       | the first 120          | 20      | frame 0, and 10 frames of another trajectory | `ZebraScores`    |
 
 `zebra` is how Zebra's authors measure uncertainty (`tests/test_uncertainty_1d_rmsce.py` of `LouisSerrano/zebra`): one
 context, one frame, 9 frames forecast, the CRPS of `properscoring`, and the RMSCE of uncertainty-toolbox for batches of
@@ -98,7 +98,7 @@ CASES: tuple[Case, ...] = (
         Case(protocol="calibration", task=task, split="test-in", members=64, limit=120)
         for task in (TEMPORAL, INITIAL_VALUE)
     ),
-    Case(protocol="zebra", task=INITIAL_VALUE, split="test-in", members=20),
+    Case(protocol="zebra", task=INITIAL_VALUE, split="test-in", members=20, limit=120),
     Case(protocol="whole", task=GENERATION, split="test-in", members=1, limit=120),
 )
 

@@ -83,7 +83,7 @@ def measure_model(
     if known:
         _require_data_of_card(equation, Path(data_dir))
     stages = metrics.get("training", {}).values()
-    found = score_file(
+    return score_file(
         of_model(model),
         method=model.config.name.removeprefix(f"{equation}-"),
         kind="model",
@@ -97,7 +97,6 @@ def measure_model(
         known=known,
         progress=progress,
     )
-    return found
 
 
 def score_file(
@@ -211,7 +210,7 @@ def _checked(
     for case in (case for case in CASES if case.protocol == "shipped" and (case.task.name, case.split) in expected):
         path, row = shipped_file(file["equation"], case.split), expected[case.task.name, case.split]
         if case.task.name == "temporal":
-            committed, digest = file["data"][f"shipped/{path.name}"], sha256(path)
+            committed, digest = file["data"].get(_key("shipped", path)), sha256(path)
             yield entry(path.name, committed, digest, committed == digest)
 
         def update(done: int, total: int, what: str = f"{name}, {case.task.name}, {case.split}") -> None:

@@ -5,6 +5,7 @@
 | errors        | 2            | `rel_l2` of forecasts from 3 frames, and from one frame and a context              |
 | uncertainty   | 4            | `rmsce` and `crps`, by this library's protocol and by Zebra's                     |
 | generation    | 5, and text  | distance of generated trajectories from the solver's own                          |
+| physics       | -            | spectra and conserved quantities of forecasts (`physics.Physics`)                 |
 | speed         | 19           | seconds for one member                                                            |
 """
 
@@ -22,6 +23,9 @@ _SPLITS = {"test-in": "in_d", "test-out": "out_d"}
 _TITLES = {"temporal": "from 3 frames", "initial-value": "from one frame and a context trajectory"}
 # Who made a number: the paper, a model of this library, or a baseline that this project trained or solved.
 PAPER, MODEL, BASELINE = "paper", "model", "baseline"
+# Quantities of the equations, and what every forecast has before them.
+_KEPT = ("mass", "energy", "circulation", "enstrophy", "outside the range")
+_PHYSICS = ("spectrum_error", "energy_error", *_KEPT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +88,7 @@ def cells(files: Sequence[dict[str, Any]]) -> list[Cell]:
                 ]
             for (kind, method), group in _methods(files, equation).items():
                 rows = [(file, row) for file in group for row in file["rows"] if _is(row, protocol, task, split)]
-                if rows and all(row.get(score) is not None for _, row in rows):
+                if rows and all(_score(row, score) is not None for _, row in rows):
                     made.append(Cell(**what, protocol=protocol, method=method, source=kind, **_of(rows, score, split)))
     return made
 
@@ -114,14 +118,19 @@ def markdown(files: Sequence[dict[str, Any]]) -> str:
         "## Uncertainty",
         "The paper's table 4. It does not say of which task its numbers are, nor how many members they have. Ours are "
         "of 64 members of the first 120 trajectories, with the fair CRPS and RMSCE over all of them (*from 3 frames*, "
-        "*from one frame*); and, *Zebra's protocol*, of 20 members of all trajectories from one frame and 10 frames of "
-        "another trajectory, over 9 frames, with the CRPS that is not fair and RMSCE in batches of 10. A method of one "
+        "*from one frame*); and, *Zebra's protocol*, of 20 members of the same trajectories from one frame and 10 "
+        "frames of another, over 9 frames, with the CRPS that is not fair and RMSCE in batches of 10. A method of one "
         "member has no RMSCE, and its CRPS is its mean absolute error.",
         _uncertainty([c for c in made if c.table == "uncertainty"]),
         "## Generation",
         "Relative L2 distance of a trajectory that is generated from a context alone from the solver's own trajectory "
         "that starts at its first frame.",
         _simple([c for c in made if c.table == "generation"], {"distance": lambda c: short(c.value)}),
+        "## What the physics says",
+        "Of forecasts from 3 frames of the shipped test files, in units of the amplitude of the observed frames "
+        "([definitions](scores.md)): how far the power of the waves is from the truth's, in decades; how far the mean "
+        "square is; how far a conserved quantity moves, and how much one grows that should decay.",
+        _physics([c for c in made if c.table == "physics"]),
         "## Speed",
         "Seconds for one member of one forecast. The paper's table 19 names an A100 and no batch size; ours are of one "
         "thread of a CPU, of the members of a batch of trajectories, encoding and decoding included.",
@@ -137,7 +146,7 @@ def markdown(files: Sequence[dict[str, Any]]) -> str:
 
 def short(value: float | None) -> str:
     """A score in three digits; a dash where there is none."""
-    return "-" if value is None else f"{value:.3g}" if 0.1 <= abs(value) < 1000 else f"{value:.2e}"
+    return "-" if value is None else f"{value:.3g}" if 0.0995 <= abs(value) < 1000 else f"{value:.2e}"
 
 
 def _kinds() -> Iterable[tuple[str, str, str, str, str]]:
@@ -149,6 +158,8 @@ def _kinds() -> Iterable[tuple[str, str, str, str, str]]:
         for task in _TITLES:
             yield "uncertainty", "calibration", task, "test-in", score
         yield "uncertainty", "zebra", "initial-value", "test-in", score
+    for score in _PHYSICS:
+        yield "physics", "shipped", "temporal", "test-in", score
     yield "generation", "whole", "generation", "test-in", "solver_fidelity"
     for protocol in ("whole", "speed"):
         yield "speed", protocol, "temporal", "test-in", "seconds_per_member"
@@ -168,6 +179,13 @@ def _paper(table: str, equation: str, task: str, split: str, score: str) -> dict
     return {}
 
 
+def _score(row: dict[str, Any], score: str) -> Any:
+    """A score of a row, or one of what the physics says: a quantity of that name has its violation."""
+    physics = row.get("physics") or {}
+    quantities = {each["name"]: each["violation"] for each in physics.get("quantities", ())}
+    return row.get(score, physics.get(score, quantities.get(score)))
+
+
 def _methods(files: Sequence[dict[str, Any]], equation: str) -> dict[tuple[str, str], list[dict[str, Any]]]:
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for file in files:
@@ -183,7 +201,7 @@ def _is(row: dict[str, Any], protocol: str, task: str, split: str) -> bool:
 
 def _of(rows: list[tuple[dict[str, Any], dict[str, Any]]], score: str, split: str) -> dict[str, Any]:
     """Value and provenance of a cell from the rows of its seeds."""
-    values = [row[score] for _, row in rows]
+    values = [_score(row, score) for _, row in rows]
     medians = [row["rel_l2_median"] for _, row in rows if score == "rel_l2"]
     file, row = rows[0]
     return {
@@ -235,6 +253,24 @@ def _uncertainty(made: list[Cell]) -> str:
         for equation, label, how in order
     ]
     return _table(["equation", "method", "protocol", "RMSCE", "CRPS"], rows)
+
+
+def _physics(made: list[Cell]) -> str:
+    found: dict[tuple[str, str], dict[str, Cell]] = {}
+    for cell in _in_order(made):
+        found.setdefault((cell.equation, _label(cell)), {})[cell.score] = cell
+    order = sorted(found, key=lambda key: EQUATIONS.index(key[0]))
+    rows = [
+        [
+            _named(equation),
+            label,
+            *(short(_value(found[equation, label].get(score))) for score in _PHYSICS[:2]),
+            ", ".join(f"{name} {short(cell.value)}" for name, cell in found[equation, label].items() if name in _KEPT)
+            or "-",
+        ]
+        for equation, label in order
+    ]
+    return _table(["equation", "method", "waves", "mean square", "conserved or decaying"], rows)
 
 
 def _simple(made: list[Cell], columns: dict[str, Callable[[Cell], str]]) -> str:

@@ -143,6 +143,13 @@ def test_the_page_shows_mean_median_and_deviation():
     assert json.loads(json.dumps(tables.as_json(seeds), allow_nan=False))["source"] == "arXiv 2506.06158v2"
 
 
+def test_what_the_physics_says_has_a_table():
+    quantities = [{"name": "mass", "law": "conserved", "violation": 0.004, "truth": 1e-8}]
+    said = {"spectrum_error": 0.25, "energy_error": 0.5, "quantities": quantities}
+    text = tables.markdown([file_of(protocol="shipped", physics=said)])
+    assert "| Combined | **fast** | 0.25 | 0.5 | mass 4.00e-03 |" in text
+
+
 def test_a_score_file_is_read_as_it_was_written(tmp_path):
     path = score_files.write_score_file(file_of(rel_l2=0.0123456789), tmp_path)
     assert path.name == "combined-fast-0.json"
