@@ -83,11 +83,13 @@ class Quantity:
     name : of the quantity
     density : fields `[..., c]` -> `[...]`
     law : it is "conserved", or it "decays": it never grows
+    degree : power of the fields' amplitude that is its unit
     """
 
     name: str
     density: Callable[[np.ndarray], np.ndarray]
     law: Literal["conserved", "decays"]
+    degree: int = 1
 
 
 def mass(name: str = "mass") -> Quantity:
@@ -97,7 +99,7 @@ def mass(name: str = "mass") -> Quantity:
 
 def energy(law: Literal["conserved", "decays"], name: str = "energy") -> Quantity:
     """Half the mean square of the first channel."""
-    return Quantity(name=name, density=lambda u: np.square(u[..., 0]) / 2, law=law)
+    return Quantity(name=name, density=lambda u: np.square(u[..., 0]) / 2, law=law, degree=2)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

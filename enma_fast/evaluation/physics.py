@@ -68,11 +68,11 @@ class Physics:
         amplitude = float(np.sqrt(np.square(truth if seen is None else seen).mean()))
         if not amplitude > 0:
             return
-        last = None if seen is None else seen[-1:] / amplitude
-        spectrum, violations, energy_1T = self._of(truth[None] / amplitude, last)
+        last = None if seen is None else seen[-1:]
+        spectrum, violations, energy_1T = self._of(truth[None], last, amplitude)
         total, wrong, energy, count = np.zeros_like(spectrum), np.zeros_like(violations), 0.0, 0
         for block in members:
-            each, violated, found_kT = self._of(np.asarray(block, np.float64) / amplitude, last)
+            each, violated, found_kT = self._of(np.asarray(block, np.float64), last, amplitude)
             total, wrong, count = total + each, wrong + violated, count + len(block)
             energy += float(np.abs(found_kT - energy_1T).mean(1).sum())
         self._spectra += total / count, spectrum
@@ -121,17 +121,20 @@ class Physics:
         found = [quantity.density(fields).mean(axis=axes) for quantity in self.quantities]
         return np.stack(found, -1) if found else np.zeros((*fields.shape[: -self._dims - 1], 0))
 
-    def _of(self, fields_kTX: np.ndarray, last_1X: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Sums over k of spectra `[S]` and of violations `[Q]`, and mean squares `[k, T]`, of fields of amplitude 1."""
+    def _of(
+        self, fields_kTX: np.ndarray, last_1X: np.ndarray | None, amplitude: float
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Sums over k of spectra `[S]` and violations `[Q]`, and mean squares `[k, T]`, in units of the amplitude."""
         values_kTQ = self.values(fields_kTX)
         if last_1X is not None:
             first = np.broadcast_to(self.values(last_1X), (len(values_kTQ), 1, len(self.quantities)))
             values_kTQ = np.concatenate([first, values_kTQ], 1)
+        values_kTQ = values_kTQ / amplitude ** np.array([quantity.degree for quantity in self.quantities], float)
         drift = np.sqrt(np.square(values_kTQ - values_kTQ[:, :1]).sum(1) / max(1, values_kTQ.shape[1] - 1))
         growth = np.maximum(0, np.diff(values_kTQ, axis=1)).sum(1)
         conserved = np.array([quantity.law == "conserved" for quantity in self.quantities], bool)
-        squares_kT = np.square(fields_kTX).mean(axis=tuple(range(2, fields_kTX.ndim)))
-        return self._spectrum(fields_kTX), np.where(conserved, drift, growth).sum(0), squares_kT
+        squares_kT = np.square(fields_kTX / amplitude).mean(axis=tuple(range(2, fields_kTX.ndim)))
+        return self._spectrum(fields_kTX / amplitude), np.where(conserved, drift, growth).sum(0), squares_kT
 
     def _spectrum(self, fields_kTX: np.ndarray) -> np.ndarray:
         """Power of each shell of wave numbers, added over k and channels and averaged over frames."""

@@ -116,7 +116,8 @@ def field_scale(*fields: np.ndarray) -> dict[str, Any]:
     if low < 0 < high or low == high:
         top = max(abs(low), abs(high)) or 1.0
         return {"cmap": "RdBu_r", "vmin": -top, "vmax": top}
-    return {"cmap": "viridis", "vmin": low, "vmax": high}
+    # Next to nothing is shown as nothing.
+    return {"cmap": "viridis", "vmin": 0.0 if 0 < low < 1e-6 * high else low, "vmax": high}
 
 
 def error_scale(*fields: np.ndarray) -> dict[str, Any]:

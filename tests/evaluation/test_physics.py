@@ -94,13 +94,14 @@ def test_blocks_of_members_add_up(rng):
 
 
 def test_concentrations_below_zero_are_seen():
-    field = np.full((1, 3, 32, 32, 2), 0.5)
-    field[..., 1] = -0.1
+    truth = np.broadcast_to([1.0, 0.2], (4, 32, 32, 2))
+    field = truth[None, 1:] + [0.05, -0.3]
     physics = Physics("gray_scott", (32, 32), 2)
-    physics.add([field], np.full((3, 32, 32, 2), 0.5), np.full((1, 32, 32, 2), 0.5))
+    physics.add([field], truth[1:], truth[:1])
     (quantity,) = physics.result()["quantities"]
     assert quantity["name"] == "outside the range"
-    assert quantity["violation"] == pytest.approx(0.1 / 0.5)
+    # 0.05 above 1 and 0.1 below 0, in units of the amplitude.
+    assert quantity["violation"] == pytest.approx(0.15 / np.sqrt((1 + 0.2**2) / 2))
     assert quantity["truth"] == 0
 
 
