@@ -6,7 +6,7 @@
 #   make check               format, lint, types, import direction, lean import, hygiene
 #   make docs                the documentation site, into out/site; a warning is an error
 #   make libenma [PREFIX=...]  the C library, its header and what CMake and pkg-config need (docs/embedding.md)
-#   make gpu   [DRY=1]       on a bare GPU machine, no network: build, GPU tests, sanitizers, benchmarks; DRY: compile only
+#   make gpu   [DRY=1] [ONLY=...]  on a bare GPU machine, no network: build, benchmarks, tests, sanitizers; DRY: compile only
 #   make gpu-wheels          before, where there is a network: wheels that such a machine lacks, into out/gpu-wheels
 #   make clean               what was built; .venv stays
 PYTHON ?= python3
@@ -56,11 +56,11 @@ docs: install
 
 libenma: ; @cmake -S csrc -B out/libenma -DCMAKE_INSTALL_PREFIX=$(abspath $(or $(PREFIX),out/prefix)) && cmake --build out/libenma && cmake --install out/libenma
 gpu: $(if $(DRY),install)
-	@$(if $(DRY),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu $(if $(DRY),--dry)
+	@$(if $(DRY),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu $(if $(DRY),--dry) $(if $(ONLY),--only $(ONLY))
 
 gpu-wheels:
 	@$(PYTHON) -m pip download --quiet --dest out/gpu-wheels --only-binary=:all: --python-version 3.12 \
-		--platform manylinux2014_x86_64 pydantic "setuptools>=77" wheel
+		--platform manylinux2014_x86_64 numpy pydantic pytest rich safetensors typer ninja "setuptools>=77" wheel
 
 clean:
 	@rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .benchmarks .hypothesis $(STAMP)

@@ -1,9 +1,10 @@
-"""What is compared: for each operator, ours and its baselines on the same inputs, with the float64 answer."""
+"""The cases that are compared: each operator and its baselines on the same inputs, with the float64 answer."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from enma_fast.models.flow_head import VelocityHead
 from enma_fast.ops.flow_head import flow_head, flow_head_ref
 from enma_fast.ops.flow_plan import FlowPlan
 from enma_fast.ops.frame_attention import frame_attention, frame_attention_ref
+from enma_fast.ops.frame_layer import LayerWeights, attend, heads_, residual, swiglu
 from enma_fast.ops.point_attention import point_attention, point_attention_ref
 from enma_fast.ops.rms_norm import sum_rms_norm, sum_rms_norm_ref
 
@@ -231,9 +233,55 @@ def rms_norm_case(rows: int, dtype: torch.dtype, device: torch.device, *, compil
     )
 
 
+def frame_layer_case(rows: int, dtype: torch.dtype, device: torch.device, *, compiled: bool) -> Case:
+    """One layer of the paper's masked transformer: `rows` members, 32 rows of 512 channels each, 8 heads of 64."""
+    length, heads, dim, hidden = 32, 8, 64, 1024
+    width = heads * dim
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int, scale: float = 1.0) -> Tensor:
+        return (scale * torch.randn(shape, generator=generator)).to(device)
+
+    tensors = {
+        "x": normal(rows, length, width),
+        "norm": 1 + normal(width, scale=0.1),
+        "qkv": normal(3 * width, width, scale=width**-0.5),
+        "q_norm": 1 + normal(dim, scale=0.1),
+        "k_norm": 1 + normal(dim, scale=0.1),
+        "out": normal(width, width, scale=width**-0.5),
+        "mlp_norm": 1 + normal(width, scale=0.1),
+        "gate_up": normal(2 * hidden, width, scale=width**-0.5),
+        "down": normal(width, hidden, scale=hidden**-0.5),
+    }
+
+    def layer(x: Tensor, *, backend: str | None, **weights: Tensor) -> Tensor:
+        given = LayerWeights(**weights, eps=1e-5, head_eps=1e-5)
+        q, kv = x.new_empty(rows, length, heads, dim), x.new_empty(2, rows, length, heads, dim)
+        heads_(x, given, q=q, kv=kv, backend=backend)
+        h = residual(x, attend(q, *kv, backend=backend), given.out, backend=backend)
+        return residual(h, swiglu(h, given, backend=backend), given.down, backend=backend)
+
+    products = 2.0 * rows * length * width * (4 * width + 3 * hidden)
+    return _case(
+        "frame_layer",
+        rows,
+        dtype,
+        tensors,
+        partial(layer, backend=None),
+        partial(layer, backend="reference"),
+        flops=products + 4.0 * rows * length * length * width,
+        compiled=compiled,
+        length=length,
+        heads=heads,
+        head_dim=dim,
+        hidden=hidden,
+    )
+
+
 CASES: dict[str, tuple[Callable[..., Case], tuple[int, ...]]] = {
     "flow_head": (flow_head_case, (3, 64, 2048)),
     "point_attention": (point_attention_case, (1024,)),
     "frame_attention": (frame_attention_case, (1, 16, 64)),
     "rms_norm": (rms_norm_case, (16, 1024, 8192)),
+    "frame_layer": (frame_layer_case, (1, 64, 256)),
 }

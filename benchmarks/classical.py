@@ -32,7 +32,7 @@ from enma_fast.data.spectral import refine
 from enma_fast.evaluation.metrics import Scores
 from enma_fast.utils.extras import load_extra
 
-# Of a finite difference, as a share of each range.
+# Step of a finite difference, as a share of each range.
 STEP = 1e-4
 
 

@@ -15,7 +15,9 @@ import argparse
 import json
 import statistics
 import sys
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,10 +25,11 @@ import torch
 from benchmarks.cases import CASES, Case
 from benchmarks.ensemble import ensemble_case, overhead
 from benchmarks.forecast import forecast_case
-from benchmarks.harness import gemm_rate, interleave, machine, ratios
+from benchmarks.harness import REPEATS, gemm_rate, graphed, interleave, machine, ratios, save
 from benchmarks.trajectory import trajectory_case
 from enma_fast.ops._checks import dtype_name
 from enma_fast.presets import PRESETS
+from enma_fast.sampling.cuda_graphs import CudaRecorder
 
 # Largest over smallest ratio, above which a comparison says nothing.
 BUSY = 3.0
@@ -35,8 +38,11 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 WHOLE = {"trajectory": "bf16", "forecast": "fp32", "ensemble": "fp32"}
 
 
-def compare(case: Case, *, rounds: int) -> dict[str, Any]:
-    """Times of all contenders that agree with the float64 answer."""
+def compare(case: Case, *, rounds: int, flag: bool = False, graphs: bool = False) -> dict[str, Any]:
+    """Times of all contenders that agree with the float64 answer; with `flag`, of the others too, which are named.
+
+    With `graphs` a contender is timed as a CUDA graph of calls one after the other, where it can be captured.
+    """
     errors, wrong = {}, {}
     for name, run in case.contenders.items():
         exact, allowance = case.others.get(name, (case.exact, case.allowance))
@@ -59,12 +65,19 @@ def compare(case: Case, *, rounds: int) -> dict[str, Any]:
         "left_out": dict(case.left_out),
         **case.notes,
     }
-    if "ours" in wrong:
+    if "ours" in wrong and not flag:
         return result
     on_gpu = case.device.type == "cuda"
-    fast = interleave({name: case.contenders[name] for name in errors}, rounds=rounds, synchronise=on_gpu)
-    fast = {name: [s / case.units for s in seconds] for name, seconds in fast.items()}
-    rates = {d: gemm_rate(d, device=case.device, size=4096 if on_gpu else 1024) for d in {case.dtype, torch.float32}}
+    timed = {name: run for name, run in case.contenders.items() if name in errors or flag}
+    recorders = {name: CudaRecorder(case.device) for name in timed} if graphs and on_gpu else {}
+    captured = {name: graphed(timed[name], recorder) for name, recorder in recorders.items()}
+    replays = {name: replay for name, replay in captured.items() if replay is not None}
+    fast = interleave(timed | replays, rounds=rounds, synchronise=on_gpu)
+    calls = {name: REPEATS if name in replays else 1 for name in timed}
+    fast = {name: [s / case.units / calls[name] for s in seconds] for name, seconds in fast.items()}
+    for recorder in recorders.values():
+        recorder.close()
+    rates = {d: gemm_rate(d, device=case.device) for d in {case.dtype, torch.float32}}
     ours = statistics.median(fast["ours"])
     best = max(rates.values())
     against = ratios(fast, "ours")
@@ -76,17 +89,20 @@ def compare(case: Case, *, rounds: int) -> dict[str, Any]:
         "gemm_rates": {dtype_name(d): rate for d, rate in rates.items()},
         "fraction_of_gemm_rate": case.flops / case.units / ours / best if case.flops else None,
         "rounds": rounds,
+        "graphs": sorted(replays),
     }
 
 
 def too_busy(against: dict[str, Any]) -> bool:
-    """Whether ratios of interleaved runs lie so far apart that they say nothing of what was run."""
+    """True if ratios of interleaved runs lie so far apart that they describe the machine and not the code."""
     return any(row["ratio_max"] > BUSY * row["ratio_min"] for row in against.values())
 
 
 def line(result: dict[str, Any]) -> str:
     """One row of the table for people."""
     head = f"{result['case']:<16} rows {result['rows']:>6}  {result['dtype']:<9}"
+    off = f"  WRONG: {', '.join(result['wrong'])}" if result.get("wrong") else ""
+    off += "  (not captured)" if result.get("captured") is False else ""
     if result["ours_s"] is None:
         return f"{head} WRONG: error {result['error']:.2e}, allowed {result['allowed_error']:.2e}; no time is reported"
     against = "  ".join(
@@ -97,7 +113,7 @@ def line(result: dict[str, Any]) -> str:
     if result["busy"]:
         against += f"  (the machine is too busy to compare: ratios lie more than {BUSY:g}x apart)"
     share = "" if part is None else f"  {100 * part:.0f} % of {result['gemm_rate'] / 1e9:.0f} GFLOP/s"
-    return f"{head} {1e3 * result['ours_s']:9.3f} ms{share}  {against}"
+    return f"{head} {1e3 * result['ours_s']:9.3f} ms{share}  {against}{off}"
 
 
 def main() -> int:
@@ -121,6 +137,9 @@ def main() -> int:
     parser.add_argument(
         "--no-compile", action="store_true", help="leave out torch.compile, which takes minutes on a CPU"
     )
+    parser.add_argument("--alone", action="store_true", help="time ours alone, without baselines")
+    parser.add_argument("--flag-wrong", action="store_true", help="time contenders that are off too, and name them")
+    parser.add_argument("--out", type=Path, help="file for the rows, as JSON, written anew after each")
     parser.add_argument("--json", action="store_true", help="the last line is one JSON list, one object per row")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -138,16 +157,23 @@ def main() -> int:
     results = []
     with torch.no_grad():
         for n in rows:
+            case = build(n, dtype, device, compiled=not (options.no_compile or options.alone))
+            if options.alone:
+                case = replace(case, contenders={"ours": case.contenders["ours"]})
             result = compare(
-                build(n, dtype, device, compiled=not options.no_compile),
+                case,
                 rounds=options.rounds or _rounds(options.case, n),
+                flag=options.flag_wrong,
+                graphs=options.case not in WHOLE,
             )
             result = overhead(result) if options.case == "ensemble" else result
             results.append(result | {"machine": machine()})
             print(line(results[-1]), file=sys.stderr if options.json else sys.stdout, flush=True)
+            if options.out is not None:
+                save(results, options.out)
     if options.json:
         print(json.dumps(results))
-    return int(any(result["ours_s"] is None for result in results))
+    return int(any("ours" in result["wrong"] for result in results))
 
 
 def _rounds(case: str, rows: int) -> int:

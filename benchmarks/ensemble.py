@@ -39,7 +39,7 @@ from torch import Tensor
 from benchmarks.cases import Case
 from enma_fast.data import FieldFile, read
 from enma_fast.forecasting.members import sample_fields
-from enma_fast.forecasting.request import ForecastRequest
+from enma_fast.forecasting.request import CPU_CHUNK, ForecastRequest
 from enma_fast.models.checkpoint import PRETRAINED, load_model
 from enma_fast.runs.run import prepare
 from enma_fast.utils.extras import load_extra
@@ -81,10 +81,8 @@ def ensemble_case(members: int, dtype: torch.dtype, device: torch.device, *, com
     def engine() -> Tensor:
         model = load_model(CHECKPOINT, device=device)
         parts = [
-            sample_fields(
-                model, history, num_members=min(ForecastRequest.chunk, members - k), first_member=k, trajectories=[0]
-            )
-            for k in range(0, members, ForecastRequest.chunk)
+            sample_fields(model, history, num_members=min(CPU_CHUNK, members - k), first_member=k, trajectories=[0])
+            for k in range(0, members, CPU_CHUNK)
         ]
         return torch.cat(parts)
 
@@ -118,7 +116,7 @@ def ensemble_case(members: int, dtype: torch.dtype, device: torch.device, *, com
         units=members,
         notes={
             "members": members,
-            "chunk": ForecastRequest.chunk,
+            "chunk": CPU_CHUNK,
             "checkpoint": CHECKPOINT,
             "peak_bytes": peak(members),
         },
@@ -133,7 +131,7 @@ def temporary_folder(where: str | None = None) -> Path:
 
 
 def overhead(result: dict[str, Any]) -> dict[str, Any]:
-    """What the table says beside the times of a result."""
+    """The columns of the table beside the times of a result."""
     if result["ours_s"] is None:
         return result
     against = result["against"]
@@ -159,7 +157,7 @@ def main() -> None:
     folder, members, threads = sys.argv[1:]
     torch.set_num_threads(int(threads))
     stored = drive(read(TEST_FILE, select=np.arange(1)), Path(folder) / "run.zarr", int(members))
-    # Not that of `getrusage`, which is at least what the parent held when it forked.
+    # `getrusage` would report at least the memory that the parent held when it forked.
     status = Path("/proc/self/status").read_text()
     used = 1024 * int(status.partition("VmHWM:")[2].split()[0])
     print(json.dumps({"peak_bytes": used, "store": str(stored.path)}))

@@ -152,7 +152,7 @@ def main() -> None:
     model.tokenizer.requires_grad_(False)
     data = fields(preset.model)
     steppers = {name: Stepper(model, config, data, naive=name != "ours") for name in ("ours", "naive-fp32")}
-    # Of gradients through nine frames; bf16 rounds each of them.
+    # Tolerance of gradients through nine frames; bf16 rounds each of them.
     tolerance, error = 1e-1 if fast_bf16("cpu") else 1e-3, 0.0
     for kind in (0, 1):
         (loss, g), (expected, h) = (steppers[name].gradients(kind) for name in ("ours", "naive-fp32"))

@@ -1,17 +1,21 @@
 """All that a GPU has to answer, in one command and under eight minutes, on a machine without a network.
 
-    make gpu-wheels     first, where there is a network: wheels that a bare machine lacks, into out/gpu-wheels
-    make gpu            builds, runs the GPU tests, the sanitizers and the benchmarks; results/<gpu>/*.json
-    make gpu DRY=1      without a GPU: shows what would run, and compiles every GPU kernel
+    make gpu-wheels        first, where there is a network: wheels that a bare machine lacks, into out/gpu-wheels
+    make gpu               builds and measures, the most valuable first; then tests, sanitizers and slower baselines
+    make gpu ONLY=a,b      these parts alone, and the build where there is none
+    make gpu DRY=1         without a GPU: shows what would run, compiles every GPU kernel, links what is linked
 
-Each part has a time limit, and one that fails does not keep the next from running; only without a build nothing runs.
-This file imports the standard library alone, since it runs before anything is installed.
+Rows of a benchmark go to benchmarks/results/<gpu>/*.json one by one as they are measured, and what a part says to
+out/gpu/<part>.log as it says it. Where ENMA_FAST_RESULTS names a folder both go there too, at once, and so does what
+was built (cache.tar), which the next call finds. Each part has a time limit, and one that fails does not keep the next
+from running; only without a build nothing runs. This file imports the standard library alone, since it runs before
+anything is installed.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import contextlib
 import os
 import re
 import shlex
@@ -19,22 +23,25 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.gpu_bootstrap import PYTHON, ROOT, ask_gpu
+from benchmarks.gpu_bootstrap import OUT, PYTHON, ROOT, TRITON_CACHE, architecture, ask_gpu
 
 TOTAL = 480  # seconds
-RESULTS = ROOT / "benchmarks" / "results"
+FOLDER = ROOT / "benchmarks" / "results"
 SCRATCH = ROOT / "out" / "gpu-dry"
-OPERATORS = ("flow_head", "frame_attention", "point_attention", "rms_norm")
-TESTS = ("tests/gpu", "tests/ops", "tests/sampling")
-# Small heads, and both ways in which thread blocks meet.
-SANITIZED = tuple(
-    f"tests/ops/test_flow_head_cuda.py::test_widths_on_gpu[{group}-64]" for group in ("cluster", "counter")
-)
+# Names the folder to which results and logs are copied at once (`benchmarks.harness.save`).
+RESULTS = "ENMA_FAST_RESULTS"
+OPERATORS = ("flow_head", "frame_layer", "frame_attention", "point_attention", "rms_norm")
+MEMBERS = "1,64,256,1024"
+# The flow head's kernels by themselves, for the sanitizers.
+CHECK = OUT / "flow_head_check"
+CHECK_SOURCES = ("tests/ops/cuda_flow_head_main.cu", "csrc/core/cuda/flow_head.cu")
 
 CAPABILITIES = (80, 90, 100)
 ARCHITECTURES = ("sm_80", "sm_90a", "sm_100a")
@@ -42,6 +49,7 @@ CUBINS = (
     "tests.ops.test_flow_head_triton_cubins:cases_bfloat16",
     "tests.ops.test_flow_head_triton_cubins:cases_float32",
     "tests.ops.test_frame_attention:cubin_cases",
+    "tests.ops.test_frame_layer:cubin_cases",
     "tests.ops.test_philox_normal:cubin_cases",
     "tests.ops.test_point_attention_cubins:cubin_cases",
     "tests.ops.test_rms_norm_cubins:cubin_cases",
@@ -56,7 +64,7 @@ class Part:
     name: str
     command: tuple[str, ...]
     limit: int  # seconds
-    # The last line of its output, JSON, goes to this file of the GPU's results.
+    # Rows that it measures go to this file of the GPU's results.
     result: str | None = None
     # Without this program the part is left out.
     tool: str | None = None
@@ -65,7 +73,7 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What became of a part."""
+    """The outcome of a part."""
 
     part: Part
     verdict: str  # ok, failed, too long, left out
@@ -73,32 +81,41 @@ class Outcome:
     note: str = ""
 
 
-def parts() -> list[Part]:
-    """What `make gpu` runs, in this order."""
+def parts(gpu: str = "GPU", capability: str = "9.0") -> list[Part]:
+    """The parts that `make gpu` runs, in this order: the most valuable facts first."""
     python = str(PYTHON)
+    rows = FOLDER / slug(gpu)
+
+    def measured(name: str, limit: int, *words: str) -> Part:
+        out = str((rows / f"{name}.json").relative_to(ROOT))
+        command = (python, "-m", "benchmarks.compare", *words, "--device", "cuda", "--flag-wrong", "--out", out)
+        return Part(name=name, command=command, limit=limit, result=f"{name}.json")
+
+    alone = ("--members", MEMBERS, "--alone", "--rounds", "3")
     found = [
-        Part(name="build", command=(sys.executable, "-m", "benchmarks.gpu_bootstrap"), limit=140),
-        Part(name="tests", command=(python, "-m", "pytest", "-q", "-m", "gpu", *TESTS), limit=110),
+        Part(name="build", command=(sys.executable, "-m", "benchmarks.gpu_bootstrap"), limit=120),
+        measured("trajectory", 60, "trajectory", "--preset", "combined-paper", *alone),
+        measured("trajectory-fast", 35, "trajectory", "--preset", "combined-fast-paper", *alone),
     ]
+    found += [measured(name, 15, name, "--no-compile") for name in OPERATORS]
+    found.append(Part(name="tests", command=(python, "-m", "benchmarks.gpu_tests", str(OUT / "tests")), limit=60))
+    found.append(
+        Part(name="check", command=check_command(architecture(capability).replace(".", "")), limit=20, tool="nvcc")
+    )
     for tool in ("memcheck", "racecheck"):
-        sanitizer = ("compute-sanitizer", "--tool", tool, "--error-exitcode", "9")
-        found.append(
-            Part(
-                name=tool,
-                command=(*sanitizer, python, "-m", "pytest", "-q", "-m", "gpu", *SANITIZED),
-                limit=30,
-                tool="compute-sanitizer",
-                # Each tensor is an allocation of its own, so that a step over its end is seen.
-                variables={"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
-            )
-        )
-    compare = (python, "-m", "benchmarks.compare")
-    for name in OPERATORS:
-        command = (*compare, name, "--device", "cuda", "--no-compile", "--json")
-        found.append(Part(name=name, command=command, limit=20, result=f"{name}.json"))
-    trajectory = (*compare, "trajectory", "--preset", "combined-paper", "--members", "1,64,1024", "--json")
-    found.append(Part(name="trajectory", command=trajectory, limit=90, result="trajectory.json"))
+        command = ("compute-sanitizer", "--tool", tool, "--error-exitcode", "9", str(CHECK))
+        found.append(Part(name=tool, command=command, limit=15, tool="compute-sanitizer"))
+    # Baselines that take long: the sampler as it is, then as torch.compile makes it.
+    eager = ("trajectory", "--preset", "combined-paper", "--members", "1,64", "--rounds", "3")
+    found.append(measured("trajectory-eager", 25, *eager, "--no-compile"))
+    found.append(measured("trajectory-compile", 55, *eager))
     return found
+
+
+def check_command(architecture: str) -> tuple[str, ...]:
+    """Compile and link the flow head's own program."""
+    options = ("-std=c++20", "-O3", f"-arch=sm_{architecture}", "-I", "csrc")
+    return ("nvcc", *options, *CHECK_SOURCES, "-o", str(CHECK.relative_to(ROOT)))
 
 
 def compilations(python: str = sys.executable) -> list[Part]:
@@ -118,6 +135,8 @@ def compilations(python: str = sys.executable) -> list[Part]:
             options = ("-std=c++20", "-O3", f"-arch={target}", "-cubin", "-I", "csrc")
             command = ("nvcc", *options, str(source.relative_to(ROOT)), "-o", str(cubin.relative_to(ROOT)))
             found.append(Part(name=f"{source.name} {target}", command=command, limit=600, tool="nvcc"))
+    target = ARCHITECTURES[1].removeprefix("sm_")
+    found.append(Part(name=f"{CHECK.name} sm_{target}", command=check_command(target), limit=600, tool="nvcc"))
     return found
 
 
@@ -132,48 +151,76 @@ def listing(chosen: Sequence[Part]) -> str:
     return "\n".join(rows)
 
 
-def run(part: Part, *, limit: float, results: Path | None = None) -> Outcome:
-    """Run one part, showing what it says; its whole process group ends with its time."""
+def run(part: Part, *, limit: float, logs: Path = SCRATCH) -> Outcome:
+    """Run one part, writing what it says to a file as it says it; its whole process group ends with its time."""
     if part.tool is not None and shutil.which(part.tool) is None:
         return Outcome(part=part, verdict="left out", seconds=0.0, note=f"there is no {part.tool}")
     limit = min(limit, part.limit)
     if limit <= 0:
         return Outcome(part=part, verdict="left out", seconds=0.0, note="no time is left")
-    variables = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | part.variables
+    variables = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    # PyTorch names its own folder by the user, who may have no name there.
+    folders = {"TRITON_CACHE_DIR": str(TRITON_CACHE), "TORCHINDUCTOR_CACHE_DIR": str(OUT / "inductor")}
+    variables |= folders | part.variables
+    logs.mkdir(parents=True, exist_ok=True)
+    log = logs / f"{slug(part.name)}.log"
     begin = time.monotonic()
-    process = subprocess.Popen(
-        part.command, cwd=ROOT, env=variables, stdout=subprocess.PIPE, text=True, start_new_session=True
-    )
-    try:
-        output, _ = process.communicate(timeout=limit)
-        verdict = "ok" if process.returncode == 0 else "failed"
-        note = "" if process.returncode == 0 else f"exit status {process.returncode}"
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        output, _ = process.communicate()
-        verdict, note = "too long", f"stopped after {limit:.0f} s"
+    with log.open("wb") as output, copied(log):
+        process = subprocess.Popen(
+            part.command, cwd=ROOT, env=variables, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        try:
+            status = process.wait(timeout=limit)
+            verdict, note = ("ok", "") if status == 0 else ("failed", f"exit status {status}")
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            verdict, note = "too long", f"stopped after {limit:.0f} s"
     seconds = time.monotonic() - begin
-    if part.result and results is not None and verdict == "ok":
-        verdict, note = keep(output, results / part.result)
-    elif results is not None or verdict != "ok":
-        print(output[-6000:], flush=True)
+    if verdict != "ok":
+        print(log.read_text(errors="replace")[-4000:], flush=True)
     return Outcome(part=part, verdict=verdict, seconds=seconds, note=note)
 
 
-def keep(output: str, path: Path) -> tuple[str, str]:
-    """Write the last line of a benchmark, if it is JSON, to its file."""
-    last = output.splitlines()[-1] if output.strip() else ""
+@contextlib.contextmanager
+def copied(path: Path) -> Iterator[None]:
+    """Copy a file that grows to the folder that ENMA_FAST_RESULTS names, every second and at the end."""
+    kept = os.environ.get(RESULTS)
+    if not kept:
+        yield
+        return
+    folder = Path(kept) / "logs"
+    folder.mkdir(parents=True, exist_ok=True)
+    done = threading.Event()
+
+    def follow() -> None:
+        while not done.wait(1.0):
+            shutil.copyfile(path, folder / path.name)
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
     try:
-        json.loads(last)
-    except json.JSONDecodeError:
-        return "failed", "its last line is not JSON"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(last + "\n")
-    return "ok", str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+        yield
+    finally:
+        done.set()
+        thread.join()
+        shutil.copyfile(path, folder / path.name)
+
+
+def pack() -> None:
+    """Keep the extension and what Triton compiled, for a later call on a machine that is bare again."""
+    kept = os.environ.get(RESULTS)
+    if not kept:
+        return
+    with tarfile.open(Path(kept) / "cache.tar.part", "w") as archive:
+        for path in [*sorted((ROOT / "enma_fast").glob("_C*.so")), OUT / "built.txt", TRITON_CACHE]:
+            if path.exists():
+                archive.add(path, path.relative_to(ROOT))
+    (Path(kept) / "cache.tar.part").replace(Path(kept) / "cache.tar")
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
-    """What ran, how long, and what became of it."""
+    """The summary: each part, its time and its outcome."""
     rows = [f"{o.part.name:<44} {o.verdict:<9} {o.seconds:6.1f} s  {o.note}".rstrip() for o in outcomes]
     return "\n".join([*rows, f"{'together':<54} {sum(o.seconds for o in outcomes):6.1f} s"])
 
@@ -183,31 +230,60 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
-def measure() -> list[Outcome]:
-    """All parts within `TOTAL` seconds; without a build there is nothing to run."""
+def measure(only: Sequence[str] = ()) -> list[Outcome]:
+    """All parts within `TOTAL` seconds, or some of them; without a build there is nothing to run."""
     gpu = ask_gpu("name")
     if not gpu:
         raise SystemExit("make gpu: nvidia-smi shows no GPU; make gpu DRY=1 compiles the kernels without one")
+    chosen = choose(parts(gpu, ask_gpu("compute_cap")), only, built=PYTHON.exists())
     end = time.monotonic() + TOTAL
     outcomes: list[Outcome] = []
-    for part in parts():
+    for part in chosen:
         print(f"=== {part.name}", flush=True)
-        outcomes.append(run(part, limit=end - time.monotonic(), results=RESULTS / slug(gpu)))
-        if part.name == "build" and outcomes[-1].verdict != "ok":
-            break
+        outcomes.append(run(part, limit=end - time.monotonic(), logs=OUT))
+        print(table(outcomes[-1:]), flush=True)
+        if part.name == "build":
+            if outcomes[-1].verdict != "ok":
+                break
+            pack()
+    for report in sorted((OUT / "tests").glob("*")):
+        with copied(report):
+            pass
+    pack()
     return outcomes
+
+
+def choose(found: Sequence[Part], only: Sequence[str], *, built: bool) -> list[Part]:
+    """The parts that are asked for, all by default, in their order; and the build where there is none.
+
+    Raises
+    ------
+    SystemExit
+        If a name is no part.
+    """
+    unknown = set(only) - {part.name for part in found}
+    if unknown:
+        names = ", ".join(part.name for part in found)
+        raise SystemExit(f"make gpu: no part is called {', '.join(sorted(unknown))}; the parts are {names}")
+    # Sanitizers run what the part before them compiles.
+    needed = set(only) | ({"check"} if set(only) & {"memcheck", "racecheck"} else set())
+    return [part for part in found if not only or part.name in needed or (part.name == "build" and not built)]
 
 
 def main() -> int:
     """Command line; exit status 1 when a part failed or took too long."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.partition("\n")[0])
     parser.add_argument("--dry", action="store_true", help="show what would run, and compile every GPU kernel")
-    if parser.parse_args().dry:
-        print(listing(parts()), flush=True)
-        SCRATCH.mkdir(parents=True, exist_ok=True)
+    parser.add_argument("--only", default="", metavar="PARTS", help="these parts alone, comma-separated")
+    options = parser.parse_args()
+    only = [name for name in options.only.split(",") if name]
+    SCRATCH.mkdir(parents=True, exist_ok=True)
+    OUT.mkdir(parents=True, exist_ok=True)
+    if options.dry:
+        print(listing(choose(parts(), only, built=False)), flush=True)
         outcomes = [run(part, limit=part.limit) for part in compilations()]
     else:
-        outcomes = measure()
+        outcomes = measure(only)
     print(table(outcomes))
     return int(any(outcome.verdict in ("failed", "too long") for outcome in outcomes))
 

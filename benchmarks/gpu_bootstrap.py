@@ -1,16 +1,19 @@
 """An environment on a bare GPU machine, without a network: `python -m benchmarks.gpu_bootstrap`.
 
 It sees the packages of the interpreter that runs this (PyTorch, Triton), has the wheels of out/gpu-wheels that
-`make gpu-wheels` fetched, and this package, built in place for the GPU that is there.
+`make gpu-wheels` fetched, and this package, built in place for the GPU that is there. An extension that an earlier call
+built from the same sources, here or packed in the folder that ENMA_FAST_RESULTS names, is taken as it is.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import venv
 from pathlib import Path
 
@@ -18,6 +21,12 @@ ROOT = Path(__file__).resolve().parents[1]
 WHEELS = ROOT / "out" / "gpu-wheels"
 ENVIRONMENT = ROOT / "out" / "gpu-venv"
 PYTHON = ENVIRONMENT / "bin" / "python"
+OUT = ROOT / "out" / "gpu"
+TRITON_CACHE = OUT / "triton"
+# What benchmarks and tests import, beside PyTorch.
+NEEDED = ("triton", "numpy", "pydantic", "safetensors", "pytest")
+# What the extension was built from.
+BUILT = OUT / "built.txt"
 
 
 def ask_gpu(field: str) -> str:
@@ -30,8 +39,43 @@ def ask_gpu(field: str) -> str:
 
 
 def architecture(capability: str) -> str:
-    """What to compile for: from Hopper on, the code that runs on this generation alone."""
+    """The architecture to compile for: from Hopper on, code that runs on this generation alone."""
     return f"{capability}a" if int(capability.partition(".")[0]) >= 9 else capability
+
+
+def cuda_home(nvcc: str | None, installed: Path = Path("/usr/local/cuda")) -> str | None:
+    """The CUDA toolkit to compile with; beside an nvcc that only calls the one of a toolkit there is none."""
+    beside = Path(nvcc).parents[1] if nvcc else None
+    found = [folder for folder in (beside, installed) if folder and (folder / "include" / "cuda_runtime.h").is_file()]
+    return str(found[0]) if found else None
+
+
+def sources(architectures: str) -> str:
+    """A hash of all that decides the extension: its sources, PyTorch, Python, and the GPUs it is for."""
+    torch = subprocess.run(
+        [sys.executable, "-c", "import torch; print(torch.__version__, torch.version.cuda)"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found = hashlib.sha256("|".join([torch.stdout, sys.version, architectures]).encode())
+    for path in [ROOT / "setup.py", *sorted((ROOT / "csrc").rglob("*"))]:
+        if path.is_file():
+            found.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())
+    return found.hexdigest()
+
+
+def unpack(archive: Path) -> None:
+    """Take what an earlier call built, unless there is something here."""
+    if archive.is_file() and not BUILT.exists():
+        with tarfile.open(archive) as packed:
+            packed.extractall(ROOT, filter="data")
+
+
+def missing() -> list[str]:
+    """Packages of `NEEDED` that the environment lacks."""
+    code = f"import importlib.util as u; print(*[n for n in {NEEDED!r} if u.find_spec(n) is None])"
+    return subprocess.run([str(PYTHON), "-c", code], capture_output=True, text=True, check=True).stdout.split()
 
 
 def main() -> None:
@@ -42,16 +86,32 @@ def main() -> None:
     inner = next((ENVIRONMENT / "lib").glob("python*")) / "site-packages"
     (inner / "base.pth").write_text("".join(f"import site; site.addsitedir({path!r})\n" for path in there))
     variables = dict(os.environ)
+    # Ninja may be a program of either environment.
+    folders = [str(ENVIRONMENT / "bin"), sysconfig.get_path("scripts")]
+    variables["PATH"] = os.pathsep.join([*folders, variables.get("PATH", os.defpath)])
+    if home := cuda_home(shutil.which("nvcc")):
+        variables.setdefault("CUDA_HOME", home)
     if capability := ask_gpu("compute_cap"):
         variables.setdefault("TORCH_CUDA_ARCH_LIST", architecture(capability))
     pip = [str(PYTHON), "-m", "pip", "install", "--quiet", "--no-index", "--no-deps"]
     wheels = sorted(map(str, WHEELS.glob("*.whl")))
     if wheels:
         subprocess.run([*pip, "--no-compile", "--ignore-installed", *wheels], check=True)
+    OUT.mkdir(parents=True, exist_ok=True)
+    if kept := os.environ.get("ENMA_FAST_RESULTS"):
+        unpack(Path(kept) / "cache.tar")
+    wanted = sources(variables.get("TORCH_CUDA_ARCH_LIST", ""))
+    there = BUILT.is_file() and BUILT.read_text() == wanted and any((ROOT / "enma_fast").glob("_C*.so"))
+    print("the extension is the one of an earlier call" if there else "building the extension", flush=True)
+    if there:
+        variables["ENMA_FAST_NO_EXT"] = "1"
     subprocess.run([*pip, "--no-build-isolation", "--editable", str(ROOT)], check=True, env=variables)
     # The extension finds PyTorch's libraries once PyTorch has loaded them.
-    check = "import pydantic, torch, enma_fast._C as built; print('CUDA kernels:', hasattr(built, 'flow_head_cuda'))"
+    check = "import torch, enma_fast._C as built; assert hasattr(built, 'flow_head_cuda'), 'built without CUDA kernels'"
     subprocess.run([str(PYTHON), "-c", check], check=True)
+    BUILT.write_text(wanted)
+    for name in missing():
+        print(f"warning: there is no {name}; what needs it will fail (make gpu-wheels)", flush=True)
 
 
 if __name__ == "__main__":

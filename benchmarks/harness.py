@@ -1,7 +1,9 @@
-"""What every benchmark here shares: interleaved timing, ceilings of the machine, and where a number was measured."""
+"""Parts that all benchmarks share: interleaved timing, ceilings of the machine, and where a number was measured."""
 
 from __future__ import annotations
 
+import json
+import os
 import statistics
 import subprocess
 import time
@@ -11,7 +13,14 @@ from typing import Any
 
 import torch
 
+from enma_fast.sampling.cuda_graphs import Recorder
 from enma_fast.utils import system
+from enma_fast.utils.files import write_atomic
+
+# Names the folder to which results and logs are copied as soon as they are there.
+RESULTS = "ENMA_FAST_RESULTS"
+# Calls of an operator in one graph.
+REPEATS = 20
 
 
 def interleave(
@@ -19,18 +28,9 @@ def interleave(
 ) -> dict[str, list[float]]:
     """Seconds of each contender in each round: A B C A B C ..., after one round that is not counted.
 
-    With `synchronise` the clock stops when the GPU has finished, not when the launches return.
+    With `synchronise` the clock is the GPU's: from the first of its work to the last, not to when the launches return.
     """
-
-    def seconds_of(run: Callable[[], Any]) -> float:
-        if synchronise:
-            torch.cuda.synchronize()
-        begin = time.perf_counter()
-        run()
-        if synchronise:
-            torch.cuda.synchronize()
-        return time.perf_counter() - begin
-
+    seconds_of = gpu_seconds if synchronise else _seconds
     for run in contenders.values():
         seconds_of(run)
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
@@ -38,6 +38,50 @@ def interleave(
         for name, run in contenders.items():
             seconds[name].append(seconds_of(run))
     return seconds
+
+
+def _seconds(run: Callable[[], Any]) -> float:
+    begin = time.perf_counter()
+    run()
+    return time.perf_counter() - begin
+
+
+def gpu_seconds(run: Callable[[], Any]) -> float:
+    """Seconds between two events on the current stream, one before the work of `run` and one after it."""
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    begin.record()
+    run()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1e3
+
+
+def graphed(run: Callable[[], Any], recorder: Recorder, *, repeats: int = REPEATS) -> Callable[[], None] | None:
+    """`repeats` calls one after the other as one CUDA graph, without the time of their launches; None where they fail.
+
+    Timed by itself, an operator of a few microseconds is the time that Python takes to call it.
+    """
+
+    def calls() -> None:
+        for _ in range(repeats):
+            run()
+
+    try:
+        recorder.warm_up(run)
+        return recorder.record(calls)
+    except RuntimeError:
+        return None
+
+
+def save(rows: list[dict[str, Any]], path: Path) -> None:
+    """Write what is known so far, and copy it to the folder that ENMA_FAST_RESULTS names."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, (json.dumps(rows) + "\n").encode())
+    if kept := os.environ.get(RESULTS):
+        folder = Path(kept) / path.parent.name
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(folder / path.name, path.read_bytes())
 
 
 def ratios(seconds: dict[str, list[float]], ours: str) -> dict[str, dict[str, float]]:
@@ -56,28 +100,26 @@ def ratios(seconds: dict[str, list[float]], ours: str) -> dict[str, dict[str, fl
 
 
 def gemm_rate(
-    dtype: torch.dtype, *, size: int = 1024, seconds: float = 0.5, device: torch.device | None = None
+    dtype: torch.dtype, *, size: int | None = None, seconds: float = 0.5, device: torch.device | None = None
 ) -> float:
-    """Best FLOP/s of square matrix products of this dtype, with the current number of threads."""
+    """Best FLOP/s of square matrix products of this dtype: of 1024, on a GPU 8192, by the current number of threads."""
+    on_gpu = device is not None and device.type == "cuda"
+    size = size or (8192 if on_gpu else 1024)
     a = torch.randn(size, size, device=device).to(dtype)
-    on_gpu = a.is_cuda
     best, begin = float("inf"), time.perf_counter()
     while time.perf_counter() - begin < seconds or best == float("inf"):
-        start = time.perf_counter()
-        a @ a
-        if on_gpu:
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - start)
+        best = min(best, (gpu_seconds if on_gpu else _seconds)(lambda: a @ a))
     return 2 * size**3 / best
 
 
 def machine() -> dict[str, Any]:
     """Where a number was measured: `enma_fast.utils.system.machine`, the versions that matter, and the commit."""
-    commit = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:
+        # A bare machine has no git.
+        commit = ""
     used = system.versions()
-    return {**system.machine(), "torch": used["torch"], "python": used["python"], "commit": commit.stdout.strip()}
+    found = {**system.machine(), "torch": used["torch"], "python": used["python"]}
+    return {**found, "commit": commit or "unknown"}

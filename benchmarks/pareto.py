@@ -66,7 +66,7 @@ def grid(own: SamplingConfig, *, one_pass: bool = False) -> dict[str, SamplingCo
 
 
 def label(own: SamplingConfig, settings: SamplingConfig) -> str:
-    """What differs from the model's own settings, in a few words."""
+    """The settings that differ from the model's own, in a few words."""
     words = []
     if settings.mask_steps != own.mask_steps:
         words.append(f"mask {settings.mask_steps}")

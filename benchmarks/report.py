@@ -46,7 +46,7 @@ no other setting is as good in both time and this error, and better in one. The 
 ensemble without spread; spread/skill is 1 for a calibrated one.
 """
 
-# What stands in every table or in no cell; the other plain entries of a row say what was measured.
+# Entries that stand in every table or in no cell; the other plain entries of a row name the case.
 _SHOWN = {"case", "ours_s", "against", "gemm_rate", "gemm_rates", "gemm_rate_bf16", "fraction_of_gemm_rate"}
 _SHOWN |= {"error", "allowed_error", "wrong", "left_out", "per", "threads", "commit", "torch", "python"}
 _MACHINE = {"cpu", "cores", "simd", "torch_simd", "gpu", "system"}
@@ -254,7 +254,9 @@ def main() -> int:
         return 0
     if options.page.is_file() and options.page.read_text() == text:
         return 0
-    print(f"{options.page}: is not what the results give; mend with: python -m benchmarks.report > docs/performance.md")
+    print(
+        f"{options.page}: differs from the results; write it again: python -m benchmarks.report > docs/performance.md"
+    )
     return 1
 
 

@@ -36,7 +36,7 @@ def model() -> Model:
 
 @pytest.fixture(scope="module")
 def one_pass() -> Model:
-    """Of random weights, which take as long as any."""
+    """A one-pass model of random weights, which take as long as any."""
     return random_model(PRESETS["combined-fast"].model).to(DEVICE)
 
 

@@ -19,6 +19,7 @@ FLOPs are those that the answer needs: what is computed once per frame or per tr
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import time
 from collections.abc import Callable
@@ -43,15 +44,18 @@ from enma_fast.sampling.reference import in_one_pass
 from enma_fast.utils.dataclass_json import replace
 
 STATUS = Path("/proc/self/status")
+CLEAR = Path("/proc/self/clear_refs")
 OBSERVED = 2
 COMPARED = 2
 
 
 def memory_now() -> int:
-    """Resident bytes of this process, its peak being forgotten (Linux; 0 elsewhere)."""
+    """Resident bytes of this process, its peak being forgotten where the system can (Linux; 0 elsewhere)."""
     if not STATUS.exists():
         return 0
-    Path("/proc/self/clear_refs").write_text("5")
+    # Some sandboxes have no such file: the peak is then that of the whole process.
+    with contextlib.suppress(OSError):
+        CLEAR.write_text("5")
     return _status("VmRSS")
 
 
@@ -226,6 +230,9 @@ def trajectory_case(
     notes: dict[str, Any] = {"preset": preset, "members": members, "latent_frames": num_latents, "per": "member"}
     notes |= {"decoder": config.dynamics.decoder, "prepare_s": prepared}
     notes |= {"planned_bytes": engine.planned_bytes(), "peak_bytes": memory}
+    # Frames that could not be captured are no graph's, whatever was asked for.
+    backend = "static" if engine.captured is False else engine.backend
+    notes |= {"backend": backend, "captured": engine.captured}
     return Case(
         name="trajectory",
         rows=members,
@@ -236,6 +243,12 @@ def trajectory_case(
         allowance=allowance,
         others=others,
         flops=needed_flops(config, members=members, num_latents=num_latents, observed=OBSERVED),
-        notes=notes | {"backend": engine.backend, "flow_steps": settings.flow_steps, "mask_steps": settings.mask_steps},
+        notes=notes
+        | {
+            "backend": backend,
+            "captured": engine.captured,
+            "flow_steps": settings.flow_steps,
+            "mask_steps": settings.mask_steps,
+        },
         units=members,
     )

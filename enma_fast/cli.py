@@ -142,7 +142,7 @@ def _log_to_stderr() -> Iterator[None]:
     log, handler = logging.getLogger("enma_fast"), _StderrHandler()
     level = log.level
     log.addHandler(handler)
-    # Of several ranks only the first tells what all of them do.
+    # The first of several ranks reports what all of them do.
     log.setLevel(logging.INFO if detect().is_reporter else logging.WARNING)
     try:
         yield

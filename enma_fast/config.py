@@ -7,9 +7,10 @@ small presets is a switch in the config, and therefore in every checkpoint.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import Literal
+from typing import Any, Literal
 
 from .errors import EnmaError
 from .utils.bounds import check_numbers
@@ -41,6 +42,8 @@ class TokenizerConfig:
 
     ``layers`` is the encoder's list of ``residual``, ``space`` (halves every space dimension) and ``time`` (halves
     the frames); the decoder mirrors it. ``max_width`` limits the channels, which double at each ``space``.
+    The first convolution steps over ``stride_ends`` grid points and the last one gives as many, so that nothing is
+    computed at full resolution.
     ``field_mean`` and ``field_scale`` standardise each channel of the fields, ``(u - mean) / scale``; None leaves them.
     """
 
@@ -51,20 +54,11 @@ class TokenizerConfig:
     latent_channels: int = 4
     width: int = 16
     max_width: int = 128
-    layers: tuple[str, ...] = (
-        "residual",
-        "space",
-        "residual",
-        "space",
-        "residual",
-        "space",
-        "residual",
-        "time",
-        "residual",
-    )
+    layers: tuple[str, ...] = (*("residual", "space") * 3, "residual", "time", "residual")
     kernel: int = 3
     kernel_time: int = 3
     kernel_ends: int = 7
+    stride_ends: int = 1
     variational: bool = True
     kl_weight: float = 1e-4
     interpolation: InterpolationConfig | None = None
@@ -79,7 +73,7 @@ class TokenizerConfig:
     @property
     def space_factor(self) -> int:
         """Grid points per token along each dimension."""
-        return 2 ** self.layers.count("space")
+        return self.stride_ends * 2 ** self.layers.count("space")
 
     @property
     def time_factor(self) -> int:
@@ -154,7 +148,7 @@ class SamplingConfig:
     """Settings of the sampler. Each of the ``flow_steps`` costs two velocity evaluations with ``midpoint``, else one.
 
     With ``last_flow_steps`` the number of flow steps changes linearly, from ``flow_steps`` at the first mask step of a
-    frame to ``last_flow_steps`` at the last (:func:`enma_fast.models.schedule.flow_steps_at`). ``temperature`` scales
+    frame to ``last_flow_steps`` at the last (:func:`enma_fast.models.schedule.flow_schedule`). ``temperature`` scales
     the noise, except that of frame 0 of a one-pass model. With ``shifts`` members see a periodic field from that many
     places (:mod:`enma_fast.sampling.shifts`).
     """
@@ -279,6 +273,7 @@ _COUNTS = (
     "tokenizer.kernel",
     "tokenizer.kernel_time",
     "tokenizer.kernel_ends",
+    "tokenizer.stride_ends",
     "dynamics.temporal_layers",
     "dynamics.spatial_layers",
     "dynamics.flow.width",
@@ -342,49 +337,34 @@ def _check_model(config: ModelConfig) -> None:
     check_numbers(config.name, config)
 
 
+def _require(config: Any, names: tuple[str, ...], fits: Callable[[Any], bool], needed: str, place: str = "") -> None:
+    """Raise `EnmaError` for a value that does not fit; one that is no number fits no bound."""
+    for name in names:
+        value = getattr(config, name)
+        if not fits(value):
+            raise EnmaError(f"{place}{name} is {list(value) if isinstance(value, tuple) else value}; {needed}")
+
+
 def _check_training(config: TrainingConfig) -> None:
-    for name in ("steps", "batch"):
-        if getattr(config, name) < 1:
-            raise EnmaError(f"{name} is {getattr(config, name)}; at least 1 is needed")
-    for name in ("learning_rate", "clip_norm"):
-        if not getattr(config, name) > 0:
-            raise EnmaError(f"{name} is {getattr(config, name)}; a number above 0 is needed")
-    for name in ("final_learning_rate", "warmup_steps", "weight_decay", "boost"):
-        if not getattr(config, name) >= 0:
-            raise EnmaError(f"{name} is {getattr(config, name)}; 0 or more is needed")
-    for name in ("ema_decay", "history_noise_share", "context_share"):
-        if not 0 <= getattr(config, name) <= 1:
-            raise EnmaError(f"{name} is {getattr(config, name)}; a number from 0 to 1 is needed")
-    # History noise and amplitude are drawn log-uniformly, hence they must be above 0.
-    for name, bounds, most in (
-        ("point_fraction", "from 0 to 1", 1.0),
-        ("mask_ratio", "from 0 to 1", 1.0),
-        ("history_noise", "above 0", math.inf),
-        ("amplitude", "above 0", math.inf),
-    ):
-        low, high = getattr(config, name)
-        if not (0 <= low <= high <= most and (low > 0 or most == 1)):
-            raise EnmaError(f"{name} is {[low, high]}; two numbers {bounds}, the smaller first, are needed")
-    if config.rollout is not None:
-        _check_rollout(config.rollout)
-
-
-def _check_rollout(rollout: RolloutConfig) -> None:
-    if rollout.members < 2:
-        raise EnmaError(f"rollout.members is {rollout.members}; a score of ensembles needs at least 2")
-    if rollout.frames is not None and rollout.frames < 1:
-        raise EnmaError(f"rollout.frames is {rollout.frames}; at least 1 is needed, or null for all")
-    low, high = rollout.history
-    if not 1 <= low <= high:
-        raise EnmaError(f"rollout.history is {[low, high]}; two numbers from 1 on, the smaller first, are needed")
-    for name in ("weight_floor", "weight_rms", "weight_most"):
-        if not getattr(rollout, name) > 0:
-            raise EnmaError(f"rollout.{name} is {getattr(rollout, name)}; a number above 0 is needed")
-    for name in ("curriculum_steps", "energy", "first_frame"):
-        if not getattr(rollout, name) >= 0:
-            raise EnmaError(f"rollout.{name} is {getattr(rollout, name)}; 0 or more is needed")
-    for name in ("fairness", "late_share"):
-        if not 0 <= getattr(rollout, name) <= 1:
-            raise EnmaError(f"rollout.{name} is {getattr(rollout, name)}; a number from 0 to 1 is needed")
-    if not rollout.strides or min(rollout.strides) < 1:
-        raise EnmaError(f"rollout.strides is {list(rollout.strides)}; whole numbers from 1 on are needed")
+    _require(config, ("steps", "batch"), lambda n: n >= 1, "at least 1 is needed")
+    _require(config, ("learning_rate", "clip_norm"), lambda x: x > 0, "a number above 0 is needed")
+    amounts = ("final_learning_rate", "warmup_steps", "weight_decay", "boost")
+    _require(config, amounts, lambda x: x >= 0, "0 or more is needed")
+    shares = ("ema_decay", "history_noise_share", "context_share")
+    _require(config, shares, lambda x: 0 <= x <= 1, "a number from 0 to 1 is needed")
+    needed = "two numbers {}, the smaller first, are needed"
+    _require(config, ("point_fraction", "mask_ratio"), lambda x: 0 <= x[0] <= x[1] <= 1, needed.format("from 0 to 1"))
+    # These are drawn log-uniformly.
+    _require(config, ("history_noise", "amplitude"), lambda x: 0 < x[0] <= x[1], needed.format("above 0"))
+    rollout, place = config.rollout, "rollout."
+    if rollout is None:
+        return
+    _require(rollout, ("members",), lambda n: n >= 2, "a score of ensembles needs at least 2", place)
+    _require(rollout, ("frames",), lambda n: n is None or n >= 1, "at least 1 is needed, or null for all", place)
+    _require(rollout, ("history",), lambda n: 1 <= n[0] <= n[1], needed.format("from 1 on"), place)
+    weights = ("weight_floor", "weight_rms", "weight_most")
+    _require(rollout, weights, lambda x: x > 0, "a number above 0 is needed", place)
+    _require(rollout, ("curriculum_steps", "energy", "first_frame"), lambda x: x >= 0, "0 or more is needed", place)
+    _require(rollout, ("fairness", "late_share"), lambda x: 0 <= x <= 1, "a number from 0 to 1 is needed", place)
+    strides = "whole numbers from 1 on are needed"
+    _require(rollout, ("strides",), lambda n: len(n) > 0 and min(n) >= 1, strides, place)

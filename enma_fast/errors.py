@@ -1,4 +1,4 @@
-"""The one error type a user meets: a single line that names the file or field, and the mend."""
+"""The one error type a user meets: a single line that names the file or field, and the fix."""
 
 
 class EnmaError(ValueError):
@@ -6,5 +6,5 @@ class EnmaError(ValueError):
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of another library says, as part of one line."""
+    """The first line of the message of an error of another library, or else its type."""
     return str(error).splitlines()[0] if str(error) else type(error).__name__

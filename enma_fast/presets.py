@@ -69,6 +69,21 @@ _SMALL_DYNAMICS = DynamicsConfig(
     scale_shift_rank=0,
     flow=FlowConfig(width=128, layers=2, time_features=64, target="residual", draws=2),
 )
+# Of planes: nothing is computed at full resolution, and 16 tokens a frame keep attention cheap (docs/experiments.md).
+_FAST_2D = TokenizerConfig(
+    grid=(64, 64),
+    lengths=(math.pi, math.pi),
+    periodic=(True, True),
+    latent_channels=8,
+    width=32,
+    max_width=64,
+    kernel_ends=3,
+    stride_ends=2,
+    layers=("space", "residual", "time", "residual"),
+)
+_FAST_2D_TOKENIZER_TRAINING = dataclasses.replace(
+    _SMALL_TOKENIZER_TRAINING, steps=1500, batch=16, learning_rate=2e-3, final_learning_rate=1e-5, warmup_steps=100
+)
 # Training on whole forecasts makes the sampler good at its own settings, so these can be few.
 _SAMPLING_SMALL = SamplingConfig(mask_steps=1, flow_steps=2)
 # Its mask and flow steps serve frame 0 of a generated trajectory only.
@@ -145,6 +160,28 @@ def _small(name: str, dataset: str, tokenizer: TokenizerConfig, **model: Any) ->
     )
 
 
+def _fast_2d(name: str, tokenizer: TokenizerConfig, *, patch: tuple[int, int], **model: Any) -> Preset:
+    ring = all(tokenizer.periodic)
+    positions = _SMALL_DYNAMICS.positions if ring else "sincos"
+    dynamics = dataclasses.replace(_FAST["dynamics"], width=256, heads=8, patch=patch, positions=positions)
+    preset = _small(
+        name,
+        name.removesuffix("-fast").replace("-", "_"),
+        tokenizer,
+        dynamics=dynamics,
+        sampling=_FAST["sampling"],
+        **model,
+    )
+    return dataclasses.replace(
+        preset,
+        tokenizer_training=dataclasses.replace(_FAST_2D_TOKENIZER_TRAINING, shift=ring),
+        dynamics_training=dataclasses.replace(_SMALL_TRAINING, batch=32, shift=ring),
+        forecast_training=dataclasses.replace(
+            _SMALL_FORECASTS, batch=16, learning_rate=2e-4, final_learning_rate=2e-6, shift=ring
+        ),
+    )
+
+
 PRESETS: dict[str, Preset] = {
     preset.model.name: preset
     for preset in (
@@ -168,6 +205,27 @@ PRESETS: dict[str, Preset] = {
             frame_interval=2 / 29,
             dynamics=dataclasses.replace(_SMALL_DYNAMICS, patch=(4, 4)),
         ),
+        _fast_2d(
+            "gray-scott-fast",
+            dataclasses.replace(
+                _FAST_2D,
+                grid=(32, 32),
+                lengths=(64.0, 64.0),
+                field_channels=2,
+                field_mean=(0.836, 0.063),
+                field_scale=(0.226, 0.112),
+            ),
+            patch=(2, 2),
+            frame_interval=50.0,
+        ),
+        _fast_2d(
+            "wave-fast",
+            dataclasses.replace(_FAST_2D, lengths=(63 / 64, 63 / 64), periodic=(False, False)),
+            patch=(4, 4),
+            num_frames=30,
+            frame_interval=0.005 / 29,
+        ),
+        _fast_2d("vorticity-fast", _FAST_2D, patch=(4, 4), num_frames=30, frame_interval=2 / 29),
         _paper("combined", tokenizer=_PAPER_1D),
         _paper("combined-fast", dataset="combined", tokenizer=_PAPER_1D, dynamics=DynamicsConfig(decoder="one-pass")),
         _paper("advection", tokenizer=dataclasses.replace(_PAPER_1D, lengths=(1.0,))),
@@ -278,6 +336,16 @@ def derived_preset(
         field_mean=tuple(mean),
         field_scale=tuple(scale),
     )
+    if plane and not paper:
+        # As the presets of planes: the first halving is the first convolution's.
+        tokenizer = dataclasses.replace(
+            tokenizer,
+            width=_FAST_2D.width,
+            max_width=2 * tokenizer.max_width,
+            kernel_ends=_FAST_2D.kernel_ends,
+            stride_ends=2,
+            layers=tokenizer.layers[1:],
+        )
     dynamics = {"small": _SMALL_DYNAMICS, "base": _BASE_DYNAMICS, "paper": DynamicsConfig()}[size]
     # Relative places make the dynamics the same everywhere, which only a homogeneous ring is.
     positions = dynamics.positions if shift and all(periodic) else "sincos"
@@ -297,8 +365,7 @@ def derived_preset(
             sampling=_FAST["sampling"],
         ),
         tokenizer_training=dataclasses.replace(tokenizer_training, batch=16, shift=shift),
-        # Latents of every shift by less than a token are many on a plane.
-        dynamics_training=dataclasses.replace(training, batch=32, shift=shift and not plane, **share),
+        dynamics_training=dataclasses.replace(training, batch=32, shift=shift, **share),
         forecast_training=dataclasses.replace(_SMALL_FORECASTS, batch=16, shift=shift, rollout=rollout, **share),
         first_frame_training=dataclasses.replace(_SMALL_FIRST_FRAME, shift=shift, rollout=rollout),
     )

@@ -17,7 +17,7 @@ INTERPRET = tl.constexpr(triton.knobs.runtime.interpret)
 LOG2_E = tl.constexpr(math.log2(math.e))
 LN_2 = tl.constexpr(math.log(2.0))
 
-# Said so that the assembler does not spill a few words to fit one more block on a multiprocessor.
+# The limit keeps the assembler from spilling a few words to fit one more block on a multiprocessor.
 MOST_REGISTERS = 255
 # BLOCK_Q, BLOCK_P, warps, stages, by bytes of an element and the wider of BLOCK_K and BLOCK_V.
 CONFIGS = {

@@ -79,7 +79,7 @@ class Page:
         self.call("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
 
     def picture(self) -> bytes:
-        """What the window shows, as PNG."""
+        """A picture of the window, as PNG."""
         return base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"])
 
     def _next(self) -> Any:

@@ -1,4 +1,4 @@
-"""What lies in a folder, for comparison."""
+"""The contents of a folder, for comparison."""
 
 from pathlib import Path
 

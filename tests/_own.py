@@ -8,6 +8,7 @@ import numpy as np
 from enma_fast.config import FlowConfig
 from enma_fast.data import write
 from enma_fast.training.own_plan import STAGES, Plan
+from enma_fast.training.recipes import recipe
 
 SPEED, INTERVAL = 0.8, 0.05
 
@@ -55,7 +56,7 @@ def tiny(plan: Plan, out: Path, steps: dict[str, int]) -> Plan:
     recipes = {}
     for stage in STAGES:
         name = "forecast_training" if stage == "forecasts" else f"{stage}_training"
-        recipes[name] = replace(plan.training(stage), steps=steps[stage], warmup_steps=steps[stage] // 10)
+        recipes[name] = replace(recipe(plan.preset, stage), steps=steps[stage], warmup_steps=steps[stage] // 10)
     made = replace(plan, preset=replace(plan.preset, model=replace(plan.preset.model, dynamics=dynamics), **recipes))
     made.save(out)
     return made

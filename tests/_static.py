@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -12,10 +13,14 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from enma_fast.models.model import Dynamics
-from enma_fast.ops import _backend, frame_attention
+from enma_fast.ops import _backend
+from enma_fast.ops.flow_head import flow_head_ref
+from enma_fast.ops.flow_plan import FlowPlan
 from enma_fast.sampling import reference as reference_sampler
+from enma_fast.sampling import static_step
 from enma_fast.sampling.static_step import StaticStep
 
 from ._tiny import CONFIGS, shaken
@@ -108,11 +113,29 @@ def in_float64(given: Problem) -> Problem:
     return dataclasses.replace(given, segments=[segment.double() for segment in given.segments])
 
 
+# Memory from the pool of the graph, and numbers that operators read on a CPU alone to check them.
+FREE = {f"aten.{name}" for name in ("new_empty", "empty", "empty_like", "item", "aminmax")}
+# Kernels of csrc/core/cuda/flow_head.cu: conditions, modulations, and the loop over the evaluations.
+HEAD_LAUNCHES = 3
+_best = _backend.best
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch on the tape."""
+
+    function: Callable[..., None]
+    node: str
+
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        self.function(*args, **kwargs)
+
+
 class Tape(TorchDispatchMode):
-    """What a CUDA graph does, on a CPU: the operations of one call, repeated on the same tensors without its Python.
+    """A CUDA graph on a CPU: the operations of one call, repeated on the same tensors without its Python.
 
     Every number that Python held at the time of the recording is on the tape, so a step that is not fit for a graph
-    gives a wrong frame. Attention runs as its Triton kernels under the interpreter, which read lengths from memory.
+    gives a wrong frame. Operators run as their Triton kernels under the interpreter, each launch one entry.
     """
 
     def __init__(self) -> None:
@@ -133,9 +156,15 @@ class Tape(TorchDispatchMode):
             self.paused = True
             function(*args, **kwargs)
             self.paused = False
-            self.calls.append((function, args, kwargs, None))
+            name = getattr(getattr(args[0], "fn", None), "__name__", "flow_head") if args else "flow_head"
+            self.calls.append((Launch(function, name), args, kwargs, None))
 
         return recorded
+
+    @property
+    def nodes(self) -> Counter[str]:
+        """What a graph would hold, by name: launches of kernels, and operations of PyTorch that are no views."""
+        return Counter(filter(None, map(_node, self.calls)))
 
     def replay(self) -> None:
         for func, args, kwargs, before in self.calls:
@@ -147,14 +176,28 @@ class Tape(TorchDispatchMode):
                     kept.copy_(new)
 
 
+def _node(call: tuple[Any, ...]) -> str | None:
+    """Name of the node that one entry of a tape is; None for one that launches nothing."""
+    func, args, kwargs, out = call
+    if isinstance(func, Launch):
+        return func.node
+    name = str(func.overloadpacket)
+    # The kernels of an operator are entries of their own.
+    if name in FREE or name.startswith("enma_fast."):
+        return None
+    given = {x.untyped_storage().data_ptr() for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
+    results = [x.untyped_storage().data_ptr() for x in tree_leaves(out) if isinstance(x, Tensor)]
+    return None if not func._schema.is_mutable and given.issuperset(results) else name
+
+
 class TapeRecorder:
     """The recorder of `graphs.CapturedStep` on a CPU."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.monkeypatch = monkeypatch
         self.warm_ups = self.replays = 0
-        # Operations of each recording.
-        self.nodes: list[int] = []
+        # Nodes of each recording.
+        self.nodes: list[Counter[str]] = []
         self.closed = False
 
     def warm_up(self, run: Callable[[], object]) -> None:
@@ -166,7 +209,7 @@ class TapeRecorder:
         tape = Tape()
         with self._graph_operators(tape), tape:
             run()
-        self.nodes.append(len(tape.calls))
+        self.nodes.append(tape.nodes)
 
         def replay() -> None:
             self.replays += 1
@@ -180,17 +223,26 @@ class TapeRecorder:
 
     @contextlib.contextmanager
     def _graph_operators(self, tape: Tape | None = None) -> Iterator[None]:
-        """Operators made of recordable operations."""
-        kernels = _backend.kernel("frame_attention")
+        """Operators as a GPU runs them: their Triton kernels, and the flow head as the launches of its CUDA kernels."""
 
-        class Recorded:
-            launch_prefix = staticmethod(tape.launch(kernels.launch_prefix) if tape else kernels.launch_prefix)
-            launch_suffix = staticmethod(tape.launch(kernels.launch_suffix) if tape else kernels.launch_suffix)
+        def best(candidates: dict[str, str | None]) -> str | None:
+            return "triton" if candidates.get("triton", "") is None else _best(candidates)
 
-        def best(candidates: dict[str, str | None]) -> str:
-            return "triton" if "sdpa" in candidates else "reference"
+        def head(c: Tensor, noise: Tensor, *, plan: FlowPlan) -> Tensor:
+            out = torch.empty_like(noise)
+            launches = [lambda: None] * (HEAD_LAUNCHES - 1) + [lambda: out.copy_(flow_head_ref(c, noise, plan=plan))]
+            for launch in launches if tape is None else map(tape.launch, launches):
+                launch()
+            return out
 
         with self.monkeypatch.context() as patch:
             patch.setattr(_backend, "best", best)
-            patch.setattr(frame_attention, "kernel", lambda stem: Recorded)
+            patch.setattr(static_step, "flow_head", head)
+            if tape is not None:
+                from triton.runtime.interpreter import GridExecutor
+
+                run = GridExecutor.__call__
+                patch.setattr(
+                    GridExecutor, "__call__", lambda grid, *given, **options: tape.launch(run)(grid, *given, **options)
+                )
             yield

@@ -37,7 +37,7 @@ LINE = TokenizerConfig(
 )
 PLANE = replace(LINE, grid=(16, 8), lengths=(2.0, 1.0), periodic=(True, False), field_channels=2, latent_channels=3)
 
-# As in the paper: fixed embeddings, 2N tokens, the token itself as the flow's target, scaling and shift.
+# The paper's choices: fixed embeddings, 2N tokens, the token itself as the flow's target, scaling and shift.
 PAPER = DynamicsConfig(
     width=32,
     heads=2,
@@ -47,7 +47,7 @@ PAPER = DynamicsConfig(
     scale_shift_rank=4,
     flow=FlowConfig(width=24, layers=2, time_features=16, draws=2),
 )
-# As in the small presets: rotary places, N tokens, the standardised residual as the target.
+# The choices of the small presets: rotary places, N tokens, the standardised residual as the target.
 RELATIVE = replace(
     PAPER,
     positions="rotary",

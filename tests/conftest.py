@@ -1,4 +1,4 @@
-"""What every test stands on: few threads, a fixed seed, poisoned memory, GPU tests skipped with a reason."""
+"""Settings of every test: few threads, a fixed seed, poisoned memory, GPU tests skipped with a reason."""
 
 import importlib.metadata
 import importlib.util
@@ -64,8 +64,12 @@ def slow_files_first(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: -shares[item.nodeid.partition("::")[0]])
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out long tests unless asked for, skip GPU tests where there is no GPU, refuse a run that asked for them."""
+    """Leave out long tests unless asked for, skip GPU tests where there is no GPU, refuse a run that asked for them.
+
+    Tests of operators that run where the Triton kernels do are GPU tests where there is one.
+    """
     if "long" not in config.getoption("-m"):
         left_out = [item for item in items if item.get_closest_marker("long")]
         config.hook.pytest_deselected(items=left_out)
@@ -73,6 +77,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if SHARED:
         slow_files_first(items)
     if torch.cuda.is_available():
+        for item in items:
+            if "device" in getattr(item, "fixturenames", ()):
+                item.add_marker("gpu")
         return
     expression = config.getoption("-m")
     if "gpu" in expression and "not gpu" not in expression:

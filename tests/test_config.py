@@ -146,7 +146,7 @@ def test_replace_reaches_nested_entries_and_leaves_the_original():
         {
             "num_frames": 9,
             "dynamics.flow.width": 12,
-            # As the command line gives it.
+            # The command line gives a list.
             "dynamics.patch": [4],
             "tokenizer.interpolation.slices": 5,
         },

@@ -34,9 +34,7 @@ ENMA_HOST_DEVICE PhiloxWords philox_4x32(PhiloxWords c, std::uint32_t k0, std::u
 }
 
 // In the open interval (0, 1), exact in float32 as in float64.
-ENMA_HOST_DEVICE double philox_uniform(std::uint32_t word) {
-    return (static_cast<double>(word >> 9) + 0.5) * 0x1p-23;
-}
+ENMA_HOST_DEVICE double philox_uniform(std::uint32_t word) { return (static_cast<double>(word >> 9) + 0.5) * 0x1p-23; }
 
 // Two normals of two words, evaluated in float64 and rounded once.
 ENMA_HOST_DEVICE NormalPair philox_normal_pair(std::uint32_t w0, std::uint32_t w1) {

@@ -34,17 +34,16 @@ std::string flow_head_cuda_problem(int64_t device, const std::array<int64_t, 7>&
 }
 
 void check(const at::Tensor& tensor, const char* name, at::ScalarType dtype, int64_t count, const at::Device& device) {
-    TORCH_CHECK_VALUE(
-        tensor.device() == device, "flow_head: ", name, " is on ", tensor.device(), "; expected ", device);
+    TORCH_CHECK_VALUE(tensor.device() == device, "flow_head: ", name, " is on ", tensor.device(), "; expected ",
+                      device);
     TORCH_CHECK_VALUE(tensor.scalar_type() == dtype, "flow_head: ", name, " is ", tensor.scalar_type());
     TORCH_CHECK_VALUE(tensor.is_contiguous(), "flow_head: ", name, " is not contiguous");
-    TORCH_CHECK_VALUE(
-        tensor.numel() == count, "flow_head: ", name, " has ", tensor.numel(), " elements; expected ", count);
+    TORCH_CHECK_VALUE(tensor.numel() == count, "flow_head: ", name, " has ", tensor.numel(), " elements; expected ",
+                      count);
 }
 
-at::Tensor flow_head_cuda(
-    const at::Tensor& c, const at::Tensor& noise, const std::vector<at::Tensor>& packed,
-    const std::array<int64_t, 7>& numbers, const std::string& group) {
+at::Tensor flow_head_cuda(const at::Tensor& c, const at::Tensor& noise, const std::vector<at::Tensor>& packed,
+                          const std::array<int64_t, 7>& numbers, const std::string& group) {
     const FlowHeadSizes s = sizes_of(numbers);
     TORCH_CHECK_VALUE(noise.is_cuda(), "flow_head: noise is on ", noise.device(), "; expected a CUDA device");
     const at::Device device = noise.device();
@@ -77,9 +76,8 @@ at::Tensor flow_head_cuda(
 
     const auto floats = [&](size_t i) { return packed[i].const_data_ptr<float>(); };
     const auto bytes = [&](size_t i) { return packed[i].const_data_ptr(); };
-    const FlowHeadWeights weights{
-        bytes(0), floats(1), floats(2), bytes(3), floats(4), bytes(5),
-        floats(6), bytes(7), floats(8), bytes(9), floats(10), floats(11)};
+    const FlowHeadWeights weights{bytes(0),  floats(1), floats(2), bytes(3), floats(4),  bytes(5),
+                                  floats(6), bytes(7),  floats(8), bytes(9), floats(10), floats(11)};
 
     const c10::cuda::CUDAGuard guard(device);
     at::Tensor out = at::empty_like(noise);
@@ -92,9 +90,8 @@ at::Tensor flow_head_cuda(
     const bool aligned = reinterpret_cast<uintptr_t>(c.const_data_ptr()) % 16 == 0;
     const at::Tensor conditions = aligned ? c : c.clone();
     void* stream = c10::cuda::getCurrentCUDAStream().stream();
-    problem = launch_flow_head_cuda(
-        s, weights, geometry, conditions.const_data_ptr(), noise.const_data_ptr<float>(), out.mutable_data_ptr<float>(),
-        scratch.mutable_data_ptr(), stream);
+    problem = launch_flow_head_cuda(s, weights, geometry, conditions.const_data_ptr(), noise.const_data_ptr<float>(),
+                                    out.mutable_data_ptr<float>(), scratch.mutable_data_ptr(), stream);
     TORCH_CHECK(problem == nullptr, "flow_head: ", problem);
     return out;
 }

@@ -38,8 +38,8 @@ std::unique_ptr<FlowHead> make_flow_head(const std::vector<Tensor>& tensors, con
                       "; expected float32 or bfloat16");
     TORCH_CHECK_VALUE(like.dim() == 2 && tensors[2].dim() == 2, "flow_head: weights are not matrices");
     const int64_t w = like.size(0), d = like.size(1), c = tensors[2].size(1);
-    TORCH_CHECK_VALUE(w > 0 && d > 0 && c > 0 && std::max({w, d, c}) <= 1 << 20,
-                      "flow_head: widths are ", w, ", ", d, " and ", c, "; expected 1 to 2^20");
+    TORCH_CHECK_VALUE(w > 0 && d > 0 && c > 0 && std::max({w, d, c}) <= 1 << 20, "flow_head: widths are ", w, ", ", d,
+                      " and ", c, "; expected 1 to 2^20");
     TORCH_CHECK_VALUE(moves_per_step > 0 && moves.size() < 1u << 20, "flow_head: the schedule is not valid");
     FlowHeadWeights weights;
     weights.channels = static_cast<int>(c);
@@ -98,7 +98,7 @@ Tensor run_flow_head(const FlowHead& head, const Tensor& c, const Tensor& noise,
                             out.mutable_data_ptr<float>(), c.size(0)};
     pybind11::gil_scoped_release release;
     head.run(call, threads, chosen,
-             division.empty()      ? Division::automatic
+             division.empty()     ? Division::automatic
              : division == "rows" ? Division::rows
                                   : Division::columns);
     return out;

@@ -19,14 +19,11 @@ void expect_float(const Tensor& x, const char* name, int64_t dims) {
     TORCH_CHECK_VALUE(x.dim() == dims, "point_attention: ", name, " has ", x.dim(), " dimensions; expected ", dims);
 }
 
-PointAttentionRows rows(
-    const Tensor& x, const char* name, int64_t batches, int64_t heads, int64_t count, int64_t width
-) {
+PointAttentionRows rows(const Tensor& x, const char* name, int64_t batches, int64_t heads, int64_t count,
+                        int64_t width) {
     expect_float(x, name, 4);
-    TORCH_CHECK_VALUE(
-        x.size(0) == batches && x.size(1) == heads && x.size(2) == count && x.size(3) == width, "point_attention: ",
-        name, " has shape ", x.sizes()
-    );
+    TORCH_CHECK_VALUE(x.size(0) == batches && x.size(1) == heads && x.size(2) == count && x.size(3) == width,
+                      "point_attention: ", name, " has shape ", x.sizes());
     TORCH_CHECK_VALUE(x.size(3) < 2 || x.stride(3) == 1, "point_attention: ", name, " has strides ", x.strides());
     return {x.const_data_ptr<float>(), x.stride(0), x.stride(1), x.stride(2)};
 }
@@ -43,11 +40,9 @@ void expect_whole(const Tensor& x, const char* name, at::IntArrayRef shape) {
     TORCH_CHECK_VALUE(x.sizes() == shape && x.is_contiguous(), "point_attention: ", name, " has shape ", x.sizes());
 }
 
-PointAttention problem_of(
-    const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& query_points, const Tensor& points,
-    const Tensor& slopes, const std::optional<Tensor>& valid, int64_t power, const std::vector<double>& periods,
-    int64_t threads
-) {
+PointAttention problem_of(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& query_points,
+                          const Tensor& points, const Tensor& slopes, const std::optional<Tensor>& valid, int64_t power,
+                          const std::vector<double>& periods, int64_t threads) {
     expect_float(q, "q", 4);
     expect_float(k, "k", 4);
     expect_float(v, "v", 4);
@@ -57,9 +52,8 @@ PointAttention problem_of(
     TORCH_CHECK_VALUE(g.head_dim > 0 && g.value_dim > 0, "point_attention: q or v has no channels");
     TORCH_CHECK_VALUE(g.points <= INT32_MAX, "point_attention: more than 2^31 points");
     TORCH_CHECK_VALUE(power == 1 || power == 2, "point_attention: power is ", power, "; expected 1 or 2");
-    TORCH_CHECK_VALUE(
-        1 <= periods.size() && periods.size() <= 3, "point_attention: ", periods.size(), " dimensions; expected 1 to 3"
-    );
+    TORCH_CHECK_VALUE(1 <= periods.size() && periods.size() <= 3, "point_attention: ", periods.size(),
+                      " dimensions; expected 1 to 3");
     g.dims = static_cast<int>(periods.size());
     g.power = static_cast<int>(power);
     for (int i = 0; i < g.dims; ++i) g.periods[i] = static_cast<float>(periods[i]);
@@ -72,22 +66,18 @@ PointAttention problem_of(
     g.slopes = slopes.const_data_ptr<float>();
     if (valid) {
         TORCH_CHECK_VALUE(valid->scalar_type() == at::kBool, "point_attention: valid is ", valid->scalar_type());
-        TORCH_CHECK_VALUE(
-            valid->device().is_cpu() && valid->is_contiguous() && valid->dim() == 2 && valid->size(0) == g.batches &&
-                valid->size(1) == g.points,
-            "point_attention: valid has shape ", valid->sizes()
-        );
+        TORCH_CHECK_VALUE(valid->device().is_cpu() && valid->is_contiguous() && valid->dim() == 2 &&
+                              valid->size(0) == g.batches && valid->size(1) == g.points,
+                          "point_attention: valid has shape ", valid->sizes());
         g.valid = reinterpret_cast<const uint8_t*>(valid->const_data_ptr<bool>());
     }
     g.threads = static_cast<int>(threads);
     return g;
 }
 
-std::tuple<Tensor, Tensor> forward(
-    const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& query_points, const Tensor& points,
-    const Tensor& slopes, const std::optional<Tensor>& valid, int64_t power, const std::vector<double>& periods,
-    int64_t threads
-) {
+std::tuple<Tensor, Tensor> forward(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& query_points,
+                                   const Tensor& points, const Tensor& slopes, const std::optional<Tensor>& valid,
+                                   int64_t power, const std::vector<double>& periods, int64_t threads) {
     const PointAttention g = problem_of(q, k, v, query_points, points, slopes, valid, power, periods, threads);
     Tensor out = at::empty({g.batches, g.heads, g.queries, g.value_dim}, q.options());
     Tensor lse = at::empty({g.batches, g.heads, g.queries}, q.options());
@@ -100,8 +90,7 @@ std::tuple<Tensor, Tensor> forward(
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
     const Tensor& out_grad, const Tensor& lse, const Tensor& delta, const Tensor& q, const Tensor& k, const Tensor& v,
     const Tensor& query_points, const Tensor& points, const Tensor& slopes, const std::optional<Tensor>& valid,
-    int64_t power, const std::vector<double>& periods, bool with_places, int64_t threads
-) {
+    int64_t power, const std::vector<double>& periods, bool with_places, int64_t threads) {
     const PointAttention g = problem_of(q, k, v, query_points, points, slopes, valid, power, periods, threads);
     expect_whole(out_grad, "out_grad", {g.batches, g.heads, g.queries, g.value_dim});
     expect_whole(lse, "lse", {g.batches, g.heads, g.queries});

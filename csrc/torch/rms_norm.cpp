@@ -24,18 +24,16 @@ void expect_cpu(const Tensor& x, const char* name, at::ScalarType dtype) {
 // Rows [R, W].
 NormRows rows(const Tensor& x, const char* name, const RmsNorm& g, at::ScalarType dtype) {
     expect_cpu(x, name, dtype);
-    TORCH_CHECK_VALUE(
-        x.dim() == 2 && x.size(0) == g.rows && x.size(1) == g.width, "rms_norm: ", name, " has shape ", x.sizes()
-    );
+    TORCH_CHECK_VALUE(x.dim() == 2 && x.size(0) == g.rows && x.size(1) == g.width, "rms_norm: ", name, " has shape ",
+                      x.sizes());
     TORCH_CHECK_VALUE(g.width == 1 || x.stride(1) == 1, "rms_norm: ", name, " has strides ", x.strides());
     return {x.const_data_ptr(), x.stride(0)};
 }
 
 RmsNorm problem_of(const Tensor& x, const Tensor& weight) {
     const at::ScalarType dtype = x.scalar_type();
-    TORCH_CHECK_VALUE(
-        dtype == at::kFloat || dtype == at::kBFloat16, "rms_norm: x is ", dtype, "; expected float32 or bfloat16"
-    );
+    TORCH_CHECK_VALUE(dtype == at::kFloat || dtype == at::kBFloat16, "rms_norm: x is ", dtype,
+                      "; expected float32 or bfloat16");
     TORCH_CHECK_VALUE(x.dim() == 2 && x.size(1) > 0, "rms_norm: x has shape ", x.sizes());
     RmsNorm g{};
     g.bf16 = dtype == at::kBFloat16;
@@ -43,10 +41,8 @@ RmsNorm problem_of(const Tensor& x, const Tensor& weight) {
     g.threads = at::get_num_threads();
     g.weight_bf16 = weight.scalar_type() == at::kBFloat16;
     expect_cpu(weight, "weight", g.weight_bf16 ? dtype : at::kFloat);
-    TORCH_CHECK_VALUE(
-        weight.dim() == 1 && weight.size(0) == g.width && weight.is_contiguous(), "rms_norm: weight has shape ",
-        weight.sizes()
-    );
+    TORCH_CHECK_VALUE(weight.dim() == 1 && weight.size(0) == g.width && weight.is_contiguous(),
+                      "rms_norm: weight has shape ", weight.sizes());
     g.weight = weight.const_data_ptr();
     return g;
 }
@@ -60,10 +56,8 @@ Isa isa_of(const std::string& name) {
 }
 
 // y; h (no rows without a residual); 1 / sqrt(mean(h^2) + eps) of each row (empty unless kept).
-std::tuple<Tensor, Tensor, Tensor> forward(
-    const Tensor& x, const Tensor& weight, const std::optional<Tensor>& residual, double eps, bool keep,
-    const std::string& isa
-) {
+std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& residual,
+                                           double eps, bool keep, const std::string& isa) {
     RmsNorm g = problem_of(x, weight);
     g.eps = static_cast<float>(eps);
     Tensor y = at::empty({g.rows, g.width}, x.options());
@@ -84,17 +78,14 @@ std::tuple<Tensor, Tensor, Tensor> forward(
 }
 
 // Gradients of x and of the weight; one that is not wanted is empty.
-std::tuple<Tensor, Tensor> backward(
-    const Tensor& grad_y, const Tensor& x, const Tensor& rstd, const Tensor& weight, bool want_x, bool want_weight,
-    const std::string& isa
-) {
+std::tuple<Tensor, Tensor> backward(const Tensor& grad_y, const Tensor& x, const Tensor& rstd, const Tensor& weight,
+                                    bool want_x, bool want_weight, const std::string& isa) {
     const RmsNorm g = problem_of(x, weight);
     rows(grad_y, "grad_y", g, x.scalar_type());
     TORCH_CHECK_VALUE(grad_y.is_contiguous(), "rms_norm: grad_y has strides ", grad_y.strides());
     expect_cpu(rstd, "rstd", at::kFloat);
-    TORCH_CHECK_VALUE(
-        rstd.dim() == 1 && rstd.size(0) == g.rows && rstd.is_contiguous(), "rms_norm: rstd has shape ", rstd.sizes()
-    );
+    TORCH_CHECK_VALUE(rstd.dim() == 1 && rstd.size(0) == g.rows && rstd.is_contiguous(), "rms_norm: rstd has shape ",
+                      rstd.sizes());
     Tensor grad_x = at::empty({want_x ? g.rows : 0, g.width}, x.options());
     Tensor grad_weight = at::empty({want_weight ? g.width : 0}, rstd.options());
     RmsNormBackward b{};
@@ -115,14 +106,10 @@ std::tuple<Tensor, Tensor> backward(
 
 void bind_rms_norm(pybind11::module_& m) {
     namespace py = pybind11;
-    m.def(
-        "rms_norm_forward", &forward, py::arg("x"), py::arg("weight"), py::arg("residual"), py::arg("eps"),
-        py::arg("keep"), py::arg("isa") = ""
-    );
-    m.def(
-        "rms_norm_backward", &backward, py::arg("grad_y"), py::arg("x"), py::arg("rstd"), py::arg("weight"),
-        py::arg("want_x"), py::arg("want_weight"), py::arg("isa") = ""
-    );
+    m.def("rms_norm_forward", &forward, py::arg("x"), py::arg("weight"), py::arg("residual"), py::arg("eps"),
+          py::arg("keep"), py::arg("isa") = "");
+    m.def("rms_norm_backward", &backward, py::arg("grad_y"), py::arg("x"), py::arg("rstd"), py::arg("weight"),
+          py::arg("want_x"), py::arg("want_weight"), py::arg("isa") = "");
 }
 
 }  // namespace enma

@@ -47,8 +47,8 @@ class Reader {
         const Tensor& tensor = find(name);
         TORCH_CHECK_VALUE(tensor.device().is_cpu() && tensor.scalar_type() == type_ && tensor.is_contiguous() &&
                               tensor.sizes() == c10::IntArrayRef(shape),
-                          "sampler: ", name, " is ", tensor.scalar_type(), " ", tensor.sizes(), " on ",
-                          tensor.device(), "; expected contiguous ", type_, " ", c10::IntArrayRef(shape), " on cpu");
+                          "sampler: ", name, " is ", tensor.scalar_type(), " ", tensor.sizes(), " on ", tensor.device(),
+                          "; expected contiguous ", type_, " ", c10::IntArrayRef(shape), " on cpu");
         taken_.insert(name);
         return tensor.const_data_ptr();
     }
@@ -104,8 +104,7 @@ const float* table_of(const std::optional<Tensor>& table, const char* name, std:
 
 std::unique_ptr<Sampler> make_sampler(const Parameters& parameters, int64_t tokens, int64_t heads, bool concat,
                                       float epsilon, const std::optional<Tensor>& places,
-                                      const std::optional<Tensor>& rotary,
-                                      const std::optional<Tensor>& masked_rotary) {
+                                      const std::optional<Tensor>& rotary, const std::optional<Tensor>& masked_rotary) {
     const Reader read(parameters);
     const int64_t width = read.size("temporal.embed.weight", 0), channels = read.size("temporal.embed.weight", 1);
     const int64_t hidden = read.size("temporal.blocks.0.mlp.down.weight", 1);
@@ -169,9 +168,9 @@ std::unique_ptr<Sampler> make_sampler(const Parameters& parameters, int64_t toke
 
 // A session, and the Python objects that it reads.
 std::unique_ptr<SamplerSession> make_session(const Sampler& sampler, int rows, int groups, int prefix_frames,
-                                             int own_frames, std::vector<int> counts,
-                                             const pybind11::tuple& given, float temperature, int threads,
-                                             const std::string& isa, const std::string& teams) {
+                                             int own_frames, std::vector<int> counts, const pybind11::tuple& given,
+                                             float temperature, int threads, const std::string& isa,
+                                             const std::string& teams) {
     const SamplerView& m = sampler.view();
     TORCH_CHECK_VALUE(rows > 0 && groups > 0 && prefix_frames > 0 && own_frames >= 0 && threads > 0 &&
                           threads <= MOST_THREADS && std::isfinite(temperature),
@@ -184,9 +183,9 @@ std::unique_ptr<SamplerSession> make_session(const Sampler& sampler, int rows, i
         heads.push_back(head.cast<const FlowHead*>());
     }
     // Tokens, the largest things counted by an int, and frames.
-    TORCH_CHECK_VALUE(int64_t{std::max(rows, groups)} * m.masked_rows <= 1 << 24 &&
-                          int64_t{prefix_frames} + own_frames < 1 << 16,
-                      "sampler: ", rows, " rows of ", m.masked_rows, " tokens are too many at a time");
+    TORCH_CHECK_VALUE(
+        int64_t{std::max(rows, groups)} * m.masked_rows <= 1 << 24 && int64_t{prefix_frames} + own_frames < 1 << 16,
+        "sampler: ", rows, " rows of ", m.masked_rows, " tokens are too many at a time");
     TORCH_CHECK_VALUE(prefix_frames + own_frames <= m.rotary_frames, "sampler: tables hold ", m.rotary_frames,
                       " frames; ", prefix_frames + own_frames, " are asked for");
     // Only frames that are all decided in one pass do without mask steps.
@@ -205,9 +204,8 @@ std::unique_ptr<SamplerSession> make_session(const Sampler& sampler, int rows, i
     const Teams chosen = teams.empty() ? Teams::automatic : teams == "one" ? Teams::one : Teams::each;
     pybind11::gil_scoped_release release;
     return std::make_unique<SamplerSession>(
-        sampler, SamplerSettings{rows, groups, prefix_frames, own_frames, std::move(counts), heads, temperature, threads,
-                                 isa_by_name(isa), chosen}
-    );
+        sampler, SamplerSettings{rows, groups, prefix_frames, own_frames, std::move(counts), heads, temperature,
+                                 threads, isa_by_name(isa), chosen});
 }
 
 void read_frame(SamplerSession& session, const Tensor& z) {
@@ -217,8 +215,8 @@ void read_frame(SamplerSession& session, const Tensor& z) {
                           z.sizes() == c10::IntArrayRef({set.groups, m.tokens, m.channels}),
                       "sampler: frame is ", z.scalar_type(), " ", z.sizes(), "; expected contiguous float32 [",
                       set.groups, ", ", m.tokens, ", ", m.channels, "]");
-    TORCH_CHECK_VALUE(0 < session.frames_read() && session.frames_read() < set.prefix_frames, "sampler: ",
-                      session.frames_read(), " of ", set.prefix_frames, " shared frames are read");
+    TORCH_CHECK_VALUE(0 < session.frames_read() && session.frames_read() < set.prefix_frames,
+                      "sampler: ", session.frames_read(), " of ", set.prefix_frames, " shared frames are read");
     pybind11::gil_scoped_release release;
     session.read(z.const_data_ptr<float>());
 }

@@ -8,11 +8,12 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import EnmaError
+from ..utils.text import boundaries, times
 from .options import AsJson, numbers
 from .options import Data as DataFile
 from .terminal import Terminal, number, table
 
-# Lists that are no range.
+# Separators of lists that are not ranges.
 _BETWEEN = {"points": " x ", "lengths": " x ", "periodic": ", ", "channels": ", "}
 
 
@@ -36,7 +37,7 @@ def generate(
     made: list[dict[str, Any]] = []
     parts = list(DEFAULT_GROUPS) if split == "all" else [split]
     for part in parts:
-        # Before the first of them is made.
+        # Refuse before the first of them is made.
         place(equation, part, out, force=force)
     for part in parts:
         with terminal.progress(f"{equation}-{part}") as update:
@@ -113,11 +114,10 @@ def import_(
         stride=stride,
     )
     found = describe(import_fields(source, out, options, force=force))
-    grid = " x ".join(map(str, found["points"]))
-    walls = ", ".join("periodic" if wraps else "open" for wraps in found["periodic"])
+    grid = f"{times(found['points'])} points ({boundaries(found['periodic'])})"
     terminal.show(
         f"{out}: {found['trajectories']} trajectories in {found['groups']} environments, {found['frames']} frames, "
-        f"{grid} points ({walls}), channels {', '.join(found['channels'])}"
+        f"{grid}, channels {', '.join(found['channels'])}"
     )
     terminal.result(found)
 

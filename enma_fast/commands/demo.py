@@ -8,10 +8,21 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import DEFAULT_CHECKPOINT, AsJson, Checkpoint, Seed, Threads, use_threads
+from .options import DEFAULT_CHECKPOINT, AsJson, Seed, Threads, use_threads
 from .terminal import Terminal, number, table
 
 _BESIDE = ("FNO", "AViT", "Zebra", "ENMA")
+# Label of a column, number of the forecast that it is of, and the score.
+_COLUMNS = (
+    ("rel. L2", 0, "rel_l2"),
+    ("one member", 0, "rel_l2_member"),
+    ("CRPS", 0, "crps"),
+    ("RMSCE", 0, "rmsce"),
+    ("spread / skill", 0, "spread_skill"),
+    ("out of dist.", 1, "rel_l2"),
+    ("median", 1, "rel_l2_median"),
+    ("initial value", 2, "rel_l2"),
+)
 
 
 def demo(
@@ -19,19 +30,35 @@ def demo(
     members: Annotated[int, typer.Option("--members", help="Ensemble size.")] = 64,
     trajectories: Annotated[int, typer.Option("--trajectories", help="Trajectories to forecast.")] = 12,
     seed: Seed = 0,
-    checkpoint: Checkpoint = DEFAULT_CHECKPOINT,
+    pde: Annotated[
+        str | None, typer.Option("--pde", help="Equation whose shipped model to use; an unknown name lists them.")
+    ] = None,
+    checkpoint: Annotated[
+        str | None,
+        typer.Option("--checkpoint", "-c", help=rf"Shipped name or folder.  \[default: {DEFAULT_CHECKPOINT}]"),
+    ] = None,
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
     """Forecast trajectories that the shipped model has never seen, and score the ensemble."""
+    from ..errors import EnmaError
     from ..figures import demo as library
 
+    if pde is not None:
+        if checkpoint is not None:
+            raise EnmaError("--pde: names a shipped model, and so does --checkpoint; give one of them")
+        checkpoint = library.shipped_model(pde)
     terminal = Terminal(as_json)
     use_threads(threads)
     clock = time.perf_counter()
     with terminal.progress("forecasting") as update:
         result = library.run(
-            out, members=members, trajectories=trajectories, seed=seed, checkpoint=checkpoint, progress=update
+            out,
+            members=members,
+            trajectories=trajectories,
+            seed=seed,
+            checkpoint=checkpoint or DEFAULT_CHECKPOINT,
+            progress=update,
         )
     terminal.show(
         _table(result),
@@ -45,54 +72,18 @@ def demo(
 
 def _table(result: dict[str, Any]) -> Any:
     """This model and four of the paper's, one column per figure."""
-    temporal, outside, initial = result["rows"]
+    temporal, outside, _ = result["rows"]
     papers = [{row["model"]: row for row in rows} for rows in result["paper"]]
-    rows = [
-        [
-            "this model",
-            number(temporal["rel_l2"]),
-            number(temporal["rel_l2_member"]),
-            number(temporal["crps"]),
-            number(temporal["rmsce"]),
-            number(temporal["spread_skill"]),
-            number(outside["rel_l2"]),
-            number(outside["rel_l2_median"]),
-            number(initial["rel_l2"]),
-        ]
-    ]
+    rows = [["this model", *(number(result["rows"][i][name]) for _, i, name in _COLUMNS)]]
     for model in _BESIDE:
-        here, out, first = (paper.get(model, {}) for paper in papers)
-        rows.append(
-            [
-                f"{model}, paper",
-                number(here.get("rel_l2")),
-                "-",
-                number(here.get("crps")),
-                number(here.get("rmsce")),
-                "-",
-                number(out.get("rel_l2")),
-                "-",
-                number(first.get("rel_l2")),
-            ]
-        )
-    columns = [
-        "",
-        "rel. L2",
-        "one member",
-        "CRPS",
-        "RMSCE",
-        "spread / skill",
-        "out of dist.",
-        "median",
-        "initial value",
-    ]
+        rows.append([f"{model}, paper", *(number(papers[i].get(model, {}).get(name)) for _, i, name in _COLUMNS)])
     recognised = ""
     if outside["num_outside"] is not None:
         found = (f"{row['num_outside']} of {row['num_trajectories']}" for row in (temporal, outside))
         recognised = "\nTaken for outside the training data: {} in distribution, {} out of it.".format(*found)
     return table(
         f"{result['model']}: {result['num_trajectories']} unseen trajectories, {temporal['num_frames']} frames",
-        columns,
+        ["", *(label for label, _, _ in _COLUMNS)],
         rows,
         caption=f"From {temporal['history']} frames, {temporal['num_members']} members. Last three columns: relative "
         f"L2 of {outside['num_members']} members, out of distribution its mean and median over trajectories, the last "

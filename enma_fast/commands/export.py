@@ -9,7 +9,7 @@ import typer
 
 from ..errors import EnmaError
 from ..utils.text import counted
-from .options import AsJson
+from .options import AsJson, span
 from .terminal import Terminal
 
 
@@ -52,15 +52,10 @@ def netcdf(
 
 
 def _chosen(text: str | None, option: str, dataset: Any, axis: str) -> list[int] | None:
-    """The numbers along an axis of the store that `A:B` (either may be left out) or one number names."""
+    """The numbers along an axis of the store that an option names, see `span`."""
     if text is None:
         return None
-    first, colon, last = text.partition(":")
-    try:
-        begin = int(first) if first else None
-        end = (int(last) if last else None) if colon else int(first) + 1
-    except ValueError:
-        raise EnmaError(f"{option} {text!r}: write A:B, for example 0:10, or one number") from None
+    begin, end = span(text, option)
     there = dataset[axis].to_numpy().tolist()
     chosen = [n for n in there if (begin is None or n >= begin) and (end is None or n < end)]
     if not chosen:

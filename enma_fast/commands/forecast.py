@@ -11,59 +11,35 @@ import typer
 
 from ..forecasting.request import ForecastRequest, dtype_named, task_named
 from ..utils.text import counted
-from .options import (
-    DEFAULT_CHECKPOINT,
-    AsJson,
-    Checkpoint,
-    Chunk,
-    Device,
-    FlowMethod,
-    FlowSteps,
-    Frames,
-    History,
-    LastFlowSteps,
-    MaskSteps,
-    Members,
-    Precision,
-    Seed,
-    Shifts,
-    Strict,
-    Temperature,
-    Threads,
-    numbers,
-    on_device,
-    sampling,
-    trajectories,
-    use_threads,
-)
-from .options import Data as DataFile
+from . import options
 from .terminal import Terminal, number, size, table
 
 if TYPE_CHECKING:
     from ..runs.plan import Plan
 
 
+@options.with_options(options.SAMPLER, dict.fromkeys(options.SAMPLER))
 def forecast(
-    file: DataFile,
+    file: options.Data,
     out: Annotated[Path, typer.Option("--out", help="Zarr store to write, or to continue.")],
-    checkpoint: Checkpoint = DEFAULT_CHECKPOINT,
+    checkpoint: options.Checkpoint = options.DEFAULT_CHECKPOINT,
     task: Annotated[
         str | None,
         typer.Option("--task", help="temporal, initial-value or generation; by default as --context says."),
     ] = None,
-    history: History = ForecastRequest.num_history,
-    frames: Frames = None,
+    history: options.History = ForecastRequest.num_history,
+    frames: options.Frames = None,
     context: Annotated[
         Path | None,
         typer.Option(
             "--context", help="Field file of contexts, one for each trajectory or one for all: initial-value."
         ),
     ] = None,
-    members: Members = ForecastRequest.num_members,
+    members: options.Members = ForecastRequest.num_members,
     first_member: Annotated[
         int, typer.Option("--first-member", help="Number of the first member, to continue another store's ensemble.")
     ] = ForecastRequest.first_member,
-    seed: Seed = ForecastRequest.seed,
+    seed: options.Seed = ForecastRequest.seed,
     select: Annotated[
         str | None, typer.Option("--select", help="Trajectories A:B of the file, or one number; all by default.")
     ] = None,
@@ -77,7 +53,7 @@ def forecast(
         str | None, typer.Option("--exceedance", help="Thresholds whose exceedance probability is written: 0.5,1.")
     ] = None,
     shard: Annotated[int, typer.Option("--shard", help="Members in a file.")] = 1,
-    strict: Strict = False,
+    strict: options.Strict = False,
     force: Annotated[bool, typer.Option("--force", help="Replace a forecast store at --out.")] = False,
     static: Annotated[
         bool,
@@ -85,17 +61,12 @@ def forecast(
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, show the plan, and stop.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No plan, no progress.")] = False,
-    mask_steps: MaskSteps = None,
-    flow_steps: FlowSteps = None,
-    last_flow_steps: LastFlowSteps = None,
-    flow_method: FlowMethod = None,
-    temperature: Temperature = None,
-    shifts: Shifts = None,
-    precision: Precision = None,
-    chunk: Chunk = ForecastRequest.chunk,
-    device: Device = "cpu",
-    threads: Threads = None,
-    as_json: AsJson = False,
+    precision: options.Precision = None,
+    chunk: options.Chunk = ForecastRequest.chunk,
+    device: options.Device = "cpu",
+    threads: options.Threads = None,
+    as_json: options.AsJson = False,
+    **sampler: Any,
 ) -> None:
     """Forecast ensembles for the trajectories of a field file and write them as a Zarr store.
 
@@ -109,17 +80,9 @@ def forecast(
 
     launch = detect()
     terminal = Terminal(as_json, quiet=quiet or not launch.is_reporter)
-    use_threads(threads or launch.threads())
-    selected = trajectories(select, count(file))
-    settings, typed = sampling(
-        load_config(checkpoint),
-        mask_steps=mask_steps,
-        flow_steps=flow_steps,
-        last_flow_steps=last_flow_steps,
-        flow_method=flow_method,
-        temperature=temperature,
-        shifts=shifts,
-    )
+    options.use_threads(threads or launch.threads())
+    selected = options.trajectories(select, count(file))
+    settings, typed = options.sampling(load_config(checkpoint), **sampler)
     request = ForecastRequest(
         task=task_named(task, has_contexts=context is not None),
         num_history=history,
@@ -133,7 +96,7 @@ def forecast(
         chunk=chunk,
         strict=strict,
     )
-    asked = _options(
+    asked = _words(
         checkpoint=checkpoint,
         task=request.task.name,
         history=request.num_history,
@@ -158,10 +121,10 @@ def forecast(
         checkpoint=checkpoint,
         context=context,
         keep_members=not statistics_only,
-        quantiles=numbers(quantiles, "--quantiles"),
-        thresholds=numbers(exceedance, "--exceedance"),
+        quantiles=options.numbers(quantiles, "--quantiles"),
+        thresholds=options.numbers(exceedance, "--exceedance"),
         shard=shard,
-        device=on_device(device),
+        device=options.on_device(device),
         command=shlex.join(["enma-fast", "forecast", file.name, *asked]),
         force=force,
         static=static,
@@ -206,7 +169,7 @@ def forecast(
     )
 
 
-def _options(**values: Any) -> list[str]:
+def _words(**values: Any) -> list[str]:
     """Options as they are typed, without those that are None; True is a flag."""
     words = []
     for name, value in values.items():

@@ -22,6 +22,7 @@ def info(as_json: AsJson = False) -> None:
     found: dict[str, Any] = {
         "versions": versions(),
         "machine": machine(),
+        "rates": _rates(),
         "operators": _operators(),
         "checkpoints": [_checkpoint(name) for name in available()],
         "presets": {name: preset.model.dataset for name, preset in PRESETS.items()},
@@ -29,6 +30,13 @@ def info(as_json: AsJson = False) -> None:
     rows = [[name, value or "not installed"] for name, value in found["versions"].items()]
     rows += [[key, _text(value)] for key, value in found["machine"].items()]
     terminal.show(table("enma-fast", ["", "value"], rows, text=(0, 1)))
+    lines = [
+        [place, name, *(f"{rate:,.0f}" for rate in row["gflops"].values()), row["fastest"]]
+        for place, rows_of_place in found["rates"].items()
+        for name, row in rows_of_place.items()
+    ]
+    columns = ["device", "used in", "fp32, GFLOP/s", "bf16, GFLOP/s", "auto is"]
+    terminal.show(table("rates of number formats", columns, lines, text=(0, 1, 4)))
     lines = []
     for op, rows_of in found["operators"].items():
         used, *others = sorted(rows_of, key=lambda row: not row["used"])
@@ -80,7 +88,7 @@ def _verify_store(terminal: Terminal, store: Path, *, mark: bool) -> None:
 
     with terminal.progress("checking") as update:
         found = check_store(store, progress=update)
-    # A store whose coordinates are damaged does not open as one.
+    # A store whose coordinates are damaged cannot be opened as a dataset.
     attributes = read_unchecked_metadata(store)["attributes"]
     unfinished = (store / LEDGER).exists() or bool(found)
     again = f"{attributes.get('command') or 'the command that wrote it'} --out {shlex.quote(str(store))}"
@@ -102,7 +110,7 @@ def _verify_store(terminal: Terminal, store: Path, *, mark: bool) -> None:
     if found:
         marked = mark or all(damage.marked for damage in found)
         if mark:
-            # What was found is told even where it cannot be noted.
+            # The damage has been reported by now, even if the store cannot be written.
             mark_damaged(store, found)
         first = f"{found[0].file} ({found[0].problem})"
         more = f" and {len(found) - 1} more are" if len(found) > 1 else " is"
@@ -132,6 +140,26 @@ def _verify_checkpoint(terminal: Terminal, checkpoint: str) -> None:
             "files": files,
         }
     )
+
+
+def _rates() -> dict[str, dict[str, dict[str, Any]]]:
+    """Measured rates of fp32 and bf16 by device and use, and the format that `auto` is there."""
+    import torch
+
+    from ..ops import rates
+
+    found = {}
+    for kind in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+        here = rates.measured(torch.device(kind))
+        found[kind] = {
+            "training": {"gflops": _gflops(here.products), "fastest": here.training},
+            "sampling": {"gflops": _gflops(here.head or here.products), "fastest": here.sampling},
+        }
+    return found
+
+
+def _gflops(rates: dict[str, float]) -> dict[str, float]:
+    return {name: round(rate / 1e9, 1) for name, rate in rates.items()}
 
 
 def _operators() -> dict[str, list[dict[str, Any]]]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,29 +31,55 @@ Frames = Annotated[
 ]
 Members = Annotated[int, typer.Option("--members", help="Ensemble size.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of the noise.")]
-MaskSteps = Annotated[
-    int | None,
-    typer.Option("--mask-steps", help="Mask steps a frame; this and what follows: the model's own if left out."),
-]
-FlowSteps = Annotated[int | None, typer.Option("--flow-steps", help="Flow steps a token.")]
-LastFlowSteps = Annotated[
-    int | None, typer.Option("--last-flow-steps", help="Flow steps at the last mask step, reached linearly.")
-]
-FlowMethod = Annotated[str | None, typer.Option("--flow-method", help="midpoint or euler.")]
-Temperature = Annotated[float | None, typer.Option("--temperature", help="Factor on the noise.")]
-Shifts = Annotated[
-    int | None, typer.Option("--shifts", help="Places on a periodic domain from which members see the field.")
-]
 Precision = Annotated[
-    str | None, typer.Option("--precision", help="Of the sampler's weights: fp32 or bf16; the model's own by default.")
+    str | None,
+    typer.Option(
+        "--precision",
+        help="Of the sampler's weights: fp32, bf16 or auto (the faster); the model's own by default, on a GPU bf16.",
+    ),
 ]
 Strict = Annotated[
     bool,
     typer.Option("--strict", help="Refuse observed frames outside what the model was trained on, not only warn."),
 ]
-Chunk = Annotated[int, typer.Option("--chunk", help="Trajectories x members sampled at a time.")]
+Chunk = Annotated[
+    int | None,
+    typer.Option("--chunk", help="Trajectories x members sampled at a time; by default 64, on a GPU 128 to 256."),
+]
 
 DEFAULT_CHECKPOINT = "combined-fast"
+
+# Settings of the sampler, as `sampling` takes them.
+SAMPLER: dict[str, Any] = {
+    "mask_steps": Annotated[
+        int | None,
+        typer.Option("--mask-steps", help="Mask steps a frame; this and what follows: the model's own if left out."),
+    ],
+    "flow_steps": Annotated[int | None, typer.Option("--flow-steps", help="Flow steps a token.")],
+    "last_flow_steps": Annotated[
+        int | None, typer.Option("--last-flow-steps", help="Flow steps at the last mask step, reached linearly.")
+    ],
+    "flow_method": Annotated[str | None, typer.Option("--flow-method", help="midpoint or euler.")],
+    "temperature": Annotated[float | None, typer.Option("--temperature", help="Factor on the noise.")],
+    "shifts": Annotated[
+        int | None, typer.Option("--shifts", help="Places on a periodic domain from which members see the field.")
+    ],
+}
+
+
+def with_options(kinds: Mapping[str, Any], defaults: Mapping[str, Any]) -> Callable[[Any], Any]:
+    """Give a command further options, annotated by name, after its own; one without a default must be typed."""
+
+    def decorated(command: Any) -> Any:
+        own = inspect.signature(command, eval_str=True).parameters.values()
+        parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in own if p.kind != p.VAR_KEYWORD and p.name not in kinds]
+        for name, kind in kinds.items():
+            default = defaults.get(name, inspect.Parameter.empty)
+            parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind))
+        command.__signature__ = inspect.Signature(parameters)
+        return command
+
+    return decorated
 
 
 def use_threads(threads: int | None) -> None:
@@ -110,16 +137,21 @@ def numbers(text: str | None, option: str) -> list[float]:
         raise EnmaError(f"{option} {text!r}: write numbers with commas between them, such as 0.05,0.5,0.95") from None
 
 
-def trajectories(select: str | None, count: int) -> range:
-    """Trajectory numbers of `A:B` (either may be left out) or of one number `A`; all without a selection."""
-    if select is None:
-        return range(count)
-    first, colon, last = select.partition(":")
+def span(text: str, option: str) -> tuple[int | None, int | None]:
+    """First number, and the one after the last, of `A:B` (None for one that is left out) or of one number `A`."""
+    first, colon, last = text.partition(":")
     try:
-        begin = int(first) if first or not colon else 0
-        end = (int(last) if last else count) if colon else begin + 1
+        if not colon:
+            return int(first), int(first) + 1
+        return int(first) if first else None, int(last) if last else None
     except ValueError:
-        raise EnmaError(f"--select {select!r}: write A:B, for example 0:10, or one number") from None
+        raise EnmaError(f"{option} {text!r}: write A:B, for example 0:10, or one number") from None
+
+
+def trajectories(select: str | None, count: int) -> range:
+    """Trajectory numbers that `--select` names, see `span`; all without a selection."""
+    first, last = (None, None) if select is None else span(select, "--select")
+    begin, end = 0 if first is None else first, count if last is None else last
     if not 0 <= begin < end <= count:
         raise EnmaError(f"--select {select!r}: names no trajectory, or one that is not there; there are {count}")
     return range(begin, end)

@@ -12,35 +12,14 @@ import typer
 from ..errors import EnmaError
 from ..forecasting.request import ForecastRequest
 from ..utils.text import counted
-from .options import (
-    DEFAULT_CHECKPOINT,
-    AsJson,
-    Checkpoint,
-    Chunk,
-    Device,
-    FlowMethod,
-    FlowSteps,
-    History,
-    LastFlowSteps,
-    MaskSteps,
-    Members,
-    Precision,
-    Seed,
-    Shifts,
-    Strict,
-    Task,
-    Temperature,
-    Threads,
-    on_device,
-    sampling,
-    use_threads,
-)
+from . import options
 from .terminal import Terminal, number, table
 
 # Options that a forecast store is scored with; the others say how a field file is forecast.
 _OF_A_STORE = {"file", "truth", "out", "threads", "as_json"}
 
 
+@options.with_options(options.SAMPLER, dict.fromkeys(options.SAMPLER))
 def score(
     context: typer.Context,
     file: Annotated[
@@ -49,78 +28,64 @@ def score(
     truth: Annotated[
         Path | None, typer.Option("--truth", help="Of a forecast store: field file with its trajectories.")
     ] = None,
-    checkpoint: Checkpoint = DEFAULT_CHECKPOINT,
-    task: Task = ForecastRequest.task.name,
-    history: History = ForecastRequest.num_history,
-    members: Members = ForecastRequest.num_members,
-    seed: Seed = ForecastRequest.seed,
+    checkpoint: options.Checkpoint = options.DEFAULT_CHECKPOINT,
+    task: options.Task = ForecastRequest.task.name,
+    history: options.History = ForecastRequest.num_history,
+    members: options.Members = ForecastRequest.num_members,
+    seed: options.Seed = ForecastRequest.seed,
     limit: Annotated[int | None, typer.Option("--limit", help="Score the first N trajectories only.")] = None,
-    mask_steps: MaskSteps = None,
-    flow_steps: FlowSteps = None,
-    last_flow_steps: LastFlowSteps = None,
-    flow_method: FlowMethod = None,
-    temperature: Temperature = None,
-    shifts: Shifts = None,
-    precision: Precision = None,
-    strict: Strict = False,
-    chunk: Chunk = ForecastRequest.chunk,
-    device: Device = "cpu",
+    precision: options.Precision = None,
+    strict: options.Strict = False,
+    chunk: options.Chunk = ForecastRequest.chunk,
+    device: options.Device = "cpu",
     out: Annotated[Path | None, typer.Option("--out", help="JSON file to write the scores to.")] = None,
-    threads: Threads = None,
-    as_json: AsJson = False,
+    threads: options.Threads = None,
+    as_json: options.AsJson = False,
+    **sampler: Any,
 ) -> None:
     """Score ensemble forecasts of a field file, or those in a forecast store, beside the paper's figures.
 
     A store is scored as it is, without the model: --truth names the field file of its trajectories, where the store
     holds no truth itself. Repeat the command after an interruption and it goes on where it was.
     """
+    from ..data import read
     from ..evaluation.scoring import paper_table
+    from ..evaluation.scoring import score as score_file
+    from ..evaluation.store_scores import score_store
+    from ..models.checkpoint import load_model
 
     terminal = Terminal(as_json)
-    use_threads(threads)
+    options.use_threads(threads)
     if out is not None:
         _check_out(out)
     if truth is not None or (file / "zarr.json").is_file():
         _refuse_options(context, file)
-        result = _of_store(terminal, file, truth)
+        with terminal.progress("scoring") as update:
+            result = score_store(file, truth=truth, progress=update)
     else:
-        settings = {
-            "mask_steps": mask_steps,
-            "flow_steps": flow_steps,
-            "last_flow_steps": last_flow_steps,
-            "flow_method": flow_method,
-            "temperature": temperature,
-            "shifts": shifts,
-        }
-        asked = {"task": task, "history": history, "members": members, "seed": seed, "limit": limit, "chunk": chunk}
-        asked |= {"precision": precision, "strict": strict}
-        result = _of_file(terminal, file, checkpoint, device, settings, asked)
+        model = load_model(checkpoint, device=options.on_device(device))
+        settings, _ = options.sampling(model.config, **sampler)
+        data = read(file)
+        with terminal.progress("scoring") as update:
+            result = score_file(
+                model,
+                data,
+                task=task,
+                history=history,
+                members=members,
+                seed=seed,
+                limit=limit,
+                chunk=chunk,
+                settings=settings,
+                precision=precision,
+                strict=strict,
+                progress=update,
+            )
+        result |= {"file": str(file), "checkpoint": str(checkpoint)}
     terminal.show(_score_table(result, paper_table(result)))
     if out is not None:
         _write(out, result)
     terminal.result(result)
-
-
-def _of_file(
-    terminal: Terminal, file: Path, checkpoint: str, device: str, settings: dict[str, Any], asked: dict[str, Any]
-) -> dict[str, Any]:
-    from ..data import read
-    from ..evaluation.scoring import score as measure
-    from ..models.checkpoint import load_model
-
-    model = load_model(checkpoint, device=on_device(device))
-    changed, _ = sampling(model.config, **settings)
-    data = read(file)
-    with terminal.progress("scoring") as update:
-        result = measure(model, data, settings=changed, progress=update, **asked)
-    return {**result, "file": str(file), "checkpoint": str(checkpoint)}
-
-
-def _of_store(terminal: Terminal, store: Path, truth: Path | None) -> dict[str, Any]:
-    from ..evaluation.store_scores import score_store
-
-    with terminal.progress("scoring") as update:
-        return score_store(store, truth=truth, progress=update)
 
 
 def _refuse_options(context: typer.Context, store: Path) -> None:

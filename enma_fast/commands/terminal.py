@@ -1,4 +1,4 @@
-"""What a command shows: tables for people on standard output, or one line of JSON; progress on standard error."""
+"""The output of a command: tables for people on standard output, or one line of JSON; progress on standard error."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-# Columns of a file or a pipe; of a terminal, those that it has.
+# Columns of a file or a pipe; a terminal has its own.
 PLAIN_WIDTH = 80
 # Labels of rows that are no longer than this stay on one line.
 _SHORT = 20
@@ -97,7 +97,7 @@ class Terminal:
         begun: list[tuple[float, int]] = []
 
         def update(done: int, total: int) -> None:
-            # Members that were there before tell nothing about the speed.
+            # Members of an earlier run say nothing about the speed.
             begun.append((time.perf_counter(), done))
             del begun[1:-1]
             (start, before), (now, _) = begun[0], begun[-1]

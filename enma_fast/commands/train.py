@@ -5,175 +5,141 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from .options import AsJson, Threads, on_device, settings, use_threads
+from .options import AsJson, Threads, on_device, settings, use_threads, with_options
 from .terminal import Terminal
 
-if TYPE_CHECKING:
-    from ..training.loop import RunOptions
-
-PresetName = Annotated[str, typer.Argument(metavar="PRESET", help="Model and recipe, for example combined-small.")]
-DataFolder = Annotated[Path, typer.Option("--data", help="Folder of <dataset>-train.h5 and <dataset>-val.h5.")]
-RunFolder = Annotated[Path, typer.Option("--out", help="Run folder; the same command resumes what it finds there.")]
-Steps = Annotated[int | None, typer.Option("--steps", min=1, help="Steps in all, instead of the preset's.")]
-Batch = Annotated[int | None, typer.Option("--batch", min=1, help="Trajectories per step, over all ranks.")]
-RunSeed = Annotated[int, typer.Option("--seed", help="Seed of weights, batches and noise.")]
-Precision = Annotated[str, typer.Option("--precision", help="auto (bf16 where it is fast), bf16 or fp32.")]
-Compile = Annotated[bool, typer.Option("--compile", help="torch.compile the step.")]
-RunDevice = Annotated[str, typer.Option("--device", help="cpu or cuda.")]
-ModelSet = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change the model config, e.g. dynamics.width=256."),
-]
-TrainSet = Annotated[
-    list[str] | None,
-    typer.Option("--train-set", metavar="KEY=VALUE", help="Change the training config, e.g. learning_rate=1e-3."),
-]
-SaveSeconds = Annotated[float, typer.Option("--save-seconds", help="Seconds between saved states.")]
-ValidateEvery = Annotated[int, typer.Option("--validate-every", min=1, help="Steps between validations.")]
-Start = Annotated[
-    str | None,
-    typer.Option(
-        "--from", metavar="RUN", help="Start from the weights of this run or checkpoint, not from random ones."
-    ),
-]
-Before = Annotated[
+# Options of every stage by the names of their parameters, in the order of the help.
+_KINDS: dict[str, Any] = {
+    "preset": Annotated[str, typer.Argument(metavar="PRESET", help="Model and recipe, for example combined-small.")],
+    "data": Annotated[Path, typer.Option("--data", help="Folder of <dataset>-train.h5 and <dataset>-val.h5.")],
+    "out": Annotated[Path, typer.Option("--out", help="Run folder; the same command resumes what it finds there.")],
+    "start": Annotated[
+        str | None,
+        typer.Option(
+            "--from", metavar="RUN", help="Start from the weights of this run or checkpoint, not from random ones."
+        ),
+    ],
+    "steps": Annotated[int | None, typer.Option("--steps", min=1, help="Steps in all, instead of the preset's.")],
+    "batch": Annotated[int | None, typer.Option("--batch", min=1, help="Trajectories per step, over all ranks.")],
+    "seed": Annotated[int, typer.Option("--seed", help="Seed of weights, batches and noise.")],
+    "precision": Annotated[str, typer.Option("--precision", help="auto (bf16 where it is fast), bf16 or fp32.")],
+    "compile": Annotated[bool, typer.Option("--compile", help="torch.compile the step.")],
+    "device": Annotated[str, typer.Option("--device", help="cpu or cuda.")],
+    "model_set": Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change the model config, e.g. dynamics.width=256."),
+    ],
+    "train_set": Annotated[
+        list[str] | None,
+        typer.Option("--train-set", metavar="KEY=VALUE", help="Change the training config, e.g. learning_rate=1e-3."),
+    ],
+    "save_seconds": Annotated[float, typer.Option("--save-seconds", help="Seconds between saved states.")],
+    "validate_every": Annotated[int, typer.Option("--validate-every", min=1, help="Steps between validations.")],
+    "stop_after": Annotated[
+        int | None, typer.Option("--stop-after", min=1, help="Stop at this step, to resume later.")
+    ],
+    "threads": Threads,
+    "as_json": AsJson,
+}
+_DEFAULTS: dict[str, Any] = {
+    **dict.fromkeys(("start", "steps", "batch", "model_set", "train_set", "stop_after", "threads")),
+    "seed": 0,
+    "precision": "auto",
+    "compile": False,
+    "device": "cpu",
+    "save_seconds": 300.0,
+    "validate_every": 500,
+    "as_json": False,
+}
+_TOKENIZER = Annotated[str, typer.Option("--tokenizer", help="Run folder of a tokenizer, or a checkpoint.")]
+_BEFORE = Annotated[
     str, typer.Option("--from", metavar="RUN", help="Run folder of the finished stage before, or a checkpoint.")
 ]
-StopAfter = Annotated[int | None, typer.Option("--stop-after", min=1, help="Stop at this step, to resume later.")]
 
 
-def tokenizer(
-    preset: PresetName,
-    data: DataFolder,
-    out: RunFolder,
-    start: Start = None,
-    steps: Steps = None,
-    batch: Batch = None,
-    seed: RunSeed = 0,
-    precision: Precision = "auto",
-    compile_step: Compile = False,
-    device: RunDevice = "cpu",
-    model_set: ModelSet = None,
-    train_set: TrainSet = None,
-    save_seconds: SaveSeconds = 300.0,
-    validate_every: ValidateEvery = 500,
-    stop_after: StopAfter = None,
-    threads: Threads = None,
-    as_json: AsJson = False,
-) -> None:
-    """Train the tokenizer: fields to latent frames and back."""
-    from ..training.recipes import train_tokenizer
+def _command(
+    stage: str, description: str, kinds: dict[str, Any], defaults: dict[str, Any] = _DEFAULTS
+) -> Callable[..., None]:
+    """The command that trains a stage; options that are not named here are those of `RunOptions`."""
 
-    terminal = Terminal(as_json)
-    use_threads(threads)
-    with terminal.progress("tokenizer") as update:
-        result = train_tokenizer(
-            preset,
-            data_dir=data,
-            options=_options(
-                update, out, seed, precision, compile_step, device, save_seconds, validate_every, stop_after
-            ),
-            model_changes=settings(model_set or [], "--set"),
-            training_changes=_training(train_set, steps, batch),
-            start=start,
-        )
-    _finish(terminal, result)
-
-
-def dynamics(
-    preset: PresetName,
-    tokenizer: Annotated[str, typer.Option("--tokenizer", help="Run folder of a tokenizer, or a checkpoint.")],
-    data: DataFolder,
-    out: RunFolder,
-    start: Start = None,
-    steps: Steps = None,
-    batch: Batch = None,
-    seed: RunSeed = 0,
-    precision: Precision = "auto",
-    compile_step: Compile = False,
-    device: RunDevice = "cpu",
-    model_set: ModelSet = None,
-    train_set: TrainSet = None,
-    save_seconds: SaveSeconds = 300.0,
-    validate_every: ValidateEvery = 1000,
-    stop_after: StopAfter = None,
-    threads: Threads = None,
-    as_json: AsJson = False,
-) -> None:
-    """Train the dynamics on a tokenizer's latent frames; under torchrun on several ranks."""
-    from ..training.recipes import train_dynamics
-
-    terminal = Terminal(as_json)
-    use_threads(threads)
-    with terminal.progress("dynamics") as update:
-        result = train_dynamics(
-            preset,
-            tokenizer=tokenizer,
-            data_dir=data,
-            options=_options(
-                update, out, seed, precision, compile_step, device, save_seconds, validate_every, stop_after
-            ),
-            model_changes=settings(model_set or [], "--set"),
-            training_changes=_training(train_set, steps, batch),
-            start=start,
-        )
-    _finish(terminal, result)
-
-
-def _from_weights(stage: str, description: str) -> Callable[..., None]:
-    """The command of a stage that begins with the weights of a whole model."""
-
+    @with_options(kinds, defaults)
     def command(
-        preset: PresetName,
-        start: Before,
-        data: DataFolder,
-        out: RunFolder,
-        steps: Steps = None,
-        batch: Batch = None,
-        seed: RunSeed = 0,
-        precision: Precision = "auto",
-        compile_step: Compile = False,
-        device: RunDevice = "cpu",
-        model_set: ModelSet = None,
-        train_set: TrainSet = None,
-        save_seconds: SaveSeconds = 300.0,
-        validate_every: ValidateEvery = 500,
-        stop_after: StopAfter = None,
-        threads: Threads = None,
-        as_json: AsJson = False,
+        *,
+        preset: str,
+        data: Path,
+        out: Path,
+        start: str | None,
+        steps: int | None,
+        batch: int | None,
+        model_set: list[str] | None,
+        train_set: list[str] | None,
+        device: str,
+        threads: int | None,
+        as_json: bool,
+        tokenizer: str | None = None,
+        **run: Any,
     ) -> None:
-        from ..training.recipes import train_forecasts
+        from ..training.loop import RunOptions
+        from ..training.recipes import train
 
         terminal = Terminal(as_json)
         use_threads(threads)
+        counts = {name: value for name, value in (("steps", steps), ("batch", batch)) if value is not None}
         with terminal.progress(stage.replace("-", " ")) as update:
-            result = train_forecasts(
+
+            def report(done: int, total: int, values: dict[str, float]) -> None:
+                if _is_first_rank():
+                    rate = values.get("per_second", 0.0)
+                    update(done, total, note=f"loss {values['loss']:.4g}  {rate:.0f} trajectories/s")
+
+            result = train(
+                stage,
                 preset,
-                start=start,
-                stage=stage,
                 data_dir=data,
-                options=_options(
-                    update, out, seed, precision, compile_step, device, save_seconds, validate_every, stop_after
-                ),
+                options=RunOptions(out=out, device=on_device(device), progress=report, **run),
+                tokenizer=tokenizer,
+                start=start,
                 model_changes=settings(model_set or [], "--set"),
-                training_changes=_training(train_set, steps, batch),
+                training_changes=settings(train_set or [], "--train-set") | counts,
             )
-        _finish(terminal, result)
+        if not _is_first_rank():
+            return
+        scores = ", ".join(f"{key} {value:.4g}" for key, value in result["validation"].items())
+        terminal.show(f"{result['steps']} steps in {result['seconds']:.0f} s; validation: {scores or 'none yet'}")
+        if result["checkpoint"]:
+            terminal.show(f"checkpoint: {result['checkpoint']}")
+        else:
+            terminal.show("stopped before the end; the same command resumes")
+        terminal.result(result)
 
     command.__doc__ = description
     return command
 
 
-forecasts = _from_weights(
-    "forecasts", "Train finished dynamics on whole forecasts by a proper score; the best validation is kept."
+tokenizer = _command("tokenizer", "Train the tokenizer: fields to latent frames and back.", _KINDS)
+dynamics = _command(
+    "dynamics",
+    "Train the dynamics on a tokenizer's latent frames; under torchrun on several ranks.",
+    {"preset": _KINDS["preset"], "tokenizer": _TOKENIZER} | _KINDS,
+    _DEFAULTS | {"validate_every": 1000},
 )
-first_frame = _from_weights(
+# Later stages start from the weights of a whole model.
+_LATER_DEFAULTS = {name: default for name, default in _DEFAULTS.items() if name != "start"}
+forecasts = _command(
+    "forecasts",
+    "Train finished dynamics on whole forecasts by a proper score; the best validation is kept.",
+    _KINDS | {"start": _BEFORE},
+    _LATER_DEFAULTS,
+)
+first_frame = _command(
     "first-frame",
     "Train the flow that draws frame 0 of a one-pass model, and nothing else of it; the best validation is kept.",
+    _KINDS | {"start": _BEFORE},
+    _LATER_DEFAULTS,
 )
 
 
@@ -219,58 +185,6 @@ def publish(
     terminal.result({"checkpoint": str(out), **metrics})
 
 
-def _options(
-    update: Callable[..., None],
-    out: Path,
-    seed: int,
-    precision: str,
-    compile_step: bool,
-    device: str,
-    save_seconds: float,
-    validate_every: int,
-    stop_after: int | None,
-) -> RunOptions:
-    from ..training.loop import RunOptions
-
-    def report(done: int, total: int, values: dict[str, float]) -> None:
-        if not _speaks():
-            return
-        rate = values.get("per_second", 0.0)
-        update(done, total, note=f"loss {values['loss']:.4g}  {rate:.0f} trajectories/s")
-
-    return RunOptions(
-        out=out,
-        seed=seed,
-        precision=precision,
-        compile=compile_step,
-        device=on_device(device),
-        save_seconds=save_seconds,
-        validate_every=validate_every,
-        stop_after=stop_after,
-        progress=report,
-    )
-
-
-def _training(changes: list[str] | None, steps: int | None, batch: int | None) -> dict[str, Any]:
-    named = {"steps": steps, "batch": batch}
-    return {
-        **settings(changes or [], "--train-set"),
-        **{key: value for key, value in named.items() if value is not None},
-    }
-
-
-def _finish(terminal: Terminal, result: dict[str, Any]) -> None:
-    if not _speaks():
-        return
-    scores = ", ".join(f"{key} {value:.4g}" for key, value in result["validation"].items())
-    terminal.show(f"{result['steps']} steps in {result['seconds']:.0f} s; validation: {scores or 'none yet'}")
-    if result["checkpoint"]:
-        terminal.show(f"checkpoint: {result['checkpoint']}")
-    else:
-        terminal.show("stopped before the end; the same command resumes")
-    terminal.result(result)
-
-
-def _speaks() -> bool:
-    """Of the ranks that torchrun starts, only the first shows anything."""
+def _is_first_rank() -> bool:
+    """True for the rank that shows something, of those that torchrun starts."""
     return os.environ.get("RANK", "0") == "0"

@@ -27,13 +27,10 @@ class OwnDataGroup(TyperGroup):
     """`enma-fast train` with its subcommands, of which `run` is meant where a path stands in place of a name."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if args and args[0] not in self.commands and _is_path(args[0]):
+        word = args[0] if args and args[0] not in self.commands else "-"
+        if not word.startswith("-") and ("/" in word or "." in word or Path(word).exists()):
             args = ["run", *args]
         return super().parse_args(ctx, args)
-
-
-def _is_path(word: str) -> bool:
-    return not word.startswith("-") and ("/" in word or "." in word or Path(word).exists())
 
 
 def run(
@@ -112,6 +109,8 @@ def _command(source: Path, request: Any) -> str:
 
 
 def _plan_table(plan: Plan) -> Any:
+    from ..training.recipes import recipe
+
     model = plan.preset.model
     tok = model.tokenizer
     walls = ("periodic" if wraps else "open" for wraps in tok.periodic)
@@ -127,7 +126,7 @@ def _plan_table(plan: Plan) -> Any:
         rows.append([split, f"{count:,} trajectories in {plan.environments[split]:,} environments"])
     rows.append(["tasks", "temporal, initial value by a context" if plan.contexts else "temporal; no contexts"])
     for stage in ("tokenizer", "dynamics", "forecasts"):
-        training = plan.training(stage)
+        training = recipe(plan.preset, stage)
         rows.append([stage, f"{training.steps:,} steps of {training.batch}, about {duration(plan.seconds[stage])}"])
     rows += [["memory", f"about {size(plan.memory)}"], ["time", f"about {duration(sum(plan.seconds.values()))}"]]
     return table(f"plan of {model.name}", ["", "value"], rows, text=(0, 1))

@@ -69,7 +69,7 @@ Symmetry = Callable[[np.ndarray, Values, np.ndarray], tuple[np.ndarray, Values]]
 
 
 def in_batches(size: int, solve: Callable[..., np.ndarray], u0: np.ndarray, parameters: Values) -> np.ndarray:
-    """What `solve` gives for so many trajectories at a time, whose arrays then stay in the processor's cache."""
+    """Solve so many trajectories at a time, whose arrays then stay in the processor's cache, and join the solutions."""
     parts = [slice(i, i + size) for i in range(0, len(u0), size)]
     return np.concatenate([solve(u0[p], {name: np.asarray(v)[p] for name, v in parameters.items()}) for p in parts])
 

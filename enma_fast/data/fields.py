@@ -90,10 +90,7 @@ class FieldFile:
     def context_for(self, i: int) -> int:
         """Number of the next trajectory with the environment of trajectory `i`, cyclically.
 
-        Raises
-        ------
-        EnmaError
-            If the file has no environments, `i` is out of range, or no other trajectory shares its own.
+        `EnmaError` if the file has no environments, `i` is out of range, or no other trajectory shares its own.
         """
         numbers = np.arange(len(self)) if self.numbers is None else self.numbers
         return context_number(self.path, self.environment, i, numbers)
@@ -215,9 +212,10 @@ class FieldSource:
         values = _read_rows(dataset, rows) if array.sample_varying else dataset[()]
         with np.errstate(over="ignore"):
             values = values.reshape(full).astype(np.float32, copy=False)
+        fills = [hdf5.attribute(dataset, name, default=None) for name in FILL_ATTRIBUTES]
         for good, what in (
             (np.isfinite(values), "a NaN or an infinity"),
-            (_present(dataset, values), "a missing value"),
+            (present(values, fills), "a missing value"),
         ):
             if not good.all():
                 row, frame = np.argwhere(~good)[0, :2]
@@ -227,10 +225,6 @@ class FieldSource:
                     "compute that trajectory again or leave it out"
                 )
         return values
-
-
-def _present(dataset: Any, values: np.ndarray) -> np.ndarray:
-    return present(values, [hdf5.attribute(dataset, name, default=None) for name in FILL_ATTRIBUTES])
 
 
 def lengths_of(coords: Sequence[np.ndarray], periodic: Sequence[bool]) -> tuple[float, ...]:

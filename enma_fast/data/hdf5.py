@@ -12,6 +12,7 @@ import numpy as np
 
 from ..errors import EnmaError, first_line
 from ..utils.extras import load_extra
+from ..utils.files import complete_file
 from ..utils.untrusted import Limits, isolated, open_regular
 
 # Soft links that a path may go through, and entries of an attribute.
@@ -21,12 +22,8 @@ _MOST_LINKS, _MOST_NAMES = 16, 256
 def read_file(path: Path, work: Callable[[Any, Limits], Any]) -> Any:
     """Call `work(file, limits)` on an `h5py.File` open for reading, with the limits of `utils.untrusted.isolated`.
 
-    HDF5 itself crashes or hangs on some damaged files, so it reads in a child process.
-
-    Raises
-    ------
-    EnmaError
-        From `work`, or if the file cannot be read as HDF5.
+    HDF5 itself crashes or hangs on some damaged files, so it reads in a child process. `EnmaError` from `work`, or if
+    the file cannot be read as HDF5.
     """
     # Import once here, not in each child.
     h5py = load_extra("h5py", "data")
@@ -61,21 +58,9 @@ def _read(h5py: Any, path: Path, work: Callable[[Any], Any]) -> Any:
 def create_file(path: Path) -> Iterator[Any]:
     """Yield a new `h5py.File`; when the block succeeds, it is synced to disk and moved to `path`."""
     h5py = load_extra("h5py", "data")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with h5py.File(temporary, "w") as file:
-                yield file
-            with open(temporary, "rb+") as synced:
-                os.fsync(synced.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        # HDF5 adds its own names, flags and offsets to the system's message.
-        reason = os.strerror(error.errno) if error.errno else error
-        raise EnmaError(f"{path}: cannot be written ({reason}); choose another folder or free space") from error
+    complete = complete_file(path, remedy="choose another folder or free space")
+    with complete as temporary, h5py.File(temporary, "w") as file:
+        yield file
 
 
 def get(parent: Any, key: str, kind: str) -> Any:

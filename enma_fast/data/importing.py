@@ -19,7 +19,7 @@ from .well import read, write_fields
 SPACE = ("x", "y", "z")
 # Columns that name the environment of a trajectory, where none is asked for.
 _ENVIRONMENT = ("environment", "env_id", "env")
-# Of windows cut from longer trajectories: which of these, and its frame that is their first.
+# Columns of windows that are cut from longer trajectories: number of the trajectory, and their first frame in it.
 _SERIES, FIRST_FRAME = "series", "first_frame"
 # Times and points of periodic axes may be off an even grid by this part of a step.
 _EVEN = 1e-2
@@ -27,7 +27,7 @@ _EVEN = 1e-2
 
 @dataclass(frozen=True, kw_only=True)
 class ImportOptions:
-    """What a source does not say, or says otherwise.
+    """Facts that a source lacks, or that replace those of the source.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""Read selected trajectories of a file, and their context trajectories."""
+"""Read selected trajectories of a file, and those of a file of contexts; `fields` says which is whose context."""
 
 from __future__ import annotations
 

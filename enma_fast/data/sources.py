@@ -1,4 +1,4 @@
-"""What other people's files hold: named arrays, coordinates and columns, out of NumPy, NetCDF, Zarr and HDF5 files.
+"""The contents of other people's files: named arrays, coordinates and columns of NumPy, NetCDF, Zarr and HDF5 files.
 
 NumPy files are read without pickles. NetCDF and Zarr go through xarray, which decodes scales, fill values and dates.
 """
@@ -64,10 +64,7 @@ class Source:
 def open_source(path: Path, names: Sequence[str]) -> Source:
     """Read a file or Zarr folder; of its fields only `names`, where there are any.
 
-    Raises
-    ------
-    EnmaError
-        If it is missing, of no known kind, damaged, or lacks a field.
+    `EnmaError` if it is missing, of no known kind, damaged, or lacks a field.
     """
     if not path.exists():
         raise EnmaError(f"{path}: no such file; check the path")

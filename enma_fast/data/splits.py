@@ -47,16 +47,10 @@ def default_groups(equation: Equation, split: str) -> int:
 
 
 def environments(equation: Equation, split: str, *, groups: int, seed: int) -> np.ndarray:
-    """Numbers of the first `groups` environments of a split.
+    """Numbers of the first `groups` environments of a split, all different, int64 [groups].
 
-    Returns
-    -------
-    int64 array [groups], all different, each in [0, equation.environments(split).count).
-
-    Raises
-    ------
-    EnmaError
-        If the split is unknown, `seed` is negative, or `groups` is not in 1..size of the split's part.
+    Each is in [0, equation.environments(split).count). `EnmaError` if the split is unknown, `seed` is negative, or
+    `groups` is not in 1..size of the split's part.
     """
     check_split(split)
     first, last = _part(equation, split)

@@ -14,12 +14,8 @@ from .well import read, write_fields
 def spread_out(data: FieldFile, *, environments: int = 12, each: int = 2) -> FieldFile:
     """The first `each` trajectories of `environments` environments, evenly spread over those of a file in its order.
 
-    Two of an environment are enough for the tasks that need a context: each is the other's.
-
-    Raises
-    ------
-    EnmaError
-        If the file has no environments, or too few of them, or too few trajectories of one.
+    Two of an environment are enough for the tasks that need a context: each is the other's. `EnmaError` if the file has
+    no environments, or too few of them, or too few trajectories of one.
     """
     if environments < 1 or each < 1:
         raise EnmaError(f"environments is {environments} and each {each}; at least 1 is needed of both")

@@ -76,10 +76,7 @@ def count(path: str | Path) -> int:
 def read_numbered(path: str | Path, numbers: Sequence[int], *, contexts: bool = False) -> FieldFile:
     """Read trajectories of a field file, which keep their numbers, and with `contexts` their context trajectories.
 
-    Raises
-    ------
-    EnmaError
-        As `read`; with `contexts`, if a trajectory has none.
+    `EnmaError` as `read`; with `contexts`, if a trajectory has none.
     """
     path = Path(path)
 

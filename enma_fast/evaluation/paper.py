@@ -25,27 +25,11 @@ def paper_source() -> str:
 
 
 def paper_scores(dataset: str, task: str, split: str) -> dict[str, float]:
-    """Forecast errors of the paper's Table 2.
+    """Forecast errors of the paper's Table 2: model name -> relative L2 error, in the order of the table.
 
-    Parameters
-    ----------
-    dataset : str
-        `"advection"`, `"combined"`, `"gray-scott"`, `"wave"` or `"vorticity"` (an underscore does as well).
-    task : str
-        `"temporal"` (conditioning on the first frames) or `"initial-value"` (one frame and a context
-        trajectory).
-    split : str
-        `"test-in"` or `"in_d"` (PDE parameters inside the training ranges), `"test-out"` or `"out_d"`.
-
-    Returns
-    -------
-    dict
-        Model name -> relative L2 error, in the order of the table.
-
-    Raises
-    ------
-    EnmaError
-        If the paper has no such dataset, task or split; the message lists the known ones.
+    `dataset` is "advection", "combined", "gray-scott", "wave" or "vorticity" (an underscore does as well), `task`
+    "temporal" or "initial-value", `split` "test-in" or "in_d" (PDE parameters inside the training ranges), "test-out"
+    or "out_d". `EnmaError` for any other; the message lists the known ones.
     """
     table = paper_figures()[_lookup(_TASKS, task, "task")]
     column = _lookup(_SPLITS, split, "split")

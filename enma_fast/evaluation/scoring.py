@@ -35,7 +35,7 @@ def score(
     members: int = ForecastRequest.num_members,
     seed: int = ForecastRequest.seed,
     limit: int | None = None,
-    chunk: int = ForecastRequest.chunk,
+    chunk: int | None = ForecastRequest.chunk,
     settings: SamplingConfig | None = None,
     precision: str | None = None,
     strict: bool = False,
@@ -60,9 +60,9 @@ def score(
     members : ensemble size
     seed : of the noise
     limit : score the first so many trajectories only
-    chunk : rows (trajectories x members) sampled at a time
+    chunk : rows (trajectories x members) sampled at a time; by default as many as suit the device
     settings : of the sampler; the model's own by default
-    precision : of the sampler's weights, "fp32" or "bf16"; the model's own by default
+    precision : of the sampler's weights, "fp32", "bf16" or "auto"; by default the model's own, and bf16 on a GPU
     strict : refuse observed frames outside the training data; otherwise they are logged as a warning
     progress : called with (trajectories done, trajectories)
 
@@ -170,13 +170,10 @@ def leave_out_errors(result: dict[str, Any], per_frame: dict[str, list[float | N
 
 
 def paper_table(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """The paper's scores for the data set, task and split of a result.
+    """The paper's scores for the data set, task and split of a result, in its order.
 
-    Returns
-    -------
-    list of dict
-        `model`, and those of `rel_l2`, `crps`, `rmsce`, `solver_fidelity` that the paper reports for this data set,
-        task and split, in its order; empty if it reports none, or of another number of frames.
+    Each has `model`, and those of `rel_l2`, `crps`, `rmsce`, `solver_fidelity` that the paper reports for them; there
+    is none if it reports none, or of another number of frames.
     """
     dataset, task, split = result["dataset"], result["task"], result["split"]
     problem, frames = EQUATIONS.get(dataset), result.get("num_frames")

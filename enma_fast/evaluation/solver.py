@@ -19,20 +19,12 @@ log = logging.getLogger("enma_fast")
 
 
 def solver_fidelity(dataset: str, data: FieldFile, rows: Sequence[int], generated: np.ndarray) -> float | None:
-    """Mean relative L2 distance of trajectories from the solutions that start at their first frames.
+    """Mean relative L2 distance of trajectories from the solutions that start at their first frames; no unit.
 
-    Parameters
-    ----------
-    dataset : name of the equation
-    data : a field file with the true parameters, and the grid, domain and frame spacing of `generated`
-    rows : the trajectories of `data` that `generated` has the parameters of
-    generated : `[B, T, *x, c]`, from the first frame on
-
-    Returns
-    -------
-    float or None
-        No unit. None if there is no equation of that name, the file lacks a parameter of it or is of another grid,
-        domain or frame spacing, or the solver fails; a warning says so for the last.
+    `generated` is `[B, T, *x, c]` from the first frame on, with the parameters of the trajectories `rows` of the field
+    file `data`, and its grid, domain and frame spacing. None if there is no equation of the name `dataset`, the file
+    lacks a parameter of it or is of another grid, domain or frame spacing, or the solver fails, which is
+    logged as a warning.
     """
     equation = EQUATIONS.get(dataset)
     if equation is None or not _is_of(equation, data, generated):

@@ -27,6 +27,7 @@ from ..models.checkpoint import read_tensors, sha256, write_tensors
 from ..store.layout import OUTSIDE
 from ..store.read import is_missing, read_forecast
 from ..utils.system import versions
+from ..utils.text import times
 from .metrics import Scores
 from .physics import Physics
 from .scoring import leave_out_errors
@@ -59,8 +60,8 @@ def score_store(
     Returns
     -------
     dict
-        As `enma_fast.score` (see there for the task `generation`), but for what only a run of the model tells;
-        `sampling` and `precision` as the store states them, `store`, and `truth` (None for the store's own).
+        As `enma_fast.score` (see there for the task `generation`), except entries that only a run of the model can
+        give; `sampling` and `precision` as the store states them, `store`, and `truth` (None for the store's own).
 
     Raises
     ------
@@ -140,7 +141,7 @@ class _FileTruth:
 
     def __call__(self, place: int, channel: int) -> np.ndarray:
         if not self._begin <= place < self._begin + len(self._held):
-            # One of an unknown size, then as many as fit a part.
+            # First one trajectory, whose size is not known, then as many as fit a part.
             count = max(1, _PART // self._held[0].size) if len(self._held) else 1
             wanted = self._numbers[place : place + count]
             self._begin, self._held = place, read(self._file, select=wanted).u[:, self._frames]
@@ -159,7 +160,7 @@ def _check_file(path: Path, dataset: Any, file: Path, numbers: Sequence[int]) ->
     if list(data.channels) != channels:
         raise EnmaError(f"{file}: its fields are {', '.join(data.channels)}; {path} forecasts {', '.join(channels)}")
     if grid != expected:
-        raise EnmaError(f"{file}: the grid is {_times(grid)} points; {path} has {_times(expected)}")
+        raise EnmaError(f"{file}: the grid is {times(grid)} points; {path} has {times(expected)}")
     for name, coords in zip(axes, data.coords, strict=True):
         if not _close(coords, dataset[name].to_numpy()):
             raise EnmaError(f"{file}: dimensions/{name} has other points than {name} of {path}")
@@ -172,7 +173,7 @@ def _check_file(path: Path, dataset: Any, file: Path, numbers: Sequence[int]) ->
         raise EnmaError(f"{file}: dimensions/time has other times than time of {path}")
     digest = sha256(file)
     if attrs.get("data_sha256", digest) != digest:
-        # Where the file of the forecast held no truth, it has to be another.
+        # If the file of the forecast held no truth, the truth is in another one.
         if f"{channels[0]}_truth" in dataset:
             log.warning("%s: is another file than %s was forecast from: its SHA-256 is not data_sha256", file, path)
         number = max(numbers)
@@ -188,10 +189,6 @@ def _check_file(path: Path, dataset: Any, file: Path, numbers: Sequence[int]) ->
 
 def _close(values: np.ndarray, expected: np.ndarray) -> bool:
     return np.allclose(values, expected, rtol=1e-5, atol=1e-5 * np.ptp(expected))
-
-
-def _times(grid: Sequence[int]) -> str:
-    return " x ".join(map(str, grid))
 
 
 def _observed(path: Path, dataset: Any, data: FieldFile, place: int) -> bool:

@@ -36,9 +36,7 @@ class SpreadErrorBins:
     def result(self, num_members: int | None = None, most: int = 12) -> dict[str, list[float]]:
         """RMS spread and RMS error in at most `most` groups of about equally many points, by increasing spread.
 
-        Returns
-        -------
-        dict with `spread`, `rmse` and `points`. If the number of members K is given, the spread is multiplied by
+        A dict with `spread`, `rmse` and `points`. If the number of members K is given, the spread is multiplied by
         `sqrt((K + 1) / K)`, which makes it comparable with the error of their mean (Fortin et al., 2014).
         """
         count, variance, squared = self._sums[:, self._sums[0] > 0]
@@ -127,9 +125,7 @@ def _draw_reliability(axes: Any, scores: dict[str, Any]) -> None:
 def grouped_ranks(histogram: np.ndarray, most: int = 17) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Pool neighbouring ranks into at most `most` bars of nearly equal width.
 
-    Returns
-    -------
-    Frequency relative to that of a flat histogram, and centre and width of each bar in ranks.
+    Returns the frequency relative to that of a flat histogram, and centre and width of each bar in ranks.
     """
     edges = np.unique(np.linspace(0, len(histogram), min(most, len(histogram)) + 1).round().astype(int))
     width = np.diff(edges)

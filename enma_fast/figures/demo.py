@@ -15,7 +15,7 @@ from ..evaluation.scoring import paper_table, score_forecast
 from ..forecasting.file_forecast import FileForecast
 from ..forecasting.request import INITIAL_VALUE, ForecastRequest
 from ..forecasting.store_layout import file_hashes, layout_of, provenance
-from ..models.checkpoint import load_model
+from ..models.checkpoint import available, load_config, load_model
 from ..store.create import create_store
 from ..store.layout import OUTSIDE
 from .plots import save_figure
@@ -38,14 +38,8 @@ def run(
 ) -> dict[str, Any]:
     """Forecast, score, and write `<out>/forecast.zarr` and `<out>/demo.png`, in place of those of an earlier run.
 
-    Parameters
-    ----------
-    out : folder of the results
-    members : ensemble size of the forecast that is stored
-    trajectories : number of trajectories, spread over the environments of the test file
-    seed : seed of the noise
-    checkpoint : name of a shipped model, or folder of a checkpoint
-    progress : called with (members done, members, name of the forecast)
+    `members` is the ensemble size of the forecast that is stored, `trajectories` their number, spread over the
+    environments of the test file; `progress` is called with (members done, members, name of the forecast).
 
     Returns
     -------
@@ -77,7 +71,7 @@ def run(
             if progress is not None:
                 progress(before + done * size, total, label)
 
-        # Those out of distribution are there to be seen, and the table says how many were recognised.
+        # Trajectories out of distribution are shown on purpose, and the table says how many were recognised.
         results.append(score_forecast(forecasts[label], warn=False, progress=report, sink=sink))
 
     attributes = provenance(main, checkpoint, "enma-fast demo") | file_hashes(main)
@@ -98,6 +92,14 @@ def run(
         "store": str(out / STORE),
         "figure": str(out / FIGURE),
     }
+
+
+def shipped_model(pde: str) -> str:
+    """Name of the shipped one-pass model of an equation, or an `EnmaError` that lists the equations that have one."""
+    models = {load_config(name).dataset: name for name in available() if name.endswith("-fast")}
+    if pde not in models:
+        raise EnmaError(f"--pde '{pde}': no model of it is shipped; use one of {', '.join(sorted(models))}")
+    return models[pde]
 
 
 def spread_rows(data: FieldFile, count: int) -> list[int]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,14 @@ import numpy as np
 
 from ..errors import EnmaError
 from ..utils.extras import load_extra
+from ..utils.files import complete_file
 from .calibration import calibration_panels, draw_error_and_spread
 from .forecast import Forecast, central_intervals, values_at
 from .maps import Maps, map_height
 from .style import BAND_ALPHA, ENSEMBLE, INK, STYLE, TIME_LABEL, TRUTH, new_figure
 
 _MOST_MOVIE_FRAMES = 200
+REMEDY = "choose another --out"
 
 
 def forecast_figure(
@@ -30,7 +31,7 @@ def forecast_figure(
     scores: dict[str, Any] | None = None,
     title: str = "",
 ) -> Any:
-    """Draw the forecast of one channel of one trajectory, and the calibration of all trajectories.
+    """Draw the forecast of one channel of one trajectory, and the calibration of all trajectories; a matplotlib figure.
 
     Parameters
     ----------
@@ -39,15 +40,6 @@ def forecast_figure(
         and, for one panel each, `rank_histogram`, `spread_error` (of `SpreadErrorBins`) and `reliability` (nominal and
         observed coverage)
     title : title of the figure
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-
-    Raises
-    ------
-    EnmaError
-        If the `[plots]` extra is missing.
     """
     matplotlib = load_extra("matplotlib", "plots")
     where = forecast.widest() if point is None else tuple(point)
@@ -94,20 +86,16 @@ def save_figure(figure: Any, path: str | Path) -> Path:
     if path.suffix.lstrip(".") not in kinds:
         raise EnmaError(f"{path}: unknown kind of picture; end --out in one of {', '.join(kinds)}")
     matplotlib = load_extra("matplotlib", "plots")
-    with matplotlib.rc_context(STYLE):
-        return write_complete(path, lambda temporary: figure.savefig(temporary, dpi=150))
+    with matplotlib.rc_context(STYLE), complete_file(path, remedy=REMEDY) as temporary:
+        figure.savefig(temporary, dpi=150)
+    return path
 
 
 def save_movie(forecast: Forecast, path: str | Path, *, title: str = "", frames_per_second: int = 6) -> Path:
     """Write the maps of a two-dimensional field over time as a GIF; it appears complete or not at all.
 
-    At most 200 frames are shown: of more, every second, third, ... one, which is logged.
-
-    Raises
-    ------
-    EnmaError
-        If the field is one-dimensional, if `path` does not end in .gif or cannot be written, or if the `[plots]` extra
-        is missing.
+    At most 200 frames are shown: of more, every second, third, ... one, which is logged. `EnmaError` if the field is
+    one-dimensional, or if `path` does not end in .gif or cannot be written.
     """
     path = Path(path)
     matplotlib = load_extra("matplotlib", "plots")
@@ -131,15 +119,13 @@ def save_movie(forecast: Forecast, path: str | Path, *, title: str = "", frames_
         figure.draw_without_rendering()
         figure.set_layout_engine("none")
 
-        def write(temporary: Path) -> None:
-            writer = animation.PillowWriter(fps=frames_per_second)
-            with writer.saving(figure, temporary, dpi=90):
-                for t in range(0, len(forecast.times), step):
-                    heading.set_text(f"{title}{', ' if title else ''}time {forecast.times[t]:.3g}")
-                    maps.show(t)
-                    writer.grab_frame()
-
-        return write_complete(path, write)
+        writer = animation.PillowWriter(fps=frames_per_second)
+        with complete_file(path, remedy=REMEDY) as temporary, writer.saving(figure, temporary, dpi=90):
+            for t in range(0, len(forecast.times), step):
+                heading.set_text(f"{title}{', ' if title else ''}time {forecast.times[t]:.3g}")
+                maps.show(t)
+                writer.grab_frame()
+    return path
 
 
 def _draw_fan(axes: Any, forecast: Forecast, where: tuple[int, ...]) -> None:
@@ -186,19 +172,3 @@ def _draw_fan(axes: Any, forecast: Forecast, where: tuple[int, ...]) -> None:
     # Each band overlaps the wider ones, but its key in the legend does not: adjust the opacity of the key.
     for depth in range(len(axes.collections)):
         handles[depth].set_alpha(1 - (1 - BAND_ALPHA) ** (depth + 1))
-
-
-def write_complete(path: Path, write: Callable[[Path], Any]) -> Path:
-    """Write a temporary file and move it to `path`, so that it appears complete or not at all."""
-    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        temporary.replace(path)
-    except OSError as error:
-        raise EnmaError(f"{path}: cannot be written ({error}); choose another --out") from error
-    finally:
-        # The first error is reported, not one of the clean-up.
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-    return path

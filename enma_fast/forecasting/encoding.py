@@ -93,11 +93,9 @@ def encode_inputs(
         raise EnmaError(
             f"history holds {len(known)} trajectories and context {len(other)}; give one context for each, or one"
         )
-    if other is not None and other.shape[1] > config.num_frames:
+    if other is not None:
         if warn:
-            log.warning(
-                "context: of its %d frames the first %d are used, as in training", other.shape[1], config.num_frames
-            )
+            warn_if_cut(config, "context", other.shape[1])
         other = other[:, : config.num_frames]
     num_observed = 0 if known is None else known.shape[1]
     num_frames = num_observed + _frames_to_forecast(config, request, num_observed, has_context=other is not None)
@@ -167,7 +165,7 @@ def _field(name: str, value: np.ndarray | Tensor, model: Model, points: Tensor |
     if isinstance(value, Tensor):
         u = value
     else:
-        # In the byte order and with the strides that a tensor can have; too large a value is found below.
+        # A tensor needs this byte order and these strides; a value that is too large is found below.
         with np.errstate(over="ignore"):
             u = torch.from_numpy(np.require(unmasked(name, value), np.float32, ["C", "W"]))
     shape = tuple(u.shape if batched else (1, *u.shape))
@@ -189,6 +187,12 @@ def _field(name: str, value: np.ndarray | Tensor, model: Model, points: Tensor |
             b, t = (int(i) for i in bad.nonzero()[0])
             raise EnmaError(f"{name} holds a value that is {what}, first in trajectory {b}, frame {t}")
     return u
+
+
+def warn_if_cut(config: ModelConfig, name: str, frames: int) -> None:
+    """Warn if a context of this many frames is longer than those of the training."""
+    if frames > config.num_frames:
+        log.warning("%s: of its %d frames the first %d are used, as in training", name, frames, config.num_frames)
 
 
 def warn_if_long(config: ModelConfig, frames: int) -> None:

@@ -99,10 +99,7 @@ class Ensemble:
     ) -> Ensemble:
         """Members and trajectories by their numbers, or names; one trajectory drops that axis, a list of them keeps it.
 
-        Raises
-        ------
-        EnmaError
-            If there is no such number.
+        `EnmaError` if there is no such number.
         """
         labels = self.labels
         data = self.data if labels.batched else self.data[None]
@@ -135,7 +132,7 @@ class Ensemble:
         return self.num_members
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        # Before NumPy 2 None was no value of copy, and False meant what it means now.
+        # NumPy 1 does not take None, and False has the meaning there that None has in NumPy 2.
         return np.array(self.numpy(), dtype=dtype, copy=bool(copy) if np.__version__ < "2" else copy)
 
     def __repr__(self) -> str:

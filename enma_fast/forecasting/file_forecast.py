@@ -25,7 +25,8 @@ from ..config import ModelConfig
 from ..data import FieldFile
 from ..errors import EnmaError
 from ..models.model import Model
-from .encoding import outside, report_outside, warn_if_long
+from ..utils.text import boundaries, times
+from .encoding import outside, report_outside, warn_if_cut, warn_if_long
 from .members import Stop, sample_members
 from .request import INITIAL_VALUE, ForecastRequest
 
@@ -57,6 +58,7 @@ class FileForecast:
         if self.request.trajectories is None:
             numbers = range(len(self.data)) if self.data.numbers is None else self.data.numbers.tolist()
             object.__setattr__(self, "request", replace(self.request, trajectories=numbers))
+        object.__setattr__(self, "request", self.request.on(self.model))
 
     @property
     def trajectories(self) -> Sequence[int]:
@@ -126,13 +128,7 @@ class FileForecast:
                 "context: the temporal task has none; use --task initial-value or generation, or leave it out"
             )
         check_file(config, other)
-        if len(other.times) > config.num_frames:
-            log.warning(
-                "%s: of its %d frames the first %d are used, as in training",
-                other.path,
-                len(other.times),
-                config.num_frames,
-            )
+        warn_if_cut(config, str(other.path), len(other.times))
         if other.num_trajectories not in (1, self.data.num_trajectories):
             raise EnmaError(
                 f"{other.path}: holds {other.num_trajectories} contexts; give one, or one for each of "
@@ -173,12 +169,10 @@ class FileForecast:
         return [int(number) for number, reason in zip(self.trajectories, reasons, strict=True) if reason]
 
     def sample(self, part: ForecastRequest, *, stop: Stop | None = None) -> Tensor:
-        """Forecast part of the request: `[B, K, T, *x, c]` fp32 without the observed frames.
+        """Forecast part of the request, after `check`: `[B, K, T, *x, c]` fp32 without the observed frames.
 
-        Parameters
-        ----------
-        part : the request for some of the trajectories and members, perhaps of fewer frames; `check` has passed
-        stop : as that of `enma_fast.forecast`
+        `part` is the request for some of the trajectories and members, perhaps of fewer frames; `stop` is as that of
+        `enma_fast.forecast`.
         """
         assert part.trajectories is not None
         history, context = self._history(part.trajectories), self._contexts(part.trajectories)
@@ -187,13 +181,11 @@ class FileForecast:
         return sample_members(self.model, part, history, context=context, stop=stop, warn=False)
 
     def samples(self) -> Iterator[tuple[list[int], Tensor]]:
-        """Forecast all trajectories, as many at a time as make a chunk; `check` has passed.
+        """Forecast all trajectories after `check`, as many at a time as make a chunk.
 
-        Yields
-        ------
-        trajectories, samples : numbers in the file, and `[B, K, T, *x, c]` fp32 without the observed frames
+        Yields their numbers in the file, and `[B, K, T, *x, c]` fp32 without the observed frames.
         """
-        size = max(1, self.request.chunk // self.request.num_members)
+        size = max(1, self.request.rows // self.request.num_members)
         for first in range(0, len(self.trajectories), size):
             part = list(self.trajectories[first : first + size])
             yield part, self.sample(replace(self.request, trajectories=part))
@@ -223,7 +215,7 @@ def check_file(config: ModelConfig, data: FieldFile) -> None:
     tok = config.tokenizer
     grid = data.u.shape[2:-1]
     if grid != tok.grid:
-        raise EnmaError(f"{data.path}: the grid is {_times(grid)} points; {config.name} expects {_times(tok.grid)}")
+        raise EnmaError(f"{data.path}: the grid is {times(grid)} points; {config.name} expects {times(tok.grid)}")
     if len(data.channels) != tok.field_channels:
         raise EnmaError(
             f"{data.path}: holds {len(data.channels)} channels ({', '.join(data.channels)}); {config.name} expects "
@@ -231,12 +223,12 @@ def check_file(config: ModelConfig, data: FieldFile) -> None:
         )
     if data.periodic != tok.periodic:
         raise EnmaError(
-            f"{data.path}: boundary_conditions are {_boundaries(data.periodic)}; {config.name} expects "
-            f"{_boundaries(tok.periodic)}"
+            f"{data.path}: boundary_conditions are {boundaries(data.periodic)}; {config.name} expects "
+            f"{boundaries(tok.periodic)}"
         )
     if not np.allclose(data.lengths, tok.lengths, rtol=_TOLERANCE):
         raise EnmaError(
-            f"{data.path}: the domain has size {_times(data.lengths)}; {config.name} expects {_times(tok.lengths)}"
+            f"{data.path}: the domain has size {times(data.lengths)}; {config.name} expects {times(tok.lengths)}"
         )
     steps = np.diff(data.times)
     if not np.allclose(steps, config.frame_interval, rtol=_TOLERANCE):
@@ -244,11 +236,3 @@ def check_file(config: ModelConfig, data: FieldFile) -> None:
             f"{data.path}: dimensions/time has frames {steps.mean():.4g} apart; {config.name} expects "
             f"{config.frame_interval:.4g}"
         )
-
-
-def _times(values: Sequence[float]) -> str:
-    return " x ".join(f"{value:.6g}" for value in values)
-
-
-def _boundaries(periodic: Sequence[bool]) -> str:
-    return ", ".join("periodic" if wraps else "open" for wraps in periodic)

@@ -39,10 +39,10 @@ class LabelledField:
     kind: Kind
     numbers: tuple[int, ...] | None = None
     times: np.ndarray | None = None
-    # Of space, and further ones: dimensions and values.
+    # Coordinates of space, and further ones: dimensions and values.
     coords: Mapping[str, Any] = field(default_factory=dict)
     further: Mapping[str, tuple[tuple[str, ...], np.ndarray]] = field(default_factory=dict)
-    # Of scattered points, as far as they are known.
+    # Coordinates of scattered points, as far as they are known.
     points: Mapping[str, np.ndarray] = field(default_factory=dict)
     attributes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     channels: tuple[str, ...] | None = None
@@ -73,7 +73,7 @@ class LabelledField:
                 raise EnmaError(f"{argument}: the coordinate {name} must increase; sort it: .sortby({name!r})")
             if wraps and np.ptp(steps) > 1e-2 * steps.mean():
                 raise EnmaError(f"{argument}: the coordinate {name} is not evenly spaced, which a periodic one must be")
-            # With the cell that closes a ring; of an open axis positions are those of cells, or reach from end to end.
+            # The cell that closes a ring counts; positions of an open axis are those of cells or reach from end to end.
             found = steps.sum() * x.size / (x.size - 1)
             sizes = (found,) if wraps else (found, steps.sum())
             if not any(math.isclose(size, length, rel_tol=TOLERANCE) for size in sizes):
@@ -86,10 +86,7 @@ class LabelledField:
 def read_field(argument: str, value: Any, *, space: tuple[str, ...]) -> LabelledField:
     """Read a field of any kind; `space` names its dimensions of space.
 
-    Raises
-    ------
-    EnmaError
-        If it is no array, or an xarray dimension is missing or not known.
+    `EnmaError` if it is no array, or an xarray dimension is missing or not known.
     """
     kind = _kind(argument, value)
     if kind == "torch":
@@ -141,10 +138,7 @@ def read_field(argument: str, value: Any, *, space: tuple[str, ...]) -> Labelled
 def first_time(history: LabelledField | None, context: LabelledField | None, *, interval: float) -> float | None:
     """Time of the first forecast frame: one interval after the history, or the context's first; None if unknown.
 
-    Raises
-    ------
-    EnmaError
-        If times are no numbers, or not an interval apart.
+    `EnmaError` if times are no numbers, or not an interval apart.
     """
     for argument, source in (("history", history), ("context", context)):
         if source is None or source.times is None or not source.times.size:
@@ -178,7 +172,7 @@ def later(start: float, frames: Any, *, interval: float) -> Any:
 
 
 def _kind(argument: str, value: Any) -> Kind:
-    # What was never imported has no instances.
+    # A module that was never imported has no instances.
     torch, xarray = sys.modules.get("torch"), sys.modules.get("xarray")
     if torch is not None and isinstance(value, torch.Tensor):
         return "torch"

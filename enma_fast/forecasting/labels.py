@@ -76,11 +76,12 @@ class Labels:
         }
         dims = (*dims, *self.space)
         known: dict[str, Any] = {
-            name: (axes, value, self._about(name))
+            name: (axes, value, dict(self.attributes.get(name) or _ATTRIBUTES.get(name, {})))
             for name, (axes, value) in (found | dict(self.coords)).items()
             if set(axes) <= set(dims)
         }
-        channels = self.channels or _default_channels(data.shape[-1])
+        count = data.shape[-1]
+        channels = self.channels or (("u",) if count == 1 else tuple(f"u_{c}" for c in range(count)))
         units = self._units(len(channels)) if label != "exceedance probability" else ("1",) * len(channels)
         if self.kind == "dataset":
             variables = {
@@ -98,9 +99,6 @@ class Labels:
     def dims(self, *further: str) -> tuple[str, ...]:
         """Names of the leading axes: that of the trajectories if there is one, then `further`."""
         return (*("trajectory",) * self.batched, *further)
-
-    def _about(self, name: str) -> dict[str, Any]:
-        return dict(self.attributes.get(name) or _ATTRIBUTES.get(name, {}))
 
     def names(self) -> tuple[Any, ...]:
         """Names of the trajectories, where these differ from their numbers."""
@@ -121,7 +119,3 @@ class Labels:
                 axes = axes if batched else (*axes[:axis], *axes[axis + 1 :])
             coords[name] = (axes, np.asarray(values))
         return replace(self, trajectories=numbers, batched=batched, coords=coords)
-
-
-def _default_channels(count: int) -> tuple[str, ...]:
-    return ("u",) if count == 1 else tuple(f"u_{c}" for c in range(count))

@@ -50,21 +50,13 @@ def sample_members(
     stop: Stop | None = None,
     warn: bool = True,
 ) -> Tensor:
-    """Forecast arrays without labels, as a tensor on the model's device; inputs as those of `enma_fast.forecast`.
+    """Forecast arrays without labels: ``[K, T, *grid, c]`` or ``[B, K, T, *grid, c]``, fp32, on the model's device.
 
-    Without `warn` there is no warning of frames beyond those of the training, nor of observations unlike them.
-
-    Returns
-    -------
-    Tensor
-        ``[K, T, *grid, c]`` or ``[B, K, T, *grid, c]``, fp32.
-
-    Raises
-    ------
-    EnmaError
-        If an input does not fit the model or the request.
+    Inputs are those of `enma_fast.forecast`; `EnmaError` if one does not fit the model or the request. Without `warn`
+    there is no warning of frames beyond those of the training, nor of observations unlike them.
     """
     queried = None if query is None else coordinates("query", query, model)
+    request = request.on(model)
     inputs = encode_inputs(model, request, history, context, points, warn=warn)
     chunks = _chunks(engine_for(model.dynamics, dtype=request.dtype, backend=request.backend), inputs, request)
     shape = _shape(inputs, request)
@@ -77,7 +69,7 @@ def sample_members(
         part = chunks.pop(0)
         if stop is None:
             part.sample()
-        # As long as without `stop`, so that the decoder does the same arithmetic.
+        # The latents are as long as without `stop`, so that the decoder does the same arithmetic.
         latents = _padded(part.latents, inputs.num_latents)
         fields = _decode(model, latents, inputs.num_frames, queried, folded_end(model.tokenizer))
         fields = _moved_back(fields[:, inputs.num_observed :], inputs, part.rows)
@@ -90,21 +82,10 @@ def sample_members(
     return out.view(*shape, *out.shape[1:])
 
 
-def sample_fields(
-    model: Model,
-    history: np.ndarray | Tensor | None,
-    *,
-    context: np.ndarray | Tensor | None = None,
-    points: np.ndarray | Tensor | None = None,
-    query: np.ndarray | Tensor | None = None,
-    stop: Stop | None = None,
-    warn: bool = True,
-    num_members: int = 1,
-    **asked: Any,
-) -> Tensor:
-    """`sample_members`, with the fields of the request as keywords."""
-    request = ForecastRequest(num_members=num_members, **asked)
-    return sample_members(model, request, history, context=context, points=points, query=query, stop=stop, warn=warn)
+def sample_fields(model: Model, history: np.ndarray | Tensor | None, *, num_members: int = 1, **given: Any) -> Tensor:
+    """`sample_members`, with the fields of the request as keywords beside its own."""
+    inputs = {name: given.pop(name) for name in ("context", "points", "query", "stop", "warn") if name in given}
+    return sample_members(model, ForecastRequest(num_members=num_members, **given), history, **inputs)
 
 
 def stream_members(
@@ -118,6 +99,7 @@ def stream_members(
     stop: Stop | None = None,
 ) -> Iterator[Tensor]:
     """Forecast as `sample_members`; yield each frame ``[K, *grid, c]`` or ``[B, K, *grid, c]`` as it is decided."""
+    request = run_in_own_thread(request.on, model)
     inputs = run_in_own_thread(encode_inputs, model, request, history, context, points)
     engine = run_in_own_thread(engine_for, model.dynamics, dtype=request.dtype, backend=request.backend)
     chunks, shape = _chunks(engine, inputs, request), _shape(inputs, request)
@@ -144,11 +126,11 @@ class _Chunk:
 def _chunks(engine: Engine, inputs: EncodedInputs, request: ForecastRequest) -> list[_Chunk]:
     every = [(b, k) for b in range(len(inputs.seeds)) for k in request.members]
     chunks = []
-    for begin in range(0, len(every), request.chunk):
-        place = slice(begin, begin + request.chunk)
+    for begin in range(0, len(every), request.rows):
+        place = slice(begin, begin + request.rows)
         rows = every[place]
         history = inputs.history_BTNC[[inputs.history_of(row) for row in rows]]
-        chunks.append(_Chunk(place, rows, _latents(engine, inputs, rows), history))
+        chunks.append(_Chunk(place, rows, _latents(engine, inputs, rows, chunk=request.rows), history))
     return chunks
 
 
@@ -178,7 +160,7 @@ def _frames(
         group = None
         for part in chunks:
             if (kept[part.place] <= number).all():
-                # Gives its memory back to the engine.
+                # This gives its memory back to the engine.
                 part.making = iter(())
                 continue
             part.sample(1)
@@ -239,7 +221,7 @@ def _window(tok: TokenizerConfig) -> int:
     return max(FEWEST_LATENTS, reach + 1)
 
 
-def _latents(engine: Engine, inputs: EncodedInputs, rows: list[tuple[int, int]]) -> Iterator[Tensor]:
+def _latents(engine: Engine, inputs: EncodedInputs, rows: list[tuple[int, int]], *, chunk: int) -> Iterator[Tensor]:
     """Latent frames of rows ``(trajectory, member)``; history and context are read once for each shift."""
     which = sorted({inputs.history_of(row) for row in rows})
     place = {history: i for i, history in enumerate(which)}
@@ -252,6 +234,7 @@ def _latents(engine: Engine, inputs: EncodedInputs, rows: list[tuple[int, int]])
         context=None if inputs.context_BTNC is None else inputs.context_BTNC[which],
         settings=inputs.settings,
         groups=torch.tensor([place[inputs.history_of(row)] for row in rows], device=device),
+        chunk=chunk,
     )
 
 

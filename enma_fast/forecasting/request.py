@@ -18,6 +18,13 @@ from ..utils.system import memory
 if TYPE_CHECKING:
     import torch
 
+    from ..models.model import Model
+
+# Number format of the weights that is chosen by measurement.
+AUTO = "auto"
+# Rows sampled at a time on a CPU.
+CPU_CHUNK = 64
+
 # Member numbers are one word of the noise's key.
 MOST_MEMBERS = 2**32
 # Seeds that fit 64 bits, with a sign or without.
@@ -76,12 +83,13 @@ class ForecastRequest:
     settings
         Of the sampler; the model's own by default.
     dtype
-        Of the sampler's weights; the model's own by default.
+        Of the sampler's weights. By default the model's own on a CPU, and bf16 on a GPU, whose matrix units multiply
+        that; "auto" is the faster one of fp32 and bf16 on this processor (:mod:`enma_fast.ops.rates`).
     backend
         How latent frames are made (:mod:`enma_fast.sampling.engine`); the best that can serve by default.
     chunk
         Rows (trajectories x members) sampled at a time: enough to keep every core busy, few enough for their keys and
-        values. On the CPU no result depends on it.
+        values. By default 64 on a CPU, where no result depends on it, and 128 to 256 on a GPU by its level-2 cache.
     strict
         Refuse observed frames outside what the model was trained on, in place of a warning.
 
@@ -99,9 +107,9 @@ class ForecastRequest:
     trajectories: Sequence[int] | None = None
     seed: int = 0
     settings: SamplingConfig | None = None
-    dtype: torch.dtype | None = None
+    dtype: torch.dtype | str | None = None
     backend: str | None = None
-    chunk: int = 64
+    chunk: int | None = None
     strict: bool = False
 
     def __post_init__(self) -> None:
@@ -115,7 +123,10 @@ class ForecastRequest:
         check("num_members", most=MOST_MEMBERS)
         check("first_member", least=0, most=MOST_MEMBERS - self.num_members)
         check("seed", least=LEAST_SEED, most=MOST_SEED)
-        check("chunk")
+        if self.chunk is not None:
+            check("chunk")
+        if isinstance(self.dtype, str) and self.dtype != AUTO:
+            raise EnmaError(f"dtype is {self.dtype!r}; a torch.dtype or 'auto' is expected")
         if self.trajectories is not None:
             object.__setattr__(self, "trajectories", _numbers(self.trajectories))
         if self.settings is not None:
@@ -136,8 +147,24 @@ class ForecastRequest:
         """Name of the weights' dtype as stores give it: fp32, bf16, or model for the model's own."""
         from ..sampling.engine import PRECISIONS
 
-        names = {dtype: name for name, dtype in PRECISIONS.items()}
+        names: dict[torch.dtype | str | None, str] = {dtype: name for name, dtype in PRECISIONS.items()}
         return "model" if self.dtype is None else names.get(self.dtype, str(self.dtype))
+
+    @property
+    def rows(self) -> int:
+        """Rows sampled at a time, on a CPU where none are asked for."""
+        return CPU_CHUNK if self.chunk is None else self.chunk
+
+    def on(self, model: Model) -> ForecastRequest:
+        """The request with what the device of the model decides where nothing is asked: number format and chunk."""
+        from ..models.layers import own_dtype
+        from ..sampling.engine import rows_at_once, weights_dtype
+
+        dtype: torch.dtype | str | None = weights_dtype(model.dynamics, self.dtype, backend=self.backend)
+        # The model's own format is written as such.
+        dtype = None if self.dtype is None and dtype == own_dtype(model.dynamics) else dtype
+        chunk = rows_at_once(model.dynamics) if self.chunk is None else self.chunk
+        return self if (chunk, dtype) == (self.chunk, self.dtype) else replace(self, chunk=chunk, dtype=dtype)
 
     def part(self, trajectories: slice, members: slice, *, chunk: int) -> ForecastRequest:
         """The request for some of the trajectories and some of the members, by their places."""
@@ -166,13 +193,15 @@ class ForecastRequest:
             )
 
 
-def dtype_named(precision: str | None) -> torch.dtype | None:
-    """The dtype of a precision, fp32 or bf16; None, the model's own, without one."""
+def dtype_named(precision: str | None) -> torch.dtype | str | None:
+    """The dtype of a precision, fp32, bf16 or auto; None, the default, without one."""
     from ..sampling.engine import PRECISIONS
 
-    if precision is not None and precision not in PRECISIONS:
-        raise EnmaError(f"precision {precision!r} is unknown; use one of {', '.join(PRECISIONS)}")
-    return None if precision is None else PRECISIONS[precision]
+    if precision is None or precision == AUTO:
+        return precision
+    if precision not in PRECISIONS:
+        raise EnmaError(f"precision {precision!r} is unknown; use one of {', '.join([*PRECISIONS, AUTO])}")
+    return PRECISIONS[precision]
 
 
 def _numbers(trajectories: Sequence[int]) -> tuple[int, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +12,22 @@ import numpy as np
 
 from ..config import ModelConfig, SamplingConfig
 from ..models.checkpoint import CONFIG, WEIGHTS, hashes, sha256
+from ..sampling.engine import PRECISIONS
 from ..sampling.settings import chosen_sampling
 from ..store.layout import Layout
+from ..store.location import is_store
+from ..store.metadata import read_unchecked_metadata
 from ..utils.names import check_names
 from ..utils.system import versions
 from .file_forecast import FileForecast
 from .labelled_field import later
+from .request import AUTO, ForecastRequest
 
 
 def layout_of(forecast: FileForecast, attributes: Mapping[str, Any]) -> Layout:
     """The layout of a store of a forecast, with the observed frames and the truth, and further attributes."""
     config, data, request = forecast.model.config, forecast.data, forecast.request
-    # They become folders of the store.
+    # The names become folders of the store.
     check_names(data.channels, kind="field", where=data.path)
     check_names(data.parameters, kind="parameter", where=data.path)
     index, seen, last = data.places(forecast.trajectories), forecast.num_observed, forecast.num_total
@@ -54,6 +58,14 @@ def layout_of(forecast: FileForecast, attributes: Mapping[str, Any]) -> Layout:
     )
 
 
+def as_begun(request: ForecastRequest, out: Path | None) -> ForecastRequest:
+    """The request, with ``auto`` as the number format of the store that it continues, if there is one."""
+    if request.dtype != AUTO or out is None or not is_store(out):
+        return request
+    begun = PRECISIONS.get(read_unchecked_metadata(out)["attributes"].get("precision"))
+    return request if begun is None else replace(request, dtype=begun)
+
+
 def provenance(forecast: FileForecast, checkpoint: str | Path, command: str) -> dict[str, Any]:
     """Attributes of a store that say which model, data, versions and command made it.
 
@@ -67,7 +79,7 @@ def provenance(forecast: FileForecast, checkpoint: str | Path, command: str) -> 
         "config_sha256": files[CONFIG],
         "data_file": forecast.data.path.name,
         "input_sha256": _input_sha256(forecast),
-        # Those that decide the bits of a result, and the others.
+        # The versions that decide the bits of a result, and the others.
         "versions": ", ".join(f"{name} {found[name]}" for name in decide),
         "further_versions": ", ".join(f"{n} {number}" for n, number in found.items() if number and n not in decide),
     }

@@ -114,15 +114,8 @@ class CausalTransformer(nn.Module):
     def forward(self, segments: Sequence[Tensor]) -> list[Tensor]:
         """All contexts of all segments in one pass (training).
 
-        Parameters
-        ----------
-        segments
-            Latent frames of each segment ``[B, T_i, N, C]``.
-
-        Returns
-        -------
-        list of Tensor
-            For each segment ``[B, T_i, N, D]``: entry t is the context of its frame t.
+        From latent frames ``[B, T_i, N, C]`` of each segment to ``[B, T_i, N, D]``: entry t is the context of its frame
+        t.
         """
         last = [*segments[:-1], segments[-1][:, :-1]]
         h_BTND = self.read(last, GrowingCache(self, segments[0].shape[0]))
@@ -136,15 +129,8 @@ class CausalTransformer(nn.Module):
     def read(self, segments: Sequence[Tensor], cache: GrowingCache) -> Tensor:
         """Feed whole segments to an empty cache in one pass, each after its start.
 
-        Parameters
-        ----------
-        segments
-            Latent frames of each segment ``[B, T_i, N, C]``; T_i may be 0.
-
-        Returns
-        -------
-        Tensor
-            Raw outputs ``[B, sum(T_i + 1), N, D]``.
+        From latent frames ``[B, T_i, N, C]`` of each segment, where T_i may be 0, to raw outputs ``[B, sum(T_i + 1), N,
+        D]``.
         """
         parts = []
         for i, z_BTNC in enumerate(segments):

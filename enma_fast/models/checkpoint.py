@@ -47,7 +47,7 @@ CARD, METRICS, DOMAIN = "README.md", "metrics.json", "domain.json"
 # In the folder of a training run: its checkpoint, and its log or its plan.
 IN_RUN, LOG, PLAN = "checkpoint", "log.jsonl", "plan.json"
 _TOKENIZER = "tokenizer."
-# Names that a manifest may list: of files beside it. Neither it nor a config is ever larger than this.
+# Names of files beside it that a manifest may list; and the largest size of a manifest or a config.
 _NAME, _SHA256 = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}"), re.compile(r"[0-9a-f]{64}")
 _MOST_BYTES = 1 << 20
 
@@ -61,13 +61,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file.
-
-    Raises
-    ------
-    EnmaError
-        When the file is missing, truncated or not safetensors.
-    """
+    """Tensors and metadata of a safetensors file; `EnmaError` if it is missing, truncated or another kind of file."""
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
@@ -77,12 +71,13 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise EnmaError(f"{path}: not a whole safetensors file ({error}); copy or train it again") from None
 
 
-def save_model(model: Model, folder: Path, *, card: str | None = None) -> None:
+def save_model(
+    model: Model, folder: Path, *, card: str | None = None, metrics: Mapping[str, Any] | None = None
+) -> None:
     """Write a checkpoint folder; the manifest comes last, so an interrupted save is never taken for a complete one."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / MANIFEST).unlink(missing_ok=True)
-    write_tensors(folder / WEIGHTS, model.state_dict())
-    write_atomic(folder / CONFIG, to_json(model.config).encode())
+    _write_weights(folder, model.config, model.state_dict())
+    if metrics is not None:
+        write_atomic(folder / METRICS, (json.dumps(metrics, indent=1, allow_nan=False) + "\n").encode())
     if model.domain is None:
         (folder / DOMAIN).unlink(missing_ok=True)
     else:
@@ -94,11 +89,15 @@ def save_model(model: Model, folder: Path, *, card: str | None = None) -> None:
 
 def save_tokenizer(tokenizer: Tokenizer, config: ModelConfig, folder: Path) -> None:
     """Write a tokenizer and the model config it is meant for, to train the dynamics on."""
+    _write_weights(folder, config, {_TOKENIZER + name: t for name, t in tokenizer.state_dict().items()})
+    write_manifest(folder)
+
+
+def _write_weights(folder: Path, config: ModelConfig, tensors: Mapping[str, Tensor]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST).unlink(missing_ok=True)
-    write_tensors(folder / WEIGHTS, {_TOKENIZER + name: t for name, t in tokenizer.state_dict().items()})
+    write_tensors(folder / WEIGHTS, tensors)
     write_atomic(folder / CONFIG, to_json(config).encode())
-    write_manifest(folder)
 
 
 def write_manifest(folder: Path) -> None:
@@ -130,7 +129,7 @@ def locate(checkpoint: str | Path) -> Path:
     """Folder of a checkpoint given by shipped name, by path, or by the folder of the training run that made it."""
     given = Path(checkpoint)
     for folder in (given / IN_RUN, given, PRETRAINED / str(checkpoint)):
-        # Unlike Path.is_file it takes any name.
+        # Unlike Path.is_file, os.path.isfile takes any name.
         if os.path.isfile(folder / MANIFEST):
             return folder
     known = ", ".join(available()) or "none"
@@ -169,13 +168,7 @@ def listed(folder: Path) -> dict[str, tuple[int, str]]:
 
 
 def verify(folder: Path) -> None:
-    """Check every file of the manifest.
-
-    Raises
-    ------
-    EnmaError
-        Names the file and what differs.
-    """
+    """Check every file of the manifest; an `EnmaError` names the file and what differs."""
     for name, (size, digest) in listed(folder).items():
         file = folder / name
         if not os.path.lexists(file):
@@ -213,13 +206,7 @@ def load_model(checkpoint: str | Path, *, device: str | torch.device = "cpu") ->
 
 
 def load_tokenizer(checkpoint: str | Path) -> tuple[Tokenizer, ModelConfig]:
-    """Load the verified tokenizer of a checkpoint, whole or tokenizer only, and the config beside it.
-
-    Raises
-    ------
-    EnmaError
-        As :func:`load_model`.
-    """
+    """Load the verified tokenizer of a checkpoint, whole or alone, and the config beside it; raises as `load_model`."""
     config, tensors, source = _load(checkpoint)
     own = {k.removeprefix(_TOKENIZER): t for k, t in tensors.items() if k.startswith(_TOKENIZER)}
     tokenizer = _filled(lambda: Tokenizer(config.tokenizer), own, source)

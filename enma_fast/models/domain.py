@@ -58,10 +58,7 @@ class Domain:
     def of(cls, fields: np.ndarray) -> Domain:
         """The domain of training fields `[B, T, *x, c]`; a few thousand trajectories are enough.
 
-        Raises
-        ------
-        EnmaError
-            If there are fewer than three frames, or a value is not finite.
+        `EnmaError` if there are fewer than three frames, or a value is not finite.
         """
         if fields.ndim < 4 or fields.shape[1] < WINDOW or not len(fields):
             raise EnmaError(
@@ -144,7 +141,7 @@ class Domain:
         return made
 
     def _is_of_fields(self) -> bool:
-        """Whether :meth:`of` can have made these numbers, with which every distance is a number."""
+        """True if :meth:`of` can have made these numbers, with which every distance is a number."""
         try:
             smallest = np.linalg.eigvalsh(self.covariance)[0]
         except np.linalg.LinAlgError:

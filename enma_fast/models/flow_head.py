@@ -9,7 +9,7 @@ Legend: ``...`` any leading shape (batch, frames, tokens, draws), C token channe
 from __future__ import annotations
 
 import math
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -33,14 +33,7 @@ class ModulatedBlock(nn.Module):
 
     def weights(self) -> BlockWeights:
         """The parameters as the operator takes them; no copy."""
-        return BlockWeights(
-            modulation_weight=self.modulation.weight,
-            modulation_bias=self.modulation.bias,
-            up_weight=self.up.weight,
-            up_bias=self.up.bias,
-            down_weight=self.down.weight,
-            down_bias=self.down.bias,
-        )
+        return BlockWeights(**_weights_of(self, "modulation", "up", "down"))
 
 
 class VelocityHead(nn.Module):
@@ -67,17 +60,8 @@ class VelocityHead(nn.Module):
 
     def weights(self) -> HeadWeights:
         """The parameters as the operator takes them; no copy."""
-        return HeadWeights(
-            condition_weight=self.condition.weight,
-            condition_bias=self.condition.bias,
-            inward_weight=self.inward.weight,
-            inward_bias=self.inward.bias,
-            blocks=tuple(block.weights() for block in cast("list[ModulatedBlock]", self.blocks)),
-            modulation_weight=self.modulation.weight,
-            modulation_bias=self.modulation.bias,
-            outward_weight=self.outward.weight,
-            outward_bias=self.outward.bias,
-        )
+        blocks = tuple(block.weights() for block in cast("list[ModulatedBlock]", self.blocks))
+        return HeadWeights(**_weights_of(self, "condition", "inward", "modulation", "outward"), blocks=blocks)
 
     def plan(self, *, steps: int, method: str) -> FlowPlan:
         """Weights and schedule for the operator; the embeddings of the evaluation times are computed here, once."""
@@ -97,6 +81,11 @@ class VelocityHead(nn.Module):
         frequency = torch.exp(-math.log(10_000.0) * torch.arange(half, device=r.device, dtype=torch.float32) / half)
         angle = 1000.0 * r.float() * frequency
         return torch.cat([angle.cos(), angle.sin()], dim=-1)
+
+
+def _weights_of(module: nn.Module, *layers: str) -> dict[str, Any]:
+    """Weight and bias of linear layers, by names such as `up_weight`."""
+    return {f"{layer}_{kind}": getattr(getattr(module, layer), kind) for layer in layers for kind in ("weight", "bias")}
 
 
 class FlowHead(nn.Module):
@@ -119,22 +108,10 @@ class FlowHead(nn.Module):
         return mean, F.softplus(raw + math.log(math.e - 1)) + 1e-3
 
     def loss(self, z: Tensor, c: Tensor, noise: Tensor, r: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss per token.
+        """Loss per token ``[...]``, and a dict of per-token terms to log (detached).
 
-        Parameters
-        ----------
-        z
-            True tokens ``[..., C]``.
-        c
-            Conditions ``[..., D]``.
-        noise
-            ``[..., draws, C]`` standard normal.
-        r
-            Flow times ``[..., draws, 1]``.
-
-        Returns
-        -------
-        loss ``[...]`` and a dict of per-token terms to log (detached).
+        ``z`` are true tokens ``[..., C]`` and ``c`` conditions ``[..., D]``; ``noise [..., draws, C]`` is standard
+        normal and ``r [..., draws, 1]`` are flow times.
         """
         target, terms = z.float(), {}
         likelihood = torch.zeros((), device=z.device)

@@ -20,30 +20,25 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .layers import weights_key
-from .tokenizer import ExpandSpace, Tokenizer, pad_space
+from .tokenizer import CausalConv, ExpandSpace, Tokenizer, pad_space
 
 
 class FoldedEnd:
-    """The layers of `Tokenizer.up` from `first` on, and `conv_out`, as one convolution.
-
-    Attributes
-    ----------
-    first
-        Number of the first layer that it replaces.
-    """
+    """The layers of `Tokenizer.up` from number `first` on, and `conv_out`, as one convolution."""
 
     def __init__(self, tokenizer: Tokenizer, first: int, radius: int) -> None:
         config = tokenizer.config
         self.first, self.radius, self.periodic = first, radius, config.periodic
         self.factor = 2 ** (len(tokenizer.up) - first)
-        self.channels = cast(nn.Conv2d, tokenizer.conv_out.conv).out_channels
+        last = cast(CausalConv, tokenizer.conv_out)
+        self.channels = cast(nn.Conv2d, last.conv).out_channels
         weight = tokenizer.from_latent.weight
-        self.frames = tokenizer.conv_out.pad_time + 1
-        linear = copy.deepcopy(nn.Sequential(*tokenizer.up[first:], tokenizer.conv_out)).double()
+        self.frames = last.pad_time + 1
+        linear = copy.deepcopy(nn.Sequential(*tokenizer.up[first:], last)).double()
         inward = cast(nn.Conv2d, cast(ExpandSpace, tokenizer.up[first]).conv.conv).in_channels
         grid = [n // self.factor for n in config.grid]
         with torch.no_grad():
-            # Answers to one 1 in each channel at place 0 of frame 0, less the answer to nothing.
+            # Responses to a 1 in each channel at place 0 of frame 0, less the response to zeros.
             x = torch.zeros(inward + 1, inward, self.frames, *grid, dtype=torch.float64, device=weight.device)
             x.flatten(2)[range(inward), range(inward), 0] = 1.0
             y = linear(x)
@@ -98,15 +93,16 @@ def fold_end(tokenizer: Tokenizer) -> FoldedEnd | None:
     first = len(tokenizer.up)
     while first > 0 and isinstance(tokenizer.up[first - 1], ExpandSpace):
         first -= 1
-    if first == len(tokenizer.up) or not all(config.periodic):
+    if first == len(tokenizer.up) or config.stride_ends > 1 or not all(config.periodic):
         return None
     # The first one maps the tokens, the last one the grid.
-    convs = [*(cast(ExpandSpace, layer).conv for layer in tokenizer.up[first:]), tokenizer.conv_out]
+    last = cast(CausalConv, tokenizer.conv_out)
+    convs = [*(cast(ExpandSpace, layer).conv for layer in tokenizer.up[first:]), last]
     # Reach in grid points, then through each layer in those of its own input.
     low, high = 0, 2 ** (len(convs) - 1) - 1
     places, work = math.prod(config.grid), 0
     for conv in reversed(convs):
-        if conv is not tokenizer.conv_out:
+        if conv is not last:
             low, high, places = low // 2, high // 2, places // 2**config.dims
         low, high = low - conv.pad_space, high + conv.pad_space
         work += places * sum(p.numel() for p in conv.parameters())

@@ -32,7 +32,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.is_grad_enabled() and x.requires_grad and x.dtype in FUSED:
-            # Forward and backward in one pass each; sampling uses the plain form, whose bits are fixed.
+            # Forward and backward take one pass each; sampling uses the plain form, whose bits are fixed.
             return rms_norm(x, self.weight, eps=self.eps)
         return rms_norm_ref(x, self.weight, eps=self.eps)
 
@@ -201,7 +201,7 @@ def exact(layer: nn.Linear, x: Tensor) -> Tensor:
 def weights_key(module: nn.Module) -> tuple[tuple[int, int], ...]:
     """A key that differs from an earlier one if a weight has been changed or replaced."""
     key, left = [], [module]
-    # As `module.parameters()`, which takes twice as long to name them.
+    # The same as `module.parameters()`, which takes twice as long because it names them.
     while left:
         part = left.pop()
         left += [child for child in part._modules.values() if child is not None]

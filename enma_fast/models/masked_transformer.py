@@ -48,21 +48,10 @@ class MaskedTransformer(nn.Module):
         self.register_buffer("places", places, persistent=False)
 
     def forward(self, h_BND: Tensor, x_BNC: Tensor, known_BN: Tensor) -> Tensor:
-        """Conditions of all tokens.
+        """Conditions ``[B, N, D]`` of all tokens.
 
-        Parameters
-        ----------
-        h_BND
-            Context from the causal transformer.
-        x_BNC
-            The frame; entries at unknown tokens are ignored.
-        known_BN
-            True where a token is known.
-
-        Returns
-        -------
-        Tensor
-            ``[B, N, D]``.
+        ``h_BND`` is the context from the causal transformer, ``x_BNC`` the frame, whose entries at unknown tokens are
+        ignored, and ``known_BN`` True where a token is known.
         """
         return self._run(h_BND, torch.where(known_BN[..., None], exact(self.embed, x_BNC), self.mask.to(h_BND.dtype)))
 

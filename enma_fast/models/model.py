@@ -1,4 +1,4 @@
-"""The joined model; ``Dynamics.forward`` is the training loss.
+"""The joined model; ``Dynamics.forward`` is the training loss, `draw` gives the random numbers of a training step.
 
 Legend: B batch, T latent frames, N tokens per frame, C token channels, D width.
 """
@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from ..config import FlowConfig, ModelConfig
 from .causal_transformer import CausalTransformer
+from .crps import fair_crps
 from .domain import Domain
 from .flow_head import FlowHead
+from .layers import exact, widened
 from .masked_transformer import MaskedTransformer
 from .tokenizer import LinearEnd, Tokenizer, patchify, unpatchify
 
@@ -53,26 +55,39 @@ class Dynamics(nn.Module):
     def forward(self, segments: list[Tensor], draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean loss over the masked tokens of all segments, and terms to log.
 
-        Parameters
-        ----------
-        segments
-            Standardised latent frames ``[B, T_i, N, C]``: one trajectory, or a context and a target that share an
-            environment.
-        draws
-            Random numbers of this step.
+        That is the flow loss; in a one-pass model that of the frames 0 only, plus the fair CRPS of the others.
+        ``segments`` are standardised latent frames ``[B, T_i, N, C]``: one trajectory, or a context and a target that
+        share an environment. ``draws`` are the random numbers of this step.
         """
         read = [z + n for z, n in zip(segments, draws.history, strict=True)]
         contexts = self.temporal(read)
-        h = torch.cat([c.flatten(0, 1) for c in contexts])
-        z = torch.cat([s.flatten(0, 1) for s in segments])
-        known = torch.cat([k.flatten(0, 1) for k in draws.known])
-        c = self.spatial(h, z, known)
-        noise = torch.cat([x.flatten(0, 1) for x in draws.noise])
-        times = torch.cat([x.flatten(0, 1) for x in draws.times])
-        per_token, terms = self.flow.loss(z, c, noise, times)
+        one_pass = self.read is not None
+        # Frames that the flow decides: all, or frame 0 alone.
+        decided = slice(0, 1) if one_pass else slice(None)
+        h, z, known, noise, times = (
+            torch.cat([x[:, decided].flatten(0, 1) for x in part])
+            for part in (contexts, segments, draws.known, draws.noise, draws.times)
+        )
+        per_token, terms = self.flow.loss(z, self.spatial(h, z, known), noise, times)
         weight = (~known).to(per_token.dtype)
         total = draws.masked
-        return (per_token * weight).sum() / total, {k: (v * weight).sum() / total for k, v in terms.items()}
+        loss, terms = (per_token * weight).sum() / total, {k: (v * weight).sum() / total for k, v in terms.items()}
+        if one_pass:
+            h, z, noise = (
+                torch.cat([x[:, 1:].flatten(0, 1) for x in part]) for part in (contexts, segments, draws.noise)
+            )
+            crps = self._crps(h, z, noise)
+            loss, terms = loss + crps, {"first_frame": loss.detach(), "crps": crps.detach()}
+        return loss, terms
+
+    def _crps(self, h_BND: Tensor, z_BNC: Tensor, noise_BNKC: Tensor) -> Tensor:
+        """Fair CRPS of frames ``z`` decided in one pass, once for each of K noises."""
+        assert self.read is not None
+        K = noise_BNKC.shape[2]
+        noise = noise_BNKC.transpose(1, 2).flatten(0, 1).to(h_BND.dtype)
+        c = self.spatial.from_noise(h_BND.repeat_interleave(K, 0), noise)
+        made = widened(exact(self.read, c)).unflatten(0, (-1, K))
+        return fair_crps(made, z_BNC).mean()
 
 
 def draw(

@@ -58,35 +58,20 @@ def mask_schedule(num_tokens: int, mask_steps: int) -> tuple[int, ...]:
     return tuple(counts)
 
 
-def flow_steps_at(first: int, last: int | None, *, step: int, mask_steps: int) -> int:
-    """Flow steps of the tokens decided at mask step `step = 0, ..., mask_steps - 1`.
+def flow_schedule(first: int, last: int | None, *, mask_steps: int) -> tuple[int, ...]:
+    """Flow steps of the tokens decided at each mask step of a frame, from `first` at the first to `last` at the last.
 
     `first + (last - first) step / (mask_steps - 1)`, to the nearest whole number, halves upward: the first tokens are
-    decided with least knowledge, the last ones are nearly known. A single mask step takes `first`.
-
-    Parameters
-    ----------
-    first, last : int
-        Flow steps of the first and of the last mask step, at least 1; with `last=None` every mask step takes `first`.
-
-    Raises
-    ------
-    EnmaError
-        If a number of flow steps is below 1 or there is no such mask step.
+    decided with least knowledge, the last ones are nearly known. A single mask step takes `first`, and so does every
+    one with `last=None`. `EnmaError` if a number of flow steps is below 1.
     """
-    if last is None:
-        last = first
+    last = first if last is None else last
     if min(first, last) < 1:
         raise EnmaError(f"first is {first} and last is {last}: at least 1 flow step is needed at every mask step")
-    if not 0 <= step < mask_steps:
-        raise EnmaError(f"step is {step}: the {mask_steps} mask steps of a frame are counted from 0")
     intervals = max(mask_steps - 1, 1)
-    return (2 * (first * (intervals - step) + last * step) + intervals) // (2 * intervals)
-
-
-def flow_schedule(first: int, last: int | None, *, mask_steps: int) -> tuple[int, ...]:
-    """Flow steps of all mask steps of a frame, by :func:`flow_steps_at`."""
-    return tuple(flow_steps_at(first, last, step=step, mask_steps=mask_steps) for step in range(mask_steps))
+    return tuple(
+        (2 * (first * (intervals - step) + last * step) + intervals) // (2 * intervals) for step in range(mask_steps)
+    )
 
 
 def flow_times(flow_steps: int, method: str) -> list[tuple[float, float]]:

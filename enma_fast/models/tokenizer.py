@@ -101,21 +101,24 @@ class Residual(nn.Module):
 
 
 class ExpandSpace(nn.Module):
-    """Doubles every space dimension: convolution to 2^d times the channels, then depth to space."""
+    """Multiplies every space dimension by f: convolution to f^d times the channels, then depth to space."""
 
-    def __init__(self, inward: int, outward: int, config: TokenizerConfig) -> None:
+    def __init__(
+        self, inward: int, outward: int, config: TokenizerConfig, *, kernel: int, kernel_time: int = 1, factor: int = 2
+    ) -> None:
         super().__init__()
-        self.dims = config.dims
-        self.conv = CausalConv(inward, outward * 2**config.dims, config, kernel=config.kernel)
+        self.dims, self.factor = config.dims, factor
+        outward *= factor**config.dims
+        self.conv = CausalConv(inward, outward, config, kernel=kernel, kernel_time=kernel_time)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv(x)
         B, _, T, *grid = y.shape
-        y = y.view(B, -1, *(2,) * self.dims, T, *grid)
+        y = y.view(B, -1, *(self.factor,) * self.dims, T, *grid)
         order = [0, 1, 2 + self.dims]
         for i in range(self.dims):
             order += [3 + self.dims + i, 2 + i]
-        return y.permute(order).reshape(B, -1, T, *(2 * n for n in grid))
+        return y.permute(order).reshape(B, -1, T, *(self.factor * n for n in grid))
 
 
 class ExpandTime(nn.Module):
@@ -155,7 +158,8 @@ class Tokenizer(nn.Module):
         self.interpolation = Interpolation(config) if config.interpolation else None
         inward = config.interpolation.features if config.interpolation else config.field_channels
         width = config.width
-        self.conv_in = CausalConv(inward, width, config, kernel=config.kernel_ends, kernel_time=config.kernel_time)
+        ends: dict[str, int] = {"kernel": config.kernel_ends, "kernel_time": config.kernel_time}
+        self.conv_in = CausalConv(inward, width, config, **ends, stride=config.stride_ends)
         down: list[nn.Module] = []
         up: list[nn.Module] = []
         for layer in config.layers:
@@ -165,7 +169,7 @@ class Tokenizer(nn.Module):
                 up.append(Residual(width, width, config))
             elif layer == "space":
                 down.append(CausalConv(width, wider, config, kernel=config.kernel, stride=2))
-                up.append(ExpandSpace(wider, width, config))
+                up.append(ExpandSpace(wider, width, config, kernel=config.kernel))
             else:
                 down.append(CausalConv(width, width, config, kernel=1, kernel_time=config.kernel_time, stride_time=2))
                 up.append(ExpandTime(width, width, config))
@@ -175,8 +179,10 @@ class Tokenizer(nn.Module):
         moments = 2 if config.variational else 1
         self.to_latent = nn.Linear(width, moments * config.latent_channels)
         self.from_latent = nn.Linear(config.latent_channels, width)
-        self.conv_out = CausalConv(
-            config.width, inward, config, kernel=config.kernel_ends, kernel_time=config.kernel_time
+        self.conv_out: nn.Module = (
+            CausalConv(config.width, inward, config, **ends)
+            if config.stride_ends == 1
+            else ExpandSpace(config.width, inward, config, **ends, factor=config.stride_ends)
         )
 
     def standardised(self, u: Tensor) -> Tensor:

@@ -19,6 +19,8 @@ OPERATORS = (
     "rms_norm",
     "flow_head",
     "token_update",
+    "frame_layer",
+    "frame_rows",
     "philox_normal",
 )
 

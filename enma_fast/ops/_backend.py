@@ -1,5 +1,7 @@
 """Choice of the implementation that runs an operator; the only place that looks for CUDA, Triton and the extension.
 
+Triton launches on the current device, so each operator makes that of its tensors current: `torch.cuda.device_of`.
+
 Each operator lists its implementations best first, with the reason why one cannot serve (None: it can)::
 
     candidates = {"triton": triton_problem(device), "native": native_problem(device), "reference": None}
@@ -12,13 +14,14 @@ import functools
 import importlib
 import importlib.util
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
 import torch
 
 from ..errors import EnmaError
+from ._checks import dtype_name
 
 logger = logging.getLogger(__name__)
 
@@ -39,10 +42,7 @@ def register(schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> 
 def choose(op: str, candidates: Mapping[str, str | None], backend: str | None) -> str:
     """The implementation to run: the first that can, or the one asked for.
 
-    Raises
-    ------
-    EnmaError
-        If `backend` is no implementation of the operator or cannot serve these arguments; says why.
+    `EnmaError` if `backend` is no implementation of the operator or cannot serve these arguments; says why.
     """
     if backend is None:
         name = best(candidates)
@@ -58,6 +58,17 @@ def choose(op: str, candidates: Mapping[str, str | None], backend: str | None) -
     if problem is not None:
         raise EnmaError(f"{op}: backend {backend!r} cannot run: {problem}")
     return backend
+
+
+def by_dtype(
+    problems: Mapping[str, str | None], dtype: torch.dtype, takes: Mapping[str, Sequence[torch.dtype]]
+) -> dict[str, str | None]:
+    """The problems of implementations; one that has none cannot serve if it takes other dtypes than this."""
+    found = dict(problems)
+    for name, dtypes in takes.items():
+        if found[name] is None and dtype not in dtypes:
+            found[name] = f"takes {', '.join(map(dtype_name, dtypes))}, not {dtype_name(dtype)}"
+    return found
 
 
 def best(candidates: Mapping[str, str | None]) -> str | None:

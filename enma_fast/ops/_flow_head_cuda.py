@@ -5,8 +5,6 @@ Legend: M rows, C token channels, D width of the condition, W width of the head,
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -16,16 +14,8 @@ from ._backend import extension_problem, native
 from ._checks import dtype_name
 from .flow_plan import FlowPlan
 
-# Above, tiled products over all rows are the better choice; `run` takes any number, so many rows at a time.
+# With more rows, tiled products over all rows are faster; `run` takes any number, this many at a time.
 MAX_ROWS = 1024
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Packed:
-    """Weights as operands of the tensor cores, and the sizes after M: C, D, W, L, R, moves per step."""
-
-    tensors: list[Tensor]
-    sizes: tuple[int, ...]
 
 
 def problem(device: torch.device, dtype: torch.dtype, plan: FlowPlan | None = None) -> str | None:
@@ -59,7 +49,7 @@ def run(c_MD: Tensor, noise_MC: Tensor, plan: FlowPlan, *, group: str = "best") 
     if packed is None:
         packed = plan.packed["cuda"] = pack(plan)
     parts = [
-        native().flow_head_cuda(c, noise, packed.tensors, [len(noise), *packed.sizes], group)
+        native().flow_head_cuda(c, noise, packed, [len(noise), *sizes(plan)], group)
         for c, noise in zip(c_MD.split(MAX_ROWS), noise_MC.split(MAX_ROWS), strict=True)
     ]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -72,7 +62,7 @@ def sizes(plan: FlowPlan) -> tuple[int, ...]:
     return channels, condition_width, width, len(plan.weights.blocks), len(plan.moves), plan.moves_per_step
 
 
-def pack(plan: FlowPlan) -> Packed:
+def pack(plan: FlowPlan) -> list[Tensor]:
     """A copy of the weights in the order in which the kernels read them (`FlowHeadWeights` of flow_head_plan.h)."""
     w = plan.weights
     device = w.inward_weight.device
@@ -95,7 +85,7 @@ def pack(plan: FlowPlan) -> Packed:
         F.pad(w.outward_bias.float(), (0, -outputs % 8)),
         torch.tensor(plan.moves, dtype=torch.float32, device=device),
     ]
-    return Packed(tensors=[tensor.detach().contiguous() for tensor in tensors], sizes=sizes(plan))
+    return [tensor.detach().contiguous() for tensor in tensors]
 
 
 def fragments(weight_NK: Tensor, *, steps: int = 2) -> Tensor:

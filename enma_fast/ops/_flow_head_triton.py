@@ -84,14 +84,9 @@ def regime_of(rows: int) -> str:
 def run(c_MD: Tensor, noise_MC: Tensor, plan: FlowPlan, *, regime: str | None = None) -> Tensor:
     """State at flow time 1, ``[M, C]`` fp32.
 
-    Parameters
-    ----------
-    c_MD, noise_MC
-        Conditions in the dtype of the weights and state at flow time 0 in fp32, contiguous.
-    plan
-        Weights and schedule; the weights are packed at the first call.
-    regime
-        One of `REGIMES`; `regime_of` by default.
+    `c_MD` are conditions in the dtype of the weights and `noise_MC` is the state at flow time 0 in fp32, both
+    contiguous; the weights of `plan` are packed at the first call; `regime` is one of `REGIMES`, by default that of
+    `regime_of`.
     """
     rows = noise_MC.shape[0]
     out = torch.empty_like(noise_MC)

@@ -36,18 +36,8 @@ def _kernel_arguments(
     }
 
 
-def _forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    query_points: Tensor,
-    points: Tensor,
-    slopes: Tensor,
-    valid: Tensor | None,
-    power: int,
-    periods: list[float],
-    backend: str,
-) -> tuple[Tensor, Tensor]:
+def _forward(*arguments: Any) -> tuple[Tensor, Tensor]:
+    q, k, v, query_points, points, slopes, valid, power, periods, backend = arguments
     if backend == "native":
         out, lse = native().point_attention_forward(
             *(_rows(x.float()) for x in (q, k, v)),
@@ -58,46 +48,21 @@ def _forward(
             torch.get_num_threads(),
         )
         return out.to(q.dtype), lse
-    out, lse = _forward_fake(q, k, v, query_points, points, slopes, valid, power, periods, backend)
+    out, lse = _forward_fake(q, k, v)
     q, k, v = _rows(q), _rows(k), _rows(v)
-    arguments = _kernel_arguments(query_points, points, slopes, valid, power, periods)
+    geometry = _kernel_arguments(query_points, points, slopes, valid, power, periods)
     with torch.cuda.device_of(q):
-        kernel("point_attention").launch_forward(q, k, v, **arguments, out=out, lse=lse)
+        kernel("point_attention").launch_forward(q, k, v, **geometry, out=out, lse=lse)
     return out, lse
 
 
-def _forward_fake(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    query_points: Tensor,
-    points: Tensor,
-    slopes: Tensor,
-    valid: Tensor | None,
-    power: int,
-    periods: list[float],
-    backend: str,
-) -> tuple[Tensor, Tensor]:
+def _forward_fake(q: Tensor, k: Tensor, v: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
     return q.new_empty(*q.shape[:-1], v.shape[-1]), q.new_empty(q.shape[:-1], dtype=torch.float32)
 
 
-def _backward(
-    out_grad: Tensor,
-    lse_grad: Tensor | None,
-    out: Tensor,
-    lse: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    query_points: Tensor,
-    points: Tensor,
-    slopes: Tensor,
-    valid: Tensor | None,
-    power: int,
-    periods: list[float],
-    backend: str,
-    with_places: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _backward(*arguments: Any) -> tuple[Tensor, ...]:
+    out_grad, lse_grad, out, lse, q, k, v, query_points, points, slopes, *others = arguments
+    valid, power, periods, backend, with_places = others
     delta = (out_grad.float() * out.float()).sum(-1)
     if lse_grad is not None:
         delta = delta - lse_grad
@@ -144,26 +109,11 @@ def _backward(
     return q_grad, k_grad, v_grad, query_points_grad, points_grad, slopes_grad.sum(0)
 
 
-def _backward_fake(
-    out_grad: Tensor,
-    lse_grad: Tensor | None,
-    out: Tensor,
-    lse: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    query_points: Tensor,
-    points: Tensor,
-    slopes: Tensor,
-    valid: Tensor | None,
-    power: int,
-    periods: list[float],
-    backend: str,
-    with_places: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    grads = tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
-    places = tuple(lse.new_empty(x.shape if with_places else [0]) for x in (query_points, points))
-    return (*grads, *places, torch.empty_like(slopes, memory_format=torch.contiguous_format))  # type: ignore[return-value]
+def _backward_fake(*arguments: Any) -> tuple[Tensor, ...]:
+    _, _, _, lse, q, k, v, query_points, points, slopes, *_, with_places = arguments
+    grads = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
+    places = (lse.new_empty(x.shape if with_places else [0]) for x in (query_points, points))
+    return (*grads, *places, torch.empty_like(slopes, memory_format=torch.contiguous_format))
 
 
 _BACKWARD = register(
@@ -187,9 +137,7 @@ def _gradients(ctx: Any, out_grad: Tensor | None, lse_grad: Tensor | None) -> tu
     if out_grad is None:
         out_grad = torch.zeros_like(out)
     with_places = ctx.needs_input_grad[3] or ctx.needs_input_grad[4]
-    grads = _BACKWARD(
-        out_grad, lse_grad, out, lse, *inputs, ctx.power, ctx.periods, ctx.backend, with_places
-    )  # fmt: skip
+    grads = _BACKWARD(out_grad, lse_grad, out, lse, *inputs, ctx.power, ctx.periods, ctx.backend, with_places)
     needed = [grad if need else None for grad, need in zip(grads, ctx.needs_input_grad, strict=False)]
     return (*needed, None, None, None, None)
 

@@ -288,14 +288,10 @@ def _run_triton(
     length: Length,
     prefix_length: Length,
 ) -> Tensor:
-    kernels = kernel(OP)
-    out = q.new_empty(q.shape)
-    state = lse = None
-    if prefix_k is not None:
-        state = q.new_empty(q.shape, dtype=torch.float32)
-        lse = q.new_empty(q.shape[:3], dtype=torch.float32)
-        kernels.launch_prefix(q, prefix_k, prefix_v, prefix_length, out=state, lse=lse)
-    kernels.launch_suffix(q, k, v, cache_k, cache_v, length, state, lse, out=out)
+    # A token after the other, as the projection after it takes them.
+    out = q.new_empty(q.shape[0], q.shape[2], q.shape[1], q.shape[3]).transpose(1, 2)
+    with torch.cuda.device_of(q):
+        kernel(OP).launch_frame_attention(q, k, v, cache_k, cache_v, length, prefix_k, prefix_v, prefix_length, out=out)
     return out
 
 
@@ -314,7 +310,9 @@ def _split(length: Length) -> tuple[Tensor | None, int]:
 def _run(*arguments: Any) -> Tensor:
     *tensors, length, count, prefix_length, prefix_count, name = arguments
     run: Any = _RUN[name]
-    return run(*tensors, count if length is None else length, prefix_count if prefix_length is None else prefix_length)
+    given = count if length is None else length, prefix_count if prefix_length is None else prefix_length
+    out: Tensor = run(*tensors, *given)
+    return out.contiguous()
 
 
 def _fake(q: Tensor, *arguments: Any) -> Tensor:

@@ -20,6 +20,7 @@ Shape suffixes: B members, M tokens decided in this mask step, C channels, E ele
 from __future__ import annotations
 
 from math import tau
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -91,25 +92,32 @@ def philox_normal(
     EnmaError
         Names the argument, what was expected and what was given.
     """
-    _check(seed, members, frame, mask_step, tokens, channels, dtype, out)
+    given: dict[str, Any] = {
+        "seed": seed,
+        "members": members,
+        "frame": frame,
+        "mask_step": mask_step,
+        "tokens": tokens,
+        "channels": channels,
+        "dtype": dtype,
+        "out": out,
+    }
+    _check(**given)
     device = members.device
     # A compiler cannot trace the choice; there it is left to the operator.
     compiling = torch.compiler.is_compiling()
     name = backend or "" if compiling else choose(OP, candidates(device, dtype), backend)
     if name == "reference" and not compiling:
-        return philox_normal_ref(
-            seed=seed,
-            members=members,
-            frame=frame,
-            mask_step=mask_step,
-            tokens=tokens,
-            channels=channels,
-            dtype=dtype,
-            out=out,
-        )
+        return philox_normal_ref(**given)
     if out is None:
         out = torch.empty(members.shape[0], tokens.shape[-1], channels, dtype=dtype, device=device)
-    words = [_as_tensor(word, device) for word in (seed, frame, mask_step)]
+    # An int gets to the device by a fill, without synchronisation.
+    words = [
+        torch.full((), word & MASK32, dtype=torch.int64, device=device)
+        if isinstance(word, int)
+        else word.to(torch.int64)
+        for word in (seed, frame, mask_step)
+    ]
     _fill(words[0], members.to(torch.int64), words[1], words[2], tokens.to(torch.int64), out, name)
     return out
 
@@ -135,7 +143,8 @@ def philox_normal_ref(
         as_word(seed, ndim=3),
         as_word(members, ndim=3),
     )
-    normals = normals_of_words(_stack(words)).flatten(-2)[..., :channels].to(dtype)
+    stacked = torch.stack([torch.as_tensor(word) for word in words], dim=-1)
+    normals = normals_of_words(stacked).flatten(-2)[..., :channels].to(dtype)
     return normals if out is None else out.copy_(normals)
 
 
@@ -150,43 +159,14 @@ def normals_of_words(words: Tensor) -> Tensor:
 def philox_uniform(bits: Tensor) -> Tensor:
     """Uniform float32 in the open interval (0, 1): `((bits >> 9) + 0.5) * 2^-23`, without any rounding.
 
-    One bit more would not do: `(bits >> 8) + 0.5` needs 25 significant bits, and the largest rounds up to 1.
-
-    Parameters
-    ----------
-    bits : Tensor
-        int64 of any shape, each holding a uint32.
-
-    Returns
-    -------
-    Tensor
-        float32 of the same shape.
+    `bits` are int64, each holding a uint32. One bit more would not do: `(bits >> 8) + 0.5` needs 25 significant bits,
+    and the largest rounds up to 1.
     """
     return ((bits >> 9).to(torch.float32) + 0.5) * 2.0**-23
 
 
-def philox_4x32(counter: Tensor, key: Tensor) -> Tensor:
-    """Philox-4x32-10 random words.
-
-    Parameters
-    ----------
-    counter : Tensor
-        `[..., 4]` int64, each holding a uint32.
-    key : Tensor
-        `[..., 2]` int64, each holding a uint32; its leading dimensions broadcast with the counter's.
-
-    Returns
-    -------
-    Tensor
-        `[..., 4]` int64, each holding a uint32.
-    """
-    c0, c1, c2, c3 = counter.unbind(-1)
-    k0, k1 = key.unbind(-1)
-    return _stack(philox(c0, c1, c2, c3, k0, k1))
-
-
 def philox(c0: Word, c1: Word, c2: Word, c3: Word, k0: Word, k1: Word) -> tuple[Word, Word, Word, Word]:
-    """Ten Philox rounds on words that broadcast against each other; plain ints stay plain ints."""
+    """Words of Philox-4x32-10 by counter and key, uint32 held in int64, which broadcast; plain ints stay plain ints."""
     for _ in range(_ROUNDS):
         p0, p1 = c0 * _M0, c2 * _M1
         # The true product is p + 2^32 c: its low word is p's, its high word is p's plus c.
@@ -205,32 +185,14 @@ def as_word(value: Word, *, ndim: int) -> Word:
     return value & MASK32
 
 
-def _stack(words: tuple[Word, ...]) -> Tensor:
-    return torch.stack([torch.as_tensor(word) for word in words], dim=-1)
-
-
-def _as_tensor(word: Word, device: torch.device) -> Tensor:
-    """An int64 tensor on the device; an int gets there by a fill, without synchronisation."""
-    if isinstance(word, Tensor):
-        return word.to(torch.int64)
-    return torch.full((), word & MASK32, dtype=torch.int64, device=device)
-
-
 def _check(
-    seed: Word,
-    members: Tensor,
-    frame: Word,
-    mask_step: Word,
-    tokens: Tensor,
-    channels: int,
-    dtype: torch.dtype,
-    out: Tensor | None,
+    *, members: Tensor, tokens: Tensor, channels: int, dtype: torch.dtype, out: Tensor | None, **words: Word
 ) -> None:
     device = members.device
     expect(OP, "members", members, shape=[None], dtype=_INTEGERS)
     B = members.shape[0]
     expect(OP, "tokens", tokens, shape=[None] if tokens.ndim == 1 else [B, None], dtype=_INTEGERS, device=device)
-    for name, word in (("seed", seed), ("frame", frame), ("mask_step", mask_step)):
+    for name, word in words.items():
         if isinstance(word, Tensor):
             expect(OP, name, word, shape=[B] if word.ndim else [], dtype=_INTEGERS, device=device)
     if channels < 1:
@@ -262,7 +224,8 @@ def _run(
         )
         return
     if name == "triton":
-        kernel(OP).launch_philox_normal(seed, members, frame, mask_step, tokens, out=out)
+        with torch.cuda.device_of(out):
+            kernel(OP).launch_philox_normal(seed, members, frame, mask_step, tokens, out=out)
         return
     values = out if out.dtype == torch.float32 else torch.empty_like(out, dtype=torch.float32)
     native().philox_normal(seed, members, frame, mask_step, tokens, values)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import EnmaError
-from ._backend import choose, native_problem, triton_problem
+from ._backend import by_dtype, choose, native_problem, triton_problem
 from ._checks import dtype_name, expect
 from ._point_attention_run import OPERATOR
 
@@ -22,11 +22,8 @@ MOST_HEAD_DIM, MOST_DIMS = 128, 3
 
 def candidates(device: torch.device, dtype: torch.dtype) -> dict[str, str | None]:
     """Implementations, best first, with the reason why one cannot serve."""
-    found = {"triton": triton_problem(device), "native": native_problem(device)}
-    if dtype not in DTYPES:
-        problem = f"takes float32, bfloat16 and float16, not {dtype_name(dtype)}"
-        found = {name: other or problem for name, other in found.items()}
-    return {**found, "reference": None}
+    problems = {"triton": triton_problem(device), "native": native_problem(device), "reference": None}
+    return by_dtype(problems, dtype, {"triton": DTYPES, "native": DTYPES})
 
 
 def distance(x_Qd: Tensor, x_Pd: Tensor, *, periods: tuple[float | None, ...]) -> Tensor:

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from ..errors import EnmaError
-from ._backend import choose, kernel, native, native_problem, register, triton_problem
-from ._checks import dtype_name, expect
+from ._backend import by_dtype, choose, kernel, native, native_problem, register, triton_problem
+from ._checks import expect
 
 OP = "rms_norm"
 MAX_TRITON_WIDTH = 4096
@@ -27,18 +27,11 @@ DTYPES = {
 }
 
 
+@functools.cache
 def candidates(device: torch.device, dtype: torch.dtype) -> dict[str, str | None]:
     """Implementations, best first, with the reason why one cannot serve."""
-    return dict(_candidates(device, dtype))
-
-
-@functools.cache
-def _candidates(device: torch.device, dtype: torch.dtype) -> dict[str, str | None]:
-    problems: dict[str, str | None] = {"triton": triton_problem(device), "native": native_problem(device)}
-    for name, dtypes in DTYPES.items():
-        if problems[name] is None and dtype not in dtypes:
-            problems[name] = f"takes {', '.join(map(dtype_name, dtypes))}, not {dtype_name(dtype)}"
-    return problems | {"reference": None}
+    problems = {"triton": triton_problem(device), "native": native_problem(device), "reference": None}
+    return by_dtype(problems, dtype, DTYPES)
 
 
 def rms_norm(x: Tensor, weight: Tensor, *, eps: float, backend: str | None = None) -> Tensor:
@@ -127,7 +120,7 @@ def _choose(x: Tensor, weight: Tensor, backend: str | None) -> str:
     expect(
         OP, "weight", weight, shape=[x.shape[-1]], dtype=tuple(dict.fromkeys((x.dtype, torch.float32))), device=x.device
     )
-    problems = _candidates(x.device, x.dtype)
+    problems = candidates(x.device, x.dtype)
     if x.shape[-1] > MAX_TRITON_WIDTH and problems["triton"] is None:
         problems = problems | {"triton": f"takes rows of at most {MAX_TRITON_WIDTH}, not {x.shape[-1]}"}
     return choose(OP, problems, backend)
@@ -162,7 +155,8 @@ def _triton_forward(
     R, W = x.shape
     y, h = x.new_empty(R, W), x.new_empty(0 if residual is None else R, W)
     rstd = x.new_empty(R if keep else 0, dtype=torch.float32)
-    kernel(OP).launch_forward(x, weight, residual, eps=eps, y=y, h=h, rstd=rstd)
+    with torch.cuda.device_of(x):
+        kernel(OP).launch_forward(x, weight, residual, eps=eps, y=y, h=h, rstd=rstd)
     return y, h, rstd
 
 
@@ -170,24 +164,20 @@ def _triton_backward(
     grad_y: Tensor, x: Tensor, rstd: Tensor, weight: Tensor, want_x: bool, want_weight: bool
 ) -> tuple[Tensor, Tensor]:
     grad_x, grad_weight = _gradients(x, weight, want_x, want_weight)
-    kernel(OP).launch_backward(grad_y, x, rstd, weight, grad_x=grad_x, grad_weight=grad_weight)
+    with torch.cuda.device_of(x):
+        kernel(OP).launch_backward(grad_y, x, rstd, weight, grad_x=grad_x, grad_weight=grad_weight)
     return grad_x, grad_weight
-
-
-def _native_forward(*arguments: Any) -> Any:
-    return native().rms_norm_forward(*arguments)
-
-
-def _native_backward(*arguments: Any) -> Any:
-    return native().rms_norm_backward(*arguments)
 
 
 # y; h, empty without a residual; the reciprocal root mean square of each row, empty unless kept.
 _FORWARDS: dict[str, Callable[..., tuple[Tensor, Tensor, Tensor]]] = {
     "triton": _triton_forward,
-    "native": _native_forward,
+    "native": lambda *arguments: native().rms_norm_forward(*arguments),
 }
-_BACKWARDS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {"triton": _triton_backward, "native": _native_backward}
+_BACKWARDS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
+    "triton": _triton_backward,
+    "native": lambda *arguments: native().rms_norm_backward(*arguments),
+}
 
 
 def _gradients(x: Tensor, weight: Tensor, want_x: bool, want_weight: bool) -> tuple[Tensor, Tensor]:

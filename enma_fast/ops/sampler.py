@@ -26,8 +26,8 @@ def problem(device: torch.device, dtype: torch.dtype, *, head_dim: int) -> str |
     return _flow_head_native.problem(device, dtype)
 
 
-class PackedSampler:
-    """Weights of the transformers, packed once, and of the heads by schedule.
+def pack(parameters: Mapping[str, Tensor], **options: Any) -> Any:
+    """Pack the weights of the transformers, once.
 
     Parameters
     ----------
@@ -47,61 +47,15 @@ class PackedSampler:
     masked_rotary
         ``[2, R, K/2]`` fp32 for the rows of the masked transformer, or None.
     """
+    return native().Sampler(dict(parameters), **options)
 
-    def __init__(
-        self,
-        parameters: Mapping[str, Tensor],
-        *,
-        tokens: int,
-        heads: int,
-        concat: bool,
-        epsilon: float,
-        places: Tensor | None,
-        rotary: Tensor | None,
-        masked_rotary: Tensor | None,
-    ) -> None:
-        self._packed = native().Sampler(
-            dict(parameters),
-            tokens=tokens,
-            heads=heads,
-            concat=concat,
-            epsilon=epsilon,
-            places=places,
-            rotary=rotary,
-            masked_rotary=masked_rotary,
-        )
 
-    def session(
-        self,
-        plans: Sequence[FlowPlan],
-        *,
-        counts: Sequence[int],
-        rows: int,
-        groups: int,
-        prefix_frames: int,
-        own_frames: int,
-        temperature: float,
-        threads: int,
-        isa: str = "",
-        teams: str = "",
-    ) -> Any:
-        """Memory for one chunk: `rows` members of `groups` trajectories; nothing is allocated after this.
+def session(packed: Any, plans: Sequence[FlowPlan], **options: Any) -> Any:
+    """Memory for one chunk of packed weights: `rows` members of `groups` trajectories; later calls allocate nothing.
 
-        ``start_segment``, ``read`` and ``begin`` prepare it, ``frame`` makes the next latent frame; see
-        csrc/core/cpu/sampler.h. `plans` and `counts` have one entry for each mask step, and are empty if a one-pass
-        model has no frame 0 to decide; `teams` is how threads divide a frame: ``one`` team of all, ``each`` its own
-        members, or by size.
-        """
-        return native().SamplerSession(
-            self._packed,
-            rows=rows,
-            groups=groups,
-            prefix_frames=prefix_frames,
-            own_frames=own_frames,
-            counts=list(counts),
-            heads=tuple(_flow_head_native.packed(plan) for plan in plans),
-            temperature=temperature,
-            threads=threads,
-            isa=isa,
-            teams=teams,
-        )
+    ``start_segment``, ``read`` and ``begin`` prepare it, ``frame`` makes the next latent frame; see
+    csrc/core/cpu/sampler.h. `plans` and `counts` have one entry for each mask step, and are empty if a one-pass
+    model has no frame 0 to decide. The other options are `prefix_frames`, `own_frames`, `temperature`, `threads`, `isa`
+    and `teams`, which is how threads divide a frame: ``one`` team of all, ``each`` its own members, or by size.
+    """
+    return native().SamplerSession(packed, heads=tuple(map(_flow_head_native.packed, plans)), **options)

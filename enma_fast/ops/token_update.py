@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ..errors import EnmaError
-from ._backend import choose, kernel, register, triton_problem
-from ._checks import dtype_name, expect
+from ._backend import by_dtype, choose, kernel, register, triton_problem
+from ._checks import expect
 
 OP = "update_tokens_"
 TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -20,10 +20,7 @@ TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 def candidates(device: torch.device, dtype: torch.dtype) -> dict[str, str | None]:
     """Implementations, best first, with the reason why one cannot serve."""
-    problem = triton_problem(device)
-    if problem is None and dtype not in TRITON_DTYPES:
-        problem = f"takes float32, bfloat16 and float16, not {dtype_name(dtype)}"
-    return {"triton": problem, "reference": None}
+    return by_dtype({"triton": triton_problem(device), "reference": None}, dtype, {"triton": TRITON_DTYPES})
 
 
 def update_tokens_(
@@ -82,7 +79,8 @@ def _check_places(tokens_BM: Tensor, num_tokens: int) -> None:
 
 def _run(x: Tensor, known: Tensor, tokens: Tensor, z: Tensor) -> None:
     _check_places(tokens, x.shape[1])
-    kernel("token_update").launch_update_tokens(x, known, tokens, z)
+    with torch.cuda.device_of(x):
+        kernel("token_update").launch_update_tokens(x, known, tokens, z)
 
 
 def _fake(x: Tensor, known: Tensor, tokens: Tensor, z: Tensor) -> None:

@@ -33,12 +33,9 @@ _NO_MEMORY = ("can't allocate memory", "bad_alloc", "bad allocation", "out of me
 
 
 class BlockSampler:
-    """Samples blocks of a forecast, `chunk` rows at a time.
+    """Samples blocks of a checked forecast, `chunk` rows at a time.
 
-    Parameters
-    ----------
-    forecast : checked
-    name : of the weights and config, by which their fingerprint is known again
+    `name` is that of the weights and config, by which their fingerprint is known again.
 
     Attributes
     ----------
@@ -53,11 +50,11 @@ class BlockSampler:
     def __init__(self, forecast: FileForecast, *, name: str) -> None:
         self.forecast, self.name = forecast, name
         model, request = forecast.model, forecast.request
-        self.chunk = request.chunk
+        self.chunk = request.rows
         self.forget()
         self._engine = engine_for(model.dynamics, dtype=request.dtype, backend=request.backend)
         self.independent = self._engine.backend == "native"
-        how = self._engine.backend if self.independent else f"{self._engine.backend}, chunk {request.chunk}"
+        how = self._engine.backend if self.independent else f"{self._engine.backend}, chunk {request.rows}"
         # Fields from a folded decoder differ by rounding from those of a version that had none.
         folded = ", folded decoder" if folded_end(model.tokenizer) else ""
         self.arithmetic = f"{how}, {_instructions(next(model.parameters()).device)}{folded}"
@@ -90,12 +87,8 @@ class BlockSampler:
     ) -> np.ndarray:
         """Members of a block `[B, K, T, *x, c]`, or of its first chunk; `num_frames` of them, by default all.
 
-        `stop` is as that of `enma_fast.forecast`.
-
-        Raises
-        ------
-        EnmaError
-            If a single row does not fit the memory, or a chunk that must not become smaller.
+        `stop` is as that of `enma_fast.forecast`. `EnmaError` if a single row does not fit the memory, or a chunk that
+        must not become smaller.
         """
         while True:
             chosen = block.first_rows(self.chunk) if first_chunk else block

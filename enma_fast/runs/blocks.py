@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeVar, overload
+from typing import TypeVar, overload
 
 import numpy as np
 
@@ -24,19 +24,6 @@ _POLL = 0.2
 _PATIENCE, _LONGER = 60.0, 5.0
 
 log = logging.getLogger("enma_fast")
-
-
-class LedgerRange(Protocol):
-    """Contiguous units `first, ..., last - 1` of a ledger."""
-
-    @property
-    def first(self) -> int: ...
-
-    @property
-    def last(self) -> int: ...
-
-
-R = TypeVar("R", bound=LedgerRange)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,11 +69,15 @@ class Unit:
         return self.first + 1
 
 
+# Contiguous units `first, ..., last - 1` of a ledger.
+R = TypeVar("R", Block, Unit)
+
+
 class Blocks(Sequence[Block]):
     """All members in blocks of about a chunk of rows: several whole trajectories, or whole shards of one."""
 
     def __init__(self, request: ForecastRequest, *, shard: int = 1) -> None:
-        chunk, num_members = request.chunk, request.num_members
+        chunk, num_members = request.rows, request.num_members
         self._shape = (len(request.trajectories or ()), num_members)
         # Trajectories and members of a block.
         whole = chunk >= 2 * num_members
@@ -164,7 +155,7 @@ def claims(
         if count != before:
             changed = now
         elif now - changed > max(_PATIENCE, _LONGER * longest):
-            # What it writes when it goes on has the same bytes.
+            # It writes the same bytes when it goes on.
             said = "%s: a process holds members and has done none for %.0f s; they are sampled here"
             log.warning(said, ledger.path.parent, now - changed)
             yield ranges[busy[0]]

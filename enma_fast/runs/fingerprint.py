@@ -25,14 +25,11 @@ _VARIABLES = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_CBWR", "MKL_ENABLE_
 _KNOWN: dict[Hashable, str] = {}
 
 
-def fingerprint(model: Model, name: str, *, settings: SamplingConfig | None, dtype: torch.dtype | None) -> str:
+def fingerprint(model: Model, name: str, *, settings: SamplingConfig | None, dtype: torch.dtype | str | None) -> str:
     """The fingerprint of sampling with a model in this process, as it is set now.
 
-    Parameters
-    ----------
-    model : the model
-    name : of its weights and config, such as their hashes; what is known of it is not probed again
-    settings, dtype : of the sampler; the model's own by default
+    `name` is that of the weights and config, such as their hashes: what is known of it is not probed again. `settings`
+    and `dtype` are those of the sampler, the model's own by default.
     """
     device = next(model.parameters()).device
     if device.type != "cpu":
@@ -70,6 +67,6 @@ def _history(model: Model) -> np.ndarray:
     """Made-up observed frames `[1, L, *x, c]`, the same on every machine."""
     tok = model.config.tokenizer
     shape = (1, _HISTORY, *tok.grid, tok.field_channels)
-    # Numbers of no function, which libraries round differently.
+    # Plain numbers, since libraries round functions differently.
     values = np.arange(int(np.prod(shape))) * 7919 % 1009 / 1009 - 0.5
     return values.astype(np.float32).reshape(shape)

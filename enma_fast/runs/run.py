@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from ..data.selection import context_of, fields_of
 from ..errors import EnmaError
 from ..forecasting.file_forecast import FileForecast
 from ..forecasting.request import ForecastRequest
-from ..forecasting.store_layout import file_hashes, layout_of, provenance
+from ..forecasting.store_layout import as_begun, file_hashes, layout_of, provenance
 from ..models.checkpoint import hashes, load_model
 from ..store.compare import differences
 from ..store.create import create_unfinished_store
@@ -131,8 +131,9 @@ def prepare(
     if not 1 <= shard <= request.num_members:
         raise EnmaError(f"shard is {shard}; 1 to {request.num_members}, the number of members, is expected")
     model = load_model(checkpoint, device=launch.device(device, torch.cuda.device_count()))
-    forecast = FileForecast(model, fields, replace(request, trajectories=numbers), other)
-    forecast.check(at_once=max(request.chunk, shard))
+    begun = as_begun(replace(request, trajectories=numbers), None if force else out)
+    forecast = FileForecast(model, fields, begun, other)
+    forecast.check(at_once=max(forecast.request.rows, shard))
     forecast.warn_of_own_contexts()
     unlike_training = forecast.outside_training()
     # Bad quantiles and thresholds are refused here.
@@ -140,7 +141,7 @@ def prepare(
     sampler = BlockSampler(forecast, name=" ".join(hashes(checkpoint).values()))
     if command and not sampler.independent:
         # The number of rows decides how results are rounded there.
-        command += f" --chunk {request.chunk}"
+        command += f" --chunk {forecast.request.rows}"
     attributes = {**provenance(forecast, checkpoint, command), "arithmetic": sampler.arithmetic}
     if unlike_training is not None:
         attributes[OUTSIDE] = unlike_training
@@ -239,16 +240,18 @@ class Run:
             lock.share()
             ledger = self._ledger()
             if ledger is not None:
-                with self._disk_errors():
+                with self._disk_errors(), closing(self.store), closing(ledger):
                     try:
-                        self._fit(ledger)
+                        # No more rows at a time are taken than were found to fit, here or by another process.
+                        self._take_known_chunk(ledger)
+                        self.sampler.remember = ledger.fit
+                        if self.sampler.chunk < self.sampler.forecast.request.rows:
+                            ledger.fit(self.sampler.chunk)
                         sampled = self._work(ledger, progress)
                         if not self.static or self._all_done():
                             self._finish()
                     finally:
                         self.sampler.forget()
-                        ledger.close()
-                        self.store.close()
         return {
             "store": str(self.out),
             "num_trajectories": len(self.layout.trajectories),
@@ -257,13 +260,6 @@ class Run:
             "members_sampled": sampled,
             "seconds": time.perf_counter() - clock,
         }
-
-    def _fit(self, ledger: Ledger) -> None:
-        """Take no more rows at a time than were found to fit, here or by another process; remember it in the ledger."""
-        self._take_known_chunk(ledger)
-        self.sampler.remember = ledger.fit
-        if self.sampler.chunk < self.sampler.forecast.request.chunk:
-            ledger.fit(self.sampler.chunk)
 
     def _take_known_chunk(self, ledger: Ledger) -> None:
         """Take no more rows at a time than the ledger says fit."""
@@ -296,10 +292,8 @@ class Run:
         if fresh is None:
             return True
         total = len(self.layout.trajectories) * self.layout.num_members if members else None
-        try:
+        with closing(fresh):
             return bool(fresh.done(0, total).all())
-        finally:
-            fresh.close()
 
     def _may_look(self, total: int) -> bool:
         """True if it is time to count the members that all ranks have done."""
@@ -389,11 +383,9 @@ class Run:
         ledger = self._ledger()
         if ledger is None:
             return 0
-        try:
+        with closing(ledger):
             done = ledger.done()
             self._take_known_chunk(ledger)
-        finally:
-            ledger.close()
         return int((~done[: B * K]).sum()) if self.layout.keep_members else int((~done).sum()) * K
 
     def _ledger(self) -> Ledger | None:

@@ -95,7 +95,7 @@ def _mount(path: Path) -> tuple[str, set[str]] | None:
             continue
         point = fields[4].encode().decode("unicode_escape")
         inside = real == point or real.startswith(point.rstrip("/") + "/")
-        # Of two mounts at one point the later is seen.
+        # The later of two mounts at one point hides the earlier.
         if inside and len(point) >= best:
             best, found = len(point), (kind[0], {*fields[5].split(","), *(kind[2] if len(kind) > 2 else "").split(",")})
     return found

@@ -71,33 +71,9 @@ class NotFiniteError(EnmaError):
 class Statistics:
     """Mean, spread, quantiles and exceedance of the members of one trajectory, one member after the other.
 
-    Results have the same bits however the members are divided into calls of `update`, and whether or not the fold
-    was saved by `state` and restored in between.
-
-    Up to 256 members quantiles are exact. Beyond, they err by less than the width of their bin. Measured in units of
-    the spread, root mean square over 400 values (for comparison: the quantile 0.01 of a Gaussian is uncertain by
-    0.118 for want of members at K = 1000, and by 0.037 at K = 10000):
-
-                                                  K = 1000                      K = 10000
-        quantile                        0.01 0.99  0.05 0.95   0.5      0.01 0.99  0.05 0.95   0.5
-        Gaussian                          0.0168     0.0091   0.0029      0.0069     0.0029   0.0010
-        uniform                           0.0060     0.0055   0.0037      0.0019     0.0018   0.0012
-        lognormal, sigma 1                0.0290     0.0085   0.0015      0.0145     0.0034   0.0005
-        lognormal, sigma 1.5              0.0346     0.0074   0.0009      0.0164     0.0025   0.0002
-        two equal modes                   0.0085     0.0049   0.0059      0.0043     0.0024   0.0049
-        two modes, 100 widths apart       0.0114     0.0118   0.0161      0.0157     0.0141   0.0202
-        5 % in a mode 300 widths off      0.0338     0.0210   0.0001      0.0218     0.0162   0.0001
-        2 % in a mode 300 widths off      0.3617     0.0004   0.0002      0.1804     0.0002   0.0001
-        Student t, 3 degrees              0.0216     0.0088   0.0020      0.0107     0.0033   0.0007
-        Cauchy                            0.0131     0.0020   0.0003      0.0028     0.0003   0.0000
-        80 % zero, else exponential       0.0285     0.0144   0.0000      0.0153     0.0053   0.0000
-        98 % zero, else exponential       0.0440     0.0000   0.0000      0.0295     0.0000   0.0000
-        Gaussian, 0.1 around 1e6          0.0015     0.0051   0.0000      0.0000     0.0000   0.0000
-        Gaussian, 8th member 1e6          0.0172     0.0088   0.0030      0.0072     0.0031   0.0011
-        Gaussian, first 256 are 0         0.0385     0.0218   0.0000      0.1222     0.0841   0.0000
-
-    (the outlier's row in units of the spread without it). The largest single error is 2.6 for the mode of 2 %, of
-    which the first 256 members show about five, 1.5 where these are all 0, and 0.24 in all other rows.
+    Results have the same bits however the members are divided into calls of `update`, and whether or not the statistics
+    were saved by `state` and restored in between. Up to 256 members quantiles are exact. Beyond, they err by less than
+    the width of their bin: measured errors are in docs/design.md.
 
     Parameters
     ----------
@@ -135,10 +111,7 @@ class Statistics:
     def update(self, members: Array) -> None:
         """Add members `[n, T, *x, c]`, numpy or Torch, any n; float32 (other float types are rounded to it).
 
-        Raises
-        ------
-        EnmaError
-            If the shape or the type is another, or a member has a value that is not finite; nothing is added then.
+        `EnmaError`, and nothing is added, if the shape or the type is another, or a value is not finite.
         """
         members_KP = self._checked(members)
         if self.quantiles and self._num_members <= EXACT < self._num_members + len(members_KP):
@@ -198,12 +171,9 @@ class Statistics:
 
     @classmethod
     def restore(cls, state: Mapping[str, np.ndarray]) -> Statistics:
-        """The fold whose `state()` this is (copied).
+        """The statistics whose `state()` this is (copied).
 
-        Raises
-        ------
-        EnmaError
-            If an array is missing, or of another type or shape than the others call for.
+        `EnmaError` if an array is missing, or of another type or shape than the others call for.
         """
         try:
             head = {name: np.asarray(state[name]) for name in ("shape", "quantiles", "thresholds", "num_members")}

@@ -36,17 +36,9 @@ _IN_BLOCKS: dict[Hashable, bool] = {}
 def map_rows(function: Callable[[Tensor], Tensor], rows: Tensor, *, operation: Hashable, block: int) -> Tensor:
     """Apply an encoder or decoder to rows ``[B, ...]`` with batch-invariant bits, without gradients.
 
-    Parameters
-    ----------
-    function
-        Maps ``[b, ...]`` to ``[b, ...]``, each row by itself.
-    rows
-        ``[B, ...]``; on devices other than the CPU all rows are computed at once, in one call.
-    operation
-        Everything beside the shape of a row that determines the arithmetic of ``function``: its config, but not its
-        weights. The first call for an operation tests whether blocks may be used.
-    block
-        Rows of a block.
+    ``function`` maps ``[b, ...]`` to ``[b, ...]``, each row by itself. ``operation`` is everything beside the shape of
+    a row that determines its arithmetic: its config, but not its weights; the first call for an operation tests whether
+    blocks of ``block`` rows may be used. On devices other than the CPU all rows are computed at once, in one call.
     """
     if rows.device.type != "cpu":
         with torch.inference_mode():

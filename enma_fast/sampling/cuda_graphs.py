@@ -1,13 +1,11 @@
 """The frame step as CUDA graphs: captured once, then one launch per frame.
 
-    step = CapturedStep(StaticStep(...))
-    step.warm_up()      on a side stream: kernels compile, operators pack their weights
-    step.capture()      a graph for each kind of frame (fed back or the last), all in one private pool
-    step.begin(...)     history and context, outside the graphs
-    step.frame()        one launch
-    step.close()        frees graphs and pool; the static buffers belong to the StaticStep
+    step = CapturedStep(StaticStep(...))    a graph for each kind of frame (fed back or the last), in one private pool
+    step.begin(...)                         history and context, outside the graphs
+    step.frame()                            one launch
+    step.close()                            frees graphs and pool; the static buffers belong to the StaticStep
 
-`try_capture` does the first three lines, and returns the uncaptured step if that fails.
+`try_capture` does the first line, and returns the uncaptured step if that fails; `Engine.captured` says so.
 """
 
 from __future__ import annotations
@@ -63,8 +61,16 @@ class CudaRecorder:
     def record(self, run: Callable[[], object]) -> Callable[[], None]:
         """Capture a graph; the returned function launches it on the current stream."""
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.device(self._device), torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
-            run()
+        index = torch.cuda.current_device() if self._device.index is None else self._device.index
+        generator = torch.cuda.default_generators[index]
+        # A capture that fails leaves the generator as it is within one, and it draws no number ever after.
+        before = generator.clone_state()
+        try:
+            with torch.cuda.device(self._device), torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+                run()
+        except BaseException:
+            generator.graphsafe_set_state(before)
+            raise
         self._graphs.append(graph)
         return graph.replay
 
@@ -77,98 +83,64 @@ class CudaRecorder:
 
 
 class CapturedStep:
-    """A `StaticStep` whose frames are replayed from CUDA graphs; same interface, same bits."""
+    """A `StaticStep` whose frames are replayed from CUDA graphs; same interface, same bits.
+
+    Every kind of frame is run twice, so that kernels compile and operators pack their weights, and is then recorded. A
+    trajectory of the step that has begun is discarded.
+    """
 
     def __init__(self, step: StaticStep, *, recorder: Recorder | None = None) -> None:
         if recorder is None:
             if step.device.type != "cuda":
                 raise EnmaError(f"step is on {step.device}; CUDA graphs need a CUDA device")
             recorder = CudaRecorder(step.device)
-        self._step = step
-        self._recorder: Recorder | None = recorder
+        self._step, self._recorder = step, recorder
         self._replays: dict[FrameKind, Callable[[], None]] = {}
-        self._warm = False
-        self.launches = 0
+        try:
+            for kind in step.kinds():
+                for _ in range(WARM_UPS):
+                    # A run appends its frame to the cache; the reset makes the next one overwrite it.
+                    step.reset()
+                    recorder.warm_up(functools.partial(step.run, kind))
+            step.reset()
+            for kind in step.kinds():
+                self._replays[kind] = recorder.record(functools.partial(step.run, kind))
+        except BaseException:
+            self.close()
+            raise
+        step.reset()
 
     @property
     def plan(self) -> StaticPlan:
         """Static buffers of the step; the pool of the graphs is not counted."""
         return self._step.plan
 
-    def warm_up(self) -> None:
-        """Run every kind of frame without a trajectory; a trajectory that has begun is discarded."""
-        recorder = self._open()
-        for kind in self._step.kinds():
-            for _ in range(WARM_UPS):
-                # A run appends its frame to the cache; the reset makes the next one overwrite it.
-                self._step.reset()
-                recorder.warm_up(functools.partial(self._step.run, kind))
-        self._step.reset()
-        self._warm = True
-
-    def capture(self) -> None:
-        """Record every kind of frame.
-
-        Raises
-        ------
-        EnmaError
-            If it is called before :meth:`warm_up`, or a second time.
-        """
-        recorder = self._open()
-        if not self._warm:
-            raise EnmaError("capture: call warm_up first, so that nothing is compiled or packed during the capture")
-        if self._replays:
-            raise EnmaError("capture: the step is captured already; close it and make a new one")
-        self._replays = {kind: recorder.record(functools.partial(self._step.run, kind)) for kind in self._step.kinds()}
-        self._step.reset()
-
     def begin(self, segments: Sequence[Tensor], *, seeds: Tensor, members: Tensor, first: int) -> None:
         """Like :meth:`StaticStep.begin`: inputs are checked, and copied to the buffers that the graphs read."""
-        self._captured()
         self._step.begin(segments, seeds=seeds, members=members, first=first)
 
     def frame(self, *, last: bool = False) -> Tensor:
         """Like :meth:`StaticStep.frame`, in one launch."""
-        replays = self._captured()
-        replays[self._step.advance(last=last)]()
-        self.launches += 1
+        if not self._replays:
+            raise EnmaError("the captured step is closed; make a new one")
+        self._replays[self._step.advance(last=last)]()
         return self._step.tokens_BNC
 
     def close(self) -> None:
-        """Free the graphs; the step itself can still be used. A second call does nothing."""
-        if self._recorder is not None:
-            self._replays = {}
-            self._recorder.close()
-            self._recorder = None
-            self._step.reset()
-
-    def _open(self) -> Recorder:
-        if self._recorder is None:
-            raise EnmaError("the captured step is closed; make a new one")
-        return self._recorder
-
-    def _captured(self) -> dict[FrameKind, Callable[[], None]]:
-        self._open()
-        if not self._replays:
-            raise EnmaError("the step is not captured; call warm_up and capture first")
-        return self._replays
+        """Free the graphs; the step itself can still be used."""
+        self._replays = {}
+        self._recorder.close()
+        self._step.reset()
 
 
 def try_capture(step: StaticStep, *, recorder: Recorder | None = None) -> CapturedStep | StaticStep:
     """Capture the step as graphs, or return it unchanged if that fails; each reason is logged once."""
-    captured = None
     try:
-        captured = CapturedStep(step, recorder=recorder)
-        captured.warm_up()
-        captured.capture()
+        return CapturedStep(step, recorder=recorder)
     # Torch raises RuntimeError for an operation that a graph cannot hold, and when the device is out of memory.
     except (EnmaError, RuntimeError) as error:
         _warn_once(str(error).partition("\n")[0])
-        if captured is not None:
-            captured.close()
-        step.reset()
         return step
-    return captured
 
 
 @functools.cache

@@ -4,7 +4,7 @@ An `Engine` packs a model's weights once and then samples any number of ensemble
 
 * ``native``: on the CPU, each latent frame is one call of the extension;
 * ``graph``: on a GPU, each latent frame is one launch of a CUDA graph;
-* ``static``: the step that the graph contains, not captured;
+* ``static``: the step that the graph contains, not captured; also what ``graph`` does where a capture fails;
 * ``reference``: `reference.trajectory`.
 
 Legend: B rows (members), G groups that share history and context, T latent frames, N tokens per frame, C token
@@ -14,6 +14,7 @@ channels.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,11 +24,12 @@ from ..config import SamplingConfig
 from ..errors import EnmaError
 from ..models.layers import own_dtype, weights_key
 from ..models.model import Dynamics
-from ..ops import choose, sampler
+from ..ops import choose, rates, sampler
 from . import reference
 from .cuda_graphs import CapturedStep, try_capture
 from .native import NativeSampler
 from .settings import chosen_sampling
+from .static_plan import chunk_for
 from .static_step import StaticStep
 
 BACKENDS = ("native", "graph", "static", "reference")
@@ -45,6 +47,52 @@ def candidates(device: torch.device, dtype: torch.dtype, *, head_dim: int) -> di
     }
 
 
+def weights_dtype(
+    dynamics: Dynamics, dtype: torch.dtype | str | None = None, *, backend: str | None = None
+) -> torch.dtype:
+    """Type of the weights while sampling, where it is not given.
+
+    That of the model on a CPU. On a GPU bf16 in place of fp32, which its matrix units multiply and the kernels of the
+    flow head take; the reference samples with the model's weights as they are. ``"auto"`` is the faster one of fp32 and
+    bf16 by measurement.
+
+    Raises
+    ------
+    EnmaError
+        If it is another word.
+    """
+    own, device = own_dtype(dynamics), next(dynamics.parameters()).device
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype is not None and dtype != "auto":
+        raise EnmaError(f"dtype is {dtype!r}; a torch.dtype or 'auto' is expected")
+    if backend == "reference" or own not in PRECISIONS.values():
+        return own
+    if device.type == "cuda":
+        return torch.bfloat16
+    return own if dtype is None else PRECISIONS[rates.measured(device).sampling]
+
+
+def rows_at_once(dynamics: Dynamics) -> int | None:
+    """Rows that the device of a model samples at a time, by its level-2 cache; None on a CPU."""
+    device = next(dynamics.parameters()).device
+    if device.type != "cuda":
+        return None
+    return chunk_for(dynamics.config, cache=torch.cuda.get_device_properties(device).L2_cache_size)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Size:
+    """Size of a static step: rows and groups, and all else that a chunk must have to run in it."""
+
+    rows: int
+    groups: int
+    prefix_frames: int
+    own_frames: int
+    settings: SamplingConfig
+    initial: bool
+
+
 class Engine:
     """A model prepared for sampling; make a new one after its weights have changed.
 
@@ -53,7 +101,7 @@ class Engine:
     dynamics
         The model; its weights stay as they are.
     dtype
-        Type of the packed weights: by default that of the model; bf16 is faster.
+        Type of the packed weights, or "auto"; by default as :func:`weights_dtype` says.
     backend
         One of ``native``, ``graph``, ``static``, ``reference``; by default the best one that can serve.
 
@@ -63,9 +111,11 @@ class Engine:
         If the backend cannot serve; the message says why.
     """
 
-    def __init__(self, dynamics: Dynamics, *, dtype: torch.dtype | None = None, backend: str | None = None) -> None:
+    def __init__(
+        self, dynamics: Dynamics, *, dtype: torch.dtype | str | None = None, backend: str | None = None
+    ) -> None:
         self.dynamics = dynamics
-        self.dtype = dtype or own_dtype(dynamics)
+        self.dtype = weights_dtype(dynamics, dtype, backend=backend)
         config = dynamics.config.dynamics
         device = next(dynamics.parameters()).device
         found = candidates(device, self.dtype, head_dim=config.width // config.heads)
@@ -76,7 +126,13 @@ class Engine:
         self.backend = choose("sampler", found, backend)
         self._native = NativeSampler(dynamics, dtype=self.dtype) if self.backend == "native" else None
         # The step of the last chunk; None while a trajectory uses it.
-        self._idle: tuple[tuple[Any, ...], StaticStep | CapturedStep] | None = None
+        self._idle: tuple[_Size, StaticStep | CapturedStep] | None = None
+        self._captured: bool | None = None
+
+    @property
+    def captured(self) -> bool | None:
+        """True if frames of the last chunk were launched as CUDA graphs; None where that is not the backend."""
+        return self._captured if self.backend == "graph" else None
 
     # The decorator covers the computation of each frame, and not what the caller does between two frames.
     @torch.inference_mode()
@@ -90,6 +146,7 @@ class Engine:
         context: Tensor | None = None,
         settings: SamplingConfig | None = None,
         groups: Tensor | None = None,
+        chunk: int | None = None,
     ) -> Iterator[Tensor]:
         """Generate the latent frames that follow a history, one at a time.
 
@@ -108,6 +165,9 @@ class Engine:
             Sampling settings; the model's own by default. For a one-pass model only the temperature may differ.
         groups
             ``[B]`` int64, the history that each row continues; by default row b has history b.
+        chunk
+            Rows of the chunks of an ensemble that this is one of. A GPU computes the last one, of fewer rows, as one of
+            that size, since a captured frame has one size.
 
         Yields
         ------
@@ -134,7 +194,7 @@ class Engine:
                 segments, num_latents=num_latents, seeds=seeds, members=members, groups=groups, settings=settings
             )
         else:
-            yield from self._static(segments, num_latents, seeds, members, groups, settings)
+            yield from self._static(segments, num_latents, seeds, members, groups, settings, chunk)
 
     def planned_bytes(self) -> dict[str, int]:
         """Planned memory of the last chunk in bytes, by purpose; empty before the first chunk."""
@@ -153,6 +213,7 @@ class Engine:
         members: Tensor,
         groups: Tensor,
         settings: SamplingConfig,
+        chunk: int | None,
     ) -> Iterator[Tensor]:
         """Generate frames with a static step, which needs groups of equal size, one after the other."""
         G, B = segments[0].shape[0], len(seeds)
@@ -160,42 +221,81 @@ class Engine:
         if not even:
             segments, G = [s[groups] for s in segments], B
         first = segments[-1].shape[1]
-        initial = not reference.in_one_pass(self.dynamics.config, first)
-        key = (B, G, sum(s.shape[1] + 1 for s in segments), max(0, num_latents - first - 1), settings, initial)
-        step = self._take(key)
+        size = _Size(
+            rows=B,
+            groups=G,
+            prefix_frames=sum(s.shape[1] + 1 for s in segments),
+            own_frames=max(0, num_latents - first - 1),
+            settings=settings,
+            initial=not reference.in_one_pass(self.dynamics.config, first),
+        )
+        kept = slice(B)
+        if (larger := self._larger(size, chunk)) is not None:
+            size = larger
+            if size.groups == size.rows and len(segments[0]) < B:
+                segments = [s[groups] for s in segments]
+            segments = [_filled(s, size.groups) for s in segments]
+            seeds, members = _filled(seeds, size.rows), _filled(members, size.rows)
+        with torch.cuda.device_of(seeds):
+            step = self._take(size)
         try:
-            step.begin(segments, seeds=seeds, members=members, first=first)
+            with torch.cuda.device_of(seeds):
+                step.begin(segments, seeds=seeds, members=members, first=first)
             for t in range(first, num_latents):
-                yield step.frame(last=t + 1 == num_latents).float().clone()
+                # Whoever takes the frames has another device current, or none.
+                with torch.cuda.device_of(seeds):
+                    z_BNC = step.frame(last=t + 1 == num_latents)[kept].float().clone()
+                yield z_BNC
         finally:
             self._release()
-            self._idle = (key, step)
+            self._idle = (size, step)
 
-    def _take(self, key: tuple[Any, ...]) -> StaticStep | CapturedStep:
+    def _larger(self, size: _Size, chunk: int | None) -> _Size | None:
+        """The size of the last chunk, if it had `chunk` rows and this one of no more can be computed in it.
+
+        Rows are added at the end: to the only group, or as whole groups, or each row is a group of its own.
+        """
+        if self._idle is None or chunk is None or size.rows > chunk:
+            return None
+        there = self._idle[0]
+        alike = replace(size, rows=there.rows, groups=there.groups) == there
+        whole = size.groups <= there.groups and size.rows * there.groups == there.rows * size.groups
+        fits = there.groups == size.groups == 1 or there.groups == there.rows or whole
+        return there if alike and fits and there.rows == chunk else None
+
+    def _take(self, size: _Size) -> StaticStep | CapturedStep:
         """Take the step of the last chunk if it has this size and is not in use, or else make a new one."""
-        if self._idle is not None and self._idle[0] == key:
+        if self._idle is not None and self._idle[0] == size:
             step, self._idle = self._idle[1], None
             return step
         # The old memory is freed before new memory is allocated.
         self._release()
-        rows, groups, prefix_frames, own_frames, settings, initial = key
         new = StaticStep(
             self.dynamics,
-            rows=rows,
-            groups=groups,
-            prefix_frames=prefix_frames,
-            own_frames=own_frames,
-            settings=settings,
-            initial=initial,
+            rows=size.rows,
+            groups=size.groups,
+            prefix_frames=size.prefix_frames,
+            own_frames=size.own_frames,
+            settings=size.settings,
+            initial=size.initial,
             dtype=self.dtype,
         )
-        return try_capture(new) if self.backend == "graph" else new
+        if self.backend != "graph":
+            return new
+        captured = try_capture(new)
+        self._captured = isinstance(captured, CapturedStep)
+        return captured
 
     def _release(self) -> None:
         """Free the step of the last chunk."""
         if self._idle is not None and isinstance(self._idle[1], CapturedStep):
             self._idle[1].close()
         self._idle = None
+
+
+def _filled(x: Tensor, count: int) -> Tensor:
+    """`count` rows: those of `x`, and copies of the last one after them."""
+    return torch.cat([x, x[-1:].expand(count - len(x), *x.shape[1:])])
 
 
 class _Engines(dict[Any, tuple[tuple[Any, ...], Engine]]):
@@ -208,7 +308,7 @@ class _Engines(dict[Any, tuple[tuple[Any, ...], Engine]]):
         return _Engines, ()
 
 
-def engine_for(dynamics: Dynamics, *, dtype: torch.dtype | None = None, backend: str | None = None) -> Engine:
+def engine_for(dynamics: Dynamics, *, dtype: torch.dtype | str | None = None, backend: str | None = None) -> Engine:
     """Return the engine of a model; it is prepared on first use, and again after the weights have changed."""
     if backend is not None and backend not in BACKENDS:
         raise EnmaError(f"backend {backend!r} is unknown; expected one of {', '.join(BACKENDS)}")

@@ -33,13 +33,8 @@ TABLE_FRAMES = 64
 class NativeSampler:
     """A model packed for the CPU; pack again after its weights have changed.
 
-    Parameters
-    ----------
-    dynamics
-        The model.
-    dtype
-        Type of the packed weights. bf16 halves their size, and is the fastest on processors that multiply it
-        (AVX-512 BF16). Tokens, residuals and sums are fp32 in either case.
+    ``dtype`` is that of the packed weights. bf16 halves their size, and is the fastest on processors that multiply it
+    (AVX-512 BF16). Tokens, residuals and sums are fp32 in either case.
     """
 
     def __init__(self, dynamics: Dynamics, *, dtype: torch.dtype) -> None:
@@ -114,7 +109,8 @@ class NativeSampler:
         # The old memory is freed before new memory is allocated.
         self._idle = None
         flow_steps = flow_schedule(settings.flow_steps, settings.last_flow_steps, mask_steps=mask_steps)
-        session = self._packed.session(
+        session = sampler.session(
+            self._packed,
             [self._plan(steps, settings.method) for steps in flow_steps],
             counts=mask_schedule(N, mask_steps) if mask_steps else (),
             rows=rows,
@@ -150,7 +146,7 @@ class NativeSampler:
         if len(epsilons) != 1:
             known = ", ".join(map(str, sorted(epsilons)))
             raise EnmaError(f"norms have epsilons {known}; the native sampler takes one, so use backend 'reference'")
-        self._packed = sampler.PackedSampler(
+        self._packed = sampler.pack(
             {
                 name: p.detach().to(self.dtype).contiguous()
                 for name, p in dynamics.named_parameters()

@@ -15,61 +15,32 @@ Shape suffixes: B members, M tokens decided in this mask step, N tokens per fram
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ..errors import EnmaError
-from ..ops.philox_normal import MASK32, Word, as_word, philox
+from ..ops.frame_rows import order_of
+from ..ops.philox_normal import MASK32, Word, philox
 
-ORDER_STEP = 0xFFFFFFFF
 TRAJECTORY_STEP = 0xFFFFFFFE
 
 
 def token_order(*, seed: Word, members: Tensor, frame: Word, num_tokens: int) -> Tensor:
     """Draw the order in which each member decides the tokens of one frame.
 
-    The tokens are sorted by one random word each; tokens with equal words stay in the order of their indices.
-
-    Parameters
-    ----------
-    seed, frame : int or Tensor
-        An int, a 0-d int64 tensor or one value per member `[B]`; taken modulo 2^32. `frame` is the index of the latent
-        frame in its trajectory.
-    members : Tensor
-        `[B]` int64, member numbers.
-    num_tokens : int
-        Tokens per frame `N`.
-
-    Returns
-    -------
-    Tensor
-        `[B, N]` int64, in each row a permutation of `0 .. N - 1`: the token to decide first, second, ...
+    The tokens are sorted by one random word each; tokens with equal words stay in the order of their indices. `seed`
+    and `frame`, the index of the latent frame in its trajectory, are taken modulo 2^32: an int, a 0-d int64 tensor or
+    one value per member `[B]`. `members` are `[B]` int64. Returns `[B, N]` int64, in each row a permutation of
+    `0 .. N - 1`: the token to decide first, second, ...
     """
-    tokens_N = torch.arange(num_tokens, device=members.device)
-    words = philox(0, tokens_N, ORDER_STEP, as_word(frame, ndim=2), as_word(seed, ndim=2), as_word(members, ndim=2))
-    return torch.argsort(torch.as_tensor(words[0]), dim=-1, stable=True)
+    return order_of(seed=seed, members=members, frame=frame, num_tokens=num_tokens)
 
 
 def trajectory_seed(seed: int, index: int) -> int:
     """Seed of trajectory number `index` of a file, so that each trajectory has independent noise.
 
-    Parameters
-    ----------
-    seed : int
-        Seed of the whole run; taken modulo 2^64.
-    index : int
-        Number of the trajectory, `0 .. 2^64 - 1`.
-
-    Returns
-    -------
-    int
-        A seed in `0 .. 2^32 - 1`, which differs from `seed` for index 0 too. Among `n` trajectories, some two share a
-        seed with probability about `n^2 / 2^33`.
-
-    Raises
-    ------
-    EnmaError
-        If the index is negative or does not fit 64 bits.
+    `seed` is that of the whole run, taken modulo 2^64, and `index` is `0 .. 2^64 - 1`, or an `EnmaError` is raised. The
+    result is in `0 .. 2^32 - 1` and differs from `seed` for index 0 too. Among `n` trajectories, some two share a seed
+    with probability about `n^2 / 2^33`.
     """
     if not 0 <= index < 2**64:
         raise EnmaError(f"trajectory index is {index}: it must be between 0 and 2^64 - 1")

@@ -25,14 +25,9 @@ def frame(
 ) -> Tensor:
     """Decide all tokens of one latent frame ``[B, N, C]``, a few per mask step in random order.
 
-    Parameters
-    ----------
-    h_BND
-        Context of the frame from the causal transformer.
-    seeds, members
-        ``[B]`` int64, the key of the noise of each row.
-    index
-        Number of the latent frame in its trajectory; part of the counter of the noise.
+    ``h_BND`` is the context of the frame from the causal transformer, ``seeds`` and ``members`` ``[B]`` int64 the key
+    of the noise of each row, and ``index`` the number of the latent frame in its trajectory, part of the counter of the
+    noise.
     """
     N, C = dynamics.config.num_tokens, dynamics.config.token_channels
     if in_one_pass(dynamics.config, index):
@@ -84,25 +79,10 @@ def trajectory(
     context: Tensor | None = None,
     settings: SamplingConfig | None = None,
 ) -> Iterator[Tensor]:
-    """Generate the latent frames that follow a history, one at a time.
+    """Yield the latent frames ``[B, N, C]`` that follow a history, fp32, or float64 with float64 weights.
 
-    Parameters
-    ----------
-    history
-        Observed latent frames ``[B, T0, N, C]`` of the target; T0 may be 0 when a context is given.
-    num_latents
-        Latent frames of the whole trajectory, the observed ones included.
-    seeds, members
-        ``[B]`` int64, the key of the noise of each row.
-    context
-        Latent frames ``[B, Tc, N, C]`` of another trajectory of the same environment.
-    settings
-        Sampling settings; the model's own by default.
-
-    Yields
-    ------
-    Tensor
-        ``[B, N, C]`` fp32 (float64 with float64 weights): latent frames T0, T0 + 1, ..., num_latents - 1.
+    Arguments are those of `engine.Engine.trajectory`; each row has a history ``[B, T0, N, C]`` and context ``[B, Tc, N,
+    C]`` of its own.
     """
     settings = settings or dynamics.config.sampling
     temporal = dynamics.temporal

@@ -37,10 +37,8 @@ def rollout(
         Latent frames T to roll out.
     seeds, members
         ``[B, K]`` int64, the key of the noise of each member.
-    context
-        Latent frames ``[B, Tc, N, C]`` of another trajectory of the same environment.
-    settings
-        Sampling settings; the model's own by default.
+    context, settings
+        As for the reference.
 
     Returns
     -------

@@ -18,11 +18,8 @@ _MASK_STEP_OPTIONS = {
 def chosen_sampling(config: ModelConfig, settings: SamplingConfig | None) -> SamplingConfig:
     """Return the settings to sample with: `settings` if the model can use them, or its own if they are None.
 
-    Raises
-    ------
-    EnmaError
-        If settings of mask steps or of the flow differ from those of a one-pass model, or if the field cannot be
-        shifted so many times; the message names the first such setting and its option.
+    If settings of mask steps or of the flow differ from those of a one-pass model, or if the field cannot be shifted so
+    many times, an `EnmaError` names the first such setting and its option.
     """
     own = config.sampling
     shift_amounts(config, settings or own)

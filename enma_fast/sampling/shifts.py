@@ -19,12 +19,8 @@ def shift_amounts(config: ModelConfig, settings: SamplingConfig) -> list[tuple[i
     """Grid points by which each shift moves the field forward, by space dimension; the first moves nothing.
 
     Shift s moves the field by s (P / S + 1) points if a token has P points and there are S shifts, so that all amounts
-    differ modulo the points of a token.
-
-    Raises
-    ------
-    EnmaError
-        If no dimension is periodic, or if a token has fewer points than there are shifts.
+    differ modulo the points of a token. `EnmaError` if no dimension is periodic, or if a token has fewer points than
+    there are shifts.
     """
     count, tok = settings.shifts or 1, config.tokenizer
     points = [n // tokens for n, tokens in zip(tok.grid, config.token_grid, strict=True)]

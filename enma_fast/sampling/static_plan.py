@@ -10,14 +10,16 @@ import copy
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import nn
 
 from ..config import ModelConfig, SamplingConfig
-from ..models.layers import RMSNorm
+from ..models.layers import Block, RMSNorm
 from ..models.model import Dynamics
 from ..models.schedule import flow_schedule
+from ..ops.frame_layer import LayerWeights
 
 Buffer = tuple[tuple[int, ...], torch.dtype]
 
@@ -68,9 +70,9 @@ def static_buffers(
         "tokens": ((B, N, C), state),
         "context": ((B, N, D), dtype),
         "anchor": ((G, N, D), dtype),
-        "rows": ((B, L if mask_steps else 0, 4 * D), dtype),
-        "masked": ((L - N if mask_steps else 0, 4 * D), dtype),
-        "marks": ((B, max(L, prefix_frames * N, own_frames * N)), torch.bool),
+        "rows": ((4, B, L, D), dtype),
+        "marks": ((B, N), torch.bool),
+        "steps": ((3, N if mask_steps else 0), torch.int64),
         "seeds": ((B,), torch.int64),
         "members": ((B,), torch.int64),
         "counters": ((4,), torch.int64),
@@ -78,12 +80,43 @@ def static_buffers(
         "places": ((N,), torch.int64),
     }
     if dyn.positions == "rotary":
-        buffers["turns"] = ((2, prefix_frames + own_frames, N, 1, K // 2), state)
+        buffers["turns"] = ((2, (prefix_frames + own_frames) * N, K // 2), state)
     return kv, buffers
+
+
+def chunk_for(config: ModelConfig, *, cache: int) -> int:
+    """Rows that a GPU samples at a time: 256 where their activations stay in a level-2 cache of so many bytes, or 128.
+
+    A row of the masked transformer holds the sum, its queries, keys and values, and the hidden layer of its MLP, in two
+    bytes each.
+    """
+    dyn = config.dynamics
+    length = config.num_tokens * (2 if dyn.condition == "concat" else 1)
+    each = 2 * length * int(dyn.width * (4 + dyn.mlp_ratio))
+    return 256 if 256 * each <= cache else 128
 
 
 def _bytes(buffers: dict[str, Buffer]) -> int:
     return sum(math.prod(shape) * dtype.itemsize for shape, dtype in buffers.values())
+
+
+def layer_weights(blocks: nn.ModuleList) -> list[LayerWeights]:
+    """Weights of the blocks of a transformer as the operators take them; no copy."""
+    return [
+        LayerWeights(
+            norm=block.norm_1.weight,
+            qkv=block.attention.qkv.weight,
+            q_norm=block.attention.q_norm.weight,
+            k_norm=block.attention.k_norm.weight,
+            out=block.attention.out.weight,
+            mlp_norm=block.norm_2.weight,
+            gate_up=block.mlp.gate_up.weight,
+            down=block.mlp.down.weight,
+            eps=block.norm_1.eps,
+            head_eps=block.attention.q_norm.eps,
+        )
+        for block in cast("list[Block]", blocks)
+    ]
 
 
 def prepared_weights(dynamics: Dynamics, dtype: torch.dtype) -> Dynamics:

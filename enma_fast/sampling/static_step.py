@@ -8,35 +8,37 @@ for the device, and a captured frame can be replayed for the next one. Repeated 
 * a row of the masked transformer's first layer is computed when its token changes, not at every mask step;
 * its last layer runs for the rows that are decided in this mask step, beyond their keys and values.
 
+A layer is five launches on a GPU, and order and noise of a frame are one: a frame of few rows takes as long as its
+launches do, which `tests/sampling/test_node_budget.py` counts.
+
 In a one-pass model all frames but frame 0 of a trajectory are one pass from noise to tokens.
 
 Legend: B rows (members sampled together), G groups that share history and context, N tokens per frame, L rows of the
 masked transformer (2N: context and frame; N where they are added), M tokens of this mask step, C token channels,
-D width, H heads, K head dim, X what a row of the first layer holds (4D).
+D width, H heads, K head dim.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
+from torch import Tensor, nn
 
 from ..config import SamplingConfig
 from ..errors import EnmaError
-from ..models.layers import Block
 from ..models.model import Dynamics
 from ..models.schedule import mask_schedule
 from ..ops.flow_head import flow_head
 from ..ops.frame_attention import frame_attention
+from ..ops.frame_layer import LayerWeights, attend, heads_, residual, swiglu
+from ..ops.frame_rows import frame_noise, mask_step_table, read, rows_, shifted_
 from ..ops.philox_normal import philox_normal
+from ..ops.rms_norm import rms_norm
 from ..ops.token_update import update_tokens_
-from .noise import token_order
 from .reference import flow_temperature, in_one_pass
-from .static_layers import Rotary, attend, gather, keys_values, norm_of, norm_of_sum, project, queries, rotary_of
-from .static_plan import StaticPlan, flow_plans, prepared_weights, static_buffers
+from .static_plan import StaticPlan, flow_plans, layer_weights, prepared_weights, static_buffers
 
 
 class FrameKind(NamedTuple):
@@ -122,20 +124,27 @@ class StaticStep:
         self._prefix, self._own = allocated["prefix"], allocated["own"]
         self._seeds_B, self._members_B = allocated["seeds"], allocated["members"]
         self._context_BND, self._anchor_GND = allocated["context"], allocated["anchor"]
-        self._rows_BLX, self._masked_LX = allocated["rows"], allocated["masked"]
-        self._marks = allocated["marks"]
+        # Rows of the masked transformer before its first layer, and their queries, keys and values in it.
+        self._rows = allocated["rows"]
+        heads = self.config.dynamics.heads
+        self._rows_q, self._rows_kv = (part.unflatten(-1, (heads, -1)) for part in (self._rows[1], self._rows[2:]))
+        # Row of the first token.
+        self._first = self._rows.shape[2] - self._tokens
+        self._marks, self._steps = allocated["marks"], allocated["steps"]
         # Frame number in the trajectory, frames before it in all segments, and valid entries of the two caches.
         self._counters, self._increments = allocated["counters"], allocated["increments"]
         self._increments.copy_(torch.tensor([1, 1, self._tokens, 0]))
         self._frame, self._position, self._length, self._prefix_length = self._counters.unbind()
+        self._zero = self._increments[3]
         self._places_N = allocated["places"].copy_(torch.arange(self._tokens))
         self._turns = None
         if self._temporal.rotary is not None:
             frames = torch.arange(prefix_frames + own_frames, device=self.device)
-            cos, sin = (table.view(len(frames), self._tokens, 1, -1) for table in self._temporal.rotary.tables(frames))
-            self._turns = allocated["turns"].copy_(torch.stack([cos, sin]))
+            self._turns = allocated["turns"].copy_(torch.stack(self._temporal.rotary.tables(frames)))
         if self.in_steps:
-            self._fill_masked()
+            self._steps.copy_(mask_step_table(self._counts, self.device))
+        self._temporal_layers = layer_weights(self._temporal.blocks)
+        self._spatial_layers = layer_weights(self._spatial.blocks)
 
     @property
     def _tokens(self) -> int:
@@ -168,20 +177,11 @@ class StaticStep:
         N = self._tokens
         self._seeds_B.copy_(seeds)
         self._members_B.copy_(members)
-        temporal = self._temporal
-        anchor = h = self._context_BND
-        position = 0
-        for number, segment in enumerate(segments):
-            start_ND = temporal.start[min(number, 1)].expand(N, -1)
-            start_ND = start_ND if temporal.places is None else start_ND + temporal.places
-            anchor = h = self._read(start_ND.expand(self.groups, -1, -1), position)
-            for t in range(segment.shape[1]):
-                position += 1
-                h = self._read(self._embedded(segment[:, t]), position)
-            position += 1
+        anchor, h = self._read_history(segments)
         self._anchor_GND.copy_(anchor)
-        context = temporal.context(h, anchor, first=first == 0)
-        self._by_group(self._context_BND).copy_(context[:, None])
+        position = sum(segment.shape[1] + 1 for segment in segments)
+        shared = self._temporal.context(h, anchor, first=first == 0)
+        self._context_BND.view(self.groups, -1, *shared.shape[1:]).copy_(shared[:, None])
         self._counters.copy_(torch.tensor([first, position, 0, position * N]))
         self._fed, self._index = 0, first
 
@@ -234,176 +234,181 @@ class StaticStep:
 
     def _decide_in_mask_steps(self) -> None:
         """Decide a frame in mask steps, from the context to the tokens."""
-        C, L = self.config.token_channels, self._rows_BLX.shape[1]
-        order_BN = token_order(seed=self._seeds_B, members=self._members_B, frame=self._frame, num_tokens=self._tokens)
-        self._begin_rows()
+        x, q, kv = self._rows[0], self._rows_q, self._rows_kv
+        order_BN, noises = frame_noise(
+            seeds=self._seeds_B,
+            members=self._members_B,
+            frame=self._frame,
+            counts=self._counts,
+            table=self._steps,
+            channels=self.config.token_channels,
+            dtype=self._state,
+            scale=flow_temperature(self.config, self.settings),
+        )
+        self._begin_rows(self._spatial.mask)
         done = 0
-        for step, count in enumerate(self._counts):
+        for step, (count, noise_BMC) in enumerate(zip(self._counts, noises, strict=True)):
             tokens_BM = order_BN[:, done : done + count]
-            # The rows of the frame are the last ones.
-            rows_BM = tokens_BM + (L - self._tokens)
-            c_BMD = self._conditions(self._rows_BLX, rows_BM)
-            noise_BMC = philox_normal(
-                seed=self._seeds_B,
-                members=self._members_B,
-                frame=self._frame,
-                mask_step=step,
-                tokens=tokens_BM,
-                channels=C,
-                dtype=self._state,
-            )
-            z_BMC = flow_head(c_BMD, flow_temperature(self.config, self.settings) * noise_BMC, plan=self._plans[step])
+            h_BMD = self._conditions(tokens_BM)
+            c_BMD = rms_norm(h_BMD, self._spatial.norm.weight, eps=self._spatial.norm.eps)
+            z_BMC = flow_head(c_BMD, noise_BMC, plan=self._plans[step])
             if self._flow.moments is not None:
-                mean, scale = self._flow.mean_and_scale(c_BMD)
-                z_BMC = mean + scale * z_BMC
-            self._put(self.tokens_BNC, tokens_BM, z_BMC)
+                z_BMC = read(c_BMD, self._flow.moments.weight, self._flow.moments.bias, y_BMC=z_BMC)
             done += count
-            if done < self._tokens:
-                self._put(self._rows_BLX, rows_BM, self._known_rows(z_BMC, tokens_BM, rows_BM))
+            if done == self._tokens:
+                # The operator marks the rows that it writes; the marks are not used, since the order is known.
+                update_tokens_(self.tokens_BNC, self._marks, tokens_BM, z_BMC)
+                return
+            # Rows of the first layer change where a token has been decided.
+            self._rows_from(z_BMC, self._spatial.embed, tokens_BM)
+            heads_(
+                x, self._spatial_layers[0], q=q, kv=kv, turns=self._spatial.rotary, tokens=tokens_BM, first=self._first
+            )
 
     def _decide_in_one_pass(self) -> None:
         """Decide a frame in one pass, from context and noise to the tokens."""
-        spatial, read = self._spatial, self._tokens_of
+        spatial, out = self._spatial, self._tokens_of
         assert spatial.noise is not None
-        assert read is not None
+        assert out is not None
         noise_BNC = philox_normal(
             seed=self._seeds_B,
             members=self._members_B,
             frame=self._frame,
-            mask_step=0,
+            mask_step=self._zero,
             tokens=self._places_N,
             channels=self.config.token_channels,
             dtype=self._state,
         )
-        x_BND = spatial.mask + spatial.noise((self.settings.temperature * noise_BNC).to(self.dtype))
-        h_BND = self._context_BND
-        if spatial.places is not None:
-            x_BND = x_BND + spatial.places
-        if spatial.concat:
-            x_BLD = torch.cat([h_BND if spatial.places is None else h_BND + spatial.places, x_BND], dim=1)
-        else:
-            x_BLD = h_BND + x_BND
-        rows_BLX = self._first_layer(x_BLD, rotary_of(spatial.rotary, slice(None)))
-        self.tokens_BNC.copy_(read(self._conditions(rows_BLX, None)))
+        self._begin_rows(spatial.mask, noise_BNC, spatial.noise.weight)
+        norm = (spatial.norm.weight, spatial.norm.eps)
+        read(self._conditions(None), out.weight, out.bias, norm=norm, out=self.tokens_BNC)
+
+    def _begin_rows(self, base_D: Tensor, noise_BNC: Tensor | None = None, weight_DC: Tensor | None = None) -> None:
+        """Rows of an unknown frame, and the first layer of the masked transformer of all of them."""
+        rows_(
+            self._rows[0],
+            base_D=base_D,
+            z_BMC=noise_BNC,
+            weight_DC=weight_DC,
+            scale=self.settings.temperature,
+            places_ND=self._spatial.places,
+            context_BND=self._context_BND,
+            concat=self._spatial.concat,
+        )
+        heads_(self._rows[0], self._spatial_layers[0], q=self._rows_q, kv=self._rows_kv, turns=self._spatial.rotary)
+
+    def _rows_from(self, z_BMC: Tensor, embed: nn.Linear, tokens_BM: Tensor) -> None:
+        """Rows of tokens that have been decided, which also go into the frame."""
+        rows_(
+            self._rows[0],
+            base_D=embed.bias,
+            z_BMC=z_BMC,
+            weight_DC=embed.weight,
+            places_ND=self._spatial.places,
+            context_BND=None if self._spatial.concat else self._context_BND,
+            tokens_BM=tokens_BM,
+            first=self._first,
+            frame_BNC=self.tokens_BNC,
+        )
+
+    def _conditions(self, tokens_BM: Tensor | None) -> Tensor:
+        """Rows ``[B, M, D]`` of some tokens after the masked transformer, by default of all; without its last norm."""
+        x, q, kv = self._rows[0], self._rows_q, self._rows_kv
+        chosen = self._places_N.expand(self.rows, -1) if tokens_BM is None and self._first else tokens_BM
+        for layer, following in zip(self._spatial_layers, [*self._spatial_layers[1:], None], strict=True):
+            last = following is None
+            if last and layer is self._spatial_layers[0] and chosen is not None:
+                # With a single layer all queries are there already.
+                q = q.gather(1, (chosen + self._first)[..., None, None].expand(-1, -1, *q.shape[2:]))
+            x = self._layer(x, attend(q, *kv), layer, tokens=chosen if last else None)
+            if following is not None:
+                queries = chosen if following is self._spatial_layers[-1] else None
+                length = x.shape[1] if queries is None else queries.shape[1]
+                q, kv = self._heads_of(x, length, layer)
+                heads_(
+                    x,
+                    following,
+                    q=q,
+                    kv=kv,
+                    turns=self._spatial.rotary,
+                    tokens=queries,
+                    first=self._first,
+                    only_queries=queries is not None,
+                )
+        return x
+
+    def _layer(self, x_BLD: Tensor, a_BMD: Tensor, layer: LayerWeights, *, tokens: Tensor | None = None) -> Tensor:
+        """The rest of a layer after its attention, of the rows of some tokens."""
+        h_BMD = residual(x_BLD, a_BMD, layer.out, tokens=tokens, first=self._first)
+        return residual(h_BMD, swiglu(h_BMD, layer), layer.down)
+
+    def _heads_of(self, x_BLD: Tensor, queries: int, layer: LayerWeights) -> tuple[Tensor, Tensor]:
+        """Room for so many queries of each row of the batch, and for the keys and values of all rows."""
+        B, L, D = x_BLD.shape
+        heads = (layer.heads, D // layer.heads)
+        return x_BLD.new_empty(B, queries, *heads), x_BLD.new_empty(2, B, L, *heads)
 
     def _feed(self) -> None:
         """Feed the decided frame back, which gives the context of the next frame."""
-        rotary = None
-        if self._turns is not None:
-            cos, sin = self._turns.index_select(1, self._position[None])[:, 0]
-            rotary = cos, sin
-        past = {"length": self._length, "prefix_length": self._prefix_length}
-        kv = {"cache": self._own, "prefix": self._prefix}
-        places_N = self._places_N + self._length
-        h = self._causal(self._embedded(self.tokens_BNC), rotary, kv, past, store=self._own, places_N=places_N)
-        # The anchor of a group serves all of its members.
-        context = self._temporal.context(self._by_group(h), self._anchor_GND[:, None], first=False)
-        self._by_group(self._context_BND).copy_(context)
+        x = self._embedded(self.tokens_BNC)
+        position = None if self._turns is None else self._position
+        for number, layer in enumerate(self._temporal_layers):
+            q, kv = self._heads_of(x, x.shape[1], layer)
+            own, shared = self._own[number], self._prefix[number]
+            heads_(x, layer, q=q, kv=kv, turns=self._turns, position=position, store=own, length=self._length)
+            queries, keys, values = (part.transpose(1, 2) for part in (q, *kv))
+            own_k, own_v, shared_k, shared_v = (part.transpose(1, 2) for part in (*own, *shared))
+            a = frame_attention(
+                queries,
+                keys,
+                values,
+                cache_k=own_k,
+                cache_v=own_v,
+                length=self._length,
+                prefix_k=shared_k,
+                prefix_v=shared_v,
+                prefix_length=self._prefix_length,
+            )
+            x = self._layer(x, a.transpose(1, 2).flatten(2), layer)
+        self._next_context(x)
         self._counters.add_(self._increments)
 
-    def _read(self, x_GND: Tensor, position: int) -> Tensor:
-        """Read a frame that all members of a group share; returns its raw output ``[G, N, D]``."""
-        rotary = None if self._turns is None else (self._turns[0, position], self._turns[1, position])
-        N = self._tokens
-        places_N = self._places_N + position * N
-        past = {"length": position * N}
-        return self._causal(x_GND, rotary, {"cache": self._prefix}, past, store=self._prefix, places_N=places_N)
-
-    def _causal(
-        self,
-        x_BND: Tensor,
-        rotary: Rotary | None,
-        kv: dict[str, Tensor],
-        lengths: dict[str, Any],
-        *,
-        store: Tensor,
-        places_N: Tensor,
-    ) -> Tensor:
-        """Pass one frame through the causal transformer; its keys and values go to `places_N` of `store`."""
-        blocks = cast("list[Block]", self._temporal.blocks)
-        for layer, block in enumerate(blocks):
-            y = norm_of(x_BND, block.norm_1)
-            q, k, v = project(block.attention, y, rotary)
-            past: dict[str, Any] = dict(lengths)
-            for name, both in kv.items():
-                past[f"{name}_k"], past[f"{name}_v"] = both[layer].transpose(2, 3)
-            attended = frame_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), **past)
-            for i, part in enumerate((k, v)):
-                self._put(store[layer, i].flatten(2), places_N.expand(len(part), -1), part.flatten(2))
-            x_BND, y = norm_of_sum(x_BND, block.attention.merge(attended), block.norm_2)
-            x_BND = x_BND + block.mlp(y)
-        return x_BND
-
-    def _begin_rows(self) -> None:
-        """Compute the first layer of the masked transformer with all tokens unknown."""
-        N, spatial = self._tokens, self._spatial
-        h = self._context_BND if spatial.places is None else self._context_BND + spatial.places
-        if spatial.concat:
-            self._rows_BLX[:, :N] = self._first_layer(h, rotary_of(spatial.rotary, slice(None, N)))
-            self._rows_BLX[:, N:] = self._masked_LX
+    def _next_context(self, h_BND: Tensor) -> None:
+        """Context of the next frame, from the raw output of this one; the anchor of a group serves all its members."""
+        scale_shift = self._temporal.scale_shift
+        if scale_shift is None:
+            self._context_BND.copy_(h_BND)
         else:
-            self._rows_BLX.copy_(self._first_layer(h + spatial.mask, rotary_of(spatial.rotary, slice(None))))
+            down, up = scale_shift.down.weight, scale_shift.up
+            shifted_(self._context_BND, h_BND, self._anchor_GND, down, up.weight, up.bias)
 
-    @torch.inference_mode()
-    def _fill_masked(self) -> None:
-        """Compute the rows of unknown tokens, which are the same in all frames unless the context is added to them."""
-        spatial = self._spatial
-        if spatial.concat:
-            x_ND = spatial.mask.expand(self._tokens, -1)
-            x_ND = x_ND if spatial.places is None else x_ND + spatial.places
-            self._masked_LX.copy_(
-                self._first_layer(x_ND[None], rotary_of(spatial.rotary, slice(self._tokens, None)))[0]
-            )
-
-    def _known_rows(self, z_BMC: Tensor, tokens_BM: Tensor, rows_BM: Tensor) -> Tensor:
-        """First layer of the masked transformer for tokens that have just been decided."""
-        spatial = self._spatial
-        x_BMD = spatial.embed(z_BMC.to(self.dtype))
-        if spatial.places is not None:
-            x_BMD = x_BMD + F.embedding(tokens_BM, spatial.places)
-        if not spatial.concat:
-            x_BMD = gather(self._context_BND, tokens_BM) + x_BMD
-        return self._first_layer(x_BMD, rotary_of(spatial.rotary, rows_BM))
-
-    def _first_layer(self, x_BLD: Tensor, rotary: Rotary | None) -> Tensor:
-        """Rows of the first layer of the masked transformer ``[B, L, 4D]``: input, queries, keys, values."""
-        block = cast(Block, self._spatial.blocks[0])
-        q, k, v = project(block.attention, norm_of(x_BLD, block.norm_1), rotary)
-        return torch.cat([x_BLD, q.flatten(2), k.flatten(2), v.flatten(2)], dim=-1)
-
-    def _conditions(self, rows_BLX: Tensor, rows_BM: Tensor | None) -> Tensor:
-        """Conditions ``[B, M, D]`` of some rows of the masked transformer, by default of all rows of the frame."""
-        blocks, rotary = cast("list[Block]", self._spatial.blocks), rotary_of(self._spatial.rotary, slice(None))
-        chosen = slice(-self._tokens, None) if rows_BM is None else rows_BM
-        x, *qkv = rows_BLX.chunk(4, dim=-1)
-        q, k, v = (part.unflatten(-1, (self.config.dynamics.heads, -1)) for part in qkv)
-        final = blocks[-1]
-        for i, block in enumerate(blocks[:-1]):
-            attended = block.attention.merge(attend(q, k, v))
-            x, y = norm_of_sum(x, attended, block.norm_2)
-            following = blocks[i + 1]
-            x, y = norm_of_sum(x, block.mlp(y), following.norm_1)
-            if following is final:
-                k, v = keys_values(final.attention, y, rotary)
-                q = queries(final.attention, gather(y, chosen), rotary_of(self._spatial.rotary, chosen))
-            else:
-                q, k, v = project(following.attention, y, rotary)
-        if len(blocks) == 1:
-            q = gather(q.flatten(2), chosen).unflatten(-1, q.shape[2:])
-        x, y = norm_of_sum(gather(x, chosen), final.attention.merge(attend(q, k, v)), final.norm_2)
-        return norm_of_sum(x, final.mlp(y), self._spatial.norm)[1]
-
-    def _put(self, buffer_BLX: Tensor, rows_BM: Tensor, values_BMX: Tensor) -> None:
-        """Write rows of a buffer; the scatter of torch waits for the device in deterministic mode."""
-        # The operator marks the rows that it writes; the marks are not used, since the order of the tokens is known.
-        update_tokens_(buffer_BLX, self._marks[: buffer_BLX.shape[0], : buffer_BLX.shape[1]], rows_BM, values_BMX)
+    def _read_history(self, segments: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Read all frames that a group shares in one pass; raw outputs of the last start and of the last frame."""
+        N, temporal = self._tokens, self._temporal
+        parts: list[Tensor] = []
+        start = 0
+        for number, segment in enumerate(segments):
+            start = sum(part.shape[1] for part in parts)
+            first_ND = temporal.start[min(number, 1)].expand(N, -1)
+            first_ND = first_ND if temporal.places is None else first_ND + temporal.places
+            parts.append(first_ND.expand(self.groups, -1, -1))
+            if segment.shape[1]:
+                frames = self._embedded(segment.to(self._state).flatten(0, 1))
+                parts.append(frames.view(self.groups, -1, frames.shape[-1]))
+        x = torch.cat(parts, dim=1)
+        for number, layer in enumerate(self._temporal_layers):
+            # Keys and values are written where they stay.
+            both = self._prefix[number, :, :, : x.shape[1]]
+            q = self._heads_of(x, x.shape[1], layer)[0]
+            heads_(x, layer, q=q, kv=both, turns=self._turns)
+            x = self._layer(x, attend(q, *both, frame=N), layer)
+        return x[:, start : start + N], x[:, -N:]
 
     def _embedded(self, z_BNC: Tensor) -> Tensor:
-        x = self._temporal.embed(z_BNC.to(self.dtype))
-        return x if self._temporal.places is None else x + self._temporal.places
-
-    def _by_group(self, x_BND: Tensor) -> Tensor:
-        return x_BND.view(self.groups, -1, *x_BND.shape[1:])
+        embed = self._temporal.embed
+        x = embed.weight.new_empty(*z_BNC.shape[:2], embed.weight.shape[0])
+        rows_(x, base_D=embed.bias, z_BMC=z_BNC, weight_DC=embed.weight, places_ND=self._temporal.places)
+        return x
 
     def _check(self, segments: Sequence[Tensor], seeds: Tensor, members: Tensor, first: int) -> None:
         N, C = self._tokens, self.config.token_channels

@@ -101,11 +101,8 @@ def file_problem(path: Path, num_bytes: int, *, chunks: int = 1, size: int | Non
 def chunk_problem(data: bytes, num_bytes: int, *, chunks: int = 1, size: int | None = None) -> str | None:
     """Describe the damage in the bytes of a chunk file; None if they are whole.
 
-    Parameters
-    ----------
-    num_bytes : bytes of the values of one chunk
-    chunks : chunks that the shard holds
-    size : chunks that the shard has room for; None for a file of one chunk
+    `num_bytes` are those of the values of one chunk, `chunks` the chunks that the shard holds, and `size` those that it
+    has room for (None for a file of one chunk).
     """
     whole = chunks * (num_bytes + _CRC.size)
     expected = whole if size is None else whole + size * _ENTRY.size + _CRC.size

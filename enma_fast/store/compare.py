@@ -22,17 +22,10 @@ _PROBE = re.compile(r"[0-9a-f]{16}")
 
 
 def differences(path: Path, layout: Layout, *, complete: Callable[[], Layout] | None = None) -> list[str]:
-    """Describe each difference between the store at `path` and a layout; empty if there is none.
+    """Describe each difference between the store at `path` and the layout that it should have; empty if there is none.
 
-    Parameters
-    ----------
-    path, layout : the store on disk, and the layout that it should have
-    complete : returns the layout with the hashes of its files; called only if the attributes are damaged
-
-    Raises
-    ------
-    EnmaError
-        If there is no forecast store at `path`, or it cannot be read. Files that are marked as damaged are not read.
+    `complete` returns the layout with the hashes of its files, and is called only if the attributes are damaged. Files
+    that are marked as damaged are not read. `EnmaError` if there is no forecast store at `path`, or it cannot be read.
     """
     load_extra("zarr", "store")
     found, damaged = read_metadata(path)["attributes"], damaged_files(path)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,48 +45,46 @@ def create_store(
     EnmaError
         If `path` exists and may not be replaced, if it cannot be written, or if the `[store]` extra is missing.
     """
-    path, layout = real_path(path), layout or Layout(**contents)
+    layout = layout or Layout(**contents)
+    with _new_store(path, layout, f"{os.getpid()}.tmp", force=force, durable=True) as temporary:
+        store = ForecastStore(temporary, layout)
+        try:
+            yield store
+        finally:
+            store.close()
+
+
+def create_unfinished_store(path: Path, layout: Layout, *, force: bool = False) -> None:
+    """Create a store without members, with a ledger that marks all of them as missing; it appears at `path` complete.
+
+    `EnmaError` in the same cases as `create_store`.
+    """
+    with _new_store(path, layout, "tmp", force=force) as temporary:
+        write_ledger(temporary / LEDGER, np.zeros(layout.num_units, bool))
+
+
+@contextmanager
+def _new_store(path: str | Path, layout: Layout, ending: str, *, force: bool, durable: bool = False) -> Iterator[Path]:
+    """Yield the folder of a store without members and statistics; at the end of the block it is moved to `path`.
+
+    A `durable` move waits until it is on the disk.
+    """
     load_extra("zarr", "store")
+    path = real_path(path)
     require_replaceable(path, force=force)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{ending}")
     parents: list[Path] = []
     try:
         parents = make_parents(path)
         with empty_store(temporary, layout):
-            store = ForecastStore(temporary, layout)
-            try:
-                yield store
-            finally:
-                store.close()
-        with synced(path.parent):
+            yield temporary
+        with synced(path.parent) if durable else nullcontext():
             _replace_folder(temporary, path)
     except OSError as error:
         raise EnmaError(f"{path}: cannot be written ({error}); choose another place or free space") from error
     finally:
         remove(temporary)
         remove_empty(parents)
-
-
-def create_unfinished_store(path: Path, layout: Layout, *, force: bool = False) -> None:
-    """Create a store without members, with a ledger that marks all of them as missing; it appears at `path` complete.
-
-    Raises
-    ------
-    EnmaError
-        In the same cases as `create_store`.
-    """
-    load_extra("zarr", "store")
-    path = real_path(path)
-    require_replaceable(path, force=force)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with empty_store(temporary, layout):
-            write_ledger(temporary / LEDGER, np.zeros(layout.num_units, bool))
-        _replace_folder(temporary, path)
-    except OSError as error:
-        raise EnmaError(f"{path}: cannot be written ({error}); choose another place or free space") from error
-    finally:
-        remove(temporary)
 
 
 @contextmanager

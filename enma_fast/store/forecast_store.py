@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +28,6 @@ class ForecastStore:
     def __init__(self, path: Path, layout: Layout) -> None:
         # A link to the store is followed here, once; links inside the store are never followed.
         self.path, self.layout = real_path(path), layout
-        self._disk: DiskSync | None = None
-        self._recorder: Recorder | None = None
 
     def put(self, first: int, samples: ArrayLike) -> None:
         """Write the members `[B, K, T, *x, c]` of trajectories `first, ..., first + B - 1` of the store."""
@@ -53,7 +52,7 @@ class ForecastStore:
                 data = encode_chunk(chunks[0]) if layout.shard == 1 else encode_shard(chunks, layout.shard)
                 self._write(f"{folder}/{member_name(layout, trajectory, k)}", data)
                 sums.append(checksum(data, chunks[0].nbytes, len(chunks)))
-            self._record(layout.place_of_member(c, trajectory, first), sums)
+            self._recorder.record(layout.place_of_member(c, trajectory, first), sums)
 
     def get_members(self, trajectory: int, first: int, last: int) -> np.ndarray:
         """Members `[n, T, *x, c]` at places `first, ..., last - 1` of a trajectory; `EnmaError` for a damaged one."""
@@ -77,30 +76,32 @@ class ForecastStore:
             for c, name in enumerate(layout.channels):
                 data = encode_chunk(array[..., c])
                 self._write(statistic_file(self.path, name, kind, layout, trajectory), data)
-                self._record(layout.place_of_statistic(c, trajectory, kind), [checksum(data, array[..., c].nbytes)])
+                self._recorder.record(
+                    layout.place_of_statistic(c, trajectory, kind), [checksum(data, array[..., c].nbytes)]
+                )
 
     def sync(self) -> None:
         """Wait until everything that was written is on the disk; `OSError` if it could not be written."""
-        if self._disk is not None:
+        if "_disk" in vars(self):
             self._disk.sync()
 
     def close(self) -> None:
         """Close the files that writing has opened."""
-        if self._disk is not None:
-            self._disk.close()
-            self._disk = None
-        if self._recorder is not None:
-            self._recorder.close()
-            self._recorder = None
+        for name in ("_disk", "_recorder"):
+            if name in vars(self):
+                vars(self).pop(name).close()
 
-    def _record(self, place: int, checksums: Sequence[int]) -> None:
-        if self._recorder is None:
-            self._recorder = Recorder(self.path)
-        self._recorder.record(place, checksums)
+    @cached_property
+    def _disk(self) -> DiskSync:
+        return DiskSync(self.path)
+
+    @cached_property
+    def _recorder(self) -> Recorder:
+        return Recorder(self.path)
 
     def _write(self, path: str | Path, data: bytes) -> None:
-        if self._disk is None:
-            self._disk = DiskSync(self.path)
+        # Open before the first file is written, since it reports failures of later writes only.
+        _ = self._disk
         write_file(path, data)
 
     def _check(self, what: str, shape: tuple[int, ...], expected: tuple[int, ...], trajectory: int) -> None:

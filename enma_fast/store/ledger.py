@@ -36,20 +36,7 @@ _POLL = 0.05
 
 
 class Ledger:
-    """The open ledger of a store.
-
-    Parameters
-    ----------
-    path
-        The file of the ledger.
-    num_units
-        Number of units of the run.
-
-    Raises
-    ------
-    EnmaError
-        If the file is not a ledger of `num_units` units.
-    """
+    """The open ledger of a store, with `num_units` units; `EnmaError` if the file at `path` is not such a ledger."""
 
     def __init__(self, path: Path, num_units: int) -> None:
         self.path, self.num_units = path, num_units
@@ -189,19 +176,9 @@ def write_ledger(path: Path, states: np.ndarray) -> None:
 class RunLock:
     """A lock that lets the processes of one run, and no other run, write a store.
 
-    The first process of a run holds it alone until it calls `share`, so that it can create the store first.
-
-    Parameters
-    ----------
-    target
-        The store; the lock is a file beside it, which the last process removes.
-    run
-        Name of the run, the same in all of its processes.
-
-    Raises
-    ------
-    EnmaError
-        If another run holds the lock, or the file system has no locks.
+    The first process of a run holds it alone until it calls `share`, so that it can create the store first. The lock is
+    a file beside the store `target`, which the last process removes; `run` is the name of the run, the same in all of
+    its processes. `EnmaError` if another run holds the lock, or the file system has no locks.
     """
 
     def __init__(self, target: Path, run: str) -> None:

@@ -58,10 +58,8 @@ _OTHERS: dict[str, type] = {
 def read_metadata(path: Path) -> dict[str, Any]:
     """Read and check the metadata of the store at `path`; its attributes are under `attributes`.
 
-    Raises
-    ------
-    EnmaError
-        If there is no forecast store of this version, or its metadata hold something that enma_fast does not write.
+    `EnmaError` if there is no forecast store of this version, or its metadata hold something that enma_fast does not
+    write.
     """
     root = read_unchecked_metadata(path)
     require_format(path, root["attributes"])
@@ -142,7 +140,8 @@ def _check(path: Path, root: Mapping[str, Any]) -> None:
     def refuse(what: str) -> NoReturn:
         raise EnmaError(f"{path}: {what}, which enma_fast does not write; get the store from its source again")
 
-    if set(root) != _ROOT or root["node_type"] != "group" or not _is(root["zarr_format"], 3):
+    version = root.get("zarr_format")
+    if set(root) != _ROOT or root["node_type"] != "group" or not (_is_int(version) and version == 3):
         refuse("its metadata are not those of a group of Zarr v3")
     _check_attributes(root["attributes"], refuse)
     found = root["consolidated_metadata"]
@@ -254,10 +253,6 @@ def _list(values: Any) -> Sequence[Any]:
 
 def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is(value: Any, expected: int) -> bool:
-    return _is_int(value) and value == expected
 
 
 def _is_number(value: Any) -> bool:

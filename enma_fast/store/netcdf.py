@@ -13,9 +13,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,7 @@ import numpy as np
 
 from ..errors import EnmaError
 from ..utils.extras import load_extra
-from ..utils.files import make_parents, open_file, remove, remove_empty
+from ..utils.files import complete_file
 from .metadata import DIGEST
 from .read import read_forecast, zarr_errors
 
@@ -82,7 +80,8 @@ def export_netcdf(
     _refuse(out, force)
     some = len(places.get("realization", ())) < dataset.sizes.get("realization", 0)
     total, missing = len(places["trajectory"]), 0
-    with _in_place(out) as temporary, h5netcdf.File(temporary, "w") as file:
+    to_disk = complete_file(out, remedy="choose another place or free space", errors=(OSError, RuntimeError))
+    with to_disk as temporary, h5netcdf.File(temporary, "w") as file:
         for name, value in _global_attributes(dataset, places, command).items():
             file.attrs[name] = value
         file.dimensions = {str(d): len(places[d]) if d in places else size for d, size in dataset.sizes.items()}
@@ -221,34 +220,3 @@ def _is_netcdf(path: Path) -> bool:
             return "_NCProperties" in file.attrs
     except OSError:
         return False
-
-
-@contextmanager
-def _in_place(out: Path) -> Iterator[Path]:
-    """Yield a temporary file, which is moved to `out` when the block succeeds and it is on the disk."""
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    parents: list[Path] = []
-    try:
-        parents = make_parents(out)
-        # `O_EXCL`: a link that lies there is not followed.
-        os.close(open_file(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
-        yield temporary
-        _sync(temporary)
-        os.replace(temporary, out)
-        _sync(out.parent)
-    except (OSError, RuntimeError) as error:
-        # HDF5 adds its own names, flags and offsets to the message of the system.
-        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else error
-        raise EnmaError(f"{out}: cannot be written ({reason}); choose another place or free space") from error
-    finally:
-        remove(temporary)
-        remove_empty(parents)
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file or a folder is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -47,10 +47,7 @@ def read_forecast(path: str | Path, *, partial: bool = False) -> Any:
 def zarr_errors(path: Path, name: str = "") -> Iterator[None]:
     """Turn any error inside the block into an `EnmaError`: Zarr and its codecs raise many kinds for damaged files.
 
-    Parameters
-    ----------
-    path : folder of the store
-    name : what was read, if not the whole store
+    `path` is the folder of the store, and `name` what was read, if not the whole store.
     """
     try:
         yield
@@ -82,10 +79,7 @@ def stacked(dataset: Any, suffix: str = "") -> np.ndarray | None:
 def read_layout(path: Path) -> Layout:
     """Read the layout of the store at `path` from its metadata: without observations, truth and columns.
 
-    Raises
-    ------
-    EnmaError
-        In the same cases as `read_forecast` with `partial`, or if a coordinate is damaged.
+    `EnmaError` as `read_forecast` with `partial`, or if a coordinate is damaged.
     """
     dataset = read_forecast(path, partial=True)
     attributes = dataset.attrs

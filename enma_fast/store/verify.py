@@ -119,11 +119,7 @@ def mark_damaged(path: str | Path, found: list[Damage]) -> None:
     """Mark damaged files, so that the command that wrote the store repairs them.
 
     Files are checked once more, since the store may have been repaired or written again after they were found.
-
-    Raises
-    ------
-    EnmaError
-        If a run is writing the store, or it cannot be written.
+    `EnmaError` if a run is writing the store, or it cannot be written.
     """
     path = real_path(path)
     names = {damage.file for damage in found if damage.units}

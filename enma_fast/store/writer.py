@@ -17,14 +17,10 @@ _MOST_QUEUED, _SYNC_INTERVAL = 2, 1.0
 
 
 class Writer:
-    """Writes blocks of members in a thread of its own.
+    """Writes blocks of members to a store in a thread of its own, and marks them in its ledger.
 
-    On leaving the `with` block, everything that was put is on the disk and marked as done, even if the block failed.
-
-    Parameters
-    ----------
-    store, ledger
-        The store and the ledger of the run. The caller claims blocks; the writer releases them.
+    The caller claims blocks; the writer releases them. On leaving the `with` block, everything that was put is on the
+    disk and marked as done, even if the block failed.
     """
 
     def __init__(self, store: ForecastStore, ledger: Ledger) -> None:

@@ -1,4 +1,4 @@
-"""The three trainings, their recipes, and the card of the model that they give.
+"""The stages of training, each in a file of its name, their recipes, training on own data, and model cards.
 
 A loss, an optimiser or a step of a recipe goes here; sizes and schedules of a preset are data in `presets`.
 """

@@ -19,10 +19,11 @@ from ..errors import EnmaError
 from ..evaluation.metrics import columns, relative_l2
 from ..evaluation.paper import paper_source
 from ..evaluation.scoring import paper_table, score
-from ..models.checkpoint import MANIFEST, METRICS, load_model, locate, save_model, write_atomic
+from ..models.checkpoint import MANIFEST, METRICS, load_model, locate, save_model
 from ..models.domain import Domain
 from ..models.model import Model
 from ..utils.dataclass_json import replace
+from ..utils.text import counted, times
 from .lineage import json_word, trace
 from .recipes import CHECKPOINT, data_file
 
@@ -37,7 +38,7 @@ CASES: tuple[tuple[str, int, int | None, bool], ...] = (
     ("generation", 16, 120, False),
 )
 SPLITS = ("test-in", "test-out")
-# Training trajectories that tell what a model was trained on.
+# Training trajectories that describe the domain of a model.
 _TOLD = 4096
 _ROW_DROPS = ("per_frame", "rank_histogram")
 
@@ -67,12 +68,12 @@ def publish(
     sampling : changes of the sampler's defaults (`SamplingConfig`), chosen on validation data
     limit : score the first so many trajectories of each file
     seed : of the noise
-    progress : called with (cases done, cases, what is being scored)
+    progress : called with (cases done, cases, name of the case)
 
     Returns
     -------
     dict
-        What `metrics.json` holds: `rows` of scores, the `tokenizer`'s reconstruction error, and the `training`.
+        The contents of `metrics.json`: `rows` of scores, the `tokenizer`'s reconstruction error, and the `training`.
 
     Raises
     ------
@@ -93,13 +94,12 @@ def publish(
         "training": training,
         "sampling": dict(sampling or {}),
     }
-    write_atomic(out / METRICS, (json.dumps(metrics, indent=1, allow_nan=False) + "\n").encode())
-    save_model(model, out, card=card_text(model.config, metrics))
+    save_model(model, out, card=card_text(model.config, metrics), metrics=metrics)
     return metrics
 
 
 def training_domain(path: Path) -> Domain:
-    """What a model that was trained on a file was trained on, from trajectories that are evenly spread over it."""
+    """The domain of a model that was trained on a file, from trajectories that are evenly spread over it."""
     step = -(-count(path) // _TOLD)
     return Domain.of(read(path, select=slice(None, None, step)).u)
 
@@ -155,7 +155,7 @@ def read_metrics(folder: Path) -> dict[str, Any] | None:
 def card_text(config: ModelConfig, metrics: dict[str, Any]) -> str:
     """The model card in Markdown."""
     tok, dyn = config.tokenizer, config.dynamics
-    grid = " x ".join(map(str, tok.grid))
+    grid = times(tok.grid)
     latent, tokens = tok.latent_frames(config.num_frames), config.num_tokens
     limits = [
         f"- It knows the `{config.dataset}` data set's equation, initial conditions, grid, domain and frame spacing, "
@@ -300,7 +300,7 @@ def _training_text(config: ModelConfig, training: dict[str, Any], sampling: dict
     rows = []
     for stage, part in training.items():
         machine = part["machine"]
-        where = machine["gpu"] or f"{machine['cpu']}, {machine['threads']} thread{'s' * (machine['threads'] != 1)}"
+        where = machine["gpu"] or f"{machine['cpu']}, {counted(machine['threads'], 'thread')}"
         where = where if part["ranks"] == 1 else f"{part['ranks']} x {where}"
         hours = f"{part['seconds'] / 3600:.2f}"
         seen = f"{part['trajectories']:,}"

@@ -5,7 +5,6 @@ Legend: S sub-token shifts, B batch, T latent frames, N tokens per frame, C toke
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..config import TrainingConfig
+from ..config import TokenizerConfig, TrainingConfig
 from ..errors import EnmaError
 from ..evaluation.metrics import Scores
 from ..forecasting.members import sample_fields
@@ -47,13 +46,20 @@ class Latents:
         return cls(**tensors)
 
 
+def sub_token_shifts(options: TokenizerConfig, *, shift: bool) -> list[tuple[int, ...]]:
+    """Shifts by less than a token, in grid points of each dimension; none across walls.
+
+    On a plane those along the diagonal, which have every place of a token in either axis: all would be their square.
+    """
+    factor = options.space_factor if shift and any(options.periodic) else 1
+    return [tuple(amount if ring else 0 for ring in options.periodic) for amount in range(factor)]
+
+
 @torch.no_grad()
 def encode_all(tokenizer: Tokenizer, u: Tensor, environment: Tensor, *, shift: bool) -> Latents:
-    """Encode trajectories ``[n, T, *grid, c]`` once, for all sub-token shifts if asked."""
-    options = tokenizer.config
-    ranges = [range(options.space_factor if shift and ring else 1) for ring in options.periodic]
+    """Encode trajectories ``[n, T, *grid, c]`` once, or for every shift of :func:`sub_token_shifts`."""
     shifted = []
-    for amounts in itertools.product(*ranges):
+    for amounts in sub_token_shifts(tokenizer.config, shift=shift):
         parts = [tokenizer.encode(roll(part, [torch.full((len(part),), a) for a in amounts])) for part in u.split(256)]
         shifted.append(torch.cat(parts))
     z = torch.stack(shifted)

@@ -9,6 +9,7 @@ Legend: B trajectories, R masks of each, N tokens per frame, C token channels, S
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from ..config import TrainingConfig
 from ..errors import EnmaError
 from ..models.causal_transformer import GrowingCache
-from ..models.model import Dynamics, Model
+from ..models.model import Dynamics, Model, draw
 from .forecasts import ForecastTask
 from .loop import Rank
 
@@ -83,12 +84,17 @@ class FirstFrameTask(ForecastTask):
 
     def _draws(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Known tokens ``[B, R, N]``, noise ``[B, R, N, S, C]`` and flow times ``[B, R, N, S, 1]``."""
-        config = self.model.config
-        shape = (count, self.options.first_draws, config.num_tokens)
-        masked = torch.randint(1, config.num_tokens + 1, (*shape[:2], 1), generator=generator)
-        known = torch.rand(shape, generator=generator).argsort(-1).argsort(-1) >= masked
-        noise = torch.randn(*shape, NOISES, config.token_channels, generator=generator)
-        return known, noise, torch.rand(*shape, NOISES, 1, generator=generator)
+        draws = draw(
+            self.model.config,
+            [(count, self.options.first_draws)],
+            flow=replace(self.model.config.dynamics.flow, draws=NOISES),
+            # The mask steps of a forecast meet every number of known tokens.
+            mask_ratio=(0.0, 1.0),
+            history_noise=self.config.history_noise,
+            history_noise_share=0.0,
+            generator=generator,
+        )
+        return draws.known[0], draws.noise[0], draws.times[0]
 
     def merit(self, scores: dict[str, float]) -> float:
         """Loss of frame 0."""

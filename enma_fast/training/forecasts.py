@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..config import RolloutConfig, SamplingConfig, TrainingConfig
 from ..data import EQUATIONS, FieldFile
 from ..errors import EnmaError
+from ..models.crps import fair_crps
 from ..models.model import Dynamics, Model, draw
 from ..sampling.rollout import rollout
 from .dynamics import environments, rollout_scores
@@ -78,20 +79,16 @@ class Forecasts(nn.Module):
 def scores(made_BKTNC: Tensor, truth_BTNC: Tensor, *, fairness: float = 1.0) -> tuple[Tensor, Tensor]:
     """Fair CRPS of each channel, averaged, and fair energy score of whole frames over the root of their size, ``[B]``.
 
-        CRPS = mean_i |x_i - y| - (1 - e) sum_{i<j} |x_i - x_j| / (K (K - 1)),   e = (1 - fairness) / K
-
-    which with ``fairness`` 1 is the fair score (Ferro, 2014), below the almost fair one (Lang et al., 2024).
+    Both are made almost fair by a ``fairness`` below 1 (:func:`enma_fast.models.crps.fair_crps`).
     """
     K = made_BKTNC.shape[1]
-    error = made_BKTNC - truth_BTNC[:, None]
     size = truth_BTNC[0, 0].numel() ** 0.5
-    crps = error.abs().flatten(1).mean(1)
-    energy = error.flatten(3).norm(dim=-1).flatten(1).mean(1) / size
+    crps = fair_crps(made_BKTNC, truth_BTNC, fairness=fairness).flatten(1).mean(1)
+    energy = (made_BKTNC - truth_BTNC[:, None]).flatten(3).norm(dim=-1).flatten(1).mean(1) / size
     less = (1 - (1 - fairness) / K) / (K * (K - 1))
     for i in range(K):
         for j in range(i):
             apart = made_BKTNC[:, i] - made_BKTNC[:, j]
-            crps = crps - less * apart.abs().flatten(1).mean(1)
             energy = energy - less * apart.flatten(2).norm(dim=-1).mean(1) / size
     return crps, energy
 

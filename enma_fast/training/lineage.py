@@ -14,13 +14,11 @@ from ..models.checkpoint import METRICS, WEIGHTS, locate, sha256
 from ..presets import find_preset
 from ..utils.dataclass_json import to_json
 from ..utils.untrusted import parse_json, read_bytes
-from .recipes import read_record, summary
+from .recipes import STAGES, read_record, recipe, summary
 
-# In the order in which they follow each other.
-STAGES = ("tokenizer", "dynamics", "forecasts", "first-frame")
-# Of which run a stage continues the weights.
+# The run whose weights a stage continues.
 _BEFORE = {"forecasts": "runs/dynamics", "first-frame": "runs/forecasts"}
-# Of the metrics of a checkpoint.
+# Largest size of the metrics of a checkpoint.
 _MOST_BYTES = 1 << 26
 
 
@@ -32,19 +30,12 @@ def trace(
     forecasts: Path | None = None,
     begun: str | Path | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """What was done for a model, by stage in order.
+    """The accounts of the runs that made a model, by stage in order.
 
-    Parameters
-    ----------
-    run : finished run of the last stage: dynamics, forecasts or first-frame
-    tokenizer, dynamics, forecasts : finished runs of the stages before it
-    begun : checkpoint whose weights the first of them started from; the stages of its own card, if it has one, come
-        first, as `tokenizer before` and so on
-
-    Raises
-    ------
-    EnmaError
-        If a run is of another stage, or was trained on weights that none of the others has.
+    `run` is the finished run of the last stage (dynamics, forecasts or first-frame), `tokenizer`, `dynamics` and
+    `forecasts` those of the stages before it. `begun` is the checkpoint whose weights the first of them started from;
+    the stages of its own card, if it has one, come first, as `tokenizer before` and so on. `EnmaError` if a run is of
+    another stage, or was trained on weights that none of the others has.
     """
     last = read_record(run)["stage"]
     if last not in STAGES[1:]:
@@ -83,7 +74,7 @@ def trace(
 
 
 def _accounts(path: Path) -> dict[str, dict[str, Any]]:
-    """What the metrics of a checkpoint, which others may have made, say of its training; nothing without them."""
+    """The accounts in the metrics of a checkpoint, which others may have made; empty without metrics."""
     if not path.is_file():
         return {}
     try:
@@ -129,12 +120,6 @@ def account(folder: Path, record: dict[str, Any], command: str) -> dict[str, Any
 def _train_command(record: dict[str, Any], begun: str | None) -> str:
     """The command that makes the run again: the preset, and every setting that differs from it."""
     stage, preset = record["stage"], find_preset(record["preset"])
-    training = {
-        "tokenizer": preset.tokenizer_training,
-        "dynamics": preset.dynamics_training,
-        "forecasts": preset.forecast_training,
-        "first-frame": preset.first_frame_training,
-    }[stage]
     words = ["enma-fast train", stage, record["preset"]]
     words += ["--tokenizer runs/tokenizer"] if stage == "dynamics" else []
     if record["start"] is not None:
@@ -145,7 +130,7 @@ def _train_command(record: dict[str, Any], begun: str | None) -> str:
     for key, value in _differences(preset.model, record["model"]):
         if stage == "tokenizer" or not key.startswith("tokenizer."):
             words.append(f"--set {key}={value}")
-    for key, value in _differences(training, record["training"]):
+    for key, value in _differences(recipe(preset, stage), record["training"]):
         words.append(f"--{key} {value}" if key in ("steps", "batch") else f"--train-set {key}={value}")
     return " ".join(words)
 

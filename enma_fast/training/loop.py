@@ -10,6 +10,7 @@ Legend: B batch, T frames (latent frames for the dynamics), N tokens per frame, 
 from __future__ import annotations
 
 import atexit
+import functools
 import importlib
 import json
 import logging
@@ -29,6 +30,7 @@ from torch import Tensor, nn
 from ..config import TrainingConfig
 from ..errors import EnmaError
 from ..models.checkpoint import load_tensors, read_tensors, write_atomic, write_tensors
+from ..ops import rates
 from ..utils.dataclass_json import from_json, to_json
 from .optim import build, learning_rate
 
@@ -129,16 +131,17 @@ def step_generator(seed: int, step: int) -> torch.Generator:
     return generator
 
 
+@functools.cache
 def fast_bf16(device: str) -> bool:
-    """Whether bf16 matrix products are faster than fp32 on this device (on a CPU: AVX-512 BF16 or AMX)."""
-    if device != "cpu":
-        return torch.cuda.is_bf16_supported()
-    capability = torch.cpu.get_capabilities()
-    return bool(capability.get("avx512_bf16") or capability.get("amx_bf16"))
+    """True if bf16 matrix products are faster than fp32 on this device, as measured; ranks go by the first."""
+    faster = torch.tensor(int(rates.measured(torch.device(device)).training == "bf16"))
+    if dist.is_initialized():
+        dist.broadcast(faster, 0)
+    return bool(faster)
 
 
 def in_bf16(options: RunOptions) -> bool:
-    """Whether a run multiplies matrices in bf16: where asked for, or in ``auto`` where the hardware has it."""
+    """Whether a run multiplies matrices in bf16: where asked for, or in ``auto`` where that is faster."""
     return options.precision == "bf16" or (options.precision == "auto" and fast_bf16(options.device))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..utils.text import boundaries, times
 from .card import markdown, short
 from .own_plan import Plan
 
@@ -12,9 +13,6 @@ def own_card(plan: Plan, metrics: dict[str, Any], command: str) -> str:
     """The card in Markdown: the data, the scores beside persistence, the cost, the limits."""
     model = plan.preset.model
     tok, name = model.tokenizer, model.name
-    grid = " x ".join(map(str, tok.grid))
-    walls = ", ".join("periodic" if wraps else "open" for wraps in tok.periodic)
-    size = " x ".join(f"{length:g}" for length in tok.lengths)
     held = ", ".join(
         f"{split} {plan.trajectories[split]} in {plan.environments[split]} environments" for split in plan.trajectories
     )
@@ -22,8 +20,9 @@ def own_card(plan: Plan, metrics: dict[str, Any], command: str) -> str:
     parts = [
         f"# {name}",
         f"An ENMA model (arXiv 2506.06158) of size `{plan.request.size}`, trained by `enma-fast train` on own data: "
-        f"{grid} points ({walls}) of a domain of {size}, {model.num_frames} frames {model.frame_interval:g} apart, "
-        f"channels {', '.join(plan.channels)}, each standardised. {plan.num_parameters:,} parameters.",
+        f"{times(tok.grid)} points ({boundaries(tok.periodic)}) of a domain of {times(tok.lengths)}, "
+        f"{model.num_frames} frames {model.frame_interval:g} apart, channels {', '.join(plan.channels)}, each "
+        f"standardised. {plan.num_parameters:,} parameters.",
         "## Data",
         f"Trajectories of each split: {held}. SHA-256 of the files: "
         + ", ".join(f"`{file}` {digest[:16]}..." for file, digest in plan.data.items())

@@ -51,12 +51,8 @@ def load_splits(source: Path) -> dict[str, FieldFile]:
     """Training, validation and test data.
 
     Files of a folder whose names end in `-train`, `-val` and `-test-in` are these splits; those that are lacking are
-    taken from `-train`. All other files are one data set, which is divided.
-
-    Raises
-    ------
-    EnmaError
-        If files disagree, a value is missing, a channel is constant, or there are too few trajectories.
+    taken from `-train`. All other files are one data set, which is divided. `EnmaError` if files disagree, a value is
+    missing, a channel is constant, or there are too few trajectories.
     """
     parts: dict[str, list[FieldFile]] = {}
     files = files_of(source)
@@ -82,10 +78,7 @@ def load_splits(source: Path) -> dict[str, FieldFile]:
 def divide(data: FieldFile, lacking: Sequence[str]) -> dict[str, np.ndarray]:
     """Rows of the training data, and of each of the splits that are lacking; the same for the same data.
 
-    Raises
-    ------
-    EnmaError
-        If there are too few trajectories.
+    `EnmaError` if there are too few trajectories.
     """
     if FIRST_FRAME in data.parameters:
         return _by_time(data, lacking)

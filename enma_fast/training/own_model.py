@@ -24,7 +24,7 @@ from ..evaluation.metrics import Scores
 from ..evaluation.scoring import score_forecast
 from ..forecasting.file_forecast import FileForecast
 from ..forecasting.request import ForecastRequest, task_named
-from ..models.checkpoint import IN_RUN, MANIFEST, METRICS, load_model, save_model, write_atomic
+from ..models.checkpoint import IN_RUN, MANIFEST, METRICS, load_model, save_model
 from ..models.model import Model
 from ..utils.launch import detect
 from .card import training_domain
@@ -33,7 +33,7 @@ from .loop import RunOptions
 from .own_card import own_card
 from .own_data import TEST, TRAIN
 from .own_plan import DATA, DYNAMICS_CHANGES, MEMBERS, SCORED, STAGES, VALIDATIONS, Plan, Request, make_plan, saved_plan
-from .recipes import data_file, read_record, train_dynamics, train_forecasts, train_tokenizer
+from .recipes import data_file, read_record, recipe, train
 
 log = logging.getLogger("enma_fast")
 
@@ -47,10 +47,7 @@ Progress = Callable[[float, float, str], None]
 def prepare_own(source: Path, out: Path, request: Request) -> Plan:
     """The plan of a run folder, made and written there with the splits if it is new.
 
-    Raises
-    ------
-    EnmaError
-        As `make_plan` and `saved_plan`, or under a launcher of several processes.
+    `EnmaError` as `make_plan` and `saved_plan`, or under a launcher of several processes.
     """
     if detect().num_ranks > 1:
         raise EnmaError("train FILE is one process; on several train stage by stage: enma-fast train tokenizer, ...")
@@ -67,16 +64,8 @@ def prepare_own(source: Path, out: Path, request: Request) -> Plan:
 def train_own(plan: Plan, out: Path, *, command: str, progress: Progress | None = None) -> dict[str, Any]:
     """Train, score and write what `prepare_own` planned, from where an earlier call stopped.
 
-    Parameters
-    ----------
-    plan, out : from `prepare_own`, and its run folder
-    command : that makes the run again, for the card
-
-    Returns
-    -------
-    dict
-        What `metrics.json` of the checkpoint holds: `rows` of scores, each with those of `persistence` and of single
-        `channels`, and the `training`.
+    `command`, which makes the run again, is for the card. Returns the contents of `metrics.json` of the checkpoint:
+    `rows` of scores, each with those of `persistence` and of single `channels`, and the `training`.
     """
     total = sum(plan.seconds.values())
     done = plan.seconds["preparing"]
@@ -84,9 +73,8 @@ def train_own(plan: Plan, out: Path, *, command: str, progress: Progress | None 
         if not (out / stage / IN_RUN / MANIFEST).is_file():
             _train(stage, plan, out, progress, done, total)
         done += plan.seconds[stage]
-    metrics = out / IN_RUN / METRICS
     if (out / IN_RUN / MANIFEST).is_file():
-        found: dict[str, Any] = json.loads(metrics.read_text())
+        found: dict[str, Any] = json.loads((out / IN_RUN / METRICS).read_text())
         return found
     if progress is not None:
         progress(done, total, "scoring")
@@ -99,15 +87,13 @@ def train_own(plan: Plan, out: Path, *, command: str, progress: Progress | None 
         "rows": [_scores(model, data, task) for task in tasks],
         "training": {stage: account(out / stage, read_record(out / stage), command) for stage in STAGES},
     }
-    (out / IN_RUN).mkdir(exist_ok=True)
-    write_atomic(metrics, (json.dumps(found, indent=1, allow_nan=False) + "\n").encode())
-    save_model(model, out / IN_RUN, card=own_card(plan, found, command))
+    save_model(model, out / IN_RUN, card=own_card(plan, found, command), metrics=found)
     return found
 
 
 def _train(stage: str, plan: Plan, out: Path, progress: Progress | None, before: float, total: float) -> None:
     """Train a stage, or go on with it."""
-    training = plan.training(stage)
+    training = recipe(plan.preset, stage)
     log.info("%s: %d steps of %d trajectories", stage, training.steps, training.batch)
 
     def seen(done: int, steps: int, values: dict[str, float]) -> None:
@@ -125,19 +111,11 @@ def _train(stage: str, plan: Plan, out: Path, progress: Progress | None, before:
         validate_every=-(-training.steps // VALIDATIONS),
         progress=seen,
     )
-    preset, data_dir = plan.preset, out / DATA
-    if stage == "tokenizer":
-        train_tokenizer(preset, data_dir=data_dir, options=options)
-    elif stage == "dynamics":
-        train_dynamics(
-            preset,
-            tokenizer=out / "tokenizer",
-            data_dir=data_dir,
-            options=options,
-            model_changes=DYNAMICS_CHANGES,
-        )
-    else:
-        train_forecasts(preset, start=out / "dynamics", data_dir=data_dir, options=options)
+    trained: dict[str, dict[str, Any]] = {
+        "dynamics": {"tokenizer": out / "tokenizer", "model_changes": DYNAMICS_CHANGES},
+        "forecasts": {"start": out / "dynamics"},
+    }
+    train(stage, plan.preset, data_dir=out / DATA, options=options, **trained.get(stage, {}))
 
 
 def _scores(model: Model, data: FieldFile, task: str) -> dict[str, Any]:

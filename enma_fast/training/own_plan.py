@@ -19,18 +19,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..config import TrainingConfig
 from ..data import FieldFile
 from ..errors import EnmaError
 from ..models.checkpoint import PLAN, sha256, write_atomic
 from ..models.model import Model
 from ..presets import Preset, derived_preset
 from ..utils.dataclass_json import from_json, replace, to_json
-from .dynamics import DynamicsTask, encode_all
+from .dynamics import DynamicsTask, encode_all, sub_token_shifts
 from .forecasts import ForecastTask
 from .loop import RunOptions, Task, run
 from .own_data import SPLITS, TRAIN, VAL, environment_sizes, files_of, has_contexts, load_splits, name_of
-from .recipes import DYNAMICS_VALIDATION, FORECAST_VALIDATION, TOKENIZER_VALIDATION
+from .recipes import VALIDATED, recipe
 from .tokenizer import TokenizerTask
 
 # In the run folder: the splits.
@@ -38,7 +37,7 @@ DATA = "data"
 STAGES = ("tokenizer", "dynamics", "forecasts")
 # The flow head teaches the transformers, and its mean is where one pass begins.
 DYNAMICS_CHANGES = {"dynamics.decoder": "masked-flow"}
-# Of the time that is left for steps; validations of a stage; and fewest steps of a stage.
+# Shares of the time that is left for steps; then validations of a stage, and its fewest steps.
 _SHARES = {"tokenizer": 0.3, "dynamics": 0.25, "forecasts": 0.45}
 VALIDATIONS, FEWEST_STEPS = 4, 10
 # Steps that are timed, and trajectories that they are timed on.
@@ -49,7 +48,7 @@ SCORED, MEMBERS, _VALIDATED_MEMBERS = 64, 16, 8
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What a user asks for, beside the data: size, time, seed, and whether the physics is the same everywhere."""
+    """The request of a user, beside the data: size, time, seed, and whether the physics is the same everywhere."""
 
     size: str = "small"
     minutes: float | None = None
@@ -68,7 +67,7 @@ class Plan:
     Attributes
     ----------
     preset : model, and recipes with the steps of each stage
-    contexts : whether forecasts from one frame and a context are trained
+    contexts : True if forecasts from one frame and a context are trained
     trajectories, environments : of each split
     seconds : estimates for each stage and for what comes before and after
     num_parameters, memory : of the model, and bytes of the process with the training data and latents
@@ -85,11 +84,6 @@ class Plan:
     num_parameters: int
     memory: int
 
-    def training(self, stage: str) -> TrainingConfig:
-        """Recipe of a stage."""
-        training: TrainingConfig = getattr(self.preset, _recipe(stage))
-        return training
-
     def save(self, out: Path) -> None:
         """Write `plan.json`."""
         write_atomic(out / PLAN, to_json(self).encode())
@@ -98,10 +92,7 @@ class Plan:
 def saved_plan(source: Path, out: Path, request: Request) -> Plan | None:
     """The plan of a run folder, None in an empty one.
 
-    Raises
-    ------
-    EnmaError
-        If the folder was begun with another request or other data, or holds something else.
+    `EnmaError` if the folder was begun with another request or other data, or holds something else.
     """
     path = out / PLAN
     if not path.is_file():
@@ -122,12 +113,9 @@ def saved_plan(source: Path, out: Path, request: Request) -> Plan | None:
 
 
 def make_plan(source: Path, request: Request) -> tuple[Plan, dict[str, FieldFile]]:
-    """Derive model and recipes from the data and time a few steps of each stage; also gives the splits.
+    """Derive model and recipes from the data and time a few steps of each stage; also returns the splits.
 
-    Raises
-    ------
-    EnmaError
-        If the data cannot be trained on, or the minutes are too few.
+    `EnmaError` if the data cannot be trained on, or the minutes are too few.
     """
     began = time.monotonic()
     splits = load_splits(source)
@@ -160,11 +148,10 @@ def make_plan(source: Path, request: Request) -> tuple[Plan, dict[str, FieldFile
         task.validate(task.module.eval())
         validation[stage] = time.monotonic() - clock
     test = min(SCORED, len(splits[SPLITS[-1]]))
-    validated = min(FORECAST_VALIDATION, len(splits[VAL]))
+    validated = min(VALIDATED["forecasts"], len(splits[VAL]))
     scoring = validation["forecasts"] * MEMBERS / _VALIDATED_MEMBERS * test / validated
     other = {"preparing": encoding, "scoring": 1.3 * scoring}
     preset = _with_steps(preset, request, each, validation, other, time.monotonic() - began)
-    training = {stage: getattr(preset, _recipe(stage)) for stage in STAGES}
     plan = Plan(
         request=request,
         preset=preset,
@@ -174,7 +161,7 @@ def make_plan(source: Path, request: Request) -> tuple[Plan, dict[str, FieldFile
         trajectories={split: len(data) for split, data in splits.items()},
         environments={split: len(environment_sizes(data)) for split, data in splits.items()},
         seconds={
-            **{stage: training[stage].steps * each[stage] + VALIDATIONS * validation[stage] for stage in STAGES},
+            **{stage: recipe(preset, stage).steps * each[stage] + VALIDATIONS * validation[stage] for stage in STAGES},
             **other,
         },
         num_parameters=sum(p.numel() for p in Model(preset.model).parameters()),
@@ -183,38 +170,35 @@ def make_plan(source: Path, request: Request) -> tuple[Plan, dict[str, FieldFile
     return plan, splits
 
 
-def _recipe(stage: str) -> str:
-    return "forecast_training" if stage == "forecasts" else f"{stage}_training"
-
-
 def _tasks(preset: Preset, splits: Mapping[str, FieldFile], contexts: bool) -> tuple[dict[str, Task], float]:
     """The three stages on a few trajectories, as the recipes make them, and the seconds to encode all trajectories."""
     train, val = splits[TRAIN], splits[VAL]
     rows = np.arange(min(_SAMPLE, len(train)))
     fields, held = torch.from_numpy(train.u[rows]), torch.from_numpy(val.u)
-    # Any of them is the context of any other.
+    # Each of them serves as the context of any other.
     environment = np.zeros(len(rows), np.int64) if contexts else rows
     sample = dataclasses.replace(train, u=train.u[rows], environment=environment)
     others = held.roll(1, 0) if contexts else None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         tokenizer = TokenizerTask(
-            preset.model, preset.tokenizer_training, train=fields, val=held[:TOKENIZER_VALIDATION]
+            preset.model, preset.tokenizer_training, train=fields, val=held[: VALIDATED["tokenizer"]]
         )
         model, last = Model(replace(preset.model, DYNAMICS_CHANGES)), Model(preset.model)
     last.tokenizer.requires_grad_(False)
     clock = time.monotonic()
     latents = encode_all(model.tokenizer, fields, torch.from_numpy(environment), shift=False)
-    count = model.config.tokenizer.space_factor ** sum(train.periodic) if preset.dynamics_training.shift else 1
-    encoding = (time.monotonic() - clock) * count * len(train) / len(rows)
+    shifts = sub_token_shifts(model.config.tokenizer, shift=preset.dynamics_training.shift)
+    encoding = (time.monotonic() - clock) * len(shifts) * len(train) / len(rows)
 
-    def cut(most: int) -> dict[str, Any]:
+    def cut(stage: str) -> dict[str, Any]:
+        most = VALIDATED[stage]
         return {"val": held[:most], "val_contexts": None if others is None else others[:most]}
 
     return {
         "tokenizer": tokenizer,
-        "dynamics": DynamicsTask(model, preset.dynamics_training, train=latents, **cut(DYNAMICS_VALIDATION)),
-        "forecasts": ForecastTask(last, preset.forecast_training, train=sample, **cut(FORECAST_VALIDATION)),
+        "dynamics": DynamicsTask(model, preset.dynamics_training, train=latents, **cut("dynamics")),
+        "forecasts": ForecastTask(last, preset.forecast_training, train=sample, **cut("forecasts")),
     }, encoding
 
 
@@ -251,11 +235,15 @@ def _with_steps(
     changes: dict[str, Any] = {}
     for stage in STAGES:
         steps = int((60 * request.minutes - fixed) * _SHARES[stage] / each[stage])
-        training: TrainingConfig = getattr(preset, _recipe(stage))
-        changes[_recipe(stage)] = dataclasses.replace(
-            training, steps=steps, warmup_steps=min(training.warmup_steps, steps // 10)
-        )
-    return dataclasses.replace(preset, **changes)
+        training = recipe(preset, stage)
+        warmup = min(training.warmup_steps, steps // 10)
+        changes[stage] = dataclasses.replace(training, steps=steps, warmup_steps=warmup)
+    return dataclasses.replace(
+        preset,
+        tokenizer_training=changes["tokenizer"],
+        dynamics_training=changes["dynamics"],
+        forecast_training=changes["forecasts"],
+    )
 
 
 def _memory(preset: Preset, trajectories: int) -> int:
@@ -263,8 +251,8 @@ def _memory(preset: Preset, trajectories: int) -> int:
     unit = 1 if sys.platform == "darwin" else 1024
     tokenizer = preset.model.tokenizer
     latents = tokenizer.latent_frames(preset.model.num_frames) * math.prod(tokenizer.token_grid)
-    shifts = tokenizer.space_factor ** sum(tokenizer.periodic) if preset.dynamics_training.shift else 1
-    # Half precision, and full while they are made.
+    shifts = len(sub_token_shifts(tokenizer, shift=preset.dynamics_training.shift))
+    # Latents are kept in half precision, and made in full.
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss + (
         6 * trajectories * shifts * latents * tokenizer.latent_channels
     )

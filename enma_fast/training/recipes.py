@@ -1,4 +1,4 @@
-"""The trainings, from data files to a checkpoint folder.
+"""The stages of training, from data files to a checkpoint folder: their order, and the weights that each starts from.
 
 A run folder holds `run.json` (what was asked for), `log.jsonl`, `state.safetensors` (the resume point), for the
 dynamics `latents-train.safetensors`, and at the end `checkpoint/`. The same call on the same folder resumes.
@@ -9,7 +9,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,212 +52,172 @@ from .tokenizer import TokenizerTask
 log = logging.getLogger("enma_fast")
 
 RUN, CHECKPOINT, LATENTS = "run.json", IN_RUN, "latents-train.safetensors"
-# Held-out trajectories that are reconstructed, and that are rolled out, at each validation.
-TOKENIZER_VALIDATION, DYNAMICS_VALIDATION, FORECAST_VALIDATION = 200, 48, 120
-# What a one-pass decoder has beside a masked-flow one.
+# In the order in which they follow each other.
+STAGES = ("tokenizer", "dynamics", "forecasts", "first-frame")
+# Held-out trajectories that are reconstructed (by the tokenizer) or rolled out at each validation of a stage.
+VALIDATED = {"tokenizer": 200, "dynamics": 48, "forecasts": 120, "first-frame": 120}
+_TASKS: dict[str, Callable[..., Task]] = {
+    "dynamics": DynamicsTask,
+    "forecasts": ForecastTask,
+    "first-frame": FirstFrameTask,
+}
+# Names of the weights that a one-pass decoder has beside those of a masked-flow one.
 ONE_PASS = ("dynamics.read.", "dynamics.spatial.noise.")
-# What a resumed run must have in common with the one that began the folder.
+# Entries of the record in which a resumed run has to agree with the one that began the folder.
 _FIXED = ("stage", "model", "training", "seed", "data", "tokenizer", "start")
 
 
-def train_tokenizer(
+def train(
+    stage: str,
     preset: str | Preset,
     *,
     data_dir: Path,
     options: RunOptions,
+    tokenizer: str | Path | None = None,
+    start: str | Path | None = None,
     model_changes: Mapping[str, Any] | None = None,
     training_changes: Mapping[str, Any] | None = None,
-    start: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Train a preset's tokenizer on `<dataset>-train.h5` and validate on `<dataset>-val.h5`.
+    """Train a stage of a preset on `<dataset>-train.h5` and validate on `<dataset>-val.h5`.
+
+    `tokenizer` trains the tokenizer, `dynamics` the dynamics on its latent frames, which are computed once, `forecasts`
+    whole forecasts, and `first-frame` the flow that draws frame 0 of a one-pass model and nothing else. The checkpoint
+    of the last three is a whole model whose tokenizer, and its config, are those that were trained before.
 
     Parameters
     ----------
+    stage : one of `STAGES`
     preset : a name of `PRESETS`, or a preset
     data_dir : folder of the data files
     options : how the run is carried out; `options.out` is the run folder
+    tokenizer : of the stage `dynamics`: run folder of the trained tokenizer, or a checkpoint
+    start : run folder or checkpoint whose weights the training starts from; the first two stages start from random ones
+        by default. Parts that the preset's model has and `start` lacks (the noise and the output of a one-pass decoder)
+        begin anew.
     model_changes, training_changes : dotted keys of `ModelConfig` and `TrainingConfig` and their new values
-    start : run folder or checkpoint whose weights the training starts from; by default it starts from random ones
 
     Returns
     -------
     dict
         `stage`, `preset`, `out`, `checkpoint` (None if `stop_after` ended the run), `steps`, `num_parameters`,
-        `seconds` of training, and the last validation.
+        `seconds` of training, and the best validation.
 
     Raises
     ------
     EnmaError
         On an unknown preset or key, missing or unfit data, or a run folder begun with other settings.
     """
-    rank = join_ranks()
-    chosen = find_preset(preset)
-    config = replace(chosen.model, model_changes or {}, source="model config")
-    training = replace(chosen.tokenizer_training, training_changes or {}, source="training config")
+    rank, chosen = join_ranks(), find_preset(preset)
+    trained, config = _trained(stage, chosen, tokenizer if stage == "dynamics" else start, model_changes or {})
+    training = replace(recipe(chosen, stage), training_changes or {}, source="training config")
+    if stage in STAGES[2:] and training.rollout is None:
+        raise EnmaError("training config: rollout is null; training on whole forecasts needs its settings")
     files = [data_file(data_dir, config.dataset, split) for split in ("train", "val")]
-    train, val = (_read(file, config) for file in files)
+    train = None if stage == "dynamics" else _read(files[0], config)
+    val = _read(files[1], config)
+    rows = _spread(val, VALIDATED[stage])
+    contexts = None if stage == "tokenizer" else _context_rows(val, rows)
     first = None if start is None else locate(start)
-    _begin(
-        options,
-        rank,
-        stage="tokenizer",
-        preset=chosen.model.name,
-        model=config,
-        training=training,
-        files=files,
-        start=first,
+    key = sha256(locate(tokenizer) / WEIGHTS) if stage == "dynamics" and tokenizer is not None else None
+    begin = partial(
+        _begin, options, rank, stage, chosen.model.name, model=config, training=training, files=files, start=first
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(options.seed)
-        task = TokenizerTask(
-            config, training, train=_fields(train), val=_fields(val, _spread(val, TOKENIZER_VALIDATION))
-        )
-    assert isinstance(task.module, Tokenizer)
-    if first is not None:
-        load_tensors(task.module, load_tokenizer(first)[0].state_dict(), source=str(first))
+    data: Any = train
+    if isinstance(trained, Tokenizer):
+        begin(tokenizer=key)
+        data = _latents(trained, config, files[0], str(key), options.out / LATENTS, training.shift, rank)
+    if trained is None:
+        assert train is not None
+        with _seeded(options.seed):
+            task: Task = TokenizerTask(config, training, train=_fields(train), val=_fields(val, rows))
+        assert isinstance(task.module, Tokenizer)
+        if first is not None:
+            load_tensors(task.module, load_tokenizer(first)[0].state_dict(), source=str(first))
+        save = partial(save_tokenizer, task.module, config)
+    else:
+        with _seeded(options.seed):
+            model = Model(config)
+        if first is not None:
+            inherit(model, trained if isinstance(trained, Model) else load_model(first), source=str(first))
+        if isinstance(trained, Tokenizer):
+            model.tokenizer.load_state_dict(trained.state_dict())
+        model.tokenizer.requires_grad_(False)
+        model.to(options.device)
+        others = None if contexts is None else _fields(val, contexts)
+        task = _TASKS[stage](model, training, train=data, val=_fields(val, rows), val_contexts=others)
+        save = partial(save_model, model)
+    if not isinstance(trained, Tokenizer):
+        begin()
     scores = _run(task, options)
     folder = options.out / CHECKPOINT
     if finished(options, training) and rank.index == 0:
-        save_tokenizer(task.module, config, folder)
-    return _end(task, options, rank, "tokenizer", chosen.model.name, scores)
+        save(folder)
+    if rank.count > 1:
+        # Nobody leaves before the checkpoint is on disk.
+        dist.barrier()
+    done = summary(options.out)
+    return {
+        "stage": stage,
+        "preset": chosen.model.name,
+        "out": str(options.out),
+        "checkpoint": str(folder) if finished(options, training) else None,
+        "steps": done["steps"],
+        "seconds": done["seconds"],
+        "num_parameters": sum(p.numel() for p in task.module.parameters()),
+        "validation": scores,
+    }
 
 
-def train_dynamics(
-    preset: str | Preset,
-    *,
-    tokenizer: str | Path,
-    data_dir: Path,
-    options: RunOptions,
-    model_changes: Mapping[str, Any] | None = None,
-    training_changes: Mapping[str, Any] | None = None,
-    start: str | Path | None = None,
-) -> dict[str, Any]:
-    """Train a preset's dynamics on the latent frames of a trained tokenizer, which are computed once.
-
-    Parameters and errors are those of `train_tokenizer`; `tokenizer` is its run folder, or any checkpoint. The
-    tokenizer's own config replaces the preset's. The checkpoint is a whole model with averaged weights.
-    """
-    rank = join_ranks()
-    chosen = find_preset(preset)
-    _keep_tokenizer(model_changes or {})
-    source = locate(tokenizer)
-    trained, theirs = load_tokenizer(source)
-    config = _config_with(theirs, chosen, model_changes or {}, source=f"{source}: is a tokenizer")
-    training = replace(chosen.dynamics_training, training_changes or {}, source="training config")
-    files = [data_file(data_dir, config.dataset, split) for split in ("train", "val")]
-    val = _read(files[1], config)
-    rows = _spread(val, DYNAMICS_VALIDATION)
-    contexts = _context_rows(val, rows)
-    key = sha256(source / WEIGHTS)
-    first = None if start is None else locate(start)
-    _begin(
-        options,
-        rank,
-        stage="dynamics",
-        preset=chosen.model.name,
-        model=config,
-        training=training,
-        files=files,
-        tokenizer=key,
-        start=first,
-    )
-    latents = _latents(trained, config, files[0], key, options.out / LATENTS, training.shift, rank)
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Draw initial weights from a seed; the caller's random numbers go on as they were."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(options.seed)
-        model = Model(config)
-    if first is not None:
-        inherit(model, load_model(first), source=str(first))
-    model.tokenizer.load_state_dict(trained.state_dict())
-    model.to(options.device)
-    task = DynamicsTask(
-        model,
-        training,
-        train=latents,
-        val=_fields(val, rows),
-        val_contexts=None if contexts is None else _fields(val, contexts),
-    )
-    scores = _run(task, options)
-    if finished(options, training) and rank.index == 0:
-        save_model(model, options.out / CHECKPOINT)
-    return _end(task, options, rank, "dynamics", chosen.model.name, scores)
+        torch.manual_seed(seed)
+        yield
 
 
-def train_forecasts(
-    preset: str | Preset,
-    *,
-    start: str | Path,
-    data_dir: Path,
-    options: RunOptions,
-    stage: str = "forecasts",
-    model_changes: Mapping[str, Any] | None = None,
-    training_changes: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Train a preset on whole forecasts, from the weights of finished dynamics.
+def recipe(preset: Preset, stage: str) -> TrainingConfig:
+    """The recipe of a stage in a preset."""
+    name = {"forecasts": "forecast", "first-frame": "first_frame"}.get(stage, stage)
+    found: TrainingConfig = getattr(preset, f"{name}_training")
+    return found
 
-    Parameters and errors are those of `train_tokenizer`; `start` is a run folder of the dynamics, of this stage or any
-    whole checkpoint, whose tokenizer stays as it is. What the preset's model has and `start` lacks (the noise and the
-    output of a one-pass decoder) begins anew. The checkpoint is the whole model with the averaged weights of the best
-    validation. The stage "first-frame" trains the flow that draws frame 0 of a one-pass model, and nothing else.
+
+def _trained(
+    stage: str, preset: Preset, checkpoint: str | Path | None, changes: Mapping[str, Any]
+) -> tuple[Tokenizer | Model | None, ModelConfig]:
+    """The part of the model that earlier stages have trained, and the config of the model with it, changed.
+
+    `EnmaError` if the checkpoint is of other data, or a change is of a tokenizer that is trained already.
     """
-    rank = join_ranks()
-    chosen = find_preset(preset)
-    _keep_tokenizer(model_changes or {})
-    source = locate(start)
-    before = load_model(source)
-    config = _config_with(before.config, chosen, model_changes or {}, source=f"{source}: is a model")
-    recipe = chosen.forecast_training if stage == "forecasts" else chosen.first_frame_training
-    training = replace(recipe, training_changes or {}, source="training config")
-    if training.rollout is None:
-        raise EnmaError("training config: rollout is null; training on whole forecasts needs its settings")
-    files = [data_file(data_dir, config.dataset, split) for split in ("train", "val")]
-    train, val = (_read(file, config) for file in files)
-    rows = _spread(val, FORECAST_VALIDATION)
-    contexts = _context_rows(val, rows)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(options.seed)
-        model = Model(config)
-    inherit(model, before, source=str(source))
-    model.tokenizer.requires_grad_(False)
-    model.to(options.device)
-    make = ForecastTask if stage == "forecasts" else FirstFrameTask
-    task = make(
-        model,
-        training,
-        train=train,
-        val=_fields(val, rows),
-        val_contexts=None if contexts is None else _fields(val, contexts),
-    )
-    name = chosen.model.name
-    _begin(options, rank, stage=stage, preset=name, model=config, training=training, files=files, start=source)
-    scores = _run(task, options)
-    if finished(options, training) and rank.index == 0:
-        save_model(model, options.out / CHECKPOINT)
-    return _end(task, options, rank, stage, name, scores)
-
-
-def _keep_tokenizer(changes: Mapping[str, Any]) -> None:
-    """Refuse changes of a tokenizer that is trained already."""
+    if stage == "tokenizer":
+        return None, replace(preset.model, changes, source="model config")
     for key in changes:
         if key.split(".")[0] == "tokenizer":
             raise EnmaError(f"{key}: belongs to the tokenizer's training; change it in `train tokenizer`")
-
-
-def _config_with(trained: ModelConfig, preset: Preset, changes: Mapping[str, Any], *, source: str) -> ModelConfig:
-    """The preset's model config with the tokenizer of another, and changed; `EnmaError` for one of other data."""
-    if trained.dataset != preset.model.dataset:
-        raise EnmaError(f"{source} for {trained.dataset}; the preset {preset.model.name} is for {preset.model.dataset}")
-    return replace(dataclasses.replace(preset.model, tokenizer=trained.tokenizer), changes, source="model config")
+    if checkpoint is None:
+        raise EnmaError(f"train {stage}: starts from a trained checkpoint; name its run folder")
+    source = locate(checkpoint)
+    trained: Tokenizer | Model
+    if stage == "dynamics":
+        (trained, before), kind = load_tokenizer(source), "tokenizer"
+    else:
+        trained = load_model(source)
+        before, kind = trained.config, "model"
+    if before.dataset != preset.model.dataset:
+        raise EnmaError(
+            f"{source}: is a {kind} for {before.dataset}; the preset {preset.model.name} is for {preset.model.dataset}"
+        )
+    return trained, replace(
+        dataclasses.replace(preset.model, tokenizer=before.tokenizer), changes, source="model config"
+    )
 
 
 def inherit(model: Model, before: Model, *, source: str) -> None:
     """Give a model the weights of another that differs from it in the decoder at most.
 
-    A one-pass decoder begins with the mean of the flow head's residual target as its output, where there is one.
-
-    Raises
-    ------
-    EnmaError
-        If any other weight is missing or of another shape; names `source` and the weight.
+    A one-pass decoder begins with the mean of the flow head's residual target as its output, where there is one. If any
+    other weight is missing or of another shape, an `EnmaError` names `source` and the weight.
     """
     tensors = dict(before.state_dict())
     read = model.dynamics.read
@@ -284,7 +246,7 @@ def data_file(folder: Path, dataset: str, split: str) -> Path:
 
 
 def finished(options: RunOptions, training: TrainingConfig) -> bool:
-    """Whether a run ends by its own number of steps, and not by `stop_after`."""
+    """True if a run ends by its own number of steps, and not by `stop_after`."""
     return options.stop_after is None or options.stop_after >= training.steps
 
 
@@ -323,9 +285,9 @@ def read_record(folder: Path) -> dict[str, Any]:
 def _begin(
     options: RunOptions,
     rank: Rank,
-    *,
     stage: str,
-    preset: str | Preset,
+    preset: str,
+    *,
     model: ModelConfig,
     training: TrainingConfig,
     files: list[Path],
@@ -378,25 +340,6 @@ def _run(task: Task, options: RunOptions) -> dict[str, float]:
     except BaseException:
         abandon_ranks()
         raise
-
-
-def _end(
-    task: Task, options: RunOptions, rank: Rank, stage: str, preset: str, scores: dict[str, float]
-) -> dict[str, Any]:
-    if rank.count > 1:
-        # Nobody leaves before the checkpoint is on disk.
-        dist.barrier()
-    done = summary(options.out)
-    return {
-        "stage": stage,
-        "preset": preset,
-        "out": str(options.out),
-        "checkpoint": str(options.out / CHECKPOINT) if finished(options, task.config) else None,
-        "steps": done["steps"],
-        "seconds": done["seconds"],
-        "num_parameters": sum(p.numel() for p in task.module.parameters()),
-        "validation": scores,
-    }
 
 
 def _latents(

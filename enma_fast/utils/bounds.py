@@ -67,11 +67,7 @@ _MOST: Mapping[str, int] = {
 def check_numbers(name: str, config: Any, place: str = "") -> None:
     """Raise `EnmaError` for a number in a model's config that is not finite, or too large for any model.
 
-    Parameters
-    ----------
-    name : name of the model
-    config : a config, or the part of one at `place`
-    place : dotted name of the part
+    `name` is that of the model, and `config` a config, or the part of one at the dotted name `place`.
     """
     if dataclasses.is_dataclass(config):
         for entry in dataclasses.fields(config):

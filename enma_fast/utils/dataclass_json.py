@@ -25,15 +25,10 @@ def to_json(config: Any) -> str:
 
 
 def from_json(cls: type[_T], text: str, *, source: str = "config") -> _T:
-    """Read a dataclass; an unknown key or a wrong type is refused in one line that names the field.
+    """Read a dataclass; an unknown key or a wrong type is refused in one line that names `source` and the field.
 
     A missing key has its default. :func:`to_json` writes all keys, so only keys that are newer than the file are
     missing: the default of a new key has to reproduce the behaviour before it existed.
-
-    Raises
-    ------
-    EnmaError
-        If the JSON does not describe such a dataclass; the message names ``source`` and the field.
     """
     import pydantic
 
@@ -74,13 +69,9 @@ def _dataclasses_in(kind: Any) -> Iterator[Any]:
 def replace(config: _T, changes: Mapping[str, Any], *, source: str | None = None) -> _T:
     """Copy ``config`` with dotted keys changed, such as ``{"flow.width": 256}``.
 
-    All changes are made together and then checked as in :func:`from_json`, so a 1-D config can become a 2-D one.
-    Messages begin with ``source``, by default the name of the type.
-
-    Raises
-    ------
-    EnmaError
-        If a key is unknown or a value is refused; the message names the key, and the known keys.
+    All changes are made together and then checked as in :func:`from_json`, so a 1-D config can become a 2-D one. For an
+    unknown key or a refused value an `EnmaError` names the key, and the known keys; it begins with ``source``, by
+    default the name of the type.
     """
     name = source or type(config).__name__
     document = dataclasses.asdict(config)  # type: ignore[call-overload]

@@ -7,13 +7,7 @@ from ..errors import EnmaError
 
 
 def load_extra(module: str, extra: str) -> Any:
-    """Import a module that an extra of the package installs.
-
-    Raises
-    ------
-    EnmaError
-        If it is not installed; the message says how to install it.
-    """
+    """Import a module that an extra of the package installs; an `EnmaError` says how to install one that is missing."""
     try:
         return import_module(module)
     except ModuleNotFoundError as error:

@@ -16,6 +16,8 @@ from contextlib import contextmanager, suppress
 from errno import EINVAL, EISDIR, EMLINK
 from pathlib import Path
 
+from ..errors import EnmaError
+
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 # `O_NONBLOCK`: opening a pipe would wait for its other end.
@@ -139,6 +141,39 @@ def write_atomic(path: Path, data: bytes) -> None:
                 error.filename = str(path)
             raise
         os.fsync(folder)
+
+
+@contextmanager
+def complete_file(path: Path, *, remedy: str, errors: tuple[type[Exception], ...] = (OSError,)) -> Iterator[Path]:
+    """Yield a temporary file, which is moved to `path` when the block succeeds and it is on the disk.
+
+    One of `errors` becomes an `EnmaError` that ends in `remedy`; then no file and no new folder is left.
+    """
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    parents: list[Path] = []
+    try:
+        parents = make_parents(path)
+        os.close(os.open(temporary, _NEW, 0o644))
+        yield temporary
+        _sync(temporary)
+        os.replace(temporary, path)
+        _sync(path.parent)
+    except errors as error:
+        # HDF5 adds its own names, flags and offsets to the message of the system.
+        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else error
+        raise EnmaError(f"{path}: cannot be written ({reason}); {remedy}") from error
+    finally:
+        remove(temporary)
+        remove_empty(parents)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file or a folder is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def make_folder(path: str | Path, *, follow: bool = False) -> None:

@@ -36,16 +36,9 @@ def name_problem(name: object) -> str | None:
 
 
 def check_names(names: Iterable[object], *, kind: str, where: str | Path | None = None) -> None:
-    """Raise `EnmaError` unless each name can be the name of a file.
+    """Raise `EnmaError` unless each name from a file can be the name of a file.
 
-    Parameters
-    ----------
-    names
-        Names from a file.
-    kind
-        Kind of thing that they name, such as "field".
-    where
-        The file, for the message.
+    `kind` is what they name, such as "field", and `where` the file, for the message.
     """
     for name in names:
         wrong = name_problem(name)

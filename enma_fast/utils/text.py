@@ -1,4 +1,6 @@
-"""Text for messages: counted nouns, and long text shortened."""
+"""Text for messages: counted nouns, sizes and boundaries of grids, and long text shortened."""
+
+from collections.abc import Iterable
 
 _LONGEST = 60
 _PLURALS = {"trajectory": "trajectories"}
@@ -7,6 +9,16 @@ _PLURALS = {"trajectory": "trajectories"}
 def counted(count: int, thing: str) -> str:
     """A number and its noun, such as ``1 member`` or ``64 members``."""
     return f"{count} {thing if count == 1 else _PLURALS.get(thing, thing + 's')}"
+
+
+def times(sizes: Iterable[float]) -> str:
+    """Sizes along the axes of a grid, such as ``64 x 64``."""
+    return " x ".join(f"{size:.6g}" if isinstance(size, float) else str(size) for size in sizes)
+
+
+def boundaries(periodic: Iterable[bool]) -> str:
+    """Boundaries along the axes of a grid, such as ``periodic, open``."""
+    return ", ".join("periodic" if wraps else "open" for wraps in periodic)
 
 
 def shortened(text: str) -> str:

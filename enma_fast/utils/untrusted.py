@@ -88,19 +88,9 @@ def isolated(path: Path, work: Callable[[Limits], Any]) -> Any:
     """Call `work` in a forked child and return its result, so that no file can crash, hang or exhaust this process.
 
     The child may use `SECONDS` of processor time and `MEMORY` bytes until `work` calls its argument with the number of
-    bytes that it is going to read. Without `fork` the work is done in this process.
-
-    Parameters
-    ----------
-    path
-        The file, for messages.
-    work
-        Returns plain values: None, bool, int, float, str, arrays, and lists, tuples and dicts of them.
-
-    Raises
-    ------
-    EnmaError
-        If `work` raises it, or if the file crashed the reader or took too long.
+    bytes that it is going to read. `work` returns plain values: None, bool, int, float, str, arrays, and lists, tuples
+    and dicts of them. `EnmaError` if `work` raises it, or if the file at `path` crashed the reader or took too long.
+    Without `fork` the work is done in this process.
     """
     if not hasattr(os, "fork"):
         return work(lambda num_bytes: None)
@@ -108,7 +98,10 @@ def isolated(path: Path, work: Callable[[Limits], Any]) -> Any:
     try:
         answer, reply = os.pipe()
         try:
-            child = _fork()
+            with warnings.catch_warnings():
+                # Python and JAX warn that threads may hold locks; the child only reads.
+                warnings.simplefilter("ignore")
+                child = os.fork()
             if not child:
                 _serve(work, arrays, reply)
         finally:
@@ -137,13 +130,6 @@ def _refuse(path: Path, status: int) -> NoReturn:
             f"{path}: its reader was killed, perhaps for lack of memory; select fewer trajectories, or {remedy}"
         )
     raise EnmaError(f"{path}: it crashes the library that reads it (status {status}); {remedy}")
-
-
-def _fork() -> int:
-    with warnings.catch_warnings():
-        # Python and JAX warn that threads may hold locks; the child only reads.
-        warnings.simplefilter("ignore")
-        return os.fork()
 
 
 def _receive(child: int, answer: int) -> tuple[bytes, int]:

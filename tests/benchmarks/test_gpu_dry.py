@@ -1,4 +1,4 @@
-"""What `make gpu` would run, and how it keeps to its time; nothing is compiled here."""
+"""The parts that `make gpu` would run, and how it keeps to its time; nothing is compiled here."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import json
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from benchmarks import gpu
+from benchmarks import gpu, gpu_bootstrap, gpu_tests, harness
 from benchmarks.gpu_bootstrap import architecture
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -19,7 +20,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def test_everything_fits_into_eight_minutes():
     chosen = gpu.parts()
-    assert [part.name for part in chosen[:4]] == ["build", "tests", "memcheck", "racecheck"]
+    assert [part.name for part in chosen[:3]] == ["build", "trajectory", "trajectory-fast"]
+    # Whole forecasts first, what torch.compile takes long for last.
+    assert chosen[-1].name == "trajectory-compile"
+    assert all("--no-compile" in part.command or "--alone" in part.command for part in chosen[:-1] if part.result)
     assert sum(part.limit for part in chosen) <= gpu.TOTAL == 480
 
 
@@ -35,11 +39,69 @@ def test_tests_and_modules_that_are_named_exist():
                     assert callable(getattr(importlib.import_module(module), function)), word
 
 
-def test_sanitized_tests_are_collected():
-    command = [sys.executable, "-m", "pytest", "-q", "--collect-only", *gpu.SANITIZED]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+def test_the_parts_that_are_asked_for():
+    every = gpu.parts()
+    names = [part.name for part in gpu.choose(every, ["rms_norm", "trajectory"], built=True)]
+    assert names == ["trajectory", "rms_norm"]
+    # What a part needs comes with it.
+    assert [part.name for part in gpu.choose(every, ["racecheck"], built=False)] == ["build", "check", "racecheck"]
+    assert gpu.choose(every, [], built=True) == every
+    with pytest.raises(SystemExit, match="no part is called speed; the parts are build, trajectory,"):
+        gpu.choose(every, ["speed"], built=True)
+
+
+def test_every_test_file_has_one_process():
+    shares = gpu_tests.shares()
+    assert len(shares) == gpu_tests.PROCESSES == 8
+    names = [name for files in shares for name in files]
+    assert sorted(names) == sorted(
+        path.relative_to(ROOT).as_posix()
+        for folder in ("tests/gpu", "tests/ops", "tests/sampling")
+        for path in (ROOT / folder).glob("test_*.py")
+    )
+
+
+def test_processes_leave_reports_and_a_failure_is_one(tmp_path, monkeypatch, capsys):
+    files = {"test_good.py": True, "test_bad.py": False}
+    for name, passes in files.items():
+        (tmp_path / name).write_text(f"def test_it():\n    assert {passes}\n")
+    monkeypatch.setattr(gpu_tests, "shares", lambda: [[str(tmp_path / name)] for name in files])
+    monkeypatch.setattr(gpu_tests, "MARK", "not gpu")
+    monkeypatch.setattr(sys, "argv", ["gpu_tests", str(tmp_path / "out")])
+    assert gpu_tests.main() == 1
+    reports = [(tmp_path / "out" / f"tests-{i}.xml").read_text() for i in range(2)]
+    assert ['failures="0"' in report for report in reports] == [True, False]
+    assert "1 passed" in capsys.readouterr().out
+
+
+def test_triton_value_tests_are_gpu_tests_where_there_is_one():
+    code = (
+        "import sys, torch; torch.cuda.is_available = lambda: True; import pytest; sys.exit(pytest.main(sys.argv[1:]))"
+    )
+    arguments = ["-q", "--collect-only", "-m", "gpu", "-p", "no:cacheprovider", "tests/ops"]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
-    assert all(test in done.stdout for test in gpu.SANITIZED)
+    found = Counter(line.partition("::")[0] for line in done.stdout.splitlines() if "::" in line)
+    operators = (
+        "flow_head_triton",
+        "frame_attention",
+        "frame_layer",
+        "philox_normal",
+        "point_attention",
+        "rms_norm",
+        "token_update",
+    )
+    assert min(found[f"tests/ops/test_{name}.py"] for name in operators) >= 10, found
+
+
+def test_the_flow_head_has_a_program_for_the_sanitizers():
+    check = next(part for part in gpu.parts() if part.name == "check")
+    assert all((ROOT / source).is_file() for source in gpu.CHECK_SOURCES)
+    assert set(gpu.CHECK_SOURCES) < set(check.command)
+    for name in ("memcheck", "racecheck"):
+        part = next(part for part in gpu.parts() if part.name == name)
+        # No Python in it, which a sanitizer would take minutes for.
+        assert part.command[-1] == str(ROOT / check.command[-1])
 
 
 def test_every_gpu_kernel_is_compiled():
@@ -52,29 +114,74 @@ def test_every_gpu_kernel_is_compiled():
     assert set(gpu.CUBINS) == declared
     names = [part.name for part in gpu.compilations()]
     assert {f"flow_head.cu {target}" for target in gpu.ARCHITECTURES} <= set(names)
-    assert len(names) == len(set(names)) == len(gpu.CUBINS) * 3 + 3
+    assert len(names) == len(set(names)) == len(gpu.CUBINS) * 3 + 4
 
 
 def test_the_listing_has_a_line_for_each_part():
     lines = gpu.listing(gpu.parts()).splitlines()
     assert [line.split()[0] for line in lines] == [part.name for part in gpu.parts()]
     assert not any(str(ROOT) in line.replace(sys.executable, "") for line in lines)
-    assert lines[-1].endswith("> trajectory.json")
+    assert lines[-1].endswith("> trajectory-compile.json")
 
 
 def python_part(code: str, **changes) -> gpu.Part:
     return gpu.Part(name="one", command=(sys.executable, "-c", code), **{"limit": 20} | changes)
 
 
-def test_a_result_is_the_last_line(tmp_path):
-    outcome = gpu.run(python_part("print('a table'); print('[1, 2]')", result="x.json"), limit=20, results=tmp_path)
-    assert outcome.verdict == "ok"
-    assert json.loads((tmp_path / "x.json").read_text()) == [1, 2]
-    outcome = gpu.run(python_part("print('no result')", result="y.json"), limit=20, results=tmp_path)
-    assert (outcome.verdict, outcome.note) == ("failed", "its last line is not JSON")
-    outcome = gpu.run(python_part("print('{}'); exit(1)", result="z.json"), limit=20, results=tmp_path)
-    assert (outcome.verdict, outcome.note) == ("failed", "exit status 1")
-    assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
+def test_rows_and_logs_are_kept_at_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("ENMA_FAST_RESULTS", str(tmp_path / "kept"))
+    harness.save([{"rows": 1}], tmp_path / "a-gpu" / "trajectory.json")
+    assert json.loads((tmp_path / "kept" / "a-gpu" / "trajectory.json").read_text()) == [{"rows": 1}]
+    # A part that is stopped has left what it said, here and there, also while it ran.
+    code = "import time; print('one', flush=True); time.sleep(60)"
+    outcome = gpu.run(python_part(code), limit=8, logs=tmp_path / "logs")
+    assert outcome.verdict == "too long"
+    assert (tmp_path / "logs" / "one.log").read_text() == "one\n"
+    assert (tmp_path / "kept" / "logs" / "one.log").read_text() == "one\n"
+    assert gpu.run(python_part("exit(3)"), limit=20, logs=tmp_path).note == "exit status 3"
+
+
+def test_what_was_built_is_packed_and_taken_again(tmp_path, monkeypatch):
+    there, kept, again = tmp_path / "there", tmp_path / "kept", tmp_path / "again"
+    (there / "enma_fast").mkdir(parents=True)
+    (there / "out" / "gpu" / "triton").mkdir(parents=True)
+    kept.mkdir()
+    for name in ("enma_fast/_C.so", "out/gpu/built.txt", "out/gpu/triton/kernel"):
+        (there / name).write_text(name)
+    monkeypatch.setattr(gpu, "ROOT", there)
+    monkeypatch.setattr(gpu, "OUT", there / "out" / "gpu")
+    monkeypatch.setattr(gpu, "TRITON_CACHE", there / "out" / "gpu" / "triton")
+    monkeypatch.delenv("ENMA_FAST_RESULTS", raising=False)
+    gpu.pack()
+    assert not list(kept.iterdir())
+    monkeypatch.setenv("ENMA_FAST_RESULTS", str(kept))
+    gpu.pack()
+    monkeypatch.setattr(gpu_bootstrap, "ROOT", again)
+    monkeypatch.setattr(gpu_bootstrap, "BUILT", again / "out" / "gpu" / "built.txt")
+    again.mkdir()
+    gpu_bootstrap.unpack(kept / "cache.tar")
+    assert sorted(path.name for path in again.rglob("*") if path.is_file()) == ["_C.so", "built.txt", "kernel"]
+
+
+def test_the_toolkit_is_where_its_headers_are(tmp_path):
+    toolkit, wrapper = tmp_path / "cuda", tmp_path / "local" / "bin" / "nvcc"
+    (toolkit / "include").mkdir(parents=True)
+    assert gpu_bootstrap.cuda_home(str(wrapper), toolkit) is None
+    (toolkit / "include" / "cuda_runtime.h").write_text("")
+    assert gpu_bootstrap.cuda_home(str(wrapper), toolkit) == str(toolkit)
+    assert gpu_bootstrap.cuda_home(str(toolkit / "bin" / "nvcc"), tmp_path) == str(toolkit)
+    assert gpu_bootstrap.cuda_home(None, toolkit) == str(toolkit)
+
+
+def test_the_extension_is_known_by_its_sources(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_bootstrap, "ROOT", tmp_path)
+    (tmp_path / "csrc").mkdir()
+    (tmp_path / "setup.py").write_text("")
+    (tmp_path / "csrc" / "a.cpp").write_text("1")
+    first = gpu_bootstrap.sources("9.0a")
+    assert gpu_bootstrap.sources("9.0a") == first != gpu_bootstrap.sources("10.0a")
+    (tmp_path / "csrc" / "a.cpp").write_text("2")
+    assert gpu_bootstrap.sources("9.0a") != first
 
 
 @pytest.mark.parametrize("part_limit", [0.5, 20])

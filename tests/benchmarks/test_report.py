@@ -64,7 +64,7 @@ def tables(text: str) -> list[list[list[str]]]:
 
 
 def test_the_page_is_what_the_committed_files_give() -> None:
-    assert PAGE.read_text() == page(RESULTS), "mend with: python -m benchmarks.report > docs/performance.md"
+    assert PAGE.read_text() == page(RESULTS), "write it again: python -m benchmarks.report > docs/performance.md"
 
 
 def test_every_committed_file_is_on_the_page() -> None:
@@ -194,7 +194,7 @@ def test_check_says_whether_page_and_files_belong_together(
 
     written(results, a=[row(3)])
     status, said = run("--check")
-    assert (status, "mend with" in said) == (1, True)
+    assert (status, "write it again" in said) == (1, True)
     status, text = run()
     target.write_text(text)
     assert (status, text) == (0, page(results))

@@ -15,7 +15,7 @@ from enma_fast.models.checkpoint import PRETRAINED
 
 @dataclass(frozen=True)
 class Run:
-    """What a command left behind."""
+    """The status and output of a command."""
 
     status: int
     out: str

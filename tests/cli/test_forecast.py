@@ -166,7 +166,7 @@ def test_frames_and_the_first_member_are_asked_for(enma: Callable, tiny: Path, t
         load_model(tiny), known, num_frames=19, num_members=3, first_member=4, trajectories=[2]
     ).numpy()
     np.testing.assert_array_equal(stacked(store), expected)
-    # Of 22 frames the file holds 20.
+    # The file holds 20 of the 22 frames.
     assert "dimensions/time has 20 frames" in enma("score", out, "--truth", test_in).error()
     assert "holds no truth" in enma("score", out).error()
 

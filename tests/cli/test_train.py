@@ -191,7 +191,7 @@ def test_publish_measures_and_writes_a_card(
     assert "| temporal | test-in | ENMA | 7.86e-03 | 1.70e-03 | 8.68e-02 | - |" in text
     assert "| temporal | test-in, packed | 5 | 16 |" in text
     assert "--task temporal --history 3 --members 16 --seed 1 --limit 5" in text
-    # What it was trained on goes with it.
+    # The checkpoint says what the model was trained on.
     assert model.domain is not None
     train_file = read(data_folder / "combined-train.h5")
     assert model.domain.to_json() == Domain.of(train_file.u).to_json()

@@ -51,7 +51,7 @@ def test_corners_keep_their_value_and_border_rows_move_along_themselves() -> Non
 def test_damping_takes_from_the_motion() -> None:
     u0 = initial_conditions("train", seed=0, group=2)[:1]
     free, damped = (solve(u0, values(300.0, k, 1)) for k in (0.0, 50.0))
-    # Of every wave of the plane, less is left after the time 1 / c.
+    # Every wave of the plane has decayed after the time 1 / c.
     assert np.linalg.norm(damped[:, -1] - damped[:, -2]) < 0.97 * np.linalg.norm(free[:, -1] - free[:, -2])
 
 

@@ -141,7 +141,7 @@ def test_a_missing_member_is_named(tmp_path: Path, data: FieldFile) -> None:
     (tmp_path / "run.zarr" / "v" / "c.1.3.0.0").unlink()
     with pytest.raises(EnmaError, match=r"run\.zarr: member 13 of trajectory 4 is missing .* run: enma-fast verify"):
         score_store(tmp_path / "run.zarr")
-    # What is there is no less so for being NaN.
+    # A member that is there and NaN is not a missing one.
     samples[1, 3] = np.nan
     store_of(tmp_path / "run.zarr", data, samples=samples, force=True)
     with pytest.raises(EnmaError, match=r"run\.zarr: member 13 of trajectory 4 is not finite in u"):

@@ -104,7 +104,7 @@ def test_maps_share_scales_and_mark_the_observed_frames(forecast: dict[str, Any]
 
 def test_fan_chart_shows_quantiles_truth_and_observations(forecast: dict[str, Any]) -> None:
     figure = draw(forecast, name=r"$\frac$", title="a forecast")
-    # Where the spread of the last frame is largest.
+    # The point is the one of the largest spread in the last frame.
     fan = by_title(figure)[f"32 members at x = {X[5]:.2f}"]
     members = forecast["members"][:, :, 5]
     last = forecast["observed"][-1, 5]

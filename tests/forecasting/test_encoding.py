@@ -42,7 +42,7 @@ def test_every_observed_frame_matters(relative, observed):
 
 
 def test_a_frame_that_fills_no_latent_is_forecast_from_the_others(relative):
-    # Of four frames the last shares its latent with one that is not observed; frames 4 to 7 are asked for.
+    # The last of four frames shares its latent with one that is not observed; frames 4 to 7 are forecast.
     history = waves(2, 1, FRAMES, relative.config.tokenizer)[:, :4]
     assert distance(sample_fields(relative, history), sample_fields(relative, history[:, :3])[:, :, 1:]) < 1e-5
 

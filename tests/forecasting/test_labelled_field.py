@@ -1,4 +1,4 @@
-"""What xarray says of observed fields: kept where it holds for a forecast, refused where it contradicts the model."""
+"""Labels of observed fields in xarray: kept where it holds for a forecast, refused where it contradicts the model."""
 
 import numpy as np
 import pandas as pd
@@ -52,7 +52,7 @@ def test_units_and_further_coordinates_are_kept(line, kind):
         assert one["viscosity"].attrs == {"units": "m2 s-1"}
         assert one["run"].item() == 5
         assert one["wall"].dims == ("x",)
-        # What varies along the observed frames says nothing of the forecast ones.
+        # A coordinate along the observed frames does not hold for the forecast ones.
         assert "step" not in one.coords
         assert axis is None or axis in one.dims
     share = ensemble.exceedance(0.0)
@@ -194,7 +194,7 @@ def test_positions_have_to_be_those_of_the_model(line, plane):
             forecast(line, wrong, num_members=1)
         with pytest.raises(EnmaError, match=message.replace("history", "context")):
             forecast(line, history, context=wrong, num_members=1)
-    # Where it begins is free, and single precision near enough.
+    # The axis may begin anywhere, and single precision is near enough.
     forecast(line, history.assign_coords(x=(x + 40).astype(np.float32)), num_members=1)
     # The second axis of this model is open: its positions may be those of cells, or end where the domain does.
     history = labelled(plane, 3)

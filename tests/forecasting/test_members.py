@@ -256,7 +256,7 @@ def test_a_stream_has_the_bits_of_the_forecast(name, one_thread):
     """The latest latents decide a frame: the same bits as from all of them, on the CPU, at the presets' sizes."""
     preset = PRESETS[name].model
     tok = preset.tokenizer
-    # Of the dynamics only the shapes matter.
+    # Only the shapes of the dynamics matter here.
     small = replace(preset.dynamics, width=32, heads=2, temporal_layers=1, spatial_layers=1)
     config = replace(preset, dynamics=small, sampling=SamplingConfig(mask_steps=1, flow_steps=1))
     frames = (_window(tok) + 3) * tok.time_factor

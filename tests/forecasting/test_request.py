@@ -18,8 +18,11 @@ from enma_fast.forecasting.request import (
     dtype_named,
     task_named,
 )
+from enma_fast.presets import PRESETS
+from enma_fast.sampling import engine
+from enma_fast.sampling.static_plan import chunk_for
 
-from .._tiny import CONFIGS
+from .._tiny import CONFIGS, model
 
 BAD = [
     ("num_members", 0),
@@ -38,7 +41,7 @@ BAD = [
     ("seed", 2**64),
     ("seed", -(2**63) - 1),
     ("chunk", 0),
-    ("chunk", None),
+    ("dtype", "fastest"),
     ("trajectories", 5),
     ("trajectories", [3, 3]),
 ]
@@ -124,3 +127,23 @@ def test_every_door_has_the_defaults_of_the_request(door: object) -> None:
     found = {name: value for name, value in shared.items() if name in known and name not in own | {"task"}}
     assert found == {name: known[name] for name in found}
     assert len(found) >= 5
+
+
+def test_a_gpu_has_its_own_chunk_and_number_format(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = model()
+    assert ForecastRequest().on(made) == ForecastRequest()
+    assert ForecastRequest().rows == 64
+    # A GPU of 50 MiB of level-2 cache, by what the request asks of it.
+    monkeypatch.setattr(engine, "weights_dtype", lambda dynamics, dtype, backend: dtype or torch.bfloat16)
+    monkeypatch.setattr(engine, "rows_at_once", lambda dynamics: 256)
+    there = ForecastRequest().on(made)
+    assert (there.dtype, there.rows, there.precision) == (torch.bfloat16, 256, "bf16")
+    asked = ForecastRequest(dtype=torch.float32, chunk=8)
+    assert asked.on(made) == asked
+
+
+def test_the_chunk_of_a_gpu_goes_by_its_cache() -> None:
+    combined, vorticity = (PRESETS[name].model for name in ("combined-paper", "vorticity-paper"))
+    h100, a100, l4 = (megabytes << 20 for megabytes in (50, 40, 48))
+    assert [chunk_for(combined, cache=cache) for cache in (h100, a100, l4)] == [256, 128, 256]
+    assert chunk_for(vorticity, cache=h100) == 128

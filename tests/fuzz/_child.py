@@ -46,7 +46,7 @@ def changer() -> Callable[[list[str]], int]:
 
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
-    # What a library prints is part of what the command shows, not of the answer.
+    # Output of libraries belongs to the output of the command, not to the answer.
     os.dup2(2, 1)
     run = changer() if sys.argv[1:] == ["change"] else command()
     for line in sys.stdin:

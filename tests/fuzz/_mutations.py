@@ -13,7 +13,7 @@ from enma_fast.store.metadata import DIGEST, METADATA, digest_of
 
 Mutation = dict[str, Any]
 
-# What JSON may hold in the place of anything.
+# Values that may stand anywhere in JSON.
 VALUES: list[Any] = [
     None,
     True,
@@ -155,7 +155,7 @@ def apply(store: Path, mutation: Mutation) -> None:
 
 def _edit(store: Path, mutation: Mutation) -> None:
     metadata = sorted(store.rglob(METADATA))
-    # That of the whole store is what is read.
+    # The metadata of the whole store are those that are read, so they are chosen more often.
     file = (metadata + [store / METADATA] * len(metadata))[mutation["file"] % (2 * len(metadata) or 1)]
     try:
         root = json.loads(file.read_bytes())

@@ -25,7 +25,7 @@ from ._mutations import MUTATIONS, Mutation, apply
 CORPUS: list[Any] = json.loads((Path(__file__).parent / "corpus" / "stores.json").read_text())
 LIMITS = {"memory": 8 << 30, "cpu": 30}
 COMMANDS = ("verify", "verify", "score", "report", "plot", "export-netcdf", "forecast", "mark")
-# Of the suite that every change runs, about 15 s, and of a part of the long one, which tells what goes on.
+# Mutations of the suite that every change runs (about 15 s), and of a part of the long one, which reports progress.
 FEW, MANY, ROUNDS = 60, 200, 10
 KINDS = {"members": (), "shards": ("--shard", 2, "--quantiles", "0.5"), "statistics": ("--statistics-only",)}
 OPTIONS = ("--members", 3, "--select", "0:2", "--chunk", 2)
@@ -75,7 +75,7 @@ class Target:
             return
         assert "Traceback" not in ended.err
         if command == "verify" or (command == "forecast" and self.server.run("verify", self.store).status == 0):
-            # What a store says of itself may have been changed with its digest; values may not.
+            # Attributes may have been changed together with their digest; values may not.
             self.values_are_those_written(kind)
 
     def values_are_those_written(self, kind: str) -> None:

@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from enma_fast.models.model import Dynamics
+from enma_fast.presets import PRESETS
 from enma_fast.sampling.cuda_graphs import CapturedStep, try_capture
-from enma_fast.sampling.static_step import FrameKind
+from enma_fast.sampling.static_step import FrameKind, StaticStep
 
 from .._static import LATENTS, TASKS, Problem, build, generate, make_step, problem
 from .._tiny import CONFIGS, ONE_PASS, distance
@@ -27,10 +28,7 @@ def cuda() -> torch.device:
 
 
 def capture(dynamics: Dynamics, given: Problem, *, spare: int = 0, dtype: torch.dtype | None = None) -> CapturedStep:
-    captured = CapturedStep(make_step(dynamics, given, spare=spare, dtype=dtype))
-    captured.warm_up()
-    captured.capture()
-    return captured
+    return CapturedStep(make_step(dynamics, given, spare=spare, dtype=dtype))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -132,5 +130,27 @@ def test_what_cannot_be_captured_runs_without_a_graph(cuda: torch.device, monkey
         return out
 
     monkeypatch.setattr(step, "run", waits)
+    before = torch.cuda.get_rng_state(cuda)
     assert try_capture(step) is step
     assert torch.equal(generate(step, given), expected)
+    # The generator is not left within a capture, where it draws no number.
+    assert torch.equal(torch.cuda.get_rng_state(cuda), before)
+    assert torch.isfinite(torch.randn(5, device=cuda)).all()
+
+
+@pytest.mark.parametrize(("name", "budget"), [("combined-paper", 300), ("combined-fast-paper", 70)])
+def test_kernels_of_a_frame_are_within_their_budget(name: str, budget: int, cuda: torch.device) -> None:
+    config = PRESETS[name].model
+    dynamics = Dynamics(config).to(cuda).eval().requires_grad_(False)
+    sizes = {"rows": 1, "groups": 1, "prefix_frames": 3, "own_frames": 3, "settings": config.sampling}
+    step = StaticStep(dynamics, **sizes, initial=False, dtype=torch.bfloat16)
+    words = {"seeds": torch.zeros(1, dtype=torch.int64, device=cuda)}
+    history = torch.randn(1, 2, config.num_tokens, config.token_channels, device=cuda)
+    step.begin([history], **words, members=words["seeds"], first=2)
+    step.frame()
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as seen:
+        step.frame()
+        torch.cuda.synchronize()
+    kernels = Counter(event.name for event in seen.events() if event.device_type == torch.autograd.DeviceType.CUDA)
+    assert 0 < kernels.total() <= budget, kernels

@@ -165,7 +165,7 @@ def test_the_exact_flow_of_a_gaussian_is_followed(method):
     assert error < (1e-4 if method == "midpoint" else 0.1)
 
 
-# Not on the flow of a Gaussian: there the midpoint method happens to be of third order.
+# The flow of a Gaussian would not do: there the midpoint method happens to be of third order.
 @pytest.mark.parametrize(("method", "order"), [("midpoint", 2), ("euler", 1)])
 def test_integrators_converge_at_their_order(method, order):
     c, start = torch.tensor([1.5, -0.5, 2.0]), torch.randn(50, C)

@@ -111,7 +111,7 @@ def test_a_config_alone_is_a_regular_file_of_text(folder: Path) -> None:
 
 
 def test_linked_files_are_read(folder: Path, tmp_path: Path) -> None:
-    # As in the cache of a hub.
+    # The cache of a hub looks like this.
     (folder / "model.safetensors").rename(tmp_path / "blob")
     (folder / "model.safetensors").symlink_to(tmp_path / "blob")
     load_model(folder)

@@ -71,6 +71,29 @@ def test_loss_is_the_mean_over_masked_tokens(dynamics, batch):
         torch.testing.assert_close(value, torch.stack([term[key] for term in terms]).mean(), rtol=1e-5, atol=1e-6)
 
 
+def test_a_one_pass_model_takes_the_flow_loss_of_frames_0_and_the_crps_of_the_others(batch):
+    dynamics, (segments, draws) = build("relative-fast"), batch
+    contexts = dynamics.temporal([z + n for z, n in zip(segments, draws.history, strict=True)])
+    flow, crps = [], []
+    for i, (z, h) in enumerate(zip(segments, contexts, strict=True)):
+        known = draws.known[i][:, 0]
+        c = dynamics.spatial(h[:, 0], z[:, 0], known)
+        loss, _ = dynamics.flow.loss(z[:, 0], c, draws.noise[i][:, 0], draws.times[i][:, 0])
+        flow.append(loss[~known])
+        for t in range(1, z.shape[1]):
+            made = [
+                dynamics.read(dynamics.spatial.from_noise(h[:, t], draws.noise[i][:, t, :, k]))
+                for k in range(draws.noise[i].shape[3])
+            ]
+            errors = torch.stack([(x - z[:, t]).abs() for x in made]).mean(0)
+            pairs = [(a - b).abs() for k, a in enumerate(made) for b in made[:k]]
+            crps.append(errors - torch.stack(pairs).mean(0) / 2)
+    loss, logged = dynamics(segments, draws)
+    torch.testing.assert_close(logged["first_frame"], torch.cat(flow).sum() / draws.masked, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(logged["crps"], torch.stack(crps).mean(), rtol=1e-5, atol=1e-6)
+    assert loss == logged["first_frame"] + logged["crps"]
+
+
 def test_order_of_trajectories_does_not_matter(dynamics, batch):
     segments, draws = batch
     order = torch.tensor([2, 0, 3, 1])
@@ -127,7 +150,7 @@ def test_the_loss_of_two_segments_is_that_of_each_by_its_masked_tokens(dynamics)
     torch.testing.assert_close(dynamics(segments, draws)[0], weighted, rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("name", ["paper", "relative"])
+@pytest.mark.parametrize("name", ["paper", "relative", "relative-fast"])
 def test_shares_average_to_the_whole_with_their_gradients(name, batch):
     segments, draws = batch
     dynamics = build(name).requires_grad_(True)
@@ -150,7 +173,7 @@ def test_shares_average_to_the_whole_with_their_gradients(name, batch):
             torch.testing.assert_close(p.grad, whole[key], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["paper", "relative"])
+@pytest.mark.parametrize("name", ["paper", "relative", "relative-fast"])
 def test_every_parameter_is_trained(name):
     dynamics = build(name).requires_grad_(True)
     dynamics([torch.randn(4, 5, N, C), torch.randn(4, 3, N, C)], make_draws(SHAPES["two"], name))[0].backward()

@@ -6,7 +6,7 @@ from math import cos, exp, floor, pi
 import pytest
 
 from enma_fast.errors import EnmaError
-from enma_fast.models.schedule import flow_steps_at, flow_times, mask_schedule
+from enma_fast.models.schedule import flow_schedule, flow_times, mask_schedule
 
 hypothesis = pytest.importorskip("hypothesis")
 st = pytest.importorskip("hypothesis.strategies")
@@ -89,31 +89,22 @@ def test_sizes_below_one_are_refused(num_tokens, mask_steps):
     ],
 )
 def test_flow_steps_go_linearly_from_first_to_last(first, last, steps):
-    mask_steps = len(steps)
-    assert [flow_steps_at(first, last, step=step, mask_steps=mask_steps) for step in range(mask_steps)] == steps
+    assert list(flow_schedule(first, last, mask_steps=len(steps))) == steps
 
 
 @hypothesis.given(st.integers(1, 50), st.integers(1, 50), st.integers(2, 64))
 def test_flow_steps_stay_between_their_ends_and_near_the_line(first, last, mask_steps):
-    steps = [flow_steps_at(first, last, step=step, mask_steps=mask_steps) for step in range(mask_steps)]
+    steps = list(flow_schedule(first, last, mask_steps=mask_steps))
     assert (steps[0], steps[-1]) == (first, last)
     assert steps == sorted(steps, reverse=last < first)
     for step, found in enumerate(steps):
         assert abs(found - (first + (last - first) * step / (mask_steps - 1))) <= 0.5 + 1e-9
 
 
-@pytest.mark.parametrize(
-    ("first", "last", "step", "said"),
-    [
-        (0, None, 0, "first is 0"),
-        (3, 0, 1, "last is 0"),
-        (3, 2, 4, "step is 4: the 4 mask steps"),
-        (3, 2, -1, "step is -1"),
-    ],
-)
-def test_flow_steps_of_no_mask_step_are_refused(first, last, step, said):
+@pytest.mark.parametrize(("first", "last", "said"), [(0, None, "first is 0"), (3, 0, "last is 0")])
+def test_no_flow_steps_are_refused(first, last, said):
     with pytest.raises(EnmaError, match=said):
-        flow_steps_at(first, last, step=step, mask_steps=4)
+        flow_schedule(first, last, mask_steps=4)
 
 
 def integrate(velocity, y, flow_steps, method):

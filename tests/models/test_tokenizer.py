@@ -18,6 +18,7 @@ OPTIONS = {
     "line": LINE,
     "plane": PLANE,
     "points": CONFIGS["points"].tokenizer,
+    "strided": replace(PLANE, kernel_ends=3, stride_ends=2, layers=("space", "residual", "time")),
     "two-times": replace(LINE, layers=("space", "time", "residual", "time")),
 }
 
@@ -107,7 +108,7 @@ def shifted_encode_differs(tokenizer, options, points):
     return distance(z, tokenizer.encode(u).view(grid).roll(points // options.space_factor, dims=2))
 
 
-@pytest.mark.parametrize("options", [LINE, PLANE], ids=["line", "plane"])
+@pytest.mark.parametrize("options", [LINE, PLANE, OPTIONS["strided"]], ids=["line", "plane", "strided"])
 def test_shifts_by_whole_tokens_commute_around_the_ring(options):
     tokenizer = build(options)
     for tokens in (1, 3):
@@ -137,7 +138,7 @@ def test_padding_goes_around_the_ring_and_is_zero_at_a_wall():
 
 
 def test_expanding_space_puts_each_channel_at_its_place():
-    layer = ExpandSpace(1, 1, PLANE)
+    layer = ExpandSpace(1, 1, PLANE, kernel=PLANE.kernel)
     with torch.no_grad():
         layer.conv.conv.weight.zero_()
         layer.conv.conv.bias.copy_(torch.arange(4.0))

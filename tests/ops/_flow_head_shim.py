@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from enma_fast.ops._flow_head_cuda import pack
+from enma_fast.ops._flow_head_cuda import pack, sizes
 from enma_fast.ops.flow_plan import BlockWeights, FlowPlan, HeadWeights
 
 from ._cubin import tool
@@ -22,7 +22,7 @@ from ._cubin import tool
 Done = subprocess.CompletedProcess[str]
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "tests" / "cuda_shim" / "flow_head.cpp"
-# What the kernels may use on an H100, bytes a block.
+# Shared memory that a block may use on an H100, in bytes.
 SHARED_LIMIT = 232448
 BUILDS = {
     "plain": ["-O1"],
@@ -80,9 +80,8 @@ def start(
 
 def run(program: Path, plan: FlowPlan, c: Tensor, noise: Tensor, folder: Path, cut: Cut) -> tuple[Tensor, Done]:
     """Carry `noise` by the kernels on CPU threads; NaN if the program failed."""
-    packed = pack(plan)
-    arrays = [*packed.tensors, c, noise]
-    done = start(program, [len(noise), *packed.sizes], arrays, folder, cut, folder / "out")
+    arrays = [*pack(plan), c, noise]
+    done = start(program, [len(noise), *sizes(plan)], arrays, folder, cut, folder / "out")
     if done.returncode != 0:
         return torch.full_like(noise, float("nan")), done
     return torch.from_numpy(np.fromfile(folder / "out", dtype=np.float32).reshape(noise.shape)), done

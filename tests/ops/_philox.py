@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 
 import numpy as np
+import torch
+
+from enma_fast.ops.philox_normal import philox
 
 # Multipliers and key increments of Philox-4xW.
 CONSTANTS = {
@@ -20,6 +23,11 @@ KNOWN_ANSWERS = {
         (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
     ),
 }
+
+
+def philox_4x32(counter: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+    """The words `[..., 4]` of PyTorch's Philox by counters `[..., 4]` and keys `[..., 2]`, which broadcast."""
+    return torch.stack(philox(*counter.unbind(-1), *key.unbind(-1)), dim=-1)
 
 
 def philox_4xw(counter: Sequence[int], key: Sequence[int], width: int) -> list[int]:

@@ -248,7 +248,7 @@ def test_sanitizers_find_nothing(tmp_path: Path) -> None:
     wide = "avx512" in Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else True
 
     def compiled(path: Path) -> Path:
-        # What cannot run here needs no watching.
+        # Code that cannot run here need not be sanitised.
         watched = wide or "avx512" not in path.stem
         return compile_core(path, tmp_path, *(sanitize if watched else []))
 

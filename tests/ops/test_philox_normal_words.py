@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from enma_fast.ops._backend import triton_problem
-from enma_fast.ops.philox_normal import normals_of_words, philox_4x32, philox_normal_ref, philox_uniform
+from enma_fast.ops.philox_normal import normals_of_words, philox_normal_ref, philox_uniform
 
-from ._philox import KNOWN_ANSWERS, numpy_words, philox_4xw
+from ._philox import KNOWN_ANSWERS, numpy_words, philox_4x32, philox_4xw
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -174,7 +174,7 @@ def test_missing_torch_is_one_line_with_the_mend(project_with_extension: Path, t
     assert done.stderr.strip().splitlines()[-1].endswith("or set ENMA_FAST_NO_EXT=1 for a pure-Python install")
 
 
-# As much of a torch as setup.py asks: what it was told to build is printed, not built.
+# The parts of torch that setup.py uses: the sources it is told to build are printed, not built.
 FAKE_TORCH = {
     "torch/__init__.py": "from . import version\n",
     "torch/version.py": "cuda = {cuda!r}\n",

@@ -63,7 +63,7 @@ def fragments(texts: dict[Path, str]) -> set[str]:
 
 
 def needs_cuda(name: str, texts: dict[Path, str], seen: frozenset[str] = frozenset()) -> bool:
-    """Whether a header of csrc leads to one in CUDA's dialect."""
+    """True if a header of csrc leads to one in CUDA's dialect."""
     if CUDA_ONLY.search(name) or name.startswith("cuda"):
         return True
     text = texts.get(Path("csrc") / name)
@@ -86,7 +86,7 @@ def units(texts: dict[Path, str]) -> Iterator[tuple[str, str]]:
 
 
 def complaint(root: Path, text: str) -> str:
-    """What the compiler says against a text."""
+    """The errors of the compiler about a text."""
     command = ["g++", *FLAGS, *PORTABLE_VECTORS, f"-I{root / 'csrc'}", "-x", "c++", "-"]
     return subprocess.run(command, input=text, capture_output=True, text=True).stderr
 

@@ -107,7 +107,7 @@ def test_every_room_is_on_the_design_page() -> None:
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     for module in ("material", "mkdocstrings", "latex2mathml"):
         pytest.importorskip(module, reason="needs the [docs] extra")
-    # Not --quiet, under which warnings are not counted.
+    # With --quiet warnings would not be counted.
     build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
     done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -23,7 +23,7 @@ HEAVY = (
 )
 MAX_PUBLIC_NAMES = 12
 
-# What bare torch and numpy load is not ours to answer for, hence the subtraction.
+# Modules that bare torch and numpy load do not count, so they are subtracted.
 PROBE = """
 import json, logging, sys
 import numpy, torch
@@ -45,7 +45,7 @@ print(json.dumps({{
 
 @pytest.fixture(scope="module", params=[False, True], ids=["import", "every-public-name"])
 def probe(request: pytest.FixtureRequest) -> dict:
-    """What a fresh interpreter looks like after the import, without and with each public name resolved."""
+    """The state of a fresh interpreter after the import, without and with each public name resolved."""
     command = [sys.executable, "-c", PROBE.format(resolve=request.param)]
     run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr

@@ -1,4 +1,4 @@
-"""What is said in several files agrees: the version, the Pythons, the tools."""
+"""Facts that stand in several files agree: the version, the Pythons, the tools."""
 
 import re
 import tomllib

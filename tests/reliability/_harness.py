@@ -173,7 +173,7 @@ def beside(store: Path) -> list[str]:
 
 
 def steps(trace: Path) -> list[str]:
-    """What a trap wrote down; the file goes."""
+    """The steps that a trap wrote down; its file is removed."""
     found = trace.read_text().splitlines()
     trace.unlink()
     return found

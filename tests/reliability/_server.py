@@ -54,7 +54,7 @@ class Trap:
             path = str(arguments[0])
             if name == "open" and not arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
                 return
-            # What is named relative to an open folder; of `os.open` the event does not say which.
+            # The name may be relative to an open folder; the event of `os.open` does not say to which.
             descriptor = arguments[_FOLDERS[name]] if name in _FOLDERS else -1
             if descriptor != -1:
                 path = os.path.join(os.readlink(f"/proc/self/fd/{descriptor}"), path)
@@ -67,7 +67,7 @@ class Trap:
             self._step(name)
 
     def _step(self, what: str) -> bool:
-        """Whether the trap springs here, in a way that the caller has to see to."""
+        """True if the trap springs here, and the caller has to act on it."""
         # A child of the command, such as the one that reads field files, writes nothing that lasts.
         if self.match not in what or os.getpid() != self.process:
             return False

@@ -51,7 +51,7 @@ def test_results_do_not_depend_on_the_number_of_workers(server: Server, command:
             started = [server.start(*command(out, *how), environ=environ) for environ in ranks(count)]
             assert all(process.end().status == 0 for process in started)
             if how:
-                # Of two that end together, neither may have seen that it was the last.
+                # Two that end together may both have missed that they were the last.
                 assert server.run(*command(out, *how)).status == 0
             found.append(contents(out))
     assert all(files == found[0] for files in found)

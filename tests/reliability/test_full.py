@@ -90,7 +90,7 @@ def test_a_full_disk(server: Server, wholes: dict, command: Callable, mount: Mou
         told = ended.error()
         assert told.startswith(f"{out}: needs " if " are free" in told else f"{out}: cannot be written ([Errno 28]")
         stages.add("plan" if " are free" in told else "making" if made is None else "sampling")
-        # What was written opens, and is as whole as it says.
+        # The store opens, and its finished members are whole.
         if made is not None:
             read_forecast(out, partial=True)
             assert server.run("verify", out).status == 0
@@ -117,7 +117,7 @@ def test_a_disk_that_becomes_full(server: Server, wholes: dict, command: Callabl
     )
     shutil.rmtree(out)
     found = steps(trace)
-    # Those of making the store come before.
+    # The writes that make the store come first.
     made = found[: found.index(f"os.rename {quick}/.run.zarr.tmp")].count("os.write")
     for number in (1, 2, 7, 12, 15, 19):
         trap = {"folder": str(quick), "how": "full", "at": [made + number], "match": "os.write"}

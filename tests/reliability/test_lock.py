@@ -57,7 +57,7 @@ def test_a_second_run_is_refused(server: Server, store: Path, arguments: tuple, 
     before = contents(store.parent)
     for more in ((), ("--seed", 1), ("--force",)):
         second = server.run(*arguments, *more)
-        # Of another seed the store says so itself, before any lock is asked for.
+        # A run of another seed is refused by the store, before it asks for a lock.
         expected = f"{store}: belongs to another run" if "--seed" in more else busy(first, store)
         assert second.error().startswith(expected)
         assert contents(store.parent) == before
@@ -83,7 +83,7 @@ def test_a_run_that_comes_while_the_store_is_made_is_refused(server: Server, sto
     second = server.start(*arguments)
     assert second.state(0.5) == "running"
     assert not store.exists()
-    # What was begun by one that is killed is made by the other.
+    # The other process makes the store that the killed one had begun.
     first.kill()
     assert second.end().json["members_sampled"] == 8
     # While the store is made, and again while members are written.

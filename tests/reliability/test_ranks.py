@@ -86,7 +86,7 @@ def environment(**others: str) -> dict[str, str]:
 
 
 def results(command: list[str], **others: str) -> list[dict[str, Any]]:
-    """What the ranks of a launch report, by rank."""
+    """The reports of the ranks of a launch, by rank."""
     run = subprocess.run(command, cwd=ROOT, env=environment(**others), capture_output=True, text=True, timeout=90)
     assert run.returncode == 0, run.stderr
     found = [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
@@ -94,14 +94,14 @@ def results(command: list[str], **others: str) -> list[dict[str, Any]]:
 
 
 def array_task(number: int, job: int = 4) -> dict[str, str]:
-    """What SLURM tells task `number` of an array of three."""
+    """The variables that SLURM sets for task `number` of an array of three."""
     array = {"ARRAY_JOB_ID": job, "ARRAY_TASK_ID": number, "ARRAY_TASK_MIN": 0, "ARRAY_TASK_COUNT": 3}
     array |= {"ARRAY_TASK_STEP": 1, "JOB_ID": job + 1 + number, "PROCID": 0, "LOCALID": 0, "NTASKS": 1}
     return {f"SLURM_{name}": str(value) for name, value in array.items()}
 
 
 def torchrun(rank: int, size: int) -> dict[str, str]:
-    """What torchrun tells a rank."""
+    """The variables that torchrun sets for a rank."""
     found = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size, "GROUP_WORLD_SIZE": 1}
     return {name: str(value) for name, value in found.items()} | {"MASTER_PORT": f"{29500 + size}"}
 
@@ -213,7 +213,7 @@ def test_tasks_of_a_slurm_array_join_at_any_time(
     out, command = quick / "run.zarr", forecast(quick / "run.zarr", *options)
     first = begun(server, command, array_task(0), quick)
     second = server.start(*command, environ=array_task(1))
-    # Of members, it may have claimed two blocks more that wait to be written, and be sampling another.
+    # A rank may have claimed two more blocks of members that wait to be written, and be sampling another.
     block, most = (1, 1) if options == STATISTICS else (3 if options else CHUNK, 4)
     wait_for(lambda: (count := units(out)) is not None and 0 < count[1] - count[0] <= most * block)
     assert second.state(0.3) == "running", "it waits for what the first one works on"

@@ -16,6 +16,7 @@ from enma_fast.data import FieldFile, read, read_numbered
 from enma_fast.errors import EnmaError
 from enma_fast.forecasting.members import sample_fields
 from enma_fast.models.checkpoint import load_model, save_model
+from enma_fast.ops import rates
 from enma_fast.store.read import read_forecast, stacked
 from enma_fast.utils.system import versions
 
@@ -125,7 +126,7 @@ def test_bad_input_is_one_line_before_any_work(
 def test_more_frames_than_the_file_holds(
     data: FieldFile, test_in: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What was observed is enough to forecast; the truth is kept where all of it is known."""
+    """Observed frames are enough to forecast; the truth is kept where all of it is known."""
     common = {"num_members": 3, "trajectories": [0, 7]}
     start(data, tmp_path / "whole.zarr", **common).execute()
     whole = read_forecast(tmp_path / "whole.zarr")
@@ -190,7 +191,7 @@ def test_a_context_that_is_the_truth_is_told(
     caplog.clear()
     start(test_in, tmp_path / "run.zarr", task="initial-value", num_members=2, trajectories=[3, 5])
     start(test_in, tmp_path / "run.zarr", context=read(test_in, select=[7]), num_members=2, trajectories=[3, 5])
-    # Of a generated trajectory it is what is asked for.
+    # For a generated trajectory a context from the same file is normal.
     start(test_in, tmp_path / "run.zarr", task="generation", context=other, num_members=2)
     assert caplog.text == ""
 
@@ -238,7 +239,7 @@ def test_a_store_is_of_what_was_used(
         start(warmer, out, **common).plan()
     with pytest.raises(EnmaError, match="belongs to another run: config_sha256 is "):
         start(data, out, **common, checkpoint=other).plan()
-    # As many trajectories as are used are enough, and what others of the file hold does not matter.
+    # The trajectories that are used are enough; the others of the file do not matter.
     assert start(read(test_in, select=[0, 1]), out, **common).plan().members_missing == 0
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
     with pytest.raises(EnmaError, match=r"belongs to another run: arithmetic is native, .* there, native, AVX2 "):
@@ -265,3 +266,20 @@ def test_a_path_is_enough(tiny: Path, test_in: Path, tmp_path: Path) -> None:
     assert done["store"] == str(tmp_path / "run.zarr")
     assert calls == [(2, 2)]
     assert prepare(test_in, tmp_path / "run.zarr", **options).plan().members_missing == 0
+
+
+def test_auto_is_what_the_store_was_begun_with(
+    data: FieldFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, common = tmp_path / "run.zarr", {"trajectories": [7], "num_members": 2, "precision": "auto"}
+    chosen = {"bf16": 2.0, "fp32": 1.0}
+    monkeypatch.setattr(rates, "measured", lambda device: rates.Rates(products=chosen, head={}))
+    start(data, out, **common).execute()
+    assert read_forecast(out).attrs["precision"] == "bf16"
+    before = contents(out)
+    # A rank, or a later process, that measures otherwise.
+    chosen["fp32"] = 3.0
+    assert start(data, out, **common).execute()["members_sampled"] == 0
+    assert contents(out) == before
+    start(data, out, **common, force=True).execute()
+    assert read_forecast(out).attrs["precision"] == "fp32"

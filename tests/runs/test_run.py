@@ -103,7 +103,7 @@ def test_a_run_that_stops_is_continued(
     with pytest.raises(KeyboardInterrupt):
         start(data, out, **common).execute(stop)
     again = start(data, out, **common)
-    # What was sampled before the stop has been written.
+    # The members that were sampled before the stop have been written.
     assert again.plan().members_missing == 6
     seen: list[int] = []
     assert again.execute(lambda done, total: seen.append(done))["members_sampled"] == 6

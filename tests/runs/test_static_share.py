@@ -86,7 +86,7 @@ def test_a_share_that_was_lost_is_sampled_by_the_command_repeated(
     for number in (0, 2):
         begin(test_in, tiny, out, "both", rank(number, 3), static=True).execute()
     assert (out / LEDGER).exists()
-    # By any number of processes.
+    # Any number of processes can finish the run.
     done = begin(test_in, tiny, out, "both", rank(0, 1), static=True).execute()
     assert 0 < done["members_sampled"] < 21
     assert not (out / LEDGER).exists()

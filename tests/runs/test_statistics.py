@@ -68,7 +68,7 @@ def test_quantiles_of_few_members_are_those_of_numpy(num_members: int) -> None:
 
 
 def test_a_threshold_is_compared_in_double_precision() -> None:
-    # As float32, 0.1 is greater than 0.1.
+    # The float32 of 0.1 is greater than 0.1.
     members = np.full((4, 1), 0.1, np.float32)
     np.testing.assert_array_equal(folded(members, thresholds=[0.1]).exceedance(), [[1.0]])
     np.testing.assert_array_equal(folded(members, thresholds=[float(np.float32(0.1))]).exceedance(), [[0.0]])
@@ -217,7 +217,7 @@ def test_members_that_differ_after_the_layout() -> None:
 def test_quantiles_lie_within_the_members_in_order(
     seed: int, unit: float, num_members: int, levels: list[float]
 ) -> None:
-    """Of values from a few levels to wild ones, over the whole range of float32."""
+    """Values from a few levels to wild ones, over the whole range of float32."""
     rng = np.random.default_rng(seed)
     shape = (num_members, 8)
     wild = unit * rng.standard_cauchy(shape) ** 3

@@ -1,4 +1,4 @@
-"""What libenma refuses: a status, a message that names the cause, and the program lives on."""
+"""Input that libenma refuses: a status, a message that names the cause, and the program lives on."""
 
 import ctypes
 import json

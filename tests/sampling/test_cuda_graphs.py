@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import types
 
 import pytest
 import torch
@@ -37,8 +39,6 @@ def test_replayed_frames_are_the_steps_own(name: str, recorder: TapeRecorder) ->
     step.begin(others[0].segments, seeds=others[0].seeds, members=others[0].members, first=1)
     step.frame()
     captured = CapturedStep(step, recorder=recorder)
-    captured.warm_up()
-    captured.capture()
     # Fed back or not, and in a one-pass model in mask steps or not.
     assert recorder.warm_ups == (4 if name in ONE_PASS else 2) * WARM_UPS
     frames, found = 0, []
@@ -46,7 +46,7 @@ def test_replayed_frames_are_the_steps_own(name: str, recorder: TapeRecorder) ->
         found.append(generate(captured, given))
         assert distance(found[-1], generate(make_step(dynamics, given), given)) < CLOSE
         frames += LATENTS - given.first
-        assert captured.launches == recorder.replays == frames
+        assert recorder.replays == frames
     assert torch.equal(found[3], found[1])
 
 
@@ -56,15 +56,13 @@ def test_a_frame_in_one_pass_is_a_small_graph(name: str, recorder: TapeRecorder)
     for made in (name, f"{name}-fast"):
         dynamics = build(made)
         step = make_step(dynamics, problem(dynamics, "temporal"))
-        captured = CapturedStep(step, recorder=recorder)
         recorder.nodes.clear()
-        captured.warm_up()
-        captured.capture()
+        CapturedStep(step, recorder=recorder)
         # One graph for a frame that is fed back and one for the last, which has no causal transformer.
         assert len(recorder.nodes) == 2
-        nodes[made] = recorder.nodes[-1]
-    # Three mask steps of two flow steps beside one pass.
-    assert nodes[f"{name}-fast"] < nodes[name] / 4
+        nodes[made] = recorder.nodes[-1].total()
+    # Three mask steps beside one pass.
+    assert nodes[f"{name}-fast"] < nodes[name] / 2
 
 
 def test_the_tape_would_show_a_number_that_python_holds(recorder: TapeRecorder) -> None:
@@ -81,18 +79,10 @@ def test_the_tape_would_show_a_number_that_python_holds(recorder: TapeRecorder) 
     assert total.item() == 1.0 + 11.0
 
 
-def test_what_is_not_captured_is_refused(recorder: TapeRecorder) -> None:
+def test_bad_calls_of_a_captured_step_are_refused(recorder: TapeRecorder) -> None:
     dynamics = build("paper")
     given = problem(dynamics, "temporal")
     captured = CapturedStep(make_step(dynamics, given), recorder=recorder)
-    with pytest.raises(EnmaError, match="call warm_up and capture first"):
-        generate(captured, given)
-    with pytest.raises(EnmaError, match="call warm_up first"):
-        captured.capture()
-    captured.warm_up()
-    captured.capture()
-    with pytest.raises(EnmaError, match="captured already"):
-        captured.capture()
     with pytest.raises(EnmaError, match="call begin first"):
         captured.frame()
     good = {"segments": given.segments, "seeds": given.seeds, "members": given.members, "first": given.first}
@@ -108,7 +98,7 @@ def test_what_is_not_captured_is_refused(recorder: TapeRecorder) -> None:
     captured.frame()
     with pytest.raises(EnmaError, match="own_frames is 2"):
         captured.frame()
-    assert captured.launches == 2
+    assert recorder.replays == 2
 
 
 def test_teardown(recorder: TapeRecorder) -> None:
@@ -119,9 +109,8 @@ def test_teardown(recorder: TapeRecorder) -> None:
     assert isinstance(captured, CapturedStep)
     assert captured.plan is step.plan
     captured.close()
-    captured.close()
     assert recorder.closed
-    for call in (captured.warm_up, captured.capture, captured.frame, lambda: generate(captured, given)):
+    for call in (captured.frame, lambda: generate(captured, given)):
         with pytest.raises(EnmaError, match="is closed; make a new one"):
             call()
     assert torch.equal(generate(step, given), generate(make_step(dynamics, given), given))
@@ -163,3 +152,49 @@ def test_the_fall_back_is_said_once(caplog: pytest.LogCaptureFixture, monkeypatc
         "frames run without a CUDA graph: step is on cpu; CUDA graphs need a CUDA device",
         "frames run without a CUDA graph: operation not permitted when stream is capturing",
     ]
+
+
+class Generator:
+    """The state of a GPU's generator: a capture enters it, and leaves it only if it succeeds."""
+
+    def __init__(self) -> None:
+        self.capturing = False
+
+    def clone_state(self) -> Generator:
+        copy = Generator()
+        copy.capturing = self.capturing
+        return copy
+
+    def graphsafe_set_state(self, other: Generator) -> None:
+        self.capturing = other.capturing
+
+
+def test_a_failed_capture_gives_the_generator_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = Generator()
+
+    @contextlib.contextmanager
+    def capturing(graph, pool, stream):
+        generator.capturing = True
+        yield
+        generator.capturing = False
+
+    for name, stand_in in (
+        ("Stream", lambda device: None),
+        ("graph_pool_handle", lambda: (0, 0)),
+        ("CUDAGraph", lambda: types.SimpleNamespace(replay=list)),
+        ("device", lambda device: contextlib.nullcontext()),
+        ("graph", capturing),
+        ("default_generators", [None, generator]),
+    ):
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    recorder = cuda_graphs.CudaRecorder(torch.device("cuda", 1))
+
+    def fails() -> None:
+        assert generator.capturing
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    with pytest.raises(RuntimeError, match="not permitted"):
+        recorder.record(fails)
+    assert not generator.capturing
+    assert recorder.record(lambda: None)() == []
+    assert not generator.capturing

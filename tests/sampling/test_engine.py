@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import gc
+import types
 import weakref
 from collections.abc import Iterator
 
@@ -16,8 +17,11 @@ from enma_fast.errors import EnmaError
 from enma_fast.models.model import Dynamics
 from enma_fast.ops._backend import extension
 from enma_fast.presets import PRESETS
+from enma_fast.sampling import engine as engine_module
 from enma_fast.sampling import reference as reference_sampler
-from enma_fast.sampling.engine import Engine, candidates, engine_for
+from enma_fast.sampling.cuda_graphs import CapturedStep
+from enma_fast.sampling.engine import Engine, candidates, engine_for, rows_at_once, weights_dtype
+from enma_fast.sampling.static_step import StaticStep
 from enma_fast.utils.dataclass_json import replace
 
 from .._static import LATENTS, TASKS, Problem, build, problem, reference
@@ -219,7 +223,7 @@ def test_an_engine_goes_with_its_model() -> None:
 def test_presets_are_the_reference(name: str) -> None:
     """Two frames of two members with random weights: the sizes, and so the division into panels, of real models."""
     torch.manual_seed(0)
-    # As few steps as have a first, a middle and a last one.
+    # Three steps: a first, a middle and a last one.
     config = replace(PRESETS[name].model, {"sampling.mask_steps": 3, "sampling.flow_steps": 1})
     dynamics = shaken(Dynamics(config), scale=0.03).eval().requires_grad_(False)
     history = torch.randn(1, 2, config.num_tokens, config.token_channels)
@@ -235,3 +239,97 @@ def test_presets_are_the_reference(name: str) -> None:
     # Two ulps of tokens that reach 4.
     assert_close_as_reference(ours, same_dtype, exact, floor=5e-7)
     assert distance(ours[:1], ours[1:]) > 0.01
+
+
+def chunks_of(engine: Engine, given: Problem, groups: Tensor, *, chunk: int) -> Tensor:
+    """Frames of all rows, a chunk at a time."""
+    found = []
+    for begin in range(0, len(given.seeds), chunk):
+        rows = slice(begin, begin + chunk)
+        there, numbers = groups[rows].unique(return_inverse=True)
+        frames = engine.trajectory(
+            given.segments[-1][there],
+            num_latents=LATENTS,
+            seeds=given.seeds[rows],
+            members=given.members[rows],
+            context=given.segments[0][there] if len(given.segments) > 1 else None,
+            groups=numbers,
+            chunk=chunk,
+        )
+        found.append(torch.stack(list(frames), dim=1))
+    return torch.cat(found)
+
+
+@pytest.mark.parametrize("name", ["paper", "relative-fast"])
+@pytest.mark.parametrize(
+    ("trajectories", "members", "chunk"),
+    # One trajectory; a row of each; whole trajectories; chunks that end within a trajectory, or not.
+    [(1, 7, 4), (5, 1, 3), (3, 2, 4), (3, 3, 4), (5, 3, 8)],
+)
+def test_a_last_chunk_takes_the_step_of_the_others(
+    name: str, trajectories: int, members: int, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dynamics = build(name)
+    given = problem(dynamics, "initial-value", groups=trajectories, members=members)
+    groups = torch.arange(trajectories).repeat_interleave(members)
+    made = []
+
+    class Counted(StaticStep):
+        def __init__(self, *arguments, rows: int, groups: int, **options) -> None:
+            made.append((rows, groups))
+            super().__init__(*arguments, rows=rows, groups=groups, **options)
+
+    monkeypatch.setattr(engine_module, "StaticStep", Counted)
+    engine = Engine(dynamics, backend="static")
+    found = chunks_of(engine, given, groups, chunk=chunk)
+    each = chunk if chunk % members else chunk // members
+    assert made == [(chunk, 1 if trajectories == 1 else each)]
+    assert found.shape[0] == trajectories * members
+    assert distance(found, reference(dynamics, given)) < GROWN
+    # The next ensemble begins with that step; one that is no chunk of another has its own size.
+    again = chunks_of(engine, given, groups, chunk=chunk)
+    assert torch.equal(again, found)
+    assert len(made) == 1
+    generated(engine, problem(dynamics, "initial-value", groups=1, members=1))
+    assert made[1:] == [(1, 1)]
+
+
+def test_a_capture_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    dynamics = build("paper")
+    given = problem(dynamics, "temporal")
+    assert Engine(dynamics, backend="static").captured is None
+    every = {"native": "no", "graph": None, "static": None, "reference": None}
+    monkeypatch.setattr(engine_module, "candidates", lambda *_, **__: dict(every))
+    for capture, told in ((lambda step: step, False), (CapturedStep, True)):
+        monkeypatch.setattr(engine_module, "try_capture", capture)
+        monkeypatch.setattr(CapturedStep, "__init__", lambda self, step: setattr(self, "_step", step))
+        monkeypatch.setattr(CapturedStep, "begin", lambda self, *a, **k: self._step.begin(*a, **k))
+        monkeypatch.setattr(CapturedStep, "frame", lambda self, **k: self._step.frame(**k))
+        monkeypatch.setattr(CapturedStep, "close", lambda self: None)
+        engine = Engine(dynamics)
+        assert engine.captured is None
+        assert distance(generated(engine, given), reference(dynamics, given)) < GROWN
+        assert engine.captured is told
+
+
+def test_a_gpu_has_its_own_number_format_and_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    def on_gpu(dtype: torch.dtype) -> types.SimpleNamespace:
+        weight = types.SimpleNamespace(dtype=dtype, device=torch.device("cuda", 1))
+        return types.SimpleNamespace(config=PRESETS["combined-paper"].model, parameters=lambda: iter([weight]))
+
+    model = on_gpu(torch.float32)
+    assert weights_dtype(model) == weights_dtype(model, "auto") == torch.bfloat16
+    # What is asked for, the reference, and types that no matrix unit multiplies stay as they are.
+    assert weights_dtype(model, torch.float32) == weights_dtype(model, backend="reference") == torch.float32
+    assert weights_dtype(on_gpu(torch.float64)) == torch.float64
+    assert weights_dtype(build("paper")) == torch.float32
+    asked = []
+
+    def properties(device: torch.device) -> types.SimpleNamespace:
+        asked.append(device)
+        return types.SimpleNamespace(L2_cache_size=50 << 20)
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
+    assert rows_at_once(model) == 256
+    assert asked == [torch.device("cuda", 1)]
+    assert rows_at_once(build("paper")) is None

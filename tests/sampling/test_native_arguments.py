@@ -36,7 +36,7 @@ def arguments(sampler: NativeSampler, **changes: Any) -> dict[str, Any]:
     head = _flow_head_native.packed(sampler._plan(1, "midpoint"))
     tokens = sampler.dynamics.config.num_tokens
     return {
-        "sampler": sampler._packed._packed,
+        "sampler": sampler._packed,
         "rows": 2,
         "groups": 1,
         "prefix_frames": 3,

@@ -39,7 +39,7 @@ def pack(dynamics: Dynamics, **changes: Any) -> Any:
         "rotary": None if rotary is None else torch.stack(rotary.tables(torch.arange(8))),
         "masked_rotary": dynamics.spatial.rotary,
     }
-    return operator.PackedSampler(parameters, **arguments | changes)
+    return operator.pack(parameters, **arguments | changes)
 
 
 def test_bad_weights_are_named() -> None:
@@ -105,7 +105,7 @@ def session_of(dynamics: Dynamics, packed: Any, **changes: Any) -> Any:
         "temperature": 1.0,
         "threads": 1,
     }
-    return packed.session(changes.pop("plans", [plan] * len(counts)), **arguments | changes)
+    return operator.session(packed, changes.pop("plans", [plan] * len(counts)), **arguments | changes)
 
 
 def test_bad_sessions_are_named() -> None:
@@ -175,7 +175,7 @@ def test_bad_calls_are_named_and_change_nothing() -> None:
     refused("1 of 1 frames are made", "frame", out, False)
     session.frame(frames[1], True)
     refused("no frame is left", "frame", out, True)
-    # As if nothing had been refused.
+    # The session goes on like one that never refused anything.
     clean = session_of(dynamics, pack(dynamics))
     clean.start_segment(0)
     clean.read(z)

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from enma_fast.errors import EnmaError
-from enma_fast.ops.philox_normal import normals_of_words, philox_4x32, philox_normal
-from enma_fast.sampling.noise import ORDER_STEP, TRAJECTORY_STEP, token_order, trajectory_seed
+from enma_fast.ops.frame_rows import ORDER_STEP
+from enma_fast.ops.philox_normal import normals_of_words, philox_normal
+from enma_fast.sampling.noise import TRAJECTORY_STEP, token_order, trajectory_seed
 
-from ..ops._philox import oracle_noise, philox_4xw
+from ..ops._philox import oracle_noise, philox_4x32, philox_4xw
 
 hypothesis = pytest.importorskip("hypothesis")
 st = pytest.importorskip("hypothesis.strategies")
@@ -165,7 +166,7 @@ def test_token_order_sorts_the_documented_words(seed, member, frame):
 
 
 def test_token_order_breaks_ties_by_index(monkeypatch):
-    monkeypatch.setattr("enma_fast.sampling.noise.philox", lambda *words: (torch.tensor([[7, 3] * 50]),))
+    monkeypatch.setattr("enma_fast.ops.frame_rows.philox", lambda *words: (torch.tensor([[7, 3] * 50]),))
     order = token_order(seed=0, members=torch.tensor([0]), frame=0, num_tokens=100)
     assert order[0].tolist() == [*range(1, 100, 2), *range(0, 100, 2)]
 

@@ -46,7 +46,7 @@ def test_the_chunk_is_remembered_beside_the_units(path: Path) -> None:
     ledger.fit(2**40 + 3)
     assert Ledger(path, 20).chunk == 2**40 + 3
     assert Ledger(path, 20).done().all()
-    # Of several processes, the one with the least memory decides.
+    # The process with the least memory decides.
     for chunk, expected in ((7, 7), (12, 7), (3, 3)):
         Ledger(path, 20).fit(chunk)
         assert ledger.chunk == expected
@@ -214,7 +214,7 @@ def test_one_of_those_who_wait_takes_the_place_of_a_first_that_made_nothing(tmp_
     threads = [threading.Thread(target=join) for _ in range(4)]
     for thread in threads:
         thread.start()
-    # As a dead process leaves it: without a store, its lock file there.
+    # A dead process leaves its lock file and no store.
     os.close(first._file)
     for thread in threads:
         thread.join(60)

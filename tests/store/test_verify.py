@@ -194,7 +194,7 @@ def test_damaged_attributes_are_repaired_by_their_own_command_alone(test_in: Pat
     with pytest.raises(EnmaError, match=r"attributes are damaged; run: enma-fast verify .* --mark"):
         prepare(test_in, out, checkpoint=tiny, num_members=2, trajectories=[0]).execute()
     mark_damaged(out, check_store(out))
-    # What they say now is what nobody asked for.
+    # The attributes now describe a run that nobody asked for.
     with pytest.raises(EnmaError, match=r"attributes are damaged.*seed"):
         prepare(test_in, out, checkpoint=tiny, num_members=2, trajectories=[0], seed=2).execute()
     prepare(test_in, out, checkpoint=tiny, num_members=2, trajectories=[0]).execute()

@@ -93,6 +93,6 @@ def test_a_second_interrupt_leaves_no_writer_behind(
     with pytest.raises(KeyboardInterrupt):
         work()
     assert not writer._thread.is_alive()
-    # What was being written when the second interrupt came is kept, what waited is not.
+    # The block that was being written at the second interrupt is kept, those that waited are not.
     assert written == [0]
     assert np.flatnonzero(ledger.done()).tolist() == [0, 1, 2, 3]

@@ -135,7 +135,7 @@ def test_the_tokenizer_standardises_each_channel() -> None:
     scaled = Tokenizer(replace(plain.config, field_mean=(288.0, -1e5), field_scale=(10.0, 1e3)))
     scaled.load_state_dict(plain.state_dict())
     mean, scale = torch.tensor([288.0, -1e5]), torch.tensor([10.0, 1e3])
-    # What float32 holds of the large values.
+    # The fields after rounding to float32 with the large mean.
     u = torch.randn(2, 8, 16, 8, 2)
     u = ((u * scale + mean) - mean) / scale
     torch.testing.assert_close(scaled.encode(u * scale + mean), plain.encode(u), rtol=1e-4, atol=1e-4)

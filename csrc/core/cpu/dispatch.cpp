@@ -6,8 +6,8 @@ namespace enma {
 
 namespace {
 
-constexpr Isa ALL[] = {Isa::scalar,      Isa::avx2,            Isa::avx512,
-                       Isa::avx512_bf16, Isa::emulated_avx512, Isa::emulated_avx512_bf16};
+constexpr Isa ALL[] = {
+    Isa::scalar, Isa::avx2, Isa::avx512, Isa::avx512_bf16, Isa::emulated_avx512, Isa::emulated_avx512_bf16};
 
 #ifdef ENMA_X86_KERNELS
 bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }

@@ -121,9 +121,8 @@ struct FlowHeadKernels {
     static void store(const Input* a, ptrdiff_t lda, int rows, const LinearView& linear, int begin, int end,
                       float* scratch, float* out, ptrdiff_t ldo) {
         const float* bias = linear.bias;
-        gemm<Mode>(a, lda, rows, linear, begin, end, scratch, [=](int r, int j, Float sum) {
-            V::store(out + r * ldo + j, V::add(sum, V::load(bias + j)));
-        });
+        gemm<Mode>(a, lda, rows, linear, begin, end, scratch,
+                   [=](int r, int j, Float sum) { V::store(out + r * ldo + j, V::add(sum, V::load(bias + j))); });
     }
 
     // out = silu(a W^T + b)
@@ -147,8 +146,8 @@ struct FlowHeadKernels {
 
     // out = norm(y) (1 + scale) + shift with scale = m W_scale^T + b, shift likewise; `shifts` is work space.
     static void modulate(const Input* m, ptrdiff_t stride, int rows, int width, const LinearView& shift,
-                         const LinearView& scale, float* scratch, const float* y, float* shifts,
-                         const float* mean, const float* inverse, Input* out) {
+                         const LinearView& scale, float* scratch, const float* y, float* shifts, const float* mean,
+                         const float* inverse, Input* out) {
         const int panels = panels_of(width);
         store(m, stride, rows, shift, 0, panels, scratch, shifts, stride);
         const float* bias = scale.bias;
@@ -213,7 +212,7 @@ struct FlowHeadKernels {
     }
 
     static void by_columns(const FlowHeadView& head, const FlowHeadCall& call, int64_t row, int rows,
-                        const Member& member, char* shared, char* memory) {
+                           const Member& member, char* shared, char* memory) {
         const int width = head.width, panels = panels_of(width);
         const int begin = static_cast<int>(static_cast<int64_t>(panels) * member.thread / member.threads);
         const int end = static_cast<int>(static_cast<int64_t>(panels) * (member.thread + 1) / member.threads);
@@ -250,8 +249,7 @@ struct FlowHeadKernels {
             }
             wait(member);
             for (int i = 0; i < products; ++i) {
-                store(m, stride, count * rows, modulation(head, i), begin, end, scratch, modulations + i * stride,
-                      ldm);
+                store(m, stride, count * rows, modulation(head, i), begin, end, scratch, modulations + i * stride, ldm);
             }
             wait(member);
             for (int k = first; k < first + count; ++k) {
@@ -299,8 +297,8 @@ void flow_head_rows(const FlowHeadView& head, const FlowHeadCall& call, int64_t 
 }
 
 template <class Vector, template <class> class HalfMode>
-void flow_head_columns(const FlowHeadView& head, const FlowHeadCall& call, int64_t row, int rows,
-                       const Member& member, char* shared, char* memory) {
+void flow_head_columns(const FlowHeadView& head, const FlowHeadCall& call, int64_t row, int rows, const Member& member,
+                       char* shared, char* memory) {
     if (head.bf16) {
         FlowHeadKernels<HalfMode<Vector>>::by_columns(head, call, row, rows, member, shared, memory);
     } else {

@@ -49,8 +49,6 @@ inline int64_t frame_attention_keys(const FrameAttention& g) {
 }
 
 // Floats of work space of one thread: queries, result and a tile of keys or values; then the weights.
-inline int64_t frame_attention_work(int64_t keys) {
-    return (2 * MAX_QUERIES + 64) * MAX_HEAD_DIM + keys * MAX_QUERIES;
-}
+inline int64_t frame_attention_work(int64_t keys) { return (2 * MAX_QUERIES + 64) * MAX_HEAD_DIM + keys * MAX_QUERIES; }
 
 }  // namespace enma

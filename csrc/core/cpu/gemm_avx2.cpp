@@ -47,7 +47,8 @@ struct Vector {
         Float a;
         if constexpr (ODD) {
             asm volatile("vmovaps %2, %0\n\tvandps %1, %0, %0"
-                         : "=&x"(a) : "m"(both), "m"(*reinterpret_cast<const __m256i*>(mask)));
+                         : "=&x"(a)
+                         : "m"(both), "m"(*reinterpret_cast<const __m256i*>(mask)));
         } else {
             asm volatile("vmovdqu %1, %0\n\tvpslld $16, %0, %0" : "=&x"(a) : "m"(both));
         }

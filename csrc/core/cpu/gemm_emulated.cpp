@@ -34,8 +34,12 @@ struct Emulated {
         return out;
     }
 
-    ENMA_CALLED Float all(float a) { return each([&](int) { return a; }); }
-    ENMA_CALLED Float load(const float* p) { return each([&](int j) { return p[j]; }); }
+    ENMA_CALLED Float all(float a) {
+        return each([&](int) { return a; });
+    }
+    ENMA_CALLED Float load(const float* p) {
+        return each([&](int j) { return p[j]; });
+    }
     ENMA_CALLED void store(float* p, const Float& a) {
         for (int j = 0; j < LANES; ++j) p[j] = a.lanes[j];
     }

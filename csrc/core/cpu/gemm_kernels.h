@@ -20,9 +20,7 @@ namespace {
 
 typedef uint16_t Half;
 
-ENMA_INLINE int smaller(int a, int b) {
-    return a < b ? a : b;
-}
+ENMA_INLINE int smaller(int a, int b) { return a < b ? a : b; }
 
 ENMA_INLINE float widened(Half a) {
     const uint32_t bits = static_cast<uint32_t>(a) << 16;

@@ -81,19 +81,17 @@ void point_attention_forward(const PointAttention& g, float* out, float* lse, Is
     const Grain grain = grain_of(g, threads);
     const Valid valid(g);
     const int64_t head_blocks = blocks(g.heads, grain.heads), query_blocks = blocks(g.queries, grain.queries);
-    for_tasks(
-        g.batches * head_blocks * query_blocks, threads, kernels.forward_scratch(g, grain.heads, grain.queries),
-        [&](int64_t i, float* scratch) {
-            PointAttentionTask task{};
-            task.batch = i / (head_blocks * query_blocks);
-            task.first_head = i / query_blocks % head_blocks * grain.heads;
-            task.end_head = std::min(task.first_head + grain.heads, g.heads);
-            task.first_query = i % query_blocks * grain.queries;
-            task.end_query = std::min(task.first_query + grain.queries, g.queries);
-            valid.place(g, task);
-            kernels.forward(g, task, scratch, out, lse);
-        }
-    );
+    for_tasks(g.batches * head_blocks * query_blocks, threads, kernels.forward_scratch(g, grain.heads, grain.queries),
+              [&](int64_t i, float* scratch) {
+                  PointAttentionTask task{};
+                  task.batch = i / (head_blocks * query_blocks);
+                  task.first_head = i / query_blocks % head_blocks * grain.heads;
+                  task.end_head = std::min(task.first_head + grain.heads, g.heads);
+                  task.first_query = i % query_blocks * grain.queries;
+                  task.end_query = std::min(task.first_query + grain.queries, g.queries);
+                  valid.place(g, task);
+                  kernels.forward(g, task, scratch, out, lse);
+              });
 }
 
 void point_attention_backward(const PointAttention& g, const PointAttentionGradients& to, Isa isa) {

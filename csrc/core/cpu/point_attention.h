@@ -38,15 +38,15 @@ struct PointAttention {
 
 // Everything contiguous. `delta` is the row sum of out_grad * out, minus the gradient of lse where that has one.
 struct PointAttentionGradients {
-    const float* out_grad;   // [B, H, Q, V]
-    const float* lse;        // [B, H, Q]
-    const float* delta;      // [B, H, Q]
-    float* q;                // [B, H, Q, K]
-    float* k;                // [B, H, P, K]
-    float* v;                // [B, H, P, V]
-    float* slopes;           // [B, H], to be summed over B
-    float* query_points;     // [B, H, Q, d], to be summed over H (and B), or null
-    float* point_places;     // [B, H, P, d], likewise; both or none
+    const float* out_grad;  // [B, H, Q, V]
+    const float* lse;       // [B, H, Q]
+    const float* delta;     // [B, H, Q]
+    float* q;               // [B, H, Q, K]
+    float* k;               // [B, H, P, K]
+    float* v;               // [B, H, P, V]
+    float* slopes;          // [B, H], to be summed over B
+    float* query_points;    // [B, H, Q, d], to be summed over H (and B), or null
+    float* point_places;    // [B, H, P, d], likewise; both or none
 };
 
 // out [B, H, Q, V] and lse [B, H, Q] (natural logarithm of the sum of exponentials), contiguous. A batch row without
@@ -69,9 +69,7 @@ struct PointAttentionKernels {
     void (*forward)(const PointAttention&, const PointAttentionTask&, float* scratch, float* out, float* lse);
     int64_t (*backward_scratch)(const PointAttention&);
     // One head and all queries.
-    void (*backward)(
-        const PointAttention&, const PointAttentionTask&, float* scratch, const PointAttentionGradients&
-    );
+    void (*backward)(const PointAttention&, const PointAttentionTask&, float* scratch, const PointAttentionGradients&);
     // For tests.
     void (*exp2)(const float* x, float* y, int64_t n);
 };

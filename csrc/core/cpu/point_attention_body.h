@@ -34,10 +34,8 @@ struct Matrix {
 enum class Onto { ZERO, SUM, BIAS };
 
 template <int R, int C, Onto ONTO>
-inline void tile(
-    int64_t depth, const float* a, int64_t a_row, int64_t a_column, const float* b, int64_t ldb, float* c, int64_t ldc,
-    const float* bias, float slope
-) {
+inline void tile(int64_t depth, const float* a, int64_t a_row, int64_t a_column, const float* b, int64_t ldb, float* c,
+                 int64_t ldc, const float* bias, float slope) {
     Floats sum[R][C];
 #pragma GCC unroll 6
     for (int i = 0; i < R; ++i)
@@ -65,15 +63,11 @@ inline void tile(
 }
 
 template <int C, Onto ONTO>
-inline void panel(
-    int64_t rows, int64_t depth, Matrix a, const float* b, int64_t ldb, float* c, int64_t ldc, const float* bias,
-    float slope
-) {
+inline void panel(int64_t rows, int64_t depth, Matrix a, const float* b, int64_t ldb, float* c, int64_t ldc,
+                  const float* bias, float slope) {
     int64_t i = 0;
     for (; i + 6 <= rows; i += 6)
-        tile<6, C, ONTO>(
-            depth, a.data + i * a.row, a.row, a.column, b, ldb, c + i * ldc, ldc, bias + i * ldc, slope
-        );
+        tile<6, C, ONTO>(depth, a.data + i * a.row, a.row, a.column, b, ldb, c + i * ldc, ldc, bias + i * ldc, slope);
     const float* const rest = a.data + i * a.row;
     c += i * ldc;
     bias += i * ldc;
@@ -90,10 +84,8 @@ inline void panel(
 // c [rows, columns] = a [rows, depth] b [depth, columns], onto 0, c, or slope * bias (laid out as c); columns is a
 // multiple of LANES. The order of sums within a row does not depend on the number of rows.
 template <Onto ONTO>
-void multiply(
-    int64_t rows, int64_t columns, int64_t depth, Matrix a, const float* b, int64_t ldb, float* c, int64_t ldc,
-    const float* bias = nullptr, float slope = 0.0f
-) {
+void multiply(int64_t rows, int64_t columns, int64_t depth, Matrix a, const float* b, int64_t ldb, float* c,
+              int64_t ldc, const float* bias = nullptr, float slope = 0.0f) {
     if (bias == nullptr) bias = c;
     int64_t j = 0;
     for (; j + 2 * LANES <= columns; j += 2 * LANES)
@@ -149,9 +141,8 @@ ENMA_INLINE Floats separation(Floats at, Floats place, float period) {
 }
 
 template <int DIMS>
-inline void distances(
-    const PointAttention& g, const float* at, int64_t rows, const float* places, int64_t lanes, float* to
-) {
+inline void distances(const PointAttention& g, const float* at, int64_t rows, const float* places, int64_t lanes,
+                      float* to) {
     for (int64_t i = 0; i < rows; ++i)
         for (int64_t p = 0; p < lanes; p += LANES) {
             Floats square = all(0.0f);
@@ -164,9 +155,8 @@ inline void distances(
 }
 
 // to [rows, BLOCK_P] = dist(x_q, x_p)^power for query coordinates `at` [rows, d].
-inline void powers(
-    const PointAttention& g, const float* at, int64_t rows, const float* places, int64_t lanes, float* to
-) {
+inline void powers(const PointAttention& g, const float* at, int64_t rows, const float* places, int64_t lanes,
+                   float* to) {
     if (g.dims == 1) distances<1>(g, at, rows, places, lanes, to);
     if (g.dims == 2) distances<2>(g, at, rows, places, lanes, to);
     if (g.dims == 3) distances<3>(g, at, rows, places, lanes, to);
@@ -229,8 +219,7 @@ void forward(const PointAttention& g, const PointAttentionTask& task, float* scr
     float* const apart = taken(scratch, STRIP_Q * BLOCK_P);
     float* const logits = taken(scratch, STRIP_Q * BLOCK_P);
     float* const places = taken(scratch, 3 * BLOCK_P);
-    const float* const at =
-        g.query_points.data + task.batch * g.query_points.batch + task.first_query * g.dims;
+    const float* const at = g.query_points.data + task.batch * g.query_points.batch + task.first_query * g.dims;
     const float scale = LOG2_E / __builtin_sqrtf(static_cast<float>(K));
 
     for (int64_t h = 0; h < heads; ++h)
@@ -255,21 +244,16 @@ void forward(const PointAttention& g, const PointAttentionTask& task, float* scr
             // All heads share the distances.
             powers(g, at + i * g.dims, rows, places, lanes, apart);
             for (int64_t h = 0; h < heads; ++h) {
-                multiply<Onto::BIAS>(
-                    rows, lanes, K, {q + h * q_size + i * K, K, 1}, k + h * k_size, BLOCK_P, logits, BLOCK_P, apart,
-                    -g.slopes[task.first_head + h] * LOG2_E
-                );
+                multiply<Onto::BIAS>(rows, lanes, K, {q + h * q_size + i * K, K, 1}, k + h * k_size, BLOCK_P, logits,
+                                     BLOCK_P, apart, -g.slopes[task.first_head + h] * LOG2_E);
                 for (int64_t r = 0; r < rows; ++r) {
                     for (int64_t n = block.count; n < lanes; ++n) logits[r * BLOCK_P + n] = -__builtin_inff();
-                    exponentials(
-                        logits + r * BLOCK_P, lanes, most[h * most_size + i + r],
-                        totals + h * total_size + (i + r) * LANES, values + h * sum_size + (i + r) * width, width
-                    );
+                    exponentials(logits + r * BLOCK_P, lanes, most[h * most_size + i + r],
+                                 totals + h * total_size + (i + r) * LANES, values + h * sum_size + (i + r) * width,
+                                 width);
                 }
-                multiply<Onto::SUM>(
-                    rows, width, block.count, {logits, BLOCK_P, 1}, v + h * v_size, width,
-                    values + h * sum_size + i * width, width
-                );
+                multiply<Onto::SUM>(rows, width, block.count, {logits, BLOCK_P, 1}, v + h * v_size, width,
+                                    values + h * sum_size + i * width, width);
             }
         }
     }
@@ -297,9 +281,8 @@ int64_t backward_scratch(const PointAttention& g) {
 
 // Weights and the gradient of the logits of one row, in place of logits (base 2) and of the gradient of the weights.
 // Returns the gradient with respect to minus the slope.
-inline float row_gradients(
-    float* logits, float* grad, const float* apart, int64_t count, int64_t lanes, float lse_2, float delta
-) {
+inline float row_gradients(float* logits, float* grad, const float* apart, int64_t count, int64_t lanes, float lse_2,
+                           float delta) {
     Floats sum = all(0.0f);
     for (int64_t p = 0; p < lanes; p += LANES) store(logits + p, exp2_of(load(logits + p) - all(lse_2)));
     for (int64_t p = count; p < lanes; ++p) logits[p] = 0.0f;
@@ -312,10 +295,8 @@ inline float row_gradients(
 }
 
 // Adds to the gradients of the coordinates: of one query, d floats, and of the points of a block, [d, BLOCK_P].
-inline void place_gradients(
-    const PointAttention& g, const float* at, const float* places, const float* grad, const float* apart, float slope,
-    int64_t lanes, float* at_grad, float* places_grad
-) {
+inline void place_gradients(const PointAttention& g, const float* at, const float* places, const float* grad,
+                            const float* apart, float slope, int64_t lanes, float* at_grad, float* places_grad) {
     Floats sums[3] = {all(0.0f), all(0.0f), all(0.0f)};
     for (int64_t p = 0; p < lanes; p += LANES) {
         Floats factor = load(grad + p) * all(-slope);
@@ -340,9 +321,8 @@ void zero(float* x, int64_t n) {
     for (int64_t i = 0; i < n; ++i) x[i] = 0.0f;
 }
 
-void backward(
-    const PointAttention& g, const PointAttentionTask& task, float* scratch, const PointAttentionGradients& to
-) {
+void backward(const PointAttention& g, const PointAttentionTask& task, float* scratch,
+              const PointAttentionGradients& to) {
     const int64_t K = g.head_dim, V = g.value_dim, KP = padded(K), VP = padded(V), Q = g.queries, P = g.points;
     const int64_t b = task.batch, h = task.first_head, which = b * g.heads + h;
     float* const q = taken(scratch, Q * KP);
@@ -390,23 +370,16 @@ void backward(
         for (int64_t i = 0; i < Q; i += BLOCK_Q) {
             const int64_t rows = smaller(BLOCK_Q, Q - i);
             powers(g, at + i * g.dims, rows, places, lanes, apart);
-            multiply<Onto::BIAS>(
-                rows, lanes, K, {q + i * KP, KP, 1}, k_columns, BLOCK_P, weights, BLOCK_P, apart, -slope * LOG2_E
-            );
-            multiply<Onto::ZERO>(
-                rows, lanes, V, {out_grad + i * VP, VP, 1}, v_columns, BLOCK_P, grad, BLOCK_P
-            );
+            multiply<Onto::BIAS>(rows, lanes, K, {q + i * KP, KP, 1}, k_columns, BLOCK_P, weights, BLOCK_P, apart,
+                                 -slope * LOG2_E);
+            multiply<Onto::ZERO>(rows, lanes, V, {out_grad + i * VP, VP, 1}, v_columns, BLOCK_P, grad, BLOCK_P);
             float sum = 0.0f;
             for (int64_t r = 0; r < rows; ++r) {
-                sum += row_gradients(
-                    weights + r * BLOCK_P, grad + r * BLOCK_P, apart + r * BLOCK_P, n, lanes, lse_2[i + r],
-                    to.delta[which * Q + i + r]
-                );
+                sum += row_gradients(weights + r * BLOCK_P, grad + r * BLOCK_P, apart + r * BLOCK_P, n, lanes,
+                                     lse_2[i + r], to.delta[which * Q + i + r]);
                 if (with_places)
-                    place_gradients(
-                        g, at + (i + r) * g.dims, places, grad + r * BLOCK_P, apart + r * BLOCK_P, slope, lanes,
-                        at_grad + (i + r) * 3, places_grad
-                    );
+                    place_gradients(g, at + (i + r) * g.dims, places, grad + r * BLOCK_P, apart + r * BLOCK_P, slope,
+                                    lanes, at_grad + (i + r) * 3, places_grad);
             }
             slope_grad -= static_cast<double>(sum);
             multiply<Onto::SUM>(rows, KP, n, {grad, BLOCK_P, 1}, k_rows, KP, q_grad + i * KP, KP);
@@ -432,9 +405,7 @@ void backward(
     to.slopes[which] = static_cast<float>(slope_grad);
 }
 
-constexpr enma::PointAttentionKernels KERNELS{
-    forward_scratch, forward, backward_scratch, backward, exp2_of_many
-};
+constexpr enma::PointAttentionKernels KERNELS{forward_scratch, forward, backward_scratch, backward, exp2_of_many};
 
 }  // namespace point
 }  // namespace

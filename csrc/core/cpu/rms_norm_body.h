@@ -51,9 +51,8 @@ void forward(const RmsNorm& g, const RmsNormForward& f, int64_t begin, int64_t e
         const float rstd = 1.0f / __builtin_sqrtf(sums.total_of_all() * inverse + g.eps);
         if (f.rstd != nullptr) f.rstd[r] = rstd;
         T* y = static_cast<T*>(f.y) + r * width;
-        each(width, [&](int64_t i, auto part) {
-            store(y + i, load(row + i, part) * rstd * load(weight + i, part), part);
-        });
+        each(width,
+             [&](int64_t i, auto part) { store(y + i, load(row + i, part) * rstd * load(weight + i, part), part); });
     }
 }
 

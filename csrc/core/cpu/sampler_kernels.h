@@ -127,8 +127,8 @@ struct SamplerKernels {
         if (half % V::LANES == 0) {
             for (int j = 0; j < half; j += V::LANES) {
                 const Float a = V::multiply(V::multiply(V::load(x + j), V::all(inverse)), V::load(weight + j));
-                const Float b = V::multiply(V::multiply(V::load(x + half + j), V::all(inverse)),
-                                            V::load(weight + half + j));
+                const Float b =
+                    V::multiply(V::multiply(V::load(x + half + j), V::all(inverse)), V::load(weight + half + j));
                 const Float cosine = V::load(cosines + j), sine = V::load(sines + j);
                 put<V>(out + j, V::subtract(V::multiply(a, cosine), V::multiply(b, sine)));
                 put<V>(out + half + j, V::add(V::multiply(a, sine), V::multiply(b, cosine)));
@@ -189,8 +189,18 @@ struct SamplerKernels {
     void attend(const Input* q, ptrdiff_t q_token, int queries, const AttentionPart* parts, int count,
                 Input* out) const {
         const AttentionPart none = part(nullptr, nullptr, 0, 0);
-        const FrameAttention g{is_paired<Mode>, 1, m.heads, queries, m.head_dim, {q, 0, m.head_dim, q_token},
-                               {parts[0], count > 1 ? parts[1] : none, none}, out, 0, m.head_dim, ld, 1};
+        const FrameAttention g{is_paired<Mode>,
+                               1,
+                               m.heads,
+                               queries,
+                               m.head_dim,
+                               {q, 0, m.head_dim, q_token},
+                               {parts[0], count > 1 ? parts[1] : none, none},
+                               out,
+                               0,
+                               m.head_dim,
+                               ld,
+                               1};
         const Span mine = heads();
         const int step = static_cast<int>(s.attention->queries(queries));
         for (int h = mine.begin; h < mine.end; ++h) {
@@ -220,9 +230,8 @@ struct SamplerKernels {
                 Input* to = hidden + begin * ldh;
                 const ptrdiff_t ldo = ldh;
                 gemm<Mode>(own.a + begin * ld, ld, end - begin, block.gate, panel, last, own.scratch,
-                           [=](int r, int j, Float sum) ENMA_ALWAYS {
-                               V::store(gates + r * SAMPLER_COLUMNS + j, silu<V>(sum));
-                           });
+                           [=](int r, int j, Float sum)
+                               ENMA_ALWAYS { V::store(gates + r * SAMPLER_COLUMNS + j, silu<V>(sum)); });
                 gemm<Mode>(own.a + begin * ld, ld, end - begin, block.up, panel, last, own.scratch,
                            [=](int r, int j, Float sum) ENMA_ALWAYS {
                                put<V>(to + r * ldo + j, V::multiply(V::load(gates + r * SAMPLER_COLUMNS + j), sum));
@@ -261,9 +270,8 @@ struct SamplerKernels {
         const Span columns = share(panels_of(m.width), member);
         const Float zero = V::all(0.0f);
         const float* places = m.places;
-        const auto place = [&](int r, int j) ENMA_ALWAYS {
-            return places == nullptr ? zero : V::load(places + r % N * ld + j);
-        };
+        const auto place = [&](int r, int j)
+                               ENMA_ALWAYS { return places == nullptr ? zero : V::load(places + r % N * ld + j); };
         if (task.start >= 0) {
             const float* start = m.start + smaller(task.start, 1) * ld;
             for (int r = 0; r < rows; ++r) {
@@ -275,7 +283,8 @@ struct SamplerKernels {
             const ptrdiff_t ldc = row_stride(m.channels);
             const float* tokens = task.tokens + static_cast<ptrdiff_t>(task.begin) * N * m.channels;
             Input* inputs = own.a;
-            for (int r = 0; r < rows; ++r) copy_token(tokens + static_cast<ptrdiff_t>(r) * m.channels, inputs + r * ldc);
+            for (int r = 0; r < rows; ++r)
+                copy_token(tokens + static_cast<ptrdiff_t>(r) * m.channels, inputs + r * ldc);
             product(inputs, ldc, rows, m.embed, columns, [&](int r, int j, Float sum) ENMA_ALWAYS {
                 V::store(y + r * ld + j, V::add(V::add(sum, V::load(m.embed.bias + j)), place(r, j)));
             });
@@ -322,9 +331,7 @@ struct SamplerKernels {
     // Row of the masked transformer's input that token `token` of the frame has.
     int frame_row(int token) const { return (m.concat ? m.tokens : 0) + token; }
 
-    float* input_row(int row, int r) const {
-        return s.input + (static_cast<ptrdiff_t>(row) * m.masked_rows + r) * ld;
-    }
+    float* input_row(int row, int r) const { return s.input + (static_cast<ptrdiff_t>(row) * m.masked_rows + r) * ld; }
 
     // Context of a frame for one row, this thread's columns: to(n, j, value).
     template <class To>
@@ -376,9 +383,8 @@ struct SamplerKernels {
         const Span columns = share(panels_of(m.width), member);
         const float* places = m.places;
         const Float zero = V::all(0.0f);
-        const auto place = [&](int n, int j) ENMA_ALWAYS {
-            return places == nullptr ? zero : V::load(places + n * ld + j);
-        };
+        const auto place = [&](int n, int j)
+                               ENMA_ALWAYS { return places == nullptr ? zero : V::load(places + n * ld + j); };
         for (int row = task.begin; row < task.end; ++row) {
             context(task, row, [&](int n, int j, Float h) ENMA_ALWAYS {
                 if (m.concat) {
@@ -413,9 +419,7 @@ struct SamplerKernels {
                 });
     }
 
-    float* context_row(int row, int n) const {
-        return s.context + (static_cast<ptrdiff_t>(row) * m.tokens + n) * ld;
-    }
+    float* context_row(int row, int n) const { return s.context + (static_cast<ptrdiff_t>(row) * m.tokens + n) * ld; }
 
     // Writes the tokens that the last step decided into the input.
     void update_input(const MaskTask& task) const {

@@ -23,8 +23,8 @@ int64_t flow_head_cuda_scratch(const FlowHeadSizes& sizes, const FlowHeadGeometr
 // is allocated and nothing waits, so that a CUDA graph can capture it. `c` is [M][D] bf16, aligned to 16 bytes, `noise`
 // and `out` are [M][C] fp32; `scratch` is aligned to 256 bytes and in use until the kernels have ended. `geometry` is
 // what plan_flow_head_cuda gave for these sizes on this device.
-const char* launch_flow_head_cuda(
-    const FlowHeadSizes& sizes, const FlowHeadWeights& weights, const FlowHeadGeometry& geometry, const void* c,
-    const float* noise, float* out, void* scratch, void* stream);
+const char* launch_flow_head_cuda(const FlowHeadSizes& sizes, const FlowHeadWeights& weights,
+                                  const FlowHeadGeometry& geometry, const void* c, const float* noise, float* out,
+                                  void* scratch, void* stream);
 
 }  // namespace enma

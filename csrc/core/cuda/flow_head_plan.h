@@ -51,14 +51,14 @@ inline constexpr int64_t kFlowHeadModulationBytes = int64_t{32} << 20;
 
 struct FlowHeadGeometry {
     int warps = kFlowHeadWarps;
-    int tiles = 0;           // tiles of 8 columns of every matrix that one block keeps
-    int chunks = 0;          // pieces of 256 columns of a row, 2 or 4
-    int group_blocks = 0;    // blocks that together keep all matrices
-    int subtiles = 0;        // tiles of 16 rows that a group carries at once, at most
-    int groups = 0;          // groups, each with rows of its own
-    int rows_per_pass = 0;   // rows that a group carries at once
-    int evaluations = 0;     // evaluations whose modulations are held at once
-    bool cluster = false;    // a group is a cluster
+    int tiles = 0;          // tiles of 8 columns of every matrix that one block keeps
+    int chunks = 0;         // pieces of 256 columns of a row, 2 or 4
+    int group_blocks = 0;   // blocks that together keep all matrices
+    int subtiles = 0;       // tiles of 16 rows that a group carries at once, at most
+    int groups = 0;         // groups, each with rows of its own
+    int rows_per_pass = 0;  // rows that a group carries at once
+    int evaluations = 0;    // evaluations whose modulations are held at once
+    bool cluster = false;   // a group is a cluster
     int64_t shared_bytes = 0;
 };
 
@@ -120,8 +120,8 @@ inline const char* cut_weights(const FlowHeadSizes& s, int64_t shared_limit, Flo
 }
 
 // Rows over the groups that can run at the same time, and evaluations over chunks.
-inline const char* spread_rows(
-    const FlowHeadSizes& s, int64_t groups_at_once, int64_t modulation_bytes, FlowHeadGeometry& g) {
+inline const char* spread_rows(const FlowHeadSizes& s, int64_t groups_at_once, int64_t modulation_bytes,
+                               FlowHeadGeometry& g) {
     if (groups_at_once < 1) return "this GPU cannot run enough blocks at the same time to hold the weights";
     const int64_t rows = std::max<int64_t>(s.rows, 1);
     g.groups = static_cast<int>(std::min(groups_at_once, rows));
@@ -135,12 +135,12 @@ inline const char* spread_rows(
 
 // Scratch memory of one call; offsets in bytes from a base aligned to 256.
 struct FlowHeadScratch {
-    int64_t inputs;       // silu(condition + time) [R][M][W] bf16
-    int64_t modulation;   // [chunk][M][(3L+2)W] bf16
-    int64_t residual;     // y that the blocks of a group exchange [groups][rows_per_pass][W] bf16
-    int64_t hidden;       // likewise
-    int64_t start;        // x at the start of the step, between chunks [M][C] fp32
-    int64_t counters;     // [groups][32]
+    int64_t inputs;      // silu(condition + time) [R][M][W] bf16
+    int64_t modulation;  // [chunk][M][(3L+2)W] bf16
+    int64_t residual;    // y that the blocks of a group exchange [groups][rows_per_pass][W] bf16
+    int64_t hidden;      // likewise
+    int64_t start;       // x at the start of the step, between chunks [M][C] fp32
+    int64_t counters;    // [groups][32]
     int64_t total;
 
     FlowHeadScratch(const FlowHeadSizes& s, const FlowHeadGeometry& g) {

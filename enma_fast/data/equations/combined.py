@@ -80,18 +80,9 @@ def solve(
     steps_per_frame: int = _STEPS_PER_FRAME,
     num_frames: int = NUM_FRAMES,
 ) -> np.ndarray:
-    """Integrate a batch of initial conditions.
+    """Integrate initial conditions `[B, X]`, X a multiple of `NUM_POINTS`, with parameters name -> [B].
 
-    Parameters
-    ----------
-    u0 : float64 [B, X], X a multiple of `NUM_POINTS`
-    parameters : name -> [B]
-    steps_per_frame : time steps between two frames
-    num_frames : frames of the result
-
-    Returns
-    -------
-    float64 [B, num_frames, NUM_POINTS]; frame 0 is `u0` on the kept points.
+    Float64 `[B, num_frames, NUM_POINTS]`; frame 0 is `u0` on the kept points.
     """
     jax = load_extra("jax", "data")
     coefficients = np.stack([np.asarray(parameters[name], dtype=np.float64) for name in PARAMETERS], axis=1)

@@ -55,19 +55,10 @@ class Scores:
     def update(self, ensemble: Array, truth: Array, observed: Array | None = None) -> None:
         """Add a batch of trajectories.
 
-        Parameters
-        ----------
-        ensemble, truth : Tensor or ndarray
-            `[B, K, T, *x, c]` and `[B, T, *x, c]`; K and T are the same in all batches.
-        observed : Tensor or ndarray
-            `[B, L, *x, c]`, the observed frames, whose RMS is the unit of `crps_relative`; without them it is the
-            RMS of the truth.
-
-        Raises
-        ------
-        EnmaError
-            If shapes do not match each other or earlier batches, a value is not finite, or the truth of a
-            trajectory is zero throughout. Nothing of the batch is added then.
+        `ensemble` is `[B, K, T, *x, c]` and `truth` `[B, T, *x, c]`, with one K and T in all batches; `observed` are
+        the observed frames `[B, L, *x, c]`, whose RMS is the unit of `crps_relative` (without them, the RMS of the
+        truth). `EnmaError` if shapes do not match each other or earlier batches, a value is not finite, or the truth of
+        a trajectory is zero throughout; nothing of the batch is added then.
         """
         ensemble_BKTP, truth_BTP = checked(ensemble, truth)
         require_nonzero(truth_BTP)
@@ -94,18 +85,14 @@ class Scores:
 
         Parameters
         ----------
-        parts : iterable of (int, Tensor or ndarray, Tensor or ndarray)
+        parts
             `first, ensemble, truth`: the number of the part's first frame, and `[K, t, p]` and `[t, p]`, its t frames
-            at p points. Each point of each frame is in one part.
-        num_frames : int
+            at p points. Each point of each frame is in one part; `EnmaError` if the frames have different numbers of
+            points, and as `update`.
+        num_frames
             T.
-        amplitude : float
+        amplitude
             RMS of the observed frames; without it that of the truth is the unit of `crps_relative`.
-
-        Raises
-        ------
-        EnmaError
-            As `update`, or if the frames have different numbers of points. Nothing of the trajectory is added then.
         """
         sums: dict[str, Tensor] = {}
         num_members, nonzero = 0, False
@@ -143,10 +130,7 @@ class Scores:
     def restore(cls, state: Mapping[str, Array]) -> Scores:
         """Rebuild the accumulator that `state` was taken from; further updates give the same bits.
 
-        Raises
-        ------
-        EnmaError
-            If an array is missing, unknown or of another shape.
+        `EnmaError` if an array is missing, unknown or of another shape.
         """
         arrays = {name: torch.as_tensor(value).clone() for name, value in state.items()}
         made = cls()
@@ -167,10 +151,7 @@ class Scores:
     def merge(self, other: Scores) -> None:
         """Add all trajectories of another accumulator, for example of another rank.
 
-        Raises
-        ------
-        EnmaError
-            If the two were fed different numbers of members or frames. Nothing is added then.
+        `EnmaError`, and nothing is added, if the two were fed different numbers of members or frames.
         """
         if other.num_trajectories == 0:
             return
@@ -182,7 +163,7 @@ class Scores:
         self.num_trajectories += other.num_trajectories
 
     def result(self) -> dict[str, Any]:
-        """Scores of all trajectories so far.
+        """Scores of all trajectories so far; `EnmaError` if there is none.
 
         Returns
         -------
@@ -196,11 +177,6 @@ class Scores:
             with a list over the frames for each score but the two quantiles. A score that is not defined is None:
             calibration and spread of a single member, the spread-skill ratio of a mean without error, the
             relative error in a frame whose truth is zero, and the relative CRPS where zeros were observed.
-
-        Raises
-        ------
-        EnmaError
-            If no trajectory was added.
         """
         self._require_trajectories()
         frames = self._finish(per_frame=True)

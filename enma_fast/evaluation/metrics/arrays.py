@@ -23,10 +23,7 @@ def float64(values: Array) -> Tensor:
 def checked(ensemble: Array, truth: Array, *, min_members: int = 1) -> tuple[Tensor, Tensor]:
     """Ensemble `[B, K, T, *x, c]` and truth `[B, T, *x, c]` as float64 `[B, K, T, P]` and `[B, T, P]`.
 
-    Raises
-    ------
-    EnmaError
-        If shapes do not match, a value is not finite, or there are fewer than `min_members`.
+    `EnmaError` if shapes do not match, a value is not finite, or there are fewer than `min_members`.
     """
     members, fields = float64(ensemble), float64(truth)
     shapes = f"ensemble is {list(members.shape)} and truth {list(fields.shape)}"

@@ -124,7 +124,7 @@ SCORES: dict[str, Score] = {
     )
 }
 
-# Of generated trajectories alone, and by the equation's solver: `evaluation.solver`.
+# For generated trajectories only; the equation's solver computes it: `evaluation.solver`.
 SOLVER_FIDELITY = Column(
     name="solver_fidelity",
     label="distance from the solver's own trajectory",

@@ -18,10 +18,11 @@ from ...evaluation.metrics import columns as score_columns
 from ...evaluation.physics import Physics
 from ...store.layout import OUTSIDE
 from ...utils.extras import load_extra
-from ...utils.text import counted
+from ...utils.files import complete_file
+from ...utils.text import counted, times
 from ..forecast import Forecast
 from ..physics import spectrum_figure
-from ..plots import forecast_panels, write_complete
+from ..plots import REMEDY, forecast_panels
 from ..style import ENSEMBLE, ERROR, INK, TRUTH
 from .reader import PooledScores, StoreReader
 from .viewer import MANY_TRAJECTORIES, Thinning
@@ -101,7 +102,7 @@ def write_report(store: str | Path, out: str | Path, *, truth: str | Path | None
         figures.append(_figure(spectrum_figure(physics.spectra(), said["spectrum_error"]), label))
     left_out = pools[None].left_out
     values = {
-        "title": html.escape(_heading(reader)),
+        "title": html.escape(f"Forecast of {reader.attributes.get('data_name') or reader.path.name}"),
         "summary": html.escape(_summary(reader)),
         "notes": "".join(f"<li>{html.escape(note)}</li>" for note in thinning.notes),
         "scores": _outside(reader) + _score_tables(reader, results, rows, left_out) + _physics_table(physics),
@@ -112,7 +113,8 @@ def write_report(store: str | Path, out: str | Path, *, truth: str | Path | None
     }
     template = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
     page = re.sub(r"\{\{(\w+)\}\}", lambda match: values[match[1]], template).encode()
-    write_complete(out, lambda temporary: temporary.write_bytes(page))
+    with complete_file(out, remedy=REMEDY) as temporary:
+        temporary.write_bytes(page)
     return {
         "report": str(out),
         "num_bytes": len(page),
@@ -138,11 +140,6 @@ def _require_page(out: Path) -> None:
         raise EnmaError(f"{out}: cannot be written ({error}); choose another --out") from error
 
 
-def _heading(reader: StoreReader) -> str:
-    attrs = reader.attributes
-    return f"Forecast of {attrs.get('data_name') or reader.path.name}"
-
-
 def _summary(reader: StoreReader) -> str:
     attrs, seen = reader.attributes, reader.attributes.get("observed_frames")
     parts = [counted(len(reader), "trajectory")]
@@ -151,7 +148,7 @@ def _summary(reader: StoreReader) -> str:
         parts.append(f"{counted(reader.num_members, 'member')}{each}")
     frames = counted(len(reader.times), "frame")
     parts.append(f"{frames} from {seen} observed" if seen else frames)
-    parts.append(f"on {' x '.join(str(len(x)) for x in reader.coords)} points")
+    parts.append(f"on {times(map(len, reader.coords))} points")
     by = f" by {attrs['model']}" if "model" in attrs else ""
     return f"{', '.join(parts)}{by}."
 

@@ -37,17 +37,9 @@ class Trajectory:
 
 
 class StoreReader:
-    """A forecast store, read one trajectory at a time.
+    """A forecast store, read one trajectory at a time; `truth` is a field file with the truth, if the store holds none.
 
-    Parameters
-    ----------
-    path : the store
-    truth : field file with the truth, if the store holds none
-
-    Raises
-    ------
-    EnmaError
-        If the store or the file cannot be read, or if the frames of the file do not match those of the store.
+    `EnmaError` if the store or the file cannot be read, or if the frames of the file do not match those of the store.
     """
 
     def __init__(self, path: str | Path, truth: str | Path | None = None) -> None:
@@ -88,23 +80,17 @@ class StoreReader:
 
     def forecast(self, trajectory: Trajectory, channel: int) -> Forecast:
         """One channel of a trajectory, for the figures."""
-
-        def one(values: np.ndarray | None) -> np.ndarray | None:
-            return None if values is None else values[..., channel]
-
+        fields: dict[str, Any] = {
+            name: None if x is None else x[..., channel] for name, x in vars(trajectory).items() if name != "number"
+        }
         return Forecast(
             times=self.times,
             coords=self.coords,
-            members=one(trajectory.members),
-            mean=one(trajectory.mean),
-            spread=one(trajectory.spread),
             levels=self.levels,
-            quantiles=one(trajectory.quantiles),
             num_members=self.num_members,
-            truth=one(trajectory.truth),
-            observed=one(trajectory.observed),
             observed_times=None if trajectory.observed is None else self.dataset["observed_time"].to_numpy(),
             name=self.channels[channel],
+            **fields,
         )
 
     def physics(self) -> Physics:
@@ -180,8 +166,8 @@ class PooledScores:
 
     def add(self, trajectory: Trajectory) -> dict[str, Any] | None:
         """Add a trajectory; returns its own scores, or None if it has no truth or cannot be scored."""
-        members, truth, mean = trajectory.members, trajectory.truth, trajectory.mean
-        spread = trajectory.spread
+        members, truth = trajectory.members, trajectory.truth
+        mean, spread = trajectory.mean, trajectory.spread
         if truth is None or (members is None and mean is None):
             return None
         if members is None:
@@ -243,17 +229,10 @@ class PooledScores:
 
 
 def store_figure(store: str | Path | StoreReader, *, place: int = 0, channel: int = 0, title: str | None = None) -> Any:
-    """Draw one trajectory of a forecast store, and the calibration of all of them.
+    """Draw one trajectory of a forecast store, and the calibration of all of them, as a matplotlib figure.
 
-    Parameters
-    ----------
-    store : a forecast store, or a reader of one (which may have a truth from a field file)
-    place, channel : indices of the trajectory and of the channel in the store
-    title : title of the figure; by default model, task and trajectory
-
-    Returns
-    -------
-    matplotlib.figure.Figure
+    `store` may be a reader, which may have a truth from a field file; `place` and `channel` are indices in the store;
+    `title` is by default model, task and trajectory.
     """
     reader = store if isinstance(store, StoreReader) else StoreReader(store)
     if not 0 <= place < len(reader):

@@ -1,0 +1,77 @@
+"""Runs to test: their options, what they leave in their folder, a process of their own, and a task of one weight."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from enma_fast.config import TrainingConfig
+from enma_fast.models.checkpoint import read_tensors
+from enma_fast.training.loop import RunOptions
+
+from .._tiny import TRAINING, dynamics_task, tokenizer_task
+
+WORKER = Path(__file__).parent / "_train_worker.py"
+TASKS = {"tokenizer": tokenizer_task, "dynamics": dynamics_task}
+LEARNING = TrainingConfig(steps=40, batch=12, learning_rate=1e-2, warmup_steps=5, ema_decay=0.9)
+
+
+def options(out, **changes):
+    settings = {"precision": "fp32", "log_every": 1, "validate_every": 4, "save_seconds": 1e9} | changes
+    return RunOptions(out=out, **settings)
+
+
+def read_log(out, timings=False):
+    """Entries of the log, without what the clock decides."""
+    entries = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    return entries if timings else [{k: v for k, v in e.items() if k != "per_second"} for e in entries]
+
+
+def assert_same_run(out, expected):
+    """Logs and states of two run folders agree to the bit."""
+    assert read_log(out) == read_log(expected)
+    found, meta = read_tensors(out / "state.safetensors")
+    wanted, wanted_meta = read_tensors(expected / "state.safetensors")
+    assert meta == wanted_meta
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[key], value) for key, value in wanted.items())
+
+
+def start(*arguments, **environment):
+    """The worker in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, WORKER, *map(str, arguments)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+class Line:
+    """A task whose loss and scores are known: fit w to 3, and report w."""
+
+    def __init__(self, *, breaks_at=None, value=float("nan"), best_at=3.0, **changes):
+        self.best_at = best_at
+        self.module = nn.Linear(1, 1, bias=False)
+        nn.init.zeros_(self.module.weight)
+        self.config = replace(TRAINING, **{"weight_decay": 0.0, "ema_decay": 0.8, "steps": 12} | changes)
+        self.breaks_at, self.value, self.calls = breaks_at, value, 0
+
+    def loss(self, module, generator, rank):
+        self.calls += 1
+        w = module(torch.ones(1, 1)).squeeze()
+        loss = (w - 3).square()
+        if self.calls == self.breaks_at:
+            loss = loss * self.value
+        return loss, {"w": w.detach()}
+
+    def validate(self, averaged):
+        return {"w": averaged.weight.item()}
+
+    def merit(self, scores):
+        return abs(scores["w"] - self.best_at)

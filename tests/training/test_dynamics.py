@@ -1,0 +1,158 @@
+"""Training the dynamics: latents and their file, pairs of one environment, validation, and a loss that falls."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from enma_fast.errors import EnmaError
+from enma_fast.models.tokenizer import Tokenizer
+from enma_fast.training.dynamics import DynamicsTask, Latents, encode_all, environments
+from enma_fast.training.loop import Rank, run, step_generator
+
+from .._tiny import CONFIGS, TRAINING, dynamics_task, waves
+from ._run import LEARNING, options, read_log
+
+
+@pytest.mark.parametrize("name", ["relative", "plane"])
+def test_latents_hold_every_shift(name):
+    options = CONFIGS[name].tokenizer
+    torch.manual_seed(0)
+    tokenizer = Tokenizer(options).eval()
+    fields = waves(2, 2, 4, options)
+    latents = encode_all(tokenizer, fields, torch.tensor([0, 0, 1, 1]), shift=True)
+    # Two parts of a token along a ring; the wall of the plane cannot be shifted.
+    assert latents.z.shape == (2, 4, 3, torch.Size(options.token_grid).numel(), options.latent_channels)
+    assert latents.z.dtype == torch.float16
+    torch.testing.assert_close(latents.mean, latents.z.float().flatten(0, -2).mean(0), rtol=1e-2, atol=1e-3)
+    torch.testing.assert_close(latents.std, latents.z.float().flatten(0, -2).std(0), rtol=1e-2, atol=1e-3)
+    with torch.no_grad():
+        for shift in (0, 1, 5):
+            parts, tokens = shift % 2, shift // 2
+            stored = latents.z[parts].float().unflatten(2, options.token_grid).roll(tokens, dims=2).flatten(2, -2)
+            exact = tokenizer.encode(fields.roll(shift, dims=2))
+            torch.testing.assert_close(stored, exact, rtol=2e-3, atol=2e-3)
+        plain = encode_all(tokenizer, fields, torch.tensor([0, 0, 1, 1]), shift=False)
+    assert torch.equal(plain.z, latents.z[:1])
+
+
+def test_latents_come_back_from_their_file_and_know_their_tokenizer(tmp_path):
+    latents = dynamics_task("relative").train
+    latents.save(tmp_path / "latents.safetensors", "abc")
+    again = Latents.load(tmp_path / "latents.safetensors", "abc")
+    for key, value in vars(latents).items():
+        assert torch.equal(getattr(again, key), value)
+    with pytest.raises(EnmaError, match="made by another tokenizer; delete it"):
+        Latents.load(tmp_path / "latents.safetensors", "abd")
+
+
+class Capture(nn.Module):
+    """Stands in for the dynamics and keeps what it is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.given = []
+
+    def forward(self, segments, draws):
+        self.given.append((segments, draws))
+        return torch.zeros(()), {}
+
+
+def numbered_task(**changes):
+    """Trajectory i of 12, in six environments, has latents i everywhere."""
+    task = dynamics_task("relative")
+    z = torch.arange(12.0).view(1, 12, 1, 1, 1).expand(2, 12, 5, 16, 2).half()
+    environment = torch.tensor([5, 5, 3, 3, 9, 9, 0, 0, 7, 7, 1, 1])
+    latents = Latents(z, environment, torch.zeros(2), torch.ones(2))
+    training = replace(TRAINING, batch=64, **changes)
+    return DynamicsTask(task.model, training, train=latents, val=task.val, val_contexts=task.val_contexts), environment
+
+
+def test_pairs_are_two_trajectories_of_one_environment():
+    task, environment = numbered_task(context_share=1.0)
+    capture = Capture()
+    for step in range(4):
+        task.loss(capture, step_generator(0, step), Rank())
+    chosen = []
+    for segments, draws in capture.given:
+        assert [s.shape for s in segments] == [(32, 5, 8, 4)] * 2
+        assert [n.shape[:3] for n in draws.noise] == [(32, 5, 8)] * 2
+        rows = [s[:, 0, 0, 0].long() for s in segments]
+        assert all(
+            torch.equal(s, r.view(-1, 1, 1, 1).expand_as(s).float()) for s, r in zip(segments, rows, strict=True)
+        )
+        assert torch.equal(environment[rows[0]], environment[rows[1]])
+        assert (rows[0] != rows[1]).all()
+        chosen += rows
+    # Every trajectory is met, as context and as target.
+    assert torch.cat(chosen[::2]).unique().numel() == torch.cat(chosen[1::2]).unique().numel() == 12
+
+
+def test_the_share_of_pairs_is_as_asked_for():
+    task, _ = numbered_task(context_share=0.25)
+    capture = Capture()
+    for step in range(200):
+        task.loss(capture, step_generator(0, step), Rank())
+    lengths = [len(segments) for segments, _ in capture.given]
+    assert sum(n == 2 for n in lengths) / 200 == pytest.approx(0.25, abs=0.08)
+    # The same number of trajectories either way.
+    assert {len(segments) * segments[0].shape[0] for segments, _ in capture.given} == {64}
+
+
+def test_segments_are_standardised_and_shifted_by_whole_tokens():
+    task = dynamics_task("relative", replace(TRAINING, batch=32, context_share=0.0))
+    capture = Capture()
+    task.loss(capture, step_generator(0, 0), Rank())
+    (segments,), _ = capture.given[0]
+    stored = (task.train.z.float() - task.train.mean) / task.train.std
+    turns = torch.stack([stored.roll(s, dims=3) for s in range(16)])
+    candidates = turns.flatten(0, 2).view(-1, 5, 8, 4)
+    which = [(candidates - z).abs().amax((1, 2, 3)).argmin().item() for z in segments]
+    for i, z in zip(which, segments, strict=True):
+        torch.testing.assert_close(z, candidates[i], rtol=1e-6, atol=1e-6)
+    # Shifts by several numbers of whole tokens, and by both parts of one.
+    assert len({i // (2 * 12) for i in which}) > 8
+    assert {i // 12 % 2 for i in which} == {0, 1}
+
+
+def test_groups_hold_trajectories_of_one_environment():
+    numbers = torch.tensor([4, 7, 4, 7, 7, 4])
+    assert environments(numbers).tolist() == [[0, 2, 5], [1, 3, 4]]
+    # Each trajectory begins a group of as many as the smallest environment has.
+    assert environments(torch.tensor([4, 7, 4, 7, 7])).tolist() == [[0, 2], [2, 0], [1, 3], [3, 4], [4, 1]]
+    assert environments(torch.tensor([3, 8, 5]), paired=False).tolist() == [[0], [2], [1]]
+
+
+def test_pairs_need_two_trajectories_of_every_environment():
+    task = dynamics_task("relative")
+    latents = replace(task.train, environment=torch.tensor([0, 0, *range(1, 11)]))
+    with pytest.raises(EnmaError, match="every environment needs two or more trajectories, or set context_share=0"):
+        DynamicsTask(task.model, TRAINING, train=latents, val=task.val, val_contexts=task.val_contexts)
+    training = replace(TRAINING, context_share=0.0)
+    alone = DynamicsTask(task.model, training, train=latents, val=task.val, val_contexts=None, members=2)
+    loss, _ = alone.loss(alone.module, step_generator(0, 0), Rank())
+    assert loss.isfinite()
+    scores = alone.validate(nn.Identity())
+    assert set(scores) == {"rel_l2", "rel_l2_member", "spread_skill", "crps"}
+    assert alone.merit(scores) == scores["rel_l2"]
+
+
+def test_the_model_gets_the_statistics_of_its_latents():
+    task = dynamics_task("relative")
+    assert torch.equal(task.model.latent_mean, task.train.mean)
+    assert torch.equal(task.model.latent_std, task.train.std)
+
+
+def test_validation_rolls_out_two_tasks():
+    scores = dynamics_task("relative").validate(nn.Identity())
+    keys = ("rel_l2", "rel_l2_member", "spread_skill", "crps")
+    assert scores.keys() == {f"{key}{suffix}" for key in keys for suffix in ("", "_ivp")}
+    assert scores["rel_l2"] != scores["rel_l2_ivp"]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_the_dynamics_learn(optimizer, tmp_path):
+    run(dynamics_task("relative", replace(LEARNING, optimizer=optimizer)), options(tmp_path, validate_every=1000))
+    losses = [entry["loss"] for entry in read_log(tmp_path) if "loss" in entry]
+    assert sum(losses[-5:]) / 5 < sum(losses[:3]) / 3 - 0.3

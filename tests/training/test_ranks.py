@@ -1,0 +1,82 @@
+"""Ranks share the batches of a run: their steps are those of one, and each step has its own random numbers."""
+
+import socket
+from dataclasses import replace
+
+import pytest
+import torch
+
+from enma_fast.errors import EnmaError
+from enma_fast.training.loop import Rank, join_ranks, run, step_generator
+
+from .._tiny import TRAINING, dynamics_task
+from ._run import TASKS, options, read_log, start
+
+
+def test_two_ranks_take_the_steps_of_one(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    # The variables that torchrun sets.
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    ranks = [start("tokenizer,dynamics", tmp_path / "two", RANK=str(i), LOCAL_RANK=str(i), **shared) for i in range(2)]
+    for stage, make in TASKS.items():
+        run(make("relative"), options(tmp_path / "one" / stage))
+    for process in ranks:
+        _, errors = process.communicate(timeout=240)
+        assert process.returncode == 0, errors
+    for stage in TASKS:
+        found, expected = (read_log(tmp_path / name / stage) for name in ("two", "one"))
+        assert [entry["step"] for entry in found] == [entry["step"] for entry in expected]
+        for a, b in zip(found, expected, strict=True):
+            if "validation" in b:
+                a, b = a["validation"], b["validation"]
+            assert a == pytest.approx(b, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["relative", "points", "plane"])
+@pytest.mark.parametrize("stage", TASKS)
+def test_the_mean_of_the_ranks_losses_is_the_loss(stage, name):
+    task = TASKS[stage](name)
+    for step in range(4):
+        loss, terms = task.loss(task.module, step_generator(0, step), Rank())
+        parts = [task.loss(task.module, step_generator(0, step), Rank(i, 2)) for i in range(2)]
+        torch.testing.assert_close((parts[0][0] + parts[1][0]) / 2, loss, rtol=1e-5, atol=1e-6)
+        for key, value in terms.items():
+            torch.testing.assert_close((parts[0][1][key] + parts[1][1][key]) / 2, value, rtol=1e-5, atol=1e-6)
+
+
+def test_ranks_share_rows_evenly_or_not_at_all():
+    rows = [list(range(12))[Rank(i, 3).share(12)] for i in range(3)]
+    assert rows == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+    with pytest.raises(EnmaError, match="batch 12 does not divide among 5 ranks; choose a multiple"):
+        Rank(0, 5).share(12)
+    with pytest.raises(EnmaError, match="batch 0 does not divide"):
+        Rank().share(0)
+
+
+@pytest.mark.parametrize("stage", TASKS)
+def test_a_batch_that_does_not_divide_is_refused_at_the_first_step(stage):
+    task = TASKS[stage]("relative", replace(TRAINING, batch=5))
+    with pytest.raises(EnmaError, match="batch 5 does not divide among 2 ranks"):
+        task.loss(task.module, step_generator(0, 0), Rank(0, 2))
+
+
+def test_pairs_are_half_a_batch_and_must_divide_too():
+    task = dynamics_task("relative", replace(TRAINING, batch=6, context_share=1e-9))
+    with pytest.raises(EnmaError, match="batch 3 does not divide among 2 ranks"):
+        task.loss(task.module, step_generator(0, 0), Rank(0, 2))
+    alone = dynamics_task("relative", replace(TRAINING, batch=6, context_share=0.0))
+    alone.loss(alone.module, step_generator(0, 0), Rank(0, 2))
+
+
+def test_without_torchrun_there_is_one_rank(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert join_ranks() == Rank(0, 1)
+
+
+def test_each_step_has_its_own_numbers():
+    first, again, other, seed = (torch.rand(3, generator=step_generator(*a)) for a in ((0, 1), (0, 1), (0, 2), (1, 1)))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert not torch.equal(first, seed)

@@ -1,0 +1,72 @@
+"""Training the tokenizer: shifts, observed points, validation, and a loss that falls."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from enma_fast.training.loop import Rank, run, step_generator
+from enma_fast.training.tokenizer import TokenizerTask, roll
+
+from .._tiny import CONFIGS, TRAINING, tokenizer_task, waves
+from ._run import LEARNING, options
+
+
+@pytest.mark.parametrize("grid", [(6,), (5, 4)])
+def test_rolling_moves_each_sample_by_its_own_shift(grid):
+    u = torch.randn(3, 2, *grid, 2)
+    shifts = [torch.tensor([0, 1, 7]), torch.tensor([2, 0, -1])][: len(grid)]
+    expected = [u[i].roll([int(s[i]) for s in shifts], dims=tuple(range(1, 1 + len(grid)))) for i in range(3)]
+    assert torch.equal(roll(u, shifts), torch.stack(expected))
+
+
+def test_observed_points_are_a_random_share():
+    task = tokenizer_task("points", replace(TRAINING, point_fraction=(0.25, 0.5)))
+    index, valid = task._observed(400, step_generator(0, 0))
+    assert index.shape == valid.shape == (400, 32)
+    assert torch.equal(index.sort(-1)[0], torch.arange(32).expand(400, -1))
+    counts = valid.sum(-1)
+    assert (counts.min(), counts.max()) == (8, 16)
+    assert counts.float().mean() == pytest.approx(12.0, abs=0.5)
+    # Any point as often as any other.
+    often = torch.zeros(32).scatter_add_(0, index[valid], torch.ones(int(valid.sum()))) / 400
+    assert (often - 12 / 32).abs().max() < 0.12
+
+
+def test_tokenizer_validation_is_the_error_of_the_posterior_means():
+    task = tokenizer_task("points")
+    out = task.module.decode(task.module.encode(task.val), 8)
+    expected = [((a - b).norm() / b.norm()).item() for a, b in zip(out, task.val, strict=True)]
+    assert task.validate(task.module)["rel_l2"] == pytest.approx(sum(expected) / 3, rel=1e-5)
+
+
+def test_the_tokenizer_sees_shifted_fields():
+    fields = waves(1, 1, 3, CONFIGS["relative"].tokenizer)
+    seen = []
+
+    class Spy(nn.Module):
+        weight = nn.Parameter(torch.zeros(()))
+
+        def forward(self, u, noise):
+            seen.append((u, noise))
+            return u.sum(), u.sum()
+
+    for shift in (True, False):
+        task = TokenizerTask(CONFIGS["relative"], replace(TRAINING, batch=64, shift=shift), train=fields, val=fields)
+        task.loss(Spy(), step_generator(0, 0), Rank())
+    (moved, noise), (plain, _) = seen
+    assert torch.equal(plain, fields.expand(64, -1, -1, -1))
+    turns = torch.stack([fields[0].roll(s, dims=1) for s in range(32)])
+    which = [(turns - u).abs().amax((1, 2, 3)).argmin().item() for u in moved]
+    assert all(torch.equal(turns[s], u) for s, u in zip(which, moved, strict=True))
+    assert len(set(which)) > 20
+    assert noise.shape == (64, 2, 16, 2)
+    assert noise.std() == pytest.approx(1.0, abs=0.05)
+
+
+def test_the_tokenizer_learns(tmp_path):
+    task = tokenizer_task("relative", LEARNING)
+    before = task.validate(task.module)["rel_l2"]
+    after = run(task, options(tmp_path, validate_every=1000))["rel_l2"]
+    assert after < 0.5 * before
