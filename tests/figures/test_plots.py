@@ -409,7 +409,8 @@ assert matplotlib.rcParams.copy() == before
 
 def test_a_plane_is_coloured_by_the_frame_that_it_shows(plane: Forecast) -> None:
     """A great value of an observed or an earlier frame, which the picture does not show, leaves the scale alone."""
-    truth = np.abs(plane.truth) + 0.1
+    assert plane.truth is not None
+    truth = np.full_like(plane.truth, 0.5)
     truth[0], truth[-1, 0, 0] = 9.0, 2.0
     observed = np.full((1, *truth.shape[1:]), 50.0)
     forecast = Forecast(
