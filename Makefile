@@ -3,9 +3,9 @@
 #   make demo  [ARGS=...]    an ensemble forecast of trajectories the model has never seen
 #   make test  [ARGS=...]    what every change needs, by WORKERS=2 processes; with ARGS, what they name by one
 #   make test-full           that, and the tests marked slow or kill: kill points, sanitizers, cubins, builds, the site
-#   make check               format, lint, types, import direction, lean import, hygiene
+#   make lint, make check    format, lint, types; and with them the tests of import direction, lean import, hygiene
 #   make docs                the documentation site, into out/site; a warning is an error
-#   make libenma [PREFIX=...]  the C library, its header and what CMake and pkg-config need (docs/embedding.md)
+#   make libenma [PREFIX=...]  the C library, for CMake and pkg-config (docs/embedding.md); make embed: all its tests
 #   make gpu   [DRY=1] [ONLY=...]  on a bare GPU machine, no network: build, benchmarks, tests, sanitizers; DRY: compile only
 #   make gpu-wheels          before, where there is a network: wheels that such a machine lacks, into out/gpu-wheels
 #   make clean               what was built; .venv stays
@@ -21,7 +21,7 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 SHARED = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 EXTRAS := data,store,plots,triton,cf,docs,test,dev
 
-.PHONY: install demo test test-full check docs libenma gpu gpu-wheels clean
+.PHONY: install demo test test-full lint check docs libenma embed gpu gpu-wheels clean
 
 install: $(STAMP)
 
@@ -40,21 +40,21 @@ demo: install
 test: install
 	@$(BIN)/python -m pytest $(or $(ARGS),$(SHARED) -m "not slow and not kill")
 
-test-full: test
-	@$(BIN)/python -m pytest $(SHARED) -m "slow or kill"
+test-full: install
+	@$(BIN)/python -m pytest $(SHARED)
 
-# test_build.py and test_extension.py are left to `make test-full`: they build the distributions.
-check: install
+lint: install
 	@$(BIN)/ruff format --check --quiet . || { echo "fix with: $(BIN)/ruff format ." >&2; exit 1; }
-	@$(BIN)/ruff check --quiet .
-	@$(BIN)/mypy
+	@$(BIN)/ruff check --quiet . && $(BIN)/mypy
+
+check: lint  # without test_build.py and test_extension.py, which build the distributions
 	@$(BIN)/python -m pytest --quiet -m "not slow" tests/packaging --ignore=tests/packaging/test_build.py --ignore=tests/packaging/test_extension.py
 
 docs: install
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
-	@echo "out/site/index.html"
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict && echo "out/site/index.html"
 
 libenma: ; @cmake -S csrc -B out/libenma -DCMAKE_INSTALL_PREFIX=$(abspath $(or $(PREFIX),out/prefix)) && cmake --build out/libenma && cmake --install out/libenma
+embed: install ; @sh tests/runtime/embed.sh $(abspath $(BIN))/python $(ARGS)
 gpu: $(if $(DRY),install)
 	@$(if $(DRY),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu $(if $(DRY),--dry) $(if $(ONLY),--only $(ONLY))
 

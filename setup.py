@@ -3,9 +3,15 @@
 Sources are found, not listed: ``csrc/core/cpu`` (plain C++, no Torch header) and ``csrc/torch`` (bindings), and
 ``csrc/core/cuda`` where the installed torch has CUDA and there is an nvcc.
 Without sources, or with ``ENMA_FAST_NO_EXT=1``, the install is pure Python and Torch is never imported.
+
+The objects of ``csrc/core/cpu`` are linked a second time, with ``csrc/runtime``: libenma for C, C++ and Fortran programs,
+in ``enma_fast/embed`` with its headers and what CMake and pkg-config need.
 """
 
 import os
+import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +20,7 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).resolve().parent
 SOURCE_FOLDERS = ("csrc/core/cpu", "csrc/torch")
 CUDA_FOLDER = "csrc/core/cuda"
+RUNTIME_FOLDER = "csrc/runtime"
 FLAGS = ["-std=c++20", "-O3"]
 # PTX of the oldest serves GPUs that are not listed; TORCH_CUDA_ARCH_LIST replaces the list.
 CUDA_ARCHITECTURES = "8.0+PTX;9.0a"
@@ -46,6 +53,37 @@ def cuda_architectures(torch_cuda: str) -> str:
     return CUDA_ARCHITECTURES + (f";{CUDA_ARCHITECTURES_FROM_12_8}" if newer else "")
 
 
+def install_libenma(objects: list[str], prefix: Path, version: str) -> None:
+    """Links libenma from compiled files of the core and from its own, and lays out a prefix of it."""
+    csrc = ROOT / "csrc"
+    abi = re.search(r"ENMA_ABI_VERSION (\d+)", (csrc / "include/enma/enma.h").read_text())[1]
+    for folder in ("lib/cmake/enma", "lib/pkgconfig", "include/enma"):
+        (prefix / folder).mkdir(parents=True, exist_ok=True)
+    library = prefix / f"lib/libenma.so.{abi}"
+    sources = map(str, sorted((ROOT / RUNTIME_FOLDER).glob("*.cpp")))
+    flags = [*FLAGS, "-fPIC", "-fopenmp", "-fvisibility=hidden", f"-I{csrc}", f"-I{csrc / 'include'}"]
+    link = [
+        "-shared",
+        "-s",
+        "-Wl,-z,defs",
+        f"-Wl,-soname,{library.name}",
+        f"-Wl,--version-script={csrc / 'libenma.map'}",
+    ]
+    # A new file and a rename: programs may have the old one mapped.
+    made = str(library.with_suffix(".new"))
+    subprocess.run([os.environ.get("CXX", "c++"), *flags, *link, *sources, *objects, "-o", made], check=True)
+    os.replace(made, library)
+    values = {"@VERSION@": version, "@PROJECT_VERSION@": version, "@ABI@": abi, "@to_prefix@": "../.."}
+    values |= {"@CMAKE_INSTALL_LIBDIR@": "lib", "@CMAKE_INSTALL_INCLUDEDIR@": "include"}
+    files = {path: f"lib/cmake/enma/{path.stem}" for path in (csrc / "embed").glob("*.in")}
+    for path, name in (files | {csrc / "enma.pc.in": "lib/pkgconfig/enma.pc"}).items():
+        (prefix / name).write_text(re.sub(r"@\w+@", lambda found: values[found[0]], path.read_text()))
+    for path in (*csrc.glob("include/enma/*"), csrc / "fortran/enma.f90"):
+        shutil.copy2(path, prefix / "include/enma")
+    # What -lenma looks for; a wheel has no links.
+    (prefix / "lib/libenma.so").write_text(f"INPUT(libenma.so.{abi})\n")
+
+
 def extension_arguments(sources: list[str]) -> dict[str, Any]:
     """The arguments of ``setup`` that build ``enma_fast._C`` from `sources`."""
     if not sources:
@@ -71,7 +109,16 @@ def extension_arguments(sources: list[str]) -> dict[str, Any]:
         extra_compile_args={"cxx": [*FLAGS, "-fopenmp", "-fvisibility=hidden", "-g0"], "nvcc": FLAGS},
         extra_link_args=["-fopenmp"],
     )
-    return {"ext_modules": [extension], "cmdclass": {"build_ext": BuildExtension}}
+
+    class BuildBoth(BuildExtension):
+        def build_extensions(self) -> None:
+            super().build_extensions()
+            if (ROOT / RUNTIME_FOLDER).is_dir():
+                core = [Path(self.build_temp, source).with_suffix(".o") for source in sources if "/cpu/" in source]
+                prefix = Path(self.get_ext_fullpath("enma_fast._C")).parent / "embed"
+                install_libenma(list(map(str, core)), prefix, self.distribution.get_version())
+
+    return {"ext_modules": [extension], "cmdclass": {"build_ext": BuildBoth}}
 
 
 setup(packages=packages(), **extension_arguments(extension_sources()))

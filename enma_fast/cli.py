@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from .commands import data, demo, export, figures, forecast, inspect, score, tables, train, train_own
+from .commands import data, demo, embed, export, figures, forecast, inspect, score, tables, train, train_own
 from .commands.terminal import printable
 from .errors import EnmaError
 from .utils.launch import detect
@@ -41,7 +41,8 @@ app.command("demo")(demo.demo)
 data_app.command("generate")(data.generate)
 data_app.command("import")(data.import_)
 data_app.command("subset")(data.subset)
-data_app.command("info")(data.info)
+data_app.command("embed")(embed.embed)
+app.command("info")(data.info)
 train_app.command("run")(train_own.run)
 train_app.command("tokenizer")(train.tokenizer)
 train_app.command("dynamics")(train.dynamics)
@@ -54,6 +55,7 @@ app.command("tables")(tables.tables)
 app.command("plot")(figures.plot)
 app.command("export-netcdf")(export.netcdf)
 app.command("report")(figures.report)
+app.command("embed")(embed.embed)
 app.command("info")(inspect.info)
 app.command("verify")(inspect.verify)
 

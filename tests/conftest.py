@@ -58,7 +58,7 @@ def slow_files_first(items: list[pytest.Item]) -> None:
     counts: dict[str, list[int]] = {}
     for item in items:
         count = counts.setdefault(item.nodeid.partition("::")[0], [0, 0])
-        count[0] += item.get_closest_marker("slow") is not None
+        count[0] += any(item.get_closest_marker(name) for name in ("slow", "kill"))
         count[1] += 1
     shares = {file: slow / tests for file, (slow, tests) in counts.items()}
     items.sort(key=lambda item: -shares[item.nodeid.partition("::")[0]])

@@ -2,7 +2,8 @@
  *
  *     forecast CHECKPOINT FRAMES MEMBERS OUT
  *
- * FRAMES holds [3, grid, channels] and OUT gets [members, frames, grid, channels], both fp32 as they are in memory. */
+ * FRAMES holds [3, grid, channels] and OUT gets [members, frames, grid, channels], both fp32 as they are in memory; on a
+ * plane `grid` is two axes. */
 #include <enma/enma.h>
 
 #include <math.h>
@@ -26,7 +27,10 @@ static void* allocated(size_t count, size_t size) {
     return memory;
 }
 
-static DLTensor tensor(float* data, int64_t* shape, int axes) {
+/* An array of frames whose first `axes` sizes are in `shape`, which gets those of a frame after them. */
+static DLTensor tensor(float* data, int64_t* shape, int axes, const enma_model_description* about) {
+    for (int64_t i = 0; i < about->dims; ++i) shape[axes++] = about->shape[i];
+    shape[axes++] = about->field_channels;
     const DLTensor t = {data, {kDLCPU, 0}, axes, {kDLFloat, 32, 1}, shape, NULL, 0};
     return t;
 }
@@ -71,15 +75,15 @@ int main(int argc, char** argv) {
     options.num_members = atoll(argv[3]);
     enma_session* session;
     check(enma_session_new(model, &options, &session));
-    int64_t observed_shape[] = {OBSERVED, about.grid, about.field_channels};
-    const DLTensor observed = tensor(history, observed_shape, 3);
+    int64_t observed_shape[4] = {OBSERVED};
+    const DLTensor observed = tensor(history, observed_shape, 1, &about);
     check(enma_session_observe(session, &observed, NULL));
 
     int64_t frames;
     check(enma_session_progress(session, NULL, &frames));
     float* values = allocated((size_t)(options.num_members * frames * size), sizeof(float));
-    int64_t shape[] = {options.num_members, frames, about.grid, about.field_channels};
-    DLTensor out = tensor(values, shape, 4);
+    int64_t shape[5] = {options.num_members, frames};
+    DLTensor out = tensor(values, shape, 2, &about);
     check(enma_session_forecast(session, &out));
     for (int64_t t = 0; t < frames; ++t) print_frame(values, options.num_members, frames * size, size, t);
 

@@ -1,8 +1,9 @@
 ! libenma for Fortran: models, sessions and forecasts over enma.h.
 !
 ! Arrays are passed as they are, without a copy: Fortran's first axis is the fastest, so what C sees as
-! [members, frames, grid, channels] is real(:, :, :, :) with shape (channels, grid, frames, members) here. Arrays have to
-! be contiguous, of kind real32 or real64.
+! [members, frames, grid, channels] is real(:, :, :, :) with shape (channels, grid, frames, members) here. On a plane `grid`
+! is two axes, the second dimension first: (channels, ny, nx, frames, members). Arrays have to be contiguous, of kind
+! real32 or real64.
 !
 ! Every procedure takes an optional `status`, 0 if all is well; without it a failure stops the program by `error stop`
 ! with the message, which enma_message() returns too.
@@ -13,14 +14,19 @@ module enma
     private
 
     public :: enma_model, enma_session, enma_open, enma_close, enma_new_session, enma_free, enma_observe, enma_step
-    public :: enma_forecast, enma_progress, enma_save, enma_restore, enma_message
+    public :: enma_forecast, enma_stop, enma_progress, enma_save, enma_restore, enma_message
 
     integer(c_int32_t), parameter, public :: ENMA_OK = 0, ENMA_INVALID_ARGUMENT = 1, ENMA_CHECKPOINT = 2
     integer(c_int32_t), parameter, public :: ENMA_UNSUPPORTED = 3, ENMA_STATE = 4, ENMA_NO_MEMORY = 5, ENMA_INTERNAL = 6
 
+    ! Of an array in Fortran.
+    integer, parameter :: MOST_AXES = 15
+
     type :: enma_model
         type(c_ptr) :: handle = c_null_ptr
         integer(int64) :: grid = 0, channels = 0, num_frames = 0  ! of a trajectory in training
+        integer :: dims = 0  ! of space
+        integer(int64) :: shape(2) = 0  ! points along each, 1 beyond the last
         real(real64) :: frame_interval = 0, length = 0
     end type enma_model
 
@@ -69,6 +75,9 @@ module enma
         real(c_double) :: frame_interval, length
         integer(c_int64_t) :: num_tokens, token_channels, shifts
         real(c_double) :: temperature
+        integer(c_int64_t) :: dims, shape(2)
+        real(c_double) :: lengths(2)
+        integer(c_int32_t) :: periodic(2)
     end type description
 
     interface
@@ -116,6 +125,13 @@ module enma
             import :: c_int32_t, c_ptr
             type(c_ptr), value :: session, frames
         end function c_forecast
+
+        integer(c_int32_t) function c_stop(session, members, count) bind(c, name="enma_session_stop")
+            import :: c_int32_t, c_int8_t, c_ptr, c_size_t
+            type(c_ptr), value :: session
+            integer(c_int8_t), intent(in) :: members(*)
+            integer(c_size_t), value :: count
+        end function c_stop
 
         integer(c_int32_t) function c_progress(session, done, total) bind(c, name="enma_session_progress")
             import :: c_int32_t, c_int64_t, c_ptr
@@ -184,6 +200,8 @@ contains
             about%struct_size = c_sizeof(about)
             found = c_model_info(model%handle, about)
             model%grid = about%grid
+            model%dims = int(about%dims)
+            model%shape = about%shape
             model%channels = about%field_channels
             model%num_frames = about%num_frames
             model%frame_interval = about%frame_interval
@@ -240,6 +258,15 @@ contains
         session%handle = c_null_ptr
     end subroutine enma_free
 
+    ! Ends the members that are true in the mask, one entry for each member of the session: later frames of theirs are NaN
+    ! and cost nothing.
+    subroutine enma_stop(session, mask, status)
+        type(enma_session), intent(in) :: session
+        logical, intent(in) :: mask(:)
+        integer(int32), intent(out), optional :: status
+        call report(c_stop(session%handle, merge(1_c_int8_t, 0_c_int8_t, mask), size(mask, kind=c_size_t)), status)
+    end subroutine enma_stop
+
     ! Frames that were given out, and all.
     subroutine enma_progress(session, done, total, status)
         type(enma_session), intent(in) :: session
@@ -271,37 +298,38 @@ contains
         call report(c_restore(session%handle, c_loc(buffer), size(buffer, kind=c_size_t)), status)
     end subroutine enma_restore
 
-    ! The tensor of an array whose C shape is `sizes`.
-    function tensor_of(data, bits, sizes) result(t)
+    ! The tensor of an array with so many axes, whose C shape is `sizes`.
+    function tensor_of(data, bits, sizes, axes) result(t)
         type(c_ptr), intent(in) :: data
-        integer, intent(in) :: bits
-        integer(c_int64_t), target, intent(in) :: sizes(:)
+        integer, intent(in) :: bits, axes
+        integer(c_int64_t), target, intent(in) :: sizes(MOST_AXES)
         type(tensor) :: t
-        t = tensor(data, 1_c_int32_t, 0_c_int32_t, int(size(sizes), c_int32_t), 2_c_int8_t, int(bits, c_int8_t), &
-                   1_c_int16_t, c_loc(sizes), c_null_ptr, 0_c_int64_t)
+        t = tensor(data, 1_c_int32_t, 0_c_int32_t, int(axes, c_int32_t), 2_c_int8_t, int(bits, c_int8_t), 1_c_int16_t, &
+                   c_loc(sizes), c_null_ptr, 0_c_int64_t)
     end function tensor_of
 
-    ! C's order of the axes.
+    ! C's order of the axes, and zeros.
     pure function reversed(sizes) result(out)
         integer, intent(in) :: sizes(:)
-        integer(c_int64_t) :: out(size(sizes))
-        out = int(sizes(size(sizes):1:-1), c_int64_t)
+        integer(c_int64_t) :: out(MOST_AXES)
+        out = 0
+        out(:size(sizes)) = int(sizes(size(sizes):1:-1), c_int64_t)
     end function reversed
 
     subroutine observe_real32(session, history, context, status)
         type(enma_session), intent(in) :: session
-        real(real32), target, contiguous, intent(in) :: history(:, :, :)
-        real(real32), target, contiguous, intent(in), optional :: context(:, :, :)
+        real(real32), target, contiguous, intent(in) :: history(..)
+        real(real32), target, contiguous, intent(in), optional :: context(..)
         integer(int32), intent(out), optional :: status
-        integer(c_int64_t), target :: sizes(3), other_sizes(3)
+        integer(c_int64_t), target :: sizes(MOST_AXES), other_sizes(MOST_AXES)
         type(tensor), target :: seen, other
         type(c_ptr) :: other_seen
         sizes = reversed(shape(history))
-        seen = tensor_of(c_loc(history), 32, sizes)
+        seen = tensor_of(c_loc(history), 32, sizes, rank(history))
         other_seen = c_null_ptr
         if (present(context)) then
             other_sizes = reversed(shape(context))
-            other = tensor_of(c_loc(context), 32, other_sizes)
+            other = tensor_of(c_loc(context), 32, other_sizes, rank(context))
             other_seen = c_loc(other)
         end if
         call report(c_observe(session%handle, c_loc(seen), other_seen), status)
@@ -309,18 +337,18 @@ contains
 
     subroutine observe_real64(session, history, context, status)
         type(enma_session), intent(in) :: session
-        real(real64), target, contiguous, intent(in) :: history(:, :, :)
-        real(real64), target, contiguous, intent(in), optional :: context(:, :, :)
+        real(real64), target, contiguous, intent(in) :: history(..)
+        real(real64), target, contiguous, intent(in), optional :: context(..)
         integer(int32), intent(out), optional :: status
-        integer(c_int64_t), target :: sizes(3), other_sizes(3)
+        integer(c_int64_t), target :: sizes(MOST_AXES), other_sizes(MOST_AXES)
         type(tensor), target :: seen, other
         type(c_ptr) :: other_seen
         sizes = reversed(shape(history))
-        seen = tensor_of(c_loc(history), 64, sizes)
+        seen = tensor_of(c_loc(history), 64, sizes, rank(history))
         other_seen = c_null_ptr
         if (present(context)) then
             other_sizes = reversed(shape(context))
-            other = tensor_of(c_loc(context), 64, other_sizes)
+            other = tensor_of(c_loc(context), 64, other_sizes, rank(context))
             other_seen = c_loc(other)
         end if
         call report(c_observe(session%handle, c_loc(seen), other_seen), status)
@@ -328,45 +356,45 @@ contains
 
     subroutine step_real32(session, frame, status)
         type(enma_session), intent(in) :: session
-        real(real32), target, contiguous, intent(inout) :: frame(:, :, :)
+        real(real32), target, contiguous, intent(inout) :: frame(..)
         integer(int32), intent(out), optional :: status
-        integer(c_int64_t), target :: sizes(3)
+        integer(c_int64_t), target :: sizes(MOST_AXES)
         type(tensor), target :: out
         sizes = reversed(shape(frame))
-        out = tensor_of(c_loc(frame), 32, sizes)
+        out = tensor_of(c_loc(frame), 32, sizes, rank(frame))
         call report(c_step(session%handle, c_loc(out)), status)
     end subroutine step_real32
 
     subroutine step_real64(session, frame, status)
         type(enma_session), intent(in) :: session
-        real(real64), target, contiguous, intent(inout) :: frame(:, :, :)
+        real(real64), target, contiguous, intent(inout) :: frame(..)
         integer(int32), intent(out), optional :: status
-        integer(c_int64_t), target :: sizes(3)
+        integer(c_int64_t), target :: sizes(MOST_AXES)
         type(tensor), target :: out
         sizes = reversed(shape(frame))
-        out = tensor_of(c_loc(frame), 64, sizes)
+        out = tensor_of(c_loc(frame), 64, sizes, rank(frame))
         call report(c_step(session%handle, c_loc(out)), status)
     end subroutine step_real64
 
     subroutine forecast_real32(session, frames, status)
         type(enma_session), intent(in) :: session
-        real(real32), target, contiguous, intent(inout) :: frames(:, :, :, :)
+        real(real32), target, contiguous, intent(inout) :: frames(..)
         integer(int32), intent(out), optional :: status
-        integer(c_int64_t), target :: sizes(4)
+        integer(c_int64_t), target :: sizes(MOST_AXES)
         type(tensor), target :: out
         sizes = reversed(shape(frames))
-        out = tensor_of(c_loc(frames), 32, sizes)
+        out = tensor_of(c_loc(frames), 32, sizes, rank(frames))
         call report(c_forecast(session%handle, c_loc(out)), status)
     end subroutine forecast_real32
 
     subroutine forecast_real64(session, frames, status)
         type(enma_session), intent(in) :: session
-        real(real64), target, contiguous, intent(inout) :: frames(:, :, :, :)
+        real(real64), target, contiguous, intent(inout) :: frames(..)
         integer(int32), intent(out), optional :: status
-        integer(c_int64_t), target :: sizes(4)
+        integer(c_int64_t), target :: sizes(MOST_AXES)
         type(tensor), target :: out
         sizes = reversed(shape(frames))
-        out = tensor_of(c_loc(frames), 64, sizes)
+        out = tensor_of(c_loc(frames), 64, sizes, rank(frames))
         call report(c_forecast(session%handle, c_loc(out)), status)
     end subroutine forecast_real64
 

@@ -147,7 +147,8 @@ enma_status enma_model_open(const char* folder, const enma_model_options* option
         if (folder == nullptr || model == nullptr) fail(ENMA_INVALID_ARGUMENT, folder ? "model" : "folder", " is NULL");
         *model = nullptr;
         const enma_model_options set = read_options(options, enma_model_options ENMA_MODEL_OPTIONS, "options");
-        auto open = std::make_shared<OpenModel>(OpenModel{std::make_shared<const Model>(folder), {set.log, set.log_user}});
+        auto open =
+            std::make_shared<OpenModel>(OpenModel{std::make_shared<const Model>(folder), {set.log, set.log_user}});
         const Model& opened = *open->model;
         open->log(ENMA_LOG_INFO, text(opened.config().name, " opened, SHA-256 of weights ", opened.weights_sha256()));
         *model = static_cast<enma_model*>(handles().add(handles().models, std::move(open)));
@@ -161,18 +162,24 @@ enma_status enma_model_info(const enma_model* model, enma_model_description* des
         const std::size_t size = description->struct_size;
         if (size < sizeof(std::size_t)) fail(ENMA_INVALID_ARGUMENT, "description.struct_size is ", size);
         const ModelConfig& config = open->model->config();
+        const TokenizerConfig& tokenizer = config.tokenizer;
+        const bool plane = tokenizer.dims() == 2;
         const enma_model_description found{size,
                                            config.name.c_str(),
                                            open->model->weights_sha256().c_str(),
-                                           config.grid(),
-                                           config.tokenizer.field_channels,
+                                           config.points(),
+                                           tokenizer.field_channels,
                                            config.num_frames,
                                            config.frame_interval,
-                                           config.tokenizer.lengths[0],
+                                           tokenizer.lengths[0],
                                            config.num_tokens(),
                                            config.token_channels(),
                                            config.sampling.shifts,
-                                           config.sampling.temperature};
+                                           config.sampling.temperature,
+                                           tokenizer.dims(),
+                                           {tokenizer.grid[0], plane ? tokenizer.grid[1] : 1},
+                                           {tokenizer.lengths[0], plane ? tokenizer.lengths[1] : 0.0},
+                                           {tokenizer.periodic[0], plane && tokenizer.periodic[1]}};
         std::memcpy(description, &found, std::min(size, sizeof found));
     });
 }
@@ -217,6 +224,13 @@ enma_status enma_session_step(enma_session* session, DLTensor* frame) {
 
 enma_status enma_session_forecast(enma_session* session, DLTensor* frames) {
     return with_session(session, [&](Session& s) { s.forecast(frames); });
+}
+
+enma_status enma_session_stop(enma_session* session, const uint8_t* members, size_t count) {
+    return with_session(session, [&](Session& s) {
+        if (members == nullptr) fail(ENMA_INVALID_ARGUMENT, "members is NULL");
+        s.stop(members, count);
+    });
 }
 
 enma_status enma_session_progress(enma_session* session, int64_t* done, int64_t* total) {

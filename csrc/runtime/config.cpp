@@ -2,6 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
+#include <map>
+#include <numeric>
 #include <set>
 
 #include "core/cpu/frame_attention.h"
@@ -11,8 +14,8 @@ namespace enma {
 
 namespace {
 
-// Far beyond any model, and small enough that products of a few fit 64 bits.
-constexpr std::int64_t MOST = 1 << 20;
+// Far beyond any model, and small enough that products of a few fit 64 bits; points of a frame.
+constexpr std::int64_t MOST = 1 << 20, MOST_POINTS = 1 << 22;
 
 // Reads the fields of one object by name; one that nobody has asked for is refused.
 class Fields {
@@ -26,7 +29,8 @@ class Fields {
     }
 
     [[noreturn]] void unsupported(const std::string& key, const std::string& what) const {
-        fail(ENMA_UNSUPPORTED, place_, ".", key, " is ", what, "; libenma does not implement it: use the Python package");
+        fail(ENMA_UNSUPPORTED, place_, ".", key, " is ", what,
+             "; libenma does not implement it: use the Python package");
     }
 
     // Null for a key that is missing, which has its default.
@@ -99,7 +103,8 @@ class Fields {
     void check_all_read() const {
         for (const auto& [key, value] : json_.members()) {
             if (asked_.count(key) == 0) {
-                fail(ENMA_UNSUPPORTED, place_, ".", key, ": unknown field; use the libenma that belongs to this checkpoint");
+                fail(ENMA_UNSUPPORTED, place_, ".", key,
+                     ": unknown field; use the libenma that belongs to this checkpoint");
             }
         }
     }
@@ -130,9 +135,23 @@ void read_channels(Fields& fields, const std::string& key, int channels, std::ve
     if (out.size() != static_cast<std::size_t>(channels)) fields.wrong(key, "one entry for each channel is expected");
 }
 
+void read_layers(Fields& fields, std::vector<LayerKind>& out) {
+    static const std::map<std::string, LayerKind> known = {
+        {"residual", LayerKind::residual}, {"space", LayerKind::space}, {"time", LayerKind::time}};
+    if (fields.find("layers") == nullptr) return;
+    out.clear();
+    fields.list("layers", [&](const Json& item) {
+        if (!item.is(Json::Kind::string)) return false;
+        const auto found = known.find(item.string());
+        if (found == known.end()) fields.unsupported("layers", text("a list with '", item.string().substr(0, 40), "'"));
+        out.push_back(found->second);
+        return true;
+    });
+}
+
 void read_tokenizer(Fields fields, TokenizerConfig& out) {
     read_sizes(fields, "grid", out.grid);
-    if (out.grid.size() != 1) fields.unsupported("grid", text(out.grid.size(), "-dimensional"));
+    if (out.grid.size() != 1 && out.grid.size() != 2) fields.unsupported("grid", text(out.grid.size(), "-dimensional"));
     if (fields.find("periodic") != nullptr) out.periodic.clear();
     fields.list("periodic", [&](const Json& item) {
         out.periodic.push_back(item.boolean());
@@ -143,8 +162,10 @@ void read_tokenizer(Fields fields, TokenizerConfig& out) {
         out.lengths.push_back(item.number());
         return item.is(Json::Kind::number) && item.number() > 0;
     });
-    if (out.periodic.size() != 1) fields.wrong("periodic", "one entry is expected");
-    if (out.lengths.size() != 1) fields.wrong("lengths", "one entry is expected");
+    for (const auto& [key, size] :
+         {std::pair("periodic", out.periodic.size()), std::pair("lengths", out.lengths.size())}) {
+        if (size != out.grid.size()) fields.wrong(key, "one entry for each dimension is expected");
+    }
     fields.read("field_channels", out.field_channels);
     read_channels(fields, "field_mean", out.field_channels, out.field_mean);
     read_channels(fields, "field_scale", out.field_channels, out.field_scale);
@@ -157,16 +178,11 @@ void read_tokenizer(Fields fields, TokenizerConfig& out) {
     fields.read("max_width", out.max_width);
     using enum LayerKind;
     out.layers = {residual, space, residual, space, residual, space, residual, time, residual};
-    if (fields.find("layers") != nullptr) out.layers.clear();
-    fields.list("layers", [&](const Json& item) {
-        const std::string& name = item.string();
-        if (name != "residual" && name != "space" && name != "time") return false;
-        out.layers.push_back(name == "space" ? space : name == "time" ? time : residual);
-        return true;
-    });
+    read_layers(fields, out.layers);
     fields.read("kernel", out.kernel);
     fields.read("kernel_time", out.kernel_time);
     fields.read("kernel_ends", out.kernel_ends);
+    fields.read("stride_ends", out.stride_ends);
     fields.read("variational", out.variational);
     fields.ignore("kl_weight");
     const Json* interpolation = fields.find("interpolation");
@@ -175,14 +191,18 @@ void read_tokenizer(Fields fields, TokenizerConfig& out) {
     }
     fields.check_all_read();
     if (out.kernel % 2 == 0 || out.kernel_ends % 2 == 0) fields.wrong("kernel", "odd kernels are expected");
-    if (out.kernel > out.grid[0] || out.kernel_ends > out.grid[0] || out.kernel_time > 64) {
+    if (out.count(space) > 16 || out.count(time) > 4) fields.wrong("layers", "too many halvings");
+    if (out.stride_ends > 64) fields.wrong("stride_ends", "at most 64 is expected");
+    const auto [least, most] = std::minmax_element(out.grid.begin(), out.grid.end());
+    if (*most > MOST_POINTS / *least) fields.wrong("grid", text("has more than ", MOST_POINTS, " points"));
+    if (out.kernel_ends > *least || out.kernel_ends / 2 > *least / out.stride_ends || out.kernel_time > 64) {
         fields.wrong("kernel", "kernels are larger than the grid, or than 64 frames");
     }
-    if (out.count(space) > 16 || out.count(time) > 4) fields.wrong("layers", "too many halvings");
-    if (out.grid[0] % out.space_factor() != 0) {
-        fields.wrong("grid", text("a multiple of ", out.space_factor(), " is expected"));
+    for (const std::int64_t points : out.grid) {
+        if (points % out.space_factor() != 0)
+            fields.wrong("grid", text("a multiple of ", out.space_factor(), " is expected"));
     }
-    if (out.kernel > out.grid[0] / out.space_factor()) fields.wrong("kernel", "is larger than the number of tokens");
+    if (out.kernel / 2 > *least / out.space_factor()) fields.wrong("kernel", "reaches around all tokens");
 }
 
 void read_flow(Fields fields, FlowConfig& out) {
@@ -202,7 +222,6 @@ void read_dynamics(Fields fields, DynamicsConfig& out) {
     fields.read("spatial_layers", out.spatial_layers);
     fields.read("mlp_ratio", out.mlp_ratio, 0.0);
     read_sizes(fields, "patch", out.patch);
-    if (out.patch.size() != 1) fields.wrong("patch", "one entry is expected");
     fields.choose("positions", "sincos", "rotary", out.rotary);
     bool add = false;
     fields.choose("condition", "concat", "add", add);
@@ -214,7 +233,10 @@ void read_dynamics(Fields fields, DynamicsConfig& out) {
     if (out.width % out.heads != 0 || out.width / out.heads % 4 != 0) {
         fields.wrong("width", text(out.width, " is not a multiple of 4 * heads (", out.heads, ")"));
     }
-    if (out.rotary && out.width / out.heads < 8) fields.wrong("width", "rotary positions need 8 channels a head");
+    const int least = 8 * static_cast<int>(out.patch.size());
+    if (out.rotary && out.width / out.heads < least) {
+        fields.wrong("width", text("rotary positions need ", least, " channels a head"));
+    }
     if (out.width / out.heads > MAX_HEAD_DIM) {
         fields.unsupported("heads", text("so few that a head has more than ", MAX_HEAD_DIM, " channels"));
     }
@@ -263,23 +285,66 @@ ModelConfig read_config(const Json& json, const std::string& source) {
     if (const Json* part = fields.find("dynamics")) read_dynamics(fields.inner("dynamics", *part), out.dynamics);
     if (const Json* part = fields.find("sampling")) read_sampling(fields.inner("sampling", *part), out.sampling);
     fields.check_all_read();
-    if (out.tokenizer.grid[0] / out.tokenizer.space_factor() % out.dynamics.patch[0] != 0) {
-        fields.wrong("dynamics.patch", "does not divide the tokens of a frame");
+    const std::vector<std::int64_t>&grid = out.tokenizer.grid, &patch = out.dynamics.patch;
+    if (patch.size() != grid.size()) fields.wrong("dynamics.patch", "one entry for each dimension is expected");
+    for (std::size_t i = 0; i < grid.size(); ++i) {
+        if (grid[i] / out.tokenizer.space_factor() % patch[i] != 0) {
+            fields.wrong("dynamics.patch", "does not divide the tokens of a frame");
+        }
     }
     return out;
 }
 
-std::vector<int> shift_amounts(const ModelConfig& config, int shifts) {
-    const int points = config.grid() / config.num_tokens();
-    if (shifts > 1 && !config.tokenizer.periodic[0]) {
-        fail(ENMA_INVALID_ARGUMENT, "shifts is ", shifts, "; ", config.name, " has no periodic dimension: leave it out");
+int ModelConfig::points() const {
+    return static_cast<int>(
+        std::accumulate(tokenizer.grid.begin(), tokenizer.grid.end(), std::int64_t{1}, std::multiplies<>()));
+}
+
+int ModelConfig::patch() const {
+    return static_cast<int>(
+        std::accumulate(dynamics.patch.begin(), dynamics.patch.end(), std::int64_t{1}, std::multiplies<>()));
+}
+
+int ModelConfig::tokens_along(int axis) const {
+    return static_cast<int>(tokenizer.grid[axis] / tokenizer.space_factor() / dynamics.patch[axis]);
+}
+
+std::vector<std::int64_t> ModelConfig::frames_shape(std::vector<std::int64_t> before) const {
+    before.insert(before.end(), tokenizer.grid.begin(), tokenizer.grid.end());
+    before.push_back(tokenizer.field_channels);
+    return before;
+}
+
+std::vector<std::int64_t> ModelConfig::place_offsets() const {
+    const bool plane = tokenizer.dims() == 2;
+    const std::int64_t along = tokens_along(tokenizer.dims() - 1), width = dynamics.patch.back();
+    const std::int64_t height = plane ? dynamics.patch[0] : 1, line = along * width;
+    std::vector<std::int64_t> offsets(places());
+    for (std::int64_t n = 0; n < places(); ++n) {
+        const std::int64_t x = n / line, y = n % line;
+        const std::int64_t token = x / height * along + y / width, part = x % height * width + y % width;
+        offsets[n] = token * token_channels() + part * tokenizer.latent_channels;
     }
-    if (shifts > points) {
-        fail(ENMA_INVALID_ARGUMENT, "shifts is ", shifts, "; a token of ", config.name, " has ", points,
-             " grid points: use no more");
+    return offsets;
+}
+
+std::vector<std::vector<std::int64_t>> shift_amounts(const ModelConfig& config, int shifts) {
+    const TokenizerConfig& tokenizer = config.tokenizer;
+    std::vector<std::vector<std::int64_t>> amounts(shifts, std::vector<std::int64_t>(tokenizer.dims()));
+    if (shifts <= 1) return amounts;
+    if (std::none_of(tokenizer.periodic.begin(), tokenizer.periodic.end(), [](bool ring) { return ring; })) {
+        fail(ENMA_INVALID_ARGUMENT, "shifts is ", shifts, "; ", config.name,
+             " has no periodic dimension: leave it out");
     }
-    std::vector<int> amounts;
-    for (int s = 0; s < shifts; ++s) amounts.push_back(s * (points / shifts + 1));
+    for (int axis = 0; axis < tokenizer.dims(); ++axis) {
+        const std::int64_t points = tokenizer.grid[axis] / config.tokens_along(axis);
+        if (!tokenizer.periodic[axis]) continue;
+        if (shifts > points) {
+            fail(ENMA_INVALID_ARGUMENT, "shifts is ", shifts, "; a token of ", config.name, " has ", points,
+                 " grid points: use no more");
+        }
+        for (int s = 0; s < shifts; ++s) amounts[s][axis] = s * (points / shifts + 1);
+    }
     return amounts;
 }
 

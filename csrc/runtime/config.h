@@ -18,11 +18,12 @@ struct TokenizerConfig {
     std::vector<float> field_mean, field_scale;  // of each channel; none leaves fields as they are
     int field_channels = 1, latent_channels = 4, width = 16, max_width = 128;
     std::vector<LayerKind> layers;
-    int kernel = 3, kernel_time = 3, kernel_ends = 7;
+    int kernel = 3, kernel_time = 3, kernel_ends = 7, stride_ends = 1;
     bool variational = true;
 
+    int dims() const { return static_cast<int>(grid.size()); }
     int count(LayerKind kind) const;
-    int space_factor() const { return 1 << count(LayerKind::space); }
+    int space_factor() const { return stride_ends << count(LayerKind::space); }
     int time_factor() const { return 1 << count(LayerKind::time); }
     // Latent frames that cover so many frames, and those that cover none beyond them.
     std::int64_t latent_frames(std::int64_t frames) const;
@@ -58,17 +59,29 @@ struct ModelConfig {
     DynamicsConfig dynamics;
     SamplingConfig sampling;
 
-    int grid() const { return static_cast<int>(tokenizer.grid[0]); }
-    int patch() const { return static_cast<int>(dynamics.patch[0]); }
-    int num_tokens() const { return grid() / tokenizer.space_factor() / patch(); }
+    // Points of a frame, places of its latents, and tokens that the transformers see, which are patches of places.
+    int points() const;
+    int places() const { return points() / places_of(tokenizer.space_factor()); }
+    int num_tokens() const { return places() / patch(); }
     int token_channels() const { return tokenizer.latent_channels * patch(); }
+    // Tokens along a dimension.
+    int tokens_along(int axis) const;
+    // Shape of an array of so many frames in a row, or of one frame of each member: [count, *grid, channels].
+    std::vector<std::int64_t> frames_shape(std::vector<std::int64_t> before) const;
+    // Where in a latent frame [num_tokens, token_channels] the channels of each place are.
+    std::vector<std::int64_t> place_offsets() const;
+
+   private:
+    int patch() const;
+    int places_of(int factor) const { return tokenizer.dims() == 2 ? factor * factor : factor; }
 };
 
 // Throws Error: ENMA_CHECKPOINT for what is not valid, ENMA_UNSUPPORTED for what this library does not implement; the
 // message names the field.
 ModelConfig read_config(const Json& json, const std::string& source);
 
-// Grid points by which each shift moves the field, enma_fast/sampling/shifts.py. Throws Error (ENMA_INVALID_ARGUMENT).
-std::vector<int> shift_amounts(const ModelConfig& config, int shifts);
+// Grid points by which each shift moves the field along each dimension, enma_fast/sampling/shifts.py. Throws Error
+// (ENMA_INVALID_ARGUMENT).
+std::vector<std::vector<std::int64_t>> shift_amounts(const ModelConfig& config, int shifts);
 
 }  // namespace enma

@@ -20,9 +20,19 @@ constexpr std::int64_t TABLE_FRAMES = 64;
 
 // Cosines, then sines, [2, frames, N, K / 2] of the turn of each token; enma_fast/models/layers.py, Rotary.
 std::vector<float> rotary_tables(const ModelConfig& config, const std::vector<double>& frames) {
-    const int N = config.num_tokens(), pairs = config.dynamics.width / config.dynamics.heads / 2;
-    const int spatial = pairs / 2, temporal = pairs / 4;
-    const double turn = (config.tokenizer.periodic[0] ? 2 * pi : pi) / N;
+    const int N = config.num_tokens(), dims = config.tokenizer.dims();
+    const int pairs = config.dynamics.width / config.dynamics.heads / 2;
+    const int each = pairs / 2 / dims, spatial = each * dims, temporal = pairs / 4;
+    // Turn of each pair at each token, by its place alone.
+    std::vector<double> space(static_cast<std::size_t>(N) * pairs);
+    for (int axis = 0, after = N; axis < dims; ++axis) {
+        const int tokens = config.tokens_along(axis);
+        after /= tokens;
+        const double turn = (config.tokenizer.periodic[axis] ? 2 * pi : pi) / tokens;
+        for (int n = 0; n < N; ++n) {
+            for (int i = 0; i < each; ++i) space[n * pairs + axis * each + i] = n / after % tokens * turn * (i + 1);
+        }
+    }
     std::vector<double> rates(pairs);
     const float step = temporal > 1 ? 1.0f / static_cast<float>(temporal - 1) : 0.0f;
     for (int i = 0; i < temporal; ++i) {
@@ -36,7 +46,7 @@ std::vector<float> rotary_tables(const ModelConfig& config, const std::vector<do
     for (const double frame : frames) {
         for (int n = 0; n < N; ++n) {
             for (int i = 0; i < pairs; ++i) {
-                const double angle = frame * rates[i] + (i < spatial ? n * turn * (i + 1) : 0.0);
+                const double angle = frame * rates[i] + space[n * pairs + i];
                 cosines.push_back(static_cast<float>(std::cos(angle)));
                 sines.push_back(static_cast<float>(std::sin(angle)));
             }
@@ -46,15 +56,21 @@ std::vector<float> rotary_tables(const ModelConfig& config, const std::vector<do
     return cosines;
 }
 
-// Fixed embeddings of places [N, width].
-std::vector<float> sincos(int tokens, int width) {
-    std::vector<float> table(static_cast<std::size_t>(tokens) * width);
-    const int half = width / 2;
-    for (int n = 0; n < tokens; ++n) {
-        for (int i = 0; i < half; ++i) {
-            const double angle = n * std::pow(10000.0, -static_cast<double>(i) / half);
-            table[static_cast<std::size_t>(n) * width + i] = static_cast<float>(std::sin(angle));
-            table[static_cast<std::size_t>(n) * width + half + i] = static_cast<float>(std::cos(angle));
+// Fixed embeddings of places [N, width]; enma_fast/models/layers.py, sincos.
+std::vector<float> sincos(const ModelConfig& config) {
+    const int N = config.num_tokens(), width = config.dynamics.width, dims = config.tokenizer.dims();
+    const int half = width / dims / 2;
+    std::vector<float> table(static_cast<std::size_t>(N) * width);
+    for (int axis = 0, after = N; axis < dims; ++axis) {
+        const int tokens = config.tokens_along(axis);
+        after /= tokens;
+        for (int n = 0; n < N; ++n) {
+            float* row = table.data() + static_cast<std::size_t>(n) * width + 2 * half * axis;
+            for (int i = 0; i < half; ++i) {
+                const double angle = n / after % tokens * std::pow(10000.0, -static_cast<double>(i) / half);
+                row[i] = static_cast<float>(std::sin(angle));
+                row[half + i] = static_cast<float>(std::cos(angle));
+            }
         }
     }
     return table;
@@ -67,6 +83,7 @@ Model::Model(const std::string& folder)
     Tensors& tensors = checkpoint_.tensors();
     const TokenizerConfig& tokenizer = config_.tokenizer;
     shift_amounts(config_, config_.sampling.shifts);
+    place_offsets_ = config_.place_offsets();
     encoder_ = std::make_unique<Stream>(Stream::encoder(tokenizer, tensors));
     decoder_ = std::make_unique<Stream>(Stream::decoder(tokenizer, tensors));
     latent_mean_ = tensors.take("latent_mean", {tokenizer.latent_channels});
@@ -141,7 +158,7 @@ void Model::read_dynamics() {
         w.read_bias = take("read.bias", {C});
     }
     if (!dynamics.rotary) {
-        places_ = sincos(w.tokens, dynamics.width);
+        places_ = sincos(config_);
         w.places = places_.data();
         w.rotary_frames = std::numeric_limits<int>::max();
         return;

@@ -35,6 +35,8 @@ class Model {
     const Stream& decoder() const { return *decoder_; }
     const float* latent_mean() const { return latent_mean_; }
     const float* latent_std() const { return latent_std_; }
+    // ModelConfig::place_offsets
+    const std::vector<std::int64_t>& place_offsets() const { return place_offsets_; }
 
     // For sequences of at least so many frames; packed again where the last one is for fewer.
     std::shared_ptr<const PackedSampler> sampler(std::int64_t frames) const;
@@ -49,6 +51,7 @@ class Model {
 
     Checkpoint checkpoint_;
     ModelConfig config_;
+    std::vector<std::int64_t> place_offsets_;
     std::unique_ptr<Stream> encoder_, decoder_;
     const float *latent_mean_, *latent_std_;
     SamplerWeights weights_{};

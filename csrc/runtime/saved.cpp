@@ -1,5 +1,6 @@
-// A session in a buffer: a header, latents of context, history and members, and the SHA-256 of all before it. Keys,
-// values and the decoder's memory are computed again from the latents, to the same bits.
+// A session in a buffer: a header, latents of context, history and members, the frames that each member keeps if some
+// were stopped, and the SHA-256 of all before it. Keys, values and the decoder's memory are computed again from the
+// latents, to the same bits.
 #include <algorithm>
 #include <bit>
 #include <cmath>
@@ -13,7 +14,8 @@ namespace enma {
 namespace {
 
 constexpr char MAGIC[8] = {'E', 'N', 'M', 'A', 'S', 'A', 'V', 'E'};
-constexpr std::uint32_t VERSION = 1;
+// The second one has members that were stopped.
+constexpr std::uint32_t VERSION = 1, STOPPED_VERSION = 2;
 constexpr char REMEDY[] = "; save the session again";
 
 }  // namespace
@@ -36,7 +38,7 @@ Session::SavedHeader Session::header() const {
     const std::int64_t each = num_groups() * latent_size();
     SavedHeader h{};
     std::memcpy(h.magic, MAGIC, sizeof MAGIC);
-    h.version = VERSION;
+    h.version = observed_.kept.empty() ? VERSION : STOPPED_VERSION;
     h.shifts = static_cast<std::uint32_t>(settings_.shifts);
     std::copy_n(model_->identity().data(), sizeof h.model, h.model);
     h.seed = settings_.seed;
@@ -55,7 +57,7 @@ Session::SavedHeader Session::header() const {
 std::size_t Session::saved_bytes() const {
     check_ready();
     const std::size_t values = observed_.context.size() + observed_.history.size() + observed_.made.size();
-    return sizeof(SavedHeader) + values * sizeof(float) + sizeof(Digest);
+    return sizeof(SavedHeader) + values * sizeof(float) + observed_.kept.size() * sizeof(std::int64_t) + sizeof(Digest);
 }
 
 void Session::save(char* out) const {
@@ -69,17 +71,21 @@ void Session::save(char* out) const {
     for (const std::vector<float>* part : {&observed_.context, &observed_.history, &observed_.made}) {
         put(part->data(), part->size() * sizeof(float));
     }
+    put(observed_.kept.data(), observed_.kept.size() * sizeof(std::int64_t));
     const Digest digest = sha256(out, at - out);
     put(digest.data(), digest.size());
 }
 
 void Session::restore(const char* bytes, std::size_t size) {
     SavedHeader h;
-    if (size < sizeof h + sizeof(Digest)) fail(ENMA_INVALID_ARGUMENT, "buffer: ", size, " bytes are no saved session", REMEDY);
+    if (size < sizeof h + sizeof(Digest))
+        fail(ENMA_INVALID_ARGUMENT, "buffer: ", size, " bytes are no saved session", REMEDY);
     std::memcpy(&h, bytes, sizeof h);
-    if (std::memcmp(h.magic, MAGIC, sizeof MAGIC) != 0) fail(ENMA_INVALID_ARGUMENT, "buffer: not a saved session", REMEDY);
-    if (h.version != VERSION) {
-        fail(ENMA_UNSUPPORTED, "buffer: saved in version ", h.version, "; this libenma reads ", VERSION);
+    if (std::memcmp(h.magic, MAGIC, sizeof MAGIC) != 0)
+        fail(ENMA_INVALID_ARGUMENT, "buffer: not a saved session", REMEDY);
+    if (h.version != VERSION && h.version != STOPPED_VERSION) {
+        fail(ENMA_UNSUPPORTED, "buffer: saved in version ", h.version, "; this libenma reads ", VERSION, " and ",
+             STOPPED_VERSION);
     }
     const Digest digest = sha256(bytes, size - sizeof(Digest));
     if (std::memcmp(digest.data(), bytes + size - sizeof(Digest), sizeof(Digest)) != 0) {
@@ -112,7 +118,8 @@ void Session::restore(const char* bytes, std::size_t size) {
         fail(ENMA_INVALID_ARGUMENT, "buffer: not a saved session", REMEDY);
     }
     const std::uint64_t values = static_cast<std::uint64_t>((h.context + first) * G * Z + h.made * set.num_members * Z);
-    if (size != sizeof h + values * sizeof(float) + sizeof(Digest)) {
+    const std::size_t kept = h.version == STOPPED_VERSION ? set.num_members : 0;
+    if (size != sizeof h + values * sizeof(float) + kept * sizeof(std::int64_t) + sizeof(Digest)) {
         fail(ENMA_INVALID_ARGUMENT, "buffer: ", size, " bytes do not fit what it says it holds", REMEDY);
     }
     const char* at = bytes + sizeof h;
@@ -130,6 +137,13 @@ void Session::restore(const char* bytes, std::size_t size) {
     take(observed.context, h.context * G * Z);
     take(observed.history, first * G * Z);
     take(observed.made, h.made * set.num_members * Z);
+    observed.kept.resize(kept);
+    if (kept > 0) std::memcpy(observed.kept.data(), at, kept * sizeof(std::int64_t));
+    for (const std::int64_t frames_kept : observed.kept) {
+        if (frames_kept != GOES_ON && (frames_kept < 0 || frames_kept > h.done)) {
+            fail(ENMA_INVALID_ARGUMENT, "buffer: not a saved session", REMEDY);
+        }
+    }
     begin(std::move(observed));
 }
 

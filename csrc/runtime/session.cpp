@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <limits>
 #include <numbers>
+#include <numeric>
 #include <set>
 
 #include "core/philox.h"
@@ -46,6 +48,18 @@ int flow_steps_at(const SamplingConfig& sampling, int step, int mask_steps) {
     return (2 * (first * (intervals - step) + last * step) + intervals) / (2 * intervals);
 }
 
+// A frame [*grid, c] shifted forward by so many points along each dimension, or back, around it.
+void shift(const float* frame, const TokenizerConfig& tokenizer, const std::vector<std::int64_t>& amount, bool back,
+           float* out) {
+    const std::int64_t lines = tokenizer.dims() == 2 ? tokenizer.grid[0] : 1, size = tokenizer.grid.back();
+    const std::int64_t across = tokenizer.dims() == 2 ? amount[0] : 0, c = tokenizer.field_channels;
+    const std::int64_t along = (back ? amount.back() : size - amount.back() % size) % size * c;
+    for (std::int64_t i = 0; i < lines; ++i) {
+        const float* from = frame + (i + (back ? across : lines - across % lines)) % lines * size * c;
+        out = std::rotate_copy(from, from + along, from + size * c, out);
+    }
+}
+
 }  // namespace
 
 Session::Session(std::shared_ptr<const Model> model, const SessionSettings& settings, const Log& log)
@@ -60,8 +74,8 @@ Session::Session(std::shared_ptr<const Model> model, const SessionSettings& sett
     const ModelConfig& config = model_->config();
     const std::int64_t rows = config.num_tokens() * (config.dynamics.concat ? 2 : 1);
     if (set.num_members > MOST_TOKENS / rows) {
-        fail(ENMA_INVALID_ARGUMENT, "num_members is ", set.num_members, "; a session takes at most ", MOST_TOKENS / rows,
-             ": use several, each with its own first_member");
+        fail(ENMA_INVALID_ARGUMENT, "num_members is ", set.num_members, "; a session takes at most ",
+             MOST_TOKENS / rows, ": use several, each with its own first_member");
     }
     if (set.num_frames < 0 || set.num_frames > MOST_FRAMES) {
         fail(ENMA_INVALID_ARGUMENT, "num_frames is ", set.num_frames, "; 0 to ", MOST_FRAMES, " is expected");
@@ -71,16 +85,19 @@ Session::Session(std::shared_ptr<const Model> model, const SessionSettings& sett
     }
     if (!std::isfinite(set.temperature)) fail(ENMA_INVALID_ARGUMENT, "temperature is not a finite number");
     amounts_ = shift_amounts(config, set.shifts);
-    seed_ = philox_4x32({low(set.trajectory), high(set.trajectory), TRAJECTORY_STEP, 0}, low(set.seed), high(set.seed)).w0;
+    seed_ =
+        philox_4x32({low(set.trajectory), high(set.trajectory), TRAJECTORY_STEP, 0}, low(set.seed), high(set.seed)).w0;
     const auto shift_of = [&](std::int64_t row) { return static_cast<int>((set.first_member + row) % set.shifts); };
     std::set<int> used;
-    for (std::int64_t row = 0; row < std::min<std::int64_t>(set.num_members, set.shifts); ++row) used.insert(shift_of(row));
+    for (std::int64_t row = 0; row < std::min<std::int64_t>(set.num_members, set.shifts); ++row)
+        used.insert(shift_of(row));
     used_.assign(used.begin(), used.end());
     for (std::int64_t row = 0; row < set.num_members; ++row) {
         group_.push_back(static_cast<int>(std::lower_bound(used_.begin(), used_.end(), shift_of(row)) - used_.begin()));
     }
-    const std::size_t latents = latent_size() / config.tokenizer.latent_channels * model_->decoder().inward();
-    work_each_ = std::max(model_->encoder().work_bytes(), pages(model_->decoder().work_bytes() + latents * sizeof(float)));
+    const std::size_t latents = model_->place_offsets().size() * model_->decoder().inward();
+    work_each_ =
+        std::max(model_->encoder().work_bytes(), pages(model_->decoder().work_bytes() + latents * sizeof(float)));
     work_ = Buffer(work_each_ * set.threads);
     pending_.resize(config.tokenizer.time_factor() * set.num_members * frame_size());
 }
@@ -92,13 +109,14 @@ void Session::check_ready() const {
 std::int64_t Session::num_history() const { return model_->config().tokenizer.whole_latents(observed_.frames); }
 
 std::int64_t Session::num_latents() const {
-    return ready() ? num_history() + static_cast<std::int64_t>(observed_.made.size()) /
-                                         (settings_.num_members * latent_size())
+    return ready() ? num_history() +
+                         static_cast<std::int64_t>(observed_.made.size()) / (settings_.num_members * latent_size())
                    : 0;
 }
 
 template <class Body>
 void Session::share_out(std::int64_t items, const Body& body) {
+    if (items == 0) return;
     std::atomic<std::int64_t> next{0};
     parallel(static_cast<int>(std::min<std::int64_t>(settings_.threads, items)), [&](int thread, int) {
         char* work = work_.data() + work_each_ * thread;
@@ -106,7 +124,7 @@ void Session::share_out(std::int64_t items, const Body& body) {
     });
 }
 
-// Latents [latents, G, N C] of fields [frames, grid, c] as each shift sees them.
+// Latents [latents, G, N C] of fields [frames, *grid, c] as each shift sees them.
 std::vector<float> Session::encode(const std::vector<float>& fields, std::int64_t frames, std::int64_t latents) {
     const TokenizerConfig& tokenizer = model_->config().tokenizer;
     const std::int64_t size = frame_size(), G = num_groups(), Z = latent_size(), c = tokenizer.field_channels;
@@ -121,21 +139,20 @@ std::vector<float> Session::encode(const std::vector<float>& fields, std::int64_
     const Sink standardise = [](void* to, const float* frame) {
         Target& target = *static_cast<Target*>(to);
         const int C = target.model.config().tokenizer.latent_channels, row = whole_panels(C);
-        const std::int64_t places = target.model.config().num_tokens() * target.model.config().patch();
-        for (std::int64_t n = 0; n < places; ++n) {
+        for (const std::int64_t place : target.model.place_offsets()) {
             for (int i = 0; i < C; ++i) {
-                target.out[n * C + i] = (frame[n * row + i] - target.model.latent_mean()[i]) / target.model.latent_std()[i];
+                target.out[place + i] = (frame[i] - target.model.latent_mean()[i]) / target.model.latent_std()[i];
             }
+            frame += row;
         }
         target.out += target.stride;
     };
     share_out(G, [&](std::int64_t g, char* work) {
         Target target{*model_, out.data() + g * Z, G * Z};
-        const std::int64_t moved = amounts_[used_[g]] * c;
         // The last latent frame may lack frames of its own: they repeat the last one.
         for (std::int64_t t = 0; t <= (latents - 1) * tokenizer.time_factor(); ++t) {
             const float* frame = fields.data() + std::min(t, frames - 1) * size;
-            std::rotate_copy(frame, frame + (size - moved) % size, frame + size, shifted[g].data());
+            shift(frame, tokenizer, amounts_[used_[g]], false, shifted[g].data());
             for (std::int64_t i = 0; !tokenizer.field_mean.empty() && i < size; ++i) {
                 shifted[g][i] = (shifted[g][i] - tokenizer.field_mean[i % c]) / tokenizer.field_scale[i % c];
             }
@@ -147,7 +164,7 @@ std::vector<float> Session::encode(const std::vector<float>& fields, std::int64_
 
 void Session::observe(const DLTensor* history, const DLTensor* context) {
     const ModelConfig& config = model_->config();
-    const std::vector<std::int64_t> shape = {-1, config.grid(), config.tokenizer.field_channels};
+    const std::vector<std::int64_t> shape = config.frames_shape({-1});
     if (history == nullptr && context == nullptr) {
         fail(ENMA_INVALID_ARGUMENT, "history and context are both NULL; give one of them");
     }
@@ -166,13 +183,15 @@ void Session::observe(const DLTensor* history, const DLTensor* context) {
         const Array frames(context, "context", shape, false);
         const std::int64_t used = std::min<std::int64_t>(frames.size(0), config.num_frames);
         if (used < frames.size(0)) {
-            log_(ENMA_LOG_WARNING, text("context: of its ", frames.size(0), " frames the first ", used, " are used, as in training"));
+            log_(ENMA_LOG_WARNING,
+                 text("context: of its ", frames.size(0), " frames the first ", used, " are used, as in training"));
         }
         observed.context = encode(frames.read(), used, config.tokenizer.latent_frames(used));
     }
     begin(std::move(observed));
     if (total_ > config.num_frames) {
-        log_(ENMA_LOG_WARNING, text("frames beyond ", config.num_frames, " were not seen in training of ", config.name));
+        log_(ENMA_LOG_WARNING,
+             text("frames beyond ", config.num_frames, " were not seen in training of ", config.name));
     }
 }
 
@@ -254,48 +273,59 @@ void Session::read_all(Observed observed) {
     });
     for (std::int64_t b = 0; b < B; ++b) states_[b] = states[group_[b]];
     decoded_ = first;
+    active_.resize(B);
+    std::iota(active_.begin(), active_.end(), 0);
+    std::vector<float> rows;
     for (std::size_t at = 0; at < made.size(); at += B * Z) {
-        if (decoded_ + 1 < total_latents_) sampler_session_->follow(made.data() + at);
-        decode(made.data() + at);
+        drop_stopped(at / (B * Z));
+        rows.clear();
+        for (const int b : active_) rows.insert(rows.end(), &made[at + b * Z], &made[at + b * Z] + Z);
+        if (!active_.empty() && decoded_ + 1 < total_latents_) sampler_session_->follow(rows.data());
+        decode(rows.data());
     }
     observed_.made.insert(observed_.made.end(), made.begin(), made.end());
+    drop_stopped(num_latents() - first);
 }
 
 void Session::decode_row(const float* latents, StreamState& state, char* work, Sink sink, void* to) const {
     const int C = model_->config().tokenizer.latent_channels, row = model_->decoder().inward();
-    const std::int64_t places = latent_size() / C;
     // Behind the work space of the layers.
-    float* input = reinterpret_cast<float*>(work + model_->decoder().work_bytes());
-    std::fill_n(input, places * row, 0.0f);
-    for (std::int64_t n = 0; n < places; ++n) {
+    float* const input = reinterpret_cast<float*>(work + model_->decoder().work_bytes());
+    std::fill_n(input, static_cast<std::int64_t>(model_->place_offsets().size()) * row, 0.0f);
+    float* to_place = input;
+    for (const std::int64_t place : model_->place_offsets()) {
         for (int i = 0; i < C; ++i) {
-            input[n * row + i] = latents[n * C + i] * model_->latent_std()[i] + model_->latent_mean()[i];
+            to_place[i] = latents[place + i] * model_->latent_std()[i] + model_->latent_mean()[i];
         }
+        to_place += row;
     }
     model_->decoder().push(input, state, kernels(settings_.isa), work, sink, to);
 }
 
 void Session::decode(const float* latents) {
-    const std::int64_t factor = model_->config().tokenizer.time_factor(), size = frame_size(), B = settings_.num_members;
+    const std::int64_t factor = model_->config().tokenizer.time_factor(), size = frame_size(),
+                       B = settings_.num_members;
     struct Target {
         float* out;
-        std::int64_t stride, size, moved;
+        std::int64_t stride, size;
+        const std::vector<std::int64_t>& amount;
         const TokenizerConfig& tokenizer;
     };
     // In units of the field, and where the trajectory is, without the shift of its member.
     const Sink moved_back = [](void* to, const float* frame) {
         Target& target = *static_cast<Target*>(to);
-        std::rotate_copy(frame, frame + target.moved, frame + target.size, target.out);
+        shift(frame, target.tokenizer, target.amount, true, target.out);
         const std::vector<float>&mean = target.tokenizer.field_mean, &scale = target.tokenizer.field_scale;
         for (std::size_t i = 0; !mean.empty() && i < static_cast<std::size_t>(target.size); ++i) {
             target.out[i] = target.out[i] * scale[i % scale.size()] + mean[i % mean.size()];
         }
         target.out += target.stride;
     };
-    share_out(B, [&](std::int64_t b, char* work) {
-        const std::int64_t moved = amounts_[used_[group_[b]]] * model_->config().tokenizer.field_channels;
-        Target target{pending_.data() + b * size, B * size, size, moved, model_->config().tokenizer};
-        decode_row(latents + b * latent_size(), states_[b], work, moved_back, &target);
+    share_out(static_cast<std::int64_t>(active_.size()), [&](std::int64_t i, char* work) {
+        const int b = active_[i];
+        Target target{pending_.data() + b * size, B * size, size, amounts_[used_[group_[b]]],
+                      model_->config().tokenizer};
+        decode_row(latents + i * latent_size(), states_[b], work, moved_back, &target);
     });
     pending_first_ = decoded_ == 0 ? 0 : (decoded_ - 1) * factor + 1;
     pending_count_ = decoded_ == 0 ? 1 : factor;
@@ -303,25 +333,88 @@ void Session::decode(const float* latents) {
 }
 
 void Session::advance() {
-    const std::size_t each = settings_.num_members * latent_size(), at = observed_.made.size();
-    observed_.made.resize(at + each);
-    sampler_session_->frame(observed_.made.data() + at, decoded_ + 1 == total_latents_);
-    decode(observed_.made.data() + at);
+    const std::int64_t Z = latent_size();
+    const std::size_t at = observed_.made.size();
+    observed_.made.resize(at + settings_.num_members * Z);
+    float* made = observed_.made.data() + at;
+    if (!active_.empty()) sampler_session_->frame(made, decoded_ + 1 == total_latents_);
+    decode(made);
+    // Each to the place of its member, from the last one on; members that were stopped have zeros.
+    for (std::size_t i = active_.size(); i-- > 0;) {
+        const std::int64_t b = active_[i];
+        if (b != static_cast<std::int64_t>(i)) std::copy_n(made + i * Z, Z, made + b * Z);
+    }
+    std::size_t next = 0;
+    for (std::int64_t b = 0; b < settings_.num_members; ++b) {
+        if (next < active_.size() && active_[next] == b) {
+            ++next;
+        } else {
+            std::fill_n(made + b * Z, Z, 0.0f);
+        }
+    }
 }
 
 // The next frame [members, frame], which counts as given out.
 const float* Session::next_frame() {
     const std::int64_t number = observed_.frames + observed_.done;
     while (pending_count_ == 0 || number >= pending_first_ + pending_count_) advance();
+    for (std::int64_t b = 0; b < settings_.num_members; ++b) {
+        if (has(b, observed_.done)) continue;
+        const float missing = std::numeric_limits<float>::quiet_NaN();
+        std::fill_n(pending_.data() + ((number - pending_first_) * settings_.num_members + b) * frame_size(),
+                    frame_size(), missing);
+    }
     ++observed_.done;
     return pending_.data() + (number - pending_first_) * settings_.num_members * frame_size();
 }
 
+bool Session::has(std::int64_t member, std::int64_t frame) const {
+    return observed_.kept.empty() || observed_.kept[member] == GOES_ON || frame < observed_.kept[member];
+}
+
+std::int64_t Session::made_until(std::int64_t frames) const {
+    return frames == 0 ? 0 : model_->config().tokenizer.latent_frames(observed_.frames + frames) - num_history();
+}
+
+void Session::drop_stopped(std::int64_t made) {
+    if (observed_.kept.empty()) return;
+    std::vector<int> places, rows;
+    for (std::size_t i = 0; i < active_.size(); ++i) {
+        const int b = active_[i];
+        if (observed_.kept[b] == GOES_ON || made_until(observed_.kept[b]) > made) {
+            places.push_back(static_cast<int>(i));
+            rows.push_back(b);
+        } else {
+            states_[b] = {};
+        }
+    }
+    if (!places.empty() && places.size() < active_.size()) {
+        sampler_session_->keep(places.data(), static_cast<int>(places.size()));
+    }
+    active_ = std::move(rows);
+}
+
+void Session::stop(const std::uint8_t* members, std::size_t count) {
+    check_ready();
+    if (count != static_cast<std::size_t>(settings_.num_members)) {
+        fail(ENMA_INVALID_ARGUMENT, "members has ", count, " entries; the session has ", settings_.num_members,
+             " members");
+    }
+    std::vector<std::int64_t> kept = observed_.kept;
+    kept.resize(count, GOES_ON);
+    for (std::size_t b = 0; b < count; ++b) {
+        if (members[b] != 0 && kept[b] == GOES_ON) kept[b] = done();
+    }
+    observed_.kept = std::move(kept);
+    drop_stopped(num_latents() - num_history());
+}
+
 void Session::step(const DLTensor* frame) {
     check_ready();
-    if (done() == total()) fail(ENMA_STATE, "all ", total(), " frames were given out; observe again, or ask for more frames");
+    if (done() == total())
+        fail(ENMA_STATE, "all ", total(), " frames were given out; observe again, or ask for more frames");
     const ModelConfig& config = model_->config();
-    const Array out(frame, "frame", {settings_.num_members, config.grid(), config.tokenizer.field_channels}, true);
+    const Array out(frame, "frame", config.frames_shape({settings_.num_members}), true);
     const float* values = next_frame();
     for (std::int64_t b = 0; b < settings_.num_members; ++b) out.write(b, values + b * frame_size());
 }
@@ -331,7 +424,7 @@ void Session::forecast(const DLTensor* frames) {
     const std::int64_t left = total() - done();
     if (left == 0) fail(ENMA_STATE, "all ", total(), " frames were given out; observe again, or ask for more frames");
     const ModelConfig& config = model_->config();
-    const Array out(frames, "frames", {settings_.num_members, left, config.grid(), config.tokenizer.field_channels}, true);
+    const Array out(frames, "frames", config.frames_shape({settings_.num_members, left}), true);
     for (std::int64_t t = 0; t < left; ++t) {
         const float* values = next_frame();
         for (std::int64_t b = 0; b < settings_.num_members; ++b) out.write(b, t, values + b * frame_size());
@@ -343,11 +436,16 @@ void Session::latents(const DLTensor* tensor) const {
     const ModelConfig& config = model_->config();
     const std::int64_t B = settings_.num_members, G = num_groups(), Z = latent_size(), first = num_history();
     const Array out(tensor, "latents", {B, num_latents(), config.num_tokens(), config.token_channels()}, true);
+    const std::vector<float> missing(Z, std::numeric_limits<float>::quiet_NaN());
     for (std::int64_t b = 0; b < B; ++b) {
         for (std::int64_t t = 0; t < num_latents(); ++t) {
-            const bool known = t < first;
-            out.write(b, t, known ? observed_.history.data() + (t * G + group_[b]) * Z
-                                  : observed_.made.data() + ((t - first) * B + b) * Z);
+            if (t < first) {
+                out.write(b, t, observed_.history.data() + (t * G + group_[b]) * Z);
+            } else {
+                const bool made =
+                    observed_.kept.empty() || observed_.kept[b] == GOES_ON || t - first < made_until(observed_.kept[b]);
+                out.write(b, t, made ? observed_.made.data() + ((t - first) * B + b) * Z : missing.data());
+            }
         }
     }
 }

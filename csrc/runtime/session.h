@@ -36,7 +36,10 @@ struct Observed {
     // [T, members, N C]
     std::vector<float> made;
     std::int64_t done = 0;  // frames given out
+    // Of these, those that each member has; GOES_ON for a member that was not stopped. None: all go on.
+    std::vector<std::int64_t> kept;
 };
+constexpr std::int64_t GOES_ON = -1;
 
 class Session {
    public:
@@ -48,6 +51,8 @@ class Session {
     void step(const DLTensor* frame);
     void forecast(const DLTensor* frames);
     void latents(const DLTensor* out) const;
+    // Ends the members whose byte is not 0.
+    void stop(const std::uint8_t* members, std::size_t count);
     std::int64_t num_latents() const;
     std::int64_t done() const { return observed_.done; }
     std::int64_t total() const { return ready() ? total_ - observed_.frames : 0; }
@@ -63,8 +68,12 @@ class Session {
     bool ready() const { return sampler_session_ != nullptr; }
     void check_ready() const;
     // Floats of a latent frame and of a frame.
-    std::int64_t latent_size() const { return model_->config().num_tokens() * model_->config().token_channels(); }
-    std::int64_t frame_size() const { return model_->config().grid() * model_->config().tokenizer.field_channels; }
+    std::int64_t latent_size() const {
+        return std::int64_t{model_->config().num_tokens()} * model_->config().token_channels();
+    }
+    std::int64_t frame_size() const {
+        return std::int64_t{model_->config().points()} * model_->config().tokenizer.field_channels;
+    }
     std::int64_t num_groups() const { return static_cast<std::int64_t>(used_.size()); }
     std::int64_t num_history() const;
 
@@ -82,12 +91,18 @@ class Session {
     void decode_row(const float* latents, StreamState& state, char* work, Sink sink, void* to) const;
     void advance();
     const float* next_frame();
+    bool has(std::int64_t member, std::int64_t frame) const;
+    // Latent frames that were made until so many frames were given out.
+    std::int64_t made_until(std::int64_t frames) const;
+    // Goes on without members that had stopped when so many latent frames were made.
+    void drop_stopped(std::int64_t made);
 
     std::shared_ptr<const Model> model_;
     SessionSettings settings_;
     Log log_;
     std::uint32_t seed_;
-    std::vector<int> amounts_, used_, group_;
+    std::vector<std::vector<std::int64_t>> amounts_;
+    std::vector<int> used_, group_;
 
     Observed observed_;
     std::int64_t total_ = 0, total_latents_ = 0;
@@ -95,10 +110,11 @@ class Session {
     std::vector<std::shared_ptr<const FlowHead>> heads_;
     std::unique_ptr<SamplerSession> sampler_session_;
 
-    std::vector<StreamState> states_;
-    std::int64_t decoded_ = 0;           // latent frames
-    std::vector<float> pending_;         // [time factor, members, frame]
-    std::int64_t pending_first_ = 0;     // number of the first of them in the trajectory
+    std::vector<int> active_;          // members that go on
+    std::vector<StreamState> states_;  // of each member
+    std::int64_t decoded_ = 0;         // latent frames
+    std::vector<float> pending_;       // [time factor, members, frame]
+    std::int64_t pending_first_ = 0;   // number of the first of them in the trajectory
     std::int64_t pending_count_ = 0;
     Buffer work_;
     std::size_t work_each_ = 0;

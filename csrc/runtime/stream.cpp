@@ -10,8 +10,17 @@ namespace {
 
 using std::to_string;
 
-// Weights [outward, inward, frames, window] of a convolution, and what it gives: columns (group, part, channel) of a
-// window of `group` neighbouring places, where channel o of part i is outward channel o `parts` + i + `offset`.
+// Of frames with every size divided by `factor`.
+Shape shape_of(const TokenizerConfig& config, int factor) {
+    const bool plane = config.dims() == 2;
+    const int lines = plane ? static_cast<int>(config.grid[0]) / factor : 1;
+    return {lines, static_cast<int>(config.grid.back()) / factor, plane, plane && config.periodic[0],
+            config.periodic.back()};
+}
+
+// Weights [outward, inward, frames, *window] of a convolution, and what it gives: columns (group, part, channel) of a
+// window of `group` neighbouring places, in `parts` lines on a plane, where channel o of part i of line l is outward
+// channel (o lines + l) `parts` + i + `offset`.
 struct ConvolutionSpec {
     int inward, outward, kernel, frames;
     int stride = 1, stride_time = 1;
@@ -19,40 +28,50 @@ struct ConvolutionSpec {
     bool grouped = false;
 };
 
-Convolution make_convolution(Tensors& tensors, const std::string& name, const ConvolutionSpec& s, int places, int row,
-                             bool periodic) {
-    const float* weight = tensors.take(name + ".conv.weight", {s.outward, s.inward, s.frames, s.kernel});
+Convolution make_convolution(Tensors& tensors, const std::string& name, const ConvolutionSpec& s, const Shape& shape,
+                             int row) {
+    const int tall = shape.plane ? s.kernel : 1, lines = shape.plane ? s.parts : 1, stride = shape.plane ? s.stride : 1;
+    std::vector<std::int64_t> sizes = {s.outward, s.inward, s.frames, s.kernel};
+    if (shape.plane) sizes.push_back(s.kernel);
+    const float* weight = tensors.take(name + ".conv.weight", sizes);
     const float* bias = tensors.take(name + ".conv.bias", {s.outward});
-    const int channels = s.channels > 0 ? s.channels : s.outward / s.parts;
+    const int channels = s.channels > 0 ? s.channels : s.outward / (s.parts * lines);
     // So many places fill a panel that would otherwise be empty.
-    int group = s.grouped ? std::max(1, PANEL / channels) : 1;
-    while (places / s.stride % group != 0) --group;
+    int group = s.grouped ? std::max(1, PANEL / (channels * s.parts)) : 1;
+    while (shape.places / s.stride % group != 0) --group;
     const int width = s.grouped ? channels : whole_panels(channels);
     Convolution c{};
-    c.places = places;
+    c.shape = shape;
     c.inward = row;
+    c.tall = tall;
+    c.above = tall / 2;
+    c.step_lines = stride;
     c.window = (group - 1) * s.stride + s.kernel;
     c.padding = s.kernel / 2;
     c.step = group * s.stride;
     c.frames = s.frames;
     c.stride = s.stride_time;
-    c.windows = (places + c.step - 1) / c.step;
+    c.rows = (shape.lines + stride - 1) / stride;
+    c.windows = (shape.places + c.step - 1) / c.step;
     c.columns = group * s.parts * width;
-    c.periodic = periodic;
-    // Column (j, i, o) of a group; -1 where there is no channel.
-    const auto channel = [&](int column) {
-        const int o = column % width, i = column / width % s.parts;
-        return o < channels ? o * s.parts + i + s.offset : -1;
-    };
-    c.linear = Linear(
-        c.columns, static_cast<int>(c.inputs()),
-        [&](int column, int k) {
-            const int from = channel(column), in = k % row;
-            const int tap = k / row % c.window - column / (width * s.parts) * s.stride, frame = k / row / c.window;
-            if (from < 0 || in >= s.inward || tap < 0 || tap >= s.kernel) return 0.0f;
-            return weight[((static_cast<std::ptrdiff_t>(from) * s.inward + in) * s.frames + frame) * s.kernel + tap];
-        },
-        [&](int column) { return channel(column) < 0 ? 0.0f : bias[channel(column)]; });
+    for (int line = 0; line < lines; ++line) {
+        // Column (j, i, o) of a group; -1 where there is no channel.
+        const auto channel = [&](int column) {
+            const int o = column % width, i = column / width % s.parts;
+            return o < channels ? (o * lines + line) * s.parts + i + s.offset : -1;
+        };
+        c.linears.emplace_back(
+            c.columns, static_cast<int>(c.inputs()),
+            [&](int column, int k) {
+                const int from = channel(column), in = k % row, above = k / row / c.window % tall;
+                const int tap = k / row % c.window - column / (width * s.parts) * s.stride;
+                const int frame = k / row / c.window / tall;
+                if (from < 0 || in >= s.inward || tap < 0 || tap >= s.kernel) return 0.0f;
+                const std::ptrdiff_t part = (static_cast<std::ptrdiff_t>(from) * s.inward + in) * s.frames + frame;
+                return weight[(part * tall + above) * s.kernel + tap];
+            },
+            [&](int column) { return channel(column) < 0 ? 0.0f : bias[channel(column)]; });
+    }
     return c;
 }
 
@@ -61,16 +80,19 @@ Linear make_linear(Tensors& tensors, const std::string& name, int inward, int ou
     const float* bias = tensors.take(name + ".bias", {outward});
     return Linear(
         whole_panels(used), whole_panels(inward),
-        [&](int j, int k) { return j < used && k < inward ? weight[static_cast<std::ptrdiff_t>(j) * inward + k] : 0.0f; },
+        [&](int j, int k) {
+            return j < used && k < inward ? weight[static_cast<std::ptrdiff_t>(j) * inward + k] : 0.0f;
+        },
         [&](int j) { return j < used ? bias[j] : 0.0f; });
 }
 
-Layer make_residual(Tensors& tensors, const std::string& name, const TokenizerConfig& config, int places, int width) {
+Layer make_residual(Tensors& tensors, const std::string& name, const TokenizerConfig& config, const Shape& shape,
+                    int width) {
     Layer layer{};
     layer.kind = Layer::Kind::residual;
     layer.channels = width;
     layer.convolution = make_convolution(tensors, name + ".conv", {width, width, config.kernel, config.kernel_time},
-                                         places, whole_panels(width), config.periodic[0]);
+                                         shape, whole_panels(width));
     layer.linear = make_linear(tensors, name + ".linear", width, width, width);
     const int hidden = std::max(16, width / 2);
     layer.gate.attend = make_linear(tensors, name + ".attend", width, 1, 1);
@@ -97,25 +119,36 @@ void elu(float* values, std::size_t count) {
     for (std::size_t i = 0; i < count; ++i) values[i] = values[i] > 0.0f ? values[i] : std::exp(values[i]) - 1.0f;
 }
 
-// Rows of the windows of a frame, the remembered frames first.
-void gather(const Convolution& c, const float* frame, const float* before, float* out) {
-    const std::size_t row = c.inward;
-    for (int w = 0; w < c.windows; ++w) {
-        const int first = w * c.step - c.padding;
-        for (int t = 0; t < c.frames; ++t, out += c.window * row) {
-            const float* from = t + 1 < c.frames ? before + t * c.places * row : frame;
-            const int begin = std::max(first, 0), end = std::min(first + c.window, c.places);
-            if (begin < end) {
-                std::memcpy(out + (begin - first) * row, from + begin * row, (end - begin) * row * sizeof(float));
-            }
-            for (int i = 0; i < c.window; ++i) {
-                const int place = first + i;
-                if (begin <= place && place < end) continue;
-                float* to = out + i * row;
-                if (c.periodic) {
-                    std::memcpy(to, from + (place + c.places) % c.places * row, row * sizeof(float));
+// Places [first, first + count) of a line, around it or zero beyond its ends.
+float* gather_line(const Shape& shape, const float* line, int first, int count, std::size_t row, float* out) {
+    const int begin = std::max(first, 0), end = std::min(first + count, shape.places);
+    if (begin < end) std::memcpy(out + (begin - first) * row, line + begin * row, (end - begin) * row * sizeof(float));
+    for (int i = 0; i < count; ++i) {
+        const int place = first + i;
+        if (begin <= place && place < end) continue;
+        if (shape.ring) {
+            std::memcpy(out + i * row, line + (place + shape.places) % shape.places * row, row * sizeof(float));
+        } else {
+            std::fill_n(out + i * row, row, 0.0f);
+        }
+    }
+    return out + count * row;
+}
+
+// Windows [begin, end) of a frame, one row of a product each, the remembered frames first.
+void gather(const Convolution& c, const float* frame, const float* before, int begin, int end, float* out) {
+    const std::size_t row = c.inward, size = c.shape.size() * row;
+    for (int w = begin; w < end; ++w) {
+        const int top = w / c.windows * c.step_lines - c.above, first = w % c.windows * c.step - c.padding;
+        for (int t = 0; t < c.frames; ++t) {
+            const float* from = t + 1 < c.frames ? before + t * size : frame;
+            for (int i = 0; i < c.tall; ++i) {
+                int line = top + i;
+                if (c.shape.ring_of_lines) line = (line + c.shape.lines) % c.shape.lines;
+                if (line < 0 || line >= c.shape.lines) {
+                    out = std::fill_n(out, c.window * row, 0.0f);
                 } else {
-                    std::fill_n(to, row, 0.0f);
+                    out = gather_line(c.shape, from + line * c.shape.places * row, first, c.window, row, out);
                 }
             }
         }
@@ -151,19 +184,27 @@ struct Stream::Run {
     }
 
     void convolve(const Convolution& c, const float* frame, const float* before, float* out) const {
-        const float* a = frame;
-        if (c.window > 1 || c.frames > 1) {
-            gather(c, frame, before, gathered);
-            a = gathered;
-        }
-        linear(c.linear, a, static_cast<std::ptrdiff_t>(c.inputs()), c.windows, out);
+        const int count = c.rows * c.windows, lines = static_cast<int>(c.linears.size());
         const std::size_t columns = c.columns, row = whole_panels(c.columns);
+        for (int begin = 0, end = 0; begin < count; begin = end) {
+            const int line = lines == 1 ? 0 : begin / c.windows, past = lines == 1 ? count : (line + 1) * c.windows;
+            end = std::min(begin + c.at_a_time(), past);
+            const float* a = frame + static_cast<std::size_t>(begin) * c.inward;
+            if (!c.by_place()) {
+                gather(c, frame, before, begin, end, gathered);
+                a = gathered;
+            }
+            for (int i = 0; i < lines; ++i) {
+                const std::size_t at = static_cast<std::size_t>(line) * (lines - 1) * c.windows + i * c.windows + begin;
+                linear(c.linears[i], a, static_cast<std::ptrdiff_t>(c.inputs()), end - begin, out + at * row);
+            }
+        }
         if (columns == row) return;
-        for (int w = 1; w < c.windows; ++w) std::memmove(out + w * columns, out + w * row, columns * sizeof(float));
+        for (int w = 1; w < count * lines; ++w) std::memmove(out + w * columns, out + w * row, columns * sizeof(float));
     }
 
     static void remember(const Convolution& c, const float* frame, float* before) {
-        const std::size_t size = static_cast<std::size_t>(c.places) * c.inward, kept = c.remembered();
+        const std::size_t size = static_cast<std::size_t>(c.shape.size()) * c.inward, kept = c.remembered();
         if (kept == 0) return;
         std::memmove(before, before + size, (kept - size) * sizeof(float));
         std::memcpy(before + kept - size, frame, size * sizeof(float));
@@ -171,7 +212,7 @@ struct Stream::Run {
 
     // out = x + gate(y) y with y = elu(linear(elu(y)))
     void finish_residual(const Layer& layer, const float* x, float* y, float* out) const {
-        const int places = layer.convolution.places, row = whole_panels(layer.channels);
+        const int places = layer.convolution.shape.size(), row = whole_panels(layer.channels);
         const std::size_t size = static_cast<std::size_t>(places) * row;
         elu(y, size);
         linear(layer.linear, y, row, places, out);
@@ -219,7 +260,7 @@ struct Stream::Run {
                 if (seen % c.stride == 0) push(i + 1, out);
                 break;
             case Layer::Kind::residual: {
-                float* y = out + static_cast<std::size_t>(c.places) * c.columns;
+                float* y = out + static_cast<std::size_t>(c.shape.size()) * c.columns;
                 convolve(c, frame, before, y);
                 remember(c, frame, before);
                 finish_residual(layer, frame, y, out);
@@ -241,16 +282,20 @@ struct Stream::Run {
 void Stream::add(Layer layer, int places, int row) {
     const Convolution& c = layer.convolution;
     const bool convolves = layer.kind != Layer::Kind::linear;
-    const std::size_t windows = convolves ? c.windows : 0;
-    memory_.push_back(memory_.empty() ? 0 : memory_.back() + (layers_.back().kind == Layer::Kind::linear
-                                                                   ? 0
-                                                                   : layers_.back().convolution.remembered()));
+    const std::size_t windows = convolves ? c.linears.size() * c.rows * c.windows : 0;
+    memory_.push_back(memory_.empty() ? 0
+                                      : memory_.back() + (layers_.back().kind == Layer::Kind::linear
+                                                              ? 0
+                                                              : layers_.back().convolution.remembered()));
     output_.push_back(outputs_);
     // Products write whole panels; a residual layer has one frame more, with room for the gate.
-    const std::size_t own = std::max(static_cast<std::size_t>(places) * row,
-                                     convolves ? windows * whole_panels(c.columns) : 0);
+    const std::size_t own =
+        std::max(static_cast<std::size_t>(places) * row, convolves ? windows * whole_panels(c.columns) : 0);
     outputs_ += layer.kind == Layer::Kind::residual ? 2 * own + 3 * static_cast<std::size_t>(row) + 3 * PANEL : own;
-    if (convolves) gathered_ = std::max({gathered_, windows * c.inputs(), static_cast<std::size_t>(c.places) * PANEL});
+    if (convolves) {
+        const std::size_t scores = static_cast<std::size_t>(c.shape.size()) * PANEL;
+        gathered_ = std::max({gathered_, c.at_a_time() * c.inputs(), scores});
+    }
     if (layer.kind == Layer::Kind::linear) layer.channels = places;
     layers_.push_back(std::move(layer));
     outward_ = row;
@@ -258,75 +303,88 @@ void Stream::add(Layer layer, int places, int row) {
 
 Stream Stream::encoder(const TokenizerConfig& config, Tensors& tensors) {
     Stream s;
-    const bool periodic = config.periodic[0];
-    int places = static_cast<int>(config.grid[0]), width = config.width, number = 0;
+    Shape shape = shape_of(config, 1);
+    int width = config.width, number = 0;
     s.inward_ = config.field_channels;
-    s.add(of_convolution(make_convolution(tensors, "tokenizer.conv_in",
-                                          {config.field_channels, width, config.kernel_ends, config.kernel_time},
-                                          places, config.field_channels, periodic)),
-          places, whole_panels(width));
+    const ConvolutionSpec ends{config.field_channels, width, config.kernel_ends, config.kernel_time,
+                               config.stride_ends};
+    Layer first = of_convolution(make_convolution(tensors, "tokenizer.conv_in", ends, shape, config.field_channels));
+    shape = shape.divided(config.stride_ends);
+    s.add(std::move(first), shape.size(), whole_panels(width));
     for (const LayerKind kind : config.layers) {
         const std::string name = "tokenizer.down." + to_string(number++);
         const int row = whole_panels(width);
-        if (kind == LayerKind::residual) {
-            s.add(make_residual(tensors, name, config, places, width), places, row);
-        } else if (kind == LayerKind::space) {
-            const int wider = std::min(2 * width, config.max_width);
-            s.add(of_convolution(make_convolution(tensors, name, {width, wider, config.kernel, 1, 2}, places, row,
-                                                  periodic)),
-                  places / 2, whole_panels(wider));
-            places /= 2;
-            width = wider;
-        } else {
-            s.add(of_convolution(make_convolution(tensors, name, {width, width, 1, config.kernel_time, 1, 2}, places, row,
-                                                  periodic)),
-                  places, row);
+        switch (kind) {
+            case LayerKind::residual:
+                s.add(make_residual(tensors, name, config, shape, width), shape.size(), row);
+                break;
+            case LayerKind::space: {
+                const int wider = std::min(2 * width, config.max_width);
+                Layer layer =
+                    of_convolution(make_convolution(tensors, name, {width, wider, config.kernel, 1, 2}, shape, row));
+                shape = shape.divided(2);
+                width = wider;
+                s.add(std::move(layer), shape.size(), whole_panels(width));
+                break;
+            }
+            case LayerKind::time: {
+                const ConvolutionSpec spec{width, width, 1, config.kernel_time, 1, 2};
+                s.add(of_convolution(make_convolution(tensors, name, spec, shape, row)), shape.size(), row);
+            }
         }
     }
     // Without the logarithms of the variances.
     const int C = config.latent_channels, moments = config.variational ? 2 : 1;
-    s.add(of_linear(make_linear(tensors, "tokenizer.to_latent", width, moments * C, C)), places, whole_panels(C));
+    s.add(of_linear(make_linear(tensors, "tokenizer.to_latent", width, moments * C, C)), shape.size(), whole_panels(C));
     return s;
 }
 
 Stream Stream::decoder(const TokenizerConfig& config, Tensors& tensors) {
     Stream s;
-    const bool periodic = config.periodic[0];
     std::vector<int> widths = {config.width};
     for (const LayerKind kind : config.layers) {
         widths.push_back(kind == LayerKind::space ? std::min(2 * widths.back(), config.max_width) : widths.back());
     }
-    int places = static_cast<int>(config.grid[0]) / config.space_factor(), number = 0;
+    Shape shape = shape_of(config, config.space_factor());
+    int number = 0;
     s.inward_ = whole_panels(config.latent_channels);
-    s.add(of_linear(make_linear(tensors, "tokenizer.from_latent", config.latent_channels, widths.back(), widths.back())),
-          places, whole_panels(widths.back()));
+    s.add(
+        of_linear(make_linear(tensors, "tokenizer.from_latent", config.latent_channels, widths.back(), widths.back())),
+        shape.size(), whole_panels(widths.back()));
     for (std::size_t i = config.layers.size(); i-- > 0;) {
         const std::string name = "tokenizer.up." + to_string(number++);
-        const LayerKind kind = config.layers[i];
         const int inward = widths[i + 1], outward = widths[i], row = whole_panels(inward);
-        if (kind == LayerKind::residual) {
-            s.add(make_residual(tensors, name, config, places, inward), places, row);
-        } else if (kind == LayerKind::space) {
-            ConvolutionSpec spec{inward, 2 * outward, config.kernel, 1};
-            spec.parts = 2;
-            s.add(of_convolution(make_convolution(tensors, name + ".conv", spec, places, row, periodic)), 2 * places,
-                  whole_panels(outward));
-            places *= 2;
-        } else {
-            ConvolutionSpec spec{inward, 2 * outward, 1, 1};
-            spec.channels = outward;
-            Layer layer = of_convolution(make_convolution(tensors, name + ".conv", spec, places, row, periodic));
-            spec.offset = outward;
-            layer.kind = Layer::Kind::expand_time;
-            layer.second = make_convolution(tensors, name + ".conv", spec, places, row, periodic);
-            s.add(std::move(layer), places, whole_panels(outward));
+        switch (config.layers[i]) {
+            case LayerKind::residual:
+                s.add(make_residual(tensors, name, config, shape, inward), shape.size(), row);
+                break;
+            case LayerKind::space: {
+                ConvolutionSpec spec{inward, outward << config.dims(), config.kernel, 1};
+                spec.parts = 2;
+                Layer layer = of_convolution(make_convolution(tensors, name + ".conv", spec, shape, row));
+                shape = shape.times(2);
+                s.add(std::move(layer), shape.size(), whole_panels(outward));
+                break;
+            }
+            case LayerKind::time: {
+                ConvolutionSpec spec{inward, 2 * outward, 1, 1};
+                spec.channels = outward;
+                Layer layer = of_convolution(make_convolution(tensors, name + ".conv", spec, shape, row));
+                spec.offset = outward;
+                layer.kind = Layer::Kind::expand_time;
+                layer.second = make_convolution(tensors, name + ".conv", spec, shape, row);
+                s.add(std::move(layer), shape.size(), whole_panels(outward));
+            }
         }
     }
-    ConvolutionSpec spec{config.width, config.field_channels, config.kernel_ends, config.kernel_time};
+    const int factor = config.stride_ends,
+              outward = config.field_channels * (config.dims() == 2 ? factor * factor : factor);
+    ConvolutionSpec spec{config.width, outward, config.kernel_ends, config.kernel_time};
+    spec.parts = factor;
     spec.grouped = true;
-    s.add(of_convolution(make_convolution(tensors, "tokenizer.conv_out", spec, places, whole_panels(config.width),
-                                          periodic)),
-          places, config.field_channels);
+    const std::string name = factor == 1 ? "tokenizer.conv_out" : "tokenizer.conv_out.conv";
+    Layer last = of_convolution(make_convolution(tensors, name, spec, shape, whole_panels(config.width)));
+    s.add(std::move(last), shape.times(factor).size(), config.field_channels);
     return s;
 }
 

@@ -1,10 +1,12 @@
-// Encoder and decoder of the tokenizer on a line (enma_fast/models/tokenizer.py), a frame at a time: every layer is
-// causal, so a frame needs what the layers remember and nothing else. A frame has the same bits however many came
-// before in one call, and whatever other rows are computed.
+// Encoder and decoder of the tokenizer (enma_fast/models/tokenizer.py), a frame at a time: every layer is causal, so a
+// frame needs what the layers remember and nothing else. A frame has the same bits however many came before in one
+// call, and whatever other rows are computed.
 //
-// A frame is [places][row] floats; a row has its channels and zeros up to whole panels.
+// A frame is [lines][places][row] floats, with one line unless the field is on a plane; a row has its channels and zeros
+// up to whole panels.
 #pragma once
 
+#include <algorithm>
 #include <string>
 #include <vector>
 
@@ -31,17 +33,35 @@ class Linear {
     LinearView view_{};
 };
 
-// A causal convolution as one product: each row of it is the window of `group` neighbouring places.
-struct Convolution {
-    Linear linear;
-    int places, inward;         // of a frame that comes in, and floats of its rows
-    int window, padding, step;  // places of a window, before the first one, and between windows
-    int frames, stride;         // frames of a window, and between windows
-    int windows, columns;       // windows of a frame, and floats that each gives
-    bool periodic;
+// Frames of a layer: lines of places. A field on a line has one of them, which is not periodic.
+struct Shape {
+    int lines, places;
+    bool plane, ring_of_lines, ring;
 
-    std::size_t remembered() const { return static_cast<std::size_t>(frames - 1) * places * inward; }
-    std::size_t inputs() const { return static_cast<std::size_t>(frames) * window * inward; }
+    int size() const { return lines * places; }
+    Shape divided(int factor) const {
+        return {plane ? lines / factor : 1, places / factor, plane, ring_of_lines, ring};
+    }
+    Shape times(int factor) const { return {plane ? lines * factor : 1, places * factor, plane, ring_of_lines, ring}; }
+};
+
+// A causal convolution as products: each row of one is the window of `group` neighbouring places of a line.
+struct Convolution {
+    std::vector<Linear> linears;  // one for each line that a line of windows gives
+    Shape shape;                  // of a frame that comes in
+    int inward;                   // floats of its rows
+    // Lines of a window, before the first one, and between windows; likewise places.
+    int tall, above, step_lines;
+    int window, padding, step;
+    int frames, stride;          // frames of a window, and between windows
+    int rows, windows, columns;  // lines of windows, windows of a line, and floats that each gives
+
+    std::size_t remembered() const { return static_cast<std::size_t>(frames - 1) * shape.size() * inward; }
+    std::size_t inputs() const { return static_cast<std::size_t>(frames) * tall * window * inward; }
+    // Each place by itself: windows need not be gathered.
+    bool by_place() const { return tall * window * frames == 1 && step_lines == 1 && step == 1; }
+    // Windows of one product; those of several lines if each gives one line.
+    int at_a_time() const { return std::min(linears.size() == 1 ? rows * windows : windows, GEMM_ROWS); }
 };
 
 struct Gate {
@@ -68,7 +88,7 @@ using Sink = void (*)(void* to, const float* frame);
 
 class Stream {
    public:
-    // Of fields [grid, c] to the mean of latents [tokens, whole_panels(C)], and back.
+    // Of fields [*grid, c] to the mean of latents [tokens, whole_panels(C)], and back.
     static Stream encoder(const TokenizerConfig& config, Tensors& tensors);
     static Stream decoder(const TokenizerConfig& config, Tensors& tensors);
 

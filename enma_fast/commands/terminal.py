@@ -109,11 +109,16 @@ class Terminal:
             yield update
 
 
-def printable(text: str) -> str:
-    """A text without control characters, which names in files may hold to deceive who reads a terminal."""
+def printable(text: str, *, kept: str = "\n") -> str:
+    """A text without control characters but those `kept`: names in files may hold some to deceive a reader."""
     return "".join(
-        c if c.isprintable() or c == "\n" else c.encode("unicode_escape", "backslashreplace").decode() for c in text
+        c if c.isprintable() or c in kept else c.encode("unicode_escape", "backslashreplace").decode() for c in text
     )
+
+
+def _cell(text: str) -> str:
+    """A text in a table, where a line break would look like a row more."""
+    return printable(text, kept="")
 
 
 def _print(console: Console, parts: Iterable[str | Table]) -> None:
@@ -156,7 +161,7 @@ def table(
     for i, column in enumerate(columns):
         made.add_column(column, justify="left" if i in text else "right", overflow="fold", no_wrap=short and i == 0)
     for row in rows:
-        made.add_row(*map(printable, row))
+        made.add_row(*map(_cell, row))
     return made
 
 

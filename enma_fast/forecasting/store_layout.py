@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..config import ModelConfig, SamplingConfig
+from ..errors import EnmaError
 from ..models.checkpoint import CONFIG, WEIGHTS, hashes, sha256
 from ..sampling.engine import PRECISIONS
 from ..sampling.settings import chosen_sampling
@@ -34,28 +35,31 @@ def layout_of(forecast: FileForecast, attributes: Mapping[str, Any]) -> Layout:
     columns: dict[str, np.ndarray] = {name: values[index] for name, values in data.parameters.items()}
     if data.environment is not None:
         columns["environment"] = data.environment[index]
-    return Layout(
-        channels=data.channels,
-        times=_frame_times(forecast)[seen:],
-        coords=data.coords,
-        trajectories=list(forecast.trajectories),
-        num_members=request.num_members,
-        first_member=request.first_member,
-        observed=data.u[index, :seen] if seen else None,
-        observed_times=data.times[:seen],
-        truth=data.u[index, seen:last] if forecast.has_truth else None,
-        columns=columns,
-        attributes={
-            "task": request.task.name,
-            "observed_frames": seen,
-            "seed": request.seed,
-            "model": config.name,
-            "sampling": _in_words(config, request.settings),
-            "precision": request.precision,
-            "data_name": data.name,
-            **attributes,
-        },
-    )
+    try:
+        return Layout(
+            channels=data.channels,
+            times=_frame_times(forecast)[seen:],
+            coords=data.coords,
+            trajectories=list(forecast.trajectories),
+            num_members=request.num_members,
+            first_member=request.first_member,
+            observed=data.u[index, :seen] if seen else None,
+            observed_times=data.times[:seen],
+            truth=data.u[index, seen:last] if forecast.has_truth else None,
+            columns=columns,
+            attributes={
+                "task": request.task.name,
+                "observed_frames": seen,
+                "seed": request.seed,
+                "model": config.name,
+                "sampling": _in_words(config, request.settings),
+                "precision": request.precision,
+                "data_name": data.name,
+                **attributes,
+            },
+        )
+    except EnmaError as error:
+        raise EnmaError(f"{data.path}: {error}") from None
 
 
 def as_begun(request: ForecastRequest, out: Path | None) -> ForecastRequest:

@@ -110,8 +110,12 @@ def read_layout(path: Path) -> Layout:
 def damaged_files(path: Path) -> list[str]:
     """Files that `verify --mark` has listed as damaged: metadata, coordinates, observations and truth."""
     try:
-        return [str(name) for name in read_json(path / DAMAGED)]
+        names = read_json(path / DAMAGED)
+        # A store with this file is refused, so one without a name in it would be neither whole nor repairable.
+        if not isinstance(names, list) or not names:
+            raise ValueError
+        return [str(name) for name in names]
     except FileNotFoundError:
         return []
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError):
         raise EnmaError(f"{path / DAMAGED}: is damaged; run: enma-fast verify {path}") from None

@@ -5,6 +5,7 @@ Legend: S sub-token shifts, B batch, T latent frames, N tokens per frame, C toke
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,9 @@ from ..models.model import Model, draw
 from ..models.tokenizer import Tokenizer, patchify
 from .loop import Rank
 from .tokenizer import roll
+
+# Observed frames of the forecasts of a validation.
+HISTORY = 3
 
 
 @dataclass(frozen=True)
@@ -162,17 +166,21 @@ def environments(numbers: Tensor, *, paired: bool = True) -> Tensor:
 def rollout_scores(model: Model, val: Tensor, contexts: Tensor | None, *, members: int) -> dict[str, float]:
     """Scores of standardised forecasts from 3 frames and, given contexts, from 1 frame and a context (``_ivp``).
 
-    ``val`` and ``contexts`` are fields ``[n, T, *grid, c]``.
+    ``val`` and ``contexts`` are fields ``[n, T, *grid, c]``. Scores of forecasts that are not finite are NaN.
     """
+    names = ("rel_l2", "rel_l2_member", "spread_skill", "crps")
     out: dict[str, float] = {}
     standardised = model.tokenizer.standardised
-    for name, history, context in (("", 3, None), ("_ivp", 1, contexts)):
+    for name, history, context in (("", HISTORY, None), ("_ivp", 1, contexts)):
         if name and contexts is None:
             continue
         samples = sample_fields(model, val[:, :history], context=context, num_members=members, seed=0)
+        if not torch.isfinite(samples).all():
+            out |= {f"{key}{name}": math.nan for key in names}
+            continue
         scores = Scores()
         truth = standardised(val[:, history:].to(samples.device))
         scores.update(standardised(samples).cpu().numpy(), truth.cpu().numpy())
         result = scores.result()
-        out |= {f"{key}{name}": float(result[key]) for key in ("rel_l2", "rel_l2_member", "spread_skill", "crps")}
+        out |= {f"{key}{name}": float(result[key]) for key in names}
     return out

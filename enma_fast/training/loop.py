@@ -258,6 +258,11 @@ def run(task: Task, options: RunOptions) -> dict[str, float]:
         if saves:
             _save_state(state_path, module, average, optimizers, config, done)
             last_save = time.monotonic()
+    if end == config.steps and rank.index == 0 and not best.scores:
+        raise EnmaError(
+            f"{log_path}: no validation of this run gave a number; look for huge values in the validation data, or "
+            "train again in an empty folder with a lower learning_rate"
+        )
     if end < config.steps or not best.take():
         average.swap(module)
     module.eval()
@@ -272,20 +277,18 @@ class _Best:
         self.scores: dict[str, float] = {}
         if step and path.exists():
             meta = read_tensors(path)[1]
+            scores = json.loads(meta["scores"])
             # One of steps that a killed run took after its last saved state is found again.
-            if int(meta["step"]) <= step:
-                self.scores = json.loads(meta["scores"])
+            if int(meta["step"]) <= step and math.isfinite(task.merit(scores)):
+                self.scores = scores
 
     def offer(self, step: int, scores: dict[str, float]) -> None:
-        """Keep the module's weights if they are the best so far; those of a merit that is no number are the worst."""
-        if self.scores and self._merit(scores) >= self._merit(self.scores):
+        """Keep the module's weights if they are the best so far; never those of a merit that is no finite number."""
+        merit = self.task.merit(scores)
+        if not math.isfinite(merit) or (self.scores and merit >= self.task.merit(self.scores)):
             return
         self.scores = scores
         write_tensors(self.path, self.task.module.state_dict(), {"step": str(step), "scores": json.dumps(scores)})
-
-    def _merit(self, scores: dict[str, float]) -> float:
-        merit = self.task.merit(scores)
-        return math.inf if math.isnan(merit) else merit
 
     def take(self) -> bool:
         """Put the best weights into the module, if there are any."""

@@ -92,7 +92,8 @@ class Plan:
 def saved_plan(source: Path, out: Path, request: Request) -> Plan | None:
     """The plan of a run folder, None in an empty one.
 
-    `EnmaError` if the folder was begun with another request or other data, or holds something else.
+    `EnmaError` if the folder was begun with another request, other data or a version of enma_fast whose plans have
+    other fields, or holds something else.
     """
     path = out / PLAN
     if not path.is_file():
@@ -100,7 +101,14 @@ def saved_plan(source: Path, out: Path, request: Request) -> Plan | None:
         if out.exists() and (not out.is_dir() or {entry.name for entry in out.iterdir()} - {DATA}):
             raise EnmaError(f"{out}: exists and is no run of `enma-fast train`; choose another --out")
         return None
-    plan = from_json(Plan, path.read_text(), source=str(path))
+    try:
+        plan = from_json(Plan, path.read_bytes().decode(), source="")
+    except (EnmaError, UnicodeDecodeError) as error:
+        where = str(error).removeprefix(": ").split(";")[0]
+        raise EnmaError(
+            f"{path}: this run was begun with another version of enma_fast, or its plan is damaged ({where}); finish "
+            "it with that version, or choose another --out to begin again"
+        ) from None
     for name, known in dataclasses.asdict(plan.request).items():
         asked = getattr(request, name)
         if known != asked:

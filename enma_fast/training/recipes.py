@@ -41,9 +41,9 @@ from ..models.checkpoint import (
 from ..models.model import Model
 from ..models.tokenizer import Tokenizer
 from ..presets import Preset, find_preset
-from ..utils.dataclass_json import replace, to_json
+from ..utils.dataclass_json import from_json, replace, to_json
 from ..utils.system import machine, versions
-from .dynamics import DynamicsTask, Latents, encode_all
+from .dynamics import HISTORY, DynamicsTask, Latents, encode_all
 from .first_frame import FirstFrameTask
 from .forecasts import ForecastTask
 from .loop import BEST, STATE, Rank, RunOptions, Task, abandon_ranks, join_ranks, run
@@ -115,7 +115,7 @@ def train(
     files = [data_file(data_dir, config.dataset, split) for split in ("train", "val")]
     train = None if stage == "dynamics" else _read(files[0], config)
     val = _read(files[1], config)
-    rows = _spread(val, VALIDATED[stage])
+    rows = _validated(val, VALIDATED[stage], config, num_history=0 if stage == "tokenizer" else HISTORY)
     contexts = None if stage == "tokenizer" else _context_rows(val, rows)
     first = None if start is None else locate(start)
     key = sha256(locate(tokenizer) / WEIGHTS) if stage == "dynamics" and tokenizer is not None else None
@@ -314,6 +314,9 @@ def _begin(
     path = options.out / RUN
     if (options.out / STATE).exists():
         known = read_record(options.out)
+        for key, config in (("model", model), ("training", training)):
+            # Keys that are newer than the file have the values of their time.
+            known[key] = json.loads(to_json(from_json(type(config), json.dumps(known[key]), source=f"{path}: {key}")))
         for key in _FIXED:
             where = _first_difference(known[key], record[key], key)
             if where is not None:
@@ -327,7 +330,7 @@ def _begin(
 
 
 def _first_difference(old: Any, new: Any, name: str) -> str | None:
-    """Where two records differ; a key that is newer than one of them is as good as null."""
+    """Where two records differ; a key that one of them lacks is as good as null."""
     if isinstance(old, dict) and isinstance(new, dict):
         found = (_first_difference(old.get(key), new.get(key), f"{name}.{key}") for key in [*old, *new])
         return next((where for where in found if where is not None), None)
@@ -375,7 +378,18 @@ def _context_rows(data: FieldFile, rows: np.ndarray) -> np.ndarray | None:
     return np.array([data.context_for(int(i)) for i in rows])
 
 
-def _spread(data: FieldFile, count: int) -> np.ndarray:
-    """Up to `count` trajectories spread evenly over a file, so that many environments are among them."""
+def _validated(data: FieldFile, count: int, config: ModelConfig, num_history: int) -> np.ndarray:
+    """Up to `count` trajectories spread evenly over a file, so that many environments are among them.
+
+    Refuses one that is the mean of the training data in all frames after `num_history`: relative errors divide by 0.
+    """
     count = min(count, len(data))
-    return np.arange(count) * len(data) // count
+    rows = np.arange(count) * len(data) // count
+    mean = np.asarray(0.0 if config.tokenizer.field_mean is None else config.tokenizer.field_mean, np.float32)
+    for row in rows:
+        if (data.u[row, num_history:] == mean).all():
+            raise EnmaError(
+                f"{data.path}: trajectory {row} is {np.ravel(mean)[0]:g} throughout, so its relative error is not "
+                "defined; leave it out of the validation data"
+            )
+    return rows

@@ -36,6 +36,19 @@ def test_brackets_in_a_path_are_no_markup(
     assert name in enma("data", "info", tmp_path / "none" / name).error()
 
 
+def test_a_parameter_with_the_name_of_a_variable_is_refused_with_its_file(
+    enma: Callable, tiny: Path, test_in: Path, tmp_path: Path
+) -> None:
+    path = Path(shutil.copy(test_in, tmp_path / "twice.h5"))
+    with h5py.File(path, "r+") as file:
+        file.move("scalars/alpha", "scalars/u")
+        names = ["u" if name == "alpha" else name for name in file["scalars"].attrs["field_names"]]
+        file["scalars"].attrs["field_names"] = names
+    error = enma("forecast", path, "-c", tiny, "--members", 2, "--out", tmp_path / "run.zarr").error()
+    assert error == f"{path}: 'u' is a variable of the store twice; rename the field or the parameter"
+    assert not (tmp_path / "run.zarr").exists()
+
+
 def test_control_characters_do_not_reach_the_terminal_by_an_error(enma: Callable, tmp_path: Path) -> None:
     error = enma("data", "info", tmp_path / "\x1b[31m\udcff.h5").error()
     assert r"\x1b[31m\udcff.h5: no such file" in error

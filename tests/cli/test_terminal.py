@@ -52,6 +52,11 @@ def test_text_in_cells_wraps_between_words(capsys: pytest.CaptureFixture[str]) -
     assert " ".join(lines).split()[-40:] == text.split()
 
 
+def test_a_name_in_a_cell_cannot_look_like_a_row(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = shown(capsys, table("", ["", "value"], [["parameters", "a\nrms  u 0.1\x1b[31m"]], text=(0, 1)))
+    assert [line for line in lines if "u 0.1" in line] == ["parameters  a\\nrms  u 0.1\\x1b[31m"]
+
+
 def test_lines_of_text_stay_whole(capsys: pytest.CaptureFixture[str]) -> None:
     line = "error " * 60
     assert shown(capsys, line) == [line.rstrip()]

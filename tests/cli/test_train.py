@@ -116,8 +116,14 @@ def test_a_run_begun_before_runs_could_start_from_weights_goes_on(runs: Path, tr
     folder = Path(shutil.copytree(runs / "dynamics", tmp_path / "run"))
     record = json.loads((folder / "run.json").read_text())
     del record["start"]
+    # Nor did it have this setting, whose default is how training was before.
+    del record["training"]["clip_norm"]
     (folder / "run.json").write_text(json.dumps(record))
     assert train(folder, "--steps", 6, "--json", tokenizer=runs / "tokenizer").json["steps"] == 6
+    record["training"]["gone"] = 1
+    (folder / "run.json").write_text(json.dumps(record))
+    error = train(folder, "--steps", 6, tokenizer=runs / "tokenizer").error()
+    assert "run.json: training: gone: unknown key; take it out, or use the version of enma_fast" in error
 
 
 def test_a_finished_run_writes_its_checkpoint_again(runs: Path, train: Callable, tmp_path: Path) -> None:
@@ -143,6 +149,27 @@ def test_other_settings_do_not_resume(runs: Path, train: Callable, tmp_path: Pat
     assert error("--seed", 9) == f"{begun} seed 0, not 9; {mend}"
     (folder / "run.json").write_text("{")
     assert error() == f"{folder / 'run.json'}: is not JSON; begin the run again in an empty folder"
+
+
+def test_a_validation_trajectory_of_zeros_is_refused_before_the_first_step(
+    runs: Path, enma: Callable, data_folder: Path, tmp_path: Path
+) -> None:
+    h5py = pytest.importorskip("h5py")
+    data = Path(shutil.copytree(data_folder, tmp_path / "data"))
+    with h5py.File(data / "combined-val.h5", "r+") as file:
+        file["t0_fields/u"][5, 3:] = 0
+    common = ("--data", data, "--out", tmp_path / "run", "--steps", 1, "--batch", 4, "--json")
+    dynamics = ("train", "dynamics", "combined-small", "--tokenizer", runs / "tokenizer", *settings(TINY_DYNAMICS))
+    message = (
+        "combined-val.h5: trajectory 5 is 0 throughout, so its relative error is not defined; leave it out of the "
+        "validation data"
+    )
+    assert enma(*dynamics, *common).error().endswith(message)
+    with h5py.File(data / "combined-val.h5", "r+") as file:
+        file["t0_fields/u"][5] = 0
+    tokenizer = ("train", "tokenizer", "combined-small", *settings(TINY_TOKENIZER))
+    assert enma(*tokenizer, *common).error().endswith(message)
+    assert not (tmp_path / "run" / "state.safetensors").exists()
 
 
 def test_a_run_that_never_took_a_step_does_not_bind_the_next(train: Callable, tmp_path: Path) -> None:

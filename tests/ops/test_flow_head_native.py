@@ -204,39 +204,6 @@ def compile_core(path: Path, out: Path, *flags: str) -> Path:
     return done
 
 
-def read(tool: str, *arguments: str) -> str:
-    return subprocess.run([tool, *arguments], check=True, capture_output=True, text=True).stdout
-
-
-@needs_compiler
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("objdump") is None, reason="objdump is not installed")
-def test_instruction_sets_stay_in_their_files(tmp_path: Path) -> None:
-    names = ["gemm_scalar", "gemm_avx2", "gemm_avx512", "gemm_avx512_bf16", "gemm", "flow_head", "dispatch", "parallel"]
-    if "__x86_64__" not in read("g++", "-dM", "-E", "-x", "c++", "/dev/null"):
-        pytest.skip("not an x86-64 compiler")
-    with ThreadPoolExecutor(2) as pool:
-        objects = dict(
-            zip(names, pool.map(lambda name: compile_core(CORE / f"{name}.cpp", tmp_path), names), strict=True)
-        )
-    code = {name: read("objdump", "-d", "--no-show-raw-insn", str(path)) for name, path in objects.items()}
-    assert "vdpbf16ps" in code["gemm_avx512_bf16"]
-    assert "zmm" in code["gemm_avx512"]
-    assert "vdpbf16ps" not in code["gemm_avx512"]
-    assert "ymm" in code["gemm_avx2"]
-    high = [f"mm{i}" for i in range(16, 32)]
-    for sign in ("zmm", "%k1", *high):
-        assert sign not in code["gemm_avx2"], sign
-    for name in ("gemm_scalar", "gemm", "flow_head", "dispatch", "parallel"):
-        assert "ymm" not in code[name], name
-        assert "zmm" not in code[name], name
-    # A function that the linker may merge with those of other files must not be compiled for more than the baseline.
-    for name in ("gemm_avx2", "gemm_avx512", "gemm_avx512_bf16"):
-        symbols = [line.split() for line in read("nm", "-C", str(objects[name])).splitlines()]
-        shared = [words for words in symbols if len(words) > 1 and words[-2] in "WVu" and len(words[-2]) == 1]
-        assert not shared, shared
-
-
 @needs_compiler
 @pytest.mark.slow
 def test_sanitizers_find_nothing(tmp_path: Path) -> None:

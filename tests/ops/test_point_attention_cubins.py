@@ -10,14 +10,18 @@ from ._cubin import SHARED_LIMIT, report
 HEAD_DIMS = (16, 32, 64, 128)
 
 
-def cubin_cases(sizes=((256, 1024), (257, 1021))):
+# Queries, points, power and period: in whole blocks on a ring, and beside them on an interval.
+RING, INTERVAL = ((256, 1024), 1, 1.0), ((257, 1021), 2, 0.0)
+
+
+def cubin_cases(domains=(RING, INTERVAL)):
     """Forward and backward of the models' interpolation and of wider heads."""
     from enma_fast.kernels.point_attention import launch_forward
     from enma_fast.kernels.point_attention_backward import launch_backward, query_blocks
 
     for dtype in (torch.bfloat16, torch.float32):
         for head_dim in HEAD_DIMS:
-            for (num_queries, num_points), power, period in zip(sizes, (1, 2), (1.0, 0.0), strict=True):
+            for (num_queries, num_points), power, period in domains:
                 q = torch.zeros(1, 1, num_queries, head_dim, dtype=dtype)
                 k = torch.zeros(1, 1, num_points, head_dim, dtype=dtype)
                 at, places = torch.zeros(1, 1, num_queries, 2), torch.zeros(1, 1, num_points, 2)
@@ -37,12 +41,20 @@ def cubin_cases(sizes=((256, 1024), (257, 1021))):
                 launch_backward(q, k, k, **arguments, out_grad=q, lse=lse, delta=lse, **grads)
 
 
+def ring_cases():
+    cubin_cases([RING])
+
+
+def interval_cases():
+    cubin_cases([INTERVAL])
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
-@pytest.mark.parametrize("capability", [80, 90, 100])
-def test_cubins_stay_within_limits(capability):
-    found = report("tests.ops.test_point_attention_cubins:cubin_cases", capability)
-    assert len(found) == 2 * len(HEAD_DIMS) * 2 * 3
+@pytest.mark.parametrize(("cases", "capability"), [("interval", 80), ("cubin", 90), ("ring", 100)])
+def test_cubins_stay_within_limits(cases, capability):
+    found = report(f"tests.ops.test_point_attention_cubins:{cases}_cases", capability)
+    assert len(found) == 2 * len(HEAD_DIMS) * 3 * (1 + (cases == "cubin"))
     for i, kernel in enumerate(found):
         assert kernel["spills"] == 0, kernel
         assert kernel["stack"] == 0, kernel

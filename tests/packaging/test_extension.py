@@ -4,11 +4,13 @@ import os
 import platform
 import re
 import shutil
+import subprocess
 import sys
 import tarfile
 import textwrap
 import zipfile
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -120,13 +122,53 @@ def test_the_source_distribution_holds_the_very_sources(checkout: Path, build: B
     assert compiled <= {path.stem for path in build.objects}
 
 
-def test_the_wheel_is_bound_to_this_interpreter_and_holds_one_library(build: Build) -> None:
+def test_the_wheel_is_bound_to_this_interpreter_and_holds_two_libraries(build: Build) -> None:
     assert not build.wheel.name.endswith("-any.whl")
     with zipfile.ZipFile(build.wheel) as archive:
-        libraries = [name for name in archive.namelist() if name.endswith(".so")]
+        libraries = {
+            name.split(".")[0]: archive.getinfo(name).file_size for name in archive.namelist() if ".so" in name
+        }
         assert not [name for name in archive.namelist() if name.startswith("csrc")]
-    assert len(libraries) == 1
-    assert libraries[0].startswith("enma_fast/_C.")
+    assert set(libraries) == {"enma_fast/_C", "enma_fast/embed/lib/libenma"}
+    assert max(libraries.values()) < 20_000_000
+
+
+def test_the_wheel_is_enough_to_embed(site: Path, root: Path, tmp_path: Path) -> None:
+    """A C program finds libenma through CMake and through pkg-config, with what the command prints."""
+    for program in ("cmake", "pkg-config", "gcc"):
+        if shutil.which(program) is None:
+            pytest.skip(f"needs {program}")
+
+    def embed(*options: str) -> str:
+        text = "from enma_fast.cli import main; import sys; sys.exit(main(['embed', *sys.argv[1:]]))"
+        return probe(text, site, *options).strip()
+
+    shutil.copy(root / "csrc/examples/forecast.c", tmp_path)
+    (tmp_path / "CMakeLists.txt").write_text(
+        "cmake_minimum_required(VERSION 3.20)\nproject(user C)\nfind_package(enma 0.1.9 REQUIRED)\n"
+        "add_executable(forecast forecast.c)\ntarget_link_libraries(forecast PRIVATE enma::enma m)\n"
+    )
+    build = tmp_path / "build"
+    command = ("cmake", "-S", tmp_path, "-B", build, f"-Denma_DIR={embed('--cmake-dir')}")
+    refused = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    assert refused.returncode != 0
+    assert "compatible with requested version" in " ".join(refused.stderr.split())
+    text = (tmp_path / "CMakeLists.txt").read_text().replace("0.1.9", version("enma-fast"))
+    (tmp_path / "CMakeLists.txt").write_text(text)
+    run(*command, cwd=tmp_path)
+    run("cmake", "--build", build, cwd=tmp_path)
+    np.linspace(-1, 1, 3 * 128, dtype=np.float32).tofile(tmp_path / "frames")
+    checkpoint = embed("--checkpoint", "combined-fast")
+    arguments = (checkpoint, tmp_path / "frames", "2")
+    assert run(build / "forecast", *arguments, tmp_path / "out", cwd=tmp_path).count("frame") == 17
+    libraries = embed("--library-dir")
+    flags = run(
+        "pkg-config", "--cflags", "--libs", "enma", cwd=tmp_path, PKG_CONFIG_PATH=f"{libraries}/pkgconfig"
+    ).split()
+    run("gcc", "forecast.c", *flags, "-lm", f"-Wl,-rpath,{libraries}", "-o", "by-pkg-config", cwd=tmp_path)
+    run(tmp_path / "by-pkg-config", *arguments, tmp_path / "again", cwd=tmp_path)
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "out").read_bytes()
+    assert (Path(embed("--include-dir")) / "enma/enma.hpp").is_file()
 
 
 def test_the_installed_extension_runs(site: Path) -> None:
@@ -231,6 +273,9 @@ def test_wide_instructions_stay_behind_a_look_at_the_processor(build: Build) -> 
         for file in build.objects:
             if file.stem.endswith(f"_{isa}"):
                 assert register in run("objdump", "-d", file, cwd=file.parent), f"{file.name} makes no use of its name"
+    # Processors with AVX-512 need not have its products of bf16.
+    code = {file.stem: run("objdump", "-d", file, cwd=file.parent) for file in build.objects if "avx" in file.stem}
+    assert [name for name, text in code.items() if "vdpbf16ps" in text] == ["gemm_avx512_bf16"]
 
 
 @x86_only

@@ -1,9 +1,15 @@
-"""libenma, compiled from csrc for tests, and its functions through ctypes."""
+"""libenma, compiled from csrc for tests, and its functions through ctypes.
+
+CC, CXX and CXXFLAGS name other compilers, and flags such as those of a sanitizer: ``make embed`` uses them.
+"""
 
 from __future__ import annotations
 
 import ctypes
+import os
+import shlex
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from ctypes import POINTER, byref, c_char_p, c_double, c_int32, c_int64, c_size_t, c_uint8, c_uint16, c_uint64, c_void_p
 from pathlib import Path
 from typing import Any
@@ -29,6 +35,13 @@ KERNELS = {
 FLAGS = ["-std=c++20", "-O2", "-DENMA_SMALL", "-DENMA_NO_EMULATION", "-fPIC", "-fopenmp", "-fvisibility=hidden"]
 FLAGS += ["-Wall", "-Wextra", "-Werror", "-Wno-psabi", f"-I{CSRC}", f"-I{CSRC / 'include'}"]
 
+CC, CXX = os.environ.get("CC", "gcc"), os.environ.get("CXX", "g++")
+ADDED = shlex.split(os.environ.get("CXXFLAGS", ""))
+SANITIZED = any(flag.startswith("-fsanitize") for flag in ADDED)
+# With its stand-in for the stack, g++ 12 aligns vectors of 64 bytes to 32 and then moves them as aligned.
+SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g1", "-O1"]
+SANITIZERS += ["--param=asan-use-after-return=0"]
+
 OK, INVALID_ARGUMENT, CHECKPOINT, UNSUPPORTED, STATE, NO_MEMORY = range(6)
 
 
@@ -45,18 +58,30 @@ def run(command: list[str]) -> str:
     return done.stdout
 
 
-def build(folder: Path) -> Path:
-    """Compile and link the library into a folder."""
+def objects(folder: Path, added: list[str], compiler: str = CXX) -> list[str]:
+    """Compile every file of the library into a folder; kernels of wide vectors are not sanitized."""
     mine = KERNELS[native().cpu_isa()] if native_problem(torch.device("cpu")) is None else None
     others = {name for names in KERNELS.values() for name in names if mine and name not in mine}
-    objects = []
-    for path in sources():
-        objects.append(str(folder / f"{path.parent.name}_{path.stem}.o"))
+
+    def compiled(path: Path) -> str:
+        made = str(folder / f"{path.parent.name}_{path.stem}.o")
         quick = ["-O0"] if path.stem in others else []
-        run(["g++", *FLAGS, *quick, "-c", str(path), "-o", objects[-1]])
+        vectors = path.stem.startswith(("gemm_avx", "vector_kernels_avx"))
+        flags = [flag for flag in added if not (vectors and "sanitize" in flag)]
+        run([compiler, *FLAGS, *flags, *quick, "-c", str(path), "-o", made])
+        return made
+
+    # Those who wait for it have nothing to do.
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(compiled, sources()))
+
+
+def build(folder: Path) -> Path:
+    """Compile and link the library into a folder."""
     library = folder / "libenma.so"
     script = f"-Wl,--version-script={CSRC / 'libenma.map'}"
-    run(["g++", "-shared", "-fopenmp", "-Wl,-z,defs", "-Wl,-soname,libenma.so.1", script, *objects, "-o", str(library)])
+    link = ["-shared", "-fopenmp", *ADDED, "-Wl,-z,defs", "-Wl,-soname,libenma.so.1", script]
+    run([CXX, *link, *objects(folder, ADDED), "-o", str(library)])
     (folder / "libenma.so.1").symlink_to(library)
     return library
 
@@ -123,6 +148,10 @@ class Description(ctypes.Structure):
         ("token_channels", c_int64),
         ("shifts", c_int64),
         ("temperature", c_double),
+        ("dims", c_int64),
+        ("shape", c_int64 * 2),
+        ("lengths", c_double * 2),
+        ("periodic", c_int32 * 2),
     )
 
 
@@ -195,7 +224,7 @@ class Session:
     def __init__(self, model: Model, handle: c_void_p, num_members: int) -> None:
         self.model, self.library, self.handle, self.num_members = model, model.library, handle, num_members
         about = model.describe()
-        self.frame_shape = (about.grid, about.field_channels)
+        self.frame_shape = (*about.shape[: about.dims], about.field_channels)
         self.latent_shape = (about.num_tokens, about.token_channels)
 
     def call(self, name: str, *arguments: Any) -> None:
@@ -222,6 +251,12 @@ class Session:
             out = np.full((self.num_members, *self.frame_shape), np.nan, np.float32)
         self.call("step", byref(Tensor.of(out)))
         return out
+
+    def stop(self, members: list[int]) -> None:
+        """Stop the members at these places of the session."""
+        mask = np.zeros(self.num_members, np.uint8)
+        mask[members] = 1
+        self.call("stop", mask.ctypes.data_as(c_void_p), c_size_t(len(mask)))
 
     def latents(self) -> np.ndarray:
         count = c_int64()

@@ -1,3 +1,5 @@
+import fcntl
+import os
 import shutil
 from pathlib import Path
 
@@ -6,15 +8,21 @@ import pytest
 from enma_fast.models.checkpoint import PRETRAINED, save_model
 
 from .._tiny import model as tiny_model
-from ._libenma import Library, Model, build
+from ._libenma import CXX, Library, Model, build
 
 
 @pytest.fixture(scope="session")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Library:
-    """The library, compiled once; that takes most of the time of these tests."""
-    if shutil.which("g++") is None:
-        pytest.skip("needs g++")
-    return Library(build(tmp_path_factory.mktemp("libenma")))
+    """The library, compiled once for all processes of a run; that takes most of the time of these tests."""
+    if shutil.which(CXX) is None:
+        pytest.skip(f"needs {CXX}")
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "libenma"
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        made = folder / "libenma.so"
+        return Library(made if (folder / "libenma.so.1").is_symlink() else build(folder))
 
 
 @pytest.fixture(scope="session")
@@ -28,6 +36,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Checkpoint of a one-pass model with random weights, 32 points, 8 frames."""
     made = tmp_path_factory.mktemp("small") / "checkpoint"
     save_model(tiny_model("relative-fast"), made)
+    return made
+
+
+@pytest.fixture(scope="session")
+def plane(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Checkpoint of a model with random weights on a plane of 16 x 8 points with walls along one side, two channels."""
+    made = tmp_path_factory.mktemp("plane") / "checkpoint"
+    save_model(tiny_model("plane"), made)
     return made
 
 

@@ -1,26 +1,123 @@
-// Reads changed files of a checkpoint: each is read, or refused by an Error. Arguments: a folder, and how many changes.
+// Changed files of a checkpoint and changed saved sessions: each is read, or refused by an Error. By itself it changes
+// what a folder holds; compiled with ENMA_LIBFUZZER, libFuzzer does.
+//
+//     readers FOLDER TIMES SECONDS     rounds of so many changes of each, until the time is over
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
 #include <iterator>
+#include <memory>
 #include <random>
 #include <string>
 
 #include "runtime/checkpoint.h"
 #include "runtime/config.h"
 #include "runtime/error.h"
+#include "runtime/session.h"
 #include "runtime/tensor.h"
 
 using namespace enma;
 
 namespace {
 
-std::mt19937 choose(0);
-
 std::string contents(const std::string& path) {
     std::ifstream file(path, std::ios::binary);
     return {std::istreambuf_iterator<char>(file), {}};
 }
+
+struct Target {
+    std::shared_ptr<const Model> model;
+    std::vector<float> fields;
+    std::string saved;  // without its digest
+
+    explicit Target(const std::string& folder) : model(std::make_shared<const Model>(folder)) {
+        const std::vector<std::int64_t> shape = model->config().frames_shape({3});
+        std::int64_t count = 1;
+        for (const std::int64_t size : shape) count *= size;
+        for (std::int64_t i = 0; i < count; ++i) fields.push_back(0.1f * static_cast<float>(i % 7));
+        Session session = fresh();
+        std::vector<std::int64_t> sizes = shape;
+        const DLTensor history{fields.data(), {kDLCPU, 0}, static_cast<std::int32_t>(sizes.size()), {kDLFloat, 32, 1},
+                               sizes.data(), nullptr, 0};
+        session.observe(&history, nullptr);
+        step(session);
+        const std::uint8_t stopped[] = {0, 1};
+        session.stop(stopped, 2);
+        step(session);
+        saved.resize(session.saved_bytes());
+        session.save(saved.data());
+        saved.resize(saved.size() - sizeof(Digest));
+    }
+
+    Session fresh() const {
+        return Session(model, {0, 0, 0, 2, 0, 1, model->config().sampling.shifts, 1.0f, isa_by_name("")}, Log{});
+    }
+
+    void step(Session& session) const {
+        std::vector<std::int64_t> sizes = model->config().frames_shape({2});
+        std::vector<float> frame(2 * fields.size() / 3);
+        const DLTensor out{frame.data(), {kDLCPU, 0}, static_cast<std::int32_t>(sizes.size()), {kDLFloat, 32, 1},
+                           sizes.data(), nullptr, 0};
+        session.step(&out);
+    }
+};
+
+void read_text(const std::string& input) { read_config(Json::parse(input, "config.json"), "config.json"); }
+
+void read_weights(const std::string& input) {
+    // As memory of a file is: aligned, and of exactly its size.
+    Buffer buffer(input.size());
+    std::copy(input.begin(), input.end(), buffer.data());
+    Tensors().parse({buffer.data(), buffer.size()}, "model.safetensors");
+}
+
+// With the digest that belongs to it, as somebody who makes it up would give it; what is accepted goes on.
+void read_saved(const Target& target, const std::string& input) {
+    const Digest digest = sha256(input.data(), input.size());
+    const std::string whole = input + std::string(reinterpret_cast<const char*>(digest.data()), digest.size());
+    Session session = target.fresh();
+    session.restore(whole.data(), whole.size());
+    if (session.done() < session.total()) target.step(session);
+}
+
+}  // namespace
+
+#ifdef ENMA_LIBFUZZER
+
+namespace {
+std::unique_ptr<const Target> target;
+}
+
+// -folder=FOLDER names the checkpoint.
+extern "C" int LLVMFuzzerInitialize(int* argc, char*** argv) {
+    for (int i = 1; i < *argc; ++i) {
+        const std::string argument = (*argv)[i];
+        if (argument.rfind("-folder=", 0) == 0) target = std::make_unique<const Target>(argument.substr(8));
+    }
+    return 0;
+}
+
+// The first byte says what the others are.
+extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
+    if (size == 0) return 0;
+    const std::string input(reinterpret_cast<const char*>(data) + 1, size - 1);
+    try {
+        switch (data[0]) {
+            case 'c': read_text(input); break;
+            case 'w': read_weights(input); break;
+            case 's': read_saved(*target, input);
+        }
+    } catch (const Error&) {
+    }
+    return 0;
+}
+
+#else
+
+namespace {
+
+std::mt19937 choose(0);
 
 std::size_t below(std::size_t n) { return std::uniform_int_distribution<std::size_t>(0, n - 1)(choose); }
 
@@ -59,22 +156,27 @@ int count_refused(const std::string& data, std::size_t reach, int times, const R
 int main(int, char** argv) {
     const std::string folder = argv[1];
     const int times = std::atoi(argv[2]);
+    const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(std::atoi(argv[3]));
     const std::string config = contents(folder + "/config.json"), weights = contents(folder + "/model.safetensors");
-    // Undamaged, both are read.
-    read_config(Json::parse(config, "config.json"), "config.json");
-    const auto parse = [](const std::string& input) {
-        // As memory of a file is: aligned, and of exactly its size.
-        Buffer buffer(input.size());
-        std::copy(input.begin(), input.end(), buffer.data());
-        Tensors().parse({buffer.data(), buffer.size()}, "model.safetensors");
-    };
-    parse(weights);
-    const int configs = count_refused(config, config.size(), times, [](const std::string& input) {
-        read_config(Json::parse(input, "config.json"), "config.json");
-    });
-    const int tensors = count_refused(weights, 8000, times, parse);
-    if (configs < times / 2 || tensors < times / 2) return 1;
+    const Target target(folder);
+    // Undamaged, all are read.
+    read_text(config);
+    read_weights(weights);
+    read_saved(target, target.saved);
+    int rounds = 0;
+    do {
+        const int configs = count_refused(config, config.size(), times, read_text);
+        const int tensors = count_refused(weights, 8000, times, read_weights);
+        // The header, and the members that were stopped at its end.
+        const auto restore = [&](const std::string& input) { read_saved(target, input); };
+        const int sessions = count_refused(target.saved, 144, times / 10, restore) +
+                             count_refused(target.saved, target.saved.size(), times / 10, restore);
+        if (configs < times / 2 || tensors < times / 2 || sessions < times / 10) return 1;
+        ++rounds;
+    } while (std::chrono::steady_clock::now() < end);
     // Of every length around that of a block.
     for (std::size_t size = 0; size < 200; ++size) std::printf("%s\n", hex(sha256(weights.data(), size)).c_str());
-    std::printf("ok: %d and %d of %d refused\n", configs, tensors, times);
+    std::printf("ok: %d rounds of %d changes\n", rounds, times);
 }
+
+#endif

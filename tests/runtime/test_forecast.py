@@ -1,15 +1,18 @@
 """Forecasts of libenma are those of the Python engine, and depend on nothing that they should not depend on."""
 
 import ctypes
+import time
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 import torch
 
 import enma_fast
+from enma_fast.config import ModelConfig
 from enma_fast.data import example
 from enma_fast.models.checkpoint import PRETRAINED, save_model
 from enma_fast.models.model import Model as Network
@@ -36,19 +39,39 @@ def test_members_are_those_of_python(library: Library, name: str) -> None:
     assert_close(found, expected)
 
 
-def test_latents_after_the_same_history_have_the_same_bits(fast: Model) -> None:
-    session = fast.session(seed=3, trajectory=1, num_members=5, shifts=1)
-    session.observe(example())
+@pytest.mark.parametrize("name", ["combined-fast", "paper-fast", "relative-fast", "plane", "plane-paper"])
+def test_latents_after_the_same_history_have_the_same_bits(library: Library, tmp_path: Path, name: str) -> None:
+    """The sampler is the same code; only the flow's embeddings of time are computed otherwise, with sums in double."""
+    network = enma_fast.load_model(name) if name == "combined-fast" else random_network(one_pass(CONFIGS[name]))
+    opened = library.open(saved(network, tmp_path / "it"))
+    observed = waves(1, 1, 3, network.config.tokenizer)[0].numpy()
+    session = opened.session(seed=3, trajectory=1, num_members=5, shifts=1)
+    session.observe(observed)
     session.forecast()
     latents = torch.from_numpy(session.latents())
     known = 2
-    made = engine_for(enma_fast.load_model("combined-fast").dynamics).trajectory(
+    made = engine_for(network.dynamics).trajectory(
         latents[:, :known],
         num_latents=latents.shape[1],
         seeds=torch.full((5,), trajectory_seed(3, 1)),
         members=torch.arange(5),
+        settings=replace(network.config.sampling, shifts=None),
     )
     assert torch.equal(torch.stack(list(made), 1), latents[:, known:])
+
+
+def one_pass(config: ModelConfig) -> ModelConfig:
+    """A model that decides frames in one pass, on its grid alone."""
+    dynamics, tokenizer = replace(config.dynamics, decoder="one-pass"), replace(config.tokenizer, interpolation=None)
+    return replace(config, dynamics=dynamics, tokenizer=tokenizer)
+
+
+def random_network(config: ModelConfig) -> Network:
+    torch.manual_seed(0)
+    network = shaken(Network(config), scale=0.1)
+    network.latent_mean += 0.3
+    network.latent_std *= 1.7
+    return network.eval().requires_grad_(False)
 
 
 def saved(network: Network, folder: Path) -> Path:
@@ -79,6 +102,105 @@ def test_walls_units_and_any_number_of_observed_frames(library: Library, tmp_pat
     expected = enma_fast.forecast(network, history, num_members=2, num_frames=5).numpy()
     found = library.open(saved(network, tmp_path / "it")).forecast(history, num_members=2, num_frames=5)
     assert_close(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "decoder", "periodic", "shifts"),
+    [
+        ("plane", "masked-flow", (True, False), None),
+        ("plane", "one-pass", (True, True), 3),
+        ("plane", "one-pass", (False, True), 2),
+        ("plane-paper", "masked-flow", (False, False), None),
+        ("plane-paper", "one-pass", (True, True), None),
+    ],
+)
+@pytest.mark.parametrize("task", ["history", "context", "context alone"])
+def test_planes(
+    library: Library,
+    tmp_path: Path,
+    name: str,
+    decoder: Literal["masked-flow", "one-pass"],
+    periodic: tuple[bool, bool],
+    shifts: int | None,
+    task: str,
+) -> None:
+    """Both kinds of places, walls and rings, patches, two channels with units of their own."""
+    config = CONFIGS[name]
+    config = replace(
+        config,
+        tokenizer=replace(
+            config.tokenizer, interpolation=None, periodic=periodic, field_mean=(0.5, -1.0), field_scale=(2.0, 0.3)
+        ),
+        dynamics=replace(config.dynamics, decoder=decoder),
+        sampling=replace(config.sampling, shifts=shifts),
+    )
+    network = random_network(config)
+    fields = waves(2, 1, 8, config.tokenizer).numpy()
+    history = None if task == "context alone" else fields[0, : 3 if task == "history" else 1]
+    context = None if task == "history" else fields[1]
+    expected = enma_fast.forecast(network, history, context=context, num_members=4, seed=1).numpy()
+    found = library.open(saved(network, tmp_path / "it")).forecast(history, context, num_members=4, seed=1)
+    assert_close(found, expected)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 20])
+def test_layers_of_a_plane(library: Library, tmp_path: Path, channels: int) -> None:
+    """More than one product for each line, kernels of other sizes, and points that no group of places divides."""
+    config = CONFIGS["plane"]
+    tokenizer = replace(
+        config.tokenizer,
+        grid=(12, 20),
+        field_channels=channels,
+        layers=("space", "residual", "space", "time"),
+        kernel=1 if channels == 20 else 3,
+        kernel_time=2,
+        kernel_ends=5,
+    )
+    config = replace(config, tokenizer=tokenizer, dynamics=replace(config.dynamics, patch=(3, 1)))
+    network = random_network(config)
+    history = waves(1, 1, 4, tokenizer)[0].numpy()
+    expected = enma_fast.forecast(network, history, num_members=2).numpy()
+    opened = library.open(saved(network, tmp_path / "it"))
+    assert_close(opened.forecast(history, num_members=2), expected)
+    about = opened.describe()
+    assert (about.dims, list(about.shape), about.grid) == (2, [12, 20], 240)
+    assert (list(about.lengths), list(about.periodic)) == ([2.0, 1.0], [1, 0])
+
+
+@pytest.mark.parametrize(("name", "stride", "channels"), [("relative-fast", 4, 3), ("plane", 2, 2), ("plane", 4, 3)])
+def test_nothing_at_full_resolution(library: Library, tmp_path: Path, name: str, stride: int, channels: int) -> None:
+    config = one_pass(CONFIGS[name])
+    layers = ("residual", "time") if stride == 4 else ("residual", "space", "time")
+    tokenizer = replace(config.tokenizer, stride_ends=stride, kernel_ends=5, layers=layers, field_channels=channels)
+    patch = (1,) * tokenizer.dims
+    network = random_network(replace(config, tokenizer=tokenizer, dynamics=replace(config.dynamics, patch=patch)))
+    history = waves(1, 1, 3, tokenizer)[0].numpy()
+    expected = enma_fast.forecast(network, history, num_members=2).numpy()
+    assert_close(library.open(saved(network, tmp_path / "it")).forecast(history, num_members=2), expected)
+
+
+def test_a_large_plane(library: Library, tmp_path: Path) -> None:
+    """Products of more rows than a kernel takes at a time."""
+    config = CONFIGS["plane"]
+    tokenizer = replace(config.tokenizer, grid=(32, 64), layers=("space", "space", "space", "time"))
+    network = random_network(replace(config, tokenizer=tokenizer))
+    history = waves(1, 1, 3, tokenizer)[0].numpy()
+    expected = enma_fast.forecast(network, history, num_members=1).numpy()
+    assert_close(library.open(saved(network, tmp_path / "it")).forecast(history), expected)
+
+
+def test_members_on_a_plane_depend_on_nothing_else(library: Library, plane: Path) -> None:
+    model = library.open(plane)
+    history = waves(1, 1, 3, CONFIGS["plane"].tokenizer)[0].numpy()
+    whole = model.forecast(history, num_members=5)
+    assert np.array_equal(model.forecast(history, num_members=2, first_member=2, threads=2), whole[2:4])
+    session = model.session(num_members=5)
+    session.observe(np.asfortranarray(history.astype(np.float64)))
+    first = session.step()
+    other = model.session(num_members=5, threads=2)
+    other.restore(session.save())
+    assert np.array_equal(np.concatenate([first[:, None], other.forecast()], 1), whole)
+    assert np.array_equal(other.latents()[:, :2], np.repeat(session.latents()[:1, :2], 5, 0))
 
 
 def test_long_forecasts(library: Library, small: Model, folder: Path) -> None:
@@ -161,6 +283,79 @@ def test_a_restored_session_continues_with_the_same_bits(small: Model, done: int
     if expected is not None:
         assert np.array_equal(other.forecast(), expected)
     assert np.array_equal(other.latents(), latents)
+
+
+@pytest.mark.parametrize("task", ["history", "context alone"])
+@pytest.mark.parametrize("name", ["relative", "relative-fast"])
+def test_stopped_members_are_missing_and_others_keep_their_bits(
+    library: Library, tmp_path: Path, name: str, task: str
+) -> None:
+    network = model(name)
+    opened = library.open(saved(network, tmp_path / "it"))
+    fields = waves(2, 1, 3, network.config.tokenizer).numpy()
+    history, context = (fields[0], None) if task == "history" else (None, fields[1])
+    options = {"num_members": 7, "num_frames": 8, "shifts": 3, "seed": 2}
+    whole = opened.forecast(history, context, **options)
+    # Before the first frame, between frames of one latent frame, after the last of one, twice, and all.
+    ends = {0: [6], 1: [0], 2: [3, 0], 5: [2, 4], 7: [1, 5]}
+
+    def stopped_until(done: int) -> np.ndarray:
+        values = whole.copy()
+        for frame, members in ends.items():
+            if frame <= done:
+                values[members, frame:] = np.nan
+        return values
+
+    session = opened.session(**options)
+    session.observe(history, context)
+    saves, frames = [], []
+    for frame in range(8):
+        session.stop(ends.get(frame, []))
+        saves.append(session.save())
+        frames.append(session.step())
+    assert np.array_equal(np.stack(frames, 1), stopped_until(8), equal_nan=True)
+    observed, tokenizer = 3 if history is not None else 0, network.config.tokenizer
+    for frame, members in ends.items():
+        known = tokenizer.latent_frames(observed + frame) if frame > 0 else (observed + 1) // 2
+        latents = session.latents()[[m for m in members if m != 0 or frame == 1]]
+        assert np.isfinite(latents[:, :known]).all()
+        assert np.isnan(latents[:, known:]).all()
+    for done, state in enumerate(saves):
+        other = opened.session(**options, threads=2)
+        other.restore(state)
+        assert other.save() == state
+        # Again: nothing changes.
+        other.stop(ends.get(done, []))
+        assert np.array_equal(other.forecast(), stopped_until(done)[:, done:], equal_nan=True)
+    session.observe(history, context)
+    assert np.array_equal(session.forecast(), whole)
+
+
+def test_stopped_members_cost_nothing(fast: Model) -> None:
+    def seconds(stopped: int) -> float:
+        session = fast.session(num_members=64, num_frames=16)
+        session.observe(example())
+        session.step()
+        session.stop(list(range(stopped)))
+        before = time.process_time()
+        session.forecast()
+        return time.process_time() - before
+
+    assert min(seconds(60) for _ in range(3)) < 0.4 * min(seconds(0) for _ in range(3))
+    assert min(seconds(64) for _ in range(3)) < 0.05 * min(seconds(0) for _ in range(3))
+
+
+def test_masks_that_do_not_fit(small: Model) -> None:
+    session = small.session(num_members=3)
+    with pytest.raises(Failure, match="observe first"):
+        session.stop([0])
+    session.observe(waves(1, 1, 3, CONFIGS["relative-fast"].tokenizer)[0].numpy())
+    with pytest.raises(Failure, match="members has 2 entries; the session has 3") as failure:
+        session.call("stop", b"12", ctypes.c_size_t(2))
+    assert failure.value.status == INVALID_ARGUMENT
+    with pytest.raises(Failure, match="members is NULL"):
+        session.call("stop", None, ctypes.c_size_t(3))
+    assert np.isfinite(session.forecast()).all()
 
 
 def test_a_saved_session_of_another_kind_is_refused(small: Model, fast: Model) -> None:

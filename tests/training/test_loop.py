@@ -66,6 +66,16 @@ def test_a_validation_that_is_no_number_is_replaced_and_replaces_none(tmp_path, 
     assert task.module.weight.item() == scores["w"]
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_run_without_a_validation_that_is_a_number_is_refused_at_its_end(tmp_path, monkeypatch, value):
+    monkeypatch.setattr(Line, "validate", lambda self, module: {"w": value})
+    assert run(Line(), options(tmp_path, stop_after=6)) == {}
+    for _ in range(2):
+        with pytest.raises(EnmaError, match=r"log.jsonl: no validation of this run gave a number; .* learning_rate"):
+            run(Line(), options(tmp_path))
+    assert not (tmp_path / "best.safetensors").exists()
+
+
 def test_a_resumed_run_remembers_its_best_validation(tmp_path):
     whole = run(Line(best_at=0.0), options(tmp_path / "whole"))
     run(Line(best_at=0.0), options(tmp_path / "parts", stop_after=6))

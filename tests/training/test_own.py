@@ -1,5 +1,6 @@
 """The user's own data: splits, the derived model, and a training that is resumed and learns."""
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -156,6 +157,25 @@ def planned(tmp_path: Path) -> Callable[..., tuple[Plan, Path]]:
         return tiny(made, out, steps), out
 
     return prepare
+
+
+def test_a_plan_of_another_version_is_refused_in_one_line(planned: Callable, tmp_path: Path) -> None:
+    plan, out = planned("old", tokenizer=12, dynamics=11, forecasts=11)
+    path, source = out / "plan.json", tmp_path / "advected.h5"
+    known = json.loads(path.read_text())
+    # A field newer than the plan has the value of its time.
+    del known["preset"]["tokenizer_training"]["clip_norm"]
+    path.write_text(json.dumps(known))
+    assert prepare_own(source, out, Request()) == plan
+    known["preset"]["model"]["dynamics"]["gone"] = 3
+    for content, where in (
+        (json.dumps(known).encode(), r"preset.model.dynamics.gone: unknown key"),
+        (b"{", "invalid JSON: EOF while parsing an object"),
+        (b"\xff", "'utf-8' codec can't decode byte"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(EnmaError, match=rf"plan.json: this run was begun with another .* \({where}.*\); finish it"):
+            prepare_own(source, out, Request())
 
 
 @pytest.mark.slow

@@ -304,6 +304,28 @@ void SamplerSession::follow(const float* tokens) {
     ++state_.own_frames;
 }
 
+void SamplerSession::keep(const int* rows, int count) {
+    const SamplerView& m = *model_;
+    const std::size_t frame = sizeof(float) * m.tokens * row_stride(m.width);
+    const std::size_t input = m.bf16 && kernels(settings_.isa).halves ? 2 : 4;
+    const std::size_t known = static_cast<std::size_t>(state_.own_frames) * m.tokens * state_.own.token * input;
+    for (int i = 0; i < count; ++i) {
+        const int row = rows[i];
+        if (row == i) continue;
+        group_[i] = group_[row];
+        seeds_[i] = seeds_[row];
+        members_[i] = members_[row];
+        if (state_.own_frames == 0) continue;
+        char* h = reinterpret_cast<char*>(state_.h);
+        std::memcpy(h + i * frame, h + row * frame, frame);
+        for (int part = 0; part < 2 * m.causal_layers; ++part) {
+            char* from = state_.own.data + (part / 2 * state_.own.layer + part % 2 * state_.own.value) * input;
+            std::memcpy(from + i * state_.own.row * input, from + row * state_.own.row * input, known);
+        }
+    }
+    settings_.rows = count;
+}
+
 void SamplerSession::begin(const std::uint32_t* seeds, const std::uint32_t* members, const int* groups,
                            int first_frame) {
     std::copy_n(seeds, settings_.rows, seeds_.data());

@@ -185,6 +185,8 @@ class SamplerSession {
     void frame(float* out, bool last);
     // Reads a latent frame [B, N, C] in place of deciding it: that of another session, or one that was saved.
     void follow(const float* tokens);
+    // Goes on with `count` of the rows alone, at least one, given in ascending order; they keep their bits.
+    void keep(const int* rows, int count);
 
     const SamplerSettings& settings() const { return settings_; }
     const SamplerView& model() const { return *model_; }

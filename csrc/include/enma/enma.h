@@ -91,17 +91,22 @@ typedef struct {
     size_t struct_size;
     const char* name;
     const char* weights_sha256;
-    int64_t grid;            /* points of a frame */
+    int64_t grid;            /* points of a frame, on a plane those of both dimensions together */
     int64_t field_channels;  /* values of a point */
     int64_t num_frames;      /* of a trajectory in training, observed and forecast */
     double frame_interval;   /* time between two frames */
-    double length;           /* of the domain */
+    double length;           /* of the domain, along its first dimension */
     int64_t num_tokens;      /* of a latent frame */
     int64_t token_channels;
     int64_t shifts;          /* the model's own settings */
     double temperature;
+    int64_t dims;            /* of space: 1 or 2 */
+    int64_t shape[2];        /* points along each dimension; 1 beyond the last */
+    double lengths[2];       /* of the domain along each; 0 beyond the last */
+    int32_t periodic[2];     /* 1 where the domain is a ring along it, 0 between walls */
 } enma_model_description;
-#define ENMA_MODEL_DESCRIPTION {sizeof(enma_model_description), NULL, NULL, 0, 0, 0, 0, 0, 0, 0, 0, 0}
+#define ENMA_MODEL_DESCRIPTION \
+    {sizeof(enma_model_description), NULL, NULL, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, {0, 0}, {0, 0}, {0, 0}}
 
 typedef struct {
     size_t struct_size;
@@ -137,7 +142,9 @@ ENMA_API enma_status enma_session_new(enma_model* model, const enma_session_opti
 /* NULL is allowed. */
 ENMA_API enma_status enma_session_free(enma_session* session);
 
-/* Encodes and reads the observed frames `history` [L, grid, channels], L at least 3, and forgets what was before. With
+/* Below `grid` stands for both dimensions of a field on a plane: its arrays have one axis more.
+ *
+ * Encodes and reads the observed frames `history` [L, grid, channels], L at least 3, and forgets what was before. With
  * `context`, frames of another trajectory of the same physics, L may be 1 or `history` NULL: then frame 0 is drawn too. */
 ENMA_API enma_status enma_session_observe(enma_session* session, const DLTensor* history, const DLTensor* context);
 
@@ -146,6 +153,11 @@ ENMA_API enma_status enma_session_step(enma_session* session, DLTensor* frame);
 
 /* All frames that are left: [num_members, frames, grid, channels]. */
 ENMA_API enma_status enma_session_forecast(enma_session* session, DLTensor* frames);
+
+/* Ends members that need no more: those whose byte in `members` is not 0, of `count` = num_members bytes. Their places in
+ * later frames are NaN; the others go on with the same bits, and from the next latent frame on what is ended costs
+ * nothing. There is no way back but to observe again. */
+ENMA_API enma_status enma_session_stop(enma_session* session, const uint8_t* members, size_t count);
 
 /* Frames that were given out, and all. */
 ENMA_API enma_status enma_session_progress(enma_session* session, int64_t* done, int64_t* total);

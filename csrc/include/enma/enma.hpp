@@ -1,0 +1,263 @@
+// libenma for C++17: models and sessions that close themselves, and failures as exceptions. Header only; the library
+// itself never throws.
+//
+//     enma::Model model("combined-fast");
+//     enma::Session session(model, {.num_members = 64, .threads = 4});   // designated in C++20, by name before
+//     session.observe(history);                                          // std::vector<float> or <double>, or a view
+//     while (session.done() < session.total()) session.step(frame);
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <numeric>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "enma/enma.h"
+
+namespace enma {
+
+// A status other than ENMA_OK, and its message.
+class Error : public std::runtime_error {
+   public:
+    Error(enma_status status, const char* message) : std::runtime_error(message), status_(status) {}
+    enma_status status() const noexcept { return status_; }
+
+   private:
+    enma_status status_;
+};
+
+namespace detail {
+
+inline void check(enma_status status) {
+    if (status != ENMA_OK) throw Error(status, enma_last_error());
+}
+
+}  // namespace detail
+
+using Sizes = std::vector<std::int64_t>;
+
+// An array of the caller: float or double, row-major unless strides (in elements) are given. The array has to outlive
+// the call that it is passed to.
+template <class T>
+class View {
+    static_assert(std::is_same_v<std::remove_const_t<T>, float> || std::is_same_v<std::remove_const_t<T>, double>,
+                  "arrays are of float or double");
+
+   public:
+    View(T* data, Sizes shape, Sizes strides = {})
+        : data_(data), shape_(std::move(shape)), strides_(std::move(strides)) {
+        if (!strides_.empty() && strides_.size() != shape_.size()) {
+            throw Error(ENMA_INVALID_ARGUMENT, "a view has as many strides as sizes, or none");
+        }
+    }
+
+    // Valid as long as the view.
+    DLTensor tensor() const {
+        void* data = const_cast<void*>(static_cast<const void*>(data_));
+        const DLDataType type = {kDLFloat, 8 * sizeof(T), 1};
+        // The library does not write shapes and strides.
+        std::int64_t* strides = strides_.empty() ? nullptr : const_cast<std::int64_t*>(strides_.data());
+        return {data, {kDLCPU, 0}, static_cast<std::int32_t>(shape_.size()), type,
+                const_cast<std::int64_t*>(shape_.data()), strides, 0};
+    }
+
+   private:
+    T* data_;
+    Sizes shape_, strides_;
+};
+
+// Gets messages of a model and its sessions, on the thread that calls the library; must not call it back.
+using Log = std::function<void(int level, const std::string& message)>;
+
+// A checkpoint folder; sessions keep what they need of it.
+class Model {
+   public:
+    explicit Model(const std::string& folder, Log log = {}) : log_(std::make_shared<const Log>(std::move(log))) {
+        enma_model_options options = ENMA_MODEL_OPTIONS;
+        options.log = *log_ ? &Model::say : nullptr;
+        options.log_user = const_cast<Log*>(log_.get());
+        enma_model* handle = nullptr;
+        detail::check(enma_model_open(folder.c_str(), &options, &handle));
+        handle_.reset(handle);
+        about_ = ENMA_MODEL_DESCRIPTION;
+        detail::check(enma_model_info(handle, &about_));
+    }
+
+    // Its texts live as long as the model.
+    const enma_model_description& about() const noexcept { return about_; }
+
+    // Sizes of an array of frames, such as {members, frames}: those and after them the grid and the channels.
+    Sizes shape(Sizes before) const {
+        before.insert(before.end(), about_.shape, about_.shape + about_.dims);
+        before.push_back(about_.field_channels);
+        return before;
+    }
+
+    // Values of a frame.
+    std::size_t frame_size() const noexcept { return static_cast<std::size_t>(about_.grid * about_.field_channels); }
+
+   private:
+    friend class Session;
+    struct Close {
+        void operator()(enma_model* handle) const noexcept { enma_model_close(handle); }
+    };
+    static void say(void* user, std::int32_t level, const char* message) noexcept {
+        // An exception may not pass through the library.
+        try {
+            (*static_cast<const Log*>(user))(level, message);
+        } catch (...) {
+        }
+    }
+
+    std::shared_ptr<const Log> log_;
+    std::unique_ptr<enma_model, Close> handle_;
+    enma_model_description about_{};
+};
+
+// As enma_session_options, which describes them.
+struct SessionOptions {
+    std::uint64_t seed = 0, trajectory = 0;
+    std::int64_t first_member = 0, num_members = 1, num_frames = 0;
+    std::int32_t threads = 1, shifts = 0;
+    double temperature = -1.0;
+    std::string isa{};
+};
+
+// Members of one trajectory; used by one thread at a time.
+class Session {
+   public:
+    explicit Session(const Model& model, const SessionOptions& options = {})
+        : log_(model.log_), num_members_(options.num_members), frame_size_(model.frame_size()), frame_(model.shape({})) {
+        enma_session_options given = ENMA_SESSION_OPTIONS;
+        given.seed = options.seed;
+        given.trajectory = options.trajectory;
+        given.first_member = options.first_member;
+        given.num_members = options.num_members;
+        given.num_frames = options.num_frames;
+        given.threads = options.threads;
+        given.shifts = options.shifts;
+        given.temperature = options.temperature;
+        given.isa = options.isa.empty() ? nullptr : options.isa.c_str();
+        enma_session* handle = nullptr;
+        detail::check(enma_session_new(model.handle_.get(), &given, &handle));
+        handle_.reset(handle);
+    }
+
+    // Observed frames [L, *grid, channels].
+    template <class T>
+    void observe(const View<T>& history) {
+        const DLTensor seen = history.tensor();
+        detail::check(enma_session_observe(handle_.get(), &seen, nullptr));
+    }
+
+    // Observed frames, and those of another trajectory of the same physics.
+    template <class T, class U>
+    void observe(const View<T>& history, const View<U>& context) {
+        const DLTensor seen = history.tensor(), other = context.tensor();
+        detail::check(enma_session_observe(handle_.get(), &seen, &other));
+    }
+
+    // Another trajectory alone: frame 0 is drawn too.
+    template <class T>
+    void observe_context(const View<T>& context) {
+        const DLTensor other = context.tensor();
+        detail::check(enma_session_observe(handle_.get(), nullptr, &other));
+    }
+
+    // As many whole frames as `history` holds, one after the other.
+    template <class T>
+    void observe(const std::vector<T>& history) {
+        observe(View<const T>(history.data(), sizes({static_cast<std::int64_t>(history.size() / frame_size_)},
+                                                    history.size())));
+    }
+
+    // The next frame of all members [members, *grid, channels].
+    template <class T>
+    void step(const View<T>& frame) {
+        DLTensor out = frame.tensor();
+        detail::check(enma_session_step(handle_.get(), &out));
+    }
+
+    // Likewise; `frame` gets the size that it needs.
+    template <class T>
+    void step(std::vector<T>& frame) {
+        frame.resize(static_cast<std::size_t>(num_members_) * frame_size_);
+        step(View<T>(frame.data(), sizes({num_members_}, frame.size())));
+    }
+
+    // All frames that are left [members, frames, *grid, channels].
+    template <class T>
+    void forecast(const View<T>& frames) {
+        DLTensor out = frames.tensor();
+        detail::check(enma_session_forecast(handle_.get(), &out));
+    }
+
+    template <class T>
+    void forecast(std::vector<T>& frames) {
+        const std::int64_t left = total() - done();
+        frames.resize(static_cast<std::size_t>(num_members_ * left) * frame_size_);
+        forecast(View<T>(frames.data(), sizes({num_members_, left}, frames.size())));
+    }
+
+    // Ends the members that are true; see enma_session_stop.
+    void stop(const std::vector<bool>& members) {
+        const std::vector<std::uint8_t> bytes(members.begin(), members.end());
+        detail::check(enma_session_stop(handle_.get(), bytes.data(), bytes.size()));
+    }
+
+    // Frames that were given out, and all.
+    std::int64_t done() const { return progress().first; }
+    std::int64_t total() const { return progress().second; }
+
+    // For a restart file.
+    std::vector<char> save() const {
+        std::size_t size = 0;
+        detail::check(enma_session_save(handle_.get(), nullptr, 0, &size));
+        std::vector<char> state(size);
+        detail::check(enma_session_save(handle_.get(), state.data(), size, nullptr));
+        return state;
+    }
+
+    void restore(const std::vector<char>& state) {
+        detail::check(enma_session_restore(handle_.get(), state.data(), state.size()));
+    }
+
+   private:
+    struct Free {
+        void operator()(enma_session* handle) const noexcept { enma_session_free(handle); }
+    };
+
+    std::pair<std::int64_t, std::int64_t> progress() const {
+        std::pair<std::int64_t, std::int64_t> found;
+        detail::check(enma_session_progress(handle_.get(), &found.first, &found.second));
+        return found;
+    }
+
+    // Those of `count` values, which have to be whole frames.
+    Sizes sizes(Sizes before, std::size_t count) const {
+        const std::int64_t frames =
+            std::accumulate(before.begin(), before.end(), std::int64_t{1}, std::multiplies<std::int64_t>());
+        if (static_cast<std::size_t>(frames) * frame_size_ != count) {
+            throw Error(ENMA_INVALID_ARGUMENT,
+                        ("a vector has " + std::to_string(count) + " values; whole frames have " +
+                         std::to_string(frame_size_) + " each")
+                            .c_str());
+        }
+        before.insert(before.end(), frame_.begin(), frame_.end());
+        return before;
+    }
+
+    std::shared_ptr<const Log> log_;
+    std::unique_ptr<enma_session, Free> handle_;
+    std::int64_t num_members_;
+    std::size_t frame_size_;
+    Sizes frame_;
+};
+
+}  // namespace enma
