@@ -163,14 +163,14 @@ def measure(
         seconds += time.process_time() - clock
         members += samples.shape[0] * samples.shape[1]
         scores.update(samples, data.u[rows, observed:total], given.history)
-        for row, each in zip(rows, samples.numpy(force=True), strict=True):
-            physics.add([each], data.u[row, observed:total], data.u[row, :observed])
+        for number, each in zip(rows, samples.numpy(force=True), strict=True):
+            physics.add([each], data.u[number, observed:total], data.u[number, :observed])
         if not case.task.has_truth:
             first_members.append(samples[:, 0].numpy(force=True))
         if progress is not None:
             progress(rows[-1] + 1, count)
     found = scores.result()
-    row = {
+    row: dict[str, Any] = {
         "protocol": case.protocol,
         "task": case.task.name,
         "split": case.split,
