@@ -21,7 +21,7 @@ from enma_fast.models.model import Model
 from enma_fast.presets import PRESETS
 from enma_fast.utils.dataclass_json import replace
 
-SMALL = replace(PRESETS["combined-small"].model, {"dynamics.width": 48, "dynamics.flow.width": 32})
+SMALL = replace(PRESETS["combined-small"].model, {"dynamics.width": 48, "dynamics.flow.width": 88})
 NAMES = ("fno", "transformer", "latent-flow")
 
 
