@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from .commands import data, demo, embed, export, figures, forecast, inspect, score, train, train_own
+from .commands import data, demo, embed, export, figures, forecast, inspect, score, tables, train, train_own
 from .commands.terminal import printable
 from .errors import EnmaError
 from .utils.launch import detect
@@ -51,6 +51,7 @@ train_app.command("first-frame")(train.first_frame)
 train_app.command("publish")(train.publish)
 app.command("forecast")(forecast.forecast)
 app.command("score")(score.score)
+app.command("tables")(tables.tables)
 app.command("plot")(figures.plot)
 app.command("export-netcdf")(export.netcdf)
 app.command("report")(figures.report)

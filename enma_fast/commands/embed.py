@@ -26,7 +26,8 @@ def embed(
 ) -> None:
     """Show where libenma, its headers and its CMake package are, to build C, C++ and Fortran programs with."""
     if checkpoint is not None:
-        from ..models.checkpoint import PRETRAINED, available
+        from ..data import PRETRAINED
+        from ..models.checkpoint import available
 
         if checkpoint not in available():
             raise EnmaError(f"model {checkpoint!r} is not shipped; use one of {', '.join(available())}")

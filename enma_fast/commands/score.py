@@ -104,6 +104,22 @@ def _check_out(out: Path) -> None:
         raise EnmaError(f"--out {out}: cannot be written; choose another place")
 
 
+def _of_physics(found: dict[str, Any] | None) -> list[str]:
+    """What the physics says, in a few lines."""
+    if found is None:
+        return []
+    laws = {"conserved": "moves by", "decays": "grows by"}
+    said = [
+        f"{each['name']} {laws[each['law']]} {number(each['violation'])} (the truth's by {number(each['truth'])})"
+        for each in found["quantities"]
+    ]
+    return [f"in units of the observed amplitude: {'; '.join([*said, _spectrum(found)])}"]
+
+
+def _spectrum(found: dict[str, Any]) -> str:
+    return f"power of the waves {number(found['spectrum_error'])} decades from the truth's"
+
+
 def _write(out: Path, result: dict[str, Any]) -> None:
     from ..models.checkpoint import write_atomic
 
@@ -132,6 +148,7 @@ def _score_table(result: dict[str, Any], paper: list[dict[str, Any]]) -> Any:
         notes.append(f"crps is {number(result['crps_relative'])} of the RMS of {seen}")
     if result["num_outside"] is not None:
         notes.append(f"observed frames outside the training data: {result['num_outside']} trajectories")
+    notes += _of_physics(result["physics"])
     if any("crps" in row for row in paper):
         notes.append("the paper does not say whether its crps and rmsce are from 3 frames or from 1")
     return table(

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -75,6 +75,34 @@ def in_batches(size: int, solve: Callable[..., np.ndarray], u0: np.ndarray, para
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Quantity:
+    """The mean over space of a density, and what the physics says of it.
+
+    Attributes
+    ----------
+    name : of the quantity
+    density : fields `[..., c]` -> `[...]`
+    law : it is "conserved", or it "decays": it never grows
+    degree : power of the fields' amplitude that is its unit
+    """
+
+    name: str
+    density: Callable[[np.ndarray], np.ndarray]
+    law: Literal["conserved", "decays"]
+    degree: int = 1
+
+
+def mass(name: str = "mass") -> Quantity:
+    """The mean of the first channel, conserved."""
+    return Quantity(name=name, density=lambda u: u[..., 0], law="conserved")
+
+
+def energy(law: Literal["conserved", "decays"], name: str = "energy") -> Quantity:
+    """Half the mean square of the first channel."""
+    return Quantity(name=name, density=lambda u: np.square(u[..., 0]) / 2, law=law, degree=2)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Equation:
     """A time-dependent PDE on a fixed grid, with its environments, initial conditions and solver.
 
@@ -95,6 +123,7 @@ class Equation:
     solver_grid : points per dimension of `u0`, multiples of `grid` on periodic dimensions, equal to it on others;
         by default `grid`
     symmetries : by the name of the training setting that draws their amount, "amplitude" or "boost"
+    quantities : that the equation conserves, or lets decay
 
     Raises
     ------
@@ -116,6 +145,7 @@ class Equation:
     spin_up: Callable[[np.ndarray, Values], np.ndarray] | None = None
     solver_grid: tuple[int, ...] = ()
     symmetries: Mapping[str, Symmetry] = field(default_factory=lambda: MappingProxyType({}))
+    quantities: tuple[Quantity, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.solver_grid:

@@ -13,13 +13,15 @@ _TASKS = {
     "temporal": "table2_temporal_conditioning",
     "initial-value": "table2_initial_value_with_context",
 }
+# Distance of generated Combined trajectories from the solver's own, of the text on generation; no table has it.
+SOLVER_FIDELITY = 0.081
 # The splits go by this package's names, and by the keys of the paper's table.
 _SPLITS = {"test-in": "in_d", "test-out": "out_d", "in_d": "in_d", "out_d": "out_d"}
 
 
 def paper_source() -> str:
     """Citation of the scores, for the caption of a table."""
-    return str(_figures()["source"])
+    return str(paper_figures()["source"])
 
 
 def paper_scores(dataset: str, task: str, split: str) -> dict[str, float]:
@@ -29,7 +31,7 @@ def paper_scores(dataset: str, task: str, split: str) -> dict[str, float]:
     "temporal" or "initial-value", `split` "test-in" or "in_d" (PDE parameters inside the training ranges), "test-out"
     or "out_d". `EnmaError` for any other; the message lists the known ones.
     """
-    table = _figures()[_lookup(_TASKS, task, "task")]
+    table = paper_figures()[_lookup(_TASKS, task, "task")]
     column = _lookup(_SPLITS, split, "split")
     known = {name.replace("_", "-"): name for name in next(iter(table.values()))}
     key = _lookup(known, dataset.replace("_", "-"), "dataset")
@@ -38,7 +40,7 @@ def paper_scores(dataset: str, task: str, split: str) -> dict[str, float]:
 
 def paper_uncertainty() -> dict[str, dict[str, float]]:
     """Calibration on the Combined equation, Table 4: model name -> `{"rmsce": ..., "crps": ...}`."""
-    return {model: dict(scores) for model, scores in _figures()["table4_uncertainty_combined"].items()}
+    return {model: dict(scores) for model, scores in paper_figures()["table4_uncertainty_combined"].items()}
 
 
 def _lookup(table: dict[str, str], name: str, what: str) -> str:
@@ -49,6 +51,7 @@ def _lookup(table: dict[str, str], name: str, what: str) -> str:
 
 
 @cache
-def _figures() -> dict[str, Any]:
+def paper_figures() -> dict[str, Any]:
+    """All of the paper's tables, as `pretrained/paper.json` has them."""
     text = (files("enma_fast") / "pretrained" / "paper.json").read_text(encoding="utf-8")
     return dict(json.loads(text))

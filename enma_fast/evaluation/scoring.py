@@ -21,11 +21,9 @@ from ..forecasting.request import ForecastRequest, dtype_named, task_named
 from ..models.model import Model
 from ..sampling.settings import chosen_sampling
 from .metrics import SCORES, Scores
-from .paper import paper_scores, paper_uncertainty
+from .paper import SOLVER_FIDELITY, paper_scores, paper_uncertainty
+from .physics import Physics
 from .solver import solver_fidelity
-
-# Paper, generation on Combined: the solver is run again from the generated initial condition.
-_PAPER_SOLVER_FIDELITY = 0.081
 
 
 def score(
@@ -72,10 +70,10 @@ def score(
     -------
     dict
         The same keys for every task, plain data for JSON: those of `metrics.Scores.result`, `rank_histogram`,
-        `solver_fidelity`, `seconds_per_member` (wall time of sampling, encoding and decoding), `num_parameters`,
-        `num_frames` (forecast), `model`, `dataset`, `split`, `task`, `history` (observed frames), `seed`,
-        `sampling` (the settings), and `num_outside` (trajectories whose observed frames lie outside what the model was
-        trained on; None if its checkpoint has no record of that).
+        `solver_fidelity`, `physics` (`physics.Physics.result`), `seconds_per_member` (wall time of sampling, encoding
+        and decoding), `num_parameters`, `num_frames` (forecast), `model`, `dataset`, `split`, `task`, `history`
+        (observed frames), `seed`, `sampling` (the settings), and `num_outside` (trajectories whose observed frames lie
+        outside what the model was trained on; None if its checkpoint has no record of that).
 
     Raises
     ------
@@ -119,6 +117,9 @@ def score_forecast(
             "needed"
         )
     unlike_training = forecast.outside_training(warn=warn)
+    dataset, split = dataset_split(data.name)
+    *grid, channels = data.u.shape[2:]
+    physics = Physics(dataset, grid, channels, lengths=data.lengths, periodic=data.periodic)
     first_members = []
     clock = time.perf_counter()
     for part, samples in forecast.samples():
@@ -127,12 +128,13 @@ def score_forecast(
             sink(scores.num_trajectories, samples.cpu())
         fields = data.u[data.places(part)]
         scores.update(samples, fields[:, seen:last], fields[:, :seen] if seen else None)
+        for members, field in zip(samples.numpy(force=True), fields, strict=True):
+            physics.add([members], field[seen:last], field[:seen])
         if not request.task.has_truth:
             first_members.append(samples[:, 0].cpu().numpy())
         if progress is not None:
             progress(scores.num_trajectories, len(rows))
         clock = time.perf_counter()
-    dataset, split = dataset_split(data.name)
     result = scores.result()
     per_frame = result.pop("per_frame")
     fidelity = None
@@ -146,6 +148,7 @@ def score_forecast(
         "model": model.config.name,
         **result,
         "solver_fidelity": fidelity,
+        "physics": physics.result(has_truth=request.task.has_truth),
         "num_outside": None if unlike_training is None else len(unlike_training),
         "history": seen,
         "num_frames": last - seen,
@@ -179,7 +182,7 @@ def paper_table(result: dict[str, Any]) -> list[dict[str, Any]]:
         return []
     if task == "generation":
         known = dataset == "combined" and split == "test-in"
-        return [{"model": "ENMA", "solver_fidelity": _PAPER_SOLVER_FIDELITY}] if known else []
+        return [{"model": "ENMA", "solver_fidelity": SOLVER_FIDELITY}] if known else []
     try:
         errors = paper_scores(dataset, task, split or "none")
     except EnmaError:

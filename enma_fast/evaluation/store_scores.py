@@ -29,6 +29,7 @@ from ..store.read import is_missing, read_forecast
 from ..utils.system import versions
 from ..utils.text import times
 from .metrics import Scores
+from .physics import Physics
 from .scoring import leave_out_errors
 from .solver import solver_fidelity
 
@@ -36,6 +37,8 @@ log = logging.getLogger("enma_fast")
 
 # Values, of all members together, that are read and scored at a time: 64 MB of fp32, and about 64 MB of fp64 in all.
 _BLOCK, _PART = 1 << 24, 1 << 20
+# Members of a trajectory whose spectra and conserved quantities are looked at.
+_MEMBERS = 16
 # Trajectories that the solver runs from at a time.
 _SOLVED = 64
 
@@ -87,7 +90,9 @@ def score_store(
     result = scores.result()
     per_frame, fidelity = result.pop("per_frame"), None
     name, split = dataset_split(str(attrs.get("data_name")))
-    if attrs.get("task") == "generation":
+    generated = attrs.get("task") == "generation"
+    physics = _physics(path, dataset, name, truth_of)
+    if generated:
         leave_out_errors(result, per_frame)
         if truth is not None:
             fidelity = _solver_fidelity(path, dataset, Path(truth), numbers, name)
@@ -99,6 +104,7 @@ def score_store(
         "model": attrs.get("model"),
         **result,
         "solver_fidelity": fidelity,
+        "physics": None if physics is None else physics.result(has_truth=not generated),
         "num_outside": None if attrs.get(OUTSIDE) is None else len(attrs[OUTSIDE]),
         "history": attrs.get("observed_frames"),
         "num_frames": shape_KTX[1],
@@ -268,6 +274,29 @@ def _require_finite(path: Path, dataset: Any, name: str, place: int, block_KTX: 
     if is_missing(path, dataset, name, place, first):
         raise EnmaError(f"{path}: {what} is missing ({name} is NaN there); run: enma-fast verify {path}")
     raise EnmaError(f"{path}: {what} is not finite in {name}; forecast it again with other --precision or settings")
+
+
+def _physics(path: Path, dataset: Any, name: str, truth_of: _Truth) -> Physics | None:
+    """What the physics says of the first members of all trajectories; None of fields too large for it."""
+    channels = list(dataset.attrs["channels"])
+    members_TX = dataset[channels[0]].shape[2:]
+    if math.prod(members_TX) * len(channels) > _BLOCK:
+        return None
+    physics = Physics(name, members_TX[1:], len(channels))
+    for place, number in enumerate(int(number) for number in dataset["trajectory"]):
+
+        def stacked(arrays: list[Any], number: int = number) -> np.ndarray:
+            return np.stack([_values(path, number, array) for array in arrays], axis=-1)
+
+        seen = None
+        if all(f"{channel}_observed" in dataset for channel in channels):
+            seen = stacked([dataset[f"{channel}_observed"][place] for channel in channels])
+        blocks = (
+            stacked([dataset[channel][place, k : k + 1] for channel in channels])
+            for k in range(min(_MEMBERS, dataset.sizes["realization"]))
+        )
+        physics.add(blocks, stacked([truth_of(place, c) for c in range(len(channels))]), seen)
+    return physics
 
 
 def _solver_fidelity(path: Path, dataset: Any, truth: Path, numbers: Sequence[int], name: str) -> float | None:

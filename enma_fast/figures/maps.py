@@ -10,8 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from ..utils.extras import load_extra
 from .forecast import Forecast
 from .style import ON_MAP, TIME_LABEL, greatest_value
+
+# Colours of a map in a movie: two maps of them, and the greys of letters, fit the 256 colours of a GIF.
+_MOVIE_COLOURS = 96
 
 
 class Maps:
@@ -26,12 +30,17 @@ class Maps:
         """Draw truth, mean, error and spread side by side, or (`stacked`) the last two below the first two."""
         seen, _ = self.forecast.seen
         fields, others = self.forecast.fields()
+        plane = len(self.forecast.coords) == 2
+        # A map of a plane shows no observed frame, and a picture that is no movie the last one alone.
+        shown = slice(-1 if plane and self.where is not None else None, None)
         what = ", ".join(title.split()[0] for title in others)
         # Observed frames have neither error nor spread.
         blank = np.full_like(seen, np.nan)
-        self._row(grid, 0, fields, seen, field_scale(*fields.values(), seen), self.forecast.name)
+        scaled = [field[shown] for field in fields.values()] + ([] if plane else [seen])
+        self._row(grid, 0, fields, seen, field_scale(*scaled), self.forecast.name)
         first = grid.ncols * bool(fields) if stacked else len(fields)
-        self._row(grid, first, others, blank, error_scale(*others.values()), f"{what} of {self.forecast.name}")
+        scale = error_scale(*(field[shown] for field in others.values()))
+        self._row(grid, first, others, blank, scale, f"{what} of {self.forecast.name}")
 
     def show(self, t: int) -> None:
         """Show another frame of a field in two dimensions."""
@@ -48,6 +57,9 @@ class Maps:
         label: str,
     ) -> None:
         """Draw the maps of one scale, from cell `first` of the grid on, and their colour bar."""
+        if self.where is None:
+            colours = load_extra("matplotlib", "plots").colormaps[scale["cmap"]]
+            scale = scale | {"cmap": colours.resampled(_MOVIE_COLOURS)}
         for place, (title, values) in enumerate(group.items(), first):
             row, column = divmod(place, grid.ncols)
             # On a narrow page there is no room for the part of a title in brackets.
@@ -104,7 +116,8 @@ def field_scale(*fields: np.ndarray) -> dict[str, Any]:
     if low < 0 < high or low == high:
         top = max(abs(low), abs(high)) or 1.0
         return {"cmap": "RdBu_r", "vmin": -top, "vmax": top}
-    return {"cmap": "viridis", "vmin": low, "vmax": high}
+    # Next to nothing is shown as nothing.
+    return {"cmap": "viridis", "vmin": 0.0 if 0 < low < 1e-6 * high else low, "vmax": high}
 
 
 def error_scale(*fields: np.ndarray) -> dict[str, Any]:

@@ -82,8 +82,8 @@ def cache_folder() -> Path:
 
 
 def probe(device: torch.device) -> Rates:
-    """Rates of this processor or GPU, measured now."""
-    with torch.inference_mode():
+    """Rates of this processor or GPU, measured now; the caller's random numbers stay as they are."""
+    with torch.inference_mode(), torch.random.fork_rng([] if device.type == "cpu" else [device.index or 0]):
         return Rates(products=_rates(_product, device), head={} if device.type != "cpu" else _head_rates())
 
 

@@ -14,8 +14,9 @@ from enma_fast.errors import EnmaError
 from enma_fast.evaluation.metrics import Scores
 from enma_fast.figures.calibration import SpreadErrorBins, grouped_ranks
 from enma_fast.figures.forecast import LEVELS, Forecast, central_intervals
-from enma_fast.figures.maps import error_scale, field_scale
+from enma_fast.figures.maps import Maps, error_scale, field_scale
 from enma_fast.figures.plots import forecast_figure, forecast_panels, save_figure, save_movie
+from enma_fast.figures.style import new_figure
 
 X = 2 * np.pi * np.arange(16) / 16
 TIMES, SEEN_TIMES = 0.05 * np.arange(3, 10), 0.05 * np.arange(3)
@@ -404,3 +405,22 @@ assert "matplotlib.pyplot" not in sys.modules
 assert matplotlib.rcParams.copy() == before
 """
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_a_plane_is_coloured_by_the_frame_that_it_shows(plane: Forecast) -> None:
+    """A great value of an observed or an earlier frame, which the picture does not show, leaves the scale alone."""
+    assert plane.truth is not None
+    truth = np.full_like(plane.truth, 0.5)
+    truth[0], truth[-1, 0, 0] = 9.0, 2.0
+    observed = np.full((1, *truth.shape[1:]), 50.0)
+    forecast = Forecast(
+        times=plane.times, coords=plane.coords, mean=0.5 * truth, truth=truth, observed=observed, observed_times=[0.0]
+    )
+    image = forecast_figure(forecast).axes[0].collections[0]
+    assert image.norm.vmax == 2.0
+    # A movie shows all forecast frames on one scale, in few enough colours for a GIF.
+    figure = new_figure((8, 3))
+    maps = Maps(figure, forecast, None)
+    maps.draw(figure.add_gridspec(1, 3))
+    assert maps.images[0][0].norm.vmax == 9.0
+    assert maps.images[0][0].cmap.N + maps.images[-1][0].cmap.N < 256

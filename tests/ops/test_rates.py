@@ -133,3 +133,9 @@ def test_auto_is_what_was_measured(found: Rates, folder: Path, monkeypatch: pyte
     assert fast_bf16("cpu") == (found is OTHER)
     with pytest.raises(EnmaError, match="dtype is 'fastest'"):
         weights_dtype(dynamics, "fastest")
+
+
+def test_the_callers_random_numbers_stay() -> None:
+    before = torch.get_rng_state()
+    rates.probe(torch.device("cpu"))
+    assert torch.equal(torch.get_rng_state(), before)

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..equation import Environments, Equation, Values, linspaces
+from ..equation import Environments, Equation, Values, energy, linspaces, mass
 from ..spectral import translate
 from ..splits import TRAJECTORIES_PER_GROUP, group_uniforms
 
@@ -86,4 +86,5 @@ EQUATION = Equation(
     initial_conditions=lambda split, *, seed, group: initial_conditions(split, seed=seed, group=group)[..., None],
     solve=lambda u0, parameters: solve(u0[..., 0], parameters)[..., None],
     symmetries={"amplitude": scaled, "boost": boosted},
+    quantities=(mass(), energy("conserved")),
 )

@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 
 from ...utils.extras import load_extra
-from ..equation import Environments, Equation, Values, linspaces
+from ..equation import Environments, Equation, Values, energy, linspaces, mass
 from ..spectral import translate
 from ..splits import TRAJECTORIES_PER_GROUP, group_uniforms
 
@@ -166,4 +166,5 @@ EQUATION = Equation(
     solve=lambda u0, parameters: solve(u0[..., 0], parameters)[..., None],
     solver_grid=(_SOLVER_POINTS,),
     symmetries={"amplitude": scaled, "boost": boosted},
+    quantities=(mass(), energy("decays")),
 )

@@ -26,7 +26,7 @@ from functools import partial
 
 import numpy as np
 
-from ..equation import Equation, Values, in_batches, linspaces
+from ..equation import Equation, Quantity, Values, in_batches, linspaces
 from ..splits import TRAJECTORIES_PER_GROUP, group_uniforms
 
 NUM_POINTS = 32
@@ -51,6 +51,12 @@ def initial_conditions(split: str, *, seed: int, group: int) -> np.ndarray:
     row = np.arange(TRAJECTORIES_PER_GROUP)[:, None, None, None]
     fields[row, i[:, :, 0, :, None], i[:, :, 1, None, :]] = 0.0, 1.0
     return fields
+
+
+def outside(fields: np.ndarray) -> np.ndarray:
+    """How far concentrations lie below 0, or that of u above 1, where the reaction cannot take them."""
+    u, v = fields[..., 0], fields[..., 1]
+    return np.maximum(0, -u) + np.maximum(0, u - 1) + np.maximum(0, -v)
 
 
 def solve(u0: np.ndarray, parameters: Values, *, steps_per_frame: int = _STEPS_PER_FRAME) -> np.ndarray:
@@ -114,4 +120,6 @@ EQUATION = Equation(
     outside=linspaces(100, F=(0.045, 0.0467), k=(0.057, 0.059)),
     initial_conditions=initial_conditions,
     solve=partial(in_batches, _BATCH, solve),
+    # It starts at 0 and stays there.
+    quantities=(Quantity(name="outside the range", density=outside, law="conserved"),),
 )

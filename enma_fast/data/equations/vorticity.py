@@ -27,7 +27,7 @@ from functools import partial
 
 import numpy as np
 
-from ..equation import Equation, Values, in_batches, linspaces
+from ..equation import Equation, Values, energy, in_batches, linspaces, mass
 from ..splits import TRAJECTORIES_PER_GROUP, group_uniforms
 
 LENGTH = np.pi
@@ -158,4 +158,5 @@ EQUATION = Equation(
     initial_conditions=initial_conditions,
     solve=partial(in_batches, _BATCH, solve),
     spin_up=partial(in_batches, _BATCH, warmed_up),
+    quantities=(mass("circulation"), energy("decays", "enstrophy")),
 )

@@ -12,7 +12,7 @@ from .arrays import Array, checked, pool
 from .score import PointSum, Totals, num_points
 
 
-def crps(ensemble: Array, truth: Array, *, per_frame: bool = False) -> Tensor:
+def crps(ensemble: Array, truth: Array, *, per_frame: bool = False, fair: bool = True) -> Tensor:
     """Fair continuous ranked probability score, averaged over trajectories, frames and points.
 
     `mean_i |x_i - y| - 1 / (2 K (K - 1)) sum_ij |x_i - x_j|`, unbiased in the number of members (Ferro, "Fair
@@ -25,6 +25,9 @@ def crps(ensemble: Array, truth: Array, *, per_frame: bool = False) -> Tensor:
         `[B, K, T, *x, c]` and `[B, T, *x, c]`.
     per_frame : bool
         Average over trajectories and points only.
+    fair : bool
+        False for the score of the K members as a distribution of their own, `1 / (2 K^2)` in place of
+        `1 / (2 K (K - 1))`, as `properscoring` has it.
 
     Returns
     -------
@@ -37,11 +40,11 @@ def crps(ensemble: Array, truth: Array, *, per_frame: bool = False) -> Tensor:
         If shapes do not match or a value is not finite.
     """
     ensemble_BKTP, truth_BTP = checked(ensemble, truth)
-    sums_T = crps_sums(ensemble_BKTP, truth_BTP)
+    sums_T = crps_sums(ensemble_BKTP, truth_BTP, fair=fair)
     return pool(sums_T, per_frame) / pool(num_points(truth_BTP), per_frame)
 
 
-def crps_sums(ensemble_BKTP: Tensor, truth_BTP: Tensor) -> Tensor:
+def crps_sums(ensemble_BKTP: Tensor, truth_BTP: Tensor, *, fair: bool = True) -> Tensor:
     members = ensemble_BKTP.shape[1]
     sums_T = (ensemble_BKTP - truth_BTP[:, None]).abs().mean(1).sum((0, 2))
     if members == 1:
@@ -50,7 +53,7 @@ def crps_sums(ensemble_BKTP: Tensor, truth_BTP: Tensor) -> Tensor:
     weights_K = 2.0 * torch.arange(1, members + 1, device=sums_T.device, dtype=torch.float64) - members - 1
     sorted_BKTP = ensemble_BKTP.sort(dim=1).values
     pairs_T = (sorted_BKTP * weights_K[:, None, None]).sum((0, 1, 3))
-    return sums_T - pairs_T / (members * (members - 1))
+    return sums_T - pairs_T / (members * (members - 1 if fair else members))
 
 
 CRPS = PointSum("crps", crps_sums)

@@ -15,11 +15,13 @@ import numpy as np
 from ...errors import EnmaError
 from ...evaluation.metrics import SCORES
 from ...evaluation.metrics import columns as score_columns
+from ...evaluation.physics import Physics
 from ...store.layout import OUTSIDE
 from ...utils.extras import load_extra
 from ...utils.files import complete_file
 from ...utils.text import counted, times
 from ..forecast import Forecast
+from ..physics import spectrum_figure
 from ..plots import REMEDY, forecast_panels
 from ..style import ENSEMBLE, ERROR, INK, TRUTH
 from .reader import PooledScores, StoreReader
@@ -29,6 +31,7 @@ from .viewer import MANY_TRAJECTORIES, Thinning
 _LONGEST, _MOST_ROWS = 2000, 60
 # Colour of the figures -> colour of the page, which depends on its light or dark theme.
 COLOURS = {INK: "currentColor", TRUTH: "currentColor", ENSEMBLE: "var(--accent)", ERROR: "var(--error)"}
+_LAWS = {"conserved": "conserved: how far it moves", "decays": "decays: how much it grows"}
 _ATTRIBUTES = {
     "model": "model",
     "task": "task",
@@ -78,13 +81,15 @@ def write_report(store: str | Path, out: str | Path, *, truth: str | Path | None
     # Scores of all channels together (None), and of each one if there are several.
     channels = (None, *range(len(reader.channels))) if many else (None,)
     pools = {channel: PooledScores(reader.num_members, channel) for channel in channels}
-    thinning = Thinning.choose(reader)
+    thinning, physics = Thinning.choose(reader), reader.physics()
     series, rows = [], []
     for place, trajectory in enumerate(reader):
         for channel, pooled in pools.items():
             scores = pooled.add(trajectory)
             if channel is None:
                 rows.append(scores)
+                if scores is not None and trajectory.members is not None and trajectory.truth is not None:
+                    physics.add([trajectory.members], trajectory.truth, trajectory.observed)
         if place in thinning.places:
             series.append([thinning.encode(reader.forecast(trajectory, c)) for c in range(thinning.channels)])
     results = {channel: pooled.result() for channel, pooled in pools.items()}
@@ -92,12 +97,15 @@ def write_report(store: str | Path, out: str | Path, *, truth: str | Path | None
     figures = [
         _figures(reader.forecast(first, c), results[c if many else None], reader) for c in range(thinning.channels)
     ]
+    if said := physics.result():
+        label = "spectrum, all channels" if many else "spectrum"
+        figures.append(_figure(spectrum_figure(physics.spectra(), said["spectrum_error"]), label))
     left_out = pools[None].left_out
     values = {
         "title": html.escape(f"Forecast of {reader.attributes.get('data_name') or reader.path.name}"),
         "summary": html.escape(_summary(reader)),
         "notes": "".join(f"<li>{html.escape(note)}</li>" for note in thinning.notes),
-        "scores": _outside(reader) + _score_tables(reader, results, rows, left_out),
+        "scores": _outside(reader) + _score_tables(reader, results, rows, left_out) + _physics_table(physics),
         "figures_of": f"Trajectory {first.number}{'' if results[None] is None else '; calibration is that of all'}.",
         "figures": "".join(figures),
         "provenance": _provenance(reader),
@@ -190,6 +198,19 @@ def _score_tables(
     return text + _table("Each trajectory", ["trajectory", *(column.short for column in shown), *parameters], body)
 
 
+def _physics_table(physics: Physics) -> str:
+    """What the physics says of the members, beside the truth; nothing without members or truth."""
+    found = physics.result()
+    if found is None:
+        return ""
+    rows = [
+        [f"{q['name']} ({_LAWS[q['law']]})", _number(q["violation"]), _number(q["truth"])] for q in found["quantities"]
+    ]
+    rows.append(["power of waves, decades from the truth's", _number(found["spectrum_error"]), "0"])
+    rows.append(["mean square, distance from the truth's", _number(found["energy_error"]), "0"])
+    return _table("What the physics says, in units of the observed amplitude", ["", "members", "truth"], rows)
+
+
 def _table(caption: str, head: list[str], rows: list[list[str]]) -> str:
     """Table that scrolls sideways if it is wider than the page; its cells are HTML, except those of column 0."""
     top = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in head)
@@ -238,12 +259,13 @@ def _figures(forecast: Forecast, scores: dict[str, Any] | None, reader: StoreRea
     """Panels of one channel as inline SVG, in the colours of the page."""
     parts = []
     for label, figure in forecast_panels(forecast, scores=scores).items():
-        channel = f", {forecast.name}" if len(reader.channels) > 1 else ""
-        parts.append(
-            f"<figure>{_inline_svg(figure, f'{label}{channel}')}"
-            f"<figcaption>{html.escape(f'{label.capitalize()}{channel}')}</figcaption></figure>"
-        )
+        parts.append(_figure(figure, f"{label}, {forecast.name}" if len(reader.channels) > 1 else label))
     return "".join(parts)
+
+
+def _figure(figure: Any, label: str) -> str:
+    caption = label[:1].upper() + label[1:]
+    return f"<figure>{_inline_svg(figure, label)}<figcaption>{html.escape(caption)}</figcaption></figure>"
 
 
 def _inline_svg(figure: Any, label: str) -> str:

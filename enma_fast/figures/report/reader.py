@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from ...data import read
+from ...data import dataset_split, read
 from ...errors import EnmaError
 from ...evaluation.metrics import SCORES, Scores
+from ...evaluation.physics import Physics
 from ...store.read import is_missing, read_forecast, zarr_errors
 from ..calibration import SpreadErrorBins
 from ..forecast import Forecast
@@ -91,6 +92,11 @@ class StoreReader:
             name=self.channels[channel],
             **fields,
         )
+
+    def physics(self) -> Physics:
+        """An empty accumulator for what the physics says of this store."""
+        name, _ = dataset_split(str(self.attributes.get("data_name")))
+        return Physics(name, [len(x) for x in self.coords], len(self.channels))
 
     def place_of(self, number: int | None) -> int:
         """Index of the trajectory with this number, by default 0; `EnmaError` if there is none."""

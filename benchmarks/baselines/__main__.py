@@ -1,0 +1,154 @@
+"""Train and measure one baseline: `python -m benchmarks.baselines NAME EQUATION --seconds S --seed N --data DIR`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.classical import PROBLEMS, ensemble
+from enma_fast.data import FieldFile
+from enma_fast.errors import EnmaError
+from enma_fast.evaluation.protocols import CASES, Case, Method, Observations
+from enma_fast.evaluation.score_files import score_file, write_score_file
+
+from .training import Network, num_parameters, reference, train, training_data
+
+UNTRAINED = ("persistence", "solver")
+
+
+def networks() -> dict[str, Callable[[Any, FieldFile], Network]]:
+    """The baselines that are trained, by name."""
+    from .fno import Fno
+    from .latent_flow import LatentFlow
+    from .transformer import Transformer
+
+    return {"fno": Fno, "transformer": Transformer, "latent-flow": LatentFlow}
+
+
+def persistence(given: Observations) -> np.ndarray:
+    """The last observed frame, as one member."""
+    assert given.history is not None
+    return np.repeat(given.history[:, None, -1:], given.num_frames, axis=2)
+
+
+def solver(equation: str) -> Method:
+    """The equation's solver with parameters fitted to the observed frames, or to the context."""
+    if equation not in PROBLEMS:
+        raise EnmaError(f"solver: the parameters of {equation} are not fitted; use one of {', '.join(PROBLEMS)}")
+    problem = PROBLEMS[equation]
+
+    def method(given: Observations) -> np.ndarray:
+        assert given.history is not None
+        members = [
+            ensemble(
+                history[..., 0],
+                members=given.num_members,
+                num_frames=given.num_frames,
+                seed=given.seed + number,
+                problem=problem,
+                context_TX=None if given.context is None else given.context[i, ..., 0],
+            )
+            for i, (number, history) in enumerate(zip(given.trajectories, given.history, strict=True))
+        ]
+        return np.stack(members)[..., None].astype(np.float32)
+
+    return method
+
+
+def cases(tasks: Sequence[str], *, members: int | None, limit: int | None) -> list[Case]:
+    """The cases of the tables that a baseline can be measured in."""
+    return [
+        dataclasses.replace(
+            case,
+            members=case.members if members is None else members,
+            limit=case.limit if limit is None else min(limit, case.limit or limit),
+        )
+        for case in CASES
+        if case.task.name in tasks
+    ]
+
+
+def run(
+    name: str,
+    equation: str,
+    *,
+    data_dir: Path,
+    seconds: float,
+    seed: int = 0,
+    limit: int | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> dict[str, Any]:
+    """Train and measure a baseline, and return its score file."""
+    shared = {"kind": "baseline", "method": name, "equation": equation, "data_dir": data_dir, "seed": seed}
+    if name in UNTRAINED:
+        method = persistence if name == "persistence" else solver(equation)
+        measured = cases(("temporal", "initial-value"), members=1 if name == "persistence" else None, limit=limit)
+        found = score_file(method, **shared, cpu_seconds=0.0, num_parameters=0, cases=measured, progress=progress)
+        return found
+    torch.manual_seed(seed)
+    data = training_data(data_dir, equation)
+    network = networks()[name](reference(equation), data)
+    trained = train(network, data, seconds=seconds, seed=seed)
+    found = score_file(
+        network.forecast(),
+        **shared,
+        cpu_seconds=trained.cpu_seconds,
+        num_parameters=num_parameters(network.module),
+        cases=cases(network.tasks, members=1 if network.deterministic else None, limit=limit),
+        progress=progress,
+    )
+    tenth = max(1, trained.steps // 10)
+    return found | {
+        "steps": trained.steps,
+        "batch": network.config.batch,
+        "loss_first": float(np.mean(trained.losses[:tenth])),
+        "loss_last": float(np.mean(trained.losses[-tenth:])),
+    }
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name", choices=(*UNTRAINED, "fno", "transformer", "latent-flow"))
+    parser.add_argument("equation")
+    parser.add_argument("--data", type=Path, required=True, help="folder of <equation>-train.h5 and the test files")
+    parser.add_argument("--seconds", type=float, default=120.0, help="CPU seconds of training")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--limit", type=int, help="measure the first so many trajectories of each file")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, help="folder to write the score file to")
+    parser.add_argument("--json", action="store_true", help="the score file as the last line of standard output")
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    try:
+        found = run(
+            given.name,
+            given.equation,
+            data_dir=given.data,
+            seconds=given.seconds,
+            seed=given.seed,
+            limit=given.limit,
+            progress=lambda done, total, case: print(case, file=sys.stderr) if done >= total else None,
+        )
+    except EnmaError as error:
+        sys.exit(f"error: {error}")
+    if given.out is not None:
+        print(write_score_file(found, given.out), file=sys.stderr)
+    if given.json:
+        print(json.dumps(found, allow_nan=False))
+        return
+    for row in found["rows"]:
+        shown = ", ".join(f"{key} {row[key]:.3g}" for key in ("rel_l2", "rel_l2_median", "crps", "rmsce") if key in row)
+        print(f"{row['protocol']}, {row['task']}, {row['split']}: {shown}")
+
+
+if __name__ == "__main__":
+    main()

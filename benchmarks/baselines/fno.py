@@ -1,0 +1,75 @@
+"""Fourier neural operator of the package `neuraloperator`: three frames to the next one, and so on.
+
+    u_t = u_{t-1} + s FNO((u_{t-3}, u_{t-2}, u_{t-1}) / s),    s the RMS of the training data
+
+It is trained on its own forecasts, of as many frames as the share of the training that is done, up to 6.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from enma_fast.config import ModelConfig, TrainingConfig
+from enma_fast.data import FieldFile
+from enma_fast.evaluation.protocols import HISTORY, Method, Observations
+from enma_fast.utils.extras import load_extra
+
+from .training import of_size, relative_error
+
+LAYERS = 4
+MOST_UNROLLED = 6
+_WIDTHS = {1: range(24, 161, 4), 2: range(8, 97, 2)}
+# Waves kept along a dimension, at most; the paper's FNO keeps 10.
+_MODES = {1: 16, 2: 12}
+
+
+class Fno:
+    """See the module."""
+
+    config = TrainingConfig(steps=1000, batch=32, learning_rate=2e-3, final_learning_rate=1e-5, warmup_steps=50)
+    deterministic = True
+    tasks = ("temporal",)
+
+    def __init__(self, reference: ModelConfig, data: FieldFile) -> None:
+        neuralop = load_extra("neuralop.models", "baselines")
+        grid, channels = data.u.shape[2:-1], data.u.shape[-1]
+        modes = tuple(min(_MODES[len(grid)], n // 2) for n in grid)
+
+        def make(width: int) -> nn.Module:
+            return neuralop.FNO(
+                n_modes=modes,
+                in_channels=HISTORY * channels,
+                out_channels=channels,
+                hidden_channels=width,
+                n_layers=LAYERS,
+                # A place of its own for each point breaks the symmetry that periodic equations have.
+                positional_embedding=None if all(data.periodic) else "grid",
+            )
+
+        self.module = of_size(make, _WIDTHS[len(grid)], reference)
+        self.scale = float(data.u.std())
+
+    def loss(self, u_BTxc: Tensor, context_BTxc: Tensor | None, share: float, generator: torch.Generator) -> Tensor:
+        """Relative error of a forecast from a random frame on."""
+        frames = min(1 + int(share * MOST_UNROLLED), u_BTxc.shape[1] - HISTORY)
+        first = int(torch.randint(u_BTxc.shape[1] - HISTORY - frames + 1, (), generator=generator))
+        truth = u_BTxc[:, first + HISTORY : first + HISTORY + frames]
+        return relative_error(self._continued(u_BTxc[:, first : first + HISTORY], frames), truth)
+
+    def forecast(self) -> Method:
+        """One member, the same for every seed."""
+
+        def method(given: Observations) -> Tensor:
+            assert given.history is not None
+            with torch.inference_mode():
+                return self._continued(torch.from_numpy(given.history), given.num_frames)[:, None]
+
+        return method
+
+    def _continued(self, history_BLxc: Tensor, num_frames: int) -> Tensor:
+        frames = list(history_BLxc.unbind(1))
+        for _ in range(num_frames):
+            seen = torch.cat(frames[-HISTORY:], dim=-1).movedim(-1, 1)
+            frames.append(frames[-1] + self.scale * self.module(seen / self.scale).movedim(1, -1))
+        return torch.stack(frames[history_BLxc.shape[1] :], 1)

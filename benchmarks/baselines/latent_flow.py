@@ -1,0 +1,120 @@
+"""Whole latent frames by flow matching given the past, the idea of AR-DiT, from the blocks of this library.
+
+    dz/dr = v(z, h_t, r),  z(0) noise, z(1) = latent frame t,    h_t = causal transformer of the latent frames before t
+
+All tokens of a frame are decided together by 20 Euler steps, each a pass of the second transformer. The tokenizer is
+that of the shipped model for the equation, as it is; its training is not in the seconds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import torch
+from torch import Tensor, nn
+
+from enma_fast.config import ModelConfig, TrainingConfig
+from enma_fast.data import FieldFile
+from enma_fast.evaluation.protocols import HISTORY, Method, Observations
+from enma_fast.models.causal_transformer import CausalTransformer, GrowingCache
+from enma_fast.models.checkpoint import load_model
+from enma_fast.models.masked_transformer import MaskedTransformer
+
+from .training import of_size
+
+STEPS = 20
+HEADS = 6
+WIDTHS = range(48, 481, 24)
+TIME_FEATURES = 64
+# Flow times and noises for each frame of a batch; the causal transformer runs once for all of them.
+DRAWS = 2
+
+
+class _Flow(nn.Module):
+    """Causal transformer, and velocity of a whole frame."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width = config.dynamics.width
+        self.temporal = CausalTransformer(config)
+        self.spatial = MaskedTransformer(config)
+        self.time = nn.Sequential(nn.Linear(TIME_FEATURES, width), nn.SiLU(), nn.Linear(width, width))
+        self.read = nn.Linear(width, config.token_channels)
+        nn.init.zeros_(self.read.weight)
+        nn.init.zeros_(self.read.bias)
+        frequency = torch.exp(-math.log(10_000.0) * torch.arange(TIME_FEATURES // 2) / (TIME_FEATURES // 2))
+        self.register_buffer("frequency", frequency, persistent=False)
+
+    def velocity(self, z_BNC: Tensor, h_BND: Tensor, r_B: Tensor) -> Tensor:
+        """Velocity `[B, N, C]` at flow times `r_B`."""
+        angle = 1000.0 * r_B[:, None] * self.get_buffer("frequency")
+        time = self.time(torch.cat([angle.cos(), angle.sin()], -1))
+        return self.read(self.spatial.from_noise(h_BND + time[:, None], z_BNC))
+
+
+class LatentFlow:
+    """See the module."""
+
+    config = TrainingConfig(
+        steps=1000, batch=32, optimizer="muon", learning_rate=2e-3, final_learning_rate=2e-5, warmup_steps=30
+    )
+    deterministic = False
+    tasks = ("temporal", "initial-value")
+
+    def __init__(self, reference: ModelConfig, data: FieldFile) -> None:
+        self.model = load_model(reference.name)
+        shipped = self.model.config
+
+        def config(width: int) -> ModelConfig:
+            dynamics = dataclasses.replace(
+                shipped.dynamics, width=width, heads=HEADS, scale_shift_rank=0, decoder="one-pass"
+            )
+            return dataclasses.replace(shipped, dynamics=dynamics)
+
+        self.net = self.module = of_size(lambda width: _Flow(config(width)), WIDTHS, reference)
+        self.shape = (shipped.num_tokens, shipped.token_channels)
+
+    def loss(self, u_BTxc: Tensor, context_BTxc: Tensor | None, share: float, generator: torch.Generator) -> Tensor:
+        """Squared error of the velocity of every latent frame that has to be forecast."""
+        first = self._observed(1 if context_BTxc is not None else HISTORY)
+        with torch.no_grad():
+            segments = [self.model.encode(u) for u in (context_BTxc, u_BTxc) if u is not None]
+        h = self.net.temporal(segments)[-1][:, first:].flatten(0, 1).repeat(DRAWS, 1, 1)
+        z = segments[-1][:, first:].flatten(0, 1).repeat(DRAWS, 1, 1)
+        noise, r = torch.randn(z.shape, generator=generator), torch.rand(len(z), generator=generator)
+        z_r = noise + r[:, None, None] * (z - noise)
+        return (self.net.velocity(z_r, h, r) - (z - noise)).square().mean()
+
+    def forecast(self) -> Method:
+        """Members that differ by their noise."""
+
+        def method(given: Observations) -> Tensor:
+            assert given.history is not None
+            with torch.inference_mode():
+                return self._members(given, torch.from_numpy(given.history))
+
+        return method
+
+    def _members(self, given: Observations, history_BLxc: Tensor) -> Tensor:
+        batch, observed = history_BLxc.shape[:2]
+        segments = [] if given.context is None else [self.model.encode(torch.from_numpy(given.context))]
+        z_BTNC = self.model.encode(history_BLxc)[:, : self._observed(observed)]
+        cache = GrowingCache(self.net.temporal, batch)
+        h = self.net.temporal.read([*segments, z_BTNC], cache)[:, -1].repeat_interleave(given.num_members, 0)
+        cache.repeat(given.num_members)
+        total = observed + given.num_frames
+        frames = list(z_BTNC.repeat_interleave(given.num_members, 0).unbind(1))
+        generator = torch.Generator().manual_seed(given.seed * 1_000_003 + given.trajectories[0])
+        while len(frames) < self.model.config.tokenizer.latent_frames(total):
+            z = torch.randn(len(h), *self.shape, generator=generator)
+            for step in range(STEPS):
+                z = z + self.net.velocity(z, h, torch.full((len(h),), step / STEPS)) / STEPS
+            frames.append(z)
+            h = self.net.temporal.step(z, cache)
+        u = self.model.decode(torch.stack(frames, 1), total)[:, observed:]
+        return u.unflatten(0, (batch, given.num_members))
+
+    def _observed(self, num_frames: int) -> int:
+        """Latent frames that the observed frames fill."""
+        return self.model.config.tokenizer.whole_latents(num_frames)

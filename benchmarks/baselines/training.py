@@ -1,0 +1,170 @@
+"""Training of the networks for so many CPU seconds, and what they share.
+
+Shape suffixes: B trajectories, T frames, c channels; `*x` points.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from enma_fast.config import ModelConfig, TrainingConfig
+from enma_fast.data import FieldFile, count, read
+from enma_fast.errors import EnmaError
+from enma_fast.evaluation.protocols import Method
+from enma_fast.models.model import Model
+from enma_fast.presets import PRESETS
+from enma_fast.training.dynamics import environments
+from enma_fast.training.loop import Average
+from enma_fast.training.optim import build, learning_rate
+from enma_fast.training.tokenizer import roll
+
+# Share of a model's parameters by which a baseline may have more or fewer.
+MARGIN = 0.2
+# Bytes of training data that are in memory.
+_MOST_BYTES = 2_000_000_000
+# Steps of the schedule of the learning rate, whatever the number of steps taken.
+_SCHEDULE = 1000
+
+
+class Network(Protocol):
+    """A baseline that is trained.
+
+    Attributes
+    ----------
+    module : the weights that training changes
+    config : batch, optimiser and learning rates
+    deterministic : it gives one member
+    tasks : names of the tasks that it can do
+    """
+
+    module: nn.Module
+    config: TrainingConfig
+    deterministic: bool
+    tasks: tuple[str, ...]
+
+    def loss(self, u_BTxc: Tensor, context_BTxc: Tensor | None, share: float, generator: torch.Generator) -> Tensor:
+        """Loss of a batch after a share of the training; contexts are other trajectories of the same physics."""
+
+    def forecast(self) -> Method:
+        """The trained network as a method."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What training did."""
+
+    steps: int
+    cpu_seconds: float
+    losses: list[float]
+
+
+def train(network: Network, data: FieldFile, *, seconds: float, seed: int) -> Trained:
+    """Train for so many CPU seconds of all threads; the weights at the end are their running average.
+
+    The learning rate follows its schedule over the seconds, so a busy machine changes only how many steps are taken.
+    """
+    config, module = network.config, network.module
+    optimizers = build(module, config)
+    average = Average(module, config.ema_decay)
+    generator = torch.Generator().manual_seed(seed)
+    u = torch.from_numpy(data.u)
+    if data.environment is None:
+        raise EnmaError(f"{data.path}: lacks scalars/environment, which finds contexts; add it")
+    groups = environments(torch.from_numpy(data.environment))
+    params = [p for p in module.parameters() if p.requires_grad]
+    losses, step, begin = [], 0, time.process_time()
+    module.train()
+    while (share := (time.process_time() - begin) / seconds) < 1:
+        rate = learning_rate(int(_SCHEDULE * share), config)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.zero_grad(set_to_none=True)
+        paired = "initial-value" in network.tasks and torch.rand((), generator=generator).item() < config.context_share
+        chosen = groups[torch.randint(len(groups), (config.batch,), generator=generator)]
+        order = torch.rand(chosen.shape, generator=generator).argsort(-1)[:, :2]
+        both = [_moved(u[rows], data.periodic, generator) for rows in chosen.gather(1, order).T[: 1 + paired]]
+        loss = network.loss(both[0], both[1] if paired else None, share, generator)
+        loss.backward()
+        nn.utils.clip_grad_norm_(params, config.clip_norm)
+        for optimizer in optimizers:
+            optimizer.step()
+        average.update(module, step)
+        losses.append(loss.item())
+        step += 1
+    average.swap(module)
+    module.eval()
+    return Trained(step, time.process_time() - begin, losses)
+
+
+def training_data(folder: Path, equation: str) -> FieldFile:
+    """The training file of an equation, or whole environments evenly spread over it where it is too large."""
+    path = folder / f"{equation}-train.h5"
+    if not path.is_file():
+        raise EnmaError(f"{path}: no such file; make it by enma-fast data generate {equation} --split train")
+    first = read(path, select=[0])
+    size = 10
+    step = max(1, -(-count(path) * first.u.nbytes // _MOST_BYTES))
+    if step == 1:
+        return read(path)
+    starts = np.arange(0, count(path), step * size)
+    return read(path, select=(starts[:, None] + np.arange(size)).ravel())
+
+
+def relative_error(forecast_BTxc: Tensor, truth_BTxc: Tensor) -> Tensor:
+    """Mean over the batch of the relative L2 error, the score of the tables."""
+    error = (forecast_BTxc - truth_BTxc).flatten(1).norm(dim=1)
+    return (error / truth_BTxc.flatten(1).norm(dim=1).clamp_min(1e-6)).mean()
+
+
+def reference(equation: str) -> ModelConfig:
+    """The model of this library that a baseline stands beside."""
+    names = [f"{equation.replace('_', dash)}-{size}" for size in ("fast", "small") for dash in ("_", "-")]
+    name = next((name for name in names if name in PRESETS), None)
+    if name is None:
+        raise EnmaError(f"{equation}: there is no preset {' or '.join(dict.fromkeys(names))} to compare with")
+    return PRESETS[name].model
+
+
+def of_size(make: Callable[[int], nn.Module], widths: range, config: ModelConfig) -> nn.Module:
+    """The module whose number of parameters is nearest to that of a model; it grows with the width.
+
+    Raises
+    ------
+    EnmaError
+        If it differs by more than `MARGIN`.
+    """
+    target = num_parameters(Model(config))
+    sizes: dict[int, int] = {}
+    low, high = 0, len(widths) - 1
+    while low <= high:
+        middle = (low + high) // 2
+        size = sizes[widths[middle]] = num_parameters(make(widths[middle]))
+        low, high = (middle + 1, high) if size < target else (low, middle - 1)
+    width = min(sizes, key=lambda each: abs(sizes[each] - target))
+    if abs(sizes[width] - target) > MARGIN * target:
+        raise EnmaError(
+            f"{config.name} has {target:,} parameters, the nearest baseline {sizes[width]:,}; give it other widths"
+        )
+    return make(width)
+
+
+def num_parameters(module: nn.Module) -> int:
+    return sum(p.numel() * (2 if p.is_complex() else 1) for p in module.parameters())
+
+
+def _moved(u: Tensor, periodic: tuple[bool, ...], generator: torch.Generator) -> Tensor:
+    """Trajectories `[B, T, *x, c]`, each at a random place of the periodic dimensions."""
+    sizes = u.shape[2:-1]
+    shifts = [
+        torch.randint(n if ring else 1, (len(u),), generator=generator) for n, ring in zip(sizes, periodic, strict=True)
+    ]
+    return roll(u, shifts)

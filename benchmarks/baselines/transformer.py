@@ -1,0 +1,113 @@
+"""Deterministic block-causal transformer on patches of the fields, as BCAT, from the blocks of this library.
+
+    u_t = u_{t-1} + s patches(W h_t),    h_t = causal transformer of the frames before t
+
+Frames are cut into patches of 8 points along each dimension, fewer where that leaves fewer than 8 of them. It is
+trained on the true frames before t, with a little noise, and forecasts from its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor, nn
+
+from enma_fast.config import DynamicsConfig, ModelConfig, TokenizerConfig, TrainingConfig
+from enma_fast.data import FieldFile
+from enma_fast.evaluation.protocols import HISTORY, Method, Observations
+from enma_fast.models.causal_transformer import CausalTransformer, GrowingCache
+from enma_fast.models.tokenizer import patchify, unpatchify
+
+from .training import of_size, relative_error
+
+LAYERS, HEADS = 6, 6
+PATCH, FEWEST_PATCHES = 8, 8
+WIDTHS = range(48, 481, 24)
+# Standard deviation of noise on what is read, of the RMS of the data: forecasts are not exact either.
+NOISE = 0.01
+
+
+class _Patches(nn.Module):
+    """The causal transformer, and what reads the change of a frame from its context."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.temporal = CausalTransformer(config)
+        self.read = nn.Linear(config.dynamics.width, config.token_channels)
+        nn.init.zeros_(self.read.weight)
+        nn.init.zeros_(self.read.bias)
+
+
+class Transformer:
+    """See the module."""
+
+    config = TrainingConfig(
+        steps=1000, batch=16, optimizer="muon", learning_rate=2e-3, final_learning_rate=2e-5, warmup_steps=30
+    )
+    deterministic = True
+    tasks = ("temporal", "initial-value")
+
+    def __init__(self, reference: ModelConfig, data: FieldFile) -> None:
+        grid = tuple(data.u.shape[2:-1])
+        patch = tuple(min(PATCH, n // FEWEST_PATCHES) for n in grid)
+        tokenizer = TokenizerConfig(
+            grid=grid,
+            lengths=data.lengths,
+            periodic=data.periodic,
+            field_channels=data.u.shape[-1],
+            latent_channels=data.u.shape[-1],
+            # Fields are their own latents.
+            layers=(),
+        )
+
+        def config(width: int) -> ModelConfig:
+            dynamics = DynamicsConfig(
+                width=width,
+                heads=HEADS,
+                temporal_layers=LAYERS,
+                patch=patch,
+                positions="rotary" if all(data.periodic) else "sincos",
+                scale_shift_rank=0,
+            )
+            return dataclasses.replace(reference, tokenizer=tokenizer, dynamics=dynamics)
+
+        self.grid, self.patch = grid, patch
+        self.net = self.module = of_size(lambda width: _Patches(config(width)), WIDTHS, reference)
+        self.scale = float(data.u.std())
+
+    def loss(self, u_BTxc: Tensor, context_BTxc: Tensor | None, share: float, generator: torch.Generator) -> Tensor:
+        """Relative error of every frame from those before it: from 3 on, or from 1 on after a context."""
+        first = HISTORY if context_BTxc is None else 1
+        noise = NOISE * self.scale * torch.randn(u_BTxc.shape, generator=generator)
+        segments = [] if context_BTxc is None else [self._tokens(context_BTxc)]
+        h_BTND = self.net.temporal([*segments, self._tokens(u_BTxc + noise)])[-1]
+        before = (u_BTxc + noise)[:, first - 1 : -1]
+        return relative_error(before + self._change(h_BTND[:, first:]), u_BTxc[:, first:])
+
+    def forecast(self) -> Method:
+        """One member, the same for every seed."""
+
+        def method(given: Observations) -> Tensor:
+            assert given.history is not None
+            with torch.inference_mode():
+                history = torch.from_numpy(given.history)
+                segments = [] if given.context is None else [self._tokens(torch.from_numpy(given.context))]
+                cache = GrowingCache(self.net.temporal, len(history))
+                h_BND = self.net.temporal.read([*segments, self._tokens(history)], cache)[:, -1]
+                frames = [history[:, -1]]
+                for number in range(given.num_frames):
+                    frames.append(frames[-1] + self._change(h_BND[:, None])[:, 0])
+                    if number + 1 < given.num_frames:
+                        h_BND = self.net.temporal.step(self._tokens(frames[-1][:, None])[:, 0], cache)
+                return torch.stack(frames[1:], 1)[:, None]
+
+        return method
+
+    def _tokens(self, u_BTxc: Tensor) -> Tensor:
+        return patchify((u_BTxc / self.scale).flatten(2, -2), self.grid, self.patch)
+
+    def _change(self, h_BTND: Tensor) -> Tensor:
+        """What a frame adds to the one before it, from its context."""
+        tokens = unpatchify(self.net.read(h_BTND), self.grid, self.patch)
+        return self.scale * tokens.unflatten(2, self.grid)

@@ -1,0 +1,105 @@
+"""`enma-fast tables`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..errors import EnmaError
+from ..utils.text import counted
+from .options import AsJson, Seed, Threads, use_threads
+from .terminal import Terminal, number, table
+
+PAGE, CELLS = "tables.md", "tables.json"
+
+
+def tables(
+    scores: Annotated[
+        Path | None, typer.Option("--scores", help="Folder of score files; by default those of the package.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help=f"Folder to write {PAGE} and {CELLS} to; of --measure, a score file.")
+    ] = None,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Measure the shipped models again and compare; exit status 1 if they differ."),
+    ] = False,
+    tolerance: Annotated[
+        float | None, typer.Option("--tolerance", help="Of --check: relative difference of a score that is allowed.")
+    ] = None,
+    measure: Annotated[
+        str | None, typer.Option("--measure", metavar="MODEL", help="Make the score file of a model in --out.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Of --measure: folder of the equation's test files.")
+    ] = None,
+    seed: Seed = 0,
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """The paper's tables, with what the models of this library and its baselines reach beside them."""
+    from ..evaluation import score_files
+    from ..evaluation import tables as library
+
+    terminal = Terminal(as_json)
+    use_threads(threads)
+    if measure is not None:
+        if data is None or out is None:
+            raise EnmaError("--measure: give --data, the folder of the test files, and --out, that of the score files")
+        with terminal.progress("measuring") as update:
+            found = score_files.measure_model(measure, data, seed=seed, progress=update)
+        path = score_files.write_score_file(found, out)
+        terminal.show(f"score file: {path}")
+        terminal.result({"score_file": str(path), **found})
+        return
+    files = score_files.read_score_files(scores)
+    if check:
+        allowed = score_files.TOLERANCE if tolerance is None else tolerance
+        with terminal.progress("checking") as update:
+            entries = score_files.check(files, tolerance=allowed, progress=update)
+        _report(terminal, entries, allowed)
+        return
+    if out is not None:
+        _write(out / PAGE, library.markdown(files))
+        _write(out / CELLS, json.dumps(library.as_json(files), indent=1, allow_nan=False) + "\n")
+        terminal.show(f"tables: {out / PAGE}, {out / CELLS}")
+    else:
+        terminal.show(library.markdown(files))
+    terminal.result(library.as_json(files))
+
+
+def _report(terminal: Terminal, entries: list[dict[str, Any]], tolerance: float) -> None:
+    wrong = [entry for entry in entries if not entry["agrees"]]
+    rows = [
+        [e["model"], e["what"], _shown(e["expected"]), _shown(e["found"]), "" if e["agrees"] else "differs"]
+        for e in entries
+    ]
+    terminal.show(
+        table(
+            f"{counted(len(entries), 'value')} of shipped models, {len(wrong)} that differ",
+            ["model", "what", "in the tables", "here", ""],
+            rows,
+            caption=f"scores may differ by {tolerance:.3g} of their value",
+            text=(0, 1, 4),
+        )
+    )
+    terminal.result({"agrees": not wrong, "tolerance": tolerance, "values": entries})
+    if wrong:
+        raise typer.Exit(1)
+
+
+def _shown(value: Any) -> str:
+    return f"{value[:12]}..." if isinstance(value, str) else number(value, 4)
+
+
+def _write(path: Path, text: str) -> None:
+    from ..models.checkpoint import write_atomic
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, text.encode())
+    except OSError as error:
+        raise EnmaError(f"--out {path.parent}: cannot be written ({error.strerror}); choose another folder") from error

@@ -1,0 +1,281 @@
+"""Score files: what a method reached on an equation, with all that a reader needs to weigh it. Tables are made of them.
+
+A score file is JSON with
+
+| key              | what                                                                                         |
+|------------------|----------------------------------------------------------------------------------------------|
+| `method`, `kind` | name in tables; "model" of this library, or "baseline"                                        |
+| `equation`       | name of the equation                                                                         |
+| `seed`           | of training for a baseline; of the noise for a shipped model, which was trained once          |
+| `cpu_seconds`    | of training, over all threads; 0 where nothing is trained                                     |
+| `num_parameters` | that training changes; 0 where there are none                                                 |
+| `weights`        | SHA-256 of a shipped model's weights; None for a baseline                                     |
+| `data`           | SHA-256 of each field file by its name, `combined-test-in.h5`, or `shipped/combined-test-in.h5` |
+| `machine`        | processor, threads and versions where the seconds were measured                               |
+| `rows`           | of `protocols.measure`                                                                        |
+
+Those that come with the package are in `enma_fast/pretrained/scores`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..data import PRETRAINED, FieldFile, read, shipped_file, spread_out
+from ..errors import EnmaError
+from ..forecasting.request import GENERATION
+from ..models.checkpoint import METRICS, WEIGHTS, available, hashes, load_model, locate, sha256, write_atomic
+from ..utils.system import machine, versions
+from .protocols import CASES, KEPT, Case, Method, measure, of_model
+
+FOLDER = PRETRAINED / "scores"
+# Relative difference of a score that another processor, or another number of threads, may make.
+TOLERANCE = 0.02
+# What is compared of a row.
+_CHECKED = ("rel_l2", "rel_l2_median", "rel_l2_member", "crps", "rmsce", "spread_skill")
+_KEYS = ("method", "kind", "equation", "seed", "cpu_seconds", "num_parameters", "weights", "data", "machine", "rows")
+
+
+def read_score_files(folder: str | Path | None = None) -> list[dict[str, Any]]:
+    """The score files of a folder, by default those of the package, in the order of their names.
+
+    Raises
+    ------
+    EnmaError
+        If the folder holds none, or one is not a score file; the line names it.
+    """
+    folder = FOLDER if folder is None else Path(folder)
+    paths = sorted(folder.glob("*.json"))
+    if not paths:
+        raise EnmaError(f"{folder}: holds no score file; make one by enma-fast tables --measure MODEL --data DIR")
+    return [_read(path) for path in paths]
+
+
+def measure_model(
+    checkpoint: str | Path,
+    data_dir: str | Path,
+    *,
+    seed: int = 0,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> dict[str, Any]:
+    """Measure a checkpoint in all cases of `protocols.CASES` and return its score file.
+
+    Rows of whole files that the checkpoint's card has (`metrics.json`) are taken from it; the others are measured.
+
+    Parameters
+    ----------
+    checkpoint : name of a shipped model, or folder
+    data_dir : folder of `<equation>-test-in.h5` and `<equation>-test-out.h5`
+    seed : of the noise
+    progress : called with (trajectories done, trajectories, the case)
+    """
+    model, folder = load_model(checkpoint), locate(checkpoint)
+    equation = model.config.dataset
+    metrics = json.loads((folder / METRICS).read_text(encoding="utf-8")) if (folder / METRICS).is_file() else {}
+    known = [_row_of_card(row) for row in metrics.get("rows", ()) if row["seed"] == seed and not row["packed"]]
+    there = {(row["protocol"], row["task"], row["split"]) for row in known}
+    if known:
+        _require_data_of_card(equation, Path(data_dir))
+    stages = metrics.get("training", {}).values()
+    return score_file(
+        of_model(model),
+        method=model.config.name.removeprefix(f"{equation}-"),
+        kind="model",
+        equation=equation,
+        data_dir=data_dir,
+        seed=seed,
+        cpu_seconds=float(sum(stage["seconds"] * stage["ranks"] * stage["machine"]["threads"] for stage in stages)),
+        num_parameters=sum(p.numel() for p in model.parameters()),
+        weights=hashes(checkpoint)[WEIGHTS],
+        cases=[case for case in CASES if (case.protocol, case.task.name, case.split) not in there],
+        known=known,
+        progress=progress,
+    )
+
+
+def score_file(
+    method_function: Method,
+    *,
+    method: str,
+    kind: str,
+    equation: str,
+    data_dir: str | Path,
+    seed: int,
+    cpu_seconds: float,
+    num_parameters: int,
+    weights: str | None = None,
+    cases: Iterable[Case] = CASES,
+    known: Sequence[dict[str, Any]] = (),
+    progress: Callable[[int, int, str], None] | None = None,
+) -> dict[str, Any]:
+    """Measure a method in some cases and return its score file; the cases whose files are not there are left out.
+
+    `known` are rows that have been measured before.
+
+    Raises
+    ------
+    EnmaError
+        If the folder holds no test file of the equation.
+    """
+    files: dict[str, FieldFile] = {}
+    rows = list(known)
+    hashed = {}
+    for row in known:
+        if (path := _file_of(equation, row["protocol"], row["split"], Path(data_dir))) is not None:
+            hashed[_key(row["protocol"], path)] = path
+    for case in cases:
+        if (path := _file_of(equation, case.protocol, case.split, Path(data_dir))) is None:
+            continue
+        key = _key(case.protocol, path)
+        hashed[key] = path
+        data = files[key] if key in files else files.setdefault(key, read(path))
+        name = f"{case.protocol}, {case.task.name}, {case.split}"
+
+        def update(done: int, total: int, name: str = name) -> None:
+            if progress is not None:
+                progress(done, total, name)
+
+        rows.append(measure(method_function, data, case, seed=seed, progress=update))
+    if not rows:
+        raise EnmaError(f"{data_dir}: holds no {equation}-test-in.h5; make it by enma-fast data generate {equation}")
+    return {
+        "method": method,
+        "kind": kind,
+        "equation": equation,
+        "seed": seed,
+        "cpu_seconds": cpu_seconds,
+        "num_parameters": num_parameters,
+        "weights": weights,
+        "data": {key: sha256(path) for key, path in sorted(hashed.items())},
+        "machine": {**machine(), "versions": versions()},
+        "rows": rows,
+    }
+
+
+def write_score_file(found: dict[str, Any], folder: str | Path) -> Path:
+    """Write a score file as `<equation>-<method>-<seed>.json` into a folder, in place of an older one."""
+    path = Path(folder) / f"{found['equation']}-{found['method']}-{found['seed']}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = ",\n  ".join(json.dumps(_rounded(row), allow_nan=False) for row in found["rows"])
+    # One row a line.
+    head = json.dumps({**found, "rows": []}, indent=1, allow_nan=False).removesuffix("[]\n}")
+    write_atomic(path, f"{head}[\n  {rows}\n ]\n}}\n".encode())
+    return path
+
+
+def check(
+    files: Sequence[dict[str, Any]],
+    *,
+    tolerance: float = TOLERANCE,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> list[dict[str, Any]]:
+    """Measure the shipped models on the shipped test files again and compare with their score files.
+
+    Parameters
+    ----------
+    files : score files
+    tolerance : relative difference of a score that is allowed
+    progress : called with (trajectories done, trajectories, the case)
+
+    Returns
+    -------
+    list of dict
+        `model`, `what`, `expected`, `found` and `agrees`: one entry for the weights, one for each shipped test file,
+        and one for each score.
+    """
+    made: list[dict[str, Any]] = []
+    for file in files:
+        name = f"{file['equation']}-{file['method']}"
+        if file["kind"] == "model" and name in available():
+            made += _checked(name, file, tolerance, progress)
+    return made
+
+
+def _checked(
+    name: str, file: dict[str, Any], tolerance: float, progress: Callable[[int, int, str], None] | None
+) -> Iterator[dict[str, Any]]:
+    def entry(what: str, expected: Any, found: Any, agrees: bool) -> dict[str, Any]:
+        return {"model": name, "what": what, "expected": expected, "found": found, "agrees": agrees}
+
+    digest = hashes(name)[WEIGHTS]
+    yield entry("weights", file["weights"], digest, file["weights"] == digest)
+    method = of_model(load_model(name))
+    expected = {(row["task"], row["split"]): row for row in file["rows"] if row["protocol"] == "shipped"}
+    for case in (case for case in CASES if case.protocol == "shipped" and (case.task.name, case.split) in expected):
+        path, row = shipped_file(file["equation"], case.split), expected[case.task.name, case.split]
+        if case.task.name == "temporal":
+            committed, digest = file["data"].get(_key("shipped", path)), sha256(path)
+            yield entry(path.name, committed, digest, committed == digest)
+
+        def update(done: int, total: int, what: str = f"{name}, {case.task.name}, {case.split}") -> None:
+            if progress is not None:
+                progress(done, total, what)
+
+        found = measure(method, read(path), case, seed=file["seed"], progress=update)
+        for score in (score for score in _CHECKED if score in row):
+            agrees = math.isclose(row[score], found[score], rel_tol=tolerance)
+            yield entry(f"{case.task.name}, {case.split}: {score}", row[score], found[score], agrees)
+
+
+def _file_of(equation: str, protocol: str, split: str, data_dir: Path) -> Path | None:
+    path = (PRETRAINED if protocol == "shipped" else data_dir) / f"{equation}-{split}.h5"
+    return path if path.is_file() else None
+
+
+def _key(protocol: str, path: Path) -> str:
+    """Name of a field file in `data`."""
+    return f"shipped/{path.name}" if protocol == "shipped" else path.name
+
+
+def _row_of_card(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of a card's metrics as one of a score file."""
+    protocol = "calibration" if row["num_members"] > 16 else "whole"
+    scores = ("solver_fidelity",) if row["task"] == GENERATION.name else KEPT
+    return {
+        "protocol": protocol,
+        "task": row["task"],
+        "split": row["split"],
+        "members": row["num_members"],
+        "trajectories": row["num_trajectories"],
+        "frames": row["num_frames"],
+        **{name: row[name] for name in scores if row.get(name) is not None},
+        "seconds_per_member": row["seconds_per_member"],
+    }
+
+
+def _require_data_of_card(equation: str, data_dir: Path) -> None:
+    """Raise `EnmaError` unless the shipped test files are parts of those of a folder, as they are of the card's."""
+    for split in ("test-in", "test-out"):
+        whole, part = (_file_of(equation, protocol, split, data_dir) for protocol in ("whole", "shipped"))
+        if whole and part and not np.array_equal(spread_out(read(whole)).u, read(part).u):
+            raise EnmaError(f"{whole}: is not the file that {part.name} of the package is a part of; generate it again")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        missing = [key for key in _KEYS if key not in found]
+    except (ValueError, TypeError) as error:
+        raise EnmaError(f"{path}: is not JSON ({error}); make it again by enma-fast tables --measure") from None
+    if missing:
+        raise EnmaError(f"{path}: is no score file, it lacks {', '.join(missing)}; make it again or move it away")
+    return dict(found)
+
+
+def _rounded(row: dict[str, Any]) -> dict[str, Any]:
+    """The row with five digits of each number."""
+
+    def short(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: short(each) for key, each in value.items()}
+        if isinstance(value, list):
+            return [short(each) for each in value]
+        return float(f"{value:.5g}") if isinstance(value, float) else value
+
+    return dict(short(row))

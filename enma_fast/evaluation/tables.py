@@ -1,0 +1,354 @@
+"""The paper's tables beside what this library and its baselines reach, from score files: cells, and Markdown of them.
+
+| table         | of the paper | scores                                                                           |
+|---------------|--------------|----------------------------------------------------------------------------------|
+| errors        | 2            | `rel_l2` of forecasts from 3 frames, and from one frame and a context              |
+| uncertainty   | 4            | `rmsce` and `crps`, by this library's protocol and by Zebra's                     |
+| generation    | 5, and text  | distance of generated trajectories from the solver's own                          |
+| physics       | -            | spectra and conserved quantities of forecasts (`physics.Physics`)                 |
+| speed         | 19           | seconds for one member                                                            |
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from .paper import SOLVER_FIDELITY, paper_figures
+
+EQUATIONS = ("advection", "combined", "gray_scott", "wave", "vorticity")
+_SPLITS = {"test-in": "in_d", "test-out": "out_d"}
+_TITLES = {"temporal": "from 3 frames", "initial-value": "from one frame and a context trajectory"}
+# Who made a number: the paper, a model of this library, or a baseline that this project trained or solved.
+PAPER, MODEL, BASELINE = "paper", "model", "baseline"
+# Quantities of the equations, and what every forecast has before them.
+_KEPT = ("mass", "energy", "circulation", "enstrophy", "outside the range")
+_PHYSICS = ("spectrum_error", "energy_error", *_KEPT)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One number of a table and all that it depends on.
+
+    Attributes
+    ----------
+    table, protocol, equation, task, split, score : what it is
+    method, source : whose it is: a name, and "paper", "model" or "baseline"
+    value : mean over the seeds
+    median : of `rel_l2` over trajectories, averaged over the seeds
+    deviation : standard deviation over the seeds; None of one seed
+    paper : of the same cell, method -> value; empty where the paper has none
+    seeds, cpu_seconds, num_parameters, members, trajectories, data : of the measurement; None of the paper's numbers
+    """
+
+    table: str
+    protocol: str
+    equation: str
+    task: str
+    split: str
+    score: str
+    method: str
+    source: str
+    value: float
+    median: float | None = None
+    deviation: float | None = None
+    paper: dict[str, float]
+    seeds: list[int] | None = None
+    cpu_seconds: float | None = None
+    num_parameters: int | None = None
+    members: int | None = None
+    trajectories: int | None = None
+    data: str | None = None
+
+
+def cells(files: Sequence[dict[str, Any]]) -> list[Cell]:
+    """All cells of all tables: those of the paper, and those of the score files.
+
+    Seeds of one method on one equation are averaged.
+    """
+    made = []
+    for table, protocol, task, split, score in _kinds():
+        for equation in EQUATIONS:
+            paper = _paper(table, equation, task, split, score)
+            what: dict[str, Any] = {
+                "table": table,
+                "equation": equation,
+                "task": task,
+                "split": split,
+                "score": score,
+                "paper": paper,
+            }
+            if protocol in ("whole", "calibration"):
+                # The protocol of the paper's own numbers is not published; they stand beside ours.
+                made += [
+                    Cell(**what, protocol="paper", method=name, source=PAPER, value=value)
+                    for name, value in paper.items()
+                ]
+            for (kind, method), group in _methods(files, equation).items():
+                rows = [(file, row) for file in group for row in file["rows"] if _is(row, protocol, task, split)]
+                if rows and all(_score(row, score) is not None for _, row in rows):
+                    made.append(Cell(**what, protocol=protocol, method=method, source=kind, **_of(rows, score, split)))
+    return made
+
+
+def as_json(files: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """All cells as plain data: `source` (of the paper's numbers) and `cells`."""
+    return {"source": paper_figures()["source"], "cells": [asdict(cell) for cell in cells(files)]}
+
+
+def markdown(files: Sequence[dict[str, Any]]) -> str:
+    """All tables in Markdown, as a page of their own."""
+    made = cells(files)
+    parts = [
+        "# The paper's tables",
+        "<!-- Made by `enma-fast tables --out docs`; edit the score files, not this page. -->\n"
+        f"The numbers of the paper ({paper_figures()['source']}, its rows marked *paper*) are on its own data. The "
+        "others are measured here, on data of this library's solvers with the same equations, and can be made again: "
+        "`enma-fast tables --check` measures the shipped models on the shipped test files and compares. A dash stands "
+        "where nothing has been measured.",
+        "## Errors",
+        "Relative L2 error of the ensemble mean over all forecast frames, the paper's table 2: mean over trajectories, "
+        "and in brackets the median, which trajectories that decay to nearly nothing do not rule.",
+    ]
+    for task, title in _TITLES.items():
+        parts += [f"### Errors {title}", _errors([c for c in made if c.table == "errors" and c.task == task])]
+    parts += [
+        "## Uncertainty",
+        "The paper's table 4. It does not say of which task its numbers are, nor how many members they have. Ours are "
+        "of 64 members of the first 120 trajectories, with the fair CRPS and RMSCE over all of them (*from 3 frames*, "
+        "*from one frame*); and, *Zebra's protocol*, of 20 members of the same trajectories from one frame and 10 "
+        "frames of another, over 9 frames, with the CRPS that is not fair and RMSCE in batches of 10. A method of one "
+        "member has no RMSCE, and its CRPS is its mean absolute error.",
+        _uncertainty([c for c in made if c.table == "uncertainty"]),
+        "## Generation",
+        "Relative L2 distance of a trajectory that is generated from a context alone from the solver's own trajectory "
+        "that starts at its first frame.",
+        _simple([c for c in made if c.table == "generation"], {"distance": lambda c: short(c.value)}),
+        "## What the physics says",
+        "Of forecasts from 3 frames of the shipped test files, in units of the amplitude of the observed frames "
+        "([definitions](scores.md)): how far the power of the waves is from the truth's, in decades; how far the mean "
+        "square is; how far a conserved quantity moves, and how much one grows that should decay.",
+        _physics([c for c in made if c.table == "physics"]),
+        "## Speed",
+        "Seconds for one member of one forecast. The paper's table 19 names an A100 and no batch size; ours are of one "
+        "thread of a CPU, of the members of a batch of trajectories, encoding and decoding included.",
+        _speed([c for c in made if c.table == "speed"], files),
+        "## How each row was measured",
+        "CPU seconds are those of training, of all stages and threads. Baselines have the same data and about as many "
+        "parameters as the models they stand beside.",
+        _provenance(files),
+        _data(files),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def short(value: float | None) -> str:
+    """A score in three digits; a dash where there is none."""
+    return "-" if value is None else f"{value:.3g}" if 0.0995 <= abs(value) < 1000 else f"{value:.2e}"
+
+
+def _kinds() -> Iterable[tuple[str, str, str, str, str]]:
+    """Table, protocol, task, split and score of each kind of cell."""
+    for task in _TITLES:
+        for split in _SPLITS:
+            yield "errors", "whole", task, split, "rel_l2"
+    for score in ("rmsce", "crps"):
+        for task in _TITLES:
+            yield "uncertainty", "calibration", task, "test-in", score
+        yield "uncertainty", "zebra", "initial-value", "test-in", score
+    for score in _PHYSICS:
+        yield "physics", "shipped", "temporal", "test-in", score
+    yield "generation", "whole", "generation", "test-in", "solver_fidelity"
+    for protocol in ("whole", "speed"):
+        yield "speed", protocol, "temporal", "test-in", "seconds_per_member"
+
+
+def _paper(table: str, equation: str, task: str, split: str, score: str) -> dict[str, float]:
+    figures = paper_figures()
+    if table == "errors":
+        name = "table2_temporal_conditioning" if task == "temporal" else "table2_initial_value_with_context"
+        return {model: float(row[equation][_SPLITS[split]]) for model, row in figures[name].items()}
+    if table == "uncertainty" and equation == "combined":
+        return {model: float(row[score]) for model, row in figures["table4_uncertainty_combined"].items()}
+    if table == "generation" and equation == "combined":
+        return {"ENMA": SOLVER_FIDELITY}
+    if table == "speed":
+        return {m: float(s) for m, s in figures["table19_seconds_per_sample_a100"].get(equation, {}).items()}
+    return {}
+
+
+def _score(row: dict[str, Any], score: str) -> Any:
+    """A score of a row, or one of what the physics says: a quantity of that name has its violation."""
+    physics = row.get("physics") or {}
+    quantities = {each["name"]: each["violation"] for each in physics.get("quantities", ())}
+    return row.get(score, physics.get(score, quantities.get(score)))
+
+
+def _methods(files: Sequence[dict[str, Any]], equation: str) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for file in files:
+        if file["equation"] == equation:
+            found.setdefault((file["kind"], file["method"]), []).append(file)
+    # Models first.
+    return dict(sorted(found.items(), key=lambda item: item[0][0] != MODEL))
+
+
+def _is(row: dict[str, Any], protocol: str, task: str, split: str) -> bool:
+    return (row["protocol"], row["task"], row["split"]) == (protocol, task, split)
+
+
+def _of(rows: list[tuple[dict[str, Any], dict[str, Any]]], score: str, split: str) -> dict[str, Any]:
+    """Value and provenance of a cell from the rows of its seeds."""
+    values = [_score(row, score) for _, row in rows]
+    medians = [row["rel_l2_median"] for _, row in rows if score == "rel_l2"]
+    file, row = rows[0]
+    return {
+        "value": statistics.fmean(values),
+        "median": statistics.fmean(medians) if medians else None,
+        "deviation": statistics.stdev(values) if len(values) > 1 else None,
+        "seeds": [file["seed"] for file, _ in rows],
+        "cpu_seconds": statistics.fmean(file["cpu_seconds"] for file, _ in rows),
+        "num_parameters": file["num_parameters"],
+        "members": row["members"],
+        "trajectories": row["trajectories"],
+        "data": file["data"].get(f"{file['equation']}-{split}.h5"),
+    }
+
+
+def _errors(made: list[Cell]) -> str:
+    """Rows are methods, columns equations in and out of distribution."""
+    places = [(equation, split) for equation in EQUATIONS for split in _SPLITS]
+    names = {"test-in": "in", "test-out": "out"}
+    head = ["method", *(f"{_named(equation)}, {names[split]}" for equation, split in places)]
+    rows = []
+    for label in dict.fromkeys(_label(cell) for cell in _in_order(made)):
+        found = {(c.equation, c.split): c for c in made if _label(c) == label}
+        rows.append([label, *(_error(found.get(place)) for place in places)])
+    return _table(head, rows)
+
+
+def _error(cell: Cell | None) -> str:
+    if cell is None:
+        return "-"
+    spread = "" if cell.deviation is None else f" ± {short(cell.deviation)}"
+    return f"{short(cell.value)}{spread}" + ("" if cell.median is None else f" ({short(cell.median)})")
+
+
+def _uncertainty(made: list[Cell]) -> str:
+    protocols = {
+        ("paper", ""): "not stated",
+        ("calibration", "temporal"): "from 3 frames",
+        ("calibration", "initial-value"): "from one frame",
+        ("zebra", "initial-value"): "Zebra's protocol",
+    }
+    found: dict[tuple[str, str, str], dict[str, Cell]] = {}
+    for cell in _in_order(made):
+        how = protocols[cell.protocol, "" if cell.protocol == "paper" else cell.task]
+        found.setdefault((cell.equation, _label(cell), how), {})[cell.score] = cell
+    order = sorted(found, key=lambda key: EQUATIONS.index(key[0]))
+    rows = [
+        [_named(equation), label, how, *(short(_value(found[equation, label, how].get(s))) for s in ("rmsce", "crps"))]
+        for equation, label, how in order
+    ]
+    return _table(["equation", "method", "protocol", "RMSCE", "CRPS"], rows)
+
+
+def _physics(made: list[Cell]) -> str:
+    found: dict[tuple[str, str], dict[str, Cell]] = {}
+    for cell in _in_order(made):
+        found.setdefault((cell.equation, _label(cell)), {})[cell.score] = cell
+    order = sorted(found, key=lambda key: EQUATIONS.index(key[0]))
+    rows = [
+        [
+            _named(equation),
+            label,
+            *(short(_value(found[equation, label].get(score))) for score in _PHYSICS[:2]),
+            ", ".join(f"{name} {short(cell.value)}" for name, cell in found[equation, label].items() if name in _KEPT)
+            or "-",
+        ]
+        for equation, label in order
+    ]
+    return _table(["equation", "method", "waves", "mean square", "conserved or decaying"], rows)
+
+
+def _simple(made: list[Cell], columns: dict[str, Callable[[Cell], str]]) -> str:
+    order = sorted(_in_order(made), key=lambda cell: EQUATIONS.index(cell.equation))
+    rows = [[_named(cell.equation), _label(cell), *(show(cell) for show in columns.values())] for cell in order]
+    return _table(["equation", "method", *columns], rows)
+
+
+def _speed(made: list[Cell], files: Sequence[dict[str, Any]]) -> str:
+    def where(cell: Cell) -> str:
+        if cell.source == PAPER:
+            return "A100"
+        for file in files:
+            if (file["equation"], file["method"], file["kind"]) == (cell.equation, cell.method, cell.source):
+                return _machine(file["machine"])
+        return "-"
+
+    columns: dict[str, Callable[[Cell], str]] = {
+        "seconds": lambda cell: short(cell.value),
+        "members": lambda cell: "-" if cell.members is None else str(cell.members),
+        "parameters": lambda cell: f"{cell.num_parameters:,}" if cell.num_parameters else "-",
+        "machine": where,
+    }
+    return _simple(made, columns)
+
+
+def _provenance(files: Sequence[dict[str, Any]]) -> str:
+    rows = []
+    for equation in EQUATIONS:
+        for (kind, method), group in _methods(files, equation).items():
+            first = group[0]
+            sizes = sorted({(r["trajectories"], r["members"]) for r in first["rows"] if r["protocol"] == "whole"})
+            rows.append(
+                [
+                    _named(equation),
+                    f"{method} ({kind})",
+                    f"{first['num_parameters']:,}",
+                    f"{statistics.fmean(file['cpu_seconds'] for file in group):,.0f}",
+                    ", ".join(str(file["seed"]) for file in group),
+                    ", ".join(f"{count} x {members}" for count, members in reversed(sizes)) or "-",
+                    _machine(first["machine"]),
+                ]
+            )
+    head = ["equation", "method", "parameters", "CPU seconds", "seeds", "trajectories x members", "machine"]
+    return _table(head, rows)
+
+
+def _data(files: Sequence[dict[str, Any]]) -> str:
+    hashes: dict[str, set[str]] = {}
+    for file in files:
+        for name, digest in file["data"].items():
+            hashes.setdefault(name, set()).add(digest[:16])
+    rows = [[f"`{name}`", ", ".join(sorted(found))] for name, found in sorted(hashes.items())]
+    return _table(["file", "SHA-256 (first 16 digits)"], rows)
+
+
+def _in_order(made: list[Cell]) -> list[Cell]:
+    order = (PAPER, MODEL, BASELINE)
+    return sorted(made, key=lambda cell: order.index(cell.source))
+
+
+def _label(cell: Cell) -> str:
+    return {PAPER: f"{cell.method}, *paper*", MODEL: f"**{cell.method}**", BASELINE: cell.method}[cell.source]
+
+
+def _named(equation: str) -> str:
+    return equation.replace("_", "-").title()
+
+
+def _machine(found: dict[str, Any]) -> str:
+    threads = found["threads"]
+    return f"{found['gpu'] or found['cpu']}, {threads} thread{'s' * (threads != 1)}"
+
+
+def _value(cell: Cell | None) -> float | None:
+    return None if cell is None else cell.value
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

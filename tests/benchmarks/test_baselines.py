@@ -1,0 +1,163 @@
+"""Baselines: networks of the reference's size that learn in a moment, and forecasts that no later frame changes."""
+
+import dataclasses
+import json
+import shutil
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.baselines import __main__ as command
+from benchmarks.baselines.latent_flow import LatentFlow
+from benchmarks.baselines.training import num_parameters, of_size, train
+from benchmarks.baselines.transformer import Transformer
+from enma_fast.data import read
+from enma_fast.errors import EnmaError
+from enma_fast.evaluation.protocols import Observations
+from enma_fast.models.checkpoint import PRETRAINED
+from enma_fast.models.model import Model
+from enma_fast.presets import PRESETS
+from enma_fast.utils.dataclass_json import replace
+
+SMALL = replace(PRESETS["combined-small"].model, {"dynamics.width": 48, "dynamics.flow.width": 88})
+NAMES = ("fno", "transformer", "latent-flow")
+
+
+@pytest.fixture(scope="module")
+def data():
+    return read(PRETRAINED / "combined-test-in.h5")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """The shipped test files as all splits."""
+    for split, source in (("train", "in"), ("test-in", "in"), ("test-out", "out")):
+        shutil.copy(PRETRAINED / f"combined-test-{source}.h5", tmp_path / f"combined-{split}.h5")
+    return tmp_path
+
+
+def made(name, data):
+    if name == "fno":
+        pytest.importorskip("neuralop")
+    torch.manual_seed(0)
+    return command.networks()[name](SMALL, data)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_network_has_the_size_of_its_reference_and_learns(data, name, one_thread):
+    network = made(name, data)
+    network.config = dataclasses.replace(network.config, batch=8)
+    target = sum(p.numel() for p in Model(SMALL).parameters())
+    assert abs(num_parameters(network.module) - target) < 0.2 * target
+    u = torch.from_numpy(data.u)
+
+    def loss():
+        """Of the same draws each time, before the networks forecast from their own frames."""
+        with torch.no_grad():
+            return float(network.loss(u, None, 0.0, torch.Generator().manual_seed(0)))
+
+    before = loss()
+    trained = train(network, data, seconds=1.5, seed=0)
+    assert trained.cpu_seconds >= 1.5
+    assert trained.steps == len(trained.losses) > 3
+    assert loss() < 0.8 * before
+
+
+def observations(data, *, context, members=2, frames=17):
+    history = data.u[:2, : 1 if context else 3]
+    return Observations(
+        history=history,
+        context=data.u[[1, 0]] if context else None,
+        num_frames=frames,
+        num_members=members,
+        trajectories=[0, 1],
+        seed=0,
+    )
+
+
+@pytest.mark.parametrize("context", [False, True])
+@pytest.mark.parametrize("name", NAMES)
+def test_forecasts_have_the_frames_that_are_asked_for(data, name, context):
+    network = made(name, data)
+    if context and "initial-value" not in network.tasks:
+        pytest.skip("only from three frames")
+    given = observations(data, context=context, frames=19 if context else 17)
+    members = torch.as_tensor(network.forecast()(given))
+    assert members.shape == (2, 1 if network.deterministic else 2, given.num_frames, 128, 1)
+    assert torch.isfinite(members).all()
+    # A shorter forecast is the beginning of a longer one.
+    short = torch.as_tensor(network.forecast()(dataclasses.replace(given, num_frames=6)))
+    torch.testing.assert_close(short, members[:, :, :6], rtol=1e-4, atol=1e-5)
+
+
+def test_the_transformer_steps_as_it_was_trained(data):
+    """Its forecast of the next frame from the cache is that of the parallel pass of training."""
+    network = Transformer(SMALL, data)
+    with torch.no_grad():
+        network.net.read.weight.normal_(std=0.05)
+        u = torch.from_numpy(data.u[:2, :6])
+        h = network.net.temporal([network._tokens(u)])[0]
+        expected = u[:, 2] + network._change(h[:, 3:4])[:, 0]
+    given = observations(data, context=False, frames=1)
+    torch.testing.assert_close(network.forecast()(given)[:, 0, 0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_members_of_the_flow_follow_the_seed(data):
+    network = LatentFlow(SMALL, data)
+    given = observations(data, context=False, frames=4)
+    first, again = (network.forecast()(given) for _ in range(2))
+    torch.testing.assert_close(first, again, rtol=0, atol=0)
+    assert (first[:, 0] != first[:, 1]).any()
+    assert (network.forecast()(dataclasses.replace(given, seed=1)) != first).any()
+
+
+def test_a_network_of_another_size_is_refused():
+    with pytest.raises(EnmaError, match=r"combined-small has .* the nearest baseline 9; give it other widths"):
+        of_size(lambda width: torch.nn.Linear(width, 1, bias=False), range(3, 10, 3), SMALL)
+
+
+def test_the_solver_finds_the_physics_of_a_context(data):
+    pytest.importorskip("exponax")
+    pytest.importorskip("scipy")
+    members = command.solver("combined")(observations(data, context=True, frames=19))
+    truth = data.u[:2, None, 1:]
+    assert members.shape == (2, 2, 19, 128, 1)
+    assert np.sqrt(np.square(members - truth).mean() / np.square(truth).mean()) < 1e-3
+
+
+def test_advection_is_fitted_among_many_minima():
+    from benchmarks.classical import PROBLEMS, ensemble
+    from enma_fast.data.equations import advection
+
+    pytest.importorskip("scipy")
+    start = advection.initial_conditions("val", seed=0, group=0)[:3]
+    truth = advection.solve(start, {"alpha": np.array([-6.9, 0.3, 4.9])})
+    for row in truth:
+        members = ensemble(row[:3], members=2, num_frames=17, seed=0, problem=PROBLEMS["advection"])
+        np.testing.assert_allclose(members, np.stack([row[3:]] * 2), atol=1e-6)
+
+
+def test_the_command_writes_a_score_file(folder, tmp_path, monkeypatch, capsys):
+    arguments = ["persistence", "combined", "--data", folder, "--limit", 2, "--out", tmp_path / "scores", "--json"]
+    monkeypatch.setattr(sys, "argv", ["baselines", *map(str, arguments)])
+    command.main()
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (found["method"], found["kind"], found["num_parameters"]) == ("persistence", "baseline", 0)
+    row = next(r for r in found["rows"] if (r["protocol"], r["task"], r["split"]) == ("whole", "temporal", "test-in"))
+    u = read(folder / "combined-test-in.h5").u[:2]
+    error = np.sqrt(np.square(u[:, 2:3] - u[:, 3:]).sum((1, 2, 3)) / np.square(u[:, 3:]).sum((1, 2, 3)))
+    assert row["rel_l2"] == pytest.approx(error.mean(), rel=1e-5)
+    assert row["crps"] == pytest.approx(np.abs(u[:, 2:3] - u[:, 3:]).mean(), rel=1e-5)
+    assert (tmp_path / "scores" / "combined-persistence-0.json").is_file()
+
+
+def test_what_cannot_be_done_is_said(folder, monkeypatch):
+    with pytest.raises(EnmaError, match=r"solver: the parameters of wave are not fitted; use one of combined, adv"):
+        command.solver("wave")
+    with pytest.raises(EnmaError, match=r"holds no wave-test-in\.h5"):
+        command.run("persistence", "wave", data_dir=folder, seconds=0)
+    monkeypatch.setattr(sys, "argv", ["baselines", "transformer", "advection", "--data", str(folder)])
+    with pytest.raises(SystemExit, match=r"error: .*advection-train\.h5: no such file"):
+        command.main()

@@ -1,0 +1,256 @@
+"""Score files and the tables made of them: protocols against other packages, cells, and the check of shipped models."""
+
+import copy
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from enma_fast.data import PRETRAINED, read
+from enma_fast.errors import EnmaError
+from enma_fast.evaluation import protocols, score_files, tables
+from enma_fast.evaluation.metrics import crps
+from enma_fast.evaluation.protocols import CASES, Case, ZebraScores, measure, of_model
+from enma_fast.evaluation.scoring import score
+from enma_fast.forecasting.request import GENERATION, INITIAL_VALUE, TEMPORAL
+from enma_fast.models.checkpoint import WEIGHTS, available, hashes, load_model
+
+
+@pytest.fixture(scope="module")
+def data():
+    return read(PRETRAINED / "combined-test-in.h5", select=slice(0, 4))
+
+
+@pytest.mark.parametrize("task", [TEMPORAL, INITIAL_VALUE, GENERATION])
+def test_a_model_has_the_scores_of_the_command(tiny, data, task):
+    model = load_model(tiny)
+    row = measure(of_model(model), data, Case(protocol="whole", task=task, split="test-in", members=3), seed=5)
+    expected = score(model, data, task=task.name, members=3, seed=5)
+    assert row["frames"] == expected["num_frames"]
+    if not task.has_truth:
+        pytest.importorskip("exponax")
+        assert row["solver_fidelity"] == pytest.approx(expected["solver_fidelity"], rel=1e-5)
+        return
+    for name in protocols.KEPT:
+        assert row[name] == pytest.approx(expected[name], rel=1e-5), name
+    assert row["physics"]["spectrum_error"] == pytest.approx(expected["physics"]["spectrum_error"], rel=1e-5)
+
+
+def test_zebras_protocol_shows_ten_frames(data):
+    seen = []
+
+    def method(given):
+        seen.append(given)
+        return torch.zeros(len(given.trajectories), 20, given.num_frames, 128, 1)
+
+    row = measure(method, data, Case(protocol="zebra", task=INITIAL_VALUE, split="test-in", members=20))
+    assert row["frames"] == 9
+    assert row["rel_l2"] == pytest.approx(1)
+    (given,) = seen
+    assert given.history.shape[1] == 1
+    assert given.context.shape[1] == 10
+    np.testing.assert_array_equal(given.context[0], data.u[1, :10])
+
+
+def test_zebras_scores_are_those_of_the_packages(rng):
+    """CRPS as properscoring has it, of the members as they are, and RMSCE of uncertainty-toolbox for each batch."""
+    toolbox = pytest.importorskip("uncertainty_toolbox.metrics_calibration")
+    scores, expected = ZebraScores(), {"crps": [], "rmsce": []}
+    for size in (3, 2):
+        truth = rng.normal(size=(size, 2, 5, 1))
+        members = truth[:, None] + rng.normal(size=(size, 6, 2, 5, 1))
+        scores.update(torch.from_numpy(members), truth)
+        error = np.abs(members - truth[:, None]).mean(1)
+        pairs = np.abs(members[:, :, None] - members[:, None]).mean((1, 2))
+        expected["crps"] += (error - pairs / 2).mean((1, 2, 3)).tolist()
+        std = members.std(1, ddof=1).ravel()
+        found = toolbox.root_mean_squared_calibration_error(members.mean(1).ravel(), std, truth.ravel())
+        expected["rmsce"] += [found] * size
+    result = scores.result()
+    assert result["crps"] == pytest.approx(np.mean(expected["crps"]), rel=1e-9)
+    assert result["rmsce"] == pytest.approx(np.mean(expected["rmsce"]), rel=1e-6)
+
+
+def test_the_fair_crps_is_higher_by_what_few_members_hide(rng):
+    members, truth = rng.normal(size=(1, 4, 1, 3, 1)), rng.normal(size=(1, 1, 3, 1))
+    pairs = np.abs(members[:, :, None] - members[:, None]).sum((1, 2)).mean() / 2
+    difference = float(crps(members, truth, fair=False) - crps(members, truth))
+    assert difference == pytest.approx(pairs / (4 * 3) - pairs / 16, rel=1e-9)
+
+
+def file_of(method="fast", *, seed=0, rel_l2=0.02, equation="combined", kind="model", **row):
+    """A score file of one row."""
+    row = {
+        "protocol": "whole",
+        "task": "temporal",
+        "split": "test-in",
+        "members": 16,
+        "trajectories": 1200,
+        "frames": 17,
+        "rel_l2": rel_l2,
+        "rel_l2_median": rel_l2 / 2,
+        "seconds_per_member": 0.003,
+    } | row
+    return {
+        "method": method,
+        "kind": kind,
+        "equation": equation,
+        "seed": seed,
+        "cpu_seconds": 100.0,
+        "num_parameters": 2_000_000,
+        "weights": None,
+        "data": {f"{equation}-test-in.h5": "ab" * 32},
+        "machine": {"cpu": "a processor", "threads": 1, "gpu": None},
+        "rows": [row],
+    }
+
+
+def test_cells_average_seeds_and_stand_beside_the_paper():
+    files = [file_of("fno", seed=i, rel_l2=value, kind="baseline") for i, value in enumerate((0.1, 0.2, 0.3))]
+    made = [cell for cell in tables.cells([*files, file_of()]) if cell.table == "errors" and cell.source != "paper"]
+    model, baseline = made
+    assert (model.method, model.value, model.median, model.deviation) == ("fast", 0.02, 0.01, None)
+    assert (baseline.value, baseline.deviation) == (pytest.approx(0.2), pytest.approx(0.1))
+    assert baseline.seeds == [0, 1, 2]
+    assert (baseline.cpu_seconds, baseline.members, baseline.trajectories) == (100, 16, 1200)
+    assert baseline.data == "ab" * 32
+    assert model.paper["ENMA"] == 7.86e-3
+    assert model.paper["Zebra"] == 1.82e-2
+
+
+def test_every_number_of_the_papers_tables_has_a_cell():
+    made = [cell for cell in tables.cells([file_of()]) if cell.source == "paper"]
+    errors = [cell for cell in made if cell.table == "errors"]
+    assert len(errors) == 5 * 2 * (6 + 4)
+    of = {(c.equation, c.task, c.split, c.method): c.value for c in errors}
+    assert of["gray_scott", "temporal", "test-out", "ENMA"] == 0.144
+    assert of["vorticity", "initial-value", "test-in", "CLS-ViT"] == 0.043
+    assert {(c.method, c.score, c.value) for c in made if c.table == "uncertainty"} >= {("ENMA", "rmsce", 0.0868)}
+    assert {(c.equation, c.method, c.value) for c in made if c.table == "speed"} >= {("vorticity", "Zebra", 31)}
+    assert [c.value for c in made if c.table == "generation"] == [0.081]
+
+
+def test_the_page_shows_mean_median_and_deviation():
+    seeds = [file_of("fno", seed=i, rel_l2=value, kind="baseline") for i, value in enumerate((0.1, 0.2, 0.3))]
+    text = tables.markdown([*seeds, file_of()])
+    row = next(line for line in text.splitlines() if line.startswith("| fno |"))
+    assert "| 0.2 ± 0.1 (0.1) |" in row
+    assert "| **fast** | - | - | 2.00e-02 (1.00e-02) | - |" in text
+    assert "| ENMA, *paper* | 3.95e-02 | 0.53 | 7.86e-03 | 0.102 |" in text
+    assert "| Combined | fno (baseline) | 2,000,000 | 100 | 0, 1, 2 | 1200 x 16 | a processor, 1 thread |" in text
+    assert json.loads(json.dumps(tables.as_json(seeds), allow_nan=False))["source"] == "arXiv 2506.06158v2"
+
+
+def test_what_the_physics_says_has_a_table():
+    quantities = [{"name": "mass", "law": "conserved", "violation": 0.004, "truth": 1e-8}]
+    said = {"spectrum_error": 0.25, "energy_error": 0.5, "quantities": quantities}
+    text = tables.markdown([file_of(protocol="shipped", physics=said)])
+    assert "| Combined | **fast** | 0.25 | 0.5 | mass 4.00e-03 |" in text
+
+
+def test_a_score_file_is_read_as_it_was_written(tmp_path):
+    path = score_files.write_score_file(file_of(rel_l2=0.0123456789), tmp_path)
+    assert path.name == "combined-fast-0.json"
+    (found,) = score_files.read_score_files(tmp_path)
+    assert found["rows"][0]["rel_l2"] == 0.012346
+    assert {**found, "rows": None} == {**file_of(), "rows": None}
+
+
+def test_what_is_no_score_file_is_refused(tmp_path):
+    with pytest.raises(EnmaError, match=r"holds no score file; make one by enma-fast tables --measure"):
+        score_files.read_score_files(tmp_path)
+    (tmp_path / "a.json").write_text("{}")
+    with pytest.raises(EnmaError, match=r"a\.json: is no score file, it lacks method, kind"):
+        score_files.read_score_files(tmp_path)
+    (tmp_path / "a.json").write_text("[")
+    with pytest.raises(EnmaError, match=r"a\.json: is not JSON"):
+        score_files.read_score_files(tmp_path)
+
+
+def test_a_model_without_a_card_is_measured_in_all_cases(tiny, tmp_path, monkeypatch):
+    few = [case for case in CASES if case.protocol in ("shipped", "zebra")]
+    monkeypatch.setattr(score_files, "CASES", few)
+    for split in ("test-in", "test-out"):
+        shutil.copy(PRETRAINED / f"combined-{split}.h5", tmp_path)
+    done = []
+    found = score_files.measure_model(tiny, tmp_path, progress=lambda i, n, case: done.append((i, n, case)))
+    assert (found["method"], found["equation"], found["cpu_seconds"]) == ("small", "combined", 0)
+    assert found["weights"] == hashes(tiny)[WEIGHTS]
+    assert [(r["protocol"], r["task"], r["split"]) for r in found["rows"]] == [
+        (case.protocol, case.task.name, case.split) for case in few
+    ]
+    assert done[-1] == (24, 24, "zebra, initial-value, test-in")
+    assert set(found["data"]) == {
+        "combined-test-in.h5",
+        "shipped/combined-test-in.h5",
+        "shipped/combined-test-out.h5",
+    }
+
+
+def test_data_that_the_card_was_not_measured_on_are_refused(tmp_path):
+    data = read(PRETRAINED / "combined-test-out.h5")
+    shutil.copy(data.path, tmp_path / "combined-test-in.h5")
+    with pytest.raises(EnmaError, match=r"combined-test-in\.h5: is not the file that .* is a part of"):
+        score_files.measure_model("combined-fast", tmp_path)
+
+
+@pytest.fixture
+def one_case(monkeypatch):
+    case = next(case for case in CASES if case.protocol == "shipped")
+    monkeypatch.setattr(score_files, "CASES", [case])
+
+
+def committed():
+    return copy.deepcopy([f for f in score_files.read_score_files() if (f["equation"], f["method"]) == CHECKED])
+
+
+CHECKED = ("combined", "fast")
+
+
+def test_the_check_agrees_with_the_committed_scores(one_case):
+    entries = score_files.check(committed())
+    assert [entry["what"] for entry in entries][:3] == ["weights", "combined-test-in.h5", "temporal, test-in: rel_l2"]
+    assert len(entries) > 6
+    wrong = [entry for entry in entries if not entry["agrees"]]
+    assert not wrong
+
+
+def test_the_command_ends_with_1_where_a_score_differs(one_case, tmp_path, capsys):
+    from enma_fast.cli import main
+
+    (file,) = committed()
+    row = next(row for row in file["rows"] if row["protocol"] == "shipped" and row["task"] == "temporal")
+    row["rel_l2"] *= 1.1
+    score_files.write_score_file(file, tmp_path)
+    assert main(["tables", "--scores", str(tmp_path), "--check", "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert [e["what"] for e in found["values"] if not e["agrees"]] == ["temporal, test-in: rel_l2"]
+    assert main(["tables", "--scores", str(tmp_path), "--check", "--tolerance", "0.2"]) == 0
+    assert "value" in capsys.readouterr().out
+
+
+def test_the_command_writes_page_and_cells(tmp_path, capsys):
+    from enma_fast.cli import main
+
+    score_files.write_score_file(file_of(), tmp_path / "scores")
+    assert main(["tables", "--scores", str(tmp_path / "scores"), "--out", str(tmp_path / "docs"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert json.loads((tmp_path / "docs" / "tables.json").read_text()) == found
+    assert (tmp_path / "docs" / "tables.md").read_text() == tables.markdown([file_of()])
+    assert main(["tables", "--measure", "combined-fast"]) == 2
+    assert "--measure: give --data" in capsys.readouterr().err
+
+
+def test_the_docs_page_is_made_of_the_committed_scores():
+    page = PRETRAINED.parents[1] / "docs" / "tables.md"
+    assert page.read_text() == tables.markdown(score_files.read_score_files()), "enma-fast tables --out docs"
+
+
+def test_committed_scores_are_of_the_shipped_weights():
+    models = [file for file in score_files.read_score_files() if file["kind"] == "model"]
+    for file in models:
+        name = f"{file['equation']}-{file['method']}"
+        if name in available():
+            assert file["weights"] == hashes(name)[WEIGHTS], f"enma-fast tables --measure {name} --data data"
