@@ -119,8 +119,9 @@ def markdown(files: Sequence[dict[str, Any]]) -> str:
         "The paper's table 4. It does not say of which task its numbers are, nor how many members they have. Ours are "
         "of 64 members of the first 120 trajectories, with the fair CRPS and RMSCE over all of them (*from 3 frames*, "
         "*from one frame*); and, *Zebra's protocol*, of 20 members of the same trajectories from one frame and 10 "
-        "frames of another, over 9 frames, with the CRPS that is not fair and RMSCE in batches of 10. A method of one "
-        "member has no RMSCE, and its CRPS is its mean absolute error.",
+        "frames of another, over 9 frames, with the CRPS that is not fair and RMSCE in batches of 10. The models were "
+        "trained on contexts of all frames, so one of 10 frames is new to them. A method of one member has no RMSCE, "
+        "and its CRPS is its mean absolute error.",
         _uncertainty([c for c in made if c.table == "uncertainty"]),
         "## Generation",
         "Relative L2 distance of a trajectory that is generated from a context alone from the solver's own trajectory "
@@ -146,7 +147,9 @@ def markdown(files: Sequence[dict[str, Any]]) -> str:
 
 def short(value: float | None) -> str:
     """A score in three digits; a dash where there is none."""
-    return "-" if value is None else f"{value:.3g}" if 0.0995 <= abs(value) < 1000 else f"{value:.2e}"
+    if not value:
+        return "-" if value is None else "0"
+    return f"{value:.3g}" if 0.0995 <= abs(value) < 1000 else f"{value:.2e}"
 
 
 def _kinds() -> Iterable[tuple[str, str, str, str, str]]:
