@@ -4,8 +4,8 @@ Sources are found, not listed: ``csrc/core/cpu`` (plain C++, no Torch header) an
 ``csrc/core/cuda`` where the installed torch has CUDA and there is an nvcc.
 Without sources, or with ``ENMA_FAST_NO_EXT=1``, the install is pure Python and Torch is never imported.
 
-The objects of ``csrc/core/cpu`` are linked a second time, with ``csrc/runtime``: libenma for C, C++ and Fortran programs,
-in ``enma_fast/embed`` with its headers and what CMake and pkg-config need.
+The objects of ``csrc/core/cpu`` are linked a second time, with ``csrc/runtime``: libenma for C, C++ and Fortran
+programs, in ``enma_fast/embed`` with its headers and what CMake and pkg-config need.
 """
 
 import os

@@ -4,6 +4,7 @@
     python -m benchmarks.compare trajectory --preset combined-fast-paper --members 1,16,64 --json
     python -m benchmarks.compare forecast --preset combined-fast --members 1,16,64 --json
     python -m benchmarks.compare ensemble --members 64,1024,4096 --json
+    python -m benchmarks.compare embed --preset combined-fast --members 1,16,64 --json
 
 Rounds run A B C A B C ...; a ratio is the median over rounds of baseline by ours. `gemm_rate` is the best FLOP/s of
 square products measured in the same run, of the case's dtype and of fp32, whichever is faster on this machine.
@@ -22,6 +23,7 @@ from typing import Any
 
 import torch
 
+from benchmarks import embed
 from benchmarks.cases import CASES, Case
 from benchmarks.ensemble import ensemble_case, overhead
 from benchmarks.forecast import forecast_case
@@ -119,7 +121,7 @@ def line(result: dict[str, Any]) -> str:
 def main() -> int:
     """Command line; exit status 1 when ours is wrong."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.compare", description=__doc__.partition("\n")[0])
-    parser.add_argument("case", choices=[*CASES, *WHOLE])
+    parser.add_argument("case", choices=[*CASES, *WHOLE, "embed"])
     parser.add_argument(
         "--rows",
         "--members",
@@ -141,7 +143,18 @@ def main() -> int:
     parser.add_argument("--flag-wrong", action="store_true", help="time contenders that are off too, and name them")
     parser.add_argument("--out", type=Path, help="file for the rows, as JSON, written anew after each")
     parser.add_argument("--json", action="store_true", help="the last line is one JSON list, one object per row")
+    parser.add_argument("--library", type=Path, default=embed.LIBRARY, help="libenma.so, of the case embed")
     options = parser.parse_args()
+    if options.case == "embed":
+        members = [int(n) for n in (options.rows or "1,16,64").split(",")]
+        found = embed.measure(
+            options.preset or "combined-fast", members, rounds=options.rounds or 9, library=options.library
+        )
+        for row in found:
+            print(embed.line(row), file=sys.stderr if options.json else sys.stdout)
+        if options.json:
+            print(json.dumps([row | {"machine": machine()} for row in found]))
+        return 0
     torch.set_num_threads(options.threads)
     if options.case == "trajectory":
         build, default_rows = partial(trajectory_case, preset=options.preset or "combined-paper"), (1, 16, 64)

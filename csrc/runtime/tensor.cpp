@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
+#include <cstring>
 #include <numeric>
 #include <string>
 #include <utility>
@@ -78,6 +79,9 @@ Array::Array(const DLTensor* t, const char* name, const std::vector<std::int64_t
     } else {
         for (int i = axes - 2; i >= 0; --i) strides_[i] = strides_[i + 1] * shape_[i + 1];
     }
+    compact_ = axes;
+    for (std::int64_t size = 1; compact_ > 0 && strides_[compact_ - 1] == size; size *= shape_[--compact_]) {
+    }
     if (written && !apart(shape_, strides_)) {
         fail(ENMA_INVALID_ARGUMENT, name, " has strides ", shape_text(strides_.data(), axes),
              " at which two entries share memory");
@@ -124,12 +128,20 @@ void Array::put(std::int64_t at, float value) const {
     }
 }
 
-void Array::write(std::int64_t i, const float* values) const {
-    each(1, i * strides_[0], [&](std::int64_t at) { put(at, *values++); });
+void Array::write_from(int axis, std::int64_t at, const float* values) const {
+    if (axis >= compact_ && !wide_) {
+        const std::int64_t count =
+            std::accumulate(shape_.begin() + axis, shape_.end(), std::int64_t{1}, std::multiplies<>());
+        std::memcpy(reinterpret_cast<float*>(data_) + at, values, count * sizeof(float));
+        return;
+    }
+    each(axis, at, [&](std::int64_t place) { put(place, *values++); });
 }
 
+void Array::write(std::int64_t i, const float* values) const { write_from(1, i * strides_[0], values); }
+
 void Array::write(std::int64_t i, std::int64_t j, const float* values) const {
-    each(2, i * strides_[0] + j * strides_[1], [&](std::int64_t at) { put(at, *values++); });
+    write_from(2, i * strides_[0] + j * strides_[1], values);
 }
 
 }  // namespace enma

@@ -26,10 +26,12 @@ class Array {
     template <class Visit>
     void each(int axis, std::int64_t at, const Visit& visit) const;
     void put(std::int64_t at, float value) const;
+    void write_from(int axis, std::int64_t at, const float* values) const;
 
     const char* name_;
     char* data_;
     bool wide_;
+    int compact_ = 0;  // axes from this one on are one piece of memory
     std::vector<std::int64_t> shape_, strides_;
 };
 

@@ -78,7 +78,7 @@ class FirstFrameTask(ForecastTask):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Flow loss of frame 0 of a batch, given another trajectory of the same environment."""
         mine = rank.share(self.config.batch)
-        (context, target), _ = self._tokens(generator, mine, paired=True)
+        (context, target), _ = self._tokens(generator, mine, paired=True, frames=1)
         draws = (x[mine].to(target.device) for x in self._draws(self.config.batch, generator))
         return module(target[:, 0], context, *draws)
 

@@ -159,8 +159,13 @@ class ForecastTask:
             first,
         )
 
-    def _tokens(self, generator: torch.Generator, mine: slice, *, paired: bool) -> tuple[list[Tensor], Tensor]:
-        """Latent frames of this rank's part of a batch, ``[context, target]`` or ``[target]``, and their weights."""
+    def _tokens(
+        self, generator: torch.Generator, mine: slice, *, paired: bool, frames: int | None = None
+    ) -> tuple[list[Tensor], Tensor]:
+        """Latent frames of this rank's part of a batch, ``[context, target]`` or ``[target]``, and their weights.
+
+        With `frames`, of the target its first so many frames only.
+        """
         config, options, model, B = self.config, self.options, self.model, self.config.batch
         environment = torch.randint(len(self.groups), (B,), generator=generator)
         rows = torch.rand(B, self.groups.shape[1], generator=generator).argsort(-1)[:, : 1 + paired]
@@ -174,6 +179,7 @@ class ForecastTask:
         device = next(self.module.parameters()).device
         for i in range(1 + paired):
             u = self._transformed(rows[mine, i], amounts)[:, window]
+            u = u[:, :frames] if i == paired else u
             u = roll(u, [s[mine] for s in self._shifts(B, generator)])
             rms = model.tokenizer.standardised(u.to(device)).square().flatten(1).mean(1).sqrt().cpu()
             weight = (options.weight_rms + options.weight_floor) / (rms + options.weight_floor)

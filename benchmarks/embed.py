@@ -1,0 +1,119 @@
+"""libenma beside the Python engine, for `benchmarks.compare embed`.
+
+    python -m benchmarks.compare embed --preset combined-fast --members 1,16,64 --json
+
+Both forecast the same members of one trajectory on one thread, from observed fields to fields, in turn; the weights
+are the shipped ones, or random ones of the preset's size. What is counted is processor time, which other programs on
+the machine disturb least, and of each contender the least of all rounds.
+
+* ``ours_s``, ``python_s``: a forecast, as long as the model's training
+* ``open_s``: opening the checkpoint, its hashes included
+* ``call_s``: a step that hands out a frame which is decoded already: a call without arithmetic, by ctypes
+* ``memory_bytes``: what opening and the first forecast add to resident memory; ``weights_bytes``: the checkpoint's file
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.forecast import SEED, random_model, wave
+from enma_fast.commands.embed import PREFIX
+from enma_fast.errors import EnmaError
+from enma_fast.forecasting.members import sample_fields
+from enma_fast.models.checkpoint import PRETRAINED, available, load_model, save_model
+from enma_fast.presets import find_preset
+from tests.runtime._libenma import Library
+
+LIBRARY = PREFIX / "lib/libenma.so.1"
+# Of the largest value: rounding of the convolutions.
+TOLERANCE = 2e-5
+
+
+def processor_time(run: Callable[[], Any]) -> float:
+    """Seconds of this process in a call."""
+    before = time.process_time()
+    run()
+    return time.process_time() - before
+
+
+def resident() -> int:
+    """Bytes of resident memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def checkpoint(preset: str, folder: Path) -> Path:
+    """The shipped checkpoint of a preset, or one of random weights in `folder`."""
+    if preset in available():
+        return PRETRAINED / preset
+    save_model(random_model(find_preset(preset).model), folder)
+    return folder
+
+
+def call_seconds(session: Any, history: np.ndarray) -> float:
+    """Least wall time of a step whose frame is there already."""
+    seconds = []
+    for _ in range(20):
+        session.observe(history)
+        frame = session.step()
+        for _ in range(1, session.progress()[1]):
+            before = time.perf_counter()
+            session.step(frame)
+            seconds.append(time.perf_counter() - before)
+    return min(seconds)
+
+
+def measure(preset: str, members: list[int], *, rounds: int, library: Path = LIBRARY) -> list[dict[str, Any]]:
+    """One row for each number of members; `EnmaError` without the library, or where the two forecasts differ."""
+    if not library.exists():
+        raise EnmaError(f"{library} is missing: install with a compiler, or give --library of `make libenma`")
+    torch.set_num_threads(1)
+    rows = []
+    with tempfile.TemporaryDirectory() as made:
+        folder = checkpoint(preset, Path(made) / "checkpoint")
+        model = load_model(folder)
+        observed = wave(model.config)
+        history = observed[0].numpy()
+        library_of_c = Library(library)
+        before = resident()
+        open_s = min(processor_time(lambda: library_of_c.open(folder).close()) for _ in range(rounds))
+        opened = library_of_c.open(folder)
+        for count in members:
+
+            def by_python(count: int = count) -> np.ndarray:
+                return sample_fields(model, observed, num_members=count, seed=SEED)[0].numpy()
+
+            def by_c(count: int = count) -> np.ndarray:
+                return opened.forecast(history, num_members=count, seed=SEED)
+
+            found = by_c()
+            memory = resident() - before
+            error = np.abs(found - (expected := by_python())).max() / np.abs(expected).max()
+            if error > TOLERANCE:
+                raise EnmaError(
+                    f"{count} members of {preset} differ by {error:.1e} of the largest value; no time is reported"
+                )
+            seconds = [(processor_time(by_c), processor_time(by_python)) for _ in range(rounds)]
+            ours, python = (min(column) for column in zip(*seconds, strict=True))
+            row = {"case": "embed", "preset": preset, "rows": count, "ours_s": ours, "python_s": python}
+            row |= {"ratio": python / ours, "open_s": open_s, "memory_bytes": memory, "error": float(error)}
+            row |= {"call_s": call_seconds(opened.session(num_members=count), history), "rounds": rounds, "threads": 1}
+            rows.append(row | {"weights_bytes": (folder / "model.safetensors").stat().st_size})
+    return rows
+
+
+def line(row: dict[str, Any]) -> str:
+    """One row of the table for people."""
+    each = 1e3 / row["rows"]
+    return (
+        f"{row['preset']:<16} {row['rows']:>4} members: {each * row['ours_s']:.2f} ms a member, Python "
+        f"{each * row['python_s']:.2f} ms; a call {1e6 * row['call_s']:.1f} us, open {1e3 * row['open_s']:.0f} ms, "
+        f"{row['memory_bytes'] / 1e6:.1f} MB"
+    )
