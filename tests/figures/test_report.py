@@ -69,7 +69,15 @@ def test_the_page_says_what_was_forecast_and_shows_all_figures(
     meta = {attrs.get("name"): attrs.get("content") for tag, attrs in document.elements if tag == "meta"}
     assert meta["viewport"] == "width=device-width, initial-scale=1"
     labels = [attrs["aria-label"] for tag, attrs in document.elements if tag == "svg"]
-    assert labels == ["maps", "fan chart", "error and spread", "rank histogram", "spread and skill", "reliability"]
+    assert labels == [
+        "maps",
+        "fan chart",
+        "error and spread",
+        "rank histogram",
+        "spread and skill",
+        "reliability",
+        "spectrum",
+    ]
     (slider,) = (attrs for tag, attrs in document.elements if tag == "input")
     assert (slider["type"], slider["id"]) == ("range", "time")
     targets = {attrs.get("for") for tag, attrs in document.elements if tag == "label"}

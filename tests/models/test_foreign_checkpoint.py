@@ -168,6 +168,6 @@ def test_a_preset_is_no_checkpoint_and_is_told_apart_from_a_wrong_name() -> None
     assert said.startswith(
         "checkpoint 'combined-points-small': is a preset without weights; train it first (enma-fast "
     )
-    assert said.endswith(", or use a shipped model (combined-fast, combined-small)")
+    assert said.endswith(", or use a shipped model (advection-fast, combined-fast, combined-small)")
     for name in ("combined-huge", "a" * 5000, "a\0b", ""):
         assert "neither a folder nor a shipped model" in message(locate, name) or not name

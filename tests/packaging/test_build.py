@@ -181,7 +181,7 @@ FAKE_TORCH = {
     "torch/utils/__init__.py": "",
     "torch/utils/cpp_extension.py": """
         CUDA_HOME = {home!r}
-        BuildExtension = None
+        BuildExtension = object
         def CppExtension(name, sources, **options):
             return ["cpp", sources, options]
         def CUDAExtension(name, sources, **options):
