@@ -48,7 +48,7 @@ def made(name, data):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_network_has_the_size_of_its_reference_and_learns(data, name, one_thread):
     network = made(name, data)
-    network.config = dataclasses.replace(network.config, batch=8)
+    network.config = dataclasses.replace(network.config, batch=2)
     target = sum(p.numel() for p in Model(SMALL).parameters())
     assert abs(num_parameters(network.module) - target) < 0.2 * target
     u = torch.from_numpy(data.u)
@@ -61,8 +61,8 @@ def test_a_network_has_the_size_of_its_reference_and_learns(data, name, one_thre
     before = loss()
     # The first step imports what optimisers need, which is not what is timed here.
     train(network, data, seconds=1e-3, seed=1)
-    trained = train(network, data, seconds=1.5, seed=0)
-    assert trained.cpu_seconds >= 1.5
+    trained = train(network, data, seconds=8.0, seed=0)
+    assert trained.cpu_seconds >= 8.0
     assert trained.steps == len(trained.losses) > 3
     assert loss() < 0.8 * before
 

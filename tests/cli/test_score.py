@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from enma_fast import cli
+from enma_fast.commands.terminal import number
 from enma_fast.config import SamplingConfig
 from enma_fast.data import read
 from enma_fast.evaluation.scoring import score
@@ -184,5 +185,5 @@ def test_what_lies_outside_the_training_data_is_told_or_refused(enma: Callable, 
     assert f"rel_l2 is a mean over trajectories; their median is {median}, their 90 % quantile {tail}" in shown
     assert f"crps is {result['crps_relative']:.3g} of the RMS of the observed frames" in shown
     mass = next(each for each in result["physics"]["quantities"] if each["name"] == "mass")
-    assert f"in units of the observed amplitude: mass moves by {mass['violation']:.3g} (the truth's by" in shown
+    assert f"in units of the observed amplitude: mass moves by {number(mass['violation'])} (the truth's by" in shown
     assert "the paper does not say" not in shown, "it has no calibration out of distribution"
