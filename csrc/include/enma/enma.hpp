@@ -21,6 +21,9 @@
 #include "enma/enma.h"
 
 namespace enma {
+// Names of their own in the binary: a program may be linked with the objects of the library, whose classes are called
+// the same.
+inline namespace api {
 
 // A status other than ENMA_OK, and its message.
 class Error : public std::runtime_error {
@@ -260,4 +263,5 @@ class Session {
     Sizes frame_;
 };
 
+}  // namespace api
 }  // namespace enma
