@@ -15,7 +15,7 @@ LOG2_E = 1.4426950408889634
 
 # By element size and whether heads are wider than 64: most queries of a tile, keys of a tile. Fixed, so that bits do
 # not depend on the batch; as large as registers allow.
-BLOCKS = {(2, False): (64, 64), (2, True): (64, 32), (4, False): (32, 32), (4, True): (16, 16)}
+BLOCKS = {(2, False): (64, 64), (2, True): (64, 32), (4, False): (32, 16), (4, True): (16, 16)}
 
 
 @triton.jit
@@ -171,9 +171,6 @@ def launch_frame_attention(
         return
     most_n, block_s = BLOCKS[q.element_size(), K > 64]
     block_n = min(max(16, triton.next_power_of_2(N)), most_n)
-    # Triton 3.6 spills in wider fp32 tiles of few queries from sm_90 on.
-    if q.element_size() == 4:
-        block_s = min(block_s, block_n)
     on_device, prefix_on_device = not isinstance(length, int), not isinstance(prefix_length, int)
     _frame_attention_kernel[(B * H, triton.cdiv(N, block_n))](
         q,
