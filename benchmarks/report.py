@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from enma_fast.errors import EnmaError
+from enma_fast.utils.text import markdown_table
 
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
@@ -218,8 +219,7 @@ def _link(path: Path) -> str:
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+    return markdown_table(head, rows) + "\n"
 
 
 def _seconds(value: float) -> str:

@@ -21,11 +21,9 @@ from enma_fast.models.causal_transformer import CausalTransformer, GrowingCache
 from enma_fast.models.checkpoint import load_model
 from enma_fast.models.masked_transformer import MaskedTransformer
 
-from .training import of_size
+from .training import HEADS, WIDTHS, of_size
 
 STEPS = 20
-HEADS = 6
-WIDTHS = range(48, 481, 24)
 TIME_FEATURES = 64
 # Flow times and noises for each frame of a batch; the causal transformer runs once for all of them.
 DRAWS = 2

@@ -22,10 +22,12 @@ from enma_fast.evaluation.protocols import Method
 from enma_fast.models.model import Model
 from enma_fast.presets import PRESETS
 from enma_fast.training.dynamics import environments
-from enma_fast.training.loop import Average
+from enma_fast.training.loop import Average, begin_step, end_step
 from enma_fast.training.optim import build, learning_rate
-from enma_fast.training.tokenizer import roll
+from enma_fast.training.tokenizer import random_shifts, roll
 
+# Heads, and widths to choose from, of the transformers.
+HEADS, WIDTHS = 6, range(48, 481, 24)
 # Share of a model's parameters by which a baseline may have more or fewer.
 MARGIN = 0.2
 # Bytes of training data that are in memory.
@@ -83,20 +85,17 @@ def train(network: Network, data: FieldFile, *, seconds: float, seed: int) -> Tr
     losses, step, begin = [], 0, time.process_time()
     module.train()
     while (share := (time.process_time() - begin) / seconds) < 1:
-        rate = learning_rate(int(_SCHEDULE * share), config)
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            optimizer.zero_grad(set_to_none=True)
+        begin_step(optimizers, learning_rate(int(_SCHEDULE * share), config))
         paired = "initial-value" in network.tasks and torch.rand((), generator=generator).item() < config.context_share
         chosen = groups[torch.randint(len(groups), (config.batch,), generator=generator)]
         order = torch.rand(chosen.shape, generator=generator).argsort(-1)[:, :2]
-        both = [_moved(u[rows], data.periodic, generator) for rows in chosen.gather(1, order).T[: 1 + paired]]
+        both = [
+            roll(u[rows], random_shifts(tuple(u.shape[2:-1]), data.periodic, len(rows), generator))
+            for rows in chosen.gather(1, order).T[: 1 + paired]
+        ]
         loss = network.loss(both[0], both[1] if paired else None, share, generator)
         loss.backward()
-        nn.utils.clip_grad_norm_(params, config.clip_norm)
-        for optimizer in optimizers:
-            optimizer.step()
+        end_step(params, optimizers, config.clip_norm)
         average.update(module, step)
         losses.append(loss.item())
         step += 1
@@ -159,12 +158,3 @@ def of_size(make: Callable[[int], nn.Module], widths: range, config: ModelConfig
 
 def num_parameters(module: nn.Module) -> int:
     return sum(p.numel() * (2 if p.is_complex() else 1) for p in module.parameters())
-
-
-def _moved(u: Tensor, periodic: tuple[bool, ...], generator: torch.Generator) -> Tensor:
-    """Trajectories `[B, T, *x, c]`, each at a random place of the periodic dimensions."""
-    sizes = u.shape[2:-1]
-    shifts = [
-        torch.randint(n if ring else 1, (len(u),), generator=generator) for n, ring in zip(sizes, periodic, strict=True)
-    ]
-    return roll(u, shifts)

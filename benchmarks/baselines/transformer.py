@@ -19,11 +19,10 @@ from enma_fast.evaluation.protocols import HISTORY, Method, Observations
 from enma_fast.models.causal_transformer import CausalTransformer, GrowingCache
 from enma_fast.models.tokenizer import patchify, unpatchify
 
-from .training import of_size, relative_error
+from .training import HEADS, WIDTHS, of_size, relative_error
 
-LAYERS, HEADS = 6, 6
+LAYERS = 6
 PATCH, FEWEST_PATCHES = 8, 8
-WIDTHS = range(48, 481, 24)
 # Standard deviation of noise on what is read, of the RMS of the data: forecasts are not exact either.
 NOISE = 0.01
 

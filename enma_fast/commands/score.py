@@ -13,7 +13,7 @@ from ..errors import EnmaError
 from ..forecasting.request import ForecastRequest
 from ..utils.text import counted
 from . import options
-from .terminal import Terminal, number, table
+from .terminal import Terminal, number, table, write_out
 
 # Options that a forecast store is scored with; the others say how a field file is forecast.
 _OF_A_STORE = {"file", "truth", "out", "threads", "as_json"}
@@ -84,7 +84,7 @@ def score(
         result |= {"file": str(file), "checkpoint": str(checkpoint)}
     terminal.show(_score_table(result, paper_table(result)))
     if out is not None:
-        _write(out, result)
+        write_out(out, json.dumps(result, allow_nan=False, indent=1) + "\n")
     terminal.result(result)
 
 
@@ -118,15 +118,6 @@ def _of_physics(found: dict[str, Any] | None) -> list[str]:
 
 def _spectrum(found: dict[str, Any]) -> str:
     return f"power of the waves {number(found['spectrum_error'])} decades from the truth's"
-
-
-def _write(out: Path, result: dict[str, Any]) -> None:
-    from ..models.checkpoint import write_atomic
-
-    try:
-        write_atomic(out, (json.dumps(result, allow_nan=False, indent=1) + "\n").encode())
-    except OSError as error:
-        raise EnmaError(f"--out {out}: cannot be written ({error.strerror}); choose another place") from error
 
 
 def _score_table(result: dict[str, Any], paper: list[dict[str, Any]]) -> Any:

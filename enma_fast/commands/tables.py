@@ -11,7 +11,7 @@ import typer
 from ..errors import EnmaError
 from ..utils.text import counted
 from .options import AsJson, Seed, Threads, use_threads
-from .terminal import Terminal, number, table
+from .terminal import Terminal, number, table, write_out
 
 PAGE, CELLS = "tables.md", "tables.json"
 
@@ -63,8 +63,8 @@ def tables(
         _report(terminal, entries, allowed)
         return
     if out is not None:
-        _write(out / PAGE, library.markdown(files))
-        _write(out / CELLS, json.dumps(library.as_json(files), indent=1, allow_nan=False) + "\n")
+        write_out(out / PAGE, library.markdown(files))
+        write_out(out / CELLS, json.dumps(library.as_json(files), indent=1, allow_nan=False) + "\n")
         terminal.show(f"tables: {out / PAGE}, {out / CELLS}")
     else:
         terminal.show(library.markdown(files))
@@ -93,13 +93,3 @@ def _report(terminal: Terminal, entries: list[dict[str, Any]], tolerance: float)
 
 def _shown(value: Any) -> str:
     return f"{value[:12]}..." if isinstance(value, str) else number(value, 4)
-
-
-def _write(path: Path, text: str) -> None:
-    from ..models.checkpoint import write_atomic
-
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, text.encode())
-    except OSError as error:
-        raise EnmaError(f"--out {path.parent}: cannot be written ({error.strerror}); choose another folder") from error

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -21,6 +22,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+
+from ..errors import EnmaError
+from ..utils.files import write_atomic
 
 # Columns of a file or a pipe; a terminal has its own.
 PLAIN_WIDTH = 80
@@ -173,6 +177,14 @@ def number(value: float | None, digits: int = 3) -> str:
         return f"{value:.{digits}g}"
     mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
     return f"{mantissa}e{int(exponent)}"
+
+
+def write_out(out: Path, text: str) -> None:
+    """Write the file that `--out` names, whole or not at all, or say why it cannot be."""
+    try:
+        write_atomic(out, text.encode())
+    except OSError as error:
+        raise EnmaError(f"--out {out}: cannot be written ({error.strerror}); choose another place") from error
 
 
 def size(num_bytes: float) -> str:

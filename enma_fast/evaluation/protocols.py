@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data import FieldFile
+from ..data import FieldFile, dataset_split
 from ..forecasting.members import sample_fields
 from ..forecasting.request import GENERATION, INITIAL_VALUE, TEMPORAL, Task
 from ..models.model import Model
@@ -146,7 +146,7 @@ def measure(
     total = min(case.window or len(data.times), len(data.times))
     observed = HISTORY if case.task.num_observed is None else case.task.num_observed
     scores: Scores | ZebraScores = ZebraScores() if case.protocol == "zebra" else Scores()
-    equation, (*grid, channels) = data.name.removesuffix(f"-{case.split}"), data.u.shape[2:]
+    (equation, _), (*grid, channels) = dataset_split(data.name), data.u.shape[2:]
     physics = Physics(equation, grid, channels, lengths=data.lengths, periodic=data.periodic)
     seconds, members, first_members = 0.0, 0, []
     for rows in _batches(count, case, total - observed, math.prod(data.u.shape[2:])):

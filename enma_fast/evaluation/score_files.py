@@ -30,7 +30,8 @@ import numpy as np
 from ..data import PRETRAINED, FieldFile, read, shipped_file, spread_out
 from ..errors import EnmaError
 from ..forecasting.request import GENERATION
-from ..models.checkpoint import METRICS, WEIGHTS, available, hashes, load_model, locate, sha256, write_atomic
+from ..models.checkpoint import METRICS, WEIGHTS, available, hashes, load_model, locate, sha256
+from ..utils.files import complete_file
 from ..utils.system import machine, versions
 from .protocols import CASES, KEPT, Case, Method, measure, of_model
 
@@ -161,11 +162,11 @@ def score_file(
 def write_score_file(found: dict[str, Any], folder: str | Path) -> Path:
     """Write a score file as `<equation>-<method>-<seed>.json` into a folder, in place of an older one."""
     path = Path(folder) / f"{found['equation']}-{found['method']}-{found['seed']}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
     rows = ",\n  ".join(json.dumps(_rounded(row), allow_nan=False) for row in found["rows"])
     # One row a line.
     head = json.dumps({**found, "rows": []}, indent=1, allow_nan=False).removesuffix("[]\n}")
-    write_atomic(path, f"{head}[\n  {rows}\n ]\n}}\n".encode())
+    with complete_file(path, remedy="choose another --out") as temporary:
+        temporary.write_text(f"{head}[\n  {rows}\n ]\n}}\n", encoding="utf-8")
     return path
 
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ..utils.text import counted, markdown_table
 from .paper import SOLVER_FIDELITY, paper_figures
 
 EQUATIONS = ("advection", "combined", "gray_scott", "wave", "vorticity")
@@ -229,7 +230,7 @@ def _errors(made: list[Cell]) -> str:
     for label in dict.fromkeys(_label(cell) for cell in _in_order(made)):
         found = {(c.equation, c.split): c for c in made if _label(c) == label}
         rows.append([label, *(_error(found.get(place)) for place in places)])
-    return _table(head, rows)
+    return markdown_table(head, rows)
 
 
 def _error(cell: Cell | None) -> str:
@@ -255,7 +256,7 @@ def _uncertainty(made: list[Cell]) -> str:
         [_named(equation), label, how, *(short(_value(found[equation, label, how].get(s))) for s in ("rmsce", "crps"))]
         for equation, label, how in order
     ]
-    return _table(["equation", "method", "protocol", "RMSCE", "CRPS"], rows)
+    return markdown_table(["equation", "method", "protocol", "RMSCE", "CRPS"], rows)
 
 
 def _physics(made: list[Cell]) -> str:
@@ -273,13 +274,13 @@ def _physics(made: list[Cell]) -> str:
         ]
         for equation, label in order
     ]
-    return _table(["equation", "method", "waves", "mean square", "conserved or decaying"], rows)
+    return markdown_table(["equation", "method", "waves", "mean square", "conserved or decaying"], rows)
 
 
 def _simple(made: list[Cell], columns: dict[str, Callable[[Cell], str]]) -> str:
     order = sorted(_in_order(made), key=lambda cell: EQUATIONS.index(cell.equation))
     rows = [[_named(cell.equation), _label(cell), *(show(cell) for show in columns.values())] for cell in order]
-    return _table(["equation", "method", *columns], rows)
+    return markdown_table(["equation", "method", *columns], rows)
 
 
 def _speed(made: list[Cell], files: Sequence[dict[str, Any]]) -> str:
@@ -318,7 +319,7 @@ def _provenance(files: Sequence[dict[str, Any]]) -> str:
                 ]
             )
     head = ["equation", "method", "parameters", "CPU seconds", "seeds", "trajectories x members", "machine"]
-    return _table(head, rows)
+    return markdown_table(head, rows)
 
 
 def _data(files: Sequence[dict[str, Any]]) -> str:
@@ -327,7 +328,7 @@ def _data(files: Sequence[dict[str, Any]]) -> str:
         for name, digest in file["data"].items():
             hashes.setdefault(name, set()).add(digest[:16])
     rows = [[f"`{name}`", ", ".join(sorted(found))] for name, found in sorted(hashes.items())]
-    return _table(["file", "SHA-256 (first 16 digits)"], rows)
+    return markdown_table(["file", "SHA-256 (first 16 digits)"], rows)
 
 
 def _in_order(made: list[Cell]) -> list[Cell]:
@@ -344,14 +345,8 @@ def _named(equation: str) -> str:
 
 
 def _machine(found: dict[str, Any]) -> str:
-    threads = found["threads"]
-    return f"{found['gpu'] or found['cpu']}, {threads} thread{'s' * (threads != 1)}"
+    return f"{found['gpu'] or found['cpu']}, {counted(found['threads'], 'thread')}"
 
 
 def _value(cell: Cell | None) -> float | None:
     return None if cell is None else cell.value
-
-
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

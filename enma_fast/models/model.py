@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from ..config import FlowConfig, ModelConfig
 from .causal_transformer import CausalTransformer
-from .crps import fair_crps
 from .domain import Domain
+from .fair_score import fair_score
 from .flow_head import FlowHead
 from .layers import exact, widened
 from .masked_transformer import MaskedTransformer
@@ -80,14 +80,16 @@ class Dynamics(nn.Module):
             loss, terms = loss + crps, {"first_frame": loss.detach(), "crps": crps.detach()}
         return loss, terms
 
+    def one_pass(self, h_BND: Tensor, noise_BNC: Tensor) -> Tensor:
+        """All tokens ``[B, N, C]`` of an unknown frame from context and noise, at least in fp32 (one-pass models)."""
+        assert self.read is not None
+        return widened(exact(self.read, self.spatial.from_noise(h_BND, noise_BNC.to(h_BND.dtype))))
+
     def _crps(self, h_BND: Tensor, z_BNC: Tensor, noise_BNKC: Tensor) -> Tensor:
         """Fair CRPS of frames ``z`` decided in one pass, once for each of K noises."""
-        assert self.read is not None
         K = noise_BNKC.shape[2]
-        noise = noise_BNKC.transpose(1, 2).flatten(0, 1).to(h_BND.dtype)
-        c = self.spatial.from_noise(h_BND.repeat_interleave(K, 0), noise)
-        made = widened(exact(self.read, c)).unflatten(0, (-1, K))
-        return fair_crps(made, z_BNC).mean()
+        made = self.one_pass(h_BND.repeat_interleave(K, 0), noise_BNKC.transpose(1, 2).flatten(0, 1))
+        return fair_score(made.unflatten(0, (-1, K)), z_BNC, torch.abs).mean()
 
 
 def draw(

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from ..config import ModelConfig, SamplingConfig
 from ..models.causal_transformer import FrameCache
-from ..models.layers import exact, widened
 from ..models.model import Dynamics
 from ..models.schedule import flow_schedule, mask_schedule
 from ..ops.philox_normal import philox_normal
@@ -31,11 +30,9 @@ def frame(
     """
     N, C = dynamics.config.num_tokens, dynamics.config.token_channels
     if in_one_pass(dynamics.config, index):
-        assert dynamics.read is not None
         tokens_N = torch.arange(N, device=members.device)
         noise_BNC = philox_normal(seed=seeds, members=members, frame=index, mask_step=0, tokens=tokens_N, channels=C)
-        c_BND = dynamics.spatial.from_noise(h_BND, (settings.temperature * noise_BNC).to(h_BND.dtype))
-        return widened(exact(dynamics.read, c_BND))
+        return dynamics.one_pass(h_BND, settings.temperature * noise_BNC)
     order_BN = token_order(seed=seeds, members=members, frame=index, num_tokens=N)
     # Tokens are fp32 with bf16 weights, and float64 with float64 weights.
     wide = torch.promote_types(h_BND.dtype, torch.float32)

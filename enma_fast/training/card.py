@@ -23,7 +23,7 @@ from ..models.checkpoint import MANIFEST, METRICS, load_model, locate, save_mode
 from ..models.domain import Domain
 from ..models.model import Model
 from ..utils.dataclass_json import replace
-from ..utils.text import counted, times
+from ..utils.text import counted, markdown_table, times
 from .lineage import json_word, trace
 from .recipes import CHECKPOINT, data_file
 
@@ -251,7 +251,7 @@ def _score_rows(rows: list[dict[str, Any]]) -> str:
         scores = [short(row.get(column.name)) for column in shown]
         lines.append([row["task"], split, row["num_trajectories"], row["num_members"], *scores, outside])
     heads = (column.short for column in shown)
-    return markdown(["task", "split", "trajectories", "members", *heads, "outside"], lines)
+    return markdown_table(["task", "split", "trajectories", "members", *heads, "outside"], lines)
 
 
 def _paper_rows(rows: list[dict[str, Any]]) -> str:
@@ -263,7 +263,7 @@ def _paper_rows(rows: list[dict[str, Any]]) -> str:
         for other in paper_table(row):
             scores = [short(other.get(column.name)) for column in shown]
             lines.append([row["task"], row["split"], other["model"], *scores])
-    return markdown(["task", "split", "model", *(column.short for column in shown)], lines)
+    return markdown_table(["task", "split", "model", *(column.short for column in shown)], lines)
 
 
 def _training_text(config: ModelConfig, training: dict[str, Any], sampling: dict[str, Any]) -> str:
@@ -305,13 +305,7 @@ def _training_text(config: ModelConfig, training: dict[str, Any], sampling: dict
         hours = f"{part['seconds'] / 3600:.2f}"
         seen = f"{part['trajectories']:,}"
         rows.append([stage, f"{part['steps']:,}", seen, hours, part["precision"], where, part["versions"]["torch"]])
-    return "\n".join(lines) + markdown(head, rows)
-
-
-def markdown(head: list[str], rows: list[list[Any]]) -> str:
-    """A table in Markdown."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+    return "\n".join(lines) + markdown_table(head, rows)
 
 
 def short(value: float | None) -> str:

@@ -22,7 +22,7 @@ from ..models.checkpoint import read_tensors, write_tensors
 from ..models.model import Model, draw
 from ..models.tokenizer import Tokenizer, patchify
 from .loop import Rank
-from .tokenizer import roll
+from .tokenizer import random_shifts, roll
 
 # Observed frames of the forecasts of a validation.
 HISTORY = 3
@@ -125,10 +125,7 @@ class DynamicsTask:
         sub = torch.randint(self.train.z.shape[0], rows.shape, generator=generator)
         z = (self.train.z[sub, rows].float() - self.train.mean) / self.train.std
         if self.config.shift:
-            shifts = [
-                torch.randint(n if ring else 1, rows.shape, generator=generator)
-                for n, ring in zip(options.token_grid, options.periodic, strict=True)
-            ]
+            shifts = random_shifts(options.token_grid, options.periodic, len(rows), generator)
             z = roll(z.unflatten(2, options.token_grid), shifts).flatten(2, -2)
         return patchify(z, options.token_grid, self.model.config.dynamics.patch)
 

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from ..config import RolloutConfig, SamplingConfig, TrainingConfig
 from ..data import EQUATIONS, FieldFile
 from ..errors import EnmaError
-from ..models.crps import fair_crps
+from ..models.fair_score import fair_score
 from ..models.model import Dynamics, Model, draw
 from ..sampling.rollout import rollout
 from .dynamics import environments, rollout_scores
 from .loop import Rank
-from .tokenizer import factors, roll
+from .tokenizer import factors, random_shifts, roll
 
 # Settings of a training that draw amounts of a symmetry, and their values that draw none.
 NEUTRAL = {"amplitude": (1.0, 1.0), "boost": 0.0}
@@ -79,18 +79,12 @@ class Forecasts(nn.Module):
 def scores(made_BKTNC: Tensor, truth_BTNC: Tensor, *, fairness: float = 1.0) -> tuple[Tensor, Tensor]:
     """Fair CRPS of each channel, averaged, and fair energy score of whole frames over the root of their size, ``[B]``.
 
-    Both are made almost fair by a ``fairness`` below 1 (:func:`enma_fast.models.crps.fair_crps`).
+    Both are made almost fair by a ``fairness`` below 1 (:func:`enma_fast.models.fair_score.fair_score`).
     """
-    K = made_BKTNC.shape[1]
     size = truth_BTNC[0, 0].numel() ** 0.5
-    crps = fair_crps(made_BKTNC, truth_BTNC, fairness=fairness).flatten(1).mean(1)
-    energy = (made_BKTNC - truth_BTNC[:, None]).flatten(3).norm(dim=-1).flatten(1).mean(1) / size
-    less = (1 - (1 - fairness) / K) / (K * (K - 1))
-    for i in range(K):
-        for j in range(i):
-            apart = made_BKTNC[:, i] - made_BKTNC[:, j]
-            energy = energy - less * apart.flatten(2).norm(dim=-1).mean(1) / size
-    return crps, energy
+    crps = fair_score(made_BKTNC, truth_BTNC, torch.abs, fairness=fairness)
+    energy = fair_score(made_BKTNC, truth_BTNC, lambda x: x.flatten(-2).norm(dim=-1) / size, fairness=fairness)
+    return crps.flatten(1).mean(1), energy.mean(1)
 
 
 class ForecastTask:
@@ -167,6 +161,7 @@ class ForecastTask:
         With `frames`, of the target its first so many frames only.
         """
         config, options, model, B = self.config, self.options, self.model, self.config.batch
+        tok = model.config.tokenizer
         environment = torch.randint(len(self.groups), (B,), generator=generator)
         rows = torch.rand(B, self.groups.shape[1], generator=generator).argsort(-1)[:, : 1 + paired]
         rows = self.groups[environment[:, None], rows]
@@ -180,7 +175,8 @@ class ForecastTask:
         for i in range(1 + paired):
             u = self._transformed(rows[mine, i], amounts)[:, window]
             u = u[:, :frames] if i == paired else u
-            u = roll(u, [s[mine] for s in self._shifts(B, generator)])
+            shifts = random_shifts(tok.grid, tok.periodic, B, generator, shift=config.shift)
+            u = roll(u, [s[mine] for s in shifts])
             rms = model.tokenizer.standardised(u.to(device)).square().flatten(1).mean(1).sqrt().cpu()
             weight = (options.weight_rms + options.weight_floor) / (rms + options.weight_floor)
             with torch.no_grad():
@@ -205,13 +201,6 @@ class ForecastTask:
         late = torch.rand((), generator=generator).item() < options.late_share
         first = int(torch.randint(1, max(2, frames // 2), (), generator=generator)) if late else 0
         return slice(first, None, stride)
-
-    def _shifts(self, count: int, generator: torch.Generator) -> list[Tensor]:
-        options = self.model.config.tokenizer
-        return [
-            torch.randint(n if self.config.shift and ring else 1, (count,), generator=generator)
-            for n, ring in zip(options.grid, options.periodic, strict=True)
-        ]
 
     def merit(self, scores: dict[str, float]) -> float:
         """Errors of the forecasts, of ensemble means and as distributions."""

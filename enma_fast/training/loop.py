@@ -185,6 +185,22 @@ class Average:
                 p.data, self.values[name] = self.values[name], p.data
 
 
+def begin_step(optimizers: Iterable[torch.optim.Optimizer], rate: float) -> None:
+    """Set the learning rate of a step and drop the gradients of the one before."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.zero_grad(set_to_none=True)
+
+
+def end_step(params: Iterable[nn.Parameter], optimizers: Iterable[torch.optim.Optimizer], clip_norm: float) -> Tensor:
+    """Clip the gradients and step; returns their norm before."""
+    norm = nn.utils.clip_grad_norm_(params, clip_norm)
+    for optimizer in optimizers:
+        optimizer.step()
+    return norm
+
+
 def run(task: Task, options: RunOptions) -> dict[str, float]:
     """Train until ``task.config.steps``, resuming from ``options.out`` if it holds a state.
 
@@ -213,18 +229,13 @@ def run(task: Task, options: RunOptions) -> dict[str, float]:
 
     for step in range(first, end):
         rate = learning_rate(step, config)
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            optimizer.zero_grad(set_to_none=True)
+        begin_step(optimizers, rate)
         module.train()
         with autocast(options):
             loss, terms = task.loss(forward, step_generator(options.seed, step), rank)
         loss.backward()
         average_gradients(params, rank)
-        norm = nn.utils.clip_grad_norm_(params, config.clip_norm)
-        for optimizer in optimizers:
-            optimizer.step()
+        norm = end_step(params, optimizers, config.clip_norm)
         average.update(module, step)
 
         done = step + 1

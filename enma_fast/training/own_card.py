@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..utils.text import boundaries, times
-from .card import markdown, short
+from ..utils.text import boundaries, markdown_table, times
+from .card import short
 from .own_plan import Plan
 
 
@@ -67,7 +67,7 @@ def _rows(rows: list[dict[str, Any]]) -> str:
         ]
         for row in rows
     ]
-    return markdown(head, lines)
+    return markdown_table(head, lines)
 
 
 def _channels(rows: list[dict[str, Any]]) -> str:
@@ -76,7 +76,7 @@ def _channels(rows: list[dict[str, Any]]) -> str:
         for row in rows
         for channel, errors in row["channels"].items()
     ]
-    return markdown(["task", "channel", "RMS error of the mean", "of persistence"], lines)
+    return markdown_table(["task", "channel", "RMS error of the mean", "of persistence"], lines)
 
 
 def _cost(training: dict[str, Any]) -> str:
@@ -90,4 +90,4 @@ def _cost(training: dict[str, Any]) -> str:
         ]
         for stage, part in training.items()
     ]
-    return markdown(["stage", "steps", "trajectories seen", "minutes", "machine"], lines)
+    return markdown_table(["stage", "steps", "trajectories seen", "minutes", "machine"], lines)

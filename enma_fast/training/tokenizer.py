@@ -32,10 +32,7 @@ class TokenizerTask:
         """Relative L2 and KL of a random batch, shifted around periodic dimensions."""
         B, T = self.config.batch, self.train.shape[1]
         rows = torch.randint(len(self.train), (B,), generator=generator)
-        shifts = [
-            torch.randint(n if self.config.shift and ring else 1, (B,), generator=generator)
-            for n, ring in zip(self.options.grid, self.options.periodic, strict=True)
-        ]
+        shifts = random_shifts(self.options.grid, self.options.periodic, B, generator, shift=self.config.shift)
         tokens = torch.Size((B, self.options.latent_frames(T), *self.options.token_grid)).numel()
         noise = torch.randn(tokens * self.options.latent_channels, generator=generator)
         noise = noise.view(B, self.options.latent_frames(T), -1, self.options.latent_channels)
@@ -81,6 +78,16 @@ def factors(bounds: tuple[float, float], count: int, generator: torch.Generator)
     """`count` factors, log-uniform between the bounds."""
     low, high = bounds
     return low * (high / low) ** torch.rand(count, generator=generator)
+
+
+def random_shifts(
+    grid: tuple[int, ...], periodic: tuple[bool, ...], count: int, generator: torch.Generator, *, shift: bool = True
+) -> list[Tensor]:
+    """`count` random places of each dimension of a grid, for `roll`; zeros along walls, or all without `shift`."""
+    return [
+        torch.randint(n if shift and ring else 1, (count,), generator=generator)
+        for n, ring in zip(grid, periodic, strict=True)
+    ]
 
 
 def roll(u: Tensor, shifts: list[Tensor]) -> Tensor:

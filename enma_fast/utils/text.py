@@ -1,6 +1,7 @@
-"""Text for messages: counted nouns, sizes and boundaries of grids, and long text shortened."""
+"""Text for messages and pages: counted nouns, sizes and boundaries of grids, shortened text, tables in Markdown."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 _LONGEST = 60
 _PLURALS = {"trajectory": "trajectories"}
@@ -29,3 +30,9 @@ def shortened(text: str) -> str:
 def shown(value: object) -> str:
     """A value from a file, as short ASCII text that is safe for a terminal."""
     return shortened(ascii(value))
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A table in Markdown, without a line break at its end."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
