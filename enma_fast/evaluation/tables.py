@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..utils.text import counted, markdown_table
+from ..utils.text import counted, markdown_table, short
 from .paper import SOLVER_FIDELITY, paper_figures
 
 EQUATIONS = ("advection", "combined", "gray_scott", "wave", "vorticity")
@@ -144,13 +144,6 @@ def markdown(files: Sequence[dict[str, Any]]) -> str:
         _data(files),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def short(value: float | None) -> str:
-    """A score in three digits; a dash where there is none."""
-    if not value:
-        return "-" if value is None else "0"
-    return f"{value:.3g}" if 0.0995 <= abs(value) < 1000 else f"{value:.2e}"
 
 
 def _kinds() -> Iterable[tuple[str, str, str, str, str]]:

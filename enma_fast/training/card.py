@@ -23,7 +23,7 @@ from ..models.checkpoint import MANIFEST, METRICS, load_model, locate, save_mode
 from ..models.domain import Domain
 from ..models.model import Model
 from ..utils.dataclass_json import replace
-from ..utils.text import counted, markdown_table, times
+from ..utils.text import counted, markdown_table, short, times
 from .lineage import json_word, trace
 from .recipes import CHECKPOINT, data_file
 
@@ -306,8 +306,3 @@ def _training_text(config: ModelConfig, training: dict[str, Any], sampling: dict
         seen = f"{part['trajectories']:,}"
         rows.append([stage, f"{part['steps']:,}", seen, hours, part["precision"], where, part["versions"]["torch"]])
     return "\n".join(lines) + markdown_table(head, rows)
-
-
-def short(value: float | None) -> str:
-    """A score in three digits; a dash where there is none."""
-    return "-" if value is None else f"{value:.3g}" if 0.1 <= abs(value) < 1000 else f"{value:.2e}"

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..utils.text import boundaries, markdown_table, times
-from .card import short
+from ..utils.text import boundaries, markdown_table, short, times
 from .own_plan import Plan
 
 

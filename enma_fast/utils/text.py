@@ -36,3 +36,10 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """A table in Markdown, without a line break at its end."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def short(value: float | None) -> str:
+    """A score in three digits; a dash where there is none."""
+    if not value:
+        return "-" if value is None else "0"
+    return f"{value:.3g}" if 0.0995 <= abs(value) < 1000 else f"{value:.2e}"
