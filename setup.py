@@ -80,7 +80,7 @@ def install_libenma(objects: list[str], prefix: Path, version: str) -> None:
         (prefix / name).write_text(re.sub(r"@\w+@", lambda found: values[found[0]], path.read_text()))
     for path in (*csrc.glob("include/enma/*"), csrc / "fortran/enma.f90"):
         shutil.copy2(path, prefix / "include/enma")
-    # What -lenma looks for; a wheel has no links.
+    # The linker looks for this name with -lenma; a wheel has no links.
     (prefix / "lib/libenma.so").write_text(f"INPUT(libenma.so.{abi})\n")
 
 

@@ -33,7 +33,7 @@ from enma_fast.presets import find_preset
 from tests.runtime._libenma import Library
 
 LIBRARY = PREFIX / "lib/libenma.so.1"
-# Of the largest value: rounding of the convolutions.
+# Rounding of the convolutions, as a part of the largest value.
 TOLERANCE = 2e-5
 
 

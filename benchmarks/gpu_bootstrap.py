@@ -23,9 +23,9 @@ ENVIRONMENT = ROOT / "out" / "gpu-venv"
 PYTHON = ENVIRONMENT / "bin" / "python"
 OUT = ROOT / "out" / "gpu"
 TRITON_CACHE = OUT / "triton"
-# What benchmarks and tests import, beside PyTorch.
+# Packages that benchmarks and tests import, beside PyTorch.
 NEEDED = ("triton", "numpy", "pydantic", "safetensors", "pytest")
-# What the extension was built from.
+# Record of the sources that the extension was built from.
 BUILT = OUT / "built.txt"
 
 

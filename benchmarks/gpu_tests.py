@@ -27,7 +27,7 @@ def shares(count: int = PROCESSES) -> list[list[str]]:
 
 
 def command(files: list[str], report: Path) -> list[str]:
-    """What one process runs."""
+    """The tests of one process."""
     return [sys.executable, "-m", "pytest", "-q", "-m", MARK, "-p", "no:cacheprovider", f"--junitxml={report}", *files]
 
 

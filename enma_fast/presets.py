@@ -69,7 +69,7 @@ _SMALL_DYNAMICS = DynamicsConfig(
     scale_shift_rank=0,
     flow=FlowConfig(width=128, layers=2, time_features=64, target="residual", draws=2),
 )
-# Of planes: nothing is computed at full resolution, and 16 tokens a frame keep attention cheap (docs/experiments.md).
+# Planes: nothing is computed at full resolution, and 16 tokens a frame keep attention cheap (docs/experiments.md).
 _FAST_2D = TokenizerConfig(
     grid=(64, 64),
     lengths=(math.pi, math.pi),
@@ -270,7 +270,7 @@ def find_preset(name: str | Preset) -> Preset:
 
 
 SIZES = ("small", "base", "paper")
-# Of derived models: fewest tokens of a dimension, and most tokens of a frame.
+# Bounds of derived models: fewest tokens of a dimension, and most tokens of a frame.
 _FEWEST_TOKENS, _MOST_TOKENS = 4, 1024
 # Fewest frames of a trajectory: three are observed, and two more make a latent frame to forecast.
 FEWEST_FRAMES = 5

@@ -163,7 +163,7 @@ class Tape(TorchDispatchMode):
 
     @property
     def nodes(self) -> Counter[str]:
-        """What a graph would hold, by name: launches of kernels, and operations of PyTorch that are no views."""
+        """Nodes that a graph would hold, by name: launches of kernels, and operations of PyTorch that are no views."""
         return Counter(filter(None, map(_node, self.calls)))
 
     def replay(self) -> None:

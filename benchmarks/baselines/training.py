@@ -61,7 +61,7 @@ class Network(Protocol):
 
 @dataclass(frozen=True)
 class Trained:
-    """What training did."""
+    """Result of a training."""
 
     steps: int
     cpu_seconds: float

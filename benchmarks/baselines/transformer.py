@@ -107,6 +107,6 @@ class Transformer:
         return patchify((u_BTxc / self.scale).flatten(2, -2), self.grid, self.patch)
 
     def _change(self, h_BTND: Tensor) -> Tensor:
-        """What a frame adds to the one before it, from its context."""
+        """The difference of a frame from the one before it, from its context."""
         tokens = unpatchify(self.net.read(h_BTND), self.grid, self.patch)
         return self.scale * tokens.unflatten(2, self.grid)

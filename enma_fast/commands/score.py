@@ -105,7 +105,7 @@ def _check_out(out: Path) -> None:
 
 
 def _of_physics(found: dict[str, Any] | None) -> list[str]:
-    """What the physics says, in a few lines."""
+    """Lines about the physics of the members."""
     if found is None:
         return []
     laws = {"conserved": "moves by", "decays": "grows by"}

@@ -1,4 +1,4 @@
-"""What the physics says of forecasts: spectra, and quantities that an equation conserves or lets decay.
+"""Physics of forecasts: spectra, and quantities that an equation conserves or lets decay.
 
     quantity Q(t)    mean over the points of a density that the equation names (`data.equation.Quantity`)
     conserved        violation: RMS over the frames of Q(t) - Q(start)

@@ -40,7 +40,7 @@ from .solver import solver_fidelity
 KEPT = ("rel_l2", "rel_l2_median", "rel_l2_q90", "rel_l2_member", "crps", "crps_relative", "rmsce", "spread_skill")
 # Observed frames of the temporal task.
 HISTORY = 3
-# Of Zebra's protocol: frames of a window and of a context, and trajectories whose calibration is one number.
+# Zebra's protocol: frames of a window and of a context, and trajectories whose calibration is one number.
 ZEBRA_WINDOW, ZEBRA_BATCH = 10, 10
 # Values of forecasts that are in memory at a time.
 _MOST_VALUES = 1 << 24
@@ -48,7 +48,7 @@ _MOST_VALUES = 1 << 24
 
 @dataclass(frozen=True, kw_only=True)
 class Observations:
-    """What a method is given of a batch of trajectories, and what it is asked for.
+    """The observed part of a batch of trajectories, and the forecast that a method is asked for.
 
     Attributes
     ----------

@@ -38,7 +38,7 @@ from .protocols import CASES, KEPT, Case, Method, measure, of_model
 FOLDER = PRETRAINED / "scores"
 # Relative difference of a score that another processor, or another number of threads, may make.
 TOLERANCE = 0.02
-# What is compared of a row.
+# Scores of a row that are compared.
 _CHECKED = ("rel_l2", "rel_l2_median", "rel_l2_member", "crps", "rmsce", "spread_skill")
 _KEYS = ("method", "kind", "equation", "seed", "cpu_seconds", "num_parameters", "weights", "data", "machine", "rows")
 

@@ -277,7 +277,7 @@ def _require_finite(path: Path, dataset: Any, name: str, place: int, block_KTX: 
 
 
 def _physics(path: Path, dataset: Any, name: str, truth_of: _Truth) -> Physics | None:
-    """What the physics says of the first members of all trajectories; None of fields too large for it."""
+    """Physics scores of the first members of all trajectories; None of fields too large for it."""
     channels = list(dataset.attrs["channels"])
     members_TX = dataset[channels[0]].shape[2:]
     if math.prod(members_TX) * len(channels) > _BLOCK:

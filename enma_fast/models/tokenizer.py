@@ -153,7 +153,7 @@ class Tokenizer(nn.Module):
         self.field_scale: Tensor | None
         for name in ("field_mean", "field_scale"):
             values = getattr(config, name)
-            # Of the config, not of the weights: a checkpoint holds them once.
+            # They belong to the config, not to the weights, so a checkpoint holds them once.
             self.register_buffer(name, None if values is None else torch.tensor(values), persistent=False)
         self.interpolation = Interpolation(config) if config.interpolation else None
         inward = config.interpolation.features if config.interpolation else config.field_channels

@@ -60,7 +60,7 @@ class RunOptions:
 
 
 class Task(Protocol):
-    """What :func:`run` needs of the tokenizer's or the dynamics' training."""
+    """The part of a stage that differs from the others: its module, loss and validation, as :func:`run` needs them."""
 
     module: nn.Module
     config: TrainingConfig
@@ -141,7 +141,7 @@ def fast_bf16(device: str) -> bool:
 
 
 def in_bf16(options: RunOptions) -> bool:
-    """Whether a run multiplies matrices in bf16: where asked for, or in ``auto`` where that is faster."""
+    """True if a run multiplies matrices in bf16: where asked for, or in ``auto`` where that is faster."""
     return options.precision == "bf16" or (options.precision == "auto" and fast_bf16(options.device))
 
 

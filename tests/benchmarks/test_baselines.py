@@ -54,7 +54,7 @@ def test_a_network_has_the_size_of_its_reference_and_learns(data, name, one_thre
     u = torch.from_numpy(data.u)
 
     def loss():
-        """Of the same draws each time, before the networks forecast from their own frames."""
+        """Loss of the same draws each time, before the networks forecast from their own frames."""
         with torch.no_grad():
             return float(network.loss(u, None, 0.0, torch.Generator().manual_seed(0)))
 

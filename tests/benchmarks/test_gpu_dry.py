@@ -43,7 +43,7 @@ def test_the_parts_that_are_asked_for():
     every = gpu.parts()
     names = [part.name for part in gpu.choose(every, ["rms_norm", "trajectory"], built=True)]
     assert names == ["trajectory", "rms_norm"]
-    # What a part needs comes with it.
+    # A part comes with those that it needs.
     assert [part.name for part in gpu.choose(every, ["racecheck"], built=False)] == ["build", "check", "racecheck"]
     assert gpu.choose(every, [], built=True) == every
     with pytest.raises(SystemExit, match="no part is called speed; the parts are build, trajectory,"):

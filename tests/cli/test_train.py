@@ -143,10 +143,10 @@ def test_other_settings_do_not_resume(runs: Path, train: Callable, tmp_path: Pat
         return train(folder, "--steps", 6, *options, tokenizer=tokenizer).error()
 
     begun = f"{folder / 'run.json'}: this run was begun with"
-    mend = "choose an empty --out or the same settings"
-    assert error("--set", "dynamics.width=24") == f"{begun} model.dynamics.width 16, not 24; {mend}"
+    remedy = "choose an empty --out or the same settings"
+    assert error("--set", "dynamics.width=24") == f"{begun} model.dynamics.width 16, not 24; {remedy}"
     assert error("--train-set", "weight_decay=0.5").startswith(f"{begun} training.weight_decay 0.0001, not 0.5")
-    assert error("--seed", 9) == f"{begun} seed 0, not 9; {mend}"
+    assert error("--seed", 9) == f"{begun} seed 0, not 9; {remedy}"
     (folder / "run.json").write_text("{")
     assert error() == f"{folder / 'run.json'}: is not JSON; begin the run again in an empty folder"
 

@@ -1,4 +1,4 @@
-"""What the physics says: spectra of known waves, quantities that solvers keep, and members that break them."""
+"""Physics of forecasts: spectra of known waves, quantities that solvers keep, and members that break them."""
 
 import numpy as np
 import pytest
@@ -38,7 +38,7 @@ def test_members_that_gain_mass_and_energy_are_seen():
     physics = Physics("combined", (128,), 1)
     physics.add([truth[None], drifting[None]], truth, observed)
     mass, energy = physics.result()["quantities"]
-    # Of two members one is exact; the other drifts by 0.1 a frame.
+    # One of two members is exact; the other drifts by 0.1 a frame.
     expected = 0.5 * 0.1 * np.sqrt(np.square(np.arange(1, 18)).mean()) / amplitude
     assert mass["violation"] == pytest.approx(expected, rel=1e-6)
     means = np.square(np.concatenate([observed[-1:], drifting])).mean((1, 2)) / 2 / amplitude**2

@@ -165,7 +165,7 @@ def test_the_card_has_a_column_for_it(mine: None) -> None:
 
 
 def test_the_docs_list_every_score_in_order() -> None:
-    # What the physics says has tables of its own, below.
+    # Physics has tables of its own, below.
     page = (DOCS / "scores.md").read_text().split("`physics` in JSON")[0]
     listed = [line.split("|")[1].strip(" `") for line in page.splitlines() if line.startswith("| `")]
     assert listed == [*SCORES, SOLVER_FIDELITY.name]

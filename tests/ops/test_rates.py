@@ -126,7 +126,7 @@ def test_auto_is_what_was_measured(found: Rates, folder: Path, monkeypatch: pyte
     assert weights_dtype(dynamics, "auto") == expected
     if extension() is not None:
         assert Engine(dynamics, dtype="auto").dtype == expected
-    # What was chosen is what a store writes down.
+    # A store writes down the format that was chosen.
     chosen = ForecastRequest(dtype=dtype_named("auto")).on(tiny_model())
     assert (chosen.dtype, chosen.precision) == (expected, "bf16" if found is ONE else "fp32")
     assert ForecastRequest().on(tiny_model()).precision == "model"

@@ -22,7 +22,7 @@ from enma_fast.sampling.noise import trajectory_seed
 from .._tiny import CONFIGS, model, shaken, waves
 from ._libenma import INVALID_ARGUMENT, OK, Failure, Library, Model
 
-# Of the largest value: rounding of the convolutions, carried through a forecast. Measured: 3e-6.
+# Rounding of the convolutions, carried through a forecast, as a part of the largest value. Measured: 3e-6.
 TOLERANCE = 1e-5
 
 

@@ -319,7 +319,7 @@ def test_a_gpu_has_its_own_number_format_and_chunk(monkeypatch: pytest.MonkeyPat
 
     model = on_gpu(torch.float32)
     assert weights_dtype(model) == weights_dtype(model, "auto") == torch.bfloat16
-    # What is asked for, the reference, and types that no matrix unit multiplies stay as they are.
+    # A type that is asked for, the reference, and types that no matrix unit multiplies stay as they are.
     assert weights_dtype(model, torch.float32) == weights_dtype(model, backend="reference") == torch.float32
     assert weights_dtype(on_gpu(torch.float64)) == torch.float64
     assert weights_dtype(build("paper")) == torch.float32

@@ -199,7 +199,7 @@ def _score_tables(
 
 
 def _physics_table(physics: Physics) -> str:
-    """What the physics says of the members, beside the truth; nothing without members or truth."""
+    """Table of the members' physics beside the truth's; nothing without members or truth."""
     found = physics.result()
     if found is None:
         return ""
