@@ -242,6 +242,8 @@ class TrainingConfig:
     betas: tuple[float, float] = (0.9, 0.95)
     clip_norm: float = 1.0
     ema_decay: float = 0.999
+    # Frames in a row, from a random one on, of which a sample of the tokenizer's consists; None: all of a trajectory.
+    window: int | None = None
     # Share of the points of a sample that are observed, drawn uniformly (tokenizer with interpolation only).
     point_fraction: tuple[float, float] = (0.2, 1.0)
     # Share of masked tokens, drawn uniformly per frame (dynamics only).
@@ -347,6 +349,7 @@ def _require(config: Any, names: tuple[str, ...], fits: Callable[[Any], bool], n
 
 def _check_training(config: TrainingConfig) -> None:
     _require(config, ("steps", "batch"), lambda n: n >= 1, "at least 1 is needed")
+    _require(config, ("window",), lambda n: n is None or n >= 1, "at least 1 is needed, or null for whole trajectories")
     _require(config, ("learning_rate", "clip_norm"), lambda x: x > 0, "a number above 0 is needed")
     amounts = ("final_learning_rate", "warmup_steps", "weight_decay", "boost")
     _require(config, amounts, lambda x: x >= 0, "0 or more is needed")

@@ -1,8 +1,9 @@
-"""Optimisers: AdamW for everything, or Muon for the matrices inside the transformer blocks."""
+"""Optimisers: AdamW for everything, or Muon for the matrices of transformer blocks and the filters of convolutions."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 
 import torch
@@ -12,6 +13,8 @@ from ..config import TrainingConfig
 
 # Quintic Newton-Schulz coefficients of Muon (Jordan et al., 2024): singular values end near 1, not at 1.
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+# A layer of a list: of the transformers, and of the tokenizer's encoder and decoder.
+_LAYER = re.compile(r"(^|\.)(blocks|down|up)\.\d+\.")
 
 
 def orthogonalise(g: Tensor, *, steps: int = 5) -> Tensor:
@@ -32,7 +35,8 @@ def orthogonalise(g: Tensor, *, steps: int = 5) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalised, scaled by 0.2 sqrt(max(rows, columns)) to the root mean square of an AdamW step.
 
-    Matrices of one shape are orthogonalised in one batch, in ``dtype``, by default their own.
+    Matrices of one shape are orthogonalised in one batch, in ``dtype``, by default their own. A convolution
+    is one matrix, with a row for each output channel.
     """
 
     def __init__(
@@ -63,26 +67,26 @@ class Muon(torch.optim.Optimizer):
                     if not state:
                         state["momentum"] = torch.zeros_like(p)
                     state["momentum"].lerp_(p.grad, 1 - group["momentum"])
-                    updates.append(p.grad.lerp(state["momentum"], group["momentum"]))
-                size = 0.2 * math.sqrt(max(shape))
-                for p, update in zip(
-                    members, orthogonalise(torch.stack(updates).to(self.dtype or updates[0].dtype)), strict=True
-                ):
+                    updates.append(p.grad.lerp(state["momentum"], group["momentum"]).flatten(1))
+                matrices = torch.stack(updates).to(self.dtype or updates[0].dtype)
+                size = 0.2 * math.sqrt(max(matrices.shape[1:]))
+                for p, update in zip(members, orthogonalise(matrices), strict=True):
                     p.mul_(1 - group["lr"] * group["weight_decay"])
-                    p.add_(update.to(p.dtype), alpha=-group["lr"] * size)
+                    p.add_(update.to(p.dtype).view(shape), alpha=-group["lr"] * size)
 
 
 def build(
     module: nn.Module, config: TrainingConfig, *, dtype: torch.dtype = torch.float32
 ) -> list[torch.optim.Optimizer]:
-    """Optimisers for ``module``: one AdamW, or Muon for block matrices and AdamW for the rest.
+    """Optimisers for ``module``: one AdamW, or Muon for the matrices and filters of its layers and AdamW for the rest.
 
+    The rest are vectors, and what maps from and to fields, latent frames and tokens.
     ``dtype`` is that of Muon's orthogonalisation. Parameters that need no gradient are left out.
     """
     matrices: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
     for name, p in module.named_parameters():
-        inner = p.ndim == 2 and ".blocks." in f".{name}" and min(p.shape) >= 16
+        inner = p.ndim >= 2 and _LAYER.search(name) is not None and min(len(p), p[0].numel()) >= 16
         (matrices if config.optimizer == "muon" and inner else rest).append(p)
     optimizers: list[torch.optim.Optimizer] = [
         torch.optim.AdamW(rest, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import ModelConfig, TrainingConfig
+from ..errors import EnmaError
 from ..models.interpolation import grid_points
 from ..models.tokenizer import Tokenizer
 from .loop import Rank
@@ -21,6 +22,10 @@ class TokenizerTask:
     """Training and validation data ``[n, T, *grid, c]`` (fp32) for a tokenizer."""
 
     def __init__(self, model: ModelConfig, config: TrainingConfig, *, train: Tensor, val: Tensor) -> None:
+        if (config.window or 1) > train.shape[1]:
+            raise EnmaError(
+                f"window={config.window}: trajectories have {train.shape[1]} frames; at most these can be asked for"
+            )
         self.config, self.train, self.val = config, train, val
         self.module: nn.Module = Tokenizer(model.tokenizer)
         self.options = model.tokenizer
@@ -30,7 +35,7 @@ class TokenizerTask:
         self, module: Callable[..., Any], generator: torch.Generator, rank: Rank
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Relative L2 and KL of a random batch, shifted around periodic dimensions."""
-        B, T = self.config.batch, self.train.shape[1]
+        B, T = self.config.batch, self.config.window or self.train.shape[1]
         rows = torch.randint(len(self.train), (B,), generator=generator)
         shifts = random_shifts(self.options.grid, self.options.periodic, B, generator, shift=self.config.shift)
         tokens = torch.Size((B, self.options.latent_frames(T), *self.options.token_grid)).numel()
@@ -38,7 +43,13 @@ class TokenizerTask:
         noise = noise.view(B, self.options.latent_frames(T), -1, self.options.latent_channels)
         observed = self._observed(B, generator) if self.options.interpolation else None
         mine = rank.share(B)
-        u = roll(self.train[rows[mine]], [s[mine] for s in shifts])
+        first = torch.randint(self.train.shape[1] - T + 1, (B,), generator=generator) if self.config.window else None
+        u = (
+            self.train[rows[mine]]
+            if first is None
+            else self.train[rows[mine, None], first[mine, None] + torch.arange(T)]
+        )
+        u = roll(u, [s[mine] for s in shifts])
         u = u * factors(self.config.amplitude, B, generator)[mine].view(-1, *(1,) * (u.ndim - 1))
         inputs = [u, noise[mine]]
         if observed is not None:

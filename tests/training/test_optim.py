@@ -48,7 +48,8 @@ def test_a_zero_gradient_stays_zero():
 
 
 def test_muon_is_the_naive_loop():
-    shapes = [(8, 6), (6, 20), (8, 6), (20, 6)]
+    # A convolution is the matrix of its output channels and all else.
+    shapes = [(8, 6), (6, 20), (8, 6), (20, 6), (4, 3, 1, 5), (4, 3, 1, 5)]
     params = [nn.Parameter(torch.randn(shape, dtype=torch.float64)) for shape in shapes]
     expected = [p.detach().clone() for p in params]
     momenta = [torch.zeros(shape, dtype=torch.float64) for shape in shapes]
@@ -62,9 +63,9 @@ def test_muon_is_the_naive_loop():
                 params[i].grad = None
                 continue
             momenta[i] = 0.9 * momenta[i] + 0.1 * grad
-            direction = orthogonalise(0.1 * grad + 0.9 * momenta[i])
-            size = 0.2 * math.sqrt(max(shapes[i]))
-            expected[i] = expected[i] - 0.02 * 0.1 * expected[i] - 0.02 * size * direction
+            direction = orthogonalise((0.1 * grad + 0.9 * momenta[i]).flatten(1))
+            size = 0.2 * math.sqrt(max(direction.shape))
+            expected[i] = expected[i] - 0.02 * 0.1 * expected[i] - 0.02 * size * direction.view(shapes[i])
         optimizer.step()
         for p, value in zip(params, expected, strict=True):
             torch.testing.assert_close(p.detach(), value, rtol=1e-12, atol=1e-12)
@@ -112,10 +113,21 @@ def test_adamw_alone_has_everything():
     assert len(optimizer.param_groups[0]["params"]) == len(list(module.parameters()))
 
 
-def test_a_tokenizer_without_blocks_is_left_to_adamw():
-    module = Tokenizer(CONFIGS["relative"].tokenizer)
-    (optimizer,) = build(module, MUON)
-    assert isinstance(optimizer, torch.optim.AdamW)
+def test_muon_has_the_inner_layers_of_a_tokenizer():
+    module = Tokenizer(replace(CONFIGS["relative"].tokenizer, width=16, max_width=16))
+    names = {id(p): key for key, p in module.named_parameters()}
+    adamw, muon = [[names[id(p)] for p in o.param_groups[0]["params"]] for o in build(module, MUON)]
+    assert sorted(adamw + muon) == sorted(names.values())
+    # Nothing that maps from or to fields and latent frames, no vector and no row of weights.
+    assert {key.split(".")[0] for key in muon} == {"down", "up"}
+    assert {key.split(".", 2)[2] for key in muon} == {
+        "conv.weight",
+        "conv.conv.weight",
+        "linear.weight",
+        "squeeze.0.weight",
+        "squeeze.2.weight",
+    }
+    assert "down.0.attend.weight" in adamw
 
 
 def test_learning_rate_warms_up_and_falls_as_a_cosine():

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from enma_fast.errors import EnmaError
 from enma_fast.training.loop import Rank, run, step_generator
 from enma_fast.training.tokenizer import TokenizerTask, roll
 
@@ -63,6 +64,29 @@ def test_the_tokenizer_sees_shifted_fields():
     assert len(set(which)) > 20
     assert noise.shape == (64, 2, 16, 2)
     assert noise.std() == pytest.approx(1.0, abs=0.05)
+
+
+def test_a_window_is_frames_in_a_row_from_any_one_on():
+    fields = waves(1, 1, 7, CONFIGS["relative"].tokenizer)
+    seen = []
+
+    class Spy(nn.Module):
+        weight = nn.Parameter(torch.zeros(()))
+
+        def forward(self, u, noise):
+            seen.append((u, noise))
+            return u.sum(), u.sum()
+
+    training = replace(TRAINING, batch=64, shift=False, window=3)
+    task = TokenizerTask(CONFIGS["relative"], training, train=fields, val=fields)
+    task.loss(Spy(), step_generator(0, 0), Rank())
+    ((u, noise),) = seen
+    parts = fields[0].unfold(0, 3, 1).movedim(-1, 1)
+    begins = {next(i for i, part in enumerate(parts) if torch.equal(part, sample)) for sample in u}
+    assert begins == set(range(5))
+    assert noise.shape == (64, 2, 16, 2)
+    with pytest.raises(EnmaError, match="window=8: trajectories have 7 frames"):
+        TokenizerTask(CONFIGS["relative"], replace(training, window=8), train=fields, val=fields)
 
 
 def test_the_tokenizer_learns(tmp_path):
