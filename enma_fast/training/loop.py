@@ -33,6 +33,7 @@ from ..models.checkpoint import load_tensors, read_tensors, write_atomic, write_
 from ..ops import rates
 from ..utils.dataclass_json import from_json, to_json
 from .optim import build, learning_rate
+from .subnormals import flush_subnormals
 
 log = logging.getLogger("enma_fast")
 
@@ -201,6 +202,7 @@ def end_step(params: Iterable[nn.Parameter], optimizers: Iterable[torch.optim.Op
     return norm
 
 
+@flush_subnormals()
 def run(task: Task, options: RunOptions) -> dict[str, float]:
     """Train until ``task.config.steps``, resuming from ``options.out`` if it holds a state.
 
