@@ -1,14 +1,18 @@
 """The promises of tests/conftest.py itself."""
 
+import itertools
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+
+from .._cases import spared
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
@@ -35,6 +39,48 @@ def test_properties_run_beside_the_seed_fixture(number: int) -> None:
 
 def test_threads_are_few() -> None:
     assert torch.get_num_threads() <= 2
+
+
+def cases(*names: str, slow: frozenset[int] = frozenset(), **counts: int) -> list[SimpleNamespace]:
+    """Items of one test marked `each_value(*names)` with so many values of each argument; those with a slow `a`."""
+    found = []
+    for places in itertools.product(*map(range, counts.values())):
+        indices = dict(zip(counts, places, strict=True))
+        marks = {"each_value": SimpleNamespace(args=names)} | ({"slow": True} if indices["a"] in slow else {})
+        found.append(
+            SimpleNamespace(
+                nodeid=f"test_it[{places}]",
+                callspec=SimpleNamespace(indices=indices),
+                get_closest_marker=marks.get,
+            )
+        )
+    return found
+
+
+def kept(items: list[SimpleNamespace]) -> list[tuple[int, ...]]:
+    left_out = [item.nodeid for item in spared(items)]
+    return [tuple(item.callspec.indices.values()) for item in items if item.nodeid not in left_out]
+
+
+def test_few_cases_show_every_value() -> None:
+    found = kept(cases(a=4, b=3, c=2))
+    assert len(found) == 4
+    assert [values[2] for values in found].count(0) == 2, "each value as often as the others"
+    assert [set(values) for values in zip(*found, strict=True)] == [{0, 1, 2, 3}, {0, 1, 2}, {0, 1}]
+    found = kept(cases("c", a=4, b=3, c=2))
+    assert len(found) == 8
+    for c in (0, 1):
+        some = [values for values in found if values[2] == c]
+        assert [set(values) for values in zip(*some, strict=True)] == [{0, 1, 2, 3}, {0, 1, 2}, {c}]
+
+
+def test_a_slow_case_shows_nothing_for_the_others() -> None:
+    found = kept(cases(a=2, b=3, slow=frozenset({0})))
+    assert [values for values in found if values[0] == 1] == [(1, 0), (1, 1), (1, 2)]
+    plain = cases(a=2, b=2)
+    for item in plain:
+        item.get_closest_marker = {}.get
+    assert spared(plain) == []
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a CUDA device")

@@ -80,6 +80,7 @@ def test_what_was_written_is_whole(server: Server, stores: dict, kind: str) -> N
     assert contents(out) == whole
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("how", DAMAGES)
 @pytest.mark.parametrize(("kind", "file", "holds"), SAMPLED)
 def test_a_damaged_file_is_named_and_written_again_alone(
@@ -155,6 +156,7 @@ def test_several_files_at_once(server: Server, stores: dict) -> None:
     assert set(names) <= changed - {CHECKSUMS} <= {*names, *statistics(whole, 1)}
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("how", DAMAGES)
 @pytest.mark.parametrize("file", FIXED)
 def test_damage_of_what_is_written_once_is_named_and_repaired(
