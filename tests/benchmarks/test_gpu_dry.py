@@ -74,6 +74,7 @@ def test_processes_leave_reports_and_a_failure_is_one(tmp_path, monkeypatch, cap
     assert "1 passed" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_triton_value_tests_are_gpu_tests_where_there_is_one():
     code = (
         "import sys, torch; torch.cuda.is_available = lambda: True; import pytest; sys.exit(pytest.main(sys.argv[1:]))"

@@ -144,6 +144,7 @@ def project_with_extension(root: Path, tmp_path_factory: pytest.TempPathFactory)
     return project
 
 
+@pytest.mark.slow
 def test_extension_is_built_from_what_lies_in_csrc(project_with_extension: Path, tmp_path: Path) -> None:
     # Packed without the extension: headers and sources must travel by MANIFEST.in alone.
     sdist = build_sdist(project_with_extension, tmp_path / "sdist", ENMA_FAST_NO_EXT="1")

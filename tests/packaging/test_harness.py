@@ -1,5 +1,6 @@
 """The promises of tests/conftest.py itself."""
 
+import contextlib
 import itertools
 import subprocess
 import sys
@@ -41,25 +42,28 @@ def test_threads_are_few() -> None:
     assert torch.get_num_threads() <= 2
 
 
-def cases(*names: str, slow: frozenset[int] = frozenset(), **counts: int) -> list[SimpleNamespace]:
-    """Items of one test marked `each_value(*names)` with so many values of each argument; those with a slow `a`."""
+class Case:
+    """What of an item of pytest decides whether it is left out."""
+
+    def __init__(self, indices: dict[str, int], marks: dict[str, object]) -> None:
+        self.nodeid = f"test_it[{indices}]"
+        self.callspec = SimpleNamespace(indices=indices)
+        self.get_closest_marker = marks.get
+
+
+def cases(*names: str, slow: int | None = None, **counts: int) -> list[Case]:
+    """Cases of a test marked `each_value(*names)` with so many values of each argument; one value of `a` is slow."""
     found = []
     for places in itertools.product(*map(range, counts.values())):
         indices = dict(zip(counts, places, strict=True))
-        marks = {"each_value": SimpleNamespace(args=names)} | ({"slow": True} if indices["a"] in slow else {})
-        found.append(
-            SimpleNamespace(
-                nodeid=f"test_it[{places}]",
-                callspec=SimpleNamespace(indices=indices),
-                get_closest_marker=marks.get,
-            )
-        )
+        marks = {"each_value": SimpleNamespace(args=names)} | ({"slow": True} if indices["a"] == slow else {})
+        found.append(Case(indices, marks))
     return found
 
 
-def kept(items: list[SimpleNamespace]) -> list[tuple[int, ...]]:
-    left_out = [item.nodeid for item in spared(items)]
-    return [tuple(item.callspec.indices.values()) for item in items if item.nodeid not in left_out]
+def kept(items: list[Case]) -> list[tuple[int, ...]]:
+    left_out = spared(items)
+    return [tuple(item.callspec.indices.values()) for item in items if item not in left_out]
 
 
 def test_few_cases_show_every_value() -> None:
@@ -75,7 +79,7 @@ def test_few_cases_show_every_value() -> None:
 
 
 def test_a_slow_case_shows_nothing_for_the_others() -> None:
-    found = kept(cases(a=2, b=3, slow=frozenset({0})))
+    found = kept(cases(a=2, b=3, slow=0))
     assert [values for values in found if values[0] == 1] == [(1, 0), (1, 1), (1, 2)]
     plain = cases(a=2, b=2)
     for item in plain:
@@ -83,6 +87,34 @@ def test_a_slow_case_shows_nothing_for_the_others() -> None:
     assert spared(plain) == []
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a CUDA device")
+def test_asking_for_gpu_tests_without_a_gpu_is_refused(request: pytest.FixtureRequest, root: Path) -> None:
+    conftest = request.config.pluginmanager.get_plugin(str(root / "tests/conftest.py"))
+    for expression, refused in (("gpu", True), ("gpu and not slow", True), ("not gpu", False), ("", False)):
+        config = SimpleNamespace(
+            getoption=lambda name, expression=expression: expression,
+            hook=SimpleNamespace(pytest_deselected=lambda items: None),
+        )
+        with pytest.raises(pytest.UsageError, match="no CUDA device") if refused else contextlib.nullcontext():
+            conftest.pytest_collection_modifyitems(config, [])
+
+
+def test_tests_that_run_where_the_kernels_do_are_gpu_tests_where_there_is_one(
+    request: pytest.FixtureRequest, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conftest = request.config.pluginmanager.get_plugin(str(root / "tests/conftest.py"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    marked: list[str] = []
+    items = [Case({}, {}) for _ in range(2)]
+    for item, fixtures in zip(items, (["device", "rng"], ["rng"]), strict=True):
+        item.fixturenames = fixtures
+        item.add_marker = lambda name, item=item: marked.append(f"{name} {item.fixturenames[0]}")
+    config = SimpleNamespace(getoption=lambda name: "gpu", hook=SimpleNamespace(pytest_deselected=lambda items: None))
+    conftest.pytest_collection_modifyitems(config, items)
+    assert marked == ["gpu device"]
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a CUDA device")
 def test_asking_for_gpu_tests_without_a_gpu_is_an_error(root: Path) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", __file__]

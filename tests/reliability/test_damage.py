@@ -213,6 +213,7 @@ def test_a_coordinate_that_nobody_knows_to_be_damaged_is_named(server: Server, s
     assert contents(out) == whole
 
 
+@pytest.mark.slow
 def test_a_repair_that_is_killed_is_done_by_the_next(server: Server, stores: dict) -> None:
     out, command, whole = stores["members"]
     trace, file = out.with_name("trace"), "u_truth/c.1.0.0"
