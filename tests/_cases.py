@@ -17,13 +17,18 @@ def spared(items: Iterable[pytest.Item]) -> list[pytest.Item]:
     for item in items:
         mark = item.get_closest_marker(MARK)
         if mark is not None and not any(item.get_closest_marker(name) for name in ("slow", "kill", "long")):
-            fixed = tuple(item.callspec.indices[name] for name in mark.args)
+            fixed = tuple(value for name, value in _values(item) if name in mark.args)
             groups[item.nodeid.partition("[")[0], fixed].append(item)
     return [item for cases in groups.values() for item in _spared(cases)]
 
 
+def _values(case: pytest.Item) -> list[tuple[str, int]]:
+    """Each argument with its value, by identity: all cases have the very objects that `parametrize` was given."""
+    return [(name, id(value)) for name, value in case.callspec.params.items()]
+
+
 def _spared(cases: list[pytest.Item]) -> list[pytest.Item]:
-    values = {case: set(case.callspec.indices.items()) for case in cases}
+    values = {case: set(_values(case)) for case in cases}
     shown: Counter[tuple[str, int]] = Counter()
     left = list(cases)
     while any(values[case] - shown.keys() for case in left):

@@ -179,7 +179,14 @@ def test_the_extension_is_known_by_its_sources(tmp_path, monkeypatch):
     (tmp_path / "csrc").mkdir()
     (tmp_path / "setup.py").write_text("")
     (tmp_path / "csrc" / "a.cpp").write_text("1")
+    here = gpu_bootstrap.sources("9.0a")
+    # Another PyTorch, in a Python that starts at once.
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho a version\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
     first = gpu_bootstrap.sources("9.0a")
+    assert first != here
     assert gpu_bootstrap.sources("9.0a") == first != gpu_bootstrap.sources("10.0a")
     (tmp_path / "csrc" / "a.cpp").write_text("2")
     assert gpu_bootstrap.sources("9.0a") != first

@@ -1,7 +1,6 @@
 """The promises of tests/conftest.py itself."""
 
 import contextlib
-import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -42,49 +41,60 @@ def test_threads_are_few() -> None:
     assert torch.get_num_threads() <= 2
 
 
-class Case:
-    """What of an item of pytest decides whether it is left out."""
-
-    def __init__(self, indices: dict[str, int], marks: dict[str, object]) -> None:
-        self.nodeid = f"test_it[{indices}]"
-        self.callspec = SimpleNamespace(indices=indices)
-        self.get_closest_marker = marks.get
+ABC = {"a": ["x", 1, (2,), [3]], "b": [0.5, None, {}], "c": [False, True]}
 
 
-def cases(*names: str, slow: int | None = None, **counts: int) -> list[Case]:
-    """Cases of a test marked `each_value(*names)` with so many values of each argument; one value of `a` is slow."""
-    found = []
-    for places in itertools.product(*map(range, counts.values())):
-        indices = dict(zip(counts, places, strict=True))
-        marks = {"each_value": SimpleNamespace(args=names)} | ({"slow": True} if indices["a"] == slow else {})
-        found.append(Case(indices, marks))
-    return found
+@pytest.mark.each_value
+@pytest.mark.parametrize("a", ABC["a"], ids=str)
+@pytest.mark.parametrize("b", ABC["b"], ids=str)
+@pytest.mark.parametrize("c", ABC["c"], ids=str)
+def test_all(a: object, b: object, c: bool) -> None:
+    assert a in ABC["a"]
 
 
-def kept(items: list[Case]) -> list[tuple[int, ...]]:
-    left_out = spared(items)
-    return [tuple(item.callspec.indices.values()) for item in items if item not in left_out]
+@pytest.mark.each_value("c")
+@pytest.mark.parametrize("a", ABC["a"], ids=str)
+@pytest.mark.parametrize("b", ABC["b"], ids=str)
+@pytest.mark.parametrize("c", ABC["c"], ids=str)
+def test_each_c(a: object, b: object, c: bool) -> None:
+    assert b in ABC["b"]
 
 
-def test_few_cases_show_every_value() -> None:
-    found = kept(cases(a=4, b=3, c=2))
+@pytest.mark.each_value
+@pytest.mark.parametrize("a", [pytest.param("x", marks=pytest.mark.slow), "y"])
+@pytest.mark.parametrize("b", ABC["b"], ids=str)
+def test_one_is_slow(a: str, b: object) -> None:
+    assert a in ("x", "y")
+
+
+def kept(module: pytest.Module, name: str) -> list[dict[str, object]]:
+    """Arguments of the cases of a test here that `make test` runs."""
+    cases = [item for item in module.collect() if item.originalname == name]
+    left_out = spared(cases)
+    return [case.callspec.params for case in cases if case not in left_out and not case.get_closest_marker("slow")]
+
+
+def shows_all(found: list[dict[str, object]], **expected: list[object]) -> bool:
+    return all(all(value in [case[name] for case in found] for value in values) for name, values in expected.items())
+
+
+def test_few_cases_show_every_value(request: pytest.FixtureRequest) -> None:
+    found = kept(request.node.parent, "test_all")
     assert len(found) == 4
-    assert [values[2] for values in found].count(0) == 2, "each value as often as the others"
-    assert [set(values) for values in zip(*found, strict=True)] == [{0, 1, 2, 3}, {0, 1, 2}, {0, 1}]
-    found = kept(cases("c", a=4, b=3, c=2))
+    assert shows_all(found, **ABC)
+    assert [case["c"] for case in found].count(True) == 2, "each value as often as the others"
+    found = kept(request.node.parent, "test_each_c")
     assert len(found) == 8
-    for c in (0, 1):
-        some = [values for values in found if values[2] == c]
-        assert [set(values) for values in zip(*some, strict=True)] == [{0, 1, 2, 3}, {0, 1, 2}, {c}]
+    for c in (False, True):
+        some = [case for case in found if case["c"] is c]
+        assert len(some) == 4
+        assert shows_all(some, a=ABC["a"], b=ABC["b"])
 
 
-def test_a_slow_case_shows_nothing_for_the_others() -> None:
-    found = kept(cases(a=2, b=3, slow=0))
-    assert [values for values in found if values[0] == 1] == [(1, 0), (1, 1), (1, 2)]
-    plain = cases(a=2, b=2)
-    for item in plain:
-        item.get_closest_marker = {}.get
-    assert spared(plain) == []
+def test_a_slow_case_shows_nothing_for_the_others(request: pytest.FixtureRequest) -> None:
+    found = kept(request.node.parent, "test_one_is_slow")
+    assert [case["a"] for case in found] == ["y"] * 3
+    assert shows_all(found, b=ABC["b"])
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a CUDA device")
@@ -105,10 +115,15 @@ def test_tests_that_run_where_the_kernels_do_are_gpu_tests_where_there_is_one(
     conftest = request.config.pluginmanager.get_plugin(str(root / "tests/conftest.py"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     marked: list[str] = []
-    items = [Case({}, {}) for _ in range(2)]
-    for item, fixtures in zip(items, (["device", "rng"], ["rng"]), strict=True):
-        item.fixturenames = fixtures
-        item.add_marker = lambda name, item=item: marked.append(f"{name} {item.fixturenames[0]}")
+    items = [
+        SimpleNamespace(
+            nodeid=fixtures[0],
+            fixturenames=fixtures,
+            get_closest_marker=lambda name: None,
+            add_marker=lambda name, fixtures=fixtures: marked.append(f"{name} {fixtures[0]}"),
+        )
+        for fixtures in (["device", "rng"], ["rng"])
+    ]
     config = SimpleNamespace(getoption=lambda name: "gpu", hook=SimpleNamespace(pytest_deselected=lambda items: None))
     conftest.pytest_collection_modifyitems(config, items)
     assert marked == ["gpu device"]
