@@ -297,7 +297,8 @@ def test_units_of_a_ledger_that_are_neither_are_sampled_again(server: Server, st
     assert contents(out) == whole
 
 
-def test_verify_that_is_killed_hides_nothing(server: Server, stores: dict) -> None:
+@pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.slow)])
+def test_verify_that_is_killed_hides_nothing(server: Server, stores: dict, every: int) -> None:
     out, command, whole = stores["members"]
     trace = out.with_name("trace")
     damage(out / "u" / "c.0.1.0.0", "flip")
@@ -306,7 +307,7 @@ def test_verify_that_is_killed_hides_nothing(server: Server, stores: dict) -> No
     count = len(trace.read_text().splitlines())
     trace.unlink()
     assert count >= 5
-    for number in range(1, count + 1):
+    for number in range(1, count + 1, every):
         trap = {"folder": str(out.parent), "how": "kill", "at": [number]}
         assert server.run("verify", out, "--mark", trap=trap).status == -9
         again = server.run(*command)
