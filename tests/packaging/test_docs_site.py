@@ -54,7 +54,7 @@ def beside(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     return tmp_path
 
 
-@pytest.mark.parametrize("name", map(slow_if_long, PAGES))
+@pytest.mark.parametrize("name", [slow_if_long(page) for page in PAGES])
 def test_pages_run_from_top_to_bottom(name: str, beside: Path) -> None:
     session: dict[str, Any] = {}
     ran = 0
@@ -68,7 +68,7 @@ def test_pages_run_from_top_to_bottom(name: str, beside: Path) -> None:
     assert ran >= 2
 
 
-@pytest.mark.parametrize("example", map(slow_if_long, EXAMPLES), ids=lambda path: path.stem)
+@pytest.mark.parametrize("example", [slow_if_long(example) for example in EXAMPLES], ids=lambda path: path.stem)
 def test_examples_run(example: Path, beside: Path, capsys: pytest.CaptureFixture[str]) -> None:
     if example.stem == "thousand_members":
         shutil.rmtree(beside / "run.zarr")
