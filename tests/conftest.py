@@ -18,6 +18,8 @@ import numpy as np
 import pytest
 import torch
 
+from ._cases import spared
+
 SEED = 0
 SHARED = "PYTEST_XDIST_WORKER" in os.environ
 MAX_THREADS = 1 if SHARED else 2
@@ -70,6 +72,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     Tests of operators that run where the Triton kernels do are GPU tests where there is one.
     """
+    for item in spared(items):
+        item.add_marker("slow")
     if "long" not in config.getoption("-m"):
         left_out = [item for item in items if item.get_closest_marker("long")]
         config.hook.pytest_deselected(items=left_out)

@@ -74,6 +74,7 @@ def test_processes_leave_reports_and_a_failure_is_one(tmp_path, monkeypatch, cap
     assert "1 passed" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_triton_value_tests_are_gpu_tests_where_there_is_one():
     code = (
         "import sys, torch; torch.cuda.is_available = lambda: True; import pytest; sys.exit(pytest.main(sys.argv[1:]))"
@@ -178,7 +179,14 @@ def test_the_extension_is_known_by_its_sources(tmp_path, monkeypatch):
     (tmp_path / "csrc").mkdir()
     (tmp_path / "setup.py").write_text("")
     (tmp_path / "csrc" / "a.cpp").write_text("1")
+    here = gpu_bootstrap.sources("9.0a")
+    # Another PyTorch, in a Python that starts at once.
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho a version\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
     first = gpu_bootstrap.sources("9.0a")
+    assert first != here
     assert gpu_bootstrap.sources("9.0a") == first != gpu_bootstrap.sources("10.0a")
     (tmp_path / "csrc" / "a.cpp").write_text("2")
     assert gpu_bootstrap.sources("9.0a") != first

@@ -1,11 +1,13 @@
 """`enma-fast plot` and `enma-fast report`."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from enma_fast.cli import main
 from enma_fast.data import read
 from enma_fast.evaluation.metrics import Scores
 from enma_fast.figures import plots
@@ -13,21 +15,27 @@ from enma_fast.store.create import create_store
 from enma_fast.store.read import read_forecast, stacked
 
 
+@pytest.fixture(scope="module")
+def stores(tiny: Path, test_in: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of two stores that the command has written."""
+    folder = tmp_path_factory.mktemp("stores")
+    common = ("forecast", str(test_in), "-c", str(tiny), "--quiet", "--out")
+    assert main([*common, str(folder / "run.zarr"), "--members", "4", "--select", "2:4"]) == 0
+    options = ("--members", "2", "--task", "generation", "--select", "5")
+    assert main([*common, str(folder / "generated.zarr"), *options]) == 0
+    return folder
+
+
 @pytest.fixture
-def store(enma: Callable, tiny: Path, test_in: Path, tmp_path: Path) -> Path:
+def store(stores: Path, tmp_path: Path) -> Path:
     """Four members of trajectories 2 and 3."""
-    out = tmp_path / "run.zarr"
-    assert enma("forecast", test_in, "--out", out, "-c", tiny, "--members", 4, "--select", "2:4").status == 0
-    return out
+    return Path(shutil.copytree(stores / "run.zarr", tmp_path / "run.zarr"))
 
 
 @pytest.fixture
-def generated(enma: Callable, tiny: Path, test_in: Path, tmp_path: Path) -> Path:
+def generated(stores: Path, tmp_path: Path) -> Path:
     """A store without a truth."""
-    out = tmp_path / "generated.zarr"
-    command = ("forecast", test_in, "--out", out, "-c", tiny, "--members", 2, "--task", "generation", "--select", 5)
-    assert enma(*command).status == 0
-    return out
+    return Path(shutil.copytree(stores / "generated.zarr", tmp_path / "generated.zarr"))
 
 
 @pytest.fixture

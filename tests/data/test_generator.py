@@ -33,6 +33,7 @@ def test_same_seed_same_bytes_and_the_first_groups_are_the_same(equation: str, t
     assert not np.array_equal(other.u, many.u[:10])
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("equation", LINES)
 @pytest.mark.parametrize("split", DEFAULT_GROUPS)
 def test_a_group_shares_parameters_and_not_initial_conditions(equation: str, split: str, tmp_path: Path) -> None:

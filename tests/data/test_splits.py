@@ -26,6 +26,7 @@ def test_splits_never_share_an_environment_even_across_seeds(equation: str) -> N
                 assert not np.intersect1d(first, second).size, (one, other)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("groups", [1, 7, 129])
 def test_the_first_groups_do_not_depend_on_their_number(split: str, groups: int) -> None:

@@ -27,8 +27,9 @@ LIMITS = {"memory": 8 << 30, "cpu": 30}
 # On the clock of a busy machine: one that computes for ever meets the limit above, one that waits for ever this one.
 SECONDS = 300.0
 COMMANDS = ("verify", "verify", "score", "report", "plot", "export-netcdf", "forecast", "mark")
-# Mutations of the suite that every change runs (about 15 s), and of a part of the long one, which reports progress.
-FEW, MANY, ROUNDS = 60, 200, 10
+# Mutations of the suite that every change runs (about 5 s), of the slow one, and of a part of the long one, which
+# reports progress.
+FEW, MORE, MANY, ROUNDS = 20, 60, 200, 10
 KINDS = {"members": (), "shards": ("--shard", 2, "--quantiles", "0.5"), "statistics": ("--statistics-only",)}
 OPTIONS = ("--members", 3, "--select", "0:2", "--chunk", 2)
 
@@ -130,6 +131,7 @@ def suite(cases: int, *, anew: bool) -> Callable[[Target], None]:
 
 
 test_changed_stores_are_right_or_one_line = suite(FEW, anew=False)
+test_more_changed_stores_are_right_or_one_line = pytest.mark.slow(suite(MORE, anew=False))
 
 
 @pytest.mark.long

@@ -89,6 +89,7 @@ def tokens_of(B: int, L: int, M: int, *, first: int = 0) -> Tensor:
     return torch.stack([torch.randperm(L - first)[:M] for _ in range(B)])
 
 
+@pytest.mark.each_value("turned")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("turned", [False, True])

@@ -252,7 +252,10 @@ def cubin_cases() -> None:
             launch_philox_normal(word, members, word, word, tokens, out=out)
 
 
-@pytest.mark.parametrize("capability", [80, 90, 100])
+# One of all tests of cubins that is not slow.
+@pytest.mark.parametrize(
+    "capability", [pytest.param(80, marks=pytest.mark.slow), 90, pytest.param(100, marks=pytest.mark.slow)]
+)
 def test_cubins_use_no_stack(capability):
     pytest.importorskip("triton")
     kernels = report("tests.ops.test_philox_normal:cubin_cases", capability)

@@ -88,6 +88,7 @@ def shipped(source_files: list[Path]) -> set[str]:
     return {prefix[path.parts[0]] + path.as_posix() for path in source_files if path.parts[0] in prefix}
 
 
+@pytest.mark.slow
 def test_wheel_holds_the_package_and_nothing_else(source_files: list[Path], wheel: Path, wheel_names: set[str]) -> None:
     assert wheel.name.endswith("-py3-none-any.whl")
     found = {name for name in wheel_names if ".dist-info/" not in name}
@@ -97,6 +98,7 @@ def test_wheel_holds_the_package_and_nothing_else(source_files: list[Path], whee
     assert "enma_fast/kernels/__init__.py" in found
 
 
+@pytest.mark.slow
 def test_wheel_holds_pretrained_models_and_the_licence(wheel_names: set[str]) -> None:
     suffixes = {Path(name).suffix for name in wheel_names if name.startswith("enma_fast/pretrained/")}
     assert {".safetensors", ".json", ".md"} <= suffixes
@@ -113,6 +115,7 @@ def test_sdist_holds_what_a_build_needs(source_files: list[Path], sdist: Path) -
     assert not [name for name in found if name.split("/")[0] in ("tests", "benchmarks", ".ci")]
 
 
+@pytest.mark.slow
 def test_installed_wheel_imports_alone(wheel: Path, tmp_path: Path) -> None:
     target = tmp_path / "site"
     options = ("--quiet", "--no-deps", "--no-index", "--target", target)
@@ -144,6 +147,7 @@ def project_with_extension(root: Path, tmp_path_factory: pytest.TempPathFactory)
     return project
 
 
+@pytest.mark.slow
 def test_extension_is_built_from_what_lies_in_csrc(project_with_extension: Path, tmp_path: Path) -> None:
     # Packed without the extension: headers and sources must travel by MANIFEST.in alone.
     sdist = build_sdist(project_with_extension, tmp_path / "sdist", ENMA_FAST_NO_EXT="1")

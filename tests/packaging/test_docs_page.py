@@ -91,8 +91,15 @@ def test_errors_on_the_page_are_those_of_the_code() -> None:
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
-def test_examples_start_the_command(example: Path, test_in: Path, tiny: Path, tmp_path: Path) -> None:
-    """With launchers that start one process, and that one on the tiny checkpoint."""
+def test_examples_start_the_command(
+    example: Path,
+    test_in: Path,
+    tiny: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """With launchers that start one process, and that one, here, on the tiny checkpoint."""
     (tmp_path / "observed.h5").symlink_to(test_in)
     tools = tmp_path / "bin"
     tools.mkdir()
@@ -100,16 +107,19 @@ def test_examples_start_the_command(example: Path, test_in: Path, tiny: Path, tm
     for name, text in {
         "srun": start,
         "mpirun": start,
-        "enma-fast": f'#!/bin/bash\nexec "{sys.executable}" -m enma_fast "$@"\n',
+        "enma-fast": '#!/bin/bash\nprintf \'%s\\0\' "$OMP_NUM_THREADS" "$@" > started\n',
     }.items():
         (tools / name).write_text(text)
         (tools / name).chmod(0o755)
-    environ = os.environ | {"PATH": f"{tools}:{os.environ['PATH']}", "SLURM_CPUS_PER_TASK": "1", "THREADS": "1"}
-    environ |= {"PYTHONPATH": str(DOCS.parent)}
+    environ = os.environ | {"PATH": f"{tools}:{os.environ['PATH']}", "SLURM_CPUS_PER_TASK": "3", "THREADS": "3"}
     options = ("--checkpoint", str(tiny), "--select", "1", "--dry-run", "--json")
     done = subprocess.run(
         ["bash", str(example), *options], cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
-    assert '"members": 1000' in done.stdout
+    threads, *arguments = (tmp_path / "started").read_text().split("\0")[:-1]
+    assert threads == "3"
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 0, capsys.readouterr().err
+    assert '"members": 1000' in capsys.readouterr().out
     assert example.stat().st_mode & 0o111, "it can be run"

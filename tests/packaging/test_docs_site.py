@@ -24,9 +24,15 @@ from .test_docs_page import DOCS, FENCE, commands, run_shell
 ROOT = DOCS.parent
 PAGES = ("results-in-xarray.md", "stop-members-early.md", "score-and-calibrate.md", "your-own-data.md")
 EXAMPLES = sorted((DOCS / "examples").glob("*.py"))
+# They plan a training, and sample a thousand members.
+LONGEST = ("your-own-data", "thousand_members")
 API = DOCS / "reference" / "api.md"
 # A path of the tree between backquotes, such as `models/tokenizer` or `data/well.py`.
 PATH = re.compile(r"`(\w+(?:/[\w.]+)+)`")
+
+
+def slow_if_long(page: str | Path) -> Any:
+    return pytest.param(page, marks=pytest.mark.slow if Path(page).stem in LONGEST else ())
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +54,7 @@ def beside(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     return tmp_path
 
 
-@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("name", [slow_if_long(page) for page in PAGES])
 def test_pages_run_from_top_to_bottom(name: str, beside: Path) -> None:
     session: dict[str, Any] = {}
     ran = 0
@@ -62,7 +68,7 @@ def test_pages_run_from_top_to_bottom(name: str, beside: Path) -> None:
     assert ran >= 2
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("example", [slow_if_long(example) for example in EXAMPLES], ids=lambda path: path.stem)
 def test_examples_run(example: Path, beside: Path, capsys: pytest.CaptureFixture[str]) -> None:
     if example.stem == "thousand_members":
         shutil.rmtree(beside / "run.zarr")

@@ -80,6 +80,7 @@ def test_what_was_written_is_whole(server: Server, stores: dict, kind: str) -> N
     assert contents(out) == whole
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("how", DAMAGES)
 @pytest.mark.parametrize(("kind", "file", "holds"), SAMPLED)
 def test_a_damaged_file_is_named_and_written_again_alone(
@@ -155,6 +156,7 @@ def test_several_files_at_once(server: Server, stores: dict) -> None:
     assert set(names) <= changed - {CHECKSUMS} <= {*names, *statistics(whole, 1)}
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("how", DAMAGES)
 @pytest.mark.parametrize("file", FIXED)
 def test_damage_of_what_is_written_once_is_named_and_repaired(
@@ -211,6 +213,7 @@ def test_a_coordinate_that_nobody_knows_to_be_damaged_is_named(server: Server, s
     assert contents(out) == whole
 
 
+@pytest.mark.slow
 def test_a_repair_that_is_killed_is_done_by_the_next(server: Server, stores: dict) -> None:
     out, command, whole = stores["members"]
     trace, file = out.with_name("trace"), "u_truth/c.1.0.0"
@@ -294,7 +297,8 @@ def test_units_of_a_ledger_that_are_neither_are_sampled_again(server: Server, st
     assert contents(out) == whole
 
 
-def test_verify_that_is_killed_hides_nothing(server: Server, stores: dict) -> None:
+@pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.slow)])
+def test_verify_that_is_killed_hides_nothing(server: Server, stores: dict, every: int) -> None:
     out, command, whole = stores["members"]
     trace = out.with_name("trace")
     damage(out / "u" / "c.0.1.0.0", "flip")
@@ -303,7 +307,7 @@ def test_verify_that_is_killed_hides_nothing(server: Server, stores: dict) -> No
     count = len(trace.read_text().splitlines())
     trace.unlink()
     assert count >= 5
-    for number in range(1, count + 1):
+    for number in range(1, count + 1, every):
         trap = {"folder": str(out.parent), "how": "kill", "at": [number]}
         assert server.run("verify", out, "--mark", trap=trap).status == -9
         again = server.run(*command)

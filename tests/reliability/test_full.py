@@ -26,6 +26,9 @@ KINDS = {
     "statistics": (("--members", 4, "--chunk", 1, "--statistics-only"), {"runs.run._SAVE": -1.0}),
 }
 
+# Shards are written as members are, several in a file.
+FEW_KINDS = ["members", pytest.param("shards", marks=pytest.mark.slow), "statistics"]
+
 Mount = Callable[..., Path]
 
 
@@ -71,7 +74,7 @@ def command(test_in: Path, tiny: Path) -> Callable[..., tuple[object, ...]]:
     return make
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FEW_KINDS)
 def test_a_full_disk(server: Server, wholes: dict, command: Callable, mount: Mount, kind: str) -> None:
     """At every stage: what is free grows until the run has room."""
     disk = mount("size=2m")
@@ -106,7 +109,7 @@ def test_a_full_disk(server: Server, wholes: dict, command: Callable, mount: Mou
     assert contents(out) == wholes[kind]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FEW_KINDS)
 def test_a_disk_that_becomes_full(server: Server, wholes: dict, command: Callable, quick: Path, kind: str) -> None:
     """The same with writes that fail from the n-th on, which every machine can do."""
     out = quick / "run.zarr"

@@ -39,8 +39,16 @@ def coder(code: Callable[[Tensor], Tensor], dims: int) -> Callable[[Tensor], Ten
     return lambda rows: map_rows(code, rows, operation="test", block=BLOCKS[dims])
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("what", ["encode", "decode"])
-@pytest.mark.parametrize("name", [*PAPER, *(name for name in CONFIGS if name != "points")])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name == "vorticity-paper" else name
+        for name in (*PAPER, *CONFIGS)
+        if name != "points"
+    ],
+)
 def test_bits_depend_on_nothing_but_the_row(name: str, what: str) -> None:
     one = made(name)
     config, tok = one.config, one.config.tokenizer

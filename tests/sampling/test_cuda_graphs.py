@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from enma_fast.errors import EnmaError
+from enma_fast.models.model import Dynamics
 from enma_fast.sampling import cuda_graphs
 from enma_fast.sampling.cuda_graphs import WARM_UPS, CapturedStep, try_capture
 from enma_fast.sampling.static_step import StaticStep
 
-from .._static import LATENTS, TapeRecorder, build, generate, make_step, problem
+from .._static import LATENTS, Problem, TapeRecorder, build, generate, make_step, problem
 from .._tiny import ONE_PASS, distance
 
 # The tape runs the reference operators, and attention under Triton's interpreter.
@@ -25,6 +26,11 @@ CLOSE = 2e-4
 def recorder(monkeypatch: pytest.MonkeyPatch) -> TapeRecorder:
     pytest.importorskip("triton")
     return TapeRecorder(monkeypatch)
+
+
+def one_row(dynamics: Dynamics) -> Problem:
+    """The interpreter takes a second for a frame of it; for one in mask steps and of four rows, ten times as long."""
+    return problem(dynamics, "temporal", groups=1, members=1)
 
 
 @pytest.mark.slow
@@ -50,12 +56,14 @@ def test_replayed_frames_are_the_steps_own(name: str, recorder: TapeRecorder) ->
     assert torch.equal(found[3], found[1])
 
 
+# test_node_budget.py counts the nodes of a frame in one pass in a second.
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["paper", "relative"])
 def test_a_frame_in_one_pass_is_a_small_graph(name: str, recorder: TapeRecorder) -> None:
     nodes = {}
     for made in (name, f"{name}-fast"):
         dynamics = build(made)
-        step = make_step(dynamics, problem(dynamics, "temporal"))
+        step = make_step(dynamics, one_row(dynamics))
         recorder.nodes.clear()
         CapturedStep(step, recorder=recorder)
         # One graph for a frame that is fed back and one for the last, which has no causal transformer.
@@ -80,8 +88,8 @@ def test_the_tape_would_show_a_number_that_python_holds(recorder: TapeRecorder) 
 
 
 def test_bad_calls_of_a_captured_step_are_refused(recorder: TapeRecorder) -> None:
-    dynamics = build("paper")
-    given = problem(dynamics, "temporal")
+    dynamics = build("paper-fast")
+    given = one_row(dynamics)
     captured = CapturedStep(make_step(dynamics, given), recorder=recorder)
     with pytest.raises(EnmaError, match="call begin first"):
         captured.frame()
@@ -102,8 +110,8 @@ def test_bad_calls_of_a_captured_step_are_refused(recorder: TapeRecorder) -> Non
 
 
 def test_teardown(recorder: TapeRecorder) -> None:
-    dynamics = build("paper")
-    given = problem(dynamics, "temporal")
+    dynamics = build("paper-fast")
+    given = one_row(dynamics)
     step = make_step(dynamics, given)
     captured = try_capture(step, recorder=recorder)
     assert isinstance(captured, CapturedStep)
@@ -118,8 +126,8 @@ def test_teardown(recorder: TapeRecorder) -> None:
 
 def test_a_single_frame_needs_one_graph(recorder: TapeRecorder) -> None:
     dynamics = build("relative")
-    given = problem(dynamics, "temporal")
-    step = StaticStep(dynamics, rows=4, groups=2, prefix_frames=3, own_frames=0, settings=dynamics.config.sampling)
+    given = one_row(dynamics)
+    step = StaticStep(dynamics, rows=1, groups=1, prefix_frames=3, own_frames=0, settings=dynamics.config.sampling)
     captured = try_capture(step, recorder=recorder)
     assert recorder.warm_ups == WARM_UPS
     captured.begin(given.segments, seeds=given.seeds, members=given.members, first=given.first)
@@ -129,8 +137,8 @@ def test_a_single_frame_needs_one_graph(recorder: TapeRecorder) -> None:
 
 def test_the_fall_back_is_said_once(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     cuda_graphs._warn_once.cache_clear()
-    dynamics = build("paper")
-    given = problem(dynamics, "temporal")
+    dynamics = build("paper-fast")
+    given = one_row(dynamics)
     expected = generate(make_step(dynamics, given), given)
 
     class Failing(TapeRecorder):

@@ -59,7 +59,9 @@ def test_the_last_frame_has_no_causal_transformer(monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_number_of_members_adds_no_node(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert nodes("combined-fast-paper", monkeypatch, members=2) == nodes("combined-fast-paper", monkeypatch)
+    # The budget is that of one member.
+    found = nodes("combined-fast-paper", monkeypatch, members=2)
+    assert found.total() == BUDGETS["combined-fast-paper"], found
 
 
 def test_a_history_is_read_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
