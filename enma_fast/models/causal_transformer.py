@@ -84,7 +84,7 @@ class CausalTransformer(nn.Module):
         self.num_tokens = config.num_tokens
         self.embed = nn.Linear(config.token_channels, dyn.width)
         # One start vector for a first trajectory, one for a trajectory that follows a context.
-        self.start = nn.Parameter(torch.randn(2, dyn.width) * 0.02)
+        self.start = nn.Parameter(nn.init.normal_(torch.empty(2, dyn.width), std=0.02))
         self.blocks = nn.ModuleList([Block(dyn.width, dyn.heads, dyn.mlp_ratio) for _ in range(dyn.temporal_layers)])
         self.scale_shift = ScaleShift(dyn.width, dyn.scale_shift_rank) if dyn.scale_shift_rank else None
         init_linear(self.blocks, depth=dyn.temporal_layers)

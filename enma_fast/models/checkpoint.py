@@ -260,8 +260,6 @@ class _Undrawn(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in self._DRAWS:
             return args[0] if args else kwargs["tensor"]
-        if func is torch.randn:
-            func = torch.empty
         return func(*args, **(kwargs or {}))
 
 

@@ -15,11 +15,12 @@ from torch.nn import functional as F
 from ..config import InterpolationConfig, TokenizerConfig
 from ..errors import EnmaError
 from ..ops.point_attention import point_attention
+from .layers import axes_of
 
 
 def grid_points(grid: tuple[int, ...], lengths: tuple[float, ...]) -> Tensor:
     """Coordinates ``[X, d]`` of a regular grid, x_j = j L / n, end point excluded."""
-    axes = [torch.arange(n, dtype=torch.float64) * (length / n) for n, length in zip(grid, lengths, strict=True)]
+    axes = [places * (length / len(places)) for places, length in zip(axes_of(grid), lengths, strict=True)]
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, len(grid)).float()
 
 
@@ -31,7 +32,7 @@ class PointEncoding(nn.Module):
 
     def __init__(self, config: InterpolationConfig, lengths: tuple[float, ...]) -> None:
         super().__init__()
-        bands = math.pi * 2.0 ** torch.linspace(0.0, config.max_log2_frequency, config.frequencies)
+        bands = math.pi * 2.0 ** torch.linspace(0.0, config.max_log2_frequency, config.frequencies, device="cpu")
         self.register_buffer("bands", bands, persistent=False)
         self.register_buffer("lengths", torch.tensor(lengths), persistent=False)
         self.features = 2 * config.frequencies * len(lengths)
@@ -89,7 +90,7 @@ class Interpolation(nn.Module):
         regular = grid_points(config.grid, config.lengths)
         self.register_buffer("regular", regular, persistent=False)
         self.grid = nn.Parameter(regular.clone())
-        self.latents = nn.Parameter(torch.randn(num_points, opts.hidden) * opts.hidden**-0.5)
+        self.latents = nn.Parameter(nn.init.normal_(torch.empty(num_points, opts.hidden), std=opts.hidden**-0.5))
         # Per head and direction; softplus keeps m_h >= 0, so that near points always weigh more than far ones.
         raw = torch.tensor([math.log(math.expm1(m)) for m in opts.slopes])
         self.slopes_in = nn.Parameter(raw.clone(), requires_grad=opts.learned_slopes)

@@ -63,19 +63,17 @@ class Rotary:
         pairs = head_dim // 2
         dims = len(token_grid)
         per_dim = pairs // 2 // dims
-        places = torch.stack(
-            torch.meshgrid(*[torch.arange(n, dtype=torch.float64) for n in token_grid], indexing="ij"), dim=-1
-        ).reshape(-1, dims)
-        harmonics = torch.arange(1, per_dim + 1, dtype=torch.float64)
+        places = torch.stack(torch.meshgrid(*axes_of(token_grid), indexing="ij"), dim=-1).reshape(-1, dims)
+        harmonics = torch.arange(1, per_dim + 1, dtype=torch.float64, device="cpu")
         turn = [2 * math.pi / n if p else math.pi / n for n, p in zip(token_grid, periodic, strict=True)]
         space = [places[:, i : i + 1] * turn[i] * harmonics for i in range(dims)]
         num_time = pairs // 4
         still = pairs - per_dim * dims - num_time
         num_tokens = math.prod(token_grid)
-        self._space = torch.cat([*space, torch.zeros(num_tokens, num_time + still, dtype=torch.float64)], dim=-1)
-        self._time = torch.zeros(pairs, dtype=torch.float64)
+        self._space = torch.cat([*space, places.new_zeros(num_tokens, num_time + still)], dim=-1)
+        self._time = places.new_zeros(pairs)
         self._time[per_dim * dims : per_dim * dims + num_time] = (
-            32.0 ** -torch.linspace(0, 1, max(num_time, 1))[:num_time]
+            32.0 ** -torch.linspace(0, 1, max(num_time, 1), device="cpu")[:num_time]
         )
 
     def tables(self, frames: Tensor) -> tuple[Tensor, Tensor]:
@@ -165,12 +163,20 @@ class ScaleShift(nn.Module):
         return anchor_BND * (1 + gamma) + beta
 
 
+def axes_of(grid: tuple[int, ...]) -> list[Tensor]:
+    """Numbers 0, 1, ... of the points of each dimension (float64, on the CPU also where modules are made elsewhere).
+
+    Arithmetic on the meta device, which checkpoints are checked on, would import the whole of torch.compile.
+    """
+    return [torch.arange(n, dtype=torch.float64, device="cpu") for n in grid]
+
+
 def sincos(token_grid: tuple[int, ...], width: int) -> Tensor:
     """Fixed sine-cosine embeddings [N, width] of places on a grid, width shared evenly among the dimensions."""
     per_dim = width // len(token_grid) // 2
-    frequency = 10_000.0 ** -(torch.arange(per_dim, dtype=torch.float64) / per_dim)
+    frequency = 10_000.0 ** -(torch.arange(per_dim, dtype=torch.float64, device="cpu") / per_dim)
     parts = []
-    for place in torch.meshgrid(*[torch.arange(n, dtype=torch.float64) for n in token_grid], indexing="ij"):
+    for place in torch.meshgrid(*axes_of(token_grid), indexing="ij"):
         angle = place.reshape(-1, 1) * frequency
         parts += [angle.sin(), angle.cos()]
     table = torch.cat(parts, dim=-1).float()

@@ -28,7 +28,7 @@ class MaskedTransformer(nn.Module):
         dyn = config.dynamics
         self.concat = dyn.condition == "concat"
         self.embed = nn.Linear(config.token_channels, dyn.width)
-        self.mask = nn.Parameter(torch.randn(dyn.width) * 0.02)
+        self.mask = nn.Parameter(nn.init.normal_(torch.empty(dyn.width), std=0.02))
         # Noise in place of unknown tokens, beside the mask token, which keeps what it has learned.
         self.noise = nn.Linear(config.token_channels, dyn.width, bias=False) if dyn.decoder == "one-pass" else None
         self.blocks = nn.ModuleList([Block(dyn.width, dyn.heads, dyn.mlp_ratio) for _ in range(dyn.spatial_layers)])
@@ -40,7 +40,7 @@ class MaskedTransformer(nn.Module):
         if dyn.positions == "rotary":
             turns = Rotary(config.token_grid, config.tokenizer.periodic, dyn.width // dyn.heads)
             # Context and frame tokens of one place sit half a "frame" apart, so that attention can tell them apart.
-            frames = torch.tensor([0.0, 0.5]) if self.concat else torch.tensor([0.0])
+            frames = torch.tensor([0.0, 0.5], device="cpu") if self.concat else torch.tensor([0.0], device="cpu")
             rotary = torch.stack(turns.tables(frames))
         else:
             places = sincos(config.token_grid, dyn.width)

@@ -33,8 +33,13 @@ import enma_fast
 if {resolve}:
     for name in enma_fast.__all__:
         getattr(enma_fast, name)
+loaded = set(sys.modules) - before
+if {resolve}:
+    from enma_fast.models.checkpoint import load_model
+    load_model("combined-fast")
 print(json.dumps({{
-    "loaded": sorted({{name.partition(".")[0] for name in set(sys.modules) - before}}),
+    "loaded": sorted({{name.partition(".")[0] for name in loaded}}),
+    "compiler": "torch._dynamo" in sys.modules and "torch._dynamo" not in before,
     "public": list(enma_fast.__all__),
     "cuda": torch.cuda.is_initialized(),
     "handlers": logging.getLogger().handlers != handlers,
@@ -56,6 +61,10 @@ def test_loads_nothing_heavy(probe: dict) -> None:
     found = sorted(set(HEAVY) & set(probe["loaded"]))
     assert "enma_fast" in probe["loaded"]
     assert not found, f"import enma_fast loads {', '.join(found)}: import inside the function that needs it"
+
+
+def test_a_checkpoint_loads_without_the_compiler(probe: dict) -> None:
+    assert not probe["compiler"], "a model made on the meta device does arithmetic there, which loads torch.compile"
 
 
 def test_changes_no_global_state(probe: dict) -> None:
