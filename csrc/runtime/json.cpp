@@ -155,7 +155,7 @@ class JsonParser {
         std::uint32_t code = 0;
         for (int i = 0; i < 4; ++i, ++at_) {
             const char c = peek();
-            const int digit = is_digit(c)                ? c - '0'
+            const int digit = is_digit(c)            ? c - '0'
                               : 'a' <= c && c <= 'f' ? c - 'a' + 10
                               : 'A' <= c && c <= 'F' ? c - 'A' + 10
                                                      : -1;
@@ -169,7 +169,9 @@ class JsonParser {
         const char c = peek();
         ++at_;
         switch (c) {
-            case '"': case '\\': case '/': out += c; return;
+            case '"':
+            case '\\':
+            case '/': out += c; return;
             case 'b': out += '\b'; return;
             case 'f': out += '\f'; return;
             case 'n': out += '\n'; return;

@@ -37,8 +37,8 @@ std::vector<float> rotary_tables(const ModelConfig& config, const std::vector<do
     const float step = temporal > 1 ? 1.0f / static_cast<float>(temporal - 1) : 0.0f;
     for (int i = 0; i < temporal; ++i) {
         const bool early = i < temporal / 2;
-        const float exponent = early || temporal == 1 ? step * static_cast<float>(i)
-                                                      : 1.0f - step * static_cast<float>(temporal - 1 - i);
+        const float exponent =
+            early || temporal == 1 ? step * static_cast<float>(i) : 1.0f - step * static_cast<float>(temporal - 1 - i);
         rates[spatial + i] = static_cast<float>(std::pow(32.0, -static_cast<double>(exponent)));
     }
     std::vector<float> cosines, sines;

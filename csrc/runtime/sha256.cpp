@@ -45,8 +45,8 @@ void block_plain(std::uint32_t (&h)[8], const std::uint8_t* p) {
             const std::uint32_t t1 = at(7) + (std::rotr(e, 6) ^ std::rotr(e, 11) ^ std::rotr(e, 25)) +
                                      (at(6) ^ (e & (at(5) ^ at(6)))) + K[i + j] + w[i + j];
             at(3) += t1;
-            at(7) = t1 + (std::rotr(a, 2) ^ std::rotr(a, 13) ^ std::rotr(a, 22)) +
-                    ((a & at(1)) | (at(2) & (a | at(1))));
+            at(7) =
+                t1 + (std::rotr(a, 2) ^ std::rotr(a, 13) ^ std::rotr(a, 22)) + ((a & at(1)) | (at(2) & (a | at(1))));
         }
     }
     for (int i = 0; i < 8; ++i) h[i] += s[i];
@@ -61,10 +61,10 @@ bool has_sha_instructions() {
 // The same by the processor's instructions for it, which keep the state as (a, b, e, f) and (c, d, g, h).
 __attribute__((target("sha,sse4.1,ssse3"))) void block_fast(std::uint32_t (&h)[8], const std::uint8_t* p) {
     const __m128i swap = _mm_set_epi64x(0x0c0d0e0f08090a0b, 0x0405060700010203);
-    const __m128i abef_before = _mm_set_epi32(static_cast<int>(h[0]), static_cast<int>(h[1]), static_cast<int>(h[4]),
-                                              static_cast<int>(h[5]));
-    const __m128i cdgh_before = _mm_set_epi32(static_cast<int>(h[2]), static_cast<int>(h[3]), static_cast<int>(h[6]),
-                                              static_cast<int>(h[7]));
+    const __m128i abef_before =
+        _mm_set_epi32(static_cast<int>(h[0]), static_cast<int>(h[1]), static_cast<int>(h[4]), static_cast<int>(h[5]));
+    const __m128i cdgh_before =
+        _mm_set_epi32(static_cast<int>(h[2]), static_cast<int>(h[3]), static_cast<int>(h[6]), static_cast<int>(h[7]));
     __m128i abef = abef_before, cdgh = cdgh_before, w[4];
     for (int i = 0; i < 4; ++i) {
         w[i] = _mm_shuffle_epi8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 16 * i)), swap);
@@ -100,7 +100,8 @@ Block best_block() {
 }  // namespace
 
 Digest sha256(const void* data, std::size_t size) {
-    std::uint32_t h[8] = {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a, 0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19};
+    std::uint32_t h[8] = {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a,
+                          0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19};
     const std::uint8_t* bytes = static_cast<const std::uint8_t*>(data);
     static const Block block = best_block();
     const std::size_t whole = size / 64 * 64;

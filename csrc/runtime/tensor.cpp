@@ -48,8 +48,8 @@ Array::Array(const DLTensor* t, const char* name, const std::vector<std::int64_t
     const int axes = static_cast<int>(shape.size());
     if (t == nullptr) fail(ENMA_INVALID_ARGUMENT, name, " is NULL");
     if (t->device.device_type != kDLCPU) {
-        fail(ENMA_INVALID_ARGUMENT, name, " is on device type ", static_cast<int>(t->device.device_type),
-             "; the CPU (", static_cast<int>(kDLCPU), ") is expected");
+        fail(ENMA_INVALID_ARGUMENT, name, " is on device type ", static_cast<int>(t->device.device_type), "; the CPU (",
+             static_cast<int>(kDLCPU), ") is expected");
     }
     if (t->dtype.code != kDLFloat || (t->dtype.bits != 32 && t->dtype.bits != 64) || t->dtype.lanes != 1) {
         fail(ENMA_INVALID_ARGUMENT, name, " has type code ", int{t->dtype.code}, ", ", int{t->dtype.bits}, " bits and ",

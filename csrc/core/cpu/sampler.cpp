@@ -403,7 +403,8 @@ void SamplerSession::decide(const Region& region, int step, int done, int count)
             region.run.flow_head_columns(head, call, row, std::min(FLOW_HEAD_TOGETHER, total - row), member,
                                          region.shared, region.own);
         }
-        if (model_->residual && begin < end) region.run.moments(*model_, state_, begin * count, end * count, region.own);
+        if (model_->residual && begin < end)
+            region.run.moments(*model_, state_, begin * count, end * count, region.own);
         decide_rows(begin * count, end * count, done, count);
         return;
     }

@@ -35,8 +35,8 @@ struct SamplerView {
     bool one_pass;  // frames but the first of a trajectory are decided in one pass
     float epsilon;  // of the norms
     int masked_rows;
-    int head_unit;     // heads whose columns fill whole panels: what threads take
-    int head_columns;  // columns of heads in work space
+    int head_unit;                // heads whose columns fill whole panels: what threads take
+    int head_columns;             // columns of heads in work space
     std::ptrdiff_t input_stride;  // of work space for inputs of products
     // Causal transformer.
     LinearView embed;
@@ -50,8 +50,8 @@ struct SamplerView {
     LinearView narrow, gamma, beta;
     // Masked transformer.
     LinearView masked_embed;
-    const float* mask;           // [D]
-    RotaryView masked_rotary;    // of each of the R rows
+    const float* mask;         // [D]
+    RotaryView masked_rotary;  // of each of the R rows
     const BlockView* masked;
     int masked_layers;
     const float* final_norm;
@@ -75,7 +75,7 @@ struct SamplerWeights {
     const void *masked_embed_weight, *masked_embed_bias, *mask;
     std::vector<BlockWeights> masked;
     const void* final_norm;
-    const void *moments_weight, *moments_bias;  // null unless the target is the residual
+    const void *moments_weight, *moments_bias;    // null unless the target is the residual
     const void *noise, *read_weight, *read_bias;  // null unless frames are decided in one pass
     float epsilon;
     // fp32: [N, D], or [frames, N, K / 2] and [R, K / 2], or null.
@@ -129,18 +129,18 @@ struct SamplerState {
 struct CausalTask {
     int begin, end;
     bool shared;
-    int start;             // segment whose start frame is read, or -1: `tokens`
-    const float* tokens;   // [rows, N, C]
-    float* h;              // [rows, N, D]
+    int start;            // segment whose start frame is read, or -1: `tokens`
+    const float* tokens;  // [rows, N, C]
+    float* h;             // [rows, N, D]
 };
 
 struct MaskTask {
     int begin, end;
-    int step;      // of this frame
-    bool first;    // no frame of the target trajectory is known
-    int done;      // tokens decided before
-    int previous;  // of these, in the last step
-    int count;     // to decide now
+    int step;       // of this frame
+    bool first;     // no frame of the target trajectory is known
+    int done;       // tokens decided before
+    int previous;   // of these, in the last step
+    int count;      // to decide now
     bool one_pass;  // all tokens at once, from noise, without a flow head
 };
 
@@ -157,8 +157,8 @@ enum class Teams { automatic, one, each };
 
 struct SamplerSettings {
     int rows, groups;
-    int prefix_frames, own_frames;  // capacity: shared frames with a start frame for each segment; fed-back frames
-    std::vector<int> counts;        // tokens of each mask step; none where every frame is decided in one pass
+    int prefix_frames, own_frames;       // capacity: shared frames with a start frame for each segment; fed-back frames
+    std::vector<int> counts;             // tokens of each mask step; none where every frame is decided in one pass
     std::vector<const FlowHead*> heads;  // of each mask step
     float temperature;
     int threads;

@@ -27,8 +27,7 @@ Loop loop_kernel(const FlowHeadGeometry& g) {
 
 template <class Kernel>
 const char* allow_shared(Kernel kernel, int64_t bytes) {
-    return reason(
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
+    return reason(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
 }
 
 struct Device {
@@ -99,8 +98,8 @@ int clusters_at_once(const Device& d, const FlowHeadGeometry& g) {
 
 int counted_groups_at_once(const Device& d, const FlowHeadGeometry& g) {
     int blocks = 0;
-    if (reason(cudaOccupancyMaxActiveBlocksPerMultiprocessor(
-            &blocks, loop_kernel(g), 32 * g.warps, static_cast<size_t>(g.shared_bytes))) != nullptr)
+    if (reason(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, loop_kernel(g), 32 * g.warps,
+                                                             static_cast<size_t>(g.shared_bytes))) != nullptr)
         return 0;
     return blocks * d.multiprocessors / g.group_blocks;
 }
@@ -168,9 +167,9 @@ int64_t flow_head_cuda_scratch(const FlowHeadSizes& sizes, const FlowHeadGeometr
     return FlowHeadScratch(sizes, geometry).total;
 }
 
-const char* launch_flow_head_cuda(
-    const FlowHeadSizes& sizes, const FlowHeadWeights& weights, const FlowHeadGeometry& geometry, const void* c,
-    const float* noise, float* out, void* scratch, void* stream) {
+const char* launch_flow_head_cuda(const FlowHeadSizes& sizes, const FlowHeadWeights& weights,
+                                  const FlowHeadGeometry& geometry, const void* c, const float* noise, float* out,
+                                  void* scratch, void* stream) {
     if (sizes.rows == 0) return nullptr;
     Launch launch{geometry, static_cast<cudaStream_t>(stream)};
     return run_flow_head(sizes, weights, FlowHeadTensors{c, noise, out, scratch}, geometry, launch);

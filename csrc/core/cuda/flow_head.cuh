@@ -110,9 +110,8 @@ ENMA_DEVICE void load_rows(uint16_t* to, const uint4* from, int64_t first, int64
 }
 
 // acc = rows of this block times the columns of this warp; weights come from L2, each read once per block.
-ENMA_DEVICE void multiply_rows(
-    float (&acc)[kRowTiles][kColumnTiles][4], const uint16_t* rows, const uint4* weight, int tile, int padded,
-    int row_tiles) {
+ENMA_DEVICE void multiply_rows(float (&acc)[kRowTiles][kColumnTiles][4], const uint16_t* rows, const uint4* weight,
+                               int tile, int padded, int row_tiles) {
     const int pairs = padded / 32;
 #pragma unroll 4
     for (int pair = 0; pair < pairs; ++pair) {
@@ -138,8 +137,8 @@ ENMA_DEVICE void multiply_rows(
 
 // store(row, column, two neighbours) for every result of `acc` inside [rows][outputs].
 template <class Store>
-ENMA_DEVICE void for_each_result(
-    const float (&acc)[kRowTiles][kColumnTiles][4], int64_t first, int64_t rows, int tile, Store store) {
+ENMA_DEVICE void for_each_result(const float (&acc)[kRowTiles][kColumnTiles][4], int64_t first, int64_t rows, int tile,
+                                 Store store) {
 #pragma unroll
     for (int m = 0; m < kRowTiles; ++m) {
 #pragma unroll
@@ -196,8 +195,8 @@ ENMA_KERNEL(32 * kFlowHeadWarps) flow_modulation(const ENMA_PARAMETER FlowModula
     float acc[kRowTiles][kColumnTiles][4] = {};
     multiply_rows(acc, rows, p.weight, tile, p.width, count_row_tiles(first, p.rows));
     for_each_result(acc, first, p.rows, tile, [&](int64_t row, int column, Pair y) {
-        p.out[(row * p.outputs + column) / 2] = device::pack_bf16(
-            y.x + device::load_constant(p.bias + column), y.y + device::load_constant(p.bias + column + 1));
+        p.out[(row * p.outputs + column) / 2] = device::pack_bf16(y.x + device::load_constant(p.bias + column),
+                                                                  y.y + device::load_constant(p.bias + column + 1));
     });
 }
 
@@ -236,9 +235,8 @@ struct Modulation {
 };
 
 ENMA_DEVICE uint32_t modulate(float low, float high, uint32_t shift, uint32_t scale) {
-    return device::pack_bf16(
-        low * (1.0f + device::low_bf16(scale)) + device::low_bf16(shift),
-        high * (1.0f + device::high_bf16(scale)) + device::high_bf16(shift));
+    return device::pack_bf16(low * (1.0f + device::low_bf16(scale)) + device::low_bf16(shift),
+                             high * (1.0f + device::high_bf16(scale)) + device::high_bf16(shift));
 }
 
 // One warp: to = norm(row) (1 + scale) + shift, in place or not. `load` gives 8 columns of the row.
@@ -386,8 +384,8 @@ struct Loop {
                 const int column = 16 * s + (lane() % 4) * 2 + 8 * (j / 2);
                 const float* x = state + (16 * subtile + row) * p.channels + column;
                 const bool inside = row < rows_of(subtile);
-                a[s][j] = device::pack_bf16(
-                    inside && column < p.channels ? x[0] : 0.0f, inside && column + 1 < p.channels ? x[1] : 0.0f);
+                a[s][j] = device::pack_bf16(inside && column < p.channels ? x[0] : 0.0f,
+                                            inside && column + 1 < p.channels ? x[1] : 0.0f);
             }
         }
         const auto* weight = static_cast<const uint2*>(p.weights.inward);
@@ -631,7 +629,8 @@ struct Loop {
 
 // W <= 256 CHUNKS. Grid: groups x group_blocks, all running at the same time; with clusters, a cluster is a group.
 template <int TILES, int CHUNKS>
-ENMA_KERNEL(32 * kFlowHeadWarps) flow_loop(const ENMA_PARAMETER FlowLoopArguments p) {
+ENMA_KERNEL(32 * kFlowHeadWarps)
+flow_loop(const ENMA_PARAMETER FlowLoopArguments p) {
     flow_head::Loop<TILES, CHUNKS>(p, device::shared_memory()).run();
 }
 

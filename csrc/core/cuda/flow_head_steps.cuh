@@ -16,9 +16,8 @@ struct FlowHeadTensors {
 // Launch has condition, modulation and loop, each taking a grid, bytes of shared memory and arguments, and returning
 // null or what went wrong.
 template <class Launch>
-const char* run_flow_head(
-    const FlowHeadSizes& s, const FlowHeadWeights& weights, const FlowHeadTensors& t, const FlowHeadGeometry& g,
-    Launch& launch) {
+const char* run_flow_head(const FlowHeadSizes& s, const FlowHeadWeights& weights, const FlowHeadTensors& t,
+                          const FlowHeadGeometry& g, Launch& launch) {
     const FlowHeadScratch at(s, g);
     auto* scratch = static_cast<unsigned char*>(t.scratch);
     auto* inputs = reinterpret_cast<uint16_t*>(scratch + at.inputs);
@@ -40,8 +39,8 @@ const char* run_flow_head(
     condition.width = static_cast<int>(s.width);
     condition.evaluations = static_cast<int>(s.evaluations);
     condition.groups = g.groups;
-    if (const char* problem = launch.condition(
-            up(s.width, columns), up(s.rows, 64), flow_head_rows_shared(s.condition_padded()), condition))
+    if (const char* problem = launch.condition(up(s.width, columns), up(s.rows, 64),
+                                               flow_head_rows_shared(s.condition_padded()), condition))
         return problem;
 
     FlowLoopArguments loop{};
@@ -75,8 +74,8 @@ const char* run_flow_head(
         product.rows = (end - begin) * s.rows;
         product.width = static_cast<int>(s.width);
         product.outputs = static_cast<int>(s.modulations());
-        if (const char* problem = launch.modulation(
-                up(product.outputs, columns), up(product.rows, 64), flow_head_rows_shared(s.width), product))
+        if (const char* problem = launch.modulation(up(product.outputs, columns), up(product.rows, 64),
+                                                    flow_head_rows_shared(s.width), product))
             return problem;
         loop.x_in = begin == 0 ? t.noise : t.out;
         loop.k_begin = begin;

@@ -91,19 +91,19 @@ typedef struct {
     size_t struct_size;
     const char* name;
     const char* weights_sha256;
-    int64_t grid;            /* points of a frame, on a plane those of both dimensions together */
-    int64_t field_channels;  /* values of a point */
-    int64_t num_frames;      /* of a trajectory in training, observed and forecast */
-    double frame_interval;   /* time between two frames */
-    double length;           /* of the domain, along its first dimension */
-    int64_t num_tokens;      /* of a latent frame */
+    int64_t grid;           /* points of a frame, on a plane those of both dimensions together */
+    int64_t field_channels; /* values of a point */
+    int64_t num_frames;     /* of a trajectory in training, observed and forecast */
+    double frame_interval;  /* time between two frames */
+    double length;          /* of the domain, along its first dimension */
+    int64_t num_tokens;     /* of a latent frame */
     int64_t token_channels;
-    int64_t shifts;          /* the model's own settings */
+    int64_t shifts; /* the model's own settings */
     double temperature;
-    int64_t dims;            /* of space: 1 or 2 */
-    int64_t shape[2];        /* points along each dimension; 1 beyond the last */
-    double lengths[2];       /* of the domain along each; 0 beyond the last */
-    int32_t periodic[2];     /* 1 where the domain is a ring along it, 0 between walls */
+    int64_t dims;        /* of space: 1 or 2 */
+    int64_t shape[2];    /* points along each dimension; 1 beyond the last */
+    double lengths[2];   /* of the domain along each; 0 beyond the last */
+    int32_t periodic[2]; /* 1 where the domain is a ring along it, 0 between walls */
 } enma_model_description;
 #define ENMA_MODEL_DESCRIPTION \
     {sizeof(enma_model_description), NULL, NULL, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, {0, 0}, {0, 0}, {0, 0}}
@@ -111,14 +111,14 @@ typedef struct {
 typedef struct {
     size_t struct_size;
     uint64_t seed;
-    uint64_t trajectory;   /* number of the trajectory, part of the key of its noise */
+    uint64_t trajectory; /* number of the trajectory, part of the key of its noise */
     int64_t first_member;
-    int64_t num_members;   /* sampled together; memory grows with them */
-    int64_t num_frames;    /* to forecast; 0: up to the length of training */
-    int32_t threads;       /* at most, the calling one included; 0: one */
-    int32_t shifts;        /* 0: the model's own; 1: none */
-    double temperature;    /* of the noise; negative: the model's own */
-    const char* isa;       /* instruction set: "avx512", "avx2", "scalar" ...; NULL: the best of this machine */
+    int64_t num_members; /* sampled together; memory grows with them */
+    int64_t num_frames;  /* to forecast; 0: up to the length of training */
+    int32_t threads;     /* at most, the calling one included; 0: one */
+    int32_t shifts;      /* 0: the model's own; 1: none */
+    double temperature;  /* of the noise; negative: the model's own */
+    const char* isa;     /* instruction set: "avx512", "avx2", "scalar" ...; NULL: the best of this machine */
 } enma_session_options;
 #define ENMA_SESSION_OPTIONS {sizeof(enma_session_options), 0, 0, 0, 1, 0, 1, 0, -1.0, NULL}
 

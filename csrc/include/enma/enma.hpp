@@ -66,8 +66,13 @@ class View {
         const DLDataType type = {kDLFloat, 8 * sizeof(T), 1};
         // The library does not write shapes and strides.
         std::int64_t* strides = strides_.empty() ? nullptr : const_cast<std::int64_t*>(strides_.data());
-        return {data, {kDLCPU, 0}, static_cast<std::int32_t>(shape_.size()), type,
-                const_cast<std::int64_t*>(shape_.data()), strides, 0};
+        return {data,
+                {kDLCPU, 0},
+                static_cast<std::int32_t>(shape_.size()),
+                type,
+                const_cast<std::int64_t*>(shape_.data()),
+                strides,
+                0};
     }
 
    private:
@@ -136,7 +141,10 @@ struct SessionOptions {
 class Session {
    public:
     explicit Session(const Model& model, const SessionOptions& options = {})
-        : log_(model.log_), num_members_(options.num_members), frame_size_(model.frame_size()), frame_(model.shape({})) {
+        : log_(model.log_),
+          num_members_(options.num_members),
+          frame_size_(model.frame_size()),
+          frame_(model.shape({})) {
         enma_session_options given = ENMA_SESSION_OPTIONS;
         given.seed = options.seed;
         given.trajectory = options.trajectory;
@@ -176,8 +184,8 @@ class Session {
     // As many whole frames as `history` holds, one after the other.
     template <class T>
     void observe(const std::vector<T>& history) {
-        observe(View<const T>(history.data(), sizes({static_cast<std::int64_t>(history.size() / frame_size_)},
-                                                    history.size())));
+        observe(View<const T>(history.data(),
+                              sizes({static_cast<std::int64_t>(history.size() / frame_size_)}, history.size())));
     }
 
     // The next frame of all members [members, *grid, channels].
@@ -247,10 +255,9 @@ class Session {
         const std::int64_t frames =
             std::accumulate(before.begin(), before.end(), std::int64_t{1}, std::multiplies<std::int64_t>());
         if (static_cast<std::size_t>(frames) * frame_size_ != count) {
-            throw Error(ENMA_INVALID_ARGUMENT,
-                        ("a vector has " + std::to_string(count) + " values; whole frames have " +
-                         std::to_string(frame_size_) + " each")
-                            .c_str());
+            throw Error(ENMA_INVALID_ARGUMENT, ("a vector has " + std::to_string(count) +
+                                                " values; whole frames have " + std::to_string(frame_size_) + " each")
+                                                   .c_str());
         }
         before.insert(before.end(), frame_.begin(), frame_.end());
         return before;
