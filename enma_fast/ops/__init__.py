@@ -17,6 +17,8 @@ OPERATORS = (
     "point_attention",
     "frame_attention",
     "rms_norm",
+    "self_attention",
+    "swiglu",
     "flow_head",
     "token_update",
     "frame_layer",
