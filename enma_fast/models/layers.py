@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..ops._backend import fused_in_training
+from ..ops import fused_in_training
 from ..ops.rms_norm import rms_norm, rms_norm_ref, sum_rms_norm, sum_rms_norm_ref
 from ..ops.self_attention import Pair, self_attention, split_heads
 from ..ops.swiglu import swiglu
