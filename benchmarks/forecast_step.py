@@ -30,9 +30,9 @@ from torch import Tensor, nn
 from benchmarks.harness import gemm_rate, interleave, machine, ratios
 from enma_fast.config import ModelConfig, SamplingConfig, TrainingConfig
 from enma_fast.data import FieldFile
-from enma_fast.models import layers
 from enma_fast.models.causal_transformer import GrowingCache
 from enma_fast.models.model import Dynamics, Model
+from enma_fast.ops import _backend
 from enma_fast.presets import PRESETS
 from enma_fast.sampling.reference import frame
 from enma_fast.training import forecasts as train_forecasts
@@ -97,8 +97,8 @@ def fields(config: ModelConfig, environments: int = 64) -> FieldFile:
 
 @contextlib.contextmanager
 def naively() -> Iterator[None]:
-    """The library with the rollout and the norms of a first version."""
-    with mock.patch.object(layers, "FUSED", ()), mock.patch.object(train_forecasts, "rollout", naive_rollout):
+    """The library with the rollout and the layers of a first version."""
+    with mock.patch.object(_backend, "FUSED", ()), mock.patch.object(train_forecasts, "rollout", naive_rollout):
         yield
 
 

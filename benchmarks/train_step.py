@@ -24,9 +24,8 @@ from torch.nn import functional as F
 
 from benchmarks.harness import gemm_rate, interleave, machine, ratios
 from enma_fast.config import TrainingConfig
-from enma_fast.models import causal_transformer as temporal
-from enma_fast.models import layers
 from enma_fast.models.model import Draws, Dynamics, Model, draw
+from enma_fast.ops import _backend, self_attention
 from enma_fast.presets import PRESETS
 from enma_fast.training.loop import RunOptions, autocast, fast_bf16, step_generator
 from enma_fast.training.optim import build
@@ -142,8 +141,7 @@ def main() -> None:
 
     def naive(module: nn.Module) -> Tensor:
         assert isinstance(module, Dynamics)
-        plain = mock.patch.object(layers, "FUSED", ())
-        with plain, mock.patch.object(layers, "attention", sdpa), mock.patch.object(temporal, "attention", sdpa):
+        with mock.patch.object(_backend, "FUSED", ()), mock.patch.object(self_attention, "attention", sdpa):
             return naive_loss(module, segments, draws)
 
     steppers = {"ours": Stepper(model, config, ours), "naive-fp32": Stepper(model, config, naive)}

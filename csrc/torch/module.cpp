@@ -10,7 +10,9 @@ void bind_philox_normal(pybind11::module_& m);
 void bind_point_attention(pybind11::module_& m);
 void bind_rms_norm(pybind11::module_& m);
 void bind_sampler(pybind11::module_& m);
+void bind_self_attention(pybind11::module_& m);
 void bind_subnormals(pybind11::module_& m);
+void bind_swiglu(pybind11::module_& m);
 #ifdef ENMA_WITH_CUDA
 void bind_flow_head_cuda(pybind11::module_& m);
 #endif
@@ -24,7 +26,9 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
     enma::bind_point_attention(m);
     enma::bind_rms_norm(m);
     enma::bind_sampler(m);
+    enma::bind_self_attention(m);
     enma::bind_subnormals(m);
+    enma::bind_swiglu(m);
 #ifdef ENMA_WITH_CUDA
     enma::bind_flow_head_cuda(m);
 #endif

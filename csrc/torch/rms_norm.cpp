@@ -78,11 +78,16 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& x, const Tensor& weight
 }
 
 // Gradients of x and of the weight; one that is not wanted is empty.
-std::tuple<Tensor, Tensor> backward(const Tensor& grad_y, const Tensor& x, const Tensor& rstd, const Tensor& weight,
-                                    bool want_x, bool want_weight, const std::string& isa) {
+std::tuple<Tensor, Tensor> backward(const Tensor& grad_y, const std::optional<Tensor>& grad_h, const Tensor& x,
+                                    const Tensor& rstd, const Tensor& weight, bool want_x, bool want_weight,
+                                    const std::string& isa) {
     const RmsNorm g = problem_of(x, weight);
     rows(grad_y, "grad_y", g, x.scalar_type());
     TORCH_CHECK_VALUE(grad_y.is_contiguous(), "rms_norm: grad_y has strides ", grad_y.strides());
+    if (grad_h) {
+        rows(*grad_h, "grad_h", g, x.scalar_type());
+        TORCH_CHECK_VALUE(grad_h->is_contiguous(), "rms_norm: grad_h has strides ", grad_h->strides());
+    }
     expect_cpu(rstd, "rstd", at::kFloat);
     TORCH_CHECK_VALUE(rstd.dim() == 1 && rstd.size(0) == g.rows && rstd.is_contiguous(), "rms_norm: rstd has shape ",
                       rstd.sizes());
@@ -90,6 +95,7 @@ std::tuple<Tensor, Tensor> backward(const Tensor& grad_y, const Tensor& x, const
     Tensor grad_weight = at::empty({want_weight ? g.width : 0}, rstd.options());
     RmsNormBackward b{};
     b.grad_y = grad_y.const_data_ptr();
+    b.grad_h = grad_h ? grad_h->const_data_ptr() : nullptr;
     b.x = rows(x, "x", g, x.scalar_type());
     b.rstd = rstd.const_data_ptr<float>();
     b.grad_x = want_x ? grad_x.mutable_data_ptr() : nullptr;
@@ -108,8 +114,8 @@ void bind_rms_norm(pybind11::module_& m) {
     namespace py = pybind11;
     m.def("rms_norm_forward", &forward, py::arg("x"), py::arg("weight"), py::arg("residual"), py::arg("eps"),
           py::arg("keep"), py::arg("isa") = "");
-    m.def("rms_norm_backward", &backward, py::arg("grad_y"), py::arg("x"), py::arg("rstd"), py::arg("weight"),
-          py::arg("want_x"), py::arg("want_weight"), py::arg("isa") = "");
+    m.def("rms_norm_backward", &backward, py::arg("grad_y"), py::arg("grad_h"), py::arg("x"), py::arg("rstd"),
+          py::arg("weight"), py::arg("want_x"), py::arg("want_weight"), py::arg("isa") = "");
 }
 
 }  // namespace enma

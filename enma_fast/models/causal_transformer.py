@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from ..config import ModelConfig
-from .layers import Block, Rotary, ScaleShift, attention, exact, init_linear, sincos
+from ..ops.self_attention import Pair, attention
+from .layers import Block, Rotary, ScaleShift, exact, init_linear, sincos
 
 
 class FrameCache:
@@ -50,19 +51,9 @@ class GrowingCache:
     """Keys and values of the frames seen so far, with gradients."""
 
     def __init__(self, temporal: CausalTransformer, rows: int) -> None:
-        self.kv: list[tuple[Tensor, Tensor] | None] = [None] * len(temporal.blocks)
+        self.kv: list[Pair | None] = [None] * len(temporal.blocks)
         self.rows = rows
         self.frames = 0
-
-    def append(self, layer: int, k_BHLK: Tensor, v_BHLK: Tensor) -> tuple[Tensor, Tensor]:
-        """As :meth:`FrameCache.append`."""
-        before = self.kv[layer]
-        if before is None:
-            both = k_BHLK, v_BHLK
-        else:
-            both = torch.cat([before[0], k_BHLK], dim=2), torch.cat([before[1], v_BHLK], dim=2)
-        self.kv[layer] = both
-        return both
 
     def repeat(self, times: int) -> None:
         """Repeat each row `times` times, the copies next to each other."""
@@ -106,7 +97,7 @@ class CausalTransformer(nn.Module):
         x_ND = x_D.expand(self.num_tokens, -1) if self.places is None else x_D + self.places
         return x_ND.expand(batch, 1, *x_ND.shape)
 
-    def _tables(self, first: int, count: int, device: torch.device) -> tuple[Tensor, Tensor] | None:
+    def _tables(self, first: int, count: int, device: torch.device) -> Pair | None:
         if self.rotary is None:
             return None
         return self.rotary.tables(torch.arange(first, first + count, device=device))
@@ -118,7 +109,7 @@ class CausalTransformer(nn.Module):
         t.
         """
         last = [*segments[:-1], segments[-1][:, :-1]]
-        h_BTND = self.read(last, GrowingCache(self, segments[0].shape[0]))
+        h_BTND = self.read(last)
         out, first = [], 0
         for z_BTNC in segments:
             count = z_BTNC.shape[1]
@@ -126,8 +117,8 @@ class CausalTransformer(nn.Module):
             first += count + 1
         return out
 
-    def read(self, segments: Sequence[Tensor], cache: GrowingCache) -> Tensor:
-        """Feed whole segments to an empty cache in one pass, each after its start.
+    def read(self, segments: Sequence[Tensor], cache: GrowingCache | None = None) -> Tensor:
+        """Read whole segments in one pass, each after its start, and keep them in an empty cache, if there is one.
 
         From latent frames ``[B, T_i, N, C]`` of each segment, where T_i may be 0, to raw outputs ``[B, sum(T_i + 1), N,
         D]``.
@@ -137,10 +128,9 @@ class CausalTransformer(nn.Module):
             parts += [self._start(z_BTNC.shape[0], i), self._frames(z_BTNC)]
         x_BTND = torch.cat(parts, dim=1)
         B, T, N, D = x_BTND.shape
-        frame = torch.arange(T, device=x_BTND.device).repeat_interleave(N)
-        mask = torch.where(frame[:, None] >= frame[None, :], 0.0, float("-inf"))
-        h = self._layers(x_BTND.view(B, T * N, D), self._tables(0, T, x_BTND.device), cache, mask)
-        cache.frames = T
+        h = self._layers(x_BTND.view(B, T * N, D), self._tables(0, T, x_BTND.device), cache)
+        if cache is not None:
+            cache.frames = T
         return h.view(B, T, N, D)
 
     def _scaled(self, h_BTND: Tensor, anchor_B1ND: Tensor) -> Tensor:
@@ -168,15 +158,22 @@ class CausalTransformer(nn.Module):
         cache.frames += 1
         return h
 
-    def _layers(
-        self, x_BLD: Tensor, rotary: tuple[Tensor, Tensor] | None, cache: Cache, mask: Tensor | None = None
-    ) -> Tensor:
+    def _layers(self, x_BLD: Tensor, rotary: Pair | None, cache: Cache | None) -> Tensor:
+        added = None
         for layer, block in enumerate(cast("list[Block]", self.blocks)):
-            q, k, v = block.attention.project(block.norm_1(x_BLD), rotary)
-            keys, values = cache.append(layer, k, v)
-            x_BLD = x_BLD + block.attention.merge(attention(q, keys, values, mask))
-            x_BLD = x_BLD + block.mlp(block.norm_2(x_BLD))
-        return x_BLD
+            x_BLD, y_BLD = block.begin(x_BLD, added)
+            if isinstance(cache, FrameCache):
+                q, k, v = block.attention.project(y_BLD, rotary)
+                attended = block.attention.merge(attention(q, *cache.append(layer, k, v)))
+            else:
+                past = None if cache is None else cache.kv[layer]
+                attended, kept = block.attention(
+                    y_BLD, rotary, frame=self.num_tokens, past=past, keep=cache is not None
+                )
+                if cache is not None:
+                    cache.kv[layer] = kept
+            x_BLD, added = block.finish(x_BLD, attended)
+        return x_BLD if added is None else x_BLD + added
 
 
 Cache = FrameCache | GrowingCache

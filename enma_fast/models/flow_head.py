@@ -18,7 +18,8 @@ from torch.nn import functional as F
 from ..config import FlowConfig
 from ..ops.flow_head import flow_head_ref, velocity
 from ..ops.flow_plan import BlockWeights, FlowPlan, HeadWeights
-from .layers import exact, widened
+from ..ops.self_attention import widened
+from .layers import exact
 from .schedule import flow_times
 
 

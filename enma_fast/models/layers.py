@@ -11,15 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..ops.rms_norm import rms_norm, rms_norm_ref
-
-# Types of the fused norm; float64 is for tests.
-FUSED = (torch.float32, torch.bfloat16)
-
-
-def widened(x: Tensor) -> Tensor:
-    """`x` in fp32, or unchanged in float64: the type of sums and tokens beside weights of any type."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+from ..ops import fused_in_training
+from ..ops.rms_norm import rms_norm, rms_norm_ref, sum_rms_norm, sum_rms_norm_ref
+from ..ops.self_attention import Pair, self_attention, split_heads
+from ..ops.swiglu import swiglu
 
 
 class RMSNorm(nn.Module):
@@ -31,10 +26,13 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled() and x.requires_grad and x.dtype in FUSED:
-            # Forward and backward take one pass each; sampling uses the plain form, whose bits are fixed.
-            return rms_norm(x, self.weight, eps=self.eps)
-        return rms_norm_ref(x, self.weight, eps=self.eps)
+        norm = rms_norm if fused_in_training(x) else rms_norm_ref
+        return norm(x, self.weight, eps=self.eps)
+
+    def of_sum(self, x: Tensor, added: Tensor) -> tuple[Tensor, Tensor]:
+        """The sum in the type of `x`, and its norm."""
+        norm = sum_rms_norm if fused_in_training(x) else sum_rms_norm_ref
+        return norm(x, added.to(x.dtype), self.weight, eps=self.eps)
 
 
 class SwiGLU(nn.Module):
@@ -47,8 +45,8 @@ class SwiGLU(nn.Module):
         self.down = nn.Linear(hidden, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.down(F.silu(gate) * up)
+        y = self.gate_up(x)
+        return self.down(swiglu(y, backend=None if fused_in_training(y) else "reference"))
 
 
 class Rotary:
@@ -83,27 +81,6 @@ class Rotary:
         return angle.cos().float(), angle.sin().float()
 
 
-def rotate(x_BHLK: Tensor, cos_Lk: Tensor, sin_Lk: Tensor) -> Tensor:
-    """Turn the pairs (x_k, x_{k+K/2}) by the angles of their place."""
-    a, b = widened(x_BHLK).chunk(2, dim=-1)
-    return torch.cat([a * cos_Lk - b * sin_Lk, a * sin_Lk + b * cos_Lk], dim=-1).to(x_BHLK.dtype)
-
-
-def attention(q_BHLK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, mask: Tensor | None = None) -> Tensor:
-    """softmax(q k^T / sqrt(K) + mask) v; mask is additive, broadcast to [B, H, L, S].
-
-    On the CPU plain matrix products beat the fused kernel forward and backward at head dims of 32 and a few hundred
-    keys (docs/experiments.md), so SDPA serves GPUs only.
-    """
-    if q_BHLK.is_cuda:
-        return F.scaled_dot_product_attention(q_BHLK, k_BHSK, v_BHSK, attn_mask=mask)
-    scores = q_BHLK @ k_BHSK.transpose(-1, -2)
-    scores = widened(scores) * q_BHLK.shape[-1] ** -0.5
-    if mask is not None:
-        scores = scores + mask
-    return scores.softmax(-1).to(v_BHSK.dtype) @ v_BHSK
-
-
 class Attention(nn.Module):
     """Multi-head self-attention with per-head RMS normalisation of queries and keys."""
 
@@ -115,18 +92,45 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(self.head_dim)
         self.k_norm = RMSNorm(self.head_dim)
 
-    def project(self, x_BLD: Tensor, rotary: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self,
+        x_BLD: Tensor,
+        rotary: Pair | None = None,
+        *,
+        frame: int | None = None,
+        past: Pair | None = None,
+        keep: bool = False,
+    ) -> tuple[Tensor, Pair | None]:
+        """Attend, tokens of a frame (by default all) to their own and earlier frames and to a past.
+
+        Returns the result, and keys and values ``[B, H, P + L, K]`` if kept, to be the past of later calls.
+        """
+        qkv = self._projected(x_BLD)
+        out_BLHK, kept = self_attention(
+            qkv,
+            self._weights(),
+            frame=frame or max(1, x_BLD.shape[1]),
+            eps=self.q_norm.eps,
+            rotary=rotary,
+            past=past,
+            keep=keep,
+            backend=None if fused_in_training(qkv) else "reference",
+        )
+        return self.out(out_BLHK.flatten(2)), kept
+
+    def project(self, x_BLD: Tensor, rotary: Pair | None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values [B, H, L, K], normalised and rotated."""
-        B, L, _ = x_BLD.shape
-        q, k, v = self.qkv(x_BLD).view(B, L, 3, self.heads, self.head_dim).permute(2, 0, 3, 1, 4)
-        q, k = self.q_norm(q), self.k_norm(k)
-        if rotary is not None:
-            q, k = rotate(q, *rotary), rotate(k, *rotary)
-        return q, k, v
+        return split_heads(self._projected(x_BLD), self._weights(), eps=self.q_norm.eps, rotary=rotary)
 
     def merge(self, x_BHLK: Tensor) -> Tensor:
         """Heads back to width, then the output projection."""
         return self.out(x_BHLK.transpose(1, 2).flatten(2))
+
+    def _projected(self, x_BLD: Tensor) -> Tensor:
+        return self.qkv(x_BLD).unflatten(-1, (3, self.heads, self.head_dim))
+
+    def _weights(self) -> Pair:
+        return self.q_norm.weight, self.k_norm.weight
 
 
 class Block(nn.Module):
@@ -139,10 +143,19 @@ class Block(nn.Module):
         self.norm_2 = RMSNorm(width)
         self.mlp = SwiGLU(width, mlp_ratio)
 
-    def forward(self, x_BLD: Tensor, rotary: tuple[Tensor, Tensor] | None = None, mask: Tensor | None = None) -> Tensor:
-        q, k, v = self.attention.project(self.norm_1(x_BLD), rotary)
-        x_BLD = x_BLD + self.attention.merge(attention(q, k, v, mask))
-        return x_BLD + self.mlp(self.norm_2(x_BLD))
+    def forward(self, x_BLD: Tensor, added_BLD: Tensor | None, rotary: Pair | None = None) -> tuple[Tensor, Tensor]:
+        """From a sum, in two parts (the second may be absent), to the next: the norm that follows adds them up."""
+        x_BLD, y_BLD = self.begin(x_BLD, added_BLD)
+        return self.finish(x_BLD, self.attention(y_BLD, rotary)[0])
+
+    def begin(self, x_BLD: Tensor, added_BLD: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The sum, and the input of attention."""
+        return (x_BLD, self.norm_1(x_BLD)) if added_BLD is None else self.norm_1.of_sum(x_BLD, added_BLD)
+
+    def finish(self, x_BLD: Tensor, attended_BLD: Tensor) -> tuple[Tensor, Tensor]:
+        """The sum with what attention gave, and what is to be added to it."""
+        x_BLD, y_BLD = self.norm_2.of_sum(x_BLD, attended_BLD)
+        return x_BLD, self.mlp(y_BLD)
 
 
 class ScaleShift(nn.Module):

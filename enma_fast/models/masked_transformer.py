@@ -69,6 +69,8 @@ class MaskedTransformer(nn.Module):
         else:
             y = h_BND + x_BND
         rotary = None if self.rotary is None else (self.rotary[0], self.rotary[1])
+        added = None
         for block in cast("list[Block]", self.blocks):
-            y = block(y, rotary)
-        return self.norm(y[:, -x_BND.shape[1] :])
+            y, added = block(y, added, rotary)
+        own = slice(-x_BND.shape[1], None)
+        return self.norm(y[:, own]) if added is None else self.norm.of_sum(y[:, own], added[:, own])[1]

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from ..config import FlowConfig, ModelConfig
+from ..ops.self_attention import widened
 from .causal_transformer import CausalTransformer
 from .domain import Domain
 from .fair_score import fair_score
 from .flow_head import FlowHead
-from .layers import exact, widened
+from .layers import exact
 from .masked_transformer import MaskedTransformer
 from .tokenizer import LinearEnd, Tokenizer, patchify, unpatchify
 

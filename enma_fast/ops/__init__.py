@@ -12,11 +12,14 @@ import torch
 from ._backend import best as best
 from ._backend import choose as choose
 from ._backend import extension as extension
+from ._backend import fused_in_training as fused_in_training
 
 OPERATORS = (
     "point_attention",
     "frame_attention",
     "rms_norm",
+    "self_attention",
+    "swiglu",
     "flow_head",
     "token_update",
     "frame_layer",

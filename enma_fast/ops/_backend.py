@@ -19,11 +19,15 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..errors import EnmaError
 from ._checks import dtype_name
 
 logger = logging.getLogger(__name__)
+
+# Types that training's operators take where a gradient is asked for; float64 is for tests.
+FUSED = (torch.float32, torch.bfloat16)
 
 # Schemas live in one namespace, torch.ops.enma_fast; `define` and `impl` cost 3 us a call, the decorators 12 and more.
 _LIBRARY = torch.library.Library("enma_fast", "FRAGMENT")
@@ -37,6 +41,18 @@ def register(schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> 
         _LIBRARY.impl(name, run, key)
     torch.library.register_fake(f"enma_fast::{name}", fake, lib=_LIBRARY)
     return getattr(torch.ops.enma_fast, name).default
+
+
+def recorded(*tensors: Tensor | None) -> bool:
+    """True if autograd or the compiler follows this call, which then goes through the registered operator."""
+    if torch.compiler.is_compiling():
+        return True
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+
+
+def fused_in_training(x: Tensor) -> bool:
+    """True where a gradient is asked for in a type of FUSED; sampling takes plain forms, whose bits are fixed."""
+    return torch.is_grad_enabled() and x.requires_grad and x.dtype in FUSED
 
 
 def choose(op: str, candidates: Mapping[str, str | None], backend: str | None) -> str:

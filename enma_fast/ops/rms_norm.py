@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import EnmaError
-from ._backend import by_dtype, choose, kernel, native, native_problem, register, triton_problem
+from ._backend import by_dtype, choose, kernel, native, native_problem, recorded, register, triton_problem
 from ._checks import expect
 
 OP = "rms_norm"
@@ -63,7 +63,7 @@ def rms_norm(x: Tensor, weight: Tensor, *, eps: float, backend: str | None = Non
     name = _choose(x, weight, backend)
     if name == "reference":
         return rms_norm_ref(x, weight, eps=eps)
-    return _normalised(x, weight, eps, name)
+    return _normalised(x, weight, None, eps, name)[0].view(x.shape)
 
 
 def sum_rms_norm(
@@ -92,10 +92,7 @@ def sum_rms_norm(
     name = _choose(x, weight, backend)
     if name == "reference":
         return sum_rms_norm_ref(x, residual, weight, eps=eps)
-    if _recorded(x, residual, weight):
-        h = x + residual
-        return h, _normalised(h, weight, eps, name)
-    y, h, _ = _FORWARDS[name](_rows(x), weight.contiguous(), _rows(residual), eps, False)
+    y, h = _normalised(x, weight, residual, eps, name)
     return h.view(x.shape), y.view(x.shape)
 
 
@@ -126,21 +123,15 @@ def _choose(x: Tensor, weight: Tensor, backend: str | None) -> str:
     return choose(OP, problems, backend)
 
 
-def _recorded(*tensors: Tensor) -> bool:
-    """True if autograd or the compiler follows this call, which then goes through the registered operator."""
-    if torch.compiler.is_compiling():
-        return True
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-
-
-def _normalised(x: Tensor, weight: Tensor, eps: float, name: str) -> Tensor:
-    rows, weight = _rows(x), weight.contiguous()
-    if _recorded(x, weight):
-        y: Tensor = _FORWARD(rows, weight, eps, name)[0]
+def _normalised(x: Tensor, weight: Tensor, residual: Tensor | None, eps: float, name: str) -> tuple[Tensor, Tensor]:
+    """y and h, as rows."""
+    rows, weight, others = _rows(x), weight.contiguous(), None if residual is None else _rows(residual)
+    if recorded(x, weight, residual):
+        y, h, _ = _FORWARD(rows, weight, others, eps, name)
     else:
         # The dispatcher and its autograd layer cost as much as a few rows do.
-        y = _FORWARDS[name](rows, weight, None, eps, False)[0]
-    return y.view(x.shape)
+        y, h, _ = _FORWARDS[name](rows, weight, others, eps, False)
+    return y, h
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -161,11 +152,13 @@ def _triton_forward(
 
 
 def _triton_backward(
-    grad_y: Tensor, x: Tensor, rstd: Tensor, weight: Tensor, want_x: bool, want_weight: bool
+    grad_y: Tensor, grad_h: Tensor | None, x: Tensor, rstd: Tensor, weight: Tensor, want_x: bool, want_weight: bool
 ) -> tuple[Tensor, Tensor]:
     grad_x, grad_weight = _gradients(x, weight, want_x, want_weight)
     with torch.cuda.device_of(x):
         kernel(OP).launch_backward(grad_y, x, rstd, weight, grad_x=grad_x, grad_weight=grad_weight)
+    if want_x and grad_h is not None:
+        grad_x += grad_h
     return grad_x, grad_weight
 
 
@@ -186,13 +179,18 @@ def _gradients(x: Tensor, weight: Tensor, want_x: bool, want_weight: bool) -> tu
     return x.new_empty(R if want_x else 0, W), weight.new_empty(W if want_weight else 0)
 
 
-def _run_forward(x: Tensor, weight: Tensor, eps: float, name: str) -> tuple[Tensor, Tensor]:
-    y, _, rstd = _FORWARDS[name](x, weight, None, eps, True)
-    return y, rstd
+def _run_forward(
+    x: Tensor, weight: Tensor, residual: Tensor | None, eps: float, name: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _FORWARDS[name](x, weight, residual, eps, True)
 
 
-def _fake_forward(x: Tensor, weight: Tensor, eps: float, name: str) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape), x.new_empty(x.shape[0], dtype=torch.float32)
+def _fake_forward(
+    x: Tensor, weight: Tensor, residual: Tensor | None, eps: float, name: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    R, W = x.shape
+    h = x.new_empty(0 if residual is None else R, W)
+    return x.new_empty(x.shape), h, x.new_empty(R, dtype=torch.float32)
 
 
 def _run_backward(*arguments: Any) -> tuple[Tensor, Tensor]:
@@ -200,31 +198,41 @@ def _run_backward(*arguments: Any) -> tuple[Tensor, Tensor]:
     return _BACKWARDS[name](*given)
 
 
-def _fake_backward(grad_y: Tensor, x: Tensor, rstd: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
-    return _gradients(x, *arguments[:-1])
+def _fake_backward(
+    grad_y: Tensor, grad_h: Tensor | None, x: Tensor, rstd: Tensor, *others: Any
+) -> tuple[Tensor, Tensor]:
+    return _gradients(x, *others[:-1])
 
 
 _FORWARD = register(
-    "rms_norm(Tensor x, Tensor weight, float eps, str backend) -> (Tensor, Tensor)", _run_forward, _fake_forward
+    "rms_norm(Tensor x, Tensor weight, Tensor? residual, float eps, str backend) -> (Tensor, Tensor, Tensor)",
+    _run_forward,
+    _fake_forward,
 )
 _BACKWARD = register(
-    "rms_norm_backward(Tensor grad_y, Tensor x, Tensor rstd, Tensor weight, bool want_x, bool want_weight,"
-    " str backend) -> (Tensor, Tensor)",
+    "rms_norm_backward(Tensor grad_y, Tensor? grad_h, Tensor x, Tensor rstd, Tensor weight, bool want_x,"
+    " bool want_weight, str backend) -> (Tensor, Tensor)",
     _run_backward,
     _fake_backward,
 )
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, weight, _, ctx.name = inputs
-    ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(x, output[1], weight)
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    x, weight, residual, _, ctx.name = inputs
+    _, h, rstd = output
+    ctx.mark_non_differentiable(*((h, rstd) if residual is None else (rstd,)))
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(x if residual is None else h, rstd, weight)
 
 
-def _backward(ctx: Any, grad_y: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    wants = ctx.needs_input_grad[:2]
-    gradients = _BACKWARD(grad_y.contiguous(), *ctx.saved_tensors, *wants, ctx.name)
-    return (*(grad if want else None for grad, want in zip(gradients, wants, strict=True)), None, None)
+def _backward(ctx: Any, grad_y: Tensor | None, grad_h: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    x, rstd, weight = ctx.saved_tensors
+    want_x, want_weight, want_residual = ctx.needs_input_grad[:3]
+    grad_y = torch.zeros_like(x) if grad_y is None else grad_y.contiguous()
+    grad_h = None if grad_h is None else grad_h.contiguous()
+    grad, grad_weight = _BACKWARD(grad_y, grad_h, x, rstd, weight, want_x or want_residual, want_weight, ctx.name)
+    wanted = zip((grad, grad_weight, grad), (want_x, want_weight, want_residual), strict=True)
+    return (*(gradient if want else None for gradient, want in wanted), None, None)
 
 
 torch.library.register_autograd("enma_fast::rms_norm", _backward, setup_context=_setup_context)

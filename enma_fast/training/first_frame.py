@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from ..config import TrainingConfig
 from ..errors import EnmaError
-from ..models.causal_transformer import GrowingCache
 from ..models.model import Dynamics, Model, draw
 from .forecasts import ForecastTask
 from .loop import Rank
@@ -53,7 +52,7 @@ class FirstFrame(nn.Module):
     def conditions(self, z_BNC: Tensor, context_BTNC: Tensor, known_BRN: Tensor) -> tuple[Tensor, Tensor]:
         """Conditions ``[B R, N, D]`` of the tokens of frame 0, and these tokens ``[B R, N, C]``."""
         dynamics, R = self.dynamics, known_BRN.shape[1]
-        h_BTND = dynamics.temporal.read([context_BTNC, z_BNC[:, None]], GrowingCache(dynamics.temporal, len(z_BNC)))
+        h_BTND = dynamics.temporal.read([context_BTNC, z_BNC[:, None]])
         z, h = (x.repeat_interleave(R, 0) for x in (z_BNC, h_BTND[:, -2]))
         return dynamics.spatial(h, z, known_BRN.flatten(0, 1)), z
 

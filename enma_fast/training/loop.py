@@ -32,6 +32,7 @@ from ..errors import EnmaError
 from ..models.checkpoint import load_tensors, read_tensors, write_atomic, write_tensors
 from ..ops import rates
 from ..utils.dataclass_json import from_json, to_json
+from ..utils.system import keep_freed_memory
 from .optim import build, learning_rate
 from .subnormals import flush_subnormals
 
@@ -209,6 +210,7 @@ def run(task: Task, options: RunOptions) -> dict[str, float]:
     At the end the module of the first rank holds the averaged weights of the best validation, whose scores are
     returned.
     """
+    keep_freed_memory()
     module, config, rank = task.module.to(options.device), task.config, join_ranks()
     params = [p for p in module.parameters() if p.requires_grad]
     optimizers = build(module, config, dtype=torch.bfloat16 if in_bf16(options) else torch.float32)

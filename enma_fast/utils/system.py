@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import sys
@@ -71,3 +72,15 @@ def _cpu_name() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def keep_freed_memory() -> bool:
+    """Have the C library keep what is freed for the next call; False where it cannot be told so.
+
+    By default glibc gives blocks of 32 MB and more back at once, and the kernel clears each of their pages anew.
+    """
+    setting = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if setting is None:
+        return False
+    trim_threshold, mmap_threshold, most = -1, -3, 2**31 - 1
+    return bool(setting(trim_threshold, most)) and bool(setting(mmap_threshold, most))

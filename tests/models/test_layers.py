@@ -13,11 +13,10 @@ from enma_fast.models.layers import (
     Rotary,
     ScaleShift,
     SwiGLU,
-    attention,
     init_linear,
-    rotate,
     sincos,
 )
+from enma_fast.ops.self_attention import attention, rotate
 
 from .._tiny import distance, shaken
 
@@ -65,7 +64,9 @@ def test_block_is_two_residuals():
     x = torch.randn(2, 5, 16)
     q, k, v = block.attention.project(block.norm_1(x), None)
     y = x + block.attention.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(2, 5, 16))
-    torch.testing.assert_close(block(x), y + block.mlp(block.norm_2(y)), rtol=1e-5, atol=1e-5)
+    expected = y + block.mlp(block.norm_2(y))
+    torch.testing.assert_close(sum(block(x, None)), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(sum(block(x - 2, torch.full_like(x, 2))), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_queries_and_keys_are_normalised_per_head_and_values_are_not():

@@ -100,7 +100,7 @@ def test_context_and_tokens_of_one_place_can_be_told_apart():
     # Exchanging the halves of the sequence is more than a permutation: half a frame lies between them.
     spatial = build("rotary", "concat")
     seen = []
-    spatial.blocks[-1].register_forward_hook(lambda module, inputs, output: seen.append(output))
+    spatial.blocks[-1].register_forward_hook(lambda module, inputs, output: seen.append(sum(output)))
     a, b = torch.randn(2, 4, N, C)
     known = torch.ones(4, N, dtype=torch.bool)
     spatial(spatial.embed(a), b, known)

@@ -73,10 +73,10 @@ void check(Isa isa, bool bf16, bool with_residual, int64_t R, int64_t W, int thr
     rms_norm_forward(g, f, isa);
     const Values& normed = with_residual ? h : x;
 
-    Values grad_y(R * W, bf16), grad_x(R * W, bf16);
-    const RmsNormBackward b{
-        grad_y.bytes.data(), {normed.bytes.data(), W}, rstd.data(), grad_x.bytes.data(), grad_weight.data()
-    };
+    Values grad_y(R * W, bf16), grad_h(R * W, bf16), grad_x(R * W, bf16);
+    const RmsNormBackward b{grad_y.bytes.data(),      with_residual ? grad_h.bytes.data() : nullptr,
+                            {normed.bytes.data(), W}, rstd.data(),
+                            grad_x.bytes.data(),      grad_weight.data()};
     rms_norm_backward(g, b, isa);
 
     std::vector<double> expected_weight(W), n(W), a(W);
@@ -97,7 +97,10 @@ void check(Isa isa, bool bf16, bool with_residual, int64_t R, int64_t W, int thr
         }
         // A row near zero magnifies what rounding left of it.
         const double loose = tolerance * std::fmax(1, inverse);
-        for (int64_t i = 0; i < W; ++i) expect("grad_x", grad_x.at(r * W + i), (a[i] - n[i] * along) * inverse, loose);
+        for (int64_t i = 0; i < W; ++i) {
+            const double later = with_residual ? grad_h.at(r * W + i) : 0;
+            expect("grad_x", grad_x.at(r * W + i), (a[i] - n[i] * along) * inverse + later, loose);
+        }
     }
     for (int64_t i = 0; i < W; ++i) expect("grad_weight", grad_weight[i], expected_weight[i], tolerance * (1 + R));
 }

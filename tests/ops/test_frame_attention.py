@@ -11,9 +11,9 @@ from torch import Tensor
 
 import enma_fast.ops.frame_attention as module
 from enma_fast.errors import EnmaError
-from enma_fast.models.layers import attention
 from enma_fast.ops._backend import extension, interpreted, kernel
 from enma_fast.ops.frame_attention import candidates, frame_attention, frame_attention_ref
+from enma_fast.ops.self_attention import attention
 from tests.ops._cubin import SHARED_LIMIT, report
 from tests.ops._oracle import assert_close_as_reference
 

@@ -195,11 +195,12 @@ def test_operators(backend: str, device: torch.device) -> None:
         pytest.skip("is no operator of its own")
     x, _, weight = arguments(5, 12, device=device)
     leaves = (x.clone().requires_grad_(), weight.requires_grad_())
-    torch.library.opcheck(torch.ops.enma_fast.rms_norm.default, (*leaves, EPS, backend))
+    for residual in (None, torch.randn(5, 12, device=device).requires_grad_()):
+        torch.library.opcheck(torch.ops.enma_fast.rms_norm.default, (*leaves, residual, EPS, backend))
     grad, rstd = torch.randn(5, 12, device=device), torch.rand(5, device=device)
-    for wants in ((True, True), (False, True), (True, False)):
+    for wants, of_sum in (((True, True), None), ((False, True), None), ((True, False), grad)):
         torch.library.opcheck(
-            torch.ops.enma_fast.rms_norm_backward.default, (grad, x, rstd, weight.detach(), *wants, backend)
+            torch.ops.enma_fast.rms_norm_backward.default, (grad, of_sum, x, rstd, weight.detach(), *wants, backend)
         )
 
 
@@ -257,8 +258,18 @@ def test_native_refuses_what_does_not_fit() -> None:
     for change, message in [
         ({"grad_y": x[:3]}, "grad_y has shape"),
         ({"grad_y": torch.randn(4, 9)[:, :8]}, "grad_y has strides"),
+        ({"grad_h": x[:3]}, "grad_h has shape"),
+        ({"grad_h": torch.randn(4, 9)[:, :8]}, "grad_h has strides"),
         ({"rstd": torch.ones(3)}, "rstd has shape"),
     ]:
-        given = {"grad_y": x, "x": x, "rstd": torch.ones(4), "weight": weight, "want_x": True, "want_weight": True}
+        given = {
+            "grad_y": x,
+            "grad_h": None,
+            "x": x,
+            "rstd": torch.ones(4),
+            "weight": weight,
+            "want_x": True,
+            "want_weight": True,
+        }
         with pytest.raises(ValueError, match=message):
             native.rms_norm_backward(**given | change)

@@ -115,7 +115,11 @@ ENMA_INLINE Floats only(Floats a, Part part) {
     return a;
 }
 
-// In a fixed order.
+// In a fixed order: half of the lanes onto the other half, until one is left.
+#if defined(ENMA_AVX512)
+ENMA_INLINE float total(Floats a) { return _mm512_reduce_add_ps((__m512)a); }
+ENMA_INLINE float highest(Floats a) { return _mm512_reduce_max_ps((__m512)a); }
+#else
 ENMA_INLINE float total(Floats a) {
     float lanes[LANES];
     store(lanes, a, All{});
@@ -130,6 +134,37 @@ ENMA_INLINE float highest(Floats a) {
     for (int64_t step = LANES / 2; step > 0; step /= 2)
         for (int64_t i = 0; i < step; ++i) lanes[i] = lanes[i] > lanes[i + step] ? lanes[i] : lanes[i + step];
     return lanes[0];
+}
+#endif
+
+// Lane j of vector i becomes lane i of vector j.
+ENMA_INLINE void transpose(Floats (&rows)[LANES]) {
+#if defined(ENMA_AVX512)
+    // Blocks of 8 lanes change places, then of 4, of 2 and of 1.
+#pragma GCC unroll 4
+    for (int64_t step = LANES / 2; step > 0; step /= 2) {
+        Words low{}, high{};
+        for (uint32_t i = 0; i < LANES; ++i) {
+            low[i] = i & step ? i - step + LANES : i;
+            high[i] = low[i] + step;
+        }
+#pragma GCC unroll 16
+        for (int64_t i = 0; i < LANES; ++i) {
+            if (i & step) continue;
+            const __m512 a = (__m512)rows[i], b = (__m512)rows[i + step];
+            rows[i] = (Floats)_mm512_permutex2var_ps(a, (__m512i)low, b);
+            rows[i + step] = (Floats)_mm512_permutex2var_ps(a, (__m512i)high, b);
+        }
+    }
+#else
+    for (int64_t i = 0; i < LANES; ++i) {
+        for (int64_t j = 0; j < i; ++j) {
+            const float kept = rows[i][j];
+            rows[i][j] = rows[j][i];
+            rows[j][i] = kept;
+        }
+    }
+#endif
 }
 
 ENMA_INLINE Floats one_where_positive(Floats a) { return a > Floats{} ? all(1.0f) : Floats{}; }

@@ -31,6 +31,7 @@ struct RmsNormForward {
 
 struct RmsNormBackward {
     const void* grad_y;  // rows without gaps
+    const void* grad_h;  // likewise; null: zero
     NormRows x;
     const float* rstd;
     void* grad_x;        // rows without gaps; null: not wanted

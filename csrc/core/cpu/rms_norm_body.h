@@ -84,8 +84,10 @@ void backward(const RmsNorm& g, const RmsNormBackward& b, int64_t begin, int64_t
         if (b.grad_x == nullptr) continue;
         const float mean = along.total_of_all() * inverse;
         T* grad_x = static_cast<T*>(b.grad_x) + r * width;
+        const T* grad_h = b.grad_h == nullptr ? nullptr : static_cast<const T*>(b.grad_h) + r * width;
         each(width, [&](int64_t i, auto part) {
-            store(grad_x + i, (load(a_row + i, part) - load(n_row + i, part) * mean) * rstd, part);
+            const Floats of_y = (load(a_row + i, part) - load(n_row + i, part) * mean) * rstd;
+            store(grad_x + i, grad_h == nullptr ? of_y : of_y + load(grad_h + i, part), part);
         });
     }
 }

@@ -5,6 +5,8 @@
 #include "core/cpu/frame_attention.h"
 #include "core/cpu/point_attention.h"
 #include "core/cpu/rms_norm.h"
+#include "core/cpu/self_attention.h"
+#include "core/cpu/swiglu.h"
 
 namespace enma {
 
@@ -12,6 +14,8 @@ struct VectorKernels {
     FrameAttentionKernels frame_attention;
     PointAttentionKernels point_attention;
     RmsNormKernels rms_norm;
+    SelfAttentionKernels self_attention;
+    SwigluKernels swiglu;
 };
 
 // Null where the compiler cannot make them; the processor may lack what it made.

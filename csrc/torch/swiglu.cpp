@@ -1,0 +1,67 @@
+#include "core/cpu/swiglu.h"
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include <stdexcept>
+#include <string>
+
+namespace enma {
+
+namespace {
+
+using at::Tensor;
+
+Swiglu problem_of(const Tensor& x) {
+    const at::ScalarType dtype = x.scalar_type();
+    TORCH_CHECK_VALUE(x.device().is_cpu(), "swiglu: x is on ", x.device(), "; expected the CPU");
+    TORCH_CHECK_VALUE(dtype == at::kFloat || dtype == at::kBFloat16, "swiglu: x is ", dtype,
+                      "; expected float32 or bfloat16");
+    TORCH_CHECK_VALUE(x.dim() == 2 && x.size(1) % 2 == 0, "swiglu: x has shape ", x.sizes());
+    TORCH_CHECK_VALUE(x.is_contiguous(), "swiglu: x has strides ", x.strides());
+    return {dtype == at::kBFloat16, x.size(0), x.size(1) / 2, x.const_data_ptr(), at::get_num_threads()};
+}
+
+Isa isa_of(const std::string& name) {
+    try {
+        return isa_by_name(name);
+    } catch (const std::invalid_argument& error) {
+        TORCH_CHECK_VALUE(false, "swiglu: ", error.what());
+    }
+}
+
+Tensor forward(const Tensor& x, const std::string& isa) {
+    const Swiglu g = problem_of(x);
+    Tensor y = at::empty({g.rows, g.width}, x.options());
+    const Isa with = isa_of(isa);
+    void* const out = y.mutable_data_ptr();
+    pybind11::gil_scoped_release released;
+    swiglu_forward(g, out, with);
+    return y;
+}
+
+Tensor backward(const Tensor& grad_y, const Tensor& x, const std::string& isa) {
+    const Swiglu g = problem_of(x);
+    TORCH_CHECK_VALUE(grad_y.device().is_cpu() && grad_y.scalar_type() == x.scalar_type(), "swiglu: grad_y is ",
+                      grad_y.scalar_type(), " on ", grad_y.device());
+    TORCH_CHECK_VALUE(grad_y.dim() == 2 && grad_y.size(0) == g.rows && grad_y.size(1) == g.width,
+                      "swiglu: grad_y has shape ", grad_y.sizes());
+    TORCH_CHECK_VALUE(grad_y.is_contiguous(), "swiglu: grad_y has strides ", grad_y.strides());
+    Tensor grad_x = at::empty(x.sizes(), x.options());
+    const Isa with = isa_of(isa);
+    void* const out = grad_x.mutable_data_ptr();
+    pybind11::gil_scoped_release released;
+    swiglu_backward(g, grad_y.const_data_ptr(), out, with);
+    return grad_x;
+}
+
+}  // namespace
+
+void bind_swiglu(pybind11::module_& m) {
+    namespace py = pybind11;
+    m.def("swiglu_forward", &forward, py::arg("x"), py::arg("isa") = "");
+    m.def("swiglu_backward", &backward, py::arg("grad_y"), py::arg("x"), py::arg("isa") = "");
+}
+
+}  // namespace enma
