@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -390,9 +391,12 @@ def _tokens(name: str, grid: tuple[int, ...], widest: int) -> tuple[int, tuple[i
                 return space, patch
             raise EnmaError(f"{name}: the grid {_times(grid)} makes {count} tokens a frame; coarsen it")
     sizes = [tuple(max(2 * _FEWEST_TOKENS, n + step * (n % 2)) for n in grid) for step in (-1, 1)]
+    kept = ",".join(f"{axis}=0:{size}" for axis, size, n in zip("xyz", sizes[0], grid, strict=False) if size < n)
+    # Fields that are too small grow by interpolation only.
+    crop = f": enma-fast data import --crop {kept}" if kept and all(map(operator.le, sizes[0], grid)) else ""
     raise EnmaError(
         f"{name}: the grid {_times(grid)} cannot be halved to {_FEWEST_TOKENS} tokens or more; interpolate or crop the "
-        f"fields to {' or '.join(dict.fromkeys(map(_times, sizes)))} points"
+        f"fields to {' or '.join(dict.fromkeys(map(_times, sizes)))} points{crop}"
     )
 
 

@@ -3,6 +3,7 @@
 | name          | what                                                                                              |
 |---------------|---------------------------------------------------------------------------------------------------|
 | `persistence` | the last observed frame, for ever                                                                 |
+| `climatology` | the mean of the training trajectories at each point and frame                                     |
 | `solver`      | the equation's parameters fitted to the observed frames, and solved (`benchmarks/classical.py`)    |
 | `fno`         | Fourier neural operator of the package `neuraloperator`, from 3 frames to the next, and so on      |
 | `transformer` | deterministic block-causal transformer on patches of the fields, as BCAT                           |

@@ -16,12 +16,13 @@ import torch
 from benchmarks.classical import PROBLEMS, ensemble
 from enma_fast.data import FieldFile
 from enma_fast.errors import EnmaError
+from enma_fast.evaluation.baselines import climatology, persistence
 from enma_fast.evaluation.protocols import CASES, Case, Method, Observations
 from enma_fast.evaluation.score_files import score_file, write_score_file
 
 from .training import Network, num_parameters, reference, train, training_data
 
-UNTRAINED = ("persistence", "solver")
+UNTRAINED = ("persistence", "climatology", "solver")
 
 
 def networks() -> dict[str, Callable[[Any, FieldFile], Network]]:
@@ -31,12 +32,6 @@ def networks() -> dict[str, Callable[[Any, FieldFile], Network]]:
     from .transformer import Transformer
 
     return {"fno": Fno, "transformer": Transformer, "latent-flow": LatentFlow}
-
-
-def persistence(given: Observations) -> np.ndarray:
-    """The last observed frame, as one member."""
-    assert given.history is not None
-    return np.repeat(given.history[:, None, -1:], given.num_frames, axis=2)
 
 
 def solver(equation: str) -> Method:
@@ -61,6 +56,13 @@ def solver(equation: str) -> Method:
         return np.stack(members)[..., None].astype(np.float32)
 
     return method
+
+
+def untrained(name: str, equation: str, data_dir: Path) -> Method:
+    """A baseline that has no weights."""
+    if name == "climatology":
+        return climatology(training_data(data_dir, equation))
+    return persistence if name == "persistence" else solver(equation)
 
 
 def cases(tasks: Sequence[str], *, members: int | None, limit: int | None) -> list[Case]:
@@ -89,8 +91,8 @@ def run(
     """Train and measure a baseline, and return its score file."""
     shared = {"kind": "baseline", "method": name, "equation": equation, "data_dir": data_dir, "seed": seed}
     if name in UNTRAINED:
-        method = persistence if name == "persistence" else solver(equation)
-        measured = cases(("temporal", "initial-value"), members=1 if name == "persistence" else None, limit=limit)
+        method = untrained(name, equation, data_dir)
+        measured = cases(("temporal", "initial-value"), members=None if name == "solver" else 1, limit=limit)
         found = score_file(method, **shared, cpu_seconds=0.0, num_parameters=0, cases=measured, progress=progress)
         return found
     torch.manual_seed(seed)

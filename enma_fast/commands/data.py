@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -88,6 +89,10 @@ def import_(
         str | None,
         typer.Option("--environment", help="Column that is equal where the physics is; without one all differ."),
     ] = None,
+    crop: Annotated[
+        str | None,
+        typer.Option("--crop", metavar="AXIS=A:B,...", help="Keep the places A to B - 1 of x, y, z or time, from 0."),
+    ] = None,
     window: Annotated[
         int | None, typer.Option("--window", help="Cut long series into trajectories of so many frames.")
     ] = None,
@@ -110,6 +115,7 @@ def import_(
         spacing=tuple(numbers(spacing, "--spacing")),
         periodic=None if periodic is None else () if periodic == "none" else _names(periodic),
         environment=environment,
+        crop=_crop(crop),
         window=window,
         stride=stride,
     )
@@ -124,6 +130,16 @@ def import_(
 
 def _names(text: str | None) -> tuple[str, ...]:
     return () if text is None else tuple(part.strip() for part in text.split(","))
+
+
+def _crop(text: str | None) -> dict[str, tuple[int, int]]:
+    found: dict[str, tuple[int, int]] = {}
+    for part in _names(text):
+        match = re.fullmatch(r"(\w+)=(\d+):(\d+)", part)
+        if match is None or match[1] in found:
+            raise EnmaError(f"--crop {text}: write AXIS=A:B once for each axis, for example --crop x=0:48,y=0:36")
+        found[match[1]] = int(match[2]), int(match[3])
+    return found
 
 
 def _units(values: list[str]) -> dict[str, str]:

@@ -75,7 +75,7 @@ def run(
         metrics = train_own(plan, out, command=_command(source, request), progress=update)
     report = _report(terminal, plan, out)
     terminal.show(
-        _score_table(metrics["rows"]),
+        *_score_tables(plan, metrics["rows"]),
         f"checkpoint: {out / 'checkpoint'}   (enma-fast forecast FILE --checkpoint {out} --out forecast.zarr)",
         *([f"report:     {report}"] if report else []),
     )
@@ -123,7 +123,9 @@ def _plan_table(plan: Plan) -> Any:
         ["model", f"{plan.request.size}, {plan.num_parameters:,} parameters, {model.num_tokens} tokens a frame"],
     ]
     for split, count in plan.trajectories.items():
-        rows.append([split, f"{count:,} trajectories in {plan.environments[split]:,} environments"])
+        shared = plan.frames.get(split, count * model.num_frames)
+        few = f", which overlap: {shared:,} frames in all" if shared < count * model.num_frames else ""
+        rows.append([split, f"{count:,} trajectories in {plan.environments[split]:,} environments{few}"])
     rows.append(["tasks", "temporal, initial value by a context" if plan.contexts else "temporal; no contexts"])
     for stage in ("tokenizer", "dynamics", "forecasts"):
         training = recipe(plan.preset, stage)
@@ -132,17 +134,34 @@ def _plan_table(plan: Plan) -> Any:
     return table(f"plan of {model.name}", ["", "value"], rows, text=(0, 1))
 
 
-def _score_table(rows: list[dict[str, Any]]) -> Any:
-    head = ["task", "trajectories", "rel. L2", "persistence", "CRPS", "spread/skill"]
+def _score_tables(plan: Plan, rows: list[dict[str, Any]]) -> list[Any]:
+    """Scores of each task, and errors of each channel in its unit."""
+    from ..evaluation.baselines import BASELINES
+    from ..training.own_card import notes
+
+    # Runs that were finished by an older version have fewer baselines.
+    names = [name for name in BASELINES if all(name in row for row in rows)]
+    head = ["task", "trajectories", "rel. L2", *names, "CRPS", "spread/skill"]
     lines = [
         [
             row["task"],
             str(row["num_trajectories"]),
-            number(row["rel_l2"]),
-            number(row["persistence"]["rel_l2"]),
+            *(number(part["rel_l2"]) for part in (row, *(row[name] for name in names))),
             number(row["crps"]),
             number(row["spread_skill"]),
         ]
         for row in rows
     ]
-    return table("held-out test split", head, lines)
+    errors = [
+        [row["task"], f"{channel} ({found.get('unit', '1')})"]
+        + [number(found[key]) for key in ("rmse", *(f"{name}_rmse" for name in names))]
+        for row in rows
+        for channel, found in row["channels"].items()
+    ]
+    caption = " ".join(notes(plan)) or None
+    return [
+        table("held-out test split", head, lines),
+        table(
+            "RMS errors", ["task", "channel (unit)", "mean of members", *names], errors, caption=caption, text=(0, 1)
+        ),
+    ]

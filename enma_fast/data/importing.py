@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,8 @@ class ImportOptions:
     dt, spacing : times between frames, and between points of each space axis; replace those of the source
     periodic : space axes that are periodic; None as the source says, or else none
     environment : column that names the environment of each trajectory
+    crop : space axis or time -> first of its places that are kept, and the place after the last; a cropped axis is
+        periodic only if `periodic` says so
     window, stride : frames of each of the trajectories that are cut from longer ones, and frames between their
         beginnings, by default the same
     """
@@ -50,6 +53,7 @@ class ImportOptions:
     spacing: tuple[float, ...] = ()
     periodic: tuple[str, ...] | None = None
     environment: str | None = None
+    crop: Mapping[str, tuple[int, int]] | None = None
     window: int | None = None
     stride: int | None = None
 
@@ -83,7 +87,7 @@ def import_fields(source: str | Path, out: str | Path, options: ImportOptions, *
     if out.suffix not in (".h5", ".hdf5"):
         raise EnmaError(f"{out}: is no name of a field file; let it end in .h5")
     data = _described(source, options) if _known_layout(source) else _assembled(source, options)
-    data = _renamed(data, options)
+    data = _cropped(_renamed(data, options), options)
     check_fields(data)
     if options.window is not None:
         data = _windows(data, options.window, options.stride or options.window)
@@ -103,7 +107,7 @@ def check_fields(data: FieldFile) -> None:
         raise EnmaError(
             f"{data.path}: {data.channels[int(np.argwhere(wrong)[0, -1])]} holds {int(wrong.sum()):,} missing or "
             f"infinite values, first at trajectory {row}, frame {frame}; fill them, for example by interpolation, or "
-            "leave those points or trajectories out"
+            "leave those places (enma-fast data import --crop) or trajectories out"
         )
     for c, channel in enumerate(data.channels):
         values = data.u[..., c]
@@ -242,11 +246,13 @@ def _positions(
 
 
 def _numbers(path: Path, axis: str, values: np.ndarray, size: int) -> np.ndarray:
-    """Positions as float64; dates in days since the first."""
+    """Positions as float64; dates, also those of the calendars of `cftime`, in days since the first."""
     if values.shape != (size,):
         raise EnmaError(f"{path}: {axis} has {len(values)} positions for {size} values; save both of one size")
     if values.dtype.kind == "M":
         return (values - values[0]) / np.timedelta64(1, "D")
+    if values.dtype.kind == "O" and all(hasattr(value, "calendar") for value in values):
+        return np.array([(value - values[0]) / timedelta(days=1) for value in values])
     if values.dtype.kind not in "fiu":
         fix = "--dt" if axis == "time" else "--spacing"
         raise EnmaError(f"{path}: {axis} holds {values.dtype.name}, not numbers; give their step by {fix}")
@@ -325,6 +331,34 @@ def _renamed(data: FieldFile, options: ImportOptions) -> FieldFile:
             )
         units[channel] = unit
     return replace(data, channels=tuple(channels), units=units)
+
+
+def _cropped(data: FieldFile, options: ImportOptions) -> FieldFile:
+    """The part of the places along some axes that is asked for."""
+    axes = ("time", *SPACE[: len(data.coords)])
+    parts = [slice(None)] * len(axes)
+    periodic = list(data.periodic)
+    for axis, (first, end) in (options.crop or {}).items():
+        if axis not in axes:
+            raise EnmaError(f"{data.path}: has no axis '{axis}' to crop; its axes are {', '.join(axes)}")
+        size = data.u.shape[1 + axes.index(axis)]
+        if not 0 <= first < end - 1 < size:
+            raise EnmaError(
+                f"{data.path}: {axis} has the places 0 to {size - 1}, of which crop keeps {first}:{end}; give a first "
+                f"place and the one after the last, such as {axis}=0:{size}, two places at least"
+            )
+        parts[axes.index(axis)] = slice(first, end)
+        if axis != "time" and end - first < size and options.periodic is None:
+            periodic[SPACE.index(axis)] = False
+    coords = tuple(x[part] for x, part in zip(data.coords, parts[1:], strict=True))
+    return replace(
+        data,
+        u=np.ascontiguousarray(data.u[(slice(None), *parts)]),
+        times=data.times[parts[0]],
+        coords=coords,
+        lengths=lengths_of(coords, periodic),
+        periodic=tuple(periodic),
+    )
 
 
 def _windows(data: FieldFile, window: int, stride: int) -> FieldFile:

@@ -5,6 +5,7 @@ NumPy files are read without pickles. NetCDF and Zarr go through xarray, which d
 
 from __future__ import annotations
 
+import warnings
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -150,8 +151,11 @@ def _xarray(path: Path, names: Sequence[str]) -> Source:
     xarray = load_extra("xarray", "store")
     fields, coords, columns = {}, {}, {}
     try:
-        opened = xarray.open_zarr(path, chunks=None, consolidated=False) if path.is_dir() else xarray.open_dataset(path)
-        with opened as dataset:
+        with (
+            # Dates that NumPy cannot hold come as those of cftime, which are read as well.
+            warnings.catch_warnings(action="ignore", category=xarray.SerializationWarning),
+            _opened(xarray, path) as dataset,
+        ):
             for name, data in dataset.variables.items():
                 numeric = data.dtype.kind in "fiu"
                 if data.ndim > 1 and numeric and name in dataset.data_vars and (not names or name in names):
@@ -165,3 +169,7 @@ def _xarray(path: Path, names: Sequence[str]) -> Source:
         # Engines of xarray raise nearly anything for damaged files.
         raise EnmaError(f"{path}: xarray cannot read it ({first_line(error)}); check the file") from error
     return Source(path=path, fields=fields, coords=coords, columns=columns)
+
+
+def _opened(xarray: Any, path: Path) -> Any:
+    return xarray.open_zarr(path, chunks=None, consolidated=False) if path.is_dir() else xarray.open_dataset(path)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..evaluation.baselines import BASELINES
 from ..utils.text import boundaries, markdown_table, short, times
 from .own_plan import Plan
 
+# A mean of so many times the changes of a field hides them in relative errors.
+_DOMINANT = 5.0
+
 
 def own_card(plan: Plan, metrics: dict[str, Any], command: str) -> str:
-    """The card in Markdown: the data, the scores beside persistence, the cost, the limits."""
+    """The card in Markdown: the data, the scores beside the baselines, the cost, the limits."""
     model = plan.preset.model
     tok, name = model.tokenizer, model.name
     held = ", ".join(
@@ -28,8 +32,9 @@ def own_card(plan: Plan, metrics: dict[str, Any], command: str) -> str:
         + ".",
         "## Scores",
         "On the held-out test split, over all forecast frames. Relative L2 is that of the mean of the members. "
-        "Persistence repeats the last observed frame. CRPS is fair and in the units of the fields, spread/skill is 1 "
-        "for a calibrated ensemble.",
+        "Persistence repeats the last observed frame, climatology is the mean of the training trajectories at each "
+        "point. CRPS is fair and in the units of the fields, spread/skill is 1 for a calibrated ensemble."
+        + "".join(f" {note}" for note in notes(plan)),
         _rows(metrics["rows"]),
         _channels(metrics["rows"]),
         "## Training",
@@ -53,29 +58,38 @@ def own_card(plan: Plan, metrics: dict[str, Any], command: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _rows(rows: list[dict[str, Any]]) -> str:
-    head = ["task", "trajectories", "members", "rel. L2", "median", "persistence", "its median", "CRPS", "spread/skill"]
-    lines = [
-        [
-            row["task"],
-            row["num_trajectories"],
-            row["num_members"],
-            *(short(row[key]) for key in ("rel_l2", "rel_l2_median")),
-            *(short(row["persistence"][key]) for key in ("rel_l2", "rel_l2_median")),
-            *(short(row[key]) for key in ("crps", "spread_skill")),
-        ]
-        for row in rows
+def notes(plan: Plan) -> list[str]:
+    """Sentences that a reader of the scores needs for these fields."""
+    tok = plan.preset.model.tokenizer
+    pairs = zip(plan.channels, tok.field_mean or (), tok.field_scale or (), strict=True)
+    return [
+        f"Relative L2 is relative to the whole field, and {name} is {mean:.4g} with changes of {scale:.3g}: all "
+        "methods look good by it, so compare the RMS errors, or import anomalies."
+        for name, mean, scale in pairs
+        if abs(mean) > _DOMINANT * scale
     ]
-    return markdown_table(head, lines)
+
+
+def _rows(rows: list[dict[str, Any]]) -> str:
+    head = ["task", "trajectories", "members", "rel. L2", "median"]
+    head += [word for name in BASELINES for word in (name, "its median")]
+    lines = []
+    for row in rows:
+        parts = (row, *(row[name] for name in BASELINES))
+        errors = [part[key] for part in parts for key in ("rel_l2", "rel_l2_median")]
+        scores = (short(value) for value in (*errors, row["crps"], row["spread_skill"]))
+        lines.append([row["task"], row["num_trajectories"], row["num_members"], *scores])
+    return markdown_table([*head, "CRPS", "spread/skill"], lines)
 
 
 def _channels(rows: list[dict[str, Any]]) -> str:
+    keys = ["rmse", *(f"{name}_rmse" for name in BASELINES)]
     lines = [
-        [row["task"], channel, short(errors["rmse"]), short(errors["persistence_rmse"])]
+        [row["task"], channel, errors["unit"], *(short(errors[key]) for key in keys)]
         for row in rows
         for channel, errors in row["channels"].items()
     ]
-    return markdown_table(["task", "channel", "RMS error of the mean", "of persistence"], lines)
+    return markdown_table(["task", "channel", "unit", "RMS error of the mean", *(f"of {n}" for n in BASELINES)], lines)
 
 
 def _cost(training: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ the held-out ones are left out.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,6 +21,8 @@ from ..utils.text import counted
 
 TRAIN, VAL, TEST = "train", "val", "test-in"
 SPLITS = (TRAIN, VAL, TEST)
+# What users call the last of them.
+_SHORT_TEST = "-test"
 # Share of the data for each of validation and test, and fewest environments that are held out whole.
 _SHARE, _FEWEST_ENVIRONMENTS = 0.1, 5
 _FIELD_FILES = (".h5", ".hdf5")
@@ -50,13 +53,14 @@ def name_of(source: Path) -> str:
 def load_splits(source: Path) -> dict[str, FieldFile]:
     """Training, validation and test data.
 
-    Files of a folder whose names end in `-train`, `-val` and `-test-in` are these splits; those that are lacking are
-    taken from `-train`. All other files are one data set, which is divided. `EnmaError` if files disagree, a value is
-    missing, a channel is constant, or there are too few trajectories.
+    Files of a folder whose names end in `-train`, `-val` and `-test-in` (or `-test`) are these splits; those that are
+    lacking are taken from `-train`. All other files are one data set, which is divided. `EnmaError` if files disagree,
+    a value is missing, a channel is constant, there are too few trajectories, or held-out ones are in the training data
+    too.
     """
     parts: dict[str, list[FieldFile]] = {}
     files = files_of(source)
-    named = {path: dataset_split(path.stem)[1] for path in files}
+    named = {path: TEST if path.stem.endswith(_SHORT_TEST) else dataset_split(path.stem)[1] for path in files}
     if len(files) == 1 or TRAIN not in named.values():
         named = dict.fromkeys(files, TRAIN)
     for path in files:
@@ -72,6 +76,7 @@ def load_splits(source: Path) -> dict[str, FieldFile]:
     if lacking:
         whole = joined[TRAIN]
         joined |= {split: whole.rows(rows) for split, rows in divide(whole, lacking).items()}
+    _require_unseen(joined)
     return {split: joined[split] for split in SPLITS}
 
 
@@ -114,6 +119,32 @@ def _by_time(data: FieldFile, lacking: Sequence[str]) -> dict[str, np.ndarray]:
         found[split] = np.flatnonzero(np.isin(first, kept))
         end = kept[0]
     return found
+
+
+def _require_unseen(splits: dict[str, FieldFile]) -> None:
+    """Raise `EnmaError` if training shows all frames of a trajectory that is held out."""
+    seen = set(_digests(splits[TRAIN]))
+    for split in (VAL, TEST):
+        data = splits[split]
+        frames = np.array([digest in seen for digest in _digests(data)]).reshape(len(data), -1)
+        known = np.flatnonzero(frames.all(axis=1))
+        if len(known):
+            raise EnmaError(
+                f"{data.path}: {len(known)} of its {counted(len(data), 'trajectory')} for {split} are in the training "
+                f"data too, from {known[0]} to {known[-1]}; leave them out, part of a series by enma-fast data import "
+                "--crop time=A:B"
+            )
+
+
+def distinct_frames(data: FieldFile) -> int:
+    """Number of different frames; windows that overlap share some."""
+    return len(set(_digests(data)))
+
+
+def _digests(data: FieldFile) -> list[bytes]:
+    """A hash of each frame of each trajectory."""
+    frames = np.ascontiguousarray(data.u).reshape(len(data) * data.u.shape[1], -1)
+    return [hashlib.blake2b(frame.tobytes(), digest_size=16).digest() for frame in frames]
 
 
 def has_contexts(splits: dict[str, FieldFile]) -> bool:

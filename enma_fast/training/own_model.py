@@ -20,7 +20,9 @@ from torch import Tensor
 
 from ..data import FieldFile, read, write_fields
 from ..errors import EnmaError
+from ..evaluation.baselines import baselines
 from ..evaluation.metrics import Scores
+from ..evaluation.protocols import Observations
 from ..evaluation.scoring import score_forecast
 from ..forecasting.file_forecast import FileForecast
 from ..forecasting.request import ForecastRequest, task_named
@@ -65,7 +67,7 @@ def train_own(plan: Plan, out: Path, *, command: str, progress: Progress | None 
     """Train, score and write what `prepare_own` planned, from where an earlier call stopped.
 
     `command`, which makes the run again, is for the card. Returns the contents of `metrics.json` of the checkpoint:
-    `rows` of scores, each with those of `persistence` and of single `channels`, and the `training`.
+    `rows` of scores, each with those of the baselines by name and of single `channels`, and the `training`.
     """
     total = sum(plan.seconds.values())
     done = plan.seconds["preparing"]
@@ -81,10 +83,10 @@ def train_own(plan: Plan, out: Path, *, command: str, progress: Progress | None 
     model = load_model(out / "forecasts")
     dataset = plan.preset.model.dataset
     model.domain = training_domain(data_file(out / DATA, dataset, TRAIN))
-    data = read(data_file(out / DATA, dataset, TEST))
+    train_data, test_data = (read(data_file(out / DATA, dataset, split)) for split in (TRAIN, TEST))
     tasks = ("temporal", "initial-value") if plan.contexts else ("temporal",)
     found = {
-        "rows": [_scores(model, data, task) for task in tasks],
+        "rows": [_scores(model, test_data, train_data, task) for task in tasks],
         "training": {stage: account(out / stage, read_record(out / stage), command) for stage in STAGES},
     }
     save_model(model, out / IN_RUN, card=own_card(plan, found, command), metrics=found)
@@ -118,30 +120,35 @@ def _train(stage: str, plan: Plan, out: Path, progress: Progress | None, before:
     train(stage, plan.preset, data_dir=out / DATA, options=options, **trained.get(stage, {}))
 
 
-def _scores(model: Model, data: FieldFile, task: str) -> dict[str, Any]:
-    """Scores of a task on the test data, beside persistence: the last observed frame again and again."""
+def _scores(model: Model, data: FieldFile, train: FieldFile, task: str) -> dict[str, Any]:
+    """Scores of a task on the test data, beside those of the baselines, which forecast from the same frames."""
     numbers = range(min(SCORED, len(data)))
     request = ForecastRequest(task=task_named(task), num_members=MEMBERS, trajectories=numbers)
     forecast = FileForecast(model, data, request)
-    seen = forecast.num_observed
-    truth = data.u[: len(numbers), seen:]
-    persisted = np.broadcast_to(data.u[: len(numbers), seen - 1 : seen], truth.shape)
     means: list[Tensor] = []
     row = score_forecast(forecast, warn=False, sink=lambda first, samples: means.append(samples.mean(1)))
-    mean = torch.cat(means).numpy()
-    baseline = Scores()
-    baseline.update(np.ascontiguousarray(persisted[:, None]), truth)
-    result = baseline.result()
-    axes = tuple(range(truth.ndim - 1))
+    observed, truth = np.split(data.u[: len(numbers)], [forecast.num_observed], axis=1)
+    given = Observations(
+        history=observed, context=None, num_frames=truth.shape[1], num_members=1, trajectories=numbers, seed=0
+    )
+    made = {name: np.asarray(method(given)) for name, method in baselines(train).items()}
 
-    def errors(made: np.ndarray) -> list[float]:
-        found: list[float] = np.sqrt(np.square(made - truth, dtype=np.float64).mean(axis=axes)).tolist()
-        return found
+    def errors(forecasts: np.ndarray) -> np.ndarray:
+        axes = tuple(range(truth.ndim - 1))
+        return np.sqrt(np.square(forecasts - truth, dtype=np.float64).mean(axis=axes))
 
-    pairs = zip(data.channels, errors(mean), errors(persisted), strict=True)
-    kept = {key: value for key, value in row.items() if key not in ("per_frame", "rank_histogram")}
-    return {
-        **kept,
-        "persistence": {key: result[key] for key in ("rel_l2", "rel_l2_median", "rmse")},
-        "channels": {name: {"rmse": own, "persistence_rmse": other} for name, own, other in pairs},
+    each = {"rmse": errors(torch.cat(means).numpy())}
+    each |= {f"{name}_rmse": errors(forecasts[:, 0]) for name, forecasts in made.items()}
+    channels = {
+        channel: {"unit": data.units.get(channel, "1"), **{key: float(values[c]) for key, values in each.items()}}
+        for c, channel in enumerate(data.channels)
     }
+    kept = {key: value for key, value in row.items() if key not in ("per_frame", "rank_histogram")}
+    return {**kept, **{name: _summary(forecasts, truth) for name, forecasts in made.items()}, "channels": channels}
+
+
+def _summary(forecasts: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    scores = Scores()
+    scores.update(forecasts, truth)
+    found = scores.result()
+    return {key: found[key] for key in ("rel_l2", "rel_l2_median", "rmse")}

@@ -28,7 +28,17 @@ from ..utils.dataclass_json import from_json, replace, to_json
 from .dynamics import DynamicsTask, encode_all, sub_token_shifts
 from .forecasts import ForecastTask
 from .loop import RunOptions, Task, run
-from .own_data import SPLITS, TRAIN, VAL, environment_sizes, files_of, has_contexts, load_splits, name_of
+from .own_data import (
+    SPLITS,
+    TRAIN,
+    VAL,
+    distinct_frames,
+    environment_sizes,
+    files_of,
+    has_contexts,
+    load_splits,
+    name_of,
+)
 from .recipes import VALIDATED, recipe
 from .tokenizer import TokenizerTask
 
@@ -69,6 +79,7 @@ class Plan:
     preset : model, and recipes with the steps of each stage
     contexts : True if forecasts from one frame and a context are trained
     trajectories, environments : of each split
+    frames : different ones of each split; windows that overlap share some
     seconds : estimates for each stage and for what comes before and after
     num_parameters, memory : of the model, and bytes of the process with the training data and latents
     """
@@ -83,6 +94,7 @@ class Plan:
     seconds: dict[str, float]
     num_parameters: int
     memory: int
+    frames: dict[str, int] = dataclasses.field(default_factory=dict)
 
     def save(self, out: Path) -> None:
         """Write `plan.json`."""
@@ -174,6 +186,7 @@ def make_plan(source: Path, request: Request) -> tuple[Plan, dict[str, FieldFile
         },
         num_parameters=sum(p.numel() for p in Model(preset.model).parameters()),
         memory=_memory(preset, len(train)),
+        frames={split: distinct_frames(data) for split, data in splits.items()},
     )
     return plan, splits
 

@@ -141,18 +141,20 @@ def test_advection_is_fitted_among_many_minima():
         np.testing.assert_allclose(members, np.stack([row[3:]] * 2), atol=1e-6)
 
 
-def test_the_command_writes_a_score_file(folder, tmp_path, monkeypatch, capsys):
-    arguments = ["persistence", "combined", "--data", folder, "--limit", 2, "--out", tmp_path / "scores", "--json"]
+@pytest.mark.parametrize("name", ["persistence", "climatology"])
+def test_the_command_writes_a_score_file(folder, tmp_path, monkeypatch, capsys, name):
+    arguments = [name, "combined", "--data", folder, "--limit", 2, "--out", tmp_path / "scores", "--json"]
     monkeypatch.setattr(sys, "argv", ["baselines", *map(str, arguments)])
     command.main()
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert (found["method"], found["kind"], found["num_parameters"]) == ("persistence", "baseline", 0)
+    assert (found["method"], found["kind"], found["num_parameters"]) == (name, "baseline", 0)
     row = next(r for r in found["rows"] if (r["protocol"], r["task"], r["split"]) == ("whole", "temporal", "test-in"))
-    u = read(folder / "combined-test-in.h5").u[:2]
-    error = np.sqrt(np.square(u[:, 2:3] - u[:, 3:]).sum((1, 2, 3)) / np.square(u[:, 3:]).sum((1, 2, 3)))
+    u, train = read(folder / "combined-test-in.h5").u[:2], read(folder / "combined-train.h5").u
+    forecast = u[:, 2:3] if name == "persistence" else train.mean(0)[3:]
+    error = np.sqrt(np.square(forecast - u[:, 3:]).sum((1, 2, 3)) / np.square(u[:, 3:]).sum((1, 2, 3)))
     assert row["rel_l2"] == pytest.approx(error.mean(), rel=1e-5)
-    assert row["crps"] == pytest.approx(np.abs(u[:, 2:3] - u[:, 3:]).mean(), rel=1e-5)
-    assert (tmp_path / "scores" / "combined-persistence-0.json").is_file()
+    assert row["crps"] == pytest.approx(np.abs(forecast - u[:, 3:]).mean(), rel=1e-5)
+    assert (tmp_path / "scores" / f"combined-{name}-0.json").is_file()
 
 
 def test_what_cannot_be_done_is_said(folder, monkeypatch):

@@ -134,3 +134,8 @@ def test_import_writes_a_field_file_and_tells_what_it_holds(enma: Callable, tmp_
     assert (
         enma(*command[:-1], "u", "--force").error() == "--unit u: write CHANNEL=UNIT, for example --unit temperature=K"
     )
+    cropped = enma(*command, "--force", "--crop", "x=2:8,time=0:5", "--periodic", "none", "--json").json
+    assert (cropped["points"], cropped["frames"]) == ([6], 5)
+    for text in ("x=2", "x=-1:4", "x=0:4,x=0:4", "0:4"):
+        expected = f"--crop {text}: write AXIS=A:B once for each axis, for example --crop x=0:48,y=0:36"
+        assert enma(*command, "--force", "--crop", text).error() == expected

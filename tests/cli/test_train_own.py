@@ -44,7 +44,14 @@ def test_one_command_leaves_a_model_scores_and_a_report(enma: Callable, tmp_path
     shown = enma("train", path, "--out", out)
     assert shown.status == 0, shown.err
     assert "plan of waves" in shown.err
-    for text in ("held-out test split", "initial-value", f"checkpoint: {out / 'checkpoint'}"):
+    for text in (
+        "held-out test split",
+        "initial-value",
+        "climatology",
+        "RMS errors",
+        "u (1)",
+        f"checkpoint: {out / 'checkpoint'}",
+    ):
         assert text in shown.out
     again = enma("train", "run", path, "--out", out, "--json").json
     assert [row["task"] for row in again["rows"]] == ["temporal", "initial-value"]
@@ -76,7 +83,7 @@ def test_what_cannot_be_trained_on_is_refused_at_once(enma: Callable, plane: Pat
     )
     assert "size 'big' is unknown" in enma("train", plane, "--out", out, "--size", "big").error()
     odd = save(tmp_path / "odd.h5", advected(6, points=17))
-    assert enma("train", odd, "--out", out).error().endswith("to 16 or 18 points")
+    assert enma("train", odd, "--out", out).error().endswith("to 16 or 18 points: enma-fast data import --crop x=0:16")
     assert "no such file or folder" in enma("train", tmp_path / "none.h5", "--out", out).error()
     assert "No such command 'tokeniser'" in enma("train", "tokeniser").error()
     assert not out.exists()

@@ -123,6 +123,53 @@ def test_xarray_files_say_everything(tmp_path: Path, plane: np.ndarray, kind: st
     np.testing.assert_allclose(data.coords[1], np.linspace(20, 40, Y))
 
 
+@pytest.mark.parametrize(("calendar", "days"), [("360_day", 360.0), ("noleap", 365.0), ("standard", 365.25)])
+def test_dates_of_any_calendar_become_days(
+    tmp_path: Path, plane: np.ndarray, calendar: str, days: float, imported: Callable
+) -> None:
+    xr, cftime = (pytest.importorskip(name, reason="needs the [store] extra") for name in ("xarray", "cftime"))
+    # Years from 1600 on lie outside those of datetime64 in nanoseconds.
+    numbers = days * np.arange(T) + 0.5
+    dates = cftime.num2date(numbers, "days since 1600-06-01", calendar=calendar)
+    made = dataset(plane).assign_coords(time=xr.CFTimeIndex(dates))
+    made.to_netcdf(tmp_path / "years.nc", engine="h5netcdf")
+    data = imported(tmp_path / "years.nc")
+    np.testing.assert_allclose(data.times, days * np.arange(T))
+    np.testing.assert_array_equal(data.u, plane)
+
+
+def test_a_part_of_the_places_is_kept(tmp_path: Path, plane: np.ndarray, imported: Callable, refusal: Callable) -> None:
+    plane[:, :, :2] = np.nan
+    path = saved(tmp_path / "plane.npy", plane)
+    options = {"axes": ("trajectory", "time", "x", "y", "channel"), "dt": 0.5, "spacing": (0.1, 0.2)}
+    data = imported(path, crop={"x": (2, X), "time": (1, 5), "y": (0, Y)}, **options)
+    np.testing.assert_array_equal(data.u, plane[:, 1:5, 2:])
+    np.testing.assert_allclose(data.coords[0], 0.1 * np.arange(2, X))
+    np.testing.assert_allclose(data.times, 0.5 * np.arange(1, 5))
+    assert data.lengths == pytest.approx((0.5, 0.8))
+    ring = imported(path, crop={"x": (2, X)}, periodic=("x",), **options)
+    assert (ring.periodic, ring.lengths) == ((True, False), pytest.approx((0.6, 0.8)))
+    assert "has no axis 'z' to crop; its axes are time, x, y" in refusal(path, crop={"z": (0, 2)}, **options)
+    for first, end in ((0, X + 1), (3, 4), (5, 2), (-1, 4)):
+        said = refusal(path, crop={"x": (first, end)}, **options)
+        assert f"x has the places 0 to {X - 1}, of which crop keeps {first}:{end}; give a first place" in said
+
+
+def test_a_part_of_a_ring_is_open(tmp_path: Path, line: np.ndarray, imported: Callable) -> None:
+    path = write(
+        tmp_path / "ring.h5",
+        name="ring",
+        times=0.1 * np.arange(T),
+        coords=[np.arange(X) / X],
+        periodic=[True],
+        scalars={"environment": np.arange(N)},
+        t0_fields={"u": line},
+    )
+    assert imported(path, crop={"x": (0, X)}).periodic == (True,)
+    data = imported(path, crop={"x": (0, 5)})
+    assert (data.periodic, data.lengths) == ((False,), pytest.approx((0.5,)))
+
+
 def test_missing_values_and_units_of_netcdf(tmp_path: Path, plane: np.ndarray, refusal: Callable) -> None:
     made = dataset(plane)
     made["sst"][2, 3, 0, 0] = np.nan

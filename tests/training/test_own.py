@@ -63,8 +63,30 @@ def test_files_of_a_folder_are_splits_by_their_names(tmp_path: Path) -> None:
     np.testing.assert_array_equal(splits["test-in"].u[..., 0], advected(3, seed=3))
     (tmp_path / "waves-train.h5").rename(tmp_path / "more.h5")
     assert sum(len(data) for data in own_data.load_splits(tmp_path).values()) == 20
+    (tmp_path / "more.h5").rename(tmp_path / "waves-train.h5")
+    (tmp_path / "waves-test-in.h5").rename(tmp_path / "waves-test.h5")
+    assert {split: len(data) for split, data in own_data.load_splits(tmp_path).items()} == {
+        "train": 11,
+        "val": 1,
+        "test-in": 3,
+    }
     assert own_data.name_of(tmp_path / "waves-train.h5") == "waves"
     assert own_data.name_of(tmp_path / "my waves (2).h5") == "my-waves-2"
+
+
+def test_held_out_trajectories_that_training_shows_are_refused(tmp_path: Path) -> None:
+    u = advected(12)
+    save(tmp_path / "a-train.h5", u)
+    held = advected(3, seed=1)
+    # Frames in common are no trajectory in common.
+    held[0, :5] = u[3, :5]
+    save(tmp_path / "a-test.h5", held)
+    splits = own_data.load_splits(tmp_path)
+    assert [own_data.distinct_frames(data) for data in splits.values()] == [11 * 8, 8, 3 * 8]
+    held[2] = u[splits["train"].environment[4]]
+    save(tmp_path / "a-test.h5", held)
+    with pytest.raises(EnmaError, match=r"1 of its 3 trajectories for test-in are in the .* from 2 to 2; leave them"):
+        own_data.load_splits(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -119,9 +141,11 @@ def test_a_model_is_derived_for_lines_and_planes() -> None:
 
 
 def test_a_grid_that_cannot_be_halved_names_the_nearest() -> None:
-    with pytest.raises(EnmaError, match=r"grid 96 x 49 cannot be halved.* to 96 x 48 or 96 x 50 points"):
+    with pytest.raises(
+        EnmaError, match=r"grid 96 x 49 cannot be halved.* to 96 x 48 or 96 x 50 points: .* --crop y=0:48$"
+    ):
         derived((96, 49), (True, True))
-    with pytest.raises(EnmaError, match=r"grid 5 cannot be halved.* to 8 points"):
+    with pytest.raises(EnmaError, match=r"grid 5 cannot be halved.* to 8 points$"):
         derived((5,), (True,))
     with pytest.raises(EnmaError, match="grid 2048 x 2048 makes 16384 tokens a frame; coarsen it"):
         derived((2048, 2048), (True, True))
@@ -205,7 +229,8 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_model(planned: Callable, tmp
     assert train_own(again, broken, command="other")["rows"] == rows
     assert load_model(straight).config.name == "advected"
     card = (straight / "checkpoint" / "README.md").read_text()
-    assert "| temporal | u |" in card
+    assert "| temporal | u | 1 |" in card
+    assert "climatology | its median" in card
     with pytest.raises(EnmaError, match="begun with size small, not base; choose another --out or the same options"):
         prepare_own(tmp_path / "advected.h5", broken, Request(size="base"))
     other = save(tmp_path / "other.h5", advected(80, seed=1))
@@ -222,6 +247,10 @@ def test_a_model_of_advection_beats_persistence(planned: Callable) -> None:
     assert row["task"] == "temporal"
     assert row["persistence"]["rel_l2"] > 0.5
     assert row["rel_l2"] < 0.5 * row["persistence"]["rel_l2"]
+    assert row["rel_l2"] < 0.5 * row["climatology"]["rel_l2"]
     test: FieldFile = read(out / "data" / "advected-test-in.h5")
     assert len(test) == row["num_trajectories"] == 8
-    assert set(row["channels"]) == {"u"}
+    forecast = read(out / "data" / "advected-train.h5").u.mean(0)[3:]
+    errors = row["channels"]["u"]
+    assert errors["climatology_rmse"] == pytest.approx(float(np.sqrt(np.square(forecast - test.u[:, 3:]).mean())), 1e-5)
+    assert row["climatology"]["rmse"] == pytest.approx(errors["climatology_rmse"], rel=1e-5)
