@@ -15,7 +15,7 @@ from ..utils.extras import load_extra
 from ..utils.text import shortened
 from .layout import FINGERPRINT, OUTSIDE, Layout, store_attributes
 from .metadata import AXES, DIGEST, METADATA, digest_of, is_protected, read_metadata
-from .read import damaged_files, zarr_errors
+from .read import check_coordinate, damaged_files, zarr_errors
 
 # The fingerprint of a CPU, a hash of sampled bits; that of a GPU lists settings.
 _PROBE = re.compile(r"[0-9a-f]{16}")
@@ -77,7 +77,10 @@ def _holds(path: Path, name: str, values: np.ndarray) -> bool:
     """True if the store has a coordinate with these values."""
     with zarr_errors(path, f"its {name}"):
         group = load_extra("zarr", "store").open_group(path, mode="r", use_consolidated=True, zarr_format=3)
-        return name in group and np.array_equal(group[name][...], values)
+        if name not in group:
+            return False
+        check_coordinate(path, name)
+        return np.array_equal(group[name][...], values)
 
 
 def _text(value: Any) -> str:

@@ -40,7 +40,18 @@ def read_forecast(path: str | Path, *, partial: bool = False) -> Any:
             raise EnmaError(f"{path}: is {state}; {what} it: {command} --out {path}")
     with zarr_errors(path):
         # Only the arrays of the consolidated metadata are opened, and these have been checked.
-        return xarray.open_zarr(path, chunks=None, consolidated=True, zarr_format=3)
+        dataset = xarray.open_zarr(path, chunks=None, consolidated=True, zarr_format=3)
+    for name, size in dataset.sizes.items():
+        if size:
+            check_coordinate(path, name)
+    return dataset
+
+
+def check_coordinate(path: Path, name: str) -> None:
+    """`EnmaError` if the file of a coordinate is missing, which Zarr would read as NaN or zeros."""
+    with zarr_errors(path, f"its {name}"):
+        if not (path / name / chunk_name(0)).is_file():
+            raise FileNotFoundError("its file is missing")
 
 
 @contextmanager

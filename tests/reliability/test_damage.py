@@ -202,12 +202,15 @@ def test_the_metadata_of_an_array_are_in_the_store_twice(server: Server, stores:
     assert contents(out) == whole
 
 
-def test_a_coordinate_that_nobody_knows_to_be_damaged_is_named(server: Server, stores: dict) -> None:
+@pytest.mark.parametrize("how", ["flip", "delete"])
+def test_a_coordinate_that_nobody_knows_to_be_damaged_is_named(server: Server, stores: dict, how: str) -> None:
     out, command, whole = stores["members"]
-    damage(out / "time" / "c.0", "flip")
-    error = server.run(*command).error()
-    assert error.startswith(f"{out}: its time cannot be read (")
-    assert error.endswith(f"run: enma-fast verify {out}")
+    damage(out / "x" / "c.0", how)
+    reads = ("report", out, "--out", out.with_name("report.html"))
+    for line in (command, *([reads] if how == "delete" else [])):
+        error = server.run(*line).error()
+        assert error.startswith(f"{out}: its x cannot be read (")
+        assert error.endswith(f"run: enma-fast verify {out}")
     assert server.run("verify", out, "--mark").status == 2
     assert server.run(*command).status == 0
     assert contents(out) == whole
