@@ -56,7 +56,7 @@ def self_attention(
     eps
         Added to the mean squares.
     rotary
-        Cosines and sines ``[L, K/2]`` (fp32); without, nothing turns.
+        Cosines and sines ``[L, K/2]`` (fp32 or the type of the projection); without, nothing turns.
     past
         Keys and values ``[B, H, P, K]`` of earlier calls.
     keep
@@ -78,7 +78,8 @@ def self_attention(
     name = choose(OP, candidates(qkv_BL3HK.device, qkv_BL3HK.dtype), backend)
     if name == "reference":
         return self_attention_ref(qkv_BL3HK, weights, frame=frame, eps=eps, rotary=rotary, past=past, keep=keep)
-    tensors = (qkv_BL3HK, *(w.float() for w in weights), *(rotary or (None, None)), *(past or (None, None)))
+    tables = (None, None) if rotary is None else tuple(x.float() for x in rotary)
+    tensors = (qkv_BL3HK, *(w.float() for w in weights), *tables, *(past or (None, None)))
     given = [None if x is None else x.contiguous() for x in tensors]
     operator = _FORWARD if recorded(*given) else _run_forward
     out, _, keys, values = operator(*given, frame, eps, keep)
@@ -153,14 +154,14 @@ def _check(qkv: Tensor, weights: Pair, frame: int, rotary: Pair | None, past: Pa
         raise EnmaError(f"{OP}: qkv_BL3HK has head dim 0; expected at least 1")
     if frame < 1:
         raise EnmaError(f"{OP}: frame is {frame}; expected at least 1 token")
+    dtypes = tuple(dict.fromkeys((qkv.dtype, torch.float32)))
     for name, weight in zip(("q", "k"), weights, strict=True):
-        dtypes = tuple(dict.fromkeys((qkv.dtype, torch.float32)))
         expect(OP, f"weight of {name}", weight, shape=[K], dtype=dtypes, device=qkv.device)
     if rotary is not None:
         if K % 2:
             raise EnmaError(f"{OP}: qkv_BL3HK has head dim {K}; expected an even one to rotate")
         for name, table in zip(("cosines", "sines"), rotary, strict=True):
-            expect(OP, name, table, shape=[L, K // 2], dtype=torch.float32, device=qkv.device)
+            expect(OP, name, table, shape=[L, K // 2], dtype=dtypes, device=qkv.device)
     if past is not None:
         for name, kept in zip(("keys", "values"), past, strict=True):
             expect(OP, f"{name} of the past", kept, shape=[B, H, None, K], dtype=qkv.dtype, device=qkv.device)
