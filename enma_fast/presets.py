@@ -184,7 +184,7 @@ def _fast_2d(name: str, tokenizer: TokenizerConfig, *, patch: tuple[int, int], *
     return dataclasses.replace(
         preset,
         tokenizer_training=dataclasses.replace(_FAST_2D_TOKENIZER_TRAINING, shift=ring),
-        dynamics_training=dataclasses.replace(_SMALL_TRAINING, batch=32, shift=ring),
+        dynamics_training=dataclasses.replace(_SMALL_TRAINING, steps=3400, batch=16, learning_rate=1.5e-3, shift=ring),
         forecast_training=dataclasses.replace(
             _SMALL_FORECASTS, batch=16, learning_rate=2e-4, final_learning_rate=2e-6, shift=ring
         ),
