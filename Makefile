@@ -45,8 +45,7 @@ test-full: install
 
 lint: install
 	@$(BIN)/ruff format --check --quiet . || { echo "fix with: $(BIN)/ruff format ." >&2; exit 1; }
-	@$(BIN)/ruff check --quiet . && $(BIN)/mypy
-	@find csrc -name '*.h' -o -name '*.hpp' -o -name '*.c' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | xargs $(BIN)/clang-format --dry-run -Werror
+	@$(BIN)/ruff check --quiet . && $(BIN)/mypy && $(BIN)/clang-format --dry-run -Werror $$(find csrc -name '*.[ch]' -o -name '*.[ch]pp' -o -name '*.cu*')
 
 check: lint  # without test_build.py and test_extension.py, which build the distributions
 	@$(BIN)/python -m pytest --quiet -m "not slow" tests/packaging --ignore=tests/packaging/test_build.py --ignore=tests/packaging/test_extension.py
