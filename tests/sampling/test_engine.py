@@ -236,8 +236,8 @@ def test_presets_are_the_reference(name: str) -> None:
     exact = frames(copy.deepcopy(dynamics).double(), history.double())
     engine = Engine(dynamics, backend="native")
     ours = torch.stack(list(engine.trajectory(history, groups=torch.zeros(2, dtype=torch.int64), **keys)), dim=1)
-    # Two ulps of tokens that reach 4.
-    assert_close_as_reference(ours, same_dtype, exact, floor=5e-7)
+    # Four ulps of tokens that reach 4: how far the reference rounds depends on the processor's BLAS.
+    assert_close_as_reference(ours, same_dtype, exact, floor=2e-6)
     assert distance(ours[:1], ours[1:]) > 0.01
 
 
