@@ -12,7 +12,16 @@ import pytest
 import torch
 
 from enma_fast.errors import EnmaError
-from enma_fast.models.checkpoint import hashes, load_config, load_model, locate, read_tensors, verify, write_manifest
+from enma_fast.models.checkpoint import (
+    available,
+    hashes,
+    load_config,
+    load_model,
+    locate,
+    read_tensors,
+    verify,
+    write_manifest,
+)
 from enma_fast.models.checkpoint import write_tensors as write
 
 
@@ -168,6 +177,6 @@ def test_a_preset_is_no_checkpoint_and_is_told_apart_from_a_wrong_name() -> None
     assert said.startswith(
         "checkpoint 'combined-points-small': is a preset without weights; train it first (enma-fast "
     )
-    assert said.endswith(", or use a shipped model (advection-fast, combined-fast, combined-small)")
+    assert said.endswith(f", or use a shipped model ({', '.join(available())})")
     for name in ("combined-huge", "a" * 5000, "a\0b", ""):
         assert "neither a folder nor a shipped model" in message(locate, name) or not name
