@@ -1,6 +1,11 @@
-"""The two-reference rule: a kernel may be as far from the float64 result as twice the plain code of its own dtype."""
+"""The two-reference rule: a kernel may be as far from the float64 result as twice the plain code of its own dtype.
+
+And threads keep its bits.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -28,3 +33,17 @@ def assert_close_as_reference(ours: Tensor, same_dtype: Tensor, exact: Tensor, *
     error = (ours.double() - exact).abs().max().item()
     allowed = 2 * (same_dtype.double() - exact).abs().max().item() + floor
     assert error <= allowed, f"error {error:.3e}, allowed {allowed:.3e}"
+
+
+def assert_threads_keep_bits(compute: Callable[[], Sequence[Tensor]]) -> None:
+    """The tensors that ``compute`` returns have the same bits on one, two and three threads."""
+    results, threads = [], torch.get_num_threads()
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            results.append(compute())
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
+            assert torch.equal(a, b)

@@ -15,7 +15,7 @@ from enma_fast.ops._backend import extension, interpreted, kernel
 from enma_fast.ops.frame_attention import candidates, frame_attention, frame_attention_ref
 from enma_fast.ops.self_attention import attention
 from tests.ops._cubin import SHARED_LIMIT, report
-from tests.ops._oracle import assert_close_as_reference
+from tests.ops._oracle import assert_close_as_reference, assert_threads_keep_bits
 
 DTYPES = (torch.float32, torch.bfloat16)
 FLOOR = {torch.float32: 2e-6, torch.bfloat16: 4e-3}
@@ -231,15 +231,7 @@ def test_threads_do_not_change_bits() -> None:
     if extension() is None:
         pytest.skip("the extension is not built")
     own, given = arguments(24, 2, 16, 96, 40, 64, device=torch.device("cpu"))
-    threads, results = torch.get_num_threads(), []
-    try:
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
-            results.append(frame_attention(*own, backend="native", **given))
-    finally:
-        torch.set_num_threads(threads)
-    assert torch.equal(results[0], results[1])
-    assert torch.equal(results[0], results[2])
+    assert_threads_keep_bits(lambda: [frame_attention(*own, backend="native", **given)])
 
 
 def test_native_refuses_what_does_not_fit() -> None:

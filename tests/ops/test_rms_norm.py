@@ -12,7 +12,7 @@ from torch import Tensor
 from enma_fast.errors import EnmaError
 from enma_fast.ops._backend import extension, interpreted
 from enma_fast.ops.rms_norm import candidates, rms_norm, rms_norm_ref, sum_rms_norm, sum_rms_norm_ref
-from tests.ops._oracle import assert_close_as_reference
+from tests.ops._oracle import assert_close_as_reference, assert_threads_keep_bits
 
 EPS = 1e-6
 DTYPES = (torch.float32, torch.bfloat16)
@@ -226,17 +226,12 @@ def test_threads_do_not_change_bits() -> None:
     if extension() is None:
         pytest.skip("the extension is not built")
     leaves = [t.clone().requires_grad_() for t in arguments(700, 192, device=torch.device("cpu"))]
-    results, threads = [], torch.get_num_threads()
-    try:
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
-            y, h, z = both(*leaves, backend="native")
-            results.append([y, h, z, *torch.autograd.grad((y * h * z).sum(), leaves)])
-    finally:
-        torch.set_num_threads(threads)
-    for other in results[1:]:
-        for a, b in zip(results[0], other, strict=True):
-            assert torch.equal(a, b)
+
+    def compute() -> list[Tensor]:
+        y, h, z = both(*leaves, backend="native")
+        return [y, h, z, *torch.autograd.grad((y * h * z).sum(), leaves)]
+
+    assert_threads_keep_bits(compute)
 
 
 def test_native_refuses_what_does_not_fit() -> None:

@@ -42,8 +42,8 @@ def test_tokenizer_validation_is_the_error_of_the_posterior_means():
     assert task.validate(task.module)["rel_l2"] == pytest.approx(sum(expected) / 3, rel=1e-5)
 
 
-def test_the_tokenizer_sees_shifted_fields():
-    fields = waves(1, 1, 3, CONFIGS["relative"].tokenizer)
+def batch_of(fields, training):
+    """Fields and noise that the tokenizer is given in a step."""
     seen = []
 
     class Spy(nn.Module):
@@ -53,10 +53,15 @@ def test_the_tokenizer_sees_shifted_fields():
             seen.append((u, noise))
             return u.sum(), u.sum()
 
-    for shift in (True, False):
-        task = TokenizerTask(CONFIGS["relative"], replace(TRAINING, batch=64, shift=shift), train=fields, val=fields)
-        task.loss(Spy(), step_generator(0, 0), Rank())
-    (moved, noise), (plain, _) = seen
+    task = TokenizerTask(CONFIGS["relative"], training, train=fields, val=fields)
+    task.loss(Spy(), step_generator(0, 0), Rank())
+    (batch,) = seen
+    return batch
+
+
+def test_the_tokenizer_sees_shifted_fields():
+    fields = waves(1, 1, 3, CONFIGS["relative"].tokenizer)
+    (moved, noise), (plain, _) = (batch_of(fields, replace(TRAINING, batch=64, shift=shift)) for shift in (True, False))
     assert torch.equal(plain, fields.expand(64, -1, -1, -1))
     turns = torch.stack([fields[0].roll(s, dims=1) for s in range(32)])
     which = [(turns - u).abs().amax((1, 2, 3)).argmin().item() for u in moved]
@@ -68,19 +73,8 @@ def test_the_tokenizer_sees_shifted_fields():
 
 def test_a_window_is_frames_in_a_row_from_any_one_on():
     fields = waves(1, 1, 7, CONFIGS["relative"].tokenizer)
-    seen = []
-
-    class Spy(nn.Module):
-        weight = nn.Parameter(torch.zeros(()))
-
-        def forward(self, u, noise):
-            seen.append((u, noise))
-            return u.sum(), u.sum()
-
     training = replace(TRAINING, batch=64, shift=False, window=3)
-    task = TokenizerTask(CONFIGS["relative"], training, train=fields, val=fields)
-    task.loss(Spy(), step_generator(0, 0), Rank())
-    ((u, noise),) = seen
+    u, noise = batch_of(fields, training)
     parts = fields[0].unfold(0, 3, 1).movedim(-1, 1)
     begins = {next(i for i, part in enumerate(parts) if torch.equal(part, sample)) for sample in u}
     assert begins == set(range(5))
