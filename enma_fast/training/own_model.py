@@ -22,7 +22,7 @@ from ..data import FieldFile, read, write_fields
 from ..errors import EnmaError
 from ..evaluation.baselines import baselines
 from ..evaluation.metrics import Scores
-from ..evaluation.protocols import Observations
+from ..evaluation.protocols import Method, Observations
 from ..evaluation.scoring import score_forecast
 from ..forecasting.file_forecast import FileForecast
 from ..forecasting.request import ForecastRequest, task_named
@@ -84,9 +84,10 @@ def train_own(plan: Plan, out: Path, *, command: str, progress: Progress | None 
     dataset = plan.preset.model.dataset
     model.domain = training_domain(data_file(out / DATA, dataset, TRAIN))
     train_data, test_data = (read(data_file(out / DATA, dataset, split)) for split in (TRAIN, TEST))
+    methods = baselines(train_data)
     tasks = ("temporal", "initial-value") if plan.contexts else ("temporal",)
     found = {
-        "rows": [_scores(model, test_data, train_data, task) for task in tasks],
+        "rows": [_scores(model, test_data, methods, task) for task in tasks],
         "training": {stage: account(out / stage, read_record(out / stage), command) for stage in STAGES},
     }
     save_model(model, out / IN_RUN, card=own_card(plan, found, command), metrics=found)
@@ -120,7 +121,7 @@ def _train(stage: str, plan: Plan, out: Path, progress: Progress | None, before:
     train(stage, plan.preset, data_dir=out / DATA, options=options, **trained.get(stage, {}))
 
 
-def _scores(model: Model, data: FieldFile, train: FieldFile, task: str) -> dict[str, Any]:
+def _scores(model: Model, data: FieldFile, methods: dict[str, Method], task: str) -> dict[str, Any]:
     """Scores of a task on the test data, beside those of the baselines, which forecast from the same frames."""
     numbers = range(min(SCORED, len(data)))
     request = ForecastRequest(task=task_named(task), num_members=MEMBERS, trajectories=numbers)
@@ -131,7 +132,7 @@ def _scores(model: Model, data: FieldFile, train: FieldFile, task: str) -> dict[
     given = Observations(
         history=observed, context=None, num_frames=truth.shape[1], num_members=1, trajectories=numbers, seed=0
     )
-    made = {name: np.asarray(method(given)) for name, method in baselines(train).items()}
+    made = {name: np.asarray(method(given)) for name, method in methods.items()}
 
     def errors(forecasts: np.ndarray) -> np.ndarray:
         axes = tuple(range(truth.ndim - 1))

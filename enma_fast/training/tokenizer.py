@@ -43,11 +43,11 @@ class TokenizerTask:
         noise = noise.view(B, self.options.latent_frames(T), -1, self.options.latent_channels)
         observed = self._observed(B, generator) if self.options.interpolation else None
         mine = rank.share(B)
-        index: tuple[Tensor, ...] = (rows[mine],)
+        chosen: tuple[Tensor, ...] = (rows[mine],)
         if self.config.window:
             first = torch.randint(self.train.shape[1] - T + 1, (B,), generator=generator)
-            index = (rows[mine, None], first[mine, None] + torch.arange(T))
-        u = roll(self.train[index], [s[mine] for s in shifts])
+            chosen = (rows[mine, None], first[mine, None] + torch.arange(T))
+        u = roll(self.train[chosen], [s[mine] for s in shifts])
         u = u * factors(self.config.amplitude, B, generator)[mine].view(-1, *(1,) * (u.ndim - 1))
         inputs = [u, noise[mine]]
         if observed is not None:
