@@ -77,10 +77,12 @@ def _holds(path: Path, name: str, values: np.ndarray) -> bool:
     """True if the store has a coordinate with these values."""
     with zarr_errors(path, f"its {name}"):
         group = load_extra("zarr", "store").open_group(path, mode="r", use_consolidated=True, zarr_format=3)
-        if name not in group:
-            return False
-        check_coordinate(path, name)
-        return np.array_equal(group[name][...], values)
+        array = group.get(name)
+    if array is None:
+        return False
+    check_coordinate(path, name)
+    with zarr_errors(path, f"its {name}"):
+        return np.array_equal(array[...], values)
 
 
 def _text(value: Any) -> str:

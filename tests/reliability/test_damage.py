@@ -210,6 +210,7 @@ def test_a_coordinate_that_nobody_knows_to_be_damaged_is_named(server: Server, s
     for line in (command, *([reads] if how == "delete" else [])):
         error = server.run(*line).error()
         assert error.startswith(f"{out}: its x cannot be read (")
+        assert error.count("cannot be read") == 1
         assert error.endswith(f"run: enma-fast verify {out}")
     assert server.run("verify", out, "--mark").status == 2
     assert server.run(*command).status == 0
