@@ -174,6 +174,9 @@ constexpr float SHIFT = 12582912.0f;
 
 ENMA_INLINE Floats nearest(Floats a) { return (a + all(SHIFT)) - all(SHIFT); }
 
+constexpr float LOG2_E = 1.44269504088896340736f;
+constexpr float LN_2 = 0.69314718055994530942f;
+
 // 2^x for x <= 127: relative error below 1e-7, exactly 0 below -126.5, NaN for NaN. The polynomial is the minimax one
 // of degree 6 for 2^f on |f| <= 1/2 (2e-9 before rounding).
 ENMA_INLINE Floats exp2_of(Floats x) {

@@ -19,8 +19,6 @@ using tiles::whole_lines;
 // Points of a block and query rows of a strip: the logits of a strip stay in the first-level cache.
 constexpr int64_t BLOCK_P = 128;
 constexpr int64_t STRIP_Q = 24;
-constexpr float LOG2_E = 1.44269504088896340736f;
-constexpr float LN_2 = 0.69314718055994530942f;
 
 inline const float* row_of(const PointAttentionRows& x, int64_t batch, int64_t head, int64_t row) {
     return x.data + batch * x.batch + head * x.head + row * x.row;

@@ -17,8 +17,6 @@ using tiles::whole_lines;
 
 // Queries at a time: their scores stay in the first-level cache.
 constexpr int64_t STRIP = 32;
-constexpr float LOG2_E = 1.44269504088896340736f;
-constexpr float LN_2 = 0.69314718055994530942f;
 
 // One row of the batch and one head of the problem.
 template <class T>

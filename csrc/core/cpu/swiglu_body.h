@@ -8,7 +8,7 @@ using enma::Swiglu;
 
 // 1 / (1 + e^-x)
 ENMA_INLINE Floats sigmoid(Floats x) {
-    const Floats exponent = x * all(-1.44269504088896340736f);
+    const Floats exponent = x * all(-LOG2_E);
     // The power is taken up to 2^127 only.
     const Floats bounded = exponent > all(127.0f) ? all(127.0f) : exponent;
     return exponent > all(127.0f) ? Floats{} : all(1.0f) / (all(1.0f) + exp2_of(bounded));
