@@ -51,18 +51,23 @@ def generate(
 def subset(
     file: DataFile,
     out: Annotated[Path, typer.Option("--out", help="File to write.")],
-    environments: Annotated[int, typer.Option("--environments", help="Environments, evenly spread.")] = 12,
+    environments: Annotated[
+        int | None,
+        typer.Option("--environments", help="Environments, evenly spread; by default at most 12 and 4 MB."),
+    ] = None,
     each: Annotated[int, typer.Option("--each", help="Trajectories of each.")] = 2,
     force: Annotated[bool, typer.Option("--force", help="Replace a file at --out.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Write a few trajectories of some environments as a file of its own; the shipped test files are such."""
+    from ..data import count
     from ..data import subset as write
 
     terminal = Terminal(as_json)
     path = write(file, out, environments=environments, each=each, force=force)
-    terminal.show(f"{path}  {environments * each} trajectories, {path.stat().st_size / 1e6:.2f} MB")
-    terminal.result({"file": str(path), "trajectories": environments * each, "bytes": path.stat().st_size})
+    there, size = count(path), path.stat().st_size
+    terminal.show(f"{path}  {there} trajectories, {size / 1e6:.2f} MB")
+    terminal.result({"file": str(path), "trajectories": there, "bytes": size})
 
 
 def import_(

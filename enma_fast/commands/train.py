@@ -158,6 +158,7 @@ def publish(
         typer.Option("--set", metavar="KEY=VALUE", help="Change the sampler's defaults, e.g. temperature=1.5."),
     ] = None,
     limit: Annotated[int | None, typer.Option("--limit", help="Score the first N trajectories of each file.")] = None,
+    half: Annotated[bool, typer.Option("--half", help="Store the weights in fp16, half the size.")] = False,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the noise.")] = 0,
     threads: Threads = None,
     as_json: AsJson = False,
@@ -178,6 +179,7 @@ def publish(
             out=out,
             sampling=settings(sampling or [], "--set"),
             limit=limit,
+            half=half,
             seed=seed,
             progress=update,
         )

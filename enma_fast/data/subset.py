@@ -11,12 +11,19 @@ from .fields import FieldFile
 from .well import read, write_fields
 
 
-def spread_out(data: FieldFile, *, environments: int = 12, each: int = 2) -> FieldFile:
+# Of a subset by default: environments at most, and bytes that more of them may not exceed.
+_MOST_ENVIRONMENTS, _MOST_BYTES = 12, 4_000_000
+
+
+def spread_out(data: FieldFile, *, environments: int | None = None, each: int = 2) -> FieldFile:
     """The first `each` trajectories of `environments` environments, evenly spread over those of a file in its order.
 
-    Two of an environment are enough for the tasks that need a context: each is the other's. `EnmaError` if the file has
+    By default as many environments as 4 MB hold, from 1 to 12. Two of an environment are enough for the tasks that need a context: each is the other's. `EnmaError` if the file has
     no environments, or too few of them, or too few trajectories of one.
     """
+    if environments is None:
+        held = _MOST_BYTES // (data.u[:1].nbytes * max(each, 1))
+        environments = min(max(held, 1), _MOST_ENVIRONMENTS)
     if environments < 1 or each < 1:
         raise EnmaError(f"environments is {environments} and each {each}; at least 1 is needed of both")
     if data.environment is None:
@@ -38,7 +45,9 @@ def spread_out(data: FieldFile, *, environments: int = 12, each: int = 2) -> Fie
     return data.rows(rows)
 
 
-def subset(path: str | Path, out: str | Path, *, environments: int = 12, each: int = 2, force: bool = False) -> Path:
+def subset(
+    path: str | Path, out: str | Path, *, environments: int | None = None, each: int = 2, force: bool = False
+) -> Path:
     """Write the trajectories that `spread_out` selects from a field file to a new file.
 
     Name, frames, positions, parameters and numbers of environments are kept; each channel becomes a scalar field.

@@ -71,11 +71,34 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise EnmaError(f"{path}: not a whole safetensors file ({error}); copy or train it again") from None
 
 
+def round_weights(model: Model) -> None:
+    """Round the weights to fp16 in place, still held in fp32, so that `save_model` with `half` loses nothing.
+
+    `EnmaError` names a weight that fp16 cannot hold (over 65,504).
+    """
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            rounded = weight.half().float()
+            if not torch.isfinite(rounded).all():
+                raise EnmaError(f"{name}: holds weights over 65504, the largest of fp16; keep fp32")
+            weight.copy_(rounded)
+
+
 def save_model(
-    model: Model, folder: Path, *, card: str | None = None, metrics: Mapping[str, Any] | None = None
+    model: Model,
+    folder: Path,
+    *,
+    card: str | None = None,
+    metrics: Mapping[str, Any] | None = None,
+    half: bool = False,
 ) -> None:
-    """Write a checkpoint folder; the manifest comes last, so an interrupted save is never taken for a complete one."""
-    _write_weights(folder, model.config, model.state_dict())
+    """Write a checkpoint folder; the manifest comes last, so an interrupted save is never taken for a complete one.
+
+    With `half`, the weights are stored in fp16, half the size, and widened to fp32 when loaded; statistics stay fp32.
+    """
+    weights = {name for name, _ in model.named_parameters()} if half else set()
+    tensors = {name: t.half() if name in weights else t for name, t in model.state_dict().items()}
+    _write_weights(folder, model.config, tensors)
     if metrics is not None:
         write_atomic(folder / METRICS, (json.dumps(metrics, indent=1, allow_nan=False) + "\n").encode())
     if model.domain is None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..config import ModelConfig
@@ -19,7 +20,7 @@ from ..errors import EnmaError
 from ..evaluation.metrics import columns, relative_l2
 from ..evaluation.paper import paper_source
 from ..evaluation.scoring import paper_table, score
-from ..models.checkpoint import MANIFEST, METRICS, load_model, locate, save_model
+from ..models.checkpoint import MANIFEST, METRICS, load_model, locate, round_weights, save_model
 from ..models.domain import Domain
 from ..models.model import Model
 from ..utils.dataclass_json import replace
@@ -54,6 +55,7 @@ def publish(
     out: Path,
     sampling: Mapping[str, Any] | None = None,
     limit: int | None = None,
+    half: bool = False,
     seed: int = 0,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> dict[str, Any]:
@@ -67,6 +69,7 @@ def publish(
     out : checkpoint folder to write
     sampling : changes of the sampler's defaults (`SamplingConfig`), chosen on validation data
     limit : score the first so many trajectories of each file
+    half : round the weights to fp16 before they are scored, and store them so: half the size
     seed : of the noise
     progress : called with (cases done, cases, name of the case)
 
@@ -84,6 +87,8 @@ def publish(
         raise EnmaError(f"{out}: exists and is not a checkpoint; choose another --out")
     training = trace(run, tokenizer=tokenizer, dynamics=dynamics, forecasts=forecasts, begun=begun)
     model = load_model(locate(run / CHECKPOINT))
+    if half:
+        round_weights(model)
     settings = replace(model.config.sampling, sampling or {}, source="sampling")
     model.config = model.dynamics.config = dataclasses.replace(model.config, sampling=settings)
     model.domain = training_domain(data_file(data_dir, model.config.dataset, "train"))
@@ -93,8 +98,9 @@ def publish(
         **measure(model, files, limit=limit, seed=seed, progress=progress),
         "training": training,
         "sampling": dict(sampling or {}),
+        "half": half,
     }
-    save_model(model, out, card=card_text(model.config, metrics), metrics=metrics)
+    save_model(model, out, card=card_text(model.config, metrics), metrics=metrics, half=half)
     return metrics
 
 
@@ -126,6 +132,7 @@ def measure(
     inside = files["test-in"]
     return {
         "rows": rows,
+        "packed_environments": len(np.unique(packed["test-in"].environment)),
         "tokenizer": {
             "split": "test-in",
             "num_trajectories": len(inside),
@@ -157,6 +164,9 @@ def card_text(config: ModelConfig, metrics: dict[str, Any]) -> str:
     tok, dyn = config.tokenizer, config.dynamics
     grid = times(tok.grid)
     latent, tokens = tok.latent_frames(config.num_frames), config.num_tokens
+    # Cards of older models have a dozen.
+    packed = metrics.get("packed_environments", 12)
+    environments = "a dozen environments" if packed == 12 else counted(packed, "environment")
     limits = [
         f"- It knows the `{config.dataset}` data set's equation, initial conditions, grid, domain and frame spacing, "
         "and nothing else; other input is refused where it can be recognised.",
@@ -194,7 +204,7 @@ def card_text(config: ModelConfig, metrics: dict[str, Any]) -> str:
         f"{short(metrics['tokenizer']['rel_l2'])} on {metrics['tokenizer']['num_trajectories']} trajectories of "
         f"{metrics['tokenizer']['split']}. Noise seed "
         f"{metrics['seed']}. A row is made again by its command below. `packed` are the test files in the package: two "
-        "trajectories of each of a dozen environments, evenly spread over those of `data`, as `enma-fast data subset "
+        f"trajectories of each of {environments}, evenly spread over those of `data`, as `enma-fast data subset "
         "data/FILE --out packed/FILE` writes them.",
         "```\n" + "\n".join(dict.fromkeys(_score_command(config, row) for row in metrics["rows"])) + "\n```",
         f"Beside it, the paper's figures ({paper_source()}), on its own data of the same kind. It does not say whether "
@@ -202,7 +212,7 @@ def card_text(config: ModelConfig, metrics: dict[str, Any]) -> str:
         "one here:",
         _paper_rows(metrics["rows"]),
         "## Training",
-        _training_text(config, metrics["training"], metrics["sampling"]),
+        _training_text(config, metrics),
         "## Limits",
         "\n".join(limits),
     ]
@@ -266,10 +276,13 @@ def _paper_rows(rows: list[dict[str, Any]]) -> str:
     return markdown_table(["task", "split", "model", *(column.short for column in shown)], lines)
 
 
-def _training_text(config: ModelConfig, training: dict[str, Any], sampling: dict[str, Any]) -> str:
+def _training_text(config: ModelConfig, metrics: dict[str, Any]) -> str:
+    training, sampling = metrics["training"], metrics["sampling"]
     changes = "".join(f" --set {key}={json_word(value)}" for key, value in sampling.items())
     now = {stage: part for stage, part in training.items() if not stage.endswith(" before")}
     last = list(now)[-1]
+    # Cards of older models do not say it.
+    half = " --half" if metrics.get("half") else ""
     runs = "".join(f" --{stage} runs/{stage}" for stage in now if stage != last)
     lines = [
         "Data of this project's own solver (seed 0), then the tokenizer, the dynamics on its latent frames, and whole "
@@ -278,7 +291,7 @@ def _training_text(config: ModelConfig, training: dict[str, Any], sampling: dict
         "```",
         f"enma-fast data generate {config.dataset} --out data",
         *(part["command"] for part in now.values()),
-        f"enma-fast train publish runs/{last}{runs} --data data --out {config.name}{changes}",
+        f"enma-fast train publish runs/{last}{runs} --data data --out {config.name}{changes}{half}",
         "```",
         "",
     ]
@@ -293,7 +306,8 @@ def _training_text(config: ModelConfig, training: dict[str, Any], sampling: dict
         ]
     lines += [
         f"The sampler {_steps(config)}, and scales its noise by {config.sampling.temperature:g}"
-        + (", chosen on validation data." if "temperature" in sampling else "."),
+        + (", chosen on validation data." if "temperature" in sampling else ".")
+        + (" Weights are stored in fp16 and computed with in fp32." if half else ""),
         "",
     ]
     head = ["stage", "steps", "trajectories seen", "hours", "precision", "machine", "torch"]

@@ -16,6 +16,7 @@ from enma_fast.models.checkpoint import (
     load_tokenizer,
     locate,
     read_tensors,
+    round_weights,
     save_model,
     save_tokenizer,
     verify,
@@ -96,6 +97,27 @@ def test_the_same_model_makes_the_same_files(made, saved, tmp_path):
     save_model(made, tmp_path, card="# relative\n")
     for name in ("config.json", "model.safetensors", "README.md"):
         assert (tmp_path / name).read_bytes() == (saved / name).read_bytes()
+
+
+def test_weights_stored_in_half_lose_nothing_once_rounded(tmp_path):
+    made = model("relative")
+    before = {name: t.clone() for name, t in made.state_dict().items()}
+    round_weights(made)
+    weights = {name for name, _ in made.named_parameters()}
+    for name, t in made.state_dict().items():
+        assert torch.equal(t, before[name].half().float() if name in weights else before[name])
+    save_model(made, tmp_path / "half", half=True)
+    save_model(made, tmp_path / "whole")
+    stored, _ = read_tensors(tmp_path / "half" / "model.safetensors")
+    assert {name for name, t in stored.items() if t.dtype == torch.float16} == weights
+    found = load_model(tmp_path / "half").state_dict()
+    for name, t in load_model(tmp_path / "whole").state_dict().items():
+        assert found[name].dtype == t.dtype
+        assert torch.equal(found[name], t)
+    with torch.no_grad():
+        next(made.parameters()).view(-1)[0] = 7e4
+    with pytest.raises(EnmaError, match="65504"):
+        round_weights(made)
 
 
 def test_weights_in_half_precision_are_read(made, folder):
