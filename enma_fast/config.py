@@ -254,7 +254,8 @@ class TrainingConfig:
     # Shift trajectories around a periodic domain, by grid points.
     shift: bool = False
     # Symmetries that the equation of the data set declares (`data.equation`): the fields are scaled by a factor drawn
-    # log-uniformly, and a mean flow is added, drawn normally with this standard deviation (forecasts only).
+    # log-uniformly (not by the dynamics), and a mean flow is added, drawn normally with this standard deviation (by the
+    # first two stages for a copy of each environment: `training.symmetries`).
     amplitude: tuple[float, float] = (1.0, 1.0)
     boost: float = 0.0
     # Share of training sequences that hold two trajectories of one environment (context, then target).

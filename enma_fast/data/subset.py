@@ -10,7 +10,6 @@ from ..errors import EnmaError
 from .fields import FieldFile
 from .well import read, write_fields
 
-
 # Of a subset by default: environments at most, and bytes that more of them may not exceed.
 _MOST_ENVIRONMENTS, _MOST_BYTES = 12, 4_000_000
 
@@ -18,8 +17,9 @@ _MOST_ENVIRONMENTS, _MOST_BYTES = 12, 4_000_000
 def spread_out(data: FieldFile, *, environments: int | None = None, each: int = 2) -> FieldFile:
     """The first `each` trajectories of `environments` environments, evenly spread over those of a file in its order.
 
-    By default as many environments as 4 MB hold, from 1 to 12. Two of an environment are enough for the tasks that need a context: each is the other's. `EnmaError` if the file has
-    no environments, or too few of them, or too few trajectories of one.
+    By default as many environments as 4 MB hold, from 1 to 12. Two of an environment are enough for the tasks that need
+    a context: each is the other's. `EnmaError` if the file has no environments, or too few of them, or too few
+    trajectories of one.
     """
     if environments is None:
         held = _MOST_BYTES // (data.u[:1].nbytes * max(each, 1))

@@ -11,21 +11,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..config import RolloutConfig, SamplingConfig, TrainingConfig
-from ..data import EQUATIONS, FieldFile
+from ..data import FieldFile
 from ..errors import EnmaError
 from ..models.fair_score import fair_score
 from ..models.model import Dynamics, Model, draw
 from ..sampling.rollout import rollout
 from .dynamics import environments, rollout_scores
 from .loop import Rank
+from .symmetries import carried, symmetries
 from .tokenizer import factors, random_shifts, roll
 
-# Settings of a training that draw amounts of a symmetry, and their values that draw none.
-NEUTRAL = {"amplitude": (1.0, 1.0), "boost": 0.0}
 # The scores that choose the best weights, each in units of what is a good one.
 MERIT = {"rel_l2": 0.01, "crps": 0.002, "rel_l2_ivp": 0.02, "crps_ivp": 0.004}
 
@@ -166,8 +166,8 @@ class ForecastTask:
         rows = torch.rand(B, self.groups.shape[1], generator=generator).argsort(-1)[:, : 1 + paired]
         rows = self.groups[environment[:, None], rows]
         amounts = {
-            "amplitude": factors(config.amplitude, B, generator)[mine],
-            "boost": config.boost * torch.randn(B, generator=generator)[mine],
+            "amplitude": factors(config.amplitude, B, generator)[mine].double().numpy(),
+            "boost": (config.boost * torch.randn(B, generator=generator)[mine]).double().numpy(),
         }
         window = self._window(generator)
         tokens, weight = [], torch.empty(0)
@@ -183,16 +183,13 @@ class ForecastTask:
                 tokens.append(model.encode(u.to(device)).float())
         return tokens, weight.clamp(max=options.weight_most)
 
-    def _transformed(self, rows: Tensor, amounts: dict[str, Tensor]) -> Tensor:
+    def _transformed(self, rows: Tensor, amounts: dict[str, np.ndarray]) -> Tensor:
         """Training trajectories ``[B, T, *grid, c]``, each carried to another solution by the equation's symmetries."""
         u = self.train[rows]
-        used = [name for name in amounts if name in self.symmetries]
-        if not used:
+        if not self.symmetries:
             return u
-        fields, parameters = u.double().numpy(), {k: v[rows.numpy()] for k, v in self.parameters.items()}
-        for name in used:
-            fields, parameters = self.symmetries[name](fields, parameters, amounts[name].double().numpy())
-        return torch.from_numpy(fields).float()
+        parameters = {name: values[rows.numpy()] for name, values in self.parameters.items()}
+        return torch.from_numpy(carried(u.numpy(), parameters, amounts, self.symmetries)[0])
 
     def _window(self, generator: torch.Generator) -> slice:
         """Frames of a batch: from which one on, and every how many."""
@@ -209,25 +206,6 @@ class ForecastTask:
     def validate(self, averaged: nn.Module) -> dict[str, float]:
         """Scores of forecasts, as those of the dynamics' training."""
         return rollout_scores(self.model, self.val, self.val_contexts, members=self.members)
-
-
-def symmetries(dataset: str, config: TrainingConfig) -> dict[str, Callable[..., Any]]:
-    """The symmetries that a training asks for, as its data set's equation declares them.
-
-    Raises
-    ------
-    EnmaError
-        Names the setting, if the equation has no such symmetry.
-    """
-    asked = [name for name, neutral in NEUTRAL.items() if getattr(config, name) != neutral]
-    known = EQUATIONS[dataset].symmetries if dataset in EQUATIONS else {}
-    for name in asked:
-        if name not in known:
-            raise EnmaError(
-                f"{name}: the equation of {dataset} declares no such symmetry (it has: {', '.join(known) or 'none'}); "
-                f"leave it at {NEUTRAL[name]}"
-            )
-    return {name: known[name] for name in asked}
 
 
 def check_rollout(rollout: RolloutConfig, latents: int) -> None:

@@ -47,6 +47,7 @@ from .dynamics import HISTORY, DynamicsTask, Latents, encode_all
 from .first_frame import FirstFrameTask
 from .forecasts import ForecastTask
 from .loop import BEST, STATE, Rank, RunOptions, Task, abandon_ranks, join_ranks, run
+from .symmetries import with_boosts
 from .tokenizer import TokenizerTask
 
 log = logging.getLogger("enma_fast")
@@ -125,11 +126,12 @@ def train(
     data: Any = train
     if isinstance(trained, Tokenizer):
         begin(tokenizer=key)
-        data = _latents(trained, config, files[0], str(key), options.out / LATENTS, training.shift, rank)
+        data = _latents(trained, config, files[0], str(key), options, training, rank)
     if trained is None:
         assert train is not None
         with _seeded(options.seed):
-            task: Task = TokenizerTask(config, training, train=_fields(train), val=_fields(val, rows))
+            augmented = with_boosts(train, config.dataset, training, seed=options.seed)
+            task: Task = TokenizerTask(config, training, train=_fields(augmented), val=_fields(val, rows))
         assert isinstance(task.module, Tokenizer)
         if first is not None:
             load_tensors(task.module, load_tokenizer(first)[0].state_dict(), source=str(first))
@@ -346,16 +348,27 @@ def _run(task: Task, options: RunOptions) -> dict[str, float]:
 
 
 def _latents(
-    tokenizer: Tokenizer, config: ModelConfig, file: Path, key: str, path: Path, shift: bool, rank: Rank
+    tokenizer: Tokenizer,
+    config: ModelConfig,
+    file: Path,
+    key: str,
+    options: RunOptions,
+    training: TrainingConfig,
+    rank: Rank,
 ) -> Latents:
     """Latent frames of the training file, from the run folder if they are there already."""
+    path, shift = options.out / LATENTS, training.shift
     mark = f"{key}-{sha256(file)}-{'shift' if shift else 'fixed'}"
+    if training.boost:
+        mark += f"-boost-{training.boost}-{options.seed}"
     if rank.index == 0 and not path.exists():
         data = _read(file, config)
         if data.environment is None:
             raise EnmaError(f"{file}: lacks scalars/environment; add one integer per trajectory that names its group")
+        data = with_boosts(data, config.dataset, training, seed=options.seed)
         log.info("encoding %d trajectories", len(data))
-        encode_all(tokenizer, _fields(data), torch.from_numpy(data.environment), shift=shift).save(path, mark)
+        environment = torch.from_numpy(data.environment)
+        encode_all(tokenizer, _fields(data), environment, shift=shift).save(path, mark)
     if rank.count > 1:
         dist.barrier()
     return Latents.load(path, mark)

@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from enma_fast.config import RolloutConfig, TrainingConfig
-from enma_fast.data import EQUATIONS
 from enma_fast.errors import EnmaError
-from enma_fast.training.forecasts import scores, symmetries
+from enma_fast.training.forecasts import scores
 from enma_fast.training.loop import Rank, RunOptions, run, step_generator
 
 from .._tiny import TRAINING, forecast_task
@@ -112,11 +111,3 @@ def test_settings_that_make_no_sense_are_refused(changes, message):
 def test_rollouts_longer_than_the_trajectories_are_refused(changes, message):
     with pytest.raises(EnmaError, match=message):
         forecast_task("relative", replace(TRAINING, rollout=RolloutConfig(**{"history": (2, 3)} | changes)))
-
-
-def test_symmetries_are_the_equations_own():
-    asked = replace(TRAINING, amplitude=(0.5, 2.0))
-    assert symmetries("combined", asked) == {"amplitude": EQUATIONS["combined"].symmetries["amplitude"]}
-    assert symmetries("waves", TRAINING) == {}
-    with pytest.raises(EnmaError, match=r"^boost: the equation of waves declares no such symmetry \(it has: none\)"):
-        symmetries("waves", replace(TRAINING, boost=0.1))
