@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import os
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..errors import EnmaError
+from ..utils.files import read_file, remove, write_file
 from . import hdf5, splits, well
 from .equation import Equation, Values
 from .equations import EQUATIONS
@@ -41,7 +45,8 @@ def generate(
 ) -> Path:
     """Solve one split of an equation and write it as `<out_dir>/<equation>-<split>.h5` (The Well layout).
 
-    Trajectories go to the file a few groups at a time, so memory does not grow with their number.
+    Trajectories go to the file a few groups at a time, so memory does not grow with their number. What was solved stays
+    in a hidden folder beside the file until that is complete, so the same call resumes after an interruption.
 
     Parameters
     ----------
@@ -70,6 +75,7 @@ def generate(
     # Environments out of distribution are numbered after those in distribution.
     environment = numbers + (problem.inside.count if split == "test-out" else 0)
     scalars = {"environment": environment, **values}
+    parts = path.with_name(f"{_hidden(path)}{_key(equation, split, seed)}")
     with hdf5.create_file(path) as file:
         well.write_header(
             file,
@@ -82,13 +88,47 @@ def generate(
         fields = _create_fields(file, problem, groups * size)
         for first in range(0, groups, _GROUPS_PER_CHUNK):
             chunk = [min(g, groups - 1) for g in range(first, first + _GROUPS_PER_CHUNK)]
-            u = _solved(problem, split, seed, chunk, values)
+            part = parts / f"{first}.npy"
+            u = _kept(part, (len(chunk) * size, problem.num_frames, *problem.grid, len(problem.channels)))
+            if u is None:
+                u = _solved(problem, split, seed, chunk, values).astype(np.float32)
+                if len(set(chunk)) == len(chunk):
+                    _keep(part, u)
             last = min(first + _GROUPS_PER_CHUNK, groups)
             for c, dataset in enumerate(fields):
                 dataset[first * size : last * size] = u[: (last - first) * size, ..., c]
             if progress is not None:
                 progress(last, groups)
+    for folder in path.parent.glob(f"{_hidden(path)}*"):
+        remove(folder)
     return path
+
+
+def _hidden(path: Path) -> str:
+    """How the names of the folders begin that keep what was solved for a file."""
+    return f".{path.stem}.parts-"
+
+
+def _key(equation: str, split: str, seed: int) -> str:
+    """A short hash of what a trajectory depends on; another version may solve otherwise."""
+    on = (version("enma-fast"), equation, split, seed)
+    return hashlib.sha256(repr(on).encode()).hexdigest()[:12]
+
+
+def _keep(part: Path, u: np.ndarray) -> None:
+    part.parent.mkdir(exist_ok=True)
+    stream = io.BytesIO()
+    np.save(stream, u)
+    write_file(part, stream.getvalue())
+
+
+def _kept(part: Path, shape: tuple[int, ...]) -> np.ndarray | None:
+    """The solutions that an interrupted call has kept, or None if there are none, or not whole."""
+    try:
+        u = np.load(io.BytesIO(read_file(part)), allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    return u if isinstance(u, np.ndarray) and u.shape == shape and u.dtype == np.float32 else None
 
 
 def _create_fields(file: Any, problem: Equation, num_trajectories: int) -> list[Any]:

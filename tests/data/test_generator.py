@@ -93,6 +93,32 @@ def test_a_failed_run_keeps_the_old_file_and_leaves_nothing_else(
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_an_interrupted_run_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = generate("advection", "val", groups=20, out_dir=tmp_path / "whole").read_bytes()
+    solved: list[int] = []
+    folder, stop = tmp_path / "resumed", True
+
+    def solve(u0: np.ndarray, parameters: dict[str, np.ndarray]) -> np.ndarray:
+        if stop and len(solved) == 2:
+            raise KeyboardInterrupt
+        solved.append(len(u0))
+        return advection.EQUATION.solve(u0, parameters)
+
+    monkeypatch.setattr(generator, "EQUATIONS", {"advection": replace(advection.EQUATION, solve=solve)})
+    with pytest.raises(KeyboardInterrupt):
+        generate("advection", "val", groups=20, out_dir=folder)
+    # A damaged part is solved again, and parts of another seed are not taken.
+    assert generator._key("advection", "val", 0) != generator._key("advection", "val", 1)
+    [parts] = folder.iterdir()
+    assert sorted(part.name for part in parts.iterdir()) == ["0.npy", "8.npy"]
+    (parts / "8.npy").write_bytes((parts / "8.npy").read_bytes()[:-1])
+    solved.clear()
+    stop = False
+    assert generate("advection", "val", groups=20, out_dir=folder).read_bytes() == expected
+    assert solved == [80, 80]
+    assert [file.name for file in folder.iterdir()] == ["advection-val.h5"]
+
+
 def test_a_solution_that_is_not_finite_is_no_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def blow_up(u0: np.ndarray, parameters: dict[str, np.ndarray]) -> np.ndarray:
         u = advection.EQUATION.solve(u0, parameters)
