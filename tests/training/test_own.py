@@ -82,11 +82,11 @@ def test_held_out_trajectories_that_training_shows_are_refused(tmp_path: Path) -
     held[0, :5] = u[3, :5]
     save(tmp_path / "a-test.h5", held)
     splits = own_data.load_splits(tmp_path)
-    assert [own_data.distinct_frames(data) for data in splits.values()] == [11 * 8, 8, 3 * 8]
+    assert own_data.distinct_frames(splits) == {"train": 11 * 8, "val": 8, "test-in": 3 * 8}
     held[2] = u[splits["train"].environment[4]]
     save(tmp_path / "a-test.h5", held)
     with pytest.raises(EnmaError, match=r"1 of its 3 trajectories for test-in are in the .* from 2 to 2; leave them"):
-        own_data.load_splits(tmp_path)
+        own_data.distinct_frames(own_data.load_splits(tmp_path))
 
 
 @pytest.mark.parametrize(
