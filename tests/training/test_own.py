@@ -19,8 +19,10 @@ from enma_fast.models.model import Model
 from enma_fast.models.tokenizer import Tokenizer
 from enma_fast.presets import SIZES, derived_preset
 from enma_fast.training import own_data
+from enma_fast.training.loop import Rank
 from enma_fast.training.own_model import prepare_own, train_own
 from enma_fast.training.own_plan import STAGES, Plan, Request
+from enma_fast.training.tokenizer import TokenizerTask
 
 from .._own import advected, save, tiny
 
@@ -138,6 +140,22 @@ def test_a_model_is_derived_for_lines_and_planes() -> None:
     sizes = [sum(p.numel() for p in derived((64,), (True,), size=size).parameters()) for size in SIZES]
     assert sizes[0] < sizes[1] < sizes[2]
     assert derived((128,), (True,), shift=False).config.dynamics.positions == "sincos"
+
+
+@pytest.mark.parametrize("frames", [5, 6, 11, 20])
+def test_windows_of_the_tokenizer_fill_the_last_latent_as_trajectories_do(frames: int) -> None:
+    shape = {"grid": (32,), "lengths": (1.0,), "periodic": (True,), "mean": (0.0,), "scale": (1.0,)}
+    presets = {s: derived_preset("own", size=s, **shape, num_frames=frames, frame_interval=0.1) for s in SIZES}
+    assert presets["paper"].tokenizer_training.window is None
+    model, training = presets["small"].model, presets["small"].tokenizer_training
+    assert training.window is not None
+    assert 5 <= training.window <= frames
+    assert (frames - training.window) % 2 == 0
+    fields = torch.randn(4, frames, 32, 1)
+    task = TokenizerTask(model, training, train=fields, val=fields)
+    loss, _ = task.loss(task.module, torch.Generator().manual_seed(0), Rank())
+    loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in task.module.parameters())
 
 
 def test_a_grid_that_cannot_be_halved_names_the_nearest() -> None:
