@@ -361,9 +361,7 @@ def derived_preset(
     latents = tokenizer.latent_frames(num_frames)
     share: dict[str, Any] = {} if contexts else {"context_share": 0.0}
     rollout = RolloutConfig(history=(2, min(4, latents - 1)))
-    # Of an even number of frames the last latent is half filled; windows of an odd number would never show such a one.
-    windows = dataclasses.replace(_WINDOW_TOKENIZER_TRAINING, window=5 + (num_frames + 1) % 2)
-    tokenizer_training = _PAPER_TOKENIZER_TRAINING if paper else windows
+    tokenizer_training = _PAPER_TOKENIZER_TRAINING if paper else _WINDOW_TOKENIZER_TRAINING
     training = _PAPER_TRAINING if paper else _SMALL_TRAINING
     return Preset(
         model=ModelConfig(
