@@ -361,8 +361,8 @@ def derived_preset(
     latents = tokenizer.latent_frames(num_frames)
     share: dict[str, Any] = {} if contexts else {"context_share": 0.0}
     rollout = RolloutConfig(history=(2, min(4, latents - 1)))
-    # Windows lose where trajectories leave the last latent half filled, as an even number of frames does.
-    small = _WINDOW_TOKENIZER_TRAINING if num_frames % 2 else _SMALL_TOKENIZER_TRAINING
+    # On lines windows lose where trajectories leave the last latent half filled, as an even number of frames does.
+    small = _WINDOW_TOKENIZER_TRAINING if plane or num_frames % 2 else _SMALL_TOKENIZER_TRAINING
     tokenizer_training = _PAPER_TOKENIZER_TRAINING if paper else small
     training = _PAPER_TRAINING if paper else _SMALL_TRAINING
     return Preset(

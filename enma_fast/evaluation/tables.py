@@ -129,10 +129,10 @@ def markdown(files: Sequence[dict[str, Any]]) -> str:
         "The paper's table 5, of trajectories that are generated from a context alone. FPD is the Fréchet distance of "
         "their features to those of the training data, precision the share of them that lie among training "
         "trajectories, recall the share of training trajectories that lie among them ([definitions](scores.md)). The "
-        "features are those of a small network that tells the parameters of the equation; every network has its own "
-        "scale, so the paper's FPD and ours do not compare. *truth* is the solver's own test trajectories in place of "
-        "generated ones, which a perfect model would equal. The distance is the relative L2 distance from the solver's "
-        "own trajectory that starts at the generated first frame.",
+        "features are those of a small network that tells the parameters of the equation (ours beta and gamma, not "
+        "alpha); every network has its own scale, so the paper's FPD and ours do not compare. *truth* is the solver's "
+        "own test trajectories in place of generated ones, which a perfect model would equal. The distance is the "
+        "relative L2 distance from the solver's own trajectory that starts at the generated first frame.",
         _generation([c for c in made if c.table == "generation"]),
         "## What the physics says",
         "Of forecasts from 3 frames of the shipped test files, in units of the amplitude of the observed frames "

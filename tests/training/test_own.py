@@ -142,14 +142,20 @@ def test_a_model_is_derived_for_lines_and_planes() -> None:
     assert derived((128,), (True,), shift=False).config.dynamics.positions == "sincos"
 
 
-@pytest.mark.parametrize(("frames", "window"), [(5, 5), (6, None), (21, 5)])
-def test_a_tokenizer_trains_on_windows_that_fill_their_latents(frames: int, window: int | None) -> None:
-    shape = {"grid": (32,), "lengths": (1.0,), "periodic": (True,), "mean": (0.0,), "scale": (1.0,)}
+@pytest.mark.parametrize(("dims", "frames", "window"), [(1, 5, 5), (1, 6, None), (1, 21, 5), (2, 5, 5), (2, 6, 5)])
+def test_a_tokenizer_trains_on_windows_where_they_help(dims: int, frames: int, window: int | None) -> None:
+    shape = {
+        "grid": (16,) * dims,
+        "lengths": (1.0,) * dims,
+        "periodic": (True,) * dims,
+        "mean": (0.0,),
+        "scale": (1.0,),
+    }
     presets = {s: derived_preset("own", size=s, **shape, num_frames=frames, frame_interval=0.1) for s in SIZES}
     assert presets["paper"].tokenizer_training.window is None
     model, training = presets["small"].model, presets["small"].tokenizer_training
     assert training.window == window
-    fields = torch.randn(4, frames, 32, 1)
+    fields = torch.randn(4, frames, *(16,) * dims, 1)
     task = TokenizerTask(model, training, train=fields, val=fields)
     loss, _ = task.loss(task.module, torch.Generator().manual_seed(0), Rank())
     loss.backward()
