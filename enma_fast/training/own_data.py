@@ -143,7 +143,7 @@ def distinct_frames(splits: dict[str, FieldFile]) -> dict[str, int]:
 def _digests(data: FieldFile) -> list[bytes]:
     """A hash of each frame of each trajectory."""
     frames = np.ascontiguousarray(data.u).reshape(len(data) * data.u.shape[1], -1)
-    return [hashlib.blake2b(frame, digest_size=16).digest() for frame in frames]
+    return [hashlib.blake2b(frame.tobytes(), digest_size=16).digest() for frame in frames]
 
 
 def has_contexts(splits: dict[str, FieldFile]) -> bool:
