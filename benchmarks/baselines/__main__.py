@@ -14,15 +14,17 @@ import numpy as np
 import torch
 
 from benchmarks.classical import PROBLEMS, ensemble
-from enma_fast.data import FieldFile
+from enma_fast.data import FieldFile, read
 from enma_fast.errors import EnmaError
 from enma_fast.evaluation.baselines import climatology, persistence
 from enma_fast.evaluation.protocols import CASES, Case, Method, Observations
 from enma_fast.evaluation.score_files import score_file, write_score_file
+from enma_fast.training.recipes import data_file
 
 from .training import Network, num_parameters, reference, train, training_data
 
-UNTRAINED = ("persistence", "climatology", "solver")
+# The last is no forecast: the test trajectories themselves, as the generated ones of the protocol `features`.
+UNTRAINED = ("persistence", "climatology", "solver", "truth")
 
 
 def networks() -> dict[str, Callable[[Any, FieldFile], Network]]:
@@ -62,6 +64,9 @@ def untrained(name: str, equation: str, data_dir: Path) -> Method:
     """A baseline that has no weights."""
     if name == "climatology":
         return climatology(training_data(data_dir, equation))
+    if name == "truth":
+        u = read(data_file(data_dir, equation, "test-in")).u
+        return lambda given: u[list(given.trajectories)][:, None]
     return persistence if name == "persistence" else solver(equation)
 
 
@@ -92,7 +97,10 @@ def run(
     shared = {"kind": "baseline", "method": name, "equation": equation, "data_dir": data_dir, "seed": seed}
     if name in UNTRAINED:
         method = untrained(name, equation, data_dir)
-        measured = cases(("temporal", "initial-value"), members=None if name == "solver" else 1, limit=limit)
+        tasks = ("generation",) if name == "truth" else ("temporal", "initial-value")
+        measured = cases(tasks, members=None if name == "solver" else 1, limit=limit)
+        # The distance from the solver's own trajectories is 0 for these.
+        measured = [case for case in measured if name != "truth" or case.protocol == "features"]
         found = score_file(method, **shared, cpu_seconds=0.0, num_parameters=0, cases=measured, progress=progress)
         return found
     torch.manual_seed(seed)

@@ -129,7 +129,8 @@ def _plan_table(plan: Plan) -> Any:
     rows.append(["tasks", "temporal, initial value by a context" if plan.contexts else "temporal; no contexts"])
     for stage in ("tokenizer", "dynamics", "forecasts"):
         training = recipe(plan.preset, stage)
-        rows.append([stage, f"{training.steps:,} steps of {training.batch}, about {duration(plan.seconds[stage])}"])
+        batch = f"{training.batch} windows of {training.window} frames" if training.window else str(training.batch)
+        rows.append([stage, f"{training.steps:,} steps of {batch}, about {duration(plan.seconds[stage])}"])
     rows += [["memory", f"about {size(plan.memory)}"], ["time", f"about {duration(sum(plan.seconds.values()))}"]]
     return table(f"plan of {model.name}", ["", "value"], rows, text=(0, 1))
 

@@ -6,6 +6,7 @@
 | `calibration` | the first 120          | 64      | the same                                     | the same         |
 | `shipped`     | the shipped test files | 16      | the same                                     | the same         |
 | `zebra`       | the first 120          | 20      | frame 0, and 10 frames of another trajectory | `ZebraScores`    |
+| `features`    | all trajectories       | 1       | another trajectory                           | `features`       |
 
 `zebra` is how Zebra's authors measure uncertainty (`tests/test_uncertainty_1d_rmsce.py` of `LouisSerrano/zebra`): one
 context, one frame, 9 frames forecast, the CRPS of `properscoring`, and the RMSCE of uncertainty-toolbox for batches of
@@ -28,10 +29,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data import FieldFile, dataset_split
+from ..data import FieldFile, dataset_split, read
+from ..errors import EnmaError
 from ..forecasting.members import sample_fields
 from ..forecasting.request import GENERATION, INITIAL_VALUE, TEMPORAL, Task
 from ..models.model import Model
+from .features import distribution_scores, training_file
 from .metrics import Scores, crps, relative_l2, rmsce
 from .physics import Physics
 from .solver import solver_fidelity
@@ -100,6 +103,7 @@ CASES: tuple[Case, ...] = (
     ),
     Case(protocol="zebra", task=INITIAL_VALUE, split="test-in", members=20, limit=120),
     Case(protocol="whole", task=GENERATION, split="test-in", members=1, limit=120),
+    Case(protocol="features", task=GENERATION, split="test-in", members=1),
 )
 
 
@@ -130,7 +134,8 @@ def measure(
     Parameters
     ----------
     method : a function of `Observations`
-    data : the whole test file of the case's split, or the shipped one for the protocol `shipped`
+    data : the whole test file of the case's split, or the shipped one for the protocol `shipped`; for `features` the
+        training file is in the same folder
     seed : of the noise
     progress : called with (trajectories done, trajectories)
 
@@ -138,9 +143,14 @@ def measure(
     -------
     dict
         `protocol`, `task`, `split`, `members`, `trajectories`, `frames` (forecast), the scores of `KEPT` that the
-        protocol defines, `physics` (`physics.Physics.result`), `solver_fidelity` of generated trajectories, and
-        `seconds_per_member` (CPU time of the method alone, over all threads: what else the machine does hardly
-        changes it).
+        protocol defines, `physics` (`physics.Physics.result`), `solver_fidelity` of generated trajectories (`fpd`,
+        `precision` and `recall` in its place for `features`), and `seconds_per_member` (CPU time of the method alone,
+        over all threads: what else the machine does hardly changes it).
+
+    Raises
+    ------
+    EnmaError
+        If the protocol is `features`, and there is no training file or no feature network of the equation.
     """
     count = min(case.limit or len(data), len(data))
     total = min(case.window or len(data.times), len(data.times))
@@ -180,6 +190,11 @@ def measure(
     }
     if case.task.has_truth:
         row |= {name: found[name] for name in KEPT if found.get(name) is not None}
+    elif case.protocol == "features":
+        train = training_file(equation, data.path.parent)
+        if train is None:
+            raise EnmaError(f"{data.path}: lacks {equation}-train.h5 beside it, or {equation} a feature network")
+        row |= distribution_scores(equation, read(train), np.concatenate(first_members))
     else:
         row["solver_fidelity"] = solver_fidelity(equation, data, range(count), np.concatenate(first_members))
     found_physics = physics.result(has_truth=case.task.has_truth)

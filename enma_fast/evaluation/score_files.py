@@ -33,6 +33,7 @@ from ..forecasting.request import GENERATION
 from ..models.checkpoint import METRICS, WEIGHTS, available, hashes, load_model, locate, sha256
 from ..utils.files import complete_file
 from ..utils.system import machine, versions
+from .features import training_file
 from .protocols import CASES, KEPT, Case, Method, measure, of_model
 
 FOLDER = PRETRAINED / "scores"
@@ -117,6 +118,8 @@ def score_file(
 ) -> dict[str, Any]:
     """Measure a method in some cases and return its score file; the cases whose files are not there are left out.
 
+    Those of `features` also need the training file, and a feature network of the equation.
+
     `known` are rows that have been measured before.
 
     Raises
@@ -133,6 +136,10 @@ def score_file(
     for case in cases:
         if (path := _file_of(equation, case.protocol, case.split, Path(data_dir))) is None:
             continue
+        if case.protocol == "features":
+            if (train := training_file(equation, Path(data_dir))) is None:
+                continue
+            hashed[train.name] = train
         key = _key(case.protocol, path)
         hashed[key] = path
         data = files[key] if key in files else files.setdefault(key, read(path))

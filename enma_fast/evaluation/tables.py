@@ -4,7 +4,7 @@
 |---------------|--------------|----------------------------------------------------------------------------------|
 | errors        | 2            | `rel_l2` of forecasts from 3 frames, and from one frame and a context              |
 | uncertainty   | 4            | `rmsce` and `crps`, by this library's protocol and by Zebra's                     |
-| generation    | 5, and text  | distance of generated trajectories from the solver's own                          |
+| generation    | 5, and text  | `fpd`, `precision`, `recall`, and the distance from the solver's own trajectories |
 | physics       | -            | spectra and conserved quantities of forecasts (`physics.Physics`)                 |
 | speed         | 19           | seconds for one member                                                            |
 """
@@ -27,6 +27,7 @@ PAPER, MODEL, BASELINE = "paper", "model", "baseline"
 # Quantities of the equations, and what every forecast has before them.
 _KEPT = ("mass", "energy", "circulation", "enstrophy", "outside the range")
 _PHYSICS = ("spectrum_error", "energy_error", *_KEPT)
+_DISTRIBUTION = ("fpd", "precision", "recall")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +82,7 @@ def cells(files: Sequence[dict[str, Any]]) -> list[Cell]:
                 "score": score,
                 "paper": paper,
             }
-            if protocol in ("whole", "calibration"):
+            if protocol in ("whole", "calibration", "features"):
                 # The protocol of the paper's own numbers is not published; they stand beside ours.
                 made += [
                     Cell(**what, protocol="paper", method=name, source=PAPER, value=value)
@@ -125,9 +126,14 @@ def markdown(files: Sequence[dict[str, Any]]) -> str:
         "and its CRPS is its mean absolute error.",
         _uncertainty([c for c in made if c.table == "uncertainty"]),
         "## Generation",
-        "Relative L2 distance of a trajectory that is generated from a context alone from the solver's own trajectory "
-        "that starts at its first frame.",
-        _simple([c for c in made if c.table == "generation"], {"distance": lambda c: short(c.value)}),
+        "The paper's table 5, of trajectories that are generated from a context alone. FPD is the Fréchet distance of "
+        "their features to those of the training data, precision the share of them that lie among training "
+        "trajectories, recall the share of training trajectories that lie among them ([definitions](scores.md)). The "
+        "features are those of a small network that tells the parameters of the equation (ours beta and gamma, not "
+        "alpha); every network has its own scale, so the paper's FPD and ours do not compare. *truth* is the solver's "
+        "own test trajectories in place of generated ones, which a perfect model would equal. The distance is the "
+        "relative L2 distance from the solver's own trajectory that starts at the generated first frame.",
+        _generation([c for c in made if c.table == "generation"]),
         "## What the physics says",
         "Of forecasts from 3 frames of the shipped test files, in units of the amplitude of the observed frames "
         "([definitions](scores.md)): how far the power of the waves is from the truth's, in decades; how far the mean "
@@ -158,6 +164,8 @@ def _kinds() -> Iterable[tuple[str, str, str, str, str]]:
     for score in _PHYSICS:
         yield "physics", "shipped", "temporal", "test-in", score
     yield "generation", "whole", "generation", "test-in", "solver_fidelity"
+    for score in _DISTRIBUTION:
+        yield "generation", "features", "generation", "test-in", score
     for protocol in ("whole", "speed"):
         yield "speed", protocol, "temporal", "test-in", "seconds_per_member"
 
@@ -170,7 +178,9 @@ def _paper(table: str, equation: str, task: str, split: str, score: str) -> dict
     if table == "uncertainty" and equation == "combined":
         return {model: float(row[score]) for model, row in figures["table4_uncertainty_combined"].items()}
     if table == "generation" and equation == "combined":
-        return {"ENMA": SOLVER_FIDELITY}
+        if score == "solver_fidelity":
+            return {"ENMA": SOLVER_FIDELITY}
+        return {model: float(row[score]) for model, row in figures["table5_generation_combined"].items()}
     if table == "speed":
         return {m: float(s) for m, s in figures["table19_seconds_per_sample_a100"].get(equation, {}).items()}
     return {}
@@ -270,10 +280,17 @@ def _physics(made: list[Cell]) -> str:
     return markdown_table(["equation", "method", "waves", "mean square", "conserved or decaying"], rows)
 
 
-def _simple(made: list[Cell], columns: dict[str, Callable[[Cell], str]]) -> str:
-    order = sorted(_in_order(made), key=lambda cell: EQUATIONS.index(cell.equation))
-    rows = [[_named(cell.equation), _label(cell), *(show(cell) for show in columns.values())] for cell in order]
-    return markdown_table(["equation", "method", *columns], rows)
+def _generation(made: list[Cell]) -> str:
+    found: dict[tuple[str, str], dict[str, Cell]] = {}
+    for cell in _in_order(made):
+        found.setdefault((cell.equation, _label(cell)), {})[cell.score] = cell
+    order = sorted(found, key=lambda key: EQUATIONS.index(key[0]))
+    scores = (*_DISTRIBUTION, "solver_fidelity")
+    rows = [
+        [_named(equation), label, *(short(_value(found[equation, label].get(score))) for score in scores)]
+        for equation, label in order
+    ]
+    return markdown_table(["equation", "method", "FPD", "precision", "recall", "distance"], rows)
 
 
 def _speed(made: list[Cell], files: Sequence[dict[str, Any]]) -> str:
@@ -291,7 +308,9 @@ def _speed(made: list[Cell], files: Sequence[dict[str, Any]]) -> str:
         "parameters": lambda cell: f"{cell.num_parameters:,}" if cell.num_parameters else "-",
         "machine": where,
     }
-    return _simple(made, columns)
+    order = sorted(_in_order(made), key=lambda cell: EQUATIONS.index(cell.equation))
+    rows = [[_named(cell.equation), _label(cell), *(show(cell) for show in columns.values())] for cell in order]
+    return markdown_table(["equation", "method", *columns], rows)
 
 
 def _provenance(files: Sequence[dict[str, Any]]) -> str:

@@ -17,6 +17,7 @@ import logging
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -221,7 +222,7 @@ def run(task: Task, options: RunOptions) -> dict[str, float]:
     log_path = options.out / "log.jsonl"
     if rank.index == 0:
         _trim_log(log_path, first)
-    forward: Callable[..., Any] = torch.compile(module) if options.compile else module
+    forward: Callable[..., Any] = _compiled(module) if options.compile else module
     best = _Best(options.out / BEST, task, first)
     last_save, clock = time.monotonic(), time.monotonic()
     end = config.steps if options.stop_after is None else min(config.steps, options.stop_after)
@@ -282,6 +283,12 @@ def run(task: Task, options: RunOptions) -> dict[str, float]:
         average.swap(module)
     module.eval()
     return best.scores
+
+
+def _compiled(module: nn.Module) -> Callable[..., Any]:
+    # What operators choose is cached and does not change while a stage trains, so that Dynamo traces it is no trouble.
+    warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`", category=UserWarning)
+    return torch.compile(module)
 
 
 class _Best:

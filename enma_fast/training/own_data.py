@@ -55,8 +55,7 @@ def load_splits(source: Path) -> dict[str, FieldFile]:
 
     Files of a folder whose names end in `-train`, `-val` and `-test-in` (or `-test`) are these splits; those that are
     lacking are taken from `-train`. All other files are one data set, which is divided. `EnmaError` if files disagree,
-    a value is missing, a channel is constant, there are too few trajectories, or held-out ones are in the training data
-    too.
+    a value is missing, a channel is constant, or there are too few trajectories.
     """
     parts: dict[str, list[FieldFile]] = {}
     files = files_of(source)
@@ -76,7 +75,6 @@ def load_splits(source: Path) -> dict[str, FieldFile]:
     if lacking:
         whole = joined[TRAIN]
         joined |= {split: whole.rows(rows) for split, rows in divide(whole, lacking).items()}
-    _require_unseen(joined)
     return {split: joined[split] for split in SPLITS}
 
 
@@ -121,12 +119,17 @@ def _by_time(data: FieldFile, lacking: Sequence[str]) -> dict[str, np.ndarray]:
     return found
 
 
-def _require_unseen(splits: dict[str, FieldFile]) -> None:
-    """Raise `EnmaError` if training shows all frames of a trajectory that is held out."""
-    seen = set(_digests(splits[TRAIN]))
+def distinct_frames(splits: dict[str, FieldFile]) -> dict[str, int]:
+    """Number of different frames of each split; windows that overlap share some.
+
+    `EnmaError` if training shows all frames of a trajectory that is held out.
+    """
+    digests = {split: _digests(data) for split, data in splits.items()}
+    counts = {split: len(set(found)) for split, found in digests.items()}
+    seen = set(digests[TRAIN])
     for split in (VAL, TEST):
         data = splits[split]
-        frames = np.array([digest in seen for digest in _digests(data)]).reshape(len(data), -1)
+        frames = np.array([digest in seen for digest in digests[split]]).reshape(len(data), -1)
         known = np.flatnonzero(frames.all(axis=1))
         if len(known):
             raise EnmaError(
@@ -134,11 +137,7 @@ def _require_unseen(splits: dict[str, FieldFile]) -> None:
                 f"data too, from {known[0]} to {known[-1]}; leave them out, part of a series by enma-fast data import "
                 "--crop time=A:B"
             )
-
-
-def distinct_frames(data: FieldFile) -> int:
-    """Number of different frames; windows that overlap share some."""
-    return len(set(_digests(data)))
+    return counts
 
 
 def _digests(data: FieldFile) -> list[bytes]:

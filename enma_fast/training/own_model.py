@@ -97,7 +97,8 @@ def train_own(plan: Plan, out: Path, *, command: str, progress: Progress | None 
 def _train(stage: str, plan: Plan, out: Path, progress: Progress | None, before: float, total: float) -> None:
     """Train a stage, or go on with it."""
     training = recipe(plan.preset, stage)
-    log.info("%s: %d steps of %d trajectories", stage, training.steps, training.batch)
+    windows = f" in windows of {training.window} frames" if training.window else ""
+    log.info("%s: %d steps of %d trajectories%s", stage, training.steps, training.batch, windows)
 
     def seen(done: int, steps: int, values: dict[str, float]) -> None:
         if progress is not None:

@@ -139,6 +139,7 @@ def make_plan(source: Path, request: Request) -> tuple[Plan, dict[str, FieldFile
     """
     began = time.monotonic()
     splits = load_splits(source)
+    frames = distinct_frames(splits)
     train, contexts = splits[TRAIN], has_contexts(splits)
     steps = np.diff(train.times)
     if len(steps) and not np.allclose(steps, steps.mean(), rtol=1e-3):
@@ -186,7 +187,7 @@ def make_plan(source: Path, request: Request) -> tuple[Plan, dict[str, FieldFile
         },
         num_parameters=sum(p.numel() for p in Model(preset.model).parameters()),
         memory=_memory(preset, len(train)),
-        frames={split: distinct_frames(data) for split, data in splits.items()},
+        frames=frames,
     )
     return plan, splits
 

@@ -17,6 +17,9 @@ from ..models.interpolation import grid_points
 from ..models.tokenizer import Tokenizer
 from .loop import Rank
 
+# Share of the windows that end as trajectories do where the others do not.
+_SHORTER_SHARE = 0.25
+
 
 class TokenizerTask:
     """Training and validation data ``[n, T, *grid, c]`` (fp32) for a tokenizer."""
@@ -35,7 +38,7 @@ class TokenizerTask:
         self, module: Callable[..., Any], generator: torch.Generator, rank: Rank
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Relative L2 and KL of a random batch, shifted around periodic dimensions."""
-        B, T = self.config.batch, self.config.window or self.train.shape[1]
+        B, T = self.config.batch, self._num_frames(generator)
         rows = torch.randint(len(self.train), (B,), generator=generator)
         shifts = random_shifts(self.options.grid, self.options.periodic, B, generator, shift=self.config.shift)
         tokens = torch.Size((B, self.options.latent_frames(T), *self.options.token_grid)).numel()
@@ -57,6 +60,19 @@ class TokenizerTask:
         device = next(self.module.parameters()).device
         loss, relative = module(*(x.to(device) for x in inputs))
         return loss, {"rel_l2": relative}
+
+    def _num_frames(self, generator: torch.Generator) -> int:
+        """Frames of the next batch: the window's, or fewer, so that the last latent is as full as that of trajectories.
+
+        Only some windows are shorter, since a latent frame at the same place of other trajectories is full.
+        """
+        frames, window = self.train.shape[1], self.config.window
+        if window is None:
+            return frames
+        shorter = window - (window - frames) % self.options.time_factor
+        if 1 <= shorter < window and torch.rand((), generator=generator) < _SHORTER_SHARE:
+            return shorter
+        return window
 
     def _observed(self, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Random points per sample: indices ``[B, P]`` in random order and which of them are observed."""

@@ -45,6 +45,14 @@ def made(name, data):
     return command.networks()[name](SMALL, data)
 
 
+def test_the_truth_is_as_good_as_generated_trajectories_can_be(folder):
+    found = command.run("truth", "combined", data_dir=folder, seconds=0.0)
+    (row,) = found["rows"]
+    assert (row["protocol"], row["task"], row["split"], row["members"]) == ("features", "generation", "test-in", 1)
+    assert (row["fpd"], row["precision"], row["recall"]) == (pytest.approx(0, abs=1e-9), 1, 1)
+    assert (found["num_parameters"], found["cpu_seconds"]) == (0, 0)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_network_has_the_size_of_its_reference_and_learns(data, name, one_thread):
     network = made(name, data)

@@ -19,8 +19,10 @@ from enma_fast.models.model import Model
 from enma_fast.models.tokenizer import Tokenizer
 from enma_fast.presets import SIZES, derived_preset
 from enma_fast.training import own_data
+from enma_fast.training.loop import Rank
 from enma_fast.training.own_model import prepare_own, train_own
 from enma_fast.training.own_plan import STAGES, Plan, Request
+from enma_fast.training.tokenizer import TokenizerTask
 
 from .._own import advected, save, tiny
 
@@ -82,11 +84,11 @@ def test_held_out_trajectories_that_training_shows_are_refused(tmp_path: Path) -
     held[0, :5] = u[3, :5]
     save(tmp_path / "a-test.h5", held)
     splits = own_data.load_splits(tmp_path)
-    assert [own_data.distinct_frames(data) for data in splits.values()] == [11 * 8, 8, 3 * 8]
+    assert own_data.distinct_frames(splits) == {"train": 11 * 8, "val": 8, "test-in": 3 * 8}
     held[2] = u[splits["train"].environment[4]]
     save(tmp_path / "a-test.h5", held)
     with pytest.raises(EnmaError, match=r"1 of its 3 trajectories for test-in are in the .* from 2 to 2; leave them"):
-        own_data.load_splits(tmp_path)
+        own_data.distinct_frames(own_data.load_splits(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -138,6 +140,26 @@ def test_a_model_is_derived_for_lines_and_planes() -> None:
     sizes = [sum(p.numel() for p in derived((64,), (True,), size=size).parameters()) for size in SIZES]
     assert sizes[0] < sizes[1] < sizes[2]
     assert derived((128,), (True,), shift=False).config.dynamics.positions == "sincos"
+
+
+@pytest.mark.parametrize(("dims", "frames", "window"), [(1, 5, 5), (1, 6, None), (1, 21, 5), (2, 5, 5), (2, 6, 5)])
+def test_a_tokenizer_trains_on_windows_where_they_help(dims: int, frames: int, window: int | None) -> None:
+    shape = {
+        "grid": (16,) * dims,
+        "lengths": (1.0,) * dims,
+        "periodic": (True,) * dims,
+        "mean": (0.0,),
+        "scale": (1.0,),
+    }
+    presets = {s: derived_preset("own", size=s, **shape, num_frames=frames, frame_interval=0.1) for s in SIZES}
+    assert presets["paper"].tokenizer_training.window is None
+    model, training = presets["small"].model, presets["small"].tokenizer_training
+    assert training.window == window
+    fields = torch.randn(4, frames, *(16,) * dims, 1)
+    task = TokenizerTask(model, training, train=fields, val=fields)
+    loss, _ = task.loss(task.module, torch.Generator().manual_seed(0), Rank())
+    loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in task.module.parameters())
 
 
 def test_a_grid_that_cannot_be_halved_names_the_nearest() -> None:

@@ -42,7 +42,7 @@ def test_tokenizer_validation_is_the_error_of_the_posterior_means():
     assert task.validate(task.module)["rel_l2"] == pytest.approx(sum(expected) / 3, rel=1e-5)
 
 
-def batch_of(fields, training):
+def batch_of(fields, training, step=0):
     """Fields and noise that the tokenizer is given in a step."""
     seen = []
 
@@ -54,7 +54,7 @@ def batch_of(fields, training):
             return u.sum(), u.sum()
 
     task = TokenizerTask(CONFIGS["relative"], training, train=fields, val=fields)
-    task.loss(Spy(), step_generator(0, 0), Rank())
+    task.loss(Spy(), step_generator(0, step), Rank())
     (batch,) = seen
     return batch
 
@@ -81,6 +81,17 @@ def test_a_window_is_frames_in_a_row_from_any_one_on():
     assert noise.shape == (64, 2, 16, 2)
     with pytest.raises(EnmaError, match="window=8: trajectories have 7 frames"):
         TokenizerTask(CONFIGS["relative"], replace(training, window=8), train=fields, val=fields)
+
+
+def test_some_windows_fill_the_last_latent_as_trajectories_do():
+    training = replace(TRAINING, batch=2, window=5)
+    for frames, expected in ((7, {5}), (8, {4, 5})):
+        fields = waves(1, 2, frames, CONFIGS["relative"].tokenizer)
+        found = [batch_of(fields, training, step) for step in range(60)]
+        counts = [u.shape[1] for u, _ in found]
+        assert set(counts) == expected
+        assert {noise.shape[1] for _, noise in found} == {3}
+        assert counts.count(4) <= 30
 
 
 def test_the_tokenizer_learns(tmp_path):
