@@ -140,8 +140,9 @@ std::vector<float> Session::interpolated(const Frames& frames, std::int64_t coun
     const std::int64_t most =
         scattered ? *std::max_element(frames.rows.begin(), frames.rows.begin() + count) : model_->config().points();
     const std::size_t each = interpolation.to_grid_bytes(most);
-    const Buffer space(each * settings_.threads);
-    std::vector<float> shifted(scattered ? 0 : size * settings_.threads), out(count * G * features);
+    const std::int64_t threads = std::min<std::int64_t>(settings_.threads, count * G);
+    const Buffer space(each * threads);
+    std::vector<float> shifted(scattered ? 0 : size * threads), out(count * G * features);
     share_out(count * G, [&](std::int64_t i, int thread) {
         const std::int64_t t = i / G;
         const float *values = frames.values.data() + first[t] * c, *points = frames.points.data();
@@ -226,7 +227,6 @@ Frames Session::frames_at_points(const enma_observations& given, const char* nam
     }
     const std::string where = text(name, ".points"), what = text(name, ".values");
     Frames out;
-    std::vector<std::int64_t> shape;
     if (given.counts == nullptr) {
         const Array points(given.points, where.c_str(), {-1, d}, false);
         const Array values(given.values, what.c_str(), {-1, points.size(0), c}, false);
