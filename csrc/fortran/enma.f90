@@ -13,8 +13,8 @@ module enma
     implicit none
     private
 
-    public :: enma_model, enma_session, enma_open, enma_close, enma_new_session, enma_free, enma_observe, enma_step
-    public :: enma_forecast, enma_stop, enma_progress, enma_save, enma_restore, enma_message
+    public :: enma_model, enma_session, enma_open, enma_close, enma_new_session, enma_free, enma_observe
+    public :: enma_observe_points, enma_step, enma_forecast, enma_stop, enma_progress, enma_save, enma_restore, enma_message
 
     integer(c_int32_t), parameter, public :: ENMA_OK = 0, ENMA_INVALID_ARGUMENT = 1, ENMA_CHECKPOINT = 2
     integer(c_int32_t), parameter, public :: ENMA_UNSUPPORTED = 3, ENMA_STATE = 4, ENMA_NO_MEMORY = 5, ENMA_INTERNAL = 6
@@ -28,6 +28,7 @@ module enma
         integer :: dims = 0  ! of space
         integer(int64) :: shape(2) = 0  ! points along each, 1 beyond the last
         real(real64) :: frame_interval = 0, length = 0
+        logical :: scattered = .false.  ! frames may be observed at scattered points
     end type enma_model
 
     type :: enma_session
@@ -39,6 +40,13 @@ module enma
     interface enma_observe
         module procedure observe_real32, observe_real64
     end interface enma_observe
+
+    ! Frames observed at scattered points: `points` (dims, P) that all share and `values` (channels, P, frames); or, with
+    ! the number of points of each frame in `counts`, the rows of the frames one after the other, (dims, rows) and
+    ! (channels, rows). Likewise those of a context.
+    interface enma_observe_points
+        module procedure observe_points_real32, observe_points_real64
+    end interface enma_observe_points
 
     ! The next frame of every member (channels, grid, members).
     interface enma_step
@@ -77,8 +85,14 @@ module enma
         real(c_double) :: temperature
         integer(c_int64_t) :: dims, shape(2)
         real(c_double) :: lengths(2)
-        integer(c_int32_t) :: periodic(2)
+        integer(c_int32_t) :: periodic(2), scattered
     end type description
+
+    type, bind(c) :: observations
+        integer(c_size_t) :: struct_size
+        type(c_ptr) :: points, values, counts
+        integer(c_int64_t) :: num_frames
+    end type observations
 
     interface
         integer(c_int32_t) function c_model_open(folder, options, model) bind(c, name="enma_model_open")
@@ -115,6 +129,11 @@ module enma
             import :: c_int32_t, c_ptr
             type(c_ptr), value :: session, history, context
         end function c_observe
+
+        integer(c_int32_t) function c_observe_points(session, history, context) bind(c, name="enma_session_observe_points")
+            import :: c_int32_t, c_ptr
+            type(c_ptr), value :: session, history, context
+        end function c_observe_points
 
         integer(c_int32_t) function c_step(session, frame) bind(c, name="enma_session_step")
             import :: c_int32_t, c_ptr
@@ -206,6 +225,7 @@ contains
             model%num_frames = about%num_frames
             model%frame_interval = about%frame_interval
             model%length = about%length
+            model%scattered = about%scattered /= 0
         end if
         call report(found, status)
     end subroutine enma_open
@@ -353,6 +373,81 @@ contains
         end if
         call report(c_observe(session%handle, c_loc(seen), other_seen), status)
     end subroutine observe_real64
+
+    ! Points and values of a history, and of a context if there are four tensors.
+    integer(c_int32_t) function observed_points(session, tensors, counts, context_counts) result(found)
+        type(enma_session), intent(in) :: session
+        type(tensor), target, intent(in) :: tensors(:)
+        integer(int64), intent(in), optional :: counts(:), context_counts(:)
+        type(observations), target :: seen, other
+        integer(c_int64_t), allocatable, target :: rows(:), other_rows(:)
+        type(c_ptr) :: other_seen
+        seen = observations(c_sizeof(seen), c_loc(tensors(1)), c_loc(tensors(2)), c_null_ptr, 0_c_int64_t)
+        if (present(counts)) then
+            rows = counts
+            seen%counts = c_loc(rows)
+            seen%num_frames = size(rows, kind=c_int64_t)
+        end if
+        other_seen = c_null_ptr
+        if (size(tensors) == 4) then
+            other = observations(c_sizeof(other), c_loc(tensors(3)), c_loc(tensors(4)), c_null_ptr, 0_c_int64_t)
+            if (present(context_counts)) then
+                other_rows = context_counts
+                other%counts = c_loc(other_rows)
+                other%num_frames = size(other_rows, kind=c_int64_t)
+            end if
+            other_seen = c_loc(other)
+        end if
+        found = c_observe_points(session%handle, c_loc(seen), other_seen)
+    end function observed_points
+
+    subroutine observe_points_real32(session, points, values, counts, context_points, context_values, context_counts, &
+                                     status)
+        type(enma_session), intent(in) :: session
+        real(real32), target, contiguous, intent(in) :: points(:, :), values(..)
+        real(real32), target, contiguous, intent(in), optional :: context_points(:, :), context_values(..)
+        integer(int64), intent(in), optional :: counts(:), context_counts(:)
+        integer(int32), intent(out), optional :: status
+        integer(c_int64_t), target :: sizes(MOST_AXES, 4)
+        type(tensor), target :: tensors(4)
+        sizes(:, 1) = reversed(shape(points))
+        sizes(:, 2) = reversed(shape(values))
+        tensors(1) = tensor_of(c_loc(points), 32, sizes(:, 1), 2)
+        tensors(2) = tensor_of(c_loc(values), 32, sizes(:, 2), rank(values))
+        if (present(context_points) .and. present(context_values)) then
+            sizes(:, 3) = reversed(shape(context_points))
+            sizes(:, 4) = reversed(shape(context_values))
+            tensors(3) = tensor_of(c_loc(context_points), 32, sizes(:, 3), 2)
+            tensors(4) = tensor_of(c_loc(context_values), 32, sizes(:, 4), rank(context_values))
+            call report(observed_points(session, tensors, counts, context_counts), status)
+        else
+            call report(observed_points(session, tensors(:2), counts), status)
+        end if
+    end subroutine observe_points_real32
+
+    subroutine observe_points_real64(session, points, values, counts, context_points, context_values, context_counts, &
+                                     status)
+        type(enma_session), intent(in) :: session
+        real(real64), target, contiguous, intent(in) :: points(:, :), values(..)
+        real(real64), target, contiguous, intent(in), optional :: context_points(:, :), context_values(..)
+        integer(int64), intent(in), optional :: counts(:), context_counts(:)
+        integer(int32), intent(out), optional :: status
+        integer(c_int64_t), target :: sizes(MOST_AXES, 4)
+        type(tensor), target :: tensors(4)
+        sizes(:, 1) = reversed(shape(points))
+        sizes(:, 2) = reversed(shape(values))
+        tensors(1) = tensor_of(c_loc(points), 64, sizes(:, 1), 2)
+        tensors(2) = tensor_of(c_loc(values), 64, sizes(:, 2), rank(values))
+        if (present(context_points) .and. present(context_values)) then
+            sizes(:, 3) = reversed(shape(context_points))
+            sizes(:, 4) = reversed(shape(context_values))
+            tensors(3) = tensor_of(c_loc(context_points), 64, sizes(:, 3), 2)
+            tensors(4) = tensor_of(c_loc(context_values), 64, sizes(:, 4), rank(context_values))
+            call report(observed_points(session, tensors, counts, context_counts), status)
+        else
+            call report(observed_points(session, tensors(:2), counts), status)
+        end if
+    end subroutine observe_points_real64
 
     subroutine step_real32(session, frame, status)
         type(enma_session), intent(in) :: session

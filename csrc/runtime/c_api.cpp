@@ -179,7 +179,8 @@ enma_status enma_model_info(const enma_model* model, enma_model_description* des
                                            tokenizer.dims(),
                                            {tokenizer.grid[0], plane ? tokenizer.grid[1] : 1},
                                            {tokenizer.lengths[0], plane ? tokenizer.lengths[1] : 0.0},
-                                           {tokenizer.periodic[0], plane && tokenizer.periodic[1]}};
+                                           {tokenizer.periodic[0], plane && tokenizer.periodic[1]},
+                                           tokenizer.interpolation.has_value()};
         std::memcpy(description, &found, std::min(size, sizeof found));
     });
 }
@@ -216,6 +217,16 @@ enma_status enma_session_free(enma_session* session) {
 
 enma_status enma_session_observe(enma_session* session, const DLTensor* history, const DLTensor* context) {
     return with_session(session, [&](Session& s) { s.observe(history, context); });
+}
+
+enma_status enma_session_observe_points(enma_session* session, const enma_observations* history,
+                                        const enma_observations* context) {
+    return with_session(session, [&](Session& s) {
+        const enma_observations none = ENMA_OBSERVATIONS;
+        const enma_observations seen = read_options(history, none, "history");
+        const enma_observations other = read_options(context, none, "context");
+        s.observe_points(history == nullptr ? nullptr : &seen, context == nullptr ? nullptr : &other);
+    });
 }
 
 enma_status enma_session_step(enma_session* session, DLTensor* frame) {

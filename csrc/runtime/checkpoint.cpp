@@ -13,6 +13,7 @@
 #include <utility>
 
 #include "runtime/error.h"
+#include "runtime/half.h"
 
 namespace enma {
 
@@ -111,9 +112,11 @@ void Tensors::add(const std::string& name, const Json& entry, std::string_view d
         offsets->items().size() != 2 || entry.members().size() != 3) {
         fail(ENMA_CHECKPOINT, source_, ": ", name, " has no dtype, shape and data_offsets", AGAIN);
     }
-    if (dtype->string() != "F32") {
-        fail(ENMA_UNSUPPORTED, source_, ": ", name, " is ", dtype->string(), "; libenma reads F32");
+    const std::string& type = dtype->string();
+    if (type != "F32" && type != "F16" && type != "BF16") {
+        fail(ENMA_UNSUPPORTED, source_, ": ", name, " is ", type, "; libenma reads F32, F16 and BF16");
     }
+    const std::size_t width = type == "F32" ? sizeof(float) : sizeof(std::uint16_t);
     Tensor tensor{};
     std::uint64_t count = 1;
     for (const Json& size : shape->items()) {
@@ -127,14 +130,21 @@ void Tensors::add(const std::string& name, const Json& entry, std::string_view d
     const Json &begin = offsets->items()[0], &end = offsets->items()[1];
     if (!begin.is_integer() || !end.is_integer() || begin.integer() < 0 || end.integer() < begin.integer() ||
         static_cast<std::uint64_t>(end.integer()) > data.size() ||
-        static_cast<std::uint64_t>(end.integer() - begin.integer()) != count * sizeof(float)) {
+        static_cast<std::uint64_t>(end.integer() - begin.integer()) != count * width) {
         fail(ENMA_CHECKPOINT, source_, ": ", name, " has data_offsets that do not fit its shape or the file", AGAIN);
     }
     const char* at = data.data() + begin.integer();
-    if (reinterpret_cast<std::uintptr_t>(at) % alignof(float) != 0) {
+    if (reinterpret_cast<std::uintptr_t>(at) % width != 0) {
         fail(ENMA_CHECKPOINT, source_, ": ", name, " is not aligned", AGAIN);
     }
-    tensor.values = reinterpret_cast<const float*>(at);
+    if (type == "F32") {
+        tensor.values = reinterpret_cast<const float*>(at);
+    } else {
+        const std::uint16_t* const halves = reinterpret_cast<const std::uint16_t*>(at);
+        std::vector<float>& values = widened_.emplace_back(count);
+        std::transform(halves, halves + count, values.begin(), type == "F16" ? from_fp16 : from_bf16);
+        tensor.values = values.data();
+    }
     if (!std::all_of(tensor.values, tensor.values + count, [](float x) { return std::isfinite(x); })) {
         fail(ENMA_CHECKPOINT, source_, ": ", name, " holds a value that is not finite; copy or train it again");
     }

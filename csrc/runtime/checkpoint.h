@@ -13,7 +13,7 @@
 
 namespace enma {
 
-// Tensors of a safetensors file, all fp32 and finite; views into the file's bytes.
+// Tensors of a safetensors file as fp32, all finite: views into the file's bytes, or what was widened from fp16 or bf16.
 class Tensors {
    public:
     // `bytes` has to outlive the views. Throws Error (ENMA_CHECKPOINT, ENMA_UNSUPPORTED).
@@ -34,6 +34,7 @@ class Tensors {
 
     std::string source_;
     std::map<std::string, Tensor> tensors_;
+    std::vector<std::vector<float>> widened_;
 };
 
 class Checkpoint {

@@ -14,8 +14,9 @@ namespace enma {
 
 namespace {
 
-// Far beyond any model, and small enough that products of a few fit 64 bits; points of a frame.
-constexpr std::int64_t MOST = 1 << 20, MOST_POINTS = 1 << 22;
+// Far beyond any model, and small enough that products of a few fit 64 bits; and sizes of the interpolation.
+constexpr std::int64_t MOST = 1 << 20;
+constexpr int MOST_INTERPOLATION = 4096;
 
 // Reads the fields of one object by name; one that nobody has asked for is refused.
 class Fields {
@@ -149,6 +150,37 @@ void read_layers(Fields& fields, std::vector<LayerKind>& out) {
     });
 }
 
+void read_interpolation(Fields fields, InterpolationConfig& out) {
+    fields.read("features", out.features);
+    fields.read("hidden", out.hidden);
+    fields.read("heads", out.heads);
+    fields.read("head_dim", out.head_dim);
+    fields.read("frequencies", out.frequencies);
+    fields.read("max_log2_frequency", out.max_log2_frequency, 0.0);
+    // Those of the weights count; these are where they began.
+    std::size_t slopes = 4;
+    if (const Json* given = fields.find("slopes")) slopes = given->items().size();
+    fields.list("slopes", [](const Json& item) { return item.is(Json::Kind::number) && item.number() > 0; });
+    fields.ignore("learned_slopes");
+    fields.read("distance_power", out.distance_power);
+    fields.read("refine_depth", out.refine_depth, 0);
+    fields.read("refine_heads", out.refine_heads);
+    fields.read("refine_head_dim", out.refine_head_dim);
+    fields.read("slices", out.slices);
+    fields.check_all_read();
+    for (const auto& [key, value] :
+         {std::pair("features", out.features), std::pair("hidden", out.hidden), std::pair("heads", out.heads),
+          std::pair("head_dim", out.head_dim), std::pair("frequencies", out.frequencies),
+          std::pair("refine_depth", out.refine_depth), std::pair("refine_heads", out.refine_heads),
+          std::pair("refine_head_dim", out.refine_head_dim), std::pair("slices", out.slices)}) {
+        if (value > MOST_INTERPOLATION) fields.wrong(key, text("at most ", MOST_INTERPOLATION, " is expected"));
+    }
+    if (slopes != static_cast<std::size_t>(out.heads)) fields.wrong("slopes", "one entry for each head is expected");
+    if (out.features % out.heads != 0)
+        fields.wrong("features", text("a multiple of heads (", out.heads, ") is expected"));
+    if (out.distance_power > 2) fields.wrong("distance_power", "1 or 2 is expected");
+}
+
 void read_tokenizer(Fields fields, TokenizerConfig& out) {
     read_sizes(fields, "grid", out.grid);
     if (out.grid.size() != 1 && out.grid.size() != 2) fields.unsupported("grid", text(out.grid.size(), "-dimensional"));
@@ -187,7 +219,7 @@ void read_tokenizer(Fields fields, TokenizerConfig& out) {
     fields.ignore("kl_weight");
     const Json* interpolation = fields.find("interpolation");
     if (interpolation != nullptr && !interpolation->is(Json::Kind::null)) {
-        fields.unsupported("interpolation", "set (scattered points)");
+        read_interpolation(fields.inner("interpolation", *interpolation), out.interpolation.emplace());
     }
     fields.check_all_read();
     if (out.kernel % 2 == 0 || out.kernel_ends % 2 == 0) fields.wrong("kernel", "odd kernels are expected");

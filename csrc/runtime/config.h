@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -9,7 +10,17 @@
 
 namespace enma {
 
+// Points of a frame.
+constexpr std::int64_t MOST_POINTS = 1 << 22;
+
 enum class LayerKind { residual, space, time };
+
+struct InterpolationConfig {
+    int features = 64, hidden = 16, heads = 4, head_dim = 4, frequencies = 12;
+    double max_log2_frequency = 4.0;
+    int distance_power = 1;
+    int refine_depth = 2, refine_heads = 4, refine_head_dim = 4, slices = 16;
+};
 
 struct TokenizerConfig {
     std::vector<std::int64_t> grid = {128};
@@ -20,7 +31,10 @@ struct TokenizerConfig {
     std::vector<LayerKind> layers;
     int kernel = 3, kernel_time = 3, kernel_ends = 7, stride_ends = 1;
     bool variational = true;
+    std::optional<InterpolationConfig> interpolation;
 
+    // Of what the convolutions see on the grid.
+    int grid_channels() const { return interpolation ? interpolation->features : field_channels; }
     int dims() const { return static_cast<int>(grid.size()); }
     int count(LayerKind kind) const;
     int space_factor() const { return stride_ends << count(LayerKind::space); }

@@ -86,6 +86,7 @@ Model::Model(const std::string& folder)
     place_offsets_ = config_.place_offsets();
     encoder_ = std::make_unique<Stream>(Stream::encoder(tokenizer, tensors));
     decoder_ = std::make_unique<Stream>(Stream::decoder(tokenizer, tensors));
+    if (tokenizer.interpolation) interpolation_ = std::make_unique<Interpolation>(tokenizer, tensors);
     latent_mean_ = tensors.take("latent_mean", {tokenizer.latent_channels});
     latent_std_ = tensors.take("latent_std", {tokenizer.latent_channels});
     read_dynamics();

@@ -11,6 +11,7 @@
 #include "core/cpu/sampler.h"
 #include "runtime/checkpoint.h"
 #include "runtime/config.h"
+#include "runtime/interpolation.h"
 #include "runtime/stream.h"
 
 namespace enma {
@@ -33,6 +34,8 @@ class Model {
     const std::string& weights_sha256() const { return checkpoint_.weights_sha256(); }
     const Stream& encoder() const { return *encoder_; }
     const Stream& decoder() const { return *decoder_; }
+    // Null in a model that works on its grid alone.
+    const Interpolation* interpolation() const { return interpolation_.get(); }
     const float* latent_mean() const { return latent_mean_; }
     const float* latent_std() const { return latent_std_; }
     // ModelConfig::place_offsets
@@ -53,6 +56,7 @@ class Model {
     ModelConfig config_;
     std::vector<std::int64_t> place_offsets_;
     std::unique_ptr<Stream> encoder_, decoder_;
+    std::unique_ptr<Interpolation> interpolation_;
     const float *latent_mean_, *latent_std_;
     SamplerWeights weights_{};
     FlowHeadWeights flow_{};

@@ -95,9 +95,9 @@ Session::Session(std::shared_ptr<const Model> model, const SessionSettings& sett
     for (std::int64_t row = 0; row < set.num_members; ++row) {
         group_.push_back(static_cast<int>(std::lower_bound(used_.begin(), used_.end(), shift_of(row)) - used_.begin()));
     }
-    const std::size_t latents = model_->place_offsets().size() * model_->decoder().inward();
-    work_each_ =
-        std::max(model_->encoder().work_bytes(), pages(model_->decoder().work_bytes() + latents * sizeof(float)));
+    const Interpolation* interpolation = model_->interpolation();
+    work_each_ = std::max(model_->encoder().work_bytes(),
+                          decoder_bytes() + (interpolation == nullptr ? 0 : interpolation->to_field_bytes()));
     work_ = Buffer(work_each_ * set.threads);
     pending_.resize(config.tokenizer.time_factor() * set.num_members * frame_size());
 }
@@ -114,22 +114,67 @@ std::int64_t Session::num_latents() const {
                    : 0;
 }
 
+std::size_t Session::decoder_bytes() const {
+    const std::size_t latents = model_->place_offsets().size() * model_->decoder().inward();
+    return pages(model_->decoder().work_bytes() + latents * sizeof(float));
+}
+
 template <class Body>
 void Session::share_out(std::int64_t items, const Body& body) {
     if (items == 0) return;
     std::atomic<std::int64_t> next{0};
     parallel(static_cast<int>(std::min<std::int64_t>(settings_.threads, items)), [&](int thread, int) {
-        char* work = work_.data() + work_each_ * thread;
-        for (std::int64_t item = next++; item < items; item = next++) body(item, work);
+        for (std::int64_t item = next++; item < items; item = next++) body(item, thread);
     });
 }
 
-// Latents [latents, G, N C] of fields [frames, *grid, c] as each shift sees them.
-std::vector<float> Session::encode(const std::vector<float>& fields, std::int64_t frames, std::int64_t latents) {
+// Features [count, G, *grid, F] of standardised frames as each shift sees them.
+std::vector<float> Session::interpolated(const Frames& frames, std::int64_t count) {
+    const Interpolation& interpolation = *model_->interpolation();
+    const TokenizerConfig& tokenizer = model_->config().tokenizer;
+    const std::int64_t size = frame_size(), G = num_groups(), c = tokenizer.field_channels, d = tokenizer.dims();
+    const std::int64_t features = std::int64_t{model_->config().points()} * tokenizer.grid_channels();
+    const bool scattered = !frames.points.empty();
+    std::vector<std::int64_t> first(count);
+    if (scattered) std::partial_sum(frames.rows.begin(), frames.rows.begin() + count - 1, first.begin() + 1);
+    const std::int64_t most =
+        scattered ? *std::max_element(frames.rows.begin(), frames.rows.begin() + count) : model_->config().points();
+    const std::size_t each = interpolation.to_grid_bytes(most);
+    const std::int64_t threads = std::min<std::int64_t>(settings_.threads, count * G);
+    const Buffer space(each * threads);
+    std::vector<float> shifted(scattered ? 0 : size * threads), out(count * G * features);
+    share_out(count * G, [&](std::int64_t i, int thread) {
+        const std::int64_t t = i / G;
+        const float *values = frames.values.data() + first[t] * c, *points = frames.points.data();
+        std::int64_t rows = model_->config().points();
+        if (scattered) {
+            rows = frames.rows[t];
+            points += frames.shared ? 0 : first[t] * d;
+        } else {
+            float* const moved = shifted.data() + thread * size;
+            shift(frames.values.data() + t * size, tokenizer, amounts_[used_[i % G]], false, moved);
+            values = moved;
+            points = interpolation.regular().data();
+        }
+        interpolation.to_grid(values, points, rows, settings_.isa, space.data() + each * thread,
+                              out.data() + i * features);
+    });
+    return out;
+}
+
+// Latents [latents, G, N C] of frames as each shift sees them.
+std::vector<float> Session::encode(Frames frames, std::int64_t latents) {
     const TokenizerConfig& tokenizer = model_->config().tokenizer;
     const std::int64_t size = frame_size(), G = num_groups(), Z = latent_size(), c = tokenizer.field_channels;
+    for (std::size_t i = 0; !tokenizer.field_mean.empty() && i < frames.values.size(); ++i) {
+        frames.values[i] = (frames.values[i] - tokenizer.field_mean[i % c]) / tokenizer.field_scale[i % c];
+    }
+    const std::int64_t steps = (latents - 1) * tokenizer.time_factor() + 1, count = std::min(frames.count, steps);
+    const bool interpolates = model_->interpolation() != nullptr;
+    const std::vector<float> features = interpolates ? interpolated(frames, count) : std::vector<float>();
+    const std::int64_t each = static_cast<std::int64_t>(features.size()) / (count * G);
     std::vector<float> out(latents * G * Z);
-    std::vector<std::vector<float>> shifted(G, std::vector<float>(size));
+    std::vector<std::vector<float>> shifted(interpolates ? 0 : G, std::vector<float>(size));
     std::vector<StreamState> states(G, model_->encoder().state());
     struct Target {
         const Model& model;
@@ -147,46 +192,116 @@ std::vector<float> Session::encode(const std::vector<float>& fields, std::int64_
         }
         target.out += target.stride;
     };
-    share_out(G, [&](std::int64_t g, char* work) {
+    share_out(G, [&](std::int64_t g, int thread) {
         Target target{*model_, out.data() + g * Z, G * Z};
         // The last latent frame may lack frames of its own: they repeat the last one.
-        for (std::int64_t t = 0; t <= (latents - 1) * tokenizer.time_factor(); ++t) {
-            const float* frame = fields.data() + std::min(t, frames - 1) * size;
-            shift(frame, tokenizer, amounts_[used_[g]], false, shifted[g].data());
-            for (std::int64_t i = 0; !tokenizer.field_mean.empty() && i < size; ++i) {
-                shifted[g][i] = (shifted[g][i] - tokenizer.field_mean[i % c]) / tokenizer.field_scale[i % c];
+        for (std::int64_t step = 0; step < steps; ++step) {
+            const std::int64_t t = std::min(step, count - 1);
+            const float* frame = features.data() + (t * G + g) * each;
+            if (!interpolates) {
+                shift(frames.values.data() + t * size, tokenizer, amounts_[used_[g]], false, shifted[g].data());
+                frame = shifted[g].data();
             }
-            model_->encoder().push(shifted[g].data(), states[g], kernels(settings_.isa), work, standardise, &target);
+            model_->encoder().push(frame, states[g], kernels(settings_.isa), work(thread), standardise, &target);
         }
     });
     return out;
 }
 
-void Session::observe(const DLTensor* history, const DLTensor* context) {
+Frames Session::frames_on_grid(const DLTensor* tensor, const char* name) const {
+    const Array frames(tensor, name, model_->config().frames_shape({-1}), false);
+    return {frames.size(0), frames.read("frame")};
+}
+
+Frames Session::frames_at_points(const enma_observations& given, const char* name) const {
     const ModelConfig& config = model_->config();
-    const std::vector<std::int64_t> shape = config.frames_shape({-1});
-    if (history == nullptr && context == nullptr) {
+    const TokenizerConfig& tokenizer = config.tokenizer;
+    const std::int64_t d = tokenizer.dims(), c = tokenizer.field_channels;
+    if (!tokenizer.interpolation) {
+        fail(ENMA_INVALID_ARGUMENT, name, ": the model '", config.name,
+             "' has no interpolation; it works on its grid only");
+    }
+    if (settings_.shifts > 1) {
+        fail(ENMA_INVALID_ARGUMENT, name, ": shifts is ", settings_.shifts,
+             ", which is for fields on the grid; give the session 1");
+    }
+    const std::string where = text(name, ".points"), what = text(name, ".values");
+    Frames out;
+    if (given.counts == nullptr) {
+        const Array points(given.points, where.c_str(), {-1, d}, false);
+        const Array values(given.values, what.c_str(), {-1, points.size(0), c}, false);
+        out = {values.size(0), values.read("frame"), points.read("row"), {}, true};
+        if (given.num_frames != 0 && given.num_frames != out.count) {
+            fail(ENMA_INVALID_ARGUMENT, name, ".num_frames is ", given.num_frames, "; values has ", out.count);
+        }
+        out.rows.assign(out.count, points.size(0));
+    } else {
+        if (given.num_frames < 1 || given.num_frames >= MOST_SEQUENCE) {
+            fail(ENMA_INVALID_ARGUMENT, name, ".num_frames is ", given.num_frames, "; 1 to ", MOST_SEQUENCE - 1,
+                 " is expected beside counts");
+        }
+        out.count = given.num_frames;
+        out.rows.assign(given.counts, given.counts + given.num_frames);
+    }
+    std::int64_t rows = 0;
+    for (std::int64_t t = 0; t < out.count; ++t) {
+        if (out.rows[t] < 1 || out.rows[t] > MOST_POINTS) {
+            fail(ENMA_INVALID_ARGUMENT, name, ": frame ", t, " has ", out.rows[t], " points; 1 to ", MOST_POINTS,
+                 " are expected");
+        }
+        rows += out.rows[t];
+    }
+    if (given.counts != nullptr) {
+        out.values = Array(given.values, what.c_str(), {rows, c}, false).read("row");
+        out.points = Array(given.points, where.c_str(), {rows, d}, false).read("row");
+    }
+    for (std::size_t i = 0; i < out.points.size(); ++i) {
+        const double length = tokenizer.lengths[i % d];
+        if (out.points[i] < 0.0f || out.points[i] > static_cast<float>(length)) {
+            fail(ENMA_INVALID_ARGUMENT, where, " has ", out.points[i], " in row ", i / d, "; the domain is 0 to ",
+                 length, " along dimension ", i % d);
+        }
+    }
+    return out;
+}
+
+void Session::observe(const DLTensor* history, const DLTensor* context) {
+    std::optional<Frames> seen, other;
+    if (history != nullptr) seen = frames_on_grid(history, "history");
+    if (context != nullptr) other = frames_on_grid(context, "context");
+    observe(std::move(seen), std::move(other));
+}
+
+void Session::observe_points(const enma_observations* history, const enma_observations* context) {
+    std::optional<Frames> seen, other;
+    if (history != nullptr) seen = frames_at_points(*history, "history");
+    if (context != nullptr) other = frames_at_points(*context, "context");
+    observe(std::move(seen), std::move(other));
+}
+
+void Session::observe(std::optional<Frames> history, std::optional<Frames> context) {
+    const ModelConfig& config = model_->config();
+    if (!history && !context) {
         fail(ENMA_INVALID_ARGUMENT, "history and context are both NULL; give one of them");
     }
     Observed observed;
-    if (history != nullptr) {
-        const Array frames(history, "history", shape, false);
-        observed.frames = frames.size(0);
-        if (context == nullptr && observed.frames < FEWEST_OBSERVED) {
+    if (history) {
+        observed.frames = history->count;
+        if (!context && observed.frames < FEWEST_OBSERVED) {
             fail(ENMA_INVALID_ARGUMENT, "history has ", observed.frames, " frames; at least ", FEWEST_OBSERVED,
                  " are expected, or a context");
         }
         if (observed.frames >= MOST_SEQUENCE) fail(ENMA_INVALID_ARGUMENT, "history has too many frames");
-        observed.history = encode(frames.read(), observed.frames, config.tokenizer.whole_latents(observed.frames));
+        observed.history = encode(std::move(*history), config.tokenizer.whole_latents(observed.frames));
     }
-    if (context != nullptr) {
-        const Array frames(context, "context", shape, false);
-        const std::int64_t used = std::min<std::int64_t>(frames.size(0), config.num_frames);
-        if (used < frames.size(0)) {
+    if (context) {
+        const std::int64_t given = context->count, used = std::min<std::int64_t>(given, config.num_frames);
+        if (used < given) {
             log_(ENMA_LOG_WARNING,
-                 text("context: of its ", frames.size(0), " frames the first ", used, " are used, as in training"));
+                 text("context: of its ", given, " frames the first ", used, " are used, as in training"));
         }
-        observed.context = encode(frames.read(), used, config.tokenizer.latent_frames(used));
+        context->count = used;
+        observed.context = encode(std::move(*context), config.tokenizer.latent_frames(used));
     }
     begin(std::move(observed));
     if (total_ > config.num_frames) {
@@ -265,10 +380,10 @@ void Session::read_all(Observed observed) {
     sampler_session_->begin(seeds.data(), members.data(), group_.data(), static_cast<int>(first));
     // The decoder reads a history once for all members that share it.
     std::vector<StreamState> states(G, model_->decoder().state());
-    share_out(G, [&](std::int64_t g, char* work) {
+    share_out(G, [&](std::int64_t g, int thread) {
         const Sink nowhere = [](void*, const float*) {};
         for (std::int64_t t = 0; t < first; ++t) {
-            decode_row(observed_.history.data() + (t * G + g) * Z, states[g], work, nowhere, nullptr);
+            decode_row(observed_.history.data() + (t * G + g) * Z, states[g], work(thread), nowhere, nullptr);
         }
     });
     for (std::int64_t b = 0; b < B; ++b) states_[b] = states[group_[b]];
@@ -310,10 +425,14 @@ void Session::decode(const float* latents) {
         std::int64_t stride, size;
         const std::vector<std::int64_t>& amount;
         const TokenizerConfig& tokenizer;
+        const Interpolation* interpolation;
+        Isa isa;
+        char* work;
     };
     // In units of the field, and where the trajectory is, without the shift of its member.
     const Sink moved_back = [](void* to, const float* frame) {
         Target& target = *static_cast<Target*>(to);
+        if (target.interpolation != nullptr) frame = target.interpolation->to_field(frame, target.isa, target.work);
         shift(frame, target.tokenizer, target.amount, true, target.out);
         const std::vector<float>&mean = target.tokenizer.field_mean, &scale = target.tokenizer.field_scale;
         for (std::size_t i = 0; !mean.empty() && i < static_cast<std::size_t>(target.size); ++i) {
@@ -321,11 +440,17 @@ void Session::decode(const float* latents) {
         }
         target.out += target.stride;
     };
-    share_out(static_cast<std::int64_t>(active_.size()), [&](std::int64_t i, char* work) {
+    share_out(static_cast<std::int64_t>(active_.size()), [&](std::int64_t i, int thread) {
         const int b = active_[i];
-        Target target{pending_.data() + b * size, B * size, size, amounts_[used_[group_[b]]],
-                      model_->config().tokenizer};
-        decode_row(latents + i * latent_size(), states_[b], work, moved_back, &target);
+        Target target{pending_.data() + b * size,
+                      B * size,
+                      size,
+                      amounts_[used_[group_[b]]],
+                      model_->config().tokenizer,
+                      model_->interpolation(),
+                      settings_.isa,
+                      work(thread) + decoder_bytes()};
+        decode_row(latents + i * latent_size(), states_[b], work(thread), moved_back, &target);
     });
     pending_first_ = decoded_ == 0 ? 0 : (decoded_ - 1) * factor + 1;
     pending_count_ = decoded_ == 0 ? 1 : factor;
@@ -415,8 +540,7 @@ void Session::step(const DLTensor* frame) {
         fail(ENMA_STATE, "all ", total(), " frames were given out; observe again, or ask for more frames");
     const ModelConfig& config = model_->config();
     const Array out(frame, "frame", config.frames_shape({settings_.num_members}), true);
-    const float* values = next_frame();
-    for (std::int64_t b = 0; b < settings_.num_members; ++b) out.write(b, values + b * frame_size());
+    out.write(next_frame());
 }
 
 void Session::forecast(const DLTensor* frames) {

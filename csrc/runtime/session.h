@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "core/cpu/sampler.h"
@@ -28,6 +29,15 @@ struct SessionSettings {
     Isa isa;
 };
 
+// Observed frames, on the grid or at scattered points.
+struct Frames {
+    std::int64_t count = 0;
+    std::vector<float> values;            // [count, *grid, c], or [rows, c]
+    std::vector<float> points = {};       // [rows, d], or [P, d] that all frames share; none: on the grid
+    std::vector<std::int64_t> rows = {};  // points of each frame, unless on the grid
+    bool shared = false;
+};
+
 // Where in its trajectory a session is, and the latents that decide the rest: all that a saved session holds.
 struct Observed {
     std::int64_t frames = 0;
@@ -48,6 +58,7 @@ class Session {
 
     // Either may be null, not both.
     void observe(const DLTensor* history, const DLTensor* context);
+    void observe_points(const enma_observations* history, const enma_observations* context);
     void step(const DLTensor* frame);
     void forecast(const DLTensor* frames);
     void latents(const DLTensor* out) const;
@@ -78,10 +89,15 @@ class Session {
     std::int64_t num_history() const;
 
     SavedHeader header() const;
-    // body(item, work) for each of `items`, shared out among the threads.
+    // body(item, thread) for each of `items`, shared out among the threads.
     template <class Body>
     void share_out(std::int64_t items, const Body& body);
-    std::vector<float> encode(const std::vector<float>& fields, std::int64_t frames, std::int64_t latents);
+    char* work(int thread) const { return work_.data() + work_each_ * thread; }
+    Frames frames_on_grid(const DLTensor* tensor, const char* name) const;
+    Frames frames_at_points(const enma_observations& given, const char* name) const;
+    void observe(std::optional<Frames> history, std::optional<Frames> context);
+    std::vector<float> interpolated(const Frames& frames, std::int64_t count);
+    std::vector<float> encode(Frames frames, std::int64_t latents);
     // Takes what was observed, reads it and what was made, and is ready for the next frame.
     void begin(Observed observed);
     void read_all(Observed observed);
@@ -89,6 +105,8 @@ class Session {
     // Decodes the next latent frame, [members, N C]; its frames are pending.
     void decode(const float* latents);
     void decode_row(const float* latents, StreamState& state, char* work, Sink sink, void* to) const;
+    // Where the interpolation works while a row is decoded.
+    std::size_t decoder_bytes() const;
     void advance();
     const float* next_frame();
     bool has(std::int64_t member, std::int64_t frame) const;

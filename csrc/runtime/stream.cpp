@@ -75,17 +75,6 @@ Convolution make_convolution(Tensors& tensors, const std::string& name, const Co
     return c;
 }
 
-Linear make_linear(Tensors& tensors, const std::string& name, int inward, int outward, int used) {
-    const float* weight = tensors.take(name + ".weight", {outward, inward});
-    const float* bias = tensors.take(name + ".bias", {outward});
-    return Linear(
-        whole_panels(used), whole_panels(inward),
-        [&](int j, int k) {
-            return j < used && k < inward ? weight[static_cast<std::ptrdiff_t>(j) * inward + k] : 0.0f;
-        },
-        [&](int j) { return j < used ? bias[j] : 0.0f; });
-}
-
 Layer make_residual(Tensors& tensors, const std::string& name, const TokenizerConfig& config, const Shape& shape,
                     int width) {
     Layer layer{};
@@ -93,11 +82,11 @@ Layer make_residual(Tensors& tensors, const std::string& name, const TokenizerCo
     layer.channels = width;
     layer.convolution = make_convolution(tensors, name + ".conv", {width, width, config.kernel, config.kernel_time},
                                          shape, whole_panels(width));
-    layer.linear = make_linear(tensors, name + ".linear", width, width, width);
+    layer.linear = read_linear(tensors, name + ".linear", width, width, width);
     const int hidden = std::max(16, width / 2);
-    layer.gate.attend = make_linear(tensors, name + ".attend", width, 1, 1);
-    layer.gate.narrow = make_linear(tensors, name + ".squeeze.0", width, hidden, hidden);
-    layer.gate.widen = make_linear(tensors, name + ".squeeze.2", hidden, width, width);
+    layer.gate.attend = read_linear(tensors, name + ".attend", width, 1, 1);
+    layer.gate.narrow = read_linear(tensors, name + ".squeeze.0", width, hidden, hidden);
+    layer.gate.widen = read_linear(tensors, name + ".squeeze.2", hidden, width, width);
     return layer;
 }
 
@@ -157,16 +146,15 @@ void gather(const Convolution& c, const float* frame, const float* before, int b
 
 }  // namespace
 
-template <class Weight, class Bias>
-Linear::Linear(int columns, int inputs, const Weight& weight, const Bias& bias)
-    : packed_(packed_bytes(columns, inputs, false)) {
-    std::vector<float> weights(static_cast<std::size_t>(columns) * inputs), biases(columns);
-    for (int j = 0; j < columns; ++j) {
-        for (int k = 0; k < inputs; ++k) weights[static_cast<std::size_t>(j) * inputs + k] = weight(j, k);
-        biases[j] = bias(j);
-    }
-    pack_linear(weights.data(), biases.data(), columns, inputs, false, packed_.data());
-    view_ = view_linear(packed_.data(), columns, inputs, false);
+Linear read_linear(Tensors& tensors, const std::string& name, int inward, int outward, int used) {
+    const float* weight = tensors.take(name + ".weight", {outward, inward});
+    const float* bias = tensors.take(name + ".bias", {outward});
+    return Linear(
+        whole_panels(used), whole_panels(inward),
+        [&](int j, int k) {
+            return j < used && k < inward ? weight[static_cast<std::ptrdiff_t>(j) * inward + k] : 0.0f;
+        },
+        [&](int j) { return j < used ? bias[j] : 0.0f; });
 }
 
 // One frame on its way through the layers.
@@ -305,10 +293,10 @@ Stream Stream::encoder(const TokenizerConfig& config, Tensors& tensors) {
     Stream s;
     Shape shape = shape_of(config, 1);
     int width = config.width, number = 0;
-    s.inward_ = config.field_channels;
-    const ConvolutionSpec ends{config.field_channels, width, config.kernel_ends, config.kernel_time,
+    s.inward_ = config.grid_channels();
+    const ConvolutionSpec ends{config.grid_channels(), width, config.kernel_ends, config.kernel_time,
                                config.stride_ends};
-    Layer first = of_convolution(make_convolution(tensors, "tokenizer.conv_in", ends, shape, config.field_channels));
+    Layer first = of_convolution(make_convolution(tensors, "tokenizer.conv_in", ends, shape, config.grid_channels()));
     shape = shape.divided(config.stride_ends);
     s.add(std::move(first), shape.size(), whole_panels(width));
     for (const LayerKind kind : config.layers) {
@@ -335,7 +323,7 @@ Stream Stream::encoder(const TokenizerConfig& config, Tensors& tensors) {
     }
     // Without the logarithms of the variances.
     const int C = config.latent_channels, moments = config.variational ? 2 : 1;
-    s.add(of_linear(make_linear(tensors, "tokenizer.to_latent", width, moments * C, C)), shape.size(), whole_panels(C));
+    s.add(of_linear(read_linear(tensors, "tokenizer.to_latent", width, moments * C, C)), shape.size(), whole_panels(C));
     return s;
 }
 
@@ -349,7 +337,7 @@ Stream Stream::decoder(const TokenizerConfig& config, Tensors& tensors) {
     int number = 0;
     s.inward_ = whole_panels(config.latent_channels);
     s.add(
-        of_linear(make_linear(tensors, "tokenizer.from_latent", config.latent_channels, widths.back(), widths.back())),
+        of_linear(read_linear(tensors, "tokenizer.from_latent", config.latent_channels, widths.back(), widths.back())),
         shape.size(), whole_panels(widths.back()));
     for (std::size_t i = config.layers.size(); i-- > 0;) {
         const std::string name = "tokenizer.up." + to_string(number++);
@@ -378,13 +366,13 @@ Stream Stream::decoder(const TokenizerConfig& config, Tensors& tensors) {
         }
     }
     const int factor = config.stride_ends,
-              outward = config.field_channels * (config.dims() == 2 ? factor * factor : factor);
+              outward = config.grid_channels() * (config.dims() == 2 ? factor * factor : factor);
     ConvolutionSpec spec{config.width, outward, config.kernel_ends, config.kernel_time};
     spec.parts = factor;
     spec.grouped = true;
     const std::string name = factor == 1 ? "tokenizer.conv_out" : "tokenizer.conv_out.conv";
     Layer last = of_convolution(make_convolution(tensors, name, spec, shape, whole_panels(config.width)));
-    s.add(std::move(last), shape.times(factor).size(), config.field_channels);
+    s.add(std::move(last), shape.times(factor).size(), config.grid_channels());
     return s;
 }
 

@@ -10,28 +10,10 @@
 #include <string>
 #include <vector>
 
-#include "core/cpu/gemm.h"
-#include "core/cpu/parallel.h"
-#include "runtime/checkpoint.h"
 #include "runtime/config.h"
+#include "runtime/linear.h"
 
 namespace enma {
-
-constexpr int whole_panels(int width) { return (width + PANEL - 1) / PANEL * PANEL; }
-
-// A linear layer of all places, with packed weights.
-class Linear {
-   public:
-    Linear() = default;
-    // Column j has weight(j, k) and bias(j); `given` inputs, those beyond are zero.
-    template <class Weight, class Bias>
-    Linear(int columns, int inputs, const Weight& weight, const Bias& bias);
-    const LinearView& view() const { return view_; }
-
-   private:
-    Buffer packed_;
-    LinearView view_{};
-};
 
 // Frames of a layer: lines of places. A field on a line has one of them, which is not periodic.
 struct Shape {
@@ -88,7 +70,7 @@ using Sink = void (*)(void* to, const float* frame);
 
 class Stream {
    public:
-    // Of fields [*grid, c] to the mean of latents [tokens, whole_panels(C)], and back.
+    // Of fields, or features of the interpolation, [*grid, c] to the mean of latents [tokens, whole_panels(C)], and back.
     static Stream encoder(const TokenizerConfig& config, Tensors& tensors);
     static Stream decoder(const TokenizerConfig& config, Tensors& tensors);
 

@@ -103,17 +103,17 @@ void Array::each(int axis, std::int64_t at, const Visit& visit) const {
     for (std::int64_t i = 0; i < shape_[axis]; ++i) each(axis + 1, at + i * strides_[axis], visit);
 }
 
-std::vector<float> Array::read() const {
+std::vector<float> Array::read(const char* entry) const {
     std::vector<float> out;
     out.reserve(std::accumulate(shape_.begin(), shape_.end(), std::int64_t{1}, std::multiplies<>()));
     each(0, 0, [&](std::int64_t at) {
         const float value = wide_ ? static_cast<float>(reinterpret_cast<const double*>(data_)[at])
                                   : reinterpret_cast<const float*>(data_)[at];
         if (!std::isfinite(value) || value == FILL) {
-            const std::int64_t each_frame = static_cast<std::int64_t>(out.capacity()) / shape_[0];
+            const std::int64_t each_entry = static_cast<std::int64_t>(out.capacity()) / shape_[0];
             fail(ENMA_INVALID_ARGUMENT, name_, " holds a value that is ",
-                 std::isfinite(value) ? "the number of a missing one" : "not finite", ", first in frame ",
-                 static_cast<std::int64_t>(out.size()) / each_frame);
+                 std::isfinite(value) ? "the number of a missing one" : "not finite", ", first in ", entry, " ",
+                 static_cast<std::int64_t>(out.size()) / each_entry);
         }
         out.push_back(value);
     });
@@ -137,8 +137,6 @@ void Array::write_from(int axis, std::int64_t at, const float* values) const {
     }
     each(axis, at, [&](std::int64_t place) { put(place, *values++); });
 }
-
-void Array::write(std::int64_t i, const float* values) const { write_from(1, i * strides_[0], values); }
 
 void Array::write(std::int64_t i, std::int64_t j, const float* values) const {
     write_from(2, i * strides_[0] + j * strides_[1], values);

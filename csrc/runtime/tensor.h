@@ -16,10 +16,11 @@ class Array {
     Array(const DLTensor* tensor, const char* name, const std::vector<std::int64_t>& shape, bool written);
 
     std::int64_t size(int axis) const { return shape_[axis]; }
-    // All values in row-major order as fp32; one that is not finite, or NetCDF's fill value, is refused.
-    std::vector<float> read() const;
-    // Entry i of the first axis and those of the others, in row-major order, and likewise entry (i, j) of the first two.
-    void write(std::int64_t i, const float* values) const;
+    // All values in row-major order as fp32; one that is not finite, or NetCDF's fill value, is refused, with the place
+    // of its `entry` along the first axis.
+    std::vector<float> read(const char* entry) const;
+    // All values in row-major order, and likewise those of entry (i, j) of the first two axes.
+    void write(const float* values) const { write_from(0, 0, values); }
     void write(std::int64_t i, std::int64_t j, const float* values) const;
 
    private:

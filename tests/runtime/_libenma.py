@@ -152,7 +152,28 @@ class Description(ctypes.Structure):
         ("shape", c_int64 * 2),
         ("lengths", c_double * 2),
         ("periodic", c_int32 * 2),
+        ("scattered", c_int32),
     )
+
+
+class Observations(ctypes.Structure):
+    """Values of frames at scattered points, which it keeps alive; `counts` where each frame has points of its own."""
+
+    _fields_ = (
+        ("struct_size", c_size_t),
+        ("points", POINTER(Tensor)),
+        ("values", POINTER(Tensor)),
+        ("counts", POINTER(c_int64)),
+        ("num_frames", c_int64),
+    )
+
+    @classmethod
+    def of(cls, points: np.ndarray, values: np.ndarray, counts: list[int] | None = None) -> Observations:
+        tensors = [Tensor.of(points), Tensor.of(values)]
+        rows = None if counts is None else (c_int64 * len(counts))(*counts)
+        self = cls(ctypes.sizeof(cls), *map(ctypes.pointer, tensors), rows, 0 if counts is None else len(counts))
+        self.kept = (tensors, rows)
+        return self
 
 
 LogFunction = ctypes.CFUNCTYPE(None, c_void_p, c_int32, c_char_p)
@@ -233,6 +254,9 @@ class Session:
     def observe(self, history: np.ndarray | None, context: np.ndarray | None = None) -> None:
         tensors = [None if x is None else Tensor.of(x) for x in (history, context)]
         self.call("observe", *(None if t is None else byref(t) for t in tensors))
+
+    def observe_points(self, history: Observations | None, context: Observations | None = None) -> None:
+        self.call("observe_points", *(None if given is None else byref(given) for given in (history, context)))
 
     def progress(self) -> tuple[int, int]:
         done, total = c_int64(), c_int64()

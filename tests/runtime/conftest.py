@@ -47,6 +47,14 @@ def plane(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
+@pytest.fixture(scope="session")
+def scattered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Checkpoint of a model with random weights on such a plane that takes scattered points."""
+    made = tmp_path_factory.mktemp("scattered") / "checkpoint"
+    save_model(tiny_model("plane-paper"), made)
+    return made
+
+
 @pytest.fixture
 def copied(folder: Path, tmp_path: Path) -> Path:
     """A copy of that checkpoint, to be damaged."""

@@ -9,27 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from enma_fast.data import example, well
 from enma_fast.data.shipped import shipped_file
-from enma_fast.models.checkpoint import PRETRAINED
+from enma_fast.models.checkpoint import PRETRAINED, write_manifest
 
 from .._tiny import CONFIGS, waves
 from ._libenma import CC, CSRC, CXX, FLAGS, ROOT, SANITIZERS, Library, Model, objects, run, sources
+from ._programs import WARNINGS, linked, needs
 
 CHECKPOINT = PRETRAINED / "combined-fast"
-WARNINGS = ["-Wall", "-Wextra", "-Werror"]
-
-
-def needs(*programs: str) -> None:
-    for program in programs:
-        if shutil.which(program) is None:
-            pytest.skip(f"needs {program}")
-
-
-def linked(library: Library) -> list[str]:
-    folder = library.path.parent
-    return [f"-L{folder}", "-lenma", f"-Wl,-rpath,{folder}"]
 
 
 @pytest.fixture
@@ -220,11 +210,12 @@ def test_ranks_of_mpi(library: Library, fast: Model, frames: Path, tmp_path: Pat
 def test_the_code_of_the_page_compiles(tmp_path: Path) -> None:
     needs(CC)
     pages = [(ROOT / f"docs/{name}.md").read_text() for name in ("embedding", "mpi-and-restarts")]
-    whole, part = (re.findall(r"^```c\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)[0] for page in pages)
+    (whole, scattered), (part,) = (re.findall(r"^```c\n(.*?)^```$", page, re.MULTILINE | re.DOTALL) for page in pages)
     head, body = whole.split("\n", 1)
     body = body.replace("enma_session* session;", f"{part}enma_session* session;")
     (tmp_path / "page.c").write_text(
         f"{head}\nstatic void use(const float* frame) {{ (void)frame; }}\n"
+        f"void begin(enma_session* session, DLTensor points, DLTensor values) {{\n{scattered}}}\n"
         f"int main(void) {{ const int rank = 0;\n{body}}}\n"
     )
     run([CC, "-std=c11", *WARNINGS, f"-I{CSRC / 'include'}", "-fsyntax-only", str(tmp_path / "page.c")])
@@ -294,13 +285,18 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 @pytest.mark.slow
-def test_readers_under_sanitizers(watched: list[str], folder: Path, tmp_path: Path) -> None:
-    """Changed files of a checkpoint and changed saved sessions for 30 seconds; and the portable SHA-256."""
+def test_readers_under_sanitizers(watched: list[str], folder: Path, scattered: Path, tmp_path: Path) -> None:
+    """Changed files of two checkpoints, one with fp16 weights, and changed saved sessions; and the portable SHA-256."""
     program = tmp_path / "readers"
     portable, main = str(CSRC / "runtime/sha256.cpp"), str(Path(__file__).with_name("readers_main.cpp"))
     others = [path for path in watched if not path.endswith("_sha256.o")]
     run(["g++", *FLAGS, "-DENMA_PORTABLE", *SANITIZERS, portable, main, *others, "-o", str(program)])
-    *digests, last = run([str(program), str(folder), "500", "30"]).splitlines()
+    halves = Path(shutil.copytree(scattered, tmp_path / "halves"))
+    tensors = load_file(halves / "model.safetensors")
+    save_file({name: values.astype(np.float16) for name, values in tensors.items()}, halves / "model.safetensors")
+    write_manifest(halves)
+    assert run([str(program), str(halves), "500", "15"]).splitlines()[-1].startswith("ok")
+    *digests, last = run([str(program), str(folder), "500", "15"]).splitlines()
     assert last.startswith("ok")
     data = (folder / "model.safetensors").read_bytes()
     assert digests == [hashlib.sha256(data[:size]).hexdigest() for size in range(200)]
@@ -341,7 +337,9 @@ def test_readers_under_libfuzzer(small: Model, folder: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_a_session_under_sanitizers(watched: list[str], folder: Path, plane: Path, tmp_path: Path) -> None:
+def test_a_session_under_sanitizers(
+    watched: list[str], folder: Path, plane: Path, scattered: Path, tmp_path: Path
+) -> None:
     """The example in C, and enma.hpp, over a library in which every access is watched."""
     needs("gcc")
     example_c, program = str(tmp_path / "forecast.o"), tmp_path / "forecast"
@@ -355,6 +353,11 @@ def test_a_session_under_sanitizers(watched: list[str], folder: Path, plane: Pat
         np.linspace(-1, 1, 3 * points, dtype=np.float32).tofile(frames)
         assert run([str(program), str(checkpoint), str(frames), "3", str(tmp_path / "out")]).count("frame") == 5
         assert run([str(tmp_path / "cpp"), str(checkpoint), str(frames), str(tmp_path / "out")]) == "ok\n"
+    main = str(Path(__file__).with_name("points_main.cpp"))
+    run(["g++", "-std=c++17", "-fopenmp", *SANITIZERS, include, main, *watched, "-o", str(program)])
+    np.linspace(0, 1, 2 * 9, dtype=np.float32).tofile(tmp_path / "points")
+    np.linspace(-1, 1, 3 * 9 * 2, dtype=np.float32).tofile(frames)
+    run([str(program), str(scattered), str(tmp_path / "points"), str(frames), str(tmp_path / "out")])
 
 
 @pytest.mark.slow

@@ -104,9 +104,10 @@ typedef struct {
     int64_t shape[2];    /* points along each dimension; 1 beyond the last */
     double lengths[2];   /* of the domain along each; 0 beyond the last */
     int32_t periodic[2]; /* 1 where the domain is a ring along it, 0 between walls */
+    int32_t scattered;   /* 1 if frames may be observed at scattered points */
 } enma_model_description;
 #define ENMA_MODEL_DESCRIPTION \
-    {sizeof(enma_model_description), NULL, NULL, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, {0, 0}, {0, 0}, {0, 0}}
+    {sizeof(enma_model_description), NULL, NULL, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, {0, 0}, {0, 0}, {0, 0}, 0}
 
 typedef struct {
     size_t struct_size;
@@ -121,6 +122,18 @@ typedef struct {
     const char* isa;     /* instruction set: "avx512", "avx2", "scalar" ...; NULL: the best of this machine */
 } enma_session_options;
 #define ENMA_SESSION_OPTIONS {sizeof(enma_session_options), 0, 0, 0, 1, 0, 1, 0, -1.0, NULL}
+
+/* Frames observed at scattered points; duplicates count twice. Without `counts` the frames share their points: `points`
+ * is [P, dims] and `values` [L, P, channels]. With it frame t has `counts[t]` points, at least 1, and the rows of the
+ * frames follow one another: [rows, dims] and [rows, channels]. Coordinates are from 0 to the length of the domain. */
+typedef struct {
+    size_t struct_size;
+    const DLTensor* points;
+    const DLTensor* values;
+    const int64_t* counts; /* [num_frames], or NULL */
+    int64_t num_frames;
+} enma_observations;
+#define ENMA_OBSERVATIONS {sizeof(enma_observations), NULL, NULL, NULL, 0}
 
 /* ENMA_ABI_VERSION of the library. */
 ENMA_API uint32_t enma_abi_version(void);
@@ -147,6 +160,10 @@ ENMA_API enma_status enma_session_free(enma_session* session);
  * Encodes and reads the observed frames `history` [L, grid, channels], L at least 3, and forgets what was before. With
  * `context`, frames of another trajectory of the same physics, L may be 1 or `history` NULL: then frame 0 is drawn too. */
 ENMA_API enma_status enma_session_observe(enma_session* session, const DLTensor* history, const DLTensor* context);
+
+/* Likewise, of a model whose description says `scattered` and a session without shifts. */
+ENMA_API enma_status enma_session_observe_points(enma_session* session, const enma_observations* history,
+                                                 const enma_observations* context);
 
 /* The next frame of every member: [num_members, grid, channels]. */
 ENMA_API enma_status enma_session_step(enma_session* session, DLTensor* frame);

@@ -80,6 +80,14 @@ class View {
     Sizes shape_, strides_;
 };
 
+// Frames observed at scattered points, enma_observations: points [P, dims] that all frames share and values [L, P,
+// channels]; or, with the number of points of each frame, their rows one after the other.
+template <class T>
+struct Observations {
+    View<T> points, values;
+    std::vector<std::int64_t> counts{};
+};
+
 // Gets messages of a model and its sessions, on the thread that calls the library; must not call it back.
 using Log = std::function<void(int level, const std::string& message)>;
 
@@ -181,6 +189,22 @@ class Session {
         detail::check(enma_session_observe(handle_.get(), nullptr, &other));
     }
 
+    // Frames at scattered points, where `scattered` of the model says that it takes them.
+    template <class T>
+    void observe(const Observations<T>& history) {
+        observe_points(&history, static_cast<const Observations<T>*>(nullptr));
+    }
+
+    template <class T, class U>
+    void observe(const Observations<T>& history, const Observations<U>& context) {
+        observe_points(&history, &context);
+    }
+
+    template <class T>
+    void observe_context(const Observations<T>& context) {
+        observe_points(static_cast<const Observations<T>*>(nullptr), &context);
+    }
+
     // As many whole frames as `history` holds, one after the other.
     template <class T>
     void observe(const std::vector<T>& history) {
@@ -243,6 +267,25 @@ class Session {
     struct Free {
         void operator()(enma_session* handle) const noexcept { enma_session_free(handle); }
     };
+
+    template <class T, class U>
+    void observe_points(const Observations<T>* history, const Observations<U>* context) {
+        DLTensor tensors[4];
+        enma_observations seen = ENMA_OBSERVATIONS, other = ENMA_OBSERVATIONS;
+        const auto describe = [](const auto* given, DLTensor* made, enma_observations& to) -> enma_observations* {
+            if (given == nullptr) return nullptr;
+            made[0] = given->points.tensor();
+            made[1] = given->values.tensor();
+            to.points = &made[0];
+            to.values = &made[1];
+            if (given->counts.empty()) return &to;
+            to.counts = given->counts.data();
+            to.num_frames = static_cast<std::int64_t>(given->counts.size());
+            return &to;
+        };
+        detail::check(enma_session_observe_points(handle_.get(), describe(history, tensors, seen),
+                                                  describe(context, tensors + 2, other)));
+    }
 
     std::pair<std::int64_t, std::int64_t> progress() const {
         std::pair<std::int64_t, std::int64_t> found;

@@ -1,0 +1,393 @@
+#include "runtime/interpolation.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numbers>
+
+#include "core/cpu/vector_kernels.h"
+
+namespace enma {
+
+namespace {
+
+constexpr double NORM_EPSILON = 1e-5;
+// Queries of one task of attention: their sums stay in the second-level cache.
+constexpr std::int64_t QUERIES = 192;
+
+// Parts of a work space, in cache lines; without a place they are only counted.
+class Parts {
+   public:
+    explicit Parts(char* place) : place_(place) {}
+    float* take(std::int64_t floats) {
+        char* const at = place_ == nullptr ? nullptr : place_ + used_;
+        used_ += (static_cast<std::size_t>(floats) * sizeof(float) + 63) / 64 * 64;
+        return reinterpret_cast<float*>(at);
+    }
+    std::size_t bytes() const { return pages(used_); }
+
+   private:
+    char* place_;
+    std::size_t used_ = 0;
+};
+
+std::vector<float> softplus(const float* raw, int count) {
+    std::vector<float> out(count);
+    std::transform(raw, raw + count, out.begin(),
+                   [](double x) { return static_cast<float>(x > 20.0 ? x : std::log1p(std::exp(x))); });
+    return out;
+}
+
+// x W^T + b of rows [rows, inputs], with sums in double: the same on every instruction set.
+std::vector<float> projected(Tensors& tensors, const std::string& name, const std::vector<float>& x, int inputs,
+                             int outputs) {
+    const float* const weight = tensors.take(name + ".weight", {outputs, inputs});
+    const float* const bias = tensors.take(name + ".bias", {outputs});
+    const std::size_t rows = x.size() / inputs;
+    std::vector<float> out(rows * outputs);
+    for (std::size_t i = 0; i < rows; ++i) {
+        for (int j = 0; j < outputs; ++j) {
+            double sum = bias[j];
+            for (int k = 0; k < inputs; ++k) sum += static_cast<double>(weight[j * inputs + k]) * x[i * inputs + k];
+            out[i * outputs + j] = static_cast<float>(sum);
+        }
+    }
+    return out;
+}
+
+// Rows of `width` floats become rows of whole panels.
+void widen(const float* from, std::int64_t rows, int width, float* to) {
+    const int row = whole_panels(width);
+    for (std::int64_t i = 0; i < rows; ++i, from += width, to += row) {
+        std::fill(std::copy_n(from, width, to), to + row, 0.0f);
+    }
+}
+
+void narrow(const float* from, std::int64_t rows, int width, float* to) {
+    for (std::int64_t i = 0; i < rows; ++i, from += whole_panels(width)) to = std::copy_n(from, width, to);
+}
+
+void apply(const Linear& linear, const float* a, std::int64_t rows, float* out, Isa isa, float* scratch) {
+    const LinearView& view = linear.view();
+    kernels(isa).linear(view, a, view.k, static_cast<int>(rows), out, view.n, reinterpret_cast<char*>(scratch));
+}
+
+void gelu(float* values, std::int64_t count) {
+    constexpr float root = static_cast<float>(1 / std::numbers::sqrt2);
+    for (std::int64_t i = 0; i < count; ++i) values[i] = 0.5f * values[i] * (1.0f + std::erf(values[i] * root));
+}
+
+void layer_norm(const float* x, std::int64_t rows, int width, const float* weight, const float* bias, float* out) {
+    const int row = whole_panels(width);
+    for (std::int64_t i = 0; i < rows; ++i, x += row, out += row) {
+        double mean = 0.0, square = 0.0;
+        for (int j = 0; j < width; ++j) mean += x[j];
+        mean /= width;
+        for (int j = 0; j < width; ++j) square += (x[j] - mean) * (x[j] - mean);
+        const double factor = 1.0 / std::sqrt(square / width + NORM_EPSILON);
+        for (int j = 0; j < width; ++j) out[j] = static_cast<float>((x[j] - mean) * factor) * weight[j] + bias[j];
+        std::fill(out + width, out + row, 0.0f);
+    }
+}
+
+void softmax(float* x, int count) {
+    const float most = *std::max_element(x, x + count);
+    float sum = 0.0f;
+    for (int i = 0; i < count; ++i) sum += x[i] = std::exp(x[i] - most);
+    for (int i = 0; i < count; ++i) x[i] /= sum;
+}
+
+}  // namespace
+
+// Work space of `to_grid`.
+struct Interpolation::ToGrid {
+    float *gemm, *encoded, *keys, *given, *lifted, *values, *attention, *attended, *lse, *inner, *features;
+    float *normed, *hidden, *refined, *shares, *slices, *qkv, *scores;
+
+    ToGrid(const Interpolation& i, std::int64_t points, Parts& parts) {
+        const InterpolationConfig& o = i.options_;
+        const std::int64_t X = i.size_;
+        gemm = parts.take(GEMM_SCRATCH / sizeof(float));
+        encoded = parts.take(points * whole_panels(i.encoded_width()));
+        keys = parts.take(points * whole_panels(i.inner_));
+        given = parts.take(points * whole_panels(i.config_.field_channels));
+        lifted = parts.take(points * whole_panels(o.hidden));
+        values = parts.take(points * whole_panels(i.inner_));
+        attention = parts.take(i.attention_scratch(o.head_dim));
+        attended = parts.take(X * i.inner_);
+        lse = parts.take(X * o.heads);
+        inner = parts.take(X * whole_panels(i.inner_));
+        features = parts.take(X * whole_panels(o.features));
+        normed = parts.take(X * whole_panels(o.features));
+        hidden = parts.take(X * whole_panels(4 * o.features));
+        refined = parts.take(X * whole_panels(o.refine_heads * o.refine_head_dim));
+        shares = parts.take(X * o.slices);
+        slices = parts.take(static_cast<std::int64_t>(o.slices) * o.refine_head_dim);
+        qkv = parts.take(static_cast<std::int64_t>(o.slices) * 3 * o.refine_head_dim);
+        scores = parts.take(o.slices);
+    }
+};
+
+// Work space of `to_field`.
+struct Interpolation::ToField {
+    float *gemm, *features, *keys, *values, *attention, *attended, *lse, *rows, *hidden, *projected, *field;
+
+    ToField(const Interpolation& i, Parts& parts) {
+        const InterpolationConfig& o = i.options_;
+        const std::int64_t X = i.size_;
+        gemm = parts.take(GEMM_SCRATCH / sizeof(float));
+        features = parts.take(X * whole_panels(o.features));
+        keys = parts.take(X * whole_panels(i.inner_));
+        values = parts.take(X * whole_panels(o.features));
+        attention = parts.take(i.attention_scratch(o.features / o.heads));
+        attended = parts.take(X * o.features);
+        lse = parts.take(X * o.heads);
+        rows = parts.take(X * whole_panels(o.features));
+        hidden = parts.take(X * whole_panels(o.hidden));
+        projected = parts.take(X * whole_panels(i.config_.field_channels));
+        field = parts.take(X * i.config_.field_channels);
+    }
+};
+
+Interpolation::Interpolation(const TokenizerConfig& config, Tensors& tensors)
+    : config_(config), options_(*config.interpolation), inner_(options_.heads * options_.head_dim) {
+    const InterpolationConfig& o = options_;
+    const std::int64_t d = config.dims(), c = config.field_channels;
+    const std::string name = "tokenizer.interpolation.";
+    size_ = 1;
+    for (const std::int64_t points : config.grid) size_ *= points;
+    for (std::int64_t x = 0; x < size_; ++x) {
+        std::int64_t after = size_, rest = x;
+        for (int axis = 0; axis < d; ++axis) {
+            after /= config.grid[axis];
+            const double spacing = config.lengths[axis] / static_cast<double>(config.grid[axis]);
+            regular_.push_back(static_cast<float>(static_cast<double>(rest / after) * spacing));
+            rest %= after;
+        }
+    }
+    const int n = o.frequencies;
+    const float most = static_cast<float>(o.max_log2_frequency), step = n > 1 ? most / static_cast<float>(n - 1) : 0.0f;
+    for (int i = 0; i < n; ++i) {
+        const float exponent =
+            i < n / 2 || n == 1 ? step * static_cast<float>(i) : most - step * static_cast<float>(n - 1 - i);
+        bands_.push_back(static_cast<float>(std::numbers::pi) * std::exp2(exponent));
+    }
+    grid_ = tensors.take(name + "grid", {size_, d});
+    const float* const latents = tensors.take(name + "latents", {size_, o.hidden});
+    slopes_in_ = softplus(tensors.take(name + "slopes_in", {o.heads}), o.heads);
+    slopes_out_ = softplus(tensors.take(name + "slopes_out", {o.heads}), o.heads);
+    queries_in_ = projected(tensors, name + "in_q", {latents, latents + size_ * o.hidden}, o.hidden, inner_);
+    std::vector<float> encoded(size_ * encoded_width());
+    for (std::int64_t x = 0; x < size_; ++x) encode(&regular_[x * d], &encoded[x * encoded_width()]);
+    queries_out_ = projected(tensors, name + "out_q", encoded, encoded_width(), inner_);
+    const auto linear = [&](const std::string& part, int inward, int outward) {
+        return read_linear(tensors, name + part, inward, outward, outward);
+    };
+    lift_ = linear("lift", static_cast<int>(c), o.hidden);
+    in_k_ = linear("in_k", encoded_width(), inner_);
+    in_v_ = linear("in_v", o.hidden, inner_);
+    in_out_ = linear("in_out", inner_, o.features);
+    out_k_ = linear("out_k", o.features, inner_);
+    out_v_ = linear("out_v", o.features, o.features);
+    out_out_ = linear("out_out", o.features, o.hidden);
+    project_ = linear("project.1", o.hidden, static_cast<int>(c));
+    const std::int64_t F = o.features, K = o.refine_head_dim, S = o.slices;
+    for (int i = 0; i < o.refine_depth; ++i) {
+        const std::string block = "refine." + std::to_string(i) + ".";
+        const auto take = [&](const char* part, std::vector<std::int64_t> shape) {
+            return tensors.take(name + block + part, shape);
+        };
+        const int inner = o.refine_heads * o.refine_head_dim;
+        refine_.push_back({take("norm_1.weight", {F}), take("norm_1.bias", {F}), take("norm_2.weight", {F}),
+                           take("norm_2.bias", {F}), take("assign.weight", {S, K}), take("assign.bias", {S}),
+                           take("temperature", {o.refine_heads, 1, 1}), take("qkv.weight", {3 * K, K}),
+                           linear(block + "values", o.features, inner), linear(block + "out", inner, o.features),
+                           linear(block + "mlp.0", o.features, 4 * o.features),
+                           linear(block + "mlp.2", 4 * o.features, o.features)});
+    }
+}
+
+std::size_t Interpolation::to_grid_bytes(std::int64_t points) const {
+    Parts parts(nullptr);
+    ToGrid(*this, points, parts);
+    return parts.bytes();
+}
+
+std::size_t Interpolation::to_field_bytes() const {
+    Parts parts(nullptr);
+    ToField(*this, parts);
+    return parts.bytes();
+}
+
+// Sines, then cosines, of the coordinate along each dimension, scaled to [-1, 1], at every band.
+void Interpolation::encode(const float* point, float* out) const {
+    for (int axis = 0; axis < config_.dims(); ++axis) {
+        const float place = 2.0f * point[axis] / static_cast<float>(config_.lengths[axis]) - 1.0f;
+        for (const float band : bands_) *out++ = std::sin(place * band);
+        for (const float band : bands_) *out++ = std::cos(place * band);
+    }
+}
+
+// From all grid points at `query_points`, with queries [X, H K], to points whose keys and values are rows of whole panels.
+PointAttention Interpolation::attention(const float* queries, const float* query_points, const float* keys,
+                                        const float* points, std::int64_t count, const float* values, int value_dim,
+                                        const float* slopes) const {
+    const int K = options_.head_dim, H = options_.heads;
+    PointAttention g{};
+    g.batches = 1;
+    g.heads = H;
+    g.queries = size_;
+    g.points = count;
+    g.head_dim = K;
+    g.value_dim = value_dim;
+    g.dims = config_.dims();
+    g.power = options_.distance_power;
+    for (int axis = 0; axis < g.dims; ++axis) {
+        g.periods[axis] = config_.periodic[axis] ? static_cast<float>(config_.lengths[axis]) : 0.0f;
+    }
+    g.q = {queries, 0, K, inner_};
+    g.k = {keys, 0, K, whole_panels(inner_)};
+    g.v = {values, 0, value_dim, whole_panels(H * value_dim)};
+    g.query_points = {query_points, 0};
+    g.point_places = {points, 0};
+    g.slopes = slopes;
+    g.threads = 1;
+    return g;
+}
+
+std::int64_t Interpolation::attention_scratch(int value_dim) const {
+    const PointAttention g = attention(nullptr, nullptr, nullptr, nullptr, 1, nullptr, value_dim, nullptr);
+    const auto floats = [&](Isa isa) {
+        return vector_kernels(isa).point_attention.forward_scratch(g, g.heads, std::min(QUERIES, size_));
+    };
+    // Vectors of different widths pad differently.
+    return std::max(floats(Isa::scalar), floats(best_isa()));
+}
+
+// Rows [X, whole panels of H V] of what the queries find.
+void Interpolation::attend(const PointAttention& g, Isa isa, float* scratch, float* out, float* lse,
+                           float* rows) const {
+    PointAttentionTask task{};
+    task.end_head = g.heads;
+    task.count = g.points;
+    for (std::int64_t first = 0; first < g.queries; first += QUERIES) {
+        task.first_query = first;
+        task.end_query = std::min(first + QUERIES, g.queries);
+        vector_kernels(isa).point_attention.forward(g, task, scratch, out, lse);
+    }
+    const std::int64_t width = g.heads * g.value_dim, row = whole_panels(static_cast<int>(width));
+    for (std::int64_t q = 0; q < g.queries; ++q) {
+        float* to = rows + q * row;
+        for (std::int64_t h = 0; h < g.heads; ++h) {
+            to = std::copy_n(out + (h * g.queries + q) * g.value_dim, g.value_dim, to);
+        }
+        std::fill(to, rows + (q + 1) * row, 0.0f);
+    }
+}
+
+// Grid points are pooled to a few slices, slices attend to each other, and grid points read them back.
+void Interpolation::refine(const Refinement& block, const ToGrid& w, Isa isa) const {
+    const InterpolationConfig& o = options_;
+    const int S = o.slices, K = o.refine_head_dim, row = whole_panels(o.refine_heads * K);
+    const std::int64_t floats = size_ * whole_panels(o.features);
+    layer_norm(w.features, size_, o.features, block.norm_1_weight, block.norm_1_bias, w.normed);
+    apply(block.values, w.normed, size_, w.refined, isa, w.gemm);
+    for (int h = 0; h < o.refine_heads; ++h) {
+        float* const values = w.refined + h * K;
+        const float temperature = std::clamp(block.temperature[h], 0.1f, 5.0f);
+        for (std::int64_t x = 0; x < size_; ++x) {
+            float* const share = w.shares + x * S;
+            for (int s = 0; s < S; ++s) {
+                float sum = block.assign_bias[s];
+                for (int k = 0; k < K; ++k) sum += block.assign_weight[s * K + k] * values[x * row + k];
+                share[s] = sum / temperature;
+            }
+            softmax(share, S);
+        }
+        for (int s = 0; s < S; ++s) {
+            double total = 0.0;
+            for (std::int64_t x = 0; x < size_; ++x) total += w.shares[x * S + s];
+            for (int k = 0; k < K; ++k) {
+                double sum = 0.0;
+                for (std::int64_t x = 0; x < size_; ++x) {
+                    sum += static_cast<double>(w.shares[x * S + s]) * values[x * row + k];
+                }
+                w.slices[s * K + k] = static_cast<float>(sum / (total + 1e-5));
+            }
+            for (int j = 0; j < 3 * K; ++j) {
+                float sum = 0.0f;
+                for (int k = 0; k < K; ++k) sum += block.qkv[j * K + k] * w.slices[s * K + k];
+                w.qkv[s * 3 * K + j] = sum;
+            }
+        }
+        const float scale = 1.0f / std::sqrt(static_cast<float>(K));
+        for (int s = 0; s < S; ++s) {
+            const float* const query = w.qkv + s * 3 * K;
+            for (int other = 0; other < S; ++other) {
+                const float* const key = w.qkv + other * 3 * K + K;
+                float sum = 0.0f;
+                for (int k = 0; k < K; ++k) sum += query[k] * key[k];
+                w.scores[other] = sum * scale;
+            }
+            softmax(w.scores, S);
+            for (int k = 0; k < K; ++k) {
+                float sum = 0.0f;
+                for (int other = 0; other < S; ++other) sum += w.scores[other] * w.qkv[other * 3 * K + 2 * K + k];
+                w.slices[s * K + k] = sum;
+            }
+        }
+        for (std::int64_t x = 0; x < size_; ++x) {
+            for (int k = 0; k < K; ++k) {
+                float sum = 0.0f;
+                for (int s = 0; s < S; ++s) sum += w.shares[x * S + s] * w.slices[s * K + k];
+                values[x * row + k] = sum;
+            }
+        }
+    }
+    const auto add = [&](const Linear& linear, const float* a) {
+        apply(linear, a, size_, w.normed, isa, w.gemm);
+        for (std::int64_t i = 0; i < floats; ++i) w.features[i] += w.normed[i];
+    };
+    add(block.out, w.refined);
+    layer_norm(w.features, size_, o.features, block.norm_2_weight, block.norm_2_bias, w.normed);
+    apply(block.widen, w.normed, size_, w.hidden, isa, w.gemm);
+    gelu(w.hidden, size_ * whole_panels(4 * o.features));
+    add(block.narrow, w.hidden);
+}
+
+void Interpolation::to_grid(const float* values, const float* points, std::int64_t count, Isa isa, char* work,
+                            float* out) const {
+    Parts parts(work);
+    const ToGrid w(*this, count, parts);
+    const int width = whole_panels(encoded_width());
+    for (std::int64_t p = 0; p < count; ++p) {
+        encode(points + p * config_.dims(), w.encoded + p * width);
+        std::fill(w.encoded + p * width + encoded_width(), w.encoded + (p + 1) * width, 0.0f);
+    }
+    apply(in_k_, w.encoded, count, w.keys, isa, w.gemm);
+    widen(values, count, config_.field_channels, w.given);
+    apply(lift_, w.given, count, w.lifted, isa, w.gemm);
+    apply(in_v_, w.lifted, count, w.values, isa, w.gemm);
+    attend(attention(queries_in_.data(), grid_, w.keys, points, count, w.values, options_.head_dim, slopes_in_.data()),
+           isa, w.attention, w.attended, w.lse, w.inner);
+    apply(in_out_, w.inner, size_, w.features, isa, w.gemm);
+    for (const Refinement& block : refine_) refine(block, w, isa);
+    narrow(w.features, size_, options_.features, out);
+}
+
+const float* Interpolation::to_field(const float* features, Isa isa, char* work) const {
+    Parts parts(work);
+    const ToField w(*this, parts);
+    widen(features, size_, options_.features, w.features);
+    apply(out_k_, w.features, size_, w.keys, isa, w.gemm);
+    apply(out_v_, w.features, size_, w.values, isa, w.gemm);
+    attend(attention(queries_out_.data(), regular_.data(), w.keys, grid_, size_, w.values,
+                     options_.features / options_.heads, slopes_out_.data()),
+           isa, w.attention, w.attended, w.lse, w.rows);
+    apply(out_out_, w.rows, size_, w.hidden, isa, w.gemm);
+    gelu(w.hidden, size_ * whole_panels(options_.hidden));
+    apply(project_, w.hidden, size_, w.projected, isa, w.gemm);
+    narrow(w.projected, size_, config_.field_channels, w.field);
+    return w.field;
+}
+
+}  // namespace enma

@@ -1,0 +1,42 @@
+// Linear layers with packed weights, and the widths of the rows that they take and give.
+#pragma once
+
+#include <cstddef>
+#include <string>
+#include <vector>
+
+#include "core/cpu/gemm.h"
+#include "core/cpu/parallel.h"
+#include "runtime/checkpoint.h"
+
+namespace enma {
+
+constexpr int whole_panels(int width) { return (width + PANEL - 1) / PANEL * PANEL; }
+
+// A linear layer of all places, with packed weights.
+class Linear {
+   public:
+    Linear() = default;
+    // Column j has weight(j, k) and bias(j); `given` inputs, those beyond are zero.
+    template <class Weight, class Bias>
+    Linear(int columns, int inputs, const Weight& weight, const Bias& bias)
+        : packed_(packed_bytes(columns, inputs, false)) {
+        std::vector<float> weights(static_cast<std::size_t>(columns) * inputs), biases(columns);
+        for (int j = 0; j < columns; ++j) {
+            for (int k = 0; k < inputs; ++k) weights[static_cast<std::size_t>(j) * inputs + k] = weight(j, k);
+            biases[j] = bias(j);
+        }
+        pack_linear(weights.data(), biases.data(), columns, inputs, false, packed_.data());
+        view_ = view_linear(packed_.data(), columns, inputs, false);
+    }
+    const LinearView& view() const { return view_; }
+
+   private:
+    Buffer packed_;
+    LinearView view_{};
+};
+
+// The layer `name` of the checkpoint, [outward, inward], over rows of whole panels; of its columns the first `used`.
+Linear read_linear(Tensors& tensors, const std::string& name, int inward, int outward, int used);
+
+}  // namespace enma

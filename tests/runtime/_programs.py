@@ -1,0 +1,20 @@
+"""Programs in C, C++ and Fortran that tests compile against the library."""
+
+import shutil
+
+import pytest
+
+from ._libenma import Library
+
+WARNINGS = ["-Wall", "-Wextra", "-Werror"]
+
+
+def needs(*programs: str) -> None:
+    for program in programs:
+        if shutil.which(program) is None:
+            pytest.skip(f"needs {program}")
+
+
+def linked(library: Library) -> list[str]:
+    folder = library.path.parent
+    return [f"-L{folder}", "-lenma", f"-Wl,-rpath,{folder}"]
