@@ -14,21 +14,18 @@ import torch
 import enma_fast
 from enma_fast.errors import EnmaError
 from enma_fast.models.layers import RMSNorm
-from enma_fast.ops._backend import extension
 from enma_fast.sampling.native import TABLE_FRAMES, NativeSampler
 from enma_fast.utils.dataclass_json import replace
 
+from .._extension import ISAS, needs_native
 from .._static import LATENTS, TASKS, build, problem
 from .._tiny import CONFIGS, ONE_PASS, distance
-from ._native import DTYPES, GROWN, ISAS, assert_is_the_reference, generate, packed, play, references
-
-if extension() is None:
-    pytest.skip("the extension is not built", allow_module_level=True)
+from ._native import DTYPES, GROWN, assert_is_the_reference, generate, packed, play, references
 
 # Two configurations with interpolation have the dynamics of others.
 NAMES = ("paper", "relative", "plane", "plane-paper", *ONE_PASS)
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [needs_native, pytest.mark.usefixtures("one_thread")]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
