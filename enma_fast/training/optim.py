@@ -1,4 +1,7 @@
-"""Optimisers: AdamW for everything, or Muon for the matrices of transformer blocks and the filters of convolutions."""
+"""Optimisers and the learning rate of each step.
+
+AdamW is for everything, or Muon for the matrices of transformer blocks and the filters of convolutions.
+"""
 
 from __future__ import annotations
 
