@@ -77,6 +77,7 @@ def test_reference_has_the_bits_of_the_model(device: torch.device) -> None:
     assert torch.equal(frame_attention_ref(q, k, v, cache_k=cache_k, cache_v=cache_v), expected)
 
 
+@pytest.mark.each_value("backend")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", SIZES)
 def test_values(size: tuple[int, ...], dtype: torch.dtype, backend: str, device: torch.device) -> None:
@@ -87,7 +88,8 @@ def test_values(size: tuple[int, ...], dtype: torch.dtype, backend: str, device:
             del some["length"]
         ours = frame_attention(*own, backend=backend, **some)
         assert ours.dtype == dtype
-        assert torch.equal(ours, frame_attention(*own, backend=backend, **some))
+        if not absent:
+            assert torch.equal(ours, frame_attention(*own, backend=backend, **some))
         exact = frame_attention_ref(*(t.double() for t in own), **double(some))
         assert_close_as_reference(ours, frame_attention_ref(*own, **some), exact, floor=FLOOR[dtype])
 

@@ -258,6 +258,7 @@ def chunks_of(engine: Engine, given: Problem, groups: Tensor, *, chunk: int) -> 
     return torch.cat(found)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("name", ["paper", "relative-fast"])
 @pytest.mark.parametrize(
     ("trajectories", "members", "chunk"),

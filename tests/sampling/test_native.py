@@ -28,6 +28,7 @@ NAMES = ("paper", "relative", "plane", "plane-paper", *ONE_PASS)
 pytestmark = [needs_native, pytest.mark.usefixtures("one_thread")]
 
 
+@pytest.mark.each_value("name")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("name", NAMES)
@@ -38,6 +39,7 @@ def test_it_is_the_reference_sampler(name: str, task: str, dtype: torch.dtype) -
     assert_is_the_reference(ours, *references(dynamics, given, dtype), dtype)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", ["paper", "relative", *ONE_PASS])
 def test_every_instruction_set(name: str, dtype: torch.dtype) -> None:
@@ -132,6 +134,7 @@ def test_depths_beside_two(name: str, layers: int, monkeypatch: pytest.MonkeyPat
     assert_is_the_reference(ours, *references(dynamics, given, torch.float32), torch.float32)
 
 
+@pytest.mark.each_value("name")
 @pytest.mark.parametrize(
     "changes",
     [
