@@ -92,7 +92,10 @@ def test_the_tape_would_show_a_number_that_python_holds(recorder: TapeRecorder) 
 def test_bad_calls_of_a_captured_step_are_refused(recorder: TapeRecorder) -> None:
     dynamics = build("paper-fast")
     given = one_row(dynamics)
-    captured = CapturedStep(make_step(dynamics, given), recorder=recorder)
+    step = make_step(dynamics, given)
+    captured = try_capture(step, recorder=recorder)
+    assert isinstance(captured, CapturedStep)
+    assert captured.plan is step.plan
     with pytest.raises(EnmaError, match="call begin first"):
         captured.frame()
     good = {"segments": given.segments, "seeds": given.seeds, "members": given.members, "first": given.first}
@@ -110,14 +113,6 @@ def test_bad_calls_of_a_captured_step_are_refused(recorder: TapeRecorder) -> Non
         captured.frame()
     assert recorder.replays == 2
 
-
-def test_teardown(recorder: TapeRecorder) -> None:
-    dynamics = build("paper-fast")
-    given = one_row(dynamics)
-    step = make_step(dynamics, given)
-    captured = try_capture(step, recorder=recorder)
-    assert isinstance(captured, CapturedStep)
-    assert captured.plan is step.plan
     captured.close()
     assert recorder.closed
     for call in (captured.frame, lambda: generate(captured, given)):
