@@ -63,6 +63,6 @@ gpu-wheels:
 		--platform manylinux2014_x86_64 numpy pydantic pytest rich safetensors typer ninja "setuptools>=77" wheel
 
 clean:
-	@rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .benchmarks .hypothesis $(STAMP)
+	@rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .benchmarks .hypothesis enma_fast/embed $(STAMP)
 	@find enma_fast kernels tests -name __pycache__ -prune -exec rm -rf {} +
 	@rm -f enma_fast/_C*.so

@@ -118,6 +118,14 @@ def extension_arguments(sources: list[str]) -> dict[str, Any]:
                 prefix = Path(self.get_ext_fullpath("enma_fast._C")).parent / "embed"
                 install_libenma(list(map(str, core)), prefix, self.distribution.get_version())
 
+        def copy_extensions_to_source(self) -> None:
+            # Of an editable install; what lies there may be mapped by programs, so it is removed and not written over.
+            super().copy_extensions_to_source()
+            made, place = Path(self.build_lib, "enma_fast/embed"), ROOT / "enma_fast/embed"
+            shutil.rmtree(place, ignore_errors=True)
+            if made.is_dir():
+                shutil.copytree(made, place)
+
     return {"ext_modules": [extension], "cmdclass": {"build_ext": BuildBoth}}
 
 

@@ -57,14 +57,14 @@ def gpu_seconds(run: Callable[[], Any]) -> float:
     return begin.elapsed_time(end) / 1e3
 
 
-def graphed(run: Callable[[], Any], recorder: Recorder, *, repeats: int = REPEATS) -> Callable[[], None] | None:
-    """`repeats` calls one after the other as one CUDA graph, without the time of their launches; None where they fail.
+def graphed(run: Callable[[], Any], recorder: Recorder) -> Callable[[], None] | None:
+    """REPEATS calls one after the other as one CUDA graph, without the time of their launches; None where they fail.
 
     Timed by itself, an operator of a few microseconds is the time that Python takes to call it.
     """
 
     def calls() -> None:
-        for _ in range(repeats):
+        for _ in range(REPEATS):
             run()
 
     try:
@@ -99,12 +99,10 @@ def ratios(seconds: dict[str, list[float]], ours: str) -> dict[str, dict[str, fl
     return out
 
 
-def gemm_rate(
-    dtype: torch.dtype, *, size: int | None = None, seconds: float = 0.5, device: torch.device | None = None
-) -> float:
+def gemm_rate(dtype: torch.dtype, *, seconds: float = 0.5, device: torch.device | None = None) -> float:
     """Best FLOP/s of square matrix products of this dtype: of 1024, on a GPU 8192, by the current number of threads."""
     on_gpu = device is not None and device.type == "cuda"
-    size = size or (8192 if on_gpu else 1024)
+    size = 8192 if on_gpu else 1024
     a = torch.randn(size, size, device=device).to(dtype)
     best, begin = float("inf"), time.perf_counter()
     while time.perf_counter() - begin < seconds or best == float("inf"):

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.cases import Case
-from enma_fast.config import ModelConfig, SamplingConfig
+from enma_fast.config import ModelConfig
 from enma_fast.models.flow_head import VelocityHead
 from enma_fast.models.model import Dynamics
 from enma_fast.models.schedule import flow_times, mask_schedule
@@ -163,18 +163,10 @@ def compiled_copy(dynamics: Dynamics) -> Dynamics:
     return model
 
 
-def trajectory_case(
-    members: int,
-    dtype: torch.dtype,
-    device: torch.device,
-    *,
-    compiled: bool,
-    preset: str,
-    settings: SamplingConfig | None = None,
-) -> Case:
+def trajectory_case(members: int, dtype: torch.dtype, device: torch.device, *, compiled: bool, preset: str) -> Case:
     """`members` members of one trajectory of the preset's whole length."""
     config = find_preset(preset).model
-    settings = settings or config.sampling
+    settings = config.sampling
     num_latents = config.tokenizer.latent_frames(config.num_frames)
     dynamics = random_dynamics(config).to(device)
     history = torch.randn(1, OBSERVED, config.num_tokens, config.token_channels, device=device)

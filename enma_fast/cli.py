@@ -1,4 +1,4 @@
-"""The command `enma-fast`.
+"""The command `enma-fast`: the list of its commands, and what becomes of errors, signals and messages.
 
 Exit status: 0, or 2 for bad usage or input, or 1 for any other failure; what went wrong is one line on standard
 error, with a traceback only under `--debug`.

@@ -112,6 +112,17 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures of a report are made and not drawn, which takes most of its time; for tests of what is beside them."""
+
+    def svg(figure: Any, label: str) -> str:
+        assert figure.axes
+        return f'<svg aria-label="{label}"></svg>'
+
+    monkeypatch.setattr("enma_fast.figures.report.page._inline_svg", svg)
+
+
+@pytest.fixture
 def generator() -> torch.Generator:
     """A CPU generator with a fixed seed."""
     return torch.Generator().manual_seed(SEED)

@@ -33,8 +33,8 @@ class SpreadErrorBins:
         for row, weights in enumerate((np.ones_like(spread), spread**2, error**2)):
             self._sums[row] += np.bincount(bins, weights, minlength=self._sums.shape[1])
 
-    def result(self, num_members: int | None = None, most: int = 12) -> dict[str, list[float]]:
-        """RMS spread and RMS error in at most `most` groups of about equally many points, by increasing spread.
+    def result(self, num_members: int | None = None) -> dict[str, list[float]]:
+        """RMS spread and RMS error in at most 12 groups of about equally many points, by increasing spread.
 
         A dict with `spread`, `rmse` and `points`. If the number of members K is given, the spread is multiplied by
         `sqrt((K + 1) / K)`, which makes it comparable with the error of their mean (Fortin et al., 2014).
@@ -43,7 +43,7 @@ class SpreadErrorBins:
         if not len(count):
             return {"spread": [], "rmse": [], "points": []}
         middle = np.cumsum(count) - count / 2
-        group = np.minimum((middle / count.sum() * most).astype(int), most - 1)
+        group = np.minimum((middle / count.sum() * 12).astype(int), 11)
         starts = np.flatnonzero(np.diff(group, prepend=-1))
         points, variance, squared = (np.add.reduceat(values, starts) for values in (count, variance, squared))
         factor = 1.0 if num_members is None else (num_members + 1) / num_members
@@ -122,12 +122,12 @@ def _draw_reliability(axes: Any, scores: dict[str, Any]) -> None:
     axes.legend(loc="upper left" if observed.mean() < 0.6 else "lower right")
 
 
-def grouped_ranks(histogram: np.ndarray, most: int = 17) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pool neighbouring ranks into at most `most` bars of nearly equal width.
+def grouped_ranks(histogram: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pool neighbouring ranks into at most 17 bars of nearly equal width.
 
     Returns the frequency relative to that of a flat histogram, and centre and width of each bar in ranks.
     """
-    edges = np.unique(np.linspace(0, len(histogram), min(most, len(histogram)) + 1).round().astype(int))
+    edges = np.unique(np.linspace(0, len(histogram), min(17, len(histogram)) + 1).round().astype(int))
     width = np.diff(edges)
     frequency = np.add.reduceat(histogram, edges[:-1]) * len(histogram) / width
     return frequency, (edges[:-1] + edges[1:] - 1) / 2, width

@@ -5,6 +5,8 @@
 Legend: B batch, T frames (or latent frames), P observed points, Q query points, X grid points (one axis per space
 dimension), N tokens per frame, C latent channels, c physical channels, d space dimensions.
 
+The channels of u are standardised first, where the config has a mean and a scale for them.
+
 Latent 0 holds frame 0 alone; with one ``time`` layer latent j holds frames 2j-1 and 2j. No output ever depends on a
 later frame. When the last latent is only half filled, its missing frame is a copy of the last one given.
 """

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from ..errors import EnmaError
 from . import _frame_attention_flash as flash
-from ._backend import choose, kernel, native, native_problem, register, triton_problem
-from ._checks import dtype_name, expect
+from ._backend import by_dtype, choose, kernel, native, native_problem, register, triton_problem
+from ._checks import expect
 
 OP = "frame_attention"
 MIN_HEAD_DIM, MAX_HEAD_DIM = 8, 128
@@ -45,10 +45,7 @@ def _candidates(device: torch.device, dtype: torch.dtype) -> dict[str, str | Non
         "sdpa": None,
     }
     dtypes = DTYPES | ({"sdpa": DTYPES["flash"]} if device.type == "cuda" else {})
-    for name, known in dtypes.items():
-        if problems[name] is None and dtype not in known:
-            problems[name] = f"takes {', '.join(map(dtype_name, known))}, not {dtype_name(dtype)}"
-    return problems | {"reference": None}
+    return by_dtype(problems, dtype, dtypes) | {"reference": None}
 
 
 def frame_attention(

@@ -7,6 +7,8 @@ An `Engine` packs a model's weights once and then samples any number of ensemble
 * ``static``: the step that the graph contains, not captured; also what ``graph`` does where a capture fails;
 * ``reference``: `reference.trajectory`.
 
+The number format of the weights is chosen here by default, and on a GPU the rows that are sampled at a time.
+
 Legend: B rows (members), G groups that share history and context, T latent frames, N tokens per frame, C token
 channels.
 """

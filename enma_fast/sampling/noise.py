@@ -1,4 +1,4 @@
-"""Counter-based noise: every random word is a pure function of (seed, member, frame, mask step, token, channel).
+"""Noise and token order: every random word is a pure function of (seed, member, frame, mask step, token, channel).
 
 So member k has the same noise alone, in any chunk, on any rank and after a run is resumed. No value is read back from
 the device, so everything here can be captured in a CUDA graph; seed, frame and mask step may then be int64 tensors that

@@ -1,4 +1,4 @@
-"""Training loops of the tokenizer and of the dynamics.
+"""The loop of every training stage: steps shared by ranks, averaged weights, validations, and where a run goes on.
 
 Every random number of step s is a function of (seed, s), so a run that is killed and resumed, or spread over ranks,
 takes the same steps. A run folder holds ``log.jsonl``, ``state.safetensors`` (weights, average, optimiser; the resume

@@ -1,4 +1,7 @@
-"""Optimisers: AdamW for everything, or Muon for the matrices of transformer blocks and the filters of convolutions."""
+"""Optimisers and the learning rate of each step.
+
+AdamW is for everything, or Muon for the matrices of transformer blocks and the filters of convolutions.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _LAYER = re.compile(r"(^|\.)(blocks|down|up)\.\d+\.")
 
 
-def orthogonalise(g: Tensor, *, steps: int = 5) -> Tensor:
+def orthogonalise(g: Tensor) -> Tensor:
     """Nearest (semi-)orthogonal matrix to each ``[..., rows, columns]``, by five Newton-Schulz steps in its own type.
 
     ``torch.optim.Muon`` does this in bfloat16, which CPUs without AVX-512 BF16 run a hundred times slower than fp32.
@@ -28,7 +31,7 @@ def orthogonalise(g: Tensor, *, steps: int = 5) -> Tensor:
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     batch = x.shape[:-2]
     x = x.reshape(-1, *x.shape[-2:])
-    for _ in range(steps):
+    for _ in range(5):
         gram = x @ x.transpose(-1, -2)
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     x = x.view(*batch, *x.shape[-2:])

@@ -36,9 +36,9 @@ def open_folder(path: str | Path, *, follow: bool = False) -> Iterator[int]:
         os.close(file)
 
 
-def open_file(path: str | Path, flags: int, mode: int = 0o644) -> int:
+def open_file(path: str | Path, flags: int) -> int:
     """Open a regular file that has no second name and return its descriptor; `OSError` for anything else."""
-    file = os.open(path, flags | os.O_NOFOLLOW | _CAREFUL, mode)
+    file = os.open(path, flags | os.O_NOFOLLOW | _CAREFUL, 0o644)
     try:
         state = os.fstat(file)
         if not stat.S_ISREG(state.st_mode):

@@ -40,6 +40,7 @@ def test_noise_makes_the_members_spread(data):
     np.testing.assert_allclose(spread[1] / spread[0], 100, rtol=0.5)
 
 
+@pytest.mark.slow
 def test_its_scores_stand_under_the_table(data, tmp_path, monkeypatch, capsys):
     result = classical.measure(data, rows=[0, 2], observed=3, members=4, seed=0)
     assert result["rel_l2"] < 0.01

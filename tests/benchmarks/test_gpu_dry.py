@@ -61,6 +61,7 @@ def test_every_test_file_has_one_process():
     )
 
 
+@pytest.mark.slow
 def test_processes_leave_reports_and_a_failure_is_one(tmp_path, monkeypatch, capsys):
     files = {"test_good.py": True, "test_bad.py": False}
     for name, passes in files.items():

@@ -13,7 +13,7 @@ from enma_fast.data import FieldFile, read, write
 from enma_fast.models.checkpoint import write_manifest
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def fields(test_in: Path) -> FieldFile:
     return read(test_in, select=[0, 1, 2, 3])
 

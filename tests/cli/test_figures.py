@@ -123,6 +123,7 @@ def test_report(enma: Callable, store: Path, tmp_path: Path) -> None:
     assert f"report: {tmp_path / 'b.html'} (" in run.out
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_report_takes_a_truth_from_a_file(enma: Callable, generated: Path, test_in: Path) -> None:
     assert enma("report", generated, "--json").json["scores"] is None
     result = enma("report", generated, "--truth", test_in, "--json").json

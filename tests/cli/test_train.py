@@ -195,7 +195,7 @@ def test_publish_measures_and_writes_a_card(
 ) -> None:
     out = tmp_path / "published"
     command = ("train", "publish", runs / "dynamics", "--tokenizer", runs / "tokenizer", "--data", data_folder)
-    result = enma(*command, "--out", out, "--limit", 5, "--seed", 1, "--json").json
+    result = enma(*command, "--out", out, "--limit", 2, "--seed", 1, "--json").json
     metrics = card.read_metrics(out)
     assert result == {"checkpoint": str(out), **metrics}
     cases = {(row["task"], row["split"], row["num_members"], row["packed"]) for row in metrics["rows"]}
@@ -204,7 +204,7 @@ def test_publish_measures_and_writes_a_card(
 
     model = load_model(out)
     row = metrics["rows"][0]
-    expected = score(model, read(test_in), members=16, seed=1, limit=5)
+    expected = score(model, read(test_in), members=16, seed=1, limit=2)
     for name in ("rel_l2", "crps", "rmsce", "spread_skill", "num_trajectories", "num_parameters"):
         assert row[name] == pytest.approx(expected[name], rel=1e-5), name
     u = torch.from_numpy(read(test_in).u)
@@ -214,10 +214,10 @@ def test_publish_measures_and_writes_a_card(
 
     text = (out / "README.md").read_text()
     assert text == card.card_text(model.config, metrics)
-    assert "| temporal | test-in | 5 | 16 |" in text
+    assert "| temporal | test-in | 2 | 16 |" in text
     assert "| temporal | test-in | ENMA | 7.86e-03 | 1.70e-03 | 8.68e-02 | - |" in text
-    assert "| temporal | test-in, packed | 5 | 16 |" in text
-    assert "--task temporal --history 3 --members 16 --seed 1 --limit 5" in text
+    assert "| temporal | test-in, packed | 2 | 16 |" in text
+    assert "--task temporal --history 3 --members 16 --seed 1 --limit 2" in text
     # The checkpoint says what the model was trained on.
     assert model.domain is not None
     train_file = read(data_folder / "combined-train.h5")
@@ -225,7 +225,7 @@ def test_publish_measures_and_writes_a_card(
     assert {row["num_outside"] for row in metrics["rows"] if row["split"] == "test-in"} <= {0, 1}
     assert {
         row["num_outside"] for row in metrics["rows"] if (row["task"], row["split"]) == ("temporal", "test-out")
-    } == {5}
+    } == {2}
     assert set(enma("verify", out, "--json").json["files"]) == {
         "config.json",
         "model.safetensors",

@@ -53,6 +53,8 @@ def test_the_best_forecasts_are_the_checkpoint(train: Callable, tiny: Path, tmp_
     assert (record["stage"], record["start"]) == ("forecasts", sha256(tiny / "model.safetensors"))
 
 
+# test_train.py has it for the stages before.
+@pytest.mark.slow
 def test_a_stopped_run_resumes_to_the_same_weights(train: Callable, tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     result = train(whole, "--json").json

@@ -88,6 +88,7 @@ def test_a_row_made_elsewhere_is_accumulated(mine: None, fields: tuple[np.ndarra
     assert few.result()["per_frame"]["worst_member"] == [None] * 5
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_row_made_elsewhere_is_shown(
     mine: None, fields: tuple[np.ndarray, np.ndarray], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

@@ -23,6 +23,7 @@ def line(tmp_path: Path, rng: np.random.Generator) -> tuple[Path, dict[str, np.n
     return write(tmp_path / "run.zarr", given), given
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_table_holds_the_scores(tmp_path: Path, rng: np.random.Generator) -> None:
     given = fields(rng, GRIDS["line"], 2)
     store = write(tmp_path / "run.zarr", given, ("u", "v"))
@@ -90,6 +91,7 @@ def test_the_page_says_what_was_forecast_and_shows_all_figures(
     assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes(), "the same store, the same page"
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_viewer_of_a_line_holds_the_store(line: tuple[Path, dict[str, np.ndarray]], tmp_path: Path) -> None:
     store, given = line
     write_report(store, tmp_path / "a.html")
@@ -112,6 +114,7 @@ def test_the_viewer_of_a_line_holds_the_store(line: tuple[Path, dict[str, np.nda
         np.testing.assert_allclose(series["spread_rms"], np.sqrt((spread**2).mean(1)), rtol=1e-5)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_viewer_of_a_plane_holds_the_store(tmp_path: Path, rng: np.random.Generator) -> None:
     given = fields(rng, GRIDS["plane"], 2)
     store = write(tmp_path / "run.zarr", given, ("u", "v"))
@@ -131,6 +134,7 @@ def test_the_viewer_of_a_plane_holds_the_store(tmp_path: Path, rng: np.random.Ge
         assert decoded(data["colours"][each["colours"]], "u1").shape == (255 * 3,)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_missing_values_are_shown_as_missing_and_not_scored(tmp_path: Path, rng: np.random.Generator) -> None:
     given = fields(rng, GRIDS["plane"], 1)
     given["samples"][1, 3, 2:] = np.nan
@@ -162,6 +166,7 @@ def test_without_a_truth(tmp_path: Path, rng: np.random.Generator, grid: str) ->
     assert "truth" not in series
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_one_member(tmp_path: Path, rng: np.random.Generator) -> None:
     given = fields(rng, GRIDS["line"], 1, members=1)
     result = write_report(write(tmp_path / "run.zarr", given), tmp_path / "a.html")
@@ -170,6 +175,7 @@ def test_one_member(tmp_path: Path, rng: np.random.Generator) -> None:
     assert "RMSCE, Gaussian intervals" not in page(tmp_path / "a.html").table("score")
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("grid", GRIDS)
 def test_statistics_alone_give_the_scores_that_need_no_members(
     tmp_path: Path, rng: np.random.Generator, grid: str
@@ -206,6 +212,7 @@ def test_statistics_alone_give_the_scores_that_need_no_members(
         np.testing.assert_allclose(shown, quantiles[1, ..., 0], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_mean_alone(tmp_path: Path, rng: np.random.Generator) -> None:
     given = fields(rng, GRIDS["line"], 1)
     mean = given["samples"].astype(np.float64).mean(1)
@@ -267,11 +274,12 @@ def test_a_large_store_is_thinned_and_the_page_says_so(tmp_path: Path, rng: np.r
     assert (len(tiny.places), tiny.space, tiny.time) == (1, 300, 7), "thinning ends"
 
 
-def test_hostile_names_stay_text(tmp_path: Path, rng: np.random.Generator) -> None:
+def test_hostile_names_stay_text(tmp_path: Path, rng: np.random.Generator, request: pytest.FixtureRequest) -> None:
     given = fields(rng, GRIDS["line"], 1)
     attributes = {"model": HOSTILE, "data_name": HOSTILE, "command": HOSTILE, HOSTILE: {"a": [HOSTILE, 1]}}
     write_report(write(tmp_path / "run.zarr", given, ("<b>u & $v^$",), **attributes), tmp_path / "a.html")
     document = page(tmp_path / "a.html")
+    request.getfixturevalue("undrawn")
     plain = page_of_plain(tmp_path, given)
     tags = [tag for tag, _ in document.elements if tag in ("script", "img", "b", "h1", "select")]
     assert tags == plain
@@ -289,12 +297,14 @@ def page_of_plain(tmp_path: Path, given: dict[str, np.ndarray]) -> list[str]:
     return [tag for tag, _ in elements if tag in ("script", "img", "b", "h1", "select")]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_long_attributes_are_cut(tmp_path: Path, rng: np.random.Generator) -> None:
     store = write(tmp_path / "run.zarr", fields(rng, GRIDS["line"], 1), notes="x" * 3_000_000)
     write_report(store, tmp_path / "a.html")
     assert f"{'x' * 2000} ... (3000000 characters)" in [text for _, text in page(tmp_path / "a.html").texts]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_places_where_no_page_can_be(
     line: tuple[Path, dict[str, np.ndarray]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -29,7 +29,7 @@ SECONDS = 300.0
 COMMANDS = ("verify", "verify", "score", "report", "plot", "export-netcdf", "forecast", "mark")
 # Mutations of the suite that every change runs (about 5 s), of the slow one, and of a part of the long one, which
 # reports progress.
-FEW, MORE, MANY, ROUNDS = 20, 60, 200, 10
+FEW, MORE, MANY, ROUNDS = 8, 72, 200, 10
 KINDS = {"members": (), "shards": ("--shard", 2, "--quantiles", "0.5"), "statistics": ("--statistics-only",)}
 OPTIONS = ("--members", 3, "--select", "0:2", "--chunk", 2)
 

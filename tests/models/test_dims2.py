@@ -67,6 +67,7 @@ def test_a_plane_is_among_the_small_presets():
     assert "vorticity-small" in PLANES
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PLANES)
 def test_small_presets_take_a_step_and_forecast(name):
     preset = PRESETS[name]

@@ -187,6 +187,7 @@ def test_scores_count_them(
     assert score(model, mixed, members=1, limit=2, strict=True)["num_outside"] == 0
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_store_and_its_report_name_them(
     inside: FieldFile, outside: FieldFile, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

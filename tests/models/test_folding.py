@@ -81,6 +81,7 @@ def test_elsewhere_the_decoder_stays(changes):
     assert fold_end(tokenizer(LINE, **changes)) is None
 
 
+@pytest.mark.slow
 def test_presets_that_are_folded():
     made = {name for name, preset in PRESETS.items() if fold_end(Tokenizer(preset.model.tokenizer)) is not None}
     assert made == {"combined-small", "combined-fast", "advection-small", "advection-fast", "vorticity-small"}

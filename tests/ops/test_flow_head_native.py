@@ -12,21 +12,17 @@ from torch import Tensor
 from enma_fast.config import FlowConfig
 from enma_fast.models.flow_head import VelocityHead
 from enma_fast.ops import _flow_head_native as native
-from enma_fast.ops._backend import extension
 from enma_fast.ops.flow_head import flow_head_ref
 from enma_fast.ops.flow_plan import FlowPlan, HeadWeights
 
+from .._extension import ISAS, NATIVE, needs_native
 from ._oracle import assert_close_as_reference
 from ._sanitizers import QUICK_SANITIZERS
 
 CORE = Path(__file__).resolve().parents[2] / "csrc" / "core" / "cpu"
 CPU = torch.device("cpu")
 
-needs_extension = pytest.mark.skipif(
-    native.problem(CPU, torch.float32) is not None, reason=str(native.problem(CPU, torch.float32))
-)
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
-ISAS = extension().cpu_isas() if native.problem(CPU, torch.float32) is None else []
 DTYPES = [torch.float32, torch.bfloat16]
 
 # C, D, W, L
@@ -49,7 +45,7 @@ def arguments(plan: FlowPlan, rows: int) -> tuple[Tensor, Tensor]:
     return c, torch.randn(rows, weights.outward_weight.shape[0])
 
 
-@needs_extension
+@needs_native
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("size", SIZES)
@@ -67,7 +63,7 @@ def test_values_by_the_two_reference_rule(isa: str, dtype: torch.dtype, size: st
                 assert_close_as_reference(ours, same_dtype, exact, floor=1e-6)
 
 
-@needs_extension
+@needs_native
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_bits_of_a_row_depend_on_nothing_else(isa: str, dtype: torch.dtype) -> None:
@@ -93,7 +89,7 @@ def test_bits_of_a_row_depend_on_nothing_else(isa: str, dtype: torch.dtype) -> N
                     assert torch.equal(ours, whole[part]), (first, count, division, threads)
 
 
-@needs_extension
+@needs_native
 @pytest.mark.parametrize("isa", ISAS)
 def test_a_bad_row_spoils_no_other(isa: str) -> None:
     with torch.inference_mode():
@@ -108,7 +104,7 @@ def test_a_bad_row_spoils_no_other(isa: str) -> None:
         assert torch.equal(ours[good], clean[good])
 
 
-@needs_extension
+@needs_native
 @pytest.mark.parametrize("isa", ISAS)
 def test_silu_within_two_ulp(isa: str) -> None:
     # A head of width 1 without blocks normalises to 0 and returns its shift, here silu of the condition.
@@ -138,7 +134,7 @@ def test_silu_within_two_ulp(isa: str) -> None:
     assert y[6].isnan()
 
 
-@needs_extension
+@needs_native
 def test_schedules_and_block_counts() -> None:
     with torch.inference_mode():
         for layers, steps, method in ((0, 1, "euler"), (1, 3, "euler"), (4, 25, "midpoint")):
@@ -150,7 +146,7 @@ def test_schedules_and_block_counts() -> None:
                 assert_close_as_reference(ours, flow_head_ref(c, noise, plan=plan), exact, floor=1e-6)
 
 
-@needs_extension
+@needs_native
 def test_empty_and_packed_once() -> None:
     with torch.inference_mode():
         plan = make_plan(3, 5, 16, 1, dtype=torch.bfloat16)
@@ -160,7 +156,7 @@ def test_empty_and_packed_once() -> None:
         assert plan.packed["native"] is first
 
 
-@needs_extension
+@needs_native
 def test_bad_arguments_are_named() -> None:
     with torch.inference_mode():
         plan = make_plan(3, 5, 16, 1, dtype=torch.float32)
@@ -185,10 +181,10 @@ def test_bad_arguments_are_named() -> None:
                 native.run(c, noise, plan, isa=isa)
 
 
-@needs_extension
+@needs_native
 def test_best_isa_is_one_that_runs_here() -> None:
-    assert extension().cpu_isa() in ISAS
-    assert "emulated" not in extension().cpu_isa()
+    assert NATIVE.cpu_isa() in ISAS
+    assert "emulated" not in NATIVE.cpu_isa()
 
 
 def test_problems_are_said() -> None:

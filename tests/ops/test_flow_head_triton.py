@@ -66,7 +66,7 @@ def check(plan: FlowPlan, c: Tensor, noise: Tensor, ours: Tensor) -> None:
     assert_close_as_reference(ours, flow_head_ref(c, noise, plan=plan), exact, floor=floor)
 
 
-@pytest.mark.each_value("regime")
+@pytest.mark.each_value
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("regime", REGIMES)
 @pytest.mark.parametrize("head", [MIDPOINT, EULER], ids=["midpoint", "euler"])
@@ -81,7 +81,7 @@ def test_values_and_rows(head: dict, regime: str, dtype: torch.dtype, device: to
         assert torch.equal(alone, ours[rows]), rows
 
 
-@pytest.mark.each_value("regime")
+@pytest.mark.each_value
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("regime", REGIMES)
 @pytest.mark.parametrize("head", [WIDE, NO_BLOCK], ids=["wide", "no block"])

@@ -4,19 +4,18 @@ import pytest
 import torch
 
 from enma_fast.errors import EnmaError
-from enma_fast.ops._backend import extension, interpreted, triton_problem
+from enma_fast.ops._backend import interpreted, triton_problem
 from enma_fast.ops.philox_normal import DTYPES, candidates, philox_normal, philox_normal_ref
 
+from .._extension import needs_native
 from ._cubin import SHARED_LIMIT, report
 from ._philox import oracle_noise
 
 
-@pytest.fixture(params=["triton", "native", "reference"])
+@pytest.fixture(params=["triton", pytest.param("native", marks=needs_native), "reference"])
 def backend(request: pytest.FixtureRequest, device: torch.device) -> str:
     if request.param == "triton" and triton_problem(device) is not None:
         pytest.skip(triton_problem(device))
-    if request.param == "native" and extension() is None:
-        pytest.skip("the extension enma_fast._C is not built")
     return request.param
 
 

@@ -7,10 +7,11 @@ import torch
 from torch.nn import functional as F
 
 from enma_fast.errors import EnmaError
-from enma_fast.ops._backend import extension, interpreted
+from enma_fast.ops._backend import interpreted
 from enma_fast.ops._point_attention_run import OPERATOR
 from enma_fast.ops.point_attention import candidates, point_attention, point_attention_ref
 
+from .._extension import NATIVE, needs_native
 from ._oracle import assert_close_as_reference
 
 # B, H, Q, P, K, V, d, power, periods, coordinates per batch row, padding.
@@ -65,10 +66,8 @@ def assert_as_reference(tensors, options, backend, where):
         assert_close_as_reference(a, b, c, floor=ulps * max(largest, 0.5))
 
 
-@pytest.fixture(params=["triton", "native"])
+@pytest.fixture(params=["triton", pytest.param("native", marks=needs_native)])
 def backend(request):
-    if request.param == "native" and extension() is None:
-        pytest.skip("the extension enma_fast._C is not built")
     if request.param == "triton":
         pytest.importorskip("triton")
     return request.param
@@ -120,7 +119,7 @@ def test_no_other_query_matters(backend, where):
     torch.testing.assert_close(out, expected, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("backend", ["triton", "native", "reference"], indirect=False)
+@pytest.mark.parametrize("backend", ["triton", pytest.param("native", marks=needs_native), "reference"], indirect=False)
 @pytest.mark.parametrize("per_row", [False, True])
 def test_padding_has_no_influence(backend, per_row, device):
     where = device_of(backend, device)
@@ -156,9 +155,7 @@ def test_padding_has_no_influence(backend, per_row, device):
 
 
 def device_of(backend, device):
-    """Where a backend runs; skips those that are not there."""
-    if backend == "native" and extension() is None:
-        pytest.skip("the extension enma_fast._C is not built")
+    """Where a backend runs; skips Triton if it is not there."""
     if backend == "triton":
         pytest.importorskip("triton")
         return device
@@ -166,7 +163,7 @@ def device_of(backend, device):
 
 
 @pytest.mark.parametrize("sizes", [(0, 5), (5, 0), (0, 0)], ids=["no query", "no point", "neither"])
-@pytest.mark.parametrize("backend", ["triton", "native", "reference"], indirect=False)
+@pytest.mark.parametrize("backend", ["triton", pytest.param("native", marks=needs_native), "reference"], indirect=False)
 def test_empty(backend, sizes, device):
     Q, P = sizes
     tensors, options = case(2, 2, Q, P, 4, 6, 2, 1, (1.0, None), False, False)
@@ -262,7 +259,7 @@ def test_gradients_only_where_asked_for(backend, where):
 
 def test_default_is_the_best_that_runs():
     tensors, options = case(*CASES["plane"])
-    best = "reference" if extension() is None else "native"
+    best = "reference" if NATIVE is None else "native"
     expected = call(tensors, options, best, torch.device("cpu"))
     assert torch.equal(call(tensors, options, None, torch.device("cpu")), expected)
 
@@ -280,7 +277,7 @@ def test_candidates_name_their_problems():
     assert list(found) == ["triton", "native", "reference"]
     assert found["reference"] is None
     assert all(found[name] for name in ("triton", "native"))
-    assert candidates(torch.device("cpu"), torch.float32)["native"] is None or extension() is None
+    assert candidates(torch.device("cpu"), torch.float32)["native"] is None or NATIVE is None
 
 
 @pytest.mark.parametrize(

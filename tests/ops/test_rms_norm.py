@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from enma_fast.errors import EnmaError
-from enma_fast.ops._backend import extension, interpreted
+from enma_fast.ops._backend import interpreted
 from enma_fast.ops.rms_norm import candidates, rms_norm, rms_norm_ref, sum_rms_norm, sum_rms_norm_ref
+from tests._extension import NATIVE, each_isa, needs_native
 from tests.ops._oracle import assert_close_as_reference, assert_threads_keep_bits
 
 EPS = 1e-6
@@ -204,27 +205,21 @@ def test_operators(backend: str, device: torch.device) -> None:
         )
 
 
-@pytest.mark.parametrize("isa", ["scalar", "avx2", "avx512", "emulated_avx512"])
+@needs_native
+@each_isa
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_instruction_set(dtype: torch.dtype, isa: str) -> None:
-    native = extension()
-    if native is None:
-        pytest.skip("the extension is not built")
     for W in (1, 15, 64, 100):
         x, residual, weight = arguments(5, W, device=torch.device("cpu"), dtype=dtype)
-        try:
-            y, h, _ = native.rms_norm_forward(x, weight, residual, EPS, True, isa=isa)
-        except ValueError as error:
-            pytest.skip(str(error))
+        y, h, _ = NATIVE.rms_norm_forward(x, weight, residual, EPS, True, isa=isa)
         same = sum_rms_norm_ref(x, residual, weight, eps=EPS)
         exact = sum_rms_norm_ref(x.double(), residual.double(), weight.double(), eps=EPS)
         for a, b, c in zip((h, y), same, exact, strict=True):
             assert_close_as_reference(a, b, c, floor=ULPS[dtype])
 
 
+@needs_native
 def test_threads_do_not_change_bits() -> None:
-    if extension() is None:
-        pytest.skip("the extension is not built")
     leaves = [t.clone().requires_grad_() for t in arguments(700, 192, device=torch.device("cpu"))]
 
     def compute() -> list[Tensor]:
@@ -234,10 +229,8 @@ def test_threads_do_not_change_bits() -> None:
     assert_threads_keep_bits(compute)
 
 
+@needs_native
 def test_native_refuses_what_does_not_fit() -> None:
-    native = extension()
-    if native is None:
-        pytest.skip("the extension is not built")
     x, weight = torch.randn(4, 8), torch.ones(8)
     for change, message in [
         ({"x": x[0]}, "x has shape"),
@@ -249,7 +242,7 @@ def test_native_refuses_what_does_not_fit() -> None:
     ]:
         given = {"x": x, "weight": weight, "residual": None, "eps": EPS, "keep": True}
         with pytest.raises(ValueError, match=message):
-            native.rms_norm_forward(**given | change)
+            NATIVE.rms_norm_forward(**given | change)
     for change, message in [
         ({"grad_y": x[:3]}, "grad_y has shape"),
         ({"grad_y": torch.randn(4, 9)[:, :8]}, "grad_y has strides"),
@@ -267,4 +260,4 @@ def test_native_refuses_what_does_not_fit() -> None:
             "want_weight": True,
         }
         with pytest.raises(ValueError, match=message):
-            native.rms_norm_backward(**given | change)
+            NATIVE.rms_norm_backward(**given | change)

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from enma_fast.errors import EnmaError
-from enma_fast.ops._backend import extension
 from enma_fast.ops.self_attention import Pair, candidates, self_attention, self_attention_ref
+from tests._extension import NATIVE, each_isa, needs_native
 from tests.ops._oracle import assert_close_as_reference, assert_threads_keep_bits
 
 EPS = 1e-5
@@ -28,8 +28,6 @@ SIZES = [
     (0, 4, 2, 8, 4, 2),
     (2, 0, 2, 8, 4, 2),
 ]
-
-needs_native = pytest.mark.skipif(extension() is None, reason="the extension is not built")
 
 
 def arguments(size: tuple[int, ...], *, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
@@ -202,26 +200,20 @@ def test_operators(past: bool, keep: bool) -> None:
 
 
 @needs_native
-@pytest.mark.parametrize("isa", ["scalar", "avx2", "avx512", "emulated_avx512"])
+@each_isa
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_instruction_set(dtype: torch.dtype, isa: str) -> None:
-    native = extension()
-    assert native is not None
     for size in SIZES[:-2]:
         given = arguments(size, dtype=dtype)
         tensors = (given["qkv_BL3HK"], *given["weights"], *given["rotary"], *given["past"])
         grads = [c.to(dtype) for c in cotangents_of(given)]
 
         def both(isa: str) -> list[Tensor]:
-            out, lse, *kept = native.self_attention_forward(*tensors, size[4], EPS, True, isa=isa)  # noqa: B023
-            back = native.self_attention_backward(*grads, out, lse, *tensors, size[4], EPS, isa=isa)  # noqa: B023
+            out, lse, *kept = NATIVE.self_attention_forward(*tensors, size[4], EPS, True, isa=isa)  # noqa: B023
+            back = NATIVE.self_attention_backward(*grads, out, lse, *tensors, size[4], EPS, isa=isa)  # noqa: B023
             return [out, *kept, *back]
 
-        try:
-            ours = both(isa)
-        except ValueError as error:
-            pytest.skip(str(error))
-        for a, b in zip(ours, both(""), strict=True):
+        for a, b in zip(both(isa), both(""), strict=True):
             torch.testing.assert_close(a, b, rtol=2e-2, atol=6e-2 if dtype == torch.bfloat16 else 2e-4)
 
 
@@ -256,8 +248,6 @@ def test_bad_arguments() -> None:
 
 @needs_native
 def test_native_refuses_what_does_not_fit() -> None:
-    native = extension()
-    assert native is not None
     given = arguments((2, 6, 2, 8, 3, 4))
     names = ("qkv", "q_weight", "k_weight", "cosines", "sines", "past_keys", "past_values")
     tensors = (given["qkv_BL3HK"], *given["weights"], *given["rotary"], *given["past"])
@@ -274,9 +264,9 @@ def test_native_refuses_what_does_not_fit() -> None:
         ({"isa": "mmx"}, "isa 'mmx' is unknown"),
     ]:
         with pytest.raises(ValueError, match=message):
-            native.self_attention_forward(**whole | {"keep": False} | change)
-    out, lse, keys, values = native.self_attention_forward(**whole, keep=True)
+            NATIVE.self_attention_forward(**whole | {"keep": False} | change)
+    out, lse, keys, values = NATIVE.self_attention_forward(**whole, keep=True)
     back = {"grad_out": out, "grad_keys": keys, "grad_values": values, "out": out, "lse": lse} | whole
     for name in ("grad_out", "grad_keys", "grad_values", "out", "lse"):
         with pytest.raises(ValueError, match=f"{name} has shape"):
-            native.self_attention_backward(**back | {name: back[name][:1]})
+            NATIVE.self_attention_backward(**back | {name: back[name][:1]})

@@ -7,16 +7,14 @@ import torch
 from torch import Tensor
 
 from enma_fast.errors import EnmaError
-from enma_fast.ops._backend import extension
 from enma_fast.ops.swiglu import candidates, swiglu, swiglu_ref
+from tests._extension import NATIVE, each_isa, needs_native
 from tests.ops._oracle import assert_close_as_reference, assert_threads_keep_bits
 
 DTYPES = (torch.float32, torch.bfloat16)
 # Of results as large as ten.
 ULPS = {torch.float32: 4e-6, torch.bfloat16: 8e-2}
 SHAPES = [(2,), (7, 66), (2, 3, 258), (0, 8), (65, 34)]
-
-needs_native = pytest.mark.skipif(extension() is None, reason="the extension is not built")
 
 
 def test_reference_is_the_formula() -> None:
@@ -69,18 +67,13 @@ def test_operators() -> None:
 
 
 @needs_native
-@pytest.mark.parametrize("isa", ["scalar", "avx2", "avx512", "emulated_avx512"])
+@each_isa
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_instruction_set(dtype: torch.dtype, isa: str) -> None:
-    native = extension()
-    assert native is not None
     for W in (1, 15, 64, 100):
         x, grad = torch.randn(5, 2 * W).to(dtype), torch.randn(5, W).to(dtype)
-        try:
-            ours = [native.swiglu_forward(x, isa=isa), native.swiglu_backward(grad, x, isa=isa)]
-        except ValueError as error:
-            pytest.skip(str(error))
-        for a, b in zip(ours, [native.swiglu_forward(x), native.swiglu_backward(grad, x)], strict=True):
+        ours = [NATIVE.swiglu_forward(x, isa=isa), NATIVE.swiglu_backward(grad, x, isa=isa)]
+        for a, b in zip(ours, [NATIVE.swiglu_forward(x), NATIVE.swiglu_backward(grad, x)], strict=True):
             torch.testing.assert_close(a, b, rtol=1e-2 if dtype == torch.bfloat16 else 2e-6, atol=1e-6)
 
 
@@ -104,8 +97,7 @@ def test_bad_arguments() -> None:
     if candidates(torch.device("cpu"), torch.float64)["native"] is not None:
         with pytest.raises(EnmaError, match="cannot run"):
             swiglu(torch.zeros(2, dtype=torch.float64), backend="native")
-    native = extension()
-    if native is None:
+    if NATIVE is None:
         return
     for change, message in [
         ({"x": torch.zeros(8)}, "x has shape"),
@@ -117,4 +109,4 @@ def test_bad_arguments() -> None:
         ({"isa": "mmx"}, "isa 'mmx' is unknown"),
     ]:
         with pytest.raises(ValueError, match=message):
-            native.swiglu_backward(**{"grad_y": torch.zeros(2, 4), "x": torch.zeros(2, 8)} | change)
+            NATIVE.swiglu_backward(**{"grad_y": torch.zeros(2, 4), "x": torch.zeros(2, 8)} | change)

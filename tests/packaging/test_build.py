@@ -1,5 +1,6 @@
 """Wheel and sdist hold what they should and nothing else, and the wheel works installed alone."""
 
+import ctypes
 import json
 import os
 import shutil
@@ -158,6 +159,29 @@ def test_extension_is_built_from_what_lies_in_csrc(project_with_extension: Path,
         archive.extractall(tmp_path / "site")
     probe = "import torch, enma_fast._C; print(enma_fast._C.answer)"
     assert run(sys.executable, "-c", probe, cwd=tmp_path, PYTHONPATH=str(tmp_path / "site")).strip() == "42"
+
+
+@pytest.mark.slow
+def test_an_editable_install_has_libenma_in_the_tree(
+    project_with_extension: Path, root: Path, source_files: list[Path], tmp_path: Path
+) -> None:
+    project = Path(shutil.copytree(project_with_extension, tmp_path / "project"))
+    folders = ("csrc/embed", "csrc/include", "csrc/fortran", "csrc/enma.pc.in", "csrc/libenma.map")
+    copy_checkout(root, [path for path in source_files if path.as_posix().startswith(folders)], project)
+    (project / "csrc/runtime").mkdir()
+    export = '__attribute__((visibility("default")))'
+    text = f'#include "core/six.h"\nextern "C" {export} int enma_six() {{ return six(); }}\n'
+    (project / "csrc/runtime/six.cpp").write_text(text)
+    library, made = project / "enma_fast/embed/lib/libenma.so.1", []
+    variables = {"ENMA_FAST_NO_EXT": "", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    for _ in range(2):
+        # What an editable install does with the extension.
+        run(sys.executable, "setup.py", "--quiet", "build_ext", "--inplace", cwd=project, **variables)
+        made.append(library.open("rb"))
+    assert ctypes.CDLL(str(library)).enma_six() == 6
+    assert len({os.fstat(file.fileno()).st_ino for file in made}) == 2, "a program may have the old one mapped"
+    for file in made:
+        file.close()
 
 
 def test_no_extension_on_request(project_with_extension: Path, tmp_path: Path) -> None:

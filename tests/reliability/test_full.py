@@ -26,8 +26,12 @@ KINDS = {
     "statistics": (("--members", 4, "--chunk", 1, "--statistics-only"), {"runs.run._SAVE": -1.0}),
 }
 
-# Shards are written as members are, several in a file.
-FEW_KINDS = ["members", pytest.param("shards", marks=pytest.mark.slow), "statistics"]
+
+def kinds(kind: str) -> pytest.MarkDecorator:
+    """Every kind of store, of which `make test` runs this one; shards are written as members are."""
+    slow = pytest.mark.slow
+    return pytest.mark.parametrize("kind", [name if name == kind else pytest.param(name, marks=slow) for name in KINDS])
+
 
 Mount = Callable[..., Path]
 
@@ -74,7 +78,7 @@ def command(test_in: Path, tiny: Path) -> Callable[..., tuple[object, ...]]:
     return make
 
 
-@pytest.mark.parametrize("kind", FEW_KINDS)
+@kinds("members")
 def test_a_full_disk(server: Server, wholes: dict, command: Callable, mount: Mount, kind: str) -> None:
     """At every stage: what is free grows until the run has room."""
     disk = mount("size=2m")
@@ -109,7 +113,7 @@ def test_a_full_disk(server: Server, wholes: dict, command: Callable, mount: Mou
     assert contents(out) == wholes[kind]
 
 
-@pytest.mark.parametrize("kind", FEW_KINDS)
+@kinds("statistics")
 def test_a_disk_that_becomes_full(server: Server, wholes: dict, command: Callable, quick: Path, kind: str) -> None:
     """The same with writes that fail from the n-th on, which every machine can do."""
     out = quick / "run.zarr"

@@ -76,6 +76,7 @@ ERRORS = [
 ]
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize("keep_members", [True, False])
 def test_too_little_memory(

@@ -53,6 +53,7 @@ def test_it_is_the_same_for_any_number_of_threads_and_asked_once(tiny: Path, mon
     assert len(calls) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("avx512f" not in Path("/proc/cpuinfo").read_text(), reason="needs two instruction sets")
 def test_instructions_that_the_environment_chooses_are_in_it() -> None:
     found = {}

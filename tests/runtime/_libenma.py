@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+import enma_fast
 from enma_fast.ops._backend import native, native_problem
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -74,6 +75,15 @@ def objects(folder: Path, added: list[str], compiler: str = CXX) -> list[str]:
     # Those who wait for it have nothing to do.
     with ThreadPoolExecutor(2) as pool:
         return list(pool.map(compiled, sources()))
+
+
+def installed() -> Path | None:
+    """The library of `make install`; None if a source is newer, or compilers and flags are given."""
+    library = Path(enma_fast.__file__).parent / "embed/lib/libenma.so.1"
+    if {"CC", "CXX", "CXXFLAGS"} & os.environ.keys() or not library.is_file():
+        return None
+    newest = max(path.stat().st_mtime for path in CSRC.rglob("*") if path.is_file())
+    return library if library.stat().st_mtime > newest else None
 
 
 def build(folder: Path) -> Path:

@@ -8,12 +8,14 @@ import pytest
 from enma_fast.models.checkpoint import PRETRAINED, save_model
 
 from .._tiny import model as tiny_model
-from ._libenma import CXX, Library, Model, build
+from ._libenma import CXX, Library, Model, build, installed
 
 
 @pytest.fixture(scope="session")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Library:
-    """The library, compiled once for all processes of a run; that takes most of the time of these tests."""
+    """The library that was installed, or else compiled once for all processes of a run: as long as all these tests."""
+    if (made := installed()) is not None:
+        return Library(made)
     if shutil.which(CXX) is None:
         pytest.skip(f"needs {CXX}")
     own = tmp_path_factory.getbasetemp()

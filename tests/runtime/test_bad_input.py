@@ -18,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 from enma_fast.models.checkpoint import write_manifest
 
+from .._extension import ISAS
 from .._tiny import CONFIGS, waves
 from ._libenma import (
     CHECKPOINT,
@@ -33,6 +34,7 @@ from ._libenma import (
     ModelOptions,
     SessionOptions,
     Tensor,
+    installed,
 )
 
 HISTORY = waves(1, 1, 3, CONFIGS["relative-fast"].tokenizer)[0].numpy()
@@ -298,11 +300,19 @@ def test_calls_out_of_order(small: Model) -> None:
         ({"temperature": float("nan")}, "temperature"),
         ({"temperature": float("inf")}, "temperature"),
         ({"isa": "mmx"}, "isa 'mmx' is unknown"),
-        ({"isa": "emulated_avx512"}, "not supported"),
     ],
 )
 def test_options_out_of_bounds(small: Model, options: dict[str, Any], message: str) -> None:
     refused(INVALID_ARGUMENT, message, lambda: small.session(**options))
+
+
+def test_an_instruction_set_that_is_not_here(small: Model) -> None:
+    # The installed library shares its core with the extension, which emulates one.
+    missing = {"avx2", "avx512", "avx512_bf16"} - set(ISAS) | ({"emulated_avx512"} if installed() is None else set())
+    if not missing:
+        pytest.skip("this processor has them all")
+    for isa in missing:
+        refused(INVALID_ARGUMENT, "not supported", lambda isa=isa: small.session(isa=isa))
 
 
 def test_structs_of_other_versions(library: Library, small: Model) -> None:

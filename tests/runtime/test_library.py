@@ -87,7 +87,7 @@ def test_the_example_in_c(library: Library, fast: Model, frames: Path, tmp_path:
     )
 
 
-@pytest.mark.parametrize("standard", ["c++17", "c++20"])
+@pytest.mark.parametrize("standard", ["c++17", pytest.param("c++20", marks=pytest.mark.slow)])
 def test_the_header_for_cpp(library: Library, fast: Model, frames: Path, tmp_path: Path, standard: str) -> None:
     needs(CXX)
     program, out = tmp_path / "program", tmp_path / "out"
@@ -162,6 +162,7 @@ def test_a_solver_hands_over_and_takes_over_again(library: Library, tmp_path: Pa
     assert (failed.returncode, failed.stderr) == (1, "/nowhere: too few frames\n")
 
 
+@pytest.mark.slow
 def test_a_particle_filter(library: Library, tmp_path: Path) -> None:
     """Observations at scattered points bring the members to the truth, where those without stay away from it."""
     program, path = compiled_example("filter", library, tmp_path), tmp_path / "trajectory"

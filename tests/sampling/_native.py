@@ -11,14 +11,12 @@ import torch
 from torch import Tensor
 
 from enma_fast.models.model import Dynamics
-from enma_fast.ops._backend import extension
 from enma_fast.sampling.native import NativeSampler
 
 from .._static import LATENTS, Problem, build, in_float64, reference
 from .._tiny import distance
 from ..ops._oracle import assert_close_as_reference
 
-ISAS = () if extension() is None else extension().cpu_isas()
 DTYPES = [torch.float32, torch.bfloat16]
 # Differences in rounding grow from frame to frame; in the first one they are those of a step.
 COMPARED = 1

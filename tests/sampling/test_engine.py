@@ -15,7 +15,6 @@ from torch import Tensor
 
 from enma_fast.errors import EnmaError
 from enma_fast.models.model import Dynamics
-from enma_fast.ops._backend import extension
 from enma_fast.presets import PRESETS
 from enma_fast.sampling import engine as engine_module
 from enma_fast.sampling import reference as reference_sampler
@@ -24,12 +23,11 @@ from enma_fast.sampling.engine import Engine, candidates, engine_for, rows_at_on
 from enma_fast.sampling.static_step import StaticStep
 from enma_fast.utils.dataclass_json import replace
 
+from .._extension import NATIVE, needs_native
 from .._static import LATENTS, TASKS, Problem, build, problem, reference
 from .._tiny import ONE_PASS, distance, shaken
 from ..ops._oracle import assert_close_as_reference
 
-NATIVE = extension() is not None
-needs_extension = pytest.mark.skipif(not NATIVE, reason="the extension is not built")
 BACKENDS = ("native", "static", "reference") if NATIVE else ("static", "reference")
 # Rounding of fp32 has grown to less than this by the last frame; a wrong key or place changes the first digit.
 GROWN = 2e-3
@@ -206,7 +204,7 @@ def test_an_engine_goes_with_its_model() -> None:
     assert gone[1]() is None
 
 
-@needs_extension
+@needs_native
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
@@ -260,6 +258,7 @@ def chunks_of(engine: Engine, given: Problem, groups: Tensor, *, chunk: int) -> 
     return torch.cat(found)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("name", ["paper", "relative-fast"])
 @pytest.mark.parametrize(
     ("trajectories", "members", "chunk"),

@@ -14,23 +14,21 @@ import torch
 import enma_fast
 from enma_fast.errors import EnmaError
 from enma_fast.models.layers import RMSNorm
-from enma_fast.ops._backend import extension
 from enma_fast.sampling.native import TABLE_FRAMES, NativeSampler
 from enma_fast.utils.dataclass_json import replace
 
+from .._extension import ISAS, needs_native
 from .._static import LATENTS, TASKS, build, problem
 from .._tiny import CONFIGS, ONE_PASS, distance
-from ._native import DTYPES, GROWN, ISAS, assert_is_the_reference, generate, packed, play, references
-
-if extension() is None:
-    pytest.skip("the extension is not built", allow_module_level=True)
+from ._native import DTYPES, GROWN, assert_is_the_reference, generate, packed, play, references
 
 # Two configurations with interpolation have the dynamics of others.
 NAMES = ("paper", "relative", "plane", "plane-paper", *ONE_PASS)
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [needs_native, pytest.mark.usefixtures("one_thread")]
 
 
+@pytest.mark.each_value("name")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("name", NAMES)
@@ -41,6 +39,7 @@ def test_it_is_the_reference_sampler(name: str, task: str, dtype: torch.dtype) -
     assert_is_the_reference(ours, *references(dynamics, given, dtype), dtype)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", ["paper", "relative", *ONE_PASS])
 def test_every_instruction_set(name: str, dtype: torch.dtype) -> None:
@@ -135,6 +134,7 @@ def test_depths_beside_two(name: str, layers: int, monkeypatch: pytest.MonkeyPat
     assert_is_the_reference(ours, *references(dynamics, given, torch.float32), torch.float32)
 
 
+@pytest.mark.each_value("name")
 @pytest.mark.parametrize(
     "changes",
     [

@@ -7,17 +7,14 @@ import random
 import pytest
 import torch
 
-from enma_fast.ops._backend import extension
 from enma_fast.sampling.native import NativeSampler
 
+from .._extension import ISAS, needs_native
 from .._static import Problem, build, problem
 from .._tiny import ONE_PASS
-from ._native import DTYPES, ISAS, generate, groups_of, packed, play
+from ._native import DTYPES, generate, groups_of, packed, play
 
-if extension() is None:
-    pytest.skip("the extension is not built", allow_module_level=True)
-
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [needs_native, pytest.mark.usefixtures("one_thread")]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

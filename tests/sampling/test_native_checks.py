@@ -10,15 +10,12 @@ import torch
 from enma_fast.models.model import Dynamics
 from enma_fast.models.schedule import mask_schedule
 from enma_fast.ops import sampler as operator
-from enma_fast.ops._backend import extension
 from enma_fast.sampling.native import NativeSampler
 
+from .._extension import needs_native
 from .._static import build
 
-if extension() is None:
-    pytest.skip("the extension is not built", allow_module_level=True)
-
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [needs_native, pytest.mark.usefixtures("one_thread")]
 
 
 def pack(dynamics: Dynamics, **changes: Any) -> Any:

@@ -94,6 +94,7 @@ def slow(dynamics, history, context, *, num_latents, seed, member, settings, flo
     return torch.stack(frames[len(history) :])
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize(
     ("changes", "flow_steps"),
     [

@@ -28,6 +28,7 @@ COMPARED = 2
 FLOOR = {torch.float32: 4e-6, torch.bfloat16: 0.06}
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("name", NAMES)
 def test_it_is_the_reference_sampler(name: str, task: str) -> None:

@@ -124,6 +124,7 @@ def test_a_selection_is_that_of_xarray(tmp_path: Path, run: Path) -> None:
     assert "comment" not in found["u"].attrs
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("space", [(7,), (4, 3)])
 @pytest.mark.parametrize(("chunk", "block"), [(10, 20), (40, 100), (75, 150)])
 def test_blocks_are_bounded_and_change_nothing(

@@ -13,6 +13,7 @@ from .._tiny import TRAINING, dynamics_task
 from ._run import TASKS, options, read_log, start
 
 
+@pytest.mark.slow
 def test_two_ranks_take_the_steps_of_one(tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

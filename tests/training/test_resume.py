@@ -37,6 +37,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(stage, optimizer, tmp_path):
         assert torch.equal(a, b), key
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path):
     process = start("dynamics", tmp_path, 4)
     deadline = time.monotonic() + 120

@@ -9,6 +9,7 @@ from enma_fast.ops import _backend
 from enma_fast.training.loop import run
 from enma_fast.training.subnormals import flush_subnormals
 
+from .._extension import needs_native
 from .._tiny import TRAINING, tokenizer_task
 from ._run import options
 
@@ -30,7 +31,7 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.mark.skipif(_backend.extension() is None, reason="the extension reaches all threads")
+@needs_native  # it reaches all threads
 def test_all_threads_flush_and_stop_again():
     with flush_subnormals():
         assert kept() == 0

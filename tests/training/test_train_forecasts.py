@@ -43,7 +43,7 @@ def test_members_from_the_truths_own_law_score_best(which):
     assert min(found, key=found.get) == 1.0
 
 
-@pytest.mark.parametrize("decoder", ["masked-flow", "one-pass"])
+@pytest.mark.parametrize("decoder", [pytest.param("masked-flow", marks=pytest.mark.slow), "one-pass"])
 def test_training_lowers_the_score_of_forecasts(decoder, tmp_path):
     training = replace(
         TRAINING, steps=30, batch=8, learning_rate=1e-2, rollout=RolloutConfig(history=(2, 2), first_frame=0.0)

@@ -51,7 +51,7 @@ def run(tiny: Path, threads: int, code: str) -> object:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("threads", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_a_process_of_multiprocessing_forecasts_after_its_parent(tiny: Path, threads: int) -> None:
     code = """
     with multiprocessing.get_context("fork").Pool(2) as pool:

@@ -161,9 +161,9 @@ class Thinning:
         return [float(f"{rms:.6g}") if np.isfinite(rms) else None for rms in np.sqrt((frames**2).mean(1))]
 
 
-def _shown_levels(levels: Sequence[float], most: int = 4) -> list[float]:
-    """Levels of the widest central intervals, and the median."""
-    kept = {i for _, low, high in central_intervals(levels)[:most] for i in (low, high)}
+def _shown_levels(levels: Sequence[float]) -> list[float]:
+    """Levels of the four widest central intervals, and the median."""
+    kept = {i for _, low, high in central_intervals(levels)[:4] for i in (low, high)}
     return [level for i, level in enumerate(levels) if i in kept or abs(level - 0.5) < 1e-6]
 
 
