@@ -20,8 +20,10 @@ ELSEWHERE = {
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
     "SECURITY.md": "security.md",
-    "enma_fast/pretrained/combined-fast/README.md": "models/combined-fast.md",
-    "enma_fast/pretrained/combined-small/README.md": "models/combined-small.md",
+    **{
+        str(card.relative_to(ROOT)): f"models/{card.parent.name}.md"
+        for card in sorted((ROOT / "enma_fast" / "pretrained").glob("*/README.md"))
+    },
 }
 COMMAND_LINE = "reference/cli.md"
 

@@ -224,7 +224,7 @@ def run(task: Task, options: RunOptions) -> dict[str, float]:
         _trim_log(log_path, first)
     forward: Callable[..., Any] = _compiled(module) if options.compile else module
     best = _Best(options.out / BEST, task, first)
-    last_save, clock = time.monotonic(), time.monotonic()
+    last_save, clock, since = time.monotonic(), time.monotonic(), first
     end = config.steps if options.stop_after is None else min(config.steps, options.stop_after)
 
     def record(entry: dict[str, Any]) -> None:
@@ -255,13 +255,14 @@ def run(task: Task, options: RunOptions) -> dict[str, float]:
         if logs:
             values = _mean_over_ranks({"loss": loss.detach(), **terms}, rank)
             elapsed, clock = time.monotonic() - clock, time.monotonic()
-            seen = options.log_every if done % options.log_every == 0 else done % options.log_every
-            values |= {"grad_norm": float(norm), "per_second": config.batch * seen / elapsed}
+            values |= {"grad_norm": float(norm), "per_second": config.batch * (done - since) / elapsed}
+            since = done
             record({"step": done, "lr": rate, **values})
             if options.progress:
                 held = {"validation": best.scores["rel_l2"]} if "rel_l2" in best.scores else {}
                 options.progress(done, config.steps, values | held)
         if done % options.validate_every == 0 or done == config.steps:
+            paused = time.monotonic()
             average.swap(module)
             module.eval()
             scores = task.validate(module) if rank.index == 0 else {}
@@ -270,7 +271,7 @@ def run(task: Task, options: RunOptions) -> dict[str, float]:
             average.swap(module)
             record({"step": done, "validation": scores})
             log.info("step %d: %s", done, ", ".join(f"{k} {v:.4g}" for k, v in scores.items()))
-            clock = time.monotonic()
+            clock += time.monotonic() - paused
         if saves:
             _save_state(state_path, module, average, optimizers, config, done)
             last_save = time.monotonic()

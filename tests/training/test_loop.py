@@ -111,6 +111,27 @@ def test_the_log_holds_rate_loss_norm_and_speed(tmp_path):
     assert [entry["step"] for entry in entries if "validation" in entry] == [12]
 
 
+def test_validations_do_not_count_as_time_of_training(tmp_path, monkeypatch):
+    clock = [0.0]
+
+    def takes(seconds, call):
+        def slow(*arguments):
+            clock[0] += seconds
+            return call(*arguments)
+
+        return slow
+
+    monkeypatch.setattr("enma_fast.training.loop.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr(Line, "loss", takes(2.0, Line.loss))
+    monkeypatch.setattr(Line, "validate", takes(100.0, Line.validate))
+    # Validations fall between the entries of the log, and with them; the run resumes between entries too.
+    for stop_after in (7, None):
+        run(Line(batch=10), options(tmp_path, log_every=5, validate_every=3, stop_after=stop_after))
+    rates = [entry["per_second"] for entry in read_log(tmp_path, timings=True) if "loss" in entry]
+    assert rates == pytest.approx([5.0] * len(rates))
+    assert len(rates) >= 3
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_stops_the_run_at_its_step(tmp_path, value):
     with pytest.raises(EnmaError, match=r"^step 4: loss (nan|inf) .*empty folder with a lower learning_rate"):
