@@ -1,6 +1,7 @@
 """Draws docs/figures/equations.png: of each equation a test trajectory, its forecast from three frames, and the errors.
 
-On a line the fields are drawn over place and time; of a plane the first observed frame and the last of the forecast.
+On a line the fields are drawn over place and time; of a plane the first observed frame and the last of the forecast. Of
+an equation without a shipped model five frames of a solution are drawn.
 """
 
 from pathlib import Path
@@ -9,45 +10,70 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import enma_fast
-from enma_fast.data import shipped_file
+from enma_fast.data import EQUATIONS, shipped_file
 from enma_fast.figures.maps import error_scale, field_scale
 
-# Shipped model, data set, title, trajectory of the shipped test file, channel.
+# Shipped model, data set, title, trajectory of the shipped test file, channel; or parameters of a solution.
 ROWS = (
     ("advection-fast", "advection", "Advection", 3, 0),
     ("combined-fast", "combined", "Combined", 14, 0),
     ("gray-scott-fast", "gray_scott", "Gray-Scott, v", 2, 1),
-    ("wave-fast", "wave", "Wave", 3, 0),
-    ("vorticity-fast", "vorticity", "Vorticity", 3, 0),
+    (None, "wave", "Wave", 4, {"c": 300.0, "k": 10.0}),
+    (None, "vorticity", "Vorticity", 4, {"nu": 3e-3}),
 )
 MEMBERS, HISTORY = 16, 3
 
 figure, grid = plt.subplots(len(ROWS), 5, figsize=(10.5, 2.1 * len(ROWS)), layout="constrained")
 
-for axes, (name, dataset, title, row, channel) in zip(grid, ROWS, strict=True):
+
+def draw_solution(axes, dataset, row, parameters):
+    """Five frames of a solution: the first, and four with the same colours."""
+    problem, parameters = EQUATIONS[dataset], {name: np.array([value]) for name, value in parameters.items()}
+    u = problem.initial_conditions("test-in", seed=0, group=0)[row : row + 1]
+    if problem.spin_up is not None:
+        u = problem.spin_up(u, parameters)
+    u = problem.solve(u, parameters)[0, ..., 0]
+    frames = np.linspace(0, len(u) - 1, 5).round().astype(int)
+    for one, frame in zip(axes, frames, strict=True):
+        image = one.imshow(u[frame].T, origin="lower", **field_scale(u[frames[1:]] if frame else u[0]))
+        one.set_title(f"frame {frame + 1}", fontsize=9)
+    figure.colorbar(image, ax=axes[4], shrink=0.9).ax.tick_params(labelsize=7)
+
+
+def draw_forecast(axes, name, dataset, row, channel):
+    """What is observed, truth and mean with the same colours, error and spread with the same colours."""
     truth = enma_fast.read_fields(shipped_file(dataset, "test-in"), select=[row]).u
     ensemble = enma_fast.forecast(enma_fast.load_model(name), truth[:, :HISTORY], num_members=MEMBERS)
     observed, truth = truth[0, :HISTORY, ..., channel], truth[0, HISTORY:, ..., channel]
     mean, spread = ensemble.mean()[0, ..., channel], ensemble.spread()[0, ..., channel]
     line = truth.ndim == 2
     if line:
-        shown = [np.concatenate([observed, np.full_like(truth, np.nan)]), truth, mean, np.abs(mean - truth), spread]
-        shown = [shown[0], *(np.concatenate([np.full_like(observed, np.nan), field]) for field in shown[1:])]
-        names = ["observed", "truth", "mean of 16 members", "error of the mean", "spread"]
+        empty = np.full_like(observed, np.nan)
+        forecasts = (truth, mean, np.abs(mean - truth), spread)
+        shown = [np.pad(observed, ((0, len(truth)), (0, 0)), constant_values=np.nan)]
+        shown += [np.concatenate([empty, field]) for field in forecasts]
+        names = ["observed", "truth", f"mean of {MEMBERS} members", "error of the mean", "spread"]
     else:
         shown = [observed[0], truth[-1], mean[-1], np.abs(mean - truth)[-1], spread[-1]]
-        names = ["frame 1", f"frame {HISTORY + len(truth)}: truth", "mean", "error", "spread"]
-    colours = field_scale(observed if line else mean[-1], truth if line else truth[-1]), error_scale(shown[3], shown[4])
+        names = ["frame 1", f"frame {HISTORY + len(truth)}: truth", f"mean of {MEMBERS} members", "error", "spread"]
+    colours = field_scale(observed if line else mean[-1], truth if line else truth[-1]), error_scale(*shown[3:])
     for i, (one, field, head) in enumerate(zip(axes, shown, names, strict=True)):
-        # Place to the right, time or the second place upwards.
-        aspect = "auto" if line else "equal"
-        # The first frame of a plane has colours of its own.
+        # The first frame of a plane has colours of its own. Place to the right, time or the second place upwards.
         colour = field_scale(field) if i == 0 and not line else colours[i > 2]
+        aspect = "auto" if line else "equal"
         image = one.imshow(field if line else field.T, origin="lower", aspect=aspect, **colour)
-        one.set(xticks=[], yticks=[])
         one.set_title(head, fontsize=9)
         if i in (2, 4):
             figure.colorbar(image, ax=one, shrink=0.9).ax.tick_params(labelsize=7)
+
+
+for axes, (name, dataset, title, row, of) in zip(grid, ROWS, strict=True):
+    if name is None:
+        draw_solution(axes, dataset, row, of)
+    else:
+        draw_forecast(axes, name, dataset, row, of)
+    for one in axes:
+        one.set(xticks=[], yticks=[])
     axes[0].set_ylabel(title)
 
 figure.savefig(Path(__file__).with_suffix(".png"), dpi=100)
