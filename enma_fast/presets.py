@@ -199,7 +199,11 @@ PRESETS: dict[str, Preset] = {
         _small("combined-small", "combined", _SMALL_TOKENIZER),
         _small("combined-fast", "combined", _SMALL_TOKENIZER, **_FAST),
         _small("advection-small", "advection", dataclasses.replace(_SMALL_TOKENIZER, lengths=(1.0,))),
-        _small("advection-fast", "advection", dataclasses.replace(_SMALL_TOKENIZER, lengths=(1.0,)), **_FAST),
+        dataclasses.replace(
+            _small("advection-fast", "advection", dataclasses.replace(_SMALL_TOKENIZER, lengths=(1.0,)), **_FAST),
+            # Speeds up to twice those of the data, which lie within 5.
+            dynamics_training=dataclasses.replace(_SMALL_TRAINING, boost=2.5),
+        ),
         # Observations at scattered points: the interpolation of paper D.1.1 in front of the same tokenizer.
         _small(
             "combined-points-small",

@@ -41,6 +41,8 @@ from .solver import solver_fidelity
 
 # Scores that a row of a score file keeps.
 KEPT = ("rel_l2", "rel_l2_median", "rel_l2_q90", "rel_l2_member", "crps", "crps_relative", "rmsce", "spread_skill")
+# Trajectories of a file that calibration and generation are measured on.
+CALIBRATED = 120
 # Observed frames of the temporal task.
 HISTORY = 3
 # Zebra's protocol: frames of a window and of a context, and trajectories whose calibration is one number.
@@ -98,11 +100,11 @@ CASES: tuple[Case, ...] = (
         for split in ("test-in", "test-out")
     ),
     *(
-        Case(protocol="calibration", task=task, split="test-in", members=64, limit=120)
+        Case(protocol="calibration", task=task, split="test-in", members=64, limit=CALIBRATED)
         for task in (TEMPORAL, INITIAL_VALUE)
     ),
-    Case(protocol="zebra", task=INITIAL_VALUE, split="test-in", members=20, limit=120),
-    Case(protocol="whole", task=GENERATION, split="test-in", members=1, limit=120),
+    Case(protocol="zebra", task=INITIAL_VALUE, split="test-in", members=20, limit=CALIBRATED),
+    Case(protocol="whole", task=GENERATION, split="test-in", members=1, limit=CALIBRATED),
     Case(protocol="features", task=GENERATION, split="test-in", members=1),
 )
 

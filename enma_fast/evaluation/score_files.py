@@ -34,7 +34,7 @@ from ..models.checkpoint import METRICS, WEIGHTS, available, hashes, load_model,
 from ..utils.files import complete_file
 from ..utils.system import machine, versions
 from .features import training_file
-from .protocols import CASES, KEPT, Case, Method, measure, of_model
+from .protocols import CALIBRATED, CASES, KEPT, Case, Method, measure, of_model
 
 FOLDER = PRETRAINED / "scores"
 # Relative difference of a score that another processor, or another number of threads, may make.
@@ -80,14 +80,19 @@ def measure_model(
     model, folder = load_model(checkpoint), locate(checkpoint)
     equation = model.config.dataset
     metrics = json.loads((folder / METRICS).read_text(encoding="utf-8")) if (folder / METRICS).is_file() else {}
-    known = [_row_of_card(row) for row in metrics.get("rows", ()) if row["seed"] == seed and not row["packed"]]
+    # A card may have scored fewer trajectories than the cases ask for.
+    known = [
+        _row_of_card(row)
+        for row in metrics.get("rows", ())
+        if row["seed"] == seed and not row["packed"] and row["limit"] in (None, CALIBRATED)
+    ]
     there = {(row["protocol"], row["task"], row["split"]) for row in known}
     if known:
         _require_data_of_card(equation, Path(data_dir))
     stages = metrics.get("training", {}).values()
     return score_file(
         of_model(model),
-        method=model.config.name.removeprefix(f"{equation}-"),
+        method=model.config.name.removeprefix(f"{equation}-".replace("_", "-")),
         kind="model",
         equation=equation,
         data_dir=data_dir,
