@@ -201,7 +201,7 @@ PRESETS: dict[str, Preset] = {
         _small("advection-small", "advection", dataclasses.replace(_SMALL_TOKENIZER, lengths=(1.0,))),
         dataclasses.replace(
             _small("advection-fast", "advection", dataclasses.replace(_SMALL_TOKENIZER, lengths=(1.0,)), **_FAST),
-            # Speeds up to twice those of the data, which lie within 5.
+            # Speeds beyond those of the data, which lie within 5.
             dynamics_training=dataclasses.replace(_SMALL_TRAINING, boost=2.5),
         ),
         # Observations at scattered points: the interpolation of paper D.1.1 in front of the same tokenizer.

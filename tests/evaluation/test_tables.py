@@ -15,7 +15,7 @@ from enma_fast.evaluation.metrics import crps
 from enma_fast.evaluation.protocols import CASES, Case, ZebraScores, measure, of_model
 from enma_fast.evaluation.scoring import score
 from enma_fast.forecasting.request import GENERATION, INITIAL_VALUE, TEMPORAL
-from enma_fast.models.checkpoint import WEIGHTS, available, hashes, load_model
+from enma_fast.models.checkpoint import WEIGHTS, available, hashes, load_config, load_model
 
 
 @pytest.fixture(scope="module")
@@ -208,6 +208,25 @@ def test_a_model_without_a_card_is_measured_in_all_cases(tiny, tmp_path, monkeyp
         "shipped/combined-test-in.h5",
         "shipped/combined-test-out.h5",
     }
+
+
+def test_rows_of_a_card_count_where_it_scored_as_many_trajectories_as_the_cases_ask_for(tmp_path, monkeypatch):
+    measured = []
+
+    def not_now(method, data, case, **_):
+        measured.append(case)
+        return {"protocol": case.protocol}
+
+    monkeypatch.setattr(score_files, "measure", not_now)
+    # One card has the first 40 trajectories of each file, the other all, and a calibration of one task.
+    for model, missing in (("gray-scott-fast", 8), ("combined-fast", 2)):
+        dataset = load_config(model).dataset
+        for split in ("test-in", "test-out"):
+            shutil.copy(PRETRAINED / f"{dataset}-{split}.h5", tmp_path)
+        measured.clear()
+        found = score_files.measure_model(model, tmp_path)
+        assert found["method"] == "fast"
+        assert len([case for case in measured if case.protocol in ("whole", "calibration", "zebra")]) == missing
 
 
 def test_data_that_the_card_was_not_measured_on_are_refused(tmp_path):
