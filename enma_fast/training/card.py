@@ -121,6 +121,8 @@ def measure(
     """Scores of a model in all cases, on files by split."""
     rows: list[dict[str, Any]] = []
     packed = {split: spread_out(data) for split, data in files.items()}
+    environments = packed["test-in"].environment
+    assert environments is not None
     cases = list(_cases(files, packed, limit))
     for done, (split, task, members, most, small) in enumerate(cases):
         if progress is not None:
@@ -132,7 +134,7 @@ def measure(
     inside = files["test-in"]
     return {
         "rows": rows,
-        "packed_environments": len(np.unique(packed["test-in"].environment)),
+        "packed_environments": len(np.unique(environments)),
         "tokenizer": {
             "split": "test-in",
             "num_trajectories": len(inside),
