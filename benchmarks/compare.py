@@ -18,6 +18,7 @@ import statistics
 import sys
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +131,9 @@ def main() -> int:
     parser.add_argument(
         "--preset", choices=sorted(PRESETS), help="of trajectories combined-paper, of forecasts combined-fast"
     )
-    parser.add_argument("--dtype", choices=DTYPES, help="bf16, of forecasts and ensembles fp32")
+    parser.add_argument(
+        "--dtype", choices=[*DTYPES, "all"], help="bf16, of forecasts and ensembles fp32; all: one after the other"
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument(
         "--rounds", type=int, help="11, of whole forecasts 5, of ensembles 5 or more where they are small"
@@ -164,12 +167,13 @@ def main() -> int:
         build, default_rows = ensemble_case, (64, 256, 1024, 4096)
     else:
         build, default_rows = CASES[options.case]
-    dtype = DTYPES[options.dtype or WHOLE.get(options.case, "bf16")]
+    asked = options.dtype or WHOLE.get(options.case, "bf16")
+    dtypes = list(DTYPES.values()) if asked == "all" else [DTYPES[asked]]
     rows = [int(n) for n in options.rows.split(",")] if options.rows else list(default_rows)
     device = torch.device(options.device)
     results = []
     with torch.no_grad():
-        for n in rows:
+        for n, dtype in product(rows, dtypes):
             case = build(n, dtype, device, compiled=not (options.no_compile or options.alone))
             if options.alone:
                 case = replace(case, contenders={"ours": case.contenders["ours"]})

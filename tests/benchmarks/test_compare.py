@@ -14,6 +14,9 @@ from enma_fast.utils.dataclass_json import replace
 from .._tiny import COMBINED
 
 
+DTYPE_NAMES = ("bfloat16", "float32")
+
+
 @pytest.fixture
 def presets(monkeypatch):
     for name, decoder in (("tiny", "masked-flow"), ("tiny-fast", "one-pass")):
@@ -53,6 +56,12 @@ def test_contenders_of_a_whole_forecast(presets, monkeypatch, capsys, case, dtyp
             preset,
             "one-pass" if one_pass else "masked-flow",
         )
+
+
+def test_all_formats_are_compared_one_after_the_other(presets, monkeypatch, capsys):
+    status, rows = rows_of(monkeypatch, capsys, "trajectory", "--preset", "tiny", "--dtype", "all")
+    assert status == 0
+    assert [(row["members"], row["dtype"]) for row in rows] == [(n, dtype) for n in (1, 3) for dtype in DTYPE_NAMES]
 
 
 @pytest.mark.parametrize("case", ["trajectory", "forecast"])
