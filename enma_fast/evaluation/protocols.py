@@ -198,7 +198,8 @@ def measure(
             raise EnmaError(f"{data.path}: lacks {equation}-train.h5 beside it, or {equation} a feature network")
         row |= distribution_scores(equation, read(train), np.concatenate(first_members))
     else:
-        row["solver_fidelity"] = solver_fidelity(equation, data, range(count), np.concatenate(first_members))
+        distance = solver_fidelity(equation, data, range(count), np.concatenate(first_members))
+        row |= {} if distance is None else {"solver_fidelity": distance}
     found_physics = physics.result(has_truth=case.task.has_truth)
     return {**row, "physics": found_physics, "seconds_per_member": seconds / members}
 

@@ -23,8 +23,8 @@ def solver_fidelity(dataset: str, data: FieldFile, rows: Sequence[int], generate
 
     `generated` is `[B, T, *x, c]` from the first frame on, with the parameters of the trajectories `rows` of the field
     file `data`, and its grid, domain and frame spacing. None if there is no equation of the name `dataset`, the file
-    lacks a parameter of it or is of another grid, domain or frame spacing, or the solver fails, which is
-    logged as a warning.
+    lacks a parameter of it or is of another grid, domain or frame spacing, a solution blows up, or the solver fails,
+    which is logged as a warning.
     """
     equation = EQUATIONS.get(dataset)
     if equation is None or not _is_of(equation, data, generated):
@@ -36,13 +36,16 @@ def solver_fidelity(dataset: str, data: FieldFile, rows: Sequence[int], generate
     for axis, (points, fine) in enumerate(zip(u_BTxc.shape[2:-1], equation.solver_grid, strict=True), 1):
         start_Bxc = refine(start_Bxc, fine // points, axis)
     try:
-        solved = equation.solve(start_Bxc, values)[:, : u_BTxc.shape[1]].astype(np.float64)
+        # A solution that blows up has no distance.
+        with np.errstate(all="ignore"):
+            solved = equation.solve(start_Bxc, values)[:, : u_BTxc.shape[1]].astype(np.float64)
     except EnmaError as error:
         log.warning("solver_fidelity is left out: %s", error)
         return None
     strides = (full // points for full, points in zip(equation.grid, u_BTxc.shape[2:-1], strict=True))
     solved = solved[:, :, *(slice(None, None, stride) for stride in strides)]
-    mean = float((_norm(u_BTxc - solved) / _norm(solved)).mean())
+    with np.errstate(all="ignore"):
+        mean = float((_norm(u_BTxc - solved) / _norm(solved)).mean())
     return mean if np.isfinite(mean) else None
 
 

@@ -13,7 +13,6 @@ from enma_fast.utils.dataclass_json import replace
 
 from .._tiny import COMBINED
 
-
 DTYPE_NAMES = ("bfloat16", "float32")
 
 

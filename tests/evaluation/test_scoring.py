@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from enma_fast.config import ModelConfig
-from enma_fast.data import EQUATIONS, FieldFile, dataset_split, read
+from enma_fast.data import EQUATIONS, FieldFile, dataset_split, read, shipped_file
 from enma_fast.data.equations import advection
 from enma_fast.data.spectral import refine
 from enma_fast.errors import EnmaError
@@ -142,6 +142,12 @@ def test_the_solver_agrees_with_its_own_trajectories(data: FieldFile) -> None:
     expected = metrics.relative_l2(data.u, solved).mean()
     assert distance == pytest.approx(float(expected), rel=1e-5)
     assert distance > 0.1
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_solution_that_blows_up_has_no_distance() -> None:
+    data = read(shipped_file("gray_scott", "test-in"), select=[0, 1])
+    assert solver_fidelity("gray_scott", data, range(2), 1e3 * data.u) is None
 
 
 def test_solver_fidelity_of_another_equation() -> None:
