@@ -379,11 +379,7 @@ def derived_preset(
     latents = tokenizer.latent_frames(num_frames)
     share: dict[str, Any] = {} if contexts else {"context_share": 0.0}
     rollout = RolloutConfig(history=(2, min(4, latents - 1)))
-    windows = (
-        _WINDOW_TOKENIZER_TRAINING
-        if num_frames > _WINDOW
-        else dataclasses.replace(_WINDOW_TOKENIZER_TRAINING, window=None)
-    )
+    windows = dataclasses.replace(_WINDOW_TOKENIZER_TRAINING, window=_WINDOW if num_frames > _WINDOW else None)
     tokenizer_training = _PAPER_TOKENIZER_TRAINING if paper else windows
     training = _PAPER_TRAINING if paper else _SMALL_TRAINING
     return Preset(

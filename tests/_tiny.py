@@ -114,8 +114,13 @@ def shaken(module, seed=0, scale=0.2):
 
 def model(name="relative", seed=0):
     """A model with random weights everywhere, ready to sample."""
+    return random_model(CONFIGS[name], seed)
+
+
+def random_model(config, seed=0):
+    """A model of a config with random weights everywhere, ready to sample."""
     torch.manual_seed(seed)
-    made = shaken(Model(CONFIGS[name]), seed, scale=0.1)
+    made = shaken(Model(config), seed, scale=0.1)
     made.latent_mean += 0.3
     made.latent_std *= 1.7
     return made.eval().requires_grad_(False)

@@ -41,7 +41,7 @@ def draw_solution(axes, dataset, row, parameters):
 
 
 def draw_forecast(axes, name, dataset, row, channel):
-    """What is observed, truth and mean with the same colours, error and spread with the same colours."""
+    """The observed frames, truth and mean with the same colours; error and spread with the same colours."""
     truth = enma_fast.read_fields(shipped_file(dataset, "test-in"), select=[row]).u
     ensemble = enma_fast.forecast(enma_fast.load_model(name), truth[:, :HISTORY], num_members=MEMBERS)
     observed, truth = truth[0, :HISTORY, ..., channel], truth[0, HISTORY:, ..., channel]

@@ -89,7 +89,7 @@ def generate(
         for first in range(0, groups, _GROUPS_PER_CHUNK):
             chunk = [min(g, groups - 1) for g in range(first, first + _GROUPS_PER_CHUNK)]
             part = parts / f"{first}.npy"
-            u = _kept(part, (len(chunk) * size, problem.num_frames, *problem.grid, len(problem.channels)))
+            u = _kept(part, _shape(problem, chunk))
             if u is None:
                 u = _solved(problem, split, seed, chunk, values).astype(np.float32)
                 if len(set(chunk)) == len(chunk):
@@ -140,6 +140,11 @@ def _create_fields(file: Any, problem: Equation, num_trajectories: int) -> list[
     return fields
 
 
+def _shape(problem: Equation, chunk: list[int]) -> tuple[int, ...]:
+    """The shape `[B, T, *x, c]` of the trajectories of some groups."""
+    return len(chunk) * splits.TRAJECTORIES_PER_GROUP, problem.num_frames, *problem.grid, len(problem.channels)
+
+
 def _solved(problem: Equation, split: str, seed: int, chunk: list[int], values: Values) -> np.ndarray:
     """Trajectories of some groups of a split, float64 [B, T, *x, c]."""
     size = splits.TRAJECTORIES_PER_GROUP
@@ -148,7 +153,7 @@ def _solved(problem: Equation, split: str, seed: int, chunk: list[int], values: 
     if problem.spin_up is not None:
         u0 = problem.spin_up(u0, repeated)
     u = problem.solve(u0, repeated)
-    expected = (len(chunk) * size, problem.num_frames, *problem.grid, len(problem.channels))
+    expected = _shape(problem, chunk)
     if u.shape != expected:
         raise EnmaError(f"equation {problem.name}: solve gives {u.shape}; its grid and channels ask for {expected}")
     finite = np.isfinite(u).reshape(len(u), -1).all(axis=1)

@@ -10,7 +10,7 @@ from ..errors import EnmaError
 from .fields import FieldFile
 from .well import read, write_fields
 
-# Of a subset by default: environments at most, and bytes that more of them may not exceed.
+# By default a subset has at most so many environments, and no second one beyond so many bytes.
 _MOST_ENVIRONMENTS, _MOST_BYTES = 12, 4_000_000
 
 

@@ -287,7 +287,7 @@ def run(task: Task, options: RunOptions) -> dict[str, float]:
 
 
 def _compiled(module: nn.Module) -> Callable[..., Any]:
-    # What operators choose is cached and does not change while a stage trains, so that Dynamo traces it is no trouble.
+    # The operators' choices are cached and do not change while a stage trains, so Dynamo may trace them.
     warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`", category=UserWarning)
     return torch.compile(module)
 

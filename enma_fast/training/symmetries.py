@@ -7,7 +7,7 @@ of theirs, and of the tokenizer's, is there twice: as it is, and carried by an a
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,15 +22,15 @@ NEUTRAL = {"amplitude": (1.0, 1.0), "boost": 0.0}
 Symmetry = Callable[..., Any]
 
 
-def symmetries(dataset: str, config: TrainingConfig) -> dict[str, Symmetry]:
-    """The symmetries that a training asks for, as its data set's equation declares them.
+def symmetries(dataset: str, config: TrainingConfig, names: Collection[str] = NEUTRAL.keys()) -> dict[str, Symmetry]:
+    """The symmetries, of those named, that a training asks for, as its data set's equation declares them.
 
     Raises
     ------
     EnmaError
         Names the setting, if the equation has no such symmetry.
     """
-    asked = [name for name, neutral in NEUTRAL.items() if getattr(config, name) != neutral]
+    asked = [name for name in names if getattr(config, name) != NEUTRAL[name]]
     known = EQUATIONS[dataset].symmetries if dataset in EQUATIONS else {}
     for name in asked:
         if name not in known:
@@ -62,7 +62,8 @@ def with_boosts(data: FieldFile, dataset: str, config: TrainingConfig, *, seed: 
     EnmaError
         If the equation of the data set has no boosts, or the file has no environments.
     """
-    by = {name: symmetry for name, symmetry in symmetries(dataset, config).items() if name == "boost"}
+    # The tokenizer scales its samples itself, whatever the equation is.
+    by = symmetries(dataset, config, ["boost"])
     if not by:
         return data
     if data.environment is None:

@@ -175,7 +175,7 @@ def test_an_editable_install_has_libenma_in_the_tree(
     library, made = project / "enma_fast/embed/lib/libenma.so.1", []
     variables = {"ENMA_FAST_NO_EXT": "", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     for _ in range(2):
-        # What an editable install does with the extension.
+        # An editable install does this with the extension.
         run(sys.executable, "setup.py", "--quiet", "build_ext", "--inplace", cwd=project, **variables)
         made.append(library.open("rb"))
     assert ctypes.CDLL(str(library)).enma_six() == 6

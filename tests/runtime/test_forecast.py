@@ -19,7 +19,7 @@ from enma_fast.models.model import Model as Network
 from enma_fast.sampling.engine import engine_for
 from enma_fast.sampling.noise import trajectory_seed
 
-from .._tiny import CONFIGS, model, shaken, waves
+from .._tiny import CONFIGS, model, random_model, shaken, waves
 from ._libenma import INVALID_ARGUMENT, OK, Failure, Library, Model
 
 # Rounding of the convolutions, carried through a forecast, as a part of the largest value. Measured: 3e-6.
@@ -42,7 +42,7 @@ def test_members_are_those_of_python(library: Library, name: str) -> None:
 @pytest.mark.parametrize("name", ["combined-fast", "paper-fast", "relative-fast", "plane", "plane-paper"])
 def test_latents_after_the_same_history_have_the_same_bits(library: Library, tmp_path: Path, name: str) -> None:
     """The sampler is the same code; only the flow's embeddings of time are computed otherwise, with sums in double."""
-    network = enma_fast.load_model(name) if name == "combined-fast" else random_network(one_pass(CONFIGS[name]))
+    network = enma_fast.load_model(name) if name == "combined-fast" else random_model(one_pass(CONFIGS[name]))
     opened = library.open(saved(network, tmp_path / "it"))
     observed = waves(1, 1, 3, network.config.tokenizer)[0].numpy()
     session = opened.session(seed=3, trajectory=1, num_members=5, shifts=1)
@@ -64,14 +64,6 @@ def one_pass(config: ModelConfig) -> ModelConfig:
     """A model that decides frames in one pass, on its grid alone."""
     dynamics, tokenizer = replace(config.dynamics, decoder="one-pass"), replace(config.tokenizer, interpolation=None)
     return replace(config, dynamics=dynamics, tokenizer=tokenizer)
-
-
-def random_network(config: ModelConfig) -> Network:
-    torch.manual_seed(0)
-    network = shaken(Network(config), scale=0.1)
-    network.latent_mean += 0.3
-    network.latent_std *= 1.7
-    return network.eval().requires_grad_(False)
 
 
 def saved(network: Network, folder: Path) -> Path:
@@ -134,7 +126,7 @@ def test_planes(
         dynamics=replace(config.dynamics, decoder=decoder),
         sampling=replace(config.sampling, shifts=shifts),
     )
-    network = random_network(config)
+    network = random_model(config)
     fields = waves(2, 1, 8, config.tokenizer).numpy()
     history = None if task == "context alone" else fields[0, : 3 if task == "history" else 1]
     context = None if task == "history" else fields[1]
@@ -157,7 +149,7 @@ def test_layers_of_a_plane(library: Library, tmp_path: Path, channels: int) -> N
         kernel_ends=5,
     )
     config = replace(config, tokenizer=tokenizer, dynamics=replace(config.dynamics, patch=(3, 1)))
-    network = random_network(config)
+    network = random_model(config)
     history = waves(1, 1, 4, tokenizer)[0].numpy()
     expected = enma_fast.forecast(network, history, num_members=2).numpy()
     opened = library.open(saved(network, tmp_path / "it"))
@@ -173,7 +165,7 @@ def test_nothing_at_full_resolution(library: Library, tmp_path: Path, name: str,
     layers = ("residual", "time") if stride == 4 else ("residual", "space", "time")
     tokenizer = replace(config.tokenizer, stride_ends=stride, kernel_ends=5, layers=layers, field_channels=channels)
     patch = (1,) * tokenizer.dims
-    network = random_network(replace(config, tokenizer=tokenizer, dynamics=replace(config.dynamics, patch=patch)))
+    network = random_model(replace(config, tokenizer=tokenizer, dynamics=replace(config.dynamics, patch=patch)))
     history = waves(1, 1, 3, tokenizer)[0].numpy()
     expected = enma_fast.forecast(network, history, num_members=2).numpy()
     assert_close(library.open(saved(network, tmp_path / "it")).forecast(history, num_members=2), expected)
@@ -183,7 +175,7 @@ def test_a_large_plane(library: Library, tmp_path: Path) -> None:
     """Products of more rows than a kernel takes at a time."""
     config = CONFIGS["plane"]
     tokenizer = replace(config.tokenizer, grid=(32, 64), layers=("space", "space", "space", "time"))
-    network = random_network(replace(config, tokenizer=tokenizer))
+    network = random_model(replace(config, tokenizer=tokenizer))
     history = waves(1, 1, 3, tokenizer)[0].numpy()
     expected = enma_fast.forecast(network, history, num_members=1).numpy()
     assert_close(library.open(saved(network, tmp_path / "it")).forecast(history), expected)

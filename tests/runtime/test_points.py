@@ -17,7 +17,7 @@ from enma_fast.models.checkpoint import save_model
 from enma_fast.models.model import Model as Network
 from enma_fast.presets import PRESETS
 
-from .._tiny import CONFIGS, shaken, waves
+from .._tiny import CONFIGS, random_model, waves
 from ._libenma import (
     CSRC,
     CXX,
@@ -35,14 +35,6 @@ from ._programs import WARNINGS, linked, needs
 # Rounding of convolutions and attention, carried through a forecast, as a part of the largest value.
 TOLERANCE = 1e-5
 LINE, PLANE = CONFIGS["points"], CONFIGS["plane-paper"]
-
-
-def random_network(config: ModelConfig) -> Network:
-    torch.manual_seed(0)
-    network = shaken(Network(config), scale=0.1)
-    network.latent_mean += 0.3
-    network.latent_std *= 1.7
-    return network.eval().requires_grad_(False)
 
 
 def opened(library: Library, network: Network, folder: Path) -> Model:
@@ -87,7 +79,7 @@ def with_units(config: ModelConfig, **changes: Any) -> ModelConfig:
 )
 def test_members_are_those_of_python(library: Library, tmp_path: Path, config: ModelConfig) -> None:
     """From points that all frames share: a history, a history with a context, and a context alone."""
-    network = random_network(config)
+    network = random_model(config)
     model = opened(library, network, tmp_path / "it")
     assert model.describe().scattered == 1
     points, values = scattered(config, 4, [37])
@@ -102,7 +94,7 @@ def test_members_are_those_of_python(library: Library, tmp_path: Path, config: M
 @pytest.mark.parametrize("config", [PRESETS["combined-points-small"].model, PLANE], ids=lambda config: config.name)
 def test_both_ways_round_no_worse_than_python(library: Library, tmp_path: Path, config: ModelConfig) -> None:
     """Points to latents, and latents to the field: beside float64 at most twice the error of Python's fp32."""
-    network = random_network(config)
+    network = random_model(config)
     model = opened(library, network, tmp_path / "it")
     points, values = scattered(config, 3, [90])
     session = model.session(num_frames=3)
@@ -110,7 +102,7 @@ def test_both_ways_round_no_worse_than_python(library: Library, tmp_path: Path, 
     found = torch.from_numpy(session.forecast())
     latents = torch.from_numpy(session.latents())
     observed, where = torch.from_numpy(values)[None], torch.from_numpy(points)
-    whole = random_network(config).double()
+    whole = random_model(config).double()
     # A network in double computes attention by its reference.
     pairs = [
         (latents[:, :2], network.encode(observed, where), whole.encode(observed.double(), where.double())),
@@ -125,7 +117,7 @@ def test_both_ways_round_no_worse_than_python(library: Library, tmp_path: Path, 
 @pytest.mark.parametrize("shifts", [None, 3])
 def test_frames_on_the_grid(library: Library, tmp_path: Path, config: ModelConfig, shifts: int | None) -> None:
     config = replace(config, sampling=replace(config.sampling, shifts=shifts))
-    network = random_network(config)
+    network = random_model(config)
     fields = waves(2, 1, 4, config.tokenizer).numpy()
     expected = enma_fast.forecast(network, fields[0, :3], context=fields[1], num_members=4).numpy()
     found = opened(library, network, tmp_path / "it").forecast(fields[0, :3], fields[1], num_members=4)
@@ -134,7 +126,7 @@ def test_frames_on_the_grid(library: Library, tmp_path: Path, config: ModelConfi
 
 @pytest.fixture(scope="module")
 def network() -> Network:
-    return random_network(with_units(PLANE))
+    return random_model(with_units(PLANE))
 
 
 @pytest.fixture
@@ -151,7 +143,7 @@ def forecast(model: Model, history: Observations, **options: Any) -> np.ndarray:
 def test_every_frame_may_have_points_of_its_own(
     model: Model, network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What Python's interpolation makes of each frame by itself is what the convolutions see."""
+    """The convolutions see the grid that Python's interpolation makes of each frame by itself."""
     counts = [5, 1, 300, 18]
     points, values = scattered(network.config, 0, counts)
     found = forecast(model, Observations.of(points, values, counts))
@@ -270,7 +262,7 @@ def test_a_model_on_its_grid_alone_refuses_points(small: Model) -> None:
     message = "has no interpolation; it works on its grid only"
     refused(INVALID_ARGUMENT, f"history: the model 'relative-fast' {message}", small, Observations.of(points, values))
     with pytest.raises(enma_fast.EnmaError, match=message):
-        enma_fast.forecast(random_network(CONFIGS["relative-fast"]), values, points=points)
+        enma_fast.forecast(random_model(CONFIGS["relative-fast"]), values, points=points)
     session = small.session()
     with pytest.raises(Failure, match="session is NULL"):
         small.library.call("session_observe_points", None, byref(Observations.of(points, values)), None)

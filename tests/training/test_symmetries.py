@@ -41,6 +41,8 @@ def test_a_boost_adds_each_environment_once_more_as_a_solution_of_its_own(tmp_pa
     again = with_boosts(data, "advection", config, seed=5)
     np.testing.assert_array_equal(again.u, both.u)
     assert with_boosts(data, "advection", TRAINING, seed=5) is data
+    # The tokenizer of any data may scale its samples.
+    assert with_boosts(data, "waves", replace(TRAINING, amplitude=(0.5, 2.0)), seed=5) is data
 
 
 def test_a_boost_needs_environments(tmp_path: Path) -> None:
