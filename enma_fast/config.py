@@ -116,6 +116,15 @@ class FlowConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LocalConfig:
+    """Local head of a one-pass model: its width, blocks of convolutions, and past latent frames that it sees."""
+
+    width: int = 64
+    layers: int = 4
+    past: int = 3
+
+
+@dataclass(frozen=True, kw_only=True)
 class DynamicsConfig:
     """Dynamics on standardised latent frames: causal transformer, masked transformer and head (paper 3.1, table 7).
 
@@ -126,8 +135,9 @@ class DynamicsConfig:
 
     ``decoder``: ``masked-flow`` decides a frame in mask steps, each token by the flow-matching head (the paper);
     ``one-pass`` decides it in one pass of the masked transformer, with noise in place of the mask token and a linear
-    layer that reads the tokens. Frame 0 of a generated trajectory has a distribution over initial states, and is
-    decided by ``masked-flow`` in either case.
+    layer that reads the tokens, or with ``local`` the convolutions of a local head
+    (:mod:`enma_fast.models.local_head`). Frame 0 of a generated trajectory has a distribution over initial states, and
+    is decided by ``masked-flow`` in either case.
     """
 
     width: int = 512
@@ -140,6 +150,7 @@ class DynamicsConfig:
     condition: Literal["concat", "add"] = "concat"
     decoder: Literal["masked-flow", "one-pass"] = "masked-flow"
     scale_shift_rank: int = 24
+    local: LocalConfig | None = None
     flow: FlowConfig = field(default_factory=FlowConfig)
 
 
@@ -289,6 +300,17 @@ _COUNTS = (
 )
 
 
+def _check_local(config: ModelConfig, local: LocalConfig) -> None:
+    name = f"{config.name}: dynamics.local"
+    if config.dynamics.decoder != "one-pass":
+        raise EnmaError(f"{name} is set and the decoder is {config.dynamics.decoder!r}; use decoder='one-pass' with it")
+    if local.width < 1 or local.width % 16:
+        raise EnmaError(f"{name}.width is {local.width}; a multiple of 16 is needed")
+    for part, count in (("layers", local.layers), ("past", local.past)):
+        if count < 1:
+            raise EnmaError(f"{name}.{part} is {count}; at least 1 is needed")
+
+
 def _check_model(config: ModelConfig) -> None:
     tok, dyn = config.tokenizer, config.dynamics
     if tok.dims not in (1, 2):
@@ -302,6 +324,8 @@ def _check_model(config: ModelConfig) -> None:
     for name in _COUNTS:
         if (count := attrgetter(name)(config)) is not None and count < 1:
             raise EnmaError(f"{config.name}: {name} is {count}; at least 1 is needed")
+    if dyn.local is not None:
+        _check_local(config, dyn.local)
     if not 0 <= config.sampling.temperature < math.inf:
         raise EnmaError(f"{config.name}: sampling.temperature is {config.sampling.temperature}; 0 or more is needed")
     for name, kernel in (("kernel", tok.kernel), ("kernel_ends", tok.kernel_ends)):

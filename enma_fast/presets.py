@@ -17,6 +17,7 @@ from .config import (
     DynamicsConfig,
     FlowConfig,
     InterpolationConfig,
+    LocalConfig,
     ModelConfig,
     RolloutConfig,
     SamplingConfig,
@@ -171,10 +172,12 @@ def _small(name: str, dataset: str, tokenizer: TokenizerConfig, **model: Any) ->
     )
 
 
-def _fast_2d(name: str, tokenizer: TokenizerConfig, *, patch: tuple[int, int], **model: Any) -> Preset:
+def _fast_2d(
+    name: str, tokenizer: TokenizerConfig, *, patch: tuple[int, int], local: LocalConfig | None = None, **model: Any
+) -> Preset:
     ring = all(tokenizer.periodic)
     positions = _SMALL_DYNAMICS.positions if ring else "sincos"
-    dynamics = dataclasses.replace(_FAST["dynamics"], width=256, heads=8, patch=patch, positions=positions)
+    dynamics = dataclasses.replace(_FAST["dynamics"], width=256, heads=8, patch=patch, positions=positions, local=local)
     preset = _small(
         name,
         name.removesuffix("-fast").replace("-", "_"),
@@ -243,6 +246,7 @@ PRESETS: dict[str, Preset] = {
                 field_scale=(0.158,),
             ),
             patch=(4, 4),
+            local=LocalConfig(),
             num_frames=30,
             frame_interval=0.005 / 29,
         ),
@@ -250,6 +254,7 @@ PRESETS: dict[str, Preset] = {
             "vorticity-fast",
             dataclasses.replace(_FAST_2D, field_mean=(0.0,), field_scale=(2.55,)),
             patch=(4, 4),
+            local=LocalConfig(),
             num_frames=30,
             frame_interval=2 / 29,
         ),

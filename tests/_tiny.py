@@ -11,6 +11,7 @@ from enma_fast.config import (
     DynamicsConfig,
     FlowConfig,
     InterpolationConfig,
+    LocalConfig,
     ModelConfig,
     RolloutConfig,
     SamplingConfig,
@@ -55,8 +56,9 @@ RELATIVE = replace(
     scale_shift_rank=0,
     flow=replace(PAPER.flow, target="residual"),
 )
-# Frames in one pass, with either kind of places and condition.
-ONE_PASS = ("paper-fast", "relative-fast")
+LOCAL = LocalConfig(width=16, layers=2, past=2)
+# Frames in one pass: with either kind of places and condition, and by a local head.
+ONE_PASS = ("paper-fast", "relative-fast", "line-local")
 SAMPLING = SamplingConfig(mask_steps=3, flow_steps=2)
 
 
@@ -76,6 +78,8 @@ CONFIGS = {
         _config("plane", PLANE, replace(RELATIVE, patch=(2, 2))),
         _config("paper-fast", LINE, replace(PAPER, decoder="one-pass")),
         _config("relative-fast", LINE, replace(RELATIVE, decoder="one-pass")),
+        _config("line-local", LINE, replace(RELATIVE, decoder="one-pass", local=replace(LOCAL, past=3))),
+        _config("plane-local", PLANE, replace(PAPER, patch=(2, 2), decoder="one-pass", local=LOCAL)),
         _config("plane-paper", replace(PLANE, interpolation=INTERPOLATION), replace(PAPER, patch=(2, 2))),
     )
 }

@@ -8,6 +8,7 @@
 #include <set>
 
 #include "core/cpu/frame_attention.h"
+#include "core/cpu/local_head.h"
 #include "runtime/error.h"
 
 namespace enma {
@@ -17,6 +18,7 @@ namespace {
 // Far beyond any model, and small enough that products of a few fit 64 bits; and sizes of the interpolation.
 constexpr std::int64_t MOST = 1 << 20;
 constexpr int MOST_INTERPOLATION = 4096;
+constexpr int MOST_LOCAL = 4096;
 
 // Reads the fields of one object by name; one that nobody has asked for is refused.
 class Fields {
@@ -247,6 +249,17 @@ void read_flow(Fields fields, FlowConfig& out) {
     if (out.time_features % 2 != 0) fields.wrong("time_features", "an even number is expected");
 }
 
+void read_local(Fields fields, LocalConfig& out) {
+    fields.read("width", out.width);
+    fields.read("layers", out.layers);
+    fields.read("past", out.past);
+    fields.check_all_read();
+    if (!local_width_fits(out.width) || out.width > MOST_LOCAL) {
+        fields.wrong("width", text("a multiple of ", PANEL, " up to ", MOST_LOCAL, " is expected"));
+    }
+    if (out.past > MOST_LOCAL) fields.wrong("past", text("at most ", MOST_LOCAL, " is expected"));
+}
+
 void read_dynamics(Fields fields, DynamicsConfig& out) {
     fields.read("width", out.width);
     fields.read("heads", out.heads);
@@ -260,8 +273,13 @@ void read_dynamics(Fields fields, DynamicsConfig& out) {
     out.concat = !add;
     fields.choose("decoder", "masked-flow", "one-pass", out.one_pass);
     fields.read("scale_shift_rank", out.scale_shift_rank, 0);
+    const Json* local = fields.find("local");
+    if (local != nullptr && !local->is(Json::Kind::null)) {
+        read_local(fields.inner("local", *local), out.local.emplace());
+    }
     if (const Json* flow = fields.find("flow")) read_flow(fields.inner("flow", *flow), out.flow);
     fields.check_all_read();
+    if (out.local && !out.one_pass) fields.wrong("local", "a decoder 'one-pass' is expected beside it");
     if (out.width % out.heads != 0 || out.width / out.heads % 4 != 0) {
         fields.wrong("width", text(out.width, " is not a multiple of 4 * heads (", out.heads, ")"));
     }

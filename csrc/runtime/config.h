@@ -49,12 +49,17 @@ struct FlowConfig {
     bool residual = false;
 };
 
+struct LocalConfig {
+    int width = 64, layers = 4, past = 3;
+};
+
 struct DynamicsConfig {
     int width = 512, heads = 8, temporal_layers = 6, spatial_layers = 6;
     double mlp_ratio = 2.0;
     std::vector<std::int64_t> patch = {1};
     bool rotary = false, concat = true, one_pass = false;
     int scale_shift_rank = 24;
+    std::optional<LocalConfig> local;
     FlowConfig flow;
 };
 
@@ -78,6 +83,8 @@ struct ModelConfig {
     int places() const { return points() / places_of(tokenizer.space_factor()); }
     int num_tokens() const { return places() / patch(); }
     int token_channels() const { return tokenizer.latent_channels * patch(); }
+    // Places of a token.
+    int patch() const;
     // Tokens along a dimension.
     int tokens_along(int axis) const;
     // Shape of an array of so many frames in a row, or of one frame of each member: [count, *grid, channels].
@@ -86,7 +93,6 @@ struct ModelConfig {
     std::vector<std::int64_t> place_offsets() const;
 
    private:
-    int patch() const;
     int places_of(int factor) const { return tokenizer.dims() == 2 ? factor * factor : factor; }
 };
 

@@ -155,8 +155,12 @@ void Model::read_dynamics() {
     }
     if (dynamics.one_pass) {
         w.noise = take("spatial.noise.weight", {D, C});
-        w.read_weight = take("read.weight", {C, D});
-        w.read_bias = take("read.bias", {C});
+        if (dynamics.local) {
+            read_local_head();
+        } else {
+            w.read_weight = take("read.weight", {C, D});
+            w.read_bias = take("read.bias", {C});
+        }
     }
     if (!dynamics.rotary) {
         places_ = sincos(config_);
@@ -167,6 +171,48 @@ void Model::read_dynamics() {
     masked_rotary_ = rotary_tables(config_, dynamics.concat ? std::vector<double>{0.0, 0.5} : std::vector<double>{0.0});
     w.masked_cosines = masked_rotary_.data();
     w.masked_sines = w.masked_cosines + masked_rotary_.size() / 2;
+}
+
+void Model::read_local_head() {
+    Tensors& tensors = checkpoint_.tensors();
+    const TokenizerConfig& tokenizer = config_.tokenizer;
+    const DynamicsConfig& dynamics = config_.dynamics;
+    const LocalConfig& config = *dynamics.local;
+    const std::int64_t D = dynamics.width, W = config.width, C = tokenizer.latent_channels, P = config_.patch();
+    const bool plane = tokenizer.dims() == 2;
+    const auto take = [&](const std::string& name, std::vector<std::int64_t> shape) {
+        return tensors.take("dynamics.local." + name, shape);
+    };
+    const auto window = [&](std::int64_t outward, std::int64_t inward) {
+        return plane ? std::vector<std::int64_t>{outward, inward, 3, 3} : std::vector<std::int64_t>{outward, inward, 3};
+    };
+    const auto places = [&](int axis) { return static_cast<int>(tokenizer.grid[axis]) / tokenizer.space_factor(); };
+    LocalHeadWeights& w = local_.emplace();
+    const int last = tokenizer.dims() - 1;
+    w.grid = {plane ? places(0) : 1,
+              places(last),
+              plane,
+              plane && tokenizer.periodic[0],
+              tokenizer.periodic[last],
+              plane ? static_cast<int>(dynamics.patch[0]) : 1,
+              static_cast<int>(dynamics.patch[last])};
+    w.width = config.width;
+    w.channels = tokenizer.latent_channels;
+    w.past = config.past;
+    w.features_weight = take("features.weight", {P * W, D});
+    w.features_bias = take("features.bias", {P * W});
+    w.frames = take("frames.conv.weight", window(W, config.past * C));
+    for (int i = 0; i < config.layers; ++i) {
+        const std::string name = "blocks." + std::to_string(i) + ".";
+        w.blocks.push_back({take(name + "norm.weight", {W}), take(name + "gate_up.conv.weight", window(2 * W, W)),
+                            take(name + "down.weight", {W, W})});
+    }
+    w.norm = take("norm.weight", {W});
+    w.read_weight = take("read.weight", {C, W});
+    w.read_bias = take("read.bias", {C});
+    weights_.local = &w;
+    weights_.read_weight = w.features_weight;
+    weights_.read_bias = w.features_bias;
 }
 
 FlowHeadWeights Model::read_flow() {

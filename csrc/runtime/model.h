@@ -4,6 +4,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -48,6 +49,7 @@ class Model {
 
    private:
     void read_dynamics();
+    void read_local_head();
     FlowHeadWeights read_flow();
     std::vector<BlockWeights> blocks(const std::string& prefix, int count);
     std::vector<float> time_embeddings(const std::vector<float>& times) const;
@@ -59,6 +61,7 @@ class Model {
     std::unique_ptr<Interpolation> interpolation_;
     const float *latent_mean_, *latent_std_;
     SamplerWeights weights_{};
+    std::optional<LocalHeadWeights> local_;
     FlowHeadWeights flow_{};
     const float *time_0_weight_, *time_0_bias_, *time_2_weight_, *time_2_bias_;
     std::vector<float> places_, masked_rotary_;

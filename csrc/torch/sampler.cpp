@@ -43,6 +43,14 @@ class Reader {
         return tensor.size(dim);
     }
 
+    // Channels that a convolution reads.
+    int64_t inward(const std::string& name) const {
+        const Tensor& tensor = find(name);
+        TORCH_CHECK_VALUE(tensor.dim() >= 3, "sampler: ", name, " has shape ", tensor.sizes(),
+                          "; expected a convolution's");
+        return tensor.size(1);
+    }
+
     const void* take(const std::string& name, std::vector<int64_t> shape) const {
         const Tensor& tensor = find(name);
         TORCH_CHECK_VALUE(tensor.device().is_cpu() && tensor.scalar_type() == type_ && tensor.is_contiguous() &&
@@ -92,6 +100,68 @@ class Reader {
     at::ScalarType type_;
 };
 
+// Latent grid and patch of the tokens, [lines,] places.
+struct GridOptions {
+    std::vector<int64_t> grid, patch;
+    std::vector<bool> periodic;
+};
+
+LatentGrid latent_grid(const GridOptions& options, int64_t tokens) {
+    const std::vector<int64_t>&grid = options.grid, &patch = options.patch;
+    const size_t dims = grid.size();
+    TORCH_CHECK_VALUE((dims == 1 || dims == 2) && patch.size() == dims && options.periodic.size() == dims,
+                      "sampler: a local head takes grid, patch and periodic of 1 or 2 dimensions");
+    int64_t found = 1;
+    for (size_t i = 0; i < dims; ++i) {
+        TORCH_CHECK_VALUE(grid[i] > 0 && patch[i] > 0 && grid[i] % patch[i] == 0, "sampler: patch ", patch[i],
+                          " does not divide the grid ", grid[i]);
+        found *= grid[i] / patch[i];
+    }
+    TORCH_CHECK_VALUE(found == tokens, "sampler: a latent grid of ", found, " tokens; expected ", tokens);
+    const bool plane = dims == 2;
+    return {
+        plane ? static_cast<int>(grid[0]) : 1, static_cast<int>(grid.back()), plane,
+        plane && options.periodic[0],          options.periodic.back(),       plane ? static_cast<int>(patch[0]) : 1,
+        static_cast<int>(patch.back())};
+}
+
+// The local head of a model, if it has one.
+std::optional<LocalHeadWeights> local_head_of(const Reader& read, int64_t width, int64_t channels, int64_t tokens,
+                                              const GridOptions& options) {
+    if (!read.has("local.features.weight")) return std::nullopt;
+    LocalHeadWeights w{};
+    w.grid = latent_grid(options, tokens);
+    const int64_t patch = w.grid.patch(), W = read.size("local.read.weight", 1), C = read.size("local.read.weight", 0);
+    TORCH_CHECK_VALUE(local_width_fits(static_cast<int>(W)), "sampler: the local head has width ", W,
+                      "; expected a multiple of ", PANEL);
+    TORCH_CHECK_VALUE(patch * C == channels, "sampler: a token has ", channels, " channels; expected ", patch * C);
+    const auto window = [&](int64_t outward, int64_t inward) {
+        std::vector<int64_t> shape{outward, inward, 3};
+        if (w.grid.plane) shape.push_back(3);
+        return shape;
+    };
+    const int64_t inward = read.inward("local.frames.conv.weight");
+    TORCH_CHECK_VALUE(inward >= C && inward % C == 0, "sampler: the local head reads ", inward,
+                      " channels of past frames");
+    w.width = static_cast<int>(W);
+    w.channels = static_cast<int>(C);
+    w.past = static_cast<int>(inward / C);
+    w.features_weight = read.take("local.features.weight", {patch * W, width});
+    w.features_bias = read.take("local.features.bias", {patch * W});
+    w.frames = read.take("local.frames.conv.weight", window(W, inward));
+    for (int i = 0;; ++i) {
+        const std::string name = "local.blocks." + std::to_string(i) + ".";
+        if (!read.has(name + "norm.weight")) break;
+        w.blocks.push_back({read.take(name + "norm.weight", {W}),
+                            read.take(name + "gate_up.conv.weight", window(2 * W, W)),
+                            read.take(name + "down.weight", {W, W})});
+    }
+    w.norm = read.take("local.norm.weight", {W});
+    w.read_weight = read.take("local.read.weight", {C, W});
+    w.read_bias = read.take("local.read.bias", {C});
+    return w;
+}
+
 // An fp32 table, or null.
 const float* table_of(const std::optional<Tensor>& table, const char* name, std::vector<int64_t> shape) {
     if (!table) return nullptr;
@@ -104,7 +174,9 @@ const float* table_of(const std::optional<Tensor>& table, const char* name, std:
 
 std::unique_ptr<Sampler> make_sampler(const Parameters& parameters, int64_t tokens, int64_t heads, bool concat,
                                       float epsilon, const std::optional<Tensor>& places,
-                                      const std::optional<Tensor>& rotary, const std::optional<Tensor>& masked_rotary) {
+                                      const std::optional<Tensor>& rotary, const std::optional<Tensor>& masked_rotary,
+                                      std::vector<int64_t> grid, std::vector<int64_t> patch,
+                                      std::vector<bool> periodic) {
     const Reader read(parameters);
     const int64_t width = read.size("temporal.embed.weight", 0), channels = read.size("temporal.embed.weight", 1);
     const int64_t hidden = read.size("temporal.blocks.0.mlp.down.weight", 1);
@@ -146,6 +218,14 @@ std::unique_ptr<Sampler> make_sampler(const Parameters& parameters, int64_t toke
         w.noise = read.take("spatial.noise.weight", {width, channels});
         w.read_weight = read.take("read.weight", {channels, width});
         w.read_bias = read.take("read.bias", {channels});
+    }
+    const std::optional<LocalHeadWeights> local =
+        local_head_of(read, width, channels, tokens, {std::move(grid), std::move(patch), std::move(periodic)});
+    if (local) {
+        w.local = &*local;
+        w.noise = read.take("spatial.noise.weight", {width, channels});
+        w.read_weight = local->features_weight;
+        w.read_bias = local->features_bias;
     }
     read.check_all_taken();
     w.places = table_of(places, "places", {tokens, width});
@@ -272,7 +352,8 @@ void bind_sampler(pybind11::module_& m) {
     namespace py = pybind11;
     py::class_<Sampler>(m, "Sampler", "Packed weights of the transformers, shared by sessions.")
         .def(py::init(&make_sampler), py::arg("parameters"), py::arg("tokens"), py::arg("heads"), py::arg("concat"),
-             py::arg("epsilon"), py::arg("places"), py::arg("rotary"), py::arg("masked_rotary"))
+             py::arg("epsilon"), py::arg("places"), py::arg("rotary"), py::arg("masked_rotary"), py::arg("grid"),
+             py::arg("patch"), py::arg("periodic"))
         .def_property_readonly("bytes", &Sampler::bytes);
     py::class_<SamplerSession>(m, "SamplerSession", "One chunk of an ensemble, with all the memory it needs.")
         .def(py::init(&make_session), py::arg("sampler"), py::arg("rows"), py::arg("groups"), py::arg("prefix_frames"),

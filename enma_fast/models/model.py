@@ -17,6 +17,7 @@ from .domain import Domain
 from .fair_score import fair_score
 from .flow_head import FlowHead
 from .layers import exact
+from .local_head import LocalHead, with_past
 from .masked_transformer import MaskedTransformer
 from .tokenizer import LinearEnd, Tokenizer, patchify, unpatchify
 
@@ -44,6 +45,8 @@ class Draws:
 class Dynamics(nn.Module):
     """Causal transformer, masked transformer and flow head on standardised latent frames."""
 
+    score_weight: Tensor
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
@@ -51,7 +54,11 @@ class Dynamics(nn.Module):
         self.temporal = CausalTransformer(config)
         self.spatial = MaskedTransformer(config)
         self.flow = FlowHead(dyn.flow, config.token_channels, dyn.width)
-        self.read = nn.Linear(dyn.width, config.token_channels) if dyn.decoder == "one-pass" else None
+        one_pass = dyn.decoder == "one-pass"
+        self.read = nn.Linear(dyn.width, config.token_channels) if one_pass and dyn.local is None else None
+        self.local = LocalHead(config) if one_pass and dyn.local is not None else None
+        # Weights of the channels in scores that train the model (`training.sensitivity`).
+        self.register_buffer("score_weight", torch.ones(config.token_channels), persistent=False)
 
     def forward(self, segments: list[Tensor], draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean loss over the masked tokens of all segments, and terms to log.
@@ -62,7 +69,7 @@ class Dynamics(nn.Module):
         """
         read = [z + n for z, n in zip(segments, draws.history, strict=True)]
         contexts = self.temporal(read)
-        one_pass = self.read is not None
+        one_pass = self.config.dynamics.decoder == "one-pass"
         # Frames that the flow decides: all, or frame 0 alone.
         decided = slice(0, 1) if one_pass else slice(None)
         h, z, known, noise, times = (
@@ -77,20 +84,32 @@ class Dynamics(nn.Module):
             h, z, noise = (
                 torch.cat([x[:, 1:].flatten(0, 1) for x in part]) for part in (contexts, segments, draws.noise)
             )
-            crps = self._crps(h, z, noise)
+            past = None
+            if self.local is not None:
+                past = torch.cat([with_past(x, self.local.past)[:, 1:].flatten(0, 1) for x in read])
+            crps = self._crps(h, z, noise, past)
             loss, terms = loss + crps, {"first_frame": loss.detach(), "crps": crps.detach()}
         return loss, terms
 
-    def one_pass(self, h_BND: Tensor, noise_BNC: Tensor) -> Tensor:
-        """All tokens ``[B, N, C]`` of an unknown frame from context and noise, at least in fp32 (one-pass models)."""
-        assert self.read is not None
-        return widened(exact(self.read, self.spatial.from_noise(h_BND, noise_BNC.to(h_BND.dtype))))
+    def one_pass(self, h_BND: Tensor, noise_BNC: Tensor, past_BPNC: Tensor | None = None) -> Tensor:
+        """All tokens ``[B, N, C]`` of an unknown frame from context and noise, at least in fp32 (one-pass models).
 
-    def _crps(self, h_BND: Tensor, z_BNC: Tensor, noise_BNKC: Tensor) -> Tensor:
+        ``past_BPNC`` are the frames before it for a local head (:func:`enma_fast.models.local_head.with_past`).
+        """
+        condition = self.spatial.from_noise(h_BND, noise_BNC.to(h_BND.dtype))
+        if self.local is not None:
+            assert past_BPNC is not None
+            return widened(self.local(condition, past_BPNC))
+        assert self.read is not None
+        return widened(exact(self.read, condition))
+
+    def _crps(self, h_BND: Tensor, z_BNC: Tensor, noise_BNKC: Tensor, past_BPNC: Tensor | None) -> Tensor:
         """Fair CRPS of frames ``z`` decided in one pass, once for each of K noises."""
         K = noise_BNKC.shape[2]
-        made = self.one_pass(h_BND.repeat_interleave(K, 0), noise_BNKC.transpose(1, 2).flatten(0, 1))
-        return fair_score(made.unflatten(0, (-1, K)), z_BNC, torch.abs).mean()
+        h, past = (None if x is None else x.repeat_interleave(K, 0) for x in (h_BND, past_BPNC))
+        assert h is not None
+        made = self.one_pass(h, noise_BNKC.transpose(1, 2).flatten(0, 1), past)
+        return (fair_score(made.unflatten(0, (-1, K)), z_BNC, torch.abs) * self.score_weight).mean()
 
 
 def draw(

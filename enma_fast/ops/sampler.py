@@ -46,6 +46,8 @@ def pack(parameters: Mapping[str, Tensor], **options: Any) -> Any:
         Cosines and sines ``[2, frames * N, K/2]`` fp32 for frames 0, 1, ..., or None.
     masked_rotary
         ``[2, R, K/2]`` fp32 for the rows of the masked transformer, or None.
+    grid, patch, periodic
+        Latent grid, places of a token in each dimension, and which dimensions are periodic: for a local head.
     """
     return native().Sampler(dict(parameters), **options)
 

@@ -160,5 +160,8 @@ class NativeSampler:
             places=None if places is None else places.float().contiguous(),
             rotary=rotary,
             masked_rotary=None if turns is None else turns.float().contiguous(),
+            grid=list(config.tokenizer.token_grid),
+            patch=list(config.dynamics.patch),
+            periodic=list(config.tokenizer.periodic),
         )
         self._frames: float = frames if rotary is not None else math.inf

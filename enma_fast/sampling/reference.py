@@ -20,19 +20,26 @@ from .noise import token_order
 
 
 def frame(
-    dynamics: Dynamics, h_BND: Tensor, *, settings: SamplingConfig, seeds: Tensor, members: Tensor, index: int
+    dynamics: Dynamics,
+    h_BND: Tensor,
+    *,
+    settings: SamplingConfig,
+    seeds: Tensor,
+    members: Tensor,
+    index: int,
+    past: Tensor | None = None,
 ) -> Tensor:
     """Decide all tokens of one latent frame ``[B, N, C]``, a few per mask step in random order.
 
     ``h_BND`` is the context of the frame from the causal transformer, ``seeds`` and ``members`` ``[B]`` int64 the key
     of the noise of each row, and ``index`` the number of the latent frame in its trajectory, part of the counter of the
-    noise.
+    noise. ``past`` ``[B, P, N, C]`` are the frames before it, for models with a local head.
     """
     N, C = dynamics.config.num_tokens, dynamics.config.token_channels
     if in_one_pass(dynamics.config, index):
         tokens_N = torch.arange(N, device=members.device)
         noise_BNC = philox_normal(seed=seeds, members=members, frame=index, mask_step=0, tokens=tokens_N, channels=C)
-        return dynamics.one_pass(h_BND, settings.temperature * noise_BNC)
+        return dynamics.one_pass(h_BND, settings.temperature * noise_BNC, past)
     order_BN = token_order(seed=seeds, members=members, frame=index, num_tokens=N)
     # Tokens are fp32 with bf16 weights, and float64 with float64 weights.
     wide = torch.promote_types(h_BND.dtype, torch.float32)
@@ -91,9 +98,12 @@ def trajectory(
         anchor = h = temporal.start_frame(cache, segment=number)
         for t in range(segment.shape[1]):
             h = temporal.step(segment[:, t].to(cache.kv.dtype), cache)
+    past = None if dynamics.local is None else dynamics.local.first_past(history)
     for t in range(history.shape[1], num_latents):
         context_BND = temporal.context(h, anchor, first=t == 0)
-        z = frame(dynamics, context_BND, settings=settings, seeds=seeds, members=members, index=t)
+        z = frame(dynamics, context_BND, settings=settings, seeds=seeds, members=members, index=t, past=past)
         yield z
+        if past is not None:
+            past = torch.cat([past[:, 1:], z[:, None]], 1)
         if t + 1 < num_latents:
             h = temporal.step(z.to(cache.kv.dtype), cache)

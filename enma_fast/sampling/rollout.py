@@ -52,11 +52,22 @@ def rollout(
     start = h_BTND.shape[1] - history.shape[1] - 1
     cache.repeat(K)
     h, anchor = (x.repeat_interleave(K, 0) for x in (h_BTND[:, -1], h_BTND[:, start]))
+    past = None if dynamics.local is None else dynamics.local.first_past(history).repeat_interleave(K, 0)
     frames = []
     for t in range(history.shape[1], history.shape[1] + num_frames):
         context_BND = temporal.context(h, anchor, first=False)
-        z = frame(dynamics, context_BND, settings=settings, seeds=seeds.flatten(), members=members.flatten(), index=t)
+        z = frame(
+            dynamics,
+            context_BND,
+            settings=settings,
+            seeds=seeds.flatten(),
+            members=members.flatten(),
+            index=t,
+            past=past,
+        )
         frames.append(z)
+        if past is not None:
+            past = torch.cat([past[:, 1:], z[:, None]], 1)
         if len(frames) < num_frames:
             h = temporal.step(z, cache)
     return torch.stack(frames, 1).unflatten(0, (B, K)), h_BTND[:, start]

@@ -79,6 +79,8 @@ def static_buffers(
         "increments": ((4,), torch.int64),
         "places": ((N,), torch.int64),
     }
+    if dyn.local is not None:
+        buffers["past"] = ((B, dyn.local.past, N, C), state)
     if dyn.positions == "rotary":
         buffers["turns"] = ((2, (prefix_frames + own_frames) * N, K // 2), state)
     return kv, buffers

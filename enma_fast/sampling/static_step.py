@@ -97,14 +97,16 @@ class StaticStep:
         self._state = torch.promote_types(self.dtype, torch.float32)
         model = prepared_weights(dynamics, self.dtype)
         self._temporal, self._spatial, self._flow = model.temporal, model.spatial, model.flow
-        # The linear layer that reads tokens in one pass; and True if any frame is decided in mask steps.
-        self._tokens_of, self.in_steps = model.read, initial or model.read is None
+        # What reads tokens in one pass, a linear layer or a local head; True if any frame is decided in mask steps.
+        self._tokens_of, self._local = model.read, model.local
+        self._one_pass = self.config.dynamics.decoder == "one-pass"
+        self.in_steps = initial or not self._one_pass
         self._counts = mask_schedule(self._tokens, min(settings.mask_steps, self._tokens)) if self.in_steps else ()
         self._plans = flow_plans(dynamics, model, settings, len(self._counts))
         self._fed: int | None = None
         self._index = 0
 
-        parts = [self._temporal, self._spatial, self._flow if self.in_steps else None, self._tokens_of]
+        parts = [self._temporal, self._spatial, self._flow if self.in_steps else None, self._tokens_of, self._local]
         weights = [weight for part in parts if part is not None for weight in part.parameters()]
         kv, buffers = static_buffers(
             self.config,
@@ -122,6 +124,7 @@ class StaticStep:
         }
         self.tokens_BNC = allocated["tokens"]
         self._prefix, self._own = allocated["prefix"], allocated["own"]
+        self._past_BPNC = allocated.get("past")
         self._seeds_B, self._members_B = allocated["seeds"], allocated["members"]
         self._context_BND, self._anchor_GND = allocated["context"], allocated["anchor"]
         # Rows of the masked transformer before its first layer, and their queries, keys and values in it.
@@ -182,6 +185,9 @@ class StaticStep:
         position = sum(segment.shape[1] + 1 for segment in segments)
         shared = self._temporal.context(h, anchor, first=first == 0)
         self._context_BND.view(self.groups, -1, *shared.shape[1:]).copy_(shared[:, None])
+        if self._local is not None and self._past_BPNC is not None:
+            past = self._local.first_past(segments[-1].to(self._state))
+            self._past_BPNC.unflatten(0, (self.groups, -1)).copy_(past[:, None])
         self._counters.copy_(torch.tensor([first, position, 0, position * N]))
         self._fed, self._index = 0, first
 
@@ -202,7 +208,7 @@ class StaticStep:
 
     def kinds(self) -> list[FrameKind]:
         """All kinds of frames that can occur; without room to feed a frame back, every frame is the last."""
-        ways = [False] * self.in_steps + [True] * (self._tokens_of is not None)
+        ways = [False] * self.in_steps + [True] * self._one_pass
         return [FrameKind(way, last) for way in ways for last in ((False, True) if self.own_frames else (True,))]
 
     def advance(self, *, last: bool) -> FrameKind:
@@ -269,7 +275,6 @@ class StaticStep:
         """Decide a frame in one pass, from context and noise to the tokens."""
         spatial, out = self._spatial, self._tokens_of
         assert spatial.noise is not None
-        assert out is not None
         noise_BNC = philox_normal(
             seed=self._seeds_B,
             members=self._members_B,
@@ -280,8 +285,14 @@ class StaticStep:
             dtype=self._state,
         )
         self._begin_rows(spatial.mask, noise_BNC, spatial.noise.weight)
-        norm = (spatial.norm.weight, spatial.norm.eps)
-        read(self._conditions(None), out.weight, out.bias, norm=norm, out=self.tokens_BNC)
+        x = self._conditions(None)
+        if self._local is not None:
+            assert self._past_BPNC is not None
+            condition = rms_norm(x, spatial.norm.weight, eps=spatial.norm.eps)
+            self.tokens_BNC.copy_(self._local(condition, self._past_BPNC))
+            return
+        assert out is not None
+        read(x, out.weight, out.bias, norm=(spatial.norm.weight, spatial.norm.eps), out=self.tokens_BNC)
 
     def _begin_rows(self, base_D: Tensor, noise_BNC: Tensor | None = None, weight_DC: Tensor | None = None) -> None:
         """Rows of an unknown frame, and the first layer of the masked transformer of all of them."""
@@ -350,6 +361,8 @@ class StaticStep:
 
     def _feed(self) -> None:
         """Feed the decided frame back, which gives the context of the next frame."""
+        if self._past_BPNC is not None:
+            self._past_BPNC.copy_(torch.cat([self._past_BPNC[:, 1:], self.tokens_BNC[:, None]], 1))
         x = self._embedded(self.tokens_BNC)
         position = None if self._turns is None else self._position
         for number, layer in enumerate(self._temporal_layers):

@@ -22,6 +22,7 @@ from ..models.checkpoint import read_tensors, write_tensors
 from ..models.model import Model, draw
 from ..models.tokenizer import Tokenizer, patchify
 from .loop import Rank
+from .sensitivity import channel_weights
 from .tokenizer import random_shifts, roll
 
 # Observed frames of the forecasts of a validation.
@@ -89,6 +90,7 @@ class DynamicsTask:
         self.val, self.val_contexts, self.members = val, val_contexts, members
         model.latent_mean.copy_(train.mean)
         model.latent_std.copy_(train.std)
+        model.dynamics.score_weight.copy_(channel_weights(model, train.z[0]))
         self.groups = environments(train.environment, paired=config.context_share > 0)
 
     def loss(

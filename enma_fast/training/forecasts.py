@@ -23,6 +23,7 @@ from ..models.model import Dynamics, Model, draw
 from ..sampling.rollout import rollout
 from .dynamics import environments, rollout_scores
 from .loop import Rank
+from .sensitivity import TRAJECTORIES, channel_weights
 from .symmetries import carried, symmetries
 from .tokenizer import factors, random_shifts, roll
 
@@ -62,7 +63,8 @@ class Forecasts(nn.Module):
             settings=self.settings,
         )
         truth = z_BTNC[:, history : history + num_frames]
-        crps_B, energy_B = scores(made, truth, fairness=self.rollout.fairness)
+        channels = self.dynamics.score_weight
+        crps_B, energy_B = scores(made * channels, truth * channels, fairness=self.rollout.fairness)
         loss = (weight_B * (crps_B + self.rollout.energy * energy_B)).mean()
         terms = {"crps": crps_B.mean(), "energy": energy_B.mean()}
         if first is not None:
@@ -114,6 +116,7 @@ class ForecastTask:
         self.symmetries = symmetries(model.config.dataset, config)
         self.latents = model.config.tokenizer.latent_frames(self.train.shape[1])
         check_rollout(self.options, self.latents)
+        model.dynamics.score_weight.copy_(self._channel_weights())
 
     def loss(
         self, module: Callable[..., Any], generator: torch.Generator, rank: Rank
@@ -152,6 +155,11 @@ class ForecastTask:
             left if options.frames is None else min(left, options.frames),
             first,
         )
+
+    def _channel_weights(self) -> Tensor:
+        sample = self.train[:TRAJECTORIES].to(self.model.latent_std)
+        with torch.no_grad():
+            return channel_weights(self.model, self.model.tokenizer.encode(sample))
 
     def _tokens(
         self, generator: torch.Generator, mine: slice, *, paired: bool, frames: int | None = None

@@ -63,7 +63,7 @@ _TASKS: dict[str, Callable[..., Task]] = {
     "first-frame": FirstFrameTask,
 }
 # Names of the weights that a one-pass decoder has beside those of a masked-flow one.
-ONE_PASS = ("dynamics.read.", "dynamics.spatial.noise.")
+ONE_PASS = ("dynamics.read.", "dynamics.local.", "dynamics.spatial.noise.")
 # Entries of the record in which a resumed run has to agree with the one that began the folder.
 _FIXED = ("stage", "model", "training", "seed", "data", "tokenizer", "start")
 
@@ -221,18 +221,15 @@ def inherit(model: Model, before: Model, *, source: str) -> None:
     A one-pass decoder begins with the mean of the flow head's residual target as its output, where there is one. If any
     other weight is missing or of another shape, an `EnmaError` names `source` and the weight.
     """
-    tensors = dict(before.state_dict())
-    read = model.dynamics.read
-    if read is not None and before.dynamics.read is None:
-        moments = before.dynamics.flow.moments
-        new = {name: t for name, t in model.state_dict().items() if name.startswith(ONE_PASS)}
-        if moments is not None:
-            channels = read.out_features
-            new["dynamics.read.weight"] = moments.weight[:channels]
-            new["dynamics.read.bias"] = moments.bias[:channels]
-        tensors |= new
-    elif read is None:
-        tensors = {name: t for name, t in tensors.items() if not name.startswith(ONE_PASS)}
+    ours = model.state_dict()
+    tensors = {name: t for name, t in before.state_dict().items() if name in ours or not name.startswith(ONE_PASS)}
+    new = {name: t for name, t in ours.items() if name.startswith(ONE_PASS) and name not in tensors}
+    moments = before.dynamics.flow.moments
+    if "dynamics.read.weight" in new and moments is not None:
+        channels = len(new["dynamics.read.weight"])
+        new["dynamics.read.weight"] = moments.weight[:channels]
+        new["dynamics.read.bias"] = moments.bias[:channels]
+    tensors |= new
     load_tensors(model, tensors, source=source)
 
 

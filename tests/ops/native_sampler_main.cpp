@@ -44,6 +44,8 @@ struct Shape {
     // In one pass, from the frame of this number on.
     bool one_pass = false;
     int first = 1;
+    // Lines of tokens that a local head reads, each of patches of 2 places, or of 1 x 2 on a plane; 0: no local head.
+    int lines = 0;
 };
 
 // Rows, groups and frames of every session; the last frame is not fed back.
@@ -87,16 +89,44 @@ class Numbers {
 
 FlowHeadWeights head_weights(const Shape& s, Numbers& numbers, int evaluations) {
     const std::size_t W = 24, C = s.channels;
-    FlowHeadWeights w{s.channels, s.width, static_cast<int>(W), evaluations, 1, false, numbers.weight(W, s.width),
-                      numbers.draw(W, 0.3f), numbers.weight(W, C), numbers.draw(W, 0.3f), {}, numbers.weight(2 * W, W),
-                      numbers.draw(2 * W, 0.3f), numbers.weight(C, W), numbers.draw(C, 0.3f),
-                      numbers.draw(evaluations * W, 0.5f), std::vector<float>(evaluations, 1.0f / evaluations)};
+    FlowHeadWeights w{s.channels,
+                      s.width,
+                      static_cast<int>(W),
+                      evaluations,
+                      1,
+                      false,
+                      numbers.weight(W, s.width),
+                      numbers.draw(W, 0.3f),
+                      numbers.weight(W, C),
+                      numbers.draw(W, 0.3f),
+                      {},
+                      numbers.weight(2 * W, W),
+                      numbers.draw(2 * W, 0.3f),
+                      numbers.weight(C, W),
+                      numbers.draw(C, 0.3f),
+                      numbers.draw(evaluations * W, 0.5f),
+                      std::vector<float>(evaluations, 1.0f / evaluations)};
     w.blocks.push_back({numbers.weight(3 * W, W), numbers.draw(3 * W, 0.3f), numbers.weight(W, W),
                         numbers.draw(W, 0.3f), numbers.weight(W, W), numbers.draw(W, 0.3f)});
     return w;
 }
 
-SamplerWeights sampler_weights(const Shape& s, Numbers& numbers, int frames) {
+LocalHeadWeights local_weights(const Shape& s, Numbers& numbers) {
+    const bool plane = s.lines > 1;
+    const std::size_t W = 16, C = s.channels / 2, past = 2, taps = plane ? 9 : 3;
+    LocalHeadWeights w{};
+    w.grid = {s.lines, s.tokens / s.lines * 2, plane, plane, !plane, 1, 2};
+    w.width = static_cast<int>(W), w.channels = static_cast<int>(C), w.past = static_cast<int>(past);
+    w.features_weight = numbers.weight(2 * W, s.width), w.features_bias = numbers.draw(2 * W, 0.3f);
+    w.frames = numbers.weight(W, taps * past * C);
+    for (int i = 0; i < 2; ++i) {
+        w.blocks.push_back({numbers.draw(W, 1.0f), numbers.weight(2 * W, taps * W), numbers.weight(W, W)});
+    }
+    w.norm = numbers.draw(W, 1.0f), w.read_weight = numbers.weight(C, W), w.read_bias = numbers.draw(C, 0.3f);
+    return w;
+}
+
+SamplerWeights sampler_weights(const Shape& s, Numbers& numbers, int frames, const LocalHeadWeights& local) {
     const std::size_t D = s.width, C = s.channels, N = s.tokens, K = D / s.heads, H = s.hidden;
     const auto blocks = [&] {
         std::vector<BlockWeights> made;
@@ -127,6 +157,10 @@ SamplerWeights sampler_weights(const Shape& s, Numbers& numbers, int frames) {
         w.noise = numbers.weight(D, C);
         w.read_weight = numbers.weight(C, D), w.read_bias = numbers.draw(C, 0.3f);
     }
+    if (s.lines > 0) {
+        w.local = &local;
+        w.read_weight = local.features_weight, w.read_bias = local.features_bias;
+    }
     if (s.places) w.places = numbers.draw_full(N * D, 1.0f);
     w.rotary_frames = frames;
     if (s.rotary) {
@@ -143,6 +177,7 @@ struct Model {
     Shape shape;
     Numbers numbers;
     FlowHeadWeights first, second;
+    LocalHeadWeights local;
     SamplerWeights weights;
     FlowHead heads[2];
     Sampler sampler;
@@ -152,7 +187,8 @@ struct Model {
           numbers(bf16),
           first(head_weights(s, numbers, 3)),
           second(head_weights(s, numbers, 1)),
-          weights(sampler_weights(s, numbers, frames)),
+          local(s.lines > 0 ? local_weights(s, numbers) : LocalHeadWeights{}),
+          weights(sampler_weights(s, numbers, frames, local)),
           heads{FlowHead(of_type(first, bf16)), FlowHead(of_type(second, bf16))},
           sampler(of_type(weights, bf16)) {}
 
@@ -279,7 +315,8 @@ int main() {
                                               [](const volatile void*) {});
 #endif
     // Head dims 4, 16 and 20; more columns than a piece of a product; one layer, which is first and last; one pass
-    // with and without a frame 0 in mask steps, and with more channels than a piece.
+    // with and without a frame 0 in mask steps, with more channels than a piece, and by a local head on a
+    // line and on a plane.
     const Shape shapes[] = {
         {5, 3, 20, 5, 27, 3, 2, true, true, false, false, {2, 1, 2}},
         {16, 4, 64, 4, 96, 0, 2, false, false, true, true, {3, 7, 6}},
@@ -289,6 +326,8 @@ int main() {
         {5, 3, 20, 5, 27, 3, 2, true, true, false, false, {}, true},
         {16, 4, 64, 4, 96, 0, 2, false, false, true, true, {3, 7, 6}, true, 0},
         {3, 150, 40, 2, 50, 0, 1, true, false, true, false, {}, true},
+        {5, 6, 20, 5, 27, 0, 2, false, false, true, false, {}, true, 1, 1},
+        {12, 4, 40, 2, 50, 3, 1, true, true, false, true, {5, 7}, true, 0, 3},
     };
     for (const Shape& shape : shapes) {
         for (bool bf16 : {false, true}) check(shape, bf16);
@@ -297,6 +336,7 @@ int main() {
     check_allocations(shapes[1]);
     check_allocations(shapes[5]);
     check_allocations(shapes[6]);
+    check_allocations(shapes[9]);
     if (failures != 0) return std::printf("%d failures\n", failures), 1;
     std::printf("ok\n");
     return 0;

@@ -35,7 +35,7 @@ def test_core_under_sanitizers(tmp_path: Path) -> None:
     run_core(
         ["sampler"],
         tmp_path,
-        parts=["gemm_emulated", "gemm_[!e]*", "gemm", "flow_head", "vector_kernels*"],
+        parts=["gemm_emulated", "gemm_[!e]*", "gemm", "flow_head", "local_head", "vector_kernels*"],
         unwatched=["gemm_avx2", "gemm_avx512", "gemm_avx512_bf16"],
         sanitizers=QUICK_SANITIZERS,
         flags=["-DENMA_SMALL"],
@@ -49,7 +49,7 @@ def test_threads_do_not_race(tmp_path: Path) -> None:
     run_core(
         ["sampler"],
         tmp_path,
-        parts=["gemm_scalar", "gemm", "flow_head", "vector_kernels*"],
+        parts=["gemm_scalar", "gemm", "flow_head", "local_head", "vector_kernels*"],
         sanitizers=sanitizers,
         flags=["-DENMA_SMALL", "-DENMA_TEST_THREADS"],
         link=[f"-Wl,--wrap={PARALLEL}"],

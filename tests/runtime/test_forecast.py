@@ -19,7 +19,7 @@ from enma_fast.models.model import Model as Network
 from enma_fast.sampling.engine import engine_for
 from enma_fast.sampling.noise import trajectory_seed
 
-from .._tiny import CONFIGS, model, random_model, shaken, waves
+from .._tiny import CONFIGS, ONE_PASS, model, random_model, shaken, waves
 from ._libenma import INVALID_ARGUMENT, OK, Failure, Library, Model
 
 # Rounding of the convolutions, carried through a forecast, as a part of the largest value. Measured: 3e-6.
@@ -39,7 +39,7 @@ def test_members_are_those_of_python(library: Library, name: str) -> None:
     assert_close(found, expected)
 
 
-@pytest.mark.parametrize("name", ["combined-fast", "paper-fast", "relative-fast", "plane", "plane-paper"])
+@pytest.mark.parametrize("name", ["combined-fast", *ONE_PASS, "plane-local", "plane", "plane-paper"])
 def test_latents_after_the_same_history_have_the_same_bits(library: Library, tmp_path: Path, name: str) -> None:
     """The sampler is the same code; only the flow's embeddings of time are computed otherwise, with sums in double."""
     network = enma_fast.load_model(name) if name == "combined-fast" else random_model(one_pass(CONFIGS[name]))
@@ -71,7 +71,7 @@ def saved(network: Network, folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", ["paper", "relative", "paper-fast", "relative-fast"])
+@pytest.mark.parametrize("name", ["paper", "relative", *ONE_PASS])
 @pytest.mark.parametrize("task", ["history", "context", "context alone"])
 def test_every_kind_of_model_and_task(library: Library, tmp_path: Path, name: str, task: str) -> None:
     network = model(name)
@@ -104,6 +104,8 @@ def test_walls_units_and_any_number_of_observed_frames(library: Library, tmp_pat
         ("plane", "one-pass", (False, True), 2),
         ("plane-paper", "masked-flow", (False, False), None),
         ("plane-paper", "one-pass", (True, True), None),
+        ("plane-local", "one-pass", (True, False), 2),
+        ("plane-local", "one-pass", (False, False), None),
     ],
 )
 @pytest.mark.parametrize("task", ["history", "context", "context alone"])
@@ -278,7 +280,7 @@ def test_a_restored_session_continues_with_the_same_bits(small: Model, done: int
 
 
 @pytest.mark.parametrize("task", ["history", "context alone"])
-@pytest.mark.parametrize("name", ["relative", "relative-fast"])
+@pytest.mark.parametrize("name", ["relative", "relative-fast", "line-local"])
 def test_stopped_members_are_missing_and_others_keep_their_bits(
     library: Library, tmp_path: Path, name: str, task: str
 ) -> None:

@@ -23,7 +23,7 @@ from .._tiny import CONFIGS, ONE_PASS, distance
 from ._native import DTYPES, GROWN, assert_is_the_reference, generate, packed, play, references
 
 # Two configurations with interpolation have the dynamics of others.
-NAMES = ("paper", "relative", "plane", "plane-paper", *ONE_PASS)
+NAMES = ("paper", "relative", "plane", "plane-paper", "plane-local", *ONE_PASS)
 
 pytestmark = [needs_native, pytest.mark.usefixtures("one_thread")]
 
@@ -148,7 +148,7 @@ def test_depths_beside_two(name: str, layers: int, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", ["paper", "relative", *ONE_PASS])
 def test_sizes(name: str, dtype: torch.dtype, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    if name.startswith("relative"):
+    if not name.startswith("paper"):
         # Rotary places need heads of 8 channels or more, and scaling and shift belong to the paper's model.
         changes = {key: 3 if key.endswith("heads") else value for key, value in changes.items() if "rank" not in key}
     monkeypatch.setitem(CONFIGS, name, replace(CONFIGS[name], changes))

@@ -110,6 +110,42 @@ std::vector<BlockView> pack_blocks(Packer& pack, const std::vector<BlockWeights>
     return views;
 }
 
+// The products of a local head are fp32 whatever the weights are.
+LocalHeadView pack_local(Allocator& memory, const LocalHeadWeights& w, bool bf16, float epsilon, bool write,
+                         std::vector<LocalBlockView>& blocks) {
+    Packer exact(memory, false, write), given(memory, bf16, write);
+    const int W = w.width;
+    const auto convolution = [&](const void* weight, int outward, int inward) {
+        std::vector<float> windows;
+        if (write) windows = local_windows(weight, outward, inward, w.grid.plane, bf16);
+        return exact.linear(windows.data(), nullptr, 0, outward, (w.grid.plane ? 9 : 3) * inward);
+    };
+    const auto linear = [&](const void* weight, const void* bias, int outward) {
+        std::vector<float> widened(static_cast<std::size_t>(outward) * (W + 1));
+        for (int i = 0; write && i < outward * W; ++i) widened[i] = stored(weight, i, bf16);
+        float* biases = widened.data() + static_cast<std::size_t>(outward) * W;
+        for (int i = 0; write && bias != nullptr && i < outward; ++i) biases[i] = stored(bias, i, bf16);
+        return exact.linear(widened.data(), biases, 0, outward, W);
+    };
+    LocalHeadView view{};
+    view.grid = w.grid;
+    view.width = W;
+    view.channels = w.channels;
+    view.past = w.past;
+    view.epsilon = epsilon;
+    view.frames = convolution(w.frames, W, w.past * w.channels);
+    blocks.clear();
+    for (const LocalBlockWeights& block : w.blocks) {
+        blocks.push_back(
+            {given.vector(block.norm, W), convolution(block.gate_up, 2 * W, W), linear(block.down, nullptr, W)});
+    }
+    view.blocks = blocks.data();
+    view.layers = static_cast<int>(blocks.size());
+    view.norm = given.vector(w.norm, W);
+    view.read = linear(w.read_weight, w.read_bias, w.channels);
+    return view;
+}
+
 float softplus(float x) { return x > 20.0f ? x : std::log1p(std::exp(x)); }
 
 }  // namespace
@@ -157,8 +193,10 @@ Sampler::Sampler(const SamplerWeights& w) {
         }
         if (v.one_pass) {
             v.noise = pack.linear(w.noise, nullptr, 0, D, C);
-            v.read = pack.linear(w.read_weight, w.read_bias, 0, C, D);
+            const int columns = w.local == nullptr ? C : w.local->width * w.local->grid.patch();
+            v.read = pack.linear(w.read_weight, w.read_bias, 0, columns, D);
         }
+        if (w.local != nullptr) local_ = pack_local(memory, *w.local, w.bf16, w.epsilon, write, local_blocks_);
         const auto table = [&](const float* values, std::size_t rows) {
             return values == nullptr ? nullptr : pack.table(values, rows * half);
         };
@@ -173,6 +211,7 @@ Sampler::Sampler(const SamplerWeights& w) {
     v.causal_layers = static_cast<int>(causal_.size());
     v.masked = masked_.data();
     v.masked_layers = static_cast<int>(masked_.size());
+    v.local = w.local == nullptr ? nullptr : &local_;
 }
 
 // What the threads of one parallel region have in common.
@@ -220,6 +259,10 @@ SamplerSession::SamplerSession(const Sampler& sampler, SamplerSettings settings)
         state_.anchor = memory.take<float>(G * N * ld);
         state_.h = memory.take<float>(set.own_frames == 0 ? 0 : B * N * ld);
         state_.tokens = memory.take<float>(B * N * C);
+        state_.read = m.local == nullptr ? state_.tokens : memory.take<float>(B * N * m.read.n);
+        const std::size_t past = m.local == nullptr ? 0 : m.local->past;
+        state_.group_past = memory.take<float>(G * past * N * C);
+        state_.past = memory.take<float>(B * past * N * C);
         state_.order = memory.take<int>(B * N);
         state_.input = memory.take<float>(B * m.masked_rows * ld);
         state_.first_qkv = memory.take<char>(most == 0 ? 0 : B * m.masked_rows * 3 * ld * input);
@@ -259,6 +302,10 @@ SamplerSession::SamplerSession(const Sampler& sampler, SamplerSettings settings)
         own_bytes_ = std::max(own_bytes_, flow_head_own_bytes(head->view(), FLOW_ROWS));
         shared_bytes_ = std::max(shared_bytes_, flow_head_shared_bytes(head->view(), FLOW_HEAD_TOGETHER));
     }
+    if (m.local != nullptr) {
+        own_bytes_ = std::max(own_bytes_, local_head_own_bytes(*m.local));
+        shared_bytes_ = std::max(shared_bytes_, pages(local_head_shared_bytes(*m.local)));
+    }
     own_bytes_ = pages(own_bytes_ + 8 * 64);
     // A thread with members of its own needs what a team shares for itself.
     work_ = Buffer(shared_bytes_ + set.threads * (own_bytes_ + shared_bytes_));
@@ -290,16 +337,33 @@ void SamplerSession::start_segment(int segment) {
     read_frame(true, segment, nullptr);
     std::memcpy(state_.group_h, state_.anchor,
                 sizeof(float) * settings_.groups * model_->tokens * row_stride(model_->width));
+    std::fill_n(state_.group_past, settings_.groups * past_size(), 0.0f);
     ++state_.prefix_frames;
 }
 
 void SamplerSession::read(const float* tokens) {
     read_frame(true, -1, tokens);
+    for (int g = 0; g < settings_.groups; ++g) remember(state_.group_past, tokens, g);
     ++state_.prefix_frames;
+}
+
+std::size_t SamplerSession::past_size() const {
+    if (model_->local == nullptr) return 0;
+    return static_cast<std::size_t>(model_->local->past) * model_->tokens * model_->channels;
+}
+
+// A row's newest frame takes the place of its oldest one before the next frame.
+void SamplerSession::remember(float* past, const float* tokens, int row) const {
+    if (model_->local == nullptr) return;
+    const std::size_t frame = static_cast<std::size_t>(model_->tokens) * model_->channels, P = model_->local->past;
+    float* frames = past + row * past_size();
+    std::memmove(frames, frames + frame, (P - 1) * frame * sizeof(float));
+    std::memcpy(frames + (P - 1) * frame, tokens + row * frame, frame * sizeof(float));
 }
 
 void SamplerSession::follow(const float* tokens) {
     read_frame(false, -1, tokens);
+    for (int row = 0; row < settings_.rows; ++row) remember(state_.past, tokens, row);
     ++frame_;
     ++state_.own_frames;
 }
@@ -309,12 +373,14 @@ void SamplerSession::keep(const int* rows, int count) {
     const std::size_t frame = sizeof(float) * m.tokens * row_stride(m.width);
     const std::size_t input = m.bf16 && kernels(settings_.isa).halves ? 2 : 4;
     const std::size_t known = static_cast<std::size_t>(state_.own_frames) * m.tokens * state_.own.token * input;
+    const std::size_t past = past_size();
     for (int i = 0; i < count; ++i) {
         const int row = rows[i];
         if (row == i) continue;
         group_[i] = group_[row];
         seeds_[i] = seeds_[row];
         members_[i] = members_[row];
+        if (past > 0) std::memcpy(state_.past + i * past, state_.past + row * past, past * sizeof(float));
         if (state_.own_frames == 0) continue;
         char* h = reinterpret_cast<char*>(state_.h);
         std::memcpy(h + i * frame, h + row * frame, frame);
@@ -331,6 +397,10 @@ void SamplerSession::begin(const std::uint32_t* seeds, const std::uint32_t* memb
     std::copy_n(seeds, settings_.rows, seeds_.data());
     std::copy_n(members, settings_.rows, members_.data());
     std::copy_n(groups, settings_.rows, group_.data());
+    const std::size_t past = past_size();
+    for (int row = 0; past > 0 && row < settings_.rows; ++row) {
+        std::copy_n(state_.group_past + group_[row] * past, past, state_.past + row * past);
+    }
     state_.own_frames = 0;
     frame_ = first_frame;
     begun_ = true;
@@ -456,6 +526,11 @@ void SamplerSession::frame(float* out, bool last) {
         if (one_pass) {
             share_out(counters_[2 * steps + 1], item_members_, [&](int begin, int end) {
                 run.mask_step(m, state_, MaskTask{begin, end, 0, false, 0, 0, m.tokens, true}, team, shared, own);
+                for (int row = begin; m.local != nullptr && row < end; ++row) {
+                    const std::ptrdiff_t frame = static_cast<std::ptrdiff_t>(row) * m.tokens;
+                    local_head(*m.local, settings_.isa, state_.read + frame * m.read.n, state_.past + row * past_size(),
+                               state_.tokens + frame * m.channels, team, shared, own);
+                }
             });
             wait(region.member);
         }
@@ -473,6 +548,9 @@ void SamplerSession::frame(float* out, bool last) {
             done += count;
         }
         if (last) return;
+        for (int row = rows * thread / threads; row < rows * (thread + 1) / threads; ++row) {
+            remember(state_.past, state_.tokens, row);
+        }
         share_out(counters_[2 * steps], causal_members_, [&](int begin, int end) {
             const CausalTask task{begin, end, false, -1, state_.tokens, state_.h};
             run.causal_frame(m, state_, task, team, shared, own);

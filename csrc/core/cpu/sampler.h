@@ -15,6 +15,7 @@
 #include "core/cpu/flow_head.h"
 #include "core/cpu/frame_attention.h"
 #include "core/cpu/gemm.h"
+#include "core/cpu/local_head.h"
 #include "core/cpu/parallel.h"
 
 namespace enma {
@@ -57,8 +58,9 @@ struct SamplerView {
     const float* final_norm;
     // Mean and scale of a token (residual target).
     LinearView mean, scale;
-    // Noise into the frame's tokens, and tokens out of it (one pass).
+    // Noise into the frame's tokens, and tokens out of it, or features for the local head (one pass).
     LinearView noise, read;
+    const LocalHeadView* local;  // null without
 };
 
 // Weights as stored, contiguous, all bf16 or all fp32; `qkv`, `gate_up` and `moments` are fused.
@@ -76,7 +78,8 @@ struct SamplerWeights {
     std::vector<BlockWeights> masked;
     const void* final_norm;
     const void *moments_weight, *moments_bias;    // null unless the target is the residual
-    const void *noise, *read_weight, *read_bias;  // null unless frames are decided in one pass
+    const void *noise, *read_weight, *read_bias;  // null unless frames are decided in one pass; the last two also
+    const LocalHeadWeights* local;                // with a local head, which is null without
     float epsilon;
     // fp32: [N, D], or [frames, N, K / 2] and [R, K / 2], or null.
     const float *places, *cosines, *sines, *masked_cosines, *masked_sines;
@@ -95,6 +98,8 @@ class Sampler {
    private:
     Buffer packed_;
     std::vector<BlockView> causal_, masked_;
+    std::vector<LocalBlockView> local_blocks_;
+    LocalHeadView local_{};
     SamplerView view_{};
 };
 
@@ -109,18 +114,20 @@ struct SamplerState {
     const int* group;  // [B]
     int prefix_frames, own_frames;
     KeyValues prefix, own;
-    float* group_h;   // [G, N, D] raw output of the causal transformer after the shared frames
-    float* anchor;    // [G, N, D] its output at the start of the last segment
-    float* h;         // [B, N, D] after an own frame
-    float* tokens;    // [B, N, C]
-    int* order;       // [B, N]
-    float* input;     // [B, R, D] input of the masked transformer
-    char* first_qkv;  // [B, R, 3, D] of its first layer, unless every frame is decided in one pass
-    char* condition;  // [B M, D] without gaps
-    float* context;   // [B, N, D], where context and frame are added
-    float* noise;     // [B M, C]; [B, N, C] in one pass
-    float* drawn;     // [B M, C] what the flow made of it
-    float* means;     // [B M, row_stride(C)] mean and raw scale of the residual target
+    float* group_h;            // [G, N, D] raw output of the causal transformer after the shared frames
+    float* anchor;             // [G, N, D] its output at the start of the last segment
+    float* h;                  // [B, N, D] after an own frame
+    float* tokens;             // [B, N, C]
+    float* read;               // [B, N, columns of `read`] what the last layer gives in one pass: `tokens`, or features
+    float *group_past, *past;  // [G, P, N, C] and [B, P, N, C] before the next frame, for a local head
+    int* order;                // [B, N]
+    float* input;              // [B, R, D] input of the masked transformer
+    char* first_qkv;           // [B, R, 3, D] of its first layer, unless every frame is decided in one pass
+    char* condition;           // [B M, D] without gaps
+    float* context;            // [B, N, D], where context and frame are added
+    float* noise;              // [B M, C]; [B, N, C] in one pass
+    float* drawn;              // [B M, C] what the flow made of it
+    float* means;              // [B M, row_stride(C)] mean and raw scale of the residual target
     float* scales;
     const FrameAttentionKernels* attention;
 };
@@ -204,6 +211,9 @@ class SamplerSession {
     void decide(const Region& region, int step, int done, int count);
     void decide_rows(int begin, int end, int done, int count);
     void begin_pass(int row);
+    // Floats of the past frames of a row, none without a local head.
+    std::size_t past_size() const;
+    void remember(float* past, const float* tokens, int row) const;
 
     const SamplerView* model_;
     std::size_t weight_bytes_;

@@ -547,14 +547,15 @@ struct SamplerKernels {
         }
     }
 
-    // Tokens [at, at + count) of the frame, read from the rows of the last layer; each thread takes whole rows.
+    // Tokens [at, at + count) of the frame, or features for the local head, read from the rows of the last layer; each
+    // thread takes whole rows.
     void read_tokens(const float* z, ptrdiff_t at, int count) const {
         const Span mine = share(count, member);
-        const int rows = mine.end - mine.begin, panels = panels_of(m.channels);
+        const int rows = mine.end - mine.begin, width = m.read.n, panels = panels_of(width);
         normalise(z + mine.begin * ld, rows, m.final_norm, own.b);
         for (int panel = 0; panel < panels; panel += SAMPLER_COLUMNS / PANEL) {
             const int last = smaller(panel + SAMPLER_COLUMNS / PANEL, panels), first = panel * PANEL;
-            const int columns = smaller(last * PANEL, m.channels) - first;
+            const int columns = smaller(last * PANEL, width) - first;
             by_tiles(rows, [&](int begin, int end) ENMA_ALWAYS {
                 float* read = own.gates - first;
                 gemm<Mode>(own.b + begin * ld, ld, end - begin, m.read, panel, last, own.scratch,
@@ -562,7 +563,7 @@ struct SamplerKernels {
                                V::store(read + r * SAMPLER_COLUMNS + j, V::add(sum, V::load(m.read.bias + j)));
                            });
                 for (int r = begin; r < end; ++r) {
-                    float* to = s.tokens + (at + mine.begin + r) * m.channels + first;
+                    float* to = s.read + (at + mine.begin + r) * width + first;
                     for (int c = 0; c < columns; ++c) to[c] = own.gates[(r - begin) * SAMPLER_COLUMNS + c];
                 }
             });

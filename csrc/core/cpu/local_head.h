@@ -1,0 +1,70 @@
+// The local head of a one-pass model: tokens of a frame from conditions and past frames, by convolutions over the
+// latent grid; enma_fast/models/local_head.py.
+//
+// Legend: N tokens per frame, C channels of a latent place, W width of the head, P past frames.
+#pragma once
+
+#include <cstddef>
+#include <vector>
+
+#include "core/cpu/dispatch.h"
+#include "core/cpu/gemm.h"
+
+namespace enma {
+
+// Places of a latent frame, in lines; a field on a line has one of them.
+struct LatentGrid {
+    int lines, places;
+    bool plane, ring_of_lines, ring;
+    int patch_lines, patch_places;  // of a token
+
+    int size() const { return lines * places; }
+    int patch() const { return patch_lines * patch_places; }
+};
+
+struct LocalBlockView {
+    const float* norm;
+    LinearView gate_up, down;
+};
+
+struct LocalHeadView {
+    LatentGrid grid;
+    int width, channels, past;
+    float epsilon;
+    LinearView frames;  // of windows of past frames
+    const LocalBlockView* blocks;
+    int layers;
+    const float* norm;
+    LinearView read;
+};
+
+struct LocalBlockWeights {
+    const void *norm, *gate_up, *down;
+};
+
+// Weights as stored, all bf16 or all fp32; convolutions are [outward, inward, (3,) 3].
+struct LocalHeadWeights {
+    LatentGrid grid;
+    int width, channels, past;
+    const void *features_weight, *features_bias;  // [patch W, D]
+    const void* frames;
+    std::vector<LocalBlockWeights> blocks;
+    const void *norm, *read_weight, *read_bias;
+};
+
+// Products of whole panels of columns.
+constexpr bool local_width_fits(int width) { return width > 0 && width % PANEL == 0; }
+
+// A convolution's weight in fp32 as the products read it: [outward, (line, place, inward)].
+std::vector<float> local_windows(const void* weight, int outward, int inward, bool plane, bool bf16);
+
+// Bytes that a team shares, and of each thread.
+std::size_t local_head_shared_bytes(const LocalHeadView& head);
+std::size_t local_head_own_bytes(const LocalHeadView& head);
+
+// tokens [N, patch C] of one member, from features [N, patch W] and past frames [P, N, patch C], by a team of threads
+// that divides the places. The bits depend on neither the team nor other members.
+void local_head(const LocalHeadView& head, Isa isa, const float* features, const float* past, float* tokens,
+                const Member& member, char* shared, char* own);
+
+}  // namespace enma

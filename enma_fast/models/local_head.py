@@ -1,0 +1,109 @@
+"""Condition and past frames -> tokens, by convolutions on the latent grid: the local head of a one-pass model.
+
+Attention over patches has to learn motion inside a patch anew at every place. Convolutions share it among all places of
+the latent grid: the head changes the last latent frame by what its neighbourhood and the condition say.
+
+Legend: B batch x members (x frames in training), P past frames, N tokens per frame, C token channels, D width of the
+transformers, F channels of a latent frame, W width of the head.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ..config import ModelConfig
+from ..ops import fused_in_training
+from ..ops.self_attention import widened
+from ..ops.swiglu import swiglu
+from .layers import RMSNorm, exact
+from .tokenizer import pad_space, patchify, unpatchify
+
+KERNEL = 3
+
+
+class GridConv(nn.Module):
+    """Convolution over the latent grid, around periodic dimensions and with zeros beyond walls; channels last."""
+
+    def __init__(self, inward: int, outward: int, periodic: tuple[bool, ...], *, bias: bool) -> None:
+        super().__init__()
+        self.periodic = periodic
+        make = nn.Conv1d if len(periodic) == 1 else nn.Conv2d
+        self.conv = make(inward, outward, KERNEL, bias=bias)
+        nn.init.normal_(self.conv.weight, std=(inward * KERNEL ** len(periodic)) ** -0.5)
+        if self.conv.bias is not None:
+            nn.init.zeros_(self.conv.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, *grid, inward]`` to ``[B, *grid, outward]``."""
+        return self.conv(pad_space(x.movedim(-1, 1), KERNEL // 2, self.periodic)).movedim(1, -1)
+
+
+class LocalBlock(nn.Module):
+    """x + W_out (silu(a) * b), where a and b are a convolution of the normalised x."""
+
+    def __init__(self, width: int, periodic: tuple[bool, ...]) -> None:
+        super().__init__()
+        self.norm = RMSNorm(width)
+        self.gate_up = GridConv(width, 2 * width, periodic, bias=False)
+        self.down = nn.Linear(width, width, bias=False)
+        nn.init.zeros_(self.down.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.gate_up(self.norm(x))
+        return x + self.down(swiglu(y, backend=None if fused_in_training(y) else "reference"))
+
+
+class LocalHead(nn.Module):
+    """The next latent frame: the last one plus what the blocks read off.
+
+    Parameters are those of `config.dynamics.local`: W, the number of blocks, and P, of how many past frames.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        local = config.dynamics.local
+        assert local is not None
+        self.grid, self.patch = config.tokenizer.token_grid, config.dynamics.patch
+        periodic, channels = config.tokenizer.periodic, config.tokenizer.latent_channels
+        self.past = local.past
+        self.features = nn.Linear(config.dynamics.width, local.width * math.prod(self.patch))
+        self.frames = GridConv(local.past * channels, local.width, periodic, bias=False)
+        self.blocks = nn.ModuleList([LocalBlock(local.width, periodic) for _ in range(local.layers)])
+        self.norm = RMSNorm(local.width)
+        self.read = nn.Linear(local.width, channels)
+        for layer in (self.features, self.read):
+            nn.init.zeros_(layer.bias)
+        nn.init.normal_(self.features.weight, std=config.dynamics.width**-0.5)
+        nn.init.zeros_(self.read.weight)
+
+    def forward(self, condition_BND: Tensor, past_BPNC: Tensor) -> Tensor:
+        """Tokens ``[B, N, C]``, at least fp32, from conditions and the frames before, the last one at the end.
+
+        Frames before the start of a trajectory are zeros.
+        """
+        x = self._on_grid(exact(self.features, condition_BND)[:, None])[:, 0]
+        past = self._on_grid(past_BPNC)
+        x = x + self.frames(past.movedim(1, -2).flatten(-2).to(x.dtype))
+        for block in self.blocks:
+            x = block(x)
+        made = past[:, -1] + exact(self.read, self.norm(x)).to(past.dtype)
+        return patchify(made.flatten(1, -2)[:, None], self.grid, self.patch)[:, 0]
+
+    def first_past(self, history_BTNC: Tensor) -> Tensor:
+        """Frames ``[B, P, N, C]`` before the frame that follows a history."""
+        missing = history_BTNC.new_zeros(len(history_BTNC), self.past, *history_BTNC.shape[2:])
+        return widened(torch.cat([missing, history_BTNC], 1)[:, -self.past :])
+
+    def _on_grid(self, tokens_BTNC: Tensor) -> Tensor:
+        """Tokens ``[B, T, N, C]`` to the latent grid ``[B, T, *grid, F]``."""
+        return unpatchify(tokens_BTNC, self.grid, self.patch).unflatten(2, self.grid)
+
+
+def with_past(frames_BTNC: Tensor, past: int) -> Tensor:
+    """The frames before each frame, ``[B, T, P, N, C]``, zeros before the first."""
+    before = frames_BTNC.new_zeros(frames_BTNC.shape[0], past, *frames_BTNC.shape[2:])
+    padded = torch.cat([before, frames_BTNC[:, :-1]], 1)
+    return padded.unfold(1, past, 1).movedim(-1, 2)

@@ -1,0 +1,147 @@
+"""The local head: its arithmetic, its symmetry, what it sees of the past, and what it starts from."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from enma_fast.errors import EnmaError
+from enma_fast.models.local_head import LocalHead, with_past
+from enma_fast.models.tokenizer import patchify, unpatchify
+from enma_fast.training.recipes import inherit
+from enma_fast.utils.dataclass_json import replace
+
+from .._tiny import CONFIGS, LOCAL, random_model, shaken
+
+NAMES = ("line-local", "plane-local")
+
+
+def made(name, *, scale=0.2):
+    torch.manual_seed(0)
+    return shaken(LocalHead(CONFIGS[name]), scale=scale).double().eval().requires_grad_(False)
+
+
+def inputs(name, batch=2):
+    config, generator = CONFIGS[name], torch.Generator().manual_seed(1)
+    past = (batch, config.dynamics.local.past, config.num_tokens, config.token_channels)
+    condition = torch.randn(batch, config.num_tokens, config.dynamics.width, generator=generator).double()
+    return condition, torch.randn(past, generator=generator).double()
+
+
+def on_grid(tokens, config):
+    flat = unpatchify(tokens, config.tokenizer.token_grid, config.dynamics.patch)
+    return flat.unflatten(2, config.tokenizer.token_grid)
+
+
+def convolved(x, weight, periodic):
+    """A convolution of `[*grid, inward]` in loops."""
+    grid, dims = x.shape[:-1], len(periodic)
+    out = np.zeros((*grid, weight.shape[0]))
+    for place in itertools.product(*map(range, grid)):
+        for tap in itertools.product(range(3), repeat=dims):
+            other = [p + t - 1 for p, t in zip(place, tap, strict=True)]
+            if any(not ring and not 0 <= o < n for o, n, ring in zip(other, grid, periodic, strict=True)):
+                continue
+            other = tuple(o % n for o, n in zip(other, grid, strict=True))
+            out[place] += weight[(..., *tap)] @ x[other]
+    return out
+
+
+def normalised(x, weight, eps=1e-5):
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + eps) * weight
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_arithmetic_in_loops(name):
+    config, head = CONFIGS[name], made(name)
+    condition, past = inputs(name, batch=1)
+    w = {key: value.numpy() for key, value in head.state_dict().items()}
+    periodic = config.tokenizer.periodic
+    features = condition.numpy() @ w["features.weight"].T + w["features.bias"]
+    x = on_grid(torch.from_numpy(features)[:, None], config)[0, 0].numpy()
+    frames = on_grid(past, config)[0].numpy()
+    x = x + convolved(np.concatenate(list(frames), -1), w["frames.conv.weight"], periodic)
+    for i in range(LOCAL.layers):
+        y = convolved(normalised(x, w[f"blocks.{i}.norm.weight"]), w[f"blocks.{i}.gate_up.conv.weight"], periodic)
+        gate, up = np.split(y, 2, -1)
+        x = x + (gate / (1 + np.exp(-gate)) * up) @ w[f"blocks.{i}.down.weight"].T
+    expected = frames[-1] + normalised(x, w["norm.weight"]) @ w["read.weight"].T + w["read.bias"]
+    found = on_grid(head(condition, past)[:, None], config)[0, 0].numpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("name", "axis", "moves"), [("line-local", 0, True), ("plane-local", 0, True), ("plane-local", 1, False)]
+)
+def test_shifts_commute_around_a_ring_and_not_along_a_wall(name, axis, moves):
+    config, head = CONFIGS[name], made(name)
+    condition, past = inputs(name)
+    patch = config.dynamics.patch
+    grid = config.tokenizer.token_grid
+
+    def shifted(tokens_BTNC):
+        fields = tokens_BTNC.unflatten(2, config.token_grid)
+        return fields.roll(1, 2 + axis).flatten(2, 1 + len(grid))
+
+    found = head(shifted(condition[:, None])[:, 0], shifted(past))
+    expected = shifted(head(condition, past)[:, None])[:, 0]
+    assert torch.allclose(found, expected) is moves
+    assert len(patch) == len(grid)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_untrained_head_repeats_the_last_frame(name):
+    torch.manual_seed(0)
+    condition, past = inputs(name)
+    assert torch.equal(LocalHead(CONFIGS[name]).double()(condition, past), past[:, -1])
+
+
+def test_the_past_of_each_frame():
+    frames = torch.arange(1.0, 5.0).view(1, 4, 1, 1)
+    assert with_past(frames, 2).flatten(1).tolist() == [[0, 0, 0, 1, 1, 2, 2, 3]]
+    head = made("plane-local")
+    history = inputs("plane-local")[1]
+    assert torch.equal(head.first_past(history[:, :0]), torch.zeros_like(history))
+    one = head.first_past(history[:, :1])
+    assert torch.equal(one[:, 1], history[:, 0])
+    assert not one[:, 0].any()
+    longer = torch.cat([history, history + 1], 1)
+    assert torch.equal(head.first_past(longer), longer[:, -2:])
+
+
+def test_patches_come_back():
+    config = CONFIGS["plane-local"]
+    past = inputs("plane-local")[1]
+    grid, patch = config.tokenizer.token_grid, config.dynamics.patch
+    assert torch.equal(patchify(unpatchify(past, grid, patch), grid, patch), past)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"dynamics.local.width": 24}, "dynamics.local.width is 24; a multiple of 16"),
+        ({"dynamics.local.layers": 0}, "dynamics.local.layers is 0"),
+        ({"dynamics.local.past": 0}, "dynamics.local.past is 0"),
+        ({"dynamics.decoder": "masked-flow"}, "decoder='one-pass'"),
+    ],
+)
+def test_sizes_that_cannot_be_are_refused(changes, named):
+    with pytest.raises(EnmaError, match=named.replace(".", r"\.").replace("(", r"\(")):
+        replace(CONFIGS["line-local"], changes)
+
+
+def test_a_model_begins_with_the_transformers_of_one_without_a_local_head():
+    config = CONFIGS["line-local"]
+    linear = random_model(replace(config, {"dynamics.local": None}), seed=1)
+    model = random_model(config, seed=2)
+    drawn = {name: value.clone() for name, value in model.state_dict().items()}
+    inherit(model, linear, source="it")
+    for name, value in model.state_dict().items():
+        expected = drawn if name.startswith("dynamics.local.") else linear.state_dict()
+        assert torch.equal(value, expected[name]), name
+    # And back: the layer that reads tokens begins with the means of the flow head.
+    again = random_model(linear.config, seed=3)
+    inherit(again, model, source="it")
+    assert torch.equal(again.dynamics.read.weight, model.dynamics.flow.moments.weight[: config.token_channels])
+    assert torch.equal(again.dynamics.temporal.embed.weight, linear.dynamics.temporal.embed.weight)
