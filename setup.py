@@ -119,7 +119,7 @@ def extension_arguments(sources: list[str]) -> dict[str, Any]:
                 install_libenma(list(map(str, core)), prefix, self.distribution.get_version())
 
         def copy_extensions_to_source(self) -> None:
-            # Of an editable install; what lies there may be mapped by programs, so it is removed and not written over.
+            # In an editable install programs may have mapped what lies there, so it is removed and not written over.
             super().copy_extensions_to_source()
             made, place = Path(self.build_lib, "enma_fast/embed"), ROOT / "enma_fast/embed"
             shutil.rmtree(place, ignore_errors=True)

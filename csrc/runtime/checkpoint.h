@@ -45,7 +45,7 @@ class Checkpoint {
     const Json& config() const { return config_; }
     const std::string& config_path() const { return config_path_; }
     Tensors& tensors() { return tensors_; }
-    // Of config and weights.
+    // Digest of config and weights.
     const Digest& identity() const { return identity_; }
     const std::string& weights_sha256() const { return weights_sha256_; }
 

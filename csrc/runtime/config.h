@@ -33,7 +33,7 @@ struct TokenizerConfig {
     bool variational = true;
     std::optional<InterpolationConfig> interpolation;
 
-    // Of what the convolutions see on the grid.
+    // Channels that the convolutions see on the grid.
     int grid_channels() const { return interpolation ? interpolation->features : field_channels; }
     int dims() const { return static_cast<int>(grid.size()); }
     int count(LayerKind kind) const;

@@ -13,7 +13,7 @@ namespace {
 
 using std::numbers::pi;
 
-// Of all norms, enma_fast/models/layers.py.
+// Epsilon of all norms, enma_fast/models/layers.py.
 constexpr float NORM_EPSILON = 1e-5f;
 // Initial number of frames in the tables of rotary places.
 constexpr std::int64_t TABLE_FRAMES = 64;

@@ -354,7 +354,7 @@ void Session::read_all(Observed observed) {
         fail(ENMA_INVALID_ARGUMENT, "history has ", observed.frames, " frames, as many as ", config.name,
              " was trained on; say how many more: num_frames");
     }
-    // What was there before is freed first.
+    // The old one is freed first.
     sampler_session_.reset();
     states_.clear();
     observed_ = std::move(observed);

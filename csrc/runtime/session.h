@@ -46,7 +46,7 @@ struct Observed {
     // [T, members, N C]
     std::vector<float> made;
     std::int64_t done = 0;  // frames given out
-    // Of these, those that each member has; GOES_ON for a member that was not stopped. None: all go on.
+    // How many of these each member has; GOES_ON for a member that was not stopped. None: all go on.
     std::vector<std::int64_t> kept;
 };
 constexpr std::int64_t GOES_ON = -1;

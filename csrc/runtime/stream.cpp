@@ -10,7 +10,7 @@ namespace {
 
 using std::to_string;
 
-// Of frames with every size divided by `factor`.
+// Shape of frames with every size divided by `factor`.
 Shape shape_of(const TokenizerConfig& config, int factor) {
     const bool plane = config.dims() == 2;
     const int lines = plane ? static_cast<int>(config.grid[0]) / factor : 1;

@@ -59,7 +59,7 @@ struct Layer {
     int channels;
 };
 
-// What the layers remember of one row.
+// Frames that the layers remember of one row.
 struct StreamState {
     std::vector<float> frames;
     std::vector<std::int64_t> seen;
@@ -70,7 +70,7 @@ using Sink = void (*)(void* to, const float* frame);
 
 class Stream {
    public:
-    // Of fields, or features of the interpolation, [*grid, c] to the mean of latents [tokens, whole_panels(C)], and back.
+    // From fields, or features of the interpolation, [*grid, c] to the mean of latents [tokens, whole_panels(C)]; and back.
     static Stream encoder(const TokenizerConfig& config, Tensors& tensors);
     static Stream decoder(const TokenizerConfig& config, Tensors& tensors);
 

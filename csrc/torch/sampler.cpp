@@ -36,7 +36,7 @@ class Reader {
 
     bool bf16() const { return type_ == at::kBFloat16; }
     bool has(const std::string& name) const { return parameters_.count(name) != 0; }
-    // Of a matrix.
+    // Size of a matrix.
     int64_t size(const std::string& name, int dim) const {
         const Tensor& tensor = find(name);
         TORCH_CHECK_VALUE(tensor.dim() == 2, "sampler: ", name, " has shape ", tensor.sizes(), "; expected a matrix");

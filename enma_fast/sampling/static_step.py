@@ -97,7 +97,7 @@ class StaticStep:
         self._state = torch.promote_types(self.dtype, torch.float32)
         model = prepared_weights(dynamics, self.dtype)
         self._temporal, self._spatial, self._flow = model.temporal, model.spatial, model.flow
-        # What reads tokens in one pass, a linear layer or a local head; True if any frame is decided in mask steps.
+        # A linear layer or a local head reads tokens in one pass. True if any frame is decided in mask steps.
         self._tokens_of, self._local = model.read, model.local
         self._one_pass = self.config.dynamics.decoder == "one-pass"
         self.in_steps = initial or not self._one_pass

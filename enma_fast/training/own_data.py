@@ -21,7 +21,7 @@ from ..utils.text import counted
 
 TRAIN, VAL, TEST = "train", "val", "test-in"
 SPLITS = (TRAIN, VAL, TEST)
-# What users call the last of them.
+# Users also call the last of them so.
 _SHORT_TEST = "-test"
 # Share of the data for each of validation and test, and fewest environments that are held out whole.
 _SHARE, _FEWEST_ENVIRONMENTS = 0.1, 5

@@ -30,7 +30,7 @@ struct alignas(16) uint4 {
 
 namespace enma::shim {
 
-// What the tests leave out to see that they can fail: a SITE of sync_block or sync_group, or this one.
+// The tests leave one of these out to see that they can fail: a SITE of sync_block or sync_group, or this one.
 inline constexpr int kRelaxedAtomics = 100;
 #ifdef ENMA_TEST_SKIP_BARRIER
 inline int skipped_site = 0;
@@ -102,7 +102,7 @@ inline thread_local Thread self;
 
 inline int own_lane() { return self.index % 32; }
 
-// What every lane of this warp brought.
+// The values that the lanes of this warp brought.
 inline const Lane* exchange(const Lane& own) {
     Warp& warp = self.block->warps[static_cast<size_t>(self.index / 32)];
     Lane* lanes = warp.lanes[self.exchanges++ % 2];

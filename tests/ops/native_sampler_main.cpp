@@ -304,7 +304,7 @@ extern "C" void __wrap__ZN4enma6detail8parallelEiPFvPviiES1_(int threads, void (
     for (std::thread& other : others) other.join();
 }
 #else
-// Of AddressSanitizer: called at every allocation of the process.
+// AddressSanitizer calls it at every allocation of the process.
 extern "C" int __sanitizer_install_malloc_and_free_hooks(void (*)(const volatile void*, std::size_t),
                                                          void (*)(const volatile void*));
 #endif

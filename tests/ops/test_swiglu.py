@@ -12,7 +12,7 @@ from tests._extension import NATIVE, each_isa, needs_native
 from tests.ops._oracle import assert_close_as_reference, assert_threads_keep_bits
 
 DTYPES = (torch.float32, torch.bfloat16)
-# Of results as large as ten.
+# The results are as large as ten.
 ULPS = {torch.float32: 4e-6, torch.bfloat16: 8e-2}
 SHAPES = [(2,), (7, 66), (2, 3, 258), (0, 8), (65, 34)]
 

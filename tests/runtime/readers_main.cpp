@@ -174,7 +174,7 @@ int main(int, char** argv) {
         if (configs < times / 2 || tensors < times / 2 || sessions < times / 10) return 1;
         ++rounds;
     } while (std::chrono::steady_clock::now() < end);
-    // Of every length around that of a block.
+    // Messages of every length around that of a block.
     for (std::size_t size = 0; size < 200; ++size) std::printf("%s\n", hex(sha256(weights.data(), size)).c_str());
     std::printf("ok: %d rounds of %d changes\n", rounds, times);
 }

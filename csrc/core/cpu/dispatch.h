@@ -1,4 +1,4 @@
-// Which instruction set the kernels use, decided at run time: one build serves every x86-64 processor, and others too.
+// Choice of the kernels' instruction set at run time: one build serves every x86-64 processor, and others too.
 #pragma once
 
 #include <string>
@@ -17,7 +17,7 @@ enum class Isa { scalar, avx2, avx512, avx512_bf16, emulated_avx512, emulated_av
 
 const char* isa_name(Isa isa);
 
-// Whether this processor, and the operating system's saving of its registers, can run it.
+// True if this processor, and the operating system's saving of its registers, can run it.
 bool isa_supported(Isa isa);
 
 // The best this processor has; never an emulated one.

@@ -67,7 +67,7 @@ constexpr int FLOW_HEAD_TOGETHER = 32;
 // Bytes of work space of one thread, and of what threads that share the columns have in common, for `rows` rows.
 std::size_t flow_head_own_bytes(const FlowHeadView& head, int rows);
 std::size_t flow_head_shared_bytes(const FlowHeadView& head, int rows);
-// Whether so few rows are better served by threads that share the columns.
+// True if so few rows are better served by threads that share the columns.
 bool flow_head_shares_columns(const FlowHeadView& head, std::int64_t rows, int threads);
 
 class FlowHead {

@@ -76,7 +76,7 @@ struct Kernels {
     // GEMM_SCRATCH bytes.
     void (*linear)(const LinearView& linear, const float* a, std::ptrdiff_t lda, int rows, float* out,
                    std::ptrdiff_t ldo, char* scratch);
-    // Whether inputs of products over bf16 weights are bf16.
+    // True if inputs of products over bf16 weights are bf16.
     bool halves;
 };
 

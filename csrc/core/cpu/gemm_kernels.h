@@ -215,7 +215,7 @@ void gemm(const typename Mode::Input* a, ptrdiff_t lda, int rows, const LinearVi
         const int span = span_for<V>(smaller(rows, V::MAX_ROWS), end - panel);
         const Weight* weights = static_cast<const Weight*>(linear.weight) + panel * panel_size;
         const ptrdiff_t ldc = span * PANEL;
-        // What follows this weight in memory is as a rule what is used next.
+        // The next weight to be used follows this one in memory as a rule.
         const bool more = panel + span < end || end * PANEL >= linear.n;
         for (int from = 0; from < k; from += block_k) {
             const int depth = smaller(block_k, k - from);

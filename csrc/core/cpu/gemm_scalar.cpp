@@ -1,4 +1,4 @@
-// What every processor has: on x86-64 vectors of four floats, and no fused multiply-add.
+// The vectors that every processor has: on x86-64 vectors of four floats, and no fused multiply-add.
 #include "core/cpu/sampler.h"
 #include "core/cpu/sampler_kernels.h"
 

@@ -105,7 +105,7 @@ ENMA_INLINE void store(uint16_t* p, Floats a, Part part) {
     __builtin_memcpy(p, &halves, sizeof(uint16_t) * part.count);
 }
 
-// What a store in this type keeps.
+// The value that a store in this type keeps.
 ENMA_INLINE Floats rounded(const float*, Floats a) { return a; }
 ENMA_INLINE Floats rounded(const uint16_t*, Floats a) { return (Floats)(rounded_words(a) << 16); }
 

@@ -214,7 +214,7 @@ Sampler::Sampler(const SamplerWeights& w) {
     v.local = w.local == nullptr ? nullptr : &local_;
 }
 
-// What the threads of one parallel region have in common.
+// Things that the threads of one parallel region have in common.
 struct SamplerSession::Region {
     Member member;
     char* shared;

@@ -109,7 +109,7 @@ struct KeyValues {
     std::ptrdiff_t layer, row, value, token;  // distances in elements
 };
 
-// What a session holds; kernels read and write it.
+// Memory of a session; kernels read and write it.
 struct SamplerState {
     const int* group;  // [B]
     int prefix_frames, own_frames;
@@ -186,7 +186,7 @@ class SamplerSession {
     // Reads the start of a segment, then latent frames [G, N, C] of it.
     void start_segment(int segment);
     void read(const float* tokens);
-    // What the noise of each row is keyed by, and its group; `first_frame` is the number of the next latent frame.
+    // Keys of the noise of each row, and its group; `first_frame` is the number of the next latent frame.
     void begin(const std::uint32_t* seeds, const std::uint32_t* members, const int* groups, int first_frame);
     // Decides the next latent frame [B, N, C] and, unless it is the last one, reads it.
     void frame(float* out, bool last);

@@ -1,6 +1,6 @@
 // A barrier over a group of blocks that run at the same time.
 //
-// What a block stored to global memory before its last sync_block is visible to every block of the group after the
+// Stores of a block to global memory before its last sync_block are visible to every block of the group after the
 // barrier. Either a cluster's own barrier (Hopper and later), or a counter in global memory: bit 31 flips when the last
 // block arrives and the lower bits return to where they were, so that no launch or graph replay has to reset anything.
 #pragma once
