@@ -19,8 +19,8 @@ module enma
     integer(c_int32_t), parameter, public :: ENMA_OK = 0, ENMA_INVALID_ARGUMENT = 1, ENMA_CHECKPOINT = 2
     integer(c_int32_t), parameter, public :: ENMA_UNSUPPORTED = 3, ENMA_STATE = 4, ENMA_NO_MEMORY = 5, ENMA_INTERNAL = 6
 
-    ! Of an array in Fortran.
-    integer, parameter :: MOST_AXES = 15
+    ! Axes of an array in Fortran: at most, and of one that was not given.
+    integer, parameter :: MOST_AXES = 15, ABSENT = -1
 
     type :: enma_model
         type(c_ptr) :: handle = c_null_ptr
@@ -57,6 +57,13 @@ module enma
     interface enma_forecast
         module procedure forecast_real32, forecast_real64
     end interface enma_forecast
+
+    ! An array of either kind, which may be absent: its address, bits of a value, and its shape in C.
+    type :: array
+        type(c_ptr) :: data = c_null_ptr
+        integer :: bits = 0, axes = ABSENT
+        integer(c_int64_t) :: sizes(MOST_AXES) = 0
+    end type array
 
     ! DLTensor
     type, bind(c) :: tensor
@@ -318,15 +325,17 @@ contains
         call report(c_restore(session%handle, c_loc(buffer), size(buffer, kind=c_size_t)), status)
     end subroutine enma_restore
 
-    ! The tensor of an array with so many axes, whose C shape is `sizes`.
-    function tensor_of(data, bits, sizes, axes) result(t)
-        type(c_ptr), intent(in) :: data
-        integer, intent(in) :: bits, axes
-        integer(c_int64_t), target, intent(in) :: sizes(MOST_AXES)
-        type(tensor) :: t
-        t = tensor(data, 1_c_int32_t, 0_c_int32_t, int(axes, c_int32_t), 2_c_int8_t, int(bits, c_int8_t), 1_c_int16_t, &
-                   c_loc(sizes), c_null_ptr, 0_c_int64_t)
-    end function tensor_of
+    function array32(values) result(found)
+        real(real32), target, contiguous, intent(in), optional :: values(..)
+        type(array) :: found
+        if (present(values)) found = array(c_loc(values), 32, rank(values), reversed(shape(values)))
+    end function array32
+
+    function array64(values) result(found)
+        real(real64), target, contiguous, intent(in), optional :: values(..)
+        type(array) :: found
+        if (present(values)) found = array(c_loc(values), 64, rank(values), reversed(shape(values)))
+    end function array64
 
     ! C's order of the axes, and zeros.
     pure function reversed(sizes) result(out)
@@ -336,23 +345,36 @@ contains
         out(:size(sizes)) = int(sizes(size(sizes):1:-1), c_int64_t)
     end function reversed
 
+    function tensor_of(values) result(t)
+        type(array), target, intent(in) :: values
+        type(tensor) :: t
+        t = tensor(values%data, 1_c_int32_t, 0_c_int32_t, int(values%axes, c_int32_t), 2_c_int8_t, &
+                   int(values%bits, c_int8_t), 1_c_int16_t, c_loc(values%sizes), c_null_ptr, 0_c_int64_t)
+    end function tensor_of
+
+    ! NULL for the tensor of an array that is absent.
+    type(c_ptr) function address(t)
+        type(tensor), target, intent(in) :: t
+        address = c_null_ptr
+        if (t%ndim /= ABSENT) address = c_loc(t)
+    end function address
+
+    subroutine observe_arrays(session, history, context, status)
+        type(enma_session), intent(in) :: session
+        type(array), target, intent(in) :: history, context
+        integer(int32), intent(out), optional :: status
+        type(tensor), target :: seen, other
+        seen = tensor_of(history)
+        other = tensor_of(context)
+        call report(c_observe(session%handle, address(seen), address(other)), status)
+    end subroutine observe_arrays
+
     subroutine observe_real32(session, history, context, status)
         type(enma_session), intent(in) :: session
         real(real32), target, contiguous, intent(in) :: history(..)
         real(real32), target, contiguous, intent(in), optional :: context(..)
         integer(int32), intent(out), optional :: status
-        integer(c_int64_t), target :: sizes(MOST_AXES), other_sizes(MOST_AXES)
-        type(tensor), target :: seen, other
-        type(c_ptr) :: other_seen
-        sizes = reversed(shape(history))
-        seen = tensor_of(c_loc(history), 32, sizes, rank(history))
-        other_seen = c_null_ptr
-        if (present(context)) then
-            other_sizes = reversed(shape(context))
-            other = tensor_of(c_loc(context), 32, other_sizes, rank(context))
-            other_seen = c_loc(other)
-        end if
-        call report(c_observe(session%handle, c_loc(seen), other_seen), status)
+        call observe_arrays(session, array32(history), array32(context), status)
     end subroutine observe_real32
 
     subroutine observe_real64(session, history, context, status)
@@ -360,46 +382,42 @@ contains
         real(real64), target, contiguous, intent(in) :: history(..)
         real(real64), target, contiguous, intent(in), optional :: context(..)
         integer(int32), intent(out), optional :: status
-        integer(c_int64_t), target :: sizes(MOST_AXES), other_sizes(MOST_AXES)
-        type(tensor), target :: seen, other
-        type(c_ptr) :: other_seen
-        sizes = reversed(shape(history))
-        seen = tensor_of(c_loc(history), 64, sizes, rank(history))
-        other_seen = c_null_ptr
-        if (present(context)) then
-            other_sizes = reversed(shape(context))
-            other = tensor_of(c_loc(context), 64, other_sizes, rank(context))
-            other_seen = c_loc(other)
-        end if
-        call report(c_observe(session%handle, c_loc(seen), other_seen), status)
+        call observe_arrays(session, array64(history), array64(context), status)
     end subroutine observe_real64
 
-    ! Points and values of a history, and of a context if there are four tensors.
-    integer(c_int32_t) function observed_points(session, tensors, counts, context_counts) result(found)
-        type(enma_session), intent(in) :: session
-        type(tensor), target, intent(in) :: tensors(:)
-        integer(int64), intent(in), optional :: counts(:), context_counts(:)
-        type(observations), target :: seen, other
-        integer(c_int64_t), allocatable, target :: rows(:), other_rows(:)
-        type(c_ptr) :: other_seen
-        seen = observations(c_sizeof(seen), c_loc(tensors(1)), c_loc(tensors(2)), c_null_ptr, 0_c_int64_t)
-        if (present(counts)) then
-            rows = counts
+    function observations_of(points, values, rows) result(seen)
+        type(tensor), target, intent(in) :: points, values
+        integer(c_int64_t), allocatable, target, intent(in) :: rows(:)
+        type(observations) :: seen
+        seen = observations(c_sizeof(seen), address(points), address(values), c_null_ptr, 0_c_int64_t)
+        if (allocated(rows)) then
             seen%counts = c_loc(rows)
             seen%num_frames = size(rows, kind=c_int64_t)
         end if
-        other_seen = c_null_ptr
-        if (size(tensors) == 4) then
-            other = observations(c_sizeof(other), c_loc(tensors(3)), c_loc(tensors(4)), c_null_ptr, 0_c_int64_t)
-            if (present(context_counts)) then
-                other_rows = context_counts
-                other%counts = c_loc(other_rows)
-                other%num_frames = size(other_rows, kind=c_int64_t)
-            end if
-            other_seen = c_loc(other)
-        end if
-        found = c_observe_points(session%handle, c_loc(seen), other_seen)
-    end function observed_points
+    end function observations_of
+
+    ! Points and values of a history, then those of a context.
+    subroutine observe_rows(session, arrays, counts, context_counts, status)
+        type(enma_session), intent(in) :: session
+        type(array), target, intent(in) :: arrays(4)
+        integer(int64), intent(in), optional :: counts(:), context_counts(:)
+        integer(int32), intent(out), optional :: status
+        type(tensor), target :: tensors(4)
+        type(observations), target :: seen, other
+        integer(c_int64_t), allocatable, target :: rows(:), other_rows(:)
+        type(c_ptr) :: context
+        integer :: i
+        do i = 1, 4
+            tensors(i) = tensor_of(arrays(i))
+        end do
+        if (present(counts)) rows = counts
+        if (present(context_counts)) other_rows = context_counts
+        seen = observations_of(tensors(1), tensors(2), rows)
+        other = observations_of(tensors(3), tensors(4), other_rows)
+        context = c_null_ptr
+        if (any(arrays(3:)%axes /= ABSENT)) context = c_loc(other)
+        call report(c_observe_points(session%handle, c_loc(seen), context), status)
+    end subroutine observe_rows
 
     subroutine observe_points_real32(session, points, values, counts, context_points, context_values, context_counts, &
                                      status)
@@ -408,21 +426,10 @@ contains
         real(real32), target, contiguous, intent(in), optional :: context_points(:, :), context_values(..)
         integer(int64), intent(in), optional :: counts(:), context_counts(:)
         integer(int32), intent(out), optional :: status
-        integer(c_int64_t), target :: sizes(MOST_AXES, 4)
-        type(tensor), target :: tensors(4)
-        sizes(:, 1) = reversed(shape(points))
-        sizes(:, 2) = reversed(shape(values))
-        tensors(1) = tensor_of(c_loc(points), 32, sizes(:, 1), 2)
-        tensors(2) = tensor_of(c_loc(values), 32, sizes(:, 2), rank(values))
-        if (present(context_points) .and. present(context_values)) then
-            sizes(:, 3) = reversed(shape(context_points))
-            sizes(:, 4) = reversed(shape(context_values))
-            tensors(3) = tensor_of(c_loc(context_points), 32, sizes(:, 3), 2)
-            tensors(4) = tensor_of(c_loc(context_values), 32, sizes(:, 4), rank(context_values))
-            call report(observed_points(session, tensors, counts, context_counts), status)
-        else
-            call report(observed_points(session, tensors(:2), counts), status)
-        end if
+        type(array) :: context(2)
+        if (present(context_points)) context(1) = array32(context_points)
+        if (present(context_values)) context(2) = array32(context_values)
+        call observe_rows(session, [array32(points), array32(values), context], counts, context_counts, status)
     end subroutine observe_points_real32
 
     subroutine observe_points_real64(session, points, values, counts, context_points, context_values, context_counts, &
@@ -432,65 +439,56 @@ contains
         real(real64), target, contiguous, intent(in), optional :: context_points(:, :), context_values(..)
         integer(int64), intent(in), optional :: counts(:), context_counts(:)
         integer(int32), intent(out), optional :: status
-        integer(c_int64_t), target :: sizes(MOST_AXES, 4)
-        type(tensor), target :: tensors(4)
-        sizes(:, 1) = reversed(shape(points))
-        sizes(:, 2) = reversed(shape(values))
-        tensors(1) = tensor_of(c_loc(points), 64, sizes(:, 1), 2)
-        tensors(2) = tensor_of(c_loc(values), 64, sizes(:, 2), rank(values))
-        if (present(context_points) .and. present(context_values)) then
-            sizes(:, 3) = reversed(shape(context_points))
-            sizes(:, 4) = reversed(shape(context_values))
-            tensors(3) = tensor_of(c_loc(context_points), 64, sizes(:, 3), 2)
-            tensors(4) = tensor_of(c_loc(context_values), 64, sizes(:, 4), rank(context_values))
-            call report(observed_points(session, tensors, counts, context_counts), status)
-        else
-            call report(observed_points(session, tensors(:2), counts), status)
-        end if
+        type(array) :: context(2)
+        if (present(context_points)) context(1) = array64(context_points)
+        if (present(context_values)) context(2) = array64(context_values)
+        call observe_rows(session, [array64(points), array64(values), context], counts, context_counts, status)
     end subroutine observe_points_real64
+
+    subroutine step_into(session, frame, status)
+        type(enma_session), intent(in) :: session
+        type(array), target, intent(in) :: frame
+        integer(int32), intent(out), optional :: status
+        type(tensor), target :: out
+        out = tensor_of(frame)
+        call report(c_step(session%handle, c_loc(out)), status)
+    end subroutine step_into
 
     subroutine step_real32(session, frame, status)
         type(enma_session), intent(in) :: session
         real(real32), target, contiguous, intent(inout) :: frame(..)
         integer(int32), intent(out), optional :: status
-        integer(c_int64_t), target :: sizes(MOST_AXES)
-        type(tensor), target :: out
-        sizes = reversed(shape(frame))
-        out = tensor_of(c_loc(frame), 32, sizes, rank(frame))
-        call report(c_step(session%handle, c_loc(out)), status)
+        call step_into(session, array32(frame), status)
     end subroutine step_real32
 
     subroutine step_real64(session, frame, status)
         type(enma_session), intent(in) :: session
         real(real64), target, contiguous, intent(inout) :: frame(..)
         integer(int32), intent(out), optional :: status
-        integer(c_int64_t), target :: sizes(MOST_AXES)
-        type(tensor), target :: out
-        sizes = reversed(shape(frame))
-        out = tensor_of(c_loc(frame), 64, sizes, rank(frame))
-        call report(c_step(session%handle, c_loc(out)), status)
+        call step_into(session, array64(frame), status)
     end subroutine step_real64
+
+    subroutine forecast_into(session, frames, status)
+        type(enma_session), intent(in) :: session
+        type(array), target, intent(in) :: frames
+        integer(int32), intent(out), optional :: status
+        type(tensor), target :: out
+        out = tensor_of(frames)
+        call report(c_forecast(session%handle, c_loc(out)), status)
+    end subroutine forecast_into
 
     subroutine forecast_real32(session, frames, status)
         type(enma_session), intent(in) :: session
         real(real32), target, contiguous, intent(inout) :: frames(..)
         integer(int32), intent(out), optional :: status
-        integer(c_int64_t), target :: sizes(MOST_AXES)
-        type(tensor), target :: out
-        sizes = reversed(shape(frames))
-        out = tensor_of(c_loc(frames), 32, sizes, rank(frames))
-        call report(c_forecast(session%handle, c_loc(out)), status)
+        call forecast_into(session, array32(frames), status)
     end subroutine forecast_real32
 
     subroutine forecast_real64(session, frames, status)
         type(enma_session), intent(in) :: session
         real(real64), target, contiguous, intent(inout) :: frames(..)
         integer(int32), intent(out), optional :: status
-        integer(c_int64_t), target :: sizes(MOST_AXES)
-        type(tensor), target :: out
-        sizes = reversed(shape(frames))
-        out = tensor_of(c_loc(frames), 64, sizes, rank(frames))
-        call report(c_forecast(session%handle, c_loc(out)), status)
+        call forecast_into(session, array64(frames), status)
     end subroutine forecast_real64
 
 end module enma

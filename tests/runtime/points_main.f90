@@ -55,6 +55,9 @@ program points
                              context_counts=[2_int64, 2_int64, 2_int64], status=status)
     if (status /= ENMA_INVALID_ARGUMENT .or. index(enma_message(), "context.points has shape") == 0) &
         error stop enma_message()
+    call enma_observe_points(session, places, values, context_points=places, status=status)
+    if (status /= ENMA_INVALID_ARGUMENT .or. index(enma_message(), "context.values is NULL") == 0) &
+        error stop enma_message()
     close (file)
     call enma_free(session)
     call enma_close(model)
