@@ -44,8 +44,8 @@ ENMA_INLINE void score(const float* q, Tile keys, int64_t head_dim, float* score
         for (int v = 0; v < VECTORS; ++v) qs[v] = load(q + c * QUERIES + v * LANES, All{});
 #pragma GCC unroll 16
         for (int j = 0; j < KEYS; ++j) {
-            const float key = keys.data[j * keys.stride + c];
-            for (int v = 0; v < VECTORS; ++v) sum[j][v] += qs[v] * key;
+            const Floats key = all(keys.data[j * keys.stride + c]);
+            for (int v = 0; v < VECTORS; ++v) sum[j][v] = fma(qs[v], key, sum[j][v]);
         }
     }
 #pragma GCC unroll 16
@@ -72,7 +72,7 @@ ENMA_INLINE void gather(const float* weights, Tile values, int64_t count, int64_
         const float* value = values.data + j * values.stride + first;
 #pragma GCC unroll 16
         for (int c = 0; c < CHANNELS; ++c) {
-            for (int v = 0; v < VECTORS; ++v) sum[c][v] += w[v] * value[c];
+            for (int v = 0; v < VECTORS; ++v) sum[c][v] = fma(w[v], all(value[c]), sum[c][v]);
         }
     }
 #pragma GCC unroll 16

@@ -130,15 +130,16 @@ struct SamplerKernels {
                 const Float b =
                     V::multiply(V::multiply(V::load(x + half + j), V::all(inverse)), V::load(weight + half + j));
                 const Float cosine = V::load(cosines + j), sine = V::load(sines + j);
-                put<V>(out + j, V::subtract(V::multiply(a, cosine), V::multiply(b, sine)));
-                put<V>(out + half + j, V::add(V::multiply(a, sine), V::multiply(b, cosine)));
+                const Float minus = V::subtract(V::all(0.0f), b);
+                put<V>(out + j, V::fma(minus, sine, V::multiply(a, cosine)));
+                put<V>(out + half + j, V::fma(b, cosine, V::multiply(a, sine)));
             }
             return;
         }
         for (int j = 0; j < half; ++j) {
             const float a = x[j] * inverse * weight[j], b = x[half + j] * inverse * weight[half + j];
-            put_one(out + j, a * cosines[j] - b * sines[j]);
-            put_one(out + half + j, a * sines[j] + b * cosines[j]);
+            put_one(out + j, V::fma_one(a, cosines[j], -(b * sines[j])));
+            put_one(out + half + j, V::fma_one(a, sines[j], b * cosines[j]));
         }
     }
 
