@@ -5,6 +5,7 @@
     python -m benchmarks.compare forecast --preset combined-fast --members 1,16,64 --json
     python -m benchmarks.compare ensemble --members 64,1024,4096 --json
     python -m benchmarks.compare embed --preset combined-fast --members 1,16,64 --json
+    python -m benchmarks.compare embed --others --preset combined-fast --members 1,16,64 --json
 
 Rounds run A B C A B C ...; a ratio is the median over rounds of baseline by ours. `gemm_rate` is the best FLOP/s of
 square products measured in the same run, of the case's dtype and of fp32, whichever is faster on this machine.
@@ -24,7 +25,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import embed
+from benchmarks import embed, embed_others
 from benchmarks.cases import CASES, Case
 from benchmarks.ensemble import ensemble_case, overhead
 from benchmarks.forecast import forecast_case
@@ -147,16 +148,23 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="file for the rows, as JSON, written anew after each")
     parser.add_argument("--json", action="store_true", help="the last line is one JSON list, one object per row")
     parser.add_argument("--library", type=Path, default=embed.LIBRARY, help="libenma.so, of the case embed")
+    parser.add_argument(
+        "--others", action="store_true", help="of embed: beside TorchScript and ONNX Runtime, by frames"
+    )
     options = parser.parse_args()
     if options.case == "embed":
         members = [int(n) for n in (options.rows or "1,16,64").split(",")]
-        found = embed.measure(
+        case = embed_others if options.others else embed
+        found = case.measure(
             options.preset or "combined-fast", members, rounds=options.rounds or 9, library=options.library
         )
         for row in found:
-            print(embed.line(row), file=sys.stderr if options.json else sys.stdout)
+            print(case.line(row), file=sys.stderr if options.json else sys.stdout)
+        found = [row | {"machine": machine()} for row in found]
+        if options.out is not None:
+            save(found, options.out)
         if options.json:
-            print(json.dumps([row | {"machine": machine()} for row in found]))
+            print(json.dumps(found))
         return 0
     torch.set_num_threads(options.threads)
     if options.case == "trajectory":
