@@ -60,7 +60,8 @@ def test_latents_after_the_same_history_have_the_same_bits(library: Library, tmp
         session.observe(observed)
         session.forecast()
         latents = torch.from_numpy(session.latents())
-        given = Problem([latents[:, :known]], torch.full((5,), trajectory_seed(3, 1)), torch.arange(5))
+        seeds, members = torch.full((5,), trajectory_seed(3, 1)), torch.arange(5)
+        given = Problem(segments=[latents[:, :known]], seeds=seeds, members=members)
         made = play(sampler, given, num_latents=latents.shape[1], isa=isa)
         assert torch.equal(made, latents[:, known:]), isa
 
