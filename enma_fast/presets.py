@@ -186,13 +186,24 @@ def _fast_2d(
         sampling=_FAST["sampling"],
         **model,
     )
+    tokenizer_training = dataclasses.replace(_WINDOW_TOKENIZER_TRAINING, shift=ring)
+    dynamics_training = dataclasses.replace(_SMALL_TRAINING, steps=3400, batch=16, learning_rate=1.5e-3, shift=ring)
+    forecasts = dataclasses.replace(
+        _SMALL_FORECASTS, batch=16, learning_rate=2e-4, final_learning_rate=2e-6, shift=ring
+    )
+    if local is not None:
+        # A few minutes of single frames; then forecasts of five latent frames from any part of a trajectory, of which
+        # a step costs a third of one on whole forecasts.
+        dynamics_training = dataclasses.replace(dynamics_training, steps=400, batch=12)
+        rollout = RolloutConfig(frames=5, late_share=0.5)
+        forecasts = dataclasses.replace(
+            forecasts, steps=1000, batch=12, learning_rate=1e-3, final_learning_rate=1e-4, rollout=rollout
+        )
     return dataclasses.replace(
         preset,
-        tokenizer_training=dataclasses.replace(_WINDOW_TOKENIZER_TRAINING, shift=ring),
-        dynamics_training=dataclasses.replace(_SMALL_TRAINING, steps=3400, batch=16, learning_rate=1.5e-3, shift=ring),
-        forecast_training=dataclasses.replace(
-            _SMALL_FORECASTS, batch=16, learning_rate=2e-4, final_learning_rate=2e-6, shift=ring
-        ),
+        tokenizer_training=tokenizer_training,
+        dynamics_training=dynamics_training,
+        forecast_training=forecasts,
     )
 
 
@@ -246,7 +257,6 @@ PRESETS: dict[str, Preset] = {
                 field_scale=(0.158,),
             ),
             patch=(4, 4),
-            local=LocalConfig(),
             num_frames=30,
             frame_interval=0.005 / 29,
         ),

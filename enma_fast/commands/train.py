@@ -151,7 +151,8 @@ def publish(
     dynamics: Annotated[Path | None, typer.Option("--dynamics", help="Run folder of its dynamics.")] = None,
     forecasts: Annotated[Path | None, typer.Option("--forecasts", help="Run folder of its whole forecasts.")] = None,
     begun: Annotated[
-        str | None, typer.Option("--begun-from", help="Checkpoint whose weights the first of these runs began with.")
+        list[str] | None,
+        typer.Option("--begun-from", help="Run or checkpoint whose weights one of these runs began with; repeatable."),
     ] = None,
     sampling: Annotated[
         list[str] | None,
@@ -174,7 +175,7 @@ def publish(
             tokenizer=tokenizer,
             dynamics=dynamics,
             forecasts=forecasts,
-            begun=begun,
+            begun=begun or (),
             data_dir=data,
             out=out,
             sampling=settings(sampling or [], "--set"),

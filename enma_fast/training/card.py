@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ def publish(
     tokenizer: Path | None = None,
     dynamics: Path | None = None,
     forecasts: Path | None = None,
-    begun: str | Path | None = None,
+    begun: Sequence[str | Path] = (),
     data_dir: Path,
     out: Path,
     sampling: Mapping[str, Any] | None = None,
@@ -63,7 +63,7 @@ def publish(
 
     Parameters
     ----------
-    run, tokenizer, dynamics, forecasts, begun : finished run folders and the checkpoint that they began from
+    run, tokenizer, dynamics, forecasts, begun : finished run folders, and the runs and checkpoints that they began from
         (:func:`enma_fast.training.lineage.trace`)
     data_dir : folder of the training and test files
     out : checkpoint folder to write
@@ -299,8 +299,9 @@ def _training_text(config: ModelConfig, metrics: dict[str, Any]) -> str:
     ]
     if len(now) < len(training):
         lines += [
-            "Runs that begin with `--from` and a model's name started from the weights of its version before this one "
-            "(add `--begun-from` to `publish`), which these commands had trained:",
+            "Runs that begin with `--from` and a model's name started from the weights of its version before this one, "
+            "those with `--from runs/NAME-before` from an earlier run (add `--begun-from` to `publish`). These are the "
+            "commands before:",
             "```",
             *(part["command"] for stage, part in training.items() if stage not in now),
             "```",

@@ -6,6 +6,7 @@ Weights are known by their SHA-256, which a run records of what it started from.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from ..models.checkpoint import METRICS, WEIGHTS, locate, sha256
 from ..presets import find_preset
 from ..utils.dataclass_json import to_json
 from ..utils.untrusted import parse_json, read_bytes
-from .recipes import STAGES, read_record, recipe, summary
+from .recipes import RUN, STAGES, read_record, recipe, summary
 
 # The run whose weights a stage continues.
 _BEFORE = {"forecasts": "runs/dynamics", "first-frame": "runs/forecasts"}
@@ -28,14 +29,14 @@ def trace(
     tokenizer: Path | None = None,
     dynamics: Path | None = None,
     forecasts: Path | None = None,
-    begun: str | Path | None = None,
+    begun: Sequence[str | Path] = (),
 ) -> dict[str, dict[str, Any]]:
     """The accounts of the runs that made a model, by stage in order.
 
     `run` is the finished run of the last stage (dynamics, forecasts or first-frame), `tokenizer`, `dynamics` and
-    `forecasts` those of the stages before it. `begun` is the checkpoint whose weights the first of them started from;
-    the stages of its own card, if it has one, come first, as `tokenizer before` and so on. `EnmaError` if a run is of
-    another stage, or was trained on weights that none of the others has.
+    `forecasts` those of the stages before it. `begun` are other runs and checkpoints whose weights some of them started
+    from: a run, and the stages in the card of a checkpoint, come first, as `tokenizer before` and so on. `EnmaError` if
+    a run is of another stage, or was trained on weights that none of the others has.
     """
     last = read_record(run)["stage"]
     if last not in STAGES[1:]:
@@ -49,27 +50,38 @@ def trace(
     for stage, record in records.items():
         if record["stage"] != stage:
             raise EnmaError(f"{folders[stage]}: is a run of the {record['stage']}, not of the {stage}")
-    source = None if begun is None else locate(begun)
-    first = None if source is None else sha256(source / WEIGHTS)
+    earlier = [(folder, read_record(Path(folder))) for folder in begun if (Path(folder) / RUN).is_file()]
+    # As a command names them: a run as its commands here do.
+    names = {sha256(locate(folder) / WEIGHTS): str(folder) for folder in begun}
+    names |= {sha256(locate(folder) / WEIGHTS): f"runs/{record['stage']}-before" for folder, record in earlier}
     weights = {stage: sha256(locate(folder) / WEIGHTS) for stage, folder in folders.items() if stage != last}
-    for stage, record in records.items():
+    for folder, record in [*earlier, *((folders[stage], record) for stage, record in records.items())]:
         on, start = record["tokenizer"], record["start"]
-        if on is not None and on not in (weights.get("tokenizer"), first):
+        if on is not None and on not in (weights.get("tokenizer"), *names):
+            raise EnmaError(f"{folder}: was not trained on the tokenizer of {tokenizer}; name the one that it was")
+        if start is not None and start not in (weights.get("dynamics"), weights.get("forecasts"), *names):
             raise EnmaError(
-                f"{folders[stage]}: was not trained on the tokenizer of {tokenizer}; name the one that it was"
+                f"{folder}: started from weights that none of the given runs has (SHA-256 {start[:12]}...); "
+                "name their run by --dynamics or --forecasts, or a run or checkpoint by --begun-from"
             )
-        if start is not None and start not in (weights.get("dynamics"), weights.get("forecasts"), first):
-            raise EnmaError(
-                f"{folders[stage]}: started from weights that none of the given runs has (SHA-256 {start[:12]}...); "
-                "name their run by --dynamics or --forecasts, or their checkpoint by --begun-from"
-            )
-    done = {} if source is None else {f"{stage} before": part for stage, part in _accounts(source / METRICS).items()}
-    name = None if begun is None else str(begun)
+    done: dict[str, dict[str, Any]] = {}
+
+    def add(label: str, part: dict[str, Any]) -> None:
+        while label in done:
+            label += " before"
+        done[label] = part
+
+    for folder in begun:
+        for stage, part in _accounts(locate(folder) / METRICS).items():
+            add(f"{stage} before", part)
+    for folder, record in earlier:
+        command = _train_command(record, names.get(record["start"]), out=f"{record['stage']}-before")
+        add(f"{record['stage']} before", account(Path(folder), record, command))
     for stage in STAGES:
         if stage in records:
             record = records[stage]
-            command = _train_command(record, name if record["start"] == first else None)
-            done[stage] = account(folders[stage], record, command)
+            command = _train_command(record, names.get(record["start"]), out=stage)
+            add(stage, account(folders[stage], record, command))
     return done
 
 
@@ -117,14 +129,14 @@ def account(folder: Path, record: dict[str, Any], command: str) -> dict[str, Any
     }
 
 
-def _train_command(record: dict[str, Any], begun: str | None) -> str:
-    """The command that makes the run again: the preset, and every setting that differs from it."""
+def _train_command(record: dict[str, Any], begun: str | None, *, out: str) -> str:
+    """The command that makes the run again in `runs/<out>`: the preset, and every setting that differs from it."""
     stage, preset = record["stage"], find_preset(record["preset"])
     words = ["enma-fast train", stage, record["preset"]]
     words += ["--tokenizer runs/tokenizer"] if stage == "dynamics" else []
     if record["start"] is not None:
         words += [f"--from {begun or _BEFORE[stage]}"]
-    words += [f"--data data --out runs/{stage} --seed {record['seed']}"]
+    words += [f"--data data --out runs/{out} --seed {record['seed']}"]
     words += [f"--precision {record['precision']}"] if record["precision"] != "auto" else []
     words += ["--compile"] if record["compile"] else []
     for key, value in _differences(preset.model, record["model"]):

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from enma_fast.errors import EnmaError
-from enma_fast.models.checkpoint import METRICS, PRETRAINED, WEIGHTS, sha256
+from enma_fast.models.checkpoint import IN_RUN, METRICS, PRETRAINED, WEIGHTS, sha256
 from enma_fast.presets import PRESETS
 from enma_fast.training.lineage import trace
 from enma_fast.utils.dataclass_json import to_json
@@ -35,11 +36,11 @@ def run(tmp_path: Path, begun: Path) -> Path:
 
 def test_stages_of_the_checkpoint_come_first(run: Path, begun: Path) -> None:
     before = json.loads((begun / METRICS).read_text())["training"]
-    found = trace(run, begun=begun)
+    found = trace(run, begun=[begun])
     assert list(found) == [*(f"{stage} before" for stage in before), "forecasts"]
     assert all(found[f"{stage} before"] == account for stage, account in before.items())
     (begun / METRICS).unlink()
-    assert list(trace(run, begun=begun)) == ["forecasts"]
+    assert list(trace(run, begun=[begun])) == ["forecasts"]
 
 
 @pytest.mark.parametrize(
@@ -57,5 +58,24 @@ def test_stages_of_the_checkpoint_come_first(run: Path, begun: Path) -> None:
 def test_metrics_of_another_kind_are_one_line(run: Path, begun: Path, change: Callable[[str], str]) -> None:
     (begun / METRICS).write_text(change((begun / METRICS).read_text()))
     with pytest.raises(EnmaError) as error:
-        trace(run, begun=begun)
+        trace(run, begun=[begun])
     assert str(error.value) == f"{begun / METRICS}: does not say how the model was trained; copy the checkpoint again"
+
+
+def test_a_run_may_start_from_another_of_its_stage(run: Path, begun: Path, tmp_path: Path) -> None:
+    (begun / METRICS).unlink()
+    before = Path(shutil.copytree(run, tmp_path / "before"))
+    shutil.copytree(begun, before / IN_RUN, ignore=shutil.ignore_patterns("model.safetensors"))
+    weights = load_file(begun / WEIGHTS)
+    save_file({name: value + 1 for name, value in weights.items()}, before / IN_RUN / WEIGHTS)
+    record = json.loads((run / "run.json").read_text()) | {"start": sha256(before / IN_RUN / WEIGHTS)}
+    (run / "run.json").write_text(json.dumps(record))
+    with pytest.raises(EnmaError, match=r"run: started from weights that none of the given runs has .* --begun-from"):
+        trace(run, begun=[begun])
+    with pytest.raises(EnmaError, match="before: started from weights that none of the given runs has"):
+        trace(run, begun=[before])
+    found = trace(run, begun=[begun, before])
+    assert list(found) == ["forecasts before", "forecasts"]
+    assert "--from runs/forecasts-before --data data --out runs/forecasts " in found["forecasts"]["command"]
+    earlier = found["forecasts before"]["command"]
+    assert f"--from {begun} --data data --out runs/forecasts-before " in earlier
