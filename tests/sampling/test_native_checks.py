@@ -35,6 +35,9 @@ def pack(dynamics: Dynamics, **changes: Any) -> Any:
         "places": dynamics.temporal.places,
         "rotary": None if rotary is None else torch.stack(rotary.tables(torch.arange(8))),
         "masked_rotary": dynamics.spatial.rotary,
+        "grid": list(config.tokenizer.token_grid),
+        "patch": list(config.dynamics.patch),
+        "periodic": list(config.tokenizer.periodic),
     }
     return operator.pack(parameters, **arguments | changes)
 
@@ -76,6 +79,32 @@ def test_bad_weights_are_named() -> None:
         ({"rotary": torch.zeros(1, 64, 8)}, "rotary has shape"),
         ({"rotary": torch.zeros(4)}, "rotary has shape"),
         ({"masked_rotary": torch.zeros(2, 8, 8)}, "masked_rotary has shape"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            pack(dynamics, **changes)
+
+
+def test_bad_local_heads_are_named() -> None:
+    dynamics = build("plane-local")
+    pack(dynamics)
+    window, read = "local.blocks.0.gate_up.conv.weight", dynamics.local.read.weight
+    for parameters, message in (
+        ({window: torch.zeros(32, 16, 3)}, f"{window} is Float"),
+        ({window: None}, f"parameter {window} is missing"),
+        ({"local.frames.conv.weight": torch.zeros(16, 6)}, "expected a convolution's"),
+        ({"local.frames.conv.weight": torch.zeros(16, 7, 3, 3)}, "reads 7 channels of past frames"),
+        ({"local.read.weight": torch.zeros(3, 24)}, "width 24; expected a multiple of 16"),
+        ({"local.read.weight": read[:2].contiguous()}, "a token has 12 channels; expected 8"),
+        ({"local.blocks.2.norm.weight": torch.zeros(8)}, "local.blocks.2.norm.weight is Float"),
+        ({"local.gain": read}, "parameter local.gain is not known here"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            pack(dynamics, parameters=parameters)
+    for changes, message in (
+        ({"grid": [4, 2]}, "a latent grid of 2 tokens; expected 8"),
+        ({"grid": [8, 5]}, "patch 2 does not divide the grid 5"),
+        ({"patch": [2]}, "grid, patch and periodic of 1 or 2 dimensions"),
+        ({"grid": [8, 2, 2], "patch": [2, 2, 1], "periodic": [True] * 3}, "of 1 or 2 dimensions"),
     ):
         with pytest.raises(ValueError, match=message):
             pack(dynamics, **changes)
