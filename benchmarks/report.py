@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from enma_fast.errors import EnmaError
-from enma_fast.utils.text import markdown_table
+from enma_fast.utils.text import counted, markdown_table
 
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
@@ -127,7 +127,7 @@ def _listed(file: Path, row: Row) -> str:
 def _machine(row: Row) -> str:
     parts = [row.get("gpu"), row.get("cpu")]
     if row.get("cores"):
-        parts.append(f"{row['cores']} cores")
+        parts.append(counted(row["cores"], "core"))
     parts += [", ".join(row.get("simd") or []), row.get("system")]
     return "; ".join(part for part in parts if part)
 
