@@ -19,7 +19,7 @@ ROWS = (
     ("combined-fast", "combined", "Combined", 14, 0),
     ("gray-scott-fast", "gray_scott", "Gray-Scott, v", 2, 1),
     (None, "wave", "Wave", 4, {"c": 300.0, "k": 10.0}),
-    (None, "vorticity", "Vorticity", 4, {"nu": 3e-3}),
+    ("vorticity-fast", "vorticity", "Vorticity", 2, 0),
 )
 MEMBERS, HISTORY = 16, 3
 
