@@ -28,7 +28,9 @@ _COLUMNS = (
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder of the forecast store and the figure.")] = Path("out/demo"),
     members: Annotated[int, typer.Option("--members", help="Ensemble size.")] = 64,
-    trajectories: Annotated[int, typer.Option("--trajectories", help="Trajectories to forecast.")] = 12,
+    trajectories: Annotated[
+        int | None, typer.Option("--trajectories", help="Trajectories to forecast; 12, or all that the file holds.")
+    ] = None,
     seed: Seed = 0,
     pde: Annotated[
         str | None, typer.Option("--pde", help="Equation whose shipped model to use; an unknown name lists them.")

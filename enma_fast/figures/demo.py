@@ -25,21 +25,24 @@ CHECKPOINT = "combined-fast"
 STORE, FIGURE = "forecast.zarr", "demo.png"
 # Ensemble size of all forecasts but the first.
 FEWER_MEMBERS = 16
+# Trajectories of a demonstration.
+TRAJECTORIES = 12
 
 
 def run(
     out: Path,
     *,
     members: int = 64,
-    trajectories: int = 12,
+    trajectories: int | None = None,
     seed: int = 0,
     checkpoint: str | Path = CHECKPOINT,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> dict[str, Any]:
     """Forecast, score, and write `<out>/forecast.zarr` and `<out>/demo.png`, in place of those of an earlier run.
 
-    `members` is the ensemble size of the forecast that is stored, `trajectories` their number, spread over the
-    environments of the test file; `progress` is called with (members done, members, name of the forecast).
+    `members` is the ensemble size of the forecast that is stored. `trajectories` are their number, spread over the
+    environments of the test file; by default `TRAJECTORIES`, or as many as it holds. `progress` is called with (members
+    done, members, name of the forecast).
 
     Returns
     -------
@@ -50,6 +53,7 @@ def run(
     model = load_model(checkpoint)
     name = model.config.dataset
     inside, outside = (read(shipped_file(name, split)) for split in ("test-in", "test-out"))
+    trajectories = min(TRAJECTORIES, len(inside), len(outside)) if trajectories is None else trajectories
     in_rows, out_rows = (spread_rows(data, trajectories) for data in (inside, outside))
     fewer = ForecastRequest(num_members=min(members, FEWER_MEMBERS), seed=seed, trajectories=in_rows)
     # One trajectory at a time, so that progress is seen.

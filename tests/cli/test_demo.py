@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from enma_fast.data import read
+from enma_fast.data import read, shipped_file
 from enma_fast.evaluation.scoring import score_forecast
+from enma_fast.figures import demo
 from enma_fast.forecasting.file_forecast import FileForecast
 from enma_fast.forecasting.request import ForecastRequest
 from enma_fast.models.checkpoint import load_model
@@ -23,6 +24,14 @@ PROMISED = {
     "seconds_per_member",
     "num_parameters",
 }
+
+
+def test_a_file_of_few_trajectories_is_forecast_whole(
+    enma: Callable, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "TRAJECTORIES", 1000)
+    result = enma("demo", "--checkpoint", tiny, "--out", tmp_path, "--members", 2, "--json").json
+    assert result["num_trajectories"] == len(read(shipped_file("combined", "test-in")))
 
 
 def test_numbers_and_files(enma: Callable, tiny: Path, test_in: Path, tmp_path: Path) -> None:
