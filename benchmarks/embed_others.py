@@ -88,7 +88,7 @@ class Decoder(nn.Module):
 
 @dataclass(frozen=True)
 class Start:
-    """What a forecast begins with, for each member, and noise and rotary tables of each of its latent frames."""
+    """State that a forecast begins with, for each member, and noise and rotary tables of each of its latent frames."""
 
     history: Tensor
     context: Tensor

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from operator import attrgetter
 from typing import Any, Literal
 
 from .errors import EnmaError
@@ -290,6 +289,9 @@ _COUNTS = (
     "tokenizer.stride_ends",
     "dynamics.temporal_layers",
     "dynamics.spatial_layers",
+    "dynamics.local.width",
+    "dynamics.local.layers",
+    "dynamics.local.past",
     "dynamics.flow.width",
     "dynamics.flow.layers",
     "dynamics.flow.draws",
@@ -304,11 +306,16 @@ def _check_local(config: ModelConfig, local: LocalConfig) -> None:
     name = f"{config.name}: dynamics.local"
     if config.dynamics.decoder != "one-pass":
         raise EnmaError(f"{name} is set and the decoder is {config.dynamics.decoder!r}; use decoder='one-pass' with it")
-    if local.width < 1 or local.width % 16:
+    if local.width % 16:
         raise EnmaError(f"{name}.width is {local.width}; a multiple of 16 is needed")
-    for part, count in (("layers", local.layers), ("past", local.past)):
-        if count < 1:
-            raise EnmaError(f"{name}.{part} is {count}; at least 1 is needed")
+
+
+def _part(config: ModelConfig, name: str) -> Any:
+    """A value by its dotted name; None where a part on the way is absent."""
+    value: Any = config
+    for key in name.split("."):
+        value = None if value is None else getattr(value, key)
+    return value
 
 
 def _check_model(config: ModelConfig) -> None:
@@ -322,7 +329,7 @@ def _check_model(config: ModelConfig) -> None:
         if min(sizes) <= 0:
             raise EnmaError(f"{config.name}: {name} is {sizes}; every entry must be above 0")
     for name in _COUNTS:
-        if (count := attrgetter(name)(config)) is not None and count < 1:
+        if (count := _part(config, name)) is not None and count < 1:
             raise EnmaError(f"{config.name}: {name} is {count}; at least 1 is needed")
     if dyn.local is not None:
         _check_local(config, dyn.local)

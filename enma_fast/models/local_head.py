@@ -27,14 +27,12 @@ KERNEL = 3
 class GridConv(nn.Module):
     """Convolution over the latent grid, around periodic dimensions and with zeros beyond walls; channels last."""
 
-    def __init__(self, inward: int, outward: int, periodic: tuple[bool, ...], *, bias: bool) -> None:
+    def __init__(self, inward: int, outward: int, periodic: tuple[bool, ...]) -> None:
         super().__init__()
         self.periodic = periodic
         make = nn.Conv1d if len(periodic) == 1 else nn.Conv2d
-        self.conv = make(inward, outward, KERNEL, bias=bias)
+        self.conv = make(inward, outward, KERNEL, bias=False)
         nn.init.normal_(self.conv.weight, std=(inward * KERNEL ** len(periodic)) ** -0.5)
-        if self.conv.bias is not None:
-            nn.init.zeros_(self.conv.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, *grid, inward]`` to ``[B, *grid, outward]``."""
@@ -47,7 +45,7 @@ class LocalBlock(nn.Module):
     def __init__(self, width: int, periodic: tuple[bool, ...]) -> None:
         super().__init__()
         self.norm = RMSNorm(width)
-        self.gate_up = GridConv(width, 2 * width, periodic, bias=False)
+        self.gate_up = GridConv(width, 2 * width, periodic)
         self.down = nn.Linear(width, width, bias=False)
         nn.init.zeros_(self.down.weight)
 
@@ -70,7 +68,7 @@ class LocalHead(nn.Module):
         periodic, channels = config.tokenizer.periodic, config.tokenizer.latent_channels
         self.past = local.past
         self.features = nn.Linear(config.dynamics.width, local.width * math.prod(self.patch))
-        self.frames = GridConv(local.past * channels, local.width, periodic, bias=False)
+        self.frames = GridConv(local.past * channels, local.width, periodic)
         self.blocks = nn.ModuleList([LocalBlock(local.width, periodic) for _ in range(local.layers)])
         self.norm = RMSNorm(local.width)
         self.read = nn.Linear(local.width, channels)
@@ -94,8 +92,7 @@ class LocalHead(nn.Module):
 
     def first_past(self, history_BTNC: Tensor) -> Tensor:
         """Frames ``[B, P, N, C]`` before the frame that follows a history."""
-        missing = history_BTNC.new_zeros(len(history_BTNC), self.past, *history_BTNC.shape[2:])
-        return widened(torch.cat([missing, history_BTNC], 1)[:, -self.past :])
+        return widened(_after_zeros(history_BTNC, self.past)[:, -self.past :])
 
     def _on_grid(self, tokens_BTNC: Tensor) -> Tensor:
         """Tokens ``[B, T, N, C]`` to the latent grid ``[B, T, *grid, F]``."""
@@ -104,6 +101,13 @@ class LocalHead(nn.Module):
 
 def with_past(frames_BTNC: Tensor, past: int) -> Tensor:
     """The frames before each frame, ``[B, T, P, N, C]``, zeros before the first."""
-    before = frames_BTNC.new_zeros(frames_BTNC.shape[0], past, *frames_BTNC.shape[2:])
-    padded = torch.cat([before, frames_BTNC[:, :-1]], 1)
-    return padded.unfold(1, past, 1).movedim(-1, 2)
+    return _after_zeros(frames_BTNC[:, :-1], past).unfold(1, past, 1).movedim(-1, 2)
+
+
+def next_past(past_BPNC: Tensor, frame_BNC: Tensor) -> Tensor:
+    """The past of the frame after this one: the oldest frame makes room for it."""
+    return torch.cat([past_BPNC[:, 1:], frame_BNC[:, None]], 1)
+
+
+def _after_zeros(frames_BTNC: Tensor, count: int) -> Tensor:
+    return torch.cat([frames_BTNC.new_zeros(len(frames_BTNC), count, *frames_BTNC.shape[2:]), frames_BTNC], 1)

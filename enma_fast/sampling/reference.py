@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..config import ModelConfig, SamplingConfig
 from ..models.causal_transformer import FrameCache
+from ..models.local_head import next_past
 from ..models.model import Dynamics
 from ..models.schedule import flow_schedule, mask_schedule
 from ..ops.philox_normal import philox_normal
@@ -104,6 +105,6 @@ def trajectory(
         z = frame(dynamics, context_BND, settings=settings, seeds=seeds, members=members, index=t, past=past)
         yield z
         if past is not None:
-            past = torch.cat([past[:, 1:], z[:, None]], 1)
+            past = next_past(past, z)
         if t + 1 < num_latents:
             h = temporal.step(z.to(cache.kv.dtype), cache)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..config import SamplingConfig
 from ..models.causal_transformer import GrowingCache
+from ..models.local_head import next_past
 from ..models.model import Dynamics
 from .reference import frame
 
@@ -67,7 +68,7 @@ def rollout(
         )
         frames.append(z)
         if past is not None:
-            past = torch.cat([past[:, 1:], z[:, None]], 1)
+            past = next_past(past, z)
         if len(frames) < num_frames:
             h = temporal.step(z, cache)
     return torch.stack(frames, 1).unflatten(0, (B, K)), h_BTND[:, start]

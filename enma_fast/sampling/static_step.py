@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from ..config import SamplingConfig
 from ..errors import EnmaError
+from ..models.local_head import next_past
 from ..models.model import Dynamics
 from ..models.schedule import mask_schedule
 from ..ops.flow_head import flow_head
@@ -286,8 +287,7 @@ class StaticStep:
         )
         self._begin_rows(spatial.mask, noise_BNC, spatial.noise.weight)
         x = self._conditions(None)
-        if self._local is not None:
-            assert self._past_BPNC is not None
+        if self._local is not None and self._past_BPNC is not None:
             condition = rms_norm(x, spatial.norm.weight, eps=spatial.norm.eps)
             self.tokens_BNC.copy_(self._local(condition, self._past_BPNC))
             return
@@ -362,7 +362,7 @@ class StaticStep:
     def _feed(self) -> None:
         """Feed the decided frame back, which gives the context of the next frame."""
         if self._past_BPNC is not None:
-            self._past_BPNC.copy_(torch.cat([self._past_BPNC[:, 1:], self.tokens_BNC[:, None]], 1))
+            self._past_BPNC.copy_(next_past(self._past_BPNC, self.tokens_BNC))
         x = self._embedded(self.tokens_BNC)
         position = None if self._turns is None else self._position
         for number, layer in enumerate(self._temporal_layers):

@@ -90,7 +90,8 @@ class DynamicsTask:
         self.val, self.val_contexts, self.members = val, val_contexts, members
         model.latent_mean.copy_(train.mean)
         model.latent_std.copy_(train.std)
-        model.dynamics.score_weight.copy_(channel_weights(model, train.z[0]))
+        if model.config.dynamics.decoder == "one-pass":
+            model.dynamics.score_weight.copy_(channel_weights(model, train.z[0]))
         self.groups = environments(train.environment, paired=config.context_share > 0)
 
     def loss(

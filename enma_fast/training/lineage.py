@@ -50,12 +50,16 @@ def trace(
     for stage, record in records.items():
         if record["stage"] != stage:
             raise EnmaError(f"{folders[stage]}: is a run of the {record['stage']}, not of the {stage}")
-    earlier = [(folder, read_record(Path(folder))) for folder in begun if (Path(folder) / RUN).is_file()]
+    earlier = {folder: read_record(Path(folder)) for folder in begun if (Path(folder) / RUN).is_file()}
     # As a command names them: a run as its commands here do.
-    names = {sha256(locate(folder) / WEIGHTS): str(folder) for folder in begun}
-    names |= {sha256(locate(folder) / WEIGHTS): f"runs/{record['stage']}-before" for folder, record in earlier}
+    names = {
+        sha256(locate(folder) / WEIGHTS): f"runs/{earlier[folder]['stage']}-before"
+        if folder in earlier
+        else str(folder)
+        for folder in begun
+    }
     weights = {stage: sha256(locate(folder) / WEIGHTS) for stage, folder in folders.items() if stage != last}
-    for folder, record in [*earlier, *((folders[stage], record) for stage, record in records.items())]:
+    for folder, record in [*earlier.items(), *((folders[stage], record) for stage, record in records.items())]:
         on, start = record["tokenizer"], record["start"]
         if on is not None and on not in (weights.get("tokenizer"), *names):
             raise EnmaError(f"{folder}: was not trained on the tokenizer of {tokenizer}; name the one that it was")
@@ -74,7 +78,7 @@ def trace(
     for folder in begun:
         for stage, part in _accounts(locate(folder) / METRICS).items():
             add(f"{stage} before", part)
-    for folder, record in earlier:
+    for folder, record in earlier.items():
         command = _train_command(record, names.get(record["start"]), out=f"{record['stage']}-before")
         add(f"{record['stage']} before", account(Path(folder), record, command))
     for stage in STAGES:

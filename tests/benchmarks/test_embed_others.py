@@ -1,4 +1,4 @@
-"""What is exported of a model for other runtimes makes the members of the reference."""
+"""The parts of a model that are exported for other runtimes make the members of the reference."""
 
 from pathlib import Path
 
