@@ -8,7 +8,6 @@
 #include <set>
 
 #include "core/cpu/frame_attention.h"
-#include "core/cpu/local_head.h"
 #include "runtime/error.h"
 
 namespace enma {
@@ -365,15 +364,17 @@ std::vector<std::int64_t> ModelConfig::frames_shape(std::vector<std::int64_t> be
     return before;
 }
 
+LatentGrid ModelConfig::latent_grid() const {
+    std::vector<std::int64_t> grid = tokenizer.grid;
+    for (std::int64_t& places : grid) places /= tokenizer.space_factor();
+    return enma::latent_grid(grid, dynamics.patch, tokenizer.periodic);
+}
+
 std::vector<std::int64_t> ModelConfig::place_offsets() const {
-    const bool plane = tokenizer.dims() == 2;
-    const std::int64_t along = tokens_along(tokenizer.dims() - 1), width = dynamics.patch.back();
-    const std::int64_t height = plane ? dynamics.patch[0] : 1, line = along * width;
-    std::vector<std::int64_t> offsets(places());
-    for (std::int64_t n = 0; n < places(); ++n) {
-        const std::int64_t x = n / line, y = n % line;
-        const std::int64_t token = x / height * along + y / width, part = x % height * width + y % width;
-        offsets[n] = token * token_channels() + part * tokenizer.latent_channels;
+    const LatentGrid grid = latent_grid();
+    std::vector<std::int64_t> offsets(grid.size());
+    for (int place = 0; place < grid.size(); ++place) {
+        offsets[place] = std::int64_t{grid.part_of(place)} * tokenizer.latent_channels;
     }
     return offsets;
 }

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "core/cpu/local_head.h"
 #include "runtime/json.h"
 
 namespace enma {
@@ -85,6 +86,7 @@ struct ModelConfig {
     int token_channels() const { return tokenizer.latent_channels * patch(); }
     // Places of a token.
     int patch() const;
+    LatentGrid latent_grid() const;
     // Tokens along a dimension.
     int tokens_along(int axis) const;
     // Shape of an array of so many frames in a row, or of one frame of each member: [count, *grid, channels].

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <numbers>
 
+#include "core/cpu/allocator.h"
 #include "core/cpu/vector_kernels.h"
 
 namespace enma {
@@ -13,22 +14,6 @@ namespace {
 constexpr double NORM_EPSILON = 1e-5;
 // Queries of one task of attention: their sums stay in the second-level cache.
 constexpr std::int64_t QUERIES = 192;
-
-// Parts of a work space, in cache lines; without a place they are only counted.
-class Parts {
-   public:
-    explicit Parts(char* place) : place_(place) {}
-    float* take(std::int64_t floats) {
-        char* const at = place_ == nullptr ? nullptr : place_ + used_;
-        used_ += (static_cast<std::size_t>(floats) * sizeof(float) + 63) / 64 * 64;
-        return reinterpret_cast<float*>(at);
-    }
-    std::size_t bytes() const { return pages(used_); }
-
-   private:
-    char* place_;
-    std::size_t used_ = 0;
-};
 
 std::vector<float> softplus(const float* raw, int count) {
     std::vector<float> out(count);
@@ -103,27 +88,27 @@ struct Interpolation::ToGrid {
     float *gemm, *encoded, *keys, *given, *lifted, *values, *attention, *attended, *lse, *inner, *features;
     float *normed, *hidden, *refined, *shares, *slices, *qkv, *scores;
 
-    ToGrid(const Interpolation& i, std::int64_t points, Parts& parts) {
+    ToGrid(const Interpolation& i, std::int64_t points, Allocator& parts) {
         const InterpolationConfig& o = i.options_;
         const std::int64_t X = i.size_;
-        gemm = parts.take(GEMM_SCRATCH / sizeof(float));
-        encoded = parts.take(points * whole_panels(i.encoded_width()));
-        keys = parts.take(points * whole_panels(i.inner_));
-        given = parts.take(points * whole_panels(i.config_.field_channels));
-        lifted = parts.take(points * whole_panels(o.hidden));
-        values = parts.take(points * whole_panels(i.inner_));
-        attention = parts.take(i.attention_scratch(o.head_dim));
-        attended = parts.take(X * i.inner_);
-        lse = parts.take(X * o.heads);
-        inner = parts.take(X * whole_panels(i.inner_));
-        features = parts.take(X * whole_panels(o.features));
-        normed = parts.take(X * whole_panels(o.features));
-        hidden = parts.take(X * whole_panels(4 * o.features));
-        refined = parts.take(X * whole_panels(o.refine_heads * o.refine_head_dim));
-        shares = parts.take(X * o.slices);
-        slices = parts.take(static_cast<std::int64_t>(o.slices) * o.refine_head_dim);
-        qkv = parts.take(static_cast<std::int64_t>(o.slices) * 3 * o.refine_head_dim);
-        scores = parts.take(o.slices);
+        gemm = parts.take<float>(GEMM_SCRATCH / sizeof(float));
+        encoded = parts.take<float>(points * whole_panels(i.encoded_width()));
+        keys = parts.take<float>(points * whole_panels(i.inner_));
+        given = parts.take<float>(points * whole_panels(i.config_.field_channels));
+        lifted = parts.take<float>(points * whole_panels(o.hidden));
+        values = parts.take<float>(points * whole_panels(i.inner_));
+        attention = parts.take<float>(i.attention_scratch(o.head_dim));
+        attended = parts.take<float>(X * i.inner_);
+        lse = parts.take<float>(X * o.heads);
+        inner = parts.take<float>(X * whole_panels(i.inner_));
+        features = parts.take<float>(X * whole_panels(o.features));
+        normed = parts.take<float>(X * whole_panels(o.features));
+        hidden = parts.take<float>(X * whole_panels(4 * o.features));
+        refined = parts.take<float>(X * whole_panels(o.refine_heads * o.refine_head_dim));
+        shares = parts.take<float>(X * o.slices);
+        slices = parts.take<float>(static_cast<std::int64_t>(o.slices) * o.refine_head_dim);
+        qkv = parts.take<float>(static_cast<std::int64_t>(o.slices) * 3 * o.refine_head_dim);
+        scores = parts.take<float>(o.slices);
     }
 };
 
@@ -131,20 +116,20 @@ struct Interpolation::ToGrid {
 struct Interpolation::ToField {
     float *gemm, *features, *keys, *values, *attention, *attended, *lse, *rows, *hidden, *projected, *field;
 
-    ToField(const Interpolation& i, Parts& parts) {
+    ToField(const Interpolation& i, Allocator& parts) {
         const InterpolationConfig& o = i.options_;
         const std::int64_t X = i.size_;
-        gemm = parts.take(GEMM_SCRATCH / sizeof(float));
-        features = parts.take(X * whole_panels(o.features));
-        keys = parts.take(X * whole_panels(i.inner_));
-        values = parts.take(X * whole_panels(o.features));
-        attention = parts.take(i.attention_scratch(o.features / o.heads));
-        attended = parts.take(X * o.features);
-        lse = parts.take(X * o.heads);
-        rows = parts.take(X * whole_panels(o.features));
-        hidden = parts.take(X * whole_panels(o.hidden));
-        projected = parts.take(X * whole_panels(i.config_.field_channels));
-        field = parts.take(X * i.config_.field_channels);
+        gemm = parts.take<float>(GEMM_SCRATCH / sizeof(float));
+        features = parts.take<float>(X * whole_panels(o.features));
+        keys = parts.take<float>(X * whole_panels(i.inner_));
+        values = parts.take<float>(X * whole_panels(o.features));
+        attention = parts.take<float>(i.attention_scratch(o.features / o.heads));
+        attended = parts.take<float>(X * o.features);
+        lse = parts.take<float>(X * o.heads);
+        rows = parts.take<float>(X * whole_panels(o.features));
+        hidden = parts.take<float>(X * whole_panels(o.hidden));
+        projected = parts.take<float>(X * whole_panels(i.config_.field_channels));
+        field = parts.take<float>(X * i.config_.field_channels);
     }
 };
 
@@ -207,15 +192,15 @@ Interpolation::Interpolation(const TokenizerConfig& config, Tensors& tensors)
 }
 
 std::size_t Interpolation::to_grid_bytes(std::int64_t points) const {
-    Parts parts(nullptr);
+    Allocator parts(nullptr);
     ToGrid(*this, points, parts);
-    return parts.bytes();
+    return pages(parts.used());
 }
 
 std::size_t Interpolation::to_field_bytes() const {
-    Parts parts(nullptr);
+    Allocator parts(nullptr);
     ToField(*this, parts);
-    return parts.bytes();
+    return pages(parts.used());
 }
 
 // Sines, then cosines, of the coordinate along each dimension, scaled to [-1, 1], at every band.
@@ -356,7 +341,7 @@ void Interpolation::refine(const Refinement& block, const ToGrid& w, Isa isa) co
 
 void Interpolation::to_grid(const float* values, const float* points, std::int64_t count, Isa isa, char* work,
                             float* out) const {
-    Parts parts(work);
+    Allocator parts(work);
     const ToGrid w(*this, count, parts);
     const int width = whole_panels(encoded_width());
     for (std::int64_t p = 0; p < count; ++p) {
@@ -375,7 +360,7 @@ void Interpolation::to_grid(const float* values, const float* points, std::int64
 }
 
 const float* Interpolation::to_field(const float* features, Isa isa, char* work) const {
-    Parts parts(work);
+    Allocator parts(work);
     const ToField w(*this, parts);
     widen(features, size_, options_.features, w.features);
     apply(out_k_, w.features, size_, w.keys, isa, w.gemm);

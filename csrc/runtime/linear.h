@@ -11,8 +11,6 @@
 
 namespace enma {
 
-constexpr int whole_panels(int width) { return (width + PANEL - 1) / PANEL * PANEL; }
-
 // A linear layer of all places, with packed weights.
 class Linear {
    public:

@@ -186,21 +186,11 @@ void Model::read_local_head() {
     const auto window = [&](std::int64_t outward, std::int64_t inward) {
         return plane ? std::vector<std::int64_t>{outward, inward, 3, 3} : std::vector<std::int64_t>{outward, inward, 3};
     };
-    const auto places = [&](int axis) { return static_cast<int>(tokenizer.grid[axis]) / tokenizer.space_factor(); };
     LocalHeadWeights& w = local_.emplace();
-    const int last = tokenizer.dims() - 1;
-    w.grid = {plane ? places(0) : 1,
-              places(last),
-              plane,
-              plane && tokenizer.periodic[0],
-              tokenizer.periodic[last],
-              plane ? static_cast<int>(dynamics.patch[0]) : 1,
-              static_cast<int>(dynamics.patch[last])};
+    w.grid = config_.latent_grid();
     w.width = config.width;
     w.channels = tokenizer.latent_channels;
     w.past = config.past;
-    w.features_weight = take("features.weight", {P * W, D});
-    w.features_bias = take("features.bias", {P * W});
     w.frames = take("frames.conv.weight", window(W, config.past * C));
     for (int i = 0; i < config.layers; ++i) {
         const std::string name = "blocks." + std::to_string(i) + ".";
@@ -211,8 +201,8 @@ void Model::read_local_head() {
     w.read_weight = take("read.weight", {C, W});
     w.read_bias = take("read.bias", {C});
     weights_.local = &w;
-    weights_.read_weight = w.features_weight;
-    weights_.read_bias = w.features_bias;
+    weights_.read_weight = take("features.weight", {P * W, D});
+    weights_.read_bias = take("features.bias", {P * W});
 }
 
 FlowHeadWeights Model::read_flow() {

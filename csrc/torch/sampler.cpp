@@ -106,7 +106,7 @@ struct GridOptions {
     std::vector<bool> periodic;
 };
 
-LatentGrid latent_grid(const GridOptions& options, int64_t tokens) {
+LatentGrid checked_grid(const GridOptions& options, int64_t tokens) {
     const std::vector<int64_t>&grid = options.grid, &patch = options.patch;
     const size_t dims = grid.size();
     TORCH_CHECK_VALUE((dims == 1 || dims == 2) && patch.size() == dims && options.periodic.size() == dims,
@@ -118,19 +118,15 @@ LatentGrid latent_grid(const GridOptions& options, int64_t tokens) {
         found *= grid[i] / patch[i];
     }
     TORCH_CHECK_VALUE(found == tokens, "sampler: a latent grid of ", found, " tokens; expected ", tokens);
-    const bool plane = dims == 2;
-    return {
-        plane ? static_cast<int>(grid[0]) : 1, static_cast<int>(grid.back()), plane,
-        plane && options.periodic[0],          options.periodic.back(),       plane ? static_cast<int>(patch[0]) : 1,
-        static_cast<int>(patch.back())};
+    return latent_grid(grid, patch, options.periodic);
 }
 
 // The local head of a model, if it has one.
-std::optional<LocalHeadWeights> local_head_of(const Reader& read, int64_t width, int64_t channels, int64_t tokens,
+std::optional<LocalHeadWeights> local_head_of(const Reader& read, int64_t channels, int64_t tokens,
                                               const GridOptions& options) {
     if (!read.has("local.features.weight")) return std::nullopt;
     LocalHeadWeights w{};
-    w.grid = latent_grid(options, tokens);
+    w.grid = checked_grid(options, tokens);
     const int64_t patch = w.grid.patch(), W = read.size("local.read.weight", 1), C = read.size("local.read.weight", 0);
     TORCH_CHECK_VALUE(local_width_fits(static_cast<int>(W)), "sampler: the local head has width ", W,
                       "; expected a multiple of ", PANEL);
@@ -146,8 +142,6 @@ std::optional<LocalHeadWeights> local_head_of(const Reader& read, int64_t width,
     w.width = static_cast<int>(W);
     w.channels = static_cast<int>(C);
     w.past = static_cast<int>(inward / C);
-    w.features_weight = read.take("local.features.weight", {patch * W, width});
-    w.features_bias = read.take("local.features.bias", {patch * W});
     w.frames = read.take("local.frames.conv.weight", window(W, inward));
     for (int i = 0;; ++i) {
         const std::string name = "local.blocks." + std::to_string(i) + ".";
@@ -220,12 +214,13 @@ std::unique_ptr<Sampler> make_sampler(const Parameters& parameters, int64_t toke
         w.read_bias = read.take("read.bias", {channels});
     }
     const std::optional<LocalHeadWeights> local =
-        local_head_of(read, width, channels, tokens, {std::move(grid), std::move(patch), std::move(periodic)});
+        local_head_of(read, channels, tokens, {std::move(grid), std::move(patch), std::move(periodic)});
     if (local) {
         w.local = &*local;
         w.noise = read.take("spatial.noise.weight", {width, channels});
-        w.read_weight = local->features_weight;
-        w.read_bias = local->features_bias;
+        const int64_t features = int64_t{local->width} * local->grid.patch();
+        w.read_weight = read.take("local.features.weight", {features, width});
+        w.read_bias = read.take("local.features.bias", {features});
     }
     read.check_all_taken();
     w.places = table_of(places, "places", {tokens, width});

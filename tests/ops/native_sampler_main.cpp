@@ -117,7 +117,6 @@ LocalHeadWeights local_weights(const Shape& s, Numbers& numbers) {
     LocalHeadWeights w{};
     w.grid = {s.lines, s.tokens / s.lines * 2, plane, plane, !plane, 1, 2};
     w.width = static_cast<int>(W), w.channels = static_cast<int>(C), w.past = static_cast<int>(past);
-    w.features_weight = numbers.weight(2 * W, s.width), w.features_bias = numbers.draw(2 * W, 0.3f);
     w.frames = numbers.weight(W, taps * past * C);
     for (int i = 0; i < 2; ++i) {
         w.blocks.push_back({numbers.draw(W, 1.0f), numbers.weight(2 * W, taps * W), numbers.weight(W, W)});
@@ -159,7 +158,7 @@ SamplerWeights sampler_weights(const Shape& s, Numbers& numbers, int frames, con
     }
     if (s.lines > 0) {
         w.local = &local;
-        w.read_weight = local.features_weight, w.read_bias = local.features_bias;
+        w.read_weight = numbers.weight(2 * local.width, D), w.read_bias = numbers.draw(2 * local.width, 0.3f);
     }
     if (s.places) w.places = numbers.draw_full(N * D, 1.0f);
     w.rotary_frames = frames;

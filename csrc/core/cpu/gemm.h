@@ -12,6 +12,7 @@
 namespace enma {
 
 constexpr int PANEL = 16;
+constexpr int whole_panels(int width) { return (width + PANEL - 1) / PANEL * PANEL; }
 // Rows that one product takes at most, and that one task carries: weights pass through the cache once for all of them.
 constexpr int GEMM_ROWS = 128;
 constexpr int TILE = 48;

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <vector>
 
 #include "core/cpu/dispatch.h"
@@ -20,7 +21,19 @@ struct LatentGrid {
 
     int size() const { return lines * places; }
     int patch() const { return patch_lines * patch_places; }
+    // Places of a window of a convolution.
+    int taps() const { return plane ? 9 : 3; }
+    // Number of a place among the parts of all tokens.
+    int part_of(int place) const {
+        const int line = place / places, at = place % places;
+        const int token = line / patch_lines * (places / patch_places) + at / patch_places;
+        return token * patch() + line % patch_lines * patch_places + at % patch_places;
+    }
 };
+
+// From what each dimension has, of one or two: places, places of a token, and whether it is periodic.
+LatentGrid latent_grid(const std::vector<std::int64_t>& grid, const std::vector<std::int64_t>& patch,
+                       const std::vector<bool>& periodic);
 
 struct LocalBlockView {
     const float* norm;
@@ -42,11 +55,10 @@ struct LocalBlockWeights {
     const void *norm, *gate_up, *down;
 };
 
-// Weights as stored, all bf16 or all fp32; convolutions are [outward, inward, (3,) 3].
+// Weights as stored, all bf16 or all fp32, but for those of the features, which the sampler reads; convolutions are [outward, inward, (3,) 3].
 struct LocalHeadWeights {
     LatentGrid grid;
     int width, channels, past;
-    const void *features_weight, *features_bias;  // [patch W, D]
     const void* frames;
     std::vector<LocalBlockWeights> blocks;
     const void *norm, *read_weight, *read_bias;
@@ -56,7 +68,7 @@ struct LocalHeadWeights {
 constexpr bool local_width_fits(int width) { return width > 0 && width % PANEL == 0; }
 
 // A convolution's weight in fp32 as the products read it: [outward, (line, place, inward)].
-std::vector<float> local_windows(const void* weight, int outward, int inward, bool plane, bool bf16);
+std::vector<float> local_windows(const void* weight, int outward, int inward, int taps, bool bf16);
 
 // Bytes that a team shares, and of each thread.
 std::size_t local_head_shared_bytes(const LocalHeadView& head);

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <numeric>
 
+#include "core/cpu/allocator.h"
 #include "core/cpu/vector_kernels.h"
 #include "core/philox.h"
 
@@ -19,25 +20,6 @@ constexpr int ROWS_AT_A_TIME = 128;
 constexpr int FLOW_ROWS = 64;
 // Mask step of the words that order tokens; enma_fast/sampling/noise.py.
 constexpr std::uint32_t ORDER_STEP = 0xFFFFFFFFu;
-
-std::size_t lines(std::size_t bytes) { return (bytes + 63) / 64 * 64; }
-
-// Hands out parts of a piece of memory; without one, counts.
-class Allocator {
-   public:
-    explicit Allocator(char* memory) : memory_(memory) {}
-    template <class T>
-    T* take(std::size_t count) {
-        char* part = memory_ == nullptr ? nullptr : memory_ + used_;
-        used_ += lines(count * sizeof(T));
-        return reinterpret_cast<T*>(part);
-    }
-    std::size_t used() const { return used_; }
-
-   private:
-    char* memory_;
-    std::size_t used_ = 0;
-};
 
 // Packs weights one after the other; the first pass counts, the second packs.
 class Packer {
@@ -117,8 +99,8 @@ LocalHeadView pack_local(Allocator& memory, const LocalHeadWeights& w, bool bf16
     const int W = w.width;
     const auto convolution = [&](const void* weight, int outward, int inward) {
         std::vector<float> windows;
-        if (write) windows = local_windows(weight, outward, inward, w.grid.plane, bf16);
-        return exact.linear(windows.data(), nullptr, 0, outward, (w.grid.plane ? 9 : 3) * inward);
+        if (write) windows = local_windows(weight, outward, inward, w.grid.taps(), bf16);
+        return exact.linear(windows.data(), nullptr, 0, outward, w.grid.taps() * inward);
     };
     const auto linear = [&](const void* weight, const void* bias, int outward) {
         std::vector<float> widened(static_cast<std::size_t>(outward) * (W + 1));
