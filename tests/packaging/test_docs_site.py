@@ -109,6 +109,12 @@ def test_every_room_is_on_the_design_page() -> None:
         assert docstring, f"enma_fast/{room}/__init__.py says what is inside"
 
 
+def test_every_shipped_model_has_a_page() -> None:
+    text = (ROOT / "mkdocs.yml").read_text()
+    cards = (ROOT / "enma_fast/pretrained").glob("*/README.md")
+    assert not [card.parent.name for card in cards if f"models/{card.parent.name}.md" not in text]
+
+
 @pytest.mark.slow
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     for module in ("material", "mkdocstrings", "latex2mathml"):

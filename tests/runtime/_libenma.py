@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import shlex
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
@@ -22,9 +23,9 @@ from enma_fast.ops._backend import native, native_problem
 
 ROOT = Path(__file__).resolve().parents[2]
 CSRC = ROOT / "csrc"
-# Parts of the core that the library is made of; the others are for the extension.
-CORE = ("dispatch", "flow_head", "frame_attention", "gemm", "gemm_[as]*", "parallel", "sampler")
-CORE += ("vector_kernels", "vector_kernels_[ap]*")
+# Parts of the core that the library is made of, as CMakeLists.txt names them; the others are for the extension.
+PARTS = re.search(r"foreach\(part ([\w ]+)\)", (CSRC / "CMakeLists.txt").read_text())[1].split()
+CORE = (*PARTS, "gemm", "gemm_[as]*", "vector_kernels", "vector_kernels_[ap]*")
 # Kernels that nothing here runs at length, where the extension says which ones it takes, are compiled the quick way.
 KERNELS = {
     "avx512_bf16": ("gemm_avx512_bf16", "vector_kernels_avx512"),
@@ -59,8 +60,8 @@ def run(command: list[str]) -> str:
     return done.stdout
 
 
-def objects(folder: Path, added: list[str], compiler: str = CXX) -> list[str]:
-    """Compile every file of the library into a folder; kernels of wide vectors are not sanitized."""
+def objects(folder: Path, added: list[str], compiler: str = CXX, *, sanitize_kernels: bool = True) -> list[str]:
+    """Compile every file of the library into a folder; kernels of wide vectors are never sanitized."""
     mine = None
     if native_problem(torch.device("cpu")) is None:
         # Compilers other than GCC make the portable kernels alone.
@@ -70,8 +71,8 @@ def objects(folder: Path, added: list[str], compiler: str = CXX) -> list[str]:
     def compiled(path: Path) -> str:
         made = str(folder / f"{path.parent.name}_{path.stem}.o")
         quick = ["-O0"] if path.stem in others else []
-        vectors = path.stem.startswith(("gemm_avx", "vector_kernels_avx"))
-        flags = [flag for flag in added if not (vectors and "sanitize" in flag)]
+        kernels = ("gemm_avx", "vector_kernels_avx") if sanitize_kernels else ("gemm_", "vector_kernels_")
+        flags = [flag for flag in added if not (path.stem.startswith(kernels) and "sanitize" in flag)]
         run([compiler, *FLAGS, *flags, *quick, "-c", str(path), "-o", made])
         return made
 
