@@ -10,6 +10,7 @@ programs, in ``enma_fast/embed`` with its headers and what CMake and pkg-config 
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -22,6 +23,8 @@ SOURCE_FOLDERS = ("csrc/core/cpu", "csrc/torch")
 CUDA_FOLDER = "csrc/core/cuda"
 RUNTIME_FOLDER = "csrc/runtime"
 FLAGS = ["-std=c++20", "-O3"]
+# Flags of the user's come last, so they win.
+CXX_FLAGS = [*FLAGS, *shlex.split(os.environ.get("CXXFLAGS", ""))]
 # PTX of the oldest serves GPUs that are not listed; TORCH_CUDA_ARCH_LIST replaces the list.
 CUDA_ARCHITECTURES = "8.0+PTX;9.0a"
 CUDA_ARCHITECTURES_FROM_12_8 = "10.0a"
@@ -61,7 +64,7 @@ def install_libenma(objects: list[str], prefix: Path, version: str) -> None:
         (prefix / folder).mkdir(parents=True, exist_ok=True)
     library = prefix / f"lib/libenma.so.{abi}"
     sources = map(str, sorted((ROOT / RUNTIME_FOLDER).glob("*.cpp")))
-    flags = [*FLAGS, "-fPIC", "-fopenmp", "-fvisibility=hidden", f"-I{csrc}", f"-I{csrc / 'include'}"]
+    flags = [*CXX_FLAGS, "-fPIC", "-fopenmp", "-fvisibility=hidden", f"-I{csrc}", f"-I{csrc / 'include'}"]
     link = [
         "-shared",
         "-s",
@@ -106,11 +109,17 @@ def extension_arguments(sources: list[str]) -> dict[str, Any]:
         define_macros=[("ENMA_WITH_CUDA", None)] if cuda else [],
         # Absolute: ninja compiles from its own build folder.
         include_dirs=[str(ROOT / "csrc"), str(ROOT / "csrc/include")],
-        extra_compile_args={"cxx": [*FLAGS, "-fopenmp", "-fvisibility=hidden", "-g0"], "nvcc": FLAGS},
+        extra_compile_args={"cxx": [*CXX_FLAGS, "-fopenmp", "-fvisibility=hidden", "-g0"], "nvcc": FLAGS},
         extra_link_args=["-fopenmp"],
     )
 
     class BuildBoth(BuildExtension):
+        def run(self) -> None:
+            if self.editable_mode:
+                # Objects stay, so that the next `make install` compiles what has changed.
+                self.build_temp = str(ROOT / "build" / f"editable-torch-{torch.__version__}")
+            super().run()
+
         def build_extensions(self) -> None:
             super().build_extensions()
             if (ROOT / RUNTIME_FOLDER).is_dir():

@@ -1,7 +1,9 @@
 // Binding of the flow head's CUDA kernels; nothing where the extension is built without CUDA.
 #ifdef ENMA_WITH_CUDA
 
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 #include <torch/csrc/utils/pybind.h>

@@ -1,6 +1,7 @@
 #include "core/cpu/frame_attention.h"
 
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
 #include <ATen/Parallel.h>
 #include <torch/csrc/utils/pybind.h>
 

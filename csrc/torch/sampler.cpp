@@ -1,6 +1,6 @@
 #include "core/cpu/sampler.h"
 
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
 #include <torch/csrc/utils/pybind.h>
 
 #include <cmath>

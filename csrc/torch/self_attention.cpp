@@ -1,6 +1,8 @@
 #include "core/cpu/self_attention.h"
 
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
 #include <ATen/Parallel.h>
 #include <torch/csrc/utils/pybind.h>
 

@@ -1,6 +1,7 @@
 #include "core/cpu/swiglu.h"
 
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
 #include <ATen/Parallel.h>
 #include <torch/csrc/utils/pybind.h>
 

@@ -128,6 +128,9 @@ void check_flow_head(int rows, int channels, int depth, int width, int layers, i
         std::vector<float> first;
         for (Division division : {Division::automatic, Division::rows, Division::columns}) {
             for (int threads : {1, 3}) {
+                // Emulated vectors take ten times as long.
+                const bool emulated = isa.find("emulated") != std::string::npos;
+                if (emulated && (threads == 1 || division == Division::automatic)) continue;
                 std::vector<float> out(rows * c, NAN);
                 const FlowHeadCall call{conditions.data(), bf16, noise.full.data(), out.data(), rows};
                 head.run(call, threads, isa_by_name(isa), division);
@@ -159,6 +162,6 @@ int main() {
         check_flow_head(14, 5, 1027, 33, 0, 1, bf16);
         check_flow_head(3, 5, 40, 129, 1, 45, bf16);
     }
-    std::printf("%d mismatches\n", failures);
-    return failures == 0 ? 0 : 1;
+    if (failures) return std::printf("%d mismatches\n", failures), 1;
+    std::printf("ok\n");
 }

@@ -1,8 +1,5 @@
 """The flow head on the CPU: values by the two-reference rule, and bits that depend on nothing but the row."""
 
-import shutil
-import subprocess
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -17,12 +14,10 @@ from enma_fast.ops.flow_plan import FlowPlan, HeadWeights
 
 from .._extension import ISAS, NATIVE, needs_native
 from ._oracle import assert_close_as_reference
-from ._sanitizers import QUICK_SANITIZERS
 
 CORE = Path(__file__).resolve().parents[2] / "csrc" / "core" / "cpu"
 CPU = torch.device("cpu")
 
-needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
 DTYPES = [torch.float32, torch.bfloat16]
 
 # C, D, W, L
@@ -190,36 +185,3 @@ def test_best_isa_is_one_that_runs_here() -> None:
 def test_problems_are_said() -> None:
     assert "float32 and bfloat16" in str(native.problem(CPU, torch.float64))
     assert native.problem(torch.device("cuda"), torch.float32) is not None
-
-
-def compile_core(path: Path, out: Path, *flags: str) -> Path:
-    """One file of the core as an object, in little time: loops over registers stay loops."""
-    done = out / (path.stem + ".o")
-    command = ["g++", "-std=c++20", "-O1", "-DENMA_SMALL", "-fopenmp", f"-I{CORE.parents[1]}", *flags]
-    subprocess.run([*command, "-c", str(path), "-o", str(done)], check=True, capture_output=True, text=True)
-    return done
-
-
-@needs_compiler
-@pytest.mark.slow
-def test_sanitizers_find_nothing(tmp_path: Path) -> None:
-    sanitize = QUICK_SANITIZERS
-    probe = tmp_path / "probe.cpp"
-    probe.write_text("int main() {}")
-    if subprocess.run(["g++", *sanitize, str(probe), "-o", str(tmp_path / "probe")], capture_output=True).returncode:
-        pytest.skip("g++ has no sanitizer libraries")
-    wide = "avx512" in Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else True
-
-    def compiled(path: Path) -> Path:
-        # Code that cannot run here need not be sanitised.
-        watched = wide or "avx512" not in path.stem
-        return compile_core(path, tmp_path, *(sanitize if watched else []))
-
-    sources = [*CORE.glob("gemm*.cpp"), *(CORE / f"{name}.cpp" for name in ("flow_head", "dispatch", "parallel"))]
-    sources.append(Path(__file__).with_name("native_flow_head_main.cpp"))
-    with ThreadPoolExecutor(2) as pool:
-        objects = list(pool.map(compiled, sources))
-    program = tmp_path / "main"
-    subprocess.run(["g++", "-fopenmp", *sanitize, *map(str, objects), "-o", str(program)], check=True)
-    done = subprocess.run([str(program)], capture_output=True, text=True)
-    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
