@@ -34,7 +34,7 @@ from .lineage import account
 from .loop import RunOptions
 from .own_card import own_card
 from .own_data import TEST, TRAIN
-from .own_plan import DATA, DYNAMICS_CHANGES, MEMBERS, SCORED, STAGES, VALIDATIONS, Plan, Request, make_plan, saved_plan
+from .own_plan import DATA, DYNAMICS_CHANGES, MEMBERS, SCORED, STAGES, Plan, Request, make_plan, saved_plan
 from .recipes import data_file, read_record, recipe, train
 
 log = logging.getLogger("enma_fast")
@@ -112,7 +112,7 @@ def _train(stage: str, plan: Plan, out: Path, progress: Progress | None, before:
         seed=plan.request.seed,
         save_seconds=_SAVE_SECONDS,
         log_every=min(_LOG_EVERY, training.steps),
-        validate_every=-(-training.steps // VALIDATIONS),
+        validate_every=-(-training.steps // plan.validations),
         progress=seen,
     )
     trained: dict[str, dict[str, Any]] = {

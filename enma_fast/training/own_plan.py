@@ -47,11 +47,13 @@ DATA = "data"
 STAGES = ("tokenizer", "dynamics", "forecasts")
 # The flow head teaches the transformers, and its mean is where one pass begins.
 DYNAMICS_CHANGES = {"dynamics.decoder": "masked-flow"}
-# Shares of the time that is left for steps; then validations of a stage, and its fewest steps.
+# Shares of the time that is left for steps; then the most validations of a stage, and its fewest steps.
 _SHARES = {"tokenizer": 0.3, "dynamics": 0.25, "forecasts": 0.45}
 VALIDATIONS, FEWEST_STEPS = 4, 10
-# Steps that are timed, and trajectories that they are timed on.
-_TIMED, _SAMPLE = 3, 64
+# Share of the minutes that validations may take, of which each stage has one at least.
+_VALIDATING = 0.2
+# Steps that are timed, trajectories that they are timed on, and trajectories that a validation is timed on.
+_TIMED, _SAMPLE, _TIMED_VALIDATED = 3, 64, 8
 # Test trajectories that are scored, and the members of each; the members that a validation samples.
 SCORED, MEMBERS, _VALIDATED_MEMBERS = 64, 16, 8
 
@@ -81,6 +83,7 @@ class Plan:
     trajectories, environments : of each split
     frames : different ones of each split; windows that overlap share some
     seconds : estimates for each stage and for what comes before and after
+    validations : of each stage
     num_parameters, memory : of the model, and bytes of the process with the training data and latents
     """
 
@@ -94,6 +97,7 @@ class Plan:
     seconds: dict[str, float]
     num_parameters: int
     memory: int
+    validations: int = VALIDATIONS
     frames: dict[str, int] = dataclasses.field(default_factory=dict)
 
     def save(self, out: Path) -> None:
@@ -163,16 +167,21 @@ def make_plan(source: Path, request: Request) -> tuple[Plan, dict[str, FieldFile
     tasks, encoding = _tasks(preset, splits, contexts)
     each: dict[str, float] = {}
     validation: dict[str, float] = {}
+    held = len(splits[VAL])
+    timed = min(_TIMED_VALIDATED, held)
     for stage, task in tasks.items():
         each[stage] = _step_seconds(task)
         clock = time.monotonic()
         task.validate(task.module.eval())
-        validation[stage] = time.monotonic() - clock
-    test = min(SCORED, len(splits[SPLITS[-1]]))
-    validated = min(VALIDATED["forecasts"], len(splits[VAL]))
-    scoring = validation["forecasts"] * MEMBERS / _VALIDATED_MEMBERS * test / validated
-    other = {"preparing": encoding, "scoring": 1.3 * scoring}
-    preset = _with_steps(preset, request, each, validation, other, time.monotonic() - began)
+        validation[stage] = (time.monotonic() - clock) * min(VALIDATED[stage], held) / timed
+    scored = min(SCORED, len(splits[SPLITS[-1]])) * MEMBERS / _VALIDATED_MEMBERS
+    other = {
+        "preparing": encoding,
+        "scoring": 1.3 * scored * validation["forecasts"] / min(VALIDATED["forecasts"], held),
+    }
+    validations = affordable_validations(request.minutes, sum(validation.values()))
+    fixed = time.monotonic() - began + sum(other.values()) + validations * sum(validation.values())
+    preset = _with_steps(preset, request, each, fixed)
     plan = Plan(
         request=request,
         preset=preset,
@@ -182,9 +191,10 @@ def make_plan(source: Path, request: Request) -> tuple[Plan, dict[str, FieldFile
         trajectories={split: len(data) for split, data in splits.items()},
         environments={split: len(environment_sizes(data)) for split, data in splits.items()},
         seconds={
-            **{stage: recipe(preset, stage).steps * each[stage] + VALIDATIONS * validation[stage] for stage in STAGES},
+            **{stage: recipe(preset, stage).steps * each[stage] + validations * validation[stage] for stage in STAGES},
             **other,
         },
+        validations=validations,
         num_parameters=sum(p.numel() for p in Model(preset.model).parameters()),
         memory=_memory(preset, len(train)),
         frames=frames,
@@ -203,9 +213,7 @@ def _tasks(preset: Preset, splits: Mapping[str, FieldFile], contexts: bool) -> t
     others = held.roll(1, 0) if contexts else None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        tokenizer = TokenizerTask(
-            preset.model, preset.tokenizer_training, train=fields, val=held[: VALIDATED["tokenizer"]]
-        )
+        tokenizer = TokenizerTask(preset.model, preset.tokenizer_training, train=fields, val=held[:_TIMED_VALIDATED])
         model, last = Model(replace(preset.model, DYNAMICS_CHANGES)), Model(preset.model)
     last.tokenizer.requires_grad_(False)
     clock = time.monotonic()
@@ -213,14 +221,14 @@ def _tasks(preset: Preset, splits: Mapping[str, FieldFile], contexts: bool) -> t
     shifts = sub_token_shifts(model.config.tokenizer, shift=preset.dynamics_training.shift)
     encoding = (time.monotonic() - clock) * len(shifts) * len(train) / len(rows)
 
-    def cut(stage: str) -> dict[str, Any]:
-        most = VALIDATED[stage]
-        return {"val": held[:most], "val_contexts": None if others is None else others[:most]}
-
+    first: dict[str, Any] = {
+        "val": held[:_TIMED_VALIDATED],
+        "val_contexts": None if others is None else others[:_TIMED_VALIDATED],
+    }
     return {
         "tokenizer": tokenizer,
-        "dynamics": DynamicsTask(model, preset.dynamics_training, train=latents, **cut("dynamics")),
-        "forecasts": ForecastTask(last, preset.forecast_training, train=sample, **cut("forecasts")),
+        "dynamics": DynamicsTask(model, preset.dynamics_training, train=latents, **first),
+        "forecasts": ForecastTask(last, preset.forecast_training, train=sample, **first),
     }, encoding
 
 
@@ -236,18 +244,22 @@ def _step_seconds(task: Task) -> float:
     return task.config.batch * sum(1 / rate for rate in rates[1:]) / _TIMED
 
 
+def affordable_validations(minutes: float | None, seconds: float) -> int:
+    """How often each stage is validated within so many minutes, where one validation of all stages takes `seconds`."""
+    if minutes is None:
+        return VALIDATIONS
+    return max(1, min(VALIDATIONS, int(60 * minutes * _VALIDATING / seconds)))
+
+
 def _with_steps(
     preset: Preset,
     request: Request,
     each: Mapping[str, float],
-    validation: Mapping[str, float],
-    other: Mapping[str, float],
-    spent: float,
+    fixed: float,
 ) -> Preset:
-    """The preset with the steps of each stage that the minutes allow, and warm-ups to match."""
+    """The preset with the steps of each stage that the minutes allow beside fixed seconds, and warm-ups to match."""
     if request.minutes is None:
         return preset
-    fixed = spent + sum(other.values()) + VALIDATIONS * sum(validation.values())
     needed = max(fixed + FEWEST_STEPS * each[stage] / _SHARES[stage] for stage in STAGES) / 60
     if request.minutes < needed:
         raise EnmaError(

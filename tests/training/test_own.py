@@ -21,7 +21,7 @@ from enma_fast.presets import SIZES, derived_preset
 from enma_fast.training import own_data
 from enma_fast.training.loop import Rank
 from enma_fast.training.own_model import prepare_own, train_own
-from enma_fast.training.own_plan import STAGES, Plan, Request
+from enma_fast.training.own_plan import STAGES, Plan, Request, affordable_validations
 from enma_fast.training.tokenizer import TokenizerTask
 
 from .._own import advected, save, tiny
@@ -193,6 +193,11 @@ def test_the_tokenizer_standardises_each_channel() -> None:
     noise = torch.randn_like(z)
     torch.testing.assert_close(scaled(u * scale + mean, noise), plain(u, noise), rtol=1e-3, atol=1e-4)
     assert scaled.state_dict().keys() == plain.state_dict().keys()
+
+
+def test_validations_fit_the_minutes() -> None:
+    # A fifth of the minutes is for them, and each stage has one at least.
+    assert [affordable_validations(minutes, 100.0) for minutes in (None, 100, 25, 10, 1)] == [4, 4, 3, 1, 1]
 
 
 @pytest.fixture
