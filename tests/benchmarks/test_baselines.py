@@ -69,11 +69,11 @@ def test_a_network_has_the_size_of_its_reference_and_learns(data, name, one_thre
     before = loss()
     # The first step imports what optimisers need, which is not what is timed here.
     train(network, data, seconds=1e-3, seed=1)
-    trained = train(network, data, seconds=3.0, seed=0)
-    assert trained.cpu_seconds >= 3.0
+    # On a quiet machine half of it is enough.
+    trained = train(network, data, seconds=6.0, seed=0)
+    assert trained.cpu_seconds >= 6.0
     assert trained.steps == len(trained.losses) > 3
-    # 30 steps take it to 0.7; beside other work these seconds hold half of them.
-    assert loss() < 0.9 * before
+    assert loss() < 0.8 * before
 
 
 def observations(data, *, context, members=2, frames=17):

@@ -60,8 +60,8 @@ def run(command: list[str]) -> str:
     return done.stdout
 
 
-def objects(folder: Path, added: list[str], compiler: str = CXX, *, sanitize_kernels: bool = True) -> list[str]:
-    """Compile every file of the library into a folder; kernels of wide vectors are never sanitized."""
+def objects(folder: Path, added: list[str], compiler: str = CXX) -> list[str]:
+    """Compile every file of the library into a folder; kernels of wide vectors are not sanitized."""
     mine = None
     if native_problem(torch.device("cpu")) is None:
         # Compilers other than GCC make the portable kernels alone.
@@ -71,8 +71,8 @@ def objects(folder: Path, added: list[str], compiler: str = CXX, *, sanitize_ker
     def compiled(path: Path) -> str:
         made = str(folder / f"{path.parent.name}_{path.stem}.o")
         quick = ["-O0"] if path.stem in others else []
-        kernels = ("gemm_avx", "vector_kernels_avx") if sanitize_kernels else ("gemm_", "vector_kernels_")
-        flags = [flag for flag in added if not (path.stem.startswith(kernels) and "sanitize" in flag)]
+        vectors = path.stem.startswith(("gemm_avx", "vector_kernels_avx"))
+        flags = [flag for flag in added if not (vectors and "sanitize" in flag)]
         run([compiler, *FLAGS, *flags, *quick, "-c", str(path), "-o", made])
         return made
 
