@@ -36,7 +36,7 @@ def info(as_json: AsJson = False) -> None:
         for name, row in rows_of_place.items()
     ]
     columns = ["device", "used in", "fp32, GFLOP/s", "bf16, GFLOP/s", "auto is"]
-    terminal.show(table("rates of number formats", columns, lines, text=(0, 1, 4)))
+    terminal.show(table("rates of number formats (of one core on a CPU)", columns, lines, text=(0, 1, 4)))
     lines = []
     for op, rows_of in found["operators"].items():
         used, *others = sorted(rows_of, key=lambda row: not row["used"])

@@ -29,7 +29,8 @@ FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # Rows, and width of square weights: those of a training step, on a GPU large enough to fill it, and of the flow head.
 TRAINING = {"cpu": (256, 256), "cuda": (4096, 4096)}
 HEAD = (32, 128)
-# Products where a format has no instructions take as long as this many: such a format is timed once.
+# Products where a format has no instructions take as long as this many: such a format is timed twice. Not once, since
+# the first product of a format may take as long while code for it is generated (oneDNN: 30 ms, a product 0.2 ms).
 SLOW = 20.0
 ROUNDS = 7
 
@@ -82,9 +83,18 @@ def cache_folder() -> Path:
 
 
 def probe(device: torch.device) -> Rates:
-    """Rates of this processor or GPU, measured now; the caller's random numbers stay as they are."""
-    with torch.inference_mode(), torch.random.fork_rng([] if device.type == "cpu" else [device.index or 0]):
-        return Rates(products=_rates(_product, device), head={} if device.type != "cpu" else _head_rates())
+    """Rates of one core of this processor, or of this GPU, measured now; random numbers and threads stay as they are."""
+    if device.type != "cpu":
+        with torch.inference_mode(), torch.random.fork_rng([device.index or 0]):
+            return Rates(products=_rates(_product, device), head={})
+    # One thread: two that share a busy core wait for each other, which says nothing of a format.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.inference_mode(), torch.random.fork_rng([]):
+            return Rates(products=_rates(_product, device), head=_head_rates())
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _positive(rates: dict[str, Any]) -> dict[str, float]:
@@ -99,7 +109,7 @@ def _key(device: torch.device) -> str:
     """Name of a file for this processor, its instructions, and the versions that multiply."""
     here, there = machine(), versions()
     name = here["cpu"] if device.type == "cpu" else torch.cuda.get_device_name(device)
-    parts = [name, here["simd"], here["torch_simd"], there["torch"], there["enma-fast"], torch.get_num_threads()]
+    parts = [name, here["simd"], here["torch_simd"], there["torch"], there["enma-fast"]]
     return hashlib.sha256(json.dumps([device.type, *parts]).encode()).hexdigest()[:16]
 
 
@@ -159,7 +169,7 @@ def _rates(
     best = dict.fromkeys(works, float("inf"))
     for turn in range(ROUNDS):
         for name, (run, _) in works.items():
-            if turn and best[name] > SLOW * min(best.values()):
+            if turn > 1 and best[name] > SLOW * min(best.values()):
                 continue
             best[name] = min(best[name], _seconds(run, device))
     return {name: works[name][1] / seconds for name, seconds in best.items()}

@@ -47,9 +47,13 @@ def probes(monkeypatch: pytest.MonkeyPatch, found: Rates) -> list[torch.device]:
     return seen
 
 
-@pytest.mark.usefixtures("one_thread")
-def test_a_probe_times_what_is_used() -> None:
+def test_a_probe_times_what_is_used_on_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads, timed, seen = torch.get_num_threads(), rates._seconds, set()
+    monkeypatch.setattr(
+        rates, "_seconds", lambda run, device: (seen.add(torch.get_num_threads()), timed(run, device))[1]
+    )
     found = rates.probe(CPU)
+    assert (seen, torch.get_num_threads()) == ({1}, threads)
     assert list(found.products) == ["fp32", "bf16"]
     assert list(found.head) == (["fp32", "bf16"] if extension() else [])
     # A core does between ten million and a trillion operations a second in any format.
@@ -64,7 +68,14 @@ def test_the_faster_format_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found == {"fp32": 3.0, "bf16": 6.0}
 
 
-def test_a_format_without_instructions_is_timed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_product_does_not_decide(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The first one generates code: bf16 is the faster format here, and was taken for emulated once.
+    times = {torch.float32: iter([2.0] * rates.ROUNDS), torch.bfloat16: iter([100.0, *[1.0] * rates.ROUNDS])}
+    monkeypatch.setattr(rates, "_seconds", lambda run, device: run())
+    assert rates._rates(lambda dtype, device: (lambda: next(times[dtype]), 6.0), CPU) == {"fp32": 3.0, "bf16": 6.0}
+
+
+def test_a_format_without_instructions_is_timed_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = {torch.float32: 0, torch.bfloat16: 0}
 
     def work_of(dtype: torch.dtype, device: torch.device) -> rates.Work:
@@ -76,7 +87,7 @@ def test_a_format_without_instructions_is_timed_once(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(rates, "_seconds", lambda run, device: run())
     rates._rates(work_of, CPU)
-    assert calls == {torch.float32: rates.ROUNDS, torch.bfloat16: 1}
+    assert calls == {torch.float32: rates.ROUNDS, torch.bfloat16: 2}
 
 
 def test_it_is_measured_once_for_a_processor(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
