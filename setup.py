@@ -13,6 +13,7 @@ import re
 import shlex
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -56,15 +57,24 @@ def cuda_architectures(torch_cuda: str) -> str:
     return CUDA_ARCHITECTURES + (f";{CUDA_ARCHITECTURES_FROM_12_8}" if newer else "")
 
 
-def install_libenma(objects: list[str], prefix: Path, version: str) -> None:
+def install_libenma(objects: list[str], made_folder: Path, prefix: Path, version: str) -> None:
     """Links libenma from compiled files of the core and from its own, and lays out a prefix of it."""
     csrc = ROOT / "csrc"
     abi = re.search(r"ENMA_ABI_VERSION (\d+)", (csrc / "include/enma/enma.h").read_text())[1]
     for folder in ("lib/cmake/enma", "lib/pkgconfig", "include/enma"):
         (prefix / folder).mkdir(parents=True, exist_ok=True)
     library = prefix / f"lib/libenma.so.{abi}"
-    sources = map(str, sorted((ROOT / RUNTIME_FOLDER).glob("*.cpp")))
     flags = [*CXX_FLAGS, "-fPIC", "-fopenmp", "-fvisibility=hidden", f"-I{csrc}", f"-I{csrc / 'include'}"]
+    compiler = os.environ.get("CXX", "c++")
+    made_folder.mkdir(parents=True, exist_ok=True)
+
+    def compiled(source: Path) -> str:
+        target = str(made_folder / f"{source.stem}.o")
+        subprocess.run([compiler, *flags, "-c", str(source), "-o", target], check=True)
+        return target
+
+    with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
+        own = list(pool.map(compiled, sorted((ROOT / RUNTIME_FOLDER).glob("*.cpp"))))
     link = [
         "-shared",
         "-s",
@@ -74,7 +84,7 @@ def install_libenma(objects: list[str], prefix: Path, version: str) -> None:
     ]
     # A new file and a rename: programs may have the old one mapped.
     made = str(library.with_suffix(".new"))
-    subprocess.run([os.environ.get("CXX", "c++"), *flags, *link, *sources, *objects, "-o", made], check=True)
+    subprocess.run([compiler, *flags, *link, *own, *objects, "-o", made], check=True)
     os.replace(made, library)
     values = {"@VERSION@": version, "@PROJECT_VERSION@": version, "@ABI@": abi, "@to_prefix@": "../.."}
     values |= {"@CMAKE_INSTALL_LIBDIR@": "lib", "@CMAKE_INSTALL_INCLUDEDIR@": "include"}
@@ -125,7 +135,7 @@ def extension_arguments(sources: list[str]) -> dict[str, Any]:
             if (ROOT / RUNTIME_FOLDER).is_dir():
                 core = [Path(self.build_temp, source).with_suffix(".o") for source in sources if "/cpu/" in source]
                 prefix = Path(self.get_ext_fullpath("enma_fast._C")).parent / "embed"
-                install_libenma(list(map(str, core)), prefix, self.distribution.get_version())
+                install_libenma(list(map(str, core)), Path(self.build_temp, RUNTIME_FOLDER), prefix, self.distribution.get_version())
 
         def copy_extensions_to_source(self) -> None:
             # In an editable install programs may have mapped what lies there, so it is removed and not written over.

@@ -3,6 +3,9 @@
 
 #include "core/cpu/vector_kernels.h"
 
+// Small and slow: full optimisation of lanes that are no vectors takes five times as long.
+#pragma GCC optimize("O1")
+
 #define ENMA_LANES 16
 #include "core/cpu/lanes.h"
 #include "core/cpu/tiles.h"
