@@ -135,7 +135,9 @@ def extension_arguments(sources: list[str]) -> dict[str, Any]:
             if (ROOT / RUNTIME_FOLDER).is_dir():
                 core = [Path(self.build_temp, source).with_suffix(".o") for source in sources if "/cpu/" in source]
                 prefix = Path(self.get_ext_fullpath("enma_fast._C")).parent / "embed"
-                install_libenma(list(map(str, core)), Path(self.build_temp, RUNTIME_FOLDER), prefix, self.distribution.get_version())
+                install_libenma(
+                    list(map(str, core)), Path(self.build_temp, RUNTIME_FOLDER), prefix, self.distribution.get_version()
+                )
 
         def copy_extensions_to_source(self) -> None:
             # In an editable install programs may have mapped what lies there, so it is removed and not written over.
