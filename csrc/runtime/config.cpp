@@ -309,18 +309,6 @@ void read_sampling(Fields fields, SamplingConfig& out) {
 
 }  // namespace
 
-int TokenizerConfig::count(LayerKind kind) const {
-    return static_cast<int>(std::count(layers.begin(), layers.end(), kind));
-}
-
-std::int64_t TokenizerConfig::latent_frames(std::int64_t frames) const {
-    return (frames - 1 + time_factor() - 1) / time_factor() + 1;
-}
-
-std::int64_t TokenizerConfig::whole_latents(std::int64_t frames) const {
-    return frames == 0 ? 0 : (frames - 1) / time_factor() + 1;
-}
-
 ModelConfig read_config(const Json& json, const std::string& source) {
     ModelConfig out;
     Fields fields(json, source + ": config");

@@ -7,43 +7,13 @@
 #include <vector>
 
 #include "core/cpu/local_head.h"
+#include "core/cpu/tokenizer_config.h"
 #include "runtime/json.h"
 
 namespace enma {
 
 // Points of a frame.
 constexpr std::int64_t MOST_POINTS = 1 << 22;
-
-enum class LayerKind { residual, space, time };
-
-struct InterpolationConfig {
-    int features = 64, hidden = 16, heads = 4, head_dim = 4, frequencies = 12;
-    double max_log2_frequency = 4.0;
-    int distance_power = 1;
-    int refine_depth = 2, refine_heads = 4, refine_head_dim = 4, slices = 16;
-};
-
-struct TokenizerConfig {
-    std::vector<std::int64_t> grid = {128};
-    std::vector<double> lengths = {1.0};
-    std::vector<bool> periodic = {true};
-    std::vector<float> field_mean, field_scale;  // of each channel; none leaves fields as they are
-    int field_channels = 1, latent_channels = 4, width = 16, max_width = 128;
-    std::vector<LayerKind> layers;
-    int kernel = 3, kernel_time = 3, kernel_ends = 7, stride_ends = 1;
-    bool variational = true;
-    std::optional<InterpolationConfig> interpolation;
-
-    // Channels that the convolutions see on the grid.
-    int grid_channels() const { return interpolation ? interpolation->features : field_channels; }
-    int dims() const { return static_cast<int>(grid.size()); }
-    int count(LayerKind kind) const;
-    int space_factor() const { return stride_ends << count(LayerKind::space); }
-    int time_factor() const { return 1 << count(LayerKind::time); }
-    // Latent frames that cover so many frames, and those that cover none beyond them.
-    std::int64_t latent_frames(std::int64_t frames) const;
-    std::int64_t whole_latents(std::int64_t frames) const;
-};
 
 struct FlowConfig {
     int width = 512, layers = 3, time_features = 256;

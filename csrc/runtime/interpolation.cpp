@@ -164,8 +164,11 @@ Interpolation::Interpolation(const TokenizerConfig& config, Tensors& tensors)
     std::vector<float> encoded(size_ * encoded_width());
     for (std::int64_t x = 0; x < size_; ++x) encode(&regular_[x * d], &encoded[x * encoded_width()]);
     queries_out_ = projected(tensors, name + "out_q", encoded, encoded_width(), inner_);
+    const TakeParameter parameter = [&](const std::string& part, const std::vector<std::int64_t>& shape) {
+        return tensors.take(part, shape);
+    };
     const auto linear = [&](const std::string& part, int inward, int outward) {
-        return read_linear(tensors, name + part, inward, outward, outward);
+        return read_linear(parameter, name + part, inward, outward, outward);
     };
     lift_ = linear("lift", static_cast<int>(c), o.hidden);
     in_k_ = linear("in_k", encoded_width(), inner_);

@@ -7,9 +7,10 @@
 #include <vector>
 
 #include "core/cpu/dispatch.h"
+#include "core/cpu/packed_linear.h"
 #include "core/cpu/point_attention.h"
-#include "runtime/config.h"
-#include "runtime/linear.h"
+#include "core/cpu/tokenizer_config.h"
+#include "runtime/checkpoint.h"
 
 namespace enma {
 

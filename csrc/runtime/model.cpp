@@ -84,8 +84,11 @@ Model::Model(const std::string& folder)
     const TokenizerConfig& tokenizer = config_.tokenizer;
     shift_amounts(config_, config_.sampling.shifts);
     place_offsets_ = config_.place_offsets();
-    encoder_ = std::make_unique<Stream>(Stream::encoder(tokenizer, tensors));
-    decoder_ = std::make_unique<Stream>(Stream::decoder(tokenizer, tensors));
+    const TakeParameter take = [&](const std::string& name, const std::vector<std::int64_t>& shape) {
+        return tensors.take(name, shape);
+    };
+    encoder_ = std::make_unique<Stream>(Stream::encoder(tokenizer, take));
+    decoder_ = std::make_unique<Stream>(Stream::decoder(tokenizer, take));
     if (tokenizer.interpolation) interpolation_ = std::make_unique<Interpolation>(tokenizer, tensors);
     latent_mean_ = tensors.take("latent_mean", {tokenizer.latent_channels});
     latent_std_ = tensors.take("latent_std", {tokenizer.latent_channels});

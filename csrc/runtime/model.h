@@ -10,10 +10,10 @@
 
 #include "core/cpu/flow_head.h"
 #include "core/cpu/sampler.h"
+#include "core/cpu/tokenizer.h"
 #include "runtime/checkpoint.h"
 #include "runtime/config.h"
 #include "runtime/interpolation.h"
-#include "runtime/stream.h"
 
 namespace enma {
 

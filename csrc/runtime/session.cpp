@@ -202,7 +202,7 @@ std::vector<float> Session::encode(Frames frames, std::int64_t latents) {
                 shift(frames.values.data() + t * size, tokenizer, amounts_[used_[g]], false, shifted[g].data());
                 frame = shifted[g].data();
             }
-            model_->encoder().push(frame, states[g], kernels(settings_.isa), work(thread), standardise, &target);
+            model_->encoder().push(frame, states[g], settings_.isa, work(thread), standardise, &target);
         }
     });
     return out;
@@ -414,7 +414,7 @@ void Session::decode_row(const float* latents, StreamState& state, char* work, S
         }
         to_place += row;
     }
-    model_->decoder().push(input, state, kernels(settings_.isa), work, sink, to);
+    model_->decoder().push(input, state, settings_.isa, work, sink, to);
 }
 
 void Session::decode(const float* latents) {

@@ -13,6 +13,7 @@ void bind_sampler(pybind11::module_& m);
 void bind_self_attention(pybind11::module_& m);
 void bind_subnormals(pybind11::module_& m);
 void bind_swiglu(pybind11::module_& m);
+void bind_tokenizer(pybind11::module_& m);
 #ifdef ENMA_WITH_CUDA
 void bind_flow_head_cuda(pybind11::module_& m);
 #endif
@@ -29,6 +30,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
     enma::bind_self_attention(m);
     enma::bind_subnormals(m);
     enma::bind_swiglu(m);
+    enma::bind_tokenizer(m);
 #ifdef ENMA_WITH_CUDA
     enma::bind_flow_head_cuda(m);
 #endif

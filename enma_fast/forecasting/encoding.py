@@ -19,6 +19,7 @@ from ..data import NETCDF_FILL, unmasked
 from ..errors import EnmaError, first_line
 from ..models.layers import own_dtype
 from ..models.model import Model
+from ..models.native_tokenizer import native_tokenizer
 from ..sampling.batch_invariant import BLOCKS, map_rows
 from ..sampling.noise import trajectory_seed
 from ..sampling.settings import chosen_sampling
@@ -256,6 +257,10 @@ def coordinates(name: str, value: np.ndarray | Tensor, model: Model) -> Tensor:
 
 def _encode(model: Model, fields: Tensor, points: Tensor | None) -> Tensor:
     tok = model.tokenizer
+    native = native_tokenizer(tok) if points is None else None
+    if native is not None:
+        with torch.no_grad():
+            return model.to_tokens(native.encode(fields))
     operation = ("encode", tok.config, own_dtype(tok), None if points is None else tuple(points.shape))
     block = BLOCKS[tok.config.dims]
     return map_rows(lambda u: model.encode(u, points), fields, operation=operation, block=block)

@@ -23,7 +23,7 @@ from ..errors import EnmaError
 from ..models.folding import folded_end
 from ..models.layers import own_dtype
 from ..models.model import Model
-from ..models.tokenizer import LinearEnd
+from ..models.native_tokenizer import native_tokenizer
 from ..sampling.batch_invariant import BLOCKS, map_rows
 from ..sampling.engine import Engine, engine_for
 from ..sampling.shifts import shifted
@@ -64,14 +64,14 @@ def sample_members(
     if stop is not None:
         for _ in _frames(model, inputs, chunks, kept, shape=shape, query=queried, stop=stop):
             pass
-    out = None
+    out, decode = None, _decoder(model, queried)
     while chunks:
         part = chunks.pop(0)
         if stop is None:
             part.sample()
         # The latents are as long as without `stop`, so that the decoder does the same arithmetic.
         latents = _padded(part.latents, inputs.num_latents)
-        fields = _decode(model, latents, inputs.num_frames, queried, folded_end(model.tokenizer))
+        fields = decode(latents, inputs.num_frames)
         fields = _moved_back(fields[:, inputs.num_observed :], inputs, part.rows)
         if out is None:
             out = fields.new_empty(len(kept), *fields.shape[1:])
@@ -154,7 +154,7 @@ def _frames(
     How many frames each row keeps is written into ``kept [rows]``.
     """
     tok = model.config.tokenizer
-    factor, window, ending = tok.time_factor, _window(tok), folded_end(model.tokenizer)
+    factor, window, decode = tok.time_factor, _window(tok), _decoder(model, query)
     number = 0
     for j in range(inputs.history_BTNC.shape[1], inputs.num_latents):
         group = None
@@ -168,7 +168,7 @@ def _frames(
             # A window gives the last frame of its first latent, and all frames of the others.
             before = (j + 1 - z.shape[1]) * factor
             begin, end = inputs.num_observed + number - before, min(j * factor + 1, inputs.num_frames) - before
-            decoded = _decode(model, _padded(z, FEWEST_LATENTS), end, query, ending)[:, begin:end]
+            decoded = decode(_padded(z, FEWEST_LATENTS), end)[:, begin:end]
             if group is None:
                 group = decoded.new_full((len(kept), *decoded.shape[1:]), math.nan)
             group[part.place] = _moved_back(decoded, inputs, part.rows)
@@ -249,8 +249,22 @@ def _moved_back(fields: Tensor, inputs: EncodedInputs, rows: list[tuple[int, int
     return fields
 
 
-def _decode(model: Model, latents: Tensor, frames: int, query: Tensor | None, end: LinearEnd | None) -> Tensor:
+def _decoder(model: Model, query: Tensor | None) -> Callable[[Tensor, int], Tensor]:
+    """A function of rows of tokens ``[rows, T', N, C]`` and a number of frames: the fields of these."""
     tok = model.tokenizer
-    operation = ("decode", tok.config, own_dtype(tok), frames, None if query is None else tuple(query.shape))
-    block = BLOCKS[tok.config.dims]
-    return map_rows(lambda z: model.decode(z, frames, query, end=end), latents, operation=operation, block=block)
+    native = native_tokenizer(tok) if query is None else None
+
+    def by_extension(latents: Tensor, frames: int) -> Tensor:
+        assert native is not None
+        with torch.no_grad():
+            return native.decode(model.from_tokens(latents), frames)
+
+    if native is not None:
+        return by_extension
+    end, block = folded_end(tok), BLOCKS[tok.config.dims]
+
+    def in_blocks(latents: Tensor, frames: int) -> Tensor:
+        operation = ("decode", tok.config, own_dtype(tok), frames, None if query is None else tuple(query.shape))
+        return map_rows(lambda z: model.decode(z, frames, query, end=end), latents, operation=operation, block=block)
+
+    return in_blocks

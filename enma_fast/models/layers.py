@@ -217,15 +217,19 @@ def exact(layer: nn.Linear, x: Tensor) -> Tensor:
         return layer(x.to(layer.weight.dtype))
 
 
-def weights_key(module: nn.Module) -> tuple[tuple[int, int], ...]:
+def weights_key(module: nn.Module) -> tuple[int, ...]:
     """A key that differs from an earlier one if a weight has been changed or replaced."""
-    key, left = [], [module]
-    # The same as `module.parameters()`, which takes twice as long because it names them.
+    key: list[int] = []
+    left: list[nn.Module | None] = [module]
+    # The same as `module.parameters()`, which takes three times as long because it names them; every forecast asks.
     while left:
         part = left.pop()
-        left += [child for child in part._modules.values() if child is not None]
-        weights = [p for p in part._parameters.values() if p is not None]
-        key += [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in weights]
+        if part is None:
+            continue
+        left.extend(part._modules.values())
+        for p in part._parameters.values():
+            if p is not None:
+                key += (p.data_ptr(), 0 if p.is_inference() else p._version)
     return tuple(key)
 
 

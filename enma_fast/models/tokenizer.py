@@ -191,7 +191,7 @@ class Tokenizer(nn.Module):
         """Fields ``[..., c]`` less the mean of each channel, over its scale, as the convolutions see them."""
         return u if self.field_mean is None or self.field_scale is None else (u - self.field_mean) / self.field_scale
 
-    def _in_units(self, u: Tensor) -> Tensor:
+    def in_units(self, u: Tensor) -> Tensor:
         """Inverse of :meth:`standardised`."""
         return u if self.field_mean is None or self.field_scale is None else u * self.field_scale + self.field_mean
 
@@ -271,10 +271,10 @@ class Tokenizer(nn.Module):
         if num_frames is not None:
             x = x[:, :num_frames]
         if self.interpolation is not None:
-            return self._in_units(self.interpolation.to_points(x, query).float())
+            return self.in_units(self.interpolation.to_points(x, query).float())
         if query is not None:
             raise EnmaError("query: this tokenizer has no interpolation; it decodes on its own grid only")
-        return self._in_units(x.float())
+        return self.in_units(x.float())
 
     def forward(
         self,

@@ -83,7 +83,7 @@ def cache_folder() -> Path:
 
 
 def probe(device: torch.device) -> Rates:
-    """Rates of one core of this processor, or of this GPU, measured now; random numbers and threads stay as they are."""
+    """Rates of one core of this processor, or of this GPU, measured now; random numbers and threads stay."""
     if device.type != "cpu":
         with torch.inference_mode(), torch.random.fork_rng([device.index or 0]):
             return Rates(products=_rates(_product, device), head={})

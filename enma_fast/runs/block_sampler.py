@@ -21,6 +21,7 @@ from ..errors import EnmaError, first_line
 from ..forecasting.file_forecast import FileForecast
 from ..forecasting.members import Stop
 from ..models.folding import folded_end
+from ..models.native_tokenizer import native_tokenizer
 from ..ops import extension
 from ..sampling.engine import engine_for
 from .blocks import Block
@@ -55,9 +56,12 @@ class BlockSampler:
         self._engine = engine_for(model.dynamics, dtype=request.dtype, backend=request.backend)
         self.independent = self._engine.backend == "native"
         how = self._engine.backend if self.independent else f"{self._engine.backend}, chunk {request.rows}"
-        # Fields from a folded decoder differ by rounding from those of a version that had none.
-        folded = ", folded decoder" if folded_end(model.tokenizer) else ""
-        self.arithmetic = f"{how}, {_instructions(next(model.parameters()).device)}{folded}"
+        # Fields differ by rounding from those of a version that had no native tokenizer or no folded decoder.
+        if native_tokenizer(model.tokenizer) is not None:
+            tokenizer = ", native tokenizer"
+        else:
+            tokenizer = ", folded decoder" if folded_end(model.tokenizer) else ""
+        self.arithmetic = f"{how}, {_instructions(next(model.parameters()).device)}{tokenizer}"
 
     @property
     def device(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import operator
 import os
@@ -28,6 +29,7 @@ MOST_POINTS, MOST_COMPONENTS = 1 << 20, 64
 MOST_TRAJECTORIES = 2**31 - 1
 
 
+@functools.cache
 def most_threads() -> int:
     """Largest number of threads of a process; for many more than a few per core the system has no memory."""
     return max(ALWAYS_THREADS, THREADS_PER_CORE * (os.cpu_count() or 1))

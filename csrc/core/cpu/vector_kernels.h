@@ -16,6 +16,8 @@ struct VectorKernels {
     RmsNormKernels rms_norm;
     SelfAttentionKernels self_attention;
     SwigluKernels swiglu;
+    // Values through elu, in place.
+    void (*elu)(float* values, int64_t count);
 };
 
 // Null where the compiler cannot make them; the processor may lack what it made.

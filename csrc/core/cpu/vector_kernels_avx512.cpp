@@ -14,6 +14,7 @@
 #include "core/cpu/lanes.h"
 #include "core/cpu/tiles.h"
 // The bodies need the lanes.
+#include "core/cpu/elu_body.h"
 #include "core/cpu/frame_attention_body.h"
 #include "core/cpu/point_attention_body.h"
 #include "core/cpu/rms_norm_body.h"
@@ -21,8 +22,8 @@
 #include "core/cpu/swiglu_body.h"
 #pragma GCC pop_options
 
-static constexpr enma::VectorKernels KERNELS{frame::KERNELS, point::KERNELS, norm::KERNELS, projected::KERNELS,
-                                             gated::KERNELS};
+static constexpr enma::VectorKernels KERNELS{frame::KERNELS,     point::KERNELS, norm::KERNELS,
+                                             projected::KERNELS, gated::KERNELS, units::elu};
 
 const enma::VectorKernels* enma::vector_kernels_avx512() { return &KERNELS; }
 #else

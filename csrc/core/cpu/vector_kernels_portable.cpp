@@ -6,13 +6,14 @@
 #include "core/cpu/lanes.h"
 #include "core/cpu/tiles.h"
 // The bodies need the lanes.
+#include "core/cpu/elu_body.h"
 #include "core/cpu/frame_attention_body.h"
 #include "core/cpu/point_attention_body.h"
 #include "core/cpu/rms_norm_body.h"
 #include "core/cpu/self_attention_body.h"
 #include "core/cpu/swiglu_body.h"
 
-static constexpr enma::VectorKernels KERNELS{frame::KERNELS, point::KERNELS, norm::KERNELS, projected::KERNELS,
-                                             gated::KERNELS};
+static constexpr enma::VectorKernels KERNELS{frame::KERNELS,     point::KERNELS, norm::KERNELS,
+                                             projected::KERNELS, gated::KERNELS, units::elu};
 
 const enma::VectorKernels* enma::vector_kernels_portable() { return &KERNELS; }

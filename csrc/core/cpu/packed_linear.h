@@ -2,12 +2,13 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
 #include "core/cpu/gemm.h"
 #include "core/cpu/parallel.h"
-#include "runtime/checkpoint.h"
 
 namespace enma {
 
@@ -34,7 +35,10 @@ class Linear {
     LinearView view_{};
 };
 
-// The layer `name` of the checkpoint, [outward, inward], over rows of whole panels; of its columns the first `used`.
-Linear read_linear(Tensors& tensors, const std::string& name, int inward, int outward, int used);
+// The fp32 values of the parameter of this name and shape, which outlive the call; throws where there is no such one.
+using TakeParameter = std::function<const float*(const std::string& name, const std::vector<std::int64_t>& shape)>;
+
+// The layer `name`, [outward, inward], over rows of whole panels; of its columns the first `used`.
+Linear read_linear(const TakeParameter& take, const std::string& name, int inward, int outward, int used);
 
 }  // namespace enma

@@ -10,8 +10,8 @@
 #include <string>
 #include <vector>
 
-#include "runtime/config.h"
-#include "runtime/linear.h"
+#include "core/cpu/packed_linear.h"
+#include "core/cpu/tokenizer_config.h"
 
 namespace enma {
 
@@ -57,6 +57,8 @@ struct Layer {
     Linear linear;            // residual, linear
     Gate gate;                // residual
     int channels;
+    // convolution: what is added to each of the first frames, [places][row].
+    std::vector<std::vector<float>> lacking;
 };
 
 // Frames that the layers remember of one row.
@@ -71,14 +73,14 @@ using Sink = void (*)(void* to, const float* frame);
 class Stream {
    public:
     // From fields, or features of the interpolation, [*grid, c] to the mean of latents [tokens, whole_panels(C)]; and back.
-    static Stream encoder(const TokenizerConfig& config, Tensors& tensors);
-    static Stream decoder(const TokenizerConfig& config, Tensors& tensors);
+    static Stream encoder(const TokenizerConfig& config, const TakeParameter& take);
+    static Stream decoder(const TokenizerConfig& config, const TakeParameter& take);
 
     StreamState state() const;
     // Bytes of one thread.
     std::size_t work_bytes() const;
     // Passes a frame through all layers; `sink` gets what comes out.
-    void push(const float* frame, StreamState& state, const Kernels& kernels, char* work, Sink sink, void* to) const;
+    void push(const float* frame, StreamState& state, Isa isa, char* work, Sink sink, void* to) const;
 
     // Floats of a row that comes in, and of one that comes out.
     int inward() const { return inward_; }
@@ -87,11 +89,15 @@ class Stream {
    private:
     struct Run;
     void add(Layer layer, int places, int row);
+    void fold(const Shape& shape, int channels, int factor, const TokenizerConfig& config);
+    std::int64_t work() const;
     Stream() = default;
 
     std::vector<Layer> layers_;
     // Where a layer's memory and output begin.
     std::vector<std::size_t> memory_, output_;
+    // Places of the frames that a layer gives, and floats of their rows.
+    std::vector<int> places_, rows_;
     int inward_ = 0, outward_ = 0;
     std::size_t outputs_ = 0, gathered_ = 0;
 };

@@ -1,8 +1,10 @@
-#include "runtime/stream.h"
+#include "core/cpu/tokenizer.h"
 
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+
+#include "core/cpu/vector_kernels.h"
 
 namespace enma {
 
@@ -28,13 +30,9 @@ struct ConvolutionSpec {
     bool grouped = false;
 };
 
-Convolution make_convolution(Tensors& tensors, const std::string& name, const ConvolutionSpec& s, const Shape& shape,
+Convolution make_convolution(const float* weight, const float* bias, const ConvolutionSpec& s, const Shape& shape,
                              int row) {
     const int tall = shape.plane ? s.kernel : 1, lines = shape.plane ? s.parts : 1, stride = shape.plane ? s.stride : 1;
-    std::vector<std::int64_t> sizes = {s.outward, s.inward, s.frames, s.kernel};
-    if (shape.plane) sizes.push_back(s.kernel);
-    const float* weight = tensors.take(name + ".conv.weight", sizes);
-    const float* bias = tensors.take(name + ".conv.bias", {s.outward});
     const int channels = s.channels > 0 ? s.channels : s.outward / (s.parts * lines);
     // So many places fill a panel that would otherwise be empty.
     int group = s.grouped ? std::max(1, PANEL / (channels * s.parts)) : 1;
@@ -75,18 +73,26 @@ Convolution make_convolution(Tensors& tensors, const std::string& name, const Co
     return c;
 }
 
-Layer make_residual(Tensors& tensors, const std::string& name, const TokenizerConfig& config, const Shape& shape,
-                    int width) {
+Convolution make_convolution(const TakeParameter& take, const std::string& name, const ConvolutionSpec& s,
+                             const Shape& shape, int row) {
+    std::vector<std::int64_t> sizes = {s.outward, s.inward, s.frames, s.kernel};
+    if (shape.plane) sizes.push_back(s.kernel);
+    const float* weight = take(name + ".conv.weight", sizes);
+    return make_convolution(weight, take(name + ".conv.bias", {s.outward}), s, shape, row);
+}
+
+Layer make_residual(const TakeParameter& take, const std::string& name, const TokenizerConfig& config,
+                    const Shape& shape, int width) {
     Layer layer{};
     layer.kind = Layer::Kind::residual;
     layer.channels = width;
-    layer.convolution = make_convolution(tensors, name + ".conv", {width, width, config.kernel, config.kernel_time},
-                                         shape, whole_panels(width));
-    layer.linear = read_linear(tensors, name + ".linear", width, width, width);
+    layer.convolution = make_convolution(take, name + ".conv", {width, width, config.kernel, config.kernel_time}, shape,
+                                         whole_panels(width));
+    layer.linear = read_linear(take, name + ".linear", width, width, width);
     const int hidden = std::max(16, width / 2);
-    layer.gate.attend = read_linear(tensors, name + ".attend", width, 1, 1);
-    layer.gate.narrow = read_linear(tensors, name + ".squeeze.0", width, hidden, hidden);
-    layer.gate.widen = read_linear(tensors, name + ".squeeze.2", hidden, width, width);
+    layer.gate.attend = read_linear(take, name + ".attend", width, 1, 1);
+    layer.gate.narrow = read_linear(take, name + ".squeeze.0", width, hidden, hidden);
+    layer.gate.widen = read_linear(take, name + ".squeeze.2", hidden, width, width);
     return layer;
 }
 
@@ -102,10 +108,6 @@ Layer of_linear(Linear linear) {
     layer.kind = Layer::Kind::linear;
     layer.linear = std::move(linear);
     return layer;
-}
-
-void elu(float* values, std::size_t count) {
-    for (std::size_t i = 0; i < count; ++i) values[i] = values[i] > 0.0f ? values[i] : std::exp(values[i]) - 1.0f;
 }
 
 // Places [first, first + count) of a line, around it or zero beyond its ends.
@@ -146,9 +148,9 @@ void gather(const Convolution& c, const float* frame, const float* before, int b
 
 }  // namespace
 
-Linear read_linear(Tensors& tensors, const std::string& name, int inward, int outward, int used) {
-    const float* weight = tensors.take(name + ".weight", {outward, inward});
-    const float* bias = tensors.take(name + ".bias", {outward});
+Linear read_linear(const TakeParameter& take, const std::string& name, int inward, int outward, int used) {
+    const float* weight = take(name + ".weight", {outward, inward});
+    const float* bias = take(name + ".bias", {outward});
     return Linear(
         whole_panels(used), whole_panels(inward),
         [&](int j, int k) {
@@ -162,6 +164,7 @@ struct Stream::Run {
     const Stream& stream;
     StreamState& state;
     const Kernels& kernels;
+    void (*elu)(float*, std::int64_t);
     char* scratch;
     float *gathered, *outputs;
     Sink sink;
@@ -202,9 +205,9 @@ struct Stream::Run {
     void finish_residual(const Layer& layer, const float* x, float* y, float* out) const {
         const int places = layer.convolution.shape.size(), row = whole_panels(layer.channels);
         const std::size_t size = static_cast<std::size_t>(places) * row;
-        elu(y, size);
+        elu(y, static_cast<std::int64_t>(size));
         linear(layer.linear, y, row, places, out);
-        elu(out, size);
+        elu(out, static_cast<std::int64_t>(size));
         float* scores = gathered;
         linear(layer.gate.attend, out, row, places, scores);
         float most = scores[0];
@@ -244,6 +247,10 @@ struct Stream::Run {
                 break;
             case Layer::Kind::convolution:
                 if (seen % c.stride == 0) convolve(c, frame, before, out);
+                if (seen < static_cast<std::int64_t>(layer.lacking.size())) {
+                    const std::vector<float>& lacking = layer.lacking[seen];
+                    for (std::size_t j = 0; j < lacking.size(); ++j) out[j] += lacking[j];
+                }
                 remember(c, frame, before);
                 if (seen % c.stride == 0) push(i + 1, out);
                 break;
@@ -286,30 +293,30 @@ void Stream::add(Layer layer, int places, int row) {
     }
     if (layer.kind == Layer::Kind::linear) layer.channels = places;
     layers_.push_back(std::move(layer));
+    places_.push_back(places);
+    rows_.push_back(row);
     outward_ = row;
 }
 
-Stream Stream::encoder(const TokenizerConfig& config, Tensors& tensors) {
+Stream Stream::encoder(const TokenizerConfig& config, const TakeParameter& take) {
     Stream s;
     Shape shape = shape_of(config, 1);
     int width = config.width, number = 0;
     s.inward_ = config.grid_channels();
     const ConvolutionSpec ends{config.grid_channels(), width, config.kernel_ends, config.kernel_time,
                                config.stride_ends};
-    Layer first = of_convolution(make_convolution(tensors, "tokenizer.conv_in", ends, shape, config.grid_channels()));
+    Layer first = of_convolution(make_convolution(take, "tokenizer.conv_in", ends, shape, config.grid_channels()));
     shape = shape.divided(config.stride_ends);
     s.add(std::move(first), shape.size(), whole_panels(width));
     for (const LayerKind kind : config.layers) {
         const std::string name = "tokenizer.down." + to_string(number++);
         const int row = whole_panels(width);
         switch (kind) {
-            case LayerKind::residual:
-                s.add(make_residual(tensors, name, config, shape, width), shape.size(), row);
-                break;
+            case LayerKind::residual: s.add(make_residual(take, name, config, shape, width), shape.size(), row); break;
             case LayerKind::space: {
                 const int wider = std::min(2 * width, config.max_width);
                 Layer layer =
-                    of_convolution(make_convolution(tensors, name, {width, wider, config.kernel, 1, 2}, shape, row));
+                    of_convolution(make_convolution(take, name, {width, wider, config.kernel, 1, 2}, shape, row));
                 shape = shape.divided(2);
                 width = wider;
                 s.add(std::move(layer), shape.size(), whole_panels(width));
@@ -317,17 +324,107 @@ Stream Stream::encoder(const TokenizerConfig& config, Tensors& tensors) {
             }
             case LayerKind::time: {
                 const ConvolutionSpec spec{width, width, 1, config.kernel_time, 1, 2};
-                s.add(of_convolution(make_convolution(tensors, name, spec, shape, row)), shape.size(), row);
+                s.add(of_convolution(make_convolution(take, name, spec, shape, row)), shape.size(), row);
             }
         }
     }
     // Without the logarithms of the variances.
     const int C = config.latent_channels, moments = config.variational ? 2 : 1;
-    s.add(of_linear(read_linear(tensors, "tokenizer.to_latent", width, moments * C, C)), shape.size(), whole_panels(C));
+    s.add(of_linear(read_linear(take, "tokenizer.to_latent", width, moments * C, C)), shape.size(), whole_panels(C));
     return s;
 }
 
-Stream Stream::decoder(const TokenizerConfig& config, Tensors& tensors) {
+// Products of one frame.
+std::int64_t Stream::work() const {
+    std::int64_t sum = 0;
+    for (const Layer& layer : layers_) {
+        const Convolution& c = layer.convolution;
+        sum += static_cast<std::int64_t>(c.linears.size()) * c.rows * c.windows * c.columns * c.inputs();
+    }
+    return sum;
+}
+
+// Linear layers of a periodic field as one convolution of the tokens, each of which gives its own `factor` grid points
+// along each dimension, if that is less work. Its weights are the answers of the layers to a 1 in each channel.
+void Stream::fold(const Shape& shape, int channels, int factor, const TokenizerConfig& config) {
+    const int frames = config.kernel_time, c = config.grid_channels(), dims = config.dims();
+    const int lines = shape.lines, places = shape.places, middle = lines / 2 * places + places / 2;
+    const std::size_t points = static_cast<std::size_t>(shape.times(factor).size()) * c;
+    Buffer work(pages(work_bytes()));
+    std::vector<float> input(static_cast<std::size_t>(shape.size()) * inward_);
+    const Sink append = [](void* to, const float* frame) {
+        auto& [answer, points] = *static_cast<std::pair<std::vector<float>, std::size_t>*>(to);
+        answer.insert(answer.end(), frame, frame + points);
+    };
+    // [channels + 1, frames, points], the last one to zeros; on one instruction set, so that weights are the same on all.
+    std::pair<std::vector<float>, std::size_t> answers{{}, points};
+    for (int channel = 0; channel <= channels; ++channel) {
+        StreamState fresh = state();
+        for (int t = 0; t < frames; ++t) {
+            if (channel < channels) input[static_cast<std::size_t>(middle) * inward_ + channel] = t == 0 ? 1.0f : 0.0f;
+            push(input.data(), fresh, Isa::scalar, work.data(), append, &answers);
+        }
+    }
+    const float* const nothing = answers.first.data() + channels * frames * points;
+    // Of channel `channel` of a token, t frames before and (i, j) tokens before, to point p of field channel o.
+    const auto answer = [&](int channel, int t, int i, int j, int line, int place, int o) {
+        const int row = (lines / 2 - i + lines) % lines * (dims == 2 ? factor : 1) + line;
+        const int column = (places / 2 - j + places) % places * factor + place;
+        const std::size_t at = (static_cast<std::size_t>(row) * places * factor + column) * c + o;
+        return answers.first[(static_cast<std::size_t>(channel) * frames + t) * points + at] - nothing[t * points + at];
+    };
+    const int tall = dims == 2 ? factor : 1;
+    int radius = 0;
+    for (int i = -(lines / 2); i < lines - lines / 2; ++i) {
+        for (int j = -(places / 2); j < places - places / 2; ++j) {
+            if (std::max(std::abs(i), std::abs(j)) <= radius) continue;
+            for (int k = 0; k < channels * frames * tall * factor * c; ++k) {
+                const int o = k % c, place = k / c % factor, line = k / c / factor % tall;
+                const int t = k / c / factor / tall % frames, channel = k / c / factor / tall / frames;
+                if (answer(channel, t, i, j, line, place, o) == 0.0f) continue;
+                radius = std::max(std::abs(i), std::abs(j));
+                break;
+            }
+        }
+    }
+    const int kernel = 2 * radius + 1;
+    if (kernel > places || (dims == 2 && kernel > lines)) return;
+    ConvolutionSpec spec{channels, c * tall * factor, kernel, frames};
+    spec.parts = factor;
+    spec.channels = c;
+    spec.grouped = true;
+    std::vector<float> weight, bias;
+    for (int o = 0; o < c; ++o) {
+        for (int line = 0; line < tall; ++line) {
+            for (int place = 0; place < factor; ++place) {
+                for (int channel = 0; channel < channels; ++channel) {
+                    for (int t = frames; t-- > 0;) {
+                        for (int i = dims == 2 ? -radius : 0; i <= (dims == 2 ? radius : 0); ++i) {
+                            for (int j = -radius; j <= radius; ++j) {
+                                weight.push_back(answer(channel, t, i, j, line, place, o));
+                            }
+                        }
+                    }
+                }
+                const std::size_t at = (static_cast<std::size_t>(line) * places * factor + place) * c + o;
+                bias.push_back(nothing[(frames - 1) * points + at]);
+            }
+        }
+    }
+    Layer folded = of_convolution(make_convolution(weight.data(), bias.data(), spec, shape, inward_));
+    // The first frames have fewer before them, whose biases they lack.
+    for (int t = 0; t + 1 < frames; ++t) {
+        std::vector<float>& lacking = folded.lacking.emplace_back(points);
+        for (std::size_t p = 0; p < points; ++p)
+            lacking[p] = nothing[t * points + p] - nothing[(frames - 1) * points + p];
+    }
+    Stream made;
+    made.inward_ = inward_;
+    made.add(std::move(folded), shape.times(factor).size(), c);
+    if (made.work() < this->work()) *this = std::move(made);
+}
+
+Stream Stream::decoder(const TokenizerConfig& config, const TakeParameter& take) {
     Stream s;
     std::vector<int> widths = {config.width};
     for (const LayerKind kind : config.layers) {
@@ -335,32 +432,34 @@ Stream Stream::decoder(const TokenizerConfig& config, Tensors& tensors) {
     }
     Shape shape = shape_of(config, config.space_factor());
     int number = 0;
+    // What follows the last layer that is not linear.
+    Stream end;
+    const auto others = std::find_if(config.layers.begin(), config.layers.end(),
+                                     [](LayerKind kind) { return kind != LayerKind::space; });
+    const std::size_t linear = others - config.layers.begin();
     s.inward_ = whole_panels(config.latent_channels);
-    s.add(
-        of_linear(read_linear(tensors, "tokenizer.from_latent", config.latent_channels, widths.back(), widths.back())),
-        shape.size(), whole_panels(widths.back()));
+    s.add(of_linear(read_linear(take, "tokenizer.from_latent", config.latent_channels, widths.back(), widths.back())),
+          shape.size(), whole_panels(widths.back()));
     for (std::size_t i = config.layers.size(); i-- > 0;) {
         const std::string name = "tokenizer.up." + to_string(number++);
         const int inward = widths[i + 1], outward = widths[i], row = whole_panels(inward);
         switch (config.layers[i]) {
-            case LayerKind::residual:
-                s.add(make_residual(tensors, name, config, shape, inward), shape.size(), row);
-                break;
+            case LayerKind::residual: s.add(make_residual(take, name, config, shape, inward), shape.size(), row); break;
             case LayerKind::space: {
                 ConvolutionSpec spec{inward, outward << config.dims(), config.kernel, 1};
                 spec.parts = 2;
-                Layer layer = of_convolution(make_convolution(tensors, name + ".conv", spec, shape, row));
+                Layer layer = of_convolution(make_convolution(take, name + ".conv", spec, shape, row));
                 shape = shape.times(2);
-                s.add(std::move(layer), shape.size(), whole_panels(outward));
+                (i < linear ? end : s).add(std::move(layer), shape.size(), whole_panels(outward));
                 break;
             }
             case LayerKind::time: {
                 ConvolutionSpec spec{inward, 2 * outward, 1, 1};
                 spec.channels = outward;
-                Layer layer = of_convolution(make_convolution(tensors, name + ".conv", spec, shape, row));
+                Layer layer = of_convolution(make_convolution(take, name + ".conv", spec, shape, row));
                 spec.offset = outward;
                 layer.kind = Layer::Kind::expand_time;
-                layer.second = make_convolution(tensors, name + ".conv", spec, shape, row);
+                layer.second = make_convolution(take, name + ".conv", spec, shape, row);
                 s.add(std::move(layer), shape.size(), whole_panels(outward));
             }
         }
@@ -371,8 +470,16 @@ Stream Stream::decoder(const TokenizerConfig& config, Tensors& tensors) {
     spec.parts = factor;
     spec.grouped = true;
     const std::string name = factor == 1 ? "tokenizer.conv_out" : "tokenizer.conv_out.conv";
-    Layer last = of_convolution(make_convolution(tensors, name, spec, shape, whole_panels(config.width)));
-    s.add(std::move(last), shape.times(factor).size(), config.grid_channels());
+    Layer last = of_convolution(make_convolution(take, name, spec, shape, whole_panels(config.width)));
+    end.add(std::move(last), shape.times(factor).size(), config.grid_channels());
+    end.inward_ = whole_panels(widths[linear]);
+    if (linear > 0 && factor == 1 &&
+        std::find(config.periodic.begin(), config.periodic.end(), false) == config.periodic.end()) {
+        end.fold(shape_of(config, 1 << linear), widths[linear], 1 << linear, config);
+    }
+    for (std::size_t i = 0; i < end.layers_.size(); ++i) {
+        s.add(std::move(end.layers_[i]), end.places_[i], end.rows_[i]);
+    }
     return s;
 }
 
@@ -383,10 +490,10 @@ StreamState Stream::state() const {
 
 std::size_t Stream::work_bytes() const { return pages(GEMM_SCRATCH + (gathered_ + outputs_) * sizeof(float)); }
 
-void Stream::push(const float* frame, StreamState& state, const Kernels& kernels, char* work, Sink sink,
-                  void* to) const {
+void Stream::push(const float* frame, StreamState& state, Isa isa, char* work, Sink sink, void* to) const {
     float* gathered = reinterpret_cast<float*>(work + GEMM_SCRATCH);
-    Run{*this, state, kernels, work, gathered, gathered + gathered_, sink, to}.push(0, frame);
+    Run{*this, state, kernels(isa), vector_kernels(isa).elu, work, gathered, gathered + gathered_, sink, to}.push(
+        0, frame);
 }
 
 }  // namespace enma
