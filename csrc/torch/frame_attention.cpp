@@ -3,11 +3,12 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/Parallel.h>
-#include <torch/csrc/utils/pybind.h>
 
 #include <optional>
 #include <stdexcept>
 #include <string>
+
+#include "operators.h"
 
 namespace enma {
 
@@ -37,9 +38,11 @@ AttentionPart part(const Tensor& k, const Tensor& v, const char* name, int64_t c
     return part;
 }
 
-Tensor run(const Tensor& q, const Tensor& k, const Tensor& v, const Maybe& cache_k, const Maybe& cache_v,
-           const Maybe& prefix_k, const Maybe& prefix_v, int64_t length, int64_t prefix_length,
-           const std::string& isa) {
+}  // namespace
+
+Tensor frame_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Maybe& cache_k, const Maybe& cache_v,
+                       const Maybe& prefix_k, const Maybe& prefix_v, int64_t length, int64_t prefix_length,
+                       const std::string& isa) {
     const at::ScalarType dtype = q.scalar_type();
     TORCH_CHECK_VALUE(dtype == at::kFloat || dtype == at::kBFloat16, "frame_attention: q is ", dtype,
                       "; expected float32 or bfloat16");
@@ -71,17 +74,8 @@ Tensor run(const Tensor& q, const Tensor& k, const Tensor& v, const Maybe& cache
     g.out = out.mutable_data_ptr();
     g.out_token_stride = g.head_dim, g.out_head_stride = g.tokens * g.head_dim;
     g.out_batch_stride = g.heads * g.out_head_stride;
-    pybind11::gil_scoped_release released;
     frame_attention(g, with);
     return out;
-}
-
-}  // namespace
-
-void bind_frame_attention(pybind11::module_& m) {
-    namespace py = pybind11;
-    m.def("frame_attention", &run, py::arg("q"), py::arg("k"), py::arg("v"), py::arg("cache_k"), py::arg("cache_v"),
-          py::arg("prefix_k"), py::arg("prefix_v"), py::arg("length"), py::arg("prefix_length"), py::arg("isa") = "");
 }
 
 }  // namespace enma

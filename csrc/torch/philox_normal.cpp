@@ -1,10 +1,8 @@
-// Python binding of core/cpu/philox_normal.h.
-
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
-#include <torch/csrc/utils/pybind.h>
 
 #include "core/cpu/philox_normal.h"
+#include "operators.h"
 
 namespace enma {
 namespace {
@@ -17,8 +15,10 @@ MemberWords member_words(const char* name, const at::Tensor& words, int64_t num_
     return {words.const_data_ptr<int64_t>(), words.dim() == 0 ? 0 : words.stride(0)};
 }
 
-void run(const at::Tensor& seed, const at::Tensor& members, const at::Tensor& frame, const at::Tensor& mask_step,
-         const at::Tensor& tokens, at::Tensor out) {
+}  // namespace
+
+void philox_normal(const at::Tensor& seed, const at::Tensor& members, const at::Tensor& frame,
+                   const at::Tensor& mask_step, const at::Tensor& tokens, const at::Tensor& out) {
     TORCH_CHECK_VALUE(out.is_cpu() && out.scalar_type() == at::kFloat && out.dim() == 3 && out.is_contiguous(),
                       "philox_normal: out must be contiguous float32 [B, M, C] on the CPU");
     const int64_t B = out.size(0), M = out.size(1);
@@ -41,16 +41,7 @@ void run(const at::Tensor& seed, const at::Tensor& members, const at::Tensor& fr
         at::get_num_threads(),
     };
     float* const values = out.mutable_data_ptr<float>();
-    const pybind11::gil_scoped_release release;
     philox_normal(arguments, values);
-}
-
-}  // namespace
-
-void bind_philox_normal(pybind11::module_& m) {
-    using pybind11::arg;
-    m.def("philox_normal", &run, arg("seed"), arg("members"), arg("frame"), arg("mask_step"), arg("tokens"),
-          arg("out"));
 }
 
 }  // namespace enma

@@ -1,12 +1,12 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
-#include <torch/csrc/utils/pybind.h>
 
 #include <optional>
 #include <tuple>
 #include <vector>
 
 #include "core/cpu/point_attention.h"
+#include "operators.h"
 
 namespace enma {
 
@@ -76,19 +76,20 @@ PointAttention problem_of(const Tensor& q, const Tensor& k, const Tensor& v, con
     return g;
 }
 
-std::tuple<Tensor, Tensor> forward(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& query_points,
-                                   const Tensor& points, const Tensor& slopes, const std::optional<Tensor>& valid,
-                                   int64_t power, const std::vector<double>& periods, int64_t threads) {
+}  // namespace
+
+std::tuple<Tensor, Tensor> point_attention_forward(const Tensor& q, const Tensor& k, const Tensor& v,
+                                                   const Tensor& query_points, const Tensor& points,
+                                                   const Tensor& slopes, const std::optional<Tensor>& valid,
+                                                   int64_t power, const std::vector<double>& periods, int64_t threads) {
     const PointAttention g = problem_of(q, k, v, query_points, points, slopes, valid, power, periods, threads);
     Tensor out = at::empty({g.batches, g.heads, g.queries, g.value_dim}, q.options());
     Tensor lse = at::empty({g.batches, g.heads, g.queries}, q.options());
-    pybind11::gil_scoped_release released;
     point_attention_forward(g, out.mutable_data_ptr<float>(), lse.mutable_data_ptr<float>(), best_isa());
     return {out, lse};
 }
 
-// Gradients of q, k, v; of slopes [B, H]; of the coordinates [B, H, rows, d], or empty ones.
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> point_attention_backward(
     const Tensor& out_grad, const Tensor& lse, const Tensor& delta, const Tensor& q, const Tensor& k, const Tensor& v,
     const Tensor& query_points, const Tensor& points, const Tensor& slopes, const std::optional<Tensor>& valid,
     int64_t power, const std::vector<double>& periods, bool with_places, int64_t threads) {
@@ -113,16 +114,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
     to.slopes = slopes_grad.mutable_data_ptr<float>();
     to.query_points = with_places ? query_points_grad.mutable_data_ptr<float>() : nullptr;
     to.point_places = with_places ? points_grad.mutable_data_ptr<float>() : nullptr;
-    pybind11::gil_scoped_release released;
     point_attention_backward(g, to, best_isa());
     return {q_grad, k_grad, v_grad, slopes_grad, query_points_grad, points_grad};
-}
-
-}  // namespace
-
-void bind_point_attention(pybind11::module_& m) {
-    m.def("point_attention_forward", &forward);
-    m.def("point_attention_backward", &backward);
 }
 
 }  // namespace enma

@@ -3,13 +3,14 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/Parallel.h>
-#include <torch/csrc/utils/pybind.h>
 
 #include <optional>
 #include <stdexcept>
 #include <string>
 #include <tuple>
 #include <utility>
+
+#include "operators.h"
 
 namespace enma {
 
@@ -56,9 +57,11 @@ Isa isa_of(const std::string& name) {
     }
 }
 
-// y; h (no rows without a residual); 1 / sqrt(mean(h^2) + eps) of each row (empty unless kept).
-std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& residual,
-                                           double eps, bool keep, const std::string& isa) {
+}  // namespace
+
+std::tuple<Tensor, Tensor, Tensor> rms_norm_forward(const Tensor& x, const Tensor& weight,
+                                                    const std::optional<Tensor>& residual, double eps, bool keep,
+                                                    const std::string& isa) {
     RmsNorm g = problem_of(x, weight);
     g.eps = static_cast<float>(eps);
     Tensor y = at::empty({g.rows, g.width}, x.options());
@@ -73,15 +76,13 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& x, const Tensor& weight
     f.y = y.mutable_data_ptr();
     f.rstd = keep ? rstd.mutable_data_ptr<float>() : nullptr;
     const Isa with = isa_of(isa);
-    pybind11::gil_scoped_release released;
     rms_norm_forward(g, f, with);
     return {std::move(y), std::move(h), std::move(rstd)};
 }
 
-// Gradients of x and of the weight; one that is not wanted is empty.
-std::tuple<Tensor, Tensor> backward(const Tensor& grad_y, const std::optional<Tensor>& grad_h, const Tensor& x,
-                                    const Tensor& rstd, const Tensor& weight, bool want_x, bool want_weight,
-                                    const std::string& isa) {
+std::tuple<Tensor, Tensor> rms_norm_backward(const Tensor& grad_y, const std::optional<Tensor>& grad_h, const Tensor& x,
+                                             const Tensor& rstd, const Tensor& weight, bool want_x, bool want_weight,
+                                             const std::string& isa) {
     const RmsNorm g = problem_of(x, weight);
     rows(grad_y, "grad_y", g, x.scalar_type());
     TORCH_CHECK_VALUE(grad_y.is_contiguous(), "rms_norm: grad_y has strides ", grad_y.strides());
@@ -102,21 +103,8 @@ std::tuple<Tensor, Tensor> backward(const Tensor& grad_y, const std::optional<Te
     b.grad_x = want_x ? grad_x.mutable_data_ptr() : nullptr;
     b.grad_weight = want_weight ? grad_weight.mutable_data_ptr<float>() : nullptr;
     const Isa with = isa_of(isa);
-    {
-        pybind11::gil_scoped_release released;
-        rms_norm_backward(g, b, with);
-    }
+    rms_norm_backward(g, b, with);
     return {std::move(grad_x), grad_weight.to(weight.scalar_type())};
-}
-
-}  // namespace
-
-void bind_rms_norm(pybind11::module_& m) {
-    namespace py = pybind11;
-    m.def("rms_norm_forward", &forward, py::arg("x"), py::arg("weight"), py::arg("residual"), py::arg("eps"),
-          py::arg("keep"), py::arg("isa") = "");
-    m.def("rms_norm_backward", &backward, py::arg("grad_y"), py::arg("grad_h"), py::arg("x"), py::arg("rstd"),
-          py::arg("weight"), py::arg("want_x"), py::arg("want_weight"), py::arg("isa") = "");
 }
 
 }  // namespace enma

@@ -4,13 +4,14 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/Parallel.h>
-#include <torch/csrc/utils/pybind.h>
 
 #include <optional>
 #include <stdexcept>
 #include <string>
 #include <tuple>
 #include <utility>
+
+#include "operators.h"
 
 namespace enma {
 
@@ -70,11 +71,13 @@ Isa isa_of(const std::string& name) {
     }
 }
 
-// out; the logarithms of the sums of weights; all keys and all values (empty unless kept).
-std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& qkv, const Tensor& q_weight, const Tensor& k_weight,
-                                                   const Optional& cosines, const Optional& sines,
-                                                   const Optional& past_keys, const Optional& past_values,
-                                                   int64_t frame, double eps, bool keep, const std::string& isa) {
+}  // namespace
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> self_attention_forward(const Tensor& qkv, const Tensor& q_weight,
+                                                                  const Tensor& k_weight, const Optional& cosines,
+                                                                  const Optional& sines, const Optional& past_keys,
+                                                                  const Optional& past_values, int64_t frame,
+                                                                  double eps, bool keep, const std::string& isa) {
     const SelfAttention g = problem_of(qkv, q_weight, k_weight, cosines, sines, past_keys, past_values, frame, eps);
     Tensor out = at::empty({g.batch, g.tokens, g.heads, g.head_dim}, qkv.options());
     Tensor lse = at::empty({g.batch, g.heads, g.tokens}, q_weight.options());
@@ -84,18 +87,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& qkv, const Tens
     const SelfAttentionForward f{out.mutable_data_ptr(), lse.mutable_data_ptr<float>(),
                                  keep ? keys.mutable_data_ptr() : nullptr, keep ? values.mutable_data_ptr() : nullptr};
     const Isa with = isa_of(isa);
-    pybind11::gil_scoped_release released;
     self_attention_forward(g, f, with);
     return {std::move(out), std::move(lse), std::move(keys), std::move(values)};
 }
 
-// Gradients of qkv, of both weights, and of the past keys and values (empty without a past).
-std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad_out, const Optional& grad_keys,
-                                                    const Optional& grad_values, const Tensor& out, const Tensor& lse,
-                                                    const Tensor& qkv, const Tensor& q_weight, const Tensor& k_weight,
-                                                    const Optional& cosines, const Optional& sines,
-                                                    const Optional& past_keys, const Optional& past_values,
-                                                    int64_t frame, double eps, const std::string& isa) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> self_attention_backward(
+    const Tensor& grad_out, const Optional& grad_keys, const Optional& grad_values, const Tensor& out,
+    const Tensor& lse, const Tensor& qkv, const Tensor& q_weight, const Tensor& k_weight, const Optional& cosines,
+    const Optional& sines, const Optional& past_keys, const Optional& past_values, int64_t frame, double eps,
+    const std::string& isa) {
     const SelfAttention g = problem_of(qkv, q_weight, k_weight, cosines, sines, past_keys, past_values, frame, eps);
     const at::ScalarType dtype = qkv.scalar_type();
     const int64_t shape[] = {g.batch, g.tokens, g.heads, g.head_dim};
@@ -116,22 +116,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad_out, cons
         grad_weights.mutable_data_ptr<float>(),
     };
     const Isa with = isa_of(isa);
-    pybind11::gil_scoped_release released;
     self_attention_backward(g, b, with);
     return {std::move(grad_qkv), std::move(grad_weights), std::move(grad_past_keys), std::move(grad_past_values)};
-}
-
-}  // namespace
-
-void bind_self_attention(pybind11::module_& m) {
-    namespace py = pybind11;
-    m.def("self_attention_forward", &forward, py::arg("qkv"), py::arg("q_weight"), py::arg("k_weight"),
-          py::arg("cosines"), py::arg("sines"), py::arg("past_keys"), py::arg("past_values"), py::arg("frame"),
-          py::arg("eps"), py::arg("keep"), py::arg("isa") = "");
-    m.def("self_attention_backward", &backward, py::arg("grad_out"), py::arg("grad_keys"), py::arg("grad_values"),
-          py::arg("out"), py::arg("lse"), py::arg("qkv"), py::arg("q_weight"), py::arg("k_weight"), py::arg("cosines"),
-          py::arg("sines"), py::arg("past_keys"), py::arg("past_values"), py::arg("frame"), py::arg("eps"),
-          py::arg("isa") = "");
 }
 
 }  // namespace enma

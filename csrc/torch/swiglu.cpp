@@ -3,10 +3,11 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/Parallel.h>
-#include <torch/csrc/utils/pybind.h>
 
 #include <stdexcept>
 #include <string>
+
+#include "operators.h"
 
 namespace enma {
 
@@ -32,17 +33,18 @@ Isa isa_of(const std::string& name) {
     }
 }
 
-Tensor forward(const Tensor& x, const std::string& isa) {
+}  // namespace
+
+Tensor swiglu_forward(const Tensor& x, const std::string& isa) {
     const Swiglu g = problem_of(x);
     Tensor y = at::empty({g.rows, g.width}, x.options());
     const Isa with = isa_of(isa);
     void* const out = y.mutable_data_ptr();
-    pybind11::gil_scoped_release released;
     swiglu_forward(g, out, with);
     return y;
 }
 
-Tensor backward(const Tensor& grad_y, const Tensor& x, const std::string& isa) {
+Tensor swiglu_backward(const Tensor& grad_y, const Tensor& x, const std::string& isa) {
     const Swiglu g = problem_of(x);
     TORCH_CHECK_VALUE(grad_y.device().is_cpu() && grad_y.scalar_type() == x.scalar_type(), "swiglu: grad_y is ",
                       grad_y.scalar_type(), " on ", grad_y.device());
@@ -52,17 +54,8 @@ Tensor backward(const Tensor& grad_y, const Tensor& x, const std::string& isa) {
     Tensor grad_x = at::empty(x.sizes(), x.options());
     const Isa with = isa_of(isa);
     void* const out = grad_x.mutable_data_ptr();
-    pybind11::gil_scoped_release released;
     swiglu_backward(g, grad_y.const_data_ptr(), out, with);
     return grad_x;
-}
-
-}  // namespace
-
-void bind_swiglu(pybind11::module_& m) {
-    namespace py = pybind11;
-    m.def("swiglu_forward", &forward, py::arg("x"), py::arg("isa") = "");
-    m.def("swiglu_backward", &backward, py::arg("grad_y"), py::arg("x"), py::arg("isa") = "");
 }
 
 }  // namespace enma
