@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .layers import weights_key
+from .layers import prepared
 from .tokenizer import CausalConv, ExpandSpace, Tokenizer, pad_space
 
 
@@ -79,12 +79,7 @@ class FoldedEnd:
 
 def folded_end(tokenizer: Tokenizer) -> FoldedEnd | None:
     """The result of `fold_end`, made on first use and again after the weights have changed."""
-    weights = weights_key(tokenizer)
-    known = vars(tokenizer).get("_folded_end")
-    if known is None or known[0] != weights:
-        known = vars(tokenizer)["_folded_end"] = (weights, fold_end(tokenizer))
-    end: FoldedEnd | None = known[1]
-    return end
+    return prepared(tokenizer, "folded end", lambda: fold_end(tokenizer))
 
 
 def fold_end(tokenizer: Tokenizer) -> FoldedEnd | None:

@@ -6,6 +6,8 @@ Legend: B batch, L sequence, D width, H heads, K head dim, N tokens per frame, T
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Hashable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +17,8 @@ from ..ops import fused_in_training
 from ..ops.rms_norm import rms_norm, rms_norm_ref, sum_rms_norm, sum_rms_norm_ref
 from ..ops.self_attention import Pair, self_attention, split_heads
 from ..ops.swiglu import swiglu
+
+_T = TypeVar("_T")
 
 
 class RMSNorm(nn.Module):
@@ -231,6 +235,27 @@ def weights_key(module: nn.Module) -> tuple[int, ...]:
             if p is not None:
                 key += (p.data_ptr(), 0 if p.is_inference() else p._version)
     return tuple(key)
+
+
+class Prepared(dict[Hashable, tuple[tuple[int, ...], Any]]):
+    """What has been prepared from a module's weights, with their key; a copy of the module prepares its own."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Prepared:
+        return Prepared()
+
+    def __reduce__(self) -> tuple[type[Prepared], tuple[()]]:
+        return Prepared, ()
+
+
+def prepared(module: nn.Module, name: Hashable, prepare: Callable[[], _T]) -> _T:
+    """What `prepare` returns for the weights that the module has now: made on first use and again after a change."""
+    found: Prepared = vars(module).setdefault("_prepared", Prepared())
+    weights = weights_key(module)
+    known = found.get(name)
+    if known is None or known[0] != weights:
+        known = found[name] = (weights, prepare())
+    made: _T = known[1]
+    return made
 
 
 def own_dtype(module: nn.Module) -> torch.dtype:

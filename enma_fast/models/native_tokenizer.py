@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..ops._backend import extension, native_problem
 from ..utils.bounds import most_threads
-from .layers import own_dtype, weights_key
+from .layers import own_dtype, prepared
 from .tokenizer import Tokenizer
 
 
@@ -58,12 +58,7 @@ def native_tokenizer(tokenizer: Tokenizer) -> NativeTokenizer | None:
     served = own_dtype(tokenizer) == torch.float32 and tokenizer.interpolation is None
     if not served or native_problem(weight.device) is not None:
         return None
-    weights = weights_key(tokenizer)
-    known = vars(tokenizer).get("_native")
-    if known is None or known[0] != weights:
-        known = vars(tokenizer)["_native"] = (weights, NativeTokenizer(tokenizer))
-    found: NativeTokenizer = known[1]
-    return found
+    return prepared(tokenizer, "native", lambda: NativeTokenizer(tokenizer))
 
 
 def _threads() -> int:

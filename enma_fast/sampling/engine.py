@@ -17,14 +17,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..config import SamplingConfig
 from ..errors import EnmaError
-from ..models.layers import own_dtype, weights_key
+from ..models.layers import own_dtype, prepared
 from ..models.model import Dynamics
 from ..ops import choose, rates, sampler
 from . import reference
@@ -300,23 +299,8 @@ def _filled(x: Tensor, count: int) -> Tensor:
     return torch.cat([x, x[-1:].expand(count - len(x), *x.shape[1:])])
 
 
-class _Engines(dict[Any, tuple[tuple[Any, ...], Engine]]):
-    """Engines of a model, kept in the model so that they are freed with it; a copy of the model has none."""
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Engines:
-        return _Engines()
-
-    def __reduce__(self) -> tuple[type[_Engines], tuple[()]]:
-        return _Engines, ()
-
-
 def engine_for(dynamics: Dynamics, *, dtype: torch.dtype | str | None = None, backend: str | None = None) -> Engine:
     """Return the engine of a model; it is prepared on first use, and again after the weights have changed."""
     if backend is not None and backend not in BACKENDS:
         raise EnmaError(f"backend {backend!r} is unknown; expected one of {', '.join(BACKENDS)}")
-    engines: _Engines = vars(dynamics).setdefault("_engines", _Engines())
-    weights = weights_key(dynamics)
-    known = engines.get((dtype, backend))
-    if known is None or known[0] != weights:
-        known = engines[dtype, backend] = (weights, Engine(dynamics, dtype=dtype, backend=backend))
-    return known[1]
+    return prepared(dynamics, (dtype, backend), lambda: Engine(dynamics, dtype=dtype, backend=backend))

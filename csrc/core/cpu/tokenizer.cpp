@@ -359,11 +359,13 @@ void Stream::fold(const Shape& shape, int channels, int factor, const TokenizerC
     // [channels + 1, frames, points], the last one to zeros; on one instruction set, so that weights are the same on all.
     std::pair<std::vector<float>, std::size_t> answers{{}, points};
     for (int channel = 0; channel <= channels; ++channel) {
+        float* const one = input.data() + static_cast<std::size_t>(middle) * inward_ + channel;
         StreamState fresh = state();
         for (int t = 0; t < frames; ++t) {
-            if (channel < channels) input[static_cast<std::size_t>(middle) * inward_ + channel] = t == 0 ? 1.0f : 0.0f;
+            if (channel < channels) *one = t == 0 ? 1.0f : 0.0f;
             push(input.data(), fresh, Isa::scalar, work.data(), append, &answers);
         }
+        if (channel < channels) *one = 0.0f;
     }
     const float* const nothing = answers.first.data() + channels * frames * points;
     // Of channel `channel` of a token, t frames before and (i, j) tokens before, to point p of field channel o.

@@ -1,0 +1,201 @@
+"""The tokenizer of the extension: PyTorch's numbers, and bits that depend on nothing but the row and its past."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from enma_fast.forecasting.members import sample_fields
+from enma_fast.models import native_tokenizer as module
+from enma_fast.models.folding import fold_end
+from enma_fast.models.native_tokenizer import NativeTokenizer, native_tokenizer
+from enma_fast.models.tokenizer import Tokenizer
+from enma_fast.utils.dataclass_json import replace
+
+from .._extension import NATIVE, each_isa, needs_native
+from .._tiny import CONFIGS, LINE, PLANE, shaken, waves
+from .._tiny import model as tiny_model
+from ..ops._oracle import assert_close_as_reference
+from .test_folding import FOLDED
+
+pytestmark = needs_native
+
+
+def tokenizer(options, **changes):
+    torch.manual_seed(1)
+    return shaken(Tokenizer(replace(options, changes))).eval().requires_grad_(False)
+
+
+# Those with a linear end, which is folded; walls, channels, units of the field; nothing at full resolution; no VAE.
+TOKENIZERS = FOLDED | {
+    "line": tokenizer(LINE),
+    "walls": tokenizer(LINE, grid=[64], periodic=[False], layers=["space", "space", "residual", "time"]),
+    "few": tokenizer(LINE, grid=[16], layers=["space", "space", "residual"]),
+    "plane": tokenizer(PLANE),
+    "units": tokenizer(PLANE, field_mean=[0.5, -2.0], field_scale=[3.0, 0.1]),
+    "coarse": tokenizer(PLANE, grid=[16, 32], stride_ends=2, kernel_ends=3, layers=["space", "residual", "time"]),
+    "flat": tokenizer(LINE, variational=False, layers=["time", "residual", "space", "time", "residual"]),
+}
+
+
+def fields(made, rows=3, frames=6):
+    torch.manual_seed(2)
+    return torch.randn(rows, frames, *made.config.grid, made.config.field_channels)
+
+
+def latents(made, rows=3, frames=4):
+    torch.manual_seed(3)
+    N = int(torch.tensor(made.config.token_grid).prod())
+    return torch.randn(rows, frames, N, made.config.latent_channels)
+
+
+def exactly(made):
+    return copy.deepcopy(made).double()
+
+
+@each_isa
+@pytest.mark.each_value
+@pytest.mark.parametrize("name", TOKENIZERS)
+@pytest.mark.parametrize("frames", [1, 2, 5, 6])
+def test_it_is_the_encoder(name, frames, isa):
+    made = TOKENIZERS[name]
+    u = fields(made, frames=frames)
+    exact = exactly(made).encode(u.double()).double()
+    ours = NativeTokenizer(made).encode(u, isa=isa)
+    assert ours.shape == exact.shape
+    assert ours.dtype == torch.float32
+    assert_close_as_reference(ours, made.encode(u), exact, floor=2e-6 * exact.abs().max().item())
+
+
+@each_isa
+@pytest.mark.each_value
+@pytest.mark.parametrize("name", TOKENIZERS)
+@pytest.mark.parametrize("frames", [1, 2, 5])
+def test_it_is_the_decoder(name, frames, isa):
+    made = TOKENIZERS[name]
+    z = latents(made, frames=frames)
+    exact = exactly(made).decode(z.double()).double()
+    ours = NativeTokenizer(made).decode(z, exact.shape[1], isa=isa)
+    assert ours.shape == exact.shape
+    assert ours.dtype == torch.float32
+    # In the first frames the bias has come through fewer frames than later.
+    assert_close_as_reference(ours, made.decode(z), exact, floor=2e-6 * exact.abs().max().item())
+
+
+@each_isa
+@pytest.mark.parametrize("name", ["three", "coarse", "flat", "plane"])
+def test_bits_depend_on_a_row_and_its_past_alone(name, isa):
+    made = NativeTokenizer(TOKENIZERS[name])
+    u, z = fields(made.tokenizer, rows=5, frames=9), latents(made.tokenizer, rows=5)
+    frames = made.tokenizer.config.time_factor * 3 + 1
+    encoded, decoded = made.encode(u, isa=isa), made.decode(z, frames, isa=isa)
+    count = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            assert torch.equal(made.encode(u, isa=isa), encoded)
+            assert torch.equal(made.decode(z, frames, isa=isa), decoded)
+    finally:
+        torch.set_num_threads(count)
+    for row in range(5):
+        assert torch.equal(made.encode(u[row : row + 1], isa=isa), encoded[row : row + 1])
+        assert torch.equal(made.decode(z[row : row + 1], frames, isa=isa), decoded[row : row + 1])
+    # Latent frames that are whole after 5 fields, and the fields of 2 latent frames.
+    whole = made.tokenizer.config.whole_latents(5)
+    assert torch.equal(made.encode(u[:, :5], isa=isa)[:, :whole], encoded[:, :whole])
+    some = made.tokenizer.config.time_factor + 1
+    assert torch.equal(made.decode(z[:, :2], some, isa=isa), decoded[:, :some])
+
+
+def test_the_linear_end_is_folded_where_it_is_in_python():
+    # The same least work; the time that it saves is measured in docs/experiments.md.
+    for name, made in TOKENIZERS.items():
+        z = latents(made)
+        frames = 3 * made.config.time_factor + 1
+        ours, plain = NativeTokenizer(made).decode(z, frames), made.decode(z, frames)
+        assert (ours - plain).abs().max() <= 1e-5 * plain.abs().max(), name
+    assert fold_end(TOKENIZERS["three"]) is not None
+    assert fold_end(TOKENIZERS["few"]) is None
+
+
+@each_isa
+def test_numbers_that_are_none_stay_none(isa):
+    made = NativeTokenizer(TOKENIZERS["three"])
+    u, z = fields(made.tokenizer), latents(made.tokenizer)
+    u[1, 2, 5], z[1, 1, 3] = np.nan, np.nan
+    encoded, decoded = made.encode(u, isa=isa), made.decode(z, 7, isa=isa)
+    assert encoded[1].isnan().any()
+    assert decoded[1].isnan().any()
+    for row in (0, 2):
+        assert encoded[row].isfinite().all()
+        assert decoded[row].isfinite().all()
+    assert decoded[1, :1].isfinite().all()
+
+
+def test_weights_that_have_changed_are_packed_again():
+    made = copy.deepcopy(TOKENIZERS["line"])
+    packed = native_tokenizer(made)
+    assert native_tokenizer(made) is packed
+    for layer in (made.conv_out.conv, made.down[0].conv.conv):
+        layer.weight.mul_(1.5)
+        assert native_tokenizer(made) is not packed
+        packed, z, u = native_tokenizer(made), latents(made), fields(made)
+        assert (packed.decode(z, 7) - made.decode(z)).abs().max() < 1e-4
+        assert (packed.encode(u) - made.encode(u)).abs().max() < 1e-4
+    copied = copy.deepcopy(made)
+    copied.conv_out.conv.bias.add_(1.0)
+    assert (native_tokenizer(copied).decode(z, 7) - copied.decode(z)).abs().max() < 1e-4
+    assert set(copied.state_dict()) == set(made.state_dict())
+
+
+def test_whom_it_does_not_serve(monkeypatch):
+    assert native_tokenizer(tiny_model("points").tokenizer) is None
+    assert native_tokenizer(exactly(TOKENIZERS["line"])) is None
+    monkeypatch.setattr(module, "native_problem", lambda device: "was not built")
+    assert native_tokenizer(TOKENIZERS["line"]) is None
+
+
+def test_what_it_was_not_given_or_does_not_know_is_refused():
+    made = TOKENIZERS["line"]
+    c = made.config
+    args = [list(c.grid), list(c.periodic), 1, c.latent_channels, c.width, c.max_width, list(c.layers)]
+    args += [c.kernel, c.kernel_time, c.kernel_ends, c.stride_ends, c.variational]
+    given = dict(made.named_parameters())
+    NATIVE.Tokenizer(given, *args)
+    for parameters, message in (
+        (given | {"gain": torch.zeros(1)}, "gain is not known"),
+        ({k: v for k, v in given.items() if k != "conv_in.conv.bias"}, "conv_in.conv.bias is missing"),
+        (given | {"conv_in.conv.bias": torch.zeros(3)}, "conv_in.conv.bias is Float"),
+        (given | {"conv_in.conv.bias": torch.zeros(8).double()}, "conv_in.conv.bias is Double"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            NATIVE.Tokenizer(parameters, *args)
+    with pytest.raises(ValueError, match="layer pool is not known"):
+        NATIVE.Tokenizer(given, *args[:6], ["pool"], *args[7:])
+    packed = NATIVE.Tokenizer(given, *args)
+    u, z = fields(made), latents(made)
+    for call in (
+        lambda: packed.encode(u[..., 0], threads=1),
+        lambda: packed.encode(u.double(), threads=1),
+        lambda: packed.encode(u[:, :0], threads=1),
+        lambda: packed.encode(u.transpose(0, 1), threads=1),
+        lambda: packed.encode(u, threads=1, isa="sse9"),
+        lambda: packed.decode(z[:, :, 1:].contiguous(), 3, threads=1),
+        lambda: packed.decode(z, 0, threads=1),
+        lambda: packed.decode(z, 8, threads=1),
+    ):
+        with pytest.raises(ValueError, match="tokenizer: "):
+            call()
+
+
+@pytest.mark.parametrize("name", ["paper", "plane", "line-local"])
+def test_forecasts_are_those_without_it(name, monkeypatch):
+    made = tiny_model(name)
+    history = waves(2, 2, 3, CONFIGS[name].tokenizer)[0]
+    ours = sample_fields(made, history, num_members=3, seed=4, num_frames=9, warn=False)
+    for place in ("encoding", "members"):
+        monkeypatch.setattr(f"enma_fast.forecasting.{place}.native_tokenizer", lambda tokenizer: None)
+    plain = sample_fields(made, history, num_members=3, seed=4, num_frames=9, warn=False)
+    assert not torch.equal(ours, plain)
+    assert (ours - plain).abs().max() <= 2e-4 * plain.abs().max()
