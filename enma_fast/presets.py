@@ -207,6 +207,11 @@ def _fast_2d(
     )
 
 
+def _interpolation(length: float) -> InterpolationConfig:
+    """For a line of this length: the steepest head tells neighbouring points of 128 apart (docs/experiments.md)."""
+    return InterpolationConfig(features=16, slopes=(16 / length, 48 / length, 144 / length, 432 / length))
+
+
 PRESETS: dict[str, Preset] = {
     preset.model.name: preset
     for preset in (
@@ -222,7 +227,17 @@ PRESETS: dict[str, Preset] = {
         _small(
             "combined-points-small",
             "combined",
-            dataclasses.replace(_SMALL_TOKENIZER, interpolation=InterpolationConfig(features=16)),
+            dataclasses.replace(_SMALL_TOKENIZER, interpolation=_interpolation(TWO_PI)),
+        ),
+        dataclasses.replace(
+            _small(
+                "advection-points",
+                "advection",
+                dataclasses.replace(_SMALL_TOKENIZER, lengths=(1.0,), interpolation=_interpolation(1.0)),
+                **_FAST,
+            ),
+            tokenizer_training=dataclasses.replace(_WINDOW_TOKENIZER_TRAINING, steps=8000, batch=16, warmup_steps=50),
+            dynamics_training=dataclasses.replace(_SMALL_TRAINING, boost=2.5),
         ),
         _small(
             "vorticity-small",

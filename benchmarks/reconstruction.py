@@ -1,0 +1,115 @@
+"""What a tokenizer makes of fields of which it sees some points: reconstruction and super-resolution of the paper.
+
+    python -m benchmarks.reconstruction RUN --data data/advection-test-in.h5
+
+RUN is a run folder of `enma-fast train tokenizer`, or a checkpoint, with an interpolation. Every trajectory has points
+of its own, drawn from its grid, the same in all of its frames; the error is of the field on the whole grid. With
+`--finer 2,4` it then sees the grid and is asked for finer ones, where the truth is that of the grid's waves: for
+periodic lines.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from enma_fast.data import read
+from enma_fast.errors import EnmaError
+from enma_fast.models.checkpoint import load_tokenizer, locate
+from enma_fast.models.interpolation import grid_points
+from enma_fast.models.tokenizer import Tokenizer
+
+SHARES = (1.0, 0.5, 0.2, 0.1)
+ROWS = 50
+
+
+@torch.inference_mode()
+def errors(tokenizer: Tokenizer, fields: Tensor, *, share: float, seed: int) -> Tensor:
+    """Relative L2 error ``[B]`` of fields ``[B, T, *grid, c]``, each seen at a random share of its grid points."""
+    config = tokenizer.config
+    points = grid_points(config.grid, config.lengths)
+    count = max(1, round(share * len(points)))
+    generator, found = torch.Generator().manual_seed(seed), []
+    for u in fields.split(ROWS):
+        index = torch.rand(len(u), len(points), generator=generator).argsort(-1)[:, :count]
+        values = u.flatten(2, -2).gather(2, index[:, None, :, None].expand(-1, u.shape[1], -1, u.shape[-1]))
+        made = tokenizer.decode(tokenizer.encode(values, points[index]), u.shape[1])
+        found.append((made - u).flatten(1).norm(dim=1) / u.flatten(1).norm(dim=1))
+    return torch.cat(found)
+
+
+@torch.inference_mode()
+def finer_errors(tokenizer: Tokenizer, fields: Tensor, *, factor: int) -> Tensor:
+    """Relative L2 error ``[B]`` of fields ``[B, T, n, c]`` on ``factor`` times as many points of a periodic line."""
+    config = tokenizer.config
+    n = config.grid[0] * factor
+    query, found = grid_points((n,), config.lengths), []
+    for u in fields.split(ROWS):
+        truth = torch.fft.irfft(torch.fft.rfft(u, dim=2), n=n, dim=2) * factor
+        made = tokenizer.decode(tokenizer.encode(u), u.shape[1], query)
+        found.append((made - truth).flatten(1).norm(dim=1) / truth.flatten(1).norm(dim=1))
+    return torch.cat(found)
+
+
+def rows(
+    run: str, data: str, *, shares: Sequence[float], finer: Sequence[int], seed: int, limit: int | None
+) -> list[dict[str, Any]]:
+    """Mean and median error at each share and on each finer grid; `EnmaError` without an interpolation."""
+    tokenizer = load_tokenizer(locate(run))[0].eval()
+    if tokenizer.interpolation is None:
+        raise EnmaError(f"{run}: its tokenizer has no interpolation; it sees whole grids only")
+    u = torch.from_numpy(read(data, select=slice(limit)).u)
+    config = tokenizer.config
+    if finer and config.periodic != (True,):
+        raise EnmaError("--finer: is for periodic lines, whose waves tell what lies between the points")
+    cases: list[tuple[dict[str, Any], Tensor]] = []
+    for share in shares:
+        if not 0 < share <= 1:
+            raise EnmaError(f"--shares has {share:g}; a share is above 0 and at most 1")
+        cases.append(({"share": share}, errors(tokenizer, u, share=share, seed=seed)))
+    cases += [({"finer": factor}, finer_errors(tokenizer, u, factor=factor)) for factor in finer]
+    return [
+        case | {"trajectories": len(u), "rel_l2": error.mean().item(), "rel_l2_median": error.median().item()}
+        for case, error in cases
+    ]
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.reconstruction", description=__doc__.split("\n")[0])
+    parser.add_argument("run")
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--shares", default=",".join(map(str, SHARES)), type=lambda x: list(map(float, x.split(","))))
+    parser.add_argument("--finer", default=[], type=lambda x: list(map(int, x.split(","))))
+    parser.add_argument("--limit", type=int)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args(words)
+    try:
+        found = rows(
+            options.run,
+            options.data,
+            shares=options.shares,
+            finer=options.finer,
+            seed=options.seed,
+            limit=options.limit,
+        )
+    except EnmaError as error:
+        print(error, file=sys.stderr)
+        return 2
+    for row in found:
+        what = f"{row['share']:.0%} of the points" if "share" in row else f"{row['finer']} times as fine"
+        print(f"{what:>20}: {row['rel_l2']:.2e}, median {row['rel_l2_median']:.2e}")
+    if options.json:
+        print(json.dumps(found))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
