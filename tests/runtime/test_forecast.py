@@ -19,19 +19,24 @@ from enma_fast.models.model import Model as Network
 from enma_fast.sampling.native import NativeSampler
 from enma_fast.sampling.noise import trajectory_seed
 
-from .._extension import ISAS, needs_native
+from .._extension import ISAS, NATIVE, needs_native
 from .._static import Problem
 from .._tiny import CONFIGS, ONE_PASS, model, random_model, shaken, waves
 from ..sampling._native import play
-from ._libenma import INVALID_ARGUMENT, OK, Failure, Library, Model
+from ._libenma import CXX, INVALID_ARGUMENT, OK, Failure, Library, Model
 
-# Rounding of the convolutions, carried through a forecast, as a part of the largest value. Measured: 3e-6.
+# Rounding of the flow's embeddings of time, carried through a forecast, as a part of the largest value. Measured: 3e-6.
 TOLERANCE = 1e-5
+# The same code by the compiler of the extension; others make the portable kernels alone.
+SAME_CODE = NATIVE is not None and CXX == "g++"
 
 
-def assert_close(found: np.ndarray, expected: np.ndarray) -> None:
+def assert_close(found: np.ndarray, expected: np.ndarray, *, flow: bool = True) -> None:
+    """The same numbers, and the same bits where no frame is drawn by a flow."""
     assert found.shape == expected.shape
     assert np.abs(found - expected).max() <= TOLERANCE * np.abs(expected).max()
+    if SAME_CODE and not flow:
+        assert np.array_equal(found, expected)
 
 
 @pytest.mark.parametrize("name", ["combined-fast", "combined-small"])
@@ -39,7 +44,7 @@ def test_members_are_those_of_python(library: Library, name: str) -> None:
     asked = {"seed": 2**40 + 5, "first_member": 3, "num_members": 10}
     expected = enma_fast.forecast(enma_fast.load_model(name), example()[None], trajectories=[7], **asked).numpy()[0]
     found = library.open(PRETRAINED / name).forecast(example(), trajectory=7, **asked)
-    assert_close(found, expected)
+    assert_close(found, expected, flow=name == "combined-small")
 
 
 @needs_native
@@ -97,7 +102,7 @@ def test_every_kind_of_model_and_task(library: Library, tmp_path: Path, name: st
     context = None if task == "history" else fields[1]
     expected = enma_fast.forecast(network, history, context=context, num_members=3, seed=1).numpy()
     found = library.open(saved(network, tmp_path / "it")).forecast(history, context, num_members=3, seed=1)
-    assert_close(found, expected)
+    assert_close(found, expected, flow=name not in ONE_PASS or task == "context alone")
 
 
 @pytest.mark.parametrize("observed", [4, 5, 6])
@@ -110,7 +115,7 @@ def test_walls_units_and_any_number_of_observed_frames(library: Library, tmp_pat
     history = waves(1, 1, observed, tokenizer)[0].numpy()
     expected = enma_fast.forecast(network, history, num_members=2, num_frames=5).numpy()
     found = library.open(saved(network, tmp_path / "it")).forecast(history, num_members=2, num_frames=5)
-    assert_close(found, expected)
+    assert_close(found, expected, flow=False)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +156,7 @@ def test_planes(
     context = None if task == "history" else fields[1]
     expected = enma_fast.forecast(network, history, context=context, num_members=4, seed=1).numpy()
     found = library.open(saved(network, tmp_path / "it")).forecast(history, context, num_members=4, seed=1)
-    assert_close(found, expected)
+    assert_close(found, expected, flow=decoder == "masked-flow" or task == "context alone")
 
 
 @pytest.mark.parametrize("channels", [1, 3, 20])
@@ -187,7 +192,8 @@ def test_nothing_at_full_resolution(library: Library, tmp_path: Path, name: str,
     network = random_model(replace(config, tokenizer=tokenizer, dynamics=replace(config.dynamics, patch=patch)))
     history = waves(1, 1, 3, tokenizer)[0].numpy()
     expected = enma_fast.forecast(network, history, num_members=2).numpy()
-    assert_close(library.open(saved(network, tmp_path / "it")).forecast(history, num_members=2), expected)
+    found = library.open(saved(network, tmp_path / "it")).forecast(history, num_members=2)
+    assert_close(found, expected, flow=False)
 
 
 def test_a_large_plane(library: Library, tmp_path: Path) -> None:
