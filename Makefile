@@ -25,8 +25,7 @@ EXTRAS := data,store,plots,triton,cf,docs,test,dev
 
 install: $(STAMP)
 
-# The extension is compiled against the Torch already there, hence two steps and --no-build-isolation. Bytecode of what
-# is imported is written then (--no-compile): of all that is installed it takes half a minute.
+# The extension is compiled against the Torch already there: two steps. Bytecode of all files would take half a minute.
 $(STAMP): pyproject.toml setup.py $(shell find csrc -type f 2>/dev/null)
 	@$(PYTHON) -c 'import sys; sys.exit("enma-fast needs Python 3.11 or newer: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
 	@echo "installing into .venv (a few minutes the first time)"

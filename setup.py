@@ -14,6 +14,7 @@ import shlex
 import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,21 +68,13 @@ def install_libenma(objects: list[str], made_folder: Path, prefix: Path, version
     flags = [*CXX_FLAGS, "-fPIC", "-fopenmp", "-fvisibility=hidden", f"-I{csrc}", f"-I{csrc / 'include'}"]
     compiler = os.environ.get("CXX", "c++")
     made_folder.mkdir(parents=True, exist_ok=True)
-
-    def compiled(source: Path) -> str:
-        target = str(made_folder / f"{source.stem}.o")
-        subprocess.run([compiler, *flags, "-c", str(source), "-o", target], check=True)
-        return target
-
+    sources = sorted((ROOT / RUNTIME_FOLDER).glob("*.cpp"))
+    own = [str(made_folder / f"{source.stem}.o") for source in sources]
+    commands = [[compiler, *flags, "-c", str(source), "-o", made] for source, made in zip(sources, own, strict=True)]
     with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
-        own = list(pool.map(compiled, sorted((ROOT / RUNTIME_FOLDER).glob("*.cpp"))))
-    link = [
-        "-shared",
-        "-s",
-        "-Wl,-z,defs",
-        f"-Wl,-soname,{library.name}",
-        f"-Wl,--version-script={csrc / 'libenma.map'}",
-    ]
+        list(pool.map(partial(subprocess.run, check=True), commands))
+    script = f"-Wl,--version-script={csrc / 'libenma.map'}"
+    link = ["-shared", "-s", "-Wl,-z,defs", f"-Wl,-soname,{library.name}", script]
     # A new file and a rename: programs may have the old one mapped.
     made = str(library.with_suffix(".new"))
     subprocess.run([compiler, *flags, *link, *own, *objects, "-o", made], check=True)
@@ -135,9 +128,8 @@ def extension_arguments(sources: list[str]) -> dict[str, Any]:
             if (ROOT / RUNTIME_FOLDER).is_dir():
                 core = [Path(self.build_temp, source).with_suffix(".o") for source in sources if "/cpu/" in source]
                 prefix = Path(self.get_ext_fullpath("enma_fast._C")).parent / "embed"
-                install_libenma(
-                    list(map(str, core)), Path(self.build_temp, RUNTIME_FOLDER), prefix, self.distribution.get_version()
-                )
+                made = Path(self.build_temp, RUNTIME_FOLDER)
+                install_libenma(list(map(str, core)), made, prefix, self.distribution.get_version())
 
         def copy_extensions_to_source(self) -> None:
             # In an editable install programs may have mapped what lies there, so it is removed and not written over.
