@@ -62,7 +62,11 @@ Tokenizer make_tokenizer(const std::map<std::string, Tensor>& parameters, std::v
         taken.insert(found->first);
         return x.const_data_ptr<float>();
     };
-    Stream encoder = Stream::encoder(config, take), decoder = Stream::decoder(config, take);
+    const auto packed = [&] {
+        const pybind11::gil_scoped_release release;
+        return std::pair(Stream::encoder(config, take), Stream::decoder(config, take));
+    };
+    auto [encoder, decoder] = packed();
     // One that is not read would be missing from every result.
     for (const auto& [name, value] : parameters) {
         TORCH_CHECK_VALUE(taken.count(name) > 0, "tokenizer: parameter ", name, " is not known here");
@@ -91,14 +95,17 @@ void expect_rows(const Tensor& x, const char* name, std::vector<std::int64_t> af
                       "tokenizer: ", name, " has shape ", x.sizes(), "; expected [rows, frames] and ", after);
 }
 
-// body(row, work) for every row, by so many threads; `bytes` of work space each.
+// body(row, state, work) for every row, by so many threads; `bytes` of work space each.
 template <class Body>
-void each_row(std::int64_t rows, int threads, std::size_t bytes, const Body& body) {
+void each_row(std::int64_t rows, int threads, const Stream& stream, std::size_t bytes, const Body& body) {
     threads = static_cast<int>(std::clamp<std::int64_t>(threads, 1, rows));
     const Scratch scratch(threads * bytes);
+    // Nothing is allocated in the region, where nothing may be thrown.
+    std::vector<StreamState> states(threads, stream.state());
     parallel(threads, [&](int thread, int n) {
         for (std::int64_t row = rows * thread / n; row < rows * (thread + 1) / n; ++row) {
-            body(row, scratch.data() + thread * bytes);
+            states[thread].clear();
+            body(row, states[thread], scratch.data() + thread * bytes);
         }
     });
 }
@@ -128,12 +135,12 @@ Tensor encode(const Tokenizer& tokenizer, const Tensor& fields, int threads, con
         }
     };
     const pybind11::gil_scoped_release release;
-    each_row(rows, threads, tokenizer.encoder.work_bytes(), [&](std::int64_t row, char* work) {
-        StreamState state = tokenizer.encoder.state();
+    const Stream& stream = tokenizer.encoder;
+    each_row(rows, threads, stream, stream.work_bytes(), [&](std::int64_t row, StreamState& state, char* work) {
         Target target{to + row * latents * tokenizer.places * C, tokenizer.places, C};
         // The last latent frame may lack frames of its own: they repeat the last one.
         for (std::int64_t t = 0; t < steps; ++t) {
-            tokenizer.encoder.push(from + (row * T + std::min(t, T - 1)) * size, state, isa, work, keep, &target);
+            stream.push(from + (row * T + std::min(t, T - 1)) * size, state, isa, work, keep, &target);
         }
     });
     return out;
@@ -163,21 +170,22 @@ Tensor decode(const Tokenizer& tokenizer, const Tensor& latents, std::int64_t fr
         Target& target = *static_cast<Target*>(place);
         if (target.out < target.end) target.out = std::copy_n(made, target.size, target.out);
     };
-    const int row_of_place = tokenizer.decoder.inward();
+    const Stream& stream = tokenizer.decoder;
+    const int row_of_place = stream.inward();
     const std::size_t input_bytes = pages(tokenizer.places * row_of_place * sizeof(float));
     const pybind11::gil_scoped_release release;
-    each_row(rows, threads, tokenizer.decoder.work_bytes() + input_bytes, [&](std::int64_t row, char* work) {
-        StreamState state = tokenizer.decoder.state();
+    const std::size_t bytes = stream.work_bytes() + input_bytes;
+    each_row(rows, threads, stream, bytes, [&](std::int64_t row, StreamState& state, char* work) {
         float* const begin = to + row * frames * size;
         Target target{begin, begin + frames * size, size};
-        float* const input = reinterpret_cast<float*>(work + tokenizer.decoder.work_bytes());
+        float* const input = reinterpret_cast<float*>(work + stream.work_bytes());
         std::fill_n(input, tokenizer.places * row_of_place, 0.0f);
         for (std::int64_t t = 0; t < T && target.out < target.end; ++t) {
             const float* latent = from + (row * T + t) * tokenizer.places * C;
             for (std::int64_t i = 0; i < tokenizer.places; ++i, latent += C) {
                 std::copy_n(latent, C, input + i * row_of_place);
             }
-            tokenizer.decoder.push(input, state, isa, work, keep, &target);
+            stream.push(input, state, isa, work, keep, &target);
         }
     });
     return out;
@@ -192,6 +200,7 @@ void bind_tokenizer(pybind11::module_& m) {
              py::arg("field_channels"), py::arg("latent_channels"), py::arg("width"), py::arg("max_width"),
              py::arg("layers"), py::arg("kernel"), py::arg("kernel_time"), py::arg("kernel_ends"),
              py::arg("stride_ends"), py::arg("variational"))
+        .def_property_readonly("folded", [](const Tokenizer& tokenizer) { return tokenizer.decoder.folded(); })
         .def("encode", &encode, py::arg("fields"), py::arg("threads"), py::arg("isa") = "")
         .def("decode", &decode, py::arg("latents"), py::arg("frames"), py::arg("threads"), py::arg("isa") = "");
 }

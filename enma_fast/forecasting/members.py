@@ -34,7 +34,7 @@ from .request import ForecastRequest
 # Called with the number of a frame and its values; returns None, a bool, or a mask [K] or [B, K] of members to stop.
 Stop = Callable[[int, Any], Any]
 
-# One latent frame alone is rounded differently from one of several.
+# By PyTorch one latent frame alone is rounded differently from one of several.
 FEWEST_LATENTS = 2
 
 

@@ -8,12 +8,15 @@ Legend: B rows, T frames, N places of a latent frame, C latent channels, c physi
 
 from __future__ import annotations
 
+import weakref
+
 import torch
 from torch import Tensor
+from torch.nn.utils.parametrize import is_parametrized
 
 from ..ops._backend import extension, native_problem
 from ..utils.bounds import most_threads
-from .layers import own_dtype, prepared
+from .layers import prepared
 from .tokenizer import Tokenizer
 
 
@@ -23,9 +26,10 @@ class NativeTokenizer:
     def __init__(self, tokenizer: Tokenizer) -> None:
         config, module = tokenizer.config, extension()
         assert module is not None
-        self.tokenizer = tokenizer
+        # The tokenizer keeps this, so this does not keep the tokenizer.
+        self._tokenizer = weakref.ref(tokenizer)
         self._packed = module.Tokenizer(
-            {name: p.detach() for name, p in tokenizer.named_parameters()},
+            {name: p.detach().contiguous() for name, p in tokenizer.named_parameters()},
             list(config.grid),
             list(config.periodic),
             config.field_channels,
@@ -39,6 +43,18 @@ class NativeTokenizer:
             config.stride_ends,
             config.variational,
         )
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer that was packed."""
+        found = self._tokenizer()
+        assert found is not None
+        return found
+
+    @property
+    def folded(self) -> bool:
+        """True if the linear end of the decoder is one convolution."""
+        return bool(self._packed.folded)
 
     def encode(self, u_BTXc: Tensor, *, isa: str = "") -> Tensor:
         """Latent frames ``[B, T', N, C]`` of fields ``[B, T, *grid, c]``, as `Tokenizer.encode` up to rounding."""
@@ -54,11 +70,15 @@ class NativeTokenizer:
 
 def native_tokenizer(tokenizer: Tokenizer) -> NativeTokenizer | None:
     """The tokenizer packed, on first use and again after its weights have changed; None where the extension cannot."""
-    weight = tokenizer.from_latent.weight
-    served = own_dtype(tokenizer) == torch.float32 and tokenizer.interpolation is None
-    if not served or native_problem(weight.device) is not None:
+    if tokenizer.interpolation is not None or native_problem(next(tokenizer.parameters()).device) is not None:
         return None
-    return prepared(tokenizer, "native", lambda: NativeTokenizer(tokenizer))
+    return prepared(tokenizer, "native", lambda: NativeTokenizer(tokenizer) if _served(tokenizer) else None)
+
+
+def _served(tokenizer: Tokenizer) -> bool:
+    """True for fp32 weights that are what the layers multiply with, and not parametrizations of it."""
+    plain = not any(is_parametrized(part) for part in tokenizer.modules())
+    return plain and all(p.dtype == torch.float32 for p in tokenizer.parameters())
 
 
 def _threads() -> int:

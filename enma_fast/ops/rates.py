@@ -87,7 +87,8 @@ def probe(device: torch.device) -> Rates:
     if device.type != "cpu":
         with torch.inference_mode(), torch.random.fork_rng([device.index or 0]):
             return Rates(products=_rates(_product, device), head={})
-    # One thread: two that share a busy core wait for each other, which says nothing of a format.
+    # One thread: two that share a busy core wait for each other, which says nothing of a format. A thread that first
+    # computes meanwhile keeps one.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -65,6 +65,18 @@ def test_errors_are_those_of_the_whole_field(wrong):
     torch.testing.assert_close(found, torch.full((3,), wrong), atol=1e-6, rtol=1e-5)
 
 
+def test_the_finer_truth_has_the_values_of_the_grid():
+    class Shown(Perfect):
+        def decode(self, z, frames, query=None):
+            fine = torch.zeros(1, 1, 64, 1)
+            fine[:, :, ::2] = z
+            return fine
+
+    u = torch.tensor([1.0, -1.0]).repeat(16).view(1, 1, 32, 1)
+    # Between its points the highest wave of the grid is zero.
+    assert reconstruction.finer_errors(Shown(), u, factor=2).item() < 1e-6
+
+
 def test_points_are_of_a_trajectory_and_a_seed():
     fields = torch.arange(32.0).view(1, 1, 32, 1).expand(2, 3, 32, 1)
     seen = []

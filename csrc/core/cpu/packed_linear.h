@@ -16,7 +16,7 @@ namespace enma {
 class Linear {
    public:
     Linear() = default;
-    // Column j has weight(j, k) and bias(j); `given` inputs, those beyond are zero.
+    // Column j has weight(j, k) and bias(j).
     template <class Weight, class Bias>
     Linear(int columns, int inputs, const Weight& weight, const Bias& bias)
         : packed_(packed_bytes(columns, inputs, false)) {

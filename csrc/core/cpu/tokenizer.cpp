@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <utility>
 
 #include "core/cpu/vector_kernels.h"
 
@@ -334,96 +335,120 @@ Stream Stream::encoder(const TokenizerConfig& config, const TakeParameter& take)
     return s;
 }
 
-// Products of one frame.
-std::int64_t Stream::work() const {
-    std::int64_t sum = 0;
-    for (const Layer& layer : layers_) {
-        const Convolution& c = layer.convolution;
-        sum += static_cast<std::int64_t>(c.linears.size()) * c.rows * c.windows * c.columns * c.inputs();
+// The last `count` layers of the decoder that are all linear, and the convolution to the field.
+Stream Stream::linear_end(const TokenizerConfig& config, const TakeParameter& take, const std::vector<int>& widths,
+                          std::size_t count, Shape shape) {
+    Stream s;
+    s.inward_ = whole_panels(widths[count]);
+    for (std::size_t i = count; i-- > 0;) {
+        const std::string name = "tokenizer.up." + to_string(config.layers.size() - 1 - i) + ".conv";
+        ConvolutionSpec spec{widths[i + 1], widths[i] << config.dims(), config.kernel, 1};
+        spec.parts = 2;
+        Layer layer = of_convolution(make_convolution(take, name, spec, shape, whole_panels(widths[i + 1])));
+        shape = shape.times(2);
+        s.add(std::move(layer), shape.size(), whole_panels(widths[i]));
     }
-    return sum;
+    const int factor = config.stride_ends,
+              outward = config.grid_channels() * (config.dims() == 2 ? factor * factor : factor);
+    ConvolutionSpec spec{config.width, outward, config.kernel_ends, config.kernel_time};
+    spec.parts = factor;
+    spec.grouped = true;
+    const std::string name = factor == 1 ? "tokenizer.conv_out" : "tokenizer.conv_out.conv";
+    Layer last = of_convolution(make_convolution(take, name, spec, shape, whole_panels(config.width)));
+    s.add(std::move(last), shape.times(factor).size(), config.grid_channels());
+    return s;
 }
 
-// Linear layers of a periodic field as one convolution of the tokens, each of which gives its own `factor` grid points
-// along each dimension, if that is less work. Its weights are the answers of the layers to a 1 in each channel.
-void Stream::fold(const Shape& shape, int channels, int factor, const TokenizerConfig& config) {
-    const int frames = config.kernel_time, c = config.grid_channels(), dims = config.dims();
-    const int lines = shape.lines, places = shape.places, middle = lines / 2 * places + places / 2;
-    const std::size_t points = static_cast<std::size_t>(shape.times(factor).size()) * c;
-    Buffer work(pages(work_bytes()));
-    std::vector<float> input(static_cast<std::size_t>(shape.size()) * inward_);
+// Those layers of a periodic field as one convolution of the tokens, each of which gives its own `1 << count` grid points
+// along each dimension; nothing where that is more work. enma_fast/models/folding.py decides likewise.
+std::optional<Layer> Stream::folded_end(const TokenizerConfig& config, const TakeParameter& take,
+                                        const std::vector<int>& widths, std::size_t count, const Shape& shape) {
+    const bool walls = std::find(config.periodic.begin(), config.periodic.end(), false) != config.periodic.end();
+    if (count == 0 || config.stride_ends > 1 || walls) return std::nullopt;
+    const int dims = config.dims(), frames = config.kernel_time, c = config.grid_channels(), channels = widths[count];
+    const int factor = 1 << count, tall = dims == 2 ? factor : 1;
+    // Reach in grid points, then through each layer in those of its own input; and the work of all layers.
+    int low = -(config.kernel_ends / 2), high = factor - 1 + config.kernel_ends / 2;
+    const auto power = [&](std::int64_t n) { return dims == 2 ? n * n : n; };
+    std::int64_t size = shape.times(factor).size();
+    std::int64_t work = size * c * (config.width * frames * power(config.kernel_ends) + 1);
+    for (std::size_t i = 0; i < count; ++i) {
+        // Rounded down.
+        low = (low >> 1) - config.kernel / 2;
+        high = (high >> 1) + config.kernel / 2;
+        size /= power(2);
+        work += size * (widths[i] << dims) * (widths[i + 1] * power(config.kernel) + 1);
+    }
+    const int radius = std::max(-low, high), kernel = 2 * radius + 1;
+    if (kernel > shape.places || (dims == 2 && kernel > shape.lines)) return std::nullopt;
+    if (size * c * tall * factor * channels * frames * power(kernel) >= work) return std::nullopt;
+
+    // The weights are the answers of the layers to one number in each channel in the middle of a ring that is just long
+    // enough, always by the same instruction set. The number is large, so that biases round nothing of its answer.
+    constexpr float ONE = 0x1p20f, SHARE = 0x1p-20f;
+    const Shape ring{dims == 2 ? kernel : 1, kernel, shape.plane, shape.ring_of_lines, shape.ring};
+    const Stream end = linear_end(config, take, widths, count, ring);
+    struct Answers {
+        std::vector<float> values;
+        std::size_t points;
+    } answers{{}, static_cast<std::size_t>(ring.times(factor).size()) * c};
     const Sink append = [](void* to, const float* frame) {
-        auto& [answer, points] = *static_cast<std::pair<std::vector<float>, std::size_t>*>(to);
-        answer.insert(answer.end(), frame, frame + points);
+        Answers& all = *static_cast<Answers*>(to);
+        all.values.insert(all.values.end(), frame, frame + all.points);
     };
-    // [channels + 1, frames, points], the last one to zeros; on one instruction set, so that weights are the same on all.
-    std::pair<std::vector<float>, std::size_t> answers{{}, points};
+    const Buffer space(end.work_bytes());
+    std::vector<float> input(static_cast<std::size_t>(ring.size()) * end.inward_);
+    // [channels + 1, frames, points], the last one to zeros.
     for (int channel = 0; channel <= channels; ++channel) {
-        float* const one = input.data() + static_cast<std::size_t>(middle) * inward_ + channel;
-        StreamState fresh = state();
+        float* const one = input.data() + static_cast<std::size_t>(ring.size() / 2) * end.inward_ + channel;
+        StreamState fresh = end.state();
         for (int t = 0; t < frames; ++t) {
-            if (channel < channels) *one = t == 0 ? 1.0f : 0.0f;
-            push(input.data(), fresh, Isa::scalar, work.data(), append, &answers);
+            if (channel < channels) *one = t == 0 ? ONE : 0.0f;
+            end.push(input.data(), fresh, Isa::scalar, space.data(), append, &answers);
         }
         if (channel < channels) *one = 0.0f;
     }
-    const float* const nothing = answers.first.data() + channels * frames * points;
-    // Of channel `channel` of a token, t frames before and (i, j) tokens before, to point p of field channel o.
-    const auto answer = [&](int channel, int t, int i, int j, int line, int place, int o) {
-        const int row = (lines / 2 - i + lines) % lines * (dims == 2 ? factor : 1) + line;
-        const int column = (places / 2 - j + places) % places * factor + place;
-        const std::size_t at = (static_cast<std::size_t>(row) * places * factor + column) * c + o;
-        return answers.first[(static_cast<std::size_t>(channel) * frames + t) * points + at] - nothing[t * points + at];
+    const float* const nothing = answers.values.data() + channels * frames * answers.points;
+    // Point (line, place) of the token (i, j) before the middle, and channel o of the field there.
+    const auto point = [&](int i, int j, int line, int place, int o) {
+        const int row = (dims == 2 ? radius - i : 0) * tall + line;
+        return (static_cast<std::size_t>(row) * kernel * factor + (radius - j) * factor + place) * c + o;
     };
-    const int tall = dims == 2 ? factor : 1;
-    int radius = 0;
-    for (int i = -(lines / 2); i < lines - lines / 2; ++i) {
-        for (int j = -(places / 2); j < places - places / 2; ++j) {
-            if (std::max(std::abs(i), std::abs(j)) <= radius) continue;
-            for (int k = 0; k < channels * frames * tall * factor * c; ++k) {
-                const int o = k % c, place = k / c % factor, line = k / c / factor % tall;
-                const int t = k / c / factor / tall % frames, channel = k / c / factor / tall / frames;
-                if (answer(channel, t, i, j, line, place, o) == 0.0f) continue;
-                radius = std::max(std::abs(i), std::abs(j));
-                break;
+    std::vector<float> weight, bias;
+    // Of the first frames, which lack the biases of frames before them.
+    std::vector<std::vector<float>> lacking(frames - 1);
+    for (int k = 0; k < c * tall * factor; ++k) {
+        const int place = k % factor, line = k / factor % tall, o = k / factor / tall;
+        for (int channel = 0; channel < channels; ++channel) {
+            for (int t = frames; t-- > 0;) {
+                const std::size_t at = (static_cast<std::size_t>(channel) * frames + t) * answers.points;
+                for (int i = dims == 2 ? -radius : 0; i <= (dims == 2 ? radius : 0); ++i) {
+                    for (int j = -radius; j <= radius; ++j) {
+                        const std::size_t p = point(i, j, line, place, o);
+                        weight.push_back((answers.values[at + p] - nothing[t * answers.points + p]) * SHARE);
+                    }
+                }
+            }
+        }
+        bias.push_back(nothing[(frames - 1) * answers.points + point(0, 0, line, place, o)]);
+    }
+    for (int t = 0; t + 1 < frames; ++t) {
+        for (int line = 0; line < shape.lines * tall; ++line) {
+            for (int place = 0; place < shape.places * factor; ++place) {
+                for (int o = 0; o < c; ++o) {
+                    const std::size_t p = point(0, 0, line % tall, place % factor, o);
+                    lacking[t].push_back(nothing[t * answers.points + p] - nothing[(frames - 1) * answers.points + p]);
+                }
             }
         }
     }
-    const int kernel = 2 * radius + 1;
-    if (kernel > places || (dims == 2 && kernel > lines)) return;
     ConvolutionSpec spec{channels, c * tall * factor, kernel, frames};
     spec.parts = factor;
     spec.channels = c;
     spec.grouped = true;
-    std::vector<float> weight, bias;
-    for (int o = 0; o < c; ++o) {
-        for (int line = 0; line < tall; ++line) {
-            for (int place = 0; place < factor; ++place) {
-                for (int channel = 0; channel < channels; ++channel) {
-                    for (int t = frames; t-- > 0;) {
-                        for (int i = dims == 2 ? -radius : 0; i <= (dims == 2 ? radius : 0); ++i) {
-                            for (int j = -radius; j <= radius; ++j) {
-                                weight.push_back(answer(channel, t, i, j, line, place, o));
-                            }
-                        }
-                    }
-                }
-                const std::size_t at = (static_cast<std::size_t>(line) * places * factor + place) * c + o;
-                bias.push_back(nothing[(frames - 1) * points + at]);
-            }
-        }
-    }
-    Layer folded = of_convolution(make_convolution(weight.data(), bias.data(), spec, shape, inward_));
-    // The first frames have fewer before them, whose biases they lack.
-    for (int t = 0; t + 1 < frames; ++t) {
-        std::vector<float>& lacking = folded.lacking.emplace_back(points);
-        for (std::size_t p = 0; p < points; ++p)
-            lacking[p] = nothing[t * points + p] - nothing[(frames - 1) * points + p];
-    }
-    Stream made;
-    made.inward_ = inward_;
-    made.add(std::move(folded), shape.times(factor).size(), c);
-    if (made.work() < this->work()) *this = std::move(made);
+    Layer folded = of_convolution(make_convolution(weight.data(), bias.data(), spec, shape, end.inward_));
+    folded.lacking = std::move(lacking);
+    return folded;
 }
 
 Stream Stream::decoder(const TokenizerConfig& config, const TakeParameter& take) {
@@ -434,15 +459,14 @@ Stream Stream::decoder(const TokenizerConfig& config, const TakeParameter& take)
     }
     Shape shape = shape_of(config, config.space_factor());
     int number = 0;
-    // What follows the last layer that is not linear.
-    Stream end;
+    // The first layers of the encoder mirror the last ones, which are linear up to the first that is not `space`.
     const auto others = std::find_if(config.layers.begin(), config.layers.end(),
                                      [](LayerKind kind) { return kind != LayerKind::space; });
     const std::size_t linear = others - config.layers.begin();
     s.inward_ = whole_panels(config.latent_channels);
     s.add(of_linear(read_linear(take, "tokenizer.from_latent", config.latent_channels, widths.back(), widths.back())),
           shape.size(), whole_panels(widths.back()));
-    for (std::size_t i = config.layers.size(); i-- > 0;) {
+    for (std::size_t i = config.layers.size(); i-- > linear;) {
         const std::string name = "tokenizer.up." + to_string(number++);
         const int inward = widths[i + 1], outward = widths[i], row = whole_panels(inward);
         switch (config.layers[i]) {
@@ -452,7 +476,7 @@ Stream Stream::decoder(const TokenizerConfig& config, const TakeParameter& take)
                 spec.parts = 2;
                 Layer layer = of_convolution(make_convolution(take, name + ".conv", spec, shape, row));
                 shape = shape.times(2);
-                (i < linear ? end : s).add(std::move(layer), shape.size(), whole_panels(outward));
+                s.add(std::move(layer), shape.size(), whole_panels(outward));
                 break;
             }
             case LayerKind::time: {
@@ -466,19 +490,12 @@ Stream Stream::decoder(const TokenizerConfig& config, const TakeParameter& take)
             }
         }
     }
-    const int factor = config.stride_ends,
-              outward = config.grid_channels() * (config.dims() == 2 ? factor * factor : factor);
-    ConvolutionSpec spec{config.width, outward, config.kernel_ends, config.kernel_time};
-    spec.parts = factor;
-    spec.grouped = true;
-    const std::string name = factor == 1 ? "tokenizer.conv_out" : "tokenizer.conv_out.conv";
-    Layer last = of_convolution(make_convolution(take, name, spec, shape, whole_panels(config.width)));
-    end.add(std::move(last), shape.times(factor).size(), config.grid_channels());
-    end.inward_ = whole_panels(widths[linear]);
-    if (linear > 0 && factor == 1 &&
-        std::find(config.periodic.begin(), config.periodic.end(), false) == config.periodic.end()) {
-        end.fold(shape_of(config, 1 << linear), widths[linear], 1 << linear, config);
+    if (std::optional<Layer> folded = folded_end(config, take, widths, linear, shape)) {
+        s.folded_ = true;
+        s.add(std::move(*folded), shape.times(1 << linear).size(), config.grid_channels());
+        return s;
     }
+    Stream end = linear_end(config, take, widths, linear, shape);
     for (std::size_t i = 0; i < end.layers_.size(); ++i) {
         s.add(std::move(end.layers_[i]), end.places_[i], end.rows_[i]);
     }

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <algorithm>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -65,6 +66,12 @@ struct Layer {
 struct StreamState {
     std::vector<float> frames;
     std::vector<std::int64_t> seen;
+
+    // As before the first frame.
+    void clear() {
+        std::fill(frames.begin(), frames.end(), 0.0f);
+        std::fill(seen.begin(), seen.end(), 0);
+    }
 };
 
 // Takes a frame that comes out: [places][row].
@@ -85,12 +92,16 @@ class Stream {
     // Floats of a row that comes in, and of one that comes out.
     int inward() const { return inward_; }
     int outward() const { return outward_; }
+    // True if the linear end of a decoder is one convolution.
+    bool folded() const { return folded_; }
 
    private:
     struct Run;
     void add(Layer layer, int places, int row);
-    void fold(const Shape& shape, int channels, int factor, const TokenizerConfig& config);
-    std::int64_t work() const;
+    static Stream linear_end(const TokenizerConfig& config, const TakeParameter& take, const std::vector<int>& widths,
+                             std::size_t count, Shape shape);
+    static std::optional<Layer> folded_end(const TokenizerConfig& config, const TakeParameter& take,
+                                           const std::vector<int>& widths, std::size_t count, const Shape& shape);
     Stream() = default;
 
     std::vector<Layer> layers_;
@@ -99,6 +110,7 @@ class Stream {
     // Places of the frames that a layer gives, and floats of their rows.
     std::vector<int> places_, rows_;
     int inward_ = 0, outward_ = 0;
+    bool folded_ = false;
     std::size_t outputs_ = 0, gathered_ = 0;
 };
 
