@@ -111,6 +111,8 @@ def main() -> None:
     torch.manual_seed(0)
 
     preset = PRESETS[args.preset]
+    if preset.model.dynamics.decoder == "one-pass":
+        parser.error(f"--preset: {args.preset} decides frames in one pass; the naive step is one of masked-flow models")
     config, options = preset.dynamics_training, preset.model
     model = Model(options)
     # Zero-initialised outputs would hide most of the gradient from the comparison.

@@ -7,7 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.harness import interleave, ratios
-from benchmarks.train_step import flops_per_step, naive_loss
+from benchmarks.train_step import flops_per_step, main, naive_loss
 from enma_fast.models.model import Model, draw
 from enma_fast.presets import PRESETS
 from enma_fast.training.loop import step_generator
@@ -61,3 +61,11 @@ def test_contenders_alternate_and_ratios_are_of_one_round():
     assert all(len(values) == 3 for values in seconds.values())
     out = ratios({"a": [1.0, 2.0, 4.0], "b": [3.0, 4.0, 20.0]}, "a")
     assert out == {"b": {"seconds": 4.0, "ratio": 3.0, "ratio_min": 2.0, "ratio_max": 5.0}}
+
+
+def test_a_preset_whose_step_has_no_naive_form_is_refused(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["train_step", "--preset", "combined-fast"])
+    with pytest.raises(SystemExit) as exit:
+        main()
+    assert exit.value.code == 2
+    assert "--preset: combined-fast decides frames in one pass" in capsys.readouterr().err
