@@ -17,8 +17,10 @@ import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -55,19 +57,28 @@ def rank(preset: str, *, ranks: int, members: int, threads: int, repeats: int, b
 
 def round_of(preset: str, *, ranks: int, members: int, threads: int, repeats: int) -> tuple[float, list[str]]:
     """Members a second of so many ranks, and a digest of each member."""
+    with tempfile.TemporaryDirectory() as folder:
+        return _round_in(Path(folder), preset, ranks=ranks, members=members, threads=threads, repeats=repeats)
+
+
+def _round_in(
+    folder: Path, preset: str, *, ranks: int, members: int, threads: int, repeats: int
+) -> tuple[float, list[str]]:
+    """The same with files of the ranks in a folder, since mpirun may join lines of their output."""
     begin = time.monotonic() + READY
-    words = [sys.executable, "-m", "benchmarks.embed_ranks", "--worker", json.dumps([preset, repeats, begin])]
-    words += ["--ranks", str(ranks), "--members", str(members), "--threads", str(threads)]
+    task = json.dumps([preset, repeats, begin, str(folder)])
+    words = [sys.executable, "-m", "benchmarks.embed_ranks", "--worker", task]
+    words += [f"--ranks={ranks}", f"--members={members}", f"--threads={threads}"]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     if ranks > 1 and shutil.which("mpirun"):
         commands = [([*MPIRUN, str(ranks), *words], environment)]
     else:
         commands = [(words, environment | {"ENMA_RANK": str(number)}) for number in range(ranks)]
-    started = [subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) for command, env in commands]
-    lines = [line for process in started for line in process.communicate()[0].splitlines()]
-    if any(process.returncode for process in started):
+    started = [subprocess.Popen(command, env=env) for command, env in commands]
+    codes = [process.wait() for process in started]
+    if any(codes):
         raise EnmaError("a rank failed; see its message above")
-    found = sorted((json.loads(line) for line in lines if line.startswith("{")), key=lambda part: part["rank"])
+    found = sorted((json.loads(file.read_text()) for file in folder.iterdir()), key=lambda part: part["rank"])
     if len(found) != ranks or max(part["late"] for part in found) > 0:
         raise EnmaError(f"{len(found)} of {ranks} ranks were ready in {READY:g} s; the machine is too busy")
     seconds = max(part["end"] for part in found) - begin
@@ -108,9 +119,10 @@ def main(words: Sequence[str] | None = None) -> int:
     if not 1 <= options.ranks <= options.members:
         parser.error(f"--ranks is {options.ranks}; 1 to --members ({options.members}) is expected")
     if options.worker is not None:
-        preset, repeats, begin = json.loads(options.worker)
+        preset, repeats, begin, folder = json.loads(options.worker)
         counts = {"ranks": options.ranks, "members": options.members, "threads": options.threads}
-        print(json.dumps(rank(preset, repeats=repeats, begin=begin, **counts)), flush=True)
+        made = rank(preset, repeats=repeats, begin=begin, **counts)
+        (Path(folder) / f"{made['rank']}.json").write_text(json.dumps(made))
         return 0
     try:
         found = measure(options.preset, ranks=options.ranks, members=options.members, rounds=options.rounds)
