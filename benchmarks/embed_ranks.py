@@ -51,8 +51,9 @@ def rank(preset: str, *, ranks: int, members: int, threads: int, repeats: int, b
         time.sleep(0.001)
     for _ in range(repeats):
         opened.forecast(history, **asked)
+    end = time.monotonic()
     members_made = [hashlib.sha256(np.ascontiguousarray(member).tobytes()).hexdigest()[:16] for member in made]
-    return {"rank": number, "end": time.monotonic(), "late": late, "members": members_made}
+    return {"rank": number, "end": end, "late": late, "members": members_made}
 
 
 def round_of(preset: str, *, ranks: int, members: int, threads: int, repeats: int) -> tuple[float, list[str]]:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from enma_fast.data import read
 from enma_fast.errors import EnmaError
+from enma_fast.evaluation.metrics.error import relative_l2
 from enma_fast.models.checkpoint import load_tokenizer, locate
 from enma_fast.models.interpolation import grid_points
 from enma_fast.models.tokenizer import Tokenizer
@@ -40,7 +41,7 @@ def errors(tokenizer: Tokenizer, fields: Tensor, *, share: float, seed: int) -> 
         index = torch.rand(len(u), len(points), generator=generator).argsort(-1)[:, :count]
         values = u.flatten(2, -2).gather(2, index[:, None, :, None].expand(-1, u.shape[1], -1, u.shape[-1]))
         made = tokenizer.decode(tokenizer.encode(values, points[index]), u.shape[1])
-        found.append((made - u).flatten(1).norm(dim=1) / u.flatten(1).norm(dim=1))
+        found.append(relative_l2(made, u))
     return torch.cat(found)
 
 
@@ -57,7 +58,7 @@ def finer_errors(tokenizer: Tokenizer, fields: Tensor, *, factor: int) -> Tensor
             waves[:, :, -1] *= 0.5
         truth = torch.fft.irfft(waves, n=n, dim=2) * factor
         made = tokenizer.decode(tokenizer.encode(u), u.shape[1], query)
-        found.append((made - truth).flatten(1).norm(dim=1) / truth.flatten(1).norm(dim=1))
+        found.append(relative_l2(made, truth))
     return torch.cat(found)
 
 

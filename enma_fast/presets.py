@@ -113,6 +113,8 @@ _SMALL_TRAINING = TrainingConfig(
     mask_ratio=(0.0, 1.0),
     shift=True,
 )
+# Speeds of Advection beyond those of the data, which lie within 5.
+_BOOSTED = dataclasses.replace(_SMALL_TRAINING, boost=2.5)
 # On whole forecasts, from finished dynamics: docs/experiments.md.
 _SMALL_FORECASTS = TrainingConfig(
     steps=6000,
@@ -207,9 +209,12 @@ def _fast_2d(
     )
 
 
-def _interpolation(length: float) -> InterpolationConfig:
-    """For a line of this length: the steepest head tells neighbouring points of 128 apart (docs/experiments.md)."""
-    return InterpolationConfig(features=16, slopes=(16 / length, 48 / length, 144 / length, 432 / length))
+def _line(length: float, *, points: bool = False) -> TokenizerConfig:
+    """The small tokenizer on a line of this length; with `points`, behind the interpolation of paper D.1.1."""
+    # The steepest head tells neighbouring points of 128 apart (docs/experiments.md).
+    slopes = (16 / length, 48 / length, 144 / length, 432 / length)
+    interpolation = InterpolationConfig(features=16, slopes=slopes) if points else None
+    return dataclasses.replace(_SMALL_TOKENIZER, lengths=(length,), interpolation=interpolation)
 
 
 PRESETS: dict[str, Preset] = {
@@ -217,27 +222,13 @@ PRESETS: dict[str, Preset] = {
     for preset in (
         _small("combined-small", "combined", _SMALL_TOKENIZER),
         _small("combined-fast", "combined", _SMALL_TOKENIZER, **_FAST),
-        _small("advection-small", "advection", dataclasses.replace(_SMALL_TOKENIZER, lengths=(1.0,))),
+        _small("advection-small", "advection", _line(1.0)),
+        dataclasses.replace(_small("advection-fast", "advection", _line(1.0), **_FAST), dynamics_training=_BOOSTED),
+        _small("combined-points-small", "combined", _line(TWO_PI, points=True)),
         dataclasses.replace(
-            _small("advection-fast", "advection", dataclasses.replace(_SMALL_TOKENIZER, lengths=(1.0,)), **_FAST),
-            # Speeds beyond those of the data, which lie within 5.
-            dynamics_training=dataclasses.replace(_SMALL_TRAINING, boost=2.5),
-        ),
-        # Observations at scattered points: the interpolation of paper D.1.1 in front of the same tokenizer.
-        _small(
-            "combined-points-small",
-            "combined",
-            dataclasses.replace(_SMALL_TOKENIZER, interpolation=_interpolation(TWO_PI)),
-        ),
-        dataclasses.replace(
-            _small(
-                "advection-points",
-                "advection",
-                dataclasses.replace(_SMALL_TOKENIZER, lengths=(1.0,), interpolation=_interpolation(1.0)),
-                **_FAST,
-            ),
+            _small("advection-points", "advection", _line(1.0, points=True), **_FAST),
             tokenizer_training=dataclasses.replace(_WINDOW_TOKENIZER_TRAINING, steps=8000, batch=16, warmup_steps=50),
-            dynamics_training=dataclasses.replace(_SMALL_TRAINING, boost=2.5),
+            dynamics_training=_BOOSTED,
         ),
         _small(
             "vorticity-small",
@@ -265,11 +256,7 @@ PRESETS: dict[str, Preset] = {
         _fast_2d(
             "wave-fast",
             dataclasses.replace(
-                _FAST_2D,
-                lengths=(63 / 64, 63 / 64),
-                periodic=(False, False),
-                field_mean=(0.029,),
-                field_scale=(0.158,),
+                _FAST_2D, lengths=(63 / 64, 63 / 64), periodic=(False, False), field_mean=(0.029,), field_scale=(0.158,)
             ),
             patch=(4, 4),
             num_frames=30,

@@ -60,9 +60,9 @@ def test_errors_are_those_of_the_whole_field(wrong):
     model, truth = Perfect(wrong), Perfect().decode(torch.zeros(3), 4)
     found = reconstruction.errors(model, truth, share=0.5, seed=0)
     assert model.seen.shape == (3, 4, 16, 1)
-    torch.testing.assert_close(found, torch.full((3,), wrong), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(found, torch.full((3,), wrong, dtype=torch.float64), atol=1e-6, rtol=1e-5)
     found = reconstruction.finer_errors(model, truth, factor=4)
-    torch.testing.assert_close(found, torch.full((3,), wrong), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(found, torch.full((3,), wrong, dtype=torch.float64), atol=1e-6, rtol=1e-5)
 
 
 def test_the_finer_truth_has_the_values_of_the_grid():
