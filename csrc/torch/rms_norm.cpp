@@ -1,11 +1,12 @@
 #include "core/cpu/rms_norm.h"
 
+#include "torch/isa.h"
+
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/Parallel.h>
 
 #include <optional>
-#include <stdexcept>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -49,14 +50,6 @@ RmsNorm problem_of(const Tensor& x, const Tensor& weight) {
     return g;
 }
 
-Isa isa_of(const std::string& name) {
-    try {
-        return isa_by_name(name);
-    } catch (const std::invalid_argument& error) {
-        TORCH_CHECK_VALUE(false, "rms_norm: ", error.what());
-    }
-}
-
 }  // namespace
 
 std::tuple<Tensor, Tensor, Tensor> rms_norm_forward(const Tensor& x, const Tensor& weight,
@@ -75,7 +68,7 @@ std::tuple<Tensor, Tensor, Tensor> rms_norm_forward(const Tensor& x, const Tenso
     }
     f.y = y.mutable_data_ptr();
     f.rstd = keep ? rstd.mutable_data_ptr<float>() : nullptr;
-    const Isa with = isa_of(isa);
+    const Isa with = isa_of("rms_norm", isa);
     rms_norm_forward(g, f, with);
     return {std::move(y), std::move(h), std::move(rstd)};
 }
@@ -102,7 +95,7 @@ std::tuple<Tensor, Tensor> rms_norm_backward(const Tensor& grad_y, const std::op
     b.rstd = rstd.const_data_ptr<float>();
     b.grad_x = want_x ? grad_x.mutable_data_ptr() : nullptr;
     b.grad_weight = want_weight ? grad_weight.mutable_data_ptr<float>() : nullptr;
-    const Isa with = isa_of(isa);
+    const Isa with = isa_of("rms_norm", isa);
     rms_norm_backward(g, b, with);
     return {std::move(grad_x), grad_weight.to(weight.scalar_type())};
 }

@@ -1,12 +1,13 @@
 #include "core/cpu/self_attention.h"
 
+#include "torch/isa.h"
+
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/Parallel.h>
 
 #include <optional>
-#include <stdexcept>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -63,14 +64,6 @@ SelfAttention problem_of(const Tensor& qkv, const Tensor& q_weight, const Tensor
     return g;
 }
 
-Isa isa_of(const std::string& name) {
-    try {
-        return isa_by_name(name);
-    } catch (const std::invalid_argument& error) {
-        TORCH_CHECK_VALUE(false, "self_attention: ", error.what());
-    }
-}
-
 }  // namespace
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> self_attention_forward(const Tensor& qkv, const Tensor& q_weight,
@@ -86,7 +79,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> self_attention_forward(const Tensor& 
     Tensor values = at::empty_like(keys);
     const SelfAttentionForward f{out.mutable_data_ptr(), lse.mutable_data_ptr<float>(),
                                  keep ? keys.mutable_data_ptr() : nullptr, keep ? values.mutable_data_ptr() : nullptr};
-    const Isa with = isa_of(isa);
+    const Isa with = isa_of("self_attention", isa);
     self_attention_forward(g, f, with);
     return {std::move(out), std::move(lse), std::move(keys), std::move(values)};
 }
@@ -115,7 +108,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> self_attention_backward(
         grad_past_values.mutable_data_ptr(),
         grad_weights.mutable_data_ptr<float>(),
     };
-    const Isa with = isa_of(isa);
+    const Isa with = isa_of("self_attention", isa);
     self_attention_backward(g, b, with);
     return {std::move(grad_qkv), std::move(grad_weights), std::move(grad_past_keys), std::move(grad_past_values)};
 }

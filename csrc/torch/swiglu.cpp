@@ -1,10 +1,11 @@
 #include "core/cpu/swiglu.h"
 
+#include "torch/isa.h"
+
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/Parallel.h>
 
-#include <stdexcept>
 #include <string>
 
 #include "operators.h"
@@ -25,20 +26,12 @@ Swiglu problem_of(const Tensor& x) {
     return {dtype == at::kBFloat16, x.size(0), x.size(1) / 2, x.const_data_ptr(), at::get_num_threads()};
 }
 
-Isa isa_of(const std::string& name) {
-    try {
-        return isa_by_name(name);
-    } catch (const std::invalid_argument& error) {
-        TORCH_CHECK_VALUE(false, "swiglu: ", error.what());
-    }
-}
-
 }  // namespace
 
 Tensor swiglu_forward(const Tensor& x, const std::string& isa) {
     const Swiglu g = problem_of(x);
     Tensor y = at::empty({g.rows, g.width}, x.options());
-    const Isa with = isa_of(isa);
+    const Isa with = isa_of("swiglu", isa);
     void* const out = y.mutable_data_ptr();
     swiglu_forward(g, out, with);
     return y;
@@ -52,7 +45,7 @@ Tensor swiglu_backward(const Tensor& grad_y, const Tensor& x, const std::string&
                       "swiglu: grad_y has shape ", grad_y.sizes());
     TORCH_CHECK_VALUE(grad_y.is_contiguous(), "swiglu: grad_y has strides ", grad_y.strides());
     Tensor grad_x = at::empty(x.sizes(), x.options());
-    const Isa with = isa_of(isa);
+    const Isa with = isa_of("swiglu", isa);
     void* const out = grad_x.mutable_data_ptr();
     swiglu_backward(g, grad_y.const_data_ptr(), out, with);
     return grad_x;

@@ -2,6 +2,8 @@
 
 #include "core/cpu/tokenizer.h"
 
+#include "torch/isa.h"
+
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <torch/csrc/utils/pybind.h>
@@ -9,7 +11,6 @@
 #include <algorithm>
 #include <map>
 #include <set>
-#include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
@@ -79,14 +80,6 @@ Tokenizer make_tokenizer(const std::map<std::string, Tensor>& parameters, std::v
     return {std::move(config), std::move(encoder), std::move(decoder), points, places};
 }
 
-Isa isa_of(const std::string& name) {
-    try {
-        return isa_by_name(name);
-    } catch (const std::invalid_argument& error) {
-        TORCH_CHECK_VALUE(false, "tokenizer: ", error.what());
-    }
-}
-
 void expect_rows(const Tensor& x, const char* name, std::vector<std::int64_t> after) {
     TORCH_CHECK_VALUE(x.device().is_cpu() && x.scalar_type() == at::kFloat && x.is_contiguous(), "tokenizer: ", name,
                       " is ", x.scalar_type(), " on ", x.device(), "; expected contiguous float32 on the CPU");
@@ -116,7 +109,7 @@ Tensor encode(const Tokenizer& tokenizer, const Tensor& fields, int threads, con
     std::vector<std::int64_t> frame = config.grid;
     frame.push_back(config.field_channels);
     expect_rows(fields, "fields", frame);
-    const Isa isa = isa_of(isa_name);
+    const Isa isa = isa_of("tokenizer", isa_name);
     const std::int64_t rows = fields.size(0), T = fields.size(1), latents = config.latent_frames(T);
     const std::int64_t steps = (latents - 1) * config.time_factor() + 1,
                        size = tokenizer.points * config.field_channels;
@@ -151,7 +144,7 @@ Tensor decode(const Tokenizer& tokenizer, const Tensor& latents, std::int64_t fr
               const std::string& isa_name) {
     const TokenizerConfig& config = tokenizer.config;
     expect_rows(latents, "latents", {tokenizer.places, config.latent_channels});
-    const Isa isa = isa_of(isa_name);
+    const Isa isa = isa_of("tokenizer", isa_name);
     const std::int64_t rows = latents.size(0), T = latents.size(1), C = config.latent_channels;
     const std::int64_t most = (T - 1) * config.time_factor() + 1, size = tokenizer.points * config.field_channels;
     TORCH_CHECK_VALUE(1 <= frames && frames <= most, "tokenizer: frames is ", frames, "; ", T,

@@ -104,6 +104,14 @@ Layer of_convolution(Convolution convolution) {
     return layer;
 }
 
+// Twice as many places along each dimension.
+Layer make_expand_space(const TakeParameter& take, const std::string& name, const TokenizerConfig& config,
+                        const Shape& shape, int inward, int outward) {
+    ConvolutionSpec spec{inward, outward << config.dims(), config.kernel, 1};
+    spec.parts = 2;
+    return of_convolution(make_convolution(take, name + ".conv", spec, shape, whole_panels(inward)));
+}
+
 Layer of_linear(Linear linear) {
     Layer layer{};
     layer.kind = Layer::Kind::linear;
@@ -341,10 +349,8 @@ Stream Stream::linear_end(const TokenizerConfig& config, const TakeParameter& ta
     Stream s;
     s.inward_ = whole_panels(widths[count]);
     for (std::size_t i = count; i-- > 0;) {
-        const std::string name = "tokenizer.up." + to_string(config.layers.size() - 1 - i) + ".conv";
-        ConvolutionSpec spec{widths[i + 1], widths[i] << config.dims(), config.kernel, 1};
-        spec.parts = 2;
-        Layer layer = of_convolution(make_convolution(take, name, spec, shape, whole_panels(widths[i + 1])));
+        const std::string name = "tokenizer.up." + to_string(config.layers.size() - 1 - i);
+        Layer layer = make_expand_space(take, name, config, shape, widths[i + 1], widths[i]);
         shape = shape.times(2);
         s.add(std::move(layer), shape.size(), whole_panels(widths[i]));
     }
@@ -472,9 +478,7 @@ Stream Stream::decoder(const TokenizerConfig& config, const TakeParameter& take)
         switch (config.layers[i]) {
             case LayerKind::residual: s.add(make_residual(take, name, config, shape, inward), shape.size(), row); break;
             case LayerKind::space: {
-                ConvolutionSpec spec{inward, outward << config.dims(), config.kernel, 1};
-                spec.parts = 2;
-                Layer layer = of_convolution(make_convolution(take, name + ".conv", spec, shape, row));
+                Layer layer = make_expand_space(take, name, config, shape, inward, outward);
                 shape = shape.times(2);
                 s.add(std::move(layer), shape.size(), whole_panels(outward));
                 break;
