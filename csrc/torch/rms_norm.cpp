@@ -1,7 +1,5 @@
 #include "core/cpu/rms_norm.h"
 
-#include "torch/isa.h"
-
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/Parallel.h>
@@ -11,6 +9,7 @@
 #include <tuple>
 #include <utility>
 
+#include "isa.h"
 #include "operators.h"
 
 namespace enma {

@@ -1,7 +1,5 @@
 #include "core/cpu/self_attention.h"
 
-#include "torch/isa.h"
-
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
@@ -12,6 +10,7 @@
 #include <tuple>
 #include <utility>
 
+#include "isa.h"
 #include "operators.h"
 
 namespace enma {

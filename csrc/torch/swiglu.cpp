@@ -1,13 +1,12 @@
 #include "core/cpu/swiglu.h"
 
-#include "torch/isa.h"
-
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/Parallel.h>
 
 #include <string>
 
+#include "isa.h"
 #include "operators.h"
 
 namespace enma {

@@ -2,7 +2,7 @@
 
 #include "core/cpu/tokenizer.h"
 
-#include "torch/isa.h"
+#include "isa.h"
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
