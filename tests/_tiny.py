@@ -147,6 +147,23 @@ def waves(environments, trajectories, frames, options, seed=0):
     return torch.stack(channels, dim=-1)
 
 
+def waves_file(config, fields):
+    """A field file of `waves` with two trajectories for each environment."""
+    tok = config.tokenizer
+    return FieldFile(
+        path=Path("waves-train.h5"),
+        name="waves-train",
+        u=fields.numpy(),
+        times=np.arange(config.num_frames) * config.frame_interval,
+        lengths=tok.lengths,
+        coords=tuple(np.arange(n) * (x / n) for n, x in zip(tok.grid, tok.lengths, strict=True)),
+        channels=tuple("uvw"[: tok.field_channels]),
+        periodic=tok.periodic,
+        parameters={},
+        environment=np.arange(len(fields) // 2).repeat(2),
+    )
+
+
 def tokenizer_task(name, training=None):
     """A tokenizer and 12 trajectories to train it on; the same for the same arguments."""
     config = CONFIGS[name]
@@ -179,20 +196,7 @@ def forecast_task(name, training=None, decoder="masked-flow", make=ForecastTask)
     z = made.tokenizer.encode(fields).flatten(0, -2)
     made.latent_mean.copy_(z.mean(0))
     made.latent_std.copy_(z.std(0))
-    data = FieldFile(
-        path=Path("waves-train.h5"),
-        name="waves-train",
-        u=fields.numpy(),
-        times=np.arange(config.num_frames) * config.frame_interval,
-        lengths=config.tokenizer.lengths,
-        coords=tuple(
-            np.arange(n) * (x / n) for n, x in zip(config.tokenizer.grid, config.tokenizer.lengths, strict=True)
-        ),
-        channels=tuple("uvw"[: config.tokenizer.field_channels]),
-        periodic=config.tokenizer.periodic,
-        parameters={},
-        environment=np.arange(6).repeat(2),
-    )
+    data = waves_file(config, fields)
     training = training or TRAINING
     if training.rollout is None:
         training = replace(training, rollout=RolloutConfig(history=(2, 3)))

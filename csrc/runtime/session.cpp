@@ -60,6 +60,21 @@ void shift(const float* frame, const TokenizerConfig& tokenizer, const std::vect
     }
 }
 
+// Points [count, d] as they lie in a field that is shifted forward; those of no shift are given back as they are.
+const float* move(const float* points, std::int64_t count, const TokenizerConfig& tokenizer,
+                  const std::vector<std::int64_t>& amount, float* out) {
+    const int d = tokenizer.dims();
+    if (std::all_of(amount.begin(), amount.end(), [](std::int64_t a) { return a == 0; })) return points;
+    for (std::int64_t i = 0; i < count * d; ++i) {
+        const int axis = static_cast<int>(i % d);
+        const double length = tokenizer.lengths[axis];
+        const float there = points[i] + static_cast<float>(amount[axis] * length / tokenizer.grid[axis]);
+        const bool around = tokenizer.periodic[axis] && there >= static_cast<float>(length);
+        out[i] = around ? there - static_cast<float>(length) : there;
+    }
+    return out;
+}
+
 }  // namespace
 
 Session::Session(std::shared_ptr<const Model> model, const SessionSettings& settings, const Log& log)
@@ -142,17 +157,20 @@ std::vector<float> Session::interpolated(const Frames& frames, std::int64_t coun
     const std::size_t each = interpolation.to_grid_bytes(most);
     const std::int64_t threads = std::min<std::int64_t>(settings_.threads, count * G);
     const Buffer space(each * threads);
-    std::vector<float> shifted(scattered ? 0 : size * threads), out(count * G * features);
+    const std::int64_t moved_size = scattered ? most * d : size;
+    std::vector<float> shifted(moved_size * threads), out(count * G * features);
     share_out(count * G, [&](std::int64_t i, int thread) {
         const std::int64_t t = i / G;
         const float *values = frames.values.data() + first[t] * c, *points = frames.points.data();
         std::int64_t rows = model_->config().points();
+        float* const moved = shifted.data() + thread * moved_size;
+        const std::vector<std::int64_t>& amount = amounts_[used_[i % G]];
         if (scattered) {
             rows = frames.rows[t];
             points += frames.shared ? 0 : first[t] * d;
+            points = move(points, rows, tokenizer, amount, moved);
         } else {
-            float* const moved = shifted.data() + thread * size;
-            shift(frames.values.data() + t * size, tokenizer, amounts_[used_[i % G]], false, moved);
+            shift(frames.values.data() + t * size, tokenizer, amount, false, moved);
             values = moved;
             points = interpolation.regular().data();
         }
@@ -220,10 +238,6 @@ Frames Session::frames_at_points(const enma_observations& given, const char* nam
     if (!tokenizer.interpolation) {
         fail(ENMA_INVALID_ARGUMENT, name, ": the model '", config.name,
              "' has no interpolation; it works on its grid only");
-    }
-    if (settings_.shifts > 1) {
-        fail(ENMA_INVALID_ARGUMENT, name, ": shifts is ", settings_.shifts,
-             ", which is for fields on the grid; give the session 1");
     }
     const std::string where = text(name, ".points"), what = text(name, ".values");
     Frames out;

@@ -8,10 +8,15 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import DEFAULT_CHECKPOINT, AsJson, Seed, Threads, use_threads
+from ..forecasting.request import ForecastRequest
+from .options import DEFAULT_CHECKPOINT, AsJson, Points, Seed, Threads, use_threads
 from .terminal import Terminal, number, table
 
 _BESIDE = ("FNO", "AViT", "Zebra", "ENMA")
+_PAPER = (
+    "\nThe paper's are over 1,200 trajectories (120 out of distribution); it does not say whether its CRPS and RMSCE "
+    "are from 3 frames or from 1."
+)
 # Label of a column, number of the forecast that it is of, and the score.
 _COLUMNS = (
     ("rel. L2", 0, "rel_l2"),
@@ -39,6 +44,7 @@ def demo(
         str | None,
         typer.Option("--checkpoint", "-c", help=rf"Shipped name or folder.  \[default: {DEFAULT_CHECKPOINT}]"),
     ] = None,
+    points: Points = ForecastRequest.points,
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
@@ -46,10 +52,10 @@ def demo(
     from ..errors import EnmaError
     from ..figures import demo as library
 
-    if pde is not None:
-        if checkpoint is not None:
-            raise EnmaError("--pde: names a shipped model, and so does --checkpoint; give one of them")
-        checkpoint = library.shipped_model(pde)
+    if pde is not None and checkpoint is not None:
+        raise EnmaError("--pde: names a shipped model, and so does --checkpoint; give one of them")
+    if checkpoint is None and (pde is not None or points is not None):
+        checkpoint = library.shipped_model(pde, scattered=points is not None)
     terminal = Terminal(as_json)
     use_threads(threads)
     clock = time.perf_counter()
@@ -60,6 +66,7 @@ def demo(
             trajectories=trajectories,
             seed=seed,
             checkpoint=checkpoint or DEFAULT_CHECKPOINT,
+            points=points,
             progress=update,
         )
     terminal.show(
@@ -77,9 +84,10 @@ def _table(result: dict[str, Any]) -> Any:
     temporal, outside, _ = result["rows"]
     papers = [{row["model"]: row for row in rows} for rows in result["paper"]]
     rows = [["this model", *(number(result["rows"][i][name]) for _, i, name in _COLUMNS)]]
-    for model in _BESIDE:
+    for model in _BESIDE if any(papers) else ():
         rows.append([f"{model}, paper", *(number(papers[i].get(model, {}).get(name)) for _, i, name in _COLUMNS)])
-    recognised = ""
+    recognised, points = "", temporal["points"]
+    seen = "" if points is None else f" seen at {points} points, others in each"
     if outside["num_outside"] is not None:
         found = (f"{row['num_outside']} of {row['num_trajectories']}" for row in (temporal, outside))
         recognised = "\nTaken for outside the training data: {} in distribution, {} out of it.".format(*found)
@@ -87,8 +95,7 @@ def _table(result: dict[str, Any]) -> Any:
         f"{result['model']}: {result['num_trajectories']} unseen trajectories, {temporal['num_frames']} frames",
         ["", *(label for label, _, _ in _COLUMNS)],
         rows,
-        caption=f"From {temporal['history']} frames, {temporal['num_members']} members. Last three columns: relative "
-        f"L2 of {outside['num_members']} members, out of distribution its mean and median over trajectories, the last "
-        "from 1 frame and a context trajectory.\nThe paper's are over 1,200 trajectories (120 out of distribution); it "
-        "does not say whether its CRPS and RMSCE are from 3 frames or from 1." + recognised,
+        caption=f"From {temporal['history']} frames{seen}, {temporal['num_members']} members. Last three columns: "
+        f"relative L2 of {outside['num_members']} members, out of distribution its mean and median over trajectories, "
+        "the last from 1 frame and a context trajectory." + (_PAPER if any(papers) else "") + recognised,
     )

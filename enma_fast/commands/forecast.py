@@ -28,6 +28,7 @@ def forecast(
         typer.Option("--task", help="temporal, initial-value or generation; by default as --context says."),
     ] = None,
     history: options.History = ForecastRequest.num_history,
+    points: options.Points = ForecastRequest.points,
     frames: options.Frames = None,
     context: Annotated[
         Path | None,
@@ -95,11 +96,13 @@ def forecast(
         dtype=dtype_named(precision),
         chunk=chunk,
         strict=strict,
+        points=points,
     )
     asked = _words(
         checkpoint=checkpoint,
         task=request.task.name,
         history=request.num_history,
+        points=request.points,
         frames=request.num_frames,
         context=context and context.name,
         members=request.num_members,
@@ -142,6 +145,7 @@ def forecast(
         "task": request.task.name,
         "model": run.sampler.forecast.model.config.name,
         "history": request.num_observed,
+        "points": request.points,
         "seed": request.seed,
         OUTSIDE: run.layout.attributes.get(OUTSIDE),
         "sampling": dataclasses.asdict(settings),

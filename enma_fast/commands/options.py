@@ -25,6 +25,10 @@ Checkpoint = Annotated[str, typer.Option("--checkpoint", "-c", help="A shipped m
 Data = Annotated[Path, typer.Argument(metavar="FILE", help="Field file: HDF5 in The Well's layout.")]
 Task = Annotated[str, typer.Option("--task", help="temporal, initial-value or generation.")]
 History = Annotated[int, typer.Option("--history", help="Observed frames; of the temporal task only.")]
+Points = Annotated[
+    int | None,
+    typer.Option("--points", help="Grid points that are observed in each frame, others in each; by default all."),
+]
 Frames = Annotated[
     int | None,
     typer.Option("--frames", help="Frames to forecast; by default those of the file, or up to the trained length."),

@@ -31,6 +31,7 @@ def score(
     checkpoint: options.Checkpoint = options.DEFAULT_CHECKPOINT,
     task: options.Task = ForecastRequest.task.name,
     history: options.History = ForecastRequest.num_history,
+    points: options.Points = ForecastRequest.points,
     members: options.Members = ForecastRequest.num_members,
     seed: options.Seed = ForecastRequest.seed,
     limit: Annotated[int | None, typer.Option("--limit", help="Score the first N trajectories only.")] = None,
@@ -79,6 +80,7 @@ def score(
                 settings=settings,
                 precision=precision,
                 strict=strict,
+                points=points,
                 progress=update,
             )
         result |= {"file": str(file), "checkpoint": str(checkpoint)}

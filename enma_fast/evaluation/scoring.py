@@ -39,6 +39,7 @@ def score(
     settings: SamplingConfig | None = None,
     precision: str | None = None,
     strict: bool = False,
+    points: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Score ensemble forecasts of the trajectories of a file.
@@ -64,6 +65,7 @@ def score(
     settings : of the sampler; the model's own by default
     precision : of the sampler's weights, "fp32", "bf16" or "auto"; by default the model's own, and bf16 on a GPU
     strict : refuse observed frames outside the training data; otherwise they are logged as a warning
+    points : grid points observed in each frame, others in each (models with interpolation); by default all
     progress : called with (trajectories done, trajectories)
 
     Returns
@@ -72,8 +74,8 @@ def score(
         The same keys for every task, plain data for JSON: those of `metrics.Scores.result`, `rank_histogram`,
         `solver_fidelity`, `physics` (`physics.Physics.result`), `seconds_per_member` (wall time of sampling, encoding
         and decoding), `num_parameters`, `num_frames` (forecast), `model`, `dataset`, `split`, `task`, `history`
-        (observed frames), `seed`, `sampling` (the settings), and `num_outside` (trajectories whose observed frames lie
-        outside what the model was trained on; None if its checkpoint has no record of that).
+        (observed frames), `points` (as asked), `seed`, `sampling` (the settings), and `num_outside` (trajectories whose
+        observed frames lie outside what the model was trained on; None if its checkpoint has no record of that).
 
     Raises
     ------
@@ -92,6 +94,7 @@ def score(
         dtype=dtype_named(precision),
         chunk=chunk,
         strict=strict,
+        points=points,
     )
     return score_forecast(FileForecast(model, data, request), progress=progress)
 
@@ -151,6 +154,7 @@ def score_forecast(
         "physics": physics.result(has_truth=request.task.has_truth),
         "num_outside": None if unlike_training is None else len(unlike_training),
         "history": seen,
+        "points": request.points,
         "num_frames": last - seen,
         "seed": request.seed,
         "sampling": dataclasses.asdict(chosen_sampling(model.config, request.settings)),
@@ -173,8 +177,10 @@ def paper_table(result: dict[str, Any]) -> list[dict[str, Any]]:
     """The paper's scores for the data set, task and split of a result, in its order.
 
     Each has `model`, and those of `rel_l2`, `crps`, `rmsce`, `solver_fidelity` that the paper reports for them; there
-    is none if it reports none, or of another number of frames.
+    is none if it reports none, or of another number of frames, or if the model saw a part of the points.
     """
+    if result.get("points") is not None:
+        return []
     dataset, task, split = result["dataset"], result["task"], result["split"]
     problem, frames = EQUATIONS.get(dataset), result.get("num_frames")
     if problem is not None and frames is not None and result["history"] + frames != problem.num_frames:

@@ -36,12 +36,14 @@ def run(
     trajectories: int | None = None,
     seed: int = 0,
     checkpoint: str | Path = CHECKPOINT,
+    points: int | None = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> dict[str, Any]:
     """Forecast, score, and write `<out>/forecast.zarr` and `<out>/demo.png`, in place of those of an earlier run.
 
     `members` is the ensemble size of the forecast that is stored. `trajectories` are their number, spread over the
-    environments of the test file; by default `TRAJECTORIES`, or as many as it holds. `progress` is called with (members
+    environments of the test file; by default `TRAJECTORIES`, or as many as it holds. Of each observed frame the model
+    sees `points` grid points, by default all. `progress` is called with (members
     done, members, name of the forecast).
 
     Returns
@@ -55,7 +57,7 @@ def run(
     inside, outside = (read(shipped_file(name, split)) for split in ("test-in", "test-out"))
     trajectories = min(TRAJECTORIES, len(inside), len(outside)) if trajectories is None else trajectories
     in_rows, out_rows = (spread_rows(data, trajectories) for data in (inside, outside))
-    fewer = ForecastRequest(num_members=min(members, FEWER_MEMBERS), seed=seed, trajectories=in_rows)
+    fewer = ForecastRequest(num_members=min(members, FEWER_MEMBERS), seed=seed, trajectories=in_rows, points=points)
     # One trajectory at a time, so that progress is seen.
     request = replace(fewer, num_members=members, chunk=max(1, members))
     main = FileForecast(model, inside, request)
@@ -87,7 +89,8 @@ def run(
         run_one(first, store.put)
     for label in others:
         run_one(label)
-    title = f"{model.config.name}: {members}-member forecast of an unseen trajectory from {request.num_history} frames"
+    seen = f"{request.num_history} frames" + ("" if points is None else f" seen at {points} points")
+    title = f"{model.config.name}: {members}-member forecast of an unseen trajectory from {seen}"
     save_figure(store_figure(out / STORE, title=title), out / FIGURE)
     return {
         **results[0],
@@ -98,11 +101,16 @@ def run(
     }
 
 
-def shipped_model(pde: str) -> str:
-    """Name of the shipped one-pass model of an equation, or an `EnmaError` that lists the equations that have one."""
-    models = {load_config(name).dataset: name for name in available() if name.endswith("-fast")}
+def shipped_model(pde: str | None = None, *, scattered: bool = False) -> str:
+    """Name of the shipped one-pass model of an equation, by default any, or of one that sees scattered points.
+
+    `EnmaError` lists the equations that have one.
+    """
+    ending, what = ("-points", " that sees scattered points") if scattered else ("-fast", "")
+    models = {load_config(name).dataset: name for name in available() if name.endswith(ending)}
+    pde = next(iter(models), "") if pde is None else pde
     if pde not in models:
-        raise EnmaError(f"--pde '{pde}': no model of it is shipped; use one of {', '.join(sorted(models))}")
+        raise EnmaError(f"--pde '{pde}': no model of it{what} is shipped; use one of {', '.join(sorted(models))}")
     return models[pde]
 
 

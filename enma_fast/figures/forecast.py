@@ -28,6 +28,7 @@ class Forecast:
     num_members : K, if it is known
     truth : [T, *x]
     observed, observed_times : [L, *x] and [L], the frames that the model saw
+    observed_places : [L, *x], true where it saw them; by default everywhere
     name : name of the channel
     centre : "mean" or "median", the statistic in `mean`
 
@@ -48,6 +49,7 @@ class Forecast:
     truth: np.ndarray | None = None
     observed: np.ndarray | None = None
     observed_times: np.ndarray | None = None
+    observed_places: np.ndarray | None = None
     name: str = "u"
     centre: str = "mean"
 
@@ -80,6 +82,12 @@ class Forecast:
         assert self.observed is not None
         assert self.observed_times is not None
         return self.observed, self.observed_times
+
+    @property
+    def observed_part(self) -> np.ndarray:
+        """Observed frames [L, *x], NaN at places that the model did not see."""
+        seen, _ = self.seen
+        return seen if self.observed_places is None else np.where(self.observed_places, seen, np.nan)
 
     def widest(self) -> tuple[int, ...]:
         """Grid indices of the largest spread in the last frame; the middle of the grid if there is no spread."""

@@ -64,7 +64,9 @@ class Maps:
             row, column = divmod(place, grid.ncols)
             # On a narrow page there is no room for the part of a title in brackets.
             shown = title.partition(" (")[0] if grid.nrows > 1 else title
-            self._map(grid[row, column], shown, values, before, scale, first=column == 0)
+            # The truth has whole frames before it, the mean what the model saw of them.
+            known = before if title == "truth" or np.isnan(before).all() else self.forecast.observed_part
+            self._map(grid[row, column], shown, values, known, scale, first=column == 0)
         if group:
             height = min(map_height(self.forecast), 1.0)
             self.figure.colorbar(

@@ -17,12 +17,12 @@ from torch import Tensor
 from ..config import SamplingConfig
 from ..errors import EnmaError
 from ..models.model import Model
-from .encoding import coordinates
 from .ensemble import Ensemble
 from .labelled_field import SPACE, LabelledField, first_time, read_field
 from .labels import Labels
 from .members import Stop, sample_members, stream_members
 from .request import ForecastRequest
+from .scattered import coordinates
 
 # A numpy array, a tensor, an xarray.DataArray or an xarray.Dataset.
 Array = np.ndarray | Tensor | Any
@@ -37,6 +37,7 @@ def forecast(
     seed: int = ForecastRequest.seed,
     context: Array | None = None,
     points: np.ndarray | Tensor | None = None,
+    context_points: np.ndarray | Tensor | None = None,
     query: np.ndarray | Tensor | None = None,
     settings: SamplingConfig | None = None,
     trajectories: Sequence[int] | None = None,
@@ -72,7 +73,10 @@ def forecast(
         Whole trajectory ``[T, *grid, c]`` or ``[B, T, *grid, c]`` of the same physics with another initial value: the
         first one for the first history and so on, whatever their labels, or one for all.
     points
-        ``[P, d]`` coordinates of scattered observations (models with interpolation).
+        Coordinates of scattered observations (models with interpolation), in the domain: ``[P, d]`` of all frames, or
+        ``[L, P, d]`` or ``[B, L, P, d]`` where each frame has its own, NaN where it has fewer than others.
+    context_points
+        Of the context, where they are not those of the history.
     query
         ``[Q, d]`` coordinates of the output (models with interpolation); by default the model's grid.
     settings
@@ -131,7 +135,7 @@ def forecast(
         chunk=chunk,
         strict=strict,
     )
-    request, arrays, labels = _read(model, request, history, context, points, query)
+    request, arrays, labels = _read(model, request, history, context, points, context_points, query)
     fields = sample_members(model, request, **arrays, stop=_on_tensors(stop, labels))
     return Ensemble(labels.plain(fields), labels)
 
@@ -145,6 +149,7 @@ def stream(
     seed: int = ForecastRequest.seed,
     context: Array | None = None,
     points: np.ndarray | Tensor | None = None,
+    context_points: np.ndarray | Tensor | None = None,
     query: np.ndarray | Tensor | None = None,
     settings: SamplingConfig | None = None,
     trajectories: Sequence[int] | None = None,
@@ -173,7 +178,7 @@ def stream(
         chunk=chunk,
         strict=strict,
     )
-    request, arrays, labels = _read(model, request, history, context, points, query)
+    request, arrays, labels = _read(model, request, history, context, points, context_points, query)
     if chunk is None:
         request = replace(request, chunk=max(1, len(labels.trajectories)) * request.num_members)
     frames = stream_members(model, request, **arrays, stop=_on_tensors(stop, labels))
@@ -186,6 +191,7 @@ def _read(
     history: Array | None,
     context: Array | None,
     points: np.ndarray | Tensor | None,
+    context_points: np.ndarray | Tensor | None,
     query: np.ndarray | Tensor | None,
 ) -> tuple[ForecastRequest, dict[str, Any], Labels]:
     """The request with the numbers of the trajectories, plain arrays, and the labels of the forecast."""
@@ -204,9 +210,12 @@ def _read(
     if request.trajectories is None:
         numbers = leading.numbers or range(len(leading.data) if batched else 1)
         request = replace(request, trajectories=numbers)
-    for argument, source in (("history", known), ("context", other)):
-        if points is not None:
-            _require_points(argument, source, coordinates("points", points, model), grid)
+    for argument, source, name, where in (
+        ("history", known, "points", points),
+        ("context", other, *(("points", points) if context_points is None else ("context_points", context_points))),
+    ):
+        if where is not None:
+            _require_points(argument, source, coordinates(name, where, model, of_frames=True), grid)
         elif source is not None:
             source.require_domain(argument, tok.lengths, tok.periodic)
     coords = {} if points is not None else {name: ((name,), values) for name, values in leading.coords.items()}
@@ -234,6 +243,7 @@ def _read(
         "history": None if known is None else known.data,
         "context": None if other is None else other.data,
         "points": points,
+        "context_points": context_points,
         "query": queried,
     }
     return request, arrays, labels
@@ -241,7 +251,7 @@ def _read(
 
 def _require_points(argument: str, source: LabelledField | None, points: Tensor, axes: tuple[str, ...]) -> None:
     """Raise `EnmaError` if the coordinates of a field differ from the points ``[P, d]`` that are given."""
-    known = {} if source is None else {axis: x for axis, x in source.points.items() if axis in axes}
+    known = {} if source is None or points.ndim > 2 else {axis: x for axis, x in source.points.items() if axis in axes}
     for axis, x in known.items():
         given = points[:, axes.index(axis)].numpy(force=True)
         if len(x) == len(given) and not np.allclose(x, given, rtol=1e-5, atol=1e-5 * np.ptp(x)):

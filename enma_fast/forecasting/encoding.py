@@ -7,8 +7,9 @@ channels, P observed points, d space dimensions.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from ..config import ModelConfig, SamplingConfig
 from ..data import NETCDF_FILL, unmasked
-from ..errors import EnmaError, first_line
+from ..errors import EnmaError
 from ..models.layers import own_dtype
 from ..models.model import Model
 from ..models.native_tokenizer import native_tokenizer
@@ -26,6 +27,7 @@ from ..sampling.settings import chosen_sampling
 from ..sampling.shifts import shift_amounts, shifted
 from ..utils.text import counted
 from .request import ForecastRequest
+from .scattered import coordinates, moved
 
 log = logging.getLogger("enma_fast")
 
@@ -72,24 +74,30 @@ def encode_inputs(
     history: np.ndarray | Tensor | None,
     context: np.ndarray | Tensor | None,
     points: np.ndarray | Tensor | None,
+    context_points: np.ndarray | Tensor | None = None,
     *,
     warn: bool = True,
 ) -> EncodedInputs:
     """Check everything before any work, then encode.
+
+    Both are observed at `points`, or the context at points of its own.
 
     With `warn` a message says, or with a strict request an error, which observed frames lie outside what the model was
     trained on.
     """
     config = model.config
     settings = chosen_sampling(config, request.settings)
-    where = None if points is None else coordinates("points", points, model)
+    if points is None and context_points is not None:
+        raise EnmaError("context_points: points is None; give those of the history, or leave this out")
+    where = None if points is None else coordinates("points", points, model, of_frames=True)
+    there = where if context_points is None else coordinates("context_points", context_points, model, of_frames=True)
     given = history if history is not None else context
     if given is None:
         raise EnmaError("history and context are both None; give one of them")
     space = 1 if where is not None else config.tokenizer.dims
     batched = given.ndim == space + 3
     known = _field("history", history, model, where, batched) if history is not None else None
-    other = None if context is None else _field("context", context, model, where, context.ndim == space + 3)
+    other = None if context is None else _field("context", context, model, there, context.ndim == space + 3)
     if known is not None and other is not None and len(other) not in (1, len(known)):
         raise EnmaError(
             f"history holds {len(known)} trajectories and context {len(other)}; give one context for each, or one"
@@ -98,6 +106,7 @@ def encode_inputs(
         if warn:
             warn_if_cut(config, "context", other.shape[1])
         other = other[:, : config.num_frames]
+        there = there if there is None or there.ndim == 2 else there[..., : config.num_frames, :, :]
     num_observed = 0 if known is None else known.shape[1]
     num_frames = num_observed + _frames_to_forecast(config, request, num_observed, has_context=other is not None)
     B = len(given) if batched else 1
@@ -110,25 +119,25 @@ def encode_inputs(
         reasons = outside(model, known, other, scattered=where is not None)
         report_outside(model, numbers, reasons, strict=request.strict)
     shifts = shift_amounts(config, settings)
-    if where is not None and len(shifts) > 1:
-        raise EnmaError(f"points: shifts is {len(shifts)}, which is for fields on the grid; give settings without it")
     used = sorted({k % len(shifts) for k in request.members[: len(shifts)]})
 
-    def encoded(fields: Tensor) -> Tensor:
+    def encoded(fields: Tensor, where: Tensor | None) -> Tensor:
         """Latents of each trajectory in each shift that is used, [B * len(used), T, N, C]."""
+        if where is not None:
+            seen = [_encode(model, fields, moved(where, shifts[s], config.tokenizer)) for s in used]
+            return torch.stack(seen, 1).flatten(0, 1)
         if len(used) == 1:
-            return _encode(model, shifted(fields, shifts[used[0]]), where)
-        seen = torch.stack([shifted(fields, shifts[s]) for s in used], 1)
-        return _encode(model, seen.flatten(0, 1), where)
+            return _encode(model, shifted(fields, shifts[used[0]]), None)
+        return _encode(model, torch.stack([shifted(fields, shifts[s]) for s in used], 1).flatten(0, 1), None)
 
     if known is None:
         empty = (B * len(used), 0, config.num_tokens, config.token_channels)
         history_BTNC = torch.zeros(empty, device=model.latent_mean.device, dtype=torch.float32)
     else:
-        history_BTNC = encoded(known)[:, : config.tokenizer.whole_latents(num_observed)]
+        history_BTNC = encoded(known, where)[:, : config.tokenizer.whole_latents(num_observed)]
     context_BTNC = None
     if other is not None:
-        context_BTNC = encoded(other).unflatten(0, (-1, len(used))).expand(B, -1, -1, -1, -1).flatten(0, 1)
+        context_BTNC = encoded(other, there).unflatten(0, (-1, len(used))).expand(B, -1, -1, -1, -1).flatten(0, 1)
     return EncodedInputs(
         history_BTNC=history_BTNC,
         context_BTNC=context_BTNC,
@@ -182,6 +191,13 @@ def _field(name: str, value: np.ndarray | Tensor, model: Model, points: Tensor |
     if not all(shape[:2]):
         raise EnmaError(f"{name} has shape {tuple(u.shape)}: no trajectory or no frame; leave it out if there is none")
     u = u.to(model.latent_mean.device, torch.float32).view(shape)
+    if points is not None and points.ndim > 2:
+        if points.shape[:-2] not in (shape[1:2], shape[:2]):
+            frames = " x ".join(map(str, points.shape[:-2]))
+            raise EnmaError(
+                f"{name} has {shape[1]} frames of {shape[0]} trajectories, its points are those of {frames}"
+            )
+        u = u.masked_fill(points.isnan().any(-1, keepdim=True), 0)
     for wrong, what in ((~torch.isfinite(u), "not finite"), (u == float(NETCDF_FILL), "the number of a missing one")):
         bad = wrong.flatten(2).any(-1)
         if bad.any():
@@ -236,31 +252,22 @@ def report_outside(
     log.warning("%s", text)
 
 
-def coordinates(name: str, value: np.ndarray | Tensor, model: Model) -> Tensor:
-    """Checked coordinates ``[P, d]`` fp32 on the model's device."""
-    options = model.config.tokenizer
-    if options.interpolation is None:
-        raise EnmaError(f"{name}: the model {model.config.name!r} has no interpolation; it works on its grid only")
-    try:
-        value = value if isinstance(value, Tensor) else np.asarray(unmasked(name, value), np.float32)
-    except (TypeError, ValueError) as error:
-        raise EnmaError(
-            f"{name} is no array of numbers ({first_line(error)}); [points, {options.dims}] is expected"
-        ) from error
-    points = torch.as_tensor(value, dtype=torch.float32, device=model.latent_mean.device)
-    if points.ndim != 2 or not len(points) or points.shape[1] != options.dims:
-        raise EnmaError(f"{name} has shape {tuple(points.shape)}; [points, {options.dims}] is expected")
-    if not torch.isfinite(points).all():
-        raise EnmaError(f"{name} holds a coordinate that is not finite")
-    return points
-
-
 def _encode(model: Model, fields: Tensor, points: Tensor | None) -> Tensor:
     tok = model.tokenizer
     native = native_tokenizer(tok) if points is None else None
     if native is not None:
         with torch.no_grad():
             return model.to_tokens(native.encode(fields))
+    function: Callable[[Tensor], Tensor] = partial(model.encode, points=points)
+    if points is not None and points.ndim > 2:
+        # The points of a row belong to it, wherever it is computed.
+        fields = torch.cat([fields, points.expand(len(fields), -1, -1, -1)], -1)
+        function = partial(_encode_frames, model)
     operation = ("encode", tok.config, own_dtype(tok), None if points is None else tuple(points.shape))
-    block = BLOCKS[tok.config.dims]
-    return map_rows(lambda u: model.encode(u, points), fields, operation=operation, block=block)
+    return map_rows(function, fields, operation=operation, block=BLOCKS[tok.config.dims])
+
+
+def _encode_frames(model: Model, seen_BTPx: Tensor) -> Tensor:
+    """Encode values with the coordinates of their points beside them, NaN where there is none."""
+    values, points = seen_BTPx.split([model.config.tokenizer.field_channels, model.config.tokenizer.dims], -1)
+    return model.encode(values, points, ~points.isnan().any(-1))

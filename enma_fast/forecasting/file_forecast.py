@@ -24,11 +24,13 @@ from torch import Tensor
 from ..config import ModelConfig
 from ..data import FieldFile
 from ..errors import EnmaError
+from ..models.interpolation import grid_points
 from ..models.model import Model
 from ..utils.text import boundaries, times
 from .encoding import outside, report_outside, warn_if_cut, warn_if_long
 from .members import Stop, sample_members
 from .request import INITIAL_VALUE, ForecastRequest
+from .scattered import drawn_places
 
 log = logging.getLogger("enma_fast")
 
@@ -112,6 +114,10 @@ class FileForecast:
                 f"history is {self.num_observed}: of the {config.num_frames} frames that {config.name} was trained on "
                 "none is left to forecast; use a shorter one, or say how many frames"
             )
+        if request.points is not None:
+            if config.tokenizer.interpolation is None:
+                raise EnmaError(f"points: {config.name} has no interpolation and sees whole frames only; leave it out")
+            drawn_places(config.tokenizer.grid, (), count=request.points, num_frames=1, seed=request.seed)
         warn_if_long(config, self.num_total)
         request.check_memory(config, self.num_frames, at_once=at_once)
         self._check_contexts()
@@ -176,9 +182,22 @@ class FileForecast:
         """
         assert part.trajectories is not None
         history, context = self._history(part.trajectories), self._contexts(part.trajectories)
+        where, places = None, None
+        if self.request.points is not None:
+            history, where = self._at_points(history, part.trajectories)
+            context, places = self._at_points(context, part.trajectories, context=True)
         part = replace(part, num_frames=part.num_frames or self.num_frames)
         # `check` and `outside_training` have warned.
-        return sample_members(self.model, part, history, context=context, stop=stop, warn=False)
+        return sample_members(
+            self.model,
+            part,
+            history,
+            context=context,
+            points=places if where is None else where,
+            context_points=places,
+            stop=stop,
+            warn=False,
+        )
 
     def samples(self) -> Iterator[tuple[list[int], Tensor]]:
         """Forecast all trajectories after `check`, as many at a time as make a chunk.
@@ -208,6 +227,19 @@ class FileForecast:
             return None
         source, index = self.context_places(trajectories)
         return source.u[index, : self.model.config.num_frames]
+
+    def _at_points(
+        self, fields: np.ndarray | None, trajectories: Sequence[int], *, context: bool = False
+    ) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Values `[B, L, P, c]` of fields `[B, L, *x, c]` at the points that the request draws, and where they lie."""
+        if fields is None:
+            return None, None
+        tok, count = self.model.config.tokenizer, self.request.points
+        assert count is not None
+        frames, seed = fields.shape[1], self.request.seed
+        places = drawn_places(tok.grid, trajectories, count=count, num_frames=frames, seed=seed, context=context)
+        flat = fields.reshape(*fields.shape[:2], -1, fields.shape[-1])
+        return np.take_along_axis(flat, places[..., None], 2), grid_points(tok.grid, tok.lengths).numpy()[places]
 
 
 def check_file(config: ModelConfig, data: FieldFile) -> None:

@@ -28,8 +28,9 @@ from ..sampling.batch_invariant import BLOCKS, map_rows
 from ..sampling.engine import Engine, engine_for
 from ..sampling.shifts import shifted
 from ..utils.forks import forkable, iterate_in_own_thread, run_in_own_thread
-from .encoding import EncodedInputs, coordinates, encode_inputs
+from .encoding import EncodedInputs, encode_inputs
 from .request import ForecastRequest
+from .scattered import coordinates, moved
 
 # Called with the number of a frame and its values; returns None, a bool, or a mask [K] or [B, K] of members to stop.
 Stop = Callable[[int, Any], Any]
@@ -46,6 +47,7 @@ def sample_members(
     *,
     context: np.ndarray | Tensor | None = None,
     points: np.ndarray | Tensor | None = None,
+    context_points: np.ndarray | Tensor | None = None,
     query: np.ndarray | Tensor | None = None,
     stop: Stop | None = None,
     warn: bool = True,
@@ -57,22 +59,21 @@ def sample_members(
     """
     queried = None if query is None else coordinates("query", query, model)
     request = request.on(model)
-    inputs = encode_inputs(model, request, history, context, points, warn=warn)
+    inputs = encode_inputs(model, request, history, context, points, context_points, warn=warn)
     chunks = _chunks(engine_for(model.dynamics, dtype=request.dtype, backend=request.backend), inputs, request)
     shape = _shape(inputs, request)
     kept = _all_kept(inputs, shape)
     if stop is not None:
         for _ in _frames(model, inputs, chunks, kept, shape=shape, query=queried, stop=stop):
             pass
-    out, decode = None, _decoder(model, queried)
+    out, decode = None, _decoder(model, inputs, queried)
     while chunks:
         part = chunks.pop(0)
         if stop is None:
             part.sample()
         # The latents are as long as without `stop`, so that the decoder does the same arithmetic.
         latents = _padded(part.latents, inputs.num_latents)
-        fields = decode(latents, inputs.num_frames)
-        fields = _moved_back(fields[:, inputs.num_observed :], inputs, part.rows)
+        fields = decode(latents, part.rows, slice(inputs.num_observed, inputs.num_frames))
         if out is None:
             out = fields.new_empty(len(kept), *fields.shape[1:])
         out[part.place] = fields
@@ -82,9 +83,12 @@ def sample_members(
     return out.view(*shape, *out.shape[1:])
 
 
+_BESIDE = ("context", "points", "context_points", "query", "stop", "warn")
+
+
 def sample_fields(model: Model, history: np.ndarray | Tensor | None, *, num_members: int = 1, **given: Any) -> Tensor:
     """`sample_members`, with the fields of the request as keywords beside its own."""
-    inputs = {name: given.pop(name) for name in ("context", "points", "query", "stop", "warn") if name in given}
+    inputs = {name: given.pop(name) for name in _BESIDE if name in given}
     return sample_members(model, ForecastRequest(num_members=num_members, **given), history, **inputs)
 
 
@@ -95,12 +99,13 @@ def stream_members(
     *,
     context: np.ndarray | Tensor | None = None,
     points: np.ndarray | Tensor | None = None,
+    context_points: np.ndarray | Tensor | None = None,
     query: Tensor | None = None,
     stop: Stop | None = None,
 ) -> Iterator[Tensor]:
     """Forecast as `sample_members`; yield each frame ``[K, *grid, c]`` or ``[B, K, *grid, c]`` as it is decided."""
     request = run_in_own_thread(request.on, model)
-    inputs = run_in_own_thread(encode_inputs, model, request, history, context, points)
+    inputs = run_in_own_thread(encode_inputs, model, request, history, context, points, context_points)
     engine = run_in_own_thread(engine_for, model.dynamics, dtype=request.dtype, backend=request.backend)
     chunks, shape = _chunks(engine, inputs, request), _shape(inputs, request)
     return iterate_in_own_thread(
@@ -154,7 +159,7 @@ def _frames(
     How many frames each row keeps is written into ``kept [rows]``.
     """
     tok = model.config.tokenizer
-    factor, window, decode = tok.time_factor, _window(tok), _decoder(model, query)
+    factor, window, decode = tok.time_factor, _window(tok), _decoder(model, inputs, query)
     number = 0
     for j in range(inputs.history_BTNC.shape[1], inputs.num_latents):
         group = None
@@ -168,10 +173,10 @@ def _frames(
             # A window gives the last frame of its first latent, and all frames of the others.
             before = (j + 1 - z.shape[1]) * factor
             begin, end = inputs.num_observed + number - before, min(j * factor + 1, inputs.num_frames) - before
-            decoded = decode(_padded(z, FEWEST_LATENTS), end)[:, begin:end]
+            decoded = decode(_padded(z, FEWEST_LATENTS), part.rows, slice(begin, end))
             if group is None:
                 group = decoded.new_full((len(kept), *decoded.shape[1:]), math.nan)
-            group[part.place] = _moved_back(decoded, inputs, part.rows)
+            group[part.place] = decoded
         assert group is not None
         for rows in group.unbind(1):
             rows[kept <= number] = math.nan
@@ -238,33 +243,38 @@ def _latents(engine: Engine, inputs: EncodedInputs, rows: list[tuple[int, int]],
     )
 
 
-def _moved_back(fields: Tensor, inputs: EncodedInputs, rows: list[tuple[int, int]]) -> Tensor:
-    """Decoded rows ``[rows, T, *grid, c]``, each where its trajectory is."""
-    if len(inputs.shifts) == 1:
-        return fields
-    moves = [inputs.amount_of(row) for row in rows]
-    for amount in set(moves):
-        index = [i for i, other in enumerate(moves) if other == amount]
-        fields[index] = shifted(fields[index], amount, back=True)
-    return fields
+def _decoder(
+    model: Model, inputs: EncodedInputs, query: Tensor | None
+) -> Callable[[Tensor, list[tuple[int, int]], slice], Tensor]:
+    """A function of tokens ``[rows, T', N, C]``, their rows (trajectory, member) and frames: the fields of these.
 
-
-def _decoder(model: Model, query: Tensor | None) -> Callable[[Tensor, int], Tensor]:
-    """A function of rows of tokens ``[rows, T', N, C]`` and a number of frames: the fields of these."""
+    Each row is where its trajectory is, without the shift of its member.
+    """
     tok = model.tokenizer
     native = native_tokenizer(tok) if query is None else None
+    end, block = None if native is not None else folded_end(tok), BLOCKS[tok.config.dims]
 
-    def by_extension(latents: Tensor, frames: int) -> Tensor:
-        assert native is not None
-        with torch.no_grad():
-            return native.decode(model.from_tokens(latents), frames)
-
-    if native is not None:
-        return by_extension
-    end, block = folded_end(tok), BLOCKS[tok.config.dims]
-
-    def in_blocks(latents: Tensor, frames: int) -> Tensor:
+    def decoded(latents: Tensor, frames: int, query: Tensor | None) -> Tensor:
+        if native is not None:
+            with torch.no_grad():
+                return native.decode(model.from_tokens(latents), frames)
         operation = ("decode", tok.config, own_dtype(tok), frames, None if query is None else tuple(query.shape))
         return map_rows(lambda z: model.decode(z, frames, query, end=end), latents, operation=operation, block=block)
 
-    return in_blocks
+    def in_place(latents: Tensor, rows: list[tuple[int, int]], frames: slice) -> Tensor:
+        moves = [inputs.amount_of(row) for row in rows]
+        if query is None:
+            fields = decoded(latents, frames.stop, None)[:, frames]
+            for amount in set(moves):
+                index = [i for i, other in enumerate(moves) if other == amount]
+                if any(amount):
+                    fields[index] = shifted(fields[index], amount, back=True)
+            return fields
+        found: dict[int, Tensor] = {}
+        for amount in set(moves):
+            index = [i for i, other in enumerate(moves) if other == amount]
+            parts = decoded(latents[index], frames.stop, moved(query, amount, tok.config))[:, frames]
+            found |= zip(index, parts, strict=True)
+        return torch.stack([found[i] for i in range(len(rows))])
+
+    return in_place

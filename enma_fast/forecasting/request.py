@@ -92,6 +92,9 @@ class ForecastRequest:
         values. By default 64 on a CPU, where no result depends on it, and 128 to 256 on a GPU by its level-2 cache.
     strict
         Refuse observed frames outside what the model was trained on, in place of a warning.
+    points
+        On a field file: grid points that are observed in each frame, others in each (models with interpolation). By
+        default all. Arrays give the coordinates of theirs.
 
     Raises
     ------
@@ -111,6 +114,7 @@ class ForecastRequest:
     backend: str | None = None
     chunk: int | None = None
     strict: bool = False
+    points: int | None = None
 
     def __post_init__(self) -> None:
         def check(name: str, *, least: int | None = 1, most: int | None = None) -> None:
@@ -123,8 +127,9 @@ class ForecastRequest:
         check("num_members", most=MOST_MEMBERS)
         check("first_member", least=0, most=MOST_MEMBERS - self.num_members)
         check("seed", least=LEAST_SEED, most=MOST_SEED)
-        if self.chunk is not None:
-            check("chunk")
+        for name in ("chunk", "points"):
+            if getattr(self, name) is not None:
+                check(name)
         if isinstance(self.dtype, str) and self.dtype != AUTO:
             raise EnmaError(f"dtype is {self.dtype!r}; a torch.dtype or 'auto' is expected")
         if self.trajectories is not None:

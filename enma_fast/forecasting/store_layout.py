@@ -15,7 +15,7 @@ from ..errors import EnmaError
 from ..models.checkpoint import CONFIG, WEIGHTS, hashes, sha256
 from ..sampling.engine import PRECISIONS
 from ..sampling.settings import chosen_sampling
-from ..store.layout import Layout
+from ..store.layout import POINTS, Layout
 from ..store.location import is_store
 from ..store.metadata import read_unchecked_metadata
 from ..utils.names import check_names
@@ -55,6 +55,7 @@ def layout_of(forecast: FileForecast, attributes: Mapping[str, Any]) -> Layout:
                 "sampling": _in_words(config, request.settings),
                 "precision": request.precision,
                 "data_name": data.name,
+                **({} if request.points is None else {POINTS: request.points}),
                 **attributes,
             },
         )

@@ -115,7 +115,15 @@ class Interpolation(nn.Module):
         return x.unflatten(-1, (self.options.heads, -1)).transpose(-2, -3)
 
     def to_grid(self, u_BTPc: Tensor, points: Tensor | None, valid: Tensor | None) -> Tensor:
-        """Grid features ``[B, T, *grid, F]`` of values at ``points`` ([P, d] or [B, P, d]; None: the regular grid)."""
+        """Grid features ``[B, T, *grid, F]`` of values at ``points`` ([P, d] or [B, P, d]; None: the regular grid).
+
+        Frames that have points of their own, [B, T, P, d] with ``valid`` [B, T, P], are so many trajectories of one.
+        """
+        if points is not None and points.ndim == 4:
+            seen = None if valid is None else valid.flatten(0, 1)
+            return self.to_grid(u_BTPc.flatten(0, 1)[:, None], points.flatten(0, 1), seen).view(
+                *u_BTPc.shape[:2], *self.config.grid, -1
+            )
         if points is None:
             u_BTPc, points = u_BTPc.flatten(2, -2), self.regular
         if u_BTPc.shape[2] != points.shape[-2]:

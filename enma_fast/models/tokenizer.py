@@ -231,9 +231,10 @@ class Tokenizer(nn.Module):
         u
             ``[B, T, *grid, c]`` on the grid, or ``[B, T, P, c]`` at scattered points.
         points
-            ``[P, d]`` or ``[B, P, d]`` in units of the domain; None on the grid.
+            ``[P, d]`` or ``[B, P, d]`` in units of the domain, ``[B, T, P, d]`` where each frame has its own; None on
+            the grid.
         valid
-            ``[B, P]``, False at padding.
+            ``[B, P]`` or ``[B, T, P]``, False at padding.
         """
         return self.posterior(u, points, valid)[0]
 

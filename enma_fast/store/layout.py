@@ -37,9 +37,9 @@ from .chunks import chunk_name
 from .metadata import AXES, DIGEST, FORMAT, FORMAT_VERSION, METADATA, STATISTICS, digest_of
 
 LEDGER, DAMAGED = ".unfinished", ".damaged"
-# Attributes: the trajectories whose observed frames lie outside what the model was trained on, and a hash of the
-# arithmetic that sampled the members.
-OUTSIDE, FINGERPRINT = "outside_training", "fingerprint"
+# Attributes: the trajectories whose observed frames lie outside what the model was trained on, a hash of the arithmetic
+# that sampled the members, and the points that the model saw of each observed frame, if not all.
+OUTSIDE, FINGERPRINT, POINTS = "outside_training", "fingerprint", "observed_points"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -47,6 +47,7 @@ _ROOT = {"attributes", "zarr_format", "consolidated_metadata", "node_type"}
 _KINDS: dict[str, type] = {"num_members": int, "first_member": int, "shard": int, "keeps": str}
 _OTHERS: dict[str, type] = {
     "observed_frames": int,
+    "observed_points": int,
     "command": str,
     "history": str,
     "model": str,

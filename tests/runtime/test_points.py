@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor as Array
+from torch.nn.utils.rnn import pad_sequence
 
 import enma_fast
 from enma_fast.config import ModelConfig
@@ -140,26 +140,33 @@ def forecast(model: Model, history: Observations, **options: Any) -> np.ndarray:
     return session.forecast()
 
 
-def test_every_frame_may_have_points_of_its_own(
-    model: Model, network: Network, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The convolutions see the grid that Python's interpolation makes of each frame by itself."""
+def padded(rows: np.ndarray, counts: list[int]) -> np.ndarray:
+    """Rows of frames one after another as `[frames, most, ...]`, with NaN where a frame has fewer than others."""
+    return pad_sequence(torch.from_numpy(rows).split(counts), batch_first=True, padding_value=float("nan")).numpy()
+
+
+def test_every_frame_may_have_points_of_its_own(model: Model, network: Network) -> None:
     counts = [5, 1, 300, 18]
     points, values = scattered(network.config, 0, counts)
     found = forecast(model, Observations.of(points, values, counts))
-    interpolation = network.tokenizer.interpolation
-    assert interpolation is not None
-    parts = zip(torch.from_numpy(points).split(counts), torch.from_numpy(values).split(counts), strict=True)
-    grid = torch.cat(
-        [interpolation.to_grid(network.tokenizer.standardised(u)[None, None], x, None) for x, u in parts], 1
-    )
+    whole = enma_fast.forecast(network, padded(values, counts), points=padded(points, counts), num_members=3)
+    assert_close(found, whole.numpy())
 
-    def from_points(u: Array, *_: Any) -> Array:
-        return grid.expand(len(u), *grid.shape[1:])
 
-    monkeypatch.setattr(interpolation, "to_grid", from_points)
-    history = waves(1, 1, 4, network.config.tokenizer)[0].numpy()
-    assert_close(found, enma_fast.forecast(network, history, num_members=3).numpy())
+@pytest.mark.parametrize("config", [LINE, PLANE], ids=["line", "plane"])
+def test_shifts_move_the_points(library: Library, tmp_path: Path, config: ModelConfig) -> None:
+    config = replace(config, sampling=replace(config.sampling, shifts=3))
+    network, counts = random_model(config), [5, 7, 30]
+    points, values = scattered(config, 0, counts)
+    found = forecast(opened(library, network, tmp_path / "it"), Observations.of(points, values, counts), num_members=4)
+    whole = enma_fast.forecast(network, padded(values, counts), points=padded(points, counts), num_members=4)
+    assert_close(found, whole.numpy())
+    alone = replace(config.sampling, shifts=None)
+    unmoved = enma_fast.forecast(
+        network, padded(values, counts), points=padded(points, counts), num_members=4, settings=alone
+    ).numpy()
+    assert np.abs(found[0] - unmoved[0]).max() <= TOLERANCE * np.abs(unmoved).max()
+    assert np.abs(found[1] - unmoved[1]).max() > 100 * TOLERANCE
 
 
 def test_bits_do_not_depend_on_threads_or_on_how_points_are_given(model: Model, network: Network) -> None:
@@ -225,7 +232,6 @@ def test_points_that_do_not_fit(model: Model, network: Network) -> None:
         Observations.of(points, np.where(np.arange(3)[:, None, None] == 1, np.nan, values)),
     )
     bad("at least 3", Observations.of(points, values[:2]))
-    bad("shifts is 2, which is for fields on the grid", Observations.of(points, values), shifts=2)
     some = np.tile(points, (3, 1))[:18]
     bad("history: frame 1 has 0 points", Observations.of(some, rows, [9, 0, 9]))
     bad("history: frame 2 has -1 points", Observations.of(some, rows, [9, 10, -1]))

@@ -161,7 +161,7 @@ ENMA_API enma_status enma_session_free(enma_session* session);
  * `context`, frames of another trajectory of the same physics, L may be 1 or `history` NULL: then frame 0 is drawn too. */
 ENMA_API enma_status enma_session_observe(enma_session* session, const DLTensor* history, const DLTensor* context);
 
-/* Likewise, of a model whose description says `scattered` and a session without shifts. */
+/* Likewise, of a model whose description says `scattered`. */
 ENMA_API enma_status enma_session_observe_points(enma_session* session, const enma_observations* history,
                                                  const enma_observations* context);
 

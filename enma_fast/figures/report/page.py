@@ -16,7 +16,7 @@ from ...errors import EnmaError
 from ...evaluation.metrics import SCORES
 from ...evaluation.metrics import columns as score_columns
 from ...evaluation.physics import Physics
-from ...store.layout import OUTSIDE
+from ...store.layout import OUTSIDE, POINTS
 from ...utils.extras import load_extra
 from ...utils.files import complete_file
 from ...utils.text import counted, times
@@ -38,6 +38,7 @@ _ATTRIBUTES = {
     "data_name": "data",
     "data_file": "data file",
     "observed_frames": "observed frames",
+    POINTS: "points observed of each frame",
     "seed": "seed",
     "sampling": "sampler",
     "precision": "precision",
@@ -147,7 +148,8 @@ def _summary(reader: StoreReader) -> str:
         each = " each" if len(reader) > 1 else ""
         parts.append(f"{counted(reader.num_members, 'member')}{each}")
     frames = counted(len(reader.times), "frame")
-    parts.append(f"{frames} from {seen} observed" if seen else frames)
+    part = f" at {attrs[POINTS]} points each" if POINTS in attrs else ""
+    parts.append(f"{frames} from {seen} observed{part}" if seen else frames)
     parts.append(f"on {times(map(len, reader.coords))} points")
     by = f" by {attrs['model']}" if "model" in attrs else ""
     return f"{', '.join(parts)}{by}."

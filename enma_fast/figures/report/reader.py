@@ -6,6 +6,7 @@ Shape suffixes: B trajectories, K members, T frames, Q quantile levels, c channe
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from ...data import dataset_split, read
 from ...errors import EnmaError
 from ...evaluation.metrics import SCORES, Scores
 from ...evaluation.physics import Physics
+from ...forecasting.scattered import drawn_places
+from ...store.layout import POINTS
 from ...store.read import is_missing, read_forecast, zarr_errors
 from ..calibration import SpreadErrorBins
 from ..forecast import Forecast
@@ -89,9 +92,21 @@ class StoreReader:
             levels=self.levels,
             num_members=self.num_members,
             observed_times=None if trajectory.observed is None else self.dataset["observed_time"].to_numpy(),
+            observed_places=self._observed_places(trajectory),
             name=self.channels[channel],
             **fields,
         )
+
+    def _observed_places(self, trajectory: Trajectory) -> np.ndarray | None:
+        """Where the model saw the observed frames, `[L, *x]`; None where it saw all of them."""
+        count, seen = self.attributes.get(POINTS), trajectory.observed
+        if count is None or seen is None:
+            return None
+        grid, seed = seen.shape[1:-1], int(self.attributes["seed"])
+        places = drawn_places(grid, [trajectory.number], count=count, num_frames=len(seen), seed=seed)[0]
+        mask = np.zeros((len(seen), math.prod(grid)), bool)
+        np.put_along_axis(mask, places, True, 1)
+        return mask.reshape(seen.shape[:-1])
 
     def physics(self) -> Physics:
         """An empty accumulator for what the physics says of this store."""

@@ -1,0 +1,83 @@
+"""Where scattered observations lie: checked coordinates, as shifted members see them, and points drawn from a grid.
+
+Legend: B trajectories, L observed frames, P points of a frame, d space dimensions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..config import TokenizerConfig
+from ..data import unmasked
+from ..errors import EnmaError, first_line
+from ..models.model import Model
+from ..sampling.noise import trajectory_seed
+
+# The end of a domain in fp32 may lie a little beyond it.
+_TOLERANCE = 1e-6
+
+
+def coordinates(name: str, value: np.ndarray | Tensor, model: Model, *, of_frames: bool = False) -> Tensor:
+    """Checked coordinates ``[P, d]`` fp32 on the model's device.
+
+    With `of_frames` also those that differ between frames, ``[L, P, d]`` or ``[B, L, P, d]``; NaN stands for a point
+    that is not there. `EnmaError` for a model without an interpolation, another shape, points outside the domain, and a
+    frame without a point.
+    """
+    options = model.config.tokenizer
+    if options.interpolation is None:
+        raise EnmaError(f"{name}: the model {model.config.name!r} has no interpolation; it works on its grid only")
+    try:
+        value = value if isinstance(value, Tensor) else np.asarray(unmasked(name, value), np.float32)
+    except (TypeError, ValueError) as error:
+        raise EnmaError(
+            f"{name} is no array of numbers ({first_line(error)}); [points, {options.dims}] is expected"
+        ) from error
+    points = torch.as_tensor(value, dtype=torch.float32, device=model.latent_mean.device)
+    dims = (2, 3, 4) if of_frames else (2,)
+    if points.ndim not in dims or not points.numel() or points.shape[-1] != options.dims:
+        raise EnmaError(f"{name} has shape {tuple(points.shape)}; [points, {options.dims}] is expected")
+    absent = points.isnan().all(-1) if points.ndim > 2 else torch.zeros(len(points), dtype=torch.bool)
+    if not torch.isfinite(points[~absent]).all():
+        raise EnmaError(f"{name} holds a coordinate that is not finite")
+    for i, length in enumerate(options.lengths):
+        x = points[..., i][~absent]
+        beyond = x[(x < 0) | (x > length * (1 + _TOLERANCE))]
+        if len(beyond):
+            raise EnmaError(f"{name} has {beyond[0]:.6g}; the domain is 0 to {length:.6g} along dimension {i}")
+    if points.ndim > 2 and (empty := absent.all(-1)).any():
+        raise EnmaError(f"{name}: frame {int(empty.nonzero()[0, -1])} has no point; give one at least, or leave it out")
+    return points
+
+
+def moved(points: Tensor, amount: tuple[int, ...], options: TokenizerConfig) -> Tensor:
+    """Coordinates ``[..., d]`` in a field that is shifted forward by so many grid points (`sampling.shifts`)."""
+    if not any(amount):
+        return points
+    lengths = torch.tensor(options.lengths, device=points.device)
+    ring = torch.tensor(options.periodic, device=points.device)
+    steps = torch.tensor([a * x / n for a, x, n in zip(amount, options.lengths, options.grid, strict=True)])
+    there = points + steps.to(points.device)
+    return torch.where(ring & (there >= lengths), there - lengths, there)
+
+
+def drawn_places(
+    grid: tuple[int, ...], numbers: Sequence[int], *, count: int, num_frames: int, seed: int, context: bool = False
+) -> np.ndarray:
+    """Numbers ``[B, L, P]`` of the grid points that are observed in each frame of these trajectories, all different.
+
+    They depend on the seed, the number of the trajectory, whether it serves as a context, and the frame.
+    """
+    points = math.prod(grid)
+    if not 1 <= count <= points:
+        raise EnmaError(f"points is {count}; 1 to {points}, the points of the grid, are expected")
+    drawn = []
+    for number in numbers:
+        choose = np.random.Generator(np.random.Philox(key=[trajectory_seed(seed, number), int(context)]))
+        drawn.append(choose.random((num_frames, points)).argsort(-1)[:, :count])
+    return np.array(drawn, np.int64).reshape(-1, num_frames, count)

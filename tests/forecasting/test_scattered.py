@@ -1,0 +1,204 @@
+"""Observations at scattered points: others in each frame, fewer in some, moved by shifts, drawn from a file's grid."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from enma_fast.errors import EnmaError
+from enma_fast.evaluation.scoring import score
+from enma_fast.forecasting.api import forecast
+from enma_fast.forecasting.file_forecast import FileForecast
+from enma_fast.forecasting.members import sample_fields, stream_members
+from enma_fast.forecasting.request import TASKS as NAMED
+from enma_fast.forecasting.request import ForecastRequest
+from enma_fast.forecasting.scattered import drawn_places
+from enma_fast.models.interpolation import grid_points
+
+from .._tiny import CONFIGS, distance, model, random_model, waves, waves_file
+from ._inputs import TASKS, inputs
+
+NAN = float("nan")
+
+
+@pytest.fixture(scope="module", params=["points", "plane-paper"])
+def made(request):
+    return model(request.param)
+
+
+def grid_of(made):
+    return grid_points(made.config.tokenizer.grid, made.config.tokenizer.lengths)
+
+
+def scattered(made, fields, seed=0):
+    """All grid points of each frame in an order of its own: values [B, L, P, c] and coordinates [B, L, P, d]."""
+    flat = fields.flatten(2, -2)
+    order = torch.rand(flat.shape[:3], generator=torch.Generator().manual_seed(seed)).argsort(-1)
+    return flat.gather(2, order[..., None].expand_as(flat)), grid_of(made)[order]
+
+
+@pytest.mark.parametrize("shifts", [None, 3])
+@pytest.mark.parametrize("task", TASKS)
+def test_frames_with_points_of_their_own(made, task, shifts):
+    """The whole grid, in another order in each frame, is the grid."""
+    if shifts:
+        made = random_model(replace(made.config, sampling=replace(made.config.sampling, shifts=shifts)))
+    given = inputs(made, TASKS[task])
+    expected = sample_fields(made, **given, num_members=4)
+    history, points = (None, None) if given["history"] is None else scattered(made, given["history"])
+    context, context_points = (None, None) if given["context"] is None else scattered(made, given["context"], seed=1)
+    arguments = {"context": context, "context_points": context_points, "num_members": 4}
+    points = context_points if points is None else points
+    found = sample_fields(made, history, points=points, **arguments)
+    # Coordinates are rounded when they are moved; a move that is left out makes 0.4 to 0.8.
+    assert distance(found, expected) < (1e-3 if shifts else 1e-4)
+    streamed = stream_members(
+        made, ForecastRequest(num_members=4), history, context=context, points=points, context_points=context_points
+    )
+    assert distance(torch.stack(list(streamed), 2), found) < 1e-5
+    # A trajectory does not see the points of another.
+    one = {name: x if x is None or isinstance(x, int) else x[1:] for name, x in arguments.items()}
+    alone = sample_fields(made, None if history is None else history[1:], points=points[1:], **one, trajectories=[1])
+    assert torch.equal(alone[0], found[1])
+
+
+def test_points_of_all_trajectories(made):
+    history, points = scattered(made, inputs(made, TASKS["temporal"])["history"][:1])
+    both = history.expand(2, *history.shape[1:]).contiguous()
+    found = sample_fields(made, both, points=points[0].numpy(), num_members=2)
+    assert torch.equal(found, sample_fields(made, both, points=points.expand(2, -1, -1, -1), num_members=2))
+    assert torch.equal(found[0], sample_fields(made, history[0], points=points[0], num_members=2))
+
+
+def test_a_frame_may_have_fewer_points_than_others(made):
+    history, points = scattered(made, inputs(made, TASKS["temporal"])["history"])
+    few = [points[:, :, :30].clone(), history[:, :, :30].clone()]
+    few[0][:, 1, 11:], few[1][:, 1, 11:] = NAN, NAN
+    found = sample_fields(made, few[1], points=few[0], num_members=2)
+    assert found.isfinite().all()
+    few[1][:, 1, 11:] = 1e30
+    assert torch.equal(sample_fields(made, few[1], points=few[0], num_members=2), found)
+    whole = sample_fields(made, history[:, :, :30], points=points[:, :, :30], num_members=2)
+    assert distance(found, whole) > 1e-4
+
+
+def test_queries_are_moved_by_shifts():
+    config = replace(CONFIGS["points"], sampling=replace(CONFIGS["points"].sampling, shifts=3))
+    made, some = random_model(config), [3, 30, 8]
+    given = inputs(made, TASKS["temporal"])
+    whole = sample_fields(made, **given, num_members=4)
+    found = sample_fields(made, **given, num_members=4, query=grid_of(made)[some])
+    assert distance(found, whole[..., some, :]) < 1e-5
+    with_labels = forecast(made, given["history"], num_members=4, query=grid_of(made)[some]).values
+    assert torch.equal(with_labels, found)
+
+
+def test_drawn_points():
+    grid = (8, 4)
+    both = drawn_places(grid, [3, 5], count=10, num_frames=4, seed=7)
+    assert both.shape == (2, 4, 10)
+    assert all(len(set(frame)) == 10 for frame in both.reshape(-1, 10).tolist())
+    assert both.min() >= 0
+    assert both.max() < 32
+    assert len({tuple(sorted(frame)) for frame in both.reshape(-1, 10).tolist()}) == 8
+    np.testing.assert_array_equal(drawn_places(grid, [5], count=10, num_frames=2, seed=7)[0], both[1, :2])
+    np.testing.assert_array_equal(drawn_places(grid, [5], count=6, num_frames=4, seed=7)[0], both[1, :, :6])
+    assert (drawn_places(grid, [5], count=10, num_frames=4, seed=8)[0] != both[1]).any()
+    assert (drawn_places(grid, [5], count=10, num_frames=4, seed=7, context=True)[0] != both[1]).any()
+
+
+def file_of(made):
+    return waves_file(made.config, waves(3, 2, 8, made.config.tokenizer))
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_file_seen_at_points(made, task):
+    data, options = file_of(made), made.config.tokenizer
+    common = {"task": NAMED[task], "num_members": 3, "trajectories": [4, 1], "seed": 5}
+    whole = FileForecast(made, data, ForecastRequest(**common))
+    forecasts = FileForecast(made, data, ForecastRequest(**common, points=len(grid_of(made))))
+    forecasts.check()
+    assert distance(forecasts.sample(forecasts.request), whole.sample(whole.request)) < 1e-4
+    few = FileForecast(made, data, ForecastRequest(**common, points=9))
+    found = few.sample(few.request)
+    assert distance(found, whole.sample(whole.request)) > 1e-4
+    # Parts of a run, as its blocks are, and the arrays by hand.
+    part = few.request.part(slice(1, 2), slice(1, 3), chunk=8)
+    assert torch.equal(few.sample(part), found[1:, 1:])
+
+    def seen(numbers, frames, context):
+        places = drawn_places(options.grid, [4, 1], count=9, num_frames=frames, seed=5, context=context)
+        flat = data.u[numbers, :frames].reshape(2, frames, -1, options.field_channels)
+        return np.take_along_axis(flat, places[..., None], 2), grid_of(made).numpy()[places]
+
+    observed, has_context = TASKS[task]
+    history, points = seen([4, 1], observed, False) if observed else (None, None)
+    context, others = seen([5, 0], 8, True) if has_context else (None, None)
+    by_hand = sample_fields(
+        made,
+        history,
+        context=context,
+        points=others if points is None else points,
+        context_points=others,
+        **{name: common[name] for name in ("num_members", "trajectories", "seed")},
+    )
+    assert torch.equal(by_hand, found)
+
+
+def test_scores_of_fewer_points():
+    made = model("points")
+    data = file_of(made)
+    whole, same, few = (score(made, data, members=2, points=points) for points in (None, 32, 2))
+    assert (whole["points"], same["points"], few["points"]) == (None, 32, 2)
+    assert same["rel_l2"] == pytest.approx(whole["rel_l2"], rel=1e-4)
+    assert few["rel_l2"] != pytest.approx(whole["rel_l2"], rel=2e-4)
+
+
+def changed(x, index, value):
+    x = x.clone()
+    x[index] = value
+    return x
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            lambda u, x: {"points": changed(x, (0, 1, 2), 7.0)},
+            "points has 7; the domain is 0 to 6.28319 along dimension 0",
+        ),
+        (lambda u, x: {"points": changed(x, (0, 1, 2), -0.5)}, "points has -0.5; the domain is 0 to 6.28319"),
+        (lambda u, x: {"points": changed(x, (1, 2), NAN)}, "points: frame 2 has no point"),
+        (lambda u, x: {"points": changed(x, (0, 0, 0), float("inf"))}, "points holds a coordinate that is not finite"),
+        (lambda u, x: {"points": x[:, :2]}, "history has 3 frames of 2 trajectories, its points are those of 2 x 2"),
+        (lambda u, x: {"points": x[0, :2]}, "history has 3 frames of 2 trajectories, its points are those of 2$"),
+        (lambda u, x: {"points": x[..., :5, :]}, r"history has shape \(2, 3, 32, 1\); .*expects \[B, T, 5, 1\]"),
+        (lambda u, x: {"points": x[None]}, r"points has shape \(1, 2, 3, 32, 1\); \[points, 1\] is expected"),
+        (lambda u, x: {"history": changed(u, (0, 1, 2), NAN), "points": x}, "history holds a value that is not finite"),
+        (lambda u, x: {"context_points": x}, "context_points: points is None"),
+        (
+            lambda u, x: {"points": x, "context": u, "context_points": x[:, :1]},
+            "context has 3 frames of 2 trajectories, its points are those of 2 x 1",
+        ),
+    ],
+)
+def test_bad_points_are_named(change, said):
+    made = model("points")
+    u, x = scattered(made, inputs(made, TASKS["temporal"])["history"])
+    with pytest.raises(EnmaError, match=f"^{said}"):
+        sample_fields(made, **({"history": u} | change(u, x)))
+
+
+@pytest.mark.parametrize(
+    ("name", "points", "said"),
+    [
+        ("points", 33, "points is 33; 1 to 32, the points of the grid, are expected"),
+        ("points", 0, "points is 0; at least 1"),
+        ("relative", 5, "points: relative has no interpolation and sees whole frames only; leave it out"),
+    ],
+)
+def test_bad_numbers_of_points(name, points, said):
+    made = model(name)
+    with pytest.raises(EnmaError, match=f"^{said}"):
+        score(made, file_of(made), members=2, points=points)
