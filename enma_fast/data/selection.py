@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import EnmaError
-from . import FieldFile, count, read_numbered
+from . import FieldFile, read_numbered
 
 
 def fields_of(
@@ -19,16 +19,20 @@ def fields_of(
         _check_rows(rows, data.num_trajectories, data.path)
         return data, rows
     path = Path(data)
-    total = count(path)
-    rows = range(total) if select is None else list(select)
-    _check_rows(rows, total, path)
-    return read_numbered(path, rows, contexts=contexts), rows
+
+    def chosen(total: int) -> Sequence[int]:
+        rows = range(total) if select is None else list(select)
+        _check_rows(rows, total, path)
+        return rows
+
+    # The file is opened once: that takes a process of its own.
+    found = read_numbered(path, chosen, contexts=contexts)
+    return found, range(found.num_trajectories) if select is None else list(select)
 
 
 def context_of(path: Path, rows: Sequence[int]) -> FieldFile:
     """Context trajectories for `rows` from another file, or the one for all; `check_case` refuses too few."""
-    total = count(path)
-    return read_numbered(path, [row for row in rows if 1 < total > row] or [0])
+    return read_numbered(path, lambda total: [row for row in rows if 1 < total > row] or [0])
 
 
 def _check_rows(rows: Sequence[int], total: int, path: Path) -> None:

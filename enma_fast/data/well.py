@@ -15,7 +15,7 @@ not read.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -73,16 +73,20 @@ def count(path: str | Path) -> int:
     return found
 
 
-def read_numbered(path: str | Path, numbers: Sequence[int], *, contexts: bool = False) -> FieldFile:
+def read_numbered(
+    path: str | Path, numbers: Sequence[int] | Callable[[int], Sequence[int]], *, contexts: bool = False
+) -> FieldFile:
     """Read trajectories of a field file, which keep their numbers, and with `contexts` their context trajectories.
 
-    `EnmaError` as `read`; with `contexts`, if a trajectory has none.
+    `numbers` may be a function of how many the file holds. `EnmaError` as `read`; with `contexts`, if a trajectory has
+    none.
     """
     path = Path(path)
 
     def work(file: Any, more: Limits) -> dict[str, Any]:
         source = _source(file, path, None)
-        every, rows = np.arange(source.num_trajectories), select_rows(numbers, source.num_trajectories, path)
+        chosen = numbers(source.num_trajectories) if callable(numbers) else numbers
+        every, rows = np.arange(source.num_trajectories), select_rows(chosen, source.num_trajectories, path)
         found = {context_number(path, source.environment, int(i), every) for i in rows if contexts}
         rows = np.union1d(rows, sorted(found)).astype(np.int64)
         return replace(source.load(rows, more), numbers=rows, total=source.num_trajectories).parts()

@@ -1,11 +1,14 @@
 """The plain C++ core of an operator, with a main of its own, under sanitizers, without Torch."""
 
+import hashlib
 import os
 import subprocess
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 
+NONE: Mapping[str, Sequence[str]] = MappingProxyType({})
 ROOT = Path(__file__).resolve().parents[2]
 CORE = ROOT / "csrc/core/cpu"
 WARNINGS = ["-Wall", "-Wextra", "-Werror"]
@@ -21,13 +24,15 @@ def run_core(
     folder: Path,
     *,
     parts: Sequence[str] = (),
-    unwatched: Sequence[str] = (),
     sanitizers: Sequence[str] = SANITIZERS,
+    others: Mapping[str, Sequence[str]] = NONE,
     flags: Sequence[str] = (),
     link: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
 ) -> None:
-    """Compile the core of these operators once; link ``native_<op>_main.cpp`` of each to it and run it: it prints ok.
+    """Compile the core of these operators; link ``native_<op>_main.cpp`` of each to it and run it: it prints ok.
+
+    What an earlier call has compiled into the folder in the same way is taken.
 
     Parameters
     ----------
@@ -35,8 +40,8 @@ def run_core(
         Stems of operators.
     parts
         More files of the core, as patterns; those that take longest first.
-    unwatched
-        Names of files that the sanitizers leave out.
+    others
+        Sanitizers of some files in place of `sanitizers`, by how their names begin.
     flags, link
         Of the compiler and the linker.
     environment
@@ -47,9 +52,11 @@ def run_core(
     mains = [ROOT / f"tests/ops/native_{op}_main.cpp" for op in ops]
 
     def compiled(path: Path) -> Path:
-        out = folder / f"{path.stem}.o"
-        watched = [] if path.stem in unwatched else sanitizers
+        watched = next((flags for start, flags in others.items() if path.stem.startswith(start)), sanitizers)
         command = ["g++", "-std=c++20", "-O1", "-g1", "-fopenmp", *WARNINGS, *watched, *flags, f"-I{ROOT / 'csrc'}"]
+        out = folder / f"{path.stem}-{hashlib.sha256(repr(command).encode()).hexdigest()[:8]}.o"
+        if out.exists():
+            return out
         built = subprocess.run([*command, "-c", str(path), "-o", str(out)], capture_output=True, text=True)
         assert built.returncode == 0, built.stderr[-4000:]
         return out
@@ -57,7 +64,7 @@ def run_core(
     with ThreadPoolExecutor(2) as pool:
         objects = list(map(str, pool.map(compiled, [*sources, *mains])))
     for main in objects[len(sources) :]:
-        program = folder / Path(main).stem
+        program = Path(main).with_suffix("")
         command = ["g++", "-fopenmp", *sanitizers, *objects[: len(sources)], main, *link, "-o", str(program)]
         linked = subprocess.run(command, capture_output=True, text=True)
         assert linked.returncode == 0, linked.stderr[-4000:]

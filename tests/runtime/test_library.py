@@ -6,6 +6,8 @@ import re
 import shutil
 import subprocess
 import tarfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -279,20 +281,44 @@ def test_a_page_in_an_empty_folder(
         run(["gfortran", "-std=f2018", f"-J{tmp_path}", "-fsyntax-only", str(CSRC / "fortran/enma.f90"), *files])
 
 
+@dataclass(frozen=True)
+class Watched:
+    """The library compiled so that every access is watched, and how to compile and link programs over it."""
+
+    compiler: str
+    flags: list[str]
+    objects: list[str]
+    fuzzes: bool
+
+    def program(self, main: Path, out: Path, *flags: str, others: Sequence[str] = (), without: str = "") -> Path:
+        """Compile a program of one file and link it to the library, without the object of one of its files."""
+        kept = [path for path in self.objects if not (without and path.endswith(f"_{without}.o"))]
+        run([self.compiler, *FLAGS, *self.flags, *flags, str(main), *others, *kept, "-o", str(out)])
+        return out
+
+
 @pytest.fixture(scope="module")
-def watched(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Object files of the library in which every access is watched."""
+def watched(tmp_path_factory: pytest.TempPathFactory) -> Watched:
+    """By Clang where it has libFuzzer and OpenMP, so that one build serves all tests; else by GCC."""
     needs("g++")
-    return objects(tmp_path_factory.mktemp("watched"), SANITIZERS, "g++")
+    folder = tmp_path_factory.mktemp("watched")
+    (folder / "probe.cpp").write_text('extern "C" int LLVMFuzzerTestOneInput(const char*, long) { return 0; }')
+    if shutil.which("clang++"):
+        watch = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g1", "-O1"]
+        probe = ["clang++", *FLAGS, *watch, "-fsanitize=fuzzer", str(folder / "probe.cpp"), "-o", str(folder / "probe")]
+        done = subprocess.run(probe, capture_output=True, text=True)
+        if done.returncode == 0:
+            made = objects(folder, [*watch, "-fsanitize=fuzzer-no-link"], "clang++")
+            return Watched("clang++", watch, made, fuzzes=True)
+        assert "libclang_rt.fuzzer" in done.stderr or "cannot find -lomp" in done.stderr, done.stderr[-4000:]
+    return Watched("g++", SANITIZERS, objects(folder, SANITIZERS, "g++"), fuzzes=False)
 
 
 @pytest.mark.slow
-def test_readers_under_sanitizers(watched: list[str], folder: Path, scattered: Path, tmp_path: Path) -> None:
+def test_readers_under_sanitizers(watched: Watched, folder: Path, scattered: Path, tmp_path: Path) -> None:
     """Changed files of two checkpoints, one with fp16 weights, and changed saved sessions; and the portable SHA-256."""
-    program = tmp_path / "readers"
-    portable, main = str(CSRC / "runtime/sha256.cpp"), str(Path(__file__).with_name("readers_main.cpp"))
-    others = [path for path in watched if not path.endswith("_sha256.o")]
-    run(["g++", *FLAGS, "-DENMA_PORTABLE", *SANITIZERS, portable, main, *others, "-o", str(program)])
+    main, portable = Path(__file__).with_name("readers_main.cpp"), str(CSRC / "runtime/sha256.cpp")
+    program = watched.program(main, tmp_path / "readers", "-DENMA_PORTABLE", others=[portable], without="sha256")
     halves = Path(shutil.copytree(scattered, tmp_path / "halves"))
     tensors = load_file(halves / "model.safetensors")
     save_file({name: values.astype(np.float16) for name, values in tensors.items()}, halves / "model.safetensors")
@@ -305,21 +331,12 @@ def test_readers_under_sanitizers(watched: list[str], folder: Path, scattered: P
 
 
 @pytest.mark.slow
-def test_readers_under_libfuzzer(small: Model, folder: Path, tmp_path: Path) -> None:
+def test_readers_under_libfuzzer(watched: Watched, small: Model, folder: Path, tmp_path: Path) -> None:
     """From inputs of an earlier run, which reach what these seeds alone do not in half a minute."""
-    needs("clang++")
-    watch = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g1", "-O1"]
-    link = [*FLAGS, *watch, "-DENMA_LIBFUZZER", "-fsanitize=fuzzer"]
-    program, corpus = tmp_path / "fuzz", tmp_path / "corpus"
-    main = str(Path(__file__).with_name("readers_main.cpp"))
-    (tmp_path / "probe.cpp").write_text('extern "C" int LLVMFuzzerTestOneInput(const char*, long) { return 0; }')
-    probe = ["clang++", *link, str(tmp_path / "probe.cpp"), "-o", str(program)]
-    done = subprocess.run(probe, capture_output=True, text=True)
-    if "libclang_rt.fuzzer" in done.stderr or "cannot find -lomp" in done.stderr:
-        pytest.skip("clang++ has no libFuzzer or no OpenMP")
-    assert done.returncode == 0, done.stderr[-4000:]
-    made = objects(tmp_path, [*watch, "-fsanitize=fuzzer-no-link"], "clang++")
-    run(["clang++", *link, main, *made, "-o", str(program)])
+    if not watched.fuzzes:
+        pytest.skip("needs a clang++ with libFuzzer and OpenMP")
+    corpus, main = tmp_path / "corpus", Path(__file__).with_name("readers_main.cpp")
+    program = watched.program(main, tmp_path / "fuzz", "-DENMA_LIBFUZZER", "-fsanitize=fuzzer")
     with tarfile.open(Path(__file__).with_name("corpus.tar.xz")) as found:
         found.extractall(corpus, filter="data")
     assert len(list(corpus.iterdir())) > 500
@@ -341,23 +358,22 @@ def test_readers_under_libfuzzer(small: Model, folder: Path, tmp_path: Path) -> 
 
 @pytest.mark.slow
 def test_a_session_under_sanitizers(
-    watched: list[str], folder: Path, plane: Path, scattered: Path, tmp_path: Path
+    watched: Watched, folder: Path, plane: Path, scattered: Path, tmp_path: Path
 ) -> None:
     """The example in C, and enma.hpp, over a library in which every access is watched."""
-    needs("gcc")
-    example_c, program = str(tmp_path / "forecast.o"), tmp_path / "forecast"
-    include = f"-I{CSRC / 'include'}"
-    run(["gcc", *SANITIZERS, include, "-c", str(CSRC / "examples/forecast.c"), "-o", example_c])
-    run(["g++", "-fopenmp", *SANITIZERS, *watched, example_c, "-o", str(program)])
-    main = str(Path(__file__).with_name("cpp_main.cpp"))
-    run(["g++", "-std=c++17", "-fopenmp", *SANITIZERS, include, main, *watched, "-o", str(tmp_path / "cpp")])
+    c = {"g++": "gcc", "clang++": "clang"}[watched.compiler]
+    needs(c)
+    example, here = str(tmp_path / "forecast.o"), Path(__file__)
+    run([c, *watched.flags, f"-I{CSRC / 'include'}", "-c", str(CSRC / "examples/forecast.c"), "-o", example])
+    program = tmp_path / "forecast"
+    run([watched.compiler, "-fopenmp", *watched.flags, *watched.objects, example, "-o", str(program)])
+    watched.program(here.with_name("cpp_main.cpp"), tmp_path / "cpp", "-std=c++17")
     frames = tmp_path / "frames"
     for checkpoint, points in ((folder, 32), (plane, 16 * 8 * 2)):
         np.linspace(-1, 1, 3 * points, dtype=np.float32).tofile(frames)
         assert run([str(program), str(checkpoint), str(frames), "3", str(tmp_path / "out")]).count("frame") == 5
         assert run([str(tmp_path / "cpp"), str(checkpoint), str(frames), str(tmp_path / "out")]) == "ok\n"
-    main = str(Path(__file__).with_name("points_main.cpp"))
-    run(["g++", "-std=c++17", "-fopenmp", *SANITIZERS, include, main, *watched, "-o", str(program)])
+    program = watched.program(here.with_name("points_main.cpp"), tmp_path / "seen-at-points", "-std=c++17")
     np.linspace(0, 1, 2 * 9, dtype=np.float32).tofile(tmp_path / "points")
     np.linspace(-1, 1, 3 * 9 * 2, dtype=np.float32).tofile(frames)
     run([str(program), str(scattered), str(tmp_path / "points"), str(frames), str(tmp_path / "out")])

@@ -1,4 +1,4 @@
-"""The C++ cores of sampler and flow head without Torch: sanitizers, races of threads, no allocation in a frame."""
+"""The C++ core without Torch: sanitizers, races of threads, no allocation in a frame."""
 
 import shutil
 import subprocess
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ._sanitizers import QUICK_SANITIZERS, run_core
+from ._sanitizers import QUICK_SANITIZERS, SANITIZERS, run_core
 
 PARALLEL = "_ZN4enma6detail8parallelEiPFvPviiES1_"
 
@@ -25,19 +25,35 @@ def needs(sanitizers: list[str], folder: Path) -> None:
         pytest.skip(f"programs with {' '.join(sanitizers)} do not run here")
 
 
-def test_core_under_sanitizers(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """For objects that two tests share."""
+    return tmp_path_factory.mktemp("core")
+
+
+def test_operators_over_lanes_under_sanitizers(folder: Path) -> None:
+    """Every instruction set of this machine, and AVX-512's code on vectors that the compiler emulates."""
+    run_core(
+        ["frame_attention", "point_attention", "rms_norm", "self_attention", "swiglu"],
+        folder,
+        parts=["vector_kernels*"],
+        flags=["-DENMA_SMALL"],
+    )
+
+
+def test_core_under_sanitizers(folder: Path) -> None:
     """Every instruction set of this machine; bits, and allocations over 100 frames.
 
     Watched are the plain and the AVX2 kernels, and the AVX-512 code on emulated vectors: each line of the kernels'
     templates, in fp32, over bf16 weights and over bf16 inputs. Memory is handed out as NaN.
     """
-    needs(QUICK_SANITIZERS, tmp_path)
+    needs(QUICK_SANITIZERS, folder)
     run_core(
         ["sampler", "flow_head"],
-        tmp_path,
+        folder,
         parts=["gemm_emulated", "gemm_[!e]*", "gemm", "local_head", "vector_kernels*"],
-        unwatched=["gemm_avx512", "gemm_avx512_bf16"],
         sanitizers=QUICK_SANITIZERS,
+        others={"gemm_avx512": (), "vector_kernels": SANITIZERS},
         flags=["-DENMA_SMALL"],
         environment={"ASAN_OPTIONS": f"max_malloc_fill_size={1 << 30}:malloc_fill_byte=255"},
     )
