@@ -1,5 +1,7 @@
 """Settings of every test: few threads, a fixed seed, poisoned memory, GPU tests skipped with a reason."""
 
+import ctypes
+import gc
 import importlib.metadata
 import importlib.util
 import os
@@ -92,6 +94,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(skip)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Give back what a file has freed: a fork, such as each field file is read in, copies the tables of all memory.
+
+    A training keeps it (`enma_fast.utils.system.keep_freed_memory`).
+    """
+    if nextitem is None or nextitem.path != item.path:
+        gc.collect()
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
 
 
 @pytest.fixture(autouse=True)

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from .._objects import compiler, installed
 from .test_build import build_sdist, build_wheel, copy_checkout, run
 
 # Compiling against Torch's headers takes a minute or two.
@@ -64,35 +65,8 @@ def sdist(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_sdist(checkout, tmp_path_factory.mktemp("sdist") / "dist", ENMA_FAST_NO_EXT="1")
 
 
-# A compiler that finds all headers of a file in its own tree, and then takes the object that `make install` made of the
-# same bytes with the same flags. It is told the tree, and where these objects are.
-REUSING = """#!{python} -SE
-import shutil, subprocess, sys
-from pathlib import Path
-words, tree, made = sys.argv[1:], Path({tree!r}), Path({made!r})
-if "-c" in words:
-    at = words.index("-o")
-    object = (made / Path(words[at - 1]).relative_to(tree)).with_suffix(".o")
-    if object.is_file():
-        subprocess.run(["g++", *("-E" if word == "-c" else word for word in words)], check=True)
-        shutil.copy(object, words[at + 1])
-        sys.exit()
-sys.exit(subprocess.run(["g++", *words]).returncode)
-"""
-
-
-def installed_objects(root: Path) -> Path | None:
-    """Folder of the objects of `make install`; None where they are of other sources, or of flags of a user's."""
-    made = root / f"build/editable-torch-{version('torch')}"
-    sources = [*root.glob("csrc/**/*"), root / "setup.py"]
-    newest = max(path.stat().st_mtime for path in sources if path.is_file())
-    libraries = [*(root / "enma_fast").glob("_C*.so")]
-    fresh = bool(libraries) and min(path.stat().st_mtime for path in libraries) > newest
-    return made if made.is_dir() and fresh and not {"CXX", "CXXFLAGS"} & os.environ.keys() else None
-
-
 @pytest.fixture(scope="module")
-def build(root: Path, sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Build:
+def build(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Build:
     """The extension, built from the source distribution; pip builds in the tree and leaves the objects there.
 
     Files that `make install` has compiled are not compiled once more; without it they are not optimised.
@@ -103,13 +77,9 @@ def build(root: Path, sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     source = unpacked(sdist, folder / "source")
     # ninja is installed beside the interpreter, which need not be on the path.
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    made, compiler = installed_objects(root), folder / "g++"
-    if made is None:
-        how = {"CXXFLAGS": "-O0 -DENMA_SMALL"}
-    else:
-        compiler.write_text(REUSING.format(python=sys.executable, tree=str(source), made=str(made)))
-        compiler.chmod(0o755)
-        how = {"CXX": str(compiler)}
+    made, how = installed(), {"CXXFLAGS": "-O0 -DENMA_SMALL"}
+    if made is not None:
+        how = {"CXX": str(compiler(folder / "g++", made, source, command=["g++"]))}
     wheel = build_wheel(source, folder / "dist", ENMA_FAST_NO_EXT="0", MAX_JOBS="2", PATH=path, **how)
     return Build(source, wheel, sorted(source.glob("build/**/*.o")))
 
