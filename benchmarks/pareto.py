@@ -5,8 +5,9 @@
 Every setting forecasts the same trajectories of the shipped test file with the same noise, and is scored. Then all of
 them forecast one chunk of those trajectories in turn (A B C A B C ...), from observed fields to forecast fields;
 seconds are the median over rounds. Settings that differ in the temperature only do the same work and share one time.
-`--beside` adds other models with their own settings, such as a one-pass model, and `--solver` a line for the numerical
-solver with parameters fitted to the observed frames (`benchmarks/classical.py`).
+Own settings are also sampled by plain PyTorch (eager). `--beside` adds other models with their own settings, such as a
+one-pass model, and `--solver` a line for the numerical solver with parameters fitted to the observed frames
+(`benchmarks/classical.py`).
 A setting is in the Pareto set of an error if no other is as good in both seconds and error and better in one.
 """
 
@@ -38,6 +39,8 @@ from enma_fast.models.model import Model
 from enma_fast.utils.extras import load_extra
 
 OWN = "own"
+# The same settings by plain PyTorch.
+EAGER = ", eager"
 ERRORS = ("rel_l2", "crps")
 
 
@@ -119,15 +122,21 @@ def measure(
         if name in models:
             raise EnmaError(f"--beside: two points are named {name!r}; give each model once")
         settings[name], models[name] = other.config.sampling, other
+    for name in (OWN, *(other.config.name for other in beside)):
+        settings[f"{name}{EAGER}"], models[f"{name}{EAGER}"] = settings[name], models[name]
     request = ForecastRequest(num_members=members, seed=seed, chunk=chunk, trajectories=rows)
+    backends = {name: "reference" if name.endswith(EAGER) else None for name in settings}
     forecasts = {
-        name: FileForecast(models[name], data, dataclasses.replace(request, settings=chosen))
+        name: FileForecast(models[name], data, dataclasses.replace(request, settings=chosen, backend=backends[name]))
         for name, chosen in settings.items()
     }
     scores = {name: score_forecast(forecast) for name, forecast in forecasts.items()}
 
     # The first case of each amount of work stands for all of them.
-    work = {name: (id(models[name]), dataclasses.replace(chosen, temperature=1.0)) for name, chosen in settings.items()}
+    work = {
+        name: (id(models[name]), backends[name], dataclasses.replace(chosen, temperature=1.0))
+        for name, chosen in settings.items()
+    }
     timed = {chosen: name for name, chosen in reversed(work.items())}
     part = rows[: max(1, chunk // members)]
     few = {name: dataclasses.replace(forecast.request, trajectories=part) for name, forecast in forecasts.items()}

@@ -90,9 +90,9 @@ def test_a_one_pass_model_beside_another(tmp_path, monkeypatch, capsys):
         result = json.loads(capsys.readouterr().out)
         assert result["solver"] is None
         found[name] = {row["name"]: row for row in result["rows"]}
-        assert list(found[name])[-1] == other
-    assert len(found["fast"]) == 6
-    assert {row["decoder"] for name, row in found["fast"].items() if name != "tiny"} == {"one-pass"}
+        assert list(found[name])[-3:] == [other, f"{OWN}, eager", f"{other}, eager"]
+    assert len(found["fast"]) == 8
+    assert {row["decoder"] for name, row in found["fast"].items() if "tiny" not in name} == {"one-pass"}
     # A point is the same from either side.
     for name, other in (("tiny", "fast"), ("fast", "tiny")):
         for key in ("rel_l2", "crps", "decoder"):
@@ -121,7 +121,10 @@ def test_a_run_on_an_untrained_model(tmp_path, monkeypatch, capsys):
     rows = {row["name"]: row for row in result["rows"]}
     assert [text[: len(name)] for text, name in zip(printed.err.splitlines()[1:], rows, strict=True)] == list(rows)
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
-    assert rows.keys() == grid(CONFIG.sampling).keys()
+    assert rows.keys() == grid(CONFIG.sampling).keys() | {f"{OWN}, eager"}
+    # The same noise, by other arithmetic, in a time of its own.
+    assert rows[f"{OWN}, eager"]["crps"] == pytest.approx(rows[OWN]["crps"], rel=1e-4)
+    assert rows[f"{OWN}, eager"]["seconds_per_member"] != rows[OWN]["seconds_per_member"]
     assert (result["num_trajectories"], result["timed_trajectories"], result["members"]) == (4, 2, 3)
     assert result["machine"]["threads"] == result["threads"]
 
