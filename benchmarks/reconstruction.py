@@ -22,27 +22,12 @@ from torch import Tensor
 from enma_fast.data import read
 from enma_fast.errors import EnmaError
 from enma_fast.evaluation.metrics.error import relative_l2
+from enma_fast.evaluation.scattered import SHARES, reconstruction_errors
 from enma_fast.models.checkpoint import load_tokenizer, locate
 from enma_fast.models.interpolation import grid_points
 from enma_fast.models.tokenizer import Tokenizer
 
-SHARES = (1.0, 0.5, 0.2, 0.1)
 ROWS = 50
-
-
-@torch.inference_mode()
-def errors(tokenizer: Tokenizer, fields: Tensor, *, share: float, seed: int) -> Tensor:
-    """Relative L2 error ``[B]`` of fields ``[B, T, *grid, c]``, each seen at a random share of its grid points."""
-    config = tokenizer.config
-    points = grid_points(config.grid, config.lengths)
-    count = max(1, round(share * len(points)))
-    generator, found = torch.Generator().manual_seed(seed), []
-    for u in fields.split(ROWS):
-        index = torch.rand(len(u), len(points), generator=generator).argsort(-1)[:, :count]
-        values = u.flatten(2, -2).gather(2, index[:, None, :, None].expand(-1, u.shape[1], -1, u.shape[-1]))
-        made = tokenizer.decode(tokenizer.encode(values, points[index]), u.shape[1])
-        found.append(relative_l2(made, u))
-    return torch.cat(found)
 
 
 @torch.inference_mode()
@@ -77,7 +62,7 @@ def rows(
     for share in shares:
         if not 0 < share <= 1:
             raise EnmaError(f"--shares has {share:g}; a share is above 0 and at most 1")
-        cases.append(({"share": share}, errors(tokenizer, u, share=share, seed=seed)))
+        cases.append(({"share": share}, reconstruction_errors(tokenizer, u, share=share, seed=seed)))
     cases += [({"finer": factor}, finer_errors(tokenizer, u, factor=factor)) for factor in finer]
     return [
         case | {"trajectories": len(u), "rel_l2": error.mean().item(), "rel_l2_median": error.median().item()}

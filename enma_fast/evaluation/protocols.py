@@ -8,6 +8,8 @@
 | `zebra`       | the first 120          | 20      | frame 0, and 10 frames of another trajectory | `ZebraScores`    |
 | `features`    | all trajectories       | 1       | another trajectory                           | `features`       |
 
+Models that see scattered points have a protocol for each share of them (`scattered`).
+
 `zebra` is how Zebra's authors measure uncertainty (`tests/test_uncertainty_1d_rmsce.py` of `LouisSerrano/zebra`): one
 context, one frame, 9 frames forecast, the CRPS of `properscoring`, and the RMSCE of uncertainty-toolbox for batches of
 10 trajectories, averaged.

@@ -31,16 +31,18 @@ from ..data import PRETRAINED, FieldFile, read, shipped_file, spread_out
 from ..errors import EnmaError
 from ..forecasting.request import GENERATION
 from ..models.checkpoint import METRICS, WEIGHTS, available, hashes, load_model, locate, sha256
+from ..models.model import Model
 from ..utils.files import complete_file
 from ..utils.system import machine, versions
 from .features import training_file
 from .protocols import CALIBRATED, CASES, KEPT, Case, Method, measure, of_model
+from .scattered import SHARES, measure_points, protocol_of
 
 FOLDER = PRETRAINED / "scores"
 # Relative difference of a score that another processor, or another number of threads, may make.
 TOLERANCE = 0.02
 # Scores of a row that are compared.
-_CHECKED = ("rel_l2", "rel_l2_median", "rel_l2_member", "crps", "rmsce", "spread_skill")
+_CHECKED = ("rel_l2", "rel_l2_median", "rel_l2_member", "crps", "rmsce", "spread_skill", "reconstruction")
 _KEYS = ("method", "kind", "equation", "seed", "cpu_seconds", "num_parameters", "weights", "data", "machine", "rows")
 
 
@@ -89,6 +91,8 @@ def measure_model(
     there = {(row["protocol"], row["task"], row["split"]) for row in known}
     if known:
         _require_data_of_card(equation, Path(data_dir))
+    if model.config.tokenizer.interpolation is not None:
+        known += _rows_at_points(model, Path(data_dir), seed, progress)
     stages = metrics.get("training", {}).values()
     return score_file(
         of_model(model),
@@ -204,10 +208,15 @@ def check(
     """
     made: list[dict[str, Any]] = []
     for file in files:
-        name = f"{file['equation']}-{file['method']}"
+        name = model_name(file)
         if file["kind"] == "model" and name in available():
             made += _checked(name, file, tolerance, progress)
     return made
+
+
+def model_name(file: dict[str, Any]) -> str:
+    """Name of the model whose score file this is, if it is one of a shipped model."""
+    return f"{file['equation']}-{file['method']}".replace("_", "-")
 
 
 def _checked(
@@ -218,7 +227,8 @@ def _checked(
 
     digest = hashes(name)[WEIGHTS]
     yield entry("weights", file["weights"], digest, file["weights"] == digest)
-    method = of_model(load_model(name))
+    model = load_model(name)
+    method = of_model(model)
     expected = {(row["task"], row["split"]): row for row in file["rows"] if row["protocol"] == "shipped"}
     for case in (case for case in CASES if case.protocol == "shipped" and (case.task.name, case.split) in expected):
         path, row = shipped_file(file["equation"], case.split), expected[case.task.name, case.split]
@@ -234,16 +244,45 @@ def _checked(
         for score in (score for score in _CHECKED if score in row):
             agrees = math.isclose(row[score], found[score], rel_tol=tolerance)
             yield entry(f"{case.task.name}, {case.split}: {score}", row[score], found[score], agrees)
+    rows = {row["protocol"]: row for row in file["rows"]}
+    for share in (share for share in SHARES if protocol_of(share, shipped=True) in rows):
+        row = rows[protocol_of(share, shipped=True)]
+        data = read(shipped_file(file["equation"], row["split"]))
+        found = measure_points(model, data, share, split=row["split"], seed=file["seed"], shipped=True)
+        for score in (score for score in _CHECKED if score in row):
+            agrees = math.isclose(row[score], found[score], rel_tol=tolerance)
+            yield entry(f"{share:.0%} of points: {score}", row[score], found[score], agrees)
+
+
+def _rows_at_points(
+    model: Model, data_dir: Path, seed: int, progress: Callable[[int, int, str], None] | None
+) -> list[dict[str, Any]]:
+    """Rows of a model that sees shares of the points, of the whole file of test-in and of the shipped one."""
+    rows = []
+    for shipped, protocol in ((False, "whole"), (True, "shipped")):
+        path = _file_of(model.config.dataset, protocol, "test-in", data_dir)
+        data = None if path is None else read(path)
+        for share in SHARES if data is not None else ():
+
+            def update(done: int, total: int, what: str = protocol_of(share, shipped=shipped)) -> None:
+                if progress is not None:
+                    progress(done, total, what)
+
+            assert data is not None
+            rows.append(
+                measure_points(model, data, share, split="test-in", seed=seed, shipped=shipped, progress=update)
+            )
+    return rows
 
 
 def _file_of(equation: str, protocol: str, split: str, data_dir: Path) -> Path | None:
-    path = (PRETRAINED if protocol == "shipped" else data_dir) / f"{equation}-{split}.h5"
+    path = (PRETRAINED if protocol.startswith("shipped") else data_dir) / f"{equation}-{split}.h5"
     return path if path.is_file() else None
 
 
 def _key(protocol: str, path: Path) -> str:
     """Name of a field file in `data`."""
-    return f"shipped/{path.name}" if protocol == "shipped" else path.name
+    return f"shipped/{path.name}" if protocol.startswith("shipped") else path.name
 
 
 def _row_of_card(row: dict[str, Any]) -> dict[str, Any]:

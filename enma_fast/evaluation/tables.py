@@ -4,6 +4,7 @@
 |---------------|--------------|----------------------------------------------------------------------------------|
 | errors        | 2            | `rel_l2` of forecasts from 3 frames, and from one frame and a context              |
 | uncertainty   | 4            | `rmsce` and `crps`, by this library's protocol and by Zebra's                     |
+| points        | 1            | `reconstruction` from a share of the points, and `rel_l2` of forecasts from them  |
 | generation    | 5, and text  | `fpd`, `precision`, `recall`, and the distance from the solver's own trajectories |
 | physics       | -            | spectra and conserved quantities of forecasts (`physics.Physics`)                 |
 | speed         | 19           | seconds for one member                                                            |
@@ -18,6 +19,7 @@ from typing import Any
 
 from ..utils.text import counted, markdown_table, short
 from .paper import SOLVER_FIDELITY, paper_figures
+from .scattered import SHARES, protocol_of
 
 EQUATIONS = ("advection", "combined", "gray_scott", "wave", "vorticity")
 _SPLITS = {"test-in": "in_d", "test-out": "out_d"}
@@ -39,7 +41,7 @@ class Cell:
     table, protocol, equation, task, split, score : what it is
     method, source : whose it is: a name, and "paper", "model" or "baseline"
     value : mean over the seeds
-    median : of `rel_l2` over trajectories, averaged over the seeds
+    median : of `rel_l2` or `reconstruction` over trajectories, averaged over the seeds
     deviation : standard deviation over the seeds; None of one seed
     paper : of the same cell, method -> value; empty where the paper has none
     seeds, cpu_seconds, num_parameters, members, trajectories, data : of the measurement; None of the paper's numbers
@@ -73,7 +75,7 @@ def cells(files: Sequence[dict[str, Any]]) -> list[Cell]:
     made = []
     for table, protocol, task, split, score in _kinds():
         for equation in EQUATIONS:
-            paper = _paper(table, equation, task, split, score)
+            paper = _paper(table, protocol, equation, task, split, score)
             what: dict[str, Any] = {
                 "table": table,
                 "equation": equation,
@@ -82,10 +84,11 @@ def cells(files: Sequence[dict[str, Any]]) -> list[Cell]:
                 "score": score,
                 "paper": paper,
             }
-            if protocol in ("whole", "calibration", "features"):
+            if protocol in ("whole", "calibration", "features") or table == "points":
                 # The protocol of the paper's own numbers is not published; they stand beside ours.
+                named = protocol if table == "points" else "paper"
                 made += [
-                    Cell(**what, protocol="paper", method=name, source=PAPER, value=value)
+                    Cell(**what, protocol=named, method=name, source=PAPER, value=value)
                     for name, value in paper.items()
                 ]
             for (kind, method), group in _methods(files, equation).items():
@@ -125,6 +128,11 @@ def markdown(files: Sequence[dict[str, Any]]) -> str:
         "trained on contexts of all frames, so one of 10 frames is new to them. A method of one member has no RMSCE, "
         "and its CRPS is its mean absolute error.",
         _uncertainty([c for c in made if c.table == "uncertainty"]),
+        "## Scattered points",
+        "The paper's table 1: trajectories of which a share of the grid points is seen. *reconstruction* is the error "
+        "on the whole grid of what the tokenizer makes of them. *forecast* is from 3 frames, each seen at other "
+        "points; in the paper's rows it is of an FNO that steps the latents, not of the model. In brackets the median.",
+        _points([c for c in made if c.table == "points"]),
         "## Generation",
         "The paper's table 5, of trajectories that are generated from a context alone. FPD is the Fréchet distance of "
         "their features to those of the training data, precision the share of them that lie among training "
@@ -163,6 +171,9 @@ def _kinds() -> Iterable[tuple[str, str, str, str, str]]:
         yield "uncertainty", "zebra", "initial-value", "test-in", score
     for score in _PHYSICS:
         yield "physics", "shipped", "temporal", "test-in", score
+    for share in SHARES:
+        for score in ("reconstruction", "rel_l2"):
+            yield "points", protocol_of(share), "temporal", "test-in", score
     yield "generation", "whole", "generation", "test-in", "solver_fidelity"
     for score in _DISTRIBUTION:
         yield "generation", "features", "generation", "test-in", score
@@ -170,8 +181,12 @@ def _kinds() -> Iterable[tuple[str, str, str, str, str]]:
         yield "speed", protocol, "temporal", "test-in", "seconds_per_member"
 
 
-def _paper(table: str, equation: str, task: str, split: str, score: str) -> dict[str, float]:
+def _paper(table: str, protocol: str, equation: str, task: str, split: str, score: str) -> dict[str, float]:
     figures = paper_figures()
+    if table == "points":
+        name = {"reconstruction": "reconstruction", "rel_l2": "time_stepping"}[score]
+        rows = figures["table1_reconstruction"].get(protocol.split()[0], {})
+        return {model: float(row[equation][name]) for model, row in rows.items() if equation in row}
     if table == "errors":
         name = "table2_temporal_conditioning" if task == "temporal" else "table2_initial_value_with_context"
         return {model: float(row[equation][_SPLITS[split]]) for model, row in figures[name].items()}
@@ -209,7 +224,7 @@ def _is(row: dict[str, Any], protocol: str, task: str, split: str) -> bool:
 def _of(rows: list[tuple[dict[str, Any], dict[str, Any]]], score: str, split: str) -> dict[str, Any]:
     """Value and provenance of a cell from the rows of its seeds."""
     values = [_score(row, score) for _, row in rows]
-    medians = [row["rel_l2_median"] for _, row in rows if score == "rel_l2"]
+    medians = [row[f"{score}_median"] for _, row in rows if f"{score}_median" in row]
     file, row = rows[0]
     return {
         "value": statistics.fmean(values),
@@ -278,6 +293,20 @@ def _physics(made: list[Cell]) -> str:
         for equation, label in order
     ]
     return markdown_table(["equation", "method", "waves", "mean square", "conserved or decaying"], rows)
+
+
+def _points(made: list[Cell]) -> str:
+    found: dict[tuple[str, str, str], dict[str, Cell]] = {}
+    for cell in _in_order(made):
+        found.setdefault((cell.equation, cell.protocol, _label(cell)), {})[cell.score] = cell
+    shares = [protocol_of(share) for share in SHARES]
+    rows = [
+        [_named(equation), protocol, label, *(_error(cells.get(score)) for score in ("reconstruction", "rel_l2"))]
+        for (equation, protocol, label), cells in sorted(
+            found.items(), key=lambda item: (EQUATIONS.index(item[0][0]), shares.index(item[0][1]))
+        )
+    ]
+    return markdown_table(["equation", "seen", "method", "reconstruction", "forecast"], rows)
 
 
 def _generation(made: list[Cell]) -> str:

@@ -58,7 +58,7 @@ class Perfect:
 @pytest.mark.parametrize("wrong", [0.0, 0.25])
 def test_errors_are_those_of_the_whole_field(wrong):
     model, truth = Perfect(wrong), Perfect().decode(torch.zeros(3), 4)
-    found = reconstruction.errors(model, truth, share=0.5, seed=0)
+    found = reconstruction.reconstruction_errors(model, truth, share=0.5, seed=0)
     assert model.seen.shape == (3, 4, 16, 1)
     torch.testing.assert_close(found, torch.full((3,), wrong, dtype=torch.float64), atol=1e-6, rtol=1e-5)
     found = reconstruction.finer_errors(model, truth, factor=4)
@@ -82,7 +82,7 @@ def test_points_are_of_a_trajectory_and_a_seed():
     seen = []
     for seed in (0, 0, 1):
         model = Perfect()
-        reconstruction.errors(model, fields, share=0.25, seed=seed)
+        reconstruction.reconstruction_errors(model, fields, share=0.25, seed=seed)
         seen.append(model.seen)
     assert torch.equal(seen[0], seen[1])
     assert not torch.equal(seen[0], seen[2])

@@ -3,6 +3,7 @@
 import copy
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,12 +11,14 @@ import torch
 
 from enma_fast.data import PRETRAINED, read
 from enma_fast.errors import EnmaError
-from enma_fast.evaluation import protocols, score_files, tables
+from enma_fast.evaluation import protocols, scattered, score_files, tables
 from enma_fast.evaluation.metrics import crps
 from enma_fast.evaluation.protocols import CASES, Case, ZebraScores, measure, of_model
 from enma_fast.evaluation.scoring import score
 from enma_fast.forecasting.request import GENERATION, INITIAL_VALUE, TEMPORAL
-from enma_fast.models.checkpoint import WEIGHTS, available, hashes, load_config, load_model
+from enma_fast.models.checkpoint import WEIGHTS, available, hashes, load_config, load_model, save_model
+
+from .._tiny import COMBINED, INTERPOLATION, random_model
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +132,10 @@ def test_every_number_of_the_papers_tables_has_a_cell():
     assert of["vorticity", "initial-value", "test-in", "CLS-ViT"] == 0.043
     assert {(c.method, c.score, c.value) for c in made if c.table == "uncertainty"} >= {("ENMA", "rmsce", 0.0868)}
     assert {(c.equation, c.method, c.value) for c in made if c.table == "speed"} >= {("vorticity", "Zebra", 31)}
+    points = {(c.equation, c.protocol, c.method, c.score): c.value for c in made if c.table == "points"}
+    assert len(points) == 2 * 3 * 5 * 2
+    assert points["advection", "20% of points", "ENMA", "reconstruction"] == 0.0305
+    assert points["vorticity", "100% of points", "AROMA", "rel_l2"] == 1.13
     generation = {(c.method, c.score): c.value for c in made if c.table == "generation"}
     assert generation == {
         ("ENMA", "solver_fidelity"): 0.081,
@@ -257,6 +264,41 @@ def test_the_check_agrees_with_the_committed_scores(one_case):
     assert not wrong
 
 
+def test_the_check_is_of_every_model_that_the_tables_show(monkeypatch):
+    monkeypatch.setattr(score_files, "measure", lambda method, data, case, **_: {})
+    monkeypatch.setattr(score_files, "measure_points", lambda model, data, share, **_: {})
+    # Nothing is measured, so nothing is compared but weights and files.
+    monkeypatch.setattr(score_files, "_CHECKED", ())
+    files = score_files.read_score_files()
+    entries = score_files.check(files)
+    shown = {score_files.model_name(file) for file in files if file["kind"] == "model"}
+    assert {entry["model"] for entry in entries if entry["what"] == "weights"} == shown
+    assert shown == {name for name in available() if name != "combined-small"}
+    assert all(entry["agrees"] for entry in entries)
+
+
+def test_a_model_is_measured_at_shares_of_the_points(tmp_path, monkeypatch):
+    monkeypatch.setattr(score_files, "CASES", ())
+    made = random_model(replace(COMBINED, tokenizer=replace(COMBINED.tokenizer, interpolation=INTERPOLATION)))
+    save_model(made, tmp_path / "made")
+    shutil.copy(PRETRAINED / "combined-test-in.h5", tmp_path)
+    monkeypatch.setattr(scattered, "SHARES", (1.0, 0.2))
+    monkeypatch.setattr(score_files, "SHARES", (1.0, 0.2))
+    rows = score_files.measure_model(tmp_path / "made", tmp_path)["rows"]
+    said = ["100% of points", "20% of points", "shipped, 100% of points", "shipped, 20% of points"]
+    assert [row["protocol"] for row in rows] == said
+    assert [row["rel_l2"] for row in rows[:2]] == [row["rel_l2"] for row in rows[2:]]
+    data = read(PRETRAINED / "combined-test-in.h5")
+    expected = score(made, data, members=16, points=26)
+    assert rows[1]["rel_l2"] == pytest.approx(expected["rel_l2"])
+    assert rows[1]["reconstruction"] == pytest.approx(
+        scattered.reconstruction_errors(made.tokenizer, torch.from_numpy(data.u), share=0.2, seed=0).mean().item()
+    )
+    file = file_of()
+    file["rows"] = [{**file["rows"][0], **rows[1], "reconstruction": 0.5, "reconstruction_median": 0.25}]
+    assert "| Combined | 20% of points | **fast** | 0.5 (0.25) |" in tables.markdown([file])
+
+
 def test_the_command_ends_with_1_where_a_score_differs(one_case, tmp_path, capsys):
     from enma_fast.cli import main
 
@@ -291,6 +333,6 @@ def test_the_docs_page_is_made_of_the_committed_scores():
 def test_committed_scores_are_of_the_shipped_weights():
     models = [file for file in score_files.read_score_files() if file["kind"] == "model"]
     for file in models:
-        name = f"{file['equation']}-{file['method']}"
+        name = score_files.model_name(file)
         if name in available():
             assert file["weights"] == hashes(name)[WEIGHTS], f"enma-fast tables --measure {name} --data data"

@@ -1,0 +1,88 @@
+"""What a model makes of fields of which it sees some points: reconstruction, and forecasts (paper, table 1).
+
+Shape suffixes: B trajectories, T frames, c channels; `*x` space.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..data import FieldFile
+from ..forecasting.file_forecast import FileForecast
+from ..forecasting.request import ForecastRequest
+from ..models.interpolation import grid_points
+from ..models.model import Model
+from ..models.tokenizer import Tokenizer
+from .metrics import relative_l2
+from .scoring import score_forecast
+
+# Shares of the grid points, of which the last is less than training shows.
+SHARES = (1.0, 0.5, 0.2, 0.1)
+# Trajectories that are encoded at a time.
+_ROWS = 50
+
+
+def protocol_of(share: float, *, shipped: bool = False) -> str:
+    """Name of the protocol in which a model sees a share of the points, of the shipped test files or of whole ones."""
+    return f"{'shipped, ' if shipped else ''}{share:.0%} of points"
+
+
+@torch.inference_mode()
+def reconstruction_errors(tokenizer: Tokenizer, fields: Tensor, *, share: float, seed: int) -> Tensor:
+    """Relative L2 error ``[B]`` on the grid of fields ``[B, T, *x, c]``, each seen at a random share of its points.
+
+    A trajectory has the same points in all of its frames, as in training.
+    """
+    config = tokenizer.config
+    points = grid_points(config.grid, config.lengths)
+    count = max(1, round(share * len(points)))
+    generator, found = torch.Generator().manual_seed(seed), []
+    for u in fields.split(_ROWS):
+        index = torch.rand(len(u), len(points), generator=generator).argsort(-1)[:, :count]
+        values = u.flatten(2, -2).gather(2, index[:, None, :, None].expand(-1, u.shape[1], -1, u.shape[-1]))
+        made = tokenizer.decode(tokenizer.encode(values, points[index]), u.shape[1])
+        found.append(relative_l2(made, u))
+    return torch.cat(found)
+
+
+def measure_points(
+    model: Model,
+    data: FieldFile,
+    share: float,
+    *,
+    split: str,
+    members: int = 16,
+    seed: int = 0,
+    shipped: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """A row of a score file: reconstruction of whole trajectories, and forecasts from 3 frames with other points each.
+
+    Parameters
+    ----------
+    model : with an interpolation
+    data : the test file of the split, the packaged one if `shipped`
+    share : of the grid points, above 0 and at most 1
+    members, seed : of the forecasts
+    progress : called with (trajectories forecast, trajectories)
+    """
+    points = max(1, round(share * math.prod(model.config.tokenizer.grid)))
+    request = ForecastRequest(num_members=members, seed=seed, points=points)
+    scores = score_forecast(FileForecast(model, data, request), warn=False, progress=progress)
+    error = reconstruction_errors(model.tokenizer, torch.from_numpy(data.u), share=share, seed=seed)
+    return {
+        "protocol": protocol_of(share, shipped=shipped),
+        "task": request.task.name,
+        "split": split,
+        "members": members,
+        "trajectories": len(data),
+        "frames": scores["num_frames"],
+        "reconstruction": error.mean().item(),
+        "reconstruction_median": error.median().item(),
+        **{name: scores[name] for name in ("rel_l2", "rel_l2_median", "rel_l2_member", "crps", "spread_skill")},
+    }
