@@ -1,7 +1,6 @@
 """Settings of every test: few threads, a fixed seed, poisoned memory, GPU tests skipped with a reason."""
 
 import ctypes
-import gc
 import importlib.metadata
 import importlib.util
 import os
@@ -103,7 +102,6 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
     A training keeps it (`enma_fast.utils.system.keep_freed_memory`).
     """
     if nextitem is None or nextitem.path != item.path:
-        gc.collect()
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:
             trim(0)
