@@ -15,7 +15,7 @@ from pathlib import Path
 words, tree, made = [*{compiler!r}, *sys.argv[1:]], Path({tree!r}), Path({made!r})
 sources = [word for word in words if word.endswith(".cpp")]
 object = (made / Path(sources[0]).relative_to(tree)).with_suffix(".o") if "-c" in words and len(sources) == 1 else None
-# A file that such a macro changes is compiled.
+# A file whose text names such a macro is compiled.
 macros = [word[2:].split("=")[0] for word in words if word.startswith("-DENMA_")]
 if object is None or not object.is_file() or any(name in Path(sources[0]).read_text() for name in macros):
     sys.exit(subprocess.run(words).returncode)
@@ -25,7 +25,7 @@ shutil.copy(object, words[words.index("-o") + 1])
 
 
 def installed() -> Path | None:
-    """Folder of the objects of `make install`; None where they are of other sources, or of flags of a user's."""
+    """Folder of the objects of `make install`; None where they are of other sources, or flags are asked for now."""
     made = ROOT / f"build/editable-torch-{version('torch')}"
     sources = [path for path in (*ROOT.glob("csrc/**/*"), ROOT / "setup.py") if path.is_file()]
     libraries = [*(ROOT / "enma_fast").glob("_C*.so"), *(ROOT / "enma_fast/embed/lib").glob("libenma.so.*")]

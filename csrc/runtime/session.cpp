@@ -60,6 +60,9 @@ void shift(const float* frame, const TokenizerConfig& tokenizer, const std::vect
     }
 }
 
+// What rounding may take a coordinate beyond the ends of the domain, as a part of its length.
+constexpr double AT_THE_END = 1e-6;
+
 // Points [count, d] as they lie in a field that is shifted forward; those of no shift are given back as they are.
 const float* move(const float* points, std::int64_t count, const TokenizerConfig& tokenizer,
                   const std::vector<std::int64_t>& amount, float* out) {
@@ -69,8 +72,9 @@ const float* move(const float* points, std::int64_t count, const TokenizerConfig
         const int axis = static_cast<int>(i % d);
         const double length = tokenizer.lengths[axis];
         const float there = points[i] + static_cast<float>(amount[axis] * length / tokenizer.grid[axis]);
-        const bool around = tokenizer.periodic[axis] && there >= static_cast<float>(length);
-        out[i] = around ? there - static_cast<float>(length) : there;
+        // A sum that rounding leaves just below the end is the beginning.
+        const bool around = tokenizer.periodic[axis] && there >= static_cast<float>(length * (1.0 - AT_THE_END));
+        out[i] = around ? std::max(0.0f, there - static_cast<float>(length)) : there;
     }
     return out;
 }
@@ -270,11 +274,12 @@ Frames Session::frames_at_points(const enma_observations& given, const char* nam
         out.points = Array(given.points, where.c_str(), {rows, d}, false).read("row");
     }
     for (std::size_t i = 0; i < out.points.size(); ++i) {
-        const double length = tokenizer.lengths[i % d];
-        if (out.points[i] < 0.0f || out.points[i] > static_cast<float>(length)) {
+        const double length = tokenizer.lengths[i % d], beyond = AT_THE_END * length;
+        if (out.points[i] < -beyond || out.points[i] > length + beyond) {
             fail(ENMA_INVALID_ARGUMENT, where, " has ", out.points[i], " in row ", i / d, "; the domain is 0 to ",
                  length, " along dimension ", i % d);
         }
+        out.points[i] = std::clamp(out.points[i], 0.0f, static_cast<float>(length));
     }
     return out;
 }

@@ -39,14 +39,15 @@ def reconstruction_errors(tokenizer: Tokenizer, fields: Tensor, *, share: float,
     A trajectory has the same points in all of its frames, as in training.
     """
     config = tokenizer.config
+    device = next(tokenizer.parameters()).device
     points = grid_points(config.grid, config.lengths)
     count = max(1, round(share * len(points)))
     generator, found = torch.Generator().manual_seed(seed), []
     for u in fields.split(_ROWS):
         index = torch.rand(len(u), len(points), generator=generator).argsort(-1)[:, :count]
         values = u.flatten(2, -2).gather(2, index[:, None, :, None].expand(-1, u.shape[1], -1, u.shape[-1]))
-        made = tokenizer.decode(tokenizer.encode(values, points[index]), u.shape[1])
-        found.append(relative_l2(made, u))
+        made = tokenizer.decode(tokenizer.encode(values.to(device), points[index].to(device)), u.shape[1])
+        found.append(relative_l2(made.cpu(), u))
     return torch.cat(found)
 
 

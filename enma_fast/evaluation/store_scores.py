@@ -24,7 +24,7 @@ import torch
 from ..data import FieldFile, dataset_split, read
 from ..errors import EnmaError, first_line
 from ..models.checkpoint import read_tensors, sha256, write_tensors
-from ..store.layout import OUTSIDE
+from ..store.layout import OUTSIDE, POINTS
 from ..store.read import is_missing, read_forecast
 from ..utils.system import versions
 from ..utils.text import times
@@ -107,6 +107,7 @@ def score_store(
         "physics": None if physics is None else physics.result(has_truth=not generated),
         "num_outside": None if attrs.get(OUTSIDE) is None else len(attrs[OUTSIDE]),
         "history": attrs.get("observed_frames"),
+        "points": attrs.get(POINTS),
         "num_frames": shape_KTX[1],
         "seed": attrs.get("seed"),
         "sampling": attrs.get("sampling"),

@@ -78,7 +78,7 @@ def forecast(
     context_points
         Of the context, where they are not those of the history.
     query
-        ``[Q, d]`` coordinates of the output (models with interpolation); by default the model's grid.
+        ``[Q, d]`` coordinates of the output, in the domain (models with interpolation); by default the model's grid.
     settings
         Sampling settings; the model's own by default.
     trajectories
@@ -196,6 +196,8 @@ def _read(
 ) -> tuple[ForecastRequest, dict[str, Any], Labels]:
     """The request with the numbers of the trajectories, plain arrays, and the labels of the forecast."""
     config, tok = model.config, model.config.tokenizer
+    if history is None and points is None:
+        points, context_points = context_points, None
     queried = None if query is None else coordinates("query", query, model)
     grid = SPACE[: tok.dims]
     space = grid if points is None else ("point",)
@@ -215,7 +217,7 @@ def _read(
         ("context", other, *(("points", points) if context_points is None else ("context_points", context_points))),
     ):
         if where is not None:
-            _require_points(argument, source, coordinates(name, where, model, of_frames=True), grid)
+            _require_points(argument, source, name, coordinates(name, where, model, of_frames=True), grid)
         elif source is not None:
             source.require_domain(argument, tok.lengths, tok.periodic)
     coords = {} if points is not None else {name: ((name,), values) for name, values in leading.coords.items()}
@@ -249,13 +251,16 @@ def _read(
     return request, arrays, labels
 
 
-def _require_points(argument: str, source: LabelledField | None, points: Tensor, axes: tuple[str, ...]) -> None:
-    """Raise `EnmaError` if the coordinates of a field differ from the points ``[P, d]`` that are given."""
-    known = {} if source is None or points.ndim > 2 else {axis: x for axis, x in source.points.items() if axis in axes}
+def _require_points(
+    argument: str, source: LabelledField | None, name: str, points: Tensor, axes: tuple[str, ...]
+) -> None:
+    """Raise `EnmaError` if the coordinates of a field differ from the points ``[..., P, d]`` that are given."""
+    known = {} if source is None else {axis: x for axis, x in source.points.items() if axis in axes}
     for axis, x in known.items():
-        given = points[:, axes.index(axis)].numpy(force=True)
-        if len(x) == len(given) and not np.allclose(x, given, rtol=1e-5, atol=1e-5 * np.ptp(x)):
-            raise EnmaError(f"{argument}: its coordinate {axis} differs from `points`; give the same, or drop it")
+        given = points[..., axes.index(axis)].numpy(force=True)
+        given = np.where(np.isnan(given), x, given) if len(x) == given.shape[-1] else given
+        if len(x) == given.shape[-1] and not np.allclose(x, given, rtol=1e-5, atol=1e-5 * np.ptp(x)):
+            raise EnmaError(f"{argument}: its coordinate {axis} differs from `{name}`; give the same, or drop it")
 
 
 def _on_tensors(stop: Stop | None, labels: Labels) -> Stop | None:

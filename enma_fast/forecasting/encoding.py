@@ -87,6 +87,8 @@ def encode_inputs(
     """
     config = model.config
     settings = chosen_sampling(config, request.settings)
+    if history is None and points is None:
+        points = context_points
     if points is None and context_points is not None:
         raise EnmaError("context_points: points is None; give those of the history, or leave this out")
     where = None if points is None else coordinates("points", points, model, of_frames=True)
@@ -193,11 +195,14 @@ def _field(name: str, value: np.ndarray | Tensor, model: Model, points: Tensor |
     u = u.to(model.latent_mean.device, torch.float32).view(shape)
     if points is not None and points.ndim > 2:
         if points.shape[:-2] not in (shape[1:2], shape[:2]):
-            frames = " x ".join(map(str, points.shape[:-2]))
-            raise EnmaError(
-                f"{name} has {shape[1]} frames of {shape[0]} trajectories, its points are those of {frames}"
-            )
-        u = u.masked_fill(points.isnan().any(-1, keepdim=True), 0)
+            given = " x ".join(map(str, points.shape[:-2]))
+            own = "; give context_points" if name == "context" else ""
+            held = f"{counted(shape[1], 'frame')} of {counted(shape[0], 'trajectory')}"
+            raise EnmaError(f"{name} has {held}, its points are those of {given} frames{own}")
+        # In place of absent points the first that is there: what is compared with the training data has no others.
+        absent = points.isnan().any(-1).expand(u.shape[:-1])
+        first = absent.int().argmin(2)[..., None, None].expand(-1, -1, -1, u.shape[-1])
+        u = torch.where(absent[..., None], u.gather(2, first), u)
     for wrong, what in ((~torch.isfinite(u), "not finite"), (u == float(NETCDF_FILL), "the number of a missing one")):
         bad = wrong.flatten(2).any(-1)
         if bad.any():
@@ -263,7 +268,8 @@ def _encode(model: Model, fields: Tensor, points: Tensor | None) -> Tensor:
         # The points of a row belong to it, wherever it is computed.
         fields = torch.cat([fields, points.expand(len(fields), -1, -1, -1)], -1)
         function = partial(_encode_frames, model)
-    operation = ("encode", tok.config, own_dtype(tok), None if points is None else tuple(points.shape))
+    shape = None if points is None else "of frames" if points.ndim > 2 else tuple(points.shape)
+    operation = ("encode", tok.config, own_dtype(tok), shape)
     return map_rows(function, fields, operation=operation, block=BLOCKS[tok.config.dims])
 
 

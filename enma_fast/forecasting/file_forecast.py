@@ -168,7 +168,12 @@ class FileForecast:
         reasons: list[str] = []
         for first in range(0, len(self.trajectories), _COMPARED_AT_ONCE):
             part = self.trajectories[first : first + _COMPARED_AT_ONCE]
-            reasons += outside(self.model, self._history(part), self._contexts(part))
+            history, context = self._history(part), self._contexts(part)
+            scattered = self.request.points is not None
+            if scattered:
+                history, _ = self._at_points(history, part)
+                context, _ = self._at_points(context, part, context=True)
+            reasons += outside(self.model, history, context, scattered=scattered)
         strict = self.request.strict
         if warn or strict:
             report_outside(self.model, self.trajectories, reasons, strict=strict, where=f"{self.data.path}: ")

@@ -262,19 +262,28 @@ def _decoder(
         return map_rows(lambda z: model.decode(z, frames, query, end=end), latents, operation=operation, block=block)
 
     def in_place(latents: Tensor, rows: list[tuple[int, int]], frames: slice) -> Tensor:
-        moves = [inputs.amount_of(row) for row in rows]
+        moves: dict[tuple[int, ...], list[int]] = {}
+        for i, row in enumerate(rows):
+            moves.setdefault(inputs.amount_of(row), []).append(i)
         if query is None:
             fields = decoded(latents, frames.stop, None)[:, frames]
-            for amount in set(moves):
-                index = [i for i, other in enumerate(moves) if other == amount]
-                if any(amount):
-                    fields[index] = shifted(fields[index], amount, back=True)
-            return fields
-        found: dict[int, Tensor] = {}
-        for amount in set(moves):
-            index = [i for i, other in enumerate(moves) if other == amount]
-            parts = decoded(latents[index], frames.stop, moved(query, amount, tok.config))[:, frames]
-            found |= zip(index, parts, strict=True)
-        return torch.stack([found[i] for i in range(len(rows))])
+            if len(moves) == 1:
+                return shifted(fields, *moves, back=True)
+            # What is decoded on a GPU may not be written into.
+            out = torch.empty_like(fields, memory_format=torch.contiguous_format)
+            for amount, index in moves.items():
+                out[index] = shifted(fields[index], amount, back=True)
+            return out
+        parts = {
+            amount: decoded(latents[index], frames.stop, moved(query, amount, tok.config))[:, frames]
+            for amount, index in moves.items()
+        }
+        if len(parts) == 1:
+            return next(iter(parts.values()))
+        first = next(iter(parts.values()))
+        out = torch.empty((len(rows), *first.shape[1:]), device=first.device)
+        for amount, index in moves.items():
+            out[index] = parts[amount]
+        return out
 
     return in_place

@@ -41,18 +41,21 @@ def coordinates(name: str, value: np.ndarray | Tensor, model: Model, *, of_frame
     points = torch.as_tensor(value, dtype=torch.float32, device=model.latent_mean.device)
     dims = (2, 3, 4) if of_frames else (2,)
     if points.ndim not in dims or not points.numel() or points.shape[-1] != options.dims:
-        raise EnmaError(f"{name} has shape {tuple(points.shape)}; [points, {options.dims}] is expected")
+        others = ", or with frames, or trajectories and frames, before them," if of_frames else ""
+        raise EnmaError(f"{name} has shape {tuple(points.shape)}; [points, {options.dims}]{others} is expected")
     absent = points.isnan().all(-1) if points.ndim > 2 else torch.zeros(len(points), dtype=torch.bool)
     if not torch.isfinite(points[~absent]).all():
         raise EnmaError(f"{name} holds a coordinate that is not finite")
     for i, length in enumerate(options.lengths):
-        x = points[..., i][~absent]
-        beyond = x[(x < 0) | (x > length * (1 + _TOLERANCE))]
+        x, rounding = points[..., i][~absent], _TOLERANCE * length
+        beyond = x[(x < -rounding) | (x > length + rounding)]
         if len(beyond):
             raise EnmaError(f"{name} has {beyond[0]:.6g}; the domain is 0 to {length:.6g} along dimension {i}")
     if points.ndim > 2 and (empty := absent.all(-1)).any():
-        raise EnmaError(f"{name}: frame {int(empty.nonzero()[0, -1])} has no point; give one at least, or leave it out")
-    return points
+        *row, frame = empty.nonzero()[0].tolist()
+        of = f" of trajectory {row[0]}" if row else ""
+        raise EnmaError(f"{name}: frame {frame}{of} has no point; give one at least, or leave the frame out")
+    return points.clamp(torch.zeros(options.dims).to(points), torch.tensor(options.lengths).to(points))
 
 
 def moved(points: Tensor, amount: tuple[int, ...], options: TokenizerConfig) -> Tensor:
@@ -63,7 +66,9 @@ def moved(points: Tensor, amount: tuple[int, ...], options: TokenizerConfig) -> 
     ring = torch.tensor(options.periodic, device=points.device)
     steps = torch.tensor([a * x / n for a, x, n in zip(amount, options.lengths, options.grid, strict=True)])
     there = points + steps.to(points.device)
-    return torch.where(ring & (there >= lengths), there - lengths, there)
+    # A sum that rounding leaves just below the end is the beginning.
+    around = ring & (there >= lengths * (1 - _TOLERANCE))
+    return torch.where(around, (there - lengths).clamp_min(0), there)
 
 
 def drawn_places(

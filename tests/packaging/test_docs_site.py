@@ -22,10 +22,16 @@ from enma_fast.data import shipped_file
 from .test_docs_page import DOCS, FENCE, commands, run_shell
 
 ROOT = DOCS.parent
-PAGES = ("results-in-xarray.md", "stop-members-early.md", "score-and-calibrate.md", "your-own-data.md")
+PAGES = (
+    "results-in-xarray.md",
+    "stop-members-early.md",
+    "score-and-calibrate.md",
+    "scattered-points.md",
+    "your-own-data.md",
+)
 EXAMPLES = sorted((DOCS / "examples").glob("*.py"))
 # They plan a training, and sample a thousand members.
-LONGEST = ("your-own-data", "thousand_members")
+LONGEST = ("your-own-data", "scattered-points", "thousand_members")
 API = DOCS / "reference" / "api.md"
 # A path of the tree between backquotes, such as `models/tokenizer` or `data/well.py`.
 PATH = re.compile(r"`(\w+(?:/[\w.]+)+)`")

@@ -71,6 +71,3 @@ def test_what_cannot_be_shifted_is_refused(fields):
     closed.config = replace(closed.config, tokenizer=replace(closed.config.tokenizer, periodic=(False, False)))
     with pytest.raises(EnmaError, match=r"^shifts is 2; plane has no periodic dimension"):
         shift_amounts(closed.config, replace(SAMPLING, shifts=2))
-    points = model("points")
-    with pytest.raises(EnmaError, match=r"^points: shifts is 2, which is for fields on the grid"):
-        forecast(points, history, points=torch.arange(32.0)[:, None] * 6.28 / 32, settings=replace(SAMPLING, shifts=2))

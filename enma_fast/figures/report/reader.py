@@ -99,10 +99,10 @@ class StoreReader:
 
     def _observed_places(self, trajectory: Trajectory) -> np.ndarray | None:
         """Where the model saw the observed frames, `[L, *x]`; None where it saw all of them."""
-        count, seen = self.attributes.get(POINTS), trajectory.observed
-        if count is None or seen is None:
+        count, seed, seen = self.attributes.get(POINTS), self.attributes.get("seed"), trajectory.observed
+        if count is None or seed is None or seen is None:
             return None
-        grid, seed = seen.shape[1:-1], int(self.attributes["seed"])
+        grid = seen.shape[1:-1]
         places = drawn_places(grid, [trajectory.number], count=count, num_frames=len(seen), seed=seed)[0]
         mask = np.zeros((len(seen), math.prod(grid)), bool)
         np.put_along_axis(mask, places, True, 1)
