@@ -130,7 +130,8 @@ class StoreReader:
         attrs = self.attributes
         source = ", ".join(str(attrs[name]) for name in ("model", "task") if name in attrs)
         data = f" of {attrs['data_name']}" if "data_name" in attrs else ""
-        return f"{source}{': ' if source else ''}trajectory {self.numbers[place]}{data}"
+        part = f", seen at {attrs[POINTS]} points" if POINTS in attrs else ""
+        return f"{source}{': ' if source else ''}trajectory {self.numbers[place]}{data}{part}"
 
     def _read(self, suffix: str, place: int) -> np.ndarray | None:
         names = [name + suffix for name in self.channels]
