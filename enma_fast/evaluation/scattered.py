@@ -39,15 +39,14 @@ def reconstruction_errors(tokenizer: Tokenizer, fields: Tensor, *, share: float,
     A trajectory has the same points in all of its frames, as in training.
     """
     config = tokenizer.config
-    device = next(tokenizer.parameters()).device
-    points = grid_points(config.grid, config.lengths)
+    points = grid_points(config.grid, config.lengths).to(fields.device)
     count = max(1, round(share * len(points)))
     generator, found = torch.Generator().manual_seed(seed), []
     for u in fields.split(_ROWS):
-        index = torch.rand(len(u), len(points), generator=generator).argsort(-1)[:, :count]
+        index = torch.rand(len(u), len(points), generator=generator).argsort(-1)[:, :count].to(u.device)
         values = u.flatten(2, -2).gather(2, index[:, None, :, None].expand(-1, u.shape[1], -1, u.shape[-1]))
-        made = tokenizer.decode(tokenizer.encode(values.to(device), points[index].to(device)), u.shape[1])
-        found.append(relative_l2(made.cpu(), u))
+        made = tokenizer.decode(tokenizer.encode(values, points[index]), u.shape[1])
+        found.append(relative_l2(made, u))
     return torch.cat(found)
 
 
@@ -75,7 +74,8 @@ def measure_points(
     points = max(1, round(share * math.prod(model.config.tokenizer.grid)))
     request = ForecastRequest(num_members=members, seed=seed, points=points)
     scores = score_forecast(FileForecast(model, data, request), warn=False, progress=progress)
-    error = reconstruction_errors(model.tokenizer, torch.from_numpy(data.u), share=share, seed=seed)
+    fields = torch.from_numpy(data.u).to(model.latent_mean.device)
+    error = reconstruction_errors(model.tokenizer, fields, share=share, seed=seed)
     return {
         "protocol": protocol_of(share, shipped=shipped),
         "task": request.task.name,

@@ -41,8 +41,8 @@ def coordinates(name: str, value: np.ndarray | Tensor, model: Model, *, of_frame
     points = torch.as_tensor(value, dtype=torch.float32, device=model.latent_mean.device)
     dims = (2, 3, 4) if of_frames else (2,)
     if points.ndim not in dims or not points.numel() or points.shape[-1] != options.dims:
-        others = ", or with frames, or trajectories and frames, before them," if of_frames else ""
-        raise EnmaError(f"{name} has shape {tuple(points.shape)}; [points, {options.dims}]{others} is expected")
+        others = ", with frames, or trajectories and frames, before it if each has its own" if of_frames else ""
+        raise EnmaError(f"{name} has shape {tuple(points.shape)}; [points, {options.dims}] is expected{others}")
     absent = points.isnan().all(-1) if points.ndim > 2 else torch.zeros(len(points), dtype=torch.bool)
     if not torch.isfinite(points[~absent]).all():
         raise EnmaError(f"{name} holds a coordinate that is not finite")

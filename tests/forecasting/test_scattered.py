@@ -238,7 +238,10 @@ def changed(x, index, value):
             "history has 3 frames of 2 trajectories, its points are those of 2 frames$",
         ),
         (lambda u, x: {"points": x[..., :5, :]}, r"history has shape \(2, 3, 32, 1\); .*expects \[B, T, 5, 1\]"),
-        (lambda u, x: {"points": x[None]}, r"points has shape \(1, 2, 3, 32, 1\); \[points, 1\], or with frames"),
+        (
+            lambda u, x: {"points": x[None]},
+            r"points has shape \(1, 2, 3, 32, 1\); \[points, 1\] is expected, with frames",
+        ),
         (lambda u, x: {"history": changed(u, (0, 1, 2), NAN), "points": x}, "history holds a value that is not finite"),
         (lambda u, x: {"context_points": x}, "context_points: points is None"),
         (
