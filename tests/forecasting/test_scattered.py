@@ -140,6 +140,20 @@ def test_a_context_alone_has_its_own_points():
     assert torch.equal(by_api, expected)
 
 
+def test_coordinates_of_a_field_have_to_be_its_points():
+    made, xr = model("points"), pytest.importorskip("xarray")
+    u = inputs(made, TASKS["temporal"])["history"][0]
+    x = grid_of(made)
+    field = xr.DataArray(u.numpy(), dims=("time", "point", "channel"), coords={"x": ("point", x[:, 0].numpy())})
+    each = x.expand(3, -1, -1)
+    expected = sample_fields(made, u, points=x)
+    for points in (x, each, changed(each, (1, 2), NAN)):
+        assert distance(torch.tensor(forecast(made, field, points=points).numpy()), expected) < 1e-2
+    for points in (x.flip(0), each.flip(1)):
+        with pytest.raises(EnmaError, match=r"^history: its coordinate x differs from `points`"):
+            forecast(made, field, points=points)
+
+
 def test_queries_are_moved_by_shifts():
     config = replace(CONFIGS["points"], sampling=replace(CONFIGS["points"].sampling, shifts=3))
     made, some = random_model(config), [3, 30, 8]
