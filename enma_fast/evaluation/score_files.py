@@ -225,6 +225,11 @@ def _checked(
     def entry(what: str, expected: Any, found: Any, agrees: bool) -> dict[str, Any]:
         return {"model": name, "what": what, "expected": expected, "found": found, "agrees": agrees}
 
+    def compared(what: str, row: dict[str, Any], found: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        for score in (score for score in _CHECKED if score in row):
+            agrees = math.isclose(row[score], found[score], rel_tol=tolerance)
+            yield entry(f"{what}: {score}", row[score], found[score], agrees)
+
     digest = hashes(name)[WEIGHTS]
     yield entry("weights", file["weights"], digest, file["weights"] == digest)
     model = load_model(name)
@@ -241,17 +246,13 @@ def _checked(
                 progress(done, total, what)
 
         found = measure(method, read(path), case, seed=file["seed"], progress=update)
-        for score in (score for score in _CHECKED if score in row):
-            agrees = math.isclose(row[score], found[score], rel_tol=tolerance)
-            yield entry(f"{case.task.name}, {case.split}: {score}", row[score], found[score], agrees)
+        yield from compared(f"{case.task.name}, {case.split}", row, found)
     rows = {row["protocol"]: row for row in file["rows"]}
     for share in (share for share in SHARES if protocol_of(share, shipped=True) in rows):
         row = rows[protocol_of(share, shipped=True)]
         data = read(shipped_file(file["equation"], row["split"]))
         found = measure_points(model, data, share, split=row["split"], seed=file["seed"], shipped=True)
-        for score in (score for score in _CHECKED if score in row):
-            agrees = math.isclose(row[score], found[score], rel_tol=tolerance)
-            yield entry(f"{share:.0%} of points: {score}", row[score], found[score], agrees)
+        yield from compared(f"{share:.0%} of points", row, found)
 
 
 def _rows_at_points(

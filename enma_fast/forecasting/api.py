@@ -76,7 +76,7 @@ def forecast(
         Coordinates of scattered observations (models with interpolation), in the domain: ``[P, d]`` of all frames, or
         ``[L, P, d]`` or ``[B, L, P, d]`` where each frame has its own, NaN where it has fewer than others.
     context_points
-        Of the context, where they are not those of the history.
+        Coordinates of the context's observations, where they are not those of the history.
     query
         ``[Q, d]`` coordinates of the output, in the domain (models with interpolation); by default the model's grid.
     settings
@@ -212,10 +212,8 @@ def _read(
     if request.trajectories is None:
         numbers = leading.numbers or range(len(leading.data) if batched else 1)
         request = replace(request, trajectories=numbers)
-    for argument, source, name, where in (
-        ("history", known, "points", points),
-        ("context", other, *(("points", points) if context_points is None else ("context_points", context_points))),
-    ):
+    own = ("points", points) if context_points is None else ("context_points", context_points)
+    for argument, source, (name, where) in (("history", known, ("points", points)), ("context", other, own)):
         if where is not None:
             _require_points(argument, source, name, coordinates(name, where, model, of_frames=True), grid)
         elif source is not None:

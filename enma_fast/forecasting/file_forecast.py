@@ -168,12 +168,8 @@ class FileForecast:
         reasons: list[str] = []
         for first in range(0, len(self.trajectories), _COMPARED_AT_ONCE):
             part = self.trajectories[first : first + _COMPARED_AT_ONCE]
-            history, context = self._history(part), self._contexts(part)
-            scattered = self.request.points is not None
-            if scattered:
-                history, _ = self._at_points(history, part)
-                context, _ = self._at_points(context, part, context=True)
-            reasons += outside(self.model, history, context, scattered=scattered)
+            (history, _), (context, _) = self._history(part), self._contexts(part)
+            reasons += outside(self.model, history, context, scattered=self.request.points is not None)
         strict = self.request.strict
         if warn or strict:
             report_outside(self.model, self.trajectories, reasons, strict=strict, where=f"{self.data.path}: ")
@@ -186,11 +182,8 @@ class FileForecast:
         `enma_fast.forecast`.
         """
         assert part.trajectories is not None
-        history, context = self._history(part.trajectories), self._contexts(part.trajectories)
-        where, places = None, None
-        if self.request.points is not None:
-            history, where = self._at_points(history, part.trajectories)
-            context, places = self._at_points(context, part.trajectories, context=True)
+        history, points = self._history(part.trajectories)
+        context, context_points = self._contexts(part.trajectories)
         part = replace(part, num_frames=part.num_frames or self.num_frames)
         # `check` and `outside_training` have warned.
         return sample_members(
@@ -198,8 +191,8 @@ class FileForecast:
             part,
             history,
             context=context,
-            points=places if where is None else where,
-            context_points=places,
+            points=points,
+            context_points=context_points,
             stop=stop,
             warn=False,
         )
@@ -222,25 +215,26 @@ class FileForecast:
             return self.context_file, [0] * len(trajectories)
         return self.context_file, self.context_file.places(trajectories)
 
-    def _history(self, trajectories: Sequence[int]) -> np.ndarray | None:
-        """Observed frames `[B, L, *x, c]` of these trajectories; None where none are observed."""
-        return self.data.u[self.data.places(trajectories), : self.num_observed] if self.num_observed else None
-
-    def _contexts(self, trajectories: Sequence[int]) -> np.ndarray | None:
-        """Contexts `[B, T, *x, c]` of these trajectories; None where the task has none."""
-        if not self.request.task.needs_context:
-            return None
-        source, index = self.context_places(trajectories)
-        return source.u[index, : self.model.config.num_frames]
-
-    def _at_points(
-        self, fields: np.ndarray | None, trajectories: Sequence[int], *, context: bool = False
-    ) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """Values `[B, L, P, c]` of fields `[B, L, *x, c]` at the points that the request draws, and where they lie."""
-        if fields is None:
+    def _history(self, trajectories: Sequence[int]) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Observed frames `[B, L, *x, c]` of these trajectories; None where none are observed. And their points."""
+        if not self.num_observed:
             return None, None
+        return self._as_seen(self.data.u[self.data.places(trajectories), : self.num_observed], trajectories)
+
+    def _contexts(self, trajectories: Sequence[int]) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Contexts `[B, T, *x, c]` of these trajectories; None where the task has none. And their points."""
+        if not self.request.task.needs_context:
+            return None, None
+        source, index = self.context_places(trajectories)
+        return self._as_seen(source.u[index, : self.model.config.num_frames], trajectories, context=True)
+
+    def _as_seen(
+        self, fields: np.ndarray, trajectories: Sequence[int], *, context: bool = False
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Fields `[B, L, *x, c]` whole, or `[B, L, P, c]` at the points `[B, L, P, d]` that the request draws."""
         tok, count = self.model.config.tokenizer, self.request.points
-        assert count is not None
+        if count is None:
+            return fields, None
         frames, seed = fields.shape[1], self.request.seed
         places = drawn_places(tok.grid, trajectories, count=count, num_frames=frames, seed=seed, context=context)
         flat = fields.reshape(*fields.shape[:2], -1, fields.shape[-1])

@@ -265,25 +265,24 @@ def _decoder(
         moves: dict[tuple[int, ...], list[int]] = {}
         for i, row in enumerate(rows):
             moves.setdefault(inputs.amount_of(row), []).append(i)
-        if query is None:
-            fields = decoded(latents, frames.stop, None)[:, frames]
-            if len(moves) == 1:
-                return shifted(fields, *moves, back=True)
-            # What is decoded on a GPU may not be written into.
-            out = torch.empty_like(fields, memory_format=torch.contiguous_format)
-            for amount, index in moves.items():
-                out[index] = shifted(fields[index], amount, back=True)
-            return out
-        parts = {
-            amount: decoded(latents[index], frames.stop, moved(query, amount, tok.config))[:, frames]
-            for amount, index in moves.items()
-        }
-        if len(parts) == 1:
-            return next(iter(parts.values()))
-        first = next(iter(parts.values()))
-        out = torch.empty((len(rows), *first.shape[1:]), device=first.device)
+        whole = decoded(latents, frames.stop, None)[:, frames] if query is None else None
+
+        def part(amount: tuple[int, ...], index: slice | list[int]) -> Tensor:
+            if whole is not None:
+                return shifted(whole[index], amount, back=True)
+            assert query is not None
+            return decoded(latents[index], frames.stop, moved(query, amount, tok.config))[:, frames]
+
+        if len(moves) == 1:
+            (amount,) = moves
+            return part(amount, slice(None))
+        # What is decoded on a GPU may not be written into.
+        out = None
         for amount, index in moves.items():
-            out[index] = parts[amount]
+            values = part(amount, index)
+            out = values.new_empty(len(rows), *values.shape[1:]) if out is None else out
+            out[index] = values
+        assert out is not None
         return out
 
     return in_place

@@ -62,10 +62,9 @@ def moved(points: Tensor, amount: tuple[int, ...], options: TokenizerConfig) -> 
     """Coordinates ``[..., d]`` in a field that is shifted forward by so many grid points (`sampling.shifts`)."""
     if not any(amount):
         return points
-    lengths = torch.tensor(options.lengths, device=points.device)
-    ring = torch.tensor(options.periodic, device=points.device)
-    steps = torch.tensor([a * x / n for a, x, n in zip(amount, options.lengths, options.grid, strict=True)])
-    there = points + steps.to(points.device)
+    steps = [a * x / n for a, x, n in zip(amount, options.lengths, options.grid, strict=True)]
+    lengths, ring, step = (torch.tensor(x, device=points.device) for x in (options.lengths, options.periodic, steps))
+    there = points + step
     # A sum that rounding leaves just below the end is the beginning.
     around = ring & (there >= lengths * (1 - _TOLERANCE))
     return torch.where(around, (there - lengths).clamp_min(0), there)
