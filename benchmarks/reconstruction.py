@@ -14,6 +14,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -35,7 +36,7 @@ def finer_errors(tokenizer: Tokenizer, fields: Tensor, *, factor: int) -> Tensor
     """Relative L2 error ``[B]`` of fields ``[B, T, n, c]`` on ``factor`` times as many points of a periodic line."""
     config = tokenizer.config
     n = config.grid[0] * factor
-    query, found = grid_points((n,), config.lengths), []
+    query, found = grid_points(replace(config, grid=(n,))), []
     for u in fields.split(ROWS):
         waves = torch.fft.rfft(u, dim=2)
         if u.shape[2] % 2 == 0:

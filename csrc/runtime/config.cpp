@@ -371,9 +371,15 @@ std::vector<std::vector<std::int64_t>> shift_amounts(const ModelConfig& config, 
     const TokenizerConfig& tokenizer = config.tokenizer;
     std::vector<std::vector<std::int64_t>> amounts(shifts, std::vector<std::int64_t>(tokenizer.dims()));
     if (shifts <= 1) return amounts;
-    if (std::none_of(tokenizer.periodic.begin(), tokenizer.periodic.end(), [](bool ring) { return ring; })) {
-        fail(ENMA_INVALID_ARGUMENT, "shifts is ", shifts, "; ", config.name,
-             " has no periodic dimension: leave it out");
+    if (!tokenizer.has_ring()) {
+        const int ways = 1 << tokenizer.dims();
+        if (shifts > ways) {
+            fail(ENMA_INVALID_ARGUMENT, "shifts is ", shifts, "; a field of ", config.name,
+                 ", between walls, is seen as it is and mirrored, in ", ways, " ways: use no more");
+        }
+        for (int s = 0; s < shifts; ++s)
+            for (int axis = 0; axis < tokenizer.dims(); ++axis) amounts[s][axis] = s >> axis & 1;
+        return amounts;
     }
     for (int axis = 0; axis < tokenizer.dims(); ++axis) {
         const std::int64_t points = tokenizer.grid[axis] / config.tokens_along(axis);

@@ -72,8 +72,8 @@ struct ModelConfig {
 // message names the field.
 ModelConfig read_config(const Json& json, const std::string& source);
 
-// Grid points by which each shift moves the field along each dimension, enma_fast/sampling/shifts.py. Throws Error
-// (ENMA_INVALID_ARGUMENT).
+// Grid points by which each shift moves the field along each dimension, or between walls 1 where it mirrors it,
+// enma_fast/sampling/shifts.py. Throws Error (ENMA_INVALID_ARGUMENT).
 std::vector<std::vector<std::int64_t>> shift_amounts(const ModelConfig& config, int shifts);
 
 }  // namespace enma

@@ -144,7 +144,8 @@ Interpolation::Interpolation(const TokenizerConfig& config, Tensors& tensors)
         std::int64_t after = size_, rest = x;
         for (int axis = 0; axis < d; ++axis) {
             after /= config.grid[axis];
-            const double spacing = config.lengths[axis] / static_cast<double>(config.grid[axis]);
+            const std::int64_t cells = config.periodic[axis] ? config.grid[axis] : config.grid[axis] - 1;
+            const double spacing = config.lengths[axis] / static_cast<double>(std::max<std::int64_t>(cells, 1));
             regular_.push_back(static_cast<float>(static_cast<double>(rest / after) * spacing));
             rest %= after;
         }

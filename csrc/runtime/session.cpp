@@ -48,11 +48,23 @@ int flow_steps_at(const SamplingConfig& sampling, int step, int mask_steps) {
     return (2 * (first * (intervals - step) + last * step) + intervals) / (2 * intervals);
 }
 
-// A frame [*grid, c] shifted forward by so many points along each dimension, or back, around it.
+// A frame [*grid, c] shifted forward by so many points along each dimension, or back, around it; between walls it is
+// mirrored along the dimensions that have an amount.
 void shift(const float* frame, const TokenizerConfig& tokenizer, const std::vector<std::int64_t>& amount, bool back,
            float* out) {
     const std::int64_t lines = tokenizer.dims() == 2 ? tokenizer.grid[0] : 1, size = tokenizer.grid.back();
     const std::int64_t across = tokenizer.dims() == 2 ? amount[0] : 0, c = tokenizer.field_channels;
+    if (!tokenizer.has_ring()) {
+        for (std::int64_t i = 0; i < lines; ++i) {
+            const float* from = frame + (across > 0 ? lines - 1 - i : i) * size * c;
+            if (amount.back() == 0) {
+                out = std::copy_n(from, size * c, out);
+                continue;
+            }
+            for (std::int64_t k = size - 1; k >= 0; --k) out = std::copy_n(from + k * c, c, out);
+        }
+        return;
+    }
     const std::int64_t along = (back ? amount.back() : size - amount.back() % size) % size * c;
     for (std::int64_t i = 0; i < lines; ++i) {
         const float* from = frame + (i + (back ? across : lines - across % lines)) % lines * size * c;
@@ -63,7 +75,8 @@ void shift(const float* frame, const TokenizerConfig& tokenizer, const std::vect
 // What rounding may take a coordinate beyond the ends of the domain, as a part of its length.
 constexpr double AT_THE_END = 1e-6;
 
-// Points [count, d] as they lie in a field that is shifted forward; those of no shift are given back as they are.
+// Points [count, d] as they lie in a field that is shifted forward, or mirrored; those of no shift are given back as they
+// are.
 const float* move(const float* points, std::int64_t count, const TokenizerConfig& tokenizer,
                   const std::vector<std::int64_t>& amount, float* out) {
     const int d = tokenizer.dims();
@@ -71,6 +84,10 @@ const float* move(const float* points, std::int64_t count, const TokenizerConfig
     for (std::int64_t i = 0; i < count * d; ++i) {
         const int axis = static_cast<int>(i % d);
         const double length = tokenizer.lengths[axis];
+        if (!tokenizer.has_ring()) {
+            out[i] = amount[axis] > 0 ? static_cast<float>(length) - points[i] : points[i];
+            continue;
+        }
         const float there = points[i] + static_cast<float>(amount[axis] * length / tokenizer.grid[axis]);
         // A sum that rounding leaves just below the end is the beginning.
         const bool around = tokenizer.periodic[axis] && there >= static_cast<float>(length * (1.0 - AT_THE_END));

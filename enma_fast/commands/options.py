@@ -66,7 +66,10 @@ SAMPLER: dict[str, Any] = {
     "flow_method": Annotated[str | None, typer.Option("--flow-method", help="midpoint or euler.")],
     "temperature": Annotated[float | None, typer.Option("--temperature", help="Factor on the noise.")],
     "shifts": Annotated[
-        int | None, typer.Option("--shifts", help="Places on a periodic domain from which members see the field.")
+        int | None,
+        typer.Option(
+            "--shifts", help="Places on a periodic domain, or mirrors between walls, that members see it from."
+        ),
     ],
 }
 

@@ -39,7 +39,7 @@ def reconstruction_errors(tokenizer: Tokenizer, fields: Tensor, *, share: float,
     A trajectory has the same points in all of its frames, as in training.
     """
     config = tokenizer.config
-    points = grid_points(config.grid, config.lengths).to(fields.device)
+    points = grid_points(config).to(fields.device)
     count = max(1, round(share * len(points)))
     generator, found = torch.Generator().manual_seed(seed), []
     for u in fields.split(_ROWS):

@@ -120,7 +120,7 @@ def encode_inputs(
         warn_if_long(config, num_frames)
         reasons = outside(model, known, other, scattered=where is not None)
         report_outside(model, numbers, reasons, strict=request.strict)
-    shifts = shift_amounts(config, settings)
+    shifts, ring = shift_amounts(config, settings), config.tokenizer.periodic
     used = sorted({k % len(shifts) for k in request.members[: len(shifts)]})
 
     def encoded(fields: Tensor, where: Tensor | None) -> Tensor:
@@ -129,8 +129,8 @@ def encode_inputs(
             seen = [_encode(model, fields, moved(where, shifts[s], config.tokenizer)) for s in used]
             return torch.stack(seen, 1).flatten(0, 1)
         if len(used) == 1:
-            return _encode(model, shifted(fields, shifts[used[0]]), None)
-        return _encode(model, torch.stack([shifted(fields, shifts[s]) for s in used], 1).flatten(0, 1), None)
+            return _encode(model, shifted(fields, shifts[used[0]], ring), None)
+        return _encode(model, torch.stack([shifted(fields, shifts[s], ring) for s in used], 1).flatten(0, 1), None)
 
     if known is None:
         empty = (B * len(used), 0, config.num_tokens, config.token_channels)

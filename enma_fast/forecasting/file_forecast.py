@@ -238,7 +238,7 @@ class FileForecast:
         frames, seed = fields.shape[1], self.request.seed
         places = drawn_places(tok.grid, trajectories, count=count, num_frames=frames, seed=seed, context=context)
         flat = fields.reshape(*fields.shape[:2], -1, fields.shape[-1])
-        return np.take_along_axis(flat, places[..., None], 2), grid_points(tok.grid, tok.lengths).numpy()[places]
+        return np.take_along_axis(flat, places[..., None], 2), grid_points(tok).numpy()[places]
 
 
 def check_file(config: ModelConfig, data: FieldFile) -> None:

@@ -269,7 +269,7 @@ def _decoder(
 
         def part(amount: tuple[int, ...], index: slice | list[int]) -> Tensor:
             if whole is not None:
-                return shifted(whole[index], amount, back=True)
+                return shifted(whole[index], amount, tok.config.periodic, back=True)
             assert query is not None
             return decoded(latents[index], frames.stop, moved(query, amount, tok.config))[:, frames]
 

@@ -59,9 +59,15 @@ def coordinates(name: str, value: np.ndarray | Tensor, model: Model, *, of_frame
 
 
 def moved(points: Tensor, amount: tuple[int, ...], options: TokenizerConfig) -> Tensor:
-    """Coordinates ``[..., d]`` in a field that is shifted forward by so many grid points (`sampling.shifts`)."""
+    """Coordinates ``[..., d]`` in a field that is shifted forward by so many grid points, or mirrored.
+
+    As `sampling.shifts` says.
+    """
     if not any(amount):
         return points
+    if not any(options.periodic):
+        mirrored, ends = (torch.tensor(x, device=points.device) for x in (amount, options.lengths))
+        return torch.where(mirrored > 0, ends - points, points)
     steps = [a * x / n for a, x, n in zip(amount, options.lengths, options.grid, strict=True)]
     lengths, ring, step = (torch.tensor(x, device=points.device) for x in (options.lengths, options.periodic, steps))
     there = points + step

@@ -18,10 +18,14 @@ from ..ops.point_attention import point_attention
 from .layers import axes_of
 
 
-def grid_points(grid: tuple[int, ...], lengths: tuple[float, ...]) -> Tensor:
-    """Coordinates ``[X, d]`` of a regular grid, x_j = j L / n, end point excluded."""
-    axes = [places * (length / len(places)) for places, length in zip(axes_of(grid), lengths, strict=True)]
-    return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, len(grid)).float()
+def grid_points(config: TokenizerConfig) -> Tensor:
+    """Coordinates ``[X, d]`` of the grid: x_j = j L / n around a ring, and j L / (n - 1) between walls."""
+    spacings = [
+        length / (n if ring else max(n - 1, 1))
+        for n, length, ring in zip(config.grid, config.lengths, config.periodic, strict=True)
+    ]
+    axes = [places * spacing for places, spacing in zip(axes_of(config.grid), spacings, strict=True)]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, config.dims).float()
 
 
 class PointEncoding(nn.Module):
@@ -87,7 +91,7 @@ class Interpolation(nn.Module):
         self.periods = tuple(n if p else None for n, p in zip(config.lengths, config.periodic, strict=True))
         num_points, inner = math.prod(config.grid), opts.heads * opts.head_dim
         self.encoding = PointEncoding(opts, config.lengths)
-        regular = grid_points(config.grid, config.lengths)
+        regular = grid_points(config)
         self.register_buffer("regular", regular, persistent=False)
         self.grid = nn.Parameter(regular.clone())
         self.latents = nn.Parameter(nn.init.normal_(torch.empty(num_points, opts.hidden), std=opts.hidden**-0.5))

@@ -32,7 +32,7 @@ class TokenizerTask:
         self.config, self.train, self.val = config, train, val
         self.module: nn.Module = Tokenizer(model.tokenizer)
         self.options = model.tokenizer
-        self.points = grid_points(self.options.grid, self.options.lengths)
+        self.points = grid_points(self.options)
 
     def loss(
         self, module: Callable[..., Any], generator: torch.Generator, rank: Rank

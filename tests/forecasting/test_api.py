@@ -156,7 +156,7 @@ def test_a_context_in_xarray(plane, observed):
 def test_scattered_points_and_queries():
     made = model("points")
     options = made.config.tokenizer
-    where = grid_points(options.grid, options.lengths)[[3, 17, 8, 30, 21]]
+    where = grid_points(options)[[3, 17, 8, 30, 21]]
     history = labelled(made, 3).isel(x=[3, 17, 8, 30, 21]).rename(x="point")
     ensemble = forecast(made, history, points=where, query=where[:2], num_members=3)
     np.testing.assert_array_equal(ensemble.numpy(), sampled(made, history, points=where, query=where[:2]))

@@ -67,7 +67,7 @@ def test_observations_at_scattered_points(points):
     given = inputs(points, TASKS["temporal"])
     options = points.config.tokenizer
     order = torch.randperm(32)
-    where = grid_points(options.grid, options.lengths)[order]
+    where = grid_points(options)[order]
     scattered = given["history"][:, :, order]
     assert distance(sample_fields(points, scattered, points=where), sample_fields(points, **given)) < 1e-4
     few = sample_fields(points, scattered[0, :, :11], points=where[:11].numpy(), num_members=2)

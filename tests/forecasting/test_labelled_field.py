@@ -68,7 +68,7 @@ def test_coordinates_that_cannot_be_kept_are_left_out(line):
     made = model("points")
     options = made.config.tokenizer
     places = [3, 17, 8, 30, 21]
-    where = grid_points(options.grid, options.lengths)[places]
+    where = grid_points(options)[places]
     history = labelled(made, 3).isel(x=places).rename(x="point").drop_vars("point")
     history = history.assign_coords(x=("point", where[:, 0].numpy()), station=("point", list("abcde")), depth=2.0)
     for query in (where.flip(0), where[:2], None):
@@ -104,7 +104,7 @@ def test_points_that_contradict_each_other_are_refused():
     made = model("points")
     options = made.config.tokenizer
     places = [3, 17, 8, 30, 21]
-    where = grid_points(options.grid, options.lengths)[places]
+    where = grid_points(options)[places]
     history = labelled(made, 3).isel(x=places).rename(x="point").drop_vars("point")
     history = history.assign_coords(x=("point", where[:, 0].numpy()))
     for given in (where, where.numpy(), where.numpy().astype(np.float64)):

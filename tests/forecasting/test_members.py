@@ -282,7 +282,7 @@ def test_no_frame_depends_on_latents_before_its_window(models, name):
 def test_the_grid_as_query_points_gives_the_grid(points):
     given = inputs(points, TASKS["temporal"])
     options = points.config.tokenizer
-    grid = grid_points(options.grid, options.lengths)
+    grid = grid_points(options)
     out = sample_fields(points, **given, num_members=2)
     assert distance(sample_fields(points, **given, num_members=2, query=grid), out) < 1e-5
     some = torch.tensor([4, 30, 0])
@@ -295,7 +295,7 @@ def test_query_points_on_a_plane(models):
     plane = models["plane-paper"]
     given = inputs(plane, TASKS["initial-value"])
     options = plane.config.tokenizer
-    grid = grid_points(options.grid, options.lengths)
+    grid = grid_points(options)
     out = sample_fields(plane, **given)
     assert out.shape == (2, 1, 7, 16, 8, 2)
     assert distance(sample_fields(plane, **given, query=grid), out.flatten(3, 4)) < 1e-5

@@ -31,7 +31,7 @@ def made(request):
 
 
 def grid_of(made):
-    return grid_points(made.config.tokenizer.grid, made.config.tokenizer.lengths)
+    return grid_points(made.config.tokenizer)
 
 
 def scattered(made, fields, seed=0):
@@ -102,9 +102,27 @@ def test_a_moved_point_meets_the_grid_again():
     """The end of a ring is its beginning, whatever rounding makes of a sum."""
     for n, length in ((32, 2 * math.pi), (128, 2 * math.pi), (96, 0.7)):
         options = replace(CONFIGS["points"].tokenizer, grid=(n,), lengths=(length,))
-        grid = grid_points(options.grid, options.lengths)
+        grid = grid_points(options)
         for amount in range(n):
             torch.testing.assert_close(moved(grid, (amount,), options), grid.roll(-amount, 0), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_mirrored_points(task):
+    """Between walls shifts are mirror images, of points and of queries as of fields."""
+    tokenizer = replace(CONFIGS["points"].tokenizer, periodic=(False,))
+    config = replace(CONFIGS["points"], tokenizer=tokenizer, sampling=replace(CONFIGS["points"].sampling, shifts=2))
+    made = random_model(config)
+    given = inputs(made, TASKS[task])
+    whole = sample_fields(made, **given, num_members=3)
+    seen = {"points": grid_of(made)} if given["history"] is not None else {"context_points": grid_of(made)}
+    assert distance(sample_fields(made, **given, num_members=3, **seen), whole) < 1e-4
+    some = [3, 30, 8]
+    found = sample_fields(made, **given, num_members=3, query=grid_of(made)[some])
+    assert distance(found, whole[..., some, :]) < 1e-5
+    alone = sample_fields(made, **given, num_members=3, settings=replace(config.sampling, shifts=None))
+    assert torch.equal(alone[..., 0, :, :, :], whole[..., 0, :, :, :])
+    assert distance(alone, whole) > 1e-3
 
 
 def test_absent_points_are_not_compared_with_the_training_data():

@@ -117,7 +117,7 @@ def test_axes_keep_their_order():
 
 
 def test_grids_have_their_own_lengths():
-    x = grid_points(PLANE.grid, PLANE.lengths).view(16, 8, 2)
-    # The first axis of 16 points is two long, the second of 8 points one long.
+    x = grid_points(PLANE).view(16, 8, 2)
+    # The first axis of 16 points is a ring two long, the second of 8 points ends in walls and is one long.
     assert x[:, 3, 0].tolist() == pytest.approx([i / 8 for i in range(16)])
-    assert x[3, :, 1].tolist() == pytest.approx([j / 8 for j in range(8)])
+    assert x[3, :, 1].tolist() == pytest.approx([j / 7 for j in range(8)])

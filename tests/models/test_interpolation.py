@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from enma_fast.config import TokenizerConfig
 from enma_fast.errors import EnmaError
 from enma_fast.models.interpolation import Interpolation, PointEncoding, grid_points
 from enma_fast.ops.point_attention import distance as point_distance
@@ -71,7 +72,7 @@ def test_points_may_be_shared_by_the_batch(layer, observed):
 
 def test_the_grid_is_the_default(layer, options):
     u = torch.randn(2, 3, *options.grid, options.field_channels)
-    points = grid_points(options.grid, options.lengths)
+    points = grid_points(options)
     assert torch.equal(layer.to_grid(u, None, None), layer.to_grid(u.flatten(2, -2), points, None))
     x = torch.randn(2, 3, *options.grid, INTERPOLATION.features)
     assert torch.equal(layer.to_points(x, None).flatten(2, -2), layer.to_points(x, points))
@@ -129,10 +130,16 @@ def test_slopes_start_as_configured():
     assert not Interpolation(fixed).slopes_in.requires_grad
 
 
-def test_grid_points_leave_the_end_out():
-    torch.testing.assert_close(grid_points((4,), (2.0,)), torch.tensor([[0.0], [0.5], [1.0], [1.5]]))
+def test_grid_points_leave_out_the_end_of_a_ring_and_have_that_of_a_wall():
+    def points(grid, lengths, periodic):
+        return grid_points(TokenizerConfig(grid=grid, lengths=lengths, periodic=periodic)).tolist()
+
+    assert points((4,), (2.0,), (True,)) == [[0.0], [0.5], [1.0], [1.5]]
+    assert points((5,), (2.0,), (False,)) == [[0.0], [0.5], [1.0], [1.5], [2.0]]
     # Rows run over the last axis first, as flattening a field does.
-    assert grid_points((2, 3), (2.0, 3.0)).tolist() == [[0, 0], [0, 1], [0, 2], [1, 0], [1, 1], [1, 2]]
+    expected = [[0, 0], [0, 1], [0, 2], [1, 0], [1, 1], [1, 2]]
+    assert points((2, 3), (2.0, 3.0), (True, True)) == expected
+    assert points((2, 3), (1.0, 3.0), (False, True)) == expected
 
 
 def test_point_encoding_is_its_formula():

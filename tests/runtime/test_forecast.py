@@ -125,6 +125,7 @@ def test_walls_units_and_any_number_of_observed_frames(library: Library, tmp_pat
         ("plane", "one-pass", (True, True), 3),
         ("plane", "one-pass", (False, True), 2),
         ("plane-paper", "masked-flow", (False, False), None),
+        ("plane", "one-pass", (False, False), 4),
         ("plane-paper", "one-pass", (True, True), None),
         ("plane-local", "one-pass", (True, False), 2),
         ("plane-local", "one-pass", (False, False), None),

@@ -153,9 +153,17 @@ def test_every_frame_may_have_points_of_its_own(model: Model, network: Network) 
     assert_close(found, whole.numpy())
 
 
-@pytest.mark.parametrize("config", [LINE, PLANE], ids=["line", "plane"])
-def test_shifts_move_the_points(library: Library, tmp_path: Path, config: ModelConfig) -> None:
-    config = replace(config, sampling=replace(config.sampling, shifts=3))
+def between_walls(config: ModelConfig) -> ModelConfig:
+    return replace(config, tokenizer=replace(config.tokenizer, periodic=(False,) * config.tokenizer.dims))
+
+
+@pytest.mark.parametrize(
+    ("config", "shifts"),
+    [(LINE, 3), (PLANE, 3), (between_walls(LINE), 2), (between_walls(PLANE), 4)],
+    ids=["line", "plane", "line between walls", "plane between walls"],
+)
+def test_shifts_move_the_points(library: Library, tmp_path: Path, config: ModelConfig, shifts: int) -> None:
+    config = replace(config, sampling=replace(config.sampling, shifts=shifts))
     network, counts = random_model(config), [5, 7, 30]
     points, values = scattered(config, 0, counts)
     found = forecast(opened(library, network, tmp_path / "it"), Observations.of(points, values, counts), num_members=4)

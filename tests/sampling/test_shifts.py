@@ -1,4 +1,4 @@
-"""Shifts of a periodic field: a member equals the plain member of the shifted field, shifted back."""
+"""Shifts of a periodic field, and mirror images: a member equals the plain member of the moved field, moved back."""
 
 from dataclasses import replace
 
@@ -10,9 +10,14 @@ from enma_fast.forecasting.api import forecast, stream
 from enma_fast.forecasting.members import sample_fields
 from enma_fast.sampling.shifts import shift_amounts
 
-from .._tiny import CONFIGS, SAMPLING, model, waves
+from .._tiny import CONFIGS, SAMPLING, model, random_model, waves
 
 SHIFTED = replace(SAMPLING, shifts=3)
+
+
+def walled(name):
+    config = CONFIGS[name]
+    return replace(config, tokenizer=replace(config.tokenizer, periodic=(False,) * config.tokenizer.dims))
 
 
 @pytest.fixture(scope="module", params=["relative", "plane"])
@@ -67,7 +72,32 @@ def test_what_cannot_be_shifted_is_refused(fields):
     history = waves(2, 2, 8, made.config.tokenizer)[:, :3]
     with pytest.raises(EnmaError, match=r"^shifts is 9; a token of relative has 4 grid points: use no more"):
         forecast(made, history, settings=replace(SAMPLING, shifts=9))
-    closed = model("plane")
-    closed.config = replace(closed.config, tokenizer=replace(closed.config.tokenizer, periodic=(False, False)))
-    with pytest.raises(EnmaError, match=r"^shifts is 2; plane has no periodic dimension"):
-        shift_amounts(closed.config, replace(SAMPLING, shifts=2))
+    for name, ways in (("relative", 2), ("plane", 4)):
+        text = rf"^shifts is {ways + 1}; a field of {name}, between walls, .* in {ways} ways: use no more"
+        with pytest.raises(EnmaError, match=text):
+            shift_amounts(walled(name), replace(SAMPLING, shifts=ways + 1))
+
+
+def test_between_walls_members_see_mirror_images():
+    made, settings = random_model(walled("plane")), replace(SAMPLING, shifts=4)
+    history = waves(1, 2, 8, made.config.tokenizer)[:, :3]
+    found = sample_fields(made, history, num_members=6, seed=3, settings=settings)
+    mirrored: list[list[int]] = [[], [2], [3], [2, 3]]
+    for k in range(6):
+        axes = mirrored[k % 4]
+        alone = sample_fields(made, history.flip(axes), num_members=1, first_member=k, seed=3)
+        assert torch.equal(found[:, k], alone[:, 0].flip(axes)), k
+    # A model knows nothing of mirrors by itself.
+    plain = sample_fields(made, history, num_members=6, seed=3)
+    assert (found[:, 1] - plain[:, 1]).abs().max() > 1e-3
+    streamed = torch.stack(list(stream(made, history, num_members=6, seed=3, settings=settings)), 2)
+    torch.testing.assert_close(streamed, found, rtol=1e-4, atol=1e-5)
+
+
+def test_a_line_between_walls_has_one_mirror_image():
+    assert shift_amounts(walled("relative"), replace(SAMPLING, shifts=2)) == [(0,), (1,)]
+    made = random_model(walled("relative"))
+    history = waves(1, 1, 8, made.config.tokenizer)[:, :3]
+    found = sample_fields(made, history, num_members=2, settings=replace(SAMPLING, shifts=2))
+    alone = sample_fields(made, history.flip(2), num_members=1, first_member=1)
+    assert torch.equal(found[:, 1], alone[:, 0].flip(2))

@@ -31,6 +31,7 @@ struct TokenizerConfig {
     // Channels that the convolutions see on the grid.
     int grid_channels() const { return interpolation ? interpolation->features : field_channels; }
     int dims() const { return static_cast<int>(grid.size()); }
+    bool has_ring() const { return std::find(periodic.begin(), periodic.end(), true) != periodic.end(); }
     int count(LayerKind kind) const { return static_cast<int>(std::count(layers.begin(), layers.end(), kind)); }
     int space_factor() const { return stride_ends << count(LayerKind::space); }
     int time_factor() const { return 1 << count(LayerKind::time); }
