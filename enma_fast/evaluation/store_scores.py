@@ -25,6 +25,7 @@ from ..data import FieldFile, dataset_split, read
 from ..errors import EnmaError, first_line
 from ..models.checkpoint import read_tensors, sha256, write_tensors
 from ..store.layout import OUTSIDE, POINTS
+from ..store.metadata import READINGS
 from ..store.read import is_missing, read_forecast
 from ..utils.system import versions
 from ..utils.text import times
@@ -194,6 +195,8 @@ def _close(values: np.ndarray, expected: np.ndarray) -> bool:
 
 def _observed(path: Path, dataset: Any, data: FieldFile, place: int) -> bool:
     """True if the file's one trajectory starts with the store's observed frames, or the store holds none."""
+    if READINGS in dataset.sizes:
+        return True
     for c, name in enumerate(data.channels):
         if f"{name}_observed" in dataset:
             seen = _values(path, int(dataset["trajectory"][place]), dataset[f"{name}_observed"][place])
@@ -234,6 +237,9 @@ def _amplitude(path: Path, dataset: Any, place: int) -> float | None:
         seen_TX = dataset[name][place]
         for frames, rows in _blocks((1, *seen_TX.shape), _BLOCK):
             values = _values(path, number, seen_TX[frames, rows])
+            if READINGS in dataset.sizes:
+                # A frame may have fewer than others.
+                values = values[~np.isnan(values)]
             total, count = total + float(np.square(values, dtype=np.float64).sum()), count + values.size
     if not math.isfinite(total):
         raise EnmaError(
@@ -290,7 +296,7 @@ def _physics(path: Path, dataset: Any, name: str, truth_of: _Truth) -> Physics |
             return np.stack([_values(path, number, array) for array in arrays], axis=-1)
 
         seen = None
-        if all(f"{channel}_observed" in dataset for channel in channels):
+        if READINGS not in dataset.sizes and all(f"{channel}_observed" in dataset for channel in channels):
             seen = stacked([dataset[f"{channel}_observed"][place] for channel in channels])
         blocks = (
             stacked([dataset[channel][place, k : k + 1] for channel in channels])

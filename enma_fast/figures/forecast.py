@@ -29,6 +29,8 @@ class Forecast:
     truth : [T, *x]
     observed, observed_times : [L, *x] and [L], the frames that the model saw
     observed_places : [L, *x], true where it saw them; by default everywhere
+    readings, reading_points : [L, P] and [L, P, d], what it saw at scattered points in place of observed frames, NaN
+        where a frame has fewer
     name : name of the channel
     centre : "mean" or "median", the statistic in `mean`
 
@@ -50,6 +52,8 @@ class Forecast:
     observed: np.ndarray | None = None
     observed_times: np.ndarray | None = None
     observed_places: np.ndarray | None = None
+    readings: np.ndarray | None = None
+    reading_points: np.ndarray | None = None
     name: str = "u"
     centre: str = "mean"
 
@@ -72,13 +76,15 @@ class Forecast:
             self.mean, self.centre = self.quantiles[middle[0]], "median"
         if self.mean is None and self.spread is None:
             raise EnmaError("the forecast holds no members, mean, spread or median: there is nothing to draw")
-        if self.observed is None:
+        if self.readings is not None:
+            self.observed = np.full((len(self.readings), *space), np.nan, np.float32)
+        elif self.observed is None:
             self.observed, self.observed_times = np.empty((0, *space)), np.empty(0)
         self.observed_times = np.asarray(self.observed_times)
 
     @property
     def seen(self) -> tuple[np.ndarray, np.ndarray]:
-        """Observed frames and their times; empty if there are none."""
+        """Observed frames and their times; empty if there are none, and NaN where there are readings."""
         assert self.observed is not None
         assert self.observed_times is not None
         return self.observed, self.observed_times

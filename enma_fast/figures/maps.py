@@ -36,7 +36,8 @@ class Maps:
         what = ", ".join(title.split()[0] for title in others)
         # Observed frames have neither error nor spread.
         blank = np.full_like(seen, np.nan)
-        scaled = [field[shown] for field in fields.values()] + ([] if plane else [seen])
+        before = seen if self.forecast.readings is None else self.forecast.readings
+        scaled = [field[shown] for field in fields.values()] + ([] if plane else [before])
         self._row(grid, 0, fields, seen, field_scale(*scaled), self.forecast.name)
         first = grid.ncols * bool(fields) if stacked else len(fields)
         scale = error_scale(*(field[shown] for field in others.values()))
@@ -101,7 +102,9 @@ class Maps:
         self.images.append((image, values))
         if len(seen_times):
             axes.axhline((seen_times[-1] + forecast.times[0]) / 2, color=ON_MAP, lw=1, ls="--")
-            if np.isnan(before).all():
+            if title.startswith("ensemble") and self._draw_readings(axes, scale):
+                pass
+            elif np.isnan(before).all():
                 axes.text(x.mean(), seen_times.mean(), "observed", ha="center", va="center", fontsize=8)
         if self.where is not None:
             axes.axvline(x[self.where[0]], color=ON_MAP, lw=0.8, ls=":")
@@ -109,6 +112,18 @@ class Maps:
         step = np.diff(every) if len(every) > 1 else np.ones(1)
         axes.set_ylim(every[-1] + step[-1] / 2, every[0] - step[0] / 2)
         axes.set(title=title, ylabel=TIME_LABEL if first else "")
+
+    def _draw_readings(self, axes: Any, scale: dict[str, Any]) -> bool:
+        """Draw the readings of a line as points at their places and times; False if there are none."""
+        forecast = self.forecast
+        if forecast.readings is None or forecast.reading_points is None:
+            return False
+        _, seen_times = forecast.seen
+        when = np.broadcast_to(seen_times[:, None], forecast.readings.shape)
+        there = np.isfinite(forecast.readings)
+        x, values = forecast.reading_points[..., 0][there], forecast.readings[there]
+        axes.scatter(x, when[there], c=values, marker="|", s=30, rasterized=True, **scale)
+        return True
 
 
 def field_scale(*fields: np.ndarray) -> dict[str, Any]:

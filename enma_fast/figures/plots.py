@@ -159,7 +159,8 @@ def _draw_fan(axes: Any, forecast: Forecast, where: tuple[int, ...]) -> None:
         line = np.concatenate([before, values_at(forecast.truth, where)])
         axes.plot(np.concatenate([seen_times, times]), line, color=TRUTH, lw=1.2, ls="--", label="truth")
     if len(before):
-        axes.plot(seen_times, values_at(forecast.observed_part, where), "o", color=TRUTH, ms=4.5, label="observed")
+        if forecast.readings is None:
+            axes.plot(seen_times, values_at(forecast.observed_part, where), "o", color=TRUTH, ms=4.5, label="observed")
         axes.axvline((seen_times[-1] + times[0]) / 2, ymax=0.75, color=INK, lw=1, ls="--", alpha=0.6)
     place = ", ".join(f"{axis} = {x[i]:.2f}" for axis, x, i in zip("xy", forecast.coords, where, strict=False))
     what = f"{forecast.num_members} members" if forecast.num_members else "forecast"

@@ -25,7 +25,7 @@ from .forecast_store import ForecastStore
 from .layout import LEDGER, Layout, store_attributes
 from .ledger import write_ledger
 from .location import real_path, require_replaceable
-from .metadata import AXES, METADATA, STATISTICS
+from .metadata import AXES, METADATA, READINGS, STATISTICS
 
 
 @contextmanager
@@ -105,6 +105,15 @@ def _write_empty_store(path: Path, layout: Layout) -> None:
     _write_coordinates(group, layout)
     for name, column in layout.columns.items():
         _write_array(group, name, ("trajectory",), np.asarray(column), long_name=name, units="1")
+    seen_along = ("trajectory", "observed_time", *axes)
+    if layout.observed_coords is not None:
+        seen_along = ("trajectory", "observed_time", READINGS)
+        for i, name in enumerate(axes):
+            values, text = (
+                np.asarray(layout.observed_coords[..., i], np.float32),
+                f"position of the readings along {name}",
+            )
+            _write_array(group, f"{name}_observed", seen_along, values, long_name=text, units="1")
     for c, name in enumerate(layout.channels):
         B, frames = len(layout.trajectories), layout.frame_shape
         if layout.keep_members:
@@ -119,8 +128,8 @@ def _write_empty_store(path: Path, layout: Layout) -> None:
             attributes = {"long_name": text.format(name), "units": "1"} | ({"cell_methods": method} if method else {})
             _declare_array(group, f"{name}_{kind}", (B, *own, *frames), (1, *own, *frames), None, dims, attributes)
         if layout.observed is not None:
-            dims, values = ("trajectory", "observed_time", *axes), np.asarray(layout.observed[..., c], np.float32)
-            _write_array(group, f"{name}_observed", dims, values, long_name=f"observed {name}", units="1")
+            values = np.asarray(layout.observed[..., c], np.float32)
+            _write_array(group, f"{name}_observed", seen_along, values, long_name=f"observed {name}", units="1")
         if layout.truth is not None:
             dims, values = ("trajectory", "time", *axes), np.asarray(layout.truth[..., c], np.float32)
             _write_array(group, f"{name}_truth", dims, values, long_name=f"true {name}", units="1")
@@ -167,6 +176,9 @@ def _write_coordinates(group: _NewGroup, layout: Layout) -> None:
     axes = {"time": (layout.times, "time", "T")}
     if layout.observed is not None:
         axes["observed_time"] = (layout.observed_times, "time", "")
+    if layout.observed_coords is not None:
+        numbers, text = np.arange(layout.observed_coords.shape[2]), "number of the reading in its frame"
+        _write_array(group, READINGS, (READINGS,), numbers, long_name=text, units="1")
     for name, positions in zip(AXES, layout.coords, strict=False):
         axes[name] = (positions, f"position along {name}", name.upper())
     if layout.statistics and len(layout.quantiles):

@@ -5,11 +5,13 @@ A store is a Zarr v3 group that `xarray.open_zarr` reads, with CF attributes and
     <channel>             (trajectory, realization, time, x[, y])  float32, the forecast; one member per chunk
     <channel>_observed    (trajectory, observed_time, x[, y])      float32, what the model saw (if anything)
     <channel>_truth       (trajectory, time, x[, y])               float32 (where it is known)
+    x_observed[, y_observed]             (trajectory, observed_time, observed_point)  float32, where readings lie that
+                          are on no grid, NaN where a frame has fewer; <channel>_observed is along these axes then
     <channel>_mean, <channel>_spread     (trajectory, time, x[, y])             float32, if statistics are asked for
     <channel>_quantile    (trajectory, quantile, time, x[, y])     float32, likewise
     <channel>_exceedance  (trajectory, threshold, time, x[, y])    float32, share of members above the threshold
     trajectory            number of the trajectory in its file; further columns, such as PDE parameters, share its axis
-    realization, time, observed_time, x[, y], quantile, threshold               coordinates
+    realization, time, observed_time, observed_point, x[, y], quantile, threshold              coordinates
     .checksums            a checksum of every file of the forecast
     .unfinished           the ledger of a run; removed when the store is complete
     .damaged              damaged metadata, coordinates, observations and truth; removed when a run has repaired them
@@ -34,11 +36,11 @@ from numpy.typing import ArrayLike
 from ..errors import EnmaError
 from ..utils.names import check_names
 from .chunks import chunk_name
-from .metadata import AXES, DIGEST, FORMAT, FORMAT_VERSION, METADATA, STATISTICS, digest_of
+from .metadata import AXES, DIGEST, FORMAT, FORMAT_VERSION, METADATA, READINGS, STATISTICS, digest_of
 
 LEDGER, DAMAGED = ".unfinished", ".damaged"
 # Attributes: the trajectories whose observed frames lie outside what the model was trained on, a hash of the arithmetic
-# that sampled the members, and the points that the model saw of each observed frame, if not all.
+# that sampled the members, and the points, at most, that the model saw of each observed frame, if not all.
 OUTSIDE, FINGERPRINT, POINTS = "outside_training", "fingerprint", "observed_points"
 
 
@@ -58,6 +60,7 @@ class Layout:
     statistics : True to write mean and spread
     quantiles, thresholds : levels of quantiles and thresholds of exceedance, which are further statistics
     observed, observed_times : `[B, L, *x, c]` and [L], the frames that the model saw of each trajectory
+    observed_coords : `[B, L, P, d]` of readings, which are `observed` `[B, L, P, c]`; NaN where a frame has fewer
     truth : `[B, T, *x, c]`
     columns : further values per trajectory, name -> [B]
     attributes : attributes of the store: model, seed, command, ...
@@ -76,6 +79,7 @@ class Layout:
     thresholds: Sequence[float] = ()
     observed: np.ndarray | None = None
     observed_times: ArrayLike = ()
+    observed_coords: np.ndarray | None = None
     truth: np.ndarray | None = None
     columns: Mapping[str, np.ndarray] = field(default_factory=dict)
     attributes: Mapping[str, Any] = field(default_factory=dict)
@@ -92,6 +96,8 @@ class Layout:
         axes = ["trajectory", "time", *AXES[: len(self.coords)], METADATA]
         axes += ["realization"] if self.keep_members else []
         axes += [] if self.observed is None else ["observed_time"]
+        if self.observed_coords is not None:
+            axes += [READINGS, *(f"{axis}_observed" for axis in AXES[: len(self.coords)])]
         axes += ["quantile"] if len(self.quantiles) else []
         axes += ["threshold"] if len(self.thresholds) else []
         kinds = ["", "_observed", "_truth", *(f"_{kind}" for kind in STATISTICS)]

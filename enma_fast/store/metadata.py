@@ -30,6 +30,8 @@ FORMAT_VERSION = 1
 METADATA = "zarr.json"
 DIGEST = "attributes_sha256"
 AXES = ("x", "y", "z")
+# The axis of readings at scattered points.
+READINGS = "observed_point"
 # Statistic -> its own axis, long name and CF cell method (CF has none for the last two).
 STATISTICS = {
     "mean": (None, "ensemble mean of {}", "realization: mean"),
@@ -226,13 +228,17 @@ def _check_variables(attributes: Mapping[str, Any], arrays: Any, sizes: Mapping[
     frames = ("time", *(axis for axis in AXES if axis in sizes))
     expected: dict[str, tuple[str, ...]] = {"trajectory": ("trajectory",), **{name: (name,) for name in sizes}}
     optional: dict[str, tuple[str, ...]] = {}
+    seen_at = frames[1:]
+    if READINGS in sizes:
+        seen_at = (READINGS,)
+        expected |= {f"{axis}_observed": ("trajectory", "observed_time", *seen_at) for axis in frames[1:]}
     for name in channels:
         if "members" in keeps:
             expected[name] = ("trajectory", "realization", *frames)
         for kind in (kind for kind in keeps if kind in STATISTICS):
             own = STATISTICS[kind][0]
             expected[f"{name}_{kind}"] = ("trajectory", *(() if own is None else (own,)), *frames)
-        optional[f"{name}_observed"] = ("trajectory", "observed_time", *frames[1:])
+        optional[f"{name}_observed"] = ("trajectory", "observed_time", *seen_at)
         optional[f"{name}_truth"] = ("trajectory", *frames)
     for name, dims in {**{name: dims for name, dims in optional.items() if name in arrays}, **expected}.items():
         if name not in arrays or tuple(arrays[name]["dimension_names"]) != dims:

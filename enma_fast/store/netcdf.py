@@ -22,7 +22,7 @@ import numpy as np
 from ..errors import EnmaError
 from ..utils.extras import load_extra
 from ..utils.files import complete_file
-from .metadata import DIGEST
+from .metadata import DIGEST, READINGS
 from .read import read_forecast, zarr_errors
 
 log = logging.getLogger("enma_fast")
@@ -162,7 +162,8 @@ def _copy(path: Path, variable: Any, array: Any, places: Mapping[str, np.ndarray
         slices = [slice(a, min(a + step, size)) for a, step, size in zip(starts, step_S, sizes_S, strict=True)]
         chosen = {d: places[d][s] if d in places else s for d, s in zip(array.dims[1:], slices, strict=True)}
         values = _read(path, array, {**row, **chosen})
-        missing += int(np.isnan(values).sum())
+        # A frame may have fewer readings than others.
+        missing += 0 if READINGS in array.dims else int(np.isnan(values).sum())
         variable[(i, *slices)] = values
     return missing
 

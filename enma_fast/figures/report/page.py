@@ -148,7 +148,7 @@ def _summary(reader: StoreReader) -> str:
         each = " each" if len(reader) > 1 else ""
         parts.append(f"{counted(reader.num_members, 'member')}{each}")
     frames = counted(len(reader.times), "frame")
-    part = f" at {attrs[POINTS]} points each" if POINTS in attrs else ""
+    part = f" at {reader.seen_points} each" if reader.seen_points else ""
     parts.append(f"{frames} from {seen} observed{part}" if seen else frames)
     parts.append(f"on {times(map(len, reader.coords))} points")
     by = f" by {attrs['model']}" if "model" in attrs else ""

@@ -20,6 +20,7 @@ from ...evaluation.metrics import SCORES, Scores
 from ...evaluation.physics import Physics
 from ...forecasting.scattered import drawn_places
 from ...store.layout import POINTS
+from ...store.metadata import READINGS
 from ...store.read import is_missing, read_forecast, zarr_errors
 from ..calibration import SpreadErrorBins
 from ..forecast import Forecast
@@ -28,7 +29,10 @@ from ..plots import forecast_figure, save_movie
 
 @dataclass(kw_only=True)
 class Trajectory:
-    """All channels of one trajectory: members `[K, T, *x, c]` or statistics `[T, *x, c]` and `[Q, T, *x, c]`."""
+    """All channels of one trajectory: members `[K, T, *x, c]` or statistics `[T, *x, c]` and `[Q, T, *x, c]`.
+
+    What the model saw is `observed` `[L, *x, c]`, or `readings` `[L, P, c]` at scattered points.
+    """
 
     number: int
     members: np.ndarray | None
@@ -37,6 +41,7 @@ class Trajectory:
     quantiles: np.ndarray | None
     truth: np.ndarray | None
     observed: np.ndarray | None
+    readings: np.ndarray | None = None
 
 
 class StoreReader:
@@ -70,7 +75,8 @@ class StoreReader:
 
     def trajectory(self, place: int) -> Trajectory:
         """Read the trajectory at index `place` of the store."""
-        members = self._read("", place)
+        members, seen = self._read("", place), self._read("_observed", place)
+        scattered = READINGS in self.dataset.sizes
         return Trajectory(
             number=self.numbers[place],
             members=members,
@@ -78,7 +84,8 @@ class StoreReader:
             spread=None if members is not None else self._read("_spread", place),
             quantiles=None if members is not None else self._read("_quantile", place),
             truth=self._read("_truth", place) if self._truth is None else self._truth[place],
-            observed=self._read("_observed", place),
+            observed=None if scattered else seen,
+            readings=seen if scattered else None,
         )
 
     def forecast(self, trajectory: Trajectory, channel: int) -> Forecast:
@@ -91,8 +98,9 @@ class StoreReader:
             coords=self.coords,
             levels=self.levels,
             num_members=self.num_members,
-            observed_times=None if trajectory.observed is None else self.dataset["observed_time"].to_numpy(),
+            observed_times=self.dataset["observed_time"].to_numpy() if "observed_time" in self.dataset else None,
             observed_places=self._observed_places(trajectory),
+            reading_points=self._reading_points(trajectory),
             name=self.channels[channel],
             **fields,
         )
@@ -107,6 +115,13 @@ class StoreReader:
         mask = np.zeros((len(seen), math.prod(grid)), bool)
         np.put_along_axis(mask, places, True, 1)
         return mask.reshape(seen.shape[:-1])
+
+    def _reading_points(self, trajectory: Trajectory) -> np.ndarray | None:
+        """Coordinates of the readings, `[L, P, d]`; None where whole frames were observed."""
+        if trajectory.readings is None:
+            return None
+        place, axes = self.numbers.index(trajectory.number), "xyz"[: len(self.coords)]
+        return np.stack([self._values(f"{axis}_observed", place) for axis in axes], axis=-1)
 
     def physics(self) -> Physics:
         """An empty accumulator for what the physics says of this store."""
@@ -130,8 +145,16 @@ class StoreReader:
         attrs = self.attributes
         source = ", ".join(str(attrs[name]) for name in ("model", "task") if name in attrs)
         data = f" of {attrs['data_name']}" if "data_name" in attrs else ""
-        part = f", seen at {attrs[POINTS]} points" if POINTS in attrs else ""
+        part = f", seen at {self.seen_points}" if self.seen_points else ""
         return f"{source}{': ' if source else ''}trajectory {self.numbers[place]}{data}{part}"
+
+    @property
+    def seen_points(self) -> str:
+        """How many points of each observed frame the model saw, in words; empty if all of them."""
+        count = self.attributes.get(POINTS)
+        # Frames may differ in how many readings they have.
+        most = "up to " if READINGS in self.dataset.sizes else ""
+        return "" if count is None else f"{most}{count} points"
 
     def _read(self, suffix: str, place: int) -> np.ndarray | None:
         names = [name + suffix for name in self.channels]
@@ -203,6 +226,9 @@ class PooledScores:
         single = Scores()
         try:
             seen = None if trajectory.observed is None else trajectory.observed[None, ..., self._channels]
+            if trajectory.readings is not None:
+                there = ~np.isnan(trajectory.readings).any(-1)
+                seen = trajectory.readings[there][None, None, ..., self._channels]
             single.update(wide[None, ..., self._channels], truth[None, ..., self._channels], seen)
         except EnmaError as error:
             self.left_out[trajectory.number] = str(error)

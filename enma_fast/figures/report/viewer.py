@@ -111,7 +111,7 @@ class Thinning:
         arrays = {"truth": truth, "mean": mean, "spread": spread, "quantiles": quantiles}
         encoded |= {name: _floats(self._thin(values)) for name, values in arrays.items() if values is not None}
         observed, _ = forecast.seen
-        if len(observed):
+        if len(observed) and forecast.readings is None:
             encoded["observed"] = _floats(observed[-1, :: self.space])
         return encoded
 
