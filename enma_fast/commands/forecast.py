@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..errors import EnmaError
 from ..forecasting.request import ForecastRequest, dtype_named, task_named
 from ..utils.text import counted
 from . import options
@@ -20,14 +21,24 @@ if TYPE_CHECKING:
 
 @options.with_options(options.SAMPLER, dict.fromkeys(options.SAMPLER))
 def forecast(
-    file: options.Data,
+    file: Annotated[
+        Path,
+        typer.Argument(metavar="FILE", help="Field file: HDF5 in The Well's layout; or a table of readings, .csv."),
+    ],
     out: Annotated[Path, typer.Option("--out", help="Zarr store to write, or to continue.")],
     checkpoint: options.Checkpoint = options.DEFAULT_CHECKPOINT,
     task: Annotated[
         str | None,
         typer.Option("--task", help="temporal, initial-value or generation; by default as --context says."),
     ] = None,
-    history: options.History = ForecastRequest.num_history,
+    history: Annotated[
+        int | None,
+        typer.Option(
+            "--history",
+            help="Observed frames, of the temporal task only; by default "
+            f"{ForecastRequest.num_history}, of readings all.",
+        ),
+    ] = None,
     points: options.Points = ForecastRequest.points,
     frames: options.Frames = None,
     context: Annotated[
@@ -71,22 +82,30 @@ def forecast(
 ) -> None:
     """Forecast ensembles for the trajectories of a field file and write them as a Zarr store.
 
+    A table of readings has the columns frame, x (and y), one for each channel, and perhaps trajectory: what sensors
+    read at points that lie anywhere, for a model with an interpolation.
+
     The same command continues a run that was stopped. Under torchrun, mpirun or srun the processes share the work.
     """
     from ..data import count
+    from ..forecasting.readings import is_readings, read_readings
     from ..models.checkpoint import load_config
     from ..runs.run import prepare
-    from ..store.layout import OUTSIDE
+    from ..store.layout import OUTSIDE, POINTS
     from ..utils.launch import detect
 
     launch = detect()
     terminal = Terminal(as_json, quiet=quiet or not launch.is_reporter)
     options.use_threads(threads or launch.threads())
-    selected = options.trajectories(select, count(file))
-    settings, typed = options.sampling(load_config(checkpoint), **sampler)
+    config = load_config(checkpoint)
+    readings = read_readings(file, config) if is_readings(file) else None
+    selected = options.trajectories(select, count(file) if readings is None else len(readings))
+    if readings is not None and history not in (None, len(readings.times)):
+        raise EnmaError(f"--history {history}: all {len(readings.times)} frames of {file} are observed; leave it out")
+    settings, typed = options.sampling(config, **sampler)
     request = ForecastRequest(
         task=task_named(task, has_contexts=context is not None),
-        num_history=history,
+        num_history=ForecastRequest.num_history if history is None else history,
         num_frames=frames,
         num_members=members,
         first_member=first_member,
@@ -101,7 +120,7 @@ def forecast(
     asked = _words(
         checkpoint=checkpoint,
         task=request.task.name,
-        history=request.num_history,
+        history=request.num_history if readings is None else None,
         points=request.points,
         frames=request.num_frames,
         context=context and context.name,
@@ -118,7 +137,7 @@ def forecast(
         device=None if device == "cpu" else device,
     )
     run = prepare(
-        file,
+        file if readings is None else readings,
         out,
         request,
         checkpoint=checkpoint,
@@ -144,8 +163,8 @@ def forecast(
         "plan": dataclasses.asdict(plan),
         "task": request.task.name,
         "model": run.sampler.forecast.model.config.name,
-        "history": request.num_observed,
-        "points": request.points,
+        "history": run.sampler.forecast.num_observed,
+        "points": run.layout.attributes.get(POINTS),
         "seed": request.seed,
         OUTSIDE: run.layout.attributes.get(OUTSIDE),
         "sampling": dataclasses.asdict(settings),

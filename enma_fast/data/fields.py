@@ -21,12 +21,13 @@ from .missing import FILL_ATTRIBUTES, present
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class FieldFile:
-    """Trajectories of one PDE on one regular grid.
+    """Trajectories of one PDE on one regular grid, or readings of them at points that lie anywhere.
 
     Attributes
     ----------
     path, name : file and `dataset_name`
-    u : float32 [n, T, x.., c], all values finite
+    u : float32 [n, T, x.., c], all values finite; of readings [n, T, P, c]
+    points : float32 [n, T, P, d], coordinates of readings, NaN where a frame has fewer than P; None on a grid
     channels : names of the c channels; the components of a vector field `v` are `v_x`, `v_y`, `v_z`
     times : float64 [T]
     coords : one float64 array per space dimension
@@ -52,6 +53,7 @@ class FieldFile:
     numbers: np.ndarray | None = None
     total: int | None = None
     units: dict[str, str] = field(default_factory=dict)
+    points: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.u)
@@ -81,6 +83,7 @@ class FieldFile:
             environment=None if self.environment is None else self.environment[places],
             numbers=None,
             total=None,
+            points=None if self.points is None else self.points[places],
         )
 
     def parts(self) -> dict[str, Any]:

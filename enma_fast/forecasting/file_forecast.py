@@ -6,6 +6,8 @@
 | `initial-value` | frame 0, and another trajectory of its environment  | the frames after frame 0 |
 | `generation`    | another trajectory of the environment               | all frames               |
 
+Of a table of readings (`readings`), the temporal task sees all frames.
+
 The other trajectory is the next one of the same environment (`FieldFile.context_for`), or of a file of contexts. The
 number of a trajectory in its file is part of its noise key, so its members do not depend on which others are forecast.
 
@@ -29,7 +31,7 @@ from ..models.model import Model
 from ..utils.text import boundaries, times
 from .encoding import outside, report_outside, warn_if_cut, warn_if_long
 from .members import Stop, sample_members
-from .request import INITIAL_VALUE, ForecastRequest
+from .request import INITIAL_VALUE, TEMPORAL, ForecastRequest
 from .scattered import drawn_places
 
 log = logging.getLogger("enma_fast")
@@ -46,8 +48,8 @@ class FileForecast:
     Attributes
     ----------
     model : from `enma_fast.load_model`
-    data : field file of the trajectories
-    request : its `trajectories` are numbers of the file, by default all
+    data : field file of the trajectories, or readings of them
+    request : its `trajectories` are numbers of the file, by default all; `num_history` is of a field file
     context_file : contexts of the other tasks, one for each trajectory or one for all; by default from `data` itself
     """
 
@@ -60,6 +62,8 @@ class FileForecast:
         if self.request.trajectories is None:
             numbers = range(len(self.data)) if self.data.numbers is None else self.data.numbers.tolist()
             object.__setattr__(self, "request", replace(self.request, trajectories=numbers))
+        if self.data.points is not None:
+            object.__setattr__(self, "request", replace(self.request, num_history=len(self.data.times)))
         object.__setattr__(self, "request", self.request.on(self.model))
 
     @property
@@ -100,6 +104,8 @@ class FileForecast:
         """
         config, data, request = self.model.config, self.data, self.request
         check_file(config, data)
+        if data.points is not None:
+            self._check_readings()
         if request.task.num_observed is None and request.num_history < 3:
             raise EnmaError(
                 f"history is {request.num_history}; {config.name} needs at least 3 frames (or use --task initial-value)"
@@ -121,6 +127,15 @@ class FileForecast:
         warn_if_long(config, self.num_total)
         request.check_memory(config, self.num_frames, at_once=at_once)
         self._check_contexts()
+
+    def _check_readings(self) -> None:
+        if self.request.task != TEMPORAL or self.context_file is not None:
+            raise EnmaError(
+                f"task {self.request.task.name}: {self.data.path} holds readings, from which the temporal task alone "
+                "forecasts; leave --task and --context out"
+            )
+        if self.request.points is not None:
+            raise EnmaError(f"points: all readings of {self.data.path} are seen, where they are; leave it out")
 
     def _check_contexts(self) -> None:
         config, other = self.model.config, self.context_file
@@ -169,7 +184,8 @@ class FileForecast:
         for first in range(0, len(self.trajectories), _COMPARED_AT_ONCE):
             part = self.trajectories[first : first + _COMPARED_AT_ONCE]
             (history, _), (context, _) = self._history(part), self._contexts(part)
-            reasons += outside(self.model, history, context, scattered=self.request.points is not None)
+            scattered = self.request.points is not None or self.data.points is not None
+            reasons += outside(self.model, history, context, scattered=scattered)
         strict = self.request.strict
         if warn or strict:
             report_outside(self.model, self.trajectories, reasons, strict=strict, where=f"{self.data.path}: ")
@@ -219,7 +235,10 @@ class FileForecast:
         """Observed frames `[B, L, *x, c]` of these trajectories; None where none are observed. And their points."""
         if not self.num_observed:
             return None, None
-        return self._as_seen(self.data.u[self.data.places(trajectories), : self.num_observed], trajectories)
+        places = self.data.places(trajectories)
+        if self.data.points is not None:
+            return self.data.u[places], self.data.points[places]
+        return self._as_seen(self.data.u[places, : self.num_observed], trajectories)
 
     def _contexts(self, trajectories: Sequence[int]) -> tuple[np.ndarray | None, np.ndarray | None]:
         """Contexts `[B, T, *x, c]` of these trajectories; None where the task has none. And their points."""
@@ -244,7 +263,7 @@ class FileForecast:
 def check_file(config: ModelConfig, data: FieldFile) -> None:
     """Raise `EnmaError` unless grid, domain, channels and frame spacing of a file are the model's."""
     tok = config.tokenizer
-    grid = data.u.shape[2:-1]
+    grid = data.u.shape[2:-1] if data.points is None else tuple(len(x) for x in data.coords)
     if grid != tok.grid:
         raise EnmaError(f"{data.path}: the grid is {times(grid)} points; {config.name} expects {times(tok.grid)}")
     if len(data.channels) != tok.field_channels:

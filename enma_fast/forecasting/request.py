@@ -70,7 +70,7 @@ class ForecastRequest:
     Attributes
     ----------
     task, num_history
-        Task on a field file, and observed frames of the temporal one. Arrays say both by themselves.
+        Task on a field file, and observed frames of the temporal one. Arrays and readings say both by themselves.
     num_frames
         Frames to forecast, 1 to 30,000. By default up to the length that the model was trained on; of a field file,
         those that it holds after the observed ones.

@@ -19,7 +19,7 @@ from ..models.model import Model
 from ..sampling.noise import trajectory_seed
 
 # The end of a domain in fp32 may lie a little beyond it.
-_TOLERANCE = 1e-6
+TOLERANCE = 1e-6
 
 
 def coordinates(name: str, value: np.ndarray | Tensor, model: Model, *, of_frames: bool = False) -> Tensor:
@@ -47,7 +47,7 @@ def coordinates(name: str, value: np.ndarray | Tensor, model: Model, *, of_frame
     if not torch.isfinite(points[~absent]).all():
         raise EnmaError(f"{name} holds a coordinate that is not finite")
     for i, length in enumerate(options.lengths):
-        x, rounding = points[..., i][~absent], _TOLERANCE * length
+        x, rounding = points[..., i][~absent], TOLERANCE * length
         beyond = x[(x < -rounding) | (x > length + rounding)]
         if len(beyond):
             raise EnmaError(f"{name} has {beyond[0]:.6g}; the domain is 0 to {length:.6g} along dimension {i}")
@@ -72,7 +72,7 @@ def moved(points: Tensor, amount: tuple[int, ...], options: TokenizerConfig) -> 
     lengths, ring, step = (torch.tensor(x, device=points.device) for x in (options.lengths, options.periodic, steps))
     there = points + step
     # A sum that rounding leaves just below the end is the beginning.
-    around = ring & (there >= lengths * (1 - _TOLERANCE))
+    around = ring & (there >= lengths * (1 - TOLERANCE))
     return torch.where(around, (there - lengths).clamp_min(0), there)
 
 

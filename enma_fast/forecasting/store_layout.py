@@ -32,6 +32,11 @@ def layout_of(forecast: FileForecast, attributes: Mapping[str, Any]) -> Layout:
     check_names(data.channels, kind="field", where=data.path)
     check_names(data.parameters, kind="parameter", where=data.path)
     index, seen, last = data.places(forecast.trajectories), forecast.num_observed, forecast.num_total
+    observed = data.u[index, :seen] if seen else None
+    where = None if data.points is None else data.points[index]
+    count = request.points if where is None else where.shape[2]
+    if observed is not None and where is not None:
+        observed = np.where(np.isnan(where[..., :1]), np.float32(np.nan), observed)
     columns: dict[str, np.ndarray] = {name: values[index] for name, values in data.parameters.items()}
     if data.environment is not None:
         columns["environment"] = data.environment[index]
@@ -43,8 +48,9 @@ def layout_of(forecast: FileForecast, attributes: Mapping[str, Any]) -> Layout:
             trajectories=list(forecast.trajectories),
             num_members=request.num_members,
             first_member=request.first_member,
-            observed=data.u[index, :seen] if seen else None,
+            observed=observed,
             observed_times=data.times[:seen],
+            observed_coords=where,
             truth=data.u[index, seen:last] if forecast.has_truth else None,
             columns=columns,
             attributes={
@@ -55,7 +61,7 @@ def layout_of(forecast: FileForecast, attributes: Mapping[str, Any]) -> Layout:
                 "sampling": _in_words(config, request.settings),
                 "precision": request.precision,
                 "data_name": data.name,
-                **({} if request.points is None else {POINTS: request.points}),
+                **({} if count is None else {POINTS: count}),
                 **attributes,
             },
         )
@@ -118,6 +124,8 @@ def _input_sha256(forecast: FileForecast) -> str:
     source, index = forecast.context_places(forecast.trajectories) if has_context else (data, places)
     for place, other in zip(places, index, strict=True):
         digest.update(data.u[place].tobytes())
+        if data.points is not None:
+            digest.update(data.points[place].tobytes())
         if has_context:
             digest.update(source.u[other].tobytes())
     columns = [data.times, *(values[places] for _, values in sorted(data.parameters.items()))]

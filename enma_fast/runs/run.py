@@ -82,7 +82,8 @@ def prepare(
     Parameters
     ----------
     data
-        Field file (HDF5, The Well's layout), or what :func:`enma_fast.read_fields` gives.
+        Field file (HDF5, The Well's layout), or what :func:`enma_fast.read_fields` gives; readings as
+        :func:`enma_fast.forecasting.readings.read_readings` gives them for the model.
     out
         Zarr store to write, or to continue.
     request

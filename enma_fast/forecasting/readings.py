@@ -1,0 +1,240 @@
+"""A table of readings (CSV), as sensors give them: at points that lie anywhere, others in each frame.
+
+    frame,x,u                       trajectory,frame,x,y,u,v
+    0,0.125,0.93                    0,0,0.5,0.25,1.2,-0.3
+    0,0.61,-0.2                     0,0,1.75,0.5,0.9,0.1
+    1,0.13,0.95                     ...
+
+A row is one reading of all channels. Frames are numbered 0, 1, ... and are as far apart in time as those of the model;
+trajectories likewise, and without that column there is one. Each trajectory has a reading of each frame at least, their
+number may differ. The rows may be in any order; two readings of one frame at one point count as two.
+
+Legend: n trajectories, L frames, P points, d space dimensions, c channels.
+"""
+
+from __future__ import annotations
+
+import csv
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..config import ModelConfig
+from ..data import NETCDF_FILL, FieldFile
+from ..errors import EnmaError, first_line
+from ..utils.bounds import MOST_FRAMES
+from ..utils.system import memory
+from ..utils.text import counted, shown
+from .labelled_field import SPACE, later
+from .scattered import TOLERANCE
+
+FRAME, TRAJECTORY = "frame", "trajectory"
+_ENDING = ".csv"
+
+
+def is_readings(path: Path) -> bool:
+    """True if a file is a table of readings, by the ending of its name."""
+    return path.suffix.lower() == _ENDING
+
+
+def read_readings(path: str | Path, config: ModelConfig) -> FieldFile:
+    """Read a table of readings for a model.
+
+    Parameters
+    ----------
+    path : CSV file with the columns `frame`, `x` (and `y`, `z`), one for each channel, and perhaps `trajectory`
+    config : of a model with an interpolation; coordinates are in its domain, values in the unit of its training data
+
+    Returns
+    -------
+    FieldFile
+        `points` ``[n, L, P, d]`` and `u` ``[n, L, P, c]``, fp32; channels in the order of their columns. Grid and times
+        are those of the forecast.
+
+    Raises
+    ------
+    EnmaError
+        One line that names the file, its line and column, and the fix: for a model without an interpolation, a missing
+        or further column, a cell that is no number, a point outside the domain, a frame or trajectory without a
+        reading, and fewer than 3 frames.
+    """
+    path, tok = Path(path), config.tokenizer
+    if not path.exists():
+        raise EnmaError(f"{path}: no such file; check the path")
+    if tok.interpolation is None:
+        raise EnmaError(
+            f"{path}: holds readings at scattered points; {config.name} has no interpolation and sees its grid only, "
+            "use a model with one, such as advection-points"
+        )
+    table = _read_table(path)
+    channels = _channels(table, config)
+    _check_numbers(table, [*channels, *SPACE[: tok.dims]])
+    for name, length in zip(SPACE, tok.lengths, strict=False):
+        x = table.columns[name]
+        beyond = (x < -TOLERANCE * length) | (x > (1 + TOLERANCE) * length)
+        table.refuse(beyond, name, f"the domain of {config.name} is 0 to {length:.6g}")
+    frame = _counts(table, FRAME, most=MOST_FRAMES)
+    trajectory = _counts(table, TRAJECTORY) if TRAJECTORY in table.columns else np.zeros_like(frame)
+    points, u = _packed(table, trajectory, frame, SPACE[: tok.dims], channels)
+    num_frames = points.shape[1]
+    if num_frames < 3:
+        raise EnmaError(f"{path}: holds {counted(num_frames, 'frame')}; {config.name} needs at least 3")
+    return FieldFile(
+        path=path,
+        name=path.stem,
+        u=u,
+        channels=tuple(channels),
+        times=later(0.0, np.arange(num_frames), interval=config.frame_interval),
+        coords=tuple(np.arange(n) * (length / n) for n, length in zip(tok.grid, tok.lengths, strict=True)),
+        lengths=tok.lengths,
+        periodic=tok.periodic,
+        parameters={},
+        environment=None,
+        points=points,
+    )
+
+
+@dataclass(frozen=True)
+class _Table:
+    """Columns of numbers by name, and the line of the file that each row ends at."""
+
+    path: Path
+    columns: dict[str, np.ndarray]
+    lines: np.ndarray
+
+    def refuse(self, wrong: np.ndarray, name: str, said: str) -> None:
+        """Raise `EnmaError` for the first row that is marked."""
+        if wrong.any():
+            row = int(wrong.argmax())
+            raise EnmaError(f"{self.path}: line {self.lines[row]}, {name} is {self.columns[name][row]:.8g}; {said}")
+
+
+def _read_table(path: Path) -> _Table:
+    """Read all cells as numbers; `EnmaError` for a file that is no table of them."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = _rows(file)
+            _, head = next(rows, (0, []))
+            names = [name.strip() for name in head]
+            _check_head(path, names)
+            lines, columns = array("q"), [array("d") for _ in names]
+            for line, cells in rows:
+                if len(cells) != len(names):
+                    raise EnmaError(
+                        f"{path}: line {line} has {counted(len(cells), 'cell')}, the header {len(names)}; "
+                        "separate cells by commas, and write numbers with a point"
+                    )
+                lines.append(line)
+                for name, cell, column in zip(names, cells, columns, strict=True):
+                    column.append(_number(path, line, name, cell))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise EnmaError(f"{path}: cannot be read as a table ({first_line(error)}); give a CSV file") from error
+    if not lines:
+        raise EnmaError(f"{path}: holds no reading; write one in each row below the header")
+    values = (np.frombuffer(column, np.float64) for column in columns)
+    return _Table(path, dict(zip(names, values, strict=True)), np.frombuffer(lines, np.int64))
+
+
+def _rows(file: Iterator[str]) -> Iterator[tuple[int, list[str]]]:
+    """Rows of a CSV file that are not blank, with the numbers of their lines."""
+    reader = csv.reader(file, strict=True)
+    return ((reader.line_num, row) for row in reader if any(cell.strip() for cell in row))
+
+
+def _check_head(path: Path, names: list[str]) -> None:
+    if not names:
+        raise EnmaError(f"{path}: is empty; its first row has to name the columns, such as frame,x,u")
+    twice = [name for name in names if names.count(name) > 1 or not name]
+    if twice:
+        raise EnmaError(f"{path}: a column is named {twice[0]!r}, {names.count(twice[0])} of them; give each its name")
+
+
+def _number(path: Path, line: int, name: str, cell: str) -> float:
+    try:
+        return float(cell)
+    except ValueError:
+        raise EnmaError(
+            f"{path}: line {line}, {name} is {shown(cell)}; write a number, or leave the row out where there is none"
+        ) from None
+
+
+def _channels(table: _Table, config: ModelConfig) -> list[str]:
+    """Names of the columns of values; `EnmaError` if the columns are not those that the model needs."""
+    dims, count = config.tokenizer.dims, config.tokenizer.field_channels
+    needed = [FRAME, *SPACE[:dims]]
+    values = f"{counted(count, 'column')} of values" if count > 1 else "one column of values"
+    for name in needed:
+        if name not in table.columns:
+            held = ", ".join(map(shown, table.columns))
+            every = f"{', '.join(needed)} and {values}"
+            raise EnmaError(f"{table.path}: has no column {name!r}, only {held}; {config.name} needs {every}")
+    further = [name for name in SPACE[dims:] if name in table.columns]
+    if further:
+        raise EnmaError(
+            f"{table.path}: has a column {further[0]!r}; {config.name} has {counted(dims, 'dimension')}, leave it out"
+        )
+    channels = [name for name in table.columns if name not in (*needed, TRAJECTORY)]
+    if len(channels) != count:
+        held = f"{counted(len(channels), 'column')} of values ({', '.join(map(shown, channels)) or 'none'})"
+        raise EnmaError(f"{table.path}: has {held}; {config.name} expects {values}, one for each channel")
+    return channels
+
+
+def _check_numbers(table: _Table, names: list[str]) -> None:
+    """Raise `EnmaError` for a value that is none in fp32, or stands for a missing one."""
+    for name in names:
+        with np.errstate(over="ignore"):
+            values = table.columns[name].astype(np.float32)
+        wrong = ~np.isfinite(values) | (values == NETCDF_FILL)
+        table.refuse(wrong, name, "write a finite number, or leave the row out where there is none")
+
+
+def _counts(table: _Table, name: str, *, most: int | None = None) -> np.ndarray:
+    """A column of whole numbers from 0 on."""
+    values = table.columns[name]
+    table.refuse(~((values >= 0) & (values == np.floor(values)) & (values < 2**53)), name, "write 0, 1, 2, ...")
+    if most is not None:
+        table.refuse(values >= most, name, f"at most {most:,} frames are possible")
+    return values.astype(np.int64)
+
+
+def _packed(
+    table: _Table, trajectory: np.ndarray, frame: np.ndarray, axes: tuple[str, ...], channels: list[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Points ``[n, L, P, d]`` and values ``[n, L, P, c]``; a frame with fewer readings repeats its first value."""
+    there = np.unique(trajectory)
+    if there[-1] >= len(there):
+        gap = int((there != np.arange(len(there))).argmax())
+        raise EnmaError(f"{table.path}: trajectory {gap} has no reading; number trajectories from 0, without a gap")
+    n, L = len(there), int(frame.max()) + 1
+    place = trajectory * L + frame
+    seen = np.unique(place)
+    if len(seen) < n * L:
+        missing = np.append(seen, n * L) != np.arange(len(seen) + 1)
+        b, t = divmod(int(missing.argmax()), L)
+        of = f" of trajectory {b}" if TRAJECTORY in table.columns else ""
+        raise EnmaError(
+            f"{table.path}: frame {t}{of} has no reading; number frames from 0, the same in each trajectory, and give "
+            "each one at least"
+        )
+    count = np.bincount(place)
+    P = int(count.max())
+    if (size := 4 * n * L * P * (len(axes) + len(channels))) > memory():
+        raise EnmaError(
+            f"{table.path}: one frame has {P:,} readings; as many in each take {size / 1e9:,.0f} GB, this machine has "
+            f"{memory() / 1e9:,.0f} GB; give fewer in it"
+        )
+    order = np.argsort(place, kind="stable")
+    within = np.arange(len(place)) - np.repeat(np.cumsum(count) - count, count)
+    points = np.full((n * L, P, len(axes)), np.nan, np.float32)
+    u = np.empty((n * L, P, len(channels)), np.float32)
+    for i, name in enumerate(axes):
+        points[place[order], within, i] = table.columns[name][order]
+    for i, name in enumerate(channels):
+        values = table.columns[name][order]
+        u[..., i] = values[np.cumsum(count) - count, None]
+        u[place[order], within, i] = values
+    return points.reshape(n, L, P, -1), u.reshape(n, L, P, -1)
