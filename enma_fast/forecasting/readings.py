@@ -69,8 +69,8 @@ def read_readings(path: str | Path, config: ModelConfig) -> FieldFile:
             f"{path}: holds readings at scattered points; {config.name} has no interpolation and sees its grid only, "
             "use a model with one, such as advection-points"
         )
-    table = _read_table(path)
-    channels = _channels(table, config)
+    table = _read_table(path, config)
+    channels = [name for name in table.columns if name not in (FRAME, TRAJECTORY, *SPACE)]
     _check_numbers(table, [*channels, *SPACE[: tok.dims]])
     for name, length in zip(SPACE, tok.lengths, strict=False):
         x = table.columns[name]
@@ -112,14 +112,14 @@ class _Table:
             raise EnmaError(f"{self.path}: line {self.lines[row]}, {name} is {self.columns[name][row]:.8g}; {said}")
 
 
-def _read_table(path: Path) -> _Table:
+def _read_table(path: Path, config: ModelConfig) -> _Table:
     """Read all cells as numbers; `EnmaError` for a file that is no table of them."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = _rows(file)
             _, head = next(rows, (0, []))
             names = [name.strip() for name in head]
-            _check_head(path, names)
+            _check_columns(path, names, config)
             lines, columns = array("q"), [array("d") for _ in names]
             for line, cells in rows:
                 if len(cells) != len(names):
@@ -144,12 +144,29 @@ def _rows(file: Iterator[str]) -> Iterator[tuple[int, list[str]]]:
     return ((reader.line_num, row) for row in reader if any(cell.strip() for cell in row))
 
 
-def _check_head(path: Path, names: list[str]) -> None:
+def _check_columns(path: Path, names: list[str], config: ModelConfig) -> None:
+    """Raise `EnmaError` unless the columns are those that the model needs."""
     if not names:
         raise EnmaError(f"{path}: is empty; its first row has to name the columns, such as frame,x,u")
     twice = [name for name in names if names.count(name) > 1 or not name]
     if twice:
         raise EnmaError(f"{path}: a column is named {twice[0]!r}, {names.count(twice[0])} of them; give each its name")
+    dims, count = config.tokenizer.dims, config.tokenizer.field_channels
+    needed = [FRAME, *SPACE[:dims]]
+    values = f"{counted(count, 'column')} of values" if count > 1 else "one column of values"
+    for name in needed:
+        if name not in names:
+            held, every = ", ".join(map(shown, names)), f"{', '.join(needed)} and {values}"
+            raise EnmaError(f"{path}: has no column {name!r}, only {held}; {config.name} needs {every}")
+    further = [name for name in SPACE[dims:] if name in names]
+    if further:
+        raise EnmaError(
+            f"{path}: has a column {further[0]!r}; {config.name} has {counted(dims, 'dimension')}, leave it out"
+        )
+    channels = [name for name in names if name not in (*needed, TRAJECTORY)]
+    if len(channels) != count:
+        held = f"{counted(len(channels), 'column')} of values ({', '.join(map(shown, channels)) or 'none'})"
+        raise EnmaError(f"{path}: has {held}; {config.name} expects {values}, one for each channel")
 
 
 def _number(path: Path, line: int, name: str, cell: str) -> float:
@@ -159,28 +176,6 @@ def _number(path: Path, line: int, name: str, cell: str) -> float:
         raise EnmaError(
             f"{path}: line {line}, {name} is {shown(cell)}; write a number, or leave the row out where there is none"
         ) from None
-
-
-def _channels(table: _Table, config: ModelConfig) -> list[str]:
-    """Names of the columns of values; `EnmaError` if the columns are not those that the model needs."""
-    dims, count = config.tokenizer.dims, config.tokenizer.field_channels
-    needed = [FRAME, *SPACE[:dims]]
-    values = f"{counted(count, 'column')} of values" if count > 1 else "one column of values"
-    for name in needed:
-        if name not in table.columns:
-            held = ", ".join(map(shown, table.columns))
-            every = f"{', '.join(needed)} and {values}"
-            raise EnmaError(f"{table.path}: has no column {name!r}, only {held}; {config.name} needs {every}")
-    further = [name for name in SPACE[dims:] if name in table.columns]
-    if further:
-        raise EnmaError(
-            f"{table.path}: has a column {further[0]!r}; {config.name} has {counted(dims, 'dimension')}, leave it out"
-        )
-    channels = [name for name in table.columns if name not in (*needed, TRAJECTORY)]
-    if len(channels) != count:
-        held = f"{counted(len(channels), 'column')} of values ({', '.join(map(shown, channels)) or 'none'})"
-        raise EnmaError(f"{table.path}: has {held}; {config.name} expects {values}, one for each channel")
-    return channels
 
 
 def _check_numbers(table: _Table, names: list[str]) -> None:

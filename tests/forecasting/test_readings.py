@@ -1,0 +1,198 @@
+"""Tables of readings: what is read, and the one line of what is refused."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from enma_fast.errors import EnmaError
+from enma_fast.forecasting import readings
+from enma_fast.forecasting.file_forecast import FileForecast
+from enma_fast.forecasting.readings import is_readings, read_readings
+from enma_fast.forecasting.request import GENERATION, INITIAL_VALUE, ForecastRequest
+
+from .._tiny import CONFIGS, model
+
+LINE, PLANE = CONFIGS["points"], CONFIGS["plane-paper"]
+# Three frames of one trajectory, two readings in the first.
+ROWS = ("frame,x,u", "0,0.5,1.5", "0,6.25,-2", "1,0.25,3", "2,0,4e-1")
+
+
+def table(tmp_path: Path, *rows: str, encoding: str = "utf-8") -> Path:
+    path = tmp_path / "readings.csv"
+    path.write_text("\n".join(rows) + "\n", encoding=encoding)
+    return path
+
+
+def test_one_trajectory(tmp_path: Path) -> None:
+    found = read_readings(table(tmp_path, *ROWS), LINE)
+    nan = np.nan
+    np.testing.assert_array_equal(found.points, np.float32([[[[0.5], [6.25]], [[0.25], [nan]], [[0], [nan]]]]))
+    # What stands where there is no reading is a value that is there, so that all are finite.
+    np.testing.assert_array_equal(found.u, np.float32([[[[1.5], [-2]], [[3], [3]], [[0.4], [0.4]]]]))
+    assert (found.points.dtype, found.u.dtype) == (np.float32, np.float32)
+    assert (found.channels, found.name, len(found)) == (("u",), "readings", 1)
+    np.testing.assert_allclose(found.times, np.arange(3) * LINE.frame_interval)
+    np.testing.assert_allclose(found.coords[0], np.arange(32) * 2 * np.pi / 32)
+
+
+def test_columns_and_rows_in_any_order(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    place = np.repeat(np.arange(6), [3, 1, 2, 2, 3, 3])
+    values = np.c_[place // 3, place % 3, rng.uniform(0, 1, (14, 4))]
+    head = ("trajectory", "frame", "x", "y", "u", "v")
+    rows = [",".join(f"{x:.17g}" for x in row) for row in values]
+    expected = read_readings(table(tmp_path, ",".join(head), *rows), PLANE)
+    assert (expected.points.shape, expected.u.shape) == ((2, 3, 3, 2), (2, 3, 3, 2))
+    np.testing.assert_array_equal(expected.points[1, 1], np.float32(values[8:11, 2:4]))
+    np.testing.assert_array_equal(expected.u[1, 1], np.float32(values[8:11, 4:]))
+    # Frames in another order, columns too, as a spreadsheet saves them; readings of one frame stay in theirs.
+    order = rng.permutation(6)
+    moved = np.concatenate([values[place == p] for p in order])[:, ::-1]
+    rows = [" , ".join(f"{x:.17g}" for x in row) for row in moved]
+    rows.insert(3, "")
+    found = read_readings(table(tmp_path, ",".join(head[::-1]), *rows, encoding="utf-8-sig"), PLANE)
+    assert found.channels == ("v", "u")
+    np.testing.assert_array_equal(found.points, expected.points)
+    np.testing.assert_array_equal(found.u[..., ::-1], expected.u)
+
+
+def test_two_readings_at_one_point_are_two(tmp_path: Path) -> None:
+    """As in Python, where a point that is given twice weighs twice."""
+    found = read_readings(table(tmp_path, *ROWS, "2,0,4e-1"), LINE)
+    np.testing.assert_array_equal(found.points[0, 2], [[0], [0]])
+
+
+def test_the_end_of_the_domain_belongs_to_it(tmp_path: Path) -> None:
+    found = read_readings(table(tmp_path, *ROWS, f"2,{2 * np.pi:.7f},1"), LINE)
+    assert found.points[0, 2, 1] == np.float32(2 * np.pi)
+
+
+def without(row: int) -> list[str]:
+    return [*ROWS[:row], *ROWS[row + 1 :]]
+
+
+def instead(row: int, text: str) -> list[str]:
+    return [*ROWS[:row], text, *ROWS[row + 1 :]]
+
+
+IS_MISSING = "write a finite number, or leave the row out where there is none"
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([], "is empty; its first row has to name the columns, such as frame,x,u"),
+        (ROWS[:1], "holds no reading; write one in each row below the header"),
+        (ROWS[1:], "has no column 'frame', only '0', '0.5', '1.5'; points needs frame, x and one column of values"),
+        (instead(0, "frame,lon,u"), "has no column 'x', only 'frame', 'lon', 'u'; points needs frame, x and one"),
+        (instead(0, "frame;x;u"), "has no column 'frame', only 'frame;x;u'"),
+        (instead(0, "frame,x,x"), "a column is named 'x', 2 of them; give each its name"),
+        (instead(0, "frame,x,"), "a column is named '', 1 of them; give each its name"),
+        (["frame,x", "0,0", "1,0", "2,0"], r"has 0 columns of values \(none\); points expects one column of values"),
+        (["frame,x,u,v", "0,0,1,2"], r"has 2 columns of values \('u', 'v'\); points expects one column of values, one"),
+        (["frame,x,station,u", "0,0,A7,2"], "has 2 columns of values .'station', 'u'.; points expects one column"),
+        (["frame,x,y,u", "0,0,1,2"], "has a column 'y'; points has 1 dimension, leave it out"),
+        (instead(2, "0,6.25"), "line 3 has 2 cells, the header 3; separate cells by commas, and write numbers with a"),
+        (instead(2, "0,6,25,-2"), "line 3 has 4 cells, the header 3"),
+        (instead(2, "0,6.25,wet"), "line 3, u is 'wet'; write a number, or leave the row out"),
+        (instead(2, "0,6.25,"), "line 3, u is ''; write a number, or leave the row out"),
+        (instead(2, "0,6.25,nan"), f"line 3, u is nan; {IS_MISSING}"),
+        (instead(2, "0,inf,1"), f"line 3, x is inf; {IS_MISSING}"),
+        (instead(2, "0,6.25,1e39"), f"line 3, u is 1e.39; {IS_MISSING}"),
+        (instead(2, "0,6.25,9.969209968386869e36"), rf"line 3, u is 9.96921e\+36; {IS_MISSING}"),
+        (instead(2, "0,6.3,1"), "line 3, x is 6.3; the domain of points is 0 to 6.28319"),
+        (instead(2, "0,-0.1,1"), "line 3, x is -0.1; the domain of points is 0 to 6.28319"),
+        (instead(3, "0.5,1,1"), "line 4, frame is 0.5; write 0, 1, 2"),
+        (instead(3, "-1,1,1"), "line 4, frame is -1; write 0, 1, 2"),
+        (instead(3, "nan,1,1"), "line 4, frame is nan; write 0, 1, 2"),
+        ([*ROWS, "30000,1,1"], "line 6, frame is 30000; at most 30,000 frames are possible"),
+        (without(3), "frame 1 has no reading; number frames from 0, the same in each trajectory, and give each one"),
+        ([ROWS[0], *ROWS[3:]], "frame 0 has no reading; number frames from 0"),
+        (without(4), "holds 2 frames; points needs at least 3"),
+        ([*ROWS, 'a"b,"1'], "cannot be read as a table "),
+    ],
+)
+def test_bad_tables_are_one_line(tmp_path: Path, rows: list[str], said: str) -> None:
+    path = table(tmp_path, *rows)
+    with pytest.raises(EnmaError, match=f"^{path}: {said}") as caught:
+        read_readings(path, LINE)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        (["0,0,1,1", "0,1,1,1", "0,2,1,1", "2,0,1,1"], "trajectory 1 has no reading; number trajectories from 0"),
+        (["1,0,1,1", "1,1,1,1", "1,2,1,1"], "trajectory 0 has no reading"),
+        (["1e15,0,1,1"], "trajectory 0 has no reading"),
+        (["0,0,1,1", "0,1,1,1", "0,2,1,1", "1,0,1,1", "1,1,1,1"], "frame 2 of trajectory 1 has no reading"),
+        (["0,0,1,1", "0,1,1,1", "1,0,1,1", "1,1,1,1", "1,2,1,1"], "frame 2 of trajectory 0 has no reading"),
+        (["0.5,0,1,1"], "line 2, trajectory is 0.5; write 0, 1, 2"),
+    ],
+)
+def test_trajectories_are_whole(tmp_path: Path, rows: list[str], said: str) -> None:
+    path = table(tmp_path, "trajectory,frame,x,u", *rows)
+    with pytest.raises(EnmaError, match=f"^{path}: {said}"):
+        read_readings(path, LINE)
+
+
+def test_the_memory_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readings, "memory", lambda: 40)
+    path = table(tmp_path, *ROWS)
+    with pytest.raises(EnmaError, match=f"^{path}: one frame has 2 readings; as many in each take .* give fewer in it"):
+        read_readings(path, LINE)
+
+
+@pytest.mark.parametrize("bad", [b"frame,x,u\n0,0,\xff\n", b"frame,x,u\n0,0,\0\n", None])
+def test_a_file_that_is_no_text(tmp_path: Path, bad: bytes | None) -> None:
+    path = tmp_path / "a.csv"
+    said = "no such file; check the path"
+    if bad is not None:
+        path.write_bytes(bad)
+        said = "(cannot be read as a table|line 2, u is '.x00'; write a number)"
+    with pytest.raises(EnmaError, match=f"^{path}: {said}"):
+        read_readings(path, LINE)
+
+
+def test_a_model_that_sees_its_grid_only(tmp_path: Path) -> None:
+    path = table(tmp_path, *ROWS)
+    with pytest.raises(
+        EnmaError, match=f"^{path}: .* relative has no interpolation and sees its grid only, use a model"
+    ):
+        read_readings(path, CONFIGS["relative"])
+
+
+def test_a_table_is_known_by_its_ending() -> None:
+    assert is_readings(Path("a.csv"))
+    assert is_readings(Path("A.CSV"))
+    assert not is_readings(Path("csv.h5"))
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"points": 2}, "points: all readings of .* are seen, where they are; leave it out"),
+        (
+            {"task": INITIAL_VALUE},
+            "task initial-value: .* holds readings, from which the temporal task alone forecasts",
+        ),
+        ({"task": GENERATION}, "task generation: .* holds readings"),
+    ],
+)
+def test_readings_are_of_the_temporal_task(tmp_path: Path, asked: dict[str, Any], said: str) -> None:
+    data = read_readings(table(tmp_path, *ROWS), LINE)
+    with pytest.raises(EnmaError, match=f"^{said}"):
+        FileForecast(model("points"), data, ForecastRequest(**asked)).check()
+
+
+def test_all_frames_are_observed(tmp_path: Path) -> None:
+    data = read_readings(table(tmp_path, *ROWS, "3,1,1", "4,1,1"), LINE)
+    forecast = FileForecast(model("points"), data, ForecastRequest(num_members=1))
+    forecast.check()
+    assert (forecast.num_observed, forecast.num_frames, forecast.has_truth) == (5, 3, False)
+    longer = FileForecast(model("points"), data, replace(forecast.request, num_frames=7))
+    assert longer.num_total == 12
+    assert tuple(longer.sample(longer.request).shape) == (1, 1, 7, 32, 1)
