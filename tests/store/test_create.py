@@ -75,6 +75,29 @@ def test_what_is_written_is_read(tmp_path: Path, rng: np.random.Generator, space
 
 
 @pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("space", [(7,), (4, 3)])
+def test_readings_are_kept_with_their_points(tmp_path: Path, rng: np.random.Generator, space: tuple[int, ...]) -> None:
+    given = contents(rng, space)
+    given["observed"] = rng.normal(size=(3, 2, 9, 2)).astype(np.float32)
+    given["observed_coords"] = rng.uniform(size=(3, 2, 9, len(space))).astype(np.float32)
+    given["observed_coords"][1, 0, 6:] = given["observed"][1, 0, 6:] = np.nan
+    write(tmp_path / "run.zarr", given)
+    data, axes = read_forecast(tmp_path / "run.zarr"), ("x", "y")[: len(space)]
+    np.testing.assert_array_equal(stacked(data, "_observed"), given["observed"])
+    for i, axis in enumerate(axes):
+        np.testing.assert_array_equal(data[f"{axis}_observed"], given["observed_coords"][..., i])
+    for name in ("v_observed", "x_observed"):
+        assert data[name].dims == ("trajectory", "observed_time", "observed_point")
+        assert data[name].attrs["units"] == "1"
+    np.testing.assert_array_equal(data["observed_point"], range(9))
+    assert data["observed_point"].dtype == np.int64
+    np.testing.assert_array_equal(stacked(data), given["samples"])
+    given["channels"] = ("x", "u")
+    with pytest.raises(EnmaError, match=r"^'x' is a variable of the store twice"):
+        write(tmp_path / "other.zarr", given)
+
+
+@pytest.mark.filterwarnings("error")
 def test_xarray_opens_it_with_cf_attributes_and_one_member_per_chunk(tmp_path: Path, rng: np.random.Generator) -> None:
     path = tmp_path / "run.zarr"
     write(path, contents(rng))

@@ -153,6 +153,40 @@ CHANGES: dict[str, Callable[[Root], Any]] = {
 }
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            lambda root: arrays(root).pop("x_observed"),
+            "it has no x_observed along trajectory, observed_time, observed_po",
+        ),
+        (lambda root: arrays(root).pop("observed_point"), "it has no observed_point along observed_point"),
+        (
+            lambda root: arrays(root)["u_observed"].update(dimension_names=["trajectory", "observed_time", "x"]),
+            "u_observed",
+        ),
+    ],
+)
+def test_readings_have_their_points(tmp_path: Path, change: Callable[[Root], Any], said: str) -> None:
+    path = tmp_path / "run.zarr"
+    with create_store(
+        path,
+        channels=("u",),
+        times=np.arange(5.0),
+        coords=[np.arange(7.0)],
+        trajectories=[4],
+        num_members=1,
+        observed=np.ones((1, 2, 7, 1)),
+        observed_times=[0.0, 1.0],
+        observed_coords=np.ones((1, 2, 7, 1)),
+    ) as made:
+        made.put(0, np.ones((1, 1, 5, 7, 1)))
+    read_metadata(path)
+    changed(path, change)
+    with pytest.raises(EnmaError, match=rf"run\.zarr: .*{said}.*, which enma_fast does not write"):
+        read_metadata(path)
+
+
 @pytest.mark.parametrize("change", CHANGES)
 def test_metadata_that_no_run_writes_are_one_line(
     store: Path, capfd: pytest.CaptureFixture[str], tmp_path: Path, change: str
