@@ -87,8 +87,8 @@ def forecast(
 
     The same command continues a run that was stopped. Under torchrun, mpirun or srun the processes share the work.
     """
-    from ..data import count
-    from ..forecasting.readings import is_readings, read_readings
+    from ..data import count, is_readings
+    from ..forecasting.scattered import readings_for
     from ..models.checkpoint import load_config
     from ..runs.run import prepare
     from ..store.layout import OUTSIDE, POINTS
@@ -98,7 +98,7 @@ def forecast(
     terminal = Terminal(as_json, quiet=quiet or not launch.is_reporter)
     options.use_threads(threads or launch.threads())
     config = load_config(checkpoint)
-    readings = read_readings(file, config) if is_readings(file) else None
+    readings = readings_for(config, file) if is_readings(file) else None
     selected = options.trajectories(select, count(file) if readings is None else len(readings))
     if readings is not None and history not in (None, len(readings.times)):
         raise EnmaError(f"--history {history}: all {len(readings.times)} frames of {file} are observed; leave it out")

@@ -11,6 +11,7 @@ from .fields import FieldFile, decimals
 from .generator import generate, place
 from .importing import FIRST_FRAME, ImportOptions, check_fields, import_fields
 from .missing import NETCDF_FILL, attributes, require_present, unmasked
+from .readings import DOMAIN_TOLERANCE, Readings, is_readings, read_readings
 from .shipped import PRETRAINED, example, shipped_file
 from .splits import DEFAULT_GROUPS, dataset_split
 from .subset import spread_out, subset
@@ -18,12 +19,14 @@ from .well import count, describe, read, read_numbered, write, write_fields
 
 __all__ = [
     "DEFAULT_GROUPS",
+    "DOMAIN_TOLERANCE",
     "EQUATIONS",
     "FIRST_FRAME",
     "NETCDF_FILL",
     "PRETRAINED",
     "FieldFile",
     "ImportOptions",
+    "Readings",
     "attributes",
     "check_fields",
     "count",
@@ -33,9 +36,11 @@ __all__ = [
     "example",
     "generate",
     "import_fields",
+    "is_readings",
     "place",
     "read",
     "read_numbered",
+    "read_readings",
     "require_present",
     "shipped_file",
     "spread_out",

@@ -6,7 +6,7 @@
 | `initial-value` | frame 0, and another trajectory of its environment  | the frames after frame 0 |
 | `generation`    | another trajectory of the environment               | all frames               |
 
-Of a table of readings (`readings`), the temporal task sees all frames.
+Of a table of readings (`data/readings`), the temporal task sees all frames.
 
 The other trajectory is the next one of the same environment (`FieldFile.context_for`), or of a file of contexts. The
 number of a trajectory in its file is part of its noise key, so its members do not depend on which others are forecast.

@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..config import TokenizerConfig
-from ..data import unmasked
+from ..config import ModelConfig, TokenizerConfig
+from ..data import DOMAIN_TOLERANCE, FieldFile, read_readings, unmasked
 from ..errors import EnmaError, first_line
 from ..models.model import Model
 from ..sampling.noise import trajectory_seed
-
-# The end of a domain in fp32 may lie a little beyond it.
-TOLERANCE = 1e-6
+from ..utils.text import counted
+from .labelled_field import later
 
 
 def coordinates(name: str, value: np.ndarray | Tensor, model: Model, *, of_frames: bool = False) -> Tensor:
@@ -47,7 +47,7 @@ def coordinates(name: str, value: np.ndarray | Tensor, model: Model, *, of_frame
     if not torch.isfinite(points[~absent]).all():
         raise EnmaError(f"{name} holds a coordinate that is not finite")
     for i, length in enumerate(options.lengths):
-        x, rounding = points[..., i][~absent], TOLERANCE * length
+        x, rounding = points[..., i][~absent], DOMAIN_TOLERANCE * length
         beyond = x[(x < -rounding) | (x > length + rounding)]
         if len(beyond):
             raise EnmaError(f"{name} has {beyond[0]:.6g}; the domain is 0 to {length:.6g} along dimension {i}")
@@ -72,7 +72,7 @@ def moved(points: Tensor, amount: tuple[int, ...], options: TokenizerConfig) -> 
     lengths, ring, step = (torch.tensor(x, device=points.device) for x in (options.lengths, options.periodic, steps))
     there = points + step
     # A sum that rounding leaves just below the end is the beginning.
-    around = ring & (there >= lengths * (1 - TOLERANCE))
+    around = ring & (there >= lengths * (1 - DOMAIN_TOLERANCE))
     return torch.where(around, (there - lengths).clamp_min(0), there)
 
 
@@ -91,3 +91,41 @@ def drawn_places(
         choose = np.random.Generator(np.random.Philox(key=[trajectory_seed(seed, number), int(context)]))
         drawn.append(choose.random((num_frames, points)).argsort(-1)[:, :count])
     return np.array(drawn, np.int64).reshape(-1, num_frames, count)
+
+
+def readings_for(config: ModelConfig, path: str | Path) -> FieldFile:
+    """Read a table of readings (`data.readings`) for a model.
+
+    Returns
+    -------
+    FieldFile
+        `points` ``[n, L, P, d]`` and `u` ``[n, L, P, c]``; grid, domain and times are those of the model's forecast.
+
+    Raises
+    ------
+    EnmaError
+        As `data.read_readings`; for a model without an interpolation, and for fewer than 3 frames.
+    """
+    tok = config.tokenizer
+    if tok.interpolation is None:
+        raise EnmaError(
+            f"{path}: holds readings at scattered points; {config.name} has no interpolation and sees its grid only, "
+            "use a model with one, such as advection-points"
+        )
+    found = read_readings(path, lengths=tok.lengths, num_channels=tok.field_channels, needed_by=config.name)
+    num_frames = found.u.shape[1]
+    if num_frames < 3:
+        raise EnmaError(f"{path}: holds {counted(num_frames, 'frame')}; {config.name} needs at least 3")
+    return FieldFile(
+        path=found.path,
+        name=found.path.stem,
+        u=found.u,
+        points=found.points,
+        channels=found.channels,
+        times=later(0.0, np.arange(num_frames), interval=config.frame_interval),
+        coords=tuple(np.arange(n) * (length / n) for n, length in zip(tok.grid, tok.lengths, strict=True)),
+        lengths=tok.lengths,
+        periodic=tok.periodic,
+        parameters={},
+        environment=None,
+    )

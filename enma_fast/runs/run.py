@@ -83,7 +83,7 @@ def prepare(
     ----------
     data
         Field file (HDF5, The Well's layout), or what :func:`enma_fast.read_fields` gives; readings as
-        :func:`enma_fast.forecasting.readings.read_readings` gives them for the model.
+        :func:`enma_fast.forecasting.scattered.readings_for` gives them for the model.
     out
         Zarr store to write, or to continue.
     request

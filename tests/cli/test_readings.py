@@ -10,8 +10,8 @@ import pytest
 import enma_fast
 from enma_fast.data import FieldFile, write_fields
 from enma_fast.figures.report.reader import StoreReader, store_figure
-from enma_fast.forecasting.readings import read_readings
 from enma_fast.forecasting.request import ForecastRequest
+from enma_fast.forecasting.scattered import readings_for
 from enma_fast.models.checkpoint import load_config, save_model
 from enma_fast.runs.run import prepare
 from enma_fast.store.read import read_forecast, stacked
@@ -96,7 +96,7 @@ def test_the_same_command_continues(
     assert enma("forecast", "readings.csv", "--out", "whole", *options).status == 0
     command = read_forecast("whole").attrs["command"]
     # A run that is stopped after its first block.
-    data = read_readings("readings.csv", load_config(checkpoint))
+    data = readings_for(load_config(checkpoint), "readings.csv")
     request = ForecastRequest(num_members=4, chunk=2)
     begun = prepare(data, "part", request, checkpoint=checkpoint, command=command, launch=ALONE)
 

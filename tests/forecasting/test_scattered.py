@@ -15,7 +15,7 @@ from enma_fast.forecasting.file_forecast import FileForecast
 from enma_fast.forecasting.members import sample_fields, stream_members
 from enma_fast.forecasting.request import TASKS as NAMED
 from enma_fast.forecasting.request import ForecastRequest
-from enma_fast.forecasting.scattered import drawn_places, moved
+from enma_fast.forecasting.scattered import drawn_places, moved, readings_for
 from enma_fast.models.domain import Domain
 from enma_fast.models.interpolation import grid_points
 
@@ -301,3 +301,71 @@ def test_bad_numbers_of_points(name, points, said):
     made = model(name)
     with pytest.raises(EnmaError, match=f"^{said}"):
         score(made, file_of(made), members=2, points=points)
+
+
+READINGS = ("frame,x,u", "0,0.5,1.5", "0,6.25,-2", "1,0.25,3", "2,0,4e-1")
+
+
+def table(tmp_path, *rows):
+    path = tmp_path / "readings.csv"
+    path.write_text("\n".join(rows))
+    return path
+
+
+def test_readings_have_the_grid_and_times_of_the_model(tmp_path):
+    config = CONFIGS["points"]
+    data = readings_for(config, table(tmp_path, *READINGS, "3,1,1", "4,1,1"))
+    assert (data.name, data.channels, data.lengths, data.periodic) == ("readings", ("u",), (2 * math.pi,), (True,))
+    np.testing.assert_allclose(data.times, np.arange(5) * config.frame_interval)
+    np.testing.assert_allclose(data.coords[0], grid_of(model("points"))[:, 0], rtol=1e-6)
+    # All frames are observed, whatever `num_history` is.
+    forecasts = FileForecast(model("points"), data, ForecastRequest(num_members=2))
+    forecasts.check()
+    assert (forecasts.num_observed, forecasts.num_frames, forecasts.has_truth) == (5, 3, False)
+    found = forecasts.sample(forecasts.request)
+    assert torch.equal(found, sample_fields(model("points"), data.u, points=data.points, num_members=2))
+    longer = FileForecast(model("points"), data, replace(forecasts.request, num_frames=7))
+    assert tuple(longer.sample(longer.request).shape) == (1, 2, 7, 32, 1)
+
+
+def test_readings_are_compared_with_the_training_data(tmp_path):
+    made = model("points")
+    made.domain = Domain.of(300 + waves(6, 2, 8, made.config.tokenizer).numpy())
+    rows = [f"{t},{x},{300 + math.sin(x + t)}" for t in range(3) for x in range(t + 3)]
+    for value, found in ((300.5, []), (0.0, [0])):
+        data = readings_for(made.config, table(tmp_path, "frame,x,u", *rows, f"2,6,{value}"))
+        assert FileForecast(made, data, ForecastRequest()).outside_training(warn=False) == found
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"points": 2}, "points: all readings of .* are seen, where they are; leave it out"),
+        ({"task": NAMED["initial-value"]}, "task initial-value: .* holds readings, from which the temporal task alone"),
+        ({"task": NAMED["generation"]}, "task generation: .* holds readings"),
+        ({"num_frames": None}, "history is 8: of the 8 frames that points was trained on none is left to forecast"),
+    ],
+)
+def test_readings_are_of_the_temporal_task(tmp_path, asked, said):
+    further = [f"{t},1,1" for t in range(3, 8)] if "num_frames" in asked else []
+    data = readings_for(CONFIGS["points"], table(tmp_path, *READINGS, *further))
+    with pytest.raises(EnmaError, match=f"^{said}"):
+        FileForecast(model("points"), data, ForecastRequest(**asked)).check()
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "said"),
+    [
+        ("points", READINGS[:-1], "holds 2 frames; points needs at least 3"),
+        (
+            "relative",
+            READINGS,
+            "holds readings at .*; relative has no interpolation and sees its grid only, use a model",
+        ),
+        ("plane-paper", READINGS, "has no column 'y', only 'frame', 'x', 'u'; plane-paper needs frame, x, y and 2 col"),
+    ],
+)
+def test_readings_that_a_model_does_not_take(tmp_path, name, rows, said):
+    path = table(tmp_path, *rows)
+    with pytest.raises(EnmaError, match=f"^{path}: {said}"):
+        readings_for(CONFIGS[name], path)

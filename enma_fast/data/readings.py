@@ -5,8 +5,8 @@
     0,0.61,-0.2                     0,0,1.75,0.5,0.9,0.1
     1,0.13,0.95                     ...
 
-A row is one reading of all channels. Frames are numbered 0, 1, ... and are as far apart in time as those of the model;
-trajectories likewise, and without that column there is one. Each trajectory has a reading of each frame at least, their
+A row is one reading of all channels. Frames are numbered 0, 1, ..., an interval of the model apart, trajectories
+likewise, and without that column there is one. Each trajectory has a reading of each frame at least, their
 number may differ. The rows may be in any order; two readings of one frame at one point count as two.
 
 Legend: n trajectories, L frames, P points, d space dimensions, c channels.
@@ -16,23 +16,22 @@ from __future__ import annotations
 
 import csv
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from ..config import ModelConfig
-from ..data import NETCDF_FILL, FieldFile
 from ..errors import EnmaError, first_line
 from ..utils.bounds import MOST_FRAMES
 from ..utils.system import memory
 from ..utils.text import counted, shown
-from .labelled_field import SPACE, later
-from .scattered import TOLERANCE
+from .missing import NETCDF_FILL
 
 FRAME, TRAJECTORY = "frame", "trajectory"
-_ENDING = ".csv"
+# The end of a domain in fp32 may lie a little beyond it.
+DOMAIN_TOLERANCE = 1e-6
+_ENDING, _AXES = ".csv", ("x", "y", "z")
 
 
 def is_readings(path: Path) -> bool:
@@ -40,61 +39,54 @@ def is_readings(path: Path) -> bool:
     return path.suffix.lower() == _ENDING
 
 
-def read_readings(path: str | Path, config: ModelConfig) -> FieldFile:
-    """Read a table of readings for a model.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Readings:
+    """Readings of a table.
+
+    Attributes
+    ----------
+    path : the table
+    channels : names of the c channels, in the order of their columns
+    points : float32 ``[n, L, P, d]``, coordinates; NaN where a frame has fewer than P readings
+    u : float32 ``[n, L, P, c]``, values, all finite: a frame with fewer repeats its first one
+    """
+
+    path: Path
+    channels: tuple[str, ...]
+    points: np.ndarray
+    u: np.ndarray
+
+
+def read_readings(path: str | Path, *, lengths: Sequence[float], num_channels: int, needed_by: str) -> Readings:
+    """Read a table of readings.
 
     Parameters
     ----------
     path : CSV file with the columns `frame`, `x` (and `y`, `z`), one for each channel, and perhaps `trajectory`
-    config : of a model with an interpolation; coordinates are in its domain, values in the unit of its training data
-
-    Returns
-    -------
-    FieldFile
-        `points` ``[n, L, P, d]`` and `u` ``[n, L, P, c]``, fp32; channels in the order of their columns. Grid and times
-        are those of the forecast.
+    lengths : of the domain, which begins at 0, in the unit of the coordinates; one per space dimension
+    num_channels : columns of values that are needed
+    needed_by : who needs them, for messages
 
     Raises
     ------
     EnmaError
-        One line that names the file, its line and column, and the fix: for a model without an interpolation, a missing
-        or further column, a cell that is no number, a point outside the domain, a frame or trajectory without a
-        reading, and fewer than 3 frames.
+        One line that names the file, its line and column, and the fix: for a missing or further column, a cell that is
+        no number, a point outside the domain, and a frame or trajectory without a reading.
     """
-    path, tok = Path(path), config.tokenizer
+    path, axes = Path(path), _AXES[: len(lengths)]
     if not path.exists():
         raise EnmaError(f"{path}: no such file; check the path")
-    if tok.interpolation is None:
-        raise EnmaError(
-            f"{path}: holds readings at scattered points; {config.name} has no interpolation and sees its grid only, "
-            "use a model with one, such as advection-points"
-        )
-    table = _read_table(path, config)
-    channels = [name for name in table.columns if name not in (FRAME, TRAJECTORY, *SPACE)]
-    _check_numbers(table, [*channels, *SPACE[: tok.dims]])
-    for name, length in zip(SPACE, tok.lengths, strict=False):
+    table = _read_table(path, lambda names: _check_columns(path, names, axes, num_channels, needed_by))
+    channels = [name for name in table.columns if name not in (FRAME, TRAJECTORY, *axes)]
+    _check_numbers(table, [*channels, *axes])
+    for name, length in zip(axes, lengths, strict=True):
         x = table.columns[name]
-        beyond = (x < -TOLERANCE * length) | (x > (1 + TOLERANCE) * length)
-        table.refuse(beyond, name, f"the domain of {config.name} is 0 to {length:.6g}")
+        beyond = (x < -DOMAIN_TOLERANCE * length) | (x > (1 + DOMAIN_TOLERANCE) * length)
+        table.refuse(beyond, name, f"the domain of {needed_by} is 0 to {length:.6g}")
     frame = _counts(table, FRAME, most=MOST_FRAMES)
     trajectory = _counts(table, TRAJECTORY) if TRAJECTORY in table.columns else np.zeros_like(frame)
-    points, u = _packed(table, trajectory, frame, SPACE[: tok.dims], channels)
-    num_frames = points.shape[1]
-    if num_frames < 3:
-        raise EnmaError(f"{path}: holds {counted(num_frames, 'frame')}; {config.name} needs at least 3")
-    return FieldFile(
-        path=path,
-        name=path.stem,
-        u=u,
-        channels=tuple(channels),
-        times=later(0.0, np.arange(num_frames), interval=config.frame_interval),
-        coords=tuple(np.arange(n) * (length / n) for n, length in zip(tok.grid, tok.lengths, strict=True)),
-        lengths=tok.lengths,
-        periodic=tok.periodic,
-        parameters={},
-        environment=None,
-        points=points,
-    )
+    points, u = _packed(table, trajectory, frame, axes, channels)
+    return Readings(path=path, channels=tuple(channels), points=points, u=u)
 
 
 @dataclass(frozen=True)
@@ -112,14 +104,14 @@ class _Table:
             raise EnmaError(f"{self.path}: line {self.lines[row]}, {name} is {self.columns[name][row]:.8g}; {said}")
 
 
-def _read_table(path: Path, config: ModelConfig) -> _Table:
-    """Read all cells as numbers; `EnmaError` for a file that is no table of them."""
+def _read_table(path: Path, check: Callable[[list[str]], None]) -> _Table:
+    """Read all cells as numbers; `check` sees the names of the columns. `EnmaError` for a file that is no table."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = _rows(file)
             _, head = next(rows, (0, []))
             names = [name.strip() for name in head]
-            _check_columns(path, names, config)
+            check(names)
             lines, columns = array("q"), [array("d") for _ in names]
             for line, cells in rows:
                 if len(cells) != len(names):
@@ -144,29 +136,28 @@ def _rows(file: Iterator[str]) -> Iterator[tuple[int, list[str]]]:
     return ((reader.line_num, row) for row in reader if any(cell.strip() for cell in row))
 
 
-def _check_columns(path: Path, names: list[str], config: ModelConfig) -> None:
-    """Raise `EnmaError` unless the columns are those that the model needs."""
+def _check_columns(path: Path, names: list[str], axes: tuple[str, ...], count: int, needed_by: str) -> None:
+    """Raise `EnmaError` unless the columns are those that are needed."""
     if not names:
         raise EnmaError(f"{path}: is empty; its first row has to name the columns, such as frame,x,u")
     twice = [name for name in names if names.count(name) > 1 or not name]
     if twice:
         raise EnmaError(f"{path}: a column is named {twice[0]!r}, {names.count(twice[0])} of them; give each its name")
-    dims, count = config.tokenizer.dims, config.tokenizer.field_channels
-    needed = [FRAME, *SPACE[:dims]]
+    needed = [FRAME, *axes]
     values = f"{counted(count, 'column')} of values" if count > 1 else "one column of values"
     for name in needed:
         if name not in names:
             held, every = ", ".join(map(shown, names)), f"{', '.join(needed)} and {values}"
-            raise EnmaError(f"{path}: has no column {name!r}, only {held}; {config.name} needs {every}")
-    further = [name for name in SPACE[dims:] if name in names]
+            raise EnmaError(f"{path}: has no column {name!r}, only {held}; {needed_by} needs {every}")
+    further = [name for name in _AXES[len(axes) :] if name in names]
     if further:
         raise EnmaError(
-            f"{path}: has a column {further[0]!r}; {config.name} has {counted(dims, 'dimension')}, leave it out"
+            f"{path}: has a column {further[0]!r}; {needed_by} has {counted(len(axes), 'dimension')}, leave it out"
         )
     channels = [name for name in names if name not in (*needed, TRAJECTORY)]
     if len(channels) != count:
         held = f"{counted(len(channels), 'column')} of values ({', '.join(map(shown, channels)) or 'none'})"
-        raise EnmaError(f"{path}: has {held}; {config.name} expects {values}, one for each channel")
+        raise EnmaError(f"{path}: has {held}; {needed_by} expects {values}, one for each channel")
 
 
 def _number(path: Path, line: int, name: str, cell: str) -> float:

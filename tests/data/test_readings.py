@@ -1,21 +1,13 @@
 """Tables of readings: what is read, and the one line of what is refused."""
 
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
+from enma_fast.data import Readings, is_readings, read_readings, readings
 from enma_fast.errors import EnmaError
-from enma_fast.forecasting import readings
-from enma_fast.forecasting.file_forecast import FileForecast
-from enma_fast.forecasting.readings import is_readings, read_readings
-from enma_fast.forecasting.request import GENERATION, INITIAL_VALUE, ForecastRequest
 
-from .._tiny import CONFIGS, model
-
-LINE, PLANE = CONFIGS["points"], CONFIGS["plane-paper"]
 # Three frames of one trajectory, two readings in the first.
 ROWS = ("frame,x,u", "0,0.5,1.5", "0,6.25,-2", "1,0.25,3", "2,0,4e-1")
 
@@ -26,16 +18,22 @@ def table(tmp_path: Path, *rows: str, encoding: str = "utf-8") -> Path:
     return path
 
 
+def on_line(path: Path) -> Readings:
+    return read_readings(path, lengths=(2 * np.pi,), num_channels=1, needed_by="points")
+
+
+def on_plane(path: Path) -> Readings:
+    return read_readings(path, lengths=(2.0, 1.0), num_channels=2, needed_by="plane")
+
+
 def test_one_trajectory(tmp_path: Path) -> None:
-    found = read_readings(table(tmp_path, *ROWS), LINE)
+    found = on_line(table(tmp_path, *ROWS))
     nan = np.nan
     np.testing.assert_array_equal(found.points, np.float32([[[[0.5], [6.25]], [[0.25], [nan]], [[0], [nan]]]]))
     # What stands where there is no reading is a value that is there, so that all are finite.
     np.testing.assert_array_equal(found.u, np.float32([[[[1.5], [-2]], [[3], [3]], [[0.4], [0.4]]]]))
     assert (found.points.dtype, found.u.dtype) == (np.float32, np.float32)
-    assert (found.channels, found.name, len(found)) == (("u",), "readings", 1)
-    np.testing.assert_allclose(found.times, np.arange(3) * LINE.frame_interval)
-    np.testing.assert_allclose(found.coords[0], np.arange(32) * 2 * np.pi / 32)
+    assert found.channels == ("u",)
 
 
 def test_columns_and_rows_in_any_order(tmp_path: Path) -> None:
@@ -44,7 +42,7 @@ def test_columns_and_rows_in_any_order(tmp_path: Path) -> None:
     values = np.c_[place // 3, place % 3, rng.uniform(0, 1, (14, 4))]
     head = ("trajectory", "frame", "x", "y", "u", "v")
     rows = [",".join(f"{x:.17g}" for x in row) for row in values]
-    expected = read_readings(table(tmp_path, ",".join(head), *rows), PLANE)
+    expected = on_plane(table(tmp_path, ",".join(head), *rows))
     assert (expected.points.shape, expected.u.shape) == ((2, 3, 3, 2), (2, 3, 3, 2))
     np.testing.assert_array_equal(expected.points[1, 1], np.float32(values[8:11, 2:4]))
     np.testing.assert_array_equal(expected.u[1, 1], np.float32(values[8:11, 4:]))
@@ -53,7 +51,7 @@ def test_columns_and_rows_in_any_order(tmp_path: Path) -> None:
     moved = np.concatenate([values[place == p] for p in order])[:, ::-1]
     rows = [" , ".join(f"{x:.17g}" for x in row) for row in moved]
     rows.insert(3, "")
-    found = read_readings(table(tmp_path, ",".join(head[::-1]), *rows, encoding="utf-8-sig"), PLANE)
+    found = on_plane(table(tmp_path, ",".join(head[::-1]), *rows, encoding="utf-8-sig"))
     assert found.channels == ("v", "u")
     np.testing.assert_array_equal(found.points, expected.points)
     np.testing.assert_array_equal(found.u[..., ::-1], expected.u)
@@ -61,12 +59,12 @@ def test_columns_and_rows_in_any_order(tmp_path: Path) -> None:
 
 def test_two_readings_at_one_point_are_two(tmp_path: Path) -> None:
     """As in Python, where a point that is given twice weighs twice."""
-    found = read_readings(table(tmp_path, *ROWS, "2,0,4e-1"), LINE)
+    found = on_line(table(tmp_path, *ROWS, "2,0,4e-1"))
     np.testing.assert_array_equal(found.points[0, 2], [[0], [0]])
 
 
 def test_the_end_of_the_domain_belongs_to_it(tmp_path: Path) -> None:
-    found = read_readings(table(tmp_path, *ROWS, f"2,{2 * np.pi:.7f},1"), LINE)
+    found = on_line(table(tmp_path, *ROWS, f"2,{2 * np.pi:.7f},1"))
     assert found.points[0, 2, 1] == np.float32(2 * np.pi)
 
 
@@ -111,14 +109,13 @@ IS_MISSING = "write a finite number, or leave the row out where there is none"
         ([*ROWS, "30000,1,1"], "line 6, frame is 30000; at most 30,000 frames are possible"),
         (without(3), "frame 1 has no reading; number frames from 0, the same in each trajectory, and give each one"),
         ([ROWS[0], *ROWS[3:]], "frame 0 has no reading; number frames from 0"),
-        (without(4), "holds 2 frames; points needs at least 3"),
         ([*ROWS, 'a"b,"1'], "cannot be read as a table "),
     ],
 )
 def test_bad_tables_are_one_line(tmp_path: Path, rows: list[str], said: str) -> None:
     path = table(tmp_path, *rows)
     with pytest.raises(EnmaError, match=f"^{path}: {said}") as caught:
-        read_readings(path, LINE)
+        on_line(path)
     assert "\n" not in str(caught.value)
 
 
@@ -136,14 +133,14 @@ def test_bad_tables_are_one_line(tmp_path: Path, rows: list[str], said: str) -> 
 def test_trajectories_are_whole(tmp_path: Path, rows: list[str], said: str) -> None:
     path = table(tmp_path, "trajectory,frame,x,u", *rows)
     with pytest.raises(EnmaError, match=f"^{path}: {said}"):
-        read_readings(path, LINE)
+        on_line(path)
 
 
 def test_the_memory_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(readings, "memory", lambda: 40)
     path = table(tmp_path, *ROWS)
     with pytest.raises(EnmaError, match=f"^{path}: one frame has 2 readings; as many in each take .* give fewer in it"):
-        read_readings(path, LINE)
+        on_line(path)
 
 
 @pytest.mark.parametrize("bad", [b"frame,x,u\n0,0,\xff\n", b"frame,x,u\n0,0,\0\n", None])
@@ -154,45 +151,10 @@ def test_a_file_that_is_no_text(tmp_path: Path, bad: bytes | None) -> None:
         path.write_bytes(bad)
         said = "(cannot be read as a table|line 2, u is '.x00'; write a number)"
     with pytest.raises(EnmaError, match=f"^{path}: {said}"):
-        read_readings(path, LINE)
-
-
-def test_a_model_that_sees_its_grid_only(tmp_path: Path) -> None:
-    path = table(tmp_path, *ROWS)
-    with pytest.raises(
-        EnmaError, match=f"^{path}: .* relative has no interpolation and sees its grid only, use a model"
-    ):
-        read_readings(path, CONFIGS["relative"])
+        on_line(path)
 
 
 def test_a_table_is_known_by_its_ending() -> None:
     assert is_readings(Path("a.csv"))
     assert is_readings(Path("A.CSV"))
     assert not is_readings(Path("csv.h5"))
-
-
-@pytest.mark.parametrize(
-    ("asked", "said"),
-    [
-        ({"points": 2}, "points: all readings of .* are seen, where they are; leave it out"),
-        (
-            {"task": INITIAL_VALUE},
-            "task initial-value: .* holds readings, from which the temporal task alone forecasts",
-        ),
-        ({"task": GENERATION}, "task generation: .* holds readings"),
-    ],
-)
-def test_readings_are_of_the_temporal_task(tmp_path: Path, asked: dict[str, Any], said: str) -> None:
-    data = read_readings(table(tmp_path, *ROWS), LINE)
-    with pytest.raises(EnmaError, match=f"^{said}"):
-        FileForecast(model("points"), data, ForecastRequest(**asked)).check()
-
-
-def test_all_frames_are_observed(tmp_path: Path) -> None:
-    data = read_readings(table(tmp_path, *ROWS, "3,1,1", "4,1,1"), LINE)
-    forecast = FileForecast(model("points"), data, ForecastRequest(num_members=1))
-    forecast.check()
-    assert (forecast.num_observed, forecast.num_frames, forecast.has_truth) == (5, 3, False)
-    longer = FileForecast(model("points"), data, replace(forecast.request, num_frames=7))
-    assert longer.num_total == 12
-    assert tuple(longer.sample(longer.request).shape) == (1, 1, 7, 32, 1)
