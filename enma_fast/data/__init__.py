@@ -1,4 +1,4 @@
-"""Data: equations (one file each in `equations/`), their splits, and field files (HDF5 in The Well layout).
+"""Data: equations (one file each in `equations/`), their splits, field files (HDF5 in The Well layout), and readings.
 
 Importing this package needs NumPy only; h5py, JAX and exponax (`pip install enma_fast[data]`) are loaded on
 first use, and an equation when it is asked for.
