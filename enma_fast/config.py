@@ -70,6 +70,12 @@ class TokenizerConfig:
         return len(self.grid)
 
     @property
+    def spacings(self) -> tuple[float, ...]:
+        """Distance of neighbouring grid points along each dimension; a ring's last point is as far from its first."""
+        sizes = zip(self.grid, self.lengths, self.periodic, strict=True)
+        return tuple(length / (n if ring else max(n - 1, 1)) for n, length, ring in sizes)
+
+    @property
     def space_factor(self) -> int:
         """Grid points per token along each dimension."""
         return self.stride_ends * 2 ** self.layers.count("space")

@@ -156,7 +156,7 @@ def waves_file(config, fields):
         u=fields.numpy(),
         times=np.arange(config.num_frames) * config.frame_interval,
         lengths=tok.lengths,
-        coords=tuple(np.arange(n) * (x / n) for n, x in zip(tok.grid, tok.lengths, strict=True)),
+        coords=tuple(np.arange(n) * spacing for n, spacing in zip(tok.grid, tok.spacings, strict=True)),
         channels=tuple("uvw"[: tok.field_channels]),
         periodic=tok.periodic,
         parameters={},

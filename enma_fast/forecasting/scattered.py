@@ -123,7 +123,7 @@ def readings_for(config: ModelConfig, path: str | Path) -> FieldFile:
         points=found.points,
         channels=found.channels,
         times=later(0.0, np.arange(num_frames), interval=config.frame_interval),
-        coords=tuple(np.arange(n) * (length / n) for n, length in zip(tok.grid, tok.lengths, strict=True)),
+        coords=tuple(np.arange(n) * spacing for n, spacing in zip(tok.grid, tok.spacings, strict=True)),
         lengths=tok.lengths,
         periodic=tok.periodic,
         parameters={},

@@ -20,11 +20,7 @@ from .layers import axes_of
 
 def grid_points(config: TokenizerConfig) -> Tensor:
     """Coordinates ``[X, d]`` of the grid: x_j = j L / n around a ring, and j L / (n - 1) between walls."""
-    spacings = [
-        length / (n if ring else max(n - 1, 1))
-        for n, length, ring in zip(config.grid, config.lengths, config.periodic, strict=True)
-    ]
-    axes = [places * spacing for places, spacing in zip(axes_of(config.grid), spacings, strict=True)]
+    axes = [places * spacing for places, spacing in zip(axes_of(config.grid), config.spacings, strict=True)]
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, config.dims).float()
 
 
