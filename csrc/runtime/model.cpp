@@ -89,7 +89,7 @@ Model::Model(const std::string& folder)
     };
     encoder_ = std::make_unique<Stream>(Stream::encoder(tokenizer, take));
     decoder_ = std::make_unique<Stream>(Stream::decoder(tokenizer, take));
-    if (tokenizer.interpolation) interpolation_ = std::make_unique<Interpolation>(tokenizer, tensors);
+    if (tokenizer.interpolation) interpolation_ = std::make_unique<Interpolation>(tokenizer, take);
     latent_mean_ = tensors.take("latent_mean", {tokenizer.latent_channels});
     latent_std_ = tensors.take("latent_std", {tokenizer.latent_channels});
     read_dynamics();

@@ -9,11 +9,11 @@
 #include <vector>
 
 #include "core/cpu/flow_head.h"
+#include "core/cpu/interpolation.h"
 #include "core/cpu/sampler.h"
 #include "core/cpu/tokenizer.h"
 #include "runtime/checkpoint.h"
 #include "runtime/config.h"
-#include "runtime/interpolation.h"
 
 namespace enma {
 

@@ -259,10 +259,10 @@ def report_outside(
 
 def _encode(model: Model, fields: Tensor, points: Tensor | None) -> Tensor:
     tok = model.tokenizer
-    native = native_tokenizer(tok) if points is None else None
+    native = native_tokenizer(tok)
     if native is not None:
         with torch.no_grad():
-            return model.to_tokens(native.encode(fields))
+            return model.to_tokens(native.encode(fields, points))
     function: Callable[[Tensor], Tensor] = partial(model.encode, points=points)
     if points is not None and points.ndim > 2:
         # The points of a row belong to it, wherever it is computed.

@@ -8,6 +8,7 @@ Legend: B rows, T frames, N places of a latent frame, C latent channels, c physi
 
 from __future__ import annotations
 
+import dataclasses
 import weakref
 
 import torch
@@ -28,9 +29,13 @@ class NativeTokenizer:
         assert module is not None
         # The tokenizer keeps this, so this does not keep the tokenizer.
         self._tokenizer = weakref.ref(tokenizer)
+        sizes = None if config.interpolation is None else dataclasses.asdict(config.interpolation)
+        # Its slopes are parameters.
+        sizes = sizes and {name: float(x) for name, x in sizes.items() if not isinstance(x, (tuple, bool))}
         self._packed = module.Tokenizer(
             {name: p.detach().contiguous() for name, p in tokenizer.named_parameters()},
             list(config.grid),
+            list(config.lengths),
             list(config.periodic),
             config.field_channels,
             config.latent_channels,
@@ -42,6 +47,7 @@ class NativeTokenizer:
             config.kernel_ends,
             config.stride_ends,
             config.variational,
+            sizes,
         )
 
     @property
@@ -56,10 +62,16 @@ class NativeTokenizer:
         """True if the linear end of the decoder is one convolution."""
         return bool(self._packed.folded)
 
-    def encode(self, u_BTXc: Tensor, *, isa: str = "") -> Tensor:
-        """Latent frames ``[B, T', N, C]`` of fields ``[B, T, *grid, c]``, as `Tokenizer.encode` up to rounding."""
+    def encode(self, u_BTXc: Tensor, points: Tensor | None = None, *, isa: str = "") -> Tensor:
+        """Latent frames ``[B, T', N, C]``, as `Tokenizer.encode` up to rounding.
+
+        Of fields ``[B, T, *grid, c]``, or of values ``[B, T, P, c]`` at points ``[P, d]`` or ``[.., T, P, d]``, NaN
+        where a frame has fewer; the values there are not read.
+        """
         fields = self.tokenizer.standardised(u_BTXc).contiguous()
-        made: Tensor = self._packed.encode(fields, threads=_threads(), isa=isa)
+        if points is not None:
+            points = points.expand(*fields.shape[:-1], -1).contiguous()
+        made: Tensor = self._packed.encode(fields, points, threads=_threads(), isa=isa)
         return made
 
     def decode(self, z_BTNC: Tensor, num_frames: int, *, isa: str = "") -> Tensor:
@@ -70,7 +82,7 @@ class NativeTokenizer:
 
 def native_tokenizer(tokenizer: Tokenizer) -> NativeTokenizer | None:
     """The tokenizer packed, on first use and again after its weights have changed; None where the extension cannot."""
-    if tokenizer.interpolation is not None or native_problem(next(tokenizer.parameters()).device) is not None:
+    if native_problem(next(tokenizer.parameters()).device) is not None:
         return None
     return prepared(tokenizer, "native", lambda: NativeTokenizer(tokenizer) if _served(tokenizer) else None)
 

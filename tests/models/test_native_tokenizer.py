@@ -12,12 +12,13 @@ from torch.nn.utils.parametrizations import weight_norm
 from enma_fast.forecasting.members import sample_fields
 from enma_fast.models import native_tokenizer as module
 from enma_fast.models.folding import fold_end
+from enma_fast.models.interpolation import grid_points
 from enma_fast.models.native_tokenizer import NativeTokenizer, native_tokenizer
 from enma_fast.models.tokenizer import Tokenizer
 from enma_fast.utils.dataclass_json import replace
 
 from .._extension import NATIVE, each_isa, needs_native
-from .._tiny import CONFIGS, LINE, PLANE, shaken, waves
+from .._tiny import CONFIGS, INTERPOLATION, LINE, PLANE, shaken, waves
 from .._tiny import model as tiny_model
 from ..ops._oracle import assert_close_as_reference
 from .test_folding import FOLDED, STAY
@@ -38,6 +39,13 @@ TOKENIZERS = {("plane of rings" if name == "plane" else name): made for name, ma
     "plane": tokenizer(PLANE),
     "units": tokenizer(PLANE, field_mean=[0.5, -2.0], field_scale=[3.0, 0.1]),
     "coarse": tokenizer(PLANE, grid=[16, 32], stride_ends=2, kernel_ends=3, layers=["space", "residual", "time"]),
+    "points": tokenizer(LINE, interpolation=INTERPOLATION),
+    "plane of points": tokenizer(
+        PLANE,
+        interpolation=replace(INTERPOLATION, {"distance_power": 2}),
+        field_mean=[0.5, -2.0],
+        field_scale=[3.0, 0.1],
+    ),
     "flat": tokenizer(LINE, variational=False, layers=["time", "residual", "space", "time", "residual"]),
 }
 
@@ -51,6 +59,15 @@ def latents(made, rows=3, frames=4):
     torch.manual_seed(3)
     N = int(torch.tensor(made.config.token_grid).prod())
     return torch.randn(rows, frames, N, made.config.latent_channels)
+
+
+def readings(made, rows=3, frames=6, most=9):
+    """Values and points of 5 to `most` of them a frame, NaN where one is not there."""
+    torch.manual_seed(4)
+    values = torch.randn(rows, frames, most, made.config.field_channels)
+    points = torch.rand(rows, frames, most, made.config.dims) * torch.tensor(made.config.lengths)
+    points[torch.rand(rows, frames, most).argsort(-1) >= torch.randint(5, most + 1, (rows, frames, 1))] = torch.nan
+    return values, points
 
 
 def exactly(made):
@@ -87,7 +104,31 @@ def test_it_is_the_decoder(name, frames, isa):
 
 
 @each_isa
-@pytest.mark.parametrize("name", ["three", "coarse", "flat", "plane"])
+@pytest.mark.parametrize("name", ["points", "plane of points"])
+@pytest.mark.parametrize("frames", [1, 5, 6])
+def test_it_is_the_encoder_of_scattered_points(name, frames, isa):
+    made = TOKENIZERS[name]
+    values, points = readings(made, frames=frames)
+    seen = ~points.isnan().any(-1)
+    exact = exactly(made).encode(values.double(), points.nan_to_num().double(), seen).double()
+    reference = made.encode(values, points.nan_to_num(), seen)
+    values[~seen] = torch.nan
+    packed = NativeTokenizer(made)
+    ours = packed.encode(values, points, isa=isa)
+    assert_close_as_reference(ours, reference, exact, floor=1e-6 * exact.abs().max().item())
+    for row in range(len(values)):
+        assert torch.equal(packed.encode(values[row : row + 1], points[row : row + 1], isa=isa)[0], ours[row])
+    # Points of all frames, and those of the grid.
+    shared = points[0, 0][seen[0, 0]]
+    fixed = values[:1, :1, seen[0, 0]]
+    assert torch.equal(packed.encode(fixed, shared, isa=isa), packed.encode(fixed, shared[None, None], isa=isa))
+    u = fields(made, frames=frames)
+    on_grid = packed.encode(u.flatten(2, -2), grid_points(made.config), isa=isa)
+    assert torch.equal(on_grid, packed.encode(u, isa=isa))
+
+
+@each_isa
+@pytest.mark.parametrize("name", ["three", "coarse", "flat", "plane", "points"])
 def test_bits_depend_on_a_row_and_its_past_alone(name, isa):
     made = NativeTokenizer(TOKENIZERS[name])
     u, z = fields(made.tokenizer, rows=5, frames=9), latents(made.tokenizer, rows=5)
@@ -176,7 +217,6 @@ def test_a_tokenizer_is_freed_with_what_was_packed():
 
 
 def test_whom_it_does_not_serve(monkeypatch):
-    assert native_tokenizer(tiny_model("points").tokenizer) is None
     assert native_tokenizer(exactly(TOKENIZERS["line"])) is None
     mixed, bound = copy.deepcopy(TOKENIZERS["line"]), copy.deepcopy(TOKENIZERS["line"])
     mixed.to_latent.double()
@@ -190,8 +230,8 @@ def test_whom_it_does_not_serve(monkeypatch):
 def test_what_it_was_not_given_or_does_not_know_is_refused():
     made = TOKENIZERS["line"]
     c = made.config
-    args = [list(c.grid), list(c.periodic), 1, c.latent_channels, c.width, c.max_width, list(c.layers)]
-    args += [c.kernel, c.kernel_time, c.kernel_ends, c.stride_ends, c.variational]
+    args = [list(c.grid), list(c.lengths), list(c.periodic), 1, c.latent_channels, c.width, c.max_width]
+    args += [list(c.layers), c.kernel, c.kernel_time, c.kernel_ends, c.stride_ends, c.variational, None]
     given = dict(made.named_parameters())
     NATIVE.Tokenizer(given, *args)
     for parameters, message in (
@@ -203,7 +243,7 @@ def test_what_it_was_not_given_or_does_not_know_is_refused():
         with pytest.raises(ValueError, match=message):
             NATIVE.Tokenizer(parameters, *args)
     with pytest.raises(ValueError, match="layer pool is not known"):
-        NATIVE.Tokenizer(given, *args[:6], ["pool"], *args[7:])
+        NATIVE.Tokenizer(given, *args[:7], ["pool"], *args[8:])
     packed = NATIVE.Tokenizer(given, *args)
     u, z = fields(made), latents(made)
     for call in (
@@ -212,15 +252,27 @@ def test_what_it_was_not_given_or_does_not_know_is_refused():
         lambda: packed.encode(u[:, :0], threads=1),
         lambda: packed.encode(u.transpose(0, 1), threads=1),
         lambda: packed.encode(u, threads=1, isa="sse9"),
+        lambda: packed.encode(u, torch.zeros(3, 6, 4, 1), threads=1),
         lambda: packed.decode(z[:, :, 1:].contiguous(), 3, threads=1),
         lambda: packed.decode(z, 0, threads=1),
         lambda: packed.decode(z, 8, threads=1),
     ):
         with pytest.raises(ValueError, match="tokenizer: "):
             call()
+    scattered = NativeTokenizer(TOKENIZERS["points"])._packed
+    values, points = readings(TOKENIZERS["points"])
+    for given, where in (
+        (values, points[:, :5].contiguous()),
+        (values, points[:, :, :8].contiguous()),
+        (values, points[..., 0].contiguous()),
+        (values, points.double()),
+        (values[..., :0], points),
+    ):
+        with pytest.raises(ValueError, match="tokenizer: "):
+            scattered.encode(given, where, threads=1)
 
 
-@pytest.mark.parametrize("name", ["paper", "plane", "line-local"])
+@pytest.mark.parametrize("name", ["paper", "plane", "line-local", "points", "plane-paper"])
 def test_forecasts_are_those_without_it(name, monkeypatch):
     made = tiny_model(name)
     history = waves(2, 2, 3, CONFIGS[name].tokenizer)[0]

@@ -1,4 +1,4 @@
-#include "runtime/interpolation.h"
+#include "core/cpu/interpolation.h"
 
 #include <algorithm>
 #include <cmath>
@@ -23,10 +23,10 @@ std::vector<float> softplus(const float* raw, int count) {
 }
 
 // x W^T + b of rows [rows, inputs], with sums in double: the same on every instruction set.
-std::vector<float> projected(Tensors& tensors, const std::string& name, const std::vector<float>& x, int inputs,
-                             int outputs) {
-    const float* const weight = tensors.take(name + ".weight", {outputs, inputs});
-    const float* const bias = tensors.take(name + ".bias", {outputs});
+std::vector<float> projected(const TakeParameter& take, const std::string& name, const std::vector<float>& x,
+                             int inputs, int outputs) {
+    const float* const weight = take(name + ".weight", {outputs, inputs});
+    const float* const bias = take(name + ".bias", {outputs});
     const std::size_t rows = x.size() / inputs;
     std::vector<float> out(rows * outputs);
     for (std::size_t i = 0; i < rows; ++i) {
@@ -74,11 +74,41 @@ void layer_norm(const float* x, std::int64_t rows, int width, const float* weigh
     }
 }
 
-void softmax(float* x, int count) {
-    const float most = *std::max_element(x, x + count);
-    float sum = 0.0f;
-    for (int i = 0; i < count; ++i) sum += x[i] = std::exp(x[i] - most);
-    for (int i = 0; i < count; ++i) x[i] /= sum;
+// out += x factor
+void add_product(const float* x, float factor, std::int64_t count, float* out) {
+    for (std::int64_t i = 0; i < count; ++i) out[i] += x[i] * factor;
+}
+
+// Softmax over `rows` rows [rows, count], of each column by itself.
+void softmax_of_rows(float* x, int rows, std::int64_t count, float* most, float* sums) {
+    std::copy_n(x, count, most);
+    for (int r = 1; r < rows; ++r) {
+        for (std::int64_t i = 0; i < count; ++i) most[i] = std::max(most[i], x[r * count + i]);
+    }
+    std::fill_n(sums, count, 0.0f);
+    for (int r = 0; r < rows; ++r) {
+        for (std::int64_t i = 0; i < count; ++i) sums[i] += x[r * count + i] = std::exp(x[r * count + i] - most[i]);
+    }
+    for (int r = 0; r < rows; ++r) {
+        for (std::int64_t i = 0; i < count; ++i) x[r * count + i] /= sums[i];
+    }
+}
+
+// Means [K] of rows [K, count] with weights [count].
+void pool(const float* weight, const float* x, int K, std::int64_t count, float* out) {
+    // Several sums at a time: one waits for the addition before.
+    constexpr int AT_ONCE = 4;
+    double total = 0.0;
+    for (std::int64_t i = 0; i < count; ++i) total += weight[i];
+    for (int k = 0; k < K; k += AT_ONCE) {
+        double sums[AT_ONCE] = {};
+        const float* rows[AT_ONCE];
+        for (int j = 0; j < AT_ONCE; ++j) rows[j] = x + std::min(k + j, K - 1) * count;
+        for (std::int64_t i = 0; i < count; ++i) {
+            for (int j = 0; j < AT_ONCE; ++j) sums[j] += static_cast<double>(weight[i]) * rows[j][i];
+        }
+        for (int j = 0; j < std::min(AT_ONCE, K - k); ++j) out[k + j] = static_cast<float>(sums[j] / (total + 1e-5));
+    }
 }
 
 }  // namespace
@@ -86,7 +116,7 @@ void softmax(float* x, int count) {
 // Work space of `to_grid`.
 struct Interpolation::ToGrid {
     float *gemm, *encoded, *keys, *given, *lifted, *values, *attention, *attended, *lse, *inner, *features;
-    float *normed, *hidden, *refined, *shares, *slices, *qkv, *scores;
+    float *normed, *hidden, *refined, *turned, *shares, *most, *sums, *slices, *qkv, *scores;
 
     ToGrid(const Interpolation& i, std::int64_t points, Allocator& parts) {
         const InterpolationConfig& o = i.options_;
@@ -105,7 +135,10 @@ struct Interpolation::ToGrid {
         normed = parts.take<float>(X * whole_panels(o.features));
         hidden = parts.take<float>(X * whole_panels(4 * o.features));
         refined = parts.take<float>(X * whole_panels(o.refine_heads * o.refine_head_dim));
+        turned = parts.take<float>(X * o.refine_head_dim);
         shares = parts.take<float>(X * o.slices);
+        most = parts.take<float>(X);
+        sums = parts.take<float>(X);
         slices = parts.take<float>(static_cast<std::int64_t>(o.slices) * o.refine_head_dim);
         qkv = parts.take<float>(static_cast<std::int64_t>(o.slices) * 3 * o.refine_head_dim);
         scores = parts.take<float>(o.slices);
@@ -133,7 +166,7 @@ struct Interpolation::ToField {
     }
 };
 
-Interpolation::Interpolation(const TokenizerConfig& config, Tensors& tensors)
+Interpolation::Interpolation(const TokenizerConfig& config, const TakeParameter& take)
     : config_(config), options_(*config.interpolation), inner_(options_.heads * options_.head_dim) {
     const InterpolationConfig& o = options_;
     const std::int64_t d = config.dims(), c = config.field_channels;
@@ -157,19 +190,16 @@ Interpolation::Interpolation(const TokenizerConfig& config, Tensors& tensors)
             i < n / 2 || n == 1 ? step * static_cast<float>(i) : most - step * static_cast<float>(n - 1 - i);
         bands_.push_back(static_cast<float>(std::numbers::pi) * std::exp2(exponent));
     }
-    grid_ = tensors.take(name + "grid", {size_, d});
-    const float* const latents = tensors.take(name + "latents", {size_, o.hidden});
-    slopes_in_ = softplus(tensors.take(name + "slopes_in", {o.heads}), o.heads);
-    slopes_out_ = softplus(tensors.take(name + "slopes_out", {o.heads}), o.heads);
-    queries_in_ = projected(tensors, name + "in_q", {latents, latents + size_ * o.hidden}, o.hidden, inner_);
+    grid_ = take(name + "grid", {size_, d});
+    const float* const latents = take(name + "latents", {size_, o.hidden});
+    slopes_in_ = softplus(take(name + "slopes_in", {o.heads}), o.heads);
+    slopes_out_ = softplus(take(name + "slopes_out", {o.heads}), o.heads);
+    queries_in_ = projected(take, name + "in_q", {latents, latents + size_ * o.hidden}, o.hidden, inner_);
     std::vector<float> encoded(size_ * encoded_width());
     for (std::int64_t x = 0; x < size_; ++x) encode(&regular_[x * d], &encoded[x * encoded_width()]);
-    queries_out_ = projected(tensors, name + "out_q", encoded, encoded_width(), inner_);
-    const TakeParameter parameter = [&](const std::string& part, const std::vector<std::int64_t>& shape) {
-        return tensors.take(part, shape);
-    };
+    queries_out_ = projected(take, name + "out_q", encoded, encoded_width(), inner_);
     const auto linear = [&](const std::string& part, int inward, int outward) {
-        return read_linear(parameter, name + part, inward, outward, outward);
+        return read_linear(take, name + part, inward, outward, outward);
     };
     lift_ = linear("lift", static_cast<int>(c), o.hidden);
     in_k_ = linear("in_k", encoded_width(), inner_);
@@ -182,13 +212,13 @@ Interpolation::Interpolation(const TokenizerConfig& config, Tensors& tensors)
     const std::int64_t F = o.features, K = o.refine_head_dim, S = o.slices;
     for (int i = 0; i < o.refine_depth; ++i) {
         const std::string block = "refine." + std::to_string(i) + ".";
-        const auto take = [&](const char* part, std::vector<std::int64_t> shape) {
-            return tensors.take(name + block + part, shape);
+        const auto own = [&](const char* part, std::vector<std::int64_t> shape) {
+            return take(name + block + part, shape);
         };
         const int inner = o.refine_heads * o.refine_head_dim;
-        refine_.push_back({take("norm_1.weight", {F}), take("norm_1.bias", {F}), take("norm_2.weight", {F}),
-                           take("norm_2.bias", {F}), take("assign.weight", {S, K}), take("assign.bias", {S}),
-                           take("temperature", {o.refine_heads, 1, 1}), take("qkv.weight", {3 * K, K}),
+        refine_.push_back({own("norm_1.weight", {F}), own("norm_1.bias", {F}), own("norm_2.weight", {F}),
+                           own("norm_2.bias", {F}), own("assign.weight", {S, K}), own("assign.bias", {S}),
+                           own("temperature", {o.refine_heads, 1, 1}), own("qkv.weight", {3 * K, K}),
                            linear(block + "values", o.features, inner), linear(block + "out", inner, o.features),
                            linear(block + "mlp.0", o.features, 4 * o.features),
                            linear(block + "mlp.2", 4 * o.features, o.features)});
@@ -282,26 +312,20 @@ void Interpolation::refine(const Refinement& block, const ToGrid& w, Isa isa) co
     apply(block.values, w.normed, size_, w.refined, isa, w.gemm);
     for (int h = 0; h < o.refine_heads; ++h) {
         float* const values = w.refined + h * K;
-        const float temperature = std::clamp(block.temperature[h], 0.1f, 5.0f);
+        // Dimensions, and slices, are rows of grid points here.
         for (std::int64_t x = 0; x < size_; ++x) {
-            float* const share = w.shares + x * S;
-            for (int s = 0; s < S; ++s) {
-                float sum = block.assign_bias[s];
-                for (int k = 0; k < K; ++k) sum += block.assign_weight[s * K + k] * values[x * row + k];
-                share[s] = sum / temperature;
-            }
-            softmax(share, S);
+            for (int k = 0; k < K; ++k) w.turned[k * size_ + x] = values[x * row + k];
         }
+        const float temperature = std::clamp(block.temperature[h], 0.1f, 5.0f);
         for (int s = 0; s < S; ++s) {
-            double total = 0.0;
-            for (std::int64_t x = 0; x < size_; ++x) total += w.shares[x * S + s];
-            for (int k = 0; k < K; ++k) {
-                double sum = 0.0;
-                for (std::int64_t x = 0; x < size_; ++x) {
-                    sum += static_cast<double>(w.shares[x * S + s]) * values[x * row + k];
-                }
-                w.slices[s * K + k] = static_cast<float>(sum / (total + 1e-5));
-            }
+            float* const share = w.shares + s * size_;
+            std::fill_n(share, size_, block.assign_bias[s]);
+            for (int k = 0; k < K; ++k) add_product(w.turned + k * size_, block.assign_weight[s * K + k], size_, share);
+            for (std::int64_t x = 0; x < size_; ++x) share[x] /= temperature;
+        }
+        softmax_of_rows(w.shares, S, size_, w.most, w.sums);
+        for (int s = 0; s < S; ++s) {
+            pool(w.shares + s * size_, w.turned, K, size_, w.slices + s * K);
             for (int j = 0; j < 3 * K; ++j) {
                 float sum = 0.0f;
                 for (int k = 0; k < K; ++k) sum += block.qkv[j * K + k] * w.slices[s * K + k];
@@ -317,19 +341,18 @@ void Interpolation::refine(const Refinement& block, const ToGrid& w, Isa isa) co
                 for (int k = 0; k < K; ++k) sum += query[k] * key[k];
                 w.scores[other] = sum * scale;
             }
-            softmax(w.scores, S);
+            softmax_of_rows(w.scores, S, 1, w.most, w.sums);
             for (int k = 0; k < K; ++k) {
                 float sum = 0.0f;
                 for (int other = 0; other < S; ++other) sum += w.scores[other] * w.qkv[other * 3 * K + 2 * K + k];
                 w.slices[s * K + k] = sum;
             }
         }
-        for (std::int64_t x = 0; x < size_; ++x) {
-            for (int k = 0; k < K; ++k) {
-                float sum = 0.0f;
-                for (int s = 0; s < S; ++s) sum += w.shares[x * S + s] * w.slices[s * K + k];
-                values[x * row + k] = sum;
-            }
+        for (int k = 0; k < K; ++k) {
+            float* const read = w.turned + k * size_;
+            std::fill_n(read, size_, 0.0f);
+            for (int s = 0; s < S; ++s) add_product(w.shares + s * size_, w.slices[s * K + k], size_, read);
+            for (std::int64_t x = 0; x < size_; ++x) values[x * row + k] = read[x];
         }
     }
     const auto add = [&](const Linear& linear, const float* a) {

@@ -10,14 +10,13 @@
 #include "core/cpu/packed_linear.h"
 #include "core/cpu/point_attention.h"
 #include "core/cpu/tokenizer_config.h"
-#include "runtime/checkpoint.h"
 
 namespace enma {
 
 class Interpolation {
    public:
-    // Throws Error.
-    Interpolation(const TokenizerConfig& config, Tensors& tensors);
+    // Throws what `take` throws.
+    Interpolation(const TokenizerConfig& config, const TakeParameter& take);
 
     // Coordinates [X, d] of the regular grid.
     const std::vector<float>& regular() const { return regular_; }
