@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from ..config import ModelConfig
-from ..data import FieldFile, count, read, spread_out
+from ..data import DEFAULT_GROUPS, EQUATIONS, FieldFile, count, read, spread_out
+from ..data.splits import TRAJECTORIES_PER_GROUP, default_groups
 from ..errors import EnmaError
 from ..evaluation.metrics import columns, relative_l2
 from ..evaluation.paper import paper_source
@@ -99,6 +100,7 @@ def publish(
         "training": training,
         "sampling": dict(sampling or {}),
         "half": half,
+        "data": _trajectories(data_dir, model.config.dataset),
     }
     save_model(model, out, card=card_text(model.config, metrics), metrics=metrics, half=half)
     return metrics
@@ -278,6 +280,21 @@ def _paper_rows(rows: list[dict[str, Any]]) -> str:
     return markdown_table(["task", "split", "model", *(column.short for column in shown)], lines)
 
 
+def _trajectories(data_dir: Path, dataset: str) -> dict[str, int]:
+    """Trajectories of the files of a data set, by split, as far as they are there."""
+    files = {split: data_dir / f"{dataset}-{split}.h5" for split in DEFAULT_GROUPS}
+    return {split: count(path) for split, path in files.items() if path.is_file()}
+
+
+def _data_commands(dataset: str, trajectories: Mapping[str, int]) -> list[str]:
+    """The commands that make a data set, one for each split whose number of trajectories is not the paper's."""
+    command = f"enma-fast data generate {dataset} --out data"
+    groups = {split: size // TRAJECTORIES_PER_GROUP for split, size in trajectories.items()}
+    if dataset not in EQUATIONS or all(n == default_groups(EQUATIONS[dataset], split) for split, n in groups.items()):
+        return [command]
+    return [f"{command} --split {split} --groups {n}" for split, n in groups.items()]
+
+
 def _training_text(config: ModelConfig, metrics: dict[str, Any]) -> str:
     training, sampling = metrics["training"], metrics["sampling"]
     changes = "".join(f" --set {key}={json_word(value)}" for key, value in sampling.items())
@@ -291,7 +308,7 @@ def _training_text(config: ModelConfig, metrics: dict[str, Any]) -> str:
         "forecasts by a proper score, as far as they are listed"
         + (", and at last the flow that draws frame 0 alone:" if "first-frame" in now else ":"),
         "```",
-        f"enma-fast data generate {config.dataset} --out data",
+        *_data_commands(config.dataset, metrics.get("data", {})),
         *(part["command"] for part in now.values()),
         f"enma-fast train publish runs/{last}{runs} --data data --out {config.name}{changes}{half}",
         "```",

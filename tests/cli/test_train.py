@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from enma_fast.data import read
+from enma_fast.data import DEFAULT_GROUPS, read
 from enma_fast.evaluation.scoring import score
 from enma_fast.models.checkpoint import load_model, load_tokenizer, read_tensors, sha256
 from enma_fast.models.domain import Domain
@@ -218,6 +218,12 @@ def test_publish_measures_and_writes_a_card(
     assert "| temporal | test-in | ENMA | 7.86e-03 | 1.70e-03 | 8.68e-02 | - |" in text
     assert "| temporal | test-in, packed | 2 | 16 |" in text
     assert "--task temporal --history 3 --members 16 --seed 1 --limit 2" in text
+    # Files of the data folder are smaller than the paper's.
+    assert metrics["data"] == {split: len(read(data_folder / f"combined-{split}.h5")) for split in DEFAULT_GROUPS}
+    for split, size in metrics["data"].items():
+        assert f"\nenma-fast data generate combined --out data --split {split} --groups {size // 10}\n" in text
+    whole = card.card_text(model.config, metrics | {"data": {"train": 12_000, "test-out": 120}})
+    assert "\nenma-fast data generate combined --out data\n" in whole
     # The checkpoint says what the model was trained on.
     assert model.domain is not None
     train_file = read(data_folder / "combined-train.h5")
