@@ -20,6 +20,7 @@ import pytest
 import torch
 
 from ._cases import spared
+from ._interpreter import patch_once_a_launch
 
 SEED = 0
 SHARED = "PYTEST_XDIST_WORKER" in os.environ
@@ -28,6 +29,9 @@ MAX_THREADS = 1 if SHARED else 2
 # Triton's decorator reads it once. Without a GPU its kernels run on CPU tensors, one program after the other.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+if importlib.util.find_spec("triton") and "TRITON_INTERPRET" in os.environ:
+    patch_once_a_launch()
 
 # Its loops over sizes take int() of arrays with one element, which NumPy 2.4 refuses. Drop when triton >= 3.7.
 if importlib.util.find_spec("triton") and importlib.metadata.version("triton").startswith("3.6."):

@@ -8,7 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import MappingProxyType
 
-NONE: Mapping[str, Sequence[str]] = MappingProxyType({})
+from .._objects import installed
+
+NONE: Mapping[str, Sequence[str] | None] = MappingProxyType({})
 ROOT = Path(__file__).resolve().parents[2]
 CORE = ROOT / "csrc/core/cpu"
 WARNINGS = ["-Wall", "-Wextra", "-Werror"]
@@ -25,7 +27,7 @@ def run_core(
     *,
     parts: Sequence[str] = (),
     sanitizers: Sequence[str] = SANITIZERS,
-    others: Mapping[str, Sequence[str]] = NONE,
+    others: Mapping[str, Sequence[str] | None] = NONE,
     flags: Sequence[str] = (),
     link: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
@@ -41,7 +43,8 @@ def run_core(
     parts
         More files of the core, as patterns; those that take longest first.
     others
-        Sanitizers of some files in place of `sanitizers`, by how their names begin.
+        Sanitizers of some files in place of `sanitizers`, by how their names begin; None for a file that is not
+        watched, whose object `make install` has made.
     flags, link
         Of the compiler and the linker.
     environment
@@ -49,10 +52,14 @@ def run_core(
     """
     names = (*parts, *ops, "dispatch", "parallel")
     sources = [path for name in names for path in sorted(CORE.glob(f"{name}.cpp"))]
+    made = installed()
     mains = [ROOT / f"tests/ops/native_{op}_main.cpp" for op in ops]
 
     def compiled(path: Path) -> Path:
         watched = next((flags for start, flags in others.items() if path.stem.startswith(start)), sanitizers)
+        if watched is None and made is not None:
+            return (made / path.relative_to(ROOT)).with_suffix(".o")
+        watched = watched or ()
         command = ["g++", "-std=c++20", "-O1", "-g1", "-fopenmp", *WARNINGS, *watched, *flags, f"-I{ROOT / 'csrc'}"]
         out = folder / f"{path.stem}-{hashlib.sha256(repr(command).encode()).hexdigest()[:8]}.o"
         if out.exists():

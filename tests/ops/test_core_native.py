@@ -53,13 +53,14 @@ def test_core_under_sanitizers(folder: Path) -> None:
         folder,
         parts=["gemm_emulated", "gemm_[!e]*", "gemm", "local_head", "vector_kernels*"],
         sanitizers=QUICK_SANITIZERS,
-        others={"gemm_avx512": (), "vector_kernels": SANITIZERS},
+        others={"gemm_avx512": None, "vector_kernels": SANITIZERS},
         flags=["-DENMA_SMALL"],
         environment={"ASAN_OPTIONS": f"max_malloc_fill_size={1 << 30}:malloc_fill_byte=255"},
     )
 
 
 def test_threads_do_not_race(tmp_path: Path) -> None:
+    """With the kernels that every machine has; the others do not run."""
     sanitizers = ["-fsanitize=thread"]
     needs(sanitizers, tmp_path)
     run_core(
@@ -67,6 +68,7 @@ def test_threads_do_not_race(tmp_path: Path) -> None:
         tmp_path,
         parts=["gemm_scalar", "gemm", "flow_head", "local_head", "vector_kernels*"],
         sanitizers=sanitizers,
+        others={f"vector_kernels_{name}": None for name in ("avx", "emulated")},
         flags=["-DENMA_SMALL", "-DENMA_TEST_THREADS"],
         link=[f"-Wl,--wrap={PARALLEL}"],
     )
