@@ -60,11 +60,8 @@ def run(command: list[str]) -> str:
     return done.stdout
 
 
-def objects(folder: Path, added: list[str], compiler: str = CXX, *, kernels: Path | None = None) -> list[str]:
-    """Compile every file of the library into a folder; kernels of wide vectors are not sanitized.
-
-    `kernels` is a folder of objects of `make install`: then those of all kernels are taken from there.
-    """
+def objects(folder: Path, added: list[str], compiler: str = CXX) -> list[str]:
+    """Compile every file of the library into a folder; kernels of wide vectors are not sanitized."""
     mine = None
     if native_problem(torch.device("cpu")) is None:
         # Compilers other than GCC make the portable kernels alone.
@@ -72,8 +69,6 @@ def objects(folder: Path, added: list[str], compiler: str = CXX, *, kernels: Pat
     others = {name for names in KERNELS.values() for name in names if mine and name not in mine}
 
     def compiled(path: Path) -> str:
-        if kernels is not None and path.stem.startswith(("gemm_", "vector_kernels_")):
-            return str((kernels / path.relative_to(ROOT)).with_suffix(".o"))
         made = str(folder / f"{path.parent.name}_{path.stem}.o")
         quick = ["-O0"] if path.stem in others else []
         vectors = path.stem.startswith(("gemm_avx", "vector_kernels_avx"))

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import tarfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -299,10 +299,27 @@ class Watched:
         run([self.compiler, *FLAGS, *self.flags, *flags, str(main), *others, *kept, "-o", str(out)])
         return out
 
+    def with_kernels(self, made: Path | None, folder: Path) -> "Watched":
+        """The same over the kernels of all instruction sets, not watched: objects of `make install`, or else by GCC."""
+        if made is None:
+            gcc = self.compiler == "g++"
+            return self if gcc else Watched("g++", SANITIZERS, objects(folder, SANITIZERS, "g++"), self.refusal)
+        kept = []
+        for path in self.objects:
+            part, name = Path(path).stem.split("_", 1)
+            if name.startswith(("gemm_", "vector_kernels_")):
+                path = str(made / f"csrc/core/{part}/{name}.o")
+            elif name in ("dispatch", "gemm"):
+                # Which instruction sets there are; Clang would not name those that GCC alone makes.
+                source, path = str(CSRC / f"core/{part}/{name}.cpp"), str(folder / f"{part}_{name}.o")
+                run([self.compiler, *FLAGS, *self.flags, "-DENMA_X86_KERNELS", "-c", source, "-o", path])
+            kept.append(path)
+        return replace(self, objects=kept)
+
 
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory: pytest.TempPathFactory) -> Watched:
-    """By Clang where it has libFuzzer and OpenMP, so that one build serves both tests of readers; else by GCC."""
+    """By Clang where it has libFuzzer and OpenMP, so that one build serves readers and sessions; else by GCC."""
     folder = tmp_path_factory.mktemp("watched")
     (folder / "probe.cpp").write_text('extern "C" int LLVMFuzzerTestOneInput(const char*, long) { return 0; }')
     watch = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g1", "-O1"]
@@ -365,17 +382,17 @@ def test_readers_under_libfuzzer(watched: Watched, small: Model, folder: Path, t
 
 
 @pytest.mark.slow
-def test_a_session_under_sanitizers(folder: Path, plane: Path, scattered: Path, tmp_path: Path) -> None:
+def test_a_session_under_sanitizers(watched: Watched, folder: Path, plane: Path, scattered: Path, tmp_path: Path):
     """The example in C, and enma.hpp, over a library in which every access but those of the kernels is watched.
 
-    By GCC, which makes the instruction sets of this machine; the kernels have tests of their own.
+    With the instruction sets of this machine, which GCC makes; the kernels have tests of their own.
     """
     needs("gcc", "g++")
-    made = objects(tmp_path, SANITIZERS, "g++", kernels=installed_objects())
-    watched, here = Watched("g++", SANITIZERS, made, None), Path(__file__)
+    watched, here = watched.with_kernels(installed_objects(), tmp_path), Path(__file__)
     example, program = str(tmp_path / "example.o"), tmp_path / "forecast"
-    run(["gcc", *SANITIZERS, f"-I{CSRC / 'include'}", "-c", str(CSRC / "examples/forecast.c"), "-o", example])
-    run(["g++", "-fopenmp", *SANITIZERS, *made, example, "-o", str(program)])
+    source, include = str(CSRC / "examples/forecast.c"), f"-I{CSRC / 'include'}"
+    run([watched.compiler, *watched.flags, include, "-x", "c", "-c", source, "-o", example])
+    run([watched.compiler, "-fopenmp", *watched.flags, *watched.objects, example, "-o", str(program)])
     watched.program(here.with_name("cpp_main.cpp"), tmp_path / "cpp", "-std=c++17")
     frames = tmp_path / "frames"
     for checkpoint, points in ((folder, 32), (plane, 16 * 8 * 2)):
