@@ -1,6 +1,5 @@
 """Settings of every test: few threads, a fixed seed, poisoned memory, GPU tests skipped with a reason."""
 
-import ctypes
 import importlib.metadata
 import importlib.util
 import os
@@ -21,6 +20,7 @@ import torch
 
 from ._cases import spared
 from ._interpreter import patch_once_a_launch
+from ._memory import give_back, make_pages_huge
 
 SEED = 0
 SHARED = "PYTEST_XDIST_WORKER" in os.environ
@@ -100,15 +100,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.hookimpl(trylast=True)
-def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
-    """Give back what a file has freed: a fork, such as each field file is read in, copies the tables of all memory.
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """All modules are there; a few tests alone fork too seldom for it to pay."""
+    if len(session.items) > 100:
+        make_pages_huge()
 
-    A training keeps it (`enma_fast.utils.system.keep_freed_memory`).
-    """
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Give back what a file has freed: a fork copies the tables of all memory."""
     if nextitem is None or nextitem.path != item.path:
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)
+        give_back()
 
 
 @pytest.fixture(autouse=True)
