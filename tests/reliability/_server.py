@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 _PATHS = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"}
 # Place of the open folder among the arguments of an event.
@@ -172,13 +171,6 @@ def wait(pid: int, seconds: float) -> dict[str, Any]:
         time.sleep(5e-4)
 
 
-class Nothing(TorchDispatchMode):
-    """Changes nothing."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return func(*args, **(kwargs or {}))
-
-
 def warm(data: str, checkpoint: str) -> dict[str, Any]:
     """Import what is imported on first use, without a sample: that would start threads, which no child has."""
     with contextlib.redirect_stdout(io.StringIO()):
@@ -187,10 +179,13 @@ def warm(data: str, checkpoint: str) -> dict[str, Any]:
     options = {"data": data, "out": "/nowhere.zarr", "request": request, "checkpoint": checkpoint}
     prepared(json.dumps(options)).plan(measure=False)
     importlib.import_module("xarray").backends.list_engines()
-    # The first mode imports a thousand modules.
-    with Nothing():
-        torch.ones(1)
     return {"threads": [(task / "comm").read_text() for task in Path("/proc/self/task").iterdir()]}
+
+
+def keep_commands() -> None:
+    """A command line is made of its functions once, not in each child."""
+    typer = importlib.import_module("typer.main")
+    typer.get_command = cache(typer.get_command)
 
 
 def main() -> None:
@@ -200,6 +195,7 @@ def main() -> None:
         importlib.import_module(f"enma_fast.{name}")
     for name in ("google_crc32c", "h5py", "xarray", "zarr", "zarr.codecs"):
         importlib.import_module(name)
+    keep_commands()
     # The collector of a child would write to, and so copy, every page that holds an object.
     gc.collect()
     gc.freeze()
