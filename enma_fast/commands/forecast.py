@@ -102,6 +102,8 @@ def forecast(
     selected = options.trajectories(select, count(file) if readings is None else len(readings))
     if readings is not None and history not in (None, len(readings.times)):
         raise EnmaError(f"--history {history}: all {len(readings.times)} frames of {file} are observed; leave it out")
+    if readings is not None and context is not None:
+        raise EnmaError(f"--context: {file} holds readings, from which the temporal task alone forecasts; leave it out")
     settings, typed = options.sampling(config, **sampler)
     request = ForecastRequest(
         task=task_named(task, has_contexts=context is not None),

@@ -17,6 +17,7 @@ from __future__ import annotations
 import csv
 from array import array
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -140,7 +141,14 @@ def _check_columns(path: Path, names: list[str], axes: tuple[str, ...], count: i
     """Raise `EnmaError` unless the columns are those that are needed."""
     if not names:
         raise EnmaError(f"{path}: is empty; its first row has to name the columns, such as frame,x,u")
-    twice = [name for name in names if names.count(name) > 1 or not name]
+    if "" in names:
+        raise EnmaError(
+            f"{path}: column {names.index('') + 1} has no name; give it one, or leave it out (row numbers of pandas: "
+            "index=False)"
+        )
+    if len(names) == 1:
+        raise EnmaError(f"{path}: has one column, {shown(names[0])}; separate names and cells by commas")
+    twice = [name for name in names if names.count(name) > 1]
     if twice:
         raise EnmaError(f"{path}: a column is named {twice[0]!r}, {names.count(twice[0])} of them; give each its name")
     needed = [FRAME, *axes]
@@ -148,7 +156,9 @@ def _check_columns(path: Path, names: list[str], axes: tuple[str, ...], count: i
     for name in needed:
         if name not in names:
             held, every = ", ".join(map(shown, names)), f"{', '.join(needed)} and {values}"
-            raise EnmaError(f"{path}: has no column {name!r}, only {held}; {needed_by} needs {every}")
+            raise EnmaError(
+                f"{path}: has no column {name!r}, only {held}; {needed_by} needs {every}, named in these letters"
+            )
     further = [name for name in _AXES[len(axes) :] if name in names]
     if further:
         raise EnmaError(
@@ -161,12 +171,13 @@ def _check_columns(path: Path, names: list[str], axes: tuple[str, ...], count: i
 
 
 def _number(path: Path, line: int, name: str, cell: str) -> float:
-    try:
-        return float(cell)
-    except ValueError:
-        raise EnmaError(
-            f"{path}: line {line}, {name} is {shown(cell)}; write a number, or leave the row out where there is none"
-        ) from None
+    # Python reads 1_0 as 10, and digits of other scripts.
+    if cell.isascii() and "_" not in cell:
+        with suppress(ValueError):
+            return float(cell)
+    raise EnmaError(
+        f"{path}: line {line}, {name} is {shown(cell)}; write a number, or leave the row out where there is none"
+    )
 
 
 def _check_numbers(table: _Table, names: list[str]) -> None:

@@ -40,6 +40,8 @@ log = logging.getLogger("enma_fast")
 _BLOCK, _PART = 1 << 24, 1 << 20
 # Members of a trajectory whose spectra and conserved quantities are looked at.
 _MEMBERS = 16
+# Readings may be so far, of their RMS, from the truth at the nearest grid points.
+_NEAR = 0.5
 # Trajectories that the solver runs from at a time.
 _SOLVED = 64
 
@@ -196,12 +198,28 @@ def _close(values: np.ndarray, expected: np.ndarray) -> bool:
 def _observed(path: Path, dataset: Any, data: FieldFile, place: int) -> bool:
     """True if the file's one trajectory starts with the store's observed frames, or the store holds none."""
     if READINGS in dataset.sizes:
-        return True
+        return _near_readings(path, dataset, data, place)
     for c, name in enumerate(data.channels):
         if f"{name}_observed" in dataset:
             seen = _values(path, int(dataset["trajectory"][place]), dataset[f"{name}_observed"][place])
             if not _close(data.u[0, : len(seen), ..., c], seen):
                 return False
+    return True
+
+
+def _near_readings(path: Path, dataset: Any, data: FieldFile, place: int) -> bool:
+    """True if the file's one trajectory has, at the grid points nearest to the store's readings, about their values."""
+    number, axes = int(dataset["trajectory"][place]), "xy"[: len(data.coords)]
+    points = [_values(path, number, dataset[f"{axis}_observed"][place]) for axis in axes]
+    there, nearest = ~np.isnan(points[0]), []
+    for where, x, length, ring in zip(points, data.coords, data.lengths, data.periodic, strict=True):
+        distance = np.abs(where[..., None] - x)
+        nearest.append((np.minimum(distance, length - distance) if ring else distance).argmin(-1))
+    frames = np.broadcast_to(np.arange(len(there))[:, None], there.shape)
+    for c, name in enumerate(data.channels):
+        seen = _values(path, number, dataset[f"{name}_observed"][place])[there]
+        if np.square(data.u[(0, frames, *nearest, c)][there] - seen).mean() > _NEAR**2 * np.square(seen).mean():
+            return False
     return True
 
 

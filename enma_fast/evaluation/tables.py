@@ -115,9 +115,9 @@ def markdown(files: Sequence[dict[str, Any]]) -> str:
         "where nothing has been measured.",
         "## Errors",
         "Relative L2 error of the ensemble mean over all forecast frames, the paper's table 2: mean over trajectories, "
-        "and in brackets the median, which trajectories that decay to nearly nothing do not rule. *solver* is given the "
-        "equation and the solver that made the data, fits the parameters to what is seen, and solves: a bound for data "
-        "without noise. Out of distribution Combined has a term that it does not know.",
+        "and in brackets the median, which trajectories that decay to nearly nothing do not rule. *solver* is given "
+        "the equation and the solver that made the data, fits the parameters to what is seen, and solves: a bound for "
+        "data without noise. Out of distribution Combined has a term that it does not know.",
     ]
     for task, title in _TITLES.items():
         parts += [f"### Errors {title}", _errors([c for c in made if c.table == "errors" and c.task == task])]

@@ -115,6 +115,11 @@ class FileForecast:
                 f"{data.path}: holds {len(data.times)} frames, history asks for {self.num_observed}; use a shorter "
                 "one, or give a file of more frames"
             )
+        if self.num_frames < 1 and data.points is not None:
+            raise EnmaError(
+                f"{data.path}: holds {self.num_observed} frames, and {config.name} was trained on {config.num_frames}: "
+                "say how many to forecast (--frames), or leave some of its rows out"
+            )
         if self.num_frames < 1:
             raise EnmaError(
                 f"history is {self.num_observed}: of the {config.num_frames} frames that {config.name} was trained on "

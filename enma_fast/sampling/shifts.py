@@ -6,7 +6,8 @@ back. The part of a model's error that depends on the place then differs between
 decreases, and their spread includes it. A trajectory is encoded and read once for each shift.
 
 Between walls a field cannot be shifted, but mirrored: there shift 1 mirrors it along the first dimension, shift 2 along
-the second, and shift 3 along both. It is for physics that is the same in a mirror.
+the second, and shift 3 along both. It is for scalar fields on an even grid, and for physics that is the same in a
+mirror: a component of a vector field would also have to change its sign.
 """
 
 from __future__ import annotations

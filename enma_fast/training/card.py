@@ -289,10 +289,17 @@ def _trajectories(data_dir: Path, dataset: str) -> dict[str, int]:
 def _data_commands(dataset: str, trajectories: Mapping[str, int]) -> list[str]:
     """The commands that make a data set, one for each split whose number of trajectories is not the paper's."""
     command = f"enma-fast data generate {dataset} --out data"
-    groups = {split: size // TRAJECTORIES_PER_GROUP for split, size in trajectories.items()}
-    if dataset not in EQUATIONS or all(n == default_groups(EQUATIONS[dataset], split) for split, n in groups.items()):
+    if dataset not in EQUATIONS:
         return [command]
-    return [f"{command} --split {split} --groups {n}" for split, n in groups.items()]
+    wholes = {split: TRAJECTORIES_PER_GROUP * default_groups(EQUATIONS[dataset], split) for split in trajectories}
+    if trajectories == wholes:
+        return [command]
+    commands = []
+    for split, size in trajectories.items():
+        groups = -(-size // TRAJECTORIES_PER_GROUP)
+        part = f"  # the first {size:,} of its trajectories" if size % TRAJECTORIES_PER_GROUP else ""
+        commands.append(f"{command} --split {split} --groups {groups}{part}")
+    return commands
 
 
 def _training_text(config: ModelConfig, metrics: dict[str, Any]) -> str:

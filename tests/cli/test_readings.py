@@ -141,6 +141,24 @@ def test_scores_need_a_truth(enma: Callable, checkpoint: Path, truth: FieldFile,
     assert page["scores"]["crps_relative"] == pytest.approx(scores["crps_relative"], rel=1e-5)
 
 
+def test_a_truth_of_another_trajectory_is_told(
+    enma: Callable, checkpoint: Path, truth: FieldFile, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    chosen = np.stack([np.random.default_rng(t).permutation(truth.u[0, 0, ..., 0].size)[:12] for t in range(3)])
+    places = np.unravel_index(chosen, truth.u.shape[2:-1])
+    frames = np.arange(3)[:, None]
+    points = np.stack([x[place] for x, place in zip(truth.coords, places, strict=True)], -1).astype(np.float32)
+    field_file = write_fields(tmp_path / "truth.h5", truth, name="waves")
+    for number, far in ((0, False), (1, True)):
+        u = truth.u[(number, frames, *places)]
+        write_table(tmp_path / "readings.csv", points[None], u[None])
+        out = tmp_path / f"{number}.zarr"
+        assert enma("forecast", tmp_path / "readings.csv", "--out", out, "-c", checkpoint, "--members", 2).status == 0
+        run = enma("score", out, "--truth", field_file)
+        assert run.status == 0
+        assert ("the first frames of trajectory 0" in run.err) == far, run.err
+
+
 @pytest.mark.usefixtures("readings")
 def test_figures_show_what_was_seen(
     enma: Callable, checkpoint: Path, readings: tuple[np.ndarray, np.ndarray], tmp_path: Path

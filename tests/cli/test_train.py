@@ -221,7 +221,10 @@ def test_publish_measures_and_writes_a_card(
     # Files of the data folder are smaller than the paper's.
     assert metrics["data"] == {split: len(read(data_folder / f"combined-{split}.h5")) for split in DEFAULT_GROUPS}
     for split, size in metrics["data"].items():
-        assert f"\nenma-fast data generate combined --out data --split {split} --groups {size // 10}\n" in text
+        groups = -(-size // 10)
+        assert f"\nenma-fast data generate combined --out data --split {split} --groups {groups}  # the first" in text
+    some = card.card_text(model.config, metrics | {"data": {"train": 25}})
+    assert "\nenma-fast data generate combined --out data --split train --groups 3  # the first 25 of" in some
     whole = card.card_text(model.config, metrics | {"data": {"train": 12_000, "test-out": 120}})
     assert "\nenma-fast data generate combined --out data\n" in whole
     # The checkpoint says what the model was trained on.

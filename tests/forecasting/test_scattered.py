@@ -343,7 +343,10 @@ def test_readings_are_compared_with_the_training_data(tmp_path):
         ({"points": 2}, "points: all readings of .* are seen, where they are; leave it out"),
         ({"task": NAMED["initial-value"]}, "task initial-value: .* holds readings, from which the temporal task alone"),
         ({"task": NAMED["generation"]}, "task generation: .* holds readings"),
-        ({"num_frames": None}, "history is 8: of the 8 frames that points was trained on none is left to forecast"),
+        (
+            {"num_frames": None},
+            ".*readings.csv: holds 8 frames, and points was trained on 8: say how many to forecast .--frames.",
+        ),
     ],
 )
 def test_readings_are_of_the_temporal_task(tmp_path, asked, said):

@@ -216,6 +216,24 @@ def test_a_tokenizer_is_freed_with_what_was_packed():
         gc.enable()
 
 
+@pytest.mark.parametrize("name", ["plane", "plane of points"])
+def test_it_keeps_no_memory_of_the_tokenizer(name):
+    made = copy.deepcopy(TOKENIZERS[name])
+    for module_ in made.modules():
+        # What packing is given is a copy, and freed after it.
+        for key, p in module_.named_parameters(recurse=False):
+            if p.ndim == 2 and key == "weight":
+                setattr(module_, key, torch.nn.Parameter(p.detach().t().contiguous().t(), requires_grad=False))
+    packed, u, z = NativeTokenizer(made), fields(made), latents(made)
+    expected = packed.encode(u), packed.decode(z, 3)
+    for p in made.parameters():
+        p.data = torch.full_like(p, torch.nan)
+    taken = [torch.full((n,), torch.nan) for n in (8, 16, 48, 64, 256, 4096) for _ in range(64)]
+    assert torch.equal(packed.encode(u), expected[0])
+    assert torch.equal(packed.decode(z, 3), expected[1])
+    del taken
+
+
 def test_whom_it_does_not_serve(monkeypatch):
     assert native_tokenizer(exactly(TOKENIZERS["line"])) is None
     mixed, bound = copy.deepcopy(TOKENIZERS["line"]), copy.deepcopy(TOKENIZERS["line"])

@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <numbers>
+#include <numeric>
 
 #include "core/cpu/allocator.h"
 #include "core/cpu/vector_kernels.h"
@@ -190,7 +192,13 @@ Interpolation::Interpolation(const TokenizerConfig& config, const TakeParameter&
             i < n / 2 || n == 1 ? step * static_cast<float>(i) : most - step * static_cast<float>(n - 1 - i);
         bands_.push_back(static_cast<float>(std::numbers::pi) * std::exp2(exponent));
     }
-    grid_ = take(name + "grid", {size_, d});
+    // What `take` gives may not outlive this.
+    const auto copied = [&](const std::string& part, const std::vector<std::int64_t>& shape) {
+        const float* const values = take(name + part, shape);
+        return std::vector<float>(
+            values, values + std::accumulate(shape.begin(), shape.end(), std::int64_t{1}, std::multiplies<>()));
+    };
+    grid_ = copied("grid", {size_, d});
     const float* const latents = take(name + "latents", {size_, o.hidden});
     slopes_in_ = softplus(take(name + "slopes_in", {o.heads}), o.heads);
     slopes_out_ = softplus(take(name + "slopes_out", {o.heads}), o.heads);
@@ -212,8 +220,8 @@ Interpolation::Interpolation(const TokenizerConfig& config, const TakeParameter&
     const std::int64_t F = o.features, K = o.refine_head_dim, S = o.slices;
     for (int i = 0; i < o.refine_depth; ++i) {
         const std::string block = "refine." + std::to_string(i) + ".";
-        const auto own = [&](const char* part, std::vector<std::int64_t> shape) {
-            return take(name + block + part, shape);
+        const auto own = [&](const char* part, const std::vector<std::int64_t>& shape) {
+            return copied(block + part, shape);
         };
         const int inner = o.refine_heads * o.refine_head_dim;
         refine_.push_back({own("norm_1.weight", {F}), own("norm_1.bias", {F}), own("norm_2.weight", {F}),
@@ -308,7 +316,7 @@ void Interpolation::refine(const Refinement& block, const ToGrid& w, Isa isa) co
     const InterpolationConfig& o = options_;
     const int S = o.slices, K = o.refine_head_dim, row = whole_panels(o.refine_heads * K);
     const std::int64_t floats = size_ * whole_panels(o.features);
-    layer_norm(w.features, size_, o.features, block.norm_1_weight, block.norm_1_bias, w.normed);
+    layer_norm(w.features, size_, o.features, block.norm_1_weight.data(), block.norm_1_bias.data(), w.normed);
     apply(block.values, w.normed, size_, w.refined, isa, w.gemm);
     for (int h = 0; h < o.refine_heads; ++h) {
         float* const values = w.refined + h * K;
@@ -360,7 +368,7 @@ void Interpolation::refine(const Refinement& block, const ToGrid& w, Isa isa) co
         for (std::int64_t i = 0; i < floats; ++i) w.features[i] += w.normed[i];
     };
     add(block.out, w.refined);
-    layer_norm(w.features, size_, o.features, block.norm_2_weight, block.norm_2_bias, w.normed);
+    layer_norm(w.features, size_, o.features, block.norm_2_weight.data(), block.norm_2_bias.data(), w.normed);
     apply(block.widen, w.normed, size_, w.hidden, isa, w.gemm);
     gelu(w.hidden, size_ * whole_panels(4 * o.features));
     add(block.narrow, w.hidden);
@@ -379,7 +387,8 @@ void Interpolation::to_grid(const float* values, const float* points, std::int64
     widen(values, count, config_.field_channels, w.given);
     apply(lift_, w.given, count, w.lifted, isa, w.gemm);
     apply(in_v_, w.lifted, count, w.values, isa, w.gemm);
-    attend(attention(queries_in_.data(), grid_, w.keys, points, count, w.values, options_.head_dim, slopes_in_.data()),
+    attend(attention(queries_in_.data(), grid_.data(), w.keys, points, count, w.values, options_.head_dim,
+                     slopes_in_.data()),
            isa, w.attention, w.attended, w.lse, w.inner);
     apply(in_out_, w.inner, size_, w.features, isa, w.gemm);
     for (const Refinement& block : refine_) refine(block, w, isa);
@@ -392,7 +401,7 @@ const float* Interpolation::to_field(const float* features, Isa isa, char* work)
     widen(features, size_, options_.features, w.features);
     apply(out_k_, w.features, size_, w.keys, isa, w.gemm);
     apply(out_v_, w.features, size_, w.values, isa, w.gemm);
-    attend(attention(queries_out_.data(), regular_.data(), w.keys, grid_, size_, w.values,
+    attend(attention(queries_out_.data(), regular_.data(), w.keys, grid_.data(), size_, w.values,
                      options_.features / options_.heads, slopes_out_.data()),
            isa, w.attention, w.attended, w.lse, w.rows);
     apply(out_out_, w.rows, size_, w.hidden, isa, w.gemm);

@@ -30,8 +30,8 @@ class Interpolation {
 
    private:
     struct Refinement {
-        const float *norm_1_weight, *norm_1_bias, *norm_2_weight, *norm_2_bias;
-        const float *assign_weight, *assign_bias, *temperature, *qkv;
+        std::vector<float> norm_1_weight, norm_1_bias, norm_2_weight, norm_2_bias;
+        std::vector<float> assign_weight, assign_bias, temperature, qkv;
         Linear values, out, widen, narrow;
     };
     struct ToGrid;
@@ -50,7 +50,7 @@ class Interpolation {
     std::int64_t size_;  // X
     int inner_;          // H K
     std::vector<float> bands_, regular_, slopes_in_, slopes_out_, queries_in_, queries_out_;
-    const float* grid_;  // [X, d], learned
+    std::vector<float> grid_;  // [X, d], learned
     Linear lift_, in_k_, in_v_, in_out_, out_k_, out_v_, out_out_, project_;
     std::vector<Refinement> refine_;
 };
