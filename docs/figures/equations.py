@@ -1,7 +1,6 @@
 """Draws docs/figures/equations.png: of each equation a test trajectory, its forecast from three frames, and the errors.
 
-On a line the fields are drawn over place and time; of a plane the first observed frame and the last of the forecast. Of
-an equation without a shipped model five frames of a solution are drawn.
+On a line the fields are drawn over place and time; of a plane the first observed frame and the last of the forecast.
 """
 
 from pathlib import Path
@@ -10,34 +9,20 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import enma_fast
-from enma_fast.data import EQUATIONS, shipped_file
+from enma_fast.data import shipped_file
 from enma_fast.figures.maps import error_scale, field_scale
 
-# Shipped model, data set, title, trajectory of the shipped test file, channel; or parameters of a solution.
+# Shipped model, data set, title, trajectory of the shipped test file, channel.
 ROWS = (
     ("advection-fast", "advection", "Advection", 3, 0),
     ("combined-fast", "combined", "Combined", 14, 0),
     ("gray-scott-fast", "gray_scott", "Gray-Scott, v", 2, 1),
-    (None, "wave", "Wave", 4, {"c": 300.0, "k": 10.0}),
+    ("wave-fast", "wave", "Wave", 2, 0),
     ("vorticity-fast", "vorticity", "Vorticity", 2, 0),
 )
 MEMBERS, HISTORY = 16, 3
 
 figure, grid = plt.subplots(len(ROWS), 5, figsize=(10.5, 2.1 * len(ROWS)), layout="constrained")
-
-
-def draw_solution(axes, dataset, row, parameters):
-    """Five frames of a solution: the first, and four with the same colours."""
-    problem, parameters = EQUATIONS[dataset], {name: np.array([value]) for name, value in parameters.items()}
-    u = problem.initial_conditions("test-in", seed=0, group=0)[row : row + 1]
-    if problem.spin_up is not None:
-        u = problem.spin_up(u, parameters)
-    u = problem.solve(u, parameters)[0, ..., 0]
-    frames = np.linspace(0, len(u) - 1, 5).round().astype(int)
-    for one, frame in zip(axes, frames, strict=True):
-        image = one.imshow(u[frame].T, origin="lower", **field_scale(u[frames[1:]] if frame else u[0]))
-        one.set_title(f"frame {frame + 1}", fontsize=9)
-    figure.colorbar(image, ax=axes[4], shrink=0.9).ax.tick_params(labelsize=7)
 
 
 def draw_forecast(axes, name, dataset, row, channel):
@@ -67,11 +52,8 @@ def draw_forecast(axes, name, dataset, row, channel):
             figure.colorbar(image, ax=one, shrink=0.9).ax.tick_params(labelsize=7)
 
 
-for axes, (name, dataset, title, row, of) in zip(grid, ROWS, strict=True):
-    if name is None:
-        draw_solution(axes, dataset, row, of)
-    else:
-        draw_forecast(axes, name, dataset, row, of)
+for axes, (name, dataset, title, row, channel) in zip(grid, ROWS, strict=True):
+    draw_forecast(axes, name, dataset, row, channel)
     for one in axes:
         one.set(xticks=[], yticks=[])
     axes[0].set_ylabel(title)
