@@ -169,8 +169,8 @@ def test_the_command_writes_a_score_file(folder, tmp_path, monkeypatch, capsys, 
 def test_what_cannot_be_done_is_said(folder, monkeypatch):
     with pytest.raises(EnmaError, match=r"solver: the parameters of wave are not fitted; use one of combined, adv"):
         command.solver("wave")
-    with pytest.raises(EnmaError, match=r"holds no wave-test-in\.h5"):
-        command.run("persistence", "wave", data_dir=folder, seconds=0)
+    with pytest.raises(EnmaError, match=r"holds no burgers-test-in\.h5"):
+        command.run("persistence", "burgers", data_dir=folder, seconds=0)
     monkeypatch.setattr(sys, "argv", ["baselines", "transformer", "advection", "--data", str(folder)])
     with pytest.raises(SystemExit, match=r"error: .*advection-train\.h5: no such file"):
         command.main()
