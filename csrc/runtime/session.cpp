@@ -80,11 +80,12 @@ constexpr double AT_THE_END = 1e-6;
 const float* move(const float* points, std::int64_t count, const TokenizerConfig& tokenizer,
                   const std::vector<std::int64_t>& amount, float* out) {
     const int d = tokenizer.dims();
+    const bool mirrored = !tokenizer.has_ring();
     if (std::all_of(amount.begin(), amount.end(), [](std::int64_t a) { return a == 0; })) return points;
     for (std::int64_t i = 0; i < count * d; ++i) {
         const int axis = static_cast<int>(i % d);
         const double length = tokenizer.lengths[axis];
-        if (!tokenizer.has_ring()) {
+        if (mirrored) {
             out[i] = amount[axis] > 0 ? static_cast<float>(length) - points[i] : points[i];
             continue;
         }

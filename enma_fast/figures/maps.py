@@ -102,9 +102,8 @@ class Maps:
         self.images.append((image, values))
         if len(seen_times):
             axes.axhline((seen_times[-1] + forecast.times[0]) / 2, color=ON_MAP, lw=1, ls="--")
-            if title.startswith("ensemble") and self._draw_readings(axes, scale):
-                pass
-            elif np.isnan(before).all():
+            drawn = title.startswith("ensemble") and self._draw_readings(axes, scale)
+            if not drawn and np.isnan(before).all():
                 axes.text(x.mean(), seen_times.mean(), "observed", ha="center", va="center", fontsize=8)
         if self.where is not None:
             axes.axvline(x[self.where[0]], color=ON_MAP, lw=0.8, ls=":")
