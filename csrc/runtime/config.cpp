@@ -367,19 +367,28 @@ std::vector<std::int64_t> ModelConfig::place_offsets() const {
     return offsets;
 }
 
-std::vector<std::vector<std::int64_t>> shift_amounts(const ModelConfig& config, int shifts) {
+bool View::moves() const {
+    return exchanged || std::any_of(amount.begin(), amount.end(), [](std::int64_t a) { return a != 0; });
+}
+
+std::vector<View> views(const ModelConfig& config, int shifts) {
     const TokenizerConfig& tokenizer = config.tokenizer;
-    std::vector<std::vector<std::int64_t>> amounts(shifts, std::vector<std::int64_t>(tokenizer.dims()));
-    if (shifts <= 1) return amounts;
+    std::vector<View> seen(shifts, View{std::vector<std::int64_t>(tokenizer.dims())});
+    if (shifts <= 1) return seen;
     if (!tokenizer.has_ring()) {
-        const int ways = 1 << tokenizer.dims();
+        const bool square = tokenizer.dims() == 2 && tokenizer.grid[0] == tokenizer.grid[1] &&
+                            tokenizer.lengths[0] == tokenizer.lengths[1] &&
+                            config.tokens_along(0) == config.tokens_along(1);
+        const int mirrors = 1 << tokenizer.dims(), ways = square ? 2 * mirrors : mirrors;
         if (shifts > ways) {
             fail(ENMA_INVALID_ARGUMENT, "shifts is ", shifts, "; a field of ", config.name,
                  ", between walls, is seen as it is and mirrored, in ", ways, " ways: use no more");
         }
-        for (int s = 0; s < shifts; ++s)
-            for (int axis = 0; axis < tokenizer.dims(); ++axis) amounts[s][axis] = s >> axis & 1;
-        return amounts;
+        for (int s = 0; s < shifts; ++s) {
+            for (int axis = 0; axis < tokenizer.dims(); ++axis) seen[s].amount[axis] = s >> axis & 1;
+            seen[s].exchanged = s >= mirrors;
+        }
+        return seen;
     }
     for (int axis = 0; axis < tokenizer.dims(); ++axis) {
         const std::int64_t points = tokenizer.grid[axis] / config.tokens_along(axis);
@@ -388,9 +397,9 @@ std::vector<std::vector<std::int64_t>> shift_amounts(const ModelConfig& config, 
             fail(ENMA_INVALID_ARGUMENT, "shifts is ", shifts, "; a token of ", config.name, " has ", points,
                  " grid points: use no more");
         }
-        for (int s = 0; s < shifts; ++s) amounts[s][axis] = s * (points / shifts + 1);
+        for (int s = 0; s < shifts; ++s) seen[s].amount[axis] = s * (points / shifts + 1);
     }
-    return amounts;
+    return seen;
 }
 
 }  // namespace enma

@@ -82,7 +82,7 @@ Model::Model(const std::string& folder)
     : checkpoint_(folder), config_(read_config(checkpoint_.config(), checkpoint_.config_path())) {
     Tensors& tensors = checkpoint_.tensors();
     const TokenizerConfig& tokenizer = config_.tokenizer;
-    shift_amounts(config_, config_.sampling.shifts);
+    views(config_, config_.sampling.shifts);
     place_offsets_ = config_.place_offsets();
     const TakeParameter take = [&](const std::string& name, const std::vector<std::int64_t>& shape) {
         return tensors.take(name, shape);

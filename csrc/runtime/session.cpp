@@ -7,6 +7,7 @@
 #include <numbers>
 #include <numeric>
 #include <set>
+#include <utility>
 
 #include "core/philox.h"
 #include "runtime/error.h"
@@ -48,12 +49,22 @@ int flow_steps_at(const SamplingConfig& sampling, int step, int mask_steps) {
     return (2 * (first * (intervals - step) + last * step) + intervals) / (2 * intervals);
 }
 
-// A frame [*grid, c] shifted forward by so many points along each dimension, or back, around it; between walls it is
-// mirrored along the dimensions that have an amount.
-void shift(const float* frame, const TokenizerConfig& tokenizer, const std::vector<std::int64_t>& amount, bool back,
-           float* out) {
+// A frame [*grid, c] as a view shows it, or back.
+void shift(const float* frame, const TokenizerConfig& tokenizer, const View& view, bool back, float* out) {
+    const std::vector<std::int64_t>& amount = view.amount;
     const std::int64_t lines = tokenizer.dims() == 2 ? tokenizer.grid[0] : 1, size = tokenizer.grid.back();
     const std::int64_t across = tokenizer.dims() == 2 ? amount[0] : 0, c = tokenizer.field_channels;
+    if (view.exchanged) {
+        // Of a square. What was line i, mirrored or not, is column i.
+        const std::int64_t line = amount[back ? 1 : 0], column = amount[back ? 0 : 1];
+        for (std::int64_t i = 0; i < size; ++i) {
+            const float* from = frame + (column > 0 ? size - 1 - i : i) * c;
+            for (std::int64_t k = 0; k < size; ++k) {
+                out = std::copy_n(from + (line > 0 ? size - 1 - k : k) * size * c, c, out);
+            }
+        }
+        return;
+    }
     if (!tokenizer.has_ring()) {
         for (std::int64_t i = 0; i < lines; ++i) {
             const float* from = frame + (across > 0 ? lines - 1 - i : i) * size * c;
@@ -75,13 +86,13 @@ void shift(const float* frame, const TokenizerConfig& tokenizer, const std::vect
 // What rounding may take a coordinate beyond the ends of the domain, as a part of its length.
 constexpr double AT_THE_END = 1e-6;
 
-// Points [count, d] as they lie in a field that is shifted forward, or mirrored; those of no shift are given back as they
-// are.
-const float* move(const float* points, std::int64_t count, const TokenizerConfig& tokenizer,
-                  const std::vector<std::int64_t>& amount, float* out) {
+// Points [count, d] where a view shows them; those that it does not move are given back as they are.
+const float* move(const float* points, std::int64_t count, const TokenizerConfig& tokenizer, const View& view,
+                  float* out) {
     const int d = tokenizer.dims();
     const bool mirrored = !tokenizer.has_ring();
-    if (std::all_of(amount.begin(), amount.end(), [](std::int64_t a) { return a == 0; })) return points;
+    const std::vector<std::int64_t>& amount = view.amount;
+    if (!view.moves()) return points;
     for (std::int64_t i = 0; i < count * d; ++i) {
         const int axis = static_cast<int>(i % d);
         const double length = tokenizer.lengths[axis];
@@ -94,6 +105,7 @@ const float* move(const float* points, std::int64_t count, const TokenizerConfig
         const bool around = tokenizer.periodic[axis] && there >= static_cast<float>(length * (1.0 - AT_THE_END));
         out[i] = around ? std::max(0.0f, there - static_cast<float>(length)) : there;
     }
+    for (std::int64_t i = 0; view.exchanged && i < count; ++i) std::swap(out[2 * i], out[2 * i + 1]);
     return out;
 }
 
@@ -121,7 +133,7 @@ Session::Session(std::shared_ptr<const Model> model, const SessionSettings& sett
         fail(ENMA_INVALID_ARGUMENT, "threads is ", set.threads, "; 0 to ", MOST_THREADS, " is expected");
     }
     if (!std::isfinite(set.temperature)) fail(ENMA_INVALID_ARGUMENT, "temperature is not a finite number");
-    amounts_ = shift_amounts(config, set.shifts);
+    views_ = views(config, set.shifts);
     seed_ =
         philox_4x32({low(set.trajectory), high(set.trajectory), TRAJECTORY_STEP, 0}, low(set.seed), high(set.seed)).w0;
     const auto shift_of = [&](std::int64_t row) { return static_cast<int>((set.first_member + row) % set.shifts); };
@@ -186,13 +198,13 @@ std::vector<float> Session::interpolated(const Frames& frames, std::int64_t coun
         const float *values = frames.values.data() + first[t] * c, *points = frames.points.data();
         std::int64_t rows = model_->config().points();
         float* const moved = shifted.data() + thread * moved_size;
-        const std::vector<std::int64_t>& amount = amounts_[used_[i % G]];
+        const View& view = views_[used_[i % G]];
         if (scattered) {
             rows = frames.rows[t];
             points += frames.shared ? 0 : first[t] * d;
-            points = move(points, rows, tokenizer, amount, moved);
+            points = move(points, rows, tokenizer, view, moved);
         } else {
-            shift(frames.values.data() + t * size, tokenizer, amount, false, moved);
+            shift(frames.values.data() + t * size, tokenizer, view, false, moved);
             values = moved;
             points = interpolation.regular().data();
         }
@@ -239,7 +251,7 @@ std::vector<float> Session::encode(Frames frames, std::int64_t latents) {
             const std::int64_t t = std::min(step, count - 1);
             const float* frame = features.data() + (t * G + g) * each;
             if (!interpolates) {
-                shift(frames.values.data() + t * size, tokenizer, amounts_[used_[g]], false, shifted[g].data());
+                shift(frames.values.data() + t * size, tokenizer, views_[used_[g]], false, shifted[g].data());
                 frame = shifted[g].data();
             }
             model_->encoder().push(frame, states[g], settings_.isa, work(thread), standardise, &target);
@@ -460,7 +472,7 @@ void Session::decode(const float* latents) {
     struct Target {
         float* out;
         std::int64_t stride, size;
-        const std::vector<std::int64_t>& amount;
+        const View& view;
         const TokenizerConfig& tokenizer;
         const Interpolation* interpolation;
         Isa isa;
@@ -470,7 +482,7 @@ void Session::decode(const float* latents) {
     const Sink moved_back = [](void* to, const float* frame) {
         Target& target = *static_cast<Target*>(to);
         if (target.interpolation != nullptr) frame = target.interpolation->to_field(frame, target.isa, target.work);
-        shift(frame, target.tokenizer, target.amount, true, target.out);
+        shift(frame, target.tokenizer, target.view, true, target.out);
         const std::vector<float>&mean = target.tokenizer.field_mean, &scale = target.tokenizer.field_scale;
         for (std::size_t i = 0; !mean.empty() && i < static_cast<std::size_t>(target.size); ++i) {
             target.out[i] = target.out[i] * scale[i % scale.size()] + mean[i % mean.size()];
@@ -482,7 +494,7 @@ void Session::decode(const float* latents) {
         Target target{pending_.data() + b * size,
                       B * size,
                       size,
-                      amounts_[used_[group_[b]]],
+                      views_[used_[group_[b]]],
                       model_->config().tokenizer,
                       model_->interpolation(),
                       settings_.isa,

@@ -119,7 +119,7 @@ class Session {
     SessionSettings settings_;
     Log log_;
     std::uint32_t seed_;
-    std::vector<std::vector<std::int64_t>> amounts_;
+    std::vector<View> views_;
     std::vector<int> used_, group_;
 
     Observed observed_;

@@ -24,7 +24,7 @@ from ..models.native_tokenizer import native_tokenizer
 from ..sampling.batch_invariant import BLOCKS, map_rows
 from ..sampling.noise import trajectory_seed
 from ..sampling.settings import chosen_sampling
-from ..sampling.shifts import shift_amounts, shifted
+from ..sampling.shifts import View, shifted, views
 from ..utils.text import counted
 from .request import ForecastRequest
 from .scattered import coordinates, moved
@@ -43,7 +43,7 @@ class EncodedInputs:
     settings : of the sampler
     batched : true if the input has an axis of trajectories
     seeds : one for each trajectory
-    shifts : grid points by which each shift moves the field; member k takes shift k modulo their number
+    views : how each shift shows the field; member k takes that of k modulo their number
     places : of the history of (trajectory, shift) in `history_BTNC`
     """
 
@@ -55,17 +55,17 @@ class EncodedInputs:
     settings: SamplingConfig
     batched: bool
     seeds: list[int]
-    shifts: list[tuple[int, ...]]
+    views: list[View]
     places: dict[tuple[int, int], int]
 
     def history_of(self, row: tuple[int, int]) -> int:
         """Place of the history and context of a trajectory and member."""
         b, k = row
-        return self.places[b, k % len(self.shifts)]
+        return self.places[b, k % len(self.views)]
 
-    def amount_of(self, row: tuple[int, int]) -> tuple[int, ...]:
-        """Grid points by which the field of a trajectory and member is moved."""
-        return self.shifts[row[1] % len(self.shifts)]
+    def view_of(self, row: tuple[int, int]) -> View:
+        """How a member sees the field of a trajectory."""
+        return self.views[row[1] % len(self.views)]
 
 
 def encode_inputs(
@@ -120,17 +120,17 @@ def encode_inputs(
         warn_if_long(config, num_frames)
         reasons = outside(model, known, other, scattered=where is not None)
         report_outside(model, numbers, reasons, strict=request.strict)
-    shifts, ring = shift_amounts(config, settings), config.tokenizer.periodic
-    used = sorted({k % len(shifts) for k in request.members[: len(shifts)]})
+    seen_by, ring = views(config, settings), config.tokenizer.periodic
+    used = sorted({k % len(seen_by) for k in request.members[: len(seen_by)]})
 
     def encoded(fields: Tensor, where: Tensor | None) -> Tensor:
         """Latents of each trajectory in each shift that is used, [B * len(used), T, N, C]."""
         if where is not None:
-            seen = [_encode(model, fields, moved(where, shifts[s], config.tokenizer)) for s in used]
+            seen = [_encode(model, fields, moved(where, seen_by[s], config.tokenizer)) for s in used]
             return torch.stack(seen, 1).flatten(0, 1)
         if len(used) == 1:
-            return _encode(model, shifted(fields, shifts[used[0]], ring), None)
-        return _encode(model, torch.stack([shifted(fields, shifts[s], ring) for s in used], 1).flatten(0, 1), None)
+            return _encode(model, shifted(fields, seen_by[used[0]], ring), None)
+        return _encode(model, torch.stack([shifted(fields, seen_by[s], ring) for s in used], 1).flatten(0, 1), None)
 
     if known is None:
         empty = (B * len(used), 0, config.num_tokens, config.token_channels)
@@ -149,7 +149,7 @@ def encode_inputs(
         settings=settings,
         batched=batched,
         seeds=[trajectory_seed(request.seed, n) for n in numbers],
-        shifts=shifts,
+        views=seen_by,
         places={(b, s): b * len(used) + i for b in range(B) for i, s in enumerate(used)},
     )
 

@@ -26,7 +26,7 @@ from ..models.model import Model
 from ..models.native_tokenizer import native_tokenizer
 from ..sampling.batch_invariant import BLOCKS, map_rows
 from ..sampling.engine import Engine, engine_for
-from ..sampling.shifts import shifted
+from ..sampling.shifts import View, shifted
 from ..utils.forks import forkable, iterate_in_own_thread, run_in_own_thread
 from .encoding import EncodedInputs, encode_inputs
 from .request import ForecastRequest
@@ -262,24 +262,24 @@ def _decoder(
         return map_rows(lambda z: model.decode(z, frames, query, end=end), latents, operation=operation, block=block)
 
     def in_place(latents: Tensor, rows: list[tuple[int, int]], frames: slice) -> Tensor:
-        moves: dict[tuple[int, ...], list[int]] = {}
+        alike: dict[View, list[int]] = {}
         for i, row in enumerate(rows):
-            moves.setdefault(inputs.amount_of(row), []).append(i)
+            alike.setdefault(inputs.view_of(row), []).append(i)
         whole = decoded(latents, frames.stop, None)[:, frames] if query is None else None
 
-        def part(amount: tuple[int, ...], index: slice | list[int]) -> Tensor:
+        def part(view: View, index: slice | list[int]) -> Tensor:
             if whole is not None:
-                return shifted(whole[index], amount, tok.config.periodic, back=True)
+                return shifted(whole[index], view, tok.config.periodic, back=True)
             assert query is not None
-            return decoded(latents[index], frames.stop, moved(query, amount, tok.config))[:, frames]
+            return decoded(latents[index], frames.stop, moved(query, view, tok.config))[:, frames]
 
-        if len(moves) == 1:
-            (amount,) = moves
-            return part(amount, slice(None))
+        if len(alike) == 1:
+            (view,) = alike
+            return part(view, slice(None))
         # What is decoded on a GPU may not be written into.
         out = None
-        for amount, index in moves.items():
-            values = part(amount, index)
+        for view, index in alike.items():
+            values = part(view, index)
             out = values.new_empty(len(rows), *values.shape[1:]) if out is None else out
             out[index] = values
         assert out is not None

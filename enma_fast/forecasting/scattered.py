@@ -18,6 +18,7 @@ from ..data import DOMAIN_TOLERANCE, FieldFile, read_readings, unmasked
 from ..errors import EnmaError, first_line
 from ..models.model import Model
 from ..sampling.noise import trajectory_seed
+from ..sampling.shifts import View
 from ..utils.text import counted
 from .labelled_field import later
 
@@ -58,17 +59,15 @@ def coordinates(name: str, value: np.ndarray | Tensor, model: Model, *, of_frame
     return points.clamp(torch.zeros(options.dims).to(points), torch.tensor(options.lengths).to(points))
 
 
-def moved(points: Tensor, amount: tuple[int, ...], options: TokenizerConfig) -> Tensor:
-    """Coordinates ``[..., d]`` in a field that is shifted forward by so many grid points, or mirrored.
-
-    As `sampling.shifts` says.
-    """
-    if not any(amount):
+def moved(points: Tensor, view: View, options: TokenizerConfig) -> Tensor:
+    """Coordinates ``[..., d]`` of points in the field as a view shows it."""
+    if not view.moves:
         return points
     if not any(options.periodic):
-        mirrored, ends = (torch.tensor(x, device=points.device) for x in (amount, options.lengths))
-        return torch.where(mirrored > 0, ends - points, points)
-    steps = [a * x / n for a, x, n in zip(amount, options.lengths, options.grid, strict=True)]
+        mirrored, ends = (torch.tensor(x, device=points.device) for x in (view.amount, options.lengths))
+        there = torch.where(mirrored > 0, ends - points, points)
+        return there.flip(-1) if view.exchanged else there
+    steps = [a * x / n for a, x, n in zip(view.amount, options.lengths, options.grid, strict=True)]
     lengths, ring, step = (torch.tensor(x, device=points.device) for x in (options.lengths, options.periodic, steps))
     there = points + step
     # A sum that rounding leaves just below the end is the beginning.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..config import ModelConfig, SamplingConfig
 from ..errors import EnmaError
-from .shifts import shift_amounts
+from .shifts import views
 
 # Settings that a one-pass model does not use, except its own values for frame 0 of a generated trajectory.
 _MASK_STEP_OPTIONS = {
@@ -22,7 +22,7 @@ def chosen_sampling(config: ModelConfig, settings: SamplingConfig | None) -> Sam
     many times, an `EnmaError` names the first such setting and its option.
     """
     own = config.sampling
-    shift_amounts(config, settings or own)
+    views(config, settings or own)
     if settings is None or config.dynamics.decoder != "one-pass":
         return settings or own
     for name, option in _MASK_STEP_OPTIONS.items():

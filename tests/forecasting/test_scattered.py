@@ -18,6 +18,7 @@ from enma_fast.forecasting.request import ForecastRequest
 from enma_fast.forecasting.scattered import drawn_places, moved, readings_for
 from enma_fast.models.domain import Domain
 from enma_fast.models.interpolation import grid_points
+from enma_fast.sampling.shifts import View, views
 
 from .._tiny import CONFIGS, distance, model, random_model, waves, waves_file
 from ._inputs import TASKS, inputs
@@ -104,7 +105,7 @@ def test_a_moved_point_meets_the_grid_again():
         options = replace(CONFIGS["points"].tokenizer, grid=(n,), lengths=(length,))
         grid = grid_points(options)
         for amount in range(n):
-            torch.testing.assert_close(moved(grid, (amount,), options), grid.roll(-amount, 0), rtol=0, atol=1e-5)
+            torch.testing.assert_close(moved(grid, View((amount,)), options), grid.roll(-amount, 0), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -123,6 +124,24 @@ def test_mirrored_points(task):
     alone = sample_fields(made, **given, num_members=3, settings=replace(config.sampling, shifts=None))
     assert torch.equal(alone[..., 0, :, :, :], whole[..., 0, :, :, :])
     assert distance(alone, whole) > 1e-3
+
+
+def test_points_of_a_square_are_mirrored_and_their_coordinates_exchanged():
+    plane = CONFIGS["plane-paper"]
+    tokenizer = replace(plane.tokenizer, grid=(8, 8), lengths=(1.0, 1.0), periodic=(False, False))
+    made = random_model(replace(plane, tokenizer=tokenizer, sampling=replace(plane.sampling, shifts=8)))
+    given = inputs(made, TASKS["temporal"])
+    whole = sample_fields(made, **given, num_members=8)
+    history = given["history"].flatten(2, 3)
+    assert distance(sample_fields(made, history, num_members=8, points=grid_of(made)), whole) < 1e-4
+    some = [3, 30, 8]
+    found = sample_fields(made, **given, num_members=8, query=grid_of(made)[some])
+    assert distance(found, whole.flatten(-3, -2)[..., some, :]) < 1e-5
+    seen = {
+        tuple(moved(torch.tensor([0.1, 0.3]), view, tokenizer).tolist())
+        for view in views(made.config, made.config.sampling)
+    }
+    assert len(seen) == 8, "the images of a point all lie elsewhere"
 
 
 def test_absent_points_are_not_compared_with_the_training_data():

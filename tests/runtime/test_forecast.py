@@ -5,7 +5,7 @@ import time
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -126,6 +126,7 @@ def test_walls_units_and_any_number_of_observed_frames(library: Library, tmp_pat
         ("plane", "one-pass", (False, True), 2),
         ("plane-paper", "masked-flow", (False, False), None),
         ("plane", "one-pass", (False, False), 4),
+        ("square", "one-pass", (False, False), 8),
         ("plane-paper", "one-pass", (True, True), None),
         ("plane-local", "one-pass", (True, False), 2),
         ("plane-local", "one-pass", (False, False), None),
@@ -142,21 +143,27 @@ def test_planes(
     task: str,
 ) -> None:
     """Both kinds of places, walls and rings, patches, two channels with units of their own."""
-    config = CONFIGS[name]
+    config = CONFIGS["plane" if name == "square" else name]
+    square: dict[str, Any] = {"grid": (8, 8), "lengths": (1.0, 1.0)} if name == "square" else {}
     config = replace(
         config,
         tokenizer=replace(
-            config.tokenizer, interpolation=None, periodic=periodic, field_mean=(0.5, -1.0), field_scale=(2.0, 0.3)
+            config.tokenizer,
+            interpolation=None,
+            periodic=periodic,
+            field_mean=(0.5, -1.0),
+            field_scale=(2.0, 0.3),
+            **square,
         ),
         dynamics=replace(config.dynamics, decoder=decoder),
         sampling=replace(config.sampling, shifts=shifts),
     )
-    network = random_model(config)
+    network, count = random_model(config), max(4, shifts or 1)
     fields = waves(2, 1, 8, config.tokenizer).numpy()
     history = None if task == "context alone" else fields[0, : 3 if task == "history" else 1]
     context = None if task == "history" else fields[1]
-    expected = enma_fast.forecast(network, history, context=context, num_members=4, seed=1).numpy()
-    found = library.open(saved(network, tmp_path / "it")).forecast(history, context, num_members=4, seed=1)
+    expected = enma_fast.forecast(network, history, context=context, num_members=count, seed=1).numpy()
+    found = library.open(saved(network, tmp_path / "it")).forecast(history, context, num_members=count, seed=1)
     assert_close(found, expected, flow=decoder == "masked-flow" or task == "context alone")
 
 

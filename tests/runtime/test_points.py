@@ -153,25 +153,31 @@ def test_every_frame_may_have_points_of_its_own(model: Model, network: Network) 
     assert_close(found, whole.numpy())
 
 
-def between_walls(config: ModelConfig) -> ModelConfig:
-    return replace(config, tokenizer=replace(config.tokenizer, periodic=(False,) * config.tokenizer.dims))
+def between_walls(config: ModelConfig, **tokenizer: Any) -> ModelConfig:
+    walls = (False,) * config.tokenizer.dims
+    return replace(config, tokenizer=replace(config.tokenizer, periodic=walls, **tokenizer))
+
+
+SQUARE = between_walls(PLANE, grid=(8, 8), lengths=(1.0, 1.0))
 
 
 @pytest.mark.parametrize(
     ("config", "shifts"),
-    [(LINE, 3), (PLANE, 3), (between_walls(LINE), 2), (between_walls(PLANE), 4)],
-    ids=["line", "plane", "line between walls", "plane between walls"],
+    [(LINE, 3), (PLANE, 3), (between_walls(LINE), 2), (between_walls(PLANE), 4), (SQUARE, 8)],
+    ids=["line", "plane", "line between walls", "plane between walls", "square between walls"],
 )
 def test_shifts_move_the_points(library: Library, tmp_path: Path, config: ModelConfig, shifts: int) -> None:
     config = replace(config, sampling=replace(config.sampling, shifts=shifts))
     network, counts = random_model(config), [5, 7, 30]
     points, values = scattered(config, 0, counts)
-    found = forecast(opened(library, network, tmp_path / "it"), Observations.of(points, values, counts), num_members=4)
-    whole = enma_fast.forecast(network, padded(values, counts), points=padded(points, counts), num_members=4)
+    found = forecast(
+        opened(library, network, tmp_path / "it"), Observations.of(points, values, counts), num_members=shifts + 1
+    )
+    whole = enma_fast.forecast(network, padded(values, counts), points=padded(points, counts), num_members=shifts + 1)
     assert_close(found, whole.numpy())
     alone = replace(config.sampling, shifts=None)
     unmoved = enma_fast.forecast(
-        network, padded(values, counts), points=padded(points, counts), num_members=4, settings=alone
+        network, padded(values, counts), points=padded(points, counts), num_members=2, settings=alone
     ).numpy()
     assert np.abs(found[0] - unmoved[0]).max() <= TOLERANCE * np.abs(unmoved).max()
     assert np.abs(found[1] - unmoved[1]).max() > 100 * TOLERANCE

@@ -8,16 +8,21 @@ import torch
 from enma_fast.errors import EnmaError
 from enma_fast.forecasting.api import forecast, stream
 from enma_fast.forecasting.members import sample_fields
-from enma_fast.sampling.shifts import shift_amounts
+from enma_fast.sampling.shifts import View, shifted, views
 
 from .._tiny import CONFIGS, SAMPLING, model, random_model, waves
 
 SHIFTED = replace(SAMPLING, shifts=3)
 
 
-def walled(name):
+def walled(name, **tokenizer):
     config = CONFIGS[name]
-    return replace(config, tokenizer=replace(config.tokenizer, periodic=(False,) * config.tokenizer.dims))
+    walls = (False,) * config.tokenizer.dims
+    return replace(config, tokenizer=replace(config.tokenizer, periodic=walls, **tokenizer))
+
+
+def square():
+    return walled("plane", grid=(8, 8), lengths=(1.0, 1.0))
 
 
 @pytest.fixture(scope="module", params=["relative", "plane"])
@@ -38,7 +43,7 @@ def test_a_member_is_the_plain_member_of_the_moved_field(made, fields, task):
         "generation": (None, fields[2:]),
     }[task]
     found = sample_fields(made, history, context=context, num_members=5, seed=3, settings=SHIFTED)
-    moves = shift_amounts(made.config, SHIFTED)
+    moves = [view.amount for view in views(made.config, SHIFTED)]
     axes = (2, 3)[: made.config.tokenizer.dims]
     for k in range(5):
         move = moves[k % 3]
@@ -61,10 +66,10 @@ def test_members_alone_in_chunks_and_streamed_are_the_same(made, fields):
 
 def test_shifts_move_periodic_dimensions_by_different_parts_of_a_token():
     # Tokens of 4 points on a line of 32.
-    assert shift_amounts(CONFIGS["relative"], SHIFTED) == [(0,), (2,), (4,)]
+    assert views(CONFIGS["relative"], SHIFTED) == [View((0,)), View((2,)), View((4,))]
     # The second dimension of the plane ends in walls.
-    assert {move[1] for move in shift_amounts(CONFIGS["plane"], SHIFTED)} == {0}
-    assert shift_amounts(CONFIGS["relative"], SAMPLING) == [(0,)]
+    assert {view.amount[1] for view in views(CONFIGS["plane"], SHIFTED)} == {0}
+    assert views(CONFIGS["relative"], SAMPLING) == [View((0,))]
 
 
 def test_what_cannot_be_shifted_is_refused(fields):
@@ -72,10 +77,17 @@ def test_what_cannot_be_shifted_is_refused(fields):
     history = waves(2, 2, 8, made.config.tokenizer)[:, :3]
     with pytest.raises(EnmaError, match=r"^shifts is 9; a token of relative has 4 grid points: use no more"):
         forecast(made, history, settings=replace(SAMPLING, shifts=9))
-    for name, ways in (("relative", 2), ("plane", 4)):
-        text = rf"^shifts is {ways + 1}; a field of {name}, between walls, .* in {ways} ways: use no more"
+    for config, ways in ((walled("relative"), 2), (walled("plane"), 4), (square(), 8)):
+        text = rf"^shifts is {ways + 1}; a field of {config.name}, between walls, .* in {ways} ways: use no more"
         with pytest.raises(EnmaError, match=text):
-            shift_amounts(walled(name), replace(SAMPLING, shifts=ways + 1))
+            views(config, replace(SAMPLING, shifts=ways + 1))
+    # Dimensions of another length, or with other tokens, are no square.
+    for other in (
+        replace(square(), tokenizer=replace(square().tokenizer, lengths=(1.0, 2.0))),
+        replace(square(), dynamics=replace(square().dynamics, patch=(2, 1))),
+    ):
+        with pytest.raises(EnmaError, match="in 4 ways"):
+            views(other, replace(SAMPLING, shifts=5))
 
 
 def test_between_walls_members_see_mirror_images():
@@ -94,8 +106,26 @@ def test_between_walls_members_see_mirror_images():
     torch.testing.assert_close(streamed, found, rtol=1e-4, atol=1e-5)
 
 
+def test_on_a_square_between_walls_they_see_its_dimensions_exchanged_too():
+    made, settings = random_model(square()), replace(SAMPLING, shifts=8)
+    history = waves(1, 2, 8, made.config.tokenizer)[:, :3]
+    found = sample_fields(made, history, num_members=9, seed=3, settings=settings)
+    mirrored: list[list[int]] = [[], [2], [3], [2, 3]]
+    for k in range(9):
+        axes, other = mirrored[k % 4], k % 8 >= 4
+        seen = history.flip(axes)
+        alone = sample_fields(made, seen.transpose(2, 3) if other else seen, num_members=1, first_member=k, seed=3)
+        plain = alone[:, 0].transpose(2, 3) if other else alone[:, 0]
+        assert torch.equal(found[:, k], plain.flip(axes)), k
+    for view in views(made.config, settings):
+        seen = shifted(history, view, (False, False))
+        assert torch.equal(shifted(seen, view, (False, False), back=True), history)
+    streamed = torch.stack(list(stream(made, history, num_members=9, seed=3, settings=settings)), 2)
+    torch.testing.assert_close(streamed, found, rtol=1e-4, atol=1e-5)
+
+
 def test_a_line_between_walls_has_one_mirror_image():
-    assert shift_amounts(walled("relative"), replace(SAMPLING, shifts=2)) == [(0,), (1,)]
+    assert views(walled("relative"), replace(SAMPLING, shifts=2)) == [View((0,)), View((1,))]
     made = random_model(walled("relative"))
     history = waves(1, 1, 8, made.config.tokenizer)[:, :3]
     found = sample_fields(made, history, num_members=2, settings=replace(SAMPLING, shifts=2))
