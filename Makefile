@@ -20,6 +20,8 @@ STAMP := .venv/.enma_fast_installed
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 SHARED = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 EXTRAS := data,store,plots,triton,cf,docs,test,dev
+# Tests start hundreds of processes, which would compile their modules each time where the environment keeps no bytecode.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: install demo test test-full lint check docs libenma embed gpu gpu-wheels clean
 
@@ -34,8 +36,7 @@ $(STAMP): pyproject.toml setup.py $(shell find csrc -type f 2>/dev/null)
 	@$(PIP) install --no-compile --no-build-isolation --editable ".[$(EXTRAS)]"
 	@touch $@
 
-demo: install
-	@$(BIN)/enma-fast demo $(ARGS)
+demo: install ; @$(BIN)/enma-fast demo $(ARGS)
 
 test: install
 	@$(BIN)/python -m pytest $(or $(ARGS),$(SHARED) -m "not slow and not kill")
@@ -63,6 +64,5 @@ gpu-wheels:
 		--platform manylinux2014_x86_64 numpy pydantic pytest rich safetensors typer ninja "setuptools>=77" wheel
 
 clean:
-	@rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .benchmarks .hypothesis enma_fast/embed $(STAMP)
+	@rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .benchmarks .hypothesis enma_fast/embed $(STAMP) enma_fast/_C*.so
 	@find enma_fast kernels tests -name __pycache__ -prune -exec rm -rf {} +
-	@rm -f enma_fast/_C*.so

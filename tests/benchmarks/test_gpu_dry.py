@@ -135,8 +135,8 @@ def test_rows_and_logs_are_kept_at_once(tmp_path, monkeypatch):
     harness.save([{"rows": 1}], tmp_path / "a-gpu" / "trajectory.json")
     assert json.loads((tmp_path / "kept" / "a-gpu" / "trajectory.json").read_text()) == [{"rows": 1}]
     # A part that is stopped has left what it said, here and there, also while it ran.
-    code = "import time; print('one', flush=True); time.sleep(60)"
-    outcome = gpu.run(python_part(code), limit=8, logs=tmp_path / "logs")
+    talks_and_sleeps = gpu.Part(name="one", command=("sh", "-c", "echo one; sleep 60"), limit=20)
+    outcome = gpu.run(talks_and_sleeps, limit=2, logs=tmp_path / "logs")
     assert outcome.verdict == "too long"
     assert (tmp_path / "logs" / "one.log").read_text() == "one\n"
     assert (tmp_path / "kept" / "logs" / "one.log").read_text() == "one\n"
