@@ -259,7 +259,7 @@ std::shared_ptr<const PackedSampler> Model::sampler(std::int64_t frames) const {
     return sampler_;
 }
 
-// [R, W] linear(silu(linear(features))) with sums in double.
+// [R, W] linear(silu(linear(features))) in double, rounded once; enma_fast/models/flow_head.py.
 std::vector<float> Model::time_embeddings(const std::vector<float>& times) const {
     const int F = config_.dynamics.flow.time_features, half = F / 2, W = config_.dynamics.flow.width;
     const auto apply = [](const float* weight, const float* bias, const std::vector<double>& x, int n) {
@@ -273,8 +273,8 @@ std::vector<float> Model::time_embeddings(const std::vector<float>& times) const
     for (const float time : times) {
         std::vector<double> features(F);
         for (int i = 0; i < half; ++i) {
-            const float frequency = std::exp(static_cast<float>(-std::log(10000.0)) * static_cast<float>(i) / half);
-            const float angle = 1000.0f * time * frequency;
+            const double frequency = std::exp(-std::log(10000.0) * i / half);
+            const double angle = 1000.0 * static_cast<double>(time) * frequency;
             features[i] = std::cos(angle);
             features[half + i] = std::sin(angle);
         }

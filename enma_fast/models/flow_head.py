@@ -69,18 +69,22 @@ class VelocityHead(nn.Module):
         times = flow_times(steps, method)
         weight = self.inward.weight
         r_R1 = torch.tensor([r for r, _ in times], device=weight.device)[:, None]
+        # In float64 and rounded once: the same on every machine, and those of libenma.
+        inward, outward = cast("list[nn.Linear]", [self.time[0], self.time[2]])
+        hidden = F.silu(F.linear(self.features(r_R1.double()), inward.weight.double(), inward.bias.double()))
         return FlowPlan(
             weights=self.weights(),
-            time_RW=self.time(self.features(r_R1).to(weight.dtype)),
+            time_RW=F.linear(hidden, outward.weight.double(), outward.bias.double()).to(weight.dtype),
             moves=tuple(h for _, h in times),
             moves_per_step=len(times) // steps,
         )
 
     def features(self, r: Tensor) -> Tensor:
-        """Sinusoids of 1000 r, ``[..., time_features]`` in fp32."""
+        """Sinusoids of 1000 r, ``[..., time_features]`` in fp32, or in float64 of times in float64."""
         half = self.time_features // 2
-        frequency = torch.exp(-math.log(10_000.0) * torch.arange(half, device=r.device, dtype=torch.float32) / half)
-        angle = 1000.0 * r.float() * frequency
+        dtype = torch.promote_types(r.dtype, torch.float32)
+        frequency = torch.exp(-math.log(10_000.0) * torch.arange(half, device=r.device, dtype=dtype) / half)
+        angle = 1000.0 * r.to(dtype) * frequency
         return torch.cat([angle.cos(), angle.sin()], dim=-1)
 
 

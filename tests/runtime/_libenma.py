@@ -21,6 +21,8 @@ import torch
 import enma_fast
 from enma_fast.ops._backend import native, native_problem
 
+from .._extension import NATIVE
+
 ROOT = Path(__file__).resolve().parents[2]
 CSRC = ROOT / "csrc"
 # Parts of the core that the library is made of, as CMakeLists.txt names them; the others are for the extension.
@@ -34,6 +36,10 @@ KERNELS = {
     "scalar": ("gemm_scalar", "vector_kernels_portable"),
 }
 CC, CXX = os.environ.get("CC", "gcc"), os.environ.get("CXX", "g++")
+# Python runs the same code by the same compiler; others make the portable kernels alone, and PyTorch rounds otherwise.
+SAME_CODE = NATIVE is not None and CXX == "g++"
+# Rounding that is carried through a forecast, as a part of the largest value.
+TOLERANCE = 1e-5
 # ENMA_SMALL: half the time to compile, the same bits.
 FLAGS = ["-std=c++20", "-O2", "-DENMA_SMALL", "-DENMA_NO_EMULATION", "-fPIC", "-fopenmp", "-fvisibility=hidden"]
 FLAGS += ["-Wall", "-Wextra", "-Werror", "-Wno-psabi", f"-I{CSRC}", f"-I{CSRC / 'include'}"]
@@ -98,6 +104,14 @@ def build(folder: Path) -> Path:
     run([CXX, *link, *objects(folder, ADDED), "-o", str(library)])
     (folder / "libenma.so.1").symlink_to(library)
     return library
+
+
+def assert_close(found: np.ndarray, expected: np.ndarray) -> None:
+    """The numbers of Python, and its bits where it runs the same code."""
+    assert found.shape == expected.shape
+    assert np.abs(found - expected).max() <= TOLERANCE * np.abs(expected).max()
+    if SAME_CODE:
+        assert np.array_equal(found, expected)
 
 
 class Device(ctypes.Structure):

@@ -22,18 +22,18 @@ from ._libenma import (
     CSRC,
     CXX,
     INVALID_ARGUMENT,
+    TOLERANCE,
     UNSUPPORTED,
     Failure,
     Library,
     Model,
     Observations,
     Tensor,
+    assert_close,
     run,
 )
 from ._programs import WARNINGS, linked, needs
 
-# Rounding of convolutions and attention, carried through a forecast, as a part of the largest value.
-TOLERANCE = 1e-5
 LINE, PLANE = CONFIGS["points"], CONFIGS["plane-paper"]
 
 
@@ -53,11 +53,6 @@ def scattered(config: ModelConfig, frames: int, counts: list[int], *, seed: int 
     shape = (frames, *phase.shape) if frames else phase.shape
     time = 0.2 * np.arange(frames)[:, None, None] if frames else 0.0
     return points, np.broadcast_to(np.sin(phase - time), shape).astype(np.float32)
-
-
-def assert_close(found: np.ndarray, expected: np.ndarray) -> None:
-    assert found.shape == expected.shape
-    assert np.abs(found - expected).max() <= TOLERANCE * np.abs(expected).max()
 
 
 def with_units(config: ModelConfig, **changes: Any) -> ModelConfig:
