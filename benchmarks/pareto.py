@@ -5,7 +5,8 @@
 Every setting forecasts the same trajectories of the shipped test file with the same noise, and is scored. Then all of
 them forecast one chunk of those trajectories in turn (A B C A B C ...), from observed fields to forecast fields;
 seconds are the median over rounds. Settings that differ in the temperature only do the same work and share one time.
-Own settings are also sampled by plain PyTorch (eager). `--beside` adds other models with their own settings, such as a
+Own settings are also sampled by plain PyTorch (eager), and by it with its networks under `torch.compile` (compiled; the
+minutes that this takes are not counted). `--beside` adds other models with their own settings, such as a
 one-pass model, and `--solver` a line for the numerical solver with parameters fitted to the observed frames
 (`benchmarks/classical.py`).
 A setting is in the Pareto set of an error if no other is as good in both seconds and error and better in one.
@@ -14,6 +15,7 @@ A setting is in the Pareto set of an error if no other is as good in both second
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
 import json
 import statistics
@@ -27,6 +29,7 @@ import torch
 
 from benchmarks import classical
 from benchmarks.harness import interleave, machine
+from benchmarks.trajectory import compiled_copy
 from enma_fast.config import SamplingConfig
 from enma_fast.data import FieldFile, read
 from enma_fast.errors import EnmaError
@@ -39,8 +42,8 @@ from enma_fast.models.model import Model
 from enma_fast.utils.extras import load_extra
 
 OWN = "own"
-# The same settings by plain PyTorch.
-EAGER = ", eager"
+# The same settings by plain PyTorch, and by it with its networks compiled.
+EAGER, COMPILED = ", eager", ", compiled"
 ERRORS = ("rel_l2", "crps")
 
 
@@ -101,6 +104,13 @@ def spread_rows(environment: np.ndarray | None, count: int, limit: int) -> list[
     return sorted(sorted(range(count), key=lambda i: (place[i], i))[:limit])
 
 
+def compiled_model(model: Model) -> Model:
+    """A copy whose masked transformer and flow head are compiled; the first forecast compiles them."""
+    twin = copy.deepcopy(model)
+    twin.dynamics = compiled_copy(model.dynamics)
+    return twin
+
+
 def measure(
     model: Model,
     data: FieldFile,
@@ -112,6 +122,7 @@ def measure(
     chunk: int,
     beside: Sequence[Model] = (),
     solver: bool = False,
+    compiled: bool = False,
 ) -> dict[str, Any]:
     """Scores and times of all settings, and of other models' own: the result without the machine."""
     rows = spread_rows(data.environment, len(data), limit)
@@ -124,8 +135,10 @@ def measure(
         settings[name], models[name] = other.config.sampling, other
     for name in (OWN, *(other.config.name for other in beside)):
         settings[f"{name}{EAGER}"], models[f"{name}{EAGER}"] = settings[name], models[name]
+        if compiled:
+            settings[f"{name}{COMPILED}"], models[f"{name}{COMPILED}"] = settings[name], compiled_model(models[name])
     request = ForecastRequest(num_members=members, seed=seed, chunk=chunk, trajectories=rows)
-    backends = {name: "reference" if name.endswith(EAGER) else None for name in settings}
+    backends = {name: "reference" if name.endswith((EAGER, COMPILED)) else None for name in settings}
     forecasts = {
         name: FileForecast(models[name], data, dataclasses.replace(request, settings=chosen, backend=backends[name]))
         for name, chosen in settings.items()
@@ -284,6 +297,9 @@ def main() -> None:
     parser.add_argument(
         "--solver", action="store_true", help="a line for the numerical solver with fitted parameters (Combined only)"
     )
+    parser.add_argument(
+        "--no-compile", action="store_true", help="leave out torch.compile, which takes minutes on a CPU"
+    )
     parser.add_argument("--members", type=int, default=16)
     parser.add_argument("--limit", type=int, default=60, help="trajectories, evenly over the environments of the file")
     parser.add_argument("--rounds", type=int, default=5)
@@ -307,6 +323,7 @@ def main() -> None:
         chunk=options.chunk,
         beside=[load_model(checkpoint, device=options.device) for checkpoint in options.beside],
         solver=options.solver,
+        compiled=not options.no_compile,
     )
     print("\n".join(lines(result)), file=sys.stderr if options.json else sys.stdout)
     if options.out is not None:

@@ -80,7 +80,7 @@ def test_a_one_pass_model_beside_another(tmp_path, monkeypatch, capsys):
     for name, decoder in (("tiny", "masked-flow"), ("fast", "one-pass")):
         dynamics = dataclasses.replace(CONFIG.dynamics, decoder=decoder)
         save_model(Model(dataclasses.replace(CONFIG, name=name, dynamics=dynamics)), tmp_path / name)
-    common = ["--members", 2, "--limit", 1, "--rounds", 1, "--chunk", 2, "--device", "cpu", "--json"]
+    common = ["--members", 2, "--limit", 1, "--rounds", 1, "--chunk", 2, "--device", "cpu", "--json", "--no-compile"]
     common += ["--threads", torch.get_num_threads()]
     found = {}
     for name, other in (("tiny", "fast"), ("fast", "tiny")):
@@ -103,7 +103,8 @@ def test_a_one_pass_model_beside_another(tmp_path, monkeypatch, capsys):
         pareto.main()
 
 
-def test_a_run_on_an_untrained_model(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_run_on_an_untrained_model(tmp_path, monkeypatch, capsys, compiled):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = Model(CONFIG)
@@ -113,6 +114,7 @@ def test_a_run_on_an_untrained_model(tmp_path, monkeypatch, capsys):
     save_model(model, tmp_path / "tiny")
     arguments = ["--checkpoint", tmp_path / "tiny", "--members", 3, "--limit", 4, "--rounds", 2, "--chunk", 6]
     arguments += ["--threads", torch.get_num_threads(), "--device", "cpu", "--json", "--out", tmp_path / "a.png"]
+    arguments += [] if compiled else ["--no-compile"]
     monkeypatch.setattr(sys, "argv", ["pareto", *map(str, arguments)])
     pareto.main()
     printed = capsys.readouterr()
@@ -121,10 +123,12 @@ def test_a_run_on_an_untrained_model(tmp_path, monkeypatch, capsys):
     rows = {row["name"]: row for row in result["rows"]}
     assert [text[: len(name)] for text, name in zip(printed.err.splitlines()[1:], rows, strict=True)] == list(rows)
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
-    assert rows.keys() == grid(CONFIG.sampling).keys() | {f"{OWN}, eager"}
-    # The same noise, by other arithmetic, in a time of its own.
-    assert rows[f"{OWN}, eager"]["crps"] == pytest.approx(rows[OWN]["crps"], rel=1e-4)
-    assert rows[f"{OWN}, eager"]["seconds_per_member"] != rows[OWN]["seconds_per_member"]
+    others = [f"{OWN}, eager", f"{OWN}, compiled"][: 1 + compiled]
+    assert rows.keys() == grid(CONFIG.sampling).keys() | set(others)
+    for other in others:
+        # The same noise, by other arithmetic, in a time of its own.
+        assert rows[other]["crps"] == pytest.approx(rows[OWN]["crps"], rel=1e-4)
+        assert rows[other]["seconds_per_member"] != rows[OWN]["seconds_per_member"]
     assert (result["num_trajectories"], result["timed_trajectories"], result["members"]) == (4, 2, 3)
     assert result["machine"]["threads"] == result["threads"]
 
