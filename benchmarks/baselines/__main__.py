@@ -91,6 +91,7 @@ def run(
     seconds: float,
     seed: int = 0,
     limit: int | None = None,
+    state: Path | None = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> dict[str, Any]:
     """Train and measure a baseline, and return its score file."""
@@ -106,7 +107,7 @@ def run(
     torch.manual_seed(seed)
     data = training_data(data_dir, equation)
     network = networks()[name](reference(equation), data)
-    trained = train(network, data, seconds=seconds, seed=seed)
+    trained = train(network, data, seconds=seconds, seed=seed, state=state)
     found = score_file(
         network.forecast(),
         **shared,
@@ -132,6 +133,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of <equation>-train.h5 and the test files")
     parser.add_argument("--seconds", type=float, default=120.0, help="CPU seconds of training")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--state", type=Path, help="file to save the training in every few minutes, and to go on from")
     parser.add_argument("--limit", type=int, help="measure the first so many trajectories of each file")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, help="folder to write the score file to")
@@ -146,6 +148,7 @@ def main() -> None:
             seconds=given.seconds,
             seed=given.seed,
             limit=given.limit,
+            state=given.state,
             progress=lambda done, total, case: print(case, file=sys.stderr) if done >= total else None,
         )
     except EnmaError as error:

@@ -30,6 +30,8 @@ class Fno:
     config = TrainingConfig(steps=1000, batch=32, learning_rate=2e-3, final_learning_rate=1e-5, warmup_steps=50)
     deterministic = True
     tasks = ("temporal",)
+    # There are no Fourier transforms in bf16.
+    mixed = False
 
     def __init__(self, reference: ModelConfig, data: FieldFile) -> None:
         neuralop = load_extra("neuralop.models", "baselines")

@@ -59,6 +59,7 @@ class LatentFlow:
     )
     deterministic = False
     tasks = ("temporal", "initial-value")
+    mixed = True
 
     def __init__(self, reference: ModelConfig, data: FieldFile) -> None:
         self.model = load_model(reference.name)

@@ -5,6 +5,7 @@ Shape suffixes: B trajectories, T frames, c channels; `*x` points.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,12 +20,23 @@ from enma_fast.config import ModelConfig, TrainingConfig
 from enma_fast.data import FieldFile, count, read
 from enma_fast.errors import EnmaError
 from enma_fast.evaluation.protocols import Method
+from enma_fast.models.checkpoint import read_tensors
 from enma_fast.models.model import Model
 from enma_fast.presets import PRESETS
 from enma_fast.training.dynamics import environments
-from enma_fast.training.loop import Average, begin_step, end_step
+from enma_fast.training.loop import (
+    Average,
+    begin_step,
+    end_step,
+    fast_bf16,
+    load_state,
+    save_state,
+    step_generator,
+)
 from enma_fast.training.optim import build, learning_rate
+from enma_fast.training.subnormals import flush_subnormals
 from enma_fast.training.tokenizer import random_shifts, roll
+from enma_fast.utils.system import keep_freed_memory
 
 # Heads, and widths to choose from, of the transformers.
 HEADS, WIDTHS = 6, range(48, 481, 24)
@@ -32,6 +44,8 @@ HEADS, WIDTHS = 6, range(48, 481, 24)
 MARGIN = 0.2
 # Bytes of training data that are in memory.
 _MOST_BYTES = 2_000_000_000
+# Seconds between saved states.
+SAVE_SECONDS = 300.0
 # Steps of the schedule of the learning rate, whatever the number of steps taken.
 _SCHEDULE = 1000
 
@@ -45,12 +59,14 @@ class Network(Protocol):
     config : batch, optimiser and learning rates
     deterministic : it gives one member
     tasks : names of the tasks that it can do
+    mixed : it multiplies matrices in bf16 where that is faster, as the models of the library do
     """
 
     module: nn.Module
     config: TrainingConfig
     deterministic: bool
     tasks: tuple[str, ...]
+    mixed: bool
 
     def loss(self, u_BTxc: Tensor, context_BTxc: Tensor | None, share: float, generator: torch.Generator) -> Tensor:
         """Loss of a batch after a share of the training; contexts are other trajectories of the same physics."""
@@ -68,23 +84,49 @@ class Trained:
     losses: list[float]
 
 
-def train(network: Network, data: FieldFile, *, seconds: float, seed: int) -> Trained:
+@flush_subnormals()
+def train(
+    network: Network,
+    data: FieldFile,
+    *,
+    seconds: float,
+    seed: int,
+    state: Path | None = None,
+    save_seconds: float = SAVE_SECONDS,
+) -> Trained:
     """Train for so many CPU seconds of all threads; the weights at the end are their running average.
 
     The learning rate follows its schedule over the seconds, so a busy machine changes only how many steps are taken.
+    With `state` the training is saved in that file from time to time, and goes on from there.
+
+    Raises
+    ------
+    EnmaError
+        If the file is of another training, or the data have no environments.
     """
+    keep_freed_memory()
     config, module = network.config, network.module
-    optimizers = build(module, config)
+    in_bf16 = network.mixed and fast_bf16("cpu")
+    optimizers = build(module, config, dtype=torch.bfloat16 if in_bf16 else torch.float32)
     average = Average(module, config.ema_decay)
-    generator = torch.Generator().manual_seed(seed)
     u = torch.from_numpy(data.u)
     if data.environment is None:
         raise EnmaError(f"{data.path}: lacks scalars/environment, which finds contexts; add it")
     groups = environments(torch.from_numpy(data.environment))
     params = [p for p in module.parameters() if p.requires_grad]
-    losses, step, begin = [], 0, time.process_time()
+    about = json.dumps({"seconds": seconds, "seed": seed, "data": data.name, "parameters": num_parameters(module)})
+    losses: list[float] = []
+    begin, saved = time.process_time(), time.monotonic()
+    if state is not None and state.exists():
+        notes = read_tensors(state)[1]
+        if notes.get("about") != about:
+            raise EnmaError(f"{state}: is of another training ({notes.get('about')}); give another file")
+        load_state(state, module, average, optimizers, config)
+        losses, begin = json.loads(notes["losses"]), begin - float(notes["spent"])
     module.train()
     while (share := (time.process_time() - begin) / seconds) < 1:
+        step = len(losses)
+        generator = step_generator(seed, step)
         begin_step(optimizers, learning_rate(int(_SCHEDULE * share), config))
         paired = "initial-value" in network.tasks and torch.rand((), generator=generator).item() < config.context_share
         chosen = groups[torch.randint(len(groups), (config.batch,), generator=generator)]
@@ -93,15 +135,19 @@ def train(network: Network, data: FieldFile, *, seconds: float, seed: int) -> Tr
             roll(u[rows], random_shifts(tuple(u.shape[2:-1]), data.periodic, len(rows), generator))
             for rows in chosen.gather(1, order).T[: 1 + paired]
         ]
-        loss = network.loss(both[0], both[1] if paired else None, share, generator)
+        with torch.autocast("cpu", torch.bfloat16, enabled=in_bf16):
+            loss = network.loss(both[0], both[1] if paired else None, share, generator)
         loss.backward()
         end_step(params, optimizers, config.clip_norm)
         average.update(module, step)
         losses.append(loss.item())
-        step += 1
+        if state is not None and time.monotonic() - saved > save_seconds:
+            notes = {"about": about, "losses": json.dumps(losses), "spent": str(time.process_time() - begin)}
+            save_state(state, module, average, optimizers, config, len(losses), notes)
+            saved = time.monotonic()
     average.swap(module)
     module.eval()
-    return Trained(step, time.process_time() - begin, losses)
+    return Trained(len(losses), time.process_time() - begin, losses)
 
 
 def training_data(folder: Path, equation: str) -> FieldFile:

@@ -46,6 +46,7 @@ class Transformer:
     )
     deterministic = True
     tasks = ("temporal", "initial-value")
+    mixed = True
 
     def __init__(self, reference: ModelConfig, data: FieldFile) -> None:
         grid = tuple(data.u.shape[2:-1])

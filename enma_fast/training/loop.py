@@ -18,7 +18,7 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -218,7 +218,7 @@ def run(task: Task, options: RunOptions) -> dict[str, float]:
     average = Average(module, config.ema_decay)
     options.out.mkdir(parents=True, exist_ok=True)
     state_path = options.out / STATE
-    first = _load_state(state_path, module, average, optimizers, config) if state_path.exists() else 0
+    first = load_state(state_path, module, average, optimizers, config) if state_path.exists() else 0
     log_path = options.out / "log.jsonl"
     if rank.index == 0:
         _trim_log(log_path, first)
@@ -273,7 +273,7 @@ def run(task: Task, options: RunOptions) -> dict[str, float]:
             log.info("step %d: %s", done, ", ".join(f"{k} {v:.4g}" for k, v in scores.items()))
             clock += time.monotonic() - paused
         if saves:
-            _save_state(state_path, module, average, optimizers, config, done)
+            save_state(state_path, module, average, optimizers, config, done)
             last_save = time.monotonic()
     if end == config.steps and rank.index == 0 and not best.scores:
         raise EnmaError(
@@ -341,25 +341,28 @@ def _trim_log(path: Path, step: int) -> None:
     write_atomic(path, "".join(kept).encode())
 
 
-def _save_state(
+def save_state(
     path: Path,
     module: nn.Module,
     average: Average,
     optimizers: list[torch.optim.Optimizer],
     config: TrainingConfig,
     step: int,
+    notes: Mapping[str, str] | None = None,
 ) -> None:
+    """Write what a training goes on from after a step, with notes of the caller in the metadata."""
     tensors = {f"model.{k}": v for k, v in module.state_dict().items()}
     tensors |= {f"average.{k}": v for k, v in average.values.items()}
     for i, optimizer in enumerate(optimizers):
         for j, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{i}.{j}.{k}": torch.as_tensor(v) for k, v in state.items()}
-    write_tensors(path, tensors, {"step": str(step), "training": to_json(config)})
+    write_tensors(path, tensors, {"step": str(step), "training": to_json(config), **(notes or {})})
 
 
-def _load_state(
+def load_state(
     path: Path, module: nn.Module, average: Average, optimizers: list[torch.optim.Optimizer], config: TrainingConfig
 ) -> int:
+    """Read back what :func:`save_state` wrote; the step. `EnmaError` if another training config wrote it."""
     tensors, meta = read_tensors(path)
     # Keys that are newer than the file have the values of their time.
     if from_json(TrainingConfig, meta.get("training", "{}"), source=str(path)) != config:
