@@ -53,6 +53,7 @@ def test_the_truth_is_as_good_as_generated_trajectories_can_be(folder):
     assert (found["num_parameters"], found["cpu_seconds"]) == (0, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_network_has_the_size_of_its_reference_and_learns(data, name, one_thread):
     network = made(name, data)
