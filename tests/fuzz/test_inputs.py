@@ -113,7 +113,7 @@ DOCUMENTS = st.lists(st.one_of(json_changes(), json_changes(), json_changes(), b
 DAMAGE = st.lists(byte_changes(), min_size=1, max_size=2)
 
 
-# The first hangs the library, which the command finds out after seconds; tests/data/test_untrusted_files.py waits for less.
+# The first hangs the library, and the command waits for seconds; tests/data/test_untrusted_files.py has a quicker one.
 @pytest.mark.parametrize("number", [pytest.param(0, marks=pytest.mark.slow), *range(1, len(CORPUS["fields"]))])
 def test_field_files_that_were_once_broken(number: int, runner: Runner, good: Path) -> None:
     check_fields(runner, good, CORPUS["fields"][number])
