@@ -140,6 +140,8 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="the score file as the last line of standard output")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
+    if given.state is not None and given.name in UNTRAINED:
+        sys.exit(f"error: --state is for a baseline that is trained; {given.name} is not")
     try:
         found = run(
             given.name,

@@ -77,7 +77,8 @@ class LatentFlow:
     def loss(self, u_BTxc: Tensor, context_BTxc: Tensor | None, share: float, generator: torch.Generator) -> Tensor:
         """Squared error of the velocity of every latent frame that has to be forecast."""
         first = self._observed(1 if context_BTxc is not None else HISTORY)
-        with torch.no_grad():
+        # As the dynamics of the library do, whose latents are encoded in fp32.
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
             segments = [self.model.encode(u) for u in (context_BTxc, u_BTxc) if u is not None]
         h = self.net.temporal(segments)[-1][:, first:].flatten(0, 1).repeat(DRAWS, 1, 1)
         z = segments[-1][:, first:].flatten(0, 1).repeat(DRAWS, 1, 1)

@@ -20,7 +20,7 @@ from enma_fast.config import ModelConfig, TrainingConfig
 from enma_fast.data import FieldFile, count, read
 from enma_fast.errors import EnmaError
 from enma_fast.evaluation.protocols import Method
-from enma_fast.models.checkpoint import read_tensors
+from enma_fast.models.checkpoint import read_tensors, write_tensors
 from enma_fast.models.model import Model
 from enma_fast.presets import PRESETS
 from enma_fast.training.dynamics import environments
@@ -29,13 +29,14 @@ from enma_fast.training.loop import (
     begin_step,
     end_step,
     fast_bf16,
-    load_state,
-    save_state,
+    load_optimizers,
+    optimizer_tensors,
     step_generator,
 )
 from enma_fast.training.optim import build, learning_rate
 from enma_fast.training.subnormals import flush_subnormals
 from enma_fast.training.tokenizer import random_shifts, roll
+from enma_fast.utils.dataclass_json import to_json
 from enma_fast.utils.system import keep_freed_memory
 
 # Heads, and widths to choose from, of the transformers.
@@ -97,7 +98,7 @@ def train(
     """Train for so many CPU seconds of all threads; the weights at the end are their running average.
 
     The learning rate follows its schedule over the seconds, so a busy machine changes only how many steps are taken.
-    With `state` the training is saved in that file from time to time, and goes on from there.
+    With `state` the training is saved in that file every `save_seconds` and at its end, and goes on from there.
 
     Raises
     ------
@@ -114,15 +115,39 @@ def train(
         raise EnmaError(f"{data.path}: lacks scalars/environment, which finds contexts; add it")
     groups = environments(torch.from_numpy(data.environment))
     params = [p for p in module.parameters() if p.requires_grad]
-    about = json.dumps({"seconds": seconds, "seed": seed, "data": data.name, "parameters": num_parameters(module)})
+    about = json.dumps(
+        {
+            "network": type(network).__name__,
+            "parameters": num_parameters(module),
+            "data": data.name,
+            "seconds": seconds,
+            "seed": seed,
+            "bf16": in_bf16,
+            "config": to_json(config),
+        }
+    )
     losses: list[float] = []
     begin, saved = time.process_time(), time.monotonic()
     if state is not None and state.exists():
-        notes = read_tensors(state)[1]
+        tensors, notes = read_tensors(state)
         if notes.get("about") != about:
             raise EnmaError(f"{state}: is of another training ({notes.get('about')}); give another file")
-        load_state(state, module, average, optimizers, config)
+        with torch.no_grad():
+            for name, p in module.named_parameters():
+                p.copy_(tensors[f"model.{name}"])
+        for name, value in average.values.items():
+            value.copy_(tensors[f"average.{name}"])
+        load_optimizers(optimizers, tensors)
         losses, begin = json.loads(notes["losses"]), begin - float(notes["spent"])
+
+    def save() -> None:
+        if state is None:
+            return
+        tensors = {f"model.{name}": p for name, p in module.named_parameters()} | optimizer_tensors(optimizers)
+        tensors |= {f"average.{name}": value for name, value in average.values.items()}
+        notes = {"about": about, "losses": json.dumps(losses), "spent": str(time.process_time() - begin)}
+        write_tensors(state, tensors, notes)
+
     module.train()
     while (share := (time.process_time() - begin) / seconds) < 1:
         step = len(losses)
@@ -141,10 +166,10 @@ def train(
         end_step(params, optimizers, config.clip_norm)
         average.update(module, step)
         losses.append(loss.item())
-        if state is not None and time.monotonic() - saved > save_seconds:
-            notes = {"about": about, "losses": json.dumps(losses), "spent": str(time.process_time() - begin)}
-            save_state(state, module, average, optimizers, config, len(losses), notes)
+        if time.monotonic() - saved > save_seconds:
+            save()
             saved = time.monotonic()
+    save()
     average.swap(module)
     module.eval()
     return Trained(len(losses), time.process_time() - begin, losses)

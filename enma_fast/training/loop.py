@@ -218,7 +218,7 @@ def run(task: Task, options: RunOptions) -> dict[str, float]:
     average = Average(module, config.ema_decay)
     options.out.mkdir(parents=True, exist_ok=True)
     state_path = options.out / STATE
-    first = load_state(state_path, module, average, optimizers, config) if state_path.exists() else 0
+    first = _load_state(state_path, module, average, optimizers, config) if state_path.exists() else 0
     log_path = options.out / "log.jsonl"
     if rank.index == 0:
         _trim_log(log_path, first)
@@ -273,7 +273,7 @@ def run(task: Task, options: RunOptions) -> dict[str, float]:
             log.info("step %d: %s", done, ", ".join(f"{k} {v:.4g}" for k, v in scores.items()))
             clock += time.monotonic() - paused
         if saves:
-            save_state(state_path, module, average, optimizers, config, done)
+            _save_state(state_path, module, average, optimizers, config, done)
             last_save = time.monotonic()
     if end == config.steps and rank.index == 0 and not best.scores:
         raise EnmaError(
@@ -341,28 +341,23 @@ def _trim_log(path: Path, step: int) -> None:
     write_atomic(path, "".join(kept).encode())
 
 
-def save_state(
+def _save_state(
     path: Path,
     module: nn.Module,
     average: Average,
     optimizers: list[torch.optim.Optimizer],
     config: TrainingConfig,
     step: int,
-    notes: Mapping[str, str] | None = None,
 ) -> None:
-    """Write what a training goes on from after a step, with notes of the caller in the metadata."""
     tensors = {f"model.{k}": v for k, v in module.state_dict().items()}
     tensors |= {f"average.{k}": v for k, v in average.values.items()}
-    for i, optimizer in enumerate(optimizers):
-        for j, state in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{i}.{j}.{k}": torch.as_tensor(v) for k, v in state.items()}
-    write_tensors(path, tensors, {"step": str(step), "training": to_json(config), **(notes or {})})
+    tensors |= optimizer_tensors(optimizers)
+    write_tensors(path, tensors, {"step": str(step), "training": to_json(config)})
 
 
-def load_state(
+def _load_state(
     path: Path, module: nn.Module, average: Average, optimizers: list[torch.optim.Optimizer], config: TrainingConfig
 ) -> int:
-    """Read back what :func:`save_state` wrote; the step. `EnmaError` if another training config wrote it."""
     tensors, meta = read_tensors(path)
     # Keys that are newer than the file have the values of their time.
     if from_json(TrainingConfig, meta.get("training", "{}"), source=str(path)) != config:
@@ -371,6 +366,21 @@ def load_state(
     load_tensors(module, weights, source=str(path))
     for name, value in average.values.items():
         value.copy_(tensors[f"average.{name}"])
+    load_optimizers(optimizers, tensors)
+    return int(meta["step"])
+
+
+def optimizer_tensors(optimizers: Iterable[torch.optim.Optimizer]) -> dict[str, Tensor]:
+    """State of the optimisers by names that :func:`load_optimizers` knows."""
+    tensors: dict[str, Tensor] = {}
+    for i, optimizer in enumerate(optimizers):
+        for j, state in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{i}.{j}.{k}": torch.as_tensor(v) for k, v in state.items()}
+    return tensors
+
+
+def load_optimizers(optimizers: Iterable[torch.optim.Optimizer], tensors: Mapping[str, Tensor]) -> None:
+    """Put the state of :func:`optimizer_tensors` back."""
     for i, optimizer in enumerate(optimizers):
         state: dict[int, dict[str, Tensor]] = {}
         for key, value in tensors.items():
@@ -378,4 +388,3 @@ def load_state(
                 _, _, j, name = key.split(".")
                 state.setdefault(int(j), {})[name] = value
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return int(meta["step"])
