@@ -65,4 +65,4 @@ gpu-wheels:
 
 clean:
 	@rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .benchmarks .hypothesis enma_fast/embed $(STAMP) enma_fast/_C*.so
-	@find enma_fast kernels tests -name __pycache__ -prune -exec rm -rf {} +
+	@find enma_fast kernels tests benchmarks -name __pycache__ -prune -exec rm -rf {} +

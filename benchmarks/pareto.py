@@ -5,10 +5,10 @@
 Every setting forecasts the same trajectories of the shipped test file with the same noise, and is scored. Then all of
 them forecast one chunk of those trajectories in turn (A B C A B C ...), from observed fields to forecast fields;
 seconds are the median over rounds. Settings that differ in the temperature only do the same work and share one time.
-Own settings are also sampled by plain PyTorch (eager), and by it with its networks under `torch.compile` (compiled; the
-minutes that this takes are not counted). `--beside` adds other models with their own settings, such as a
-one-pass model, and `--solver` a line for the numerical solver with parameters fitted to the observed frames
-(`benchmarks/classical.py`).
+Own settings are also sampled by plain PyTorch (eager), and by it with masked transformer and heads under
+`torch.compile` (compiled; the minutes that this takes are not counted). All encode and decode alike.
+`--beside` adds other models with their own settings, such as a one-pass model, and `--solver` a line for the numerical
+solver with parameters fitted to the observed frames (`benchmarks/classical.py`).
 A setting is in the Pareto set of an error if no other is as good in both seconds and error and better in one.
 """
 
@@ -42,7 +42,7 @@ from enma_fast.models.model import Model
 from enma_fast.utils.extras import load_extra
 
 OWN = "own"
-# The same settings by plain PyTorch, and by it with its networks compiled.
+# The same settings by plain PyTorch, and by it with masked transformer and heads compiled.
 EAGER, COMPILED = ", eager", ", compiled"
 ERRORS = ("rel_l2", "crps")
 
@@ -105,7 +105,7 @@ def spread_rows(environment: np.ndarray | None, count: int, limit: int) -> list[
 
 
 def compiled_model(model: Model) -> Model:
-    """A copy whose masked transformer and flow head are compiled; the first forecast compiles them."""
+    """A copy whose masked transformer and heads are compiled; the first forecast compiles them."""
     twin = copy.deepcopy(model)
     twin.dynamics = compiled_copy(model.dynamics)
     return twin

@@ -41,9 +41,10 @@ the two together. Nothing here is typed by hand, and a machine that is not here 
 PARETO = """\
 ### pareto
 
-The first row is the model's own setting; the others have to be asked for, with `--mask-steps`, `--flow-steps`,
-`--last-flow-steps`, `--flow-method` and `--temperature` of `enma-fast forecast` and `score`, or `settings=`. In bold:
-no other setting is as good in both time and this error, and better in one. The error of the mean alone also rewards an
+The first row is the model's own setting; other settings have to be asked for, with `--mask-steps`, `--flow-steps`,
+`--last-flow-steps`, `--flow-method` and `--temperature` of `enma-fast forecast` and `score`, or `settings=`. *eager* is
+the sampler in plain PyTorch, *compiled* the same with masked transformer and heads under `torch.compile`. In bold: no
+other setting is as good in both time and this error, and better in one. The error of the mean alone also rewards an
 ensemble without spread; spread/skill is 1 for a calibrated one.
 """
 

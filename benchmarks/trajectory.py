@@ -136,11 +136,15 @@ class Velocity(nn.Module):
 
 
 def compiled_copy(dynamics: Dynamics) -> Dynamics:
-    """A copy whose masked transformer and flow head are compiled."""
+    """A copy whose masked transformer, flow head and local head are compiled."""
     torch._dynamo.reset()
+    # Each shape has a graph of its own, and all copies share a function's limit; beyond it code would run uncompiled.
+    torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 256
     model = copy.deepcopy(dynamics)
     fast = partial(torch.compile, dynamic=False, options={"freezing": True})
-    model.spatial.forward = fast(model.spatial.forward)
+    model.spatial.forward, model.spatial.from_noise = fast(model.spatial.forward), fast(model.spatial.from_noise)
+    if model.local is not None:
+        model.local.forward = fast(model.local.forward)
     network, plans = fast(Velocity(model.flow.velocity)), {}
 
     def sample_tokens(c: Tensor, noise: Tensor, *, steps: int, method: str) -> Tensor:

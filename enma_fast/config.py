@@ -166,7 +166,7 @@ class SamplingConfig:
     With ``last_flow_steps`` the number of flow steps changes linearly, from ``flow_steps`` at the first mask step of a
     frame to ``last_flow_steps`` at the last (:func:`enma_fast.models.schedule.flow_schedule`). ``temperature`` scales
     the noise, except that of frame 0 of a one-pass model. With ``shifts`` members see a periodic field from that many
-    places, and one between walls in as many mirror images, for physics that is the same in a mirror
+    places, and one between walls mirrored, for physics that is the same in a mirror
     (:mod:`enma_fast.sampling.shifts`).
     """
 

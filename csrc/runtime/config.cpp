@@ -373,8 +373,8 @@ bool View::moves() const {
 
 std::vector<View> views(const ModelConfig& config, int shifts) {
     const TokenizerConfig& tokenizer = config.tokenizer;
-    std::vector<View> seen(shifts, View{std::vector<std::int64_t>(tokenizer.dims())});
-    if (shifts <= 1) return seen;
+    const View still{std::vector<std::int64_t>(tokenizer.dims())};
+    if (shifts <= 1) return std::vector<View>(shifts, still);
     if (!tokenizer.has_ring()) {
         const bool square = tokenizer.dims() == 2 && tokenizer.grid[0] == tokenizer.grid[1] &&
                             tokenizer.lengths[0] == tokenizer.lengths[1] &&
@@ -382,22 +382,27 @@ std::vector<View> views(const ModelConfig& config, int shifts) {
         const int mirrors = 1 << tokenizer.dims(), ways = square ? 2 * mirrors : mirrors;
         if (shifts > ways) {
             fail(ENMA_INVALID_ARGUMENT, "shifts is ", shifts, "; a field of ", config.name,
-                 ", between walls, is seen as it is and mirrored, in ", ways, " ways: use no more");
+                 ", between walls, is seen as it is, mirrored and, on a square, with its dimensions exchanged, in ",
+                 ways, " ways: use no more");
         }
+        std::vector<View> seen(shifts, still);
         for (int s = 0; s < shifts; ++s) {
             for (int axis = 0; axis < tokenizer.dims(); ++axis) seen[s].amount[axis] = s >> axis & 1;
             seen[s].exchanged = s >= mirrors;
         }
         return seen;
     }
+    const auto points = [&](int axis) { return tokenizer.grid[axis] / config.tokens_along(axis); };
     for (int axis = 0; axis < tokenizer.dims(); ++axis) {
-        const std::int64_t points = tokenizer.grid[axis] / config.tokens_along(axis);
-        if (!tokenizer.periodic[axis]) continue;
-        if (shifts > points) {
-            fail(ENMA_INVALID_ARGUMENT, "shifts is ", shifts, "; a token of ", config.name, " has ", points,
-                 " grid points: use no more");
+        if (!tokenizer.periodic[axis] || shifts <= points(axis)) continue;
+        fail(ENMA_INVALID_ARGUMENT, "shifts is ", shifts, "; a token of ", config.name, " has ", points(axis),
+             " grid points: use no more");
+    }
+    std::vector<View> seen(shifts, still);
+    for (int s = 0; s < shifts; ++s) {
+        for (int axis = 0; axis < tokenizer.dims(); ++axis) {
+            if (tokenizer.periodic[axis]) seen[s].amount[axis] = s * (points(axis) / shifts + 1);
         }
-        for (int s = 0; s < shifts; ++s) seen[s].amount[axis] = s * (points / shifts + 1);
     }
     return seen;
 }

@@ -55,7 +55,7 @@ void shift(const float* frame, const TokenizerConfig& tokenizer, const View& vie
     const std::int64_t lines = tokenizer.dims() == 2 ? tokenizer.grid[0] : 1, size = tokenizer.grid.back();
     const std::int64_t across = tokenizer.dims() == 2 ? amount[0] : 0, c = tokenizer.field_channels;
     if (view.exchanged) {
-        // Of a square. What was line i, mirrored or not, is column i.
+        // Of a square: line i is what was column i, mirrored or not.
         const std::int64_t line = amount[back ? 1 : 0], column = amount[back ? 0 : 1];
         for (std::int64_t i = 0; i < size; ++i) {
             const float* from = frame + (column > 0 ? size - 1 - i : i) * c;

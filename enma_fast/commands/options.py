@@ -68,7 +68,7 @@ SAMPLER: dict[str, Any] = {
     "shifts": Annotated[
         int | None,
         typer.Option(
-            "--shifts", help="Places on a periodic domain, or mirrors between walls, that members see it from."
+            "--shifts", help="Views of the field among members: places on a periodic domain, mirrors between walls."
         ),
     ],
 }

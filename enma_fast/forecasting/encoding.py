@@ -120,17 +120,17 @@ def encode_inputs(
         warn_if_long(config, num_frames)
         reasons = outside(model, known, other, scattered=where is not None)
         report_outside(model, numbers, reasons, strict=request.strict)
-    seen_by, ring = views(config, settings), config.tokenizer.periodic
-    used = sorted({k % len(seen_by) for k in request.members[: len(seen_by)]})
+    shown, ring = views(config, settings), config.tokenizer.periodic
+    used = sorted({k % len(shown) for k in request.members[: len(shown)]})
 
     def encoded(fields: Tensor, where: Tensor | None) -> Tensor:
         """Latents of each trajectory in each shift that is used, [B * len(used), T, N, C]."""
         if where is not None:
-            seen = [_encode(model, fields, moved(where, seen_by[s], config.tokenizer)) for s in used]
+            seen = [_encode(model, fields, moved(where, shown[s], config.tokenizer)) for s in used]
             return torch.stack(seen, 1).flatten(0, 1)
         if len(used) == 1:
-            return _encode(model, shifted(fields, seen_by[used[0]], ring), None)
-        return _encode(model, torch.stack([shifted(fields, seen_by[s], ring) for s in used], 1).flatten(0, 1), None)
+            return _encode(model, shifted(fields, shown[used[0]], ring), None)
+        return _encode(model, torch.stack([shifted(fields, shown[s], ring) for s in used], 1).flatten(0, 1), None)
 
     if known is None:
         empty = (B * len(used), 0, config.num_tokens, config.token_channels)
@@ -149,7 +149,7 @@ def encode_inputs(
         settings=settings,
         batched=batched,
         seeds=[trajectory_seed(request.seed, n) for n in numbers],
-        views=seen_by,
+        views=shown,
         places={(b, s): b * len(used) + i for b in range(B) for i, s in enumerate(used)},
     )
 

@@ -69,7 +69,7 @@ class VelocityHead(nn.Module):
         times = flow_times(steps, method)
         weight = self.inward.weight
         r_R1 = torch.tensor([r for r, _ in times], device=weight.device)[:, None]
-        # In float64 and rounded once: the same on every machine, and those of libenma.
+        # In float64, from times in fp32, then rounded to the type of the weights: so machines and libenma agree.
         inward, outward = cast("list[nn.Linear]", [self.time[0], self.time[2]])
         hidden = F.silu(F.linear(self.features(r_R1.double()), inward.weight.double(), inward.bias.double()))
         return FlowPlan(

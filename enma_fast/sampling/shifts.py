@@ -6,9 +6,10 @@ back. The part of a model's error that depends on the place then differs between
 decreases, and their spread includes it. A trajectory is encoded and read once for each shift.
 
 Between walls a field cannot be shifted, but mirrored: there shift 1 mirrors it along the first dimension, shift 2 along
-the second, and shift 3 along both; on a square, shifts 4 to 7 are these with the dimensions exchanged. It is for scalar
-fields on an even grid, and for physics that is the same in a mirror: a component of a vector field would also have to
-change its sign.
+the second, and shift 3 along both. On a square, whose dimensions have the same points, length and tokens, shifts 4 to 7
+are shifts 0 to 3 with the dimensions exchanged. It is for scalar fields on an even grid, and for physics that is the
+same in a mirror, and from the fifth shift on the same along both dimensions: a component of a vector field would also
+have to change its sign.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def views(config: ModelConfig, settings: SamplingConfig) -> list[View]:
 
     Shift s moves the field by s (P / S + 1) points if a token has P points and there are S shifts, so that all amounts
     differ modulo the points of a token. `EnmaError` if a token has fewer points than there are shifts, or a domain
-    between walls fewer mirror images.
+    between walls fewer views.
     """
     count, tok = settings.shifts or 1, config.tokenizer
     if not any(tok.periodic):
@@ -52,8 +53,8 @@ def views(config: ModelConfig, settings: SamplingConfig) -> list[View]:
         ways = mirrors * (1 + square)
         if count > ways:
             raise EnmaError(
-                f"shifts is {count}; a field of {config.name}, between walls, is seen as it is and mirrored, in "
-                f"{ways} ways: use no more"
+                f"shifts is {count}; a field of {config.name}, between walls, is seen as it is, mirrored and, on a "
+                f"square, with its dimensions exchanged, in {ways} ways: use no more"
             )
         return [View(tuple(s >> axis & 1 for axis in range(tok.dims)), exchanged=s >= mirrors) for s in range(count)]
     points = [n // tokens for n, tokens in zip(tok.grid, config.token_grid, strict=True)]

@@ -139,7 +139,7 @@ def flow_plans(dynamics: Dynamics, model: Dynamics, settings: SamplingConfig, ma
     plans = {}
     for count in set(steps):
         plan = model.flow.velocity.plan(steps=count, method=settings.method)
-        # Embeddings of the evaluation times are computed from the original weights, and rounded once.
+        # Embeddings of the evaluation times are computed from the original weights.
         time_RW = dynamics.flow.velocity.plan(steps=count, method=settings.method).time_RW
         plans[count] = dataclasses.replace(plan, time_RW=time_RW.to(plan.time_RW.dtype))
     return [plans[count] for count in steps]

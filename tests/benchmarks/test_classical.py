@@ -48,6 +48,7 @@ def test_its_scores_stand_under_the_table(data, tmp_path, monkeypatch, capsys):
     assert 0 < result["seconds_min"] <= result["seconds_per_member"] <= result["seconds_max"]
     save_model(Model(COMBINED), tmp_path / "tiny")
     arguments = ["--checkpoint", tmp_path / "tiny", "--members", 2, "--limit", 1, "--rounds", 1, "--chunk", 2]
+    arguments += ["--no-compile"]
     monkeypatch.setattr(sys, "argv", ["pareto", *map(str, arguments), "--solver", "--out", str(tmp_path / "a.png")])
     pareto.main()
     assert capsys.readouterr().out.splitlines()[-1].startswith("fitted solver")

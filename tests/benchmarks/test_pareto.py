@@ -19,7 +19,7 @@ from enma_fast.forecasting.request import ForecastRequest
 from enma_fast.models.checkpoint import PRETRAINED, load_model, save_model
 from enma_fast.models.model import Model
 
-from .._tiny import COMBINED
+from .._tiny import COMBINED, CONFIGS, random_model
 
 CONFIG = dataclasses.replace(COMBINED, sampling=SamplingConfig(mask_steps=2, flow_steps=2))
 
@@ -101,6 +101,29 @@ def test_a_one_pass_model_beside_another(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["pareto", *map(str, arguments)])
     with pytest.raises(EnmaError, match="--beside: two points are named 'fast'"):
         pareto.main()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["relative", "line-local"])
+def test_compiled_networks_are_compiled(name):
+    model = random_model(CONFIGS[name])
+    twin, counters = pareto.compiled_model(model).dynamics, torch._dynamo.utils.counters["stats"]
+    before = counters["unique_graphs"]
+    N, C, D = model.config.num_tokens, model.config.token_channels, model.config.dynamics.width
+    h, noise = torch.randn(2, N, D), torch.randn(2, N, C)
+    with torch.no_grad():
+        if name == "line-local":
+            past = torch.randn(2, model.config.dynamics.local.past, N, C)
+            found, expected = (dynamics.one_pass(h, noise, past) for dynamics in (twin, model.dynamics))
+        else:
+            known = torch.rand(2, N) < 0.5
+            found, expected = (
+                dynamics.flow.sample(dynamics.spatial(h, noise, known), noise, steps=2, method="midpoint")
+                for dynamics in (twin, model.dynamics)
+            )
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    # Transformer and head, in one graph each or in parts.
+    assert counters["unique_graphs"] - before >= 2
 
 
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])

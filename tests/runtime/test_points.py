@@ -178,6 +178,29 @@ def test_shifts_move_the_points(library: Library, tmp_path: Path, config: ModelC
     assert np.abs(found[1] - unmoved[1]).max() > 100 * TOLERANCE
 
 
+@pytest.mark.parametrize(
+    ("tokenizer", "patch", "ways"),
+    [
+        ({}, (2, 2), 8),
+        ({"lengths": (1.0, 2.0)}, (2, 2), 4),
+        ({"grid": (8, 16)}, (1, 2), 4),
+        ({}, (2, 1), 4),
+    ],
+)
+def test_more_views_than_there_are_between_walls(
+    library: Library, tmp_path: Path, tokenizer: dict[str, Any], patch: tuple[int, int], ways: int
+) -> None:
+    config = replace(SQUARE, tokenizer=replace(SQUARE.tokenizer, **tokenizer))
+    made = opened(
+        library, random_model(replace(config, dynamics=replace(config.dynamics, patch=patch))), tmp_path / "it"
+    )
+    made.session(shifts=ways)
+    with pytest.raises(Failure, match=f"in {ways} ways: use no more"):
+        made.session(shifts=ways + 1)
+    with pytest.raises(Failure, match="use no more"):
+        made.session(shifts=2**31 - 1)
+
+
 def test_bits_do_not_depend_on_threads_or_on_how_points_are_given(model: Model, network: Network) -> None:
     points, values = scattered(network.config, 3, [41])
     whole = forecast(model, Observations.of(points, values))

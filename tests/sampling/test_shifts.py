@@ -82,10 +82,10 @@ def test_what_cannot_be_shifted_is_refused(fields):
         with pytest.raises(EnmaError, match=text):
             views(config, replace(SAMPLING, shifts=ways + 1))
     # Dimensions of another length, or with other tokens, are no square.
-    for other in (
-        replace(square(), tokenizer=replace(square().tokenizer, lengths=(1.0, 2.0))),
-        replace(square(), dynamics=replace(square().dynamics, patch=(2, 1))),
-    ):
+    for tokenizer, patch in (({"lengths": (1.0, 2.0)}, (2, 2)), ({}, (2, 1)), ({"grid": (8, 16)}, (1, 2))):
+        other = square()
+        other = replace(other, tokenizer=replace(other.tokenizer, **tokenizer))
+        other = replace(other, dynamics=replace(other.dynamics, patch=patch))
         with pytest.raises(EnmaError, match="in 4 ways"):
             views(other, replace(SAMPLING, shifts=5))
 
