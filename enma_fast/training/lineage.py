@@ -17,8 +17,6 @@ from ..utils.dataclass_json import to_json
 from ..utils.untrusted import parse_json, read_bytes
 from .recipes import RUN, STAGES, read_record, recipe, summary
 
-# The run whose weights a stage continues.
-_BEFORE = {"forecasts": "runs/dynamics", "first-frame": "runs/forecasts"}
 # Largest size of the metrics of a checkpoint.
 _MOST_BYTES = 1 << 26
 
@@ -52,13 +50,16 @@ def trace(
             raise EnmaError(f"{folders[stage]}: is a run of the {record['stage']}, not of the {stage}")
     earlier = {folder: read_record(Path(folder)) for folder in begun if (Path(folder) / RUN).is_file()}
     # As a command names them: a run as its commands here do.
-    names = {
-        sha256(locate(folder) / WEIGHTS): f"runs/{earlier[folder]['stage']}-before"
-        if folder in earlier
-        else str(folder)
-        for folder in begun
-    }
+    outs: dict[str | Path, str] = {}
+    for folder, record in earlier.items():
+        outs[folder] = f"{record['stage']}-before"
+        while outs[folder] in [out for other, out in outs.items() if other != folder]:
+            outs[folder] += "-before"
     weights = {stage: sha256(locate(folder) / WEIGHTS) for stage, folder in folders.items() if stage != last}
+    names = {
+        sha256(locate(folder) / WEIGHTS): f"runs/{outs[folder]}" if folder in outs else str(folder) for folder in begun
+    }
+    starts = {of: f"runs/{stage}" for stage, of in weights.items()} | names
     for folder, record in [*earlier.items(), *((folders[stage], record) for stage, record in records.items())]:
         on, start = record["tokenizer"], record["start"]
         if on is not None and on not in (weights.get("tokenizer"), *names):
@@ -79,12 +80,12 @@ def trace(
         for stage, part in _accounts(locate(folder) / METRICS).items():
             add(f"{stage} before", part)
     for folder, record in earlier.items():
-        command = _train_command(record, names.get(record["start"]), out=f"{record['stage']}-before")
+        command = _train_command(record, starts.get(record["start"]), out=outs[folder])
         add(f"{record['stage']} before", account(Path(folder), record, command))
     for stage in STAGES:
         if stage in records:
             record = records[stage]
-            command = _train_command(record, names.get(record["start"]), out=stage)
+            command = _train_command(record, starts.get(record["start"]), out=stage)
             add(stage, account(folders[stage], record, command))
     return done
 
@@ -139,7 +140,7 @@ def _train_command(record: dict[str, Any], begun: str | None, *, out: str) -> st
     words = ["enma-fast train", stage, record["preset"]]
     words += ["--tokenizer runs/tokenizer"] if stage == "dynamics" else []
     if record["start"] is not None:
-        words += [f"--from {begun or _BEFORE[stage]}"]
+        words += [f"--from {begun}"]
     words += [f"--data data --out runs/{out} --seed {record['seed']}"]
     words += [f"--precision {record['precision']}"] if record["precision"] != "auto" else []
     words += ["--compile"] if record["compile"] else []

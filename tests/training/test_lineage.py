@@ -79,3 +79,28 @@ def test_a_run_may_start_from_another_of_its_stage(run: Path, begun: Path, tmp_p
     assert "--from runs/forecasts-before --data data --out runs/forecasts " in found["forecasts"]["command"]
     earlier = found["forecasts before"]["command"]
     assert f"--from {begun} --data data --out runs/forecasts-before " in earlier
+    # And that one from a third.
+    third = Path(shutil.copytree(before, tmp_path / "third"))
+    save_file({name: value + 2 for name, value in weights.items()}, third / IN_RUN / WEIGHTS)
+    record = json.loads((before / "run.json").read_text()) | {"start": sha256(third / IN_RUN / WEIGHTS)}
+    (before / "run.json").write_text(json.dumps(record))
+    found = trace(run, begun=[begun, third, before])
+    assert list(found) == ["forecasts before", "forecasts before before", "forecasts"]
+    commands = [account["command"] for account in found.values()]
+    assert f"--from {begun} --data data --out runs/forecasts-before " in commands[0]
+    assert "--from runs/forecasts-before --data data --out runs/forecasts-before-before " in commands[1]
+    assert "--from runs/forecasts-before-before --data data --out runs/forecasts " in commands[2]
+
+
+def test_the_command_of_the_flow_names_the_stage_that_it_followed(run: Path, begun: Path, tmp_path: Path) -> None:
+    """Also where there was no training on whole forecasts between."""
+    dynamics, last = (Path(shutil.copytree(run, tmp_path / name)) for name in ("dynamics", "last"))
+    shutil.copytree(begun, dynamics / IN_RUN)
+    record = json.loads((run / "run.json").read_text()) | {"start": None}
+    for folder, stage, start in (
+        (dynamics, "dynamics", None),
+        (last, "first-frame", sha256(dynamics / IN_RUN / WEIGHTS)),
+    ):
+        (folder / "run.json").write_text(json.dumps(record | {"stage": stage, "start": start}))
+    found = trace(last, dynamics=dynamics)
+    assert "--from runs/dynamics --data data --out runs/first-frame " in found["first-frame"]["command"]
