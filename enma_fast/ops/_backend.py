@@ -26,6 +26,9 @@ from ._checks import dtype_name
 
 logger = logging.getLogger(__name__)
 
+# Begins the problem of what serves another kind of device; nobody misses it.
+_OTHER_DEVICE = "needs a CUDA device"
+
 # Types that training's operators take where a gradient is asked for; float64 is for tests.
 FUSED = (torch.float32, torch.bfloat16)
 
@@ -66,7 +69,8 @@ def choose(op: str, candidates: Mapping[str, str | None], backend: str | None) -
             reasons = "; ".join(f"{name}: {problem}" for name, problem in candidates.items())
             raise EnmaError(f"{op}: no implementation can run here ({reasons})")
         better = list(candidates)[: list(candidates).index(name)]
-        _say_once(op, name, tuple((n, candidates[n] or "the interpreter is for tests") for n in better))
+        passed_over = [(n, candidates[n] or "the interpreter is for tests") for n in better]
+        _say_once(op, name, tuple(x for x in passed_over if not x[1].startswith(_OTHER_DEVICE)))
         return name
     if backend not in candidates:
         raise EnmaError(f"{op}: backend {backend!r} is unknown; expected one of {', '.join(candidates)}")
@@ -144,13 +148,18 @@ def interpreted() -> bool:
     return bool(importlib.import_module("triton").knobs.runtime.interpret)
 
 
+def cuda_problem(device: torch.device) -> str | None:
+    """Why what runs on CUDA devices alone cannot serve tensors on this device."""
+    return None if device.type == "cuda" else f"{_OTHER_DEVICE}, the tensors are on {device}"
+
+
 def triton_problem(device: torch.device) -> str | None:
     """Why Triton cannot serve tensors on this device."""
-    if not _triton_installed():
-        return "triton is not installed (pip install 'enma-fast[triton]')"
-    if device.type != "cuda" and not interpreted():
-        return f"needs a CUDA device, the tensors are on {device}"
-    return None
+    if interpreted():
+        return None
+    if (problem := cuda_problem(device)) is not None:
+        return problem
+    return None if _triton_installed() else "triton is not installed (pip install 'enma-fast[triton]')"
 
 
 def kernel(stem: str) -> ModuleType:

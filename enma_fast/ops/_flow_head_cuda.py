@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import EnmaError
-from ._backend import extension_problem, native
+from ._backend import cuda_problem, extension_problem, native
 from ._checks import dtype_name
 from .flow_plan import FlowPlan
 
@@ -20,9 +20,7 @@ MAX_ROWS = 1024
 
 def problem(device: torch.device, dtype: torch.dtype, plan: FlowPlan | None = None) -> str | None:
     """Why the kernels cannot serve weights of this dtype on this device, and this plan if given."""
-    if device.type != "cuda":
-        return f"needs a CUDA device, the tensors are on {device}"
-    missing = extension_problem()
+    missing = cuda_problem(device) or extension_problem()
     if missing is not None:
         return missing
     if not hasattr(native(), "flow_head_cuda"):

@@ -13,6 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ._backend import cuda_problem
+
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
@@ -39,8 +41,8 @@ PACKAGES: tuple[tuple[str, str, int, Attend], ...] = (
 
 def problem(device: torch.device) -> str | None:
     """Why no flash-attn package can serve tensors on this device."""
-    if device.type != "cuda":
-        return f"needs a CUDA device, the tensors are on {device}"
+    if (problem := cuda_problem(device)) is not None:
+        return problem
     found = choose(torch.cuda.get_device_capability(device)[0])
     return found if isinstance(found, str) else None
 
