@@ -70,9 +70,8 @@ def test_instructions_that_the_environment_chooses_are_in_it(plain: bool) -> Non
         environ = os.environ | {name: value, "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-c", (PLAIN if plain else "") + CODE, "combined-small"]
         found[name] = subprocess.run(command, env=environ, capture_output=True, text=True, check=True).stdout
-    # The native tokenizer has no convolution of oneDNN, so what that is limited to changes no bit.
-    assert (found["ONEDNN_MAX_CPU_ISA"] != found["NOTHING"]) is (plain or extension() is None), found
-    assert found["MKL_CBWR"] not in (found["NOTHING"], found["ONEDNN_MAX_CPU_ISA"]), found
+    # Native tokenizer and sampler multiply without oneDNN and MKL, so what these are limited to changes no bit.
+    assert len(set(found.values())) == (3 if plain or extension() is None else 1), found
 
 
 def test_a_run_is_not_continued_by_other_arithmetic(
