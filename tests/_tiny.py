@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -83,6 +84,16 @@ CONFIGS = {
         _config("plane-paper", replace(PLANE, interpolation=INTERPOLATION), replace(PAPER, patch=(2, 2))),
     )
 }
+
+
+def between_walls(config: ModelConfig, **tokenizer: Any) -> ModelConfig:
+    """A model on a domain that ends in walls, with other entries of its tokenizer."""
+    walls = (False,) * config.tokenizer.dims
+    return replace(config, tokenizer=replace(config.tokenizer, periodic=walls, **tokenizer))
+
+
+# A plane whose dimensions may be exchanged.
+SQUARE: dict[str, Any] = {"grid": (8, 8), "lengths": (1.0, 1.0)}
 
 # On the grid of the shipped Combined files.
 COMBINED = ModelConfig(

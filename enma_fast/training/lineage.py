@@ -52,9 +52,10 @@ def trace(
     # As a command names them: a run as its commands here do.
     outs: dict[str | Path, str] = {}
     for folder, record in earlier.items():
-        outs[folder] = f"{record['stage']}-before"
-        while outs[folder] in [out for other, out in outs.items() if other != folder]:
-            outs[folder] += "-before"
+        out = f"{record['stage']}-before"
+        while out in outs.values():
+            out += "-before"
+        outs[folder] = out
     weights = {stage: sha256(locate(folder) / WEIGHTS) for stage, folder in folders.items() if stage != last}
     names = {
         sha256(locate(folder) / WEIGHTS): f"runs/{outs[folder]}" if folder in outs else str(folder) for folder in begun

@@ -20,7 +20,7 @@ from enma_fast.models.domain import Domain
 from enma_fast.models.interpolation import grid_points
 from enma_fast.sampling.shifts import View, views
 
-from .._tiny import CONFIGS, distance, model, random_model, waves, waves_file
+from .._tiny import CONFIGS, SQUARE, between_walls, distance, model, random_model, waves, waves_file
 from ._inputs import TASKS, inputs
 
 NAN = float("nan")
@@ -128,8 +128,7 @@ def test_mirrored_points(task):
 
 def test_points_of_a_square_are_mirrored_and_their_coordinates_exchanged():
     plane = CONFIGS["plane-paper"]
-    tokenizer = replace(plane.tokenizer, grid=(8, 8), lengths=(1.0, 1.0), periodic=(False, False))
-    made = random_model(replace(plane, tokenizer=tokenizer, sampling=replace(plane.sampling, shifts=8)))
+    made = random_model(replace(between_walls(plane, **SQUARE), sampling=replace(plane.sampling, shifts=8)))
     given = inputs(made, TASKS["temporal"])
     whole = sample_fields(made, **given, num_members=8)
     history = given["history"].flatten(2, 3)
@@ -138,7 +137,7 @@ def test_points_of_a_square_are_mirrored_and_their_coordinates_exchanged():
     found = sample_fields(made, **given, num_members=8, query=grid_of(made)[some])
     assert distance(found, whole.flatten(-3, -2)[..., some, :]) < 1e-5
     seen = {
-        tuple(moved(torch.tensor([0.1, 0.3]), view, tokenizer).tolist())
+        tuple(moved(torch.tensor([0.1, 0.3]), view, made.config.tokenizer).tolist())
         for view in views(made.config, made.config.sampling)
     }
     assert len(seen) == 8, "the images of a point all lie elsewhere"

@@ -5,7 +5,7 @@ import time
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ from enma_fast.sampling.noise import trajectory_seed
 
 from .._extension import ISAS, needs_native
 from .._static import Problem
-from .._tiny import CONFIGS, ONE_PASS, model, random_model, shaken, waves
+from .._tiny import CONFIGS, ONE_PASS, SQUARE, model, random_model, shaken, waves
 from ..sampling._native import play
 from ._libenma import INVALID_ARGUMENT, OK, TOLERANCE, Failure, Library, Model, assert_close
 
@@ -132,7 +132,7 @@ def test_planes(
 ) -> None:
     """Both kinds of places, walls and rings, patches, two channels with units of their own."""
     config = CONFIGS["plane" if name == "square" else name]
-    square: dict[str, Any] = {"grid": (8, 8), "lengths": (1.0, 1.0)} if name == "square" else {}
+    square = SQUARE if name == "square" else {}
     config = replace(
         config,
         tokenizer=replace(

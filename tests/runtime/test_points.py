@@ -17,7 +17,7 @@ from enma_fast.models.checkpoint import save_model
 from enma_fast.models.model import Model as Network
 from enma_fast.presets import PRESETS
 
-from .._tiny import CONFIGS, random_model, waves
+from .._tiny import CONFIGS, SQUARE, between_walls, random_model, waves
 from ._libenma import (
     CSRC,
     CXX,
@@ -35,6 +35,7 @@ from ._libenma import (
 from ._programs import WARNINGS, linked, needs
 
 LINE, PLANE = CONFIGS["points"], CONFIGS["plane-paper"]
+ON_SQUARE = between_walls(PLANE, **SQUARE)
 
 
 def opened(library: Library, network: Network, folder: Path) -> Model:
@@ -148,17 +149,9 @@ def test_every_frame_may_have_points_of_its_own(model: Model, network: Network) 
     assert_close(found, whole.numpy())
 
 
-def between_walls(config: ModelConfig, **tokenizer: Any) -> ModelConfig:
-    walls = (False,) * config.tokenizer.dims
-    return replace(config, tokenizer=replace(config.tokenizer, periodic=walls, **tokenizer))
-
-
-SQUARE = between_walls(PLANE, grid=(8, 8), lengths=(1.0, 1.0))
-
-
 @pytest.mark.parametrize(
     ("config", "shifts"),
-    [(LINE, 3), (PLANE, 3), (between_walls(LINE), 2), (between_walls(PLANE), 4), (SQUARE, 8)],
+    [(LINE, 3), (PLANE, 3), (between_walls(LINE), 2), (between_walls(PLANE), 4), (ON_SQUARE, 8)],
     ids=["line", "plane", "line between walls", "plane between walls", "square between walls"],
 )
 def test_shifts_move_the_points(library: Library, tmp_path: Path, config: ModelConfig, shifts: int) -> None:
@@ -190,7 +183,7 @@ def test_shifts_move_the_points(library: Library, tmp_path: Path, config: ModelC
 def test_more_views_than_there_are_between_walls(
     library: Library, tmp_path: Path, tokenizer: dict[str, Any], patch: tuple[int, int], ways: int
 ) -> None:
-    config = replace(SQUARE, tokenizer=replace(SQUARE.tokenizer, **tokenizer))
+    config = between_walls(PLANE, **SQUARE | tokenizer)
     made = opened(
         library, random_model(replace(config, dynamics=replace(config.dynamics, patch=patch))), tmp_path / "it"
     )

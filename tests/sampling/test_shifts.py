@@ -10,19 +10,17 @@ from enma_fast.forecasting.api import forecast, stream
 from enma_fast.forecasting.members import sample_fields
 from enma_fast.sampling.shifts import View, shifted, views
 
-from .._tiny import CONFIGS, SAMPLING, model, random_model, waves
+from .._tiny import CONFIGS, SAMPLING, SQUARE, between_walls, model, random_model, waves
 
 SHIFTED = replace(SAMPLING, shifts=3)
 
 
-def walled(name, **tokenizer):
-    config = CONFIGS[name]
-    walls = (False,) * config.tokenizer.dims
-    return replace(config, tokenizer=replace(config.tokenizer, periodic=walls, **tokenizer))
+def walled(name):
+    return between_walls(CONFIGS[name])
 
 
 def square():
-    return walled("plane", grid=(8, 8), lengths=(1.0, 1.0))
+    return between_walls(CONFIGS["plane"], **SQUARE)
 
 
 @pytest.fixture(scope="module", params=["relative", "plane"])
