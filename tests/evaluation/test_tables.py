@@ -273,8 +273,7 @@ def test_the_check_is_of_every_model_that_the_tables_show(monkeypatch):
     entries = score_files.check(files)
     shown = {score_files.model_name(file) for file in files if file["kind"] == "model"}
     assert {entry["model"] for entry in entries if entry["what"] == "weights"} == shown
-    # wave-fast has no score file yet (docs/equations.md).
-    assert shown == set(available()) - {"combined-small", "wave-fast"}
+    assert shown == set(available()) - {"combined-small"}
     assert all(entry["agrees"] for entry in entries)
 
 
