@@ -10,6 +10,7 @@
 
 #include "core/cpu/dispatch.h"
 #include "core/cpu/flow_head.h"
+#include "core/cpu/gemm.h"
 
 using namespace enma;
 
@@ -70,7 +71,7 @@ void compare(const std::string& what, double ours, double exact, double toleranc
 }
 
 double tolerance_of(bool bf16_weights, const std::string& isa) {
-    return bf16_weights && isa.find("bf16") != std::string::npos ? 2e-2 : 1e-4;
+    return bf16_weights && kernels(isa_by_name(isa)).halves ? 2e-2 : 1e-4;
 }
 
 void check_flow_head(int rows, int channels, int depth, int width, int layers, int evaluations, bool bf16) {

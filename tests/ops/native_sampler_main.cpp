@@ -248,7 +248,7 @@ void check(const Shape& shape, bool bf16) {
         }
         if (plain.empty()) plain = first;
         // Rounding of the inputs to bf16 is an error of 2^-9 in each of some ten products.
-        const double allowed = bf16 && isa.find("bf16") != std::string::npos ? 0.1 : 1e-3;
+        const double allowed = bf16 && kernels(isa_by_name(isa)).halves ? 0.1 : 1e-3;
         double most = 0.0, worst = 0.0;
         // Differences grow from frame to frame; these are of the first.
         for (std::size_t i = 0; i < first.size() / MADE; ++i) {
@@ -295,8 +295,8 @@ void check_allocations(const Shape& shape) {
 
 #ifdef ENMA_TEST_THREADS
 namespace enma {
-const Kernels kernels_avx2{}, kernels_avx512{}, kernels_avx512_bf16{}, kernels_emulated_avx512{},
-    kernels_emulated_avx512_bf16{};
+const Kernels kernels_avx2{}, kernels_avx512{}, kernels_avx512_bf16{}, kernels_avx512_amx{}, kernels_emulated_avx512{},
+    kernels_emulated_avx512_bf16{}, kernels_emulated_avx512_amx{};
 }
 // The linker gives it the calls of enma::detail::parallel.
 extern "C" void __wrap__ZN4enma6detail8parallelEiPFvPviiES1_(int threads, void (*body)(void*, int, int), void* data) {

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from .._extension import ISAS
 from ._sanitizers import QUICK_SANITIZERS, SANITIZERS, run_core
 
 PARALLEL = "_ZN4enma6detail8parallelEiPFvPviiES1_"
@@ -63,6 +64,12 @@ def test_core_under_sanitizers(folder: Path) -> None:
         flags=["-DENMA_SMALL"],
         environment={"ASAN_OPTIONS": f"max_malloc_fill_size={1 << 30}:malloc_fill_byte=255"},
     )
+
+
+@pytest.mark.skipif("avx512_bf16" not in ISAS, reason="the kernels of AMX use products of bf16 vectors too")
+def test_tile_instructions(folder: Path) -> None:
+    """The compiled kernels of AMX; without such a processor, a handler of SIGILL carries their instructions out."""
+    run_core(["amx"], folder, parts=["gemm*", "flow_head"], sanitizers=[], others={"gemm": None})
 
 
 def test_threads_do_not_race(tmp_path: Path) -> None:

@@ -171,7 +171,7 @@ def test_bad_arguments_are_named() -> None:
             native.run(c, noise, plan, division="diagonals")
         with pytest.raises(ValueError, match="threads"):
             native.run(c, noise, plan, threads=-1)
-        for isa in {"avx2", "avx512", "avx512_bf16"} - set(ISAS):
+        for isa in {"avx2", "avx512", "avx512_bf16", "avx512_amx"} - set(ISAS):
             with pytest.raises(ValueError, match=f"{isa}.*not supported by this processor"):
                 native.run(c, noise, plan, isa=isa)
 

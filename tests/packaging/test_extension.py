@@ -285,9 +285,10 @@ def test_wide_instructions_stay_behind_a_look_at_the_processor(root: Path) -> No
         for file in objects:
             if file.stem.endswith(f"_{isa}"):
                 assert register in run("objdump", "-d", file, cwd=file.parent), f"{file.name} makes no use of its name"
-    # Processors with AVX-512 need not have its products of bf16.
-    code = {file.stem: run("objdump", "-d", file, cwd=file.parent) for file in objects if "avx" in file.stem}
-    assert [name for name, text in code.items() if "vdpbf16ps" in text] == ["gemm_avx512_bf16"]
+    # Processors with AVX-512 need have neither its products of bf16 nor tiles.
+    code = {file.stem: run("objdump", "-d", file, cwd=file.parent) for file in objects}
+    for instruction, owner in (("\tvdpbf16ps", "gemm_avx512_bf16"), ("\ttdpbf16ps", "gemm_avx512_amx")):
+        assert [name for name, text in code.items() if instruction in text] == [owner]
 
 
 @x86_only

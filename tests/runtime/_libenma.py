@@ -30,6 +30,7 @@ PARTS = re.search(r"foreach\(part ([\w ]+)\)", (CSRC / "CMakeLists.txt").read_te
 CORE = (*PARTS, "gemm", "gemm_[as]*", "vector_kernels", "vector_kernels_[ap]*")
 # Kernels that nothing here runs at length, where the extension says which ones it takes, are compiled the quick way.
 KERNELS = {
+    "avx512_amx": ("gemm_avx512_amx", "vector_kernels_avx512"),
     "avx512_bf16": ("gemm_avx512_bf16", "vector_kernels_avx512"),
     "avx512": ("gemm_avx512", "vector_kernels_avx512"),
     "avx2": ("gemm_avx2", "vector_kernels_avx2"),

@@ -11,9 +11,18 @@
 
 namespace enma {
 
-// Emulated: the AVX-512 kernels on vectors of 16 floats made of whatever the baseline has, for tests; ENMA_NO_EMULATION
-// leaves them out.
-enum class Isa { scalar, avx2, avx512, avx512_bf16, emulated_avx512, emulated_avx512_bf16 };
+// Emulated: the AVX-512 kernels on vectors of 16 floats made of whatever the baseline has, and tiles of such, for tests;
+// ENMA_NO_EMULATION leaves them out.
+enum class Isa {
+    scalar,
+    avx2,
+    avx512,
+    avx512_bf16,
+    avx512_amx,
+    emulated_avx512,
+    emulated_avx512_bf16,
+    emulated_avx512_amx
+};
 
 const char* isa_name(Isa isa);
 

@@ -43,7 +43,7 @@ struct Full {
     typedef float Input;
     typedef float Weight;
     static constexpr int STEP = 1;
-    static constexpr bool WIDENS = false;
+    static constexpr bool WIDENS = false, TILES = false;
 };
 
 // bf16 weights, widened exactly; inputs stay fp32.
@@ -53,7 +53,7 @@ struct Widened {
     typedef float Input;
     typedef uint32_t Weight;
     static constexpr int STEP = 2;
-    static constexpr bool WIDENS = true;
+    static constexpr bool WIDENS = true, TILES = false;
 };
 
 // bf16 weights and inputs, products of pairs.
@@ -63,7 +63,13 @@ struct Paired {
     typedef Half Input;
     typedef uint32_t Weight;
     static constexpr int STEP = 2;
-    static constexpr bool WIDENS = false;
+    static constexpr bool WIDENS = false, TILES = false;
+};
+
+// The same, by the tile registers `V::Tiles`.
+template <class V>
+struct Tiled : Paired<V> {
+    static constexpr bool TILES = true;
 };
 
 template <class Mode>
@@ -202,6 +208,7 @@ ENMA_INLINE int span_for(int rows, int panels) {
 // Passes a [rows, k] times panels [begin, end) to the epilogue: finish(row, column, sums of V::LANES columns). At most
 // GEMM_ROWS rows; `scratch` has GEMM_SCRATCH bytes.
 template <class Mode, class Epilogue>
+    requires(!Mode::TILES)
 void gemm(const typename Mode::Input* a, ptrdiff_t lda, int rows, const LinearView& linear, int begin, int end,
           float* scratch, const Epilogue& finish) {
     typedef typename Mode::Vector V;
@@ -242,6 +249,12 @@ void gemm(const typename Mode::Input* a, ptrdiff_t lda, int rows, const LinearVi
         panel += span;
     }
 }
+
+// The same by tile registers, in gemm_amx.h.
+template <class Mode, class Epilogue>
+    requires(Mode::TILES)
+void gemm(const Half* a, ptrdiff_t lda, int rows, const LinearView& linear, int begin, int end, float* scratch,
+          const Epilogue& finish);
 
 // e^x within 1.2 ulp for |x| < 87; beyond it saturates at 2^+-127. NaN stays.
 template <class V>
