@@ -1,7 +1,7 @@
 """The frame step as CUDA graphs: captured once, then one launch per frame.
 
     step = CapturedStep(StaticStep(...))    a graph for each kind of frame (fed back or the last), in one private pool
-    step.begin(...)                         history and context, outside the graphs
+    step.begin(...)                         history and context: of lengths that are seen again, one launch too
     step.frame()                            one launch
     step.close()                            frees graphs and pool; the static buffers belong to the StaticStep
 
@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Hashable, Sequence
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -82,11 +82,19 @@ class CudaRecorder:
         self._graphs.clear()
 
 
+class _Reading(NamedTuple):
+    """A recording of `StaticStep.read`, and the tensors that it reads."""
+
+    segments: list[Tensor]
+    replay: Callable[[], None]
+
+
 class CapturedStep:
     """A `StaticStep` whose frames are replayed from CUDA graphs; same interface, same bits.
 
     Every kind of frame is run twice, so that kernels compile and operators pack their weights, and is then recorded. A
-    trajectory of the step that has begun is discarded.
+    trajectory of the step that has begun is discarded. History and context are recorded when they have the lengths of
+    earlier ones: an ensemble begins anew for every chunk, a single forecast once.
     """
 
     def __init__(self, step: StaticStep, *, recorder: Recorder | None = None) -> None:
@@ -96,6 +104,9 @@ class CapturedStep:
             recorder = CudaRecorder(step.device)
         self._step, self._recorder = step, recorder
         self._replays: dict[FrameKind, Callable[[], None]] = {}
+        # By lengths and types of the segments; None where these were seen once, or cannot be recorded.
+        self._readings: dict[Hashable, _Reading | None] = {}
+        self._records_readings = True
         try:
             for kind in step.kinds():
                 for _ in range(WARM_UPS):
@@ -117,7 +128,32 @@ class CapturedStep:
 
     def begin(self, segments: Sequence[Tensor], *, seeds: Tensor, members: Tensor, first: int) -> None:
         """Like :meth:`StaticStep.begin`: inputs are checked, and copied to the buffers that the graphs read."""
-        self._step.begin(segments, seeds=seeds, members=members, first=first)
+        self._step.check(segments, seeds, members, first)
+        kind = (first, *((segment.shape[1], segment.dtype) for segment in segments))
+        reading = self._readings.get(kind)
+        if reading is None and kind in self._readings and self._records_readings:
+            reading = self._record_reading(segments, first)
+        if self._replays:
+            self._readings[kind] = reading
+        if reading is None:
+            self._step.read(segments, first=first)
+        else:
+            for there, given in zip(reading.segments, segments, strict=True):
+                there.copy_(given)
+            reading.replay()
+        self._step.start(segments, seeds, members, first)
+
+    def _record_reading(self, segments: Sequence[Tensor], first: int) -> _Reading | None:
+        """Record how segments of these lengths are read. If that fails, None, and none is recorded any more."""
+        copies = [segment.clone() for segment in segments]
+        read = functools.partial(self._step.read, copies, first=first)
+        try:
+            self._recorder.warm_up(read)
+            return _Reading(copies, self._recorder.record(read))
+        except RuntimeError as error:
+            self._records_readings = False
+            _warn_once("histories are read", str(error).partition("\n")[0])
+            return None
 
     def frame(self, *, last: bool = False) -> Tensor:
         """Like :meth:`StaticStep.frame`, in one launch."""
@@ -128,7 +164,7 @@ class CapturedStep:
 
     def close(self) -> None:
         """Free the graphs; the step itself can still be used."""
-        self._replays = {}
+        self._replays, self._readings = {}, {}
         self._recorder.close()
         self._step.reset()
 
@@ -139,10 +175,10 @@ def try_capture(step: StaticStep, *, recorder: Recorder | None = None) -> Captur
         return CapturedStep(step, recorder=recorder)
     # Torch raises RuntimeError for an operation that a graph cannot hold, and when the device is out of memory.
     except (EnmaError, RuntimeError) as error:
-        _warn_once(str(error).partition("\n")[0])
+        _warn_once("frames run", str(error).partition("\n")[0])
         return step
 
 
 @functools.cache
-def _warn_once(reason: str) -> None:
-    logger.warning("frames run without a CUDA graph: %s", reason)
+def _warn_once(what: str, reason: str) -> None:
+    logger.warning("%s without a CUDA graph: %s", what, reason)

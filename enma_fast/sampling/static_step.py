@@ -89,7 +89,7 @@ class StaticStep:
             raise EnmaError(
                 f"prefix_frames is {prefix_frames} and own_frames is {own_frames}; at least 1 and 0 are needed"
             )
-        self.config = dynamics.config
+        self.config, self._tokens = dynamics.config, dynamics.config.num_tokens
         self.settings = settings
         self.rows, self.groups = rows, groups
         self.prefix_frames, self.own_frames = prefix_frames, own_frames
@@ -130,8 +130,8 @@ class StaticStep:
         self._context_BND, self._anchor_GND = allocated["context"], allocated["anchor"]
         # Rows of the masked transformer before its first layer, and their queries, keys and values in it.
         self._rows = allocated["rows"]
-        heads = self.config.dynamics.heads
-        self._rows_q, self._rows_kv = (part.unflatten(-1, (heads, -1)) for part in (self._rows[1], self._rows[2:]))
+        split = (self.config.dynamics.heads, -1)
+        self._rows_q, self._rows_kv = (part.unflatten(-1, split) for part in (self._rows[1], self._rows[2:]))
         # Row of the first token.
         self._first = self._rows.shape[2] - self._tokens
         self._marks, self._steps = allocated["marks"], allocated["steps"]
@@ -150,16 +150,11 @@ class StaticStep:
         self._temporal_layers = layer_weights(self._temporal.blocks)
         self._spatial_layers = layer_weights(self._spatial.blocks)
 
-    @property
-    def _tokens(self) -> int:
-        return self.config.num_tokens
-
     def reset(self) -> None:
         """Discard the trajectory; :meth:`begin` has to come next."""
         self._counters.zero_()
         self._fed = None
 
-    @torch.inference_mode()
     def begin(self, segments: Sequence[Tensor], *, seeds: Tensor, members: Tensor, first: int) -> None:
         """Read history and context, and prepare the first frame.
 
@@ -172,24 +167,30 @@ class StaticStep:
         first
             Number of the first frame in its trajectory, which is the number of frames in the history.
 
-        Raises
-        ------
-        EnmaError
-            If an argument has another shape, type or device than expected; the message names it.
+        `EnmaError` names an argument that has another shape, type or device than expected.
         """
-        self._check(segments, seeds, members, first)
-        N = self._tokens
-        self._seeds_B.copy_(seeds)
-        self._members_B.copy_(members)
+        self.check(segments, seeds, members, first)
+        self.read(segments, first=first)
+        self.start(segments, seeds, members, first)
+
+    @torch.inference_mode()
+    def read(self, segments: Sequence[Tensor], *, first: int) -> None:
+        """The device's part of :meth:`begin`; it writes static buffers only."""
         anchor, h = self._read_history(segments)
         self._anchor_GND.copy_(anchor)
-        position = sum(segment.shape[1] + 1 for segment in segments)
         shared = self._temporal.context(h, anchor, first=first == 0)
         self._context_BND.view(self.groups, -1, *shared.shape[1:]).copy_(shared[:, None])
         if self._local is not None and self._past_BPNC is not None:
             past = self._local.first_past(segments[-1].to(self._state))
             self._past_BPNC.unflatten(0, (self.groups, -1)).copy_(past[:, None])
-        self._counters.copy_(torch.tensor([first, position, 0, position * N]))
+
+    @torch.inference_mode()
+    def start(self, segments: Sequence[Tensor], seeds: Tensor, members: Tensor, first: int) -> None:
+        """The host's part of :meth:`begin`: who the rows are, and where the first frame is."""
+        self._seeds_B.copy_(seeds)
+        self._members_B.copy_(members)
+        position = sum(segment.shape[1] + 1 for segment in segments)
+        self._counters.copy_(torch.tensor([first, position, 0, position * self._tokens]))
         self._fed, self._index = 0, first
 
     def frame(self, *, last: bool = False) -> Tensor:
@@ -423,7 +424,8 @@ class StaticStep:
         rows_(x, base_D=embed.bias, z_BMC=z_BNC, weight_DC=embed.weight, places_ND=self._temporal.places)
         return x
 
-    def _check(self, segments: Sequence[Tensor], seeds: Tensor, members: Tensor, first: int) -> None:
+    def check(self, segments: Sequence[Tensor], seeds: Tensor, members: Tensor, first: int) -> None:
+        """Refuse arguments of :meth:`begin` that do not fit."""
         N, C = self._tokens, self.config.token_channels
         if not segments:
             raise EnmaError("segments is empty; expected a history, of no frames where there is a context")
@@ -436,10 +438,8 @@ class StaticStep:
                 raise EnmaError(f"segments[{number}] is {kind}; expected floating point on {self.device}")
         frames = sum(segment.shape[1] + 1 for segment in segments)
         if frames > self.prefix_frames:
-            raise EnmaError(
-                f"segments hold {frames} frames, start frames included; this step has prefix_frames"
-                f" {self.prefix_frames}"
-            )
+            limit = f"this step has prefix_frames {self.prefix_frames}"
+            raise EnmaError(f"segments hold {frames} frames, start frames included; {limit}")
         for name, words in (("seeds", seeds), ("members", members)):
             if words.shape != (self.rows,) or words.dtype != torch.int64 or words.device != self.device:
                 kind = f"{list(words.shape)} {words.dtype} on {words.device}"

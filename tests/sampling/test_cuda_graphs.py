@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import types
 
@@ -49,14 +50,72 @@ def test_replayed_frames_are_the_steps_own(name: str, recorder: TapeRecorder) ->
     captured = CapturedStep(step, recorder=recorder)
     # Fed back or not, and in a one-pass model in mask steps or not.
     assert recorder.warm_ups == (4 if name in ONE_PASS else 2)
-    frames, found = 0, []
-    for given in (*others, others[1]):
+    replays, found = 0, []
+    for number, given in enumerate((*others, others[1])):
         found.append(generate(captured, given))
-        frames += LATENTS - given.first
-        assert recorder.replays == frames
+        # The last one has the lengths of one before.
+        replays += LATENTS - given.first + (number == 3)
+        assert recorder.replays == replays
     for given, values in zip(others, found, strict=False):
         assert distance(values, generate(make_step(dynamics, given), given)) < CLOSE
-    assert torch.equal(found[3], found[1])
+    # Its history was read by the operators that the tape runs, and not as on a CPU.
+    assert distance(found[3], found[1]) < CLOSE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["relative", "line-local"])
+def test_histories_of_lengths_seen_before_are_replayed(name: str, recorder: TapeRecorder) -> None:
+    dynamics = build(name)
+    first, *others = (problem(dynamics, "temporal", groups=1, members=1, seed=seed) for seed in range(3))
+    step = make_step(dynamics, first)
+    captured = CapturedStep(step, recorder=recorder)
+    frames = len(recorder.nodes)
+
+    def begin(step: StaticStep | CapturedStep, given: Problem) -> None:
+        step.begin(given.segments, seeds=given.seeds, members=given.members, first=given.first)
+
+    begin(captured, first)
+    assert len(recorder.nodes) == frames
+    for replays, given in enumerate((*others, first), start=1):
+        begin(captured, given)
+        # Recorded once, from other values than these.
+        assert (len(recorder.nodes), recorder.replays) == (frames + 1, replays)
+        fresh = make_step(dynamics, given)
+        begin(fresh, given)
+        for name_of in ("_prefix", "_context_BND", "_anchor_GND", "_counters", "_past_BPNC"):
+            ours, expected = getattr(step, name_of), getattr(fresh, name_of)
+            assert (ours is None) == (expected is None)
+            assert ours is None or distance(ours, expected) < CLOSE
+    # What follows goes on from it.
+    assert distance(captured.frame(last=True), generate(fresh, first)[:, 0]) < CLOSE
+    exact = dataclasses.replace(first, segments=[segment.double() for segment in first.segments])
+    begin(captured, exact)
+    assert len(recorder.nodes) == frames + 1
+    captured.close()
+    begin(captured, first)
+    assert recorder.replays == 3 + 1
+
+
+@pytest.mark.slow
+def test_a_history_that_cannot_be_recorded_is_read(
+    recorder: TapeRecorder, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cuda_graphs._warn_once.cache_clear()
+    dynamics = build("paper-fast")
+    given = one_row(dynamics)
+    captured = CapturedStep(make_step(dynamics, given), recorder=recorder)
+    expected = generate(captured, given)
+
+    def fails(run):
+        raise RuntimeError("operation not permitted when stream is capturing\nlong explanation")
+
+    monkeypatch.setattr(recorder, "record", fails)
+    with caplog.at_level(logging.WARNING, logger="enma_fast.sampling.cuda_graphs"):
+        for _ in range(2):
+            assert torch.equal(generate(captured, given), expected)
+    assert [record.getMessage() for record in caplog.records] == [
+        "histories are read without a CUDA graph: operation not permitted when stream is capturing"
+    ]
 
 
 # test_node_budget.py counts the nodes of a frame in one pass in a second.
