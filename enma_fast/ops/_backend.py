@@ -108,10 +108,15 @@ def _say_once(op: str, name: str, passed_over: tuple[tuple[str, str], ...]) -> N
 
 @functools.cache
 def extension() -> ModuleType | None:
-    """The compiled extension, or None in a pure-Python install."""
+    """The compiled extension, or None in a pure-Python install; `EnmaError` if ENMA_ISA names nothing that runs here."""
     if importlib.util.find_spec("enma_fast._C") is None:
         return None
-    return importlib.import_module("enma_fast._C")
+    found = importlib.import_module("enma_fast._C")
+    try:
+        found.cpu_isa()
+    except ValueError as error:
+        raise EnmaError(str(error)) from None
+    return found
 
 
 def extension_problem() -> str | None:

@@ -69,7 +69,10 @@ def test_core_under_sanitizers(folder: Path) -> None:
 @pytest.mark.skipif("avx512_bf16" not in ISAS, reason="the kernels of AMX use products of bf16 vectors too")
 def test_tile_instructions(folder: Path) -> None:
     """The compiled kernels of AMX; without such a processor, a handler of SIGILL carries their instructions out."""
-    run_core(["amx"], folder, parts=["gemm*", "flow_head"], sanitizers=[], others={"gemm": None})
+    made = {"sanitizers": [], "others": {"gemm": None, "vector_kernels": None}}
+    run_core(["amx"], folder, parts=["gemm*", "flow_head"], **made)
+    parts = ["gemm*", "flow_head", "local_head", "vector_kernels*"]
+    run_core(["sampler"], folder, parts=parts, flags=["-DENMA_TEST_TILES"], **made)
 
 
 def test_threads_do_not_race(tmp_path: Path) -> None:

@@ -308,7 +308,9 @@ def test_options_out_of_bounds(small: Model, options: dict[str, Any], message: s
 
 def test_an_instruction_set_that_is_not_here(small: Model) -> None:
     # The installed library shares its core with the extension, which emulates one.
-    missing = {"avx2", "avx512", "avx512_bf16", "avx512_amx"} - set(ISAS) | ({"emulated_avx512"} if installed() is None else set())
+    missing = {"avx2", "avx512", "avx512_bf16", "avx512_amx"} - set(ISAS) | (
+        {"emulated_avx512"} if installed() is None else set()
+    )
     if not missing:
         pytest.skip("this processor has them all")
     for isa in missing:

@@ -29,7 +29,7 @@ def test_bits_do_not_depend_on_the_threads(name: str, dtype: torch.dtype) -> Non
                 assert torch.equal(play(packed(name, dtype), given, threads=threads, teams=teams), first)
 
 
-# Of the emulated ones that which multiplies many rows at once.
+# Of the emulated ones that with tiles of rows.
 @pytest.mark.parametrize("isa", [isa for isa in ISAS if "emulated" not in isa or "amx" in isa])
 def test_bits_of_every_instruction_set(isa: str) -> None:
     for name in ("relative", "relative-fast"):

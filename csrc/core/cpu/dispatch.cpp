@@ -1,5 +1,6 @@
 #include "core/cpu/dispatch.h"
 
+#include <cstdlib>
 #include <stdexcept>
 
 #ifdef ENMA_X86_KERNELS
@@ -89,11 +90,17 @@ bool isa_supported(Isa isa) {
 }
 
 Isa best_isa() {
-    static const Isa best = has_avx512_amx()    ? Isa::avx512_amx
-                            : has_avx512_bf16() ? Isa::avx512_bf16
-                            : has_avx512()      ? Isa::avx512
-                            : has_avx2()        ? Isa::avx2
-                                                : Isa::scalar;
+    static const Isa best = [] {
+        const char* asked = std::getenv("ENMA_ISA");
+        if (asked != nullptr && *asked != '\0') {
+            try {
+                return isa_by_name(asked);
+            } catch (const std::invalid_argument& error) {
+                throw std::invalid_argument("ENMA_ISA: " + std::string(error.what()));
+            }
+        }
+        return has_avx512_bf16() ? Isa::avx512_bf16 : has_avx512() ? Isa::avx512 : has_avx2() ? Isa::avx2 : Isa::scalar;
+    }();
     return best;
 }
 
@@ -111,7 +118,8 @@ Isa isa_by_name(const std::string& name) {
     for (Isa isa : ALL) {
         known += (known.empty() ? "" : ", ") + std::string(isa_name(isa));
         if (name != isa_name(isa)) continue;
-        if (!isa_supported(isa)) throw std::invalid_argument("isa '" + name + "' is not supported by this processor");
+        if (!isa_supported(isa))
+            throw std::invalid_argument("isa '" + name + "' is not supported by this processor or system");
         return isa;
     }
     throw std::invalid_argument("isa '" + name + "' is unknown; expected one of " + known);

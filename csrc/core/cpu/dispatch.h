@@ -26,10 +26,12 @@ enum class Isa {
 
 const char* isa_name(Isa isa);
 
-// True if this processor, and the operating system's saving of its registers, can run it.
+// True if this processor, and the operating system's saving of its registers, can run it. Asks Linux for the tile
+// registers of AMX, if it is asked about them.
 bool isa_supported(Isa isa);
 
-// The best this processor has; never an emulated one.
+// The one that the environment variable ENMA_ISA names, or the best that this processor has: never an emulated one, nor
+// AMX, whose kernels no processor has run yet. Throws std::invalid_argument as isa_by_name.
 Isa best_isa();
 
 // Every instruction set that can run here, by name.

@@ -2,7 +2,8 @@
 // registers of 16 rows of 64 bytes, and an instruction that multiplies two of them onto a third.
 //
 // A panel of weights is a column of tiles as it lies, 16 pairs of inputs each. Sums stay in their registers for all of
-// k, in the order of k, so a row's result depends neither on the other rows nor on the number of threads.
+// k; each tile, in the order of k, adds what the first and what the second inputs of its pairs give, summed apart. So a
+// row's result depends neither on the other rows nor on the number of threads.
 #pragma once
 
 #include "core/cpu/gemm_kernels.h"
@@ -18,7 +19,7 @@ constexpr int TILE_SUMS = 4;
 constexpr int TILE_INPUTS = 4;
 constexpr int TILE_WEIGHTS = 6;
 
-// Of the left 1 to 15 pairs of a row or of a weight, a whole tile with zeros behind them.
+// The last 1 to 15 pairs of rows and of weights, filled up with zeros to whole tiles.
 struct TileEnds {
     alignas(64) Half inputs[2][TILE_ROWS][2 * TILE_PAIRS];
     alignas(64) uint32_t weights[TILE_SUMS][TILE_PAIRS][PANEL];
@@ -54,24 +55,28 @@ template <class T, int TALL, int SPAN>
 void tiled_product(const Half* const (&a)[2], ptrdiff_t lda, int height, const uint32_t* w, ptrdiff_t ldw, int pairs,
                    float* const (&c)[2], ptrdiff_t ldc) {
     static_assert(TALL <= 2 && TALL * SPAN <= TILE_SUMS);
+    const int whole = pairs / TILE_PAIRS * TILE_PAIRS, left = pairs - whole;
+    TileEnds ends;
+    // Before any tile is in use: functions that are called may use them too.
+    if (left > 0) {
+        __builtin_memset(ends.inputs, 0, TALL * sizeof ends.inputs[0]);
+        __builtin_memset(ends.weights, 0, SPAN * sizeof ends.weights[0]);
+        for (int i = 0; i < TALL; ++i) {
+            for (int r = 0; r < height; ++r) {
+                __builtin_memcpy(ends.inputs[i][r], a[i] + r * lda + 2 * whole, 2 * sizeof(Half) * left);
+            }
+        }
+        for (int p = 0; p < SPAN; ++p) {
+            __builtin_memcpy(ends.weights[p], w + p * ldw + whole * PANEL, PANEL * sizeof *w * left);
+        }
+    }
     zero_sums<T, TALL * SPAN>();
-    int from = 0;
-    for (; from + TILE_PAIRS <= pairs; from += TILE_PAIRS) {
+    for (int from = 0; from < whole; from += TILE_PAIRS) {
         T::template load<TILE_INPUTS>(a[0] + 2 * from, lda * sizeof(Half));
         if constexpr (TALL == 2) T::template load<TILE_INPUTS + 1>(a[1] + 2 * from, lda * sizeof(Half));
         multiply_panels<T, TALL, SPAN>(w + from * PANEL, ldw);
     }
-    if (from < pairs) {
-        TileEnds ends;
-        __builtin_memset(&ends, 0, sizeof ends);
-        for (int i = 0; i < TALL; ++i) {
-            for (int r = 0; r < height; ++r) {
-                __builtin_memcpy(ends.inputs[i][r], a[i] + r * lda + 2 * from, 2 * sizeof(Half) * (pairs - from));
-            }
-        }
-        for (int p = 0; p < SPAN; ++p) {
-            __builtin_memcpy(ends.weights[p], w + p * ldw + from * PANEL, PANEL * sizeof *w * (pairs - from));
-        }
+    if (left > 0) {
         T::template load<TILE_INPUTS>(ends.inputs[0], sizeof ends.inputs[0][0]);
         if constexpr (TALL == 2) T::template load<TILE_INPUTS + 1>(ends.inputs[1], sizeof ends.inputs[1][0]);
         multiply_panels<T, TALL, SPAN>(ends.weights[0][0], TILE_PAIRS * PANEL);

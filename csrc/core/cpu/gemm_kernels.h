@@ -2,8 +2,8 @@
 // pragma. Everything here has internal linkage and calls nothing inline of a standard header: the linker keeps one copy
 // of such a function and might take the one of this file for the whole program.
 //
-// Every sum over k is taken in the order of k by one accumulator, whatever the tiling, so a row's result depends
-// neither on the other rows nor on the number of threads. No product feeds a sum except through `fma`, so the compiler
+// Every sum over k is taken in the order of k by one accumulator, whatever the tiling (gemm_amx.h: in an order that k
+// alone fixes), so a row's result depends neither on the other rows nor on the number of threads. No product feeds a sum except through `fma`, so the compiler
 // has nothing to contract.
 #pragma once
 
@@ -205,7 +205,7 @@ ENMA_INLINE int span_for(int rows, int panels) {
     return span;
 }
 
-// Passes a [rows, k] times panels [begin, end) to the epilogue: finish(row, column, sums of V::LANES columns). At most
+// Passes a [rows, k] times panels [begin, end) to the epilogue: finish(row, column, sums of V::LANES columns). From 1 to
 // GEMM_ROWS rows; `scratch` has GEMM_SCRATCH bytes.
 template <class Mode, class Epilogue>
     requires(!Mode::TILES)
