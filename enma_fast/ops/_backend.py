@@ -108,7 +108,7 @@ def _say_once(op: str, name: str, passed_over: tuple[tuple[str, str], ...]) -> N
 
 @functools.cache
 def extension() -> ModuleType | None:
-    """The compiled extension, or None in a pure-Python install; `EnmaError` if ENMA_ISA names nothing that runs here."""
+    """The compiled extension, or None in a pure-Python install; `EnmaError` if ENMA_ISA is not one of this machine."""
     if importlib.util.find_spec("enma_fast._C") is None:
         return None
     found = importlib.import_module("enma_fast._C")
