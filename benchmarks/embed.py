@@ -4,9 +4,9 @@
 
 Both forecast the same members of one trajectory on one thread, from observed fields to fields, in turn; the weights
 are the shipped ones, or random ones of the preset's size. What is counted is processor time, which other programs on
-the machine disturb least, and of each contender the least of all rounds.
+the machine disturb least.
 
-* ``ours_s``, ``python_s``: a forecast, as long as the model's training
+* ``ours_s``, ``against``: a forecast as long as the model's training, by member
 * ``open_s``: opening the checkpoint, its hashes included
 * ``call_s``: a step that hands out a frame which is decoded already: a call without arithmetic, by ctypes, whose
   arguments are made before
@@ -16,6 +16,7 @@ the machine disturb least, and of each contender the least of all rounds.
 from __future__ import annotations
 
 import os
+import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -27,6 +28,7 @@ import numpy as np
 import torch
 
 from benchmarks.forecast import SEED, random_model, wave
+from benchmarks.harness import ratios
 from enma_fast.commands.embed import PREFIX
 from enma_fast.errors import EnmaError
 from enma_fast.forecasting.members import sample_fields
@@ -105,20 +107,25 @@ def measure(preset: str, members: list[int], *, rounds: int, library: Path = LIB
                 raise EnmaError(
                     f"{count} members of {preset} differ by {error:.1e} of the largest value; no time is reported"
                 )
-            seconds = [(processor_time(by_c), processor_time(by_python)) for _ in range(rounds)]
-            ours, python = (min(column) for column in zip(*seconds, strict=True))
-            row = {"case": "embed", "preset": preset, "rows": count, "ours_s": ours, "python_s": python}
-            row |= {"ratio": python / ours, "open_s": open_s, "memory_bytes": memory, "error": float(error)}
-            row |= {"call_s": call_seconds(opened.session(num_members=count), history), "rounds": rounds, "threads": 1}
+            both = {"ours": by_c, "python": by_python}
+            seconds: dict[str, list[float]] = {name: [] for name in both}
+            for _ in range(rounds):
+                for name, run in both.items():
+                    seconds[name].append(processor_time(run) / count)
+            row = {"case": "embed", "preset": preset, "rows": count, "ours_s": statistics.median(seconds["ours"])}
+            row |= {"per": "member", "against": ratios(seconds, "ours"), "error": float(error)}
+            row |= {"call_s": call_seconds(opened.session(num_members=count), history), "open_s": open_s}
+            row |= {"memory_bytes": memory, "rounds": rounds, "threads": 1}
             rows.append(row | {"weights_bytes": (folder / "model.safetensors").stat().st_size})
     return rows
 
 
 def line(row: dict[str, Any]) -> str:
     """One row of the table for people."""
-    each = 1e3 / row["rows"]
+    python = row["against"]["python"]
     return (
-        f"{row['preset']:<16} {row['rows']:>4} members: {each * row['ours_s']:.2f} ms a member, Python "
-        f"{each * row['python_s']:.2f} ms; a call {1e6 * row['call_s']:.1f} us, open {1e3 * row['open_s']:.0f} ms, "
+        f"{row['preset']:<16} {row['rows']:>4} members: {1e3 * row['ours_s']:.2f} ms a member, Python "
+        f"{1e3 * python['seconds']:.2f} ms, {python['ratio']:.2f}x ({python['ratio_min']:.2f} to "
+        f"{python['ratio_max']:.2f}); a call {1e6 * row['call_s']:.1f} us, open {1e3 * row['open_s']:.0f} ms, "
         f"{row['memory_bytes'] / 1e6:.1f} MB"
     )

@@ -27,6 +27,7 @@ import numpy as np
 
 from benchmarks.embed import LIBRARY
 from benchmarks.forecast import SEED, wave
+from benchmarks.harness import machine, ratios
 from enma_fast.errors import EnmaError
 from enma_fast.models.checkpoint import PRETRAINED, available, load_model
 from tests.runtime._libenma import Library
@@ -36,6 +37,11 @@ MPIRUN = ["mpirun", "--oversubscribe", "--bind-to", "none", "--allow-run-as-root
 READY = 6.0
 # Number of a rank, as mpirun and this program give it.
 RANK = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "ENMA_RANK")
+
+
+def mpirun() -> bool:
+    """True if ranks are started by it."""
+    return shutil.which("mpirun") is not None
 
 
 def rank(preset: str, *, ranks: int, members: int, threads: int, repeats: int, begin: float) -> dict[str, Any]:
@@ -71,7 +77,7 @@ def _round_in(
     words = [sys.executable, "-m", "benchmarks.embed_ranks", "--worker", task]
     words += [f"--ranks={ranks}", f"--members={members}", f"--threads={threads}"]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-    if ranks > 1 and shutil.which("mpirun"):
+    if ranks > 1 and mpirun():
         commands = [([*MPIRUN, str(ranks), *words], environment)]
     else:
         commands = [(words, environment | {"ENMA_RANK": str(number)}) for number in range(ranks)]
@@ -87,7 +93,7 @@ def _round_in(
 
 
 def measure(preset: str, *, ranks: int, members: int, rounds: int) -> dict[str, Any]:
-    """Throughput of the ranks and of one process, in turn, as medians over rounds; `EnmaError` if members differ."""
+    """The ranks beside one process, in turn, by the time of a member; `EnmaError` if members differ."""
     cores = len(os.sched_getaffinity(0))
     sides = {"ranks": {"ranks": ranks, "threads": 1}, "process": {"ranks": 1, "threads": cores}}
     # About two seconds a round.
@@ -100,10 +106,10 @@ def measure(preset: str, *, ranks: int, members: int, rounds: int) -> dict[str, 
             if made != expected:
                 raise EnmaError(f"the members of {settings['ranks']} ranks have other bits; no rate is reported")
             rates[side].append(rate)
-    ratio = statistics.median(a / b for a, b in zip(rates["ranks"], rates["process"], strict=True))
-    per_second = {f"{side}_per_second": statistics.median(found) for side, found in rates.items()}
-    about = {"case": "embed_ranks", "preset": preset, "ranks": ranks, "members": members, "cores": cores}
-    return about | per_second | {"ratio": ratio, "rounds": rounds, "mpirun": bool(shutil.which("mpirun"))}
+    seconds = {side: [1 / rate for rate in found] for side, found in rates.items()}
+    row = {"case": "embed_ranks", "preset": preset, "rows": members, "ranks": ranks, "mpirun": mpirun()}
+    row |= {"ours_s": statistics.median(seconds["ranks"]), "per": "member", "against": ratios(seconds, "ranks")}
+    return row | {"rounds": rounds, "machine": machine()}
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -133,9 +139,10 @@ def main(words: Sequence[str] | None = None) -> int:
     if options.json:
         print(json.dumps(found))
     else:
+        process = found["against"]["process"]
         print(
-            f"{options.ranks} ranks of one thread: {found['ranks_per_second']:.0f} members a second, "
-            f"{found['ratio']:.2f} of one process with {found['cores']} threads ({found['process_per_second']:.0f})"
+            f"{options.ranks} ranks of one thread: {1 / found['ours_s']:.0f} members a second, {process['ratio']:.2f} "
+            f"of one process with a thread for each core ({1 / process['seconds']:.0f})"
         )
     return 0
 

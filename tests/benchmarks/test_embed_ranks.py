@@ -27,7 +27,7 @@ def test_ranks_make_the_members_of_one_process(ranks, monkeypatch):
     assert list(itertools.chain(*(made(ranks, number) for number in range(ranks)))) == whole
 
 
-def test_rates_are_medians_of_rounds_in_turn(monkeypatch, capsys):
+def test_times_are_medians_of_rounds_in_turn(monkeypatch, capsys):
     sides = []
 
     def round_of(preset, *, ranks, members, threads, repeats):
@@ -40,8 +40,11 @@ def test_rates_are_medians_of_rounds_in_turn(monkeypatch, capsys):
     found = json.loads(capsys.readouterr().out)
     # A trial decides how often a round forecasts: two seconds of 101 members a second, 8 at a time.
     assert sides == [(1, 2, 1), (4, 1, 25), (1, 2, 25), (4, 1, 25), (1, 2, 25)]
-    assert (found["ranks_per_second"], found["process_per_second"]) == (93.0, 104.0)
-    assert found["ratio"] == pytest.approx((92 / 103 + 94 / 105) / 2)
+    process = found["against"]["process"]
+    assert 1 / found["ours_s"] == pytest.approx((92 + 94) / 2, rel=1e-3)
+    assert 1 / process["seconds"] == pytest.approx((103 + 105) / 2, rel=1e-3)
+    # Time of the one process by that of the ranks, as of every baseline.
+    assert process["ratio"] == pytest.approx((92 / 103 + 94 / 105) / 2)
 
 
 def test_other_members_have_no_rate(monkeypatch, capsys):
