@@ -97,6 +97,11 @@ def pareto_set(points: Mapping[str, Sequence[float]]) -> list[str]:
     return [name for name, q in points.items() if not any(dominates(p, q) for p in points.values())]
 
 
+def front(table: Sequence[Mapping[str, Any]], error: str) -> list[str]:
+    """The Pareto set of seconds and an error, whose rounding by one implementation or another makes no better point."""
+    return pareto_set({row["name"]: (row["seconds_per_member"], float(f"{row[error]:.5g}")) for row in table})
+
+
 def spread_rows(environment: np.ndarray | None, count: int, limit: int) -> list[int]:
     """`limit` of `count` trajectories, as evenly as can be over the environments, in order."""
     group = np.zeros(count, dtype=np.int64) if environment is None else environment
@@ -198,10 +203,7 @@ def measure(
         "solver": classical.measure(data, rows=rows, observed=scores[OWN]["history"], members=members, seed=seed)
         if solver
         else None,
-        "pareto": {
-            error: pareto_set({row["name"]: (row["seconds_per_member"], row[error]) for row in table})
-            for error in ERRORS
-        },
+        "pareto": {error: front(table, error) for error in ERRORS},
     }
 
 

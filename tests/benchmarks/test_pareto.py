@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import pareto
-from benchmarks.pareto import OWN, grid, label, pareto_set, spread_rows
+from benchmarks.pareto import OWN, front, grid, label, pareto_set, spread_rows
 from enma_fast.config import SamplingConfig
 from enma_fast.data import read
 from enma_fast.errors import EnmaError
@@ -25,7 +25,7 @@ CONFIG = dataclasses.replace(COMBINED, sampling=SamplingConfig(mask_steps=2, flo
 
 
 @pytest.mark.parametrize(
-    ("points", "front"),
+    ("points", "expected"),
     [
         ({}, []),
         ({"a": (1.0, 1.0)}, ["a"]),
@@ -40,9 +40,17 @@ CONFIG = dataclasses.replace(COMBINED, sampling=SamplingConfig(mask_steps=2, flo
         ({"a": (1.0, 1.0, 5.0), "b": (2.0, 2.0, 4.0), "c": (2.0, 2.0, 6.0)}, ["a", "b"]),
     ],
 )
-def test_pareto_set(points, front):
-    assert pareto_set(points) == front
-    assert pareto_set(dict(reversed(points.items()))) == front[::-1]
+def test_pareto_set(points, expected):
+    assert pareto_set(points) == expected
+    assert pareto_set(dict(reversed(points.items()))) == expected[::-1]
+
+
+def test_rounding_makes_no_better_point():
+    rows = [{"name": "native", "seconds_per_member": 1.0, "crps": 0.003079244738}]
+    rows.append({"name": "eager", "seconds_per_member": 2.0, "crps": 0.003079244735})
+    assert front(rows, "crps") == ["native"]
+    rows[1]["crps"] = 0.00307
+    assert front(rows, "crps") == ["native", "eager"]
 
 
 def test_rows_are_spread_over_the_environments():
@@ -169,7 +177,8 @@ def test_a_run_on_an_untrained_model(tmp_path, monkeypatch, capsys, compiled):
     # The temperature changes no work: one time for all of them.
     assert rows["temperature 0"]["seconds_per_member"] == rows[OWN]["seconds_per_member"]
     assert rows[OWN]["speedup"] == 1.0
-    for error, front in result["pareto"].items():
-        points = {name: (row["seconds_per_member"], row[error]) for name, row in rows.items()}
-        assert front == pareto_set(points)
-        assert min(points, key=lambda name: points[name][::-1]) in front
+    for error, found in result["pareto"].items():
+        assert found == front(result["rows"], error)
+        errors = {name: float(f"{row[error]:.5g}") for name, row in rows.items()}
+        best = [name for name in rows if errors[name] == min(errors.values())]
+        assert min(best, key=lambda name: rows[name]["seconds_per_member"]) in found
