@@ -108,8 +108,9 @@ def measure(preset: str, *, ranks: int, members: int, rounds: int) -> dict[str, 
             rates[side].append(rate)
     seconds = {side: [1 / rate for rate in found] for side, found in rates.items()}
     row = {"case": "embed_ranks", "preset": preset, "rows": members, "ranks": ranks, "mpirun": mpirun()}
-    row |= {"ours_s": statistics.median(seconds["ranks"]), "per": "member", "against": ratios(seconds, "ranks")}
-    return row | {"rounds": rounds, "machine": machine()}
+    against = {f"one process, {cores} threads": ratios(seconds, "ranks")["process"]}
+    row |= {"ours_s": statistics.median(seconds["ranks"]), "per": "member", "against": against}
+    return row | {"rounds": rounds, "threads": 1, "machine": machine()}
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -139,7 +140,7 @@ def main(words: Sequence[str] | None = None) -> int:
     if options.json:
         print(json.dumps(found))
     else:
-        process = found["against"]["process"]
+        (process,) = found["against"].values()
         print(
             f"{options.ranks} ranks of one thread: {1 / found['ours_s']:.0f} members a second, {process['ratio']:.2f} "
             f"of one process with a thread for each core ({1 / process['seconds']:.0f})"

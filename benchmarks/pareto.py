@@ -9,7 +9,8 @@ Own settings are also sampled by plain PyTorch (eager), and by it with masked tr
 `torch.compile` (compiled; the minutes that this takes are not counted). All encode and decode alike.
 `--beside` adds other models with their own settings, such as a one-pass model, and `--solver` a line for the numerical
 solver with parameters fitted to the observed frames (`benchmarks/classical.py`).
-A setting is in the Pareto set of an error if no other is as good in both seconds and error and better in one.
+A setting is in the Pareto set of an error (to five digits) if no other is as good in both seconds and error and better
+in one.
 """
 
 from __future__ import annotations

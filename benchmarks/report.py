@@ -29,13 +29,14 @@ INTRODUCTION = """\
 Written by `python -m benchmarks.report > docs/performance.md` from the files under `benchmarks/results/`; a test holds
 the two together. Nothing here is typed by hand, and a machine that is not here was not measured.
 
-* `ours` is the median over rounds. Contenders run in turn in one process (A B C A B C ...), after their outputs were
-  compared; one that is wrong has no time.
+* `ours` is the median over rounds. Contenders run in turn in one process (A B C A B C ...; of `embed_ranks` in
+  processes of their own), after their outputs were compared; one that is wrong has no time. `embed` and `embed_frame`
+  count processor time, the others the clock.
 * The column of a baseline is its time by ours: the median over rounds of the ratio within a round, and in brackets the
   least and the greatest. Above 1 ours is faster.
 * The fraction is that of the best rate of square matrix products measured on the same machine in the same run.
 * Each table says which commit and versions it is of. Tables are made again by `python -m benchmarks.compare`,
-  `python -m benchmarks.train_step` and `python -m benchmarks.pareto`, each with `--json`.
+  `benchmarks.train_step`, `benchmarks.embed_ranks` and `benchmarks.pareto`, each with `--json`.
 """
 
 PARETO = """\
@@ -44,8 +45,8 @@ PARETO = """\
 The first row is the model's own setting; other settings have to be asked for, with `--mask-steps`, `--flow-steps`,
 `--last-flow-steps`, `--flow-method` and `--temperature` of `enma-fast forecast` and `score`, or `settings=`. *eager* is
 the sampler in plain PyTorch, *compiled* the same with masked transformer and heads under `torch.compile`. In bold: no
-other setting is as good in both time and this error, and better in one. The error of the mean alone also rewards an
-ensemble without spread; spread/skill is 1 for a calibrated one.
+other setting is as good in both time and this error (to five digits), and better in one. The error of the mean alone
+also rewards an ensemble without spread; spread/skill is 1 for a calibrated one.
 """
 
 # Entries that stand in every table or in no cell; the other plain entries of a row name the case.

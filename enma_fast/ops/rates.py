@@ -111,7 +111,7 @@ def _key(device: torch.device) -> str:
     """Name of a file for this processor, its instructions, and the versions that multiply."""
     here, there = machine(), versions()
     name = here["cpu"] if device.type == "cpu" else torch.cuda.get_device_name(device)
-    own = extension()
+    own = extension() if device.type == "cpu" else None
     chosen = None if own is None else own.cpu_isa()
     parts = [name, here["simd"], here["torch_simd"], chosen, there["torch"], there["enma-fast"]]
     return hashlib.sha256(json.dumps([device.type, *parts]).encode()).hexdigest()[:16]

@@ -83,7 +83,7 @@ class CudaRecorder:
 
 
 class _Reading(NamedTuple):
-    """A recording of `StaticStep.read`, and the tensors that it reads."""
+    """A recording of `StaticStep.read_segments`, and the tensors that it reads."""
 
     segments: list[Tensor]
     replay: Callable[[], None]
@@ -93,8 +93,8 @@ class CapturedStep:
     """A `StaticStep` whose frames are replayed from CUDA graphs; same interface, same bits.
 
     Every kind of frame is run twice, so that kernels compile and operators pack their weights, and is then recorded. A
-    trajectory of the step that has begun is discarded. History and context are recorded when they have the lengths of
-    earlier ones: an ensemble begins anew for every chunk, a single forecast once.
+    trajectory of the step that has begun is discarded. The second time that history and context have the same lengths,
+    as in the second chunk of an ensemble, reading them is recorded; later ones are one launch.
     """
 
     def __init__(self, step: StaticStep, *, recorder: Recorder | None = None) -> None:
@@ -126,6 +126,7 @@ class CapturedStep:
         """Static buffers of the step; the pool of the graphs is not counted."""
         return self._step.plan
 
+    @torch.inference_mode()
     def begin(self, segments: Sequence[Tensor], *, seeds: Tensor, members: Tensor, first: int) -> None:
         """Like :meth:`StaticStep.begin`: inputs are checked, and copied to the buffers that the graphs read."""
         self._step.check(segments, seeds, members, first)
@@ -136,7 +137,7 @@ class CapturedStep:
         if self._replays:
             self._readings[kind] = reading
         if reading is None:
-            self._step.read(segments, first=first)
+            self._step.read_segments(segments, first=first)
         else:
             for there, given in zip(reading.segments, segments, strict=True):
                 there.copy_(given)
@@ -145,9 +146,9 @@ class CapturedStep:
 
     def _record_reading(self, segments: Sequence[Tensor], first: int) -> _Reading | None:
         """Record how segments of these lengths are read. If that fails, None, and none is recorded any more."""
-        copies = [segment.clone() for segment in segments]
-        read = functools.partial(self._step.read, copies, first=first)
         try:
+            copies = [segment.clone() for segment in segments]
+            read = functools.partial(self._step.read_segments, copies, first=first)
             self._recorder.warm_up(read)
             return _Reading(copies, self._recorder.record(read))
         except RuntimeError as error:

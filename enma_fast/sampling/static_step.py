@@ -170,12 +170,12 @@ class StaticStep:
         `EnmaError` names an argument that has another shape, type or device than expected.
         """
         self.check(segments, seeds, members, first)
-        self.read(segments, first=first)
+        self.read_segments(segments, first=first)
         self.start(segments, seeds, members, first)
 
     @torch.inference_mode()
-    def read(self, segments: Sequence[Tensor], *, first: int) -> None:
-        """The device's part of :meth:`begin`; it writes static buffers only."""
+    def read_segments(self, segments: Sequence[Tensor], *, first: int) -> None:
+        """The part of :meth:`begin` that can be captured: it writes static buffers only."""
         anchor, h = self._read_history(segments)
         self._anchor_GND.copy_(anchor)
         shared = self._temporal.context(h, anchor, first=first == 0)
@@ -186,7 +186,7 @@ class StaticStep:
 
     @torch.inference_mode()
     def start(self, segments: Sequence[Tensor], seeds: Tensor, members: Tensor, first: int) -> None:
-        """The host's part of :meth:`begin`: who the rows are, and where the first frame is."""
+        """The other part of :meth:`begin`: who the rows are, and where the first frame is."""
         self._seeds_B.copy_(seeds)
         self._members_B.copy_(members)
         position = sum(segment.shape[1] + 1 for segment in segments)

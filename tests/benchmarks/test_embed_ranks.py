@@ -40,7 +40,7 @@ def test_times_are_medians_of_rounds_in_turn(monkeypatch, capsys):
     found = json.loads(capsys.readouterr().out)
     # A trial decides how often a round forecasts: two seconds of 101 members a second, 8 at a time.
     assert sides == [(1, 2, 1), (4, 1, 25), (1, 2, 25), (4, 1, 25), (1, 2, 25)]
-    process = found["against"]["process"]
+    process = found["against"]["one process, 2 threads"]
     assert 1 / found["ours_s"] == pytest.approx((92 + 94) / 2, rel=1e-3)
     assert 1 / process["seconds"] == pytest.approx((103 + 105) / 2, rel=1e-3)
     # Time of the one process by that of the ranks, as of every baseline.

@@ -2,6 +2,9 @@
 
 import copy
 import gc
+import os
+import subprocess
+import sys
 import weakref
 
 import numpy as np
@@ -17,7 +20,7 @@ from enma_fast.models.native_tokenizer import NativeTokenizer, native_tokenizer
 from enma_fast.models.tokenizer import Tokenizer
 from enma_fast.utils.dataclass_json import replace
 
-from .._extension import NATIVE, each_isa, needs_native
+from .._extension import ISAS, NATIVE, each_isa, needs_native
 from .._tiny import CONFIGS, INTERPOLATION, LINE, PLANE, shaken, waves
 from .._tiny import model as tiny_model
 from ..ops._oracle import assert_close_as_reference
@@ -166,6 +169,32 @@ def test_large_biases_take_nothing_from_the_weights(name, bias):
     z = latents(made)
     exact = exactly(made).decode(z.double()).double()
     assert_close_as_reference(NativeTokenizer(made).decode(z, exact.shape[1]), made.decode(z), exact, floor=0.0)
+
+
+ENCODE = """
+import hashlib, sys, torch
+from enma_fast.models.checkpoint import load_model
+from enma_fast.models.native_tokenizer import NativeTokenizer
+
+tokenizer = load_model("advection-points").tokenizer
+made = NativeTokenizer(tokenizer)
+u = torch.randn(3, 4, *tokenizer.config.grid, 1, generator=torch.Generator().manual_seed(0))
+for isa in sys.argv[1:]:
+    z = made.encode(u, isa=isa)
+    print(hashlib.sha256(z.numpy().tobytes() + made.decode(z, 4, isa=isa).numpy().tobytes()).hexdigest())
+"""
+
+
+def test_there_is_room_for_vectors_wider_than_the_chosen_ones():
+    wider = [isa for isa in ISAS if isa in ("scalar", "avx2", "avx512", "emulated_avx512")]
+
+    def hashes(chosen):
+        words = [sys.executable, "-c", ENCODE, *wider]
+        done = subprocess.run(words, env=os.environ | {"ENMA_ISA": chosen}, capture_output=True, text=True, check=True)
+        return done.stdout.split()
+
+    assert len(hashes("")) == len(wider) > 1
+    assert hashes("scalar") == hashes("")
 
 
 @each_isa

@@ -32,8 +32,8 @@ std::vector<std::uint16_t> halves(std::size_t n, float scale) {
 }
 
 // A flow head of random bf16 weights: by the kernels, by the emulated ones, and its rows one at a time. Where it is
-// `tiny`, the products of its input layer are too small for normal numbers, which is zero to tiles and decides all else:
-// the next layer multiplies by 2^120, and nothing is added to what it multiplies.
+// `tiny`, the products of its input layer are below normal numbers, which tiles take for zero. The next layer multiplies
+// by 2^120, so a kernel that kept them would give other results.
 void check(int rows, int channels, int depth, int width, bool tiny = false) {
     const std::size_t w = width, c = channels, d = depth;
     const float scale = 0.5f / static_cast<float>(width);
@@ -84,7 +84,7 @@ int main() {
         for (const int rows : {1, 3, 16, 17, 33, 45, 64}) check(rows, 4, 40, width);
     }
     check(5, 4, 40, 64, true);
-    if (!real && amx::executed < 1000) return std::printf("no tile instruction was executed\n"), 1;
+    if (!real && amx::executed < 1000) return std::printf("too few tile instructions were executed\n"), 1;
     if (failures) return std::printf("%d mismatches\n", failures), 1;
     std::printf("ok: %s\n", real ? "by this processor" : "by the handler");
 }

@@ -26,8 +26,8 @@ enum class Isa {
 
 const char* isa_name(Isa isa);
 
-// True if this processor, and the operating system's saving of its registers, can run it. Asks Linux for the tile
-// registers of AMX, if it is asked about them.
+// True if this processor, and the operating system's saving of its registers, can run it. For AMX it also asks Linux
+// for the tile registers, which the process then keeps.
 bool isa_supported(Isa isa);
 
 // The one that the environment variable ENMA_ISA names, or the best that this processor has: never an emulated one, nor

@@ -2,9 +2,9 @@
 // pragma. Everything here has internal linkage and calls nothing inline of a standard header: the linker keeps one copy
 // of such a function and might take the one of this file for the whole program.
 //
-// Every sum over k is taken in the order of k by one accumulator, whatever the tiling (gemm_amx.h: in an order that k
-// alone fixes), so a row's result depends neither on the other rows nor on the number of threads. No product feeds a sum except through `fma`, so the compiler
-// has nothing to contract.
+// Every sum over k is taken in the order of k by one accumulator, whatever the tiling (in gemm_amx.h in an order that k
+// alone fixes), so a row's result depends neither on the other rows nor on the number of threads. No product feeds a sum
+// except through `fma`, so the compiler has nothing to contract.
 #pragma once
 
 #include <stddef.h>

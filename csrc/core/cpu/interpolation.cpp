@@ -286,8 +286,12 @@ std::int64_t Interpolation::attention_scratch(int value_dim) const {
     const auto floats = [&](Isa isa) {
         return vector_kernels(isa).point_attention.forward_scratch(g, g.heads, std::min(QUERIES, size_));
     };
-    // Vectors of different widths pad differently.
-    return std::max(floats(Isa::scalar), floats(best_isa()));
+    // Vectors of different widths pad differently, and a call may name any instruction set.
+    std::int64_t most = floats(Isa::scalar);
+    for (const Isa isa : {Isa::avx2, Isa::avx512, Isa::emulated_avx512}) {
+        if (isa_supported(isa)) most = std::max(most, floats(isa));
+    }
+    return most;
 }
 
 // Rows [X, whole panels of H V] of what the queries find.

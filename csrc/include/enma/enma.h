@@ -119,7 +119,7 @@ typedef struct {
     int32_t threads;     /* at most, the calling one included; 0: one */
     int32_t shifts;      /* 0: the model's own; 1: none */
     double temperature;  /* of the noise; negative: the model's own */
-    const char* isa;     /* instruction set: "avx512", "avx2", "scalar" ...; NULL: the best of this machine */
+    const char* isa;     /* instruction set: "avx512", "avx2", "scalar" ...; NULL: ENMA_ISA's, or this machine's best */
 } enma_session_options;
 #define ENMA_SESSION_OPTIONS {sizeof(enma_session_options), 0, 0, 0, 1, 0, 1, 0, -1.0, NULL}
 
