@@ -20,7 +20,6 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from ctypes import byref
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ import numpy as np
 import torch
 
 from benchmarks.forecast import SEED, random_model, wave
-from benchmarks.harness import ratios
+from benchmarks.harness import interleave, processor_seconds, ratios
 from enma_fast.commands.embed import PREFIX
 from enma_fast.errors import EnmaError
 from enma_fast.forecasting.members import sample_fields
@@ -40,13 +39,6 @@ from tests.runtime._libenma import Library, Tensor
 LIBRARY = PREFIX / "lib/libenma.so.1"
 # Rounding of the convolutions, as a part of the largest value.
 TOLERANCE = 2e-5
-
-
-def processor_time(run: Callable[[], Any]) -> float:
-    """Seconds of this process in a call."""
-    before = time.process_time()
-    run()
-    return time.process_time() - before
 
 
 def resident() -> int:
@@ -91,7 +83,7 @@ def measure(preset: str, members: list[int], *, rounds: int, library: Path = LIB
         history = observed[0].numpy()
         library_of_c = Library(library)
         before = resident()
-        open_s = min(processor_time(lambda: library_of_c.open(folder).close()) for _ in range(rounds))
+        open_s = min(processor_seconds(lambda: library_of_c.open(folder).close()) for _ in range(rounds))
         opened = library_of_c.open(folder)
         memory = {}
         # Before Python packs weights of its own.
@@ -112,11 +104,8 @@ def measure(preset: str, members: list[int], *, rounds: int, library: Path = LIB
                 raise EnmaError(
                     f"{count} members of {preset} differ by {error:.1e} of the largest value; no time is reported"
                 )
-            both = {"ours": by_c, "python": by_python}
-            seconds: dict[str, list[float]] = {name: [] for name in both}
-            for _ in range(rounds):
-                for name, run in both.items():
-                    seconds[name].append(processor_time(run) / count)
+            whole = interleave({"ours": by_c, "python": by_python}, rounds=rounds, processor=True)
+            seconds = {name: [each / count for each in rounds_of] for name, rounds_of in whole.items()}
             row = {"case": "embed", "preset": preset, "rows": count, "ours_s": statistics.median(seconds["ours"])}
             row |= {"per": "member", "against": ratios(seconds, "ours"), "error": float(error)}
             row |= {"call_s": call_seconds(opened.session(num_members=count), history), "open_s": open_s}

@@ -32,9 +32,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.embed import LIBRARY, TOLERANCE, checkpoint, processor_time
+from benchmarks.embed import LIBRARY, TOLERANCE, checkpoint
 from benchmarks.forecast import SEED, wave
-from benchmarks.harness import ratios
+from benchmarks.harness import processor_seconds, ratios
 from benchmarks.libtorch import Program, compiled
 from enma_fast.errors import EnmaError
 from enma_fast.models.causal_transformer import FrameCache
@@ -258,12 +258,12 @@ def _row(
     ours()
     expected = frames.swapaxes(0, 1).copy()
     largest = np.abs(expected).max()
-    timed: dict[str, Callable[[], float]] = {"ours": lambda: processor_time(ours)}
+    timed: dict[str, Callable[[], float]] = {"ours": lambda: processor_seconds(ours)}
     errors = {}
     for name, (step, decoder) in parts.items():
         run = partial(forecast, start, step, decoder, known)
         errors[name] = float(np.abs(run() - expected).max() / largest)
-        timed[name] = partial(processor_time, run)
+        timed[name] = partial(processor_seconds, run)
     with contextlib.ExitStack() as stack:
         if isinstance(program, str) or "torchscript" not in parts:
             left_out["libtorch"] = program if isinstance(program, str) else "there is no trace"

@@ -24,13 +24,18 @@ REPEATS = 20
 
 
 def interleave(
-    contenders: Mapping[str, Callable[[], Any]], *, rounds: int, synchronise: bool = False
+    contenders: Mapping[str, Callable[[], Any]],
+    *,
+    rounds: int,
+    synchronise: bool = False,
+    processor: bool = False,
 ) -> dict[str, list[float]]:
     """Seconds of each contender in each round: A B C A B C ..., after one round that is not counted.
 
     With `synchronise` the clock is the GPU's: from the first of its work to the last, not to when the launches return.
+    With `processor` it is that of this process' time on the processor.
     """
-    seconds_of = gpu_seconds if synchronise else _seconds
+    seconds_of = gpu_seconds if synchronise else processor_seconds if processor else _seconds
     for run in contenders.values():
         seconds_of(run)
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
@@ -44,6 +49,13 @@ def _seconds(run: Callable[[], Any]) -> float:
     begin = time.perf_counter()
     run()
     return time.perf_counter() - begin
+
+
+def processor_seconds(run: Callable[[], Any]) -> float:
+    """Seconds of this process in a call."""
+    begin = time.process_time()
+    run()
+    return time.process_time() - begin
 
 
 def gpu_seconds(run: Callable[[], Any]) -> float:

@@ -15,15 +15,14 @@ from .terminal import Terminal, number, table
 def info(as_json: AsJson = False) -> None:
     """Show versions, machine, operators, shipped models with their measured scores, and presets."""
     from ..models.checkpoint import available
-    from ..ops._backend import extension
+    from ..ops import instruction_set
     from ..presets import PRESETS
     from ..utils.system import machine, versions
 
-    own = extension()
     terminal = Terminal(as_json)
     found: dict[str, Any] = {
         "versions": versions(),
-        "machine": machine() | {"kernels": None if own is None else own.cpu_isa()},
+        "machine": machine() | {"kernels": instruction_set()},
         "rates": _rates(),
         "operators": _operators(),
         "checkpoints": [_checkpoint(name) for name in available()],

@@ -11,8 +11,8 @@ import torch
 
 from ._backend import best as best
 from ._backend import choose as choose
-from ._backend import extension as extension
 from ._backend import fused_in_training as fused_in_training
+from ._backend import instruction_set as instruction_set
 
 OPERATORS = (
     "point_attention",

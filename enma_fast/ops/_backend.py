@@ -119,6 +119,12 @@ def extension() -> ModuleType | None:
     return found
 
 
+def instruction_set() -> str | None:
+    """What the extension's kernels are compiled for that run here; None in a pure-Python install."""
+    found = extension()
+    return None if found is None else found.cpu_isa()
+
+
 def extension_problem() -> str | None:
     """Why the extension cannot be used."""
     if extension() is None:

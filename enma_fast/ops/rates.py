@@ -23,7 +23,7 @@ import torch
 from ..utils.files import write_atomic
 from ..utils.system import machine, versions
 from . import _flow_head_native
-from ._backend import extension
+from ._backend import instruction_set
 from .flow_plan import BlockWeights, FlowPlan, HeadWeights
 
 FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -111,8 +111,7 @@ def _key(device: torch.device) -> str:
     """Name of a file for this processor, its instructions, and the versions that multiply."""
     here, there = machine(), versions()
     name = here["cpu"] if device.type == "cpu" else torch.cuda.get_device_name(device)
-    own = extension() if device.type == "cpu" else None
-    chosen = None if own is None else own.cpu_isa()
+    chosen = instruction_set() if device.type == "cpu" else None
     parts = [name, here["simd"], here["torch_simd"], chosen, there["torch"], there["enma-fast"]]
     return hashlib.sha256(json.dumps([device.type, *parts]).encode()).hexdigest()[:16]
 

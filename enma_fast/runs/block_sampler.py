@@ -22,7 +22,7 @@ from ..forecasting.file_forecast import FileForecast
 from ..forecasting.members import Stop
 from ..models.folding import folded_end
 from ..models.native_tokenizer import native_tokenizer
-from ..ops import extension
+from ..ops import instruction_set
 from ..sampling.engine import engine_for
 from .blocks import Block
 from .fingerprint import fingerprint
@@ -152,5 +152,4 @@ def _instructions(device: torch.device) -> str:
     """The GPU, or the instruction sets that PyTorch and the extension use."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    own = extension()
-    return f"{torch.backends.cpu.get_cpu_capability()} {'' if own is None else own.cpu_isa()}".strip()
+    return f"{torch.backends.cpu.get_cpu_capability()} {instruction_set() or ''}".strip()
