@@ -263,6 +263,9 @@ class TrainingConfig:
     window: int | None = None
     # Share of the points of a sample that are observed, drawn uniformly (tokenizer with interpolation only).
     point_fraction: tuple[float, float] = (0.2, 1.0)
+    # Share of trajectories whose context and first frames are observed so, other points in each frame for half of them
+    # (dynamics behind such a tokenizer).
+    scattered_share: float = 0.0
     # Share of masked tokens, drawn uniformly per frame (dynamics only).
     mask_ratio: tuple[float, float] = (0.75, 1.0)
     # Standard deviation of noise on the history, drawn log-uniformly, and the share of trajectories that get it.
@@ -392,7 +395,7 @@ def _check_training(config: TrainingConfig) -> None:
     _require(config, ("learning_rate", "clip_norm"), lambda x: x > 0, "a number above 0 is needed")
     amounts = ("final_learning_rate", "warmup_steps", "weight_decay", "boost")
     _require(config, amounts, lambda x: x >= 0, "0 or more is needed")
-    shares = ("ema_decay", "history_noise_share", "context_share")
+    shares = ("ema_decay", "history_noise_share", "scattered_share", "context_share")
     _require(config, shares, lambda x: 0 <= x <= 1, "a number from 0 to 1 is needed")
     needed = "two numbers {}, the smaller first, are needed"
     _require(config, ("point_fraction", "mask_ratio"), lambda x: 0 <= x[0] <= x[1] <= 1, needed.format("from 0 to 1"))

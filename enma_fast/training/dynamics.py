@@ -18,7 +18,9 @@ from ..config import TokenizerConfig, TrainingConfig
 from ..errors import EnmaError
 from ..evaluation.metrics import Scores
 from ..forecasting.members import sample_fields
+from ..forecasting.scattered import drawn_places
 from ..models.checkpoint import read_tensors, write_tensors
+from ..models.interpolation import grid_points
 from ..models.model import Model, draw
 from ..models.tokenizer import Tokenizer, patchify
 from .loop import Rank
@@ -31,16 +33,21 @@ HISTORY = 3
 
 @dataclass(frozen=True)
 class Latents:
-    """Latent frames ``z [S, n, T, N, C]`` (fp16) of trajectories, for every shift by less than a token."""
+    """Latent frames ``z [S, n, T, N, C]`` (fp16) of trajectories, for every shift by less than a token.
+
+    ``scattered`` are those of the same fields observed at random points, of which mean and deviation know nothing.
+    """
 
     z: Tensor
     environment: Tensor
     mean: Tensor
     std: Tensor
+    scattered: Tensor | None = None
 
     def save(self, path: Path, tokenizer_hash: str) -> None:
         """Write to safetensors, marked with the hash of the tokenizer."""
-        write_tensors(path, vars(self), {"tokenizer": tokenizer_hash})
+        tensors = {name: tensor for name, tensor in vars(self).items() if tensor is not None}
+        write_tensors(path, tensors, {"tokenizer": tokenizer_hash})
 
     @classmethod
     def load(cls, path: Path, tokenizer_hash: str) -> Latents:
@@ -61,17 +68,49 @@ def sub_token_shifts(options: TokenizerConfig, *, shift: bool) -> list[tuple[int
 
 
 @torch.no_grad()
-def encode_all(tokenizer: Tokenizer, u: Tensor, environment: Tensor, *, shift: bool) -> Latents:
-    """Encode trajectories ``[n, T, *grid, c]`` once, or for every shift of :func:`sub_token_shifts`."""
-    shifted = []
+def encode_all(
+    tokenizer: Tokenizer,
+    u: Tensor,
+    environment: Tensor,
+    *,
+    shift: bool,
+    point_fraction: tuple[float, float] | None = None,
+    seed: int = 0,
+) -> Latents:
+    """Encode trajectories ``[n, T, *grid, c]`` once, or for every shift of :func:`sub_token_shifts`.
+
+    With `point_fraction` each is encoded once more from such a share of its points, drawn by `seed`.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    whole, scattered = [], []
     # More at a time leave the cache of a core, and take 1.7 to 2.4 times as long (docs/experiments.md).
     batches = u.split(16 if u.device.type == "cpu" else 256)
     for amounts in sub_token_shifts(tokenizer.config, shift=shift):
-        parts = [tokenizer.encode(roll(part, [torch.full((len(part),), a) for a in amounts])) for part in batches]
-        shifted.append(torch.cat(parts))
-    z = torch.stack(shifted)
+        for part in batches:
+            rolled = roll(part, [torch.full((len(part),), a) for a in amounts])
+            whole.append(tokenizer.encode(rolled))
+            if point_fraction is not None:
+                scattered.append(_encode_scattered(tokenizer, rolled, point_fraction, generator).half())
+    z = torch.cat(whole).unflatten(0, (-1, len(u)))
     flat = z.flatten(0, -2)
-    return Latents(z.half(), environment, flat.mean(0), flat.std(0))
+    seen = torch.cat(scattered).view_as(z) if scattered else None
+    return Latents(z.half(), environment, flat.mean(0), flat.std(0), seen)
+
+
+def _encode_scattered(
+    tokenizer: Tokenizer, u: Tensor, fraction: tuple[float, float], generator: torch.Generator
+) -> Tensor:
+    """Latent frames of fields ``[B, T, *grid, c]`` at random points, for half of them the same in all frames."""
+    points, (B, T) = grid_points(tokenizer.config), u.shape[:2]
+    low, high = fraction
+    share = low + (high - low) * torch.rand(B, 1, 1, generator=generator)
+    count = (share * len(points)).round().clamp(1, len(points))
+    order = torch.rand(B, T, len(points), generator=generator)
+    order = torch.where(torch.rand(B, 1, 1, generator=generator) < 0.5, order, order[:, :1])
+    index = order.argsort(-1)[..., : int(count.max())]
+    valid = (torch.arange(index.shape[-1]) < count).expand_as(index)
+    values = u.flatten(2, -2).gather(2, index[..., None].expand(*index.shape, u.shape[-1]).to(u.device))
+    return tokenizer.encode(values, points[index].to(u.device), valid.to(u.device))
 
 
 class DynamicsTask:
@@ -95,6 +134,8 @@ class DynamicsTask:
         if model.config.dynamics.decoder == "one-pass":
             model.dynamics.score_weight.copy_(channel_weights(model, train.z[0]))
         self.groups = environments(train.environment, paired=config.context_share > 0)
+        if (train.scattered is None) != (config.scattered_share == 0):
+            raise ValueError("train: has latents of scattered points where scattered_share is above 0, and only there")
 
     def loss(
         self, module: Callable[..., Any], generator: torch.Generator, rank: Rank
@@ -112,6 +153,7 @@ class DynamicsTask:
         segments, shapes = [], [(rows, T)] * (1 + paired)
         for i in range(1 + paired):
             segments.append(self._segment(self.groups[environment, members[:, i]], generator))
+        seen = self._seen(rows, T, generator, contexts=int(paired)) if config.scattered_share else None
         draws = draw(
             model.config,
             shapes,
@@ -121,26 +163,47 @@ class DynamicsTask:
             history_noise_share=config.history_noise_share,
             generator=generator,
         )
+        if seen is not None:
+            for noise, segment, frames in zip(draws.history, segments, seen, strict=True):
+                noise += frames[..., None, None] * (segment[1] - segment[0])
         mine, device = rank.share(rows), next(self.module.parameters()).device
-        return module([s[mine].to(device) for s in segments], draws.share(mine, ranks=rank.count, device=device))
+        return module([s[0, mine].to(device) for s in segments], draws.share(mine, ranks=rank.count, device=device))
 
     def _segment(self, rows: Tensor, generator: torch.Generator) -> Tensor:
-        """Standardised tokens of trajectories, each at a random place of the periodic domain."""
-        options = self.model.config.tokenizer
-        sub = torch.randint(self.train.z.shape[0], rows.shape, generator=generator)
-        z = (self.train.z[sub, rows].float() - self.train.mean) / self.train.std
+        """Standardised tokens of trajectories, each at a random place of the periodic domain, ``[1, B, T, N, C]``.
+
+        Where the latents have been made from scattered points too, these are ``[1]`` of ``[2, B, T, N, C]``.
+        """
+        options, train = self.model.config.tokenizer, self.train
+        sub = torch.randint(train.z.shape[0], rows.shape, generator=generator)
+        z = torch.cat([x[sub, rows] for x in (train.z, train.scattered) if x is not None])
+        z = (z.float() - train.mean) / train.std
         if self.config.shift:
             shifts = random_shifts(options.token_grid, options.periodic, len(rows), generator)
+            shifts = [s.repeat(len(z) // len(rows)) for s in shifts]
             z = roll(z.unflatten(2, options.token_grid), shifts).flatten(2, -2)
-        return patchify(z, options.token_grid, self.model.config.dynamics.patch)
+        return patchify(z, options.token_grid, self.model.config.dynamics.patch).unflatten(0, (-1, len(rows)))
+
+    def _seen(self, count: int, frames: int, generator: torch.Generator, *, contexts: int) -> list[Tensor]:
+        """Which latent frames are those of scattered points, ``[B, T]`` of each segment.
+
+        All of a context, and of a target the first few, whose number is drawn log-uniformly: what follows them in a
+        forecast are frames of the model's own, which look like whole ones.
+        """
+        scattered = torch.rand(count, 1, generator=generator) < self.config.scattered_share
+        observed = (frames ** torch.rand(count, 1, generator=generator)).floor()
+        return [scattered.expand(-1, frames)] * contexts + [scattered & (torch.arange(frames) < observed)]
 
     def merit(self, scores: dict[str, float]) -> float:
         """Errors of the forecasts."""
-        return scores["rel_l2"] + scores.get("rel_l2_ivp", 0.0)
+        return sum(scores.get(f"rel_l2{name}", 0.0) for name in ("", "_ivp", "_points"))
 
     def validate(self, averaged: nn.Module) -> dict[str, float]:
-        """Scores of forecasts."""
-        return rollout_scores(self.model, self.val, self.val_contexts, members=self.members)
+        """Scores of forecasts; `_points` where the training has scattered points, from as few as it shows."""
+        points = None
+        if self.config.scattered_share:
+            points = max(1, round(self.config.point_fraction[0] * math.prod(self.model.config.tokenizer.grid)))
+        return rollout_scores(self.model, self.val, self.val_contexts, members=self.members, points=points)
 
 
 def environments(numbers: Tensor, *, paired: bool = True) -> Tensor:
@@ -165,24 +228,39 @@ def environments(numbers: Tensor, *, paired: bool = True) -> Tensor:
     return torch.cat(parts)
 
 
-def rollout_scores(model: Model, val: Tensor, contexts: Tensor | None, *, members: int) -> dict[str, float]:
+def rollout_scores(
+    model: Model, val: Tensor, contexts: Tensor | None, *, members: int, points: int | None = None
+) -> dict[str, float]:
     """Scores of standardised forecasts from 3 frames and, given contexts, from 1 frame and a context (``_ivp``).
 
-    ``val`` and ``contexts`` are fields ``[n, T, *grid, c]``. Scores of forecasts that are not finite are NaN.
+    ``val`` and ``contexts`` are fields ``[n, T, *grid, c]``. Given a number of ``points``, also of those from 3 frames
+    each seen at so many points of its own (``_points``). Scores of forecasts that are not finite are NaN.
     """
     names = ("rel_l2", "rel_l2_member", "spread_skill", "crps")
     out: dict[str, float] = {}
     standardised = model.tokenizer.standardised
-    for name, history, context in (("", HISTORY, None), ("_ivp", 1, contexts)):
-        if name and contexts is None:
-            continue
-        samples = sample_fields(model, val[:, :history], context=context, num_members=members, seed=0)
+    inputs: dict[str, dict[str, Any]] = {"": {"history": val[:, :HISTORY]}}
+    if contexts is not None:
+        inputs["_ivp"] = {"history": val[:, :1], "context": contexts}
+    if points is not None:
+        inputs["_points"] = _at_points(model, val[:, :HISTORY], points)
+    for name, given in inputs.items():
+        samples = sample_fields(model, **given, num_members=members, seed=0)
         if not torch.isfinite(samples).all():
             out |= {f"{key}{name}": math.nan for key in names}
             continue
         scores = Scores()
-        truth = standardised(val[:, history:].to(samples.device))
+        truth = standardised(val[:, given["history"].shape[1] :].to(samples.device))
         scores.update(standardised(samples).cpu().numpy(), truth.cpu().numpy())
         result = scores.result()
         out |= {f"{key}{name}": float(result[key]) for key in names}
     return out
+
+
+def _at_points(model: Model, u: Tensor, count: int) -> dict[str, Tensor]:
+    """Observations ``[n, L, P, c]`` of fields, at ``count`` points of the grid that each frame has for itself."""
+    tokenizer = model.config.tokenizer
+    drawn = drawn_places(tokenizer.grid, range(len(u)), count=count, num_frames=u.shape[1], seed=0)
+    places = torch.from_numpy(drawn)
+    values = u.flatten(2, -2).gather(2, places[..., None].expand(*places.shape, u.shape[-1]))
+    return {"history": values, "points": grid_points(tokenizer)[places]}

@@ -358,6 +358,11 @@ def _latents(
     mark = f"{key}-{sha256(file)}-{'shift' if shift else 'fixed'}"
     if training.boost:
         mark += f"-boost-{training.boost}-{options.seed}"
+    fraction = training.point_fraction if training.scattered_share else None
+    if fraction is not None:
+        if tokenizer.interpolation is None:
+            raise EnmaError("scattered_share: the tokenizer has no interpolation and sees whole grids; leave it at 0")
+        mark += f"-scattered-{fraction[0]}-{fraction[1]}-{options.seed}"
     if rank.index == 0 and not path.exists():
         data = _read(file, config)
         if data.environment is None:
@@ -365,7 +370,10 @@ def _latents(
         data = with_boosts(data, config.dataset, training, seed=options.seed)
         log.info("encoding %d trajectories", len(data))
         environment = torch.from_numpy(data.environment)
-        encode_all(tokenizer, _fields(data), environment, shift=shift).save(path, mark)
+        latents = encode_all(
+            tokenizer, _fields(data), environment, shift=shift, point_fraction=fraction, seed=options.seed
+        )
+        latents.save(path, mark)
     if rank.count > 1:
         dist.barrier()
     return Latents.load(path, mark)

@@ -126,6 +126,25 @@ def test_a_run_begun_before_runs_could_start_from_weights_goes_on(runs: Path, tr
     assert "run.json: training: gone: unknown key; take it out, or use the version of enma_fast" in error
 
 
+def test_dynamics_learn_from_scattered_points(
+    runs: Path, train: Callable, enma: Callable, data_folder: Path, tmp_path: Path
+) -> None:
+    words = ("--steps", 2, "--train-set", "scattered_share=0.5", "--train-set", "point_fraction=[0.25,0.75]")
+    error = train(tmp_path / "refused", *words, tokenizer=runs / "tokenizer").error()
+    assert error == "scattered_share: the tokenizer has no interpolation and sees whole grids; leave it at 0"
+    tokenizer, dynamics = tmp_path / "tokenizer", tmp_path / "dynamics"
+    data = ("--data", data_folder, "--batch", 4, "--precision", "fp32")
+    preset = "combined-points-small"
+    done = enma("train", "tokenizer", preset, *data, *settings(TINY_TOKENIZER), "--steps", 1, "--out", tokenizer)
+    assert done.status == 0, done.err
+    command = ("train", "dynamics", preset, *data, *settings(TINY_DYNAMICS), "--tokenizer", tokenizer)
+    done = enma(*command, *words, "--out", dynamics, "--json").json
+    assert {"rel_l2", "rel_l2_ivp", "rel_l2_points"} <= set(done["validation"])
+    latents, meta = read_tensors(dynamics / "latents-train.safetensors")
+    assert latents["scattered"].shape == latents["z"].shape
+    assert meta["tokenizer"].endswith("-scattered-0.25-0.75-0")
+
+
 def test_a_finished_run_writes_its_checkpoint_again(runs: Path, train: Callable, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(runs / "dynamics", tmp_path / "run"))
     before = sha256(folder / "checkpoint" / "model.safetensors")

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from enma_fast.errors import EnmaError
+from enma_fast.models.interpolation import grid_points
 from enma_fast.models.tokenizer import Tokenizer
 from enma_fast.training.dynamics import DynamicsTask, Latents, encode_all, environments
 from enma_fast.training.loop import Rank, run, step_generator
@@ -41,10 +42,59 @@ def test_latents_come_back_from_their_file_and_know_their_tokenizer(tmp_path):
     latents = dynamics_task("relative").train
     latents.save(tmp_path / "latents.safetensors", "abc")
     again = Latents.load(tmp_path / "latents.safetensors", "abc")
-    for key, value in vars(latents).items():
-        assert torch.equal(getattr(again, key), value)
+    assert again.scattered is None
+    for key in ("z", "environment", "mean", "std"):
+        assert torch.equal(getattr(again, key), getattr(latents, key))
+    replace(latents, scattered=latents.z + 1).save(tmp_path / "scattered.safetensors", "abc")
+    assert torch.equal(Latents.load(tmp_path / "scattered.safetensors", "abc").scattered, latents.z + 1)
     with pytest.raises(EnmaError, match="made by another tokenizer; delete it"):
         Latents.load(tmp_path / "latents.safetensors", "abd")
+
+
+def test_latents_of_scattered_points_are_of_the_same_fields():
+    options = CONFIGS["points"].tokenizer
+    torch.manual_seed(0)
+    tokenizer = Tokenizer(options).eval()
+    fields, environment = waves(2, 20, 4, options), torch.arange(40)
+    whole = encode_all(tokenizer, fields, environment, shift=True, point_fraction=(1.0, 1.0))
+    # All points in another order.
+    torch.testing.assert_close(whole.scattered, whole.z, rtol=2e-3, atol=2e-3)
+    latents = encode_all(tokenizer, fields, environment, shift=True, point_fraction=(0.2, 0.6), seed=3)
+    for name in ("z", "mean", "std"):
+        assert torch.equal(getattr(latents, name), getattr(whole, name))
+    error = (latents.scattered.float() - latents.z.float()).flatten(2).norm(dim=-1)
+    assert error.min() > 0
+    again = encode_all(tokenizer, fields, environment, shift=True, point_fraction=(0.2, 0.6), seed=3)
+    other = encode_all(tokenizer, fields, environment, shift=True, point_fraction=(0.2, 0.6), seed=4)
+    assert torch.equal(again.scattered, latents.scattered)
+    assert not torch.equal(other.scattered, latents.scattered)
+    # Fewer points, larger errors.
+    fewer = encode_all(tokenizer, fields, environment, shift=True, point_fraction=(0.1, 0.1))
+    assert (fewer.scattered.float() - fewer.z.float()).norm() > 1.2 * error.norm()
+
+
+def test_half_of_the_trajectories_are_observed_at_points_that_stay(monkeypatch):
+    options, seen = CONFIGS["points"].tokenizer, []
+    tokenizer = Tokenizer(options).eval()
+    encode = tokenizer.encode
+    monkeypatch.setattr(tokenizer, "encode", lambda *given: seen.append(given) or encode(*given))
+    fields = waves(2, 32, 4, options)
+    encode_all(tokenizer, fields, torch.arange(64), shift=False, point_fraction=(0.25, 0.75))
+    grid, stays, shares = grid_points(options), [], []
+    scattered = [given for given in seen if len(given) == 3]
+    assert [len(given[0]) for given in scattered] == [16] * 4
+    for (values, points, valid), u in zip(scattered, fields.split(16), strict=True):
+        place = (points[..., None, :] == grid).all(-1).int().argmax(-1)
+        assert torch.equal(values, u.gather(2, place[..., None]))
+        for places, there in zip(place, valid, strict=True):
+            sets = [set(frame[mask].tolist()) for frame, mask in zip(places, there, strict=True)]
+            assert all(len(s) == there[0].sum() for s in sets)
+            stays.append(all(s == sets[0] for s in sets))
+            shares.append(len(sets[0]) / len(grid))
+    assert 20 <= sum(stays) <= 44
+    assert min(shares) < 0.35
+    assert max(shares) > 0.65
+    assert all(0.22 < share < 0.78 for share in shares)
 
 
 class Capture(nn.Module):
@@ -114,6 +164,76 @@ def test_segments_are_standardised_and_shifted_by_whole_tokens():
     # Shifts by several numbers of whole tokens, and by both parts of one.
     assert len({i // (2 * 12) for i in which}) > 8
     assert {i // 12 % 2 for i in which} == {0, 1}
+
+
+def scattered_task(share, context_share=0.5):
+    """Trajectory i of 12, in six environments, has latents i everywhere, and i + 1/2 where it is seen at points."""
+    task, _ = numbered_task()
+    training = replace(TRAINING, batch=64, context_share=context_share, history_noise_share=0.0, scattered_share=share)
+    latents = replace(task.train, scattered=task.train.z + 0.5)
+    return DynamicsTask(task.model, training, train=latents, val=task.val, val_contexts=task.val_contexts)
+
+
+@pytest.mark.parametrize("paired", [False, True])
+def test_contexts_and_first_frames_are_read_as_seen_at_points(paired):
+    task = scattered_task(0.5, context_share=float(paired))
+    capture = Capture()
+    for step in range(40):
+        task.loss(capture, step_generator(0, step), Rank())
+    counts = torch.zeros(6)
+    for segments, draws in capture.given:
+        # What is scored are the latents of whole grids, and what is read differs from them by latent frames.
+        assert all((z == z.round()).all() for z in segments)
+        frames = [history[..., 0, 0] for history in draws.history]
+        assert all(
+            torch.equal(history, f[..., None, None].expand_as(history))
+            for history, f in zip(draws.history, frames, strict=True)
+        )
+        target = frames[-1]
+        assert set(target.unique().tolist()) <= {0.0, 0.5}
+        # The first few, one at least, and never all.
+        assert (target[:, 1:] <= target[:, :-1]).all()
+        counts += torch.bincount((2 * target).sum(1).long(), minlength=6)
+        if paired:
+            # A pair is seen at points together, of the context all frames.
+            assert torch.equal(frames[0], target[:, :1].expand_as(frames[0]))
+    assert counts[0] / counts.sum() == pytest.approx(0.5, abs=0.05)
+    assert counts[5] == 0
+    # Log-uniform: one frame of five with the probability log 2 / log 5.
+    assert counts[1] / counts[1:].sum() == pytest.approx(0.43, abs=0.06)
+
+
+def test_a_task_has_latents_of_points_if_it_is_asked_to():
+    with pytest.raises(ValueError, match="only there"):
+        scattered_task(0.0)
+    task, _ = numbered_task()
+    with pytest.raises(ValueError, match="only there"):
+        DynamicsTask(
+            task.model, replace(TRAINING, scattered_share=0.5), train=task.train, val=task.val, val_contexts=None
+        )
+
+
+def test_validation_shows_few_points_where_training_does():
+    plain = dynamics_task("points")
+    latents = replace(plain.train, scattered=plain.train.z)
+
+    def scores(fraction):
+        training = replace(TRAINING, scattered_share=0.5, point_fraction=(fraction, 1.0))
+        task = DynamicsTask(
+            plain.model, training, train=latents, val=plain.val, val_contexts=plain.val_contexts, members=2
+        )
+        found = task.validate(nn.Identity())
+        assert task.merit(found) == found["rel_l2"] + found["rel_l2_ivp"] + found["rel_l2_points"]
+        return found
+
+    whole, few = scores(1.0), scores(0.25)
+    keys = ("rel_l2", "rel_l2_member", "spread_skill", "crps")
+    assert set(whole) - set(plain.validate(nn.Identity())) == {f"{key}_points" for key in keys}
+    # All points in another order.
+    for key in keys:
+        assert whole[f"{key}_points"] == pytest.approx(whole[key], rel=1e-4)
+    assert few["rel_l2"] == whole["rel_l2"]
+    assert abs(few["rel_l2_points"] / few["rel_l2"] - 1) > 1e-3
 
 
 def test_groups_hold_trajectories_of_one_environment():
