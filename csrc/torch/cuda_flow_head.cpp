@@ -19,8 +19,9 @@ namespace {
 
 FlowHeadGroup group_named(const std::string& name) {
     if (name == "best") return FlowHeadGroup::best;
+    if (name == "remote") return FlowHeadGroup::remote;
     if (name == "cluster") return FlowHeadGroup::cluster;
-    TORCH_CHECK_VALUE(name == "counter", "flow_head: group is '", name, "'; expected best, cluster or counter");
+    TORCH_CHECK_VALUE(name == "counter", "flow_head: group is '", name, "'; expected best, remote, cluster or counter");
     return FlowHeadGroup::counter;
 }
 

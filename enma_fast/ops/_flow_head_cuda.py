@@ -38,7 +38,8 @@ def run(c_MD: Tensor, noise_MC: Tensor, plan: FlowPlan, *, group: str = "best") 
     """State at flow time 1 ``[M, C]``; contiguous bf16 conditions and fp32 noise on one CUDA device.
 
     The first call packs the weights: make it before a CUDA graph is captured. `group` is how thread blocks that share
-    the weights wait for each other: "cluster", "counter", or the best that the GPU has.
+    the weights hand activations to each other: "remote", "cluster", "counter" (`FlowHeadGroup` of flow_head.h), or the
+    best that the GPU has.
     """
     reason = problem(noise_MC.device, plan.weights.inward_weight.dtype)
     if reason is not None:

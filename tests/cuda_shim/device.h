@@ -96,6 +96,7 @@ struct Thread {
     int block_x, block_y, index, threads;
     Block* block;
     Barrier* cluster;
+    Block* const* neighbours;  // all blocks of the cluster
     int exchanges;
 };
 inline thread_local Thread self;
@@ -116,16 +117,19 @@ inline void launch(
     int grid_x, int grid_y, int threads, int64_t shared, int cluster, const std::function<void()>& kernel) {
     for (int y = 0; y < grid_y; ++y) {
         std::vector<std::unique_ptr<Block>> blocks;
+        std::vector<Block*> of_all;
         std::vector<std::unique_ptr<Barrier>> clusters;
         for (int x = 0; x < grid_x; ++x) {
             blocks.push_back(std::make_unique<Block>(threads, shared));
+            of_all.push_back(blocks.back().get());
             if (x % cluster == 0) clusters.push_back(std::make_unique<Barrier>(cluster * threads));
         }
         std::vector<std::thread> running;
         for (int x = 0; x < grid_x; ++x) {
             for (int i = 0; i < threads; ++i) {
                 const Thread thread{x, y, i, threads, blocks[static_cast<size_t>(x)].get(),
-                                    clusters[static_cast<size_t>(x / cluster)].get(), 0};
+                                    clusters[static_cast<size_t>(x / cluster)].get(),
+                                    of_all.data() + x / cluster * cluster, 0};
                 running.emplace_back([thread, &kernel] {
                     self = thread;
                     kernel();
@@ -154,6 +158,41 @@ void sync_block() {
 template <int SITE>
 void sync_cluster() {
     if (!shim::skipped(SITE)) shim::self.cluster->arrive_and_wait();
+}
+
+template <int SITE>
+void meet_cluster() {
+    sync_cluster<SITE>();
+}
+
+// Bit 63: parity of the phase; bit 62: its bytes are known; below them bytes that are to come, less those that came.
+inline void init_barrier(uint64_t* barrier) { *barrier = 0; }
+
+inline void change_barrier(uint64_t* barrier, int64_t bytes, bool known) {
+    const auto order = shim::skipped(shim::kRelaxedAtomics) ? std::memory_order_relaxed : std::memory_order_release;
+    const std::atomic_ref<uint64_t> state(*barrier);
+    constexpr uint64_t kParity = uint64_t{1} << 63, kKnown = uint64_t{1} << 62, kBytes = kKnown - 1;
+    uint64_t before = state.load(std::memory_order_relaxed), after = 0;
+    do {
+        after = (before & ~kBytes) | ((before + static_cast<uint64_t>(bytes)) & kBytes) | (known ? kKnown : 0);
+        if (after == (before & kParity) + kKnown) after = (before & kParity) ^ kParity;
+    } while (!state.compare_exchange_weak(before, after, order, std::memory_order_relaxed));
+}
+
+inline void expect_bytes(uint64_t* barrier, uint32_t bytes) { change_barrier(barrier, bytes, true); }
+
+template <int SITE>
+void wait_barrier(uint64_t* barrier, uint32_t parity) {
+    if (shim::skipped(SITE)) return;
+    const auto order = shim::skipped(shim::kRelaxedAtomics) ? std::memory_order_relaxed : std::memory_order_acquire;
+    while (std::atomic_ref<uint64_t>(*barrier).load(order) >> 63 == parity) std::this_thread::yield();
+}
+
+inline void store_remote(void* mine, uint32_t value, uint64_t* barrier, int rank) {
+    unsigned char* there = shim::self.neighbours[rank]->shared;
+    const auto at = [&](void* p) { return there + (static_cast<unsigned char*>(p) - shim::self.block->shared); };
+    *reinterpret_cast<uint32_t*>(at(mine)) = value;
+    change_barrier(reinterpret_cast<uint64_t*>(at(barrier)), -4, false);
 }
 
 template <int SITE>

@@ -2,6 +2,7 @@
 //
 //     flow_head IN OUT WARPS SHARED_LIMIT GROUPS CLUSTER MODULATION_BYTES CHUNKS SKIPPED_SITE
 //
+// CLUSTER 2: whose blocks store into each other's shared memory.
 // Prints how the problem is cut, and does no more than that if OUT is "-". CHUNKS 4 takes the kernel for wide heads.
 // IN: seven int64 (FlowHeadSizes), then the arrays of FlowHeadWeights, c and noise, each after its length in bytes.
 #include <cstdio>
@@ -38,15 +39,23 @@ struct Launch {
     }
     const char* loop(int x, int y, int64_t shared, const enma::FlowLoopArguments& p) const {
         enma::shim::launch(x, y, 32 * g.warps, shared, g.group_blocks, [&] {
-            if (g.chunks == 4) {
-                g.tiles == 2 ? enma::flow_loop<2, 4>(p) : enma::flow_loop<1, 4>(p);
-            } else if (g.tiles == 4) {
-                enma::flow_loop<4, 2>(p);
+            if (g.remote) {
+                of_tiles<true>(p);
+            } else if (g.chunks == 4) {
+                g.tiles == 2 ? enma::flow_loop<2, 4, false>(p) : enma::flow_loop<1, 4, false>(p);
             } else {
-                g.tiles == 2 ? enma::flow_loop<2, 2>(p) : enma::flow_loop<1, 2>(p);
+                of_tiles<false>(p);
             }
         });
         return nullptr;
+    }
+    template <bool REMOTE>
+    void of_tiles(const enma::FlowLoopArguments& p) const {
+        if (g.tiles == 4) {
+            enma::flow_loop<4, 2, REMOTE>(p);
+        } else {
+            g.tiles == 2 ? enma::flow_loop<2, 2, REMOTE>(p) : enma::flow_loop<1, 2, REMOTE>(p);
+        }
     }
 };
 
@@ -70,8 +79,10 @@ int main(int count, char** arguments) {
     in.read(reinterpret_cast<char*>(&sizes), sizeof(sizes));
     enma::FlowHeadGeometry geometry;
     geometry.warps = std::atoi(arguments[3]);
-    geometry.cluster = std::atoi(arguments[6]) != 0;
-    if (const char* problem = enma::cut_weights(sizes, std::atoll(arguments[4]), geometry)) return fail(problem);
+    const int cluster = std::atoi(arguments[6]);
+    if (const char* problem = enma::cut_weights(sizes, std::atoll(arguments[4]), cluster == 2, geometry))
+        return fail(problem);
+    geometry.cluster = cluster != 0;
     if (const char* problem = enma::spread_rows(sizes, std::atoi(arguments[5]), std::atoll(arguments[7]), geometry))
         return fail(problem);
     geometry.chunks = std::max(geometry.chunks, std::atoi(arguments[8]));

@@ -51,12 +51,12 @@ def build(name: str, folder: Path) -> Path:
 
 @dataclass(frozen=True, kw_only=True)
 class Cut:
-    """How the shim cuts a problem; a block has 32 `warps` threads."""
+    """How the shim cuts a problem; a block has 32 `warps` threads. A group is a cluster, or also stores remotely (2)."""
 
     warps: int = 2
     shared_limit: int = SHARED_LIMIT
     groups: int = 1
-    cluster: bool = False
+    cluster: int = 0
     modulation_bytes: int = 1 << 25
     chunks: int = 0
     skipped_site: int = 0
@@ -148,4 +148,8 @@ def cubins(architecture: str, folder: Path) -> dict[str, dict[str, int]]:
         found[name]["spills"] = len(re.findall(r"\b(?:STL|LDL)\b", code))
         found[name]["tensor_core"] = len(re.findall(r"\bHMMA\b", code))
         found[name]["cluster_barriers"] = len(re.findall(r"\bUCGABAR_WAIT\b", code))
+        # Fences of the whole GPU, L1 thrown away, stores into another block's shared memory.
+        found[name]["fences"] = len(re.findall(r"\b(?:MEMBAR|ERRBAR)\b", code))
+        found[name]["flushes"] = len(re.findall(r"\bCCTL\b", code))
+        found[name]["remote_stores"] = len(re.findall(r"\bSTAS\b", code))
     return found

@@ -24,7 +24,7 @@ FLOOR = 1e-4
 PAPER = {"channels": 4, "condition": 512, "width": 512, "blocks": 3, "evaluations": 20, "moves_per_step": 2}
 
 # Rows, the head, the cut: one row, primes, rows over two subtiles and two passes, channels over two batches of output
-# tiles, conditions that are no multiple of 32, Euler and midpoint, modulations in chunks, both barriers.
+# tiles, conditions that are no multiple of 32, Euler and midpoint, modulations in chunks, all ways to hand activations on.
 SHIM_CASES = {
     "one-row": (1, {"channels": 4, "condition": 64, "blocks": 1, "evaluations": 2, "moves_per_step": 2}, Cut()),
     "two-groups": (
@@ -35,7 +35,7 @@ SHIM_CASES = {
     "two-subtiles": (
         17,
         {"channels": 4, "condition": 64, "blocks": 2, "evaluations": 2, "moves_per_step": 1},
-        Cut(cluster=True),
+        Cut(cluster=1),
     ),
     "chunks-split-a-step": (
         5,
@@ -45,7 +45,7 @@ SHIM_CASES = {
     "all-channels": (
         3,
         {"channels": 64, "condition": 72, "blocks": 1, "evaluations": 2, "moves_per_step": 2},
-        Cut(cluster=True),
+        Cut(cluster=1),
     ),
     "two-passes": (
         33,
@@ -57,6 +57,27 @@ SHIM_CASES = {
         2,
         {"channels": 20, "condition": 64, "blocks": 2, "evaluations": 2, "moves_per_step": 2},
         Cut(shared_limit=16000, chunks=4, warps=1),
+    ),
+    "remote-one-row": (
+        1,
+        {"channels": 4, "condition": 64, "blocks": 1, "evaluations": 2, "moves_per_step": 2},
+        Cut(cluster=2),
+    ),
+    "remote-two-passes": (
+        11,
+        {"channels": 7, "condition": 40, "blocks": 3, "evaluations": 2, "moves_per_step": 1},
+        Cut(cluster=2, modulation_bytes=1),
+    ),
+    "remote-two-clusters": (
+        13,
+        {"channels": 4, "condition": 64, "blocks": 2, "evaluations": 2, "moves_per_step": 2},
+        # Too little shared memory for four tiles.
+        Cut(cluster=2, groups=2, shared_limit=16000, warps=1),
+    ),
+    "remote-all-channels": (
+        8,
+        {"channels": 64, "condition": 72, "blocks": 1, "evaluations": 2, "moves_per_step": 2},
+        Cut(cluster=2),
     ),
 }
 
@@ -105,7 +126,9 @@ def test_bits_of_a_row_depend_on_the_row_alone(program: Callable[[str], Path], t
             Cut(groups=2, shared_limit=13000, modulation_bytes=1),
             slice(0, 19),
         ),
-        "its row alone, in a cluster": (Cut(cluster=True), slice(17, 18)),
+        "its row alone, in a cluster": (Cut(cluster=1), slice(17, 18)),
+        "remote": (Cut(cluster=2), slice(0, 19)),
+        "its row alone, remote, other tiles": (Cut(cluster=2, shared_limit=13000), slice(17, 18)),
     }
     geometries = []
     first = None
@@ -114,7 +137,7 @@ def test_bits_of_a_row_depend_on_the_row_alone(program: Callable[[str], Path], t
         geometries.append(tuple(shim.geometry(done)[key] for key in ("tiles", "groups", "rows", "evaluations")))
         first = out if first is None else first
         assert torch.equal(out, first[rows]), name
-    assert geometries == [(4, 1, 19, 2), (2, 2, 10, 1), (4, 1, 1, 2)]
+    assert geometries == [(4, 1, 19, 2), (2, 2, 10, 1), (4, 1, 1, 2), (4, 1, 7, 2), (2, 1, 1, 2)]
 
 
 def test_what_does_not_fit_is_said(program: Callable[[str], Path], tmp_path: Path) -> None:
@@ -127,6 +150,8 @@ def test_what_does_not_fit_is_said(program: Callable[[str], Path], tmp_path: Pat
     assert reason(Cut(shared_limit=50000)) == "the shared memory of this GPU is too small for 64 rows of inputs"
     too_large = "the weights of the blocks do not fit into the shared memory of this GPU"
     assert reason(Cut(shared_limit=69000), blocks=6) == too_large
+    assert reason(Cut(cluster=2), width=576) == "needs more blocks than a cluster has"
+    assert reason(Cut(cluster=2, shared_limit=166912)) == "needs more blocks than a cluster has"
     assert reason(Cut(groups=0)) == "this GPU cannot run enough blocks at the same time to hold the weights"
 
 
@@ -163,6 +188,21 @@ def test_cut_fits(
         assert cut["evaluations"] * modulation <= max(1 << 25, modulation)
 
 
+@pytest.mark.parametrize(("width", "tiles"), [(512, 4), (128, 4), (320, 4)])
+@pytest.mark.parametrize("channels", [4, 64])
+def test_remote_cut_fits(
+    width: int, tiles: int, channels: int, program: Callable[[str], Path], tmp_path: Path
+) -> None:
+    for rows in (1, 7, 64, 129):
+        sizes = [rows, channels, 512, width, 3, 20, 2]
+        cut = shim.geometry(shim.start(program("plain"), sizes, [], tmp_path, Cut(warps=8, groups=8, cluster=2), "-"))
+        assert (cut["tiles"], cut["blocks"]) == (tiles, width // 8 // tiles)
+        assert cut["shared"] <= shim.SHARED_LIMIT
+        assert cut["groups"] == min(rows, 8)
+        passes = -(-rows // 64)
+        assert cut["rows"] == -(-rows // (passes * cut["groups"])) <= 8
+
+
 def has_sanitizer(program: Callable[[str], Path], name: str, folder: Path) -> Path:
     """The sanitized program; skips where the compiler or the kernel has no such sanitizer."""
     try:
@@ -181,8 +221,8 @@ RACE_HEAD = {"channels": 4, "condition": 64, "width": 64, "blocks": 2, "evaluati
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("cluster", [False, True], ids=["counter", "cluster"])
-def test_no_races(cluster: bool, program: Callable[[str], Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("cluster", [0, 1, 2], ids=["counter", "cluster", "remote"])
+def test_no_races(cluster: int, program: Callable[[str], Path], tmp_path: Path) -> None:
     race = has_sanitizer(program, "race", tmp_path)
     plan = make_plan(**RACE_HEAD)
     c, noise = inputs(plan, 18)
@@ -192,22 +232,33 @@ def test_no_races(cluster: bool, program: Callable[[str], Path], tmp_path: Path)
     assert_close_as_reference(out, same_dtype, exact, floor=FLOOR)
 
 
-# Every place of flow_head.cuh where threads wait, and atomics without order: none can be left out.
+# Every place where threads of the flow head wait, and atomics without order: none can be left out. By the site, and how
+# a block hands activations on (`Cut.cluster`).
 MUTATIONS = {
-    "rows-loaded": (1, False),
-    "state-loaded": (2, False),
-    "inward": (3, False),
-    "operand": (4, False),
-    "product": (5, False),
-    "partial-sums": (6, False),
-    "next-operand": (7, False),
-    "up-arrive": (10, False),
-    "up-leave": (11, False),
-    "down-arrive": (20, False),
-    "down-leave": (21, False),
-    "up-cluster": (10, True),
-    "down-cluster": (20, True),
-    "relaxed-atomics": (100, False),
+    "rows-loaded": (1, 0),
+    "state-loaded": (2, 0),
+    "inward": (3, 0),
+    "operand": (4, 0),
+    "product": (5, 0),
+    "partial-sums": (6, 0),
+    "next-operand": (7, 0),
+    "up-arrive": (10, 0),
+    "up-leave": (11, 0),
+    "down-arrive": (20, 0),
+    "down-leave": (21, 0),
+    "up-cluster": (10, 1),
+    "down-cluster": (20, 1),
+    "relaxed-atomics": (100, 0),
+    "state-loaded-remote": (2, 2),
+    "inward-remote": (3, 2),
+    "operand-remote": (4, 2),
+    "product-remote": (5, 2),
+    "partial-sums-remote": (6, 2),
+    "next-operand-remote": (7, 2),
+    "begin-remote": (8, 2),
+    "up-remote": (10, 2),
+    "down-remote": (20, 2),
+    "relaxed-atomics-remote": (100, 2),
 }
 
 
@@ -225,7 +276,10 @@ def test_every_barrier_is_needed(mutation: str, program: Callable[[str], Path], 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["two-groups", "chunks-split-a-step", "all-channels", "wide-kernel"])
+@pytest.mark.parametrize(
+    "case",
+    ["two-groups", "chunks-split-a-step", "all-channels", "wide-kernel", "remote-two-passes", "remote-all-channels"],
+)
 def test_nothing_out_of_bounds(case: str, program: Callable[[str], Path], tmp_path: Path) -> None:
     address = has_sanitizer(program, "address", tmp_path)
     rows, head, cut = SHIM_CASES[case]
@@ -277,16 +331,26 @@ def test_cubins(architecture: str, tmp_path: Path) -> None:
         pytest.skip("no nvcc")
     pytest.importorskip("triton", reason="its cuobjdump reads the cubins")
     kernels = shim.cubins(architecture, tmp_path)
-    assert len([name for name in kernels if "flow_loop" in name]) == 5
-    assert len(kernels) == 7
+    assert len([name for name in kernels if "flow_loop" in name]) == 8
+    assert len(kernels) == 10
     for name, found in kernels.items():
         assert found["spills"] == 0, name
         assert found["stack"] == 0, name
         assert found["reg"] * 32 * 8 <= 65536, name
         # All shared memory is asked for at launch; the compiler itself keeps at most 1 KiB.
         assert found["shared"] <= 1024, name
-        assert found["tensor_core"] > 0, name
-        assert (found["cluster_barriers"] > 0) == ("flow_loop" in name and architecture != "sm_80"), name
+        clusters = architecture != "sm_80"
+        assert (found["cluster_barriers"] > 0) == ("flow_loop" in name and clusters), name
+        # The name ends with the template's last argument.
+        remote = "flow_loop" in name and "ELb1EE" in name
+        # A GPU without clusters only traps there.
+        assert (found["tensor_core"] > 0) == (clusters or not remote), name
+        assert (found["remote_stores"] > 0) == (remote and clusters), name
+        if remote and clusters:
+            # Blocks meet once, before their barriers count, and nothing afterwards waits for the whole GPU's memory.
+            assert found["cluster_barriers"] == 1, name
+            assert found["fences"] == 0, name
+            assert found["flushes"] <= 1, name
 
 
 # --- on a GPU -------------------------------------------------------------------------------------------------------
@@ -320,7 +384,7 @@ def can_run(device: torch.device, plan: FlowPlan, group: str) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("group", ["cluster", "counter"])
+@pytest.mark.parametrize("group", ["remote", "cluster", "counter"])
 @pytest.mark.parametrize("rows", [0, 1, 7, 17, 129, 1025])
 @pytest.mark.parametrize("channels", [4, 64])
 def test_values_on_gpu(rows: int, channels: int, group: str, cuda: torch.device) -> None:
@@ -333,7 +397,7 @@ def test_values_on_gpu(rows: int, channels: int, group: str, cuda: torch.device)
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("width", [64, 192, 512, 640, 1024])
-@pytest.mark.parametrize("group", ["cluster", "counter"])
+@pytest.mark.parametrize("group", ["remote", "cluster", "counter"])
 def test_widths_on_gpu(width: int, group: str, cuda: torch.device) -> None:
     head = PAPER | {"width": width, "blocks": 2, "condition": 264, "evaluations": 4}
     plan, c, noise = on(cuda, make_plan(**head), 33)
@@ -347,7 +411,7 @@ def test_widths_on_gpu(width: int, group: str, cuda: torch.device) -> None:
 def test_bits_on_gpu(cuda: torch.device) -> None:
     plan, c, noise = on(cuda, make_plan(**PAPER), 200)
     first = _flow_head_cuda.run(c, noise, plan)
-    groups = [group for group in ("cluster", "counter") if not group_problem(cuda, plan, group)]
+    groups = [group for group in ("remote", "cluster", "counter") if not group_problem(cuda, plan, group)]
     for group in groups:
         for _ in range(3):
             assert torch.equal(_flow_head_cuda.run(c, noise, plan, group=group), first), group
@@ -357,7 +421,7 @@ def test_bits_on_gpu(cuda: torch.device) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("group", ["cluster", "counter"])
+@pytest.mark.parametrize("group", ["remote", "cluster", "counter"])
 @pytest.mark.parametrize("rows", [5, 700])
 def test_graph_replays_on_gpu(rows: int, group: str, cuda: torch.device) -> None:
     plan, c, noise = on(cuda, make_plan(**PAPER), rows)

@@ -42,6 +42,84 @@ ENMA_DEVICE void sync_cluster() {
 #endif
 }
 
+// Waits for the other blocks of the cluster to get here, and orders nothing but what init_barrier did.
+template <int SITE>
+ENMA_DEVICE void meet_cluster() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+#else
+    __trap();
+#endif
+}
+
+// A barrier in shared memory, aligned to 8 bytes, whose phases end when as many bytes have been stored by store_remote
+// as thread 0 expects. Phases end in order; wait_barrier takes the parity of the phase's number.
+ENMA_DEVICE void init_barrier(uint64_t* barrier) {
+#if __CUDA_ARCH__ >= 900
+    const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(barrier));
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(address) : "memory");
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+#else
+    __trap();
+#endif
+}
+
+// The bytes of the phase that is running; those that have arrived before are counted too.
+ENMA_DEVICE void expect_bytes(uint64_t* barrier, uint32_t bytes) {
+#if __CUDA_ARCH__ >= 900
+    const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(barrier));
+    asm volatile("{.reg .b64 state; mbarrier.arrive.expect_tx.shared::cta.b64 state, [%0], %1;}" ::"r"(address),
+                 "r"(bytes)
+                 : "memory");
+#else
+    __trap();
+#endif
+}
+
+#if __CUDACC_VER_MAJOR__ >= 13
+#define ENMA_WAIT "relaxed"
+#define ENMA_AFTER_WAIT "fence.acquire.sync_restrict::shared::cluster.cluster;"
+#else
+#define ENMA_WAIT "acquire"
+#define ENMA_AFTER_WAIT ""
+#endif
+
+// What has been stored in the phase is there for this thread. The fence is of shared memory only: an acquire of the
+// whole cluster, as older compilers have it, throws away the L1 of this multiprocessor each time.
+template <int SITE>
+ENMA_DEVICE void wait_barrier(uint64_t* barrier, uint32_t parity) {
+#if __CUDA_ARCH__ >= 900
+    const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(barrier));
+    uint32_t done = 0;
+    while (done == 0) {
+        asm volatile("{.reg .pred p; mbarrier.try_wait.parity." ENMA_WAIT
+                     ".cluster.shared::cta.b64 p, [%1], %2; selp.b32 %0, 1, 0, p;}"
+                     : "=r"(done)
+                     : "r"(address), "r"(parity)
+                     : "memory");
+    }
+    asm volatile(ENMA_AFTER_WAIT ::: "memory");
+#else
+    __trap();
+#endif
+}
+
+// Stores at the place of `mine`, and counts at that of `barrier`, in the shared memory of a block of the cluster.
+ENMA_DEVICE void store_remote(void* mine, uint32_t value, uint64_t* barrier, int rank) {
+#if __CUDA_ARCH__ >= 900
+    const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(mine));
+    const auto counts = static_cast<uint32_t>(__cvta_generic_to_shared(barrier));
+    asm volatile(
+        "{.reg .b32 to, at; mapa.shared::cluster.u32 to, %0, %3; mapa.shared::cluster.u32 at, %2, %3; "
+        "st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [to], %1, [at];}" ::"r"(address),
+        "r"(value), "r"(counts), "r"(rank)
+        : "memory");
+#else
+    __trap();
+#endif
+}
+
 template <int SITE>
 ENMA_DEVICE constexpr bool enabled() {
     return true;

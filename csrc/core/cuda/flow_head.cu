@@ -20,9 +20,16 @@ const char* reason(cudaError_t error) {
 
 using Loop = void (*)(FlowLoopArguments);
 
+template <bool REMOTE>
+Loop of_tiles(int tiles) {
+    return tiles == 4 ? flow_loop<4, 2, REMOTE> : tiles == 2 ? flow_loop<2, 2, REMOTE> : flow_loop<1, 2, REMOTE>;
+}
+
+// A cluster has at most 16 blocks, so that REMOTE is for heads of two chunks.
 Loop loop_kernel(const FlowHeadGeometry& g) {
-    if (g.chunks == 2) return g.tiles == 4 ? flow_loop<4, 2> : g.tiles == 2 ? flow_loop<2, 2> : flow_loop<1, 2>;
-    return g.tiles == 2 ? flow_loop<2, 4> : flow_loop<1, 4>;
+    if (g.remote) return of_tiles<true>(g.tiles);
+    if (g.chunks == 2) return of_tiles<false>(g.tiles);
+    return g.tiles == 2 ? flow_loop<2, 4, false> : flow_loop<1, 4, false>;
 }
 
 template <class Kernel>
@@ -112,9 +119,9 @@ struct Room {
 // Asked once per device and geometry: the answers cost microseconds.
 const char* room_on(const Device& d, const FlowHeadGeometry& g, Room& room) {
     static std::mutex mutex;
-    static std::map<std::tuple<int, int, int, int, int64_t>, Room> known;
+    static std::map<std::tuple<int, int, int, int, int64_t, bool>, Room> known;
     const std::lock_guard<std::mutex> lock(mutex);
-    const auto key = std::make_tuple(d.index, g.tiles, g.chunks, g.group_blocks, g.shared_bytes);
+    const auto key = std::make_tuple(d.index, g.tiles, g.chunks, g.group_blocks, g.shared_bytes, g.remote);
     const auto found = known.find(key);
     if (found == known.end()) {
         // The whole limit, so that no later geometry lowers what an earlier one asked for.
@@ -154,9 +161,18 @@ const char* plan_flow_head_cuda(const FlowHeadSizes& sizes, FlowHeadGroup group,
     Device device;
     if (const char* problem = current_device(device)) return problem;
     if (device.major < 8) return "needs compute capability 8.0 or newer";
-    geometry = FlowHeadGeometry{};
-    if (const char* problem = cut_weights(sizes, device.shared_limit, geometry)) return problem;
     Room room;
+    if (group == FlowHeadGroup::best || group == FlowHeadGroup::remote) {
+        geometry = FlowHeadGeometry{};
+        const char* problem = cut_weights(sizes, device.shared_limit, true, geometry);
+        if (problem == nullptr) problem = room_on(device, geometry, room);
+        // More rows than these clusters hold go through L2, where a group has room for more.
+        const bool holds = problem == nullptr && sizes.rows <= geometry.rows_at_once() * room.clusters;
+        if (group == FlowHeadGroup::remote || holds)
+            return problem != nullptr ? problem : spread_rows(sizes, room.clusters, kFlowHeadModulationBytes, geometry);
+    }
+    geometry = FlowHeadGeometry{};
+    if (const char* problem = cut_weights(sizes, device.shared_limit, false, geometry)) return problem;
     if (const char* problem = room_on(device, geometry, room)) return problem;
     geometry.cluster = group == FlowHeadGroup::cluster || (group == FlowHeadGroup::best && room.clusters > 0);
     const int groups = geometry.cluster ? room.clusters : room.counted;

@@ -8,9 +8,10 @@
 namespace enma {
 
 enum class FlowHeadGroup {
-    best,     // a cluster where the GPU has large enough ones
-    cluster,  // or an error
-    counter,  // blocks of a cooperative launch, which meet at a counter in global memory
+    best,     // the first of these that the GPU has; remote only where all rows go at once
+    remote,   // a cluster whose blocks store into each other's shared memory, or an error
+    cluster,  // a cluster that exchanges through L2, or an error
+    counter,  // blocks of a cooperative launch, which meet at a counter in global memory, and exchange through L2
 };
 
 // How a call is cut over the current device. Returns null, or why it cannot run there.

@@ -59,7 +59,11 @@ struct FlowHeadGeometry {
     int rows_per_pass = 0;  // rows that a group carries at once
     int evaluations = 0;    // evaluations whose modulations are held at once
     bool cluster = false;   // a group is a cluster
+    bool remote = false;    // whose blocks store activations into each other's shared memory
     int64_t shared_bytes = 0;
+
+    // Rows for which a group has room.
+    int64_t rows_at_once() const { return int64_t{remote ? 8 : 16} * subtiles; }
 };
 
 // Why the kernel cannot serve these sizes on any GPU; null: it can.
@@ -79,40 +83,47 @@ inline const char* flow_head_problem(const FlowHeadSizes& s) {
 // Shared memory of a block of the loop, in the order in which it lies there.
 struct FlowHeadShared {
     int64_t weights;   // matrices of this block's columns
-    int64_t operand;   // 16 rows of inputs [16][W + 8] bf16, or partial sums of all warps [warps][tiles][32][4] fp32
+    int64_t operand;   // 16 rows of inputs [16][W + 8] bf16, or partial sums of all warps [warps][tiles][32][4] fp32;
+                       // remote: twice, 8 rows each
     int64_t residual;  // y of this block's columns, fp32
     int64_t state;     // x, fp32, all channels
     int64_t start;     // x at the start of the step
     int64_t bias;      // [2L][8 tiles] fp32
+    int64_t barriers;  // remote: two
 
-    FlowHeadShared(const FlowHeadSizes& s, int warps, int tiles, int subtiles) {
+    FlowHeadShared(const FlowHeadSizes& s, int warps, int tiles, int subtiles, bool remote) {
         weights = 2 * s.blocks * tiles * s.width * 16;
         operand = std::max<int64_t>(32 * (s.width + 8), int64_t{512} * warps * tiles);
-        residual = int64_t{512} * subtiles * tiles;
-        state = 64 * subtiles * s.channels;
+        residual = int64_t{512} * subtiles * tiles / (remote ? 2 : 1);
+        state = 64 * subtiles * s.channels / (remote ? 2 : 1);
         start = state;
         bias = 64 * s.blocks * tiles;
+        barriers = remote ? 16 : 0;
     }
-    int64_t total() const { return weights + operand + residual + state + start + bias; }
+    int64_t total() const { return weights + operand + residual + state + start + bias + barriers; }
 };
 
 // Shared memory of a block of the products before the loop: 64 rows of inputs.
 inline int64_t flow_head_rows_shared(int64_t padded_inputs) { return 64 * (padded_inputs + 8) * 2; }
 
-// Fewest blocks per group, then most rows at once, that the shared memory of a block allows.
-inline const char* cut_weights(const FlowHeadSizes& s, int64_t shared_limit, FlowHeadGeometry& g) {
+// Fewest blocks per group, then most rows at once, that the shared memory of a block allows. With `remote` blocks store
+// into each other's shared memory, which holds 8 rows at once; the group is then a cluster.
+inline const char* cut_weights(const FlowHeadSizes& s, int64_t shared_limit, bool remote, FlowHeadGeometry& g) {
     if (const char* problem = flow_head_problem(s)) return problem;
     if (flow_head_rows_shared(std::max(s.condition_padded(), s.width)) > shared_limit)
         return "the shared memory of this GPU is too small for 64 rows of inputs";
     g.chunks = s.width <= 512 ? 2 : 4;
+    g.remote = remote;
     for (int tiles = g.chunks == 2 ? kFlowHeadMaxTiles : 2; tiles >= 1; tiles /= 2) {
-        for (int subtiles = kFlowHeadMaxSubtiles; subtiles >= 1; subtiles /= 2) {
-            const int64_t bytes = FlowHeadShared(s, g.warps, tiles, subtiles).total();
+        for (int subtiles = remote ? 1 : kFlowHeadMaxSubtiles; subtiles >= 1; subtiles /= 2) {
+            const int64_t bytes = FlowHeadShared(s, g.warps, tiles, subtiles, remote).total();
             if (bytes > shared_limit) continue;
             g.tiles = tiles;
             g.subtiles = subtiles;
             g.group_blocks = static_cast<int>(s.width / 8 / tiles);
             g.shared_bytes = bytes;
+            g.cluster = remote;
+            if (remote && g.group_blocks > kFlowHeadClusterLimit) return "needs more blocks than a cluster has";
             return nullptr;
         }
     }
@@ -125,7 +136,7 @@ inline const char* spread_rows(const FlowHeadSizes& s, int64_t groups_at_once, i
     if (groups_at_once < 1) return "this GPU cannot run enough blocks at the same time to hold the weights";
     const int64_t rows = std::max<int64_t>(s.rows, 1);
     g.groups = static_cast<int>(std::min(groups_at_once, rows));
-    const int64_t most = int64_t{16} * g.subtiles * g.groups;
+    const int64_t most = g.rows_at_once() * g.groups;
     const int64_t passes = (rows + most - 1) / most;
     g.rows_per_pass = static_cast<int>((rows + passes * g.groups - 1) / (passes * g.groups));
     const int64_t bytes_per_evaluation = rows * s.modulations() * 2;

@@ -1,8 +1,8 @@
 // The launches of one call of the flow head, in order. `launch` starts a kernel: on the GPU, in tests on threads.
 #pragma once
 
-#include "core/cuda/flow_head.cuh"
 #include "core/cuda/flow_head_plan.h"
+#include "core/cuda/flow_loop.cuh"
 
 namespace enma {
 

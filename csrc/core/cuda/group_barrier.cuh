@@ -31,4 +31,24 @@ ENMA_DEVICE void sync_group(const Group& group) {
     device::sync_block<SITE + 1>();
 }
 
+// Rows of bf16 in the shared memory of every block of a cluster, into which all of them store. A phase ends for a block
+// when all bytes that are stored in it have come.
+struct Mailbox {
+    uint16_t* rows;
+    uint64_t* barrier;
+    uint32_t phase;
+};
+
+// Two neighbours at an offset, to each block.
+ENMA_DEVICE void post(const Mailbox& box, int offset, uint32_t pair, int blocks) {
+    for (int rank = 0; rank < blocks; ++rank) device::store_remote(box.rows + offset, pair, box.barrier, rank);
+}
+
+template <int SITE>
+ENMA_DEVICE void collect(Mailbox& box, uint32_t bytes) {
+    if (device::thread() == 0) device::expect_bytes(box.barrier, bytes);
+    device::wait_barrier<SITE>(box.barrier, box.phase % 2);
+    ++box.phase;
+}
+
 }  // namespace enma
