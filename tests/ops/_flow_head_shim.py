@@ -51,7 +51,7 @@ def build(name: str, folder: Path) -> Path:
 
 @dataclass(frozen=True, kw_only=True)
 class Cut:
-    """How the shim cuts a problem; a block has 32 `warps` threads. A group is a cluster, or also stores remotely (2)."""
+    """How the shim cuts a problem: blocks of 32 `warps` threads; a group is a cluster (1) that stores remotely (2)."""
 
     warps: int = 2
     shared_limit: int = SHARED_LIMIT

@@ -24,7 +24,7 @@ FLOOR = 1e-4
 PAPER = {"channels": 4, "condition": 512, "width": 512, "blocks": 3, "evaluations": 20, "moves_per_step": 2}
 
 # Rows, the head, the cut: one row, primes, rows over two subtiles and two passes, channels over two batches of output
-# tiles, conditions that are no multiple of 32, Euler and midpoint, modulations in chunks, all ways to hand activations on.
+# tiles, conditions that are no multiple of 32, Euler and midpoint, modulations in chunks, all ways to exchange.
 SHIM_CASES = {
     "one-row": (1, {"channels": 4, "condition": 64, "blocks": 1, "evaluations": 2, "moves_per_step": 2}, Cut()),
     "two-groups": (
@@ -190,9 +190,7 @@ def test_cut_fits(
 
 @pytest.mark.parametrize(("width", "tiles"), [(512, 4), (128, 4), (320, 4)])
 @pytest.mark.parametrize("channels", [4, 64])
-def test_remote_cut_fits(
-    width: int, tiles: int, channels: int, program: Callable[[str], Path], tmp_path: Path
-) -> None:
+def test_remote_cut_fits(width: int, tiles: int, channels: int, program: Callable[[str], Path], tmp_path: Path) -> None:
     for rows in (1, 7, 64, 129):
         sizes = [rows, channels, 512, width, 3, 20, 2]
         cut = shim.geometry(shim.start(program("plain"), sizes, [], tmp_path, Cut(warps=8, groups=8, cluster=2), "-"))
@@ -232,8 +230,8 @@ def test_no_races(cluster: int, program: Callable[[str], Path], tmp_path: Path) 
     assert_close_as_reference(out, same_dtype, exact, floor=FLOOR)
 
 
-# Every place where threads of the flow head wait, and atomics without order: none can be left out. By the site, and how
-# a block hands activations on (`Cut.cluster`).
+# Every place where threads of the flow head wait, and atomics without order: none can be left out. By the site, and the
+# way to exchange (`Cut.cluster`).
 MUTATIONS = {
     "rows-loaded": (1, 0),
     "state-loaded": (2, 0),
