@@ -278,6 +278,9 @@ class TrainingConfig:
     # first two stages for a copy of each environment: `training.symmetries`).
     amplitude: tuple[float, float] = (1.0, 1.0)
     boost: float = 0.0
+    # Every how many frames of its trajectories a batch of the dynamics takes, one of these by chance: physics that is
+    # so many times as fast.
+    strides: tuple[int, ...] = (1,)
     # Share of training sequences that hold two trajectories of one environment (context, then target).
     context_share: float = 0.5
     rollout: RolloutConfig | None = None
@@ -399,6 +402,8 @@ def _check_training(config: TrainingConfig) -> None:
     _require(config, shares, lambda x: 0 <= x <= 1, "a number from 0 to 1 is needed")
     needed = "two numbers {}, the smaller first, are needed"
     _require(config, ("point_fraction", "mask_ratio"), lambda x: 0 <= x[0] <= x[1] <= 1, needed.format("from 0 to 1"))
+    whole = "whole numbers from 1 on are needed"
+    _require(config, ("strides",), lambda n: len(n) > 0 and min(n) >= 1, whole)
     # These are drawn log-uniformly.
     _require(config, ("history_noise", "amplitude"), lambda x: 0 < x[0] <= x[1], needed.format("above 0"))
     rollout, place = config.rollout, "rollout."
@@ -411,5 +416,4 @@ def _check_training(config: TrainingConfig) -> None:
     _require(rollout, weights, lambda x: x > 0, "a number above 0 is needed", place)
     _require(rollout, ("curriculum_steps", "energy", "first_frame"), lambda x: x >= 0, "0 or more is needed", place)
     _require(rollout, ("fairness", "late_share"), lambda x: 0 <= x <= 1, "a number from 0 to 1 is needed", place)
-    strides = "whole numbers from 1 on are needed"
-    _require(rollout, ("strides",), lambda n: len(n) > 0 and min(n) >= 1, strides, place)
+    _require(rollout, ("strides",), lambda n: len(n) > 0 and min(n) >= 1, whole, place)

@@ -231,6 +231,8 @@ def test_training_configs_are_checked_alike():
         ({"ema_decay": 1.5}, "ema_decay is 1.5; a number from 0 to 1"),
         ({"context_share": -0.5}, "context_share is -0.5; a number from 0 to 1"),
         ({"scattered_share": 1.5}, "scattered_share is 1.5; a number from 0 to 1"),
+        ({"strides": []}, r"strides is \[\]; whole numbers from 1 on"),
+        ({"strides": [2, 0]}, r"strides is \[2, 0\]; whole numbers from 1 on"),
         ({"mask_ratio": [0.75, 1.25]}, r"mask_ratio is \[0.75, 1.25\]; two numbers from 0 to 1"),
         ({"mask_ratio": [0.75, 0.5]}, "mask_ratio is .*the smaller first"),
         ({"history_noise": [0.0, 0.1]}, r"history_noise is \[0.0, 0.1\]; two numbers above 0"),

@@ -6,7 +6,7 @@ Legend: S sub-token shifts, B batch, T latent frames, N tokens per frame, C toke
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,7 +114,7 @@ def _encode_scattered(
 
 
 class DynamicsTask:
-    """Training latents, and validation fields ``[n, T, *grid, c]`` with their environments."""
+    """Training latents, those of every `strided`-th frame too, and validation fields ``[n, T, *grid, c]``."""
 
     def __init__(
         self,
@@ -125,8 +125,11 @@ class DynamicsTask:
         val: Tensor,
         val_contexts: Tensor | None,
         members: int = 8,
+        strided: Mapping[int, Latents] | None = None,
     ) -> None:
         self.model, self.config, self.train = model, config, train
+        # All are standardised like those of every frame.
+        self.of_stride = {1: train, **(strided or {})}
         self.module: nn.Module = model.dynamics
         self.val, self.val_contexts, self.members = val, val_contexts, members
         model.latent_mean.copy_(train.mean)
@@ -134,6 +137,8 @@ class DynamicsTask:
         if model.config.dynamics.decoder == "one-pass":
             model.dynamics.score_weight.copy_(channel_weights(model, train.z[0]))
         self.groups = environments(train.environment, paired=config.context_share > 0)
+        if missing := set(config.strides) - set(self.of_stride):
+            raise ValueError(f"strided: lacks latents of every {min(missing)} frames")
         if (train.scattered is None) != (config.scattered_share == 0):
             raise ValueError("train: has latents of scattered points where scattered_share is above 0, and only there")
 
@@ -149,10 +154,11 @@ class DynamicsTask:
         rows = config.batch // 2 if paired else config.batch
         environment = torch.randint(len(self.groups), (rows,), generator=generator)
         members = torch.rand(rows, self.groups.shape[1], generator=generator).argsort(-1)[:, : 1 + paired]
-        T = self.train.z.shape[2]
+        latents = self._latents(generator)
+        T = latents.z.shape[2]
         segments, shapes = [], [(rows, T)] * (1 + paired)
         for i in range(1 + paired):
-            segments.append(self._segment(self.groups[environment, members[:, i]], generator))
+            segments.append(self._segment(latents, self.groups[environment, members[:, i]], generator))
         seen = self._seen(rows, T, generator, contexts=int(paired)) if config.scattered_share else None
         draws = draw(
             model.config,
@@ -169,15 +175,21 @@ class DynamicsTask:
         mine, device = rank.share(rows), next(self.module.parameters()).device
         return module([s[0, mine].to(device) for s in segments], draws.share(mine, ranks=rank.count, device=device))
 
-    def _segment(self, rows: Tensor, generator: torch.Generator) -> Tensor:
+    def _latents(self, generator: torch.Generator) -> Latents:
+        """Those of one of the strides."""
+        strides = self.config.strides
+        drawn = int(torch.randint(len(strides), (), generator=generator)) if len(strides) > 1 else 0
+        return self.of_stride[strides[drawn]]
+
+    def _segment(self, latents: Latents, rows: Tensor, generator: torch.Generator) -> Tensor:
         """Standardised tokens of trajectories, each at a random place of the periodic domain, ``[1, B, T, N, C]``.
 
         Where the latents have been made from scattered points too, these are ``[1]`` of ``[2, B, T, N, C]``.
         """
-        options, train = self.model.config.tokenizer, self.train
-        sub = torch.randint(train.z.shape[0], rows.shape, generator=generator)
-        z = torch.cat([x[sub, rows] for x in (train.z, train.scattered) if x is not None])
-        z = (z.float() - train.mean) / train.std
+        options = self.model.config.tokenizer
+        sub = torch.randint(latents.z.shape[0], rows.shape, generator=generator)
+        z = torch.cat([x[sub, rows] for x in (latents.z, latents.scattered) if x is not None])
+        z = (z.float() - self.train.mean) / self.train.std
         if self.config.shift:
             shifts = random_shifts(options.token_grid, options.periodic, len(rows), generator)
             shifts = [s.repeat(len(z) // len(rows)) for s in shifts]

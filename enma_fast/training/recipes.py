@@ -52,7 +52,7 @@ from .tokenizer import TokenizerTask
 
 log = logging.getLogger("enma_fast")
 
-RUN, CHECKPOINT, LATENTS = "run.json", IN_RUN, "latents-train.safetensors"
+RUN, CHECKPOINT, LATENTS, STRIDED = "run.json", IN_RUN, "latents-train.safetensors", "latents-train-{}.safetensors"
 # In the order in which they follow each other.
 STAGES = ("tokenizer", "dynamics", "forecasts", "first-frame")
 # Held-out trajectories that are reconstructed (by the tokenizer) or rolled out at each validation of a stage.
@@ -124,9 +124,17 @@ def train(
         _begin, options, rank, stage, chosen.model.name, model=config, training=training, files=files, start=first
     )
     data: Any = train
+    make = _TASKS.get(stage)
     if isinstance(trained, Tokenizer):
+        frames, most = config.num_frames, max(training.strides)
+        if config.tokenizer.latent_frames(len(range(0, frames, most))) < 2:
+            raise EnmaError(f"strides: every {most}th of {frames} frames leaves none to forecast; take less")
         begin(tokenizer=key)
-        data = _latents(trained, config, files[0], str(key), options, training, rank)
+        by_stride = {
+            stride: _latents(trained, config, files[0], str(key), options, training, rank, stride=stride)
+            for stride in {1, *training.strides}
+        }
+        data, make = by_stride[1], partial(DynamicsTask, strided=by_stride)
     if trained is None:
         assert train is not None
         with _seeded(options.seed):
@@ -146,7 +154,8 @@ def train(
         model.tokenizer.requires_grad_(False)
         model.to(options.device)
         others = None if contexts is None else _fields(val, contexts)
-        task = _TASKS[stage](model, training, train=data, val=_fields(val, rows), val_contexts=others)
+        assert make is not None
+        task = make(model, training, train=data, val=_fields(val, rows), val_contexts=others)
         save = partial(save_model, model)
     if not isinstance(trained, Tokenizer):
         begin()
@@ -352,10 +361,14 @@ def _latents(
     options: RunOptions,
     training: TrainingConfig,
     rank: Rank,
+    *,
+    stride: int,
 ) -> Latents:
-    """Latent frames of the training file, from the run folder if they are there already."""
-    path, shift = options.out / LATENTS, training.shift
+    """Latents of every `stride`-th frame of the training file, from the run folder if they are there already."""
+    path, shift = options.out / (LATENTS if stride == 1 else STRIDED.format(stride)), training.shift
     mark = f"{key}-{sha256(file)}-{'shift' if shift else 'fixed'}"
+    if stride > 1:
+        mark += f"-stride-{stride}"
     if training.boost:
         mark += f"-boost-{training.boost}-{options.seed}"
     fraction = training.point_fraction if training.scattered_share else None
@@ -368,11 +381,10 @@ def _latents(
         if data.environment is None:
             raise EnmaError(f"{file}: lacks scalars/environment; add one integer per trajectory that names its group")
         data = with_boosts(data, config.dataset, training, seed=options.seed)
-        log.info("encoding %d trajectories", len(data))
+        fields = _fields(data)[:, ::stride]
+        log.info("encoding %d trajectories of %d frames", *fields.shape[:2])
         environment = torch.from_numpy(data.environment)
-        latents = encode_all(
-            tokenizer, _fields(data), environment, shift=shift, point_fraction=fraction, seed=options.seed
-        )
+        latents = encode_all(tokenizer, fields, environment, shift=shift, point_fraction=fraction, seed=options.seed)
         latents.save(path, mark)
     if rank.count > 1:
         dist.barrier()

@@ -126,6 +126,22 @@ def test_a_run_begun_before_runs_could_start_from_weights_goes_on(runs: Path, tr
     assert "run.json: training: gone: unknown key; take it out, or use the version of enma_fast" in error
 
 
+def test_dynamics_learn_from_faster_physics(runs: Path, train: Callable, tmp_path: Path) -> None:
+    tokenizer, run = runs / "tokenizer", tmp_path / "run"
+    done = train(run, "--steps", 3, "--train-set", "strides=[1,2]", "--json", tokenizer=tokenizer).json
+    assert done["steps"] == 3
+    every, meta = read_tensors(run / "latents-train.safetensors")
+    second, meta_second = read_tensors(run / "latents-train-2.safetensors")
+    assert (every["z"].shape[2], second["z"].shape[2]) == (11, 6)
+    assert meta_second["tokenizer"] == meta["tokenizer"] + "-stride-2"
+    # Frame 0 is the same, and frames 2 and 4 are not frames 1 and 2.
+    assert torch.equal(every["z"][:, :, 0], second["z"][:, :, 0])
+    assert not torch.equal(every["z"][:, :, 1], second["z"][:, :, 1])
+    assert torch.equal(load_model(run / "checkpoint").latent_mean, every["mean"])
+    error = train(tmp_path / "long", "--train-set", "strides=[1,20]", tokenizer=tokenizer).error()
+    assert error == "strides: every 20th of 20 frames leaves none to forecast; take less"
+
+
 def test_dynamics_learn_from_scattered_points(
     runs: Path, train: Callable, enma: Callable, data_folder: Path, tmp_path: Path
 ) -> None:

@@ -236,6 +236,43 @@ def test_validation_shows_few_points_where_training_does():
     assert abs(few["rel_l2_points"] / few["rel_l2"] - 1) > 1e-3
 
 
+def test_batches_are_of_one_stride_each():
+    task, _ = numbered_task()
+    # Every second frame of trajectory i has latents i + 100.
+    latents = replace(task.train, z=task.train.z[:, :, :3] + 100, mean=torch.full((2,), 7.0))
+    training = replace(TRAINING, batch=64, strides=(1, 2, 1))
+    given = {"train": task.train, "val": task.val, "val_contexts": task.val_contexts}
+    with pytest.raises(ValueError, match="lacks latents of every 2 frames"):
+        DynamicsTask(task.model, training, **given)
+    strided = DynamicsTask(task.model, training, strided={1: task.train, 2: latents}, **given)
+    capture = Capture()
+    for step in range(200):
+        strided.loss(capture, step_generator(0, step), Rank())
+    frames = [{s.shape[1] for s in segments} for segments, _ in capture.given]
+    assert all(len(lengths) == 1 for lengths in frames)
+    assert sum(lengths == {3} for lengths in frames) / 200 == pytest.approx(1 / 3, abs=0.1)
+    for (segments, draws), lengths in zip(capture.given, frames, strict=True):
+        assert all(noise.shape[1] in lengths for noise in draws.noise)
+        # Standardised as those of every frame are.
+        assert all(((s >= 100) == (lengths == {3})).all() for s in segments)
+
+
+def test_one_stride_draws_nothing_for_it():
+    task, _ = numbered_task()
+    other = replace(TRAINING, batch=64, strides=(2,))
+    halved = replace(task.train, z=task.train.z[:, :, :3])
+    strided = DynamicsTask(
+        task.model, other, train=task.train, val=task.val, val_contexts=task.val_contexts, strided={2: halved}
+    )
+    found = []
+    for each in (task, strided):
+        capture = Capture()
+        each.loss(capture, step_generator(0, 5), Rank())
+        found.append(capture.given[0][0])
+    # The same trajectories, of which the second sees fewer frames.
+    assert all(torch.equal(a[:, :3], b) for a, b in zip(*found, strict=True))
+
+
 def test_groups_hold_trajectories_of_one_environment():
     numbers = torch.tensor([4, 7, 4, 7, 7, 4])
     assert environments(numbers).tolist() == [[0, 2, 5], [1, 3, 4]]
