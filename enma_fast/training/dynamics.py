@@ -188,8 +188,9 @@ class DynamicsTask:
         """
         options = self.model.config.tokenizer
         sub = torch.randint(latents.z.shape[0], rows.shape, generator=generator)
-        z = torch.cat([x[sub, rows] for x in (latents.z, latents.scattered) if x is not None])
-        z = (z.float() - self.train.mean) / self.train.std
+        # Widened first: under autocast a CPU concatenates no fp16.
+        z = torch.cat([x[sub, rows].float() for x in (latents.z, latents.scattered) if x is not None])
+        z = (z - self.train.mean) / self.train.std
         if self.config.shift:
             shifts = random_shifts(options.token_grid, options.periodic, len(rows), generator)
             shifts = [s.repeat(len(z) // len(rows)) for s in shifts]

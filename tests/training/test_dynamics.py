@@ -203,6 +203,18 @@ def test_contexts_and_first_frames_are_read_as_seen_at_points(paired):
     assert counts[1] / counts[1:].sum() == pytest.approx(0.43, abs=0.06)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_losses_are_computed_under_autocast(share):
+    plain = dynamics_task("points")
+    latents = replace(plain.train, scattered=plain.train.z + 0.5 if share else None)
+    training = replace(TRAINING, scattered_share=share)
+    task = DynamicsTask(plain.model, training, train=latents, val=plain.val, val_contexts=plain.val_contexts)
+    exact, _ = task.loss(task.module, step_generator(0, 0), Rank())
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded, _ = task.loss(task.module, step_generator(0, 0), Rank())
+    assert rounded.item() == pytest.approx(exact.item(), rel=0.05)
+
+
 def test_a_task_has_latents_of_points_if_it_is_asked_to():
     with pytest.raises(ValueError, match="only there"):
         scattered_task(0.0)
