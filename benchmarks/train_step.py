@@ -6,8 +6,8 @@ Contenders take the same step from the same weights and random numbers; losses a
 
 * ``ours``: the step as ``enma-fast train dynamics`` takes it on this machine;
 * ``compiled``: the same under ``torch.compile`` (with ``--compile``; two minutes to compile);
-* ``naive-fp32``: the same modules in fp32 eager as a first version would write them: SDPA with a mask, and masked
-  tokens picked by boolean indexing.
+* ``naive-fp32``: the same modules in fp32 eager as a first version would write them: SDPA with a mask, masked tokens
+  picked by boolean indexing, and in a one-pass model its frames drawn one noise after the other.
 """
 
 from __future__ import annotations
@@ -50,6 +50,22 @@ def naive_loss(dynamics: Dynamics, segments: list[Tensor], draws: Draws) -> Tens
     return torch.cat(total).mean()
 
 
+def naive_one_pass_loss(dynamics: Dynamics, segments: list[Tensor], draws: Draws) -> Tensor:
+    """The loss of a one-pass model: the flow of frames 0 with masked tokens picked, the CRPS of the others' draws."""
+    contexts = dynamics.temporal([z + n for z, n in zip(segments, draws.history, strict=True)])
+    flow, frames = [], []
+    for z, h, noise, times, known in zip(segments, contexts, draws.noise, draws.times, draws.known, strict=True):
+        c, pick = dynamics.spatial(h[:, 0], z[:, 0], known[:, 0]), ~known[:, 0]
+        flow.append(dynamics.flow.loss(z[:, 0][pick], c[pick], noise[:, 0][pick], times[:, 0][pick])[0])
+        following = h[:, 1:].flatten(0, 1)
+        made = [dynamics.one_pass(following, noise[:, 1:, :, i].flatten(0, 1)) for i in range(noise.shape[3])]
+        truth, count = z[:, 1:].flatten(0, 1), len(made)
+        error = torch.stack([(x - truth).abs() for x in made]).mean(0)
+        apart = torch.stack([(x - y).abs() for x in made for y in made]).sum(0) / (2 * count * (count - 1))
+        frames.append((error - apart) * dynamics.score_weight)
+    return torch.cat(flow).sum() / draws.masked + torch.cat(frames).mean()
+
+
 class Stepper:
     """One contender: its own copy of the weights and optimiser."""
 
@@ -82,19 +98,27 @@ def flops_per_step(model: Model, rows: int, frames: int, draws: int) -> float:
 
     dynamics, dyn = model.dynamics, model.config.dynamics
     N, D = model.config.num_tokens, dyn.width
-    tokens = 2 * frames * N
     # Two starts, and the last frame is not read.
     read = (2 * frames + 1) * N
     forward = 2 * read * weights(dynamics.temporal) - 2 * 2 * N * weights(dynamics.temporal.embed)
     forward += 4 * dyn.temporal_layers * read**2 * D
-    length = N * (2 if dyn.condition == "concat" else 1)
-    forward += 2 * tokens * (length // N) * weights(dynamics.spatial.blocks) + 2 * tokens * weights(
-        dynamics.spatial.embed
-    )
-    forward += 4 * dyn.spatial_layers * tokens * (length // N) * length * D
+
+    def decide(count: int, embed: nn.Module) -> int:
+        """Frames of the masked transformer, whose tokens enter by `embed`."""
+        length = N * (2 if dyn.condition == "concat" else 1)
+        products = length * weights(dynamics.spatial.blocks) + N * weights(embed)
+        return count * (2 * products + 4 * dyn.spatial_layers * length**2 * D)
+
+    # Frames that the flow decides: of a one-pass model the first of each trajectory.
+    by_flow = 2 * frames
+    if dynamics.read is not None:
+        assert dynamics.spatial.noise is not None
+        by_flow, drawn = 2, 2 * (frames - 1) * draws
+        forward += decide(drawn, dynamics.spatial.noise) + 2 * drawn * N * dynamics.read.weight.numel()
+    forward += decide(by_flow, dynamics.spatial.embed)
     per_token = dynamics.flow.velocity.condition.weight.numel() + weights(dynamics.flow.moments or nn.Identity())
     per_draw = weights(dynamics.flow.velocity) - dynamics.flow.velocity.condition.weight.numel()
-    forward += 2 * tokens * (per_token + draws * per_draw)
+    forward += 2 * by_flow * N * (per_token + draws * per_draw)
     return 3.0 * rows * forward
 
 
@@ -111,8 +135,9 @@ def main() -> None:
     torch.manual_seed(0)
 
     preset = PRESETS[args.preset]
-    if preset.model.dynamics.decoder == "one-pass":
-        parser.error(f"--preset: {args.preset} decides frames in one pass; the naive step is one of masked-flow models")
+    if preset.model.dynamics.local is not None:
+        parser.error(f"--preset: {args.preset} has a local head, which the naive step lacks; take another")
+    by_hand = naive_one_pass_loss if preset.model.dynamics.decoder == "one-pass" else naive_loss
     config, options = preset.dynamics_training, preset.model
     model = Model(options)
     # Zero-initialised outputs would hide most of the gradient from the comparison.
@@ -144,7 +169,7 @@ def main() -> None:
     def naive(module: nn.Module) -> Tensor:
         assert isinstance(module, Dynamics)
         with mock.patch.object(_backend, "FUSED", ()), mock.patch.object(self_attention, "attention", sdpa):
-            return naive_loss(module, segments, draws)
+            return by_hand(module, segments, draws)
 
     steppers = {"ours": Stepper(model, config, ours), "naive-fp32": Stepper(model, config, naive)}
     if args.compile:

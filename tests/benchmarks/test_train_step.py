@@ -7,7 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.harness import interleave, ratios
-from benchmarks.train_step import flops_per_step, main, naive_loss
+from benchmarks.train_step import flops_per_step, main, naive_loss, naive_one_pass_loss
 from enma_fast.models.model import Model, draw
 from enma_fast.presets import PRESETS
 from enma_fast.training.loop import step_generator
@@ -15,9 +15,10 @@ from enma_fast.training.loop import step_generator
 ROWS, FRAMES = 2, 11
 
 
-def _case(condition: str):
+def _case(condition: str, decoder: str = "masked-flow"):
     options = PRESETS["combined-small"].model
-    options = dataclasses.replace(options, dynamics=dataclasses.replace(options.dynamics, condition=condition))
+    changed = dataclasses.replace(options.dynamics, condition=condition, decoder=decoder)
+    options = dataclasses.replace(options, dynamics=changed)
     model = Model(options)
     for p in model.dynamics.parameters():
         p.data += 0.02 * torch.randn_like(p)
@@ -34,19 +35,22 @@ def _case(condition: str):
     return model, segments, draws
 
 
+@pytest.mark.parametrize("decoder", ["masked-flow", "one-pass"])
 @pytest.mark.parametrize("condition", ["add", "concat"])
-def test_flops_are_those_of_the_matrix_products(condition):
-    model, segments, draws = _case(condition)
+def test_flops_are_those_of_the_matrix_products(condition, decoder):
+    model, segments, draws = _case(condition, decoder)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model.dynamics(segments, draws)
     counted = flops_per_step(model, ROWS, FRAMES, model.config.dynamics.flow.draws) / 3
     assert counted == counter.get_total_flops()
 
 
-def test_naive_baseline_takes_the_same_step():
-    model, segments, draws = _case("add")
+@pytest.mark.parametrize(("decoder", "by_hand"), [("masked-flow", naive_loss), ("one-pass", naive_one_pass_loss)])
+def test_naive_baseline_takes_the_same_step(decoder, by_hand):
+    model, segments, draws = _case("add", decoder)
+    model.dynamics.score_weight.copy_(torch.linspace(0.5, 1.5, model.config.token_channels))
     ours, _ = model.dynamics(segments, draws)
-    naive = naive_loss(model.dynamics, segments, draws)
+    naive = by_hand(model.dynamics, segments, draws)
     assert naive.item() == pytest.approx(ours.item(), rel=1e-5)
     g = torch.autograd.grad(ours, list(model.dynamics.parameters()))
     h = torch.autograd.grad(naive, list(model.dynamics.parameters()))
@@ -64,8 +68,8 @@ def test_contenders_alternate_and_ratios_are_of_one_round():
 
 
 def test_a_preset_whose_step_has_no_naive_form_is_refused(monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["train_step", "--preset", "combined-fast"])
+    monkeypatch.setattr("sys.argv", ["train_step", "--preset", "vorticity-fast"])
     with pytest.raises(SystemExit) as exit:
         main()
     assert exit.value.code == 2
-    assert "--preset: combined-fast decides frames in one pass" in capsys.readouterr().err
+    assert "--preset: vorticity-fast has a local head" in capsys.readouterr().err
