@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..config import FlowConfig, ModelConfig
 from ..ops.self_attention import widened
+from ..utils.devices import to_device
 from .causal_transformer import CausalTransformer
 from .domain import Domain
 from .fair_score import fair_score
@@ -38,8 +39,8 @@ class Draws:
     def share(self, rows: slice, *, ranks: int, device: torch.device) -> Draws:
         """The part of these rows; the mean of the shares' losses is the loss of the whole batch."""
         lists = (self.noise, self.times, self.known, self.history)
-        noise, times, known, history = ([x[rows].to(device) for x in part] for part in lists)
-        return Draws(noise, times, known, history, (self.masked / ranks).to(device))
+        noise, times, known, history = ([to_device(x[rows], device) for x in part] for part in lists)
+        return Draws(noise, times, known, history, to_device(self.masked / ranks, device))
 
 
 class Dynamics(nn.Module):

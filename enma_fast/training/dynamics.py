@@ -23,6 +23,7 @@ from ..models.checkpoint import read_tensors, write_tensors
 from ..models.interpolation import grid_points
 from ..models.model import Model, draw
 from ..models.tokenizer import Tokenizer, patchify
+from ..utils.devices import to_device
 from .loop import Rank
 from .sensitivity import channel_weights
 from .tokenizer import random_shifts, roll
@@ -173,7 +174,8 @@ class DynamicsTask:
             for noise, segment, frames in zip(draws.history, segments, seen, strict=True):
                 noise += frames[..., None, None] * (segment[1] - segment[0])
         mine, device = rank.share(rows), next(self.module.parameters()).device
-        return module([s[0, mine].to(device) for s in segments], draws.share(mine, ranks=rank.count, device=device))
+        given = [to_device(s[0, mine], device) for s in segments]
+        return module(given, draws.share(mine, ranks=rank.count, device=device))
 
     def _latents(self, generator: torch.Generator) -> Latents:
         """Those of one of the strides."""

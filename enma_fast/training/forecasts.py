@@ -21,6 +21,7 @@ from ..errors import EnmaError
 from ..models.fair_score import fair_score
 from ..models.model import Dynamics, Model, draw
 from ..sampling.rollout import rollout
+from ..utils.devices import to_device
 from .dynamics import environments, rollout_scores
 from .loop import Rank
 from .sensitivity import TRAJECTORIES, channel_weights
@@ -144,12 +145,12 @@ class ForecastTask:
                 history_noise_share=0.0,
                 generator=generator,
             )
-            first = [x[0][mine].to(device) for x in (draws.known, draws.noise, draws.times)]
+            first = [to_device(x[0][mine], device) for x in (draws.known, draws.noise, draws.times)]
         return module(
             tokens[-1],
             tokens[0] if paired else None,
-            weight.to(device),
-            seeds.to(device),
+            weight,
+            to_device(seeds, device),
             torch.arange(options.members, device=device).expand_as(seeds),
             history,
             left if options.frames is None else min(left, options.frames),
@@ -185,10 +186,11 @@ class ForecastTask:
             u = u[:, :frames] if i == paired else u
             shifts = random_shifts(tok.grid, tok.periodic, B, generator, shift=config.shift)
             u = roll(u, [s[mine] for s in shifts])
-            rms = model.tokenizer.standardised(u.to(device)).square().flatten(1).mean(1).sqrt().cpu()
+            u = to_device(u, device)
+            rms = model.tokenizer.standardised(u).square().flatten(1).mean(1).sqrt()
             weight = (options.weight_rms + options.weight_floor) / (rms + options.weight_floor)
             with torch.no_grad():
-                tokens.append(model.encode(u.to(device)).float())
+                tokens.append(model.encode(u).float())
         return tokens, weight.clamp(max=options.weight_most)
 
     def _transformed(self, rows: Tensor, amounts: dict[str, np.ndarray]) -> Tensor:

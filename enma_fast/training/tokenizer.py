@@ -15,6 +15,7 @@ from ..config import ModelConfig, TrainingConfig
 from ..errors import EnmaError
 from ..models.interpolation import grid_points
 from ..models.tokenizer import Tokenizer
+from ..utils.devices import to_device
 from .loop import Rank
 
 # Share of the windows that end as trajectories do where the others do not.
@@ -58,7 +59,7 @@ class TokenizerTask:
             values = u.flatten(2, -2).gather(2, index[:, None, :, None].expand(-1, T, -1, u.shape[-1]))
             inputs += [self.points[index], values, valid]
         device = next(self.module.parameters()).device
-        loss, relative = module(*(x.to(device) for x in inputs))
+        loss, relative = module(*(to_device(x, device) for x in inputs))
         return loss, {"rel_l2": relative}
 
     def _num_frames(self, generator: torch.Generator) -> int:
