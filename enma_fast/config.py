@@ -98,6 +98,10 @@ class TokenizerConfig:
         """Number of latent frames that cover only frames among the first ``num_frames``."""
         return (num_frames - 1) // self.time_factor + 1
 
+    def whole_frames(self, num_frames: int) -> int:
+        """Number of frames, among the first ``num_frames``, of whole latent frames."""
+        return (self.whole_latents(num_frames) - 1) * self.time_factor + 1
+
 
 @dataclass(frozen=True, kw_only=True)
 class FlowConfig:
@@ -261,10 +265,11 @@ class TrainingConfig:
     ema_decay: float = 0.999
     # Frames in a row, from a random one on, of which a sample of the tokenizer's consists; None: all of a trajectory.
     window: int | None = None
-    # Share of the points of a sample that are observed, drawn uniformly (tokenizer with interpolation only).
+    # Share of the grid points that are observed, drawn uniformly (tokenizers with an interpolation, and dynamics with
+    # `scattered_share`).
     point_fraction: tuple[float, float] = (0.2, 1.0)
-    # Share of trajectories whose context and first frames are observed so, other points in each frame for half of them
-    # (dynamics behind such a tokenizer).
+    # Share of trajectories whose context and first latent frames are encoded from that many random points, for half of
+    # them new points in each frame (dynamics only).
     scattered_share: float = 0.0
     # Share of masked tokens, drawn uniformly per frame (dynamics only).
     mask_ratio: tuple[float, float] = (0.75, 1.0)
@@ -278,8 +283,8 @@ class TrainingConfig:
     # first two stages for a copy of each environment: `training.symmetries`).
     amplitude: tuple[float, float] = (1.0, 1.0)
     boost: float = 0.0
-    # Every how many frames of its trajectories a batch of the dynamics takes, one of these by chance: physics that is
-    # so many times as fast.
+    # Each batch of the dynamics takes every n-th frame of its trajectories, n drawn from these; of an autonomous
+    # equation that is a solution at n times its rates (whole forecasts: `rollout.strides`).
     strides: tuple[int, ...] = (1,)
     # Share of training sequences that hold two trajectories of one environment (context, then target).
     context_share: float = 0.5

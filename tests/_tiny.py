@@ -190,9 +190,21 @@ def dynamics_task(name, training=None):
     made = Model(config)
     shaken(made.tokenizer)
     fields = waves(6, 2, config.num_frames, config.tokenizer)
-    latents = encode_all(made.tokenizer, fields, torch.arange(6).repeat_interleave(2), shift=True)
+    training = training or TRAINING
+    fraction = training.point_fraction if training.scattered_share else None
+    environment = torch.arange(6).repeat_interleave(2)
+    by_stride = {
+        n: encode_all(made.tokenizer, fields[:, ::n], environment, shift=True, point_fraction=fraction)
+        for n in {1, *training.strides}
+    }
     return DynamicsTask(
-        made, training or TRAINING, train=latents, val=fields[0:4:2], val_contexts=fields[1:4:2], members=2
+        made,
+        training,
+        train=by_stride[1],
+        val=fields[0:4:2],
+        val_contexts=fields[1:4:2],
+        members=2,
+        by_stride=by_stride,
     )
 
 

@@ -36,7 +36,7 @@ HISTORY = 3
 class Latents:
     """Latent frames ``z [S, n, T, N, C]`` (fp16) of trajectories, for every shift by less than a token.
 
-    ``scattered`` are those of the same fields observed at random points, of which mean and deviation know nothing.
+    ``scattered`` are those of the same fields observed at random points; mean and std are those of ``z`` alone.
     """
 
     z: Tensor
@@ -45,17 +45,17 @@ class Latents:
     std: Tensor
     scattered: Tensor | None = None
 
-    def save(self, path: Path, tokenizer_hash: str) -> None:
-        """Write to safetensors, marked with the hash of the tokenizer."""
+    def save(self, path: Path, mark: str) -> None:
+        """Write to safetensors with a mark of all that they depend on: tokenizer, data, settings."""
         tensors = {name: tensor for name, tensor in vars(self).items() if tensor is not None}
-        write_tensors(path, tensors, {"tokenizer": tokenizer_hash})
+        write_tensors(path, tensors, {"tokenizer": mark})
 
     @classmethod
-    def load(cls, path: Path, tokenizer_hash: str) -> Latents:
-        """Read back; refuses latents of another tokenizer."""
+    def load(cls, path: Path, mark: str) -> Latents:
+        """Read back; refuses latents of another mark."""
         tensors, meta = read_tensors(path)
-        if meta.get("tokenizer") != tokenizer_hash:
-            raise EnmaError(f"{path}: made by another tokenizer; delete it to have it made again")
+        if meta.get("tokenizer") != mark:
+            raise EnmaError(f"{path}: made with another tokenizer, data or settings; delete it to have it made again")
         return cls(**tensors)
 
 
@@ -115,7 +115,7 @@ def _encode_scattered(
 
 
 class DynamicsTask:
-    """Training latents, those of every `strided`-th frame too, and validation fields ``[n, T, *grid, c]``."""
+    """Training latents, by stride those of every n-th frame too, and validation fields ``[n, T, *grid, c]``."""
 
     def __init__(
         self,
@@ -126,11 +126,11 @@ class DynamicsTask:
         val: Tensor,
         val_contexts: Tensor | None,
         members: int = 8,
-        strided: Mapping[int, Latents] | None = None,
+        by_stride: Mapping[int, Latents] | None = None,
     ) -> None:
         self.model, self.config, self.train = model, config, train
         # All are standardised like those of every frame.
-        self.of_stride = {1: train, **(strided or {})}
+        self.by_stride = {1: train, **(by_stride or {})}
         self.module: nn.Module = model.dynamics
         self.val, self.val_contexts, self.members = val, val_contexts, members
         model.latent_mean.copy_(train.mean)
@@ -138,10 +138,10 @@ class DynamicsTask:
         if model.config.dynamics.decoder == "one-pass":
             model.dynamics.score_weight.copy_(channel_weights(model, train.z[0]))
         self.groups = environments(train.environment, paired=config.context_share > 0)
-        if missing := set(config.strides) - set(self.of_stride):
-            raise ValueError(f"strided: lacks latents of every {min(missing)} frames")
-        if (train.scattered is None) != (config.scattered_share == 0):
-            raise ValueError("train: has latents of scattered points where scattered_share is above 0, and only there")
+        if missing := set(config.strides) - set(self.by_stride):
+            raise ValueError(f"by_stride: lacks the latents of stride {min(missing)}")
+        if any((x.scattered is None) != (config.scattered_share == 0) for x in self.by_stride.values()):
+            raise ValueError("train, by_stride: need latents of scattered points exactly if scattered_share is above 0")
 
     def loss(
         self, module: Callable[..., Any], generator: torch.Generator, rank: Rank
@@ -160,7 +160,7 @@ class DynamicsTask:
         segments, shapes = [], [(rows, T)] * (1 + paired)
         for i in range(1 + paired):
             segments.append(self._segment(latents, self.groups[environment, members[:, i]], generator))
-        seen = self._seen(rows, T, generator, contexts=int(paired)) if config.scattered_share else None
+        seen = self._scattered_frames(rows, T, generator, contexts=int(paired)) if config.scattered_share else None
         draws = draw(
             model.config,
             shapes,
@@ -181,7 +181,7 @@ class DynamicsTask:
         """Those of one of the strides."""
         strides = self.config.strides
         drawn = int(torch.randint(len(strides), (), generator=generator)) if len(strides) > 1 else 0
-        return self.of_stride[strides[drawn]]
+        return self.by_stride[strides[drawn]]
 
     def _segment(self, latents: Latents, rows: Tensor, generator: torch.Generator) -> Tensor:
         """Standardised tokens of trajectories, each at a random place of the periodic domain, ``[1, B, T, N, C]``.
@@ -199,7 +199,7 @@ class DynamicsTask:
             z = roll(z.unflatten(2, options.token_grid), shifts).flatten(2, -2)
         return patchify(z, options.token_grid, self.model.config.dynamics.patch).unflatten(0, (-1, len(rows)))
 
-    def _seen(self, count: int, frames: int, generator: torch.Generator, *, contexts: int) -> list[Tensor]:
+    def _scattered_frames(self, count: int, frames: int, generator: torch.Generator, *, contexts: int) -> list[Tensor]:
         """Which latent frames are those of scattered points, ``[B, T]`` of each segment.
 
         All of a context, and of a target the first few, whose number is drawn log-uniformly: what follows them in a
@@ -210,8 +210,8 @@ class DynamicsTask:
         return [scattered.expand(-1, frames)] * contexts + [scattered & (torch.arange(frames) < observed)]
 
     def merit(self, scores: dict[str, float]) -> float:
-        """Errors of the forecasts."""
-        return sum(scores.get(f"rel_l2{name}", 0.0) for name in ("", "_ivp", "_points"))
+        """Errors of the forecasts, those from few points among them."""
+        return scores["rel_l2"] + sum(scores.get(f"rel_l2{name}", 0.0) for name in ("_ivp", "_points"))
 
     def validate(self, averaged: nn.Module) -> dict[str, float]:
         """Scores of forecasts; `_points` where the training has scattered points, from as few as it shows."""

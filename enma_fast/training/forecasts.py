@@ -202,12 +202,20 @@ class ForecastTask:
         return torch.from_numpy(carried(u.numpy(), parameters, amounts, self.symmetries)[0])
 
     def _window(self, generator: torch.Generator) -> slice:
-        """Frames of a batch: from which one on, and every how many."""
+        """Frames of a batch: from which one on, and every how many.
+
+        Of a part of the trajectories the last latent frame is whole, as it is at the same place of whole trajectories,
+        unless it is the second one.
+        """
         options, frames = self.options, self.train.shape[1]
         stride = options.strides[int(torch.randint(len(options.strides), (), generator=generator))]
         late = torch.rand((), generator=generator).item() < options.late_share
         first = int(torch.randint(1, max(2, frames // 2), (), generator=generator)) if late else 0
-        return slice(first, None, stride)
+        if (first, stride) == (0, 1):
+            return slice(None)
+        tokenizer, left = self.model.config.tokenizer, len(range(first, frames, stride))
+        count = tokenizer.whole_frames(left) if tokenizer.whole_latents(left) > 1 else left
+        return slice(first, first + count * stride, stride)
 
     def merit(self, scores: dict[str, float]) -> float:
         """Errors of the forecasts, of ensemble means and as distributions."""

@@ -10,6 +10,7 @@ Legend: B batch, T frames (latent frames for the dynamics), N tokens per frame, 
 from __future__ import annotations
 
 import atexit
+import datetime
 import functools
 import importlib
 import json
@@ -95,6 +96,10 @@ class Rank:
         return slice(self.index * each, (self.index + 1) * each)
 
 
+# The others wait while the first rank encodes the training data of the dynamics.
+_PATIENCE = datetime.timedelta(hours=6)
+
+
 def join_ranks() -> Rank:
     """Join the process group that ``torchrun`` announces in the environment, if any."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
@@ -105,9 +110,9 @@ def join_ranks() -> Rank:
         if torch.cuda.is_available():
             # Ranks of one machine get a GPU each; a run may also stay on the CPU of a machine that has some.
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-            dist.init_process_group("cpu:gloo,cuda:nccl")
+            dist.init_process_group("cpu:gloo,cuda:nccl", timeout=_PATIENCE)
         else:
-            dist.init_process_group("gloo")
+            dist.init_process_group("gloo", timeout=_PATIENCE)
         atexit.register(leave_ranks)
     return Rank(dist.get_rank(), dist.get_world_size())
 

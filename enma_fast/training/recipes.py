@@ -1,7 +1,8 @@
 """The stages of training, from data files to a checkpoint folder: their order, and the weights that each starts from.
 
 A run folder holds `run.json` (what was asked for), `log.jsonl`, `state.safetensors` (the resume point), for the
-dynamics `latents-train.safetensors`, and at the end `checkpoint/`. The same call on the same folder resumes.
+dynamics `latents-train.safetensors` (and `latents-train-<stride>.safetensors`), and at the end `checkpoint/`. The same
+call on the same folder resumes.
 """
 
 from __future__ import annotations
@@ -58,7 +59,6 @@ STAGES = ("tokenizer", "dynamics", "forecasts", "first-frame")
 # Held-out trajectories that are reconstructed (by the tokenizer) or rolled out at each validation of a stage.
 VALIDATED = {"tokenizer": 200, "dynamics": 48, "forecasts": 120, "first-frame": 120}
 _TASKS: dict[str, Callable[..., Task]] = {
-    "dynamics": DynamicsTask,
     "forecasts": ForecastTask,
     "first-frame": FirstFrameTask,
 }
@@ -111,6 +111,7 @@ def train(
     rank, chosen = join_ranks(), find_preset(preset)
     trained, config = _trained(stage, chosen, tokenizer if stage == "dynamics" else start, model_changes or {})
     training = replace(recipe(chosen, stage), training_changes or {}, source="training config")
+    _check_stage(stage, training)
     if stage in STAGES[2:] and training.rollout is None:
         raise EnmaError("training config: rollout is null; training on whole forecasts needs its settings")
     files = [data_file(data_dir, config.dataset, split) for split in ("train", "val")]
@@ -124,17 +125,17 @@ def train(
         _begin, options, rank, stage, chosen.model.name, model=config, training=training, files=files, start=first
     )
     data: Any = train
-    make = _TASKS.get(stage)
+    make: Callable[..., Task] | None = _TASKS.get(stage)
     if isinstance(trained, Tokenizer):
-        frames, most = config.num_frames, max(training.strides)
-        if config.tokenizer.latent_frames(len(range(0, frames, most))) < 2:
-            raise EnmaError(f"strides: every {most}th of {frames} frames leaves none to forecast; take less")
+        if training.scattered_share and trained.interpolation is None:
+            raise EnmaError("scattered_share: the tokenizer has no interpolation and sees whole grids; leave it at 0")
+        _check_strides(training, config, val.u.shape[1])
         begin(tokenizer=key)
         by_stride = {
             stride: _latents(trained, config, files[0], str(key), options, training, rank, stride=stride)
             for stride in {1, *training.strides}
         }
-        data, make = by_stride[1], partial(DynamicsTask, strided=by_stride)
+        data, make = by_stride[1], partial(DynamicsTask, by_stride=by_stride)
     if trained is None:
         assert train is not None
         with _seeded(options.seed):
@@ -177,6 +178,25 @@ def train(
         "num_parameters": sum(p.numel() for p in task.module.parameters()),
         "validation": scores,
     }
+
+
+def _check_stage(stage: str, training: TrainingConfig) -> None:
+    """Refuse settings that are the dynamics' alone in another stage, where they would do nothing."""
+    if stage == "dynamics":
+        return
+    if training.strides != (1,):
+        instead = "; use rollout.strides" if stage == "forecasts" else ""
+        raise EnmaError(f"strides: is a setting of `train dynamics`, not of `train {stage}`{instead}")
+    if training.scattered_share:
+        raise EnmaError(f"scattered_share: is a setting of `train dynamics`, not of `train {stage}`; leave it at 0")
+
+
+def _check_strides(training: TrainingConfig, config: ModelConfig, frames: int) -> None:
+    most = max(training.strides)
+    if most > 1 and (left := config.tokenizer.whole_frames(len(range(0, frames, most)))) < 2:
+        raise EnmaError(
+            f"strides: a stride of {most} leaves {left} of {frames} frames, none to forecast; take a smaller one"
+        )
 
 
 @contextmanager
@@ -373,8 +393,6 @@ def _latents(
         mark += f"-boost-{training.boost}-{options.seed}"
     fraction = training.point_fraction if training.scattered_share else None
     if fraction is not None:
-        if tokenizer.interpolation is None:
-            raise EnmaError("scattered_share: the tokenizer has no interpolation and sees whole grids; leave it at 0")
         mark += f"-scattered-{fraction[0]}-{fraction[1]}-{options.seed}"
     if rank.index == 0 and not path.exists():
         data = _read(file, config)
@@ -382,6 +400,9 @@ def _latents(
             raise EnmaError(f"{file}: lacks scalars/environment; add one integer per trajectory that names its group")
         data = with_boosts(data, config.dataset, training, seed=options.seed)
         fields = _fields(data)[:, ::stride]
+        if stride > 1:
+            # At the same place of whole trajectories latent frames are full.
+            fields = fields[:, : config.tokenizer.whole_frames(fields.shape[1])]
         log.info("encoding %d trajectories of %d frames", *fields.shape[:2])
         environment = torch.from_numpy(data.environment)
         latents = encode_all(tokenizer, fields, environment, shift=shift, point_fraction=fraction, seed=options.seed)

@@ -132,14 +132,22 @@ def test_dynamics_learn_from_faster_physics(runs: Path, train: Callable, tmp_pat
     assert done["steps"] == 3
     every, meta = read_tensors(run / "latents-train.safetensors")
     second, meta_second = read_tensors(run / "latents-train-2.safetensors")
-    assert (every["z"].shape[2], second["z"].shape[2]) == (11, 6)
+    # Of ten frames the last one would fill half of a latent frame.
+    assert (every["z"].shape[2], second["z"].shape[2]) == (11, 5)
     assert meta_second["tokenizer"] == meta["tokenizer"] + "-stride-2"
     # Frame 0 is the same, and frames 2 and 4 are not frames 1 and 2.
     assert torch.equal(every["z"][:, :, 0], second["z"][:, :, 0])
     assert not torch.equal(every["z"][:, :, 1], second["z"][:, :, 1])
     assert torch.equal(load_model(run / "checkpoint").latent_mean, every["mean"])
     error = train(tmp_path / "long", "--train-set", "strides=[1,20]", tokenizer=tokenizer).error()
-    assert error == "strides: every 20th of 20 frames leaves none to forecast; take less"
+    assert error == "strides: a stride of 20 leaves 1 of 20 frames, none to forecast; take a smaller one"
+    assert not (tmp_path / "long").exists()
+    resumed = train(run, "--steps", 3, "--train-set", "strides=[1,2]", "--json", tokenizer=tokenizer).json
+    assert resumed["validation"] == done["validation"]
+    error = train(tmp_path / "other", "--train-set", "strides=[2]").error()
+    assert error == "strides: is a setting of `train dynamics`, not of `train tokenizer`"
+    error = train(tmp_path / "other", "--train-set", "scattered_share=0.1").error()
+    assert error == "scattered_share: is a setting of `train dynamics`, not of `train tokenizer`; leave it at 0"
 
 
 def test_dynamics_learn_from_scattered_points(
@@ -148,6 +156,7 @@ def test_dynamics_learn_from_scattered_points(
     words = ("--steps", 2, "--train-set", "scattered_share=0.5", "--train-set", "point_fraction=[0.25,0.75]")
     error = train(tmp_path / "refused", *words, tokenizer=runs / "tokenizer").error()
     assert error == "scattered_share: the tokenizer has no interpolation and sees whole grids; leave it at 0"
+    assert not (tmp_path / "refused").exists()
     tokenizer, dynamics = tmp_path / "tokenizer", tmp_path / "dynamics"
     data = ("--data", data_folder, "--batch", 4, "--precision", "fp32")
     preset = "combined-points-small"

@@ -47,7 +47,7 @@ def test_latents_come_back_from_their_file_and_know_their_tokenizer(tmp_path):
         assert torch.equal(getattr(again, key), getattr(latents, key))
     replace(latents, scattered=latents.z + 1).save(tmp_path / "scattered.safetensors", "abc")
     assert torch.equal(Latents.load(tmp_path / "scattered.safetensors", "abc").scattered, latents.z + 1)
-    with pytest.raises(EnmaError, match="made by another tokenizer; delete it"):
+    with pytest.raises(EnmaError, match="made with another tokenizer, data or settings; delete it"):
         Latents.load(tmp_path / "latents.safetensors", "abd")
 
 
@@ -215,14 +215,34 @@ def test_losses_are_computed_under_autocast(share):
     assert rounded.item() == pytest.approx(exact.item(), rel=0.05)
 
 
+def test_latents_of_points_are_of_the_same_places():
+    task = dynamics_task("relative")
+    z = torch.randint(0, 100, task.train.z.shape, generator=torch.Generator().manual_seed(0)).half()
+    latents = replace(task.train, z=z, scattered=z + 0.5, mean=torch.full((2,), 3.0), std=torch.full((2,), 2.0))
+    training = replace(TRAINING, batch=32, history_noise_share=0.0, scattered_share=1.0)
+    scattered = DynamicsTask(
+        task.model, training, train=latents, val=task.val, val_contexts=task.val_contexts, by_stride={1: latents}
+    )
+    capture = Capture()
+    for step in range(4):
+        scattered.loss(capture, step_generator(0, step), Rank())
+    for segments, draws in capture.given:
+        for z, history in zip(segments, draws.history, strict=True):
+            assert {0.25} <= set(history.unique().tolist()) <= {0.0, 0.25}
+            assert z.unique().numel() > 50
+
+
 def test_a_task_has_latents_of_points_if_it_is_asked_to():
-    with pytest.raises(ValueError, match="only there"):
+    exactly = "exactly if scattered_share is above 0"
+    with pytest.raises(ValueError, match=exactly):
         scattered_task(0.0)
     task, _ = numbered_task()
-    with pytest.raises(ValueError, match="only there"):
-        DynamicsTask(
-            task.model, replace(TRAINING, scattered_share=0.5), train=task.train, val=task.val, val_contexts=None
-        )
+    training, given = replace(TRAINING, scattered_share=0.5), {"val": task.val, "val_contexts": None}
+    with pytest.raises(ValueError, match=exactly):
+        DynamicsTask(task.model, training, train=task.train, **given)
+    latents = replace(task.train, scattered=task.train.z)
+    with pytest.raises(ValueError, match=exactly):
+        DynamicsTask(task.model, training, train=latents, by_stride={2: task.train}, **given)
 
 
 def test_validation_shows_few_points_where_training_does():
@@ -235,7 +255,8 @@ def test_validation_shows_few_points_where_training_does():
             plain.model, training, train=latents, val=plain.val, val_contexts=plain.val_contexts, members=2
         )
         found = task.validate(nn.Identity())
-        assert task.merit(found) == found["rel_l2"] + found["rel_l2_ivp"] + found["rel_l2_points"]
+        merit = found["rel_l2"] + found["rel_l2_ivp"] + found["rel_l2_points"]
+        assert task.merit(found) == pytest.approx(merit)
         return found
 
     whole, few = scores(1.0), scores(0.25)
@@ -254,9 +275,9 @@ def test_batches_are_of_one_stride_each():
     latents = replace(task.train, z=task.train.z[:, :, :3] + 100, mean=torch.full((2,), 7.0))
     training = replace(TRAINING, batch=64, strides=(1, 2, 1))
     given = {"train": task.train, "val": task.val, "val_contexts": task.val_contexts}
-    with pytest.raises(ValueError, match="lacks latents of every 2 frames"):
+    with pytest.raises(ValueError, match="lacks the latents of stride 2"):
         DynamicsTask(task.model, training, **given)
-    strided = DynamicsTask(task.model, training, strided={1: task.train, 2: latents}, **given)
+    strided = DynamicsTask(task.model, training, by_stride={1: task.train, 2: latents}, **given)
     capture = Capture()
     for step in range(200):
         strided.loss(capture, step_generator(0, step), Rank())
@@ -269,20 +290,16 @@ def test_batches_are_of_one_stride_each():
         assert all(((s >= 100) == (lengths == {3})).all() for s in segments)
 
 
-def test_one_stride_draws_nothing_for_it():
+def test_one_stride_draws_nothing_for_it(monkeypatch):
     task, _ = numbered_task()
-    other = replace(TRAINING, batch=64, strides=(2,))
-    halved = replace(task.train, z=task.train.z[:, :, :3])
-    strided = DynamicsTask(
-        task.model, other, train=task.train, val=task.val, val_contexts=task.val_contexts, strided={2: halved}
-    )
-    found = []
-    for each in (task, strided):
-        capture = Capture()
-        each.loss(capture, step_generator(0, 5), Rank())
-        found.append(capture.given[0][0])
-    # The same trajectories, of which the second sees fewer frames.
-    assert all(torch.equal(a[:, :3], b) for a, b in zip(*found, strict=True))
+    capture, states = Capture(), []
+    for chosen in (None, lambda generator: task.train):
+        if chosen is not None:
+            monkeypatch.setattr(task, "_latents", chosen)
+        generator = step_generator(0, 5)
+        task.loss(capture, generator, Rank())
+        states.append(generator.get_state())
+    assert torch.equal(*states)
 
 
 def test_groups_hold_trajectories_of_one_environment():

@@ -47,6 +47,17 @@ def test_the_mean_of_the_ranks_losses_is_the_loss(stage, name):
             torch.testing.assert_close((parts[0][1][key] + parts[1][1][key]) / 2, value, rtol=1e-5, atol=1e-6)
 
 
+def test_ranks_share_strides_and_scattered_points():
+    training = replace(TRAINING, strides=(1, 2), scattered_share=0.5, history_noise_share=0.5)
+    task, lengths = dynamics_task("points", training), set()
+    for step in range(8):
+        loss, _ = task.loss(task.module, step_generator(0, step), Rank())
+        parts = [task.loss(task.module, step_generator(0, step), Rank(i, 2))[0] for i in range(2)]
+        torch.testing.assert_close((parts[0] + parts[1]) / 2, loss, rtol=1e-5, atol=1e-6)
+        lengths.add(task._latents(step_generator(0, step)).z.shape[2])
+    assert len(lengths) == 2
+
+
 def test_ranks_share_rows_evenly_or_not_at_all():
     rows = [list(range(12))[Rank(i, 3).share(12)] for i in range(3)]
     assert rows == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]

@@ -79,9 +79,19 @@ def test_batches_begin_late_and_skip_frames_as_asked():
     options = RolloutConfig(strides=(1, 3), late_share=0.5, history=(1, 2))
     task = forecast_task("relative", replace(TRAINING, rollout=options))
     windows = [task._window(step_generator(0, i)) for i in range(200)]
-    assert {w.step for w in windows} == {1, 3}
-    assert 0.4 < np.mean([w.start > 0 for w in windows]) < 0.6
-    assert max(w.start for w in windows) < task.train.shape[1] // 2
+    frames = np.arange(task.train.shape[1])
+    parts = [frames[w] for w in windows]
+    assert min(map(len, parts)) == 2
+    assert {int(part[1] - part[0]) for part in parts} == {1, 3}
+    assert 0.4 < np.mean([part[0] > 0 for part in parts]) < 0.6
+    assert max(part[0] for part in parts) < len(frames) // 2
+    # A part ends with a whole latent frame, and as late as it can; whole trajectories end as they do.
+    for part in parts:
+        if part[0] == 0 and part[1] == 1:
+            assert len(part) == len(frames)
+        elif len(part) > 2:
+            assert len(part) % 2 == 1
+            assert part[-1] + 2 * (part[1] - part[0]) > frames[-1]
     task.loss(task.module, step_generator(0, 1), Rank())
 
 
