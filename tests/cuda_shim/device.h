@@ -2,7 +2,8 @@
 //
 // Barriers are barriers and atomics are atomics, with the orders that the kernels ask for, so that the thread sanitizer
 // sees what the GPU's memory model would. A warp's lanes meet only where the instruction makes them meet. Shared memory
-// is an allocation of exactly the size asked for, filled with NaN. Included by device.cuh alone.
+// is an allocation of exactly the size asked for, filled with NaN, and again when its block has ended. A remote store is
+// there at once and orders all that its thread did before; on a GPU it orders itself alone. Included by device.cuh alone.
 #pragma once
 
 #include <atomic>
@@ -43,7 +44,7 @@ constexpr bool skipped(int) { return false; }
 // share (libstdc++), so that the thread sanitizer misses races between blocks.
 class Barrier {
 public:
-    explicit Barrier(int threads) : threads_(threads) {}
+    Barrier(int threads) : threads_(threads) {}
     void arrive_and_wait() {
         std::unique_lock<std::mutex> lock(mutex_);
         const unsigned mine = round_;
@@ -74,6 +75,8 @@ struct Warp {
     Barrier meet{32};
     // Two, taken in turn: who writes one again has met all who read it, at the exchange between.
     Lane lanes[2][32];
+    Barrier quads[8] = {4, 4, 4, 4, 4, 4, 4, 4};
+    uint32_t gathered[2][32];
 };
 
 struct Block {
@@ -81,6 +84,7 @@ struct Block {
     std::unique_ptr<Warp[]> warps;
     unsigned char* shared;
     size_t bytes;
+    std::atomic<bool> ended = false;
 
     Block(int threads, int64_t shared_bytes)
         : meet(threads), warps(new Warp[static_cast<size_t>(threads / 32)]), bytes(static_cast<size_t>(shared_bytes)) {
@@ -88,6 +92,12 @@ struct Block {
         std::memset(shared, 0xff, bytes);
     }
     ~Block() { ::operator delete(shared, std::align_val_t(16)); }
+    // Its shared memory is gone when all threads are done: who stores there later races with this.
+    void end() {
+        meet.arrive_and_wait();
+        if (ended.exchange(true, std::memory_order_relaxed)) return;
+        std::memset(shared, 0xff, bytes);
+    }
     Block(const Block&) = delete;
     Block& operator=(const Block&) = delete;
 };
@@ -97,7 +107,7 @@ struct Thread {
     Block* block;
     Barrier* cluster;
     Block* const* neighbours;  // all blocks of the cluster
-    int exchanges;
+    int exchanges, gathers;
 };
 inline thread_local Thread self;
 
@@ -129,10 +139,11 @@ inline void launch(
             for (int i = 0; i < threads; ++i) {
                 const Thread thread{x, y, i, threads, blocks[static_cast<size_t>(x)].get(),
                                     clusters[static_cast<size_t>(x / cluster)].get(),
-                                    of_all.data() + x / cluster * cluster, 0};
+                                    of_all.data() + x / cluster * cluster, 0, 0};
                 running.emplace_back([thread, &kernel] {
                     self = thread;
                     kernel();
+                    self.block->end();
                 });
             }
         }
@@ -160,9 +171,20 @@ void sync_cluster() {
     if (!shim::skipped(SITE)) shim::self.cluster->arrive_and_wait();
 }
 
+inline void arrive_at_cluster() {}
+
 template <int SITE>
-void meet_cluster() {
+void wait_for_cluster() {
     sync_cluster<SITE>();
+}
+
+inline uint4 gather_quad(uint32_t value) {
+    shim::Warp& warp = shim::self.block->warps[static_cast<size_t>(shim::self.index / 32)];
+    const int lane = shim::own_lane(), first = lane & ~3;
+    uint32_t* all = warp.gathered[shim::self.gathers++ % 2];
+    all[lane] = value;
+    warp.quads[lane / 4].arrive_and_wait();
+    return {all[first], all[first + 1], all[first + 2], all[first + 3]};
 }
 
 // Bit 63: parity of the phase; bit 62: its bytes are known; below them bytes that are to come, less those that came.
@@ -188,11 +210,11 @@ void wait_barrier(uint64_t* barrier, uint32_t parity) {
     while (std::atomic_ref<uint64_t>(*barrier).load(order) >> 63 == parity) std::this_thread::yield();
 }
 
-inline void store_remote(void* mine, uint32_t value, uint64_t* barrier, int rank) {
+inline void store_remote(void* mine, uint4 value, uint64_t* barrier, int rank) {
     unsigned char* there = shim::self.neighbours[rank]->shared;
     const auto at = [&](void* p) { return there + (static_cast<unsigned char*>(p) - shim::self.block->shared); };
-    *reinterpret_cast<uint32_t*>(at(mine)) = value;
-    change_barrier(reinterpret_cast<uint64_t*>(at(barrier)), -4, false);
+    *reinterpret_cast<uint4*>(at(mine)) = value;
+    change_barrier(reinterpret_cast<uint64_t*>(at(barrier)), -16, false);
 }
 
 template <int SITE>

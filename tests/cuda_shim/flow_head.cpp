@@ -2,7 +2,7 @@
 //
 //     flow_head IN OUT WARPS SHARED_LIMIT GROUPS CLUSTER MODULATION_BYTES CHUNKS SKIPPED_SITE
 //
-// CLUSTER 2: whose blocks store into each other's shared memory.
+// CLUSTER: 0 groups meet at a counter, 1 they are clusters, 2 and store into each other's shared memory.
 // Prints how the problem is cut, and does no more than that if OUT is "-". CHUNKS 4 takes the kernel for wide heads.
 // IN: seven int64 (FlowHeadSizes), then the arrays of FlowHeadWeights, c and noise, each after its length in bytes.
 #include <cstdio>

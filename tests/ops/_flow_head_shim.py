@@ -51,7 +51,10 @@ def build(name: str, folder: Path) -> Path:
 
 @dataclass(frozen=True, kw_only=True)
 class Cut:
-    """How the shim cuts a problem: blocks of 32 `warps` threads; a group is a cluster (1) that stores remotely (2)."""
+    """How the shim cuts a problem, in blocks of 32 `warps` threads.
+
+    `cluster`: groups meet at a counter (0), are clusters that exchange through L2 (1), or by remote stores (2).
+    """
 
     warps: int = 2
     shared_limit: int = SHARED_LIMIT

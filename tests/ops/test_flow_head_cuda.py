@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -73,6 +75,11 @@ SHIM_CASES = {
         {"channels": 4, "condition": 64, "blocks": 2, "evaluations": 2, "moves_per_step": 2},
         # Too little shared memory for four tiles.
         Cut(cluster=2, groups=2, shared_limit=16000, warps=1),
+    ),
+    "remote-idle-cluster": (
+        5,
+        {"channels": 4, "condition": 64, "blocks": 1, "evaluations": 2, "moves_per_step": 2},
+        Cut(cluster=2, groups=4),
     ),
     "remote-all-channels": (
         8,
@@ -223,8 +230,11 @@ RACE_HEAD = {"channels": 4, "condition": 64, "width": 64, "blocks": 2, "evaluati
 def test_no_races(cluster: int, program: Callable[[str], Path], tmp_path: Path) -> None:
     race = has_sanitizer(program, "race", tmp_path)
     plan = make_plan(**RACE_HEAD)
-    c, noise = inputs(plan, 18)
-    out, done = shim.run(race, plan, c, noise, tmp_path, Cut(cluster=cluster, modulation_bytes=1))
+    c, noise = inputs(plan, 19)
+    # Remote in four blocks, passes of 7, 7 and 5 rows.
+    limit = 16000 if cluster == 2 else shim.SHARED_LIMIT
+    cut = Cut(cluster=cluster, modulation_bytes=1, shared_limit=limit)
+    out, done = shim.run(race, plan, c, noise, tmp_path, cut)
     assert done.returncode == 0, done.stderr[:4000]
     same_dtype, exact = reference(plan, c, noise)
     assert_close_as_reference(out, same_dtype, exact, floor=FLOOR)
@@ -322,6 +332,14 @@ def test_reasons_name_what_is_missing() -> None:
 # --- cubins ---------------------------------------------------------------------------------------------------------
 
 
+def nvcc_version() -> tuple[int, ...]:
+    """Major and minor."""
+    said = subprocess.run(["nvcc", "--version"], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"release (\d+)\.(\d+)", said)
+    assert found is not None, said
+    return tuple(map(int, found.groups()))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90a", "sm_100a"])
 def test_cubins(architecture: str, tmp_path: Path) -> None:
@@ -348,7 +366,12 @@ def test_cubins(architecture: str, tmp_path: Path) -> None:
             # Blocks meet once, before their barriers count, and nothing afterwards waits for the whole GPU's memory.
             assert found["cluster_barriers"] == 1, name
             assert found["fences"] == 0, name
-            assert found["flushes"] <= 1, name
+            if nvcc_version() >= (12, 8):
+                assert found["flushes"] <= 1, name
+        elif "flow_loop" in name and clusters:
+            # What is looked for is there to be found.
+            assert found["fences"] > 0, name
+            assert found["flushes"] > 1, name
 
 
 # --- on a GPU -------------------------------------------------------------------------------------------------------
@@ -406,6 +429,14 @@ def test_widths_on_gpu(width: int, group: str, cuda: torch.device) -> None:
 
 
 @pytest.mark.gpu
+def test_clusters_are_there_on_gpu(cuda: torch.device) -> None:
+    if torch.cuda.get_device_properties(cuda).multi_processor_count < 114:
+        pytest.skip("a part of a GPU, or one without clusters of 16 blocks")
+    plan = make_plan(**PAPER).to(cuda)
+    assert [group_problem(cuda, plan, group) for group in ("remote", "cluster", "counter")] == ["", "", ""]
+
+
+@pytest.mark.gpu
 def test_bits_on_gpu(cuda: torch.device) -> None:
     plan, c, noise = on(cuda, make_plan(**PAPER), 200)
     first = _flow_head_cuda.run(c, noise, plan)
@@ -441,15 +472,17 @@ def test_graph_replays_on_gpu(rows: int, group: str, cuda: torch.device) -> None
 
 
 @pytest.mark.gpu
-def test_streams_at_once_on_gpu(cuda: torch.device) -> None:
+@pytest.mark.parametrize("group", ["remote", "cluster", "counter"])
+def test_streams_at_once_on_gpu(group: str, cuda: torch.device) -> None:
     plan, c, noise = on(cuda, make_plan(**PAPER), 64)
-    expected = _flow_head_cuda.run(c, noise, plan)
+    can_run(cuda, plan, group)
+    expected = _flow_head_cuda.run(c, noise, plan, group=group)
     torch.cuda.synchronize()
     streams = [torch.cuda.Stream() for _ in range(3)]
     outs = []
     for _ in range(5):
         for stream in streams:
             with torch.cuda.stream(stream):
-                outs.append(_flow_head_cuda.run(c, noise, plan))
+                outs.append(_flow_head_cuda.run(c, noise, plan, group=group))
     torch.cuda.synchronize()
     assert all(torch.equal(out, expected) for out in outs)

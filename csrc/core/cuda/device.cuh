@@ -42,11 +42,18 @@ ENMA_DEVICE void sync_cluster() {
 #endif
 }
 
-// Waits for the other blocks of the cluster to get here, and orders nothing but what init_barrier did.
-template <int SITE>
-ENMA_DEVICE void meet_cluster() {
+// Every block of the cluster arrives and later waits for the others; orders nothing but what init_barrier did before.
+ENMA_DEVICE void arrive_at_cluster() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+#else
+    __trap();
+#endif
+}
+
+template <int SITE>
+ENMA_DEVICE void wait_for_cluster() {
+#if __CUDA_ARCH__ >= 900
     asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 #else
     __trap();
@@ -77,7 +84,8 @@ ENMA_DEVICE void expect_bytes(uint64_t* barrier, uint32_t bytes) {
 #endif
 }
 
-#if __CUDACC_VER_MAJOR__ >= 13
+// PTX ISA 8.6.
+#if __CUDACC_VER_MAJOR__ * 100 + __CUDACC_VER_MINOR__ >= 1208
 #define ENMA_WAIT "relaxed"
 #define ENMA_AFTER_WAIT "fence.acquire.sync_restrict::shared::cluster.cluster;"
 #else
@@ -105,15 +113,24 @@ ENMA_DEVICE void wait_barrier(uint64_t* barrier, uint32_t parity) {
 #endif
 }
 
-// Stores at the place of `mine`, and counts at that of `barrier`, in the shared memory of a block of the cluster.
-ENMA_DEVICE void store_remote(void* mine, uint32_t value, uint64_t* barrier, int rank) {
+// What four neighbouring lanes bring, in each of them; all four have to be here.
+ENMA_DEVICE uint4 gather_quad(uint32_t value) {
+    const int lane = thread() % 32;
+    const uint32_t quad = 0xfu << (lane & ~3);
+    return {__shfl_sync(quad, value, 0, 4), __shfl_sync(quad, value, 1, 4), __shfl_sync(quad, value, 2, 4),
+            __shfl_sync(quad, value, 3, 4)};
+}
+
+// Stores at the place of `mine`, aligned to 16 bytes, and counts at that of `barrier`, in the shared memory of a block
+// of the cluster, which has several: for one alone this is not defined.
+ENMA_DEVICE void store_remote(void* mine, uint4 value, uint64_t* barrier, int rank) {
 #if __CUDA_ARCH__ >= 900
     const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(mine));
     const auto counts = static_cast<uint32_t>(__cvta_generic_to_shared(barrier));
     asm volatile(
-        "{.reg .b32 to, at; mapa.shared::cluster.u32 to, %0, %3; mapa.shared::cluster.u32 at, %2, %3; "
-        "st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [to], %1, [at];}" ::"r"(address),
-        "r"(value), "r"(counts), "r"(rank)
+        "{.reg .b32 to, at; mapa.shared::cluster.u32 to, %0, %6; mapa.shared::cluster.u32 at, %5, %6; "
+        "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [to], {%1, %2, %3, %4}, [at];}" ::"r"(address),
+        "r"(value.x), "r"(value.y), "r"(value.z), "r"(value.w), "r"(counts), "r"(rank)
         : "memory");
 #else
     __trap();

@@ -161,20 +161,12 @@ const char* plan_flow_head_cuda(const FlowHeadSizes& sizes, FlowHeadGroup group,
     Device device;
     if (const char* problem = current_device(device)) return problem;
     if (device.major < 8) return "needs compute capability 8.0 or newer";
-    Room room;
-    if (group == FlowHeadGroup::best || group == FlowHeadGroup::remote) {
-        geometry = FlowHeadGeometry{};
-        const char* problem = cut_weights(sizes, device.shared_limit, true, geometry);
-        if (problem == nullptr) problem = room_on(device, geometry, room);
-        // More rows than these clusters hold go through L2, where a group has room for more.
-        const bool holds = problem == nullptr && sizes.rows <= geometry.rows_at_once() * room.clusters;
-        if (group == FlowHeadGroup::remote || holds)
-            return problem != nullptr ? problem : spread_rows(sizes, room.clusters, kFlowHeadModulationBytes, geometry);
-    }
     geometry = FlowHeadGeometry{};
-    if (const char* problem = cut_weights(sizes, device.shared_limit, false, geometry)) return problem;
+    const bool remote = group == FlowHeadGroup::remote;
+    if (const char* problem = cut_weights(sizes, device.shared_limit, remote, geometry)) return problem;
+    Room room;
     if (const char* problem = room_on(device, geometry, room)) return problem;
-    geometry.cluster = group == FlowHeadGroup::cluster || (group == FlowHeadGroup::best && room.clusters > 0);
+    geometry.cluster = remote || group == FlowHeadGroup::cluster || (group == FlowHeadGroup::best && room.clusters > 0);
     const int groups = geometry.cluster ? room.clusters : room.counted;
     return spread_rows(sizes, groups, kFlowHeadModulationBytes, geometry);
 }

@@ -6,8 +6,8 @@
 //
 // flow_loop keeps the matrices of the blocks in shared memory, spread over a group of thread blocks: each has `tiles`
 // tiles of 8 columns of every matrix. A group carries rows of its own through all evaluations and exchanges activations
-// twice per block of the network: through L2, with a barrier of the group each time, or, where a group is a cluster and
-// has 8 rows at most, by stores into the shared memory of every block, which counts the bytes that arrive (REMOTE).
+// twice per block of the network: through L2, with a barrier of the group each time, or, where a group is a cluster, by
+// stores into the shared memory of every block, 8 rows at once, which counts the bytes that arrive (REMOTE).
 // Input and output projection are small, so every thread block does them whole, with its own copy of the state. A row
 // is treated alike wherever it lies: its bits depend on nothing else.
 //

@@ -8,8 +8,8 @@
 namespace enma {
 
 enum class FlowHeadGroup {
-    best,     // the first of these that the GPU has; remote only where all rows go at once
-    remote,   // a cluster whose blocks store into each other's shared memory, or an error
+    best,     // cluster, or counter on a GPU without clusters that are large enough
+    remote,   // a cluster whose blocks store into each other's shared memory, or an error; no GPU has run it yet
     cluster,  // a cluster that exchanges through L2, or an error
     counter,  // blocks of a cooperative launch, which meet at a counter in global memory, and exchange through L2
 };

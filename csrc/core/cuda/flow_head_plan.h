@@ -86,21 +86,21 @@ struct FlowHeadShared {
     int64_t operand;   // 16 rows of inputs [16][W + 8] bf16, or partial sums of all warps [warps][tiles][32][4] fp32;
                        // remote: twice, 8 rows each
     int64_t residual;  // y of this block's columns, fp32
+    int64_t barriers;  // remote: two, ahead of what need not be aligned to 8 bytes
     int64_t state;     // x, fp32, all channels
     int64_t start;     // x at the start of the step
     int64_t bias;      // [2L][8 tiles] fp32
-    int64_t barriers;  // remote: two
 
     FlowHeadShared(const FlowHeadSizes& s, int warps, int tiles, int subtiles, bool remote) {
         weights = 2 * s.blocks * tiles * s.width * 16;
         operand = std::max<int64_t>(32 * (s.width + 8), int64_t{512} * warps * tiles);
         residual = int64_t{512} * subtiles * tiles / (remote ? 2 : 1);
+        barriers = remote ? 16 : 0;
         state = 64 * subtiles * s.channels / (remote ? 2 : 1);
         start = state;
         bias = 64 * s.blocks * tiles;
-        barriers = remote ? 16 : 0;
     }
-    int64_t total() const { return weights + operand + residual + state + start + bias + barriers; }
+    int64_t total() const { return weights + operand + residual + barriers + state + start + bias; }
 };
 
 // Shared memory of a block of the products before the loop: 64 rows of inputs.
@@ -124,6 +124,7 @@ inline const char* cut_weights(const FlowHeadSizes& s, int64_t shared_limit, boo
             g.shared_bytes = bytes;
             g.cluster = remote;
             if (remote && g.group_blocks > kFlowHeadClusterLimit) return "needs more blocks than a cluster has";
+            if (remote && g.group_blocks < 2) return "needs one block only";
             return nullptr;
         }
     }

@@ -315,7 +315,8 @@ struct Loop {
         device::sync_block<kSitePartial>();
     }
 
-    // use(i, row of the subtile, column, sum over the warps) for every pair of results in `tiles` tiles and `rows` rows.
+    // use(i, row of the subtile, column, sum over the warps) for every pair of results in `tiles` tiles and `rows`
+    // rows; the four lanes that have eight neighbours do so together.
     template <class Use>
     ENMA_DEVICE void for_each_sum(int tiles, int rows, Use use) const {
         const auto* partial = reinterpret_cast<const Pair*>(operand);
@@ -351,7 +352,7 @@ struct Loop {
         column += 8 * first_tile();
         const uint32_t pair = device::pack_bf16(value.x, value.y);
         if constexpr (REMOTE) {
-            post(box, of_pass * pitch() + column, pair, group.blocks);
+            post(box, of_pass * pitch() + column, pair, group.rank, group.blocks);
         } else {
             *reinterpret_cast<uint32_t*>(all + static_cast<int64_t>(of_pass) * p.width + column) = pair;
         }
@@ -479,9 +480,10 @@ struct Loop {
                 device::init_barrier(y.barrier);
                 device::init_barrier(hidden.barrier);
             }
-            device::meet_cluster<kSiteBegin>();
+            device::arrive_at_cluster();
         }
         load_weights();
+        if constexpr (REMOTE) device::wait_for_cluster<kSiteBegin>();
         const int index = device::block_x() / p.group_blocks;
         for (first = static_cast<int64_t>(index) * p.rows_per_pass; first < p.rows;
              first += static_cast<int64_t>(p.groups) * p.rows_per_pass) {

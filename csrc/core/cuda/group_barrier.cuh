@@ -39,9 +39,15 @@ struct Mailbox {
     uint32_t phase;
 };
 
-// Two neighbours at an offset, to each block.
-ENMA_DEVICE void post(const Mailbox& box, int offset, uint32_t pair, int blocks) {
-    for (int rank = 0; rank < blocks; ++rank) device::store_remote(box.rows + offset, pair, box.barrier, rank);
+// Eight neighbours of a row, of which each of four neighbouring lanes brings two, at the offset of this lane's two, to
+// each block of a cluster; every block begins with another.
+ENMA_DEVICE void post(const Mailbox& box, int offset, uint32_t pair, int rank, int blocks) {
+    const uint4 all = device::gather_quad(pair);
+    const int lane = device::thread() % 4;
+    for (int i = lane; i < blocks; i += 4) {
+        const int to = rank + i < blocks ? rank + i : rank + i - blocks;
+        device::store_remote(box.rows + offset - 2 * lane, all, box.barrier, to);
+    }
 }
 
 template <int SITE>
