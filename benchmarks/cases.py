@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from benchmarks.harness import gemm_rate
 from enma_fast.config import FlowConfig
 from enma_fast.models.flow_head import VelocityHead
+from enma_fast.ops import _flow_head_cuda
 from enma_fast.ops.flow_head import flow_head, flow_head_ref
 from enma_fast.ops.flow_plan import FlowPlan
 from enma_fast.ops.frame_attention import frame_attention, frame_attention_ref
@@ -131,7 +132,7 @@ def flow_head_case(rows: int, dtype: torch.dtype, device: torch.device, *, compi
     def state(c: Tensor, noise: Tensor) -> Tensor:
         return noise.to(torch.float64 if c.dtype == torch.float64 else torch.float32)
 
-    return _case(
+    case = _case(
         "flow_head",
         rows,
         dtype,
@@ -146,6 +147,16 @@ def flow_head_case(rows: int, dtype: torch.dtype, device: torch.device, *, compi
         channels=4,
         evaluations=len(plan.moves),
     )
+    plan, given = plans[dtype], (c.to(device).to(dtype), noise.to(device).to(dtype).float())
+    if _flow_head_cuda.problem(device, dtype, plan) is not None:
+        return case
+    # Each way in which thread blocks may exchange, to see which one should be the default, and up to how many rows.
+    groups = {
+        f"cuda-{group}": partial(_flow_head_cuda.run, *given, plan, group=group)
+        for group in _flow_head_cuda.GROUPS
+        if _flow_head_cuda.group_problem(device, plan, group) is None
+    }
+    return replace(case, contenders={**case.contenders, **groups})
 
 
 def point_attention_case(rows: int, dtype: torch.dtype, device: torch.device, *, compiled: bool) -> Case:

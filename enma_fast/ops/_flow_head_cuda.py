@@ -16,6 +16,8 @@ from .flow_plan import FlowPlan
 
 # With more rows, tiled products over all rows are faster; `run` takes any number, this many at a time.
 MAX_ROWS = 1024
+# The ways in which thread blocks that share the weights hand activations to each other (`FlowHeadGroup`, flow_head.h).
+GROUPS = ("remote", "cluster", "counter")
 
 
 def problem(device: torch.device, dtype: torch.dtype, plan: FlowPlan | None = None) -> str | None:
@@ -29,17 +31,21 @@ def problem(device: torch.device, dtype: torch.dtype, plan: FlowPlan | None = No
         return f"takes weights in bfloat16, these are {dtype_name(dtype)}"
     if plan is None:
         return None
+    return group_problem(device, plan, "best")
+
+
+def group_problem(device: torch.device, plan: FlowPlan, group: str) -> str | None:
+    """Why thread blocks of this device cannot hand activations on in this way."""
     index = torch.cuda.current_device() if device.index is None else device.index
-    reason: str = native().flow_head_cuda_problem(index, [1, *sizes(plan)], "best")
+    reason: str = native().flow_head_cuda_problem(index, [1, *sizes(plan)], group)
     return reason or None
 
 
 def run(c_MD: Tensor, noise_MC: Tensor, plan: FlowPlan, *, group: str = "best") -> Tensor:
     """State at flow time 1 ``[M, C]``; contiguous bf16 conditions and fp32 noise on one CUDA device.
 
-    The first call packs the weights: make it before a CUDA graph is captured. `group` is how thread blocks that share
-    the weights hand activations to each other: "remote", "cluster", "counter" (`FlowHeadGroup` of flow_head.h), or the
-    best that the GPU has.
+    The first call packs the weights: make it before a CUDA graph is captured. `group` is one of `GROUPS`, or the best
+    that the GPU has ("remote" has to be asked for).
     """
     reason = problem(noise_MC.device, plan.weights.inward_weight.dtype)
     if reason is not None:

@@ -8,6 +8,9 @@ import pytest
 import torch
 
 from benchmarks import compare, forecast, trajectory
+from benchmarks.cases import flow_head_case
+from enma_fast.ops import _flow_head_cuda
+from enma_fast.ops.flow_head import flow_head_ref
 from enma_fast.presets import PRESETS
 from enma_fast.utils.dataclass_json import replace
 
@@ -90,3 +93,23 @@ def test_one_pass_needs_fewer_flops():
     assert slow.dynamics == PRESETS["combined-paper"].model.dynamics
     counted = [trajectory.needed_flops(made, members=4, num_latents=11, observed=2) for made in (config, slow)]
     assert counted[0] < counted[1] / 3
+
+
+def test_the_flow_head_is_timed_by_each_way_to_exchange(monkeypatch):
+    cpu, ran = torch.device("cpu"), []
+    plain = flow_head_case(3, torch.float32, cpu, compiled=False)
+    assert not any(name.startswith("cuda") for name in plain.contenders)
+
+    def run(c, noise, plan, *, group):
+        ran.append(group)
+        return flow_head_ref(c, noise, plan=plan)
+
+    monkeypatch.setattr(_flow_head_cuda, "problem", lambda *given: None)
+    monkeypatch.setattr(_flow_head_cuda, "group_problem", lambda _, __, group: "none" if group == "cluster" else None)
+    monkeypatch.setattr(_flow_head_cuda, "run", run)
+    case = flow_head_case(3, torch.float32, cpu, compiled=False)
+    assert list(case.contenders) == [*plain.contenders, "cuda-remote", "cuda-counter"]
+    for group in ("remote", "counter"):
+        error = (case.contenders[f"cuda-{group}"]().double() - case.exact).abs().max()
+        assert error <= case.allowance
+    assert ran == ["remote", "counter"]

@@ -393,19 +393,14 @@ def on(device: torch.device, plan: FlowPlan, rows: int) -> tuple[FlowPlan, Tenso
     return plan.to(device), c.to(device), noise.to(device)
 
 
-def group_problem(device: torch.device, plan: FlowPlan, group: str) -> str:
-    """Why thread blocks cannot meet in this way, or nothing."""
-    return str(_flow_head_cuda.native().flow_head_cuda_problem(device.index, [1, *_flow_head_cuda.sizes(plan)], group))
-
-
 def can_run(device: torch.device, plan: FlowPlan, group: str) -> None:
     """Skip where the GPU has no such group."""
-    if reason := group_problem(device, plan, group):
+    if reason := _flow_head_cuda.group_problem(device, plan, group):
         pytest.skip(reason)
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("group", ["remote", "cluster", "counter"])
+@pytest.mark.parametrize("group", _flow_head_cuda.GROUPS)
 @pytest.mark.parametrize("rows", [0, 1, 7, 17, 129, 1025])
 @pytest.mark.parametrize("channels", [4, 64])
 def test_values_on_gpu(rows: int, channels: int, group: str, cuda: torch.device) -> None:
@@ -418,7 +413,7 @@ def test_values_on_gpu(rows: int, channels: int, group: str, cuda: torch.device)
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("width", [64, 192, 512, 640, 1024])
-@pytest.mark.parametrize("group", ["remote", "cluster", "counter"])
+@pytest.mark.parametrize("group", _flow_head_cuda.GROUPS)
 def test_widths_on_gpu(width: int, group: str, cuda: torch.device) -> None:
     head = PAPER | {"width": width, "blocks": 2, "condition": 264, "evaluations": 4}
     plan, c, noise = on(cuda, make_plan(**head), 33)
@@ -433,14 +428,14 @@ def test_clusters_are_there_on_gpu(cuda: torch.device) -> None:
     if torch.cuda.get_device_properties(cuda).multi_processor_count < 114:
         pytest.skip("a part of a GPU, or one without clusters of 16 blocks")
     plan = make_plan(**PAPER).to(cuda)
-    assert [group_problem(cuda, plan, group) for group in ("remote", "cluster", "counter")] == ["", "", ""]
+    assert [_flow_head_cuda.group_problem(cuda, plan, group) for group in _flow_head_cuda.GROUPS] == [None] * 3
 
 
 @pytest.mark.gpu
 def test_bits_on_gpu(cuda: torch.device) -> None:
     plan, c, noise = on(cuda, make_plan(**PAPER), 200)
     first = _flow_head_cuda.run(c, noise, plan)
-    groups = [group for group in ("remote", "cluster", "counter") if not group_problem(cuda, plan, group)]
+    groups = [group for group in _flow_head_cuda.GROUPS if not _flow_head_cuda.group_problem(cuda, plan, group)]
     for group in groups:
         for _ in range(3):
             assert torch.equal(_flow_head_cuda.run(c, noise, plan, group=group), first), group
@@ -450,7 +445,7 @@ def test_bits_on_gpu(cuda: torch.device) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("group", ["remote", "cluster", "counter"])
+@pytest.mark.parametrize("group", _flow_head_cuda.GROUPS)
 @pytest.mark.parametrize("rows", [5, 700])
 def test_graph_replays_on_gpu(rows: int, group: str, cuda: torch.device) -> None:
     plan, c, noise = on(cuda, make_plan(**PAPER), rows)
@@ -472,7 +467,7 @@ def test_graph_replays_on_gpu(rows: int, group: str, cuda: torch.device) -> None
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("group", ["remote", "cluster", "counter"])
+@pytest.mark.parametrize("group", _flow_head_cuda.GROUPS)
 def test_streams_at_once_on_gpu(group: str, cuda: torch.device) -> None:
     plan, c, noise = on(cuda, make_plan(**PAPER), 64)
     can_run(cuda, plan, group)
