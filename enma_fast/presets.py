@@ -228,7 +228,7 @@ PRESETS: dict[str, Preset] = {
         dataclasses.replace(
             _small("advection-points", "advection", _line(1.0, points=True), **_FAST),
             tokenizer_training=dataclasses.replace(_WINDOW_TOKENIZER_TRAINING, steps=8000, batch=16, warmup_steps=50),
-            dynamics_training=_BOOSTED,
+            dynamics_training=dataclasses.replace(_BOOSTED, scattered_share=0.5),
         ),
         _small(
             "vorticity-small",

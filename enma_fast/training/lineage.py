@@ -13,7 +13,7 @@ from typing import Any
 from ..errors import EnmaError
 from ..models.checkpoint import METRICS, WEIGHTS, locate, sha256
 from ..presets import find_preset
-from ..utils.dataclass_json import to_json
+from ..utils.dataclass_json import from_json, to_json
 from ..utils.untrusted import parse_json, read_bytes
 from .recipes import RUN, STAGES, read_record, recipe, summary
 
@@ -155,7 +155,9 @@ def _train_command(record: dict[str, Any], begun: str | None, *, out: str) -> st
 
 def _differences(config: Any, changed: dict[str, Any]) -> list[tuple[str, str]]:
     """Dotted keys, and their JSON values, in which a recorded config differs from a preset's."""
-    old, new = _flat(json.loads(to_json(config))), _flat(changed)
+    # Keys that are newer than the record have the values of their time.
+    recorded = from_json(type(config), json.dumps(changed), source="run.json")
+    old, new = (_flat(json.loads(to_json(x))) for x in (config, recorded))
     return [(key, json_word(value)) for key, value in new.items() if old.get(key) != value]
 
 

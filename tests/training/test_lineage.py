@@ -104,3 +104,14 @@ def test_the_command_of_the_flow_names_the_stage_that_it_followed(run: Path, beg
         (folder / "run.json").write_text(json.dumps(record | {"stage": stage, "start": start}))
     found = trace(last, dynamics=dynamics)
     assert "--from runs/dynamics --data data --out runs/first-frame " in found["first-frame"]["command"]
+
+
+def test_a_run_older_than_a_setting_is_made_again_without_it(run: Path) -> None:
+    preset, record = PRESETS["advection-points"], json.loads((run / "run.json").read_text())
+    training = json.loads(to_json(preset.dynamics_training))
+    assert training.pop("scattered_share") == 0.5
+    record |= {"stage": "dynamics", "preset": "advection-points", "start": None}
+    record |= {"model": json.loads(to_json(preset.model)), "training": training}
+    (run / "run.json").write_text(json.dumps(record))
+    command = trace(run)["dynamics"]["command"]
+    assert command.endswith("--data data --out runs/dynamics --seed 0 --train-set scattered_share=0.0")
