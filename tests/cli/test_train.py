@@ -150,6 +150,7 @@ def test_dynamics_learn_from_faster_physics(runs: Path, train: Callable, tmp_pat
     assert error == "scattered_share: is a setting of `train dynamics`, not of `train tokenizer`; leave it at 0"
 
 
+@pytest.mark.slow
 def test_dynamics_learn_from_scattered_points(
     runs: Path, train: Callable, enma: Callable, data_folder: Path, tmp_path: Path
 ) -> None:
