@@ -179,8 +179,9 @@ def write_score_file(found: dict[str, Any], folder: str | Path) -> Path:
     """Write a score file as `<equation>-<method>-<seed>.json` into a folder, in place of an older one."""
     path = Path(folder) / f"{found['equation']}-{found['method']}-{found['seed']}.json"
     rows = ",\n  ".join(json.dumps(_rounded(row), allow_nan=False) for row in found["rows"])
-    # One row a line.
-    head = json.dumps({**found, "rows": []}, indent=1, allow_nan=False).removesuffix("[]\n}")
+    # One row a line, after what a baseline adds to the keys of every file.
+    others = {key: value for key, value in found.items() if key != "rows"}
+    head = json.dumps({**others, "rows": []}, indent=1, allow_nan=False).removesuffix("[]\n}")
     with complete_file(path, remedy="choose another --out") as temporary:
         temporary.write_text(f"{head}[\n  {rows}\n ]\n}}\n", encoding="utf-8")
     return path

@@ -178,6 +178,13 @@ def test_what_the_physics_says_has_a_table():
     assert "| Combined | **fast** | 0.25 | 0.5 | mass 4.00e-03 |" in text
 
 
+def test_what_a_baseline_adds_to_a_score_file_is_read_back(tmp_path):
+    file = file_of() | {"steps": 14140, "loss_last": 0.25}
+    path = score_files.write_score_file(file, tmp_path)
+    found = json.loads(path.read_text())
+    assert (found["steps"], found["loss_last"], len(found["rows"])) == (14140, 0.25, len(file["rows"]))
+
+
 def test_a_score_file_is_read_as_it_was_written(tmp_path):
     path = score_files.write_score_file(file_of(rel_l2=0.0123456789), tmp_path)
     assert path.name == "combined-fast-0.json"
