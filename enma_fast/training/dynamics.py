@@ -110,8 +110,12 @@ def _encode_scattered(
     order = torch.where(torch.rand(B, 1, 1, generator=generator) < 0.5, order, order[:, :1])
     index = order.argsort(-1)[..., : int(count.max())]
     valid = (torch.arange(index.shape[-1]) < count).expand_as(index)
-    values = u.flatten(2, -2).gather(2, index[..., None].expand(*index.shape, u.shape[-1]).to(u.device))
-    return tokenizer.encode(values, points[index].to(u.device), valid.to(u.device))
+    return tokenizer.encode(_values_at(u, index), points[index].to(u.device), valid.to(u.device))
+
+
+def _values_at(u: Tensor, places: Tensor) -> Tensor:
+    """Values ``[B, T, P, c]`` of fields ``[B, T, *grid, c]`` at grid points by number, ``[B, T, P]``."""
+    return u.flatten(2, -2).gather(2, places[..., None].expand(*places.shape, u.shape[-1]).to(u.device))
 
 
 class DynamicsTask:
@@ -277,5 +281,4 @@ def _at_points(model: Model, u: Tensor, count: int) -> dict[str, Tensor]:
     tokenizer = model.config.tokenizer
     drawn = drawn_places(tokenizer.grid, range(len(u)), count=count, num_frames=u.shape[1], seed=0)
     places = torch.from_numpy(drawn)
-    values = u.flatten(2, -2).gather(2, places[..., None].expand(*places.shape, u.shape[-1]))
-    return {"history": values, "points": grid_points(tokenizer)[places]}
+    return {"history": _values_at(u, places), "points": grid_points(tokenizer)[places]}
