@@ -9,7 +9,7 @@ An equation is a file in `equations/`, a kind of file a reader here. Nothing her
 from .equations import EQUATIONS
 from .fields import FieldFile, decimals
 from .generator import generate, place
-from .importing import FIRST_FRAME, ImportOptions, check_fields, import_fields
+from .importing import FIRST_FRAME, SERIES, ImportOptions, check_fields, import_fields
 from .missing import NETCDF_FILL, attributes, require_present, unmasked
 from .readings import DOMAIN_TOLERANCE, Readings, is_readings, read_readings
 from .shipped import PRETRAINED, example, shipped_file
@@ -24,6 +24,7 @@ __all__ = [
     "FIRST_FRAME",
     "NETCDF_FILL",
     "PRETRAINED",
+    "SERIES",
     "FieldFile",
     "ImportOptions",
     "Readings",

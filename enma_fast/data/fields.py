@@ -279,9 +279,7 @@ def decimals(values: np.ndarray) -> np.ndarray:
     return (values.astype(str) if narrow else values).astype(np.float64)
 
 
-def axis(
-    dataset: Any, where: str, path: Path, *, periodic: bool = False, length: int | None = None, fewest: int = 2
-) -> np.ndarray:
+def axis(dataset: Any, where: str, path: Path, *, periodic: bool = False, fewest: int = 2) -> np.ndarray:
     """A coordinate or time axis as float64, checked: 1-D, finite, increasing, even if periodic."""
     if dataset.ndim != 1 or dataset.dtype.kind not in "fiu":
         raise EnmaError(
@@ -289,7 +287,7 @@ def axis(
         )
     if dataset.size > MOST_POINTS:
         raise EnmaError(f"{path}: {where} has {dataset.size} values; at most {MOST_POINTS} are read")
-    values = decimals(dataset[:length])
+    values = decimals(dataset[:])
     if len(values) < fewest:
         raise EnmaError(f"{path}: {where} has {len(values)} values; at least {fewest} are needed")
     steps = np.diff(values)

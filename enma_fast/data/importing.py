@@ -14,6 +14,7 @@ from ..utils.names import check_names
 from ..utils.text import counted
 from . import hdf5
 from .fields import FieldFile, decimals, lengths_of
+from .missing import present
 from .sources import AXES, NAMES, Source, Variable, open_source
 from .well import read, write_fields
 
@@ -21,9 +22,11 @@ SPACE = ("x", "y", "z")
 # Columns that name the environment of a trajectory, where none is asked for.
 _ENVIRONMENT = ("environment", "env_id", "env")
 # Columns of windows that are cut from longer trajectories: number of the trajectory, and their first frame in it.
-_SERIES, FIRST_FRAME = "series", "first_frame"
-# Times and points of periodic axes may be off an even grid by this part of a step.
+SERIES, FIRST_FRAME = "series", "first_frame"
+# Times and points may be off an even grid by this part of a step.
 _EVEN = 1e-2
+# Frames of the shortest windows that are of use.
+_FEWEST_FRAMES = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,16 +95,16 @@ def import_fields(source: str | Path, out: str | Path, options: ImportOptions, *
     if options.window is not None:
         data = _windows(data, options.window, options.stride or options.window)
     if len(data) < 2:
-        raise EnmaError(
-            f"{source}: holds one trajectory of {counted(len(data.times), 'frame')} only; cut it into several: "
-            f"--window {max(5, len(data.times) // 20)}"
-        )
+        count, fix = len(data.times), "import a longer series, or several"
+        if options.window is None and count >= 2 * _FEWEST_FRAMES:
+            fix = f"cut it into several: --window {max(_FEWEST_FRAMES, count // 20)}"
+        raise EnmaError(f"{source}: holds one trajectory of {counted(count, 'frame')} only; {fix}")
     return write_fields(out, data, name=out.stem)
 
 
 def check_fields(data: FieldFile) -> None:
     """Raise `EnmaError` if a value is missing, or a channel is constant."""
-    wrong = ~np.isfinite(data.u)
+    wrong = ~np.isfinite(data.u) | ~present(data.u)
     if wrong.any():
         row, frame = np.argwhere(wrong)[0, :2]
         raise EnmaError(
@@ -129,11 +132,17 @@ def _known_layout(path: Path) -> bool:
 
 def _described(path: Path, options: ImportOptions) -> FieldFile:
     """A file that says all that is needed, with what is said otherwise."""
-    if options.axes or options.environment:
-        raise EnmaError(f"{path}: names its axes and environments itself; leave out --axes and --environment")
+    if options.axes:
+        raise EnmaError(f"{path}: names its axes itself; leave out --axes")
     data = read(path, fields=options.fields or None)
+    if options.environment:
+        if data.environment is not None:
+            raise EnmaError(f"{path}: names its environments itself; leave out --environment")
+        environment, parameters = _columns(Source(path=path, columns=data.parameters), len(data), options)
+        data = replace(data, environment=environment, parameters=parameters)
     given = dict(zip(SPACE, data.coords, strict=False))
     coords, times = _positions(path, data.u.shape[1:-1], {**given, "time": data.times}, options)
+    _check_space(path, coords)
     periodic = _boundaries(path, len(coords), options, data.periodic)
     return replace(data, coords=coords, times=times, periodic=periodic, lengths=lengths_of(coords, periodic))
 
@@ -153,11 +162,10 @@ def _assembled(path: Path, options: ImportOptions) -> FieldFile:
         shapes = ", ".join(f"{name} {v.values.shape}" for name, v in source.fields.items())
         raise EnmaError(f"{path}: its fields differ in shape ({shapes}); choose those of one shape by --fields")
     u = np.concatenate(parts, axis=-1)
-    coords, times = _positions(path, u.shape[1:-1], source.coords, options)
+    coords, times = _positions(path, u.shape[1:-1], _placed(source, options.axes), options)
     u, coords = _ascending(u, coords)
     periodic = _boundaries(path, len(coords), options, (source.wraps,) * len(coords))
-    for axis, x, wraps in zip(SPACE, coords, periodic, strict=False):
-        _check_axis(path, axis, x, even=wraps, fix=f"--spacing, or not --periodic {axis}")
+    _check_space(path, coords)
     environment, parameters = _columns(source, len(u), options)
     return FieldFile(
         path=path,
@@ -172,6 +180,15 @@ def _assembled(path: Path, options: ImportOptions) -> FieldFile:
         environment=environment,
         units=units,
     )
+
+
+def _placed(source: Source, wanted: Sequence[str]) -> dict[str, np.ndarray]:
+    """Coordinates by the axis that they belong to: where the source names its axes, that at their place."""
+    own = next(iter(source.fields.values())).axes
+    if not wanted or own is None:
+        return source.coords
+    keys = [AXES.get(axis, axis) for axis in own]
+    return {axis: source.coords[key] for axis, key in zip(wanted, keys, strict=True) if key in source.coords}
 
 
 def _arranged(path: Path, name: str, variable: Variable, wanted: Sequence[str]) -> np.ndarray:
@@ -199,6 +216,11 @@ def _arranged(path: Path, name: str, variable: Variable, wanted: Sequence[str]) 
     space = [axis for axis in SPACE if axis in known]
     if "time" not in known or not space or len(set(known)) < len(known):
         raise EnmaError(f"{path}: {name} has the axes {', '.join(axes)}; time and x are needed, each axis once")
+    if (first := tuple(space)) != SPACE[: len(space)]:
+        names = " and ".join(first)
+        raise EnmaError(
+            f"{path}: {name} has the space axes {names}; call them {', '.join(SPACE[: len(space)])} by --axes"
+        )
     for axis in ("trajectory", "channel"):
         if axis not in known:
             values, known = values[..., None], [*known, axis]
@@ -232,8 +254,6 @@ def _positions(
         elif values is None:
             lacking.append(axis)
         else:
-            # PDEBench gives one time more than frames.
-            values = values[:size] if axis == "time" else values
             found[axis] = _numbers(path, axis, values, size)
     if lacking:
         fixes = (["--dt 0.05"] if "time" in lacking else []) + (["--spacing 0.1"] if set(lacking) - {"time"} else [])
@@ -241,8 +261,16 @@ def _positions(
             f"{path}: says nothing of the positions along {', '.join(lacking)}; add {' '.join(fixes)} with the steps "
             "between frames and points (1 to count them)"
         )
-    _check_axis(path, "time", found["time"], even=True, fix="--dt to count the frames as even")
-    return tuple(found[axis] for axis in axes), found["time"]
+    _check_axis(path, "time", found["time"], fix="--dt to count the frames as even")
+    return tuple(_evened(found[axis]) for axis in axes), _evened(found["time"])
+
+
+def _evened(values: np.ndarray) -> np.ndarray:
+    """Positions that are nearly even, such as years of 365 and 366 days, at their mean step; others as they are."""
+    steps = np.diff(values)
+    if len(steps) and 1e-6 < np.ptp(steps) / abs(steps.mean()) <= _EVEN:
+        return np.linspace(values[0], values[-1], len(values))
+    return values
 
 
 def _numbers(path: Path, axis: str, values: np.ndarray, size: int) -> np.ndarray:
@@ -267,7 +295,12 @@ def _ascending(u: np.ndarray, coords: tuple[np.ndarray, ...]) -> tuple[np.ndarra
     return u, tuple(x[::-1] if i in turned else x for i, x in enumerate(coords))
 
 
-def _check_axis(path: Path, axis: str, values: np.ndarray, *, even: bool, fix: str) -> None:
+def _check_space(path: Path, coords: Sequence[np.ndarray]) -> None:
+    for axis, x in zip(SPACE, coords, strict=False):
+        _check_axis(path, axis, x, fix="--spacing to count the points as even")
+
+
+def _check_axis(path: Path, axis: str, values: np.ndarray, *, fix: str) -> None:
     steps = np.diff(values)
     if len(values) < 2 or not np.isfinite(values).all():
         raise EnmaError(
@@ -280,7 +313,7 @@ def _check_axis(path: Path, axis: str, values: np.ndarray, *, even: bool, fix: s
             f"{path}: {axis} {values[at]:g} at place {at} {what}; sort the positions with their values and remove "
             "repeated ones"
         )
-    if even and np.ptp(steps) > _EVEN * steps.mean():
+    if np.ptp(steps) > _EVEN * steps.mean():
         raise EnmaError(
             f"{path}: {axis} has steps from {steps.min():.4g} to {steps.max():.4g}; interpolate to even ones, or give "
             f"{fix}"
@@ -309,7 +342,10 @@ def _columns(source: Source, count: int, options: ImportOptions) -> tuple[np.nda
     if name is not None:
         # Parameters that name an environment are numbered by their values.
         environment = np.unique(columns.pop(name), return_inverse=True)[1].astype(np.int64)
-    return environment, {key: values for key, values in columns.items() if values.dtype.kind in "fiu"}
+    # Beside a column that was chosen, one called so would be taken for the environments.
+    columns.pop("environment", None)
+    numbers = {key: values for key, values in columns.items() if values.dtype.kind in "fiu"}
+    return environment, {key: values for key, values in numbers.items() if np.isfinite(values).all()}
 
 
 def _renamed(data: FieldFile, options: ImportOptions) -> FieldFile:
@@ -362,7 +398,7 @@ def _cropped(data: FieldFile, options: ImportOptions) -> FieldFile:
 
 
 def _windows(data: FieldFile, window: int, stride: int) -> FieldFile:
-    """Windows of each trajectory as trajectories, each of an environment of its own."""
+    """Windows of each trajectory as trajectories, of its environment; without one, of one of their own."""
     starts = np.arange(0, len(data.times) - window + 1, stride)
     if not len(starts):
         raise EnmaError(f"{data.path}: its trajectories have {len(data.times)} frames; --window is {window}")
@@ -373,6 +409,6 @@ def _windows(data: FieldFile, window: int, stride: int) -> FieldFile:
         data,
         u=np.stack([data.u[i, t : t + window] for i, t in zip(series, first, strict=True)]),
         times=data.times[:window] - data.times[0],
-        parameters={**parameters, _SERIES: series, FIRST_FRAME: first},
-        environment=None,
+        parameters={**parameters, SERIES: series, FIRST_FRAME: first},
+        environment=None if data.environment is None else data.environment[series],
     )

@@ -28,14 +28,16 @@ def source(file: Any, path: Path) -> FieldSource:
     if tensor.ndim != 3:
         raise EnmaError(f"{path}: tensor has shape {tensor.shape}; of PDEBench only 1-D files (n, T, X) are read")
     num_trajectories, num_frames, _ = tensor.shape
-    times = axis(hdf5.get(file, "t-coordinate", "dataset"), "t-coordinate", path, length=num_frames, fewest=1)
+    times = axis(hdf5.get(file, "t-coordinate", "dataset"), "t-coordinate", path, fewest=1)
+    if len(times) not in (num_frames, num_frames + 1):
+        raise EnmaError(f"{path}: t-coordinate has {len(times)} values for {num_frames} frames; save one for each")
     x = axis(hdf5.get(file, "x-coordinate", "dataset"), "x-coordinate", path, periodic=True)
     return FieldSource(
         path=path,
         layout="pdebench",
         name=path.stem,
         num_trajectories=num_trajectories,
-        times=times,
+        times=times[:num_frames],
         coords=(x,),
         periodic=(True,),
         parameters={},

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import warnings
 import zipfile
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,12 @@ from ..errors import EnmaError, first_line
 from ..utils.extras import load_extra
 from ..utils.untrusted import Limits
 from . import hdf5
+from .missing import attributes, require_present
 
 # Axis of a field file -> names that sources give it.
 NAMES = {
     "trajectory": ("trajectory", "traj", "sample", "member", "realization", "ensemble", "simulation", "run"),
-    "time": ("time", "t", "frame", "t-coordinate"),
+    "time": ("time", "t", "frame", "t-coordinate", "valid_time"),
     "x": ("x", "lon", "longitude", "x-coordinate"),
     "y": ("y", "lat", "latitude", "y-coordinate"),
     "z": ("z", "z-coordinate"),
@@ -31,6 +32,8 @@ NAMES = {
 AXES = {name: axis for axis, names in NAMES.items() for name in names}
 KINDS = ".npy, .npz, .nc, .zarr, .h5 or .hdf5"
 _HDF5, _NETCDF = (".h5", ".hdf5", ".hdf"), (".nc", ".nc4", ".cdf")
+# Attributes of NetCDF's conventions by which numbers stand for others.
+_PACKED = ("scale_factor", "add_offset")
 _PDEBENCH_FLUIDS = ("Vx", "Vy", "Vz", "density", "pressure")
 
 
@@ -71,7 +74,7 @@ def open_source(path: Path, names: Sequence[str]) -> Source:
         raise EnmaError(f"{path}: no such file; check the path")
     ending = path.suffix.lower()
     if ending in (".npy", ".npz"):
-        found = _arrays(path, _numpy(path))
+        found = _arrays(path, _numpy(path), {})
     elif ending in _HDF5:
         found = _hdf5(path, names)
     elif ending in _NETCDF or ending == ".zarr" or any((path / mark).is_file() for mark in ("zarr.json", ".zgroup")):
@@ -100,25 +103,30 @@ def _numpy(path: Path) -> dict[str, np.ndarray]:
         raise EnmaError(f"{path}: cannot be read as NumPy's ({first_line(error)}); save it again by np.save") from error
 
 
-def _arrays(path: Path, arrays: dict[str, np.ndarray]) -> Source:
+def _arrays(path: Path, arrays: Mapping[str, np.ndarray], units: Mapping[str, str]) -> Source:
     """Arrays without names of axes: those of one axis are coordinates by their name, or else columns."""
     fields, coords, columns = {}, {}, {}
     fluids = "x-coordinate" in arrays and any(name in arrays for name in _PDEBENCH_FLUIDS)
     for name, values in arrays.items():
         if values.ndim > 1:
             axes = ("trajectory", "time", *"xyz"[: values.ndim - 2]) if fluids else None
-            fields[name] = Variable(values=values, axes=axes)
+            fields[name] = Variable(values=values, axes=axes, unit=units.get(name, "1"))
         elif values.ndim == 1 and name in AXES:
             coords[AXES[name]] = values
         elif values.ndim == 1:
             columns[name] = values
-    return Source(path=path, fields=fields, coords=coords, columns=columns, wraps=fluids)
+    if fluids and fields and "time" in coords:
+        # PDEBench gives one time more than frames.
+        frames = next(iter(fields.values())).values.shape[1]
+        coords["time"] = coords["time"][: frames if len(coords["time"]) == frames + 1 else None]
+    # Its names say `periodic`, or `trans` where what leaves the domain does not come back.
+    return Source(path=path, fields=fields, coords=coords, columns=columns, wraps=fluids and "_trans_" not in path.name)
 
 
 def _hdf5(path: Path, names: Sequence[str]) -> Source:
     """Arrays at the root of an HDF5 file, or the runs of PDEBench's 2-D files: groups of `data` and `grid`."""
 
-    def work(file: Any, more: Limits) -> dict[str, np.ndarray]:
+    def work(file: Any, more: Limits) -> dict[str, dict[str, Any]]:
         runs = [key for key in file if key.isdigit() and "data" in hdf5.get(file, key, "group")]
         if runs:
             first = hdf5.get(file, runs[0], "group")
@@ -128,7 +136,7 @@ def _hdf5(path: Path, names: Sequence[str]) -> Source:
             parts = [hdf5.get(hdf5.get(file, key, "group"), "data", "dataset")[()] for key in sorted(runs)]
             if len({part.shape for part in parts}) > 1:
                 raise EnmaError(f"{path}: its runs differ in shape; import those of one shape")
-            return {"u": np.stack(parts), **axes}
+            return {"arrays": {"u": np.stack(parts), **axes}, "units": {}}
         datasets = {key: file[key] for key in file if hasattr(file[key], "dtype")}
         datasets = {key: hdf5.get(file, key, "dataset") for key in datasets}
         kept = {
@@ -137,13 +145,26 @@ def _hdf5(path: Path, names: Sequence[str]) -> Source:
             if data.dtype.kind in "fiu" and (data.ndim == 1 or not names or key in names)
         }
         more(sum(data.nbytes for data in kept.values()))
-        return {key: data[()] for key, data in kept.items()}
+        arrays, units = {}, {}
+        for key, data in kept.items():
+            about = attributes(data)
+            if packed := [mark for mark in _PACKED if mark in about]:
+                raise EnmaError(
+                    f"{path}: {key} is packed ({', '.join(packed)}); let it end in .nc, so that xarray unpacks it"
+                )
+            arrays[key] = data[()]
+            require_present(f"{path}: {key}", arrays[key], about)
+            if isinstance(unit := about.get("units"), str | bytes):
+                units[key] = (unit.decode() if isinstance(unit, bytes) else unit) or "1"
+        return {"arrays": arrays, "units": units}
 
-    arrays: dict[str, np.ndarray] = hdf5.read_file(path, work)
-    found = _arrays(path, arrays)
-    if set(arrays) <= {"u", *"txyz"} and "u" in arrays and arrays["u"].ndim == len(found.coords) + 2:
+    read = hdf5.read_file(path, work)
+    arrays = read["arrays"]
+    found = _arrays(path, arrays, read["units"])
+    whole = "u" in arrays and "t" in arrays and arrays["u"].ndim == len(found.coords) + 2
+    if whole and set(arrays) <= {"u", *"txyz"}:
         axes = ("trajectory", "time", *(name for name in "xyz" if name in found.coords), "channel")
-        return Source(path=path, fields={"u": Variable(values=arrays["u"], axes=axes)}, coords=found.coords)
+        return replace(found, fields={"u": replace(found.fields["u"], axes=axes)})
     return found
 
 

@@ -1,7 +1,7 @@
 """Field files: HDF5 in the layout of The Well (https://polymathic-ai.org/the_well/data_format).
 
     root                   @dataset_name @grid_type @n_spatial_dims @n_trajectories @simulation_parameters
-    dimensions             @spatial_dims; time [T], x [X], ...                        float32
+    dimensions             @spatial_dims; time [T], x [X], ...                        float32, or float64 if need be
     boundary_conditions    <dim>_periodic: @bc_type @associated_dims; mask [X]        bool
     scalars                @field_names; one [n] per PDE parameter                    float32
                            environment [n]                                            int64
@@ -201,7 +201,7 @@ def write_fields(path: str | Path, data: FieldFile, *, name: str) -> Path:
         times=data.times,
         coords=data.coords,
         periodic=data.periodic,
-        scalars={"environment": environment, **data.parameters},
+        scalars={"environment": environment, **{k: v for k, v in data.parameters.items() if k != "environment"}},
         t0_fields={channel: data.u[..., c] for c, channel in enumerate(data.channels)},
         units=data.units,
     )
@@ -230,9 +230,9 @@ def write_header(
 
     dimensions = file.create_group("dimensions")
     dimensions.attrs["spatial_dims"] = _string_array(dims)
-    _create_dataset(dimensions, "time", np.asarray(times, np.float32), sample_varying=False)
+    _create_dataset(dimensions, "time", _stored_axis(times), sample_varying=False)
     for dim, x in zip(dims, coords, strict=True):
-        _create_dataset(dimensions, dim, np.asarray(x, np.float32), sample_varying=False, time_varying=False)
+        _create_dataset(dimensions, dim, _stored_axis(x), sample_varying=False, time_varying=False)
 
     boundaries = file.create_group("boundary_conditions")
     for dim, x, wraps in zip(dims, coords, periodic, strict=True):
@@ -251,6 +251,15 @@ def write_header(
     for key, value in scalars.items():
         value = np.asarray(value, np.int64 if key == "environment" else np.float32)
         _create_dataset(group, key, value, sample_varying=True, time_varying=False)
+
+
+def _stored_axis(values: np.ndarray) -> np.ndarray:
+    """Positions as float32, or as they are where that would move them by a thousandth of a step."""
+    exact = np.asarray(values, np.float64)
+    short = exact.astype(np.float32)
+    if len(exact) > 1 and np.abs(short - exact).max() > 1e-3 * np.abs(np.diff(exact)).min():
+        return exact
+    return short
 
 
 def create_fields(

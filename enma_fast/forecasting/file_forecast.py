@@ -266,7 +266,7 @@ class FileForecast:
 
 
 def check_file(config: ModelConfig, data: FieldFile) -> None:
-    """Raise `EnmaError` unless grid, domain, channels and frame spacing of a file are the model's."""
+    """Raise `EnmaError` unless grid, domain, number of channels and frame spacing of a file are the model's."""
     tok = config.tokenizer
     grid = data.u.shape[2:-1] if data.points is None else tuple(len(x) for x in data.coords)
     if grid != tok.grid:
@@ -281,12 +281,12 @@ def check_file(config: ModelConfig, data: FieldFile) -> None:
             f"{data.path}: boundary_conditions are {boundaries(data.periodic)}; {config.name} expects "
             f"{boundaries(tok.periodic)}"
         )
-    if not np.allclose(data.lengths, tok.lengths, rtol=_TOLERANCE):
+    if not np.allclose(data.lengths, tok.lengths, rtol=_TOLERANCE, atol=0.0):
         raise EnmaError(
             f"{data.path}: the domain has size {times(data.lengths)}; {config.name} expects {times(tok.lengths)}"
         )
     steps = np.diff(data.times)
-    if not np.allclose(steps, config.frame_interval, rtol=_TOLERANCE):
+    if not np.allclose(steps, config.frame_interval, rtol=_TOLERANCE, atol=0.0):
         raise EnmaError(
             f"{data.path}: dimensions/time has frames {steps.mean():.4g} apart; {config.name} expects "
             f"{config.frame_interval:.4g}"

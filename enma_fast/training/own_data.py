@@ -1,7 +1,7 @@
 """The user's own fields: one data set out of a file or a folder, divided into training, validation and test.
 
-Environments stay whole where there are five or more. Windows of one series are divided by time, and those that overlap
-the held-out ones are left out.
+Environments stay whole where there are five or more, and so do the series of which windows were cut. Windows of fewer
+series are divided by time, and those that overlap the held-out ones are left out.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data import FIRST_FRAME, FieldFile, check_fields, dataset_split, read
+from ..data import FIRST_FRAME, SERIES, FieldFile, check_fields, dataset_split, read
 from ..errors import EnmaError
 from ..utils.text import counted
 
@@ -23,8 +23,8 @@ TRAIN, VAL, TEST = "train", "val", "test-in"
 SPLITS = (TRAIN, VAL, TEST)
 # Users also call the last of them so.
 _SHORT_TEST = "-test"
-# Share of the data for each of validation and test, and fewest environments that are held out whole.
-_SHARE, _FEWEST_ENVIRONMENTS = 0.1, 5
+# Share of the data for each of validation and test, and fewest environments, or series, that are held out whole.
+_SHARE, _FEWEST = 0.1, 5
 _FIELD_FILES = (".h5", ".hdf5")
 
 
@@ -50,22 +50,27 @@ def name_of(source: Path) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", stem).strip("-.") or "own"
 
 
+def split_files(source: Path) -> dict[Path, str]:
+    """The split that each field file of a path is of; those out of distribution (`-test-out`) are left out."""
+    files = files_of(source)
+    if len(files) == 1:
+        return {files[0]: TRAIN}
+    named = {path: TEST if path.stem.endswith(_SHORT_TEST) else dataset_split(path.stem)[1] or TRAIN for path in files}
+    if TRAIN not in named.values():
+        raise EnmaError(f"{source}: its files are named as held-out data only; name one of them ...-train.h5")
+    return {path: split for path, split in named.items() if split in SPLITS}
+
+
 def load_splits(source: Path) -> dict[str, FieldFile]:
     """Training, validation and test data.
 
-    Files of a folder whose names end in `-train`, `-val` and `-test-in` (or `-test`) are these splits; those that are
-    lacking are taken from `-train`. All other files are one data set, which is divided. `EnmaError` if files disagree,
-    a value is missing, a channel is constant, or there are too few trajectories.
+    Files of a folder whose names end in `-train`, `-val` and `-test-in` (or `-test`) are these splits, files without
+    such an end training data, of which splits that are lacking are taken. `EnmaError` if files disagree, a value is
+    missing, a channel is constant, or there are too few trajectories.
     """
     parts: dict[str, list[FieldFile]] = {}
-    files = files_of(source)
-    named = {path: TEST if path.stem.endswith(_SHORT_TEST) else dataset_split(path.stem)[1] for path in files}
-    if len(files) == 1 or TRAIN not in named.values():
-        named = dict.fromkeys(files, TRAIN)
-    for path in files:
-        split = named[path]
-        if split in SPLITS:
-            parts.setdefault(split, []).append(read(path))
+    for path, split in split_files(source).items():
+        parts.setdefault(split, []).append(read(path))
     first = parts[TRAIN][0]
     for data in (data for found in parts.values() for data in found):
         _agree(first, data)
@@ -83,19 +88,45 @@ def divide(data: FieldFile, lacking: Sequence[str]) -> dict[str, np.ndarray]:
 
     `EnmaError` if there are too few trajectories.
     """
-    if FIRST_FRAME in data.parameters:
-        return _by_time(data, lacking)
     assert data.environment is not None
-    numbers, inverse = np.unique(data.environment, return_inverse=True)
-    units = inverse if len(numbers) >= _FEWEST_ENVIRONMENTS else np.arange(len(data))
-    count = int(units.max()) + 1
+    units = np.unique(data.environment, return_inverse=True)[1]
+    if FIRST_FRAME in data.parameters:
+        if len(np.unique(units)) == len(data) or units.max() + 1 < _FEWEST:
+            units = np.unique(data.parameters[SERIES], return_inverse=True)[1]
+        if units.max() + 1 < _FEWEST:
+            return _by_time(data, lacking)
+    if units.max() + 1 < _FEWEST:
+        return _by_trajectory(data, lacking, units)
+    return _held_out(data, lacking, units, np.random.default_rng(0).permutation(units.max() + 1))
+
+
+def _by_trajectory(data: FieldFile, lacking: Sequence[str], environment: np.ndarray) -> dict[str, np.ndarray]:
+    """Trajectories of few environments; two of one where each of them has as many for every split."""
+    random = np.random.default_rng(0)
+    order = random.permutation(len(data))
+    if np.bincount(environment).min() < 2 * (len(lacking) + 1):
+        return _held_out(data, lacking, np.arange(len(data)), order)
+    # Each environment's trajectories in pairs; first pairs of all environments come before second ones.
+    place = np.empty(len(data), dtype=np.int64)
+    for number in range(int(environment.max()) + 1):
+        mine = order[environment[order] == number]
+        place[mine] = np.arange(len(mine)) // 2
+    order = order[np.lexsort((environment[order], place[order]))]
+    return _held_out(data, lacking, np.arange(len(data)), order, pairs=True)
+
+
+def _held_out(
+    data: FieldFile, lacking: Sequence[str], units: np.ndarray, order: np.ndarray, *, pairs: bool = False
+) -> dict[str, np.ndarray]:
+    """Rows of the splits: of the first units of an order for each that is lacking, and the rest for training."""
+    count = len(order)
     each = max(1, round(_SHARE * count))
+    each += pairs and each % 2
     if count < len(lacking) * each + 1:
         raise EnmaError(
             f"{data.path}: holds {counted(count, 'trajectory')}; training, validation and test need at least "
             f"{len(lacking) + 1}, so give more, or cut them into shorter ones: enma-fast data import --window"
         )
-    order = np.random.default_rng(0).permutation(count)
     found = {split: np.flatnonzero(np.isin(units, order[i * each :][:each])) for i, split in enumerate(lacking)}
     return {TRAIN: np.flatnonzero(np.isin(units, order[len(lacking) * each :])), **found}
 
@@ -182,18 +213,26 @@ def _agree(first: FieldFile, data: FieldFile) -> None:
 
 
 def _joined(parts: list[FieldFile]) -> FieldFile:
-    """Files as one; numbers of environments are those of their own file, so each file has others."""
-    environment, most = [], 0
-    for data in parts:
-        own = np.arange(len(data)) if data.environment is None else data.environment
-        environment.append(np.unique(own, return_inverse=True)[1] + most)
-        most = int(environment[-1].max()) + 1
+    """Files as one; numbers of environments and series are those of their own file, so each file has others."""
+    alone = [np.arange(len(data)) if data.environment is None else data.environment for data in parts]
     shared = [name for name in parts[0].parameters if all(name in data.parameters for data in parts)]
+    parameters = {name: np.concatenate([data.parameters[name] for data in parts]) for name in shared}
+    if SERIES in shared:
+        parameters[SERIES] = _numbered([data.parameters[SERIES] for data in parts])
     return replace(
         parts[0],
         u=np.concatenate([data.u for data in parts]) if len(parts) > 1 else parts[0].u,
-        environment=np.concatenate(environment),
-        parameters={name: np.concatenate([data.parameters[name] for data in parts]) for name in shared},
+        environment=_numbered(alone),
+        parameters=parameters,
         numbers=None,
         total=None,
     )
+
+
+def _numbered(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Numbers from 0 on for the values of each part, those of a later part after those of the parts before."""
+    found, most = [], 0
+    for values in parts:
+        found.append(np.unique(values, return_inverse=True)[1] + most)
+        most = int(found[-1].max()) + 1
+    return np.concatenate(found)

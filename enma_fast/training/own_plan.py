@@ -34,10 +34,10 @@ from .own_data import (
     VAL,
     distinct_frames,
     environment_sizes,
-    files_of,
     has_contexts,
     load_splits,
     name_of,
+    split_files,
 )
 from .recipes import VALIDATED, recipe
 from .tokenizer import TokenizerTask
@@ -146,7 +146,7 @@ def make_plan(source: Path, request: Request) -> tuple[Plan, dict[str, FieldFile
     frames = distinct_frames(splits)
     train, contexts = splits[TRAIN], has_contexts(splits)
     steps = np.diff(train.times)
-    if len(steps) and not np.allclose(steps, steps.mean(), rtol=1e-3):
+    if len(steps) and not np.allclose(steps, steps.mean(), rtol=1e-3, atol=0.0):
         raise EnmaError(f"{source}: its times are not evenly spaced; import it with --dt, or interpolate")
     axes = tuple(range(train.u.ndim - 1))
     moments = np.stack([train.u.mean(axis=axes, dtype=np.float64), train.u.std(axis=axes, dtype=np.float64)])
@@ -293,4 +293,4 @@ def _memory(preset: Preset, trajectories: int) -> int:
 
 
 def _hashes(source: Path) -> dict[str, str]:
-    return {path.name: sha256(path) for path in files_of(source)}
+    return {path.name: sha256(path) for path in split_files(source)}

@@ -118,7 +118,7 @@ def train(
     train = None if stage == "dynamics" else _read(files[0], config)
     val = _read(files[1], config)
     rows = _validated(val, VALIDATED[stage], config, num_history=0 if stage == "tokenizer" else HISTORY)
-    contexts = None if stage == "tokenizer" else _context_rows(val, rows)
+    contexts = None if stage == "tokenizer" else _context_rows(val, rows, trained=training.context_share > 0)
     first = None if start is None else locate(start)
     key = sha256(locate(tokenizer) / WEIGHTS) if stage == "dynamics" and tokenizer is not None else None
     begin = partial(
@@ -422,10 +422,15 @@ def _fields(data: FieldFile, rows: np.ndarray | None = None) -> Tensor:
     return torch.from_numpy(data.u if rows is None else data.u[rows])
 
 
-def _context_rows(data: FieldFile, rows: np.ndarray) -> np.ndarray | None:
-    """Numbers of the contexts of trajectories; None where every trajectory is of an environment of its own."""
-    if data.environment is not None and len(np.unique(data.environment)) == len(data):
-        return None
+def _context_rows(data: FieldFile, rows: np.ndarray, *, trained: bool) -> np.ndarray | None:
+    """Numbers of the contexts of trajectories.
+
+    None where every trajectory is of an environment of its own, or one is and contexts are not trained.
+    """
+    if data.environment is not None:
+        sizes = np.unique(data.environment, return_counts=True)[1]
+        if sizes.max() == 1 or (not trained and sizes.min() == 1):
+            return None
     return np.array([data.context_for(int(i)) for i in rows])
 
 

@@ -196,6 +196,10 @@ def test_the_wells_layout_is_kept(tmp_path: Path, line: np.ndarray, imported: Ca
     assert (data.units, data.periodic, data.lengths) == ({"u": "m/s"}, (True,), (1.0,))
     assert data.environment.tolist() == [3, 3, 5, 5]
     assert data.parameters["nu"].tolist() == [1, 1, 2, 2]
+    with h5py.File(path, "a") as file:
+        del file["scalars/environment"]
+        file["scalars"].attrs["field_names"] = ["nu"]
+    assert imported(path, environment="nu").environment.tolist() == [0, 0, 1, 1]
 
 
 def test_pdebench_lines_and_planes(tmp_path: Path, line: np.ndarray, plane: np.ndarray, imported: Callable) -> None:
@@ -212,6 +216,9 @@ def test_pdebench_lines_and_planes(tmp_path: Path, line: np.ndarray, plane: np.n
             file[f"{i:04d}/data"] = run
             for axis, values in axes.items():
                 file[f"{i:04d}/grid/{axis}"] = values[:T] if axis == "t" else values
+    (tmp_path / "fluid.h5").rename(tmp_path / "1D_CFD_Shock_trans_Train.h5")
+    assert imported(tmp_path / "1D_CFD_Shock_trans_Train.h5").periodic == (False, False)
+    (tmp_path / "1D_CFD_Shock_trans_Train.h5").rename(tmp_path / "fluid.h5")
     data = imported(tmp_path / "line.h5")
     np.testing.assert_array_equal(data.u[..., 0], line)
     assert (data.periodic, data.environment.tolist()) == ((True,), [0] * N)
@@ -229,17 +236,94 @@ def test_hdf5_with_arrays_at_its_root(tmp_path: Path, plane: np.ndarray, importe
     assert data.environment.tolist() == [1, 1, 0, 0]
 
 
+def test_attributes_of_hdf5_arrays_count(
+    tmp_path: Path, line: np.ndarray, imported: Callable, refusal: Callable
+) -> None:
+    def save(**attributes: object) -> Path:
+        with h5py.File(tmp_path / "sst.h5", "w") as file:
+            file["sst"] = line
+            file["sst"].attrs.update(attributes)
+        return tmp_path / "sst.h5"
+
+    assert imported(save(units="K", _FillValue=-9999.0), axes=LINE, **STEPS).units == {"sst": "K"}
+    line[1, 2, 3] = -9999
+    assert "sst holds -9999.0, the number of a missing value, first at (1, 2, 3)" in refusal(
+        save(_FillValue=-9999.0), axes=LINE, **STEPS
+    )
+    assert "sst is packed (scale_factor); let it end in .nc" in refusal(save(scale_factor=0.1), axes=LINE, **STEPS)
+    with h5py.File(tmp_path / "u.h5", "w") as file:
+        file["u"], file["x"] = line, np.arange(X)
+    assert "says nothing of the axes of u" in refusal(tmp_path / "u.h5")
+
+
 def test_one_series_is_cut_into_windows(
     tmp_path: Path, line: np.ndarray, imported: Callable, refusal: Callable
 ) -> None:
     path = saved(tmp_path / "series.npy", line[0])
     options = {"axes": ("time", "x"), **STEPS}
-    assert "holds one trajectory of 6 frames only; cut it into several: --window" in refusal(path, **options)
+    assert refusal(path, **options).endswith(
+        "holds one trajectory of 6 frames only; import a longer series, or several"
+    )
+    longer = saved(tmp_path / "longer.npy", np.concatenate(line[:2]))
+    assert refusal(longer, **options).endswith("12 frames only; cut it into several: --window 5")
+    assert refusal(path, window=5, **options).endswith("of 5 frames only; import a longer series, or several")
     data = imported(path, window=3, stride=1, **options)
     np.testing.assert_array_equal(data.u[1, :, :, 0], line[0, 1:4])
     assert data.parameters["first_frame"].tolist() == [0, 1, 2, 3]
     assert len(np.unique(data.environment)) == 4
     assert refusal(path, window=7, **options).endswith("its trajectories have 6 frames; --window is 7")
+
+
+def test_windows_keep_the_environments_of_their_trajectories(
+    tmp_path: Path, line: np.ndarray, imported: Callable
+) -> None:
+    path = tmp_path / "waves.npz"
+    np.savez(path, u=line, nu=[0.1, 0.1, 0.3, 0.3])
+    data = imported(path, axes=LINE, environment="nu", window=3, **STEPS)
+    assert data.environment.tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
+    assert data.parameters["series"].tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert len(np.unique(imported(path, axes=LINE, window=3, **STEPS).environment)) == 8
+
+
+def test_the_chosen_column_is_the_environment(tmp_path: Path, line: np.ndarray, imported: Callable) -> None:
+    path = tmp_path / "waves.npz"
+    np.savez(path, u=line, environment=np.arange(4) / 8, nu=[1, 1, 2, 2], height=[0.5, np.nan, 1, 2])
+    data = imported(path, axes=LINE, environment="nu", **STEPS)
+    assert data.environment.tolist() == [0, 0, 1, 1]
+    # Nor is a column with a missing value one of parameters.
+    assert not data.parameters
+    assert imported(path, axes=LINE, **STEPS).environment.tolist() == [0, 1, 2, 3]
+
+
+def test_positions_follow_their_axis_by_whatever_name(
+    tmp_path: Path, rng: np.random.Generator, imported: Callable, refusal: Callable
+) -> None:
+    xr = pytest.importorskip("xarray", reason="needs the [store] extra")
+    fields = rng.normal(size=(N, T, 8, 8)).astype(np.float32)
+    coords = {"valid_time": 6.0 * np.arange(T), "lat": np.linspace(70, 0, 8), "lon": 100.0 + np.arange(8)}
+    made = xr.Dataset({"u": (("sample", *coords), fields)}, coords)
+    made.to_netcdf(tmp_path / "era.nc", engine="h5netcdf")
+    data = imported(tmp_path / "era.nc", axes=("trajectory", "time", "x", "y"))
+    np.testing.assert_array_equal(data.u[..., 0], fields[:, :, ::-1])
+    np.testing.assert_allclose(data.coords[0], coords["lat"][::-1], rtol=1e-6)
+    np.testing.assert_allclose(data.coords[1], coords["lon"], rtol=1e-6)
+    np.testing.assert_allclose(data.times, coords["valid_time"])
+    section = made.rename(lat="x", lon="z")
+    section.to_netcdf(tmp_path / "section.nc", engine="h5netcdf")
+    assert refusal(tmp_path / "section.nc").endswith("u has the space axes x and z; call them x, y by --axes")
+    data = imported(tmp_path / "section.nc", axes=("trajectory", "time", "x", "y"))
+    np.testing.assert_allclose(data.coords[1], coords["lon"], rtol=1e-6)
+
+
+def test_large_positions_and_years_stay_even(tmp_path: Path, line: np.ndarray, imported: Callable) -> None:
+    path = tmp_path / "waves.npz"
+    days = np.cumsum([0, 365, 365, 365, 366, 365])
+    np.savez(path, u=line, x=5e6 + 0.25 * np.arange(X), t=2000 + np.arange(T) / 365)
+    data = imported(path, axes=LINE)
+    np.testing.assert_allclose(np.diff(data.coords[0]), 0.25, rtol=1e-9)
+    np.testing.assert_allclose(np.diff(data.times), 1 / 365, rtol=1e-6)
+    np.savez(path, u=line, x=np.arange(X), t=days)
+    np.testing.assert_allclose(np.diff(imported(path, axes=LINE).times), days[-1] / 5, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -248,7 +332,18 @@ def test_one_series_is_cut_into_windows(
         ({"x": np.r_[0.0, 2.0, 1.0, np.arange(3.0, X)]}, "x 1 at place 2 is not in order; sort the positions"),
         ({"x": np.r_[0.0, 1.0, 1.0, np.arange(2.0, X - 1)]}, "x 1 at place 2 is repeated; sort the positions"),
         ({"time": np.r_[0.0, np.arange(2.0, T + 1)]}, "time has steps from 1 to 2; interpolate to even ones, or give"),
+        ({"x": np.cos(np.linspace(np.pi, 0, X))}, "x has steps from 0.09903 to 0.445; interpolate to even ones"),
         ({"x": np.arange(3.0)}, f"x has 3 positions for {X} values"),
+        ({"time": np.arange(2.0 * T)}, f"time has {2 * T} positions for {T} values; save both of one size"),
+        ({"time": np.arange(T + 1.0)}, f"time has {T + 1} positions for {T} values; save both of one size"),
+        (
+            {
+                "u": np.where(np.arange(X) == 2, np.float32(9.969209968386869e36), 1.0)[None, None]
+                .repeat(N, 0)
+                .repeat(T, 1)
+            },
+            f"u holds {N * T} missing or infinite values, first at trajectory 0, frame 0",
+        ),
         ({"u": np.ones((N, T, X))}, "u is 1 everywhere; leave it out: --fields"),
         ({"u": np.full((N, T, X), 1j)}, "u has dtype complex128; give real numbers"),
         ({"v": np.ones((N, T, X + 1))}, "its fields differ in shape"),

@@ -22,6 +22,7 @@ from enma_fast.training import own_data
 from enma_fast.training.loop import Rank
 from enma_fast.training.own_model import prepare_own, train_own
 from enma_fast.training.own_plan import STAGES, Plan, Request, affordable_validations
+from enma_fast.training.recipes import _context_rows
 from enma_fast.training.tokenizer import TokenizerTask
 
 from .._own import advected, save, tiny
@@ -57,15 +58,74 @@ def test_windows_are_held_out_by_time_and_do_not_overlap(tmp_path: Path) -> None
     assert frames["train"].max() + 8 <= frames["val"].min()
 
 
+@pytest.mark.parametrize(("environments", "each"), [(4, 40), (3, 20), (2, 15), (4, 6), (1, 30)])
+def test_few_environments_are_in_every_split_with_a_context_each(tmp_path: Path, environments: int, each: int) -> None:
+    numbers = np.repeat(np.arange(environments), each)
+    path = save(tmp_path / "a.h5", advected(len(numbers)), environment=numbers.tolist())
+    splits = own_data.load_splits(path)
+    assert own_data.has_contexts(splits)
+    share = {split: len(data) / len(numbers) for split, data in splits.items()}
+    assert 0.08 <= share["val"] == share["test-in"] <= 0.14
+    rows = np.concatenate([data.u for data in splits.values()])
+    assert len(np.unique(rows.reshape(len(numbers), -1), axis=0)) == len(numbers)
+    # Larger ones have some of each environment.
+    if each == 40:
+        assert all(len(own_data.environment_sizes(data)) == environments for data in splits.values())
+
+
+def windows(path: Path, series: int, environment: list[int] | None = None) -> Path:
+    """Four windows of each of so many series."""
+    numbers = np.repeat(np.arange(series), 4)
+    return write(
+        path,
+        name="series",
+        times=np.arange(8.0),
+        coords=[np.arange(16.0)],
+        periodic=[False],
+        scalars={
+            "environment": np.arange(4 * series) if environment is None else np.array(environment)[numbers],
+            "series": numbers,
+            "first_frame": np.tile(8 * np.arange(4), series),
+        },
+        t0_fields={"u": advected(4 * series, seed=series)},
+    )
+
+
+@pytest.mark.parametrize("environment", [None, [0, 0, 0, 1, 1, 1], [0, 1, 2, 3, 4, 5]])
+def test_windows_of_many_series_are_held_out_with_their_series(tmp_path: Path, environment: list[int] | None) -> None:
+    splits = own_data.load_splits(windows(tmp_path / "a.h5", 6, environment))
+    held = [set(data.parameters["series"].tolist()) for data in splits.values()]
+    assert sorted(map(len, held)) == [1, 1, 4]
+    assert set.union(*held) == set(range(6))
+    assert {split: len(data) for split, data in splits.items()} == {"train": 16, "val": 4, "test-in": 4}
+    assert own_data.has_contexts(splits) == (environment is not None)
+
+
+def test_series_of_several_files_are_different_ones(tmp_path: Path) -> None:
+    for i in range(3):
+        windows(tmp_path / f"{i}.h5", 2 + i)
+    splits = own_data.load_splits(tmp_path)
+    held = [set(data.parameters["series"].tolist()) for data in splits.values()]
+    assert sorted(map(len, held)) == [1, 1, 7]
+
+
 def test_files_of_a_folder_are_splits_by_their_names(tmp_path: Path) -> None:
     for split, count in (("train", 12), ("test-in", 3), ("test-out", 5)):
         save(tmp_path / f"waves-{split}.h5", advected(count, seed=count))
     splits = own_data.load_splits(tmp_path)
     assert {split: len(data) for split, data in splits.items()} == {"train": 11, "val": 1, "test-in": 3}
     np.testing.assert_array_equal(splits["test-in"].u[..., 0], advected(3, seed=3))
-    (tmp_path / "waves-train.h5").rename(tmp_path / "more.h5")
-    assert sum(len(data) for data in own_data.load_splits(tmp_path).values()) == 20
-    (tmp_path / "more.h5").rename(tmp_path / "waves-train.h5")
+    save(tmp_path / "more.h5", advected(4, seed=9))
+    counts = {split: len(data) for split, data in own_data.load_splits(tmp_path).items()}
+    assert counts == {"train": 14, "val": 2, "test-in": 3}
+    (tmp_path / "waves-train.h5").unlink()
+    splits = own_data.load_splits(tmp_path)
+    assert {split: len(data) for split, data in splits.items()} == {"train": 3, "val": 1, "test-in": 3}
+    np.testing.assert_array_equal(splits["test-in"].u[..., 0], advected(3, seed=3))
+    (tmp_path / "more.h5").unlink()
+    with pytest.raises(EnmaError, match=r"named as held-out data only; name one of them \.\.\.-train.h5"):
+        own_data.load_splits(tmp_path)
+    save(tmp_path / "waves-train.h5", advected(12, seed=12))
     (tmp_path / "waves-test-in.h5").rename(tmp_path / "waves-test.h5")
     assert {split: len(data) for split, data in own_data.load_splits(tmp_path).items()} == {
         "train": 11,
@@ -127,6 +187,19 @@ def test_data_that_cannot_be_divided_or_trained_on_are_refused(tmp_path: Path) -
 def derived(grid: tuple[int, ...], periodic: tuple[bool, ...], **changes: object) -> Model:
     settings = {"size": "small", "mean": (0.0,), "scale": (1.0,), "num_frames": 8, "frame_interval": 0.1, **changes}
     return Model(derived_preset("own", grid=grid, lengths=(1.0,) * len(grid), periodic=periodic, **settings).model)
+
+
+def test_validation_has_contexts_where_training_has(tmp_path: Path) -> None:
+    def rows(environment: list[int], *, trained: bool) -> list[int] | None:
+        data = read(save(tmp_path / "a.h5", advected(len(environment)), environment=environment))
+        found = _context_rows(data, np.arange(len(data)), trained=trained)
+        return None if found is None else found.tolist()
+
+    assert rows([0, 0, 1, 1], trained=True) == rows([0, 0, 1, 1], trained=False) == [1, 0, 3, 2]
+    assert rows([0, 1, 2], trained=True) is None
+    assert rows([0, 0, 1], trained=False) is None
+    with pytest.raises(EnmaError, match="trajectory 2 is alone in its group"):
+        rows([0, 0, 1], trained=True)
 
 
 def test_a_model_is_derived_for_lines_and_planes() -> None:
