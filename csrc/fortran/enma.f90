@@ -309,10 +309,16 @@ contains
         integer(int32), intent(out), optional :: status
         integer(c_size_t) :: needed
         integer(c_int32_t) :: found
+        integer :: refused
         found = c_save(session%handle, c_null_ptr, 0_c_size_t, needed)
         if (found == ENMA_OK) then
-            allocate (buffer(needed))
-            found = c_save(session%handle, c_loc(buffer), size(buffer, kind=c_size_t), needed)
+            allocate (buffer(needed), stat=refused)
+            if (refused == 0) then
+                found = c_save(session%handle, c_loc(buffer), size(buffer, kind=c_size_t), needed)
+            else
+                if (.not. present(status)) error stop "enma: no memory for a saved session"
+                found = ENMA_NO_MEMORY
+            end if
         end if
         call report(found, status)
     end subroutine enma_save

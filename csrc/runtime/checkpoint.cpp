@@ -124,8 +124,11 @@ void Tensors::add(const std::string& name, const Json& entry, std::string_view d
             fail(ENMA_CHECKPOINT, source_, ": ", name, " has a shape that is not valid", AGAIN);
         }
         tensor.shape.push_back(size.integer());
-        count *= static_cast<std::uint64_t>(size.integer());
-        if (count > MOST_BYTES) fail(ENMA_CHECKPOINT, source_, ": ", name, " is too large", AGAIN);
+        const auto each = static_cast<std::uint64_t>(size.integer());
+        if (each > 0 && count > MOST_BYTES / each) {
+            fail(ENMA_CHECKPOINT, source_, ": ", name, " is too large", AGAIN);
+        }
+        count *= each;
     }
     const Json &begin = offsets->items()[0], &end = offsets->items()[1];
     if (!begin.is_integer() || !end.is_integer() || begin.integer() < 0 || end.integer() < begin.integer() ||

@@ -16,6 +16,8 @@ namespace {
 
 // Far beyond any model, and small enough that products of a few fit 64 bits; and sizes of the interpolation.
 constexpr std::int64_t MOST = 1 << 20;
+// Of a list, such as those of the means of all channels.
+constexpr std::size_t MOST_ENTRIES = 256;
 constexpr int MOST_INTERPOLATION = 4096;
 constexpr int MOST_LOCAL = 4096;
 
@@ -94,7 +96,7 @@ class Fields {
     void list(const std::string& key, const Take& take) {
         const Json* value = find(key);
         if (value == nullptr) return;
-        if (!value->is(Json::Kind::array) || value->items().size() > 64 ||
+        if (!value->is(Json::Kind::array) || value->items().size() > MOST_ENTRIES ||
             !std::all_of(value->items().begin(), value->items().end(), take)) {
             wrong(key, "a list of valid entries is expected");
         }
@@ -227,7 +229,8 @@ void read_tokenizer(Fields fields, TokenizerConfig& out) {
     if (out.count(space) > 16 || out.count(time) > 4) fields.wrong("layers", "too many halvings");
     if (out.stride_ends > 64) fields.wrong("stride_ends", "at most 64 is expected");
     const auto [least, most] = std::minmax_element(out.grid.begin(), out.grid.end());
-    if (*most > MOST_POINTS / *least) fields.wrong("grid", text("has more than ", MOST_POINTS, " points"));
+    if (*most > MOST_POINTS / (out.grid.size() == 2 ? *least : 1))
+        fields.wrong("grid", text("has more than ", MOST_POINTS, " points"));
     if (out.kernel_ends > *least || out.kernel_ends / 2 > *least / out.stride_ends || out.kernel_time > 64) {
         fields.wrong("kernel", "kernels are larger than the grid, or than 64 frames");
     }
@@ -329,6 +332,9 @@ ModelConfig read_config(const Json& json, const std::string& source) {
             fields.wrong("dynamics.patch", "does not divide the tokens of a frame");
         }
     }
+    if (out.tokenizer.latent_channels > MOST / out.patch()) {
+        fields.wrong("dynamics.patch", text("a token has more than ", MOST, " channels"));
+    }
     return out;
 }
 
@@ -399,10 +405,12 @@ std::vector<View> views(const ModelConfig& config, int shifts) {
              " grid points: use no more");
     }
     std::vector<View> seen(shifts, still);
-    for (int s = 0; s < shifts; ++s) {
-        for (int axis = 0; axis < tokenizer.dims(); ++axis) {
-            if (tokenizer.periodic[axis]) seen[s].amount[axis] = s * (points(axis) / shifts + 1);
-        }
+    for (int axis = 0; axis < tokenizer.dims(); ++axis) {
+        if (!tokenizer.periodic[axis]) continue;
+        const std::int64_t around = points(axis);
+        std::int64_t step = around / shifts + 1;
+        while (around / std::gcd(step, around) < shifts) ++step;
+        for (int s = 0; s < shifts; ++s) seen[s].amount[axis] = s * step;
     }
     return seen;
 }

@@ -123,20 +123,21 @@ void Session::restore(const char* bytes, std::size_t size) {
         fail(ENMA_INVALID_ARGUMENT, "buffer: ", size, " bytes do not fit what it says it holds", REMEDY);
     }
     const char* at = bytes + sizeof h;
-    const auto take = [&](std::vector<float>& out, std::int64_t count) {
+    const auto take = [&](std::vector<float>& out, std::int64_t count, bool observed) {
         out.resize(count);
         if (count > 0) std::memcpy(out.data(), at, count * sizeof(float));
         at += count * sizeof(float);
-        if (!std::all_of(out.begin(), out.end(), [](float x) { return std::isfinite(x); })) {
+        // What a member makes may overflow, which is no reason to lose the others.
+        if (observed && !std::all_of(out.begin(), out.end(), [](float x) { return std::isfinite(x); })) {
             fail(ENMA_INVALID_ARGUMENT, "buffer: holds a value that is not finite", REMEDY);
         }
     };
     Observed observed;
     observed.frames = h.observed;
     observed.done = h.done;
-    take(observed.context, h.context * G * Z);
-    take(observed.history, first * G * Z);
-    take(observed.made, h.made * set.num_members * Z);
+    take(observed.context, h.context * G * Z, true);
+    take(observed.history, first * G * Z, true);
+    take(observed.made, h.made * set.num_members * Z, false);
     observed.kept.resize(kept);
     if (kept > 0) std::memcpy(observed.kept.data(), at, kept * sizeof(std::int64_t));
     for (const std::int64_t frames_kept : observed.kept) {

@@ -132,6 +132,9 @@ Session::Session(std::shared_ptr<const Model> model, const SessionSettings& sett
     if (set.threads < 1 || set.threads > MOST_THREADS) {
         fail(ENMA_INVALID_ARGUMENT, "threads is ", set.threads, "; 0 to ", MOST_THREADS, " is expected");
     }
+    if (!can_start(set.threads - 1)) {
+        fail(ENMA_NO_MEMORY, "threads is ", set.threads, "; the system lets this process start fewer: use less");
+    }
     if (!std::isfinite(set.temperature)) fail(ENMA_INVALID_ARGUMENT, "temperature is not a finite number");
     views_ = views(config, set.shifts);
     seed_ =
@@ -359,11 +362,28 @@ void Session::observe(std::optional<Frames> history, std::optional<Frames> conte
     }
 }
 
-void Session::make_sampler_session(std::int64_t context_latents) {
+Session::Plan Session::plan(const Observed& observed) const {
     const ModelConfig& config = model_->config();
-    const std::int64_t first = num_history(), own = std::max<std::int64_t>(0, total_latents_ - first - 1);
-    const std::int64_t shared = first + 1 + (context_latents > 0 ? context_latents + 1 : 0);
-    if (shared + own >= MOST_SEQUENCE) fail(ENMA_INVALID_ARGUMENT, shared + own, " latent frames are too many");
+    if (settings_.num_frames == 0 && observed.frames >= config.num_frames) {
+        fail(ENMA_INVALID_ARGUMENT, "history has ", observed.frames, " frames, as many as ", config.name,
+             " was trained on; say how many more: num_frames");
+    }
+    Plan plan{};
+    plan.total = settings_.num_frames == 0 ? config.num_frames : observed.frames + settings_.num_frames;
+    plan.total_latents = config.tokenizer.latent_frames(plan.total);
+    plan.context = static_cast<std::int64_t>(observed.context.size()) / (num_groups() * latent_size());
+    const std::int64_t first = config.tokenizer.whole_latents(observed.frames);
+    plan.own = std::max<std::int64_t>(0, plan.total_latents - first - 1);
+    plan.shared = first + 1 + (plan.context > 0 ? plan.context + 1 : 0);
+    if (plan.shared + plan.own >= MOST_SEQUENCE) {
+        fail(ENMA_INVALID_ARGUMENT, plan.shared + plan.own, " latent frames are too many");
+    }
+    return plan;
+}
+
+void Session::make_sampler_session(std::int64_t shared, std::int64_t own) {
+    const ModelConfig& config = model_->config();
+    const std::int64_t first = num_history();
     packed_ = model_->sampler(shared + own);
     SamplerSettings set{};
     set.rows = static_cast<int>(settings_.num_members);
@@ -388,34 +408,31 @@ void Session::make_sampler_session(std::int64_t context_latents) {
 }
 
 void Session::begin(Observed observed) {
+    // What is refused leaves the session as it was.
+    const Plan planned = plan(observed);
     try {
-        read_all(std::move(observed));
+        read_all(std::move(observed), planned);
     } catch (...) {
         sampler_session_.reset();
         throw;
     }
 }
 
-void Session::read_all(Observed observed) {
-    const ModelConfig& config = model_->config();
+void Session::read_all(Observed observed, const Plan& planned) {
     const std::int64_t Z = latent_size(), G = num_groups(), B = settings_.num_members;
-    if (settings_.num_frames == 0 && observed.frames >= config.num_frames) {
-        fail(ENMA_INVALID_ARGUMENT, "history has ", observed.frames, " frames, as many as ", config.name,
-             " was trained on; say how many more: num_frames");
-    }
     // The old one is freed first.
     sampler_session_.reset();
     states_.clear();
     observed_ = std::move(observed);
-    total_ = settings_.num_frames == 0 ? config.num_frames : observed_.frames + settings_.num_frames;
-    total_latents_ = config.tokenizer.latent_frames(total_);
+    total_ = planned.total;
+    total_latents_ = planned.total_latents;
     decoded_ = pending_count_ = 0;
-    const std::int64_t first = num_history(), context = static_cast<std::int64_t>(observed_.context.size()) / (G * Z);
+    const std::int64_t first = num_history(), context = planned.context;
     std::vector<float> made;
     made.swap(observed_.made);
     observed_.made.reserve((total_latents_ - first) * B * Z);
     states_.assign(B, model_->decoder().state());
-    make_sampler_session(context);
+    make_sampler_session(planned.shared, planned.own);
     int segment = 0;
     if (context > 0) {
         sampler_session_->start_segment(segment++);

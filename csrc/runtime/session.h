@@ -65,7 +65,7 @@ class Session {
     // Ends the members whose byte is not 0.
     void stop(const std::uint8_t* members, std::size_t count);
     std::int64_t num_latents() const;
-    std::int64_t done() const { return observed_.done; }
+    std::int64_t done() const { return ready() ? observed_.done : 0; }
     std::int64_t total() const { return ready() ? total_ - observed_.frames : 0; }
 
     // saved.cpp
@@ -98,10 +98,16 @@ class Session {
     void observe(std::optional<Frames> history, std::optional<Frames> context);
     std::vector<float> interpolated(const Frames& frames, std::int64_t count);
     std::vector<float> encode(Frames frames, std::int64_t latents);
+    // Frames in all, latent frames in all, of the context, and that members share and have of their own.
+    struct Plan {
+        std::int64_t total, total_latents, context, shared, own;
+    };
+    // Throws Error if that is none.
+    Plan plan(const Observed& observed) const;
     // Takes what was observed, reads it and what was made, and is ready for the next frame.
     void begin(Observed observed);
-    void read_all(Observed observed);
-    void make_sampler_session(std::int64_t context_latents);
+    void read_all(Observed observed, const Plan& planned);
+    void make_sampler_session(std::int64_t shared, std::int64_t own);
     // Decodes the next latent frame, [members, N C]; its frames are pending.
     void decode(const float* latents);
     void decode_row(const float* latents, StreamState& state, char* work, Sink sink, void* to) const;

@@ -67,6 +67,9 @@ int main(int, char** argv) {
     strides[0] = size;
     strides[1] = 4 * size;
     const std::vector<double> given(history.begin(), history.end());
+    session.observe(given, given);
+    session.observe_context(history);
+    require(session.total() == frames + 3, "a context alone");
     session.observe(enma::View<const double>(given.data(), model.shape({3})));
     session.forecast(enma::View<double>(wide.data(), shape, strides));
     for (std::int64_t k = 0; k < 4; ++k) {

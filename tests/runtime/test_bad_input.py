@@ -6,6 +6,8 @@ import os
 import random
 import shutil
 import struct
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from ctypes import byref, c_void_p
@@ -23,7 +25,9 @@ from .._tiny import CONFIGS, waves
 from ._libenma import (
     CHECKPOINT,
     INVALID_ARGUMENT,
+    NO_MEMORY,
     OK,
+    ROOT,
     SANITIZED,
     STATE,
     UNSUPPORTED,
@@ -136,6 +140,7 @@ def test_a_config_that_does_not_fit(
         (("tokenizer", "stride_ends"), 0, CHECKPOINT, "stride_ends"),
         (("tokenizer", "lengths"), [1.0], CHECKPOINT, "lengths: one entry for each dimension"),
         (("dynamics", "patch"), [2, 3], CHECKPOINT, "patch"),
+        (("tokenizer", "latent_channels"), 2**20, CHECKPOINT, "patch: a token has more than 1048576 channels"),
         (("dynamics", "heads"), 4, CHECKPOINT, "rotary positions need 16 channels a head"),
         (("sampling", "shifts"), 9, INVALID_ARGUMENT, "shifts is 9"),
     ],
@@ -197,6 +202,7 @@ def entry(shape: list[Any], begin: Any, end: Any, dtype: str = "F32") -> dict[st
         (weights({"a": entry([2], -8, 0)}, b"12345678"), "data_offsets"),
         (weights({"a": entry([2], 0.5, 8)}, b"12345678"), "data_offsets"),
         (weights({"a": entry([2**20, 2**20, 2**20, 2**20], 0, 0)}), "too large"),
+        (weights({"a": entry([2**30, 2**10, 2**30], 0, 0)}), "too large"),
         (weights({"a": entry([-1], 0, 4)}, b"1234"), "shape"),
         (weights({"a": entry([1], 0, 4), "b": entry([1], 0, 4)}, b"1234"), "overlap"),
         (weights({"a": entry([1], 4, 8)}, b"12345678"), "hole"),
@@ -280,6 +286,69 @@ def test_calls_out_of_order(small: Model) -> None:
     refused(INVALID_ARGUMENT, "at least 3", lambda: session.observe(HISTORY[:2]))
     # A refusal leaves the session as it was.
     assert session.progress() == (5, 5)
+    long = np.tile(HISTORY, (3, 1, 1))
+    refused(INVALID_ARGUMENT, "history has 9 frames, as many as", lambda: session.observe(long))
+    assert session.progress() == (5, 5)
+    begun = small.session()
+    begun.observe(HISTORY)
+    first = begun.step()
+    refused(INVALID_ARGUMENT, "history has 9 frames, as many as", lambda: begun.observe(long))
+    whole = small.forecast(HISTORY)
+    assert np.array_equal(first, whole[:, 0])
+    assert np.array_equal(begun.forecast(), whole[:, 1:])
+
+
+def in_a_process(program: str, library: Library, folder: Path) -> list[str]:
+    """What a Python program prints that has a session of two threads, `history` and an array `frame` for its frames."""
+    begin = f"""
+import os, resource, signal, sys, numpy as np
+sys.path.insert(0, {str(ROOT)!r})
+from tests.runtime._libenma import Failure, Library
+library = Library({str(library.path)!r})
+model = library.open({str(folder)!r})
+history = np.load({str(folder / "history.npy")!r})
+"""
+    np.save(folder / "history.npy", HISTORY)
+    done = subprocess.run([sys.executable, "-c", begin + program], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, (done.returncode, done.stdout, done.stderr)
+    return done.stdout.splitlines()
+
+
+@pytest.mark.slow
+def test_a_forked_child_goes_on_with_one_thread(library: Library, copied: Path) -> None:
+    program = """
+session = model.session(num_members=4, threads=2)
+session.observe(history)
+expected = session.step()
+child = os.fork()
+if child == 0:
+    signal.alarm(60)
+    session.observe(history)
+    os._exit(0 if np.array_equal(session.step(), expected) else 1)
+print(os.waitpid(child, 0)[1])
+session.observe(history)
+print(np.array_equal(session.step(), expected))
+"""
+    assert in_a_process(program, library, copied) == ["0", "True"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(SANITIZED, reason="a sanitizer takes all addresses")
+def test_threads_that_the_system_refuses_do_not_end_the_program(library: Library, copied: Path) -> None:
+    program = """
+pages = int(open("/proc/self/statm").read().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (150 << 20),) * 2)
+try:
+    model.session(num_members=4, threads=64)
+except Failure as failure:
+    print(failure.status, failure.message)
+session = model.session(num_members=4)
+session.observe(history)
+print(session.step().shape[0])
+"""
+    said, members = in_a_process(program, library, copied)
+    assert said == f"{NO_MEMORY} threads is 64; the system lets this process start fewer: use less"
+    assert members == "4"
 
 
 @pytest.mark.parametrize(

@@ -234,6 +234,14 @@ def test_temperature_and_shifts_can_be_others(fast: Model) -> None:
     # Without noise members differ by their shifts alone.
     assert np.array_equal(found[0], found[3])
     assert not np.array_equal(found[0], found[1])
+    # Shifts that do not divide a token are as many views too.
+    found = fast.forecast(example(), num_members=10, temperature=0.0, shifts=10, num_frames=3)
+    expected = enma_fast.forecast(
+        network, example(), num_members=10, settings=replace(settings, shifts=10), num_frames=3
+    )
+    assert_close(found, expected.numpy())
+    apart = np.abs(found[:, None] - found).max((2, 3, 4)) + np.eye(10)
+    assert apart.min() > 1e-5
 
 
 def test_threads_ranges_and_steps_change_no_bit(fast: Model) -> None:
@@ -276,6 +284,36 @@ def test_strides_and_precision_of_arrays(small: Model) -> None:
     columns = np.full(expected.shape[::-1], np.nan, np.float32, order="F")
     session.forecast(columns.T)
     assert np.array_equal(columns.T, expected)
+
+
+def test_members_that_overflow_do_not_cost_the_others_their_restart(small: Model) -> None:
+    session = small.session(num_members=3, seed=4, temperature=3e38)
+    session.observe(waves(1, 1, 3, CONFIGS["relative-fast"].tokenizer)[0].numpy())
+    assert not np.isfinite(session.step()).all()
+    saved_state = session.save()
+    other = small.session(num_members=3, seed=4, temperature=3e38)
+    other.restore(saved_state)
+    assert other.progress() == (1, 5)
+    assert np.array_equal(other.forecast(), session.forecast(), equal_nan=True)
+
+
+def test_a_long_line_of_many_channels(library: Library, tmp_path: Path) -> None:
+    """More points than the root of the most of a plane, and more channels than 64."""
+    config = CONFIGS["relative-fast"]
+    count = 70
+    tokenizer = replace(
+        config.tokenizer,
+        grid=(4096,),
+        field_channels=count,
+        field_mean=(0.5,) * count,
+        field_scale=(2.0,) * count,
+    )
+    network = random_model(replace(config, tokenizer=tokenizer))
+    history = 0.5 + 2 * waves(1, 1, 3, tokenizer)[0]
+    settings = {"num_members": 2, "num_frames": 1}
+    expected = enma_fast.forecast(network, history, **settings).numpy()
+    found = library.open(saved(network, tmp_path)).forecast(history.numpy(), **settings)
+    assert_close(found, expected)
 
 
 @pytest.mark.parametrize("done", [0, 1, 2, 5])

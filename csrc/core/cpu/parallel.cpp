@@ -4,9 +4,15 @@
 #include <omp.h>
 #endif
 
+#include <pthread.h>
+
+#include <condition_variable>
+#include <mutex>
 #include <new>
+#include <system_error>
 #include <thread>
 #include <utility>
+#include <vector>
 
 namespace enma {
 
@@ -19,6 +25,11 @@ constexpr std::size_t KEPT = std::size_t{64} << 20;
 constexpr int SPINS = 1000;
 
 thread_local Buffer kept;
+
+// OpenMP's pool belongs to the thread that made it, and does not live on in a forked child: who waits for it there waits
+// for ever.
+thread_local bool has_pool = false, lost_pool = false;
+const int watched = pthread_atfork(nullptr, nullptr, [] { lost_pool = lost_pool || has_pool; });
 
 void relax() {
 #if defined(__x86_64__) && defined(__GNUC__)
@@ -70,7 +81,8 @@ void Barrier::wait(int threads) {
 
 void detail::parallel(int threads, void (*body)(void*, int, int), void* data) {
 #ifdef _OPENMP
-    if (threads > 1) {
+    if (threads > 1 && !lost_pool) {
+        has_pool = true;
 #pragma omp parallel num_threads(threads)
         body(data, omp_get_thread_num(), omp_get_num_threads());
         return;
@@ -78,6 +90,33 @@ void detail::parallel(int threads, void (*body)(void*, int, int), void* data) {
 #endif
     (void)threads;
     body(data, 0, 1);
+}
+
+bool can_start(int threads) {
+    std::mutex mutex;
+    std::condition_variable ended;
+    bool all = false;
+    std::vector<std::thread> started;
+    bool good = true;
+    try {
+        started.reserve(threads);
+        // They have to live at the same time.
+        for (int i = 0; i < threads; ++i) {
+            started.emplace_back([&] {
+                std::unique_lock<std::mutex> lock(mutex);
+                ended.wait(lock, [&] { return all; });
+            });
+        }
+    } catch (const std::system_error&) {
+        good = false;
+    }
+    {
+        const std::lock_guard<std::mutex> lock(mutex);
+        all = true;
+    }
+    ended.notify_all();
+    for (std::thread& thread : started) thread.join();
+    return good;
 }
 
 }  // namespace enma

@@ -51,11 +51,15 @@ class Barrier {
     alignas(64) std::atomic<unsigned> generation_{0};
 };
 
+// Whether the system lets this process start so many threads now. OpenMP's library ends a program that it refuses one.
+bool can_start(int threads);
+
 namespace detail {
 void parallel(int threads, void (*body)(void*, int, int), void* data);
 }
 
-// Calls body(thread, threads) on at most `threads` threads; fewer may come. Bodies must not throw.
+// Calls body(thread, threads) on at most `threads` threads; fewer may come, and one only in a child that was forked by a
+// thread that had called it before. Bodies must not throw.
 template <class Body>
 void parallel(int threads, Body body) {
     detail::parallel(threads, [](void* data, int thread, int n) { (*static_cast<Body*>(data))(thread, n); }, &body);

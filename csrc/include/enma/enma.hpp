@@ -205,16 +205,26 @@ class Session {
         observe_points(static_cast<const Observations<T>*>(nullptr), &context);
     }
 
-    // As many whole frames as `history` holds, one after the other.
+    // As many whole frames as a vector holds, one after the other.
     template <class T>
     void observe(const std::vector<T>& history) {
-        observe(View<const T>(history.data(),
-                              sizes({static_cast<std::int64_t>(history.size() / frame_size_)}, history.size())));
+        observe(frames_of(history));
+    }
+
+    template <class T, class U>
+    void observe(const std::vector<T>& history, const std::vector<U>& context) {
+        observe(frames_of(history), frames_of(context));
+    }
+
+    template <class T>
+    void observe_context(const std::vector<T>& context) {
+        observe_context(frames_of(context));
     }
 
     // The next frame of all members [members, *grid, channels].
     template <class T>
     void step(const View<T>& frame) {
+        static_assert(!std::is_const_v<T>, "a frame is written");
         DLTensor out = frame.tensor();
         detail::check(enma_session_step(handle_.get(), &out));
     }
@@ -229,6 +239,7 @@ class Session {
     // All frames that are left [members, frames, *grid, channels].
     template <class T>
     void forecast(const View<T>& frames) {
+        static_assert(!std::is_const_v<T>, "frames are written");
         DLTensor out = frames.tensor();
         detail::check(enma_session_forecast(handle_.get(), &out));
     }
@@ -267,6 +278,11 @@ class Session {
     struct Free {
         void operator()(enma_session* handle) const noexcept { enma_session_free(handle); }
     };
+
+    template <class T>
+    View<const T> frames_of(const std::vector<T>& frames) const {
+        return {frames.data(), sizes({static_cast<std::int64_t>(frames.size() / frame_size_)}, frames.size())};
+    }
 
     template <class T, class U>
     void observe_points(const Observations<T>* history, const Observations<U>* context) {
