@@ -14,6 +14,7 @@ have to change its sign.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -42,8 +43,8 @@ class View:
 def views(config: ModelConfig, settings: SamplingConfig) -> list[View]:
     """The view of each shift; the first is the field as it is.
 
-    Shift s moves the field by s (P / S + 1) points if a token has P points and there are S shifts, so that all amounts
-    differ modulo the points of a token. `EnmaError` if a token has fewer points than there are shifts, or a domain
+    Shift s moves the field by s times a step: of a token of P points and S shifts the least one above P / S whose
+    first S multiples differ modulo P. `EnmaError` if a token has fewer points than there are shifts, or a domain
     between walls fewer views.
     """
     count, tok = settings.shifts or 1, config.tokenizer
@@ -61,10 +62,15 @@ def views(config: ModelConfig, settings: SamplingConfig) -> list[View]:
     around = min(p for p, ring in zip(points, tok.periodic, strict=True) if ring)
     if count > 1 and count > around:
         raise EnmaError(f"shifts is {count}; a token of {config.name} has {around} grid points: use no more")
-    return [
-        View(tuple(s * (p // count + 1) * ring for p, ring in zip(points, tok.periodic, strict=True)))
-        for s in range(count)
-    ]
+    steps = [_step(p, count) if ring else 0 for p, ring in zip(points, tok.periodic, strict=True)]
+    return [View(tuple(s * step for step in steps)) for s in range(count)]
+
+
+def _step(points: int, count: int) -> int:
+    step = points // count + 1
+    while points // math.gcd(step, points) < count:
+        step += 1
+    return step
 
 
 def shifted(u: Tensor, view: View, periodic: tuple[bool, ...], *, back: bool = False) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from enma_fast.errors import EnmaError
 from enma_fast.forecasting.api import forecast, stream
 from enma_fast.forecasting.members import sample_fields
+from enma_fast.presets import PRESETS
 from enma_fast.sampling.shifts import View, shifted, views
 
 from .._tiny import CONFIGS, SAMPLING, SQUARE, between_walls, model, random_model, waves
@@ -64,10 +65,21 @@ def test_members_alone_in_chunks_and_streamed_are_the_same(made, fields):
 
 def test_shifts_move_periodic_dimensions_by_different_parts_of_a_token():
     # Tokens of 4 points on a line of 32.
-    assert views(CONFIGS["relative"], SHIFTED) == [View((0,)), View((2,)), View((4,))]
+    assert views(CONFIGS["relative"], SHIFTED) == [View((0,)), View((3,)), View((6,))]
     # The second dimension of the plane ends in walls.
     assert {view.amount[1] for view in views(CONFIGS["plane"], SHIFTED)} == {0}
     assert views(CONFIGS["relative"], SAMPLING) == [View((0,))]
+
+
+@pytest.mark.parametrize("name", ["combined-fast", "gray-scott-fast", "vorticity-fast"])
+def test_every_number_of_shifts_has_as_many_parts_of_a_token(name):
+    config = PRESETS[name].model
+    points = config.tokenizer.grid[0] // config.token_grid[0]
+    for count in range(1, points + 1):
+        seen = views(config, replace(SAMPLING, shifts=count))
+        parts = [tuple(amount % points for amount in view.amount) for view in seen]
+        assert len(set(parts)) == count
+        assert len({part[0] for part in parts}) == count
 
 
 def test_what_cannot_be_shifted_is_refused(fields):
