@@ -46,7 +46,12 @@ def tables(
 
     terminal = Terminal(as_json)
     use_threads(threads)
+    for option, value, of in (("tolerance", tolerance, check), ("data", data, measure)):
+        if value is not None and not of:
+            raise EnmaError(f"--{option}: belongs to --{'check' if option == 'tolerance' else 'measure'}; leave it out")
     if measure is not None:
+        if check or scores is not None:
+            raise EnmaError(f"--measure: makes one score file; leave out --{'check' if check else 'scores'}")
         if data is None or out is None:
             raise EnmaError("--measure: give --data, the folder of the test files, and --out, that of the score files")
         with terminal.progress("measuring") as update:
@@ -60,6 +65,8 @@ def tables(
         allowed = score_files.TOLERANCE if tolerance is None else tolerance
         with terminal.progress("checking") as update:
             entries = score_files.check(files, tolerance=allowed, progress=update)
+        if not entries:
+            raise EnmaError(f"--check: {scores} has no score file of a shipped model; check the folder")
         _report(terminal, entries, allowed)
         return
     if out is not None:

@@ -61,11 +61,22 @@ class Physics:
         self._violations = np.zeros((2, len(self.quantities)))
         self._energy = 0.0
 
-    def add(self, members: Iterable[np.ndarray], truth_TX: np.ndarray, observed_LX: np.ndarray | None = None) -> None:
-        """Add a trajectory: blocks of its members `[k, T, *x, c]`, the truth, and the observed frames if any."""
+    def add(
+        self,
+        members: Iterable[np.ndarray],
+        truth_TX: np.ndarray,
+        observed_LX: np.ndarray | None = None,
+        *,
+        amplitude: float | None = None,
+    ) -> None:
+        """Add a trajectory: blocks of its members `[k, T, *x, c]`, the truth, and the observed frames if any.
+
+        The unit is `amplitude`, the RMS of what was observed: by default of the observed frames, or else of the truth.
+        """
         truth = np.asarray(truth_TX, np.float64)
         seen = None if observed_LX is None or not len(observed_LX) else np.asarray(observed_LX, np.float64)
-        amplitude = float(np.sqrt(np.square(truth if seen is None else seen).mean()))
+        if amplitude is None:
+            amplitude = float(np.sqrt(np.square(truth if seen is None else seen).mean()))
         if not amplitude > 0:
             return
         last = None if seen is None else seen[-1:]

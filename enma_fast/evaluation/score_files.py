@@ -41,6 +41,8 @@ from .scattered import SHARES, measure_points, protocol_of
 FOLDER = PRETRAINED / "scores"
 # Relative difference of a score that another processor, or another number of threads, may make.
 TOLERANCE = 0.02
+# Members of the cases that score all trajectories.
+_MEMBERS = 16
 # Scores of a row that are compared.
 _CHECKED = ("rel_l2", "rel_l2_median", "rel_l2_member", "crps", "rmsce", "spread_skill", "reconstruction")
 _KEYS = ("method", "kind", "equation", "seed", "cpu_seconds", "num_parameters", "weights", "data", "machine", "rows")
@@ -86,7 +88,7 @@ def measure_model(
     known = [
         _row_of_card(row)
         for row in metrics.get("rows", ())
-        if row["seed"] == seed and not row["packed"] and row["limit"] in (None, CALIBRATED)
+        if row["seed"] == seed and not row["packed"] and row["limit"] in _limits_of_card(row)
     ]
     there = {(row["protocol"], row["task"], row["split"]) for row in known}
     if known:
@@ -287,9 +289,15 @@ def _key(protocol: str, path: Path) -> str:
     return f"shipped/{path.name}" if protocol.startswith("shipped") else path.name
 
 
+def _limits_of_card(row: dict[str, Any]) -> tuple[int | None, ...]:
+    """How many trajectories a row of a card has at most where it is one of the cases: None for all of them."""
+    fewer = row["num_members"] > _MEMBERS or row["task"] == GENERATION.name
+    return (None, CALIBRATED) if fewer else (None,)
+
+
 def _row_of_card(row: dict[str, Any]) -> dict[str, Any]:
     """A row of a card's metrics as one of a score file."""
-    protocol = "calibration" if row["num_members"] > 16 else "whole"
+    protocol = "calibration" if row["num_members"] > _MEMBERS else "whole"
     scores = ("solver_fidelity",) if row["task"] == GENERATION.name else KEPT
     return {
         "protocol": protocol,

@@ -177,15 +177,18 @@ def paper_table(result: dict[str, Any]) -> list[dict[str, Any]]:
     """The paper's scores for the data set, task and split of a result, in its order.
 
     Each has `model`, and those of `rel_l2`, `crps`, `rmsce`, `solver_fidelity` that the paper reports for them; there
-    is none if it reports none, or of another number of frames, or if the model saw a part of the points.
+    is none if it reports none, or of other frames, or if the model saw a part of the points.
     """
     if result.get("points") is not None:
         return []
     dataset, task, split = result["dataset"], result["task"], result["split"]
     problem, frames = EQUATIONS.get(dataset), result.get("num_frames")
-    if problem is not None and frames is not None and result["history"] + frames != problem.num_frames:
-        # Errors grow with time, so forecasts of another length are not comparable.
-        return []
+    if problem is not None and frames is not None:
+        # Errors grow with time, so forecasts of another length, or from other frames, are not comparable.
+        observed = task_named(task).num_observed
+        usual = ForecastRequest.num_history if observed is None else observed
+        if result["history"] != usual or result["history"] + frames != problem.num_frames:
+            return []
     if task == "generation":
         known = dataset == "combined" and split == "test-in"
         return [{"model": "ENMA", "solver_fidelity": SOLVER_FIDELITY}] if known else []

@@ -38,8 +38,6 @@ log = logging.getLogger("enma_fast")
 
 # Values, of all members together, that are read and scored at a time: 64 MB of fp32, and about 64 MB of fp64 in all.
 _BLOCK, _PART = 1 << 24, 1 << 20
-# Members of a trajectory whose spectra and conserved quantities are looked at.
-_MEMBERS = 16
 # Readings may be so far, of their RMS, from the truth at the nearest grid points.
 _NEAR = 0.5
 # Trajectories that the solver runs from at a time.
@@ -126,7 +124,7 @@ def _truth(path: Path, dataset: Any, file: Path | None, numbers: Sequence[int]) 
     """A function that reads the truth, and the hash of its file."""
     channels = list(dataset.attrs["channels"])
     if file is not None:
-        digest = _check_file(path, dataset, file, numbers)
+        digest = check_truth_file(path, dataset, file, numbers)
         return _FileTruth(file, numbers, int(dataset.attrs["observed_frames"]), dataset.sizes["time"]), digest
     if any(f"{name}_truth" not in dataset for name in channels):
         seen, last = dataset.attrs.get("observed_frames", 0), dataset.sizes["time"]
@@ -152,7 +150,7 @@ class _FileTruth:
         return self._held[place - self._begin, ..., channel]
 
 
-def _check_file(path: Path, dataset: Any, file: Path, numbers: Sequence[int]) -> str:
+def check_truth_file(path: Path, dataset: Any, file: Path, numbers: Sequence[int]) -> str:
     """SHA-256 of a field file whose trajectories are those of the store; `EnmaError` if they cannot be."""
     attrs = dataset.attrs
     if "observed_frames" not in attrs:
@@ -302,7 +300,7 @@ def _require_finite(path: Path, dataset: Any, name: str, place: int, block_KTX: 
 
 
 def _physics(path: Path, dataset: Any, name: str, truth_of: _Truth) -> Physics | None:
-    """Physics scores of the first members of all trajectories; None of fields too large for it."""
+    """Physics scores of all members; None of fields too large for it."""
     channels = list(dataset.attrs["channels"])
     members_TX = dataset[channels[0]].shape[2:]
     if math.prod(members_TX) * len(channels) > _BLOCK:
@@ -318,9 +316,10 @@ def _physics(path: Path, dataset: Any, name: str, truth_of: _Truth) -> Physics |
             seen = stacked([dataset[f"{channel}_observed"][place] for channel in channels])
         blocks = (
             stacked([dataset[channel][place, k : k + 1] for channel in channels])
-            for k in range(min(_MEMBERS, dataset.sizes["realization"]))
+            for k in range(dataset.sizes["realization"])
         )
-        physics.add(blocks, stacked([truth_of(place, c) for c in range(len(channels))]), seen)
+        truth = stacked([truth_of(place, c) for c in range(len(channels))])
+        physics.add(blocks, truth, seen, amplitude=_amplitude(path, dataset, place))
     return physics
 
 

@@ -392,7 +392,7 @@ class Run:
     def _ledger(self) -> Ledger | None:
         """The ledger of the store; None if all is written."""
         try:
-            return Ledger(self.out / LEDGER, self.layout.num_units)
+            return Ledger(self.out / LEDGER, self.layout.num_units, locks=not self.static)
         except FileNotFoundError:
             return None
 

@@ -36,13 +36,18 @@ _POLL = 0.05
 
 
 class Ledger:
-    """The open ledger of a store, with `num_units` units; `EnmaError` if the file at `path` is not such a ledger."""
+    """The open ledger of a store, with `num_units` units; `EnmaError` if the file at `path` is not such a ledger.
 
-    def __init__(self, path: Path, num_units: int) -> None:
+    Without `locks` no process claims units. Then a client of NFS may send a whole page of its own copy where one byte
+    was written, over what other machines wrote there (Linux, fs/nfs/write.c, nfs_can_extend_write), unless each write
+    is synchronous.
+    """
+
+    def __init__(self, path: Path, num_units: int, *, locks: bool = True) -> None:
         self.path, self.num_units = path, num_units
         self._claimed = False
         try:
-            self._file = open_file(path, os.O_RDWR)
+            self._file = open_file(path, os.O_RDWR | (0 if locks else os.O_DSYNC))
         except FileNotFoundError:
             raise
         except OSError as error:

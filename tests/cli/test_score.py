@@ -144,7 +144,10 @@ def test_options_that_would_change_nothing_are_refused(enma: Callable, store: Pa
 
 def test_what_is_no_store_has_no_truth_beside_it(enma: Callable, test_in: Path, tmp_path: Path) -> None:
     error = enma("score", test_in, "--truth", test_in).error()
-    assert error == f"{test_in}: is not a Zarr store; give one written by `enma-fast forecast`"
+    assert error == f"--truth: {test_in} is a field file, which holds its truth; leave the option out"
+    (tmp_path / "empty").mkdir()
+    error = enma("score", tmp_path / "empty", "--truth", test_in).error()
+    assert error == f"{tmp_path / 'empty'}: is not a Zarr store; give one written by `enma-fast forecast`"
     assert "no such folder" in enma("score", tmp_path / "no.zarr", "--truth", test_in).error()
 
 

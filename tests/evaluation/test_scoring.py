@@ -259,6 +259,9 @@ def test_the_paper_is_no_match_for_another_number_of_frames() -> None:
     known = {"dataset": "combined", "task": "temporal", "split": "test-in", "history": 3}
     assert paper_table({**known, "num_frames": 17})
     assert not paper_table({**known, "num_frames": 1})
+    assert not paper_table({**known, "history": 16, "num_frames": 4})
+    assert paper_table({**known, "task": "initial-value", "history": 1, "num_frames": 19})
+    assert not paper_table({**known, "task": "initial-value", "history": 3, "num_frames": 17})
 
 
 def test_what_was_only_observed_cannot_be_scored(model: Model, data: FieldFile) -> None:

@@ -11,6 +11,7 @@ from enma_fast.data import FieldFile, read
 from enma_fast.errors import EnmaError
 from enma_fast.evaluation import store_scores
 from enma_fast.evaluation.metrics import Scores
+from enma_fast.evaluation.physics import Physics
 from enma_fast.evaluation.scoring import score_forecast
 from enma_fast.evaluation.store_scores import score_store
 from enma_fast.forecasting.file_forecast import FileForecast
@@ -126,6 +127,17 @@ def test_parts_are_bounded_and_change_nothing(
             assert_close(result[name], value)
         assert 0 < sizes["read"] <= max(block, row)
         assert 0 < sizes["scored"] <= max(part, 5)
+
+
+def test_physics_are_those_of_all_members(tmp_path: Path) -> None:
+    data = fields_file(tmp_path / "waves-test-in.h5", (8,))
+    samples = store_of(tmp_path / "run.zarr", data, members=20)
+    physics = Physics("waves", [8], 2)
+    for members, row in zip(samples, NUMBERS, strict=True):
+        physics.add([members], data.u[row, SEEN:], data.u[row, :SEEN])
+    found = score_store(tmp_path / "run.zarr")["physics"]
+    assert found["spectrum_error"] == pytest.approx(physics.result()["spectrum_error"], rel=1e-9)
+    assert found["energy_error"] == pytest.approx(physics.result()["energy_error"], rel=1e-9)
 
 
 def test_one_member_has_no_calibration(tmp_path: Path, data: FieldFile) -> None:

@@ -232,14 +232,14 @@ def test_rows_of_a_card_count_where_it_scored_as_many_trajectories_as_the_cases_
         return {"protocol": case.protocol}
 
     monkeypatch.setattr(score_files, "measure", not_now)
-    # One card has the first 40 trajectories of each file, the other all, and a calibration of one task.
-    for model, missing in (("gray-scott-fast", 8), ("combined-fast", 2)):
+    # One card has the first 40 trajectories of each file, one the first 120, and one all and a calibration of one task.
+    for model, missing in (("gray-scott-fast", 8), ("combined-small", 4), ("combined-fast", 2)):
         dataset = load_config(model).dataset
         for split in ("test-in", "test-out"):
             shutil.copy(PRETRAINED / f"{dataset}-{split}.h5", tmp_path)
         measured.clear()
         found = score_files.measure_model(model, tmp_path)
-        assert found["method"] == "fast"
+        assert found["method"] in model
         assert len([case for case in measured if case.protocol in ("whole", "calibration", "zebra")]) == missing
 
 
@@ -330,6 +330,16 @@ def test_the_command_writes_page_and_cells(tmp_path, capsys):
     assert (tmp_path / "docs" / "tables.md").read_text() == tables.markdown([file_of()])
     assert main(["tables", "--measure", "combined-fast"]) == 2
     assert "--measure: give --data" in capsys.readouterr().err
+    score_files.write_score_file(file_of("fno", kind="baseline"), tmp_path / "others")
+    for options, said in (
+        (["--tolerance", "0.5"], "--tolerance: belongs to --check; leave it out"),
+        (["--data", str(tmp_path)], "--data: belongs to --measure; leave it out"),
+        (["--measure", "combined-fast", "--check"], "--measure: makes one score file; leave out --check"),
+        (["--measure", "combined-fast", "--scores", str(tmp_path)], "leave out --scores"),
+        (["--scores", str(tmp_path / "others"), "--check"], "has no score file of a shipped model; check the folder"),
+    ):
+        assert main(["tables", *options]) == 2
+        assert said in capsys.readouterr().err
 
 
 def test_the_docs_page_is_made_of_the_committed_scores():

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import xarray
 
+from enma_fast.data import write as write_fields_file
 from enma_fast.errors import EnmaError
+from enma_fast.evaluation.metrics import SCORES
 from enma_fast.figures.forecast import LEVELS
 from enma_fast.figures.report import PooledScores, StoreReader, store_figure, write_report
 from enma_fast.figures.report.viewer import Thinning
@@ -164,6 +166,64 @@ def test_without_a_truth(tmp_path: Path, rng: np.random.Generator, grid: str) ->
     (series, *_), *_ = document.data["series"]
     assert series["rmse"] is None
     assert "truth" not in series
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_generated_trajectories_have_no_errors(tmp_path: Path, rng: np.random.Generator) -> None:
+    given = fields(rng, GRIDS["line"], 1)
+    store = write(tmp_path / "run.zarr", given, task="generation", data_name="advection-test-in")
+    result = write_report(store, tmp_path / "a.html")
+    expected = pooled(given["samples"], given["truth"], given["observed"])
+    assert result["scores"]["crps"] == expected["crps"]
+    errors = [name for name, score in SCORES.items() if score.needs_truth]
+    assert "rel_l2" in errors
+    assert all(result["scores"][name] is None for name in errors)
+    document = page(tmp_path / "a.html")
+    assert "relative L2 error of the mean" not in document.table("score")
+    assert document.table("trajectory")[""] == ["CRPS", "spread/skill", "spread", "alpha", "environment"]
+    assert any("another draw of the environment" in text for _, text in document.texts)
+    assert not any("distance from the truth" in text for _, text in document.texts)
+    other = write(tmp_path / "forecast.zarr", given, data_name="advection-test-in")
+    write_report(other, tmp_path / "b.html")
+    assert any("mean square, distance from the truth" in text for _, text in page(tmp_path / "b.html").texts)
+
+
+def truth_file(path: Path, truth: np.ndarray, **changes: object) -> Path:
+    """A field file whose trajectories 4, 7 and 8 are those of `_reports.write`."""
+    u = np.zeros((9, 10, 24), np.float32)
+    u[[4, 7, 8]] = truth[..., 0]
+    axes = {"times": 0.05 * np.arange(10), "coords": [np.linspace(0, 1, 24)], "periodic": [False], **changes}
+    return write_fields_file(path, name="waves", scalars={"environment": np.arange(9)}, t0_fields={"u": u}, **axes)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_the_truth_of_another_file_is_checked(
+    tmp_path: Path, rng: np.random.Generator, caplog: pytest.LogCaptureFixture
+) -> None:
+    given = fields(rng, GRIDS["line"], 1)
+    whole = np.concatenate([given["observed"], given["truth"]], 1)
+    store = write(tmp_path / "run.zarr", {"samples": given["samples"], "observed": given["observed"]}, data_sha256="0")
+    file = truth_file(tmp_path / "truth.h5", whole)
+    scores = write_report(store, tmp_path / "a.html", truth=file)["scores"]
+    assert scores["rel_l2"] == pooled(given["samples"], given["truth"])["rel_l2"]
+    assert not caplog.records
+    write_report(store, tmp_path / "a.html", truth=truth_file(tmp_path / "other.h5", 1 + whole))
+    assert "the first frames of trajectory 8 differ from those that" in caplog.text
+    with pytest.raises(EnmaError, match="dimensions/x has other points than x of"):
+        write_report(store, tmp_path / "a.html", truth=truth_file(tmp_path / "x.h5", whole, coords=[np.arange(24.0)]))
+    with pytest.raises(EnmaError, match="dimensions/time has other times"):
+        write_report(store, tmp_path / "a.html", truth=truth_file(tmp_path / "t.h5", whole, times=np.arange(10.0)))
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_statistics_of_one_member_have_no_spread(tmp_path: Path, rng: np.random.Generator) -> None:
+    given = fields(rng, GRIDS["line"], 1, members=1)
+    source = write(tmp_path / "run.zarr", given, num_members=1)
+    mean = given["samples"][:, 0].astype(np.float64)
+    statistics = {"mean": ((), mean), "spread": ((), np.full_like(mean, np.nan))}
+    result = write_report(without_members(tmp_path / "few.zarr", source, **statistics), tmp_path / "a.html")
+    assert result["scores"]["rmse"] == pytest.approx(np.sqrt(((mean - given["truth"]) ** 2).mean()))
+    assert result["scores"]["spread"] is None
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -307,3 +307,13 @@ def test_no_place_for_a_lock_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(EnmaError, match=r"run\.zarr: cannot be written .*choose another --out"):
         RunLock(tmp_path / "file" / "run.zarr", "a")
+
+
+def test_without_locks_each_mark_is_written_through(path: Path) -> None:
+    """Or a client of NFS may write its old copy of the page over what others marked."""
+    for locks in (True, False):
+        ledger = Ledger(path, 20, locks=locks)
+        assert bool(fcntl.fcntl(ledger._file, fcntl.F_GETFL) & os.O_DSYNC) == (not locks)
+        ledger.mark([int(locks)])
+        ledger.close()
+    assert np.flatnonzero(Ledger(path, 20).done()).tolist() == [0, 1]

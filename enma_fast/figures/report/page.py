@@ -24,7 +24,7 @@ from ..forecast import Forecast
 from ..physics import spectrum_figure
 from ..plots import REMEDY, forecast_panels
 from ..style import ENSEMBLE, ERROR, INK, TRUTH
-from .reader import PooledScores, StoreReader
+from .reader import StoreReader
 from .viewer import MANY_TRAJECTORIES, Thinning
 
 # Longest text of an attribute and most rows of a table that the page shows.
@@ -81,7 +81,7 @@ def write_report(store: str | Path, out: str | Path, *, truth: str | Path | None
     many = len(reader.channels) > 1
     # Scores of all channels together (None), and of each one if there are several.
     channels = (None, *range(len(reader.channels))) if many else (None,)
-    pools = {channel: PooledScores(reader.num_members, channel) for channel in channels}
+    pools = {channel: reader.scores(channel) for channel in channels}
     thinning, physics = Thinning.choose(reader), reader.physics()
     series, rows = [], []
     for place, trajectory in enumerate(reader):
@@ -98,7 +98,7 @@ def write_report(store: str | Path, out: str | Path, *, truth: str | Path | None
     figures = [
         _figures(reader.forecast(first, c), results[c if many else None], reader) for c in range(thinning.channels)
     ]
-    if said := physics.result():
+    if said := physics.result(has_truth=reader.has_truth):
         label = "spectrum, all channels" if many else "spectrum"
         figures.append(_figure(spectrum_figure(physics.spectra(), said["spectrum_error"]), label))
     left_out = pools[None].left_out
@@ -106,7 +106,9 @@ def write_report(store: str | Path, out: str | Path, *, truth: str | Path | None
         "title": html.escape(f"Forecast of {reader.attributes.get('data_name') or reader.path.name}"),
         "summary": html.escape(_summary(reader)),
         "notes": "".join(f"<li>{html.escape(note)}</li>" for note in thinning.notes),
-        "scores": _outside(reader) + _score_tables(reader, results, rows, left_out) + _physics_table(physics),
+        "scores": _outside(reader)
+        + _score_tables(reader, results, rows, left_out)
+        + _physics_table(physics, has_truth=reader.has_truth),
         "figures_of": f"Trajectory {first.number}{'' if results[None] is None else '; calibration is that of all'}.",
         "figures": "".join(figures),
         "provenance": _provenance(reader),
@@ -177,6 +179,10 @@ def _score_tables(
         f"<p>Trajectory {number} is not scored: {html.escape(reason)}.</p>"
         for number, reason in list(left_out.items())[:_MOST_ROWS]
     )
+    if not reader.has_truth:
+        reasons += (
+            "<p>Generated trajectories have no truth. What stands in its place is another draw of the environment.</p>"
+        )
     if overall is None:
         return reasons or "<p>No truth is known for these trajectories, so there are no errors and no calibration.</p>"
     columns = [("all channels" if len(results) > 1 else "value", overall)]
@@ -200,16 +206,17 @@ def _score_tables(
     return text + _table("Each trajectory", ["trajectory", *(column.short for column in shown), *parameters], body)
 
 
-def _physics_table(physics: Physics) -> str:
+def _physics_table(physics: Physics, *, has_truth: bool) -> str:
     """Table of the members' physics beside the truth's; nothing without members or truth."""
-    found = physics.result()
+    found = physics.result(has_truth=has_truth)
     if found is None:
         return ""
     rows = [
         [f"{q['name']} ({_LAWS[q['law']]})", _number(q["violation"]), _number(q["truth"])] for q in found["quantities"]
     ]
     rows.append(["power of waves, decades from the truth's", _number(found["spectrum_error"]), "0"])
-    rows.append(["mean square, distance from the truth's", _number(found["energy_error"]), "0"])
+    if has_truth:
+        rows.append(["mean square, distance from the truth's", _number(found["energy_error"]), "0"])
     return _table("What the physics says, in units of the observed amplitude", ["", "members", "truth"], rows)
 
 

@@ -18,6 +18,8 @@ from ...data import dataset_split, read
 from ...errors import EnmaError
 from ...evaluation.metrics import SCORES, Scores
 from ...evaluation.physics import Physics
+from ...evaluation.scoring import leave_out_errors
+from ...evaluation.store_scores import check_truth_file
 from ...forecasting.scattered import drawn_places
 from ...store.layout import POINTS
 from ...store.metadata import READINGS
@@ -123,6 +125,15 @@ class StoreReader:
         place, axes = self.numbers.index(trajectory.number), "xyz"[: len(self.coords)]
         return np.stack([self._values(f"{axis}_observed", place) for axis in axes], axis=-1)
 
+    @property
+    def has_truth(self) -> bool:
+        """False for generated trajectories, beside which stands another draw of the same environment."""
+        return self.attributes.get("task") != "generation"
+
+    def scores(self, channel: int | None = None) -> PooledScores:
+        """An empty accumulator for the scores of this store, of one channel or of all."""
+        return PooledScores(self.num_members, channel, has_truth=self.has_truth)
+
     def physics(self) -> Physics:
         """An empty accumulator for what the physics says of this store."""
         name, _ = dataset_split(str(self.attributes.get("data_name")))
@@ -181,12 +192,9 @@ class StoreReader:
 
     def _from_file(self, file: Path) -> np.ndarray:
         """Frames `[B, T, *x, c]` of a field file for the trajectories and times of the store."""
-        fields = read(file, select=np.asarray(self.numbers)).u
-        seen = self.attributes.get("observed_frames", 0)
-        truth: np.ndarray = fields[:, seen : seen + len(self.times)]
-        shape = (len(self.times), *(len(x) for x in self.coords), len(self.channels))
-        if truth.shape[1:] != shape:
-            raise EnmaError(f"{file}: its frames have shape {truth.shape[1:]}; the forecast has {shape}")
+        check_truth_file(self.path, self.dataset, file, self.numbers)
+        seen = int(self.attributes["observed_frames"])
+        truth: np.ndarray = read(file, select=np.asarray(self.numbers)).u[:, seen : seen + len(self.times)]
         return truth
 
 
@@ -196,9 +204,9 @@ class PooledScores:
     A trajectory that cannot be scored, since it is not finite or its truth is zero, is left out; `left_out` says why.
     """
 
-    def __init__(self, num_members: int | None, channel: int | None = None) -> None:
+    def __init__(self, num_members: int | None, channel: int | None = None, *, has_truth: bool = True) -> None:
         self.left_out: dict[int, str] = {}
-        self._num_members = num_members
+        self._num_members, self._has_truth = num_members, has_truth
         self._channels = slice(None) if channel is None else slice(channel, channel + 1)
         self._scores, self._bins = Scores(), SpreadErrorBins()
         self._statistics = self._spread = False
@@ -213,6 +221,8 @@ class PooledScores:
             self._statistics = True
             assert mean is not None
             wide = mean[None].astype(np.float64)
+            # One member has no spread.
+            spread = spread if self._num_members != 1 else None
             if spread is not None:
                 # Two stand-in members with the same mean and standard deviation (ddof 1).
                 half = spread[None] / np.sqrt(2)
@@ -255,6 +265,8 @@ class PooledScores:
     def _corrected(self, scores: Scores) -> dict[str, Any]:
         """Scores as a dict; if they are of statistics, those that need members are None, and K is that of the store."""
         result = scores.result()
+        if not self._has_truth:
+            leave_out_errors(result, result["per_frame"])
         if not self._statistics:
             return result
         members = self._num_members
@@ -279,7 +291,7 @@ def store_figure(store: str | Path | StoreReader, *, place: int = 0, channel: in
     reader = store if isinstance(store, StoreReader) else StoreReader(store)
     if not 0 <= place < len(reader):
         raise EnmaError(f"{reader.path}: has no trajectory at place {place}; it holds {len(reader)}")
-    pooled = PooledScores(reader.num_members, channel)
+    pooled = reader.scores(channel)
     for trajectory in reader:
         pooled.add(trajectory)
     for number, reason in pooled.left_out.items():
