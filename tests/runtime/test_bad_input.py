@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable
 from ctypes import byref, c_void_p
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -312,6 +313,22 @@ history = np.load({str(folder / "history.npy")!r})
     done = subprocess.run([sys.executable, "-c", begin + program], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, (done.returncode, done.stdout, done.stderr)
     return done.stdout.splitlines()
+
+
+@pytest.mark.skipif(SANITIZED, reason="a sanitizer has to be loaded first")
+def test_an_unknown_instruction_set_in_the_environment(library: Library, folder: Path) -> None:
+    """Without Python's own use of the variable."""
+    program = f"""
+import ctypes
+library, model, session = ctypes.CDLL({str(library.path)!r}), ctypes.c_void_p(), ctypes.c_void_p()
+library.enma_last_error.restype = ctypes.c_char_p
+assert library.enma_model_open({str(folder)!r}.encode(), None, ctypes.byref(model)) == 0
+print(library.enma_session_new(model, None, ctypes.byref(session)), library.enma_last_error().decode())
+"""
+    run = partial(subprocess.run, [sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    said = run(env=os.environ | {"ENMA_ISA": "abacus"}).stdout
+    assert said.startswith(f"{INVALID_ARGUMENT} ENMA_ISA: isa 'abacus' is unknown; expected one of scalar, ")
+    assert run(env=os.environ | {"ENMA_ISA": "scalar"}).stdout == "0 \n"
 
 
 @pytest.mark.slow
