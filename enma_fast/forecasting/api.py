@@ -203,6 +203,10 @@ def _read(
     space = grid if points is None else ("point",)
     known = None if history is None else read_field("history", history, space=space)
     other = None if context is None else read_field("context", context, space=space)
+    if model.domain is not None and known is not None and model.domain.reorders(known.channels):
+        known = known.ordered("history", model.domain.channels)
+    if model.domain is not None and known is None and other is not None and model.domain.reorders(other.channels):
+        other = other.ordered("context", model.domain.channels)
     leading = known or other
     if leading is None:
         raise EnmaError("history and context are both None; give one of them")

@@ -104,6 +104,12 @@ class FileForecast:
         """
         config, data, request = self.model.config, self.data, self.request
         check_file(config, data)
+        domain = self.model.domain
+        if domain is not None and domain.reorders(data.channels):
+            raise EnmaError(
+                f"{data.path}: its channels are {', '.join(data.channels)}; {config.name} expects them in the order "
+                f"{', '.join(domain.channels)}: import it with --fields {','.join(domain.channels)}"
+            )
         if data.points is not None:
             self._check_readings()
         if request.task.num_observed is None and request.num_history < 3:

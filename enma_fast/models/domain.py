@@ -45,6 +45,7 @@ class Domain:
     low, high, scale : [c] least and greatest value, and RMS, of each channel
     mean, covariance : [F], [F, F] of the features of three frames in a row; the first of them are those of fewer frames
     limits : [3] greatest squared distance that is inside, for one, two and three frames
+    channels : their names, in the order of the model; none where they are not known
     """
 
     low: np.ndarray
@@ -53,9 +54,10 @@ class Domain:
     mean: np.ndarray
     covariance: np.ndarray
     limits: np.ndarray
+    channels: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, fields: np.ndarray) -> Domain:
+    def of(cls, fields: np.ndarray, channels: tuple[str, ...] = ()) -> Domain:
         """The domain of training fields `[B, T, *x, c]`; a few thousand trajectories are enough.
 
         `EnmaError` if there are fewer than three frames, or a value is not finite.
@@ -79,7 +81,11 @@ class Domain:
             np.quantile(_distances(windows_WF[:, :count], mean, covariance), _SHARE)
             for count in (_count(frames, len(scale)) for frames in range(1, WINDOW + 1))
         ]
-        return cls(low, high, scale, mean, covariance, np.array(limits))
+        return cls(low, high, scale, mean, covariance, np.array(limits), channels)
+
+    def reorders(self, channels: tuple[str, ...] | None) -> bool:
+        """True if these are the model's channels in another order."""
+        return channels is not None and channels != self.channels and sorted(channels) == sorted(self.channels)
 
     def reasons(self, fields: np.ndarray, *, scattered: bool = False) -> list[str]:
         """Why the frames `[B, T, *x, c]` of each trajectory lie outside; an empty text if they do not.
@@ -119,15 +125,17 @@ class Domain:
 
     def to_json(self) -> str:
         """The domain as JSON text, for :meth:`read`."""
-        return json.dumps({name: getattr(self, name).tolist() for name in _NAMES}, indent=1) + "\n"
+        numbers = {name: getattr(self, name).tolist() for name in _NAMES}
+        return json.dumps(numbers | ({"channels": self.channels} if self.channels else {}), indent=1) + "\n"
 
     @classmethod
     def read(cls, path: Path) -> Domain:
         """Read a file that holds the text of :meth:`to_json`; `EnmaError` for any other."""
         try:
             found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            names = tuple(map(str, found.pop("channels", ())))
             arrays = {name: np.asarray(found[name], np.float64) for name in _NAMES}
-        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise EnmaError(f"{path}: does not say what a model was trained on; copy the checkpoint again") from error
         channels = arrays["scale"].size
         features = _count(WINDOW, channels)
@@ -135,8 +143,8 @@ class Domain:
         for (name, array), shape in zip(arrays.items(), shapes, strict=True):
             if array.shape != shape or not np.isfinite(array).all() or set(found) != set(_NAMES):
                 raise EnmaError(f"{path}: {name} is not {list(shape)} finite numbers; copy the checkpoint again")
-        made = cls(**arrays)
-        if not made._is_of_fields():
+        made = cls(**arrays, channels=names)
+        if not made._is_of_fields() or len(names) not in (0, channels):
             raise EnmaError(f"{path}: its numbers are those of no training data; copy the checkpoint again")
         return made
 

@@ -109,7 +109,8 @@ def publish(
 def training_domain(path: Path) -> Domain:
     """The domain of a model that was trained on a file, from trajectories that are evenly spread over it."""
     step = -(-count(path) // _TOLD)
-    return Domain.of(read(path, select=slice(None, None, step)).u)
+    data = read(path, select=slice(None, None, step))
+    return Domain.of(data.u, data.channels)
 
 
 def measure(

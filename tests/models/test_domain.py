@@ -8,13 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import xarray
 
 import enma_fast
-from enma_fast.data import FieldFile, read
+from enma_fast.data import FieldFile, read, write_fields
 from enma_fast.errors import EnmaError
 from enma_fast.evaluation.scoring import score
 from enma_fast.evaluation.store_scores import score_store
 from enma_fast.figures.report import write_report
+from enma_fast.forecasting.file_forecast import FileForecast
+from enma_fast.forecasting.request import ForecastRequest
 from enma_fast.models.checkpoint import DOMAIN, PRETRAINED, load_model, save_model, verify, write_manifest
 from enma_fast.models.domain import WINDOW, Domain
 from enma_fast.models.model import Model
@@ -296,3 +299,54 @@ def test_the_rules_cost_next_to_nothing(model: Model, inside: FieldFile, caplog:
         return min(times)
 
     assert least(lambda: model.domain.reasons(history[None])) < 0.1 * least(lambda: enma_fast.forecast(model, history))
+
+
+def test_channels_in_another_order_are_found(tmp_path: Path) -> None:
+    made = tiny_model("plane")
+    tok = made.config.tokenizer
+    fields = waves(4, 2, 8, tok).numpy()
+    made.domain = Domain.of(fields, ("u", "v"))
+    save_model(made, tmp_path / "checkpoint")
+    verify(tmp_path / "checkpoint")
+    found = load_model(tmp_path / "checkpoint")
+    assert found.domain is not None
+    assert found.domain.channels == ("u", "v")
+    axes = {"x": np.arange(tok.grid[0]), "y": np.arange(tok.grid[1])}
+    named = xarray.Dataset(
+        {name: (("time", "x", "y"), fields[0, :3, ..., c]) for c, name in reversed(list(enumerate("uv")))}
+    )
+    assert list(named) == ["v", "u"]
+    options = {"num_members": 1, "num_frames": 1}
+    expected = enma_fast.forecast(found, fields[0, :3], **options).numpy()
+    members = enma_fast.forecast(found, named, **options)
+    np.testing.assert_array_equal(members.numpy(), expected)
+    np.testing.assert_array_equal(members.to_xarray()["u"], expected[..., 0])
+    path = write_fields(
+        tmp_path / "swapped.h5",
+        FieldFile(
+            path=tmp_path / "swapped.h5",
+            name="swapped",
+            u=fields[..., ::-1],
+            channels=("v", "u"),
+            times=made.config.frame_interval * np.arange(8),
+            coords=tuple(
+                length * axes[a] / (n - 1 + ring)
+                for a, n, length, ring in zip("xy", tok.grid, tok.lengths, tok.periodic, strict=True)
+            ),
+            lengths=tok.lengths,
+            periodic=tok.periodic,
+            parameters={},
+            environment=None,
+        ),
+        name="swapped",
+    )
+    request = ForecastRequest(num_members=1)
+    with pytest.raises(
+        EnmaError, match="its channels are v, u; plane expects them in the order u, v: import it with --fields u,v"
+    ):
+        FileForecast(found, read(path), request).check()
+    FileForecast(found, read(path, fields=["u", "v"]), request).check()
+    document = json.loads((tmp_path / "checkpoint" / "domain.json").read_text())
+    (tmp_path / "a.json").write_text(json.dumps(document | {"channels": ["u"]}))
+    with pytest.raises(EnmaError, match="numbers are those of no training data"):
+        Domain.read(tmp_path / "a.json")
