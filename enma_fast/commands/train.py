@@ -80,7 +80,6 @@ def _command(
         device: str,
         threads: int | None,
         as_json: bool,
-        tokenizer: str | None = None,
         **run: Any,
     ) -> None:
         from ..training.loop import RunOptions
@@ -88,6 +87,8 @@ def _command(
 
         terminal = Terminal(as_json)
         use_threads(threads)
+        # Of the dynamics alone.
+        tokenizer = run.pop("tokenizer", None)
         counts = {name: value for name, value in (("steps", steps), ("batch", batch)) if value is not None}
         with terminal.progress(stage.replace("-", " ")) as update:
 

@@ -111,8 +111,10 @@ def markdown(files: Sequence[dict[str, Any]]) -> str:
         "<!-- Made by `enma-fast tables --out docs`; edit the score files, not this page. -->\n"
         f"The numbers of the paper ({paper_figures()['source']}, its rows marked *paper*) are on its own data. The "
         "others are measured here, on data of this library's solvers with the same equations, and can be made again: "
-        "`enma-fast tables --check` measures the shipped models on the shipped test files and compares. A dash stands "
-        "where nothing has been measured.",
+        "`enma-fast tables --check` measures the shipped models on the shipped test files and compares. Bold rows are "
+        "the shipped models: *fast* is `combined-fast`, `advection-fast` and so on, *points* `advection-points`. "
+        "*persistence* repeats the last observed frame, and *fno* is a Fourier neural operator that was trained here. "
+        "A dash stands where nothing has been measured.",
         "## Errors",
         "Relative L2 error of the ensemble mean over all forecast frames, the paper's table 2: mean over trajectories, "
         "and in brackets the median, which trajectories that decay to nearly nothing do not rule. *solver* is given "

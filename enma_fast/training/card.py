@@ -310,11 +310,14 @@ def _training_text(config: ModelConfig, metrics: dict[str, Any]) -> str:
     last = list(now)[-1]
     # Cards of older models do not say it.
     half = " --half" if metrics.get("half") else ""
+    commands = [part["command"].split(" --out ")[1].split()[0] for part in training.values()]
+    repeated = len(set(commands)) < len(commands)
     runs = "".join(f" --{stage} runs/{stage}" for stage in now if stage != last)
     lines = [
         "Data of this project's own solver (seed 0), then the tokenizer, the dynamics on its latent frames, and whole "
         "forecasts by a proper score, as far as they are listed"
-        + (", and at last the flow that draws frame 0 alone:" if "first-frame" in now else ":"),
+        + (", and at last the flow that draws frame 0 alone" if "first-frame" in now else "")
+        + (" (commands of one `--out` in folders of their own):" if repeated else ":"),
         "```",
         *_data_commands(config.dataset, metrics.get("data", {})),
         *(part["command"] for part in now.values()),

@@ -132,6 +132,11 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     cli = (tmp_path / "site" / "reference" / "cli.html").read_text()
     assert "enma-fast train publish" in cli
     assert "--first-member" in cli
+    examples = (tmp_path / "site" / "examples.html").read_text()
+    for example in EXAMPLES:
+        for name in re.findall(r"^def (\w+)|^(\w+) = ", example.read_text(), re.MULTILINE):
+            assert "".join(name) in examples
+    assert "8&lt;" not in examples.replace(" ", "")
     method = (tmp_path / "site" / "method.html").read_text()
     assert method.count("<math") > 20
     assert "arithmatex" not in method
