@@ -66,18 +66,18 @@ def install_libenma(objects: list[str], made_folder: Path, prefix: Path, version
         (prefix / folder).mkdir(parents=True, exist_ok=True)
     library = prefix / f"lib/libenma.so.{abi}"
     flags = [*CXX_FLAGS, "-fPIC", "-fopenmp", "-fvisibility=hidden", f"-I{csrc}", f"-I{csrc / 'include'}"]
-    compiler = os.environ.get("CXX", "c++")
+    compiler = shlex.split(os.environ.get("CXX", "c++"))
     made_folder.mkdir(parents=True, exist_ok=True)
     sources = sorted((ROOT / RUNTIME_FOLDER).glob("*.cpp"))
     own = [str(made_folder / f"{source.stem}.o") for source in sources]
-    commands = [[compiler, *flags, "-c", str(source), "-o", made] for source, made in zip(sources, own, strict=True)]
+    commands = [[*compiler, *flags, "-c", str(source), "-o", made] for source, made in zip(sources, own, strict=True)]
     with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
         list(pool.map(partial(subprocess.run, check=True), commands))
     script = f"-Wl,--version-script={csrc / 'libenma.map'}"
     link = ["-shared", "-s", "-Wl,-z,defs", f"-Wl,-soname,{library.name}", script]
     # A new file and a rename: programs may have the old one mapped.
     made = str(library.with_suffix(".new"))
-    subprocess.run([compiler, *flags, *link, *own, *objects, "-o", made], check=True)
+    subprocess.run([*compiler, *flags, *link, *own, *objects, "-o", made], check=True)
     os.replace(made, library)
     values = {"@VERSION@": version, "@PROJECT_VERSION@": version, "@ABI@": abi, "@to_prefix@": "../.."}
     values |= {"@CMAKE_INSTALL_LIBDIR@": "lib", "@CMAKE_INSTALL_INCLUDEDIR@": "include"}

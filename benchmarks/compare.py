@@ -14,7 +14,6 @@ square products measured in the same run, of the case's dtype and of fp32, which
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 from dataclasses import replace
@@ -29,8 +28,9 @@ from benchmarks import embed, embed_others
 from benchmarks.cases import CASES, Case
 from benchmarks.ensemble import ensemble_case, overhead
 from benchmarks.forecast import forecast_case
-from benchmarks.harness import REPEATS, gemm_rate, graphed, interleave, machine, ratios, save
+from benchmarks.harness import REPEATS, as_json, gemm_rate, graphed, interleave, machine, ratios, save
 from benchmarks.trajectory import trajectory_case
+from enma_fast.errors import first_line
 from enma_fast.ops._checks import dtype_name
 from enma_fast.presets import PRESETS
 from enma_fast.sampling.cuda_graphs import CudaRecorder
@@ -47,10 +47,17 @@ def compare(case: Case, *, rounds: int, flag: bool = False, graphs: bool = False
 
     With `graphs` a contender is timed as a CUDA graph of calls one after the other, where it can be captured.
     """
-    errors, wrong = {}, {}
+    errors, wrong, left_out = {}, {}, dict(case.left_out)
     for name, run in case.contenders.items():
         exact, allowance = case.others.get(name, (case.exact, case.allowance))
-        error = (run().double() - exact).abs().max().item()
+        try:
+            error = (run().double() - exact).abs().max().item()
+        except Exception as failure:
+            # One that cannot run, for lack of memory or of a kernel, does not cost the others their times.
+            if name == "ours":
+                raise
+            left_out[name] = f"failed: {type(failure).__name__}: {first_line(failure)}"
+            continue
         # fp32 baselines see inputs that were rounded already, and are held to the same line.
         (errors if error <= allowance else wrong)[name] = error
     result: dict[str, Any] = {
@@ -66,16 +73,19 @@ def compare(case: Case, *, rounds: int, flag: bool = False, graphs: bool = False
         "error": errors.get("ours", wrong.get("ours")),
         "allowed_error": case.allowance,
         "wrong": wrong,
-        "left_out": dict(case.left_out),
+        "left_out": left_out,
         **case.notes,
     }
     if "ours" in wrong and not flag:
         return result
     on_gpu = case.device.type == "cuda"
-    timed = {name: run for name, run in case.contenders.items() if name in errors or flag}
+    timed = {name: run for name, run in case.contenders.items() if name in errors or (flag and name in wrong)}
     recorders = {name: CudaRecorder(case.device) for name in timed} if graphs and on_gpu else {}
     captured = {name: graphed(timed[name], recorder) for name, recorder in recorders.items()}
     replays = {name: replay for name, replay in captured.items() if replay is not None}
+    if replays:
+        # Its ratio to graphs is one of launches too.
+        left_out |= {name: "not captured: timed call by call" for name in timed if name not in replays}
     fast = interleave(timed | replays, rounds=rounds, synchronise=on_gpu)
     calls = {name: REPEATS if name in replays else 1 for name in timed}
     fast = {name: [s / case.units / calls[name] for s in seconds] for name, seconds in fast.items()}
@@ -155,16 +165,16 @@ def main() -> int:
     if options.case == "embed":
         members = [int(n) for n in (options.rows or "1,16,64").split(",")]
         case = embed_others if options.others else embed
-        found = case.measure(
+        found = []
+        for row in case.measure(
             options.preset or "combined-fast", members, rounds=options.rounds or 9, library=options.library
-        )
-        for row in found:
+        ):
             print(case.line(row), file=sys.stderr if options.json else sys.stdout)
-        found = [row | {"machine": machine()} for row in found]
-        if options.out is not None:
-            save(found, options.out)
+            found.append(row | {"machine": machine()})
+            if options.out is not None:
+                save(found, options.out)
         if options.json:
-            print(json.dumps(found))
+            print(as_json(found))
         return 0
     torch.set_num_threads(options.threads)
     if options.case == "trajectory":
@@ -197,7 +207,7 @@ def main() -> int:
             if options.out is not None:
                 save(results, options.out)
     if options.json:
-        print(json.dumps(results))
+        print(as_json(results))
     return int(any("ours" in result["wrong"] for result in results))
 
 

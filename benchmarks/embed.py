@@ -20,6 +20,7 @@ import os
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
 from ctypes import byref
 from pathlib import Path
 from typing import Any
@@ -70,12 +71,11 @@ def call_seconds(session: Any, history: np.ndarray) -> float:
     return min(seconds)
 
 
-def measure(preset: str, members: list[int], *, rounds: int, library: Path = LIBRARY) -> list[dict[str, Any]]:
+def measure(preset: str, members: list[int], *, rounds: int, library: Path = LIBRARY) -> Iterator[dict[str, Any]]:
     """One row for each number of members; `EnmaError` without the library, or where the two forecasts differ."""
     if not library.exists():
         raise EnmaError(f"{library} is missing: install with a compiler, or give --library of `make libenma`")
     torch.set_num_threads(1)
-    rows = []
     with tempfile.TemporaryDirectory() as made:
         folder = checkpoint(preset, Path(made) / "checkpoint")
         model = load_model(folder)
@@ -110,8 +110,7 @@ def measure(preset: str, members: list[int], *, rounds: int, library: Path = LIB
             row |= {"per": "member", "against": ratios(seconds, "ours"), "error": float(error)}
             row |= {"call_s": call_seconds(opened.session(num_members=count), history), "open_s": open_s}
             row |= {"memory_bytes": memory[count], "rounds": rounds, "threads": 1}
-            rows.append(row | {"weights_bytes": (folder / "model.safetensors").stat().st_size})
-    return rows
+            yield row | {"weights_bytes": (folder / "model.safetensors").stat().st_size}
 
 
 def line(row: dict[str, Any]) -> str:

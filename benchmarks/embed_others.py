@@ -220,7 +220,7 @@ def first_line(error: Exception) -> str:
 
 
 @torch.no_grad()
-def measure(preset: str, members: list[int], *, rounds: int, library: Path = LIBRARY) -> list[dict[str, Any]]:
+def measure(preset: str, members: list[int], *, rounds: int, library: Path = LIBRARY) -> Iterator[dict[str, Any]]:
     """One row for each number of members; `EnmaError` without the library, or for a model that cannot be exported."""
     if not library.exists():
         raise EnmaError(f"{library} is missing: install with a compiler, or give --library of `make libenma`")
@@ -235,9 +235,8 @@ def measure(preset: str, members: list[int], *, rounds: int, library: Path = LIB
             program = compiled(Path(made))
         except EnmaError as error:
             program = str(error)
-        return [
-            {"preset": preset, **_row(model, opened, observed, count, rounds, Path(made), program)} for count in members
-        ]
+        for count in members:
+            yield {"preset": preset, **_row(model, opened, observed, count, rounds, Path(made), program)}
 
 
 def _row(

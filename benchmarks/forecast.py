@@ -86,13 +86,15 @@ def forecast_case(members: int, dtype: torch.dtype, device: torch.device, *, com
     contenders: dict[str, Callable[[], Tensor]] = {"ours": lambda: forecast(model)}
     exact, allowance = expected(model)
     others: dict[str, tuple[Tensor, float]] = {}
-    base = model
+    contenders["eager"] = lambda: plain(model, observed, members)[:few]
     if reference_sampler.in_one_pass(config, 1):
         base = random_model(with_mask_steps(config)).to(device)
-        contenders["masked-flow"] = lambda: forecast(base)
-    contenders["eager"] = lambda: plain(base, observed, members)[:few]
-    if base is not model:
-        others = dict.fromkeys(list(contenders)[1:], expected(base))
+        flow = {
+            "masked-flow": lambda: forecast(base),
+            "masked-flow-eager": lambda: plain(base, observed, members)[:few],
+        }
+        contenders |= flow
+        others = dict.fromkeys(flow, expected(base))
     notes: dict[str, Any] = {"preset": preset, "members": members, "per": "member", "decoder": config.dynamics.decoder}
     notes |= {"num_frames": config.num_frames - OBSERVED}
     return Case(

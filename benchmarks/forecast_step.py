@@ -163,7 +163,8 @@ def main() -> None:
     against, seconds = {}, 0.0
     for kind, share in ((0, 1 - config.context_share), (1, config.context_share)):
         found = interleave({name: partial(s.step, kind) for name, s in steppers.items()}, rounds=args.rounds)
-        against["with a context" if kind else "without"] = ratios(found, "ours")
+        context = "with a context" if kind else "without one"
+        against |= {f"{name}, {context}": row for name, row in ratios(found, "ours").items()}
         seconds += share * statistics.median(found["ours"])
     result = {
         "case": "forecast_step",

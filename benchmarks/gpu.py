@@ -30,7 +30,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.gpu_bootstrap import OUT, PYTHON, ROOT, TRITON_CACHE, architecture, ask_gpu
+from benchmarks.gpu_bootstrap import BUILT, OUT, PYTHON, ROOT, TRITON_CACHE, architecture, ask_gpu
 
 TOTAL = 480  # seconds
 FOLDER = ROOT / "benchmarks" / "results"
@@ -173,9 +173,12 @@ def run(part: Part, *, limit: float, logs: Path = SCRATCH) -> Outcome:
             status = process.wait(timeout=limit)
             verdict, note = ("ok", "") if status == 0 else ("failed", f"exit status {status}")
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
             verdict, note = "too long", f"stopped after {limit:.0f} s"
+        finally:
+            # Also when this program is stopped: the part has a session of its own.
+            if process.returncode is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
     seconds = time.monotonic() - begin
     if verdict != "ok":
         print(log.read_text(errors="replace")[-4000:], flush=True)
@@ -235,7 +238,7 @@ def measure(only: Sequence[str] = ()) -> list[Outcome]:
     gpu = ask_gpu("name")
     if not gpu:
         raise SystemExit("make gpu: nvidia-smi shows no GPU; make gpu DRY=1 compiles the kernels without one")
-    chosen = choose(parts(gpu, ask_gpu("compute_cap")), only, built=PYTHON.exists())
+    chosen = choose(parts(gpu, ask_gpu("compute_cap")), only, built=PYTHON.exists() and BUILT.is_file())
     end = time.monotonic() + TOTAL
     outcomes: list[Outcome] = []
     for part in chosen:
@@ -246,9 +249,10 @@ def measure(only: Sequence[str] = ()) -> list[Outcome]:
             if outcomes[-1].verdict != "ok":
                 break
             pack()
-    for report in sorted((OUT / "tests").glob("*")):
-        with copied(report):
-            pass
+        if part.name == "tests":
+            for report in sorted((OUT / "tests").glob("*")):
+                with copied(report):
+                    pass
     pack()
     return outcomes
 

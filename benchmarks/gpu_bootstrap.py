@@ -24,7 +24,7 @@ PYTHON = ENVIRONMENT / "bin" / "python"
 OUT = ROOT / "out" / "gpu"
 TRITON_CACHE = OUT / "triton"
 # Packages that benchmarks and tests import, beside PyTorch.
-NEEDED = ("triton", "numpy", "pydantic", "safetensors", "pytest")
+NEEDED = ("triton", "numpy", "pydantic", "safetensors", "typer", "rich", "pytest")
 # Record of the sources that the extension was built from.
 BUILT = OUT / "built.txt"
 
@@ -105,6 +105,8 @@ def main() -> None:
     print("the extension is the one of an earlier call" if there else "building the extension", flush=True)
     if there:
         variables["ENMA_FAST_NO_EXT"] = "1"
+    # Until it is checked there is no build.
+    BUILT.unlink(missing_ok=True)
     subprocess.run([*pip, "--no-build-isolation", "--editable", str(ROOT)], check=True, env=variables)
     # The extension finds PyTorch's libraries once PyTorch has loaded them.
     check = "import torch, enma_fast._C as built; assert hasattr(built, 'flow_head_cuda'), 'built without CUDA kernels'"

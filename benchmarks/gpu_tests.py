@@ -1,47 +1,69 @@
 """The GPU tests by several processes at once, each with files of its own: `python -m benchmarks.gpu_tests FOLDER`.
 
-A bare machine has no pytest-xdist. Every process writes FOLDER/tests-N.xml (JUnit) and FOLDER/tests-N.log as it goes.
+A bare machine has no pytest-xdist. Every process writes FOLDER/tests-N.log as it goes, a line for each test, and at its
+end FOLDER/tests-N.xml (JUnit). Before the time of this part is over they are interrupted, which ends them in order.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = ("tests/gpu", "tests/ops", "tests/sampling")
 MARK = "gpu"
 PROCESSES = 8
-# Exit status of pytest where a process had no test for a GPU among its files.
+# Seconds after which they are interrupted, and then killed.
+SECONDS, GRACE = 50.0, 6.0
+# Exit status of pytest where a process had no test for a GPU.
 NONE_COLLECTED = 5
 
 
-def shares(count: int = PROCESSES) -> list[list[str]]:
-    """Test files by process; those beside each other in size go to different ones."""
-    files = [path for folder in TESTS for path in (ROOT / folder).glob("test_*.py")]
-    files.sort(key=lambda path: (-path.stat().st_size, path.name))
-    names = [path.relative_to(ROOT).as_posix() for path in files]
-    return [names[i::count] for i in range(min(count, len(names)))]
+def command(report: Path, folders: tuple[str, ...] = TESTS) -> list[str]:
+    """The tests of one process; which of them are its share, `ENMA_FAST_TESTS` says (tests/conftest.py)."""
+    return [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-v",
+        "-m",
+        MARK,
+        "-p",
+        "no:cacheprovider",
+        f"--junitxml={report}",
+        *folders,
+    ]
 
 
-def command(files: list[str], report: Path) -> list[str]:
-    """The tests of one process."""
-    return [sys.executable, "-m", "pytest", "-q", "-m", MARK, "-p", "no:cacheprovider", f"--junitxml={report}", *files]
+def run(
+    folder: Path, folders: tuple[str, ...] = TESTS, *, count: int = PROCESSES, seconds: float = SECONDS
+) -> list[int]:
+    """The exit statuses of the processes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    running = []
+    for i in range(count):
+        variables = os.environ | {"OMP_NUM_THREADS": "1", "ENMA_FAST_TESTS": f"{i}/{count}"}
+        with (folder / f"tests-{i}.log").open("wb") as log:
+            done = command(folder / f"tests-{i}.xml", folders)
+            running.append(subprocess.Popen(done, cwd=ROOT, env=variables, stdout=log, stderr=subprocess.STDOUT))
+    began = time.monotonic()
+    for end, number in ((seconds, signal.SIGINT), (seconds + GRACE, signal.SIGKILL)):
+        while time.monotonic() - began < end and any(process.poll() is None for process in running):
+            time.sleep(0.1)
+        for process in running:
+            if process.poll() is None:
+                process.send_signal(number)
+    return [process.wait() for process in running]
 
 
 def main() -> int:
     """Exit status 1 if a test failed, or if there was none at all."""
     folder = Path(sys.argv[1])
-    folder.mkdir(parents=True, exist_ok=True)
-    variables = os.environ | {"OMP_NUM_THREADS": "1"}
-    running = []
-    for i, files in enumerate(shares()):
-        log = (folder / f"tests-{i}.log").open("wb")
-        done = command(files, folder / f"tests-{i}.xml")
-        running.append(subprocess.Popen(done, cwd=ROOT, env=variables, stdout=log, stderr=subprocess.STDOUT))
-    found = [process.wait() for process in running]
+    found = run(folder)
     for i in range(len(found)):
         sys.stdout.write((folder / f"tests-{i}.log").read_text(errors="replace")[-1500:])
     failed = any(status not in (0, NONE_COLLECTED) for status in found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -86,10 +87,23 @@ def graphed(run: Callable[[], Any], recorder: Recorder) -> Callable[[], None] | 
         return None
 
 
+def as_json(value: Any) -> str:
+    """A result as JSON, in which numbers that are not finite are words."""
+
+    def plain(part: Any) -> Any:
+        if isinstance(part, dict):
+            return {key: plain(each) for key, each in part.items()}
+        if isinstance(part, list | tuple):
+            return [plain(each) for each in part]
+        return str(part) if isinstance(part, float) and not math.isfinite(part) else part
+
+    return json.dumps(plain(value), allow_nan=False)
+
+
 def save(rows: list[dict[str, Any]], path: Path) -> None:
     """Write what is known so far, and copy it to the folder that ENMA_FAST_RESULTS names."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, (json.dumps(rows) + "\n").encode())
+    write_atomic(path, (as_json(rows) + "\n").encode())
     if kept := os.environ.get(RESULTS):
         folder = Path(kept) / path.parent.name
         folder.mkdir(parents=True, exist_ok=True)

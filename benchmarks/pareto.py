@@ -329,10 +329,10 @@ def main() -> None:
         compiled=not options.no_compile,
     )
     print("\n".join(lines(result)), file=sys.stderr if options.json else sys.stdout)
+    if options.json:
+        print(json.dumps(result | {"machine": machine()}), flush=True)
     if options.out is not None:
         save_figure(figure(result), options.out)
-    if options.json:
-        print(json.dumps(result | {"machine": machine()}))
 
 
 if __name__ == "__main__":

@@ -34,6 +34,8 @@ the two together. Nothing here is typed by hand, and a machine that is not here 
   count processor time, the others the clock.
 * The column of a baseline is its time by ours: the median over rounds of the ratio within a round, and in brackets the
   least and the greatest. Above 1 ours is faster.
+* *eager* and *compile* are the same model in PyTorch. Beside a model that decides a frame in one pass, *masked-flow* is
+  one of its sizes with the paper's sampler (mask steps and a flow) by ours, and *masked-flow-eager* that in PyTorch.
 * The fraction is that of the best rate of square matrix products measured on the same machine in the same run.
 * Each table says which commit and versions it is of. Tables are made again by `python -m benchmarks.compare`,
   `benchmarks.train_step`, `benchmarks.embed_ranks` and `benchmarks.pareto`, each with `--json`.
@@ -179,11 +181,13 @@ def _timed(where: str, rows: list[Row]) -> Iterator[str]:
 
 def _cells(row: Row, baselines: Sequence[str]) -> Iterator[str]:
     per = f" a {row['per']}" if row.get("per") else ""
-    yield "wrong" if row["ours_s"] is None else _seconds(row["ours_s"]) + per
+    wrong = row.get("wrong") or {}
+    off = "ours" in wrong or row["ours_s"] is None
+    yield "wrong" if off else _seconds(row["ours_s"]) + per
     part, rate = row.get("fraction_of_gemm_rate"), row.get("gemm_rate")
-    yield "-" if part is None or rate is None else f"{100 * part:.0f} % of {rate / 1e9:,.0f} GFLOP/s"
+    yield "-" if part is None or rate is None or off else f"{100 * part:.0f} % of {rate / 1e9:,.0f} GFLOP/s"
     for name in baselines:
-        yield _ratio(row["against"][name]) if name in row["against"] else "-"
+        yield "wrong" if name in wrong else _ratio(row["against"][name]) if name in row["against"] and not off else "-"
     allowed = row.get("allowed_error")
     yield _number(row.get("error")) + ("" if allowed is None else f" ({_number(allowed)} allowed)")
 

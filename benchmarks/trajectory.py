@@ -23,13 +23,13 @@ import contextlib
 import copy
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._pytree import tree_map
 
 from benchmarks.cases import Case
 from enma_fast.config import ModelConfig
@@ -135,13 +135,18 @@ class Velocity(nn.Module):
         return velocity(x, m, self.head.weights())
 
 
-def compiled_copy(dynamics: Dynamics) -> Dynamics:
-    """A copy whose masked transformer, flow head and local head are compiled."""
+def compiled_copy(dynamics: Dynamics, *, graphs: bool = False) -> Dynamics:
+    """A copy whose masked transformer, flow head and local head are compiled; with `graphs` as CUDA graphs."""
     torch._dynamo.reset()
     # Each shape has a graph of its own, and all copies share a function's limit; beyond it code would run uncompiled.
     torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 256
     model = copy.deepcopy(dynamics)
-    fast = partial(torch.compile, dynamic=False, options={"freezing": True})
+
+    def fast(run: Callable[..., Any]) -> Callable[..., Any]:
+        made = torch.compile(run, dynamic=False, options={"freezing": True, "triton.cudagraphs": graphs})
+        # A graph writes its next results where its last ones are.
+        return (lambda *x, **more: tree_map(torch.clone, made(*x, **more))) if graphs else made
+
     model.spatial.forward, model.spatial.from_noise = fast(model.spatial.forward), fast(model.spatial.from_noise)
     if model.local is not None:
         model.local.forward = fast(model.local.forward)
@@ -165,6 +170,30 @@ def compiled_copy(dynamics: Dynamics) -> Dynamics:
 
     model.flow.sample = sample_tokens
     return model
+
+
+def prepared_engine(
+    dynamics: Dynamics, dtype: torch.dtype, sampled: Callable[[Engine], Tensor]
+) -> tuple[Engine, float, int]:
+    """An engine that has sampled, seconds until it could, and bytes that it took at most, on a GPU of the GPU's."""
+    on_gpu = next(dynamics.parameters()).device.type == "cuda"
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated() if on_gpu else memory_now()
+    clock = time.perf_counter()
+    engine = Engine(dynamics, dtype=dtype)
+    prepared = time.perf_counter() - clock
+    sampled(engine)
+    if not on_gpu:
+        return engine, prepared, memory_peak() - before
+    # The first trajectory packs, compiles and captures; the second does not.
+    torch.cuda.synchronize()
+    first = time.perf_counter() - clock
+    memory = torch.cuda.max_memory_allocated() - before
+    clock = time.perf_counter()
+    sampled(engine)
+    torch.cuda.synchronize()
+    return engine, first - (time.perf_counter() - clock), memory
 
 
 def trajectory_case(members: int, dtype: torch.dtype, device: torch.device, *, compiled: bool, preset: str) -> Case:
@@ -201,28 +230,31 @@ def trajectory_case(members: int, dtype: torch.dtype, device: torch.device, *, c
         wrong_by = (reference(copy.deepcopy(model).to(dtype), few).double() - exact).abs().max().item()
         return exact, 2 * wrong_by + 4e-7 * exact.abs().max().item()
 
-    before = memory_now()
-    clock = time.perf_counter()
-    engine = Engine(dynamics, dtype=dtype)
-    prepared = time.perf_counter() - clock
-    sampled(engine)
-    memory = memory_peak() - before
+    engine, prepared, memory = prepared_engine(dynamics, dtype, sampled)
     short = {torch.bfloat16: "bf16", torch.float32: "fp32"}[dtype]
     contenders: dict[str, Callable[[], Tensor]] = {"ours": lambda: sampled(engine)}
     exact, allowance = expected(dynamics)
     others: dict[str, tuple[Tensor, float]] = {}
-    base = dynamics
+
+    def baselines(model: Dynamics, prefix: str = "") -> dict[str, Callable[[], Tensor]]:
+        """The same sampler in PyTorch: eager, and compiled."""
+        rounded = copy.deepcopy(model).to(dtype)
+        made = {f"eager-{short}": lambda: reference(rounded), "eager-fp32": lambda: reference(model)}
+        if compiled:
+            fast = compiled_copy(rounded)
+            made[f"compile-{short}"] = lambda: reference(fast)
+        if compiled and device.type == "cuda":
+            graphs = compiled_copy(rounded, graphs=True)
+            made[f"compile-graphs-{short}"] = lambda: reference(graphs)
+        return {f"{prefix}{name}": run for name, run in made.items()}
+
+    contenders |= baselines(dynamics)
     if in_one_pass(config, OBSERVED):
         base = random_dynamics(with_mask_steps(config)).to(device)
         slower = Engine(base, dtype=dtype)
-        contenders["masked-flow"] = lambda: sampled(slower)
-    rounded = copy.deepcopy(base).to(dtype)
-    contenders |= {f"eager-{short}": lambda: reference(rounded), "eager-fp32": lambda: reference(base)}
-    if compiled:
-        fast = compiled_copy(rounded)
-        contenders[f"compile-{short}"] = lambda: reference(fast)
-    if base is not dynamics:
-        others = dict.fromkeys(list(contenders)[1:], expected(base))
+        flow = {"masked-flow": lambda: sampled(slower)} | baselines(base, "masked-flow-")
+        contenders |= flow
+        others = dict.fromkeys(flow, expected(base))
     notes: dict[str, Any] = {"preset": preset, "members": members, "latent_frames": num_latents, "per": "member"}
     notes |= {"decoder": config.dynamics.decoder, "prepare_s": prepared}
     notes |= {"planned_bytes": engine.planned_bytes(), "peak_bytes": memory}

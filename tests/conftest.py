@@ -101,7 +101,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """All modules are there; a few tests alone fork too seldom for it to pay."""
+    """Of a share of the tests keep that; all modules are there, a few tests alone fork too seldom for it to pay."""
+    if share := os.environ.get("ENMA_FAST_TESTS"):
+        number, count = map(int, share.split("/"))
+        session.items[:] = session.items[number::count]
     if len(session.items) > 100:
         make_pages_huge()
 

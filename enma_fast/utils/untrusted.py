@@ -143,7 +143,11 @@ def _receive(child: int, answer: int) -> tuple[bytes, int]:
         raise
     finally:
         os.close(answer)
-        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        try:
+            status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        except ChildProcessError:
+            # Where SIGCHLD is ignored the system keeps no status.
+            status = 0
     return b"".join(parts), status
 
 

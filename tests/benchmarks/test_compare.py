@@ -49,7 +49,8 @@ def test_contenders_of_a_whole_forecast(presets, monkeypatch, capsys, case, dtyp
     assert status == 0
     one_pass = preset == "tiny-fast"
     for row, members in zip(rows, (1, 3), strict=True):
-        assert list(row["against"]) == ["masked-flow"] * one_pass + baselines
+        flow = ["masked-flow", *(f"masked-flow-{name}" for name in baselines)]
+        assert list(row["against"]) == baselines + flow * one_pass
         assert row["wrong"] == {}
         assert row["error"] <= row["allowed_error"]
         assert row["ours_s"] > 0

@@ -1,10 +1,15 @@
 """Rows of `benchmarks.compare` for people."""
 
+import json
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 
 from benchmarks import compare
 from benchmarks.cases import Case
+from benchmarks.harness import save
 
 
 def row(low: float, high: float) -> dict:
@@ -44,3 +49,36 @@ def test_a_comparison_says_whether_the_machine_was_too_busy(monkeypatch: pytest.
     assert compare.compare(case, rounds=3)["busy"]
     times["eager"] = [0.9, 1.0, 1.1]
     assert not compare.compare(case, rounds=3)["busy"]
+
+
+def case_of(**contenders: Any) -> Case:
+    return Case(
+        name="a",
+        rows=1,
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+        flops=0,
+        exact=torch.zeros(2, dtype=torch.float64),
+        allowance=1.0,
+        contenders=contenders,
+    )
+
+
+def fails() -> torch.Tensor:
+    raise RuntimeError("out of resource\nmore of it")
+
+
+def test_a_contender_that_fails_costs_the_others_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(compare, "gemm_rate", lambda *_, **__: 1.0)
+    made = case_of(ours=lambda: torch.zeros(2), broken=fails, wrong=lambda: torch.full((2,), float("nan")))
+    for flag in (False, True):
+        found = compare.compare(made, rounds=2, flag=flag)
+        assert found["left_out"] == {"broken": "failed: RuntimeError: out of resource"}
+        assert list(found["against"]) == ["wrong"] * flag
+        assert found["ours_s"] > 0
+    with pytest.raises(RuntimeError, match="out of resource"):
+        compare.compare(case_of(ours=fails), rounds=2)
+    # JSON has no NaN.
+    save([found], tmp_path / "a.json")
+    text = (tmp_path / "a.json").read_text()
+    assert json.loads(text, parse_constant=pytest.fail)[0]["wrong"] == {"wrong": "nan"}

@@ -1,13 +1,18 @@
 """The benchmark of training on whole forecasts: its baseline takes the same step."""
 
+import sys
 from dataclasses import replace
 
 import pytest
 import torch
 
+from benchmarks import forecast_step, report
 from benchmarks.forecast_step import Stepper, fields
 from enma_fast.models.model import Model
 from enma_fast.presets import PRESETS
+from enma_fast.utils.dataclass_json import replace as replace_in
+
+from .._tiny import COMBINED
 
 
 @pytest.mark.parametrize("kind", [0, 1], ids=["without a context", "with a context"])
@@ -25,3 +30,20 @@ def test_naive_baseline_takes_the_same_step(kind, monkeypatch):
     assert loss == pytest.approx(expected, rel=1e-4)
     assert (g - h).norm() < 1e-3 * h.norm()
     assert h.norm() > 0
+
+
+def test_its_result_has_a_table(monkeypatch, capsys, tmp_path):
+    fast = replace(
+        PRESETS["combined-fast"], model=replace_in(COMBINED, {"name": "tiny", "dynamics.decoder": "one-pass"})
+    )
+    monkeypatch.setitem(PRESETS, "tiny", fast)
+    monkeypatch.setattr(forecast_step, "gemm_rate", lambda *_: 1e9)
+    monkeypatch.setattr(forecast_step.Stepper, "gradients", lambda self, kind: (torch.ones(()), torch.ones(3)))
+    monkeypatch.setattr(forecast_step.Stepper, "step", lambda self, kind: None)
+    monkeypatch.setattr(sys, "argv", ["forecast_step", "--preset", "tiny", "--rounds", "1", "--threads", "1", "--json"])
+    forecast_step.main()
+    (tmp_path / "abacus").mkdir()
+    (tmp_path / "abacus" / "step.json").write_text(capsys.readouterr().out)
+    text = report.page(tmp_path)
+    assert "naive-fp32, with a context" in text
+    assert "naive-fp32, without one" in text

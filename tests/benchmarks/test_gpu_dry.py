@@ -7,7 +7,9 @@ import json
 import re
 import subprocess
 import sys
+import time
 from collections import Counter
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -50,29 +52,41 @@ def test_the_parts_that_are_asked_for():
         gpu.choose(every, ["speed"], built=True)
 
 
-def test_every_test_file_has_one_process():
-    shares = gpu_tests.shares()
-    assert len(shares) == gpu_tests.PROCESSES == 8
-    names = [name for files in shares for name in files]
-    assert sorted(names) == sorted(
-        path.relative_to(ROOT).as_posix()
-        for folder in ("tests/gpu", "tests/ops", "tests/sampling")
-        for path in (ROOT / folder).glob("test_*.py")
-    )
+@pytest.fixture
+def shared(tmp_path, monkeypatch):
+    """Run tests of these sources by so many processes: exit statuses, and the names of the tests of each."""
+    monkeypatch.setattr(gpu_tests, "MARK", "not gpu")
+    (tmp_path / "conftest.py").write_text((ROOT / "tests" / "conftest.py").read_text().replace("from .", "from tests."))
+
+    def run(count, seconds=60.0, **sources):
+        for name, source in sources.items():
+            (tmp_path / f"test_{name}.py").write_text(source)
+        found = gpu_tests.run(tmp_path / "out", (str(tmp_path),), count=count, seconds=seconds)
+        reports = [(tmp_path / "out" / f"tests-{i}.xml").read_text() for i in range(count)]
+        return found, [re.findall(r'<testcase [^>]*name="(\w+)', report) for report in reports]
+
+    return run
 
 
 @pytest.mark.slow
-def test_processes_leave_reports_and_a_failure_is_one(tmp_path, monkeypatch, capsys):
-    files = {"test_good.py": True, "test_bad.py": False}
-    for name, passes in files.items():
-        (tmp_path / name).write_text(f"def test_it():\n    assert {passes}\n")
-    monkeypatch.setattr(gpu_tests, "shares", lambda: [[str(tmp_path / name)] for name in files])
-    monkeypatch.setattr(gpu_tests, "MARK", "not gpu")
+def test_processes_divide_the_tests_and_a_failure_is_one(shared, tmp_path, monkeypatch, capsys):
+    good = "".join(f"def test_{i}():\n    pass\n" for i in range(5))
+    statuses, names = shared(2, good=good, bad="def test_bad():\n    assert False\n")
+    assert sorted(map(len, names)) == [3, 3]
+    assert sorted(chain(*names)) == ["test_0", "test_1", "test_2", "test_3", "test_4", "test_bad"]
+    assert sorted(statuses) == [0, 1]
+    monkeypatch.setattr(gpu_tests, "run", lambda _: statuses)
     monkeypatch.setattr(sys, "argv", ["gpu_tests", str(tmp_path / "out")])
     assert gpu_tests.main() == 1
-    reports = [(tmp_path / "out" / f"tests-{i}.xml").read_text() for i in range(2)]
-    assert ['failures="0"' in report for report in reports] == [True, False]
-    assert "1 passed" in capsys.readouterr().out
+    assert "3 passed" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_tests_that_take_too_long_are_named(shared):
+    slow = "import time\ndef test_quick():\n    pass\ndef test_endless():\n    time.sleep(100)\n"
+    (status,), (names,) = shared(1, seconds=8.0, slow=slow)
+    assert status == 2
+    assert "test_quick" in names
 
 
 @pytest.mark.slow
@@ -191,6 +205,27 @@ def test_the_extension_is_known_by_its_sources(tmp_path, monkeypatch):
     assert gpu_bootstrap.sources("9.0a") == first != gpu_bootstrap.sources("10.0a")
     (tmp_path / "csrc" / "a.cpp").write_text("2")
     assert gpu_bootstrap.sources("9.0a") != first
+
+
+def test_a_part_ends_with_the_program_that_runs_it(tmp_path, monkeypatch):
+    def stopped(self, timeout=None):
+        raise KeyboardInterrupt
+
+    alive = tmp_path / "pid"
+    code = f"import os, time; open({str(alive)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    waiting = subprocess.Popen.wait
+
+    def wait(self, timeout=None):
+        if timeout is None:
+            return waiting(self)
+        while not (alive.exists() and alive.read_text()):
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess.Popen, "wait", wait)
+    with pytest.raises(KeyboardInterrupt):
+        gpu.run(python_part(code), limit=20)
+    assert not Path(f"/proc/{alive.read_text()}").exists()
 
 
 @pytest.mark.parametrize("part_limit", [0.5, 20])

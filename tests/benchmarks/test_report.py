@@ -101,6 +101,14 @@ def test_what_was_wrong_or_left_out_is_said(results: Path) -> None:
     assert "* compile-bf16, rows 64, dtype bfloat16: about 40 s a call\n" in text
 
 
+def test_wrong_contenders_that_were_timed_have_no_time_on_the_page(results: Path) -> None:
+    timed = row(3, wrong={"eager-bf16": "nan"})
+    ours = row(64, wrong={"ours": 0.5}, error=0.5)
+    first, second = tables(written(results, a=[timed, ours]))[0][1:]
+    assert first[2:5] == ["12.3 ms", "87 % of 930 GFLOP/s", "wrong"]
+    assert second[2:5] == ["wrong", "-", "-"]
+
+
 def test_other_cases_with_times_have_tables_too(results: Path) -> None:
     step = {"case": "train_step", "preset": "p", "batch": 64, "ours_s": 2e-4, "error": 1e-7, **MACHINE}
     step |= {"gemm_rate": 1e9, "fraction_of_gemm_rate": 0.5, "against": {"naive": ratio(1.0, 0.5, 2.0)}}
