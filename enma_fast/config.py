@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from .errors import EnmaError
-from .utils.bounds import check_numbers
+from .utils.bounds import check_choices, check_numbers
 from .utils.text import counted
 
 
@@ -349,8 +349,23 @@ def _check_model(config: ModelConfig) -> None:
     for name in _COUNTS:
         if (count := _part(config, name)) is not None and count < 1:
             raise EnmaError(f"{config.name}: {name} is {count}; at least 1 is needed")
+    check_choices(config.name, config)
     if dyn.local is not None:
         _check_local(config, dyn.local)
+    if dyn.decoder == "one-pass" and dyn.flow.draws < 2:
+        raise EnmaError(
+            f"{config.name}: dynamics.flow.draws is {dyn.flow.draws}; frames decided in one pass need 2 or more"
+        )
+    if dyn.scale_shift_rank < 0 or not dyn.mlp_ratio > 0:
+        raise EnmaError(
+            f"{config.name}: dynamics.scale_shift_rank is {dyn.scale_shift_rank} and mlp_ratio {dyn.mlp_ratio}; 0 or "
+            "more and above 0 are needed"
+        )
+    if (seen := tok.interpolation) is not None and (seen.heads < 1 or seen.features % seen.heads):
+        raise EnmaError(
+            f"{config.name}: tokenizer.interpolation.features is {seen.features}; a multiple of its heads "
+            f"({seen.heads}) is needed"
+        )
     if not 0 <= config.sampling.temperature < math.inf:
         raise EnmaError(f"{config.name}: sampling.temperature is {config.sampling.temperature}; 0 or more is needed")
     for name, kernel in (("kernel", tok.kernel), ("kernel_ends", tok.kernel_ends)):

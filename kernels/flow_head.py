@@ -19,6 +19,8 @@ Products of fp32 weights are IEEE products: TF32 is less accurate than the refer
 three TF32 products, which truncates.
 """
 
+from dataclasses import replace
+
 import torch
 import triton
 import triton.language as tl
@@ -67,6 +69,10 @@ CONFIGS = {
         "move": Config(block_m=16, block_n=64, block_k=32, num_warps=4, num_stages=3),
     },
 }
+
+
+# Numbers of a weight tile of `move` at most.
+MOVE_TILE = 8192
 
 
 def column_blocks(width: int, config: Config) -> int:
@@ -381,6 +387,8 @@ def launch_move_(
     M, C = start_MC.shape
     W = y_MW.shape[1]
     G = column_blocks(W, config)
+    # All channels are in one tile: where they are many, shorter tiles of W keep within the shared memory.
+    config = replace(config, block_k=min(config.block_k, max(16, MOVE_TILE // padded_channels(C))))
     modulation = y_MW if modulation_MN is None else modulation_MN
     _move_kernel[(triton.cdiv(M, config.block_m),)](
         start_MC,

@@ -256,3 +256,25 @@ def test_latent_frames_cover_the_frames(frames, time_layers):
 @pytest.mark.parametrize(("frames", "latents"), [(1, 1), (2, 2), (3, 2), (20, 11), (30, 16), (50, 26)])
 def test_latent_frames_of_the_paper(frames, latents):
     assert TokenizerConfig().latent_frames(frames) == latents
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "changes", "said"),
+    [
+        ("combined-small", "dynamics", {"positions": "rotery"}, "positions is 'rotery'; use one of 'sincos', 'rotary'"),
+        ("combined-small", "dynamics", {"decoder": "onepass"}, "decoder is 'onepass'; use one of 'masked-flow'"),
+        ("combined-small", "sampling", {"method": "heun"}, "sampling.method is 'heun'; use one of 'midpoint', 'euler'"),
+        ("combined-fast", "flow", {"draws": 1}, "dynamics.flow.draws is 1; frames decided in one pass need 2 or more"),
+        ("combined-small", "dynamics", {"mlp_ratio": 0.0}, "mlp_ratio 0.0; 0 or more and above 0 are needed"),
+        ("combined-small", "dynamics", {"scale_shift_rank": -1}, "scale_shift_rank is -1 and"),
+        ("advection-points", "interpolation", {"heads": 5}, "features is 16; a multiple of its heads"),
+        ("advection-points", "interpolation", {"heads": 0}, "features is 16; a multiple of its heads"),
+    ],
+)
+def test_configs_made_in_python_are_checked_as_those_of_files(name, part, changes, said):
+    config = PRESETS[name].model
+    outer = {"flow": "dynamics", "interpolation": "tokenizer"}.get(part)
+    holder = config if outer is None else getattr(config, outer)
+    changed = {part: dataclasses.replace(getattr(holder, part), **changes)}
+    with pytest.raises(EnmaError, match=said):
+        dataclasses.replace(config, **(changed if outer is None else {outer: dataclasses.replace(holder, **changed)}))

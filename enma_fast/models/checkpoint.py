@@ -101,9 +101,7 @@ def save_model(
     _write_weights(folder, model.config, tensors)
     if metrics is not None:
         write_atomic(folder / METRICS, (json.dumps(metrics, indent=1, allow_nan=False) + "\n").encode())
-    if model.domain is None:
-        (folder / DOMAIN).unlink(missing_ok=True)
-    else:
+    if model.domain is not None:
         write_atomic(folder / DOMAIN, model.domain.to_json().encode())
     if card is not None:
         write_atomic(folder / CARD, card.encode())
@@ -118,7 +116,9 @@ def save_tokenizer(tokenizer: Tokenizer, config: ModelConfig, folder: Path) -> N
 
 def _write_weights(folder: Path, config: ModelConfig, tensors: Mapping[str, Tensor]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / MANIFEST).unlink(missing_ok=True)
+    # Those of other weights say nothing of these.
+    for name in (MANIFEST, CARD, METRICS, DOMAIN):
+        (folder / name).unlink(missing_ok=True)
     write_tensors(folder / WEIGHTS, tensors)
     write_atomic(folder / CONFIG, to_json(config).encode())
 

@@ -68,7 +68,7 @@ class VelocityHead(nn.Module):
         """Weights and schedule for the operator; the embeddings of the evaluation times are computed here, once."""
         times = flow_times(steps, method)
         weight = self.inward.weight
-        r_R1 = torch.tensor([r for r, _ in times], device=weight.device)[:, None]
+        r_R1 = torch.tensor([r for r, _ in times], device=weight.device, dtype=torch.float32)[:, None]
         # In float64, from times in fp32, then rounded to the type of the weights: so machines and libenma agree.
         inward, outward = cast("list[nn.Linear]", [self.time[0], self.time[2]])
         hidden = F.silu(F.linear(self.features(r_R1.double()), inward.weight.double(), inward.bias.double()))

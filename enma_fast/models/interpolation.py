@@ -125,6 +125,8 @@ class Interpolation(nn.Module):
                 *u_BTPc.shape[:2], *self.config.grid, -1
             )
         if points is None:
+            if tuple(u_BTPc.shape[2:-1]) != self.config.grid:
+                raise EnmaError(f"field has the grid {tuple(u_BTPc.shape[2:-1])}; {self.config.grid} is expected")
             u_BTPc, points = u_BTPc.flatten(2, -2), self.regular
         if u_BTPc.shape[2] != points.shape[-2]:
             raise EnmaError(f"field has {u_BTPc.shape[2]} points; points has {points.shape[-2]} rows")

@@ -221,9 +221,13 @@ def exact(layer: nn.Linear, x: Tensor) -> Tensor:
         return layer(x.to(layer.weight.dtype))
 
 
-def weights_key(module: nn.Module) -> tuple[int, ...]:
-    """A key that differs from an earlier one if a weight has been changed or replaced."""
-    key: list[int] = []
+def weights_key(module: nn.Module) -> tuple[float, ...]:
+    """A key that differs from an earlier one if a weight has been changed or replaced.
+
+    PyTorch counts changes of `p`, as by `p.copy_(...)` under `torch.no_grad()` or `load_state_dict`, and not those of
+    `p.data`, nor any of a parameter that was made under `torch.inference_mode`: of that the sum is part of the key.
+    """
+    key: list[float] = []
     left: list[nn.Module | None] = [module]
     # The same as `module.parameters()`, which takes three times as long because it names them; every forecast asks.
     while left:
@@ -233,11 +237,11 @@ def weights_key(module: nn.Module) -> tuple[int, ...]:
         left.extend(part._modules.values())
         for p in part._parameters.values():
             if p is not None:
-                key += (p.data_ptr(), 0 if p.is_inference() else p._version)
+                key += (p.data_ptr(), p.double().sum().item() if p.is_inference() else p._version)
     return tuple(key)
 
 
-class Prepared(dict[Hashable, tuple[tuple[int, ...], Any]]):
+class Prepared(dict[Hashable, tuple[tuple[float, ...], Any]]):
     """What has been prepared from a module's weights, with their key; a copy of the module prepares its own."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Prepared:

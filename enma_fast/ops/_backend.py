@@ -16,7 +16,7 @@ import importlib.util
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,6 +25,8 @@ from ..errors import EnmaError
 from ._checks import dtype_name
 
 logger = logging.getLogger(__name__)
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 # Begins the problem of what serves another kind of device; nobody misses it.
 _OTHER_DEVICE = "needs a CUDA device"
@@ -44,6 +46,16 @@ def register(schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> 
         _LIBRARY.impl(name, run, key)
     torch.library.register_fake(f"enma_fast::{name}", fake, lib=_LIBRARY)
     return getattr(torch.ops.enma_fast, name).default
+
+
+def differentiable_once(name: str) -> None:
+    """Let a second derivative, through the operator of a gradient, be an error; without a rule it would be 0."""
+    op = name.removesuffix("_backward")
+
+    def refuse(_: Any, *grads: Any) -> Any:
+        raise EnmaError(f"{op}: is differentiable once; for second derivatives use backend='reference'")
+
+    torch.library.register_autograd(f"enma_fast::{name}", refuse, lib=_LIBRARY)
 
 
 def recorded(*tensors: Tensor | None) -> bool:
@@ -68,6 +80,9 @@ def choose(op: str, candidates: Mapping[str, str | None], backend: str | None) -
         if name is None:
             reasons = "; ".join(f"{name}: {problem}" for name, problem in candidates.items())
             raise EnmaError(f"{op}: no implementation can run here ({reasons})")
+        if torch.compiler.is_compiling():
+            # A message would break the graph.
+            return name
         better = list(candidates)[: list(candidates).index(name)]
         passed_over = [(n, candidates[n] or "the interpreter is for tests") for n in better]
         _say_once(op, name, tuple(x for x in passed_over if not x[1].startswith(_OTHER_DEVICE)))
@@ -125,6 +140,16 @@ def instruction_set() -> str | None:
     return None if found is None else found.cpu_isa()
 
 
+def _constant(function: F) -> F:
+    """Mark what a process never changes, so that `torch.compile` takes its result and does not trace imports.
+
+    This is `torch.compiler.assume_constant_result`, which imports the compiler: more than a second that few need.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@_constant
 def extension_problem() -> str | None:
     """Why the extension cannot be used."""
     if extension() is None:
@@ -147,16 +172,24 @@ def native_problem(device: torch.device) -> str | None:
 
 
 @functools.cache
-def _triton_installed() -> bool:
+def _find_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
+@_constant
+def _triton_installed() -> bool:
+    return _find_triton()
+
+
 @functools.cache
+def _find_interpreter() -> bool:
+    return _find_triton() and bool(importlib.import_module("triton").knobs.runtime.interpret)
+
+
+@_constant
 def interpreted() -> bool:
     """True if Triton kernels run on the CPU, one program after the other (TRITON_INTERPRET=1, for tests)."""
-    if not _triton_installed():
-        return False
-    return bool(importlib.import_module("triton").knobs.runtime.interpret)
+    return _find_interpreter()
 
 
 def cuda_problem(device: torch.device) -> str | None:

@@ -7,6 +7,7 @@ import functools
 import math
 import operator
 import os
+import typing
 from collections.abc import Mapping
 from typing import Any
 
@@ -85,3 +86,16 @@ def check_numbers(name: str, config: Any, place: str = "") -> None:
             raise EnmaError(f"{name}: {place} is {config}; a finite number is needed")
         if abs(config) > most:
             raise EnmaError(f"{name}: {place} is {config}; at most {most:g} is possible")
+
+
+def check_choices(name: str, config: Any, place: str = "") -> None:
+    """Raise `EnmaError` for an entry of a model's config that is none of the choices of its type (`Literal`)."""
+    hints = typing.get_type_hints(type(config))
+    for entry in dataclasses.fields(config):
+        value, there = getattr(config, entry.name), f"{place}.{entry.name}".lstrip(".")
+        if dataclasses.is_dataclass(value):
+            check_choices(name, value, there)
+        elif typing.get_origin(hints[entry.name]) is typing.Literal:
+            choices = typing.get_args(hints[entry.name])
+            if value not in choices:
+                raise EnmaError(f"{name}: {there} is {value!r}; use one of {', '.join(map(repr, choices))}")

@@ -301,6 +301,17 @@ def test_a_torn_save_is_never_taken_for_a_whole_one(made, folder, monkeypatch):
     verify(folder)
 
 
+def test_a_saved_model_has_no_card_of_another(made, tmp_path):
+    save_model(made, tmp_path, card="# of the first", metrics={"rows": []})
+    assert {"README.md", "metrics.json"} <= {path.name for path in tmp_path.iterdir()}
+    save_model(made, tmp_path)
+    verify(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "manifest.json", "model.safetensors"]
+    save_model(made, tmp_path, card="# of the first")
+    save_tokenizer(made.tokenizer, made.config, tmp_path)
+    assert not (tmp_path / "README.md").exists()
+
+
 def test_a_tokenizer_alone_can_be_saved(made, tmp_path):
     save_tokenizer(made.tokenizer, made.config, tmp_path)
     tokenizer, config = load_tokenizer(tmp_path)

@@ -10,10 +10,11 @@ import torch
 from enma_fast.config import TokenizerConfig
 from enma_fast.errors import EnmaError
 from enma_fast.models.interpolation import Interpolation, PointEncoding, grid_points
+from enma_fast.models.tokenizer import Tokenizer
 from enma_fast.ops.point_attention import distance as point_distance
 from enma_fast.ops.point_attention import point_attention, point_attention_ref
 
-from .._tiny import CONFIGS, INTERPOLATION, distance, shaken
+from .._tiny import CONFIGS, INTERPOLATION, distance, shaken, waves
 
 DOMAINS = {"points": (2 * math.pi,), "plane-paper": (2.0, 1.0)}
 
@@ -263,3 +264,12 @@ def test_arguments_that_do_not_fit_are_named(changes, said):
     } | changes
     with pytest.raises(EnmaError, match=f"^point_attention: {said}"):
         point_attention(torch.zeros(1, 1, 3, 2), torch.zeros(1, 1, 5, 2), torch.zeros(1, 1, 5, 2), **arguments)
+
+
+def test_fields_on_another_grid_are_refused():
+    """Also where they have as many points."""
+    config = CONFIGS["plane-paper"].tokenizer
+    made, u = Tokenizer(config), waves(1, 2, 3, config)
+    assert made.encode(u).shape[0] == 2
+    with pytest.raises(EnmaError, match=r"field has the grid \(8, 16\); \(16, 8\) is expected"):
+        made.encode(u.transpose(2, 3))

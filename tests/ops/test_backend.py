@@ -8,10 +8,14 @@ import sys
 import pytest
 import torch
 
+from enma_fast.errors import EnmaError
+from enma_fast.models.layers import RMSNorm
 from enma_fast.ops import _backend
 from enma_fast.ops._backend import choose, cuda_problem
+from enma_fast.ops.rms_norm import rms_norm
+from enma_fast.ops.swiglu import swiglu
 
-from .._extension import needs_native
+from .._extension import NATIVE, needs_native
 
 
 @pytest.fixture(autouse=True)
@@ -58,3 +62,38 @@ print(native().cpu_isa())
     refused, chosen = done.stdout.splitlines()
     assert refused.startswith("ENMA_ISA: isa 'abacus' is unknown; expected one of scalar, ")
     assert chosen == "scalar"
+
+
+@pytest.mark.skipif(NATIVE is None, reason="needs the compiled extension")
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda x: rms_norm(x, torch.ones(8), eps=1e-5, backend="native"),
+        lambda x: swiglu(x, backend="native"),
+        lambda x: RMSNorm(8)(x),
+    ],
+)
+def test_a_second_derivative_is_an_error_and_not_zero(run):
+    x = torch.randn(3, 8, requires_grad=True)
+    (first,) = torch.autograd.grad((run(x) ** 3).sum(), x, create_graph=True)
+    assert first.abs().max() > 0
+    with pytest.raises(EnmaError, match="is differentiable once; for second derivatives use backend='reference'"):
+        torch.autograd.grad(first.square().sum(), x)
+
+
+def test_the_reference_is_differentiable_twice():
+    x = torch.randn(3, 8, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(8, dtype=torch.float64)
+    assert torch.autograd.gradgradcheck(lambda x: rms_norm(x, weight, eps=1e-5, backend="reference"), x)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(NATIVE is None, reason="needs the compiled extension")
+def test_a_compiled_layer_is_one_graph():
+    """The choice of an implementation leaves the compiler nothing that it has to break at."""
+    weight = torch.ones(8)
+    layer = torch.compile(
+        lambda x: swiglu(rms_norm(x, weight, eps=1e-5)), backend="aot_eager", fullgraph=True, dynamic=False
+    )
+    x = torch.randn(3, 8)
+    assert torch.equal(layer(x), swiglu(rms_norm(x, weight, eps=1e-5)))

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from enma_fast.config import FlowConfig
+from enma_fast.errors import EnmaError
 from enma_fast.models.flow_head import VelocityHead
 from enma_fast.ops import _flow_head_native as native
-from enma_fast.ops.flow_head import flow_head_ref
+from enma_fast.ops.flow_head import flow_head, flow_head_ref
 from enma_fast.ops.flow_plan import FlowPlan, HeadWeights
 
 from .._extension import ISAS, NATIVE, needs_native
@@ -185,3 +186,13 @@ def test_best_isa_is_one_that_runs_here() -> None:
 def test_problems_are_said() -> None:
     assert "float32 and bfloat16" in str(native.problem(CPU, torch.float64))
     assert native.problem(torch.device("cuda"), torch.float32) is not None
+
+
+def test_gradients_of_the_weights_are_refused_as_those_of_the_inputs():
+    head = VelocityHead(FlowConfig(width=32, layers=1, time_features=16), 4, 16)
+    plan, c, noise = head.plan(steps=2, method="midpoint"), torch.randn(3, 16), torch.randn(3, 4)
+    with pytest.raises(EnmaError, match="backend 'native' has no gradient"):
+        flow_head(c, noise, plan=plan, backend="native")
+    assert flow_head(c, noise, plan=plan, backend="reference").requires_grad
+    with torch.no_grad():
+        assert flow_head(c, noise, plan=plan, backend="native").shape == noise.shape

@@ -31,6 +31,24 @@ def cases_float32() -> None:
     _launch(torch.float32)
 
 
+def cases_of_many_channels() -> None:
+    """The heads of models that are derived for planes of several channels."""
+    plan = make_plan(C=256, D=256, W=256, L=1, moves=(0.5, 1.0), moves_per_step=2, dtype=torch.bfloat16)
+    for rows in (3, 64):
+        run(torch.empty(rows, 256, dtype=torch.bfloat16), torch.empty(rows, 256), plan)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", [80, 89])
+def test_many_channels_fit_the_shared_memory(capability: int) -> None:
+    pytest.importorskip("triton")
+    cubins = report("tests.ops.test_flow_head_triton_cubins:cases_of_many_channels", capability)
+    assert {"_move_kernel"} < {cubin["kernel"] for cubin in cubins}
+    for cubin in cubins:
+        assert cubin["shared"] <= SHARED_LIMIT[capability], cubin
+        assert cubin["spills"] == 0, cubin
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("capability", [80, 90, 100])

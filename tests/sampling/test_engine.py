@@ -193,6 +193,21 @@ def test_weights_that_have_changed_are_packed_again(backend: str) -> None:
         before = engine
 
 
+def test_weights_of_inference_mode_that_have_changed_are_packed_again() -> None:
+    """PyTorch does not count their changes."""
+    other = build("relative")
+    shaken(other, seed=3)
+    with torch.inference_mode():
+        dynamics = build("relative")
+        given = problem(dynamics, "temporal")
+        before = engine_for(dynamics)
+        assert engine_for(dynamics) is before
+        dynamics.load_state_dict(other.state_dict())
+        after = engine_for(dynamics)
+        assert after is not before
+        assert distance(generated(after, given), reference(other, given)) < GROWN
+
+
 def test_an_engine_goes_with_its_model() -> None:
     dynamics = build("paper")
     engine = engine_for(dynamics)
