@@ -2,6 +2,8 @@
 
 import os
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -271,3 +273,11 @@ def test_nothing_reads_hdf5_but_by_the_one_module() -> None:
         if re.search(r"h5py\.File\(|h5netcdf\.File\(.*\"r\"", path.read_text())
     }
     assert found == {"data/hdf5.py"}
+
+
+def test_files_are_read_where_children_are_not_waited_for(field_path: Path) -> None:
+    """A job wrapper may ignore SIGCHLD, and a program inherits that."""
+    code = "import signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN)\n"
+    code += "from enma_fast.data import read; print(len(read(sys.argv[1])))"
+    done = subprocess.run([sys.executable, "-c", code, str(field_path)], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"{len(read(field_path))}\n"), done.stderr
