@@ -23,20 +23,10 @@ SECONDS, GRACE = 50.0, 6.0
 NONE_COLLECTED = 5
 
 
-def command(report: Path, folders: tuple[str, ...] = TESTS) -> list[str]:
-    """The tests of one process; which of them are its share, `ENMA_FAST_TESTS` says (tests/conftest.py)."""
-    return [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-v",
-        "-m",
-        MARK,
-        "-p",
-        "no:cacheprovider",
-        f"--junitxml={report}",
-        *folders,
-    ]
+def command(report: Path, share: str, folders: tuple[str, ...] = TESTS) -> list[str]:
+    """The tests of one process."""
+    options = ["-v", "-m", MARK, "-p", "no:cacheprovider", f"--junitxml={report}", "--share", share]
+    return [sys.executable, "-m", "pytest", *options, *folders]
 
 
 def run(
@@ -46,9 +36,9 @@ def run(
     folder.mkdir(parents=True, exist_ok=True)
     running = []
     for i in range(count):
-        variables = os.environ | {"OMP_NUM_THREADS": "1", "ENMA_FAST_TESTS": f"{i}/{count}"}
+        variables = os.environ | {"OMP_NUM_THREADS": "1"}
         with (folder / f"tests-{i}.log").open("wb") as log:
-            done = command(folder / f"tests-{i}.xml", folders)
+            done = command(folder / f"tests-{i}.xml", f"{i}/{count}", folders)
             running.append(subprocess.Popen(done, cwd=ROOT, env=variables, stdout=log, stderr=subprocess.STDOUT))
     began = time.monotonic()
     for end, number in ((seconds, signal.SIGINT), (seconds + GRACE, signal.SIGKILL)):

@@ -430,6 +430,7 @@ def _check_training(config: TrainingConfig) -> None:
     if rollout is None:
         return
     _require(rollout, ("members",), lambda n: n >= 2, "a score of ensembles needs at least 2", place)
+    _require(rollout, ("first_draws",), lambda n: n >= 1, "at least 1 is needed", place)
     _require(rollout, ("frames",), lambda n: n is None or n >= 1, "at least 1 is needed, or null for all", place)
     _require(rollout, ("history",), lambda n: 1 <= n[0] <= n[1], needed.format("from 1 on"), place)
     weights = ("weight_floor", "weight_rms", "weight_most")

@@ -60,6 +60,11 @@ if importlib.util.find_spec("hypothesis"):
     settings.load_profile("enma")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Several processes divide the tests where there is no pytest-xdist (benchmarks/gpu_tests.py)."""
+    parser.addoption("--share", metavar="I/N", help="run every N-th of the tests from the I-th on")
+
+
 def slow_files_first(items: list[pytest.Item]) -> None:
     """Sort whole files, by their share of slow tests: no worker is left with a long file at the end."""
     counts: dict[str, list[int]] = {}
@@ -102,7 +107,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.hookimpl(trylast=True)
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Of a share of the tests keep that; all modules are there, a few tests alone fork too seldom for it to pay."""
-    if share := os.environ.get("ENMA_FAST_TESTS"):
+    if share := session.config.getoption("--share"):
         number, count = map(int, share.split("/"))
         session.items[:] = session.items[number::count]
     if len(session.items) > 100:

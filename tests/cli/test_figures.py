@@ -43,9 +43,8 @@ def plane(tmp_path: Path, rng: np.random.Generator) -> Path:
     """A store of a field in two dimensions."""
     out = tmp_path / "plane.zarr"
     coords = [np.arange(6.0), np.arange(5.0)]
-    with create_store(
-        out, channels=["u"], times=np.arange(4.0), coords=coords, trajectories=[0], num_members=3
-    ) as made:
+    facts = {"channels": ["u"], "times": np.arange(4.0), "coords": coords, "attributes": {"observed_frames": 0}}
+    with create_store(out, **facts, trajectories=[0], num_members=3) as made:
         made.put(0, rng.normal(size=(1, 3, 4, 6, 5, 1)).astype(np.float32))
     return out
 
@@ -102,7 +101,7 @@ def test_a_movie(enma: Callable, plane: Path, store: Path, tmp_path: Path) -> No
 
 def test_a_truth_of_another_grid_is_refused(enma: Callable, plane: Path, test_in: Path, tmp_path: Path) -> None:
     message = enma("report", plane, "--truth", test_in).error()
-    assert message == f"{test_in}: its frames have shape (4, 128, 1); the forecast has (4, 6, 5, 1)"
+    assert message == f"{test_in}: the grid is 128 points; {plane} has 6 x 5"
 
 
 def test_report(enma: Callable, store: Path, tmp_path: Path) -> None:
@@ -129,7 +128,9 @@ def test_report_takes_a_truth_from_a_file(enma: Callable, generated: Path, test_
     result = enma("report", generated, "--truth", test_in, "--json").json
     pooled = Scores()
     pooled.update(stacked(read_forecast(generated)), read(test_in, select=[5]).u)
-    assert result["scores"]["rmse"] == pooled.result()["rmse"]
+    assert result["scores"]["crps"] == pooled.result()["crps"]
+    # Another draw is no truth.
+    assert result["scores"]["rmse"] is None
 
 
 def test_a_report_needs_a_place(enma: Callable, store: Path, tmp_path: Path) -> None:

@@ -275,7 +275,7 @@ def test_publish_measures_and_writes_a_card(
     # The checkpoint says what the model was trained on.
     assert model.domain is not None
     train_file = read(data_folder / "combined-train.h5")
-    assert model.domain.to_json() == Domain.of(train_file.u).to_json()
+    assert model.domain.to_json() == Domain.of(train_file.u, train_file.channels).to_json()
     assert {row["num_outside"] for row in metrics["rows"] if row["split"] == "test-in"} <= {0, 1}
     assert {
         row["num_outside"] for row in metrics["rows"] if (row["task"], row["split"]) == ("temporal", "test-out")

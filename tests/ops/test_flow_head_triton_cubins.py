@@ -31,7 +31,7 @@ def cases_float32() -> None:
     _launch(torch.float32)
 
 
-def cases_of_many_channels() -> None:
+def many_channels() -> None:
     """The heads of models that are derived for planes of several channels."""
     plan = make_plan(C=256, D=256, W=256, L=1, moves=(0.5, 1.0), moves_per_step=2, dtype=torch.bfloat16)
     for rows in (3, 64):
@@ -42,7 +42,7 @@ def cases_of_many_channels() -> None:
 @pytest.mark.parametrize("capability", [80, 89])
 def test_many_channels_fit_the_shared_memory(capability: int) -> None:
     pytest.importorskip("triton")
-    cubins = report("tests.ops.test_flow_head_triton_cubins:cases_of_many_channels", capability)
+    cubins = report("tests.ops.test_flow_head_triton_cubins:many_channels", capability)
     assert {"_move_kernel"} < {cubin["kernel"] for cubin in cubins}
     for cubin in cubins:
         assert cubin["shared"] <= SHARED_LIMIT[capability], cubin

@@ -102,6 +102,7 @@ def test_batches_begin_late_and_skip_frames_as_asked():
         ({"frames": 0}, "rollout.frames is 0; at least 1 is needed, or null for all"),
         ({"history": (3, 2)}, r"rollout.history is \[3, 2\]; two numbers from 1 on"),
         ({"weight_floor": 0.0}, "rollout.weight_floor is 0.0; a number above 0 is needed"),
+        ({"first_draws": 0}, "rollout.first_draws is 0; at least 1 is needed"),
         ({"fairness": 1.5}, "rollout.fairness is 1.5; a number from 0 to 1 is needed"),
         ({"strides": ()}, r"rollout.strides is \[\]; whole numbers from 1 on are needed"),
     ],
