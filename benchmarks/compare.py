@@ -85,7 +85,7 @@ def compare(case: Case, *, rounds: int, flag: bool = False, graphs: bool = False
     replays = {name: replay for name, replay in captured.items() if replay is not None}
     if replays:
         # Its ratio to graphs is one of launches too.
-        left_out |= {name: "not captured: timed call by call" for name in timed if name not in replays}
+        left_out |= {name: "not captured: timed call by call" for name in timed if name not in {"ours", *replays}}
     fast = interleave(timed | replays, rounds=rounds, synchronise=on_gpu)
     calls = {name: REPEATS if name in replays else 1 for name in timed}
     fast = {name: [s / case.units / calls[name] for s in seconds] for name, seconds in fast.items()}

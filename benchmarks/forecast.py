@@ -6,8 +6,9 @@ Random weights of the preset's size, a wave observed for three frames, all membe
 length. Each contender encodes, samples and decodes:
 
 * ``ours``: `forecast` with the preset's model;
+* ``eager``: the same model as plain PyTorch: `Model.encode`, the reference sampler, `Model.decode`, in fp32;
 * ``masked-flow``, where the preset decides a frame in one pass: `forecast` with the same sizes, mask steps and flow;
-* ``eager``: the same as plain PyTorch: `Model.encode`, the reference sampler, `Model.decode`, in fp32.
+  ``masked-flow-eager`` is that as plain PyTorch.
 
 The first two members of every contender are compared with the float64 reference of its own model.
 """

@@ -1,4 +1,4 @@
-"""The GPU tests by several processes at once, each with files of its own: `python -m benchmarks.gpu_tests FOLDER`.
+"""The GPU tests by several processes at once, each with every eighth test: `python -m benchmarks.gpu_tests FOLDER`.
 
 A bare machine has no pytest-xdist. Every process writes FOLDER/tests-N.log as it goes, a line for each test, and at its
 end FOLDER/tests-N.xml (JUnit). Before the time of this part is over they are interrupted, which ends them in order.

@@ -5,12 +5,13 @@
 Random weights of the preset's size, two observed latent frames, all members of one trajectory. Contenders:
 
 * ``ours``: the engine with weights in bf16 (or fp32 with ``--dtype fp32``);
+* ``eager-bf16``, ``eager-fp32``: the reference sampler of the same model in that dtype;
 * ``masked-flow``, where the preset decides a frame in one pass: the engine with the same sizes, mask steps and flow;
-* ``eager-bf16``, ``eager-fp32``: the reference sampler in that dtype, with mask steps and flow in any case;
-* ``compile-bf16``: the same with the masked transformer and the velocity network under `torch.compile`, weights
+  ``masked-flow-eager-bf16`` and so on are its baselines;
+* ``compile-bf16``: the eager sampler with masked transformer and velocity network under `torch.compile`, weights
   frozen, a graph of its own for each shape, and the flow head's schedule prepared once. The loop around the network
   stays in Python (unrolled, a shape takes minutes to compile), and so does the causal transformer, a twentieth of the
-  arithmetic, whose shape changes with each frame.
+  arithmetic, whose shape changes with each frame; on a GPU ``compile-graphs-bf16`` runs these as CUDA graphs.
 
 The first two members of every contender are compared with the float64 reference of its own model; `error` is the
 largest difference.

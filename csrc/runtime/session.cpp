@@ -132,7 +132,7 @@ Session::Session(std::shared_ptr<const Model> model, const SessionSettings& sett
     if (set.threads < 1 || set.threads > MOST_THREADS) {
         fail(ENMA_INVALID_ARGUMENT, "threads is ", set.threads, "; 0 to ", MOST_THREADS, " is expected");
     }
-    if (!can_start(set.threads - 1)) {
+    if (!can_run(set.threads)) {
         fail(ENMA_NO_MEMORY, "threads is ", set.threads, "; the system lets this process start fewer: use less");
     }
     if (!std::isfinite(set.temperature)) fail(ENMA_INVALID_ARGUMENT, "temperature is not a finite number");

@@ -398,7 +398,10 @@ def _cropped(data: FieldFile, options: ImportOptions) -> FieldFile:
 
 
 def _windows(data: FieldFile, window: int, stride: int) -> FieldFile:
-    """Windows of each trajectory as trajectories, of its environment; without one, of one of their own."""
+    """Windows of each trajectory as trajectories, of its environment; without one, of one of their own.
+
+    So are windows that overlap: as the context of another, one would show what is to be forecast.
+    """
     starts = np.arange(0, len(data.times) - window + 1, stride)
     if not len(starts):
         raise EnmaError(f"{data.path}: its trajectories have {len(data.times)} frames; --window is {window}")
@@ -410,5 +413,5 @@ def _windows(data: FieldFile, window: int, stride: int) -> FieldFile:
         u=np.stack([data.u[i, t : t + window] for i, t in zip(series, first, strict=True)]),
         times=data.times[:window] - data.times[0],
         parameters={**parameters, SERIES: series, FIRST_FRAME: first},
-        environment=None if data.environment is None else data.environment[series],
+        environment=None if data.environment is None or stride < window else data.environment[series],
     )

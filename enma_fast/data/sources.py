@@ -18,7 +18,7 @@ from ..errors import EnmaError, first_line
 from ..utils.extras import load_extra
 from ..utils.untrusted import Limits
 from . import hdf5
-from .missing import attributes, require_present
+from .missing import FILL_ATTRIBUTES, attributes, require_present
 
 # Axis of a field file -> names that sources give it.
 NAMES = {
@@ -148,6 +148,9 @@ def _hdf5(path: Path, names: Sequence[str]) -> Source:
         arrays, units = {}, {}
         for key, data in kept.items():
             about = attributes(data)
+            if data.ndim == 1 and key not in AXES and any(mark in about for mark in (*_PACKED, *FILL_ATTRIBUTES)):
+                # A column beside the fields: its numbers stand for others.
+                continue
             if packed := [mark for mark in _PACKED if mark in about]:
                 raise EnmaError(
                     f"{path}: {key} is packed ({', '.join(packed)}); let it end in .nc, so that xarray unpacks it"

@@ -17,7 +17,7 @@ from ..config import SamplingConfig
 from ..data import EQUATIONS, FieldFile, dataset_split
 from ..errors import EnmaError
 from ..forecasting.file_forecast import FileForecast
-from ..forecasting.request import ForecastRequest, dtype_named, task_named
+from ..forecasting.request import TASKS, ForecastRequest, dtype_named, task_named
 from ..models.model import Model
 from ..sampling.settings import chosen_sampling
 from .metrics import SCORES, Scores
@@ -183,9 +183,9 @@ def paper_table(result: dict[str, Any]) -> list[dict[str, Any]]:
         return []
     dataset, task, split = result["dataset"], result["task"], result["split"]
     problem, frames = EQUATIONS.get(dataset), result.get("num_frames")
-    if problem is not None and frames is not None:
+    if problem is not None and frames is not None and task in TASKS:
         # Errors grow with time, so forecasts of another length, or from other frames, are not comparable.
-        observed = task_named(task).num_observed
+        observed = TASKS[task].num_observed
         usual = ForecastRequest.num_history if observed is None else observed
         if result["history"] != usual or result["history"] + frames != problem.num_frames:
             return []

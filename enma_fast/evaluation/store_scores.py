@@ -157,7 +157,7 @@ def check_truth_file(path: Path, dataset: Any, file: Path, numbers: Sequence[int
         raise EnmaError(f"{path}: lacks the attribute observed_frames, which finds the forecast frames in {file}")
     data = read(file, select=[max(numbers)])
     seen, channels = int(attrs["observed_frames"]), list(attrs["channels"])
-    axes = dataset[channels[0]].dims[3:]
+    axes = [name for name in "xyz" if name in dataset.dims]
     grid, expected = data.u.shape[2:-1], tuple(dataset.sizes[name] for name in axes)
     if list(data.channels) != channels:
         raise EnmaError(f"{file}: its fields are {', '.join(data.channels)}; {path} forecasts {', '.join(channels)}")

@@ -205,7 +205,7 @@ def _read(
     other = None if context is None else read_field("context", context, space=space)
     if model.domain is not None and known is not None and model.domain.reorders(known.channels):
         known = known.ordered("history", model.domain.channels)
-    if model.domain is not None and known is None and other is not None and model.domain.reorders(other.channels):
+    if model.domain is not None and other is not None and model.domain.reorders(other.channels):
         other = other.ordered("context", model.domain.channels)
     leading = known or other
     if leading is None:

@@ -101,16 +101,16 @@ def divide(data: FieldFile, lacking: Sequence[str]) -> dict[str, np.ndarray]:
 
 
 def _by_trajectory(data: FieldFile, lacking: Sequence[str], environment: np.ndarray) -> dict[str, np.ndarray]:
-    """Trajectories of few environments; two of one where each of them has as many for every split."""
+    """Trajectories of few environments; in pairs of one where each of them has a pair for every split."""
     random = np.random.default_rng(0)
     order = random.permutation(len(data))
     if np.bincount(environment).min() < 2 * (len(lacking) + 1):
         return _held_out(data, lacking, np.arange(len(data)), order)
-    # Each environment's trajectories in pairs; first pairs of all environments come before second ones.
-    place = np.empty(len(data), dtype=np.int64)
+    # Each environment's trajectories in pairs, the pairs of an environment evenly among those of the others.
+    place = np.empty(len(data))
     for number in range(int(environment.max()) + 1):
         mine = order[environment[order] == number]
-        place[mine] = np.arange(len(mine)) // 2
+        place[mine] = np.arange(len(mine)) // 2 / len(mine)
     order = order[np.lexsort((environment[order], place[order]))]
     return _held_out(data, lacking, np.arange(len(data)), order, pairs=True)
 

@@ -82,11 +82,23 @@ def test_processes_divide_the_tests_and_a_failure_is_one(shared, tmp_path, monke
 
 
 @pytest.mark.slow
-def test_tests_that_take_too_long_are_named(shared):
-    slow = "import time\ndef test_quick():\n    pass\ndef test_endless():\n    time.sleep(100)\n"
-    (status,), (names,) = shared(1, seconds=8.0, slow=slow)
+def test_what_was_interrupted_is_named(shared, tmp_path):
+    slow = (
+        "import os, signal\ndef test_quick():\n    pass\ndef test_endless():\n    os.kill(os.getpid(), signal.SIGINT)\n"
+    )
+    (status,), (names,) = shared(1, slow=slow)
     assert status == 2
     assert "test_quick" in names
+    assert "test_endless" in (tmp_path / "out" / "tests-0.log").read_text()
+
+
+def test_tests_that_take_too_long_are_interrupted(tmp_path, monkeypatch):
+    wait = "import time\ntry:\n    time.sleep(60)\nexcept KeyboardInterrupt:\n    raise SystemExit(2)"
+    monkeypatch.setattr(gpu_tests, "command", lambda *_: [sys.executable, "-c", wait])
+    begin = time.monotonic()
+    statuses = gpu_tests.run(tmp_path, count=2, seconds=3.0)
+    assert all(status in (2, -2) for status in statuses)
+    assert time.monotonic() - begin < 30
 
 
 @pytest.mark.slow
@@ -208,9 +220,6 @@ def test_the_extension_is_known_by_its_sources(tmp_path, monkeypatch):
 
 
 def test_a_part_ends_with_the_program_that_runs_it(tmp_path, monkeypatch):
-    def stopped(self, timeout=None):
-        raise KeyboardInterrupt
-
     alive = tmp_path / "pid"
     code = f"import os, time; open({str(alive)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
     waiting = subprocess.Popen.wait

@@ -250,6 +250,16 @@ def test_attributes_of_hdf5_arrays_count(
     assert "sst holds -9999.0, the number of a missing value, first at (1, 2, 3)" in refusal(
         save(_FillValue=-9999.0), axes=LINE, **STEPS
     )
+    path = save(units="K")
+    with h5py.File(path, "a") as file:
+        file["height"] = np.array([1.0, -9999.0, 2.0, 3.0])
+        file["height"].attrs["_FillValue"] = -9999.0
+    line[1, 2, 3] = 0
+    path = save(units="K")
+    with h5py.File(path, "a") as file:
+        file["height"] = np.array([1.0, -9999.0, 2.0, 3.0])
+        file["height"].attrs["_FillValue"] = -9999.0
+    assert not imported(path, axes=LINE, **STEPS).parameters
     assert "sst is packed (scale_factor); let it end in .nc" in refusal(save(scale_factor=0.1), axes=LINE, **STEPS)
     with h5py.File(tmp_path / "u.h5", "w") as file:
         file["u"], file["x"] = line, np.arange(X)
@@ -283,6 +293,8 @@ def test_windows_keep_the_environments_of_their_trajectories(
     assert data.environment.tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
     assert data.parameters["series"].tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
     assert len(np.unique(imported(path, axes=LINE, window=3, **STEPS).environment)) == 8
+    overlapping = imported(path, axes=LINE, environment="nu", window=4, stride=2, **STEPS)
+    assert len(np.unique(overlapping.environment)) == len(overlapping) == 8
 
 
 def test_the_chosen_column_is_the_environment(tmp_path: Path, line: np.ndarray, imported: Callable) -> None:

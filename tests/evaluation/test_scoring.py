@@ -260,6 +260,7 @@ def test_the_paper_is_no_match_for_another_number_of_frames() -> None:
     assert paper_table({**known, "num_frames": 17})
     assert not paper_table({**known, "num_frames": 1})
     assert not paper_table({**known, "history": 16, "num_frames": 4})
+    assert paper_table({**known, "task": "dreaming", "num_frames": 17}) == []
     assert paper_table({**known, "task": "initial-value", "history": 1, "num_frames": 19})
     assert not paper_table({**known, "task": "initial-value", "history": 3, "num_frames": 17})
 

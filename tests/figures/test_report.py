@@ -183,6 +183,11 @@ def test_generated_trajectories_have_no_errors(tmp_path: Path, rng: np.random.Ge
     assert document.table("trajectory")[""] == ["CRPS", "spread/skill", "spread", "alpha", "environment"]
     assert any("another draw of the environment" in text for _, text in document.texts)
     assert not any("distance from the truth" in text for _, text in document.texts)
+    labels = [attrs["aria-label"] for tag, attrs in document.elements if tag == "svg"]
+    assert "spread and skill" not in labels
+    (series, *_), *_ = document.data["series"]
+    assert series["rmse"] is None
+    assert "truth" not in series
     other = write(tmp_path / "forecast.zarr", given, data_name="advection-test-in")
     write_report(other, tmp_path / "b.html")
     assert any("mean square, distance from the truth" in text for _, text in page(tmp_path / "b.html").texts)
@@ -209,6 +214,10 @@ def test_the_truth_of_another_file_is_checked(
     assert not caplog.records
     write_report(store, tmp_path / "a.html", truth=truth_file(tmp_path / "other.h5", 1 + whole))
     assert "the first frames of trajectory 8 differ from those that" in caplog.text
+    statistics = without_members(tmp_path / "few.zarr", store, mean=((), given["samples"].mean(1)))
+    assert write_report(statistics, tmp_path / "a.html", truth=file)["scores"]["rel_l2"] == pytest.approx(
+        scores["rel_l2"], rel=1e-5
+    )
     with pytest.raises(EnmaError, match="dimensions/x has other points than x of"):
         write_report(store, tmp_path / "a.html", truth=truth_file(tmp_path / "x.h5", whole, coords=[np.arange(24.0)]))
     with pytest.raises(EnmaError, match="dimensions/time has other times"):

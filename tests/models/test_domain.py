@@ -321,6 +321,10 @@ def test_channels_in_another_order_are_found(tmp_path: Path) -> None:
     members = enma_fast.forecast(found, named, **options)
     np.testing.assert_array_equal(members.numpy(), expected)
     np.testing.assert_array_equal(members.to_xarray()["u"], expected[..., 0])
+    expected = enma_fast.forecast(found, fields[0, :1], context=fields[0, :3], **options).numpy()
+    for first in (fields[0, :1], named.isel(time=[0])):
+        members = enma_fast.forecast(found, first, context=named, **options)
+        np.testing.assert_array_equal(members.numpy(), expected)
     path = write_fields(
         tmp_path / "swapped.h5",
         FieldFile(

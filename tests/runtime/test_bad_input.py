@@ -4,6 +4,7 @@ import ctypes
 import json
 import os
 import random
+import resource
 import shutil
 import struct
 import subprocess
@@ -300,7 +301,7 @@ def test_calls_out_of_order(small: Model) -> None:
 
 
 def in_a_process(program: str, library: Library, folder: Path) -> list[str]:
-    """What a Python program prints that has a session of two threads, `history` and an array `frame` for its frames."""
+    """What a Python program prints that is given the `library`, a `model` and its `history`."""
     begin = f"""
 import os, resource, signal, sys, numpy as np
 sys.path.insert(0, {str(ROOT)!r})
@@ -351,6 +352,7 @@ print(np.array_equal(session.step(), expected))
 
 @pytest.mark.slow
 @pytest.mark.skipif(SANITIZED, reason="a sanitizer takes all addresses")
+@pytest.mark.skipif(resource.getrlimit(resource.RLIMIT_STACK)[0] == resource.RLIM_INFINITY, reason="stacks are small")
 def test_threads_that_the_system_refuses_do_not_end_the_program(library: Library, copied: Path) -> None:
     program = """
 pages = int(open("/proc/self/statm").read().split()[0])

@@ -73,6 +73,14 @@ def test_few_environments_are_in_every_split_with_a_context_each(tmp_path: Path,
         assert all(len(own_data.environment_sizes(data)) == environments for data in splits.values())
 
 
+def test_a_small_environment_stays_in_training(tmp_path: Path) -> None:
+    numbers = np.repeat([0, 1], [6, 100])
+    splits = own_data.load_splits(save(tmp_path / "a.h5", advected(106), environment=numbers.tolist()))
+    assert own_data.has_contexts(splits)
+    assert {split: len(data) for split, data in splits.items()} == {"train": 82, "val": 12, "test-in": 12}
+    assert np.bincount(splits["train"].environment).tolist()[0] >= 2
+
+
 def windows(path: Path, series: int, environment: list[int] | None = None) -> Path:
     """Four windows of each of so many series."""
     numbers = np.repeat(np.arange(series), 4)

@@ -6,10 +6,10 @@
 
 #include <pthread.h>
 
+#include <algorithm>
 #include <condition_variable>
 #include <mutex>
 #include <new>
-#include <system_error>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -28,8 +28,9 @@ thread_local Buffer kept;
 
 // OpenMP's pool belongs to the thread that made it, and does not live on in a forked child: who waits for it there waits
 // for ever.
-thread_local bool has_pool = false, lost_pool = false;
-const int watched = pthread_atfork(nullptr, nullptr, [] { lost_pool = lost_pool || has_pool; });
+thread_local int pool = 1;
+thread_local bool lost_pool = false;
+const int watched = pthread_atfork(nullptr, nullptr, [] { lost_pool = lost_pool || pool > 1; });
 
 void relax() {
 #if defined(__x86_64__) && defined(__GNUC__)
@@ -82,7 +83,7 @@ void Barrier::wait(int threads) {
 void detail::parallel(int threads, void (*body)(void*, int, int), void* data) {
 #ifdef _OPENMP
     if (threads > 1 && !lost_pool) {
-        has_pool = true;
+        pool = std::max(pool, threads);
 #pragma omp parallel num_threads(threads)
         body(data, omp_get_thread_num(), omp_get_num_threads());
         return;
@@ -92,7 +93,9 @@ void detail::parallel(int threads, void (*body)(void*, int, int), void* data) {
     body(data, 0, 1);
 }
 
-bool can_start(int threads) {
+bool can_run(int threads) {
+    // Threads that are there already, or that a forked child will not ask for.
+    if (threads <= pool || lost_pool) return true;
     std::mutex mutex;
     std::condition_variable ended;
     bool all = false;
@@ -101,13 +104,14 @@ bool can_start(int threads) {
     try {
         started.reserve(threads);
         // They have to live at the same time.
-        for (int i = 0; i < threads; ++i) {
+        for (int i = pool; i < threads; ++i) {
             started.emplace_back([&] {
                 std::unique_lock<std::mutex> lock(mutex);
                 ended.wait(lock, [&] { return all; });
             });
         }
-    } catch (const std::system_error&) {
+    } catch (...) {
+        // The system refuses a thread, or memory for one.
         good = false;
     }
     {

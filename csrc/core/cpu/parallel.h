@@ -51,8 +51,9 @@ class Barrier {
     alignas(64) std::atomic<unsigned> generation_{0};
 };
 
-// Whether the system lets this process start so many threads now. OpenMP's library ends a program that it refuses one.
-bool can_start(int threads);
+// Whether a call of this thread can have so many threads, which the system may refuse: OpenMP's library would end the
+// program.
+bool can_run(int threads);
 
 namespace detail {
 void parallel(int threads, void (*body)(void*, int, int), void* data);

@@ -179,12 +179,12 @@ def _score_tables(
         f"<p>Trajectory {number} is not scored: {html.escape(reason)}.</p>"
         for number, reason in list(left_out.items())[:_MOST_ROWS]
     )
+    if overall is None:
+        return reasons or "<p>No truth is known for these trajectories, so there are no errors and no calibration.</p>"
     if not reader.has_truth:
         reasons += (
             "<p>Generated trajectories have no truth. What stands in its place is another draw of the environment.</p>"
         )
-    if overall is None:
-        return reasons or "<p>No truth is known for these trajectories, so there are no errors and no calibration.</p>"
     columns = [("all channels" if len(results) > 1 else "value", overall)]
     columns += [(reader.channels[c], scores) for c, scores in results.items() if c is not None and scores]
     caption = f"Over {counted(overall['num_trajectories'], 'trajectory')}, all frames and points"

@@ -95,6 +95,8 @@ class StoreReader:
         fields: dict[str, Any] = {
             name: None if x is None else x[..., channel] for name, x in vars(trajectory).items() if name != "number"
         }
+        if not self.has_truth:
+            fields["truth"] = None
         return Forecast(
             times=self.times,
             coords=self.coords,
@@ -259,7 +261,8 @@ class PooledScores:
         if self._spread:
             nominal, observed = (values.tolist() for values in self._scores.reliability())
             result["reliability"] = {"nominal": nominal, "observed": observed}
-            result["spread_error"] = self._bins.result(result["num_members"])
+            if self._has_truth:
+                result["spread_error"] = self._bins.result(result["num_members"])
         return result
 
     def _corrected(self, scores: Scores) -> dict[str, Any]:
