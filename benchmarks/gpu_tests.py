@@ -29,6 +29,11 @@ def command(report: Path, share: str, folders: tuple[str, ...] = TESTS) -> list[
     return [sys.executable, "-m", "pytest", *options, *folders]
 
 
+def _interruptible() -> None:
+    """What a shell starts in the background ignores interrupts, and so would its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def run(
     folder: Path, folders: tuple[str, ...] = TESTS, *, count: int = PROCESSES, seconds: float = SECONDS
 ) -> list[int]:
@@ -39,7 +44,8 @@ def run(
         variables = os.environ | {"OMP_NUM_THREADS": "1"}
         with (folder / f"tests-{i}.log").open("wb") as log:
             done = command(folder / f"tests-{i}.xml", f"{i}/{count}", folders)
-            running.append(subprocess.Popen(done, cwd=ROOT, env=variables, stdout=log, stderr=subprocess.STDOUT))
+            options = {"cwd": ROOT, "env": variables, "stdout": log, "stderr": subprocess.STDOUT}
+            running.append(subprocess.Popen(done, **options, preexec_fn=_interruptible))
     began = time.monotonic()
     for end, number in ((seconds, signal.SIGINT), (seconds + GRACE, signal.SIGKILL)):
         while time.monotonic() - began < end and any(process.poll() is None for process in running):
