@@ -36,7 +36,7 @@ from benchmarks.embed import LIBRARY, TOLERANCE, checkpoint
 from benchmarks.forecast import SEED, wave
 from benchmarks.harness import processor_seconds, ratios
 from benchmarks.libtorch import Program, compiled
-from enma_fast.errors import EnmaError
+from enma_fast.errors import EnmaError, first_line
 from enma_fast.models.causal_transformer import FrameCache
 from enma_fast.models.checkpoint import load_model
 from enma_fast.models.layers import Block
@@ -198,7 +198,7 @@ def exported(model: Model, start: Start, folder: Path) -> tuple[dict[str, Any], 
     try:
         made["torchscript"] = traced(step, start.arguments()), traced(decoder, (latents,))
     except (RuntimeError, EnmaError) as error:
-        left_out["torchscript"] = first_line(error)
+        left_out["torchscript"] = f"{type(error).__name__}: {first_line(error)}"
     missing = [name for name in ONNX if importlib.util.find_spec(name) is None]
     if missing:
         left_out["onnxruntime"] = f"not installed: pip install {' '.join(missing)}"
@@ -210,13 +210,8 @@ def exported(model: Model, start: Start, folder: Path) -> tuple[dict[str, Any], 
         )
     # Its exporter raises classes of its own.
     except Exception as error:
-        left_out["onnxruntime"] = first_line(error)
+        left_out["onnxruntime"] = f"{type(error).__name__}: {first_line(error)}"
     return made, left_out
-
-
-def first_line(error: Exception) -> str:
-    """For a note."""
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
 @torch.no_grad()

@@ -186,8 +186,10 @@ def _cells(row: Row, baselines: Sequence[str]) -> Iterator[str]:
     yield "wrong" if off else _seconds(row["ours_s"]) + per
     part, rate = row.get("fraction_of_gemm_rate"), row.get("gemm_rate")
     yield "-" if part is None or rate is None or off else f"{100 * part:.0f} % of {rate / 1e9:,.0f} GFLOP/s"
+    against = {} if off else {name: _ratio(found) for name, found in row["against"].items()}
+    against |= dict.fromkeys(wrong, "wrong")
     for name in baselines:
-        yield "wrong" if name in wrong else _ratio(row["against"][name]) if name in row["against"] and not off else "-"
+        yield against.get(name, "-")
     allowed = row.get("allowed_error")
     yield _number(row.get("error")) + ("" if allowed is None else f" ({_number(allowed)} allowed)")
 

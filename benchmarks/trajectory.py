@@ -272,12 +272,6 @@ def trajectory_case(members: int, dtype: torch.dtype, device: torch.device, *, c
         allowance=allowance,
         others=others,
         flops=needed_flops(config, members=members, num_latents=num_latents, observed=OBSERVED),
-        notes=notes
-        | {
-            "backend": backend,
-            "captured": engine.captured,
-            "flow_steps": settings.flow_steps,
-            "mask_steps": settings.mask_steps,
-        },
+        notes=notes | {"flow_steps": settings.flow_steps, "mask_steps": settings.mask_steps},
         units=members,
     )

@@ -25,6 +25,7 @@ from .config import (
     TrainingConfig,
 )
 from .errors import EnmaError
+from .utils.bounds import FEWEST_FRAMES
 
 TWO_PI = 2 * math.pi
 
@@ -316,8 +317,6 @@ def find_preset(name: str | Preset) -> Preset:
 SIZES = ("small", "base", "paper")
 # Bounds of derived models: fewest tokens of a dimension, and most tokens of a frame.
 _FEWEST_TOKENS, _MOST_TOKENS = 4, 1024
-# Fewest frames of a trajectory: three are observed, and two more make a latent frame to forecast.
-FEWEST_FRAMES = 5
 _BASE_DYNAMICS = dataclasses.replace(
     _SMALL_DYNAMICS,
     width=320,

@@ -59,10 +59,9 @@ def score(
     options.use_threads(threads)
     if out is not None:
         _check_out(out)
-    stored = (file / "zarr.json").is_file()
     if truth is not None and file.is_file():
         raise EnmaError(f"--truth: {file} is a field file, which holds its truth; leave the option out")
-    if truth is not None or stored:
+    if truth is not None or (file / "zarr.json").is_file():
         _refuse_options(context, file)
         with terminal.progress("scoring") as update:
             result = score_store(file, truth=truth, progress=update)

@@ -46,12 +46,13 @@ def tables(
 
     terminal = Terminal(as_json)
     use_threads(threads)
-    for option, value, of in (("tolerance", tolerance, check), ("data", data, measure)):
-        if value is not None and not of:
-            raise EnmaError(f"--{option}: belongs to --{'check' if option == 'tolerance' else 'measure'}; leave it out")
+    for option, value, of, asked in (("tolerance", tolerance, "check", check), ("data", data, "measure", measure)):
+        if value is not None and not asked:
+            raise EnmaError(f"--{option}: belongs to --{of}; leave it out")
     if measure is not None:
-        if check or scores is not None:
-            raise EnmaError(f"--measure: makes one score file; leave out --{'check' if check else 'scores'}")
+        for option, value in (("check", check or None), ("scores", scores)):
+            if value is not None:
+                raise EnmaError(f"--measure: makes one score file; leave out --{option}")
         if data is None or out is None:
             raise EnmaError("--measure: give --data, the folder of the test files, and --out, that of the score files")
         with terminal.progress("measuring") as update:

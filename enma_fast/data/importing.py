@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import EnmaError
+from ..utils.bounds import FEWEST_FRAMES
 from ..utils.names import check_names
 from ..utils.text import counted
 from . import hdf5
@@ -25,8 +26,6 @@ _ENVIRONMENT = ("environment", "env_id", "env")
 SERIES, FIRST_FRAME = "series", "first_frame"
 # Times and points may be off an even grid by this part of a step.
 _EVEN = 1e-2
-# Frames of the shortest windows that are of use.
-_FEWEST_FRAMES = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,8 +95,8 @@ def import_fields(source: str | Path, out: str | Path, options: ImportOptions, *
         data = _windows(data, options.window, options.stride or options.window)
     if len(data) < 2:
         count, fix = len(data.times), "import a longer series, or several"
-        if options.window is None and count >= 2 * _FEWEST_FRAMES:
-            fix = f"cut it into several: --window {max(_FEWEST_FRAMES, count // 20)}"
+        if options.window is None and count >= 2 * FEWEST_FRAMES:
+            fix = f"cut it into several: --window {max(FEWEST_FRAMES, count // 20)}"
         raise EnmaError(f"{source}: holds one trajectory of {counted(count, 'frame')} only; {fix}")
     return write_fields(out, data, name=out.stem)
 
@@ -216,10 +215,9 @@ def _arranged(path: Path, name: str, variable: Variable, wanted: Sequence[str]) 
     space = [axis for axis in SPACE if axis in known]
     if "time" not in known or not space or len(set(known)) < len(known):
         raise EnmaError(f"{path}: {name} has the axes {', '.join(axes)}; time and x are needed, each axis once")
-    if (first := tuple(space)) != SPACE[: len(space)]:
-        names = " and ".join(first)
+    if space != list(usual := SPACE[: len(space)]):
         raise EnmaError(
-            f"{path}: {name} has the space axes {names}; call them {', '.join(SPACE[: len(space)])} by --axes"
+            f"{path}: {name} has the space axes {' and '.join(space)}; call them {', '.join(usual)} by --axes"
         )
     for axis in ("trajectory", "channel"):
         if axis not in known:
@@ -342,8 +340,6 @@ def _columns(source: Source, count: int, options: ImportOptions) -> tuple[np.nda
     if name is not None:
         # Parameters that name an environment are numbered by their values.
         environment = np.unique(columns.pop(name), return_inverse=True)[1].astype(np.int64)
-    # Beside a column that was chosen, one called so would be taken for the environments.
-    columns.pop("environment", None)
     numbers = {key: values for key, values in columns.items() if values.dtype.kind in "fiu"}
     return environment, {key: values for key, values in numbers.items() if np.isfinite(values).all()}
 

@@ -201,6 +201,7 @@ def write_fields(path: str | Path, data: FieldFile, *, name: str) -> Path:
         times=data.times,
         coords=data.coords,
         periodic=data.periodic,
+        # A parameter of that name would be taken for the environments.
         scalars={"environment": environment, **{k: v for k, v in data.parameters.items() if k != "environment"}},
         t0_fields={channel: data.u[..., c] for c, channel in enumerate(data.channels)},
         units=data.units,

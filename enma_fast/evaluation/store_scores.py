@@ -303,8 +303,10 @@ def _physics(path: Path, dataset: Any, name: str, truth_of: _Truth) -> Physics |
     """Physics scores of all members; None of fields too large for it."""
     channels = list(dataset.attrs["channels"])
     members_TX = dataset[channels[0]].shape[2:]
-    if math.prod(members_TX) * len(channels) > _BLOCK:
+    values = math.prod(members_TX) * len(channels)
+    if values > _BLOCK:
         return None
+    at_once = max(1, _PART // values)
     physics = Physics(name, members_TX[1:], len(channels))
     for place, number in enumerate(int(number) for number in dataset["trajectory"]):
 
@@ -315,11 +317,13 @@ def _physics(path: Path, dataset: Any, name: str, truth_of: _Truth) -> Physics |
         if READINGS not in dataset.sizes and all(f"{channel}_observed" in dataset for channel in channels):
             seen = stacked([dataset[f"{channel}_observed"][place] for channel in channels])
         blocks = (
-            stacked([dataset[channel][place, k : k + 1] for channel in channels])
-            for k in range(dataset.sizes["realization"])
+            stacked([dataset[channel][place, k : k + at_once] for channel in channels])
+            for k in range(0, dataset.sizes["realization"], at_once)
         )
         truth = stacked([truth_of(place, c) for c in range(len(channels))])
-        physics.add(blocks, truth, seen, amplitude=_amplitude(path, dataset, place))
+        # Readings are no frames.
+        amplitude = _amplitude(path, dataset, place) if seen is None else None
+        physics.add(blocks, truth, seen, amplitude=amplitude)
     return physics
 
 

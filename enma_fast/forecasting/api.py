@@ -201,12 +201,13 @@ def _read(
     queried = None if query is None else coordinates("query", query, model)
     grid = SPACE[: tok.dims]
     space = grid if points is None else ("point",)
-    known = None if history is None else read_field("history", history, space=space)
-    other = None if context is None else read_field("context", context, space=space)
-    if model.domain is not None and known is not None and model.domain.reorders(known.channels):
-        known = known.ordered("history", model.domain.channels)
-    if model.domain is not None and other is not None and model.domain.reorders(other.channels):
-        other = other.ordered("context", model.domain.channels)
+
+    def read(argument: str, given: Any) -> LabelledField:
+        found, domain = read_field(argument, given, space=space), model.domain
+        return found.ordered(argument, domain.channels) if domain and domain.reorders(found.channels) else found
+
+    known = None if history is None else read("history", history)
+    other = None if context is None else read("context", context)
     leading = known or other
     if leading is None:
         raise EnmaError("history and context are both None; give one of them")

@@ -39,23 +39,23 @@ _LIBRARY = torch.library.Library("enma_fast", "FRAGMENT")
 
 
 def register(schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:
-    """Define ``torch.ops.enma_fast.<name>``, run by `run` on every device and traced by `fake`; returns it."""
+    """Define ``torch.ops.enma_fast.<name>``, run by `run` on every device and traced by `fake`; returns it.
+
+    A second derivative, through the operator of a gradient (``<name>_backward``), is an error; without a rule it is 0.
+    """
     name = schema.partition("(")[0]
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     for key in ("CPU", "CUDA"):
         _LIBRARY.impl(name, run, key)
     torch.library.register_fake(f"enma_fast::{name}", fake, lib=_LIBRARY)
+    if name.endswith("_backward"):
+
+        def refuse(*_: Any) -> Any:
+            op = name.removesuffix("_backward")
+            raise EnmaError(f"{op}: is differentiable once; for second derivatives use backend='reference'")
+
+        torch.library.register_autograd(f"enma_fast::{name}", refuse, lib=_LIBRARY)
     return getattr(torch.ops.enma_fast, name).default
-
-
-def differentiable_once(name: str) -> None:
-    """Let a second derivative, through the operator of a gradient, be an error; without a rule it would be 0."""
-    op = name.removesuffix("_backward")
-
-    def refuse(_: Any, *grads: Any) -> Any:
-        raise EnmaError(f"{op}: is differentiable once; for second derivatives use backend='reference'")
-
-    torch.library.register_autograd(f"enma_fast::{name}", refuse, lib=_LIBRARY)
 
 
 def recorded(*tensors: Tensor | None) -> bool:

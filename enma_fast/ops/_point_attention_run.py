@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._backend import differentiable_once, kernel, native, register
+from ._backend import kernel, native, register
 
 _ARGUMENTS = (
     "Tensor q, Tensor k, Tensor v, Tensor query_points, Tensor points, Tensor slopes, Tensor? valid, int power,"
@@ -122,7 +122,6 @@ _BACKWARD = register(
     _backward,
     _backward_fake,
 )
-differentiable_once("point_attention_backward")
 # Output and log-sum-exp [B, H, Q] (natural logarithm, fp32; minus infinity for a row without valid points).
 OPERATOR = register(f"point_attention({_ARGUMENTS}) -> (Tensor, Tensor)", _forward, _forward_fake)
 

@@ -16,17 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import EnmaError
-from ._backend import (
-    by_dtype,
-    choose,
-    differentiable_once,
-    kernel,
-    native,
-    native_problem,
-    recorded,
-    register,
-    triton_problem,
-)
+from ._backend import by_dtype, choose, kernel, native, native_problem, recorded, register, triton_problem
 from ._checks import expect
 
 OP = "rms_norm"
@@ -225,7 +215,6 @@ _BACKWARD = register(
     _run_backward,
     _fake_backward,
 )
-differentiable_once("rms_norm_backward")
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:

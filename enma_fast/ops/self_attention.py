@@ -16,16 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import EnmaError
-from ._backend import (
-    by_dtype,
-    choose,
-    differentiable_once,
-    fused_in_training,
-    native,
-    native_problem,
-    recorded,
-    register,
-)
+from ._backend import by_dtype, choose, fused_in_training, native, native_problem, recorded, register
 from ._checks import expect
 from .rms_norm import rms_norm, rms_norm_ref
 
@@ -215,7 +206,6 @@ _BACKWARD = register(
     _run_backward,
     _fake_backward,
 )
-differentiable_once("self_attention_backward")
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import EnmaError
-from ._backend import by_dtype, choose, differentiable_once, native, native_problem, recorded, register
+from ._backend import by_dtype, choose, native, native_problem, recorded, register
 
 OP = "swiglu"
 DTYPES = {"native": (torch.float32, torch.bfloat16)}
@@ -81,7 +81,6 @@ def _fake_backward(grad_y: Tensor, x: Tensor) -> Tensor:
 
 _FORWARD = register("swiglu(Tensor x) -> Tensor", _run_forward, _fake_forward)
 _BACKWARD = register("swiglu_backward(Tensor grad_y, Tensor x) -> Tensor", _run_backward, _fake_backward)
-differentiable_once("swiglu_backward")
 
 
 def _setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:

@@ -310,8 +310,8 @@ def _training_text(config: ModelConfig, metrics: dict[str, Any]) -> str:
     last = list(now)[-1]
     # Cards of older models do not say it.
     half = " --half" if metrics.get("half") else ""
-    commands = [part["command"].split(" --out ")[1].split()[0] for part in training.values()]
-    repeated = len(set(commands)) < len(commands)
+    folders = [part["command"].split(" --out ")[1].split()[0] for part in training.values()]
+    repeated = len(set(folders)) < len(folders)
     runs = "".join(f" --{stage} runs/{stage}" for stage in now if stage != last)
     lines = [
         "Data of this project's own solver (seed 0), then the tokenizer, the dynamics on its latent frames, and whole "

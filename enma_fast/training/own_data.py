@@ -89,30 +89,30 @@ def divide(data: FieldFile, lacking: Sequence[str]) -> dict[str, np.ndarray]:
     `EnmaError` if there are too few trajectories.
     """
     assert data.environment is not None
-    units = np.unique(data.environment, return_inverse=True)[1]
+    numbers, units = np.unique(data.environment, return_inverse=True)
+    few = _by_trajectory
     if FIRST_FRAME in data.parameters:
-        if len(np.unique(units)) == len(data) or units.max() + 1 < _FEWEST:
-            units = np.unique(data.parameters[SERIES], return_inverse=True)[1]
-        if units.max() + 1 < _FEWEST:
-            return _by_time(data, lacking)
-    if units.max() + 1 < _FEWEST:
-        return _by_trajectory(data, lacking, units)
-    return _held_out(data, lacking, units, np.random.default_rng(0).permutation(units.max() + 1))
+        few = _by_time
+        if len(numbers) < _FEWEST or len(numbers) == len(data):
+            numbers, units = np.unique(data.parameters[SERIES], return_inverse=True)
+    if len(numbers) < _FEWEST:
+        return few(data, lacking)
+    return _held_out(data, lacking, units, np.random.default_rng(0).permutation(len(numbers)))
 
 
-def _by_trajectory(data: FieldFile, lacking: Sequence[str], environment: np.ndarray) -> dict[str, np.ndarray]:
+def _by_trajectory(data: FieldFile, lacking: Sequence[str]) -> dict[str, np.ndarray]:
     """Trajectories of few environments; in pairs of one where each of them has a pair for every split."""
-    random = np.random.default_rng(0)
-    order = random.permutation(len(data))
-    if np.bincount(environment).min() < 2 * (len(lacking) + 1):
-        return _held_out(data, lacking, np.arange(len(data)), order)
-    # Each environment's trajectories in pairs, the pairs of an environment evenly among those of the others.
-    place = np.empty(len(data))
-    for number in range(int(environment.max()) + 1):
-        mine = order[environment[order] == number]
-        place[mine] = np.arange(len(mine)) // 2 / len(mine)
-    order = order[np.lexsort((environment[order], place[order]))]
-    return _held_out(data, lacking, np.arange(len(data)), order, pairs=True)
+    assert data.environment is not None
+    order = np.random.default_rng(0).permutation(len(data))
+    pairs = environment_sizes(data).min() >= 2 * (len(lacking) + 1)
+    if pairs:
+        # Those of an environment lie evenly among those of the others.
+        environment, place = data.environment[order], np.empty(len(data))
+        for number in np.unique(environment):
+            mine = np.flatnonzero(environment == number)
+            place[mine] = np.arange(len(mine)) // 2 / len(mine)
+        order = order[np.lexsort((environment, place))]
+    return _held_out(data, lacking, np.arange(len(data)), order, pairs=pairs)
 
 
 def _held_out(

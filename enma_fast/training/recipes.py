@@ -423,10 +423,7 @@ def _fields(data: FieldFile, rows: np.ndarray | None = None) -> Tensor:
 
 
 def _context_rows(data: FieldFile, rows: np.ndarray, *, trained: bool) -> np.ndarray | None:
-    """Numbers of the contexts of trajectories.
-
-    None where every trajectory is of an environment of its own, or one is and contexts are not trained.
-    """
+    """Numbers of the contexts of trajectories; None where none has one, or one lacks it and none is trained."""
     if data.environment is not None:
         sizes = np.unique(data.environment, return_counts=True)[1]
         if sizes.max() == 1 or (not trained and sizes.min() == 1):

@@ -24,6 +24,8 @@ MOST_FRAMES = 30_000
 # Width of a layer and number of layers in a config.
 MOST_WIDTH, MOST_LAYERS = 65_536, 256
 MOST_FLOAT = 1e6
+# Frames of the shortest trajectories of use: three are observed, and two more make a latent frame to forecast.
+FEWEST_FRAMES = 5
 # Points of one axis of a field file, and components of a vector.
 MOST_POINTS, MOST_COMPONENTS = 1 << 20, 64
 # Trajectories of a field file.
@@ -90,12 +92,18 @@ def check_numbers(name: str, config: Any, place: str = "") -> None:
 
 def check_choices(name: str, config: Any, place: str = "") -> None:
     """Raise `EnmaError` for an entry of a model's config that is none of the choices of its type (`Literal`)."""
-    hints = typing.get_type_hints(type(config))
     for entry in dataclasses.fields(config):
         value, there = getattr(config, entry.name), f"{place}.{entry.name}".lstrip(".")
+        kind: Any = type(config)
+        choices = _choices(kind).get(entry.name)
         if dataclasses.is_dataclass(value):
             check_choices(name, value, there)
-        elif typing.get_origin(hints[entry.name]) is typing.Literal:
-            choices = typing.get_args(hints[entry.name])
-            if value not in choices:
-                raise EnmaError(f"{name}: {there} is {value!r}; use one of {', '.join(map(repr, choices))}")
+        elif choices is not None and value not in choices:
+            raise EnmaError(f"{name}: {there} is {value!r}; use one of {', '.join(map(repr, choices))}")
+
+
+@functools.cache
+def _choices(kind: Any) -> dict[str, tuple[Any, ...]]:
+    """The choices of each entry of a config that has some."""
+    hints = typing.get_type_hints(kind).items()
+    return {entry: typing.get_args(hint) for entry, hint in hints if typing.get_origin(hint) is typing.Literal}

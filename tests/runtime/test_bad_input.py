@@ -2,17 +2,12 @@
 
 import ctypes
 import json
-import os
 import random
-import resource
 import shutil
 import struct
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from ctypes import byref, c_void_p
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +22,7 @@ from .._tiny import CONFIGS, waves
 from ._libenma import (
     CHECKPOINT,
     INVALID_ARGUMENT,
-    NO_MEMORY,
     OK,
-    ROOT,
-    SANITIZED,
     STATE,
     UNSUPPORTED,
     Failure,
@@ -300,76 +292,6 @@ def test_calls_out_of_order(small: Model) -> None:
     assert np.array_equal(begun.forecast(), whole[:, 1:])
 
 
-def in_a_process(program: str, library: Library, folder: Path) -> list[str]:
-    """What a Python program prints that is given the `library`, a `model` and its `history`."""
-    begin = f"""
-import os, resource, signal, sys, numpy as np
-sys.path.insert(0, {str(ROOT)!r})
-from tests.runtime._libenma import Failure, Library
-library = Library({str(library.path)!r})
-model = library.open({str(folder)!r})
-history = np.load({str(folder / "history.npy")!r})
-"""
-    np.save(folder / "history.npy", HISTORY)
-    done = subprocess.run([sys.executable, "-c", begin + program], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, (done.returncode, done.stdout, done.stderr)
-    return done.stdout.splitlines()
-
-
-@pytest.mark.skipif(SANITIZED, reason="a sanitizer has to be loaded first")
-def test_an_unknown_instruction_set_in_the_environment(library: Library, folder: Path) -> None:
-    """Without Python's own use of the variable."""
-    program = f"""
-import ctypes
-library, model, session = ctypes.CDLL({str(library.path)!r}), ctypes.c_void_p(), ctypes.c_void_p()
-library.enma_last_error.restype = ctypes.c_char_p
-assert library.enma_model_open({str(folder)!r}.encode(), None, ctypes.byref(model)) == 0
-print(library.enma_session_new(model, None, ctypes.byref(session)), library.enma_last_error().decode())
-"""
-    run = partial(subprocess.run, [sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    said = run(env=os.environ | {"ENMA_ISA": "abacus"}).stdout
-    assert said.startswith(f"{INVALID_ARGUMENT} ENMA_ISA: isa 'abacus' is unknown; expected one of scalar, ")
-    assert run(env=os.environ | {"ENMA_ISA": "scalar"}).stdout == "0 \n"
-
-
-@pytest.mark.slow
-def test_a_forked_child_goes_on_with_one_thread(library: Library, copied: Path) -> None:
-    program = """
-session = model.session(num_members=4, threads=2)
-session.observe(history)
-expected = session.step()
-child = os.fork()
-if child == 0:
-    signal.alarm(60)
-    session.observe(history)
-    os._exit(0 if np.array_equal(session.step(), expected) else 1)
-print(os.waitpid(child, 0)[1])
-session.observe(history)
-print(np.array_equal(session.step(), expected))
-"""
-    assert in_a_process(program, library, copied) == ["0", "True"]
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(SANITIZED, reason="a sanitizer takes all addresses")
-@pytest.mark.skipif(resource.getrlimit(resource.RLIMIT_STACK)[0] == resource.RLIM_INFINITY, reason="stacks are small")
-def test_threads_that_the_system_refuses_do_not_end_the_program(library: Library, copied: Path) -> None:
-    program = """
-pages = int(open("/proc/self/statm").read().split()[0])
-resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (150 << 20),) * 2)
-try:
-    model.session(num_members=4, threads=64)
-except Failure as failure:
-    print(failure.status, failure.message)
-session = model.session(num_members=4)
-session.observe(history)
-print(session.step().shape[0])
-"""
-    said, members = in_a_process(program, library, copied)
-    assert said == f"{NO_MEMORY} threads is 64; the system lets this process start fewer: use less"
-    assert members == "4"
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -494,48 +416,3 @@ def test_messages_belong_to_threads(library: Library, small: Model) -> None:
     other.join()
     assert found == [b""]
     assert b"num_members" in library.dll.enma_last_error()
-
-
-class MallInfo2(ctypes.Structure):
-    """struct mallinfo2 of <malloc.h>: ten sizes."""
-
-    _names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
-    _fields_ = tuple((name, ctypes.c_size_t) for name in _names.split())
-
-
-def heap_in_use() -> int:
-    """Bytes that malloc has given out; 0 where the C library does not say (glibc does since 2.33)."""
-    libc = ctypes.CDLL(None)
-    if not hasattr(libc, "mallinfo2"):
-        return 0
-    libc.mallinfo2.restype = MallInfo2
-    info = libc.mallinfo2()
-    return info.uordblks + info.hblkhd
-
-
-@pytest.mark.parametrize("cycles", [200, pytest.param(10_000, marks=pytest.mark.slow)])
-def test_opening_and_closing_leaves_nothing(library: Library, folder: Path, cycles: int) -> None:
-    def cycle() -> None:
-        model = library.open(folder)
-        session = model.session(num_members=2, num_frames=1)
-        session.observe(HISTORY)
-        session.step()
-        session.free()
-        model.close()
-        library.messages.clear()
-
-    def held() -> tuple[int, int, int, int]:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-        return heap_in_use(), pages, len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
-
-    for _ in range(20):
-        cycle()
-    heap, pages, files, threads = held()
-    for _ in range(cycles):
-        cycle()
-    after = held()
-    # 10,000 times 100 bytes would be 1 MB. Pages come and go with other threads: 200 models of 200 kB would be 40 MB.
-    # A sanitizer keeps what was freed.
-    assert after[0] - heap < 500_000 or SANITIZED, (after, heap)
-    assert after[1] - pages < 1000 or SANITIZED, (after, pages)
-    assert after[2:] == (files, threads)
