@@ -61,7 +61,7 @@ class Page:
         assert "exceptionDetails" not in reply, reply
         return reply["result"].get("value")
 
-    def until(self, holds: Callable[[], bool], seconds: float = 20) -> None:
+    def until(self, holds: Callable[[], bool], seconds: float = 120) -> None:
         """Wait until something holds."""
         end = time.monotonic() + seconds
         while not holds():
@@ -127,4 +127,4 @@ def dumped(url: str, profile: Path) -> str:
     """The document after its script has run, from a browser that then ends."""
     assert PROGRAM is not None
     command = [PROGRAM, *OPTIONS, f"--user-data-dir={profile}", "--virtual-time-budget=5000", "--dump-dom", url]
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=600).stdout

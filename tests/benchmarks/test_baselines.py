@@ -1,15 +1,19 @@
 """Baselines: networks of the reference's size that learn in a moment, and forecasts that no later frame changes."""
 
 import dataclasses
+import itertools
 import json
 import shutil
 import sys
+import time
+import types
 
 import numpy as np
 import pytest
 import torch
 
 from benchmarks.baselines import __main__ as command
+from benchmarks.baselines import training
 from benchmarks.baselines.latent_flow import LatentFlow
 from benchmarks.baselines.training import num_parameters, of_size, train
 from benchmarks.baselines.transformer import Transformer
@@ -22,7 +26,9 @@ from enma_fast.presets import PRESETS
 from enma_fast.utils.dataclass_json import replace
 
 SMALL = replace(PRESETS["combined-small"].model, {"dynamics.width": 48, "dynamics.flow.width": 88})
-NAMES = ("fno", "transformer", "latent-flow")
+# Networks, and steps after which their loss is at most 0.7 of what it was (0.8 is asked).
+STEPS = {"fno": 50, "transformer": 30, "latent-flow": 80}
+NAMES = tuple(STEPS)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +61,7 @@ def test_the_truth_is_as_good_as_generated_trajectories_can_be(folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_a_network_has_the_size_of_its_reference_and_learns(data, name, one_thread):
+def test_a_network_has_the_size_of_its_reference_and_learns(data, name, one_thread, monkeypatch):
     network = made(name, data)
     network.config = dataclasses.replace(network.config, batch=2)
     target = sum(p.numel() for p in Model(SMALL).parameters())
@@ -68,12 +74,11 @@ def test_a_network_has_the_size_of_its_reference_and_learns(data, name, one_thre
             return float(network.loss(u, None, 0.0, torch.Generator().manual_seed(0)))
 
     before = loss()
-    # The first step imports what optimisers need, which is not what is timed here.
-    train(network, data, seconds=1e-3, seed=1)
-    # On a quiet machine half of it is enough.
-    trained = train(network, data, seconds=6.0, seed=0)
-    assert trained.cpu_seconds >= 6.0
-    assert trained.steps == len(trained.losses) > 3
+    # A clock that goes on by 1 whenever it is looked at, so that a busy machine takes as many steps.
+    clock = types.SimpleNamespace(process_time=itertools.count().__next__, monotonic=time.monotonic)
+    monkeypatch.setattr(training, "time", clock)
+    trained = train(network, data, seconds=STEPS[name] + 1, seed=0)
+    assert trained.steps == len(trained.losses) == STEPS[name]
     assert loss() < 0.8 * before
 
 

@@ -59,7 +59,7 @@ def shared(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_tests, "MARK", "not gpu")
     (tmp_path / "conftest.py").write_text((ROOT / "tests" / "conftest.py").read_text().replace("from .", "from tests."))
 
-    def run(count, seconds=60.0, **sources):
+    def run(count, seconds=600.0, **sources):
         for name, source in sources.items():
             (tmp_path / f"test_{name}.py").write_text(source)
         found = gpu_tests.run(tmp_path / "out", (str(tmp_path),), count=count, seconds=seconds)
@@ -95,7 +95,7 @@ def test_what_was_interrupted_is_named(shared, tmp_path):
 
 def test_tests_that_take_too_long_are_interrupted(tmp_path, monkeypatch):
     wait = "import time\ntry:\n    time.sleep(60)\nexcept KeyboardInterrupt:\n    raise SystemExit(2)"
-    monkeypatch.setattr(gpu_tests, "command", lambda *_: [sys.executable, "-c", wait])
+    monkeypatch.setattr(gpu_tests, "command", lambda *_: [sys.executable, "-SEc", wait])
     # As under `make gpu &`.
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
@@ -168,7 +168,7 @@ def test_rows_and_logs_are_kept_at_once(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "kept" / "a-gpu" / "trajectory.json").read_text()) == [{"rows": 1}]
     # A part that is stopped has left what it said, here and there, also while it ran.
     talks_and_sleeps = gpu.Part(name="one", command=("sh", "-c", "echo one; sleep 60"), limit=20)
-    outcome = gpu.run(talks_and_sleeps, limit=2, logs=tmp_path / "logs")
+    outcome = gpu.run(talks_and_sleeps, limit=10, logs=tmp_path / "logs")
     assert outcome.verdict == "too long"
     assert (tmp_path / "logs" / "one.log").read_text() == "one\n"
     assert (tmp_path / "kept" / "logs" / "one.log").read_text() == "one\n"

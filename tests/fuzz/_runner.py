@@ -70,7 +70,7 @@ class Runner:
     def change(self, path: Path, changes: list[list[Any]]) -> bool:
         """Change a field file in a child of its own, which the library may crash in; whether it was done."""
         if self.changer is None:
-            self.changer = Runner("change", seconds=15.0)
+            self.changer = Runner("change", seconds=120.0)
         return bool(self.changer._ask([str(path), json.dumps(changes)])["status"] == 0)
 
     def close(self) -> None:

@@ -5,8 +5,8 @@ time and memory. `corpus/stores.json` holds those that once broke something.
 """
 
 import json
-import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -93,8 +93,7 @@ def target(tmp_path_factory: pytest.TempPathFactory, test_in: Path, tiny: Path) 
     server = Server(tmp_path_factory.mktemp("server"))
     server.warm(test_in, tiny)
     shared = Path("/dev/shm")
-    folder = shared / f"enma_fast-fuzz-{os.getpid()}" if shared.is_dir() else tmp_path_factory.mktemp("fuzz")
-    folder.mkdir(exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="enma_fast-fuzz-", dir=shared if shared.is_dir() else None))
     yield Target(server, folder, test_in, tiny)
     server.close()
     shutil.rmtree(folder, ignore_errors=True)

@@ -41,7 +41,7 @@ def run_shell(line: str) -> None:
         assert main(shlex.split(line)[1:]) == 0, line
         return
     environ = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(["bash", "-euc", line], env=environ, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(["bash", "-euc", line], env=environ, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, (line, done.stdout, done.stderr)
 
 

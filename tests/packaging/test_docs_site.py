@@ -127,7 +127,7 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
         pytest.importorskip(module, reason="needs the [docs] extra")
     # With --quiet warnings would not be counted.
     build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
-    done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     cli = (tmp_path / "site" / "reference" / "cli.html").read_text()
     assert "enma-fast train publish" in cli

@@ -46,7 +46,7 @@ class Process:
         self.server, self.pid, self.log = server, pid, log
         self.status: int | None = None
 
-    def state(self, seconds: float = 60.0) -> str:
+    def state(self, seconds: float = 300.0) -> str:
         """ "ended", "stopped", or "running" after so many seconds."""
         if self.status is not None:
             return "ended"
@@ -54,7 +54,7 @@ class Process:
         self.status = answer["status"]
         return str(answer["state"])
 
-    def end(self, seconds: float = 60.0) -> Ended:
+    def end(self, seconds: float = 300.0) -> Ended:
         """Wait for the end."""
         if self.state(seconds) != "ended":
             self.kill()

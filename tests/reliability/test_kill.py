@@ -1,6 +1,7 @@
 """A run that is killed at any step and repeated ends with the files of one that was never killed, and no others."""
 
 import shutil
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ pytestmark = pytest.mark.kill
 MODES: dict[str, tuple[dict[str, int], dict[str, Any], dict[str, float]]] = {
     "members": ({"num_members": 3, "chunk": 2}, {}, {"store.writer._SYNC_INTERVAL": -1.0}),
     "shards": ({"num_members": 4, "chunk": 2}, {"shard": 3}, {"store.writer._SYNC_INTERVAL": -1.0}),
-    "quantiles": ({"num_members": 3, "chunk": 2}, {"quantiles": [0.1, 0.9]}, {}),
+    "quantiles": ({"num_members": 3, "chunk": 2}, {"quantiles": [0.1, 0.9]}, {"store.writer._SYNC_INTERVAL": 1e9}),
     "statistics": (
         {"num_members": 3, "chunk": 1},
         {"keep_members": False, "thresholds": [0.5]},
@@ -158,18 +159,20 @@ def test_while_a_store_is_replaced(runs: Runs) -> None:
 def test_at_random_moments_several_times_in_a_row(runs: Runs, rng: np.random.Generator) -> None:
     landed: Counter[str] = Counter()
     runs.options["request"] |= {"num_members": 12, "chunk": 1}
-    runs.clear()
-    ended = runs.run()
-    assert ended.status == 0, ended.err
+    times = []
+    for _ in range(3):
+        runs.clear()
+        ended = runs.run()
+        assert ended.status == 0, ended.err
+        times.append(ended.json["seconds"])
     runs.whole = contents(runs.folder)
-    longest = 1.2 * ended.json["seconds"]
+    longest = 1.2 * min(times)
     # Around the making of the store, which happens once, and among the members: what is there first, and the most then.
     moments = (("making", 0.02), ("empty", 0.1 * longest), ("making", longest), ("members", longest))
-    rounds = 0
+    end = time.monotonic() + 240
     # On a busy machine a round may miss what it aims at.
     while landed.total() < 8 or not (landed["making"] and landed["members"]):
-        rounds += 1
-        assert rounds <= 20, landed
+        assert time.monotonic() < end, landed
         runs.clear()
         for reached, last in moments:
             process = runs.start()

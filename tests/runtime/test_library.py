@@ -83,7 +83,7 @@ def test_the_example_in_c(library: Library, fast: Model, frames: Path, tmp_path:
     printed = run([str(program), str(CHECKPOINT), str(frames), "4", str(out)])
     expected = fast.forecast(example(), num_members=4)
     assert np.array_equal(np.fromfile(out, np.float32).reshape(expected.shape), expected)
-    spread = np.sqrt(expected[:, 16].var(0, ddof=1).mean())
+    spread = np.sqrt(expected[:, 16].var(0, ddof=1, dtype=float).mean())
     assert printed.splitlines()[16] == f"frame 16: mean {expected[:, 16].mean(dtype=float):.6f}, spread {spread:.6f}"
     failed = subprocess.run([program, tmp_path, frames, "4", out], capture_output=True, text=True)
     assert failed.returncode == 1

@@ -42,7 +42,7 @@ def store(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def in_time() -> Iterator[None]:
     """Nothing waits for ever."""
-    signal.alarm(60)
+    signal.alarm(600)
     yield
     signal.alarm(0)
 

@@ -1,6 +1,7 @@
 """A training run in its own process, to be killed or to be one of several ranks: python FILE STAGES OUT [HANG_AT]."""
 
 import atexit
+import contextlib
 import os
 import sys
 import time
@@ -18,11 +19,22 @@ from tests._tiny import dynamics_task, tokenizer_task
 @atexit.register
 def _must_have_left() -> None:
     """Runs after what was registered later: the threads of the process group must be gone while Python still runs."""
-    threads = {path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")}
-    if any("gloo" in name for name in threads):
-        sys.stderr.write(f"still there: {sorted(threads)}\n")
-        sys.stderr.flush()
-        os._exit(3)
+    # A thread that was joined may be listed for a moment more.
+    last = time.monotonic() + 10
+    while any("gloo" in name for name in _threads()):
+        if time.monotonic() > last:
+            sys.stderr.write(f"still there: {sorted(_threads())}\n")
+            sys.stderr.flush()
+            os._exit(3)
+        time.sleep(0.05)
+
+
+def _threads() -> set[str]:
+    names = set()
+    for path in Path("/proc/self/task").glob("*/comm"):
+        with contextlib.suppress(OSError):
+            names.add(path.read_text().strip())
+    return names
 
 
 def main(stages: str, out: Path, hang_at: int | None) -> None:

@@ -24,7 +24,7 @@ def test_two_ranks_take_the_steps_of_one(tmp_path):
     for stage, make in TASKS.items():
         run(make("relative"), options(tmp_path / "one" / stage))
     for process in ranks:
-        _, errors = process.communicate(timeout=240)
+        _, errors = process.communicate(timeout=600)
         assert process.returncode == 0, errors
     for stage in TASKS:
         found, expected = (read_log(tmp_path / name / stage) for name in ("two", "one"))

@@ -246,7 +246,7 @@ def ranks_of(*launcher: str) -> list[list[str]]:
     strangers = ("RANK", "WORLD_SIZE", "OMPI_", "PMI", "MPI_", "SLURM_", "HYDRA_", "TORCHELASTIC_", "MASTER_", "LOCAL_")
     environ = {name: value for name, value in os.environ.items() if not name.startswith(strangers)}
     environ |= {"OMP_NUM_THREADS": "1"}
-    run = subprocess.run(launcher, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60)
+    run = subprocess.run(launcher, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr
     return sorted(line.split(maxsplit=4) for line in run.stdout.splitlines())
 
