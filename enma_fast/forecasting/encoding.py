@@ -22,6 +22,7 @@ from ..models.layers import own_dtype
 from ..models.model import Model
 from ..models.native_tokenizer import native_tokenizer
 from ..sampling.batch_invariant import BLOCKS, map_rows
+from ..sampling.cuda_graphs import tokenizer_recordings
 from ..sampling.noise import trajectory_seed
 from ..sampling.settings import chosen_sampling
 from ..sampling.shifts import View, shifted, views
@@ -43,6 +44,7 @@ class EncodedInputs:
     settings : of the sampler
     batched : true if the input has an axis of trajectories
     seeds : one for each trajectory
+    graphs : true if the tokenizer's work may be launched as CUDA graphs
     views : how each shift shows the field; member k takes that of k modulo their number
     places : of the history of (trajectory, shift) in `history_BTNC`
     """
@@ -55,6 +57,7 @@ class EncodedInputs:
     settings: SamplingConfig
     batched: bool
     seeds: list[int]
+    graphs: bool
     views: list[View]
     places: dict[tuple[int, int], int]
 
@@ -122,15 +125,17 @@ def encode_inputs(
         report_outside(model, numbers, reasons, strict=request.strict)
     shown, ring = views(config, settings), config.tokenizer.periodic
     used = sorted({k % len(shown) for k in request.members[: len(shown)]})
+    graphs = request.backend in (None, "graph")
 
     def encoded(fields: Tensor, where: Tensor | None) -> Tensor:
         """Latents of each trajectory in each shift that is used, [B * len(used), T, N, C]."""
         if where is not None:
-            seen = [_encode(model, fields, moved(where, shown[s], config.tokenizer)) for s in used]
+            seen = [_encode(model, fields, moved(where, shown[s], config.tokenizer), graphs) for s in used]
             return torch.stack(seen, 1).flatten(0, 1)
         if len(used) == 1:
-            return _encode(model, shifted(fields, shown[used[0]], ring), None)
-        return _encode(model, torch.stack([shifted(fields, shown[s], ring) for s in used], 1).flatten(0, 1), None)
+            return _encode(model, shifted(fields, shown[used[0]], ring), None, graphs)
+        fields = torch.stack([shifted(fields, shown[s], ring) for s in used], 1).flatten(0, 1)
+        return _encode(model, fields, None, graphs)
 
     if known is None:
         empty = (B * len(used), 0, config.num_tokens, config.token_channels)
@@ -149,6 +154,7 @@ def encode_inputs(
         settings=settings,
         batched=batched,
         seeds=[trajectory_seed(request.seed, n) for n in numbers],
+        graphs=graphs,
         views=shown,
         places={(b, s): b * len(used) + i for b in range(B) for i, s in enumerate(used)},
     )
@@ -257,7 +263,7 @@ def report_outside(
     log.warning("%s", text)
 
 
-def _encode(model: Model, fields: Tensor, points: Tensor | None) -> Tensor:
+def _encode(model: Model, fields: Tensor, points: Tensor | None, graphs: bool) -> Tensor:
     tok = model.tokenizer
     native = native_tokenizer(tok)
     if native is not None:
@@ -270,7 +276,11 @@ def _encode(model: Model, fields: Tensor, points: Tensor | None) -> Tensor:
         function = partial(_encode_frames, model)
     shape = None if points is None else "of frames" if points.ndim > 2 else tuple(points.shape)
     operation = ("encode", tok.config, own_dtype(tok), shape)
-    return map_rows(function, fields, operation=operation, block=BLOCKS[tok.config.dims])
+    # Points that all rows share are not among the rows.
+    recordings = None
+    if graphs and points is None:
+        recordings = tokenizer_recordings(tok, rows=len(fields), frames=fields.shape[1])
+    return map_rows(function, fields, operation=operation, block=BLOCKS[tok.config.dims], recordings=recordings)
 
 
 def _encode_frames(model: Model, seen_BTPx: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from ..models.layers import own_dtype
 from ..models.model import Model
 from ..models.native_tokenizer import native_tokenizer
 from ..sampling.batch_invariant import BLOCKS, map_rows
+from ..sampling.cuda_graphs import tokenizer_recordings
 from ..sampling.engine import Engine, engine_for
 from ..sampling.shifts import View, shifted
 from ..utils.forks import forkable, iterate_in_own_thread, run_in_own_thread
@@ -259,7 +260,16 @@ def _decoder(
             with torch.no_grad():
                 return native.decode(model.from_tokens(latents), frames)
         operation = ("decode", tok.config, own_dtype(tok), frames, None if query is None else tuple(query.shape))
-        return map_rows(lambda z: model.decode(z, frames, query, end=end), latents, operation=operation, block=block)
+        recordings = None
+        if inputs.graphs and query is None:
+            recordings = tokenizer_recordings(tok, rows=len(latents), frames=frames)
+        return map_rows(
+            lambda z: model.decode(z, frames, query, end=end),
+            latents,
+            operation=operation,
+            block=block,
+            recordings=recordings,
+        )
 
     def in_place(latents: Tensor, rows: list[tuple[int, int]], frames: slice) -> Tensor:
         alike: dict[View, list[int]] = {}

@@ -15,13 +15,16 @@ import threading
 from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..utils.bounds import most_threads
+
+if TYPE_CHECKING:
+    from .cuda_graphs import Recordings
 
 # Number of space dimensions -> rows of a block.
 BLOCKS = {1: 8, 2: 4}
@@ -35,16 +38,28 @@ VECTORS = 32
 _IN_BLOCKS: dict[Hashable, bool] = {}
 
 
-def map_rows(function: Callable[[Tensor], Tensor], rows: Tensor, *, operation: Hashable, block: int) -> Tensor:
+def map_rows(
+    function: Callable[[Tensor], Tensor],
+    rows: Tensor,
+    *,
+    operation: Hashable,
+    block: int,
+    recordings: Recordings | None = None,
+) -> Tensor:
     """Apply an encoder or decoder to rows ``[B, ...]`` with batch-invariant bits, without gradients.
 
     ``function`` maps ``[b, ...]`` to ``[b, ...]``, each row by itself. ``operation`` is everything beside the shape of
     a row that determines its arithmetic: its config, but not its weights; the first call for an operation tests whether
-    blocks of ``block`` rows may be used. On devices other than the CPU all rows are computed at once, in one call.
+    blocks of ``block`` rows may be used. On devices other than the CPU all rows are computed at once, in one call; from
+    ``recordings``, where ``function`` reads weights and rows alone.
     """
     if rows.device.type != "cpu":
         with torch.inference_mode():
-            return function(rows)
+            if recordings is None:
+                return function(rows)
+            made = recordings((operation, tuple(rows.shape), rows.dtype), lambda given: function(given[0]), [rows])
+            assert made is not None
+            return made
     key = (operation, block, tuple(rows.shape[1:]))
     if key not in _IN_BLOCKS:
         _IN_BLOCKS[key] = _same_in_block(function, rows, block)

@@ -6,12 +6,15 @@
     step.close()                            frees graphs and pool; the static buffers belong to the StaticStep
 
 `try_capture` does the first line, and returns the uncaptured step if that fails; `Engine.captured` says so.
+`Recordings` are the graphs of what has the same shapes again and again: histories here, the tokenizer in `map_rows`.
 """
 
 from __future__ import annotations
 
 import functools
 import logging
+import math
+import threading
 from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple, Protocol
 
@@ -19,6 +22,8 @@ import torch
 from torch import Tensor
 
 from ..errors import EnmaError
+from ..models.layers import prepared
+from ..models.tokenizer import Tokenizer
 from .static_plan import StaticPlan
 from .static_step import FrameKind, StaticStep
 
@@ -26,6 +31,9 @@ logger = logging.getLogger(__name__)
 
 # The first call compiles and packs; the second does what the capture does.
 WARM_UPS = 2
+# Most recordings of one kind, which all keep their memory, and most values of a field whose encoding and decoding are
+# recorded: with 32 channels of fp32 an activation of it is 128 MB. Larger ones spend their time in kernels.
+MOST_RECORDINGS, MOST_VALUES = 16, 1 << 20
 
 
 class Recorder(Protocol):
@@ -82,11 +90,72 @@ class CudaRecorder:
         self._graphs.clear()
 
 
-class _Reading(NamedTuple):
-    """A recording of `StaticStep.read_segments`, and the tensors that it reads."""
+class _Recording(NamedTuple):
+    """A recorded call, the tensors that it reads, and the one that it writes, if it gives one."""
 
-    segments: list[Tensor]
+    inputs: list[Tensor]
+    out: Tensor | None
     replay: Callable[[], None]
+
+
+class Recordings:
+    """Calls that are recorded when their kind is seen for the second time, and are one launch from then on.
+
+    A call is a function of tensors that gives a tensor or None. All calls of one kind have inputs of the same shapes
+    and types, and do the same work on the device. If one cannot be recorded, none is recorded any more; `what` names
+    them in the log. Calls on several streams at once share the memory of a recording, so they must wait for each other.
+    """
+
+    def __init__(self, recorder: Recorder, what: str) -> None:
+        self._recorder, self._what = recorder, what
+        # None where a kind was seen once.
+        self._known: dict[Hashable, _Recording | None] = {}
+        self._records, self._lock = True, threading.Lock()
+
+    def __call__(
+        self, kind: Hashable, run: Callable[[Sequence[Tensor]], Tensor | None], inputs: Sequence[Tensor]
+    ) -> Tensor | None:
+        """The result of ``run(inputs)``."""
+        with self._lock:
+            recording = self._known.get(kind)
+            if recording is None and kind in self._known and self._records:
+                recording = self._known[kind] = self._record(run, inputs)
+            if recording is not None:
+                for there, given in zip(recording.inputs, inputs, strict=True):
+                    there.copy_(given)
+                recording.replay()
+                return None if recording.out is None else recording.out.clone()
+            if self._records and len(self._known) < MOST_RECORDINGS:
+                self._known[kind] = None
+        return run(inputs)
+
+    def _record(self, run: Callable[[Sequence[Tensor]], Tensor | None], inputs: Sequence[Tensor]) -> _Recording | None:
+        made: list[Tensor | None] = []
+        try:
+            copies = [given.clone() for given in inputs]
+            self._recorder.warm_up(functools.partial(run, copies))
+            replay = self._recorder.record(lambda: made.append(run(copies)))
+            return _Recording(copies, made[0], replay)
+        except RuntimeError as error:
+            self._records = False
+            _warn_once(self._what, str(error).partition("\n")[0])
+            return None
+
+    def clear(self) -> None:
+        """Forget all recordings, and record no more."""
+        self._known, self._records = {}, False
+
+
+def tokenizer_recordings(tokenizer: Tokenizer, *, rows: int, frames: int) -> Recordings | None:
+    """Recordings of encoding and decoding with the weights that a tokenizer has now; None without a GPU.
+
+    Also None for more than `MOST_VALUES` of so many rows and frames on its grid.
+    """
+    device, config = next(tokenizer.parameters()).device, tokenizer.config
+    if device.type != "cuda" or rows * frames * math.prod(config.grid) * config.field_channels > MOST_VALUES:
+        return None
+    what = "fields are encoded and decoded"
+    return prepared(tokenizer, "recordings", lambda: Recordings(CudaRecorder(device), what))
 
 
 class CapturedStep:
@@ -104,9 +173,7 @@ class CapturedStep:
             recorder = CudaRecorder(step.device)
         self._step, self._recorder = step, recorder
         self._replays: dict[FrameKind, Callable[[], None]] = {}
-        # By lengths and types of the segments; None where these were seen once, or cannot be recorded.
-        self._readings: dict[Hashable, _Reading | None] = {}
-        self._records_readings = True
+        self._readings = Recordings(recorder, "histories are read")
         try:
             for kind in step.kinds():
                 for _ in range(WARM_UPS):
@@ -131,30 +198,8 @@ class CapturedStep:
         """Like :meth:`StaticStep.begin`: inputs are checked, and copied to the buffers that the graphs read."""
         self._step.check(segments, seeds, members, first)
         kind = (first, *((segment.shape[1], segment.dtype) for segment in segments))
-        reading = self._readings.get(kind)
-        if reading is None and kind in self._readings and self._records_readings:
-            reading = self._record_reading(segments, first)
-        if self._replays:
-            self._readings[kind] = reading
-        if reading is None:
-            self._step.read_segments(segments, first=first)
-        else:
-            for there, given in zip(reading.segments, segments, strict=True):
-                there.copy_(given)
-            reading.replay()
+        self._readings(kind, functools.partial(self._step.read_segments, first=first), segments)
         self._step.start(segments, seeds, members, first)
-
-    def _record_reading(self, segments: Sequence[Tensor], first: int) -> _Reading | None:
-        """Record how segments of these lengths are read. If that fails, None, and none is recorded any more."""
-        try:
-            copies = [segment.clone() for segment in segments]
-            read = functools.partial(self._step.read_segments, copies, first=first)
-            self._recorder.warm_up(read)
-            return _Reading(copies, self._recorder.record(read))
-        except RuntimeError as error:
-            self._records_readings = False
-            _warn_once("histories are read", str(error).partition("\n")[0])
-            return None
 
     def frame(self, *, last: bool = False) -> Tensor:
         """Like :meth:`StaticStep.frame`, in one launch."""
@@ -165,7 +210,8 @@ class CapturedStep:
 
     def close(self) -> None:
         """Free the graphs; the step itself can still be used."""
-        self._replays, self._readings = {}, {}
+        self._replays = {}
+        self._readings.clear()
         self._recorder.close()
         self._step.reset()
 

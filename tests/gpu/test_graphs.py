@@ -10,13 +10,15 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+from enma_fast.forecasting.members import sample_fields
 from enma_fast.models.model import Dynamics
 from enma_fast.presets import PRESETS
 from enma_fast.sampling.cuda_graphs import CapturedStep, try_capture
 from enma_fast.sampling.static_step import FrameKind, StaticStep
 
 from .._static import LATENTS, TASKS, Problem, build, generate, make_step, problem
-from .._tiny import CONFIGS, ONE_PASS, distance
+from .._tiny import CONFIGS, ONE_PASS, distance, waves
+from .._tiny import model as tiny_model
 
 pytestmark = pytest.mark.gpu
 DTYPES = (torch.float32, torch.bfloat16)
@@ -96,6 +98,29 @@ def test_a_history_is_read_in_one_launch(name: str, task: str, cuda: torch.devic
     # Beside it at most a copy of each input: segments, seeds, members, counters.
     assert replayed.total() <= 1 + len(given.segments) + 3
     assert replayed.total() < once.total()
+
+
+@pytest.mark.parametrize("name", ["relative-fast", "plane"])
+def test_a_forecast_that_comes_again_encodes_and_decodes_in_one_launch_each(name: str) -> None:
+    model = tiny_model(name).to("cuda")
+    tok = model.config.tokenizer
+
+    def forecast(seed: int) -> tuple[Tensor, Counter[str]]:
+        history = waves(1, 1, 3, tok, seed=seed)[0].to("cuda")
+        torch.cuda.synchronize()
+        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
+            made = sample_fields(model, history, num_members=2, seed=seed)
+            torch.cuda.synchronize()
+        return made, Counter(event.name for event in seen.events() if "Launch" in event.name)
+
+    once = [forecast(seed) for seed in (1, 2, 3)]
+    again = [forecast(seed) for seed in (1, 2, 3)]
+    for (first, _), (second, _) in zip(once, again, strict=True):
+        assert torch.equal(first, second)
+    # What is not in a graph: noise keys, shifts, copies in and out.
+    assert again[0][1].total() < once[0][1].total() / 2
+    frames = model.config.tokenizer.latent_frames(model.config.num_frames) - model.config.tokenizer.whole_latents(3)
+    assert again[0][1]["cudaGraphLaunch"] == frames + 3
 
 
 @pytest.mark.parametrize("name", ["relative", "relative-fast"])

@@ -5,19 +5,22 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import math
 import types
 
 import pytest
 import torch
 
 from enma_fast.errors import EnmaError
+from enma_fast.models.folding import folded_end
 from enma_fast.models.model import Dynamics
 from enma_fast.sampling import cuda_graphs
-from enma_fast.sampling.cuda_graphs import CapturedStep, try_capture
+from enma_fast.sampling.cuda_graphs import CapturedStep, Recordings, try_capture
 from enma_fast.sampling.static_step import StaticStep
 
 from .._static import LATENTS, Problem, TapeRecorder, build, generate, make_step, problem
-from .._tiny import ONE_PASS, distance
+from .._tiny import ONE_PASS, distance, waves
+from .._tiny import model as tiny_model
 
 # The tape runs the reference operators, and attention under Triton's interpreter.
 CLOSE = 2e-4
@@ -116,6 +119,61 @@ def test_a_history_that_cannot_be_recorded_is_read(
     assert [record.getMessage() for record in caplog.records] == [
         "histories are read without a CUDA graph: operation not permitted when stream is capturing"
     ]
+
+
+@pytest.mark.parametrize("name", ["relative-fast", "plane", "paper"])
+def test_encoding_and_decoding_are_one_launch_when_they_come_again(name: str, recorder: TapeRecorder) -> None:
+    model = tiny_model(name)
+    tok = model.config.tokenizer
+    end = folded_end(model.tokenizer)
+    calls = {
+        "encode": model.encode,
+        "decode": lambda z: model.decode(z, 5, end=end),
+    }
+    recordings = Recordings(recorder, "fields are encoded and decoded")
+    with torch.inference_mode():
+        fields = [waves(2, 1, 5, tok, seed=seed) for seed in range(4)]
+        given = {"encode": fields, "decode": [model.encode(u) for u in fields]}
+        for operation, call in calls.items():
+
+            def run(inputs, call=call):
+                return call(inputs[0])
+
+            made = [recordings((operation, rows.shape), run, [rows]) for rows in given[operation]]
+            # The first is not recorded, and no call writes into what another has given.
+            assert recorder.replays == 3
+            assert all(torch.equal(values, call(rows)) for values, rows in zip(made, given[operation], strict=True))
+            few = given[operation][0][:1]
+            assert torch.equal(recordings((operation, few.shape), run, [few]), call(few))
+            assert recorder.replays == 3
+            recorder.replays = 0
+    # Launches that a graph of each saves.
+    assert [nodes.total() > 15 for nodes in recorder.nodes] == [True, True]
+
+
+def test_so_many_calls_are_recorded_and_large_ones_are_not(
+    recorder: TapeRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recordings = Recordings(recorder, "sums")
+    for count in range(1, cuda_graphs.MOST_RECORDINGS + 2):
+        x = torch.ones(count)
+        for _ in range(3):
+            assert recordings(count, lambda inputs: inputs[0].cumsum(0), [x])[-1] == count
+    assert len(recorder.nodes) == cuda_graphs.MOST_RECORDINGS
+    recordings.clear()
+    assert recordings(1, lambda inputs: inputs[0] + 1, [torch.ones(1)]) == 2
+
+    tokenizer = tiny_model("plane").tokenizer
+    assert cuda_graphs.tokenizer_recordings(tokenizer, rows=1, frames=1) is None
+    # As if it were on a GPU.
+    weights = types.SimpleNamespace(device=torch.device("cuda", 0))
+    monkeypatch.setattr(cuda_graphs, "CudaRecorder", lambda device: recorder)
+    monkeypatch.setattr(tokenizer, "parameters", lambda: iter([weights]))
+    monkeypatch.setattr(cuda_graphs, "prepared", lambda module, name, prepare: prepare())
+    config = tokenizer.config
+    most = cuda_graphs.MOST_VALUES // (math.prod(config.grid) * config.field_channels)
+    assert cuda_graphs.tokenizer_recordings(tokenizer, rows=1, frames=most) is not None
+    assert cuda_graphs.tokenizer_recordings(tokenizer, rows=1, frames=most + 1) is None
 
 
 # test_node_budget.py counts the nodes of a frame in one pass in a second.
