@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from enma_fast.ops._flow_head_cuda import pack, sizes
+from enma_fast.ops.flow_head import flow_head_ref
 from enma_fast.ops.flow_plan import BlockWeights, FlowPlan, HeadWeights
 
 from ._cubin import tool
@@ -24,6 +25,8 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "tests" / "cuda_shim" / "flow_head.cpp"
 # Shared memory that a block may use on an H100, in bytes.
 SHARED_LIMIT = 232448
+# A few ulps of bf16 products, where the plain code happens to be exact.
+FLOOR = 1e-4
 BUILDS = {
     "plain": ["-O1"],
     "race": ["-O1", "-g", "-fsanitize=thread", "-DENMA_TEST_SKIP_BARRIER"],
@@ -156,3 +159,9 @@ def cubins(architecture: str, folder: Path) -> dict[str, dict[str, int]]:
         found[name]["flushes"] = len(re.findall(r"\bCCTL\b", code))
         found[name]["remote_stores"] = len(re.findall(r"\bSTAS\b", code))
     return found
+
+
+def reference(plan: FlowPlan, c: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """The plain code in bf16, and in float64 on the same numbers."""
+    exact = plan.to(torch.float64)
+    return flow_head_ref(c, noise, plan=plan), flow_head_ref(c.double(), noise.double(), plan=exact)
