@@ -21,8 +21,11 @@ from .commands.terminal import printable
 from .errors import EnmaError
 from .utils.launch import detect
 
+# Of all commands: click hands it on.
+_SETTINGS = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(
     name="enma-fast",
+    context_settings=_SETTINGS,
     help="Ensemble forecasts of parametric PDEs from a few observed frames.",
     no_args_is_help=True,
     add_completion=False,
@@ -59,9 +62,20 @@ app.command("info")(inspect.info)
 app.command("verify")(inspect.verify)
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from . import __version__
+
+        sys.stdout.write(f"enma-fast {__version__}\n")
+        raise typer.Exit
+
+
 @app.callback()
 def _options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error; at any place.")] = False,
+    shown: Annotated[
+        bool, typer.Option("--version", help="Show the version and stop.", callback=_show_version, is_eager=True)
+    ] = False,
 ) -> None:
     """Options of every command."""
 

@@ -30,7 +30,10 @@ def generate(
     force: Annotated[bool, typer.Option("--force", help="Replace files of these names.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Solve an equation for the trajectories of a data set and write them as HDF5 in The Well's layout."""
+    """Solve an equation for the trajectories of a data set and write them as HDF5 in The Well's layout.
+
+    The same command resumes after an interruption: files that it has finished stay as they are.
+    """
     from ..data import DEFAULT_GROUPS, place
     from ..data import generate as solve
 
@@ -39,13 +42,13 @@ def generate(
     parts = list(DEFAULT_GROUPS) if split == "all" else [split]
     for part in parts:
         # Refuse before the first of them is made.
-        place(equation, part, out, force=force)
+        place(equation, part, out, groups=groups, seed=seed, force=force)
     for part in parts:
         with terminal.progress(f"{equation}-{part}") as update:
             path = solve(equation, part, groups=groups, seed=seed, out_dir=out, force=force, progress=update)
         made.append({"file": str(path), "equation": equation, "split": part, "bytes": path.stat().st_size})
         terminal.show(f"{path}  {made[-1]['bytes'] / 1e6:.1f} MB")
-    terminal.result(made if split == "all" else made[0])
+    terminal.result({"files": made} if split == "all" else made[0])
 
 
 def subset(

@@ -25,13 +25,16 @@ def embed(
     as_json: AsJson = False,
 ) -> None:
     """Show where libenma, its headers and its CMake package are, to build C, C++ and Fortran programs with."""
+    if sum((cmake_dir, include_dir, library_dir, checkpoint is not None)) > 1:
+        raise EnmaError("give one of --cmake-dir, --include-dir, --library-dir and --checkpoint, or none of them")
+    terminal = Terminal(as_json)
     if checkpoint is not None:
         from ..data import PRETRAINED
         from ..models.checkpoint import available
 
         if checkpoint not in available():
             raise EnmaError(f"model {checkpoint!r} is not shipped; use one of {', '.join(available())}")
-        typer.echo(PRETRAINED / checkpoint)
+        _answer(terminal, "checkpoint", str(PRETRAINED / checkpoint))
         return
     found: dict[str, Any] = {
         "cmake_dir": str(PREFIX / "lib/cmake/enma"),
@@ -43,13 +46,17 @@ def embed(
             "this installation has no libenma: it was built without its sources, or with ENMA_FAST_NO_EXT=1; "
             "install it with a compiler, or run `make libenma` in a checkout"
         )
-    asked = [name for name, wanted in zip(found, (cmake_dir, include_dir, library_dir), strict=True) if wanted]
-    if len(asked) > 1:
-        raise EnmaError("give one of --cmake-dir, --include-dir and --library-dir, or none of them")
-    terminal = Terminal(as_json)
-    if asked:
-        typer.echo(found[asked[0]])
-        return
+    for name, wanted in zip(found, (cmake_dir, include_dir, library_dir), strict=True):
+        if wanted:
+            _answer(terminal, name, found[name])
+            return
     for name, folder in found.items():
         terminal.show(f"{name:12} {folder}")
     terminal.result(found)
+
+
+def _answer(terminal: Terminal, name: str, folder: str) -> None:
+    """One folder, as a shell or a build takes it: on a line of its own, however long."""
+    if not terminal.as_json:
+        typer.echo(folder)
+    terminal.result({name: folder})

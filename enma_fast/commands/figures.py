@@ -9,7 +9,7 @@ import typer
 
 from ..utils.text import counted
 from .options import AsJson
-from .terminal import Terminal, number
+from .terminal import Terminal, number, require_writable
 
 Store = Annotated[Path, typer.Argument(metavar="STORE", help="Forecast store.")]
 Truth = Annotated[Path | None, typer.Option("--truth", help="Field file with the truth, where the store holds none.")]
@@ -31,14 +31,16 @@ def plot(
     as_json: AsJson = False,
 ) -> None:
     """Draw one trajectory of a forecast store: maps, a fan chart at a point, and calibration of all; or a movie."""
-    from ..figures.plots import save_figure
+    from ..figures.plots import MOVIE, require_picture, save_figure
     from ..figures.report import StoreReader, store_figure, store_movie
 
     terminal = Terminal(as_json)
+    picture = _beside(store, ".png") if out is None else out
+    require_picture(picture)
+    require_writable(picture)
     reader = StoreReader(store, truth)
     place, index = reader.place_of(trajectory), reader.channel_of(channel)
-    picture = _beside(store, ".png") if out is None else out
-    if picture.suffix == ".gif":
+    if picture.suffix == MOVIE:
         store_movie(reader, picture, place=place, channel=index)
     else:
         save_figure(store_figure(reader, place=place, channel=index), picture)

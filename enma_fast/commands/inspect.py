@@ -84,7 +84,7 @@ def _verify_store(terminal: Terminal, store: Path, *, mark: bool) -> None:
     import shlex
 
     from ..store.layout import FINGERPRINT, LEDGER
-    from ..store.metadata import read_unchecked_metadata
+    from ..store.metadata import read_unchecked_metadata, repeated
     from ..store.verify import check_store, mark_damaged
 
     with terminal.progress("checking") as update:
@@ -92,7 +92,7 @@ def _verify_store(terminal: Terminal, store: Path, *, mark: bool) -> None:
     # A store whose coordinates are damaged cannot be opened as a dataset.
     attributes = read_unchecked_metadata(store)["attributes"]
     unfinished = (store / LEDGER).exists() or bool(found)
-    again = f"{attributes.get('command') or 'the command that wrote it'} --out {shlex.quote(str(store))}"
+    again = repeated(store, attributes)
     if found:
         rows = [[damage.holds, damage.problem, damage.file] for damage in found]
         terminal.show(table(f"{store}: {len(found)} damaged", ["what", "problem", "file"], rows, text=(0, 1, 2)))
@@ -104,7 +104,9 @@ def _verify_store(terminal: Terminal, store: Path, *, mark: bool) -> None:
             "kind": "forecast",
             "unfinished": unfinished,
             "fingerprint": attributes.get(FINGERPRINT),
-            "damaged": [{"file": d.file, "problem": d.problem, "holds": d.holds, "marked": d.marked} for d in found],
+            "damaged": [
+                {"file": d.file, "problem": d.problem, "holds": d.holds, "marked": d.marked or mark} for d in found
+            ],
             "command": again,
         }
     )

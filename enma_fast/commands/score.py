@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +12,7 @@ from ..errors import EnmaError
 from ..forecasting.request import ForecastRequest
 from ..utils.text import counted
 from . import options
-from .terminal import Terminal, number, table, write_out
+from .terminal import Terminal, number, require_writable, table, write_out
 
 # Options that a forecast store is scored with; the others say how a field file is forecast.
 _OF_A_STORE = {"file", "truth", "out", "threads", "as_json"}
@@ -58,7 +57,7 @@ def score(
     terminal = Terminal(as_json)
     options.use_threads(threads)
     if out is not None:
-        _check_out(out)
+        require_writable(out)
     if truth is not None and file.is_file():
         raise EnmaError(f"--truth: {file} is a field file, which holds its truth; leave the option out")
     if truth is not None or (file / "zarr.json").is_file():
@@ -99,13 +98,6 @@ def _refuse_options(context: typer.Context, store: Path) -> None:
         if name not in _OF_A_STORE and source is not None and source.name == "COMMANDLINE":
             option = name.replace("_", "-")
             raise EnmaError(f"--{option}: {store} is a forecast store, scored as it was made; leave the option out")
-
-
-def _check_out(out: Path) -> None:
-    """Raise `EnmaError` where no file can be written, before any work is lost."""
-    folder = next(parent for parent in out.absolute().parents if parent.exists())
-    if out.is_dir() or not (folder.is_dir() and os.access(folder, os.W_OK)):
-        raise EnmaError(f"--out {out}: cannot be written; choose another place")
 
 
 def _of_physics(found: dict[str, Any] | None) -> list[str]:

@@ -10,8 +10,8 @@ import typer
 
 from ..errors import EnmaError
 from ..utils.text import counted
-from .options import AsJson, Seed, Threads, use_threads
-from .terminal import Terminal, number, table, write_out
+from .options import AsJson, Threads, use_threads
+from .terminal import Terminal, number, require_writable, table, write_out
 
 PAGE, CELLS = "tables.md", "tables.json"
 
@@ -28,7 +28,8 @@ def tables(
         typer.Option("--check", help="Measure the shipped models again and compare; exit status 1 if they differ."),
     ] = False,
     tolerance: Annotated[
-        float | None, typer.Option("--tolerance", help="Of --check: relative difference of a score that is allowed.")
+        float | None,
+        typer.Option("--tolerance", min=0.0, help="Of --check: relative difference of a score that is allowed."),
     ] = None,
     measure: Annotated[
         str | None, typer.Option("--measure", metavar="MODEL", help="Make the score file of a model in --out.")
@@ -36,7 +37,7 @@ def tables(
     data: Annotated[
         Path | None, typer.Option("--data", help="Of --measure: folder of the equation's test files.")
     ] = None,
-    seed: Seed = 0,
+    seed: Annotated[int | None, typer.Option("--seed", help="Of --measure: seed of the noise; 0 by default.")] = None,
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
@@ -46,17 +47,24 @@ def tables(
 
     terminal = Terminal(as_json)
     use_threads(threads)
-    for option, value, of, asked in (("tolerance", tolerance, "check", check), ("data", data, "measure", measure)):
+    for option, value, of, asked in (
+        ("tolerance", tolerance, "check", check),
+        ("data", data, "measure", measure),
+        ("seed", seed, "measure", measure),
+    ):
         if value is not None and not asked:
             raise EnmaError(f"--{option}: belongs to --{of}; leave it out")
+    if check and out is not None:
+        raise EnmaError("--out: --check writes no file; leave it out")
     if measure is not None:
         for option, value in (("check", check or None), ("scores", scores)):
             if value is not None:
                 raise EnmaError(f"--measure: makes one score file; leave out --{option}")
         if data is None or out is None:
             raise EnmaError("--measure: give --data, the folder of the test files, and --out, that of the score files")
+        require_writable(out / "scores.json")
         with terminal.progress("measuring") as update:
-            found = score_files.measure_model(measure, data, seed=seed, progress=update)
+            found = score_files.measure_model(measure, data, seed=seed or 0, progress=update)
         path = score_files.write_score_file(found, out)
         terminal.show(f"score file: {path}")
         terminal.result({"score_file": str(path), **found})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -177,6 +178,13 @@ def number(value: float | None, digits: int = 3) -> str:
         return f"{value:.{digits}g}"
     mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
     return f"{mantissa}e{int(exponent)}"
+
+
+def require_writable(out: Path) -> None:
+    """Raise `EnmaError` where the file that `--out` names cannot be written, before any work is lost."""
+    folder = next(parent for parent in out.absolute().parents if parent.exists())
+    if out.is_dir() or not (folder.is_dir() and os.access(folder, os.W_OK)):
+        raise EnmaError(f"--out {out}: cannot be written; choose another place")
 
 
 def write_out(out: Path, text: str) -> None:

@@ -27,8 +27,10 @@ class OwnDataGroup(TyperGroup):
     """`enma-fast train` with its subcommands, of which `run` is meant where a path stands in place of a name."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        word = args[0] if args and args[0] not in self.commands else "-"
-        if not word.startswith("-") and ("/" in word or "." in word or Path(word).exists()):
+        word = args[0] if args else "-"
+        options_first = word.startswith("-") and not self.commands.keys() & set(args) and word not in ("--help", "-h")
+        path_first = word not in self.commands and ("/" in word or "." in word or Path(word).exists())
+        if args and (options_first or path_first):
             args = ["run", *args]
         return super().parse_args(ctx, args)
 

@@ -3,33 +3,49 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import io
 import os
 from collections.abc import Callable
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..errors import EnmaError
+from ..errors import EnmaError, first_line
 from ..utils.files import read_file, remove, write_file
-from . import hdf5, splits, well
+from . import equation as protocol
+from . import equations, hdf5, spectral, splits, well
 from .equation import Equation, Values
 from .equations import EQUATIONS
 
 # The solver always sees whole chunks, so that a trajectory does not depend on how many groups were asked for.
 _GROUPS_PER_CHUNK = 8
+# Attributes of a generated file, beside those of The Well: the seed, and the key of all that its values depend on.
+_SEED, _KEY = "seed", "generated_from"
+# Packages whose release may change the last bits of a solution.
+_SOLVE_BY = ("enma-fast", "numpy", "jax", "jaxlib", "exponax")
 
 
-def place(equation: str, split: str, out_dir: str | Path, *, force: bool = False) -> Path:
-    """The file that :func:`generate` makes; `EnmaError` if it is there, without `force`, or for an unknown name."""
-    if equation not in EQUATIONS:
-        raise EnmaError(f"equation '{equation}' is unknown; use one of {', '.join(EQUATIONS)}")
-    splits.check_split(split)
-    path = Path(out_dir) / f"{equation}-{split}.h5"
-    if not force and os.path.lexists(path):
-        raise EnmaError(f"{path}: is there already; give another --out, or replace it by --force")
+def place(
+    equation: str,
+    split: str,
+    out_dir: str | Path,
+    *,
+    groups: int | None = None,
+    seed: int = 0,
+    force: bool = False,
+) -> Path:
+    """The file that :func:`generate` makes; `EnmaError` if it would refuse these arguments, or another file is there.
+
+    A file that the same call has made is no other one. With `force` any file may be there.
+    """
+    path = _path(equation, split, out_dir)
+    _, values = _environments(equation, split, groups, seed)
+    if not force:
+        _is_made(path, _key(_origin(equation, split, seed), values))
     return path
 
 
@@ -46,7 +62,8 @@ def generate(
     """Solve one split of an equation and write it as `<out_dir>/<equation>-<split>.h5` (The Well layout).
 
     Trajectories go to the file a few groups at a time, so memory does not grow with their number. What was solved stays
-    in a hidden folder beside the file until that is complete, so the same call resumes after an interruption.
+    in a hidden folder beside the file until that is complete, so the same call resumes after an interruption. A file
+    that the same call has made before is left as it is: its attributes `seed` and `generated_from` say so.
 
     Parameters
     ----------
@@ -56,26 +73,26 @@ def generate(
         equation has
     seed : same seed, same arrays (to the last bit on one machine); the first groups do not depend on `groups`
     out_dir : made if missing
-    force : replace a file of that name, in one step; a failed run leaves it alone
+    force : replace a file of that name, in one step, also one of the same call; a failed run leaves it alone
     progress : called with (groups done, groups)
 
     Raises
     ------
     EnmaError
-        On an unknown equation or split, a negative seed, too few or many groups, a missing `[data]` extra, a file
-        of that name, or a solution that is not finite.
+        On an unknown equation or split, a negative seed, too few or many groups, a missing `[data]` extra, another
+        file of that name, a solver that fails, or a solution that is not finite.
     """
-    path = place(equation, split, out_dir, force=force)
-    problem = EQUATIONS[equation]
-    groups = splits.default_groups(problem, split) if groups is None else groups
-    numbers = splits.environments(problem, split, groups=groups, seed=seed)
-    values = problem.environments(split).checked(numbers, split, seed)
-
+    path = _path(equation, split, out_dir)
+    numbers, values = _environments(equation, split, groups, seed)
+    origin = _origin(equation, split, seed)
+    if not force and _is_made(path, _key(origin, values)):
+        return path
+    problem, groups = EQUATIONS[equation], len(numbers)
     size = splits.TRAJECTORIES_PER_GROUP
     # Environments out of distribution are numbered after those in distribution.
     environment = numbers + (problem.inside.count if split == "test-out" else 0)
     scalars = {"environment": environment, **values}
-    parts = path.with_name(f"{_hidden(path)}{_key(equation, split, seed)}")
+    parts = path.with_name(f".{path.stem}.parts")
     with hdf5.create_file(path) as file:
         well.write_header(
             file,
@@ -85,10 +102,12 @@ def generate(
             periodic=problem.periodic,
             scalars={name: np.repeat(value, size) for name, value in scalars.items()},
         )
+        file.attrs[_SEED], file.attrs[_KEY] = seed, _key(origin, values)
         fields = _create_fields(file, problem, groups * size)
         for first in range(0, groups, _GROUPS_PER_CHUNK):
             chunk = [min(g, groups - 1) for g in range(first, first + _GROUPS_PER_CHUNK)]
-            part = parts / f"{first}.npy"
+            key = _key(origin, {name: value[chunk] for name, value in values.items()})
+            part = parts / f"{first}-{key}.npy"
             u = _kept(part, _shape(problem, chunk))
             if u is None:
                 u = _solved(problem, split, seed, chunk, values).astype(np.float32)
@@ -99,20 +118,60 @@ def generate(
                 dataset[first * size : last * size] = u[: (last - first) * size, ..., c]
             if progress is not None:
                 progress(last, groups)
-    for folder in path.parent.glob(f"{_hidden(path)}*"):
+    # The name of the folder ended in a key once.
+    for folder in path.parent.glob(f"{parts.name}*"):
         remove(folder)
     return path
 
 
-def _hidden(path: Path) -> str:
-    """How the names of the folders begin that keep what was solved for a file."""
-    return f".{path.stem}.parts-"
+def _path(equation: str, split: str, out_dir: str | Path) -> Path:
+    if equation not in EQUATIONS:
+        raise EnmaError(f"equation '{equation}' is unknown; use one of {', '.join(EQUATIONS)}")
+    splits.check_split(split)
+    return Path(out_dir) / f"{equation}-{split}.h5"
 
 
-def _key(equation: str, split: str, seed: int) -> str:
-    """A short hash of what a trajectory depends on; another version may solve otherwise."""
-    on = (version("enma-fast"), equation, split, seed)
-    return hashlib.sha256(repr(on).encode()).hexdigest()[:12]
+def _environments(equation: str, split: str, groups: int | None, seed: int) -> tuple[np.ndarray, Values]:
+    """Numbers and parameters of the environments of a split, by default of as many as the paper has."""
+    problem = EQUATIONS[equation]
+    groups = splits.default_groups(problem, split) if groups is None else groups
+    numbers = splits.environments(problem, split, groups=groups, seed=seed)
+    return numbers, problem.environments(split).checked(numbers, split, seed)
+
+
+def _origin(equation: str, split: str, seed: int) -> bytes:
+    """A hash of what all trajectories of a split depend on: code, versions of packages, and the seed."""
+    modules = (importlib.import_module(f"{equations.__name__}.{equation}"), protocol, spectral, splits)
+    sources = [Path(str(module.__file__)).read_bytes() for module in modules]
+    on = (equation, split, seed, [_version(name) for name in _SOLVE_BY], sources)
+    return hashlib.sha256(repr(on).encode()).digest()
+
+
+def _key(origin: bytes, values: Values) -> str:
+    """A short hash of all that the trajectories of some environments depend on."""
+    digest = hashlib.sha256(origin)
+    for name, value in values.items():
+        digest.update(name.encode() + np.ascontiguousarray(value).tobytes())
+    return digest.hexdigest()[:12]
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "none"
+
+
+def _is_made(path: Path, key: str) -> bool:
+    """True if a call of this key has made the file, False if there is none; `EnmaError` for another one."""
+    if not os.path.lexists(path):
+        return False
+    made = False
+    with suppress(EnmaError):
+        made = hdf5.read_file(path, lambda file, _: _KEY in file.attrs and hdf5.text(file, _KEY) == key)
+    if not made:
+        raise EnmaError(f"{path}: is there already; give another --out, or replace it by --force")
+    return True
 
 
 def _keep(part: Path, u: np.ndarray) -> None:
@@ -148,11 +207,18 @@ def _shape(problem: Equation, chunk: list[int]) -> tuple[int, ...]:
 def _solved(problem: Equation, split: str, seed: int, chunk: list[int], values: Values) -> np.ndarray:
     """Trajectories of some groups of a split, float64 [B, T, *x, c]."""
     size = splits.TRAJECTORIES_PER_GROUP
-    u0 = np.concatenate([problem.initial_conditions(split, seed=seed, group=g) for g in chunk])
     repeated = {name: np.repeat(value[chunk], size) for name, value in values.items()}
-    if problem.spin_up is not None:
-        u0 = problem.spin_up(u0, repeated)
-    u = problem.solve(u0, repeated)
+    try:
+        u0 = np.concatenate([problem.initial_conditions(split, seed=seed, group=g) for g in chunk])
+        if problem.spin_up is not None:
+            u0 = problem.spin_up(u0, repeated)
+        u = problem.solve(u0, repeated)
+    except (OSError, RuntimeError) as error:
+        # Not an error of the file, which is open meanwhile.
+        raise EnmaError(
+            f"equation {problem.name}: its solver fails at the groups {chunk[0]} to {chunk[-1]} of '{split}' "
+            f"({first_line(error)}); correct equations/{problem.name}.py, or what it needs"
+        ) from error
     expected = _shape(problem, chunk)
     if u.shape != expected:
         raise EnmaError(f"equation {problem.name}: solve gives {u.shape}; its grid and channels ask for {expected}")

@@ -56,9 +56,14 @@ def _read(h5py: Any, path: Path, work: Callable[[Any], Any]) -> Any:
 
 @contextmanager
 def create_file(path: Path) -> Iterator[Any]:
-    """Yield a new `h5py.File`; when the block succeeds, it is synced to disk and moved to `path`."""
+    """Yield a new `h5py.File`; when the block succeeds, it is synced to disk and moved to `path`.
+
+    An `OSError` or `RuntimeError` of the block, which h5py raises on a full disk, becomes an `EnmaError` of the file.
+    So a block that does more than write has to raise an `EnmaError` of its own for what else fails.
+    """
     h5py = load_extra("h5py", "data")
-    complete = complete_file(path, remedy="choose another folder or free space")
+    remedy = "choose another folder or free space"
+    complete = complete_file(path, remedy=remedy, errors=(OSError, RuntimeError))
     with complete as temporary, h5py.File(temporary, "w") as file:
         yield file
 

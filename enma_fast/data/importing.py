@@ -137,7 +137,7 @@ def _described(path: Path, options: ImportOptions) -> FieldFile:
     if options.environment:
         if data.environment is not None:
             raise EnmaError(f"{path}: names its environments itself; leave out --environment")
-        environment, parameters = _columns(Source(path=path, columns=data.parameters), len(data), options)
+        environment, parameters = _columns(path, data.parameters, options, len(data))
         data = replace(data, environment=environment, parameters=parameters)
     given = dict(zip(SPACE, data.coords, strict=False))
     coords, times = _positions(path, data.u.shape[1:-1], {**given, "time": data.times}, options)
@@ -165,7 +165,7 @@ def _assembled(path: Path, options: ImportOptions) -> FieldFile:
     u, coords = _ascending(u, coords)
     periodic = _boundaries(path, len(coords), options, (source.wraps,) * len(coords))
     _check_space(path, coords)
-    environment, parameters = _columns(source, len(u), options)
+    environment, parameters = _columns(path, _along_trajectories(source, options.axes), options, len(u))
     return FieldFile(
         path=path,
         name=path.stem,
@@ -327,15 +327,25 @@ def _boundaries(path: Path, dims: int, options: ImportOptions, default: Sequence
     return tuple(axis in options.periodic for axis in SPACE[:dims])
 
 
-def _columns(source: Source, count: int, options: ImportOptions) -> tuple[np.ndarray | None, dict[str, np.ndarray]]:
+def _along_trajectories(source: Source, wanted: Sequence[str]) -> dict[str, np.ndarray]:
+    """Columns along the axis of the trajectories; all where the source does not name its axes."""
+    own = next(iter(source.fields.values())).axes or ()
+    axes = {name for name, axis in zip(own, wanted or own, strict=bool(own)) if AXES.get(axis) == "trajectory"}
+    columns = source.columns.items()
+    return {name: each.values for name, each in columns if each.axes is None or axes.issuperset(each.axes)}
+
+
+def _columns(
+    path: Path, columns: Mapping[str, np.ndarray], options: ImportOptions, count: int
+) -> tuple[np.ndarray | None, dict[str, np.ndarray]]:
     """The environment of each trajectory, and the columns of numbers beside it."""
-    columns = {name: values for name, values in source.columns.items() if len(values) == count}
+    columns = {name: values for name, values in columns.items() if len(values) == count}
     name = options.environment
     if name is None:
         name = next((known for known in _ENVIRONMENT if known in columns), None)
     elif name not in columns:
         held = ", ".join(columns) or "none"
-        raise EnmaError(f"{source.path}: has no column '{name}' of {count} values; it has {held}")
+        raise EnmaError(f"{path}: has no column '{name}' of {count} values; it has {held}")
     environment = None
     if name is not None:
         # Parameters that name an environment are numbered by their values.

@@ -54,14 +54,14 @@ class Source:
     ----------
     fields : name -> variable
     coords : axis of a field file ("time", "x", ..., "channel") -> its values
-    columns : name -> one value per trajectory, perhaps
+    columns : name -> variable of one value per trajectory, perhaps
     wraps : True where the format says that the domain is periodic
     """
 
     path: Path
     fields: dict[str, Variable] = field(default_factory=dict)
     coords: dict[str, np.ndarray] = field(default_factory=dict)
-    columns: dict[str, np.ndarray] = field(default_factory=dict)
+    columns: dict[str, Variable] = field(default_factory=dict)
     wraps: bool = False
 
 
@@ -114,7 +114,7 @@ def _arrays(path: Path, arrays: Mapping[str, np.ndarray], units: Mapping[str, st
         elif values.ndim == 1 and name in AXES:
             coords[AXES[name]] = values
         elif values.ndim == 1:
-            columns[name] = values
+            columns[name] = Variable(values=values)
     if fluids and fields and "time" in coords:
         # PDEBench gives one time more than frames.
         frames = next(iter(fields.values())).values.shape[1]
@@ -188,7 +188,7 @@ def _xarray(path: Path, names: Sequence[str]) -> Source:
                 elif data.ndim == 1 and name in data.dims:
                     coords[AXES.get(str(name), str(name))] = data.to_numpy()
                 elif data.ndim == 1 and numeric:
-                    columns[str(name)] = data.to_numpy()
+                    columns[str(name)] = Variable(values=data.to_numpy(), axes=tuple(map(str, data.dims)))
     except Exception as error:
         # Engines of xarray raise nearly anything for damaged files.
         raise EnmaError(f"{path}: xarray cannot read it ({first_line(error)}); check the file") from error

@@ -14,35 +14,45 @@ from .well import read, write_fields
 _MOST_ENVIRONMENTS, _MOST_BYTES = 12, 4_000_000
 
 
-def spread_out(data: FieldFile, *, environments: int | None = None, each: int = 2) -> FieldFile:
+def spread_out(data: FieldFile | str | Path, *, environments: int | None = None, each: int = 2) -> FieldFile:
     """The first `each` trajectories of `environments` environments, evenly spread over those of a file in its order.
 
     By default as many environments as 4 MB hold, from 1 to 12. Two of an environment are enough for the tasks that need
-    a context: each is the other's. `EnmaError` if the file has no environments, or too few of them, or too few
-    trajectories of one.
+    a context: each is the other's. Of a path only these trajectories are read. `EnmaError` if the file has no
+    environments, or too few of them, or too few trajectories of one; of a path also as `read`.
     """
+    if isinstance(data, FieldFile):
+        return data.rows(_rows(data.path, data.environment, data.u[:1].nbytes, environments, each))
+    return read(
+        data,
+        select=lambda source: _rows(source.path, source.environment, source.num_bytes(1), environments, each),
+    )
+
+
+def _rows(path: Path, environment: np.ndarray | None, num_bytes: int, environments: int | None, each: int) -> list[int]:
+    """The rows that `spread_out` selects, of trajectories of so many bytes each."""
     if environments is None:
-        held = _MOST_BYTES // (data.u[:1].nbytes * max(each, 1))
+        held = _MOST_BYTES // (num_bytes * max(each, 1))
         environments = min(max(held, 1), _MOST_ENVIRONMENTS)
     if environments < 1 or each < 1:
         raise EnmaError(f"environments is {environments} and each {each}; at least 1 is needed of both")
-    if data.environment is None:
-        raise EnmaError(f"{data.path}: lacks scalars/environment; add one integer per trajectory, its group")
+    if environment is None:
+        raise EnmaError(f"{path}: lacks scalars/environment; add one integer per trajectory, its group")
     # In the order of the file, not of their numbers.
-    there, first = np.unique(data.environment, return_index=True)
+    there, first = np.unique(environment, return_index=True)
     there = there[np.argsort(first)]
     if len(there) < environments:
-        raise EnmaError(f"{data.path}: holds {len(there)} environments, {environments} are asked for; ask for fewer")
+        raise EnmaError(f"{path}: holds {len(there)} environments, {environments} are asked for; ask for fewer")
     rows = []
     for i in range(environments):
         group = there[i * len(there) // environments]
-        found = np.flatnonzero(data.environment == group)[:each]
+        found = np.flatnonzero(environment == group)[:each]
         if len(found) < each:
             raise EnmaError(
-                f"{data.path}: environment {group} has {len(found)} trajectories, {each} are asked for; ask for fewer"
+                f"{path}: environment {group} has {len(found)} trajectories, {each} are asked for; ask for fewer"
             )
         rows += found.tolist()
-    return data.rows(rows)
+    return rows
 
 
 def subset(
@@ -55,10 +65,10 @@ def subset(
     Raises
     ------
     EnmaError
-        As `read` and `spread_out`; if `out` exists, unless with `force`, or cannot be written.
+        As `spread_out`; if `out` exists, unless with `force`, or cannot be written.
     """
     out = Path(out)
     if out.exists() and not force:
         raise EnmaError(f"{out}: exists; choose another --out, or use --force")
-    data = spread_out(read(path), environments=environments, each=each)
+    data = spread_out(path, environments=environments, each=each)
     return write_fields(out, data, name=data.name)

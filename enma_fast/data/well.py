@@ -40,7 +40,7 @@ _DESCRIBE_BYTES = 64 << 20
 def read(
     path: str | Path,
     *,
-    select: slice | Sequence[int] | np.ndarray | None = None,
+    select: slice | Sequence[int] | np.ndarray | Callable[[FieldSource], Sequence[int]] | None = None,
     fields: Sequence[str] | None = None,
 ) -> FieldFile:
     """Read a field file of The Well's layout, or a 1-D file of PDEBench.
@@ -48,7 +48,8 @@ def read(
     Parameters
     ----------
     path : the HDF5 file
-    select : trajectories to read, a slice or a list of numbers; all by default
+    select : trajectories to read, a slice, a list of numbers, or a function of the open file that gives one; all by
+        default
     fields : names of scalar and vector fields, in the wanted channel order; by default all, scalars first
 
     Raises
@@ -61,7 +62,8 @@ def read(
 
     def work(file: Any, more: Limits) -> dict[str, Any]:
         source = _source(file, path, fields)
-        return source.load(select_rows(select, source.num_trajectories, path), more).parts()
+        chosen = select(source) if callable(select) else select
+        return source.load(select_rows(chosen, source.num_trajectories, path), more).parts()
 
     return FieldFile(path=path, **hdf5.read_file(path, work))
 

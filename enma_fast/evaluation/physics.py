@@ -3,11 +3,12 @@
     quantity Q(t)    mean over the points of a density that the equation names (`data.equation.Quantity`)
     conserved        violation: RMS over the frames of Q(t) - Q(start)
     decays           violation: sum over the frames of what Q(t) grows by
-    spectrum E(k)    power of the waves of length L / k, all directions and channels together; L is the longest side
+    spectrum E(k)    power of the waves of length L / k, all directions and channels together; L is the longest period
 
 The start is the last observed frame, or frame 0 of a generated trajectory. All are in units of the amplitude of a
 trajectory, the RMS of its observed frames (of the truth where nothing was observed): E and energies over its square. A
-dimension with walls is mirrored, so that its waves are cosines of length 2 L / k.
+dimension with walls, n points from one to the other, is mirrored half a step beyond each, so that its waves are cosines
+and its period is that of 2 n points.
 
 Shape suffixes: K members, T frames, L observed frames, c channels; `*x` points, S wave numbers.
 """
@@ -54,7 +55,11 @@ class Physics:
         self.quantities: tuple[Quantity, ...] = () if known is None else known.quantities
         self._dims = len(grid)
         self._periodic = tuple(periodic or (False,) * len(grid))
-        self._shell, self.wave_numbers = _shells(grid, lengths or (1.0,) * len(grid), self._periodic)
+        lengths = tuple(lengths or (1.0,) * len(grid))
+        self._shell, self.wave_numbers = _shells(grid, lengths, self._periodic)
+        # Whether the longest period is that of a mirrored dimension, twice as long as its side.
+        periods = [length * (1 if wraps else 2) for length, wraps in zip(lengths, self._periodic, strict=True)]
+        self.mirrored = not self._periodic[int(np.argmax(periods))]
         self.num_trajectories = 0
         # Sums over trajectories, of members and of the truth.
         self._spectra = np.zeros((2, len(self.wave_numbers)))
@@ -162,11 +167,11 @@ class Physics:
 
 def _shells(grid: Sequence[int], lengths: Sequence[float], periodic: Sequence[bool]) -> tuple[np.ndarray, np.ndarray]:
     """Shell of each wave of the transform, and the wave numbers of the shells; those beyond belong to one more."""
-    longest = max(length * (1 if wraps else 2) for length, wraps in zip(lengths, periodic, strict=True))
-    waves = []
-    for points, length, wraps in zip(grid, lengths, periodic, strict=True):
-        n, side = (points, length) if wraps else (2 * points, 2 * length)
-        waves.append(np.fft.fftfreq(n, 1 / n) * longest / side)
+    # Between walls a length is that of the steps between the points, one less than points.
+    ends = zip(grid, lengths, periodic, strict=True)
+    sides = [(n, length) if wraps else (2 * n, 2 * length * n / max(1, n - 1)) for n, length, wraps in ends]
+    longest = max(side for _, side in sides)
+    waves = [np.fft.fftfreq(n, 1 / n) * longest / side for n, side in sides]
     k = np.sqrt(sum(np.square(w) for w in np.meshgrid(*waves, indexing="ij")))
     # The highest shell that all directions hold.
     last = int(min(np.abs(w).max() for w in waves))

@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data import PRETRAINED, FieldFile, read, shipped_file, spread_out
+from ..data import EQUATIONS, PRETRAINED, FieldFile, read, shipped_file, spread_out
 from ..errors import EnmaError
 from ..forecasting.request import GENERATION
 from ..models.checkpoint import METRICS, WEIGHTS, available, hashes, load_model, locate, sha256
@@ -43,6 +43,8 @@ FOLDER = PRETRAINED / "scores"
 TOLERANCE = 0.02
 # Members of the cases that score all trajectories.
 _MEMBERS = 16
+# Relative L2 distance of the same trajectory generated on another machine: solvers give equal bits on one alone.
+_SAME_FIELDS = 1e-3
 # Scores of a row that are compared.
 _CHECKED = ("rel_l2", "rel_l2_median", "rel_l2_member", "crps", "rmsce", "spread_skill", "reconstruction")
 _KEYS = ("method", "kind", "equation", "seed", "cpu_seconds", "num_parameters", "weights", "data", "machine", "rows")
@@ -83,6 +85,11 @@ def measure_model(
     """
     model, folder = load_model(checkpoint), locate(checkpoint)
     equation = model.config.dataset
+    if equation not in EQUATIONS:
+        raise EnmaError(
+            f"{checkpoint}: is a model of {equation!r}; the tables have {', '.join(EQUATIONS)}. "
+            "Score it by: enma-fast score"
+        )
     metrics = json.loads((folder / METRICS).read_text(encoding="utf-8")) if (folder / METRICS).is_file() else {}
     # A card may have scored fewer trajectories than the cases ask for.
     known = [
@@ -315,8 +322,23 @@ def _require_data_of_card(equation: str, data_dir: Path) -> None:
     """Raise `EnmaError` unless the shipped test files are parts of those of a folder, as they are of the card's."""
     for split in ("test-in", "test-out"):
         whole, part = (_file_of(equation, protocol, split, data_dir) for protocol in ("whole", "shipped"))
-        if whole and part and not np.array_equal(spread_out(read(whole)).u, read(part).u):
-            raise EnmaError(f"{whole}: is not the file that {part.name} of the package is a part of; generate it again")
+        if whole and part and (said := _difference(spread_out(whole), read(part))):
+            raise EnmaError(
+                f"{whole}: is not the file that {part.name} of the package is a part of ({said}); generate it again"
+            )
+
+
+def _difference(found: FieldFile, expected: FieldFile) -> str | None:
+    """What distinguishes the trajectories of two files; None where they are the same up to rounding."""
+    if found.u.shape != expected.u.shape:
+        return f"its shape is {found.u.shape}, not {expected.u.shape}"
+    if not np.array_equal(np.asarray(found.environment), np.asarray(expected.environment)):
+        return "its environments are others"
+    axes = tuple(range(1, expected.u.ndim))
+    distance = np.sqrt(np.square(found.u - expected.u, dtype=np.float64).sum(axes))
+    size = np.sqrt(np.square(expected.u, dtype=np.float64).sum(axes))
+    wrong = distance > _SAME_FIELDS * size
+    return f"{wrong.sum()} of {len(wrong)} trajectories differ by more than {_SAME_FIELDS:g}" if wrong.any() else None
 
 
 def _read(path: Path) -> dict[str, Any]:

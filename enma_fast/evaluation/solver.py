@@ -13,7 +13,7 @@ import numpy as np
 from ..data import EQUATIONS, FieldFile
 from ..data.equation import Equation
 from ..data.spectral import refine
-from ..errors import EnmaError
+from ..errors import EnmaError, first_line
 
 log = logging.getLogger("enma_fast")
 
@@ -31,22 +31,29 @@ def solver_fidelity(dataset: str, data: FieldFile, rows: Sequence[int], generate
         return None
     index = list(rows)
     values = {name: data.parameters[name][index] for name in equation.parameters}
-    u_BTxc = generated.astype(np.float64)
+    try:
+        mean = _distance(equation, values, generated.astype(np.float64))
+    except Exception as error:
+        # Solvers of users raise anything; the other scores do not depend on them.
+        said = error if isinstance(error, EnmaError) else f"the solver of {dataset} fails ({first_line(error)})"
+        log.warning("solver_fidelity is left out: %s", said)
+        return None
+    return mean if np.isfinite(mean) else None
+
+
+def _distance(equation: Equation, values: dict[str, np.ndarray], u_BTxc: np.ndarray) -> float:
+    """Mean relative L2 distance of trajectories `[B, T, *x, c]` from those that the solver makes of their beginnings.
+
+    It is not finite where a solution blows up.
+    """
     start_Bxc = u_BTxc[:, 0]
     for axis, (points, fine) in enumerate(zip(u_BTxc.shape[2:-1], equation.solver_grid, strict=True), 1):
         start_Bxc = refine(start_Bxc, fine // points, axis)
-    try:
-        # A solution that blows up has no distance.
-        with np.errstate(all="ignore"):
-            solved = equation.solve(start_Bxc, values)[:, : u_BTxc.shape[1]].astype(np.float64)
-    except EnmaError as error:
-        log.warning("solver_fidelity is left out: %s", error)
-        return None
     strides = (full // points for full, points in zip(equation.grid, u_BTxc.shape[2:-1], strict=True))
-    solved = solved[:, :, *(slice(None, None, stride) for stride in strides)]
     with np.errstate(all="ignore"):
-        mean = float((_norm(u_BTxc - solved) / _norm(solved)).mean())
-    return mean if np.isfinite(mean) else None
+        solved = equation.solve(start_Bxc, values)[:, : u_BTxc.shape[1]].astype(np.float64)
+        solved = solved[:, :, *(slice(None, None, stride) for stride in strides)]
+        return float((_norm(u_BTxc - solved) / _norm(solved)).mean())
 
 
 def _norm(u: np.ndarray) -> np.ndarray:

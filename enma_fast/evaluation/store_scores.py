@@ -56,7 +56,7 @@ def score_store(
     ----------
     path : store, written by `enma-fast forecast`
     truth : field file with the trajectories of the store, by their numbers; by default the store's own truth
-    progress : called with (trajectories done, trajectories)
+    progress : called with (steps done, steps): a trajectory is one step of the scores, and one of the physics
 
     Returns
     -------
@@ -82,17 +82,23 @@ def score_store(
     key = _key(path, dataset, truth_hash)
     state = path.with_name(f"{path.name}.scores")
     scores = _resumed(state, key)
+    name, split = dataset_split(str(attrs.get("data_name")))
+    physics = _empty_physics(dataset, name)
+    total = len(numbers) * (1 if physics is None else 2)
     for place in range(scores.num_trajectories, len(numbers)):
         parts = _parts(path, dataset, place, truth_of)
         scores.update_in_parts(parts, shape_KTX[1], amplitude=_amplitude(path, dataset, place))
         _save(state, key, scores)
         if progress is not None:
-            progress(place + 1, len(numbers))
+            progress(place + 1, total)
     result = scores.result()
     per_frame, fidelity = result.pop("per_frame"), None
-    name, split = dataset_split(str(attrs.get("data_name")))
     generated = attrs.get("task") == "generation"
-    physics = _physics(path, dataset, name, truth_of)
+    if physics is not None:
+        for place in range(len(numbers)):
+            _add_physics(physics, path, dataset, place, truth_of)
+            if progress is not None:
+                progress(len(numbers) + place + 1, total)
     if generated:
         leave_out_errors(result, per_frame)
         if truth is not None:
@@ -299,32 +305,32 @@ def _require_finite(path: Path, dataset: Any, name: str, place: int, block_KTX: 
     raise EnmaError(f"{path}: {what} is not finite in {name}; forecast it again with other --precision or settings")
 
 
-def _physics(path: Path, dataset: Any, name: str, truth_of: _Truth) -> Physics | None:
-    """Physics scores of all members; None of fields too large for it."""
+def _empty_physics(dataset: Any, name: str) -> Physics | None:
+    """For the physics scores of a store; None of fields too large for it."""
     channels = list(dataset.attrs["channels"])
     members_TX = dataset[channels[0]].shape[2:]
-    values = math.prod(members_TX) * len(channels)
-    if values > _BLOCK:
-        return None
-    at_once = max(1, _PART // values)
-    physics = Physics(name, members_TX[1:], len(channels))
-    for place, number in enumerate(int(number) for number in dataset["trajectory"]):
+    return None if math.prod(members_TX) * len(channels) > _BLOCK else Physics(name, members_TX[1:], len(channels))
 
-        def stacked(arrays: list[Any], number: int = number) -> np.ndarray:
-            return np.stack([_values(path, number, array) for array in arrays], axis=-1)
 
-        seen = None
-        if READINGS not in dataset.sizes and all(f"{channel}_observed" in dataset for channel in channels):
-            seen = stacked([dataset[f"{channel}_observed"][place] for channel in channels])
-        blocks = (
-            stacked([dataset[channel][place, k : k + at_once] for channel in channels])
-            for k in range(0, dataset.sizes["realization"], at_once)
-        )
-        truth = stacked([truth_of(place, c) for c in range(len(channels))])
-        # Readings are no frames.
-        amplitude = _amplitude(path, dataset, place) if seen is None else None
-        physics.add(blocks, truth, seen, amplitude=amplitude)
-    return physics
+def _add_physics(physics: Physics, path: Path, dataset: Any, place: int, truth_of: _Truth) -> None:
+    """Add the members of one trajectory, in blocks."""
+    channels, number = list(dataset.attrs["channels"]), int(dataset["trajectory"][place])
+    at_once = max(1, _PART // (math.prod(dataset[channels[0]].shape[2:]) * len(channels)))
+
+    def stacked(arrays: list[Any]) -> np.ndarray:
+        return np.stack([_values(path, number, array) for array in arrays], axis=-1)
+
+    seen = None
+    if READINGS not in dataset.sizes and all(f"{channel}_observed" in dataset for channel in channels):
+        seen = stacked([dataset[f"{channel}_observed"][place] for channel in channels])
+    blocks = (
+        stacked([dataset[channel][place, k : k + at_once] for channel in channels])
+        for k in range(0, dataset.sizes["realization"], at_once)
+    )
+    truth = stacked([truth_of(place, c) for c in range(len(channels))])
+    # Readings are no frames.
+    amplitude = _amplitude(path, dataset, place) if seen is None else None
+    physics.add(blocks, truth, seen, amplitude=amplitude)
 
 
 def _solver_fidelity(path: Path, dataset: Any, truth: Path, numbers: Sequence[int], name: str) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -80,7 +81,9 @@ def run(
         # Trajectories out of distribution are shown on purpose, and the table says how many were recognised.
         results.append(score_forecast(forecasts[label], warn=False, progress=report, sink=sink))
 
-    attributes = provenance(main, checkpoint, "enma-fast demo") | file_hashes(main)
+    words = ["enma-fast", "demo", "--checkpoint", str(checkpoint), "--members", str(members), "--seed", str(seed)]
+    words += ["--trajectories", str(trajectories), *(() if points is None else ("--points", str(points)))]
+    attributes = provenance(main, checkpoint, shlex.join(words)) | file_hashes(main)
     unlike_training = main.outside_training(warn=False)
     if unlike_training is not None:
         attributes[OUTSIDE] = unlike_training

@@ -16,6 +16,8 @@ from .style import ON_MAP, TIME_LABEL, greatest_value
 
 # Colours of a map in a movie: two maps of them, and the greys of letters, fit the 256 colours of a GIF.
 _MOVIE_COLOURS = 96
+# Share of the greatest value below which the other sign is no sign of its own.
+_UNDERSHOOT = 0.02
 
 
 class Maps:
@@ -126,10 +128,13 @@ class Maps:
 
 
 def field_scale(*fields: np.ndarray) -> dict[str, Any]:
-    """Colour scale of fields: centred at zero if values have both signs, else from the least to the greatest."""
+    """Colour scale of fields: centred at zero if values have both signs, else from the least to the greatest.
+
+    Both signs are more than an undershoot, of less than `_UNDERSHOOT` of the greatest value.
+    """
     values = np.concatenate([field[np.isfinite(field)] for field in fields]) if fields else np.empty(0)
     low, high = (float(values.min()), float(values.max())) if values.size else (-1.0, 1.0)
-    if low < 0 < high or low == high:
+    if min(-low, high) > _UNDERSHOOT * max(-low, high) or low == high:
         top = max(abs(low), abs(high)) or 1.0
         return {"cmap": "RdBu_r", "vmin": -top, "vmax": top}
     # Next to nothing is shown as nothing.

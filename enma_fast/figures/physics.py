@@ -12,12 +12,13 @@ from .style import ENSEMBLE, STYLE, TRUTH, new_figure
 _LINES = ("wave_number", "members", "truth")
 
 
-def spectrum_figure(spectra: dict[str, list[float]], error: float | None = None) -> Any:
+def spectrum_figure(spectra: dict[str, list[float]], error: float | None = None, *, mirrored: bool = False) -> Any:
     """Draw the power of the waves against their number; `error` is `spectrum_error`, shown in the title.
 
     Parameters
     ----------
     spectra : `wave_number`, `members` and `truth` of `Physics.spectra`
+    mirrored : whether the longest side has walls (`Physics.mirrored`), so that half waves fit it too
 
     Returns
     -------
@@ -31,6 +32,7 @@ def spectrum_figure(spectra: dict[str, list[float]], error: float | None = None)
         axes.loglog(k, members, color=ENSEMBLE, lw=1.8, label="members")
         axes.loglog(k, truth, color=TRUTH, lw=1.2, ls="--", label="truth")
         axes.set_title("spectrum" if error is None else f"spectrum, {error:.2g} decades off")
-        axes.set(xlabel="wave number (waves along the longest side)", ylabel="power / amplitude²")
+        waves = "half waves" if mirrored else "waves"
+        axes.set(xlabel=f"wave number ({waves} along the longest side)", ylabel="power / amplitude²")
         axes.legend(loc="lower left")
     return figure

@@ -22,6 +22,8 @@ from .style import BAND_ALPHA, ENSEMBLE, INK, STYLE, TIME_LABEL, TRUTH, new_figu
 
 _MOST_MOVIE_FRAMES = 200
 REMEDY = "choose another --out"
+# Suffix of a movie; all others are pictures.
+MOVIE = ".gif"
 
 
 def forecast_figure(
@@ -79,12 +81,20 @@ def forecast_panels(forecast: Forecast, *, scores: dict[str, Any] | None = None)
     return panels
 
 
+def require_picture(path: Path) -> None:
+    """Raise `EnmaError` for a file that is neither a picture nor a movie by its suffix, before any work is done."""
+    kinds = load_extra("matplotlib.backend_bases", "plots").FigureCanvasBase.get_supported_filetypes()
+    known = sorted({*kinds, MOVIE.lstrip(".")})
+    if path.suffix.lstrip(".") not in known:
+        raise EnmaError(f"{path}: unknown kind of picture; end --out in one of {', '.join(known)}")
+
+
 def save_figure(figure: Any, path: str | Path) -> Path:
     """Write a figure as PNG, PDF or SVG, by its suffix; the file appears complete or not at all."""
     path = Path(path)
-    kinds = sorted(figure.canvas.get_supported_filetypes())
-    if path.suffix.lstrip(".") not in kinds:
-        raise EnmaError(f"{path}: unknown kind of picture; end --out in one of {', '.join(kinds)}")
+    require_picture(path)
+    if path.suffix == MOVIE:
+        raise EnmaError(f"{path}: a movie has one panel for each field; draw it with save_movie")
     matplotlib = load_extra("matplotlib", "plots")
     with matplotlib.rc_context(STYLE), complete_file(path, remedy=REMEDY) as temporary:
         figure.savefig(temporary, dpi=150)
@@ -100,7 +110,7 @@ def save_movie(forecast: Forecast, path: str | Path, *, title: str = "", frames_
     path = Path(path)
     matplotlib = load_extra("matplotlib", "plots")
     animation = load_extra("matplotlib.animation", "plots")
-    if path.suffix != ".gif":
+    if path.suffix != MOVIE:
         raise EnmaError(f"{path}: a movie is a .gif; end --out in .gif")
     if len(forecast.coords) != 2:
         raise EnmaError(f"{path}: a movie shows a field in two dimensions; end --out in .png for this one on a line")

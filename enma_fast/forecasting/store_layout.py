@@ -52,6 +52,7 @@ def layout_of(forecast: FileForecast, attributes: Mapping[str, Any]) -> Layout:
             observed_times=data.times[:seen],
             observed_coords=where,
             truth=data.u[index, seen:last] if forecast.has_truth else None,
+            units=data.units,
             columns=columns,
             attributes={
                 "task": request.task.name,

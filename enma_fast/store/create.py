@@ -115,24 +115,25 @@ def _write_empty_store(path: Path, layout: Layout) -> None:
             )
             _write_array(group, f"{name}_observed", seen_along, values, long_name=text, units="1")
     for c, name in enumerate(layout.channels):
-        B, frames = len(layout.trajectories), layout.frame_shape
+        B, frames, unit = len(layout.trajectories), layout.frame_shape, layout.units.get(name, "1")
         if layout.keep_members:
             sizes = (1, 1, *frames), (1, layout.shard, *frames) if layout.shard > 1 else None
             dims = ("trajectory", "realization", "time", *axes)
-            attributes = {"long_name": f"forecast of {name}", "units": "1"}
+            attributes = {"long_name": f"forecast of {name}", "units": unit}
             _declare_array(group, name, (B, layout.num_members, *frames), *sizes, dims, attributes)
         for kind, size in layout.kept_statistics().items():
             axis, text, method = STATISTICS[kind]
             own = () if size is None else (size,)
             dims = ("trajectory", *(() if axis is None else (axis,)), "time", *axes)
-            attributes = {"long_name": text.format(name), "units": "1"} | ({"cell_methods": method} if method else {})
+            attributes = {"long_name": text.format(name), "units": "1" if kind == "exceedance" else unit}
+            attributes |= {"cell_methods": method} if method else {}
             _declare_array(group, f"{name}_{kind}", (B, *own, *frames), (1, *own, *frames), None, dims, attributes)
         if layout.observed is not None:
             values = np.asarray(layout.observed[..., c], np.float32)
-            _write_array(group, f"{name}_observed", seen_along, values, long_name=f"observed {name}", units="1")
+            _write_array(group, f"{name}_observed", seen_along, values, long_name=f"observed {name}", units=unit)
         if layout.truth is not None:
             dims, values = ("trajectory", "time", *axes), np.asarray(layout.truth[..., c], np.float32)
-            _write_array(group, f"{name}_truth", dims, values, long_name=f"true {name}", units="1")
+            _write_array(group, f"{name}_truth", dims, values, long_name=f"true {name}", units=unit)
     fixed = [value for _, values in sorted(group.checksums.items()) for value in values]
     write_checksums(path, np.array([*[0] * layout.num_files(), *fixed], np.uint32))
     # Consolidated metadata are not yet part of the Zarr v3 standard, but xarray looks for them and warns without.

@@ -62,6 +62,7 @@ class Layout:
     observed, observed_times : `[B, L, *x, c]` and [L], the frames that the model saw of each trajectory
     observed_coords : `[B, L, P, d]` of readings, which are `observed` `[B, L, P, c]`; NaN where a frame has fewer
     truth : `[B, T, *x, c]`
+    units : channel -> its unit, where it has one
     columns : further values per trajectory, name -> [B]
     attributes : attributes of the store: model, seed, command, ...
     """
@@ -81,6 +82,7 @@ class Layout:
     observed_times: ArrayLike = ()
     observed_coords: np.ndarray | None = None
     truth: np.ndarray | None = None
+    units: Mapping[str, str] = field(default_factory=dict)
     columns: Mapping[str, np.ndarray] = field(default_factory=dict)
     attributes: Mapping[str, Any] = field(default_factory=dict)
 

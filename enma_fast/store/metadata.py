@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import os
+import shlex
 import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -82,6 +83,14 @@ def read_unchecked_metadata(path: Path) -> dict[str, Any]:
         raise EnmaError(
             f"{path}: cannot be read as Zarr ({first_line(error)}); remove it and forecast again"
         ) from error
+
+
+def repeated(path: Path, attributes: Mapping[str, Any]) -> str:
+    """The command that wrote a store, as it is given to continue or repair it."""
+    command = attributes.get("command") or "the command that wrote it"
+    # The demo is told the folder that holds its store.
+    place = path.parent if str(command).startswith("enma-fast demo") else path
+    return f"{command} --out {shlex.quote(str(place))}"
 
 
 def read_json(file: Path) -> Any:

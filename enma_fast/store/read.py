@@ -13,7 +13,7 @@ from ..errors import EnmaError, first_line
 from ..utils.extras import load_extra
 from .chunks import chunk_name
 from .layout import DAMAGED, LEDGER, Layout
-from .metadata import AXES, read_json, read_metadata
+from .metadata import AXES, read_json, read_metadata, repeated
 
 
 def read_forecast(path: str | Path, *, partial: bool = False) -> Any:
@@ -36,8 +36,7 @@ def read_forecast(path: str | Path, *, partial: bool = False) -> Any:
     root = read_metadata(path)
     for file, state, what in ((LEDGER, "not finished", "continue"), (DAMAGED, "damaged", "repair")):
         if not partial and (path / file).exists():
-            command = root["attributes"].get("command") or "the command that began it"
-            raise EnmaError(f"{path}: is {state}; {what} it: {command} --out {path}")
+            raise EnmaError(f"{path}: is {state}; {what} it: {repeated(path, root['attributes'])}")
     with zarr_errors(path):
         # Only the arrays of the consolidated metadata are opened, and these have been checked.
         dataset = xarray.open_zarr(path, chunks=None, consolidated=True, zarr_format=3)

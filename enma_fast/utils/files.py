@@ -149,11 +149,14 @@ def complete_file(path: Path, *, remedy: str, errors: tuple[type[Exception], ...
 
     One of `errors` becomes an `EnmaError` that ends in `remedy`; then no file and no new folder is left.
     """
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    # Process numbers repeat among the containers that share a volume.
+    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp{path.suffix}")
     parents: list[Path] = []
+    is_own = False
     try:
         parents = make_parents(path)
         os.close(os.open(temporary, _NEW, 0o644))
+        is_own = True
         yield temporary
         _sync(temporary)
         os.replace(temporary, path)
@@ -163,7 +166,8 @@ def complete_file(path: Path, *, remedy: str, errors: tuple[type[Exception], ...
         reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else error
         raise EnmaError(f"{path}: cannot be written ({reason}); {remedy}") from error
     finally:
-        remove(temporary)
+        if is_own:
+            remove(temporary)
         remove_empty(parents)
 
 

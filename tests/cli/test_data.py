@@ -28,8 +28,20 @@ def test_generate_writes_what_the_library_writes(enma: Callable, tmp_path: Path)
 def test_generate_writes_all_splits(enma: Callable, tmp_path: Path) -> None:
     result = enma("data", "generate", "advection", "--groups", 1, "--out", tmp_path, "--json").json
     splits = ["train", "val", "test-in", "test-out"]
-    assert [entry["split"] for entry in result] == splits
+    assert [entry["split"] for entry in result["files"]] == splits
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(f"advection-{split}.h5" for split in splits)
+
+
+def test_generate_resumes_all_splits(enma: Callable, tmp_path: Path) -> None:
+    command = ("data", "generate", "advection", "--groups", 1, "--out", tmp_path)
+    [train, *others] = [Path(entry["file"]) for entry in enma(*command, "--json").json["files"]]
+    written = train.stat().st_mtime_ns
+    # As if the call had been interrupted after the first.
+    for path in others:
+        path.unlink()
+    assert len(enma(*command, "--json").json["files"]) == 4
+    assert train.stat().st_mtime_ns == written
+    assert all(path.exists() for path in others)
 
 
 def test_generate_replaces_no_file_without_force(enma: Callable, tmp_path: Path) -> None:
@@ -63,6 +75,7 @@ def test_nobody_is_told_to_generate_into_a_folder_of_their_own(enma: Callable, t
         (("heat",), "equation 'heat' is unknown; use one of " + ", ".join(EQUATIONS)),
         (("advection", "--split", "test"), "split 'test' is unknown; use one of train, val, test-in, test-out"),
         (("advection", "--groups", 0), "groups is 0; the split 'train' has between 1 and 900000 groups"),
+        (("advection", "--groups", 50_001), "groups is 50001; the split 'val' has between 1 and 50000 groups"),
         (("advection", "--seed", -1), "seed is -1; use a seed of 0 or more"),
     ],
 )

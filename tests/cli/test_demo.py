@@ -1,5 +1,7 @@
 """`enma-fast demo`: its numbers are those of the library, its files are what it says they are."""
 
+import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +15,8 @@ from enma_fast.forecasting.file_forecast import FileForecast
 from enma_fast.forecasting.request import ForecastRequest
 from enma_fast.models.checkpoint import load_model
 from enma_fast.store.read import read_forecast, stacked
+
+from .._files import contents
 
 PROMISED = {
     "rel_l2",
@@ -65,7 +69,8 @@ def test_numbers_and_files(enma: Callable, tiny: Path, test_in: Path, tmp_path: 
     truth = data.u[rows, 3:].reshape(4, -1)
     error = np.linalg.norm(samples.mean(1).reshape(4, -1) - truth, axis=1) / np.linalg.norm(truth, axis=1)
     assert result["rel_l2"] == pytest.approx(error.mean(), rel=1e-5)
-    assert (store.attrs["command"], store.attrs["seed"]) == ("enma-fast demo", 2)
+    words = ("--checkpoint", str(tiny), "--members", "5", "--seed", "2", "--trajectories", "4")
+    assert (store.attrs["command"], store.attrs["seed"]) == (shlex.join(["enma-fast", "demo", *words]), 2)
     assert len(store.attrs["model_sha256"]) == len(store.attrs["data_sha256"]) == 64
     assert Path(result["figure"]).read_bytes().startswith(b"\x89PNG")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["demo.png", "forecast.zarr"]
@@ -93,3 +98,19 @@ def test_too_many_trajectories(enma: Callable, tiny: Path, tmp_path: Path) -> No
     run = enma("demo", "--checkpoint", tiny, "--out", tmp_path / "new", "--trajectories", 25)
     assert run.error() == "trajectories is 25; combined-test-in.h5 holds 1 to 24"
     assert not (tmp_path / "new").exists()
+
+
+def test_a_damaged_store_of_it_is_made_again_by_the_command_that_is_named(
+    enma: Callable, tiny: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "a folder"
+    words = ("demo", "--checkpoint", tiny, "--members", 2, "--seed", 5, "--trajectories", 1)
+    enma(*words, "--out", out)
+    before = contents(out / "forecast.zarr")
+    chunk = next((out / "forecast.zarr" / "u").glob("c.*"))
+    chunk.write_bytes(chunk.read_bytes()[:-1])
+    found = json.loads(enma("verify", out / "forecast.zarr", "--mark", "--json").out)
+    assert [damage["marked"] for damage in found["damaged"]] == [True]
+    assert found["command"] == shlex.join(["enma-fast", *map(str, words), "--out", str(out)])
+    enma(*shlex.split(found["command"])[1:])
+    assert contents(out / "forecast.zarr") == before

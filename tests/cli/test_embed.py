@@ -23,11 +23,15 @@ def test_folders(enma: Callable, prefix: Path) -> None:
         # Alone on a line, for the shell.
         assert enma("embed", f"--{name.replace('_', '-')}").out == f"{prefix / path}\n"
         assert f"{name:12} {prefix / path}\n" in enma("embed").out
+        assert enma("embed", f"--{name.replace('_', '-')}", "--json").json == {name: str(prefix / path)}
     assert "give one of" in enma("embed", "--cmake-dir", "--include-dir").error()
+    assert "give one of" in enma("embed", "--checkpoint", "combined-fast", "--include-dir").error()
 
 
 def test_shipped_models(enma: Callable) -> None:
     assert enma("embed", "--checkpoint", "combined-fast").out == f"{PRETRAINED / 'combined-fast'}\n"
+    found = enma("embed", "--checkpoint", "combined-fast", "--json").json
+    assert found == {"checkpoint": str(PRETRAINED / "combined-fast")}
     assert "use one of" in enma("embed", "--checkpoint", "nothing").error()
 
 

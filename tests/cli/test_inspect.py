@@ -79,3 +79,8 @@ def test_verify_finds_every_kind_of_damage(enma: Callable, tiny: Path, tmp_path:
     manifest = json.loads((fresh() / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps({**manifest, "format": 99}))
     assert "format 99" in enma("verify", folder).error()
+
+
+def test_version_and_short_help(enma: Callable) -> None:
+    assert enma("--version").out == f"enma-fast {enma_fast.__version__}\n"
+    assert "Usage: enma-fast forecast" in enma("forecast", "-h").out

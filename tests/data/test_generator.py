@@ -10,7 +10,8 @@ import pytest
 pytest.importorskip("h5py", reason="needs the [data] extra")
 pytest.importorskip("exponax", reason="needs the [data] extra")
 
-from enma_fast.data import DEFAULT_GROUPS, EQUATIONS, generate, generator, read
+from enma_fast.data import DEFAULT_GROUPS, EQUATIONS, generate, generator, hdf5, place, read
+from enma_fast.data.equation import linspaces
 from enma_fast.data.equations import advection, combined
 from enma_fast.errors import EnmaError
 
@@ -107,16 +108,105 @@ def test_an_interrupted_run_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(generator, "EQUATIONS", {"advection": replace(advection.EQUATION, solve=solve)})
     with pytest.raises(KeyboardInterrupt):
         generate("advection", "val", groups=20, out_dir=folder)
-    # A damaged part is solved again, and parts of another seed are not taken.
-    assert generator._key("advection", "val", 0) != generator._key("advection", "val", 1)
+    # A damaged part is solved again.
     [parts] = folder.iterdir()
-    assert sorted(part.name for part in parts.iterdir()) == ["0.npy", "8.npy"]
-    (parts / "8.npy").write_bytes((parts / "8.npy").read_bytes()[:-1])
+    first, second = sorted(parts.iterdir())
+    assert (first.name[:2], second.name[:2]) == ("0-", "8-")
+    second.write_bytes(second.read_bytes()[:-1])
     solved.clear()
     stop = False
     assert generate("advection", "val", groups=20, out_dir=folder).read_bytes() == expected
     assert solved == [80, 80]
     assert [file.name for file in folder.iterdir()] == ["advection-val.h5"]
+
+
+@pytest.mark.parametrize("change", ["parameters", "code", "version", "seed"])
+def test_parts_of_another_equation_are_not_taken(change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = tmp_path / "advection.py"
+    module.write_bytes(Path(advection.__file__).read_bytes())
+    monkeypatch.setattr(advection, "__file__", str(module))
+    solved: list[int] = []
+
+    def solve(u0: np.ndarray, parameters: dict[str, np.ndarray]) -> np.ndarray:
+        if len(solved) == 1:
+            raise KeyboardInterrupt
+        solved.append(len(u0))
+        return advection.EQUATION.solve(u0, parameters)
+
+    stopped = replace(advection.EQUATION, solve=solve)
+    monkeypatch.setattr(generator, "EQUATIONS", {"advection": stopped})
+
+    def interrupted(seed: int = 0) -> int:
+        solved.clear()
+        with pytest.raises(KeyboardInterrupt):
+            generate("advection", "val", groups=20, seed=seed, out_dir=tmp_path / "out")
+        return len(list((tmp_path / "out" / ".advection-val.parts").iterdir()))
+
+    assert (interrupted(), interrupted()) == (1, 2)
+    if change == "parameters":
+        slower = linspaces(advection.EQUATION.inside.count, alpha=(-4.0, 4.0))
+        monkeypatch.setattr(generator, "EQUATIONS", {"advection": replace(stopped, inside=slower)})
+    elif change == "code":
+        module.write_text(module.read_text() + "# changed\n")
+    elif change == "version":
+        monkeypatch.setattr(generator, "version", lambda name: "0.0")
+    # None of the two is taken: the first chunk is solved again.
+    assert interrupted(seed=int(change == "seed")) == 3
+
+
+def test_a_file_of_the_same_call_is_left_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = generate("advection", "val", groups=2, seed=3, out_dir=tmp_path)
+    before, written = path.read_bytes(), path.stat().st_mtime_ns
+    assert generate("advection", "val", groups=2, seed=3, out_dir=tmp_path) == path
+    assert place("advection", "val", tmp_path, groups=2, seed=3) == path
+    for other in ({"groups": 3, "seed": 3}, {"groups": 2, "seed": 4}, {"groups": 2}):
+        for refuse in (place, generate):
+            with pytest.raises(EnmaError, match=r"advection-val\.h5: is there already; give another --out"):
+                refuse("advection", "val", out_dir=tmp_path, **other)
+    assert path.stat().st_mtime_ns == written
+    generate("advection", "val", groups=2, seed=3, out_dir=tmp_path, force=True)
+    assert path.stat().st_mtime_ns > written
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError("no table of viscosities"), RuntimeError("out of memory")])
+def test_a_solver_that_fails_is_not_a_file_that_cannot_be_written(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(generator, "EQUATIONS", {"advection": replace(advection.EQUATION, solve=fail)})
+    with pytest.raises(EnmaError, match=f"^equation advection: its solver fails .*{error}.*; correct equations/"):
+        generate("advection", "val", groups=1, out_dir=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left"), RuntimeError("Can't flush (No space left)")])
+def test_a_full_disk_is_one_clear_line(error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("h5py.Dataset.__setitem__", full)
+    with pytest.raises(EnmaError, match=r"advection-val\.h5: cannot be written \(.*No space left.*; .*free space"):
+        generate("advection", "val", groups=1, out_dir=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_two_processes_of_one_number_write_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each in a container of its own, which share a folder: none takes or removes the file that the other writes."""
+    monkeypatch.setattr("os.getpid", lambda: 1)
+    path = tmp_path / "both.h5"
+    with hdf5.create_file(path) as first:
+        first.attrs["by"] = "first"
+        with pytest.raises(ZeroDivisionError), hdf5.create_file(path) as second:
+            second.attrs["by"] = 1 / 0
+    assert hdf5.read_file(path, lambda file, _: hdf5.text(file, "by")) == "first"
+    monkeypatch.setattr("secrets.token_hex", lambda _: "same")
+    (tmp_path / ".both.same.tmp.h5").write_text("another's")
+    with pytest.raises(EnmaError, match="File exists"), hdf5.create_file(path):
+        pass
+    assert (tmp_path / ".both.same.tmp.h5").read_text() == "another's"
 
 
 def test_a_solution_that_is_not_finite_is_no_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -307,6 +307,19 @@ def test_the_chosen_column_is_the_environment(tmp_path: Path, line: np.ndarray, 
     assert imported(path, axes=LINE, **STEPS).environment.tolist() == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize(("axis", "axes"), [("sample", ()), ("case", LINE)])
+def test_columns_along_other_axes_are_no_parameters(
+    axis: str, axes: tuple[str, ...], tmp_path: Path, line: np.ndarray, imported: Callable, refusal: Callable
+) -> None:
+    xr = pytest.importorskip("xarray", reason="needs the [store] extra")
+    # As many points as trajectories.
+    variables = {"u": ((axis, "time", "x"), line[..., :N]), "nu": (axis, np.arange(N)), "area": ("x", np.ones(N))}
+    made = xr.Dataset(variables, {"time": np.arange(T), "x": np.arange(N)})
+    made.to_netcdf(path := tmp_path / "line.nc", engine="h5netcdf")
+    assert list(imported(path, axes=axes).parameters) == ["nu"]
+    assert refusal(path, axes=axes, environment="area").endswith("has no column 'area' of 4 values; it has nu")
+
+
 def test_positions_follow_their_axis_by_whatever_name(
     tmp_path: Path, rng: np.random.Generator, imported: Callable, refusal: Callable
 ) -> None:

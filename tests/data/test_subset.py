@@ -1,11 +1,15 @@
 """Subsets of a size that fits into a package."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from enma_fast.data import FieldFile, spread_out
+pytest.importorskip("h5py", reason="needs the [data] extra")
+
+from enma_fast.data import FieldFile, fields, read, shipped_file, spread_out
 
 
 @pytest.mark.parametrize(("points", "expected"), [(16, 12), (64, 4), (256, 1)])
@@ -24,3 +28,18 @@ def test_by_default_a_subset_has_at_most_a_dozen_environments_and_four_megabytes
         environment=np.repeat(np.arange(15), 2),
     )
     assert len(spread_out(data)) == 2 * expected
+
+
+def test_a_subset_of_a_file_reads_its_trajectories_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = shipped_file("advection", "test-in")
+    expected = spread_out(read(path), environments=3)
+
+    def some(dataset: Any, rows: np.ndarray, whole: Callable = fields._read_rows) -> np.ndarray:
+        assert len(rows) == 6
+        return whole(dataset, rows)
+
+    monkeypatch.setattr(fields, "_read_rows", some)
+    found = spread_out(path, environments=3)
+    np.testing.assert_array_equal(found.u, expected.u)
+    np.testing.assert_array_equal(found.environment, expected.environment)
+    np.testing.assert_array_equal(found.parameters["alpha"], expected.parameters["alpha"])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from enma_fast.data.equations import EQUATIONS
-from enma_fast.evaluation.physics import Physics
+from enma_fast.evaluation.physics import Physics, _shells
 
 
 def solved(name, rows=2):
@@ -69,6 +69,27 @@ def test_walls_are_mirrored():
     assert physics.spectra()["wave_number"] == [3]
 
 
+@pytest.mark.parametrize("periodic", [(False, False), (False, True)])
+def test_waves_of_one_length_have_one_wave_number_in_all_directions(periodic):
+    dx, grid = 0.1, (8, 64)
+    lengths = tuple(dx * (n if wraps else n - 1) for n, wraps in zip(grid, periodic, strict=True))
+    x, y = ((np.arange(n) + 0.5) * dx for n in grid)
+    longest = 64 * dx * (1 if periodic[1] else 2)
+    # Whole and half waves of 8 points: as long along one side as along the other.
+    length = 8 * dx
+    for wave in (np.cos(2 * np.pi * x / length)[:, None] + 0 * y, np.cos(2 * np.pi * y / length) + 0 * x[:, None]):
+        physics = Physics("mine", grid, 1, lengths=lengths, periodic=periodic)
+        physics.add([wave[None, None, ..., None]], wave[None, ..., None])
+        assert physics.spectra()["wave_number"] == [round(longest / length)]
+
+
+def test_the_shells_of_a_square_between_walls_are_those_of_its_mirrored_points():
+    shell, numbers = _shells((64, 64), (63 / 64, 63 / 64), (False, False))
+    k = np.fft.fftfreq(128, 1 / 128)
+    np.testing.assert_array_equal(shell, np.minimum(np.rint(np.hypot(k[:, None], k)), 65))
+    np.testing.assert_array_equal(numbers, np.arange(65))
+
+
 def test_a_coarse_forecast_lacks_the_short_waves(rng):
     truth = rng.normal(size=(4, 64, 1))
     smooth = (truth + np.roll(truth, 1, 1)) / 2
@@ -114,3 +135,11 @@ def test_nothing_is_said_of_nothing():
     physics = Physics("combined", (8,), 1)
     physics.add([np.zeros((1, 2, 8, 1))], np.zeros((2, 8, 1)))
     assert physics.result() is None
+
+
+@pytest.mark.parametrize(
+    ("lengths", "periodic", "mirrored"),
+    [((1.0, 1.0), (True, True), False), ((1.0, 1.0), (False, False), True), ((3.0, 1.0), (True, False), False)],
+)
+def test_which_period_is_the_longest(lengths, periodic, mirrored):
+    assert Physics("own", (8, 8), 1, lengths=lengths, periodic=periodic).mirrored == mirrored

@@ -16,7 +16,7 @@ from enma_fast.data import EQUATIONS, FieldFile, dataset_split, read, shipped_fi
 from enma_fast.data.equations import advection
 from enma_fast.data.spectral import refine
 from enma_fast.errors import EnmaError
-from enma_fast.evaluation import metrics
+from enma_fast.evaluation import metrics, solver
 from enma_fast.evaluation.scoring import paper_table, score, score_forecast
 from enma_fast.evaluation.solver import solver_fidelity
 from enma_fast.forecasting.file_forecast import FileForecast, check_file
@@ -145,9 +145,10 @@ def test_the_solver_agrees_with_its_own_trajectories(data: FieldFile) -> None:
 
 
 @pytest.mark.filterwarnings("error")
-def test_a_solution_that_blows_up_has_no_distance() -> None:
+def test_a_solution_that_blows_up_has_no_distance(caplog: pytest.LogCaptureFixture) -> None:
     data = read(shipped_file("gray_scott", "test-in"), select=[0, 1])
     assert solver_fidelity("gray_scott", data, range(2), 1e3 * data.u) is None
+    assert not caplog.records
 
 
 def test_solver_fidelity_of_another_equation() -> None:
@@ -184,6 +185,21 @@ def test_a_solver_that_is_not_installed_is_named(
     monkeypatch.setitem(sys.modules, "jax", None)
     assert solver_fidelity("combined", data, range(5), data.u) is None
     assert "solver_fidelity is left out: jax is not installed; run: pip install" in caplog.text
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("by zero"), OSError("no table"), MemoryError()])
+def test_a_solver_that_fails_costs_its_own_score_alone(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    data = read(shipped_file("gray_scott", "test-in"), select=[0, 1])
+    broken = replace(EQUATIONS["gray_scott"], solve=fail)
+    monkeypatch.setattr(solver, "EQUATIONS", {"gray_scott": broken})
+    assert solver_fidelity("gray_scott", data, range(2), data.u) is None
+    said = f"the solver of gray_scott fails ({str(error) or 'MemoryError'})"
+    assert f"solver_fidelity is left out: {said}" in caplog.text
 
 
 @pytest.mark.parametrize("num_points", [1, 7, 8, 128])

@@ -246,8 +246,20 @@ def test_rows_of_a_card_count_where_it_scored_as_many_trajectories_as_the_cases_
 def test_data_that_the_card_was_not_measured_on_are_refused(tmp_path):
     data = read(PRETRAINED / "combined-test-out.h5")
     shutil.copy(data.path, tmp_path / "combined-test-in.h5")
-    with pytest.raises(EnmaError, match=r"combined-test-in\.h5: is not the file that .* is a part of"):
+    said = r"combined-test-in\.h5: is not the file that .* is a part of \(its environments are others\); generate it"
+    with pytest.raises(EnmaError, match=said):
         score_files.measure_model("combined-fast", tmp_path)
+
+
+def test_data_that_another_machine_has_generated_are_those_of_the_card():
+    data = read(PRETRAINED / "combined-test-in.h5")
+    assert score_files._difference(replace(data, u=data.u * np.float32(1 + 1e-6)), data) is None
+    other = data.u.copy()
+    other[3] *= 1.01
+    said = f"1 of {len(data)} trajectories differ by more than 0.001"
+    assert score_files._difference(replace(data, u=other), data) == said
+    fewer = data.rows(range(3))
+    assert score_files._difference(fewer, data) == f"its shape is {fewer.u.shape}, not {data.u.shape}"
 
 
 @pytest.fixture

@@ -318,6 +318,8 @@ def test_bins_of_odd_points() -> None:
 
 def test_scales() -> None:
     assert field_scale(np.array([-1.0, 3.0, np.nan])) == {"cmap": "RdBu_r", "vmin": -3, "vmax": 3}
+    # An undershoot is no sign of its own.
+    assert field_scale(np.array([-0.01, 3.0])) == {"cmap": "viridis", "vmin": -0.01, "vmax": 3}
     assert field_scale(np.array([2.0]), np.array([5.0])) == {"cmap": "viridis", "vmin": 2, "vmax": 5}
     for flat in (np.zeros(3), np.full(3, np.nan)):
         assert field_scale(flat)["vmin"] < field_scale(flat)["vmax"]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from enma_fast.errors import EnmaError
-from enma_fast.figures.report import StoreReader, store_figure, write_report
+from enma_fast.figures.report import StoreReader, reader, store_figure, write_report
 from enma_fast.store.create import create_store
 
 
@@ -73,3 +73,19 @@ def test_what_is_not_finite_is_not_lost(store: Path) -> None:
         made.put(0, np.full((1, 2, 1, 2, 1), np.nan))
     assert np.isnan(StoreReader(store.with_name("nan.zarr")).trajectory(0).members).all()
     assert np.isfinite(reader.trajectory(0).members).all()
+
+
+def test_scores_do_not_depend_on_how_much_is_scored_at_a_time(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = StoreReader(store)
+    expected = [whole.scores(channel).add(trajectory) for channel in (None, 0) for trajectory in whole]
+    monkeypatch.setattr(reader, "_BLOCK", 1)
+    parts = StoreReader(store)
+    found = [parts.scores(channel).add(trajectory) for channel in (None, 0) for trajectory in parts]
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.keys() == theirs.keys()
+        for name in ours.keys() - {"per_frame"}:
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-12), name
+    members = whole.trajectory(0).members
+    blocks = list(reader.blocks(members, 1))
+    assert [block.shape for block in blocks] == [(3, 1, 7, 1)] * 5
+    assert np.array_equal(np.concatenate(blocks, 1), members)

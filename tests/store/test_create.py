@@ -97,6 +97,17 @@ def test_readings_are_kept_with_their_points(tmp_path: Path, rng: np.random.Gene
         write(tmp_path / "other.zarr", given)
 
 
+def test_fields_and_statistics_have_the_units_of_the_data(tmp_path: Path, rng: np.random.Generator) -> None:
+    given = contents(rng) | {"units": {"u": "K"}, "statistics": True, "quantiles": (0.5,), "thresholds": (0.0,)}
+    layout = {name: value for name, value in given.items() if name != "samples"}
+    create_unfinished_store(tmp_path / "run.zarr", Layout(num_members=4, **layout))
+    data = read_forecast(tmp_path / "run.zarr", partial=True)
+    for kind in ("", "_observed", "_truth", "_mean", "_spread", "_quantile"):
+        assert (data[f"u{kind}"].attrs["units"], data[f"v{kind}"].attrs["units"]) == ("K", "1"), kind
+    # A share has none.
+    assert data["u_exceedance"].attrs["units"] == "1"
+
+
 @pytest.mark.filterwarnings("error")
 def test_xarray_opens_it_with_cf_attributes_and_one_member_per_chunk(tmp_path: Path, rng: np.random.Generator) -> None:
     path = tmp_path / "run.zarr"

@@ -2,11 +2,14 @@
 
     w_t + u . grad w = nu lap w,   u = (psi_y, -psi_x),   lap psi = -w,    (x, y) in [0, pi)^2, t in [0, 2]
 
-The flow starts from waves of random phase with the energy spectrum (paper, section C; k in radians per unit of length)
+The flow starts from waves of random phase after the energy spectrum (paper, section C; k in radians per unit of length)
 
     E(k) = 4 / (3 sqrt(pi)) (k / k0)^4 exp(-(k / k0)^2) / k0,    k0 = 10,    |w_k|^2 = k E(k) / pi
 
-and decays for 0.4 units of time before frame 0, under its own viscosity.
+and decays for 0.4 units of time before frame 0, under its own viscosity. These |w_k|^2 have the spectrum E on a domain
+of 2 pi; on this one, whose waves are twice as far apart in both dimensions, the flow has E / 4. Waves along x alone
+(k_y = 0) are each the mean of w_k and the conjugate of w_-k, whose phases are drawn apart, as the field is real: they
+have half of that power on average.
 
 | parameter | in distribution | out of distribution | source |
 |---|---|---|---|
@@ -19,6 +22,10 @@ the authors' earlier data (github.com/itsakk/geps), a domain of pi and a duratio
 Solver: pseudo-spectral with 96 x 96 points, 160 x 160 below a viscosity of 3e-3; the 2/3 rule removes aliases,
 viscosity is exact by an integrating factor, and the classical Runge-Kutta method takes the steps. Below 1e-3 it has
 256 x 256 points and a filter of the highest waves (Hou and Li, 2007). Frames keep the waves that their grid holds.
+
+Checked (`tests/data/test_vorticity.py`): Taylor-Green vortices decay exactly, to 1e-12; energy falls by 2 nu times
+the enstrophy, within 1 %; and at viscosities of 1e-3 and 3e-3 twice the points and time steps change the first five
+frames by less than 3 % (relative L2).
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from ..forecast import Forecast
 from ..physics import spectrum_figure
 from ..plots import REMEDY, forecast_panels
 from ..style import ENSEMBLE, ERROR, INK, TRUTH
-from .reader import StoreReader
+from .reader import StoreReader, blocks
 from .viewer import MANY_TRAJECTORIES, Thinning
 
 # Longest text of an attribute and most rows of a table that the page shows.
@@ -90,7 +90,12 @@ def write_report(store: str | Path, out: str | Path, *, truth: str | Path | None
             if channel is None:
                 rows.append(scores)
                 if scores is not None and trajectory.members is not None and trajectory.truth is not None:
-                    physics.add([trajectory.members], trajectory.truth, trajectory.observed)
+                    physics.add(
+                        blocks(trajectory.members),
+                        trajectory.truth,
+                        trajectory.observed,
+                        amplitude=trajectory.amplitude,
+                    )
         if place in thinning.places:
             series.append([thinning.encode(reader.forecast(trajectory, c)) for c in range(thinning.channels)])
     results = {channel: pooled.result() for channel, pooled in pools.items()}
@@ -99,8 +104,8 @@ def write_report(store: str | Path, out: str | Path, *, truth: str | Path | None
         _figures(reader.forecast(first, c), results[c if many else None], reader) for c in range(thinning.channels)
     ]
     if said := physics.result(has_truth=reader.has_truth):
-        label = "spectrum, all channels" if many else "spectrum"
-        figures.append(_figure(spectrum_figure(physics.spectra(), said["spectrum_error"]), label))
+        figure = spectrum_figure(physics.spectra(), said["spectrum_error"], mirrored=physics.mirrored)
+        figures.append(_figure(figure, "spectrum, all channels" if many else "spectrum"))
     left_out = pools[None].left_out
     values = {
         "title": html.escape(f"Forecast of {reader.attributes.get('data_name') or reader.path.name}"),

@@ -28,6 +28,9 @@ from ..calibration import SpreadErrorBins
 from ..forecast import Forecast
 from ..plots import forecast_figure, save_movie
 
+# Values that are scored at a time, in float64 and with copies of them.
+_BLOCK = 1 << 22
+
 
 @dataclass(kw_only=True)
 class Trajectory:
@@ -44,6 +47,22 @@ class Trajectory:
     truth: np.ndarray | None
     observed: np.ndarray | None
     readings: np.ndarray | None = None
+
+    @property
+    def amplitude(self) -> float | None:
+        """RMS of the readings; None where whole frames were observed, or nothing was."""
+        if self.readings is None:
+            return None
+        seen = self.readings[~np.isnan(self.readings)]
+        return float(np.sqrt(np.square(seen, dtype=np.float64).mean()))
+
+
+def blocks(array: np.ndarray, axis: int = 0) -> Iterator[np.ndarray]:
+    """An array in parts along an axis, of at most `_BLOCK` values each or of one place; they are views."""
+    at_once = max(1, _BLOCK * array.shape[axis] // max(1, array.size))
+    places = [slice(None)] * axis
+    for begin in range(0, array.shape[axis], at_once):
+        yield array[(*places, slice(begin, begin + at_once))]
 
 
 class StoreReader:
@@ -173,7 +192,8 @@ class StoreReader:
         names = [name + suffix for name in self.channels]
         if any(name not in self.dataset for name in names):
             return None
-        return np.stack([self._values(name, place) for name in names], axis=-1)
+        values = [self._values(name, place) for name in names]
+        return values[0][..., None] if len(values) == 1 else np.stack(values, axis=-1)
 
     def _values(self, name: str, place: int) -> np.ndarray:
         """Values of a variable for one trajectory; `EnmaError` if its file is damaged or missing."""
@@ -230,8 +250,12 @@ class PooledScores:
                 half = spread[None] / np.sqrt(2)
                 wide = np.concatenate([wide - half, wide + half])
         else:
-            wide, mean = members, members.mean(0)
-            spread = members.std(0, ddof=1) if len(members) > 1 else None
+            wide = members
+            # A frame at a time, for which there is memory.
+            mean = np.concatenate([part.mean(0) for part in blocks(members, 1)])
+            spread = None
+            if len(members) > 1:
+                spread = np.concatenate([part.std(0, ddof=1) for part in blocks(members, 1)])
         if not truth[..., self._channels].any():
             self.left_out[trajectory.number] = "its truth is zero throughout, so its relative error is not defined"
             return None
@@ -241,7 +265,7 @@ class PooledScores:
             if trajectory.readings is not None:
                 there = ~np.isnan(trajectory.readings).any(-1)
                 seen = trajectory.readings[there][None, None, ..., self._channels]
-            single.update(wide[None, ..., self._channels], truth[None, ..., self._channels], seen)
+            _score(single, wide[..., self._channels], truth[..., self._channels], seen)
         except EnmaError as error:
             self.left_out[trajectory.number] = str(error)
             return None
@@ -283,6 +307,26 @@ class PooledScores:
             result[name] = None
             result["per_frame"][name] = [None] * len(result["per_frame"][name])
         return {**result, "num_members": members}
+
+
+def _score(scores: Scores, members: np.ndarray, truth: np.ndarray, seen: np.ndarray | None) -> None:
+    """Add a trajectory, in parts if it is large; members `[K, T, *x, c]`, truth `[T, *x, c]`, seen `[1, L, ..., c]`."""
+    if members.size <= _BLOCK:
+        scores.update(members[None], truth[None], seen)
+        return
+    amplitude = None if seen is None else float(np.sqrt(np.square(seen, dtype=np.float64).mean()))
+    if amplitude is not None and not math.isfinite(amplitude):
+        raise EnmaError("what was observed of it is not finite")
+    scores.update_in_parts(_parts(members, truth), len(truth), amplitude=amplitude)
+
+
+def _parts(members: np.ndarray, truth: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Members `[K, T, *x, c]` and truth `[T, *x, c]` for `Scores.update_in_parts`, some frames at a time."""
+    first = 0
+    for block_KtP in blocks(members.reshape(*members.shape[:2], -1), 1):
+        count = block_KtP.shape[1]
+        yield first, block_KtP, truth[first : first + count].reshape(count, -1)
+        first += count
 
 
 def store_figure(store: str | Path | StoreReader, *, place: int = 0, channel: int = 0, title: str | None = None) -> Any:
