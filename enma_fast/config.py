@@ -219,8 +219,7 @@ class RolloutConfig:
 
     A trajectory is observed for ``history`` latent frames (drawn between the two numbers), or for one frame beside a
     context in ``context_share`` of the batches. ``members`` are then rolled out to its end, or for ``frames`` latent
-    frames, and gradients pass through all of them. The length grows linearly from 1 over the first
-    ``curriculum_steps`` steps.
+    frames, and gradients pass through all of them.
 
     A trajectory has the weight ``1 / (rms + weight_floor)``, relative to ``1 / (weight_rms + weight_floor)`` and at
     most ``weight_most``, where rms is the amplitude of its standardised fields in units of the field: relative errors
@@ -236,7 +235,6 @@ class RolloutConfig:
 
     members: int = 2
     frames: int | None = None
-    curriculum_steps: int = 0
     history: tuple[int, int] = (2, 4)
     weight_floor: float = 0.03
     weight_rms: float = 0.3
@@ -279,8 +277,8 @@ class TrainingConfig:
     # Shift trajectories around a periodic domain, by grid points.
     shift: bool = False
     # Symmetries that the equation of the data set declares (`data.equation`): the fields are scaled by a factor drawn
-    # log-uniformly (not by the dynamics), and a mean flow is added, drawn normally with this standard deviation (by the
-    # first two stages for a copy of each environment: `training.symmetries`).
+    # log-uniformly (not by the dynamics, which refuse it), and a mean flow is added, drawn normally with this standard
+    # deviation (by the first two stages for a copy of each environment: `training.symmetries`).
     amplitude: tuple[float, float] = (1.0, 1.0)
     boost: float = 0.0
     # Each batch of the dynamics takes every n-th frame of its trajectories, n drawn from these; of an autonomous
@@ -435,6 +433,6 @@ def _check_training(config: TrainingConfig) -> None:
     _require(rollout, ("history",), lambda n: 1 <= n[0] <= n[1], needed.format("from 1 on"), place)
     weights = ("weight_floor", "weight_rms", "weight_most")
     _require(rollout, weights, lambda x: x > 0, "a number above 0 is needed", place)
-    _require(rollout, ("curriculum_steps", "energy", "first_frame"), lambda x: x >= 0, "0 or more is needed", place)
+    _require(rollout, ("energy", "first_frame"), lambda x: x >= 0, "0 or more is needed", place)
     _require(rollout, ("fairness", "late_share"), lambda x: 0 <= x <= 1, "a number from 0 to 1 is needed", place)
     _require(rollout, ("strides",), lambda n: len(n) > 0 and min(n) >= 1, whole, place)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..config import TrainingConfig
 from ..errors import EnmaError
-from ..models.model import Dynamics, Model, draw
+from ..models.model import Draws, Dynamics, Model, draw
 from .forecasts import ForecastTask
 from .loop import Rank
 
@@ -36,17 +36,16 @@ class FirstFrame(nn.Module):
         dynamics.requires_grad_(False)
         dynamics.flow.velocity.requires_grad_(True)
 
-    def forward(
-        self, z_BNC: Tensor, context_BTNC: Tensor, known_BRN: Tensor, noise: Tensor, times: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Flow loss of the masked tokens; ``noise [B, R, N, S, C]``, ``times [B, R, N, S, 1]``."""
+    def forward(self, z_BNC: Tensor, context_BTNC: Tensor, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+        """Flow loss of the masked tokens, with the draws of :meth:`FirstFrameTask.draws`."""
+        known_BRN = draws.known[0]
         with torch.no_grad():
             condition, z = self.conditions(z_BNC, context_BTNC, known_BRN)
         masked = ~known_BRN.flatten(0, 1)
-        noise, times = (x.flatten(0, 1)[masked] for x in (noise, times))
+        noise, times = (x[0].flatten(0, 1)[masked] for x in (draws.noise, draws.times))
         # The likelihood of the mean and scale is part of it, and has no gradient here.
         per_token, _ = self.dynamics.flow.loss(z[masked], condition[masked], noise, times)
-        loss = per_token.mean()
+        loss = per_token.sum() / draws.masked
         return loss, {"flow": loss.detach()}
 
     def conditions(self, z_BNC: Tensor, context_BTNC: Tensor, known_BRN: Tensor) -> tuple[Tensor, Tensor]:
@@ -78,12 +77,12 @@ class FirstFrameTask(ForecastTask):
         """Flow loss of frame 0 of a batch, given another trajectory of the same environment."""
         mine = rank.share(self.config.batch)
         (context, target), _ = self._tokens(generator, mine, paired=True, frames=1)
-        draws = (x[mine].to(target.device) for x in self._draws(self.config.batch, generator))
-        return module(target[:, 0], context, *draws)
+        draws = self.draws(self.config.batch, generator)
+        return module(target[:, 0], context, draws.share(mine, ranks=rank.count, device=target.device))
 
-    def _draws(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Known tokens ``[B, R, N]``, noise ``[B, R, N, S, C]`` and flow times ``[B, R, N, S, 1]``."""
-        draws = draw(
+    def draws(self, count: int, generator: torch.Generator) -> Draws:
+        """Known tokens ``[B, R, N]``, noise ``[B, R, N, S, C]`` and flow times ``[B, R, N, S, 1]`` of one segment."""
+        return draw(
             self.model.config,
             [(count, self.options.first_draws)],
             flow=replace(self.model.config.dynamics.flow, draws=NOISES),
@@ -93,7 +92,6 @@ class FirstFrameTask(ForecastTask):
             history_noise_share=0.0,
             generator=generator,
         )
-        return draws.known[0], draws.noise[0], draws.times[0]
 
     def merit(self, scores: dict[str, float]) -> float:
         """Loss of frame 0."""
@@ -104,9 +102,9 @@ class FirstFrameTask(ForecastTask):
         """Flow loss of frame 0 of the validation trajectories."""
         generator, device = torch.Generator().manual_seed(0), next(averaged.parameters()).device
         target = self.model.encode(self.val[:, :1].to(device)).float()[:, 0]
-        context = self.model.encode(self.contexts.to(device)).float()
+        context, whole = self.model.encode(self.contexts.to(device)).float(), slice(len(target))
         losses = [
-            averaged(target, context, *(x.to(device) for x in self._draws(len(target), generator)))[0]
+            averaged(target, context, self.draws(len(target), generator).share(whole, ranks=1, device=device))[0]
             for _ in range(VALIDATION_BATCHES)
         ]
         return {"flow": torch.stack(losses).mean().item()}

@@ -19,7 +19,7 @@ from ..config import RolloutConfig, SamplingConfig, TrainingConfig
 from ..data import FieldFile
 from ..errors import EnmaError
 from ..models.fair_score import fair_score
-from ..models.model import Dynamics, Model, draw
+from ..models.model import Draws, Dynamics, Model, draw
 from ..sampling.rollout import rollout
 from ..utils.devices import to_device
 from .dynamics import environments, rollout_scores
@@ -51,9 +51,12 @@ class Forecasts(nn.Module):
         members_BK: Tensor,
         history: int,
         num_frames: int,
-        first: Any,
+        first: Draws | None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Weighted score of forecasts of the latent frames ``[history, history + num_frames)``."""
+        """Weighted score of forecasts of the latent frames ``[history, history + num_frames)``.
+
+        With the draws ``first`` the flow loss of frame 0 is added.
+        """
         made, h_BND = rollout(
             self.dynamics,
             z_BTNC[:, :history],
@@ -69,11 +72,10 @@ class Forecasts(nn.Module):
         loss = (weight_B * (crps_B + self.rollout.energy * energy_B)).mean()
         terms = {"crps": crps_B.mean(), "energy": energy_B.mean()}
         if first is not None:
-            known, noise, times = (x.flatten(0, 1) for x in first)
+            known, noise, times = (x[0].flatten(0, 1) for x in (first.known, first.noise, first.times))
             z, h = (x.repeat_interleave(self.rollout.first_draws, 0) for x in (z_BTNC[:, 0], h_BND))
             per_token, _ = self.dynamics.flow.loss(z, self.dynamics.spatial(h, z, known), noise, times)
-            share = (~known).to(per_token.dtype)
-            flow = (per_token * share).sum() / share.sum().clamp_min(1)
+            flow = (per_token * (~known).to(per_token.dtype)).sum() / first.masked
             loss = loss + self.rollout.first_frame * flow
             terms["first_frame"] = flow
         return loss, {name: value.detach() for name, value in terms.items()}
@@ -116,7 +118,7 @@ class ForecastTask:
         self.parameters = train.parameters
         self.symmetries = symmetries(model.config.dataset, config)
         self.latents = model.config.tokenizer.latent_frames(self.train.shape[1])
-        check_rollout(self.options, self.latents)
+        check_rollout(self.options, self.latents, self.train.shape[1])
         model.dynamics.score_weight.copy_(self._channel_weights())
 
     def loss(
@@ -145,7 +147,7 @@ class ForecastTask:
                 history_noise_share=0.0,
                 generator=generator,
             )
-            first = [to_device(x[0][mine], device) for x in (draws.known, draws.noise, draws.times)]
+            first = draws.share(mine, ranks=rank.count, device=device)
         return module(
             tokens[-1],
             tokens[0] if paired else None,
@@ -189,8 +191,9 @@ class ForecastTask:
             u = to_device(u, device)
             rms = model.tokenizer.standardised(u).square().flatten(1).mean(1).sqrt()
             weight = (options.weight_rms + options.weight_floor) / (rms + options.weight_floor)
-            with torch.no_grad():
-                tokens.append(model.encode(u).float())
+            # Forecasts encode in full precision, whatever the steps multiply in.
+            with torch.no_grad(), torch.autocast(device.type, enabled=False):
+                tokens.append(model.encode(u))
         return tokens, weight.clamp(max=options.weight_most)
 
     def _transformed(self, rows: Tensor, amounts: dict[str, np.ndarray]) -> Tensor:
@@ -210,7 +213,7 @@ class ForecastTask:
         options, frames = self.options, self.train.shape[1]
         stride = options.strides[int(torch.randint(len(options.strides), (), generator=generator))]
         late = torch.rand((), generator=generator).item() < options.late_share
-        first = int(torch.randint(1, max(2, frames // 2), (), generator=generator)) if late else 0
+        first = int(torch.randint(1, 1 + _latest(frames), (), generator=generator)) if late else 0
         if (first, stride) == (0, 1):
             return slice(None)
         tokenizer, left = self.model.config.tokenizer, len(range(first, frames, stride))
@@ -226,8 +229,13 @@ class ForecastTask:
         return rollout_scores(self.model, self.val, self.val_contexts, members=self.members)
 
 
-def check_rollout(rollout: RolloutConfig, latents: int) -> None:
-    """Raise `EnmaError` unless the trajectories have the latent frames that are observed and rolled out."""
+def _latest(frames: int) -> int:
+    """The last frame that a part of a trajectory may begin at."""
+    return max(1, frames // 2 - 1)
+
+
+def check_rollout(rollout: RolloutConfig, latents: int, frames: int) -> None:
+    """Raise `EnmaError` unless trajectories of so many frames have those that are observed and rolled out."""
     if rollout.history[1] >= latents:
         raise EnmaError(
             f"rollout.history is {list(rollout.history)}; a trajectory has {latents} latent frames, and one at least "
@@ -237,4 +245,10 @@ def check_rollout(rollout: RolloutConfig, latents: int) -> None:
         raise EnmaError(
             f"rollout.frames is {rollout.frames}; a trajectory has {latents} latent frames, of which at most "
             f"{latents - 1} can be rolled out"
+        )
+    most, first = max(rollout.strides), _latest(frames) if rollout.late_share else 0
+    if (left := len(range(first, frames, most))) < 2:
+        raise EnmaError(
+            f"rollout.strides: a stride of {most} from frame {first} on leaves {left} of {frames} frames, none to "
+            f"forecast; take a smaller one{' or rollout.late_share=0' if first else ''}"
         )

@@ -17,6 +17,7 @@ import json
 import logging
 import math
 import os
+import re
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -34,6 +35,7 @@ from ..errors import EnmaError
 from ..models.checkpoint import load_tensors, read_tensors, write_atomic, write_tensors
 from ..ops import rates
 from ..utils.dataclass_json import from_json, to_json
+from ..utils.launch import detect
 from ..utils.system import keep_freed_memory
 from .optim import build, learning_rate
 from .subnormals import flush_subnormals
@@ -101,7 +103,18 @@ _PATIENCE = datetime.timedelta(hours=6)
 
 
 def join_ranks() -> Rank:
-    """Join the process group that ``torchrun`` announces in the environment, if any."""
+    """Join the process group that ``torchrun`` announces in the environment, if any.
+
+    `EnmaError` if another launcher has started several processes, which would all train the same run.
+    """
+    if "WORLD_SIZE" not in os.environ:
+        # The tasks of a job array are runs of their own.
+        launch = detect({name: value for name, value in os.environ.items() if not name.startswith("SLURM_ARRAY_")})
+        if launch.num_ranks > 1:
+            raise EnmaError(
+                f"{launch.launcher} has started {launch.num_ranks} processes that know nothing of each other; start "
+                "them with torchrun, or set WORLD_SIZE=1 where each has an --out of its own"
+            )
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Rank()
     if not dist.is_initialized():
@@ -360,12 +373,17 @@ def _save_state(
     write_tensors(path, tensors, {"step": str(step), "training": to_json(config)})
 
 
+def without_retired(text: str) -> str:
+    """JSON of an earlier version without the setting that its records hold and that never did anything."""
+    return re.sub(r'"curriculum_steps": \d+,\s*', "", text)
+
+
 def _load_state(
     path: Path, module: nn.Module, average: Average, optimizers: list[torch.optim.Optimizer], config: TrainingConfig
 ) -> int:
     tensors, meta = read_tensors(path)
     # Keys that are newer than the file have the values of their time.
-    if from_json(TrainingConfig, meta.get("training", "{}"), source=str(path)) != config:
+    if from_json(TrainingConfig, without_retired(meta.get("training", "{}")), source=str(path)) != config:
         raise EnmaError(f"{path}: was written by another training config; choose an empty --out or the same settings")
     weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
     load_tensors(module, weights, source=str(path))

@@ -1,6 +1,7 @@
 """Optimisers and the learning rate of each step.
 
-AdamW is for everything, or Muon for the matrices of transformer blocks and the filters of convolutions.
+AdamW is for everything, or Muon for the matrices and filters in the layers of the transformers, of the heads and of
+the tokenizer's encoder and decoder.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from ..config import TrainingConfig
 
 # Quintic Newton-Schulz coefficients of Muon (Jordan et al., 2024): singular values end near 1, not at 1.
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-# A layer of a list: of the transformers, and of the tokenizer's encoder and decoder.
+# A layer of a list: of the transformers, of the heads, and of the tokenizer's encoder and decoder.
 _LAYER = re.compile(r"(^|\.)(blocks|down|up)\.\d+\.")
 
 
@@ -87,7 +88,8 @@ def build(
     """Optimisers for ``module``: one AdamW, or Muon for the matrices and filters of its layers and AdamW for the rest.
 
     The rest are vectors, and what maps from and to fields, latent frames and tokens.
-    ``dtype`` is that of Muon's orthogonalisation. Parameters that need no gradient are left out.
+    ``dtype`` is that of Muon's orthogonalisation. Parameters that need no gradient have their places in the state too,
+    and are never changed.
     """
     matrices: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []

@@ -35,7 +35,7 @@ from .loop import RunOptions
 from .own_card import own_card
 from .own_data import TEST, TRAIN
 from .own_plan import DATA, DYNAMICS_CHANGES, MEMBERS, SCORED, STAGES, Plan, Request, make_plan, saved_plan
-from .recipes import data_file, read_record, recipe, train
+from .recipes import data_file, read_record, recipe, spread_rows, train
 
 log = logging.getLogger("enma_fast")
 
@@ -124,12 +124,12 @@ def _train(stage: str, plan: Plan, out: Path, progress: Progress | None, before:
 
 def _scores(model: Model, data: FieldFile, methods: dict[str, Method], task: str) -> dict[str, Any]:
     """Scores of a task on the test data, beside those of the baselines, which forecast from the same frames."""
-    numbers = range(min(SCORED, len(data)))
+    numbers = spread_rows(len(data), SCORED).tolist()
     request = ForecastRequest(task=task_named(task), num_members=MEMBERS, trajectories=numbers)
     forecast = FileForecast(model, data, request)
     means: list[Tensor] = []
     row = score_forecast(forecast, warn=False, sink=lambda first, samples: means.append(samples.mean(1)))
-    observed, truth = np.split(data.u[: len(numbers)], [forecast.num_observed], axis=1)
+    observed, truth = np.split(data.u[numbers], [forecast.num_observed], axis=1)
     given = Observations(
         history=observed, context=None, num_frames=truth.shape[1], num_members=1, trajectories=numbers, seed=0
     )

@@ -27,7 +27,7 @@ from ..presets import Preset, derived_preset
 from ..utils.dataclass_json import from_json, replace, to_json
 from .dynamics import DynamicsTask, encode_all, sub_token_shifts
 from .forecasts import ForecastTask
-from .loop import RunOptions, Task, run
+from .loop import RunOptions, Task, run, without_retired
 from .own_data import (
     SPLITS,
     TRAIN,
@@ -54,6 +54,8 @@ VALIDATIONS, FEWEST_STEPS = 4, 10
 _VALIDATING = 0.2
 # Steps that are timed, trajectories that they are timed on, and trajectories that a validation is timed on.
 _TIMED, _SAMPLE, _TIMED_VALIDATED = 3, 64, 8
+# Trajectories whose moments are taken at a time.
+_AT_ONCE = 64
 # Test trajectories that are scored, and the members of each; the members that a validation samples.
 SCORED, MEMBERS, _VALIDATED_MEMBERS = 64, 16, 8
 
@@ -118,7 +120,7 @@ def saved_plan(source: Path, out: Path, request: Request) -> Plan | None:
             raise EnmaError(f"{out}: exists and is no run of `enma-fast train`; choose another --out")
         return None
     try:
-        plan = from_json(Plan, path.read_bytes().decode(), source="")
+        plan = from_json(Plan, without_retired(path.read_bytes().decode()), source="")
     except (EnmaError, UnicodeDecodeError) as error:
         where = str(error).removeprefix(": ").split(";")[0]
         raise EnmaError(
@@ -150,9 +152,7 @@ def make_plan(source: Path, request: Request) -> tuple[Plan, dict[str, FieldFile
     steps = np.diff(train.times)
     if len(steps) and not np.allclose(steps, steps.mean(), rtol=1e-3, atol=0.0):
         raise EnmaError(f"{source}: its times are not evenly spaced; import it with --dt, or interpolate")
-    axes = tuple(range(train.u.ndim - 1))
-    moments = np.stack([train.u.mean(axis=axes, dtype=np.float64), train.u.std(axis=axes, dtype=np.float64)])
-    mean, scale = ([float(f"{value:.7g}") for value in row] for row in moments)
+    mean, scale = ([float(f"{value:.7g}") for value in row] for row in _moments(train.u))
     preset = derived_preset(
         name_of(source),
         size=request.size,
@@ -202,6 +202,14 @@ def make_plan(source: Path, request: Request) -> tuple[Plan, dict[str, FieldFile
         frames=frames,
     )
     return plan, splits
+
+
+def _moments(u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each channel in fp64, without a copy of all fields ``[n, T, *grid, c]``."""
+    axes = tuple(range(u.ndim - 1))
+    mean = u.mean(axis=axes, dtype=np.float64)
+    squares = [np.square(part - mean).sum(axis=axes) for part in np.array_split(u, -(-len(u) // _AT_ONCE))]
+    return mean, np.sqrt(sum(squares) / (u.size / u.shape[-1]))
 
 
 def _tasks(preset: Preset, splits: Mapping[str, FieldFile], contexts: bool) -> tuple[dict[str, Task], float]:
@@ -288,9 +296,9 @@ def _memory(preset: Preset, trajectories: int) -> int:
     tokenizer = preset.model.tokenizer
     latents = tokenizer.latent_frames(preset.model.num_frames) * math.prod(tokenizer.token_grid)
     shifts = len(sub_token_shifts(tokenizer, shift=preset.dynamics_training.shift))
-    # Latents are kept in half precision, and made in full.
+    # Latents are in half precision, and there twice while they are written and read back.
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss + (
-        6 * trajectories * shifts * latents * tokenizer.latent_channels
+        4 * trajectories * shifts * latents * tokenizer.latent_channels
     )
 
 

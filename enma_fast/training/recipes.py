@@ -44,10 +44,11 @@ from ..models.tokenizer import Tokenizer
 from ..presets import Preset, find_preset
 from ..utils.dataclass_json import from_json, replace, to_json
 from ..utils.system import machine, versions
+from .checks import check_forecasts, check_stage, check_strides
 from .dynamics import HISTORY, DynamicsTask, Latents, encode_all
 from .first_frame import FirstFrameTask
 from .forecasts import ForecastTask
-from .loop import BEST, STATE, Rank, RunOptions, Task, abandon_ranks, join_ranks, run
+from .loop import BEST, STATE, Rank, RunOptions, Task, abandon_ranks, join_ranks, run, without_retired
 from .symmetries import with_boosts
 from .tokenizer import TokenizerTask
 
@@ -111,12 +112,14 @@ def train(
     rank, chosen = join_ranks(), find_preset(preset)
     trained, config = _trained(stage, chosen, tokenizer if stage == "dynamics" else start, model_changes or {})
     training = replace(recipe(chosen, stage), training_changes or {}, source="training config")
-    _check_stage(stage, training)
+    check_stage(stage, training)
     if stage in STAGES[2:] and training.rollout is None:
         raise EnmaError("training config: rollout is null; training on whole forecasts needs its settings")
     files = [data_file(data_dir, config.dataset, split) for split in ("train", "val")]
     train = None if stage == "dynamics" else _read(files[0], config)
     val = _read(files[1], config)
+    if stage in ("dynamics", "forecasts"):
+        check_forecasts(config, val)
     rows = _validated(val, VALIDATED[stage], config, num_history=0 if stage == "tokenizer" else HISTORY)
     contexts = None if stage == "tokenizer" else _context_rows(val, rows, trained=training.context_share > 0)
     first = None if start is None else locate(start)
@@ -129,7 +132,7 @@ def train(
     if isinstance(trained, Tokenizer):
         if training.scattered_share and trained.interpolation is None:
             raise EnmaError("scattered_share: the tokenizer has no interpolation and sees whole grids; leave it at 0")
-        _check_strides(training, config, val.u.shape[1])
+        check_strides(training, config, val.u.shape[1])
         begin(tokenizer=key)
         by_stride = {
             stride: _latents(trained, config, files[0], str(key), options, training, rank, stride=stride)
@@ -178,25 +181,6 @@ def train(
         "num_parameters": sum(p.numel() for p in task.module.parameters()),
         "validation": scores,
     }
-
-
-def _check_stage(stage: str, training: TrainingConfig) -> None:
-    """Refuse settings that are the dynamics' alone in another stage, where they would do nothing."""
-    if stage == "dynamics":
-        return
-    if training.strides != (1,):
-        instead = "; use rollout.strides" if stage == "forecasts" else ""
-        raise EnmaError(f"strides: is a setting of `train dynamics`, not of `train {stage}`{instead}")
-    if training.scattered_share:
-        raise EnmaError(f"scattered_share: is a setting of `train dynamics`, not of `train {stage}`; leave it at 0")
-
-
-def _check_strides(training: TrainingConfig, config: ModelConfig, frames: int) -> None:
-    most = max(training.strides)
-    if most > 1 and (left := config.tokenizer.whole_frames(len(range(0, frames, most)))) < 2:
-        raise EnmaError(
-            f"strides: a stride of {most} leaves {left} of {frames} frames, none to forecast; take a smaller one"
-        )
 
 
 @contextmanager
@@ -297,7 +281,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     """`run.json` of a run folder."""
     path = folder / RUN
     try:
-        record = json.loads(path.read_text())
+        record = json.loads(without_retired(path.read_text()))
     except FileNotFoundError:
         raise EnmaError(f"{path}: no such file; give the --out folder of a training run") from None
     except ValueError:
@@ -431,13 +415,18 @@ def _context_rows(data: FieldFile, rows: np.ndarray, *, trained: bool) -> np.nda
     return np.array([data.context_for(int(i)) for i in rows])
 
 
+def spread_rows(total: int, count: int) -> np.ndarray:
+    """Up to `count` of `total` trajectories, spread evenly, so that many environments are among them."""
+    count = min(count, total)
+    return np.arange(count) * total // count
+
+
 def _validated(data: FieldFile, count: int, config: ModelConfig, num_history: int) -> np.ndarray:
-    """Up to `count` trajectories spread evenly over a file, so that many environments are among them.
+    """Up to `count` trajectories spread evenly over a file.
 
     Refuses one that is the mean of the training data in all frames after `num_history`: relative errors divide by 0.
     """
-    count = min(count, len(data))
-    rows = np.arange(count) * len(data) // count
+    rows = spread_rows(len(data), count)
     mean = np.asarray(0.0 if config.tokenizer.field_mean is None else config.tokenizer.field_mean, np.float32)
     for row in rows:
         if (data.u[row, num_history:] == mean).all():

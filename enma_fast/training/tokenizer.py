@@ -117,8 +117,10 @@ def random_shifts(
 
 
 def roll(u: Tensor, shifts: list[Tensor]) -> Tensor:
-    """Shift each sample of ``[B, T, *grid, c]`` forward by its own number of grid points."""
+    """Shift each sample of ``[B, T, *grid, c]`` forward by its own number of grid points; ``u`` itself if by none."""
     for axis, shift in enumerate(shifts, start=2):
+        if not shift.any():
+            continue
         n = u.shape[axis]
         index = (torch.arange(n) - shift[:, None]) % n
         shape = [1] * u.ndim

@@ -38,6 +38,21 @@ def test_latents_hold_every_shift(name):
     assert torch.equal(plain.z, latents.z[:1])
 
 
+def test_the_moments_are_those_of_the_latents_of_all_batches():
+    options = CONFIGS["relative"].tokenizer
+    torch.manual_seed(0)
+    tokenizer = Tokenizer(options).eval()
+    # Three batches, the last of them smaller.
+    fields = 3 + waves(7, 5, 4, options)
+    latents = encode_all(tokenizer, fields, torch.arange(35), shift=True)
+    with torch.no_grad():
+        z = torch.stack([tokenizer.encode(fields.roll(shift, dims=2)) for shift in (0, 1)])
+    torch.testing.assert_close(latents.z, z.half(), rtol=2e-3, atol=1e-4)
+    flat = z.flatten(0, -2).double()
+    torch.testing.assert_close(latents.mean, flat.mean(0).float(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(latents.std, flat.std(0).float(), rtol=1e-6, atol=0)
+
+
 def test_latents_come_back_from_their_file_and_know_their_tokenizer(tmp_path):
     latents = dynamics_task("relative").train
     latents.save(tmp_path / "latents.safetensors", "abc")

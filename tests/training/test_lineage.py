@@ -115,3 +115,11 @@ def test_a_run_older_than_a_setting_is_made_again_without_it(run: Path) -> None:
     (run / "run.json").write_text(json.dumps(record))
     command = trace(run)["dynamics"]["command"]
     assert command.endswith("--data data --out runs/dynamics --seed 0 --train-set scattered_share=0.0")
+
+
+def test_a_setting_that_is_no_more_is_read_over(run: Path) -> None:
+    record = json.loads((run / "run.json").read_text())
+    expected = trace(run, begun=[PRETRAINED / "combined-fast"])["forecasts"]["command"]
+    record["training"]["rollout"] = {"members": 2, "curriculum_steps": 500, **record["training"]["rollout"]}
+    (run / "run.json").write_text(json.dumps(record, indent=1))
+    assert trace(run, begun=[PRETRAINED / "combined-fast"])["forecasts"]["command"] == expected

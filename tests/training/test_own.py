@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +15,12 @@ pytest.importorskip("h5py", reason="needs the [data] extra")
 
 from enma_fast.data import FieldFile, read, write
 from enma_fast.errors import EnmaError
+from enma_fast.forecasting.file_forecast import FileForecast
 from enma_fast.models.checkpoint import WEIGHTS, load_model, locate, sha256
 from enma_fast.models.model import Model
 from enma_fast.models.tokenizer import Tokenizer
 from enma_fast.presets import SIZES, derived_preset
-from enma_fast.training import own_data
+from enma_fast.training import own_data, own_model, own_plan
 from enma_fast.training.loop import Rank
 from enma_fast.training.own_model import prepare_own, train_own
 from enma_fast.training.own_plan import STAGES, Plan, Request, affordable_validations
@@ -26,6 +28,7 @@ from enma_fast.training.recipes import _context_rows
 from enma_fast.training.tokenizer import TokenizerTask
 
 from .._own import advected, save, tiny
+from .._tiny import CONFIGS, model, waves, waves_file
 
 
 @pytest.mark.parametrize(("environments", "whole"), [(10, True), (2, False)])
@@ -276,6 +279,35 @@ def test_the_tokenizer_standardises_each_channel() -> None:
     assert scaled.state_dict().keys() == plain.state_dict().keys()
 
 
+def test_scored_trajectories_are_spread_over_the_test_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = CONFIGS["relative"]
+    data = waves_file(config, waves(6, 2, config.num_frames, config.tokenizer))
+
+    def exact(forecast: FileForecast, *, warn: bool, sink: Callable) -> dict:
+        numbers = list(forecast.trajectories)
+        sink(0, torch.from_numpy(data.u[numbers, None, 3:]))
+        return {"trajectories": numbers}
+
+    monkeypatch.setattr(own_model, "score_forecast", exact)
+    monkeypatch.setattr(own_model, "SCORED", 4)
+    row = own_model._scores(model("relative"), data, {}, "temporal")
+    assert row["trajectories"] == [0, 3, 6, 9]
+    # The truth is that of the same ones.
+    assert row["channels"]["u"]["rmse"] == 0
+
+
+def test_moments_are_exact_and_take_no_copy_of_the_data() -> None:
+    u = (50 + np.random.default_rng(0).standard_normal((400, 10, 40, 2)) * [1, 20]).astype(np.float32)
+    tracemalloc.start()
+    try:
+        mean, std = own_plan._moments(u)
+        assert tracemalloc.get_traced_memory()[1] < u.nbytes
+    finally:
+        tracemalloc.stop()
+    np.testing.assert_allclose(mean, u.mean(axis=(0, 1, 2), dtype=np.float64), rtol=1e-12)
+    np.testing.assert_allclose(std, u.std(axis=(0, 1, 2), dtype=np.float64), rtol=1e-12)
+
+
 def test_validations_fit_the_minutes() -> None:
     # A fifth of the minutes is for them, and each stage has one at least.
     assert [affordable_validations(minutes, 100.0) for minutes in (None, 100, 25, 10, 1)] == [4, 4, 3, 1, 1]
@@ -299,6 +331,9 @@ def test_a_plan_of_another_version_is_refused_in_one_line(planned: Callable, tmp
     known = json.loads(path.read_text())
     # A field newer than the plan has the value of its time.
     del known["preset"]["tokenizer_training"]["clip_norm"]
+    # One that is no more did nothing.
+    rollout = known["preset"]["forecast_training"]["rollout"]
+    known["preset"]["forecast_training"]["rollout"] = {"curriculum_steps": 0, **rollout}
     path.write_text(json.dumps(known))
     assert prepare_own(source, out, Request()) == plan
     known["preset"]["model"]["dynamics"]["gone"] = 3

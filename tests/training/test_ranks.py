@@ -6,10 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 
+from enma_fast.config import RolloutConfig
 from enma_fast.errors import EnmaError
+from enma_fast.training.first_frame import FirstFrameTask
+from enma_fast.training.forecasts import ForecastTask
 from enma_fast.training.loop import Rank, join_ranks, run, step_generator
 
-from .._tiny import TRAINING, dynamics_task
+from .._tiny import TRAINING, dynamics_task, forecast_task
 from ._run import TASKS, options, read_log, start
 
 
@@ -43,6 +46,22 @@ def test_the_mean_of_the_ranks_losses_is_the_loss(stage, name):
         loss, terms = task.loss(task.module, step_generator(0, step), Rank())
         parts = [task.loss(task.module, step_generator(0, step), Rank(i, 2)) for i in range(2)]
         torch.testing.assert_close((parts[0][0] + parts[1][0]) / 2, loss, rtol=1e-5, atol=1e-6)
+        for key, value in terms.items():
+            torch.testing.assert_close((parts[0][1][key] + parts[1][1][key]) / 2, value, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("make", [ForecastTask, FirstFrameTask])
+def test_the_mean_of_the_ranks_losses_of_frame_0_is_the_loss(make):
+    # One mask of each trajectory, so that ranks differ in how many tokens it hides.
+    training = replace(
+        TRAINING, mask_ratio=(0.0, 1.0), context_share=1.0, rollout=RolloutConfig(first_draws=1, first_frame=1.0)
+    )
+    task = forecast_task("relative", training, decoder="one-pass", make=make)
+    for step in range(2):
+        loss, terms = task.loss(task.module, step_generator(0, step), Rank())
+        parts = [task.loss(task.module, step_generator(0, step), Rank(i, 2)) for i in range(2)]
+        torch.testing.assert_close((parts[0][0] + parts[1][0]) / 2, loss, rtol=1e-5, atol=1e-6)
+        assert terms.keys() >= {"first_frame" if make is ForecastTask else "flow"}
         for key, value in terms.items():
             torch.testing.assert_close((parts[0][1][key] + parts[1][1][key]) / 2, value, rtol=1e-5, atol=1e-6)
 
@@ -84,6 +103,30 @@ def test_pairs_are_half_a_batch_and_must_divide_too():
 
 def test_without_torchrun_there_is_one_rank(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert join_ranks() == Rank(0, 1)
+
+
+@pytest.mark.parametrize(
+    ("launcher", "variables"),
+    [
+        ("SLURM", {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "1"}),
+        ("Open MPI", {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_RANK": "0"}),
+    ],
+)
+def test_processes_of_another_launcher_are_refused(monkeypatch, launcher, variables):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(EnmaError, match=rf"^{launcher} has started [42] processes .*; start them with torchrun, or"):
+        join_ranks()
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert join_ranks() == Rank(0, 1)
+
+
+def test_a_task_of_a_job_array_is_a_run_of_its_own(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    for name, value in {"JOB_ID": "7", "TASK_ID": "2", "TASK_COUNT": "4"}.items():
+        monkeypatch.setenv(f"SLURM_ARRAY_{name}", value)
     assert join_ranks() == Rank(0, 1)
 
 

@@ -8,8 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from enma_fast.config import RolloutConfig
 from enma_fast.errors import EnmaError
-from enma_fast.models.checkpoint import read_tensors
+from enma_fast.models.checkpoint import read_tensors, write_tensors
 from enma_fast.training.loop import run
 
 from .._tiny import TRAINING, dynamics_task
@@ -54,6 +55,18 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path):
     run(dynamics_task("relative"), options(out))
     run(dynamics_task("relative"), options(tmp_path / "whole"))
     assert_same_run(out, tmp_path / "whole")
+
+
+def test_a_state_with_a_setting_that_is_no_more_is_resumed(tmp_path):
+    training = replace(TRAINING, rollout=RolloutConfig())
+    run(dynamics_task("relative", training), options(tmp_path, stop_after=1))
+    tensors, meta = read_tensors(tmp_path / "state.safetensors")
+    known = json.loads(meta["training"])
+    rollout = known["rollout"]
+    known["rollout"] = {"members": rollout.pop("members"), "curriculum_steps": 0, **rollout}
+    write_tensors(tmp_path / "state.safetensors", tensors, meta | {"training": json.dumps(known, indent=1)})
+    run(dynamics_task("relative", training), options(tmp_path, stop_after=2))
+    assert read_log(tmp_path)[-1]["step"] == 2
 
 
 def test_a_state_of_other_settings_is_refused(tmp_path):

@@ -22,6 +22,12 @@ def test_rolling_moves_each_sample_by_its_own_shift(grid):
     assert torch.equal(roll(u, shifts), torch.stack(expected))
 
 
+def test_axes_without_a_shift_are_not_copied():
+    u, none = torch.randn(3, 2, 5, 4, 2), torch.zeros(3, dtype=torch.int64)
+    assert roll(u, [none, none]) is u
+    assert torch.equal(roll(u, [none, none + 1]), u.roll(1, dims=3))
+
+
 def test_observed_points_are_a_random_share():
     task = tokenizer_task("points", replace(TRAINING, point_fraction=(0.25, 0.5)))
     index, valid = task._observed(400, step_generator(0, 0))

@@ -68,6 +68,17 @@ def test_the_loss_is_a_function_of_its_step():
     assert not torch.equal(first, other)
 
 
+def test_fields_are_encoded_in_full_precision_under_autocast():
+    task = forecast_task("relative")
+    exact, weight = task._tokens(step_generator(0, 0), slice(None), paired=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        again, same = task._tokens(step_generator(0, 0), slice(None), paired=True)
+    assert torch.equal(weight, same)
+    for z, other in zip(exact, again, strict=True):
+        assert other.dtype == torch.float32
+        assert torch.equal(z, other)
+
+
 def test_no_gradient_reaches_the_tokenizer():
     task = forecast_task("relative")
     task.loss(task.module, step_generator(0, 1), Rank())[0].backward()
@@ -117,8 +128,22 @@ def test_settings_that_make_no_sense_are_refused(changes, message):
     [
         ({"history": (2, 5)}, r"rollout.history is \[2, 5\]; a trajectory has 5 latent frames"),
         ({"frames": 5}, "rollout.frames is 5; a trajectory has 5 latent frames, of which at most 4"),
+        ({"strides": (1, 8)}, "rollout.strides: a stride of 8 from frame 0 on leaves 1 of 8 frames, none .* one$"),
+        (
+            {"strides": (5,), "late_share": 0.1},
+            "rollout.strides: a stride of 5 from frame 3 on leaves 1 of 8 .* smaller one or rollout.late_share=0$",
+        ),
     ],
 )
 def test_rollouts_longer_than_the_trajectories_are_refused(changes, message):
     with pytest.raises(EnmaError, match=message):
         forecast_task("relative", replace(TRAINING, rollout=RolloutConfig(**{"history": (2, 3)} | changes)))
+
+
+@pytest.mark.parametrize("changes", [{"strides": (7,)}, {"strides": (1, 4), "late_share": 1.0}])
+def test_the_largest_stride_that_is_not_refused_leaves_a_frame_to_forecast(changes):
+    task = forecast_task("relative", replace(TRAINING, rollout=RolloutConfig(history=(2, 3), **changes)))
+    frames = np.arange(task.train.shape[1])
+    assert min(len(frames[task._window(step_generator(0, i))]) for i in range(60)) == 2
+    for step in range(4):
+        assert task.loss(task.module, step_generator(0, step), Rank())[0].isfinite()

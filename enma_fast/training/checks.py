@@ -1,0 +1,42 @@
+"""What a stage refuses before it begins: settings that do nothing in it, and data that do not fit them."""
+
+from __future__ import annotations
+
+from ..config import ModelConfig, TrainingConfig
+from ..data import FieldFile
+from ..errors import EnmaError
+from .symmetries import NEUTRAL
+
+
+def check_stage(stage: str, training: TrainingConfig) -> None:
+    """Refuse settings that would do nothing in a stage."""
+    if stage == "dynamics":
+        if training.amplitude != NEUTRAL["amplitude"]:
+            raise EnmaError(
+                "amplitude: is a setting of `train tokenizer` and `train forecasts`, not of `train dynamics`; "
+                "leave it at [1, 1]"
+            )
+        return
+    if training.strides != (1,):
+        instead = "; use rollout.strides" if stage == "forecasts" else ""
+        raise EnmaError(f"strides: is a setting of `train dynamics`, not of `train {stage}`{instead}")
+    if training.scattered_share:
+        raise EnmaError(f"scattered_share: is a setting of `train dynamics`, not of `train {stage}`; leave it at 0")
+
+
+def check_strides(training: TrainingConfig, config: ModelConfig, frames: int) -> None:
+    """Refuse strides of the dynamics that leave nothing of so many frames to forecast."""
+    most = max(training.strides)
+    if most > 1 and (left := config.tokenizer.whole_frames(len(range(0, frames, most)))) < 2:
+        raise EnmaError(
+            f"strides: a stride of {most} leaves {left} of {frames} frames, none to forecast; take a smaller one"
+        )
+
+
+def check_forecasts(config: ModelConfig, val: FieldFile) -> None:
+    """Refuse validation data that forecasts of the model's length cannot be scored on."""
+    if (frames := val.u.shape[1]) != config.num_frames:
+        raise EnmaError(
+            f"{val.path}: trajectories have {frames} frames and the model's num_frames is {config.num_frames}; add "
+            f"--set num_frames={frames}"
+        )

@@ -1,0 +1,53 @@
+"""What a stage refuses before it begins."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("h5py", reason="needs the [data] extra")
+
+from enma_fast.errors import EnmaError
+from enma_fast.models.checkpoint import PRETRAINED
+from enma_fast.training.loop import RunOptions
+from enma_fast.training.recipes import train
+
+BEFORE: dict[str, dict[str, Any]] = {
+    "dynamics": {"tokenizer": PRETRAINED / "combined-fast"},
+    "forecasts": {"start": PRETRAINED / "combined-fast"},
+}
+
+
+@pytest.fixture
+def data_dir(tmp_path: Path) -> Path:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for split in ("train", "val"):
+        shutil.copy(PRETRAINED / "combined-test-in.h5", folder / f"combined-{split}.h5")
+    return folder
+
+
+def refusal(stage: str, data_dir: Path, **changes: Any) -> str:
+    """The error of a stage, which leaves no run behind."""
+    out = data_dir / "run"
+    with pytest.raises(EnmaError) as error:
+        train(stage, "combined-fast", data_dir=data_dir, options=RunOptions(out=out), **BEFORE[stage], **changes)
+    assert not out.exists()
+    return str(error.value)
+
+
+def test_the_dynamics_refuse_amplitudes(data_dir: Path) -> None:
+    found = refusal("dynamics", data_dir, training_changes={"amplitude": [0.5, 1.5]})
+    assert found.startswith(
+        "amplitude: is a setting of `train tokenizer` and `train forecasts`, not of `train dynamics`"
+    )
+    assert found.endswith("; leave it at [1, 1]")
+
+
+@pytest.mark.parametrize("stage", BEFORE)
+def test_validation_data_of_another_length_are_refused(stage: str, data_dir: Path) -> None:
+    found = refusal(stage, data_dir, model_changes={"num_frames": 25})
+    assert found.endswith(
+        "combined-val.h5: trajectories have 20 frames and the model's num_frames is 25; add --set num_frames=20"
+    )
