@@ -93,6 +93,14 @@ def _verify_store(terminal: Terminal, store: Path, *, mark: bool) -> None:
     attributes = read_unchecked_metadata(store)["attributes"]
     unfinished = (store / LEDGER).exists() or bool(found)
     again = repeated(store, attributes)
+    failed = None
+    if mark and found:
+        try:
+            mark_damaged(store, found)
+        except EnmaError as error:
+            # What is damaged is reported even if the store cannot be written.
+            failed = error
+    marks = [damage.marked or (mark and failed is None) for damage in found]
     if found:
         rows = [[damage.holds, damage.problem, damage.file] for damage in found]
         terminal.show(table(f"{store}: {len(found)} damaged", ["what", "problem", "file"], rows, text=(0, 1, 2)))
@@ -105,16 +113,16 @@ def _verify_store(terminal: Terminal, store: Path, *, mark: bool) -> None:
             "unfinished": unfinished,
             "fingerprint": attributes.get(FINGERPRINT),
             "damaged": [
-                {"file": d.file, "problem": d.problem, "holds": d.holds, "marked": d.marked or mark} for d in found
+                {"file": damage.file, "problem": damage.problem, "holds": damage.holds, "marked": marked}
+                for damage, marked in zip(found, marks, strict=True)
             ],
             "command": again,
         }
     )
+    if failed is not None:
+        raise failed
     if found:
-        marked = mark or all(damage.marked for damage in found)
-        if mark:
-            # The damage has been reported by now, even if the store cannot be written.
-            mark_damaged(store, found)
+        marked = all(marks)
         first = f"{found[0].file} ({found[0].problem})"
         more = f" and {len(found) - 1} more are" if len(found) > 1 else " is"
         state = "damaged" if not marked else "damaged and marked"

@@ -28,7 +28,8 @@ class OwnDataGroup(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         word = args[0] if args else "-"
-        options_first = word.startswith("-") and not self.commands.keys() & set(args) and word not in ("--help", "-h")
+        # The group itself has no other option.
+        options_first = word.startswith("-") and word not in ("--help", "-h")
         path_first = word not in self.commands and ("/" in word or "." in word or Path(word).exists())
         if args and (options_first or path_first):
             args = ["run", *args]

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import EnmaError, first_line
+from ..utils.extras import load_extra
 from ..utils.files import read_file, remove, write_file
 from . import equation as protocol
 from . import equations, hdf5, spectral, splits, well
@@ -167,6 +168,7 @@ def _is_made(path: Path, key: str) -> bool:
     if not os.path.lexists(path):
         return False
     made = False
+    load_extra("h5py", "data")
     with suppress(EnmaError):
         made = hdf5.read_file(path, lambda file, _: _KEY in file.attrs and hdf5.text(file, _KEY) == key)
     if not made:

@@ -56,10 +56,10 @@ class Physics:
         self._dims = len(grid)
         self._periodic = tuple(periodic or (False,) * len(grid))
         lengths = tuple(lengths or (1.0,) * len(grid))
-        self._shell, self.wave_numbers = _shells(grid, lengths, self._periodic)
+        periods = _periods(grid, lengths, self._periodic)
+        self._shell, self.wave_numbers = _shells(periods)
         # Whether the longest period is that of a mirrored dimension, twice as long as its side.
-        periods = [length * (1 if wraps else 2) for length, wraps in zip(lengths, self._periodic, strict=True)]
-        self.mirrored = not self._periodic[int(np.argmax(periods))]
+        self.mirrored = not self._periodic[int(np.argmax([period for _, period in periods]))]
         self.num_trajectories = 0
         # Sums over trajectories, of members and of the truth.
         self._spectra = np.zeros((2, len(self.wave_numbers)))
@@ -165,13 +165,17 @@ class Physics:
         return np.bincount(self._shell.ravel(), power.ravel(), minlength=count + 1)[:count]
 
 
-def _shells(grid: Sequence[int], lengths: Sequence[float], periodic: Sequence[bool]) -> tuple[np.ndarray, np.ndarray]:
-    """Shell of each wave of the transform, and the wave numbers of the shells; those beyond belong to one more."""
+def _periods(grid: Sequence[int], lengths: Sequence[float], periodic: Sequence[bool]) -> list[tuple[int, float]]:
+    """Points and length of the period of each dimension, as it is transformed."""
     # Between walls a length is that of the steps between the points, one less than points.
     ends = zip(grid, lengths, periodic, strict=True)
-    sides = [(n, length) if wraps else (2 * n, 2 * length * n / max(1, n - 1)) for n, length, wraps in ends]
-    longest = max(side for _, side in sides)
-    waves = [np.fft.fftfreq(n, 1 / n) * longest / side for n, side in sides]
+    return [(n, length) if wraps else (2 * n, 2 * length * n / max(1, n - 1)) for n, length, wraps in ends]
+
+
+def _shells(periods: Sequence[tuple[int, float]]) -> tuple[np.ndarray, np.ndarray]:
+    """Shell of each wave of the transform, and the wave numbers of the shells; those beyond belong to one more."""
+    longest = max(side for _, side in periods)
+    waves = [np.fft.fftfreq(n, 1 / n) * longest / side for n, side in periods]
     k = np.sqrt(sum(np.square(w) for w in np.meshgrid(*waves, indexing="ij")))
     # The highest shell that all directions hold.
     last = int(min(np.abs(w).max() for w in waves))

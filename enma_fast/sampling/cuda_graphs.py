@@ -34,6 +34,8 @@ WARM_UPS = 2
 # Most recordings of one kind, which all keep their memory, and most values of a field whose encoding and decoding are
 # recorded: with 32 channels of fp32 an activation of it is 128 MB. Larger ones spend their time in kernels.
 MOST_RECORDINGS, MOST_VALUES = 16, 1 << 20
+# Kinds of calls that are remembered to have been seen once.
+_MOST_SEEN = 64
 
 
 class Recorder(Protocol):
@@ -103,13 +105,14 @@ class Recordings:
 
     A call is a function of tensors that gives a tensor or None. All calls of one kind have inputs of the same shapes
     and types, and do the same work on the device. If one cannot be recorded, none is recorded any more; `what` names
-    them in the log. Calls on several streams at once share the memory of a recording, so they must wait for each other.
+    them in the log. All calls are on one stream, since a recording has one memory.
     """
 
     def __init__(self, recorder: Recorder, what: str) -> None:
         self._recorder, self._what = recorder, what
-        # None where a kind was seen once.
-        self._known: dict[Hashable, _Recording | None] = {}
+        self._known: dict[Hashable, _Recording] = {}
+        # Kinds that were seen once, the last of them.
+        self._once: dict[Hashable, None] = {}
         self._records, self._lock = True, threading.Lock()
 
     def __call__(
@@ -118,16 +121,29 @@ class Recordings:
         """The result of ``run(inputs)``."""
         with self._lock:
             recording = self._known.get(kind)
-            if recording is None and kind in self._known and self._records:
-                recording = self._known[kind] = self._record(run, inputs)
+            if recording is None and self._records and len(self._known) < MOST_RECORDINGS:
+                recording = self._seen(kind, run, inputs)
             if recording is not None:
                 for there, given in zip(recording.inputs, inputs, strict=True):
                     there.copy_(given)
                 recording.replay()
                 return None if recording.out is None else recording.out.clone()
-            if self._records and len(self._known) < MOST_RECORDINGS:
-                self._known[kind] = None
         return run(inputs)
+
+    def _seen(
+        self, kind: Hashable, run: Callable[[Sequence[Tensor]], Tensor | None], inputs: Sequence[Tensor]
+    ) -> _Recording | None:
+        """The recording of a kind that was seen before; None, and it is noted, for a new one."""
+        if kind not in self._once:
+            if len(self._once) == _MOST_SEEN:
+                del self._once[next(iter(self._once))]
+            self._once[kind] = None
+            return None
+        recording = self._record(run, inputs)
+        if recording is not None:
+            del self._once[kind]
+            self._known[kind] = recording
+        return recording
 
     def _record(self, run: Callable[[Sequence[Tensor]], Tensor | None], inputs: Sequence[Tensor]) -> _Recording | None:
         made: list[Tensor | None] = []
@@ -143,19 +159,23 @@ class Recordings:
 
     def clear(self) -> None:
         """Forget all recordings, and record no more."""
-        self._known, self._records = {}, False
+        self._known, self._once, self._records = {}, {}, False
 
 
 def tokenizer_recordings(tokenizer: Tokenizer, *, rows: int, frames: int) -> Recordings | None:
     """Recordings of encoding and decoding with the weights that a tokenizer has now; None without a GPU.
 
-    Also None for more than `MOST_VALUES` of so many rows and frames on its grid.
+    Also None for more than `MOST_VALUES` of so many rows and frames on its grid, under autocast, and on another stream
+    than the device's default.
     """
     device, config = next(tokenizer.parameters()).device, tokenizer.config
     if device.type != "cuda" or rows * frames * math.prod(config.grid) * config.field_channels > MOST_VALUES:
         return None
-    what = "fields are encoded and decoded"
-    return prepared(tokenizer, "recordings", lambda: Recordings(CudaRecorder(device), what))
+    # A recording keeps the arithmetic of its time, and its memory is of one stream.
+    if torch.is_autocast_enabled("cuda") or torch.cuda.current_stream(device) != torch.cuda.default_stream(device):
+        return None
+    kind = ("recordings", torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32)
+    return prepared(tokenizer, kind, lambda: Recordings(CudaRecorder(device), "fields are encoded and decoded"))
 
 
 class CapturedStep:

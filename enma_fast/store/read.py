@@ -39,7 +39,8 @@ def read_forecast(path: str | Path, *, partial: bool = False) -> Any:
             raise EnmaError(f"{path}: is {state}; {what} it: {repeated(path, root['attributes'])}")
     with zarr_errors(path):
         # Only the arrays of the consolidated metadata are opened, and these have been checked.
-        dataset = xarray.open_zarr(path, chunks=None, consolidated=True, zarr_format=3)
+        # A unit of the user's, such as seconds, does not make a time of a field.
+        dataset = xarray.open_zarr(path, chunks=None, consolidated=True, zarr_format=3, decode_times=False)
     for name, size in dataset.sizes.items():
         if size:
             check_coordinate(path, name)

@@ -10,7 +10,7 @@ import pytest
 from enma_fast.cli import main
 from enma_fast.data import read
 from enma_fast.evaluation.metrics import Scores
-from enma_fast.figures import plots
+from enma_fast.figures import plots, report
 from enma_fast.store.create import create_store
 from enma_fast.store.read import read_forecast, stacked
 
@@ -137,3 +137,12 @@ def test_a_report_needs_a_place(enma: Callable, store: Path, tmp_path: Path) -> 
     assert enma("report", store, "--out", tmp_path / "a.pdf").error().endswith("end --out in .html")
     assert enma("report", store, "--out", tmp_path).error().startswith(f"{tmp_path}: is a folder")
     assert [p.name for p in tmp_path.iterdir()] == ["run.zarr"]
+
+
+def test_a_figure_that_cannot_be_written_is_refused_before_the_work(
+    enma: Callable, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "StoreReader", lambda *_: pytest.fail("the store was read"))
+    assert "eps, gif, jpeg, " in enma("plot", store, "--out", tmp_path / "a.pgn").error()
+    (tmp_path / "a file").touch()
+    assert "cannot be written" in enma("plot", store, "--out", tmp_path / "a file" / "a.png").error()

@@ -90,3 +90,9 @@ def test_what_cannot_be_trained_on_is_refused_at_once(enma: Callable, plane: Pat
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "a.txt").write_text("a")
     assert "exists and is no run" in enma("train", plane, "--out", tmp_path / "notes").error()
+
+
+def test_options_may_stand_before_the_file(enma: Callable, tmp_path: Path) -> None:
+    # A folder may have the name of a stage.
+    for out in (tmp_path / "new", "run", "dynamics"):
+        assert enma("train", "--out", out, tmp_path / "no.h5").error().startswith(f"{tmp_path / 'no.h5'}: no such file")

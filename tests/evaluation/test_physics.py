@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from enma_fast.data.equations import EQUATIONS
-from enma_fast.evaluation.physics import Physics, _shells
+from enma_fast.evaluation.physics import Physics, _periods, _shells
 
 
 def solved(name, rows=2):
@@ -84,7 +84,7 @@ def test_waves_of_one_length_have_one_wave_number_in_all_directions(periodic):
 
 
 def test_the_shells_of_a_square_between_walls_are_those_of_its_mirrored_points():
-    shell, numbers = _shells((64, 64), (63 / 64, 63 / 64), (False, False))
+    shell, numbers = _shells(_periods((64, 64), (63 / 64, 63 / 64), (False, False)))
     k = np.fft.fftfreq(128, 1 / 128)
     np.testing.assert_array_equal(shell, np.minimum(np.rint(np.hypot(k[:, None], k)), 65))
     np.testing.assert_array_equal(numbers, np.arange(65))
@@ -139,7 +139,13 @@ def test_nothing_is_said_of_nothing():
 
 @pytest.mark.parametrize(
     ("lengths", "periodic", "mirrored"),
-    [((1.0, 1.0), (True, True), False), ((1.0, 1.0), (False, False), True), ((3.0, 1.0), (True, False), False)],
+    [
+        ((1.0, 1.0), (True, True), False),
+        ((1.0, 1.0), (False, False), True),
+        ((3.0, 1.0), (True, False), False),
+        # Eight points, half a step beyond each wall: 16 / 7.
+        ((2.0, 1.0), (True, False), True),
+    ],
 )
 def test_which_period_is_the_longest(lengths, periodic, mirrored):
     assert Physics("own", (8, 8), 1, lengths=lengths, periodic=periodic).mirrored == mirrored

@@ -346,6 +346,9 @@ def test_the_command_writes_page_and_cells(tmp_path, capsys):
     for options, said in (
         (["--tolerance", "0.5"], "--tolerance: belongs to --check; leave it out"),
         (["--data", str(tmp_path)], "--data: belongs to --measure; leave it out"),
+        (["--seed", "3"], "--seed: belongs to --measure; leave it out"),
+        (["--check", "--out", str(tmp_path)], "--out: --check writes no file; leave it out"),
+        (["--check", "--tolerance", "-0.1"], "Invalid value for '--tolerance'"),
         (["--measure", "combined-fast", "--check"], "--measure: makes one score file; leave out --check"),
         (["--measure", "combined-fast", "--scores", str(tmp_path)], "leave out --scores"),
         (["--scores", str(tmp_path / "others"), "--check"], "has no score file of a shipped model; check the folder"),

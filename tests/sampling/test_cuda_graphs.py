@@ -170,10 +170,19 @@ def test_so_many_calls_are_recorded_and_large_ones_are_not(
     monkeypatch.setattr(cuda_graphs, "CudaRecorder", lambda device: recorder)
     monkeypatch.setattr(tokenizer, "parameters", lambda: iter([weights]))
     monkeypatch.setattr(cuda_graphs, "prepared", lambda module, name, prepare: prepare())
+    streams = [0, 0]
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: streams[0])
+    monkeypatch.setattr(torch.cuda, "default_stream", lambda _: streams[1])
     config = tokenizer.config
     most = cuda_graphs.MOST_VALUES // (math.prod(config.grid) * config.field_channels)
     assert cuda_graphs.tokenizer_recordings(tokenizer, rows=1, frames=most) is not None
     assert cuda_graphs.tokenizer_recordings(tokenizer, rows=1, frames=most + 1) is None
+    # The memory of a recording is of one stream, and its arithmetic that of its time.
+    streams[0] = 1
+    assert cuda_graphs.tokenizer_recordings(tokenizer, rows=1, frames=1) is None
+    streams[0] = 0
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda _: True)
+    assert cuda_graphs.tokenizer_recordings(tokenizer, rows=1, frames=1) is None
 
 
 # test_node_budget.py counts the nodes of a frame in one pass in a second.
