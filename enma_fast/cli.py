@@ -21,11 +21,9 @@ from .commands.terminal import printable
 from .errors import EnmaError
 from .utils.launch import detect
 
-# Of all commands: click hands it on.
-_SETTINGS = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(
     name="enma-fast",
-    context_settings=_SETTINGS,
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="Ensemble forecasts of parametric PDEs from a few observed frames.",
     no_args_is_help=True,
     add_completion=False,

@@ -277,9 +277,8 @@ def _encode(model: Model, fields: Tensor, points: Tensor | None, graphs: bool) -
     shape = None if points is None else "of frames" if points.ndim > 2 else tuple(points.shape)
     operation = ("encode", tok.config, own_dtype(tok), shape)
     # Points that all rows share are not among the rows.
-    recordings = None
-    if graphs and points is None:
-        recordings = tokenizer_recordings(tok, rows=len(fields), frames=fields.shape[1])
+    alone = graphs and points is None
+    recordings = tokenizer_recordings(tok, rows=len(fields), frames=fields.shape[1]) if alone else None
     return map_rows(function, fields, operation=operation, block=BLOCKS[tok.config.dims], recordings=recordings)
 
 

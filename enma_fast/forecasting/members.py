@@ -260,9 +260,8 @@ def _decoder(
             with torch.no_grad():
                 return native.decode(model.from_tokens(latents), frames)
         operation = ("decode", tok.config, own_dtype(tok), frames, None if query is None else tuple(query.shape))
-        recordings = None
-        if inputs.graphs and query is None:
-            recordings = tokenizer_recordings(tok, rows=len(latents), frames=frames)
+        alone = inputs.graphs and query is None
+        recordings = tokenizer_recordings(tok, rows=len(latents), frames=frames) if alone else None
         return map_rows(
             lambda z: model.decode(z, frames, query, end=end),
             latents,

@@ -53,8 +53,11 @@ class Trajectory:
         """RMS of the readings; None where whole frames were observed, or nothing was."""
         if self.readings is None:
             return None
-        seen = self.readings[~np.isnan(self.readings)]
-        return float(np.sqrt(np.square(seen, dtype=np.float64).mean()))
+        return _rms(self.readings[~np.isnan(self.readings)])
+
+
+def _rms(x: np.ndarray) -> float:
+    return float(np.sqrt(np.square(x, dtype=np.float64).mean()))
 
 
 def blocks(array: np.ndarray, axis: int = 0) -> Iterator[np.ndarray]:
@@ -250,11 +253,9 @@ class PooledScores:
                 half = spread[None] / np.sqrt(2)
                 wide = np.concatenate([wide - half, wide + half])
         else:
-            wide = members
-            # A frame at a time, for which there is memory.
-            mean = np.concatenate([part.mean(0) for part in blocks(members, 1)])
-            spread = None
+            wide, mean, spread = members, members.mean(0), None
             if len(members) > 1:
+                # NumPy holds the deviations of all members that it is given.
                 spread = np.concatenate([part.std(0, ddof=1) for part in blocks(members, 1)])
         if not truth[..., self._channels].any():
             self.left_out[trajectory.number] = "its truth is zero throughout, so its relative error is not defined"
@@ -314,7 +315,7 @@ def _score(scores: Scores, members: np.ndarray, truth: np.ndarray, seen: np.ndar
     if members.size <= _BLOCK:
         scores.update(members[None], truth[None], seen)
         return
-    amplitude = None if seen is None else float(np.sqrt(np.square(seen, dtype=np.float64).mean()))
+    amplitude = None if seen is None else _rms(seen)
     if amplitude is not None and not math.isfinite(amplitude):
         raise EnmaError("what was observed of it is not finite")
     scores.update_in_parts(_parts(members, truth), len(truth), amplitude=amplitude)
