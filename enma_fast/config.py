@@ -230,7 +230,8 @@ class RolloutConfig:
 
     An autonomous equation has two more symmetries: every n-th frame solves it with n times its rates (a batch uses one
     of ``strides``), and a trajectory may begin at any of its frames (``late_share`` of the batches, within the first
-    half).
+    half). With ``mirror`` each batch of a domain between walls is seen in one of its views (`sampling.shifts`):
+    mirrored or not along each dimension, and on a square with the dimensions exchanged or not.
     """
 
     members: int = 2
@@ -245,6 +246,7 @@ class RolloutConfig:
     first_draws: int = 8
     strides: tuple[int, ...] = (1,)
     late_share: float = 0.0
+    mirror: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,6 +27,9 @@ def generate(
         typer.Option("--groups", help="Environments of 10 trajectories each; by default the paper's number."),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Seed of parameters and initial conditions.")] = 0,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="Processes that solve; by default one for each core.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace files of these names.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -36,6 +39,7 @@ def generate(
     """
     from ..data import DEFAULT_GROUPS, place
     from ..data import generate as solve
+    from ..utils.system import usable_cores
 
     terminal = Terminal(as_json)
     made: list[dict[str, Any]] = []
@@ -45,7 +49,16 @@ def generate(
         place(equation, part, out, groups=groups, seed=seed, force=force)
     for part in parts:
         with terminal.progress(f"{equation}-{part}") as update:
-            path = solve(equation, part, groups=groups, seed=seed, out_dir=out, force=force, progress=update)
+            path = solve(
+                equation,
+                part,
+                groups=groups,
+                seed=seed,
+                out_dir=out,
+                force=force,
+                workers=workers or usable_cores(),
+                progress=update,
+            )
         made.append({"file": str(path), "equation": equation, "split": part, "bytes": path.stat().st_size})
         terminal.show(f"{path}  {made[-1]['bytes'] / 1e6:.1f} MB")
     terminal.result({"files": made} if split == "all" else made[0])

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import importlib
 import io
+import multiprocessing
 import os
-from collections.abc import Callable
-from contextlib import suppress
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -58,6 +60,7 @@ def generate(
     seed: int = 0,
     out_dir: str | Path,
     force: bool = False,
+    workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Solve one split of an equation and write it as `<out_dir>/<equation>-<split>.h5` (The Well layout).
@@ -75,14 +78,18 @@ def generate(
     seed : same seed, same arrays (to the last bit on one machine); the first groups do not depend on `groups`
     out_dir : made if missing
     force : replace a file of that name, in one step, also one of the same call; a failed run leaves it alone
+    workers : processes that solve, this one among them; the file is the same for any number. Others are spawned, so a
+        script that asks for more than one keeps its calls below `if __name__ == "__main__"`
     progress : called with (groups done, groups)
 
     Raises
     ------
     EnmaError
-        On an unknown equation or split, a negative seed, too few or many groups, a missing `[data]` extra, another
-        file of that name, a solver that fails, or a solution that is not finite.
+        On an unknown equation or split, a negative seed, too few or many groups or workers, a missing `[data]` extra,
+        another file of that name, a solver that fails, or a solution that is not finite.
     """
+    if workers < 1:
+        raise EnmaError(f"workers is {workers}, at least one process has to solve")
     path = _path(equation, split, out_dir)
     numbers, values = _environments(equation, split, groups, seed)
     origin = _origin(equation, split, seed)
@@ -94,7 +101,12 @@ def generate(
     environment = numbers + (problem.inside.count if split == "test-out" else 0)
     scalars = {"environment": environment, **values}
     parts = path.with_name(f".{path.stem}.parts")
-    with hdf5.create_file(path) as file:
+    chunks = [
+        [min(g, groups - 1) for g in range(first, first + _GROUPS_PER_CHUNK)]
+        for first in range(0, groups, _GROUPS_PER_CHUNK)
+    ]
+    files = [_part(parts, origin, chunk, values) for chunk in chunks]
+    with hdf5.create_file(path) as file, _helped(workers - 1, equation, split, seed, chunks, values, files):
         well.write_header(
             file,
             name=path.stem,
@@ -105,20 +117,17 @@ def generate(
         )
         file.attrs[_SEED], file.attrs[_KEY] = seed, _key(origin, values)
         fields = _create_fields(file, problem, groups * size)
-        for first in range(0, groups, _GROUPS_PER_CHUNK):
-            chunk = [min(g, groups - 1) for g in range(first, first + _GROUPS_PER_CHUNK)]
-            key = _key(origin, {name: value[chunk] for name, value in values.items()})
-            part = parts / f"{first}-{key}.npy"
+        for n, (chunk, part) in enumerate(zip(chunks, files, strict=True)):
             u = _kept(part, _shape(problem, chunk))
             if u is None:
                 u = _solved(problem, split, seed, chunk, values).astype(np.float32)
-                if len(set(chunk)) == len(chunk):
+                if _is_whole(chunk):
                     _keep(part, u)
-            last = min(first + _GROUPS_PER_CHUNK, groups)
+            first, last = chunk[0], chunk[-1] + 1
             for c, dataset in enumerate(fields):
                 dataset[first * size : last * size] = u[: (last - first) * size, ..., c]
             if progress is not None:
-                progress(last, groups)
+                progress(last + sum(_GROUPS_PER_CHUNK for later in files[n + 1 :] if later.exists()), groups)
     # The name of the folder ended in a key once.
     for folder in path.parent.glob(f"{parts.name}*"):
         remove(folder)
@@ -174,6 +183,66 @@ def _is_made(path: Path, key: str) -> bool:
     if not made:
         raise EnmaError(f"{path}: is there already; give another --out, or replace it by --force")
     return True
+
+
+def _is_whole(chunk: list[int]) -> bool:
+    """Whether a chunk has other groups in all its places; one at the end is filled with the last group."""
+    return len(set(chunk)) == len(chunk)
+
+
+def _part(parts: Path, origin: bytes, chunk: list[int], values: Values) -> Path:
+    """Where the solutions of a chunk are kept until the file is complete."""
+    return parts / f"{chunk[0]}-{_key(origin, {name: value[chunk] for name, value in values.items()})}.npy"
+
+
+@contextmanager
+def _helped(
+    helpers: int,
+    equation: str,
+    split: str,
+    seed: int,
+    chunks: list[list[int]],
+    values: Values,
+    files: list[Path],
+) -> Iterator[None]:
+    """Let other processes solve chunks from the last on, and keep them where this process looks when it comes there.
+
+    Nothing is lost with a helper that fails: what it has not kept is solved by this process, which tells the error.
+    """
+    left = [(chunk, part) for chunk, part in zip(chunks, files, strict=True) if _is_whole(chunk) and not part.exists()]
+    # The first one left is solved here.
+    helpers = min(helpers, len(left) - 1)
+    spawn = multiprocessing.get_context("spawn")
+    processes = [
+        spawn.Process(
+            target=_help, args=(os.getpid(), equation, split, seed, values, left[:0:-1][n::helpers]), daemon=True
+        )
+        for n in range(helpers)
+    ]
+    for process in processes:
+        process.start()
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.join()
+
+
+def _help(
+    parent: int, equation: str, split: str, seed: int, values: Values, left: list[tuple[list[int], Path]]
+) -> None:
+    """Solve and keep chunks that are not there yet, as long as the process that asked for it lives."""
+    # An interruption is the business of that process.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for chunk, part in left:
+        if os.getppid() != parent:
+            return
+        if not part.exists():
+            # The other process comes to the same error here.
+            with suppress(EnmaError):
+                _keep(part, _solved(EQUATIONS[equation], split, seed, chunk, values).astype(np.float32))
 
 
 def _keep(part: Path, u: np.ndarray) -> None:

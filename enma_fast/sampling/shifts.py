@@ -49,21 +49,30 @@ def views(config: ModelConfig, settings: SamplingConfig) -> list[View]:
     """
     count, tok = settings.shifts or 1, config.tokenizer
     if not any(tok.periodic):
-        mirrors = 2**tok.dims
-        square = tok.dims == 2 and all(len(set(axes)) == 1 for axes in (tok.grid, tok.lengths, config.token_grid))
-        ways = mirrors * (1 + square)
-        if count > ways:
+        ways = mirrors(config)
+        if count > len(ways):
             raise EnmaError(
                 f"shifts is {count}; a field of {config.name}, between walls, is seen as it is, mirrored and, on a "
-                f"square, with its dimensions exchanged, in {ways} ways: use no more"
+                f"square, with its dimensions exchanged, in {len(ways)} ways: use no more"
             )
-        return [View(tuple(s >> axis & 1 for axis in range(tok.dims)), exchanged=s >= mirrors) for s in range(count)]
+        return ways[:count]
     points = [n // tokens for n, tokens in zip(tok.grid, config.token_grid, strict=True)]
     around = min(p for p, ring in zip(points, tok.periodic, strict=True) if ring)
     if count > 1 and count > around:
         raise EnmaError(f"shifts is {count}; a token of {config.name} has {around} grid points: use no more")
     steps = [_step(p, count) if ring else 0 for p, ring in zip(points, tok.periodic, strict=True)]
     return [View(tuple(s * step for step in steps)) for s in range(count)]
+
+
+def mirrors(config: ModelConfig) -> list[View]:
+    """All views of a field between walls; the first is the field as it is."""
+    tok = config.tokenizer
+    square = tok.dims == 2 and all(len(set(axes)) == 1 for axes in (tok.grid, tok.lengths, config.token_grid))
+    return [
+        View(tuple(s >> axis & 1 for axis in range(tok.dims)), exchanged=exchanged)
+        for exchanged in (False, True)[: 1 + square]
+        for s in range(2**tok.dims)
+    ]
 
 
 def _step(points: int, count: int) -> int:

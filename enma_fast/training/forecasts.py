@@ -15,12 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..config import RolloutConfig, SamplingConfig, TrainingConfig
+from ..config import ModelConfig, RolloutConfig, SamplingConfig, TrainingConfig
 from ..data import FieldFile
 from ..errors import EnmaError
 from ..models.fair_score import fair_score
 from ..models.model import Draws, Dynamics, Model, draw
 from ..sampling.rollout import rollout
+from ..sampling.shifts import View, mirrors, shifted
 from ..utils.devices import to_device
 from .dynamics import environments, rollout_scores
 from .loop import Rank
@@ -119,6 +120,7 @@ class ForecastTask:
         self.symmetries = symmetries(model.config.dataset, config)
         self.latents = model.config.tokenizer.latent_frames(self.train.shape[1])
         check_rollout(self.options, self.latents, self.train.shape[1])
+        self.views = _views(model.config, mirror=self.options.mirror)
         model.dynamics.score_weight.copy_(self._channel_weights())
 
     def loss(
@@ -181,13 +183,15 @@ class ForecastTask:
             "boost": (config.boost * torch.randn(B, generator=generator)[mine]).double().numpy(),
         }
         window = self._window(generator)
+        several = len(self.views) > 1
+        view = self.views[int(torch.randint(len(self.views), (), generator=generator)) if several else 0]
         tokens, weight = [], torch.empty(0)
         device = next(self.module.parameters()).device
         for i in range(1 + paired):
             u = self._transformed(rows[mine, i], amounts)[:, window]
             u = u[:, :frames] if i == paired else u
             shifts = random_shifts(tok.grid, tok.periodic, B, generator, shift=config.shift)
-            u = roll(u, [s[mine] for s in shifts])
+            u = shifted(roll(u, [s[mine] for s in shifts]), view, tok.periodic)
             u = to_device(u, device)
             rms = model.tokenizer.standardised(u).square().flatten(1).mean(1).sqrt()
             weight = (options.weight_rms + options.weight_floor) / (rms + options.weight_floor)
@@ -227,6 +231,17 @@ class ForecastTask:
     def validate(self, averaged: nn.Module) -> dict[str, float]:
         """Scores of forecasts, as those of the dynamics' training."""
         return rollout_scores(self.model, self.val, self.val_contexts, members=self.members)
+
+
+def _views(config: ModelConfig, *, mirror: bool) -> list[View]:
+    """The views that batches are seen in; `EnmaError` where a field cannot be mirrored."""
+    if not mirror:
+        return mirrors(config)[:1]
+    if any(config.tokenizer.periodic):
+        raise EnmaError(
+            f"rollout.mirror is for a domain between walls; {config.name} has a periodic one: leave it at false"
+        )
+    return mirrors(config)
 
 
 def _latest(frames: int) -> int:

@@ -42,17 +42,21 @@ def _versions() -> dict[str, str | None]:
     return found
 
 
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def machine() -> dict[str, Any]:
     """Processor, its cores and vector instructions, number of threads, and the GPU or None."""
     import torch
 
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     flags = torch.cpu.get_capabilities()
     simd = sorted(name for name, has in flags.items() if has is True and name.startswith(("avx", "amx", "sve", "neon")))
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "cpu": _cpu_name(),
-        "cores": usable,
+        "cores": usable_cores(),
         "simd": simd,
         "torch_simd": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),

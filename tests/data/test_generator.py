@@ -1,6 +1,10 @@
 """Generated files: deterministic, prefix-stable, grouped, and written in one step."""
 
+import multiprocessing
+import os
+import signal
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -118,6 +122,59 @@ def test_an_interrupted_run_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert generate("advection", "val", groups=20, out_dir=folder).read_bytes() == expected
     assert solved == [80, 80]
     assert [file.name for file in folder.iterdir()] == ["advection-val.h5"]
+
+
+def test_several_processes_write_the_same_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = generate("advection", "val", groups=34, out_dir=tmp_path / "one").read_bytes()
+    solved: list[int] = []
+
+    def slow(u0: np.ndarray, parameters: dict[str, np.ndarray]) -> np.ndarray:
+        """Solve nothing before the other processes have kept three of the four whole chunks."""
+        solved.append(len(u0))
+        while len(list(tmp_path.glob("three/.advection-val.parts/*.npy"))) < 3:
+            time.sleep(0.01)
+        return advection.EQUATION.solve(u0, parameters)
+
+    calls: list[tuple[int, int]] = []
+    monkeypatch.setattr(generator, "EQUATIONS", {"advection": replace(advection.EQUATION, solve=slow)})
+    path = generate(
+        "advection",
+        "val",
+        groups=34,
+        out_dir=tmp_path / "three",
+        workers=3,
+        progress=lambda *call: calls.append(call),
+    )
+    assert path.read_bytes() == expected
+    assert len(solved) == 2, "the first chunk, and the last one, which is not whole"
+    assert calls == [(32, 34), (32, 34), (32, 34), (32, 34), (34, 34)]
+    assert [file.name for file in path.parent.iterdir()] == ["advection-val.h5"]
+    assert not multiprocessing.active_children()
+    with pytest.raises(EnmaError, match=r"^workers is 0, at least one"):
+        generate("advection", "val", groups=1, out_dir=tmp_path, workers=0)
+
+
+def test_what_a_helper_cannot_solve_is_left_to_the_process_that_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    numbers = np.arange(2)
+    values = EQUATIONS["advection"].environments("val").checked(numbers, "val", 0)
+    left = [([0], tmp_path / "a.npy"), ([1], tmp_path / "b.npy")]
+    try:
+        generator._help(os.getppid() + 1, "advection", "val", 0, values, left)
+        assert not list(tmp_path.iterdir()), "the process that asked is gone"
+        fails = replace(advection.EQUATION, solve=lambda u0, parameters: u0)
+        with monkeypatch.context() as patch:
+            patch.setattr(generator, "EQUATIONS", {"advection": fails})
+            generator._help(os.getppid(), "advection", "val", 0, values, left)
+        assert not list(tmp_path.iterdir())
+        left[0][1].write_bytes(b"there already")
+        generator._help(os.getppid(), "advection", "val", 0, values, left)
+        assert left[0][1].read_bytes() == b"there already"
+        assert np.load(left[1][1]).shape == (10, 20, 128, 1)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("change", ["parameters", "code", "version", "seed"])
