@@ -210,7 +210,8 @@ def dynamics_task(name, training=None):
 
 def forecast_task(name, training=None, decoder="masked-flow", make=ForecastTask):
     """A model behind a random tokenizer, and 12 trajectories in 6 environments to train whole forecasts on."""
-    config = replace(CONFIGS[name], dynamics=replace(CONFIGS[name].dynamics, decoder=decoder))
+    config = name if isinstance(name, ModelConfig) else CONFIGS[name]
+    config = replace(config, dynamics=replace(config.dynamics, decoder=decoder))
     torch.manual_seed(1)
     made = Model(config)
     shaken(made.tokenizer)

@@ -11,7 +11,7 @@ from enma_fast.errors import EnmaError
 from enma_fast.training.forecasts import scores
 from enma_fast.training.loop import Rank, RunOptions, run, step_generator
 
-from .._tiny import TRAINING, forecast_task
+from .._tiny import CONFIGS, SQUARE, TRAINING, between_walls, forecast_task
 
 
 def test_scores_are_the_fair_ones_by_hand():
@@ -104,6 +104,41 @@ def test_batches_begin_late_and_skip_frames_as_asked():
             assert len(part) % 2 == 1
             assert part[-1] + 2 * (part[1] - part[0]) > frames[-1]
     task.loss(task.module, step_generator(0, 1), Rank())
+
+
+@pytest.mark.parametrize(
+    ("name", "tokenizer", "count"), [("relative", {}, 2), ("plane", {}, 4), ("plane", SQUARE, 8)], ids=str
+)
+def test_batches_between_walls_are_seen_in_all_views(name, tokenizer, count, monkeypatch):
+    config = between_walls(CONFIGS[name], **tokenizer)
+    task = forecast_task(config, replace(TRAINING, rollout=RolloutConfig(history=(2, 2), mirror=True)))
+    axes = tuple(range(2, 2 + config.tokenizer.dims))
+    seen: list[torch.Tensor] = []
+    # Fields that have no symmetry of their own, and are not encoded.
+    task.train = torch.randn(task.train.shape, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(task.model, "encode", lambda u: seen.append(u) or u)
+    ways = set()
+    for step in range(100):
+        seen.clear()
+        task._tokens(step_generator(0, step), slice(None), paired=True)
+        found = []
+        for u in seen:
+            images = {}
+            for exchanged in (False, True) if count == 8 else (False,):
+                for flips in range(2 ** len(axes)):
+                    back = u.transpose(2, 3) if exchanged else u
+                    back = back.flip([axis for i, axis in enumerate(axes) if flips >> i & 1])
+                    images[exchanged, flips] = (back[:, None] == task.train[None]).flatten(2).all(-1).any(1).all()
+            found.append([way for way, there in images.items() if there])
+        assert len(found[0]) == 1
+        assert found[0] == found[1], "context and target are seen in the same view"
+        ways.add(found[0][0])
+    assert len(ways) == count
+
+
+def test_a_periodic_domain_is_not_mirrored():
+    with pytest.raises(EnmaError, match=r"^rollout\.mirror is for a domain between walls; plane has a periodic one"):
+        forecast_task("plane", replace(TRAINING, rollout=RolloutConfig(history=(2, 2), mirror=True)))
 
 
 @pytest.mark.parametrize(
