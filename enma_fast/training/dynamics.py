@@ -24,7 +24,7 @@ from ..models.interpolation import grid_points
 from ..models.model import Model, draw
 from ..models.tokenizer import Tokenizer, patchify
 from ..utils.devices import to_device
-from .loop import Rank
+from .loop import ALONE, Rank
 from .sensitivity import channel_weights
 from .tokenizer import random_shifts, roll
 
@@ -226,12 +226,12 @@ class DynamicsTask:
         """Errors of the forecasts, those from few points among them."""
         return scores["rel_l2"] + sum(scores.get(f"rel_l2{name}", 0.0) for name in ("_ivp", "_points"))
 
-    def validate(self, averaged: nn.Module) -> dict[str, float]:
+    def validate(self, averaged: nn.Module, rank: Rank = ALONE) -> dict[str, float]:
         """Scores of forecasts; `_points` where the training has scattered points, from as few as it shows."""
         points = None
         if self.config.scattered_share:
             points = max(1, round(self.config.point_fraction[0] * math.prod(self.model.config.tokenizer.grid)))
-        return rollout_scores(self.model, self.val, self.val_contexts, members=self.members, points=points)
+        return rollout_scores(self.model, self.val, self.val_contexts, members=self.members, points=points, rank=rank)
 
 
 def environments(numbers: Tensor, *, paired: bool = True) -> Tensor:
@@ -257,12 +257,19 @@ def environments(numbers: Tensor, *, paired: bool = True) -> Tensor:
 
 
 def rollout_scores(
-    model: Model, val: Tensor, contexts: Tensor | None, *, members: int, points: int | None = None
+    model: Model,
+    val: Tensor,
+    contexts: Tensor | None,
+    *,
+    members: int,
+    points: int | None = None,
+    rank: Rank = ALONE,
 ) -> dict[str, float]:
     """Scores of standardised forecasts from 3 frames and, given contexts, from 1 frame and a context (``_ivp``).
 
     ``val`` and ``contexts`` are fields ``[n, T, *grid, c]``. Given a number of ``points``, also of those from 3 frames
-    each seen at so many points of its own (``_points``). Scores of forecasts that are not finite are NaN.
+    each seen at so many points of its own (``_points``). Scores of forecasts that are not finite are NaN. Each rank
+    makes forecasts of a part of the trajectories; the first one scores all of them, and the others return nothing.
     """
     names = ("rel_l2", "rel_l2_member", "spread_skill", "crps")
     out: dict[str, float] = {}
@@ -272,14 +279,24 @@ def rollout_scores(
         inputs["_ivp"] = {"history": val[:, :1], "context": contexts}
     if points is not None:
         inputs["_points"] = _at_points(model, val[:, :HISTORY], points)
+    mine = rank.part(len(val))
     for name, given in inputs.items():
-        samples = sample_fields(model, **given, num_members=members, seed=0)
+        forecast = torch.empty(0)
+        if mine.start < mine.stop:
+            part = {key: value[mine] for key, value in given.items()}
+            forecast = sample_fields(
+                model, **part, trajectories=range(mine.start, mine.stop), num_members=members, seed=0
+            )
+        samples = rank.gathered(forecast)
+        if samples is None:
+            continue
         if not torch.isfinite(samples).all():
             out |= {f"{key}{name}": math.nan for key in names}
             continue
         scores = Scores()
-        truth = standardised(val[:, given["history"].shape[1] :].to(samples.device))
-        scores.update(standardised(samples).cpu().numpy(), truth.cpu().numpy())
+        device = model.tokenizer.from_latent.weight.device
+        truth = val[:, given["history"].shape[1] :]
+        scores.update(*(standardised(u.to(device)).cpu().numpy() for u in (samples, truth)))
         result = scores.result()
         out |= {f"{key}{name}": float(result[key]) for key in names}
     return out

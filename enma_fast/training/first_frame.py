@@ -19,7 +19,7 @@ from ..config import TrainingConfig
 from ..errors import EnmaError
 from ..models.model import Draws, Dynamics, Model, draw
 from .forecasts import ForecastTask
-from .loop import Rank
+from .loop import ALONE, Rank
 
 # Noises of a token: its condition costs more than many velocities.
 NOISES = 16
@@ -98,8 +98,10 @@ class FirstFrameTask(ForecastTask):
         return scores["flow"]
 
     @torch.no_grad()
-    def validate(self, averaged: nn.Module) -> dict[str, float]:
-        """Flow loss of frame 0 of the validation trajectories."""
+    def validate(self, averaged: nn.Module, rank: Rank = ALONE) -> dict[str, float]:
+        """Flow loss of frame 0 of the validation trajectories, by the first rank."""
+        if rank.index:
+            return {}
         generator, device = torch.Generator().manual_seed(0), next(averaged.parameters()).device
         target = self.model.encode(self.val[:, :1].to(device)).float()[:, 0]
         context, whole = self.model.encode(self.contexts.to(device)).float(), slice(len(target))

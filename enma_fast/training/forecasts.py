@@ -24,7 +24,7 @@ from ..sampling.rollout import rollout
 from ..sampling.shifts import View, mirrors, shifted
 from ..utils.devices import to_device
 from .dynamics import environments, rollout_scores
-from .loop import Rank
+from .loop import ALONE, Rank
 from .sensitivity import TRAJECTORIES, channel_weights
 from .symmetries import carried, symmetries
 from .tokenizer import factors, random_shifts, roll
@@ -228,9 +228,9 @@ class ForecastTask:
         """Errors of the forecasts, of ensemble means and as distributions."""
         return sum(scores[name] / of for name, of in MERIT.items() if name in scores)
 
-    def validate(self, averaged: nn.Module) -> dict[str, float]:
+    def validate(self, averaged: nn.Module, rank: Rank = ALONE) -> dict[str, float]:
         """Scores of forecasts, as those of the dynamics' training."""
-        return rollout_scores(self.model, self.val, self.val_contexts, members=self.members)
+        return rollout_scores(self.model, self.val, self.val_contexts, members=self.members, rank=rank)
 
 
 def _views(config: ModelConfig, *, mirror: bool) -> list[View]:

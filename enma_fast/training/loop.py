@@ -76,8 +76,8 @@ class Task(Protocol):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of this rank's share of the batch that ``generator`` draws, and terms to log."""
 
-    def validate(self, averaged: nn.Module) -> dict[str, float]:
-        """Scores of the averaged weights on held-out data."""
+    def validate(self, averaged: nn.Module, rank: Rank) -> dict[str, float]:
+        """Scores of the averaged weights on held-out data, which the ranks share; those of the first rank count."""
 
     def merit(self, scores: dict[str, float]) -> float:
         """The number by which a validation is better than another: the lower, the better."""
@@ -97,6 +97,20 @@ class Rank:
         each = batch // self.count
         return slice(self.index * each, (self.index + 1) * each)
 
+    def part(self, count: int) -> slice:
+        """Rows that this rank computes of any number of them, none perhaps."""
+        return slice(self.index * count // self.count, (self.index + 1) * count // self.count)
+
+    def gathered(self, part: Tensor) -> Tensor | None:
+        """The parts of all ranks in their order, on the CPU; None but at the first rank."""
+        if self.count == 1:
+            return part.cpu()
+        parts: list[Tensor] | None = [part] * self.count if self.index == 0 else None
+        dist.gather_object(part.cpu(), parts)
+        return torch.cat(parts) if parts is not None else None
+
+
+ALONE = Rank()
 
 # The others wait while the first rank encodes the training data of the dynamics.
 _PATIENCE = datetime.timedelta(hours=6)
@@ -283,12 +297,13 @@ def run(task: Task, options: RunOptions) -> dict[str, float]:
             paused = time.monotonic()
             average.swap(module)
             module.eval()
-            scores = task.validate(module) if rank.index == 0 else {}
+            scores = task.validate(module, rank)
             if rank.index == 0:
                 best.offer(done, scores)
             average.swap(module)
             record({"step": done, "validation": scores})
-            log.info("step %d: %s", done, ", ".join(f"{k} {v:.4g}" for k, v in scores.items()))
+            if rank.index == 0:
+                log.info("step %d: %s", done, ", ".join(f"{k} {v:.4g}" for k, v in scores.items()))
             clock += time.monotonic() - paused
         if saves:
             _save_state(state_path, module, average, optimizers, config, done)

@@ -27,7 +27,7 @@ from ..presets import Preset, derived_preset
 from ..utils.dataclass_json import from_json, replace, to_json
 from .dynamics import DynamicsTask, encode_all, sub_token_shifts
 from .forecasts import ForecastTask
-from .loop import RunOptions, Task, run, without_retired
+from .loop import ALONE, RunOptions, Task, run, without_retired
 from .own_data import (
     SPLITS,
     TRAIN,
@@ -174,7 +174,7 @@ def make_plan(source: Path, request: Request) -> tuple[Plan, dict[str, FieldFile
     for stage, task in tasks.items():
         each[stage] = _step_seconds(task)
         clock = time.monotonic()
-        task.validate(task.module.eval())
+        task.validate(task.module.eval(), ALONE)
         validation[stage] = (time.monotonic() - clock) * min(VALIDATED[stage], held) / timed
     scored = min(SCORED, len(splits[SPLITS[-1]])) * MEMBERS / _VALIDATED_MEMBERS
     other = {

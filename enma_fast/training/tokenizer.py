@@ -16,7 +16,7 @@ from ..errors import EnmaError
 from ..models.interpolation import grid_points
 from ..models.tokenizer import Tokenizer
 from ..utils.devices import to_device
-from .loop import Rank
+from .loop import ALONE, Rank
 
 # Share of the windows that end as trajectories do where the others do not.
 _SHORTER_SHARE = 0.25
@@ -88,8 +88,10 @@ class TokenizerTask:
         return scores["rel_l2"]
 
     @torch.no_grad()
-    def validate(self, averaged: nn.Module) -> dict[str, float]:
-        """Relative L2 of the standardised reconstruction from posterior means."""
+    def validate(self, averaged: nn.Module, rank: Rank = ALONE) -> dict[str, float]:
+        """Relative L2 of the standardised reconstruction from posterior means, by the first rank."""
+        if rank.index:
+            return {}
         assert isinstance(averaged, Tokenizer)
         errors = []
         device = averaged.from_latent.weight.device

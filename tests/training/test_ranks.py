@@ -77,9 +77,35 @@ def test_ranks_share_strides_and_scattered_points():
     assert len(lengths) == 2
 
 
+@pytest.mark.parametrize("make", [dynamics_task, forecast_task], ids=["dynamics", "forecasts"])
+@pytest.mark.parametrize("count", [2, 3])
+def test_ranks_share_a_validation(make, count, monkeypatch):
+    """Two trajectories, so that the first of three ranks has none."""
+    task = make("relative")
+    alone = task.validate(task.module)
+    parts: list[list[torch.Tensor]] = []
+
+    def gather(part, everyone):
+        if everyone is None:
+            parts[-1].append(part)
+        else:
+            everyone[:] = [part, *(sent.pop(0) for sent in parts)]
+
+    monkeypatch.setattr("torch.distributed.gather_object", gather)
+    rows = []
+    for index in range(1, count):
+        parts.append([])
+        assert task.validate(task.module, Rank(index, count)) == {}
+        rows.append([len(part) for part in parts[-1]])
+    assert rows == [[1, 1]] * (count - 1), "forecasts from three frames, and from one and a context"
+    assert task.validate(task.module, Rank(0, count)) == alone
+    assert parts == [[]] * (count - 1)
+
+
 def test_ranks_share_rows_evenly_or_not_at_all():
     rows = [list(range(12))[Rank(i, 3).share(12)] for i in range(3)]
     assert rows == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+    assert [list(range(7))[Rank(i, 3).part(7)] for i in range(3)] == [[0, 1], [2, 3], [4, 5, 6]]
     with pytest.raises(EnmaError, match="batch 12 does not divide among 5 ranks; choose a multiple"):
         Rank(0, 5).share(12)
     with pytest.raises(EnmaError, match="batch 0 does not divide"):
