@@ -8,7 +8,7 @@
 #   make libenma [PREFIX=...]  the C library, for CMake and pkg-config (docs/embedding.md); make embed: all its tests
 #   make gpu   [DRY=1] [ONLY=...]  on a bare GPU machine, no network: build, benchmarks, tests, sanitizers; DRY: compile only
 #   make gpu-wheels          before, where there is a network: wheels that such a machine lacks, into out/gpu-wheels
-#   make clean               what was built; .venv stays
+#   make clean               what was built in the tree; .venv and out/ stay
 PYTHON ?= python3
 TORCH ?= torch>=2.11
 ARGS ?=

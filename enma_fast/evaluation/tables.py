@@ -152,8 +152,8 @@ def markdown(files: Sequence[dict[str, Any]]) -> str:
         "square is; how far a conserved quantity moves, and how much one grows that should decay.",
         _physics([c for c in made if c.table == "physics"]),
         "## Speed",
-        "Seconds for one member of one forecast. The paper's table 19 names an A100 and no batch size; ours are of one "
-        "thread of a CPU, of the members of a batch of trajectories, encoding and decoding included.",
+        "Seconds for one member of one forecast. The paper's table 19 names an A100 and no batch size; ours are of a "
+        "CPU, by the threads of the last column, of the members of a batch of trajectories, encoded and decoded.",
         _speed([c for c in made if c.table == "speed"], files),
         "## How each row was measured",
         "CPU seconds are those of training, of all stages and threads. Baselines have the same data and about as many "

@@ -176,9 +176,10 @@ def card_text(config: ModelConfig, metrics: dict[str, Any]) -> str:
         f"- It knows the `{config.dataset}` data set's equation, initial conditions, grid, domain and frame spacing, "
         "and nothing else; other input is refused where it can be recognised.",
         f"- Frames beyond {config.num_frames} were not seen in training.",
-        "- Out of distribution the error is that of the test-out rows, and the spread of the ensemble does not tell "
-        "it. `forecast` warns where observed frames lie outside the training data, and refuses them with `strict`; its "
-        "hits and false alarms are the column `outside` of the test-out and the test-in rows.",
+        "- Out of distribution error and calibration are those of the test-out rows: where spread/skill is far below 1 "
+        "there, the spread does not tell the error. `forecast` warns where observed frames lie outside the training "
+        "data, and refuses them with `strict`; its hits and false alarms are the column `outside` of the test-out and "
+        "the test-in rows.",
         "- Members of one trajectory differ by the noise of the sampler; their spread is as good as the rows above.",
     ]
     parts = [
@@ -244,7 +245,7 @@ def _steps(config: ModelConfig) -> str:
         f"takes {settings.mask_steps} mask steps a frame and {settings.flow_steps} {settings.method} flow steps a token"
     )
     if config.dynamics.decoder == "one-pass":
-        return f"decides a frame in one pass (an initial state: {steps})"
+        return f"decides a frame in one pass (frame 0, which only generation draws, {steps})"
     return steps
 
 
@@ -327,9 +328,9 @@ def _training_text(config: ModelConfig, metrics: dict[str, Any]) -> str:
     ]
     if len(now) < len(training):
         lines += [
-            "Runs that begin with `--from` and a model's name started from the weights of its version before this one, "
-            "those with `--from runs/NAME-before` from an earlier run (add `--begun-from` to `publish`). These are the "
-            "commands before:",
+            "Runs that begin with `--from` and a model's name, or its name and `-before`, started from the weights of "
+            "its version before this one, those with `--from runs/NAME-before` from an earlier run (add `--begun-from` "
+            "to `publish`). These are the commands before, not always in the order of their time:",
             "```",
             *(part["command"] for stage, part in training.items() if stage not in now),
             "```",
