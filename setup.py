@@ -9,6 +9,7 @@ programs, in ``enma_fast/embed`` with its headers and what CMake and pkg-config 
 """
 
 import os
+import platform
 import re
 import shlex
 import shutil
@@ -25,8 +26,10 @@ SOURCE_FOLDERS = ("csrc/core/cpu", "csrc/torch")
 CUDA_FOLDER = "csrc/core/cuda"
 RUNTIME_FOLDER = "csrc/runtime"
 FLAGS = ["-std=c++20", "-O3"]
+# The same bits where a flag names a processor with FMA, such as those that Spack adds. Kernels for FMA ask for it.
+ROUNDING = ["-ffp-contract=off"] if platform.machine() == "x86_64" else []
 # Flags of the user's come last, so they win.
-CXX_FLAGS = [*FLAGS, *shlex.split(os.environ.get("CXXFLAGS", ""))]
+CXX_FLAGS = [*FLAGS, *ROUNDING, *shlex.split(os.environ.get("CXXFLAGS", ""))]
 # PTX of the oldest serves GPUs that are not listed; TORCH_CUDA_ARCH_LIST replaces the list.
 CUDA_ARCHITECTURES = "8.0+PTX;9.0a"
 CUDA_ARCHITECTURES_FROM_12_8 = "10.0a"
@@ -74,13 +77,13 @@ def install_libenma(objects: list[str], made_folder: Path, prefix: Path, version
     with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
         list(pool.map(partial(subprocess.run, check=True), commands))
     script = f"-Wl,--version-script={csrc / 'libenma.map'}"
-    link = ["-shared", "-s", "-Wl,-z,defs", f"-Wl,-soname,{library.name}", script]
+    link = ["-shared", "-s", "-Wl,-z,defs", "-Wl,-z,nodelete", f"-Wl,-soname,{library.name}", script]
     # A new file and a rename: programs may have the old one mapped.
     made = str(library.with_suffix(".new"))
     subprocess.run([*compiler, *flags, *link, *own, *objects, "-o", made], check=True)
     os.replace(made, library)
     values = {"@VERSION@": version, "@PROJECT_VERSION@": version, "@ABI@": abi, "@to_prefix@": "../.."}
-    values |= {"@CMAKE_INSTALL_LIBDIR@": "lib", "@CMAKE_INSTALL_INCLUDEDIR@": "include"}
+    values |= {"@to_libdir@": "lib", "@to_includedir@": "include"}
     files = {path: f"lib/cmake/enma/{path.stem}" for path in (csrc / "embed").glob("*.in")}
     for path, name in (files | {csrc / "enma.pc.in": "lib/pkgconfig/enma.pc"}).items():
         (prefix / name).write_text(re.sub(r"@\w+@", lambda found: values[found[0]], path.read_text()))

@@ -120,12 +120,12 @@ void Tensors::add(const std::string& name, const Json& entry, std::string_view d
     Tensor tensor{};
     std::uint64_t count = 1;
     for (const Json& size : shape->items()) {
-        if (!size.is_integer() || size.integer() < 0 || size.integer() > 1 << 30) {
+        if (!size.is_integer() || size.integer() < 1 || size.integer() > 1 << 30) {
             fail(ENMA_CHECKPOINT, source_, ": ", name, " has a shape that is not valid", AGAIN);
         }
         tensor.shape.push_back(size.integer());
         const auto each = static_cast<std::uint64_t>(size.integer());
-        if (each > 0 && count > MOST_BYTES / each) {
+        if (count > MOST_BYTES / each) {
             fail(ENMA_CHECKPOINT, source_, ": ", name, " is too large", AGAIN);
         }
         count *= each;

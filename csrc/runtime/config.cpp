@@ -228,6 +228,12 @@ void read_tokenizer(Fields fields, TokenizerConfig& out) {
     if (out.kernel % 2 == 0 || out.kernel_ends % 2 == 0) fields.wrong("kernel", "odd kernels are expected");
     if (out.count(space) > 16 || out.count(time) > 4) fields.wrong("layers", "too many halvings");
     if (out.stride_ends > 64) fields.wrong("stride_ends", "at most 64 is expected");
+    // The convolution to the field gives those of so many grid points at once.
+    const int together = out.grid.size() == 2 ? out.stride_ends * out.stride_ends : out.stride_ends;
+    if (out.grid_channels() > MOST / together) {
+        fields.wrong(out.interpolation ? "interpolation.features" : "field_channels",
+                     text("at most ", MOST / together, " is expected with stride_ends ", out.stride_ends));
+    }
     const auto [least, most] = std::minmax_element(out.grid.begin(), out.grid.end());
     if (*most > MOST_POINTS / (out.grid.size() == 2 ? *least : 1))
         fields.wrong("grid", text("has more than ", MOST_POINTS, " points"));

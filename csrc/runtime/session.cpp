@@ -44,9 +44,10 @@ std::vector<int> mask_schedule(int tokens, int steps) {
 }
 
 int flow_steps_at(const SamplingConfig& sampling, int step, int mask_steps) {
-    const int first = sampling.flow_steps, last = sampling.last_flow_steps > 0 ? sampling.last_flow_steps : first;
-    const int intervals = std::max(mask_steps - 1, 1);
-    return (2 * (first * (intervals - step) + last * step) + intervals) / (2 * intervals);
+    const std::int64_t first = sampling.flow_steps;
+    const std::int64_t last = sampling.last_flow_steps > 0 ? sampling.last_flow_steps : first;
+    const std::int64_t intervals = std::max(mask_steps - 1, 1);
+    return static_cast<int>((2 * (first * (intervals - step) + last * step) + intervals) / (2 * intervals));
 }
 
 // A frame [*grid, c] as a view shows it, or back.

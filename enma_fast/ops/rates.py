@@ -63,7 +63,12 @@ def measured(device: torch.device) -> Rates:
 @functools.cache
 def _measured(kind: str, index: int) -> Rates:
     device = torch.device(kind, index) if kind == "cuda" else torch.device(kind)
-    path = cache_folder() / f"rates-{_key(device)}.json"
+    try:
+        folder = cache_folder()
+    except RuntimeError:
+        # Neither the environment nor the system names a home.
+        return probe(device)
+    path = folder / f"rates-{_key(device)}.json"
     try:
         found = json.loads(path.read_text())
         return Rates(products=_positive(found["products"]), head=_positive(found["head"]))

@@ -125,6 +125,18 @@ def test_a_folder_that_cannot_be_written_is_no_error(folder: Path, monkeypatch: 
     assert rates.measured(CPU) == ONE
 
 
+def test_no_home_is_no_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", home)
+    seen = probes(monkeypatch, ONE)
+    assert rates.measured(CPU) == rates.measured(CPU) == ONE
+    assert len(seen) == 1
+    assert not folder.exists()
+
+
 @pytest.mark.parametrize("found", [ONE, OTHER])
 def test_auto_is_what_was_measured(found: Rates, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = probes(monkeypatch, found)

@@ -101,7 +101,7 @@ def build(folder: Path) -> Path:
     """Compile and link the library into a folder."""
     library = folder / "libenma.so"
     script = f"-Wl,--version-script={CSRC / 'libenma.map'}"
-    link = ["-shared", "-fopenmp", *ADDED, "-Wl,-z,defs", "-Wl,-soname,libenma.so.1", script]
+    link = ["-shared", "-fopenmp", *ADDED, "-Wl,-z,defs", "-Wl,-z,nodelete", "-Wl,-soname,libenma.so.1", script]
     run([CXX, *link, *objects(folder, ADDED), "-o", str(library)])
     (folder / "libenma.so.1").symlink_to(library)
     return library

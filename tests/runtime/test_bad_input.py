@@ -147,6 +147,29 @@ def test_a_config_of_a_plane_that_does_not_fit(
     )
 
 
+def test_channels_of_the_ends_that_wrap_to_none(library: Library, plane: Path, tmp_path: Path) -> None:
+    """2^20 of 64 x 64 points are 2^32, none in 32 bits: 4 MB that once divided by zero."""
+    copied = Path(shutil.copytree(plane, tmp_path / "it"))
+    config = json.loads((copied / "config.json").read_text())
+    small = {"grid": [128, 128], "layers": [], "latent_channels": 1, "width": 1, "kernel_ends": 1, "kernel_time": 1}
+    config["tokenizer"] |= {**small, "kernel": 1, "variational": False, "stride_ends": 64, "field_channels": 2**20}
+    (copied / "config.json").write_text(json.dumps(config))
+    one = np.ones(1, np.float32)
+    tensors = {f"tokenizer.{name}.bias": one for name in ("conv_in.conv", "to_latent", "from_latent")}
+    tensors |= {f"tokenizer.{name}.weight": one.reshape(1, 1) for name in ("to_latent", "from_latent")}
+    tensors["tokenizer.conv_in.conv.weight"] = np.ones((1, 2**20, 1, 1, 1), np.float32)
+    tensors["tokenizer.conv_out.conv.conv.weight"] = np.ones((0, 1, 1, 1, 1), np.float32)
+    tensors["tokenizer.conv_out.conv.conv.bias"] = np.ones(0, np.float32)
+    save_file(tensors, copied / "model.safetensors")
+    write_manifest(copied)
+    message = "conv_out.conv.conv.(bias|weight) has a shape that is not valid"
+    refused(CHECKPOINT, message, lambda: library.open(copied))
+    del tensors["tokenizer.conv_out.conv.conv.weight"], tensors["tokenizer.conv_out.conv.conv.bias"]
+    save_file(tensors, copied / "model.safetensors")
+    write_manifest(copied)
+    refused(CHECKPOINT, "field_channels: at most 256 is expected with stride_ends 64", lambda: library.open(copied))
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -198,6 +221,7 @@ def entry(shape: list[Any], begin: Any, end: Any, dtype: str = "F32") -> dict[st
         (weights({"a": entry([2**20, 2**20, 2**20, 2**20], 0, 0)}), "too large"),
         (weights({"a": entry([2**30, 2**10, 2**30], 0, 0)}), "too large"),
         (weights({"a": entry([-1], 0, 4)}, b"1234"), "shape"),
+        (weights({"a": entry([2, 0], 0, 0)}), "shape"),
         (weights({"a": entry([1], 0, 4), "b": entry([1], 0, 4)}, b"1234"), "overlap"),
         (weights({"a": entry([1], 4, 8)}, b"12345678"), "hole"),
         (weights({"a": entry([1], 0, 4)}, b"12345678"), "do not cover"),

@@ -2,12 +2,14 @@
 
 import hashlib
 import os
+import platform
 import re
 import shutil
 import subprocess
 import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -440,6 +442,70 @@ def test_cmake_installs_what_cmake_and_pkg_config_find(frames: Path, tmp_path: P
     run([CC, str(user / "forecast.c"), *flags, "-o", str(program)])
     run([str(program), str(CHECKPOINT), str(frames), "2", str(tmp_path / "again")])
     assert (tmp_path / "again").read_bytes() == (tmp_path / "out").read_bytes()
+
+
+@pytest.mark.parametrize("version", ["0.2.0", "1.9.3"])
+def test_the_wheel_and_cmake_serve_the_same_versions(tmp_path: Path, version: str) -> None:
+    """Of programs that ask for one, for it alone, and for a range."""
+    needs("cmake")
+    text = (CSRC / "embed/enma-config-version.cmake.in").read_text().replace("@VERSION@", version)
+    for folder in ("wheel", "cmake"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "enma-config.cmake").write_text("")
+    (tmp_path / "wheel/enma-config-version.cmake").write_text(text)
+    numbers = ["0.1.9", "0.2", "0.2.9", "0.3", "1", "1.9", "1.9.2", "1.9.3", "1.9.4", "1.10", "2"]
+    asked = [*numbers, "0.2.0", "0.2.0 EXACT", "1.9.3 EXACT", "1.9 EXACT"]
+    asked += [f"{least}...{end}{most}" for least, most in combinations(numbers, 2) for end in ("", "<")]
+    lines = ["cmake_minimum_required(VERSION 3.20)", "include(CMakePackageConfigHelpers)"]
+    made = f"{tmp_path}/cmake/enma-config-version.cmake VERSION {version}"
+    lines += [f"write_basic_package_version_file({made} COMPATIBILITY SameMinorVersion ARCH_INDEPENDENT)"]
+    for wanted in asked:
+        for folder in ("wheel", "cmake"):
+            lines += ["unset(enma_DIR CACHE)"]
+            lines += [f"find_package(enma {wanted} CONFIG QUIET NO_DEFAULT_PATH PATHS {tmp_path / folder})"]
+            lines += ['message("${enma_FOUND}")']
+    (tmp_path / "ask.cmake").write_text("\n".join(lines))
+    done = subprocess.run(["cmake", "-P", str(tmp_path / "ask.cmake")], capture_output=True, text=True, check=True)
+    found = done.stderr.split()
+    wheel, by_cmake = (dict(zip(asked, found[i::2], strict=True)) for i in range(2))
+    assert wheel == by_cmake
+    assert wheel[f"{version} EXACT"] == "1"
+    assert set(wheel.values()) == {"0", "1"}
+
+
+@pytest.mark.slow
+def test_pkg_config_where_the_folder_of_libraries_is_absolute(tmp_path: Path) -> None:
+    needs("cmake", "pkg-config", CC, CXX)
+    build, prefix = tmp_path / "build", tmp_path / "prefix"
+    folders = {"libdir": tmp_path / "elsewhere/lib64", "includedir": prefix / "include"}
+    places = [f"-DCMAKE_INSTALL_PREFIX={prefix}", f"-DCMAKE_INSTALL_LIBDIR={folders['libdir']}"]
+    run(["cmake", "-S", str(CSRC), "-B", str(build), *places])
+    installed = folders["libdir"] / "pkgconfig"
+    installed.mkdir(parents=True)
+    shutil.copy(build / "enma.pc", installed)
+    environ = os.environ | {"PKG_CONFIG_PATH": str(installed)}
+    for name, expected in folders.items():
+        command = ["pkg-config", f"--variable={name}", "enma"]
+        found = subprocess.run(command, env=environ, capture_output=True, text=True, check=True).stdout
+        assert Path(os.path.normpath(found.strip())) == expected
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the flag is for x86-64")
+def test_a_flag_that_names_a_processor_changes_no_bit(tmp_path: Path) -> None:
+    """As Spack adds one: products and sums are fused in vectors of AVX2 and AVX-512, and nowhere else."""
+    needs("g++")
+    builds = [(ROOT / name).read_text() for name in ("setup.py", "csrc/CMakeLists.txt")]
+    (flag,) = {found for text in builds for found in re.findall(r"-ffp-contract=\w+", text)}
+    assert all(flag in text for text in builds)
+    kernels = [(CSRC / f"core/cpu/vector_kernels_{name}.cpp").read_text() for name in ("avx2", "avx512")]
+    (pragma,) = {found for text in kernels for found in re.findall("#pragma GCC optimize.*", text)}
+    assert all(pragma in text for text in kernels)
+    source = tmp_path / "sums.cpp"
+    body = "(float a, float b, float c) { return a * b + c; }"
+    source.write_text(f'float one{body}\n#pragma GCC target("avx2,fma")\n{pragma}\nfloat other{body}\n')
+    command = ["g++", "-O2", "-march=haswell", "-S", str(source), "-o", "-"]
+    assert run(command).count("vfmadd") == 2
+    assert run([*command, flag]).count("vfmadd") == 1
 
 
 def test_sources_are_shipped_with_the_package() -> None:

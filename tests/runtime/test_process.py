@@ -1,4 +1,4 @@
-"""libenma in a program: an unknown instruction set, forks, threads that the system refuses, and nothing left behind."""
+"""libenma in a program: an unknown instruction set, forks, unloading, refused threads, and nothing left behind."""
 
 import os
 import resource
@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from .._tiny import CONFIGS, waves
-from ._libenma import INVALID_ARGUMENT, NO_MEMORY, ROOT, SANITIZED, Library
+from ._libenma import CC, CSRC, INVALID_ARGUMENT, NO_MEMORY, ROOT, SANITIZED, Library, run
+from ._programs import WARNINGS, needs
 
 HISTORY = waves(1, 1, 3, CONFIGS["relative-fast"].tokenizer)[0].numpy()
 
@@ -64,6 +65,51 @@ session.observe(history)
 print(np.array_equal(session.step(), expected))
 """
     assert in_a_process(program, library, copied) == ["0", "True"]
+
+
+def host(program: Path, *flags: str) -> str:
+    """A program that opens the library by itself, so that nothing else keeps it or OpenMP's library."""
+    needs(CC)
+    source, include = str(Path(__file__).with_name("process_main.c")), f"-I{CSRC / 'include'}"
+    run([CC, "-std=c11", *WARNINGS, "-Wno-unknown-pragmas", include, *flags, source, "-ldl", "-o", str(program)])
+    return str(program)
+
+
+@pytest.mark.skipif(SANITIZED, reason="a sanitizer has to be loaded first")
+def test_threads_of_a_library_that_is_closed_find_their_code(library: Library, folder: Path, tmp_path: Path) -> None:
+    run([host(tmp_path / "host"), "unload", str(library.path), str(folder)])
+
+
+@pytest.mark.skipif(SANITIZED, reason="a sanitizer has to be loaded first")
+def test_a_child_of_a_host_that_uses_openmp_itself(library: Library, folder: Path, tmp_path: Path) -> None:
+    run([host(tmp_path / "host", "-fopenmp"), "fork", str(library.path), str(folder)])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(SANITIZED, reason="a sanitizer takes all addresses")
+@pytest.mark.skipif(resource.getrlimit(resource.RLIMIT_STACK)[0] == resource.RLIM_INFINITY, reason="stacks are small")
+def test_threads_that_the_system_refuses_another_thread(library: Library, copied: Path) -> None:
+    """It has no pool yet, and the session was made where there were enough."""
+    program = """
+import threading
+few = model.session(num_members=64)
+few.observe(history)
+expected = few.step()
+session = model.session(num_members=64, threads=64)
+begin, found = threading.Event(), []
+def call():
+    begin.wait()
+    session.observe(history)
+    found.append(session.step())
+other = threading.Thread(target=call)
+other.start()
+pages = int(open("/proc/self/statm").read().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (150 << 20),) * 2)
+begin.set()
+other.join()
+print(np.array_equal(found[0], expected))
+"""
+    assert in_a_process(program, library, copied) == ["True"]
 
 
 @pytest.mark.slow

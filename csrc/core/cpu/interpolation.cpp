@@ -33,8 +33,9 @@ std::vector<float> projected(const TakeParameter& take, const std::string& name,
     std::vector<float> out(rows * outputs);
     for (std::size_t i = 0; i < rows; ++i) {
         for (int j = 0; j < outputs; ++j) {
+            const float* const of_output = weight + static_cast<std::ptrdiff_t>(j) * inputs;
             double sum = bias[j];
-            for (int k = 0; k < inputs; ++k) sum += static_cast<double>(weight[j * inputs + k]) * x[i * inputs + k];
+            for (int k = 0; k < inputs; ++k) sum += static_cast<double>(of_output[k]) * x[i * inputs + k];
             out[i * outputs + j] = static_cast<float>(sum);
         }
     }

@@ -6,7 +6,6 @@
 
 #include <pthread.h>
 
-#include <algorithm>
 #include <condition_variable>
 #include <mutex>
 #include <new>
@@ -27,10 +26,10 @@ constexpr int SPINS = 1000;
 thread_local Buffer kept;
 
 // OpenMP's pool belongs to the thread that made it, and does not live on in a forked child: who waits for it there waits
-// for ever.
+// for ever. Whether there was one is not known, since the host's own regions make it too.
 thread_local int pool = 1;
 thread_local bool lost_pool = false;
-const int watched = pthread_atfork(nullptr, nullptr, [] { lost_pool = lost_pool || pool > 1; });
+const int watched = pthread_atfork(nullptr, nullptr, [] { lost_pool = true; });
 
 void relax() {
 #if defined(__x86_64__) && defined(__GNUC__)
@@ -82,8 +81,11 @@ void Barrier::wait(int threads) {
 
 void detail::parallel(int threads, void (*body)(void*, int, int), void* data) {
 #ifdef _OPENMP
+    // Another thread may have made the session, or the system gives fewer than it did then.
+    if (threads > pool && !can_run(threads)) threads = pool;
     if (threads > 1 && !lost_pool) {
-        pool = std::max(pool, threads);
+        // Threads beyond those of a call end.
+        pool = threads;
 #pragma omp parallel num_threads(threads)
         body(data, omp_get_thread_num(), omp_get_num_threads());
         return;

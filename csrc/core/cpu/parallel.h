@@ -59,8 +59,8 @@ namespace detail {
 void parallel(int threads, void (*body)(void*, int, int), void* data);
 }
 
-// Calls body(thread, threads) on at most `threads` threads; fewer may come, and one only in a child that was forked by a
-// thread that had called it before. Bodies must not throw.
+// Calls body(thread, threads) on at most `threads` threads; fewer may come, only those that there are already where the
+// system refuses more, and one in the thread that a forked child begins with. Bodies must not throw.
 template <class Body>
 void parallel(int threads, Body body) {
     detail::parallel(threads, [](void* data, int thread, int n) { (*static_cast<Body*>(data))(thread, n); }, &body);

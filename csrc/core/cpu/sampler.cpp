@@ -485,6 +485,8 @@ void SamplerSession::frame(float* out, bool last) {
     parallel(settings_.threads, [&](int thread, int threads) {
         char* own = work_.data() + shared_bytes_ + thread * (own_bytes_ + shared_bytes_);
         const Region region{{thread, threads, &barrier}, work_.data(), own, run};
+        const int first_row = static_cast<int>(std::int64_t{rows} * thread / threads);
+        const int end_row = static_cast<int>(std::int64_t{rows} * (thread + 1) / threads);
         const Member team = solo_ ? Member{0, 1, &barrier} : region.member;
         char* shared = solo_ ? own + own_bytes_ : work_.data();
         // Items of `each` members: claimed one by one by threads with members of their own, else all of them by all.
@@ -497,7 +499,7 @@ void SamplerSession::frame(float* out, bool last) {
                 item = solo_ ? next++ : item + 1;
             }
         };
-        for (int row = rows * thread / threads; row < rows * (thread + 1) / threads; ++row) {
+        for (int row = first_row; row < end_row; ++row) {
             if (one_pass) {
                 begin_pass(row);
             } else {
@@ -530,7 +532,7 @@ void SamplerSession::frame(float* out, bool last) {
             done += count;
         }
         if (last) return;
-        for (int row = rows * thread / threads; row < rows * (thread + 1) / threads; ++row) {
+        for (int row = first_row; row < end_row; ++row) {
             remember(state_.past, state_.tokens, row);
         }
         share_out(counters_[2 * steps], causal_members_, [&](int begin, int end) {

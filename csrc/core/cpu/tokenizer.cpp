@@ -212,7 +212,8 @@ struct Stream::Run {
 
     // out = x + gate(y) y with y = elu(linear(elu(y)))
     void finish_residual(const Layer& layer, const float* x, float* y, float* out) const {
-        const int places = layer.convolution.shape.size(), row = whole_panels(layer.channels);
+        const int places = layer.convolution.shape.size();
+        const std::ptrdiff_t row = whole_panels(layer.channels);
         const std::size_t size = static_cast<std::size_t>(places) * row;
         elu(y, static_cast<std::int64_t>(size));
         linear(layer.linear, y, row, places, out);

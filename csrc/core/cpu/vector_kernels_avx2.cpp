@@ -9,6 +9,7 @@
 
 #pragma GCC push_options
 #pragma GCC target("avx2,fma")
+#pragma GCC optimize("fp-contract=fast")
 #define ENMA_LANES 8
 #define ENMA_AVX2
 #include "core/cpu/lanes.h"

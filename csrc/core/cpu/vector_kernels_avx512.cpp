@@ -9,6 +9,7 @@
 
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")
+#pragma GCC optimize("fp-contract=fast")
 #define ENMA_LANES 16
 #define ENMA_AVX512
 #include "core/cpu/lanes.h"
