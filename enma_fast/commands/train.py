@@ -160,6 +160,9 @@ def publish(
         typer.Option("--set", metavar="KEY=VALUE", help="Change the sampler's defaults, e.g. temperature=1.5."),
     ] = None,
     limit: Annotated[int | None, typer.Option("--limit", help="Score the first N trajectories of each file.")] = None,
+    members: Annotated[
+        int | None, typer.Option("--members", min=16, help="Score no ensembles of more than N members, of 16 and 64.")
+    ] = None,
     half: Annotated[bool, typer.Option("--half", help="Store the weights in fp16, half the size.")] = False,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the noise.")] = 0,
     threads: Threads = None,
@@ -181,6 +184,7 @@ def publish(
             out=out,
             sampling=settings(sampling or [], "--set"),
             limit=limit,
+            members=members,
             half=half,
             seed=seed,
             progress=update,

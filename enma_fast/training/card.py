@@ -56,6 +56,7 @@ def publish(
     out: Path,
     sampling: Mapping[str, Any] | None = None,
     limit: int | None = None,
+    members: int | None = None,
     half: bool = False,
     seed: int = 0,
     progress: Callable[[int, int, str], None] | None = None,
@@ -70,6 +71,7 @@ def publish(
     out : checkpoint folder to write
     sampling : changes of the sampler's defaults (`SamplingConfig`), chosen on validation data
     limit : score the first so many trajectories of each file
+    members : leave out the cases of larger ensembles; by default there are none
     half : round the weights to fp16 before they are scored, and store them so: half the size
     seed : of the noise
     progress : called with (cases done, cases, name of the case)
@@ -96,9 +98,10 @@ def publish(
     files = {split: read(data_file(data_dir, model.config.dataset, split)) for split in SPLITS}
     metrics = {
         "seed": seed,
-        **measure(model, files, limit=limit, seed=seed, progress=progress),
+        **measure(model, files, limit=limit, members=members, seed=seed, progress=progress),
         "training": training,
         "sampling": dict(sampling or {}),
+        "members": members,
         "half": half,
         "data": _trajectories(data_dir, model.config.dataset),
     }
@@ -118,20 +121,21 @@ def measure(
     files: dict[str, FieldFile],
     *,
     limit: int | None = None,
+    members: int | None = None,
     seed: int = 0,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> dict[str, Any]:
-    """Scores of a model in all cases, on files by split."""
+    """Scores of a model in all cases of at most so many members, on files by split."""
     rows: list[dict[str, Any]] = []
     packed = {split: spread_out(data) for split, data in files.items()}
     environments = packed["test-in"].environment
     assert environments is not None
-    cases = list(_cases(files, packed, limit))
-    for done, (split, task, members, most, small) in enumerate(cases):
+    cases = [case for case in _cases(files, packed, limit) if members is None or case[2] <= members]
+    for done, (split, task, size, most, small) in enumerate(cases):
         if progress is not None:
             progress(done, len(cases), f"{task}, {split}")
         data = (packed if small else files)[split]
-        row = score(model, data, task=task, members=members, seed=seed, limit=most)
+        row = score(model, data, task=task, members=size, seed=seed, limit=most)
         kept = {key: value for key, value in row.items() if key not in _ROW_DROPS}
         rows.append({**kept, "limit": most, "packed": small})
     inside = files["test-in"]
@@ -311,6 +315,7 @@ def _training_text(config: ModelConfig, metrics: dict[str, Any]) -> str:
     last = list(now)[-1]
     # Cards of older models do not say it.
     half = " --half" if metrics.get("half") else ""
+    most = f" --members {metrics['members']}" if metrics.get("members") else ""
     folders = [part["command"].split(" --out ")[1].split()[0] for part in training.values()]
     repeated = len(set(folders)) < len(folders)
     runs = "".join(f" --{stage} runs/{stage}" for stage in now if stage != last)
@@ -322,7 +327,7 @@ def _training_text(config: ModelConfig, metrics: dict[str, Any]) -> str:
         "```",
         *_data_commands(config.dataset, metrics.get("data", {})),
         *(part["command"] for part in now.values()),
-        f"enma-fast train publish runs/{last}{runs} --data data --out {config.name}{changes}{half}",
+        f"enma-fast train publish runs/{last}{runs} --data data --out {config.name}{changes}{most}{half}",
         "```",
         "",
     ]

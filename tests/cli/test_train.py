@@ -246,6 +246,11 @@ def test_publish_measures_and_writes_a_card(
     cases = {(row["task"], row["split"], row["num_members"], row["packed"]) for row in metrics["rows"]}
     assert cases == {(task, split, k, packed) for task, k, _, packed in card.CASES for split in card.SPLITS}
     assert len(cases) == len(metrics["rows"])
+    enma(*command, "--out", tmp_path / "small", "--limit", 1, "--members", 16)
+    small = card.read_metrics(tmp_path / "small")
+    assert {row["num_members"] for row in small["rows"]} == {16}
+    assert {row["task"] for row in small["rows"]} == {task for task, *_ in card.CASES}
+    assert " --members 16\n" in (tmp_path / "small" / "README.md").read_text()
 
     model = load_model(out)
     row = metrics["rows"][0]
