@@ -9,6 +9,7 @@ Shape suffixes: K members, T forecast frames, X points along the first axis, P p
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import logging
@@ -80,7 +81,9 @@ def score_store(
     shape_KTX = dataset[channels[0]].shape[1:]
     truth_of, truth_hash = _truth(path, dataset, None if truth is None else Path(truth), numbers)
     key = _key(path, dataset, truth_hash)
-    state = path.with_name(f"{path.name}.scores")
+    # That of `.` or `..` has the name of the folder it stands for.
+    real = path.resolve() if path.name in ("", "..") else path
+    state = real.with_name(f"{real.name}.scores")
     scores = _resumed(state, key)
     name, split = dataset_split(str(attrs.get("data_name")))
     physics = _empty_physics(dataset, name)
@@ -390,6 +393,6 @@ def _save(state: Path, key: str, scores: Scores) -> None:
 
 def _remove(state: Path) -> None:
     """Remove the state, and the temporary files of a save that was killed."""
-    for path in (state, *state.parent.glob(f".{state.name}.*")):
+    for path in (state, *state.parent.glob(f".{glob.escape(state.name)}.*")):
         with suppress(OSError):
             path.unlink()

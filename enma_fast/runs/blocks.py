@@ -15,6 +15,7 @@ from typing import TypeVar, overload
 import numpy as np
 
 from ..forecasting.request import ForecastRequest
+from ..store.layout import Layout
 from ..store.ledger import Ledger
 
 # Seconds between looks at ranges that others work on.
@@ -116,6 +117,15 @@ def missing_parts(block: Block, ledger: Ledger, shard: int = 1) -> Iterator[Bloc
             yield Block(
                 b=b, b_end=b + 1, k=block.k + int(start), k_end=block.k + int(end), num_members=block.num_members
             )
+
+
+def warn_of_infinite(block: Block, samples: np.ndarray, layout: Layout) -> None:
+    """Name the members `[B, K, T, *x, c]` of a block that are not finite, in a line for each trajectory."""
+    finite_BK = np.isfinite(samples).all(axis=tuple(range(2, samples.ndim)))
+    for b in np.flatnonzero(~finite_BK.all(axis=1)).tolist():
+        found = ", ".join(str(layout.first_member + block.k + k) for k in np.flatnonzero(~finite_BK[b]))
+        who = f"members {found} are" if "," in found else f"member {found} is"
+        log.warning("trajectory %d: its %s not finite", layout.trajectories[block.b + b], who)
 
 
 def claims(

@@ -40,10 +40,9 @@ from ..store.location import check_disk, check_place, is_store, remove_leftovers
 from ..store.read import damaged_files
 from ..store.repair import repair
 from ..store.writer import Writer
-from ..utils.files import temporary_name
 from ..utils.launch import Launch, detect
 from .block_sampler import BlockSampler
-from .blocks import Block, Blocks, R, Unit, claims, missing_parts
+from .blocks import Block, Blocks, R, Unit, claims, missing_parts, warn_of_infinite
 from .fingerprint import settings_here
 from .plan import Plan, disk_needed, make_plan
 from .saved_statistics import read_state, write_state
@@ -185,7 +184,7 @@ class Run:
     static: bool = False
 
     def __post_init__(self) -> None:
-        self.store = ForecastStore(self.out, self.layout)
+        self.store = ForecastStore(self.out, self.layout, locks=not self.static)
         self._last_look = 0.0
 
     def plan(self, *, measure: bool | None = None) -> Plan:
@@ -249,8 +248,10 @@ class Run:
                         if self.sampler.chunk < self.sampler.forecast.request.rows:
                             ledger.fit(self.sampler.chunk)
                         sampled = self._work(ledger, progress)
-                        if not self.static or self._all_done():
+                        if self._all_done():
                             self._finish()
+                        elif not self.static:
+                            raise EnmaError(f"{self.out}: its ledger was exchanged; repeat the command")
                     finally:
                         self.sampler.forget()
         return {
@@ -275,6 +276,9 @@ class Run:
                 for block in self._claims(ledger, self._blocks(), idle=writer.flush):
                     missing = list(missing_parts(block, ledger, self.layout.shard))
                     for part, samples in self.sampler.parts(block, missing):
+                        if not self.layout.statistics:
+                            # Statistics name theirs.
+                            warn_of_infinite(part, samples, self.layout)
                         writer.put(part, samples)
                         sampled += samples.shape[0] * samples.shape[1]
                     writer.release(block)
@@ -283,7 +287,7 @@ class Run:
             if progress is not None and total > _SHORT:
                 progress(total, total)
         # With fixed shares, the process that ends last makes the statistics of members.
-        if self.layout.statistics and (not self.static or not self.layout.keep_members or self._all_done(members=True)):
+        if self.layout.statistics and (not self.layout.keep_members or self._all_done(members=True)):
             sampled += self._statistics(ledger, progress)
         return sampled
 
@@ -422,11 +426,10 @@ class Run:
 
     def _finish(self) -> None:
         """All units are done, so on the disk: without its ledger the store is complete."""
-        # A process that was killed leaves its saved statistics, or part of them.
-        for left in (*self.out.glob(".statistics-*"), *self.out.glob("..statistics-*")):
+        # A process that was killed leaves its saved statistics.
+        for left in self.out.glob(".statistics-*"):
             left.unlink(missing_ok=True)
         with suppress(FileNotFoundError):
-            (self.out / temporary_name(LEDGER)).unlink(missing_ok=True)
             (self.out / LEDGER).unlink()
 
     @contextmanager

@@ -8,12 +8,15 @@ bytes.
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..errors import EnmaError
+from ..store.layout import LEDGER
 from ..store.ledger import Ledger
+from ..store.location import remove_unwritten
 from ..utils.launch import Launch
 from .blocks import R
 
@@ -52,7 +55,9 @@ class StaticShare:
         """Others look for the store, which is there."""
 
     def __exit__(self, *error: object) -> None:
-        """Nothing is held."""
+        """Nothing is held; a store that is complete keeps nothing of processes that were killed."""
+        if not (self._target / LEDGER).exists():
+            remove_unwritten(self._target)
 
 
 def shares(ledger: Ledger, ranges: Sequence[R], *, rank: int, num_ranks: int) -> Iterator[R]:
@@ -85,15 +90,15 @@ def _mount(path: Path) -> tuple[str, set[str]] | None:
     real = os.path.realpath(path)
     best, found = -1, None
     try:
-        lines = _MOUNTS.read_text(errors="replace").splitlines()
+        lines = os.fsdecode(_MOUNTS.read_bytes()).split("\n")
     except OSError:
         return None
     for line in lines:
         before, _, after = line.partition(" - ")
-        fields, kind = before.split(), after.split()
+        fields, kind = before.split(" "), after.split(" ")
         if len(fields) < 6 or len(kind) < 2:
             continue
-        point = fields[4].encode().decode("unicode_escape")
+        point = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), fields[4])
         inside = real == point or real.startswith(point.rstrip("/") + "/")
         # The later of two mounts at one point hides the earlier.
         if inside and len(point) >= best:

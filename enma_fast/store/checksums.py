@@ -8,8 +8,11 @@ checksum was recorded. Processes write different files, and so write to differen
 
 from __future__ import annotations
 
+import fcntl
 import os
+import struct
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -36,13 +39,24 @@ def read_checksums(store: Path, count: int | None = None) -> np.ndarray:
 
 
 class Recorder:
-    """Records checksums in a store; does nothing in a store that was created without them."""
+    """Records checksums in a store; does nothing in a store that was created without them.
 
-    def __init__(self, store: Path) -> None:
+    A client of NFS could write its old copy of a page over what other machines recorded there. It does not where the
+    file has a lock on a part of it; without `locks` each write is synchronous (see `Ledger`).
+    """
+
+    def __init__(self, store: Path, *, locks: bool = True) -> None:
         try:
-            self._file = open_file(store / CHECKSUMS, os.O_WRONLY)
+            self._file = open_file(store / CHECKSUMS, os.O_RDWR | (0 if locks else os.O_DSYNC))
         except FileNotFoundError:
             self._file = -1
+            return
+        # A store that is written by one process needs no locks of its file system.
+        with suppress(OSError):
+            if locks:
+                # Beyond the end of any such file, and shared by all processes.
+                request = struct.pack("hhqqi", fcntl.F_RDLCK, os.SEEK_SET, 1 << 40, 1, 0)
+                fcntl.fcntl(self._file, fcntl.F_OFD_SETLK, request)
 
     def record(self, first: int, values: Sequence[int]) -> None:
         """Record the checksums of the files at places `first, first + 1, ...`."""

@@ -23,11 +23,12 @@ class ForecastStore:
     """A forecast store that is being written.
 
     Several processes may write different members at the same time. Only after `sync` is the data on the disk.
+    `locks` as for `Ledger`.
     """
 
-    def __init__(self, path: Path, layout: Layout) -> None:
+    def __init__(self, path: Path, layout: Layout, *, locks: bool = True) -> None:
         # A link to the store is followed here, once; links inside the store are never followed.
-        self.path, self.layout = real_path(path), layout
+        self.path, self.layout, self._locks = real_path(path), layout, locks
 
     def put(self, first: int, samples: ArrayLike) -> None:
         """Write the members `[B, K, T, *x, c]` of trajectories `first, ..., first + B - 1` of the store."""
@@ -97,7 +98,7 @@ class ForecastStore:
 
     @cached_property
     def _recorder(self) -> Recorder:
-        return Recorder(self.path)
+        return Recorder(self.path, locks=self._locks)
 
     def _write(self, path: str | Path, data: bytes) -> None:
         # Open before the first file is written, since it reports failures of later writes only.

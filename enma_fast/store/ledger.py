@@ -13,17 +13,20 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
+import logging
 import os
 import socket
 import struct
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import EnmaError
 from ..utils.files import make_parents, open_file, remove_empty, write_file
+from .location import remove_unwritten
 
 _MAGIC = b"enmaunit"
 # Magic, and the number of rows at a time that fits the memory (0: as the run asks).
@@ -31,8 +34,10 @@ _HEADER = struct.Struct("<8sq")
 # States of a unit; any other value means that it is missing.
 _DONE, DAMAGED = 1, 2
 _MOST_READ = 2**30
-# Seconds between two looks at a store that another process is creating.
-_POLL = 0.05
+# Seconds between two looks at a store that another process is creating, and until a line says so.
+_POLL, _PATIENCE = 0.05, 30.0
+
+log = logging.getLogger("enma_fast")
 
 
 class Ledger:
@@ -117,14 +122,8 @@ class Ledger:
             self._lock(fcntl.F_UNLCK, first, last)
 
     def finished(self) -> bool:
-        """True if the run is over: its ledger has been removed."""
-        try:
-            return os.fstat(self._file).st_nlink == 0
-        except OSError as error:
-            # A network file system reports a file that another machine has removed as stale.
-            if error.errno == errno.ESTALE:
-                return True
-            raise
+        """True if the ledger has been removed, as at the end of the run, or exchanged."""
+        return _is_gone(self._file)
 
     def _read(self, size: int, offset: int) -> bytes | None:
         """Read bytes of the file; None if another machine has removed it from a network file system."""
@@ -164,6 +163,17 @@ def _require_locks(target: Path, file: int) -> None:
             raise EnmaError(f"{target}: {_without_locks(error)}") from error
 
 
+def _is_gone(file: int) -> bool:
+    """True if an open file has been removed."""
+    try:
+        return os.fstat(file).st_nlink == 0
+    except OSError as error:
+        # A network file system reports a file that another machine has removed as stale.
+        if error.errno == errno.ESTALE:
+            return True
+        raise
+
+
 def _flock(file: int, kind: int) -> bool:
     """Try to lock a file without waiting; False if another process holds the lock."""
     try:
@@ -200,8 +210,14 @@ class RunLock:
         if not self.first:
             return
         # The system releases the exclusive lock before it grants the shared one: another run may lock in between.
-        fcntl.flock(self._file, fcntl.LOCK_SH)
-        if os.fstat(self._file).st_nlink:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_SH)
+            gone = _is_gone(self._file)
+        except OSError as error:
+            if error.errno != errno.ESTALE:
+                raise
+            gone = True
+        if not gone:
             self._require_same_run()
         else:
             self.close()
@@ -209,13 +225,14 @@ class RunLock:
             self.share()
 
     def close(self) -> None:
-        """Release the lock; the last process removes its file, and the folders that were created but are empty."""
+        """Release the lock; the last process removes its file, half-written files, and new folders that are empty."""
         if self._file >= 0:
-            try:
+            with suppress(OSError):
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                self.path.unlink(missing_ok=True)
-            except OSError:
-                pass
+                # A lock on a file that was removed keeps nobody from the store.
+                if not _is_gone(self._file):
+                    remove_unwritten(self.target)
+                    self.path.unlink(missing_ok=True)
             self._drop()
         remove_empty(self._parents)
 
@@ -229,11 +246,21 @@ class RunLock:
         """Wait until this process holds the lock, alone or beside processes of the same run."""
         try:
             self._parents += make_parents(self.path)
+            begun, told = time.monotonic(), False
             while True:
-                self._file = open_file(self.path, os.O_RDWR | os.O_CREAT)
-                if self._enter():
-                    return
+                try:
+                    self._file = open_file(self.path, os.O_RDWR | os.O_CREAT)
+                    if self._enter():
+                        return
+                except OSError as error:
+                    # Another machine has removed the file that was opened.
+                    if error.errno != errno.ESTALE:
+                        raise
                 self._drop()
+                if not told and time.monotonic() - begun > _PATIENCE:
+                    said = "%s: waiting for another process that makes or repairs the store; if it is dead, remove %s"
+                    log.warning(said, self.target, self.path)
+                    told = True
                 time.sleep(_POLL)
         except OSError as error:
             self.close()
@@ -263,8 +290,9 @@ class RunLock:
         return self.target.exists()
 
     def _drop(self) -> None:
-        os.close(self._file)
-        self._file = -1
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
 
     def _write(self) -> None:
         text = json.dumps({"run": self.run, "pid": os.getpid(), "host": socket.gethostname()})

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from ..errors import EnmaError
-from ..utils.files import read_file, remove
+from ..utils.files import read_file, remove, remove_temporaries
 from .metadata import FORMAT, METADATA
 
 
@@ -45,6 +46,16 @@ def remove_leftovers(path: Path) -> None:
     path = real_path(path)
     for ending in ("tmp", "old"):
         remove(path.with_name(f".{path.name}.{ending}"))
+
+
+def remove_unwritten(path: Path) -> None:
+    """Remove files that killed processes left half written in a store; call it when no other process writes there."""
+    path = real_path(path)
+    with suppress(OSError):
+        if is_store(path):
+            inner = [Path(entry) for entry in os.scandir(path) if entry.is_dir(follow_symlinks=False)]
+            for folder in (path, *inner):
+                remove_temporaries(folder)
 
 
 def real_path(path: str | Path) -> Path:

@@ -177,7 +177,7 @@ def _read(path: Path, array: Any, places: Mapping[str, Any]) -> np.ndarray:
 def _global_attributes(dataset: Any, places: Mapping[str, np.ndarray], command: str) -> dict[str, Any]:
     attrs = {name: value for name, value in _plain(dataset.attrs).items() if name not in _OWN}
     if command:
-        attrs["history"] = "\n".join(filter(None, [attrs.get("history"), command]))
+        attrs["history"] = "\n".join(filter(None, [attrs.get("history"), _encodable(command)]))
     if "realization" in places:
         members = dataset["realization"].to_numpy()[places["realization"]]
         attrs |= {"num_members": len(members), "first_member": int(members[0])}
@@ -196,8 +196,13 @@ def _plain(attrs: Mapping[str, Any]) -> dict[str, Any]:
         elif isinstance(value, dict) or (isinstance(value, list) and any(isinstance(v, list | dict) for v in value)):
             value = json.dumps(value)
         if value is not None and not (isinstance(value, str | list) and not value):
-            plain[str(name)] = value
+            plain[_encodable(str(name))] = _encodable(value) if isinstance(value, str) else value
     return plain
+
+
+def _encodable(text: str) -> str:
+    """Text with what cannot be encoded, such as bytes of a file name that are not UTF-8, as escapes."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _refuse(out: Path, force: bool) -> None:

@@ -89,10 +89,6 @@ def check_store(path: str | Path, *, progress: Callable[[int, int], None] | None
         if found:
             return found
         raise
-    recorded, lost = _recorded(path, root, layout)
-    found += [Damage(CHECKSUMS, problem, "checksums of all files", range(0), CHECKSUMS in noted) for problem in lost]
-    if not set(noted) <= {damage.file for damage in found}:
-        found.append(Damage(DAMAGED, "names files that are whole", "names of damaged files", range(0)))
     done = np.ones(layout.num_units, bool)
     marked = np.zeros(layout.num_units, bool)
     # A run may end in the meantime and remove its ledger.
@@ -100,6 +96,11 @@ def check_store(path: str | Path, *, progress: Callable[[int, int], None] | None
         ledger = Ledger(path / LEDGER, layout.num_units)
         done, marked = ledger.done(), ledger.damaged()
         ledger.close()
+    # After the ledger: a run that is under way records a checksum before it marks the unit.
+    recorded, lost = _recorded(path, root, layout)
+    found += [Damage(CHECKSUMS, problem, "checksums of all files", range(0), CHECKSUMS in noted) for problem in lost]
+    if not set(noted) <= {damage.file for damage in found}:
+        found.append(Damage(DAMAGED, "names files that are whole", "names of damaged files", range(0)))
     count = layout.num_files()
     for i, part in enumerate(files_of(path, layout)):
         is_marked = bool(marked[part.units.start : part.units.stop].any())

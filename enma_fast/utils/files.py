@@ -22,8 +22,6 @@ _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 # `O_NONBLOCK`: opening a pipe would wait for its other end.
 _CAREFUL = os.O_CLOEXEC | os.O_NONBLOCK
-# Attempts to create a file when other processes create the same one.
-_ATTEMPTS = 4
 
 
 @contextmanager
@@ -70,51 +68,45 @@ def read_file(path: str | Path, *, most: int | None = None) -> bytes:
 
 
 def write_file(path: str | Path, data: bytes) -> None:
-    """Write a file that appears complete and replaces an old one; a link to its folder is not followed."""
+    """Write a file that appears complete and replaces an old one; a link to its folder is not followed.
+
+    A process that is killed leaves a temporary file, which `remove_temporaries` removes.
+    """
     parent, name = os.path.split(path)
-    temporary = temporary_name(name)
     with open_folder(parent or ".") as folder:
-        for attempt in range(_ATTEMPTS):
-            _make(temporary, data, folder)
-            try:
-                os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
-                return
-            except FileNotFoundError:
-                # Another process has begun to write the same file, with the same bytes.
-                if attempt == _ATTEMPTS - 1:
-                    raise
-    raise AssertionError("unreachable")
-
-
-def temporary_name(name: str) -> str:
-    """Name of the temporary file of `write_file`, which stays if the process is killed."""
-    return f".{name}.tmp"
-
-
-def _make(name: str, data: bytes, folder: int) -> None:
-    """Create a file in an open folder, in place of one that a killed process has left."""
-    for attempt in range(_ATTEMPTS):
         try:
-            file = os.open(name, _NEW, 0o644, dir_fd=folder)
-            break
-        except FileExistsError:
-            if attempt == _ATTEMPTS - 1:
-                raise
-            with suppress(FileNotFoundError):
-                os.unlink(name, dir_fd=folder)
-    else:
-        raise AssertionError("unreachable")
+            _replace(name, data, folder)
+        except FileNotFoundError:
+            # Where there are no locks, the process that finishes a store may have taken it for one that was left.
+            _replace(name, data, folder)
+
+
+def _replace(name: str, data: bytes, folder: int) -> None:
+    """Write a file in an open folder under a name of its own, then move it to its place."""
+    temporary = f".{name}.{secrets.token_hex(4)}.tmp"
+    file = os.open(temporary, _NEW, 0o644, dir_fd=folder)
     try:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(file, view) :]
-    except OSError:
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(file, view) :]
+        finally:
+            os.close(file)
+        os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
+    except BaseException:
         # On a full disk an incomplete file would take room from complete ones.
-        with suppress(FileNotFoundError):
-            os.unlink(name, dir_fd=folder)
+        with suppress(OSError):
+            os.unlink(temporary, dir_fd=folder)
         raise
-    finally:
-        os.close(file)
+
+
+def remove_temporaries(path: Path) -> None:
+    """Remove what killed processes have left of `write_file` in a folder; `OSError` if it cannot be listed."""
+    with open_folder(path) as folder, os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith(".") and entry.name.endswith(".tmp"):
+                with suppress(OSError):
+                    os.unlink(entry.name, dir_fd=folder)
 
 
 def write_atomic(path: Path, data: bytes) -> None:

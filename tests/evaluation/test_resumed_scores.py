@@ -119,6 +119,27 @@ def test_the_state_of_another_store_or_truth_is_not_taken(
     assert "not a whole safetensors file" in caplog.text
 
 
+@pytest.mark.parametrize(("folder", "path"), [(".", "."), ("u", ".."), (".", "../run.zarr/.")])
+def test_a_store_that_has_no_name_of_its_own_is_scored(
+    tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch, folder: str, path: str
+) -> None:
+    expected = score_store(run)
+    monkeypatch.chdir(run / folder)
+    with pytest.raises(KeyboardInterrupt):
+        score_store(path, progress=interrupt_after(2))
+    assert (tmp_path / "run.zarr.scores").is_file()
+    assert score_store(path) == {**expected, "store": str(Path(path))}
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["fields.h5", "run.zarr"]
+
+
+def test_what_a_killed_save_left_is_found_by_any_name(tmp_path: Path, data: FieldFile) -> None:
+    store_of(tmp_path / "run[1].zarr", data)
+    for name in (".run[1].zarr.scores.0123", ".run1.zarr.scores.0123"):
+        (tmp_path / name).write_text("")
+    score_store(tmp_path / "run[1].zarr")
+    assert sorted(file.name for file in tmp_path.glob(".*")) == [".run1.zarr.scores.0123"]
+
+
 def test_where_no_state_can_be_saved_it_scores_all_the_same(
     tmp_path: Path, run: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -360,6 +360,18 @@ def test_hostile_names_stay_text(tmp_path: Path, rng: np.random.Generator, reque
     assert document.data["channels"] == ["<b>u & $v^$"]
 
 
+@pytest.mark.usefixtures("undrawn")
+def test_names_that_are_not_utf_8_are_escaped(tmp_path: Path, rng: np.random.Generator) -> None:
+    attributes = {"model": "m\udcff", "data_name": "d\udcff", "command": "enma-fast forecast \udcff.h5"}
+    result = write_report(
+        write(tmp_path / "run.zarr", fields(rng, GRIDS["line"], 1), **attributes), tmp_path / "a.html"
+    )
+    texts = [text for _, text in page(tmp_path / "a.html").texts]
+    assert "Forecast of d\\udcff" in texts
+    assert "enma-fast forecast \\udcff.h5" in texts
+    assert result["num_bytes"] == (tmp_path / "a.html").stat().st_size
+
+
 def page_of_plain(tmp_path: Path, given: dict[str, np.ndarray]) -> list[str]:
     write_report(write(tmp_path / "plain.zarr", given), tmp_path / "plain.html")
     elements = page(tmp_path / "plain.html").elements

@@ -20,12 +20,12 @@ from enma_fast.runs import run as run_module
 from enma_fast.store import create, forecast_store
 from enma_fast.store.chunks import DiskSync
 from enma_fast.store.layout import LEDGER, member_file
-from enma_fast.store.ledger import Ledger, write_ledger
+from enma_fast.store.ledger import Ledger, RunLock, write_ledger
 from enma_fast.store.read import read_forecast, stacked
 from enma_fast.utils.launch import Launch
 
 from .._files import contents
-from .._runs import start
+from .._runs import ALONE, start
 
 
 @pytest.mark.parametrize("model", ["tiny", "tiny_fast"])
@@ -117,6 +117,67 @@ def test_a_run_that_stops_is_continued(
     assert contents(out) == contents(tmp_path / "whole.zarr")
 
 
+@pytest.mark.parametrize("alone", [True, False])
+def test_what_was_left_half_written_is_removed_by_the_last_process(
+    data: FieldFile, tmp_path: Path, alone: bool
+) -> None:
+    common = {"num_members": 6, "trajectories": [1, 2], "chunk": 3, "quantiles": (0.5,)}
+    start(data, tmp_path / "whole.zarr", **common).execute()
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    out = tmp_path / "run.zarr"
+    with pytest.raises(KeyboardInterrupt):
+        start(data, out, **common).execute(stop)
+    other = None
+    if not alone:
+        other = RunLock(out, ALONE.run)
+        other.share()
+    left = [out / name for name in ("u/.c.0.1.0.0.01234567.tmp", "..statistics-0.npz.01234567.tmp", "u_mean/.c.0.tmp")]
+    for file in left:
+        file.write_bytes(b"half")
+    assert start(data, out, **common).execute()["members_sampled"] > 0
+    if other is not None:
+        # That one may be writing them.
+        assert all(file.exists() for file in left)
+        other.close()
+    assert contents(out) == contents(tmp_path / "whole.zarr")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run.zarr", "whole.zarr"]
+
+
+@pytest.mark.parametrize("options", [{}, {"quantiles": (0.5,)}])
+def test_a_ledger_that_was_exchanged_is_kept(
+    data: FieldFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    common = {"num_members": 6, "trajectories": [1, 2], "chunk": 3, **options}
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    out = tmp_path / "run.zarr"
+    with pytest.raises(KeyboardInterrupt):
+        start(data, out, **common).execute(stop)
+    again, copy = start(data, out, **common), (out / LEDGER).read_bytes()
+    other, finished = Ledger(out / LEDGER, again.layout.num_units), Ledger.finished
+    assert other.claim(0, 12)
+
+    def exchanged(ledger: Ledger) -> bool:
+        """While this process waits for the other one."""
+        (tmp_path / "copy").write_bytes(copy)
+        (tmp_path / "copy").replace(out / LEDGER)
+        return finished(ledger)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "finished", exchanged)
+        with pytest.raises(EnmaError, match=r"run\.zarr: its ledger was exchanged; repeat the command$"):
+            again.execute()
+    assert (out / LEDGER).read_bytes() == copy
+    other.close()
+    assert start(data, out, **common).execute()["members_sampled"] > 0
+    assert not (out / LEDGER).exists()
+
+
 def test_saved_statistics_are_continued(
     data: FieldFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -172,6 +233,31 @@ def test_a_link_stays_a_link(data: FieldFile, tmp_path: Path) -> None:
         assert sorted(path.name for path in tmp_path.iterdir()) == ["run.zarr", "scratch"]
 
 
+def spoil(monkeypatch: pytest.MonkeyPatch, members: tuple[int, ...] = (4,)) -> None:
+    """From now on these members of trajectory 4 are not finite."""
+    sample = FileForecast.sample
+
+    def spoiled(forecast: FileForecast, part: ForecastRequest, **options: Any) -> torch.Tensor:
+        samples = sample(forecast, part, **options)
+        numbers = list(part.trajectories or ())
+        for member in members:
+            if member in part.members and 4 in numbers:
+                samples[numbers.index(4), part.members.index(member), -1, 7] = torch.inf
+        return samples
+
+    monkeypatch.setattr(FileForecast, "sample", spoiled)
+
+
+def test_members_that_are_not_finite_are_named_without_statistics(
+    data: FieldFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    spoil(monkeypatch, (11, 14, 15))
+    common = {"num_members": 6, "first_member": 10, "trajectories": [3, 4], "chunk": 3}
+    start(data, tmp_path / "run.zarr", **common).execute()
+    said = [record.getMessage() for record in caplog.records]
+    assert said == ["trajectory 4: its member 11 is not finite", "trajectory 4: its members 14, 15 are not finite"]
+
+
 @pytest.mark.parametrize("keep_members", [True, False])
 def test_a_member_that_is_not_finite_costs_the_statistics_of_its_trajectory_only(
     data: FieldFile,
@@ -182,18 +268,10 @@ def test_a_member_that_is_not_finite_costs_the_statistics_of_its_trajectory_only
 ) -> None:
     common = {"num_members": 6, "trajectories": [3, 4], "chunk": 3, "quantiles": (0.5,), "keep_members": keep_members}
     start(data, tmp_path / "whole.zarr", **common).execute()
-    sample = FileForecast.sample
-
-    def spoiled(forecast: FileForecast, part: ForecastRequest, **options: Any) -> torch.Tensor:
-        samples = sample(forecast, part, **options)
-        numbers = list(part.trajectories or ())
-        if 4 in part.members and 4 in numbers:
-            samples[numbers.index(4), part.members.index(4), -1, 7] = torch.inf
-        return samples
-
-    monkeypatch.setattr(FileForecast, "sample", spoiled)
+    spoil(monkeypatch)
     start(data, tmp_path / "run.zarr", **common).execute()
     assert "trajectory 4 has no statistics: its member 4 is not finite" in caplog.text
+    assert caplog.text.count("not finite") == 1
     found, whole = (read_forecast(tmp_path / name) for name in ("run.zarr", "whole.zarr"))
     for name in ("u_mean", "u_spread", "u_quantile"):
         np.testing.assert_array_equal(found[name][0], whole[name][0])

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import re
 import threading
 from pathlib import Path
 from typing import Any
@@ -86,10 +87,15 @@ def test_a_share_that_was_lost_is_sampled_by_the_command_repeated(
     for number in (0, 2):
         begin(test_in, tiny, out, "both", rank(number, 3), static=True).execute()
     assert (out / LEDGER).exists()
+    (out / "u" / ".c.0.2.0.0.01234567.tmp").write_bytes(b"half")
+    begin(test_in, tiny, out, "both", rank(0, 3), static=True).execute()
+    # A process that is under way may be writing it.
+    assert (out / "u" / ".c.0.2.0.0.01234567.tmp").exists()
     # Any number of processes can finish the run.
     done = begin(test_in, tiny, out, "both", rank(0, 1), static=True).execute()
     assert 0 < done["members_sampled"] < 21
     assert not (out / LEDGER).exists()
+    assert not list(out.rglob("*.tmp"))
     assert check_store(out) == []
 
 
@@ -143,3 +149,14 @@ def test_locks_that_other_machines_do_not_see_are_refused(
     else:
         with pytest.raises(EnmaError, match=rf"run\.zarr: is on {kind}, .*{local}, so other machines .*--static$"):
             require_shared_locks(out, rank(0, 4))
+
+
+@pytest.mark.parametrize("name", ["d\u00efsk", "a disk", "\udcff", "a\\134b", "a\u00a0b\x0c"])
+def test_a_mount_point_may_have_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    point = re.sub(r"[ \t\n\\]", lambda match: f"\\{ord(match[0]):03o}", str(tmp_path / name))
+    text = MOUNTS.format(point=point, kind="nfs4", options="rw,nolock")
+    (tmp_path / "mounts").write_bytes(os.fsencode(text))
+    monkeypatch.setattr(static_share, "_MOUNTS", tmp_path / "mounts")
+    with pytest.raises(EnmaError, match="is on nfs4, mounted with nolock"):
+        require_shared_locks(tmp_path / name / "run.zarr", rank(0, 4))
+    require_shared_locks(tmp_path / "run.zarr", rank(0, 4))

@@ -7,8 +7,10 @@ import multiprocessing
 import os
 import signal
 import socket
+import struct
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ import numpy as np
 import pytest
 
 from enma_fast.errors import EnmaError
+from enma_fast.store import ledger as ledger_module
+from enma_fast.store.checksums import CHECKSUMS, Recorder, read_checksums, write_checksums
 from enma_fast.store.ledger import Ledger, RunLock, write_ledger
 
 SPAWN = multiprocessing.get_context("spawn")
@@ -317,3 +321,90 @@ def test_without_locks_each_mark_is_written_through(path: Path) -> None:
         ledger.mark([int(locks)])
         ledger.close()
     assert np.flatnonzero(Ledger(path, 20).done()).tolist() == [0, 1]
+
+
+def test_without_locks_each_checksum_is_written_through(tmp_path: Path) -> None:
+    """With them a lock on a part of the file keeps a client of NFS from writing its old copy of the page."""
+    for locks in (True, False):
+        write_checksums(tmp_path, np.zeros(3, np.uint32))
+        recorder = Recorder(tmp_path, locks=locks)
+        assert bool(fcntl.fcntl(recorder._file, fcntl.F_GETFL) & os.O_DSYNC) == (not locks)
+        beside = Recorder(tmp_path, locks=locks)
+        beside.record(0, [7])
+        recorder.record(1, [8, 9])
+        with open(tmp_path / CHECKSUMS, "r+b") as file:
+            request = struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+            with pytest.raises(BlockingIOError) if locks else nullcontext():
+                fcntl.fcntl(file, fcntl.F_OFD_SETLK, request)
+        beside.close()
+        recorder.close()
+        assert read_checksums(tmp_path).tolist() == [7, 8, 9]
+
+
+def test_who_waits_for_long_says_what_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = tmp_path / "run.zarr"
+    first, waits = RunLock(store, "a"), 0
+
+    def sleep(seconds: float) -> None:
+        nonlocal waits
+        waits += 1
+        if waits == 5:
+            store.mkdir()
+            first.share()
+
+    monkeypatch.setattr("enma_fast.store.ledger._PATIENCE", -1.0)
+    monkeypatch.setattr("enma_fast.store.ledger.time.sleep", sleep)
+    RunLock(store, "a").close()
+    (said,) = [record.getMessage() for record in caplog.records]
+    file = tmp_path / ".run.zarr.lock"
+    expected = "waiting for another process that makes or repairs the store; if it is dead, remove"
+    assert said == f"{store}: {expected} {file}"
+    first.close()
+
+
+def test_a_lock_file_that_another_machine_has_removed_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, stale = tmp_path / "run.zarr", []
+    opened, flock = ledger_module.open_file, fcntl.flock
+
+    def fail(what: str) -> None:
+        if what not in stale:
+            stale.append(what)
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    def opening(path: Path, flags: int) -> int:
+        fail("open")
+        return opened(path, flags)
+
+    def locking(file: int, kind: int) -> None:
+        fail("share" if kind == fcntl.LOCK_SH else "take")
+        flock(file, kind)
+
+    monkeypatch.setattr(ledger_module, "open_file", opening)
+    monkeypatch.setattr(fcntl, "flock", locking)
+    with RunLock(store, "a") as lock:
+        store.mkdir()
+        lock.share()
+        assert stale == ["open", "take", "share"]
+        with pytest.raises(EnmaError, match="is being written by another run"):
+            RunLock(store, "b")
+    assert list(tmp_path.iterdir()) == [store]
+
+
+def test_a_lock_on_a_file_that_was_removed_frees_no_other(tmp_path: Path) -> None:
+    store = tmp_path / "run.zarr"
+    gone = RunLock(store, "a")
+    gone.path.unlink()
+    with RunLock(store, "b") as lock:
+        gone.close()
+        assert lock.path.exists()
+
+
+def test_a_folder_that_is_no_store_keeps_its_files(tmp_path: Path) -> None:
+    (tmp_path / "run.zarr").mkdir()
+    (tmp_path / "run.zarr" / ".a.01234567.tmp").write_text("")
+    RunLock(tmp_path / "run.zarr", "a").close()
+    assert (tmp_path / "run.zarr" / ".a.01234567.tmp").exists()

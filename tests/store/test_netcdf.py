@@ -108,6 +108,15 @@ def test_where_it_came_from_is_kept(tmp_path: Path, run: Path) -> None:
         assert found[name].attrs == kept, name
 
 
+def test_names_that_are_not_utf_8_are_escaped(tmp_path: Path) -> None:
+    attributes = {"model": "m\udcff", "command": "enma-fast forecast \udcff.h5", "a\udcff": ["b\udcff", "c"]}
+    run = store_of(tmp_path / "run.zarr", attributes=attributes)
+    export_netcdf(run, tmp_path / "run.nc", command="enma-fast export-netcdf \udcfe")
+    found = opened(tmp_path / "run.nc").attrs
+    assert found["history"] == "enma-fast forecast \\udcff.h5\nenma-fast export-netcdf \\udcfe"
+    assert (found["model"], found["a\\udcff"]) == ("m\\udcff", "b\\udcff, c")
+
+
 def test_the_same_store_gives_the_same_bytes(tmp_path: Path, run: Path) -> None:
     for name in ("a.nc", "b.nc"):
         export_netcdf(run, tmp_path / name)

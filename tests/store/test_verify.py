@@ -11,8 +11,10 @@ import pytest
 
 from enma_fast.cli import main
 from enma_fast.errors import EnmaError
+from enma_fast.store import verify
 from enma_fast.store.checksums import CHECKSUMS
-from enma_fast.store.create import create_store
+from enma_fast.store.create import create_store, create_unfinished_store
+from enma_fast.store.forecast_store import ForecastStore
 from enma_fast.store.layout import LEDGER, Layout
 from enma_fast.store.ledger import Ledger
 from enma_fast.store.metadata import DIGEST, METADATA
@@ -134,6 +136,23 @@ def test_a_store_of_before_the_checksums_is_whole(store: Path) -> None:
     (store / CHECKSUMS).unlink()
     assert check_store(store) == []
     assert read_forecast(store)["u"].shape == (2, 3, 5, 7)
+
+
+def test_what_a_run_writes_meanwhile_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, given = tmp_path / "run.zarr", layout(3)
+    create_unfinished_store(path, given)
+    made, ledger, recorded = ForecastStore(path, given), Ledger(path / LEDGER, 6), verify._recorded
+
+    def slowly(*arguments: Any) -> Any:
+        found = recorded(*arguments)
+        made.put(0, np.ones((2, 3, 5, 7, 1), np.float32))
+        ledger.mark(range(6))
+        return found
+
+    monkeypatch.setattr(verify, "_recorded", slowly)
+    assert check_store(path) == []
+    made.close()
+    ledger.close()
 
 
 def test_verify_changes_nothing_and_says_so_until_it_is_repaired(

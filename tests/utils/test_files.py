@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from enma_fast.errors import EnmaError
 from enma_fast.store.create import create_store
 from enma_fast.store.layout import LEDGER
-from enma_fast.utils.files import open_file, read_file, remove, write_atomic, write_file
+from enma_fast.utils.files import open_file, read_file, remove, remove_temporaries, write_atomic, write_file
 
 from .._files import contents
 from .._runs import prepare
@@ -119,6 +120,54 @@ def test_links_are_replaced_and_never_written_through(place: Path, other: Path) 
     with pytest.raises(OSError, match=r"most 10\b"):
         read_file(other / "file", most=10)
     remove(place / "folder")
+    assert (other / "file").read_bytes() == SECRET
+
+
+def test_processes_that_write_one_file_never_show_a_part_of_it(place: Path) -> None:
+    """As two do where one has taken over from another that was stopped."""
+    path, data, short = place / "file", bytes(4 << 20), []
+    write_file(path, data)
+    writers = [threading.Thread(target=lambda: [write_file(path, data) for _ in range(6)]) for _ in range(4)]
+    for writer in writers:
+        writer.start()
+    while any(writer.is_alive() for writer in writers):
+        short += [size for size in [path.stat().st_size] if size != len(data)]
+    assert short == []
+    assert os.listdir(place) == ["file"]
+
+
+def test_a_write_that_fails_leaves_nothing(place: Path) -> None:
+    (place / "a" / "b").mkdir(parents=True)
+    with pytest.raises(IsADirectoryError):
+        write_file(place / "a", b"new")
+    assert os.listdir(place) == ["a"]
+
+
+def test_a_temporary_file_that_was_taken_for_one_that_was_left_is_written_again(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename, removed = os.rename, []
+
+    def late(source: str, target: str, **folders: int) -> None:
+        if not removed:
+            removed.extend(os.listdir(place))
+            remove_temporaries(place)
+        rename(source, target, **folders)
+
+    monkeypatch.setattr(os, "rename", late)
+    write_file(place / "a", b"new")
+    assert [name[:3] for name in removed] == [".a."]
+    assert os.listdir(place) == ["a"]
+    assert (place / "a").read_bytes() == b"new"
+
+
+def test_only_temporary_files_are_removed(place: Path, other: Path) -> None:
+    for name in (".a.01234567.tmp", ".a.tmp", "a.tmp", ".a"):
+        (place / name).write_bytes(b"")
+    (place / ".b.tmp").symlink_to(other / "file")
+    (place / ".c.tmp").mkdir()
+    remove_temporaries(place)
+    assert sorted(os.listdir(place)) == [".a", ".c.tmp", "a.tmp"]
     assert (other / "file").read_bytes() == SECRET
 
 

@@ -120,12 +120,14 @@ def write_report(store: str | Path, out: str | Path, *, truth: str | Path | None
         "data": _script_json(thinning.document(reader, series)),
     }
     template = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
-    page = re.sub(r"\{\{(\w+)\}\}", lambda match: values[match[1]], template).encode()
+    page = re.sub(r"\{\{(\w+)\}\}", lambda match: values[match[1]], template)
+    # A file name may have bytes that are not UTF-8.
+    encoded = page.encode(errors="backslashreplace")
     with complete_file(out, remedy=REMEDY) as temporary:
-        temporary.write_bytes(page)
+        temporary.write_bytes(encoded)
     return {
         "report": str(out),
-        "num_bytes": len(page),
+        "num_bytes": len(encoded),
         "num_trajectories": len(reader),
         "num_members": reader.num_members,
         "scores": results[None],
