@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Any, Literal
 
 from .errors import EnmaError
@@ -313,11 +314,23 @@ _COUNTS = (
     "dynamics.flow.width",
     "dynamics.flow.layers",
     "dynamics.flow.draws",
-    "sampling.mask_steps",
-    "sampling.flow_steps",
-    "sampling.last_flow_steps",
-    "sampling.shifts",
 )
+
+
+def check_sampling(name: str, sampling: SamplingConfig) -> None:
+    """Raise `EnmaError` for settings that the sampler cannot have; `name` is that of the model, or "settings"."""
+    if not isinstance(sampling, SamplingConfig):
+        raise EnmaError(f"{name}: sampling is a {type(sampling).__name__}; a SamplingConfig is expected")
+
+    def above(least: int, value: Any, kind: Any) -> bool:
+        return isinstance(value, kind) and not isinstance(value, bool) and bool(least <= value < math.inf)
+
+    needed, place = "at least 1 is needed, a whole number", f"{name}: sampling."
+    _require(sampling, ("mask_steps", "flow_steps"), lambda n: above(1, n, Integral), needed, place)
+    _require(sampling, ("last_flow_steps", "shifts"), lambda n: n is None or above(1, n, Integral), needed, place)
+    _require(sampling, ("temperature",), lambda x: above(0, x, Real), "0 or more is needed", place)
+    check_choices(name, sampling, "sampling")
+    check_numbers(name, sampling, "sampling")
 
 
 def _check_local(config: ModelConfig, local: LocalConfig) -> None:
@@ -349,6 +362,7 @@ def _check_model(config: ModelConfig) -> None:
     for name in _COUNTS:
         if (count := _part(config, name)) is not None and count < 1:
             raise EnmaError(f"{config.name}: {name} is {count}; at least 1 is needed")
+    check_sampling(config.name, config.sampling)
     check_choices(config.name, config)
     if dyn.local is not None:
         _check_local(config, dyn.local)
@@ -366,11 +380,9 @@ def _check_model(config: ModelConfig) -> None:
             f"{config.name}: tokenizer.interpolation.features is {seen.features}; a multiple of its heads "
             f"({seen.heads}) is needed"
         )
-    if not 0 <= config.sampling.temperature < math.inf:
-        raise EnmaError(f"{config.name}: sampling.temperature is {config.sampling.temperature}; 0 or more is needed")
-    for name, kernel in (("kernel", tok.kernel), ("kernel_ends", tok.kernel_ends)):
-        if kernel % 2 == 0:
-            raise EnmaError(f"{config.name}: tokenizer.{name} is {kernel}; an odd number is needed")
+    tokens, flow = f"{config.name}: tokenizer.", f"{config.name}: dynamics.flow."
+    _require(tok, ("kernel", "kernel_ends"), lambda n: n % 2 == 1, "an odd number is needed", tokens)
+    _require(dyn.flow, ("time_features",), lambda n: n >= 2 and n % 2 == 0, "an even number is needed", flow)
     if (tok.field_mean is None) != (tok.field_scale is None):
         raise EnmaError(f"{config.name}: give tokenizer.field_mean and field_scale both, or neither")
     for name, values in (("field_mean", tok.field_mean), ("field_scale", tok.field_scale)):
@@ -381,9 +393,6 @@ def _check_model(config: ModelConfig) -> None:
             )
     if tok.field_scale is not None and not min(tok.field_scale) > 0:
         raise EnmaError(f"{config.name}: tokenizer.field_scale is {tok.field_scale}; every entry must be above 0")
-    features = dyn.flow.time_features
-    if features < 2 or features % 2:
-        raise EnmaError(f"{config.name}: dynamics.flow.time_features is {features}; an even number is needed")
     unknown = sorted(set(tok.layers) - {"residual", "space", "time"})
     if unknown:
         raise EnmaError(f"{config.name}: tokenizer.layers holds {unknown}; known are residual, space and time")

@@ -24,7 +24,7 @@ Device = Annotated[str, typer.Option("--device", help="Where the model runs: cpu
 Checkpoint = Annotated[str, typer.Option("--checkpoint", "-c", help="A shipped model by name, or a checkpoint folder.")]
 Data = Annotated[Path, typer.Argument(metavar="FILE", help="Field file: HDF5 in The Well's layout.")]
 Task = Annotated[str, typer.Option("--task", help="temporal, initial-value or generation.")]
-History = Annotated[int, typer.Option("--history", help="Observed frames; of the temporal task only.")]
+History = Annotated[int, typer.Option("--history", help="Observed frames, an odd number; of the temporal task only.")]
 Points = Annotated[
     int | None,
     typer.Option("--points", help="Grid points that are observed in each frame, others in each; by default all."),

@@ -36,7 +36,8 @@ class FieldFile:
     parameters : name -> float64 [n], PDE parameters
     units : channel -> its unit; "1", or absent, where it has none
     environment : int64 [n], equal where the PDE and its parameters are; None if the file does not say
-    numbers : int64 [n], of the trajectories in the file where not all were read; None for 0, 1, ...
+    numbers : int64 [n], of the trajectories in the file, of what `read_numbered` reads; None for 0, 1, ..., the numbers
+        that `read` gives, also to what it selects
     total : trajectories of the file; None for n
     """
 

@@ -33,6 +33,7 @@ from torch import Tensor
 
 from ..data import FieldFile, dataset_split, read
 from ..errors import EnmaError
+from ..forecasting.file_forecast import numbers_of
 from ..forecasting.members import sample_fields
 from ..forecasting.request import GENERATION, INITIAL_VALUE, TEMPORAL, Task
 from ..models.model import Model
@@ -156,7 +157,8 @@ def measure(
     EnmaError
         If the protocol is `features`, and there is no training file or no feature network of the equation.
     """
-    count = min(case.limit or len(data), len(data))
+    numbers = numbers_of(data)[: case.limit]
+    count = len(numbers)
     total = min(case.window or len(data.times), len(data.times))
     observed = HISTORY if case.task.num_observed is None else case.task.num_observed
     scores: Scores | ZebraScores = ZebraScores() if case.protocol == "zebra" else Scores()
@@ -164,12 +166,14 @@ def measure(
     physics = Physics(equation, grid, channels, lengths=data.lengths, periodic=data.periodic)
     seconds, members, first_members = 0.0, 0, []
     for rows in _batches(count, case, total - observed, math.prod(data.u.shape[2:])):
+        trajectories = [numbers[place] for place in rows]
+        others = data.places([data.context_for(i) for i in trajectories]) if case.task.needs_context else None
         given = Observations(
             history=data.u[rows, :observed] if observed else None,
-            context=data.u[[data.context_for(i) for i in rows], :total] if case.task.needs_context else None,
+            context=None if others is None else data.u[others, :total],
             num_frames=total - observed,
             num_members=case.members,
-            trajectories=rows,
+            trajectories=trajectories,
             seed=seed,
         )
         clock = time.process_time()
@@ -177,8 +181,8 @@ def measure(
         seconds += time.process_time() - clock
         members += samples.shape[0] * samples.shape[1]
         scores.update(samples, data.u[rows, observed:total], given.history)
-        for number, each in zip(rows, samples.numpy(force=True), strict=True):
-            physics.add([each], data.u[number, observed:total], data.u[number, :observed])
+        for place, each in zip(rows, samples.numpy(force=True), strict=True):
+            physics.add([each], data.u[place, observed:total], data.u[place, :observed])
         if not case.task.has_truth:
             first_members.append(samples[:, 0].numpy(force=True))
         if progress is not None:
@@ -200,14 +204,14 @@ def measure(
             raise EnmaError(f"{data.path}: lacks {equation}-train.h5 beside it, or {equation} a feature network")
         row |= distribution_scores(equation, read(train), np.concatenate(first_members))
     else:
-        distance = solver_fidelity(equation, data, range(count), np.concatenate(first_members))
+        distance = solver_fidelity(equation, data, numbers, np.concatenate(first_members))
         row |= {} if distance is None else {"solver_fidelity": distance}
     found_physics = physics.result(has_truth=case.task.has_truth)
     return {**row, "physics": found_physics, "seconds_per_member": seconds / members}
 
 
 def _batches(count: int, case: Case, frames: int, points: int) -> Iterator[list[int]]:
-    """Numbers of trajectories whose forecasts fit in memory together, at most 16; 10 for Zebra's calibration."""
+    """Places of trajectories whose forecasts fit in memory together, at most 16; 10 for Zebra's calibration."""
     at_once = max(1, min(16, _MOST_VALUES // (case.members * frames * points)))
     size = ZEBRA_BATCH if case.protocol == "zebra" else at_once
     for first in range(0, count, size):

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..config import SamplingConfig
 from ..data import EQUATIONS, FieldFile, dataset_split
 from ..errors import EnmaError
-from ..forecasting.file_forecast import FileForecast
+from ..forecasting.file_forecast import FileForecast, numbers_of
 from ..forecasting.request import TASKS, ForecastRequest, dtype_named, task_named
 from ..models.model import Model
 from ..sampling.settings import chosen_sampling
@@ -88,7 +88,7 @@ def score(
         task=task_named(task),
         num_history=history,
         num_members=members,
-        trajectories=range(min(limit or len(data), len(data))),
+        trajectories=numbers_of(data)[:limit],
         seed=seed,
         settings=settings,
         dtype=dtype_named(precision),
@@ -126,15 +126,17 @@ def score_forecast(
     first_members = []
     clock = time.perf_counter()
     for part, samples in forecast.samples():
+        # A GPU has then finished.
+        on_cpu = samples.cpu()
         seconds += time.perf_counter() - clock
         if sink is not None:
-            sink(scores.num_trajectories, samples.cpu())
+            sink(scores.num_trajectories, on_cpu)
         fields = data.u[data.places(part)]
         scores.update(samples, fields[:, seen:last], fields[:, :seen] if seen else None)
-        for members, field in zip(samples.numpy(force=True), fields, strict=True):
+        for members, field in zip(on_cpu.numpy(force=True), fields, strict=True):
             physics.add([members], field[seen:last], field[:seen])
         if not request.task.has_truth:
-            first_members.append(samples[:, 0].cpu().numpy())
+            first_members.append(on_cpu[:, 0].numpy())
         if progress is not None:
             progress(scores.num_trajectories, len(rows))
         clock = time.perf_counter()

@@ -21,15 +21,15 @@ log = logging.getLogger("enma_fast")
 def solver_fidelity(dataset: str, data: FieldFile, rows: Sequence[int], generated: np.ndarray) -> float | None:
     """Mean relative L2 distance of trajectories from the solutions that start at their first frames; no unit.
 
-    `generated` is `[B, T, *x, c]` from the first frame on, with the parameters of the trajectories `rows` of the field
-    file `data`, and its grid, domain and frame spacing. None if there is no equation of the name `dataset`, the file
-    lacks a parameter of it or is of another grid, domain or frame spacing, a solution blows up, or the solver fails,
-    which is logged as a warning.
+    `generated` is `[B, T, *x, c]` from the first frame on, with the parameters of the trajectories of the field file
+    `data` with the numbers `rows`, and its grid, domain and frame spacing. None if there is no equation of the name
+    `dataset`, the file lacks a parameter of it or is of another grid, domain or frame spacing, a solution blows up, or
+    the solver fails, which is logged as a warning.
     """
     equation = EQUATIONS.get(dataset)
     if equation is None or not _is_of(equation, data, generated):
         return None
-    index = list(rows)
+    index = data.places(rows)
     values = {name: data.parameters[name][index] for name in equation.parameters}
     try:
         mean = _distance(equation, values, generated.astype(np.float64))

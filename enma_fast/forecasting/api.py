@@ -59,7 +59,9 @@ def forecast(
         From :func:`enma_fast.load_model`.
     history
         Observed frames ``[L, *grid, c]`` or ``[B, L, *grid, c]``, or ``[..., L, P, c]`` at scattered ``points``; in
-        the units of the training data, ``model.config.frame_interval`` apart. None to generate from the context.
+        the units of the training data, ``model.config.frame_interval`` apart. None to generate from the context. Give
+        an odd number of them, or in general 1 + a multiple of ``model.config.tokenizer.time_factor``: frames after the
+        first are joined in groups of so many, and the rest of a group is left out with a warning.
         In xarray the dimensions are ``trajectory`` (may be left out), ``time``, ``x``, ``y`` (or ``point``) and
         ``channel`` (may be left out), in any order; the variables of a Dataset are the channels. Positions in space
         have to increase and to span the model's domain.
@@ -80,15 +82,17 @@ def forecast(
     query
         ``[Q, d]`` coordinates of the output, in the domain (models with interpolation); by default the model's grid.
     settings
-        Sampling settings; the model's own by default.
+        Sampling settings; the model's own by default. Change those of the model, with
+        ``dataclasses.replace(model.config.sampling, temperature=0.8)``: of a model that decides frames in one pass only
+        ``temperature`` and ``shifts`` may differ from its own.
     trajectories
         Number of each trajectory, the part of its noise key, all different; by default the integers of an xarray
         coordinate ``trajectory``, and 0, 1, ... without one: names are kept, but the noise depends on the numbers.
     first_member
         Number of the first member; members are ``first_member, ..., first_member + num_members - 1``.
     chunk
-        Rows (trajectories x members) sampled at a time: by default 64 on a CPU, where no result depends on it, and 128
-        to 256 on a GPU.
+        Rows (trajectories x members) sampled at a time: by default 64 on a CPU, and 128 to 256 on a GPU. With the
+        backend ``native`` no result depends on it; with the others results are rounded differently.
     dtype
         Of the weights while sampling: by default the model's own on a CPU and ``torch.bfloat16`` on a GPU. ``"auto"``
         is the faster of fp32 and bf16 on this processor, measured once; members of one format have other bits than
@@ -227,7 +231,7 @@ def _read(
     if queried is not None:
         coords = {name: (("point",), values) for name, values in zip(grid, queried.T.numpy(force=True), strict=True)}
     # Check this before the numbers of so many members are listed.
-    request.check_memory(config, num_frames=1)
+    request.check_memory(config, num_frames=1, num_points=None if queried is None else len(queried))
     labels = Labels(
         kind=leading.kind,
         members=tuple(request.members),

@@ -79,16 +79,22 @@ def encode_inputs(
     points: np.ndarray | Tensor | None,
     context_points: np.ndarray | Tensor | None = None,
     *,
+    num_points: int | None = None,
+    side_by_side: bool = False,
+    frames_held: int | None = None,
     warn: bool = True,
 ) -> EncodedInputs:
     """Check everything before any work, then encode.
 
-    Both are observed at `points`, or the context at points of its own.
+    Both are observed at `points`, or the context at points of its own. The forecast has `num_points`, by default those
+    of the grid; `frames_held` of its frames are in memory at a time, by default all, and with `side_by_side` the keys
+    and values of all rows.
 
     With `warn` a message says, or with a strict request an error, which observed frames lie outside what the model was
     trained on.
     """
     config = model.config
+    require_fp32(model)
     settings = chosen_sampling(config, request.settings)
     if history is None and points is None:
         points = context_points
@@ -115,12 +121,23 @@ def encode_inputs(
     num_observed = 0 if known is None else known.shape[1]
     num_frames = num_observed + _frames_to_forecast(config, request, num_observed, has_context=other is not None)
     B = len(given) if batched else 1
-    request.check_memory(config, num_frames - num_observed, num_trajectories=B)
+    tok = config.tokenizer
+    known_latents, num_latents = tok.whole_latents(num_observed), tok.latent_frames(num_frames)
+    # Those of a GPU are in its own memory. The last latent frame is not read.
+    counted_here = side_by_side and model.latent_mean.device.type == "cpu"
+    request.check_memory(
+        config,
+        min(num_frames - num_observed, frames_held or num_frames),
+        num_trajectories=B,
+        num_points=num_points,
+        read_latents=num_latents - known_latents - 1 if counted_here else 0,
+    )
     numbers = list(range(B)) if request.trajectories is None else request.trajectories
     if len(numbers) != B:
         raise EnmaError(f"trajectories names {len(numbers)} numbers; the input holds {B}")
     if warn:
         warn_if_long(config, num_frames)
+        warn_if_uneven(config, num_observed)
         reasons = outside(model, known, other, scattered=where is not None)
         report_outside(model, numbers, reasons, strict=request.strict)
     shown, ring = views(config, settings), config.tokenizer.periodic
@@ -141,7 +158,7 @@ def encode_inputs(
         empty = (B * len(used), 0, config.num_tokens, config.token_channels)
         history_BTNC = torch.zeros(empty, device=model.latent_mean.device, dtype=torch.float32)
     else:
-        history_BTNC = encoded(known, where)[:, : config.tokenizer.whole_latents(num_observed)]
+        history_BTNC = encoded(known, where)[:, :known_latents]
     context_BTNC = None
     if other is not None:
         context_BTNC = encoded(other, there).unflatten(0, (-1, len(used))).expand(B, -1, -1, -1, -1).flatten(0, 1)
@@ -150,7 +167,7 @@ def encode_inputs(
         context_BTNC=context_BTNC,
         num_observed=num_observed,
         num_frames=num_frames,
-        num_latents=config.tokenizer.latent_frames(num_frames),
+        num_latents=num_latents,
         settings=settings,
         batched=batched,
         seeds=[trajectory_seed(request.seed, n) for n in numbers],
@@ -227,6 +244,31 @@ def warn_if_long(config: ModelConfig, frames: int) -> None:
     """Warn if trajectories of this many frames, observed and forecast, are longer than those of the training."""
     if frames > config.num_frames:
         log.warning("frames beyond %d were not seen in training of %s", config.num_frames, config.name)
+
+
+def warn_if_uneven(config: ModelConfig, observed: int) -> None:
+    """Warn if the last of so many observed frames fill no latent frame, so that the model does not see them."""
+    factor, used = config.tokenizer.time_factor, config.tokenizer.whole_frames(observed)
+    if observed > used > 0:
+        log.warning(
+            "history: of its %d frames the first %d are used; %s joins frames after the first in groups of %d, so give "
+            "%d or %d",
+            observed,
+            used,
+            config.name,
+            factor,
+            used,
+            used + factor,
+        )
+
+
+def require_fp32(model: Model) -> None:
+    """Raise `EnmaError` for weights that were converted: the number format of the sampler is an argument."""
+    own = own_dtype(model)
+    if own != torch.float32:
+        name = str(own).removeprefix("torch.")
+        remedy = " and pass dtype=torch.bfloat16" if own == torch.bfloat16 else ""
+        raise EnmaError(f"model has {name} weights, fp32 is needed; call model.float(){remedy}")
 
 
 def outside(

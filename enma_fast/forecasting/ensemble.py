@@ -6,7 +6,7 @@ Shape suffixes: B trajectories, K members, T frames, c physical channels.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -62,15 +62,15 @@ class Ensemble:
 
     def mean(self) -> Any:
         """Mean of the members."""
-        return self._statistic("ensemble mean", _wide(self.data).mean(self._axis))
+        return self._statistic("ensemble mean", self._mean())
 
     def spread(self) -> Any:
         """Standard deviation of the members, with K - 1 as its divisor; `EnmaError` with fewer than two."""
         if self.num_members < 2:
             raise EnmaError("the spread of 1 member is not defined; forecast or select at least 2")
-        x, axis = _wide(self.data), self._axis
-        square = (x - x.mean(axis, keepdims=True)) ** 2
-        return self._statistic("ensemble spread", (square.sum(axis) / (self.num_members - 1)) ** 0.5)
+        mean = self._mean()
+        square = sum((_wide(member) - mean) ** 2 for member in self._each())
+        return self._statistic("ensemble spread", (square / (self.num_members - 1)) ** 0.5)
 
     def quantile(self, q: float | Sequence[float]) -> Any:
         """Quantiles, linear between members; several take the place of the member axis."""
@@ -144,6 +144,14 @@ class Ensemble:
     @property
     def _axis(self) -> int:
         return int(self.labels.batched)
+
+    def _each(self) -> Iterable[Any]:
+        """The members one after the other: all of them in float64 would take twice the memory of the ensemble."""
+        x: Any = self.data
+        return np.moveaxis(x, self._axis, 0) if isinstance(x, np.ndarray) else x.unbind(self._axis)
+
+    def _mean(self) -> Any:
+        return sum(map(_wide, self._each())) / self.num_members
 
     def _statistic(self, label: str, data: Any) -> Any:
         return self.labels.wrap(

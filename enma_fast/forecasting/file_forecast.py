@@ -29,7 +29,7 @@ from ..errors import EnmaError
 from ..models.interpolation import grid_points
 from ..models.model import Model
 from ..utils.text import boundaries, times
-from .encoding import outside, report_outside, warn_if_cut, warn_if_long
+from .encoding import outside, report_outside, warn_if_cut, warn_if_long, warn_if_uneven
 from .members import Stop, sample_members
 from .request import INITIAL_VALUE, TEMPORAL, ForecastRequest
 from .scattered import drawn_places
@@ -60,8 +60,7 @@ class FileForecast:
 
     def __post_init__(self) -> None:
         if self.request.trajectories is None:
-            numbers = range(len(self.data)) if self.data.numbers is None else self.data.numbers.tolist()
-            object.__setattr__(self, "request", replace(self.request, trajectories=numbers))
+            object.__setattr__(self, "request", replace(self.request, trajectories=numbers_of(self.data)))
         if self.data.points is not None:
             object.__setattr__(self, "request", replace(self.request, num_history=len(self.data.times)))
         object.__setattr__(self, "request", self.request.on(self.model))
@@ -136,6 +135,7 @@ class FileForecast:
                 raise EnmaError(f"points: {config.name} has no interpolation and sees whole frames only; leave it out")
             drawn_places(config.tokenizer.grid, (), count=request.points, num_frames=1, seed=request.seed)
         warn_if_long(config, self.num_total)
+        warn_if_uneven(config, self.num_observed)
         request.check_memory(config, self.num_frames, at_once=at_once)
         self._check_contexts()
 
@@ -269,6 +269,11 @@ class FileForecast:
         places = drawn_places(tok.grid, trajectories, count=count, num_frames=frames, seed=seed, context=context)
         flat = fields.reshape(*fields.shape[:2], -1, fields.shape[-1])
         return np.take_along_axis(flat, places[..., None], 2), grid_points(tok).numpy()[places]
+
+
+def numbers_of(data: FieldFile) -> Sequence[int]:
+    """Numbers of the trajectories that were read, in their order."""
+    return range(len(data)) if data.numbers is None else data.numbers.tolist()
 
 
 def check_file(config: ModelConfig, data: FieldFile) -> None:

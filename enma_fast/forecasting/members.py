@@ -60,7 +60,17 @@ def sample_members(
     """
     queried = None if query is None else coordinates("query", query, model)
     request = request.on(model)
-    inputs = encode_inputs(model, request, history, context, points, context_points, warn=warn)
+    inputs = encode_inputs(
+        model,
+        request,
+        history,
+        context,
+        points,
+        context_points,
+        num_points=None if queried is None else len(queried),
+        side_by_side=stop is not None,
+        warn=warn,
+    )
     chunks = _chunks(engine_for(model.dynamics, dtype=request.dtype, backend=request.backend), inputs, request)
     shape = _shape(inputs, request)
     kept = _all_kept(inputs, shape)
@@ -106,7 +116,18 @@ def stream_members(
 ) -> Iterator[Tensor]:
     """Forecast as `sample_members`; yield each frame ``[K, *grid, c]`` or ``[B, K, *grid, c]`` as it is decided."""
     request = run_in_own_thread(request.on, model)
-    inputs = run_in_own_thread(encode_inputs, model, request, history, context, points, context_points)
+    inputs = run_in_own_thread(
+        encode_inputs,
+        model,
+        request,
+        history,
+        context,
+        points,
+        context_points,
+        num_points=None if query is None else len(query),
+        side_by_side=True,
+        frames_held=model.config.tokenizer.time_factor,
+    )
     engine = run_in_own_thread(engine_for, model.dynamics, dtype=request.dtype, backend=request.backend)
     chunks, shape = _chunks(engine, inputs, request), _shape(inputs, request)
     return iterate_in_own_thread(

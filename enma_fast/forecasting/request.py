@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from ..config import ModelConfig, SamplingConfig
+from ..config import ModelConfig, SamplingConfig, check_sampling
 from ..errors import EnmaError
-from ..utils.bounds import MOST_FRAMES, check_numbers, whole_number
+from ..utils.bounds import MOST_FRAMES, whole_number
 from ..utils.system import memory
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 AUTO = "auto"
 # Rows sampled at a time on a CPU.
 CPU_CHUNK = 64
+# The numbers of a row take the memory of so many values.
+_ROW_VALUES = 32
 
 # Member numbers are one word of the noise's key.
 MOST_MEMBERS = 2**32
@@ -89,7 +91,8 @@ class ForecastRequest:
         How latent frames are made (:mod:`enma_fast.sampling.engine`); the best that can serve by default.
     chunk
         Rows (trajectories x members) sampled at a time: enough to keep every core busy, few enough for their keys and
-        values. By default 64 on a CPU, where no result depends on it, and 128 to 256 on a GPU by its level-2 cache.
+        values. By default 64 on a CPU, and 128 to 256 on a GPU by its level-2 cache. With the ``native`` backend no
+        result depends on it; with the others results are rounded differently.
     strict
         Refuse observed frames outside what the model was trained on, in place of a warning.
     points
@@ -135,7 +138,7 @@ class ForecastRequest:
         if self.trajectories is not None:
             object.__setattr__(self, "trajectories", _numbers(self.trajectories))
         if self.settings is not None:
-            check_numbers("settings", self.settings, "sampling")
+            check_sampling("settings", self.settings)
 
     @property
     def num_observed(self) -> int:
@@ -184,12 +187,26 @@ class ForecastRequest:
         )
 
     def check_memory(
-        self, config: ModelConfig, num_frames: int, *, num_trajectories: int = 1, at_once: int | None = None
+        self,
+        config: ModelConfig,
+        num_frames: int,
+        *,
+        num_trajectories: int = 1,
+        at_once: int | None = None,
+        num_points: int | None = None,
+        read_latents: int = 0,
     ) -> None:
-        """Raise `EnmaError` if forecasts of so many members, by default all, cannot fit the memory at once."""
-        tok = config.tokenizer
+        """Raise `EnmaError` if forecasts of so many members, by default all, cannot fit the memory at once.
+
+        A frame has `num_points`, by default those of the grid. Each row also holds the keys and values of
+        `read_latents` latent frames.
+        """
+        tok, dyn = config.tokenizer, config.dynamics
         rows = num_trajectories * min(self.num_members, at_once or self.num_members)
-        each, there = 4 * num_frames * math.prod(tok.grid) * tok.field_channels / 1e9, memory() / 1e9
+        values = num_frames * (num_points or math.prod(tok.grid)) * tok.field_channels
+        keys_values = read_latents * dyn.temporal_layers * 2 * config.num_tokens * dyn.width
+        held = 4 * max(values, _ROW_VALUES) + getattr(self.dtype, "itemsize", 4) * keys_values
+        each, there = held / 1e9, memory() / 1e9
         if rows * each > there:
             remedy = "fewer at a time" if each <= there else "fewer frames"
             raise EnmaError(

@@ -29,6 +29,7 @@ def chosen_sampling(config: ModelConfig, settings: SamplingConfig | None) -> Sam
         if (given := getattr(settings, name)) != getattr(own, name):
             raise EnmaError(
                 f"{name} is {given}; {config.name} decides a frame in one pass and does not use it: leave out {option}"
-                " (in settings= only temperature and shifts may differ from the model's own)"
+                " (from Python settings=dataclasses.replace(model.config.sampling, temperature=...); only temperature "
+                "and shifts may differ from the model's own)"
             )
     return settings

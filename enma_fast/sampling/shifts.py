@@ -47,7 +47,7 @@ def views(config: ModelConfig, settings: SamplingConfig) -> list[View]:
     first S multiples differ modulo P. `EnmaError` if a token has fewer points than there are shifts, or a domain
     between walls fewer views.
     """
-    count, tok = settings.shifts or 1, config.tokenizer
+    count, tok = 1 if settings.shifts is None else settings.shifts, config.tokenizer
     if not any(tok.periodic):
         ways = mirrors(config)
         if count > len(ways):

@@ -5,23 +5,25 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
 
 from enma_fast.config import ModelConfig
-from enma_fast.data import EQUATIONS, FieldFile, dataset_split, read, shipped_file
+from enma_fast.data import EQUATIONS, FieldFile, dataset_split, read, read_numbered, shipped_file
 from enma_fast.data.equations import advection
 from enma_fast.data.spectral import refine
 from enma_fast.errors import EnmaError
-from enma_fast.evaluation import metrics, solver
+from enma_fast.evaluation import metrics, scoring, solver
+from enma_fast.evaluation.protocols import Case, Observations, measure
 from enma_fast.evaluation.scoring import paper_table, score, score_forecast
 from enma_fast.evaluation.solver import solver_fidelity
 from enma_fast.forecasting.file_forecast import FileForecast, check_file
 from enma_fast.forecasting.members import sample_fields
-from enma_fast.forecasting.request import TASKS, ForecastRequest
+from enma_fast.forecasting.request import INITIAL_VALUE, TASKS, TEMPORAL, ForecastRequest, Task
 from enma_fast.models.checkpoint import PRETRAINED
 from enma_fast.models.model import Model
 from enma_fast.presets import PRESETS
@@ -130,6 +132,74 @@ def test_sink_and_progress_see_every_trajectory_once(model: Model, data: FieldFi
     assert calls == [(2, 3), (3, 3)]
     again = torch.cat([samples for _, samples in forecast.samples()])
     assert torch.equal(torch.cat([samples for _, samples in seen]), again)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_trajectories_that_were_read_by_number_have_the_scores_of_the_whole_file(model: Model, task: str) -> None:
+    path = PRETRAINED / "combined-test-in.h5"
+    request = ForecastRequest(task=TASKS[task], num_members=2, trajectories=[2, 3])
+    whole = score_forecast(FileForecast(model, read(path), request))
+    part = read_numbered(path, [2, 3], contexts=True)
+    assert part.numbers is not None
+    assert part.numbers.tolist() == [2, 3]
+    for found in (score(model, part, task=task, members=2), score_forecast(FileForecast(model, part, request))):
+        assert {**found, "seconds_per_member": 0.0} == {**whole, "seconds_per_member": 0.0}
+    assert score(model, part, task=task, members=2, limit=1)["num_trajectories"] == 1
+
+
+@pytest.mark.parametrize("task", [TEMPORAL, INITIAL_VALUE])
+def test_a_method_sees_trajectories_that_were_read_by_number(task: Task) -> None:
+    path = PRETRAINED / "combined-test-in.h5"
+    whole, part, seen = read(path), read_numbered(path, [2, 3], contexts=True), []
+
+    def method(given: Observations) -> np.ndarray:
+        seen.append(given)
+        return whole.u[[2, 3], None, 20 - given.num_frames :]
+
+    row = measure(method, part, Case(protocol="whole", task=task, split="test-in", members=1))
+    assert (row["trajectories"], row["rel_l2"]) == (2, 0)
+    (given,) = seen
+    assert given.trajectories == [2, 3]
+    assert given.history is not None
+    np.testing.assert_array_equal(given.history, whole.u[[2, 3], : given.history.shape[1]])
+    if task.needs_context:
+        np.testing.assert_array_equal(given.context, whole.u[[whole.context_for(i) for i in (2, 3)]])
+    else:
+        assert given.context is None
+
+
+class Unfinished(torch.Tensor):
+    """Samples that a GPU still makes: whoever takes them off it waits for 5 seconds of the clock."""
+
+    waited: ClassVar[list[int]] = []
+
+    def cpu(self) -> torch.Tensor:  # type: ignore[override]
+        self.waited.append(5)
+        return self.as_subclass(torch.Tensor)
+
+
+def test_the_time_of_a_member_is_that_of_its_work(
+    model: Model, data: FieldFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forecast = FileForecast(model, data, ForecastRequest(num_members=2, chunk=4, trajectories=[0, 1]))
+    made = list(forecast.samples())
+    monkeypatch.setattr(
+        FileForecast, "samples", lambda _: ((part, samples.as_subclass(Unfinished)) for part, samples in made)
+    )
+    monkeypatch.setattr(Unfinished, "waited", [])
+    monkeypatch.setattr(scoring, "time", SimpleNamespace(perf_counter=lambda: sum(Unfinished.waited)))
+    assert score_forecast(forecast)["seconds_per_member"] == 5 / 4
+
+
+def test_observed_frames_that_are_not_used_are_said_once(
+    model: Model, data: FieldFile, caplog: pytest.LogCaptureFixture
+) -> None:
+    score(model, data, members=2, chunk=2, history=3)
+    score(model, data, members=2, chunk=2, task="initial-value", history=4)
+    assert caplog.records == []
+    score(model, data, members=2, chunk=2, history=4)
+    (record,) = caplog.records
+    assert record.getMessage().startswith("history: of its 4 frames the first 3 are used; tiny joins frames after the ")
 
 
 def test_the_solver_agrees_with_its_own_trajectories(data: FieldFile) -> None:

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from enma_fast.errors import EnmaError
-from enma_fast.forecasting.api import stream
+from enma_fast.forecasting.api import forecast, stream
 from enma_fast.forecasting.members import sample_fields
 from enma_fast.models.interpolation import grid_points
 
-from .._tiny import distance, waves
+from .._tiny import distance, model, waves
 from ._inputs import FRAMES, TASKS, inputs
 
 
@@ -61,6 +61,81 @@ def test_frames_beyond_training_are_forecast_with_a_warning(relative, caplog):
     assert [record.getMessage() for record in caplog.records] == [
         "frames beyond 8 were not seen in training of relative"
     ] * 2
+
+
+def test_a_frame_that_is_not_used_is_said_once(relative, caplog):
+    fields = waves(2, 2, FRAMES, relative.config.tokenizer)
+
+    def said(run, observed, **given):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, logger="enma_fast"):
+            list(run(relative, fields[::2, :observed] if observed else None, num_frames=2, num_members=2, **given))
+        return [record.getMessage() for record in caplog.records]
+
+    expected = (
+        "history: of its 4 frames the first 3 are used; relative joins frames after the first in groups of 2, so give "
+        "3 or 5"
+    )
+    for run in (sample_fields, stream):
+        assert said(run, 3) == said(run, 5) == []
+        assert said(run, 4) == [expected]
+        # All frames of a context are used, and one frame is an initial condition.
+        assert said(run, 1, context=fields[1::2]) == said(run, 0, context=fields[1::2]) == []
+    assert said(sample_fields, 4, warn=False) == []
+
+
+@pytest.mark.parametrize("run", [sample_fields, stream], ids=["forecast", "stream"])
+@pytest.mark.parametrize(
+    ("dtype", "said"),
+    [
+        (torch.float64, r"model has float64 weights, fp32 is needed; call model.float\(\)$"),
+        (
+            torch.bfloat16,
+            r"model has bfloat16 weights, fp32 is needed; call model.float\(\) and pass dtype=torch.bfloat16$",
+        ),
+    ],
+    ids=["double", "bfloat16"],
+)
+def test_a_model_that_was_converted_is_refused(run, dtype, said):
+    with pytest.raises(EnmaError, match=f"^{said}"):
+        list(run(model().to(dtype), good(model())["history"]))
+
+
+@pytest.fixture
+def there(monkeypatch):
+    """Sets the memory of the machine."""
+    return lambda size: monkeypatch.setattr("enma_fast.forecasting.request.memory", lambda: size)
+
+
+def test_memory_is_that_of_the_query(points, there):
+    history, where = good(points)["history"][:1], grid_points(points.config.tokenizer)
+    # Five frames of 32 grid points are 640 bytes of a member.
+    there(3000)
+    with pytest.raises(EnmaError, match=r"^forecasts of 8 x 5 frames take .*; use fewer at a time"):
+        forecast(points, history, num_members=8)
+    assert forecast(points, history, num_members=8, query=where[:2]).torch().shape == (1, 8, 5, 2, 1)
+    there(6000)
+    assert forecast(points, history, num_members=8).torch().shape == (1, 8, 5, 32, 1)
+    with pytest.raises(EnmaError, match=r"^forecasts of 8 x 5 frames take .*; use fewer at a time"):
+        forecast(points, history, num_members=8, query=where.repeat(2, 1))
+
+
+def test_memory_is_that_of_all_rows_that_advance_together(relative, there):
+    history = good(relative)["history"][:1]
+    # Keys and values of two latent frames, 8 tokens, 2 layers: 8,192 bytes of a member; two frames are 256 bytes.
+    options = {"num_members": 8, "chunk": 2}
+    there(8 * 8448 - 1)
+    with pytest.raises(EnmaError, match=r"^forecasts of 8 x 2 frames take .*; use fewer at a time"):
+        stream(relative, history, **options)
+    with pytest.raises(EnmaError, match=r"^forecasts of 8 x 5 frames take .*; use fewer at a time"):
+        sample_fields(relative, history, **options, stop=lambda number, frame: None)
+    assert sample_fields(relative, history, **options).shape == (1, 8, 5, 32, 1)
+    assert len(list(stream(relative, history, num_members=7, chunk=2))) == 5
+    there(8 * 8448)
+    assert len(list(stream(relative, history, **options))) == 5
+    # All that is forecast is not in memory at once.
+    there(8 * 300)
+    assert len(list(stream(relative, history, **options, num_frames=2))) == 2
 
 
 def test_observations_at_scattered_points(points):
@@ -182,6 +257,8 @@ def test_a_one_pass_model_has_no_use_for_mask_steps(models, run, name, value, op
     own = made.config.sampling
     said = f"^{name} is {value}; paper-fast decides a frame in one pass .*: leave out {option} "
     with pytest.raises(EnmaError, match=said):
+        list(run(made, history, settings=replace(own, **{name: value})))
+    with pytest.raises(EnmaError, match=r"from Python settings=dataclasses\.replace\(model\.config\.sampling, "):
         list(run(made, history, settings=replace(own, **{name: value})))
     # In a model with mask steps the same settings are fine.
     other = models["paper"]

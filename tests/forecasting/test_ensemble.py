@@ -1,11 +1,13 @@
 """Statistics and selection of an ensemble, in each kind of array."""
 
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 import xarray as xr
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from enma_fast.errors import EnmaError
 from enma_fast.forecasting.ensemble import Ensemble
@@ -90,6 +92,56 @@ def test_torch_statistics_have_gradients(rng):
     ensemble.data.requires_grad_()
     ensemble.mean().sum().backward()
     assert torch.allclose(ensemble.data.grad, torch.full_like(ensemble.data, 0.25))
+
+
+def test_the_spread_of_torch_has_gradients(rng):
+    data = torch.tensor(rng.normal(size=(4, 3, 5, 2)).astype(np.float32), requires_grad=True)
+    labels = ensemble_of(data.detach().numpy(), batched=False).labels
+    Ensemble(data, replace(labels, kind="torch")).spread().square().sum().backward()
+    expected = 2 / 3 * (data - data.mean(0)).detach()
+    assert torch.allclose(data.grad, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("batched", [True, False])
+def test_statistics_take_little_memory_beside_the_members(rng, batched):
+    data = rng.normal(size=(200, 3, 500, 2)).astype(np.float32)
+    data = data[None] if batched else data
+    ensemble = ensemble_of(data, batched=batched)
+    for statistic in (ensemble.mean, ensemble.spread):
+        tracemalloc.start()
+        statistic()
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert most < 0.5 * data.nbytes
+
+    class Largest(TorchDispatchMode):
+        """Size of the largest tensor that is made."""
+
+        size = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor) and out._base is None:
+                self.size = max(self.size, out.nbytes)
+            return out
+
+    tensors = ensemble_of(data, "torch", batched=batched)
+    for statistic, same in ((tensors.mean, ensemble.mean), (tensors.spread, ensemble.spread)):
+        with Largest() as largest:
+            found = statistic()
+        assert 0 < largest.size < 0.1 * data.nbytes
+        np.testing.assert_allclose(plain(found), same(), rtol=2e-7)
+
+
+@pytest.mark.parametrize("kind", ["numpy", "torch"])
+@pytest.mark.parametrize("batched", [True, False])
+def test_statistics_are_exact_to_the_last_digit(rng, kind, batched):
+    data = (1000 + rng.normal(size=(2, 200, 3, 50, 2))).astype(np.float32)
+    data = data if batched else data[0]
+    ensemble, axis = ensemble_of(data, kind, batched=batched), int(batched)
+    wide = data.astype(np.float64)
+    for found, exact in ((ensemble.mean(), wide.mean(axis)), (ensemble.spread(), wide.std(axis, ddof=1))):
+        np.testing.assert_array_equal(plain(found), exact.astype(np.float32))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -3,12 +3,14 @@
 import inspect
 from dataclasses import FrozenInstanceError, asdict, fields, replace
 
+import numpy as np
 import pytest
 import torch
 
 import enma_fast
 from enma_fast.config import SamplingConfig
 from enma_fast.errors import EnmaError
+from enma_fast.forecasting import request as request_module
 from enma_fast.forecasting.request import (
     GENERATION,
     INITIAL_VALUE,
@@ -65,6 +67,39 @@ def test_settings_that_would_hang_are_refused() -> None:
         ForecastRequest(settings=replace(SamplingConfig(), flow_steps=10**6))
 
 
+BAD_SETTINGS = [
+    *((name, value) for name in ("mask_steps", "flow_steps", "last_flow_steps", "shifts") for value in (0, -1, 2.5)),
+    *((name, True) for name in ("mask_steps", "last_flow_steps", "shifts", "temperature")),
+    ("mask_steps", None),
+    ("flow_steps", "3"),
+    ("temperature", -1),
+    ("temperature", float("nan")),
+    ("temperature", float("inf")),
+    ("temperature", "x"),
+    ("temperature", None),
+    ("method", "heun"),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), BAD_SETTINGS)
+def test_settings_that_mean_nothing_are_refused_by_their_name(name: str, value: object) -> None:
+    settings = replace(SamplingConfig(), **{name: value})
+    with pytest.raises(EnmaError, match=rf"^settings: sampling\.{name} is ") as caught:
+        ForecastRequest(settings=settings)
+    assert "\n" not in str(caught.value)
+    # A model has no others.
+    with pytest.raises(EnmaError, match=rf"^relative: sampling\.{name} is "):
+        replace(CONFIGS["relative"], sampling=settings)
+
+
+def test_settings_are_a_config() -> None:
+    with pytest.raises(EnmaError, match=r"^settings: sampling is a dict; a SamplingConfig is expected$"):
+        ForecastRequest(settings={"temperature": 0.5})  # type: ignore[arg-type]
+    # Numbers of numpy are numbers.
+    settings = SamplingConfig(mask_steps=np.int64(3), temperature=np.float32(0), shifts=np.int32(1))  # type: ignore[arg-type]
+    assert ForecastRequest(settings=settings).settings == settings
+
+
 def test_what_is_just_within_the_bounds_is_taken() -> None:
     request = ForecastRequest(num_members=2**32, num_frames=30_000, seed=2**64 - 1, chunk=1, trajectories=range(3))
     assert (len(request.members), request.trajectories) == (2**32, (0, 1, 2))
@@ -111,6 +146,13 @@ def test_forecasts_that_no_machine_holds_are_refused() -> None:
     with pytest.raises(EnmaError, match=r"use fewer at a time$"):
         ForecastRequest(num_members=2**32).check_memory(CONFIGS["relative"], 5)
     ForecastRequest(num_members=2**32).check_memory(CONFIGS["relative"], 5, at_once=1)
+
+
+def test_the_numbers_of_members_take_memory_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(request_module, "memory", lambda: 10**11)
+    with pytest.raises(EnmaError, match=r"use fewer at a time$"):
+        ForecastRequest(num_members=2**32).check_memory(CONFIGS["points"], 1, num_points=1)
+    ForecastRequest(num_members=2**29).check_memory(CONFIGS["points"], 1, num_points=1)
 
 
 # Keywords of public functions and the fields of the request that they are.
