@@ -141,7 +141,7 @@ def test_depths_beside_two(name: str, layers: int, monkeypatch: pytest.MonkeyPat
         # Head dims 4 (12 with rotary places), 20 and 64; columns beside whole panels, and as many as a product's piece.
         {"dynamics.width": 36, "dynamics.heads": 9, "dynamics.scale_shift_rank": 5, "dynamics.patch": (1,)},
         {"dynamics.width": 40, "dynamics.mlp_ratio": 1.7, "dynamics.flow.width": 17, "dynamics.patch": (4,)},
-        {"dynamics.width": 128, "dynamics.patch": (16,)},
+        {"dynamics.width": 128, "dynamics.mlp_ratio": 3.0, "dynamics.patch": (16,)},
     ],
     ids=["narrow", "odd", "wide"],
 )
