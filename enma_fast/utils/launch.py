@@ -13,6 +13,8 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from .system import usable_cores
+
 # Launcher -> its variables for the rank, the number of ranks, the rank on this machine, and the ranks on this machine.
 # The first match wins. MPI launchers start a helper on each machine by srun, so their ranks inherit the helper's SLURM
 # variables. Ranks that srun itself starts may have PMI variables too (`--mpi=pmi2`), but none for a local rank.
@@ -72,7 +74,7 @@ class Launch:
             return None
         # Some launchers bind a rank to its own cores, others let all ranks use all cores of the job: the smaller wins.
         cores = _number(found, "SLURM_CPUS_ON_NODE") or os.cpu_count() or 1
-        return min(len(os.sched_getaffinity(0)), max(1, cores // self.num_local))
+        return min(usable_cores(), max(1, cores // self.num_local))
 
 
 def detect(environ: Mapping[str, str] | None = None) -> Launch:
