@@ -70,7 +70,7 @@ class Line:
             loss = loss * self.value
         return loss, {"w": w.detach()}
 
-    def validate(self, averaged):
+    def validate(self, averaged, rank):
         return {"w": averaged.weight.item()}
 
     def merit(self, scores):

@@ -53,7 +53,7 @@ def test_the_best_validation_is_kept_and_not_the_last(tmp_path):
 def test_a_validation_that_is_no_number_is_replaced_and_replaces_none(tmp_path, monkeypatch, bad):
     validate, steps = Line.validate, iter((4, 8, 12))
     monkeypatch.setattr(
-        Line, "validate", lambda self, module: {"w": float("nan")} if next(steps) in bad else validate(self, module)
+        Line, "validate", lambda *given: {"w": float("nan")} if next(steps) in bad else validate(*given)
     )
     run(Line(), options(tmp_path, stop_after=6))
     # The one kept so far is read from its file.
@@ -68,7 +68,7 @@ def test_a_validation_that_is_no_number_is_replaced_and_replaces_none(tmp_path, 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_run_without_a_validation_that_is_a_number_is_refused_at_its_end(tmp_path, monkeypatch, value):
-    monkeypatch.setattr(Line, "validate", lambda self, module: {"w": value})
+    monkeypatch.setattr(Line, "validate", lambda self, module, rank: {"w": value})
     assert run(Line(), options(tmp_path, stop_after=6)) == {}
     for _ in range(2):
         with pytest.raises(EnmaError, match=r"log.jsonl: no validation of this run gave a number; .* learning_rate"):
