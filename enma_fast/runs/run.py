@@ -63,7 +63,7 @@ def prepare(
     out: str | Path,
     request: ForecastRequest | None = None,
     *,
-    checkpoint: str | Path = "combined-small",
+    checkpoint: str | Path = "combined-fast",
     context: str | Path | FieldFile | None = None,
     keep_members: bool = True,
     statistics: bool = False,

@@ -48,7 +48,7 @@ from .checks import check_forecasts, check_stage, check_strides
 from .dynamics import HISTORY, DynamicsTask, Latents, encode_all
 from .first_frame import FirstFrameTask
 from .forecasts import ForecastTask
-from .loop import BEST, STATE, Rank, RunOptions, Task, abandon_ranks, join_ranks, run, without_retired
+from .loop import BEST, STATE, Rank, RunOptions, Task, abandon_ranks, in_bf16, join_ranks, run, without_retired
 from .symmetries import with_boosts
 from .tokenizer import TokenizerTask
 
@@ -110,6 +110,7 @@ def train(
         On an unknown preset or key, missing or unfit data, or a run folder begun with other settings.
     """
     rank, chosen = join_ranks(), find_preset(preset)
+    options = _with_format(options)
     trained, config = _trained(stage, chosen, tokenizer if stage == "dynamics" else start, model_changes or {})
     training = replace(recipe(chosen, stage), training_changes or {}, source="training config")
     check_stage(stage, training)
@@ -292,6 +293,22 @@ def read_record(folder: Path) -> dict[str, Any]:
     if not isinstance(record, dict) or not {*_FIXED, "preset"} <= set(record):
         raise EnmaError(f"{path}: is not the record of a run; begin it again in an empty folder")
     return record
+
+
+def _with_format(options: RunOptions) -> RunOptions:
+    """The options with bf16 or fp32 in place of `auto`: that of the run which is resumed, or else the faster one."""
+    # Every rank asks, since the first one answers all.
+    chosen = "bf16" if in_bf16(options) else "fp32"
+    if (options.out / STATE).exists():
+        # Earlier versions recorded `auto` itself.
+        known = read_record(options.out)["precision"]
+        if options.precision not in ("auto", known) and known != "auto":
+            raise EnmaError(
+                f"precision is {options.precision}: {options.out} was begun in {known}; leave it at auto, or choose an "
+                "empty --out"
+            )
+        chosen = chosen if known == "auto" else known
+    return dataclasses.replace(options, precision=chosen)
 
 
 def _begin(

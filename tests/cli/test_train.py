@@ -192,8 +192,33 @@ def test_other_settings_do_not_resume(runs: Path, train: Callable, tmp_path: Pat
     assert error("--set", "dynamics.width=24") == f"{begun} model.dynamics.width 16, not 24; {remedy}"
     assert error("--train-set", "weight_decay=0.5").startswith(f"{begun} training.weight_decay 0.0001, not 0.5")
     assert error("--seed", 9) == f"{begun} seed 0, not 9; {remedy}"
+    remedy = "leave it at auto, or choose an empty --out"
+    assert error("--precision", "bf16") == f"precision is bf16: {folder} was begun in fp32; {remedy}"
     (folder / "run.json").write_text("{")
     assert error() == f"{folder / 'run.json'}: is not JSON; begin the run again in an empty folder"
+
+
+@pytest.mark.parametrize("begun", ["bf16", "fp32"])
+def test_a_run_goes_on_in_the_format_it_began_in(
+    train: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begun: str
+) -> None:
+    """Where another processor resumes it, on which the other one is faster."""
+
+    def fastest(name: str) -> None:
+        monkeypatch.setattr("enma_fast.training.loop.fast_bf16", lambda device: name == "bf16")
+
+    options = ("--steps", 4, "--precision", "auto")
+    fastest(begun)
+    assert train(tmp_path / "whole", *options).status == 0
+    assert train(tmp_path / "parts", *options, "--stop-after", 2).status == 0
+    assert json.loads((tmp_path / "parts/run.json").read_text())["precision"] == begun
+    fastest({"bf16": "fp32", "fp32": "bf16"}[begun])
+    assert train(tmp_path / "parts", *options).status == 0
+    whole, parts = (averaged(tmp_path / name) for name in ("whole", "parts"))
+    assert all(torch.equal(parts[name], value) for name, value in whole.items())
+    assert train(tmp_path / "other", *options).status == 0
+    other = averaged(tmp_path / "other")
+    assert not all(torch.equal(other[name], value) for name, value in whole.items())
 
 
 def test_a_validation_trajectory_of_zeros_is_refused_before_the_first_step(

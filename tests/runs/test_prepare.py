@@ -1,6 +1,7 @@
 """A run is checked before any work: what it reads, what belongs to it, and what is refused."""
 
 import hashlib
+import inspect
 import json
 import shutil
 from dataclasses import replace
@@ -12,16 +13,22 @@ import numpy as np
 import pytest
 import torch
 
+from enma_fast.commands.options import DEFAULT_CHECKPOINT
 from enma_fast.data import FieldFile, read, read_numbered
 from enma_fast.errors import EnmaError
 from enma_fast.forecasting.members import sample_fields
 from enma_fast.models.checkpoint import load_model, save_model
 from enma_fast.ops import rates
+from enma_fast.runs import run as run_module
 from enma_fast.store.read import read_forecast, stacked
 from enma_fast.utils.system import versions
 
 from .._files import contents
 from .._runs import ALONE, prepare, start
+
+
+def test_the_model_is_by_default_that_of_the_command() -> None:
+    assert inspect.signature(run_module.prepare).parameters["checkpoint"].default == DEFAULT_CHECKPOINT
 
 
 @pytest.mark.parametrize("count", [1, 24])

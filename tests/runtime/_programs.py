@@ -4,8 +4,12 @@ import shutil
 
 import pytest
 
+from enma_fast.models.checkpoint import PRETRAINED
+
 from ._libenma import Library
 
+# The model that they run.
+CHECKPOINT = PRETRAINED / "combined-fast"
 WARNINGS = ["-Wall", "-Wextra", "-Werror"]
 
 

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from enma_fast.models.checkpoint import PRETRAINED, save_model
+from enma_fast.data import example
+from enma_fast.models.checkpoint import save_model
 
 from .._tiny import model as tiny_model
 from ._libenma import CXX, Library, Model, build, installed
+from ._programs import CHECKPOINT
 
 
 @pytest.fixture(scope="session")
@@ -30,7 +32,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Library:
 @pytest.fixture(scope="session")
 def fast(library: Library) -> Model:
     """combined-fast."""
-    return library.open(PRETRAINED / "combined-fast")
+    return library.open(CHECKPOINT)
 
 
 @pytest.fixture(scope="session")
@@ -67,3 +69,11 @@ def copied(folder: Path, tmp_path: Path) -> Path:
 def small(library: Library, folder: Path) -> Model:
     """That model, opened."""
     return library.open(folder)
+
+
+@pytest.fixture
+def frames(tmp_path: Path) -> Path:
+    """Three observed frames as an example reads them."""
+    path = tmp_path / "frames"
+    example().tofile(path)
+    return path
