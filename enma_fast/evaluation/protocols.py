@@ -149,8 +149,8 @@ def measure(
     dict
         `protocol`, `task`, `split`, `members`, `trajectories`, `frames` (forecast), the scores of `KEPT` that the
         protocol defines, `physics` (`physics.Physics.result`), `solver_fidelity` of generated trajectories (`fpd`,
-        `precision` and `recall` in its place for `features`), and `seconds_per_member` (CPU time of the method alone,
-        over all threads: what else the machine does hardly changes it).
+        `precision` and `recall` in its place for `features`), and `cpu_seconds_per_member` (of the method alone, over
+        all threads: what else the machine does hardly changes it).
 
     Raises
     ------
@@ -207,7 +207,7 @@ def measure(
         distance = solver_fidelity(equation, data, numbers, np.concatenate(first_members))
         row |= {} if distance is None else {"solver_fidelity": distance}
     found_physics = physics.result(has_truth=case.task.has_truth)
-    return {**row, "physics": found_physics, "seconds_per_member": seconds / members}
+    return {**row, "physics": found_physics, "cpu_seconds_per_member": seconds / members}
 
 
 def _batches(count: int, case: Case, frames: int, points: int) -> Iterator[list[int]]:

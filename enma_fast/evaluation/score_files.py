@@ -303,7 +303,7 @@ def _limits_of_card(row: dict[str, Any]) -> tuple[int | None, ...]:
 
 
 def _row_of_card(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of a card's metrics as one of a score file."""
+    """A row of a card's metrics as one of a score file, but for its seconds, which are of the clock."""
     protocol = "calibration" if row["num_members"] > _MEMBERS else "whole"
     scores = ("solver_fidelity",) if row["task"] == GENERATION.name else KEPT
     return {
@@ -314,7 +314,6 @@ def _row_of_card(row: dict[str, Any]) -> dict[str, Any]:
         "trajectories": row["num_trajectories"],
         "frames": row["num_frames"],
         **{name: row[name] for name in scores if row.get(name) is not None},
-        "seconds_per_member": row["seconds_per_member"],
     }
 
 
