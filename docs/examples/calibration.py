@@ -8,7 +8,7 @@ model = enma_fast.load_model("combined-fast")
 data = enma_fast.read_fields(shipped_file("combined", "test-in"))  # 24 trajectories [24, 20, 128, 1]
 
 # One call gives all scores, as `enma-fast score` prints them.
-scores = enma_fast.score(model, data, members=16, limit=8)
+scores = enma_fast.score(model, data, num_members=16, limit=8)
 for name in ("rel_l2", "rel_l2_median", "crps", "rmsce", "spread_skill"):
     print(f"{name:14} {scores[name]:.4f}")
 

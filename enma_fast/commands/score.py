@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import EnmaError
-from ..forecasting.request import ForecastRequest
+from ..forecasting.request import ForecastRequest, dtype_named
 from ..utils.text import counted
 from . import options
 from .terminal import Terminal, number, require_writable, table, write_out
@@ -73,13 +73,13 @@ def score(
                 model,
                 data,
                 task=task,
-                history=history,
-                members=members,
+                num_history=history,
+                num_members=members,
                 seed=seed,
                 limit=limit,
                 chunk=chunk,
                 settings=settings,
-                precision=precision,
+                dtype=dtype_named(precision),
                 strict=strict,
                 points=points,
                 progress=update,

@@ -1,4 +1,4 @@
-"""Score ensemble forecasts of a field file in one of the three tasks (see `tasks`), as one dict of plain data.
+"""Score ensemble forecasts of a field file in one of the three tasks, as one dict of plain data.
 
 Shape suffixes: B trajectories, T frames, X points.
 """
@@ -11,13 +11,14 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ..config import SamplingConfig
 from ..data import EQUATIONS, FieldFile, dataset_split
 from ..errors import EnmaError
 from ..forecasting.file_forecast import FileForecast, numbers_of
-from ..forecasting.request import TASKS, ForecastRequest, dtype_named, task_named
+from ..forecasting.request import TASKS, ForecastRequest, task_named
 from ..models.model import Model
 from ..sampling.settings import chosen_sampling
 from .metrics import SCORES, Scores
@@ -31,13 +32,13 @@ def score(
     data: FieldFile,
     *,
     task: str = ForecastRequest.task.name,
-    history: int = ForecastRequest.num_history,
-    members: int = ForecastRequest.num_members,
+    num_history: int = ForecastRequest.num_history,
+    num_members: int = ForecastRequest.num_members,
     seed: int = ForecastRequest.seed,
     limit: int | None = None,
     chunk: int | None = ForecastRequest.chunk,
     settings: SamplingConfig | None = None,
-    precision: str | None = None,
+    dtype: torch.dtype | str | None = None,
     strict: bool = False,
     points: int | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -57,13 +58,13 @@ def score(
     model : from `load_model`
     data : from `enma_fast.read_fields`
     task : "temporal", "initial-value" or "generation"
-    history : observed frames of the temporal task
-    members : ensemble size
+    num_history : observed frames of the temporal task
+    num_members : ensemble size
     seed : of the noise
     limit : score the first so many trajectories only
     chunk : rows (trajectories x members) sampled at a time; by default as many as suit the device
     settings : of the sampler; the model's own by default
-    precision : of the sampler's weights, "fp32", "bf16" or "auto"; by default the model's own, and bf16 on a GPU
+    dtype : of the sampler's weights, or "auto" (the faster); by default the model's own, and bf16 on a GPU
     strict : refuse observed frames outside the training data; otherwise they are logged as a warning
     points : grid points observed in each frame, others in each (models with interpolation); by default all
     progress : called with (trajectories done, trajectories)
@@ -86,12 +87,12 @@ def score(
         raise EnmaError(f"limit is {limit}; at least 1 is needed")
     request = ForecastRequest(
         task=task_named(task),
-        num_history=history,
-        num_members=members,
+        num_history=num_history,
+        num_members=num_members,
         trajectories=numbers_of(data)[:limit],
         seed=seed,
         settings=settings,
-        dtype=dtype_named(precision),
+        dtype=dtype,
         chunk=chunk,
         strict=strict,
         points=points,

@@ -33,7 +33,7 @@ def forecast(
     history: Array | None,
     *,
     num_frames: int | None = None,
-    num_members: int = 1,
+    num_members: int = ForecastRequest.num_members,
     seed: int = ForecastRequest.seed,
     context: Array | None = None,
     points: np.ndarray | Tensor | None = None,
@@ -68,7 +68,7 @@ def forecast(
     num_frames
         Frames to forecast after the history; by default up to the model's trained length.
     num_members
-        Ensemble size K.
+        Ensemble size K; 16 by default, as everywhere.
     seed
         Seed of the run. Member k of trajectory b depends on (model, seed, trajectory number, k) only.
     context
@@ -149,7 +149,7 @@ def stream(
     history: Array | None,
     *,
     num_frames: int | None = None,
-    num_members: int = 1,
+    num_members: int = ForecastRequest.num_members,
     seed: int = ForecastRequest.seed,
     context: Array | None = None,
     points: np.ndarray | Tensor | None = None,

@@ -135,7 +135,7 @@ def measure(
         if progress is not None:
             progress(done, len(cases), f"{task}, {split}")
         data = (packed if small else files)[split]
-        row = score(model, data, task=task, members=size, seed=seed, limit=most)
+        row = score(model, data, task=task, num_members=size, seed=seed, limit=most)
         kept = {key: value for key, value in row.items() if key not in _ROW_DROPS}
         rows.append({**kept, "limit": most, "packed": small})
     inside = files["test-in"]

@@ -47,7 +47,7 @@ def store(tiny: Path, test_in: Path, tmp_path_factory: pytest.TempPathFactory) -
 def test_score_gives_what_the_library_gives(enma: Callable, tiny: Path, test_in: Path, task: str) -> None:
     options = ("--task", task, "--history", 3, "--members", 2, "--seed", 1, "--limit", 5)
     result = enma("score", test_in, "--checkpoint", tiny, *options, "--json").json
-    expected = score(load_model(tiny), read(test_in), task=task, members=2, seed=1, limit=5)
+    expected = score(load_model(tiny), read(test_in), task=task, num_members=2, seed=1, limit=5)
     assert set(result) == {*expected, "file", "checkpoint"}
     assert {k: v for k, v in result.items() if k not in TIMED} == {k: v for k, v in expected.items() if k not in TIMED}
 
@@ -56,7 +56,7 @@ def test_score_takes_the_settings_and_reports_them(enma: Callable, tiny: Path, t
     options = ("-c", tiny, "--members", 2, "--limit", 2, "--json")
     plain = enma("score", test_in, *options).json
     result = enma("score", test_in, *options, *SETTINGS, "--temperature", 0.5).json
-    expected = score(load_model(tiny), read(test_in), members=2, limit=2, settings=SAMPLING)
+    expected = score(load_model(tiny), read(test_in), num_members=2, limit=2, settings=SAMPLING)
     assert result["sampling"] == asdict(SAMPLING)
     assert result["crps"] == expected["crps"] != plain["crps"]
     assert plain["sampling"] == asdict(load_model(tiny).config.sampling)

@@ -92,7 +92,7 @@ def test_validation_is_that_of_the_library(runs: Path, data_folder: Path) -> Non
     model, data = load_model(runs / "dynamics" / "checkpoint"), read(data_folder / "combined-val.h5")
     # Validation numbers its trajectories as this file does: it has fewer than validation takes.
     for name, task in (("", "temporal"), ("_ivp", "initial-value")):
-        expected = score(model, data, task=task, members=8)
+        expected = score(model, data, task=task, num_members=8)
         assert done[f"rel_l2{name}"] == pytest.approx(expected["rel_l2"], rel=1e-4)
         assert done[f"crps{name}"] == pytest.approx(expected["crps"], rel=1e-4)
 
@@ -279,7 +279,7 @@ def test_publish_measures_and_writes_a_card(
 
     model = load_model(out)
     row = metrics["rows"][0]
-    expected = score(model, read(test_in), members=16, seed=1, limit=2)
+    expected = score(model, read(test_in), num_members=16, seed=1, limit=2)
     for name in ("rel_l2", "crps", "rmsce", "spread_skill", "num_trajectories", "num_parameters"):
         assert row[name] == pytest.approx(expected[name], rel=1e-5), name
     u = torch.from_numpy(read(test_in).u)

@@ -71,7 +71,7 @@ def by_hand(model: Model, data: FieldFile, task: str, **options: Any) -> tuple[t
 @pytest.mark.parametrize("task", TASKS)
 def test_scores_are_those_of_the_metrics(data: FieldFile, task: str, decoder: str) -> None:
     model = untrained(replace(CONFIG, dynamics=replace(CONFIG.dynamics, decoder=decoder)))
-    result = score(model, data, task=task, members=3, seed=5, chunk=4)
+    result = score(model, data, task=task, num_members=3, seed=5, chunk=4)
     samples, truth = by_hand(model, data, task, num_members=3, seed=5)
     expected = {name: float(getattr(metrics, name)(samples, truth)) for name in ("crps", "rmsce", "spread_skill")}
     expected["rel_l2"] = float(metrics.relative_l2(samples.mean(1), truth).mean())
@@ -92,7 +92,7 @@ def test_scores_are_those_of_the_metrics(data: FieldFile, task: str, decoder: st
 
 
 def test_all_tasks_have_the_same_keys_of_plain_data(model: Model, data: FieldFile) -> None:
-    results = [score(model, data, task=task, members=2, limit=9) for task in TASKS]
+    results = [score(model, data, task=task, num_members=2, limit=9) for task in TASKS]
     assert {tuple(result) for result in results} == {tuple(results[0])}
     assert len({tuple(result["per_frame"]) for result in results}) == 1
     assert [json.loads(json.dumps(result, allow_nan=False)) for result in results] == results
@@ -100,7 +100,7 @@ def test_all_tasks_have_the_same_keys_of_plain_data(model: Model, data: FieldFil
 
 
 def test_one_member_has_no_calibration(model: Model, data: FieldFile) -> None:
-    result = score(model, data, members=1, limit=2)
+    result = score(model, data, num_members=1, limit=2)
     assert result["rmsce"] is result["spread_skill"] is result["rank_histogram"] is None
     assert result["rel_l2"] == pytest.approx(result["rel_l2_member"])
 
@@ -142,9 +142,9 @@ def test_trajectories_that_were_read_by_number_have_the_scores_of_the_whole_file
     part = read_numbered(path, [2, 3], contexts=True)
     assert part.numbers is not None
     assert part.numbers.tolist() == [2, 3]
-    for found in (score(model, part, task=task, members=2), score_forecast(FileForecast(model, part, request))):
+    for found in (score(model, part, task=task, num_members=2), score_forecast(FileForecast(model, part, request))):
         assert {**found, "seconds_per_member": 0.0} == {**whole, "seconds_per_member": 0.0}
-    assert score(model, part, task=task, members=2, limit=1)["num_trajectories"] == 1
+    assert score(model, part, task=task, num_members=2, limit=1)["num_trajectories"] == 1
 
 
 @pytest.mark.parametrize("task", [TEMPORAL, INITIAL_VALUE])
@@ -194,10 +194,10 @@ def test_the_time_of_a_member_is_that_of_its_work(
 def test_observed_frames_that_are_not_used_are_said_once(
     model: Model, data: FieldFile, caplog: pytest.LogCaptureFixture
 ) -> None:
-    score(model, data, members=2, chunk=2, history=3)
-    score(model, data, members=2, chunk=2, task="initial-value", history=4)
+    score(model, data, num_members=2, chunk=2, num_history=3)
+    score(model, data, num_members=2, chunk=2, task="initial-value", num_history=4)
     assert caplog.records == []
-    score(model, data, members=2, chunk=2, history=4)
+    score(model, data, num_members=2, chunk=2, num_history=4)
     (record,) = caplog.records
     assert record.getMessage().startswith("history: of its 4 frames the first 3 are used; tiny joins frames after the ")
 
@@ -328,11 +328,11 @@ def test_a_file_that_fits_passes_for_the_preset(data: FieldFile) -> None:
     ("options", "message"),
     [
         ({"task": "dreaming"}, "task 'dreaming' is unknown; use one of temporal, initial-value, generation"),
-        ({"members": 0}, "members is 0; at least 1 is needed"),
+        ({"num_members": 0}, "members is 0; at least 1 is needed"),
         ({"chunk": 0}, "chunk is 0; at least 1 is needed"),
         ({"limit": 0}, "limit is 0; at least 1 is needed"),
-        ({"history": 2}, "history is 2; tiny needs at least 3 frames"),
-        ({"history": 20}, "of the 20 frames that tiny was trained on none is left to forecast"),
+        ({"num_history": 2}, "history is 2; tiny needs at least 3 frames"),
+        ({"num_history": 20}, "of the 20 frames that tiny was trained on none is left to forecast"),
     ],
 )
 def test_cases_that_cannot_be_are_refused(model: Model, data: FieldFile, options: dict[str, Any], message: str) -> None:
@@ -369,7 +369,7 @@ def test_a_context_needs_environments(model: Model, data: FieldFile, task: str) 
 
 def test_shorter_files_are_scored_to_their_end(model: Model, data: FieldFile) -> None:
     short = replace(data, u=data.u[:, :8], times=data.times[:8])
-    result = score(model, short, members=2, limit=1)
+    result = score(model, short, num_members=2, limit=1)
     assert (result["num_frames"], len(result["per_frame"]["crps"])) == (5, 5)
 
 

@@ -30,7 +30,7 @@ def data():
 def test_a_model_has_the_scores_of_the_command(tiny, data, task):
     model = load_model(tiny)
     row = measure(of_model(model), data, Case(protocol="whole", task=task, split="test-in", members=3), seed=5)
-    expected = score(model, data, task=task.name, members=3, seed=5)
+    expected = score(model, data, task=task.name, num_members=3, seed=5)
     assert row["frames"] == expected["num_frames"]
     if not task.has_truth:
         pytest.importorskip("exponax")
@@ -323,7 +323,7 @@ def test_a_model_is_measured_at_shares_of_the_points(tmp_path, monkeypatch):
     assert [row["protocol"] for row in rows] == said
     assert [row["rel_l2"] for row in rows[:2]] == [row["rel_l2"] for row in rows[2:]]
     data = read(PRETRAINED / "combined-test-in.h5")
-    expected = score(made, data, members=16, points=26)
+    expected = score(made, data, num_members=16, points=26)
     assert rows[1]["rel_l2"] == pytest.approx(expected["rel_l2"])
     assert rows[1]["reconstruction"] == pytest.approx(
         scattered.reconstruction_errors(made.tokenizer, torch.from_numpy(data.u), share=0.2, seed=0).mean().item()

@@ -184,7 +184,7 @@ def test_coordinates_of_a_field_have_to_be_its_points():
     each = x.expand(3, -1, -1)
     expected = sample_fields(made, u, points=x)
     for points in (x, each, changed(each, (1, 2), NAN)):
-        assert distance(torch.tensor(forecast(made, field, points=points).numpy()), expected) < 1e-2
+        assert distance(torch.tensor(forecast(made, field, points=points, num_members=1).numpy()), expected) < 1e-2
     for points in (x.flip(0), each.flip(1)):
         with pytest.raises(EnmaError, match=r"^history: its coordinate x differs from `points`"):
             forecast(made, field, points=points)
@@ -256,7 +256,7 @@ def test_a_file_seen_at_points(made, task):
 def test_scores_of_fewer_points():
     made = model("points")
     data = file_of(made)
-    whole, same, few = (score(made, data, members=2, points=points) for points in (None, 32, 2))
+    whole, same, few = (score(made, data, num_members=2, points=points) for points in (None, 32, 2))
     assert (whole["points"], same["points"], few["points"]) == (None, 32, 2)
     assert same["rel_l2"] == pytest.approx(whole["rel_l2"], rel=1e-4)
     assert few["rel_l2"] != pytest.approx(whole["rel_l2"], rel=2e-4)
@@ -318,7 +318,7 @@ def test_bad_points_are_named(change, said):
 def test_bad_numbers_of_points(name, points, said):
     made = model(name)
     with pytest.raises(EnmaError, match=f"^{said}"):
-        score(made, file_of(made), members=2, points=points)
+        score(made, file_of(made), num_members=2, points=points)
 
 
 READINGS = ("frame,x,u", "0,0.5,1.5", "0,6.25,-2", "1,0.25,3", "2,0,4e-1")

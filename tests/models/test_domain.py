@@ -173,7 +173,7 @@ def test_a_checkpoint_that_does_not_say_gives_no_warning(
     silent = load_model(tiny)
     assert silent.domain is None
     enma_fast.forecast(silent, 1000 * outside.u[0, :3], num_frames=1, strict=True)
-    assert score(silent, outside, members=1, limit=1, strict=True)["num_outside"] is None
+    assert score(silent, outside, num_members=1, limit=1, strict=True)["num_outside"] is None
     assert not caplog.records
 
 
@@ -181,13 +181,13 @@ def test_scores_count_them(
     model: Model, inside: FieldFile, outside: FieldFile, caplog: pytest.LogCaptureFixture
 ) -> None:
     mixed = replace(inside, u=np.concatenate([inside.u[:2], outside.u[:2], inside.u[4:]]))
-    assert score(model, mixed, members=1, limit=4)["num_outside"] == 2
+    assert score(model, mixed, num_members=1, limit=4)["num_outside"] == 2
     assert caplog.messages[0].startswith(
         f"{mixed.path}: the observed frames of trajectory 2 (and of 1 more) lie outside"
     )
     with pytest.raises(EnmaError, match=r"combined-test-in\.h5: the observed frames of trajectory 2 .*lie outside"):
-        score(model, mixed, members=1, limit=4, strict=True)
-    assert score(model, mixed, members=1, limit=2, strict=True)["num_outside"] == 0
+        score(model, mixed, num_members=1, limit=4, strict=True)
+    assert score(model, mixed, num_members=1, limit=2, strict=True)["num_outside"] == 0
 
 
 @pytest.mark.usefixtures("undrawn")
