@@ -13,8 +13,7 @@ ALONE = Launch(launcher="alone", rank=0, num_ranks=1, local_rank=0, num_local=1,
 
 
 def prepare(data: Any, out: Path, *, task: str | None = None, precision: str | None = None, **options: Any) -> run.Run:
-    """A checked run, of `combined-small` where no other model is named."""
-    options = {"checkpoint": "combined-small"} | options
+    """A checked run."""
     asked = {name: options.pop(name) for name in ASKED & set(options)}
     asked |= {"task": task_named(task, has_contexts=options.get("context") is not None)}
     return run.prepare(data, out, ForecastRequest(dtype=dtype_named(precision), **asked), **options)

@@ -75,7 +75,7 @@ def flow_head(c: Tensor, noise: Tensor, *, plan: FlowPlan, backend: str | None =
     name = choose(OP, found, backend)
     if name == "reference":
         return flow_head_ref(c, noise, plan=plan)
-    if torch.is_grad_enabled() and any(x.requires_grad for x in (c, noise, weights.inward_weight, plan.time_RW)):
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (c, noise, *plan.tensors())):
         raise EnmaError(f"{OP}: backend {name!r} has no gradient; call it under torch.no_grad() or detach the inputs")
     module = {"cuda": _flow_head_cuda, "triton": _flow_head_triton, "native": _flow_head_native}[name]
     return module.run(c_MD.contiguous(), noise_MC.contiguous(), plan).view(noise.shape)

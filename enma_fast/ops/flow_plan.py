@@ -7,6 +7,7 @@ step, one per Euler step).
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,11 +53,25 @@ class FlowPlan:
     time_RW: Tensor  # time embedding at each evaluation
     moves: tuple[float, ...]  # step h_k of each evaluation, from where its step started
     moves_per_step: int  # 1 Euler, 2 midpoint
-    packed: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    packed: dict[str, Any] = field(init=False, default_factory=dict, compare=False, repr=False)
+
+    def tensors(self) -> Iterator[Tensor]:
+        """The weights and the time embedding."""
+        yield from _tensors(self.weights)
+        yield self.time_RW
 
     def to(self, to: torch.dtype | torch.device) -> FlowPlan:
         """The same plan with all weights in another dtype or on another device; nothing is packed."""
-        return dataclasses.replace(self, weights=_converted(self.weights, to), time_RW=self.time_RW.to(to), packed={})
+        return dataclasses.replace(self, weights=_converted(self.weights, to), time_RW=self.time_RW.to(to))
+
+
+def _tensors(weights: Any) -> Iterator[Tensor]:
+    if isinstance(weights, Tensor):
+        yield weights
+        return
+    parts = weights if isinstance(weights, tuple) else [getattr(weights, f.name) for f in dataclasses.fields(weights)]
+    for part in parts:
+        yield from _tensors(part)
 
 
 def _converted(weights: Any, to: torch.dtype | torch.device) -> Any:

@@ -248,17 +248,18 @@ class Engine:
                     z_BNC = step.frame(last=t + 1 == num_latents)[kept].float().clone()
                 yield z_BNC
         finally:
-            self._release()
-            self._idle = (size, step)
+            idle, self._idle = self._idle, (size, step)
+            _close(idle)
 
     def _larger(self, size: _Size, chunk: int | None) -> _Size | None:
         """The size of the last chunk, if it had `chunk` rows and this one of no more can be computed in it.
 
         Rows are added at the end: to the only group, or as whole groups, or each row is a group of its own.
         """
-        if self._idle is None or chunk is None or size.rows > chunk:
+        idle = self._idle
+        if idle is None or chunk is None or size.rows > chunk:
             return None
-        there = self._idle[0]
+        there = idle[0]
         alike = replace(size, rows=there.rows, groups=there.groups) == there
         whole = size.groups <= there.groups and size.rows * there.groups == there.rows * size.groups
         fits = there.groups == size.groups == 1 or there.groups == there.rows or whole
@@ -266,11 +267,13 @@ class Engine:
 
     def _take(self, size: _Size) -> StaticStep | CapturedStep:
         """Take the step of the last chunk if it has this size and is not in use, or else make a new one."""
-        if self._idle is not None and self._idle[0] == size:
-            step, self._idle = self._idle[1], None
-            return step
+        # Taken before it is looked at: another thread may want it too.
+        idle, self._idle = self._idle, None
+        if idle is not None and idle[0] == size:
+            return idle[1]
         # The old memory is freed before new memory is allocated.
-        self._release()
+        _close(idle)
+        del idle
         new = StaticStep(
             self.dynamics,
             rows=size.rows,
@@ -287,11 +290,11 @@ class Engine:
         self._captured = isinstance(captured, CapturedStep)
         return captured
 
-    def _release(self) -> None:
-        """Free the step of the last chunk."""
-        if self._idle is not None and isinstance(self._idle[1], CapturedStep):
-            self._idle[1].close()
-        self._idle = None
+
+def _close(idle: tuple[_Size, StaticStep | CapturedStep] | None) -> None:
+    """Free what a step holds outside of its own memory."""
+    if idle is not None and isinstance(idle[1], CapturedStep):
+        idle[1].close()
 
 
 def _filled(x: Tensor, count: int) -> Tensor:

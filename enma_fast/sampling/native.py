@@ -103,15 +103,19 @@ class NativeSampler:
         N = self.dynamics.config.num_tokens
         mask_steps = 0 if in_one_pass(self.dynamics.config, first) else min(settings.mask_steps, N)
         key = (rows, groups, prefix_frames, own_frames, settings, mask_steps, threads, isa, teams, self._frames)
-        if self._idle is not None and self._idle[0] == key:
-            session, self._idle = self._idle[1], None
-            return key, session
+        # Taken before it is looked at: another thread may want it too.
+        idle, self._idle = self._idle, None
+        if idle is not None and idle[0] == key:
+            return key, idle[1]
         # The old memory is freed before new memory is allocated.
-        self._idle = None
+        del idle
         flow_steps = flow_schedule(settings.flow_steps, settings.last_flow_steps, mask_steps=mask_steps)
+        plans = {(steps, settings.method): self._plan(steps, settings.method) for steps in flow_steps}
+        # Each has a copy of the head: those of other settings go.
+        self._plans = plans if plans else self._plans
         session = sampler.session(
             self._packed,
-            [self._plan(steps, settings.method) for steps in flow_steps],
+            [plans[steps, settings.method] for steps in flow_steps],
             counts=mask_schedule(N, mask_steps) if mask_steps else (),
             rows=rows,
             groups=groups,

@@ -1,5 +1,6 @@
 """The flow head on the CPU: values by the two-reference rule, and bits that depend on nothing but the row."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -148,8 +149,12 @@ def test_empty_and_packed_once() -> None:
         plan = make_plan(3, 5, 16, 1, dtype=torch.bfloat16)
         assert native.run(*arguments(plan, 0), plan).shape == (0, 3)
         first = plan.packed["native"]
-        native.run(*arguments(plan, 2), plan)
+        c, noise = arguments(plan, 2)
+        before = native.run(c, noise, plan)
         assert plan.packed["native"] is first
+        # Another schedule is another plan.
+        other = replace(plan, moves=tuple(2 * move for move in plan.moves))
+        assert not torch.equal(native.run(c, noise, other), before)
 
 
 @needs_native
@@ -196,3 +201,17 @@ def test_gradients_of_the_weights_are_refused_as_those_of_the_inputs():
     assert flow_head(c, noise, plan=plan, backend="reference").requires_grad
     with torch.no_grad():
         assert flow_head(c, noise, plan=plan, backend="native").shape == noise.shape
+
+
+def test_the_gradient_of_a_single_weight_is_refused_too():
+    head = VelocityHead(FlowConfig(width=32, layers=1, time_features=16), 4, 16).requires_grad_(False)
+    c, noise = torch.randn(3, 16), torch.randn(3, 4)
+    names = [name for name, _ in head.named_parameters()]
+    assert len(names) > 10
+    for name in names:
+        head.get_parameter(name).requires_grad_(True)
+        with pytest.raises(EnmaError, match="backend 'native' has no gradient"):
+            flow_head(c, noise, plan=head.plan(steps=2, method="midpoint"), backend="native")
+        head.get_parameter(name).requires_grad_(False)
+    plan = head.plan(steps=2, method="midpoint")
+    assert flow_head(c, noise, plan=plan, backend="native").shape == noise.shape

@@ -170,6 +170,9 @@ def test_empty(backend, sizes, device):
     out, *grads = results(point_attention, tensors, options, device=device_of(backend, device), backend=backend)
     assert out.shape == (2, 2, Q, 6)
     assert not out.any()
+    wide = [torch.cat([x, x], -1)[..., ::2] for x in tensors[:3]]
+    out, *_ = results(point_attention, wide + tensors[3:], options, device=device_of(backend, device), backend=backend)
+    assert out.shape == (2, 2, Q, 6)
     for grad, x in zip(grads, tensors, strict=True):
         assert grad.shape == x.shape
         assert not grad.any()

@@ -109,7 +109,13 @@ def test_gradients_where_only_some_are_asked_for(backend: str, device: torch.dev
 
 def test_strided_inputs(backend: str, device: torch.device) -> None:
     wide = torch.randn(4, 5, 66, device=device)
-    for x in (wide[:, ::2, :33], wide[..., ::2], wide.transpose(0, 1)[..., 33:], wide.permute(2, 0, 1)):
+    for x in (
+        wide[:, ::2, :33],
+        wide[..., ::2],
+        wide.transpose(0, 1)[..., 33:],
+        wide.permute(2, 0, 1),
+        wide[:0, :, ::2],
+    ):
         weight, residual = torch.randn(2 * x.shape[-1], device=device)[::2], torch.randn_like(x)
         for a, b in zip(both(x, residual, weight, backend=backend), both_ref(x, residual, weight), strict=True):
             assert a.shape == x.shape

@@ -19,7 +19,7 @@ from enma_fast.errors import EnmaError
 from enma_fast.forecasting.members import sample_fields
 from enma_fast.models.checkpoint import load_model, save_model
 from enma_fast.ops import rates
-from enma_fast.runs import run as run_module
+from enma_fast.runs.run import prepare as original
 from enma_fast.store.read import read_forecast, stacked
 from enma_fast.utils.system import versions
 
@@ -28,7 +28,7 @@ from .._runs import ALONE, prepare, start
 
 
 def test_the_model_is_by_default_that_of_the_command() -> None:
-    assert inspect.signature(run_module.prepare).parameters["checkpoint"].default == DEFAULT_CHECKPOINT
+    assert inspect.signature(original).parameters["checkpoint"].default == DEFAULT_CHECKPOINT
 
 
 @pytest.mark.parametrize("count", [1, 24])

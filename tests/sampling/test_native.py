@@ -100,8 +100,12 @@ def test_flow_heads_are_packed_for_frame_0_only() -> None:
     assert sampler._plans == {}
     without = sampler.planned_bytes()
     list(generate(sampler, problem(dynamics, "generation")))
-    assert sampler._plans
+    assert len(sampler._plans) == 1
     assert without["weights"] < sampler.planned_bytes()["weights"]
+    # Of other settings, in place of those before.
+    settings = dataclasses.replace(dynamics.config.sampling, flow_steps=3)
+    list(generate(sampler, problem(dynamics, "generation"), settings=settings))
+    assert [steps for steps, _ in sampler._plans] == [3]
     list(generate(sampler, given))
     assert sampler.planned_bytes() == without
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 
 import pytest
 import torch
 
+from enma_fast.config import SamplingConfig
 from enma_fast.sampling.native import NativeSampler
 
 from .._extension import ISAS, needs_native
@@ -101,6 +103,23 @@ def test_a_session_used_again_gives_the_same_bits() -> None:
     assert not torch.equal(first[0], second[0])
     # The frames that were handed out are the caller's.
     assert torch.equal(torch.stack(first, dim=1), play(sampler, one))
+
+
+def test_a_session_is_taken_before_it_is_looked_at() -> None:
+    """Comparing settings runs Python, where another thread may come between and take what lies idle."""
+    found = []
+
+    class Compared(SamplingConfig):
+        def __eq__(self, other: object) -> bool:
+            found.append(sampler._idle)
+            return super().__eq__(other)
+
+    dynamics = build("relative")
+    sampler, given = NativeSampler(dynamics, dtype=torch.float32), problem(dynamics, "temporal")
+    settings = dataclasses.asdict(dynamics.config.sampling)
+    whole = [list(generate(sampler, given, settings=Compared(**settings))) for _ in range(2)]
+    assert found == [None]
+    assert all(torch.equal(a, b) for a, b in zip(*whole, strict=True))
 
 
 def test_generators_do_not_disturb_each_other() -> None:

@@ -89,3 +89,27 @@ def test_a_child_of_a_child_and_the_parent_afterwards(tiny: Path) -> None:
     print(json.dumps([child(1), same()]))
     """
     assert run(tiny, 3, code) == [0, 3]
+
+
+def test_operators_of_a_child_that_asks_for_threads_end() -> None:
+    """Outside of forecasts, which have a thread of their own: the pool of OpenMP is lost to the child."""
+    code = """
+    import os, torch
+    from enma_fast.ops.philox_normal import philox_normal
+    from enma_fast.training.subnormals import flush_subnormals
+
+    torch.set_num_threads(3)
+    many = torch.arange(64)
+    def work():
+        with flush_subnormals():
+            return philox_normal(seed=1, members=many, frame=0, mask_step=0, tokens=many, channels=8, backend="native")
+    expected = work()
+    child = os.fork()
+    if child == 0:
+        torch.set_num_threads(3)
+        os._exit(0 if torch.equal(work(), expected) else 1)
+    print(os.waitpid(child, 0)[1])
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=True)
+    assert done.stdout == "0\n"

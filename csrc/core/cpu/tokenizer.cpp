@@ -119,6 +119,12 @@ Layer of_linear(Linear linear) {
     return layer;
 }
 
+// The place of a ring that `place` is, which may have gone around it more than once.
+int around(int place, int places) {
+    const int rest = place % places;
+    return rest < 0 ? rest + places : rest;
+}
+
 // Places [first, first + count) of a line, around it or zero beyond its ends.
 float* gather_line(const Shape& shape, const float* line, int first, int count, std::size_t row, float* out) {
     const int begin = std::max(first, 0), end = std::min(first + count, shape.places);
@@ -127,7 +133,7 @@ float* gather_line(const Shape& shape, const float* line, int first, int count, 
         const int place = first + i;
         if (begin <= place && place < end) continue;
         if (shape.ring) {
-            std::memcpy(out + i * row, line + (place + shape.places) % shape.places * row, row * sizeof(float));
+            std::memcpy(out + i * row, line + around(place, shape.places) * row, row * sizeof(float));
         } else {
             std::fill_n(out + i * row, row, 0.0f);
         }
@@ -144,7 +150,7 @@ void gather(const Convolution& c, const float* frame, const float* before, int b
             const float* from = t + 1 < c.frames ? before + t * size : frame;
             for (int i = 0; i < c.tall; ++i) {
                 int line = top + i;
-                if (c.shape.ring_of_lines) line = (line + c.shape.lines) % c.shape.lines;
+                if (c.shape.ring_of_lines) line = around(line, c.shape.lines);
                 if (line < 0 || line >= c.shape.lines) {
                     out = std::fill_n(out, c.window * row, 0.0f);
                 } else {
