@@ -127,8 +127,6 @@ def test_train_step(benchmark: Any, model: Model) -> None:
         [(rows, 11)] * 2,
         flow=config.dynamics.flow,
         mask_ratio=training.mask_ratio,
-        history_noise=training.history_noise,
-        history_noise_share=training.history_noise_share,
         generator=step_generator(0, 0),
     ).share(slice(None), ranks=1, device=DEVICE)
     stepper = Stepper(model, training, lambda module: module(segments, draws)[0])

@@ -152,8 +152,6 @@ def main() -> None:
         [(rows, frames)] * 2,
         flow=options.dynamics.flow,
         mask_ratio=config.mask_ratio,
-        history_noise=config.history_noise,
-        history_noise_share=config.history_noise_share,
         generator=step_generator(0, 0),
     )
     run = RunOptions(out=None)  # type: ignore[arg-type]

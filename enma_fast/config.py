@@ -225,9 +225,8 @@ class RolloutConfig:
     A trajectory has the weight ``1 / (rms + weight_floor)``, relative to ``1 / (weight_rms + weight_floor)`` and at
     most ``weight_most``, where rms is the amplitude of its standardised fields in units of the field: relative errors
     count, except those of fields that have decayed. ``energy`` is the weight of the energy score of whole frames, which
-    also measures how tokens vary together. ``fairness`` below 1 gives the almost fair CRPS (Lang et al., 2024).
-    ``first_frame`` is the weight of the flow loss of frame 0 given a context, which generation needs; its masks and
-    noise are drawn ``first_draws`` times for each trajectory.
+    also measures how tokens vary together. ``first_frame`` is the weight of the flow loss of frame 0 given a context,
+    which generation needs; its masks and noise are drawn ``first_draws`` times for each trajectory.
 
     An autonomous equation has two more symmetries: every n-th frame solves it with n times its rates (a batch uses one
     of ``strides``), and a trajectory may begin at any of its frames (``late_share`` of the batches, within the first
@@ -242,7 +241,6 @@ class RolloutConfig:
     weight_rms: float = 0.3
     weight_most: float = 6.0
     energy: float = 0.0
-    fairness: float = 1.0
     first_frame: float = 0.01
     first_draws: int = 8
     strides: tuple[int, ...] = (1,)
@@ -274,9 +272,6 @@ class TrainingConfig:
     scattered_share: float = 0.0
     # Share of masked tokens, drawn uniformly per frame (dynamics only).
     mask_ratio: tuple[float, float] = (0.75, 1.0)
-    # Standard deviation of noise on the history, drawn log-uniformly, and the share of trajectories that get it.
-    history_noise: tuple[float, float] = (0.003, 0.1)
-    history_noise_share: float = 0.0
     # Shift trajectories around a periodic domain, by grid points.
     shift: bool = False
     # Symmetries that the equation of the data set declares (`data.equation`): the fields are scaled by a factor drawn
@@ -294,6 +289,9 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         _check_training(self)
 
+
+# Steps between the validations of each stage of training, of which the best one's weights are kept.
+VALIDATE_EVERY = {"tokenizer": 500, "dynamics": 1000, "forecasts": 500, "first-frame": 500}
 
 # Whole numbers that must be at least 1, unless they are None.
 _COUNTS = (
@@ -427,14 +425,14 @@ def _check_training(config: TrainingConfig) -> None:
     _require(config, ("learning_rate", "clip_norm"), lambda x: x > 0, "a number above 0 is needed")
     amounts = ("final_learning_rate", "warmup_steps", "weight_decay", "boost")
     _require(config, amounts, lambda x: x >= 0, "0 or more is needed")
-    shares = ("ema_decay", "history_noise_share", "scattered_share", "context_share")
+    shares = ("ema_decay", "scattered_share", "context_share")
     _require(config, shares, lambda x: 0 <= x <= 1, "a number from 0 to 1 is needed")
     needed = "two numbers {}, the smaller first, are needed"
     _require(config, ("point_fraction", "mask_ratio"), lambda x: 0 <= x[0] <= x[1] <= 1, needed.format("from 0 to 1"))
     whole = "whole numbers from 1 on are needed"
     _require(config, ("strides",), lambda n: len(n) > 0 and min(n) >= 1, whole)
-    # These are drawn log-uniformly.
-    _require(config, ("history_noise", "amplitude"), lambda x: 0 < x[0] <= x[1], needed.format("above 0"))
+    # It is drawn log-uniformly.
+    _require(config, ("amplitude",), lambda x: 0 < x[0] <= x[1], needed.format("above 0"))
     rollout, place = config.rollout, "rollout."
     if rollout is None:
         return
@@ -445,5 +443,5 @@ def _check_training(config: TrainingConfig) -> None:
     weights = ("weight_floor", "weight_rms", "weight_most")
     _require(rollout, weights, lambda x: x > 0, "a number above 0 is needed", place)
     _require(rollout, ("energy", "first_frame"), lambda x: x >= 0, "0 or more is needed", place)
-    _require(rollout, ("fairness", "late_share"), lambda x: 0 <= x <= 1, "a number from 0 to 1 is needed", place)
+    _require(rollout, ("late_share",), lambda x: 0 <= x <= 1, "a number from 0 to 1 is needed", place)
     _require(rollout, ("strides",), lambda n: len(n) > 0 and min(n) >= 1, whole, place)

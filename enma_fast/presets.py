@@ -26,6 +26,7 @@ from .config import (
 )
 from .errors import EnmaError
 from .utils.bounds import FEWEST_FRAMES
+from .utils.text import times
 
 TWO_PI = 2 * math.pi
 
@@ -424,14 +425,14 @@ def _tokens(name: str, grid: tuple[int, ...], widest: int) -> tuple[int, tuple[i
             count = math.prod(n // (2**space * p) for n, p in zip(grid, patch, strict=True))
             if count <= _MOST_TOKENS:
                 return space, patch
-            raise EnmaError(f"{name}: the grid {_times(grid)} makes {count} tokens a frame; coarsen it")
+            raise EnmaError(f"{name}: the grid {times(grid)} makes {count} tokens a frame; coarsen it")
     sizes = [tuple(max(2 * _FEWEST_TOKENS, n + step * (n % 2)) for n in grid) for step in (-1, 1)]
     kept = ",".join(f"{axis}=0:{size}" for axis, size, n in zip("xyz", sizes[0], grid, strict=False) if size < n)
     # Fields that are too small grow by interpolation only.
     crop = f": enma-fast data import --crop {kept}" if kept and all(map(operator.le, sizes[0], grid)) else ""
     raise EnmaError(
-        f"{name}: the grid {_times(grid)} cannot be halved to {_FEWEST_TOKENS} tokens or more; interpolate or crop the "
-        f"fields to {' or '.join(dict.fromkeys(map(_times, sizes)))} points{crop}"
+        f"{name}: the grid {times(grid)} cannot be halved to {_FEWEST_TOKENS} tokens or more; interpolate or crop the "
+        f"fields to {' or '.join(dict.fromkeys(map(times, sizes)))} points{crop}"
     )
 
 
@@ -441,7 +442,3 @@ def _patch(points: int, space: int, widest: int) -> int | None:
     if rest or tokens < _FEWEST_TOKENS:
         return None
     return next(p for p in range(widest, 0, -1) if tokens % p == 0 and (p == 1 or tokens // p >= _FEWEST_TOKENS))
-
-
-def _times(sizes: Sequence[int]) -> str:
-    return " x ".join(map(str, sizes))

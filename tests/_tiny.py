@@ -227,9 +227,7 @@ def forecast_task(name, training=None, decoder="masked-flow", make=ForecastTask)
     return make(made, training, train=data, val=fields[0:4:2], val_contexts=fields[1:4:2], members=2)
 
 
-TRAINING = TrainingConfig(
-    steps=6, batch=4, learning_rate=3e-3, warmup_steps=2, shift=True, history_noise_share=0.5, ema_decay=0.9
-)
+TRAINING = TrainingConfig(steps=6, batch=4, learning_rate=3e-3, warmup_steps=2, shift=True, ema_decay=0.9)
 
 
 def distance(a, b):

@@ -235,7 +235,7 @@ def test_training_configs_are_checked_alike():
         ({"strides": [2, 0]}, r"strides is \[2, 0\]; whole numbers from 1 on"),
         ({"mask_ratio": [0.75, 1.25]}, r"mask_ratio is \[0.75, 1.25\]; two numbers from 0 to 1"),
         ({"mask_ratio": [0.75, 0.5]}, "mask_ratio is .*the smaller first"),
-        ({"history_noise": [0.0, 0.1]}, r"history_noise is \[0.0, 0.1\]; two numbers above 0"),
+        ({"amplitude": [0.0, 0.1]}, r"amplitude is \[0.0, 0.1\]; two numbers above 0"),
     ],
 )
 def test_impossible_trainings_are_refused(changes, said):

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..config import VALIDATE_EVERY
 from .options import AsJson, Threads, on_device, settings, use_threads, with_options
 from .terminal import Terminal
 
@@ -52,7 +53,6 @@ _DEFAULTS: dict[str, Any] = {
     "compile": False,
     "device": "cpu",
     "save_seconds": 300.0,
-    "validate_every": 500,
     "as_json": False,
 }
 _TOKENIZER = Annotated[str, typer.Option("--tokenizer", help="Run folder of a tokenizer, or a checkpoint.")]
@@ -66,7 +66,7 @@ def _command(
 ) -> Callable[..., None]:
     """The command that trains a stage; options that are not named here are those of `RunOptions`."""
 
-    @with_options(kinds, defaults)
+    @with_options(kinds, defaults | {"validate_every": VALIDATE_EVERY[stage]})
     def command(
         *,
         preset: str,
@@ -126,7 +126,6 @@ dynamics = _command(
     "dynamics",
     "Train the dynamics on a tokenizer's latent frames; under torchrun on several ranks.",
     {"preset": _KINDS["preset"], "tokenizer": _TOKENIZER} | _KINDS,
-    _DEFAULTS | {"validate_every": 1000},
 )
 # Later stages start from the weights of a whole model.
 _LATER_DEFAULTS = {name: default for name, default in _DEFAULTS.items() if name != "start"}

@@ -61,6 +61,7 @@ def run(
 
     The data are split into training, validation and test by environment, the model fits their grid and channels.
     """
+    from ..models.checkpoint import IN_RUN
     from ..training.own_model import prepare_own, train_own
     from ..training.own_plan import Request, make_plan, saved_plan
 
@@ -79,12 +80,10 @@ def run(
     report = _report(terminal, plan, out)
     terminal.show(
         *_score_tables(plan, metrics["rows"]),
-        f"checkpoint: {out / 'checkpoint'}   (enma-fast forecast FILE --checkpoint {out} --out forecast.zarr)",
+        f"checkpoint: {out / IN_RUN}   (enma-fast forecast FILE --checkpoint {out} --out forecast.zarr)",
         *([f"report:     {report}"] if report else []),
     )
-    terminal.result(
-        {"out": str(out), "checkpoint": str(out / "checkpoint"), "report": report and str(report), **metrics}
-    )
+    terminal.result({"out": str(out), "checkpoint": str(out / IN_RUN), "report": report and str(report), **metrics})
 
 
 def _report(terminal: Terminal, plan: Plan, out: Path) -> Path | None:

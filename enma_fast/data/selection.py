@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from ..errors import EnmaError
 from . import FieldFile, read_numbered
 
@@ -31,8 +33,14 @@ def fields_of(
 
 
 def context_of(path: Path, rows: Sequence[int]) -> FieldFile:
-    """Context trajectories for `rows` from another file, or the one for all; `check_case` refuses too few."""
+    """Context trajectories for `rows` from another file, or the one for all; `FileForecast.check` refuses too few."""
     return read_numbered(path, lambda total: [row for row in rows if 1 < total > row] or [0])
+
+
+def spread_rows(total: int, count: int) -> np.ndarray:
+    """Up to `count` of `total` trajectories, spread evenly, so that many environments are among them."""
+    count = min(count, total)
+    return np.arange(count) * total // count
 
 
 def _check_rows(rows: Sequence[int], total: int, path: Path) -> None:

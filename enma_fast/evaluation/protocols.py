@@ -35,7 +35,7 @@ from ..data import FieldFile, dataset_split, read
 from ..errors import EnmaError
 from ..forecasting.file_forecast import numbers_of
 from ..forecasting.members import sample_fields
-from ..forecasting.request import GENERATION, INITIAL_VALUE, TEMPORAL, Task
+from ..forecasting.request import GENERATION, HISTORY, INITIAL_VALUE, TEMPORAL, Task
 from ..models.model import Model
 from .features import distribution_scores, training_file
 from .metrics import Scores, crps, relative_l2, rmsce
@@ -46,8 +46,6 @@ from .solver import solver_fidelity
 KEPT = ("rel_l2", "rel_l2_median", "rel_l2_q90", "rel_l2_member", "crps", "crps_relative", "rmsce", "spread_skill")
 # Trajectories of a file that calibration and generation are measured on.
 CALIBRATED = 120
-# Observed frames of the temporal task.
-HISTORY = 3
 # Zebra's protocol: frames of a window and of a context, and trajectories whose calibration is one number.
 ZEBRA_WINDOW, ZEBRA_BATCH = 10, 10
 # Values of forecasts that are in memory at a time.

@@ -1,4 +1,4 @@
-"""Score ensemble forecasts of a field file in one of the three tasks, as one dict of plain data.
+"""Score ensemble forecasts of a field file in one of the tasks (`forecasting.request.TASKS`), as a dict of plain data.
 
 Shape suffixes: B trajectories, T frames, X points.
 """
@@ -75,8 +75,9 @@ def score(
         The same keys for every task, plain data for JSON: those of `metrics.Scores.result`, `rank_histogram`,
         `solver_fidelity`, `physics` (`physics.Physics.result`), `seconds_per_member` (wall time of sampling, encoding
         and decoding), `num_parameters`, `num_frames` (forecast), `model`, `dataset`, `split`, `task`, `history`
-        (observed frames), `points` (as asked), `seed`, `sampling` (the settings), and `num_outside` (trajectories whose
-        observed frames lie outside what the model was trained on; None if its checkpoint has no record of that).
+        (observed frames), `points` (as asked), `seed`, `sampling` (the settings), `precision` (as in the request's
+        `precision`: fp32, bf16, or model for the model's own), and `num_outside` (trajectories whose observed frames
+        lie outside what the model was trained on; None if its checkpoint has no record of that).
 
     Raises
     ------

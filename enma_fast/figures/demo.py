@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from ..data import FieldFile, read, shipped_file
+from ..data.selection import spread_rows
 from ..errors import EnmaError
 from ..evaluation.scoring import paper_table, score_forecast
 from ..forecasting.file_forecast import FileForecast
@@ -57,7 +58,7 @@ def run(
     name = model.config.dataset
     inside, outside = (read(shipped_file(name, split)) for split in ("test-in", "test-out"))
     trajectories = min(TRAJECTORIES, len(inside), len(outside)) if trajectories is None else trajectories
-    in_rows, out_rows = (spread_rows(data, trajectories) for data in (inside, outside))
+    in_rows, out_rows = (_spread_over(data, trajectories) for data in (inside, outside))
     fewer = ForecastRequest(num_members=min(members, FEWER_MEMBERS), seed=seed, trajectories=in_rows, points=points)
     # One trajectory at a time, so that progress is seen.
     request = replace(fewer, num_members=members, chunk=max(1, members))
@@ -117,8 +118,8 @@ def shipped_model(pde: str | None = None, *, scattered: bool = False) -> str:
     return models[pde]
 
 
-def spread_rows(data: FieldFile, count: int) -> list[int]:
+def _spread_over(data: FieldFile, count: int) -> list[int]:
     """Choose `count` trajectories spread over a file, so that they come from different environments."""
     if not 1 <= count <= len(data):
         raise EnmaError(f"trajectories is {count}; {data.path.name} holds 1 to {len(data)}")
-    return [i * len(data) // count for i in range(count)]
+    return spread_rows(len(data), count).tolist()

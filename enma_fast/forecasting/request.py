@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 # Number format of the weights that is chosen by measurement.
 AUTO = "auto"
+# Observed frames of the temporal task.
+HISTORY = 3
 # Rows sampled at a time on a CPU.
 CPU_CHUNK = 64
 # The numbers of a row take the memory of so many values.
@@ -106,7 +108,7 @@ class ForecastRequest:
     """
 
     task: Task = TEMPORAL
-    num_history: int = 3
+    num_history: int = HISTORY
     num_frames: int | None = None
     num_members: int = 16
     first_member: int = 0

@@ -35,7 +35,7 @@ from ..data import PRETRAINED
 from ..errors import EnmaError
 from ..presets import PRESETS
 from ..utils.dataclass_json import from_json, to_json
-from ..utils.files import write_atomic as write_atomic
+from ..utils.files import write_atomic
 from ..utils.untrusted import open_regular, parse_json, read_bytes
 from .domain import Domain
 from .model import Model

@@ -7,18 +7,18 @@ from collections.abc import Callable
 from torch import Tensor
 
 
-def fair_score(made: Tensor, truth: Tensor, distance: Callable[[Tensor], Tensor], *, fairness: float = 1.0) -> Tensor:
+def fair_score(made: Tensor, truth: Tensor, distance: Callable[[Tensor], Tensor]) -> Tensor:
     """Score of draws ``made [B, K, ...]`` at ``truth [B, ...]``, shaped as the distance of the truth.
 
-        score = mean_i d(x_i - y) - (1 - e) sum_{i<j} d(x_i - x_j) / (K (K - 1)),   e = (1 - fairness) / K
+        score = mean_i d(x_i - y) - sum_{i<j} d(x_i - x_j) / (K (K - 1))
 
     The distance d maps differences to their lengths: absolute values give the CRPS of each entry, norms over the last
-    dimensions the energy score. With ``fairness`` 1 it is the fair score (Ferro, 2014), which is least, in expectation,
-    for draws from the truth's own distribution; below 1 the almost fair one (Lang et al., 2024). K is at least 2.
+    dimensions the energy score. It is the fair score (Ferro, 2014), which is least, in expectation, for draws from the
+    truth's own distribution. K is at least 2.
     """
     K = made.shape[1]
     score = distance(made - truth[:, None]).mean(1)
-    less = (1 - (1 - fairness) / K) / (K * (K - 1))
+    less = 1 / (K * (K - 1))
     for i in range(K):
         for j in range(i):
             score = score - less * distance(made[:, i] - made[:, j])

@@ -33,7 +33,7 @@ class Draws:
     noise: list[Tensor]  # [B, T, N, draws, C] standard normal
     times: list[Tensor]  # [B, T, N, draws, 1] flow times in [0, 1]
     known: list[Tensor]  # [B, T, N] True where the masked transformer sees the token
-    history: list[Tensor]  # [B, T, N, C] noise added to what the causal transformer reads
+    history: list[Tensor]  # [B, T, N, C] added to what the causal transformer reads; zeros as drawn
     masked: Tensor  # [] what the sum over masked tokens is divided by: their number, in a share their mean per share
 
     def share(self, rows: slice, *, ranks: int, device: torch.device) -> Draws:
@@ -119,17 +119,11 @@ def draw(
     *,
     flow: FlowConfig,
     mask_ratio: tuple[float, float],
-    history_noise: tuple[float, float],
-    history_noise_share: float,
     generator: torch.Generator,
 ) -> Draws:
     """Draw the random numbers of a step for segments of ``(batch, frames)`` each."""
     N, C = config.num_tokens, config.token_channels
     noise, times, known, history = [], [], [], []
-    low, high = history_noise
-    B = shapes[0][0]
-    level = low * (high / low) ** torch.rand(B, 1, 1, 1, generator=generator)
-    level = level * (torch.rand(B, 1, 1, 1, generator=generator) < history_noise_share)
     for B, T in shapes:
         noise.append(torch.randn(B, T, N, flow.draws, C, generator=generator))
         if flow.time_law == "uniform":
@@ -140,7 +134,7 @@ def draw(
         masked = (ratio * N).ceil().clamp(1, N)
         rank = torch.rand(B, T, N, generator=generator).argsort(-1).argsort(-1)
         known.append(rank >= masked)
-        history.append(level * torch.randn(B, T, N, C, generator=generator))
+        history.append(torch.zeros(B, T, N, C))
     count = torch.stack([(~k).sum() for k in known]).sum().float()
     return Draws(noise, times, known, history, count)
 

@@ -16,8 +16,8 @@ A store is a Zarr v3 group that `xarray.open_zarr` reads, with CF attributes and
     .unfinished           the ledger of a run; removed when the store is complete
     .damaged              damaged metadata, coordinates, observations and truth; removed when a run has repaired them
 
-The fields are dimensionless as the equations are, so all units are "1". Nothing in a store depends on when, where or by
-how many processes it was written.
+A channel has the unit that `Layout.units` gives it; all else, and a channel without one, is dimensionless as the
+equations are, with the unit "1". Nothing in a store depends on when, where or by how many processes it was written.
 
 Shape suffixes: B trajectories, K members, T frames.
 """

@@ -21,13 +21,13 @@ from ..errors import EnmaError
 from ..evaluation.metrics import columns, relative_l2
 from ..evaluation.paper import paper_source
 from ..evaluation.scoring import paper_table, score
-from ..models.checkpoint import MANIFEST, METRICS, load_model, locate, round_weights, save_model
+from ..models.checkpoint import IN_RUN, MANIFEST, METRICS, load_model, locate, round_weights, save_model
 from ..models.domain import Domain
 from ..models.model import Model
 from ..utils.dataclass_json import replace
 from ..utils.text import counted, markdown_table, short, times
 from .lineage import json_word, trace
-from .recipes import CHECKPOINT, data_file
+from .recipes import data_file
 
 # Task, ensemble size, trajectories at most, whether of the packed file: 16 members for errors over all of a file, 64
 # for calibration. The packed files are shipped with the package, so their rows can be made again without any data.
@@ -89,7 +89,7 @@ def publish(
     if out.exists() and not (out.is_dir() and ((out / MANIFEST).is_file() or not any(out.iterdir()))):
         raise EnmaError(f"{out}: exists and is not a checkpoint; choose another --out")
     training = trace(run, tokenizer=tokenizer, dynamics=dynamics, forecasts=forecasts, begun=begun)
-    model = load_model(locate(run / CHECKPOINT))
+    model = load_model(locate(run / IN_RUN))
     if half:
         round_weights(model)
     settings = replace(model.config.sampling, sampling or {}, source="sampling")

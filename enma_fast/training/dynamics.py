@@ -18,6 +18,7 @@ from ..config import TokenizerConfig, TrainingConfig
 from ..errors import EnmaError
 from ..evaluation.metrics import Scores
 from ..forecasting.members import sample_fields
+from ..forecasting.request import HISTORY
 from ..forecasting.scattered import drawn_places
 from ..models.checkpoint import read_tensors, write_tensors
 from ..models.interpolation import grid_points
@@ -27,9 +28,6 @@ from ..utils.devices import to_device
 from .loop import ALONE, Rank
 from .sensitivity import channel_weights
 from .tokenizer import random_shifts, roll
-
-# Observed frames of the forecasts of a validation.
-HISTORY = 3
 
 
 @dataclass(frozen=True)
@@ -179,13 +177,11 @@ class DynamicsTask:
             shapes,
             flow=model.config.dynamics.flow,
             mask_ratio=config.mask_ratio,
-            history_noise=config.history_noise,
-            history_noise_share=config.history_noise_share,
             generator=generator,
         )
         if seen is not None:
-            for noise, segment, frames in zip(draws.history, segments, seen, strict=True):
-                noise += frames[..., None, None] * (segment[1] - segment[0])
+            for history, segment, frames in zip(draws.history, segments, seen, strict=True):
+                history += frames[..., None, None] * (segment[1] - segment[0])
         mine, device = rank.share(rows), next(self.module.parameters()).device
         given = [to_device(s[0, mine], device) for s in segments]
         return module(given, draws.share(mine, ranks=rank.count, device=device))
@@ -226,7 +222,7 @@ class DynamicsTask:
         """Errors of the forecasts, those from few points among them."""
         return scores["rel_l2"] + sum(scores.get(f"rel_l2{name}", 0.0) for name in ("_ivp", "_points"))
 
-    def validate(self, averaged: nn.Module, rank: Rank = ALONE) -> dict[str, float]:
+    def validate(self, rank: Rank = ALONE) -> dict[str, float]:
         """Scores of forecasts; `_points` where the training has scattered points, from as few as it shows."""
         points = None
         if self.config.scattered_share:

@@ -88,8 +88,6 @@ class FirstFrameTask(ForecastTask):
             flow=replace(self.model.config.dynamics.flow, draws=NOISES),
             # The mask steps of a forecast meet every number of known tokens.
             mask_ratio=(0.0, 1.0),
-            history_noise=self.config.history_noise,
-            history_noise_share=0.0,
             generator=generator,
         )
 
@@ -98,15 +96,15 @@ class FirstFrameTask(ForecastTask):
         return scores["flow"]
 
     @torch.no_grad()
-    def validate(self, averaged: nn.Module, rank: Rank = ALONE) -> dict[str, float]:
+    def validate(self, rank: Rank = ALONE) -> dict[str, float]:
         """Flow loss of frame 0 of the validation trajectories, by the first rank."""
         if rank.index:
             return {}
-        generator, device = torch.Generator().manual_seed(0), next(averaged.parameters()).device
+        generator, device = torch.Generator().manual_seed(0), next(self.module.parameters()).device
         target = self.model.encode(self.val[:, :1].to(device)).float()[:, 0]
         context, whole = self.model.encode(self.contexts.to(device)).float(), slice(len(target))
         losses = [
-            averaged(target, context, self.draws(len(target), generator).share(whole, ranks=1, device=device))[0]
+            self.module(target, context, self.draws(len(target), generator).share(whole, ranks=1, device=device))[0]
             for _ in range(VALIDATION_BATCHES)
         ]
         return {"flow": torch.stack(losses).mean().item()}

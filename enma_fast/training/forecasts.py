@@ -69,7 +69,7 @@ class Forecasts(nn.Module):
         )
         truth = z_BTNC[:, history : history + num_frames]
         channels = self.dynamics.score_weight
-        crps_B, energy_B = scores(made * channels, truth * channels, fairness=self.rollout.fairness)
+        crps_B, energy_B = scores(made * channels, truth * channels)
         loss = (weight_B * (crps_B + self.rollout.energy * energy_B)).mean()
         terms = {"crps": crps_B.mean(), "energy": energy_B.mean()}
         if first is not None:
@@ -82,14 +82,11 @@ class Forecasts(nn.Module):
         return loss, {name: value.detach() for name, value in terms.items()}
 
 
-def scores(made_BKTNC: Tensor, truth_BTNC: Tensor, *, fairness: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Fair CRPS of each channel, averaged, and fair energy score of whole frames over the root of their size, ``[B]``.
-
-    Both are made almost fair by a ``fairness`` below 1 (:func:`enma_fast.models.fair_score.fair_score`).
-    """
+def scores(made_BKTNC: Tensor, truth_BTNC: Tensor) -> tuple[Tensor, Tensor]:
+    """Fair CRPS of all channels, averaged, and fair energy score of frames over the root of their size, ``[B]``."""
     size = truth_BTNC[0, 0].numel() ** 0.5
-    crps = fair_score(made_BKTNC, truth_BTNC, torch.abs, fairness=fairness)
-    energy = fair_score(made_BKTNC, truth_BTNC, lambda x: x.flatten(-2).norm(dim=-1) / size, fairness=fairness)
+    crps = fair_score(made_BKTNC, truth_BTNC, torch.abs)
+    energy = fair_score(made_BKTNC, truth_BTNC, lambda x: x.flatten(-2).norm(dim=-1) / size)
     return crps.flatten(1).mean(1), energy.mean(1)
 
 
@@ -145,8 +142,6 @@ class ForecastTask:
                 [(B, options.first_draws)],
                 flow=model.config.dynamics.flow,
                 mask_ratio=config.mask_ratio,
-                history_noise=config.history_noise,
-                history_noise_share=0.0,
                 generator=generator,
             )
             first = draws.share(mine, ranks=rank.count, device=device)
@@ -228,7 +223,7 @@ class ForecastTask:
         """Errors of the forecasts, of ensemble means and as distributions."""
         return sum(scores[name] / of for name, of in MERIT.items() if name in scores)
 
-    def validate(self, averaged: nn.Module, rank: Rank = ALONE) -> dict[str, float]:
+    def validate(self, rank: Rank = ALONE) -> dict[str, float]:
         """Scores of forecasts, as those of the dynamics' training."""
         return rollout_scores(self.model, self.val, self.val_contexts, members=self.members, rank=rank)
 

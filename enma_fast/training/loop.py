@@ -32,9 +32,10 @@ from torch import Tensor, nn
 
 from ..config import TrainingConfig
 from ..errors import EnmaError
-from ..models.checkpoint import load_tensors, read_tensors, write_atomic, write_tensors
+from ..models.checkpoint import LOG, load_tensors, read_tensors, write_tensors
 from ..ops import rates
 from ..utils.dataclass_json import from_json, to_json
+from ..utils.files import write_atomic
 from ..utils.launch import detect
 from ..utils.system import keep_freed_memory
 from .optim import build, learning_rate
@@ -43,11 +44,24 @@ from .subnormals import flush_subnormals
 log = logging.getLogger("enma_fast")
 
 STATE, BEST = "state.safetensors", "best.safetensors"
+# Settings that are no more, and their value, as JSON, in records that are read: the default, or any that did nothing.
+_RETIRED = {
+    "curriculum_steps": r"\d+",
+    "fairness": r"1\.0",
+    "history_noise": r"\[\s*0\.003,\s*0\.1\s*\]",
+    "history_noise_share": r"0\.0",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """How a run is carried out; none of it changes the steps taken, but ``precision``."""
+    """How a run is carried out.
+
+    ``seed`` draws the batches and the noise, and ``precision``, ``compile`` and ``device`` round the steps differently.
+    ``stop_after`` ends the run early. The weights of the best validation are kept, so ``validate_every`` decides which
+    they can be: None is the default of the stage in :func:`enma_fast.training.recipes.train`, and the end alone in
+    :func:`run`. The rest changes nothing of the weights.
+    """
 
     out: Path
     seed: int = 0
@@ -55,7 +69,7 @@ class RunOptions:
     compile: bool = False
     device: str = "cpu"
     save_seconds: float = 300.0
-    validate_every: int = 1000
+    validate_every: int | None = None
     log_every: int = 50
     stop_after: int | None = None
     progress: Callable[[int, int, dict[str, float]], None] | None = field(default=None, repr=False)
@@ -65,7 +79,7 @@ class RunOptions:
             raise EnmaError(f"precision {self.precision!r}: use auto, bf16 or fp32")
 
 
-class Task(Protocol):
+class Stage(Protocol):
     """The part of a stage that differs from the others: its module, loss and validation, as :func:`run` needs them."""
 
     module: nn.Module
@@ -76,8 +90,8 @@ class Task(Protocol):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of this rank's share of the batch that ``generator`` draws, and terms to log."""
 
-    def validate(self, averaged: nn.Module, rank: Rank) -> dict[str, float]:
-        """Scores of the averaged weights on held-out data, which the ranks share; those of the first rank count."""
+    def validate(self, rank: Rank) -> dict[str, float]:
+        """Scores of the module as it is on held-out data, which the ranks share; those of the first rank count."""
 
     def merit(self, scores: dict[str, float]) -> float:
         """The number by which a validation is better than another: the lower, the better."""
@@ -237,7 +251,7 @@ def end_step(params: Iterable[nn.Parameter], optimizers: Iterable[torch.optim.Op
 
 
 @flush_subnormals()
-def run(task: Task, options: RunOptions) -> dict[str, float]:
+def run(task: Stage, options: RunOptions) -> dict[str, float]:
     """Train until ``task.config.steps``, resuming from ``options.out`` if it holds a state.
 
     At the end the module of the first rank holds the averaged weights of the best validation, whose scores are
@@ -251,12 +265,13 @@ def run(task: Task, options: RunOptions) -> dict[str, float]:
     options.out.mkdir(parents=True, exist_ok=True)
     state_path = options.out / STATE
     first = _load_state(state_path, module, average, optimizers, config) if state_path.exists() else 0
-    log_path = options.out / "log.jsonl"
+    log_path = options.out / LOG
     if rank.index == 0:
         _trim_log(log_path, first)
     forward: Callable[..., Any] = _compiled(module) if options.compile else module
     best = _Best(options.out / BEST, task, first)
     last_save, clock, since = time.monotonic(), time.monotonic(), first
+    validate_every = options.validate_every or config.steps
     end = config.steps if options.stop_after is None else min(config.steps, options.stop_after)
 
     def record(entry: dict[str, Any]) -> None:
@@ -293,11 +308,11 @@ def run(task: Task, options: RunOptions) -> dict[str, float]:
             if options.progress:
                 held = {"validation": best.scores["rel_l2"]} if "rel_l2" in best.scores else {}
                 options.progress(done, config.steps, values | held)
-        if done % options.validate_every == 0 or done == config.steps:
+        if done % validate_every == 0 or done == config.steps:
             paused = time.monotonic()
             average.swap(module)
             module.eval()
-            scores = task.validate(module, rank)
+            scores = task.validate(rank)
             if rank.index == 0:
                 best.offer(done, scores)
             average.swap(module)
@@ -328,7 +343,7 @@ def _compiled(module: nn.Module) -> Callable[..., Any]:
 class _Best:
     """The averaged weights of the best validation so far, kept in a file of the run."""
 
-    def __init__(self, path: Path, task: Task, step: int) -> None:
+    def __init__(self, path: Path, task: Stage, step: int) -> None:
         self.path, self.task = path, task
         self.scores: dict[str, float] = {}
         if step and path.exists():
@@ -389,8 +404,12 @@ def _save_state(
 
 
 def without_retired(text: str) -> str:
-    """JSON of an earlier version without the setting that its records hold and that never did anything."""
-    return re.sub(r'"curriculum_steps": \d+,\s*', "", text)
+    """JSON of an earlier version without the settings that are no more, where they have the value of their default.
+
+    One with another value stays, so that whoever reads the settings refuses it as an unknown key.
+    """
+    held = "|".join(f'"{name}": {value}' for name, value in _RETIRED.items())
+    return re.sub(rf"(?:{held}),\s*", "", text)
 
 
 def _load_state(

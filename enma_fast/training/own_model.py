@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..data import FieldFile, read, write_fields
+from ..data.selection import spread_rows
 from ..errors import EnmaError
 from ..evaluation.baselines import baselines
 from ..evaluation.metrics import Scores
@@ -35,7 +36,7 @@ from .loop import RunOptions
 from .own_card import own_card
 from .own_data import TEST, TRAIN
 from .own_plan import DATA, DYNAMICS_CHANGES, MEMBERS, SCORED, STAGES, Plan, Request, make_plan, saved_plan
-from .recipes import data_file, read_record, recipe, spread_rows, train
+from .recipes import data_file, read_record, recipe, train
 
 log = logging.getLogger("enma_fast")
 

@@ -21,13 +21,14 @@ import torch
 
 from ..data import FieldFile, dataset_split
 from ..errors import EnmaError
-from ..models.checkpoint import PLAN, sha256, write_atomic
+from ..models.checkpoint import PLAN, sha256
 from ..models.model import Model
 from ..presets import Preset, derived_preset
 from ..utils.dataclass_json import from_json, replace, to_json
+from ..utils.files import write_atomic
 from .dynamics import DynamicsTask, encode_all, sub_token_shifts
 from .forecasts import ForecastTask
-from .loop import ALONE, RunOptions, Task, run, without_retired
+from .loop import ALONE, RunOptions, Stage, run, without_retired
 from .own_data import (
     SPLITS,
     TRAIN,
@@ -173,8 +174,9 @@ def make_plan(source: Path, request: Request) -> tuple[Plan, dict[str, FieldFile
     timed = min(_TIMED_VALIDATED, held)
     for stage, task in tasks.items():
         each[stage] = _step_seconds(task)
+        task.module.eval()
         clock = time.monotonic()
-        task.validate(task.module.eval(), ALONE)
+        task.validate(ALONE)
         validation[stage] = (time.monotonic() - clock) * min(VALIDATED[stage], held) / timed
     scored = min(SCORED, len(splits[SPLITS[-1]])) * MEMBERS / _VALIDATED_MEMBERS
     other = {
@@ -212,7 +214,7 @@ def _moments(u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return mean, np.sqrt(sum(squares) / (u.size / u.shape[-1]))
 
 
-def _tasks(preset: Preset, splits: Mapping[str, FieldFile], contexts: bool) -> tuple[dict[str, Task], float]:
+def _tasks(preset: Preset, splits: Mapping[str, FieldFile], contexts: bool) -> tuple[dict[str, Stage], float]:
     """The three stages on a few trajectories, as the recipes make them, and the seconds to encode all trajectories."""
     train, val = splits[TRAIN], splits[VAL]
     rows = np.arange(min(_SAMPLE, len(train)))
@@ -242,7 +244,7 @@ def _tasks(preset: Preset, splits: Mapping[str, FieldFile], contexts: bool) -> t
     }, encoding
 
 
-def _step_seconds(task: Task) -> float:
+def _step_seconds(task: Stage) -> float:
     """Seconds of a step, the first one left out."""
     rates: list[float] = []
 

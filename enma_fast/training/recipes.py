@@ -21,10 +21,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..config import ModelConfig, TrainingConfig
+from ..config import VALIDATE_EVERY, ModelConfig, TrainingConfig
 from ..data import FieldFile, read
+from ..data.selection import spread_rows
 from ..errors import EnmaError
 from ..forecasting.file_forecast import check_file
+from ..forecasting.request import HISTORY
 from ..models.checkpoint import (
     IN_RUN,
     LOG,
@@ -37,29 +39,29 @@ from ..models.checkpoint import (
     save_model,
     save_tokenizer,
     sha256,
-    write_atomic,
 )
 from ..models.model import Model
 from ..models.tokenizer import Tokenizer
 from ..presets import Preset, find_preset
 from ..utils.dataclass_json import from_json, replace, to_json
+from ..utils.files import write_atomic
 from ..utils.system import machine, versions
 from .checks import check_forecasts, check_stage, check_strides
-from .dynamics import HISTORY, DynamicsTask, Latents, encode_all
+from .dynamics import DynamicsTask, Latents, encode_all
 from .first_frame import FirstFrameTask
 from .forecasts import ForecastTask
-from .loop import BEST, STATE, Rank, RunOptions, Task, abandon_ranks, in_bf16, join_ranks, run, without_retired
+from .loop import BEST, STATE, Rank, RunOptions, Stage, abandon_ranks, in_bf16, join_ranks, run, without_retired
 from .symmetries import with_boosts
 from .tokenizer import TokenizerTask
 
 log = logging.getLogger("enma_fast")
 
-RUN, CHECKPOINT, LATENTS, STRIDED = "run.json", IN_RUN, "latents-train.safetensors", "latents-train-{}.safetensors"
+RUN, LATENTS, STRIDED = "run.json", "latents-train.safetensors", "latents-train-{}.safetensors"
 # In the order in which they follow each other.
 STAGES = ("tokenizer", "dynamics", "forecasts", "first-frame")
 # Held-out trajectories that are reconstructed (by the tokenizer) or rolled out at each validation of a stage.
 VALIDATED = {"tokenizer": 200, "dynamics": 48, "forecasts": 120, "first-frame": 120}
-_TASKS: dict[str, Callable[..., Task]] = {
+_TASKS: dict[str, Callable[..., Stage]] = {
     "forecasts": ForecastTask,
     "first-frame": FirstFrameTask,
 }
@@ -114,6 +116,8 @@ def train(
     trained, config = _trained(stage, chosen, tokenizer if stage == "dynamics" else start, model_changes or {})
     training = replace(recipe(chosen, stage), training_changes or {}, source="training config")
     check_stage(stage, training)
+    if options.validate_every is None:
+        options = dataclasses.replace(options, validate_every=VALIDATE_EVERY[stage])
     if stage in STAGES[2:] and training.rollout is None:
         raise EnmaError("training config: rollout is null; training on whole forecasts needs its settings")
     files = [data_file(data_dir, config.dataset, split) for split in ("train", "val")]
@@ -129,7 +133,7 @@ def train(
         _begin, options, rank, stage, chosen.model.name, model=config, training=training, files=files, start=first
     )
     data: Any = train
-    make: Callable[..., Task] | None = _TASKS.get(stage)
+    make: Callable[..., Stage] | None = _TASKS.get(stage)
     if isinstance(trained, Tokenizer):
         if training.scattered_share and trained.interpolation is None:
             raise EnmaError("scattered_share: the tokenizer has no interpolation and sees whole grids; leave it at 0")
@@ -144,7 +148,7 @@ def train(
         assert train is not None
         with _seeded(options.seed):
             augmented = with_boosts(train, config.dataset, training, seed=options.seed)
-            task: Task = TokenizerTask(config, training, train=_fields(augmented), val=_fields(val, rows))
+            task: Stage = TokenizerTask(config, training, train=_fields(augmented), val=_fields(val, rows))
         assert isinstance(task.module, Tokenizer)
         if first is not None:
             load_tensors(task.module, load_tokenizer(first)[0].state_dict(), source=str(first))
@@ -165,7 +169,7 @@ def train(
     if not isinstance(trained, Tokenizer):
         begin()
     scores = _run(task, options)
-    folder = options.out / CHECKPOINT
+    folder = options.out / IN_RUN
     if finished(options, training) and rank.index == 0:
         save(folder)
     if rank.count > 1:
@@ -366,7 +370,7 @@ def _first_difference(old: Any, new: Any, name: str) -> str | None:
     return None if old == new else f"this run was begun with {name} {old}, not {new}"
 
 
-def _run(task: Task, options: RunOptions) -> dict[str, float]:
+def _run(task: Stage, options: RunOptions) -> dict[str, float]:
     try:
         return run(task, options) or summary(options.out)["validation"]
     except BaseException:
@@ -430,12 +434,6 @@ def _context_rows(data: FieldFile, rows: np.ndarray, *, trained: bool) -> np.nda
         if sizes.max() == 1 or (not trained and sizes.min() == 1):
             return None
     return np.array([data.context_for(int(i)) for i in rows])
-
-
-def spread_rows(total: int, count: int) -> np.ndarray:
-    """Up to `count` of `total` trajectories, spread evenly, so that many environments are among them."""
-    count = min(count, total)
-    return np.arange(count) * total // count
 
 
 def _validated(data: FieldFile, count: int, config: ModelConfig, num_history: int) -> np.ndarray:

@@ -88,16 +88,17 @@ class TokenizerTask:
         return scores["rel_l2"]
 
     @torch.no_grad()
-    def validate(self, averaged: nn.Module, rank: Rank = ALONE) -> dict[str, float]:
+    def validate(self, rank: Rank = ALONE) -> dict[str, float]:
         """Relative L2 of the standardised reconstruction from posterior means, by the first rank."""
         if rank.index:
             return {}
-        assert isinstance(averaged, Tokenizer)
+        tokenizer = self.module
+        assert isinstance(tokenizer, Tokenizer)
         errors = []
-        device = averaged.from_latent.weight.device
+        device = tokenizer.from_latent.weight.device
         for u in self.val.to(device).split(64):
-            out = averaged.standardised(averaged.decode(averaged.encode(u), u.shape[1]))
-            u = averaged.standardised(u)
+            out = tokenizer.standardised(tokenizer.decode(tokenizer.encode(u), u.shape[1]))
+            u = tokenizer.standardised(u)
             errors.append((out - u).flatten(1).norm(dim=1) / u.flatten(1).norm(dim=1))
         return {"rel_l2": torch.cat(errors).mean().item()}
 

@@ -267,7 +267,7 @@ def test_config_and_weights_of_different_models(
         (("--train-set", "optimizer=sgd"), "training config: optimizer: input should be 'adamw'"),
         (("--train-set", "batch"), "--train-set 'batch': write key=value"),
         (("--train-set", "batch=0"), "training config: batch is 0; at least 1 is needed"),
-        (("--train-set", "history_noise=[0,0.1]"), "training config: history_noise is [0.0, 0.1]; two numbers above 0"),
+        (("--train-set", "amplitude=[0,0.1]"), "training config: amplitude is [0.0, 0.1]; two numbers above 0"),
         (("--precision", "fp8"), "precision 'fp8': use auto, bf16 or fp32"),
         (("--device", "abacus"), "--device abacus: cannot be used here; use cpu"),
     ],

@@ -20,11 +20,11 @@ from enma_fast.models.checkpoint import (
     save_model,
     save_tokenizer,
     verify,
-    write_atomic,
     write_manifest,
     write_tensors,
 )
 from enma_fast.utils.dataclass_json import to_json
+from enma_fast.utils.files import write_atomic
 
 from .._tiny import CONFIGS, model, waves
 

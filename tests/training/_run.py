@@ -70,8 +70,8 @@ class Line:
             loss = loss * self.value
         return loss, {"w": w.detach()}
 
-    def validate(self, averaged, rank):
-        return {"w": averaged.weight.item()}
+    def validate(self, rank):
+        return {"w": self.module.weight.item()}
 
     def merit(self, scores):
         return abs(scores["w"] - self.best_at)

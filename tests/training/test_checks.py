@@ -1,5 +1,6 @@
 """What a stage refuses before it begins."""
 
+import inspect
 import shutil
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,10 @@ import pytest
 
 pytest.importorskip("h5py", reason="needs the [data] extra")
 
+from enma_fast.commands import train as commands
 from enma_fast.errors import EnmaError
 from enma_fast.models.checkpoint import PRETRAINED
+from enma_fast.training import recipes
 from enma_fast.training.loop import RunOptions
 from enma_fast.training.recipes import train
 
@@ -51,3 +54,20 @@ def test_validation_data_of_another_length_are_refused(stage: str, data_dir: Pat
     assert found.endswith(
         "combined-val.h5: trajectories have 20 frames and the model's num_frames is 25; add --set num_frames=20"
     )
+
+
+@pytest.mark.parametrize(
+    ("stage", "expected"), [("tokenizer", 500), ("dynamics", 1000), ("forecasts", 500), ("first-frame", 500)]
+)
+def test_a_stage_is_validated_as_often_from_python_as_by_its_command(
+    stage: str, expected: int, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int | None] = []
+    before = {} if stage == "tokenizer" else BEFORE.get(stage, BEFORE["forecasts"])
+    monkeypatch.setattr(recipes, "run", lambda task, options: seen.append(options.validate_every) or {"rel_l2": 1.0})
+    for changes in ({}, {"validate_every": 7}):
+        options = RunOptions(out=data_dir / "run", stop_after=1, precision="fp32", **changes)
+        train(stage, "combined-fast", data_dir=data_dir, options=options, **before)
+    assert seen == [expected, 7]
+    command = getattr(commands, stage.replace("-", "_"))
+    assert inspect.signature(command).parameters["validate_every"].default == expected

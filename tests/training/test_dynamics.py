@@ -184,7 +184,7 @@ def test_segments_are_standardised_and_shifted_by_whole_tokens():
 def scattered_task(share, context_share=0.5):
     """Trajectory i of 12, in six environments, has latents i everywhere, and i + 1/2 where it is seen at points."""
     task, _ = numbered_task()
-    training = replace(TRAINING, batch=64, context_share=context_share, history_noise_share=0.0, scattered_share=share)
+    training = replace(TRAINING, batch=64, context_share=context_share, scattered_share=share)
     latents = replace(task.train, scattered=task.train.z + 0.5)
     return DynamicsTask(task.model, training, train=latents, val=task.val, val_contexts=task.val_contexts)
 
@@ -234,7 +234,7 @@ def test_latents_of_points_are_of_the_same_places():
     task = dynamics_task("relative")
     z = torch.randint(0, 100, task.train.z.shape, generator=torch.Generator().manual_seed(0)).half()
     latents = replace(task.train, z=z, scattered=z + 0.5, mean=torch.full((2,), 3.0), std=torch.full((2,), 2.0))
-    training = replace(TRAINING, batch=32, history_noise_share=0.0, scattered_share=1.0)
+    training = replace(TRAINING, batch=32, scattered_share=1.0)
     scattered = DynamicsTask(
         task.model, training, train=latents, val=task.val, val_contexts=task.val_contexts, by_stride={1: latents}
     )
@@ -269,14 +269,14 @@ def test_validation_shows_few_points_where_training_does():
         task = DynamicsTask(
             plain.model, training, train=latents, val=plain.val, val_contexts=plain.val_contexts, members=2
         )
-        found = task.validate(nn.Identity())
+        found = task.validate()
         merit = found["rel_l2"] + found["rel_l2_ivp"] + found["rel_l2_points"]
         assert task.merit(found) == pytest.approx(merit)
         return found
 
     whole, few = scores(1.0), scores(0.25)
     keys = ("rel_l2", "rel_l2_member", "spread_skill", "crps")
-    assert set(whole) - set(plain.validate(nn.Identity())) == {f"{key}_points" for key in keys}
+    assert set(whole) - set(plain.validate()) == {f"{key}_points" for key in keys}
     # All points in another order.
     for key in keys:
         assert whole[f"{key}_points"] == pytest.approx(whole[key], rel=1e-4)
@@ -334,7 +334,7 @@ def test_pairs_need_two_trajectories_of_every_environment():
     alone = DynamicsTask(task.model, training, train=latents, val=task.val, val_contexts=None, members=2)
     loss, _ = alone.loss(alone.module, step_generator(0, 0), Rank())
     assert loss.isfinite()
-    scores = alone.validate(nn.Identity())
+    scores = alone.validate()
     assert set(scores) == {"rel_l2", "rel_l2_member", "spread_skill", "crps"}
     assert alone.merit(scores) == scores["rel_l2"]
 
@@ -346,7 +346,7 @@ def test_the_model_gets_the_statistics_of_its_latents():
 
 
 def test_validation_rolls_out_two_tasks():
-    scores = dynamics_task("relative").validate(nn.Identity())
+    scores = dynamics_task("relative").validate()
     keys = ("rel_l2", "rel_l2_member", "spread_skill", "crps")
     assert scores.keys() == {f"{key}{suffix}" for key in keys for suffix in ("", "_ivp")}
     assert scores["rel_l2"] != scores["rel_l2_ivp"]

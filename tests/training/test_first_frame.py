@@ -25,7 +25,7 @@ def task(**options):
 def test_training_lowers_the_loss_and_changes_the_velocity_alone(tmp_path):
     trained = task()
     before = {name: t.clone() for name, t in trained.model.state_dict().items()}
-    first = trained.validate(trained.module)["flow"]
+    first = trained.validate()["flow"]
     scores = run(trained, RunOptions(out=tmp_path, precision="fp32", validate_every=40, log_every=40))
     assert scores["flow"] < first - 0.05
     changed = {name for name, t in trained.model.state_dict().items() if not torch.equal(t, before[name])}

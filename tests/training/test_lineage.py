@@ -120,6 +120,15 @@ def test_a_run_older_than_a_setting_is_made_again_without_it(run: Path) -> None:
 def test_a_setting_that_is_no_more_is_read_over(run: Path) -> None:
     record = json.loads((run / "run.json").read_text())
     expected = trace(run, begun=[PRETRAINED / "combined-fast"])["forecasts"]["command"]
-    record["training"]["rollout"] = {"members": 2, "curriculum_steps": 500, **record["training"]["rollout"]}
+    retired = {"members": 2, "curriculum_steps": 500, "fairness": 1.0}
+    record["training"]["rollout"] = retired | record["training"]["rollout"]
+    noise = {"history_noise": [0.003, 0.1], "history_noise_share": 0.0}
+    record["training"] = noise | record["training"]
     (run / "run.json").write_text(json.dumps(record, indent=1))
     assert trace(run, begun=[PRETRAINED / "combined-fast"])["forecasts"]["command"] == expected
+    record["training"]["history_noise_share"] = 0.5
+    (run / "run.json").write_text(json.dumps(record, indent=1))
+    with pytest.raises(
+        EnmaError, match=r"^run\.json: history_noise_share: unknown key; take it out, or use the version"
+    ):
+        trace(run, begun=[PRETRAINED / "combined-fast"])

@@ -68,7 +68,7 @@ def test_a_validation_that_is_no_number_is_replaced_and_replaces_none(tmp_path, 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_run_without_a_validation_that_is_a_number_is_refused_at_its_end(tmp_path, monkeypatch, value):
-    monkeypatch.setattr(Line, "validate", lambda self, module, rank: {"w": value})
+    monkeypatch.setattr(Line, "validate", lambda self, rank: {"w": value})
     assert run(Line(), options(tmp_path, stop_after=6)) == {}
     for _ in range(2):
         with pytest.raises(EnmaError, match=r"log.jsonl: no validation of this run gave a number; .* learning_rate"):

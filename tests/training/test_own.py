@@ -333,7 +333,7 @@ def test_a_plan_of_another_version_is_refused_in_one_line(planned: Callable, tmp
     del known["preset"]["tokenizer_training"]["clip_norm"]
     # One that is no more did nothing.
     rollout = known["preset"]["forecast_training"]["rollout"]
-    known["preset"]["forecast_training"]["rollout"] = {"curriculum_steps": 0, **rollout}
+    known["preset"]["forecast_training"]["rollout"] = {"curriculum_steps": 0, "fairness": 1.0, **rollout}
     path.write_text(json.dumps(known))
     assert prepare_own(source, out, Request()) == plan
     known["preset"]["model"]["dynamics"]["gone"] = 3

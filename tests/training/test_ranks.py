@@ -67,7 +67,7 @@ def test_the_mean_of_the_ranks_losses_of_frame_0_is_the_loss(make):
 
 
 def test_ranks_share_strides_and_scattered_points():
-    training = replace(TRAINING, strides=(1, 2), scattered_share=0.5, history_noise_share=0.5)
+    training = replace(TRAINING, strides=(1, 2), scattered_share=0.5)
     task, lengths = dynamics_task("points", training), set()
     for step in range(8):
         loss, _ = task.loss(task.module, step_generator(0, step), Rank())
@@ -82,7 +82,7 @@ def test_ranks_share_strides_and_scattered_points():
 def test_ranks_share_a_validation(make, count, monkeypatch):
     """Two trajectories, so that the first of three ranks has none."""
     task = make("relative")
-    alone = task.validate(task.module)
+    alone = task.validate()
     parts: list[list[torch.Tensor]] = []
 
     def gather(part, everyone):
@@ -95,10 +95,10 @@ def test_ranks_share_a_validation(make, count, monkeypatch):
     rows = []
     for index in range(1, count):
         parts.append([])
-        assert task.validate(task.module, Rank(index, count)) == {}
+        assert task.validate(Rank(index, count)) == {}
         rows.append([len(part) for part in parts[-1]])
     assert rows == [[1, 1]] * (count - 1), "forecasts from three frames, and from one and a context"
-    assert task.validate(task.module, Rank(0, count)) == alone
+    assert task.validate(Rank(0, count)) == alone
     assert parts == [[]] * (count - 1)
 
 

@@ -63,8 +63,24 @@ def test_a_state_with_a_setting_that_is_no_more_is_resumed(tmp_path):
     tensors, meta = read_tensors(tmp_path / "state.safetensors")
     known = json.loads(meta["training"])
     rollout = known["rollout"]
-    known["rollout"] = {"members": rollout.pop("members"), "curriculum_steps": 0, **rollout}
-    write_tensors(tmp_path / "state.safetensors", tensors, meta | {"training": json.dumps(known, indent=1)})
+    known["rollout"] = {"members": rollout.pop("members"), "curriculum_steps": 0, "fairness": 1.0, **rollout}
+    noise = {"history_noise": [0.003, 0.1], "history_noise_share": 0.0}
+
+    def rewrite(**changes):
+        text = json.dumps({"steps": known["steps"], **noise, **known} | changes, indent=1)
+        write_tensors(tmp_path / "state.safetensors", tensors, meta | {"training": text})
+
+    # One that changed the steps is not read over.
+    for changes, key in (
+        ({"history_noise": [0.003, 0.05]}, "history_noise"),
+        ({"history_noise_share": 0.5}, "history_noise_share"),
+        ({"history_noise_share": 0.05}, "history_noise_share"),
+        ({"rollout": known["rollout"] | {"fairness": 0.95}}, "rollout.fairness"),
+    ):
+        rewrite(**changes)
+        with pytest.raises(EnmaError, match=rf"state.safetensors: {key}: unknown key; take it out, or use the version"):
+            run(dynamics_task("relative", training), options(tmp_path, stop_after=2))
+    rewrite()
     run(dynamics_task("relative", training), options(tmp_path, stop_after=2))
     assert read_log(tmp_path)[-1]["step"] == 2
 

@@ -45,7 +45,7 @@ def test_tokenizer_validation_is_the_error_of_the_posterior_means():
     task = tokenizer_task("points")
     out = task.module.decode(task.module.encode(task.val), 8)
     expected = [((a - b).norm() / b.norm()).item() for a, b in zip(out, task.val, strict=True)]
-    assert task.validate(task.module)["rel_l2"] == pytest.approx(sum(expected) / 3, rel=1e-5)
+    assert task.validate()["rel_l2"] == pytest.approx(sum(expected) / 3, rel=1e-5)
 
 
 def batch_of(fields, training, step=0):
@@ -102,6 +102,6 @@ def test_some_windows_fill_the_last_latent_as_trajectories_do():
 
 def test_the_tokenizer_learns(tmp_path):
     task = tokenizer_task("relative", LEARNING)
-    before = task.validate(task.module)["rel_l2"]
+    before = task.validate()["rel_l2"]
     after = run(task, options(tmp_path, validate_every=1000))["rel_l2"]
     assert after < 0.5 * before

@@ -23,13 +23,12 @@ def test_scores_are_the_fair_ones_by_hand():
     assert energy.item() == pytest.approx(((5 + 0 + 10) / 3 - (5 + 5 + 10) / 6) / 2**0.5)
 
 
-def test_two_equal_members_score_their_error_and_less_fairness_scores_spread_less():
+def test_two_equal_members_score_their_error():
     truth = torch.randn(4, 3, 2, 2, generator=torch.Generator().manual_seed(0))
     same = truth[:, None].expand(-1, 2, -1, -1, -1) + 0.5
     assert torch.allclose(scores(same, truth)[0], torch.full((4,), 0.5))
     apart = torch.stack([truth - 1, truth + 1], 1)
     assert torch.allclose(scores(apart, truth)[0], torch.zeros(4), atol=1e-6)
-    assert torch.allclose(scores(apart, truth, fairness=0.9)[0], torch.full((4,), 0.05), atol=1e-6)
 
 
 @pytest.mark.parametrize("which", [0, 1], ids=["crps", "energy"])
@@ -57,7 +56,7 @@ def test_training_lowers_the_score_of_forecasts(decoder, tmp_path):
     before = crps()
     scores = run(task, RunOptions(out=tmp_path, precision="fp32", validate_every=30, log_every=30))
     assert crps() < 0.8 * before
-    assert task.validate(task.module) == scores, "the weights are those of the best validation"
+    assert task.validate() == scores, "the weights are those of the best validation"
 
 
 def test_the_loss_is_a_function_of_its_step():
@@ -149,7 +148,7 @@ def test_a_periodic_domain_is_not_mirrored():
         ({"history": (3, 2)}, r"rollout.history is \[3, 2\]; two numbers from 1 on"),
         ({"weight_floor": 0.0}, "rollout.weight_floor is 0.0; a number above 0 is needed"),
         ({"first_draws": 0}, "rollout.first_draws is 0; at least 1 is needed"),
-        ({"fairness": 1.5}, "rollout.fairness is 1.5; a number from 0 to 1 is needed"),
+        ({"late_share": 1.5}, "rollout.late_share is 1.5; a number from 0 to 1 is needed"),
         ({"strides": ()}, r"rollout.strides is \[\]; whole numbers from 1 on are needed"),
     ],
 )
