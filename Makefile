@@ -1,9 +1,9 @@
 # Every target makes what it needs: `make demo` and `make test` work on a clean clone.
 #   make install             .venv at the root with all that the other targets use
 #   make demo  [ARGS=...]    an ensemble forecast of trajectories the model has never seen
-#   make test  [ARGS=...]    what every change needs, by WORKERS=2 processes; with ARGS, what they name by one
-#   make test-full           that, and the tests marked slow or kill: kill points, sanitizers, cubins, builds, the site
-#   make lint, make check    format, lint, types; and with them the tests of import direction, lean import, hygiene
+#   make test  [ARGS=...]    the quick tests, by WORKERS=2 processes; with ARGS, what they name by one
+#   make test-full           those, and the tests marked slow or kill; a change must pass make lint and make test-full
+#   make lint, make check    format (C too), lint, types, spelling; and with them the quick tests/packaging but for builds
 #   make docs                the documentation site, into out/site; a warning is an error
 #   make libenma [PREFIX=...]  the C library, for CMake and pkg-config (docs/embedding.md); make embed: all its tests
 #   make gpu   [DRY=1] [ONLY=...]  on a bare GPU machine, no network: build, benchmarks, tests, sanitizers; DRY: compile only
@@ -46,7 +46,7 @@ test-full: install
 
 lint: install
 	@$(BIN)/ruff format --check --quiet . || { echo "fix with: $(BIN)/ruff format ." >&2; exit 1; }
-	@$(BIN)/ruff check --quiet . && $(BIN)/mypy && $(BIN)/clang-format --dry-run -Werror $$(find csrc -name '*.[ch]' -o -name '*.[ch]pp' -o -name '*.cu*')
+	@$(BIN)/ruff check --quiet . && $(BIN)/mypy && $(BIN)/codespell && $(BIN)/clang-format --dry-run -Werror $$(find csrc -name '*.[ch]' -o -name '*.[ch]pp' -o -name '*.cu*')
 
 check: lint  # without test_build.py and test_extension.py, which build the distributions
 	@$(BIN)/python -m pytest --quiet -m "not slow" tests/packaging --ignore=tests/packaging/test_build.py --ignore=tests/packaging/test_extension.py

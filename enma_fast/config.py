@@ -7,14 +7,12 @@ small presets is a switch in the config, and therefore in every checkpoint.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import Any, Literal
 
+from .config_checks import check_choices, check_model, check_numbers, check_training, require
 from .errors import EnmaError
-from .utils.bounds import check_choices, check_numbers
-from .utils.text import counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,7 +194,8 @@ class ModelConfig:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
     def __post_init__(self) -> None:
-        _check_model(self)
+        check_sampling(self.name, self.sampling)
+        check_model(self)
 
     @property
     def token_grid(self) -> tuple[int, ...]:
@@ -287,32 +286,11 @@ class TrainingConfig:
     rollout: RolloutConfig | None = None
 
     def __post_init__(self) -> None:
-        _check_training(self)
+        check_training(self)
 
 
 # Steps between the validations of each stage of training, of which the best one's weights are kept.
 VALIDATE_EVERY = {"tokenizer": 500, "dynamics": 1000, "forecasts": 500, "first-frame": 500}
-
-# Whole numbers that must be at least 1, unless they are None.
-_COUNTS = (
-    "num_frames",
-    "tokenizer.field_channels",
-    "tokenizer.latent_channels",
-    "tokenizer.width",
-    "tokenizer.max_width",
-    "tokenizer.kernel",
-    "tokenizer.kernel_time",
-    "tokenizer.kernel_ends",
-    "tokenizer.stride_ends",
-    "dynamics.temporal_layers",
-    "dynamics.spatial_layers",
-    "dynamics.local.width",
-    "dynamics.local.layers",
-    "dynamics.local.past",
-    "dynamics.flow.width",
-    "dynamics.flow.layers",
-    "dynamics.flow.draws",
-)
 
 
 def check_sampling(name: str, sampling: SamplingConfig) -> None:
@@ -324,124 +302,8 @@ def check_sampling(name: str, sampling: SamplingConfig) -> None:
         return isinstance(value, kind) and not isinstance(value, bool) and bool(least <= value < math.inf)
 
     needed, place = "at least 1 is needed, a whole number", f"{name}: sampling."
-    _require(sampling, ("mask_steps", "flow_steps"), lambda n: above(1, n, Integral), needed, place)
-    _require(sampling, ("last_flow_steps", "shifts"), lambda n: n is None or above(1, n, Integral), needed, place)
-    _require(sampling, ("temperature",), lambda x: above(0, x, Real), "0 or more is needed", place)
+    require(sampling, ("mask_steps", "flow_steps"), lambda n: above(1, n, Integral), needed, place)
+    require(sampling, ("last_flow_steps", "shifts"), lambda n: n is None or above(1, n, Integral), needed, place)
+    require(sampling, ("temperature",), lambda x: above(0, x, Real), "0 or more is needed", place)
     check_choices(name, sampling, "sampling")
     check_numbers(name, sampling, "sampling")
-
-
-def _check_local(config: ModelConfig, local: LocalConfig) -> None:
-    name = f"{config.name}: dynamics.local"
-    if config.dynamics.decoder != "one-pass":
-        raise EnmaError(f"{name} is set and the decoder is {config.dynamics.decoder!r}; use decoder='one-pass' with it")
-    if local.width % 16:
-        raise EnmaError(f"{name}.width is {local.width}; a multiple of 16 is needed")
-
-
-def _part(config: ModelConfig, name: str) -> Any:
-    """A value by its dotted name; None where a part on the way is absent."""
-    value: Any = config
-    for key in name.split("."):
-        value = None if value is None else getattr(value, key)
-    return value
-
-
-def _check_model(config: ModelConfig) -> None:
-    tok, dyn = config.tokenizer, config.dynamics
-    if tok.dims not in (1, 2):
-        raise EnmaError(f"{config.name}: grid {tok.grid} has {tok.dims} dimensions; 1 or 2 are supported")
-    for name, value in (("lengths", tok.lengths), ("periodic", tok.periodic), ("patch", dyn.patch)):
-        if len(value) != tok.dims:
-            raise EnmaError(f"{config.name}: {name} has {len(value)} entries; the grid {tok.grid} needs {tok.dims}")
-    for name, sizes in (("grid", tok.grid), ("lengths", tok.lengths), ("patch", dyn.patch), ("heads", (dyn.heads,))):
-        if min(sizes) <= 0:
-            raise EnmaError(f"{config.name}: {name} is {sizes}; every entry must be above 0")
-    for name in _COUNTS:
-        if (count := _part(config, name)) is not None and count < 1:
-            raise EnmaError(f"{config.name}: {name} is {count}; at least 1 is needed")
-    check_sampling(config.name, config.sampling)
-    check_choices(config.name, config)
-    if dyn.local is not None:
-        _check_local(config, dyn.local)
-    if dyn.decoder == "one-pass" and dyn.flow.draws < 2:
-        raise EnmaError(
-            f"{config.name}: dynamics.flow.draws is {dyn.flow.draws}; frames decided in one pass need 2 or more"
-        )
-    if dyn.scale_shift_rank < 0 or not dyn.mlp_ratio > 0:
-        raise EnmaError(
-            f"{config.name}: dynamics.scale_shift_rank is {dyn.scale_shift_rank} and mlp_ratio {dyn.mlp_ratio}; 0 or "
-            "more and above 0 are needed"
-        )
-    if (seen := tok.interpolation) is not None and (seen.heads < 1 or seen.features % seen.heads):
-        raise EnmaError(
-            f"{config.name}: tokenizer.interpolation.features is {seen.features}; a multiple of its heads "
-            f"({seen.heads}) is needed"
-        )
-    tokens, flow = f"{config.name}: tokenizer.", f"{config.name}: dynamics.flow."
-    _require(tok, ("kernel", "kernel_ends"), lambda n: n % 2 == 1, "an odd number is needed", tokens)
-    _require(dyn.flow, ("time_features",), lambda n: n >= 2 and n % 2 == 0, "an even number is needed", flow)
-    if (tok.field_mean is None) != (tok.field_scale is None):
-        raise EnmaError(f"{config.name}: give tokenizer.field_mean and field_scale both, or neither")
-    for name, values in (("field_mean", tok.field_mean), ("field_scale", tok.field_scale)):
-        if values is not None and len(values) != tok.field_channels:
-            raise EnmaError(
-                f"{config.name}: tokenizer.{name} has {len(values)} entries; one for each of "
-                f"{counted(tok.field_channels, 'channel')} is needed"
-            )
-    if tok.field_scale is not None and not min(tok.field_scale) > 0:
-        raise EnmaError(f"{config.name}: tokenizer.field_scale is {tok.field_scale}; every entry must be above 0")
-    unknown = sorted(set(tok.layers) - {"residual", "space", "time"})
-    if unknown:
-        raise EnmaError(f"{config.name}: tokenizer.layers holds {unknown}; known are residual, space and time")
-    for n, p in zip(tok.grid, dyn.patch, strict=True):
-        if n % (tok.space_factor * p):
-            raise EnmaError(
-                f"{config.name}: grid {tok.grid} is not a multiple of {tok.space_factor * p}"
-                f" (space factor {tok.space_factor} times patch {p})"
-            )
-    if dyn.width % dyn.heads or (dyn.width // dyn.heads) % 4:
-        raise EnmaError(f"{config.name}: dynamics.width {dyn.width} must be a multiple of 4 * heads ({dyn.heads})")
-    # With fewer channels the rotary table has no angle for one of the dimensions, or for the frame.
-    if dyn.positions == "rotary" and dyn.width // dyn.heads < 8 * tok.dims:
-        raise EnmaError(
-            f"{config.name}: dynamics.width {dyn.width} over {dyn.heads} heads is {dyn.width // dyn.heads} channels a"
-            f" head; rotary positions in {counted(tok.dims, 'dimension')} need {8 * tok.dims}"
-        )
-    check_numbers(config.name, config)
-
-
-def _require(config: Any, names: tuple[str, ...], fits: Callable[[Any], bool], needed: str, place: str = "") -> None:
-    """Raise `EnmaError` for a value that does not fit; one that is no number fits no bound."""
-    for name in names:
-        value = getattr(config, name)
-        if not fits(value):
-            raise EnmaError(f"{place}{name} is {list(value) if isinstance(value, tuple) else value}; {needed}")
-
-
-def _check_training(config: TrainingConfig) -> None:
-    _require(config, ("steps", "batch"), lambda n: n >= 1, "at least 1 is needed")
-    _require(config, ("window",), lambda n: n is None or n >= 1, "at least 1 is needed, or null for whole trajectories")
-    _require(config, ("learning_rate", "clip_norm"), lambda x: x > 0, "a number above 0 is needed")
-    amounts = ("final_learning_rate", "warmup_steps", "weight_decay", "boost")
-    _require(config, amounts, lambda x: x >= 0, "0 or more is needed")
-    shares = ("ema_decay", "scattered_share", "context_share")
-    _require(config, shares, lambda x: 0 <= x <= 1, "a number from 0 to 1 is needed")
-    needed = "two numbers {}, the smaller first, are needed"
-    _require(config, ("point_fraction", "mask_ratio"), lambda x: 0 <= x[0] <= x[1] <= 1, needed.format("from 0 to 1"))
-    whole = "whole numbers from 1 on are needed"
-    _require(config, ("strides",), lambda n: len(n) > 0 and min(n) >= 1, whole)
-    # It is drawn log-uniformly.
-    _require(config, ("amplitude",), lambda x: 0 < x[0] <= x[1], needed.format("above 0"))
-    rollout, place = config.rollout, "rollout."
-    if rollout is None:
-        return
-    _require(rollout, ("members",), lambda n: n >= 2, "a score of ensembles needs at least 2", place)
-    _require(rollout, ("first_draws",), lambda n: n >= 1, "at least 1 is needed", place)
-    _require(rollout, ("frames",), lambda n: n is None or n >= 1, "at least 1 is needed, or null for all", place)
-    _require(rollout, ("history",), lambda n: 1 <= n[0] <= n[1], needed.format("from 1 on"), place)
-    weights = ("weight_floor", "weight_rms", "weight_most")
-    _require(rollout, weights, lambda x: x > 0, "a number above 0 is needed", place)
-    _require(rollout, ("energy", "first_frame"), lambda x: x >= 0, "0 or more is needed", place)
-    _require(rollout, ("late_share",), lambda x: 0 <= x <= 1, "a number from 0 to 1 is needed", place)
-    _require(rollout, ("strides",), lambda n: len(n) > 0 and min(n) >= 1, whole, place)

@@ -16,7 +16,6 @@ from torch import Tensor
 from .frame_layer import _block, _dot, _operand, _rounded, _tiles, _two, _weights
 from .philox_normal import MASK32, _pair
 
-INTERPRET = tl.constexpr(bool(triton.knobs.runtime.interpret))
 # ln(e - 1): softplus of it is 1.
 UNIT = tl.constexpr(0.5413248546129181)
 ORDER_STEP = tl.constexpr(0xFFFFFFFF)

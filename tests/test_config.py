@@ -99,7 +99,7 @@ def test_a_whole_number_is_a_valid_float(document):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"tokenizer.grid": (30,)}, r"Tiny: grid \(30,\) is not a multiple of 4"),
+        ({"tokenizer.grid": (30,)}, r"Tiny: grid \(30,\) is not a multiple of 4 .*; change grid, tokenizer"),
         ({"dynamics.patch": (3,)}, r"Tiny: grid \(32,\) is not a multiple of 6"),
         ({"tokenizer.grid": (32, 32)}, "Tiny: lengths has 1 entries"),
         ({"tokenizer.lengths": ()}, "Tiny: lengths has 0 entries"),

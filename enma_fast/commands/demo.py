@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..errors import EnmaError
 from ..forecasting.request import ForecastRequest
 from .options import DEFAULT_CHECKPOINT, AsJson, Points, Seed, Threads, use_threads
 from .terminal import Terminal, number, table
@@ -49,7 +50,6 @@ def demo(
     as_json: AsJson = False,
 ) -> None:
     """Forecast trajectories that the shipped model has never seen, and score the ensemble."""
-    from ..errors import EnmaError
     from ..figures import demo as library
 
     if pde is not None and checkpoint is not None:

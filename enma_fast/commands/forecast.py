@@ -11,6 +11,7 @@ import typer
 
 from ..errors import EnmaError
 from ..forecasting.request import ForecastRequest, dtype_named, task_named
+from ..utils.launch import detect
 from ..utils.text import counted
 from . import options
 from .terminal import Terminal, number, size, table
@@ -92,7 +93,6 @@ def forecast(
     from ..models.checkpoint import load_config
     from ..runs.run import prepare
     from ..store.layout import OUTSIDE, POINTS
-    from ..utils.launch import detect
 
     launch = detect()
     terminal = Terminal(as_json, quiet=quiet or not launch.is_reporter)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -81,8 +82,6 @@ def verify(
 
 def _verify_store(terminal: Terminal, store: Path, *, mark: bool) -> None:
     """Table of the damage; `EnmaError` if there is any."""
-    import shlex
-
     from ..store.layout import FINGERPRINT, LEDGER
     from ..store.metadata import read_unchecked_metadata, repeated
     from ..store.verify import check_store, mark_damaged

@@ -64,6 +64,11 @@ class FieldFile:
         """Number of trajectories in the file, read or not."""
         return len(self.u) if self.total is None else self.total
 
+    @property
+    def trajectories(self) -> Sequence[int]:
+        """Numbers of the trajectories that were read, in their order."""
+        return range(len(self)) if self.numbers is None else self.numbers.tolist()
+
     def places(self, numbers: Sequence[int]) -> list[int]:
         """Places of trajectories along the first axis of `u`, by number; `EnmaError` for one that was not read."""
         if self.numbers is None:
@@ -96,8 +101,7 @@ class FieldFile:
 
         `EnmaError` if the file has no environments, `i` is out of range, or no other trajectory shares its own.
         """
-        numbers = np.arange(len(self)) if self.numbers is None else self.numbers
-        return context_number(self.path, self.environment, i, numbers)
+        return context_number(self.path, self.environment, i, np.asarray(self.trajectories))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -16,8 +16,7 @@ def fields_of(
 ) -> tuple[FieldFile, Sequence[int]]:
     """Fields that contain the selected trajectories (and possibly others), and the numbers of the selected ones."""
     if isinstance(data, FieldFile):
-        every = range(len(data)) if data.numbers is None else data.numbers.tolist()
-        rows = every if select is None else list(select)
+        rows = data.trajectories if select is None else list(select)
         _check_rows(rows, data.num_trajectories, data.path)
         return data, rows
     path = Path(data)

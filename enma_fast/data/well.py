@@ -382,7 +382,10 @@ def _arrays(
                 channels = tuple(f"{key}_{name}" for name in names)
             dim_varying = hdf5.flags(dataset, "dim_varying", default=[True] * len(dims))
             if len(dim_varying) != len(dims):
-                raise EnmaError(f"{path}: {where}@dim_varying has {len(dim_varying)} flags for {len(dims)} dimensions")
+                raise EnmaError(
+                    f"{path}: {where}@dim_varying has {len(dim_varying)} flags for {len(dims)} dimensions; "
+                    "write one for each"
+                )
             found[key] = FieldArray(
                 dataset=dataset,
                 where=where,

@@ -15,8 +15,8 @@ _TASKS = {
 }
 # Distance of generated Combined trajectories from the solver's own, of the text on generation; no table has it.
 SOLVER_FIDELITY = 0.081
-# The splits go by this package's names, and by the keys of the paper's table.
-_SPLITS = {"test-in": "in_d", "test-out": "out_d", "in_d": "in_d", "out_d": "out_d"}
+# The keys of the splits in the paper's table.
+_SPLITS = {"test-in": "in_d", "test-out": "out_d"}
 
 
 def paper_source() -> str:
@@ -28,8 +28,8 @@ def paper_scores(dataset: str, task: str, split: str) -> dict[str, float]:
     """Forecast errors of the paper's Table 2: model name -> relative L2 error, in the order of the table.
 
     `dataset` is "advection", "combined", "gray-scott", "wave" or "vorticity" (an underscore does as well), `task`
-    "temporal" or "initial-value", `split` "test-in" or "in_d" (PDE parameters inside the training ranges), "test-out"
-    or "out_d". `EnmaError` for any other; the message lists the known ones.
+    "temporal" or "initial-value", `split` "test-in" (PDE parameters inside the training ranges) or "test-out".
+    `EnmaError` for any other; the message lists the known ones.
     """
     table = paper_figures()[_lookup(_TASKS, task, "task")]
     column = _lookup(_SPLITS, split, "split")

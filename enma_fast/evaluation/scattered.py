@@ -25,6 +25,8 @@ from .scoring import score_forecast
 SHARES = (1.0, 0.5, 0.2, 0.1)
 # Trajectories that are encoded at a time.
 _ROWS = 50
+# Of a forecast that is scored.
+_MEMBERS = 16
 
 
 def protocol_of(share: float, *, shipped: bool = False) -> str:
@@ -56,7 +58,6 @@ def measure_points(
     share: float,
     *,
     split: str,
-    members: int = 16,
     seed: int = 0,
     shipped: bool = False,
     progress: Callable[[int, int], None] | None = None,
@@ -68,11 +69,11 @@ def measure_points(
     model : with an interpolation
     data : the test file of the split, the packaged one if `shipped`
     share : of the grid points, above 0 and at most 1
-    members, seed : of the forecasts
+    seed : of the forecasts
     progress : called with (trajectories forecast, trajectories)
     """
     points = max(1, round(share * math.prod(model.config.tokenizer.grid)))
-    request = ForecastRequest(num_members=members, seed=seed, points=points)
+    request = ForecastRequest(num_members=_MEMBERS, seed=seed, points=points)
     scores = score_forecast(FileForecast(model, data, request), warn=False, progress=progress)
     fields = torch.from_numpy(data.u).to(model.latent_mean.device)
     error = reconstruction_errors(model.tokenizer, fields, share=share, seed=seed)
@@ -80,7 +81,7 @@ def measure_points(
         "protocol": protocol_of(share, shipped=shipped),
         "task": request.task.name,
         "split": split,
-        "members": members,
+        "members": _MEMBERS,
         "trajectories": len(data),
         "frames": scores["num_frames"],
         "reconstruction": error.mean().item(),

@@ -174,14 +174,14 @@ def check_truth_file(path: Path, dataset: Any, file: Path, numbers: Sequence[int
         raise EnmaError(f"{file}: the grid is {times(grid)} points; {path} has {times(expected)}")
     for name, coords in zip(axes, data.coords, strict=True):
         if not _close(coords, dataset[name].to_numpy()):
-            raise EnmaError(f"{file}: dimensions/{name} has other points than {name} of {path}")
+            raise EnmaError(f"{file}: dimensions/{name} has other points than {name} of {path}; give a truth at those")
     frames = dataset.sizes["time"]
     if len(data.times) < seen + frames:
         raise EnmaError(
             f"{file}: dimensions/time has {len(data.times)} frames; {path} observed {seen} and forecasts {frames} more"
         )
     if not _close(data.times[seen : seen + frames], dataset["time"].to_numpy()):
-        raise EnmaError(f"{file}: dimensions/time has other times than time of {path}")
+        raise EnmaError(f"{file}: dimensions/time has other times than time of {path}; give a truth at those")
     digest = sha256(file)
     if attrs.get("data_sha256", digest) != digest:
         # If the file of the forecast held no truth, the truth is in another one.

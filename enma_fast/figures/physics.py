@@ -12,7 +12,7 @@ from .style import ENSEMBLE, STYLE, TRUTH, new_figure
 _LINES = ("wave_number", "members", "truth")
 
 
-def spectrum_figure(spectra: dict[str, list[float]], error: float | None = None, *, mirrored: bool = False) -> Any:
+def spectrum_figure(spectra: dict[str, list[float]], error: float | None, *, mirrored: bool) -> Any:
     """Draw the power of the waves against their number; `error` is `spectrum_error`, shown in the title.
 
     Parameters

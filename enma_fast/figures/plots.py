@@ -20,7 +20,7 @@ from .forecast import Forecast, central_intervals, values_at
 from .maps import Maps, map_height
 from .style import BAND_ALPHA, ENSEMBLE, INK, STYLE, TIME_LABEL, TRUTH, new_figure
 
-_MOST_MOVIE_FRAMES = 200
+_MOST_MOVIE_FRAMES, _FRAMES_PER_SECOND = 200, 6
 REMEDY = "choose another --out"
 # Suffix of a movie; all others are pictures.
 MOVIE = ".gif"
@@ -101,7 +101,7 @@ def save_figure(figure: Any, path: str | Path) -> Path:
     return path
 
 
-def save_movie(forecast: Forecast, path: str | Path, *, title: str = "", frames_per_second: int = 6) -> Path:
+def save_movie(forecast: Forecast, path: str | Path, *, title: str = "") -> Path:
     """Write the maps of a two-dimensional field over time as a GIF; it appears complete or not at all.
 
     At most 200 frames are shown: of more, every second, third, ... one, which is logged. `EnmaError` if the field is
@@ -129,7 +129,7 @@ def save_movie(forecast: Forecast, path: str | Path, *, title: str = "", frames_
         figure.draw_without_rendering()
         figure.set_layout_engine("none")
 
-        writer = animation.PillowWriter(fps=frames_per_second)
+        writer = animation.PillowWriter(fps=_FRAMES_PER_SECOND)
         with complete_file(path, remedy=REMEDY) as temporary, writer.saving(figure, temporary, dpi=90):
             for t in range(0, len(forecast.times), step):
                 heading.set_text(f"{title}{', ' if title else ''}time {forecast.times[t]:.3g}")

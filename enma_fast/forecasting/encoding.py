@@ -230,7 +230,10 @@ def _field(name: str, value: np.ndarray | Tensor, model: Model, points: Tensor |
         bad = wrong.flatten(2).any(-1)
         if bad.any():
             b, t = (int(i) for i in bad.nonzero()[0])
-            raise EnmaError(f"{name} holds a value that is {what}, first in trajectory {b}, frame {t}")
+            raise EnmaError(
+                f"{name} holds a value that is {what}, first in trajectory {b}, frame {t}; "
+                "fill such values, for example by interpolation, or leave them out"
+            )
     return u
 
 
@@ -272,7 +275,7 @@ def require_fp32(model: Model) -> None:
 
 
 def outside(
-    model: Model, history: np.ndarray | Tensor | None, context: np.ndarray | Tensor | None, *, scattered: bool = False
+    model: Model, history: np.ndarray | Tensor | None, context: np.ndarray | Tensor | None, *, scattered: bool
 ) -> list[str]:
     """Return, for each trajectory, why its observed frames `[B, T, *x, c]` lie outside the training data, or "".
 
@@ -288,7 +291,7 @@ def outside(
 
 
 def report_outside(
-    model: Model, numbers: Sequence[int], reasons: Sequence[str], *, strict: bool = False, where: str = ""
+    model: Model, numbers: Sequence[int], reasons: Sequence[str], *, strict: bool, where: str = ""
 ) -> None:
     """Warn which trajectories lie outside the training data, or refuse them."""
     found = [(number, reason) for number, reason in zip(numbers, reasons, strict=False) if reason]

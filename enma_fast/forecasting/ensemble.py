@@ -212,7 +212,7 @@ def _places(
             raise EnmaError(f"{what} {one} is not in this ensemble; there are {_listed(names or there)}")
         places.append(known.index(one))
     if len(set(places)) != len(places):
-        raise EnmaError(f"{what} names one twice")
+        raise EnmaError(f"{what} names one twice; give each once")
     return places, tuple(there[place] for place in places)
 
 

@@ -60,7 +60,7 @@ class FileForecast:
 
     def __post_init__(self) -> None:
         if self.request.trajectories is None:
-            object.__setattr__(self, "request", replace(self.request, trajectories=numbers_of(self.data)))
+            object.__setattr__(self, "request", replace(self.request, trajectories=self.data.trajectories))
         if self.data.points is not None:
             object.__setattr__(self, "request", replace(self.request, num_history=len(self.data.times)))
         object.__setattr__(self, "request", self.request.on(self.model))
@@ -273,7 +273,7 @@ class FileForecast:
 
 def numbers_of(data: FieldFile) -> Sequence[int]:
     """Numbers of the trajectories that were read, in their order."""
-    return range(len(data)) if data.numbers is None else data.numbers.tolist()
+    return data.trajectories
 
 
 def check_file(config: ModelConfig, data: FieldFile) -> None:

@@ -236,5 +236,5 @@ def _numbers(trajectories: Sequence[int]) -> tuple[int, ...]:
         raise EnmaError(f"trajectories is {trajectories!r}; a list of numbers is expected") from None
     numbers = tuple(whole_number("a trajectory", number, least=0) for number in given)
     if len(set(numbers)) < len(numbers):
-        raise EnmaError("trajectories names a number twice: two would share their noise")
+        raise EnmaError("trajectories names a number twice, and the two would share their noise; give each once")
     return numbers

@@ -46,7 +46,8 @@ def coordinates(name: str, value: np.ndarray | Tensor, model: Model, *, of_frame
         raise EnmaError(f"{name} has shape {tuple(points.shape)}; [points, {options.dims}] is expected{others}")
     absent = points.isnan().all(-1) if points.ndim > 2 else torch.zeros(len(points), dtype=torch.bool)
     if not torch.isfinite(points[~absent]).all():
-        raise EnmaError(f"{name} holds a coordinate that is not finite")
+        remedy = "leave the point out by NaN in all of its coordinates" if points.ndim > 2 else "leave the point out"
+        raise EnmaError(f"{name} holds a coordinate that is not finite; correct it, or {remedy}")
     for i, length in enumerate(options.lengths):
         x, rounding = points[..., i][~absent], DOMAIN_TOLERANCE * length
         beyond = x[(x < -rounding) | (x > length + rounding)]

@@ -66,7 +66,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except FileNotFoundError:
-        raise EnmaError(f"{path}: no such file") from None
+        raise EnmaError(f"{path}: no such file; check the path") from None
     except (SafetensorError, OSError) as error:
         raise EnmaError(f"{path}: not a whole safetensors file ({error}); copy or train it again") from None
 

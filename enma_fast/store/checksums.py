@@ -45,7 +45,7 @@ class Recorder:
     file has a lock on a part of it; without `locks` each write is synchronous (see `Ledger`).
     """
 
-    def __init__(self, store: Path, *, locks: bool = True) -> None:
+    def __init__(self, store: Path, *, locks: bool) -> None:
         try:
             self._file = open_file(store / CHECKSUMS, os.O_RDWR | (0 if locks else os.O_DSYNC))
         except FileNotFoundError:

@@ -87,7 +87,7 @@ def checksum(data: bytes, num_bytes: int, chunks: int = 1) -> int:
     return _crc32c(b"".join(data[(i + 1) * step - _CRC.size : (i + 1) * step] for i in range(chunks))) or 1
 
 
-def file_problem(path: Path, num_bytes: int, *, chunks: int = 1, size: int | None = None) -> str | None:
+def file_problem(path: Path, num_bytes: int, *, chunks: int, size: int | None) -> str | None:
     """Like `chunk_problem`, for a file; a file that cannot be read is a problem too."""
     try:
         data = read_file(path)
@@ -98,7 +98,7 @@ def file_problem(path: Path, num_bytes: int, *, chunks: int = 1, size: int | Non
     return chunk_problem(data, num_bytes, chunks=chunks, size=size)
 
 
-def chunk_problem(data: bytes, num_bytes: int, *, chunks: int = 1, size: int | None = None) -> str | None:
+def chunk_problem(data: bytes, num_bytes: int, *, chunks: int, size: int | None) -> str | None:
     """Describe the damage in the bytes of a chunk file; None if they are whole.
 
     `num_bytes` are those of the values of one chunk, `chunks` the chunks that the shard holds, and `size` those that it

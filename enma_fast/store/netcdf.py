@@ -76,7 +76,7 @@ def export_netcdf(
     if "realization" in dataset.coords:
         places["realization"] = _places(path, dataset, "realization", members)
     elif members is not None:
-        raise EnmaError(f"{path}: holds statistics only, so no members can be selected")
+        raise EnmaError(f"{path}: holds statistics only, so no members can be selected; leave members out")
     _refuse(out, force)
     some = len(places.get("realization", ())) < dataset.sizes.get("realization", 0)
     total, missing = len(places["trajectory"]), 0

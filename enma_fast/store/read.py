@@ -7,8 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..errors import EnmaError, first_line
 from ..utils.extras import load_extra
 from .chunks import chunk_name
@@ -67,7 +65,7 @@ def zarr_errors(path: Path, name: str = "") -> Iterator[None]:
         raise EnmaError(f"{path}: {what}cannot be read ({first_line(error)}); run: enma-fast verify {path}") from error
 
 
-def is_missing(path: Path, dataset: Any, name: str, place: int, member: int = 0) -> bool:
+def is_missing(path: Path, dataset: Any, name: str, place: int, member: int) -> bool:
     """True if there is no file for a variable of a trajectory, or for one of its members.
 
     Zarr reads a missing file as NaN, so the values do not tell it from a forecast of NaN.
@@ -77,14 +75,6 @@ def is_missing(path: Path, dataset: Any, name: str, place: int, member: int = 0)
     if "realization" in dataset[name].dims:
         index[1] = member // dataset.attrs["shard"]
     return not (path / name / chunk_name(*index)).exists()
-
-
-def stacked(dataset: Any, suffix: str = "") -> np.ndarray | None:
-    """Stack the variables of all channels, such as `u_truth` for suffix "_truth", along a new last axis."""
-    names = [name + suffix for name in dataset.attrs["channels"]]
-    if any(name not in dataset for name in names):
-        return None
-    return np.stack([dataset[name].to_numpy() for name in names], axis=-1)
 
 
 def read_layout(path: Path) -> Layout:

@@ -14,7 +14,8 @@ from enma_fast.figures import demo
 from enma_fast.forecasting.file_forecast import FileForecast
 from enma_fast.forecasting.request import ForecastRequest
 from enma_fast.models.checkpoint import load_model
-from enma_fast.store.read import read_forecast, stacked
+from enma_fast.store.read import read_forecast
+from tests._stacked import stacked
 
 from .._files import contents
 

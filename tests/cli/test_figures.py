@@ -12,7 +12,8 @@ from enma_fast.data import read
 from enma_fast.evaluation.metrics import Scores
 from enma_fast.figures import plots, report
 from enma_fast.store.create import create_store
-from enma_fast.store.read import read_forecast, stacked
+from enma_fast.store.read import read_forecast
+from tests._stacked import stacked
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +100,7 @@ def test_a_movie(enma: Callable, plane: Path, store: Path, tmp_path: Path) -> No
     assert not (tmp_path / "b.gif").exists()
 
 
-def test_a_truth_of_another_grid_is_refused(enma: Callable, plane: Path, test_in: Path, tmp_path: Path) -> None:
+def test_a_truth_of_another_grid_is_refused(enma: Callable, plane: Path, test_in: Path) -> None:
     message = enma("report", plane, "--truth", test_in).error()
     assert message == f"{test_in}: the grid is 128 points; {plane} has 6 x 5"
 

@@ -13,7 +13,8 @@ from enma_fast.config import SamplingConfig
 from enma_fast.data import read
 from enma_fast.forecasting.members import sample_fields
 from enma_fast.models.checkpoint import load_model, sha256
-from enma_fast.store.read import read_forecast, stacked
+from enma_fast.store.read import read_forecast
+from tests._stacked import stacked
 
 
 def test_forecast_writes_what_the_library_samples(enma: Callable, tiny: Path, test_in: Path, tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from enma_fast.figures.report.reader import StoreReader
 from enma_fast.forecasting.file_forecast import FileForecast
 from enma_fast.forecasting.request import ForecastRequest
 from enma_fast.models.checkpoint import load_model, save_model
-from enma_fast.store.read import read_forecast, stacked
+from enma_fast.store.read import read_forecast
+from tests._stacked import stacked
 
 from .._tiny import COMBINED, INTERPOLATION, random_model
 

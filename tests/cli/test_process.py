@@ -13,7 +13,8 @@ import pytest
 from enma_fast import cli
 from enma_fast.commands import data
 from enma_fast.models.checkpoint import load_model
-from enma_fast.store.read import read_forecast, stacked
+from enma_fast.store.read import read_forecast
+from tests._stacked import stacked
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -31,7 +32,7 @@ def test_json_is_all_there_is_on_standard_output(tiny: Path, test_in: Path) -> N
     assert run.stderr == "", "progress is for terminals"
 
 
-def test_bad_input_ends_with_status_2_and_one_line(test_in: Path, tmp_path: Path) -> None:
+def test_bad_input_ends_with_status_2_and_one_line(tmp_path: Path) -> None:
     run = process("score", tmp_path / "no.h5", "--json")
     assert (run.returncode, run.stdout) == (2, "")
     assert run.stderr == f"error: {tmp_path / 'no.h5'}: no such file; check the path\n"

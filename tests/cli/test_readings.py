@@ -14,7 +14,8 @@ from enma_fast.forecasting.request import ForecastRequest
 from enma_fast.forecasting.scattered import readings_for
 from enma_fast.models.checkpoint import load_config, save_model
 from enma_fast.runs.run import prepare
-from enma_fast.store.read import read_forecast, stacked
+from enma_fast.store.read import read_forecast
+from tests._stacked import stacked
 
 from .._files import contents
 from .._runs import ALONE
@@ -142,7 +143,7 @@ def test_scores_need_a_truth(enma: Callable, checkpoint: Path, truth: FieldFile,
 
 
 def test_a_truth_of_another_trajectory_is_told(
-    enma: Callable, checkpoint: Path, truth: FieldFile, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    enma: Callable, checkpoint: Path, truth: FieldFile, tmp_path: Path
 ) -> None:
     chosen = np.stack([np.random.default_rng(t).permutation(truth.u[0, 0, ..., 0].size)[:12] for t in range(3)])
     places = np.unravel_index(chosen, truth.u.shape[2:-1])

@@ -113,7 +113,7 @@ def test_a_store_is_scored_as_its_members_were_when_they_were_sampled(
     assert set(sampled) - set(result) == {"seconds_per_member", "num_parameters", "file", "checkpoint"}
 
 
-def test_the_paper_stands_beside_it(enma: Callable, store: Path, test_in: Path) -> None:
+def test_the_paper_stands_beside_it(enma: Callable, store: Path) -> None:
     run = enma("score", store)
     assert run.status == 0, run.err
     rows = {line.split("  ")[0].strip(): line.split() for line in run.out.splitlines() if line.strip()}

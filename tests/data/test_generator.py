@@ -211,7 +211,7 @@ def test_parts_of_another_equation_are_not_taken(change: str, tmp_path: Path, mo
     assert interrupted(seed=int(change == "seed")) == 3
 
 
-def test_a_file_of_the_same_call_is_left_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_of_the_same_call_is_left_as_it_is(tmp_path: Path) -> None:
     path = generate("advection", "val", groups=2, seed=3, out_dir=tmp_path)
     before, written = path.read_bytes(), path.stat().st_mtime_ns
     assert generate("advection", "val", groups=2, seed=3, out_dir=tmp_path) == path

@@ -135,7 +135,7 @@ def test_a_crash_of_the_library_is_one_line(field_path: Path, monkeypatch: pytes
         read(field_path)
 
 
-def test_sizes_beyond_the_machine_are_refused_before_they_are_read(tmp_path: Path, edit: Callable) -> None:
+def test_sizes_beyond_the_machine_are_refused_before_they_are_read(edit: Callable) -> None:
     def change(file: Any) -> None:
         del file["t0_fields/u"]
         file["t0_fields"].create_dataset("u", (10**9, 4, 8), "f4", chunks=(1, 4, 8))
@@ -212,7 +212,7 @@ def test_attributes_of_odd_types_are_one_line(attribute: str, field_path: Path) 
             np.testing.assert_array_equal(found.u, expected.u)
 
 
-def test_missing_values_of_netcdf_are_refused(edit: Callable, tmp_path: Path) -> None:
+def test_missing_values_of_netcdf_are_refused(edit: Callable) -> None:
     def change(file: Any) -> None:
         file["t0_fields/u"][4, 2, 5] = -9999
         file["t0_fields/u"].attrs["_FillValue"] = np.float32(-9999)

@@ -185,7 +185,7 @@ def test_parts_must_be_whole_frames_and_nothing_is_added_otherwise() -> None:
 
 
 def test_a_state_of_an_earlier_version_is_refused_and_scoring_starts_again(
-    tmp_path: Path, data: FieldFile, run: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, run: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     expected, state = score_store(run), tmp_path / "run.zarr.scores"
     with pytest.raises(KeyboardInterrupt):

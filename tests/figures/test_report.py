@@ -13,7 +13,8 @@ from enma_fast.evaluation.metrics import SCORES
 from enma_fast.figures.forecast import LEVELS
 from enma_fast.figures.report import PooledScores, StoreReader, store_figure, write_report
 from enma_fast.figures.report.viewer import Thinning
-from enma_fast.store.read import read_forecast, stacked
+from enma_fast.store.read import read_forecast
+from tests._stacked import stacked
 
 from ._reports import GRIDS, HOSTILE, TIMES, decoded, fields, page, pooled, without_members, write
 

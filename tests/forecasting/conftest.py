@@ -11,6 +11,16 @@ def models():
     return {name: model(name) for name in CONFIGS}
 
 
+@pytest.fixture(scope="module")
+def line():
+    return model("relative")
+
+
+@pytest.fixture(scope="module")
+def plane():
+    return model("plane")
+
+
 @pytest.fixture(params=["relative", "plane", "relative-fast"])
 def made(models, request):
     return models[request.param]

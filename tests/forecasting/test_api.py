@@ -19,16 +19,6 @@ from .._labelled import INTERVAL, LINE_DIMS, NUMBERS, TIMES, labelled
 from .._tiny import model, waves
 
 
-@pytest.fixture(scope="module")
-def line():
-    return model("relative")
-
-
-@pytest.fixture(scope="module")
-def plane():
-    return model("plane")
-
-
 def sampled(made, history, **options):
     return sample_fields(made, history.to_numpy(), num_members=3, trajectories=NUMBERS, **options).numpy()
 

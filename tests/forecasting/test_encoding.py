@@ -198,7 +198,7 @@ ERRORS = {
     "context without space": (lambda g: {"context": g["context"][0, :, :, 0]}, r"context has shape \(8, 32\)"),
     "nan": (
         lambda g: {"history": with_value(g["history"], (1, 2, 7, 0), float("nan"))},
-        "history holds a value that is not finite, first in trajectory 1, frame 2",
+        "history holds a value that is not finite, first in trajectory 1, frame 2; fill such values, ",
     ),
     "too large for fp32": (
         lambda g: {"history": with_value(g["history"].double(), (0, 1, 7, 0), 1e39)},
@@ -271,7 +271,10 @@ def test_a_one_pass_model_has_no_use_for_mask_steps(models, run, name, value, op
         ({"query": torch.zeros(3, 2)}, r"query has shape \(3, 2\); \[points, 1\] is expected"),
         ({"query": torch.zeros(3)}, r"query has shape \(3,\); \[points, 1\] is expected"),
         ({"query": torch.zeros(0, 1)}, r"query has shape \(0, 1\); \[points, 1\] is expected"),
-        ({"query": torch.tensor([[float("nan")]])}, "query holds a coordinate that is not finite"),
+        (
+            {"query": torch.tensor([[float("nan")]])},
+            "query holds a coordinate that is not finite; correct it, or leave the point",
+        ),
         ({"points": torch.zeros(32, 2)}, r"points has shape \(32, 2\); \[points, 1\] is expected"),
         ({"points": torch.full((32, 1), float("inf"))}, "points holds a coordinate that is not finite"),
         ({"points": torch.zeros(31, 1)}, r"history has shape \(2, 3, 32, 1\); .*expects \[B, T, 31, 1\]"),

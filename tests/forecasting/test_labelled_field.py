@@ -14,16 +14,6 @@ from .._labelled import INTERVAL, labelled
 from .._tiny import model
 
 
-@pytest.fixture(scope="module")
-def line():
-    return model("relative")
-
-
-@pytest.fixture(scope="module")
-def plane():
-    return model("plane")
-
-
 def further(history):
     """With units, and coordinates that a simulation would give."""
     return history.assign_attrs(units="m s-1").assign_coords(

@@ -278,7 +278,10 @@ def changed(x, index, value):
         (lambda u, x: {"points": changed(x, (0, 1, 2), -0.5)}, "points has -0.5; the domain is 0 to 6.28319"),
         (lambda u, x: {"points": changed(x, (1, 2), NAN)}, "points: frame 2 of trajectory 1 has no point"),
         (lambda u, x: {"points": x, "query": x[0, 0] - 0.1}, "query has -0.1; the domain is 0 to 6.28319"),
-        (lambda u, x: {"points": changed(x, (0, 0, 0), float("inf"))}, "points holds a coordinate that is not finite"),
+        (
+            lambda u, x: {"points": changed(x, (0, 0, 0), float("inf"))},
+            "points holds a coordinate that is not finite; correct it, or leave the point out by NaN",
+        ),
         (
             lambda u, x: {"points": x[:, :2]},
             "history has 3 frames of 2 trajectories, its points are those of 2 x 2 frames",

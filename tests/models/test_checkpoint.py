@@ -341,7 +341,8 @@ def test_the_tokenizer_of_a_model_can_be_loaded(made, saved):
 
 
 def test_missing_tensors_files_are_named(tmp_path):
-    assert message(read_tensors, tmp_path / "a.safetensors") == f"{tmp_path / 'a.safetensors'}: no such file"
+    path = tmp_path / "a.safetensors"
+    assert message(read_tensors, path) == f"{path}: no such file; check the path"
 
 
 def test_nothing_is_loaded_when_something_is_wrong(made):

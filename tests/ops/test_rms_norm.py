@@ -13,6 +13,7 @@ from enma_fast.errors import EnmaError
 from enma_fast.ops._backend import interpreted
 from enma_fast.ops.rms_norm import candidates, rms_norm, rms_norm_ref, sum_rms_norm, sum_rms_norm_ref
 from tests._extension import NATIVE, each_isa, needs_native
+from tests.ops._backends import usable
 from tests.ops._oracle import assert_close_as_reference, assert_threads_keep_bits
 
 EPS = 1e-6
@@ -23,10 +24,7 @@ ULPS = {torch.float32: 2e-6, torch.bfloat16: 3.2e-2}
 @pytest.fixture(params=["triton", "native", "reference"])
 def backend(request: pytest.FixtureRequest, device: torch.device) -> str:
     """Every implementation that runs here."""
-    problem = candidates(device, torch.float32)[request.param]
-    if problem is not None:
-        pytest.skip(f"{request.param}: {problem}")
-    return str(request.param)
+    return usable(request.param, candidates(device, torch.float32))
 
 
 def arguments(

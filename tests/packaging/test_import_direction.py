@@ -10,6 +10,7 @@ from pathlib import Path
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("utils",),
+    ("config_checks",),
     ("config", "pretrained"),
     ("presets", "data", "store", "kernels", "_C"),
     ("ops",),

@@ -20,8 +20,9 @@ from enma_fast.forecasting.members import sample_fields
 from enma_fast.models.checkpoint import load_model, save_model
 from enma_fast.ops import rates
 from enma_fast.runs.run import prepare as original
-from enma_fast.store.read import read_forecast, stacked
+from enma_fast.store.read import read_forecast
 from enma_fast.utils.system import versions
+from tests._stacked import stacked
 
 from .._files import contents
 from .._runs import ALONE, prepare, start
@@ -88,7 +89,7 @@ def test_what_another_run_wrote_is_refused_with_what_differs(
         ({"trajectories": [24]}, "trajectory 24 is selected; it has 0 to 23"),
         ({"trajectories": [3, -1]}, "a trajectory is -1"),
         ({"trajectories": []}, "no trajectory is selected"),
-        ({"trajectories": [3, 3]}, "trajectories names a number twice"),
+        ({"trajectories": [3, 3]}, "trajectories names a number twice, and .*; give each once"),
         ({"quantiles": [0.0]}, "quantiles"),
         ({"quantiles": [0.5, 1.0]}, "quantiles"),
         ({"quantiles": [0.9, 0.1]}, "quantiles"),
@@ -190,7 +191,7 @@ def test_only_what_is_used_is_read(data: FieldFile, test_in: Path, tmp_path: Pat
 
 @pytest.mark.parametrize("place", ["elsewhere", "itself"])
 def test_a_context_that_is_the_truth_is_told(
-    data: FieldFile, test_in: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, place: str
+    test_in: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, place: str
 ) -> None:
     other = test_in if place == "itself" else Path(shutil.copy(test_in, tmp_path / "copy.h5"))
     start(test_in, tmp_path / "run.zarr", context=other, num_members=2, trajectories=[3, 5])
@@ -216,9 +217,7 @@ def test_some_trajectories_of_a_file_may_be_given(data: FieldFile, test_in: Path
             start(some, tmp_path / "other.zarr", num_members=2, **options)
 
 
-def test_a_folder_is_no_name_for_a_store(
-    data: FieldFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: Path
-) -> None:
+def test_a_folder_is_no_name_for_a_store(data: FieldFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for out in (".", ".."):
         with pytest.raises(EnmaError, match=rf"{out}: is a folder; name the store in it, such as .*run\.zarr"):

@@ -21,8 +21,9 @@ from enma_fast.store import create, forecast_store
 from enma_fast.store.chunks import DiskSync
 from enma_fast.store.layout import LEDGER, member_file
 from enma_fast.store.ledger import Ledger, RunLock, write_ledger
-from enma_fast.store.read import read_forecast, stacked
+from enma_fast.store.read import read_forecast
 from enma_fast.utils.launch import Launch
+from tests._stacked import stacked
 
 from .._files import contents
 from .._runs import ALONE, start

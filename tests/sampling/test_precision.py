@@ -67,7 +67,7 @@ def test_more_frames_than_can_be_counted_are_refused(tiny):
         forecast(load_model(tiny), example(), num_frames=10**6)
 
 
-def test_the_example_is_a_trajectory_of_the_shipped_file(tiny):
+def test_the_example_is_a_trajectory_of_the_shipped_file():
     assert example().shape == (3, 128, 1)
     np.testing.assert_array_equal(example(trajectory=7, frames=20)[:3], example(trajectory=7))
     for options, said in (

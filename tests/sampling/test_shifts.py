@@ -82,7 +82,7 @@ def test_every_number_of_shifts_has_as_many_parts_of_a_token(name):
         assert len({part[0] for part in parts}) == count
 
 
-def test_what_cannot_be_shifted_is_refused(fields):
+def test_what_cannot_be_shifted_is_refused():
     made = model("relative")
     history = waves(2, 2, 8, made.config.tokenizer)[:, :3]
     with pytest.raises(EnmaError, match=r"^shifts is 9; a token of relative has 4 grid points: use no more"):

@@ -17,7 +17,8 @@ from enma_fast.store.compare import differences
 from enma_fast.store.create import create_store, create_unfinished_store
 from enma_fast.store.layout import LEDGER, Layout
 from enma_fast.store.ledger import Ledger
-from enma_fast.store.read import read_forecast, read_layout, stacked
+from enma_fast.store.read import read_forecast, read_layout
+from tests._stacked import stacked
 
 CHANNELS = ("u", "v")
 
@@ -245,7 +246,7 @@ def test_samples_of_another_shape_are_refused(tmp_path: Path, rng: np.random.Gen
     assert list(tmp_path.iterdir()) == []
 
 
-def test_reading_what_is_no_forecast(tmp_path: Path, rng: np.random.Generator) -> None:
+def test_reading_what_is_no_forecast(tmp_path: Path) -> None:
     with pytest.raises(EnmaError, match="nowhere: no such folder; give one written by `enma-fast forecast`"):
         read_forecast(tmp_path / "nowhere")
     with pytest.raises(EnmaError, match="is not a Zarr store"):

@@ -188,9 +188,7 @@ def test_readings_have_their_points(tmp_path: Path, change: Callable[[Root], Any
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_metadata_that_no_run_writes_are_one_line(
-    store: Path, capfd: pytest.CaptureFixture[str], tmp_path: Path, change: str
-) -> None:
+def test_metadata_that_no_run_writes_are_one_line(store: Path, capfd: pytest.CaptureFixture[str], change: str) -> None:
     assert read_forecast(store)["u"].shape == (2, 3, 5, 7)
     changed(store, CHANGES[change])
     with pytest.raises(EnmaError, match=r"run\.zarr: "):

@@ -1,0 +1,219 @@
+"""Checks of a config when it is made: the bounds of its numbers, its choices, and which entries go together.
+
+`config` imports this file, so a config has no type here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from .errors import EnmaError
+from .utils.bounds import MOST_FRAMES
+from .utils.text import counted
+
+# Flow steps for each token; far fewer are exact to rounding.
+_MOST_FLOW_STEPS = 1000
+# Mask steps of a frame; more than it has tokens change nothing.
+_MOST_MASK_STEPS = 65_536
+# Width of a layer and number of layers in a config.
+_MOST_WIDTH, _MOST_LAYERS = 65_536, 256
+_MOST_FLOAT = 1e6
+
+# Bounds of numbers in a model's config, where they are not `_MOST_WIDTH` and `_MOST_FLOAT`.
+_MOST: Mapping[str, int] = {
+    "num_frames": MOST_FRAMES,
+    "dynamics.temporal_layers": _MOST_LAYERS,
+    "dynamics.spatial_layers": _MOST_LAYERS,
+    "dynamics.flow.layers": _MOST_LAYERS,
+    "dynamics.mlp_ratio": 64,
+    "tokenizer.interpolation.max_log2_frequency": 64,
+    "tokenizer.interpolation.refine_depth": _MOST_LAYERS,
+    "sampling.mask_steps": _MOST_MASK_STEPS,
+    "sampling.flow_steps": _MOST_FLOW_STEPS,
+    "sampling.last_flow_steps": _MOST_FLOW_STEPS,
+    # In the units of the data.
+    "tokenizer.field_mean": 10**30,
+    "tokenizer.field_scale": 10**30,
+}
+# Whole numbers that must be at least 1, unless they are None.
+_COUNTS = (
+    "num_frames",
+    "tokenizer.field_channels",
+    "tokenizer.latent_channels",
+    "tokenizer.width",
+    "tokenizer.max_width",
+    "tokenizer.kernel",
+    "tokenizer.kernel_time",
+    "tokenizer.kernel_ends",
+    "tokenizer.stride_ends",
+    "dynamics.temporal_layers",
+    "dynamics.spatial_layers",
+    "dynamics.local.width",
+    "dynamics.local.layers",
+    "dynamics.local.past",
+    "dynamics.flow.width",
+    "dynamics.flow.layers",
+    "dynamics.flow.draws",
+)
+
+
+def check_model(config: Any) -> None:
+    """Raise `EnmaError` for a model's config that no model can have; its `sampling` has been checked."""
+    tok, dyn = config.tokenizer, config.dynamics
+    if tok.dims not in (1, 2):
+        raise EnmaError(f"{config.name}: grid {tok.grid} has {tok.dims} dimensions; 1 or 2 are supported")
+    for name, value in (("lengths", tok.lengths), ("periodic", tok.periodic), ("patch", dyn.patch)):
+        if len(value) != tok.dims:
+            raise EnmaError(f"{config.name}: {name} has {len(value)} entries; the grid {tok.grid} needs {tok.dims}")
+    for name, sizes in (("grid", tok.grid), ("lengths", tok.lengths), ("patch", dyn.patch), ("heads", (dyn.heads,))):
+        if min(sizes) <= 0:
+            raise EnmaError(f"{config.name}: {name} is {sizes}; every entry must be above 0")
+    for name in _COUNTS:
+        if (count := _part(config, name)) is not None and count < 1:
+            raise EnmaError(f"{config.name}: {name} is {count}; at least 1 is needed")
+    check_choices(config.name, config)
+    if dyn.local is not None:
+        _check_local(config, dyn.local)
+    if dyn.decoder == "one-pass" and dyn.flow.draws < 2:
+        raise EnmaError(
+            f"{config.name}: dynamics.flow.draws is {dyn.flow.draws}; frames decided in one pass need 2 or more"
+        )
+    if dyn.scale_shift_rank < 0 or not dyn.mlp_ratio > 0:
+        raise EnmaError(
+            f"{config.name}: dynamics.scale_shift_rank is {dyn.scale_shift_rank} and mlp_ratio {dyn.mlp_ratio}; 0 or "
+            "more and above 0 are needed"
+        )
+    if (seen := tok.interpolation) is not None and (seen.heads < 1 or seen.features % seen.heads):
+        raise EnmaError(
+            f"{config.name}: tokenizer.interpolation.features is {seen.features}; a multiple of its heads "
+            f"({seen.heads}) is needed"
+        )
+    tokens, flow = f"{config.name}: tokenizer.", f"{config.name}: dynamics.flow."
+    require(tok, ("kernel", "kernel_ends"), lambda n: n % 2 == 1, "an odd number is needed", tokens)
+    require(dyn.flow, ("time_features",), lambda n: n >= 2 and n % 2 == 0, "an even number is needed", flow)
+    if (tok.field_mean is None) != (tok.field_scale is None):
+        raise EnmaError(f"{config.name}: give tokenizer.field_mean and field_scale both, or neither")
+    for name, values in (("field_mean", tok.field_mean), ("field_scale", tok.field_scale)):
+        if values is not None and len(values) != tok.field_channels:
+            raise EnmaError(
+                f"{config.name}: tokenizer.{name} has {len(values)} entries; one for each of "
+                f"{counted(tok.field_channels, 'channel')} is needed"
+            )
+    if tok.field_scale is not None and not min(tok.field_scale) > 0:
+        raise EnmaError(f"{config.name}: tokenizer.field_scale is {tok.field_scale}; every entry must be above 0")
+    unknown = sorted(set(tok.layers) - {"residual", "space", "time"})
+    if unknown:
+        raise EnmaError(f"{config.name}: tokenizer.layers holds {unknown}; known are residual, space and time")
+    for n, p in zip(tok.grid, dyn.patch, strict=True):
+        if n % (tok.space_factor * p):
+            raise EnmaError(
+                f"{config.name}: grid {tok.grid} is not a multiple of {tok.space_factor * p}"
+                f" (space factor {tok.space_factor} times patch {p}); change grid, tokenizer.layers or dynamics.patch"
+            )
+    if dyn.width % dyn.heads or (dyn.width // dyn.heads) % 4:
+        raise EnmaError(f"{config.name}: dynamics.width {dyn.width} must be a multiple of 4 * heads ({dyn.heads})")
+    # With fewer channels the rotary table has no angle for one of the dimensions, or for the frame.
+    if dyn.positions == "rotary" and dyn.width // dyn.heads < 8 * tok.dims:
+        raise EnmaError(
+            f"{config.name}: dynamics.width {dyn.width} over {dyn.heads} heads is {dyn.width // dyn.heads} channels a"
+            f" head; rotary positions in {counted(tok.dims, 'dimension')} need {8 * tok.dims}"
+        )
+    check_numbers(config.name, config)
+
+
+def check_training(config: Any) -> None:
+    """Raise `EnmaError` for settings that no training can have."""
+    require(config, ("steps", "batch"), lambda n: n >= 1, "at least 1 is needed")
+    require(config, ("window",), lambda n: n is None or n >= 1, "at least 1 is needed, or null for whole trajectories")
+    require(config, ("learning_rate", "clip_norm"), lambda x: x > 0, "a number above 0 is needed")
+    amounts = ("final_learning_rate", "warmup_steps", "weight_decay", "boost")
+    require(config, amounts, lambda x: x >= 0, "0 or more is needed")
+    shares = ("ema_decay", "scattered_share", "context_share")
+    require(config, shares, lambda x: 0 <= x <= 1, "a number from 0 to 1 is needed")
+    needed = "two numbers {}, the smaller first, are needed"
+    require(config, ("point_fraction", "mask_ratio"), lambda x: 0 <= x[0] <= x[1] <= 1, needed.format("from 0 to 1"))
+    whole = "whole numbers from 1 on are needed"
+    require(config, ("strides",), lambda n: len(n) > 0 and min(n) >= 1, whole)
+    # It is drawn log-uniformly.
+    require(config, ("amplitude",), lambda x: 0 < x[0] <= x[1], needed.format("above 0"))
+    rollout, place = config.rollout, "rollout."
+    if rollout is None:
+        return
+    require(rollout, ("members",), lambda n: n >= 2, "a score of ensembles needs at least 2", place)
+    require(rollout, ("first_draws",), lambda n: n >= 1, "at least 1 is needed", place)
+    require(rollout, ("frames",), lambda n: n is None or n >= 1, "at least 1 is needed, or null for all", place)
+    require(rollout, ("history",), lambda n: 1 <= n[0] <= n[1], needed.format("from 1 on"), place)
+    weights = ("weight_floor", "weight_rms", "weight_most")
+    require(rollout, weights, lambda x: x > 0, "a number above 0 is needed", place)
+    require(rollout, ("energy", "first_frame"), lambda x: x >= 0, "0 or more is needed", place)
+    require(rollout, ("late_share",), lambda x: 0 <= x <= 1, "a number from 0 to 1 is needed", place)
+    require(rollout, ("strides",), lambda n: len(n) > 0 and min(n) >= 1, whole, place)
+
+
+def _check_local(config: Any, local: Any) -> None:
+    name = f"{config.name}: dynamics.local"
+    if config.dynamics.decoder != "one-pass":
+        raise EnmaError(f"{name} is set and the decoder is {config.dynamics.decoder!r}; use decoder='one-pass' with it")
+    if local.width % 16:
+        raise EnmaError(f"{name}.width is {local.width}; a multiple of 16 is needed")
+
+
+def _part(config: Any, name: str) -> Any:
+    """A value by its dotted name; None where a part on the way is absent."""
+    value: Any = config
+    for key in name.split("."):
+        value = None if value is None else getattr(value, key)
+    return value
+
+
+def require(config: Any, names: tuple[str, ...], fits: Callable[[Any], bool], needed: str, place: str = "") -> None:
+    """Raise `EnmaError` for a value that does not fit; one that is no number fits no bound."""
+    for name in names:
+        value = getattr(config, name)
+        if not fits(value):
+            raise EnmaError(f"{place}{name} is {list(value) if isinstance(value, tuple) else value}; {needed}")
+
+
+def check_numbers(name: str, config: Any, place: str = "") -> None:
+    """Raise `EnmaError` for a number in a model's config that is not finite, or too large for any model.
+
+    `name` is that of the model, and `config` a config, or the part of one at the dotted name `place`.
+    """
+    if dataclasses.is_dataclass(config):
+        for entry in dataclasses.fields(config):
+            check_numbers(name, getattr(config, entry.name), f"{place}.{entry.name}".lstrip("."))
+    elif isinstance(config, tuple):
+        if len(config) > _MOST_LAYERS:
+            raise EnmaError(f"{name}: {place} has {len(config)} entries; at most {_MOST_LAYERS} are possible")
+        for entry in config:
+            check_numbers(name, entry, place)
+    elif isinstance(config, int | float):
+        most = _MOST.get(place, _MOST_WIDTH if isinstance(config, int) else _MOST_FLOAT)
+        if not math.isfinite(config):
+            raise EnmaError(f"{name}: {place} is {config}; a finite number is needed")
+        if abs(config) > most:
+            raise EnmaError(f"{name}: {place} is {config}; at most {most:g} is possible")
+
+
+def check_choices(name: str, config: Any, place: str = "") -> None:
+    """Raise `EnmaError` for an entry of a model's config that is none of the choices of its type (`Literal`)."""
+    for entry in dataclasses.fields(config):
+        value, there = getattr(config, entry.name), f"{place}.{entry.name}".lstrip(".")
+        kind: Any = type(config)
+        choices = _choices(kind).get(entry.name)
+        if dataclasses.is_dataclass(value):
+            check_choices(name, value, there)
+        elif choices is not None and value not in choices:
+            raise EnmaError(f"{name}: {there} is {value!r}; use one of {', '.join(map(repr, choices))}")
+
+
+@functools.cache
+def _choices(kind: Any) -> dict[str, tuple[Any, ...]]:
+    """The choices of each entry of a config that has some."""
+    hints = typing.get_type_hints(kind).items()
+    return {entry: typing.get_args(hint) for entry, hint in hints if typing.get_origin(hint) is typing.Literal}
