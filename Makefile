@@ -7,7 +7,7 @@
 #   make docs                the documentation site, into out/site; a warning is an error
 #   make libenma [PREFIX=...]  the C library, for CMake and pkg-config (docs/embedding.md); make embed: all its tests
 #   make gpu   [DRY=1] [ONLY=...]  on a bare GPU machine, no network: build, benchmarks, tests, sanitizers; DRY: compile only
-#   make gpu-wheels          before, where there is a network: wheels that such a machine lacks, into out/gpu-wheels
+#   make gpu-wheels [GPU_PYTHON=3.12]  before, with a network: wheels for that machine's Python, into out/gpu-wheels
 #   make clean               what was built in the tree; .venv and out/ stay
 PYTHON ?= python3
 TORCH ?= torch>=2.11
@@ -60,7 +60,7 @@ gpu: $(if $(DRY),install)
 	@$(if $(DRY),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu $(if $(DRY),--dry) $(if $(ONLY),--only $(ONLY))
 
 gpu-wheels:
-	@$(PYTHON) -m pip download --quiet --dest out/gpu-wheels --only-binary=:all: --python-version 3.12 \
+	@$(PYTHON) -m pip download --quiet --dest out/gpu-wheels --only-binary=:all: --python-version $(or $(GPU_PYTHON),3.12) \
 		--platform manylinux2014_x86_64 numpy pydantic pytest rich safetensors typer ninja "setuptools>=77" wheel
 
 clean:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from benchmarks.harness import gemm_rate
 from enma_fast.config import FlowConfig
@@ -18,7 +19,7 @@ from enma_fast.ops.flow_head import flow_head, flow_head_ref
 from enma_fast.ops.flow_plan import FlowPlan
 from enma_fast.ops.frame_attention import frame_attention, frame_attention_ref
 from enma_fast.ops.frame_layer import LayerWeights, attend, heads_, residual, swiglu
-from enma_fast.ops.point_attention import point_attention, point_attention_ref
+from enma_fast.ops.point_attention import distance, point_attention, point_attention_ref
 from enma_fast.ops.rms_norm import sum_rms_norm, sum_rms_norm_ref
 
 # A baseline of which one call would take longer is left out, and the result says so.
@@ -57,9 +58,12 @@ def _case(
     flops: float,
     compiled: bool,
     sample: int | None = None,
+    fused: Callable[..., Tensor] | None = None,
     **notes: Any,
 ) -> Case:
     """Inputs are rounded to `dtype` once, so that every contender and the float64 answer see the same numbers.
+
+    `fused` computes the same with torch's fused attention.
 
     With `sample`, the error of plain code is taken over the first rows only where it is slow (and rows do not see each
     other).
@@ -73,6 +77,9 @@ def _case(
         f"eager-{short}": lambda: reference(**inputs),
         "eager-fp32": lambda: reference(**wide),
     }
+    if fused is not None:
+        contenders[f"sdpa-{short}"] = lambda: fused(**inputs)
+        contenders["sdpa-fp32"] = lambda: fused(**wide)
     if compiled:
         # A graph of its own for each shape: compiled code for unknown shapes would be a slower baseline.
         torch._dynamo.reset()
@@ -80,10 +87,16 @@ def _case(
         contenders[f"compile-{short}"] = lambda: step(**inputs)
         contenders["compile-fp32"] = lambda: step(**wide)
     left_out = {}
+    # The first product is that of a cold library; where products are slow the second is as slow, and enough.
+    gemm_rate(dtype, device=exact.device, seconds=0.0)
     seconds = flops / gemm_rate(dtype, device=exact.device, seconds=0.0)
     if seconds > SLOWEST:
         reason = f"about {seconds:.0f} s a call at this machine's rate of {short} products"
-        left_out = {name: reason for name in (f"eager-{short}", f"compile-{short}") if contenders.pop(name, None)}
+        left_out = {
+            name: reason
+            for name in (f"eager-{short}", f"sdpa-{short}", f"compile-{short}")
+            if contenders.pop(name, None)
+        }
     # All rows where plain code is fast enough: the largest error of a few is too strict a line for many.
     sample = sample if left_out else None
     few = {key: value[:sample] for key, value in inputs.items()}
@@ -180,6 +193,13 @@ def point_attention_case(rows: int, dtype: torch.dtype, device: torch.device, *,
         }
         return {**places, "power": 1, "periods": (period,)}
 
+    def fused(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """The bias, which the fused attention takes as a mask, is a part of the operator: computed in each call."""
+        places = geometry(q.dtype)
+        bias = distance(places["query_points"], places["points"], periods=(period,))[:, None]
+        mask = -(places["slopes"][:, None, None] * bias).to(q.dtype)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
     return _case(
         "point_attention",
         rows,
@@ -187,6 +207,7 @@ def point_attention_case(rows: int, dtype: torch.dtype, device: torch.device, *,
         {key: value.to(device) for key, value in tensors.items()},
         lambda q, k, v: point_attention(q, k, v, **geometry(q.dtype)),
         lambda q, k, v: point_attention_ref(q, k, v, **geometry(q.dtype), valid=None),
+        fused=fused,
         flops=4.0 * batch * heads * queries * rows * dim,
         compiled=compiled,
         batch=batch,
@@ -207,6 +228,15 @@ def frame_attention_case(rows: int, dtype: torch.dtype, device: torch.device, *,
     tensors = {name: draw(rows, heads, tokens, dim) for name in "qkv"}
     tensors |= {name: draw(rows, heads, own, dim) for name in ("cache_k", "cache_v")}
     tensors |= {name: draw(1, heads, shared, dim) for name in ("prefix_k", "prefix_v")}
+
+    def fused(q: Tensor, k: Tensor, v: Tensor, **past: Tensor) -> Tensor:
+        """Over all keys in one tensor, which has to be made: shared ones are held once, own ones apart."""
+        keys, values = (
+            torch.cat([past[f"prefix_{n}"].expand(rows, -1, -1, -1), past[f"cache_{n}"], new], dim=2)
+            for n, new in (("k", k), ("v", v))
+        )
+        return F.scaled_dot_product_attention(q, keys, values)
+
     return _case(
         "frame_attention",
         rows,
@@ -214,6 +244,7 @@ def frame_attention_case(rows: int, dtype: torch.dtype, device: torch.device, *,
         tensors,
         lambda q, k, v, **past: frame_attention(q, k, v, **past, length=own, prefix_length=shared),
         lambda q, k, v, **past: frame_attention_ref(q, k, v, **past, length=own, prefix_length=shared),
+        fused=fused,
         flops=4.0 * rows * heads * tokens * (shared + own + tokens) * dim,
         compiled=compiled,
         heads=heads,

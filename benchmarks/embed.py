@@ -100,7 +100,8 @@ def measure(preset: str, members: list[int], *, rounds: int, library: Path = LIB
 
             found = by_c()
             error = np.abs(found - (expected := by_python())).max() / np.abs(expected).max()
-            if error > TOLERANCE:
+            # NaN is wrong too.
+            if not error <= TOLERANCE:
                 raise EnmaError(
                     f"{count} members of {preset} differ by {error:.1e} of the largest value; no time is reported"
                 )

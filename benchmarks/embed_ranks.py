@@ -10,6 +10,7 @@ beginning to the end of the last rank. Both take turns, and their members are co
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import json
 import os
@@ -32,7 +33,8 @@ from enma_fast.errors import EnmaError
 from enma_fast.models.checkpoint import PRETRAINED, available, load_model
 from tests.runtime._libenma import Library
 
-MPIRUN = ["mpirun", "--oversubscribe", "--bind-to", "none", "--allow-run-as-root", "-np"]
+# Open MPI binds ranks to cores and counts them unless told; others (MPICH, Intel MPI) start as many as they are told.
+OPEN_MPI = ["--oversubscribe", "--bind-to", "none", "--allow-run-as-root"]
 # Seconds until all ranks have opened the checkpoint.
 READY = 6.0
 # Number of a rank, as mpirun and this program give it.
@@ -42,6 +44,13 @@ RANK = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "ENMA_RANK")
 def mpirun() -> bool:
     """True if ranks are started by it."""
     return shutil.which("mpirun") is not None
+
+
+@functools.cache
+def launcher() -> list[str]:
+    """`mpirun` with the options of the MPI that it is of, up to the number of ranks."""
+    said = subprocess.run(["mpirun", "--version"], capture_output=True, text=True, check=False).stdout
+    return ["mpirun", *(OPEN_MPI if "Open MPI" in said or "OpenRTE" in said else []), "-np"]
 
 
 def rank(preset: str, *, ranks: int, members: int, threads: int, repeats: int, begin: float) -> dict[str, Any]:
@@ -78,7 +87,7 @@ def _round_in(
     words += [f"--ranks={ranks}", f"--members={members}", f"--threads={threads}"]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     if ranks > 1 and mpirun():
-        commands = [([*MPIRUN, str(ranks), *words], environment)]
+        commands = [([*launcher(), str(ranks), *words], environment)]
     else:
         commands = [(words, environment | {"ENMA_RANK": str(number)}) for number in range(ranks)]
     started = [subprocess.Popen(command, env=env) for command, env in commands]

@@ -12,8 +12,8 @@ The shipped model, one trajectory, chunks of 64. Contenders:
   without waiting for the disk.
 
 The members of all have to be equal to the bit. The data are in memory before. `overhead` is the driver's time by the
-engine's, less one, over all members, `overhead_in_memory` likewise; `peak_bytes` is the most that a process of its own
-was seen to hold while it wrote so many members.
+engine's, less one, the median over rounds of the ratio within a round, `overhead_in_memory` likewise; `peak_bytes` is
+the most that a process of its own was seen to hold while it wrote so many members.
 
 Stores are kept to the end: for five minutes after many files have been deleted, ext4 takes up to 0.6 ms to create one,
 for it passes over every inode that was in use lately. So nothing should have been deleted just before either.
@@ -25,6 +25,7 @@ import atexit
 import itertools
 import json
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -134,13 +135,18 @@ def overhead(result: dict[str, Any]) -> dict[str, Any]:
     """The columns of the table beside the times of a result."""
     if result["ours_s"] is None:
         return result
-    against = result["against"]
-    in_memory = against["memory"]["seconds"] / against["engine"]["seconds"] - 1 if "memory" in against else None
+    seconds = result["seconds"]
+
+    def over_engine(name: str) -> float | None:
+        if not {name, "engine"} <= seconds.keys():
+            return None
+        return statistics.median(a / b for a, b in zip(seconds[name], seconds["engine"], strict=True)) - 1
+
     return {
         **result,
         "members_per_second": 1 / result["ours_s"],
-        "overhead": 1 / against["engine"]["ratio"] - 1,
-        "overhead_in_memory": in_memory,
+        "overhead": over_engine("ours"),
+        "overhead_in_memory": over_engine("memory"),
     }
 
 

@@ -3,12 +3,15 @@
     python -m benchmarks.compare forecast --preset combined-fast --members 1,16,64 --json
 
 Random weights of the preset's size, a wave observed for three frames, all members of one trajectory, to the trained
-length. Each contender encodes, samples and decodes:
+length. Each contender encodes and decodes in fp32, and samples between:
 
 * ``ours``: `forecast` with the preset's model;
-* ``eager``: the same model as plain PyTorch: `Model.encode`, the reference sampler, `Model.decode`, in fp32;
+* ``eager-fp32``, ``eager-bf16``: the same model as plain PyTorch: `Model.encode`, the reference sampler in that dtype,
+  `Model.decode`;
+* ``compile-fp32``, ``compile-bf16``: the same with masked transformer and heads under `torch.compile`, as in
+  `benchmarks.trajectory`;
 * ``masked-flow``, where the preset decides a frame in one pass: `forecast` with the same sizes, mask steps and flow;
-  ``masked-flow-eager`` is that as plain PyTorch.
+  ``masked-flow-eager-fp32`` and so on are its baselines.
 
 The first two members of every contender are compared with the float64 reference of its own model.
 """
@@ -17,13 +20,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from benchmarks.cases import Case
-from benchmarks.trajectory import COMPARED, random_weights, with_mask_steps
+from benchmarks.trajectory import COMPARED, compiled_copy, random_weights, with_mask_steps
 from enma_fast.config import ModelConfig
 from enma_fast.forecasting.members import sample_fields
 from enma_fast.models.model import Model
@@ -68,7 +72,6 @@ def plain(model: Model, observed: Tensor, members: int) -> Tensor:
 
 def forecast_case(members: int, dtype: torch.dtype, device: torch.device, *, compiled: bool, preset: str) -> Case:
     """`members` members of one trajectory, for as many frames as the preset is trained on."""
-    del compiled
     config = find_preset(preset).model
     model = random_model(config).to(device)
     observed, few = wave(config).to(device), min(COMPARED, members)
@@ -76,24 +79,38 @@ def forecast_case(members: int, dtype: torch.dtype, device: torch.device, *, com
     def forecast(made: Model) -> Tensor:
         return sample_fields(made, observed, num_members=members, seed=SEED, dtype=dtype)[0, :few]
 
+    def sampled_in_dtype(made: Model) -> Model:
+        rounded = copy.deepcopy(made)
+        rounded.dynamics.to(dtype)
+        return rounded
+
     def expected(made: Model) -> tuple[Tensor, float]:
         """The float64 answer, and how far from it a contender may be."""
         exact = plain(copy.deepcopy(made).double(), observed, few)
-        rounded = copy.deepcopy(made)
-        rounded.dynamics.to(dtype)
-        wrong_by = (plain(rounded, observed, few).double() - exact).abs().max().item()
+        wrong_by = (plain(sampled_in_dtype(made), observed, few).double() - exact).abs().max().item()
         return exact, 2 * wrong_by + 1e-6 * exact.abs().max().item()
+
+    def baselines(made: Model, prefix: str = "") -> dict[str, Callable[[], Tensor]]:
+        """The same forecast in PyTorch: eager, and compiled."""
+        models = {f"eager-{short}": sampled_in_dtype(made), "eager-fp32": made}
+        if compiled:
+            twin = sampled_in_dtype(made)
+            twin.dynamics = compiled_copy(twin.dynamics)
+            models[f"compile-{short}"] = twin
+        return {f"{prefix}{name}": partial(first_members, model) for name, model in models.items()}
+
+    def first_members(made: Model) -> Tensor:
+        return plain(made, observed, members)[:few]
+
+    short = {torch.bfloat16: "bf16", torch.float32: "fp32"}[dtype]
 
     contenders: dict[str, Callable[[], Tensor]] = {"ours": lambda: forecast(model)}
     exact, allowance = expected(model)
     others: dict[str, tuple[Tensor, float]] = {}
-    contenders["eager"] = lambda: plain(model, observed, members)[:few]
+    contenders |= baselines(model)
     if reference_sampler.in_one_pass(config, 1):
         base = random_model(with_mask_steps(config)).to(device)
-        flow = {
-            "masked-flow": lambda: forecast(base),
-            "masked-flow-eager": lambda: plain(base, observed, members)[:few],
-        }
+        flow = {"masked-flow": lambda: forecast(base)} | baselines(base, "masked-flow-")
         contenders |= flow
         others = dict.fromkeys(flow, expected(base))
     notes: dict[str, Any] = {"preset": preset, "members": members, "per": "member", "decoder": config.dynamics.decoder}

@@ -39,6 +39,8 @@ from enma_fast.training import forecasts as train_forecasts
 from enma_fast.training.forecasts import ForecastTask
 from enma_fast.training.loop import Rank, RunOptions, autocast, fast_bf16, in_bf16, step_generator
 from enma_fast.training.optim import build
+from enma_fast.training.subnormals import flush_subnormals
+from enma_fast.utils.system import keep_freed_memory
 
 
 def naive_rollout(
@@ -133,6 +135,7 @@ class Stepper:
             optimizer.step()
 
 
+@flush_subnormals()
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -143,6 +146,8 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
+    # As `training.loop.run` sets up, for both: these are settings of the process.
+    keep_freed_memory()
 
     preset = PRESETS[args.preset]
     config, model = preset.forecast_training, Model(preset.model)

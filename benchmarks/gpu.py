@@ -1,6 +1,7 @@
 """All that a GPU has to answer, in one command and under eight minutes, on a machine without a network.
 
-    make gpu-wheels        first, where there is a network: wheels that a bare machine lacks, into out/gpu-wheels
+    make gpu-wheels        first, where there is a network: wheels that a bare machine lacks, into out/gpu-wheels;
+                           for its Python, GPU_PYTHON=3.11 (3.12 by default)
     make gpu               builds and measures, the most valuable first; then tests, sanitizers and slower baselines
     make gpu ONLY=a,b      these parts alone, and the build where there is none
     make gpu DRY=1         without a GPU: shows what would run, compiles every GPU kernel, links what is linked

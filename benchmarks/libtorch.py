@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.cpp_extension import include_paths, library_paths
@@ -48,12 +49,23 @@ def compiled(folder: Path) -> Path:
 class Program:
     """Forecasts of one set of members by the program, which waits between them."""
 
-    def __init__(self, program: Path, parts: tuple[Any, Any], tensors: Mapping[str, Tensor], folder: Path) -> None:
+    def __init__(
+        self,
+        program: Path,
+        parts: tuple[Any, Any],
+        tensors: Mapping[str, Tensor],
+        folder: Path,
+        *,
+        shape: Sequence[int],
+    ) -> None:
         paths = [folder / f"{name}.pt" for name in ("step", "decoder", "start")]
         for part, path in zip((*parts, torch.jit.script(Held(tensors))), paths, strict=True):
             torch.jit.save(part, str(path))
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        self._running = subprocess.Popen([program, *paths], text=True, **pipes)  # type: ignore[call-overload]
+        self._frames = folder / "frames.bin"
+        self._frames.unlink(missing_ok=True)
+        self._shape = tuple(shape)
+        self._running = subprocess.Popen([program, *paths, self._frames], text=True, **pipes)  # type: ignore[call-overload]
 
     def __enter__(self) -> Program:
         return self
@@ -63,11 +75,15 @@ class Program:
         self._running.wait()
         self._running.stdout.close()
 
-    def forecast(self) -> tuple[float, float]:
-        """Its processor time in seconds, and the mean of the frames' absolute values."""
+    def forecast(self) -> float:
+        """Its processor time in seconds."""
         self._running.stdin.write("\n")
         self._running.stdin.flush()
-        answer = self._running.stdout.readline().split()
-        if len(answer) != 2:
+        answer = self._running.stdout.readline().strip()
+        if not answer:
             raise EnmaError(f"{SOURCE.name} ended with status {self._running.wait()}")
-        return float(answer[0]), float(answer[1])
+        return float(answer)
+
+    def frames(self, observed: int) -> np.ndarray:
+        """Members' frames `[B, T, *grid, c]` after the observed ones, of the first forecast, which wrote them."""
+        return np.fromfile(self._frames, dtype=np.float32).reshape(self._shape)[:, observed:]

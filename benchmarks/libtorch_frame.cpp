@@ -1,8 +1,10 @@
 // A forecast of a traced model in libtorch, for benchmarks.embed_others: one for each line of standard input, on one
-// thread, answered by the processor time of the process in seconds, a checksum of the frames beside it.
+// thread, answered by the processor time of the process in seconds. The first one's frames are written to a file, as
+// float32, after its time was taken.
 //
-//     libtorch_frame STEP DECODER START     STEP and DECODER are traces; START holds the arguments of all steps
+//     libtorch_frame STEP DECODER START FRAMES    STEP and DECODER are traces; START holds the arguments of all steps
 #include <ctime>
+#include <fstream>
 #include <iomanip>
 #include <iostream>
 #include <string>
@@ -30,6 +32,7 @@ int main(int, char** argv) {
     const at::Tensor history = given("history"), context = given("context"), past = given("past");
     const std::vector<at::Tensor> noise = given("noise").unbind(), cosines = given("cosines").unbind(),
                                   sines = given("sines").unbind();
+    bool written = false;
     for (std::string line; std::getline(std::cin, line);) {
         const double begin = seconds();
         std::vector<at::Tensor> made{history};
@@ -41,6 +44,13 @@ int main(int, char** argv) {
         }
         const at::Tensor frames = decoder.forward({at::cat(made, 1)}).toTensor();
         const double taken = seconds() - begin;
-        std::cout << std::setprecision(9) << taken << " " << frames.abs().mean().item<float>() << std::endl;
+        if (!written) {
+            const at::Tensor plain = frames.contiguous();
+            std::ofstream(argv[4], std::ios::binary)
+                .write(reinterpret_cast<const char*>(plain.data_ptr<float>()),
+                       static_cast<std::streamsize>(plain.numel() * sizeof(float)));
+            written = true;
+        }
+        std::cout << std::setprecision(9) << taken << std::endl;
     }
 }

@@ -36,6 +36,9 @@ the two together. Nothing here is typed by hand, and a machine that is not here 
   least and the greatest. Above 1 ours is faster.
 * *eager* and *compile* are the same model in PyTorch. Beside a model that decides a frame in one pass, *masked-flow* is
   one of its sizes with the paper's sampler (mask steps and a flow) by ours, and *masked-flow-eager* that in PyTorch.
+  *eager* without a number format is fp32.
+* A preset in rows of `trajectory` and `forecast` is a size and settings of the sampler with random weights, not the
+  shipped model of its name, whose mask steps, flow steps and shifts may be others, and so its times.
 * The fraction is that of the best rate of square matrix products measured on the same machine in the same run.
 * Each table says which commit and versions it is of. Tables are made again by `python -m benchmarks.compare`,
   `benchmarks.train_step`, `benchmarks.embed_ranks` and `benchmarks.pareto`, each with `--json`.
@@ -159,7 +162,9 @@ def _timed(where: str, rows: list[Row]) -> Iterator[str]:
     leading = [name for name in _ALWAYS if name in names]
     varying = [name for name in names if len({row.get(name) for row in rows}) > 1]
     columns = [*leading, *(name for name in varying if name not in leading)]
-    same = [f"{name} {_number(rows[0][name])}" for name in names if name not in columns and rows[0][name] is not None]
+    same = [
+        f"{name} {_number(rows[0][name])}" for name in names if name not in columns and rows[0].get(name) is not None
+    ]
     yield f"{where}{'; ' * bool(same)}{', '.join(same)}.\n"
     baselines = list(
         dict.fromkeys(name for row in rows for key in ("against", "left_out") for name in row.get(key, ()))

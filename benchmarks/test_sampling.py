@@ -25,7 +25,8 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 BACKENDS = ["best", "reference"]
 DECODERS = ["masked-flow", "one-pass"]
 OBSERVED, FRAMES = 3, 17
-# Both compute in fp32; the noise is the same.
+# All compute in fp32, on a GPU too, which would take bf16 unasked; the noise is the same.
+DTYPE = torch.float32
 AGREE = 1e-3
 
 
@@ -78,9 +79,9 @@ def latents(model: Model, engine: Engine, members: int, frames: int) -> Tensor:
 @pytest.mark.parametrize("members", [1, 64])
 @pytest.mark.parametrize(("what", "frames"), [("frame", 1), ("trajectory", 9)])
 def test_latents(benchmark: Any, chosen: Model, what: str, frames: int, members: int, backend: str) -> None:
-    exact = latents(chosen, Engine(chosen.dynamics, backend="reference"), members, frames)
+    exact = latents(chosen, Engine(chosen.dynamics, dtype=DTYPE, backend="reference"), members, frames)
     # It packs its weights once, as the one that a model keeps.
-    engine = Engine(chosen.dynamics, backend=None if backend == "best" else backend)
+    engine = Engine(chosen.dynamics, dtype=DTYPE, backend=None if backend == "best" else backend)
     error = (latents(chosen, engine, members, frames) - exact).abs().max().item()
     assert error <= AGREE * exact.abs().max().item()
     timed(
@@ -96,12 +97,12 @@ def test_latents(benchmark: Any, chosen: Model, what: str, frames: int, members:
 def test_ensemble(benchmark: Any, chosen: Model, members: int) -> None:
     model = chosen
     history = torch.sin(torch.linspace(0, 6.2832, 129)[:-1]).expand(OBSERVED, 128)[..., None]
-    alone = sample_fields(model, history, num_members=1, first_member=members - 1)
-    many = sample_fields(model, history, num_members=members)
+    alone = sample_fields(model, history, num_members=1, first_member=members - 1, dtype=DTYPE)
+    many = sample_fields(model, history, num_members=members, dtype=DTYPE)
     assert (many[-1] - alone[0]).abs().max() <= AGREE * alone.abs().max()
     timed(
         benchmark,
-        lambda: sample_fields(model, history, num_members=members),
+        lambda: sample_fields(model, history, num_members=members, dtype=DTYPE),
         group=f"ensemble, {members} members",
         rounds=3,
         model=model.config.name,

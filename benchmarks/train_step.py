@@ -4,10 +4,12 @@
 
 Contenders take the same step from the same weights and random numbers; losses and gradients are compared first.
 
-* ``ours``: the step as ``enma-fast train dynamics`` takes it on this machine;
+* ``ours``: the step as ``enma-fast train dynamics`` takes it on this machine, Muon's products in its format too;
 * ``compiled``: the same under ``torch.compile`` (with ``--compile``; two minutes to compile);
 * ``naive-fp32``: the same modules in fp32 eager as a first version would write them: SDPA with a mask, masked tokens
   picked by boolean indexing, and in a one-pass model its frames drawn one noise after the other.
+
+All of them keep freed memory and flush subnormal numbers, which are settings of the process.
 """
 
 from __future__ import annotations
@@ -27,8 +29,10 @@ from enma_fast.config import TrainingConfig
 from enma_fast.models.model import Draws, Dynamics, Model, draw
 from enma_fast.ops import _backend, self_attention
 from enma_fast.presets import PRESETS
-from enma_fast.training.loop import RunOptions, autocast, fast_bf16, step_generator
+from enma_fast.training.loop import RunOptions, autocast, fast_bf16, in_bf16, step_generator
 from enma_fast.training.optim import build
+from enma_fast.training.subnormals import flush_subnormals
+from enma_fast.utils.system import keep_freed_memory
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -69,10 +73,17 @@ def naive_one_pass_loss(dynamics: Dynamics, segments: list[Tensor], draws: Draws
 class Stepper:
     """One contender: its own copy of the weights and optimiser."""
 
-    def __init__(self, model: Model, config: TrainingConfig, loss: Callable[[nn.Module], Tensor]) -> None:
+    def __init__(
+        self,
+        model: Model,
+        config: TrainingConfig,
+        loss: Callable[[nn.Module], Tensor],
+        *,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         self.module = Dynamics(model.config)
         self.module.load_state_dict(model.dynamics.state_dict())
-        self.optimizers = build(self.module, config)
+        self.optimizers = build(self.module, config, dtype=dtype)
         self.loss, self.clip = loss, config.clip_norm
 
     def gradients(self) -> tuple[float, Tensor]:
@@ -122,6 +133,7 @@ def flops_per_step(model: Model, rows: int, frames: int, draws: int) -> float:
     return 3.0 * rows * forward
 
 
+@flush_subnormals()
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -155,6 +167,9 @@ def main() -> None:
         generator=step_generator(0, 0),
     )
     run = RunOptions(out=None)  # type: ignore[arg-type]
+    # As `training.loop.run` sets up.
+    keep_freed_memory()
+    dtype = torch.bfloat16 if in_bf16(run) else torch.float32
 
     def ours(module: nn.Module) -> Tensor:
         with autocast(run):
@@ -169,9 +184,9 @@ def main() -> None:
         with mock.patch.object(_backend, "FUSED", ()), mock.patch.object(self_attention, "attention", sdpa):
             return by_hand(module, segments, draws)
 
-    steppers = {"ours": Stepper(model, config, ours), "naive-fp32": Stepper(model, config, naive)}
+    steppers = {"ours": Stepper(model, config, ours, dtype=dtype), "naive-fp32": Stepper(model, config, naive)}
     if args.compile:
-        steppers["compiled"] = Stepper(model, config, compiled)
+        steppers["compiled"] = Stepper(model, config, compiled, dtype=dtype)
         fast = torch.compile(steppers["compiled"].module)
 
     loss, gradient = steppers["naive-fp32"].gradients()

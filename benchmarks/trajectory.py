@@ -141,10 +141,13 @@ def compiled_copy(dynamics: Dynamics, *, graphs: bool = False) -> Dynamics:
     torch._dynamo.reset()
     # Each shape has a graph of its own, and all copies share a function's limit; beyond it code would run uncompiled.
     torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 256
+    # Dynamo reads this when it traces, also a shape that comes later: as an option of one call of `torch.compile` it is
+    # too late, for weights are inputs of the graph by then and cannot be frozen.
+    torch._inductor.config.freezing = True
     model = copy.deepcopy(dynamics)
 
     def fast(run: Callable[..., Any]) -> Callable[..., Any]:
-        made = torch.compile(run, dynamic=False, options={"freezing": True, "triton.cudagraphs": graphs})
+        made = torch.compile(run, dynamic=False, options={"triton.cudagraphs": graphs})
         # A graph writes its next results where its last ones are.
         return (lambda *x, **more: tree_map(torch.clone, made(*x, **more))) if graphs else made
 

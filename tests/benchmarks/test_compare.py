@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import compare, forecast, trajectory
-from benchmarks.cases import flow_head_case
+from benchmarks.cases import CASES, flow_head_case
 from enma_fast.ops import _flow_head_cuda
 from enma_fast.ops.flow_head import flow_head_ref
 from enma_fast.presets import PRESETS
@@ -40,7 +40,8 @@ def rows_of(monkeypatch, capsys, *arguments):
     [
         ("trajectory", "bf16", ["eager-bf16", "eager-fp32"]),
         ("trajectory", "fp32", ["eager-fp32"]),
-        ("forecast", "fp32", ["eager"]),
+        ("forecast", "bf16", ["eager-bf16", "eager-fp32"]),
+        ("forecast", "fp32", ["eager-fp32"]),
     ],
 )
 @pytest.mark.parametrize("preset", ["tiny", "tiny-fast"])
@@ -114,3 +115,65 @@ def test_the_flow_head_is_timed_by_each_way_to_exchange(monkeypatch):
         error = (case.contenders[f"cuda-{group}"]().double() - case.exact).abs().max()
         assert error <= case.allowance
     assert ran == ["remote", "counter"]
+
+
+@pytest.mark.slow
+def test_compiled_contenders_of_a_forecast_are_right(presets):
+    with torch._inductor.config.patch(freezing=False), torch.no_grad():
+        case = forecast.forecast_case(2, torch.float32, torch.device("cpu"), compiled=True, preset="tiny")
+        assert list(case.contenders) == ["ours", "eager-fp32", "compile-fp32"]
+        for run in case.contenders.values():
+            assert (run().double() - case.exact).abs().max() <= case.allowance
+
+
+@pytest.mark.parametrize("name", ["point_attention", "frame_attention"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_fused_attention_computes_the_same(name, dtype):
+    with torch.no_grad():
+        case = CASES[name][0](16, dtype, torch.device("cpu"), compiled=False)
+        names = [contender for contender in case.contenders if contender.startswith("sdpa")]
+        assert names == (["sdpa-fp32"] if dtype == torch.float32 else ["sdpa-bf16", "sdpa-fp32"])
+        for contender in names:
+            assert (case.contenders[contender]().double() - case.exact).abs().max() <= case.allowance
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("embed --threads 2", "--threads: has no effect on embed, only on flow_head, "),
+        ("embed --dtype bf16", "--dtype: has no effect on embed"),
+        ("embed --device cpu", "--device: has no effect on embed"),
+        ("embed --alone", "--alone: has no effect on embed"),
+        ("embed --no-compile", "--no-compile: has no effect on embed"),
+        ("embed --flag-wrong", "--flag-wrong: has no effect on embed"),
+        (
+            "ensemble --preset combined-fast",
+            "--preset: has no effect on ensemble, only on trajectory, forecast, embed;",
+        ),
+        ("flow_head --preset combined-fast", "--preset: has no effect on flow_head"),
+        ("trajectory --others", "--others: has no effect on trajectory, only on embed; leave it out"),
+        ("flow_head --library libenma.so", "--library: has no effect on flow_head"),
+        ("ensemble --alone", "--alone: has no effect on ensemble"),
+        ("ensemble --no-compile", "--no-compile: has no effect on ensemble"),
+        ("ensemble --dtype bf16", "--dtype: is bf16, but the shipped model of ensemble samples in fp32; give fp32"),
+        ("ensemble --dtype all", "--dtype: is all, but"),
+        ("ensemble --device cuda", "--device: is cuda, but ensemble compares stores on the CPU; give cpu"),
+        ("flow_head --device abacus", "--device: "),
+        ("flow_head --device meta", "--device: is meta; give cpu or cuda"),
+        ("flow_head --rounds 0", "--rounds: '0' is no count; give 1 or more"),
+        ("flow_head --threads 0", "--threads: '0' is no count; give 1 or more"),
+        ("flow_head --rows 3,x", "--rows/--members: 'x' is no count; give 1 or more"),
+    ],
+)
+def test_what_has_no_effect_is_refused(monkeypatch, capsys, words, said):
+    monkeypatch.setattr(sys, "argv", ["compare", *words.split()])
+    with pytest.raises(SystemExit) as exit:
+        compare.main()
+    assert exit.value.code == 2
+    assert said in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_library_that_is_missing_is_said_in_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["compare", "embed", "--library", "nowhere/libenma.so"])
+    assert compare.main() == 1
+    assert capsys.readouterr().err.startswith("error: nowhere/libenma.so is missing")

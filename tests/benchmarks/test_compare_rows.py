@@ -9,6 +9,7 @@ import torch
 
 from benchmarks import compare
 from benchmarks.cases import Case
+from benchmarks.ensemble import overhead
 from benchmarks.harness import save
 
 
@@ -49,6 +50,36 @@ def test_a_comparison_says_whether_the_machine_was_too_busy(monkeypatch: pytest.
     assert compare.compare(case, rounds=3)["busy"]
     times["eager"] = [0.9, 1.0, 1.1]
     assert not compare.compare(case, rounds=3)["busy"]
+
+
+def test_a_machine_that_changes_within_a_run_is_called_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = {"ours": [1.0, 1.0, 1.1, 1.0]}
+    rates = [10.0, 11.0]
+    monkeypatch.setattr(compare, "interleave", lambda *_, **__: times)
+    monkeypatch.setattr(compare, "gemm_rate", lambda *_, **__: rates.pop(0))
+    found = compare.compare(case_of(ours=lambda: torch.zeros(2)), rounds=4)
+    assert not found["drifted"]
+    assert "the machine changed" not in compare.line(found)
+    assert (found["gemm_rate"], found["seconds"]) == (11.0, times)
+    rates += [10.0, 16.0]
+    assert compare.compare(case_of(ours=lambda: torch.zeros(2)), rounds=4)["drifted"]
+    # Both rounds of the later half took twice as long; one round among them that is slow says nothing.
+    rates += [10.0] * 4
+    times["ours"] = [1.0, 1.0, 1.0, 2.0, 2.0, 2.0]
+    found = compare.compare(case_of(ours=lambda: torch.zeros(2)), rounds=6)
+    assert found["drifted"]
+    assert "the machine changed: times of ours, or rates of products, drifted by more than 1.5x" in compare.line(found)
+    times["ours"] = [1.0, 1.0, 1.0, 1.0, 1.0, 9.0]
+    assert not compare.compare(case_of(ours=lambda: torch.zeros(2)), rounds=6)["drifted"]
+
+
+def test_both_overheads_are_medians_of_ratios_within_rounds() -> None:
+    seconds = {"ours": [2.0, 4.0, 9.0, 4.0], "memory": [1.5, 1.5, 3.0, 2.0], "engine": [1.0, 1.0, 3.0, 2.0]}
+    found = overhead({"ours_s": 4.0, "seconds": seconds})
+    assert found["overhead"] == pytest.approx(1.5)
+    assert found["overhead_in_memory"] == pytest.approx(0.25)
+    del seconds["memory"]
+    assert overhead({"ours_s": 4.0, "seconds": seconds})["overhead_in_memory"] is None
 
 
 def case_of(**contenders: Any) -> Case:

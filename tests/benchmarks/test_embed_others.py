@@ -1,5 +1,6 @@
 """The parts of a model that are exported for other runtimes make the members of the reference."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from benchmarks import embed_others
 from benchmarks.embed_others import exported, forecast, started, traced
 from benchmarks.forecast import OBSERVED, plain, wave
+from benchmarks.libtorch import Program, compiled
 from enma_fast.errors import EnmaError
 
 from .._tiny import CONFIGS, model, random_model
@@ -61,3 +63,33 @@ def test_models_of_more_than_one_pass_have_no_such_step() -> None:
     network = model("relative")
     with pytest.raises(EnmaError, match="one pass"):
         started(network, wave(network.config), MEMBERS)
+
+
+def test_a_trace_that_gives_nan_is_refused() -> None:
+    class Undefined(nn.Module):
+        def forward(self, past: Tensor) -> Tensor:
+            return past.sum((0, 1, 3, 4, 5)) * float("nan")
+
+    with pytest.raises(EnmaError, match="one length only"):
+        traced(Undefined(), (torch.ones(1, 2, 1, 1, 3, 4),))
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_the_program_over_libtorch_makes_the_members_of_the_reference(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if shutil.which("g++") is None:
+        pytest.skip("needs g++")
+    monkeypatch.setattr(embed_others, "ONNX", ("onnx_that_is_not_there",))
+    network = random_model(CONFIGS["relative-fast"])
+    observed = wave(network.config)
+    expected = plain(network, observed, MEMBERS)
+    start = started(network, observed, MEMBERS)
+    parts, _ = exported(network, start, tmp_path)
+    shape = (MEMBERS, network.config.num_frames, *expected.shape[2:])
+    with Program(compiled(tmp_path), parts["torchscript"], start.tensors(), tmp_path, shape=shape) as program:
+        assert program.forecast() > 0
+        assert program.forecast() > 0
+        found = torch.from_numpy(program.frames(OBSERVED))
+    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import subprocess
 
 import pytest
 
@@ -65,3 +66,16 @@ def test_more_ranks_than_members_are_refused(capsys):
         embed_ranks.main(["--ranks", "9", "--members", "8"])
     assert exit.value.code == 2
     assert "--ranks is 9" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ("mpirun (Open MPI) 5.0.7", ["mpirun", *embed_ranks.OPEN_MPI, "-np"]),
+        ("HYDRA build details:", ["mpirun", "-np"]),
+    ],
+)
+def test_only_open_mpi_has_its_options(monkeypatch, said, words):
+    done = subprocess.CompletedProcess(["mpirun"], 0, stdout=said)
+    monkeypatch.setattr(embed_ranks.subprocess, "run", lambda *_, **__: done)
+    assert embed_ranks.launcher.__wrapped__() == words

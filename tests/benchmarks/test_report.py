@@ -101,6 +101,12 @@ def test_what_was_wrong_or_left_out_is_said(results: Path) -> None:
     assert "* compile-bf16, rows 64, dtype bfloat16: about 40 s a call\n" in text
 
 
+def test_an_entry_of_later_rows_alone_may_be_none(results: Path) -> None:
+    text = written(results, a=[row(3), row(64, shape=None)])
+    assert "rounds 11." in text
+    assert "shape" not in text
+
+
 def test_wrong_contenders_that_were_timed_have_no_time_on_the_page(results: Path) -> None:
     timed = row(3, wrong={"eager-bf16": "nan"})
     ours = row(64, wrong={"ours": 0.5}, error=0.5)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks import train_step
 from benchmarks.harness import interleave, ratios
 from benchmarks.train_step import flops_per_step, main, naive_loss, naive_one_pass_loss
 from enma_fast.models.model import Model, draw
@@ -57,6 +58,26 @@ def test_naive_baseline_takes_the_same_step(decoder, by_hand):
     h = torch.autograd.grad(naive, list(model.dynamics.parameters()))
     for a, b in zip(g, h, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_ours_has_the_optimisers_and_settings_of_a_run(bf16, monkeypatch):
+    built, kept = [], []
+    monkeypatch.setattr(train_step, "in_bf16", lambda options: bf16)
+    monkeypatch.setattr(train_step, "build", lambda module, config, *, dtype: built.append(dtype) or [])
+    monkeypatch.setattr(train_step, "keep_freed_memory", lambda: kept.append(True))
+
+    def gradients(self):
+        assert torch.tensor([1e-39]).mul(1.0) == 0
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_step.Stepper, "gradients", gradients)
+    monkeypatch.setattr("sys.argv", ["train_step", "--threads", str(torch.get_num_threads())])
+    with pytest.raises(KeyboardInterrupt):
+        main()
+    assert kept == [True]
+    # Ours first; the naive step is in fp32.
+    assert built == [torch.bfloat16 if bf16 else torch.float32, torch.float32]
 
 
 def test_contenders_alternate_and_ratios_are_of_one_round():
