@@ -115,6 +115,13 @@ def check_model(config: Any) -> None:
                 f"{config.name}: grid {tok.grid} is not a multiple of {tok.space_factor * p}"
                 f" (space factor {tok.space_factor} times patch {p}); change grid, tokenizer.layers or dynamics.patch"
             )
+    for n, wraps in zip(tok.grid, tok.periodic, strict=True):
+        ends, tokens_there = n // tok.stride_ends, n // tok.space_factor
+        if wraps and (tok.kernel_ends // 2 > ends or tok.kernel // 2 > tokens_there):
+            raise EnmaError(
+                f"{config.name}: tokenizer.kernel {tok.kernel} and kernel_ends {tok.kernel_ends} reach more than once "
+                f"around a periodic dimension of {n} points and {counted(tokens_there, 'token')}; take smaller ones"
+            )
     if dyn.width % dyn.heads or (dyn.width // dyn.heads) % 4:
         raise EnmaError(f"{config.name}: dynamics.width {dyn.width} must be a multiple of 4 * heads ({dyn.heads})")
     # With fewer channels the rotary table has no angle for one of the dimensions, or for the frame.

@@ -101,6 +101,7 @@ def test_a_whole_number_is_a_valid_float(document):
     [
         ({"tokenizer.grid": (30,)}, r"Tiny: grid \(30,\) is not a multiple of 4 .*; change grid, tokenizer"),
         ({"dynamics.patch": (3,)}, r"Tiny: grid \(32,\) is not a multiple of 6"),
+        ({"tokenizer.kernel": 35}, "Tiny: tokenizer.kernel 35 .* more than once around .* of 32 points and 16 tokens"),
         ({"tokenizer.grid": (32, 32)}, "Tiny: lengths has 1 entries"),
         ({"tokenizer.lengths": ()}, "Tiny: lengths has 0 entries"),
         ({"tokenizer.lengths": (0.0,)}, "Tiny: lengths is .*above 0"),

@@ -110,7 +110,9 @@ class NativeSampler:
         # The old memory is freed before new memory is allocated.
         del idle
         flow_steps = flow_schedule(settings.flow_steps, settings.last_flow_steps, mask_steps=mask_steps)
-        plans = {(steps, settings.method): self._plan(steps, settings.method) for steps in flow_steps}
+        plans: dict[tuple[int, str], FlowPlan] = {
+            (steps, settings.method): self._plan(steps, settings.method) for steps in flow_steps
+        }
         # Each has a copy of the head: those of other settings go.
         self._plans = plans if plans else self._plans
         session = sampler.session(
