@@ -93,7 +93,9 @@ def import_(
         str | None,
         typer.Option("--axes", help="Axes of the fields in order, out of trajectory,time,x,y,z,channel."),
     ] = None,
-    fields: Annotated[str | None, typer.Option("--fields", help="Fields to import, NAME,NAME; all by default.")] = None,
+    fields: Annotated[
+        str | None, typer.Option("--fields", help="Fields, or components such as u_0, NAME,NAME; all by default.")
+    ] = None,
     channels: Annotated[str | None, typer.Option("--channels", help="New names of all channels, NAME,NAME.")] = None,
     units: Annotated[
         list[str] | None, typer.Option("--unit", metavar="CHANNEL=UNIT", help="Unit of a channel; may be repeated.")
@@ -108,7 +110,7 @@ def import_(
     ] = None,
     environment: Annotated[
         str | None,
-        typer.Option("--environment", help="Column that is equal where the physics is; without one all differ."),
+        typer.Option("--environment", help="Columns, NAME,NAME, that are equal where the physics is; else all differ."),
     ] = None,
     crop: Annotated[
         str | None,

@@ -6,10 +6,11 @@ first use, and an equation when it is asked for.
 An equation is a file in `equations/`, a kind of file a reader here. Nothing here knows a model.
 """
 
+from .checks import check_values, constant_channels, leave_out
 from .equations import EQUATIONS
 from .fields import FieldFile, decimals
 from .generator import generate, place
-from .importing import FIRST_FRAME, SERIES, ImportOptions, check_fields, import_fields
+from .importing import FIRST_FRAME, SERIES, ImportOptions, import_fields
 from .missing import NETCDF_FILL, attributes, require_present, unmasked
 from .readings import DOMAIN_TOLERANCE, Readings, is_readings, read_readings
 from .shipped import PRETRAINED, example, shipped_file
@@ -29,7 +30,8 @@ __all__ = [
     "ImportOptions",
     "Readings",
     "attributes",
-    "check_fields",
+    "check_values",
+    "constant_channels",
     "count",
     "dataset_split",
     "decimals",
@@ -38,6 +40,7 @@ __all__ = [
     "generate",
     "import_fields",
     "is_readings",
+    "leave_out",
     "place",
     "read",
     "read_numbered",

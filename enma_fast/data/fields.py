@@ -36,6 +36,8 @@ class FieldFile:
     parameters : name -> float64 [n], PDE parameters
     units : channel -> its unit; "1", or absent, where it has none
     environment : int64 [n], equal where the PDE and its parameters are; None if the file does not say
+    environment_by : names of the columns whose values are equal where the environment is, if the file says; those of
+        numbers are parameters, and with one of text the number of an environment is the same in every file
     numbers : int64 [n], of the trajectories in the file, of what `read_numbered` reads; None for 0, 1, ..., the numbers
         that `read` gives, also to what it selects
     total : trajectories of the file; None for n
@@ -55,6 +57,7 @@ class FieldFile:
     total: int | None = None
     units: dict[str, str] = field(default_factory=dict)
     points: np.ndarray | None = None
+    environment_by: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.u)
@@ -131,6 +134,7 @@ class FieldSource:
     periodic: tuple[bool, ...]
     parameters: dict[str, np.ndarray]
     environment: np.ndarray | None
+    environment_by: tuple[str, ...] = ()
     arrays: tuple[FieldArray, ...]
 
     def __post_init__(self) -> None:
@@ -206,6 +210,7 @@ class FieldSource:
             units=self.units,
             parameters={key: value[rows] for key, value in self.parameters.items()},
             environment=None if self.environment is None else self.environment[rows],
+            environment_by=self.environment_by,
         )
 
     def _load_array(self, array: FieldArray, rows: np.ndarray) -> np.ndarray:

@@ -1,13 +1,15 @@
 """The contents of other people's files: named arrays, coordinates and columns of NumPy, NetCDF, Zarr and HDF5 files.
 
 NumPy files are read without pickles. NetCDF and Zarr go through xarray, which decodes scales, fill values and dates.
+Fields of these and of .npy files are read when they are indexed, so that a part of a large file can be taken.
 """
 
 from __future__ import annotations
 
 import warnings
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -38,10 +40,26 @@ _PDEBENCH_FLUIDS = ("Vx", "Vy", "Vz", "density", "pressure")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Deferred:
+    """An array in a file of which the part that is asked for is read, by slices of all axes."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    part: Callable[[tuple[slice, ...]], np.ndarray]
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    def __getitem__(self, key: tuple[slice, ...]) -> np.ndarray:
+        return self.part(key)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Variable:
     """One array of a source: its values, the names of its axes (None if the file has none), and its unit."""
 
-    values: np.ndarray
+    values: np.ndarray | Deferred
     axes: tuple[str, ...] | None = None
     unit: str = "1"
 
@@ -56,6 +74,8 @@ class Source:
     coords : axis of a field file ("time", "x", ..., "channel") -> its values
     columns : name -> variable of one value per trajectory, perhaps
     wraps : True where the format says that the domain is periodic
+    others : names of fields that were not read
+    bounds : names of fields that are the edges of cells of a coordinate
     """
 
     path: Path
@@ -63,12 +83,21 @@ class Source:
     coords: dict[str, np.ndarray] = field(default_factory=dict)
     columns: dict[str, Variable] = field(default_factory=dict)
     wraps: bool = False
+    others: tuple[str, ...] = ()
+    bounds: frozenset[str] = frozenset()
+
+    def lacks(self, name: str) -> EnmaError:
+        """The error of a field that is not there."""
+        axes = {AXES.get(column, column) for column in self.columns}
+        names = [*self.fields, *self.others, *self.columns, *(axis for axis in self.coords if axis not in axes)]
+        held = ", ".join(names) or "nothing"
+        return EnmaError(f"{self.path}: has no field '{name}'; it holds {held}")
 
 
 def open_source(path: Path, names: Sequence[str]) -> Source:
-    """Read a file or Zarr folder; of its fields only `names`, where there are any.
+    """Open a file or Zarr folder; of HDF5's fields only those that `names`, or names of their components, begin with.
 
-    `EnmaError` if it is missing, of no known kind, damaged, or lacks a field.
+    `EnmaError` if it is missing, of no known kind, damaged, or has no field.
     """
     if not path.exists():
         raise EnmaError(f"{path}: no such file; check the path")
@@ -78,26 +107,21 @@ def open_source(path: Path, names: Sequence[str]) -> Source:
     elif ending in _HDF5:
         found = _hdf5(path, names)
     elif ending in _NETCDF or ending == ".zarr" or any((path / mark).is_file() for mark in ("zarr.json", ".zgroup")):
-        found = _xarray(path, names)
+        found = _xarray(path)
     else:
         raise EnmaError(f"{path}: is of no known kind; give a file {KINDS}")
-    missing = [name for name in names if name not in found.fields]
-    if missing or not found.fields:
-        wanted = f"has no field '{missing[0]}'" if missing else "has no field of two axes or more"
-        held = ", ".join([*found.fields, *found.columns, *found.coords]) or "nothing"
-        raise EnmaError(f"{path}: {wanted}; it holds {held}")
-    return Source(
-        path=path,
-        fields={name: found.fields[name] for name in names or found.fields},
-        coords=found.coords,
-        columns=found.columns,
-        wraps=found.wraps,
-    )
+    if not found.fields:
+        if names:
+            raise found.lacks(names[0])
+        held = ", ".join(dict.fromkeys([*found.columns, *found.coords])) or "nothing"
+        raise EnmaError(f"{path}: has no field of two axes or more; it holds {held}")
+    return found
 
 
 def _numpy(path: Path) -> dict[str, np.ndarray]:
     try:
-        loaded = np.load(path, allow_pickle=False)
+        # A large array stays in its file until a part of it is asked for.
+        loaded = np.load(path, mmap_mode="r" if path.suffix.lower() == ".npy" else None, allow_pickle=False)
         return {"u": loaded} if isinstance(loaded, np.ndarray) else {name: loaded[name] for name in loaded.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise EnmaError(f"{path}: cannot be read as NumPy's ({first_line(error)}); save it again by np.save") from error
@@ -129,20 +153,21 @@ def _hdf5(path: Path, names: Sequence[str]) -> Source:
     def work(file: Any, more: Limits) -> dict[str, dict[str, Any]]:
         runs = [key for key in file if key.isdigit() and "data" in hdf5.get(file, key, "group")]
         if runs:
-            first = hdf5.get(file, runs[0], "group")
+            first = hdf5.get(file, min(runs, key=int), "group")
             more(len(runs) * hdf5.get(first, "data", "dataset").nbytes)
             grid = hdf5.get(first, "grid", "group")
             axes = {key: hdf5.get(grid, key, "dataset")[()] for key in "txyz" if key in grid}
-            parts = [hdf5.get(hdf5.get(file, key, "group"), "data", "dataset")[()] for key in sorted(runs)]
+            parts = [hdf5.get(hdf5.get(file, key, "group"), "data", "dataset")[()] for key in sorted(runs, key=int)]
             if len({part.shape for part in parts}) > 1:
                 raise EnmaError(f"{path}: its runs differ in shape; import those of one shape")
-            return {"arrays": {"u": np.stack(parts), **axes}, "units": {}}
+            return {"arrays": {"u": np.stack(parts), **axes}, "units": {}, "others": {}}
         datasets = {key: file[key] for key in file if hasattr(file[key], "dtype")}
         datasets = {key: hdf5.get(file, key, "dataset") for key in datasets}
+        numeric = {key: data for key, data in datasets.items() if data.dtype.kind in "fiu"}
         kept = {
             key: data
-            for key, data in datasets.items()
-            if data.dtype.kind in "fiu" and (data.ndim == 1 or not names or key in names)
+            for key, data in numeric.items()
+            if data.ndim == 1 or not names or any(name == key or name.startswith(f"{key}_") for name in names)
         }
         more(sum(data.nbytes for data in kept.values()))
         arrays, units = {}, {}
@@ -159,11 +184,11 @@ def _hdf5(path: Path, names: Sequence[str]) -> Source:
             require_present(f"{path}: {key}", arrays[key], about)
             if isinstance(unit := about.get("units"), str | bytes):
                 units[key] = (unit.decode() if isinstance(unit, bytes) else unit) or "1"
-        return {"arrays": arrays, "units": units}
+        return {"arrays": arrays, "units": units, "others": dict.fromkeys(key for key in numeric if key not in kept)}
 
     read = hdf5.read_file(path, work)
     arrays = read["arrays"]
-    found = _arrays(path, arrays, read["units"])
+    found = replace(_arrays(path, arrays, read["units"]), others=tuple(read["others"]))
     whole = "u" in arrays and "t" in arrays and arrays["u"].ndim == len(found.coords) + 2
     if whole and set(arrays) <= {"u", *"txyz"}:
         axes = ("trajectory", "time", *(name for name in "xyz" if name in found.coords), "channel")
@@ -171,28 +196,45 @@ def _hdf5(path: Path, names: Sequence[str]) -> Source:
     return found
 
 
-def _xarray(path: Path, names: Sequence[str]) -> Source:
+def _xarray(path: Path) -> Source:
     xarray = load_extra("xarray", "store")
-    fields, coords, columns = {}, {}, {}
+    fields, coords, columns, bounds = {}, {}, {}, set()
+
+    def deferred(name: Any, data: Any) -> Deferred:
+        def part(key: tuple[slice, ...]) -> np.ndarray:
+            with _reading(xarray, path) as again:
+                values: np.ndarray = again.variables[name][key].to_numpy()
+                return values
+
+        return Deferred(shape=data.shape, dtype=data.dtype, part=part)
+
+    with _reading(xarray, path) as dataset:
+        for name, data in dataset.variables.items():
+            axes, about = tuple(map(str, data.dims)), {**data.attrs, **data.encoding}
+            bounds |= {str(about[mark]) for mark in ("bounds", "climatology") if mark in about}
+            if data.ndim > 1 and data.dtype.kind in "fiu" and name in dataset.data_vars:
+                unit = str(data.attrs.get("units", "1")) or "1"
+                fields[str(name)] = Variable(values=deferred(name, data), axes=axes, unit=unit)
+            elif data.ndim == 1 and name in data.dims:
+                coords[AXES.get(str(name), str(name))] = data.to_numpy()
+            if data.ndim == 1 and data.dtype.kind in "fiuUSO":
+                columns[str(name)] = Variable(values=data.to_numpy(), axes=axes)
+    return Source(path=path, fields=fields, coords=coords, columns=columns, bounds=frozenset(bounds))
+
+
+@contextmanager
+def _reading(xarray: Any, path: Path) -> Iterator[Any]:
+    """A data set that is open; what xarray raises is an `EnmaError` of one line."""
     try:
         with (
             # Dates that NumPy cannot hold come as those of cftime, which are read as well.
             warnings.catch_warnings(action="ignore", category=xarray.SerializationWarning),
             _opened(xarray, path) as dataset,
         ):
-            for name, data in dataset.variables.items():
-                numeric = data.dtype.kind in "fiu"
-                if data.ndim > 1 and numeric and name in dataset.data_vars and (not names or name in names):
-                    unit = str(data.attrs.get("units", "1")) or "1"
-                    fields[str(name)] = Variable(values=data.to_numpy(), axes=tuple(map(str, data.dims)), unit=unit)
-                elif data.ndim == 1 and name in data.dims:
-                    coords[AXES.get(str(name), str(name))] = data.to_numpy()
-                elif data.ndim == 1 and numeric:
-                    columns[str(name)] = Variable(values=data.to_numpy(), axes=tuple(map(str, data.dims)))
+            yield dataset
     except Exception as error:
         # Engines of xarray raise nearly anything for damaged files.
         raise EnmaError(f"{path}: xarray cannot read it ({first_line(error)}); check the file") from error
-    return Source(path=path, fields=fields, coords=coords, columns=columns)
 
 
 def _opened(xarray: Any, path: Path) -> Any:

@@ -4,12 +4,13 @@
     dimensions             @spatial_dims; time [T], x [X], ...                        float32, or float64 if need be
     boundary_conditions    <dim>_periodic: @bc_type @associated_dims; mask [X]        bool
     scalars                @field_names; one [n] per PDE parameter                    float32
-                           environment [n]                                            int64
+                           environment [n] @columns                                   int64
     t0_fields              @field_names; scalar fields [n, T, X, ...]                 float32
     t1_fields              @field_names; vector fields [n, T, X, ..., component]      float32
 
 A field may have the attribute `units`, which The Well has not; without it the unit is "1". Trajectories with the
-same `environment` share the PDE and its parameters. Tensor fields (`t2_fields`) and scalars that vary in time are
+same `environment` share the PDE and its parameters; `columns`, which The Well has not, names those that it was made
+from. Tensor fields (`t2_fields`) and scalars that vary in time are
 not read.
 """
 
@@ -72,6 +73,18 @@ def count(path: str | Path) -> int:
     """Number of trajectories of a field file; reads no values. Raises as `read`."""
     path = Path(path)
     found: int = hdf5.read_file(path, lambda file, _: _source(file, path, None).num_trajectories)
+    return found
+
+
+def channels_of(path: str | Path) -> dict[str, tuple[str, ...]]:
+    """Names of the fields of a field file, and of the channels of each; reads no values. Raises as `read`."""
+    path = Path(path)
+
+    def work(file: Any, more: Limits) -> dict[str, tuple[str, ...]]:
+        arrays = _source(file, path, None).arrays
+        return {a.where.rpartition("/")[2] if "/" in a.where else a.channels[0]: a.channels for a in arrays}
+
+    found: dict[str, tuple[str, ...]] = hdf5.read_file(path, work)
     return found
 
 
@@ -156,6 +169,7 @@ def write(
     t0_fields: Mapping[str, np.ndarray],
     t1_fields: Mapping[str, np.ndarray] | None = None,
     units: Mapping[str, str] | None = None,
+    environment_by: Sequence[str] = (),
 ) -> Path:
     """Write a field file in one step: it appears complete or not at all.
 
@@ -167,6 +181,7 @@ def write(
     scalars : name -> [n]; `environment` is stored as int64, the others as float32
     t0_fields, t1_fields : name -> [n, T, x..] and [n, T, x.., component]
     units : name of a field -> its unit, where it has one
+    environment_by : names of the columns by whose values the environments are numbered
 
     Raises
     ------
@@ -177,6 +192,8 @@ def write(
     sizes = (*(len(value) for value in list(scalars.values())[:1]), len(times), *(len(x) for x in coords))
     with hdf5.create_file(path) as file:
         write_header(file, name=name, times=times, coords=coords, periodic=periodic, scalars=scalars)
+        if environment_by:
+            file["scalars/environment"].attrs["columns"] = _string_array(environment_by)
         for rank, fields in enumerate((t0_fields, t1_fields or {})):
             for key, value in fields.items():
                 if value.shape[: len(sizes)] != sizes or value.ndim != len(sizes) + rank:
@@ -207,6 +224,7 @@ def write_fields(path: str | Path, data: FieldFile, *, name: str) -> Path:
         scalars={"environment": environment, **{k: v for k, v in data.parameters.items() if k != "environment"}},
         t0_fields={channel: data.u[..., c] for c, channel in enumerate(data.channels)},
         units=data.units,
+        environment_by=data.environment_by,
     )
 
 
@@ -312,6 +330,9 @@ def _source(file: Any, path: Path, fields: Sequence[str] | None) -> FieldSource:
         if np.ndim(value) == 0 and isinstance(value, np.number) and np.isfinite(value)
     }
     environment = scalars.pop("environment", None)
+    columns: tuple[str, ...] = ()
+    if environment is not None and "columns" in groups["scalars"]["environment"].attrs:
+        columns = tuple(hdf5.names(groups["scalars"]["environment"], "columns"))
     return FieldSource(
         path=path,
         layout="the_well",
@@ -322,6 +343,7 @@ def _source(file: Any, path: Path, fields: Sequence[str] | None) -> FieldSource:
         periodic=tuple(d in wraps for d in dims),
         parameters={**constants, **scalars},
         environment=environment,
+        environment_by=columns,
         arrays=_arrays(groups, dims, fields, path),
     )
 

@@ -24,7 +24,6 @@ Shape suffixes: B trajectories, K members, T frames.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,7 +33,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..errors import EnmaError
-from ..utils.names import check_names
+from ..utils.names import check_names, name_twice
 from .chunks import chunk_name
 from .metadata import AXES, DIGEST, FORMAT, FORMAT_VERSION, METADATA, READINGS, STATISTICS, digest_of
 
@@ -89,12 +88,12 @@ class Layout:
     def __post_init__(self) -> None:
         check_names(self.channels, kind="channel")
         check_names(self.columns, kind="parameter")
-        twice = [name for name, count in Counter(self._names()).items() if count > 1]
-        if twice:
-            raise EnmaError(f"{twice[0]!r} is a variable of the store twice; rename the field or the parameter")
+        twice = name_twice(self.channels, self.columns, self._other_names())
+        if twice is not None:
+            raise EnmaError(f"{twice!r} is a variable of the store twice; rename the field or the parameter")
 
-    def _names(self) -> list[str]:
-        """Names of all variables that the store can have, and of the metadata file beside them."""
+    def _other_names(self) -> list[str]:
+        """Names of the axes that the store has, and of the metadata file beside them."""
         axes = ["trajectory", "time", *AXES[: len(self.coords)], METADATA]
         axes += ["realization"] if self.keep_members else []
         axes += [] if self.observed is None else ["observed_time"]
@@ -102,8 +101,7 @@ class Layout:
             axes += [READINGS, *(f"{axis}_observed" for axis in AXES[: len(self.coords)])]
         axes += ["quantile"] if len(self.quantiles) else []
         axes += ["threshold"] if len(self.thresholds) else []
-        kinds = ["", "_observed", "_truth", *(f"_{kind}" for kind in STATISTICS)]
-        return [*axes, *self.columns, *(f"{name}{kind}" for name in self.channels for kind in kinds)]
+        return axes
 
     @property
     def frame_shape(self) -> tuple[int, ...]:

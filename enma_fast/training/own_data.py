@@ -15,7 +15,16 @@ from typing import Any
 
 import numpy as np
 
-from ..data import FIRST_FRAME, SERIES, FieldFile, check_fields, dataset_split, read
+from ..data import (
+    FIRST_FRAME,
+    SERIES,
+    FieldFile,
+    check_values,
+    constant_channels,
+    dataset_split,
+    leave_out,
+    read,
+)
 from ..errors import EnmaError
 from ..utils.text import counted
 
@@ -66,7 +75,7 @@ def load_splits(source: Path) -> dict[str, FieldFile]:
 
     Files of a folder whose names end in `-train`, `-val` and `-test-in` (or `-test`) are these splits, files without
     such an end training data, of which splits that are lacking are taken. `EnmaError` if files disagree, a value is
-    missing, a channel is constant, or there are too few trajectories.
+    missing, a channel is constant in the training data, or there are too few trajectories.
     """
     parts: dict[str, list[FieldFile]] = {}
     for path, split in split_files(source).items():
@@ -74,13 +83,27 @@ def load_splits(source: Path) -> dict[str, FieldFile]:
     first = parts[TRAIN][0]
     for data in (data for found in parts.values() for data in found):
         _agree(first, data)
-        check_fields(data)
+        check_values(data)
     joined = {split: _joined(found) for split, found in parts.items()}
     lacking = [split for split in SPLITS if split not in joined]
     if lacking:
         whole = joined[TRAIN]
         joined |= {split: whole.rows(rows) for split, rows in divide(whole, lacking).items()}
-    return {split: joined[split] for split in SPLITS}
+    splits = {split: joined[split] for split in SPLITS}
+    _check_constants(splits)
+    return splits
+
+
+def _check_constants(splits: dict[str, FieldFile]) -> None:
+    """Raise `EnmaError` if a channel is constant in the training data, so that its scale is not known."""
+    constant = constant_channels(splits[TRAIN])
+    for name, value in constant.items():
+        data = splits[TRAIN]
+        varying = [split for split in SPLITS if name not in constant_channels(splits[split])]
+        where = f"in all training trajectories, not in those for {' and '.join(varying)}" if varying else "everywhere"
+        fix = "train on more trajectories in which it varies, or " if varying else ""
+        fix += leave_out(data, constant, f"enma-fast data import {data.path} --out NEW.h5 ")
+        raise EnmaError(f"{data.path}: {name} is {value:g} {where}; {fix}")
 
 
 def divide(data: FieldFile, lacking: Sequence[str]) -> dict[str, np.ndarray]:
@@ -213,20 +236,62 @@ def _agree(first: FieldFile, data: FieldFile) -> None:
 
 
 def _joined(parts: list[FieldFile]) -> FieldFile:
-    """Files as one; numbers of environments and series are those of their own file, so each file has others."""
-    alone = [np.arange(len(data)) if data.environment is None else data.environment for data in parts]
+    """Files as one; numbers of series are those of their own file, so each file has others."""
     shared = [name for name in parts[0].parameters if all(name in data.parameters for data in parts)]
     parameters = {name: np.concatenate([data.parameters[name] for data in parts]) for name in shared}
     if SERIES in shared:
         parameters[SERIES] = _numbered([data.parameters[SERIES] for data in parts])
+    environment, columns = _environments(parts, [name for name in shared if name not in (SERIES, FIRST_FRAME)])
     return replace(
         parts[0],
         u=np.concatenate([data.u for data in parts]) if len(parts) > 1 else parts[0].u,
-        environment=_numbered(alone),
+        environment=environment,
+        environment_by=columns,
         parameters=parameters,
         numbers=None,
         total=None,
     )
+
+
+def _environments(parts: Sequence[FieldFile], shared: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...]]:
+    """The environment of each trajectory of several files, and the columns that all files made theirs from.
+
+    Environments of two files are one where their columns agree, or where no file names its columns, the parameters
+    that all files share and that are those of the environment in each. Others are those of their own file.
+    """
+    named = {data.environment_by: data for data in parts if data.environment_by}
+    if len(named) > 1:
+        (one, known), (other, data) = list(named.items())[:2]
+        raise EnmaError(
+            f"{data.path}: its environments are those of {','.join(other)}, and of {known.path.name} those of "
+            f"{','.join(one)}; import them with the same --environment"
+        )
+    columns = next(iter(named), tuple(name for name in shared if all(_follows(data, [name]) for data in parts)))
+    numbers: dict[tuple[Any, ...], int] = {}
+    found = []
+    for i, data in enumerate(parts):
+        alone = np.arange(len(data)) if data.environment is None else data.environment
+        there, first, place = np.unique(alone, return_index=True, return_inverse=True)
+        keys: list[tuple[Any, ...]] = [(i, number) for number in there.tolist()]
+        if columns and all(name in data.parameters for name in columns):
+            if data.environment_by or _follows(data, columns, distinct=True):
+                keys = list(zip(*(data.parameters[name][first].tolist() for name in columns), strict=True))
+        elif data.environment_by:
+            # Of columns of text the numbers are the same in every file.
+            keys = [(None, number) for number in there.tolist()]
+        found.append(np.array([numbers.setdefault(key, len(numbers)) for key in keys])[place])
+    return np.concatenate(found), columns if all(data.environment_by for data in parts) else ()
+
+
+def _follows(data: FieldFile, columns: Sequence[str], *, distinct: bool = False) -> bool:
+    """True if some parameters are the same throughout each environment, and with `distinct` differ between them."""
+    if data.environment is None:
+        values = [data.parameters[name] for name in columns]
+        return not distinct or len(set(zip(*(column.tolist() for column in values), strict=True))) == len(data)
+    _, first, place = np.unique(data.environment, return_index=True, return_inverse=True)
+    same = all((data.parameters[name] == data.parameters[name][first][place]).all() for name in columns)
+    rows = set(zip(*(data.parameters[name][first].tolist() for name in columns), strict=True))
+    return bool(same) and (not distinct or len(rows) == len(first))
 
 
 def _numbered(parts: Sequence[np.ndarray]) -> np.ndarray:

@@ -8,6 +8,7 @@ a path or a hidden file.
 from __future__ import annotations
 
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from ..errors import EnmaError
 from .text import shown
 
 MOST_BYTES = 128
+# A channel of a forecast store has arrays of its name with these ends.
+ENDS = ("", "_observed", "_truth", "_mean", "_spread", "_quantile", "_exceedance")
 # Unicode categories: control and format characters, and surrogates, which cannot be encoded.
 _CONTROL = ("Cc", "Cf", "Cs")
 
@@ -48,3 +51,9 @@ def check_names(names: Iterable[object], *, kind: str, where: str | Path | None 
             raise EnmaError(
                 f"{place}{kind} {shown(name)} cannot name an array of a store (it {wrong}); rename the {kind}"
             )
+
+
+def name_twice(channels: Iterable[str], columns: Iterable[str], others: Iterable[str]) -> str | None:
+    """The first name that two arrays of a forecast store would have, of channels, columns and others; None without."""
+    names = [*others, *columns, *(f"{channel}{end}" for channel in channels for end in ENDS)]
+    return next((name for name, count in Counter(names).items() if count > 1), None)

@@ -267,16 +267,21 @@ def test_attributes_of_hdf5_arrays_count(
 
 
 def test_one_series_is_cut_into_windows(
-    tmp_path: Path, line: np.ndarray, imported: Callable, refusal: Callable
+    tmp_path: Path, line: np.ndarray, imported: Callable, refusal: Callable, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = saved(tmp_path / "series.npy", line[0])
     options = {"axes": ("time", "x"), **STEPS}
-    assert refusal(path, **options).endswith(
-        "holds one trajectory of 6 frames only; import a longer series, or several"
-    )
+
+    def note(source: Path, **more: Any) -> str:
+        caplog.clear()
+        assert len(imported(source, **more, **options)) == 1
+        return caplog.messages[-1]
+
+    several = "give a folder of several such files, or import a longer series"
+    assert note(path).endswith(f"holds one trajectory of 6 frames only; to train, {several}")
     longer = saved(tmp_path / "longer.npy", np.concatenate(line[:2]))
-    assert refusal(longer, **options).endswith("12 frames only; cut it into several: --window 5")
-    assert refusal(path, window=5, **options).endswith("of 5 frames only; import a longer series, or several")
+    assert note(longer).endswith("12 frames only; to train, cut it into several: --window 5")
+    assert note(path, window=5).endswith(f"of 5 frames only; to train, {several}")
     data = imported(path, window=3, stride=1, **options)
     np.testing.assert_array_equal(data.u[1, :, :, 0], line[0, 1:4])
     assert data.parameters["first_frame"].tolist() == [0, 1, 2, 3]
@@ -302,8 +307,8 @@ def test_the_chosen_column_is_the_environment(tmp_path: Path, line: np.ndarray, 
     np.savez(path, u=line, environment=np.arange(4) / 8, nu=[1, 1, 2, 2], height=[0.5, np.nan, 1, 2])
     data = imported(path, axes=LINE, environment="nu", **STEPS)
     assert data.environment.tolist() == [0, 0, 1, 1]
-    # Nor is a column with a missing value one of parameters.
-    assert not data.parameters
+    # The column stays a parameter; one with a missing value is none.
+    assert {name: values.tolist() for name, values in data.parameters.items()} == {"nu": [1, 1, 2, 2]}
     assert imported(path, axes=LINE, **STEPS).environment.tolist() == [0, 1, 2, 3]
 
 
@@ -369,7 +374,6 @@ def test_large_positions_and_years_stay_even(tmp_path: Path, line: np.ndarray, i
             },
             f"u holds {N * T} missing or infinite values, first at trajectory 0, frame 0",
         ),
-        ({"u": np.ones((N, T, X))}, "u is 1 everywhere; leave it out: --fields"),
         ({"u": np.full((N, T, X), 1j)}, "u has dtype complex128; give real numbers"),
         ({"v": np.ones((N, T, X + 1))}, "its fields differ in shape"),
     ],

@@ -187,7 +187,7 @@ def test_data_that_cannot_be_divided_or_trained_on_are_refused(tmp_path: Path) -
     assert "holds 2 trajectories; training, validation and test need at least 3" in message(
         save(tmp_path / "two.h5", advected(2))
     )
-    assert "u is 1 everywhere; leave it out" in message(save(tmp_path / "flat.h5", np.ones((6, 8, 16))))
+    assert "u is 1 everywhere; import another field" in message(save(tmp_path / "flat.h5", np.ones((6, 8, 16))))
     assert "no such file or folder" in message(tmp_path / "none.h5")
     (tmp_path / "empty").mkdir()
     assert "holds no field file (.h5); make one by enma-fast data import" in message(tmp_path / "empty")

@@ -1,0 +1,180 @@
+"""Fields of a source as channels of a field file: which of them, the order of their axes, and their float32 values."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import EnmaError
+from .checks import narrowed
+from .positions import SPACE
+from .sources import AXES, NAMES, Source, Variable
+
+log = logging.getLogger("enma_fast")
+
+# Longest value of a coordinate that becomes part of the name of a channel.
+_SHORT = 8
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Arranged:
+    """A field whose axes are known.
+
+    Attributes
+    ----------
+    known : axis of a field file for each axis of the array; None for one of size 1 that is none
+    shape : `[n, T, *x]`
+    channels : names of its components, and `places` of those that are wanted
+    """
+
+    path: Path
+    name: str
+    variable: Variable
+    known: tuple[str | None, ...]
+    shape: tuple[int, ...]
+    channels: tuple[str, ...]
+    places: tuple[int, ...]
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """Names of the channels that are wanted."""
+        return tuple(self.channels[i] for i in self.places)
+
+    def load(self, parts: Mapping[str, slice]) -> np.ndarray:
+        """The wanted channels as float32 `[n, T, *x, c]`, of a part of the places along some axes."""
+        first = min(self.places)
+        parts = {**parts, "channel": slice(first, max(self.places) + 1)}
+        whole = slice(None)
+        values = self.variable.values[tuple(whole if axis is None else parts.get(axis, whole) for axis in self.known)]
+        values = values.squeeze(tuple(i for i, axis in enumerate(self.known) if axis is None))
+        known = [axis for axis in self.known if axis is not None]
+        for axis in ("trajectory", "channel"):
+            if axis not in known:
+                values, known = values[..., None], [*known, axis]
+        axes = ("trajectory", "time", *SPACE[: len(self.shape) - 2], "channel")
+        values = values.transpose([known.index(axis) for axis in axes])
+        if (places := [i - first for i in self.places]) != list(range(values.shape[-1])):
+            values = values[..., places]
+        return narrowed(self.path, self.wanted, values)
+
+
+def arranged(source: Source, axes: Sequence[str], wanted: Sequence[str]) -> list[Arranged]:
+    """The fields, or components of fields, that are wanted, in their order; by default all that vary in time."""
+    path = source.path
+    if not wanted:
+        names = _usual(source, axes)
+        return [_arranged(source, name, axes, alone=len(names) == 1) for name in names]
+    found: list[Arranged] = []
+    chosen = {name for name in wanted if name in source.fields}
+    for name in wanted:
+        if name in source.fields:
+            found.append(_arranged(source, name, axes, alone=len(chosen) == len(set(wanted)) == 1))
+        else:
+            found.append(_component(source, name, axes))
+    twice = [name for name in wanted if list(wanted).count(name) > 1]
+    if twice:
+        raise EnmaError(f"{path}: --fields names {twice[0]} twice; name each field once")
+    return found
+
+
+def _usual(source: Source, axes: Sequence[str]) -> list[str]:
+    """Names of the fields that are imported where none are asked for."""
+    names = [name for name in source.fields if name not in source.bounds] or list(source.fields)
+    varying = [name for name in names if not _static(source.fields[name], axes)]
+    if varying and (left := [name for name in names if name not in varying]):
+        log.warning("%s: without an axis of time, so left out: %s", source.path, ", ".join(left))
+    return varying or names
+
+
+def _static(variable: Variable, wanted: Sequence[str]) -> bool:
+    """True for a field that has fewer axes than are named, or none of time."""
+    if wanted:
+        return variable.values.ndim < len(wanted)
+    return variable.axes is not None and "time" not in (AXES.get(axis) for axis in variable.axes)
+
+
+def _component(source: Source, name: str, axes: Sequence[str]) -> Arranged:
+    """The one component of a field that has this name."""
+    alone = len(source.fields) == 1
+    for field in source.fields:
+        if alone or name.startswith(f"{field}_"):
+            found = _arranged(source, field, axes, alone=alone)
+            if name in found.channels:
+                return replace(found, places=(found.channels.index(name),))
+    raise source.lacks(name)
+
+
+def _arranged(source: Source, name: str, wanted: Sequence[str], *, alone: bool) -> Arranged:
+    path, variable = source.path, source.fields[name]
+    values, axes = variable.values, tuple(wanted) or variable.axes
+    if values.dtype.kind not in "fiu":
+        raise EnmaError(f"{path}: {name} has dtype {values.dtype}; give real numbers")
+    if axes is None:
+        example = ",".join(("trajectory", "time", "x", "y", "channel")[: values.ndim])
+        raise EnmaError(
+            f"{path}: says nothing of the axes of {name}, which are {values.shape}; say them in order, such as "
+            f"--axes {example}"
+        )
+    if len(axes) != values.ndim:
+        raise EnmaError(f"{path}: {name} has the axes {values.shape}; --axes names {len(axes)}, {','.join(axes)}")
+    for axis, size in zip(axes, values.shape, strict=True):
+        if axis not in AXES and size > 1:
+            raise EnmaError(
+                f"{path}: {name} has an axis '{axis}' of {size}, which is none of {', '.join(NAMES)}; say what "
+                "the axes are by --axes, or choose other --fields"
+            )
+    known = tuple(AXES.get(axis) for axis in axes)
+    there = [axis for axis in known if axis is not None]
+    space = [axis for axis in SPACE if axis in there]
+    if "time" not in there or not space or len(set(there)) < len(there):
+        raise EnmaError(f"{path}: {name} has the axes {', '.join(axes)}; time and x are needed, each axis once")
+    if space != list(usual := SPACE[: len(space)]):
+        raise EnmaError(
+            f"{path}: {name} has the space axes {' and '.join(space)}; call them {', '.join(usual)} by --axes"
+        )
+    sizes = {axis: size for axis, size in zip(known, values.shape, strict=True) if axis is not None}
+    count = sizes.get("channel", 1)
+    return Arranged(
+        path=path,
+        name=name,
+        variable=variable,
+        known=known,
+        shape=tuple(sizes.get(axis, 1) for axis in ("trajectory", "time", *space)),
+        channels=_components(source, name, count, wanted, alone=alone),
+        places=tuple(range(count)),
+    )
+
+
+def placed(source: Source, wanted: Sequence[str], name: str | None = None) -> dict[str, np.ndarray]:
+    """Coordinates by the axis that they belong to: where the source names its axes, that at their place.
+
+    They are those of the field `name`, of the first one by default.
+    """
+    own = source.fields[name or next(iter(source.fields))].axes
+    if not wanted or own is None or len(own) != len(wanted):
+        return source.coords
+    keys = [AXES.get(axis, axis) for axis in own]
+    return {axis: source.coords[key] for axis, key in zip(wanted, keys, strict=True) if key in source.coords}
+
+
+def _components(source: Source, name: str, count: int, wanted: Sequence[str], *, alone: bool) -> tuple[str, ...]:
+    """Names of the channels of a field, from the values of the coordinate of its components where they are short."""
+    if count == 1:
+        return (name,)
+    given = placed(source, wanted, name).get("channel", np.arange(count))
+    plain: list[Any] = given.tolist() if given.dtype.kind in "fiuUSO" else []
+    numbers = given.dtype.kind in "fiu"
+    if numbers:
+        texts = [f"{value:g}" for value in plain]
+    else:
+        # Of dates no name is made.
+        texts = [value.decode(errors="replace") if isinstance(value, bytes) else value for value in plain]
+        texts = texts if all(isinstance(text, str) for text in texts) else []
+    if len(set(texts)) != count or (numbers and max(map(len, texts)) > _SHORT):
+        texts, numbers = [str(i) for i in range(count)], True
+    return tuple(texts) if alone and not numbers else tuple(f"{name}_{text}" for text in texts)

@@ -1,0 +1,252 @@
+"""Imports of what users have: single cases, climate files, components, environments by value, and large files."""
+
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+h5py = pytest.importorskip("h5py", reason="needs the [data] extra")
+
+from enma_fast.data import FieldFile, ImportOptions, import_fields, read, write  # noqa: E402
+from enma_fast.errors import EnmaError  # noqa: E402
+from enma_fast.store.metadata import STATISTICS  # noqa: E402
+from enma_fast.utils.names import ENDS  # noqa: E402
+
+N, T, X, Y = 4, 6, 8, 5
+LINE = ("trajectory", "time", "x")
+STEPS = {"dt": 0.05, "spacing": (0.1,)}
+
+
+@pytest.fixture
+def line(rng: np.random.Generator) -> np.ndarray:
+    """Fields `[N, T, X]`."""
+    return rng.normal(size=(N, T, X)).astype(np.float32)
+
+
+@pytest.fixture
+def pair(rng: np.random.Generator) -> np.ndarray:
+    """Fields of two components, `[N, T, X, 2]`."""
+    return rng.normal(size=(N, T, X, 2)).astype(np.float32)
+
+
+def imported(source: Path, **options: Any) -> FieldFile:
+    return read(import_fields(source, source.parent / "out.h5", ImportOptions(**options), force=True))
+
+
+def refusal(source: Path, **options: Any) -> str:
+    with pytest.raises(EnmaError) as caught:
+        imported(source, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def arrays(path: Path, **values: Any) -> Path:
+    np.savez(path, **values)
+    return path
+
+
+def netcdf(path: Path, variables: dict[str, Any], coords: dict[str, Any] | None = None) -> Path:
+    xr = pytest.importorskip("xarray", reason="needs the [store] extra")
+    xr.Dataset(variables, coords).to_netcdf(path, engine="h5netcdf")
+    return path
+
+
+def test_one_frame_needs_dt(tmp_path: Path, line: np.ndarray) -> None:
+    path = arrays(tmp_path / "case.npz", u=line[:1, :1], t=[0.3], x=np.arange(X))
+    assert "holds one frame, whose distance to the next is not known; add --dt 0.05 with" in refusal(path, axes=LINE)
+    data = imported(path, axes=LINE, dt=0.2)
+    np.testing.assert_array_equal(data.u[..., 0], line[:1, :1])
+    assert data.times.tolist() == [0.0]
+
+
+def test_constant_channels_are_noted(tmp_path: Path, pair: np.ndarray, caplog: pytest.LogCaptureFixture) -> None:
+    pair[..., 1] = 3
+    np.save(path := tmp_path / "pair.npy", pair)
+    options = {"axes": (*LINE, "channel"), **STEPS}
+    assert imported(path, **options).channels == ("u_0", "u_1")
+    advice = "u_1 is 3 everywhere; training refuses it unless it varies in other files, so leave it out: --fields u_0"
+    assert caplog.messages[-1].endswith(advice)
+    # The advice works.
+    data = imported(path, fields=("u_0",), **options)
+    np.testing.assert_array_equal(data.u, pair[..., :1])
+    np.testing.assert_array_equal(imported(path, fields=("u_1", "u_0"), **options).u, pair[..., ::-1])
+    assert refusal(path, fields=("u_2",), **options).endswith("has no field 'u_2'; it holds u")
+    assert "names u_0 twice" in refusal(path, fields=("u_0", "u_0"), **options)
+
+
+def test_components_of_known_layouts(tmp_path: Path, pair: np.ndarray) -> None:
+    path = write(
+        tmp_path / "well.h5",
+        name="flow",
+        times=np.arange(T),
+        coords=[np.arange(X)],
+        periodic=[False],
+        scalars={"environment": np.arange(N)},
+        t0_fields={"p": pair[..., 0]},
+        t1_fields={"v": pair},
+        units={"v": "m/s"},
+    )
+    data = imported(path, fields=("v_1", "p"))
+    np.testing.assert_array_equal(data.u, pair[..., ::-1])
+    assert (data.channels, data.units) == (("v_1", "p"), {"v_1": "m/s", "p": "1"})
+    assert refusal(path, fields=("w",)).endswith("has no field 'w'; it holds p, v")
+
+
+def test_a_wrong_field_lists_all_others(tmp_path: Path, line: np.ndarray) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["h"], file["v"] = line, line
+    assert refusal(tmp_path / "a.h5", axes=LINE, fields=("h", "w"), **STEPS).endswith("no field 'w'; it holds h, v")
+    path = netcdf(tmp_path / "a.nc", {"h": (LINE, line), "v": (LINE, line)})
+    assert refusal(path, fields=("w",), **STEPS).endswith("no field 'w'; it holds h, v")
+
+
+def test_climate_files_have_bounds_and_static_fields(
+    tmp_path: Path, line: np.ndarray, caplog: pytest.LogCaptureFixture
+) -> None:
+    lat = np.linspace(10.0, 50.0, X)
+    variables = {
+        "t2m": (("time", "lat", "lon"), line.transpose(1, 2, 0)),
+        "lat_bnds": (("lat", "bnds"), np.stack([lat - 1, lat + 1], -1)),
+        "time_bnds": (("time", "bnds"), np.zeros((T, 2))),
+        "orog": (("lat", "lon"), line[:, 0].T),
+    }
+    coords = {
+        "time": ("time", np.arange(T) * 1.0, {"bounds": "time_bnds"}),
+        "lat": ("lat", lat, {"bounds": "lat_bnds"}),
+        "lon": np.arange(N) * 1.0,
+    }
+    path = netcdf(tmp_path / "air.nc", variables, coords)
+    data = imported(path)
+    assert data.channels == ("t2m",)
+    np.testing.assert_array_equal(data.u[0, ..., 0], line.transpose(1, 0, 2))
+    assert any(text.endswith("without an axis of time, so left out: orog") for text in caplog.messages)
+    assert "orog has the axes lat, lon; time and x are needed" in refusal(path, fields=("t2m", "orog"))
+
+
+def test_levels_name_their_channels(tmp_path: Path, pair: np.ndarray) -> None:
+    variables = {name: (("time", "level", "x"), pair[0].transpose(0, 2, 1)) for name in ("t", "q")}
+    path = netcdf(tmp_path / "levels.nc", variables, {"time": np.arange(T), "level": [850.0, 500.0]})
+    options = {"axes": ("time", "channel", "x"), "spacing": (1.0,)}
+    assert imported(path, **options).channels == ("t_850", "t_500", "q_850", "q_500")
+    assert imported(path, fields=("q_500",), **options).channels == ("q_500",)
+    variables = {"t": variables["t"]}
+    dates = np.array(["2000-01-01", "2000-01-02"], "datetime64[ns]")
+    for levels in ([1.23456e-100, 1.23457e-100], dates):
+        path = netcdf(tmp_path / "long.nc", variables, {"time": np.arange(T), "level": levels})
+        assert imported(path, **options).channels == ("t_0", "t_1")
+    path = netcdf(tmp_path / "text.nc", variables, {"time": np.arange(T), "level": ["low", "high"]})
+    assert imported(path, **options).channels == ("low", "high")
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        ({"x": "u"}, "channel x gives a forecast two arrays named x; choose other names by --channels"),
+        ({"environment": "u"}, "channel environment gives a forecast two arrays named environment"),
+        ({"trajectory": "u"}, "channel trajectory gives"),
+        ({"u": "u", "u_mean": "u"}, "channel u gives a forecast two arrays named u_mean"),
+        ({"u": "u", "u_truth": "u"}, "two arrays named u_truth; choose other names by --channels"),
+        ({"u": "u", "realization": "nu"}, "parameter realization has the name of another array of a forecast; rename"),
+        ({"u": "u", "u_mean": "nu"}, "rename it in the source, or the channel by --channels"),
+    ],
+)
+def test_names_that_no_forecast_could_have(tmp_path: Path, line: np.ndarray, names: dict, said: str) -> None:
+    each = {"u": line, "nu": np.arange(N) * 1.0}
+    fields = {name: each[of] for name, of in names.items()}
+    path = write(
+        tmp_path / "names.h5",
+        name="names",
+        times=np.arange(T),
+        coords=[np.arange(X)],
+        periodic=[False],
+        scalars={"environment": np.arange(N), **{name: v for name, v in fields.items() if v.ndim == 1}},
+        t0_fields={name: v for name, v in fields.items() if v.ndim > 1},
+    )
+    assert said in refusal(path)
+    assert {f"_{kind}" for kind in STATISTICS} <= set(ENDS)
+
+
+def test_environments_by_several_columns_and_text(tmp_path: Path, line: np.ndarray) -> None:
+    scenario = ["low", "high", "low", "low"]
+    path = arrays(tmp_path / "a.npz", u=line, nu=[1, 1, 1, 2], forcing=[5, 6, 5, 5], scenario=scenario)
+    data = imported(path, axes=LINE, environment="nu, forcing", **STEPS)
+    assert data.environment.tolist() == [0, 1, 0, 2]
+    assert (data.environment_by, sorted(data.parameters)) == (("nu", "forcing"), ["forcing", "nu"])
+    text = imported(path, axes=LINE, environment="scenario", **STEPS)
+    assert (text.environment[0] == text.environment[[2, 3]]).all()
+    assert text.environment[0] != text.environment[1]
+    variables = {"u": (("sample", "time", "x"), line[::-1]), "scenario": ("sample", scenario[::-1])}
+    again = imported(netcdf(tmp_path / "a.nc", variables), environment="scenario", **STEPS)
+    # The number of a text is the same in every file.
+    np.testing.assert_array_equal(again.environment, text.environment[::-1])
+    assert "has no column 'mu'" in refusal(path, axes=LINE, environment="nu,mu", **STEPS)
+
+
+def test_a_missing_environment_is_refused(tmp_path: Path, line: np.ndarray) -> None:
+    path = arrays(tmp_path / "a.npz", u=line, nu=[1, np.nan, 1, np.nan])
+    said = refusal(path, axes=LINE, environment="nu", **STEPS)
+    assert "nu is NaN at trajectory 1, so its environment is not known; fill it in" in said
+
+
+def test_the_axis_of_trajectories_may_be_a_parameter(tmp_path: Path, line: np.ndarray) -> None:
+    viscosity = [0.5, 0.25, 0.125, 1.0]
+    path = netcdf(tmp_path / "a.nc", {"u": (("viscosity", "time", "x"), line)}, {"viscosity": viscosity})
+    data = imported(path, axes=LINE, environment="viscosity", **STEPS)
+    assert data.environment.tolist() == [2, 1, 0, 3]
+    assert data.parameters["viscosity"].tolist() == viscosity
+    # Numbers of trajectories are none.
+    path = netcdf(tmp_path / "b.nc", {"u": (("realization", "time", "x"), line)}, {"realization": np.arange(N)})
+    assert not imported(path, **STEPS).parameters
+
+
+@pytest.mark.parametrize("kind", ["npy", "nc"])
+def test_a_part_of_a_large_file_is_read_alone(tmp_path: Path, rng: np.random.Generator, kind: str) -> None:
+    whole = rng.normal(size=(40, 256, 256)).astype(np.float32)
+    path, axes = tmp_path / f"large.{kind}", ("time", "x", "y")
+    if kind == "npy":
+        np.save(path, whole)
+    else:
+        netcdf(path, {"u": (axes, whole[:, ::-1])}, {"x": np.arange(256.0)[::-1], "y": np.arange(256.0)})
+    options = {"axes": axes, "dt": 1.0, "crop": {"x": (0, 8), "y": (8, 24), "time": (2, 12)}}
+    options |= {"spacing": (1.0,)} if kind == "npy" else {}
+    # What is imported by the way is none of it.
+    imported(path, **options)
+    tracemalloc.start()
+    try:
+        data = imported(path, **options)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    np.testing.assert_array_equal(data.u[0, ..., 0], whole[2:12, :8, 8:24])
+    assert peak < whole.nbytes / 3
+
+
+def test_runs_are_in_the_order_of_their_numbers(tmp_path: Path, rng: np.random.Generator) -> None:
+    runs = rng.normal(size=(12, T, X, Y, 1)).astype(np.float32)
+    with h5py.File(tmp_path / "runs.h5", "w") as file:
+        for i, run in enumerate(runs):
+            file[f"{i}/data"] = run
+            for axis, size in zip("txy", run.shape, strict=False):
+                file[f"{i}/grid/{axis}"] = np.arange(size) * 1.0
+    np.testing.assert_array_equal(imported(tmp_path / "runs.h5").u, runs)
+
+
+def test_values_that_float32_cannot_hold(tmp_path: Path, line: np.ndarray) -> None:
+    wide = line.astype(np.float64)
+    path = tmp_path / "wide.npy"
+
+    def said(values: np.ndarray) -> str:
+        np.save(path, values)
+        return refusal(path, axes=LINE, **STEPS)
+
+    beyond = np.where(wide == wide.max(), 1e40, wide)
+    assert said(beyond).endswith("u reaches 1e+40, and float32 ends at 3.4e+38; give it in larger units")
+    assert "about 101325, which float32 rounds away; subtract the mean first" in said(101325 + 0.02 * np.sin(wide))
+    assert "about 1e+09, which float32 rounds away; subtract the mean first" in said(1e9 + wide)
+    assert "about 1e+09, which float32 rounds away" in said(10**9 + np.rint(3 * wide).astype(np.int64))
+    assert "1 missing or infinite values" in said(np.where(wide == wide.max(), np.inf, wide))
+    for values in (300 + wide, np.rint(9 * wide).astype(np.int16)):
+        np.save(path, values)
+        assert imported(path, axes=LINE, **STEPS).u.dtype == np.float32
