@@ -204,7 +204,18 @@ void Tensors::check_all_taken() const {
     }
 }
 
+// A run of `enma-fast train`, which Python accepts, holds its model in a folder of its own.
+static void check_no_run(const std::string& folder) {
+    const std::string inner = folder + "/checkpoint";
+    struct stat about;
+    if (::stat((folder + "/manifest.json").c_str(), &about) != 0 &&
+        ::stat((inner + "/manifest.json").c_str(), &about) == 0) {
+        fail(ENMA_CHECKPOINT, folder, ": the folder of a training run, not a checkpoint; give ", inner);
+    }
+}
+
 Checkpoint::Checkpoint(const std::string& folder) {
+    check_no_run(folder);
     const auto listed = read_manifest(folder + "/manifest.json");
     Digest parts[2];
     for (const auto& [name, entry] : listed) {

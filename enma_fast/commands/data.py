@@ -71,7 +71,9 @@ def subset(
         int | None,
         typer.Option("--environments", help="Environments, evenly spread; by default at most 12 and 4 MB."),
     ] = None,
-    each: Annotated[int, typer.Option("--each", help="Trajectories of each.")] = 2,
+    each: Annotated[
+        int | None, typer.Option("--each", help="Trajectories of each; by default 2, or 1 where there is one.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a file at --out.")] = False,
     as_json: AsJson = False,
 ) -> None:

@@ -16,6 +16,8 @@ from .terminal import Terminal, number, require_writable, table, write_out
 
 # Options that a forecast store is scored with; the others say how a field file is forecast.
 _OF_A_STORE = {"file", "truth", "out", "threads", "as_json"}
+# Scores of single channels that the terminal shows; JSON has all.
+_OF_CHANNELS = ("rel_l2", "rmse", "crps", "spread_skill")
 
 
 @options.with_options(options.SAMPLER, dict.fromkeys(options.SAMPLER))
@@ -85,7 +87,7 @@ def score(
                 progress=update,
             )
         result |= {"file": str(file), "checkpoint": str(checkpoint)}
-    terminal.show(_score_table(result, paper_table(result)))
+    terminal.show(_score_table(result, paper_table(result)), *_channel_table(result["channels"]))
     if out is not None:
         write_out(out, json.dumps(result, allow_nan=False, indent=1) + "\n")
     terminal.result(result)
@@ -138,6 +140,8 @@ def _score_table(result: dict[str, Any], paper: list[dict[str, Any]]) -> Any:
     notes += _of_physics(result["physics"])
     if any("crps" in row for row in paper):
         notes.append("the paper does not say whether its crps and rmsce are from 3 frames or from 1")
+    if result["channels"] is not None:
+        notes.append("the scores are of all channels together, whatever their units; those of each are below")
     return table(
         f"{result['dataset']} ({split}), {result['task']}: {counted(result['num_trajectories'], 'trajectory')}",
         ["", *names],
@@ -146,3 +150,14 @@ def _score_table(result: dict[str, Any], paper: list[dict[str, Any]]) -> Any:
         f"{counted(result['num_frames'], 'frame')} scored, seed {result['seed']}; {made}"
         + "".join(f"\n{note}" for note in notes),
     )
+
+
+def _channel_table(channels: dict[str, Any] | None) -> list[Any]:
+    """Scores of each channel, and what a reader of them needs to know; nothing of a field of one channel."""
+    from ..evaluation.channel_scores import channel_notes
+
+    if channels is None:
+        return []
+    shown = [name for name in _OF_CHANNELS if any(row[name] is not None for row in channels.values())]
+    rows = [[f"{name} ({row['unit']})", *(number(row[score]) for score in shown)] for name, row in channels.items()]
+    return [table("each channel", ["channel (unit)", *shown], rows, caption="\n".join(channel_notes(channels)) or None)]

@@ -17,6 +17,13 @@ from ..utils.untrusted import Limits, isolated, open_regular
 
 # Soft links that a path may go through, and entries of an attribute.
 _MOST_LINKS, _MOST_NAMES = 16, 256
+# Other files that `enma-fast data import` reads.
+_IMPORTED = (".npy", ".npz", ".nc", ".nc4", ".cdf")
+
+
+def import_first(path: Path) -> str:
+    """What to do with a file of fields in another layout."""
+    return f"import it first: enma-fast data import {path} --out {path.stem}.h5"
 
 
 def read_file(path: Path, work: Callable[[Any, Limits], Any]) -> Any:
@@ -35,7 +42,12 @@ def read_file(path: Path, work: Callable[[Any, Limits], Any]) -> Any:
 def _read(h5py: Any, path: Path, work: Callable[[Any], Any]) -> Any:
     try:
         if not h5py.is_hdf5(path):
-            raise EnmaError(f"{path}: is not an HDF5 file; give a field file in The Well's HDF5 layout")
+            remedy = (
+                import_first(path)
+                if path.suffix.lower() in _IMPORTED
+                else "give a field file in The Well's HDF5 layout"
+            )
+            raise EnmaError(f"{path}: is not an HDF5 file; {remedy}")
         with h5py.File(path, "r") as file:
             return work(file)
     except EnmaError:

@@ -311,6 +311,8 @@ def _source(file: Any, path: Path, fields: Sequence[str] | None) -> FieldSource:
         if fields is not None and list(fields) != ["u"]:
             raise EnmaError(f"{path}: PDEBench's 1-D files hold one field, named 'u' here; ask for fields=['u']")
         return pdebench.source(file, path)
+    if not any(key in file for key in _GROUPS):
+        raise EnmaError(f"{path}: is no field file in The Well's layout; {hdf5.import_first(path)}")
     groups = {key: hdf5.get(file, key, "group") for key in _GROUPS}
     if (grid_type := hdf5.text(file, "grid_type")) != "cartesian":
         raise EnmaError(f"{path}: attribute grid_type is '{grid_type}'; only cartesian grids are read")

@@ -21,6 +21,7 @@ from ..forecasting.file_forecast import FileForecast, numbers_of
 from ..forecasting.request import TASKS, ForecastRequest, task_named
 from ..models.model import Model
 from ..sampling.settings import chosen_sampling
+from .channel_scores import ChannelScores
 from .metrics import SCORES, Scores
 from .paper import SOLVER_FIDELITY, paper_scores, paper_uncertainty
 from .physics import Physics
@@ -72,7 +73,8 @@ def score(
     Returns
     -------
     dict
-        The same keys for every task, plain data for JSON: those of `metrics.Scores.result`, `rank_histogram`,
+        The same keys for every task, plain data for JSON: those of `metrics.Scores.result`, over all channels together;
+        `channels`, those of each channel by its name (`ChannelScores.result`; None if there is one), `rank_histogram`,
         `solver_fidelity`, `physics` (`physics.Physics.result`), `seconds_per_member` (wall time of sampling, encoding
         and decoding), `num_parameters`, `num_frames` (forecast), `model`, `dataset`, `split`, `task`, `history`
         (observed frames), `points` (as asked), `seed`, `sampling` (the settings), `precision` (as in the request's
@@ -124,6 +126,7 @@ def score_forecast(
     unlike_training = forecast.outside_training(warn=warn)
     dataset, split = dataset_split(data.name)
     *grid, channels = data.u.shape[2:]
+    of_channels = ChannelScores(data.channels)
     physics = Physics(dataset, grid, channels, lengths=data.lengths, periodic=data.periodic)
     first_members = []
     clock = time.perf_counter()
@@ -134,7 +137,9 @@ def score_forecast(
         if sink is not None:
             sink(scores.num_trajectories, on_cpu)
         fields = data.u[data.places(part)]
-        scores.update(samples, fields[:, seen:last], fields[:, :seen] if seen else None)
+        observed = fields[:, :seen] if seen else None
+        scores.update(samples, fields[:, seen:last], observed)
+        of_channels.update(on_cpu, fields[:, seen:last], observed)
         for members, field in zip(on_cpu.numpy(force=True), fields, strict=True):
             physics.add([members], field[seen:last], field[:seen])
         if not request.task.has_truth:
@@ -154,6 +159,7 @@ def score_forecast(
         "split": split,
         "model": model.config.name,
         **result,
+        "channels": of_channels.result(data.units, has_truth=request.task.has_truth),
         "solver_fidelity": fidelity,
         "physics": physics.result(has_truth=request.task.has_truth),
         "num_outside": None if unlike_training is None else len(unlike_training),

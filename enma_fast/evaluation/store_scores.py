@@ -23,13 +23,15 @@ import numpy as np
 import torch
 
 from ..data import FieldFile, dataset_split, read
+from ..data.fields import FieldSource
 from ..errors import EnmaError, first_line
 from ..models.checkpoint import read_tensors, sha256, write_tensors
 from ..store.layout import OUTSIDE, POINTS
 from ..store.metadata import READINGS
 from ..store.read import is_missing, read_forecast
 from ..utils.system import versions
-from ..utils.text import times
+from ..utils.text import counted, times
+from .channel_scores import ChannelPart, ChannelScores
 from .metrics import Scores
 from .physics import Physics
 from .scoring import leave_out_errors
@@ -41,6 +43,8 @@ log = logging.getLogger("enma_fast")
 _BLOCK, _PART = 1 << 24, 1 << 20
 # Readings may be so far, of their RMS, from the truth at the nearest grid points.
 _NEAR = 0.5
+# In the saved state, the names of what belongs to single channels begin so.
+_OF_CHANNELS = "channels."
 # Trajectories that the solver runs from at a time.
 _SOLVED = 64
 
@@ -84,14 +88,16 @@ def score_store(
     # That of `.` or `..` has the name of the folder it stands for.
     real = path.resolve() if path.name in ("", "..") else path
     state = real.with_name(f"{real.name}.scores")
-    scores = _resumed(state, key)
+    scores, of_channels = _resumed(state, key, channels)
     name, split = dataset_split(str(attrs.get("data_name")))
     physics = _empty_physics(dataset, name)
     total = len(numbers) * (1 if physics is None else 2)
     for place in range(scores.num_trajectories, len(numbers)):
-        parts = _parts(path, dataset, place, truth_of)
-        scores.update_in_parts(parts, shape_KTX[1], amplitude=_amplitude(path, dataset, place))
-        _save(state, key, scores)
+        parts = of_channels.passing(_parts(path, dataset, place, truth_of), shape_KTX[1])
+        amplitude, *amplitudes = _amplitudes(path, dataset, place)
+        scores.update_in_parts(parts, shape_KTX[1], amplitude=amplitude)
+        of_channels.add(parts, amplitudes)
+        _save(state, key, scores, of_channels)
         if progress is not None:
             progress(place + 1, total)
     result = scores.result()
@@ -113,6 +119,9 @@ def score_store(
         "split": split,
         "model": attrs.get("model"),
         **result,
+        "channels": of_channels.result(
+            {name: dataset[name].attrs.get("units", "1") for name in channels}, has_truth=not generated
+        ),
         "solver_fidelity": fidelity,
         "physics": None if physics is None else physics.result(has_truth=not generated),
         "num_outside": None if attrs.get(OUTSIDE) is None else len(attrs[OUTSIDE]),
@@ -164,7 +173,17 @@ def check_truth_file(path: Path, dataset: Any, file: Path, numbers: Sequence[int
     attrs = dataset.attrs
     if "observed_frames" not in attrs:
         raise EnmaError(f"{path}: lacks the attribute observed_frames, which finds the forecast frames in {file}")
-    data = read(file, select=[max(numbers)])
+    last = max(numbers)
+
+    def held(source: FieldSource) -> list[int]:
+        if source.num_trajectories <= last:
+            raise EnmaError(
+                f"--truth {file}: holds {counted(source.num_trajectories, 'trajectory')}; {path} holds "
+                f"{len(numbers)}, up to number {last}; give the file that it was forecast from"
+            )
+        return [last]
+
+    data = read(file, select=held)
     seen, channels = int(attrs["observed_frames"]), list(attrs["channels"])
     axes = [name for name in "xyz" if name in dataset.dims]
     grid, expected = data.u.shape[2:-1], tuple(dataset.sizes[name] for name in axes)
@@ -187,12 +206,11 @@ def check_truth_file(path: Path, dataset: Any, file: Path, numbers: Sequence[int
         # If the file of the forecast held no truth, the truth is in another one.
         if f"{channels[0]}_truth" in dataset:
             log.warning("%s: is another file than %s was forecast from: its SHA-256 is not data_sha256", file, path)
-        number = max(numbers)
-        if seen and not _observed(path, dataset, data, numbers.index(number)):
+        if seen and not _observed(path, dataset, data, numbers.index(last)):
             log.warning(
                 "%s: the first frames of trajectory %d differ from those that %s observed; check --truth",
                 file,
-                number,
+                last,
                 path,
             )
     return digest
@@ -230,8 +248,8 @@ def _near_readings(path: Path, dataset: Any, data: FieldFile, place: int) -> boo
     return True
 
 
-def _parts(path: Path, dataset: Any, place: int, truth_of: _Truth) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """Yield the parts of one trajectory for `Scores.update_in_parts`."""
+def _parts(path: Path, dataset: Any, place: int, truth_of: _Truth) -> Iterator[ChannelPart]:
+    """Yield the parts of one trajectory for `ChannelScores.passing`."""
     number, nonzero = int(dataset["trajectory"][place]), False
     for channel, name in enumerate(dataset.attrs["channels"]):
         members_KTX, truth_TX = dataset[name][place], truth_of(place, channel)
@@ -244,7 +262,7 @@ def _parts(path: Path, dataset: Any, place: int, truth_of: _Truth) -> Iterator[t
                 raise EnmaError(f"{path}: {name}_truth of trajectory {number} is not finite; give the truth by --truth")
             nonzero = nonzero or bool(block_TP.any())
             for t, p in _blocks(block_KTP.shape, _PART):
-                yield frames.start + t.start, block_KTP[:, t, p], block_TP[t, p]
+                yield channel, frames.start + t.start, block_KTP[:, t, p], block_TP[t, p]
     if not nonzero:
         raise EnmaError(
             f"{path}: the truth of trajectory {number} is zero throughout, so its relative error is not defined; "
@@ -252,25 +270,29 @@ def _parts(path: Path, dataset: Any, place: int, truth_of: _Truth) -> Iterator[t
         )
 
 
-def _amplitude(path: Path, dataset: Any, place: int) -> float | None:
-    """RMS of the observed frames of a trajectory; None where the store holds none."""
+def _amplitudes(path: Path, dataset: Any, place: int) -> list[float | None]:
+    """RMS of the observed frames of a trajectory, and that of each channel; None where the store holds none."""
     names = [f"{name}_observed" for name in dataset.attrs["channels"]]
     if any(name not in dataset for name in names):
-        return None
+        return [None] * (1 + len(names))
     number, total, count = int(dataset["trajectory"][place]), 0.0, 0
+    each: list[float | None] = []
     for name in names:
+        own, seen = 0.0, count
         seen_TX = dataset[name][place]
         for frames, rows in _blocks((1, *seen_TX.shape), _BLOCK):
             values = _values(path, number, seen_TX[frames, rows])
             if READINGS in dataset.sizes:
                 # A frame may have fewer than others.
                 values = values[~np.isnan(values)]
-            total, count = total + float(np.square(values, dtype=np.float64).sum()), count + values.size
+            square = float(np.square(values, dtype=np.float64).sum())
+            total, count, own = total + square, count + values.size, own + square
+        each.append(math.sqrt(own / (count - seen)))
     if not math.isfinite(total):
         raise EnmaError(
             f"{path}: the observed frames of trajectory {number} are not finite; run: enma-fast verify {path}"
         )
-    return math.sqrt(total / count)
+    return [math.sqrt(total / count), *each]
 
 
 def _blocks(shape_KTX: Sequence[int], limit: int) -> Iterator[tuple[slice, slice]]:
@@ -332,7 +354,7 @@ def _add_physics(physics: Physics, path: Path, dataset: Any, place: int, truth_o
     )
     truth = stacked([truth_of(place, c) for c in range(len(channels))])
     # Readings are no frames.
-    amplitude = _amplitude(path, dataset, place) if seen is None else None
+    amplitude = _amplitudes(path, dataset, place)[0] if seen is None else None
     physics.add(blocks, truth, seen, amplitude=amplitude)
 
 
@@ -367,24 +389,28 @@ def _key(path: Path, dataset: Any, truth_hash: str) -> str:
     return hashlib.sha256(json.dumps(whole, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _resumed(state: Path, key: str) -> Scores:
+def _resumed(state: Path, key: str, channels: list[str]) -> tuple[Scores, ChannelScores]:
     """The sums of an interrupted call, or empty ones."""
+    new = Scores(), ChannelScores(channels)
     if not state.is_file():
-        return Scores()
+        return new
     try:
         tensors, metadata = read_tensors(state)
         if metadata.get("key") != key:
-            return Scores()
-        scores = Scores.restore(tensors)
+            return new
+        own = {name: values for name, values in tensors.items() if not name.startswith(_OF_CHANNELS)}
+        others = {name.removeprefix(_OF_CHANNELS): values for name, values in tensors.items() if name not in own}
+        scores, of_channels = Scores.restore(own), ChannelScores.restore(others, channels)
     except EnmaError as error:
         log.warning("%s; scoring starts again from the first trajectory", error)
-        return Scores()
+        return new
     log.info("%s: resumed after %d trajectories", state, scores.num_trajectories)
-    return scores
+    return scores, of_channels
 
 
-def _save(state: Path, key: str, scores: Scores) -> None:
-    arrays = {name: torch.from_numpy(value) for name, value in scores.state().items()}
+def _save(state: Path, key: str, scores: Scores, of_channels: ChannelScores) -> None:
+    found = scores.state() | {f"{_OF_CHANNELS}{name}": values for name, values in of_channels.state().items()}
+    arrays = {name: torch.from_numpy(value) for name, value in found.items()}
     try:
         write_tensors(state, arrays, {"key": key})
     except OSError as error:

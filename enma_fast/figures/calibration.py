@@ -9,7 +9,7 @@ import numpy as np
 
 from ..utils.text import counted
 from .forecast import Forecast
-from .style import BAND_ALPHA, ENSEMBLE, ERROR, INK, SPREAD, TIME_LABEL, greatest_value
+from .style import BAND_ALPHA, ENSEMBLE, ERROR, INK, SPREAD, greatest_value
 
 
 class SpreadErrorBins:
@@ -78,7 +78,7 @@ def draw_error_and_spread(axes: Any, forecast: Forecast, scores: dict[str, Any])
     axes.plot(forecast.times, spread, color=SPREAD, marker="s", ms=3, ls="--", label="spread (RMS)")
     ratio = scores["spread_skill"]
     label = "" if ratio is None else f", ratio {ratio:.2f}"
-    axes.set(title=f"error and spread{label}", xlabel=TIME_LABEL, ylabel=forecast.name)
+    axes.set(title=f"error and spread{label}", xlabel=forecast.axis_label("time"), ylabel=forecast.label)
     axes.set_ylim(0, 1.3 * greatest_value(error, spread) or 1)
     axes.legend(loc="upper left")
 
@@ -101,7 +101,7 @@ def _draw_spread_and_skill(axes: Any, forecast: Forecast, bins: dict[str, list[f
     """Draw the RMS error of groups of points against their spread; on the diagonal the two are equal."""
     spread, error = np.asarray(bins["spread"]), np.asarray(bins["rmse"])
     axes.set(
-        xlabel=f"spread of {forecast.name} (RMS of a bin)", ylabel="error of the mean (RMS)", title="spread and skill"
+        xlabel=f"spread of {forecast.label} (RMS of a bin)", ylabel="error of the mean (RMS)", title="spread and skill"
     )
     top = 1.08 * greatest_value(spread, error) or 1
     axes.plot([0, top], [0, top], color=INK, lw=1, ls="--", label="spread = error")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from ..errors import EnmaError
+from .style import labelled
 
 # Quantiles that bound the central 50, 80 and 95 % of the members, and their median.
 LEVELS = (0.025, 0.1, 0.25, 0.5, 0.75, 0.9, 0.975)
@@ -20,8 +21,8 @@ class Forecast:
 
     Parameters
     ----------
-    times : [T] times of the forecast frames, dimensionless
-    coords : one array per space dimension, dimensionless
+    times : [T] times of the forecast frames
+    coords : one array per space dimension
     members : [K, T, *x]; mean, spread and num_members are computed from them
     mean, spread : [T, *x], if there are no members
     levels, quantiles : [Q] in (0, 1) and [Q, T, *x], if there are no members; the median replaces a missing mean
@@ -32,6 +33,8 @@ class Forecast:
     readings, reading_points : [L, P] and [L, P, d], what it saw at scattered points in place of observed frames, NaN
         where a frame has fewer
     name : name of the channel
+    unit : its unit; None or "1" if it has none
+    axis_units : units of `time`, `x` and `y`; "1" is dimensionless, and one that is absent is not known
     centre : "mean" or "median", the statistic in `mean`
 
     Raises
@@ -55,6 +58,8 @@ class Forecast:
     readings: np.ndarray | None = None
     reading_points: np.ndarray | None = None
     name: str = "u"
+    unit: str | None = None
+    axis_units: Mapping[str, str] = field(default_factory=lambda: dict.fromkeys(("time", "x", "y"), "1"))
     centre: str = "mean"
 
     def __post_init__(self) -> None:
@@ -81,6 +86,15 @@ class Forecast:
         elif self.observed is None:
             self.observed, self.observed_times = np.empty((0, *space)), np.empty(0)
         self.observed_times = np.asarray(self.observed_times)
+
+    @property
+    def label(self) -> str:
+        """The channel, and its unit if it has one."""
+        return self.name if self.unit in (None, "1") else labelled(self.name, self.unit)
+
+    def axis_label(self, axis: str) -> str:
+        """Label of `time`, `x` or `y`."""
+        return labelled(axis, self.axis_units.get(axis))
 
     @property
     def seen(self) -> tuple[np.ndarray, np.ndarray]:

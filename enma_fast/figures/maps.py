@@ -12,7 +12,7 @@ import numpy as np
 
 from ..utils.extras import load_extra
 from .forecast import Forecast
-from .style import ON_MAP, TIME_LABEL, greatest_value
+from .style import ON_MAP, greatest_value
 
 # Colours of a map in a movie: two maps of them, and the greys of letters, fit the 256 colours of a GIF.
 _MOVIE_COLOURS = 96
@@ -40,10 +40,10 @@ class Maps:
         blank = np.full_like(seen, np.nan)
         before = seen if self.forecast.readings is None else self.forecast.readings
         scaled = [field[shown] for field in fields.values()] + ([] if plane else [before])
-        self._row(grid, 0, fields, seen, field_scale(*scaled), self.forecast.name)
+        self._row(grid, 0, fields, seen, field_scale(*scaled), self.forecast.label)
         first = grid.ncols * bool(fields) if stacked else len(fields)
         scale = error_scale(*(field[shown] for field in others.values()))
-        self._row(grid, first, others, blank, scale, f"{what} of {self.forecast.name}")
+        self._row(grid, first, others, blank, scale, f"{what} of {self.forecast.label}")
 
     def show(self, t: int) -> None:
         """Show another frame of a field in two dimensions."""
@@ -83,7 +83,7 @@ class Maps:
         axes = self.figure.add_subplot(place, sharex=shared, sharey=shared)
         self.axes.append(axes)
         axes.spines[:].set_visible(True)
-        axes.set_xlabel("x (dimensionless)")
+        axes.set_xlabel(forecast.axis_label("x"))
         axes.tick_params(labelleft=first)
         if len(forecast.coords) == 2:
             x, y = forecast.coords
@@ -92,7 +92,7 @@ class Maps:
             axes.set_aspect("equal")
             # A map shows one of many frames; the title of a movie gives its time.
             time = f", time {forecast.times[-1]:.3g}" if shared is None and self.where is not None else ""
-            axes.set(title=title + time, ylabel="y (dimensionless)" if first else "")
+            axes.set(title=title + time, ylabel=forecast.axis_label("y") if first else "")
             if self.where is not None:
                 axes.plot(x[self.where[0]], y[self.where[1]], "x", color=ON_MAP, ms=6)
             return
@@ -112,7 +112,7 @@ class Maps:
         # Time runs downward, as frames are listed; the first frame is on top.
         step = np.diff(every) if len(every) > 1 else np.ones(1)
         axes.set_ylim(every[-1] + step[-1] / 2, every[0] - step[0] / 2)
-        axes.set(title=title, ylabel=TIME_LABEL if first else "")
+        axes.set(title=title, ylabel=forecast.axis_label("time") if first else "")
 
     def _draw_readings(self, axes: Any, scale: dict[str, Any]) -> bool:
         """Draw the readings of a line as points at their places and times; False if there are none."""

@@ -18,7 +18,7 @@ from ..utils.files import complete_file
 from .calibration import calibration_panels, draw_error_and_spread
 from .forecast import Forecast, central_intervals, values_at
 from .maps import Maps, map_height
-from .style import BAND_ALPHA, ENSEMBLE, INK, STYLE, TIME_LABEL, TRUTH, new_figure
+from .style import BAND_ALPHA, ENSEMBLE, INK, STYLE, TRUTH, new_figure
 
 _MOST_MOVIE_FRAMES, _FRAMES_PER_SECOND = 200, 6
 REMEDY = "choose another --out"
@@ -174,7 +174,7 @@ def _draw_fan(axes: Any, forecast: Forecast, where: tuple[int, ...]) -> None:
         axes.axvline((seen_times[-1] + times[0]) / 2, ymax=0.75, color=INK, lw=1, ls="--", alpha=0.6)
     place = ", ".join(f"{axis} = {x[i]:.2f}" for axis, x, i in zip("xy", forecast.coords, where, strict=False))
     what = f"{forecast.num_members} members" if forecast.num_members else "forecast"
-    axes.set(title=f"{what} at {place}", xlabel=TIME_LABEL, ylabel=forecast.name)
+    axes.set(title=f"{what} at {place}", xlabel=forecast.axis_label("time"), ylabel=forecast.label)
     axes.margins(x=0.01)
     # Make room for the legend above the curves.
     low, high = axes.get_ylim()

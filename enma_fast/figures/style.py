@@ -12,7 +12,6 @@ INK, ON_MAP, ENSEMBLE, ERROR, SPREAD = "#333333", "#303030", "#1f6fb4", "#c2452d
 TRUTH = "#111111"
 # Opacity of one band; overlapping bands are darker.
 BAND_ALPHA = 0.25
-TIME_LABEL = "time (dimensionless)"
 STYLE = {
     "font.size": 9,
     "axes.titlesize": 10,
@@ -40,6 +39,11 @@ def new_figure(size: tuple[float, float]) -> Any:
     figure = load_extra("matplotlib.figure", "plots").Figure(figsize=size, layout="constrained")
     figure.get_layout_engine().set(h_pad=0.08, w_pad=0.06, hspace=0.06)
     return figure
+
+
+def labelled(name: str, unit: str | None) -> str:
+    """The label of an axis: the name, and the unit where it is known."""
+    return name if unit is None else f"{name} ({'dimensionless' if unit == '1' else unit})"
 
 
 def greatest_value(*fields: np.ndarray) -> float:

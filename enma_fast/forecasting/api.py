@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..config import SamplingConfig
+from ..data import EQUATIONS
 from ..errors import EnmaError
 from ..models.model import Model
 from .ensemble import Ensemble
@@ -208,7 +209,12 @@ def _read(
 
     def read(argument: str, given: Any) -> LabelledField:
         found, domain = read_field(argument, given, space=space), model.domain
-        return found.ordered(argument, domain.channels) if domain and domain.reorders(found.channels) else found
+        if domain is None:
+            return found
+        if found.has_channel:
+            # Otherwise the name is that of an array, which need not be a channel's.
+            domain.warn_if_renamed(argument, found.channels)
+        return found.ordered(argument, domain.channels) if domain.reorders(found.channels) else found
 
     known = None if history is None else read("history", history)
     other = None if context is None else read("context", context)
@@ -245,6 +251,7 @@ def _read(
         attributes=leading.attributes,
         channels=leading.channels,
         units=leading.units,
+        dimensionless=config.dataset in EQUATIONS,
         has_channel=leading.has_channel,
         name=leading.name,
     )

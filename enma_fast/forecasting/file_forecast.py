@@ -109,6 +109,8 @@ class FileForecast:
                 f"{data.path}: its channels are {', '.join(data.channels)}; {config.name} expects them in the order "
                 f"{', '.join(domain.channels)}: import it with --fields {','.join(domain.channels)}"
             )
+        if domain is not None:
+            domain.warn_if_renamed(data.path, data.channels)
         if data.points is not None:
             self._check_readings()
         if request.task.num_observed is None and request.num_history < 3:

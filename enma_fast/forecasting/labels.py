@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 _ATTRIBUTES: dict[str, dict[str, str]] = {
     "trajectory": {"long_name": "number of the trajectory in its file", "cf_role": "trajectory_id"},
     "realization": {"long_name": "ensemble member", "standard_name": "realization", "units": "1"},
-    "time": {"long_name": "time", "units": "1", "axis": "T"},
+    "time": {"long_name": "time", "axis": "T"},
     "quantile": {"long_name": "quantile", "units": "1"},
     "threshold": {"long_name": "threshold", "units": "1"},
-} | {name: {"long_name": f"position along {name}", "units": "1", "axis": name.upper()} for name in SPACE}
+} | {name: {"long_name": f"position along {name}", "axis": name.upper()} for name in SPACE}
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -48,6 +48,8 @@ class Labels:
     channels: tuple[str, ...] | None = None
     # One for each channel, or one for all.
     units: tuple[str, ...] | None = None
+    # True if time and space are so; otherwise their units are not known, unless the observed fields have them.
+    dimensionless: bool = True
     has_channel: bool = True
     name: str | None = None
 
@@ -76,7 +78,7 @@ class Labels:
         }
         dims = (*dims, *self.space)
         known: dict[str, Any] = {
-            name: (axes, value, dict(self.attributes.get(name) or _ATTRIBUTES.get(name, {})))
+            name: (axes, value, self._about(name))
             for name, (axes, value) in (found | dict(self.coords)).items()
             if set(axes) <= set(dims)
         }
@@ -104,6 +106,13 @@ class Labels:
         """Names of the trajectories, where these differ from their numbers."""
         axes, values = self.coords.get("trajectory", ((), np.empty(0)))
         return tuple(values.tolist()) if axes == ("trajectory",) else ()
+
+    def _about(self, name: str) -> dict[str, Any]:
+        """Attributes of a coordinate."""
+        if given := self.attributes.get(name):
+            return dict(given)
+        own = dict(_ATTRIBUTES.get(name, {}))
+        return own | {"units": "1"} if self.dimensionless and name in ("time", *SPACE) else own
 
     def _units(self, count: int) -> tuple[str, ...]:
         units = self.units or ("1",)

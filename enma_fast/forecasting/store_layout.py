@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..config import ModelConfig, SamplingConfig
+from ..data import EQUATIONS, dataset_split
 from ..errors import EnmaError
 from ..models.checkpoint import CONFIG, WEIGHTS, hashes, sha256
 from ..sampling.engine import PRECISIONS
@@ -53,6 +54,7 @@ def layout_of(forecast: FileForecast, attributes: Mapping[str, Any]) -> Layout:
             observed_coords=where,
             truth=data.u[index, seen:last] if forecast.has_truth else None,
             units=data.units,
+            dimensionless=dataset_split(data.name)[0] in EQUATIONS,
             columns=columns,
             attributes={
                 "task": request.task.name,

@@ -17,6 +17,7 @@ Shape suffixes: B trajectories, T frames, W windows, F features, c channels; `*x
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import EnmaError
+
+log = logging.getLogger("enma_fast")
 
 # Frames in a row that are looked at together, and values that are looked at at a time.
 WINDOW, _AT_ONCE = 3, 1 << 22
@@ -86,6 +89,18 @@ class Domain:
     def reorders(self, channels: tuple[str, ...] | None) -> bool:
         """True if these are the model's channels in another order."""
         return channels is not None and channels != self.channels and sorted(channels) == sorted(self.channels)
+
+    def warn_if_renamed(self, what: object, channels: tuple[str, ...] | None) -> None:
+        """Log a warning if as many channels have other names than those of the training data."""
+        if not channels or len(channels) != len(self.channels) or sorted(channels) == sorted(self.channels):
+            return
+        log.warning(
+            "%s: its channels are %s, those of the model %s; they are taken in this order, so check that they are the "
+            "same quantities, or rename them",
+            what,
+            ", ".join(channels),
+            ", ".join(self.channels),
+        )
 
     def reasons(self, fields: np.ndarray, *, scattered: bool = False) -> list[str]:
         """Why the frames `[B, T, *x, c]` of each trajectory lie outside; an empty text if they do not.

@@ -103,8 +103,9 @@ def _write_empty_store(path: Path, layout: Layout) -> None:
     group = _NewGroup(path)
     axes = AXES[: len(layout.coords)]
     _write_coordinates(group, layout)
+    no_unit = {"units": "1"} if layout.dimensionless else {}
     for name, column in layout.columns.items():
-        _write_array(group, name, ("trajectory",), np.asarray(column), long_name=name, units="1")
+        _write_array(group, name, ("trajectory",), np.asarray(column), long_name=name, **no_unit)
     seen_along = ("trajectory", "observed_time", *axes)
     if layout.observed_coords is not None:
         seen_along = ("trajectory", "observed_time", READINGS)
@@ -113,7 +114,7 @@ def _write_empty_store(path: Path, layout: Layout) -> None:
                 np.asarray(layout.observed_coords[..., i], np.float32),
                 f"position of the readings along {name}",
             )
-            _write_array(group, f"{name}_observed", seen_along, values, long_name=text, units="1")
+            _write_array(group, f"{name}_observed", seen_along, values, long_name=text, **no_unit)
     for c, name in enumerate(layout.channels):
         B, frames, unit = len(layout.trajectories), layout.frame_shape, layout.units.get(name, "1")
         if layout.keep_members:
@@ -186,8 +187,11 @@ def _write_coordinates(group: _NewGroup, layout: Layout) -> None:
         axes["quantile"] = (layout.quantiles, "probability of a value below", "")
     if layout.statistics and len(layout.thresholds):
         axes["threshold"] = (layout.thresholds, "threshold", "")
+    of_fields = {layout.units.get(name, "1") for name in layout.channels}
+    units = {"quantile": "1", "threshold": of_fields.pop() if len(of_fields) == 1 else None}
     for name, (values, text, axis) in axes.items():
-        attributes = {"long_name": text, "units": "1"} | ({"axis": axis} if axis else {})
+        unit = units.get(name, "1" if layout.dimensionless else None)
+        attributes = {"long_name": text} | ({"units": unit} if unit else {}) | ({"axis": axis} if axis else {})
         _write_array(group, name, (name,), np.asarray(values, np.float64), **attributes)
 
 

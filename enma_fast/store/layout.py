@@ -16,8 +16,9 @@ A store is a Zarr v3 group that `xarray.open_zarr` reads, with CF attributes and
     .unfinished           the ledger of a run; removed when the store is complete
     .damaged              damaged metadata, coordinates, observations and truth; removed when a run has repaired them
 
-A channel has the unit that `Layout.units` gives it; all else, and a channel without one, is dimensionless as the
-equations are, with the unit "1". Nothing in a store depends on when, where or by how many processes it was written.
+A channel has the unit that `Layout.units` gives it, and "1" without one. Time, places and columns have the unit "1" where
+the equation is one of this package, and else none, since it is not known. Nothing in a store depends on when, where or
+by how many processes it was written.
 
 Shape suffixes: B trajectories, K members, T frames.
 """
@@ -62,6 +63,7 @@ class Layout:
     observed_coords : `[B, L, P, d]` of readings, which are `observed` `[B, L, P, c]`; NaN where a frame has fewer
     truth : `[B, T, *x, c]`
     units : channel -> its unit, where it has one
+    dimensionless : True if times, places and columns are so; otherwise their units are not known
     columns : further values per trajectory, name -> [B]
     attributes : attributes of the store: model, seed, command, ...
     """
@@ -82,6 +84,7 @@ class Layout:
     observed_coords: np.ndarray | None = None
     truth: np.ndarray | None = None
     units: Mapping[str, str] = field(default_factory=dict)
+    dimensionless: bool = True
     columns: Mapping[str, np.ndarray] = field(default_factory=dict)
     attributes: Mapping[str, Any] = field(default_factory=dict)
 

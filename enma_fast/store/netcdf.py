@@ -2,7 +2,7 @@
 
 Variables, coordinates and attributes are those of the store (`layout`), except where CF asks for something else in a
 NetCDF file: there is no fill value where nothing can be missing, and no attribute `axis`, since CF reserves it for
-dates and for places on the earth, while time and space are dimensionless here. Attributes that are lists of names
+dates and for places on the earth, which time and space are not known to be here. Attributes that are lists of names
 become one text. The same store gives the same bytes.
 
 Shape suffixes: S sizes of the axes behind the trajectory.

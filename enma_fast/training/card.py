@@ -42,7 +42,7 @@ CASES: tuple[tuple[str, int, int | None, bool], ...] = (
 SPLITS = ("test-in", "test-out")
 # Training trajectories that describe the domain of a model.
 _TOLD = 4096
-_ROW_DROPS = ("per_frame", "rank_histogram")
+_ROW_DROPS = ("per_frame", "rank_histogram", "channels")
 
 
 def publish(

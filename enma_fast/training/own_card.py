@@ -5,11 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from ..evaluation.baselines import BASELINES
+from ..evaluation.channel_scores import hidden_changes
 from ..utils.text import boundaries, markdown_table, short, times
 from .own_plan import Plan
-
-# A mean of so many times the changes of a field hides them in relative errors.
-_DOMINANT = 5.0
 
 
 def own_card(plan: Plan, metrics: dict[str, Any], command: str) -> str:
@@ -62,12 +60,7 @@ def notes(plan: Plan) -> list[str]:
     """Sentences that a reader of the scores needs for these fields."""
     tok = plan.preset.model.tokenizer
     pairs = zip(plan.channels, tok.field_mean or (), tok.field_scale or (), strict=True)
-    return [
-        f"Relative L2 is relative to the whole field, and {name} is {mean:.4g} with changes of {scale:.3g}: all "
-        "methods look good by it, so compare the RMS errors, or import anomalies."
-        for name, mean, scale in pairs
-        if abs(mean) > _DOMINANT * scale
-    ]
+    return [said for name, mean, scale in pairs if (said := hidden_changes(name, mean, scale)) is not None]
 
 
 def _rows(rows: list[dict[str, Any]]) -> str:

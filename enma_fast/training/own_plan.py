@@ -276,7 +276,8 @@ def _with_steps(
     if request.minutes < needed:
         raise EnmaError(
             f"minutes is {request.minutes:g}: that leaves fewer than {FEWEST_STEPS} steps for a stage of this model on "
-            f"this machine; give {math.ceil(needed + 0.5)} or more"
+            f"this machine; give {math.ceil(needed + 0.5)} or more (the work beside the steps takes {fixed:.3g} s, and "
+            f"a step {', '.join(f'{each[stage]:.2g} s ({stage})' for stage in STAGES)})"
         )
     changes: dict[str, Any] = {}
     for stage in STAGES:

@@ -123,7 +123,8 @@ def test_subset_refuses(enma: Callable, test_in: Path, tmp_path: Path) -> None:
 
     assert error("--environments", 13) == f"{test_in}: holds 12 environments, 13 are asked for; ask for fewer"
     assert error("--each", 3).endswith("has 2 trajectories, 3 are asked for; ask for fewer")
-    assert error("--each", 0) == "environments is 12 and each 0; at least 1 is needed of both"
+    assert error("--each", 0) == "each is 0; at least 1 is needed"
+    assert error("--environments", 0) == "environments is 0; at least 1 is needed"
     assert not out.exists()
     out.write_text("mine")
     assert error() == f"{out}: exists; choose another --out, or use --force"

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,6 +16,7 @@ from enma_fast.data import read
 from enma_fast.evaluation.scoring import score
 from enma_fast.evaluation.store_scores import score_store
 from enma_fast.models.checkpoint import PRETRAINED, load_model
+from enma_fast.store.create import create_store
 from enma_fast.training import card
 
 TIMED = {"seconds_per_member", "file", "checkpoint"}
@@ -190,3 +192,29 @@ def test_what_lies_outside_the_training_data_is_told_or_refused(enma: Callable, 
     mass = next(each for each in result["physics"]["quantities"] if each["name"] == "mass")
     assert f"in units of the observed amplitude: mass moves by {number(mass['violation'])} (the truth's by" in shown
     assert "the paper does not say" not in shown, "it has no calibration out of distribution"
+
+
+def test_each_channel_has_a_row_and_a_large_one_is_named(enma: Callable, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.normal(size=(2, 4, 6, 2)) * [1, 100] + [0, 1e5]
+    with create_store(
+        tmp_path / "run.zarr",
+        channels=("u", "p"),
+        times=np.arange(4.0),
+        coords=[np.arange(6.0)],
+        trajectories=[0, 1],
+        num_members=3,
+        truth=truth,
+        units={"p": "Pa"},
+        attributes={"task": "temporal", "observed_frames": 3, "seed": 0, "model": "flow", "data_name": "flow"},
+    ) as store:
+        store.put(0, rng.normal(size=(2, 3, 4, 6, 2)) * [1, 100] + [0, 1e5])
+    found = enma("score", tmp_path / "run.zarr", "--json").json["channels"]
+    assert found == score_store(tmp_path / "run.zarr")["channels"]
+    shown = enma("score", tmp_path / "run.zarr").out
+    rows = {line.split("  ")[0].strip(): line.split()[2:] for line in shown.splitlines() if line.strip()}
+    for name, row in (("u (1)", found["u"]), ("p (Pa)", found["p"])):
+        assert rows[name] == [number(row[key]) for key in ("rel_l2", "rmse", "crps", "spread_skill")]
+    words = " ".join(shown.split())
+    assert "p, of RMS 1e+05, rules the scores of all channels and hides u of " in words
+    assert "Relative L2 is relative to the whole field, and p is " in words

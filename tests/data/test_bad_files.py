@@ -166,6 +166,17 @@ def test_not_hdf5(tmp_path: Path, content: bytes) -> None:
     refuse(tmp_path / "table.h5", "is not an HDF5 file; give a field file")
 
 
+@pytest.mark.parametrize("ending", ["npy", "npz", "nc"])
+def test_other_files_are_sent_to_the_import(tmp_path: Path, ending: str) -> None:
+    """Those that are no HDF5, and NetCDF-4, which is."""
+    path = tmp_path / f"a.{ending}"
+    path.write_bytes(b"CDF or npy" * 50)
+    refuse(path, f"is not an HDF5 file; import it first: enma-fast data import {path} --out a.h5")
+    with h5py.File(path, "w") as file:
+        file["u"] = np.zeros((3, 4))
+    refuse(path, f"is no field file in The Well's layout; import it first: enma-fast data import {path} --out a.h5")
+
+
 @pytest.mark.parametrize("kept", [8, 9, 96, 700, 0.25, 0.5, 0.75, 0.99, -1])
 def test_truncated(field_path: Path, kept: float) -> None:
     whole = field_path.read_bytes()

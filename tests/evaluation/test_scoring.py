@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from enma_fast.config import ModelConfig
-from enma_fast.data import EQUATIONS, FieldFile, dataset_split, read, read_numbered, shipped_file
+from enma_fast.data import EQUATIONS, FieldFile, dataset_split, read, read_numbered, shipped_file, write
 from enma_fast.data.equations import advection
 from enma_fast.data.spectral import refine
 from enma_fast.errors import EnmaError
@@ -21,14 +21,16 @@ from enma_fast.evaluation import metrics, scoring, solver
 from enma_fast.evaluation.protocols import Case, Observations, measure
 from enma_fast.evaluation.scoring import paper_table, score, score_forecast
 from enma_fast.evaluation.solver import solver_fidelity
+from enma_fast.evaluation.store_scores import score_store
 from enma_fast.forecasting.file_forecast import FileForecast, check_file
 from enma_fast.forecasting.members import sample_fields
 from enma_fast.forecasting.request import INITIAL_VALUE, TASKS, TEMPORAL, ForecastRequest, Task
 from enma_fast.models.checkpoint import PRETRAINED
 from enma_fast.models.model import Model
 from enma_fast.presets import PRESETS
+from enma_fast.store.create import create_store
 
-from .._tiny import COMBINED
+from .._tiny import COMBINED, CONFIGS, waves
 
 CONFIG = COMBINED
 ERRORS = ("rel_l2", "rel_l2_member", "rmse")
@@ -392,3 +394,38 @@ def test_shipped_test_files_are_what_the_generator_makes(tmp_path: Path) -> None
         np.testing.assert_allclose(shipped.u[:4], made.u[rows], atol=1e-5)
         for name, values in made.parameters.items():
             np.testing.assert_array_equal(shipped.parameters[name][:4], values[rows])
+
+
+def test_a_file_of_several_channels_has_scores_of_each(tmp_path: Path) -> None:
+    """As a store of the same members has them."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Model(CONFIGS["plane"]).eval().requires_grad_(False)
+    tok = model.config.tokenizer
+    given: dict[str, Any] = {"times": model.config.frame_interval * np.arange(8), "periodic": list(tok.periodic)}
+    axes = zip(tok.grid, tok.lengths, tok.periodic, strict=True)
+    given["coords"] = [np.linspace(0, length, n, endpoint=not wraps) for n, length, wraps in axes]
+    fields = waves(3, 1, 8, tok).numpy()
+    given["t0_fields"] = {name: fields[..., c] for c, name in enumerate("uv")}
+    data = read(write(tmp_path / "air.h5", name="air", scalars={"environment": np.zeros(3)}, units={"v": "K"}, **given))
+    with create_store(
+        tmp_path / "run.zarr",
+        channels=data.channels,
+        times=data.times[3:],
+        coords=data.coords,
+        trajectories=range(3),
+        num_members=2,
+        observed=data.u[:, :3],
+        observed_times=data.times[:3],
+        truth=data.u[:, 3:],
+        units=data.units,
+        attributes={"task": "temporal", "observed_frames": 3},
+    ) as store:
+        forecast = FileForecast(model, data, ForecastRequest(num_members=2))
+        found = score_forecast(forecast, sink=store.put)["channels"]
+    assert {name: row["unit"] for name, row in found.items()} == {"u": "1", "v": "K"}
+    assert all(found["v"][name] > 0 for name in ("rel_l2", "crps", "spread_skill", "rmse"))
+    for name, row in score_store(tmp_path / "run.zarr")["channels"].items():
+        for key, value in row.items():
+            assert value == (value if isinstance(value, str) else pytest.approx(found[name][key], rel=1e-10)), key
+    assert score(model, data, task="generation", num_members=2)["channels"]["u"]["rel_l2"] is None

@@ -89,3 +89,43 @@ def test_scores_do_not_depend_on_how_much_is_scored_at_a_time(store: Path, monke
     blocks = list(reader.blocks(members, 1))
     assert [block.shape for block in blocks] == [(3, 1, 7, 1)] * 5
     assert np.array_equal(np.concatenate(blocks, 1), members)
+
+
+@pytest.mark.parametrize("keep_members", [True, False])
+def test_units_are_those_of_the_store_where_they_are_known(tmp_path: Path, keep_members: bool) -> None:
+    def reader_of(name: str, data_name: str, **given: object) -> StoreReader:
+        with create_store(
+            tmp_path / name,
+            channels=("T", "v"),
+            times=np.arange(5.0),
+            coords=[np.arange(7.0)],
+            trajectories=[4],
+            num_members=3,
+            units={"T": "K"},
+            keep_members=keep_members,
+            statistics=not keep_members,
+            attributes={"data_name": data_name},
+            **given,
+        ) as made:
+            if keep_members:
+                made.put(0, np.zeros((1, 3, 5, 7, 2)))
+            else:
+                made.put_statistics(0, {kind: np.ones((5, 7, 2)) for kind in ("mean", "spread")})
+        return StoreReader(tmp_path / name)
+
+    own = reader_of("own.zarr", "advection-test-in")
+    assert own.axis_units == {"time": "1", "x": "1"}
+    assert reader_of("air.zarr", "air", dimensionless=False).axis_units == {}
+    old = reader_of("old.zarr", "air")
+    assert old.axis_units == {}, "stores of older versions say 1 of all axes"
+    drawn = [own.forecast(own.trajectory(0), c) for c in range(2)]
+    assert [(made.unit, made.label, own.label(c)) for c, made in enumerate(drawn)] == [
+        ("K", "T (K)", "T (K)"),
+        ("1", "v", "v"),
+    ]
+    write_report(old.path, tmp_path / "old.html")
+    page = (tmp_path / "old.html").read_text()
+    assert "dimensionless" not in page
+    assert '"labels":["T (K)","v"],"x":"x"' in page
+    write_report(own.path, tmp_path / "own.html")
+    assert '"x":"x (dimensionless)"' in (tmp_path / "own.html").read_text()

@@ -1,6 +1,7 @@
 """Forecasts come in the kind of array that was given, with its labels."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ import enma_fast
 from enma_fast.errors import EnmaError
 from enma_fast.forecasting.api import forecast, stream
 from enma_fast.forecasting.members import sample_fields
+from enma_fast.models.domain import Domain
 from enma_fast.models.interpolation import grid_points
 
 from .._labelled import INTERVAL, LINE_DIMS, NUMBERS, TIMES, labelled
@@ -283,3 +285,29 @@ def test_the_readme_s_five_lines():
     # It is a forecast: nearer to the truth than the last observed frame is.
     truth = fields.u[0, 3:]
     assert np.linalg.norm(found.mean - truth) < 0.3 * np.linalg.norm(fields.u[0, 2] - truth)
+
+
+def test_channels_of_other_names_are_warned_of_and_arrays_are_not(caplog):
+    made = model("plane")
+    history = labelled(made, 3)
+    made.domain = Domain.of(waves(6, 2, 8, made.config.tokenizer).numpy(), channels=("u", "v"))
+    dataset = history.to_dataset("channel")
+    first, second = dataset.data_vars
+    plain = forecast(made, history.to_numpy(), num_members=2, trajectories=NUMBERS)
+    assert "channels" not in caplog.text
+    caplog.clear()
+    renamed = forecast(made, dataset.rename({first: "temp"}), num_members=2)
+    np.testing.assert_array_equal(renamed.numpy(), plain.numpy())
+    assert f"history: its channels are temp, {second}, those of the model u, v;" in caplog.text
+
+
+@pytest.mark.parametrize(("dataset", "units"), [("advection", {"units": "1"}), ("sea", {})])
+def test_time_and_space_have_a_unit_where_the_equation_says_so(dataset, units):
+    made = model("relative")
+    made.config = replace(made.config, dataset=dataset)
+    history = labelled(made, 3)
+    for name in ("time", "x"):
+        history[name].attrs.clear()
+    values = forecast(made, history, num_members=2).values
+    assert values["time"].attrs == {"long_name": "time", "axis": "T", **units}
+    assert values["x"].attrs == {"long_name": "position along x", "axis": "X", **units}

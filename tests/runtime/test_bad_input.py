@@ -64,6 +64,14 @@ def test_a_file_that_is_missing_or_cut_short(library: Library, copied: Path, nam
     refused(CHECKPOINT, f"{name}: not a regular file", lambda: library.open(copied))
 
 
+def test_the_folder_of_a_run_is_told_from_a_checkpoint(library: Library, copied: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    copied.rename(run / "checkpoint")
+    refused(CHECKPOINT, f"{run}: the folder of a training run, .*; give {run}/checkpoint$", lambda: library.open(run))
+    library.open(run / "checkpoint")
+
+
 def test_a_later_format(library: Library, copied: Path) -> None:
     manifest = json.loads((copied / "manifest.json").read_text())
     (copied / "manifest.json").write_text(json.dumps(manifest | {"format": 2}))

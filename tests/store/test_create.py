@@ -390,3 +390,18 @@ def test_members_of_double_precision_are_rounded_on_the_way(tmp_path: Path, rng:
 def test_a_channel_that_cannot_name_an_array(tmp_path: Path, rng: np.random.Generator, name: str) -> None:
     with pytest.raises(EnmaError, match=r"channel '.*' cannot name an array of a store \(it .*\); rename the channel"):
         layout(rng, channels=("u", name))
+
+
+def test_units_that_are_not_known_are_not_stated(tmp_path: Path, rng: np.random.Generator) -> None:
+    given = contents(rng) | {
+        "units": {"u": "K", "v": "K"},
+        "statistics": True,
+        "thresholds": (0.0,),
+        "quantiles": (0.5,),
+    }
+    layout = {name: value for name, value in given.items() if name != "samples"}
+    create_unfinished_store(tmp_path / "run.zarr", Layout(num_members=4, dimensionless=False, **layout))
+    data = read_forecast(tmp_path / "run.zarr", partial=True)
+    for name in ("time", "observed_time", "x", "alpha", "environment"):
+        assert "units" not in data[name].attrs, name
+    assert [data[name].attrs["units"] for name in ("realization", "quantile", "threshold")] == ["1", "1", "K"]

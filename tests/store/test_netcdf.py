@@ -260,9 +260,14 @@ CHECKER_ONLY = (
 @pytest.mark.filterwarnings("ignore:The ioos_sos checker:DeprecationWarning")
 @pytest.mark.parametrize("space", [(7,), (4, 3)])
 @pytest.mark.parametrize("members", [True, False])
-def test_the_ioos_checker_finds_no_violation_of_cf(tmp_path: Path, space: tuple[int, ...], members: bool) -> None:
+@pytest.mark.parametrize("known", [True, False])
+def test_the_ioos_checker_finds_no_violation_of_cf(
+    tmp_path: Path, space: tuple[int, ...], members: bool, known: bool
+) -> None:
     runner = pytest.importorskip("compliance_checker.suite", reason="needs the CF checker: pip install 'enma-fast[cf]'")
-    export_netcdf(store_of(tmp_path / "run.zarr", space, members=members), tmp_path / "run.nc", command="export")
+    given: dict[str, Any] = {} if known else {"dimensionless": False, "units": {"u": "K"}}
+    path = store_of(tmp_path / "run.zarr", space, members=members, **given)
+    export_netcdf(path, tmp_path / "run.nc", command="export")
     runner.CheckSuite.load_all_available_checkers()
     suite = runner.CheckSuite()
     with suite.load_dataset(str(tmp_path / "run.nc")) as dataset:

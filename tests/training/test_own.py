@@ -19,7 +19,7 @@ from enma_fast.forecasting.file_forecast import FileForecast
 from enma_fast.models.checkpoint import WEIGHTS, load_model, locate, sha256
 from enma_fast.models.model import Model
 from enma_fast.models.tokenizer import Tokenizer
-from enma_fast.presets import SIZES, derived_preset
+from enma_fast.presets import PRESETS, SIZES, derived_preset
 from enma_fast.training import own_data, own_model, own_plan
 from enma_fast.training.loop import Rank
 from enma_fast.training.own_model import prepare_own, train_own
@@ -399,3 +399,14 @@ def test_a_model_of_advection_beats_persistence(planned: Callable) -> None:
     errors = row["channels"]["u"]
     assert errors["climatology_rmse"] == pytest.approx(float(np.sqrt(np.square(forecast - test.u[:, 3:]).mean())), 1e-5)
     assert row["climatology"]["rmse"] == pytest.approx(errors["climatology_rmse"], rel=1e-5)
+
+
+def test_too_few_minutes_are_refused_with_the_numbers_of_the_plan() -> None:
+    each = {"tokenizer": 0.5, "dynamics": 1.25, "forecasts": 3.0}
+    with pytest.raises(EnmaError) as refused:
+        own_plan._with_steps(PRESETS["combined-fast"], own_plan.Request(minutes=1), each, 98.4)
+    said = str(refused.value)
+    assert said.startswith("minutes is 1: that leaves fewer than 10 steps for a stage of this model on this machine")
+    assert said.endswith(
+        "(the work beside the steps takes 98.4 s, and a step 0.5 s (tokenizer), 1.2 s (dynamics), 3 s (forecasts))"
+    )

@@ -4,7 +4,7 @@ Truth is `[B, T, *x, c]` and an ensemble `[B, K, T, *x, c]` (torch or numpy, any
 frames. All sums run in float64. An unqualified "point" is one value: a place and a channel.
 """
 
-from .accumulator import Scores
+from .accumulator import PartSums, Scores
 from .calibration import rank_histogram, rmsce, rmsce_rank
 from .distribution import frechet_distance, precision_recall
 from .error import relative_l2
@@ -14,6 +14,7 @@ from .table import SCORES, columns
 
 __all__ = [
     "SCORES",
+    "PartSums",
     "Scores",
     "columns",
     "crps",

@@ -94,30 +94,25 @@ class Scores:
         amplitude
             RMS of the observed frames; without it that of the truth is the unit of `crps_relative`.
         """
-        sums: dict[str, Tensor] = {}
-        num_members, nonzero = 0, False
-        for first, ensemble, truth in parts:
-            ensemble_1KTP, truth_1TP = checked(ensemble[None, ..., None], truth[None, ..., None])
-            nonzero = nonzero or bool((truth_1TP != 0).any())
-            num_members = ensemble_1KTP.shape[1]
-            self._require_same_shape(num_members, num_frames)
-            for name, part in self._sums_of(ensemble_1KTP, truth_1TP).items():
-                axis = self._point_sums[name].frame_axis
-                if name not in sums:
-                    sums[name] = part.new_zeros((*part.shape[:axis], num_frames, *part.shape[axis + 1 :]))
-                sums[name].narrow(axis, first, part.shape[axis]).add_(part)
-        points_T = sums.get(POINTS.name, torch.zeros(1))
+        made = PartSums(self, num_frames)
+        for part in parts:
+            made.add(*part)
+        self.add_sums(made, amplitude=amplitude)
+
+    def add_sums(self, parts: PartSums, *, amplitude: float | None = None) -> None:
+        """Add one trajectory, all of whose parts were added to `parts`; as `update_in_parts`."""
+        points_T = parts.sums.get(POINTS.name, torch.zeros(1))
         if points_T.min() != points_T.max() or points_T.min() == 0:
             raise EnmaError(
                 f"parts hold between {int(points_T.min())} and {int(points_T.max())} points of a frame: "
                 f"give every frame in full"
             )
-        if not nonzero:
+        if not parts.nonzero:
             raise EnmaError(zero_truth(0))
-        self.num_members = num_members
+        self.num_members = parts.num_members
         if amplitude is None:
-            amplitude = float((sums[TRUTH.name].sum() / points_T.sum()).sqrt())
-        self._add_one(sums, amplitude)
+            amplitude = float((parts.sums[TRUTH.name].sum() / points_T.sum()).sqrt())
+        self._add_one(parts.sums, amplitude)
 
     def state(self) -> dict[str, np.ndarray]:
         """The contents of the accumulator as plain arrays, for `restore` in another process."""
@@ -265,6 +260,27 @@ class Scores:
     def _require_trajectories(self) -> None:
         if self.num_trajectories == 0:
             raise EnmaError("scores hold no trajectory: call update(ensemble, truth) first")
+
+
+class PartSums:
+    """Sums over the points of one trajectory, from parts of it, for `Scores.add_sums`; `scores` stay as they are."""
+
+    def __init__(self, scores: Scores, num_frames: int) -> None:
+        self.num_members, self.nonzero = 0, False
+        self.sums: dict[str, Tensor] = {}
+        self._scores, self._num_frames = scores, num_frames
+
+    def add(self, first: int, ensemble: Array, truth: Array) -> None:
+        """Add a part: the number of its first frame, and `[K, t, p]` and `[t, p]`, its t frames at p points."""
+        ensemble_1KTP, truth_1TP = checked(ensemble[None, ..., None], truth[None, ..., None])
+        self.nonzero = self.nonzero or bool((truth_1TP != 0).any())
+        self.num_members = ensemble_1KTP.shape[1]
+        self._scores._require_same_shape(self.num_members, self._num_frames)
+        for name, part in self._scores._sums_of(ensemble_1KTP, truth_1TP).items():
+            axis = self._scores._point_sums[name].frame_axis
+            if name not in self.sums:
+                self.sums[name] = part.new_zeros((*part.shape[:axis], self._num_frames, *part.shape[axis + 1 :]))
+            self.sums[name].narrow(axis, first, part.shape[axis]).add_(part)
 
 
 def _each(name: str) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ...data import dataset_split, read
+from ...data import EQUATIONS, dataset_split, read
 from ...errors import EnmaError
 from ...evaluation.metrics import SCORES, Scores
 from ...evaluation.physics import Physics
@@ -27,6 +27,7 @@ from ...store.read import is_missing, read_forecast, zarr_errors
 from ..calibration import SpreadErrorBins
 from ..forecast import Forecast
 from ..plots import forecast_figure, save_movie
+from ..style import labelled
 
 # Values that are scored at a time, in float64 and with copies of them.
 _BLOCK = 1 << 22
@@ -128,8 +129,33 @@ class StoreReader:
             observed_places=self._observed_places(trajectory),
             reading_points=self._reading_points(trajectory),
             name=self.channels[channel],
+            unit=self._unit(self._variable(channel)),
+            axis_units=self.axis_units,
             **fields,
         )
+
+    @property
+    def axis_units(self) -> dict[str, str]:
+        """Units of time and space, where they are known."""
+        name, _ = dataset_split(str(self.attributes.get("data_name")))
+        found = {axis: self._unit(axis) for axis in ("time", "x", "y") if axis in self.dataset.variables}
+        # Stores of older versions said "1" of all axes.
+        wrong = "data_name" in self.attributes and name not in EQUATIONS
+        return {axis: unit for axis, unit in found.items() if unit is not None and not (wrong and unit == "1")}
+
+    def label(self, channel: int) -> str:
+        """The channel, and its unit if it has one."""
+        unit = self._unit(self._variable(channel))
+        return self.channels[channel] if unit in (None, "1") else labelled(self.channels[channel], unit)
+
+    def _variable(self, channel: int) -> str:
+        """The name of a variable that holds values of a channel."""
+        kinds = ("", *(f"_{kind}" for kind in ("mean", "spread", "quantile", "exceedance")))
+        return next(name for kind in kinds if (name := self.channels[channel] + kind) in self.dataset.variables)
+
+    def _unit(self, variable: str) -> str | None:
+        found = self.dataset[variable].attrs.get("units")
+        return None if found is None else str(found)
 
     def _observed_places(self, trajectory: Trajectory) -> np.ndarray | None:
         """Where the model saw the observed frames, `[L, *x]`; None where it saw all of them."""

@@ -16,6 +16,7 @@ from ...errors import EnmaError
 from ...utils.extras import load_extra
 from ..forecast import LEVELS, Forecast, central_intervals
 from ..maps import error_scale, field_scale
+from ..style import labelled
 from .reader import StoreReader
 
 # Largest size of the data in the page, in bytes, and the sizes to which trajectories, space and time are thinned.
@@ -126,6 +127,8 @@ class Thinning:
             "times": reader.times[:: self.time].tolist(),
             "coords": [x[:: self.space].tolist() for x in reader.coords],
             "channels": reader.channels[: self.channels],
+            "labels": [reader.label(c) for c in range(self.channels)],
+            "x": labelled("x", reader.axis_units.get("x")),
             "trajectories": [reader.numbers[place] for place in self.places],
             "levels": self.levels,
             "bands": bands,
