@@ -37,7 +37,7 @@ the two together. Nothing here is typed by hand, and a machine that is not here 
 * *eager* and *compile* are the same model in PyTorch. Beside a model that decides a frame in one pass, *masked-flow* is
   one of its sizes with the paper's sampler (mask steps and a flow) by ours, and *masked-flow-eager* that in PyTorch.
   *eager* without a number format is fp32.
-* Compiled samplers have their weights frozen, as Inductor can; those of commits before d570b66 had not, and were slower:
+* Compiled samplers have their weights frozen, as Inductor can. Those of commits before d570b66 had not and were slower:
   the paper's flow head took 97 to 101 ms at 3 rows on one thread of an AVX2 processor without that, and 81 ms with it.
 * A preset in rows of `trajectory` and `forecast` is a size and settings of the sampler with random weights, not the
   shipped model of its name, whose mask steps, flow steps and shifts may be others, and so its times.

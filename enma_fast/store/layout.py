@@ -16,9 +16,9 @@ A store is a Zarr v3 group that `xarray.open_zarr` reads, with CF attributes and
     .unfinished           the ledger of a run; removed when the store is complete
     .damaged              damaged metadata, coordinates, observations and truth; removed when a run has repaired them
 
-A channel has the unit that `Layout.units` gives it, and "1" without one. Time, places and columns have the unit "1" where
-the equation is one of this package, and else none, since it is not known. Nothing in a store depends on when, where or
-by how many processes it was written.
+A channel has the unit that `Layout.units` gives it, and "1" without one. Time, places and columns have the unit "1"
+where the equation is one of this package, and else none, since it is not known. Nothing in a store depends on when,
+where or by how many processes it was written.
 
 Shape suffixes: B trajectories, K members, T frames.
 """
