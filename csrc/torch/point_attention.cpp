@@ -25,7 +25,8 @@ PointAttentionRows rows(const Tensor& x, const char* name, int64_t batches, int6
     expect_float(x, name, 4);
     TORCH_CHECK_VALUE(x.size(0) == batches && x.size(1) == heads && x.size(2) == count && x.size(3) == width,
                       "point_attention: ", name, " has shape ", x.sizes());
-    TORCH_CHECK_VALUE(x.size(3) < 2 || x.numel() == 0 || x.stride(3) == 1, "point_attention: ", name, " has strides ", x.strides());
+    TORCH_CHECK_VALUE(x.size(3) < 2 || x.numel() == 0 || x.stride(3) == 1, "point_attention: ", name, " has strides ",
+                      x.strides());
     return {x.const_data_ptr<float>(), x.stride(0), x.stride(1), x.stride(2)};
 }
 

@@ -28,7 +28,8 @@ NormRows rows(const Tensor& x, const char* name, const RmsNorm& g, at::ScalarTyp
     expect_cpu(x, name, dtype);
     TORCH_CHECK_VALUE(x.dim() == 2 && x.size(0) == g.rows && x.size(1) == g.width, "rms_norm: ", name, " has shape ",
                       x.sizes());
-    TORCH_CHECK_VALUE(g.width == 1 || x.numel() == 0 || x.stride(1) == 1, "rms_norm: ", name, " has strides ", x.strides());
+    TORCH_CHECK_VALUE(g.width == 1 || x.numel() == 0 || x.stride(1) == 1, "rms_norm: ", name, " has strides ",
+                      x.strides());
     return {x.const_data_ptr(), x.stride(0)};
 }
 
