@@ -113,8 +113,8 @@ def test_a_one_pass_model_beside_another(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["relative", "line-local"])
-def test_compiled_networks_are_compiled(name, monkeypatch):
-    monkeypatch.setattr(torch._inductor.config, "freezing", False)
+@torch._inductor.config.patch(freezing=False)
+def test_compiled_networks_are_compiled(name):
     model = random_model(CONFIGS[name])
     twin, counters = pareto.compiled_model(model).dynamics, torch._dynamo.utils.counters["stats"]
     before = counters["unique_graphs"]

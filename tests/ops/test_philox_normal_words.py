@@ -50,7 +50,8 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     folder = tmp_path_factory.mktemp("philox")
     (folder / "shim.cpp").write_text(SHIM)
     options = ["-std=c++20", "-O3", "-fopenmp", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", f"-I{ROOT / 'csrc'}"]
-    subprocess.run([compiler, *options, "shim.cpp", "-o", "shim.so"], cwd=folder, check=True)
+    sources = ["shim.cpp", str(ROOT / "csrc/core/cpu/parallel.cpp")]
+    subprocess.run([compiler, *options, *sources, "-o", "shim.so"], cwd=folder, check=True)
     return ctypes.CDLL(str(folder / "shim.so"))
 
 
