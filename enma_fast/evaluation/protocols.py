@@ -33,7 +33,6 @@ from torch import Tensor
 
 from ..data import FieldFile, dataset_split, read
 from ..errors import EnmaError
-from ..forecasting.file_forecast import numbers_of
 from ..forecasting.members import sample_fields
 from ..forecasting.request import GENERATION, HISTORY, INITIAL_VALUE, TEMPORAL, Task
 from ..models.model import Model
@@ -155,7 +154,7 @@ def measure(
     EnmaError
         If the protocol is `features`, and there is no training file or no feature network of the equation.
     """
-    numbers = numbers_of(data)[: case.limit]
+    numbers = data.trajectories[: case.limit]
     count = len(numbers)
     total = min(case.window or len(data.times), len(data.times))
     observed = HISTORY if case.task.num_observed is None else case.task.num_observed

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..config import SamplingConfig
 from ..data import EQUATIONS, FieldFile, dataset_split
 from ..errors import EnmaError
-from ..forecasting.file_forecast import FileForecast, numbers_of
+from ..forecasting.file_forecast import FileForecast
 from ..forecasting.request import TASKS, ForecastRequest, task_named
 from ..models.model import Model
 from ..sampling.settings import chosen_sampling
@@ -92,7 +92,7 @@ def score(
         task=task_named(task),
         num_history=num_history,
         num_members=num_members,
-        trajectories=numbers_of(data)[:limit],
+        trajectories=data.trajectories[:limit],
         seed=seed,
         settings=settings,
         dtype=dtype,

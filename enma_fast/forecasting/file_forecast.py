@@ -273,11 +273,6 @@ class FileForecast:
         return np.take_along_axis(flat, places[..., None], 2), grid_points(tok).numpy()[places]
 
 
-def numbers_of(data: FieldFile) -> Sequence[int]:
-    """Numbers of the trajectories that were read, in their order."""
-    return data.trajectories
-
-
 def check_file(config: ModelConfig, data: FieldFile) -> None:
     """Raise `EnmaError` unless grid, domain, number of channels and frame spacing of a file are the model's."""
     tok = config.tokenizer

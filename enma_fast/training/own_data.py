@@ -266,15 +266,16 @@ def _environments(parts: Sequence[FieldFile], shared: Sequence[str]) -> tuple[np
             f"{data.path}: its environments are those of {','.join(other)}, and of {known.path.name} those of "
             f"{','.join(one)}; import them with the same --environment"
         )
-    columns = next(iter(named), tuple(name for name in shared if all(_follows(data, [name]) for data in parts)))
+    own = [np.arange(len(data)) if data.environment is None else data.environment for data in parts]
+    each = list(zip(parts, own, strict=True))
+    columns = next(iter(named), tuple(name for name in shared if all(_follows(*one, [name]) for one in each)))
     numbers: dict[tuple[Any, ...], int] = {}
     found = []
-    for i, data in enumerate(parts):
-        alone = np.arange(len(data)) if data.environment is None else data.environment
+    for i, (data, alone) in enumerate(each):
         there, first, place = np.unique(alone, return_index=True, return_inverse=True)
         keys: list[tuple[Any, ...]] = [(i, number) for number in there.tolist()]
         if columns and all(name in data.parameters for name in columns):
-            if data.environment_by or _follows(data, columns, distinct=True):
+            if data.environment_by or _follows(data, alone, columns, distinct=True):
                 keys = list(zip(*(data.parameters[name][first].tolist() for name in columns), strict=True))
         elif data.environment_by:
             # Of columns of text the numbers are the same in every file.
@@ -283,12 +284,9 @@ def _environments(parts: Sequence[FieldFile], shared: Sequence[str]) -> tuple[np
     return np.concatenate(found), columns if all(data.environment_by for data in parts) else ()
 
 
-def _follows(data: FieldFile, columns: Sequence[str], *, distinct: bool = False) -> bool:
+def _follows(data: FieldFile, environment: np.ndarray, columns: Sequence[str], *, distinct: bool = False) -> bool:
     """True if some parameters are the same throughout each environment, and with `distinct` differ between them."""
-    if data.environment is None:
-        values = [data.parameters[name] for name in columns]
-        return not distinct or len(set(zip(*(column.tolist() for column in values), strict=True))) == len(data)
-    _, first, place = np.unique(data.environment, return_index=True, return_inverse=True)
+    _, first, place = np.unique(environment, return_index=True, return_inverse=True)
     same = all((data.parameters[name] == data.parameters[name][first][place]).all() for name in columns)
     rows = set(zip(*(data.parameters[name][first].tolist() for name in columns), strict=True))
     return bool(same) and (not distinct or len(rows) == len(first))

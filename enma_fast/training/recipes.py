@@ -302,17 +302,15 @@ def read_record(folder: Path) -> dict[str, Any]:
 def _with_format(options: RunOptions) -> RunOptions:
     """The options with bf16 or fp32 in place of `auto`: that of the run which is resumed, or else the faster one."""
     # Every rank asks, since the first one answers all.
-    chosen = "bf16" if in_bf16(options) else "fp32"
-    if (options.out / STATE).exists():
-        # Earlier versions recorded `auto` itself.
-        known = read_record(options.out)["precision"]
-        if options.precision not in ("auto", known) and known != "auto":
-            raise EnmaError(
-                f"precision is {options.precision}: {options.out} was begun in {known}; leave it at auto, or choose an "
-                "empty --out"
-            )
-        chosen = chosen if known == "auto" else known
-    return dataclasses.replace(options, precision=chosen)
+    fastest = "bf16" if in_bf16(options) else "fp32"
+    # Earlier versions recorded `auto` itself.
+    begun = read_record(options.out)["precision"] if (options.out / STATE).exists() else "auto"
+    if begun != "auto" and options.precision not in ("auto", begun):
+        raise EnmaError(
+            f"precision is {options.precision}: {options.out} was begun in {begun}; leave it at auto, or choose an "
+            "empty --out"
+        )
+    return dataclasses.replace(options, precision=fastest if begun == "auto" else begun)
 
 
 def _begin(

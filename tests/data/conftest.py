@@ -11,7 +11,15 @@ h5py = pytest.importorskip("h5py", reason="needs the [data] extra")
 
 from enma_fast.data import write  # noqa: E402
 
+from ._importing import N, T, X  # noqa: E402
+
 NUM_TRAJECTORIES, NUM_FRAMES, NUM_POINTS = 6, 4, 8
+
+
+@pytest.fixture
+def line(rng: np.random.Generator) -> np.ndarray:
+    """Fields to import, `[N, T, X]`."""
+    return rng.normal(size=(N, T, X)).astype(np.float32)
 
 
 @pytest.fixture

@@ -14,15 +14,7 @@ from enma_fast.errors import EnmaError  # noqa: E402
 from enma_fast.store.metadata import STATISTICS  # noqa: E402
 from enma_fast.utils.names import ENDS  # noqa: E402
 
-N, T, X, Y = 4, 6, 8, 5
-LINE = ("trajectory", "time", "x")
-STEPS = {"dt": 0.05, "spacing": (0.1,)}
-
-
-@pytest.fixture
-def line(rng: np.random.Generator) -> np.ndarray:
-    """Fields `[N, T, X]`."""
-    return rng.normal(size=(N, T, X)).astype(np.float32)
+from ._importing import LINE, STEPS, N, T, X, Y  # noqa: E402
 
 
 @pytest.fixture
