@@ -230,7 +230,8 @@ class RolloutConfig:
     An autonomous equation has two more symmetries: every n-th frame solves it with n times its rates (a batch uses one
     of ``strides``), and a trajectory may begin at any of its frames (``late_share`` of the batches, within the first
     half). With ``mirror`` each batch of a domain between walls is seen in one of its views (`sampling.shifts`):
-    mirrored or not along each dimension, and on a square with the dimensions exchanged or not.
+    mirrored or not along each dimension, and on a square with the dimensions exchanged or not. ``emphasis`` holds names
+    and powers of parameters of the data set: environments are drawn in proportion to their product, not all alike.
     """
 
     members: int = 2
@@ -245,6 +246,7 @@ class RolloutConfig:
     strides: tuple[int, ...] = (1,)
     late_share: float = 0.0
     mirror: bool = False
+    emphasis: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -208,7 +208,7 @@ def dynamics_task(name, training=None):
     )
 
 
-def forecast_task(name, training=None, decoder="masked-flow", make=ForecastTask):
+def forecast_task(name, training=None, decoder="masked-flow", make=ForecastTask, parameters=None):
     """A model behind a random tokenizer, and 12 trajectories in 6 environments to train whole forecasts on."""
     config = name if isinstance(name, ModelConfig) else CONFIGS[name]
     config = replace(config, dynamics=replace(config.dynamics, decoder=decoder))
@@ -221,6 +221,8 @@ def forecast_task(name, training=None, decoder="masked-flow", make=ForecastTask)
     made.latent_mean.copy_(z.mean(0))
     made.latent_std.copy_(z.std(0))
     data = waves_file(config, fields)
+    if parameters is not None:
+        data = replace(data, parameters=parameters)
     training = training or TRAINING
     if training.rollout is None:
         training = replace(training, rollout=RolloutConfig(history=(2, 3)))

@@ -135,6 +135,44 @@ def test_batches_between_walls_are_seen_in_all_views(name, tokenizer, count, mon
     assert len(ways) == count
 
 
+def test_environments_are_drawn_in_proportion_to_powers_of_their_parameters(monkeypatch):
+    """Here to 1 / (rate speed^2): a quarter as often where the speed is doubled, twice where the rate is halved."""
+    rollout = RolloutConfig(history=(2, 2), emphasis=(("rate", -1.0), ("speed", -2.0)))
+    plain = forecast_task("relative", replace(TRAINING, rollout=RolloutConfig(history=(2, 2))))
+    rows, groups = len(plain.train), plain.groups
+    speed, rate = torch.ones(rows), torch.ones(rows)
+    speed[groups[0]], rate[groups[1]] = 2.0, 0.5
+    parameters = {"speed": speed.numpy(), "rate": rate.numpy()}
+    task = forecast_task("relative", replace(TRAINING, batch=2_000, rollout=rollout), parameters=parameters)
+    drawn = []
+    monkeypatch.setattr(task, "_transformed", lambda rows, _: drawn.append(rows) or task.train[rows])
+    monkeypatch.setattr(task.model, "encode", lambda u: u)
+    task._tokens(step_generator(0, 0), slice(None), paired=True)
+    context, target = drawn
+    there = torch.tensor([[row in group for group in groups.tolist()] for row in target.tolist()])
+    counts = there.double().mean(0)
+    expected = torch.tensor([0.25, 2.0] + [1.0] * (len(groups) - 2))
+    torch.testing.assert_close(counts, (expected / expected.sum()).double(), atol=0.03, rtol=0)
+    assert all(row in groups[here.nonzero()[0, 0]].tolist() for row, here in zip(context.tolist(), there, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("emphasis", "message"),
+    [
+        ((("nu", -1.0),), r"rollout\.emphasis: .* has no parameter 'nu' \(it has: speed\)$"),
+        ((("speed", -1.0),), r"rollout\.emphasis: speed to the power of -1 is not above 0 and finite in all environ"),
+        ((("speed", 0.5),), r"rollout\.emphasis: speed to the power of 0\.5 is not above 0 and finite"),
+    ],
+)
+def test_an_emphasis_that_gives_no_odds_is_refused(emphasis, message):
+    rows = len(forecast_task("relative").train)
+    speed = np.linspace(-1, 1, rows)
+    speed[rows // 2] = 0.0
+    rollout = RolloutConfig(history=(2, 2), emphasis=emphasis)
+    with pytest.raises(EnmaError, match=message):
+        forecast_task("relative", replace(TRAINING, rollout=rollout), parameters={"speed": speed})
+
+
 def test_a_periodic_domain_is_not_mirrored():
     with pytest.raises(EnmaError, match=r"^rollout\.mirror is for a domain between walls; plane has a periodic one"):
         forecast_task("plane", replace(TRAINING, rollout=RolloutConfig(history=(2, 2), mirror=True)))
