@@ -43,10 +43,10 @@ def draw_forecast(axes, name, dataset, row, channel):
         names = ["frame 1", f"frame {HISTORY + len(truth)}: truth", f"mean of {MEMBERS} members", "error", "spread"]
     colours = field_scale(observed if line else mean[-1], truth if line else truth[-1]), error_scale(*shown[3:])
     for i, (one, field, head) in enumerate(zip(axes, shown, names, strict=True)):
-        # The first frame of a plane has colours of its own. Place to the right, time or the second place upwards.
+        # The first frame of a plane has its own colours. Time runs downwards, the second position upwards.
         colour = field_scale(field) if i == 0 and not line else colours[i > 2]
-        aspect = "auto" if line else "equal"
-        image = one.imshow(field if line else field.T, origin="lower", aspect=aspect, **colour)
+        place = {"origin": "upper", "aspect": "auto"} if line else {"origin": "lower", "aspect": "equal"}
+        image = one.imshow(field if line else field.T, **place, **colour)
         one.set_title(head, fontsize=9)
         if i in (2, 4):
             figure.colorbar(image, ax=one, shrink=0.9).ax.tick_params(labelsize=7)

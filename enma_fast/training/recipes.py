@@ -224,13 +224,14 @@ def _trained(
     else:
         trained = load_model(source)
         before, kind = trained.config, "model"
-    if before.dataset != preset.model.dataset:
+    asked = changes.get("dataset", preset.model.dataset)
+    if before.dataset != asked:
         raise EnmaError(
-            f"{source}: is a {kind} for {before.dataset}; the preset {preset.model.name} is for {preset.model.dataset}"
+            f"{source}: is a {kind} for {before.dataset}; the preset {preset.model.name} is for {asked} (for data of "
+            f"another name: --set dataset={before.dataset})"
         )
-    return trained, replace(
-        dataclasses.replace(preset.model, tokenizer=before.tokenizer), changes, source="model config"
-    )
+    # Together, since a patch may fit this tokenizer and not the preset's.
+    return trained, replace(preset.model, {"tokenizer": before.tokenizer, **changes}, source="model config")
 
 
 def inherit(model: Model, before: Model, *, source: str) -> None:

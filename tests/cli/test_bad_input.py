@@ -303,5 +303,6 @@ def test_bad_places_of_a_training(enma: Callable, data_folder: Path, tiny: Path,
     assert "neither a folder nor a shipped model" in error(*dynamics, nowhere)
     assert error(*dynamics, tiny, "--set", "tokenizer.width=8").startswith("tokenizer.width: belongs to the tokenizer")
     assert error("dynamics", "advection-small", "--data", data_folder, "--tokenizer", tiny) == (
-        f"{tiny}: is a tokenizer for combined; the preset advection-small is for advection"
+        f"{tiny}: is a tokenizer for combined; the preset advection-small is for advection (for data of another name: "
+        "--set dataset=combined)"
     )

@@ -97,6 +97,33 @@ def test_validation_is_that_of_the_library(runs: Path, data_folder: Path) -> Non
         assert done[f"crps{name}"] == pytest.approx(expected["crps"], rel=1e-4)
 
 
+def test_data_of_another_name_go_through_all_stages(enma: Callable, data_folder: Path, tmp_path: Path) -> None:
+    """With a tokenizer whose 2 latent places the preset's patch does not fit."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for split in ("train", "val"):
+        shutil.copy(data_folder / f"combined-{split}.h5", folder / f"waves-{split}.h5")
+    tokenizer = TINY_TOKENIZER | {
+        "dataset": "waves",
+        "tokenizer.layers": [*["space"] * 6, "time"],
+        "dynamics.patch": [1],
+    }
+    dynamics = TINY_DYNAMICS | {"dataset": "waves", "dynamics.patch": [1]}
+
+    def train(stage: str, *options: Any) -> Run:
+        common = ("--data", folder, "--out", tmp_path / stage, "--batch", 4, "--precision", "fp32", "--steps", 1)
+        given = tokenizer if stage == "tokenizer" else dynamics
+        return enma(
+            "train", stage, "combined-small", *common, *options, *settings(given), "--train-set", "warmup_steps=1"
+        )
+
+    assert train("tokenizer").status == 0
+    assert train("dynamics", "--tokenizer", tmp_path / "tokenizer").status == 0
+    assert train("forecasts", "--from", tmp_path / "dynamics").status == 0
+    config = load_model(tmp_path / "forecasts" / "checkpoint").config
+    assert (config.dataset, config.dynamics.patch, config.token_grid) == ("waves", (1,), (2,))
+
+
 def test_a_stopped_run_resumes_to_the_same_weights(runs: Path, train: Callable, tmp_path: Path) -> None:
     whole, parts, tokenizer = tmp_path / "whole", tmp_path / "parts", runs / "tokenizer"
     options = ("--steps", 4, "--validate-every", 2, "--json")

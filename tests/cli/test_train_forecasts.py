@@ -87,7 +87,8 @@ def test_what_cannot_be_begun_is_one_line(train: Callable, tiny: Path, tmp_path:
         return line
 
     assert error(preset="advection-small").endswith(
-        "is a model for combined; the preset advection-small is for advection"
+        "is a model for combined; the preset advection-small is for advection (for data of another name: --set "
+        "dataset=combined)"
     )
     assert "flow.moments.weight has shape (16, 16); config asks for (16, 32)" in error("--set", "dynamics.width=32")
     assert error("--set", "tokenizer.width=8").startswith("tokenizer.width: belongs to the tokenizer's training")
