@@ -31,6 +31,7 @@ def run_core(
     flags: Sequence[str] = (),
     link: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
+    arguments: Sequence[str] = (),
 ) -> None:
     """Compile the core of these operators; link ``native_<op>_main.cpp`` of each to it and run it: it prints ok.
 
@@ -47,8 +48,8 @@ def run_core(
         watched, whose object `make install` has made.
     flags, link
         Of the compiler and the linker.
-    environment
-        Of the program, beside this process' own.
+    environment, arguments
+        Of the program; its environment beside this process' own.
     """
     names = (*parts, *ops, "dispatch", "parallel")
     sources = [path for name in names for path in sorted(CORE.glob(f"{name}.cpp"))]
@@ -75,6 +76,8 @@ def run_core(
         command = ["g++", "-fopenmp", *sanitizers, *objects[: len(sources)], main, *link, "-o", str(program)]
         linked = subprocess.run(command, capture_output=True, text=True)
         assert linked.returncode == 0, linked.stderr[-4000:]
-        done = subprocess.run([str(program)], capture_output=True, text=True, env=os.environ | (environment or {}))
+        done = subprocess.run(
+            [str(program), *arguments], capture_output=True, text=True, env=os.environ | (environment or {})
+        )
         assert done.returncode == 0, done.stdout + done.stderr[-4000:]
         assert done.stdout.startswith("ok")
