@@ -119,12 +119,12 @@ def check_command(architecture: str) -> tuple[str, ...]:
     return ("nvcc", *options, *CHECK_SOURCES, "-o", str(CHECK.relative_to(ROOT)))
 
 
-def compilations(python: str = sys.executable) -> list[Part]:
+def compilations() -> list[Part]:
     """Every GPU kernel for every generation of GPU, without one."""
     found = [
         Part(
             name=f"{cases.removeprefix('tests.ops.test_')} sm_{capability}",
-            command=(python, "-m", "tests.ops._cubin", cases, str(capability)),
+            command=(sys.executable, "-m", "tests.ops._cubin", cases, str(capability)),
             limit=600,
         )
         for cases in CUBINS

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,8 +33,8 @@ def read_file(path: Path, work: Callable[[Any, Limits], Any]) -> Any:
     """
     # Import once here, not in each child.
     h5py = load_extra("h5py", "data")
-    with open_regular(path) as file:
-        os.fstat(file)
+    with open_regular(path):
+        pass
     return isolated(path, lambda more: _read(h5py, path, lambda file: work(file, more)))
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import EnmaError
-from . import FieldFile, read_numbered
+from .fields import FieldFile
+from .well import read_numbered
 
 
 def fields_of(

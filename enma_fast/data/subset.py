@@ -8,6 +8,7 @@ import numpy as np
 
 from ..errors import EnmaError
 from .fields import FieldFile
+from .selection import spread_rows
 from .well import read, write_fields
 
 # By default a subset has at most so many environments, of so many trajectories, and no second one beyond so many bytes.
@@ -49,8 +50,7 @@ def _rows(
     if len(there) < environments:
         raise EnmaError(f"{path}: holds {len(there)} environments, {environments} are asked for; ask for fewer")
     rows = []
-    for i in range(environments):
-        group = there[i * len(there) // environments]
+    for group in there[spread_rows(len(there), environments)]:
         found = np.flatnonzero(environment == group)[:wanted]
         if each is not None and len(found) < each:
             raise EnmaError(

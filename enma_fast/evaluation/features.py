@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..data import PRETRAINED, FieldFile
+from ..data.selection import spread_rows
 from ..models.checkpoint import load_tensors, read_tensors
 from .metrics import frechet_distance, precision_recall
 
@@ -83,6 +84,5 @@ def distribution_scores(equation: str, train: FieldFile, generated_BTXc: np.ndar
     taken against as many of them as there are generated ones, spread evenly over the file.
     """
     real, made = features(equation, train.u), features(equation, generated_BTXc)
-    few = real[torch.arange(len(made)) * len(real) // len(made)] if len(made) < len(real) else real
-    precision, recall = precision_recall(few, made)
+    precision, recall = precision_recall(real[spread_rows(len(real), len(made))], made)
     return {"fpd": frechet_distance(real, made), "precision": precision, "recall": recall}

@@ -16,7 +16,7 @@ _TASKS = {
 # Distance of generated Combined trajectories from the solver's own, of the text on generation; no table has it.
 SOLVER_FIDELITY = 0.081
 # The keys of the splits in the paper's table.
-_SPLITS = {"test-in": "in_d", "test-out": "out_d"}
+SPLITS = {"test-in": "in_d", "test-out": "out_d"}
 
 
 def paper_source() -> str:
@@ -32,7 +32,7 @@ def paper_scores(dataset: str, task: str, split: str) -> dict[str, float]:
     `EnmaError` for any other; the message lists the known ones.
     """
     table = paper_figures()[_lookup(_TASKS, task, "task")]
-    column = _lookup(_SPLITS, split, "split")
+    column = _lookup(SPLITS, split, "split")
     known = {name.replace("_", "-"): name for name in next(iter(table.values()))}
     key = _lookup(known, dataset.replace("_", "-"), "dataset")
     return {model: float(scores[key][column]) for model, scores in table.items()}

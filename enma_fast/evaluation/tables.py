@@ -18,12 +18,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..utils.text import counted, markdown_table, short
-from .paper import SOLVER_FIDELITY, paper_figures
+from .paper import SOLVER_FIDELITY, SPLITS, paper_figures, paper_scores, paper_uncertainty
 from .scattered import SHARES, protocol_of
 
 # The paper's equations in its order; others follow them by their names.
 _PAPER_ORDER = ("advection", "combined", "gray_scott", "wave", "vorticity")
-_SPLITS = {"test-in": "in_d", "test-out": "out_d"}
 _TITLES = {"temporal": "from 3 frames", "initial-value": "from one frame and a context trajectory"}
 # Who made a number: the paper, a model of this library, or a baseline that this project trained or solved.
 PAPER, MODEL, BASELINE = "paper", "model", "baseline"
@@ -169,7 +168,7 @@ def markdown(files: Sequence[dict[str, Any]]) -> str:
 def _kinds() -> Iterable[tuple[str, str, str, str, str]]:
     """Table, protocol, task, split and score of each kind of cell."""
     for task in _TITLES:
-        for split in _SPLITS:
+        for split in SPLITS:
             yield "errors", "whole", task, split, "rel_l2"
     for score in ("rmsce", "crps"):
         for task in _TITLES:
@@ -193,10 +192,9 @@ def _paper(table: str, protocol: str, equation: str, task: str, split: str, scor
         rows = figures["table1_reconstruction"].get(protocol.split()[0], {})
         return {model: float(row[equation][name]) for model, row in rows.items() if equation in row}
     if table == "errors":
-        name = "table2_temporal_conditioning" if task == "temporal" else "table2_initial_value_with_context"
-        return {model: float(row[equation][_SPLITS[split]]) for model, row in figures[name].items() if equation in row}
+        return paper_scores(equation, task, split) if equation in _PAPER_ORDER else {}
     if table == "uncertainty" and equation == "combined":
-        return {model: float(row[score]) for model, row in figures["table4_uncertainty_combined"].items()}
+        return {model: row[score] for model, row in paper_uncertainty().items()}
     if table == "generation" and equation == "combined":
         if score == "solver_fidelity":
             return {"ENMA": SOLVER_FIDELITY}
@@ -246,7 +244,7 @@ def _of(rows: list[tuple[dict[str, Any], dict[str, Any]]], score: str, split: st
 
 def _errors(made: list[Cell]) -> str:
     """Rows are methods, columns equations in and out of distribution."""
-    places = [(equation, split) for equation in _ordered(cell.equation for cell in made) for split in _SPLITS]
+    places = [(equation, split) for equation in _ordered(cell.equation for cell in made) for split in SPLITS]
     names = {"test-in": "in", "test-out": "out"}
     head = ["method", *(f"{_named(equation)}, {names[split]}" for equation, split in places)]
     rows = []

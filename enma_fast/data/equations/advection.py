@@ -43,13 +43,13 @@ def _out_of_distribution(numbers: np.ndarray, split: str, seed: int) -> Values:
     return {"alpha": np.where(numbers % 2, -speed, speed)}
 
 
-def initial_conditions(split: str, *, seed: int, group: int, num_points: int = NUM_POINTS) -> np.ndarray:
-    """The initial conditions of one group, float64 [TRAJECTORIES_PER_GROUP, num_points]."""
+def initial_conditions(split: str, *, seed: int, group: int) -> np.ndarray:
+    """The initial conditions of one group, float64 [TRAJECTORIES_PER_GROUP, NUM_POINTS]."""
     shape = (TRAJECTORIES_PER_GROUP, 3 * NUM_TERMS + 1, 1)
     u = group_uniforms("advection", split, seed=seed, group=group, shape=shape)
     kind, u = np.floor(3 * u[:, 0]), u[:, 1:].reshape(TRAJECTORIES_PER_GROUP, NUM_TERMS, 3, 1)
     amplitude, wave, phase = u[:, :, 0] - 0.5, 1 + np.floor(3 * u[:, :, 1]), 2 * np.pi * u[:, :, 2]
-    x = np.arange(num_points) * LENGTH / num_points
+    x = np.arange(NUM_POINTS) * LENGTH / NUM_POINTS
     angle = 2 * np.pi * wave * x / LENGTH + phase
     sine, cosine = np.sum(amplitude * np.sin(angle), axis=1), np.sum(amplitude * np.cos(angle), axis=1)
     return (kind != 1) * sine + (kind != 0) * cosine

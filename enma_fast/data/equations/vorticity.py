@@ -66,18 +66,18 @@ def warmed_up(u0: np.ndarray, parameters: Values) -> np.ndarray:
     return _integrate(u0, parameters["nu"], num_frames=2, spacing=WARM_UP, steps=WARM_UP / FRAME_SPACING)[:, -1]
 
 
-def solve(u0: np.ndarray, parameters: Values, *, refine: int = 1) -> np.ndarray:
-    """Integrate vorticities `[B, 64, 64, 1]`; float64 `[B, NUM_FRAMES, 64, 64, 1]`, frame 0 is `u0`.
-
-    `refine` multiplies the time steps of a frame and the points of the solver.
-    """
-    return _integrate(u0, parameters["nu"], num_frames=NUM_FRAMES, spacing=FRAME_SPACING, steps=1, refine=refine)
+def solve(u0: np.ndarray, parameters: Values) -> np.ndarray:
+    """Integrate vorticities `[B, 64, 64, 1]`; float64 `[B, NUM_FRAMES, 64, 64, 1]`, frame 0 is `u0`."""
+    return _integrate(u0, parameters["nu"], num_frames=NUM_FRAMES, spacing=FRAME_SPACING, steps=1)
 
 
 def _integrate(
     u0: np.ndarray, nu: np.ndarray, *, num_frames: int, spacing: float, steps: float, refine: int = 1
 ) -> np.ndarray:
-    """Frames `spacing` apart, with `steps` times the time steps of a frame of the data set between them."""
+    """Frames `spacing` apart, with `steps` times the time steps of a frame of the data set between them.
+
+    `refine` multiplies these time steps, and the points of the solver.
+    """
     frames = np.empty((len(u0), num_frames, *u0.shape[1:]))
     frames[:, 0] = u0
     # Every viscosity takes the first row that serves it.
