@@ -103,7 +103,7 @@ def front(table: Sequence[Mapping[str, Any]], error: str) -> list[str]:
     return pareto_set({row["name"]: (row["seconds_per_member"], float(f"{row[error]:.5g}")) for row in table})
 
 
-def spread_rows(environment: np.ndarray | None, count: int, limit: int) -> list[int]:
+def rows_by_environment(environment: np.ndarray | None, count: int, limit: int) -> list[int]:
     """`limit` of `count` trajectories, as evenly as can be over the environments, in order."""
     group = np.zeros(count, dtype=np.int64) if environment is None else environment
     place = [int((group[:i] == group[i]).sum()) for i in range(count)]
@@ -131,7 +131,7 @@ def measure(
     compiled: bool = False,
 ) -> dict[str, Any]:
     """Scores and times of all settings, and of other models' own: the result without the machine."""
-    rows = spread_rows(data.environment, len(data), limit)
+    rows = rows_by_environment(data.environment, len(data), limit)
     settings = grid(model.config.sampling, one_pass=model.config.dynamics.decoder == "one-pass")
     models = dict.fromkeys(settings, model)
     for other in beside:

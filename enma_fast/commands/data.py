@@ -37,7 +37,7 @@ def generate(
 
     The same command resumes after an interruption: files that it has finished stay as they are.
     """
-    from ..data import DEFAULT_GROUPS, place
+    from ..data import DEFAULT_GROUPS, output_path
     from ..data import generate as solve
     from ..utils.system import usable_cores
 
@@ -46,7 +46,7 @@ def generate(
     parts = list(DEFAULT_GROUPS) if split == "all" else [split]
     for part in parts:
         # Refuse before the first of them is made.
-        place(equation, part, out, groups=groups, seed=seed, force=force)
+        output_path(equation, part, out, groups=groups, seed=seed, force=force)
     for part in parts:
         with terminal.progress(f"{equation}-{part}") as update:
             path = solve(

@@ -9,7 +9,7 @@ An equation is a file in `equations/`, a kind of file a reader here. Nothing her
 from .checks import check_values, constant_channels, leave_out
 from .equations import EQUATIONS
 from .fields import FieldFile, decimals
-from .generator import generate, place
+from .generator import generate, output_path
 from .importing import FIRST_FRAME, SERIES, ImportOptions, import_fields
 from .missing import NETCDF_FILL, attributes, require_present, unmasked
 from .readings import DOMAIN_TOLERANCE, Readings, is_readings, read_readings
@@ -41,7 +41,7 @@ __all__ = [
     "import_fields",
     "is_readings",
     "leave_out",
-    "place",
+    "output_path",
     "read",
     "read_numbered",
     "read_readings",

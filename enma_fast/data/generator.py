@@ -32,7 +32,7 @@ _SEED, _KEY = "seed", "generated_from"
 _SOLVE_BY = ("enma-fast", "numpy", "jax", "jaxlib", "exponax")
 
 
-def place(
+def output_path(
     equation: str,
     split: str,
     out_dir: str | Path,

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import pareto
-from benchmarks.pareto import OWN, front, grid, label, pareto_set, spread_rows
+from benchmarks.pareto import OWN, front, grid, label, pareto_set, rows_by_environment
 from enma_fast.config import SamplingConfig
 from enma_fast.data import read
 from enma_fast.errors import EnmaError
@@ -55,10 +55,10 @@ def test_rounding_makes_no_better_point():
 
 def test_rows_are_spread_over_the_environments():
     environment = np.array([7, 7, 7, 7, 2, 2, 5])
-    assert spread_rows(environment, 7, 3) == [0, 4, 6]
-    assert spread_rows(environment, 7, 5) == [0, 1, 4, 5, 6]
-    assert spread_rows(environment, 7, 60) == list(range(7))
-    assert spread_rows(None, 7, 2) == [0, 1]
+    assert rows_by_environment(environment, 7, 3) == [0, 4, 6]
+    assert rows_by_environment(environment, 7, 5) == [0, 1, 4, 5, 6]
+    assert rows_by_environment(environment, 7, 60) == list(range(7))
+    assert rows_by_environment(None, 7, 2) == [0, 1]
 
 
 def test_the_grid_begins_with_the_models_own_and_is_cheaper_or_cooler():

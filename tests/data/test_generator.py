@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("h5py", reason="needs the [data] extra")
 pytest.importorskip("exponax", reason="needs the [data] extra")
 
-from enma_fast.data import DEFAULT_GROUPS, EQUATIONS, generate, generator, hdf5, place, read
+from enma_fast.data import DEFAULT_GROUPS, EQUATIONS, generate, generator, hdf5, output_path, read
 from enma_fast.data.equation import linspaces
 from enma_fast.data.equations import advection, combined
 from enma_fast.errors import EnmaError
@@ -215,9 +215,9 @@ def test_a_file_of_the_same_call_is_left_as_it_is(tmp_path: Path) -> None:
     path = generate("advection", "val", groups=2, seed=3, out_dir=tmp_path)
     before, written = path.read_bytes(), path.stat().st_mtime_ns
     assert generate("advection", "val", groups=2, seed=3, out_dir=tmp_path) == path
-    assert place("advection", "val", tmp_path, groups=2, seed=3) == path
+    assert output_path("advection", "val", tmp_path, groups=2, seed=3) == path
     for other in ({"groups": 3, "seed": 3}, {"groups": 2, "seed": 4}, {"groups": 2}):
-        for refuse in (place, generate):
+        for refuse in (output_path, generate):
             with pytest.raises(EnmaError, match=r"advection-val\.h5: is there already; give another --out"):
                 refuse("advection", "val", out_dir=tmp_path, **other)
     assert path.stat().st_mtime_ns == written
