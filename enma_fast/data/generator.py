@@ -19,6 +19,7 @@ import numpy as np
 from ..errors import EnmaError, first_line
 from ..utils.extras import load_extra
 from ..utils.files import read_file, remove, write_file
+from ..utils.untrusted import reason
 from . import equation as protocol
 from . import equations, hdf5, spectral, splits, well
 from .equation import Equation, Values
@@ -219,14 +220,21 @@ def _helped(
         )
         for n in range(helpers)
     ]
-    for process in processes:
-        process.start()
     try:
+        try:
+            for process in processes:
+                process.start()
+        except OSError as error:
+            # Not an error of the file, which is open meanwhile.
+            raise EnmaError(
+                f"workers: {helpers + 1} processes cannot be started ({reason(error)}); ask for fewer"
+            ) from error
         yield
     finally:
-        for process in processes:
+        started = [process for process in processes if process.pid is not None]
+        for process in started:
             process.terminate()
-        for process in processes:
+        for process in started:
             process.join()
 
 

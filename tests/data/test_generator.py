@@ -6,7 +6,9 @@ import signal
 import sys
 import time
 from dataclasses import replace
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -175,6 +177,35 @@ def test_what_a_helper_cannot_solve_is_left_to_the_process_that_asked(
         assert np.load(left[1][1]).shape == (10, 20, 128, 1)
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            BlockingIOError(11, "full"),
+            r"^workers: 3 processes cannot be started \(Resource temporarily .*ask for fewer",
+        ),
+        (KeyboardInterrupt(), None),
+    ],
+)
+def test_a_helper_that_cannot_be_started_leaves_no_other_running(
+    error: BaseException, said: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[Any] = []
+    start = SpawnProcess.start
+
+    def second_fails(process: Any) -> None:
+        if started:
+            raise error
+        start(process)
+        started.append(process)
+
+    monkeypatch.setattr(SpawnProcess, "start", second_fails)
+    with pytest.raises(EnmaError if said else type(error), match=said):
+        generate("advection", "val", groups=32, out_dir=tmp_path, workers=3)
+    assert not started[0].is_alive()
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("change", ["parameters", "code", "version", "seed"])
