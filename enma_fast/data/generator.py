@@ -19,7 +19,7 @@ import numpy as np
 from ..errors import EnmaError, first_line
 from ..utils.extras import load_extra
 from ..utils.files import read_file, remove, write_file
-from ..utils.untrusted import reason
+from ..utils.untrusted import read_arrays, reason
 from . import equation as protocol
 from . import equations, hdf5, spectral, splits, well
 from .equation import Equation, Values
@@ -263,10 +263,10 @@ def _keep(part: Path, u: np.ndarray) -> None:
 def _kept(part: Path, shape: tuple[int, ...]) -> np.ndarray | None:
     """The solutions that an interrupted call has kept, or None if there are none, or not whole."""
     try:
-        u = np.load(io.BytesIO(read_file(part)), allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+        u = read_arrays(io.BytesIO(read_file(part)))["u"]
+    except (OSError, ValueError, KeyError):
         return None
-    return u if isinstance(u, np.ndarray) and u.shape == shape and u.dtype == np.float32 else None
+    return u if u.shape == shape and u.dtype == np.float32 else None
 
 
 def _create_fields(file: Any, problem: Equation, num_trajectories: int) -> list[Any]:

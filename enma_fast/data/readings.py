@@ -15,6 +15,7 @@ Legend: n trajectories, L frames, P points, d space dimensions, c channels.
 from __future__ import annotations
 
 import csv
+import os
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -27,6 +28,7 @@ from ..errors import EnmaError, first_line
 from ..utils.bounds import MOST_FRAMES
 from ..utils.system import memory
 from ..utils.text import counted, shown
+from ..utils.untrusted import open_regular
 from .missing import NETCDF_FILL
 
 FRAME, TRAJECTORY = "frame", "trajectory"
@@ -75,8 +77,6 @@ def read_readings(path: str | Path, *, lengths: Sequence[float], num_channels: i
         no number, a point outside the domain, and a frame or trajectory without a reading.
     """
     path, axes = Path(path), _AXES[: len(lengths)]
-    if not path.exists():
-        raise EnmaError(f"{path}: no such file; check the path")
     table = _read_table(path, lambda names: _check_columns(path, names, axes, num_channels, needed_by))
     channels = [name for name in table.columns if name not in (FRAME, TRAJECTORY, *axes)]
     _check_numbers(table, [*channels, *axes])
@@ -108,7 +108,10 @@ class _Table:
 def _read_table(path: Path, check: Callable[[list[str]], None]) -> _Table:
     """Read all cells as numbers; `check` sees the names of the columns. `EnmaError` for a file that is no table."""
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with (
+            open_regular(path) as descriptor,
+            os.fdopen(descriptor, encoding="utf-8-sig", newline="", closefd=False) as file,
+        ):
             rows = _rows(file)
             _, head = next(rows, (0, []))
             names = [name.strip() for name in head]

@@ -7,7 +7,6 @@ Fields of these and of .npy files are read when they are indexed, so that a part
 from __future__ import annotations
 
 import warnings
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -18,7 +17,7 @@ import numpy as np
 
 from ..errors import EnmaError, first_line
 from ..utils.extras import load_extra
-from ..utils.untrusted import Limits
+from ..utils.untrusted import Limits, open_regular, read_arrays
 from . import hdf5
 from .missing import FILL_ATTRIBUTES, attributes, require_present
 
@@ -119,12 +118,11 @@ def open_source(path: Path, names: Sequence[str]) -> Source:
 
 
 def _numpy(path: Path) -> dict[str, np.ndarray]:
-    try:
-        # A large array stays in its file until a part of it is asked for.
-        loaded = np.load(path, mmap_mode="r" if path.suffix.lower() == ".npy" else None, allow_pickle=False)
-        return {"u": loaded} if isinstance(loaded, np.ndarray) else {name: loaded[name] for name in loaded.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise EnmaError(f"{path}: cannot be read as NumPy's ({first_line(error)}); save it again by np.save") from error
+    with open_regular(path):
+        try:
+            return read_arrays(path)
+        except ValueError as error:
+            raise EnmaError(f"{path}: cannot be read as NumPy's ({error}); save it again by np.save") from error
 
 
 def _arrays(path: Path, arrays: Mapping[str, np.ndarray], units: Mapping[str, str]) -> Source:

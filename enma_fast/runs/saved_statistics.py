@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import logging
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..utils.files import read_file, write_file
+from ..utils.untrusted import read_arrays
 from .statistics import Statistics
 
 log = logging.getLogger("enma_fast")
@@ -22,11 +22,10 @@ def read_state(
 ) -> Statistics:
     """Statistics as they were saved, or new ones."""
     try:
-        with np.load(io.BytesIO(read_file(path)), allow_pickle=False) as saved:
-            return Statistics.restore(dict(saved))
+        return Statistics.restore(read_arrays(io.BytesIO(read_file(path))))
     except FileNotFoundError:
         return Statistics(shape, quantiles=quantiles, thresholds=thresholds)
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
+    except (OSError, ValueError):
         log.warning("%s: is damaged; its trajectory is sampled again", path)
         return Statistics(shape, quantiles=quantiles, thresholds=thresholds)
 

@@ -2,6 +2,7 @@
 
 * `read_bytes` reads regular files only, up to a given size;
 * `parse_json` accepts any text, and refuses deep nesting and numbers that are not finite;
+* `read_arrays` reads NumPy's files without pickles, and has one error for all that can be wrong with them;
 * `isolated` uses a library that a damaged file can crash or hang, such as HDF5, in a forked child with limited
   processor time and memory, which returns plain values and arrays.
 """
@@ -22,7 +23,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
 
@@ -69,6 +70,26 @@ def parse_json(data: bytes | str) -> Any:
         return json.loads(data, parse_float=_finite, parse_constant=_finite)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def read_arrays(file: Path | BinaryIO) -> dict[str, np.ndarray]:
+    """Arrays of a .npz file by name, or that of a .npy file as `u`, without pickles; `ValueError` if it is damaged.
+
+    The array of a .npy file that is given by its path stays there until a part of it is asked for.
+    """
+    try:
+        loaded = np.load(file, mmap_mode="r" if isinstance(file, Path) else None, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return {"u": loaded}
+        with loaded:
+            arrays = {name: loaded[name] for name in loaded.files}
+    except Exception as error:
+        # Zip files raise nearly anything where they are damaged, encrypted, or compressed in a way that is not known.
+        raise ValueError(first_line(error)) from error
+    for name, values in arrays.items():
+        if not isinstance(values, np.ndarray):
+            raise ValueError(f"{name} in it is no array")
+    return arrays
 
 
 def _finite(text: str) -> float:

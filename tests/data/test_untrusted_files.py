@@ -14,9 +14,19 @@ import pytest
 
 h5py = pytest.importorskip("h5py", reason="needs the [data] extra")
 
-from enma_fast.data import describe, fields, read, write  # noqa: E402
+from enma_fast.data import (  # noqa: E402
+    ImportOptions,
+    describe,
+    fields,
+    import_fields,
+    read,
+    read_readings,
+    write,
+)
 from enma_fast.errors import EnmaError  # noqa: E402
 from enma_fast.utils import untrusted  # noqa: E402
+
+from .._files import DAMAGES, damaged, with_text  # noqa: E402
 
 SHAPE = (6, 4, 8)
 
@@ -150,6 +160,14 @@ def test_sizes_beyond_the_machine_are_refused_before_they_are_read(edit: Callabl
     assert read(path, select=[0, 1]).u.shape == (2, 4, 8, 1)
 
 
+def test_pipes_are_no_tables_of_readings(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.csv")
+    (tmp_path / "folder.csv").mkdir()
+    for path in (tmp_path / "pipe.csv", tmp_path / "folder.csv", Path("/dev/zero")):
+        with pytest.raises(EnmaError, match=f"^{path}: is not a file; check the path$"):
+            read_readings(path, lengths=(1.0,), num_channels=1, needed_by="points")
+
+
 def test_pipes_and_devices_are_no_field_files(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.h5")
     (tmp_path / "loop.h5").symlink_to("loop.h5")
@@ -159,6 +177,34 @@ def test_pipes_and_devices_are_no_field_files(tmp_path: Path) -> None:
     for name in ("/dev/zero", "/proc/self/status", "/proc/self"):
         with pytest.raises(EnmaError, match="not a"):
             read(name)
+
+
+def importing(path: Path) -> str:
+    """The one line that refuses to import a file."""
+    with pytest.raises(EnmaError) as caught:
+        import_fields(path, path.with_name("out.h5"), ImportOptions(axes=("trajectory", "time", "x")))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_archives_of_arrays_are_one_line(damage: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    np.savez(path, u=np.zeros(SHAPE))
+    path.write_bytes(damaged(path.read_bytes(), damage))
+    said = importing(path)
+    assert said.startswith(f"{path}: cannot be read as NumPy's (")
+    assert said.endswith("); save it again by np.save")
+
+
+def test_archives_of_other_things_and_pipes_are_no_arrays(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    np.savez(path, u=np.zeros(SHAPE))
+    path.write_bytes(with_text(path.read_bytes()))
+    assert "cannot be read as NumPy's (notes.txt in it is no array)" in importing(path)
+    for name in ("pipe.npz", "pipe.npy"):
+        os.mkfifo(tmp_path / name)
+        assert importing(tmp_path / name).endswith("is not a file; check the path")
 
 
 ODD = {
