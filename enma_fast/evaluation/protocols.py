@@ -36,6 +36,7 @@ from ..errors import EnmaError
 from ..forecasting.members import sample_fields
 from ..forecasting.request import GENERATION, HISTORY, INITIAL_VALUE, TEMPORAL, Task
 from ..models.model import Model
+from ..utils.text import counted
 from .features import distribution_scores, training_file
 from .metrics import Scores, crps, relative_l2, rmsce
 from .physics import Physics
@@ -152,12 +153,18 @@ def measure(
     Raises
     ------
     EnmaError
-        If the protocol is `features`, and there is no training file or no feature network of the equation.
+        If no frame is left to forecast after the observed ones, or if the protocol is `features`, and there is no
+        training file or no feature network of the equation.
     """
     numbers = data.trajectories[: case.limit]
     count = len(numbers)
     total = min(case.window or len(data.times), len(data.times))
     observed = HISTORY if case.task.num_observed is None else case.task.num_observed
+    if total <= observed:
+        raise EnmaError(
+            f"{data.path}: holds {counted(total, 'frame')}, of which a method sees {observed} in the task "
+            f"{case.task.name}; give a file of at least {observed + 1}"
+        )
     scores: Scores | ZebraScores = ZebraScores() if case.protocol == "zebra" else Scores()
     (equation, _), (*grid, channels) = dataset_split(data.name), data.u.shape[2:]
     physics = Physics(equation, grid, channels, lengths=data.lengths, periodic=data.periodic)

@@ -170,6 +170,21 @@ def test_a_method_sees_trajectories_that_were_read_by_number(task: Task) -> None
         assert given.context is None
 
 
+@pytest.mark.parametrize(
+    ("task", "frames", "said"),
+    [
+        (TEMPORAL, 3, "holds 3 frames, of which a method sees 3 in the task temporal; give a file of at least 4"),
+        (TEMPORAL, 2, "holds 2 frames, of which a method sees 3"),
+        (INITIAL_VALUE, 1, "holds 1 frame, of which a method sees 1 in the task initial-value; give a .* at least 2"),
+    ],
+)
+def test_a_case_without_a_frame_to_forecast_is_refused(task: Task, frames: int, said: str) -> None:
+    data = read(PRETRAINED / "combined-test-in.h5")
+    data = replace(data, u=data.u[:, :frames], times=data.times[:frames])
+    with pytest.raises(EnmaError, match=f"^{data.path}: {said}"):
+        measure(lambda given: given.history, data, Case(protocol="whole", task=task, split="test-in", members=1))
+
+
 class Unfinished(torch.Tensor):
     """Samples that a GPU still makes: whoever takes them off it waits for 5 seconds of the clock."""
 
