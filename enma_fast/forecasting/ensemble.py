@@ -80,7 +80,10 @@ class Ensemble:
         return self._several("quantile", levels, lambda level: _quantile(self.data, level, self._axis))
 
     def exceedance(self, threshold: float | Sequence[float]) -> Any:
-        """Share of the members above a threshold; several thresholds take the place of the member axis."""
+        """Share of the members above a threshold; several thresholds take the place of the member axis.
+
+        They are compared in float64, as in a store's statistics: the float32 of 0.1 is above 0.1.
+        """
         levels = _levels("threshold", threshold)
         if levels.ndim > 1 or not levels.size or np.isnan(levels).any():
             raise EnmaError(f"threshold is {threshold}; one number or several are expected")
@@ -88,7 +91,7 @@ class Ensemble:
         missing = (self.data != self.data).any(self._axis)
 
         def share(level: float) -> Any:
-            found = (self.data > float(np.float32(level))).sum(self._axis) / self.num_members
+            found = _wide(sum(_wide(member) > level for member in self._each())) / self.num_members
             found[missing] = np.nan
             return found
 

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from enma_fast.errors import EnmaError
 from enma_fast.forecasting.ensemble import Ensemble
 from enma_fast.forecasting.labels import Labels
+from enma_fast.runs.statistics import Statistics
 
 KINDS = ["numpy", "torch", "dataarray", "dataset"]
 
@@ -73,6 +74,20 @@ def test_statistics_are_those_of_numpy(rng, kind, batched):
         np.testing.assert_array_equal(ensemble.quantile(levels)["quantile"], levels)
         np.testing.assert_array_equal(ensemble.exceedance(thresholds)["threshold"], thresholds)
         assert ensemble.quantile(0.3)["quantile"].item() == 0.3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("num_members", [3, 7])
+def test_exceedance_has_the_bits_of_the_statistics_of_a_run(rng, kind, num_members):
+    # The float32 of 0.1 is above 0.1, that of 0.7 below 0.7.
+    data = rng.choice(np.float32([0.1, 0.7, 1.0]), size=(num_members, 3, 5, 2))
+    thresholds = [0.1, 0.5, 0.7, 1.0]
+    statistics = Statistics(data.shape[1:], thresholds=thresholds)
+    statistics.update(data)
+    ensemble = ensemble_of(data, kind, batched=False)
+    found = plain(ensemble.exceedance(thresholds))
+    np.testing.assert_array_equal(found, statistics.exceedance())
+    np.testing.assert_array_equal(plain(ensemble.exceedance(0.1)), np.ones_like(found[0]))
 
 
 @pytest.mark.parametrize("kind", KINDS)
