@@ -77,10 +77,10 @@ def encode_inputs(
     history: np.ndarray | Tensor | None,
     context: np.ndarray | Tensor | None,
     points: np.ndarray | Tensor | None,
-    context_points: np.ndarray | Tensor | None = None,
+    context_points: np.ndarray | Tensor | None,
     *,
-    num_points: int | None = None,
-    side_by_side: bool = False,
+    num_points: int | None,
+    side_by_side: bool,
     frames_held: int | None = None,
     warn: bool = True,
 ) -> EncodedInputs:

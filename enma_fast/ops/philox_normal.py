@@ -57,7 +57,6 @@ def philox_normal(
     tokens: Tensor,
     channels: int,
     dtype: torch.dtype = torch.float32,
-    out: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """Standard normal noise for the tokens that one mask step decides, by the formula of this module.
@@ -77,8 +76,6 @@ def philox_normal(
         Token channels `C`.
     dtype : torch.dtype
         Type of the result; the float32 values are cast, so every type sees the same noise.
-    out : Tensor, optional
-        Contiguous `[B, M, C]` of this dtype, to be filled and returned.
     backend : str, optional
         An implementation by name; the best that can run by default.
 
@@ -100,7 +97,6 @@ def philox_normal(
         "tokens": tokens,
         "channels": channels,
         "dtype": dtype,
-        "out": out,
     }
     _check(**given)
     device = members.device
@@ -109,8 +105,7 @@ def philox_normal(
     name = backend or "" if compiling else choose(OP, candidates(device, dtype), backend)
     if name == "reference" and not compiling:
         return philox_normal_ref(**given)
-    if out is None:
-        out = torch.empty(members.shape[0], tokens.shape[-1], channels, dtype=dtype, device=device)
+    out = torch.empty(members.shape[0], tokens.shape[-1], channels, dtype=dtype, device=device)
     # An int gets to the device by a fill, without synchronisation.
     words = [
         torch.full((), word & MASK32, dtype=torch.int64, device=device)
@@ -131,7 +126,6 @@ def philox_normal_ref(
     tokens: Tensor,
     channels: int,
     dtype: torch.dtype = torch.float32,
-    out: Tensor | None = None,
 ) -> Tensor:
     """The formula of this module, as written."""
     blocks_E = torch.arange((channels + 3) // 4, device=members.device)
@@ -144,8 +138,7 @@ def philox_normal_ref(
         as_word(members, ndim=3),
     )
     stacked = torch.stack([torch.as_tensor(word) for word in words], dim=-1)
-    normals = normals_of_words(stacked).flatten(-2)[..., :channels].to(dtype)
-    return normals if out is None else out.copy_(normals)
+    return normals_of_words(stacked).flatten(-2)[..., :channels].to(dtype)
 
 
 def normals_of_words(words: Tensor) -> Tensor:
@@ -185,9 +178,7 @@ def as_word(value: Word, *, ndim: int) -> Word:
     return value & MASK32
 
 
-def _check(
-    *, members: Tensor, tokens: Tensor, channels: int, dtype: torch.dtype, out: Tensor | None, **words: Word
-) -> None:
+def _check(*, members: Tensor, tokens: Tensor, channels: int, dtype: torch.dtype, **words: Word) -> None:
     device = members.device
     expect(OP, "members", members, shape=[None], dtype=_INTEGERS)
     B = members.shape[0]
@@ -200,9 +191,6 @@ def _check(
     if dtype not in DTYPES:
         names = ", ".join(map(dtype_name, DTYPES))
         raise EnmaError(f"{OP}: dtype is {dtype}; expected one of {names}")
-    if out is not None:
-        shape = [B, tokens.shape[-1], channels]
-        expect(OP, "out", out, shape=shape, dtype=dtype, device=device, contiguous=True)
 
 
 def _run(
@@ -212,16 +200,10 @@ def _run(
         return
     name = choose(OP, candidates(out.device, out.dtype), backend or None)
     if name == "reference":
-        philox_normal_ref(
-            seed=seed,
-            members=members,
-            frame=frame,
-            mask_step=mask_step,
-            tokens=tokens,
-            channels=out.shape[-1],
-            dtype=out.dtype,
-            out=out,
+        normals = philox_normal_ref(
+            seed=seed, members=members, frame=frame, mask_step=mask_step, tokens=tokens, channels=out.shape[-1]
         )
+        out.copy_(normals)
         return
     if name == "triton":
         with torch.cuda.device_of(out):

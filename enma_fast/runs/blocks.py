@@ -102,7 +102,7 @@ class Blocks(Sequence[Block]):
         return Block(b=b, b_end=min(b + b_size, B), k=k, k_end=min(k + k_size, K), num_members=K)
 
 
-def missing_parts(block: Block, ledger: Ledger, shard: int = 1) -> Iterator[Block]:
+def missing_parts(block: Block, ledger: Ledger, shard: int) -> Iterator[Block]:
     """Yield the units of a block that are not done, as blocks; of a shard, all where one is not."""
     missing_BK = ~ledger.done(block.first, block.last).reshape(block.b_end - block.b, -1)
     if shard > 1:

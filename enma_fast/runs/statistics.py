@@ -343,9 +343,7 @@ class _Counter:
         self._flat[index] += 1
 
 
-def bytes_needed(
-    shape: Sequence[int], quantiles: Sequence[float], thresholds: Sequence[float], *, saved: bool = False
-) -> int:
+def bytes_needed(shape: Sequence[int], quantiles: Sequence[float], thresholds: Sequence[float], *, saved: bool) -> int:
     """Upper bound of the memory that `Statistics` of these arguments takes, with one copy of all its results.
 
     It holds for any number of members; those that a call of `update` is given are the caller's. `saved` adds what

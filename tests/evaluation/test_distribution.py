@@ -52,7 +52,7 @@ def test_precision_and_recall_of_known_sets():
     # Half of the samples are far off: the third neighbour of an end is 3 away, of a point inside 2.
     assert precision_recall(line, np.concatenate([line[:5], line[:5] + 1000])) == (0.5, 0.8)
     assert precision_recall(line, line[::-1] + 2.5) == (1, 1)
-    assert precision_recall(line, line + 3.5, neighbours=1) == (0.7, 0.7)
+    assert precision_recall(line, line + 3.5) == (0.9, 0.9)
 
 
 def test_sets_that_do_not_compare_are_refused():

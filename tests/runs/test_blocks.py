@@ -45,9 +45,9 @@ def test_the_missing_of_a_block_are_blocks(tmp_path: Path) -> None:
     write_ledger(tmp_path / "x", np.zeros(12, bool))
     ledger = Ledger(tmp_path / "x", 12)
     block = Block(b=0, b_end=3, k=0, k_end=4, num_members=4)
-    assert list(missing_parts(block, ledger)) == [block]
+    assert list(missing_parts(block, ledger, 1)) == [block]
     ledger.mark([0, 1, 5, 8, 9, 10, 11])
-    found = [(part.b, part.k, part.k_end) for part in missing_parts(block, ledger)]
+    found = [(part.b, part.k, part.k_end) for part in missing_parts(block, ledger, 1)]
     assert found == [(0, 2, 4), (1, 0, 1), (1, 2, 4)]
     ledger.mark(range(12))
-    assert list(missing_parts(block, ledger)) == []
+    assert list(missing_parts(block, ledger, 1)) == []

@@ -258,7 +258,7 @@ def test_bad_lists_are_refused(field: str, numbers: object) -> None:
         Statistics(SHAPE, **{field: numbers})
     assert "\n" not in str(error.value)
     with pytest.raises(EnmaError, match=field):
-        bytes_needed(SHAPE, **{"quantiles": (), "thresholds": (), field: numbers})
+        bytes_needed(SHAPE, **{"quantiles": (), "thresholds": (), field: numbers}, saved=False)
 
 
 @pytest.mark.parametrize("level", [0.0, 1.0, -0.1, 95.0])
@@ -330,7 +330,7 @@ def test_memory_stays_below_the_bound(
 ) -> None:
     members = ensemble(10, shape)
     folded(members)
-    bound = bytes_needed(shape, quantiles, thresholds)
+    bound = bytes_needed(shape, quantiles, thresholds, saved=False)
     tracemalloc.start()
     try:
         statistics = Statistics(shape, quantiles=quantiles, thresholds=thresholds)

@@ -42,16 +42,15 @@ def frechet_distance(first: Array, second: Array) -> float:
     return max(0.0, float(means + spreads - 2 * torch.linalg.svdvals(root_FF @ other_FF).sum()))
 
 
-def precision_recall(real: Array, generated: Array, *, neighbours: int = NEIGHBOURS) -> tuple[float, float]:
+def precision_recall(real: Array, generated: Array) -> tuple[float, float]:
     """Share of the generated samples that lie among the real ones, and of the real among the generated.
 
     A sample lies among those of a set if it is in the ball of one of them, whose radius is the distance to the
-    `neighbours`-th nearest other sample of that set (Kynkaanniemi et al., 2019). Sets of one size compare best.
+    third nearest other sample of that set (Kynkaanniemi et al., 2019). Sets of one size compare best.
 
     Parameters
     ----------
     real, generated : `[N, F]` and `[M, F]`
-    neighbours : number of them
 
     Returns
     -------
@@ -61,14 +60,14 @@ def precision_recall(real: Array, generated: Array, *, neighbours: int = NEIGHBO
     Raises
     ------
     EnmaError
-        If a set has not more samples than `neighbours`, or the sets have other features.
+        If a set has fewer than four samples, or the sets have other features.
     """
-    real_NF, made_MF = _checked(real, generated, fewest=neighbours + 1)
+    real_NF, made_MF = _checked(real, generated, fewest=NEIGHBOURS + 1)
     between_NM = _distances(real_NF, made_MF)
 
     def radii(points_NF: Tensor) -> Tensor:
         # The nearest of all is the sample itself.
-        return _distances(points_NF, points_NF).kthvalue(neighbours + 1, dim=1).values
+        return _distances(points_NF, points_NF).kthvalue(NEIGHBOURS + 1, dim=1).values
 
     precision = (between_NM <= radii(real_NF)[:, None]).any(0).double().mean()
     recall = (between_NM <= radii(made_MF)).any(1).double().mean()
