@@ -26,6 +26,7 @@ from .config import (
 )
 from .errors import EnmaError
 from .utils.bounds import FEWEST_FRAMES
+from .utils.names import SPACE
 from .utils.text import times
 
 TWO_PI = 2 * math.pi
@@ -427,7 +428,7 @@ def _tokens(name: str, grid: tuple[int, ...], widest: int) -> tuple[int, tuple[i
                 return space, patch
             raise EnmaError(f"{name}: the grid {times(grid)} makes {count} tokens a frame; coarsen it")
     sizes = [tuple(max(2 * _FEWEST_TOKENS, n + step * (n % 2)) for n in grid) for step in (-1, 1)]
-    kept = ",".join(f"{axis}=0:{size}" for axis, size, n in zip("xyz", sizes[0], grid, strict=False) if size < n)
+    kept = ",".join(f"{axis}=0:{size}" for axis, size, n in zip(SPACE, sizes[0], grid, strict=False) if size < n)
     # Fields that are too small grow by interpolation only.
     crop = f": enma-fast data import --crop {kept}" if kept and all(map(operator.le, sizes[0], grid)) else ""
     raise EnmaError(

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import EnmaError
+from ..utils.names import SPACE
 from .checks import narrowed
-from .positions import SPACE
 from .sources import AXES, NAMES, Source, Variable
 
 log = logging.getLogger("enma_fast")

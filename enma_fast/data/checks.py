@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import EnmaError
-from ..utils.names import ENDS, name_twice
+from ..utils.names import ENDS, SPACE, name_twice
 from .fields import FieldFile
 from .missing import present
-from .positions import SPACE
 
 # Axes of a forecast store that a field file has not, and the column of its environments.
 _STORE = ("trajectory", "time", "realization", "observed_time", "quantile", "threshold", "environment", "zarr.json")

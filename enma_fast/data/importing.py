@@ -11,14 +11,14 @@ import numpy as np
 
 from ..errors import EnmaError
 from ..utils.bounds import FEWEST_FRAMES
-from ..utils.names import check_names
+from ..utils.names import SPACE, check_names
 from ..utils.text import counted
 from . import hdf5
 from .arranging import arranged, placed
 from .checks import check_store_names, check_values, constant_channels, leave_out
 from .environments import along_trajectories, environments
 from .fields import FieldFile, lengths_of
-from .positions import SPACE, check_space, descending, positions
+from .positions import check_space, descending, positions
 from .sources import NAMES, open_source
 from .well import channels_of, read, write_fields
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import EnmaError
+from ..utils.names import SPACE
 from ..utils.text import counted
 from .fields import decimals
 
-SPACE = ("x", "y", "z")
 # Times and points may be off an even grid by this part of a step.
 _EVEN = 1e-2
 

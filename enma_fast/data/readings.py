@@ -26,6 +26,7 @@ import numpy as np
 
 from ..errors import EnmaError, first_line
 from ..utils.bounds import MOST_FRAMES
+from ..utils.names import SPACE
 from ..utils.system import memory
 from ..utils.text import counted, shown
 from ..utils.untrusted import open_regular
@@ -34,7 +35,7 @@ from .missing import NETCDF_FILL
 FRAME, TRAJECTORY = "frame", "trajectory"
 # The end of a domain in fp32 may lie a little beyond it.
 DOMAIN_TOLERANCE = 1e-6
-_ENDING, _AXES = ".csv", ("x", "y", "z")
+_ENDING = ".csv"
 
 
 def is_readings(path: Path) -> bool:
@@ -76,7 +77,7 @@ def read_readings(path: str | Path, *, lengths: Sequence[float], num_channels: i
         One line that names the file, its line and column, and the fix: for a missing or further column, a cell that is
         no number, a point outside the domain, and a frame or trajectory without a reading.
     """
-    path, axes = Path(path), _AXES[: len(lengths)]
+    path, axes = Path(path), SPACE[: len(lengths)]
     table = _read_table(path, lambda names: _check_columns(path, names, axes, num_channels, needed_by))
     channels = [name for name in table.columns if name not in (FRAME, TRAJECTORY, *axes)]
     _check_numbers(table, [*channels, *axes])
@@ -162,7 +163,7 @@ def _check_columns(path: Path, names: list[str], axes: tuple[str, ...], count: i
             raise EnmaError(
                 f"{path}: has no column {name!r}, only {held}; {needed_by} needs {every}, named in these letters"
             )
-    further = [name for name in _AXES[len(axes) :] if name in names]
+    further = [name for name in SPACE[len(axes) :] if name in names]
     if further:
         raise EnmaError(
             f"{path}: has a column {further[0]!r}; {needed_by} has {counted(len(axes), 'dimension')}, leave it out"

@@ -17,6 +17,7 @@ import numpy as np
 
 from ..errors import EnmaError, first_line
 from ..utils.extras import load_extra
+from ..utils.names import SPACE
 from ..utils.untrusted import Limits, open_regular, read_arrays
 from . import hdf5
 from .missing import FILL_ATTRIBUTES, attributes, require_present
@@ -131,7 +132,7 @@ def _arrays(path: Path, arrays: Mapping[str, np.ndarray], units: Mapping[str, st
     fluids = "x-coordinate" in arrays and any(name in arrays for name in _PDEBENCH_FLUIDS)
     for name, values in arrays.items():
         if values.ndim > 1:
-            axes = ("trajectory", "time", *"xyz"[: values.ndim - 2]) if fluids else None
+            axes = ("trajectory", "time", *SPACE[: values.ndim - 2]) if fluids else None
             fields[name] = Variable(values=values, axes=axes, unit=units.get(name, "1"))
         elif values.ndim == 1 and name in AXES:
             coords[AXES[name]] = values
@@ -154,7 +155,7 @@ def _hdf5(path: Path, names: Sequence[str]) -> Source:
             first = hdf5.get(file, min(runs, key=int), "group")
             more(len(runs) * hdf5.get(first, "data", "dataset").nbytes)
             grid = hdf5.get(first, "grid", "group")
-            axes = {key: hdf5.get(grid, key, "dataset")[()] for key in "txyz" if key in grid}
+            axes = {key: hdf5.get(grid, key, "dataset")[()] for key in ("t", *SPACE) if key in grid}
             parts = [hdf5.get(hdf5.get(file, key, "group"), "data", "dataset")[()] for key in sorted(runs, key=int)]
             if len({part.shape for part in parts}) > 1:
                 raise EnmaError(f"{path}: its runs differ in shape; import those of one shape")
@@ -188,8 +189,8 @@ def _hdf5(path: Path, names: Sequence[str]) -> Source:
     arrays = read["arrays"]
     found = replace(_arrays(path, arrays, read["units"]), others=tuple(read["others"]))
     whole = "u" in arrays and "t" in arrays and arrays["u"].ndim == len(found.coords) + 2
-    if whole and set(arrays) <= {"u", *"txyz"}:
-        axes = ("trajectory", "time", *(name for name in "xyz" if name in found.coords), "channel")
+    if whole and set(arrays) <= {"u", "t", *SPACE}:
+        axes = ("trajectory", "time", *(name for name in SPACE if name in found.coords), "channel")
         return replace(found, fields={"u": replace(found.fields["u"], axes=axes)})
     return found
 

@@ -27,6 +27,7 @@ import numpy as np
 from ..errors import EnmaError
 from ..utils.bounds import MOST_COMPONENTS, MOST_TRAJECTORIES
 from ..utils.extras import load_extra
+from ..utils.names import SPACE
 from ..utils.untrusted import Limits
 from . import hdf5, pdebench
 from .fields import FieldArray, FieldFile, FieldSource, axis, context_number, decimals, select_rows
@@ -34,7 +35,6 @@ from .missing import unmasked
 from .splits import dataset_split
 
 _GROUPS = ("dimensions", "boundary_conditions", "scalars", "t0_fields", "t1_fields")
-_DIMS = ("x", "y", "z")
 _DESCRIBE_BYTES = 64 << 20
 
 
@@ -238,7 +238,7 @@ def write_header(
     scalars: Mapping[str, np.ndarray],
 ) -> None:
     """Write everything but the fields to an open `h5py.File`: attributes, dimensions, boundaries, scalars."""
-    dims = _DIMS[: len(coords)]
+    dims = SPACE[: len(coords)]
     counts = {len(value) for value in scalars.values()}
     if len(counts) != 1:
         raise EnmaError(f"{name}: scalars must hold one value per trajectory each; their lengths are {sorted(counts)}")
@@ -318,7 +318,7 @@ def _source(file: Any, path: Path, fields: Sequence[str] | None) -> FieldSource:
         raise EnmaError(f"{path}: attribute grid_type is '{grid_type}'; only cartesian grids are read")
     num_trajectories = hdf5.number(file, "n_trajectories", most=MOST_TRAJECTORIES)
     dims = hdf5.names(groups["dimensions"], "spatial_dims")
-    if not 1 <= len(dims) <= len(_DIMS) or len(set(dims)) < len(dims):
+    if not 1 <= len(dims) <= len(SPACE) or len(set(dims)) < len(dims):
         raise EnmaError(f"{path}: dimensions@spatial_dims names {len(dims)} dimensions; name 1 to 3, each once")
     wraps = _periodic_dims(groups["boundary_conditions"])
     coords = tuple(

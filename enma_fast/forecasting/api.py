@@ -18,8 +18,9 @@ from ..config import SamplingConfig
 from ..data import EQUATIONS
 from ..errors import EnmaError
 from ..models.model import Model
+from ..utils.names import SPACE
 from .ensemble import Ensemble
-from .labelled_field import SPACE, LabelledField, first_time, read_field
+from .labelled_field import LabelledField, first_time, read_field
 from .labels import Labels
 from .members import Stop, sample_members, stream_members
 from .request import ForecastRequest

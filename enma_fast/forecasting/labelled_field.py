@@ -21,10 +21,10 @@ import numpy as np
 
 from ..data import attributes, decimals, require_present, unmasked
 from ..errors import EnmaError
+from ..utils.names import SPACE
 
 Kind = Literal["numpy", "torch", "dataarray", "dataset"]
 
-SPACE = ("x", "y", "z")
 # Relative difference between the frame spacing of observations and of the model.
 TOLERANCE = 1e-3
 # Names that the axes of a result take.

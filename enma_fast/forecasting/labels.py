@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..utils.extras import load_extra
-from .labelled_field import SPACE, Kind, later
+from ..utils.names import SPACE
+from .labelled_field import Kind, later
 
 if TYPE_CHECKING:
     from torch import Tensor

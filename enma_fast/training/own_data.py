@@ -26,6 +26,7 @@ from ..data import (
     read,
 )
 from ..errors import EnmaError
+from ..utils.names import SPACE
 from ..utils.text import counted
 
 TRAIN, VAL, TEST = "train", "val", "test-in"
@@ -226,7 +227,7 @@ def _agree(first: FieldFile, data: FieldFile) -> None:
                 f"{data.path}: its {what} are {other}, those of {first.path.name} {one}; convert one of them, or train "
                 "on files that agree"
             )
-    for what, one, other in (("times", first.times, data.times), *zip("xyz", first.coords, data.coords, strict=False)):
+    for what, one, other in (("times", first.times, data.times), *zip(SPACE, first.coords, data.coords, strict=False)):
         # Times may begin anywhere.
         if not np.allclose(one - one[0], other - other[0], rtol=1e-3, atol=1e-6 * np.ptp(one)):
             raise EnmaError(

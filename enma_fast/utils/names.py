@@ -1,8 +1,8 @@
-"""Check of names that become files or folders: names of channels, parameters, columns and variables.
+"""Names of the axes of space, and the check of names that become files or folders: of channels, parameters and columns.
 
-Such names come from files that others wrote. A name is text of 1 to 128 bytes in UTF-8, contains no separator (`/`,
-`\\`) and no control character, and begins with neither a dot nor two underscores (which Zarr reserves). So it is never
-a path or a hidden file.
+Names that are checked come from files that others wrote. A name is text of 1 to 128 bytes in UTF-8, contains no
+separator (`/`, `\\`) and no control character, and begins with neither a dot nor two underscores (which Zarr
+reserves). So it is never a path or a hidden file.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from pathlib import Path
 from ..errors import EnmaError
 from .text import shown
 
+# Axes of space, in their order.
+SPACE = ("x", "y", "z")
 MOST_BYTES = 128
 # A channel of a forecast store has arrays of its name with these ends.
 ENDS = ("", "_observed", "_truth", "_mean", "_spread", "_quantile", "_exceedance")

@@ -24,6 +24,7 @@ from ...forecasting.scattered import drawn_places
 from ...store.layout import POINTS
 from ...store.metadata import READINGS
 from ...store.read import is_missing, read_forecast, zarr_errors
+from ...utils.names import SPACE
 from ..calibration import SpreadErrorBins
 from ..forecast import Forecast
 from ..plots import forecast_figure, save_movie
@@ -82,7 +83,7 @@ class StoreReader:
         self.channels = [str(name) for name in attrs["channels"]]
         self.numbers: list[int] = self.dataset["trajectory"].to_numpy().tolist()
         self.times: np.ndarray = self.dataset["time"].to_numpy()
-        self.coords: list[np.ndarray] = [self.dataset[a].to_numpy() for a in "xyz" if a in self.dataset.dims]
+        self.coords: list[np.ndarray] = [self.dataset[a].to_numpy() for a in SPACE if a in self.dataset.dims]
         self.levels: list[float] = self.dataset["quantile"].to_numpy().tolist() if "quantile" in self.dataset else []
         self.num_members: int | None = self.dataset.sizes.get("realization", attrs.get("num_members"))
         self.columns: dict[str, np.ndarray] = {
@@ -172,7 +173,7 @@ class StoreReader:
         """Coordinates of the readings, `[L, P, d]`; None where whole frames were observed."""
         if trajectory.readings is None:
             return None
-        place, axes = self.numbers.index(trajectory.number), "xyz"[: len(self.coords)]
+        place, axes = self.numbers.index(trajectory.number), SPACE[: len(self.coords)]
         return np.stack([self._values(f"{axis}_observed", place) for axis in axes], axis=-1)
 
     @property
