@@ -12,6 +12,7 @@ from .fields import FieldFile, decimals
 from .generator import generate, output_path
 from .importing import FIRST_FRAME, SERIES, ImportOptions, import_fields
 from .missing import NETCDF_FILL, attributes, require_present, unmasked
+from .positions import SPACING_TOLERANCE
 from .readings import DOMAIN_TOLERANCE, Readings, is_readings, read_readings
 from .shipped import PRETRAINED, example, shipped_file
 from .splits import DEFAULT_GROUPS, dataset_split
@@ -26,6 +27,7 @@ __all__ = [
     "NETCDF_FILL",
     "PRETRAINED",
     "SERIES",
+    "SPACING_TOLERANCE",
     "FieldFile",
     "ImportOptions",
     "Readings",

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..data import EQUATIONS, FieldFile
+from ..data import EQUATIONS, SPACING_TOLERANCE, FieldFile
 from ..data.equation import Equation
 from ..data.spectral import refine
 from ..errors import EnmaError, first_line
@@ -68,11 +68,11 @@ def _is_of(equation: Equation, data: FieldFile, generated: np.ndarray) -> bool:
         set(equation.parameters) <= set(data.parameters)
         and tuple(equation.channels) == data.channels
         and equation.periodic == data.periodic
-        and np.allclose(data.lengths, equation.lengths, rtol=1e-3)
+        and np.allclose(data.lengths, equation.lengths, rtol=SPACING_TOLERANCE)
         and all(
             full % there == 0 if wraps else full == there
             for full, there, wraps in zip(equation.grid, points, equation.periodic, strict=True)
         )
         and generated.shape[1] <= equation.num_frames
-        and np.allclose(np.diff(data.times), equation.frame_spacing, rtol=1e-3)
+        and np.allclose(np.diff(data.times), equation.frame_spacing, rtol=SPACING_TOLERANCE)
     )

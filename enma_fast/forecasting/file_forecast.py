@@ -24,7 +24,7 @@ import numpy as np
 from torch import Tensor
 
 from ..config import ModelConfig
-from ..data import FieldFile
+from ..data import SPACING_TOLERANCE, FieldFile
 from ..errors import EnmaError
 from ..models.interpolation import grid_points
 from ..models.model import Model
@@ -36,7 +36,6 @@ from .scattered import drawn_places
 
 log = logging.getLogger("enma_fast")
 
-_TOLERANCE = 1e-3
 # Trajectories whose observed frames are compared with those of the training at a time.
 _COMPARED_AT_ONCE = 256
 
@@ -289,12 +288,12 @@ def check_file(config: ModelConfig, data: FieldFile) -> None:
             f"{data.path}: boundary_conditions are {boundaries(data.periodic)}; {config.name} expects "
             f"{boundaries(tok.periodic)}"
         )
-    if not np.allclose(data.lengths, tok.lengths, rtol=_TOLERANCE, atol=0.0):
+    if not np.allclose(data.lengths, tok.lengths, rtol=SPACING_TOLERANCE, atol=0.0):
         raise EnmaError(
             f"{data.path}: the domain has size {times(data.lengths)}; {config.name} expects {times(tok.lengths)}"
         )
     steps = np.diff(data.times)
-    if not np.allclose(steps, config.frame_interval, rtol=_TOLERANCE, atol=0.0):
+    if not np.allclose(steps, config.frame_interval, rtol=SPACING_TOLERANCE, atol=0.0):
         raise EnmaError(
             f"{data.path}: dimensions/time has frames {steps.mean():.4g} apart; {config.name} expects "
             f"{config.frame_interval:.4g}"

@@ -19,14 +19,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..data import attributes, decimals, require_present, unmasked
+from ..data import SPACING_TOLERANCE, attributes, decimals, require_present, unmasked
 from ..errors import EnmaError
 from ..utils.names import SPACE
 
 Kind = Literal["numpy", "torch", "dataarray", "dataset"]
 
-# Relative difference between the frame spacing of observations and of the model.
-TOLERANCE = 1e-3
 # Names that the axes of a result take.
 _TAKEN = ("realization", "time", "quantile", "threshold", "channel", "point")
 
@@ -76,7 +74,7 @@ class LabelledField:
             # The cell that closes a ring counts; positions of an open axis are those of cells or reach from end to end.
             found = steps.sum() * x.size / (x.size - 1)
             sizes = (found,) if wraps else (found, steps.sum())
-            if not any(math.isclose(size, length, rel_tol=TOLERANCE) for size in sizes):
+            if not any(math.isclose(size, length, rel_tol=SPACING_TOLERANCE) for size in sizes):
                 raise EnmaError(
                     f"{argument}: the coordinate {name} spans {found:.6g}; the model expects a domain of {length:.6g} "
                     "(if it is given in another unit, drop the coordinate)"
@@ -153,7 +151,7 @@ def first_time(history: LabelledField | None, context: LabelledField | None, *, 
         if not (np.diff(source.times) > 0).all():
             raise EnmaError(f"{argument}: the coordinate time must increase; sort it: .sortby('time')")
         steps, rounding = np.diff(source.times), 2 * np.spacing(np.abs(source.times).max())
-        if not np.allclose(steps, interval, rtol=TOLERANCE, atol=rounding):
+        if not np.allclose(steps, interval, rtol=SPACING_TOLERANCE, atol=rounding):
             raise EnmaError(
                 f"{argument}: the coordinate time has frames {steps.mean():.4g} apart; the model expects {interval:.4g}"
             )

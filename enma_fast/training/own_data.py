@@ -18,6 +18,7 @@ import numpy as np
 from ..data import (
     FIRST_FRAME,
     SERIES,
+    SPACING_TOLERANCE,
     FieldFile,
     check_values,
     constant_channels,
@@ -229,7 +230,7 @@ def _agree(first: FieldFile, data: FieldFile) -> None:
             )
     for what, one, other in (("times", first.times, data.times), *zip(SPACE, first.coords, data.coords, strict=False)):
         # Times may begin anywhere.
-        if not np.allclose(one - one[0], other - other[0], rtol=1e-3, atol=1e-6 * np.ptp(one)):
+        if not np.allclose(one - one[0], other - other[0], rtol=SPACING_TOLERANCE, atol=1e-6 * np.ptp(one)):
             raise EnmaError(
                 f"{data.path}: its {what} have other steps than those of {first.path.name}; interpolate them, or train "
                 "on files that agree"

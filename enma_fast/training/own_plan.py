@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..data import FieldFile, dataset_split
+from ..data import SPACING_TOLERANCE, FieldFile, dataset_split
 from ..errors import EnmaError
 from ..models.checkpoint import PLAN, sha256
 from ..models.model import Model
@@ -151,7 +151,7 @@ def make_plan(source: Path, request: Request) -> tuple[Plan, dict[str, FieldFile
     frames = distinct_frames(splits)
     train, contexts = splits[TRAIN], has_contexts(splits)
     steps = np.diff(train.times)
-    if len(steps) and not np.allclose(steps, steps.mean(), rtol=1e-3, atol=0.0):
+    if len(steps) and not np.allclose(steps, steps.mean(), rtol=SPACING_TOLERANCE, atol=0.0):
         raise EnmaError(f"{source}: its times are not evenly spaced; import it with --dt, or interpolate")
     mean, scale = ([float(f"{value:.7g}") for value in row] for row in _moments(train.u))
     preset = derived_preset(
