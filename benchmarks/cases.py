@@ -24,6 +24,8 @@ from enma_fast.ops.rms_norm import sum_rms_norm, sum_rms_norm_ref
 
 # A baseline of which one call would take longer is left out, and the result says so.
 SLOWEST = 30.0
+# Dtypes in names of contenders.
+SHORT = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +73,7 @@ def _case(
     inputs = {key: value.to(dtype) for key, value in tensors.items()}
     wide = {key: value.float() for key, value in inputs.items()}
     exact = reference(**{key: value.double() for key, value in inputs.items()})
-    short = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}[dtype]
+    short = SHORT[dtype]
     contenders: dict[str, Callable[[], Tensor]] = {
         "ours": lambda: ours(**inputs),
         f"eager-{short}": lambda: reference(**inputs),

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 from benchmarks import embed, embed_others
-from benchmarks.cases import CASES, Case
+from benchmarks.cases import CASES, SHORT, Case
 from benchmarks.ensemble import ensemble_case, overhead
 from benchmarks.forecast import forecast_case
 from benchmarks.harness import REPEATS, as_json, gemm_rate, graphed, interleave, machine, ratios, save
@@ -41,7 +41,7 @@ BUSY = 3.0
 # Ratio of the later half of a run's times to the earlier one, or of rates of products after it to those before, beyond
 # which the machine changed.
 DRIFT = 1.5
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+DTYPES = {SHORT[dtype]: dtype for dtype in (torch.bfloat16, torch.float32)}
 # Cases beside operators, and the dtype that they have by default.
 WHOLE = {"trajectory": "bf16", "forecast": "fp32", "ensemble": "fp32"}
 # Options that do something only in these cases; all others do in every case.

@@ -26,8 +26,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.cases import Case
-from benchmarks.trajectory import COMPARED, compiled_copy, random_weights, with_mask_steps
+from benchmarks.cases import SHORT, Case
+from benchmarks.trajectory import COMPARED, beside_flow, compiled_copy, random_weights, with_mask_steps
 from enma_fast.config import ModelConfig
 from enma_fast.forecasting.members import sample_fields
 from enma_fast.models.model import Model
@@ -76,8 +76,8 @@ def forecast_case(members: int, dtype: torch.dtype, device: torch.device, *, com
     model = random_model(config).to(device)
     observed, few = wave(config).to(device), min(COMPARED, members)
 
-    def forecast(made: Model) -> Tensor:
-        return sample_fields(made, observed, num_members=members, seed=SEED, dtype=dtype)[0, :few]
+    def ours(made: Model) -> Callable[[], Tensor]:
+        return lambda: sample_fields(made, observed, num_members=members, seed=SEED, dtype=dtype)[0, :few]
 
     def sampled_in_dtype(made: Model) -> Model:
         rounded = copy.deepcopy(made)
@@ -90,29 +90,20 @@ def forecast_case(members: int, dtype: torch.dtype, device: torch.device, *, com
         wrong_by = (plain(sampled_in_dtype(made), observed, few).double() - exact).abs().max().item()
         return exact, 2 * wrong_by + 1e-6 * exact.abs().max().item()
 
-    def baselines(made: Model, prefix: str = "") -> dict[str, Callable[[], Tensor]]:
+    def baselines(made: Model) -> dict[str, Callable[[], Tensor]]:
         """The same forecast in PyTorch: eager, and compiled."""
         models = {f"eager-{short}": sampled_in_dtype(made), "eager-fp32": made}
         if compiled:
             twin = sampled_in_dtype(made)
             twin.dynamics = compiled_copy(twin.dynamics)
             models[f"compile-{short}"] = twin
-        return {f"{prefix}{name}": partial(first_members, model) for name, model in models.items()}
+        return {name: partial(first_members, model) for name, model in models.items()}
 
     def first_members(made: Model) -> Tensor:
         return plain(made, observed, members)[:few]
 
-    short = {torch.bfloat16: "bf16", torch.float32: "fp32"}[dtype]
-
-    contenders: dict[str, Callable[[], Tensor]] = {"ours": lambda: forecast(model)}
-    exact, allowance = expected(model)
-    others: dict[str, tuple[Tensor, float]] = {}
-    contenders |= baselines(model)
-    if reference_sampler.in_one_pass(config, 1):
-        base = random_model(with_mask_steps(config)).to(device)
-        flow = {"masked-flow": lambda: forecast(base)} | baselines(base, "masked-flow-")
-        contenders |= flow
-        others = dict.fromkeys(flow, expected(base))
+    short = SHORT[dtype]
+    base = random_model(with_mask_steps(config)).to(device) if reference_sampler.in_one_pass(config, 1) else None
     notes: dict[str, Any] = {"preset": preset, "members": members, "per": "member", "decoder": config.dynamics.decoder}
     notes |= {"num_frames": config.num_frames - OBSERVED}
     return Case(
@@ -120,10 +111,7 @@ def forecast_case(members: int, dtype: torch.dtype, device: torch.device, *, com
         rows=members,
         dtype=dtype,
         device=device,
-        contenders=contenders,
-        exact=exact,
-        allowance=allowance,
-        others=others,
+        **beside_flow(model, base, ours=ours, baselines=baselines, expected=expected),
         flops=0,
         notes=notes | {"flow_steps": config.sampling.flow_steps, "mask_steps": config.sampling.mask_steps},
         units=members,

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
-from benchmarks.cases import Case
+from benchmarks.cases import SHORT, Case
 from enma_fast.config import ModelConfig
 from enma_fast.models.flow_head import VelocityHead
 from enma_fast.models.model import Dynamics
@@ -200,6 +200,28 @@ def prepared_engine(
     return engine, first - (time.perf_counter() - clock), memory
 
 
+def beside_flow(
+    model: _Module,
+    base: _Module | None,
+    *,
+    ours: Callable[[_Module], Callable[[], Tensor]],
+    baselines: Callable[[_Module], dict[str, Callable[[], Tensor]]],
+    expected: Callable[[_Module], tuple[Tensor, float]],
+) -> dict[str, Any]:
+    """Contenders of a `Case` and what they must agree with: ours and its baselines of a model, then those of `base`.
+
+    `base` is the model of `with_mask_steps` beside one that decides a frame in one pass.
+    """
+    exact, allowance = expected(model)
+    contenders = {"ours": ours(model), **baselines(model)}
+    others: dict[str, tuple[Tensor, float]] = {}
+    if base is not None:
+        flow = {"masked-flow": ours(base)} | {f"masked-flow-{name}": run for name, run in baselines(base).items()}
+        contenders |= flow
+        others = dict.fromkeys(flow, expected(base))
+    return {"contenders": contenders, "exact": exact, "allowance": allowance, "others": others}
+
+
 def trajectory_case(members: int, dtype: torch.dtype, device: torch.device, *, compiled: bool, preset: str) -> Case:
     """`members` members of one trajectory of the preset's whole length."""
     config = find_preset(preset).model
@@ -235,12 +257,13 @@ def trajectory_case(members: int, dtype: torch.dtype, device: torch.device, *, c
         return exact, 2 * wrong_by + 4e-7 * exact.abs().max().item()
 
     engine, prepared, memory = prepared_engine(dynamics, dtype, sampled)
-    short = {torch.bfloat16: "bf16", torch.float32: "fp32"}[dtype]
-    contenders: dict[str, Callable[[], Tensor]] = {"ours": lambda: sampled(engine)}
-    exact, allowance = expected(dynamics)
-    others: dict[str, tuple[Tensor, float]] = {}
+    short = SHORT[dtype]
 
-    def baselines(model: Dynamics, prefix: str = "") -> dict[str, Callable[[], Tensor]]:
+    def ours(model: Dynamics) -> Callable[[], Tensor]:
+        used = engine if model is dynamics else Engine(model, dtype=dtype)
+        return lambda: sampled(used)
+
+    def baselines(model: Dynamics) -> dict[str, Callable[[], Tensor]]:
         """The same sampler in PyTorch: eager, and compiled."""
         rounded = copy.deepcopy(model).to(dtype)
         made = {f"eager-{short}": lambda: reference(rounded), "eager-fp32": lambda: reference(model)}
@@ -250,15 +273,9 @@ def trajectory_case(members: int, dtype: torch.dtype, device: torch.device, *, c
         if compiled and device.type == "cuda":
             graphs = compiled_copy(rounded, graphs=True)
             made[f"compile-graphs-{short}"] = lambda: reference(graphs)
-        return {f"{prefix}{name}": run for name, run in made.items()}
+        return made
 
-    contenders |= baselines(dynamics)
-    if in_one_pass(config, OBSERVED):
-        base = random_dynamics(with_mask_steps(config)).to(device)
-        slower = Engine(base, dtype=dtype)
-        flow = {"masked-flow": lambda: sampled(slower)} | baselines(base, "masked-flow-")
-        contenders |= flow
-        others = dict.fromkeys(flow, expected(base))
+    base = random_dynamics(with_mask_steps(config)).to(device) if in_one_pass(config, OBSERVED) else None
     notes: dict[str, Any] = {"preset": preset, "members": members, "latent_frames": num_latents, "per": "member"}
     notes |= {"decoder": config.dynamics.decoder, "prepare_s": prepared}
     notes |= {"planned_bytes": engine.planned_bytes(), "peak_bytes": memory}
@@ -270,10 +287,7 @@ def trajectory_case(members: int, dtype: torch.dtype, device: torch.device, *, c
         rows=members,
         dtype=dtype,
         device=device,
-        contenders=contenders,
-        exact=exact,
-        allowance=allowance,
-        others=others,
+        **beside_flow(dynamics, base, ours=ours, baselines=baselines, expected=expected),
         flops=needed_flops(config, members=members, num_latents=num_latents, observed=OBSERVED),
         notes=notes | {"flow_steps": settings.flow_steps, "mask_steps": settings.mask_steps},
         units=members,
