@@ -81,7 +81,7 @@ def write_file(path: str | Path, data: bytes) -> None:
             _replace(name, data, folder)
 
 
-def _replace(name: str, data: bytes, folder: int) -> None:
+def _replace(name: str, data: bytes, folder: int, *, durable: bool = False) -> None:
     """Write a file in an open folder under a name of its own, then move it to its place."""
     temporary = f".{name}.{secrets.token_hex(4)}.tmp"
     file = os.open(temporary, _NEW, 0o644, dir_fd=folder)
@@ -90,6 +90,10 @@ def _replace(name: str, data: bytes, folder: int) -> None:
             view = memoryview(data)
             while view:
                 view = view[os.write(file, view) :]
+            if durable:
+                # Others may read it, whatever this process hides of its files.
+                os.fchmod(file, 0o644)
+                os.fsync(file)
         finally:
             os.close(file)
         os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
@@ -113,23 +117,11 @@ def write_atomic(path: Path, data: bytes) -> None:
     """Write a file durably: a reader sees the old bytes or all of the new ones (write, fsync, rename, fsync)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open_folder(path.parent, follow=True) as folder:
-        name = f".{path.name}.{secrets.token_hex(4)}"
         try:
-            file = os.open(name, _NEW, 0o644, dir_fd=folder)
-            try:
-                os.fchmod(file, 0o644)
-                with os.fdopen(file, "wb", closefd=False) as stream:
-                    stream.write(data)
-                    stream.flush()
-                    os.fsync(file)
-            finally:
-                os.close(file)
-            os.replace(name, path.name, src_dir_fd=folder, dst_dir_fd=folder)
-        except BaseException as error:
-            with suppress(FileNotFoundError):
-                os.unlink(name, dir_fd=folder)
-            if isinstance(error, OSError) and error.errno is not None and error.filename in (None, name):
-                # The error of a full disk names no file.
+            _replace(path.name, data, folder, durable=True)
+        except OSError as error:
+            if error.errno is not None:
+                # The error of a full disk names no file, others the temporary one.
                 error.filename = str(path)
             raise
         os.fsync(folder)

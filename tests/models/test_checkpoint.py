@@ -268,7 +268,7 @@ def interrupted(monkeypatch, name):
     monkeypatch.setattr(os, name, fail)
 
 
-@pytest.mark.parametrize("call", ["fsync", "replace"])
+@pytest.mark.parametrize("call", ["fsync", "rename"])
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch, call):
     path = tmp_path / "a.bin"
     write_atomic(path, b"old")
