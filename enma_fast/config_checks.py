@@ -64,6 +64,15 @@ _COUNTS = (
 
 def check_model(config: Any) -> None:
     """Raise `EnmaError` for a model's config that no model can have; its `sampling` has been checked."""
+    _check_sizes(config)
+    check_choices(config.name, config)
+    _check_tokenizer(config, config.tokenizer)
+    _check_dynamics(config, config.dynamics)
+    check_numbers(config.name, config)
+
+
+def _check_sizes(config: Any) -> None:
+    """Raise `EnmaError` for a grid that no model has, and for numbers of layers, widths and the like below 1."""
     tok, dyn = config.tokenizer, config.dynamics
     if tok.dims not in (1, 2):
         raise EnmaError(f"{config.name}: grid {tok.grid} has {tok.dims} dimensions; 1 or 2 are supported")
@@ -76,26 +85,16 @@ def check_model(config: Any) -> None:
     for name in _COUNTS:
         if (count := _part(config, name)) is not None and count < 1:
             raise EnmaError(f"{config.name}: {name} is {count}; at least 1 is needed")
-    check_choices(config.name, config)
-    if dyn.local is not None:
-        _check_local(config, dyn.local)
-    if dyn.decoder == "one-pass" and dyn.flow.draws < 2:
-        raise EnmaError(
-            f"{config.name}: dynamics.flow.draws is {dyn.flow.draws}; frames decided in one pass need 2 or more"
-        )
-    if dyn.scale_shift_rank < 0 or not dyn.mlp_ratio > 0:
-        raise EnmaError(
-            f"{config.name}: dynamics.scale_shift_rank is {dyn.scale_shift_rank} and mlp_ratio {dyn.mlp_ratio}; 0 or "
-            "more and above 0 are needed"
-        )
+
+
+def _check_tokenizer(config: Any, tok: Any) -> None:
     if (seen := tok.interpolation) is not None and (seen.heads < 1 or seen.features % seen.heads):
         raise EnmaError(
             f"{config.name}: tokenizer.interpolation.features is {seen.features}; a multiple of its heads "
             f"({seen.heads}) is needed"
         )
-    tokens, flow = f"{config.name}: tokenizer.", f"{config.name}: dynamics.flow."
-    require(tok, ("kernel", "kernel_ends"), lambda n: n % 2 == 1, "an odd number is needed", tokens)
-    require(dyn.flow, ("time_features",), lambda n: n >= 2 and n % 2 == 0, "an even number is needed", flow)
+    place = f"{config.name}: tokenizer."
+    require(tok, ("kernel", "kernel_ends"), lambda n: n % 2 == 1, "an odd number is needed", place)
     if (tok.field_mean is None) != (tok.field_scale is None):
         raise EnmaError(f"{config.name}: give tokenizer.field_mean and field_scale both, or neither")
     for name, values in (("field_mean", tok.field_mean), ("field_scale", tok.field_scale)):
@@ -109,7 +108,7 @@ def check_model(config: Any) -> None:
     unknown = sorted(set(tok.layers) - {"residual", "space", "time"})
     if unknown:
         raise EnmaError(f"{config.name}: tokenizer.layers holds {unknown}; known are residual, space and time")
-    for n, p in zip(tok.grid, dyn.patch, strict=True):
+    for n, p in zip(tok.grid, config.dynamics.patch, strict=True):
         if n % (tok.space_factor * p):
             raise EnmaError(
                 f"{config.name}: grid {tok.grid} is not a multiple of {tok.space_factor * p}"
@@ -122,15 +121,31 @@ def check_model(config: Any) -> None:
                 f"{config.name}: tokenizer.kernel {tok.kernel} and kernel_ends {tok.kernel_ends} reach more than once "
                 f"around a periodic dimension of {n} points and {counted(tokens_there, 'token')}; take smaller ones"
             )
+
+
+def _check_dynamics(config: Any, dyn: Any) -> None:
+    if dyn.local is not None:
+        _check_local(config, dyn.local)
+    if dyn.decoder == "one-pass" and dyn.flow.draws < 2:
+        raise EnmaError(
+            f"{config.name}: dynamics.flow.draws is {dyn.flow.draws}; frames decided in one pass need 2 or more"
+        )
+    if dyn.scale_shift_rank < 0 or not dyn.mlp_ratio > 0:
+        raise EnmaError(
+            f"{config.name}: dynamics.scale_shift_rank is {dyn.scale_shift_rank} and mlp_ratio {dyn.mlp_ratio}; 0 or "
+            "more and above 0 are needed"
+        )
+    place = f"{config.name}: dynamics.flow."
+    require(dyn.flow, ("time_features",), lambda n: n >= 2 and n % 2 == 0, "an even number is needed", place)
     if dyn.width % dyn.heads or (dyn.width // dyn.heads) % 4:
         raise EnmaError(f"{config.name}: dynamics.width {dyn.width} must be a multiple of 4 * heads ({dyn.heads})")
     # With fewer channels the rotary table has no angle for one of the dimensions, or for the frame.
-    if dyn.positions == "rotary" and dyn.width // dyn.heads < 8 * tok.dims:
+    dims = config.tokenizer.dims
+    if dyn.positions == "rotary" and dyn.width // dyn.heads < 8 * dims:
         raise EnmaError(
             f"{config.name}: dynamics.width {dyn.width} over {dyn.heads} heads is {dyn.width // dyn.heads} channels a"
-            f" head; rotary positions in {counted(tok.dims, 'dimension')} need {8 * tok.dims}"
+            f" head; rotary positions in {counted(dims, 'dimension')} need {8 * dims}"
         )
-    check_numbers(config.name, config)
 
 
 def check_training(config: Any) -> None:

@@ -17,6 +17,8 @@ from . import options
 from .terminal import Terminal, number, size, table
 
 if TYPE_CHECKING:
+    from ..config import ModelConfig
+    from ..data import FieldFile
     from ..runs.plan import Plan
 
 
@@ -88,8 +90,7 @@ def forecast(
 
     The same command continues a run that was stopped. Under torchrun, mpirun or srun the processes share the work.
     """
-    from ..data import count, is_readings
-    from ..forecasting.scattered import readings_for
+    from ..data import count
     from ..models.checkpoint import load_config
     from ..runs.run import prepare
     from ..store.layout import OUTSIDE, POINTS
@@ -98,12 +99,8 @@ def forecast(
     terminal = Terminal(as_json, quiet=quiet or not launch.is_reporter)
     options.use_threads(threads or launch.threads())
     config = load_config(checkpoint)
-    readings = readings_for(config, file) if is_readings(file) else None
+    readings = _readings(config, file, history=history, context=context)
     selected = options.trajectories(select, count(file) if readings is None else len(readings))
-    if readings is not None and history not in (None, len(readings.times)):
-        raise EnmaError(f"--history {history}: all {len(readings.times)} frames of {file} are observed; leave it out")
-    if readings is not None and context is not None:
-        raise EnmaError(f"--context: {file} holds readings, from which the temporal task alone forecasts; leave it out")
     settings, typed = options.sampling(config, **sampler)
     request = ForecastRequest(
         task=task_named(task, has_contexts=context is not None),
@@ -192,6 +189,21 @@ def forecast(
             "num_parameters": sum(p.numel() for p in run.sampler.forecast.model.parameters()),
         }
     )
+
+
+def _readings(config: ModelConfig, file: Path, *, history: int | None, context: Path | None) -> FieldFile | None:
+    """The readings of a table, all of whose frames are observed; None for a file of another kind."""
+    from ..data import is_readings
+    from ..forecasting.scattered import readings_for
+
+    if not is_readings(file):
+        return None
+    readings = readings_for(config, file)
+    if history not in (None, len(readings.times)):
+        raise EnmaError(f"--history {history}: all {len(readings.times)} frames of {file} are observed; leave it out")
+    if context is not None:
+        raise EnmaError(f"--context: {file} holds readings, from which the temporal task alone forecasts; leave it out")
+    return readings
 
 
 def _words(**values: Any) -> list[str]:

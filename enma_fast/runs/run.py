@@ -227,33 +227,12 @@ class Run:
         clock = time.perf_counter()
         sampled = 0
         with StaticShare(self.out, self.launch) if self.static else RunLock(self.out, self.launch.run) as lock:
-            if lock.first:
-                remove_leftovers(self.out)
-            if lock.first and (self.force or not self.out.exists()):
-                create_unfinished_store(self.out, self._with_hashes(), force=self.force)
-            else:
-                self._require_same()
-                if lock.first:
-                    with self._disk_errors():
-                        if damaged_files(self.out):
-                            repair(self.out, self._with_hashes())
+            self._create_or_continue(first=lock.first)
             lock.share()
             ledger = self._ledger()
             if ledger is not None:
                 with self._disk_errors(), closing(self.store), closing(ledger):
-                    try:
-                        # No more rows at a time are taken than were found to fit, here or by another process.
-                        self._take_known_chunk(ledger)
-                        self.sampler.remember = ledger.fit
-                        if self.sampler.chunk < self.sampler.forecast.request.rows:
-                            ledger.fit(self.sampler.chunk)
-                        sampled = self._work(ledger, progress)
-                        if self._all_done():
-                            self._finish()
-                        elif not self.static:
-                            raise EnmaError(f"{self.out}: its ledger was exchanged; repeat the command")
-                    finally:
-                        self.sampler.forget()
+                    sampled = self._complete(ledger, progress)
         return {
             "store": str(self.out),
             "num_trajectories": len(self.layout.trajectories),
@@ -262,6 +241,36 @@ class Run:
             "members_sampled": sampled,
             "seconds": time.perf_counter() - clock,
         }
+
+    def _create_or_continue(self, *, first: bool) -> None:
+        """Create the store, or make sure that it is of this run; the first process on it also repairs it."""
+        if first:
+            remove_leftovers(self.out)
+        if first and (self.force or not self.out.exists()):
+            create_unfinished_store(self.out, self._with_hashes(), force=self.force)
+            return
+        self._require_same()
+        if first:
+            with self._disk_errors():
+                if damaged_files(self.out):
+                    repair(self.out, self._with_hashes())
+
+    def _complete(self, ledger: Ledger, progress: Progress | None) -> int:
+        """Do the work that is left, and finish the store; returns how many members were sampled here."""
+        try:
+            # No more rows at a time are taken than were found to fit, here or by another process.
+            self._take_known_chunk(ledger)
+            self.sampler.remember = ledger.fit
+            if self.sampler.chunk < self.sampler.forecast.request.rows:
+                ledger.fit(self.sampler.chunk)
+            sampled = self._work(ledger, progress)
+            if self._all_done():
+                self._finish()
+            elif not self.static:
+                raise EnmaError(f"{self.out}: its ledger was exchanged; repeat the command")
+            return sampled
+        finally:
+            self.sampler.forget()
 
     def _take_known_chunk(self, ledger: Ledger) -> None:
         """Take no more rows at a time than the ledger says fit."""
