@@ -112,11 +112,11 @@ void Session::restore(const char* bytes, std::size_t size) {
     const std::int64_t frames = set.num_frames > 0 ? set.num_frames : std::max<std::int64_t>(0, most - h.observed);
     const std::int64_t first = tokenizer.whole_latents(h.observed);
     const std::int64_t last = tokenizer.latent_frames(h.observed + std::max<std::int64_t>(frames, 1)) - first;
+    // Before any sum with it, which could overflow.
+    if (h.done < 0 || h.done > frames) fail(ENMA_INVALID_ARGUMENT, "buffer: not a saved session", REMEDY);
     // As many latent frames as what was given out takes, none beyond.
-    const std::int64_t needed = h.done <= 0 ? 0 : tokenizer.latent_frames(h.observed + h.done) - first;
-    if (h.done < 0 || h.done > frames || h.made < 0 || h.made > last || h.made != needed) {
-        fail(ENMA_INVALID_ARGUMENT, "buffer: not a saved session", REMEDY);
-    }
+    const std::int64_t needed = h.done == 0 ? 0 : tokenizer.latent_frames(h.observed + h.done) - first;
+    if (h.made != needed || h.made > last) fail(ENMA_INVALID_ARGUMENT, "buffer: not a saved session", REMEDY);
     const std::uint64_t values = static_cast<std::uint64_t>((h.context + first) * G * Z + h.made * set.num_members * Z);
     const std::size_t kept = h.version == STOPPED_VERSION ? set.num_members : 0;
     if (size != sizeof h + values * sizeof(float) + kept * sizeof(std::int64_t) + sizeof(Digest)) {

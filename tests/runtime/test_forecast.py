@@ -1,9 +1,11 @@
 """Forecasts of libenma are those of the Python engine, and depend on nothing that they should not depend on."""
 
 import ctypes
+import hashlib
+import struct
 import time
 from dataclasses import replace
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Literal
 
@@ -432,6 +434,12 @@ def test_a_saved_session_of_another_kind_is_refused(small: Model, fast: Model) -
     for size in (0, 7, 100, len(state) - 1):
         with pytest.raises(Failure, match="buffer"):
             session.restore(state[:size])
+    # Frames observed and given out, latent frames of the context and made: a sum that overflows is seen by sanitizers.
+    for place, value in product((96, 104, 112, 120), (-(2**63), -1, 2**31, 2**62, 2**63 - 1)):
+        made_up = bytearray(state[:-32])
+        struct.pack_into("<q", made_up, place, value)
+        with pytest.raises(Failure, match="buffer: not a saved session"):
+            session.restore(bytes(made_up) + hashlib.sha256(made_up).digest())
     # A refusal leaves the session as it was.
     assert session.save() == state
     with pytest.raises(Failure, match="are needed") as failure:
