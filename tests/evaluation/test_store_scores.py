@@ -207,6 +207,30 @@ def test_a_truth_on_other_axes_is_refused(tmp_path: Path, run: Path, changes: di
         score_store(run, truth=other.path)
 
 
+@pytest.mark.parametrize("begin", [0.0, 1e6, 1e9])
+@pytest.mark.parametrize("spacing", [0.5, 1.0])
+def test_a_truth_of_other_frames_is_refused_however_late(tmp_path: Path, begin: float, spacing: float) -> None:
+    times, path = begin + spacing * np.arange(7), tmp_path / "run.zarr"
+    data = fields_file(tmp_path / "fields.h5", times=times[:6])
+    store_of(path, data)
+    expected = score_store(path)
+    assert score_store(path, truth=data.path)["rel_l2"] == expected["rel_l2"]
+    near = fields_file(tmp_path / "near.h5", times=times[:6] + 5e-4 * spacing).path
+    assert score_store(path, truth=near)["rel_l2"] == expected["rel_l2"]
+    for shifted in (times[1:], times[:6] + 0.3 * spacing):
+        later = fields_file(tmp_path / "later.h5", times=shifted).path
+        with pytest.raises(EnmaError, match=r"later\.h5: dimensions/time has other times than time of .*run\.zarr"):
+            score_store(path, truth=later)
+
+
+def test_times_and_places_may_be_rounded_to_float32(tmp_path: Path) -> None:
+    times, path = 1000 + 0.05 * np.arange(6), tmp_path / "run.zarr"
+    data = fields_file(tmp_path / "fields.h5", times=times)
+    store_of(path, data)
+    rounded = fields_file(tmp_path / "rounded.h5", times=times.astype(np.float32).astype(float)).path
+    assert score_store(path, truth=rounded)["rel_l2"] == score_store(path)["rel_l2"]
+
+
 def test_a_truth_of_other_shape_is_refused(tmp_path: Path, data: FieldFile, run: Path) -> None:
     def fields(*names: str, frames: int = 6, points: int = 7) -> dict[str, np.ndarray]:
         return {name: np.ones((6, frames, points), np.float32) for name in names}
