@@ -78,7 +78,7 @@ def export_netcdf(
     elif members is not None:
         raise EnmaError(f"{path}: holds statistics only, so no members can be selected; leave members out")
     _refuse(out, force)
-    some = len(places.get("realization", ())) < dataset.sizes.get("realization", 0)
+    is_part = len(places.get("realization", ())) < dataset.sizes.get("realization", 0)
     total, missing = len(places["trajectory"]), 0
     to_disk = complete_file(out, remedy="choose another place or free space", errors=(OSError, RuntimeError))
     with to_disk as temporary, h5netcdf.File(temporary, "w") as file:
@@ -87,7 +87,7 @@ def export_netcdf(
         file.dimensions = {str(d): len(places[d]) if d in places else size for d, size in dataset.sizes.items()}
         large = [name for name in dataset.variables if _is_large(dataset[name])]
         for name in dataset.variables:
-            _create(file, name, dataset[name], places, some)
+            _create(file, name, dataset[name], places, is_part=is_part)
             if name not in large:
                 file.variables[name][...] = _read(path, dataset[name], places)
         for i in range(total):
@@ -122,7 +122,8 @@ def _is_large(array: Any) -> bool:
     return array.dims[0] == "trajectory" and array.ndim > 1
 
 
-def _create(file: Any, name: str, array: Any, places: Mapping[str, np.ndarray], of_all: bool) -> None:
+def _create(file: Any, name: str, array: Any, places: Mapping[str, np.ndarray], *, is_part: bool) -> None:
+    """Create a variable; `is_part` is True if the file holds some of the members and not all."""
     if array.dtype.kind not in "fiu":
         raise EnmaError(f"{name} of the store has dtype {array.dtype}, which is not exported; store numbers")
     options: dict[str, Any] = {}
@@ -133,7 +134,7 @@ def _create(file: Any, name: str, array: Any, places: Mapping[str, np.ndarray], 
     for key, value in _plain(array.attrs).items():
         if key not in _DROPPED:
             variable.attrs[key] = value
-    if of_all and "realization" in array.attrs.get("cell_methods", ""):
+    if is_part and "realization" in array.attrs.get("cell_methods", ""):
         variable.attrs["comment"] = "over all members of the forecast store, of which this file holds some"
 
 
