@@ -260,9 +260,9 @@ class Run:
         try:
             # No more rows at a time are taken than were found to fit, here or by another process.
             self._take_known_chunk(ledger)
-            self.sampler.remember = ledger.fit
+            self.sampler.remember = ledger.limit_chunk
             if self.sampler.chunk < self.sampler.forecast.request.rows:
-                ledger.fit(self.sampler.chunk)
+                ledger.limit_chunk(self.sampler.chunk)
             sampled = self._work(ledger, progress)
             if self._all_done():
                 self._finish()

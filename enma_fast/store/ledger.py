@@ -50,7 +50,7 @@ class Ledger:
 
     def __init__(self, path: Path, num_units: int, *, locks: bool = True) -> None:
         self.path, self.num_units = path, num_units
-        self._claimed = False
+        self._locks, self._claimed = locks, False
         try:
             self._file = open_file(path, os.O_RDWR | (0 if locks else os.O_DSYNC))
         except FileNotFoundError:
@@ -78,31 +78,30 @@ class Ledger:
         head = self._read(_HEADER.size, 0)
         return 0 if head is None else int(_HEADER.unpack(head)[1])
 
-    def fit(self, chunk: int) -> None:
+    def limit_chunk(self, chunk: int) -> None:
         """Record that at most `chunk` rows at a time fit the memory; the least of all processes is kept."""
-        if chunk < (self.chunk or chunk + 1):
-            os.pwrite(self._file, struct.pack("<q", chunk), 8)
+        # The header is locked, or a process that has read an older limit could write over a lower one.
+        if self._locks and not self._lock(fcntl.F_WRLCK, -_HEADER.size, 0, wait=True):
+            # The run is over.
+            return
+        try:
+            if chunk < (self.chunk or chunk + 1):
+                os.pwrite(self._file, struct.pack("<q", chunk), 8)
+        finally:
+            if self._locks:
+                self._lock(fcntl.F_UNLCK, -_HEADER.size, 0)
 
     def done(self, first: int = 0, last: int | None = None) -> np.ndarray:
         """True for each of the units `first, ..., last - 1` that is done, `[n]` bool."""
         last = self.num_units if last is None else last
-        start, parts = first, []
-        # The system reads at most 2 GB at a time.
-        while first < last:
-            part = self._read(min(last - first, _MOST_READ), _HEADER.size + first)
-            if part is None:
-                # The run is over.
-                return np.ones(last - start, bool)
-            if not part:
-                raise EnmaError(f"{self.path}: ends before unit {first}; write the forecast again with --force")
-            parts.append(np.frombuffer(part, np.uint8) == _DONE)
-            first += len(part)
-        return np.concatenate(parts) if parts else np.zeros(0, bool)
+        states = self._states(first, last)
+        # If there are none, the run is over.
+        return np.ones(last - first, bool) if states is None else states == _DONE
 
     def damaged(self) -> np.ndarray:
         """True for each unit that is marked as damaged, `[num_units]` bool."""
-        data = self._read(self.num_units, _HEADER.size)
-        return np.frombuffer(data or bytes(self.num_units), np.uint8) == DAMAGED
+        states = self._states(0, self.num_units)
+        return np.zeros(self.num_units, bool) if states is None else states == DAMAGED
 
     def mark(self, units: Sequence[int] | np.ndarray, *, done: bool = True) -> None:
         """Mark units as done, once their files are on the disk, or as damaged, which counts as missing."""
@@ -125,6 +124,20 @@ class Ledger:
         """True if the ledger has been removed, as at the end of the run, or exchanged."""
         return _is_gone(self._file)
 
+    def _states(self, first: int, last: int) -> np.ndarray | None:
+        """States of the units `first, ..., last - 1`, `[n]` uint8; None if another machine has removed the ledger."""
+        parts = []
+        # The system reads at most 2 GB at a time.
+        while first < last:
+            part = self._read(min(last - first, _MOST_READ), _HEADER.size + first)
+            if part is None:
+                return None
+            if not part:
+                raise EnmaError(f"{self.path}: ends before unit {first}; write the forecast again with --force")
+            parts.append(np.frombuffer(part, np.uint8))
+            first += len(part)
+        return np.concatenate(parts) if parts else np.zeros(0, np.uint8)
+
     def _read(self, size: int, offset: int) -> bytes | None:
         """Read bytes of the file; None if another machine has removed it from a network file system."""
         try:
@@ -134,10 +147,11 @@ class Ledger:
                 return None
             raise
 
-    def _lock(self, kind: int, first: int, last: int) -> bool:
+    def _lock(self, kind: int, first: int, last: int, *, wait: bool = False) -> bool:
+        """Lock or unlock units `first, ..., last - 1`; those before 0 are the header."""
         request = struct.pack("hhqqi", kind, os.SEEK_SET, _HEADER.size + first, last - first, 0)
         try:
-            fcntl.fcntl(self._file, fcntl.F_OFD_SETLK, request)
+            fcntl.fcntl(self._file, fcntl.F_OFD_SETLKW if wait else fcntl.F_OFD_SETLK, request)
         except OSError as error:
             if error.errno in (errno.EAGAIN, errno.EACCES, errno.ESTALE):
                 return False

@@ -47,13 +47,60 @@ def test_the_chunk_is_remembered_beside_the_units(path: Path) -> None:
     ledger = Ledger(path, 20)
     assert ledger.chunk == 0
     ledger.mark(range(20))
-    ledger.fit(2**40 + 3)
+    ledger.limit_chunk(2**40 + 3)
     assert Ledger(path, 20).chunk == 2**40 + 3
     assert Ledger(path, 20).done().all()
     # The process with the least memory decides.
     for chunk, expected in ((7, 7), (12, 7), (3, 3)):
-        Ledger(path, 20).fit(chunk)
+        Ledger(path, 20).limit_chunk(chunk)
         assert ledger.chunk == expected
+
+
+def test_the_least_chunk_is_kept_if_two_processes_change_it_at_once(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of them has read what there was when the other one comes."""
+    first, second = Ledger(path, 20), Ledger(path, 20)
+    thread = threading.Thread(target=second.limit_chunk, args=(3,))
+    read = Ledger._read
+
+    def slowly(ledger: Ledger, size: int, offset: int) -> bytes | None:
+        found = read(ledger, size, offset)
+        if ledger is first:
+            thread.start()
+            thread.join(0.5)
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "_read", slowly)
+        first.limit_chunk(7)
+    thread.join(60)
+    assert first.chunk == 3
+    # The units are claimed meanwhile, and nothing stays locked.
+    assert first.claim(0, 20)
+    second.limit_chunk(2)
+    assert first.chunk == 2
+
+
+def test_the_chunk_is_remembered_where_there_are_no_locks(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "fcntl", fail)
+    ledger = Ledger(path, 20, locks=False)
+    ledger.limit_chunk(4)
+    assert ledger.chunk == 4
+    with pytest.raises(EnmaError, match=r"\.unfinished: its file system gives no locks"):
+        Ledger(path, 20).limit_chunk(3)
+
+
+def test_the_system_may_read_less_than_is_asked_for(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger, pread = Ledger(path, 20), os.pread
+    ledger.mark([2, 7, 19], done=False)
+    ledger.mark([6, 13])
+    monkeypatch.setattr(os, "pread", lambda file, size, offset: pread(file, min(size, 8), offset))
+    assert np.flatnonzero(ledger.damaged()).tolist() == [2, 7, 19]
+    assert np.flatnonzero(ledger.done()).tolist() == [6, 13]
 
 
 def test_a_long_ledger_is_read_in_parts(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,6 +178,7 @@ def test_what_another_machine_has_removed_is_over(path: Path, monkeypatch: pytes
                 assert ledger.finished()
                 assert ledger.done().tolist() == [True] * 20
                 assert ledger.done(4, 7).tolist() == [True] * 3
+                assert not ledger.damaged().any()
             else:
                 with pytest.raises(OSError, match="Input/output"):
                     ledger.finished()
