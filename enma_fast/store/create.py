@@ -7,7 +7,6 @@ A store appears at its path complete (`create_store`), or with a ledger that say
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -24,7 +23,7 @@ from .chunks import array_metadata, checksum, chunk_name, encode_chunk, synced
 from .forecast_store import ForecastStore
 from .layout import LEDGER, Layout, store_attributes
 from .ledger import write_ledger
-from .location import real_path, require_replaceable
+from .location import own_name, real_path, remove_dead, require_replaceable
 from .metadata import AXES, METADATA, READINGS, STATISTICS
 
 
@@ -46,7 +45,7 @@ def create_store(
         If `path` exists and may not be replaced, if it cannot be written, or if the `[store]` extra is missing.
     """
     layout = layout or Layout(**contents)
-    with _new_store(path, layout, f"{os.getpid()}.tmp", force=force, durable=True) as temporary:
+    with _new_store(real_path(path), layout, force=force, at_once=True) as temporary:
         store = ForecastStore(temporary, layout)
         try:
             yield store
@@ -57,33 +56,39 @@ def create_store(
 def create_unfinished_store(path: Path, layout: Layout, *, force: bool = False) -> None:
     """Create a store without members, with a ledger that marks all of them as missing; it appears at `path` complete.
 
-    `EnmaError` in the same cases as `create_store`.
+    The caller holds the lock of the store. `EnmaError` in the same cases as `create_store`.
     """
-    with _new_store(path, layout, "tmp", force=force) as temporary:
+    with _new_store(real_path(path), layout, force=force, at_once=False) as temporary:
         write_ledger(temporary / LEDGER, np.zeros(layout.num_units, bool))
 
 
 @contextmanager
-def _new_store(path: str | Path, layout: Layout, ending: str, *, force: bool, durable: bool = False) -> Iterator[Path]:
+def _new_store(path: Path, layout: Layout, *, force: bool, at_once: bool) -> Iterator[Path]:
     """Yield the folder of a store without members and statistics; at the end of the block it is moved to `path`.
 
-    A `durable` move waits until it is on the disk.
+    A store that is written `at_once` needs no lock: its folder has a name of its own, and its move waits until it is on
+    the disk.
     """
     load_extra("zarr", "store")
-    path = real_path(path)
+    if at_once:
+        remove_dead(path)
     require_replaceable(path, force=force)
-    temporary = path.with_name(f".{path.name}.{ending}")
     parents: list[Path] = []
     try:
         parents = make_parents(path)
-        with empty_store(temporary, layout):
-            yield temporary
-        with synced(path.parent) if durable else nullcontext():
-            _replace_folder(temporary, path)
+        with own_name(path) if at_once else nullcontext(path.with_name(f".{path.name}.tmp")) as temporary:
+            try:
+                with empty_store(temporary, layout):
+                    yield temporary
+                # Another process may have created one in the meantime.
+                require_replaceable(path, force=force)
+                with synced(path.parent) if at_once else nullcontext():
+                    _replace_folder(temporary, path)
+            finally:
+                remove(temporary)
     except OSError as error:
         raise EnmaError(f"{path}: cannot be written ({error}); choose another place or free space") from error
     finally:
-        remove(temporary)
         remove_empty(parents)
 
 
@@ -223,9 +228,15 @@ def _declare_array(
 
 
 def _replace_folder(temporary: Path, path: Path) -> None:
-    """Move a folder to its place; a folder that was there is removed after the new one is in place."""
+    """Move a folder to its place; a folder that was there is removed after that, and put back if it fails."""
+    if not path.exists():
+        move(temporary, path)
+        return
     old = temporary.with_suffix(".old")
-    if path.exists():
-        move(path, old)
-    move(temporary, path)
+    move(path, old)
+    try:
+        move(temporary, path)
+    except BaseException:
+        move(old, path)
+        raise
     remove(old)

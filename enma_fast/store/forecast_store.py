@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -63,9 +64,9 @@ class ForecastStore:
                 if not file.exists():
                     # Zarr would read it as NaN.
                     raise EnmaError(f"{file}: is missing; run: enma-fast verify {self.path}")
-        group = load_extra("zarr", "store").open_group(self.path, mode="r")
+        arrays = self._arrays
         with zarr_errors(self.path):
-            return np.stack([group[name][trajectory, first:last] for name in self.layout.channels], axis=-1)
+            return np.stack([array[trajectory, first:last] for array in arrays], axis=-1)
 
     def put_statistics(self, trajectory: int, values: Mapping[str, np.ndarray]) -> None:
         """Write the statistics of a trajectory, name -> `[(own axis,) T, *x, c]`."""
@@ -91,6 +92,16 @@ class ForecastStore:
         for name in ("_disk", "_recorder"):
             if name in vars(self):
                 vars(self).pop(name).close()
+        # The store may be another one when it is opened again.
+        vars(self).pop("_arrays", None)
+
+    @cached_property
+    def _arrays(self) -> list[Any]:
+        """Arrays of members, one for each channel; their metadata are kept, and values are read on demand."""
+        zarr = load_extra("zarr", "store")
+        with zarr_errors(self.path):
+            group = zarr.open_group(self.path, mode="r", use_consolidated=True, zarr_format=3)
+            return [group[name] for name in self.layout.channels]
 
     @cached_property
     def _disk(self) -> DiskSync:

@@ -1,18 +1,17 @@
-"""Creating and reading stores: a store appears complete or not at all, and replaces nothing but a store."""
+"""Creating and reading stores: what is written is read, with names, units and statistics."""
 
-import errno
 import json
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 import xarray
+import zarr
 
 from enma_fast.errors import EnmaError
-from enma_fast.store import create, forecast_store
+from enma_fast.store import forecast_store
 from enma_fast.store.compare import differences
 from enma_fast.store.create import create_store, create_unfinished_store
 from enma_fast.store.layout import LEDGER, Layout
@@ -20,34 +19,7 @@ from enma_fast.store.ledger import Ledger
 from enma_fast.store.read import read_forecast, read_layout
 from tests._stacked import stacked
 
-CHANNELS = ("u", "v")
-
-
-def contents(rng: np.random.Generator, space: tuple[int, ...] = (7,)) -> dict[str, Any]:
-    """Arguments of `create_store` for 3 trajectories of 2 channels, and the samples of 4 members."""
-    fields = {
-        "samples": rng.normal(size=(3, 4, 5, *space, 2)),
-        "observed": rng.normal(size=(3, 2, *space, 2)),
-        "truth": rng.normal(size=(3, 5, *space, 2)),
-    }
-    return {
-        **{name: values.astype(np.float32) for name, values in fields.items()},
-        "channels": CHANNELS,
-        "times": 0.1 + 0.05 * np.arange(5),
-        "observed_times": [0.0, 0.05],
-        "coords": [np.linspace(0, 1 + i, n) for i, n in enumerate(space)],
-        "trajectories": [3, 8, 11],
-        "columns": {"alpha": np.array([0.5, 0.6, 0.7]), "environment": np.array([4, 4, 9])},
-    }
-
-
-def write(path: Path, given: dict[str, Any], **options: Any) -> None:
-    """Write a store, two trajectories and then one."""
-    given = dict(given)
-    samples = given.pop("samples")
-    with create_store(path, num_members=4, **given, **options) as store:
-        store.put(0, samples[:2])
-        store.put(2, samples[2:])
+from ._stores import CHANNELS, contents, layout, write
 
 
 @pytest.mark.parametrize("space", [(7,), (4, 3)])
@@ -156,83 +128,6 @@ def test_what_was_not_put_is_nan(tmp_path: Path, rng: np.random.Generator) -> No
     np.testing.assert_array_equal(read[1], samples[1])
 
 
-def fail_after_one(path: Path, given: dict[str, Any], failure: BaseException) -> None:
-    """Begin to write a store, forced if there is one, and fail."""
-    given = dict(given)
-    samples = given.pop("samples")
-    with create_store(path, num_members=4, force=True, **given) as store:
-        store.put(0, samples[:1])
-        raise failure
-
-
-@pytest.mark.parametrize("failure", [RuntimeError("sampling failed"), KeyboardInterrupt()])
-def test_a_failure_leaves_nothing(tmp_path: Path, rng: np.random.Generator, failure: BaseException) -> None:
-    with pytest.raises(type(failure)):
-        fail_after_one(tmp_path / "run.zarr", contents(rng), failure)
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("module", [create, forecast_store], ids=["creating", "writing members"])
-def test_a_full_disk_is_one_line_and_leaves_nothing(
-    tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, module: ModuleType
-) -> None:
-    write_file, count = create.write_file, []
-
-    def full(path: Path, data: bytes) -> None:
-        count.append(path)
-        if len(count) == 5:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        write_file(path, data)
-
-    monkeypatch.setattr(module, "write_file", full)
-    with pytest.raises(EnmaError, match=r"run\.zarr: cannot be written .*No space left"):
-        write(tmp_path / "run.zarr", contents(rng))
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_failure_leaves_the_store_that_was_there(tmp_path: Path, rng: np.random.Generator) -> None:
-    given = contents(rng)
-    path = tmp_path / "run.zarr"
-    write(path, given)
-    with pytest.raises(RuntimeError):
-        fail_after_one(path, contents(rng), RuntimeError("sampling failed"))
-    np.testing.assert_array_equal(stacked(read_forecast(path)), given["samples"])
-    assert [p.name for p in tmp_path.iterdir()] == ["run.zarr"]
-
-
-def test_a_store_is_replaced_only_when_asked(tmp_path: Path, rng: np.random.Generator) -> None:
-    path, old, new = tmp_path / "run.zarr", contents(rng), contents(rng, (9,))
-    write(path, old)
-    with pytest.raises(EnmaError, match=r"run\.zarr: exists; choose another --out, or replace it with --force"):
-        write(path, new)
-    np.testing.assert_array_equal(stacked(read_forecast(path)), old["samples"])
-    write(path, new, force=True)
-    np.testing.assert_array_equal(stacked(read_forecast(path)), new["samples"])
-    assert [p.name for p in tmp_path.iterdir()] == ["run.zarr"]
-
-
-@pytest.mark.parametrize("kind", ["folder", "file", "other-zarr"])
-def test_nothing_else_is_ever_replaced(tmp_path: Path, rng: np.random.Generator, kind: str) -> None:
-    path = tmp_path / "precious"
-    if kind == "file":
-        path.write_text("keep")
-    elif kind == "folder":
-        path.mkdir()
-        (path / "notes").write_text("keep")
-    else:
-        xarray.Dataset({"u": ("x", [1.0])}).to_zarr(path, consolidated=False)
-    before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(EnmaError, match="precious: exists and is not a forecast store"):
-        write(path, contents(rng), force=True)
-    assert sorted(tmp_path.rglob("*")) == before
-
-
-def test_an_impossible_place_is_one_clear_line(tmp_path: Path, rng: np.random.Generator) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(EnmaError, match=r"run\.zarr: cannot be written"):
-        write(tmp_path / "file" / "run.zarr", contents(rng))
-
-
 @pytest.mark.parametrize("shape", [(1, 3, 5, 7, 2), (1, 4, 5, 8, 2), (1, 4, 5, 7, 1), (2, 4, 5, 7, 2)])
 def test_samples_of_another_shape_are_refused(tmp_path: Path, rng: np.random.Generator, shape: tuple[int, ...]) -> None:
     given = contents(rng)
@@ -278,12 +173,6 @@ def test_reading_another_format(tmp_path: Path, rng: np.random.Generator, change
         read_forecast(path)
 
 
-def layout(rng: np.random.Generator, **options: Any) -> Layout:
-    given = contents(rng)
-    del given["samples"]
-    return Layout(num_members=4, **{**given, **options})
-
-
 STATISTICS = {"statistics": True, "quantiles": (0.1, 0.5), "thresholds": (0.0, 1.0, 2.0)}
 
 
@@ -320,6 +209,34 @@ def test_shards_hold_several_members_in_a_file(tmp_path: Path, rng: np.random.Ge
         for first, last in ((1, 3), (0, shard - 1), (2, 6)):
             with pytest.raises(EnmaError, match="whole shards"):
                 store.put_members(0, first, np.zeros((last - first, 5, 7, 2), np.float32))
+
+
+def test_members_are_read_back_from_arrays_that_are_opened_once(
+    tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, values = tmp_path / "run.zarr", rng.normal(size=(2, 4, 5, 7, 2)).astype(np.float32)
+    create_unfinished_store(path, layout(rng))
+    opened, open_group = [], zarr.open_group
+
+    def opening(*arguments: Any, **options: Any) -> Any:
+        opened.append(arguments)
+        return open_group(*arguments, **options)
+
+    monkeypatch.setattr(zarr, "open_group", opening)
+    store = forecast_store.ForecastStore(path, layout(rng))
+    # What is written later, by whomever, is read all the same.
+    for b in range(2):
+        store.put_members(b, 0, values[b])
+        np.testing.assert_array_equal(store.get_members(b, 0, 4), values[b])
+    other = forecast_store.ForecastStore(path, layout(rng))
+    other.put_members(0, 0, values[1])
+    np.testing.assert_array_equal(store.get_members(0, 1, 3), values[1, 1:3])
+    assert len(opened) == 1
+    other.close()
+    store.close()
+    (path / "zarr.json").write_text("{}")
+    with pytest.raises(EnmaError, match=r"run\.zarr: cannot be read .*; run: enma-fast verify"):
+        store.get_members(0, 0, 4)
 
 
 def test_a_laid_out_store_is_unfinished(tmp_path: Path, rng: np.random.Generator) -> None:

@@ -1,0 +1,190 @@
+"""A store appears complete or not at all and replaces nothing but a store; what killed processes leave is removed."""
+
+import errno
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray
+
+from enma_fast.errors import EnmaError
+from enma_fast.store import create, forecast_store
+from enma_fast.store.create import create_store, create_unfinished_store
+from enma_fast.store.location import remove_leftovers
+from enma_fast.store.read import read_forecast
+from tests._stacked import stacked
+
+from ._stores import contents, layout, write
+
+
+def fail_after_one(path: Path, given: dict[str, Any], failure: BaseException) -> None:
+    """Begin to write a store, forced if there is one, and fail."""
+    given = dict(given)
+    samples = given.pop("samples")
+    with create_store(path, num_members=4, force=True, **given) as store:
+        store.put(0, samples[:1])
+        raise failure
+
+
+@pytest.mark.parametrize("failure", [RuntimeError("sampling failed"), KeyboardInterrupt()])
+def test_a_failure_leaves_nothing(tmp_path: Path, rng: np.random.Generator, failure: BaseException) -> None:
+    with pytest.raises(type(failure)):
+        fail_after_one(tmp_path / "run.zarr", contents(rng), failure)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("module", [create, forecast_store], ids=["creating", "writing members"])
+def test_a_full_disk_is_one_line_and_leaves_nothing(
+    tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, module: ModuleType
+) -> None:
+    write_file, count = create.write_file, []
+
+    def full(path: Path, data: bytes) -> None:
+        count.append(path)
+        if len(count) == 5:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write_file(path, data)
+
+    monkeypatch.setattr(module, "write_file", full)
+    with pytest.raises(EnmaError, match=r"run\.zarr: cannot be written .*No space left"):
+        write(tmp_path / "run.zarr", contents(rng))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failure_leaves_the_store_that_was_there(tmp_path: Path, rng: np.random.Generator) -> None:
+    given = contents(rng)
+    path = tmp_path / "run.zarr"
+    write(path, given)
+    with pytest.raises(RuntimeError):
+        fail_after_one(path, contents(rng), RuntimeError("sampling failed"))
+    np.testing.assert_array_equal(stacked(read_forecast(path)), given["samples"])
+    assert [p.name for p in tmp_path.iterdir()] == ["run.zarr"]
+
+
+def test_a_store_is_replaced_only_when_asked(tmp_path: Path, rng: np.random.Generator) -> None:
+    path, old, new = tmp_path / "run.zarr", contents(rng), contents(rng, (9,))
+    write(path, old)
+    with pytest.raises(EnmaError, match=r"run\.zarr: exists; choose another --out, or replace it with --force"):
+        write(path, new)
+    np.testing.assert_array_equal(stacked(read_forecast(path)), old["samples"])
+    write(path, new, force=True)
+    np.testing.assert_array_equal(stacked(read_forecast(path)), new["samples"])
+    assert [p.name for p in tmp_path.iterdir()] == ["run.zarr"]
+
+
+def test_the_old_store_is_put_back_if_the_new_one_cannot_take_its_place(
+    tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, old = tmp_path / "run.zarr", contents(rng)
+    write(path, old)
+    move, moves = create.move, []
+
+    def fail(source: Path, target: Path) -> None:
+        moves.append(target)
+        if len(moves) == 2:
+            raise OSError(errno.EIO, "Input/output error")
+        move(source, target)
+
+    for make in (write, lambda path, given, force: create_unfinished_store(path, layout(rng), force=force)):
+        with monkeypatch.context() as patch:
+            patch.setattr(create, "move", fail)
+            with pytest.raises(EnmaError, match=r"run\.zarr: cannot be written .*Input/output error"):
+                make(path, contents(rng, (9,)), force=True)
+        assert len(moves) == 3
+        moves.clear()
+        np.testing.assert_array_equal(stacked(read_forecast(path)), old["samples"])
+        assert [p.name for p in tmp_path.iterdir()] == ["run.zarr"]
+
+
+def test_two_that_create_a_store_at_once_do_not_disturb_each_other(tmp_path: Path, rng: np.random.Generator) -> None:
+    path, given = tmp_path / "run.zarr", contents(rng)
+    samples = given.pop("samples")
+
+    def second() -> None:
+        with create_store(path, num_members=4, **given) as store:
+            store.put(0, samples[:1])
+            # The first one finishes in the meantime.
+            write(path, {**given, "samples": samples})
+
+    with pytest.raises(EnmaError, match=r"run\.zarr: exists; choose another --out, or replace it with --force"):
+        second()
+    np.testing.assert_array_equal(stacked(read_forecast(path)), samples)
+    assert [p.name for p in tmp_path.iterdir()] == ["run.zarr"]
+
+
+def _replace_and_die(path: Path, given: dict[str, Any]) -> None:
+    def move_and_die(source: Path, target: Path) -> None:
+        os.replace(source, target)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    create.move = move_and_die
+    write(path, given, force=True)
+
+
+def test_what_a_killed_creator_has_left_is_removed_by_the_next(tmp_path: Path, rng: np.random.Generator) -> None:
+    path, given = tmp_path / "run.zarr", contents(rng)
+    write(path, given)
+    process = multiprocessing.get_context("spawn").Process(target=_replace_and_die, args=(path, contents(rng)))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert not path.exists()
+    assert sorted(p.suffix for p in tmp_path.iterdir()) == [".creating", ".old", ".tmp"]
+    # The old store had no other place left.
+    with pytest.raises(EnmaError, match=r"run\.zarr: exists; choose another --out, or replace it with --force"):
+        write(path, contents(rng))
+    np.testing.assert_array_equal(stacked(read_forecast(path)), given["samples"])
+    assert [p.name for p in tmp_path.iterdir()] == ["run.zarr"]
+
+
+def test_what_a_live_creator_has_is_left_alone(tmp_path: Path, rng: np.random.Generator) -> None:
+    path, given = tmp_path / "run.zarr", contents(rng)
+    samples = given.pop("samples")
+    with create_store(path, num_members=4, force=True, **given) as store:
+        write(path, {**given, "samples": samples + 1})
+        remove_leftovers(path)
+        write(tmp_path / "run.zarr.other", {**given, "samples": samples})
+        assert store.path.is_dir()
+        store.put(0, samples)
+    np.testing.assert_array_equal(stacked(read_forecast(path)), samples)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["run.zarr", "run.zarr.other"]
+
+
+def test_a_link_beside_a_store_is_no_store_to_put_back(tmp_path: Path, rng: np.random.Generator) -> None:
+    other = tmp_path / "other.zarr"
+    write(other, contents(rng))
+    beside = f".run.zarr.{'0' * 16}"
+    (tmp_path / f"{beside}.old").symlink_to(other)
+    (tmp_path / f"{beside}.tmp").symlink_to(other)
+    (tmp_path / f"{beside}.creating").touch()
+    write(tmp_path / "run.zarr", contents(rng))
+    assert not (tmp_path / "run.zarr").is_symlink()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["other.zarr", "run.zarr"]
+    read_forecast(other)
+
+
+@pytest.mark.parametrize("kind", ["folder", "file", "other-zarr"])
+def test_nothing_else_is_ever_replaced(tmp_path: Path, rng: np.random.Generator, kind: str) -> None:
+    path = tmp_path / "precious"
+    if kind == "file":
+        path.write_text("keep")
+    elif kind == "folder":
+        path.mkdir()
+        (path / "notes").write_text("keep")
+    else:
+        xarray.Dataset({"u": ("x", [1.0])}).to_zarr(path, consolidated=False)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(EnmaError, match="precious: exists and is not a forecast store"):
+        write(path, contents(rng), force=True)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_impossible_place_is_one_clear_line(tmp_path: Path, rng: np.random.Generator) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(EnmaError, match=r"run\.zarr: cannot be written"):
+        write(tmp_path / "file" / "run.zarr", contents(rng))
