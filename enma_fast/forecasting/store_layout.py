@@ -18,7 +18,7 @@ from ..sampling.engine import PRECISIONS
 from ..sampling.settings import chosen_sampling
 from ..store.layout import POINTS, Layout
 from ..store.location import is_store
-from ..store.metadata import read_unchecked_metadata
+from ..store.metadata import read_metadata
 from ..utils.names import check_names
 from ..utils.system import versions
 from .file_forecast import FileForecast
@@ -76,7 +76,7 @@ def as_begun(request: ForecastRequest, out: Path | None) -> ForecastRequest:
     """The request, with ``auto`` as the number format of the store that it continues, if there is one."""
     if request.dtype != AUTO or out is None or not is_store(out):
         return request
-    begun = PRECISIONS.get(read_unchecked_metadata(out)["attributes"].get("precision"))
+    begun = PRECISIONS.get(read_metadata(out)["attributes"].get("precision"))
     return request if begun is None else replace(request, dtype=begun)
 
 

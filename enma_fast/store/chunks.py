@@ -87,15 +87,19 @@ def checksum(data: bytes, num_bytes: int, chunks: int = 1) -> int:
     return _crc32c(b"".join(data[(i + 1) * step - _CRC.size : (i + 1) * step] for i in range(chunks))) or 1
 
 
-def file_problem(path: Path, num_bytes: int, *, chunks: int, size: int | None) -> str | None:
-    """Like `chunk_problem`, for a file; a file that cannot be read is a problem too."""
+def checked_file(path: Path, num_bytes: int, *, chunks: int, size: int | None) -> tuple[str | None, int]:
+    """Read a file; returns its damage as `chunk_problem` does, and its checksum, 0 if it is not whole.
+
+    A file that cannot be read is damaged too.
+    """
     try:
         data = read_file(path)
     except FileNotFoundError:
-        return "missing"
+        return "missing", 0
     except OSError as error:
-        return f"cannot be read ({error.strerror})"
-    return chunk_problem(data, num_bytes, chunks=chunks, size=size)
+        return f"cannot be read ({error.strerror})", 0
+    wrong = chunk_problem(data, num_bytes, chunks=chunks, size=size)
+    return wrong, checksum(data, num_bytes, chunks) if wrong is None else 0
 
 
 def chunk_problem(data: bytes, num_bytes: int, *, chunks: int, size: int | None) -> str | None:

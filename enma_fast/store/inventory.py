@@ -8,8 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..utils.files import read_file
-from .chunks import checksum, file_problem
+from .chunks import checked_file
 from .layout import Layout, member_file, statistic_file
 
 
@@ -27,17 +26,17 @@ class StoredFile:
 
     def problem(self, recorded: int = 0) -> str | None:
         """Describe the damage of the file, or a checksum that is not the recorded one (0: none recorded); else None."""
-        wrong = file_problem(self.file, self.num_bytes, chunks=self.chunks, size=self.size)
-        if wrong is None and recorded and self._checksum() != recorded:
+        wrong, found = self._checked()
+        if wrong is None and recorded and found != recorded:
             return "another file: its checksum is not the one recorded"
         return wrong
 
     def checksum(self) -> int:
         """Compute the checksum of the file on disk; 0 if it is not whole."""
-        return 0 if self.problem() is not None else self._checksum()
+        return self._checked()[1]
 
-    def _checksum(self) -> int:
-        return checksum(read_file(self.file), self.num_bytes, self.chunks)
+    def _checked(self) -> tuple[str | None, int]:
+        return checked_file(self.file, self.num_bytes, chunks=self.chunks, size=self.size)
 
 
 def files_of(path: Path, layout: Layout) -> Iterator[StoredFile]:

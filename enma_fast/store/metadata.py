@@ -55,6 +55,7 @@ _OTHERS: dict[str, type] = {
     "history": str,
     "model": str,
     "task": str,
+    "precision": str,
     "seed": int,
 }
 
@@ -78,7 +79,9 @@ def read_unchecked_metadata(path: Path) -> dict[str, Any]:
         raise EnmaError(f"{path}: {state}; give one written by `enma-fast forecast`")
     try:
         root = read_json(path / METADATA)
-        return {**root, "attributes": dict(root["attributes"])}
+        if not isinstance(root["attributes"], dict):
+            raise ValueError("its attributes are no object")
+        return dict(root)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise EnmaError(
             f"{path}: cannot be read as Zarr ({first_line(error)}); remove it and forecast again"
@@ -214,17 +217,18 @@ def array_problem(array: Any) -> str | None:
         return "are not those of an array of Zarr v3"
     if dtype not in _DTYPES:
         return f"have the type {shown(dtype)}"
-    sizes = [*_list(shape), *_list(outer), *_list(inner or [])]
-    if not sizes or not all(_is_int(n) and 1 <= n < _LARGEST for n in sizes):
+    if not isinstance(shape, list) or not shape:
         return f"have the shape {shown(shape)}"
-    if not all(len(_list(values)) == len(shape) for values in (dims, outer, inner or outer)):
+    if not all(len(_list(values)) == len(shape) for values in (dims, outer, outer if inner is None else inner)):
         return "have a name, a size and a size of chunks not for each axis"
-    if not all(isinstance(text, str) for text in (*dims, *attributes, *attributes.values())):
+    if not all(_is_int(n) and 1 <= n < _LARGEST for n in (*shape, *outer, *(inner or ()))):
+        return f"have the shape {shown(shape)} in chunks of {shown(outer)}"
+    if not isinstance(attributes, dict) or not all(isinstance(text, str) for text in (*dims, *attributes.values())):
         return "have attributes that are no text"
     if len(shape) == 1 and (outer != shape or shape[0] > _LONGEST_AXIS):
         return f"have the shape {shown(shape)} in chunks of {shown(outer)}"
     shard = None if inner is None else outer
-    if array != array_metadata(np.dtype(dtype), shape, inner or outer, shard, dims, attributes):
+    if array != array_metadata(np.dtype(dtype), shape, outer if inner is None else inner, shard, dims, attributes):
         return "have other codecs, or other keys"
     if math.prod(outer) * np.dtype(dtype).itemsize > memory():
         return f"have chunks of the shape {shown(outer)}, larger than the memory"
@@ -255,12 +259,17 @@ def _check_variables(attributes: Mapping[str, Any], arrays: Any, sizes: Mapping[
     for name in arrays.keys() - expected.keys() - optional.keys():
         if arrays[name]["dimension_names"] != ["trajectory"]:
             refuse(f"its {name} is along {', '.join(arrays[name]['dimension_names'])}")
+    for name in ("trajectory", "realization"):
+        if name in arrays and not arrays[name]["data_type"].startswith("int"):
+            refuse(f"its {name} are no whole numbers")
     if sizes["trajectory"] * attributes["num_members"] > _MOST_UNITS:
         refuse(f"it holds {sizes['trajectory']} trajectories of {attributes['num_members']} members")
-    for name in channels if "members" in keeps else ():
-        shard, chunk = attributes["shard"], arrays[name]["chunk_grid"]["configuration"]["chunk_shape"]
-        if sizes["realization"] != attributes["num_members"] or chunk[:2] != [1, shard]:
-            refuse(f"its {name} holds {sizes['realization']} members in files of {chunk[1]}, not as its attributes say")
+    if "members" in keeps and sizes["realization"] != attributes["num_members"]:
+        refuse(f"it holds {sizes['realization']} members, and {attributes['num_members']} by its attributes")
+    for name, array in arrays.items():
+        shape, chunk = array["shape"], array["chunk_grid"]["configuration"]["chunk_shape"]
+        if len(shape) > 1 and chunk != [1, attributes["shard"] if name in channels else shape[1], *shape[2:]]:
+            refuse(f"its {name} of the shape {shown(shape)} is in files of {shown(chunk)}")
 
 
 def _list(values: Any) -> Sequence[Any]:

@@ -289,3 +289,13 @@ def test_auto_is_what_the_store_was_begun_with(
     assert contents(out) == before
     start(data, out, **common, force=True).execute()
     assert read_forecast(out).attrs["precision"] == "fp32"
+
+
+def test_a_store_whose_number_format_is_no_text_is_refused(data: FieldFile, tmp_path: Path) -> None:
+    out, common = tmp_path / "run.zarr", {"trajectories": [7], "num_members": 2, "precision": "auto"}
+    start(data, out, **common).execute()
+    root = json.loads((out / "zarr.json").read_text())
+    root["attributes"]["precision"] = ["fp32"]
+    (out / "zarr.json").write_text(json.dumps(root))
+    with pytest.raises(EnmaError, match=r"run\.zarr: its attribute precision is \['fp32'\], which enma_fast does not"):
+        start(data, out, **common)

@@ -12,7 +12,7 @@ import pytest
 import zarr
 from zarr.codecs import Crc32cCodec
 
-from enma_fast.store.chunks import DiskSync, array_metadata, encode_chunk, encode_shard, file_problem, synced
+from enma_fast.store.chunks import DiskSync, array_metadata, checked_file, checksum, encode_chunk, encode_shard, synced
 from enma_fast.utils.files import write_file
 
 
@@ -60,21 +60,21 @@ def test_any_order_of_axes_and_bytes_is_written_alike(rng: np.random.Generator) 
 def test_damage_is_seen(tmp_path: Path, rng: np.random.Generator, size: int | None) -> None:
     chunks = [rng.normal(size=(3, 4)).astype(np.float32) for _ in range(1 if size is None else 2)]
     path, options = tmp_path / "c", {"num_bytes": 48, "chunks": len(chunks), "size": size}
-    assert file_problem(path, **options) == "missing"
+    assert checked_file(path, **options) == ("missing", 0)
     data = encode_chunk(chunks[0]) if size is None else encode_shard(chunks, size)
     path.write_bytes(data)
-    assert file_problem(path, **options) is None
+    assert checked_file(path, **options) == (None, checksum(data, 48, len(chunks)))
     for i in range(len(data)):
         flipped = bytearray(data)
         flipped[i] ^= 1 << i % 8
         path.write_bytes(flipped)
-        assert file_problem(path, **options) == "flipped: its CRC-32C differs", i
+        assert checked_file(path, **options) == ("flipped: its CRC-32C differs", 0), i
     for torn in (data[:-1], b"", data + b"\0"):
         path.write_bytes(torn)
-        assert file_problem(path, **options) == f"torn: {len(torn)} bytes of {len(data)}"
+        assert checked_file(path, **options) == (f"torn: {len(torn)} bytes of {len(data)}", 0)
     path.unlink()
     path.mkdir()
-    assert file_problem(path, **options) == "cannot be read (Is a directory)"
+    assert checked_file(path, **options) == ("cannot be read (Is a directory)", 0)
 
 
 def test_a_file_that_could_not_be_written_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

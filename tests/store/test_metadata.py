@@ -131,7 +131,36 @@ CHANGES: dict[str, Callable[[Root], Any]] = {
     "a lost coordinate": lambda root: arrays(root).pop("time"),
     "a lost variable": lambda root: arrays(root).pop("u"),
     "axes of another order": lambda root: arrays(root)["u"]["dimension_names"].reverse(),
+    "pairs in place of attributes": lambda root: root.update(attributes=[["enma_fast_forecast", 1], [5, 6]]),
+    "arrays that are a list": lambda root: root["consolidated_metadata"].update(metadata=[[1, {}], ["u", {}]]),
+    "trajectories that are no numbers": lambda root: arrays(root)["trajectory"].update(
+        data_type="float64", fill_value="NaN"
+    ),
+    "a truth in other chunks": lambda root: arrays(root)["u_truth"]["chunk_grid"]["configuration"].update(
+        chunk_shape=[1, 1, 7]
+    ),
     "attributes that are no text": lambda root: arrays(root)["u"]["attributes"].update(long_name=[1]),
+    **{
+        f"{key} of {name} is {value!r}": lambda root, name=name, key=key, value=value: arrays(root)[name].update(
+            {key: value}
+        )
+        for name in ("u", "time")
+        for key, values in {
+            "shape": [5, None, [], "57", {"5": 7}, [True], [0], [[5]]],
+            "attributes": [[], None, 3, "text", [["long_name", "u"]]],
+            "dimension_names": [None, "time", [5], {"time": 1}],
+            "codecs": [None, {}, [[]], [None]],
+            "chunk_grid": [None, [], {"configuration": []}],
+        }.items()
+        for value in values
+    },
+    **{
+        f"chunks of {name} of {value!r}": lambda root, name=name, value=value: arrays(root)[name]["chunk_grid"].update(
+            configuration={"chunk_shape": value}
+        )
+        for name in ("u", "time")
+        for value in (0, None, [], [0], [1, 1, 5], [1, 1, 0, 7], "1157", {"5": 5})
+    },
     **{
         f"{name} {value!r}"[:50]: lambda root, name=name, value=value: root["attributes"].update({name: value})
         for name, values in {
@@ -146,6 +175,7 @@ CHANGES: dict[str, Callable[[Root], Any]] = {
             "observed_frames": ["three", 1.5, -1],
             "task": [1],
             "model": [{}],
+            "precision": [["fp32"], {}, 32, None],
             "seed": [{"a": 1}, [[1]]],
         }.items()
         for value in values
