@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..errors import EnmaError, first_line
 from ..utils.extras import load_extra
-from .chunks import chunk_name
+from ..utils.files import read_file
+from .chunks import chunk_name, chunk_problem
 from .layout import DAMAGED, LEDGER, Layout
 from .metadata import AXES, read_json, read_metadata, repeated
 
@@ -80,17 +83,17 @@ def is_missing(path: Path, dataset: Any, name: str, place: int, member: int) -> 
 def read_layout(path: Path) -> Layout:
     """Read the layout of the store at `path` from its metadata: without observations, truth and columns.
 
-    `EnmaError` as `read_forecast` with `partial`, or if a coordinate is damaged.
+    A coordinate whose file is damaged has the values 0, 1, ... there. `EnmaError` as `read_metadata`.
     """
-    dataset = read_forecast(path, partial=True)
-    attributes = dataset.attrs
+    root = read_metadata(path)
+    attributes, arrays = root["attributes"], root["consolidated_metadata"]["metadata"]
+    keeps = attributes["keeps"].split(", ")
     try:
-        keeps = attributes["keeps"].split(", ")
         return Layout(
             channels=attributes["channels"],
-            times=dataset["time"].to_numpy(),
-            coords=[dataset[axis].to_numpy() for axis in AXES if axis in dataset.coords],
-            trajectories=dataset["trajectory"].to_numpy().tolist(),
+            times=_coordinate(path, "time", arrays["time"]),
+            coords=[_coordinate(path, axis, arrays[axis]) for axis in AXES if axis in arrays],
+            trajectories=_coordinate(path, "trajectory", arrays["trajectory"]).tolist(),
             num_members=attributes["num_members"],
             first_member=attributes["first_member"],
             keep_members="members" in keeps,
@@ -100,12 +103,19 @@ def read_layout(path: Path) -> Layout:
             thresholds=attributes["thresholds"],
             attributes=attributes,
         )
-    except Exception as error:
-        # A coordinate is damaged, or another program wrote the metadata.
-        reason = first_line(error)
-        raise EnmaError(
-            f"{path}: its metadata cannot be read ({reason}); write the forecast again with --force"
-        ) from error
+    except EnmaError as error:
+        raise EnmaError(f"{path}: {error}") from None
+
+
+def _coordinate(path: Path, name: str, array: Mapping[str, Any]) -> np.ndarray:
+    """Values of a coordinate, which is in one file."""
+    (count,), dtype = array["shape"], np.dtype(array["data_type"]).newbyteorder("<")
+    try:
+        data = read_file(path / name / chunk_name(0))
+    except OSError:
+        return np.arange(count)
+    whole = chunk_problem(data, count * dtype.itemsize, chunks=1, size=None) is None
+    return np.frombuffer(data, dtype, count) if whole else np.arange(count)
 
 
 def damaged_files(path: Path) -> list[str]:

@@ -6,8 +6,8 @@ its other damaged files; the command that wrote the store then writes these agai
 
 from __future__ import annotations
 
-import itertools
 import json
+import math
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -31,7 +31,6 @@ from .metadata import (
     DIGEST,
     METADATA,
     STATISTICS,
-    array_problem,
     digest_of,
     is_protected,
     read_json,
@@ -40,9 +39,6 @@ from .metadata import (
     require_format,
 )
 from .read import damaged_files, read_layout
-
-# Most files of one array that are reported.
-_MOST = 1000
 
 
 @dataclass(frozen=True)
@@ -80,12 +76,11 @@ def check_store(path: str | Path, *, progress: Callable[[int, int], None] | None
         noted, found = damaged_files(path), []
     except EnmaError:
         noted, found = [], [Damage(DAMAGED, "cannot be read", "names of damaged files", range(0))]
-    found += [replace(damage, marked=damage.file in noted) for damage in _damage_outside_ledger(path, root)]
+    found += [replace(damage, marked=damage.file in noted) for damage in _damaged_metadata(path, root)]
     try:
-        read_metadata(path)
-        layout = read_layout(path)
+        root, layout = read_metadata(path), read_layout(path)
     except EnmaError:
-        # The store cannot be opened without its coordinates, which are among the files found damaged.
+        # No run has written such metadata, and none can repair them; what other files hold is not known.
         if found:
             return found
         raise
@@ -98,7 +93,9 @@ def check_store(path: str | Path, *, progress: Callable[[int, int], None] | None
         ledger.close()
     # After the ledger: a run that is under way records a checksum before it marks the unit.
     recorded, lost = _recorded(path, root, layout)
-    found += [Damage(CHECKSUMS, problem, "checksums of all files", range(0), CHECKSUMS in noted) for problem in lost]
+    outside = [*_damaged_outside_ledger(path, root, recorded)]
+    outside += [Damage(CHECKSUMS, problem, "checksums of all files", range(0)) for problem in lost]
+    found += [replace(damage, marked=damage.file in noted) for damage in outside]
     if not set(noted) <= {damage.file for damage in found}:
         found.append(Damage(DAMAGED, "names files that are whole", "names of damaged files", range(0)))
     count = layout.num_files()
@@ -120,25 +117,22 @@ def mark_damaged(path: str | Path, found: list[Damage]) -> None:
     """Mark damaged files, so that the command that wrote the store repairs them.
 
     Files are checked once more, since the store may have been repaired or written again after they were found.
-    `EnmaError` if a run is writing the store, or it cannot be written.
+    `EnmaError` if a run is writing the store, if it cannot be written, or if its metadata are such as no run writes.
     """
     path = real_path(path)
     names = {damage.file for damage in found if damage.units}
     with RunLock(path, f"verify {uuid.uuid4().hex}"):
         try:
             with synced(path):
-                root = read_unchecked_metadata(path)
-                fixed = sorted(damage.file for damage in _damage_outside_ledger(path, root))
-                layout = None
-                with suppress(EnmaError):
-                    layout = read_layout(path)
-                recorded, lost = (None, []) if layout is None else _recorded(path, root, layout)
-                fixed += [CHECKSUMS for _ in lost]
+                root, layout = read_metadata(path), read_layout(path)
+                recorded, lost = _recorded(path, root, layout)
+                outside = [*_damaged_metadata(path, root), *_damaged_outside_ledger(path, root, recorded)]
+                fixed = sorted(damage.file for damage in outside) + [CHECKSUMS for _ in lost]
                 if fixed:
                     write_file(path / DAMAGED, json.dumps(fixed).encode())
                 else:
                     (path / DAMAGED).unlink(missing_ok=True)
-                if layout is not None and names:
+                if names:
                     _mark_units(path, layout, names, recorded)
         except OSError as error:
             raise EnmaError(f"{path}: cannot be written ({error}); copy it to where it can") from error
@@ -174,72 +168,53 @@ def _recorded(path: Path, root: dict[str, Any], layout: Layout) -> tuple[np.ndar
         return None, [first_line(error)]
 
 
-def _damage_outside_ledger(path: Path, root: dict[str, Any]) -> Iterator[Damage]:
-    """Yield damage in the attributes, the metadata of arrays, coordinates, columns, observations and truth."""
+def _damaged_metadata(path: Path, root: dict[str, Any]) -> Iterator[Damage]:
+    """Yield damage in the attributes of the store and in the metadata of its arrays."""
     attributes = root["attributes"]
     if is_protected(attributes) and attributes.get(DIGEST) != digest_of(attributes):
         yield Damage(METADATA, "flipped: its attributes have another digest", "attributes of the store", range(0))
     try:
-        arrays = dict(root["consolidated_metadata"]["metadata"])
-    except (ValueError, KeyError, TypeError):
+        arrays = sorted(root["consolidated_metadata"]["metadata"].items())
+    except (KeyError, TypeError, AttributeError):
         # Opening the store reports the problem.
         return
-    places, recorded = _places_outside_ledger(root), None
-    # A problem in the checksums is reported together with the members.
-    with suppress(OSError, ValueError):
-        recorded = read_checksums(path)
-        recorded = recorded if len(recorded) >= _num_files_outside_ledger(root) else None
-    for name, array in sorted(arrays.items()):
+    for name, array in arrays:
         if name_problem(name) is not None:
             continue
         # The store holds the metadata of an array twice.
-        file = path / name / METADATA
         try:
-            wrong = None if read_json(file) == array else "differs from the metadata of the store"
+            wrong = None if read_json(path / name / METADATA) == array else "differs from the metadata of the store"
         except (OSError, ValueError) as error:
             wrong = "missing" if isinstance(error, FileNotFoundError) else "cannot be read"
         if wrong is not None:
-            yield Damage(f"{name}/{file.name}", wrong, f"metadata of {name}", range(0))
-            continue
-        if name in places:
-            files = _damaged_chunks(path, name, array, places[name], recorded)
-            yield from itertools.islice(files, _MOST)
+            yield Damage(f"{name}/{METADATA}", wrong, f"metadata of {name}", range(0))
 
 
-def _damaged_chunks(
-    path: Path, name: str, array: dict[str, Any], first: int, recorded: np.ndarray | None
-) -> Iterator[Damage]:
-    """Yield the damaged chunk files of an array; `first` is the place of its first file among the checksums."""
-    chunk = array["chunk_grid"]["configuration"]["chunk_shape"]
-    num_bytes = np.dtype(array["data_type"]).itemsize * int(np.prod(chunk))
-    for place, index in enumerate(np.ndindex(*_chunks_along(array)), start=first):
-        stored = StoredFile(path / name / chunk_name(*index), name, range(0), num_bytes)
-        wrong = stored.problem(0 if recorded is None else int(recorded[place]))
-        if wrong is not None:
-            yield Damage(f"{name}/{stored.file.name}", wrong, name, range(0))
+def _damaged_outside_ledger(path: Path, root: dict[str, Any], recorded: np.ndarray | None) -> Iterator[Damage]:
+    """Yield the damaged files of coordinates, columns, observations and truth; `root` has been checked."""
+    arrays = root["consolidated_metadata"]["metadata"]
+    place = -_num_files_outside_ledger(root)
+    for name in _names_outside_ledger(root):
+        chunk = arrays[name]["chunk_grid"]["configuration"]["chunk_shape"]
+        num_bytes = np.dtype(arrays[name]["data_type"]).itemsize * int(np.prod(chunk))
+        for index in np.ndindex(*_chunks_along(arrays[name])):
+            stored = StoredFile(path / name / chunk_name(*index), name, range(0), num_bytes)
+            wrong = stored.problem(0 if recorded is None else int(recorded[place]))
+            if wrong is not None:
+                yield Damage(f"{name}/{stored.file.name}", wrong, name, range(0))
+            place += 1
 
 
-def _places_outside_ledger(root: dict[str, Any]) -> dict[str, int]:
-    """Place among the checksums, counted from the end, of the first file of each array that is written once."""
-    try:
-        arrays, channels = dict(root["consolidated_metadata"]["metadata"]), list(root["attributes"]["channels"])
-    except (ValueError, KeyError, TypeError):
-        return {}
-    own = {*map(str, channels), *(f"{name}_{kind}" for name in channels for kind in STATISTICS)}
-    counts = {
-        name: int(np.prod(_chunks_along(array)))
-        for name, array in sorted(arrays.items())
-        if name not in own and name_problem(name) is None and array_problem(array) is None
-    }
-    place, found = -sum(counts.values()), {}
-    for name, count in counts.items():
-        found[name] = place
-        place += count
-    return found
+def _names_outside_ledger(root: dict[str, Any]) -> list[str]:
+    """Names of the arrays that are written once, in the order of their checksums."""
+    channels = root["attributes"]["channels"]
+    own = {*channels, *(f"{name}_{kind}" for name in channels for kind in STATISTICS)}
+    return sorted(root["consolidated_metadata"]["metadata"].keys() - own)
 
 
 def _num_files_outside_ledger(root: dict[str, Any]) -> int:
-    return -min(_places_outside_ledger(root).values(), default=0)
+    arrays = root["consolidated_metadata"]["metadata"]
+    return sum(math.prod(_chunks_along(arrays[name])) for name in _names_outside_ledger(root))
 
 
 def _chunks_along(array: dict[str, Any]) -> tuple[int, ...]:

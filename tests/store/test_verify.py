@@ -1,6 +1,7 @@
 """Verifying a store: damage is found, marked and repaired, and only damage is marked."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -12,13 +13,15 @@ import pytest
 from enma_fast.cli import main
 from enma_fast.errors import EnmaError
 from enma_fast.store import verify
-from enma_fast.store.checksums import CHECKSUMS
+from enma_fast.store.checksums import CHECKSUMS, read_checksums, write_checksums
 from enma_fast.store.create import create_store, create_unfinished_store
 from enma_fast.store.forecast_store import ForecastStore
-from enma_fast.store.layout import LEDGER, Layout
+from enma_fast.store.inventory import files_of
+from enma_fast.store.layout import DAMAGED, LEDGER, Layout
 from enma_fast.store.ledger import Ledger
 from enma_fast.store.metadata import DIGEST, METADATA
-from enma_fast.store.read import read_forecast
+from enma_fast.store.read import read_forecast, read_layout
+from enma_fast.store.repair import repair
 from enma_fast.store.verify import check_store, mark_damaged
 
 from .._files import contents
@@ -218,3 +221,156 @@ def test_damaged_attributes_are_repaired_by_their_own_command_alone(test_in: Pat
         prepare(test_in, out, checkpoint=tiny, num_members=2, trajectories=[0], seed=2).execute()
     prepare(test_in, out, checkpoint=tiny, num_members=2, trajectories=[0]).execute()
     assert contents(out) == whole
+
+
+@pytest.fixture(scope="module")
+def written(test_in: Path, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of a run, with truth, observations and statistics."""
+    out = tmp_path_factory.mktemp("written") / "run.zarr"
+    again(test_in, tiny, out)
+    return out
+
+
+def again(test_in: Path, tiny: Path, out: Path) -> int:
+    """Run the command of that store; returns how many members it sampled."""
+    run = prepare(test_in, out, checkpoint=tiny, num_members=3, trajectories=[0, 3], quantiles=(0.5,))
+    return int(run.execute()["members_sampled"])
+
+
+ARRAYS = ["u_truth", "u_observed", "trajectory", "realization", "time", "x", "alpha", "u", "u_quantile"]
+
+
+@pytest.mark.each_value
+@pytest.mark.parametrize("what", ["folder", "metadata and chunks", "chunks"])
+@pytest.mark.parametrize("name", ARRAYS)
+def test_an_array_that_is_lost_is_found_with_all_else_and_repaired(
+    test_in: Path, tiny: Path, tmp_path: Path, written: Path, name: str, what: str
+) -> None:
+    out = tmp_path / "run.zarr"
+    shutil.copytree(written, out)
+    whole = contents(out)
+    lost = {file for file in whole if file.startswith(f"{name}/")} - (
+        {f"{name}/{METADATA}"} if what == "chunks" else set()
+    )
+    if what == "folder":
+        shutil.rmtree(out / name)
+    else:
+        for file in lost:
+            (out / file).write_bytes(whole[file][:-1])
+    # A member is damaged too, whatever else cannot be read.
+    (out / "u" / "c.1.2.0.0").unlink(missing_ok=True)
+    lost.add("u/c.1.2.0.0")
+    found = check_store(out)
+    assert {damage.file for damage in found} == lost
+    mark_damaged(out, found)
+    assert {damage.file for damage in check_store(out) if damage.marked} >= lost
+    assert again(test_in, tiny, out) == (6 if name == "u" else 1)
+    assert contents(out) == whole
+    assert check_store(out) == []
+
+
+def many(path: Path, trajectories: int) -> Layout:
+    """A store of so many trajectories with truth, and one member of one value each."""
+    truth = np.arange(trajectories, dtype=np.float32).reshape(-1, 1, 1, 1)
+    given = {"channels": ("u",), "times": [0.0], "coords": [np.zeros(1)], "num_members": 1}
+    made = Layout(**given, trajectories=range(trajectories), truth=truth)
+    with create_store(path, made) as store:
+        store.put(0, truth[:, None])
+    return made
+
+
+def test_all_damage_is_marked_and_repaired_however_much_it_is(tmp_path: Path) -> None:
+    store = tmp_path / "run.zarr"
+    made = many(store, 1003)
+    whole = contents(store)
+    shutil.rmtree(store / "u_truth")
+    found = check_store(store)
+    assert len(found) == 1004
+    mark_damaged(store, found)
+    assert len(json.loads((store / DAMAGED).read_text())) == 1004
+    repair(store, made)
+    assert contents(store) == whole
+    assert check_store(store) == []
+
+
+@pytest.mark.parametrize("file", ["u_truth/c.2.0.0", "alpha/c.0", "x/zarr.json", CHECKSUMS])
+def test_what_is_damaged_after_the_mark_is_repaired_with_the_rest(tmp_path: Path, file: str) -> None:
+    """Without the list of damaged files the store counts as whole."""
+    store = tmp_path / "run.zarr"
+    made = replace(many(store, 3), columns={"alpha": np.array([0.5, 0.7, 0.9])})
+    with create_store(store, made, force=True) as again:
+        again.put(0, np.ones((3, 1, 1, 1, 1), np.float32))
+    whole = contents(store)
+    (store / "time" / "c.0").unlink()
+    mark_damaged(store, check_store(store))
+    (store / file).write_bytes(whole[file][:-1])
+    repair(store, made)
+    assert contents(store) == whole
+    assert check_store(store) == []
+
+
+def test_a_wrong_checksum_of_what_is_written_once_is_recorded_again(tmp_path: Path) -> None:
+    store = tmp_path / "run.zarr"
+    made = many(store, 3)
+    whole = contents(store)
+    values = read_checksums(store).copy()
+    values[-1] ^= 1
+    write_checksums(store, values)
+    found = check_store(store)
+    assert [damage.file for damage in found] == ["x/c.0"]
+    mark_damaged(store, found)
+    repair(store, made)
+    assert contents(store) == whole
+
+
+def test_an_array_that_the_metadata_have_lost_is_repaired(tmp_path: Path) -> None:
+    """Its own files are damaged too, and nothing but the metadata names them."""
+    store = tmp_path / "run.zarr"
+    made = many(store, 3)
+    whole = contents(store)
+    root = json.loads(whole[METADATA])
+    del root["consolidated_metadata"]["metadata"]["u_truth"]
+    (store / METADATA).write_text(json.dumps(root))
+    (store / "u_truth" / "c.1.0.0").unlink()
+    found = check_store(store)
+    assert [damage.file for damage in found] == [CHECKSUMS]
+    mark_damaged(store, found)
+    repair(store, made)
+    assert contents(store) == whole
+    assert check_store(store) == []
+
+
+def test_a_store_whose_members_cannot_be_checked_is_not_marked(store: Path) -> None:
+    """It would be taken for whole when what was marked is repaired."""
+    (store / "time" / METADATA).unlink()
+    os.mkfifo(store / "u" / "c.9")
+    found = check_store(store)
+    assert [damage.file for damage in found] == [f"time/{METADATA}"]
+    with pytest.raises(EnmaError, match=r"u/'c\.9' is neither a file nor a folder; remove it"):
+        mark_damaged(store, found)
+    assert not (store / DAMAGED).exists()
+
+
+def test_each_file_is_read_once(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened, original = [], os.open
+
+    def opening(path: Any, *arguments: Any, **options: Any) -> int:
+        opened.append(str(path))
+        return original(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", opening)
+    for i, part in enumerate(files_of(store, layout(3))):
+        recorded = int(read_checksums(store)[i])
+        opened.clear()
+        assert part.problem(recorded) is None
+        assert part.checksum() == recorded
+        assert opened == [str(part.file)] * 2
+
+
+def test_the_layout_is_known_without_coordinates(store: Path) -> None:
+    for name in ("time", "x", "trajectory"):
+        shutil.rmtree(store / name)
+    found = read_layout(store)
+    assert found.frame_shape == (5, 7)
+    assert found.trajectories == [0, 1]
+    assert (found.num_units, found.num_files()) == (6, 6)
