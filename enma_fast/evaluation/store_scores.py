@@ -29,6 +29,7 @@ from ..models.checkpoint import read_tensors, sha256, write_tensors
 from ..store.layout import OUTSIDE, POINTS
 from ..store.metadata import READINGS
 from ..store.read import is_missing, read_forecast
+from ..utils.names import SPACE
 from ..utils.system import versions
 from ..utils.text import counted, times
 from .channel_scores import ChannelPart, ChannelScores
@@ -185,7 +186,7 @@ def check_truth_file(path: Path, dataset: Any, file: Path, numbers: Sequence[int
 
     data = read(file, select=held)
     seen, channels = int(attrs["observed_frames"]), list(attrs["channels"])
-    axes = [name for name in "xyz" if name in dataset.dims]
+    axes = [name for name in SPACE if name in dataset.dims]
     grid, expected = data.u.shape[2:-1], tuple(dataset.sizes[name] for name in axes)
     if list(data.channels) != channels:
         raise EnmaError(f"{file}: its fields are {', '.join(data.channels)}; {path} forecasts {', '.join(channels)}")

@@ -12,9 +12,10 @@ import numpy as np
 
 from ..errors import EnmaError
 from ..utils.extras import load_extra
+from ..utils.names import SPACE
 from ..utils.text import shortened
 from .layout import FINGERPRINT, OUTSIDE, Layout, store_attributes
-from .metadata import AXES, DIGEST, METADATA, digest_of, is_protected, read_metadata
+from .metadata import DIGEST, METADATA, digest_of, is_protected, read_metadata
 from .read import check_coordinate, damaged_files, zarr_errors
 
 # The fingerprint of a CPU, a hash of sampled bits; that of a GPU lists settings.
@@ -42,7 +43,7 @@ def differences(path: Path, layout: Layout, *, complete: Callable[[], Layout] | 
             raise EnmaError(f"{path}: its attributes are damaged; run: enma-fast verify {path} --mark")
         differing = []
     axes = {"trajectory": np.asarray(layout.trajectories), "time": np.asarray(layout.times, np.float64)}
-    for name, values in (axes | dict(zip(AXES, layout.coords, strict=False))).items():
+    for name, values in (axes | dict(zip(SPACE, layout.coords, strict=False))).items():
         if not any(file.startswith(f"{name}/") for file in damaged) and not _holds(path, name, values):
             differing.append("its trajectories differ" if name == "trajectory" else f"its coordinate {name} differs")
     # Most other differences change the hash of the input too.

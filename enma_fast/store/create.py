@@ -18,13 +18,14 @@ import numpy as np
 from ..errors import EnmaError
 from ..utils.extras import load_extra
 from ..utils.files import make_folder, make_parents, move, remove, remove_empty, write_file
+from ..utils.names import SPACE
 from .checksums import write_checksums
 from .chunks import array_metadata, checksum, chunk_name, encode_chunk, synced
 from .forecast_store import ForecastStore
 from .layout import LEDGER, Layout, store_attributes
 from .ledger import write_ledger
 from .location import own_name, real_path, remove_dead, require_replaceable
-from .metadata import AXES, METADATA, READINGS, STATISTICS
+from .metadata import METADATA, READINGS, STATISTICS
 
 
 @contextmanager
@@ -106,7 +107,7 @@ def empty_store(path: Path, layout: Layout) -> Iterator[None]:
 def _write_empty_store(path: Path, layout: Layout) -> None:
     """Write metadata, coordinates, columns, observations and truth."""
     group = _NewGroup(path)
-    axes = AXES[: len(layout.coords)]
+    axes = SPACE[: len(layout.coords)]
     _write_coordinates(group, layout)
     no_unit = {"units": "1"} if layout.dimensionless else {}
     for name, column in layout.columns.items():
@@ -186,7 +187,7 @@ def _write_coordinates(group: _NewGroup, layout: Layout) -> None:
     if layout.observed_coords is not None:
         numbers, text = np.arange(layout.observed_coords.shape[2]), "number of the reading in its frame"
         _write_array(group, READINGS, (READINGS,), numbers, long_name=text, units="1")
-    for name, positions in zip(AXES, layout.coords, strict=False):
+    for name, positions in zip(SPACE, layout.coords, strict=False):
         axes[name] = (positions, f"position along {name}", name.upper())
     if layout.statistics and len(layout.quantiles):
         axes["quantile"] = (layout.quantiles, "probability of a value below", "")

@@ -34,9 +34,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..errors import EnmaError
-from ..utils.names import check_names, name_twice
+from ..utils.names import SPACE, check_names, name_twice
 from .chunks import chunk_name
-from .metadata import AXES, DIGEST, FORMAT, FORMAT_VERSION, METADATA, READINGS, STATISTICS, digest_of
+from .metadata import DIGEST, FORMAT, FORMAT_VERSION, METADATA, READINGS, STATISTICS, digest_of
 
 LEDGER, DAMAGED = ".unfinished", ".damaged"
 # Attributes: the trajectories whose observed frames lie outside what the model was trained on, a hash of the arithmetic
@@ -97,11 +97,11 @@ class Layout:
 
     def _other_names(self) -> list[str]:
         """Names of the axes that the store has, and of the metadata file beside them."""
-        axes = ["trajectory", "time", *AXES[: len(self.coords)], METADATA]
+        axes = ["trajectory", "time", *SPACE[: len(self.coords)], METADATA]
         axes += ["realization"] if self.keep_members else []
         axes += [] if self.observed is None else ["observed_time"]
         if self.observed_coords is not None:
-            axes += [READINGS, *(f"{axis}_observed" for axis in AXES[: len(self.coords)])]
+            axes += [READINGS, *(f"{axis}_observed" for axis in SPACE[: len(self.coords)])]
         axes += ["quantile"] if len(self.quantiles) else []
         axes += ["threshold"] if len(self.thresholds) else []
         return axes

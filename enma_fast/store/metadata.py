@@ -21,7 +21,7 @@ import numpy as np
 
 from ..errors import EnmaError, first_line
 from ..utils.files import read_file
-from ..utils.names import check_names
+from ..utils.names import SPACE, check_names
 from ..utils.system import memory
 from ..utils.text import shown
 from .chunks import array_metadata
@@ -30,7 +30,6 @@ FORMAT = "enma_fast_forecast"
 FORMAT_VERSION = 1
 METADATA = "zarr.json"
 DIGEST = "attributes_sha256"
-AXES = ("x", "y", "z")
 # The axis of readings at scattered points.
 READINGS = "observed_point"
 # Statistic -> its own axis, long name and CF cell method (CF has none for the last two).
@@ -238,7 +237,7 @@ def array_problem(array: Any) -> str | None:
 def _check_variables(attributes: Mapping[str, Any], arrays: Any, sizes: Mapping[str, int], refuse: Any) -> None:
     """Check that the store has the variables of a forecast, with the right axes, and a coordinate for each axis."""
     channels, keeps = attributes["channels"], attributes["keeps"].split(", ")
-    frames = ("time", *(axis for axis in AXES if axis in sizes))
+    frames = ("time", *(axis for axis in SPACE if axis in sizes))
     expected: dict[str, tuple[str, ...]] = {"trajectory": ("trajectory",), **{name: (name,) for name in sizes}}
     optional: dict[str, tuple[str, ...]] = {}
     seen_at = frames[1:]

@@ -12,9 +12,10 @@ import numpy as np
 from ..errors import EnmaError, first_line
 from ..utils.extras import load_extra
 from ..utils.files import read_file
+from ..utils.names import SPACE
 from .chunks import chunk_name, chunk_problem
 from .layout import DAMAGED, LEDGER, Layout
-from .metadata import AXES, read_json, read_metadata, repeated
+from .metadata import read_json, read_metadata, repeated
 
 
 def read_forecast(path: str | Path, *, partial: bool = False) -> Any:
@@ -92,7 +93,7 @@ def read_layout(path: Path) -> Layout:
         return Layout(
             channels=attributes["channels"],
             times=_coordinate(path, "time", arrays["time"]),
-            coords=[_coordinate(path, axis, arrays[axis]) for axis in AXES if axis in arrays],
+            coords=[_coordinate(path, axis, arrays[axis]) for axis in SPACE if axis in arrays],
             trajectories=_coordinate(path, "trajectory", arrays["trajectory"]).tolist(),
             num_members=attributes["num_members"],
             first_member=attributes["first_member"],
