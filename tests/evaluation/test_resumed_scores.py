@@ -28,7 +28,7 @@ from enma_fast.models import checkpoint
 from enma_fast.evaluation import store_scores
 
 moment, store, truth = sys.argv[1:]
-parts, replace = store_scores._parts, os.replace
+parts, rename = store_scores._parts, os.rename
 
 def kill(*_):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -40,12 +40,12 @@ def torn(path, dataset, place, truth_of):
         yield part
 
 def late(source, target, **folders):
-    return kill() if os.path.basename(target) == "run.zarr.scores" else replace(source, target, **folders)
+    return kill() if os.path.basename(target) == "run.zarr.scores" else rename(source, target, **folders)
 
 if moment == "reading":
     store_scores._parts = torn
 elif moment == "saving":
-    os.replace = late
+    os.rename = late
 elif moment == "finishing":
     store_scores._remove = kill
 store_scores.score_store(store, truth=truth, progress=lambda done, _: kill() if (moment, done) == ("saved", 3) else 0)
