@@ -214,20 +214,20 @@ def array_problem(array: Any) -> str | None:
         inner = codec["configuration"]["chunk_shape"] if codec["name"] == "sharding_indexed" else None
     except (KeyError, IndexError, TypeError):
         return "are not those of an array of Zarr v3"
+    chunk, shard = (outer, None) if inner is None else (inner, outer)
     if dtype not in _DTYPES:
         return f"have the type {shown(dtype)}"
     if not isinstance(shape, list) or not shape:
         return f"have the shape {shown(shape)}"
-    if not all(len(_list(values)) == len(shape) for values in (dims, outer, outer if inner is None else inner)):
+    if not all(len(_list(values)) == len(shape) for values in (dims, outer, chunk)):
         return "have a name, a size and a size of chunks not for each axis"
-    if not all(_is_int(n) and 1 <= n < _LARGEST for n in (*shape, *outer, *(inner or ()))):
+    if not all(_is_int(n) and 1 <= n < _LARGEST for n in (*shape, *outer, *chunk)):
         return f"have the shape {shown(shape)} in chunks of {shown(outer)}"
     if not isinstance(attributes, dict) or not all(isinstance(text, str) for text in (*dims, *attributes.values())):
         return "have attributes that are no text"
     if len(shape) == 1 and (outer != shape or shape[0] > _LONGEST_AXIS):
         return f"have the shape {shown(shape)} in chunks of {shown(outer)}"
-    shard = None if inner is None else outer
-    if array != array_metadata(np.dtype(dtype), shape, outer if inner is None else inner, shard, dims, attributes):
+    if array != array_metadata(np.dtype(dtype), shape, chunk, shard, dims, attributes):
         return "have other codecs, or other keys"
     if math.prod(outer) * np.dtype(dtype).itemsize > memory():
         return f"have chunks of the shape {shown(outer)}, larger than the memory"

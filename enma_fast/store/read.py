@@ -81,12 +81,11 @@ def is_missing(path: Path, dataset: Any, name: str, place: int, member: int) -> 
     return not (path / name / chunk_name(*index)).exists()
 
 
-def read_layout(path: Path) -> Layout:
-    """Read the layout of the store at `path` from its metadata: without observations, truth and columns.
+def read_layout(path: Path, root: Mapping[str, Any]) -> Layout:
+    """Read the layout of the store at `path`, whose metadata are `root`: without observations, truth and columns.
 
-    A coordinate whose file is damaged has the values 0, 1, ... there. `EnmaError` as `read_metadata`.
+    A coordinate whose file is damaged has the values 0, 1, ... there. `EnmaError` if the metadata make no layout.
     """
-    root = read_metadata(path)
     attributes, arrays = root["attributes"], root["consolidated_metadata"]["metadata"]
     keeps = attributes["keeps"].split(", ")
     try:

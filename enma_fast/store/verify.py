@@ -78,7 +78,8 @@ def check_store(path: str | Path, *, progress: Callable[[int, int], None] | None
         noted, found = [], [Damage(DAMAGED, "cannot be read", "names of damaged files", range(0))]
     found += [replace(damage, marked=damage.file in noted) for damage in _damaged_metadata(path, root)]
     try:
-        root, layout = read_metadata(path), read_layout(path)
+        root = read_metadata(path)
+        layout = read_layout(path, root)
     except EnmaError:
         # No run has written such metadata, and none can repair them; what other files hold is not known.
         if found:
@@ -124,7 +125,8 @@ def mark_damaged(path: str | Path, found: list[Damage]) -> None:
     with RunLock(path, f"verify {uuid.uuid4().hex}"):
         try:
             with synced(path):
-                root, layout = read_metadata(path), read_layout(path)
+                root = read_metadata(path)
+                layout = read_layout(path, root)
                 recorded, lost = _recorded(path, root, layout)
                 outside = [*_damaged_metadata(path, root), *_damaged_outside_ledger(path, root, recorded)]
                 fixed = sorted(damage.file for damage in outside) + [CHECKSUMS for _ in lost]

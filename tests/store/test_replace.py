@@ -4,6 +4,7 @@ import errno
 import multiprocessing
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -31,6 +32,19 @@ def fail_after_one(path: Path, given: dict[str, Any], failure: BaseException) ->
         raise failure
 
 
+def failing(call: Callable[..., None], number: int, code: int) -> tuple[Callable[..., None], list[Any]]:
+    """A function whose call of this number is an error of the system, and the arguments that it was given so far."""
+    calls: list[Any] = []
+
+    def fail(*args: Any) -> None:
+        calls.append(args)
+        if len(calls) == number:
+            raise OSError(code, os.strerror(code))
+        call(*args)
+
+    return fail, calls
+
+
 @pytest.mark.parametrize("failure", [RuntimeError("sampling failed"), KeyboardInterrupt()])
 def test_a_failure_leaves_nothing(tmp_path: Path, rng: np.random.Generator, failure: BaseException) -> None:
     with pytest.raises(type(failure)):
@@ -42,14 +56,7 @@ def test_a_failure_leaves_nothing(tmp_path: Path, rng: np.random.Generator, fail
 def test_a_full_disk_is_one_line_and_leaves_nothing(
     tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, module: ModuleType
 ) -> None:
-    write_file, count = create.write_file, []
-
-    def full(path: Path, data: bytes) -> None:
-        count.append(path)
-        if len(count) == 5:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        write_file(path, data)
-
+    full, _ = failing(create.write_file, 5, errno.ENOSPC)
     monkeypatch.setattr(module, "write_file", full)
     with pytest.raises(EnmaError, match=r"run\.zarr: cannot be written .*No space left"):
         write(tmp_path / "run.zarr", contents(rng))
@@ -82,21 +89,13 @@ def test_the_old_store_is_put_back_if_the_new_one_cannot_take_its_place(
 ) -> None:
     path, old = tmp_path / "run.zarr", contents(rng)
     write(path, old)
-    move, moves = create.move, []
-
-    def fail(source: Path, target: Path) -> None:
-        moves.append(target)
-        if len(moves) == 2:
-            raise OSError(errno.EIO, "Input/output error")
-        move(source, target)
-
     for make in (write, lambda path, given, force: create_unfinished_store(path, layout(rng), force=force)):
+        fail, moves = failing(create.move, 2, errno.EIO)
         with monkeypatch.context() as patch:
             patch.setattr(create, "move", fail)
             with pytest.raises(EnmaError, match=r"run\.zarr: cannot be written .*Input/output error"):
                 make(path, contents(rng, (9,)), force=True)
         assert len(moves) == 3
-        moves.clear()
         np.testing.assert_array_equal(stacked(read_forecast(path)), old["samples"])
         assert [p.name for p in tmp_path.iterdir()] == ["run.zarr"]
 

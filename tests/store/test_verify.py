@@ -19,7 +19,7 @@ from enma_fast.store.forecast_store import ForecastStore
 from enma_fast.store.inventory import files_of
 from enma_fast.store.layout import DAMAGED, LEDGER, Layout
 from enma_fast.store.ledger import Ledger
-from enma_fast.store.metadata import DIGEST, METADATA
+from enma_fast.store.metadata import DIGEST, METADATA, read_metadata
 from enma_fast.store.read import read_forecast, read_layout
 from enma_fast.store.repair import repair
 from enma_fast.store.verify import check_store, mark_damaged
@@ -370,7 +370,7 @@ def test_each_file_is_read_once(store: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_the_layout_is_known_without_coordinates(store: Path) -> None:
     for name in ("time", "x", "trajectory"):
         shutil.rmtree(store / name)
-    found = read_layout(store)
+    found = read_layout(store, read_metadata(store))
     assert found.frame_shape == (5, 7)
     assert found.trajectories == [0, 1]
     assert (found.num_units, found.num_files()) == (6, 6)
