@@ -285,6 +285,9 @@ class TrainingConfig:
     strides: tuple[int, ...] = (1,)
     # Share of training sequences that hold two trajectories of one environment (context, then target).
     context_share: float = 0.5
+    # Share of the weights that the run started from in those that it gives: what a training gained stays, and less is
+    # lost elsewhere (Wortsman et al., 2022, arXiv 2109.01903). Validations are of the mixture.
+    start_share: float = 0.0
     rollout: RolloutConfig | None = None
 
     def __post_init__(self) -> None:

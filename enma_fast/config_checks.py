@@ -155,7 +155,7 @@ def check_training(config: Any) -> None:
     require(config, ("learning_rate", "clip_norm"), lambda x: x > 0, "a number above 0 is needed")
     amounts = ("final_learning_rate", "warmup_steps", "weight_decay", "boost")
     require(config, amounts, lambda x: x >= 0, "0 or more is needed")
-    shares = ("ema_decay", "scattered_share", "context_share")
+    shares = ("ema_decay", "scattered_share", "context_share", "start_share")
     require(config, shares, lambda x: 0 <= x <= 1, "a number from 0 to 1 is needed")
     needed = "two numbers {}, the smaller first, are needed"
     require(config, ("point_fraction", "mask_ratio"), lambda x: 0 <= x[0] <= x[1] <= 1, needed.format("from 0 to 1"))

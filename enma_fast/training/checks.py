@@ -8,8 +8,10 @@ from ..errors import EnmaError
 from .symmetries import NEUTRAL
 
 
-def check_stage(stage: str, training: TrainingConfig) -> None:
-    """Refuse settings that would do nothing in a stage."""
+def check_stage(stage: str, training: TrainingConfig, *, started: bool) -> None:
+    """Refuse settings that would do nothing in a stage, which starts from trained weights if `started`."""
+    if training.start_share and not started:
+        raise EnmaError("start_share: is the share of weights that a run starts from; add --from, or leave it at 0")
     if stage == "dynamics":
         if training.amplitude != NEUTRAL["amplitude"]:
             raise EnmaError(

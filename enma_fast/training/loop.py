@@ -20,8 +20,8 @@ import os
 import re
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -214,11 +214,15 @@ def average_gradients(params: Iterable[nn.Parameter], rank: Rank) -> None:
 
 
 class Average:
-    """Exponential moving average of the weights; the decay warms up as (1 + s) / (10 + s)."""
+    """Exponential moving average of the weights; the decay warms up as (1 + s) / (10 + s).
 
-    def __init__(self, module: nn.Module, decay: float) -> None:
-        self.decay = decay
-        self.values = {name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad}
+    What a run gives is this average, of which ``start_share`` is replaced by the weights that the module has here.
+    """
+
+    def __init__(self, module: nn.Module, decay: float, start_share: float = 0.0) -> None:
+        self.decay, self.start_share = decay, start_share
+        self.values = _trainable(module)
+        self.start = _trainable(module) if start_share else {}
 
     @torch.no_grad()
     def update(self, module: nn.Module, step: int) -> None:
@@ -227,11 +231,27 @@ class Average:
         current = [p.detach() for p in module.parameters() if p.requires_grad]
         torch._foreach_lerp_(list(self.values.values()), current, weight)
 
-    def swap(self, module: nn.Module) -> None:
-        """Exchange averaged and current weights (twice restores them)."""
+    def put(self, module: nn.Module) -> None:
+        """Give the module the weights of the result."""
         for name, p in module.named_parameters():
             if p.requires_grad:
-                p.data, self.values[name] = self.values[name], p.data
+                value = self.values[name]
+                p.data = torch.lerp(value, self.start[name], self.start_share) if self.start else value.clone()
+
+    @contextmanager
+    def applied(self, module: nn.Module) -> Iterator[None]:
+        """The module has the weights of the result meanwhile."""
+        current = {name: p.data for name, p in module.named_parameters()}
+        self.put(module)
+        try:
+            yield
+        finally:
+            for name, p in module.named_parameters():
+                p.data = current[name]
+
+
+def _trainable(module: nn.Module) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad}
 
 
 def begin_step(optimizers: Iterable[torch.optim.Optimizer], rate: float) -> None:
@@ -261,7 +281,8 @@ def run(task: Stage, options: RunOptions) -> dict[str, float]:
     module, config, rank = task.module.to(options.device), task.config, join_ranks()
     params = [p for p in module.parameters() if p.requires_grad]
     optimizers = build(module, config, dtype=torch.bfloat16 if in_bf16(options) else torch.float32)
-    average = Average(module, config.ema_decay)
+    # Before a state is loaded, the module has the weights that the run started from.
+    average = Average(module, config.ema_decay, config.start_share)
     options.out.mkdir(parents=True, exist_ok=True)
     state_path = options.out / STATE
     first = _load_state(state_path, module, average, optimizers, config) if state_path.exists() else 0
@@ -310,12 +331,11 @@ def run(task: Stage, options: RunOptions) -> dict[str, float]:
                 options.progress(done, config.steps, values | held)
         if done % validate_every == 0 or done == config.steps:
             paused = time.monotonic()
-            average.swap(module)
             module.eval()
-            scores = task.validate(rank)
-            if rank.index == 0:
-                best.offer(done, scores)
-            average.swap(module)
+            with average.applied(module):
+                scores = task.validate(rank)
+                if rank.index == 0:
+                    best.offer(done, scores)
             record({"step": done, "validation": scores})
             if rank.index == 0:
                 log.info("step %d: %s", done, ", ".join(f"{k} {v:.4g}" for k, v in scores.items()))
@@ -329,7 +349,7 @@ def run(task: Stage, options: RunOptions) -> dict[str, float]:
             "train again in an empty folder with a lower learning_rate"
         )
     if end < config.steps or not best.take():
-        average.swap(module)
+        average.put(module)
     module.eval()
     return best.scores
 

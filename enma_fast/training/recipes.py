@@ -115,7 +115,7 @@ def train(
     options = _with_format(options)
     trained, config = _trained(stage, chosen, tokenizer if stage == "dynamics" else start, model_changes or {})
     training = replace(recipe(chosen, stage), training_changes or {}, source="training config")
-    check_stage(stage, training)
+    check_stage(stage, training, started=start is not None)
     if options.validate_every is None:
         options = dataclasses.replace(options, validate_every=VALIDATE_EVERY[stage])
     if stage in STAGES[2:] and training.rollout is None:

@@ -48,6 +48,13 @@ def test_the_dynamics_refuse_amplitudes(data_dir: Path) -> None:
     assert found.endswith("; leave it at [1, 1]")
 
 
+def test_a_share_of_weights_that_are_not_given_is_refused(data_dir: Path) -> None:
+    found = refusal("dynamics", data_dir, training_changes={"start_share": 0.5})
+    assert found == "start_share: is the share of weights that a run starts from; add --from, or leave it at 0"
+    found = refusal("forecasts", data_dir, training_changes={"start_share": 1.5})
+    assert found == "training config: start_share is 1.5; a number from 0 to 1 is needed"
+
+
 @pytest.mark.parametrize("stage", BEFORE)
 def test_validation_data_of_another_length_are_refused(stage: str, data_dir: Path) -> None:
     found = refusal(stage, data_dir, model_changes={"num_frames": 25})
