@@ -232,6 +232,9 @@ class RolloutConfig:
     half). With ``mirror`` each batch of a domain between walls is seen in one of its views (`sampling.shifts`):
     mirrored or not along each dimension, and on a square with the dimensions exchanged or not. ``emphasis`` holds names
     and powers of parameters of the data set: environments are drawn in proportion to their product, not all alike.
+
+    ``damped_share`` of the trajectories are seen under a damping that their equation lacks (`training.damping`): its
+    order and its largest rate, in the units of the data, are one of the pairs in ``damping``.
     """
 
     members: int = 2
@@ -247,6 +250,8 @@ class RolloutConfig:
     late_share: float = 0.0
     mirror: bool = False
     emphasis: tuple[tuple[str, float], ...] = ()
+    damping: tuple[tuple[float, float], ...] = ()
+    damped_share: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -173,7 +173,11 @@ def check_training(config: Any) -> None:
     weights = ("weight_floor", "weight_rms", "weight_most")
     require(rollout, weights, lambda x: x > 0, "a number above 0 is needed", place)
     require(rollout, ("energy", "first_frame"), lambda x: x >= 0, "0 or more is needed", place)
-    require(rollout, ("late_share",), lambda x: 0 <= x <= 1, "a number from 0 to 1 is needed", place)
+    require(rollout, ("late_share", "damped_share"), lambda x: 0 <= x <= 1, "a number from 0 to 1 is needed", place)
+    pairs = "pairs of an order from 0 to 8 and a largest rate of 0 or more are needed"
+    require(rollout, ("damping",), lambda x: all(0 <= p <= 8 and 0 <= d < math.inf for p, d in x), pairs, place)
+    if bool(rollout.damping) != (rollout.damped_share > 0):
+        raise EnmaError("rollout.damping and rollout.damped_share belong together; set both, or neither")
     require(rollout, ("strides",), lambda n: len(n) > 0 and min(n) >= 1, whole, place)
 
 

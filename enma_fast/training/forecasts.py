@@ -23,6 +23,7 @@ from ..models.model import Draws, Dynamics, Model, draw
 from ..sampling.rollout import rollout
 from ..sampling.shifts import View, mirrors, shifted
 from ..utils.devices import to_device
+from .damping import check_damping, damped, draw_damping
 from .dynamics import environments, rollout_scores
 from .loop import ALONE, Rank
 from .sensitivity import TRAJECTORIES, channel_weights
@@ -119,6 +120,8 @@ class ForecastTask:
         self.latents = model.config.tokenizer.latent_frames(self.train.shape[1])
         check_rollout(self.options, self.latents, self.train.shape[1])
         self.views = _views(model.config, mirror=self.options.mirror)
+        check_damping(self.options, train)
+        self.times, self.lengths = torch.from_numpy(train.times), train.lengths
         model.dynamics.score_weight.copy_(self._channel_weights())
 
     def loss(
@@ -184,10 +187,14 @@ class ForecastTask:
         window = self._window(generator)
         several = len(self.views) > 1
         view = self.views[int(torch.randint(len(self.views), (), generator=generator)) if several else 0]
+        damping = draw_damping(options, B, generator) if options.damped_share else None
         tokens, weight = [], torch.empty(0)
         device = next(self.module.parameters()).device
         for i in range(1 + paired):
-            u = self._transformed(rows[mine, i], amounts)[:, window]
+            u = self._transformed(rows[mine, i], amounts)
+            if damping is not None:
+                u = damped(u, *(x[mine] for x in damping), times=self.times, lengths=self.lengths)
+            u = u[:, window]
             u = u[:, :frames] if i == paired else u
             shifts = random_shifts(tok.grid, tok.periodic, B, generator, shift=config.shift)
             u = shifted(roll(u, [s[mine] for s in shifts]), view, tok.periodic)
