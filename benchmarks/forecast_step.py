@@ -37,8 +37,9 @@ from enma_fast.presets import PRESETS
 from enma_fast.sampling.reference import frame
 from enma_fast.training import forecasts as train_forecasts
 from enma_fast.training.forecasts import ForecastTask
-from enma_fast.training.loop import Rank, RunOptions, autocast, fast_bf16, in_bf16, step_generator
+from enma_fast.training.loop import RunOptions, autocast, fast_bf16, in_bf16, step_generator
 from enma_fast.training.optim import build
+from enma_fast.training.ranks import Rank
 from enma_fast.training.subnormals import flush_subnormals
 from enma_fast.utils.system import keep_freed_memory
 

@@ -23,17 +23,11 @@ from enma_fast.evaluation.protocols import Method
 from enma_fast.models.checkpoint import read_tensors, write_tensors
 from enma_fast.models.model import Model
 from enma_fast.presets import PRESETS
+from enma_fast.training.average import Average
 from enma_fast.training.dynamics import environments
-from enma_fast.training.loop import (
-    Average,
-    begin_step,
-    end_step,
-    fast_bf16,
-    load_optimizers,
-    optimizer_tensors,
-    step_generator,
-)
+from enma_fast.training.loop import begin_step, end_step, fast_bf16, step_generator
 from enma_fast.training.optim import build, learning_rate
+from enma_fast.training.state import load_optimizers, optimizer_tensors
 from enma_fast.training.subnormals import flush_subnormals
 from enma_fast.training.tokenizer import random_shifts, roll
 from enma_fast.utils.dataclass_json import to_json

@@ -25,7 +25,7 @@ from ..models.interpolation import grid_points
 from ..models.model import Model, draw
 from ..models.tokenizer import Tokenizer, patchify
 from ..utils.devices import to_device
-from .loop import ALONE, Rank
+from .ranks import ALONE, Rank
 from .sensitivity import channel_weights
 from .tokenizer import random_shifts, roll
 

@@ -19,7 +19,7 @@ from ..config import TrainingConfig
 from ..errors import EnmaError
 from ..models.model import Draws, Dynamics, Model, draw
 from .forecasts import ForecastTask
-from .loop import ALONE, Rank
+from .ranks import ALONE, Rank
 
 # Noises of a token: its condition costs more than many velocities.
 NOISES = 16

@@ -25,7 +25,7 @@ from ..sampling.shifts import View, mirrors, shifted
 from ..utils.devices import to_device
 from .damping import check_damping, damped, draw_damping
 from .dynamics import environments, rollout_scores
-from .loop import ALONE, Rank
+from .ranks import ALONE, Rank
 from .sensitivity import TRAJECTORIES, channel_weights
 from .symmetries import carried, symmetries
 from .tokenizer import factors, random_shifts, roll

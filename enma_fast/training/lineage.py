@@ -15,7 +15,8 @@ from ..models.checkpoint import METRICS, WEIGHTS, locate, sha256
 from ..presets import find_preset
 from ..utils.dataclass_json import from_json, to_json
 from ..utils.untrusted import parse_json, read_bytes
-from .recipes import RUN, STAGES, read_record, recipe, summary
+from .recipes import STAGES, recipe
+from .record import RUN, read_record, summary
 
 # Largest size of the metrics of a checkpoint.
 _MOST_BYTES = 1 << 26

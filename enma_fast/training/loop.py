@@ -9,19 +9,14 @@ Legend: B batch, T frames (latent frames for the dynamics), N tokens per frame, 
 
 from __future__ import annotations
 
-import atexit
-import datetime
 import functools
-import importlib
 import json
 import logging
 import math
-import os
-import re
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -34,23 +29,17 @@ from ..config import TrainingConfig
 from ..errors import EnmaError
 from ..models.checkpoint import LOG, load_tensors, read_tensors, write_tensors
 from ..ops import rates
-from ..utils.dataclass_json import from_json, to_json
 from ..utils.files import write_atomic
-from ..utils.launch import detect
 from ..utils.system import keep_freed_memory
+from .average import Average
 from .optim import build, learning_rate
+from .ranks import Rank, average_gradients, join_ranks, mean_over_ranks
+from .state import STATE, load_state, save_state
 from .subnormals import flush_subnormals
 
 log = logging.getLogger("enma_fast")
 
-STATE, BEST = "state.safetensors", "best.safetensors"
-# Settings that are no more, and their value, as JSON, in records that are read: the default, or any that did nothing.
-_RETIRED = {
-    "curriculum_steps": r"\d+",
-    "fairness": r"1\.0",
-    "history_noise": r"\[\s*0\.003,\s*0\.1\s*\]",
-    "history_noise_share": r"0\.0",
-}
+BEST = "best.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,82 +86,6 @@ class Stage(Protocol):
         """The number by which a validation is better than another: the lower, the better."""
 
 
-@dataclass(frozen=True)
-class Rank:
-    """This process among those of a ``torchrun`` launch."""
-
-    index: int = 0
-    count: int = 1
-
-    def share(self, batch: int) -> slice:
-        """Rows of a global batch that this rank computes."""
-        if batch < 1 or batch % self.count:
-            raise EnmaError(f"batch {batch} does not divide among {self.count} ranks; choose a multiple")
-        each = batch // self.count
-        return slice(self.index * each, (self.index + 1) * each)
-
-    def part(self, count: int) -> slice:
-        """Rows that this rank computes of any number of them, none perhaps."""
-        return slice(self.index * count // self.count, (self.index + 1) * count // self.count)
-
-    def gathered(self, part: Tensor) -> Tensor | None:
-        """The parts of all ranks in their order, on the CPU; None but at the first rank."""
-        if self.count == 1:
-            return part.cpu()
-        parts: list[Tensor] | None = [part] * self.count if self.index == 0 else None
-        dist.gather_object(part.cpu(), parts)
-        return torch.cat(parts) if parts is not None else None
-
-
-ALONE = Rank()
-
-# The others wait while the first rank encodes the training data of the dynamics.
-_PATIENCE = datetime.timedelta(hours=6)
-
-
-def join_ranks() -> Rank:
-    """Join the process group that ``torchrun`` announces in the environment, if any.
-
-    `EnmaError` if another launcher has started several processes, which would all train the same run.
-    """
-    if "WORLD_SIZE" not in os.environ:
-        # The tasks of a job array are runs of their own.
-        launch = detect({name: value for name, value in os.environ.items() if not name.startswith("SLURM_ARRAY_")})
-        if launch.num_ranks > 1:
-            raise EnmaError(
-                f"{launch.launcher} has started {launch.num_ranks} processes that know nothing of each other; start "
-                "them with torchrun, or set WORLD_SIZE=1 where each has an --out of its own"
-            )
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return Rank()
-    if not dist.is_initialized():
-        # The optimisers import it, and defaults of its functions are the group of that time: held so, it is never left.
-        importlib.import_module("torch.distributed.nn.functional")
-        if torch.cuda.is_available():
-            # Ranks of one machine get a GPU each; a run may also stay on the CPU of a machine that has some.
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-            dist.init_process_group("cpu:gloo,cuda:nccl", timeout=_PATIENCE)
-        else:
-            dist.init_process_group("gloo", timeout=_PATIENCE)
-        atexit.register(leave_ranks)
-    return Rank(dist.get_rank(), dist.get_world_size())
-
-
-def leave_ranks() -> None:
-    """Leave the process group, and end its threads, while Python still runs; called at exit.
-
-    A thread of Gloo that lets go of a tensor later than that aborts the process (pytorch/pytorch#190489).
-    """
-    if dist.is_initialized():
-        dist.destroy_process_group()
-
-
-def abandon_ranks() -> None:
-    """After a failure, exit without leaving: NCCL would wait there for ranks that wait for this one."""
-    if torch.cuda.is_available():
-        atexit.unregister(leave_ranks)
-
-
 def step_generator(seed: int, step: int) -> torch.Generator:
     """Generator of one step's random numbers."""
     generator = torch.Generator()
@@ -199,59 +112,6 @@ def autocast(options: RunOptions) -> AbstractContextManager[Any]:
     if in_bf16(options):
         return torch.autocast(torch.device(options.device).type, torch.bfloat16)
     return nullcontext()
-
-
-def average_gradients(params: Iterable[nn.Parameter], rank: Rank) -> None:
-    """Mean of the gradients over all ranks, in one collective."""
-    if rank.count == 1:
-        return
-    grads = [p.grad for p in params if p.grad is not None]
-    flat = torch.cat([g.flatten() for g in grads])
-    dist.all_reduce(flat)
-    flat /= rank.count
-    for g, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
-        g.copy_(part.view_as(g))
-
-
-class Average:
-    """Exponential moving average of the weights; the decay warms up as (1 + s) / (10 + s).
-
-    What a run gives is this average, of which ``start_share`` is replaced by the weights that the module has here.
-    """
-
-    def __init__(self, module: nn.Module, decay: float, start_share: float = 0.0) -> None:
-        self.decay, self.start_share = decay, start_share
-        self.values = _trainable(module)
-        self.start = _trainable(module) if start_share else {}
-
-    @torch.no_grad()
-    def update(self, module: nn.Module, step: int) -> None:
-        """Move towards the current weights."""
-        weight = 1 - min(self.decay, (1 + step) / (10 + step))
-        current = [p.detach() for p in module.parameters() if p.requires_grad]
-        torch._foreach_lerp_(list(self.values.values()), current, weight)
-
-    def put(self, module: nn.Module) -> None:
-        """Give the module the weights of the result."""
-        for name, p in module.named_parameters():
-            if p.requires_grad:
-                value = self.values[name]
-                p.data = torch.lerp(value, self.start[name], self.start_share) if self.start else value.clone()
-
-    @contextmanager
-    def applied(self, module: nn.Module) -> Iterator[None]:
-        """The module has the weights of the result meanwhile."""
-        current = {name: p.data for name, p in module.named_parameters()}
-        self.put(module)
-        try:
-            yield
-        finally:
-            for name, p in module.named_parameters():
-                p.data = current[name]
-
-
-def _trainable(module: nn.Module) -> dict[str, Tensor]:
-    return {name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad}
 
 
 def begin_step(optimizers: Iterable[torch.optim.Optimizer], rate: float) -> None:
@@ -285,7 +145,7 @@ def run(task: Stage, options: RunOptions) -> dict[str, float]:
     average = Average(module, config.ema_decay, config.start_share)
     options.out.mkdir(parents=True, exist_ok=True)
     state_path = options.out / STATE
-    first = _load_state(state_path, module, average, optimizers, config) if state_path.exists() else 0
+    first = load_state(state_path, module, average, optimizers, config) if state_path.exists() else 0
     log_path = options.out / LOG
     if rank.index == 0:
         _trim_log(log_path, first)
@@ -321,7 +181,7 @@ def run(task: Stage, options: RunOptions) -> dict[str, float]:
                 " with a lower learning_rate"
             )
         if logs:
-            values = _mean_over_ranks({"loss": loss.detach(), **terms}, rank)
+            values = mean_over_ranks({"loss": loss.detach(), **terms}, rank)
             elapsed, clock = time.monotonic() - clock, time.monotonic()
             values |= {"grad_norm": float(norm), "per_second": config.batch * (done - since) / elapsed}
             since = done
@@ -341,7 +201,7 @@ def run(task: Stage, options: RunOptions) -> dict[str, float]:
                 log.info("step %d: %s", done, ", ".join(f"{k} {v:.4g}" for k, v in scores.items()))
             clock += time.monotonic() - paused
         if saves:
-            _save_state(state_path, module, average, optimizers, config, done)
+            save_state(state_path, module, average, optimizers, config, done)
             last_save = time.monotonic()
     if end == config.steps and rank.index == 0 and not best.scores:
         raise EnmaError(
@@ -388,14 +248,6 @@ class _Best:
         return bool(self.scores)
 
 
-def _mean_over_ranks(terms: dict[str, Tensor], rank: Rank) -> dict[str, float]:
-    values = torch.stack([t.float() for t in terms.values()])
-    if rank.count > 1:
-        dist.all_reduce(values)
-        values /= rank.count
-    return dict(zip(terms, values.tolist(), strict=True))
-
-
 def _trim_log(path: Path, step: int) -> None:
     """Drop the lines that a killed run wrote after its last saved state, the last of them perhaps torn."""
     kept = []
@@ -407,61 +259,3 @@ def _trim_log(path: Path, step: int) -> None:
             break
         kept.append(line + "\n")
     write_atomic(path, "".join(kept).encode())
-
-
-def _save_state(
-    path: Path,
-    module: nn.Module,
-    average: Average,
-    optimizers: list[torch.optim.Optimizer],
-    config: TrainingConfig,
-    step: int,
-) -> None:
-    tensors = {f"model.{k}": v for k, v in module.state_dict().items()}
-    tensors |= {f"average.{k}": v for k, v in average.values.items()}
-    tensors |= optimizer_tensors(optimizers)
-    write_tensors(path, tensors, {"step": str(step), "training": to_json(config)})
-
-
-def without_retired(text: str) -> str:
-    """JSON of an earlier version without the settings that are no more, where they have the value of their default.
-
-    One with another value stays, so that whoever reads the settings refuses it as an unknown key.
-    """
-    held = "|".join(f'"{name}": {value}' for name, value in _RETIRED.items())
-    return re.sub(rf"(?:{held}),\s*", "", text)
-
-
-def _load_state(
-    path: Path, module: nn.Module, average: Average, optimizers: list[torch.optim.Optimizer], config: TrainingConfig
-) -> int:
-    tensors, meta = read_tensors(path)
-    # Keys that are newer than the file have the values of their time.
-    if from_json(TrainingConfig, without_retired(meta.get("training", "{}")), source=str(path)) != config:
-        raise EnmaError(f"{path}: was written by another training config; choose an empty --out or the same settings")
-    weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
-    load_tensors(module, weights, source=str(path))
-    for name, value in average.values.items():
-        value.copy_(tensors[f"average.{name}"])
-    load_optimizers(optimizers, tensors)
-    return int(meta["step"])
-
-
-def optimizer_tensors(optimizers: Iterable[torch.optim.Optimizer]) -> dict[str, Tensor]:
-    """State of the optimisers by names that :func:`load_optimizers` knows."""
-    tensors: dict[str, Tensor] = {}
-    for i, optimizer in enumerate(optimizers):
-        for j, state in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{i}.{j}.{k}": torch.as_tensor(v) for k, v in state.items()}
-    return tensors
-
-
-def load_optimizers(optimizers: Iterable[torch.optim.Optimizer], tensors: Mapping[str, Tensor]) -> None:
-    """Put the state of :func:`optimizer_tensors` back."""
-    for i, optimizer in enumerate(optimizers):
-        state: dict[int, dict[str, Tensor]] = {}
-        for key, value in tensors.items():
-            if key.startswith(f"optimizer.{i}."):
-                _, _, j, name = key.split(".")
-                state.setdefault(int(j), {})[name] = value
-        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

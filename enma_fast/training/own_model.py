@@ -36,7 +36,8 @@ from .loop import RunOptions
 from .own_card import own_card
 from .own_data import TEST, TRAIN
 from .own_plan import DATA, DYNAMICS_CHANGES, MEMBERS, SCORED, STAGES, Plan, Request, make_plan, saved_plan
-from .recipes import data_file, read_record, recipe, train
+from .recipes import data_file, recipe, train
+from .record import read_record
 
 log = logging.getLogger("enma_fast")
 

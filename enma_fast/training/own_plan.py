@@ -28,7 +28,7 @@ from ..utils.dataclass_json import from_json, replace, to_json
 from ..utils.files import write_atomic
 from .dynamics import DynamicsTask, encode_all, sub_token_shifts
 from .forecasts import ForecastTask
-from .loop import ALONE, RunOptions, Stage, run, without_retired
+from .loop import RunOptions, Stage, run
 from .own_data import (
     SPLITS,
     TRAIN,
@@ -40,7 +40,9 @@ from .own_data import (
     name_of,
     split_files,
 )
+from .ranks import ALONE
 from .recipes import VALIDATED, recipe
+from .state import without_retired
 from .tokenizer import TokenizerTask
 
 # In the run folder: the splits.

@@ -8,7 +8,6 @@ call on the same folder resumes.
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -29,13 +28,11 @@ from ..forecasting.file_forecast import check_file
 from ..forecasting.request import HISTORY
 from ..models.checkpoint import (
     IN_RUN,
-    LOG,
     WEIGHTS,
     load_model,
     load_tensors,
     load_tokenizer,
     locate,
-    read_tensors,
     save_model,
     save_tokenizer,
     sha256,
@@ -43,20 +40,20 @@ from ..models.checkpoint import (
 from ..models.model import Model
 from ..models.tokenizer import Tokenizer
 from ..presets import Preset, find_preset
-from ..utils.dataclass_json import from_json, replace, to_json
-from ..utils.files import write_atomic
-from ..utils.system import machine, versions
+from ..utils.dataclass_json import replace
 from .checks import check_forecasts, check_stage, check_strides
 from .dynamics import DynamicsTask, Latents, encode_all
 from .first_frame import FirstFrameTask
 from .forecasts import ForecastTask
-from .loop import BEST, STATE, Rank, RunOptions, Stage, abandon_ranks, in_bf16, join_ranks, run, without_retired
+from .loop import RunOptions, Stage, run
+from .ranks import Rank, abandon_ranks, join_ranks
+from .record import begin_run, finished, summary, with_format
 from .symmetries import with_boosts
 from .tokenizer import TokenizerTask
 
 log = logging.getLogger("enma_fast")
 
-RUN, LATENTS, STRIDED = "run.json", "latents-train.safetensors", "latents-train-{}.safetensors"
+LATENTS, STRIDED = "latents-train.safetensors", "latents-train-{}.safetensors"
 # In the order in which they follow each other.
 STAGES = ("tokenizer", "dynamics", "forecasts", "first-frame")
 # Held-out trajectories that are reconstructed (by the tokenizer) or rolled out at each validation of a stage.
@@ -67,8 +64,6 @@ _TASKS: dict[str, Callable[..., Stage]] = {
 }
 # Names of the weights that a one-pass decoder has beside those of a masked-flow one.
 ONE_PASS = ("dynamics.read.", "dynamics.local.", "dynamics.spatial.noise.")
-# Entries of the record in which a resumed run has to agree with the one that began the folder.
-_FIXED = ("stage", "model", "training", "seed", "data", "tokenizer", "start")
 
 
 def train(
@@ -112,7 +107,7 @@ def train(
         On an unknown preset or key, missing or unfit data, or a run folder begun with other settings.
     """
     rank, chosen = join_ranks(), find_preset(preset)
-    options = _with_format(options)
+    options = with_format(options)
     trained, config = _trained(stage, chosen, tokenizer if stage == "dynamics" else start, model_changes or {})
     training = replace(recipe(chosen, stage), training_changes or {}, source="training config")
     check_stage(stage, training, started=start is not None)
@@ -130,7 +125,7 @@ def train(
     first = None if start is None else locate(start)
     key = sha256(locate(tokenizer) / WEIGHTS) if stage == "dynamics" and tokenizer is not None else None
     begin = partial(
-        _begin, options, rank, stage, chosen.model.name, model=config, training=training, files=files, start=first
+        begin_run, options, rank, stage, chosen.model.name, model=config, training=training, files=files, start=first
     )
     data: Any = train
     make: Callable[..., Stage] | None = _TASKS.get(stage)
@@ -261,112 +256,6 @@ def data_file(folder: Path, dataset: str, split: str) -> Path:
             raise EnmaError(f"{path}: no such file; --data is the folder that holds {path.name}")
         raise EnmaError(f"{path}: no such file; make it: enma-fast data generate {dataset} --out {folder}")
     return path
-
-
-def finished(options: RunOptions, training: TrainingConfig) -> bool:
-    """True if a run ends by its own number of steps, and not by `stop_after`."""
-    return options.stop_after is None or options.stop_after >= training.steps
-
-
-def summary(folder: Path) -> dict[str, Any]:
-    """Steps, training seconds (validation and pauses left out) and best validation of a run, from its files."""
-    path, record = folder / LOG, read_record(folder)
-    entries = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-    batch, step, seconds = record["training"]["batch"], 0, 0.0
-    validation: dict[str, float] = {}
-    for entry in entries:
-        if "validation" not in entry:
-            seconds += batch * (entry["step"] - step) / entry["per_second"]
-            step = entry["step"]
-    if (folder / BEST).is_file():
-        validation = json.loads(read_tensors(folder / BEST)[1]["scores"])
-    return {"steps": step, "seconds": seconds, "validation": validation}
-
-
-def read_record(folder: Path) -> dict[str, Any]:
-    """`run.json` of a run folder."""
-    path = folder / RUN
-    try:
-        record = json.loads(without_retired(path.read_text()))
-    except FileNotFoundError:
-        raise EnmaError(f"{path}: no such file; give the --out folder of a training run") from None
-    except ValueError:
-        raise EnmaError(f"{path}: is not JSON; begin the run again in an empty folder") from None
-    if isinstance(record, dict):
-        # Runs of earlier versions all started from random weights.
-        record.setdefault("start", None)
-    if not isinstance(record, dict) or not {*_FIXED, "preset"} <= set(record):
-        raise EnmaError(f"{path}: is not the record of a run; begin it again in an empty folder")
-    return record
-
-
-def _with_format(options: RunOptions) -> RunOptions:
-    """The options with bf16 or fp32 in place of `auto`: that of the run which is resumed, or else the faster one."""
-    # Every rank asks, since the first one answers all.
-    fastest = "bf16" if in_bf16(options) else "fp32"
-    # Earlier versions recorded `auto` itself.
-    begun = read_record(options.out)["precision"] if (options.out / STATE).exists() else "auto"
-    if begun != "auto" and options.precision not in ("auto", begun):
-        raise EnmaError(
-            f"precision is {options.precision}: {options.out} was begun in {begun}; leave it at auto, or choose an "
-            "empty --out"
-        )
-    return dataclasses.replace(options, precision=fastest if begun == "auto" else begun)
-
-
-def _begin(
-    options: RunOptions,
-    rank: Rank,
-    stage: str,
-    preset: str,
-    *,
-    model: ModelConfig,
-    training: TrainingConfig,
-    files: list[Path],
-    tokenizer: str | None = None,
-    start: Path | None = None,
-) -> None:
-    """Write the record of a new run, or hold one that has a state to resume to the record that is there."""
-    record = {
-        "stage": stage,
-        "preset": preset,
-        "model": json.loads(to_json(model)),
-        "training": json.loads(to_json(training)),
-        "seed": options.seed,
-        "data": {file.name: sha256(file) for file in files},
-        "tokenizer": tokenizer,
-        "start": None if start is None else sha256(start / WEIGHTS),
-        "precision": options.precision,
-        "compile": options.compile,
-        "device": options.device,
-        "ranks": rank.count,
-        "machine": machine(),
-        "versions": versions(),
-    }
-    path = options.out / RUN
-    if (options.out / STATE).exists():
-        known = read_record(options.out)
-        for key, config in (("model", model), ("training", training)):
-            # Keys that are newer than the file have the values of their time.
-            known[key] = json.loads(to_json(from_json(type(config), json.dumps(known[key]), source=f"{path}: {key}")))
-        for key in _FIXED:
-            where = _first_difference(known[key], record[key], key)
-            if where is not None:
-                raise EnmaError(f"{path}: {where}; choose an empty --out or the same settings")
-        return
-    if rank.index == 0:
-        try:
-            write_atomic(path, (json.dumps(record, indent=1) + "\n").encode())
-        except OSError as error:
-            raise EnmaError(f"{options.out}: cannot be written ({error.strerror}); choose another --out") from error
-
-
-def _first_difference(old: Any, new: Any, name: str) -> str | None:
-    """Where two records differ; a key that one of them lacks is as good as null."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        found = (_first_difference(old.get(key), new.get(key), f"{name}.{key}") for key in [*old, *new])
-        return next((where for where in found if where is not None), None)
-    return None if old == new else f"this run was begun with {name} {old}, not {new}"
 
 
 def _run(task: Stage, options: RunOptions) -> dict[str, float]:

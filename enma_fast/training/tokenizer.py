@@ -16,7 +16,7 @@ from ..errors import EnmaError
 from ..models.interpolation import grid_points
 from ..models.tokenizer import Tokenizer
 from ..utils.devices import to_device
-from .loop import ALONE, Rank
+from .ranks import ALONE, Rank
 
 # Share of the windows that end as trajectories do where the others do not.
 _SHORTER_SHARE = 0.25

@@ -14,7 +14,7 @@ from enma_fast.evaluation.scoring import score
 from enma_fast.models.checkpoint import load_model, load_tokenizer, read_tensors, sha256
 from enma_fast.models.domain import Domain
 from enma_fast.training import card, lineage
-from enma_fast.training.recipes import summary
+from enma_fast.training.record import summary
 
 from .._tiny_checkpoint import TINY_DYNAMICS, TINY_TOKENIZER
 from .conftest import Run

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from enma_fast.models.checkpoint import load_model, read_tensors, save_model, save_tokenizer, sha256
-from enma_fast.training.recipes import summary
+from enma_fast.training.record import summary
 
 from .._tiny_checkpoint import save_tiny
 from .conftest import Run

@@ -13,7 +13,8 @@ from enma_fast.models.model import Model
 from enma_fast.models.tokenizer import Tokenizer
 from enma_fast.presets import PRESETS
 from enma_fast.training.dynamics import DynamicsTask, encode_all
-from enma_fast.training.loop import Rank, RunOptions, run, step_generator
+from enma_fast.training.loop import RunOptions, run, step_generator
+from enma_fast.training.ranks import Rank
 from enma_fast.training.tokenizer import TokenizerTask
 
 from .._tiny import PLANE, dynamics_task, shaken, tokenizer_task, waves

@@ -10,7 +10,8 @@ import torch
 from enma_fast.config import RolloutConfig, TrainingConfig
 from enma_fast.errors import EnmaError
 from enma_fast.training.damping import damped
-from enma_fast.training.loop import Rank, step_generator
+from enma_fast.training.loop import step_generator
+from enma_fast.training.ranks import Rank
 
 from .._tiny import CONFIGS, TRAINING, between_walls, forecast_task
 

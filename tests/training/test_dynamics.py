@@ -10,7 +10,8 @@ from enma_fast.errors import EnmaError
 from enma_fast.models.interpolation import grid_points
 from enma_fast.models.tokenizer import Tokenizer
 from enma_fast.training.dynamics import DynamicsTask, Latents, encode_all, environments
-from enma_fast.training.loop import Rank, run, step_generator
+from enma_fast.training.loop import run, step_generator
+from enma_fast.training.ranks import Rank
 
 from .._tiny import CONFIGS, TRAINING, dynamics_task, waves
 from ._run import LEARNING, options, read_log

@@ -9,7 +9,8 @@ from enma_fast.config import RolloutConfig
 from enma_fast.errors import EnmaError
 from enma_fast.sampling.rollout import rollout
 from enma_fast.training.first_frame import FirstFrameTask
-from enma_fast.training.loop import Rank, RunOptions, run, step_generator
+from enma_fast.training.loop import RunOptions, run, step_generator
+from enma_fast.training.ranks import Rank
 
 from .._tiny import TRAINING, forecast_task
 

@@ -9,8 +9,10 @@ from torch import nn
 
 from enma_fast.errors import EnmaError
 from enma_fast.models.checkpoint import read_tensors
-from enma_fast.training.loop import Average, Rank, autocast, fast_bf16, run, step_generator
+from enma_fast.training.average import Average
+from enma_fast.training.loop import autocast, fast_bf16, run, step_generator
 from enma_fast.training.optim import learning_rate
+from enma_fast.training.ranks import Rank
 
 from .._tiny import TRAINING
 from ._run import TASKS, Line, options, read_log

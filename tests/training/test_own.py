@@ -21,9 +21,9 @@ from enma_fast.models.model import Model
 from enma_fast.models.tokenizer import Tokenizer
 from enma_fast.presets import PRESETS, SIZES, derived_preset
 from enma_fast.training import own_data, own_model, own_plan
-from enma_fast.training.loop import Rank
 from enma_fast.training.own_model import prepare_own, train_own
 from enma_fast.training.own_plan import STAGES, Plan, Request, affordable_validations
+from enma_fast.training.ranks import Rank
 from enma_fast.training.recipes import _context_rows
 from enma_fast.training.tokenizer import TokenizerTask
 

@@ -10,7 +10,8 @@ from enma_fast.config import RolloutConfig
 from enma_fast.errors import EnmaError
 from enma_fast.training.first_frame import FirstFrameTask
 from enma_fast.training.forecasts import ForecastTask
-from enma_fast.training.loop import Rank, join_ranks, run, step_generator
+from enma_fast.training.loop import run, step_generator
+from enma_fast.training.ranks import Rank, join_ranks
 
 from .._tiny import TRAINING, dynamics_task, forecast_task
 from ._run import TASKS, options, read_log, start

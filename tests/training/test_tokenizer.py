@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from enma_fast.errors import EnmaError
-from enma_fast.training.loop import Rank, run, step_generator
+from enma_fast.training.loop import run, step_generator
+from enma_fast.training.ranks import Rank
 from enma_fast.training.tokenizer import TokenizerTask, roll
 
 from .._tiny import CONFIGS, TRAINING, tokenizer_task, waves

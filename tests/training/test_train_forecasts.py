@@ -9,7 +9,8 @@ import torch
 from enma_fast.config import RolloutConfig, TrainingConfig
 from enma_fast.errors import EnmaError
 from enma_fast.training.forecasts import scores
-from enma_fast.training.loop import Rank, RunOptions, run, step_generator
+from enma_fast.training.loop import RunOptions, run, step_generator
+from enma_fast.training.ranks import Rank
 
 from .._tiny import CONFIGS, SQUARE, TRAINING, between_walls, forecast_task
 

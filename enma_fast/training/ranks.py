@@ -1,0 +1,114 @@
+"""The processes of a `torchrun` launch that train one run: which part of a batch each computes, and their means."""
+
+from __future__ import annotations
+
+import atexit
+import datetime
+import importlib
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ..errors import EnmaError
+from ..utils.launch import detect
+
+
+@dataclass(frozen=True)
+class Rank:
+    """This process among those of a ``torchrun`` launch."""
+
+    index: int = 0
+    count: int = 1
+
+    def share(self, batch: int) -> slice:
+        """Rows of a global batch that this rank computes."""
+        if batch < 1 or batch % self.count:
+            raise EnmaError(f"batch {batch} does not divide among {self.count} ranks; choose a multiple")
+        each = batch // self.count
+        return slice(self.index * each, (self.index + 1) * each)
+
+    def part(self, count: int) -> slice:
+        """Rows that this rank computes of any number of them, none perhaps."""
+        return slice(self.index * count // self.count, (self.index + 1) * count // self.count)
+
+    def gathered(self, part: Tensor) -> Tensor | None:
+        """The parts of all ranks in their order, on the CPU; None but at the first rank."""
+        if self.count == 1:
+            return part.cpu()
+        parts: list[Tensor] | None = [part] * self.count if self.index == 0 else None
+        dist.gather_object(part.cpu(), parts)
+        return torch.cat(parts) if parts is not None else None
+
+
+ALONE = Rank()
+
+# The others wait while the first rank encodes the training data of the dynamics.
+_PATIENCE = datetime.timedelta(hours=6)
+
+
+def join_ranks() -> Rank:
+    """Join the process group that ``torchrun`` announces in the environment, if any.
+
+    `EnmaError` if another launcher has started several processes, which would all train the same run.
+    """
+    if "WORLD_SIZE" not in os.environ:
+        # The tasks of a job array are runs of their own.
+        launch = detect({name: value for name, value in os.environ.items() if not name.startswith("SLURM_ARRAY_")})
+        if launch.num_ranks > 1:
+            raise EnmaError(
+                f"{launch.launcher} has started {launch.num_ranks} processes that know nothing of each other; start "
+                "them with torchrun, or set WORLD_SIZE=1 where each has an --out of its own"
+            )
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return Rank()
+    if not dist.is_initialized():
+        # The optimisers import it, and defaults of its functions are the group of that time: held so, it is never left.
+        importlib.import_module("torch.distributed.nn.functional")
+        if torch.cuda.is_available():
+            # Ranks of one machine get a GPU each; a run may also stay on the CPU of a machine that has some.
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+            dist.init_process_group("cpu:gloo,cuda:nccl", timeout=_PATIENCE)
+        else:
+            dist.init_process_group("gloo", timeout=_PATIENCE)
+        atexit.register(leave_ranks)
+    return Rank(dist.get_rank(), dist.get_world_size())
+
+
+def leave_ranks() -> None:
+    """Leave the process group, and end its threads, while Python still runs; called at exit.
+
+    A thread of Gloo that lets go of a tensor later than that aborts the process (pytorch/pytorch#190489).
+    """
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def abandon_ranks() -> None:
+    """After a failure, exit without leaving: NCCL would wait there for ranks that wait for this one."""
+    if torch.cuda.is_available():
+        atexit.unregister(leave_ranks)
+
+
+def average_gradients(params: Iterable[nn.Parameter], rank: Rank) -> None:
+    """Mean of the gradients over all ranks, in one collective."""
+    if rank.count == 1:
+        return
+    grads = [p.grad for p in params if p.grad is not None]
+    flat = torch.cat([g.flatten() for g in grads])
+    dist.all_reduce(flat)
+    flat /= rank.count
+    for g, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
+        g.copy_(part.view_as(g))
+
+
+def mean_over_ranks(terms: dict[str, Tensor], rank: Rank) -> dict[str, float]:
+    """Mean of each term over all ranks."""
+    values = torch.stack([t.float() for t in terms.values()])
+    if rank.count > 1:
+        dist.all_reduce(values)
+        values /= rank.count
+    return dict(zip(terms, values.tolist(), strict=True))
