@@ -164,7 +164,7 @@ def train(
             save()
             saved = time.monotonic()
     save()
-    average.swap(module)
+    average.put(module)
     module.eval()
     return Trained(len(losses), time.process_time() - begin, losses)
 
