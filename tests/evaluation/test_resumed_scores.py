@@ -22,12 +22,13 @@ from ._stores import NUMBERS, fields_file, store_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
+# It imports all once, and forks for each moment that it reads; the child scores as a process of its own.
 CHILD = """
 import os, signal, sys
 from enma_fast.models import checkpoint
 from enma_fast.evaluation import store_scores
 
-moment, store, truth = sys.argv[1:]
+store, truth = sys.argv[1:]
 parts, rename = store_scores._parts, os.rename
 
 def kill(*_):
@@ -42,13 +43,24 @@ def torn(path, dataset, place, truth_of):
 def late(source, target, **folders):
     return kill() if os.path.basename(target) == "run.zarr.scores" else rename(source, target, **folders)
 
-if moment == "reading":
-    store_scores._parts = torn
-elif moment == "saving":
-    os.rename = late
-elif moment == "finishing":
-    store_scores._remove = kill
-store_scores.score_store(store, truth=truth, progress=lambda done, _: kill() if (moment, done) == ("saved", 3) else 0)
+def score(moment):
+    if moment == "reading":
+        store_scores._parts = torn
+    elif moment == "saving":
+        os.rename = late
+    elif moment == "finishing":
+        store_scores._remove = kill
+    at = 3 if moment == "saved" else None
+    store_scores.score_store(store, truth=truth, progress=lambda done, _: kill() if done == at else 0)
+
+for line in sys.stdin:
+    child = os.fork()
+    if not child:
+        try:
+            score(line.strip())
+        finally:
+            os._exit(1)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
 
@@ -60,10 +72,11 @@ def test_a_killed_run_goes_on_and_gives_the_same_bits(tmp_path: Path, data: Fiel
     before = sorted(tmp_path.iterdir())
     state = tmp_path / "run.zarr.scores"
     done = []
+    command, pipe = [sys.executable, "-c", CHILD, str(path), str(data.path)], subprocess.PIPE
+    server = subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True, bufsize=1)
     for moment, scored in (("reading", 1), ("saving", 1), ("saved", 3), ("finishing", 6)):
-        command = [sys.executable, "-c", CHILD, moment, str(path), str(data.path)]
-        process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        assert process.returncode == -9, (moment, process.stderr)
+        server.stdin.write(f"{moment}\n")
+        assert server.stdout.readline() == "-9\n", moment
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(store_scores, "_remove", lambda state: None)
             patch.setattr(store_scores, "_save", lambda *arguments: None)
@@ -72,6 +85,7 @@ def test_a_killed_run_goes_on_and_gives_the_same_bits(tmp_path: Path, data: Fiel
             done.append((moment, calls[0][0] - 1 if calls else 6))
         assert done[-1] == (moment, scored)
         assert state.is_file()
+    server.communicate()
     assert len(list(tmp_path.glob(".run.zarr.scores.*"))) == 1, "what the kill in the middle of a save left"
     assert score_store(path, truth=data.path) == expected
     assert sorted(tmp_path.iterdir()) == before
