@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from ._cases import spared
-from ._interpreter import patch_once_a_launch
+from ._interpreter import patch_once, reuse_types
 from ._memory import give_back, make_pages_huge
 
 SEED = 0
@@ -31,7 +31,8 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 if importlib.util.find_spec("triton") and "TRITON_INTERPRET" in os.environ:
-    patch_once_a_launch()
+    patch_once()
+    reuse_types()
 
 # Its loops over sizes take int() of arrays with one element, which NumPy 2.4 refuses. Drop when triton >= 3.7.
 if importlib.util.find_spec("triton") and importlib.metadata.version("triton").startswith("3.6."):
