@@ -53,10 +53,28 @@ def test_the_parts_that_are_asked_for():
         gpu.choose(every, ["speed"], built=True)
 
 
+# What the settings of all tests take of PyTorch; processes that test nothing of it start in half the time without it.
+TORCH = """
+from types import SimpleNamespace
+
+cuda = SimpleNamespace(is_available=lambda: True)
+utils = SimpleNamespace(deterministic=SimpleNamespace())
+get_num_threads = lambda: 1
+set_num_threads = set_num_interop_threads = manual_seed = lambda number: None
+use_deterministic_algorithms = lambda mode, warn_only: None
+class Generator: pass
+"""
+
+
 @pytest.fixture
 def shared(tmp_path, monkeypatch):
     """Run tests of these sources by so many processes: exit statuses, and the names of the tests of each."""
     monkeypatch.setattr(gpu_tests, "MARK", "not gpu")
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules" / "torch.py").write_text(TORCH)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "modules"))
+    # With it Triton would be imported, and that PyTorch.
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     (tmp_path / "conftest.py").write_text((ROOT / "tests" / "conftest.py").read_text().replace("from .", "from tests."))
 
     def run(count, seconds=600.0, **sources):
