@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from ._cases import spared
-from ._interpreter import patch_once, reuse_types
+from ._interpreter import patch_once
 from ._memory import give_back, make_pages_huge
 
 SEED = 0
@@ -32,7 +32,6 @@ if not torch.cuda.is_available():
 
 if importlib.util.find_spec("triton") and "TRITON_INTERPRET" in os.environ:
     patch_once()
-    reuse_types()
 
 # Its loops over sizes take int() of arrays with one element, which NumPy 2.4 refuses. Drop when triton >= 3.7.
 if importlib.util.find_spec("triton") and importlib.metadata.version("triton").startswith("3.6."):
