@@ -198,6 +198,8 @@ def _field(name: str, value: np.ndarray | Tensor, model: Model, points: Tensor |
     if not (value.is_floating_point() if isinstance(value, Tensor) else value.dtype.kind == "f"):
         raise EnmaError(f"{name} has dtype {value.dtype}; floating point is expected")
     if isinstance(value, Tensor):
+        if value.layout != torch.strided or value.is_meta:
+            raise EnmaError(f"{name} is a {'meta' if value.is_meta else 'sparse'} tensor; give a dense one with values")
         u = value
     else:
         # A tensor needs this byte order and these strides; a value that is too large is found below.

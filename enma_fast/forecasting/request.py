@@ -6,6 +6,7 @@ Nothing heavy is imported here, so that the command line takes its defaults from
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -135,7 +136,10 @@ class ForecastRequest:
         for name in ("chunk", "points"):
             if getattr(self, name) is not None:
                 check(name)
-        if isinstance(self.dtype, str) and self.dtype != AUTO:
+        # A module that was never imported has no instances.
+        loaded = sys.modules.get("torch")
+        known = self.dtype == AUTO if isinstance(self.dtype, str) else loaded and isinstance(self.dtype, loaded.dtype)
+        if self.dtype is not None and not known:
             raise EnmaError(f"dtype is {self.dtype!r}; a torch.dtype or 'auto' is expected")
         if self.trajectories is not None:
             object.__setattr__(self, "trajectories", _numbers(self.trajectories))

@@ -32,7 +32,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..config import ModelConfig
 from ..data import PRETRAINED
-from ..errors import EnmaError
+from ..errors import EnmaError, first_line
 from ..presets import PRESETS
 from ..utils.dataclass_json import from_json, to_json
 from ..utils.files import write_atomic
@@ -225,7 +225,11 @@ def load_model(checkpoint: str | Path, *, device: str | torch.device = "cpu") ->
     folder = locate(checkpoint)
     if DOMAIN in hashes(folder):
         model.domain = Domain.read(folder / DOMAIN)
-    return model.to(device).eval().requires_grad_(False)
+    try:
+        model = model.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise EnmaError(f"device {device}: cannot be used here ({first_line(error)}); use cpu") from error
+    return model.eval().requires_grad_(False)
 
 
 def load_tokenizer(checkpoint: str | Path) -> tuple[Tokenizer, ModelConfig]:

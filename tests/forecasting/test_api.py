@@ -202,6 +202,8 @@ BAD = {
         "history is a list; give an array of numpy, torch or xarray",
     ),
     "integers": (lambda h: {"history": h.to_numpy().astype(int)}, "history has dtype int64; floating point"),
+    "sparse": (lambda h: {"history": torch.tensor(h.to_numpy()).to_sparse()}, "history is a sparse tensor; give a"),
+    "meta": (lambda h: {"history": torch.tensor(h.to_numpy(), device="meta")}, "history is a meta tensor; give a"),
     "strings": (lambda h: {"history": h.to_numpy().astype(str)}, "history has dtype <U32; floating point"),
     "unknown dim": (
         lambda h: {"history": h.rename(x="lon")},

@@ -44,6 +44,8 @@ BAD = [
     ("seed", -(2**63) - 1),
     ("chunk", 0),
     ("dtype", "fastest"),
+    ("dtype", np.float32),
+    ("dtype", np.dtype("float32")),
     ("trajectories", 5),
     ("trajectories", [3, 3]),
 ]

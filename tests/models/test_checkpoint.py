@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from functools import partial
 
 import pytest
 import torch
@@ -253,6 +254,13 @@ def test_unknown_names_list_the_shipped_models(tmp_path, monkeypatch, saved):
     assert load_model("a-small").config == CONFIGS["relative"]
     said = message(load_model, "c-small")
     assert said == "checkpoint 'c-small': neither a folder nor a shipped model (shipped: a-small, b-small)"
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "mine"])
+def test_a_device_that_is_not_there_is_refused(saved, device):
+    said = message(partial(load_model, device=device), saved)
+    assert said.startswith(f"device {device}: cannot be used here (")
+    assert said.endswith("; use cpu")
 
 
 def test_a_folder_that_is_no_checkpoint_says_so(tmp_path):
