@@ -7,6 +7,7 @@ series are divided by time, and those that overlap the held-out ones are left ou
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -29,6 +30,8 @@ from ..data import (
 from ..errors import EnmaError
 from ..utils.names import SPACE
 from ..utils.text import counted
+
+log = logging.getLogger("enma_fast")
 
 TRAIN, VAL, TEST = "train", "val", "test-in"
 SPLITS = (TRAIN, VAL, TEST)
@@ -234,6 +237,17 @@ def _agree(first: FieldFile, data: FieldFile) -> None:
             raise EnmaError(
                 f"{data.path}: its {what} have other steps than those of {first.path.name}; interpolate them, or train "
                 "on files that agree"
+            )
+    for axis, one, other in zip(SPACE, first.coords, data.coords, strict=False):
+        if abs(other[0] - one[0]) > SPACING_TOLERANCE * np.ptp(one):
+            log.warning(
+                "%s: its %s begins at %g, that of %s at %g; the model takes the same numbers of places as the same "
+                "places, so turn or crop one of them if these are continents or coasts",
+                data.path,
+                axis,
+                other[0],
+                first.path.name,
+                one[0],
             )
 
 

@@ -178,6 +178,17 @@ def test_files_that_disagree_are_refused(tmp_path: Path, change: dict, said: str
         own_data.load_splits(tmp_path)
 
 
+def test_files_of_other_places_are_noted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Longitudes from 0 and from -180 are of one length, and not of the same places."""
+    save(tmp_path / "a.h5", advected(6))
+    save(tmp_path / "b.h5", advected(6), times=0.05 * np.arange(8) + 3)
+    own_data.load_splits(tmp_path)
+    assert not caplog.messages
+    save(tmp_path / "b.h5", advected(6), coords=[np.arange(16) / 16 - 0.5])
+    own_data.load_splits(tmp_path)
+    assert "b.h5: its x begins at -0.5, that of a.h5 at 0; the model takes the same numbers of" in caplog.messages[0]
+
+
 def test_data_that_cannot_be_divided_or_trained_on_are_refused(tmp_path: Path) -> None:
     def message(source: Path) -> str:
         with pytest.raises(EnmaError) as caught:
