@@ -128,7 +128,7 @@ def _arranged(source: Source, name: str, wanted: Sequence[str], *, alone: bool) 
                 f"{path}: {name} has an axis '{axis}' of {size}, which is none of {', '.join(NAMES)}; say what "
                 "the axes are by --axes, or choose other --fields"
             )
-    known = tuple(AXES.get(axis) for axis in axes)
+    known = _without_levels(tuple(AXES.get(axis) for axis in axes), values.shape)
     there = [axis for axis in known if axis is not None]
     space = [axis for axis in SPACE if axis in there]
     if "time" not in there or not space or len(set(there)) < len(there):
@@ -148,6 +148,13 @@ def _arranged(source: Source, name: str, wanted: Sequence[str], *, alone: bool) 
         channels=_components(source, name, count, wanted, alone=alone),
         places=tuple(range(count)),
     )
+
+
+def _without_levels(known: tuple[str | None, ...], shape: tuple[int, ...]) -> tuple[str | None, ...]:
+    """The axes of a field; one of space that has one place, such as a height, is none where others have more."""
+    if not any(axis in SPACE and size > 1 for axis, size in zip(known, shape, strict=True)):
+        return known
+    return tuple(None if axis in SPACE and size == 1 else axis for axis, size in zip(known, shape, strict=True))
 
 
 def placed(source: Source, wanted: Sequence[str], name: str | None = None) -> dict[str, np.ndarray]:

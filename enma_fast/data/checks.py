@@ -16,6 +16,8 @@ from .missing import present
 _STORE = ("trajectory", "time", "realization", "observed_time", "quantile", "threshold", "environment", "zarr.json")
 # Most that rounding to float32 may change, as a part of the spread; a spread below so much of the mean is none.
 _ROUNDING, _NO_SPREAD = 0.01, 1e-12
+# Difference of two places that are one, as a part of that of neighbours.
+_REPEATED = 1e-3
 
 
 def narrowed(path: Path, channels: Sequence[str], values: np.ndarray) -> np.ndarray:
@@ -73,6 +75,20 @@ def leave_out(data: FieldFile, names: Iterable[str], command: str = "") -> str:
     left = set(names)
     others = ",".join(name for name in data.channels if name not in left)
     return f"leave it out: {command}--fields {others}" if others else "import another field"
+
+
+def repeated_ends(data: FieldFile) -> tuple[str, ...]:
+    """Periodic axes whose last place shows the first one again, such as longitudes 0 and 360."""
+
+    def apart(i: int, a: int, b: int) -> float:
+        return float(np.abs(data.u.take(a, axis=2 + i) - data.u.take(b, axis=2 + i)).max())
+
+    def repeats(i: int) -> bool:
+        rounding = _REPEATED * apart(i, 0, 1)
+        # Fields that are alike in a mirror have equal ends too.
+        return apart(i, 0, -1) <= rounding < apart(i, 1, -2)
+
+    return tuple(axis for i, axis in enumerate(SPACE[: len(data.coords)]) if data.periodic[i] and repeats(i))
 
 
 def check_store_names(data: FieldFile) -> None:

@@ -15,7 +15,7 @@ from ..utils.names import SPACE, check_names
 from ..utils.text import counted
 from . import hdf5
 from .arranging import arranged, placed
-from .checks import check_store_names, check_values, constant_channels, leave_out
+from .checks import check_store_names, check_values, constant_channels, leave_out, repeated_ends
 from .environments import along_trajectories, environments
 from .fields import FieldFile, lengths_of
 from .positions import check_space, descending, positions
@@ -90,6 +90,7 @@ def import_fields(source: str | Path, out: str | Path, options: ImportOptions, *
         raise EnmaError(f"{out}: is no name of a field file; let it end in .h5")
     data = _described(source, options) if _known_layout(source) else _assembled(source, options)
     _note_constants(data)
+    _note_repeated_ends(data)
     data = _renamed(data, options)
     check_values(data)
     if options.window is not None:
@@ -113,6 +114,16 @@ def _note_constants(data: FieldFile) -> None:
     for name, value in constant.items():
         said = "%s: %s is %g everywhere; training refuses it unless it varies in other files, so %s"
         log.warning(said, data.path, name, value, leave_out(data, constant))
+
+
+def _note_repeated_ends(data: FieldFile) -> None:
+    wraps = ",".join(axis for axis, ring in zip(SPACE, data.periodic, strict=False) if ring)
+    for axis in repeated_ends(data):
+        size = data.u.shape[2 + SPACE.index(axis)]
+        said = (
+            "%s: %s is periodic, and its last place has the values of the first; leave it out: --crop %s --periodic %s"
+        )
+        log.warning(said, data.path, axis, f"{axis}=0:{size - 1}", wraps)
 
 
 def _known_layout(path: Path) -> bool:

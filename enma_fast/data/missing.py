@@ -21,8 +21,11 @@ def present(values: np.ndarray, marks: Iterable[Any] = ()) -> np.ndarray:
     for mark in marks:
         number = np.asarray(mark)
         if number.dtype.kind in "fiu" and number.size == 1 and np.isfinite(number).all():
-            with np.errstate(over="ignore"):
-                found &= values != number.astype(values.dtype).reshape(())
+            with np.errstate(over="ignore", invalid="ignore"):
+                absent = number.astype(values.dtype).reshape(())
+            # A number that integers cannot hold becomes another one, which stands for nothing.
+            if values.dtype.kind == "f" or absent == number:
+                found &= values != absent
     return found
 
 
@@ -49,7 +52,7 @@ def attributes(value: Any) -> dict[str, Any]:
 
 def require_present(name: str, values: np.ndarray, about: Mapping[str, Any]) -> None:
     """Raise `EnmaError` if a value equals the fill value that the attributes name."""
-    if values.dtype.kind != "f":
+    if values.dtype.kind not in "fiu":
         return
     found = present(values, [about.get(mark) for mark in FILL_ATTRIBUTES])
     if not found.all():

@@ -70,11 +70,11 @@ def _evened(values: np.ndarray) -> np.ndarray:
 
 
 def _numbers(path: Path, axis: str, values: np.ndarray, size: int) -> np.ndarray:
-    """Positions as float64; dates, also those of the calendars of `cftime`, in days since the first."""
+    """Positions as float64; dates, also those of the calendars of `cftime`, in days since the first; spans in days."""
     if values.shape != (size,):
         raise EnmaError(f"{path}: {axis} has {len(values)} positions for {size} values; save both of one size")
-    if values.dtype.kind == "M":
-        return (values - values[0]) / np.timedelta64(1, "D")
+    if values.dtype.kind in "Mm":
+        return (values - values[0] if values.dtype.kind == "M" else values) / np.timedelta64(1, "D")
     if values.dtype.kind == "O" and all(hasattr(value, "calendar") for value in values):
         return np.array([(value - values[0]) / timedelta(days=1) for value in values])
     if values.dtype.kind not in "fiu":
@@ -95,10 +95,11 @@ def check_space(path: Path, coords: Sequence[np.ndarray]) -> None:
 
 def _check_axis(path: Path, axis: str, values: np.ndarray, *, fix: str, fewest: int = 2) -> None:
     steps = np.diff(values)
-    if len(values) < fewest or not np.isfinite(values).all():
-        raise EnmaError(
-            f"{path}: {axis} has {counted(len(values), 'position')} or one that is no number; two are needed"
-        )
+    if len(values) < fewest:
+        raise EnmaError(f"{path}: {axis} has {counted(len(values), 'position')}; two are needed")
+    if not np.isfinite(values).all():
+        at = int(np.argmin(np.isfinite(values)))
+        raise EnmaError(f"{path}: {axis} is missing or no number at place {at}; correct it, or give {fix}")
     if len(values) == 1:
         return
     if not (steps > 0).all():

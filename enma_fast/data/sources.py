@@ -6,6 +6,7 @@ Fields of these and of .npy files are read when they are indexed, so that a part
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,8 @@ from ..utils.untrusted import Limits, open_regular, read_arrays
 from . import hdf5
 from .missing import FILL_ATTRIBUTES, attributes, require_present
 
+log = logging.getLogger("enma_fast")
+
 # Axis of a field file -> names that sources give it.
 NAMES = {
     "trajectory": ("trajectory", "traj", "sample", "member", "realization", "ensemble", "simulation", "run"),
@@ -36,6 +39,8 @@ KINDS = ".npy, .npz, .nc, .zarr, .h5 or .hdf5"
 _HDF5, _NETCDF = (".h5", ".hdf5", ".hdf"), (".nc", ".nc4", ".cdf")
 # Attributes of NetCDF's conventions by which numbers stand for others.
 _PACKED = ("scale_factor", "add_offset")
+# Groups that are named where they hold all arrays.
+_MOST_GROUPS = 8
 _PDEBENCH_FLUIDS = ("Vx", "Vy", "Vz", "density", "pressure")
 
 
@@ -163,6 +168,11 @@ def _hdf5(path: Path, names: Sequence[str]) -> Source:
         datasets = {key: file[key] for key in file if hasattr(file[key], "dtype")}
         datasets = {key: hdf5.get(file, key, "dataset") for key in datasets}
         numeric = {key: data for key, data in datasets.items() if data.dtype.kind in "fiu"}
+        if not numeric and (groups := [key for key in file if key not in datasets]):
+            raise EnmaError(
+                f"{path}: has no arrays at its root, only the groups {', '.join(groups[:_MOST_GROUPS])}; copy the "
+                "arrays of one to the root of a file, such as by h5copy"
+            )
         kept = {
             key: data
             for key, data in numeric.items()
@@ -216,6 +226,8 @@ def _xarray(path: Path) -> Source:
                 fields[str(name)] = Variable(values=deferred(name, data), axes=axes, unit=unit)
             elif data.ndim == 1 and name in data.dims:
                 coords[AXES.get(str(name), str(name))] = data.to_numpy()
+                if " since " in (unit := str(data.attrs.get("units", ""))):
+                    log.warning("%s: '%s' of %s are no dates, and are taken as plain numbers", path, unit, name)
             if data.ndim == 1 and data.dtype.kind in "fiuUSO":
                 columns[str(name)] = Variable(values=data.to_numpy(), axes=axes)
     return Source(path=path, fields=fields, coords=coords, columns=columns, bounds=frozenset(bounds))
@@ -237,4 +249,15 @@ def _reading(xarray: Any, path: Path) -> Iterator[Any]:
 
 
 def _opened(xarray: Any, path: Path) -> Any:
-    return xarray.open_zarr(path, chunks=None, consolidated=False) if path.is_dir() else xarray.open_dataset(path)
+    def opened(**options: Any) -> Any:
+        if path.is_dir():
+            return xarray.open_zarr(path, chunks=None, consolidated=False, **options)
+        return xarray.open_dataset(path, **options)
+
+    try:
+        return opened()
+    except ValueError as error:
+        # Months of the usual calendar have no one length, but their numbers may be even.
+        if "decode" not in str(error):
+            raise
+        return opened(decode_times=False)

@@ -242,3 +242,82 @@ def test_values_that_float32_cannot_hold(tmp_path: Path, line: np.ndarray) -> No
     for values in (300 + wide, np.rint(9 * wide).astype(np.int16)):
         np.save(path, values)
         assert imported(path, axes=LINE, **STEPS).u.dtype == np.float32
+
+
+@pytest.mark.parametrize(("mark", "missing"), [(np.int16(-99), True), (-99.0, True), (-99.5, False), (1e20, False)])
+def test_whole_numbers_may_be_missing(tmp_path: Path, mark: Any, missing: bool) -> None:
+    """Integers stand for missing values too, but only for those that they can hold."""
+    values = np.arange(N * T * X, dtype=np.int16).reshape(N, T, X)
+    values[1, 2, 3] = -99
+    with h5py.File(tmp_path / "counts.h5", "w") as file:
+        file["n"] = values
+        file["n"].attrs["_FillValue"] = mark
+    if missing:
+        said = refusal(tmp_path / "counts.h5", axes=LINE, **STEPS)
+        assert "n holds -99, the number of a missing value, first at (1, 2, 3)" in said
+    else:
+        np.testing.assert_array_equal(imported(tmp_path / "counts.h5", axes=LINE, **STEPS).u[..., 0], values)
+
+
+def test_axes_of_one_place_are_none_of_space(tmp_path: Path, line: np.ndarray) -> None:
+    dims, coords = ("sample", "time", "z", "lat", "lon"), {"time": np.arange(T), "lon": np.arange(X)}
+    path = netcdf(tmp_path / "section.nc", {"u": (dims, line[:, :, None, None])}, coords | {"lat": [0.0], "z": [10.0]})
+    data = imported(path)
+    np.testing.assert_array_equal(data.u[..., 0], line)
+    assert len(data.coords) == 1
+    np.testing.assert_array_equal(imported(path, axes=("trajectory", "time", "z", "y", "x")).u, data.u)
+    # A field of one place alone is none.
+    assert "x has 1 position; two are needed" in refusal(
+        arrays(tmp_path / "place.npz", u=line[..., :1], x=[0.0], t=np.arange(T)), axes=LINE
+    )
+
+
+def test_spans_of_time_become_days(tmp_path: Path, line: np.ndarray) -> None:
+    spans = np.arange(T) * np.timedelta64(6, "h")
+    data = imported(arrays(tmp_path / "spans.npz", u=line, t=spans, x=np.arange(X)), axes=LINE)
+    np.testing.assert_array_equal(data.times, 0.25 * np.arange(T))
+    assert imported(netcdf(tmp_path / "spans.nc", {"u": (LINE, line)}, {"time": spans, "x": np.arange(X)})).times[
+        1
+    ] == pytest.approx(0.25)
+    spans[2] = np.timedelta64("NaT")
+    path = arrays(tmp_path / "spans.npz", u=line, t=spans, x=np.arange(X))
+    assert "time is missing or no number at place 2; correct it, or give --dt" in refusal(path, axes=LINE)
+
+
+def test_months_of_the_usual_calendar_are_counted(
+    tmp_path: Path, line: np.ndarray, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They have no one length, so xarray makes no dates of them."""
+    time = ("time", np.arange(T), {"units": "months since 1990-01-01"})
+    path = netcdf(tmp_path / "months.nc", {"u": (LINE, line)}, {"time": time, "x": np.arange(X)})
+    data = imported(path)
+    np.testing.assert_array_equal(data.times, np.arange(T))
+    assert caplog.messages == [
+        f"{path}: 'months since 1990-01-01' of time are no dates, and are taken as plain numbers"
+    ]
+
+
+def test_a_ring_with_a_place_given_twice_is_noted(
+    tmp_path: Path, rng: np.random.Generator, caplog: pytest.LogCaptureFixture
+) -> None:
+    angle = np.linspace(0, 2 * np.pi, X + 1)
+    phase = rng.normal(size=(N, T, 1))
+    path = arrays(tmp_path / "ring.npz", u=np.sin(angle + phase), x=angle, t=np.arange(T))
+    imported(path, axes=LINE)
+    assert not caplog.messages
+    assert imported(path, axes=LINE, periodic=("x",)).lengths == pytest.approx((2 * np.pi * (X + 1) / X,))
+    said = f"x is periodic, and its last place has the values of the first; leave it out: --crop x=0:{X} --periodic x"
+    assert caplog.messages == [f"{path}: {said}"]
+    assert imported(path, axes=LINE, periodic=("x",), crop={"x": (0, X)}).lengths == pytest.approx((2 * np.pi,))
+    # Fields between cells that are alike in a mirror have equal ends, and no place twice.
+    middle = (np.arange(X) + 0.5) / X
+    even = np.cos(2 * np.pi * middle) * phase
+    imported(arrays(tmp_path / "even.npz", u=even, x=middle, t=np.arange(T)), axes=LINE, periodic=("x",))
+    assert len(caplog.messages) == 1
+
+
+def test_arrays_in_groups_are_said_to_be_there(tmp_path: Path, line: np.ndarray) -> None:
+    with h5py.File(tmp_path / "tasks.h5", "w") as file:
+        file["tasks/u"], file["scales/time"] = line, np.arange(T)
+    said = "has no arrays at its root, only the groups scales, tasks; copy the arrays of one to the root of a file"
+    assert said in refusal(tmp_path / "tasks.h5", axes=LINE)
