@@ -1,6 +1,7 @@
 // The functions of enma.h: handles, statuses and messages. Nothing is thrown across them.
 #include <algorithm>
 #include <atomic>
+#include <cfenv>
 #include <cstdio>
 #include <cstring>
 #include <map>
@@ -22,8 +23,21 @@ enma_status report(enma_status status, const char* message) {
     return status;
 }
 
+// The exceptions of arithmetic are the host's: it may have asked for a signal at one, and finds its flags as they were.
+class Arithmetic {
+   public:
+    Arithmetic() { std::feholdexcept(&host_); }
+    ~Arithmetic() { std::fesetenv(&host_); }
+    Arithmetic(const Arithmetic&) = delete;
+    Arithmetic& operator=(const Arithmetic&) = delete;
+
+   private:
+    std::fenv_t host_;
+};
+
 template <class Body>
 enma_status guard(const Body& body) noexcept {
+    const Arithmetic arithmetic;
     try {
         body();
         return ENMA_OK;

@@ -1,6 +1,7 @@
 """libenma in a program: an unknown instruction set, forks, unloading, refused threads, and nothing left behind."""
 
 import os
+import platform
 import resource
 import subprocess
 import sys
@@ -10,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from enma_fast.models.checkpoint import PRETRAINED
+
 from .._tiny import CONFIGS, waves
 from ._libenma import CC, CSRC, INVALID_ARGUMENT, NO_MEMORY, ROOT, SANITIZED, Library, run
-from ._programs import WARNINGS, needs
+from ._programs import WARNINGS, linked, needs
 
 HISTORY = waves(1, 1, 3, CONFIGS["relative-fast"].tokenizer)[0].numpy()
 
@@ -83,6 +86,18 @@ def test_threads_of_a_library_that_is_closed_find_their_code(library: Library, f
 @pytest.mark.skipif(SANITIZED, reason="a sanitizer has to be loaded first")
 def test_a_child_of_a_host_that_uses_openmp_itself(library: Library, folder: Path, tmp_path: Path) -> None:
     run([host(tmp_path / "host", "-fopenmp"), "fork", str(library.path), str(folder)])
+
+
+@pytest.mark.skipif(SANITIZED, reason="a sanitizer has to be loaded first")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs feenableexcept of glibc")
+@pytest.mark.parametrize("threads", [[], ["-fopenmp"]], ids=["alone", "openmp"])
+def test_a_host_that_traps_what_its_arithmetic_cannot_do(library: Library, threads: list[str], tmp_path: Path) -> None:
+    """Whether the pool of threads is the library's or the host's."""
+    needs(CC)
+    source, program = str(Path(__file__).with_name("traps_main.c")), str(tmp_path / "traps")
+    flags = [*WARNINGS, "-Wno-unknown-pragmas", f"-I{CSRC / 'include'}", *threads]
+    run([CC, "-std=c11", *flags, source, *linked(library), "-lm", "-o", program])
+    assert run([program, str(PRETRAINED / "gray-scott-fast")]) == "ok\n"
 
 
 @pytest.mark.slow

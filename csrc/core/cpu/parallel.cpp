@@ -4,6 +4,7 @@
 #include <omp.h>
 #endif
 
+#include <fenv.h>
 #include <pthread.h>
 
 #include <condition_variable>
@@ -30,6 +31,21 @@ thread_local Buffer kept;
 thread_local int pool = 1;
 thread_local bool lost_pool = false;
 const int watched = pthread_atfork(nullptr, nullptr, [] { lost_pool = true; });
+
+// A host may have asked for a signal where a number overflows or is none, in threads of its pool too. Kernels rely on
+// infinity where exp overflows. Flags and rounding stay those of the thread: bodies may set them.
+class Untrapped {
+   public:
+#ifdef __GLIBC__
+    Untrapped() : enabled_(fedisableexcept(FE_ALL_EXCEPT)) {}
+    ~Untrapped() {
+        if (enabled_ > 0) feenableexcept(enabled_);
+    }
+
+   private:
+    int enabled_;
+#endif
+};
 
 void relax() {
 #if defined(__x86_64__) && defined(__GNUC__)
@@ -87,7 +103,10 @@ void detail::parallel(int threads, void (*body)(void*, int, int), void* data) {
         // Threads beyond those of a call end.
         pool = threads;
 #pragma omp parallel num_threads(threads)
-        body(data, omp_get_thread_num(), omp_get_num_threads());
+        {
+            [[maybe_unused]] const Untrapped untrapped;
+            body(data, omp_get_thread_num(), omp_get_num_threads());
+        }
         return;
     }
 #endif
