@@ -114,6 +114,10 @@ def _arranged(source: Source, name: str, wanted: Sequence[str], *, alone: bool) 
     values, axes = variable.values, tuple(wanted) or variable.axes
     if values.dtype.kind not in "fiu":
         raise EnmaError(f"{path}: {name} has dtype {values.dtype}; give real numbers")
+    if 0 in values.shape:
+        raise EnmaError(
+            f"{path}: {name} has the shape {values.shape}, so no values; save it with them, or choose --fields"
+        )
     if axes is None:
         example = ",".join(("trajectory", "time", "x", "y", "channel")[: values.ndim])
         raise EnmaError(

@@ -321,3 +321,11 @@ def test_arrays_in_groups_are_said_to_be_there(tmp_path: Path, line: np.ndarray)
         file["tasks/u"], file["scales/time"] = line, np.arange(T)
     said = "has no arrays at its root, only the groups scales, tasks; copy the arrays of one to the root of a file"
     assert said in refusal(tmp_path / "tasks.h5", axes=LINE)
+
+
+@pytest.mark.parametrize("shape", [(0, T, X), (N, 0, X), (N, T, 0)])
+def test_fields_without_values_are_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    said = refusal(
+        arrays(tmp_path / "none.npz", u=np.zeros(shape), x=np.arange(shape[2]), t=np.arange(shape[1])), axes=LINE
+    )
+    assert f"u has the shape {shape}, so no values; save it with them" in said
