@@ -120,9 +120,9 @@ def markdown(files: Sequence[dict[str, Any]]) -> str:
         "Relative L2 error of the ensemble mean over all forecast frames, the paper's table 2: mean over trajectories, "
         "and in brackets the median, which trajectories that decay to nearly nothing do not rule. *solver* is given "
         "the equation and the solver that made the data, fits the parameters to what is seen, and solves: a bound for "
-        "data without noise. Out of distribution Combined has a term that it does not know. The models of this project learned "
-        "from more than the data where their card says so: *fast* of Advection from moving frames, of Combined from waves "
-        "under more damping, of Wave from every second frame.",
+        "data without noise. Out of distribution Combined has a term that it does not know. Some models saw more in "
+        "training than the data hold: *fast* of Advection from moving frames too, of Combined under more damping, of "
+        "Wave with every second frame.",
     ]
     for task, title in _TITLES.items():
         parts += [f"### Errors {title}", _errors([c for c in made if c.table == "errors" and c.task == task])]
