@@ -34,6 +34,8 @@ int main(int argc, char** argv) {
     enma_session* session;
     feclearexcept(FE_ALL_EXCEPT);
     feraiseexcept(FE_INEXACT);
+    /* Some pools of threads take this from the thread that starts a region, others keep their own. */
+    feenableexcept(TRAPS);
 #pragma omp parallel num_threads(2)
     feenableexcept(TRAPS);
     check(enma_model_open(argv[1], NULL, &model));
