@@ -11,7 +11,7 @@ from typing import Any
 def patch_once() -> None:
     """Every launch patches Triton's language, and so does every call of a function in it; here each part is, once.
 
-    With the sums and products of integers that a check of overflow would read: it reads them in debug mode alone.
+    Sums and products of integers in 64 bits, which a check of overflow reads in debug mode, are left out without it.
     """
     from triton import language
     from triton.runtime import interpreter

@@ -88,6 +88,7 @@ def load_splits(source: Path) -> dict[str, FieldFile]:
     first = parts[TRAIN][0]
     for data in (data for found in parts.values() for data in found):
         _agree(first, data)
+        _note_other_places(first, data)
         check_values(data)
     joined = {split: _joined(found) for split, found in parts.items()}
     lacking = [split for split in SPLITS if split not in joined]
@@ -238,6 +239,10 @@ def _agree(first: FieldFile, data: FieldFile) -> None:
                 f"{data.path}: its {what} have other steps than those of {first.path.name}; interpolate them, or train "
                 "on files that agree"
             )
+
+
+def _note_other_places(first: FieldFile, data: FieldFile) -> None:
+    """Warn where the places of a file begin elsewhere than those of the first one."""
     for axis, one, other in zip(SPACE, first.coords, data.coords, strict=False):
         if abs(other[0] - one[0]) > SPACING_TOLERANCE * np.ptp(one):
             log.warning(

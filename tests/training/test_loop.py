@@ -190,10 +190,8 @@ def test_a_run_keeps_a_share_of_the_weights_that_it_started_from(tmp_path):
     assert mixed.module.weight.item() == pytest.approx(0.7 * plain.module.weight.item() + 0.3 * 0.75, rel=1e-6)
     # Steps go on from the weights themselves, and validations are of the mixture.
     logs = [read_log(tmp_path / name) for name in ("plain", "mixed")]
-    terms, validations = (
-        [[e[key]["w"] if key else e["w"] for e in log if (key or "w") in e] for log in logs]
-        for key in ("", "validation")
-    )
+    terms = [[entry["w"] for entry in log if "w" in entry] for log in logs]
+    validations = [[entry["validation"]["w"] for entry in log if "validation" in entry] for log in logs]
     assert terms[0] == terms[1]
     assert validations[1] == pytest.approx([0.7 * w + 0.3 * 0.75 for w in validations[0]], rel=1e-6)
     assert scores == {"w": validations[1][-1]}
