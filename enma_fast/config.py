@@ -270,6 +270,9 @@ class TrainingConfig:
     ema_decay: float = 0.999
     # Frames in a row, from a random one on, of which a sample of the tokenizer's consists; None: all of a trajectory.
     window: int | None = None
+    # Names and powers of parameters of the data set: trajectories are drawn in proportion to their product, not all alike
+    # (tokenizer only; whole forecasts: `rollout.emphasis`).
+    emphasis: tuple[tuple[str, float], ...] = ()
     # Share of the grid points that are observed, drawn uniformly (tokenizers with an interpolation, and dynamics with
     # `scattered_share`).
     point_fraction: tuple[float, float] = (0.2, 1.0)

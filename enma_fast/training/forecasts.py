@@ -25,6 +25,7 @@ from ..sampling.shifts import View, mirrors, shifted
 from ..utils.devices import to_device
 from .damping import check_damping, damped, draw_damping
 from .dynamics import environments, rollout_scores
+from .emphasis import drawn, odds
 from .ranks import ALONE, Rank
 from .sensitivity import TRAJECTORIES, channel_weights
 from .symmetries import carried, symmetries
@@ -115,7 +116,9 @@ class ForecastTask:
             )
         self.groups = environments(torch.from_numpy(train.environment), paired=config.context_share > 0)
         self.parameters = train.parameters
-        self.odds = _odds(train, self.groups, self.options.emphasis)
+        self.odds = odds(
+            train, self.options.emphasis, option="rollout.emphasis", rows=self.groups[:, 0].numpy()
+        )
         self.symmetries = symmetries(model.config.dataset, config)
         self.latents = model.config.tokenizer.latent_frames(self.train.shape[1])
         check_rollout(self.options, self.latents, self.train.shape[1])
@@ -174,10 +177,7 @@ class ForecastTask:
         """
         config, options, model, B = self.config, self.options, self.model, self.config.batch
         tok = model.config.tokenizer
-        if self.odds is None:
-            environment = torch.randint(len(self.groups), (B,), generator=generator)
-        else:
-            environment = torch.multinomial(self.odds, B, replacement=True, generator=generator)
+        environment = drawn(B, len(self.groups), self.odds, generator)
         rows = torch.rand(B, self.groups.shape[1], generator=generator).argsort(-1)[:, : 1 + paired]
         rows = self.groups[environment[:, None], rows]
         amounts = {
@@ -237,31 +237,6 @@ class ForecastTask:
     def validate(self, rank: Rank = ALONE) -> dict[str, float]:
         """Scores of forecasts, as those of the dynamics' training."""
         return rollout_scores(self.model, self.val, self.val_contexts, members=self.members, rank=rank)
-
-
-def _odds(train: FieldFile, groups: Tensor, emphasis: tuple[tuple[str, float], ...]) -> Tensor | None:
-    """How often each environment is drawn, relative to the others; None without an emphasis.
-
-    Raises
-    ------
-    EnmaError
-        Names a parameter that the data do not have, or whose powers are not above 0 and finite.
-    """
-    if not emphasis:
-        return None
-    odds = np.ones(len(groups))
-    for name, power in emphasis:
-        if name not in train.parameters:
-            known = ", ".join(train.parameters) or "none"
-            raise EnmaError(f"rollout.emphasis: {train.path} has no parameter {name!r} (it has: {known})")
-        with np.errstate(all="ignore"):
-            odds *= np.asarray(train.parameters[name], dtype=np.float64)[groups[:, 0].numpy()] ** power
-        if not (np.isfinite(odds).all() and (odds > 0).all()):
-            raise EnmaError(
-                f"rollout.emphasis: {name} to the power of {power:g} is not above 0 and finite in all environments; "
-                "take a parameter that is"
-            )
-    return torch.from_numpy(odds / odds.max())
 
 
 def _views(config: ModelConfig, *, mirror: bool) -> list[View]:

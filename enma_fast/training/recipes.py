@@ -43,6 +43,7 @@ from ..presets import Preset, find_preset
 from ..utils.dataclass_json import replace
 from .checks import check_forecasts, check_stage, check_strides
 from .dynamics import DynamicsTask, Latents, encode_all
+from .emphasis import odds
 from .first_frame import FirstFrameTask
 from .forecasts import ForecastTask
 from .loop import RunOptions, Stage, run
@@ -143,7 +144,13 @@ def train(
         assert train is not None
         with _seeded(options.seed):
             augmented = with_boosts(train, config.dataset, training, seed=options.seed)
-            task: Stage = TokenizerTask(config, training, train=_fields(augmented), val=_fields(val, rows))
+            task: Stage = TokenizerTask(
+                config,
+                training,
+                train=_fields(augmented),
+                val=_fields(val, rows),
+                odds=odds(augmented, training.emphasis, option="emphasis"),
+            )
         assert isinstance(task.module, Tokenizer)
         if first is not None:
             load_tensors(task.module, load_tokenizer(first)[0].state_dict(), source=str(first))

@@ -16,6 +16,7 @@ from ..errors import EnmaError
 from ..models.interpolation import grid_points
 from ..models.tokenizer import Tokenizer
 from ..utils.devices import to_device
+from .emphasis import drawn
 from .ranks import ALONE, Rank
 
 # Share of the windows that end as trajectories do where the others do not.
@@ -23,14 +24,16 @@ _SHORTER_SHARE = 0.25
 
 
 class TokenizerTask:
-    """Training and validation data ``[n, T, *grid, c]`` (fp32) for a tokenizer."""
+    """Training and validation data ``[n, T, *grid, c]`` (fp32) for a tokenizer, and how often each is drawn."""
 
-    def __init__(self, model: ModelConfig, config: TrainingConfig, *, train: Tensor, val: Tensor) -> None:
+    def __init__(
+        self, model: ModelConfig, config: TrainingConfig, *, train: Tensor, val: Tensor, odds: Tensor | None = None
+    ) -> None:
         if (config.window or 1) > train.shape[1]:
             raise EnmaError(
                 f"window={config.window}: trajectories have {train.shape[1]} frames; at most these can be asked for"
             )
-        self.config, self.train, self.val = config, train, val
+        self.config, self.train, self.val, self.odds = config, train, val, odds
         self.module: nn.Module = Tokenizer(model.tokenizer)
         self.options = model.tokenizer
         self.points = grid_points(self.options)
@@ -40,7 +43,7 @@ class TokenizerTask:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Relative L2 and KL of a random batch, shifted around periodic dimensions."""
         B, T = self.config.batch, self._num_frames(generator)
-        rows = torch.randint(len(self.train), (B,), generator=generator)
+        rows = drawn(B, len(self.train), self.odds, generator)
         shifts = random_shifts(self.options.grid, self.options.periodic, B, generator, shift=self.config.shift)
         tokens = torch.Size((B, self.options.latent_frames(T), *self.options.token_grid)).numel()
         noise = torch.randn(tokens * self.options.latent_channels, generator=generator)

@@ -49,7 +49,7 @@ def test_tokenizer_validation_is_the_error_of_the_posterior_means():
     assert task.validate()["rel_l2"] == pytest.approx(sum(expected) / 3, rel=1e-5)
 
 
-def batch_of(fields, training, step=0):
+def batch_of(fields, training, step=0, odds=None):
     """Fields and noise that the tokenizer is given in a step."""
     seen = []
 
@@ -60,7 +60,7 @@ def batch_of(fields, training, step=0):
             seen.append((u, noise))
             return u.sum(), u.sum()
 
-    task = TokenizerTask(CONFIGS["relative"], training, train=fields, val=fields)
+    task = TokenizerTask(CONFIGS["relative"], training, train=fields, val=fields, odds=odds)
     task.loss(Spy(), step_generator(0, step), Rank())
     (batch,) = seen
     return batch
@@ -76,6 +76,14 @@ def test_the_tokenizer_sees_shifted_fields():
     assert len(set(which)) > 20
     assert noise.shape == (64, 2, 16, 2)
     assert noise.std() == pytest.approx(1.0, abs=0.05)
+
+
+def test_trajectories_are_drawn_by_their_odds():
+    fields = waves(3, 1, 3, CONFIGS["relative"].tokenizer)
+    training = replace(TRAINING, batch=2_000, shift=False)
+    u, _ = batch_of(fields, training, odds=torch.tensor([1.0, 0.5, 0.25]).double())
+    counts = [(u == one).flatten(1).all(1).double().mean().item() for one in fields]
+    assert counts == pytest.approx([4 / 7, 2 / 7, 1 / 7], abs=0.04)
 
 
 def test_a_window_is_frames_in_a_row_from_any_one_on():
