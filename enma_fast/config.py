@@ -273,6 +273,8 @@ class TrainingConfig:
     # Names and powers of parameters of the data set: trajectories are drawn in proportion to their product, not all alike
     # (tokenizer only; whole forecasts: `rollout.emphasis`).
     emphasis: tuple[tuple[str, float], ...] = ()
+    # Hold the encoder (tokenizer only), so that latents stay what dynamics were trained on.
+    decoder_only: bool = False
     # Share of the grid points that are observed, drawn uniformly (tokenizers with an interpolation, and dynamics with
     # `scattered_share`).
     point_fraction: tuple[float, float] = (0.2, 1.0)

@@ -87,7 +87,7 @@ def _command(
 
         terminal = Terminal(as_json)
         use_threads(threads)
-        # Of the dynamics alone.
+        # Of a tokenizer's own training there is none.
         tokenizer = run.pop("tokenizer", None)
         counts = {name: value for name, value in (("steps", steps), ("batch", batch)) if value is not None}
         with terminal.progress(stage.replace("-", " ")) as update:
@@ -128,17 +128,23 @@ dynamics = _command(
     {"preset": _KINDS["preset"], "tokenizer": _TOKENIZER} | _KINDS,
 )
 # Later stages start from the weights of a whole model.
-_LATER_DEFAULTS = {name: default for name, default in _DEFAULTS.items() if name != "start"}
+_LATER = _KINDS | {
+    "start": _BEFORE,
+    "tokenizer": Annotated[
+        str | None, typer.Option("--tokenizer", metavar="RUN", help="A tokenizer in place of that of --from.")
+    ],
+}
+_LATER_DEFAULTS = {name: default for name, default in _DEFAULTS.items() if name != "start"} | {"tokenizer": None}
 forecasts = _command(
     "forecasts",
     "Train finished dynamics on whole forecasts by a proper score; the best validation is kept.",
-    _KINDS | {"start": _BEFORE},
+    _LATER,
     _LATER_DEFAULTS,
 )
 first_frame = _command(
     "first-frame",
     "Train the flow that draws frame 0 of a one-pass model, and nothing else of it; the best validation is kept.",
-    _KINDS | {"start": _BEFORE},
+    _LATER,
     _LATER_DEFAULTS,
 )
 

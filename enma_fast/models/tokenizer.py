@@ -145,6 +145,10 @@ class LinearEnd(Protocol):
     def __call__(self, x: Tensor) -> Tensor: ...
 
 
+# Beginnings of the names of the decoder's weights; the others are the encoder's.
+_DECODER = ("from_latent.", "up.", "conv_out.", *(f"interpolation.{of}" for of in ("out_", "slopes_out", "project.")))
+
+
 class Tokenizer(nn.Module):
     """Encoder and decoder; ``forward`` is the training loss."""
 
@@ -186,6 +190,10 @@ class Tokenizer(nn.Module):
             if config.stride_ends == 1
             else ExpandSpace(config.width, inward, config, **ends, factor=config.stride_ends)
         )
+
+    def encoder(self) -> dict[str, nn.Parameter]:
+        """The weights that latents depend on, by name."""
+        return {name: weight for name, weight in self.named_parameters() if not name.startswith(_DECODER)}
 
     def standardised(self, u: Tensor) -> Tensor:
         """Fields ``[..., c]`` less the mean of each channel, over its scale, as the convolutions see them."""

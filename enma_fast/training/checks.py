@@ -12,6 +12,10 @@ def check_stage(stage: str, training: TrainingConfig, *, started: bool) -> None:
     """Refuse settings that would do nothing in a stage, which starts from trained weights if `started`."""
     if training.start_share and not started:
         raise EnmaError("start_share: is the share of weights that a run starts from; add --from, or leave it at 0")
+    if training.decoder_only and stage != "tokenizer":
+        raise EnmaError(f"decoder_only: is a setting of `train tokenizer`, not of `train {stage}`; leave it at false")
+    if training.decoder_only and not started:
+        raise EnmaError("decoder_only: holds the encoder that a run starts from; add --from, or leave it at false")
     if training.emphasis and stage != "tokenizer":
         instead = "use rollout.emphasis" if stage == "forecasts" else "leave it empty"
         raise EnmaError(f"emphasis: is a setting of `train tokenizer`, not of `train {stage}`; {instead}")

@@ -140,7 +140,7 @@ def _train_command(record: dict[str, Any], begun: str | None, *, out: str) -> st
     """The command that makes the run again in `runs/<out>`: the preset, and every setting that differs from it."""
     stage, preset = record["stage"], find_preset(record["preset"])
     words = ["enma-fast train", stage, record["preset"]]
-    words += ["--tokenizer runs/tokenizer"] if stage == "dynamics" else []
+    words += ["--tokenizer runs/tokenizer"] if record["tokenizer"] is not None else []
     if record["start"] is not None:
         words += [f"--from {begun}"]
     words += [f"--data data --out runs/{out} --seed {record['seed']}"]

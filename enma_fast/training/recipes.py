@@ -90,7 +90,8 @@ def train(
     preset : a name of `PRESETS`, or a preset
     data_dir : folder of the data files
     options : how the run is carried out; `options.out` is the run folder
-    tokenizer : of the stage `dynamics`: run folder of the trained tokenizer, or a checkpoint
+    tokenizer : run folder of the trained tokenizer, or a checkpoint, for the stage `dynamics`; for later ones a tokenizer
+        in place of that of `start`
     start : run folder or checkpoint whose weights the training starts from; the first two stages start from random ones
         by default. Parts that the preset's model has and `start` lacks (the noise and the output of a one-pass decoder)
         begin anew.
@@ -124,7 +125,7 @@ def train(
     rows = _validated(val, VALIDATED[stage], config, num_history=0 if stage == "tokenizer" else HISTORY)
     contexts = None if stage == "tokenizer" else _context_rows(val, rows, trained=training.context_share > 0)
     first = None if start is None else locate(start)
-    key = sha256(locate(tokenizer) / WEIGHTS) if stage == "dynamics" and tokenizer is not None else None
+    key = None if tokenizer is None else sha256(locate(tokenizer) / WEIGHTS)
     begin = partial(
         begin_run, options, rank, stage, chosen.model.name, model=config, training=training, files=files, start=first
     )
@@ -162,6 +163,8 @@ def train(
             inherit(model, trained if isinstance(trained, Model) else load_model(first), source=str(first))
         if isinstance(trained, Tokenizer):
             model.tokenizer.load_state_dict(trained.state_dict())
+        elif tokenizer is not None:
+            _give_tokenizer(model, tokenizer, same_encoder=stage == "first-frame")
         model.tokenizer.requires_grad_(False)
         model.to(options.device)
         others = None if contexts is None else _fields(val, contexts)
@@ -169,7 +172,7 @@ def train(
         task = make(model, training, train=data, val=_fields(val, rows), val_contexts=others)
         save = partial(save_model, model)
     if not isinstance(trained, Tokenizer):
-        begin()
+        begin(tokenizer=key)
     scores = _run(task, options)
     folder = options.out / IN_RUN
     if finished(options, training) and rank.index == 0:
@@ -252,6 +255,20 @@ def inherit(model: Model, before: Model, *, source: str) -> None:
         new["dynamics.read.bias"] = moments.bias[:channels]
     tensors |= new
     load_tensors(model, tensors, source=source)
+
+
+def _give_tokenizer(model: Model, source: str | Path, *, same_encoder: bool) -> None:
+    """Give a model the tokenizer of a run or checkpoint, with the encoder that it has already if `same_encoder`."""
+    tokenizer, config = load_tokenizer(source)
+    if (config.dataset, config.tokenizer) != (model.config.dataset, model.config.tokenizer):
+        raise EnmaError(f"{source}: is a tokenizer for other data or of other sizes than the model's; name one like it")
+    before = model.tokenizer.encoder()
+    if same_encoder and not all(torch.equal(weight, before[name]) for name, weight in tokenizer.encoder().items()):
+        raise EnmaError(
+            f"{source}: encodes otherwise than the tokenizer of the model, whose latents its dynamics know; name one that "
+            "was trained from it with decoder_only=true, or go on with `train forecasts` first"
+        )
+    model.tokenizer.load_state_dict(tokenizer.state_dict())
 
 
 def data_file(folder: Path, dataset: str, split: str) -> Path:

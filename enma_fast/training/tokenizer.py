@@ -34,7 +34,11 @@ class TokenizerTask:
                 f"window={config.window}: trajectories have {train.shape[1]} frames; at most these can be asked for"
             )
         self.config, self.train, self.val, self.odds = config, train, val, odds
-        self.module: nn.Module = Tokenizer(model.tokenizer)
+        tokenizer = Tokenizer(model.tokenizer)
+        if config.decoder_only:
+            for weight in tokenizer.encoder().values():
+                weight.requires_grad_(False)
+        self.module: nn.Module = tokenizer
         self.options = model.tokenizer
         self.points = grid_points(self.options)
 

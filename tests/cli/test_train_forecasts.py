@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from enma_fast.models.checkpoint import load_model, read_tensors, save_model, save_tokenizer, sha256
+from enma_fast.models.checkpoint import load_model, load_tokenizer, read_tensors, save_model, save_tokenizer, sha256
 from enma_fast.training.record import summary
 
 from .._tiny_checkpoint import save_tiny
@@ -70,6 +71,41 @@ def test_a_one_pass_model_can_go_on_and_start_the_other_decoder(train: Callable,
     again = train(tmp_path / "again", "--json", start=tmp_path / "first").json
     assert again["steps"] == 4
     assert train(tmp_path / "other", preset="combined-small", start=tmp_path / "first").status == 0
+
+
+def test_a_model_takes_the_tokenizer_that_is_named(
+    enma: Callable, train: Callable, data_folder: Path, tiny: Path, tmp_path: Path
+) -> None:
+    """Any of its kind for whole forecasts, and one with the encoder that it knows for the flow of frame 0."""
+    model, folders = load_model(tiny), {name: tmp_path / name for name in ("decoder", "encoder")}
+    with torch.no_grad():
+        for name, weight in (("decoder", "from_latent.bias"), ("encoder", "conv_in.conv.bias")):
+            tokenizer = load_model(tiny).tokenizer
+            tokenizer.get_parameter(weight).add_(0.25)
+            save_tokenizer(tokenizer, model.config, folders[name])
+    for name, folder in folders.items():
+        assert train(tmp_path / f"{name}-run", "--tokenizer", folder).status == 0
+        taken = load_model(tmp_path / f"{name}-run" / "checkpoint").tokenizer.state_dict()
+        expected, _ = load_tokenizer(folder)
+        assert all(torch.equal(taken[key], value) for key, value in expected.state_dict().items())
+        record = json.loads((tmp_path / f"{name}-run" / "run.json").read_text())
+        assert record["tokenizer"] == sha256(folder / "model.safetensors")
+    resumed = train(tmp_path / "decoder-run", "--tokenizer", folders["encoder"]).error()
+    assert "this run was begun with tokenizer" in resumed
+    first = tmp_path / "decoder-run"
+    words = ("train", "first-frame", "combined-fast", "--from", first, "--data", data_folder, *SHORT, "--steps", 1)
+    words += tuple(settings(TINY_DYNAMICS))
+    refused = enma(*words, "--out", tmp_path / "flow", "--tokenizer", folders["encoder"]).error()
+    assert refused.endswith(
+        "encoder: encodes otherwise than the tokenizer of the model, whose latents its dynamics know; name one that was "
+        "trained from it with decoder_only=true, or go on with `train forecasts` first"
+    )
+    assert enma(*words, "--out", tmp_path / "flow", "--tokenizer", tiny).status == 0
+    other = replace(model.config, dataset="advection")
+    save_tokenizer(model.tokenizer, other, tmp_path / "other")
+    assert train(tmp_path / "run", "--tokenizer", tmp_path / "other").error().endswith(
+        "other: is a tokenizer for other data or of other sizes than the model's; name one like it"
+    )
 
 
 def test_dynamics_may_start_from_earlier_weights(enma: Callable, data_folder: Path, tiny: Path, tmp_path: Path) -> None:

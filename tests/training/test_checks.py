@@ -64,6 +64,13 @@ def test_an_emphasis_belongs_to_its_stage_and_to_the_data(data_dir: Path) -> Non
         assert found == f"emphasis: is a setting of `train tokenizer`, not of `train {stage}`; {instead}"
 
 
+def test_a_decoder_alone_is_trained_behind_an_encoder_that_is_there(data_dir: Path) -> None:
+    found = refusal("tokenizer", data_dir, training_changes={"decoder_only": True})
+    assert found == "decoder_only: holds the encoder that a run starts from; add --from, or leave it at false"
+    found = refusal("forecasts", data_dir, training_changes={"decoder_only": True})
+    assert found == "decoder_only: is a setting of `train tokenizer`, not of `train forecasts`; leave it at false"
+
+
 @pytest.mark.parametrize("stage", BEFORE)
 def test_validation_data_of_another_length_are_refused(stage: str, data_dir: Path) -> None:
     found = refusal(stage, data_dir, model_changes={"num_frames": 25})

@@ -109,6 +109,19 @@ def test_some_windows_fill_the_last_latent_as_trajectories_do():
         assert counts.count(4) <= 30
 
 
+@pytest.mark.parametrize("name", ["relative", "points"])
+def test_a_decoder_alone_learns_behind_its_encoder(name, tmp_path):
+    task = tokenizer_task(name, replace(LEARNING, decoder_only=True))
+    tokenizer, before = task.module, task.validate()["rel_l2"]
+    latents, encoder = tokenizer.encode(task.val), {key: w.clone() for key, w in tokenizer.encoder().items()}
+    others = {key: w.clone() for key, w in tokenizer.named_parameters() if key not in encoder}
+    assert run(task, options(tmp_path, validate_every=1000))["rel_l2"] < 0.99 * before
+    assert torch.equal(tokenizer.encode(task.val), latents)
+    assert all(torch.equal(tokenizer.get_parameter(key), w) for key, w in encoder.items())
+    still = [key for key, w in others.items() if torch.equal(tokenizer.get_parameter(key), w)]
+    assert not [key for key in still if tokenizer.get_parameter(key).requires_grad and "squeeze" not in key], still
+
+
 def test_the_tokenizer_learns(tmp_path):
     task = tokenizer_task("relative", LEARNING)
     before = task.validate()["rel_l2"]
