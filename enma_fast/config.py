@@ -270,8 +270,8 @@ class TrainingConfig:
     ema_decay: float = 0.999
     # Frames in a row, from a random one on, of which a sample of the tokenizer's consists; None: all of a trajectory.
     window: int | None = None
-    # Names and powers of parameters of the data set: trajectories are drawn in proportion to their product, not all alike
-    # (tokenizer only; whole forecasts: `rollout.emphasis`).
+    # Names and powers of parameters of the data set: trajectories are drawn in proportion to their product, not all
+    # alike (tokenizer only; whole forecasts: `rollout.emphasis`).
     emphasis: tuple[tuple[str, float], ...] = ()
     # Hold the encoder (tokenizer only), so that latents stay what dynamics were trained on.
     decoder_only: bool = False

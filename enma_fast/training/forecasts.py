@@ -116,9 +116,7 @@ class ForecastTask:
             )
         self.groups = environments(torch.from_numpy(train.environment), paired=config.context_share > 0)
         self.parameters = train.parameters
-        self.odds = odds(
-            train, self.options.emphasis, option="rollout.emphasis", rows=self.groups[:, 0].numpy()
-        )
+        self.odds = odds(train, self.options.emphasis, option="rollout.emphasis", rows=self.groups[:, 0].numpy())
         self.symmetries = symmetries(model.config.dataset, config)
         self.latents = model.config.tokenizer.latent_frames(self.train.shape[1])
         check_rollout(self.options, self.latents, self.train.shape[1])

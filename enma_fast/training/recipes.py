@@ -90,8 +90,8 @@ def train(
     preset : a name of `PRESETS`, or a preset
     data_dir : folder of the data files
     options : how the run is carried out; `options.out` is the run folder
-    tokenizer : run folder of the trained tokenizer, or a checkpoint, for the stage `dynamics`; for later ones a tokenizer
-        in place of that of `start`
+    tokenizer : run folder of the trained tokenizer, or a checkpoint, for the stage `dynamics`; for later ones a
+        tokenizer in place of that of `start`
     start : run folder or checkpoint whose weights the training starts from; the first two stages start from random ones
         by default. Parts that the preset's model has and `start` lacks (the noise and the output of a one-pass decoder)
         begin anew.
@@ -265,8 +265,8 @@ def _give_tokenizer(model: Model, source: str | Path, *, same_encoder: bool) -> 
     before = model.tokenizer.encoder()
     if same_encoder and not all(torch.equal(weight, before[name]) for name, weight in tokenizer.encoder().items()):
         raise EnmaError(
-            f"{source}: encodes otherwise than the tokenizer of the model, whose latents its dynamics know; name one that "
-            "was trained from it with decoder_only=true, or go on with `train forecasts` first"
+            f"{source}: encodes otherwise than the tokenizer of the model, whose latents its dynamics know; name one "
+            "that was trained from it with decoder_only=true, or go on with `train forecasts` first"
         )
     model.tokenizer.load_state_dict(tokenizer.state_dict())
 

@@ -97,14 +97,16 @@ def test_a_model_takes_the_tokenizer_that_is_named(
     words += tuple(settings(TINY_DYNAMICS))
     refused = enma(*words, "--out", tmp_path / "flow", "--tokenizer", folders["encoder"]).error()
     assert refused.endswith(
-        "encoder: encodes otherwise than the tokenizer of the model, whose latents its dynamics know; name one that was "
-        "trained from it with decoder_only=true, or go on with `train forecasts` first"
+        "encoder: encodes otherwise than the tokenizer of the model, whose latents its dynamics know; name one that "
+        "was trained from it with decoder_only=true, or go on with `train forecasts` first"
     )
     assert enma(*words, "--out", tmp_path / "flow", "--tokenizer", tiny).status == 0
     other = replace(model.config, dataset="advection")
     save_tokenizer(model.tokenizer, other, tmp_path / "other")
-    assert train(tmp_path / "run", "--tokenizer", tmp_path / "other").error().endswith(
-        "other: is a tokenizer for other data or of other sizes than the model's; name one like it"
+    assert (
+        train(tmp_path / "run", "--tokenizer", tmp_path / "other")
+        .error()
+        .endswith("other: is a tokenizer for other data or of other sizes than the model's; name one like it")
     )
 
 

@@ -36,7 +36,9 @@ def refusal(stage: str, data_dir: Path, **changes: Any) -> str:
     """The error of a stage, which leaves no run behind."""
     out = data_dir / "run"
     with pytest.raises(EnmaError) as error:
-        train(stage, "combined-fast", data_dir=data_dir, options=RunOptions(out=out), **BEFORE.get(stage, {}), **changes)
+        train(
+            stage, "combined-fast", data_dir=data_dir, options=RunOptions(out=out), **BEFORE.get(stage, {}), **changes
+        )
     assert not out.exists()
     return str(error.value)
 
@@ -58,7 +60,9 @@ def test_a_share_of_weights_that_are_not_given_is_refused(data_dir: Path) -> Non
 
 def test_an_emphasis_belongs_to_its_stage_and_to_the_data(data_dir: Path) -> None:
     found = refusal("tokenizer", data_dir, training_changes={"emphasis": [["nu", -1]]})
-    assert re.fullmatch(r"emphasis: \S+combined-train\.h5 has no parameter 'nu' \(it has: alpha, beta, gamma.*\)", found)
+    assert re.fullmatch(
+        r"emphasis: \S+combined-train\.h5 has no parameter 'nu' \(it has: alpha, beta, gamma.*\)", found
+    )
     for stage, instead in (("dynamics", "leave it empty"), ("forecasts", "use rollout.emphasis")):
         found = refusal(stage, data_dir, training_changes={"emphasis": [["beta", -1]]})
         assert found == f"emphasis: is a setting of `train tokenizer`, not of `train {stage}`; {instead}"
