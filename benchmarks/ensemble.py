@@ -4,7 +4,7 @@
 
 The shipped model, one trajectory, chunks of 64. Contenders:
 
-* ``ours``: `enma_fast.runs.run.run` with a new store each time, one file per member, all of it on the disk at the end;
+* ``ours``: a run of `enma_fast.runs` with a new store each time, one file per member, all of it on the disk at the end;
 * ``memory``: the same on a file system in memory, which leaves out what the disk and its file system take;
 * ``engine``: the model loaded and the members alone, in memory, chunk by chunk as the driver asks for them: encoded,
   sampled, decoded;
@@ -42,7 +42,7 @@ from enma_fast.data import FieldFile, read
 from enma_fast.forecasting.members import sample_fields
 from enma_fast.forecasting.request import CPU_CHUNK, ForecastRequest
 from enma_fast.models.checkpoint import PRETRAINED, load_model
-from enma_fast.runs.run import prepare
+from enma_fast.runs.prepare import prepare
 from enma_fast.utils.extras import load_extra
 
 CHECKPOINT = "combined-small"

@@ -92,7 +92,7 @@ def forecast(
     """
     from ..data import count
     from ..models.checkpoint import load_config
-    from ..runs.run import prepare
+    from ..runs.prepare import prepare
     from ..store.layout import OUTSIDE, POINTS
 
     launch = detect()

@@ -90,7 +90,7 @@ def _report(terminal: Terminal, plan: Plan, out: Path) -> Path | None:
     """A forecast of the first test trajectory as a store and a page; None if an extra is missing."""
     from ..figures.report import write_report
     from ..forecasting.request import ForecastRequest
-    from ..runs.run import prepare
+    from ..runs.prepare import prepare
 
     data = out / "data" / f"{plan.preset.model.dataset}-test-in.h5"
     request = ForecastRequest(num_members=_MEMBERS, trajectories=[0])

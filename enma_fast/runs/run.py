@@ -1,6 +1,6 @@
 """MEMBERS -> ENSEMBLE ON DISK: a thousand members, any number of processes, killed and continued, the same bytes.
 
-    run = prepare("observed.h5", "run.zarr", ForecastRequest(num_members=1000))      checks all, knows what is missing
+    run = prepare("observed.h5", "run.zarr", ForecastRequest(num_members=1000))      checks all (`prepare`)
     run.plan()                                                                       members, memory, disk, time
     run.execute()                                                                    samples and writes what is missing
 
@@ -22,31 +22,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from ..data import FieldFile
-from ..data.selection import context_of, fields_of
 from ..errors import EnmaError
-from ..forecasting.file_forecast import FileForecast
-from ..forecasting.request import ForecastRequest
-from ..forecasting.store_layout import as_begun, file_hashes, layout_of, provenance
-from ..models.checkpoint import hashes, load_model
+from ..forecasting.store_layout import file_hashes
 from ..store.compare import differences
 from ..store.create import create_unfinished_store
 from ..store.forecast_store import ForecastStore
-from ..store.layout import FINGERPRINT, LEDGER, OUTSIDE, Layout
+from ..store.layout import FINGERPRINT, LEDGER, Layout
 from ..store.ledger import Ledger, RunLock
 from ..store.location import check_disk, check_place, is_store, remove_leftovers, require_replaceable
 from ..store.read import damaged_files
 from ..store.repair import repair
 from ..store.writer import Writer
-from ..utils.launch import Launch, detect
+from ..utils.launch import Launch
 from .block_sampler import BlockSampler
 from .blocks import Block, Blocks, R, Unit, claims, missing_parts, warn_of_infinite
 from .fingerprint import settings_here
 from .plan import Plan, disk_needed, make_plan
 from .saved_statistics import read_state, write_state
-from .static_share import StaticShare, require_shared_locks, shares
+from .static_share import StaticShare, shares
 from .statistics import NotFiniteError, Statistics
 
 log = logging.getLogger("enma_fast")
@@ -58,123 +52,9 @@ _SAVE = 30.0
 _LOOK, _SHORT = 1.0, 100_000
 
 
-def prepare(
-    data: str | Path | FieldFile,
-    out: str | Path,
-    request: ForecastRequest | None = None,
-    *,
-    checkpoint: str | Path = "combined-fast",
-    context: str | Path | FieldFile | None = None,
-    keep_members: bool = True,
-    statistics: bool = False,
-    quantiles: Sequence[float] = (),
-    thresholds: Sequence[float] = (),
-    shard: int = 1,
-    device: str = "cpu",
-    command: str = "",
-    force: bool = False,
-    static: bool = False,
-    launch: Launch | None = None,
-) -> Run:
-    """Check a run and everything it needs, before any work.
-
-    Parameters
-    ----------
-    data
-        Field file (HDF5, The Well's layout), or what :func:`enma_fast.read_fields` gives; readings as
-        :func:`enma_fast.forecasting.scattered.readings_for` gives them for the model.
-    out
-        Zarr store to write, or to continue.
-    request
-        The forecasts; all trajectories of the file by default. The store holds the truth if the file does.
-    checkpoint
-        A shipped model by name, or a checkpoint folder.
-    context
-        Field file whose trajectories are the contexts: as many as `data` has, or one for all. By default a context is
-        another trajectory of the same environment in `data`.
-    keep_members
-        Write every member; otherwise statistics only.
-    statistics
-        Write mean and spread too; `quantiles` and `thresholds` ask for them.
-    quantiles
-        Probabilities in (0, 1), increasing.
-    thresholds
-        Values whose exceedance probability is written, increasing, in the unit of the field.
-    shard
-        Members in a file.
-    device
-        ``cpu`` or ``cuda``; ranks of one machine take its GPUs in turn.
-    command
-        Written into the store, so that it can be repeated.
-    force
-        Replace a forecast store that is there, in place of continuing it; not for several processes.
-    static
-        Give each process a fixed share of the members, which needs no locks of the file system.
-    launch
-        Which process of the run this is; by default as the launcher's variables say.
-
-    Raises
-    ------
-    EnmaError
-        One line that names the argument, file or field and what to do.
-    """
-    launch, request, out = launch or detect(), request or ForecastRequest(), Path(out)
-    _check_out(out, launch, force=force)
-    own_contexts = request.task.needs_context and context is None
-    fields, numbers = fields_of(data, request.trajectories, contexts=own_contexts)
-    other = context if context is None or isinstance(context, FieldFile) else context_of(Path(context), numbers)
-    statistics = statistics or not keep_members or bool(len(quantiles) or len(thresholds))
-    if not keep_members and shard > 1:
-        raise EnmaError(f"shard is {shard}: a store of statistics holds no members; leave one of the two out")
-    if statistics and request.num_members == 1:
-        log.warning("num_members is 1: the spread of one member is not defined, it is written as NaN")
-    if not 1 <= shard <= request.num_members:
-        raise EnmaError(f"shard is {shard}; 1 to {request.num_members}, the number of members, is expected")
-    model = load_model(checkpoint, device=launch.device(device, torch.cuda.device_count()))
-    begun = as_begun(replace(request, trajectories=numbers), None if force else out)
-    forecast = FileForecast(model, fields, begun, other)
-    forecast.check(at_once=max(forecast.request.rows, shard))
-    forecast.warn_of_own_contexts()
-    unlike_training = forecast.outside_training()
-    # Bad quantiles and thresholds are refused here.
-    Statistics((1,), quantiles=quantiles, thresholds=thresholds)
-    sampler = BlockSampler(forecast, name=" ".join(hashes(checkpoint).values()))
-    if command and not sampler.independent:
-        # The number of rows decides how results are rounded there.
-        command += f" --chunk {forecast.request.rows}"
-    attributes = {**provenance(forecast, checkpoint, command), "arithmetic": sampler.arithmetic}
-    if unlike_training is not None:
-        attributes[OUTSIDE] = unlike_training
-    layout = replace(
-        layout_of(forecast, attributes),
-        keep_members=keep_members,
-        shard=shard,
-        statistics=statistics,
-        quantiles=tuple(quantiles),
-        thresholds=tuple(thresholds),
-    )
-    if not static:
-        require_shared_locks(out, launch)
-    return Run(sampler=sampler, out=out, layout=layout, launch=launch, force=force, static=static)
-
-
-def _check_out(out: Path, launch: Launch, *, force: bool) -> None:
-    if out.name in ("", ".."):
-        raise EnmaError(f"{out}: is a folder; name the store in it, such as {out / 'run.zarr'}")
-    try:
-        out.exists()
-    except OSError as error:
-        raise EnmaError(f"{out}: cannot be written ({error}); choose another --out") from error
-    if force and launch.num_ranks > 1:
-        raise EnmaError(
-            f"--force: one of the {launch.num_ranks} processes could come when all is written, and begin anew; remove "
-            f"{out} and leave --force out"
-        )
-
-
 @dataclass(kw_only=True)
 class Run:
-    """A checked run; made by `prepare`."""
+    """A checked run; made by `prepare.prepare`."""
 
     sampler: BlockSampler
     out: Path

@@ -13,7 +13,7 @@ from enma_fast.figures.report.reader import StoreReader, store_figure
 from enma_fast.forecasting.request import ForecastRequest
 from enma_fast.forecasting.scattered import readings_for
 from enma_fast.models.checkpoint import load_config, save_model
-from enma_fast.runs.run import prepare
+from enma_fast.runs.prepare import prepare
 from enma_fast.store.read import read_forecast
 from tests._stacked import stacked
 

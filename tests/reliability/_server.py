@@ -114,7 +114,7 @@ def prepared(options: str) -> Any:
     """A run that only needs to be executed, which saves each child half of its time."""
     given = json.loads(options)
     request = importlib.import_module("enma_fast.forecasting.request").ForecastRequest(**given.pop("request"))
-    return importlib.import_module("enma_fast.runs.run").prepare(request=request, **given)
+    return importlib.import_module("enma_fast.runs.prepare").prepare(request=request, **given)
 
 
 def execute(run: Any) -> int:
@@ -191,7 +191,7 @@ def keep_commands() -> None:
 def main() -> None:
     torch.set_num_threads(1)
     torch.set_num_interop_threads(1)
-    for name in ("cli", "runs.run", "store.verify", "store.netcdf"):
+    for name in ("cli", "runs.prepare", "runs.run", "store.verify", "store.netcdf"):
         importlib.import_module(f"enma_fast.{name}")
     for name in ("google_crc32c", "h5py", "xarray", "zarr", "zarr.codecs"):
         importlib.import_module(name)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from enma_fast.data import FieldFile, read
-from enma_fast.runs import run
+from enma_fast.runs import prepare as module
 
 
 @pytest.fixture(scope="module")
@@ -15,5 +15,5 @@ def data(test_in: Path) -> FieldFile:
 
 @pytest.fixture(autouse=True)
 def tiny_by_default(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = run.prepare
-    monkeypatch.setattr(run, "prepare", lambda *a, **k: original(*a, **{"checkpoint": tiny, **k}))
+    original = module.prepare
+    monkeypatch.setattr(module, "prepare", lambda *a, **k: original(*a, **{"checkpoint": tiny, **k}))

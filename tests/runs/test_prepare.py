@@ -19,7 +19,7 @@ from enma_fast.errors import EnmaError
 from enma_fast.forecasting.members import sample_fields
 from enma_fast.models.checkpoint import load_model, save_model
 from enma_fast.ops import rates
-from enma_fast.runs.run import prepare as original
+from enma_fast.runs.prepare import prepare as original
 from enma_fast.store.read import read_forecast
 from enma_fast.utils.system import versions
 from tests._stacked import stacked
