@@ -183,11 +183,15 @@ class SamplingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Definition of a model; stored as ``config.json`` in a checkpoint."""
+    """Definition of a model; stored as ``config.json`` in a checkpoint.
+
+    Its training has shown contexts of ``num_frames`` frames, or of ``shortest_context`` to ``num_frames``.
+    """
 
     name: str
     dataset: str
     num_frames: int = 20
+    shortest_context: int | None = None
     frame_interval: float = 0.05
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     dynamics: DynamicsConfig = field(default_factory=DynamicsConfig)
@@ -233,6 +237,9 @@ class RolloutConfig:
     mirrored or not along each dimension, and on a square with the dimensions exchanged or not. ``emphasis`` holds names
     and powers of parameters of the data set: environments are drawn in proportion to their product, not all alike.
 
+    A context is seen whole, but in ``short_context_share`` of the batches only its first frames: as many as are drawn
+    between ``shortest_context`` and all.
+
     ``damped_share`` of the trajectories are seen under a damping that their equation lacks (`training.damping`): its
     order and its largest rate, in the units of the data, are one of the pairs in ``damping``.
     """
@@ -252,6 +259,8 @@ class RolloutConfig:
     emphasis: tuple[tuple[str, float], ...] = ()
     damping: tuple[tuple[float, float], ...] = ()
     damped_share: float = 0.0
+    short_context_share: float = 0.0
+    shortest_context: int = 3
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,6 +27,7 @@ _MOST_FLOAT = 1e6
 # Bounds of numbers in a model's config, where they are not `_MOST_WIDTH` and `_MOST_FLOAT`.
 _MOST: Mapping[str, int] = {
     "num_frames": MOST_FRAMES,
+    "shortest_context": MOST_FRAMES,
     "dynamics.temporal_layers": _MOST_LAYERS,
     "dynamics.spatial_layers": _MOST_LAYERS,
     "dynamics.flow.layers": _MOST_LAYERS,
@@ -43,6 +44,7 @@ _MOST: Mapping[str, int] = {
 # Whole numbers that must be at least 1, unless they are None.
 _COUNTS = (
     "num_frames",
+    "shortest_context",
     "tokenizer.field_channels",
     "tokenizer.latent_channels",
     "tokenizer.width",
@@ -85,6 +87,11 @@ def _check_sizes(config: Any) -> None:
     for name in _COUNTS:
         if (count := _part(config, name)) is not None and count < 1:
             raise EnmaError(f"{config.name}: {name} is {count}; at least 1 is needed")
+    if config.shortest_context is not None and config.shortest_context > config.num_frames:
+        raise EnmaError(
+            f"{config.name}: shortest_context is {config.shortest_context}; at most num_frames={config.num_frames} can "
+            "be"
+        )
 
 
 def _check_tokenizer(config: Any, tok: Any) -> None:
@@ -173,7 +180,9 @@ def check_training(config: Any) -> None:
     weights = ("weight_floor", "weight_rms", "weight_most")
     require(rollout, weights, lambda x: x > 0, "a number above 0 is needed", place)
     require(rollout, ("energy", "first_frame"), lambda x: x >= 0, "0 or more is needed", place)
-    require(rollout, ("late_share", "damped_share"), lambda x: 0 <= x <= 1, "a number from 0 to 1 is needed", place)
+    parts = ("late_share", "damped_share", "short_context_share")
+    require(rollout, parts, lambda x: 0 <= x <= 1, "a number from 0 to 1 is needed", place)
+    require(rollout, ("shortest_context",), lambda n: n >= 1, "at least 1 is needed", place)
     pairs = "pairs of an order from 0 to 8 and a largest rate of 0 or more are needed"
     require(rollout, ("damping",), lambda x: all(0 <= p <= 8 and 0 <= d < math.inf for p, d in x), pairs, place)
     if bool(rollout.damping) != (rollout.damped_share > 0):

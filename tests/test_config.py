@@ -118,6 +118,8 @@ def test_a_whole_number_is_a_valid_float(document):
         ({"dynamics.heads": 3}, r"Tiny: dynamics.width 32 must be a multiple of 4 \* heads"),
         ({"dynamics.heads": 0}, "Tiny: heads is .*above 0"),
         ({"dynamics.heads": 8}, "Tiny: .*4 channels a head; rotary positions in 1 dimension need 8"),
+        ({"shortest_context": 0}, "Tiny: shortest_context is 0; at least 1 is needed"),
+        ({"shortest_context": 9}, "Tiny: shortest_context is 9; at most num_frames=8 can be"),
         ({"dynamics.temporal_layers": 0}, "Tiny: dynamics.temporal_layers is 0; at least 1"),
         ({"sampling.flow_steps": -1}, "Tiny: sampling.flow_steps is -1; at least 1"),
         ({"sampling.last_flow_steps": 0}, "Tiny: sampling.last_flow_steps is 0; at least 1"),

@@ -115,7 +115,7 @@ def encode_inputs(
         )
     if other is not None:
         if warn:
-            warn_if_cut(config, "context", other.shape[1])
+            warn_of_context(config, "context", other.shape[1])
         other = other[:, : config.num_frames]
         there = there if there is None or there.ndim == 2 else there[..., : config.num_frames, :, :]
     num_observed = 0 if known is None else known.shape[1]
@@ -239,10 +239,19 @@ def _field(name: str, value: np.ndarray | Tensor, model: Model, points: Tensor |
     return u
 
 
-def warn_if_cut(config: ModelConfig, name: str, frames: int) -> None:
-    """Warn if a context of this many frames is longer than those of the training."""
-    if frames > config.num_frames:
-        log.warning("%s: of its %d frames the first %d are used, as in training", name, frames, config.num_frames)
+def warn_of_context(config: ModelConfig, name: str, frames: int) -> None:
+    """Warn if a context of this many frames is longer or shorter than those of the training."""
+    most, least = config.num_frames, config.shortest_context or config.num_frames
+    if frames > most:
+        log.warning("%s: of its %d frames the first %d are used, as in training", name, frames, most)
+    if frames < least:
+        log.warning(
+            "%s: has %s; %s was trained on contexts of at least %d, and forecasts far worse from fewer",
+            name,
+            counted(frames, "frame"),
+            config.name,
+            least,
+        )
 
 
 def warn_if_long(config: ModelConfig, frames: int) -> None:

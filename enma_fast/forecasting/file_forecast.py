@@ -29,7 +29,7 @@ from ..errors import EnmaError
 from ..models.interpolation import grid_points
 from ..models.model import Model
 from ..utils.text import boundaries, times
-from .encoding import outside, report_outside, warn_if_cut, warn_if_long, warn_if_uneven
+from .encoding import outside, report_outside, warn_if_long, warn_if_uneven, warn_of_context
 from .members import Stop, sample_members
 from .request import INITIAL_VALUE, TEMPORAL, ForecastRequest
 from .scattered import drawn_places
@@ -161,7 +161,7 @@ class FileForecast:
                 "context: the temporal task has none; use --task initial-value or generation, or leave it out"
             )
         check_file(config, other)
-        warn_if_cut(config, str(other.path), len(other.times))
+        warn_of_context(config, str(other.path), len(other.times))
         if other.num_trajectories not in (1, self.data.num_trajectories):
             raise EnmaError(
                 f"{other.path}: holds {other.num_trajectories} contexts; give one, or one for each of "

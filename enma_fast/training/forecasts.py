@@ -186,6 +186,7 @@ class ForecastTask:
         several = len(self.views) > 1
         view = self.views[int(torch.randint(len(self.views), (), generator=generator)) if several else 0]
         damping = draw_damping(options, B, generator) if options.damped_share else None
+        context_frames = self._context_frames(generator, len(self.times[window])) if paired else None
         tokens, weight = [], torch.empty(0)
         device = next(self.module.parameters()).device
         for i in range(1 + paired):
@@ -193,7 +194,7 @@ class ForecastTask:
             if damping is not None:
                 u = damped(u, *(x[mine] for x in damping), times=self.times, lengths=self.lengths)
             u = u[:, window]
-            u = u[:, :frames] if i == paired else u
+            u = u[:, : frames if i == paired else context_frames]
             shifts = random_shifts(tok.grid, tok.periodic, B, generator, shift=config.shift)
             u = shifted(roll(u, [s[mine] for s in shifts]), view, tok.periodic)
             u = to_device(u, device)
@@ -211,6 +212,13 @@ class ForecastTask:
             return u
         parameters = {name: values[rows.numpy()] for name, values in self.parameters.items()}
         return torch.from_numpy(carried(u.numpy(), parameters, amounts, self.symmetries)[0])
+
+    def _context_frames(self, generator: torch.Generator, frames: int) -> int:
+        """Frames of a context that a batch sees, of so many."""
+        options = self.options
+        if not options.short_context_share or torch.rand((), generator=generator).item() >= options.short_context_share:
+            return frames
+        return int(torch.randint(min(options.shortest_context, frames), frames + 1, (), generator=generator))
 
     def _window(self, generator: torch.Generator) -> slice:
         """Frames of a batch: from which one on, and every how many.

@@ -117,6 +117,9 @@ def train(
         options = dataclasses.replace(options, validate_every=VALIDATE_EVERY[stage])
     if stage in STAGES[2:] and training.rollout is None:
         raise EnmaError("training config: rollout is null; training on whole forecasts needs its settings")
+    if stage == "forecasts" and training.rollout is not None:
+        shown = training.rollout.shortest_context if training.rollout.short_context_share else None
+        config = dataclasses.replace(config, shortest_context=shown)
     files = [data_file(data_dir, config.dataset, split) for split in ("train", "val")]
     train = None if stage == "dynamics" else _read(files[0], config)
     val = _read(files[1], config)
@@ -236,7 +239,10 @@ def _trained(
             f"another name: --set dataset={before.dataset})"
         )
     # Together, since a patch may fit this tokenizer and not the preset's.
-    return trained, replace(preset.model, {"tokenizer": before.tokenizer, **changes}, source="model config")
+    kept: dict[str, Any] = {"tokenizer": before.tokenizer}
+    if stage == "first-frame":
+        kept |= {"shortest_context": before.shortest_context}
+    return trained, replace(preset.model, {**kept, **changes}, source="model config")
 
 
 def inherit(model: Model, before: Model, *, source: str) -> None:

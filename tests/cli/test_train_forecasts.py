@@ -110,6 +110,19 @@ def test_a_model_takes_the_tokenizer_that_is_named(
     )
 
 
+def test_a_model_knows_how_short_its_contexts_were(
+    enma: Callable, train: Callable, data_folder: Path, tiny: Path, tmp_path: Path
+) -> None:
+    options = ("--train-set", "rollout.short_context_share=0.5", "--train-set", "rollout.shortest_context=4")
+    assert train(tmp_path / "short", *options).status == 0
+    assert train(tmp_path / "whole", start=tmp_path / "short").status == 0
+    words = ("train", "first-frame", "combined-fast", "--from", tmp_path / "short", "--data", data_folder, *SHORT)
+    words += ("--steps", 1, *settings(TINY_DYNAMICS))
+    assert enma(*words, "--out", tmp_path / "flow").status == 0
+    found = {name: load_model(tmp_path / name / "checkpoint").config for name in ("short", "whole", "flow")}
+    assert {name: config.shortest_context for name, config in found.items()} == {"short": 4, "whole": None, "flow": 4}
+
+
 def test_dynamics_may_start_from_earlier_weights(enma: Callable, data_folder: Path, tiny: Path, tmp_path: Path) -> None:
     words = ("train", "dynamics", "combined-small", "--tokenizer", tiny, "--data", data_folder, "--batch", 4)
     words += ("--precision", "fp32", "--steps", 1, "--train-set", "learning_rate=1e-12", *settings(TINY_DYNAMICS))

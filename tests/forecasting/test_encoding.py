@@ -12,7 +12,7 @@ from enma_fast.forecasting.api import forecast, stream
 from enma_fast.forecasting.members import sample_fields
 from enma_fast.models.interpolation import grid_points
 
-from .._tiny import distance, model, waves
+from .._tiny import distance, model, random_model, waves
 from ._inputs import FRAMES, TASKS, inputs
 
 
@@ -82,6 +82,21 @@ def test_a_frame_that_is_not_used_is_said_once(relative, caplog):
         # All frames of a context are used, and one frame is an initial condition.
         assert said(run, 1, context=fields[1::2]) == said(run, 0, context=fields[1::2]) == []
     assert said(sample_fields, 4, warn=False) == []
+
+
+def test_a_context_that_training_did_not_show_is_said(relative, caplog):
+    fields = waves(1, 2, FRAMES, relative.config.tokenizer)
+    taught = random_model(replace(relative.config, shortest_context=5))
+    for made, least in ((relative, FRAMES), (taught, 5)):
+        for frames in (FRAMES, 5, 4):
+            caplog.clear()
+            with caplog.at_level(logging.WARNING, logger="enma_fast"):
+                sample_fields(made, fields[0, :1], context=fields[1, :frames], num_frames=2)
+            expected = (
+                f"context: has {frames} frames; relative was trained on contexts of at least {least}, and forecasts "
+                "far worse from fewer"
+            )
+            assert [record.getMessage() for record in caplog.records] == ([expected] if frames < least else [])
 
 
 @pytest.mark.parametrize("run", [sample_fields, stream], ids=["forecast", "stream"])

@@ -106,6 +106,26 @@ def test_batches_begin_late_and_skip_frames_as_asked():
     task.loss(task.module, step_generator(0, 1), Rank())
 
 
+def test_some_contexts_are_short(monkeypatch):
+    """Half of the batches see all frames of a context, the others its first 3 to 8; the target is always whole."""
+    options = RolloutConfig(history=(2, 2), short_context_share=0.5)
+    task = forecast_task("relative", replace(TRAINING, rollout=options, shift=False))
+    frames = task.train.shape[1]
+    seen: list[torch.Tensor] = []
+    monkeypatch.setattr(task.model, "encode", lambda u: seen.append(u) or u)
+    for step in range(400):
+        task._tokens(step_generator(0, step), slice(None), paired=True)
+        task._tokens(step_generator(0, step), slice(None), paired=False)
+    contexts, targets = seen[::3], [*seen[1::3], *seen[2::3]]
+    assert {u.shape[1] for u in targets} == {frames}
+    counts = np.bincount([u.shape[1] for u in contexts], minlength=frames + 1) / 400
+    expected = np.where(np.arange(frames + 1) >= 3, 0.5 / (frames - 2), 0.0)
+    expected[frames] += 0.5
+    np.testing.assert_allclose(counts, expected, atol=0.08)
+    # They begin where the whole ones do.
+    assert all(any(torch.equal(u[0], whole[: u.shape[1]]) for whole in task.train) for u in contexts[:20])
+
+
 @pytest.mark.parametrize(
     ("name", "tokenizer", "count"), [("relative", {}, 2), ("plane", {}, 4), ("plane", SQUARE, 8)], ids=str
 )
@@ -188,6 +208,7 @@ def test_a_periodic_domain_is_not_mirrored():
         ({"weight_floor": 0.0}, "rollout.weight_floor is 0.0; a number above 0 is needed"),
         ({"first_draws": 0}, "rollout.first_draws is 0; at least 1 is needed"),
         ({"late_share": 1.5}, "rollout.late_share is 1.5; a number from 0 to 1 is needed"),
+        ({"shortest_context": 0}, "rollout.shortest_context is 0; at least 1 is needed"),
         ({"strides": ()}, r"rollout.strides is \[\]; whole numbers from 1 on are needed"),
     ],
 )
