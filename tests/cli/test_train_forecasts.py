@@ -113,9 +113,9 @@ def test_a_model_takes_the_tokenizer_that_is_named(
 def test_a_model_knows_how_short_its_contexts_were(
     enma: Callable, train: Callable, data_folder: Path, tiny: Path, tmp_path: Path
 ) -> None:
-    options = ("--train-set", "rollout.short_context_share=0.5", "--train-set", "rollout.shortest_context=4")
-    assert train(tmp_path / "short", *options).status == 0
-    assert train(tmp_path / "whole", start=tmp_path / "short").status == 0
+    assert train(tmp_path / "short", "--train-set", "rollout.shortest_context=4").status == 0
+    whole = ("--train-set", "rollout.short_context_share=0")
+    assert train(tmp_path / "whole", *whole, start=tmp_path / "short").status == 0
     words = ("train", "first-frame", "combined-fast", "--from", tmp_path / "short", "--data", data_folder, *SHORT)
     words += ("--steps", 1, *settings(TINY_DYNAMICS))
     assert enma(*words, "--out", tmp_path / "flow").status == 0
