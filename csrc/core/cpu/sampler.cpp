@@ -1,3 +1,5 @@
+// The frames of a session: its memory, what it reads, and each mask step from order and noise to tokens.
+// sampler_weights.cpp packs the weights; the transformers are kernels, sampler_kernels.h.
 #include "core/cpu/sampler.h"
 
 #include <algorithm>
@@ -21,180 +23,15 @@ constexpr int FLOW_ROWS = 64;
 // Mask step of the words that order tokens; enma_fast/sampling/noise.py.
 constexpr std::uint32_t ORDER_STEP = 0xFFFFFFFFu;
 
-// Packs weights one after the other; the first pass counts, the second packs.
-class Packer {
-   public:
-    Packer(Allocator& memory, bool bf16, bool write) : memory_(memory), bf16_(bf16), write_(write) {}
-
-    // Rows [part n, (part + 1) n) of a weight [.., k].
-    LinearView linear(const void* weight, const void* bias, int part, int n, int k) {
-        char* packed = memory_.take<char>(packed_bytes(n, k, bf16_));
-        if (!write_) return {};
-        const std::ptrdiff_t size = bf16_ ? 2 : 4;
-        const char* rows = static_cast<const char*>(weight) + size * part * n * k;
-        const char* biases = bias == nullptr ? nullptr : static_cast<const char*>(bias) + size * part * n;
-        pack_linear(rows, biases, n, k, bf16_, packed);
-        return view_linear(packed, n, k, bf16_);
-    }
-
-    // A vector in fp32, zero beyond its end.
-    const float* vector(const void* values, int n) { return rows(values, 1, n, bf16_); }
-
-    const float* rows(const void* values, int count, int n, bool bf16) {
-        const std::ptrdiff_t stride = row_stride(n);
-        float* out = memory_.take<float>(count * stride);
-        if (!write_) return nullptr;
-        std::memset(out, 0, count * stride * sizeof(float));
-        for (int i = 0; i < count; ++i) {
-            for (int j = 0; j < n; ++j) {
-                out[i * stride + j] = stored(values, static_cast<std::ptrdiff_t>(i) * n + j, bf16);
-            }
-        }
-        return out;
-    }
-
-    // Plain fp32 numbers without gaps.
-    const float* table(const float* values, std::size_t count) {
-        float* out = memory_.take<float>(count);
-        if (write_) std::memcpy(out, values, count * sizeof(float));
-        return out;
-    }
-
-   private:
-    Allocator& memory_;
-    bool bf16_;
-    bool write_;
-};
-
 // Pieces of at most `most` of `count` things; where each thread gets few of them, all get as many.
 int even_items(int count, int most, int threads) {
     const int items = (count + most - 1) / most;
     return items < 4 * threads ? std::min(count, (items + threads - 1) / threads * threads) : items;
 }
 
-std::vector<BlockView> pack_blocks(Packer& pack, const std::vector<BlockWeights>& blocks, int width, int heads,
-                                   int hidden) {
-    std::vector<BlockView> views;
-    for (const BlockWeights& block : blocks) {
-        BlockView& view = views.emplace_back();
-        view.norm_1 = pack.vector(block.norm_1, width);
-        view.q = pack.linear(block.qkv, nullptr, 0, width, width);
-        view.k = pack.linear(block.qkv, nullptr, 1, width, width);
-        view.v = pack.linear(block.qkv, nullptr, 2, width, width);
-        view.q_norm = pack.vector(block.q_norm, width / heads);
-        view.k_norm = pack.vector(block.k_norm, width / heads);
-        view.out = pack.linear(block.out, nullptr, 0, width, width);
-        view.norm_2 = pack.vector(block.norm_2, width);
-        view.gate = pack.linear(block.gate_up, nullptr, 0, hidden, width);
-        view.up = pack.linear(block.gate_up, nullptr, 1, hidden, width);
-        view.down = pack.linear(block.down, nullptr, 0, width, hidden);
-    }
-    return views;
-}
-
-// The products of a local head are fp32 whatever the weights are.
-LocalHeadView pack_local(Allocator& memory, const LocalHeadWeights& w, bool bf16, float epsilon, bool write,
-                         std::vector<LocalBlockView>& blocks) {
-    Packer exact(memory, false, write), given(memory, bf16, write);
-    const int W = w.width;
-    const auto convolution = [&](const void* weight, int outward, int inward) {
-        std::vector<float> windows;
-        if (write) windows = local_windows(weight, outward, inward, w.grid.taps(), bf16);
-        return exact.linear(windows.data(), nullptr, 0, outward, w.grid.taps() * inward);
-    };
-    const auto linear = [&](const void* weight, const void* bias, int outward) {
-        std::vector<float> widened(static_cast<std::size_t>(outward) * (W + 1));
-        for (int i = 0; write && i < outward * W; ++i) widened[i] = stored(weight, i, bf16);
-        float* biases = widened.data() + static_cast<std::size_t>(outward) * W;
-        for (int i = 0; write && bias != nullptr && i < outward; ++i) biases[i] = stored(bias, i, bf16);
-        return exact.linear(widened.data(), biases, 0, outward, W);
-    };
-    LocalHeadView view{};
-    view.grid = w.grid;
-    view.width = W;
-    view.channels = w.channels;
-    view.past = w.past;
-    view.epsilon = epsilon;
-    view.frames = convolution(w.frames, W, w.past * w.channels);
-    blocks.clear();
-    for (const LocalBlockWeights& block : w.blocks) {
-        blocks.push_back(
-            {given.vector(block.norm, W), convolution(block.gate_up, 2 * W, W), linear(block.down, nullptr, W)});
-    }
-    view.blocks = blocks.data();
-    view.layers = static_cast<int>(blocks.size());
-    view.norm = given.vector(w.norm, W);
-    view.read = linear(w.read_weight, w.read_bias, w.channels);
-    return view;
-}
-
 float softplus(float x) { return x > 20.0f ? x : std::log1p(std::exp(x)); }
 
 }  // namespace
-
-Sampler::Sampler(const SamplerWeights& w) {
-    SamplerView& v = view_;
-    v.tokens = w.tokens;
-    v.channels = w.channels;
-    v.width = w.width;
-    v.heads = w.heads;
-    v.head_dim = w.width / w.heads;
-    v.hidden = w.hidden;
-    v.bf16 = w.bf16;
-    v.concat = w.concat;
-    v.scale_shift = w.narrow != nullptr;
-    v.residual = w.moments_weight != nullptr;
-    v.one_pass = w.read_weight != nullptr;
-    v.epsilon = w.epsilon;
-    v.masked_rows = w.tokens * (w.concat ? 2 : 1);
-    v.head_unit = PANEL / std::gcd(PANEL, v.head_dim);
-    v.head_columns = std::max(SAMPLER_COLUMNS, v.head_unit * v.head_dim);
-    v.input_stride = std::max({row_stride(w.width), row_stride(w.channels), row_stride(w.rank)});
-    v.rotary_frames = w.rotary_frames;
-    const int D = w.width, C = w.channels, N = w.tokens, half = v.head_dim / 2;
-    const auto fill = [&](bool write) {
-        Allocator memory(write ? packed_.data() : nullptr);
-        Packer pack(memory, w.bf16, write);
-        // In the order of use.
-        v.embed = pack.linear(w.embed_weight, w.embed_bias, 0, D, C);
-        v.start = pack.rows(w.start, 2, D, w.bf16);
-        v.places = w.places == nullptr ? nullptr : pack.rows(w.places, N, D, false);
-        causal_ = pack_blocks(pack, w.causal, D, w.heads, w.hidden);
-        if (v.scale_shift) {
-            v.narrow = pack.linear(w.narrow, nullptr, 0, w.rank, D);
-            v.gamma = pack.linear(w.wide_weight, w.wide_bias, 0, D, w.rank);
-            v.beta = pack.linear(w.wide_weight, w.wide_bias, 1, D, w.rank);
-        }
-        v.masked_embed = pack.linear(w.masked_embed_weight, w.masked_embed_bias, 0, D, C);
-        v.mask = pack.vector(w.mask, D);
-        masked_ = pack_blocks(pack, w.masked, D, w.heads, w.hidden);
-        v.final_norm = pack.vector(w.final_norm, D);
-        if (v.residual) {
-            v.mean = pack.linear(w.moments_weight, w.moments_bias, 0, C, D);
-            v.scale = pack.linear(w.moments_weight, w.moments_bias, 1, C, D);
-        }
-        if (v.one_pass) {
-            v.noise = pack.linear(w.noise, nullptr, 0, D, C);
-            const int columns = w.local == nullptr ? C : w.local->width * w.local->grid.patch();
-            v.read = pack.linear(w.read_weight, w.read_bias, 0, columns, D);
-        }
-        if (w.local != nullptr) local_ = pack_local(memory, *w.local, w.bf16, w.epsilon, write, local_blocks_);
-        const auto table = [&](const float* values, std::size_t rows) {
-            return values == nullptr ? nullptr : pack.table(values, rows * half);
-        };
-        const std::size_t rows = static_cast<std::size_t>(w.rotary_frames) * N;
-        v.rotary = {table(w.cosines, rows), table(w.sines, rows)};
-        v.masked_rotary = {table(w.masked_cosines, v.masked_rows), table(w.masked_sines, v.masked_rows)};
-        return memory.used();
-    };
-    packed_ = Buffer(fill(false));
-    fill(true);
-    v.causal = causal_.data();
-    v.causal_layers = static_cast<int>(causal_.size());
-    v.masked = masked_.data();
-    v.masked_layers = static_cast<int>(masked_.size());
-    v.local = w.local == nullptr ? nullptr : &local_;
-}
 
 // Things that the threads of one parallel region have in common.
 struct SamplerSession::Region {
