@@ -26,7 +26,7 @@ from .._extension import NATIVE
 ROOT = Path(__file__).resolve().parents[2]
 CSRC = ROOT / "csrc"
 # Parts of the core that the library is made of, as CMakeLists.txt names them; the others are for the extension.
-PARTS = re.search(r"foreach\(part ([\w ]+)\)", (CSRC / "CMakeLists.txt").read_text())[1].split()
+PARTS = re.search(r"foreach\(part ([\w\s]+)\)", (CSRC / "CMakeLists.txt").read_text())[1].split()
 CORE = (*PARTS, "gemm", "gemm_[as]*", "vector_kernels", "vector_kernels_[ap]*")
 # Kernels that nothing here runs at length, where the extension says which ones it takes, are compiled the quick way.
 KERNELS = {
