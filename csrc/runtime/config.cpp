@@ -379,46 +379,4 @@ std::vector<std::int64_t> ModelConfig::place_offsets() const {
     return offsets;
 }
 
-bool View::moves() const {
-    return exchanged || std::any_of(amount.begin(), amount.end(), [](std::int64_t a) { return a != 0; });
-}
-
-std::vector<View> views(const ModelConfig& config, int shifts) {
-    const TokenizerConfig& tokenizer = config.tokenizer;
-    const View still{std::vector<std::int64_t>(tokenizer.dims())};
-    if (shifts <= 1) return std::vector<View>(shifts, still);
-    if (!tokenizer.has_ring()) {
-        const bool square = tokenizer.dims() == 2 && tokenizer.grid[0] == tokenizer.grid[1] &&
-                            tokenizer.lengths[0] == tokenizer.lengths[1] &&
-                            config.tokens_along(0) == config.tokens_along(1);
-        const int mirrors = 1 << tokenizer.dims(), ways = square ? 2 * mirrors : mirrors;
-        if (shifts > ways) {
-            fail(ENMA_INVALID_ARGUMENT, "shifts is ", shifts, "; a field of ", config.name,
-                 ", between walls, is seen as it is, mirrored and, on a square, with its dimensions exchanged, in ",
-                 ways, " ways: use no more");
-        }
-        std::vector<View> seen(shifts, still);
-        for (int s = 0; s < shifts; ++s) {
-            for (int axis = 0; axis < tokenizer.dims(); ++axis) seen[s].amount[axis] = s >> axis & 1;
-            seen[s].exchanged = s >= mirrors;
-        }
-        return seen;
-    }
-    const auto points = [&](int axis) { return tokenizer.grid[axis] / config.tokens_along(axis); };
-    for (int axis = 0; axis < tokenizer.dims(); ++axis) {
-        if (!tokenizer.periodic[axis] || shifts <= points(axis)) continue;
-        fail(ENMA_INVALID_ARGUMENT, "shifts is ", shifts, "; a token of ", config.name, " has ", points(axis),
-             " grid points: use no more");
-    }
-    std::vector<View> seen(shifts, still);
-    for (int axis = 0; axis < tokenizer.dims(); ++axis) {
-        if (!tokenizer.periodic[axis]) continue;
-        const std::int64_t around = points(axis);
-        std::int64_t step = around / shifts + 1;
-        while (around / std::gcd(step, around) < shifts) ++step;
-        for (int s = 0; s < shifts; ++s) seen[s].amount[axis] = s * step;
-    }
-    return seen;
-}
-
 }  // namespace enma

@@ -72,16 +72,4 @@ struct ModelConfig {
 // message names the field.
 ModelConfig read_config(const Json& json, const std::string& source);
 
-// How members see a field, enma_fast/sampling/shifts.py: moved forward by so many grid points along each dimension, or
-// between walls mirrored along those with an amount of 1, and then with both dimensions exchanged, or not.
-struct View {
-    std::vector<std::int64_t> amount;
-    bool exchanged = false;
-
-    bool moves() const;
-};
-
-// The view of each shift. Throws Error (ENMA_INVALID_ARGUMENT).
-std::vector<View> views(const ModelConfig& config, int shifts);
-
 }  // namespace enma

@@ -6,6 +6,7 @@
 #include <numbers>
 
 #include "runtime/error.h"
+#include "runtime/view.h"
 
 namespace enma {
 

@@ -1,6 +1,8 @@
 // Members of one trajectory: encoded observations, latent frames, and what the decoder remembers.
 #pragma once
 
+#include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -9,6 +11,7 @@
 #include "core/cpu/sampler.h"
 #include "runtime/model.h"
 #include "runtime/tensor.h"
+#include "runtime/view.h"
 
 namespace enma {
 
@@ -50,7 +53,10 @@ struct Observed {
     std::vector<std::int64_t> kept;
 };
 constexpr std::int64_t GOES_ON = -1;
+// A sequence has fewer frames, observed or latent.
+constexpr std::int64_t MOST_SEQUENCE = 1 << 16;
 
+// Observations come in by observed.cpp, session.cpp begins with them, and frames go out by forecast.cpp.
 class Session {
    public:
     // Throws Error.
@@ -143,5 +149,14 @@ class Session {
     Buffer work_;
     std::size_t work_each_ = 0;
 };
+
+template <class Body>
+void Session::share_out(std::int64_t items, const Body& body) {
+    if (items == 0) return;
+    std::atomic<std::int64_t> next{0};
+    parallel(static_cast<int>(std::min<std::int64_t>(settings_.threads, items)), [&](int thread, int) {
+        for (std::int64_t item = next++; item < items; item = next++) body(item, thread);
+    });
+}
 
 }  // namespace enma

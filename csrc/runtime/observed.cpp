@@ -1,0 +1,199 @@
+// Observed frames: read and checked, on the grid or at scattered points, and encoded as each shift sees them.
+#include <algorithm>
+#include <numeric>
+#include <utility>
+
+#include "runtime/error.h"
+#include "runtime/session.h"
+
+namespace enma {
+
+namespace {
+
+constexpr std::int64_t FEWEST_OBSERVED = 3;
+
+}  // namespace
+
+// Features [count, G, *grid, F] of standardised frames as each shift sees them.
+std::vector<float> Session::interpolated(const Frames& frames, std::int64_t count) {
+    const Interpolation& interpolation = *model_->interpolation();
+    const TokenizerConfig& tokenizer = model_->config().tokenizer;
+    const std::int64_t size = frame_size(), G = num_groups(), c = tokenizer.field_channels, d = tokenizer.dims();
+    const std::int64_t features = std::int64_t{model_->config().points()} * tokenizer.grid_channels();
+    const bool scattered = !frames.points.empty();
+    std::vector<std::int64_t> first(count);
+    if (scattered) std::partial_sum(frames.rows.begin(), frames.rows.begin() + count - 1, first.begin() + 1);
+    const std::int64_t most =
+        scattered ? *std::max_element(frames.rows.begin(), frames.rows.begin() + count) : model_->config().points();
+    const std::size_t each = interpolation.to_grid_bytes(most);
+    const std::int64_t threads = std::min<std::int64_t>(settings_.threads, count * G);
+    const Buffer space(each * threads);
+    const std::int64_t moved_size = scattered ? most * d : size;
+    std::vector<float> shifted(moved_size * threads), out(count * G * features);
+    share_out(count * G, [&](std::int64_t i, int thread) {
+        const std::int64_t t = i / G;
+        const float *values = frames.values.data() + first[t] * c, *points = frames.points.data();
+        std::int64_t rows = model_->config().points();
+        float* const moved = shifted.data() + thread * moved_size;
+        const View& view = views_[used_[i % G]];
+        if (scattered) {
+            rows = frames.rows[t];
+            points += frames.shared ? 0 : first[t] * d;
+            points = move(points, rows, tokenizer, view, moved);
+        } else {
+            shift(frames.values.data() + t * size, tokenizer, view, false, moved);
+            values = moved;
+            points = interpolation.regular().data();
+        }
+        interpolation.to_grid(values, points, rows, settings_.isa, space.data() + each * thread,
+                              out.data() + i * features);
+    });
+    return out;
+}
+
+// Latents [latents, G, N C] of frames as each shift sees them.
+std::vector<float> Session::encode(Frames frames, std::int64_t latents) {
+    const TokenizerConfig& tokenizer = model_->config().tokenizer;
+    const std::int64_t size = frame_size(), G = num_groups(), Z = latent_size(), c = tokenizer.field_channels;
+    for (std::size_t i = 0; !tokenizer.field_mean.empty() && i < frames.values.size(); ++i) {
+        frames.values[i] = (frames.values[i] - tokenizer.field_mean[i % c]) / tokenizer.field_scale[i % c];
+    }
+    const std::int64_t steps = (latents - 1) * tokenizer.time_factor() + 1, count = std::min(frames.count, steps);
+    const bool interpolates = model_->interpolation() != nullptr;
+    const std::vector<float> features = interpolates ? interpolated(frames, count) : std::vector<float>();
+    const std::int64_t each = static_cast<std::int64_t>(features.size()) / (count * G);
+    std::vector<float> out(latents * G * Z);
+    std::vector<std::vector<float>> shifted(interpolates ? 0 : G, std::vector<float>(size));
+    std::vector<StreamState> states(G, model_->encoder().state());
+    struct Target {
+        const Model& model;
+        float* out;
+        std::int64_t stride;
+    };
+    const Sink standardise = [](void* to, const float* frame) {
+        Target& target = *static_cast<Target*>(to);
+        const int C = target.model.config().tokenizer.latent_channels, row = whole_panels(C);
+        for (const std::int64_t place : target.model.place_offsets()) {
+            for (int i = 0; i < C; ++i) {
+                target.out[place + i] = (frame[i] - target.model.latent_mean()[i]) / target.model.latent_std()[i];
+            }
+            frame += row;
+        }
+        target.out += target.stride;
+    };
+    share_out(G, [&](std::int64_t g, int thread) {
+        Target target{*model_, out.data() + g * Z, G * Z};
+        // The last latent frame may lack frames of its own: they repeat the last one.
+        for (std::int64_t step = 0; step < steps; ++step) {
+            const std::int64_t t = std::min(step, count - 1);
+            const float* frame = features.data() + (t * G + g) * each;
+            if (!interpolates) {
+                shift(frames.values.data() + t * size, tokenizer, views_[used_[g]], false, shifted[g].data());
+                frame = shifted[g].data();
+            }
+            model_->encoder().push(frame, states[g], settings_.isa, work(thread), standardise, &target);
+        }
+    });
+    return out;
+}
+
+Frames Session::frames_on_grid(const DLTensor* tensor, const char* name) const {
+    const Array frames(tensor, name, model_->config().frames_shape({-1}), false);
+    return {frames.size(0), frames.read("frame")};
+}
+
+Frames Session::frames_at_points(const enma_observations& given, const char* name) const {
+    const ModelConfig& config = model_->config();
+    const TokenizerConfig& tokenizer = config.tokenizer;
+    const std::int64_t d = tokenizer.dims(), c = tokenizer.field_channels;
+    if (!tokenizer.interpolation) {
+        fail(ENMA_INVALID_ARGUMENT, name, ": the model '", config.name,
+             "' has no interpolation; it works on its grid only");
+    }
+    const std::string where = text(name, ".points"), what = text(name, ".values");
+    Frames out;
+    if (given.counts == nullptr) {
+        const Array points(given.points, where.c_str(), {-1, d}, false);
+        const Array values(given.values, what.c_str(), {-1, points.size(0), c}, false);
+        out = {values.size(0), values.read("frame"), points.read("row"), {}, true};
+        if (given.num_frames != 0 && given.num_frames != out.count) {
+            fail(ENMA_INVALID_ARGUMENT, name, ".num_frames is ", given.num_frames, "; values has ", out.count);
+        }
+        out.rows.assign(out.count, points.size(0));
+    } else {
+        if (given.num_frames < 1 || given.num_frames >= MOST_SEQUENCE) {
+            fail(ENMA_INVALID_ARGUMENT, name, ".num_frames is ", given.num_frames, "; 1 to ", MOST_SEQUENCE - 1,
+                 " is expected beside counts");
+        }
+        out.count = given.num_frames;
+        out.rows.assign(given.counts, given.counts + given.num_frames);
+    }
+    std::int64_t rows = 0;
+    for (std::int64_t t = 0; t < out.count; ++t) {
+        if (out.rows[t] < 1 || out.rows[t] > MOST_POINTS) {
+            fail(ENMA_INVALID_ARGUMENT, name, ": frame ", t, " has ", out.rows[t], " points; 1 to ", MOST_POINTS,
+                 " are expected");
+        }
+        rows += out.rows[t];
+    }
+    if (given.counts != nullptr) {
+        out.values = Array(given.values, what.c_str(), {rows, c}, false).read("row");
+        out.points = Array(given.points, where.c_str(), {rows, d}, false).read("row");
+    }
+    for (std::size_t i = 0; i < out.points.size(); ++i) {
+        const double length = tokenizer.lengths[i % d], beyond = AT_THE_END * length;
+        if (out.points[i] < -beyond || out.points[i] > length + beyond) {
+            fail(ENMA_INVALID_ARGUMENT, where, " has ", out.points[i], " in row ", i / d, "; the domain is 0 to ",
+                 length, " along dimension ", i % d);
+        }
+        out.points[i] = std::clamp(out.points[i], 0.0f, static_cast<float>(length));
+    }
+    return out;
+}
+
+void Session::observe(const DLTensor* history, const DLTensor* context) {
+    std::optional<Frames> seen, other;
+    if (history != nullptr) seen = frames_on_grid(history, "history");
+    if (context != nullptr) other = frames_on_grid(context, "context");
+    observe(std::move(seen), std::move(other));
+}
+
+void Session::observe_points(const enma_observations* history, const enma_observations* context) {
+    std::optional<Frames> seen, other;
+    if (history != nullptr) seen = frames_at_points(*history, "history");
+    if (context != nullptr) other = frames_at_points(*context, "context");
+    observe(std::move(seen), std::move(other));
+}
+
+void Session::observe(std::optional<Frames> history, std::optional<Frames> context) {
+    const ModelConfig& config = model_->config();
+    if (!history && !context) {
+        fail(ENMA_INVALID_ARGUMENT, "history and context are both NULL; give one of them");
+    }
+    Observed observed;
+    if (history) {
+        observed.frames = history->count;
+        if (!context && observed.frames < FEWEST_OBSERVED) {
+            fail(ENMA_INVALID_ARGUMENT, "history has ", observed.frames, " frames; at least ", FEWEST_OBSERVED,
+                 " are expected, or a context");
+        }
+        if (observed.frames >= MOST_SEQUENCE) fail(ENMA_INVALID_ARGUMENT, "history has too many frames");
+        observed.history = encode(std::move(*history), config.tokenizer.whole_latents(observed.frames));
+    }
+    if (context) {
+        const std::int64_t given = context->count, used = std::min<std::int64_t>(given, config.num_frames);
+        if (used < given) {
+            log_(ENMA_LOG_WARNING,
+                 text("context: of its ", given, " frames the first ", used, " are used, as in training"));
+        }
+        context->count = used;
+        observed.context = encode(std::move(*context), config.tokenizer.latent_frames(used));
+    }
+    begin(std::move(observed));
+    if (total_ > config.num_frames) {
+        log_(ENMA_LOG_WARNING,
+             text("frames beyond ", config.num_frames, " were not seen in training of ", config.name));
+    }
+}
+
+}  // namespace enma
