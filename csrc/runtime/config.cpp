@@ -324,6 +324,10 @@ ModelConfig read_config(const Json& json, const std::string& source) {
     fields.read("name", out.name);
     fields.read("dataset", out.dataset);
     fields.read("num_frames", out.num_frames);
+    fields.read_or_null("shortest_context", out.shortest_context);
+    if (out.shortest_context > out.num_frames) {
+        fields.wrong("shortest_context", text("at most num_frames=", out.num_frames, " can be"));
+    }
     fields.read("frame_interval", out.frame_interval, 0.0);
     using enum LayerKind;
     out.tokenizer.layers = {residual, space, residual, space, residual, space, residual, time, residual};

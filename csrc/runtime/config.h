@@ -44,6 +44,7 @@ struct SamplingConfig {
 struct ModelConfig {
     std::string name, dataset;
     int num_frames = 20;
+    int shortest_context = 0;  // 0: num_frames
     double frame_interval = 0.05;
     TokenizerConfig tokenizer;
     DynamicsConfig dynamics;

@@ -186,6 +186,12 @@ void Session::observe(std::optional<Frames> history, std::optional<Frames> conte
             log_(ENMA_LOG_WARNING,
                  text("context: of its ", given, " frames the first ", used, " are used, as in training"));
         }
+        const int least = config.shortest_context > 0 ? config.shortest_context : config.num_frames;
+        if (given < least) {
+            log_(ENMA_LOG_WARNING,
+                 text("context: has ", given, given == 1 ? " frame; " : " frames; ", config.name,
+                      " was trained on contexts of at least ", least, ", and forecasts far worse from fewer"));
+        }
         context->count = used;
         observed.context = encode(std::move(*context), config.tokenizer.latent_frames(used));
     }

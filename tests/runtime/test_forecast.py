@@ -226,6 +226,25 @@ def test_long_forecasts(library: Library, small: Model, folder: Path) -> None:
     assert any("frames beyond 8" in message for _, message in library.messages)
 
 
+@pytest.mark.parametrize(("shortest", "least"), [(None, 8), (5, 5)])
+def test_a_context_that_training_did_not_show_is_said(
+    library: Library, tmp_path: Path, shortest: int | None, least: int
+) -> None:
+    network = random_model(replace(one_pass(CONFIGS["relative"]), shortest_context=shortest))
+    opened, (first, other) = (
+        library.open(saved(network, tmp_path / "it")),
+        waves(1, 2, 8, CONFIGS["relative"].tokenizer),
+    )
+    for frames in (8, 5, 4):
+        library.messages.clear()
+        opened.forecast(first[:1].numpy(), context=other[:frames].numpy(), num_frames=2)
+        expected = (
+            f"context: has {frames} frames; {network.config.name} was trained on contexts of at least {least}, and "
+            "forecasts far worse from fewer"
+        )
+        assert [message for _, message in library.messages] == ([expected] if frames < least else [])
+
+
 def test_temperature_and_shifts_can_be_others(fast: Model) -> None:
     network = enma_fast.load_model("combined-fast")
     own = network.config.sampling
