@@ -6,7 +6,7 @@ Weights are known by their SHA-256, which a run records of what it started from.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +64,12 @@ def trace(
     starts = {of: f"runs/{stage}" for stage, of in weights.items()} | names
     for folder, record in [*earlier.items(), *((folders[stage], record) for stage, record in records.items())]:
         on, start = record["tokenizer"], record["start"]
-        if on is not None and on not in (weights.get("tokenizer"), *names):
-            raise EnmaError(f"{folder}: was not trained on the tokenizer of {tokenizer}; name the one that it was")
-        if start is not None and start not in (weights.get("dynamics"), weights.get("forecasts"), *names):
+        if on is not None and on not in starts:
+            raise EnmaError(
+                f"{folder}: was not trained on the tokenizer of {tokenizer or 'any given run'}; name the one that it "
+                "was by --tokenizer, or by --begun-from where a later stage took another"
+            )
+        if start is not None and start not in starts:
             raise EnmaError(
                 f"{folder}: started from weights that none of the given runs has (SHA-256 {start[:12]}...); "
                 "name their run by --dynamics or --forecasts, or a run or checkpoint by --begun-from"
@@ -82,12 +85,12 @@ def trace(
         for stage, part in _accounts(locate(folder) / METRICS).items():
             add(f"{stage} before", part)
     for folder, record in earlier.items():
-        command = _train_command(record, starts.get(record["start"]), out=outs[folder])
+        command = _train_command(record, starts, out=outs[folder])
         add(f"{record['stage']} before", account(Path(folder), record, command))
     for stage in STAGES:
         if stage in records:
             record = records[stage]
-            command = _train_command(record, starts.get(record["start"]), out=stage)
+            command = _train_command(record, starts, out=stage)
             add(stage, account(folders[stage], record, command))
     return done
 
@@ -136,13 +139,15 @@ def account(folder: Path, record: dict[str, Any], command: str) -> dict[str, Any
     }
 
 
-def _train_command(record: dict[str, Any], begun: str | None, *, out: str) -> str:
-    """The command that makes the run again in `runs/<out>`: the preset, and every setting that differs from it."""
+def _train_command(record: dict[str, Any], sources: Mapping[str, str], *, out: str) -> str:
+    """The command that makes the run again in `runs/<out>`: the preset, and every setting that differs from it.
+
+    `sources` names weights by their hash, among them those that it was trained on and started from.
+    """
     stage, preset = record["stage"], find_preset(record["preset"])
     words = ["enma-fast train", stage, record["preset"]]
-    words += ["--tokenizer runs/tokenizer"] if record["tokenizer"] is not None else []
-    if record["start"] is not None:
-        words += [f"--from {begun}"]
+    for option, weights in (("--tokenizer", record["tokenizer"]), ("--from", record["start"])):
+        words += [f"{option} {sources[weights]}"] if weights is not None else []
     words += [f"--data data --out runs/{out} --seed {record['seed']}"]
     words += [f"--precision {record['precision']}"] if record["precision"] != "auto" else []
     words += ["--compile"] if record["compile"] else []

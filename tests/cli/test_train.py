@@ -352,7 +352,7 @@ def test_the_card_names_commands_that_make_the_run_again(
     import shlex
 
     record = json.loads((runs / "tokenizer" / "run.json").read_text())
-    command = lineage._train_command(record, None, out="tokenizer").replace("data data", f"data {data_folder}")
+    command = lineage._train_command(record, {}, out="tokenizer").replace("data data", f"data {data_folder}")
     words = shlex.split(command.replace("runs/tokenizer", str(tmp_path / "again")))
     assert words[:4] == ["enma-fast", "train", "tokenizer", "combined-small"]
     assert enma(*words[1:]).status == 0

@@ -106,6 +106,39 @@ def test_the_command_of_the_flow_names_the_stage_that_it_followed(run: Path, beg
     assert "--from runs/dynamics --data data --out runs/first-frame " in found["first-frame"]["command"]
 
 
+def test_a_command_names_the_tokenizer_that_its_run_was_trained_on(run: Path, begun: Path, tmp_path: Path) -> None:
+    """The dynamics were trained on the first of two tokenizers, of which the other learned a new decoder."""
+    names = ("first", "other", "dynamics", "last")
+    first, other, dynamics, last = (Path(shutil.copytree(run, tmp_path / name)) for name in names)
+    weights, record = load_file(begun / WEIGHTS), json.loads((run / "run.json").read_text())
+    (begun / METRICS).unlink()
+    for number, folder in enumerate((first, other, dynamics)):
+        shutil.copytree(begun, folder / IN_RUN, ignore=shutil.ignore_patterns("model.safetensors"))
+        save_file({name: value + number for name, value in weights.items()}, folder / IN_RUN / WEIGHTS)
+    of_first, of_other, of_dynamics = (sha256(folder / IN_RUN / WEIGHTS) for folder in (first, other, dynamics))
+    for folder, stage, tokenizer, start in (
+        (first, "tokenizer", None, None),
+        (other, "tokenizer", None, of_first),
+        (dynamics, "dynamics", of_first, None),
+        (last, "forecasts", of_other, of_dynamics),
+    ):
+        told = record | {"stage": stage, "tokenizer": tokenizer, "start": start}
+        (folder / "run.json").write_text(json.dumps(told))
+    with pytest.raises(
+        EnmaError, match=r"dynamics: was not trained on the tokenizer of any given run; .* --begun-from"
+    ):
+        trace(last, dynamics=dynamics)
+    found = trace(last, tokenizer=other, dynamics=dynamics, begun=[first])
+    commands = {label: account["command"] for label, account in found.items()}
+    assert "--from runs/tokenizer-before --data" in commands["tokenizer"]
+    assert "--tokenizer runs/tokenizer-before --data" in commands["dynamics"]
+    assert "--tokenizer runs/tokenizer --from runs/dynamics --data" in commands["forecasts"]
+    # The flow of frame 0 may go on with the first one again.
+    (last / "run.json").write_text(json.dumps(record | {"tokenizer": of_first, "start": of_dynamics}))
+    commands = {k: v["command"] for k, v in trace(last, tokenizer=first, dynamics=dynamics, begun=[other]).items()}
+    assert "--from runs/tokenizer --data" in commands["tokenizer before"]
+
+
 def test_a_run_older_than_a_setting_is_made_again_without_it(run: Path) -> None:
     preset, record = PRESETS["advection-points"], json.loads((run / "run.json").read_text())
     training = json.loads(to_json(preset.dynamics_training))
