@@ -21,8 +21,15 @@ constexpr std::int64_t MOST = std::int64_t{1} << 48;
 
 std::string shape_text(const std::int64_t* sizes, int count) {
     std::string out = "[";
-    for (int i = 0; i < count; ++i) {
-        out += (i == 0 ? "" : ", ") + (sizes[i] < 0 ? std::string("any") : std::to_string(sizes[i]));
+    for (int i = 0; i < count; ++i) out += (i == 0 ? "" : ", ") + std::to_string(sizes[i]);
+    return out + "]";
+}
+
+// An expected shape, in which any size is -1.
+std::string expected_text(const std::vector<std::int64_t>& sizes) {
+    std::string out = "[";
+    for (const std::int64_t size : sizes) {
+        out += (out.size() == 1 ? "" : ", ") + (size < 0 ? std::string("any") : std::to_string(size));
     }
     return out + "]";
 }
@@ -56,14 +63,14 @@ Array::Array(const DLTensor* t, const char* name, const std::vector<std::int64_t
              t->dtype.lanes, " lanes; fp32 or fp64 is expected");
     }
     if (t->ndim != axes || t->shape == nullptr) {
-        fail(ENMA_INVALID_ARGUMENT, name, " has ", t->ndim, " axes; ", shape_text(shape.data(), axes), " is expected");
+        fail(ENMA_INVALID_ARGUMENT, name, " has ", t->ndim, " axes; ", expected_text(shape), " is expected");
     }
     std::int64_t count = 1;
     for (int i = 0; i < axes; ++i) {
         const std::int64_t size = t->shape[i];
         if (size < 1 || (shape[i] >= 0 && size != shape[i]) || size > MOST / count) {
             fail(ENMA_INVALID_ARGUMENT, name, " has shape ", shape_text(t->shape, axes), "; ",
-                 shape_text(shape.data(), axes), " is expected");
+                 expected_text(shape), " is expected");
         }
         count *= size;
     }
