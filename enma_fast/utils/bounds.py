@@ -29,6 +29,9 @@ def most_threads() -> int:
 def whole_number(name: str, value: int, *, least: int | None = 1, most: int | None = None) -> int:
     """Return `value` as an int; `EnmaError` if it is not a whole number from `least` to `most`."""
     try:
+        # A flag is no number, though Python counts it as 0 or 1.
+        if isinstance(value, bool):
+            raise TypeError
         number = operator.index(value)
     except TypeError:
         raise EnmaError(f"{name} is {value!r}; a whole number is expected") from None

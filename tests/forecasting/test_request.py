@@ -30,12 +30,14 @@ BAD = [
     ("num_members", 0),
     ("num_members", -3),
     ("num_members", 2.0),
+    ("num_members", True),
     ("num_members", 2**32 + 1),
     ("first_member", -1),
     ("first_member", 1.5),
     ("first_member", 2**32 - 15),
     ("num_frames", 0),
     ("num_frames", 2.5),
+    ("num_frames", True),
     ("num_frames", 30_001),
     ("num_history", "three"),
     ("seed", 1.5),
@@ -58,7 +60,7 @@ def test_a_value_out_of_bounds_is_refused_by_its_name(name: str, value: object) 
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("number", [-1, 1.5, "a"])
+@pytest.mark.parametrize("number", [-1, 1.5, "a", True])
 def test_trajectories_are_whole_numbers(number: object) -> None:
     with pytest.raises(EnmaError, match=r"^a trajectory is "):
         ForecastRequest(trajectories=[0, number])
