@@ -16,12 +16,18 @@ from ..errors import EnmaError
 from ..utils.files import move, open_file, read_file, remove, remove_temporaries
 from .metadata import FORMAT, METADATA
 
+# Endings of files of other formats, as which a folder of Zarr does not open.
+_OTHER_FORMATS = (".nc", ".nc4", ".h5", ".hdf5")
 # Digits in the names of folders in which processes create stores.
 _TOKEN = 16
 
 
 def check_place(path: Path) -> None:
     """Raise `EnmaError` unless a folder can be created at `path`; the attempt leaves no trace."""
+    if path.suffix.lower() in _OTHER_FORMATS:
+        raise EnmaError(
+            f"{path}: a forecast is a Zarr folder; end --out in .zarr (enma-fast export-netcdf makes NetCDF of it)"
+        )
     path = real_path(path).absolute()
     folder = next(parent for parent in path.parents if parent.exists())
     if not folder.is_dir():

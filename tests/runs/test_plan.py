@@ -35,6 +35,8 @@ def test_the_plan_knows_where_no_store_can_be(data: FieldFile, tmp_path: Path, f
     for place, message in (
         ("file", "exists and is not a forecast store; choose another --out"),
         ("folder", "exists and is not a forecast store; choose another --out"),
+        ("run.nc", "a forecast is a Zarr folder; end --out in .zarr .enma-fast export-netcdf"),
+        ("run.H5", "a forecast is a Zarr folder"),
         ("file/run.zarr", r"file is a file; choose another --out"),
         ("file/deep/run.zarr", r"file is a file; choose another --out"),
         ("/proc/run.zarr", "cannot be written"),
