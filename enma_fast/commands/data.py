@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import EnmaError
-from ..utils.text import boundaries, times
+from ..utils.text import boundaries, counted, times
 from .options import AsJson, numbers
 from .options import Data as DataFile
 from .terminal import Terminal, number, table
@@ -147,8 +147,8 @@ def import_(
     found = describe(import_fields(source, out, options, force=force))
     grid = f"{times(found['points'])} points ({boundaries(found['periodic'])})"
     terminal.show(
-        f"{out}: {found['trajectories']} trajectories in {found['groups']} environments, {found['frames']} frames, "
-        f"{grid}, channels {', '.join(found['channels'])}"
+        f"{out}: {counted(found['trajectories'], 'trajectory')} in {counted(found['groups'], 'environment')}, "
+        f"{counted(found['frames'], 'frame')}, {grid}, channels {', '.join(found['channels'])}"
     )
     terminal.result(found)
 

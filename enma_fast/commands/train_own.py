@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from ..errors import EnmaError
+from ..utils.text import counted
 from .forecast import duration
 from .options import AsJson, Threads, use_threads
 from .terminal import Terminal, number, size, table
@@ -127,7 +128,8 @@ def _plan_table(plan: Plan) -> Any:
     for split, count in plan.trajectories.items():
         shared = plan.frames.get(split, count * model.num_frames)
         few = f", which overlap: {shared:,} frames in all" if shared < count * model.num_frames else ""
-        rows.append([split, f"{count:,} trajectories in {plan.environments[split]:,} environments{few}"])
+        environments = counted(plan.environments[split], "environment")
+        rows.append([split, f"{counted(count, 'trajectory')} in {environments}{few}"])
     rows.append(["tasks", "temporal, initial value by a context" if plan.contexts else "temporal; no contexts"])
     for stage in ("tokenizer", "dynamics", "forecasts"):
         training = recipe(plan.preset, stage)

@@ -79,7 +79,7 @@ class Source:
     coords : axis of a field file ("time", "x", ..., "channel") -> its values
     columns : name -> variable of one value per trajectory, perhaps
     wraps : True where the format says that the domain is periodic
-    others : names of fields that were not read
+    others : names of fields that were not read, with their type if they are no real numbers
     bounds : names of fields that are the edges of cells of a coordinate
     """
 
@@ -118,8 +118,8 @@ def open_source(path: Path, names: Sequence[str]) -> Source:
     if not found.fields:
         if names:
             raise found.lacks(names[0])
-        held = ", ".join(dict.fromkeys([*found.columns, *found.coords])) or "nothing"
-        raise EnmaError(f"{path}: has no field of two axes or more; it holds {held}")
+        held = ", ".join(dict.fromkeys([*found.others, *found.columns, *found.coords])) or "nothing"
+        raise EnmaError(f"{path}: has no field of two axes or more that are real numbers; it holds {held}")
     return found
 
 
@@ -128,7 +128,10 @@ def _numpy(path: Path) -> dict[str, np.ndarray]:
         try:
             return read_arrays(path)
         except ValueError as error:
-            raise EnmaError(f"{path}: cannot be read as NumPy's ({error}); save it again by np.save") from error
+            # Trajectories of different lengths come as objects, which saving again does not change.
+            objects = "object" in str(error).lower()
+            fix = "keep arrays of numbers in it alone, of one shape each" if objects else "save it again by np.save"
+            raise EnmaError(f"{path}: cannot be read as NumPy's ({error}); {fix}") from error
 
 
 def _arrays(path: Path, arrays: Mapping[str, np.ndarray], units: Mapping[str, str]) -> Source:
@@ -193,7 +196,9 @@ def _hdf5(path: Path, names: Sequence[str]) -> Source:
             require_present(f"{path}: {key}", arrays[key], about)
             if isinstance(unit := about.get("units"), str | bytes):
                 units[key] = (unit.decode() if isinstance(unit, bytes) else unit) or "1"
-        return {"arrays": arrays, "units": units, "others": dict.fromkeys(key for key in numeric if key not in kept)}
+        others = [key for key in numeric if key not in kept]
+        others += [f"{key} ({data.dtype})" for key, data in datasets.items() if key not in numeric and data.ndim > 1]
+        return {"arrays": arrays, "units": units, "others": dict.fromkeys(others)}
 
     read = hdf5.read_file(path, work)
     arrays = read["arrays"]
@@ -207,7 +212,7 @@ def _hdf5(path: Path, names: Sequence[str]) -> Source:
 
 def _xarray(path: Path) -> Source:
     xarray = load_extra("xarray", "store")
-    fields, coords, columns, bounds = {}, {}, {}, set()
+    fields, coords, columns, others, bounds = {}, {}, {}, [], set()
 
     def deferred(name: Any, data: Any) -> Deferred:
         def part(key: tuple[slice, ...]) -> np.ndarray:
@@ -224,13 +229,17 @@ def _xarray(path: Path) -> Source:
             if data.ndim > 1 and data.dtype.kind in "fiu" and name in dataset.data_vars:
                 unit = str(data.attrs.get("units", "1")) or "1"
                 fields[str(name)] = Variable(values=deferred(name, data), axes=axes, unit=unit)
+            elif data.ndim > 1 and name in dataset.data_vars:
+                others.append(f"{name} ({data.dtype})")
             elif data.ndim == 1 and name in data.dims:
                 coords[AXES.get(str(name), str(name))] = data.to_numpy()
                 if " since " in (unit := str(data.attrs.get("units", ""))):
                     log.warning("%s: '%s' of %s are no dates, and are taken as plain numbers", path, unit, name)
             if data.ndim == 1 and data.dtype.kind in "fiuUSO":
                 columns[str(name)] = Variable(values=data.to_numpy(), axes=axes)
-    return Source(path=path, fields=fields, coords=coords, columns=columns, bounds=frozenset(bounds))
+    return Source(
+        path=path, fields=fields, coords=coords, columns=columns, others=tuple(others), bounds=frozenset(bounds)
+    )
 
 
 @contextmanager

@@ -148,6 +148,9 @@ def test_import_writes_a_field_file_and_tells_what_it_holds(enma: Callable, tmp_
     assert (
         enma(*command[:-1], "u", "--force").error() == "--unit u: write CHANNEL=UNIT, for example --unit temperature=K"
     )
+    np.save(tmp_path / "waves.npy", np.random.default_rng(0).normal(size=(1, 1, 8)))
+    assert "1 trajectory in 1 environment, 1 frame, 8 points" in enma(*command, "--force").out
+    np.save(tmp_path / "waves.npy", np.random.default_rng(0).normal(size=(3, 6, 8)))
     cropped = enma(*command, "--force", "--crop", "x=2:8,time=0:5", "--periodic", "none", "--json").json
     assert (cropped["points"], cropped["frames"]) == ([6], 5)
     for text in ("x=2", "x=-1:4", "x=0:4,x=0:4", "0:4"):

@@ -329,3 +329,21 @@ def test_fields_without_values_are_refused(tmp_path: Path, shape: tuple[int, ...
         arrays(tmp_path / "none.npz", u=np.zeros(shape), x=np.arange(shape[2]), t=np.arange(shape[1])), axes=LINE
     )
     assert f"u has the shape {shape}, so no values; save it with them" in said
+
+
+def test_fields_that_are_no_real_numbers_are_named_with_their_type(tmp_path: Path, line: np.ndarray) -> None:
+    with h5py.File(tmp_path / "waves.h5", "w") as file:
+        file["psi"], file["t"], file["x"] = line.astype(np.complex64), np.arange(T), np.arange(X)
+    said = "has no field of two axes or more that are real numbers; it holds psi (complex64), time, x"
+    assert refusal(tmp_path / "waves.h5", axes=LINE).endswith(said)
+    assert "has no field 'psi'; it holds psi (complex64), time" in refusal(tmp_path / "waves.h5", fields=("psi",))
+    path = netcdf(tmp_path / "ice.nc", {"ice": (LINE, line > 0)}, {"time": np.arange(T), "x": np.arange(X)})
+    assert refusal(path).endswith("that are real numbers; it holds ice (bool), time, x")
+
+
+def test_trajectories_of_different_lengths_are_no_array(tmp_path: Path, line: np.ndarray) -> None:
+    ragged = np.empty(2, dtype=object)
+    ragged[:] = [line[0], line[1, :4]]
+    np.save(tmp_path / "ragged.npy", ragged)
+    for path in (tmp_path / "ragged.npy", arrays(tmp_path / "ragged.npz", u=ragged)):
+        assert refusal(path, axes=LINE).endswith("); keep arrays of numbers in it alone, of one shape each")
