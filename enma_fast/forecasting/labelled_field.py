@@ -20,6 +20,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ..data import SPACING_TOLERANCE, attributes, decimals, require_present, unmasked
+from ..data.sources import AXES
 from ..errors import EnmaError
 from ..utils.names import SPACE
 
@@ -190,7 +191,10 @@ def _ordered(argument: str, value: Any, space: tuple[str, ...], *, channel: bool
     dims = [str(dim) for dim in value.dims]
     if set(dims) - set(order) or set(order) - set(dims) - set(free):
         subject = argument if channel else f"{argument}: the variable {value.name}"
+        usual = {dim: AXES[dim] for dim in dims if dim not in order and AXES.get(dim) in set(order) - set(dims)}
         remedy = "" if channel else "; select the channels from the Dataset"
+        if usual:
+            remedy = f"; rename those that are called otherwise: .rename({usual})"
         raise EnmaError(
             f"{subject} has the dims ({', '.join(dims)}); expected are {', '.join(order)}, of which "
             f"{' and '.join(free)} may be left out{remedy}"

@@ -208,7 +208,12 @@ BAD = {
     "unknown dim": (
         lambda h: {"history": h.rename(x="lon")},
         r"history has the dims \(trajectory, time, lon, channel\); expected are trajectory, time, x, channel, of which "
-        "trajectory and channel may be left out",
+        r"trajectory and channel may be left out; rename those that are called otherwise: .rename\({'lon': 'x'}\)",
+    ),
+    "unknown dim of a variable": (
+        lambda h: {"history": h.rename(x="longitude", time="frame").to_dataset("channel")},
+        r"history: .* may be left out; rename those that are called otherwise: "
+        r".rename\({'frame': 'time', 'longitude': 'x'}\)",
     ),
     "missing dim": (
         lambda h: {"history": h.isel(time=0)},
