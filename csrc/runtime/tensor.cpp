@@ -69,8 +69,8 @@ Array::Array(const DLTensor* t, const char* name, const std::vector<std::int64_t
     for (int i = 0; i < axes; ++i) {
         const std::int64_t size = t->shape[i];
         if (size < 1 || (shape[i] >= 0 && size != shape[i]) || size > MOST / count) {
-            fail(ENMA_INVALID_ARGUMENT, name, " has shape ", shape_text(t->shape, axes), "; ",
-                 expected_text(shape), " is expected");
+            fail(ENMA_INVALID_ARGUMENT, name, " has shape ", shape_text(t->shape, axes), "; ", expected_text(shape),
+                 " is expected");
         }
         count *= size;
     }
