@@ -159,9 +159,10 @@ def check_training(config: Any) -> None:
     """Raise `EnmaError` for settings that no training can have."""
     require(config, ("steps", "batch"), lambda n: n >= 1, "at least 1 is needed")
     require(config, ("window",), lambda n: n is None or n >= 1, "at least 1 is needed, or null for whole trajectories")
-    require(config, ("learning_rate", "clip_norm"), lambda x: x > 0, "a number above 0 is needed")
+    require(config, ("clip_norm",), lambda x: x > 0, "a number above 0 is needed")
+    require(config, ("learning_rate",), lambda x: 0 < x < math.inf, "a number above 0, and finite, is needed")
     amounts = ("final_learning_rate", "warmup_steps", "weight_decay", "boost")
-    require(config, amounts, lambda x: x >= 0, "0 or more is needed")
+    require(config, amounts, lambda x: 0 <= x < math.inf, "0 or more, and finite, is needed")
     shares = ("ema_decay", "scattered_share", "context_share", "start_share")
     require(config, shares, lambda x: 0 <= x <= 1, "a number from 0 to 1 is needed")
     needed = "two numbers {}, the smaller first, are needed"
@@ -169,7 +170,7 @@ def check_training(config: Any) -> None:
     whole = "whole numbers from 1 on are needed"
     require(config, ("strides",), lambda n: len(n) > 0 and min(n) >= 1, whole)
     # It is drawn log-uniformly.
-    require(config, ("amplitude",), lambda x: 0 < x[0] <= x[1], needed.format("above 0"))
+    require(config, ("amplitude",), lambda x: 0 < x[0] <= x[1] < math.inf, needed.format("above 0 and finite"))
     rollout, place = config.rollout, "rollout."
     if rollout is None:
         return

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import pytest
 
@@ -229,6 +230,9 @@ def test_training_configs_are_checked_alike():
         ({"steps": 0}, "steps is 0; at least 1"),
         ({"batch": -4}, "batch is -4; at least 1"),
         ({"learning_rate": 0.0}, "learning_rate is 0.0; a number above 0"),
+        ({"learning_rate": math.inf}, "learning_rate is inf; a number above 0, and finite, is needed"),
+        ({"weight_decay": math.inf}, "weight_decay is inf; 0 or more, and finite, is needed"),
+        ({"amplitude": [1.0, math.inf]}, r"amplitude is \[1.0, inf\]; two numbers above 0 and finite"),
         ({"clip_norm": float("nan")}, "clip_norm is nan; a number above 0"),
         ({"warmup_steps": -1}, "warmup_steps is -1; 0 or more"),
         ({"ema_decay": 1.5}, "ema_decay is 1.5; a number from 0 to 1"),

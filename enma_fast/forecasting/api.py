@@ -32,7 +32,7 @@ Array = np.ndarray | Tensor | Any
 
 def forecast(
     model: Model,
-    history: Array | None,
+    history: Array | None = None,
     *,
     num_frames: int | None = None,
     num_members: int = ForecastRequest.num_members,
@@ -148,7 +148,7 @@ def forecast(
 
 def stream(
     model: Model,
-    history: Array | None,
+    history: Array | None = None,
     *,
     num_frames: int | None = None,
     num_members: int = ForecastRequest.num_members,

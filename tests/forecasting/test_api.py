@@ -136,7 +136,8 @@ def test_a_context_in_xarray(plane, observed):
     # Channels are told apart by their names.
     turned = context.isel(channel=[1, 0]) if observed else context
     for other in (turned, turned.to_dataset("channel")):
-        ensemble = forecast(plane, history if observed else None, context=other, num_members=2)
+        given = (history,) if observed else ()
+        ensemble = forecast(plane, *given, context=other, num_members=2)
         np.testing.assert_array_equal(ensemble.numpy(), expected)
         # A generated trajectory starts where the context does.
         np.testing.assert_allclose(ensemble.times, TIMES[observed:], rtol=1e-12)
