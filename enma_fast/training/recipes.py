@@ -266,7 +266,9 @@ def inherit(model: Model, before: Model, *, source: str) -> None:
 def _give_tokenizer(model: Model, source: str | Path, *, same_encoder: bool) -> None:
     """Give a model the tokenizer of a run or checkpoint, with the encoder that it has already if `same_encoder`."""
     tokenizer, config = load_tokenizer(source)
-    if (config.dataset, config.tokenizer) != (model.config.dataset, model.config.tokenizer):
+    # The weight of the KL divergence is of a training, not of what came out of it.
+    same = dataclasses.replace(config.tokenizer, kl_weight=model.config.tokenizer.kl_weight)
+    if (config.dataset, same) != (model.config.dataset, model.config.tokenizer):
         raise EnmaError(f"{source}: is a tokenizer for other data or of other sizes than the model's; name one like it")
     before = model.tokenizer.encoder()
     if same_encoder and not all(torch.equal(weight, before[name]) for name, weight in tokenizer.encoder().items()):
