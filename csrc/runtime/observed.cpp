@@ -190,7 +190,7 @@ void Session::observe(std::optional<Frames> history, std::optional<Frames> conte
         if (given < least) {
             log_(ENMA_LOG_WARNING,
                  text("context: has ", given, given == 1 ? " frame; " : " frames; ", config.name,
-                      " was trained on contexts of at least ", least, ", and forecasts far worse from fewer"));
+                      " was trained on contexts of at least ", least, ", and may forecast far worse from fewer"));
         }
         context->count = used;
         observed.context = encode(std::move(*context), config.tokenizer.latent_frames(used));

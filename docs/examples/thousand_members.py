@@ -6,7 +6,7 @@ import xarray
 import enma_fast
 from enma_fast.data import shipped_file
 from enma_fast.forecasting.request import ForecastRequest
-from enma_fast.runs.run import prepare
+from enma_fast.runs.prepare import prepare
 
 run = prepare(
     shipped_file("combined", "test-in"),

@@ -246,7 +246,7 @@ def warn_of_context(config: ModelConfig, name: str, frames: int) -> None:
         log.warning("%s: of its %d frames the first %d are used, as in training", name, frames, most)
     if frames < least:
         log.warning(
-            "%s: has %s; %s was trained on contexts of at least %d, and forecasts far worse from fewer",
+            "%s: has %s; %s was trained on contexts of at least %d, and may forecast far worse from fewer",
             name,
             counted(frames, "frame"),
             config.name,

@@ -93,7 +93,7 @@ def test_a_context_that_training_did_not_show_is_said(relative, caplog):
             with caplog.at_level(logging.WARNING, logger="enma_fast"):
                 sample_fields(made, fields[0, :1], context=fields[1, :frames], num_frames=2)
             expected = (
-                f"context: has {frames} frames; relative was trained on contexts of at least {least}, and forecasts "
+                f"context: has {frames} frames; relative was trained on contexts of at least {least}, and may forecast "
                 "far worse from fewer"
             )
             assert [record.getMessage() for record in caplog.records] == ([expected] if frames < least else [])

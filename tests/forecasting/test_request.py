@@ -159,7 +159,7 @@ def test_the_numbers_of_members_take_memory_too(monkeypatch: pytest.MonkeyPatch)
     ForecastRequest(num_members=2**29).check_memory(CONFIGS["points"], 1, num_points=1)
 
 
-# Keywords of public functions and the fields of the request that they are.
+# Keywords of `score` and the fields of the request that they are.
 NAMES = {"history": "num_history", "members": "num_members"}
 
 
@@ -167,7 +167,8 @@ NAMES = {"history": "num_history", "members": "num_members"}
 def test_every_door_has_the_defaults_of_the_request(door: object) -> None:
     known = {field.name: field.default for field in fields(ForecastRequest)}
     given = inspect.signature(door).parameters  # type: ignore[arg-type]
-    shared = {NAMES.get(name, name): p.default for name, p in given.items() if p.default is not inspect.Parameter.empty}
+    names = NAMES if door is enma_fast.score else {}
+    shared = {names.get(name, name): p.default for name, p in given.items() if p.default is not inspect.Parameter.empty}
     # One member of an array and all rows of a stream at a time are defaults of these functions alone.
     own = set() if door is enma_fast.score else {"num_members"} | ({"chunk"} if door is enma_fast.stream else set())
     found = {name: value for name, value in shared.items() if name in known and name not in own | {"task"}}
