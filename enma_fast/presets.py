@@ -118,8 +118,9 @@ _SMALL_TRAINING = TrainingConfig(
 )
 # Speeds of Advection beyond those of the data, which lie within 5.
 _BOOSTED = dataclasses.replace(_SMALL_TRAINING, boost=2.5)
-# On whole forecasts, from finished dynamics: docs/experiments.md. Who uses a model has contexts of any length.
-_SHORT_CONTEXTS: dict[str, Any] = {"short_context_share": 0.5}
+# Who uses a model has contexts of any length.
+_ROLLOUT = RolloutConfig(short_context_share=0.5)
+# On whole forecasts, from finished dynamics: docs/experiments.md.
 _SMALL_FORECASTS = TrainingConfig(
     steps=6000,
     batch=64,
@@ -130,7 +131,7 @@ _SMALL_FORECASTS = TrainingConfig(
     ema_decay=0.998,
     shift=True,
     context_share=1 / 3,
-    rollout=RolloutConfig(**_SHORT_CONTEXTS),
+    rollout=_ROLLOUT,
 )
 # The flow that draws frame 0 of a generated trajectory, after that.
 _SMALL_FIRST_FRAME = TrainingConfig(
@@ -142,7 +143,7 @@ _SMALL_FIRST_FRAME = TrainingConfig(
     weight_decay=0.0,
     ema_decay=0.99,
     shift=True,
-    rollout=RolloutConfig(**_SHORT_CONTEXTS),
+    rollout=_ROLLOUT,
 )
 
 
@@ -201,7 +202,7 @@ def _fast_2d(
         # A few minutes of single frames; then forecasts of five latent frames from any part of a trajectory, of which
         # a step costs a third of one on whole forecasts.
         dynamics_training = dataclasses.replace(dynamics_training, steps=400, batch=12)
-        rollout = RolloutConfig(frames=5, late_share=0.5, **_SHORT_CONTEXTS)
+        rollout = dataclasses.replace(_ROLLOUT, frames=5, late_share=0.5)
         forecasts = dataclasses.replace(
             forecasts, steps=1000, batch=12, learning_rate=1e-3, final_learning_rate=1e-4, rollout=rollout
         )
@@ -397,7 +398,7 @@ def derived_preset(
     positions = dynamics.positions if shift and all(periodic) else "sincos"
     latents = tokenizer.latent_frames(num_frames)
     share: dict[str, Any] = {} if contexts else {"context_share": 0.0}
-    rollout = RolloutConfig(history=(2, min(4, latents - 1)), **_SHORT_CONTEXTS)
+    rollout = dataclasses.replace(_ROLLOUT, history=(2, min(4, latents - 1)))
     windows = dataclasses.replace(_WINDOW_TOKENIZER_TRAINING, window=_WINDOW if num_frames > _WINDOW else None)
     tokenizer_training = _PAPER_TOKENIZER_TRAINING if paper else windows
     training = _PAPER_TRAINING if paper else _SMALL_TRAINING

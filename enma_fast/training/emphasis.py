@@ -11,7 +11,7 @@ from ..errors import EnmaError
 
 
 def odds(
-    train: FieldFile, emphasis: tuple[tuple[str, float], ...], *, option: str, rows: np.ndarray | None = None
+    train: FieldFile, emphasis: tuple[tuple[str, float], ...], *, option: str, rows: np.ndarray | slice = slice(None)
 ) -> Tensor | None:
     """How often each trajectory (of `rows`) is drawn, relative to the others; None without an emphasis.
 
@@ -25,14 +25,13 @@ def odds(
     """
     if not emphasis:
         return None
-    product = np.ones(len(train.u) if rows is None else len(rows))
+    product = np.ones(len(train.u))[rows]
     for name, power in emphasis:
         if name not in train.parameters:
             known = ", ".join(train.parameters) or "none"
             raise EnmaError(f"{option}: {train.path} has no parameter {name!r} (it has: {known})")
-        values = np.asarray(train.parameters[name], dtype=np.float64)
         with np.errstate(all="ignore"):
-            product *= (values if rows is None else values[rows]) ** power
+            product *= np.asarray(train.parameters[name], dtype=np.float64)[rows] ** power
         if not (np.isfinite(product).all() and (product > 0).all()):
             raise EnmaError(
                 f"{option}: {name} to the power of {power:g} is not above 0 and finite in all environments; take a "
