@@ -19,17 +19,11 @@ constexpr float FILL = 9.969209968386869e36f;
 // Floats of one array; far beyond any memory.
 constexpr std::int64_t MOST = std::int64_t{1} << 48;
 
-std::string shape_text(const std::int64_t* sizes, int count) {
+// Sizes in brackets; of an expected shape, in which -1 stands for any size, with `any`.
+std::string shape_text(const std::int64_t* sizes, int count, bool any = false) {
     std::string out = "[";
-    for (int i = 0; i < count; ++i) out += (i == 0 ? "" : ", ") + std::to_string(sizes[i]);
-    return out + "]";
-}
-
-// An expected shape, in which any size is -1.
-std::string expected_text(const std::vector<std::int64_t>& sizes) {
-    std::string out = "[";
-    for (const std::int64_t size : sizes) {
-        out += (out.size() == 1 ? "" : ", ") + (size < 0 ? std::string("any") : std::to_string(size));
+    for (int i = 0; i < count; ++i) {
+        out += (i == 0 ? "" : ", ") + (any && sizes[i] < 0 ? std::string("any") : std::to_string(sizes[i]));
     }
     return out + "]";
 }
@@ -63,14 +57,15 @@ Array::Array(const DLTensor* t, const char* name, const std::vector<std::int64_t
              t->dtype.lanes, " lanes; fp32 or fp64 is expected");
     }
     if (t->ndim != axes || t->shape == nullptr) {
-        fail(ENMA_INVALID_ARGUMENT, name, " has ", t->ndim, " axes; ", expected_text(shape), " is expected");
+        fail(ENMA_INVALID_ARGUMENT, name, " has ", t->ndim, " axes; ", shape_text(shape.data(), axes, true),
+             " is expected");
     }
     std::int64_t count = 1;
     for (int i = 0; i < axes; ++i) {
         const std::int64_t size = t->shape[i];
         if (size < 1 || (shape[i] >= 0 && size != shape[i]) || size > MOST / count) {
-            fail(ENMA_INVALID_ARGUMENT, name, " has shape ", shape_text(t->shape, axes), "; ", expected_text(shape),
-                 " is expected");
+            fail(ENMA_INVALID_ARGUMENT, name, " has shape ", shape_text(t->shape, axes), "; ",
+                 shape_text(shape.data(), axes, true), " is expected");
         }
         count *= size;
     }
