@@ -237,9 +237,6 @@ class RolloutConfig:
     mirrored or not along each dimension, and on a square with the dimensions exchanged or not. ``emphasis`` holds names
     and powers of parameters of the data set: environments are drawn in proportion to their product, not all alike.
 
-    A context is seen whole, but in ``short_context_share`` of the batches only its first frames: as many as are drawn
-    between ``shortest_context`` and all.
-
     ``damped_share`` of the trajectories are seen under a damping that their equation lacks (`training.damping`): its
     order and its largest rate, in the units of the data, are one of the pairs in ``damping``.
     """
@@ -259,8 +256,6 @@ class RolloutConfig:
     emphasis: tuple[tuple[str, float], ...] = ()
     damping: tuple[tuple[float, float], ...] = ()
     damped_share: float = 0.0
-    short_context_share: float = 0.0
-    shortest_context: int = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -304,6 +299,10 @@ class TrainingConfig:
     strides: tuple[int, ...] = (1,)
     # Share of training sequences that hold two trajectories of one environment (context, then target).
     context_share: float = 0.5
+    # Share of the batches with a context that see only its first frames, as many as are drawn between
+    # `shortest_context` and all; the dynamics, whose latent frames are made from whole trajectories, count these.
+    short_context_share: float = 0.0
+    shortest_context: int = 3
     # Share of the weights that the run started from in those that it gives: what a training gained stays, and less is
     # lost elsewhere (Wortsman et al., 2022, arXiv 2109.01903). Validations are of the mixture.
     start_share: float = 0.0

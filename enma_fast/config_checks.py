@@ -157,13 +157,13 @@ def _check_dynamics(config: Any, dyn: Any) -> None:
 
 def check_training(config: Any) -> None:
     """Raise `EnmaError` for settings that no training can have."""
-    require(config, ("steps", "batch"), lambda n: n >= 1, "at least 1 is needed")
+    require(config, ("steps", "batch", "shortest_context"), lambda n: n >= 1, "at least 1 is needed")
     require(config, ("window",), lambda n: n is None or n >= 1, "at least 1 is needed, or null for whole trajectories")
     require(config, ("clip_norm",), lambda x: x > 0, "a number above 0 is needed")
     require(config, ("learning_rate",), lambda x: 0 < x < math.inf, "a number above 0, and finite, is needed")
     amounts = ("final_learning_rate", "warmup_steps", "weight_decay", "boost")
     require(config, amounts, lambda x: 0 <= x < math.inf, "0 or more, and finite, is needed")
-    shares = ("ema_decay", "scattered_share", "context_share", "start_share")
+    shares = ("ema_decay", "scattered_share", "context_share", "short_context_share", "start_share")
     require(config, shares, lambda x: 0 <= x <= 1, "a number from 0 to 1 is needed")
     needed = "two numbers {}, the smaller first, are needed"
     require(config, ("point_fraction", "mask_ratio"), lambda x: 0 <= x[0] <= x[1] <= 1, needed.format("from 0 to 1"))
@@ -181,9 +181,7 @@ def check_training(config: Any) -> None:
     weights = ("weight_floor", "weight_rms", "weight_most")
     require(rollout, weights, lambda x: x > 0, "a number above 0 is needed", place)
     require(rollout, ("energy", "first_frame"), lambda x: x >= 0, "0 or more is needed", place)
-    parts = ("late_share", "damped_share", "short_context_share")
-    require(rollout, parts, lambda x: 0 <= x <= 1, "a number from 0 to 1 is needed", place)
-    require(rollout, ("shortest_context",), lambda n: n >= 1, "at least 1 is needed", place)
+    require(rollout, ("late_share", "damped_share"), lambda x: 0 <= x <= 1, "a number from 0 to 1 is needed", place)
     pairs = "pairs of an order from 0 to 8 and a largest rate of 0 or more are needed"
     require(rollout, ("damping",), lambda x: all(0 <= p <= 8 and 0 <= d < math.inf for p, d in x), pairs, place)
     if bool(rollout.damping) != (rollout.damped_share > 0):

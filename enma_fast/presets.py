@@ -106,6 +106,8 @@ _FAST: dict[str, Any] = {
     "dynamics": dataclasses.replace(_SMALL_DYNAMICS, decoder="one-pass"),
     "sampling": SamplingConfig(mask_steps=4, flow_steps=4),
 }
+# Who uses a model has contexts of any length.
+_SHORT_CONTEXT_SHARE = 0.5
 _SMALL_TRAINING = TrainingConfig(
     steps=3600,
     batch=64,
@@ -115,11 +117,10 @@ _SMALL_TRAINING = TrainingConfig(
     warmup_steps=100,
     mask_ratio=(0.0, 1.0),
     shift=True,
+    short_context_share=_SHORT_CONTEXT_SHARE,
 )
 # Speeds of Advection beyond those of the data, which lie within 5.
 _BOOSTED = dataclasses.replace(_SMALL_TRAINING, boost=2.5)
-# Who uses a model has contexts of any length.
-_ROLLOUT = RolloutConfig(short_context_share=0.5)
 # On whole forecasts, from finished dynamics: docs/experiments.md.
 _SMALL_FORECASTS = TrainingConfig(
     steps=6000,
@@ -131,7 +132,8 @@ _SMALL_FORECASTS = TrainingConfig(
     ema_decay=0.998,
     shift=True,
     context_share=1 / 3,
-    rollout=_ROLLOUT,
+    short_context_share=_SHORT_CONTEXT_SHARE,
+    rollout=RolloutConfig(),
 )
 # The flow that draws frame 0 of a generated trajectory, after that.
 _SMALL_FIRST_FRAME = TrainingConfig(
@@ -143,7 +145,8 @@ _SMALL_FIRST_FRAME = TrainingConfig(
     weight_decay=0.0,
     ema_decay=0.99,
     shift=True,
-    rollout=_ROLLOUT,
+    short_context_share=_SHORT_CONTEXT_SHARE,
+    rollout=RolloutConfig(),
 )
 
 
@@ -202,7 +205,7 @@ def _fast_2d(
         # A few minutes of single frames; then forecasts of five latent frames from any part of a trajectory, of which
         # a step costs a third of one on whole forecasts.
         dynamics_training = dataclasses.replace(dynamics_training, steps=400, batch=12)
-        rollout = dataclasses.replace(_ROLLOUT, frames=5, late_share=0.5)
+        rollout = RolloutConfig(frames=5, late_share=0.5)
         forecasts = dataclasses.replace(
             forecasts, steps=1000, batch=12, learning_rate=1e-3, final_learning_rate=1e-4, rollout=rollout
         )
@@ -398,7 +401,7 @@ def derived_preset(
     positions = dynamics.positions if shift and all(periodic) else "sincos"
     latents = tokenizer.latent_frames(num_frames)
     share: dict[str, Any] = {} if contexts else {"context_share": 0.0}
-    rollout = dataclasses.replace(_ROLLOUT, history=(2, min(4, latents - 1)))
+    rollout = RolloutConfig(history=(2, min(4, latents - 1)))
     windows = dataclasses.replace(_WINDOW_TOKENIZER_TRAINING, window=_WINDOW if num_frames > _WINDOW else None)
     tokenizer_training = _PAPER_TOKENIZER_TRAINING if paper else windows
     training = _PAPER_TRAINING if paper else _SMALL_TRAINING

@@ -237,6 +237,8 @@ def test_training_configs_are_checked_alike():
         ({"warmup_steps": -1}, "warmup_steps is -1; 0 or more"),
         ({"ema_decay": 1.5}, "ema_decay is 1.5; a number from 0 to 1"),
         ({"context_share": -0.5}, "context_share is -0.5; a number from 0 to 1"),
+        ({"short_context_share": 1.5}, "short_context_share is 1.5; a number from 0 to 1"),
+        ({"shortest_context": 0}, "shortest_context is 0; at least 1 is needed"),
         ({"scattered_share": 1.5}, "scattered_share is 1.5; a number from 0 to 1"),
         ({"strides": []}, r"strides is \[\]; whole numbers from 1 on"),
         ({"strides": [2, 0]}, r"strides is \[2, 0\]; whole numbers from 1 on"),

@@ -167,11 +167,15 @@ class DynamicsTask:
         environment = torch.randint(len(self.groups), (rows,), generator=generator)
         members = torch.rand(rows, self.groups.shape[1], generator=generator).argsort(-1)[:, : 1 + paired]
         latents = self._latents(generator)
-        T = latents.z.shape[2]
-        segments, shapes = [], [(rows, T)] * (1 + paired)
-        for i in range(1 + paired):
-            segments.append(self._segment(latents, self.groups[environment, members[:, i]], generator))
-        seen = self._scattered_frames(rows, T, generator, contexts=int(paired)) if config.scattered_share else None
+        lengths = [latents.z.shape[2]]
+        if paired:
+            least = model.config.tokenizer.whole_latents(config.shortest_context)
+            lengths = [drawn_context(config, lengths[0], generator, least=least), *lengths]
+        segments, shapes = [], [(rows, length) for length in lengths]
+        for i, length in enumerate(lengths):
+            segment = self._segment(latents, self.groups[environment, members[:, i]], generator)
+            segments.append(segment[:, :, :length])
+        seen = self._scattered_frames(rows, lengths, generator) if config.scattered_share else None
         draws = draw(
             model.config,
             shapes,
@@ -208,15 +212,16 @@ class DynamicsTask:
             z = roll(z.unflatten(2, options.token_grid), shifts).flatten(2, -2)
         return patchify(z, options.token_grid, self.model.config.dynamics.patch).unflatten(0, (-1, len(rows)))
 
-    def _scattered_frames(self, count: int, frames: int, generator: torch.Generator, *, contexts: int) -> list[Tensor]:
-        """Which latent frames are those of scattered points, ``[B, T]`` of each segment.
+    def _scattered_frames(self, count: int, lengths: list[int], generator: torch.Generator) -> list[Tensor]:
+        """Which latent frames are those of scattered points, ``[B, T]`` of each segment, the last one the target.
 
         All of a context, and of a target the first few, whose number is drawn log-uniformly: what follows them in a
         forecast are frames of the model's own, which look like whole ones.
         """
         scattered = torch.rand(count, 1, generator=generator) < self.config.scattered_share
-        observed = (frames ** torch.rand(count, 1, generator=generator)).floor()
-        return [scattered.expand(-1, frames)] * contexts + [scattered & (torch.arange(frames) < observed)]
+        observed = (lengths[-1] ** torch.rand(count, 1, generator=generator)).floor()
+        *contexts, target = (torch.arange(length) for length in lengths)
+        return [*(scattered.expand(-1, len(context)) for context in contexts), scattered & (target < observed)]
 
     def merit(self, scores: dict[str, float]) -> float:
         """Errors of the forecasts, those from few points among them."""
@@ -228,6 +233,13 @@ class DynamicsTask:
         if self.config.scattered_share:
             points = max(1, round(self.config.point_fraction[0] * math.prod(self.model.config.tokenizer.grid)))
         return rollout_scores(self.model, self.val, self.val_contexts, members=self.members, points=points, rank=rank)
+
+
+def drawn_context(config: TrainingConfig, frames: int, generator: torch.Generator, *, least: int) -> int:
+    """How many frames of a context, of so many and at least some of them, a batch sees."""
+    if not config.short_context_share or torch.rand((), generator=generator).item() >= config.short_context_share:
+        return frames
+    return int(torch.randint(min(least, frames), frames + 1, (), generator=generator))
 
 
 def environments(numbers: Tensor, *, paired: bool = True) -> Tensor:

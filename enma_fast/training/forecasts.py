@@ -24,7 +24,7 @@ from ..sampling.rollout import rollout
 from ..sampling.shifts import View, mirrors, shifted
 from ..utils.devices import to_device
 from .damping import check_damping, damped, draw_damping
-from .dynamics import environments, rollout_scores
+from .dynamics import drawn_context, environments, rollout_scores
 from .emphasis import drawn, odds
 from .ranks import ALONE, Rank
 from .sensitivity import TRAJECTORIES, channel_weights
@@ -186,7 +186,10 @@ class ForecastTask:
         several = len(self.views) > 1
         view = self.views[int(torch.randint(len(self.views), (), generator=generator)) if several else 0]
         damping = draw_damping(options, B, generator) if options.damped_share else None
-        context_frames = self._context_frames(generator, len(self.times[window])) if paired else None
+        context_frames = None
+        if paired:
+            frames_seen = len(self.times[window])
+            context_frames = drawn_context(config, frames_seen, generator, least=config.shortest_context)
         tokens, weight = [], torch.empty(0)
         device = next(self.module.parameters()).device
         for i in range(1 + paired):
@@ -212,13 +215,6 @@ class ForecastTask:
             return u
         parameters = {name: values[rows.numpy()] for name, values in self.parameters.items()}
         return torch.from_numpy(carried(u.numpy(), parameters, amounts, self.symmetries)[0])
-
-    def _context_frames(self, generator: torch.Generator, frames: int) -> int:
-        """Frames of a context that a batch sees, of so many."""
-        options = self.options
-        if not options.short_context_share or torch.rand((), generator=generator).item() >= options.short_context_share:
-            return frames
-        return int(torch.randint(min(options.shortest_context, frames), frames + 1, (), generator=generator))
 
     def _window(self, generator: torch.Generator) -> slice:
         """Frames of a batch: from which one on, and every how many.

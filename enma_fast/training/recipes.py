@@ -117,9 +117,9 @@ def train(
         options = dataclasses.replace(options, validate_every=VALIDATE_EVERY[stage])
     if stage in STAGES[2:] and training.rollout is None:
         raise EnmaError("training config: rollout is null; training on whole forecasts needs its settings")
-    if stage == "forecasts" and training.rollout is not None:
-        cut = training.context_share and training.rollout.short_context_share
-        shown = min(training.rollout.shortest_context, config.num_frames) if cut else None
+    if stage in STAGES[1:3]:
+        cut = training.context_share and training.short_context_share
+        shown = min(training.shortest_context, config.num_frames) if cut else None
         config = dataclasses.replace(config, shortest_context=shown)
     files = [data_file(data_dir, config.dataset, split) for split in ("train", "val")]
     train = None if stage == "dynamics" else _read(files[0], config)

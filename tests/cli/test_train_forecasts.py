@@ -115,16 +115,18 @@ def test_a_model_takes_the_tokenizer_that_is_named(
 def test_a_model_knows_how_short_its_contexts_were(
     enma: Callable, train: Callable, data_folder: Path, tiny: Path, tmp_path: Path
 ) -> None:
-    assert train(tmp_path / "short", "--train-set", "rollout.shortest_context=4").status == 0
-    whole = ("--train-set", "rollout.short_context_share=0")
+    assert train(tmp_path / "short", "--train-set", "shortest_context=4").status == 0
+    whole = ("--train-set", "short_context_share=0")
     assert train(tmp_path / "whole", *whole, start=tmp_path / "short").status == 0
     assert train(tmp_path / "none", "--train-set", "context_share=0").status == 0
-    words = ("train", "first-frame", "combined-fast", "--from", tmp_path / "short", "--data", data_folder, *SHORT)
-    words += ("--steps", 1, *settings(TINY_DYNAMICS))
-    assert enma(*words, "--out", tmp_path / "flow").status == 0
-    found = {name: load_model(tmp_path / name / "checkpoint").config for name in ("short", "whole", "none", "flow")}
+    given = ("combined-fast", "--data", data_folder, *SHORT, "--steps", 1, *settings(TINY_DYNAMICS))
+    assert enma("train", "first-frame", *given, "--from", tmp_path / "short", "--out", tmp_path / "flow").status == 0
+    cut = ("--train-set", "shortest_context=5", "--out", tmp_path / "dynamics")
+    assert enma("train", "dynamics", *given, "--tokenizer", tiny, *cut).status == 0
+    names = ("short", "whole", "none", "flow", "dynamics")
+    found = {name: load_model(tmp_path / name / "checkpoint").config for name in names}
     shortest = {name: config.shortest_context for name, config in found.items()}
-    assert shortest == {"short": 4, "whole": None, "none": None, "flow": 4}
+    assert shortest == {"short": 4, "whole": None, "none": None, "flow": 4, "dynamics": 5}
 
 
 def test_dynamics_may_start_from_earlier_weights(enma: Callable, data_folder: Path, tiny: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -133,6 +134,20 @@ def numbered_task(**changes):
     latents = Latents(z, environment, torch.zeros(2), torch.ones(2))
     training = replace(TRAINING, batch=64, **changes)
     return DynamicsTask(task.model, training, train=latents, val=task.val, val_contexts=task.val_contexts), environment
+
+
+def test_some_contexts_are_short():
+    """In half of the steps with a context it has its first 2 to 5 latent frames, those of 3 frames or more."""
+    task, _ = numbered_task(context_share=0.5, short_context_share=0.5)
+    capture = Capture()
+    for step in range(800):
+        task.loss(capture, step_generator(0, step), Rank())
+    lengths = [[z.shape[1] for z in segments] for segments, _ in capture.given]
+    assert lengths == [[noise.shape[1] for noise in draws.noise] for _, draws in capture.given]
+    assert {target for *_, target in lengths} == {5}
+    pairs = [pair for pair in lengths if len(pair) == 2]
+    counts = np.bincount([context for context, _ in pairs], minlength=6) / len(pairs)
+    np.testing.assert_allclose(counts, [0, 0, 1 / 8, 1 / 8, 1 / 8, 5 / 8], atol=0.06)
 
 
 def test_pairs_are_two_trajectories_of_one_environment():

@@ -108,8 +108,8 @@ def test_batches_begin_late_and_skip_frames_as_asked():
 
 def test_some_contexts_are_short(monkeypatch):
     """Half of the batches see all frames of a context, the others its first 3 to 8; the target is always whole."""
-    options = RolloutConfig(history=(2, 2), short_context_share=0.5)
-    task = forecast_task("relative", replace(TRAINING, rollout=options, shift=False))
+    training = replace(TRAINING, rollout=RolloutConfig(history=(2, 2)), shift=False, short_context_share=0.5)
+    task = forecast_task("relative", training)
     frames = task.train.shape[1]
     seen: list[torch.Tensor] = []
     monkeypatch.setattr(task.model, "encode", lambda u: seen.append(u) or u)
@@ -208,7 +208,6 @@ def test_a_periodic_domain_is_not_mirrored():
         ({"weight_floor": 0.0}, "rollout.weight_floor is 0.0; a number above 0 is needed"),
         ({"first_draws": 0}, "rollout.first_draws is 0; at least 1 is needed"),
         ({"late_share": 1.5}, "rollout.late_share is 1.5; a number from 0 to 1 is needed"),
-        ({"shortest_context": 0}, "rollout.shortest_context is 0; at least 1 is needed"),
         ({"strides": ()}, r"rollout.strides is \[\]; whole numbers from 1 on are needed"),
     ],
 )
