@@ -9,6 +9,7 @@ namespace enma {
 void bind_flow_head(pybind11::module_& m);
 void bind_sampler(pybind11::module_& m);
 void bind_tokenizer(pybind11::module_& m);
+void bind_weights_key(pybind11::module_& m);
 #ifdef ENMA_WITH_CUDA
 void bind_flow_head_cuda(pybind11::module_& m);
 #endif
@@ -49,6 +50,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
     enma::bind_flow_head(m);
     enma::bind_sampler(m);
     enma::bind_tokenizer(m);
+    enma::bind_weights_key(m);
 #ifdef ENMA_WITH_CUDA
     enma::bind_flow_head_cuda(m);
 #endif

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..ops import fused_in_training
+from ..ops._backend import extension
 from ..ops.rms_norm import rms_norm, rms_norm_ref, sum_rms_norm, sum_rms_norm_ref
 from ..ops.self_attention import Pair, self_attention, split_heads
 from ..ops.swiglu import swiglu
@@ -221,15 +222,21 @@ def exact(layer: nn.Linear, x: Tensor) -> Tensor:
         return layer(x.to(layer.weight.dtype))
 
 
-def weights_key(module: nn.Module) -> tuple[float, ...]:
+def weights_key(module: nn.Module) -> Hashable:
     """A key that differs from an earlier one if a weight has been changed or replaced.
 
     PyTorch counts changes of `p`, as by `p.copy_(...)` under `torch.no_grad()` or `load_state_dict`, and not those of
     `p.data`, nor any of a parameter that was made under `torch.inference_mode`: of that the sum is part of the key.
     """
+    # Every forecast asks, three times.
+    compiled = extension()
+    return weights_key_ref(module) if compiled is None else compiled.weights_key(module)
+
+
+def weights_key_ref(module: nn.Module) -> tuple[float, ...]:
+    """Reference of :func:`weights_key`."""
     key: list[float] = []
     left: list[nn.Module | None] = [module]
-    # The same as `module.parameters()`, which takes three times as long because it names them; every forecast asks.
     while left:
         part = left.pop()
         if part is None:
@@ -241,7 +248,7 @@ def weights_key(module: nn.Module) -> tuple[float, ...]:
     return tuple(key)
 
 
-class Prepared(dict[Hashable, tuple[tuple[float, ...], Any]]):
+class Prepared(dict[Hashable, tuple[Hashable, Any]]):
     """What has been prepared from a module's weights, with their key; a copy of the module prepares its own."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Prepared:

@@ -1,7 +1,9 @@
 """Shared blocks against their formulas; rotary scores depend on differences of place and frame only."""
 
+import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -15,7 +17,10 @@ from enma_fast.models.layers import (
     SwiGLU,
     init_linear,
     sincos,
+    weights_key,
+    weights_key_ref,
 )
+from enma_fast.ops._backend import extension
 from enma_fast.ops.self_attention import attention, rotate
 
 from .._tiny import distance, shaken
@@ -43,6 +48,43 @@ def test_swiglu_is_its_formula():
     gate, up = mlp.gate_up.weight[:15], mlp.gate_up.weight[15:]
     hidden = (x @ gate.T) * (x @ gate.T).sigmoid() * (x @ up.T)
     torch.testing.assert_close(mlp(x), hidden @ mlp.down.weight.T)
+
+
+@pytest.mark.parametrize("key", [weights_key, weights_key_ref])
+def test_every_change_of_weights_changes_their_key(key):
+    with torch.inference_mode():
+        uncounted = RMSNorm(6)
+    # A module may hold None in place of a part.
+    module = torch.nn.ModuleDict({"mlp": SwiGLU(6, 2.5), "norm": RMSNorm(6), "uncounted": uncounted})
+    module["norm"].register_module("absent", None)
+    module["norm"].register_parameter("bias", None)
+
+    def write_uncounted():
+        with torch.inference_mode():
+            uncounted.weight.mul_(2)
+
+    changes = [
+        lambda: module["mlp"].down.weight.data_ptr(),
+        lambda: module["norm"].weight.detach().add_(1),
+        lambda: module["mlp"].load_state_dict(module["mlp"].state_dict()),
+        lambda: setattr(module["mlp"].down, "weight", torch.nn.Parameter(torch.zeros(6, 15))),
+        lambda: setattr(module["norm"].weight, "data", torch.ones(6)),
+        lambda: module["norm"].register_module("absent", RMSNorm(2)),
+        write_uncounted,
+    ]
+    keys = [key(module)]
+    for change in changes:
+        change()
+        keys.append(key(module))
+    assert [a == b for a, b in itertools.pairwise(keys)] == [True, *[False] * 6]
+
+
+def test_the_compiled_key_is_that_of_the_reference():
+    compiled = extension()
+    if compiled is None:
+        pytest.skip("the extension is not built")
+    model = SwiGLU(6, 2.5)
+    assert np.frombuffer(compiled.weights_key(model), np.int64).tolist() == list(weights_key_ref(model))
 
 
 @pytest.mark.parametrize("masked", [False, True])

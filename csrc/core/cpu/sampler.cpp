@@ -76,6 +76,7 @@ SamplerSession::SamplerSession(const Sampler& sampler, SamplerSettings settings)
         Allocator memory(to);
         state_.group_h = memory.take<float>(G * N * ld);
         state_.anchor = memory.take<float>(G * N * ld);
+        state_.opening = memory.take<float>(N * ld);
         state_.h = memory.take<float>(set.own_frames == 0 ? 0 : B * N * ld);
         state_.tokens = memory.take<float>(B * N * C);
         state_.read = m.local == nullptr ? state_.tokens : memory.take<float>(B * N * m.read.n);
@@ -153,10 +154,16 @@ void SamplerSession::read_frame(bool shared, int start, const float* tokens) {
 }
 
 void SamplerSession::start_segment(int segment) {
-    read_frame(true, segment, nullptr);
-    std::memcpy(state_.group_h, state_.anchor,
-                sizeof(float) * settings_.groups * model_->tokens * row_stride(model_->width));
-    std::fill_n(state_.group_past, settings_.groups * past_size(), 0.0f);
+    const std::size_t start = static_cast<std::size_t>(model_->tokens) * row_stride(model_->width);
+    const std::size_t groups = settings_.groups;
+    // A segment that nothing precedes begins alike in all groups and every time; its keys and values stay.
+    const bool first = state_.prefix_frames == 0, known = first && segment == opening_;
+    if (!known) read_frame(true, segment, nullptr);
+    if (first && !known) std::copy_n(state_.anchor, start, state_.opening);
+    for (std::size_t g = 0; known && g < groups; ++g) std::copy_n(state_.opening, start, state_.anchor + g * start);
+    if (first) opening_ = segment;
+    std::copy_n(state_.anchor, groups * start, state_.group_h);
+    std::fill_n(state_.group_past, groups * past_size(), 0.0f);
     ++state_.prefix_frames;
 }
 

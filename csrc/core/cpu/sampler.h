@@ -116,6 +116,7 @@ struct SamplerState {
     KeyValues prefix, own;
     float* group_h;            // [G, N, D] raw output of the causal transformer after the shared frames
     float* anchor;             // [G, N, D] its output at the start of the last segment
+    float* opening;            // [N, D] the same of a first segment
     float* h;                  // [B, N, D] after an own frame
     float* tokens;             // [B, N, C]
     float* read;               // [B, N, columns of `read`] what the last layer gives in one pass: `tokens`, or features
@@ -181,7 +182,7 @@ class SamplerSession {
     SamplerSession(const SamplerSession&) = delete;
     SamplerSession& operator=(const SamplerSession&) = delete;
 
-    // Forgets everything.
+    // Forgets everything that it was given.
     void reset();
     // Reads the start of a segment, then latent frames [G, N, C] of it.
     void start_segment(int segment);
@@ -222,6 +223,8 @@ class SamplerSession {
     std::vector<int> group_;
     std::vector<std::uint32_t> seeds_, members_;
     int frame_ = 0;
+    // The first segment that was started before, or -1.
+    int opening_ = -1;
     bool begun_ = false;
     int item_members_ = 1, causal_members_ = 1;
     bool solo_ = false;
