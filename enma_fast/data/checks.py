@@ -9,13 +9,15 @@ import numpy as np
 
 from ..errors import EnmaError
 from ..utils.names import ENDS, SPACE, name_twice
+from ..utils.text import counted
 from .fields import FieldFile
-from .missing import present
+from .missing import present, undeclared_fill
 
 # Axes of a forecast store that a field file has not, and the column of its environments.
 _STORE = ("trajectory", "time", "realization", "observed_time", "quantile", "threshold", "environment", "zarr.json")
 # Most that rounding to float32 may change, as a part of the spread; a spread below so much of the mean is none.
 _ROUNDING, _NO_SPREAD = 0.01, 1e-12
+_LEAVE_OUT = "leave those places (enma-fast data import --crop) or trajectories out"
 # Difference of two places that are one, as a part of that of neighbours.
 _REPEATED = 1e-3
 
@@ -60,8 +62,18 @@ def check_values(data: FieldFile) -> None:
         raise EnmaError(
             f"{data.path}: {data.channels[int(np.argwhere(wrong)[0, -1])]} holds {int(wrong.sum()):,} missing or "
             f"infinite values, first at trajectory {row}, frame {frame}; fill them, for example by interpolation, or "
-            "leave those places (enma-fast data import --crop) or trajectories out"
+            + _LEAVE_OUT
         )
+    for c, channel in enumerate(data.channels):
+        values = data.u[..., c]
+        if (fill := undeclared_fill(values)) is not None:
+            there = values == fill
+            row, frame = np.argwhere(there)[0, :2]
+            raise EnmaError(
+                f"{data.path}: {channel} is {fill:g} at {counted(int(there.sum()), 'place')}, first at trajectory "
+                f"{row}, frame {frame}, and elsewhere from {values[~there].min():g} to {values[~there].max():g}: that "
+                f"number stands for missing values; fill them, for example by interpolation, or {_LEAVE_OUT}"
+            )
 
 
 def constant_channels(data: FieldFile) -> dict[str, float]:

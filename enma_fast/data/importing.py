@@ -19,7 +19,7 @@ from .checks import check_store_names, check_values, constant_channels, leave_ou
 from .environments import along_trajectories, environments
 from .fields import FieldFile, lengths_of
 from .positions import check_space, descending, positions
-from .sources import NAMES, open_source
+from .sources import AXES, NAMES, open_source
 from .well import channels_of, read, write_fields
 
 log = logging.getLogger("enma_fast")
@@ -68,8 +68,9 @@ class ImportOptions:
                 raise EnmaError(f"{name} is {values}; numbers above 0 are expected")
         if self.stride is not None and self.window is None:
             raise EnmaError("stride is given without window; give the number of frames of a window too")
-        if (self.window is not None and self.window < 2) or (self.stride is not None and self.stride < 1):
-            raise EnmaError(f"window is {self.window} and stride {self.stride}; at least 2 and 1 are needed")
+        for option, value, least in (("window", self.window, 2), ("stride", self.stride, 1)):
+            if value is not None and value < least:
+                raise EnmaError(f"{option} is {value}; at least {least} is needed")
 
 
 def import_fields(source: str | Path, out: str | Path, options: ImportOptions, *, force: bool = False) -> Path:
@@ -247,9 +248,13 @@ def _kept(path: Path, sizes: Sequence[int], options: ImportOptions) -> list[slic
     """The places along time and each space axis that are asked for, of axes that ascend."""
     axes = ("time", *SPACE[: len(sizes) - 1])
     parts = [slice(None)] * len(axes)
-    for axis, (first, end) in (options.crop or {}).items():
+    for name, (first, end) in (options.crop or {}).items():
+        # Sources call them lat and lon.
+        axis = AXES.get(name) or name
         if axis not in axes:
-            raise EnmaError(f"{path}: has no axis '{axis}' to crop; its axes are {', '.join(axes)}")
+            raise EnmaError(f"{path}: has no axis '{name}' to crop; its axes are {', '.join(axes)}")
+        if parts[axes.index(axis)] != slice(None):
+            raise EnmaError(f"{path}: crop names {axis} twice, the second time as {name}; name each axis once")
         size = sizes[axes.index(axis)]
         if not 0 <= first < end - 1 < size:
             raise EnmaError(

@@ -14,6 +14,9 @@ FILL_ATTRIBUTES = ("_FillValue", "missing_value")
 # NetCDF's fill value of floats that were never written.
 NETCDF_FILL = np.float32(9.969209968386869e36)
 
+# Numbers that data sets use for missing values, some without a word in the file.
+USUAL_FILLS = (-999, -9999, -99999, 9999, 99999, -32767, -32768, 1e20, -1e20, 9.999e20, 1e30, -1e30, -1e34, 1e36)
+
 
 def present(values: np.ndarray, marks: Iterable[Any] = ()) -> np.ndarray:
     """Mask of the values that are observations: neither NetCDF's fill value nor a number among `marks`."""
@@ -27,6 +30,17 @@ def present(values: np.ndarray, marks: Iterable[Any] = ()) -> np.ndarray:
             if values.dtype.kind == "f" or absent == number:
                 found &= values != absent
     return found
+
+
+def undeclared_fill(values: np.ndarray) -> np.floating[Any] | None:
+    """A usual number of missing values that is farther from all other values than these are from each other."""
+    for extreme, other in ((values.min(), np.min), (values.max(), np.max)):
+        if extreme in np.asarray(USUAL_FILLS, dtype=values.dtype):
+            rest = values[values != extreme]
+            # Without two others there is no distance to compare with.
+            if rest.size and (spread := np.ptp(rest)) > 0 and abs(extreme - other(rest)) > spread:
+                return extreme
+    return None
 
 
 def unmasked(name: str, value: Any) -> np.ndarray:

@@ -142,6 +142,10 @@ def test_a_part_of_the_places_is_kept(tmp_path: Path, plane: np.ndarray, importe
     ring = imported(path, crop={"x": (2, X)}, periodic=("x",), **options)
     assert (ring.periodic, ring.lengths) == ((True, False), pytest.approx((0.6, 0.8)))
     assert "has no axis 'z' to crop; its axes are time, x, y" in refusal(path, crop={"z": (0, 2)}, **options)
+    named = imported(path, crop={"lon": (2, X), "t": (1, 5), "lat": (0, Y)}, **options)
+    assert np.array_equal(named.u, data.u)
+    twice = refusal(path, crop={"x": (0, 2), "lon": (0, 2)}, **options)
+    assert twice.endswith("crop names x twice, the second time as lon; name each axis once")
     for first, end in ((0, X + 1), (3, 4), (5, 2), (-1, 4)):
         said = refusal(path, crop={"x": (first, end)}, **options)
         assert f"x has the places 0 to {X - 1}, of which crop keeps {first}:{end}; give a first place" in said
@@ -170,6 +174,26 @@ def test_missing_values_and_units_of_netcdf(tmp_path: Path, plane: np.ndarray, r
         tmp_path / "sea.nc"
     )
     assert "sst has the unit K, not degC; convert" in refusal(tmp_path / "sea.nc", units={"sst": "degC"})
+
+
+@pytest.mark.parametrize("fill", [-999.0, 1e20, -32768.0])
+def test_numbers_that_stand_for_missing_values_are_refused(
+    tmp_path: Path, line: np.ndarray, fill: float, imported: Callable, refusal: Callable
+) -> None:
+    land = np.arange(X) < 2
+    path = saved(tmp_path / "sea.npy", np.where(land, fill, line))
+    rest = line[..., ~land]
+    said = (
+        f"u is {fill:g} at {2 * N * T} places, first at trajectory 0, frame 0, and elsewhere from {rest.min():g} to "
+        f"{rest.max():g}: that number stands for missing values; fill them"
+    )
+    options = {"axes": LINE, **STEPS}
+    assert said in refusal(path, **options)
+    assert imported(path, **options, crop={"x": (2, X)}).u.shape == (N, T, X - 2, 1)
+    # These are no fields with holes: two values alone, the same number among others of its size, and other numbers.
+    near = np.where(land, fill, fill * (1 + 0.9 * line / np.abs(line).max()))
+    for values in (np.where(land, fill, np.ones_like(line)), near, np.where(land, 123 * fill, line)):
+        assert imported(saved(tmp_path / "full.npy", values), **options).u.shape == (N, T, X, 1)
 
 
 def test_the_wells_layout_is_kept(tmp_path: Path, line: np.ndarray, imported: Callable) -> None:
@@ -279,6 +303,8 @@ def test_one_series_is_cut_into_windows(
     assert data.parameters["first_frame"].tolist() == [0, 1, 2, 3]
     assert len(np.unique(data.environment)) == 4
     assert refusal(path, window=7, **options).endswith("its trajectories have 6 frames; --window is 7")
+    assert refusal(path, window=0, **options) == "window is 0; at least 2 is needed"
+    assert refusal(path, window=3, stride=0, **options) == "stride is 0; at least 1 is needed"
 
 
 def test_windows_keep_the_environments_of_their_trajectories(

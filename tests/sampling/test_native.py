@@ -204,35 +204,30 @@ def test_more_frames_than_the_tables_hold(name: str) -> None:
     assert distance(ours, expected) < 1e-4
 
 
-def test_a_session_that_is_used_again_keeps_nothing_of_its_inputs() -> None:
+@pytest.mark.parametrize("name", ["relative", "paper"])
+def test_a_session_that_is_used_again_keeps_nothing_of_its_inputs(name: str) -> None:
     """What it keeps is how a first segment starts, which is of its number alone."""
-    for name in ("relative", "paper"):
-        sampler, out = packed(name, torch.float32), []
-        config = sampler.dynamics.config
-        z = torch.randn(4, 2, config.num_tokens, config.token_channels, generator=torch.Generator().manual_seed(0))
-        runs = [(0, z[0], 1, z[1]), (0, z[2], 1, z[3]), (1, z[2], 0, z[3]), (0, z[2], 1, z[3])]
-
-        def session() -> Any:
-            settings = config.sampling
-            given = {"rows": 3, "groups": 2, "prefix_frames": 4, "own_frames": 1, "first": 1, "settings": settings}
-            return sampler.session(**given, threads=1)[1]
-
-        used = session()
-        for run in runs:
-            for of in (used, session()):
-                of.reset()
-                for number, z_GNC in zip(run[::2], run[1::2], strict=True):
-                    of.start_segment(number)
-                    of.read(z_GNC)
-                of.begin(torch.arange(3), torch.zeros(3, dtype=torch.int64), torch.tensor([0, 1, 1]), 1)
-                frames = torch.empty(2, 3, config.num_tokens, config.token_channels)
-                of.frame(frames[0], False)
-                of.frame(frames[1], True)
-                out.append(frames)
-        assert all(torch.equal(ours, fresh) for ours, fresh in zip(out[::2], out[1::2], strict=True))
-        assert torch.equal(out[2], out[6])
-        assert not torch.equal(out[0], out[2])
-        assert not torch.equal(out[2], out[4])
+    sampler, out = packed(name, torch.float32), []
+    config = sampler.dynamics.config
+    sizes = {"rows": 3, "groups": 2, "prefix_frames": 4, "own_frames": 1, "first": 1, "threads": 1}
+    sessions = [sampler.session(**sizes, settings=config.sampling)[1] for _ in range(5)]
+    z = torch.randn(4, 2, config.num_tokens, config.token_channels, generator=torch.Generator().manual_seed(0))
+    runs = [(0, z[0], 1, z[1]), (0, z[2], 1, z[3]), (1, z[2], 0, z[3]), (0, z[2], 1, z[3])]
+    for run, fresh in zip(runs, sessions[1:], strict=True):
+        for session in (sessions[0], fresh):
+            session.reset()
+            for number, z_GNC in zip(run[::2], run[1::2], strict=True):
+                session.start_segment(number)
+                session.read(z_GNC)
+            session.begin(torch.arange(3), torch.zeros(3, dtype=torch.int64), torch.tensor([0, 1, 1]), 1)
+            frames = torch.empty(2, 3, config.num_tokens, config.token_channels)
+            session.frame(frames[0], False)
+            session.frame(frames[1], True)
+            out.append(frames)
+    assert all(torch.equal(used, fresh) for used, fresh in zip(out[::2], out[1::2], strict=True))
+    assert torch.equal(out[2], out[6])
+    assert not torch.equal(out[0], out[2])
+    assert not torch.equal(out[2], out[4])
 
 
 def test_plan_counts_keys_and_values() -> None:
