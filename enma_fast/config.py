@@ -185,7 +185,8 @@ class SamplingConfig:
 class ModelConfig:
     """Definition of a model; stored as ``config.json`` in a checkpoint.
 
-    Its training has shown contexts of ``num_frames`` frames, or of ``shortest_context`` to ``num_frames``.
+    Its training has shown contexts of ``num_frames`` frames, or of ``shortest_context`` to ``num_frames``; the shorter
+    ones end with a whole latent frame.
     """
 
     name: str
@@ -215,6 +216,10 @@ class ModelConfig:
     def token_channels(self) -> int:
         """Channels per token C that the transformers see."""
         return self.tokenizer.latent_channels * math.prod(self.dynamics.patch)
+
+    def context_frames(self, given: int) -> int:
+        """How many of the frames of a context are used: as many as training shows, or those of whole latent frames."""
+        return self.num_frames if given >= self.num_frames else self.tokenizer.whole_frames(given)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -362,6 +362,10 @@ int ModelConfig::tokens_along(int axis) const {
     return static_cast<int>(tokenizer.grid[axis] / tokenizer.space_factor() / dynamics.patch[axis]);
 }
 
+std::int64_t ModelConfig::context_frames(std::int64_t given) const {
+    return given >= num_frames ? num_frames : (tokenizer.whole_latents(given) - 1) * tokenizer.time_factor() + 1;
+}
+
 std::vector<std::int64_t> ModelConfig::frames_shape(std::vector<std::int64_t> before) const {
     before.insert(before.end(), tokenizer.grid.begin(), tokenizer.grid.end());
     before.push_back(tokenizer.field_channels);

@@ -55,6 +55,8 @@ struct ModelConfig {
     int places() const { return points() / places_of(tokenizer.space_factor()); }
     int num_tokens() const { return places() / patch(); }
     int token_channels() const { return tokenizer.latent_channels * patch(); }
+    // How many of the frames of a context are used: as many as training shows, or those of whole latent frames.
+    std::int64_t context_frames(std::int64_t given) const;
     // Places of a token.
     int patch() const;
     LatentGrid latent_grid() const;

@@ -181,7 +181,7 @@ void Session::observe(std::optional<Frames> history, std::optional<Frames> conte
         observed.history = encode(std::move(*history), config.tokenizer.whole_latents(observed.frames));
     }
     if (context) {
-        const std::int64_t given = context->count, used = std::min<std::int64_t>(given, config.num_frames);
+        const std::int64_t given = context->count, used = config.context_frames(given);
         if (used < given) {
             log_(ENMA_LOG_WARNING,
                  text("context: of its ", given, " frames the first ", used, " are used, as in training"));

@@ -116,8 +116,9 @@ def encode_inputs(
     if other is not None:
         if warn:
             warn_of_context(config, "context", other.shape[1])
-        other = other[:, : config.num_frames]
-        there = there if there is None or there.ndim == 2 else there[..., : config.num_frames, :, :]
+        used = config.context_frames(other.shape[1])
+        other = other[:, :used]
+        there = there if there is None or there.ndim == 2 else there[..., :used, :, :]
     num_observed = 0 if known is None else known.shape[1]
     num_frames = num_observed + _frames_to_forecast(config, request, num_observed, has_context=other is not None)
     B = len(given) if batched else 1
@@ -240,10 +241,10 @@ def _field(name: str, value: np.ndarray | Tensor, model: Model, points: Tensor |
 
 
 def warn_of_context(config: ModelConfig, name: str, frames: int) -> None:
-    """Warn if a context of this many frames is longer or shorter than those of the training."""
-    most, least = config.num_frames, config.shortest_context or config.num_frames
-    if frames > most:
-        log.warning("%s: of its %d frames the first %d are used, as in training", name, frames, most)
+    """Warn if a context of this many frames is longer or shorter than those of the training, or not used whole."""
+    used, least = config.context_frames(frames), config.shortest_context or config.num_frames
+    if frames > used:
+        log.warning("%s: of its %d frames the first %d are used, as in training", name, frames, used)
     if frames < least:
         log.warning(
             "%s: has %s; %s was trained on contexts of at least %d, and may forecast far worse from fewer",

@@ -190,6 +190,8 @@ class ForecastTask:
         if paired:
             frames_seen = len(self.times[window])
             context_frames = drawn_context(config, frames_seen, generator, least=config.shortest_context)
+            if context_frames < frames_seen:
+                context_frames = tok.whole_frames(context_frames)
         tokens, weight = [], torch.empty(0)
         device = next(self.module.parameters()).device
         for i in range(1 + paired):

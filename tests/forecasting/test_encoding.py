@@ -79,7 +79,7 @@ def test_a_frame_that_is_not_used_is_said_once(relative, caplog):
     for run in (sample_fields, stream):
         assert said(run, 3) == said(run, 5) == []
         assert said(run, 4) == [expected]
-        # All frames of a context are used, and one frame is an initial condition.
+        # A context is used whole if it is as long as those of the training, and one frame is an initial condition.
         assert said(run, 1, context=fields[1::2]) == said(run, 0, context=fields[1::2]) == []
     assert said(sample_fields, 4, warn=False) == []
 
@@ -92,11 +92,25 @@ def test_a_context_that_training_did_not_show_is_said(relative, caplog):
             caplog.clear()
             with caplog.at_level(logging.WARNING, logger="enma_fast"):
                 sample_fields(made, fields[0, :1], context=fields[1, :frames], num_frames=2)
-            expected = (
+            expected = ["context: of its 4 frames the first 3 are used, as in training"] * (frames == 4)
+            expected += [
                 f"context: has {frames} frames; relative was trained on contexts of at least {least}, and may forecast "
                 "far worse from fewer"
-            )
-            assert [record.getMessage() for record in caplog.records] == ([expected] if frames < least else [])
+            ] * (frames < least)
+            assert [record.getMessage() for record in caplog.records] == expected
+
+
+def test_a_context_is_whole_or_ends_with_a_whole_latent_frame(relative):
+    fields = waves(1, 2, FRAMES + 1, relative.config.tokenizer)
+
+    def forecast(frames):
+        return sample_fields(relative, fields[0, :1], context=fields[1, :frames], num_frames=4, warn=False)
+
+    made = {frames: forecast(frames) for frames in (2, 1, 4, 3, FRAMES - 1, FRAMES, FRAMES + 1)}
+    assert FRAMES % 2 == 0
+    for frames, used in ((2, 1), (4, 3), (FRAMES + 1, FRAMES)):
+        assert torch.equal(made[frames], made[used])
+    assert not any(torch.equal(made[used], made[other]) for used, other in ((1, 3), (3, FRAMES), (FRAMES - 1, FRAMES)))
 
 
 @pytest.mark.parametrize("run", [sample_fields, stream], ids=["forecast", "stream"])

@@ -233,12 +233,15 @@ def test_a_context_that_training_did_not_show_is_said(
     )
     for frames in (8, 5, 4):
         library.messages.clear()
-        opened.forecast(first[:1].numpy(), context=other[:frames].numpy(), num_frames=2)
-        expected = (
+        given = {"context": other[:frames].numpy(), "num_frames": 2}
+        found = opened.forecast(first[:1].numpy(), **given)
+        assert_close(found, enma_fast.forecast(network, first[:1].numpy(), num_members=1, **given).numpy())
+        expected = ["context: of its 4 frames the first 3 are used, as in training"] * (frames == 4)
+        expected += [
             f"context: has {frames} frames; {network.config.name} was trained on contexts of at least {least}, and "
             "may forecast far worse from fewer"
-        )
-        assert [message for _, message in library.messages] == ([expected] if frames < least else [])
+        ] * (frames < least)
+        assert [message for _, message in library.messages] == expected
 
 
 def test_temperature_and_shifts_can_be_others(fast: Model) -> None:
