@@ -74,8 +74,9 @@ def forecast(
     seed
         Seed of the run. Member k of trajectory b depends on (model, seed, trajectory number, k) only.
     context
-        Whole trajectory ``[T, *grid, c]`` or ``[B, T, *grid, c]`` of the same physics with another initial value: the
-        first one for the first history and so on, whatever their labels, or one for all.
+        Trajectory ``[T, *grid, c]`` or ``[B, T, *grid, c]`` of the same physics with another initial value: the first
+        one for the first history and so on, whatever their labels, or one for all. Give the trained length, or a
+        number of frames as that of the history; fewer than ``model.config.shortest_context`` give a warning.
     points
         Coordinates of scattered observations (models with interpolation), in the domain: ``[P, d]`` of all frames, or
         ``[L, P, d]`` or ``[B, L, P, d]`` where each frame has its own, NaN where it has fewer than others.

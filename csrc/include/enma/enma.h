@@ -158,7 +158,8 @@ ENMA_API enma_status enma_session_free(enma_session* session);
 /* Below `grid` stands for both dimensions of a field on a plane: its arrays have one axis more.
  *
  * Encodes and reads the observed frames `history` [L, grid, channels], L at least 3, and forgets what was before. With
- * `context`, frames of another trajectory of the same physics, L may be 1 or `history` NULL: then frame 0 is drawn too. */
+ * `context`, frames of another trajectory of the same physics, L may be 1 or `history` NULL: then frame 0 is drawn too. Of
+ * a context of an even number of frames, if the model joins them in pairs and was trained on more, the last is not used. */
 ENMA_API enma_status enma_session_observe(enma_session* session, const DLTensor* history, const DLTensor* context);
 
 /* Likewise, of a model whose description says `scattered`. */
