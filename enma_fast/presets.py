@@ -106,7 +106,7 @@ _FAST: dict[str, Any] = {
     "dynamics": dataclasses.replace(_SMALL_DYNAMICS, decoder="one-pass"),
     "sampling": SamplingConfig(mask_steps=4, flow_steps=4),
 }
-# Who uses a model has contexts of any length.
+# Users have contexts of any length.
 _SHORT_CONTEXT_SHARE = 0.5
 _SMALL_TRAINING = TrainingConfig(
     steps=3600,

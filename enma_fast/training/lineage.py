@@ -152,7 +152,8 @@ def _train_command(record: dict[str, Any], sources: Mapping[str, str], *, out: s
     words += [f"--precision {record['precision']}"] if record["precision"] != "auto" else []
     words += ["--compile"] if record["compile"] else []
     for key, value in _differences(preset.model, record["model"]):
-        if stage == "tokenizer" or not key.startswith("tokenizer."):
+        # How short contexts were follows from the training's own settings.
+        if key != "shortest_context" and (stage == "tokenizer" or not key.startswith("tokenizer.")):
             words.append(f"--set {key}={value}")
     for key, value in _differences(recipe(preset, stage), record["training"]):
         words.append(f"--{key} {value}" if key in ("steps", "batch") else f"--train-set {key}={value}")

@@ -150,6 +150,13 @@ def test_a_run_older_than_a_setting_is_made_again_without_it(run: Path) -> None:
     assert command.endswith("--data data --out runs/dynamics --seed 0 --train-set scattered_share=0.0")
 
 
+def test_a_command_leaves_out_what_the_training_decides(run: Path, begun: Path) -> None:
+    expected = trace(run, begun=[begun])["forecasts"]["command"]
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**record, "model": {**record["model"], "shortest_context": 3}}))
+    assert trace(run, begun=[begun])["forecasts"]["command"] == expected
+
+
 def test_a_setting_that_is_no_more_is_read_over(run: Path) -> None:
     record = json.loads((run / "run.json").read_text())
     expected = trace(run, begun=[PRETRAINED / "combined-fast"])["forecasts"]["command"]
