@@ -107,7 +107,7 @@ def test_batches_begin_late_and_skip_frames_as_asked():
 
 
 def test_some_contexts_are_short(monkeypatch):
-    """Half of the batches see all frames of a context, the others its first 3, 5, 7 or 8; the target is always whole."""
+    """Half of the batches see a whole context, the others its first 3, 5, 7 or 8 frames; targets are always whole."""
     training = replace(TRAINING, rollout=RolloutConfig(history=(2, 2)), shift=False, short_context_share=0.5)
     task = forecast_task("relative", training)
     frames = task.train.shape[1]
