@@ -116,9 +116,9 @@ def encode_inputs(
     if other is not None:
         if warn:
             warn_of_context(config, "context", other.shape[1])
-        used = config.context_frames(other.shape[1])
-        other = other[:, :used]
-        there = there if there is None or there.ndim == 2 else there[..., :used, :, :]
+        length = config.context_frames(other.shape[1])
+        other = other[:, :length]
+        there = there if there is None or there.ndim == 2 else there[..., :length, :, :]
     num_observed = 0 if known is None else known.shape[1]
     num_frames = num_observed + _frames_to_forecast(config, request, num_observed, has_context=other is not None)
     B = len(given) if batched else 1
