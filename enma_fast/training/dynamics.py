@@ -173,8 +173,7 @@ class DynamicsTask:
             lengths = [drawn_context(config, lengths[0], generator, least=least), *lengths]
         segments, shapes = [], [(rows, length) for length in lengths]
         for i, length in enumerate(lengths):
-            segment = self._segment(latents, self.groups[environment, members[:, i]], generator)
-            segments.append(segment[:, :, :length])
+            segments.append(self._segment(latents, self.groups[environment, members[:, i]], length, generator))
         seen = self._scattered_frames(rows, lengths, generator) if config.scattered_share else None
         draws = draw(
             model.config,
@@ -196,15 +195,15 @@ class DynamicsTask:
         drawn = int(torch.randint(len(strides), (), generator=generator)) if len(strides) > 1 else 0
         return self.by_stride[strides[drawn]]
 
-    def _segment(self, latents: Latents, rows: Tensor, generator: torch.Generator) -> Tensor:
-        """Standardised tokens of trajectories, each at a random place of the periodic domain, ``[1, B, T, N, C]``.
+    def _segment(self, latents: Latents, rows: Tensor, length: int, generator: torch.Generator) -> Tensor:
+        """Standardised tokens of the first frames, each trajectory at a random place of a ring, ``[1, B, T, N, C]``.
 
         Where the latents have been made from scattered points too, these are ``[1]`` of ``[2, B, T, N, C]``.
         """
         options = self.model.config.tokenizer
         sub = torch.randint(latents.z.shape[0], rows.shape, generator=generator)
         # Widened first: under autocast a CPU concatenates no fp16.
-        z = torch.cat([x[sub, rows].float() for x in (latents.z, latents.scattered) if x is not None])
+        z = torch.cat([x[sub, rows, :length].float() for x in (latents.z, latents.scattered) if x is not None])
         z = (z - self.train.mean) / self.train.std
         if self.config.shift:
             shifts = random_shifts(options.token_grid, options.periodic, len(rows), generator)

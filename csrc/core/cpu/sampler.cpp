@@ -157,11 +157,16 @@ void SamplerSession::start_segment(int segment) {
     const std::size_t start = static_cast<std::size_t>(model_->tokens) * row_stride(model_->width);
     const std::size_t groups = settings_.groups;
     // A segment that nothing precedes begins alike in all groups and every time; its keys and values stay.
-    const bool first = state_.prefix_frames == 0, known = first && segment == opening_;
-    if (!known) read_frame(true, segment, nullptr);
-    if (first && !known) std::copy_n(state_.anchor, start, state_.opening);
-    for (std::size_t g = 0; known && g < groups; ++g) std::copy_n(state_.opening, start, state_.anchor + g * start);
-    if (first) opening_ = segment;
+    const bool first = state_.prefix_frames == 0;
+    if (first && segment == opening_) {
+        for (std::size_t g = 0; g < groups; ++g) std::copy_n(state_.opening, start, state_.anchor + g * start);
+    } else {
+        read_frame(true, segment, nullptr);
+        if (first) {
+            std::copy_n(state_.anchor, start, state_.opening);
+            opening_ = segment;
+        }
+    }
     std::copy_n(state_.anchor, groups * start, state_.group_h);
     std::fill_n(state_.group_past, groups * past_size(), 0.0f);
     ++state_.prefix_frames;
