@@ -54,8 +54,8 @@ def demo(
 
     if pde is not None and checkpoint is not None:
         raise EnmaError("--pde: names a shipped model, and so does --checkpoint; give one of them")
-    if checkpoint is None and (pde is not None or points is not None):
-        checkpoint = library.shipped_model(pde, scattered=points is not None)
+    if pde is not None:
+        checkpoint = library.shipped_model(pde)
     terminal = Terminal(as_json)
     use_threads(threads)
     clock = time.perf_counter()

@@ -43,6 +43,13 @@ def forecast(
         ),
     ] = None,
     points: options.Points = ForecastRequest.points,
+    observation_error: Annotated[
+        str | None,
+        typer.Option(
+            "--observation-error",
+            help="Standard deviation of the error of values at scattered points: one number, or one for each channel.",
+        ),
+    ] = None,
     frames: options.Frames = None,
     context: Annotated[
         Path | None,
@@ -86,7 +93,7 @@ def forecast(
     """Forecast ensembles for the trajectories of a field file and write them as a Zarr store.
 
     A table of readings has the columns frame, x (and y), one for each channel, and perhaps trajectory: what sensors
-    read at points that lie anywhere, for a model with an interpolation.
+    read at points that lie anywhere.
 
     The same command continues a run that was stopped. Under torchrun, mpirun or srun the processes share the work.
     """
@@ -115,12 +122,14 @@ def forecast(
         chunk=chunk,
         strict=strict,
         points=points,
+        observation_error=options.numbers(observation_error, "--observation-error"),
     )
     asked = _words(
         checkpoint=checkpoint,
         task=request.task.name,
         history=request.num_history if readings is None else None,
         points=request.points,
+        observation_error=observation_error,
         frames=request.num_frames,
         context=context and context.name,
         members=request.num_members,

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from ..data import FieldFile
+from ..forecasting.analysis import analyse
 from ..forecasting.file_forecast import FileForecast
 from ..forecasting.request import ForecastRequest
+from ..models.covariance import FieldCovariance
 from ..models.interpolation import grid_points
 from ..models.model import Model
 from ..models.tokenizer import Tokenizer
@@ -35,10 +37,13 @@ def protocol_of(share: float, *, shipped: bool = False) -> str:
 
 
 @torch.inference_mode()
-def reconstruction_errors(tokenizer: Tokenizer, fields: Tensor, *, share: float, seed: int) -> Tensor:
+def reconstruction_errors(
+    tokenizer: Tokenizer, fields: Tensor, *, share: float, seed: int, covariance: FieldCovariance | None = None
+) -> Tensor:
     """Relative L2 error ``[B]`` on the grid of fields ``[B, T, *x, c]``, each seen at a random share of its points.
 
-    A trajectory has the same points in all of its frames, as in training.
+    A trajectory has the same points in all of its frames, as in training. A tokenizer without an interpolation encodes
+    what optimal interpolation with this `covariance` makes of them, or the whole grid.
     """
     config = tokenizer.config
     points = grid_points(config).to(fields.device)
@@ -47,7 +52,16 @@ def reconstruction_errors(tokenizer: Tokenizer, fields: Tensor, *, share: float,
     for u in fields.split(_ROWS):
         index = torch.rand(len(u), len(points), generator=generator).argsort(-1)[:, :count].to(u.device)
         values = u.flatten(2, -2).gather(2, index[:, None, :, None].expand(-1, u.shape[1], -1, u.shape[-1]))
-        made = tokenizer.decode(tokenizer.encode(values, points[index]), u.shape[1])
+        if config.interpolation is not None:
+            latents = tokenizer.encode(values, points[index])
+        elif count == len(points):
+            latents = tokenizer.encode(u)
+        else:
+            assert covariance is not None
+            seen = zip(values.cpu(), points[index].cpu(), strict=True)
+            analyses = torch.cat([analyse(covariance, each, where) for each, where in seen])
+            latents = tokenizer.encode(analyses.to(u.device))
+        made = tokenizer.decode(latents, u.shape[1])
         found.append(relative_l2(made, u))
     return torch.cat(found)
 
@@ -66,7 +80,7 @@ def measure_points(
 
     Parameters
     ----------
-    model : with an interpolation
+    model : with an interpolation, or a covariance
     data : the test file of the split, the packaged one if `shipped`
     share : of the grid points, above 0 and at most 1
     seed : of the forecasts
@@ -76,7 +90,7 @@ def measure_points(
     request = ForecastRequest(num_members=_MEMBERS, seed=seed, points=points)
     scores = score_forecast(FileForecast(model, data, request), warn=False, progress=progress)
     fields = torch.from_numpy(data.u).to(model.latent_mean.device)
-    error = reconstruction_errors(model.tokenizer, fields, share=share, seed=seed)
+    error = reconstruction_errors(model.tokenizer, fields, share=share, seed=seed, covariance=model.covariance)
     return {
         "protocol": protocol_of(share, shipped=shipped),
         "task": request.task.name,

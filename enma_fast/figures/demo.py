@@ -105,16 +105,14 @@ def run(
     }
 
 
-def shipped_model(pde: str | None = None, *, scattered: bool = False) -> str:
-    """Name of the shipped one-pass model of an equation, by default any, or of one that sees scattered points.
+def shipped_model(pde: str) -> str:
+    """Name of the shipped one-pass model of an equation.
 
     `EnmaError` lists the equations that have one.
     """
-    ending, what = ("-points", " that sees scattered points") if scattered else ("-fast", "")
-    models = {load_config(name).dataset: name for name in available() if name.endswith(ending)}
-    pde = next(iter(models), "") if pde is None else pde
+    models = {load_config(name).dataset: name for name in available() if name.endswith("-fast")}
     if pde not in models:
-        raise EnmaError(f"--pde '{pde}': no model of it{what} is shipped; use one of {', '.join(sorted(models))}")
+        raise EnmaError(f"--pde '{pde}': no model of it is shipped; use one of {', '.join(sorted(models))}")
     return models[pde]
 
 

@@ -41,6 +41,7 @@ def forecast(
     points: np.ndarray | Tensor | None = None,
     context_points: np.ndarray | Tensor | None = None,
     query: np.ndarray | Tensor | None = None,
+    observation_error: float | Sequence[float] = ForecastRequest.observation_error,
     settings: SamplingConfig | None = None,
     trajectories: Sequence[int] | None = None,
     first_member: int = ForecastRequest.first_member,
@@ -78,12 +79,17 @@ def forecast(
         one for the first history and so on, whatever their labels, or one for all. Give the trained length, or a
         number of frames as that of the history; fewer than ``model.config.shortest_context`` give a warning.
     points
-        Coordinates of scattered observations (models with interpolation), in the domain: ``[P, d]`` of all frames, or
-        ``[L, P, d]`` or ``[B, L, P, d]`` where each frame has its own, NaN where it has fewer than others.
+        Coordinates of scattered observations, in the domain: ``[P, d]`` of all frames, or ``[L, P, d]`` or
+        ``[B, L, P, d]`` where each frame has its own, NaN where it has fewer than others. A model without an
+        interpolation of its own sees fields that optimal interpolation makes of them
+        (:mod:`enma_fast.forecasting.analysis`), each sixteenth member the same.
     context_points
         Coordinates of the context's observations, where they are not those of the history.
     query
         ``[Q, d]`` coordinates of the output, in the domain (models with interpolation); by default the model's grid.
+    observation_error
+        Standard deviation of the error of values at scattered points, in the units of the field: one number, or one for
+        each channel (models without an interpolation). The more there is of it, the less members follow the values.
     settings
         Sampling settings; the model's own by default. Change those of the model, with
         ``dataclasses.replace(model.config.sampling, temperature=0.8)``: of a model that decides frames in one pass only
@@ -141,6 +147,7 @@ def forecast(
         backend=backend,
         chunk=chunk,
         strict=strict,
+        observation_error=observation_error,
     )
     request, arrays, labels = _read(model, request, history, context, points, context_points, query)
     fields = sample_members(model, request, **arrays, stop=_on_tensors(stop, labels))
@@ -158,6 +165,7 @@ def stream(
     points: np.ndarray | Tensor | None = None,
     context_points: np.ndarray | Tensor | None = None,
     query: np.ndarray | Tensor | None = None,
+    observation_error: float | Sequence[float] = ForecastRequest.observation_error,
     settings: SamplingConfig | None = None,
     trajectories: Sequence[int] | None = None,
     first_member: int = ForecastRequest.first_member,
@@ -184,6 +192,7 @@ def stream(
         backend=backend,
         chunk=chunk,
         strict=strict,
+        observation_error=observation_error,
     )
     request, arrays, labels = _read(model, request, history, context, points, context_points, query)
     if chunk is None:

@@ -21,16 +21,21 @@ from ..errors import EnmaError
 from ..models.layers import own_dtype
 from ..models.model import Model
 from ..models.native_tokenizer import native_tokenizer
-from ..sampling.batch_invariant import BLOCKS, map_rows
+from ..sampling.batch_invariant import BLOCKS, map_alone, map_rows
 from ..sampling.cuda_graphs import tokenizer_recordings
 from ..sampling.noise import trajectory_seed
 from ..sampling.settings import chosen_sampling
 from ..sampling.shifts import View, shifted, views
 from ..utils.text import counted
+from .analysis import CONTEXT, HISTORY, Draw, analyse
 from .request import ForecastRequest
-from .scattered import coordinates, moved
+from .scattered import coordinates, moved, require_errors
 
 log = logging.getLogger("enma_fast")
+
+# Least number of fields that are drawn from what scattered observations leave open; member k begins from field k modulo
+# their number.
+_DRAWS = 16
 
 
 @dataclass(frozen=True)
@@ -142,11 +147,20 @@ def encode_inputs(
         reasons = outside(model, known, other, scattered=where is not None)
         report_outside(model, numbers, reasons, strict=request.strict)
     shown, ring = views(config, settings), config.tokenizer.periodic
+    drawn = where is not None and tok.interpolation is None
+    require_errors(request.errors, tok, scattered=where is not None)
+    if drawn:
+        shown = shown * -(-_DRAWS // len(shown))
     used = sorted({k % len(shown) for k in request.members[: len(shown)]})
     graphs = request.backend in (None, "graph")
+    seeds = [trajectory_seed(request.seed, n) for n in numbers]
 
-    def encoded(fields: Tensor, where: Tensor | None) -> Tensor:
+    def encoded(fields: Tensor, where: Tensor | None, use: int) -> Tensor:
         """Latents of each trajectory in each shift that is used, [B * len(used), T, N, C]."""
+        if where is not None and drawn:
+            made = _drawn_fields(model, request, fields, where, seeds, used, use)
+            seen = [shifted(made[:, i], shown[s], ring) for i, s in enumerate(used)]
+            return _encode(model, torch.stack(seen, 1).flatten(0, 1), None, graphs)
         if where is not None:
             seen = [_encode(model, fields, moved(where, shown[s], config.tokenizer), graphs) for s in used]
             return torch.stack(seen, 1).flatten(0, 1)
@@ -159,10 +173,14 @@ def encode_inputs(
         empty = (B * len(used), 0, config.num_tokens, config.token_channels)
         history_BTNC = torch.zeros(empty, device=model.latent_mean.device, dtype=torch.float32)
     else:
-        history_BTNC = encoded(known, where)[:, :known_latents]
+        history_BTNC = encoded(known, where, HISTORY)[:, :known_latents]
     context_BTNC = None
     if other is not None:
-        context_BTNC = encoded(other, there).unflatten(0, (-1, len(used))).expand(B, -1, -1, -1, -1).flatten(0, 1)
+        if drawn:
+            # What a context leaves open is drawn for each trajectory.
+            other = other.expand(B, *other.shape[1:])
+        context_BTNC = encoded(other, there, CONTEXT).unflatten(0, (-1, len(used)))
+        context_BTNC = context_BTNC.expand(B, -1, -1, -1, -1).flatten(0, 1)
     return EncodedInputs(
         history_BTNC=history_BTNC,
         context_BTNC=context_BTNC,
@@ -171,11 +189,33 @@ def encode_inputs(
         num_latents=num_latents,
         settings=settings,
         batched=batched,
-        seeds=[trajectory_seed(request.seed, n) for n in numbers],
+        seeds=seeds,
         graphs=graphs,
         views=shown,
         places={(b, s): b * len(used) + i for b in range(B) for i, s in enumerate(used)},
     )
+
+
+def _drawn_fields(
+    model: Model,
+    request: ForecastRequest,
+    values: Tensor,
+    points: Tensor,
+    seeds: Sequence[int],
+    draws: Sequence[int],
+    use: int,
+) -> Tensor:
+    """Fields ``[B, S, L, *grid, c]`` that fit observations ``[B, L, P, c]``, of the draws with these numbers."""
+    covariance = model.covariance
+    assert covariance is not None
+    values, points = values.cpu(), points.cpu()
+    # All trajectories have the same points, or each its own.
+    each = points.expand(len(values), *points.shape[-3:]) if points.ndim > 2 else [points] * len(values)
+    numbers, errors = torch.tensor(draws), request.errors
+    rows = [(u, x, Draw(seed, numbers, use)) for u, x, seed in zip(values, each, seeds, strict=True)]
+    with torch.no_grad():
+        made = torch.stack(map_alone(lambda row: analyse(covariance, *row, errors=errors), rows))
+    return made.to(model.latent_mean.device)
 
 
 def _frames_to_forecast(config: ModelConfig, request: ForecastRequest, num_observed: int, *, has_context: bool) -> int:

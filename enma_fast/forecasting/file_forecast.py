@@ -17,6 +17,7 @@ Shape suffixes: B trajectories, K members, T frames.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -32,7 +33,7 @@ from ..utils.text import boundaries, times
 from .encoding import outside, report_outside, warn_if_long, warn_if_uneven, warn_of_context
 from .members import Stop, sample_members
 from .request import INITIAL_VALUE, TEMPORAL, ForecastRequest
-from .scattered import drawn_places
+from .scattered import drawn_places, require_errors, require_scattered
 
 log = logging.getLogger("enma_fast")
 
@@ -132,15 +133,17 @@ class FileForecast:
                 "none is left to forecast; use a shorter one, or say how many frames"
             )
         if request.points is not None:
-            if config.tokenizer.interpolation is None:
-                raise EnmaError(f"points: {config.name} has no interpolation and sees whole frames only; leave it out")
+            require_scattered("points", self.model)
             drawn_places(config.tokenizer.grid, (), count=request.points, num_frames=1, seed=request.seed)
+        scattered = request.points is not None or data.points is not None
+        require_errors(request.errors, config.tokenizer, scattered=scattered)
         warn_if_long(config, self.num_total)
         warn_if_uneven(config, self.num_observed)
         request.check_memory(config, self.num_frames, at_once=at_once)
         self._check_contexts()
 
     def _check_readings(self) -> None:
+        require_scattered(str(self.data.path), self.model)
         if self.request.task != TEMPORAL or self.context_file is not None:
             raise EnmaError(
                 f"task {self.request.task.name}: {self.data.path} holds readings, from which the temporal task alone "
@@ -264,7 +267,7 @@ class FileForecast:
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """Fields `[B, L, *x, c]` whole, or `[B, L, P, c]` at the points `[B, L, P, d]` that the request draws."""
         tok, count = self.model.config.tokenizer, self.request.points
-        if count is None:
+        if count is None or (count == math.prod(tok.grid) and tok.interpolation is None):
             return fields, None
         frames, seed = fields.shape[1], self.request.seed
         places = drawn_places(tok.grid, trajectories, count=count, num_frames=frames, seed=seed, context=context)

@@ -9,7 +9,7 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, SupportsFloat
 
 from ..config import ModelConfig, SamplingConfig, check_sampling
 from ..errors import EnmaError
@@ -99,8 +99,11 @@ class ForecastRequest:
     strict
         Refuse observed frames outside what the model was trained on, in place of a warning.
     points
-        On a field file: grid points that are observed in each frame, others in each (models with interpolation). By
-        default all. Arrays give the coordinates of theirs.
+        On a field file: grid points that are observed in each frame, others in each. By default all. Arrays give the
+        coordinates of theirs.
+    observation_error
+        Standard deviation of the error of values at scattered points, in the units of the field: one number, or one for
+        each channel. For models without an interpolation.
 
     Raises
     ------
@@ -121,6 +124,7 @@ class ForecastRequest:
     chunk: int | None = None
     strict: bool = False
     points: int | None = None
+    observation_error: float | Sequence[float] = 0.0
 
     def __post_init__(self) -> None:
         def check(name: str, *, least: int | None = 1, most: int | None = None) -> None:
@@ -145,6 +149,12 @@ class ForecastRequest:
             object.__setattr__(self, "trajectories", _numbers(self.trajectories))
         if self.settings is not None:
             check_sampling("settings", self.settings)
+        _ = self.errors
+
+    @property
+    def errors(self) -> tuple[float, ...]:
+        """Standard deviations of the error of values at scattered points, one or one for each channel; or none."""
+        return _errors(self.observation_error)
 
     @property
     def num_observed(self) -> int:
@@ -230,6 +240,17 @@ def dtype_named(precision: str | None) -> torch.dtype | str | None:
     if precision not in PRECISIONS:
         raise EnmaError(f"precision {precision!r} is unknown; use one of {', '.join([*PRECISIONS, AUTO])}")
     return PRECISIONS[precision]
+
+
+def _errors(given: float | Sequence[float]) -> tuple[float, ...]:
+    """Standard deviations, checked; none where there is no error."""
+    try:
+        errors = tuple(map(float, (given,) if isinstance(given, SupportsFloat) else given))
+    except (TypeError, ValueError):
+        raise EnmaError(f"observation_error is {given!r}; a number, or one for each channel, is expected") from None
+    if not all(0 <= error < math.inf for error in errors):
+        raise EnmaError(f"observation_error is {given!r}; numbers of at least 0 are expected")
+    return errors if any(errors) else ()
 
 
 def _numbers(trajectories: Sequence[int]) -> tuple[int, ...]:

@@ -31,7 +31,9 @@ def coordinates(name: str, value: np.ndarray | Tensor, model: Model, *, of_frame
     frame without a point.
     """
     options = model.config.tokenizer
-    if options.interpolation is None:
+    if of_frames:
+        require_scattered(name, model)
+    elif options.interpolation is None:
         raise EnmaError(f"{name}: the model {model.config.name!r} has no interpolation; it works on its grid only")
     try:
         value = value if isinstance(value, Tensor) else np.asarray(unmasked(name, value), np.float32)
@@ -58,6 +60,24 @@ def coordinates(name: str, value: np.ndarray | Tensor, model: Model, *, of_frame
         of = f" of trajectory {row[0]}" if row else ""
         raise EnmaError(f"{name}: frame {frame}{of} has no point; give one at least, or leave the frame out")
     return points.clamp(torch.zeros(options.dims).to(points), torch.tensor(options.lengths).to(points))
+
+
+def require_scattered(name: str, model: Model) -> None:
+    """Raise `EnmaError` for a model that reads whole grids alone."""
+    if model.config.tokenizer.interpolation is None and model.covariance is None:
+        raise EnmaError(
+            f"{name}: the model {model.config.name!r} has no interpolation, and its checkpoint no covariance; it works "
+            "on its grid only"
+        )
+
+
+def require_errors(errors: Sequence[float], config: TokenizerConfig, *, scattered: bool) -> None:
+    """Raise `EnmaError` for errors of observations that have none, and unless there is one of all or each channel."""
+    if errors and (not scattered or config.interpolation is not None):
+        of = "values at scattered points, for a model without an interpolation"
+        raise EnmaError(f"observation_error: is that of {of}; leave it out")
+    if len(errors) not in (0, 1, config.field_channels):
+        raise EnmaError(f"observation_error has {len(errors)} numbers; give one, or {config.field_channels}")
 
 
 def moved(points: Tensor, view: View, options: TokenizerConfig) -> Tensor:
@@ -107,11 +127,6 @@ def readings_for(config: ModelConfig, path: str | Path) -> FieldFile:
         As `data.read_readings`; for a model without an interpolation, and for fewer than 3 frames.
     """
     tok = config.tokenizer
-    if tok.interpolation is None:
-        raise EnmaError(
-            f"{path}: holds readings at scattered points; {config.name} has no interpolation and sees its grid only, "
-            "use a model with one, such as advection-points"
-        )
     found = read_readings(path, lengths=tok.lengths, num_channels=tok.field_channels, needed_by=config.name)
     num_frames = found.u.shape[1]
     if num_frames < 3:

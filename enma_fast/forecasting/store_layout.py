@@ -13,7 +13,7 @@ import numpy as np
 from ..config import ModelConfig, SamplingConfig
 from ..data import EQUATIONS, dataset_split
 from ..errors import EnmaError
-from ..models.checkpoint import CONFIG, WEIGHTS, hashes, sha256
+from ..models.checkpoint import CONFIG, COVARIANCE, WEIGHTS, hashes, sha256
 from ..sampling.engine import PRECISIONS
 from ..sampling.settings import chosen_sampling
 from ..store.layout import POINTS, Layout
@@ -65,6 +65,7 @@ def layout_of(forecast: FileForecast, attributes: Mapping[str, Any]) -> Layout:
                 "precision": request.precision,
                 "data_name": data.name,
                 **({} if count is None else {POINTS: count}),
+                **({"observation_error": list(request.errors)} if request.errors else {}),
                 **attributes,
             },
         )
@@ -91,6 +92,7 @@ def provenance(forecast: FileForecast, checkpoint: str | Path, command: str) -> 
         "command": command,
         "model_sha256": files[WEIGHTS],
         "config_sha256": files[CONFIG],
+        **_of_covariance(forecast, files),
         "data_file": forecast.data.path.name,
         "input_sha256": _input_sha256(forecast),
         # The versions that decide the bits of a result, and the others.
@@ -100,6 +102,13 @@ def provenance(forecast: FileForecast, checkpoint: str | Path, command: str) -> 
     if forecast.context_file is not None:
         attributes["context_file"] = forecast.context_file.path.name
     return attributes
+
+
+def _of_covariance(forecast: FileForecast, files: Mapping[str, str]) -> dict[str, str]:
+    """Hash of what fields are estimated with, where they are seen at scattered points by a model that reads grids."""
+    scattered = forecast.data.points is not None or forecast.request.points is not None
+    estimated = scattered and forecast.model.config.tokenizer.interpolation is None
+    return {"covariance_sha256": files[COVARIANCE]} if estimated else {}
 
 
 def file_hashes(forecast: FileForecast) -> dict[str, str]:

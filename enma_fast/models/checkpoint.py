@@ -6,6 +6,7 @@
     README.md            model card (optional)
     metrics.json         the card's figures (optional)
     domain.json          what the model was trained on, in a few numbers (optional)
+    covariance.safetensors  how its fields vary, to estimate them from scattered points (optional)
 
 A tokenizer alone, before its dynamics are trained, is the same folder with the tokenizer's weights only.
 
@@ -37,13 +38,14 @@ from ..presets import PRESETS
 from ..utils.dataclass_json import from_json, to_json
 from ..utils.files import write_atomic
 from ..utils.untrusted import open_regular, parse_json, read_bytes
+from .covariance import FieldCovariance
 from .domain import Domain
 from .model import Model
 from .tokenizer import Tokenizer
 
 FORMAT_VERSION = 1
 WEIGHTS, CONFIG, MANIFEST = "model.safetensors", "config.json", "manifest.json"
-CARD, METRICS, DOMAIN = "README.md", "metrics.json", "domain.json"
+CARD, METRICS, DOMAIN, COVARIANCE = "README.md", "metrics.json", "domain.json", "covariance.safetensors"
 # In the folder of a training run: its checkpoint, and its log or its plan.
 IN_RUN, LOG, PLAN = "checkpoint", "log.jsonl", "plan.json"
 _TOKENIZER = "tokenizer."
@@ -103,6 +105,8 @@ def save_model(
         write_atomic(folder / METRICS, (json.dumps(metrics, indent=1, allow_nan=False) + "\n").encode())
     if model.domain is not None:
         write_atomic(folder / DOMAIN, model.domain.to_json().encode())
+    if model.covariance is not None:
+        write_tensors(folder / COVARIANCE, model.covariance.tensors())
     if card is not None:
         write_atomic(folder / CARD, card.encode())
     write_manifest(folder)
@@ -117,16 +121,16 @@ def save_tokenizer(tokenizer: Tokenizer, config: ModelConfig, folder: Path) -> N
 def _write_weights(folder: Path, config: ModelConfig, tensors: Mapping[str, Tensor]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     # Those of other weights say nothing of these.
-    for name in (MANIFEST, CARD, METRICS, DOMAIN):
+    for name in (MANIFEST, CARD, METRICS, DOMAIN, COVARIANCE):
         (folder / name).unlink(missing_ok=True)
     write_tensors(folder / WEIGHTS, tensors)
     write_atomic(folder / CONFIG, to_json(config).encode())
 
 
 def write_manifest(folder: Path) -> None:
-    """List size and SHA-256 of config, weights, card, metrics and domain."""
+    """List size and SHA-256 of config, weights, card, metrics, domain and covariance."""
     files = {}
-    for name in (CONFIG, WEIGHTS, CARD, METRICS, DOMAIN):
+    for name in (CONFIG, WEIGHTS, CARD, METRICS, DOMAIN, COVARIANCE):
         if (folder / name).exists():
             files[name] = {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)}
     write_atomic(folder / MANIFEST, (json.dumps({"format": FORMAT_VERSION, "files": files}, indent=1) + "\n").encode())
@@ -225,11 +229,22 @@ def load_model(checkpoint: str | Path, *, device: str | torch.device = "cpu") ->
     folder = locate(checkpoint)
     if DOMAIN in hashes(folder):
         model.domain = Domain.read(folder / DOMAIN)
+    if COVARIANCE in hashes(folder):
+        model.covariance = _covariance(folder / COVARIANCE, config)
     try:
         model = model.to(device)
     except (RuntimeError, AssertionError) as error:
         raise EnmaError(f"device {device}: cannot be used here ({first_line(error)}); use cpu") from error
     return model.eval().requires_grad_(False)
+
+
+def _covariance(path: Path, config: ModelConfig) -> FieldCovariance:
+    """The covariance of a checkpoint's fields; `EnmaError` if a file holds another thing."""
+    (tensors, _), tok = read_tensors(path), config.tokenizer
+    try:
+        return FieldCovariance(**tensors, grid=tok.grid, lengths=tok.lengths, periodic=tok.periodic)
+    except (EnmaError, TypeError) as error:
+        raise EnmaError(f"{path}: not how fields of this model vary ({error}); copy the checkpoint again") from None
 
 
 def load_tokenizer(checkpoint: str | Path) -> tuple[Tokenizer, ModelConfig]:

@@ -14,6 +14,7 @@ from ..config import FlowConfig, ModelConfig
 from ..ops.self_attention import widened
 from ..utils.devices import to_device
 from .causal_transformer import CausalTransformer
+from .covariance import FieldCovariance
 from .domain import Domain
 from .fair_score import fair_score
 from .flow_head import FlowHead
@@ -150,6 +151,7 @@ class Model(nn.Module):
         self.config = config
         # The domain of the training data, if the checkpoint holds one.
         self.domain: Domain | None = None
+        self.covariance: FieldCovariance | None = None
         self.tokenizer = Tokenizer(config.tokenizer)
         self.dynamics = Dynamics(config)
         channels = config.tokenizer.latent_channels

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,6 +25,9 @@ from ..utils.bounds import most_threads
 
 if TYPE_CHECKING:
     from .cuda_graphs import Recordings
+
+_Given = TypeVar("_Given")
+_Made = TypeVar("_Made")
 
 # Number of space dimensions -> rows of a block.
 BLOCKS = {1: 8, 2: 4}
@@ -67,10 +70,15 @@ def map_rows(
     whole = len(rows) // block * block if in_blocks else 0
     # Splitting zero rows gives one empty part.
     parts = [part for part in (*rows[:whole].split(block), *rows[whole:].split(1)) if len(part)]
+    return torch.cat(map_alone(lambda part: _apply(function, part, pad=in_blocks), parts))
+
+
+def map_alone(function: Callable[[_Given], _Made], parts: Sequence[_Given]) -> list[_Made]:
+    """Apply a function to parts, each by one thread alone."""
     threads = min(torch.get_num_threads(), most_threads())
     # A thread that is alone needs no other.
     apply = map if threads == 1 else _workers(threads).map
-    return torch.cat(list(apply(lambda part: _apply(function, part, pad=in_blocks), parts)))
+    return list(apply(function, parts))
 
 
 def _same_in_block(function: Callable[[Tensor], Tensor], rows: Tensor, block: int) -> bool:

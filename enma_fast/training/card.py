@@ -22,6 +22,7 @@ from ..evaluation.metrics import columns, relative_l2
 from ..evaluation.paper import paper_source
 from ..evaluation.scoring import paper_table, score
 from ..models.checkpoint import IN_RUN, MANIFEST, METRICS, load_model, locate, round_weights, save_model
+from ..models.covariance import FieldCovariance
 from ..models.domain import Domain
 from ..models.model import Model
 from ..utils.dataclass_json import replace
@@ -42,6 +43,8 @@ CASES: tuple[tuple[str, int, int | None, bool], ...] = (
 SPLITS = ("test-in", "test-out")
 # Training trajectories that describe the domain of a model.
 _TOLD = 4096
+# Those of them from which its covariance is made.
+_VARIED = 512
 _ROW_DROPS = ("per_frame", "rank_histogram", "channels")
 
 
@@ -94,7 +97,7 @@ def publish(
         round_weights(model)
     settings = replace(model.config.sampling, sampling or {}, source="sampling")
     model.config = model.dynamics.config = dataclasses.replace(model.config, sampling=settings)
-    model.domain = training_domain(data_file(data_dir, model.config.dataset, "train"))
+    tell_training(model, data_file(data_dir, model.config.dataset, "train"))
     files = {split: read(data_file(data_dir, model.config.dataset, split)) for split in SPLITS}
     metrics = {
         "seed": seed,
@@ -109,11 +112,13 @@ def publish(
     return metrics
 
 
-def training_domain(path: Path) -> Domain:
-    """The domain of a model that was trained on a file, from trajectories that are evenly spread over it."""
-    step = -(-count(path) // _TOLD)
-    data = read(path, select=slice(None, None, step))
-    return Domain.of(data.u, data.channels)
+def tell_training(model: Model, path: Path) -> None:
+    """Give a model its domain and covariance from trajectories evenly spread over the file that it was trained on."""
+    data = read(path, select=slice(None, None, -(-count(path) // _TOLD)))
+    model.domain = Domain.of(data.u, data.channels)
+    if model.config.tokenizer.interpolation is None:
+        some = data.u[:: -(-len(data) // _VARIED)]
+        model.covariance = FieldCovariance.of(some, lengths=data.lengths, periodic=data.periodic)
 
 
 def measure(

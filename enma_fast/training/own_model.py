@@ -30,7 +30,7 @@ from ..forecasting.request import ForecastRequest, task_named
 from ..models.checkpoint import IN_RUN, MANIFEST, METRICS, load_model, save_model
 from ..models.model import Model
 from ..utils.launch import detect
-from .card import training_domain
+from .card import tell_training
 from .lineage import account
 from .loop import RunOptions
 from .own_card import own_card
@@ -84,7 +84,7 @@ def train_own(plan: Plan, out: Path, *, command: str, progress: Progress | None 
         progress(done, total, "scoring")
     model = load_model(out / "forecasts")
     dataset = plan.preset.model.dataset
-    model.domain = training_domain(data_file(out / DATA, dataset, TRAIN))
+    tell_training(model, data_file(out / DATA, dataset, TRAIN))
     train_data, test_data = (read(data_file(out / DATA, dataset, split)) for split in (TRAIN, TEST))
     methods = baselines(train_data)
     tasks = ("temporal", "initial-value") if plan.contexts else ("temporal",)

@@ -67,7 +67,6 @@ def test_score_and_demo(
 @pytest.mark.parametrize(
     ("command", "options", "said"),
     [
-        ("forecast", ("-c", "combined-fast", "--points", 9), "points: combined-fast has no interpolation"),
         ("forecast", ("--points", 0), "points is 0; at least 1"),
         ("score", ("--points", 129), "points is 129; 1 to 128, the points of the grid"),
     ],

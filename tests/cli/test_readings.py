@@ -12,7 +12,8 @@ from enma_fast.data import FieldFile, write_fields
 from enma_fast.figures.report.reader import StoreReader, store_figure
 from enma_fast.forecasting.request import ForecastRequest
 from enma_fast.forecasting.scattered import readings_for
-from enma_fast.models.checkpoint import load_config, save_model
+from enma_fast.models.checkpoint import COVARIANCE, hashes, load_config, save_model
+from enma_fast.models.covariance import FieldCovariance
 from enma_fast.runs.prepare import prepare
 from enma_fast.store.read import read_forecast
 from tests._stacked import stacked
@@ -33,11 +34,20 @@ def write_table(path: Path, points: np.ndarray, u: np.ndarray) -> Path:
     return path
 
 
-@pytest.fixture(scope="module", params=["points", "plane-paper"])
-def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model") / request.param
-    save_model(model(request.param), folder)
+def checkpoint_of(name: str, folder: Path) -> Path:
+    """A model with an interpolation, or with the covariance of its fields."""
+    made = model(name)
+    tok = made.config.tokenizer
+    if tok.interpolation is None:
+        fields = waves(3, 2, made.config.num_frames, tok).numpy()
+        made.covariance = FieldCovariance.of(fields, lengths=tok.lengths, periodic=tok.periodic)
+    save_model(made, folder)
     return folder
+
+
+@pytest.fixture(scope="module", params=["points", "plane-paper", "relative", "plane"])
+def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoint_of(request.param, tmp_path_factory.mktemp("model") / request.param)
 
 
 @pytest.fixture(scope="module")
@@ -196,6 +206,39 @@ def test_export_and_plan(enma: Callable, checkpoint: Path, tmp_path: Path, caplo
     assert "missing" not in caplog.text
 
 
+def test_errors_of_readings(enma: Callable, tmp_path: Path) -> None:
+    grid, attending = (checkpoint_of(name, tmp_path / name) for name in ("plane", "plane-paper"))
+    rng, tok = np.random.default_rng(1), load_config(grid).tokenizer
+    points = rng.uniform(0, tok.lengths, (1, 3, 9, 2)).astype(np.float32)
+    u = rng.normal(size=(1, 3, 9, 2)).astype(np.float32)
+    file, out = write_table(tmp_path / "readings.csv", points, u), tmp_path / "run.zarr"
+    words = ("forecast", file, "--out", out, "--members", 2)
+    said = (
+        "observation_error: is that of values at scattered points, for a model without an interpolation; leave it out"
+    )
+    assert enma(*words, "-c", attending, "--observation-error", "0.1").error() == said
+    error = enma(*words, "-c", grid, "--observation-error", "1,2,3").error()
+    assert error == "observation_error has 3 numbers; give one, or 2"
+    assert not out.exists()
+    assert enma(*words, "-c", grid, "--observation-error", "0.1,0.3").status == 0
+    store = read_forecast(out)
+    assert store.attrs["observation_error"] == [0.1, 0.3]
+    assert "--observation-error 0.1,0.3 --members 2" in store.attrs["command"]
+    assert store.attrs["covariance_sha256"] == hashes(grid)[COVARIANCE]
+    found = enma_fast.load_model(grid)
+    told = enma_fast.forecast(found, u, points=points, num_members=2, observation_error=[0.1, 0.3]).values
+    np.testing.assert_array_equal(stacked(store), told)
+    assert np.abs(told - enma_fast.forecast(found, u, points=points, num_members=2).values).max() > 1e-3
+    error = enma(*words, "-c", grid, "--observation-error", "0.1").error()
+    assert "observation_error is [0.1, 0.3] there, [0.1] here" in error
+    # It is of points alone.
+    fields = waves_file(load_config(grid), waves(1, 2, 8, tok))
+    field_file = write_fields(tmp_path / "fields.h5", fields, name="waves")
+    words = ("forecast", field_file, "--out", tmp_path / "fields.zarr", "-c", grid, "--observation-error", "0.1")
+    assert enma(*words).error() == said
+    assert enma(*words, "--points", 20, "--members", 1).status == 0
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -206,7 +249,8 @@ def test_export_and_plan(enma: Callable, checkpoint: Path, tmp_path: Path, caplo
             "task initial-value: {} holds readings, from which the temporal task alone forec",
         ),
         (("--select", "1:3"), "--select '1:3': names no trajectory, or one that is not there; there are 2"),
-        (("-c", "combined-fast"), "{}: holds readings at scattered points; combined-fast has no interpolation"),
+        (("--observation-error", "-1"), "observation_error is [-1.0]; numbers of at least 0 are expected"),
+        (("--observation-error", "x"), "--observation-error 'x': write numbers with commas between them"),
     ],
 )
 @pytest.mark.usefixtures("readings")

@@ -315,7 +315,11 @@ def test_bad_points_are_named(change, said):
     [
         ("points", 33, "points is 33; 1 to 32, the points of the grid, are expected"),
         ("points", 0, "points is 0; at least 1"),
-        ("relative", 5, "points: relative has no interpolation and sees whole frames only; leave it out"),
+        (
+            "relative",
+            5,
+            "points: the model 'relative' has no interpolation, and its checkpoint no covariance; it wor",
+        ),
     ],
 )
 def test_bad_numbers_of_points(name, points, said):
@@ -381,11 +385,6 @@ def test_readings_are_of_the_temporal_task(tmp_path, asked, said):
     ("name", "rows", "said"),
     [
         ("points", READINGS[:-1], "holds 2 frames; points needs at least 3"),
-        (
-            "relative",
-            READINGS,
-            "holds readings at .*; relative has no interpolation and sees its grid only, use a model",
-        ),
         ("plane-paper", READINGS, "has no column 'y', only 'frame', 'x', 'u'; plane-paper needs frame, x, y and 2 col"),
     ],
 )

@@ -1,0 +1,191 @@
+"""Fields from observations at scattered points, by optimal interpolation with the covariance of the training data.
+
+Optimal interpolation (Gandin, "Objective analysis of meteorological fields", 1963), also known as kriging and as
+regression by a Gaussian process: of all linear estimates the one with the least expected squared error,
+
+    analysis(x, t) = mean + sum_p  w_p cov((x, t), (x_p, t_p)),      (cov(points, points) + nugget) w = values - mean
+
+Where all frames are seen at the same points, each is estimated from its own; where they differ, from those of its
+neighbours in time too.
+
+What the observations leave open is drawn from the same statistics, so that members begin from different fields, all of
+which fit what was seen (Matheron's rule: to the analysis of the observations add a draw from the statistics of the
+training data, less the analysis of that draw seen at the same points). A draw is the same in all frames, since what is
+too small to be seen changes slowly, and its size follows the observations: where these are r times as large as the
+statistics have them, so is the draw.
+
+Legend: L frames, P observations of a frame or of several, S draws, N sets of observations, M waves, c channels, d space
+dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..models.covariance import FieldCovariance
+from ..ops.philox_normal import philox_normal
+
+# Mask steps of the noise of draws (`sampling/noise.py`).
+HISTORY, CONTEXT = 0xFFFFFFFD, 0xFFFFFFFC
+
+# Variance of what an observation has of its own, in units of that of the field; and the share of the latter that waves
+# which are left out may have.
+_NUGGET, _LEFT_OUT = 1e-7, 1e-9
+# Frames that are estimated together where their points differ, and the most observations that are.
+_FRAMES, _MOST = 3, 3072
+
+
+@dataclass(frozen=True)
+class Draw:
+    """The noise of draws: `seed` of the trajectory, numbers of the draws ``[S]``, and the mask step of their use.
+
+    Frame 0 is that of fields, and frame 1 that of the errors of observations.
+    """
+
+    seed: int
+    numbers: Tensor
+    step: int
+
+
+def analyse(
+    covariance: FieldCovariance,
+    values: Tensor,
+    points: Tensor,
+    draw: Draw | None = None,
+    *,
+    errors: Sequence[float] = (),
+) -> Tensor:
+    """Fields ``[S, L, *grid, c]`` fp32 of draws that fit the observations; without a `draw` the analysis, with S = 1.
+
+    Parameters
+    ----------
+    values
+        ``[L, P, c]``, finite.
+    points
+        ``[P, d]`` of all frames, or ``[L, P, d]``, NaN where a frame has fewer than others.
+    errors
+        Standard deviation of the error of values, one or one for each channel; none by default.
+    """
+    errors = [*errors, *[errors[0] if len(errors) == 1 else 0.0] * (covariance.channels - len(errors))]
+    parts = [
+        _Channel(covariance, c, error, draw).fields(values[..., c].double(), points.double())
+        for c, error in enumerate(errors)
+    ]
+    return torch.stack(parts, -1).float()
+
+
+class _Channel:
+    """The waves of a channel that matter, with their statistics."""
+
+    def __init__(self, covariance: FieldCovariance, channel: int, error: float, draw: Draw | None) -> None:
+        self.covariance, self.channel, self.error, self.draw = covariance, channel, error, draw
+        self.mean = covariance.mean[channel]
+        power, correlation = (x[:, channel] for x in covariance.by_wave)
+        self.total, self.num_waves = power.sum(), len(power)
+        order = power.argsort(descending=True, stable=True)
+        left = self.total - power[order].cumsum(0)
+        # A channel that never varies is its mean, whatever is observed.
+        self.kept = order[: int((left > _LEFT_OUT * self.total).sum()) + int(self.total > 0)]
+        self.power, self.correlation = power[self.kept], correlation[self.kept]
+
+    def fields(self, values_LP: Tensor, points: Tensor) -> Tensor:
+        """``[S, L, *grid]`` float64."""
+        prior_SM = self._normals(self.kept, frame=0) * self.power.sqrt()
+        estimate = self._from_same_points if points.ndim == 2 else self._from_own_points
+        amplitudes_LM, of_prior_LSM, size_L = estimate(values_LP - self.mean, points, prior_SM)
+        amplitudes_SLM = amplitudes_LM[None]
+        if self.draw is not None:
+            left_open_LSM = size_L[:, None, None] * (prior_SM - of_prior_LSM)
+            amplitudes_SLM = amplitudes_LM + left_open_LSM.transpose(0, 1)
+        full = amplitudes_SLM.new_zeros(*amplitudes_SLM.shape[:2], self.num_waves)
+        full[..., self.kept] = amplitudes_SLM
+        return self.mean + self.covariance.on_grid(full)
+
+    def _from_same_points(self, seen_LP: Tensor, points_Pd: Tensor, prior_SM: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Amplitudes of the analyses of what is seen ``[L, M]`` and of draws ``[L, S, M]``, and their sizes ``[L]``."""
+        frames, waves_PM = len(seen_LP), self._waves(points_Pd)
+        weights_NP = _solved(self._between([waves_PM], [0]), torch.cat([seen_LP, self._seen(prior_SM, waves_PM)]))
+        analyses_NM = weights_NP @ waves_PM * self.power
+        size_L = (seen_LP * weights_NP[:frames]).mean(-1).sqrt()
+        return analyses_NM[:frames], analyses_NM[frames:].expand(frames, -1, -1), size_L
+
+    def _from_own_points(self, seen_LP: Tensor, points_LPd: Tensor, prior_SM: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The same where each frame has points of its own."""
+        there = ~points_LPd.isnan().any(-1)
+        waves = [self._waves(x[ok]) for x, ok in zip(points_LPd, there, strict=True)]
+        seen = [
+            torch.cat([u[ok][None], self._seen(prior_SM, waves_PM)])
+            for u, ok, waves_PM in zip(seen_LP, there, waves, strict=True)
+        ]
+        analyses_LNM = prior_SM.new_zeros(len(seen), 1 + len(prior_SM), len(self.kept))
+        size_L = prior_SM.new_zeros(len(seen))
+        for window, targets in _windows([len(x) for x in waves]).items():
+            seen_NP = torch.cat([seen[t] for t in window], -1)
+            weights_NP = _solved(self._between([waves[t] for t in window], list(window)), seen_NP)
+            parts = weights_NP.split([len(waves[t]) for t in window], -1)
+            for target in targets:
+                size_L[target] = (seen_NP[0] * weights_NP[0]).mean().sqrt()
+                for t, part_NP in zip(window, parts, strict=True):
+                    analyses_LNM[target] += part_NP @ waves[t] * self._shared(t - target)
+        return analyses_LNM[:, 0], analyses_LNM[:, 1:], size_L
+
+    def _waves(self, points_Pd: Tensor) -> Tensor:
+        return self.covariance.waves(points_Pd)[:, self.kept]
+
+    def _shared(self, apart: int) -> Tensor:
+        """Covariance ``[M]`` of the amplitudes of each wave so many frames apart."""
+        return self.power * self.correlation ** (apart**2)
+
+    def _between(self, waves: list[Tensor], times: list[int]) -> Tensor:
+        """Covariance ``[P, P]`` of the observations of some frames, each with what it has of its own."""
+        rows = []
+        for one, t in zip(waves, times, strict=True):
+            blocks = [one * self._shared(t - s) @ other.T for s, other in zip(times, waves, strict=True)]
+            rows.append(torch.cat(blocks, 1))
+        # Any number will do where nothing varies.
+        own = _NUGGET * self.total if self.total > 0 else self.total + 1
+        return torch.cat(rows) + (own + self.error**2) * torch.eye(sum(map(len, waves)), dtype=torch.float64)
+
+    def _seen(self, prior_SM: Tensor, waves_PM: Tensor) -> Tensor:
+        """What observations with these waves are of each draw, ``[S, P]``."""
+        seen_SP = prior_SM @ waves_PM.T
+        if self.error:
+            seen_SP = seen_SP + self.error * self._normals(torch.arange(len(waves_PM)), frame=1)
+        return seen_SP
+
+    def _normals(self, tokens: Tensor, *, frame: int) -> Tensor:
+        """Standard normals ``[S, tokens]``."""
+        draw = self.draw
+        if draw is None:
+            return self.power.new_zeros(0, len(tokens))
+        normals_SMc = philox_normal(
+            seed=draw.seed,
+            members=draw.numbers,
+            frame=frame,
+            mask_step=draw.step,
+            tokens=tokens,
+            channels=self.covariance.channels,
+            backend="reference",
+        )
+        return normals_SMc[..., self.channel].double()
+
+
+def _solved(covariance_PP: Tensor, seen_NP: Tensor) -> Tensor:
+    """Weights ``[N, P]`` of sets of observations whose covariance this is."""
+    return torch.cholesky_solve(seen_NP.T, torch.linalg.cholesky(covariance_PP)).T
+
+
+def _windows(counts: list[int]) -> dict[tuple[int, ...], list[int]]:
+    """Which frames are estimated from which, by their numbers of points: from themselves, and neighbours in time."""
+    found: dict[tuple[int, ...], list[int]] = {}
+    for t in range(len(counts)):
+        first = max(0, min(t - _FRAMES // 2, len(counts) - _FRAMES))
+        window = tuple(range(first, min(first + _FRAMES, len(counts))))
+        if sum(counts[s] for s in window) > _MOST:
+            window = (t,)
+        found.setdefault(window, []).append(t)
+    return found

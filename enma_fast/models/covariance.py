@@ -1,0 +1,148 @@
+"""How the fields of the training data vary in space and time: what is needed to estimate fields from scattered points.
+
+Fields are sums of waves, products of one wave of each dimension: 1, sqrt 2 cos, sqrt 2 sin around a ring, and 1,
+sqrt 2 cos between walls. The amplitudes of different waves are taken as uncorrelated, as they are where the statistics
+are the same everywhere, and those of one wave tau frames apart have the correlation r^(tau^2), with the r of its
+frequency, so that slow waves vary smoothly in time.
+
+Legend: B trajectories, T frames, P points, c channels, d space dimensions, M waves; `*x` space, `*f` frequencies.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import EnmaError
+
+# Values of the training data that are looked at at a time.
+_AT_ONCE = 1 << 23
+# Least correlation of successive frames, and the greatest, short of a wave that never changes.
+_CORRELATIONS = (0.0, 1 - 1e-6)
+
+
+@dataclass(frozen=True, eq=False)
+class FieldCovariance:
+    """Mean, and variance and correlation in time of the waves, of each channel.
+
+    Attributes
+    ----------
+    mean : [c]
+    power : [*f, c] variance of the amplitude of one wave of these frequencies, of 0, 1, ... half-turns between walls
+        and turns around a ring
+    correlation : [*f, c] of the amplitudes of such a wave in successive frames, 0 to 1
+    grid, lengths, periodic : of the fields, as `TokenizerConfig` has them
+    """
+
+    mean: Tensor
+    power: Tensor
+    correlation: Tensor
+    grid: tuple[int, ...]
+    lengths: tuple[float, ...]
+    periodic: tuple[bool, ...]
+
+    def __post_init__(self) -> None:
+        shape = (*(n // 2 + 1 if p else n for n, p in zip(self.grid, self.periodic, strict=True)), len(self.mean))
+        for name in ("power", "correlation"):
+            if getattr(self, name).shape != shape:
+                raise EnmaError(f"{name} is {list(getattr(self, name).shape)}; {list(shape)} is expected")
+        if not all(torch.isfinite(x).all() for x in (self.mean, self.power, self.correlation)):
+            raise EnmaError("holds a value that is not finite")
+        if (self.power < 0).any() or (self.correlation < 0).any() or (self.correlation > 1).any():
+            raise EnmaError("power is below 0, or a correlation not between 0 and 1")
+
+    @classmethod
+    def of(cls, fields: np.ndarray, *, lengths: tuple[float, ...], periodic: tuple[bool, ...]) -> FieldCovariance:
+        """Statistics of training fields ``[B, T, *x, c]``; some hundred trajectories are enough."""
+        grid, channels = fields.shape[2:-1], fields.shape[-1]
+        space = tuple(range(2, fields.ndim - 1))
+        mean = fields.mean(axis=(0, 1, *space), dtype=np.float64)
+        shape = (*(n // 2 + 1 if p else n for n, p in zip(grid, periodic, strict=True)), channels)
+        squares, products, before, after = (torch.zeros(shape, dtype=torch.float64) for _ in range(4))
+        places = [_frequencies(n, p) for n, p in zip(grid, periodic, strict=True)]
+        size = max(1, _AT_ONCE * len(fields) // fields.size)
+        for first in range(0, len(fields), size):
+            amplitudes = torch.from_numpy(fields[first : first + size] - mean)
+            for axis, (n, length, ring) in enumerate(zip(grid, lengths, periodic, strict=True)):
+                inverse = torch.linalg.inv(_waves(_places(n, length, ring), n, length, ring))
+                amplitudes = torch.movedim(torch.tensordot(inverse, amplitudes, ([1], [2 + axis])), 0, 2 + axis)
+            for total, one, other in (
+                (squares, amplitudes, amplitudes),
+                (products, amplitudes[:, :-1], amplitudes[:, 1:]),
+                (before, amplitudes[:, :-1], amplitudes[:, :-1]),
+                (after, amplitudes[:, 1:], amplitudes[:, 1:]),
+            ):
+                total += _by_frequency((one * other).sum((0, 1)), places)
+        waves = _by_frequency(torch.ones(*grid, channels, dtype=torch.float64), places)
+        power = squares / (waves * len(fields) * fields.shape[1])
+        correlation = products / (before * after).sqrt().clamp_min(torch.finfo(torch.float64).tiny)
+        return cls(torch.from_numpy(mean), power, correlation.clamp(*_CORRELATIONS), grid, lengths, periodic)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a file holds of it."""
+        return {"mean": self.mean, "power": self.power, "correlation": self.correlation}
+
+    @property
+    def channels(self) -> int:
+        """Number of channels."""
+        return len(self.mean)
+
+    def waves(self, points_Pd: Tensor) -> Tensor:
+        """Values ``[P, M]`` float64 of all waves at points."""
+        out = points_Pd.new_ones(len(points_Pd), 1, dtype=torch.float64)
+        for axis, (n, length, ring) in enumerate(zip(self.grid, self.lengths, self.periodic, strict=True)):
+            out = (out[:, :, None] * _waves(points_Pd[:, axis].double(), n, length, ring)[:, None, :]).flatten(1)
+        return out
+
+    def on_grid(self, amplitudes_xM: Tensor) -> Tensor:
+        """Fields ``[..., *x]`` float64 of amplitudes ``[..., M]``."""
+        out = amplitudes_xM.unflatten(-1, self.grid)
+        for axis, values in enumerate(self._on_axes, start=out.ndim - len(self.grid)):
+            out = torch.movedim(torch.tensordot(values, out, ([1], [axis])), 0, axis)
+        return out
+
+    @cached_property
+    def by_wave(self) -> tuple[Tensor, Tensor]:
+        """Power and correlation of each wave, ``[M, c]``."""
+        places = [_frequencies(n, p) for n, p in zip(self.grid, self.periodic, strict=True)]
+        power, correlation = (x[torch.meshgrid(*places, indexing="ij")] for x in (self.power, self.correlation))
+        return power.flatten(0, -2), correlation.flatten(0, -2)
+
+    @cached_property
+    def _on_axes(self) -> list[Tensor]:
+        """Values ``[n, n]`` of the waves of each dimension at its grid points."""
+        axes = zip(self.grid, self.lengths, self.periodic, strict=True)
+        return [_waves(_places(n, length, ring), n, length, ring) for n, length, ring in axes]
+
+
+def _places(n: int, length: float, ring: bool) -> Tensor:
+    """Grid points of a dimension, float64."""
+    return torch.arange(n, dtype=torch.float64) * (length / (n if ring else max(1, n - 1)))
+
+
+def _frequencies(n: int, ring: bool) -> Tensor:
+    """Frequency of each wave of a dimension, ``[n]``: cosines, then sines."""
+    return torch.cat([torch.arange(n // 2 + 1), torch.arange(1, (n + 1) // 2)]) if ring else torch.arange(n)
+
+
+def _waves(x: Tensor, n: int, length: float, ring: bool) -> Tensor:
+    """Values ``[P, n]`` of the waves of a dimension at places ``[P]``; each has the mean square 1 over its grid."""
+    frequency = _frequencies(n, ring)
+    angle = (2 if ring else 1) * math.pi / length * x[:, None] * frequency
+    sine = torch.arange(n) > n // 2 if ring else torch.zeros(n, dtype=torch.bool)
+    # The last cosine of an even ring, and that between walls, are 1 or -1 at all points.
+    alone = (frequency == 0) | (frequency == (n / 2 if ring else n - 1))
+    return torch.where(sine, angle.sin(), angle.cos()) * torch.where(alone, 1.0, math.sqrt(2)).double()
+
+
+def _by_frequency(x: Tensor, places: list[Tensor]) -> Tensor:
+    """Sums ``[*f, c]`` over the waves of the same frequencies, of ``[*x, c]``."""
+    for axis, index in enumerate(places):
+        shape = (*x.shape[:axis], int(index.max()) + 1, *x.shape[axis + 1 :])
+        x = x.new_zeros(shape).index_add(axis, index, x)
+    return x

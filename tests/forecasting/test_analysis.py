@@ -1,0 +1,294 @@
+"""Optimal interpolation: what it must equal in closed form, draws that are as far from the truth as they say."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import enma_fast
+from enma_fast.data import read, shipped_file
+from enma_fast.errors import EnmaError
+from enma_fast.forecasting import analysis
+from enma_fast.forecasting.analysis import HISTORY, Draw, analyse
+from enma_fast.forecasting.api import forecast
+from enma_fast.forecasting.members import sample_fields
+from enma_fast.models.checkpoint import load_model
+from enma_fast.models.covariance import FieldCovariance
+from enma_fast.models.interpolation import grid_points
+from enma_fast.models.model import Model
+
+from .._covariance import GRIDS, covariance_on, points_of
+from .._tiny import distance, model, waves
+
+
+def drawn_fields(covariance: FieldCovariance, count: int, frames: int, seed: int = 0) -> torch.Tensor:
+    """Fields `[count, frames, *x, c]` with these statistics in space and time."""
+    generator = torch.Generator().manual_seed(seed)
+    power, correlation = covariance.by_wave
+    apart = torch.arange(frames)[:, None] - torch.arange(frames)
+    root = torch.linalg.cholesky(correlation[..., None, None] ** (apart**2) + 1e-9 * torch.eye(frames).double())
+    normals = torch.randn(count, frames, *power.shape, generator=generator, dtype=torch.float64)
+    amplitudes = torch.einsum("mctl,blmc->btmc", root, normals) * power.sqrt()
+    return torch.stack([covariance.on_grid(amplitudes[..., c]) for c in range(covariance.channels)], -1)
+
+
+def some_points(name: str, frames: int, count: int, seed: int = 0) -> torch.Tensor:
+    """Numbers of grid points `[frames, count]`, others in each frame."""
+    total = len(points_of(name))
+    return torch.rand(frames, total, generator=torch.Generator().manual_seed(seed)).argsort(-1)[:, :count]
+
+
+def covariance_between(covariance: FieldCovariance, one, other, apart: int) -> torch.Tensor:
+    """Covariance of channel 0 at points `[P, d]` and `[Q, d]` so many frames apart, by the sum over all waves."""
+    power, correlation = (x[:, 0] for x in covariance.by_wave)
+    return torch.einsum(
+        "pm,qm,m->pq", covariance.waves(one), covariance.waves(other), power * correlation ** (apart**2)
+    )
+
+
+@pytest.mark.parametrize("name", GRIDS)
+@pytest.mark.parametrize("error", [0.0, 0.3])
+def test_the_analysis_is_the_conditional_mean(name, error):
+    """Of a Gaussian field in space and time, by its formula over the observations of all three frames at once."""
+    covariance = covariance_on(name)
+    covariance = replace(covariance, mean=covariance.mean + 2)
+    grid, where = points_of(name), some_points(name, 3, 3)
+    field = drawn_fields(covariance, 1, 3)[0] + 2
+    values = field.flatten(1, -2).gather(1, where[..., None]) + error * torch.randn(3, 3, 1).double()
+    found = analyse(covariance, values, grid[where], errors=(error,) if error else ())
+    between = torch.cat(
+        [torch.cat([covariance_between(covariance, grid[a], grid[b], s - t) for t, b in enumerate(where)], 1)
+         for s, a in enumerate(where)]
+    )  # fmt: skip
+    own = 1e-7 * covariance.by_wave[0].sum() + error**2
+    weights = torch.linalg.solve(between + own * torch.eye(9), values.flatten() - 2)
+    for t in range(3):
+        to_grid = torch.cat([covariance_between(covariance, grid, grid[b], s - t) for s, b in enumerate(where)], 1)
+        torch.testing.assert_close(found[0, t].flatten().double(), 2 + to_grid @ weights, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_frames_that_are_seen_at_the_same_points(name):
+    """Each is estimated from its own values alone."""
+    covariance = covariance_on(name)
+    grid, (where,) = points_of(name), some_points(name, 1, 4)
+    values = drawn_fields(covariance, 1, 4)[0].flatten(1, -2)[:, where]
+    together = analyse(covariance, values, grid[where])
+    for t in range(4):
+        torch.testing.assert_close(together[:, t : t + 1], analyse(covariance, values[t : t + 1], grid[where]))
+    # A single frame has no neighbour in time, however its points are given.
+    alone = analyse(covariance, values[:1], grid[where][None])
+    torch.testing.assert_close(alone, together[:, :1], rtol=0, atol=1e-5)
+
+
+def test_neighbours_in_time_help_where_their_points_differ():
+    covariance = covariance_on("plane")
+    covariance = replace(covariance, correlation=torch.full_like(covariance.correlation, 0.98))
+    fields, grid = drawn_fields(covariance, 40, 5), points_of("plane")
+    errors = {"own": 0.0, "same": 0.0}
+    for i, u in enumerate(fields):
+        where = some_points("plane", 5, 12, seed=i)
+        flat = u.flatten(1, -2)
+        own = analyse(covariance, flat.gather(1, where[..., None]), grid[where])
+        same = analyse(covariance, flat[:, where[0]], grid[where[0]])
+        errors["own"] += (own[0] - u).square().mean().item()
+        errors["same"] += (same[0] - u).square().mean().item()
+    assert errors["own"] < 0.5 * errors["same"]
+
+
+def test_too_many_observations_for_neighbours(monkeypatch):
+    covariance, grid, where = covariance_on("ring"), points_of("ring"), some_points("ring", 4, 3)
+    values = drawn_fields(covariance, 1, 4)[0].gather(1, where[..., None])
+    monkeypatch.setattr(analysis, "_MOST", 8)
+    found = analyse(covariance, values, grid[where])
+    for t in range(4):
+        alone = analyse(covariance, values[t : t + 1], grid[where[t]])
+        torch.testing.assert_close(found[:, t : t + 1], alone, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("count", "error"), [(3, 0.0), (6, 0.0), (6, 0.5)])
+@pytest.mark.parametrize("own", [False, True])
+def test_draws_are_as_far_from_the_truth_as_from_each_other(count, error, own):
+    """Over many fields drawn from the statistics, at a single frame, where they are exact."""
+    covariance = covariance_on("plane")
+    fields, grid = drawn_fields(covariance, 300, 1), points_of("plane")
+    generator = torch.Generator().manual_seed(3)
+    spread, wrong = 0.0, 0.0
+    for i, u in enumerate(fields):
+        (where,) = some_points("plane", 1, count, seed=i)
+        values = u.flatten(1, -2)[:, where]
+        values = values + error * torch.randn(values.shape, generator=generator, dtype=torch.float64)
+        points = grid[where][None] if own else grid[where]
+        draw = Draw(seed=i, numbers=torch.arange(4), step=HISTORY)
+        made = analyse(covariance, values, points, draw, errors=(error,) if error else ())
+        mean = analyse(covariance, values, points, errors=(error,) if error else ())
+        spread += (made - mean).square().mean().item()
+        wrong += (mean - u).square().mean().item()
+    assert math.sqrt(spread / wrong) == pytest.approx(1, abs=0.12)
+
+
+def test_draws_fit_what_is_seen_and_their_size_follows_it():
+    covariance, grid = covariance_on("plane", channels=2), points_of("plane")
+    where = some_points("plane", 3, 10)
+    values = drawn_fields(covariance, 1, 3)[0].flatten(1, -2).gather(1, where[..., None].expand(-1, -1, 2))
+    draw = Draw(seed=5, numbers=torch.arange(3), step=HISTORY)
+    made = analyse(covariance, values, grid[where], draw)
+    seen = made.flatten(2, -2).gather(2, where[None, ..., None].expand(3, -1, -1, 2))
+    torch.testing.assert_close(seen.double(), values.expand_as(seen), rtol=0, atol=0.02)
+    assert (made[0] - made[1]).abs().max() > 0.1
+    # Draws depend on their numbers alone, and on the seed.
+    torch.testing.assert_close(
+        analyse(covariance, values, grid[where], replace(draw, numbers=torch.tensor([2]))), made[2:]
+    )
+    assert distance(analyse(covariance, values, grid[where], replace(draw, seed=6)), made) > 0.01
+    torch.testing.assert_close(analyse(covariance, 100 * values, grid[where], draw), 100 * made, rtol=1e-4, atol=1e-3)
+
+
+def test_points_given_twice_and_frames_with_fewer_points():
+    covariance, grid, where = covariance_on("ring"), points_of("ring"), some_points("ring", 3, 4)
+    values = drawn_fields(covariance, 1, 3)[0].gather(1, where[..., None])
+    points = grid[where]
+    plain = analyse(covariance, values, points)
+    twice = analyse(covariance, torch.cat([values, values], 1), torch.cat([points, points], 1))
+    torch.testing.assert_close(twice, plain, rtol=0, atol=1e-3)
+    fewer = torch.cat([points, torch.full_like(points, math.nan)], 1)
+    torch.testing.assert_close(analyse(covariance, torch.cat([values, 0 * values + 1e9], 1), fewer), plain)
+
+
+def test_a_channel_that_never_varies_is_its_mean():
+    covariance = covariance_on("ring", channels=2)
+    power = covariance.power.clone()
+    power[..., 1] = 0
+    covariance = replace(covariance, power=power, mean=torch.tensor([0.0, 7.0]).double())
+    where = some_points("ring", 2, 3)
+    values = torch.ones(2, 3, 2).double()
+    draw = Draw(seed=0, numbers=torch.arange(2), step=HISTORY)
+    made = analyse(covariance, values, points_of("ring")[where], draw)
+    assert (made[..., 1] == 7).all()
+    assert made.isfinite().all()
+
+
+@pytest.fixture(scope="module", params=["relative", "plane", "line-local"])
+def reading_grids(request) -> Model:
+    made = model(request.param)
+    tok = made.config.tokenizer
+    made.covariance = FieldCovariance.of(waves(6, 2, 8, tok).numpy(), lengths=tok.lengths, periodic=tok.periodic)
+    return made
+
+
+def at_points(made: Model, fields: torch.Tensor, count: int) -> dict[str, torch.Tensor]:
+    """Values of `[B, L, *x, c]` at so many grid points of each frame, and the points."""
+    grid, flat = grid_points(made.config.tokenizer), fields.flatten(2, -2)
+    where = torch.rand(flat.shape[:3], generator=torch.Generator().manual_seed(0)).argsort(-1)[..., :count]
+    return {"history": flat.gather(2, where[..., None].expand(-1, -1, -1, flat.shape[-1])), "points": grid[where]}
+
+
+def test_forecasts_from_enough_points_are_those_from_the_grid(reading_grids):
+    """The fields hold one wave, which a quarter of the points give."""
+    tok = reading_grids.config.tokenizer
+    fields = waves(2, 1, 3, tok)
+    given = at_points(reading_grids, fields, math.prod(tok.grid) // 4)
+    found = sample_fields(reading_grids, **given, num_members=3)
+    assert distance(found, sample_fields(reading_grids, fields, num_members=3)) < 2e-2
+
+
+@pytest.mark.parametrize("context", [False, True])
+def test_a_member_depends_on_its_own_numbers_only(reading_grids, context):
+    tok = reading_grids.config.tokenizer
+    fields = waves(2, 2, 8, tok)
+    frames = 1 if context else 3
+    given = at_points(reading_grids, fields[::2, :frames], 5)
+    if context:
+        other = at_points(reading_grids, fields[1::2], 6)
+        given |= {"context": other["history"], "context_points": other["points"]}
+    whole = sample_fields(reading_grids, **given, num_members=20)
+    assert whole.isfinite().all()
+    assert distance(whole[:, 0], whole[:, 16]) > 1e-4, "the same field, other noise"
+    one = {name: x[1:] for name, x in given.items()}
+    for member in (0, 3, 17):
+        alone = sample_fields(reading_grids, **one, num_members=1, first_member=member, trajectories=[1])
+        assert torch.equal(alone[0, 0], whole[1, member])
+    # One context for both trajectories is that of each.
+    if context:
+        shared = given | {"context": given["context"][:1], "context_points": given["context_points"][:1]}
+        both = sample_fields(reading_grids, **shared, num_members=2)
+        each = {"context": given["context"][:1].expand(2, *given["context"].shape[1:])}
+        each |= {"context_points": given["context_points"][:1].expand(2, *given["context_points"].shape[1:])}
+        assert torch.equal(both, sample_fields(reading_grids, **(given | each), num_members=2))
+
+
+def test_threads_do_not_change_a_bit(reading_grids):
+    given = at_points(reading_grids, waves(4, 1, 3, reading_grids.config.tokenizer), 7)
+    threads = torch.get_num_threads()
+    try:
+        found = []
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            found.append(sample_fields(reading_grids, **given, num_members=3))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"points": None, "observation_error": 0.1}, "observation_error: is that of values at scattered points"),
+        ({"observation_error": -1.0}, r"observation_error is -1.0; numbers of at least 0 are expected"),
+        ({"observation_error": math.inf}, r"observation_error is inf; numbers of at least 0 are expected"),
+        ({"observation_error": [0.1] * 3}, "observation_error has 3 numbers; give one, or [12]"),
+        ({"observation_error": "much"}, "observation_error is 'much'; a number, or one for each channel, is expected"),
+    ],
+)
+def test_bad_errors_are_named(reading_grids, arguments, said):
+    fields = waves(1, 1, 3, reading_grids.config.tokenizer)
+    given = at_points(reading_grids, fields, 5) | arguments
+    if given["points"] is None:
+        given["history"] = fields
+    with pytest.raises(EnmaError, match=f"^{said}"):
+        forecast(reading_grids, **given)
+
+
+def test_an_error_is_none_of_a_model_with_an_interpolation():
+    made = model("points")
+    given = at_points(made, waves(1, 1, 3, made.config.tokenizer), 5)
+    with pytest.raises(EnmaError, match=r"^observation_error: .* for a model without an interpolation; leave it out"):
+        forecast(made, **given, observation_error=0.1)
+    assert forecast(made, **given, observation_error=0.0, num_members=1).values.isfinite().all()
+
+
+@pytest.mark.parametrize("seen", [64, 26])
+def test_shipped_models_forecast_from_few_points(seen):
+    """Fields of these equations hold few waves: a fifth of the points gives the forecast of the whole grid."""
+    for equation in ("combined", "advection"):
+        made, data = load_model(f"{equation}-fast"), read(shipped_file(equation, "test-in"))
+        truth = torch.from_numpy(data.u[::4])
+        given = at_points(made, truth[:, :3], seen)
+        errors = []
+        for arguments in ({"history": truth[:, :3]}, given):
+            mean = enma_fast.forecast(made, **arguments, num_members=16).values.mean(1)
+            off = (mean - truth[:, 3 : 3 + mean.shape[1]]).flatten(1).norm(dim=1)
+            errors.append((off / truth[:, 3 : 3 + mean.shape[1]].flatten(1).norm(dim=1)).mean().item())
+        assert errors[1] < 1.1 * errors[0]
+
+
+def test_readings_with_errors_are_followed_less():
+    """Told of it, members are calibrated: without, they believe the noise."""
+    made, data = load_model("combined-fast"), read(shipped_file("combined", "test-in"))
+    truth = torch.from_numpy(data.u)
+    given = at_points(made, truth[:, :3], 40)
+    noise = 0.02 * torch.randn(given["history"].shape, generator=torch.Generator().manual_seed(1))
+    given["history"] = given["history"] + noise
+    ratios, errors = [], []
+    for error in (0.0, 0.02):
+        found = enma_fast.forecast(made, **given, num_members=16, observation_error=error).values
+        off = found.mean(1) - truth[:, 3 : 3 + found.shape[2]]
+        errors.append(off.square().mean().sqrt().item())
+        ratios.append(((17 / 16 * found.var(1).mean()) / off.square().mean()).sqrt().item())
+    assert errors[1] < errors[0]
+    assert ratios[0] < 0.75
+    assert 0.75 < ratios[1] < 1.35
+    np.testing.assert_array_less(0, errors)
