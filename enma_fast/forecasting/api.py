@@ -86,7 +86,8 @@ def forecast(
     context_points
         Coordinates of the context's observations, where they are not those of the history.
     query
-        ``[Q, d]`` coordinates of the output, in the domain (models with interpolation); by default the model's grid.
+        ``[Q, d]`` coordinates of the output, in the domain; by default the model's grid. A model without an
+        interpolation of its own gives the sum of waves that has its values on the grid.
     observation_error
         Standard deviation of the error of values at scattered points, in the units of the field: one number, or one for
         each channel (models without an interpolation). The more there is of it, the less members follow the values.

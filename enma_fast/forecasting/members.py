@@ -20,11 +20,12 @@ from torch import Tensor
 
 from ..config import TokenizerConfig
 from ..errors import EnmaError
+from ..models.covariance import at_points
 from ..models.folding import folded_end
 from ..models.layers import own_dtype
 from ..models.model import Model
 from ..models.native_tokenizer import native_tokenizer
-from ..sampling.batch_invariant import BLOCKS, map_rows
+from ..sampling.batch_invariant import BLOCKS, map_alone, map_rows
 from ..sampling.cuda_graphs import tokenizer_recordings
 from ..sampling.engine import Engine, engine_for
 from ..sampling.shifts import View, shifted
@@ -265,13 +266,30 @@ def _latents(engine: Engine, inputs: EncodedInputs, rows: list[tuple[int, int]],
     )
 
 
-def _decoder(
-    model: Model, inputs: EncodedInputs, query: Tensor | None
-) -> Callable[[Tensor, list[tuple[int, int]], slice], Tensor]:
-    """A function of tokens ``[rows, T', N, C]``, their rows (trajectory, member) and frames: the fields of these.
+# A function of tokens [rows, T', N, C], their rows (trajectory, member) and frames: the fields of these. Each row is
+# where its trajectory is, without the shift of its member.
+_Decode = Callable[[Tensor, list[tuple[int, int]], slice], Tensor]
 
-    Each row is where its trajectory is, without the shift of its member.
-    """
+
+def _decoder(model: Model, inputs: EncodedInputs, query: Tensor | None) -> _Decode:
+    """A decoder at query points, by default on the grid."""
+    if query is None or model.tokenizer.interpolation is not None:
+        return _own_decoder(model, inputs, query)
+    covariance, decode = model.covariance, _own_decoder(model, inputs, None)
+    assert covariance is not None
+    shares = [share.to(query.device) for share in covariance.shares(query.cpu())]
+
+    def decode_at_points(latents: Tensor, rows: list[tuple[int, int]], frames: slice) -> Tensor:
+        fields = decode(latents, rows, frames)
+        if fields.device.type != "cpu":
+            return at_points(fields, shares)
+        return torch.cat(map_alone(lambda u: at_points(u, shares), fields.split(1)))
+
+    return decode_at_points
+
+
+def _own_decoder(model: Model, inputs: EncodedInputs, query: Tensor | None) -> _Decode:
+    """A decoder that is the tokenizer's."""
     tok = model.tokenizer
     native = native_tokenizer(tok) if query is None else None
     end, block = None if native is not None else folded_end(tok), BLOCKS[tok.config.dims]

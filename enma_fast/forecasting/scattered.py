@@ -31,10 +31,7 @@ def coordinates(name: str, value: np.ndarray | Tensor, model: Model, *, of_frame
     frame without a point.
     """
     options = model.config.tokenizer
-    if of_frames:
-        require_scattered(name, model)
-    elif options.interpolation is None:
-        raise EnmaError(f"{name}: the model {model.config.name!r} has no interpolation; it works on its grid only")
+    require_scattered(name, model)
     try:
         value = value if isinstance(value, Tensor) else np.asarray(unmasked(name, value), np.float32)
     except (TypeError, ValueError) as error:

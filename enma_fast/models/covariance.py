@@ -95,8 +95,8 @@ class FieldCovariance:
     def waves(self, points_Pd: Tensor) -> Tensor:
         """Values ``[P, M]`` float64 of all waves at points."""
         out = points_Pd.new_ones(len(points_Pd), 1, dtype=torch.float64)
-        for axis, (n, length, ring) in enumerate(zip(self.grid, self.lengths, self.periodic, strict=True)):
-            out = (out[:, :, None] * _waves(points_Pd[:, axis].double(), n, length, ring)[:, None, :]).flatten(1)
+        for axis in range(len(self.grid)):
+            out = (out[:, :, None] * _waves(points_Pd[:, axis].double(), *self._axis(axis))[:, None, :]).flatten(1)
         return out
 
     def on_grid(self, amplitudes_xM: Tensor) -> Tensor:
@@ -105,6 +105,16 @@ class FieldCovariance:
         for axis, values in enumerate(self._on_axes, start=out.ndim - len(self.grid)):
             out = torch.movedim(torch.tensordot(values, out, ([1], [axis])), 0, axis)
         return out
+
+    def shares(self, points_Qd: Tensor) -> list[Tensor]:
+        """For each dimension ``[Q, n]``: what the values at its grid points contribute to those at points.
+
+        Between the grid points a field is the sum of waves that has its values there.
+        """
+        return [
+            _waves(points_Qd[:, axis].double(), *self._axis(axis)) @ torch.linalg.inv(on_axis)
+            for axis, on_axis in enumerate(self._on_axes)
+        ]
 
     @cached_property
     def by_wave(self) -> tuple[Tensor, Tensor]:
@@ -116,8 +126,20 @@ class FieldCovariance:
     @cached_property
     def _on_axes(self) -> list[Tensor]:
         """Values ``[n, n]`` of the waves of each dimension at its grid points."""
-        axes = zip(self.grid, self.lengths, self.periodic, strict=True)
-        return [_waves(_places(n, length, ring), n, length, ring) for n, length, ring in axes]
+        axes = [self._axis(axis) for axis in range(len(self.grid))]
+        return [_waves(_places(*axis), *axis) for axis in axes]
+
+    def _axis(self, axis: int) -> tuple[int, float, bool]:
+        """Points and length of a dimension, and whether it is a ring."""
+        return self.grid[axis], self.lengths[axis], self.periodic[axis]
+
+
+def at_points(fields: Tensor, shares: list[Tensor]) -> Tensor:
+    """Values ``[B, T, Q, c]`` of fields ``[B, T, *x, c]`` at the points of these `FieldCovariance.shares`."""
+    out = torch.einsum("qn,...nc->...qc", shares[-1], fields.double())
+    for share_Qn in shares[-2::-1]:
+        out = torch.einsum("qn,...nqc->...qc", share_Qn, out)
+    return out.to(fields.dtype)
 
 
 def _places(n: int, length: float, ring: bool) -> Tensor:

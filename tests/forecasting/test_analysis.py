@@ -13,7 +13,8 @@ from enma_fast.errors import EnmaError
 from enma_fast.forecasting import analysis
 from enma_fast.forecasting.analysis import HISTORY, Draw, analyse
 from enma_fast.forecasting.api import forecast
-from enma_fast.forecasting.members import sample_fields
+from enma_fast.forecasting.members import sample_fields, stream_members
+from enma_fast.forecasting.request import ForecastRequest
 from enma_fast.models.checkpoint import load_model
 from enma_fast.models.covariance import FieldCovariance
 from enma_fast.models.interpolation import grid_points
@@ -217,6 +218,36 @@ def test_a_member_depends_on_its_own_numbers_only(reading_grids, context):
         each = {"context": given["context"][:1].expand(2, *given["context"].shape[1:])}
         each |= {"context_points": given["context_points"][:1].expand(2, *given["context_points"].shape[1:])}
         assert torch.equal(both, sample_fields(reading_grids, **(given | each), num_members=2))
+
+
+@pytest.mark.parametrize("shifts", [None, 3])
+def test_queries(reading_grids, shifts):
+    """On the grid its values; between its points those of the waves that meet it, of all frames, streamed or not."""
+    made, tok = reading_grids, reading_grids.config.tokenizer
+    settings = replace(made.config.sampling, shifts=shifts)
+    given = {"history": waves(2, 1, 3, tok), "num_members": 4, "settings": settings}
+    whole = sample_fields(made, **given)
+    grid = grid_points(tok)
+    found = sample_fields(made, **given, query=grid)
+    assert distance(found, whole.flatten(3, -2)) < 1e-5
+    query = torch.rand(5, tok.dims, generator=torch.Generator().manual_seed(1)) * torch.tensor(tok.lengths)
+    between = sample_fields(made, **given, query=query)
+    assert tuple(between.shape) == (*whole.shape[:3], 5, tok.field_channels)
+    if tok.dims == 1:
+        # Trigonometric interpolation, written as a sum over the points of the ring (Dirichlet's kernel).
+        apart = (query - grid.T)[..., None].double() * math.pi / tok.lengths[0]
+        n = tok.grid[0]
+        kernel = (torch.sin(n * apart) / torch.tan(apart) / n)[..., 0]
+        expected = torch.einsum("qx,...xc->...qc", kernel, whole.double())
+        torch.testing.assert_close(between.double(), expected, rtol=1e-4, atol=1e-4)
+    streamed = torch.stack(
+        list(stream_members(made, ForecastRequest(num_members=4, settings=settings), given["history"], query=query)), 2
+    )
+    assert distance(streamed, between) < 1e-5
+    alone = sample_fields(
+        made, given["history"][1:], num_members=1, first_member=3, settings=settings, query=query, trajectories=[1]
+    )
+    assert torch.equal(alone[0, 0], between[1, 3])
 
 
 def test_threads_do_not_change_a_bit(reading_grids):

@@ -248,7 +248,10 @@ ERRORS = {
         lambda g: {"num_members": 2**32},
         r"forecasts of [\d,]+ x [15] frames take [\d,]+ GB, .*; use fewer at a time",
     ),
-    "query": (lambda g: {"query": torch.zeros(3, 1)}, "query: the model 'relative' has no interpolation"),
+    "query": (
+        lambda g: {"query": torch.zeros(3, 1)},
+        "query: the model 'relative' has no interpolation, and its checkpoint no",
+    ),
     "points": (lambda g: {"points": torch.zeros(32, 1)}, "points: the model 'relative' has no interpolation"),
 }
 
