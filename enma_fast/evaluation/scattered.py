@@ -59,7 +59,7 @@ def reconstruction_errors(
         else:
             assert covariance is not None
             seen = zip(values.cpu(), points[index].cpu(), strict=True)
-            analyses = torch.cat([analyse(covariance, each, where) for each, where in seen])
+            analyses = torch.cat([analyse(covariance, each, where)[0] for each, where in seen])
             latents = tokenizer.encode(analyses.to(u.device))
         made = tokenizer.decode(latents, u.shape[1])
         found.append(relative_l2(made, u))

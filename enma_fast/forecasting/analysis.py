@@ -58,8 +58,12 @@ def analyse(
     draw: Draw | None = None,
     *,
     errors: Sequence[float] = (),
-) -> Tensor:
+) -> tuple[Tensor, float]:
     """Fields ``[S, L, *grid, c]`` fp32 of draws that fit the observations; without a `draw` the analysis, with S = 1.
+
+    And how many times as large as the statistics and errors have them the observations are, in the worst frame: about
+    1, or up to 6 where data are more varied than the statistics, and far more where values have errors that were not
+    given, or are no such fields.
 
     Parameters
     ----------
@@ -75,7 +79,7 @@ def analyse(
         _Channel(covariance, c, error, draw).fields(values[..., c].double(), points.double())
         for c, error in enumerate(errors)
     ]
-    return torch.stack(parts, -1).float()
+    return torch.stack([fields for fields, _ in parts], -1).float(), max(size for _, size in parts)
 
 
 class _Channel:
@@ -92,8 +96,8 @@ class _Channel:
         self.kept = order[: int((left > _LEFT_OUT * self.total).sum()) + int(self.total > 0)]
         self.power, self.correlation = power[self.kept], correlation[self.kept]
 
-    def fields(self, values_LP: Tensor, points: Tensor) -> Tensor:
-        """``[S, L, *grid]`` float64."""
+    def fields(self, values_LP: Tensor, points: Tensor) -> tuple[Tensor, float]:
+        """``[S, L, *grid]`` float64, and the greatest size of a frame's observations."""
         prior_SM = self._normals(self.kept, frame=0) * self.power.sqrt()
         estimate = self._from_same_points if points.ndim == 2 else self._from_own_points
         amplitudes_LM, of_prior_LSM, size_L = estimate(values_LP - self.mean, points, prior_SM)
@@ -103,7 +107,7 @@ class _Channel:
             amplitudes_SLM = amplitudes_LM + left_open_LSM.transpose(0, 1)
         full = amplitudes_SLM.new_zeros(*amplitudes_SLM.shape[:2], self.num_waves)
         full[..., self.kept] = amplitudes_SLM
-        return self.mean + self.covariance.on_grid(full)
+        return self.mean + self.covariance.on_grid(full), size_L.max().item()
 
     def _from_same_points(self, seen_LP: Tensor, points_Pd: Tensor, prior_SM: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Amplitudes of the analyses of what is seen ``[L, M]`` and of draws ``[L, S, M]``, and their sizes ``[L]``."""

@@ -11,7 +11,7 @@ import enma_fast
 from enma_fast.data import read, shipped_file
 from enma_fast.errors import EnmaError
 from enma_fast.forecasting import analysis
-from enma_fast.forecasting.analysis import HISTORY, Draw, analyse
+from enma_fast.forecasting.analysis import HISTORY, Draw
 from enma_fast.forecasting.api import forecast
 from enma_fast.forecasting.members import sample_fields, stream_members
 from enma_fast.forecasting.request import ForecastRequest
@@ -22,6 +22,11 @@ from enma_fast.models.model import Model
 
 from .._covariance import GRIDS, covariance_on, points_of
 from .._tiny import distance, model, waves
+
+
+def analyse(*arguments, **options) -> torch.Tensor:
+    """The fields alone."""
+    return analysis.analyse(*arguments, **options)[0]
 
 
 def drawn_fields(covariance: FieldCovariance, count: int, frames: int, seed: int = 0) -> torch.Tensor:
@@ -304,6 +309,45 @@ def test_shipped_models_forecast_from_few_points(seen):
             off = (mean - truth[:, 3 : 3 + mean.shape[1]]).flatten(1).norm(dim=1)
             errors.append((off / truth[:, 3 : 3 + mean.shape[1]].flatten(1).norm(dim=1)).mean().item())
         assert errors[1] < 1.1 * errors[0]
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_the_size_of_observations(name):
+    """That of fields with these statistics is about 1, with the error that is given too, and large of other fields."""
+    covariance, grid = covariance_on(name), points_of(name)
+    sizes = {0.0: [], 0.5: []}
+    generator = torch.Generator().manual_seed(3)
+    for i, u in enumerate(drawn_fields(covariance, 50, 1)):
+        (where,) = some_points(name, 1, 4, seed=i)
+        values = u.flatten(1, -2)[:, where]
+        noise = 0.5 * torch.randn(values.shape, generator=generator, dtype=torch.float64)
+        given = {"errors": (0.5,)}
+        sizes[0.0].append(analysis.analyse(covariance, values, grid[where])[1] ** 2)
+        sizes[0.5].append(analysis.analyse(covariance, values + noise, grid[where], **given)[1] ** 2)
+    for found in sizes.values():
+        assert np.sqrt(np.mean(found)) == pytest.approx(1, abs=0.12)
+    everywhere = torch.zeros(1, len(grid), 1).double()
+    everywhere[0, ::2] = 1
+    power = torch.zeros_like(covariance.power)
+    power.view(-1)[0] = 1
+    flat = replace(covariance, power=power)
+    assert analysis.analyse(flat, everywhere, grid)[1] > 8, "no constant field"
+
+
+def test_values_that_are_no_such_fields_are_told(caplog):
+    made, data = load_model("combined-fast"), read(shipped_file("combined", "test-in"))
+    given = at_points(made, torch.from_numpy(data.u[:4, :3]), 40)
+    forecast(made, **given, num_members=1)
+    assert not caplog.text
+    noise = 0.02 * torch.randn(given["history"].shape, generator=torch.Generator().manual_seed(1))
+    noisy = given | {"history": given["history"] + noise}
+    forecast(made, **noisy, num_members=1)
+    assert "points: the values of 4 of 4 trajectories are no fields such as combined-fast was trained on" in caplog.text
+    caplog.clear()
+    forecast(made, **noisy, num_members=1, observation_error=0.02)
+    assert not caplog.text
+    with pytest.raises(EnmaError, match=r"^points: the values of .* give the error that the values have"):
+        forecast(made, **noisy, num_members=1, strict=True)
 
 
 def test_readings_with_errors_are_followed_less():
