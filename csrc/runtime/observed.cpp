@@ -108,7 +108,7 @@ Frames Session::frames_at_points(const enma_observations& given, const char* nam
     const std::int64_t d = tokenizer.dims(), c = tokenizer.field_channels;
     if (!tokenizer.interpolation) {
         fail(ENMA_INVALID_ARGUMENT, name, ": the model '", config.name,
-             "' has no interpolation; it works on its grid only");
+             "' has no interpolation; libenma reads its grid only");
     }
     const std::string where = text(name, ".points"), what = text(name, ".values");
     Frames out;

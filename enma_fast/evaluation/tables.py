@@ -137,8 +137,10 @@ def markdown(files: Sequence[dict[str, Any]]) -> str:
         _uncertainty([c for c in made if c.table == "uncertainty"]),
         "## Scattered points",
         "The paper's table 1: trajectories of which a share of the grid points is seen. *reconstruction* is the error "
-        "on the whole grid of what the tokenizer makes of them. *forecast* is from 3 frames, each seen at other "
-        "points; in the paper's rows it is of an FNO that steps the latents, not of the model. In brackets the median.",
+        "on the whole grid of what the tokenizer makes of them, all frames at the same points. *forecast* is from 3 "
+        "frames, each seen at other points; in the paper's rows it is of an FNO that steps the latents, not of the "
+        "model. *fast* sees fields that optimal interpolation makes of the points, with the covariance of the training "
+        "data; *points* attends to them. In brackets the median.",
         _points([c for c in made if c.table == "points"]),
         "## Generation",
         "The paper's table 5, of trajectories that are generated from a context alone. FPD is the Fréchet distance of "

@@ -343,6 +343,7 @@ def test_publish_measures_and_writes_a_card(
         "README.md",
         "metrics.json",
         "domain.json",
+        "covariance.safetensors",
     }
 
 
