@@ -15,6 +15,7 @@ pytest.importorskip("h5py", reason="needs the [data] extra")
 
 from enma_fast.data import FieldFile, read, write
 from enma_fast.errors import EnmaError
+from enma_fast.evaluation.scoring import score
 from enma_fast.forecasting.file_forecast import FileForecast
 from enma_fast.models.checkpoint import WEIGHTS, load_model, locate, sha256
 from enma_fast.models.model import Model
@@ -410,6 +411,9 @@ def test_a_model_of_advection_beats_persistence(planned: Callable) -> None:
     errors = row["channels"]["u"]
     assert errors["climatology_rmse"] == pytest.approx(float(np.sqrt(np.square(forecast - test.u[:, 3:]).mean())), 1e-5)
     assert row["climatology"]["rmse"] == pytest.approx(errors["climatology_rmse"], rel=1e-5)
+    # Half of the points of each frame tell its two waves.
+    at_points = score(load_model(out), test, num_members=row["num_members"], points=8)
+    assert at_points["rel_l2"] < 1.1 * row["rel_l2"]
 
 
 def test_too_few_minutes_are_refused_with_the_numbers_of_the_plan() -> None:
