@@ -43,7 +43,8 @@ module enma
 
     ! Frames observed at scattered points: `points` (dims, P) that all share and `values` (channels, P, frames); or, with
     ! the number of points of each frame in `counts`, the rows of the frames one after the other, (dims, rows) and
-    ! (channels, rows). Likewise those of a context.
+    ! (channels, rows). Likewise those of a context. `errors` are the standard deviations of the error of all values, one or
+    ! one for each channel.
     interface enma_observe_points
         module procedure observe_points_real32, observe_points_real64
     end interface enma_observe_points
@@ -99,6 +100,8 @@ module enma
         integer(c_size_t) :: struct_size
         type(c_ptr) :: points, values, counts
         integer(c_int64_t) :: num_frames
+        type(c_ptr) :: errors
+        integer(c_int64_t) :: num_errors
     end type observations
 
     interface
@@ -391,11 +394,17 @@ contains
         call observe_arrays(session, array64(history), array64(context), status)
     end subroutine observe_real64
 
-    function observations_of(points, values, rows) result(seen)
+    function observations_of(points, values, rows, deviations) result(seen)
         type(tensor), target, intent(in) :: points, values
         integer(c_int64_t), allocatable, target, intent(in) :: rows(:)
+        real(c_double), allocatable, target, intent(in) :: deviations(:)
         type(observations) :: seen
-        seen = observations(c_sizeof(seen), address(points), address(values), c_null_ptr, 0_c_int64_t)
+        seen = observations(c_sizeof(seen), address(points), address(values), c_null_ptr, 0_c_int64_t, c_null_ptr, &
+                            0_c_int64_t)
+        if (allocated(deviations)) then
+            seen%errors = c_loc(deviations)
+            seen%num_errors = size(deviations, kind=c_int64_t)
+        end if
         if (allocated(rows)) then
             seen%counts = c_loc(rows)
             seen%num_frames = size(rows, kind=c_int64_t)
@@ -403,14 +412,16 @@ contains
     end function observations_of
 
     ! Points and values of a history, then those of a context.
-    subroutine observe_rows(session, arrays, counts, context_counts, status)
+    subroutine observe_rows(session, arrays, counts, context_counts, errors, status)
         type(enma_session), intent(in) :: session
         type(array), target, intent(in) :: arrays(4)
         integer(int64), intent(in), optional :: counts(:), context_counts(:)
+        real(real64), intent(in), optional :: errors(:)
         integer(int32), intent(out), optional :: status
         type(tensor), target :: tensors(4)
         type(observations), target :: seen, other
         integer(c_int64_t), allocatable, target :: rows(:), other_rows(:)
+        real(c_double), allocatable, target :: deviations(:)
         type(c_ptr) :: context
         integer :: i
         do i = 1, 4
@@ -418,37 +429,40 @@ contains
         end do
         if (present(counts)) rows = counts
         if (present(context_counts)) other_rows = context_counts
-        seen = observations_of(tensors(1), tensors(2), rows)
-        other = observations_of(tensors(3), tensors(4), other_rows)
+        if (present(errors)) deviations = errors
+        seen = observations_of(tensors(1), tensors(2), rows, deviations)
+        other = observations_of(tensors(3), tensors(4), other_rows, deviations)
         context = c_null_ptr
         if (any(arrays(3:)%axes /= ABSENT)) context = c_loc(other)
         call report(c_observe_points(session%handle, c_loc(seen), context), status)
     end subroutine observe_rows
 
     subroutine observe_points_real32(session, points, values, counts, context_points, context_values, context_counts, &
-                                     status)
+                                     errors, status)
         type(enma_session), intent(in) :: session
         real(real32), target, contiguous, intent(in) :: points(:, :), values(..)
         real(real32), target, contiguous, intent(in), optional :: context_points(:, :), context_values(..)
         integer(int64), intent(in), optional :: counts(:), context_counts(:)
+        real(real64), intent(in), optional :: errors(:)
         integer(int32), intent(out), optional :: status
         type(array) :: context(2)
         if (present(context_points)) context(1) = array32(context_points)
         if (present(context_values)) context(2) = array32(context_values)
-        call observe_rows(session, [array32(points), array32(values), context], counts, context_counts, status)
+        call observe_rows(session, [array32(points), array32(values), context], counts, context_counts, errors, status)
     end subroutine observe_points_real32
 
     subroutine observe_points_real64(session, points, values, counts, context_points, context_values, context_counts, &
-                                     status)
+                                     errors, status)
         type(enma_session), intent(in) :: session
         real(real64), target, contiguous, intent(in) :: points(:, :), values(..)
         real(real64), target, contiguous, intent(in), optional :: context_points(:, :), context_values(..)
         integer(int64), intent(in), optional :: counts(:), context_counts(:)
+        real(real64), intent(in), optional :: errors(:)
         integer(int32), intent(out), optional :: status
         type(array) :: context(2)
         if (present(context_points)) context(1) = array64(context_points)
         if (present(context_values)) context(2) = array64(context_values)
-        call observe_rows(session, [array64(points), array64(values), context], counts, context_counts, status)
+        call observe_rows(session, [array64(points), array64(values), context], counts, context_counts, errors, status)
     end subroutine observe_points_real64
 
     subroutine step_into(session, frame, status)

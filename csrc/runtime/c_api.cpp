@@ -178,6 +178,7 @@ enma_status enma_model_info(const enma_model* model, enma_model_description* des
         const ModelConfig& config = open->model->config();
         const TokenizerConfig& tokenizer = config.tokenizer;
         const bool plane = tokenizer.dims() == 2;
+        const bool scattered = open->model->interpolation() != nullptr || open->model->covariance() != nullptr;
         const enma_model_description found{size,
                                            config.name.c_str(),
                                            open->model->weights_sha256().c_str(),
@@ -194,7 +195,7 @@ enma_status enma_model_info(const enma_model* model, enma_model_description* des
                                            {tokenizer.grid[0], plane ? tokenizer.grid[1] : 1},
                                            {tokenizer.lengths[0], plane ? tokenizer.lengths[1] : 0.0},
                                            {tokenizer.periodic[0], plane && tokenizer.periodic[1]},
-                                           tokenizer.interpolation.has_value()};
+                                           scattered};
         std::memcpy(description, &found, std::min(size, sizeof found));
     });
 }

@@ -237,6 +237,9 @@ Checkpoint::Checkpoint(const std::string& folder) {
             weights_sha256_ = entry.second;
             tensors_.parse(view(weights_), path);
             parts[1] = digest;
+        } else if (name == "covariance.safetensors") {
+            covariance_bytes_ = std::move(bytes);
+            covariance_.parse(view(covariance_bytes_), path);
         }
     }
     identity_ = sha256(parts, sizeof parts);

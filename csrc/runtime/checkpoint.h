@@ -45,15 +45,17 @@ class Checkpoint {
     const Json& config() const { return config_; }
     const std::string& config_path() const { return config_path_; }
     Tensors& tensors() { return tensors_; }
+    // What a checkpoint says of how its fields vary; null if nothing.
+    Tensors* covariance() { return covariance_bytes_.size() > 0 ? &covariance_ : nullptr; }
     // Digest of config and weights.
     const Digest& identity() const { return identity_; }
     const std::string& weights_sha256() const { return weights_sha256_; }
 
    private:
-    Buffer weights_;
+    Buffer weights_, covariance_bytes_;
     Json config_;
     std::string config_path_, weights_sha256_;
-    Tensors tensors_;
+    Tensors tensors_, covariance_;
     Digest identity_;
 };
 

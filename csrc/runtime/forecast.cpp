@@ -57,7 +57,7 @@ void Session::decode(const float* latents) {
         Target target{pending_.data() + b * size,
                       B * size,
                       size,
-                      views_[used_[group_[b]]],
+                      groups_.views[groups_.used[groups_.group[b]]],
                       model_->config().tokenizer,
                       model_->interpolation(),
                       settings_.isa,
@@ -176,7 +176,7 @@ void Session::latents(const DLTensor* tensor) const {
     for (std::int64_t b = 0; b < B; ++b) {
         for (std::int64_t t = 0; t < num_latents(); ++t) {
             if (t < first) {
-                out.write(b, t, observed_.history.data() + (t * G + group_[b]) * Z);
+                out.write(b, t, observed_.history.data() + (t * G + groups_.group[b]) * Z);
             } else {
                 const bool made =
                     observed_.kept.empty() || observed_.kept[b] == GOES_ON || t - first < made_until(observed_.kept[b]);

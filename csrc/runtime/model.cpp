@@ -93,10 +93,42 @@ Model::Model(const std::string& folder)
     if (tokenizer.interpolation) interpolation_ = std::make_unique<Interpolation>(tokenizer, take);
     latent_mean_ = tensors.take("latent_mean", {tokenizer.latent_channels});
     latent_std_ = tensors.take("latent_std", {tokenizer.latent_channels});
+    read_covariance();
     read_dynamics();
     flow_ = read_flow();
     tensors.check_all_taken();
     sampler(TABLE_FRAMES);
+}
+
+void Model::read_covariance() {
+    Tensors* const tensors = checkpoint_.covariance();
+    if (tensors == nullptr || interpolation_ != nullptr) return;
+    const TokenizerConfig& tokenizer = config_.tokenizer;
+    FieldCovariance& found = covariance_.emplace();
+    found.grid = tokenizer.grid;
+    found.lengths = tokenizer.lengths;
+    found.periodic = tokenizer.periodic;
+    found.channels = tokenizer.field_channels;
+    std::vector<std::int64_t> shape;
+    for (int axis = 0; axis < tokenizer.dims(); ++axis) {
+        shape.push_back(tokenizer.periodic[axis] ? tokenizer.grid[axis] / 2 + 1 : tokenizer.grid[axis]);
+    }
+    shape.push_back(found.channels);
+    const auto take = [&](const char* name, const std::vector<std::int64_t>& expected, std::int64_t count) {
+        const float* const values = tensors->take(name, expected);
+        return std::vector<double>(values, values + count);
+    };
+    found.mean = take("mean", {found.channels}, found.channels);
+    found.power = take("power", shape, found.entries());
+    found.correlation = take("correlation", shape, found.entries());
+    tensors->check_all_taken();
+    const auto within = [](const std::vector<double>& values, double most) {
+        return std::all_of(values.begin(), values.end(), [most](double x) { return x >= 0 && x <= most; });
+    };
+    if (!within(found.power, std::numeric_limits<float>::max()) || !within(found.correlation, 1)) {
+        fail(ENMA_CHECKPOINT, "covariance.safetensors of ", config_.name,
+             ": power is below 0, or a correlation not between 0 and 1; copy the checkpoint again");
+    }
 }
 
 std::vector<BlockWeights> Model::blocks(const std::string& prefix, int count) {

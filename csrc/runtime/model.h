@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "core/cpu/analysis.h"
 #include "core/cpu/flow_head.h"
 #include "core/cpu/interpolation.h"
 #include "core/cpu/sampler.h"
@@ -37,6 +38,8 @@ class Model {
     const Stream& decoder() const { return *decoder_; }
     // Null in a model that works on its grid alone.
     const Interpolation* interpolation() const { return interpolation_.get(); }
+    // How its fields vary, to estimate them from scattered points; null where the checkpoint does not say.
+    const FieldCovariance* covariance() const { return covariance_ ? &*covariance_ : nullptr; }
     const float* latent_mean() const { return latent_mean_; }
     const float* latent_std() const { return latent_std_; }
     // ModelConfig::place_offsets
@@ -48,6 +51,7 @@ class Model {
     std::shared_ptr<const FlowHead> flow_head(int steps) const;
 
    private:
+    void read_covariance();
     void read_dynamics();
     void read_local_head();
     FlowHeadWeights read_flow();
@@ -59,6 +63,7 @@ class Model {
     std::vector<std::int64_t> place_offsets_;
     std::unique_ptr<Stream> encoder_, decoder_;
     std::unique_ptr<Interpolation> interpolation_;
+    std::optional<FieldCovariance> covariance_;
     const float *latent_mean_, *latent_std_;
     SamplerWeights weights_{};
     std::optional<LocalHeadWeights> local_;

@@ -1,5 +1,6 @@
 // Observed frames: read and checked, on the grid or at scattered points, and encoded as each shift sees them.
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 #include <utility>
 
@@ -11,6 +12,30 @@ namespace enma {
 namespace {
 
 constexpr std::int64_t FEWEST_OBSERVED = 3;
+// As in enma_fast/forecasting/encoding.py and analysis.py.
+constexpr int FEWEST_DRAWN = 16;
+constexpr double MOST_SIZE = 8.0;
+constexpr std::int64_t MOST_TOGETHER = 1 << 14;
+constexpr std::uint32_t HISTORY_STEP = 0xFFFFFFFDu, CONTEXT_STEP = 0xFFFFFFFCu;
+
+// Of each channel; none where there is no error.
+std::vector<double> errors_of(const enma_observations& given, const TokenizerConfig& tokenizer, const char* name) {
+    if (given.errors == nullptr) return {};
+    const std::int64_t count = given.num_errors, c = tokenizer.field_channels;
+    if (count != 1 && count != c) {
+        fail(ENMA_INVALID_ARGUMENT, name, ".num_errors is ", count, "; 1 or ", c, " is expected");
+    }
+    std::vector<double> out(given.errors, given.errors + count);
+    if (!std::all_of(out.begin(), out.end(), [](double x) { return x >= 0 && std::isfinite(x); })) {
+        fail(ENMA_INVALID_ARGUMENT, name, ".errors holds a number that is below 0 or not finite");
+    }
+    if (std::all_of(out.begin(), out.end(), [](double x) { return x == 0; })) return {};
+    if (tokenizer.interpolation) {
+        fail(ENMA_INVALID_ARGUMENT, name, ".errors: are those of a model without an interpolation; leave them out");
+    }
+    out.resize(c, out[0]);
+    return out;
+}
 
 }  // namespace
 
@@ -35,7 +60,7 @@ std::vector<float> Session::interpolated(const Frames& frames, std::int64_t coun
         const float *values = frames.values.data() + first[t] * c, *points = frames.points.data();
         std::int64_t rows = model_->config().points();
         float* const moved = shifted.data() + thread * moved_size;
-        const View& view = views_[used_[i % G]];
+        const View& view = groups_.views[groups_.used[i % G]];
         if (scattered) {
             rows = frames.rows[t];
             points += frames.shared ? 0 : first[t] * d;
@@ -51,10 +76,32 @@ std::vector<float> Session::interpolated(const Frames& frames, std::int64_t coun
     return out;
 }
 
+int Session::num_drawn() const {
+    const int shifts = std::max(1, settings_.shifts);
+    return (FEWEST_DRAWN + shifts - 1) / shifts * shifts;
+}
+
+std::vector<float> Session::drawn(const Frames& frames, std::uint32_t step) const {
+    FieldDraws draws{seed_, step, {}};
+    draws.numbers.assign(groups_.used.begin(), groups_.used.end());
+    const ScatteredFrames seen{frames.values.data(), frames.points.data(), frames.rows, frames.shared};
+    std::vector<float> out(num_groups() * frames.count * frame_size());
+    const double size = analyse(*model_->covariance(), seen, frames.errors, &draws, out.data());
+    if (size > MOST_SIZE) {
+        log_(ENMA_LOG_WARNING, text("points: the values are no fields such as ", model_->config().name,
+                                    " was trained on, by a factor of up to ", size,
+                                    ": check unit and coordinates, and give the error that the values have (errors)"));
+    }
+    return out;
+}
+
 // Latents [latents, G, N C] of frames as each shift sees them.
-std::vector<float> Session::encode(Frames frames, std::int64_t latents) {
+std::vector<float> Session::encode(Frames frames, std::int64_t latents, std::uint32_t step) {
     const TokenizerConfig& tokenizer = model_->config().tokenizer;
     const std::int64_t size = frame_size(), G = num_groups(), Z = latent_size(), c = tokenizer.field_channels;
+    // Each group has fields of its own, or all have those that were observed.
+    const bool own = !frames.points.empty() && model_->covariance() != nullptr;
+    if (own) frames.values = drawn(frames, step);
     for (std::size_t i = 0; !tokenizer.field_mean.empty() && i < frames.values.size(); ++i) {
         frames.values[i] = (frames.values[i] - tokenizer.field_mean[i % c]) / tokenizer.field_scale[i % c];
     }
@@ -84,11 +131,13 @@ std::vector<float> Session::encode(Frames frames, std::int64_t latents) {
     share_out(G, [&](std::int64_t g, int thread) {
         Target target{*model_, out.data() + g * Z, G * Z};
         // The last latent frame may lack frames of its own: they repeat the last one.
-        for (std::int64_t step = 0; step < steps; ++step) {
-            const std::int64_t t = std::min(step, count - 1);
+        for (std::int64_t i = 0; i < steps; ++i) {
+            const std::int64_t t = std::min(i, count - 1);
             const float* frame = features.data() + (t * G + g) * each;
             if (!interpolates) {
-                shift(frames.values.data() + t * size, tokenizer, views_[used_[g]], false, shifted[g].data());
+                const std::int64_t place = own ? g * frames.count + t : t;
+                shift(frames.values.data() + place * size, tokenizer, groups_.views[groups_.used[g]], false,
+                      shifted[g].data());
                 frame = shifted[g].data();
             }
             model_->encoder().push(frame, states[g], settings_.isa, work(thread), standardise, &target);
@@ -106,9 +155,9 @@ Frames Session::frames_at_points(const enma_observations& given, const char* nam
     const ModelConfig& config = model_->config();
     const TokenizerConfig& tokenizer = config.tokenizer;
     const std::int64_t d = tokenizer.dims(), c = tokenizer.field_channels;
-    if (!tokenizer.interpolation) {
+    if (!tokenizer.interpolation && model_->covariance() == nullptr) {
         fail(ENMA_INVALID_ARGUMENT, name, ": the model '", config.name,
-             "' has no interpolation; libenma reads its grid only");
+             "' has no interpolation, and its checkpoint no covariance; it works on its grid only");
     }
     const std::string where = text(name, ".points"), what = text(name, ".values");
     Frames out;
@@ -134,12 +183,17 @@ Frames Session::frames_at_points(const enma_observations& given, const char* nam
             fail(ENMA_INVALID_ARGUMENT, name, ": frame ", t, " has ", out.rows[t], " points; 1 to ", MOST_POINTS,
                  " are expected");
         }
+        if (!tokenizer.interpolation && out.rows[t] > MOST_TOGETHER) {
+            fail(ENMA_INVALID_ARGUMENT, name, ": frame ", t, " has ", out.rows[t], " points; at most ", MOST_TOGETHER,
+                 " are estimated from together: give some of them");
+        }
         rows += out.rows[t];
     }
     if (given.counts != nullptr) {
         out.values = Array(given.values, what.c_str(), {rows, c}, false).read("row");
         out.points = Array(given.points, where.c_str(), {rows, d}, false).read("row");
     }
+    out.errors = errors_of(given, tokenizer, name);
     for (std::size_t i = 0; i < out.points.size(); ++i) {
         const double length = tokenizer.lengths[i % d], beyond = AT_THE_END * length;
         if (out.points[i] < -beyond || out.points[i] > length + beyond) {
@@ -155,17 +209,30 @@ void Session::observe(const DLTensor* history, const DLTensor* context) {
     std::optional<Frames> seen, other;
     if (history != nullptr) seen = frames_on_grid(history, "history");
     if (context != nullptr) other = frames_on_grid(context, "context");
-    observe(std::move(seen), std::move(other));
+    observe(std::move(seen), std::move(other), settings_.shifts);
 }
 
 void Session::observe_points(const enma_observations* history, const enma_observations* context) {
     std::optional<Frames> seen, other;
     if (history != nullptr) seen = frames_at_points(*history, "history");
     if (context != nullptr) other = frames_at_points(*context, "context");
-    observe(std::move(seen), std::move(other));
+    const bool draws = model_->covariance() != nullptr;
+    observe(std::move(seen), std::move(other), draws ? num_drawn() : settings_.shifts);
 }
 
-void Session::observe(std::optional<Frames> history, std::optional<Frames> context) {
+void Session::observe(std::optional<Frames> history, std::optional<Frames> context, int groups) {
+    Groups before = groups_of(groups);
+    std::swap(before, groups_);
+    try {
+        observe_in_groups(std::move(history), std::move(context));
+    } catch (...) {
+        // What is refused leaves the session as it was.
+        groups_ = std::move(before);
+        throw;
+    }
+}
+
+void Session::observe_in_groups(std::optional<Frames> history, std::optional<Frames> context) {
     const ModelConfig& config = model_->config();
     if (!history && !context) {
         fail(ENMA_INVALID_ARGUMENT, "history and context are both NULL; give one of them");
@@ -178,7 +245,8 @@ void Session::observe(std::optional<Frames> history, std::optional<Frames> conte
                  " are expected, or a context");
         }
         if (observed.frames >= MOST_SEQUENCE) fail(ENMA_INVALID_ARGUMENT, "history has too many frames");
-        observed.history = encode(std::move(*history), config.tokenizer.whole_latents(observed.frames));
+        const std::int64_t latents = config.tokenizer.whole_latents(observed.frames);
+        observed.history = encode(std::move(*history), latents, HISTORY_STEP);
     }
     if (context) {
         const std::int64_t given = context->count, used = config.context_frames(given);
@@ -193,7 +261,8 @@ void Session::observe(std::optional<Frames> history, std::optional<Frames> conte
                       " was trained on contexts of at least ", least, ", and may forecast far worse from fewer"));
         }
         context->count = used;
-        observed.context = encode(std::move(*context), config.tokenizer.latent_frames(used));
+        if (!context->rows.empty()) context->rows.resize(used);
+        observed.context = encode(std::move(*context), config.tokenizer.latent_frames(used), CONTEXT_STEP);
     }
     begin(std::move(observed));
     if (total_ > config.num_frames) {

@@ -28,7 +28,8 @@ struct Session::SavedHeader {
     std::uint8_t model[32];
     std::uint64_t seed, trajectory;
     std::int64_t first_member, num_members, num_frames;
-    std::uint32_t temperature, reserved;
+    std::uint32_t temperature;
+    std::uint32_t drawn;  // fields that were drawn from scattered observations; 0 if none were
     std::int64_t observed, done;
     std::int64_t context, made;  // latent frames
 };
@@ -47,6 +48,8 @@ Session::SavedHeader Session::header() const {
     h.num_members = settings_.num_members;
     h.num_frames = settings_.num_frames;
     h.temperature = std::bit_cast<std::uint32_t>(settings_.temperature);
+    const std::size_t ways = groups_.views.size();
+    h.drawn = ways == static_cast<std::size_t>(settings_.shifts) ? 0 : static_cast<std::uint32_t>(ways);
     h.observed = observed_.frames;
     h.done = observed_.done;
     h.context = static_cast<std::int64_t>(observed_.context.size()) / each;
@@ -103,6 +106,20 @@ void Session::restore(const char* bytes, std::size_t size) {
     check(h.num_frames == set.num_frames, "num_frames");
     check(h.shifts == static_cast<std::uint32_t>(set.shifts), "shifts");
     check(h.temperature == std::bit_cast<std::uint32_t>(set.temperature), "temperature");
+    const bool drawn = model_->covariance() != nullptr && h.drawn == static_cast<std::uint32_t>(num_drawn());
+    check(h.drawn == 0 || drawn, "way of observing");
+    Groups before = groups_of(h.drawn == 0 ? set.shifts : num_drawn());
+    std::swap(before, groups_);
+    try {
+        restore_latents(h, bytes, size);
+    } catch (...) {
+        groups_ = std::move(before);
+        throw;
+    }
+}
+
+void Session::restore_latents(const SavedHeader& h, const char* bytes, std::size_t size) {
+    const SessionSettings& set = settings_;
     // The digest guards against accidents, this against buffers that were made up.
     const TokenizerConfig& tokenizer = model_->config().tokenizer;
     const std::int64_t most = model_->config().num_frames, G = num_groups(), Z = latent_size();

@@ -76,22 +76,30 @@ Session::Session(std::shared_ptr<const Model> model, const SessionSettings& sett
         fail(ENMA_NO_MEMORY, "threads is ", set.threads, "; the system lets this process start fewer: use less");
     }
     if (!std::isfinite(set.temperature)) fail(ENMA_INVALID_ARGUMENT, "temperature is not a finite number");
-    views_ = views(config, set.shifts);
+    groups_ = groups_of(set.shifts);
     seed_ =
         philox_4x32({low(set.trajectory), high(set.trajectory), TRAJECTORY_STEP, 0}, low(set.seed), high(set.seed)).w0;
-    const auto shift_of = [&](std::int64_t row) { return static_cast<int>((set.first_member + row) % set.shifts); };
-    std::set<int> used;
-    for (std::int64_t row = 0; row < std::min<std::int64_t>(set.num_members, set.shifts); ++row)
-        used.insert(shift_of(row));
-    used_.assign(used.begin(), used.end());
-    for (std::int64_t row = 0; row < set.num_members; ++row) {
-        group_.push_back(static_cast<int>(std::lower_bound(used_.begin(), used_.end(), shift_of(row)) - used_.begin()));
-    }
     const Interpolation* interpolation = model_->interpolation();
     work_each_ = std::max(model_->encoder().work_bytes(),
                           decoder_bytes() + (interpolation == nullptr ? 0 : interpolation->to_field_bytes()));
     work_ = Buffer(work_each_ * set.threads);
     pending_.resize(config.tokenizer.time_factor() * set.num_members * frame_size());
+}
+
+Groups Session::groups_of(int count) const {
+    const SessionSettings& set = settings_;
+    const std::vector<View> ways = views(model_->config(), set.shifts);
+    Groups out;
+    for (int i = 0; i < count; ++i) out.views.push_back(ways[i % ways.size()]);
+    const auto number = [&](std::int64_t row) { return static_cast<int>((set.first_member + row) % count); };
+    std::set<int> used;
+    for (std::int64_t row = 0; row < std::min<std::int64_t>(set.num_members, count); ++row) used.insert(number(row));
+    out.used.assign(used.begin(), used.end());
+    for (std::int64_t row = 0; row < set.num_members; ++row) {
+        const auto place = std::lower_bound(out.used.begin(), out.used.end(), number(row));
+        out.group.push_back(static_cast<int>(place - out.used.begin()));
+    }
+    return out;
 }
 
 void Session::check_ready() const {
@@ -187,7 +195,7 @@ void Session::read_all(Observed observed, const Plan& planned) {
     std::vector<std::uint32_t> members(B);
     for (std::int64_t b = 0; b < B; ++b) members[b] = low(settings_.first_member + b);
     const std::vector<std::uint32_t> seeds(B, seed_);
-    sampler_session_->begin(seeds.data(), members.data(), group_.data(), static_cast<int>(first));
+    sampler_session_->begin(seeds.data(), members.data(), groups_.group.data(), static_cast<int>(first));
     // The decoder reads a history once for all members that share it.
     std::vector<StreamState> states(G, model_->decoder().state());
     share_out(G, [&](std::int64_t g, int thread) {
@@ -196,7 +204,7 @@ void Session::read_all(Observed observed, const Plan& planned) {
             decode_row(observed_.history.data() + (t * G + g) * Z, states[g], work(thread), nowhere, nullptr);
         }
     });
-    for (std::int64_t b = 0; b < B; ++b) states_[b] = states[group_[b]];
+    for (std::int64_t b = 0; b < B; ++b) states_[b] = states[groups_.group[b]];
     decoded_ = first;
     active_.resize(B);
     std::iota(active_.begin(), active_.end(), 0);

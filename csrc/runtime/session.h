@@ -39,6 +39,14 @@ struct Frames {
     std::vector<float> points = {};       // [rows, d], or [P, d] that all frames share; none: on the grid
     std::vector<std::int64_t> rows = {};  // points of each frame, unless on the grid
     bool shared = false;
+    std::vector<double> errors = {};  // of values at scattered points, one for each channel; none: no error
+};
+
+// Members that see the field in one way, or begin from the same drawn field, are a group.
+struct Groups {
+    std::vector<View> views;
+    std::vector<int> used;   // views that some member takes
+    std::vector<int> group;  // of each member, its place among these
 };
 
 // Where in its trajectory a session is, and the latents that decide the rest: all that a saved session holds.
@@ -91,19 +99,30 @@ class Session {
     std::int64_t frame_size() const {
         return std::int64_t{model_->config().points()} * model_->config().tokenizer.field_channels;
     }
-    std::int64_t num_groups() const { return static_cast<std::int64_t>(used_.size()); }
+    std::int64_t num_groups() const { return static_cast<std::int64_t>(groups_.used.size()); }
+    // Of members k by k modulo `count`, a multiple of the number of shifts.
+    Groups groups_of(int count) const;
+    // Fields that are drawn where observations are scattered: a multiple of the number of shifts.
+    int num_drawn() const;
     std::int64_t num_history() const;
 
     SavedHeader header() const;
+    // What a verified buffer of these groups holds after its header.
+    void restore_latents(const SavedHeader& header, const char* bytes, std::size_t size);
     // body(item, thread) for each of `items`, shared out among the threads.
     template <class Body>
     void share_out(std::int64_t items, const Body& body);
     char* work(int thread) const { return work_.data() + work_each_ * thread; }
     Frames frames_on_grid(const DLTensor* tensor, const char* name) const;
     Frames frames_at_points(const enma_observations& given, const char* name) const;
-    void observe(std::optional<Frames> history, std::optional<Frames> context);
+    // With so many groups of members, as groups_of.
+    void observe(std::optional<Frames> history, std::optional<Frames> context, int groups);
+    void observe_in_groups(std::optional<Frames> history, std::optional<Frames> context);
     std::vector<float> interpolated(const Frames& frames, std::int64_t count);
-    std::vector<float> encode(Frames frames, std::int64_t latents);
+    // Fields [G, frames, frame] that fit observations at scattered points, in units of the field.
+    std::vector<float> drawn(const Frames& frames, std::uint32_t step) const;
+    // `step` is the mask step of the noise of what is drawn.
+    std::vector<float> encode(Frames frames, std::int64_t latents, std::uint32_t step);
     // Frames in all, latent frames in all, of the context, and that members share and have of their own.
     struct Plan {
         std::int64_t total, total_latents, context, shared, own;
@@ -131,8 +150,7 @@ class Session {
     SessionSettings settings_;
     Log log_;
     std::uint32_t seed_;
-    std::vector<View> views_;
-    std::vector<int> used_, group_;
+    Groups groups_;
 
     Observed observed_;
     std::int64_t total_ = 0, total_latents_ = 0;

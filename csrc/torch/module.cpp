@@ -19,6 +19,9 @@ namespace {
 void bind_operators(pybind11::module_& m) {
     using pybind11::arg;
     const auto release = pybind11::call_guard<pybind11::gil_scoped_release>();
+    m.def("analyse", &analyse, arg("mean"), arg("power"), arg("correlation"), arg("grid"), arg("lengths"),
+          arg("periodic"), arg("values"), arg("points"), arg("rows"), arg("shared"), arg("errors"), arg("seed"),
+          arg("draws"), arg("step"), release);
     m.def("frame_attention", &frame_attention, arg("q"), arg("k"), arg("v"), arg("cache_k"), arg("cache_v"),
           arg("prefix_k"), arg("prefix_v"), arg("length"), arg("prefix_length"), arg("isa") = "", release);
     m.def("philox_normal", &philox_normal, arg("seed"), arg("members"), arg("frame"), arg("mask_step"), arg("tokens"),

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from ..models.covariance import FieldCovariance
+from ..ops._backend import choose, native, native_problem
 from ..ops.philox_normal import philox_normal
 
 # Mask steps of the noise of draws (`sampling/noise.py`).
@@ -37,6 +38,8 @@ HISTORY, CONTEXT = 0xFFFFFFFD, 0xFFFFFFFC
 _NUGGET, _LEFT_OUT = 1e-7, 1e-9
 # Frames that are estimated together where their points differ, and the most observations that are.
 _FRAMES, _MOST = 3, 3072
+# The most points of a frame: their covariance takes 2 GB.
+MOST_TOGETHER = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ def analyse(
     draw: Draw | None = None,
     *,
     errors: Sequence[float] = (),
+    backend: str | None = None,
 ) -> tuple[Tensor, float]:
     """Fields ``[S, L, *grid, c]`` fp32 of draws that fit the observations; without a `draw` the analysis, with S = 1.
 
@@ -73,13 +77,44 @@ def analyse(
         ``[P, d]`` of all frames, or ``[L, P, d]``, NaN where a frame has fewer than others.
     errors
         Standard deviation of the error of values, one or one for each channel; none by default.
+    backend
+        ``native``, by the extension, as `libenma`, or ``reference``, by PyTorch; the best that can run by default.
     """
+    values, points = values.float(), points.float()
     errors = [*errors, *[errors[0] if len(errors) == 1 else 0.0] * (covariance.channels - len(errors))]
+    candidates = {"native": native_problem(values.device), "reference": None}
+    if choose("analyse", candidates, backend) == "native":
+        return _analyse_native(covariance, values, points, draw, errors)
     parts = [
         _Channel(covariance, c, error, draw).fields(values[..., c].double(), points.double())
         for c, error in enumerate(errors)
     ]
     return torch.stack([fields for fields, _ in parts], -1).float(), max(size for _, size in parts)
+
+
+def _analyse_native(
+    covariance: FieldCovariance, values: Tensor, points: Tensor, draw: Draw | None, errors: list[float]
+) -> tuple[Tensor, float]:
+    frames, shared = len(values), points.ndim == 2
+    rows = [values.shape[1]] * frames
+    if not shared:
+        there = ~points.isnan().any(-1)
+        rows, values, points = there.sum(-1).tolist(), values[there], points[there]
+    fields, size = native().analyse(
+        **covariance.tensors(),
+        grid=covariance.grid,
+        lengths=covariance.lengths,
+        periodic=covariance.periodic,
+        values=values.contiguous(),
+        points=points.contiguous(),
+        rows=rows,
+        shared=shared,
+        errors=errors if any(errors) else [],
+        seed=0 if draw is None else draw.seed,
+        draws=[] if draw is None else draw.numbers.tolist(),
+        step=0 if draw is None else draw.step,
+    )
+    return fields.view(-1, frames, *covariance.grid, covariance.channels), size
 
 
 class _Channel:

@@ -20,6 +20,7 @@ from ..models.model import Model
 from ..sampling.noise import trajectory_seed
 from ..sampling.shifts import View
 from ..utils.text import counted
+from .analysis import MOST_TOGETHER
 from .labelled_field import later
 
 
@@ -43,6 +44,11 @@ def coordinates(name: str, value: np.ndarray | Tensor, model: Model, *, of_frame
     if points.ndim not in dims or not points.numel() or points.shape[-1] != options.dims:
         others = ", with frames, or trajectories and frames, before it if each has its own" if of_frames else ""
         raise EnmaError(f"{name} has shape {tuple(points.shape)}; [points, {options.dims}] is expected{others}")
+    if of_frames and options.interpolation is None and points.shape[-2] > MOST_TOGETHER:
+        raise EnmaError(
+            f"{name} has {points.shape[-2]} points a frame; at most {MOST_TOGETHER} are estimated from together: give "
+            "some of them"
+        )
     absent = points.isnan().all(-1) if points.ndim > 2 else torch.zeros(len(points), dtype=torch.bool)
     if not torch.isfinite(points[~absent]).all():
         remedy = "leave the point out by NaN in all of its coordinates" if points.ndim > 2 else "leave the point out"

@@ -106,7 +106,7 @@ def save_model(
     if model.domain is not None:
         write_atomic(folder / DOMAIN, model.domain.to_json().encode())
     if model.covariance is not None:
-        write_tensors(folder / COVARIANCE, model.covariance.tensors())
+        write_tensors(folder / COVARIANCE, {name: x.float() for name, x in model.covariance.tensors().items()})
     if card is not None:
         write_atomic(folder / CARD, card.encode())
     write_manifest(folder)
@@ -242,7 +242,8 @@ def _covariance(path: Path, config: ModelConfig) -> FieldCovariance:
     """The covariance of a checkpoint's fields; `EnmaError` if a file holds another thing."""
     (tensors, _), tok = read_tensors(path), config.tokenizer
     try:
-        return FieldCovariance(**tensors, grid=tok.grid, lengths=tok.lengths, periodic=tok.periodic)
+        wide = {name: x.double() for name, x in tensors.items()}
+        return FieldCovariance(**wide, grid=tok.grid, lengths=tok.lengths, periodic=tok.periodic)
     except (EnmaError, TypeError) as error:
         raise EnmaError(f"{path}: not how fields of this model vary ({error}); copy the checkpoint again") from None
 

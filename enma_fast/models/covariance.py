@@ -32,7 +32,7 @@ class FieldCovariance:
 
     Attributes
     ----------
-    mean : [c]
+    mean : [c], as the others float64
     power : [*f, c] variance of the amplitude of one wave of these frequencies, of 0, 1, ... half-turns between walls
         and turns around a ring
     correlation : [*f, c] of the amplitudes of such a wave in successive frames, 0 to 1
@@ -81,10 +81,13 @@ class FieldCovariance:
         waves = _by_frequency(torch.ones(*grid, channels, dtype=torch.float64), places)
         power = squares / (waves * len(fields) * fields.shape[1])
         correlation = products / (before * after).sqrt().clamp_min(torch.finfo(torch.float64).tiny)
-        return cls(torch.from_numpy(mean), power, correlation.clamp(*_CORRELATIONS), grid, lengths, periodic)
+        correlation = correlation.clamp(*_CORRELATIONS)
+        # As precise as files hold them.
+        mean_c, power, correlation = (x.float().double() for x in (torch.from_numpy(mean), power, correlation))
+        return cls(mean_c, power, correlation, grid, lengths, periodic)
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a file holds of it."""
+        """Its statistics by name, contiguous."""
         return {"mean": self.mean, "power": self.power, "correlation": self.correlation}
 
     @property

@@ -1,7 +1,12 @@
 """Optimal interpolation: what it must equal in closed form, draws that are as far from the truth as they say."""
 
 import math
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +15,7 @@ import torch
 import enma_fast
 from enma_fast.data import read, shipped_file
 from enma_fast.errors import EnmaError
-from enma_fast.forecasting import analysis
+from enma_fast.forecasting import analysis, encoding
 from enma_fast.forecasting.analysis import HISTORY, Draw
 from enma_fast.forecasting.api import forecast
 from enma_fast.forecasting.members import sample_fields, stream_members
@@ -21,7 +26,21 @@ from enma_fast.models.interpolation import grid_points
 from enma_fast.models.model import Model
 
 from .._covariance import GRIDS, covariance_on, points_of
+from .._extension import ISAS, needs_native
 from .._tiny import distance, model, waves
+
+ROOT = Path(__file__).parents[2]
+BACKENDS = [pytest.param("reference"), pytest.param("native", marks=needs_native)]
+
+
+@pytest.fixture(autouse=True, params=BACKENDS)
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of this file by both implementations."""
+    monkeypatch.setattr(analysis, "analyse", partial(OURS, backend=request.param))
+    monkeypatch.setattr(encoding, "analyse", analysis.analyse)
+
+
+OURS = analysis.analyse
 
 
 def analyse(*arguments, **options) -> torch.Tensor:
@@ -104,13 +123,13 @@ def test_neighbours_in_time_help_where_their_points_differ():
     assert errors["own"] < 0.5 * errors["same"]
 
 
-def test_too_many_observations_for_neighbours(monkeypatch):
-    covariance, grid, where = covariance_on("ring"), points_of("ring"), some_points("ring", 4, 3)
-    values = drawn_fields(covariance, 1, 4)[0].gather(1, where[..., None])
-    monkeypatch.setattr(analysis, "_MOST", 8)
-    found = analyse(covariance, values, grid[where])
+def test_too_many_observations_for_neighbours():
+    covariance, generator = covariance_on("ring"), torch.Generator().manual_seed(0)
+    points = 1.5 * torch.rand(4, 1100, 1, generator=generator, dtype=torch.float64)
+    values = torch.sin(2 * math.pi / 1.5 * points + torch.arange(4)[:, None, None])
+    found = analyse(covariance, values, points)
     for t in range(4):
-        alone = analyse(covariance, values[t : t + 1], grid[where[t]])
+        alone = analyse(covariance, values[t : t + 1], points[t])
         torch.testing.assert_close(found[:, t : t + 1], alone, rtol=0, atol=1e-5)
 
 
@@ -150,6 +169,53 @@ def test_draws_fit_what_is_seen_and_their_size_follows_it():
     )
     assert distance(analyse(covariance, values, grid[where], replace(draw, seed=6)), made) > 0.01
     torch.testing.assert_close(analyse(covariance, 100 * values, grid[where], draw), 100 * made, rtol=1e-4, atol=1e-3)
+
+
+@needs_native
+@pytest.mark.parametrize("name", GRIDS)
+@pytest.mark.parametrize("error", [0.0, 0.2])
+@pytest.mark.parametrize("own", [False, True])
+def test_both_implementations_agree(name, error, own):
+    """Frames of up to 150 points, several blocks of the factorisation, in two channels."""
+    covariance, generator = covariance_on(name, channels=2), torch.Generator().manual_seed(4)
+    _, lengths, _ = GRIDS[name]
+    points = (torch.rand(4, 150, len(lengths), generator=generator) * torch.tensor(lengths)).float()
+    values = torch.randn(4, 150, 2, generator=generator)
+    if own:
+        points[1, 3:], points[2, 77:] = math.nan, math.nan
+    else:
+        points = points[0]
+    errors = (error, 2 * error) if error else ()
+    for draw in (None, Draw(seed=9, numbers=torch.tensor([0, 5, 16]), step=HISTORY)):
+        (ours, size), (expected, known) = (
+            OURS(covariance, values, points, draw, errors=errors, backend=name) for name in ("native", "reference")
+        )
+        assert ours.shape == expected.shape
+        # Noise that is no field, without its error: amplitudes are sums of numbers that cancel.
+        assert distance(ours, expected) < (1e-6 if error else 1e-4)
+        assert size == pytest.approx(known, rel=1e-6)
+
+
+@needs_native
+def test_bits_depend_on_no_instruction_set():
+    program = """
+import hashlib, torch
+from enma_fast.forecasting.analysis import HISTORY, Draw, analyse
+from tests._covariance import covariance_on
+points = torch.rand(3, 90, 2, generator=torch.Generator().manual_seed(0)) * torch.tensor([2.0, 1.0])
+values = torch.randn(3, 90, 2, generator=torch.Generator().manual_seed(1))
+draw = Draw(seed=1, numbers=torch.arange(3), step=HISTORY)
+made, _ = analyse(covariance_on("plane", channels=2), values, points, draw, errors=[0.1], backend="native")
+print(hashlib.sha256(made.numpy().tobytes()).hexdigest())
+"""
+    found = set()
+    for isa in {"scalar", "avx2", "avx512"} & set(ISAS):
+        environment = os.environ | {"ENMA_ISA": isa, "PYTHONPATH": str(ROOT)}
+        run = subprocess.run(
+            [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+        )
+        found.add(run.stdout)
+    assert len(found) == 1
 
 
 def test_points_given_twice_and_frames_with_fewer_points():

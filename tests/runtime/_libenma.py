@@ -10,6 +10,7 @@ import os
 import re
 import shlex
 import subprocess
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from ctypes import POINTER, byref, c_char_p, c_double, c_int32, c_int64, c_size_t, c_uint8, c_uint16, c_uint64, c_void_p
 from pathlib import Path
@@ -198,14 +199,20 @@ class Observations(ctypes.Structure):
         ("values", POINTER(Tensor)),
         ("counts", POINTER(c_int64)),
         ("num_frames", c_int64),
+        ("errors", POINTER(c_double)),
+        ("num_errors", c_int64),
     )
 
     @classmethod
-    def of(cls, points: np.ndarray, values: np.ndarray, counts: list[int] | None = None) -> Observations:
+    def of(
+        cls, points: np.ndarray, values: np.ndarray, counts: list[int] | None = None, errors: Sequence[float] = ()
+    ) -> Observations:
         tensors = [Tensor.of(points), Tensor.of(values)]
         rows = None if counts is None else (c_int64 * len(counts))(*counts)
+        deviations = (c_double * len(errors))(*errors) if errors else None
         self = cls(ctypes.sizeof(cls), *map(ctypes.pointer, tensors), rows, 0 if counts is None else len(counts))
-        self.kept = (tensors, rows)
+        self.errors, self.num_errors = deviations, len(errors)
+        self.kept = (tensors, rows, deviations)
         return self
 
 

@@ -54,6 +54,13 @@ int main(int, char** argv) {
     session.observe(shared, context);
     write_forecast();
     session.observe_context(context);
+    // A model with an interpolation takes no errors of values.
+    try {
+        session.observe(enma::Observations<const float>{shared.points, shared.values, {}, {0.25}});
+        write_forecast();
+    } catch (const enma::Error& error) {
+        if (std::strstr(error.what(), "history.errors: are those of") == nullptr) return 4;
+    }
     try {
         session.observe(enma::Observations<const float>{{points.data(), {P, d}}, {values.data(), {3, P - 1, c}}});
     } catch (const enma::Error& error) {

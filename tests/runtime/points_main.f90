@@ -50,6 +50,14 @@ program points
     call enma_observe_points(session, places, values, context_points=places(:, :5), context_values=values(:, :5, :))
     call enma_forecast(session, frames)
     write (file) frames
+    ! A model with an interpolation takes no errors of values.
+    call enma_observe_points(session, places, values, errors=[0.25_real64], status=status)
+    if (status == ENMA_OK) then
+        call enma_forecast(session, frames)
+        write (file) frames
+    else if (index(enma_message(), "history.errors: are those of") == 0) then
+        error stop enma_message()
+    end if
     call enma_observe_points(session, places, values, context_points=places(:, :2), &
                              context_values=reshape(values(:, :2, :), [int(model%channels), 6]), &
                              context_counts=[2_int64, 2_int64, 2_int64], status=status)

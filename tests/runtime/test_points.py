@@ -289,7 +289,7 @@ def test_structs_of_other_versions(model: Model, network: Network) -> None:
 def test_a_model_on_its_grid_alone_refuses_points(small: Model) -> None:
     points, values = scattered(LINE, 3, [8])
     assert small.describe().scattered == 0
-    message = "history: the model 'relative-fast' has no interpolation; libenma reads its grid only"
+    message = "history: the model 'relative-fast' has no interpolation, and its checkpoint no covariance; it works on"
     refused(INVALID_ARGUMENT, message, small, Observations.of(points, values))
     session = small.session()
     with pytest.raises(Failure, match="session is NULL"):
@@ -297,29 +297,36 @@ def test_a_model_on_its_grid_alone_refuses_points(small: Model) -> None:
     assert session.progress() == (0, 0)
 
 
-@pytest.mark.parametrize("language", ["c++17", "f2018"])
-def test_points_in_cpp_and_in_fortran(
-    library: Library, model: Model, network: Network, tmp_path: Path, language: str
-) -> None:
-    points, values = scattered(network.config, 3, [9])
-    points.tofile(tmp_path / "points")
-    values.tofile(tmp_path / "values")
+def by_a_program(library: Library, model: Model, config: ModelConfig, folder: Path, language: str) -> None:
+    """`points_main` gives the forecasts of the model in `folder / "it"` as the library does."""
+    points, values = scattered(config, 3, [9])
+    points.tofile(folder / "points")
+    values.tofile(folder / "values")
     some = (np.concatenate([points[:3], points[:4], points]), np.concatenate([values[0, :3], values[1, :4], values[2]]))
     given = [Observations.of(points, values), Observations.of(*some, [3, 4, 9])]
     expected = [forecast(model, history, num_members=2) for history in given]
     session = model.session(num_members=2)
     session.observe_points(given[0], Observations.of(points[:5], values[:, :5]))
     expected.append(session.forecast())
-    program, out = str(tmp_path / "program"), tmp_path / "out"
+    if config.tokenizer.interpolation is None:
+        expected.append(forecast(model, Observations.of(points, values, errors=[0.25]), num_members=2))
+    program, out = str(folder / "program"), folder / "out"
     here = Path(__file__).parent
-    arguments = [str(tmp_path / name) for name in ("it", "points", "values")]
+    arguments = [str(folder / name) for name in ("it", "points", "values")]
     if language == "c++17":
         flags = ["-pedantic", *WARNINGS, "-Wshadow", "-Wconversion", "-Wno-sign-conversion", f"-I{CSRC / 'include'}"]
         run([CXX, f"-std={language}", *flags, str(here / "points_main.cpp"), *linked(library), "-o", program])
     else:
         needs("gfortran")
         files = [str(CSRC / "fortran/enma.f90"), str(here / "points_main.f90")]
-        run(["gfortran", f"-std={language}", *WARNINGS, f"-J{tmp_path}", *files, *linked(library), "-o", program])
+        run(["gfortran", f"-std={language}", *WARNINGS, f"-J{folder}", *files, *linked(library), "-o", program])
         arguments.append("9")
     run([program, *arguments, str(out)])
     assert np.array_equal(np.fromfile(out, np.float32), np.concatenate([frames.ravel() for frames in expected]))
+
+
+@pytest.mark.parametrize("language", ["c++17", "f2018"])
+def test_points_in_cpp_and_in_fortran(
+    library: Library, model: Model, network: Network, tmp_path: Path, language: str
+) -> None:
+    by_a_program(library, model, network.config, tmp_path, language)

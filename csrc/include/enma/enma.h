@@ -125,15 +125,19 @@ typedef struct {
 
 /* Frames observed at scattered points; duplicates count twice. Without `counts` the frames share their points: `points`
  * is [P, dims] and `values` [L, P, channels]. With it frame t has `counts[t]` points, at least 1, and the rows of the
- * frames follow one another: [rows, dims] and [rows, channels]. Coordinates are from 0 to the length of the domain. */
+ * frames follow one another: [rows, dims] and [rows, channels]. Coordinates are from 0 to the length of the domain.
+ * `errors` are standard deviations of the error of the values, one or one for each channel; models with an interpolation
+ * of their own take none. */
 typedef struct {
     size_t struct_size;
     const DLTensor* points;
     const DLTensor* values;
     const int64_t* counts; /* [num_frames], or NULL */
     int64_t num_frames;
+    const double* errors; /* [num_errors], or NULL */
+    int64_t num_errors;
 } enma_observations;
-#define ENMA_OBSERVATIONS {sizeof(enma_observations), NULL, NULL, NULL, 0}
+#define ENMA_OBSERVATIONS {sizeof(enma_observations), NULL, NULL, NULL, 0, NULL, 0}
 
 /* ENMA_ABI_VERSION of the library. */
 ENMA_API uint32_t enma_abi_version(void);

@@ -86,6 +86,8 @@ template <class T>
 struct Observations {
     View<T> points, values;
     std::vector<std::int64_t> counts{};
+    // Standard deviations of the error of the values, one or one for each channel.
+    std::vector<double> errors{};
 };
 
 // Gets messages of a model and its sessions, on the thread that calls the library; must not call it back.
@@ -294,6 +296,10 @@ class Session {
             made[1] = given->values.tensor();
             to.points = &made[0];
             to.values = &made[1];
+            if (!given->errors.empty()) {
+                to.errors = given->errors.data();
+                to.num_errors = static_cast<std::int64_t>(given->errors.size());
+            }
             if (given->counts.empty()) return &to;
             to.counts = given->counts.data();
             to.num_frames = static_cast<std::int64_t>(given->counts.size());
