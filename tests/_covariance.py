@@ -18,8 +18,8 @@ def covariance_on(name: str, channels: int = 1, seed: int = 0) -> FieldCovarianc
     grid, lengths, periodic = GRIDS[name]
     generator = torch.Generator().manual_seed(seed)
     shape = (*(n // 2 + 1 if p else n for n, p in zip(grid, periodic, strict=True)), channels)
-    power, correlation = (torch.rand(shape, generator=generator, dtype=torch.float64) for _ in range(2))
-    return FieldCovariance(torch.zeros(channels).double(), power, correlation, grid, lengths, periodic)
+    deviation, correlation = (torch.rand(shape, generator=generator, dtype=torch.float64) for _ in range(2))
+    return FieldCovariance(torch.zeros(channels).double(), deviation, correlation, grid, lengths, periodic)
 
 
 def points_of(name: str) -> torch.Tensor:

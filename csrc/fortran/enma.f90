@@ -412,7 +412,7 @@ contains
     end function observations_of
 
     ! Points and values of a history, then those of a context.
-    subroutine observe_rows(session, arrays, counts, context_counts, errors, status)
+    subroutine observe_rows(session, arrays, counts, context_counts, status, errors)
         type(enma_session), intent(in) :: session
         type(array), target, intent(in) :: arrays(4)
         integer(int64), intent(in), optional :: counts(:), context_counts(:)
@@ -438,7 +438,7 @@ contains
     end subroutine observe_rows
 
     subroutine observe_points_real32(session, points, values, counts, context_points, context_values, context_counts, &
-                                     errors, status)
+                                     status, errors)
         type(enma_session), intent(in) :: session
         real(real32), target, contiguous, intent(in) :: points(:, :), values(..)
         real(real32), target, contiguous, intent(in), optional :: context_points(:, :), context_values(..)
@@ -448,11 +448,11 @@ contains
         type(array) :: context(2)
         if (present(context_points)) context(1) = array32(context_points)
         if (present(context_values)) context(2) = array32(context_values)
-        call observe_rows(session, [array32(points), array32(values), context], counts, context_counts, errors, status)
+        call observe_rows(session, [array32(points), array32(values), context], counts, context_counts, status, errors)
     end subroutine observe_points_real32
 
     subroutine observe_points_real64(session, points, values, counts, context_points, context_values, context_counts, &
-                                     errors, status)
+                                     status, errors)
         type(enma_session), intent(in) :: session
         real(real64), target, contiguous, intent(in) :: points(:, :), values(..)
         real(real64), target, contiguous, intent(in), optional :: context_points(:, :), context_values(..)
@@ -462,7 +462,7 @@ contains
         type(array) :: context(2)
         if (present(context_points)) context(1) = array64(context_points)
         if (present(context_values)) context(2) = array64(context_values)
-        call observe_rows(session, [array64(points), array64(values), context], counts, context_counts, errors, status)
+        call observe_rows(session, [array64(points), array64(values), context], counts, context_counts, status, errors)
     end subroutine observe_points_real64
 
     subroutine step_into(session, frame, status)

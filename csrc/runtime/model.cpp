@@ -119,15 +119,15 @@ void Model::read_covariance() {
         return std::vector<double>(values, values + count);
     };
     found.mean = take("mean", {found.channels}, found.channels);
-    found.power = take("power", shape, found.entries());
+    found.deviation = take("deviation", shape, found.entries());
     found.correlation = take("correlation", shape, found.entries());
     tensors->check_all_taken();
     const auto within = [](const std::vector<double>& values, double most) {
         return std::all_of(values.begin(), values.end(), [most](double x) { return x >= 0 && x <= most; });
     };
-    if (!within(found.power, std::numeric_limits<float>::max()) || !within(found.correlation, 1)) {
+    if (!within(found.deviation, std::numeric_limits<float>::max()) || !within(found.correlation, 1)) {
         fail(ENMA_CHECKPOINT, "covariance.safetensors of ", config_.name,
-             ": power is below 0, or a correlation not between 0 and 1; copy the checkpoint again");
+             ": deviation is below 0, or a correlation not between 0 and 1; copy the checkpoint again");
     }
 }
 

@@ -20,7 +20,8 @@ constexpr std::uint32_t HISTORY_STEP = 0xFFFFFFFDu, CONTEXT_STEP = 0xFFFFFFFCu;
 
 // Of each channel; none where there is no error.
 std::vector<double> errors_of(const enma_observations& given, const TokenizerConfig& tokenizer, const char* name) {
-    if (given.errors == nullptr) return {};
+    if (given.errors == nullptr && given.num_errors == 0) return {};
+    if (given.errors == nullptr) fail(ENMA_INVALID_ARGUMENT, name, ".errors is NULL; num_errors is ", given.num_errors);
     const std::int64_t count = given.num_errors, c = tokenizer.field_channels;
     if (count != 1 && count != c) {
         fail(ENMA_INVALID_ARGUMENT, name, ".num_errors is ", count, "; 1 or ", c, " is expected");
@@ -82,13 +83,17 @@ int Session::num_drawn() const {
 }
 
 std::vector<float> Session::drawn(const Frames& frames, std::uint32_t step) const {
+    const char* const name = step == HISTORY_STEP ? "history" : "context";
     FieldDraws draws{seed_, step, {}};
     draws.numbers.assign(groups_.used.begin(), groups_.used.end());
     const ScatteredFrames seen{frames.values.data(), frames.points.data(), frames.rows, frames.shared};
     std::vector<float> out(num_groups() * frames.count * frame_size());
     const double size = analyse(*model_->covariance(), seen, frames.errors, &draws, out.data());
+    if (!std::isfinite(size) || !std::all_of(out.begin(), out.end(), [](float x) { return std::isfinite(x); })) {
+        fail(ENMA_INVALID_ARGUMENT, name, ": no field of finite values fits the values; check their unit");
+    }
     if (size > MOST_SIZE) {
-        log_(ENMA_LOG_WARNING, text("points: the values are no fields such as ", model_->config().name,
+        log_(ENMA_LOG_WARNING, text(name, ": the values are no fields such as ", model_->config().name,
                                     " was trained on, by a factor of up to ", size,
                                     ": check unit and coordinates, and give the error that the values have (errors)"));
     }

@@ -17,12 +17,12 @@ std::vector<double> numbers(const char* name, const at::Tensor& x, std::int64_t 
 
 }  // namespace
 
-std::tuple<at::Tensor, double> analyse(const at::Tensor& mean, const at::Tensor& power, const at::Tensor& correlation,
-                                       const std::vector<int64_t>& grid, const std::vector<double>& lengths,
-                                       const std::vector<bool>& periodic, const at::Tensor& values,
-                                       const at::Tensor& points, const std::vector<int64_t>& rows, bool shared,
-                                       const std::vector<double>& errors, int64_t seed,
-                                       const std::vector<int64_t>& draws, int64_t step) {
+std::tuple<at::Tensor, double> analyse(const at::Tensor& mean, const at::Tensor& deviation,
+                                       const at::Tensor& correlation, const std::vector<int64_t>& grid,
+                                       const std::vector<double>& lengths, const std::vector<bool>& periodic,
+                                       const at::Tensor& values, const at::Tensor& points,
+                                       const std::vector<int64_t>& rows, bool shared, const std::vector<double>& errors,
+                                       int64_t seed, const std::vector<int64_t>& draws, int64_t step) {
     FieldCovariance covariance;
     covariance.grid = grid;
     covariance.lengths = lengths;
@@ -32,8 +32,9 @@ std::tuple<at::Tensor, double> analyse(const at::Tensor& mean, const at::Tensor&
     TORCH_CHECK_VALUE((d == 1 || d == 2) && lengths.size() == grid.size() && periodic.size() == grid.size(),
                       "analyse: grid, lengths and periodic have ", d, ", ", lengths.size(), " and ", periodic.size(),
                       " entries; expected 1 or 2 of each");
+    for (const int64_t n : grid) TORCH_CHECK_VALUE(n > 0, "analyse: grid has ", n);
     covariance.mean = numbers("mean", mean, c);
-    covariance.power = numbers("power", power, covariance.entries());
+    covariance.deviation = numbers("deviation", deviation, covariance.entries());
     covariance.correlation = numbers("correlation", correlation, covariance.entries());
     std::int64_t count = 0;
     for (const int64_t n : rows) {

@@ -19,7 +19,7 @@ namespace {
 void bind_operators(pybind11::module_& m) {
     using pybind11::arg;
     const auto release = pybind11::call_guard<pybind11::gil_scoped_release>();
-    m.def("analyse", &analyse, arg("mean"), arg("power"), arg("correlation"), arg("grid"), arg("lengths"),
+    m.def("analyse", &analyse, arg("mean"), arg("deviation"), arg("correlation"), arg("grid"), arg("lengths"),
           arg("periodic"), arg("values"), arg("points"), arg("rows"), arg("shared"), arg("errors"), arg("seed"),
           arg("draws"), arg("step"), release);
     m.def("frame_attention", &frame_attention, arg("q"), arg("k"), arg("v"), arg("cache_k"), arg("cache_v"),

@@ -13,12 +13,12 @@
 namespace enma {
 
 // Fields [S, L, X, c] of draws, or of the analysis alone, and the size of the observations: core/cpu/analysis.h.
-std::tuple<at::Tensor, double> analyse(const at::Tensor& mean, const at::Tensor& power, const at::Tensor& correlation,
-                                       const std::vector<int64_t>& grid, const std::vector<double>& lengths,
-                                       const std::vector<bool>& periodic, const at::Tensor& values,
-                                       const at::Tensor& points, const std::vector<int64_t>& rows, bool shared,
-                                       const std::vector<double>& errors, int64_t seed,
-                                       const std::vector<int64_t>& draws, int64_t step);
+std::tuple<at::Tensor, double> analyse(const at::Tensor& mean, const at::Tensor& deviation,
+                                       const at::Tensor& correlation, const std::vector<int64_t>& grid,
+                                       const std::vector<double>& lengths, const std::vector<bool>& periodic,
+                                       const at::Tensor& values, const at::Tensor& points,
+                                       const std::vector<int64_t>& rows, bool shared, const std::vector<double>& errors,
+                                       int64_t seed, const std::vector<int64_t>& draws, int64_t step);
 
 // Attention of the tokens of a frame to a prefix, a cache and one another.
 at::Tensor frame_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,

@@ -5,14 +5,14 @@ regression by a Gaussian process: of all linear estimates the one with the least
 
     analysis(x, t) = mean + sum_p  w_p cov((x, t), (x_p, t_p)),      (cov(points, points) + nugget) w = values - mean
 
-Where all frames are seen at the same points, each is estimated from its own; where they differ, from those of its
-neighbours in time too.
+Where all frames are seen at the same points, and values have no error, each is estimated from its own; else from those
+of its neighbours in time too.
 
 What the observations leave open is drawn from the same statistics, so that members begin from different fields, all of
-which fit what was seen (Matheron's rule: to the analysis of the observations add a draw from the statistics of the
-training data, less the analysis of that draw seen at the same points). A draw is the same in all frames, since what is
-too small to be seen changes slowly, and its size follows the observations: where these are r times as large as the
-statistics have them, so is the draw.
+which fit what was seen up to its error (Matheron's rule: to the analysis of the observations add a draw from the
+statistics of the training data, less the analysis of that draw seen at the same points, with errors of its own). A draw
+is the same in all frames, since what is too small to be seen changes slowly, and its size follows the observations:
+where these are r times as large as the statistics have them, so is the draw, unless they are few.
 
 Legend: L frames, P observations of a frame or of several, S draws, N sets of observations, M waves, c channels, d space
 dimensions.
@@ -36,9 +36,11 @@ HISTORY, CONTEXT = 0xFFFFFFFD, 0xFFFFFFFC
 # Variance of what an observation has of its own, in units of that of the field; and the share of the latter that waves
 # which are left out may have.
 _NUGGET, _LEFT_OUT = 1e-7, 1e-9
+# So many observations tell as much of the size of draws as the statistics do.
+_FIRM = 8
 # Frames that are estimated together where their points differ, and the most observations that are.
 _FRAMES, _MOST = 3, 3072
-# The most points of a frame: their covariance takes 2 GB.
+# The most points of a frame: their covariance takes 2 GB by the extension, five times that by PyTorch.
 MOST_TOGETHER = 1 << 14
 
 
@@ -46,7 +48,7 @@ MOST_TOGETHER = 1 << 14
 class Draw:
     """The noise of draws: `seed` of the trajectory, numbers of the draws ``[S]``, and the mask step of their use.
 
-    Frame 0 is that of fields, and frame 1 that of the errors of observations.
+    Frame 0 is that of fields, and frame t + 1 that of the errors of the observations in frame t.
     """
 
     seed: int
@@ -81,7 +83,7 @@ def analyse(
         ``native``, by the extension, as `libenma`, or ``reference``, by PyTorch; the best that can run by default.
     """
     values, points = values.float(), points.float()
-    errors = [*errors, *[errors[0] if len(errors) == 1 else 0.0] * (covariance.channels - len(errors))]
+    errors = [*errors, *[errors[0] if errors else 0.0] * (covariance.channels - len(errors))]
     candidates = {"native": native_problem(values.device), "reference": None}
     if choose("analyse", candidates, backend) == "native":
         return _analyse_native(covariance, values, points, draw, errors)
@@ -134,40 +136,47 @@ class _Channel:
     def fields(self, values_LP: Tensor, points: Tensor) -> tuple[Tensor, float]:
         """``[S, L, *grid]`` float64, and the greatest size of a frame's observations."""
         prior_SM = self._normals(self.kept, frame=0) * self.power.sqrt()
-        estimate = self._from_same_points if points.ndim == 2 else self._from_own_points
-        amplitudes_LM, of_prior_LSM, size_L = estimate(values_LP - self.mean, points, prior_SM)
+        seen_LP = values_LP - self.mean
+        if points.ndim == 2 and not self.error:
+            amplitudes_LM, of_prior_LSM, size_L = self._from_same_points(seen_LP, points, prior_SM)
+        else:
+            points_LPd = points.expand(len(values_LP), *points.shape[-2:])
+            amplitudes_LM, of_prior_LSM, size_L = self._from_own_points(seen_LP, points_LPd, prior_SM)
         amplitudes_SLM = amplitudes_LM[None]
         if self.draw is not None:
-            left_open_LSM = size_L[:, None, None] * (prior_SM - of_prior_LSM)
+            # A few observations say little of the size.
+            drawn_L = ((_FIRM + self.num_seen * size_L**2) / (_FIRM + self.num_seen)).sqrt()
+            left_open_LSM = drawn_L[:, None, None] * (prior_SM - of_prior_LSM)
             amplitudes_SLM = amplitudes_LM + left_open_LSM.transpose(0, 1)
         full = amplitudes_SLM.new_zeros(*amplitudes_SLM.shape[:2], self.num_waves)
         full[..., self.kept] = amplitudes_SLM
         return self.mean + self.covariance.on_grid(full), size_L.max().item()
 
     def _from_same_points(self, seen_LP: Tensor, points_Pd: Tensor, prior_SM: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Amplitudes of the analyses of what is seen ``[L, M]`` and of draws ``[L, S, M]``, and their sizes ``[L]``."""
+        """Amplitudes of the analyses of what is seen ``[L, M]`` and of draws ``[L, S, M]``, and the sizes ``[L]``."""
         frames, waves_PM = len(seen_LP), self._waves(points_Pd)
-        weights_NP = _solved(self._between([waves_PM], [0]), torch.cat([seen_LP, self._seen(prior_SM, waves_PM)]))
+        weights_NP = _solved(self._between([waves_PM], [0]), torch.cat([seen_LP, prior_SM @ waves_PM.T]))
         analyses_NM = weights_NP @ waves_PM * self.power
-        size_L = (seen_LP * weights_NP[:frames]).mean(-1).sqrt()
+        size_L = torch.stack([_size(u, w) for u, w in zip(seen_LP, weights_NP, strict=False)])
+        self.num_seen = torch.full((frames,), len(waves_PM))
         return analyses_NM[:frames], analyses_NM[frames:].expand(frames, -1, -1), size_L
 
     def _from_own_points(self, seen_LP: Tensor, points_LPd: Tensor, prior_SM: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The same where each frame has points of its own."""
+        """The same where each frame has points of its own, or values have errors, which neighbours in time reduce."""
         there = ~points_LPd.isnan().any(-1)
         waves = [self._waves(x[ok]) for x, ok in zip(points_LPd, there, strict=True)]
         seen = [
-            torch.cat([u[ok][None], self._seen(prior_SM, waves_PM)])
-            for u, ok, waves_PM in zip(seen_LP, there, waves, strict=True)
+            torch.cat([u[ok][None], self._seen(prior_SM, waves[t], t)])
+            for t, (u, ok) in enumerate(zip(seen_LP, there, strict=True))
         ]
         analyses_LNM = prior_SM.new_zeros(len(seen), 1 + len(prior_SM), len(self.kept))
-        size_L = prior_SM.new_zeros(len(seen))
+        size_L, self.num_seen = prior_SM.new_zeros(len(seen)), torch.zeros(len(seen))
         for window, targets in _windows([len(x) for x in waves]).items():
             seen_NP = torch.cat([seen[t] for t in window], -1)
             weights_NP = _solved(self._between([waves[t] for t in window], list(window)), seen_NP)
             parts = weights_NP.split([len(waves[t]) for t in window], -1)
             for target in targets:
-                size_L[target] = (seen_NP[0] * weights_NP[0]).mean().sqrt()
+                size_L[target], self.num_seen[target] = _size(seen_NP[0], weights_NP[0]), seen_NP.shape[1]
                 for t, part_NP in zip(window, parts, strict=True):
                     analyses_LNM[target] += part_NP @ waves[t] * self._shared(t - target)
         return analyses_LNM[:, 0], analyses_LNM[:, 1:], size_L
@@ -189,11 +198,11 @@ class _Channel:
         own = _NUGGET * self.total if self.total > 0 else self.total + 1
         return torch.cat(rows) + (own + self.error**2) * torch.eye(sum(map(len, waves)), dtype=torch.float64)
 
-    def _seen(self, prior_SM: Tensor, waves_PM: Tensor) -> Tensor:
-        """What observations with these waves are of each draw, ``[S, P]``."""
+    def _seen(self, prior_SM: Tensor, waves_PM: Tensor, frame: int) -> Tensor:
+        """What observations with these waves are of each draw in a frame, ``[S, P]``."""
         seen_SP = prior_SM @ waves_PM.T
         if self.error:
-            seen_SP = seen_SP + self.error * self._normals(torch.arange(len(waves_PM)), frame=1)
+            seen_SP = seen_SP + self.error * self._normals(torch.arange(len(waves_PM)), frame=1 + frame)
         return seen_SP
 
     def _normals(self, tokens: Tensor, *, frame: int) -> Tensor:
@@ -216,6 +225,11 @@ class _Channel:
 def _solved(covariance_PP: Tensor, seen_NP: Tensor) -> Tensor:
     """Weights ``[N, P]`` of sets of observations whose covariance this is."""
     return torch.cholesky_solve(seen_NP.T, torch.linalg.cholesky(covariance_PP)).T
+
+
+def _size(seen_P: Tensor, weights_P: Tensor) -> Tensor:
+    """How many times as large as their statistics have them observations are."""
+    return (seen_P * weights_P).mean().clamp_min(0).sqrt()
 
 
 def _windows(counts: list[int]) -> dict[tuple[int, ...], list[int]]:

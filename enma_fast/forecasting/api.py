@@ -82,7 +82,7 @@ def forecast(
         Coordinates of scattered observations, in the domain: ``[P, d]`` of all frames, or ``[L, P, d]`` or
         ``[B, L, P, d]`` where each frame has its own, NaN where it has fewer than others. A model without an
         interpolation of its own sees fields that optimal interpolation makes of them
-        (:mod:`enma_fast.forecasting.analysis`), each sixteenth member the same.
+        (:mod:`enma_fast.forecasting.analysis`), others of sixteen or a few more in each member.
     context_points
         Coordinates of the context's observations, where they are not those of the history.
     query

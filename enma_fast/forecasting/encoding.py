@@ -7,6 +7,7 @@ channels, P observed points, d space dimensions.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -33,9 +34,11 @@ from .scattered import coordinates, moved, require_errors
 
 log = logging.getLogger("enma_fast")
 
-# Least number of fields that are drawn from what scattered observations leave open; member k begins from field k modulo
-# their number.
+# Fields that are drawn from what scattered observations leave open, at least: a multiple of the number of shifts.
+# Member k begins from field k modulo their number.
 _DRAWS = 16
+# Trajectories of frames of more points are estimated one at a time, since each takes memory.
+_FEW_POINTS = 2048
 # Observations that are so many times as large as the training data have them do not come from such fields. Those of the
 # test files of all equations, in and out of distribution, are up to 5.6 times as large; an error of 1 % of their
 # standard deviation makes those of Combined and Advection 20 to 60 times as large at a fifth of the points.
@@ -162,7 +165,11 @@ def encode_inputs(
     def encoded(fields: Tensor, where: Tensor | None, use: int) -> Tensor:
         """Latents of each trajectory in each shift that is used, [B * len(used), T, N, C]."""
         if where is not None and drawn:
-            made = _drawn_fields(model, request, fields, where, seeds, used, use)
+            draws = [Draw(seed, torch.tensor(used), use) for seed in seeds]
+            made, sizes = _drawn_fields(model, fields, where, draws, errors=request.errors)
+            if warn or request.strict:
+                name = "history" if use == HISTORY else "context"
+                _report_sizes(name, sizes, model, strict=request.strict)
             seen = [shifted(made[:, i], shown[s], ring) for i, s in enumerate(used)]
             return _encode(model, torch.stack(seen, 1).flatten(0, 1), None, graphs)
         if where is not None:
@@ -202,34 +209,42 @@ def encode_inputs(
 
 def _drawn_fields(
     model: Model,
-    request: ForecastRequest,
     values: Tensor,
     points: Tensor,
-    seeds: Sequence[int],
-    draws: Sequence[int],
-    use: int,
-) -> Tensor:
-    """Fields ``[B, S, L, *grid, c]`` that fit observations ``[B, L, P, c]``, of the draws with these numbers."""
+    draws: Sequence[Draw],
+    *,
+    errors: Sequence[float],
+) -> tuple[Tensor, list[float]]:
+    """Fields ``[B, S, L, *grid, c]`` that fit observations ``[B, L, P, c]``, and the size of these (`analyse`)."""
     covariance = model.covariance
     assert covariance is not None
     values, points = values.cpu(), points.cpu()
     # All trajectories have the same points, or each its own.
     each = points.expand(len(values), *points.shape[-3:]) if points.ndim > 2 else [points] * len(values)
-    numbers, errors = torch.tensor(draws), request.errors
-    rows = [(u, x, Draw(seed, numbers, use)) for u, x, seed in zip(values, each, seeds, strict=True)]
-    with torch.no_grad():
-        made = map_alone(lambda row: analyse(covariance, *row, errors=errors), rows)
+    rows = list(zip(values, each, draws, strict=True))
+    at_once = len(rows) if points.shape[-2] <= _FEW_POINTS else 1
+    made: list[tuple[Tensor, float]] = []
+    for first in range(0, len(rows), at_once):
+        made += map_alone(lambda row: analyse(covariance, *row, errors=errors), rows[first : first + at_once])
     sizes = [size for _, size in made]
-    if (far := max(sizes)) > _MOST_SIZE:
-        text = (
-            f"points: the values of {sum(size > _MOST_SIZE for size in sizes)} of {len(sizes)} trajectories are no "
-            f"fields such as {model.config.name} was trained on, by a factor of up to {far:.3g}: check unit and "
-            "coordinates, and give the error that the values have (observation_error)"
-        )
-        if request.strict:
-            raise EnmaError(text)
-        log.warning("%s", text)
-    return torch.stack([fields for fields, _ in made]).to(model.latent_mean.device)
+    if not all(math.isfinite(size) and fields.isfinite().all() for fields, size in made):
+        raise EnmaError("points: no field of finite values fits the values; check their unit")
+    return torch.stack([fields for fields, _ in made]).to(model.latent_mean.device), sizes
+
+
+def _report_sizes(name: str, sizes: Sequence[float], model: Model, *, strict: bool) -> None:
+    """Warn if observations are no fields such as the model was trained on, or refuse them."""
+    large = [size for size in sizes if size > _MOST_SIZE]
+    if not large:
+        return
+    text = (
+        f"{name}: the values of {len(large)} of {len(sizes)} trajectories are no fields such as {model.config.name} "
+        f"was trained on, by a factor of up to {max(large):.3g}: check unit and coordinates, and give the error that "
+        "the values have (observation_error)"
+    )
+    if strict:
+        raise EnmaError(text)
+    log.warning("%s", text)
 
 
 def _frames_to_forecast(config: ModelConfig, request: ForecastRequest, num_observed: int, *, has_context: bool) -> int:

@@ -33,7 +33,7 @@ from ..utils.text import boundaries, times
 from .encoding import outside, report_outside, warn_if_long, warn_if_uneven, warn_of_context
 from .members import Stop, sample_members
 from .request import INITIAL_VALUE, TEMPORAL, ForecastRequest
-from .scattered import drawn_places, require_errors, require_scattered
+from .scattered import drawn_places, require_errors, require_scattered, require_together
 
 log = logging.getLogger("enma_fast")
 
@@ -134,6 +134,8 @@ class FileForecast:
             )
         if request.points is not None:
             require_scattered("points", self.model)
+            if not self._sees_whole_grids(request.points):
+                require_together("points", self.model, request.points)
             drawn_places(config.tokenizer.grid, (), count=request.points, num_frames=1, seed=request.seed)
         scattered = request.points is not None or data.points is not None
         require_errors(request.errors, config.tokenizer, scattered=scattered)
@@ -142,8 +144,15 @@ class FileForecast:
         request.check_memory(config, self.num_frames, at_once=at_once)
         self._check_contexts()
 
+    def _sees_whole_grids(self, count: int) -> bool:
+        """Whether so many points are those of the grid, as they are: of a model that reads grids, without errors."""
+        tok = self.model.config.tokenizer
+        return count == math.prod(tok.grid) and tok.interpolation is None and not self.request.errors
+
     def _check_readings(self) -> None:
         require_scattered(str(self.data.path), self.model)
+        assert self.data.points is not None
+        require_together(str(self.data.path), self.model, self.data.points.shape[-2])
         if self.request.task != TEMPORAL or self.context_file is not None:
             raise EnmaError(
                 f"task {self.request.task.name}: {self.data.path} holds readings, from which the temporal task alone "
@@ -267,7 +276,7 @@ class FileForecast:
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """Fields `[B, L, *x, c]` whole, or `[B, L, P, c]` at the points `[B, L, P, d]` that the request draws."""
         tok, count = self.model.config.tokenizer, self.request.points
-        if count is None or (count == math.prod(tok.grid) and tok.interpolation is None):
+        if count is None or self._sees_whole_grids(count):
             return fields, None
         frames, seed = fields.shape[1], self.request.seed
         places = drawn_places(tok.grid, trajectories, count=count, num_frames=frames, seed=seed, context=context)

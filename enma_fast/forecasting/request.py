@@ -9,7 +9,7 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, SupportsFloat
+from typing import TYPE_CHECKING, Any
 
 from ..config import ModelConfig, SamplingConfig, check_sampling
 from ..errors import EnmaError
@@ -149,12 +149,13 @@ class ForecastRequest:
             object.__setattr__(self, "trajectories", _numbers(self.trajectories))
         if self.settings is not None:
             check_sampling("settings", self.settings)
-        _ = self.errors
+        object.__setattr__(self, "observation_error", _errors(self.observation_error))
 
     @property
     def errors(self) -> tuple[float, ...]:
         """Standard deviations of the error of values at scattered points, one or one for each channel; or none."""
-        return _errors(self.observation_error)
+        # Checked numbers by now.
+        return tuple(self.observation_error)  # type: ignore[arg-type]
 
     @property
     def num_observed(self) -> int:
@@ -242,10 +243,14 @@ def dtype_named(precision: str | None) -> torch.dtype | str | None:
     return PRECISIONS[precision]
 
 
-def _errors(given: float | Sequence[float]) -> tuple[float, ...]:
+def _errors(given: Any) -> tuple[float, ...]:
     """Standard deviations, checked; none where there is no error."""
     try:
-        errors = tuple(map(float, (given,) if isinstance(given, SupportsFloat) else given))
+        if isinstance(given, str):
+            raise TypeError
+        # One number of any kind, arrays without an axis among them, or several.
+        several = hasattr(given, "__iter__") and getattr(given, "ndim", 1) != 0
+        errors = tuple(map(float, given if several else (given,)))
     except (TypeError, ValueError):
         raise EnmaError(f"observation_error is {given!r}; a number, or one for each channel, is expected") from None
     if not all(0 <= error < math.inf for error in errors):

@@ -28,8 +28,8 @@ def coordinates(name: str, value: np.ndarray | Tensor, model: Model, *, of_frame
     """Checked coordinates ``[P, d]`` fp32 on the model's device.
 
     With `of_frames` also those that differ between frames, ``[L, P, d]`` or ``[B, L, P, d]``; NaN stands for a point
-    that is not there. `EnmaError` for a model without an interpolation, another shape, points outside the domain, and a
-    frame without a point.
+    that is not there. `EnmaError` for a model that reads whole grids alone, another shape, points outside the domain,
+    more of them than can be used together, and a frame without a point.
     """
     options = model.config.tokenizer
     require_scattered(name, model)
@@ -44,11 +44,8 @@ def coordinates(name: str, value: np.ndarray | Tensor, model: Model, *, of_frame
     if points.ndim not in dims or not points.numel() or points.shape[-1] != options.dims:
         others = ", with frames, or trajectories and frames, before it if each has its own" if of_frames else ""
         raise EnmaError(f"{name} has shape {tuple(points.shape)}; [points, {options.dims}] is expected{others}")
-    if of_frames and options.interpolation is None and points.shape[-2] > MOST_TOGETHER:
-        raise EnmaError(
-            f"{name} has {points.shape[-2]} points a frame; at most {MOST_TOGETHER} are estimated from together: give "
-            "some of them"
-        )
+    if of_frames:
+        require_together(name, model, points.shape[-2])
     absent = points.isnan().all(-1) if points.ndim > 2 else torch.zeros(len(points), dtype=torch.bool)
     if not torch.isfinite(points[~absent]).all():
         remedy = "leave the point out by NaN in all of its coordinates" if points.ndim > 2 else "leave the point out"
@@ -80,7 +77,16 @@ def require_errors(errors: Sequence[float], config: TokenizerConfig, *, scattere
         of = "values at scattered points, for a model without an interpolation"
         raise EnmaError(f"observation_error: is that of {of}; leave it out")
     if len(errors) not in (0, 1, config.field_channels):
-        raise EnmaError(f"observation_error has {len(errors)} numbers; give one, or {config.field_channels}")
+        expected = "one" if config.field_channels == 1 else f"one, or {config.field_channels}"
+        raise EnmaError(f"observation_error has {len(errors)} numbers; give {expected}")
+
+
+def require_together(name: str, model: Model, count: int) -> None:
+    """Raise `EnmaError` for more points of a frame than a field is estimated from at once."""
+    if model.config.tokenizer.interpolation is None and count > MOST_TOGETHER:
+        raise EnmaError(
+            f"{name} has {count} points a frame; at most {MOST_TOGETHER} are estimated from together: give some of them"
+        )
 
 
 def moved(points: Tensor, view: View, options: TokenizerConfig) -> Tensor:
@@ -127,7 +133,7 @@ def readings_for(config: ModelConfig, path: str | Path) -> FieldFile:
     Raises
     ------
     EnmaError
-        As `data.read_readings`; for a model without an interpolation, and for fewer than 3 frames.
+        As `data.read_readings`, and for fewer than 3 frames.
     """
     tok = config.tokenizer
     found = read_readings(path, lengths=tok.lengths, num_channels=tok.field_channels, needed_by=config.name)

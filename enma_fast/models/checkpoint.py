@@ -242,8 +242,11 @@ def _covariance(path: Path, config: ModelConfig) -> FieldCovariance:
     """The covariance of a checkpoint's fields; `EnmaError` if a file holds another thing."""
     (tensors, _), tok = read_tensors(path), config.tokenizer
     try:
-        wide = {name: x.double() for name, x in tensors.items()}
-        return FieldCovariance(**wide, grid=tok.grid, lengths=tok.lengths, periodic=tok.periodic)
+        wide = {name: x.double() if x.is_floating_point() else x for name, x in tensors.items()}
+        found = FieldCovariance(**wide, grid=tok.grid, lengths=tok.lengths, periodic=tok.periodic)
+        if found.channels != tok.field_channels:
+            raise EnmaError(f"mean is [{found.channels}]; [{tok.field_channels}] is expected")
+        return found
     except (EnmaError, TypeError) as error:
         raise EnmaError(f"{path}: not how fields of this model vary ({error}); copy the checkpoint again") from None
 

@@ -33,28 +33,30 @@ class FieldCovariance:
     Attributes
     ----------
     mean : [c], as the others float64
-    power : [*f, c] variance of the amplitude of one wave of these frequencies, of 0, 1, ... half-turns between walls
-        and turns around a ring
+    deviation : [*f, c] standard deviation of the amplitude of one wave of these frequencies: of 0, 1, ... half-turns
+        between walls, and turns around a ring
     correlation : [*f, c] of the amplitudes of such a wave in successive frames, 0 to 1
     grid, lengths, periodic : of the fields, as `TokenizerConfig` has them
     """
 
     mean: Tensor
-    power: Tensor
+    deviation: Tensor
     correlation: Tensor
     grid: tuple[int, ...]
     lengths: tuple[float, ...]
     periodic: tuple[bool, ...]
 
     def __post_init__(self) -> None:
+        if self.mean.ndim != 1 or not all(x.is_floating_point() for x in self.tensors().values()):
+            raise EnmaError(f"mean is {list(self.mean.shape)}; [channels] and floating-point numbers are expected")
         shape = (*(n // 2 + 1 if p else n for n, p in zip(self.grid, self.periodic, strict=True)), len(self.mean))
-        for name in ("power", "correlation"):
+        for name in ("deviation", "correlation"):
             if getattr(self, name).shape != shape:
                 raise EnmaError(f"{name} is {list(getattr(self, name).shape)}; {list(shape)} is expected")
-        if not all(torch.isfinite(x).all() for x in (self.mean, self.power, self.correlation)):
+        if not all(torch.isfinite(x).all() for x in (self.mean, self.deviation, self.correlation)):
             raise EnmaError("holds a value that is not finite")
-        if (self.power < 0).any() or (self.correlation < 0).any() or (self.correlation > 1).any():
-            raise EnmaError("power is below 0, or a correlation not between 0 and 1")
+        if (self.deviation < 0).any() or (self.correlation < 0).any() or (self.correlation > 1).any():
+            raise EnmaError("deviation is below 0, or a correlation not between 0 and 1")
 
     @classmethod
     def of(cls, fields: np.ndarray, *, lengths: tuple[float, ...], periodic: tuple[bool, ...]) -> FieldCovariance:
@@ -79,16 +81,17 @@ class FieldCovariance:
             ):
                 total += _by_frequency((one * other).sum((0, 1)), places)
         waves = _by_frequency(torch.ones(*grid, channels, dtype=torch.float64), places)
-        power = squares / (waves * len(fields) * fields.shape[1])
+        deviation = (squares / (waves * len(fields) * fields.shape[1])).sqrt()
         correlation = products / (before * after).sqrt().clamp_min(torch.finfo(torch.float64).tiny)
-        correlation = correlation.clamp(*_CORRELATIONS)
         # As precise as files hold them.
-        mean_c, power, correlation = (x.float().double() for x in (torch.from_numpy(mean), power, correlation))
-        return cls(mean_c, power, correlation, grid, lengths, periodic)
+        mean_c, deviation, correlation = (
+            x.float().double() for x in (torch.from_numpy(mean), deviation, correlation.clamp(*_CORRELATIONS))
+        )
+        return cls(mean_c, deviation, correlation, grid, lengths, periodic)
 
     def tensors(self) -> dict[str, Tensor]:
         """Its statistics by name, contiguous."""
-        return {"mean": self.mean, "power": self.power, "correlation": self.correlation}
+        return {"mean": self.mean, "deviation": self.deviation, "correlation": self.correlation}
 
     @property
     def channels(self) -> int:
@@ -121,10 +124,10 @@ class FieldCovariance:
 
     @cached_property
     def by_wave(self) -> tuple[Tensor, Tensor]:
-        """Power and correlation of each wave, ``[M, c]``."""
+        """Variance of the amplitude of each wave, and its correlation, ``[M, c]``."""
         places = [_frequencies(n, p) for n, p in zip(self.grid, self.periodic, strict=True)]
-        power, correlation = (x[torch.meshgrid(*places, indexing="ij")] for x in (self.power, self.correlation))
-        return power.flatten(0, -2), correlation.flatten(0, -2)
+        deviation, correlation = (x[torch.meshgrid(*places, indexing="ij")] for x in (self.deviation, self.correlation))
+        return deviation.square().flatten(0, -2), correlation.flatten(0, -2)
 
     @cached_property
     def _on_axes(self) -> list[Tensor]:

@@ -44,7 +44,7 @@ def test_statistics_of_drawn_fields_are_those_they_were_drawn_from(name):
     _, lengths, periodic = GRIDS[name]
     found = FieldCovariance.of(fields.numpy(), lengths=lengths, periodic=periodic)
     torch.testing.assert_close(found.mean, torch.tensor([3.0, -1.0]).double(), rtol=0, atol=0.1)
-    torch.testing.assert_close(found.power, expected.power, rtol=0.12, atol=0.01)
+    torch.testing.assert_close(found.deviation, expected.deviation, rtol=0.06, atol=0.01)
     torch.testing.assert_close(found.correlation, expected.correlation, rtol=0, atol=0.06)
 
 
@@ -60,7 +60,7 @@ def test_statistics_do_not_depend_on_how_many_fields_are_looked_at_at_a_time(mon
 def test_a_channel_that_never_varies_has_no_power():
     fields = np.full((4, 3, 8, 1), 2.5, np.float32)
     found = FieldCovariance.of(fields, lengths=(1.0,), periodic=(True,))
-    assert (found.power == 0).all()
+    assert (found.deviation == 0).all()
     assert (found.correlation == 0).all()
     assert found.mean == 2.5
 
@@ -92,10 +92,13 @@ def _changed(name, change):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (_changed("power", lambda x: -x), "power is below 0"),
+        (_changed("deviation", lambda x: -x), "deviation is below 0"),
         (_changed("correlation", lambda x: x + 1.5), "a correlation not between 0 and 1"),
-        (_changed("power", lambda x: x[:-1]), r"power is \[16, 1\]; \[17, 1\] is expected"),
+        (_changed("deviation", lambda x: x[:-1]), r"deviation is \[16, 1\]; \[17, 1\] is expected"),
         (_changed("mean", lambda x: x * math.nan), "holds a value that is not finite"),
+        (_changed("mean", lambda x: x[None]), r"mean is \[1, 1\]; \[channels\]"),
+        (_changed("mean", lambda x: x.int()), "floating-point numbers are expected"),
+        (lambda tensors: {name: torch.cat([x, x], -1) for name, x in tensors.items()}, r"mean is \[2\]; \[1\] is exp"),
         (lambda tensors: tensors | {"other": torch.zeros(1)}, "unexpected keyword argument 'other'"),
         (lambda tensors: {"mean": tensors["mean"]}, "missing 2 required"),
     ],

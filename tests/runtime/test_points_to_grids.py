@@ -154,6 +154,10 @@ def test_errors_that_are_none(library: Library, tmp_path: Path, errors: list[flo
     with pytest.raises(Failure, match=said) as failure:
         model.session().observe_points(Observations.of(points, values, errors=errors))
     assert failure.value.status == INVALID_ARGUMENT
+    given = Observations.of(points, values)
+    given.num_errors = 1
+    with pytest.raises(Failure, match=r"history\.errors is NULL; num_errors is 1"):
+        model.session().observe_points(given)
     network = random_model(CONFIGS["plane-paper"])
     save_model(network, tmp_path / "attending")
     points, values = scattered(network.config, 3, [9])
@@ -171,15 +175,17 @@ def test_values_that_are_no_such_fields_are_logged(library: Library, tmp_path: P
     session.observe_points(Observations.of(points, values))
     assert not library.messages
     session.observe_points(Observations.of(points, 1000 * values))
-    assert any("no fields such as relative-fast was trained on, by a factor of up to" in m for _, m in library.messages)
+    assert any("history: the values are no fields such as relative-fast" in m for _, m in library.messages)
+    with pytest.raises(Failure, match="history: no field of finite values fits the values; check their unit"):
+        session.observe_points(Observations.of(points, np.float32(3e38) * np.sign(values)))
 
 
 @pytest.mark.parametrize(
     ("name", "change", "said"),
     [
-        ("power", lambda x: -x, "power is below 0"),
+        ("deviation", lambda x: -x, "deviation is below 0"),
         ("correlation", lambda x: x + 1.5, "a correlation not between 0 and 1"),
-        ("power", lambda x: x[:-1], "power has shape"),
+        ("deviation", lambda x: x[:-1], "deviation has shape"),
         ("mean", lambda x: x * math.nan, "holds a value that is not finite"),
     ],
 )

@@ -17,7 +17,7 @@ namespace {
 using Values = std::vector<double>;
 
 // As in enma_fast/forecasting/analysis.py.
-constexpr double NUGGET = 1e-7, LEFT_OUT = 1e-9;
+constexpr double NUGGET = 1e-7, LEFT_OUT = 1e-9, FIRM = 8;
 constexpr std::int64_t FRAMES = 3, MOST = 3072;
 
 // Numbers that are multiplied and added side by side on every instruction set, so that all round alike.
@@ -228,7 +228,8 @@ Channel::Channel(const FieldCovariance& covariance, int channel) : of(covariance
         if (last > 0) {
             entry += frequency(wave / n, of.grid[0], of.periodic[0]) * (of.periodic[last] ? n / 2 + 1 : n);
         }
-        every[wave] = of.power[entry * of.channels + channel];
+        const double deviation = of.deviation[entry * of.channels + channel];
+        every[wave] = deviation * deviation;
         lasting[wave] = of.correlation[entry * of.channels + channel];
     }
     std::vector<std::int64_t> order(points);
@@ -366,53 +367,40 @@ void to_grid(const FieldCovariance& of, const std::vector<Values>& on_axes, Valu
     }
 }
 
-// What is estimated of a channel: [L] of amplitudes [1 + S, M], of what is seen and of draws, and sizes [L] of draws.
+// What is estimated of a channel: [L] of amplitudes [1 + S, M], of what is seen and of draws; how many times as large as
+// their statistics observations are, [L], and how many they are.
 struct Estimate {
     std::vector<Matrix> amplitudes;
-    Values size;
+    Values size, count;
 };
 
-// Observations of a frame: less the mean, and of each draw.
-Matrix seen_of(const Channel& channel, const ScatteredFrames& frames, std::int64_t first, std::int64_t rows,
-               const Matrix& waves, const Matrix& prior, const FieldDraws* draws, double error) {
-    Matrix out(1 + prior.rows, rows);
-    for (std::int64_t p = 0; p < rows; ++p) {
-        out.row(0)[p] =
-            frames.values[(first + p) * channel.of.channels + channel.channel] - channel.of.mean[channel.channel];
-    }
-    products(prior.values.data(), prior.stride, prior.rows, waves.values.data(), waves.stride, rows, waves.columns,
-             out.row(1), out.stride);
-    Values noise(error > 0 ? rows : 0);
-    for (std::int64_t s = 0; error > 0 && s < prior.rows; ++s) {
-        channel.normals(*draws, draws->numbers[s], 1, nullptr, rows, noise.data());
-        for (std::int64_t p = 0; p < rows; ++p) out.row(1 + s)[p] += error * noise[p];
-    }
-    return out;
+// Observations of a frame, less the mean.
+void values_of(const Channel& channel, const ScatteredFrames& frames, std::int64_t first, std::int64_t rows,
+               double* out) {
+    const int c = channel.of.channels, i = channel.channel;
+    for (std::int64_t p = 0; p < rows; ++p) out[p] = frames.values[(first + p) * c + i] - channel.of.mean[i];
 }
 
 double size_of(const double* seen, const double* weights, std::int64_t count) {
     double sum = 0;
     for (std::int64_t p = 0; p < count; ++p) sum += seen[p] * weights[p];
-    return std::sqrt(std::max(0.0, sum / static_cast<double>(count)));
+    // What is not a number stays so.
+    return std::sqrt(sum < 0 ? 0 : sum / static_cast<double>(count));
 }
 
 // Each frame from its own values, where all are seen at the same points.
-Estimate from_same_points(const Channel& channel, const ScatteredFrames& frames, const Matrix& prior,
-                          const FieldDraws* draws, double error, double own) {
+Estimate from_same_points(const Channel& channel, const ScatteredFrames& frames, const Matrix& prior, double own) {
     const std::int64_t L = static_cast<std::int64_t>(frames.rows.size()), P = frames.rows[0];
     const std::int64_t M = static_cast<std::int64_t>(channel.kept.size()), S = prior.rows;
     const Matrix waves = channel.waves(frames.points, P);
     Matrix seen(L + S, P);
-    for (std::int64_t t = 0; t < L; ++t) {
-        const Matrix one = seen_of(channel, frames, t * P, P, waves, prior, draws, error);
-        std::copy_n(one.row(0), P, seen.row(t));
-        for (std::int64_t s = 0; t == 0 && s < S; ++s) std::copy_n(one.row(1 + s), P, seen.row(L + s));
-    }
+    for (std::int64_t t = 0; t < L; ++t) values_of(channel, frames, t * P, P, seen.row(t));
+    products(prior.values.data(), prior.stride, S, waves.values.data(), waves.stride, P, M, seen.row(L), seen.stride);
     Matrix weights = seen;
     solve(root_of(channel, waves, std::vector<std::int64_t>(P), own), weights);
     Matrix all(L + S, M);
     add_waves(weights, waves, 0, P, all);
-    Estimate out{std::vector<Matrix>(L, Matrix(1 + S, M)), Values(L)};
+    Estimate out{std::vector<Matrix>(L, Matrix(1 + S, M)), Values(L), Values(L, static_cast<double>(P))};
     for (std::int64_t t = 0; t < L; ++t) {
         out.size[t] = size_of(seen.row(t), weights.row(t), P);
         for (std::int64_t r = 0; r <= S; ++r) {
@@ -423,26 +411,33 @@ Estimate from_same_points(const Channel& channel, const ScatteredFrames& frames,
     return out;
 }
 
-// The same where each frame has points of its own.
+// The same where each frame has points of its own, or values have errors, which neighbours in time reduce.
 Estimate from_own_points(const Channel& channel, const ScatteredFrames& frames, const Matrix& prior,
                          const FieldDraws* draws, double error, double own) {
     const std::int64_t L = static_cast<std::int64_t>(frames.rows.size()), S = prior.rows, d = channel.of.dims();
     const std::int64_t M = static_cast<std::int64_t>(channel.kept.size());
     std::vector<std::int64_t> begins(L + 1);
     std::partial_sum(frames.rows.begin(), frames.rows.end(), begins.begin() + 1);
-    Estimate out{std::vector<Matrix>(L, Matrix(1 + S, M)), Values(L)};
+    Estimate out{std::vector<Matrix>(L, Matrix(1 + S, M)), Values(L), Values(L)};
     for (const Window& window : windows(frames.rows)) {
         const std::int64_t from = begins[window.first], P = begins[window.first + window.count] - from;
-        const Matrix waves = channel.waves(frames.points + from * d, P);
-        Matrix seen(1 + S, P);
+        Matrix waves(P, M), seen(1 + S, P);
         std::vector<std::int64_t> frame_of;
         for (std::int64_t t = window.first; t < window.first + window.count; ++t) {
             const std::int64_t rows = frames.rows[t], at = begins[t] - from;
             frame_of.insert(frame_of.end(), rows, t);
-            Matrix part(rows, M);
-            std::copy_n(waves.row(at), rows * waves.stride, part.values.data());
-            const Matrix one = seen_of(channel, frames, begins[t], rows, part, prior, draws, error);
-            for (std::int64_t r = 0; r <= S; ++r) std::copy_n(one.row(r), rows, seen.row(r) + at);
+            const Matrix part = channel.waves(frames.points + (frames.shared ? 0 : begins[t] * d), rows);
+            std::copy_n(part.values.data(), rows * part.stride, waves.row(at));
+            values_of(channel, frames, begins[t], rows, seen.row(0) + at);
+            if (S == 0) continue;
+            products(prior.values.data(), prior.stride, S, part.values.data(), part.stride, rows, M, seen.row(1) + at,
+                     seen.stride);
+            Values noise(error > 0 ? rows : 0);
+            for (std::int64_t s = 0; error > 0 && s < S; ++s) {
+                const std::uint32_t frame = static_cast<std::uint32_t>(1 + t);
+                channel.normals(*draws, draws->numbers[s], frame, nullptr, rows, noise.data());
+                for (std::int64_t p = 0; p < rows; ++p) seen.row(1 + s)[at + p] += error * noise[p];
+            }
         }
         Matrix weights = seen;
         solve(root_of(channel, waves, frame_of, own), weights);
@@ -460,6 +455,7 @@ Estimate from_own_points(const Channel& channel, const ScatteredFrames& frames, 
         }
         for (const std::int64_t target : window.targets) {
             out.size[target] = size_of(seen.row(0), weights.row(0), P);
+            out.count[target] = static_cast<double>(P);
         }
     }
     return out;
@@ -506,16 +502,19 @@ double analyse(const FieldCovariance& covariance, const ScatteredFrames& seen, c
             channel.normals(*draws, draws->numbers[s], 0, channel.kept.data(), M, prior.row(s));
             for (std::int64_t m = 0; m < M; ++m) prior.row(s)[m] *= std::sqrt(channel.power[m]);
         }
-        const Estimate found =
-            (seen.shared ? from_same_points : from_own_points)(channel, seen, prior, draws, error, own);
+        const Estimate found = seen.shared && error == 0 ? from_same_points(channel, seen, prior, own)
+                                                         : from_own_points(channel, seen, prior, draws, error, own);
         for (std::int64_t t = 0; t < L; ++t) {
-            largest = std::max(largest, found.size[t]);
+            const double size = found.size[t], count = found.count[t];
+            if (size > largest || std::isnan(size)) largest = size;
+            // A few observations say little of the size.
+            const double drawn = std::sqrt((FIRM + count * size * size) / (FIRM + count));
             const Matrix& amplitudes = found.amplitudes[t];
             for (std::int64_t s = 0; s < std::max<std::int64_t>(1, S); ++s) {
                 std::fill(field.begin(), field.end(), 0.0);
                 for (std::int64_t m = 0; m < M; ++m) {
                     double amplitude = amplitudes.row(0)[m];
-                    if (S > 0) amplitude += found.size[t] * (prior.row(s)[m] - amplitudes.row(1 + s)[m]);
+                    if (S > 0) amplitude += drawn * (prior.row(s)[m] - amplitudes.row(1 + s)[m]);
                     field[channel.kept[m]] = amplitude;
                 }
                 to_grid(covariance, on_axes, field);

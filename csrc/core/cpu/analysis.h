@@ -14,12 +14,12 @@ struct FieldCovariance {
     std::vector<double> lengths;
     std::vector<bool> periodic;
     int channels = 1;
-    std::vector<double> mean;                // [c]
-    std::vector<double> power, correlation;  // [*f, c]: a half of the ring and one, or as many as points between walls
+    std::vector<double> mean;                    // [c]
+    std::vector<double> deviation, correlation;  // [*f, c]: half of the ring and one, or as many as points of walls
 
     int dims() const { return static_cast<int>(grid.size()); }
     std::int64_t points() const;
-    // Entries of power, and of correlation.
+    // Entries of deviation, and of correlation.
     std::int64_t entries() const;
 };
 
