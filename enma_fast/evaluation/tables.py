@@ -131,8 +131,8 @@ def markdown(files: Sequence[dict[str, Any]]) -> str:
         "The paper's table 4. It does not say of which task its numbers are, nor how many members they have. Ours are "
         "of 64 members of the first 120 trajectories, with the fair CRPS and RMSCE over all of them (*from 3 frames*, "
         "*from one frame*); and, *Zebra's protocol*, of 20 members of the same trajectories from one frame and 10 "
-        "frames of another, over 9 frames, with the CRPS that is not fair and RMSCE in batches of 10. Of the models "
-        "only that of Combined has seen contexts of 10 frames in training; the others saw all frames. A method of "
+        "frames of another, over 9 frames, with the CRPS that is not fair and RMSCE in batches of 10. The models of "
+        "Gray-Scott and Wave have seen whole contexts alone in training, the others of any length. A method of "
         "one member has no RMSCE, and its CRPS is its mean absolute error.",
         _uncertainty([c for c in made if c.table == "uncertainty"]),
         "## Scattered points",
