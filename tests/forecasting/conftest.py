@@ -1,7 +1,12 @@
 """Tiny models, and the three tasks."""
 
+from functools import partial
+
 import pytest
 
+from enma_fast.forecasting import analysis, encoding
+
+from .._extension import needs_native
 from .._tiny import CONFIGS, model
 from ._inputs import TASKS
 
@@ -40,3 +45,11 @@ def points(models):
 def task(request):
     """Observed frames, and whether there is a context."""
     return TASKS[request.param]
+
+
+@pytest.fixture(params=[pytest.param("reference"), pytest.param("native", marks=needs_native)])
+def analysis_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Optimal interpolation by either implementation."""
+    chosen = partial(analysis.analyse, backend=request.param)
+    monkeypatch.setattr(analysis, "analyse", chosen)
+    monkeypatch.setattr(encoding, "analyse", chosen)
