@@ -214,7 +214,7 @@ void Session::observe(const DLTensor* history, const DLTensor* context) {
     std::optional<Frames> seen, other;
     if (history != nullptr) seen = frames_on_grid(history, "history");
     if (context != nullptr) other = frames_on_grid(context, "context");
-    observe(std::move(seen), std::move(other), settings_.shifts);
+    in_groups(settings_.shifts, [&] { observe(std::move(seen), std::move(other)); });
 }
 
 void Session::observe_points(const enma_observations* history, const enma_observations* context) {
@@ -222,22 +222,10 @@ void Session::observe_points(const enma_observations* history, const enma_observ
     if (history != nullptr) seen = frames_at_points(*history, "history");
     if (context != nullptr) other = frames_at_points(*context, "context");
     const bool draws = model_->covariance() != nullptr;
-    observe(std::move(seen), std::move(other), draws ? num_drawn() : settings_.shifts);
+    in_groups(draws ? num_drawn() : settings_.shifts, [&] { observe(std::move(seen), std::move(other)); });
 }
 
-void Session::observe(std::optional<Frames> history, std::optional<Frames> context, int groups) {
-    Groups before = groups_of(groups);
-    std::swap(before, groups_);
-    try {
-        observe_in_groups(std::move(history), std::move(context));
-    } catch (...) {
-        // What is refused leaves the session as it was.
-        groups_ = std::move(before);
-        throw;
-    }
-}
-
-void Session::observe_in_groups(std::optional<Frames> history, std::optional<Frames> context) {
+void Session::observe(std::optional<Frames> history, std::optional<Frames> context) {
     const ModelConfig& config = model_->config();
     if (!history && !context) {
         fail(ENMA_INVALID_ARGUMENT, "history and context are both NULL; give one of them");

@@ -108,14 +108,7 @@ void Session::restore(const char* bytes, std::size_t size) {
     check(h.temperature == std::bit_cast<std::uint32_t>(set.temperature), "temperature");
     const bool drawn = model_->covariance() != nullptr && h.drawn == static_cast<std::uint32_t>(num_drawn());
     check(h.drawn == 0 || drawn, "way of observing");
-    Groups before = groups_of(h.drawn == 0 ? set.shifts : num_drawn());
-    std::swap(before, groups_);
-    try {
-        restore_latents(h, bytes, size);
-    } catch (...) {
-        groups_ = std::move(before);
-        throw;
-    }
+    in_groups(h.drawn == 0 ? set.shifts : num_drawn(), [&] { restore_latents(h, bytes, size); });
 }
 
 void Session::restore_latents(const SavedHeader& h, const char* bytes, std::size_t size) {

@@ -102,6 +102,9 @@ class Session {
     std::int64_t num_groups() const { return static_cast<std::int64_t>(groups_.used.size()); }
     // Of members k by k modulo `count`, a multiple of the number of shifts.
     Groups groups_of(int count) const;
+    // Runs body() with so many groups of members; what fails leaves the session with those that it had.
+    template <class Body>
+    void in_groups(int count, const Body& body);
     // Fields that are drawn where observations are scattered: a multiple of the number of shifts.
     int num_drawn() const;
     std::int64_t num_history() const;
@@ -115,9 +118,7 @@ class Session {
     char* work(int thread) const { return work_.data() + work_each_ * thread; }
     Frames frames_on_grid(const DLTensor* tensor, const char* name) const;
     Frames frames_at_points(const enma_observations& given, const char* name) const;
-    // With so many groups of members, as groups_of.
-    void observe(std::optional<Frames> history, std::optional<Frames> context, int groups);
-    void observe_in_groups(std::optional<Frames> history, std::optional<Frames> context);
+    void observe(std::optional<Frames> history, std::optional<Frames> context);
     std::vector<float> interpolated(const Frames& frames, std::int64_t count);
     // Fields [G, frames, frame] that fit observations at scattered points, in units of the field.
     std::vector<float> drawn(const Frames& frames, std::uint32_t step) const;
@@ -167,6 +168,18 @@ class Session {
     Buffer work_;
     std::size_t work_each_ = 0;
 };
+
+template <class Body>
+void Session::in_groups(int count, const Body& body) {
+    Groups before = groups_of(count);
+    std::swap(before, groups_);
+    try {
+        body();
+    } catch (...) {
+        groups_ = std::move(before);
+        throw;
+    }
+}
 
 template <class Body>
 void Session::share_out(std::int64_t items, const Body& body) {

@@ -100,7 +100,7 @@ def measure_model(
     there = {(row["protocol"], row["task"], row["split"]) for row in known}
     if known:
         _require_data_of_card(equation, Path(data_dir))
-    if model.config.tokenizer.interpolation is not None or model.covariance is not None:
+    if model.reads_points:
         known += _rows_at_points(model, Path(data_dir), seed, progress)
     stages = metrics.get("training", {}).values()
     return score_file(

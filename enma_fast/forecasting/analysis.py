@@ -138,30 +138,34 @@ class _Channel:
         prior_SM = self._normals(self.kept, frame=0) * self.power.sqrt()
         seen_LP = values_LP - self.mean
         if points.ndim == 2 and not self.error:
-            amplitudes_LM, of_prior_LSM, size_L = self._from_same_points(seen_LP, points, prior_SM)
+            found = self._from_same_points(seen_LP, points, prior_SM)
         else:
             points_LPd = points.expand(len(values_LP), *points.shape[-2:])
-            amplitudes_LM, of_prior_LSM, size_L = self._from_own_points(seen_LP, points_LPd, prior_SM)
+            found = self._from_own_points(seen_LP, points_LPd, prior_SM)
+        amplitudes_LM, of_prior_LSM, size_L, count_L = found
         amplitudes_SLM = amplitudes_LM[None]
         if self.draw is not None:
             # A few observations say little of the size.
-            drawn_L = ((_FIRM + self.num_seen * size_L**2) / (_FIRM + self.num_seen)).sqrt()
+            drawn_L = ((_FIRM + count_L * size_L**2) / (_FIRM + count_L)).sqrt()
             left_open_LSM = drawn_L[:, None, None] * (prior_SM - of_prior_LSM)
             amplitudes_SLM = amplitudes_LM + left_open_LSM.transpose(0, 1)
         full = amplitudes_SLM.new_zeros(*amplitudes_SLM.shape[:2], self.num_waves)
         full[..., self.kept] = amplitudes_SLM
         return self.mean + self.covariance.on_grid(full), size_L.max().item()
 
-    def _from_same_points(self, seen_LP: Tensor, points_Pd: Tensor, prior_SM: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Amplitudes of the analyses of what is seen ``[L, M]`` and of draws ``[L, S, M]``, and the sizes ``[L]``."""
+    def _from_same_points(self, seen_LP: Tensor, points_Pd: Tensor, prior_SM: Tensor) -> tuple[Tensor, ...]:
+        """Amplitudes of the analyses of what is seen ``[L, M]`` and of draws ``[L, S, M]``; size and number ``[L]``.
+
+        These are how many times as large as the statistics have them the observations are, and how many there are.
+        """
         frames, waves_PM = len(seen_LP), self._waves(points_Pd)
         weights_NP = _solved(self._between([waves_PM], [0]), torch.cat([seen_LP, prior_SM @ waves_PM.T]))
         analyses_NM = weights_NP @ waves_PM * self.power
         size_L = torch.stack([_size(u, w) for u, w in zip(seen_LP, weights_NP, strict=False)])
-        self.num_seen = torch.full((frames,), len(waves_PM))
-        return analyses_NM[:frames], analyses_NM[frames:].expand(frames, -1, -1), size_L
+        count_L = torch.full((frames,), len(waves_PM))
+        return analyses_NM[:frames], analyses_NM[frames:].expand(frames, -1, -1), size_L, count_L
 
-    def _from_own_points(self, seen_LP: Tensor, points_LPd: Tensor, prior_SM: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _from_own_points(self, seen_LP: Tensor, points_LPd: Tensor, prior_SM: Tensor) -> tuple[Tensor, ...]:
         """The same where each frame has points of its own, or values have errors, which neighbours in time reduce."""
         there = ~points_LPd.isnan().any(-1)
         waves = [self._waves(x[ok]) for x, ok in zip(points_LPd, there, strict=True)]
@@ -170,16 +174,16 @@ class _Channel:
             for t, (u, ok) in enumerate(zip(seen_LP, there, strict=True))
         ]
         analyses_LNM = prior_SM.new_zeros(len(seen), 1 + len(prior_SM), len(self.kept))
-        size_L, self.num_seen = prior_SM.new_zeros(len(seen)), torch.zeros(len(seen))
+        size_L, count_L = prior_SM.new_zeros(2, len(seen))
         for window, targets in _windows([len(x) for x in waves]).items():
             seen_NP = torch.cat([seen[t] for t in window], -1)
             weights_NP = _solved(self._between([waves[t] for t in window], list(window)), seen_NP)
             parts = weights_NP.split([len(waves[t]) for t in window], -1)
             for target in targets:
-                size_L[target], self.num_seen[target] = _size(seen_NP[0], weights_NP[0]), seen_NP.shape[1]
+                size_L[target], count_L[target] = _size(seen_NP[0], weights_NP[0]), seen_NP.shape[1]
                 for t, part_NP in zip(window, parts, strict=True):
                     analyses_LNM[target] += part_NP @ waves[t] * self._shared(t - target)
-        return analyses_LNM[:, 0], analyses_LNM[:, 1:], size_L
+        return analyses_LNM[:, 0], analyses_LNM[:, 1:], size_L, count_L
 
     def _waves(self, points_Pd: Tensor) -> Tensor:
         return self.covariance.waves(points_Pd)[:, self.kept]

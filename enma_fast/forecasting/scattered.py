@@ -64,7 +64,7 @@ def coordinates(name: str, value: np.ndarray | Tensor, model: Model, *, of_frame
 
 def require_scattered(name: str, model: Model) -> None:
     """Raise `EnmaError` for a model that reads whole grids alone."""
-    if model.config.tokenizer.interpolation is None and model.covariance is None:
+    if not model.reads_points:
         raise EnmaError(
             f"{name}: the model {model.config.name!r} has no interpolation, and its checkpoint no covariance; it works "
             "on its grid only"

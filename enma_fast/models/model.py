@@ -158,6 +158,11 @@ class Model(nn.Module):
         self.register_buffer("latent_mean", torch.zeros(channels))
         self.register_buffer("latent_std", torch.ones(channels))
 
+    @property
+    def reads_points(self) -> bool:
+        """Whether it takes observations at scattered points: by its own interpolation, or estimated from covariance."""
+        return self.tokenizer.interpolation is not None or self.covariance is not None
+
     def to_tokens(self, z_BTNC: Tensor) -> Tensor:
         """Standardise the tokenizer's latents and merge them to the transformers' tokens."""
         z = (z_BTNC - self.latent_mean) / self.latent_std

@@ -63,6 +63,18 @@ def with_units(config: ModelConfig, **changes: Any) -> ModelConfig:
     return replace(config, tokenizer=replace(tokenizer, interpolation=replace(tokenizer.interpolation, **changes)))
 
 
+def compare_with_python(model: Model, network: Network, *, count: int, num_members: int) -> None:
+    """Members from points that all frames share: of a history, a history with a context, and a context alone."""
+    assert model.describe().scattered == 1
+    points, values = scattered(network.config, 4, [count])
+    context, options = values[::-1].copy(), {"num_members": num_members, "seed": 1}
+    for history, other in ((values[:3], None), (values[:1], context), (None, context)):
+        expected = enma_fast.forecast(network, history, context=other, points=points, **options).numpy()
+        session = model.session(**options)
+        session.observe_points(*(x if x is None else Observations.of(points, x) for x in (history, other)))
+        assert_close(session.forecast(), expected)
+
+
 @pytest.mark.parametrize(
     "config",
     [
@@ -76,15 +88,7 @@ def with_units(config: ModelConfig, **changes: Any) -> ModelConfig:
 def test_members_are_those_of_python(library: Library, tmp_path: Path, config: ModelConfig) -> None:
     """From points that all frames share: a history, a history with a context, and a context alone."""
     network = random_model(config)
-    model = opened(library, network, tmp_path / "it")
-    assert model.describe().scattered == 1
-    points, values = scattered(config, 4, [37])
-    context = values[::-1].copy()
-    for history, other in ((values[:3], None), (values[:1], context), (None, context)):
-        expected = enma_fast.forecast(network, history, context=other, points=points, num_members=2, seed=1).numpy()
-        session = model.session(num_members=2, seed=1)
-        session.observe_points(*(x if x is None else Observations.of(points, x) for x in (history, other)))
-        assert_close(session.forecast(), expected)
+    compare_with_python(opened(library, network, tmp_path / "it"), network, count=37, num_members=2)
 
 
 @pytest.mark.parametrize("config", [PRESETS["combined-points-small"].model, PLANE], ids=lambda config: config.name)

@@ -16,7 +16,7 @@ from enma_fast.models.model import Model as Network
 
 from .._tiny import CONFIGS, SQUARE, between_walls, random_model, waves
 from ._libenma import INVALID_ARGUMENT, Failure, Library, Model, Observations, assert_close
-from .test_points import by_a_program, padded, scattered
+from .test_points import by_a_program, compare_with_python, padded, scattered
 
 LINE, PLANE = CONFIGS["relative-fast"], CONFIGS["plane"]
 
@@ -52,14 +52,7 @@ def test_members_are_those_of_python(library: Library, tmp_path: Path, name: str
     """From points that all frames share, and from others in each frame: a history, a context, and both."""
     config, shifts = CASES[name]
     model, network = opened(library, replace(config, sampling=replace(config.sampling, shifts=shifts)), tmp_path / "it")
-    assert model.describe().scattered == 1
-    points, values = scattered(config, 4, [9])
-    context = values[::-1].copy()
-    for history, other in ((values[:3], None), (values[:1], context), (None, context)):
-        expected = enma_fast.forecast(network, history, context=other, points=points, num_members=18, seed=1).numpy()
-        session = model.session(num_members=18, seed=1)
-        session.observe_points(*(x if x is None else Observations.of(points, x) for x in (history, other)))
-        assert_close(session.forecast(), expected)
+    compare_with_python(model, network, count=9, num_members=18)
     counts = [5, 1, 12, 7]
     points, values = scattered(config, 0, counts)
     expected = enma_fast.forecast(network, padded(values, counts), points=padded(points, counts), num_members=3)
