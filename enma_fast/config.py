@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import cached_property
 from numbers import Integral, Real
 from typing import Any, Literal
 
@@ -79,12 +80,12 @@ class TokenizerConfig:
         """Grid points per token along each dimension."""
         return self.stride_ends * 2 ** self.layers.count("space")
 
-    @property
+    @cached_property
     def time_factor(self) -> int:
         """Frames per latent frame, after the first one."""
         return 2 ** self.layers.count("time")
 
-    @property
+    @cached_property
     def token_grid(self) -> tuple[int, ...]:
         """Tokens along each dimension, before they are grouped into patches."""
         return tuple(n // self.space_factor for n in self.grid)
@@ -202,7 +203,7 @@ class ModelConfig:
         check_sampling(self.name, self.sampling)
         check_model(self)
 
-    @property
+    @cached_property
     def token_grid(self) -> tuple[int, ...]:
         """Tokens along each dimension that the transformers see, which are patches of the tokenizer's tokens."""
         return tuple(n // p for n, p in zip(self.tokenizer.token_grid, self.dynamics.patch, strict=True))

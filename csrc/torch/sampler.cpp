@@ -327,18 +327,23 @@ void begin(SamplerSession& session, const Tensor& seeds, const Tensor& members, 
     session.begin(seed.data(), member.data(), group.data(), static_cast<int>(first));
 }
 
+// The next frame [B, N, C], or the next frames [T, B, N, C].
 void frame(SamplerSession& session, const Tensor& out, bool last) {
     const SamplerView& m = session.model();
     const SamplerSettings& set = session.settings();
-    TORCH_CHECK_VALUE(out.device().is_cpu() && out.scalar_type() == at::kFloat && out.is_contiguous() &&
-                          out.sizes() == c10::IntArrayRef({set.rows, m.tokens, m.channels}),
-                      "sampler: out is ", out.scalar_type(), " ", out.sizes(), "; expected contiguous float32 [",
-                      set.rows, ", ", m.tokens, ", ", m.channels, "]");
+    const c10::IntArrayRef sizes = out.sizes();
+    const int64_t frames = out.dim() == 4 ? sizes[0] : 1;
+    TORCH_CHECK_VALUE(out.device().is_cpu() && out.scalar_type() == at::kFloat && out.is_contiguous() && frames > 0 &&
+                          sizes.slice(out.dim() == 4) == c10::IntArrayRef({set.rows, m.tokens, m.channels}),
+                      "sampler: out is ", out.scalar_type(), " ", sizes, "; expected contiguous float32 [", set.rows,
+                      ", ", m.tokens, ", ", m.channels, "], or several of them");
     TORCH_CHECK_VALUE(session.begun(), "sampler: no frame is left to make; call begin first");
-    TORCH_CHECK_VALUE(session.frames_read() == set.prefix_frames && (last || session.frames_made() < set.own_frames),
+    const int64_t kept = session.frames_made() + frames - (last ? 1 : 0);
+    TORCH_CHECK_VALUE(session.frames_read() == set.prefix_frames && kept <= set.own_frames,
                       "sampler: ", session.frames_made(), " of ", set.own_frames, " frames are made");
+    float* to = out.mutable_data_ptr<float>();
     pybind11::gil_scoped_release release;
-    session.frame(out.mutable_data_ptr<float>(), last);
+    for (int64_t t = 0; t < frames; ++t) session.frame(to + t * (out.numel() / frames), last && t + 1 == frames);
 }
 
 }  // namespace

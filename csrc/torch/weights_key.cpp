@@ -19,15 +19,27 @@ std::int64_t bits(double x) {
     return out;
 }
 
+// Names of attributes, made once: a forecast asks for a few hundred.
+struct Names {
+    py::object modules = py::reinterpret_steal<py::object>(PyUnicode_InternFromString("_modules"));
+    py::object parameters = py::reinterpret_steal<py::object>(PyUnicode_InternFromString("_parameters"));
+};
+
+// A dict that is an attribute of a module.
+py::dict attribute(const py::object& module, const py::object& name) {
+    return py::reinterpret_steal<py::object>(PyObject_GetAttr(module.ptr(), name.ptr()));
+}
+
 // Address and number of changes of every parameter. The sum stands for the number where PyTorch does not count.
 py::bytes weights_key(const py::object& module) {
+    static const Names* const names = new Names;
     std::vector<std::int64_t> key;
     std::vector<py::object> left{module};
     while (!left.empty()) {
         const py::object part = std::move(left.back());
         left.pop_back();
         if (part.is_none()) continue;
-        const py::dict modules = part.attr("_modules"), parameters = part.attr("_parameters");
+        const py::dict modules = attribute(part, names->modules), parameters = attribute(part, names->parameters);
         for (const auto& [name, child] : modules) left.push_back(py::reinterpret_borrow<py::object>(child));
         for (const auto& [name, parameter] : parameters) {
             if (parameter.is_none()) continue;

@@ -21,7 +21,7 @@ from ..data import NETCDF_FILL, unmasked
 from ..errors import EnmaError
 from ..models.layers import own_dtype
 from ..models.model import Model
-from ..models.native_tokenizer import native_tokenizer
+from ..models.native_tokenizer import NativeTokenizer, native_tokenizer
 from ..sampling.batch_invariant import BLOCKS, map_alone, map_rows
 from ..sampling.cuda_graphs import tokenizer_recordings
 from ..sampling.noise import trajectory_seed
@@ -56,6 +56,7 @@ class EncodedInputs:
     settings : of the sampler
     batched : true if the input has an axis of trajectories
     seeds : one for each trajectory
+    native : the tokenizer packed for the CPU, where the extension can
     graphs : true if the tokenizer's work may be launched as CUDA graphs
     views : how each shift shows the field; member k takes that of k modulo their number
     places : of the history of (trajectory, shift) in `history_BTNC`
@@ -69,6 +70,7 @@ class EncodedInputs:
     settings: SamplingConfig
     batched: bool
     seeds: list[int]
+    native: NativeTokenizer | None
     graphs: bool
     views: list[View]
     places: dict[tuple[int, int], int]
@@ -159,8 +161,10 @@ def encode_inputs(
     if drawn:
         shown = shown * -(-_DRAWS // len(shown))
     used = sorted({k % len(shown) for k in request.members[: len(shown)]})
-    graphs = request.backend in (None, "graph")
+    native, graphs = native_tokenizer(model.tokenizer), request.backend in (None, "graph")
     seeds = [trajectory_seed(request.seed, n) for n in numbers]
+
+    latents = partial(_encode, model, native, graphs)
 
     def encoded(fields: Tensor, where: Tensor | None, use: int) -> Tensor:
         """Latents of each trajectory in each shift that is used, [B * len(used), T, N, C]."""
@@ -171,14 +175,13 @@ def encode_inputs(
                 name = "history" if use == HISTORY else "context"
                 _report_sizes(name, sizes, model, strict=request.strict)
             seen = [shifted(made[:, i], shown[s], ring) for i, s in enumerate(used)]
-            return _encode(model, torch.stack(seen, 1).flatten(0, 1), None, graphs)
+            return latents(torch.stack(seen, 1).flatten(0, 1))
         if where is not None:
-            seen = [_encode(model, fields, moved(where, shown[s], config.tokenizer), graphs) for s in used]
+            seen = [latents(fields, moved(where, shown[s], config.tokenizer)) for s in used]
             return torch.stack(seen, 1).flatten(0, 1)
         if len(used) == 1:
-            return _encode(model, shifted(fields, shown[used[0]], ring), None, graphs)
-        fields = torch.stack([shifted(fields, shown[s], ring) for s in used], 1).flatten(0, 1)
-        return _encode(model, fields, None, graphs)
+            return latents(shifted(fields, shown[used[0]], ring))
+        return latents(torch.stack([shifted(fields, shown[s], ring) for s in used], 1).flatten(0, 1))
 
     if known is None:
         empty = (B * len(used), 0, config.num_tokens, config.token_channels)
@@ -201,6 +204,7 @@ def encode_inputs(
         settings=settings,
         batched=batched,
         seeds=seeds,
+        native=native,
         graphs=graphs,
         views=shown,
         places={(b, s): b * len(used) + i for b in range(B) for i, s in enumerate(used)},
@@ -298,6 +302,9 @@ def _field(name: str, value: np.ndarray | Tensor, model: Model, points: Tensor |
         absent = points.isnan().any(-1).expand(u.shape[:-1])
         first = absent.int().argmin(2)[..., None, None].expand(-1, -1, -1, u.shape[-1])
         u = torch.where(absent[..., None], u.gather(2, first), u)
+    # One number says it for nearly all fields; it is not finite where a value is not.
+    if u.abs().amax().item() < float(NETCDF_FILL):
+        return u
     for wrong, what in ((~torch.isfinite(u), "not finite"), (u == float(NETCDF_FILL), "the number of a missing one")):
         bad = wrong.flatten(2).any(-1)
         if bad.any():
@@ -389,9 +396,10 @@ def report_outside(
     log.warning("%s", text)
 
 
-def _encode(model: Model, fields: Tensor, points: Tensor | None, graphs: bool) -> Tensor:
+def _encode(
+    model: Model, native: NativeTokenizer | None, graphs: bool, fields: Tensor, points: Tensor | None = None
+) -> Tensor:
     tok = model.tokenizer
-    native = native_tokenizer(tok)
     if native is not None:
         with torch.no_grad():
             return model.to_tokens(native.encode(fields, points))

@@ -24,7 +24,6 @@ from ..models.covariance import at_points
 from ..models.folding import folded_end
 from ..models.layers import own_dtype
 from ..models.model import Model
-from ..models.native_tokenizer import native_tokenizer
 from ..sampling.batch_invariant import BLOCKS, map_alone, map_rows
 from ..sampling.cuda_graphs import tokenizer_recordings
 from ..sampling.engine import Engine, engine_for
@@ -72,7 +71,8 @@ def sample_members(
         side_by_side=stop is not None,
         warn=warn,
     )
-    chunks = _chunks(engine_for(model.dynamics, dtype=request.dtype, backend=request.backend), inputs, request)
+    engine = engine_for(model.dynamics, dtype=request.dtype, backend=request.backend)
+    chunks = _chunks(engine, inputs, request, ahead=stop is None)
     shape = _shape(inputs, request)
     kept = _all_kept(inputs, shape)
     if stop is not None:
@@ -130,7 +130,7 @@ def stream_members(
         frames_held=model.config.tokenizer.time_factor,
     )
     engine = run_in_own_thread(engine_for, model.dynamics, dtype=request.dtype, backend=request.backend)
-    chunks, shape = _chunks(engine, inputs, request), _shape(inputs, request)
+    chunks, shape = _chunks(engine, inputs, request, ahead=False), _shape(inputs, request)
     return iterate_in_own_thread(
         _frames(model, inputs, chunks, _all_kept(inputs, shape), shape=shape, query=query, stop=stop)
     )
@@ -151,14 +151,14 @@ class _Chunk:
         self.latents = torch.cat([self.latents, *(z[:, None] for z in islice(self.making, count))], dim=1)
 
 
-def _chunks(engine: Engine, inputs: EncodedInputs, request: ForecastRequest) -> list[_Chunk]:
+def _chunks(engine: Engine, inputs: EncodedInputs, request: ForecastRequest, *, ahead: bool) -> list[_Chunk]:
     every = [(b, k) for b in range(len(inputs.seeds)) for k in request.members]
     chunks = []
     for begin in range(0, len(every), request.rows):
         place = slice(begin, begin + request.rows)
         rows = every[place]
         history = inputs.history_BTNC[[inputs.history_of(row) for row in rows]]
-        chunks.append(_Chunk(place, rows, _latents(engine, inputs, rows, chunk=request.rows), history))
+        chunks.append(_Chunk(place, rows, _latents(engine, inputs, rows, chunk=request.rows, ahead=ahead), history))
     return chunks
 
 
@@ -249,7 +249,9 @@ def _window(tok: TokenizerConfig) -> int:
     return max(FEWEST_LATENTS, reach + 1)
 
 
-def _latents(engine: Engine, inputs: EncodedInputs, rows: list[tuple[int, int]], *, chunk: int) -> Iterator[Tensor]:
+def _latents(
+    engine: Engine, inputs: EncodedInputs, rows: list[tuple[int, int]], *, chunk: int, ahead: bool
+) -> Iterator[Tensor]:
     """Latent frames of rows ``(trajectory, member)``; history and context are read once for each shift."""
     which = sorted({inputs.history_of(row) for row in rows})
     place = {history: i for i, history in enumerate(which)}
@@ -263,6 +265,7 @@ def _latents(engine: Engine, inputs: EncodedInputs, rows: list[tuple[int, int]],
         settings=inputs.settings,
         groups=torch.tensor([place[inputs.history_of(row)] for row in rows], device=device),
         chunk=chunk,
+        ahead=ahead,
     )
 
 
@@ -291,7 +294,7 @@ def _decoder(model: Model, inputs: EncodedInputs, query: Tensor | None) -> _Deco
 def _own_decoder(model: Model, inputs: EncodedInputs, query: Tensor | None) -> _Decode:
     """A decoder that is the tokenizer's."""
     tok = model.tokenizer
-    native = native_tokenizer(tok) if query is None else None
+    native = inputs.native if query is None else None
     end, block = None if native is not None else folded_end(tok), BLOCKS[tok.config.dims]
 
     def decoded(latents: Tensor, frames: int, query: Tensor | None) -> Tensor:

@@ -20,6 +20,7 @@ import json
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +82,7 @@ class Domain:
         mean = windows_WF.mean(0)
         covariance = np.cov(windows_WF.T, ddof=0) + _FLOOR**2 * np.eye(len(mean))
         limits = [
-            np.quantile(_distances(windows_WF[:, :count], mean, covariance), _SHARE)
-            for count in (_count(frames, len(scale)) for frames in range(1, WINDOW + 1))
+            np.quantile(_distances(windows_WF, mean, inverse), _SHARE) for inverse in _inverses(covariance, len(scale))
         ]
         return cls(low, high, scale, mean, covariance, np.array(limits), channels)
 
@@ -134,9 +134,14 @@ class Domain:
         """Greatest distance of a window of each trajectory, in units of the limit, `[B]`."""
         frames = min(WINDOW, part.shape[1])
         features_BWF = _features(part, self.scale)
-        square_BW = _distances(features_BWF, self.mean, self.covariance)
+        square_BW = _distances(features_BWF, self.mean, self._inverses[frames - 1])
         far: np.ndarray = np.sqrt(square_BW.max(1) / self.limits[frames - 1])
         return far
+
+    @cached_property
+    def _inverses(self) -> list[np.ndarray]:
+        """Inverse covariance of the features of one, two and three frames; every forecast needs one."""
+        return _inverses(self.covariance, len(self.scale))
 
     def to_json(self) -> str:
         """The domain as JSON text, for :meth:`read`."""
@@ -203,9 +208,14 @@ def _features(fields: np.ndarray, scale: np.ndarray) -> np.ndarray:
     return np.concatenate(parts, axis=-1)
 
 
-def _distances(features: np.ndarray, mean: np.ndarray, covariance: np.ndarray) -> np.ndarray:
-    """Squared Mahalanobis distances `[...]` of the first features `[..., F]`."""
-    count = features.shape[-1]
-    off = features - mean[:count]
-    distances: np.ndarray = np.einsum("...f,...f->...", off @ np.linalg.inv(covariance[:count, :count]), off)
+def _inverses(covariance: np.ndarray, channels: int) -> list[np.ndarray]:
+    counts = [_count(frames, channels) for frames in range(1, WINDOW + 1)]
+    return [np.linalg.inv(covariance[:count, :count]) for count in counts]
+
+
+def _distances(features: np.ndarray, mean: np.ndarray, inverse: np.ndarray) -> np.ndarray:
+    """Squared Mahalanobis distances `[...]` of the first of the features `[..., F]`, as many as `inverse` has rows."""
+    count = len(inverse)
+    off = features[..., :count] - mean[:count]
+    distances: np.ndarray = np.einsum("...f,...f->...", off @ inverse, off)
     return distances

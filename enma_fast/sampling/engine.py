@@ -148,6 +148,7 @@ class Engine:
         settings: SamplingConfig | None = None,
         groups: Tensor | None = None,
         chunk: int | None = None,
+        ahead: bool = False,
     ) -> Iterator[Tensor]:
         """Generate the latent frames that follow a history, one at a time.
 
@@ -169,6 +170,8 @@ class Engine:
         chunk
             Rows of the chunks of an ensemble that this is one of. A GPU computes the last one, of fewer rows, as one of
             that size, since a captured frame has one size.
+        ahead
+            Whether frames may be made before they are asked for, which a CPU does faster for few rows.
 
         Yields
         ------
@@ -192,7 +195,13 @@ class Engine:
         segments = [history] if context is None else [context, history]
         if self._native is not None:
             yield from self._native.trajectory(
-                segments, num_latents=num_latents, seeds=seeds, members=members, groups=groups, settings=settings
+                segments,
+                num_latents=num_latents,
+                seeds=seeds,
+                members=members,
+                groups=groups,
+                settings=settings,
+                ahead=ahead,
             )
         else:
             yield from self._static(segments, num_latents, seeds, members, groups, settings, chunk)

@@ -28,6 +28,9 @@ from .reference import in_one_pass
 
 # Initial number of frames in the tables of rotary positions.
 TABLE_FRAMES = 64
+# Rows of frames of one call, where nobody asks for a frame as soon as it is made. Of one member a call takes as long as
+# it takes to return to Python and to wake the threads; a call of paper size still ends within half a second.
+ROWS_AHEAD = 16
 
 
 class NativeSampler:
@@ -53,9 +56,13 @@ class NativeSampler:
         members: Tensor,
         groups: Tensor,
         settings: SamplingConfig,
+        ahead: bool = False,
         threads: int | None = None,
     ) -> Iterator[Tensor]:
-        """Yield latent frames ``[B, N, C]`` that follow the segments ``[G, T_i, N, C]``, the last being the history."""
+        """Yield latent frames ``[B, N, C]`` that follow the segments ``[G, T_i, N, C]``, the last being the history.
+
+        With `ahead` several frames of a few rows are made before the first of them is yielded.
+        """
         first = segments[-1].shape[1]
         key, session = self.session(
             rows=len(seeds),
@@ -74,10 +81,12 @@ class NativeSampler:
                 for z_GNC in segment.float().unbind(1):
                     session.read(z_GNC.contiguous())
             session.begin(seeds.contiguous(), members.contiguous(), groups.contiguous(), first)
-            for t in range(first, num_latents):
-                z_BNC = torch.empty(len(seeds), config.num_tokens, config.token_channels, dtype=torch.float32)
-                session.frame(z_BNC, t + 1 == num_latents)
-                yield z_BNC
+            most = max(1, ROWS_AHEAD // len(seeds)) if ahead else 1
+            for t in range(first, num_latents, most):
+                count = min(most, num_latents - t)
+                z_TBNC = torch.empty(count, len(seeds), config.num_tokens, config.token_channels, dtype=torch.float32)
+                session.frame(z_TBNC, t + count == num_latents)
+                yield from z_TBNC
         finally:
             # A trajectory that is abandoned early returns it too.
             self._idle = (key, session)

@@ -9,7 +9,7 @@ import torch
 
 from enma_fast.errors import EnmaError
 from enma_fast.evaluation.scoring import score
-from enma_fast.forecasting import members
+from enma_fast.forecasting import encoding, members
 from enma_fast.forecasting.api import forecast
 from enma_fast.forecasting.file_forecast import FileForecast
 from enma_fast.forecasting.members import sample_fields, stream_members
@@ -92,7 +92,7 @@ def test_fields_decoded_in_inference_mode_are_moved_back(monkeypatch):
     made = random_model(config)
     given = inputs(made, TASKS["temporal"])
     expected = sample_fields(made, **given, num_members=4)
-    monkeypatch.setattr(members, "native_tokenizer", lambda tokenizer: None)
+    monkeypatch.setattr(encoding, "native_tokenizer", lambda tokenizer: None)
     monkeypatch.setattr(members, "map_rows", lambda function, rows, **_: torch.inference_mode()(function)(rows))
     assert distance(sample_fields(made, **given, num_members=4), expected) < 1e-5
     streamed = stream_members(made, ForecastRequest(num_members=4), **given)

@@ -103,8 +103,7 @@ def test_weights_that_have_changed_are_folded_again():
 
 
 def test_a_member_alone_has_the_bits_of_many(one_thread, monkeypatch):
-    for place in ("encoding", "members"):
-        monkeypatch.setattr(f"enma_fast.forecasting.{place}.native_tokenizer", lambda tokenizer: None)
+    monkeypatch.setattr("enma_fast.forecasting.encoding.native_tokenizer", lambda tokenizer: None)
     torch.manual_seed(0)
     config = replace(COMBINED, {"tokenizer.layers": list(SPACE), "tokenizer.max_width": 8, "dynamics.patch": [2]})
     made = shaken(Model(config), scale=0.1).eval().requires_grad_(False)

@@ -14,6 +14,7 @@ import torch
 import enma_fast
 from enma_fast.errors import EnmaError
 from enma_fast.models.layers import RMSNorm
+from enma_fast.sampling import native
 from enma_fast.sampling.native import TABLE_FRAMES, NativeSampler
 from enma_fast.utils.dataclass_json import replace
 
@@ -172,6 +173,20 @@ def test_as_many_frames_as_are_asked_for() -> None:
         assert len(frames) == num_latents - given.first
         for t, z_BNC in enumerate(frames):
             assert torch.equal(z_BNC, whole[:, t])
+
+
+@pytest.mark.parametrize("name", ["paper", "relative-fast"])
+def test_frames_that_are_made_ahead_are_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One, two or all at a time; where their number is odd, the last call makes fewer."""
+    dynamics = build(name)
+    given = problem(dynamics, "temporal", members=1)
+    sampler = packed(name, torch.float32)
+    whole = play(sampler, given)
+    assert whole.shape[:2] == (2, 3)
+    for rows in (1, 4, 100):
+        monkeypatch.setattr(native, "ROWS_AHEAD", rows)
+        frames = list(generate(sampler, given, ahead=True))
+        assert torch.equal(torch.stack(frames, 1), whole)
 
 
 @pytest.mark.parametrize("name", ["paper", "relative"])

@@ -194,11 +194,12 @@ def test_bad_calls_are_named_and_change_nothing() -> None:
     refused("group is -1; there are 2", "begin", keys, keys, keys - 1, 1)
     refused("first frame is -1", "begin", keys, keys, keys, -1)
     session.begin(keys, keys, keys, 1)
-    for bad in (out.double(), out[:1], out[:, :-1], out.mT.contiguous().mT, out.to("meta")):
+    for bad in (out.double(), out[:1], out[:, :-1], out.mT.contiguous().mT, out.to("meta"), out[None][:0]):
         refused("out is", "frame", bad, False)
     frames = [torch.empty(2, N, C) for _ in range(2)]
     session.frame(frames[0], False)
     refused("1 of 1 frames are made", "frame", out, False)
+    refused("1 of 1 frames are made", "frame", torch.stack(frames), True)
     session.frame(frames[1], True)
     refused("no frame is left", "frame", out, True)
     # The session goes on like one that never refused anything.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import pkgutil
 from collections.abc import Iterator, Mapping
@@ -14,7 +15,7 @@ class _Folder(Mapping[str, Equation]):
     """The equations of this folder by the names of their files, each imported when it is asked for."""
 
     def __getitem__(self, name: str) -> Equation:
-        if name not in list(self):
+        if name not in _names():
             raise KeyError(name)
         found: Equation = importlib.import_module(f"{__name__}.{name}").EQUATION
         if found.name != name:
@@ -22,10 +23,15 @@ class _Folder(Mapping[str, Equation]):
         return found
 
     def __iter__(self) -> Iterator[str]:
-        return (module.name for module in pkgutil.iter_modules(__path__))
+        return iter(_names())
 
     def __len__(self) -> int:
-        return sum(1 for _ in self)
+        return len(_names())
+
+
+@functools.cache
+def _names() -> tuple[str, ...]:
+    return tuple(module.name for module in pkgutil.iter_modules(__path__))
 
 
 EQUATIONS: Mapping[str, Equation] = _Folder()
