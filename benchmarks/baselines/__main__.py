@@ -1,4 +1,7 @@
-"""Train and measure one baseline: `python -m benchmarks.baselines NAME EQUATION --seconds S --seed N --data DIR`."""
+"""Train and measure one baseline: `python -m benchmarks.baselines NAME EQUATION --seconds S --seed N --data DIR`.
+
+`own` is no baseline: it is what `enma-fast train FILE` makes of the training data in as much time, on one thread.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ import argparse
 import dataclasses
 import json
 import sys
+import tempfile
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,14 +22,19 @@ from benchmarks.classical import PROBLEMS, ensemble
 from enma_fast.data import FieldFile, read
 from enma_fast.errors import EnmaError
 from enma_fast.evaluation.baselines import climatology, persistence
-from enma_fast.evaluation.protocols import CASES, Case, Method, Observations
+from enma_fast.evaluation.protocols import CASES, Case, Method, Observations, of_model
 from enma_fast.evaluation.score_files import score_file, write_score_file
+from enma_fast.models.checkpoint import load_model
+from enma_fast.models.model import Model
+from enma_fast.training.own_model import prepare_own, train_own
+from enma_fast.training.own_plan import Request
 from enma_fast.training.recipes import data_file
 
 from .training import Network, num_parameters, reference, train, training_data
 
 # The last is no forecast: the test trajectories themselves, as the generated ones of the protocol `features`.
 UNTRAINED = ("persistence", "climatology", "solver", "truth")
+OWN = "own"
 
 
 def networks() -> dict[str, Callable[[Any, FieldFile], Network]]:
@@ -70,8 +80,10 @@ def untrained(name: str, equation: str, data_dir: Path) -> Method:
     return persistence if name == "persistence" else solver(equation)
 
 
-def cases(tasks: Sequence[str], *, members: int | None, limit: int | None) -> list[Case]:
-    """The cases of the tables that a baseline can be measured in."""
+def cases(
+    tasks: Sequence[str], *, members: int | None, limit: int | None, protocols: Sequence[str] = ()
+) -> list[Case]:
+    """The cases of the tables that a baseline can be measured in, of all protocols or of some."""
     return [
         dataclasses.replace(
             case,
@@ -79,8 +91,17 @@ def cases(tasks: Sequence[str], *, members: int | None, limit: int | None) -> li
             limit=case.limit if limit is None else min(limit, case.limit or limit),
         )
         for case in CASES
-        if case.task.name in tasks
+        if case.task.name in tasks and (not protocols or case.protocol in protocols)
     ]
+
+
+def own(equation: str, *, data_dir: Path, seconds: float, seed: int) -> tuple[Model, float]:
+    """A model that the library trains by itself, and its processor time, with that of planning and scoring."""
+    request, begin = Request(minutes=seconds / 60, seed=seed), time.process_time()
+    with tempfile.TemporaryDirectory() as folder:
+        plan = prepare_own(data_file(data_dir, equation, "train"), Path(folder), request)
+        train_own(plan, Path(folder), command=f"python -m benchmarks.baselines {OWN} {equation}")
+        return load_model(folder), time.process_time() - begin
 
 
 def run(
@@ -91,6 +112,7 @@ def run(
     seconds: float,
     seed: int = 0,
     limit: int | None = None,
+    protocols: Sequence[str] = (),
     state: Path | None = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> dict[str, Any]:
@@ -99,11 +121,21 @@ def run(
     if name in UNTRAINED:
         method = untrained(name, equation, data_dir)
         tasks = ("generation",) if name == "truth" else ("temporal", "initial-value")
-        measured = cases(tasks, members=None if name == "solver" else 1, limit=limit)
+        measured = cases(tasks, members=None if name == "solver" else 1, limit=limit, protocols=protocols)
         # The distance from the solver's own trajectories is 0 for these.
         measured = [case for case in measured if name != "truth" or case.protocol == "features"]
         found = score_file(method, **shared, cpu_seconds=0.0, num_parameters=0, cases=measured, progress=progress)
         return found
+    if name == OWN:
+        model, cpu_seconds = own(equation, data_dir=data_dir, seconds=seconds, seed=seed)
+        return score_file(
+            of_model(model),
+            **shared | {"kind": "model"},
+            cpu_seconds=cpu_seconds,
+            num_parameters=num_parameters(model),
+            cases=cases(("temporal", "initial-value"), members=None, limit=limit, protocols=protocols),
+            progress=progress,
+        )
     torch.manual_seed(seed)
     data = training_data(data_dir, equation)
     network = networks()[name](reference(equation), data)
@@ -113,7 +145,9 @@ def run(
         **shared,
         cpu_seconds=trained.cpu_seconds,
         num_parameters=num_parameters(network.module),
-        cases=cases(network.tasks, members=1 if network.deterministic else None, limit=limit),
+        cases=cases(
+            network.tasks, members=1 if network.deterministic else None, limit=limit, protocols=protocols
+        ),
         progress=progress,
     )
     tenth = max(1, trained.steps // 10)
@@ -128,20 +162,27 @@ def run(
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("name", choices=(*UNTRAINED, "fno", "transformer", "latent-flow"))
+    parser.add_argument("name", choices=(*UNTRAINED, "fno", "transformer", "latent-flow", OWN))
     parser.add_argument("equation")
     parser.add_argument("--data", type=Path, required=True, help="folder of <equation>-train.h5 and the test files")
     parser.add_argument("--seconds", type=float, default=120.0, help="CPU seconds of training")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--state", type=Path, help="file to save the training in every few minutes, and to go on from")
     parser.add_argument("--limit", type=int, help="measure the first so many trajectories of each file")
+    parser.add_argument(
+        "--protocols",
+        nargs="+",
+        default=(),
+        choices=sorted({case.protocol for case in CASES}),
+        help="measure in these alone (evaluation.protocols)",
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, help="folder to write the score file to")
     parser.add_argument("--json", action="store_true", help="the score file as the last line of standard output")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    if given.state is not None and given.name in UNTRAINED:
-        sys.exit(f"error: --state is for a baseline that is trained; {given.name} is not")
+    if given.state is not None and given.name in (*UNTRAINED, OWN):
+        sys.exit(f"error: --state is for a network that is trained here; {given.name} is not")
     try:
         found = run(
             given.name,
@@ -150,6 +191,7 @@ def main() -> None:
             seconds=given.seconds,
             seed=given.seed,
             limit=given.limit,
+            protocols=given.protocols,
             state=given.state,
             progress=lambda done, total, case: print(case, file=sys.stderr) if done >= total else None,
         )

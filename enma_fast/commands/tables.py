@@ -78,13 +78,15 @@ def tables(
             raise EnmaError(f"--check: {scores} has no score file of a shipped model; check the folder")
         _report(terminal, entries, allowed)
         return
+    ten_minutes = score_files.read_ten_minutes(scores)
+    page, found = library.markdown(files, ten_minutes), library.as_json(files, ten_minutes)
     if out is not None:
-        write_out(out / PAGE, library.markdown(files))
-        write_out(out / CELLS, json.dumps(library.as_json(files), indent=1, allow_nan=False) + "\n")
+        write_out(out / PAGE, page)
+        write_out(out / CELLS, json.dumps(found, indent=1, allow_nan=False) + "\n")
         terminal.show(f"tables: {out / PAGE}, {out / CELLS}")
     else:
-        terminal.show(library.markdown(files))
-    terminal.result(library.as_json(files))
+        terminal.show(page)
+    terminal.result(found)
 
 
 def _report(terminal: Terminal, entries: list[dict[str, Any]], tolerance: float) -> None:

@@ -14,7 +14,8 @@ A score file is JSON with
 | `machine`        | processor, threads and versions where the seconds were measured                               |
 | `rows`           | of `protocols.measure`                                                                        |
 
-Those that come with the package are in `enma_fast/pretrained/scores`.
+Those that come with the package are in `enma_fast/pretrained/scores`, and below it in `ten-minutes` those of methods that
+had ten minutes of one thread each.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ from .protocols import CALIBRATED, CASES, KEPT, Case, Method, measure, of_model
 from .scattered import SHARES, measure_points, protocol_of
 
 FOLDER = PRETRAINED / "scores"
+# Below the folder of the others.
+TEN_MINUTES = "ten-minutes"
 # Relative difference of a score that another processor, or another number of threads, may make.
 TOLERANCE = 0.02
 # Members of the cases that score all trajectories.
@@ -63,6 +66,12 @@ def read_score_files(folder: str | Path | None = None) -> list[dict[str, Any]]:
     if not paths:
         raise EnmaError(f"{folder}: holds no score file; make one by enma-fast tables --measure MODEL --data DIR")
     return [_read(path) for path in paths]
+
+
+def read_ten_minutes(folder: str | Path | None = None) -> list[dict[str, Any]]:
+    """The score files of methods that had ten minutes each, below the folder of `read_score_files`; or none."""
+    below = (FOLDER if folder is None else Path(folder)) / TEN_MINUTES
+    return read_score_files(below) if below.is_dir() else []
 
 
 def measure_model(

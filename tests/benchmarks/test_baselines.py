@@ -20,7 +20,7 @@ from benchmarks.baselines.transformer import Transformer
 from enma_fast.data import read
 from enma_fast.errors import EnmaError
 from enma_fast.evaluation.protocols import Observations
-from enma_fast.models.checkpoint import PRETRAINED, read_tensors, write_tensors
+from enma_fast.models.checkpoint import PRETRAINED, load_model, read_tensors, write_tensors
 from enma_fast.models.model import Model
 from enma_fast.presets import PRESETS
 from enma_fast.utils.dataclass_json import replace
@@ -57,6 +57,16 @@ def test_the_truth_is_as_good_as_generated_trajectories_can_be(folder):
     assert (row["protocol"], row["task"], row["split"], row["members"]) == ("features", "generation", "test-in", 1)
     assert (row["fpd"], row["precision"], row["recall"]) == (pytest.approx(0, abs=1e-9), 1, 1)
     assert (found["num_parameters"], found["cpu_seconds"]) == (0, 0)
+
+
+def test_what_the_library_trains_by_itself_is_measured_as_a_model(folder, monkeypatch):
+    model = load_model("combined-fast")
+    monkeypatch.setattr(command, "own", lambda equation, **given: (model, given["seconds"] - 1))
+    found = command.run("own", "combined", data_dir=folder, seconds=13.0, limit=2, protocols=("whole",))
+    assert (found["method"], found["kind"], found["cpu_seconds"]) == ("own", "model", 12)
+    assert found["num_parameters"] == num_parameters(model)
+    assert [(row["protocol"], row["trajectories"], row["members"]) for row in found["rows"]] == [("whole", 2, 16)] * 4
+    assert all(row["rel_l2"] < 0.1 for row in found["rows"] if row["split"] == "test-in")
 
 
 @pytest.mark.slow

@@ -80,11 +80,22 @@ def test_ours_has_the_optimisers_and_settings_of_a_run(bf16, monkeypatch):
     assert built == [torch.bfloat16 if bf16 else torch.float32, torch.float32]
 
 
-def test_contenders_alternate_and_ratios_are_of_one_round():
-    calls = []
-    seconds = interleave({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, rounds=3)
-    assert calls == ["a", "b"] * 4
-    assert all(len(values) == 3 for values in seconds.values())
+def test_contenders_alternate_and_ratios_are_of_one_round(monkeypatch):
+    calls, now = [], 0.0
+
+    def contender(name, seconds):
+        def run():
+            nonlocal now
+            calls.append(name)
+            now += seconds
+
+        return run
+
+    monkeypatch.setattr("benchmarks.harness.time.perf_counter", lambda: now)
+    # A long one is called once in its turn, a short one so often that the turn lasts 20 ms.
+    seconds = interleave({"a": contender("a", 0.03), "b": contender("b", 0.006)}, rounds=3)
+    assert calls == ["a", "b"] + (["a"] + 4 * ["b"]) * 3
+    assert seconds == {"a": pytest.approx([0.03] * 3), "b": pytest.approx([0.006] * 3)}
     out = ratios({"a": [1.0, 2.0, 4.0], "b": [3.0, 4.0, 20.0]}, "a")
     assert out == {"b": {"seconds": 4.0, "ratio": 3.0, "ratio_min": 2.0, "ratio_max": 5.0}}
 

@@ -347,6 +347,26 @@ def test_the_command_ends_with_1_where_a_score_differs(one_case, tmp_path, capsy
     assert "value" in capsys.readouterr().out
 
 
+def test_methods_of_ten_minutes_have_a_table_of_their_own(tmp_path):
+    score_files.write_score_file(file_of(), tmp_path)
+    assert score_files.read_ten_minutes(tmp_path) == []
+    quick = [file_of("own", rel_l2=0.125), file_of("fno", kind="baseline", rel_l2=0.25)]
+    for file in quick:
+        score_files.write_score_file(file, tmp_path / "ten-minutes")
+    files, ten_minutes = score_files.read_score_files(tmp_path), score_files.read_ten_minutes(tmp_path)
+    assert [file["method"] for file in files] == [file_of()["method"]]
+    whole, text = tables.markdown(files), tables.markdown(files, ten_minutes)
+    before, after = text.split("## Uncertainty")
+    assert whole == before.split("## Ten minutes each")[0] + "## Uncertainty" + after
+    quickly = before.split("## Ten minutes each")[1]
+    assert "| **own** | - | - | 0.125" in quickly
+    assert "| fno | - | - | 0.25" in quickly
+    assert "*paper*" not in quickly
+    found = tables.as_json(files, ten_minutes)
+    assert {cell["method"] for cell in found["ten_minutes"]} == {"own", "fno"}
+    assert found["cells"] == tables.as_json(files)["cells"]
+
+
 def test_the_command_writes_page_and_cells(tmp_path, capsys):
     from enma_fast.cli import main
 
@@ -374,7 +394,8 @@ def test_the_command_writes_page_and_cells(tmp_path, capsys):
 
 def test_the_docs_page_is_made_of_the_committed_scores():
     page = PRETRAINED.parents[1] / "docs" / "tables.md"
-    assert page.read_text() == tables.markdown(score_files.read_score_files()), "enma-fast tables --out docs"
+    expected = tables.markdown(score_files.read_score_files(), score_files.read_ten_minutes())
+    assert page.read_text() == expected, "enma-fast tables --out docs"
 
 
 def test_committed_scores_are_of_the_shipped_weights():
