@@ -286,7 +286,7 @@ def _panel(axes: Any, rows: dict[str, Any], key: str, front: list[str], solver: 
                 rotation=50,
                 rotation_mode="anchor",
             )
-    axes.margins(x=0.12, y=0.12)
+    axes.margins(x=0.12, y=0.25)
     axes.legend(frameon=False, fontsize=8)
 
 
