@@ -21,7 +21,7 @@ from enma_fast.utils.files import write_atomic
 
 # Names the folder to which results and logs are copied as soon as they are there.
 RESULTS = "ENMA_FAST_RESULTS"
-# Seconds that a turn takes at least.
+# Seconds that a turn takes, or one call if that takes longer.
 TURN = 0.02
 # Calls of an operator in one graph.
 REPEATS = 20
@@ -34,19 +34,28 @@ def interleave(
     synchronise: bool = False,
     processor: bool = False,
 ) -> dict[str, list[float]]:
-    """Seconds of a call of each contender in each round: A B C A B C ..., after one round that is not counted.
+    """Seconds of a call of each contender in each round: A B C A B C ..., after one that is not counted.
 
-    A short one is called so often that its turn lasts 20 ms, or it would pay for the caches that the one before it left.
+    A short one is called so often that its turn lasts about 20 ms, or it would pay for caches that the one before it
+    left.
     With `synchronise` the clock is the GPU's: from the first of its work to the last, not to when the launches return.
     With `processor` it is that of this process' time on the processor.
     """
     seconds_of = gpu_seconds if synchronise else processor_seconds if processor else _seconds
-    calls = {name: max(1, math.ceil(TURN / max(seconds_of(run), 1e-6))) for name, run in contenders.items()}
+    calls = {name: _calls(run, seconds_of) for name, run in contenders.items()}
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, run in contenders.items():
             seconds[name].append(seconds_of(partial(_repeat, run, calls[name])) / calls[name])
     return seconds
+
+
+def _calls(run: Callable[[], Any], seconds_of: Callable[[Callable[[], Any]], float]) -> int:
+    """Calls that fill a turn, by the shorter of two: the first is the slower one."""
+    seconds = seconds_of(run)
+    if seconds < 10 * TURN:
+        seconds = min(seconds, seconds_of(run))
+    return max(1, math.ceil(TURN / max(seconds, 1e-6)))
 
 
 def _repeat(run: Callable[[], Any], times: int) -> None:

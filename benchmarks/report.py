@@ -32,7 +32,8 @@ the two together. Nothing here is typed by hand, and a machine that is not here 
 * `ours` is the median over rounds. Contenders run in turn in one process (A B C A B C ...; of `embed_ranks` in
   processes of their own), after their outputs were compared; one that is wrong has no time. `embed` and `embed_frame`
   count processor time, the others the clock. Since commit 8063443 a contender of less than 20 ms is called so often
-  that its turn lasts as long; before, it was called once, with the caches that the one before it had left.
+  that its turn lasts as long (not in `embed_frame` and `embed_ranks`); before, it was called once, with the caches that
+  the one before it had left.
 * The column of a baseline is its time by ours: the median over rounds of the ratio within a round, and in brackets the
   least and the greatest. Above 1 ours is faster.
 * *eager* and *compile* are the same model in PyTorch. Beside a model that decides a frame in one pass, *masked-flow* is

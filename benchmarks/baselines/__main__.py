@@ -1,6 +1,8 @@
 """Train and measure one baseline: `python -m benchmarks.baselines NAME EQUATION --seconds S --seed N --data DIR`.
 
-`own` is no baseline: it is what `enma-fast train FILE` makes of the training data in as much time, on one thread.
+`own` is no baseline: it is what `enma-fast train FILE --minutes` makes of the training data in as much time. It plans
+its steps for time by the clock, where the baselines count processor time, and keeps a part of the trajectories for
+validation and test.
 """
 
 from __future__ import annotations
@@ -80,11 +82,9 @@ def untrained(name: str, equation: str, data_dir: Path) -> Method:
     return persistence if name == "persistence" else solver(equation)
 
 
-def cases(
-    tasks: Sequence[str], *, members: int | None, limit: int | None, protocols: Sequence[str] = ()
-) -> list[Case]:
-    """The cases of the tables that a baseline can be measured in, of all protocols or of some."""
-    return [
+def cases(tasks: Sequence[str], *, members: int | None, limit: int | None, protocols: Sequence[str] = ()) -> list[Case]:
+    """The cases of the tables that a baseline can be measured in, of all protocols or of some; `EnmaError` for none."""
+    found = [
         dataclasses.replace(
             case,
             members=case.members if members is None else members,
@@ -93,6 +93,10 @@ def cases(
         for case in CASES
         if case.task.name in tasks and (not protocols or case.protocol in protocols)
     ]
+    if not found:
+        known = sorted({case.protocol for case in CASES if case.task.name in tasks})
+        raise EnmaError(f"--protocols: {', '.join(protocols)} has no case of this method; use of {', '.join(known)}")
+    return found
 
 
 def own(equation: str, *, data_dir: Path, seconds: float, seed: int) -> tuple[Model, float]:
@@ -121,33 +125,34 @@ def run(
     if name in UNTRAINED:
         method = untrained(name, equation, data_dir)
         tasks = ("generation",) if name == "truth" else ("temporal", "initial-value")
+        # The distance of the truth from the solver's own trajectories is 0.
+        protocols = ("features",) if name == "truth" else protocols
         measured = cases(tasks, members=None if name == "solver" else 1, limit=limit, protocols=protocols)
-        # The distance from the solver's own trajectories is 0 for these.
-        measured = [case for case in measured if name != "truth" or case.protocol == "features"]
         found = score_file(method, **shared, cpu_seconds=0.0, num_parameters=0, cases=measured, progress=progress)
         return found
     if name == OWN:
+        measured = cases(("temporal", "initial-value"), members=None, limit=limit, protocols=protocols)
         model, cpu_seconds = own(equation, data_dir=data_dir, seconds=seconds, seed=seed)
         return score_file(
             of_model(model),
             **shared | {"kind": "model"},
             cpu_seconds=cpu_seconds,
             num_parameters=num_parameters(model),
-            cases=cases(("temporal", "initial-value"), members=None, limit=limit, protocols=protocols),
+            cases=measured,
             progress=progress,
         )
     torch.manual_seed(seed)
     data = training_data(data_dir, equation)
     network = networks()[name](reference(equation), data)
+    members = 1 if network.deterministic else None
+    measured = cases(network.tasks, members=members, limit=limit, protocols=protocols)
     trained = train(network, data, seconds=seconds, seed=seed, state=state)
     found = score_file(
         network.forecast(),
         **shared,
         cpu_seconds=trained.cpu_seconds,
         num_parameters=num_parameters(network.module),
-        cases=cases(
-            network.tasks, members=1 if network.deterministic else None, limit=limit, protocols=protocols
-        ),
+        cases=measured,
         progress=progress,
     )
     tenth = max(1, trained.steps // 10)

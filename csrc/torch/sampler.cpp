@@ -342,8 +342,11 @@ void frame(SamplerSession& session, const Tensor& out, bool last) {
     TORCH_CHECK_VALUE(session.frames_read() == set.prefix_frames && kept <= set.own_frames,
                       "sampler: ", session.frames_made(), " of ", set.own_frames, " frames are made");
     float* to = out.mutable_data_ptr<float>();
-    pybind11::gil_scoped_release release;
-    for (int64_t t = 0; t < frames; ++t) session.frame(to + t * (out.numel() / frames), last && t + 1 == frames);
+    for (int64_t t = 0; t < frames; ++t) {
+        if (t > 0 && PyErr_CheckSignals() != 0) throw pybind11::error_already_set();
+        pybind11::gil_scoped_release release;
+        session.frame(to + t * (out.numel() / frames), last && t + 1 == frames);
+    }
 }
 
 }  // namespace

@@ -25,11 +25,6 @@ struct Names {
     py::object parameters = py::reinterpret_steal<py::object>(PyUnicode_InternFromString("_parameters"));
 };
 
-// A dict that is an attribute of a module.
-py::dict attribute(const py::object& module, const py::object& name) {
-    return py::reinterpret_steal<py::object>(PyObject_GetAttr(module.ptr(), name.ptr()));
-}
-
 // Address and number of changes of every parameter. The sum stands for the number where PyTorch does not count.
 py::bytes weights_key(const py::object& module) {
     static const Names* const names = new Names;
@@ -39,7 +34,7 @@ py::bytes weights_key(const py::object& module) {
         const py::object part = std::move(left.back());
         left.pop_back();
         if (part.is_none()) continue;
-        const py::dict modules = attribute(part, names->modules), parameters = attribute(part, names->parameters);
+        const py::dict modules = py::getattr(part, names->modules), parameters = py::getattr(part, names->parameters);
         for (const auto& [name, child] : modules) left.push_back(py::reinterpret_borrow<py::object>(child));
         for (const auto& [name, parameter] : parameters) {
             if (parameter.is_none()) continue;

@@ -14,8 +14,8 @@ A score file is JSON with
 | `machine`        | processor, threads and versions where the seconds were measured                               |
 | `rows`           | of `protocols.measure`                                                                        |
 
-Those that come with the package are in `enma_fast/pretrained/scores`, and below it in `ten-minutes` those of methods that
-had ten minutes of one thread each.
+Those that come with the package are in `enma_fast/pretrained/scores`, and below it in `ten-minutes` those of methods
+that had ten minutes of one thread each.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def read_score_files(folder: str | Path | None = None) -> list[dict[str, Any]]:
 def read_ten_minutes(folder: str | Path | None = None) -> list[dict[str, Any]]:
     """The score files of methods that had ten minutes each, below the folder of `read_score_files`; or none."""
     below = (FOLDER if folder is None else Path(folder)) / TEN_MINUTES
-    return read_score_files(below) if below.is_dir() else []
+    return read_score_files(below) if any(below.glob("*.json")) else []
 
 
 def measure_model(

@@ -116,7 +116,7 @@ def _measured(files: Sequence[dict[str, Any]]) -> list[Cell]:
 
 
 def markdown(files: Sequence[dict[str, Any]], ten_minutes: Sequence[dict[str, Any]] = ()) -> str:
-    """All tables in Markdown, as a page of their own; `ten_minutes` are score files of methods that had so much each."""
+    """All tables in Markdown, as a page of their own; `ten_minutes` are score files of methods that had so much."""
     made = cells(files)
     parts = [
         "# The paper's tables",
@@ -124,9 +124,9 @@ def markdown(files: Sequence[dict[str, Any]], ten_minutes: Sequence[dict[str, An
         f"The numbers of the paper ({paper_figures()['source']}, its rows marked *paper*) are on its own data. The "
         "others are measured here, on data of this library's solvers with the same equations, and can be made again: "
         "`enma-fast tables --check` measures the shipped models on the shipped test files and compares. Bold rows are "
-        "the shipped models: *fast* is `combined-fast`, `advection-fast` and so on, *points* `advection-points`. "
-        "*persistence* repeats the last observed frame, and *fno* is a Fourier neural operator that was trained here. "
-        "A dash stands where nothing has been measured.",
+        "models of this library, of which *fast* is `combined-fast`, `advection-fast` and so on, *points* "
+        "`advection-points`. *persistence* repeats the last observed frame, and *fno* is a Fourier neural operator "
+        "that was trained here. A dash stands where nothing has been measured.",
         "## Errors",
         "Relative L2 error of the ensemble mean over all forecast frames, the paper's table 2: mean over trajectories, "
         "and in brackets the median, which trajectories that decay to nearly nothing do not rule. *solver* is given "
@@ -277,10 +277,12 @@ def _ten_minutes(files: Sequence[dict[str, Any]]) -> list[str]:
     made = [cell for cell in _measured(files) if cell.table == "errors"]
     parts = [
         "## Ten minutes each",
-        "The same errors where every method had ten minutes of one thread to train in, with the same data: **own** is "
-        "what `enma-fast train FILE --minutes 10` makes of them, its tokenizer, planning and scoring included; *fno* and "
-        "*transformer* (block-causal, on patches) are deterministic; *latent-flow* decides whole latent frames by a "
-        "flow, behind the tokenizer of the shipped model, whose training is not counted.",
+        "The same errors where every method had ten minutes of one thread to train in, with the same file of training "
+        "data: **own** is what `enma-fast train FILE --minutes 10` makes of it, its tokenizer, planning and scoring "
+        "included (minutes by the clock, and a fifth of the trajectories kept for validation and test); *fno* and "
+        "*transformer* (block-causal, on patches) had 600 s of processor time and are deterministic; *latent-flow* "
+        "had as much and decides whole latent frames by a flow, behind the tokenizer of the shipped model, whose "
+        "training is not counted.",
     ]
     for task, title in _TITLES.items():
         parts += [f"### Errors after ten minutes, {title}", _errors([cell for cell in made if cell.task == task])]

@@ -82,7 +82,8 @@ class Domain:
         mean = windows_WF.mean(0)
         covariance = np.cov(windows_WF.T, ddof=0) + _FLOOR**2 * np.eye(len(mean))
         limits = [
-            np.quantile(_distances(windows_WF, mean, inverse), _SHARE) for inverse in _inverses(covariance, len(scale))
+            np.quantile(_distances(windows_WF, mean, inverse), _SHARE)
+            for inverse in _inverses_of(covariance, len(scale))
         ]
         return cls(low, high, scale, mean, covariance, np.array(limits), channels)
 
@@ -141,7 +142,7 @@ class Domain:
     @cached_property
     def _inverses(self) -> list[np.ndarray]:
         """Inverse covariance of the features of one, two and three frames; every forecast needs one."""
-        return _inverses(self.covariance, len(self.scale))
+        return _inverses_of(self.covariance, len(self.scale))
 
     def to_json(self) -> str:
         """The domain as JSON text, for :meth:`read`."""
@@ -208,7 +209,7 @@ def _features(fields: np.ndarray, scale: np.ndarray) -> np.ndarray:
     return np.concatenate(parts, axis=-1)
 
 
-def _inverses(covariance: np.ndarray, channels: int) -> list[np.ndarray]:
+def _inverses_of(covariance: np.ndarray, channels: int) -> list[np.ndarray]:
     counts = [_count(frames, channels) for frames in range(1, WINDOW + 1)]
     return [np.linalg.inv(covariance[:count, :count]) for count in counts]
 

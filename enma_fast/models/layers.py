@@ -228,7 +228,7 @@ def weights_key(module: nn.Module) -> Hashable:
     PyTorch counts changes of `p`, as by `p.copy_(...)` under `torch.no_grad()` or `load_state_dict`, and not those of
     `p.data`, nor any of a parameter that was made under `torch.inference_mode`: of that the sum is part of the key.
     """
-    # Every forecast asks, three times.
+    # Every forecast asks, of the tokenizer and of the dynamics.
     compiled = extension()
     return weights_key_ref(module) if compiled is None else compiled.weights_key(module)
 

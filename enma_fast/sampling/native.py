@@ -28,8 +28,8 @@ from .reference import in_one_pass
 
 # Initial number of frames in the tables of rotary positions.
 TABLE_FRAMES = 64
-# Rows of frames of one call, where nobody asks for a frame as soon as it is made. Of one member a call takes as long as
-# it takes to return to Python and to wake the threads; a call of paper size still ends within half a second.
+# Members times frames that one call makes, where nobody asks for a frame as soon as it is made. A frame of one member
+# of a small model takes 0.1 ms, and half as long again where Python comes between two of them.
 ROWS_AHEAD = 16
 
 

@@ -44,7 +44,8 @@ def own_card(plan: Plan, metrics: dict[str, Any], command: str) -> str:
                 "- It knows the data it was trained on and nothing else; `forecast` warns where observed frames lie "
                 "outside them.",
                 f"- Frames beyond {model.num_frames} were not seen in training.",
-                "- The physics was taken to be the same at every place of the periodic axes."
+                "- The physics was taken to be the same at every place of the periodic axes"
+                + _views(metrics["sampling"])
                 if shifted
                 else "- Places are told apart: forecasts of shifted fields are no shifted forecasts.",
                 "- Forecasts from one frame and a context were trained."
@@ -54,6 +55,15 @@ def own_card(plan: Plan, metrics: dict[str, Any], command: str) -> str:
         ),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _views(sampling: dict[str, Any]) -> str:
+    if sampling["shifts"] is None:
+        return "."
+    return (
+        f": members see the field from {sampling['shifts']} places, and their noise is scaled by "
+        f"{sampling['temperature']:g}, chosen on validation data."
+    )
 
 
 def notes(plan: Plan) -> list[str]:

@@ -34,8 +34,9 @@ from .card import tell_training
 from .lineage import account
 from .loop import RunOptions
 from .own_card import own_card
-from .own_data import TEST, TRAIN
+from .own_data import TEST, TRAIN, VAL
 from .own_plan import DATA, DYNAMICS_CHANGES, MEMBERS, SCORED, STAGES, Plan, Request, make_plan, saved_plan
+from .own_sampling import choose_sampling
 from .recipes import data_file, recipe, train
 from .record import read_record
 
@@ -69,7 +70,8 @@ def train_own(plan: Plan, out: Path, *, command: str, progress: Progress | None 
     """Train, score and write what `prepare_own` planned, from where an earlier call stopped.
 
     `command`, which makes the run again, is for the card. Returns the contents of `metrics.json` of the checkpoint:
-    `rows` of scores, each with those of the baselines by name and of single `channels`, and the `training`.
+    `rows` of scores, each with those of the baselines by name and of single `channels`, the `training`, and of the
+    `sampling` the `shifts` and the `temperature`.
     """
     total = sum(plan.seconds.values())
     done = plan.seconds["preparing"]
@@ -85,12 +87,15 @@ def train_own(plan: Plan, out: Path, *, command: str, progress: Progress | None 
     model = load_model(out / "forecasts")
     dataset = plan.preset.model.dataset
     tell_training(model, data_file(out / DATA, dataset, TRAIN))
-    train_data, test_data = (read(data_file(out / DATA, dataset, split)) for split in (TRAIN, TEST))
+    train_data, held, test_data = (read(data_file(out / DATA, dataset, split)) for split in (TRAIN, VAL, TEST))
+    if plan.preset.forecast_training.shift:
+        choose_sampling(model, held)
     methods = baselines(train_data)
     tasks = ("temporal", "initial-value") if plan.contexts else ("temporal",)
     found = {
         "rows": [_scores(model, test_data, methods, task) for task in tasks],
         "training": {stage: account(out / stage, read_record(out / stage), command) for stage in STAGES},
+        "sampling": {name: getattr(model.config.sampling, name) for name in ("shifts", "temperature")},
     }
     save_model(model, out / IN_RUN, card=own_card(plan, found, command), metrics=found)
     return found

@@ -40,6 +40,7 @@ from .own_data import (
     name_of,
     split_files,
 )
+from .own_sampling import JUDGED, JUDGING_MEMBERS, TRIED, several_views
 from .ranks import ALONE
 from .recipes import VALIDATED, recipe
 from .state import without_retired
@@ -181,6 +182,9 @@ def make_plan(source: Path, request: Request) -> tuple[Plan, dict[str, FieldFile
         task.validate(ALONE)
         validation[stage] = (time.monotonic() - clock) * min(VALIDATED[stage], held) / timed
     scored = min(SCORED, len(splits[SPLITS[-1]])) * MEMBERS / _VALIDATED_MEMBERS
+    if preset.forecast_training.shift and several_views(preset.model) is not None:
+        # Validations are of both tasks, and temperatures are tried in one.
+        scored += TRIED * min(JUDGED, held) * JUDGING_MEMBERS / _VALIDATED_MEMBERS / (1 + contexts)
     other = {
         "preparing": encoding,
         "scoring": 1.3 * scored * validation["forecasts"] / min(VALIDATED["forecasts"], held),

@@ -60,13 +60,35 @@ def test_the_truth_is_as_good_as_generated_trajectories_can_be(folder):
 
 
 def test_what_the_library_trains_by_itself_is_measured_as_a_model(folder, monkeypatch):
-    model = load_model("combined-fast")
-    monkeypatch.setattr(command, "own", lambda equation, **given: (model, given["seconds"] - 1))
-    found = command.run("own", "combined", data_dir=folder, seconds=13.0, limit=2, protocols=("whole",))
-    assert (found["method"], found["kind"], found["cpu_seconds"]) == ("own", "model", 12)
-    assert found["num_parameters"] == num_parameters(model)
+    asked = []
+
+    def prepare(source, out, request):
+        asked.append((source.name, request.minutes, request.seed))
+        return out
+
+    def train_own(plan, out, *, command):
+        assert plan == out
+        shutil.copytree(PRETRAINED / "combined-fast", out / "checkpoint")
+
+    monkeypatch.setattr(command, "prepare_own", prepare)
+    monkeypatch.setattr(command, "train_own", train_own)
+    found = command.run("own", "combined", data_dir=folder, seconds=13.5, seed=4, limit=2, protocols=("whole",))
+    assert asked == [("combined-train.h5", 0.225, 4)]
+    assert (found["method"], found["kind"]) == ("own", "model")
+    assert 0 < found["cpu_seconds"] < 60
+    assert found["num_parameters"] == num_parameters(load_model("combined-fast"))
     assert [(row["protocol"], row["trajectories"], row["members"]) for row in found["rows"]] == [("whole", 2, 16)] * 4
     assert all(row["rel_l2"] < 0.1 for row in found["rows"] if row["split"] == "test-in")
+
+
+@pytest.mark.parametrize("name", ["own", "transformer", "persistence"])
+def test_protocols_without_a_case_are_refused_before_training(folder, monkeypatch, name):
+    monkeypatch.setattr(command, "train", None)
+    monkeypatch.setattr(command, "own", None)
+    with pytest.raises(
+        EnmaError, match=r"--protocols: features has no case of this method; use of calibration, .*whole"
+    ):
+        command.run(name, "combined", data_dir=folder, seconds=1.0, protocols=("features",))
 
 
 @pytest.mark.slow

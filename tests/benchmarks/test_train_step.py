@@ -86,16 +86,17 @@ def test_contenders_alternate_and_ratios_are_of_one_round(monkeypatch):
     def contender(name, seconds):
         def run():
             nonlocal now
+            # A first call takes three times as long.
+            now += seconds if name in calls else 3 * seconds
             calls.append(name)
-            now += seconds
 
         return run
 
     monkeypatch.setattr("benchmarks.harness.time.perf_counter", lambda: now)
     # A long one is called once in its turn, a short one so often that the turn lasts 20 ms.
-    seconds = interleave({"a": contender("a", 0.03), "b": contender("b", 0.006)}, rounds=3)
-    assert calls == ["a", "b"] + (["a"] + 4 * ["b"]) * 3
-    assert seconds == {"a": pytest.approx([0.03] * 3), "b": pytest.approx([0.006] * 3)}
+    seconds = interleave({"a": contender("a", 0.03), "b": contender("b", 0.0061), "c": contender("c", 1.0)}, rounds=3)
+    assert calls == ["a", "a", "b", "b", "c"] + (["a"] + 4 * ["b"] + ["c"]) * 3
+    assert seconds == {name: pytest.approx([each] * 3) for name, each in (("a", 0.03), ("b", 0.0061), ("c", 1.0))}
     out = ratios({"a": [1.0, 2.0, 4.0], "b": [3.0, 4.0, 20.0]}, "a")
     assert out == {"b": {"seconds": 4.0, "ratio": 3.0, "ratio_min": 2.0, "ratio_max": 5.0}}
 

@@ -395,8 +395,11 @@ def test_the_command_writes_page_and_cells(tmp_path, capsys):
 
 def test_the_docs_page_is_made_of_the_committed_scores():
     page = PRETRAINED.parents[1] / "docs" / "tables.md"
-    expected = tables.markdown(score_files.read_score_files(), score_files.read_ten_minutes())
-    assert page.read_text() == expected, "enma-fast tables --out docs"
+    files = score_files.read_score_files(), score_files.read_ten_minutes()
+    assert page.read_text() == tables.markdown(*files), "enma-fast tables --out docs"
+    assert json.loads(page.with_name("tables.json").read_text()) == tables.as_json(*files), (
+        "enma-fast tables --out docs"
+    )
 
 
 def test_committed_scores_are_of_the_shipped_weights():

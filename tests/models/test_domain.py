@@ -1,9 +1,9 @@
 """Observed frames outside the training data: recognised by cheap rules, reported, refused, recorded; others are not."""
 
+import dataclasses
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -180,7 +180,7 @@ def test_a_checkpoint_that_does_not_say_gives_no_warning(
 def test_scores_count_them(
     model: Model, inside: FieldFile, outside: FieldFile, caplog: pytest.LogCaptureFixture
 ) -> None:
-    mixed = replace(inside, u=np.concatenate([inside.u[:2], outside.u[:2], inside.u[4:]]))
+    mixed = dataclasses.replace(inside, u=np.concatenate([inside.u[:2], outside.u[:2], inside.u[4:]]))
     assert score(model, mixed, num_members=1, limit=4)["num_outside"] == 2
     assert caplog.messages[0].startswith(
         f"{mixed.path}: the observed frames of trajectory 2 (and of 1 more) lie outside"
@@ -194,7 +194,7 @@ def test_scores_count_them(
 def test_a_store_and_its_report_name_them(
     inside: FieldFile, outside: FieldFile, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    mixed = replace(inside, u=np.concatenate([inside.u[:2], outside.u[:2], inside.u[4:]]))
+    mixed = dataclasses.replace(inside, u=np.concatenate([inside.u[:2], outside.u[:2], inside.u[4:]]))
     out = tmp_path / "run.zarr"
     options = {"num_members": 2, "trajectories": [0, 3, 2], "chunk": 8}
     with pytest.raises(EnmaError, match=r"trajectory 3 .*lie outside"):
@@ -225,8 +225,8 @@ def test_a_checkpoint_keeps_what_it_was_trained_on(tmp_path: Path) -> None:
     verify(tmp_path)
     found = load_model(tmp_path).domain
     assert found is not None
-    for name, value in vars(made.domain).items():
-        np.testing.assert_array_equal(getattr(found, name), value)
+    for field in dataclasses.fields(Domain):
+        np.testing.assert_array_equal(getattr(found, field.name), getattr(made.domain, field.name))
     assert found.reasons(fields) == made.domain.reasons(fields)
     # It is as protected as the weights.
     (tmp_path / DOMAIN).write_text((tmp_path / DOMAIN).read_text().replace("1", "2", 1))

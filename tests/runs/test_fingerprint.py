@@ -24,7 +24,7 @@ from .._runs import prepare
 # Forecasts of fields on their grid, and as if PyTorch encoded and decoded them, as it does for scattered points.
 CODE = """
 import os, sys
-from enma_fast.forecasting import encoding, members
+from enma_fast.forecasting import encoding
 from enma_fast.models.checkpoint import load_model
 from enma_fast.runs.fingerprint import fingerprint
 
@@ -32,7 +32,7 @@ for plain in (False, True):
     child = os.fork()
     if not child:
         if plain:
-            encoding.native_tokenizer = members.native_tokenizer = lambda tokenizer: None
+            encoding.native_tokenizer = lambda tokenizer: None
         print(fingerprint(load_model(sys.argv[1]), "a", settings=None, dtype=None), flush=True)
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0

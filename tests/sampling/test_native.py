@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -183,10 +185,49 @@ def test_frames_that_are_made_ahead_are_the_same(name: str, monkeypatch: pytest.
     sampler = packed(name, torch.float32)
     whole = play(sampler, given)
     assert whole.shape[:2] == (2, 3)
-    for rows in (1, 4, 100):
+    for rows, ahead, calls in ((1, True, 3), (4, True, 2), (100, True, 1), (100, False, 3)):
         monkeypatch.setattr(native, "ROWS_AHEAD", rows)
-        frames = list(generate(sampler, given, ahead=True))
+        frames = list(generate(sampler, given, ahead=ahead))
         assert torch.equal(torch.stack(frames, 1), whole)
+        # Frames of one call share their memory.
+        assert len({z_BNC.untyped_storage().data_ptr() for z_BNC in frames}) == calls
+
+
+def test_a_call_of_many_frames_ends_at_a_signal() -> None:
+    """As Ctrl-C ends it: the frames after that one are not made, and the sampler goes on."""
+    dynamics = build("paper")
+    given = problem(dynamics, "temporal", groups=1, members=1)
+    sampler = packed("paper", torch.float32)
+    config, frames = dynamics.config, 2000
+    key, session = sampler.session(
+        rows=1,
+        groups=1,
+        prefix_frames=given.first + 1,
+        own_frames=frames,
+        first=given.first,
+        settings=config.sampling,
+    )
+    session.reset()
+    session.start_segment(0)
+    for z_GNC in given.segments[0].unbind(1):
+        session.read(z_GNC.contiguous())
+    session.begin(given.seeds, given.members, torch.zeros(1, dtype=torch.int64), given.first)
+    made = torch.full((frames, 1, config.num_tokens, config.token_channels), math.nan)
+
+    def stop(number: int, frame: Any) -> None:
+        raise InterruptedError
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, 0.003)
+    try:
+        with pytest.raises(InterruptedError):
+            session.frame(made, False)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert made[-1].isnan().all()
+    sampler._idle = (key, session)
+    assert torch.equal(torch.stack(list(generate(sampler, given)), 1), play(sampler, given))
 
 
 @pytest.mark.parametrize("name", ["paper", "relative"])
