@@ -363,6 +363,8 @@ def test_methods_of_ten_minutes_have_a_table_of_their_own(tmp_path):
     assert "| **own** | - | - | 0.125" in quickly
     assert "| fno | - | - | 0.25" in quickly
     assert "*paper*" not in quickly
+    assert "*fno*" in quickly
+    assert "*latent-flow*" not in quickly
     found = tables.as_json(files, ten_minutes)
     assert {cell["method"] for cell in found["ten_minutes"]} == {"own", "fno"}
     assert found["cells"] == tables.as_json(files)["cells"]
@@ -400,6 +402,16 @@ def test_the_docs_page_is_made_of_the_committed_scores():
     assert json.loads(page.with_name("tables.json").read_text()) == tables.as_json(*files), (
         "enma-fast tables --out docs"
     )
+
+
+def test_committed_methods_of_ten_minutes_took_no_more():
+    files = score_files.read_ten_minutes()
+    assert {file["method"] for file in files} >= {"own", "fno", "transformer"}
+    for file in files:
+        assert 400 < file["cpu_seconds"] < 610, (file["equation"], file["method"])
+        shipped = load_model({"advection": "advection-fast", "combined": "combined-fast"}[file["equation"]])
+        size = sum(p.numel() for p in shipped.parameters())
+        assert abs(file["num_parameters"] - size) < 0.2 * size
 
 
 def test_committed_scores_are_of_the_shipped_weights():
