@@ -15,7 +15,7 @@ class _Folder(Mapping[str, Equation]):
     """The equations of this folder by the names of their files, each imported when it is asked for."""
 
     def __getitem__(self, name: str) -> Equation:
-        if name not in _names():
+        if name not in _names(*__path__):
             raise KeyError(name)
         found: Equation = importlib.import_module(f"{__name__}.{name}").EQUATION
         if found.name != name:
@@ -23,15 +23,15 @@ class _Folder(Mapping[str, Equation]):
         return found
 
     def __iter__(self) -> Iterator[str]:
-        return iter(_names())
+        return iter(_names(*__path__))
 
     def __len__(self) -> int:
-        return len(_names())
+        return len(_names(*__path__))
 
 
 @functools.cache
-def _names() -> tuple[str, ...]:
-    return tuple(module.name for module in pkgutil.iter_modules(__path__))
+def _names(*folders: str) -> tuple[str, ...]:
+    return tuple(module.name for module in pkgutil.iter_modules(folders))
 
 
 EQUATIONS: Mapping[str, Equation] = _Folder()
