@@ -56,12 +56,20 @@ def views(config: ModelConfig, settings: SamplingConfig) -> list[View]:
                 f"square, with its dimensions exchanged, in {len(ways)} ways: use no more"
             )
         return ways[:count]
-    points = [n // tokens for n, tokens in zip(tok.grid, config.token_grid, strict=True)]
-    around = min(p for p, ring in zip(points, tok.periodic, strict=True) if ring)
+    around = points_around(config)
     if count > 1 and count > around:
         raise EnmaError(f"shifts is {count}; a token of {config.name} has {around} grid points: use no more")
-    steps = [_step(p, count) if ring else 0 for p, ring in zip(points, tok.periodic, strict=True)]
+    steps = [_step(p, count) if ring else 0 for p, ring in zip(_points(config), tok.periodic, strict=True)]
     return [View(tuple(s * step for step in steps)) for s in range(count)]
+
+
+def points_around(config: ModelConfig) -> int:
+    """Grid points of a token along a periodic dimension, of which there is one at least: the most shifts of a field."""
+    return min(p for p, ring in zip(_points(config), config.tokenizer.periodic, strict=True) if ring)
+
+
+def _points(config: ModelConfig) -> list[int]:
+    return [n // tokens for n, tokens in zip(config.tokenizer.grid, config.token_grid, strict=True)]
 
 
 def mirrors(config: ModelConfig) -> list[View]:

@@ -20,13 +20,12 @@ from torch import Tensor
 from ..config import ModelConfig, SamplingConfig
 from ..data import FieldFile
 from ..data.selection import spread_rows
-from ..errors import EnmaError
 from ..evaluation.metrics import spread_skill
 from ..evaluation.scoring import score_forecast
 from ..forecasting.file_forecast import FileForecast
 from ..forecasting.request import TEMPORAL, ForecastRequest
 from ..models.model import Model
-from ..sampling.shifts import views
+from ..sampling.shifts import points_around
 
 # The most places first; those of a token are as many as its points.
 VIEWS = (8, 4, 2)
@@ -38,14 +37,8 @@ TRIED, JUDGED, JUDGING_MEMBERS = 3, 24, 8
 
 def several_views(config: ModelConfig) -> SamplingConfig | None:
     """The sampler of a model with as many views of the field as a token has points, up to eight; None if it has one."""
-    for count in VIEWS:
-        settings = dataclasses.replace(config.sampling, shifts=count)
-        try:
-            views(config, settings)
-        except EnmaError:
-            continue
-        return settings
-    return None
+    counts = [count for count in VIEWS if count <= points_around(config)]
+    return dataclasses.replace(config.sampling, shifts=counts[0]) if counts else None
 
 
 def choose_sampling(model: Model, held: FieldFile) -> None:

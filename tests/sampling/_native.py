@@ -57,7 +57,7 @@ def groups_of(given: Problem) -> Tensor:
     return torch.arange(given.groups).repeat_interleave(len(given.seeds) // given.groups)
 
 
-def play(
+def begun(
     sampler: NativeSampler,
     given: Problem,
     *,
@@ -67,9 +67,9 @@ def play(
     threads: int = 1,
     isa: str = "",
     teams: str = "",
-) -> Tensor:
-    """All generated frames `[B, T, N, C]`, with the threads and instruction set that are asked for."""
-    _, session = sampler.session(
+) -> tuple[Any, Any]:
+    """Key and session of the sampler that has read the segments, and makes the first frame next."""
+    key, session = sampler.session(
         rows=len(given.seeds),
         groups=given.groups,
         prefix_frames=sum(segment.shape[1] + 1 for segment in given.segments),
@@ -86,6 +86,12 @@ def play(
         for z_GNC in segment.unbind(1):
             session.read(z_GNC.contiguous())
     session.begin(given.seeds, given.members, groups_of(given) if groups is None else groups, given.first)
+    return key, session
+
+
+def play(sampler: NativeSampler, given: Problem, *, num_latents: int = LATENTS, **how: Any) -> Tensor:
+    """All generated frames `[B, T, N, C]`, with the threads and instruction set that are asked for."""
+    _, session = begun(sampler, given, num_latents=num_latents, **how)
     config = sampler.dynamics.config
     frames = []
     for t in range(given.first, num_latents):

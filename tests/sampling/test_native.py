@@ -23,7 +23,7 @@ from enma_fast.utils.dataclass_json import replace
 from .._extension import ISAS, needs_native
 from .._static import LATENTS, TASKS, build, problem
 from .._tiny import CONFIGS, ONE_PASS, distance
-from ._native import DTYPES, GROWN, assert_is_the_reference, generate, packed, play, references
+from ._native import DTYPES, GROWN, assert_is_the_reference, begun, generate, packed, play, references
 
 # Two configurations with interpolation have the dynamics of others.
 NAMES = ("paper", "relative", "plane", "plane-paper", "plane-local", *ONE_PASS)
@@ -199,19 +199,7 @@ def test_a_call_of_many_frames_ends_at_a_signal() -> None:
     given = problem(dynamics, "temporal", groups=1, members=1)
     sampler = packed("paper", torch.float32)
     config, frames = dynamics.config, 2000
-    key, session = sampler.session(
-        rows=1,
-        groups=1,
-        prefix_frames=given.first + 1,
-        own_frames=frames,
-        first=given.first,
-        settings=config.sampling,
-    )
-    session.reset()
-    session.start_segment(0)
-    for z_GNC in given.segments[0].unbind(1):
-        session.read(z_GNC.contiguous())
-    session.begin(given.seeds, given.members, torch.zeros(1, dtype=torch.int64), given.first)
+    key, session = begun(sampler, given, num_latents=given.first + frames + 1)
     made = torch.full((frames, 1, config.num_tokens, config.token_channels), math.nan)
 
     def stop(number: int, frame: Any) -> None:
