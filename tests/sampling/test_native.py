@@ -16,6 +16,8 @@ import torch
 import enma_fast
 from enma_fast.errors import EnmaError
 from enma_fast.models.layers import RMSNorm
+from enma_fast.models.model import Dynamics
+from enma_fast.presets import find_preset
 from enma_fast.sampling import native
 from enma_fast.sampling.native import TABLE_FRAMES, NativeSampler
 from enma_fast.utils.dataclass_json import replace
@@ -292,6 +294,34 @@ def test_plan_counts_keys_and_values() -> None:
             # Every linear has a bias of fp32, and panels of 16; the rest are tables.
             assert stored <= plan["weights"] < 3 * stored
             assert set(plan) == {"weights", "keys_values", "buffers", "work"}
+
+
+# Whether a system has huge pages at all; MADV_HUGEPAGE is refused otherwise.
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+def bytes_that_may_be_huge() -> int:
+    """Of this process's memory, what was asked for in huge pages (flag `hg`)."""
+    size = asked = 0
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if line.startswith("Size:"):
+            size = int(line.split()[1]) << 10
+        elif line.startswith("VmFlags:") and " hg" in line:
+            asked += size
+    return asked
+
+
+@pytest.mark.skipif(not HUGE_PAGES.exists(), reason="the system has no huge pages")
+def test_packed_weights_ask_for_huge_pages() -> None:
+    dynamics = Dynamics(find_preset("combined-small").model).requires_grad_(False)
+    before = bytes_that_may_be_huge()
+    sampler = NativeSampler(dynamics, dtype=torch.float32)
+    given = problem(dynamics, "temporal")
+    list(generate(sampler, given))
+    large = sampler.planned_bytes()["weights"]
+    assert large > 8 << 20
+    # Small parts, such as a head's, stay in small pages.
+    assert bytes_that_may_be_huge() - before > large / 2
 
 
 MEMORY = """

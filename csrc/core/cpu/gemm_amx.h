@@ -87,7 +87,7 @@ void tiled_product(const Half* const (&a)[2], ptrdiff_t lda, int height, const u
 template <class Mode, class Epilogue>
     requires(Mode::TILES)
 void gemm(const Half* a, ptrdiff_t lda, int rows, const LinearView& linear, int begin, int end, float* scratch,
-          const Epilogue& finish) {
+          const Epilogue& finish, const char*) {
     typedef typename Mode::Vector V;
     typedef typename V::Tiles T;
     const int pairs = (linear.k + 1) / 2, height = smaller(TILE_ROWS, rows);

@@ -205,12 +205,20 @@ ENMA_INLINE int span_for(int rows, int panels) {
     return span;
 }
 
+// Where panel `panel` begins.
+template <class Mode>
+ENMA_INLINE const char* panel_of(const LinearView& linear, int panel) {
+    const ptrdiff_t size = static_cast<ptrdiff_t>((linear.k + Mode::STEP - 1) / Mode::STEP) * PANEL;
+    return reinterpret_cast<const char*>(static_cast<const typename Mode::Weight*>(linear.weight) + panel * size);
+}
+
 // Passes a [rows, k] times panels [begin, end) to the epilogue: finish(row, column, sums of V::LANES columns). From 1 to
-// GEMM_ROWS rows; `scratch` has GEMM_SCRATCH bytes.
+// GEMM_ROWS rows; `scratch` has GEMM_SCRATCH bytes. `next` are the weights of the product after this one, where they do
+// not follow in memory: a product's first panels come from far away as a rule.
 template <class Mode, class Epilogue>
     requires(!Mode::TILES)
 void gemm(const typename Mode::Input* a, ptrdiff_t lda, int rows, const LinearView& linear, int begin, int end,
-          float* scratch, const Epilogue& finish) {
+          float* scratch, const Epilogue& finish, const char* next = nullptr) {
     typedef typename Mode::Vector V;
     typedef typename Mode::Weight Weight;
     const int k = linear.k;
@@ -222,13 +230,14 @@ void gemm(const typename Mode::Input* a, ptrdiff_t lda, int rows, const LinearVi
         const int span = span_for<V>(smaller(rows, V::MAX_ROWS), end - panel);
         const Weight* weights = static_cast<const Weight*>(linear.weight) + panel * panel_size;
         const ptrdiff_t ldc = span * PANEL;
-        // The next weight to be used follows this one in memory as a rule.
-        const bool more = panel + span < end || end * PANEL >= linear.n;
+        const bool ends = panel + span == end, more = !ends || next != nullptr || end * PANEL >= linear.n;
         for (int from = 0; from < k; from += block_k) {
             const int depth = smaller(block_k, k - from);
             const ptrdiff_t lines = (depth + Mode::STEP - 1) / Mode::STEP;
             const Weight* block = weights + static_cast<ptrdiff_t>(from / Mode::STEP) * PANEL;
-            const char* soon = reinterpret_cast<const char*>(block + lines * PANEL + (span - 1) * panel_size);
+            const bool leaves = ends && next != nullptr && from + depth == k;
+            const char* soon =
+                leaves ? next : reinterpret_cast<const char*>(block + lines * PANEL + (span - 1) * panel_size);
             const ptrdiff_t step = more && row_blocks > 1 ? 64 * span / row_blocks : 0;
             for (int i = 0, row = 0; i < row_blocks; ++i) {
                 const int count = rows / row_blocks + (i < rows % row_blocks);
@@ -254,7 +263,7 @@ void gemm(const typename Mode::Input* a, ptrdiff_t lda, int rows, const LinearVi
 template <class Mode, class Epilogue>
     requires(Mode::TILES)
 void gemm(const Half* a, ptrdiff_t lda, int rows, const LinearView& linear, int begin, int end, float* scratch,
-          const Epilogue& finish);
+          const Epilogue& finish, const char* next = nullptr);
 
 // e^x within 1.2 ulp for |x| < 87; beyond it saturates at 2^+-127. NaN stays.
 template <class V>

@@ -72,11 +72,12 @@ struct SamplerKernels {
 
     // `gemm` for any number of rows; all columns are written, those beyond the linear's as zero.
     template <class Epilogue>
-    void product(const Input* a, ptrdiff_t lda, int rows, const LinearView& linear, Span panels,
-                 const Epilogue& finish) const {
+    void product(const Input* a, ptrdiff_t lda, int rows, const LinearView& linear, Span panels, const Epilogue& finish,
+                 const char* next = nullptr) const {
         by_tiles(rows, [&](int begin, int end) ENMA_ALWAYS {
-            gemm<Mode>(a + begin * lda, lda, end - begin, linear, panels.begin, panels.end, own.scratch,
-                       [&](int r, int j, Float sum) ENMA_ALWAYS { finish(begin + r, j, sum); });
+            gemm<Mode>(
+                a + begin * lda, lda, end - begin, linear, panels.begin, panels.end, own.scratch,
+                [&](int r, int j, Float sum) ENMA_ALWAYS { finish(begin + r, j, sum); }, next);
         });
     }
 
@@ -163,13 +164,17 @@ struct SamplerKernels {
             const int last = smaller(head + unit, mine.end);
             const int first = head * dim;
             const Span panels{first / PANEL, panels_of(last * dim)};
+            const char* after = last < mine.end ? panel_of<Mode>(queries ? block.q : block.k, panels.end)
+                                                : panel_of<Mode>(block.out, share(panels_of(m.width), member).begin);
             by_tiles(rows, [&](int begin, int end) ENMA_ALWAYS {
                 const int count = end - begin;
                 const Input* x = a + begin * ld;
-                const auto turned = [&](const LinearView& linear, const float* weight, bool is_query) ENMA_ALWAYS {
+                const auto turned = [&](const LinearView& linear, const float* weight, bool is_query,
+                                        const char* next) ENMA_ALWAYS {
                     float* raw = own.raw;
-                    gemm<Mode>(x, ld, count, linear, panels.begin, panels.end, own.scratch,
-                               [=](int r, int j, Float sum) ENMA_ALWAYS { V::store(raw + r * ldr + j - first, sum); });
+                    gemm<Mode>(
+                        x, ld, count, linear, panels.begin, panels.end, own.scratch,
+                        [=](int r, int j, Float sum) ENMA_ALWAYS { V::store(raw + r * ldr + j - first, sum); }, next);
                     for (int r = 0; r < count; ++r) {
                         const Place place = at(begin + r);
                         Input* to = is_query ? place.q : place.k;
@@ -178,11 +183,13 @@ struct SamplerKernels {
                         }
                     }
                 };
-                if (queries) turned(block.q, block.q_norm, true);
+                const char* k = panel_of<Mode>(block.k, panels.begin);
+                if (queries) turned(block.q, block.q_norm, true, keys ? k : after);
                 if (!keys) return;
-                turned(block.k, block.k_norm, false);
-                gemm<Mode>(x, ld, count, block.v, panels.begin, panels.end, own.scratch,
-                           [&](int r, int j, Float sum) ENMA_ALWAYS { put<V>(at(begin + r).v + j, sum); });
+                turned(block.k, block.k_norm, false, panel_of<Mode>(block.v, panels.begin));
+                gemm<Mode>(
+                    x, ld, count, block.v, panels.begin, panels.end, own.scratch,
+                    [&](int r, int j, Float sum) ENMA_ALWAYS { put<V>(at(begin + r).v + j, sum); }, after);
             });
         }
     }
@@ -218,26 +225,32 @@ struct SamplerKernels {
     template <class Which>
     void finish_block(const BlockView& block, const Input* attended, int rows, const float* from, const Which& which,
                       float* y, Input* hidden) const {
-        const Span columns = share(panels_of(m.width), member);
-        product(attended, ld, rows, block.out, columns, [&](int r, int j, Float sum) ENMA_ALWAYS {
+        const Span columns = share(panels_of(m.width), member), mine = share(panels_of(m.hidden), member);
+        const auto added = [&](int r, int j, Float sum) ENMA_ALWAYS {
             V::store(y + r * ld + j, V::add(V::load(from + which(r) * ld + j), sum));
-        });
+        };
+        product(attended, ld, rows, block.out, columns, added, panel_of<Mode>(block.gate, mine.begin));
         wait(member);
         normalise(y, rows, block.norm_2, own.a);
-        const Span mine = share(panels_of(m.hidden), member);
         for (int panel = mine.begin; panel < mine.end; panel += SAMPLER_COLUMNS / PANEL) {
             const int last = smaller(panel + SAMPLER_COLUMNS / PANEL, mine.end);
+            const char* after =
+                last < mine.end ? panel_of<Mode>(block.gate, last) : panel_of<Mode>(block.down, columns.begin);
             by_tiles(rows, [&](int begin, int end) ENMA_ALWAYS {
                 float* gates = own.gates - panel * PANEL;
                 Input* to = hidden + begin * ldh;
                 const ptrdiff_t ldo = ldh;
-                gemm<Mode>(own.a + begin * ld, ld, end - begin, block.gate, panel, last, own.scratch,
-                           [=](int r, int j, Float sum)
-                               ENMA_ALWAYS { V::store(gates + r * SAMPLER_COLUMNS + j, silu<V>(sum)); });
-                gemm<Mode>(own.a + begin * ld, ld, end - begin, block.up, panel, last, own.scratch,
-                           [=](int r, int j, Float sum) ENMA_ALWAYS {
-                               put<V>(to + r * ldo + j, V::multiply(V::load(gates + r * SAMPLER_COLUMNS + j), sum));
-                           });
+                gemm<Mode>(
+                    own.a + begin * ld, ld, end - begin, block.gate, panel, last, own.scratch,
+                    [=](int r, int j, Float sum)
+                        ENMA_ALWAYS { V::store(gates + r * SAMPLER_COLUMNS + j, silu<V>(sum)); },
+                    panel_of<Mode>(block.up, panel));
+                gemm<Mode>(
+                    own.a + begin * ld, ld, end - begin, block.up, panel, last, own.scratch,
+                    [=](int r, int j, Float sum) ENMA_ALWAYS {
+                        put<V>(to + r * ldo + j, V::multiply(V::load(gates + r * SAMPLER_COLUMNS + j), sum));
+                    },
+                    after);
             });
         }
         wait(member);
