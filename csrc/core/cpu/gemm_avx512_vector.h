@@ -8,7 +8,8 @@ struct Avx512 {
     typedef __m512 Float;
     static constexpr int LANES = 16;
     static constexpr int ACCUMULATORS = 24;
-    static constexpr int MAX_ROWS = 12;
+    // Addresses of more rows do not stay in registers; measured, docs/experiments.md.
+    static constexpr int MAX_ROWS = 9;
 
     ENMA_INLINE Float all(float a) { return _mm512_set1_ps(a); }
     ENMA_INLINE Float load(const float* p) { return _mm512_loadu_ps(p); }

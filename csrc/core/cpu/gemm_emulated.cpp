@@ -19,7 +19,7 @@ namespace {
 struct Emulated {
     static constexpr int LANES = 16;
     static constexpr int ACCUMULATORS = 24;
-    static constexpr int MAX_ROWS = 12;
+    static constexpr int MAX_ROWS = 9;
 
     struct Float {
         float lanes[LANES];

@@ -128,7 +128,8 @@ SamplerSession::SamplerSession(const Sampler& sampler, SamplerSettings settings)
     }
     own_bytes_ = pages(own_bytes_ + 8 * 64);
     // A thread with members of its own needs what a team shares for itself.
-    work_ = Buffer(shared_bytes_ + set.threads * (own_bytes_ + shared_bytes_));
+    thread_bytes_ = own_bytes_ + (solo_ ? shared_bytes_ : 0);
+    work_ = Buffer(shared_bytes_ + set.threads * thread_bytes_);
     keys_.resize(static_cast<std::size_t>(set.threads) * N);
 }
 
@@ -144,7 +145,7 @@ void SamplerSession::read_frame(bool shared, int start, const float* tokens) {
     float* to = !shared ? state_.h : start >= 0 ? state_.anchor : state_.group_h;
     Barrier barrier;
     parallel(settings_.threads, [&](int thread, int threads) {
-        char* own = work_.data() + shared_bytes_ + thread * (own_bytes_ + shared_bytes_);
+        char* own = work_.data() + shared_bytes_ + thread * thread_bytes_;
         const Member member{thread, threads, &barrier};
         for (int begin = 0; begin < rows; begin += causal_members_) {
             const CausalTask task{begin, std::min(begin + causal_members_, rows), shared, start, tokens, to};
@@ -332,7 +333,7 @@ void SamplerSession::frame(float* out, bool last) {
     for (std::atomic<int>& counter : counters_) counter.store(0, std::memory_order_relaxed);
     Barrier barrier;
     parallel(settings_.threads, [&](int thread, int threads) {
-        char* own = work_.data() + shared_bytes_ + thread * (own_bytes_ + shared_bytes_);
+        char* own = work_.data() + shared_bytes_ + thread * thread_bytes_;
         const Region region{{thread, threads, &barrier}, work_.data(), own, run};
         const int first_row = static_cast<int>(std::int64_t{rows} * thread / threads);
         const int end_row = static_cast<int>(std::int64_t{rows} * (thread + 1) / threads);

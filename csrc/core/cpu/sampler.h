@@ -228,7 +228,7 @@ class SamplerSession {
     bool begun_ = false;
     int item_members_ = 1, causal_members_ = 1;
     bool solo_ = false;
-    std::size_t keys_values_bytes_ = 0, buffer_bytes_ = 0, shared_bytes_ = 0, own_bytes_ = 0;
+    std::size_t keys_values_bytes_ = 0, buffer_bytes_ = 0, shared_bytes_ = 0, own_bytes_ = 0, thread_bytes_ = 0;
     Buffer keys_values_, buffers_, work_;
     std::vector<std::atomic<int>> counters_;
     std::vector<std::uint64_t> keys_;
