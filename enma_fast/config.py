@@ -295,6 +295,8 @@ class TrainingConfig:
     mask_ratio: tuple[float, float] = (0.75, 1.0)
     # Shift trajectories around a periodic domain, by grid points.
     shift: bool = False
+    # How many of the shifts by less than a token latents are encoded at, evenly spaced; None: all (dynamics only).
+    encoded_shifts: int | None = None
     # Symmetries that the equation of the data set declares (`data.equation`): the fields are scaled by a factor drawn
     # log-uniformly (not by the dynamics, which refuse it), and a mean flow is added, drawn normally with this standard
     # deviation (by the first two stages for a copy of each environment: `training.symmetries`).

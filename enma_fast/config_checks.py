@@ -159,6 +159,7 @@ def check_training(config: Any) -> None:
     """Raise `EnmaError` for settings that no training can have."""
     require(config, ("steps", "batch", "shortest_context"), lambda n: n >= 1, "at least 1 is needed")
     require(config, ("window",), lambda n: n is None or n >= 1, "at least 1 is needed, or null for whole trajectories")
+    require(config, ("encoded_shifts",), lambda n: n is None or n >= 1, "at least 1 is needed, or null for all")
     require(config, ("clip_norm",), lambda x: x > 0, "a number above 0 is needed")
     require(config, ("learning_rate",), lambda x: 0 < x < math.inf, "a number above 0, and finite, is needed")
     amounts = ("final_learning_rate", "warmup_steps", "weight_decay", "boost")

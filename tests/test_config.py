@@ -240,6 +240,7 @@ def test_training_configs_are_checked_alike():
         ({"short_context_share": 1.5}, "short_context_share is 1.5; a number from 0 to 1"),
         ({"shortest_context": 0}, "shortest_context is 0; at least 1 is needed"),
         ({"scattered_share": 1.5}, "scattered_share is 1.5; a number from 0 to 1"),
+        ({"encoded_shifts": 0}, "encoded_shifts is 0; at least 1 is needed, or null for all"),
         ({"strides": []}, r"strides is \[\]; whole numbers from 1 on"),
         ({"strides": [2, 0]}, r"strides is \[2, 0\]; whole numbers from 1 on"),
         ({"mask_ratio": [0.75, 1.25]}, r"mask_ratio is \[0.75, 1.25\]; two numbers from 0 to 1"),

@@ -26,6 +26,8 @@ def check_stage(stage: str, training: TrainingConfig, *, started: bool) -> None:
                 "leave it at [1, 1]"
             )
         return
+    if training.encoded_shifts is not None:
+        raise EnmaError(f"encoded_shifts: is a setting of `train dynamics`, not of `train {stage}`; leave it at null")
     if training.strides != (1,):
         instead = "; use rollout.strides" if stage == "forecasts" else ""
         raise EnmaError(f"strides: is a setting of `train dynamics`, not of `train {stage}`{instead}")

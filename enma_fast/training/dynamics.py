@@ -57,13 +57,14 @@ class Latents:
         return cls(**tensors)
 
 
-def sub_token_shifts(options: TokenizerConfig, *, shift: bool) -> list[tuple[int, ...]]:
-    """Shifts by less than a token, in grid points of each dimension; none across walls.
+def sub_token_shifts(options: TokenizerConfig, *, shift: bool, most: int | None = None) -> list[tuple[int, ...]]:
+    """Shifts by less than a token, in grid points of each dimension; none across walls. At most `most`, evenly spaced.
 
     On a plane those along the diagonal, which have every place of a token in either axis: all would be their square.
     """
     factor = options.space_factor if shift and any(options.periodic) else 1
-    return [tuple(amount if ring else 0 for ring in options.periodic) for amount in range(factor)]
+    count = factor if most is None else min(most, factor)
+    return [tuple(i * factor // count if ring else 0 for ring in options.periodic) for i in range(count)]
 
 
 @torch.no_grad()
@@ -73,15 +74,16 @@ def encode_all(
     environment: Tensor,
     *,
     shift: bool,
+    most_shifts: int | None = None,
     point_fraction: tuple[float, float] | None = None,
     seed: int = 0,
 ) -> Latents:
-    """Encode trajectories ``[n, T, *grid, c]`` once, or for every shift of :func:`sub_token_shifts`.
+    """Encode trajectories ``[n, T, *grid, c]`` once, or for the shifts of :func:`sub_token_shifts`.
 
     With `point_fraction` each is encoded once more from such a share of its points, drawn by `seed`.
     """
     generator, options = torch.Generator().manual_seed(seed), tokenizer.config
-    shifts = sub_token_shifts(options, shift=shift)
+    shifts = sub_token_shifts(options, shift=shift, most=most_shifts)
     shape = (len(shifts), len(u), options.latent_frames(u.shape[1]), math.prod(options.token_grid))
     z = torch.empty(*shape, options.latent_channels, dtype=torch.float16, device=u.device)
     scattered = None if point_fraction is None else torch.empty_like(z)

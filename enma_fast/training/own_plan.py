@@ -54,8 +54,9 @@ DYNAMICS_CHANGES = {"dynamics.decoder": "masked-flow"}
 # Shares of the time that is left for steps; then the most validations of a stage, and its fewest steps.
 _SHARES = {"tokenizer": 0.3, "dynamics": 0.25, "forecasts": 0.45}
 VALIDATIONS, FEWEST_STEPS = 4, 10
-# Share of the minutes that validations may take, of which each stage has one at least.
-_VALIDATING = 0.2
+# Share of the minutes that validations may take, of which each stage has one at least, and that encoding all
+# trajectories may take at more than one shift.
+_VALIDATING = _ENCODING = 0.2
 # Steps that are timed, trajectories that they are timed on, and trajectories that a validation is timed on.
 _TIMED, _SAMPLE, _TIMED_VALIDATED = 3, 64, 8
 # Trajectories whose moments are taken at a time.
@@ -185,8 +186,11 @@ def make_plan(source: Path, request: Request) -> tuple[Plan, dict[str, FieldFile
     if preset.forecast_training.shift and several_views(preset.model) is not None:
         # Validations are of both tasks, and temperatures are tried in one.
         scored += TRIED * min(JUDGED, held) * JUDGING_MEMBERS / _VALIDATED_MEMBERS / (1 + contexts)
+    shifts = affordable_shifts(preset, request.minutes, encoding)
+    training = dataclasses.replace(preset.dynamics_training, encoded_shifts=shifts)
+    preset = dataclasses.replace(preset, dynamics_training=training)
     other = {
-        "preparing": encoding,
+        "preparing": encoding * len(_shifts(preset)),
         "scoring": 1.3 * scored * validation["forecasts"] / min(VALIDATED["forecasts"], held),
     }
     validations = affordable_validations(request.minutes, sum(validation.values()))
@@ -221,7 +225,7 @@ def _moments(u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _tasks(preset: Preset, splits: Mapping[str, FieldFile], contexts: bool) -> tuple[dict[str, Stage], float]:
-    """The three stages on a few trajectories, as the recipes make them, and the seconds to encode all trajectories."""
+    """The three stages on a few trajectories, as the recipes make them, and the seconds to encode all of them once."""
     train, val = splits[TRAIN], splits[VAL]
     rows = np.arange(min(_SAMPLE, len(train)))
     fields, held = torch.from_numpy(train.u[rows]), torch.from_numpy(val.u)
@@ -236,8 +240,7 @@ def _tasks(preset: Preset, splits: Mapping[str, FieldFile], contexts: bool) -> t
     last.tokenizer.requires_grad_(False)
     clock = time.monotonic()
     latents = encode_all(model.tokenizer, fields, torch.from_numpy(environment), shift=False)
-    shifts = sub_token_shifts(model.config.tokenizer, shift=preset.dynamics_training.shift)
-    encoding = (time.monotonic() - clock) * len(shifts) * len(train) / len(rows)
+    encoding = (time.monotonic() - clock) * len(train) / len(rows)
 
     first: dict[str, Any] = {
         "val": held[:_TIMED_VALIDATED],
@@ -267,6 +270,20 @@ def affordable_validations(minutes: float | None, seconds: float) -> int:
     if minutes is None:
         return VALIDATIONS
     return max(1, min(VALIDATIONS, int(60 * minutes * _VALIDATING / seconds)))
+
+
+def _shifts(preset: Preset) -> list[tuple[int, ...]]:
+    """The shifts that trajectories are encoded at."""
+    training = preset.dynamics_training
+    return sub_token_shifts(preset.model.tokenizer, shift=training.shift, most=training.encoded_shifts)
+
+
+def affordable_shifts(preset: Preset, minutes: float | None, seconds: float) -> int | None:
+    """At how many shifts trajectories are encoded in so many minutes, where one takes `seconds`; None for all."""
+    if minutes is None:
+        return None
+    most = max(1, int(60 * minutes * _ENCODING / seconds))
+    return None if most >= len(_shifts(preset)) else most
 
 
 def _with_steps(
@@ -304,7 +321,7 @@ def _memory(preset: Preset, trajectories: int) -> int:
     unit = 1 if sys.platform == "darwin" else 1024
     tokenizer = preset.model.tokenizer
     latents = tokenizer.latent_frames(preset.model.num_frames) * math.prod(tokenizer.token_grid)
-    shifts = len(sub_token_shifts(tokenizer, shift=preset.dynamics_training.shift))
+    shifts = len(_shifts(preset))
     # Latents are in half precision, and there twice while they are written and read back.
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss + (
         4 * trajectories * shifts * latents * tokenizer.latent_channels

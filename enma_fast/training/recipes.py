@@ -313,6 +313,8 @@ def _latents(
     """Latents of every `stride`-th frame of the training file, from the run folder if they are there already."""
     path, shift = options.out / (LATENTS if stride == 1 else STRIDED.format(stride)), training.shift
     mark = f"{key}-{sha256(file)}-{'shift' if shift else 'fixed'}"
+    if training.encoded_shifts is not None:
+        mark += f"-{training.encoded_shifts}"
     if stride > 1:
         mark += f"-stride-{stride}"
     if training.boost:
@@ -331,7 +333,15 @@ def _latents(
             fields = fields[:, : config.tokenizer.whole_frames(fields.shape[1])]
         log.info("encoding %d trajectories of %d frames", *fields.shape[:2])
         environment = torch.from_numpy(data.environment)
-        latents = encode_all(tokenizer, fields, environment, shift=shift, point_fraction=fraction, seed=options.seed)
+        latents = encode_all(
+            tokenizer,
+            fields,
+            environment,
+            shift=shift,
+            most_shifts=training.encoded_shifts,
+            point_fraction=fraction,
+            seed=options.seed,
+        )
         latents.save(path, mark)
     if rank.count > 1:
         dist.barrier()

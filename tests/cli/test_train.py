@@ -175,6 +175,8 @@ def test_dynamics_learn_from_faster_physics(runs: Path, train: Callable, tmp_pat
     assert error == "strides: is a setting of `train dynamics`, not of `train tokenizer`"
     error = train(tmp_path / "other", "--train-set", "scattered_share=0.1").error()
     assert error == "scattered_share: is a setting of `train dynamics`, not of `train tokenizer`; leave it at 0"
+    error = train(tmp_path / "other", "--train-set", "encoded_shifts=1").error()
+    assert error == "encoded_shifts: is a setting of `train dynamics`, not of `train tokenizer`; leave it at null"
 
 
 @pytest.mark.slow

@@ -10,7 +10,8 @@ from torch import nn
 from enma_fast.errors import EnmaError
 from enma_fast.models.interpolation import grid_points
 from enma_fast.models.tokenizer import Tokenizer
-from enma_fast.training.dynamics import DynamicsTask, Latents, encode_all, environments
+from enma_fast.presets import PRESETS
+from enma_fast.training.dynamics import DynamicsTask, Latents, encode_all, environments, sub_token_shifts
 from enma_fast.training.loop import run, step_generator
 from enma_fast.training.ranks import Rank
 
@@ -37,7 +38,20 @@ def test_latents_hold_every_shift(name):
             exact = tokenizer.encode(fields.roll(shift, dims=2))
             torch.testing.assert_close(stored, exact, rtol=2e-3, atol=2e-3)
         plain = encode_all(tokenizer, fields, torch.tensor([0, 0, 1, 1]), shift=False)
+        fewer = encode_all(tokenizer, fields, torch.tensor([0, 0, 1, 1]), shift=True, most_shifts=1)
     assert torch.equal(plain.z, latents.z[:1])
+    assert torch.equal(fewer.z, latents.z[:1])
+
+
+def test_fewer_shifts_are_evenly_spaced():
+    options = CONFIGS["plane"].tokenizer
+    combined = PRESETS["combined-fast"].model.tokenizer
+    assert [amount for (amount,) in sub_token_shifts(combined, shift=True)] == list(range(8))
+    assert [amount for (amount,) in sub_token_shifts(combined, shift=True, most=3)] == [0, 2, 5]
+    assert sub_token_shifts(combined, shift=True, most=20) == sub_token_shifts(combined, shift=True)
+    # The wall of the plane cannot be shifted.
+    assert sub_token_shifts(options, shift=True, most=2) == [(0, 0), (1, 0)]
+    assert sub_token_shifts(options, shift=False, most=2) == [(0, 0)]
 
 
 def test_the_moments_are_those_of_the_latents_of_all_batches():

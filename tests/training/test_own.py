@@ -23,7 +23,7 @@ from enma_fast.models.tokenizer import Tokenizer
 from enma_fast.presets import PRESETS, SIZES, derived_preset
 from enma_fast.training import own_data, own_model, own_plan
 from enma_fast.training.own_model import prepare_own, train_own
-from enma_fast.training.own_plan import STAGES, Plan, Request, affordable_validations
+from enma_fast.training.own_plan import STAGES, Plan, Request, affordable_shifts, affordable_validations
 from enma_fast.training.ranks import Rank
 from enma_fast.training.recipes import _context_rows
 from enma_fast.training.tokenizer import TokenizerTask
@@ -318,6 +318,17 @@ def test_moments_are_exact_and_take_no_copy_of_the_data() -> None:
         tracemalloc.stop()
     np.testing.assert_allclose(mean, u.mean(axis=(0, 1, 2), dtype=np.float64), rtol=1e-12)
     np.testing.assert_allclose(std, u.std(axis=(0, 1, 2), dtype=np.float64), rtol=1e-12)
+
+
+def test_shifts_fit_the_minutes() -> None:
+    # A fifth of the minutes is for encoding, once at least; this tokenizer has 8 shifts.
+    preset = PRESETS["combined-fast"]
+    assert preset.model.tokenizer.space_factor == 8
+    assert preset.dynamics_training.shift
+    given = ((None, 100.0), (100, 100.0), (25, 100.0), (10, 100.0), (1, 100.0))
+    assert [affordable_shifts(preset, minutes, seconds) for minutes, seconds in given] == [None, None, 3, 1, 1]
+    still = replace(preset, dynamics_training=replace(preset.dynamics_training, shift=False))
+    assert affordable_shifts(still, 1, 100.0) is None
 
 
 def test_validations_fit_the_minutes() -> None:

@@ -197,13 +197,17 @@ void any_product(int rows, int span, const typename Mode::Input* a, ptrdiff_t ld
     }
 }
 
-// Rows that are too few to keep the arithmetic busy over two panels; measured, docs/experiments.md.
-constexpr int FEW_ROWS = 3;
+// Whether two panels at a time, with the next two on their way, keep the arithmetic busy: where a panel is one vector,
+// and from four rows on; measured, docs/experiments.md.
+template <class V>
+ENMA_INLINE bool in_pairs(int rows) {
+    return V::LANES == PANEL && rows > 3;
+}
 
 // Panels that one call should span for this many rows.
 template <class V>
 ENMA_INLINE int span_for(int rows, int panels) {
-    int span = rows > FEW_ROWS && V::LANES == PANEL ? 2 : MAX_SPAN;
+    int span = in_pairs<V>(rows) ? 2 : MAX_SPAN;
     while (span > 1 && (span > panels || rows * span * PANEL / V::LANES > V::ACCUMULATORS)) span /= 2;
     return span;
 }
@@ -241,7 +245,7 @@ void gemm(const typename Mode::Input* a, ptrdiff_t lda, int rows, const LinearVi
             const bool leaves = ends && next != nullptr && from + depth == k;
             const char* soon =
                 leaves ? next : reinterpret_cast<const char*>(block + lines * PANEL + (span - 1) * panel_size);
-            const ptrdiff_t step = more && rows > FEW_ROWS ? 64 * span / row_blocks : 0;
+            const ptrdiff_t step = more && (row_blocks > 1 || in_pairs<V>(rows)) ? 64 * span / row_blocks : 0;
             for (int i = 0, row = 0; i < row_blocks; ++i) {
                 const int count = rows / row_blocks + (i < rows % row_blocks);
                 const typename Mode::Input* x = a + row * lda + from;
