@@ -36,8 +36,8 @@ from .loop import RunOptions
 from .own_card import own_card
 from .own_data import TEST, TRAIN, VAL
 from .own_plan import DATA, DYNAMICS_CHANGES, MEMBERS, SCORED, STAGES, Plan, Request, make_plan, saved_plan
-from .own_sampling import choose_sampling
-from .recipes import data_file, recipe, train
+from .own_sampling import JUDGED, choose_sampling
+from .recipes import data_file, recipe, share_of, train
 from .record import read_record
 
 log = logging.getLogger("enma_fast")
@@ -89,11 +89,11 @@ def train_own(plan: Plan, out: Path, *, command: str, progress: Progress | None 
     tell_training(model, data_file(out / DATA, dataset, TRAIN))
     train_data, held, test_data = (read(data_file(out / DATA, dataset, split)) for split in (TRAIN, VAL, TEST))
     if plan.preset.forecast_training.shift:
-        choose_sampling(model, held)
-    methods = baselines(train_data)
+        choose_sampling(model, held, judged=share_of(JUDGED, plan.measured))
+    methods, scored = baselines(train_data), share_of(SCORED, plan.measured)
     tasks = ("temporal", "initial-value") if plan.contexts else ("temporal",)
     found = {
-        "rows": [_scores(model, test_data, methods, task) for task in tasks],
+        "rows": [_scores(model, test_data, methods, task, scored) for task in tasks],
         "training": {stage: account(out / stage, read_record(out / stage), command) for stage in STAGES},
         "sampling": {name: getattr(model.config.sampling, name) for name in ("shifts", "temperature")},
     }
@@ -126,12 +126,13 @@ def _train(stage: str, plan: Plan, out: Path, progress: Progress | None, before:
         "dynamics": {"tokenizer": out / "tokenizer", "model_changes": DYNAMICS_CHANGES},
         "forecasts": {"start": out / "dynamics"},
     }
-    train(stage, plan.preset, data_dir=out / DATA, options=options, **trained.get(stage, {}))
+    more = trained.get(stage, {})
+    train(stage, plan.preset, data_dir=out / DATA, options=options, validated=plan.measured, **more)
 
 
-def _scores(model: Model, data: FieldFile, methods: dict[str, Method], task: str) -> dict[str, Any]:
-    """Scores of a task on the test data, beside those of the baselines, which forecast from the same frames."""
-    numbers = spread_rows(len(data), SCORED).tolist()
+def _scores(model: Model, data: FieldFile, methods: dict[str, Method], task: str, scored: int) -> dict[str, Any]:
+    """Scores of a task on some test data, beside those of the baselines, which forecast from the same frames."""
+    numbers = spread_rows(len(data), scored).tolist()
     request = ForecastRequest(task=task_named(task), num_members=MEMBERS, trajectories=numbers)
     forecast = FileForecast(model, data, request)
     means: list[Tensor] = []

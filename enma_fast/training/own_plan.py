@@ -57,6 +57,8 @@ VALIDATIONS, FEWEST_STEPS = 4, 10
 # Share of the minutes that validations may take, of which each stage has one at least, and that encoding all
 # trajectories may take at more than one shift.
 _VALIDATING = _ENCODING = 0.2
+# Share of the minutes that one validation of each stage and the scores may take together.
+_MEASURING = 0.4
 # Steps that are timed, trajectories that they are timed on, and trajectories that a validation is timed on.
 _TIMED, _SAMPLE, _TIMED_VALIDATED = 3, 64, 8
 # Trajectories whose moments are taken at a time.
@@ -91,6 +93,7 @@ class Plan:
     frames : different ones of each split; windows that overlap share some
     seconds : estimates for each stage and for what comes before and after
     validations : of each stage
+    measured : share of the held-out trajectories, of those that are usual, that validations and scores are of
     num_parameters, memory : of the model, and bytes of the process with the training data and latents
     """
 
@@ -106,6 +109,7 @@ class Plan:
     memory: int
     validations: int = VALIDATIONS
     frames: dict[str, int] = dataclasses.field(default_factory=dict)
+    measured: float = 1.0
 
     def save(self, out: Path) -> None:
         """Write `plan.json`."""
@@ -193,6 +197,9 @@ def make_plan(source: Path, request: Request) -> tuple[Plan, dict[str, FieldFile
         "preparing": encoding * len(_shifts(preset)),
         "scoring": 1.3 * scored * validation["forecasts"] / min(VALIDATED["forecasts"], held),
     }
+    measured = affordable_share(request.minutes, sum(validation.values()) + other["scoring"])
+    validation = {stage: measured * seconds for stage, seconds in validation.items()}
+    other["scoring"] *= measured
     validations = affordable_validations(request.minutes, sum(validation.values()))
     fixed = time.monotonic() - began + sum(other.values()) + validations * sum(validation.values())
     preset = _with_steps(preset, request, each, fixed)
@@ -212,6 +219,7 @@ def make_plan(source: Path, request: Request) -> tuple[Plan, dict[str, FieldFile
         num_parameters=sum(p.numel() for p in Model(preset.model).parameters()),
         memory=_memory(preset, len(train)),
         frames=frames,
+        measured=measured,
     )
     return plan, splits
 
@@ -263,6 +271,14 @@ def _step_seconds(task: Stage) -> float:
     with tempfile.TemporaryDirectory() as folder:
         run(task, RunOptions(out=Path(folder), stop_after=1 + _TIMED, log_every=1, progress=seen))
     return task.config.batch * sum(1 / rate for rate in rates[1:]) / _TIMED
+
+
+def affordable_share(minutes: float | None, seconds: float) -> float:
+    """The share of the usual trajectories to measure on, where one validation of all stages and scores take `seconds`.
+
+    A tenth at least.
+    """
+    return 1.0 if minutes is None else max(0.1, min(1.0, 60 * minutes * _MEASURING / seconds))
 
 
 def affordable_validations(minutes: float | None, seconds: float) -> int:

@@ -41,10 +41,11 @@ def several_views(config: ModelConfig) -> SamplingConfig | None:
     return dataclasses.replace(config.sampling, shifts=counts[0]) if counts else None
 
 
-def choose_sampling(model: Model, held: FieldFile) -> None:
+def choose_sampling(model: Model, held: FieldFile, *, judged: int = JUDGED) -> None:
     """Give a model of a periodic domain the views of its field, and the temperature that held-out data ask for.
 
-    Spread grows with the temperature, so those above or below one that was tried are left out.
+    At most `judged` trajectories are looked at. Spread grows with the temperature, so those above or below one that was
+    tried are left out.
     """
     config = model.config
     settings = several_views(config)
@@ -55,16 +56,16 @@ def choose_sampling(model: Model, held: FieldFile) -> None:
     while low <= high:
         middle = (low + high) // 2
         temperature = TEMPERATURES[middle]
-        ratio = spread_over_error(model, held, dataclasses.replace(settings, temperature=temperature))
+        ratio = spread_over_error(model, held, dataclasses.replace(settings, temperature=temperature), judged=judged)
         tried[temperature] = abs(math.log(ratio)) if 0 < ratio < math.inf else math.inf
         low, high = (low, middle - 1) if ratio > 1 else (middle + 1, high)
     chosen = dataclasses.replace(settings, temperature=min(tried, key=lambda temperature: tried[temperature]))
     model.config = model.dynamics.config = dataclasses.replace(config, sampling=chosen)
 
 
-def spread_over_error(model: Model, held: FieldFile, settings: SamplingConfig) -> float:
+def spread_over_error(model: Model, held: FieldFile, settings: SamplingConfig, *, judged: int = JUDGED) -> float:
     """Spread of the members over the error of their mean, the median over trajectories; 1 for a calibrated ensemble."""
-    numbers = spread_rows(len(held), JUDGED).tolist()
+    numbers = spread_rows(len(held), judged).tolist()
     request = ForecastRequest(task=TEMPORAL, num_members=JUDGING_MEMBERS, trajectories=numbers, settings=settings)
     forecast = FileForecast(model, held, request)
     truth_BTxc = torch.from_numpy(held.u[numbers, forecast.num_observed :])

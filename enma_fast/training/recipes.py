@@ -77,6 +77,7 @@ def train(
     start: str | Path | None = None,
     model_changes: Mapping[str, Any] | None = None,
     training_changes: Mapping[str, Any] | None = None,
+    validated: float = 1.0,
 ) -> dict[str, Any]:
     """Train a stage of a preset on `<dataset>-train.h5` and validate on `<dataset>-val.h5`.
 
@@ -96,6 +97,7 @@ def train(
         by default. Parts that the preset's model has and `start` lacks (the noise and the output of a one-pass decoder)
         begin anew.
     model_changes, training_changes : dotted keys of `ModelConfig` and `TrainingConfig` and their new values
+    validated : share of the trajectories of `VALIDATED` that validations are of
 
     Returns
     -------
@@ -126,7 +128,9 @@ def train(
     val = _read(files[1], config)
     if stage in ("dynamics", "forecasts"):
         check_forecasts(config, val)
-    rows = _validated(val, VALIDATED[stage], config, num_history=0 if stage == "tokenizer" else HISTORY)
+    rows = _validated(
+        val, share_of(VALIDATED[stage], validated), config, num_history=0 if stage == "tokenizer" else HISTORY
+    )
     contexts = None if stage == "tokenizer" else _context_rows(val, rows, trained=training.context_share > 0)
     first = None if start is None else locate(start)
     key = None if tokenizer is None else sha256(locate(tokenizer) / WEIGHTS)
@@ -365,6 +369,11 @@ def _context_rows(data: FieldFile, rows: np.ndarray, *, trained: bool) -> np.nda
         if sizes.max() == 1 or (not trained and sizes.min() == 1):
             return None
     return np.array([data.context_for(int(i)) for i in rows])
+
+
+def share_of(count: int, share: float) -> int:
+    """A share of so many trajectories, one at least."""
+    return max(1, round(share * count))
 
 
 def _validated(data: FieldFile, count: int, config: ModelConfig, num_history: int) -> np.ndarray:

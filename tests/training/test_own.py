@@ -23,9 +23,16 @@ from enma_fast.models.tokenizer import Tokenizer
 from enma_fast.presets import PRESETS, SIZES, derived_preset
 from enma_fast.training import own_data, own_model, own_plan
 from enma_fast.training.own_model import prepare_own, train_own
-from enma_fast.training.own_plan import STAGES, Plan, Request, affordable_shifts, affordable_validations
+from enma_fast.training.own_plan import (
+    STAGES,
+    Plan,
+    Request,
+    affordable_share,
+    affordable_shifts,
+    affordable_validations,
+)
 from enma_fast.training.ranks import Rank
-from enma_fast.training.recipes import _context_rows
+from enma_fast.training.recipes import _context_rows, share_of
 from enma_fast.training.tokenizer import TokenizerTask
 
 from .._own import advected, save, tiny
@@ -329,6 +336,12 @@ def test_shifts_fit_the_minutes() -> None:
     assert [affordable_shifts(preset, minutes, seconds) for minutes, seconds in given] == [None, None, 3, 1, 1]
     still = replace(preset, dynamics_training=replace(preset.dynamics_training, shift=False))
     assert affordable_shifts(still, 1, 100.0) is None
+
+
+def test_what_is_measured_on_fits_the_minutes() -> None:
+    # Two fifths of the minutes, a tenth of the usual trajectories at least.
+    assert [affordable_share(minutes, 480.0) for minutes in (None, 100, 20, 10, 1)] == [1.0, 1.0, 1.0, 0.5, 0.1]
+    assert [share_of(24, share) for share in (1.0, 0.5, 0.1, 0.01)] == [24, 12, 2, 1]
 
 
 def test_validations_fit_the_minutes() -> None:
