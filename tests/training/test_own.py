@@ -308,8 +308,7 @@ def test_scored_trajectories_are_spread_over_the_test_data(monkeypatch: pytest.M
         return {"trajectories": numbers}
 
     monkeypatch.setattr(own_model, "score_forecast", exact)
-    monkeypatch.setattr(own_model, "SCORED", 4)
-    row = own_model._scores(model("relative"), data, {}, "temporal")
+    row = own_model._scores(model("relative"), data, {}, "temporal", 4)
     assert row["trajectories"] == [0, 3, 6, 9]
     # The truth is that of the same ones.
     assert row["channels"]["u"]["rmse"] == 0

@@ -45,14 +45,15 @@ def test_the_temperature_is_the_nearest_to_a_calibrated_one(
 ) -> None:
     model, tried = load_model("combined-fast"), []
 
-    def ratio(model, held, settings):
+    def ratio(model, held, settings, *, judged):
         assert settings.shifts == 8
+        assert judged == 7
         tried.append(settings.temperature)
         return settings.temperature / calibrated
 
     monkeypatch.setattr(own_sampling, "spread_over_error", ratio)
     before = model.config
-    choose_sampling(model, None)
+    choose_sampling(model, None, judged=7)
     assert len(tried) <= TRIED < len(TEMPERATURES)
     assert model.config is model.dynamics.config
     expected = dataclasses.replace(before.sampling, shifts=8, temperature=chosen)
@@ -67,5 +68,7 @@ def test_spread_over_error_is_the_median_of_that_of_trajectories() -> None:
     truth = torch.from_numpy(held.u[:, 3:])
     each = [float(spread_skill(members[i : i + 1], truth[i : i + 1])) for i in range(3)]
     assert found == pytest.approx(np.median(each), rel=1e-5)
+    first = spread_over_error(model, held, model.config.sampling, judged=1)
+    assert first == pytest.approx(each[0], rel=1e-5)
     # It grows with the noise.
     assert spread_over_error(model, held, dataclasses.replace(model.config.sampling, temperature=1.0)) > found
