@@ -409,9 +409,11 @@ def test_committed_methods_of_ten_minutes_took_no_more():
     assert {file["method"] for file in files} >= {"own", "fno", "transformer"}
     for file in files:
         assert 400 < file["cpu_seconds"] < 610, (file["equation"], file["method"])
-        shipped = load_model({"advection": "advection-fast", "combined": "combined-fast"}[file["equation"]])
+        shipped = load_model(f"{file['equation'].replace('_', '-')}-fast")
         size = sum(p.numel() for p in shipped.parameters())
-        assert abs(file["num_parameters"] - size) < 0.2 * size
+        # The model of a user's own plane is smaller than the one that is shipped.
+        least = 0.5 if file["method"] == "own" and shipped.config.tokenizer.dims == 2 else 0.8
+        assert least * size < file["num_parameters"] < 1.2 * size
 
 
 def test_committed_scores_are_of_the_shipped_weights():
