@@ -43,6 +43,11 @@ def spread_rows(total: int, count: int) -> np.ndarray:
     return np.arange(count) * total // count
 
 
+def share_of(total: int, share: float) -> int:
+    """How many a share of `total` trajectories or points is, one at least."""
+    return max(1, round(share * total))
+
+
 def _check_rows(rows: Sequence[int], total: int, path: Path) -> None:
     if not len(rows):
         raise EnmaError(f"{path}: no trajectory is selected; it has {total}")

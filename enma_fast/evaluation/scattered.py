@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..data import FieldFile
+from ..data.selection import share_of
 from ..forecasting.analysis import analyse
 from ..forecasting.file_forecast import FileForecast
 from ..forecasting.request import ForecastRequest
@@ -47,7 +48,7 @@ def reconstruction_errors(
     """
     config = tokenizer.config
     points = grid_points(config).to(fields.device)
-    count = max(1, round(share * len(points)))
+    count = share_of(len(points), share)
     generator, found = torch.Generator().manual_seed(seed), []
     for u in fields.split(_ROWS):
         index = torch.rand(len(u), len(points), generator=generator).argsort(-1)[:, :count].to(u.device)
@@ -86,7 +87,7 @@ def measure_points(
     seed : of the forecasts
     progress : called with (trajectories forecast, trajectories)
     """
-    points = max(1, round(share * math.prod(model.config.tokenizer.grid)))
+    points = share_of(math.prod(model.config.tokenizer.grid), share)
     request = ForecastRequest(num_members=_MEMBERS, seed=seed, points=points)
     scores = score_forecast(FileForecast(model, data, request), warn=False, progress=progress)
     fields = torch.from_numpy(data.u).to(model.latent_mean.device)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import TokenizerConfig, TrainingConfig
+from ..data.selection import share_of
 from ..errors import EnmaError
 from ..evaluation.metrics import Scores
 from ..forecasting.members import sample_fields
@@ -232,7 +233,7 @@ class DynamicsTask:
         """Scores of forecasts; `_points` where the training has scattered points, from as few as it shows."""
         points = None
         if self.config.scattered_share:
-            points = max(1, round(self.config.point_fraction[0] * math.prod(self.model.config.tokenizer.grid)))
+            points = share_of(math.prod(self.model.config.tokenizer.grid), self.config.point_fraction[0])
         return rollout_scores(self.model, self.val, self.val_contexts, members=self.members, points=points, rank=rank)
 
 

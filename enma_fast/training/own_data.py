@@ -27,6 +27,7 @@ from ..data import (
     leave_out,
     read,
 )
+from ..data.selection import share_of
 from ..errors import EnmaError
 from ..utils.names import SPACE
 from ..utils.text import counted
@@ -149,7 +150,7 @@ def _held_out(
 ) -> dict[str, np.ndarray]:
     """Rows of the splits: of the first units of an order for each that is lacking, and the rest for training."""
     count = len(order)
-    each = max(1, round(_SHARE * count))
+    each = share_of(count, _SHARE)
     each += pairs and each % 2
     if count < len(lacking) * each + 1:
         raise EnmaError(
@@ -164,7 +165,7 @@ def _by_time(data: FieldFile, lacking: Sequence[str]) -> dict[str, np.ndarray]:
     """The last windows are those of the last split, and so on; windows that reach into a later split are left out."""
     first = data.parameters[FIRST_FRAME]
     starts = np.unique(first)
-    each = max(1, round(_SHARE * len(starts)))
+    each = share_of(len(starts), _SHARE)
     end, found = np.inf, {}
     for split in reversed([TRAIN, *lacking]):
         free = starts[starts + len(data.times) <= end]

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..data import FieldFile, read, write_fields
-from ..data.selection import spread_rows
+from ..data.selection import share_of, spread_rows
 from ..errors import EnmaError
 from ..evaluation.baselines import baselines
 from ..evaluation.metrics import Scores
@@ -37,7 +37,7 @@ from .own_card import own_card
 from .own_data import TEST, TRAIN, VAL
 from .own_plan import DATA, DYNAMICS_CHANGES, MEMBERS, SCORED, STAGES, Plan, Request, make_plan, saved_plan
 from .own_sampling import JUDGED, choose_sampling
-from .recipes import data_file, recipe, share_of, train
+from .recipes import data_file, recipe, train
 from .record import read_record
 
 log = logging.getLogger("enma_fast")

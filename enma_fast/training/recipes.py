@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..config import VALIDATE_EVERY, ModelConfig, TrainingConfig
 from ..data import FieldFile, read
-from ..data.selection import spread_rows
+from ..data.selection import share_of, spread_rows
 from ..errors import EnmaError
 from ..forecasting.file_forecast import check_file
 from ..forecasting.request import HISTORY
@@ -369,11 +369,6 @@ def _context_rows(data: FieldFile, rows: np.ndarray, *, trained: bool) -> np.nda
         if sizes.max() == 1 or (not trained and sizes.min() == 1):
             return None
     return np.array([data.context_for(int(i)) for i in rows])
-
-
-def share_of(count: int, share: float) -> int:
-    """A share of so many trajectories, one at least."""
-    return max(1, round(share * count))
 
 
 def _validated(data: FieldFile, count: int, config: ModelConfig, num_history: int) -> np.ndarray:

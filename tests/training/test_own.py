@@ -14,6 +14,7 @@ import torch
 pytest.importorskip("h5py", reason="needs the [data] extra")
 
 from enma_fast.data import FieldFile, read, write
+from enma_fast.data.selection import share_of
 from enma_fast.errors import EnmaError
 from enma_fast.evaluation.scoring import score
 from enma_fast.forecasting.file_forecast import FileForecast
@@ -32,7 +33,7 @@ from enma_fast.training.own_plan import (
     affordable_validations,
 )
 from enma_fast.training.ranks import Rank
-from enma_fast.training.recipes import _context_rows, share_of
+from enma_fast.training.recipes import _context_rows
 from enma_fast.training.tokenizer import TokenizerTask
 
 from .._own import advected, save, tiny

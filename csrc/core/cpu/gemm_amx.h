@@ -87,17 +87,17 @@ void tiled_product(const Half* const (&a)[2], ptrdiff_t lda, int height, const u
 template <class Mode, class Epilogue>
     requires(Mode::TILES)
 void gemm(const Half* a, ptrdiff_t lda, int rows, const LinearView& linear, int begin, int end, float* scratch,
-          const Epilogue& finish, const char*) {
+          const Epilogue& finish, const uint32_t*) {
     typedef typename Mode::Vector V;
     typedef typename V::Tiles T;
     const int pairs = (linear.k + 1) / 2, height = smaller(TILE_ROWS, rows);
-    const ptrdiff_t panel_size = static_cast<ptrdiff_t>(pairs) * PANEL;
+    const ptrdiff_t panel_size = panel_size_of<Mode>(linear);
     T::configure(height);
     for (int panel = begin, span; panel < end; panel += span) {
         const int left = end - panel;
         // One tile of rows by four panels, or two by two: the sums of one do not wait for each other.
         span = rows <= TILE_ROWS && left >= 4 ? 4 : left >= 2 ? 2 : 1;
-        const uint32_t* w = static_cast<const uint32_t*>(linear.weight) + panel * panel_size;
+        const uint32_t* w = panel_of<Mode>(linear, panel);
         const ptrdiff_t ldc = span * PANEL;
         for (int row = 0; row < rows; row += 2 * TILE_ROWS) {
             const bool tall = row + TILE_ROWS < rows;

@@ -212,11 +212,15 @@ ENMA_INLINE int span_for(int rows, int panels) {
     return span;
 }
 
-// Where panel `panel` begins.
+// Words of a panel, and where panel `panel` begins.
 template <class Mode>
-ENMA_INLINE const char* panel_of(const LinearView& linear, int panel) {
-    const ptrdiff_t size = static_cast<ptrdiff_t>((linear.k + Mode::STEP - 1) / Mode::STEP) * PANEL;
-    return reinterpret_cast<const char*>(static_cast<const typename Mode::Weight*>(linear.weight) + panel * size);
+ENMA_INLINE ptrdiff_t panel_size_of(const LinearView& linear) {
+    return static_cast<ptrdiff_t>((linear.k + Mode::STEP - 1) / Mode::STEP) * PANEL;
+}
+
+template <class Mode>
+ENMA_INLINE const typename Mode::Weight* panel_of(const LinearView& linear, int panel) {
+    return static_cast<const typename Mode::Weight*>(linear.weight) + panel * panel_size_of<Mode>(linear);
 }
 
 // Passes a [rows, k] times panels [begin, end) to the epilogue: finish(row, column, sums of V::LANES columns). From 1 to
@@ -225,17 +229,17 @@ ENMA_INLINE const char* panel_of(const LinearView& linear, int panel) {
 template <class Mode, class Epilogue>
     requires(!Mode::TILES)
 void gemm(const typename Mode::Input* a, ptrdiff_t lda, int rows, const LinearView& linear, int begin, int end,
-          float* scratch, const Epilogue& finish, const char* next = nullptr) {
+          float* scratch, const Epilogue& finish, const typename Mode::Weight* next = nullptr) {
     typedef typename Mode::Vector V;
     typedef typename Mode::Weight Weight;
     const int k = linear.k;
-    const ptrdiff_t panel_size = static_cast<ptrdiff_t>((k + Mode::STEP - 1) / Mode::STEP) * PANEL;
+    const ptrdiff_t panel_size = panel_size_of<Mode>(linear);
     const int row_blocks = (rows + V::MAX_ROWS - 1) / V::MAX_ROWS;
     // One block of rows reads each weight once: nothing to keep in the cache.
     const int block_k = row_blocks == 1 ? k : BLOCK_K;
     for (int panel = begin; panel < end;) {
         const int span = span_for<V>(smaller(rows, V::MAX_ROWS), end - panel);
-        const Weight* weights = static_cast<const Weight*>(linear.weight) + panel * panel_size;
+        const Weight* weights = panel_of<Mode>(linear, panel);
         const ptrdiff_t ldc = span * PANEL;
         const bool ends = panel + span == end, more = !ends || next != nullptr || end * PANEL >= linear.n;
         for (int from = 0; from < k; from += block_k) {
@@ -243,15 +247,14 @@ void gemm(const typename Mode::Input* a, ptrdiff_t lda, int rows, const LinearVi
             const ptrdiff_t lines = (depth + Mode::STEP - 1) / Mode::STEP;
             const Weight* block = weights + static_cast<ptrdiff_t>(from / Mode::STEP) * PANEL;
             const bool leaves = ends && next != nullptr && from + depth == k;
-            const char* soon =
-                leaves ? next : reinterpret_cast<const char*>(block + lines * PANEL + (span - 1) * panel_size);
+            const Weight* soon = leaves ? next : block + lines * PANEL + (span - 1) * panel_size;
             const ptrdiff_t step = more && (row_blocks > 1 || in_pairs<V>(rows)) ? 64 * span / row_blocks : 0;
             for (int i = 0, row = 0; i < row_blocks; ++i) {
                 const int count = rows / row_blocks + (i < rows % row_blocks);
                 const typename Mode::Input* x = a + row * lda + from;
                 float* sums = scratch + row * ldc;
                 any_product<Mode>(count, span, x, lda, block, panel_size, depth, sums, ldc, from == 0,
-                                  {soon + i * lines * step, step});
+                                  {reinterpret_cast<const char*>(soon) + i * lines * step, step});
                 if (from + depth == k) {
                     for (int r = row; r < row + count; ++r) {
                         for (int j = 0; j < span * PANEL; j += V::LANES) {
@@ -270,7 +273,7 @@ void gemm(const typename Mode::Input* a, ptrdiff_t lda, int rows, const LinearVi
 template <class Mode, class Epilogue>
     requires(Mode::TILES)
 void gemm(const Half* a, ptrdiff_t lda, int rows, const LinearView& linear, int begin, int end, float* scratch,
-          const Epilogue& finish, const char* next = nullptr);
+          const Epilogue& finish, const uint32_t* next = nullptr);
 
 // e^x within 1.2 ulp for |x| < 87; beyond it saturates at 2^+-127. NaN stays.
 template <class V>

@@ -21,7 +21,6 @@ namespace enma {
 
 namespace {
 
-constexpr std::size_t PAGE = 4096;
 constexpr std::size_t HUGE_PAGE = std::size_t{2} << 20;
 // A thread keeps no more than this between calls.
 constexpr std::size_t KEPT = std::size_t{64} << 20;

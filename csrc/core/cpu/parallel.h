@@ -24,8 +24,9 @@ class Buffer {
     std::size_t size_ = 0;
 };
 
+constexpr std::size_t PAGE = 4096;
 // A whole number of pages.
-constexpr std::size_t pages(std::size_t bytes) { return (bytes + 4095) / 4096 * 4096; }
+constexpr std::size_t pages(std::size_t bytes) { return (bytes + PAGE - 1) / PAGE * PAGE; }
 
 // Work space of one call. The calling thread keeps it for its next one, since a fresh mapping faults on every page.
 class Scratch {

@@ -25,6 +25,7 @@ template <class Mode>
 struct SamplerKernels {
     typedef typename Mode::Vector V;
     typedef typename Mode::Input Input;
+    typedef typename Mode::Weight Weight;
     typedef typename V::Float Float;
 
     // Where row i of a product goes, and its row in the table of turns.
@@ -73,7 +74,7 @@ struct SamplerKernels {
     // `gemm` for any number of rows; all columns are written, those beyond the linear's as zero.
     template <class Epilogue>
     void product(const Input* a, ptrdiff_t lda, int rows, const LinearView& linear, Span panels, const Epilogue& finish,
-                 const char* next = nullptr) const {
+                 const Weight* next = nullptr) const {
         by_tiles(rows, [&](int begin, int end) ENMA_ALWAYS {
             gemm<Mode>(
                 a + begin * lda, lda, end - begin, linear, panels.begin, panels.end, own.scratch,
@@ -164,13 +165,13 @@ struct SamplerKernels {
             const int last = smaller(head + unit, mine.end);
             const int first = head * dim;
             const Span panels{first / PANEL, panels_of(last * dim)};
-            const char* after = last < mine.end ? panel_of<Mode>(queries ? block.q : block.k, panels.end)
-                                                : panel_of<Mode>(block.out, share(panels_of(m.width), member).begin);
+            const Weight* after = last < mine.end ? panel_of<Mode>(queries ? block.q : block.k, panels.end)
+                                                  : panel_of<Mode>(block.out, share(panels_of(m.width), member).begin);
             by_tiles(rows, [&](int begin, int end) ENMA_ALWAYS {
                 const int count = end - begin;
                 const Input* x = a + begin * ld;
                 const auto turned = [&](const LinearView& linear, const float* weight, bool is_query,
-                                        const char* next) ENMA_ALWAYS {
+                                        const Weight* next) ENMA_ALWAYS {
                     float* raw = own.raw;
                     gemm<Mode>(
                         x, ld, count, linear, panels.begin, panels.end, own.scratch,
@@ -183,7 +184,7 @@ struct SamplerKernels {
                         }
                     }
                 };
-                const char* k = panel_of<Mode>(block.k, panels.begin);
+                const Weight* k = panel_of<Mode>(block.k, panels.begin);
                 if (queries) turned(block.q, block.q_norm, true, keys ? k : after);
                 if (!keys) return;
                 turned(block.k, block.k_norm, false, panel_of<Mode>(block.v, panels.begin));
@@ -234,7 +235,7 @@ struct SamplerKernels {
         normalise(y, rows, block.norm_2, own.a);
         for (int panel = mine.begin; panel < mine.end; panel += SAMPLER_COLUMNS / PANEL) {
             const int last = smaller(panel + SAMPLER_COLUMNS / PANEL, mine.end);
-            const char* after =
+            const Weight* after =
                 last < mine.end ? panel_of<Mode>(block.gate, last) : panel_of<Mode>(block.down, columns.begin);
             by_tiles(rows, [&](int begin, int end) ENMA_ALWAYS {
                 float* gates = own.gates - panel * PANEL;
