@@ -92,6 +92,7 @@ def train(
     """Train for so many CPU seconds of all threads; the weights at the end are their running average.
 
     The learning rate follows its schedule over the seconds, so a busy machine changes only how many steps are taken.
+    A step that would go beyond them, were it as long as the longest before it, is not begun.
     With `state` the training is saved in that file every `save_seconds` and at its end, and goes on from there.
 
     Raises
@@ -143,8 +144,9 @@ def train(
         write_tensors(state, tensors, notes)
 
     module.train()
-    while (share := (time.process_time() - begin) / seconds) < 1:
-        step = len(losses)
+    spent, longest = time.process_time() - begin, 0.0
+    while spent < seconds - longest:
+        step, share, before = len(losses), spent / seconds, spent
         generator = step_generator(seed, step)
         begin_step(optimizers, learning_rate(int(_SCHEDULE * share), config))
         paired = "initial-value" in network.tasks and torch.rand((), generator=generator).item() < config.context_share
@@ -163,6 +165,8 @@ def train(
         if time.monotonic() - saved > save_seconds:
             save()
             saved = time.monotonic()
+        spent = time.process_time() - begin
+        longest = max(longest, spent - before)
     save()
     average.put(module)
     module.eval()

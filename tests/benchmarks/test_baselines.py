@@ -109,9 +109,21 @@ def test_a_network_has_the_size_of_its_reference_and_learns(data, name, one_thre
     # A clock that goes on by 1 whenever it is looked at, so that a busy machine takes as many steps.
     clock = types.SimpleNamespace(process_time=itertools.count().__next__, monotonic=time.monotonic)
     monkeypatch.setattr(training, "time", clock)
-    trained = train(network, data, seconds=STEPS[name] + 1, seed=0)
+    trained = train(network, data, seconds=STEPS[name] + 2, seed=0)
     assert trained.steps == len(trained.losses) == STEPS[name]
     assert loss() < 0.8 * before
+
+
+def test_a_step_that_does_not_fit_is_not_begun(data, one_thread, monkeypatch):
+    """Of 35 seconds, with steps of 10, the last one begins before 25."""
+    network = made("fno", data)
+    network.config = dataclasses.replace(network.config, batch=2)
+    clock = types.SimpleNamespace(process_time=itertools.count(0, 10).__next__, monotonic=time.monotonic)
+    monkeypatch.setattr(training, "time", clock)
+    trained = train(network, data, seconds=35, seed=0)
+    # The clock is looked at before the first step, after each one, and at the end.
+    assert trained.steps == 2
+    assert trained.cpu_seconds == 40
 
 
 @pytest.mark.parametrize("name", ["fno", "transformer"])
