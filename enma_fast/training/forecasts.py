@@ -133,9 +133,10 @@ class ForecastTask:
         B = config.batch
         mine = rank.share(B)
         paired = torch.rand((), generator=generator).item() < config.context_share
-        tokens, weight = self._tokens(generator, mine, paired=paired)
-        device = tokens[0].device
         low, high = (1, 1) if paired else options.history
+        most = None if options.frames is None else high + options.frames
+        tokens, weight = self._tokens(generator, mine, paired=paired, latents=most)
+        device = tokens[0].device
         latents = tokens[-1].shape[1]
         history = int(torch.randint(min(low, latents - 1), min(high, latents - 1) + 1, (), generator=generator))
         left = latents - history
@@ -167,11 +168,18 @@ class ForecastTask:
             return channel_weights(self.model, self.model.tokenizer.encode(sample))
 
     def _tokens(
-        self, generator: torch.Generator, mine: slice, *, paired: bool, frames: int | None = None
+        self,
+        generator: torch.Generator,
+        mine: slice,
+        *,
+        paired: bool,
+        frames: int | None = None,
+        latents: int | None = None,
     ) -> tuple[list[Tensor], Tensor]:
         """Latent frames of this rank's part of a batch, ``[context, target]`` or ``[target]``, and their weights.
 
-        With `frames`, of the target its first so many frames only.
+        With `frames`, of the target its first so many frames only; with `latents`, its first so many latent frames, and
+        weights of the whole.
         """
         config, options, model, B = self.config, self.options, self.model, self.config.batch
         tok = model.config.tokenizer
@@ -205,6 +213,9 @@ class ForecastTask:
             u = to_device(u, device)
             rms = model.tokenizer.standardised(u).square().flatten(1).mean(1).sqrt()
             weight = (options.weight_rms + options.weight_floor) / (rms + options.weight_floor)
+            if i == paired and latents is not None:
+                # Later frames change no latent frame before them.
+                u = u[:, : 1 + (latents - 1) * tok.time_factor]
             # Forecasts encode in full precision, whatever the steps multiply in.
             with torch.no_grad(), torch.autocast(device.type, enabled=False):
                 tokens.append(model.encode(u))

@@ -228,6 +228,11 @@ def _trained(
     for key in changes:
         if key.split(".")[0] == "tokenizer":
             raise EnmaError(f"{key}: belongs to the tokenizer's training; change it in `train tokenizer`")
+        if key == "shortest_context":
+            raise EnmaError(
+                "shortest_context: is what the training shows; set it by --train-set shortest_context of `train "
+                "dynamics` and `train forecasts`"
+            )
     if checkpoint is None:
         raise EnmaError(f"train {stage}: starts from a trained checkpoint; name its run folder")
     source = locate(checkpoint)

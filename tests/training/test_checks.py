@@ -51,6 +51,16 @@ def test_the_dynamics_refuse_amplitudes(data_dir: Path) -> None:
     assert found.endswith("; leave it at [1, 1]")
 
 
+def test_the_shortest_context_of_a_model_is_that_of_its_training(data_dir: Path) -> None:
+    for stage in ("dynamics", "forecasts", "first-frame"):
+        start = {"start": PRETRAINED / "combined-fast"} if stage == "first-frame" else {}
+        found = refusal(stage, data_dir, model_changes={"shortest_context": 5}, **start)
+        assert found == (
+            "shortest_context: is what the training shows; set it by --train-set shortest_context of `train dynamics` "
+            "and `train forecasts`"
+        )
+
+
 def test_a_share_of_weights_that_are_not_given_is_refused(data_dir: Path) -> None:
     found = refusal("dynamics", data_dir, training_changes={"start_share": 0.5})
     assert found == "start_share: is the share of weights that a run starts from; add --from, or leave it at 0"

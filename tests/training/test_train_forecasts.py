@@ -79,6 +79,26 @@ def test_fields_are_encoded_in_full_precision_under_autocast():
         assert torch.equal(z, other)
 
 
+@pytest.mark.parametrize("paired", [False, True])
+def test_only_frames_that_are_observed_or_forecast_are_encoded(paired, monkeypatch):
+    task = forecast_task("relative", replace(TRAINING, rollout=RolloutConfig(history=(2, 2), frames=1)))
+    whole, weight = task._tokens(step_generator(0, 0), slice(None), paired=paired)
+    part, same = task._tokens(step_generator(0, 0), slice(None), paired=paired, latents=3)
+    torch.testing.assert_close(part[-1], whole[-1][:, :3], rtol=0, atol=1e-6)
+    assert torch.equal(weight, same)
+    if paired:
+        assert torch.equal(part[0], whole[0])
+    frames, encode = [], task.model.encode
+    monkeypatch.setattr(task.model, "encode", lambda u: frames.append(u.shape[1]) or encode(u))
+    seen = set()
+    for step in range(20):
+        task.loss(task.module, step_generator(0, step), Rank())
+        seen.add(tuple(frames))
+        frames.clear()
+    # One latent frame is observed beside a context of all 8 frames, and two without; one more is forecast.
+    assert seen == {(8, 3), (5,)}
+
+
 def test_no_gradient_reaches_the_tokenizer():
     task = forecast_task("relative")
     task.loss(task.module, step_generator(0, 1), Rank())[0].backward()
