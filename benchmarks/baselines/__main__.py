@@ -21,10 +21,11 @@ import numpy as np
 import torch
 
 from benchmarks.classical import PROBLEMS, ensemble
-from enma_fast.data import FieldFile, read
+from enma_fast.data import FieldFile, count, read
 from enma_fast.errors import EnmaError
 from enma_fast.evaluation.baselines import climatology, persistence
 from enma_fast.evaluation.protocols import CASES, Case, Method, Observations, of_model
+from enma_fast.evaluation.scattered import SHARES, measure_points
 from enma_fast.evaluation.score_files import score_file, write_score_file
 from enma_fast.models.checkpoint import load_model
 from enma_fast.models.model import Model
@@ -32,8 +33,11 @@ from enma_fast.training.own_model import prepare_own, train_own
 from enma_fast.training.own_plan import Request
 from enma_fast.training.recipes import data_file
 
+from .scattered import ReadsPoints, measure_points_of
 from .training import Network, num_parameters, reference, train, training_data
 
+# Of the protocols, the rows of the paper's table 1: those of a method that reads scattered points.
+POINTS = "points"
 # The last is no forecast: the test trajectories themselves, as the generated ones of the protocol `features`.
 UNTRAINED = ("persistence", "climatology", "solver", "truth")
 OWN = "own"
@@ -42,10 +46,11 @@ OWN = "own"
 def networks() -> dict[str, Callable[[Any, FieldFile], Network]]:
     """The baselines that are trained, by name."""
     from .fno import Fno
+    from .gino import Gino
     from .latent_flow import LatentFlow
     from .transformer import Transformer
 
-    return {"fno": Fno, "transformer": Transformer, "latent-flow": LatentFlow}
+    return {"fno": Fno, "gino": Gino, "transformer": Transformer, "latent-flow": LatentFlow}
 
 
 def solver(equation: str) -> Method:
@@ -93,10 +98,20 @@ def cases(tasks: Sequence[str], *, members: int | None, limit: int | None, proto
         for case in CASES
         if case.task.name in tasks and (not protocols or case.protocol in protocols)
     ]
-    if not found:
+    if not found and set(protocols) != {POINTS}:
         known = sorted({case.protocol for case in CASES if case.task.name in tasks})
         raise EnmaError(f"--protocols: {', '.join(protocols)} has no case of this method; use of {', '.join(known)}")
     return found
+
+
+def at_points(
+    method: Model | ReadsPoints, equation: str, *, data_dir: Path, limit: int | None, seed: int
+) -> list[dict[str, Any]]:
+    """Rows of the first so many trajectories of test-in, of which each of `SHARES` of the points is seen."""
+    path = data_file(data_dir, equation, "test-in")
+    data = read(path, select=range(min(limit or count(path), count(path))))
+    measured = measure_points if isinstance(method, Model) else measure_points_of
+    return [measured(method, data, share, split="test-in", seed=seed) for share in SHARES]
 
 
 def own(equation: str, *, data_dir: Path, seconds: float, seed: int) -> tuple[Model, float]:
@@ -133,9 +148,11 @@ def run(
     if name == OWN:
         measured = cases(("temporal", "initial-value"), members=None, limit=limit, protocols=protocols)
         model, cpu_seconds = own(equation, data_dir=data_dir, seconds=seconds, seed=seed)
+        points = at_points(model, equation, data_dir=data_dir, limit=limit, seed=seed) if POINTS in protocols else []
         return score_file(
             of_model(model),
             **shared | {"kind": "model"},
+            known=points,
             cpu_seconds=cpu_seconds,
             num_parameters=num_parameters(model),
             cases=measured,
@@ -146,10 +163,17 @@ def run(
     network = networks()[name](reference(equation), data)
     members = 1 if network.deterministic else None
     measured = cases(network.tasks, members=members, limit=limit, protocols=protocols)
+    reads_points = hasattr(network, "from_points")
+    if POINTS in protocols and not reads_points:
+        raise EnmaError(f"--protocols: {name} reads no scattered points; leave {POINTS} out")
     trained = train(network, data, seconds=seconds, seed=seed, state=state)
+    points = []
+    if reads_points and (not protocols or POINTS in protocols):
+        points = at_points(network, equation, data_dir=data_dir, limit=limit, seed=seed)
     found = score_file(
         network.forecast(),
         **shared,
+        known=points,
         cpu_seconds=trained.cpu_seconds,
         num_parameters=num_parameters(network.module),
         cases=measured,
@@ -167,7 +191,7 @@ def run(
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("name", choices=(*UNTRAINED, "fno", "transformer", "latent-flow", OWN))
+    parser.add_argument("name", choices=(*UNTRAINED, "fno", "gino", "transformer", "latent-flow", OWN))
     parser.add_argument("equation")
     parser.add_argument("--data", type=Path, required=True, help="folder of <equation>-train.h5 and the test files")
     parser.add_argument("--seconds", type=float, default=120.0, help="CPU seconds of training")
@@ -178,8 +202,8 @@ def main() -> None:
         "--protocols",
         nargs="+",
         default=(),
-        choices=sorted({case.protocol for case in CASES}),
-        help="measure in these alone (evaluation.protocols)",
+        choices=sorted({case.protocol for case in CASES} | {POINTS}),
+        help="measure in these alone (evaluation.protocols), or from scattered points",
     )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, help="folder to write the score file to")

@@ -20,9 +20,9 @@ from .training import of_size, relative_error
 
 LAYERS = 4
 MOST_UNROLLED = 6
-_WIDTHS = {1: range(24, 161, 4), 2: range(8, 97, 2)}
+WIDTHS = {1: range(24, 161, 4), 2: range(8, 97, 2)}
 # Waves kept along a dimension, at most; the paper's FNO keeps 10.
-_MODES = {1: 16, 2: 12}
+MODES = {1: 16, 2: 12}
 
 
 class Fno:
@@ -37,7 +37,7 @@ class Fno:
     def __init__(self, reference: ModelConfig, data: FieldFile) -> None:
         neuralop = load_extra("neuralop.models", "baselines")
         grid, channels = data.u.shape[2:-1], data.u.shape[-1]
-        modes = tuple(min(_MODES[len(grid)], n // 2) for n in grid)
+        modes = tuple(min(MODES[len(grid)], n // 2) for n in grid)
 
         def make(width: int) -> nn.Module:
             return neuralop.FNO(
@@ -50,7 +50,7 @@ class Fno:
                 positional_embedding=None if all(data.periodic) else "grid",
             )
 
-        self.module = of_size(make, _WIDTHS[len(grid)], reference)
+        self.module = of_size(make, WIDTHS[len(grid)], reference)
         self.scale = float(data.u.std())
 
     def loss(self, u_BTxc: Tensor, context_BTxc: Tensor | None, share: float, generator: torch.Generator) -> Tensor:
@@ -58,7 +58,8 @@ class Fno:
         frames = min(1 + int(share * MOST_UNROLLED), u_BTxc.shape[1] - HISTORY)
         first = int(torch.randint(u_BTxc.shape[1] - HISTORY - frames + 1, (), generator=generator))
         truth = u_BTxc[:, first + HISTORY : first + HISTORY + frames]
-        return relative_error(self._continued(u_BTxc[:, first : first + HISTORY], frames), truth)
+        made = continued(self.module, u_BTxc[:, first : first + HISTORY], frames, scale=self.scale)
+        return relative_error(made, truth)
 
     def forecast(self) -> Method:
         """One member, the same for every seed."""
@@ -66,13 +67,16 @@ class Fno:
         def method(given: Observations) -> Tensor:
             assert given.history is not None
             with torch.inference_mode():
-                return self._continued(torch.from_numpy(given.history), given.num_frames)[:, None]
+                history = torch.from_numpy(given.history)
+                return continued(self.module, history, given.num_frames, scale=self.scale)[:, None]
 
         return method
 
-    def _continued(self, history_BLxc: Tensor, num_frames: int) -> Tensor:
-        frames = list(history_BLxc.unbind(1))
-        for _ in range(num_frames):
-            seen = torch.cat(frames[-HISTORY:], dim=-1).movedim(-1, 1)
-            frames.append(frames[-1] + self.scale * self.module(seen / self.scale).movedim(1, -1))
-        return torch.stack(frames[history_BLxc.shape[1] :], 1)
+
+def continued(module: nn.Module, history_BLxc: Tensor, num_frames: int, *, scale: float) -> Tensor:
+    """Frames ``[B, num_frames, *x, c]`` after these, each by the module's change of the last of three before it."""
+    frames = list(history_BLxc.unbind(1))
+    for _ in range(num_frames):
+        seen = torch.cat(frames[-HISTORY:], dim=-1).movedim(-1, 1)
+        frames.append(frames[-1] + scale * module(seen / scale).movedim(1, -1))
+    return torch.stack(frames[history_BLxc.shape[1] :], 1)

@@ -6,7 +6,7 @@ Shape suffixes: B trajectories, T frames, c channels; `*x` space.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -48,10 +48,8 @@ def reconstruction_errors(
     """
     config = tokenizer.config
     points = grid_points(config).to(fields.device)
-    count = share_of(len(points), share)
-    generator, found = torch.Generator().manual_seed(seed), []
-    for u in fields.split(_ROWS):
-        index = torch.rand(len(u), len(points), generator=generator).argsort(-1)[:, :count].to(u.device)
+    count, found = share_of(len(points), share), []
+    for u, index in drawn_points(fields, count=count, seed=seed):
         values = u.flatten(2, -2).gather(2, index[:, None, :, None].expand(-1, u.shape[1], -1, u.shape[-1]))
         if config.interpolation is not None:
             latents = tokenizer.encode(values, points[index])
@@ -65,6 +63,16 @@ def reconstruction_errors(
         made = tokenizer.decode(latents, u.shape[1])
         found.append(relative_l2(made, u))
     return torch.cat(found)
+
+
+def drawn_points(fields: Tensor, *, count: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Parts of fields ``[B, T, ...]``, and the grid points ``[B, P]`` at which each trajectory is seen in all frames.
+
+    The grid of the fields may be in a row or not.
+    """
+    generator, points = torch.Generator().manual_seed(seed), math.prod(fields.shape[2:-1])
+    for u in fields.split(_ROWS):
+        yield u, torch.rand(len(u), points, generator=generator).argsort(-1)[:, :count].to(u.device)
 
 
 def measure_points(

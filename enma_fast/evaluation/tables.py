@@ -274,7 +274,8 @@ def _ten_minutes(files: Sequence[dict[str, Any]]) -> list[str]:
     """Errors of methods that had equal time, from both starts, and how they were measured."""
     if not files:
         return []
-    made = [cell for cell in _measured(files) if cell.table == "errors"]
+    made = _measured(files)
+    errors, points = ([cell for cell in made if cell.table == table] for table in ("errors", "points"))
     known = {
         "own": "**own** is what `enma-fast train FILE --minutes 10` makes of it, its tokenizer, planning and scoring "
         "included (minutes by the clock, and a fifth of the trajectories kept for validation and test)",
@@ -282,6 +283,8 @@ def _ten_minutes(files: Sequence[dict[str, Any]]) -> list[str]:
         "transformer": "so is *transformer*, block-causal on patches of the fields, with as much time",
         "latent-flow": "*latent-flow* had as much and decides whole latent frames by a flow, behind the tokenizer of "
         "the shipped model, whose training is not counted",
+        "gino": "*gino* had as much, is deterministic too, and makes fields of scattered points for an FNO, both "
+        "trained together",
     }
     methods = {file["method"] for file in files}
     parts = [
@@ -290,7 +293,14 @@ def _ten_minutes(files: Sequence[dict[str, Any]]) -> list[str]:
         "data: " + "; ".join(said for method, said in known.items() if method in methods) + ".",
     ]
     for task, title in _TITLES.items():
-        parts += [f"### Errors after ten minutes, {title}", _errors([cell for cell in made if cell.task == task])]
+        parts += [f"### Errors after ten minutes, {title}", _errors([cell for cell in errors if cell.task == task])]
+    if points:
+        parts += [
+            "### Scattered points after ten minutes",
+            "As in the table of scattered points below; **own** sees fields that optimal interpolation makes of them, "
+            "with the covariance of its training data.",
+            _points(points),
+        ]
     return [*parts, _provenance(files)]
 
 

@@ -27,7 +27,7 @@ from enma_fast.utils.dataclass_json import replace
 
 SMALL = replace(PRESETS["combined-small"].model, {"dynamics.width": 48, "dynamics.flow.width": 88})
 # Networks, and steps after which their loss is at most 0.7 of what it was (0.8 is asked).
-STEPS = {"fno": 50, "transformer": 30, "latent-flow": 80}
+STEPS = {"fno": 50, "gino": 30, "transformer": 30, "latent-flow": 80}
 NAMES = tuple(STEPS)
 
 
@@ -45,7 +45,7 @@ def folder(tmp_path):
 
 
 def made(name, data):
-    if name == "fno":
+    if name in ("fno", "gino"):
         pytest.importorskip("neuralop")
     torch.manual_seed(0)
     return command.networks()[name](SMALL, data)

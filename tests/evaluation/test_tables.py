@@ -370,6 +370,21 @@ def test_methods_of_ten_minutes_have_a_table_of_their_own(tmp_path):
     assert found["cells"] == tables.as_json(files)["cells"]
 
 
+def test_points_seen_after_ten_minutes_have_a_table(tmp_path):
+    def seen(method, kind, share, error):
+        protocol = score_files.protocol_of(share)
+        return file_of(
+            method, kind=kind, equation="advection", rel_l2=error, protocol=protocol, reconstruction=error / 4
+        )
+
+    ten = [seen("own", "model", 0.5, 0.5), seen("gino", "baseline", 0.5, 0.75)]
+    text = tables.markdown([file_of()], ten).split("### Scattered points after ten minutes")[1].split("\n## ")[0]
+    assert "| Advection | 50% of points | **own** | 0.125 | 0.5 (0.25) |" in text
+    assert "| Advection | 50% of points | gino | 0.188 | 0.75 (0.375) |" in text
+    assert "*paper*" not in text
+    assert "### Scattered points" not in tables.markdown([file_of()], [file_of("own")])
+
+
 def test_the_command_writes_page_and_cells(tmp_path, capsys):
     from enma_fast.cli import main
 
