@@ -30,7 +30,7 @@ from .fno import LAYERS, MODES, MOST_UNROLLED, WIDTHS, continued
 from .training import of_size, relative_error
 
 # Shares of the points in training, as those of this library's models that read points.
-SHARES = (0.2, 1.0)
+_SHOWN = (0.2, 1.0)
 # Neighbourhoods of the two integrals, in parts of the domain; of 0.05, 0.08 and 0.14 the first reconstructs best.
 _RADIUS_IN, _RADIUS_OUT = 0.05, 0.03
 # Frequencies of the embedding of a coordinate, up to 2^4 pi.
@@ -93,7 +93,7 @@ class Gino:
         frames = min(1 + int(share * MOST_UNROLLED), u_BTxc.shape[1] - HISTORY)
         first = int(torch.randint(u_BTxc.shape[1] - HISTORY - frames + 1, (), generator=generator))
         seen, truth = u_BTxc[:, first : first + HISTORY + frames].split([HISTORY, frames], 1)
-        low, high = SHARES
+        low, high = _SHOWN
         made = []
         for u_BXc in seen.flatten(2, -2).unbind(1):
             count = share_of(u_BXc.shape[1], low + (high - low) * float(torch.rand((), generator=generator)))
