@@ -136,6 +136,9 @@ def run(
     progress: Callable[[int, int, str], None] | None = None,
 ) -> dict[str, Any]:
     """Train and measure a baseline, and return its score file."""
+    reads_points = name == OWN or hasattr(networks().get(name), "from_points")
+    if POINTS in protocols and not reads_points:
+        raise EnmaError(f"--protocols: {name} reads no scattered points; leave {POINTS} out")
     shared = {"kind": "baseline", "method": name, "equation": equation, "data_dir": data_dir, "seed": seed}
     if name in UNTRAINED:
         method = untrained(name, equation, data_dir)
@@ -163,9 +166,6 @@ def run(
     network = networks()[name](reference(equation), data)
     members = 1 if network.deterministic else None
     measured = cases(network.tasks, members=members, limit=limit, protocols=protocols)
-    reads_points = hasattr(network, "from_points")
-    if POINTS in protocols and not reads_points:
-        raise EnmaError(f"--protocols: {name} reads no scattered points; leave {POINTS} out")
     trained = train(network, data, seconds=seconds, seed=seed, state=state)
     points = []
     if reads_points and (not protocols or POINTS in protocols):

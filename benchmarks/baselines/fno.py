@@ -7,6 +7,8 @@ It is trained on its own forecasts, of as many frames as the share of the traini
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -22,7 +24,7 @@ LAYERS = 4
 MOST_UNROLLED = 6
 WIDTHS = {1: range(24, 161, 4), 2: range(8, 97, 2)}
 # Waves kept along a dimension, at most; the paper's FNO keeps 10.
-MODES = {1: 16, 2: 12}
+_MODES = {1: 16, 2: 12}
 
 
 class Fno:
@@ -35,22 +37,7 @@ class Fno:
     mixed = False
 
     def __init__(self, reference: ModelConfig, data: FieldFile) -> None:
-        neuralop = load_extra("neuralop.models", "baselines")
-        grid, channels = data.u.shape[2:-1], data.u.shape[-1]
-        modes = tuple(min(MODES[len(grid)], n // 2) for n in grid)
-
-        def make(width: int) -> nn.Module:
-            return neuralop.FNO(
-                n_modes=modes,
-                in_channels=HISTORY * channels,
-                out_channels=channels,
-                hidden_channels=width,
-                n_layers=LAYERS,
-                # A place of its own for each point breaks the symmetry that periodic equations have.
-                positional_embedding=None if all(data.periodic) else "grid",
-            )
-
-        self.module = of_size(make, WIDTHS[len(grid)], reference)
+        self.module = of_size(partial(step_network, data), WIDTHS[len(data.u.shape[2:-1])], reference)
         self.scale = float(data.u.std())
 
     def loss(self, u_BTxc: Tensor, context_BTxc: Tensor | None, share: float, generator: torch.Generator) -> Tensor:
@@ -71,6 +58,26 @@ class Fno:
                 return continued(self.module, history, given.num_frames, scale=self.scale)[:, None]
 
         return method
+
+
+def modes(grid: tuple[int, ...]) -> tuple[int, ...]:
+    """Waves that are kept along each dimension."""
+    return tuple(min(_MODES[len(grid)], n // 2) for n in grid)
+
+
+def step_network(data: FieldFile, width: int) -> nn.Module:
+    """The operator from three frames to the change of the last."""
+    channels = data.u.shape[-1]
+    network: nn.Module = load_extra("neuralop.models", "baselines").FNO(
+        n_modes=modes(data.u.shape[2:-1]),
+        in_channels=HISTORY * channels,
+        out_channels=channels,
+        hidden_channels=width,
+        n_layers=LAYERS,
+        # A place of its own for each point breaks the symmetry that periodic equations have.
+        positional_embedding=None if all(data.periodic) else "grid",
+    )
+    return network
 
 
 def continued(module: nn.Module, history_BLxc: Tensor, num_frames: int, *, scale: float) -> Tensor:

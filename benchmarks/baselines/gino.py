@@ -26,7 +26,7 @@ from enma_fast.evaluation.protocols import Method, Observations
 from enma_fast.forecasting.request import HISTORY
 from enma_fast.utils.extras import load_extra
 
-from .fno import LAYERS, MODES, MOST_UNROLLED, WIDTHS, continued
+from .fno import LAYERS, MOST_UNROLLED, WIDTHS, continued, modes, step_network
 from .training import of_size, relative_error
 
 # Shares of the points in training, as those of this library's models that read points.
@@ -51,7 +51,6 @@ class Gino:
         # Its own reduction without torch-scatter goes through the points one by one.
         load_extra("neuralop.layers.integral_transform", "baselines").segment_csr = reduced
         self.grid, channels = tuple(data.u.shape[2:-1]), data.u.shape[-1]
-        modes = tuple(min(MODES[len(self.grid)], n // 2) for n in self.grid)
         self.places = _coordinates(self.grid, data.periodic)
 
         def make(width: int) -> nn.Module:
@@ -67,7 +66,7 @@ class Gino:
                     out_gno_pos_embed_type="nerf",
                     gno_embed_channels=_FREQUENCIES,
                     fno_in_channels=width,
-                    fno_n_modes=modes,
+                    fno_n_modes=modes(self.grid),
                     fno_hidden_channels=width,
                     fno_n_layers=LAYERS,
                     in_gno_channel_mlp_hidden_layers=[80, 80, 80],
@@ -75,15 +74,7 @@ class Gino:
                     gno_use_open3d=False,
                     gno_use_torch_scatter=False,
                 )
-            step = neuralop.FNO(
-                n_modes=modes,
-                in_channels=HISTORY * channels,
-                out_channels=channels,
-                hidden_channels=width,
-                n_layers=LAYERS,
-                positional_embedding=None if all(data.periodic) else "grid",
-            )
-            return nn.ModuleDict({"to_grid": to_grid, "step": step})
+            return nn.ModuleDict({"to_grid": to_grid, "step": step_network(data, width)})
 
         self.module = of_size(make, WIDTHS[len(self.grid)], reference)
         self.scale = float(data.u.std())

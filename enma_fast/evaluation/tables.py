@@ -290,7 +290,8 @@ def _ten_minutes(files: Sequence[dict[str, Any]]) -> list[str]:
     parts = [
         "## Ten minutes each",
         "The same errors where every method had ten minutes of one thread to train in, with the same file of training "
-        "data: " + "; ".join(said for method, said in known.items() if method in methods) + ".",
+        "data: " + "; ".join(said for method, said in known.items() if method in methods) + ". Where there are several "
+        "seeds, a cell is their mean ± their standard deviation.",
     ]
     for task, title in _TITLES.items():
         parts += [f"### Errors after ten minutes, {title}", _errors([cell for cell in errors if cell.task == task])]

@@ -142,5 +142,6 @@ def test_the_command_measures_points_of_methods_that_read_them(tmp_path, monkeyp
     assert all(row["trajectories"] == 2 and 0 < row["rel_l2"] < 0.2 for row in found["rows"][:2])
     assert set(found["data"]) == {"combined-test-in.h5"}
     monkeypatch.setattr(command, "train", None)
-    with pytest.raises(EnmaError, match=r"^--protocols: transformer reads no scattered points; leave points out$"):
-        command.run("transformer", "combined", data_dir=tmp_path, seconds=1.0, protocols=("points",))
+    for name in ("transformer", "persistence"):
+        with pytest.raises(EnmaError, match=f"^--protocols: {name} reads no scattered points; leave points out$"):
+            command.run(name, "combined", data_dir=tmp_path, seconds=1.0, protocols=("points",))
