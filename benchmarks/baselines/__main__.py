@@ -109,7 +109,7 @@ def at_points(
 ) -> list[dict[str, Any]]:
     """Rows of the first so many trajectories of test-in, of which each of `SHARES` of the points is seen."""
     path = data_file(data_dir, equation, "test-in")
-    data = read(path, select=range(min(limit or count(path), count(path))))
+    data = read(path, select=range(count(path))[: limit or None])
     measured = measure_points if isinstance(method, Model) else measure_points_of
     return [measured(method, data, share, split="test-in", seed=seed) for share in SHARES]
 
@@ -191,7 +191,7 @@ def run(
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("name", choices=(*UNTRAINED, "fno", "gino", "transformer", "latent-flow", OWN))
+    parser.add_argument("name", choices=(*UNTRAINED, *networks(), OWN))
     parser.add_argument("equation")
     parser.add_argument("--data", type=Path, required=True, help="folder of <equation>-train.h5 and the test files")
     parser.add_argument("--seconds", type=float, default=120.0, help="CPU seconds of training")

@@ -7,7 +7,6 @@ It is trained on its own forecasts, of as many frames as the share of the traini
 
 from __future__ import annotations
 
-import dataclasses
 from functools import partial
 
 import torch
@@ -19,13 +18,11 @@ from enma_fast.evaluation.protocols import Method, Observations
 from enma_fast.forecasting.request import HISTORY
 from enma_fast.utils.extras import load_extra
 
-from .training import of_size, relative_error
+from .training import batched, of_size, relative_error
 
 LAYERS = 4
 MOST_UNROLLED = 6
 WIDTHS = {1: range(24, 161, 4), 2: range(8, 97, 2)}
-# Trajectories of a plane in a batch, so that ten minutes hold some hundred steps.
-_PLANES_AT_ONCE = 8
 # Waves kept along a dimension, at most; the paper's FNO keeps 10.
 _MODES = {1: 16, 2: 12}
 
@@ -40,8 +37,7 @@ class Fno:
     mixed = False
 
     def __init__(self, reference: ModelConfig, data: FieldFile) -> None:
-        if len(data.u.shape) > 4:
-            self.config = dataclasses.replace(self.config, batch=_PLANES_AT_ONCE)
+        self.config = batched(self.config, data, planes=8)
         self.module = of_size(partial(step_network, data), WIDTHS[len(data.u.shape[2:-1])], reference)
         self.scale = float(data.u.std())
 

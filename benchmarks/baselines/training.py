@@ -5,6 +5,7 @@ Shape suffixes: B trajectories, T frames, c channels; `*x` points.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections.abc import Callable
@@ -223,6 +224,11 @@ def of_size(make: Callable[[int], nn.Module], widths: range, config: ModelConfig
             f"{config.name} has {target:,} parameters, the nearest baseline {sizes[width]:,}; give it other widths"
         )
     return make(width)
+
+
+def batched(config: TrainingConfig, data: FieldFile, *, planes: int) -> TrainingConfig:
+    """The config with so many trajectories of a plane in a batch, so that ten minutes hold some hundred steps."""
+    return config if len(data.u.shape[2:-1]) == 1 else dataclasses.replace(config, batch=planes)
 
 
 def num_parameters(module: nn.Module) -> int:

@@ -20,11 +20,9 @@ from enma_fast.forecasting.request import HISTORY
 from enma_fast.models.causal_transformer import CausalTransformer, GrowingCache
 from enma_fast.models.tokenizer import patchify, unpatchify
 
-from .training import HEADS, WIDTHS, of_size, relative_error
+from .training import HEADS, WIDTHS, batched, of_size, relative_error
 
 LAYERS = 6
-# Trajectories of a plane in a batch, so that ten minutes hold some hundred steps.
-_PLANES_AT_ONCE = 4
 PATCH, FEWEST_PATCHES = 8, 8
 # Standard deviation of noise on what is read, of the RMS of the data: forecasts are not exact either.
 NOISE = 0.01
@@ -53,8 +51,7 @@ class Transformer:
 
     def __init__(self, reference: ModelConfig, data: FieldFile) -> None:
         grid = tuple(data.u.shape[2:-1])
-        if len(grid) > 1:
-            self.config = dataclasses.replace(self.config, batch=_PLANES_AT_ONCE)
+        self.config = batched(self.config, data, planes=4)
         patch = tuple(min(PATCH, n // FEWEST_PATCHES) for n in grid)
         tokenizer = TokenizerConfig(
             grid=grid,
