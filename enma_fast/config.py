@@ -85,6 +85,22 @@ class TokenizerConfig:
         """Frames per latent frame, after the first one."""
         return 2 ** self.layers.count("time")
 
+    @property
+    def lossless(self) -> bool:
+        """Whether latent frames are the values of blocks of points and frames in another order, and nothing is trained.
+
+        So with no layer but one that halves the frames, no VAE, and as many channels everywhere as a block has values.
+        """
+        values = self.field_channels * self.stride_ends**self.dims * 2
+        return (
+            self.layers == ("time",)
+            and not self.variational
+            and self.interpolation is None
+            and self.latent_channels == self.width == values
+            and self.kernel_time >= 2
+            and self.kernel_ends - self.kernel_ends // 2 >= self.stride_ends
+        )
+
     @cached_property
     def token_grid(self) -> tuple[int, ...]:
         """Tokens along each dimension, before they are grouped into patches."""
@@ -126,11 +142,16 @@ class FlowConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LocalConfig:
-    """Local head of a one-pass model: its width, blocks of convolutions, and past latent frames that it sees."""
+    """Local head of a one-pass model: its width, blocks, and past latent frames that it sees.
+
+    Blocks are convolutions; with ``modes`` every third one, the first among them, is a Fourier block, whose filter has
+    the waves of fewer than so many periods along each dimension of the domain, which has to be periodic.
+    """
 
     width: int = 64
     layers: int = 4
     past: int = 3
+    modes: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,6 +264,9 @@ class RolloutConfig:
     mirrored or not along each dimension, and on a square with the dimensions exchanged or not. ``emphasis`` holds names
     and powers of parameters of the data set: environments are drawn in proportion to their product, not all alike.
 
+    With ``head_alone`` a run trains the local head and nothing else, without condition and noise, by the relative error
+    of 1, 2, 4 or so on up to ``frames`` latent frames (`training.head_alone`): the first run of a model that has one.
+
     ``damped_share`` of the trajectories are seen under a damping that their equation lacks (`training.damping`): its
     order and its largest rate, in the units of the data, are one of the pairs in ``damping``.
     """
@@ -262,6 +286,7 @@ class RolloutConfig:
     emphasis: tuple[tuple[str, float], ...] = ()
     damping: tuple[tuple[float, float], ...] = ()
     damped_share: float = 0.0
+    head_alone: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from typing import Any
 
 from .errors import EnmaError
 from .utils.bounds import MOST_FRAMES
-from .utils.text import counted
+from .utils.text import counted, times
 
 # Flow steps for each token; far fewer are exact to rounding.
 _MOST_FLOW_STEPS = 1000
@@ -196,6 +196,16 @@ def _check_local(config: Any, local: Any) -> None:
         raise EnmaError(f"{name} is set and the decoder is {config.dynamics.decoder!r}; use decoder='one-pass' with it")
     if local.width % 16:
         raise EnmaError(f"{name}.width is {local.width}; a multiple of 16 is needed")
+    if local.modes is None:
+        return
+    tokenizer = config.tokenizer
+    if not all(tokenizer.periodic):
+        raise EnmaError(f"{name}.modes is {local.modes} and the domain has walls; Fourier blocks need a periodic one")
+    most = (min(tokenizer.token_grid) + 1) // 2
+    if not 1 <= local.modes <= most:
+        raise EnmaError(
+            f"{name}.modes is {local.modes}; 1 to {most} are possible on {times(tokenizer.token_grid)} latent places"
+        )
 
 
 def _part(config: Any, name: str) -> Any:

@@ -58,8 +58,8 @@ RELATIVE = replace(
     flow=replace(PAPER.flow, target="residual"),
 )
 LOCAL = LocalConfig(width=16, layers=2, past=2)
-# Frames in one pass: with either kind of places and condition, and by a local head.
-ONE_PASS = ("paper-fast", "relative-fast", "line-local")
+# Frames in one pass: with either kind of places and condition, and by a local head, with Fourier blocks too.
+ONE_PASS = ("paper-fast", "relative-fast", "line-local", "line-fourier")
 SAMPLING = SamplingConfig(mask_steps=3, flow_steps=2)
 
 
@@ -82,6 +82,12 @@ CONFIGS = {
         _config("line-local", LINE, replace(RELATIVE, decoder="one-pass", local=replace(LOCAL, past=3))),
         _config("plane-local", PLANE, replace(PAPER, patch=(2, 2), decoder="one-pass", local=LOCAL)),
         _config("plane-paper", replace(PLANE, interpolation=INTERPOLATION), replace(PAPER, patch=(2, 2))),
+        _config("line-fourier", LINE, replace(RELATIVE, decoder="one-pass", local=replace(LOCAL, modes=3))),
+        _config(
+            "plane-fourier",
+            replace(PLANE, periodic=(True, True)),
+            replace(PAPER, patch=(2, 2), decoder="one-pass", local=replace(LOCAL, modes=2, layers=4)),
+        ),
     )
 }
 

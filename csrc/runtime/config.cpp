@@ -261,6 +261,7 @@ void read_local(Fields fields, LocalConfig& out) {
     fields.read("width", out.width);
     fields.read("layers", out.layers);
     fields.read("past", out.past);
+    fields.read_or_null("modes", out.modes);
     fields.check_all_read();
     if (!local_width_fits(out.width) || out.width > MOST_LOCAL) {
         fields.wrong("width", text("a multiple of ", PANEL, " up to ", MOST_LOCAL, " is expected"));
@@ -341,6 +342,9 @@ ModelConfig read_config(const Json& json, const std::string& source) {
         if (grid[i] / out.tokenizer.space_factor() % patch[i] != 0) {
             fields.wrong("dynamics.patch", "does not divide the tokens of a frame");
         }
+    }
+    if (out.dynamics.local && out.dynamics.local->modes > most_modes(out.latent_grid())) {
+        fields.wrong("dynamics.local.modes", text("at most ", most_modes(out.latent_grid()), " can be"));
     }
     if (out.tokenizer.latent_channels > MOST / out.patch()) {
         fields.wrong("dynamics.patch", text("a token has more than ", MOST, " channels"));

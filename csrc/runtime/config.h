@@ -21,8 +21,10 @@ struct FlowConfig {
 };
 
 struct LocalConfig {
-    int width = 64, layers = 4, past = 3;
+    int width = 64, layers = 4, past = 3, modes = 0;  // 0: no Fourier blocks
 };
+// With Fourier blocks, one of so many blocks is one, the first among them.
+constexpr int FOURIER_EVERY = 3;
 
 struct DynamicsConfig {
     int width = 512, heads = 8, temporal_layers = 6, spatial_layers = 6;

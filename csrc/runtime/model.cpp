@@ -227,11 +227,21 @@ void Model::read_local_head() {
     w.width = config.width;
     w.channels = tokenizer.latent_channels;
     w.past = config.past;
+    w.modes = config.modes;
     w.frames = take("frames.conv.weight", window(W, config.past * C));
     for (int i = 0; i < config.layers; ++i) {
         const std::string name = "blocks." + std::to_string(i) + ".";
-        w.blocks.push_back({take(name + "norm.weight", {W}), take(name + "gate_up.conv.weight", window(2 * W, W)),
-                            take(name + "down.weight", {W, W})});
+        LocalBlockWeights& block = w.blocks.emplace_back();
+        block.norm = take(name + "norm.weight", {W});
+        if (config.modes > 0 && i % FOURIER_EVERY == 0) {
+            std::vector<std::int64_t> shape{2, config.modes, W, W};
+            if (plane) shape.insert(shape.begin() + 1, 2 * config.modes - 1);
+            block.filter = take(name + "filter", shape);
+            block.gate_up = take(name + "gate_up.weight", {2 * W, W});
+        } else {
+            block.gate_up = take(name + "gate_up.conv.weight", window(2 * W, W));
+        }
+        block.down = take(name + "down.weight", {W, W});
     }
     w.norm = take("norm.weight", {W});
     w.read_weight = take("read.weight", {C, W});

@@ -51,6 +51,13 @@ class Reader {
         return tensor.size(1);
     }
 
+    // Modes of a filter, [2, .., modes, inward, outward].
+    int64_t modes(const std::string& name) const {
+        const Tensor& tensor = find(name);
+        TORCH_CHECK_VALUE(tensor.dim() >= 4, "sampler: ", name, " has shape ", tensor.sizes(), "; expected a filter's");
+        return tensor.size(-3);
+    }
+
     const void* take(const std::string& name, std::vector<int64_t> shape) const {
         const Tensor& tensor = find(name);
         TORCH_CHECK_VALUE(tensor.device().is_cpu() && tensor.scalar_type() == type_ && tensor.is_contiguous() &&
@@ -146,9 +153,22 @@ std::optional<LocalHeadWeights> local_head_of(const Reader& read, int64_t channe
     for (int i = 0;; ++i) {
         const std::string name = "local.blocks." + std::to_string(i) + ".";
         if (!read.has(name + "norm.weight")) break;
-        w.blocks.push_back({read.take(name + "norm.weight", {W}),
-                            read.take(name + "gate_up.conv.weight", window(2 * W, W)),
-                            read.take(name + "down.weight", {W, W})});
+        LocalBlockWeights& block = w.blocks.emplace_back();
+        block.norm = read.take(name + "norm.weight", {W});
+        if (read.has(name + "filter")) {
+            const int64_t modes = read.modes(name + "filter");
+            TORCH_CHECK_VALUE(modes > 0 && modes <= most_modes(w.grid) && (w.modes == 0 || modes == w.modes),
+                              "sampler: ", name, "filter has ", modes, " modes; expected those of the others, at most ",
+                              most_modes(w.grid));
+            w.modes = static_cast<int>(modes);
+            std::vector<int64_t> shape{2, modes, W, W};
+            if (w.grid.plane) shape.insert(shape.begin() + 1, 2 * modes - 1);
+            block.filter = read.take(name + "filter", shape);
+            block.gate_up = read.take(name + "gate_up.weight", {2 * W, W});
+        } else {
+            block.gate_up = read.take(name + "gate_up.conv.weight", window(2 * W, W));
+        }
+        block.down = read.take(name + "down.weight", {W, W});
     }
     w.norm = read.take("local.norm.weight", {W});
     w.read_weight = read.take("local.read.weight", {C, W});

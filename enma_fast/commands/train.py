@@ -55,7 +55,10 @@ _DEFAULTS: dict[str, Any] = {
     "save_seconds": 300.0,
     "as_json": False,
 }
-_TOKENIZER = Annotated[str, typer.Option("--tokenizer", help="Run folder of a tokenizer, or a checkpoint.")]
+_TOKENIZER = Annotated[
+    str | None,
+    typer.Option("--tokenizer", help="Run folder of a tokenizer, or a checkpoint; a lossless one has none."),
+]
 _BEFORE = Annotated[
     str, typer.Option("--from", metavar="RUN", help="Run folder of the finished stage before, or a checkpoint.")
 ]
@@ -126,6 +129,7 @@ dynamics = _command(
     "dynamics",
     "Train the dynamics on a tokenizer's latent frames; under torchrun on several ranks.",
     {"preset": _KINDS["preset"], "tokenizer": _TOKENIZER} | _KINDS,
+    _DEFAULTS | {"tokenizer": None},
 )
 # Later stages start from the weights of a whole model.
 _LATER = _KINDS | {

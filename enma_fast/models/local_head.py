@@ -1,7 +1,8 @@
 """Condition and past frames -> tokens, by convolutions on the latent grid: the local head of a one-pass model.
 
 Attention over patches has to learn motion inside a patch anew at every place. Convolutions share it among all places of
-the latent grid: the head changes the last latent frame by what its neighbourhood and the condition say.
+the latent grid: the head changes the last latent frame by what its neighbourhood and the condition say, and, with
+Fourier blocks, by what all of the domain says.
 
 Legend: B batch x members (x frames in training), P past frames, N tokens per frame, C token channels, D width of the
 transformers, F channels of a latent frame, W width of the head.
@@ -10,6 +11,7 @@ transformers, F channels of a latent frame, W width of the head.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +24,8 @@ from .layers import RMSNorm, exact
 from .tokenizer import pad_space, patchify, unpatchify
 
 KERNEL = 3
+# With Fourier blocks, one of so many blocks is one.
+FOURIER_EVERY = 3
 
 
 class GridConv(nn.Module):
@@ -54,10 +58,53 @@ class LocalBlock(nn.Module):
         return x + self.down(swiglu(y, backend=None if fused_in_training(y) else "reference"))
 
 
+class FourierBlock(nn.Module):
+    """x + W_out (silu(a) * (b + z)): a and b are linear in the normalised x, z is its convolution with a long filter.
+
+    The filter, that of the Fourier neural operator (Li et al., 2021, arXiv 2010.08895), has a matrix for each of few
+    waves. It reaches all of a periodic domain, as the velocity of a flow depends on all of its vorticity.
+    """
+
+    def __init__(self, width: int, dims: int, modes: int) -> None:
+        super().__init__()
+        self.modes = modes
+        self.norm = RMSNorm(width)
+        self.gate_up = nn.Linear(width, 2 * width, bias=False)
+        # Real and imaginary parts; waves 0, 1, ..., -2, -1 along all dimensions but the last one.
+        self.filter = nn.Parameter(torch.empty(2, *(2 * modes - 1,) * (dims - 1), modes, width, width))
+        self.down = nn.Linear(width, width, bias=False)
+        nn.init.normal_(self.gate_up.weight, std=width**-0.5)
+        nn.init.normal_(self.filter, std=width**-0.5)
+        nn.init.zeros_(self.down.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, *grid, W]`` to the same."""
+        y = self.norm(x)
+        a, b = self.gate_up(y).chunk(2, -1)
+        y = torch.cat([a, b + self._filtered(y).to(b.dtype)], -1)
+        return x + self.down(swiglu(y, backend=None if fused_in_training(y) else "reference"))
+
+    def _filtered(self, y: Tensor) -> Tensor:
+        """The convolution of ``[B, *grid, W]`` with the filter, in full precision."""
+        grid = y.shape[1:-1]
+        axes = tuple(range(1, 1 + len(grid)))
+        waves = torch.fft.rfftn(widened(y), dim=axes)
+        # Places of the waves of the filter in all of them.
+        first = [torch.arange(1 - self.modes, self.modes, device=y.device).roll(1 - self.modes) % n for n in grid[:-1]]
+        places: tuple[Any, ...] = (
+            slice(None),
+            *torch.meshgrid(*first, torch.arange(self.modes, device=y.device), indexing="ij"),
+        )
+        made = torch.zeros_like(waves)
+        filter_ = widened(self.filter)
+        made[places] = torch.einsum("b...i,...io->b...o", waves[places], torch.complex(filter_[0], filter_[1]))
+        return torch.fft.irfftn(made, s=grid, dim=axes)
+
+
 class LocalHead(nn.Module):
     """The next latent frame: the last one plus what the blocks read off.
 
-    Parameters are those of `config.dynamics.local`: W, the number of blocks, and P, of how many past frames.
+    Parameters are those of `config.dynamics.local`: W, the blocks, and P, of how many past frames.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -69,7 +116,14 @@ class LocalHead(nn.Module):
         self.past = local.past
         self.features = nn.Linear(config.dynamics.width, local.width * math.prod(self.patch))
         self.frames = GridConv(local.past * channels, local.width, periodic)
-        self.blocks = nn.ModuleList([LocalBlock(local.width, periodic) for _ in range(local.layers)])
+        self.blocks = nn.ModuleList(
+            [
+                LocalBlock(local.width, periodic)
+                if local.modes is None or i % FOURIER_EVERY
+                else FourierBlock(local.width, len(periodic), local.modes)
+                for i in range(local.layers)
+            ]
+        )
         self.norm = RMSNorm(local.width)
         self.read = nn.Linear(local.width, channels)
         for layer in (self.features, self.read):

@@ -13,7 +13,8 @@ later frame. When the last latent is only half filled, its missing frame is a co
 
 from __future__ import annotations
 
-from typing import Protocol
+import itertools
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -190,6 +191,35 @@ class Tokenizer(nn.Module):
             if config.stride_ends == 1
             else ExpandSpace(config.width, inward, config, **ends, factor=config.stride_ends)
         )
+
+        if config.lossless:
+            self._rearrange()
+
+    @torch.no_grad()
+    def _rearrange(self) -> None:
+        """Set the weights to those that put the values of a block beside each other, and back."""
+        for weight in self.parameters():
+            weight.zero_()
+        conv_in: Any = self.conv_in
+        conv_out: Any = self.conv_out
+        down: Any = self.down[0]
+        up: Any = self.up[0]
+        s, first = self.config.stride_ends, self.config.kernel_ends // 2
+        frame = self.config.field_channels * s**self.config.dims
+        for number, place in enumerate(itertools.product(range(s), repeat=self.config.dims)):
+            for channel in range(self.config.field_channels):
+                value = channel * s**self.config.dims + number
+                conv_in.conv.weight[(value, channel, -1, *(first + i for i in place))] = 1
+                (conv_out if s == 1 else conv_out.conv).conv.weight[
+                    (value, value, -1, *(first,) * self.config.dims)
+                ] = 1
+        # Of a pair of frames the earlier one first.
+        pair, apart = down.conv.weight, up.conv.conv.weight
+        for value in range(frame):
+            pair[value, value, -2] = pair[frame + value, value, -1] = 1
+            apart[value, value] = apart[2 * frame + value, frame + value] = 1
+        for layer in (self.to_latent, self.from_latent):
+            layer.weight.fill_diagonal_(1)
 
     def encoder(self) -> dict[str, nn.Parameter]:
         """The weights that latents depend on, by name."""

@@ -26,6 +26,10 @@ def check_stage(stage: str, training: TrainingConfig, *, started: bool) -> None:
                 "leave it at [1, 1]"
             )
         return
+    if training.rollout is not None and training.rollout.head_alone and stage != "forecasts":
+        raise EnmaError(
+            f"rollout.head_alone: is a setting of `train forecasts`, not of `train {stage}`; leave it at false"
+        )
     if training.encoded_shifts is not None:
         raise EnmaError(f"encoded_shifts: is a setting of `train dynamics`, not of `train {stage}`; leave it at null")
     if training.strides != (1,):

@@ -9,6 +9,7 @@ Legend: B trajectories, K members, T latent frames, N tokens per frame, C token 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from ..utils.devices import to_device
 from .damping import check_damping, damped, draw_damping
 from .dynamics import drawn_context, environments, rollout_scores
 from .emphasis import drawn, odds
+from .head_alone import HeadAlone, check_head_alone, some_frames
 from .ranks import ALONE, Rank
 from .sensitivity import TRAJECTORIES, channel_weights
 from .symmetries import carried, symmetries
@@ -107,7 +109,10 @@ class ForecastTask:
     ) -> None:
         assert config.rollout is not None
         self.model, self.config, self.options = model, config, config.rollout
-        self.module: nn.Module = Forecasts(model.dynamics, config)
+        if config.rollout.head_alone:
+            check_head_alone(model.dynamics, config)
+        make = HeadAlone if config.rollout.head_alone else partial(Forecasts, config=config)
+        self.module: nn.Module = make(model.dynamics)
         self.train = torch.from_numpy(train.u)
         self.val, self.val_contexts, self.members = val, val_contexts, members
         if train.environment is None:
@@ -134,12 +139,17 @@ class ForecastTask:
         mine = rank.share(B)
         paired = torch.rand((), generator=generator).item() < config.context_share
         low, high = (1, 1) if paired else options.history
-        most = None if options.frames is None else high + options.frames
+        frames = options.frames
+        if options.head_alone:
+            frames = some_frames(frames or self.latents - high, generator)
+        most = None if frames is None else high + frames
         tokens, weight = self._tokens(generator, mine, paired=paired, latents=most)
         device = tokens[0].device
         latents = tokens[-1].shape[1]
         history = int(torch.randint(min(low, latents - 1), min(high, latents - 1) + 1, (), generator=generator))
-        left = latents - history
+        left = latents - history if frames is None else min(latents - history, frames)
+        if options.head_alone:
+            return module(tokens[-1][:, : history + left], history)
         seeds = torch.randint(2**32, (B, 1), generator=generator).expand(-1, options.members)[mine]
         first = None
         if paired and options.first_frame:
@@ -158,7 +168,7 @@ class ForecastTask:
             to_device(seeds, device),
             torch.arange(options.members, device=device).expand_as(seeds),
             history,
-            left if options.frames is None else min(left, options.frames),
+            left,
             first,
         )
 

@@ -91,8 +91,8 @@ def train(
     preset : a name of `PRESETS`, or a preset
     data_dir : folder of the data files
     options : how the run is carried out; `options.out` is the run folder
-    tokenizer : run folder of the trained tokenizer, or a checkpoint, for the stage `dynamics`; for later ones a
-        tokenizer in place of that of `start`
+    tokenizer : run folder of the trained tokenizer, or a checkpoint, for the stage `dynamics`, which needs none for a
+        lossless one (:attr:`TokenizerConfig.lossless`); for later stages a tokenizer in place of that of `start`
     start : run folder or checkpoint whose weights the training starts from; the first two stages start from random ones
         by default. Parts that the preset's model has and `start` lacks (the noise and the output of a one-pass decoder)
         begin anew.
@@ -145,7 +145,7 @@ def train(
         check_strides(training, config, val.u.shape[1])
         begin(tokenizer=key)
         by_stride = {
-            stride: _latents(trained, config, files[0], str(key), options, training, rank, stride=stride)
+            stride: _latents(trained, config, files[0], key or "lossless", options, training, rank, stride=stride)
             for stride in {1, *training.strides}
         }
         data, make = by_stride[1], partial(DynamicsTask, by_stride=by_stride)
@@ -225,6 +225,10 @@ def _trained(
     """
     if stage == "tokenizer":
         return None, replace(preset.model, changes, source="model config")
+    if stage == "dynamics" and checkpoint is None:
+        config = replace(preset.model, changes, source="model config")
+        if config.tokenizer.lossless:
+            return Tokenizer(config.tokenizer), config
     for key in changes:
         if key.split(".")[0] == "tokenizer":
             raise EnmaError(f"{key}: belongs to the tokenizer's training; change it in `train tokenizer`")

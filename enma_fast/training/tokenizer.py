@@ -33,6 +33,11 @@ class TokenizerTask:
             raise EnmaError(
                 f"window={config.window}: trajectories have {train.shape[1]} frames; at most these can be asked for"
             )
+        if model.tokenizer.lossless:
+            raise EnmaError(
+                f"{model.name}: its tokenizer rearranges fields without loss, and has nothing to train; go on with "
+                "`train dynamics`, without --tokenizer"
+            )
         self.config, self.train, self.val, self.odds = config, train, val, odds
         tokenizer = Tokenizer(model.tokenizer)
         if config.decoder_only:

@@ -124,6 +124,42 @@ def test_data_of_another_name_go_through_all_stages(enma: Callable, data_folder:
     assert (config.dataset, config.dynamics.patch, config.token_grid) == ("waves", (1,), (2,))
 
 
+def test_a_lossless_tokenizer_needs_no_training(enma: Callable, data_folder: Path, tmp_path: Path) -> None:
+    """And behind it a local head is trained alone, then on whole forecasts."""
+    tokenizer = {
+        "tokenizer.layers": ["time"],
+        "tokenizer.width": 4,
+        "tokenizer.max_width": 4,
+        "tokenizer.latent_channels": 4,
+        "tokenizer.kernel_ends": 3,
+        "tokenizer.stride_ends": 2,
+        "tokenizer.variational": False,
+    }
+    local = {"width": 16, "layers": 2, "modes": 4}
+    dynamics = TINY_DYNAMICS | {"dynamics.decoder": "one-pass", "dynamics.local": local, "dynamics.patch": [16]}
+
+    def train(stage: str, given: dict[str, Any], *options: Any) -> Run:
+        common = ("--data", data_folder, "--batch", 4, "--precision", "fp32", "--steps", 1)
+        return enma("train", stage, "combined-small", *common, *settings(given), *options)
+
+    error = train("tokenizer", tokenizer, "--out", tmp_path / "tokenizer").error()
+    assert error.endswith("nothing to train; go on with `train dynamics`, without --tokenizer")
+    error = train("dynamics", dynamics, "--out", tmp_path / "refused").error()
+    assert error == "train dynamics: starts from a trained checkpoint; name its run folder"
+    done = train("dynamics", tokenizer | dynamics, "--out", tmp_path / "dynamics")
+    assert done.status == 0, done.err
+    alone = ("--train-set", "rollout.head_alone=true", "--train-set", "context_share=0")
+    before = tmp_path / "dynamics"
+    for name, options in (("head", alone), ("forecasts", ())):
+        done = train("forecasts", dynamics, "--from", before, "--out", tmp_path / name, *options)
+        assert done.status == 0, done.err
+        before = tmp_path / name
+    model = load_model(before / "checkpoint")
+    assert model.config.tokenizer.lossless
+    u = torch.randn(2, 20, 128, 1)
+    assert torch.equal(model.tokenizer.decode(model.tokenizer.encode(u), 20), u)
+
+
 def test_a_stopped_run_resumes_to_the_same_weights(runs: Path, train: Callable, tmp_path: Path) -> None:
     whole, parts, tokenizer = tmp_path / "whole", tmp_path / "parts", runs / "tokenizer"
     options = ("--steps", 4, "--validate-every", 2, "--json")

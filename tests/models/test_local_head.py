@@ -12,9 +12,9 @@ from enma_fast.models.tokenizer import patchify, unpatchify
 from enma_fast.training.recipes import inherit
 from enma_fast.utils.dataclass_json import replace
 
-from .._tiny import CONFIGS, LOCAL, random_model, shaken
+from .._tiny import CONFIGS, random_model, shaken
 
-NAMES = ("line-local", "plane-local")
+NAMES = ("line-local", "plane-local", "line-fourier", "plane-fourier")
 
 
 def made(name, *, scale=0.2):
@@ -48,6 +48,22 @@ def convolved(x, weight, periodic):
     return out
 
 
+def filtered(x, parts):
+    """`[*grid, inward]` through a filter, one wave at a time: each is read off, multiplied and put back."""
+    grid, modes = x.shape[:-1], parts.shape[-3]
+    places = np.stack(np.meshgrid(*(np.arange(n) / n for n in grid), indexing="ij"), -1)
+    waves = [range(1 - modes, modes)] * (len(grid) - 1) + [range(modes)]
+    out = np.zeros((*grid, parts.shape[-1]))
+    for wave in itertools.product(*waves):
+        phase = np.exp(2j * np.pi * places @ wave)[..., None]
+        amplitude = (x / phase).reshape(-1, x.shape[-1]).mean(0)
+        real, imaginary = parts[(slice(None), *wave)]
+        made = (phase * (amplitude @ (real + 1j * imaginary))).real
+        # The conjugate of a wave beyond the mean along the last dimension is the same wave of a real field.
+        out += made if wave[-1] == 0 else 2 * made
+    return out
+
+
 def normalised(x, weight, eps=1e-5):
     return x / np.sqrt((x**2).mean(-1, keepdims=True) + eps) * weight
 
@@ -62,9 +78,13 @@ def test_the_arithmetic_in_loops(name):
     x = on_grid(torch.from_numpy(features)[:, None], config)[0, 0].numpy()
     frames = on_grid(past, config)[0].numpy()
     x = x + convolved(np.concatenate(list(frames), -1), w["frames.conv.weight"], periodic)
-    for i in range(LOCAL.layers):
-        y = convolved(normalised(x, w[f"blocks.{i}.norm.weight"]), w[f"blocks.{i}.gate_up.conv.weight"], periodic)
-        gate, up = np.split(y, 2, -1)
+    for i in range(config.dynamics.local.layers):
+        y = normalised(x, w[f"blocks.{i}.norm.weight"])
+        if f"blocks.{i}.filter" in w:
+            gate, up = np.split(y @ w[f"blocks.{i}.gate_up.weight"].T, 2, -1)
+            up = up + filtered(y, w[f"blocks.{i}.filter"])
+        else:
+            gate, up = np.split(convolved(y, w[f"blocks.{i}.gate_up.conv.weight"], periodic), 2, -1)
         x = x + (gate / (1 + np.exp(-gate)) * up) @ w[f"blocks.{i}.down.weight"].T
     expected = frames[-1] + normalised(x, w["norm.weight"]) @ w["read.weight"].T + w["read.bias"]
     found = on_grid(head(condition, past)[:, None], config)[0, 0].numpy()
@@ -72,7 +92,15 @@ def test_the_arithmetic_in_loops(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "axis", "moves"), [("line-local", 0, True), ("plane-local", 0, True), ("plane-local", 1, False)]
+    ("name", "axis", "moves"),
+    [
+        ("line-local", 0, True),
+        ("plane-local", 0, True),
+        ("plane-local", 1, False),
+        ("line-fourier", 0, True),
+        ("plane-fourier", 0, True),
+        ("plane-fourier", 1, True),
+    ],
 )
 def test_shifts_commute_around_a_ring_and_not_along_a_wall(name, axis, moves):
     config, head = CONFIGS[name], made(name)
@@ -124,6 +152,9 @@ def test_patches_come_back():
         ({"dynamics.local.layers": 0}, "dynamics.local.layers is 0"),
         ({"dynamics.local.past": 0}, "dynamics.local.past is 0"),
         ({"dynamics.decoder": "masked-flow"}, "decoder='one-pass'"),
+        ({"dynamics.local.modes": 0}, "dynamics.local.modes is 0; 1 to 8 are possible on 16 latent places"),
+        ({"dynamics.local.modes": 9}, "dynamics.local.modes is 9; 1 to 8 are possible"),
+        ({"dynamics.local.modes": 2, "tokenizer.periodic": (False,)}, "the domain has walls; Fourier blocks need a"),
     ],
 )
 def test_sizes_that_cannot_be_are_refused(changes, named):

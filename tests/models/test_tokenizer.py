@@ -255,3 +255,48 @@ def test_patchify_merges_neighbours_and_can_be_undone(sizes):
         for j in range(0, planes.shape[3], width)
     ]
     assert torch.equal(merged, torch.stack(blocks, dim=2))
+
+
+def rearranging(dims, channels, stride):
+    values = 2 * channels * stride**dims
+    return TokenizerConfig(
+        grid=(8, 12)[:dims],
+        lengths=(1.0,) * dims,
+        periodic=(True, False)[:dims],
+        field_channels=channels,
+        latent_channels=values,
+        width=values,
+        layers=("time",),
+        kernel_ends=3,
+        stride_ends=stride,
+        variational=False,
+    )
+
+
+@pytest.mark.parametrize(("dims", "channels", "stride"), [(1, 1, 1), (1, 3, 2), (2, 1, 2), (2, 2, 2)])
+def test_a_lossless_tokenizer_rearranges_blocks(dims, channels, stride):
+    """Latent frame j holds the values of frames 2 j - 1 and 2 j, in blocks of neighbouring points."""
+    options = rearranging(dims, channels, stride)
+    assert options.lossless
+    tokenizer = Tokenizer(options)
+    u = field(options, 5)
+    with torch.no_grad():
+        z = tokenizer.encode(u)
+        assert torch.equal(tokenizer.decode(z, 5), u)
+    block = u[:, 3:5, *(slice(stride, 2 * stride),) * dims]
+    second = z.unflatten(2, options.token_grid)[:, 2, *(1,) * dims]
+    assert torch.equal(second.sort(-1).values, block.flatten(1).sort(-1).values)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"variational": True},
+        {"latent_channels": 4},
+        {"layers": ("time", "residual")},
+        {"kernel_ends": 1},
+        {"interpolation": CONFIGS["points"].tokenizer.interpolation},
+    ],
+)
+def test_other_tokenizers_are_not_lossless(changes):
+    assert not replace(rearranging(2, 1, 2), **changes).lossless

@@ -60,6 +60,8 @@ struct Shape {
     int first = 1;
     // Lines of tokens that a local head reads, each of patches of 2 places, or of 1 x 2 on a plane; 0: no local head.
     int lines = 0;
+    // Of the first block of the local head, over a periodic grid; 0: a block of convolutions.
+    int modes = 0;
 };
 
 // Rows, groups and frames of every session; the last frame is not fed back.
@@ -129,11 +131,15 @@ LocalHeadWeights local_weights(const Shape& s, Numbers& numbers) {
     const bool plane = s.lines > 1;
     const std::size_t W = 16, C = s.channels / 2, past = 2, taps = plane ? 9 : 3;
     LocalHeadWeights w{};
-    w.grid = {s.lines, s.tokens / s.lines * 2, plane, plane, !plane, 1, 2};
+    w.grid = {s.lines, s.tokens / s.lines * 2, plane, plane, !plane || s.modes > 0, 1, 2};
+    w.modes = s.modes;
     w.width = static_cast<int>(W), w.channels = static_cast<int>(C), w.past = static_cast<int>(past);
     w.frames = numbers.weight(W, taps * past * C);
     for (int i = 0; i < 2; ++i) {
-        w.blocks.push_back({numbers.draw(W, 1.0f), numbers.weight(2 * W, taps * W), numbers.weight(W, W)});
+        const bool fourier = i == 0 && s.modes > 0;
+        w.blocks.push_back({numbers.draw(W, 1.0f), numbers.weight(2 * W, (fourier ? 1 : taps) * W),
+                            numbers.weight(W, W),
+                            fourier ? numbers.weight(fourier_grid(w.grid, s.modes, W).filter_size() / W, W) : nullptr});
     }
     w.norm = numbers.draw(W, 1.0f), w.read_weight = numbers.weight(C, W), w.read_bias = numbers.draw(C, 0.3f);
     return w;
@@ -336,7 +342,7 @@ int main(int argc, char** argv) {
 #endif
     // Head dims 4, 16 and 20; more columns than a piece of a product; one layer, which is first and last; one pass
     // with and without a frame 0 in mask steps, with more channels than a piece, and by a local head on a
-    // line and on a plane.
+    // line and on a plane, with and without a Fourier block.
     const Shape shapes[] = {
         {5, 3, 20, 5, 27, 3, 2, true, true, false, false, {2, 1, 2}},
         {16, 4, 64, 4, 96, 0, 2, false, false, true, true, {3, 7, 6}},
@@ -348,6 +354,8 @@ int main(int argc, char** argv) {
         {3, 150, 40, 2, 50, 0, 1, true, false, true, false, {}, true},
         {5, 6, 20, 5, 27, 0, 2, false, false, true, false, {}, true, 1, 1},
         {12, 4, 40, 2, 50, 3, 1, true, true, false, true, {5, 7}, true, 0, 3},
+        {5, 6, 20, 5, 27, 0, 2, false, false, true, false, {}, true, 1, 1, 4},
+        {12, 4, 40, 2, 50, 3, 1, true, true, false, true, {}, true, 1, 3, 2},
     };
     if (only != "allocations") {
         for (const Shape& shape : shapes) {
@@ -355,7 +363,7 @@ int main(int argc, char** argv) {
         }
     }
     if (only != "frames") {
-        for (int i : {0, 1, 5, 6, 9}) check_allocations(shapes[i]);
+        for (int i : {0, 1, 5, 6, 9, 11}) check_allocations(shapes[i]);
     }
 #ifdef ENMA_TEST_TILES
     if (!isa_supported(Isa::avx512_amx) && amx::executed < 1000) return std::printf("too few tile instructions\n"), 1;

@@ -62,7 +62,7 @@ def test_core_under_sanitizers(folder: Path) -> None:
     """
     needs(QUICK_SANITIZERS, folder)
     environment = {"ASAN_OPTIONS": f"max_malloc_fill_size={1 << 30}:malloc_fill_byte=255"}
-    parts = ["gemm_emulated", "gemm_[!e]*", "gemm", "local_head", "sampler_weights", "vector_kernels*"]
+    parts = ["gemm_emulated", "gemm_[!e]*", "gemm", "fourier", "local_head", "sampler_weights", "vector_kernels*"]
     # Emulated vectors ask for optimisation in their file, function by function; for all of it takes twice the time.
     unoptimised = [*QUICK_SANITIZERS, "-O0"]
 
@@ -80,7 +80,7 @@ def test_tile_instructions(folder: Path) -> None:
     """The compiled kernels of AMX; without such a processor, a handler of SIGILL carries their instructions out."""
     made = {"sanitizers": [], "others": {"gemm": None, "vector_kernels": None}}
     run_core(["amx"], folder, parts=["gemm*", "flow_head"], **made)
-    parts = ["gemm*", "flow_head", "local_head", "sampler_weights", "vector_kernels*"]
+    parts = ["gemm*", "flow_head", "fourier", "local_head", "sampler_weights", "vector_kernels*"]
     run_core(["sampler"], folder, parts=parts, flags=["-DENMA_TEST_TILES"], **made)
 
 
@@ -91,7 +91,7 @@ def test_threads_do_not_race(tmp_path: Path) -> None:
     run_core(
         ["sampler"],
         tmp_path,
-        parts=["gemm_scalar", "gemm", "flow_head", "local_head", "sampler_weights", "vector_kernels*"],
+        parts=["gemm_scalar", "gemm", "flow_head", "fourier", "local_head", "sampler_weights", "vector_kernels*"],
         sanitizers=sanitizers,
         others={f"vector_kernels_{name}": None for name in ("avx", "emulated")},
         flags=["-DENMA_SMALL", "-DENMA_TEST_THREADS"],

@@ -33,7 +33,9 @@ def test_members_are_those_of_python(library: Library, name: str) -> None:
 
 
 @needs_native
-@pytest.mark.parametrize("name", ["combined-fast", "paper", *ONE_PASS, "plane-local", "plane", "plane-paper"])
+@pytest.mark.parametrize(
+    "name", ["combined-fast", "paper", *ONE_PASS, "plane-local", "plane-fourier", "plane", "plane-paper"]
+)
 def test_latents_after_the_same_history_have_the_same_bits(library: Library, tmp_path: Path, name: str) -> None:
     """The sampler is the same code, by whichever compiler, for each instruction set that the library has."""
     if name == "combined-fast":

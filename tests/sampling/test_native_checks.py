@@ -110,6 +110,22 @@ def test_bad_local_heads_are_named() -> None:
             pack(dynamics, **changes)
 
 
+def test_bad_filters_are_named() -> None:
+    dynamics = build("plane-fourier")
+    pack(dynamics)
+    name, given = "local.blocks.3.filter", dynamics.local.blocks[3].filter.detach()
+    for value, message in (
+        (given[0, 0, 0], "expected a filter's"),
+        (torch.zeros(2, 5, 3, 16, 16), "has 3 modes; expected those of the others, at most 2"),
+        (given[:, :, :1].contiguous(), "has 1 modes; expected those of the others"),
+        (given[:, :2].contiguous(), f"{name} is Float"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            pack(dynamics, parameters={name: value})
+    with pytest.raises(ValueError, match="has 2 modes; expected those of the others, at most 0"):
+        pack(dynamics, periodic=[True, False])
+
+
 def test_a_parameter_that_is_new_in_the_model_is_refused() -> None:
     dynamics = build("relative")
     NativeSampler(dynamics, dtype=torch.float32)

@@ -21,7 +21,7 @@ from .._tiny import CONFIGS, ONE_PASS, distance
 from ..ops._oracle import assert_close_as_reference
 
 # Two configurations with interpolation have the dynamics of others.
-NAMES = ("paper", "relative", "plane", "plane-paper", "plane-local", *ONE_PASS)
+NAMES = ("paper", "relative", "plane", "plane-paper", "plane-local", "plane-fourier", *ONE_PASS)
 # Differences in rounding grow from frame to frame; over the first two they are those of a step.
 COMPARED = 2
 # A few ulps of tokens that reach 10.

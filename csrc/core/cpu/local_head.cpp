@@ -14,19 +14,22 @@ namespace {
 
 // Work space: of a team, and of each of its threads.
 struct Shared {
-    float *frames, *x, *normed[2];
+    float *frames, *x, *normed[2], *waves, *lines;
 
     Shared(const LocalHeadView& head, Allocator& memory) {
         const std::size_t places = head.grid.size();
         frames = memory.take<float>(places * head.past * head.channels);
         x = memory.take<float>(places * head.width);
         for (float*& part : normed) part = memory.take<float>(places * head.width);
+        const std::size_t fourier = fourier_shared(fourier_grid(head.grid, head.modes, head.width));
+        waves = memory.take<float>(fourier);
+        lines = memory.take<float>(fourier);
     }
 };
 
 struct Own {
     char* gemm;
-    float *gathered, *out, *gated, *norm;
+    float *gathered, *out, *gated, *norm, *fourier;
 
     Own(const LocalHeadView& head, Allocator& memory) {
         const std::size_t row = std::max(head.width, head.past * head.channels);
@@ -35,6 +38,7 @@ struct Own {
         out = memory.take<float>(std::size_t{GEMM_ROWS} * std::max(2 * head.width, whole_panels(head.channels)));
         gated = memory.take<float>(std::size_t{GEMM_ROWS} * head.width);
         norm = memory.take<float>(RMS_NORM_WORK_ROWS * padded_width(head.width));
+        fourier = memory.take<float>(fourier_own(fourier_grid(head.grid, head.modes, head.width)));
     }
 };
 
@@ -155,15 +159,32 @@ void local_head(const LocalHeadView& head, Isa isa, const float* features, const
         float* to = x + static_cast<std::ptrdiff_t>(place) * W;
         for (int j = 0; j < W; ++j) to[j] += from[j];
     }
+    const Fourier fourier{
+        fourier_grid(grid, head.modes, W), head.fourier, isa, common.waves, common.lines, mine.fourier};
     for (int layer = 0; layer < head.layers; ++layer) {
         const LocalBlockView& block = head.blocks[layer];
         // Two in turns: others may still read the last one.
         float* y = common.normed[layer % 2];
         pass.normalise(x, block.norm, begin, end, y);
         wait(member);
+        if (block.filter != nullptr) {
+            fourier.to_waves(y, member);
+            wait(member);
+            fourier.filtered(block.filter, member);
+            wait(member);
+        }
         Pass::by_tiles(begin, end, [&](int first, int last) {
-            pass.gather(y, W, first, last);
-            pass.linear(block.gate_up, mine.gathered, last - first, mine.out);
+            if (block.filter != nullptr) {
+                pass.linear(block.gate_up, y + static_cast<std::ptrdiff_t>(first) * W, last - first, mine.out);
+                fourier.to_places(first, last, mine.gated);
+                for (int row = 0; row < last - first; ++row) {
+                    float* up = mine.out + (std::ptrdiff_t{2} * row + 1) * W;
+                    for (int j = 0; j < W; ++j) up[j] += mine.gated[std::ptrdiff_t{row} * W + j];
+                }
+            } else {
+                pass.gather(y, W, first, last);
+                pass.linear(block.gate_up, mine.gathered, last - first, mine.out);
+            }
             const Swiglu gate{false, last - first, W, mine.out, 1};
             pass.vectors.swiglu.forward(gate, mine.gated, 0, last - first);
             pass.linear(block.down, mine.gated, last - first, mine.out);

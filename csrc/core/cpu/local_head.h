@@ -1,5 +1,5 @@
 // The local head of a one-pass model: tokens of a frame from conditions and past frames, by convolutions over the
-// latent grid; enma_fast/models/local_head.py.
+// latent grid and Fourier blocks; enma_fast/models/local_head.py.
 //
 // Legend: N tokens per frame, C channels of a latent place, W width of the head, P past frames.
 #pragma once
@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "core/cpu/dispatch.h"
+#include "core/cpu/fourier.h"
 #include "core/cpu/gemm.h"
 
 namespace enma {
@@ -35,9 +36,11 @@ struct LatentGrid {
 LatentGrid latent_grid(const std::vector<std::int64_t>& grid, const std::vector<std::int64_t>& patch,
                        const std::vector<bool>& periodic);
 
+// A block of convolutions, or with a filter a Fourier block, whose gate_up is of single places.
 struct LocalBlockView {
     const float* norm;
     LinearView gate_up, down;
+    const float* filter;
 };
 
 struct LocalHeadView {
@@ -49,10 +52,13 @@ struct LocalHeadView {
     int layers;
     const float* norm;
     LinearView read;
+    int modes;  // 0: no Fourier blocks
+    FourierTables fourier;
 };
 
+// The filter of a Fourier block is [2, (2 modes - 1,) modes, W, W]; null in others.
 struct LocalBlockWeights {
-    const void *norm, *gate_up, *down;
+    const void *norm, *gate_up, *down, *filter = nullptr;
 };
 
 // Weights as stored, all bf16 or all fp32, but for those of the features, which the sampler reads; convolutions are [outward, inward, (3,) 3].
@@ -62,7 +68,17 @@ struct LocalHeadWeights {
     const void* frames;
     std::vector<LocalBlockWeights> blocks;
     const void *norm, *read_weight, *read_bias;
+    int modes = 0;
 };
+
+inline FourierGrid fourier_grid(const LatentGrid& grid, int modes, int width) {
+    return {grid.lines, grid.places, modes, width};
+}
+// Largest number of modes of a grid; 0 where a dimension has walls.
+inline int most_modes(const LatentGrid& grid) {
+    if (!grid.ring || (grid.plane && !grid.ring_of_lines)) return 0;
+    return ((grid.plane && grid.lines < grid.places ? grid.lines : grid.places) + 1) / 2;
+}
 
 // Products of whole panels of columns.
 constexpr bool local_width_fits(int width) { return width > 0 && width % PANEL == 0; }

@@ -100,10 +100,29 @@ LocalHeadView pack_local(Allocator& memory, const LocalHeadWeights& w, bool bf16
     view.past = w.past;
     view.epsilon = epsilon;
     view.frames = convolution(w.frames, W, w.past * w.channels);
+    view.modes = w.modes;
+    const FourierGrid grid = fourier_grid(w.grid, w.modes, W);
+    if (w.modes > 0) {
+        const std::vector<std::vector<float>> tables = fourier_tables(grid);
+        const auto table = [&](int i) { return exact.table(tables[i].data(), tables[i].size()); };
+        view.fourier.along = table(0);
+        view.fourier.across = table(1);
+        view.fourier.lines = table(2);
+        view.fourier.places = table(3);
+    }
+    const auto filter = [&](const void* weight) {
+        std::vector<float> values;
+        if (write) values = fourier_filter(weight, grid, bf16);
+        return exact.table(values.data(), grid.filter_size());
+    };
     blocks.clear();
     for (const LocalBlockWeights& block : w.blocks) {
-        blocks.push_back(
-            {given.vector(block.norm, W), convolution(block.gate_up, 2 * W, W), linear(block.down, nullptr, W)});
+        LocalBlockView& made = blocks.emplace_back();
+        made.norm = given.vector(block.norm, W);
+        made.gate_up =
+            block.filter == nullptr ? convolution(block.gate_up, 2 * W, W) : linear(block.gate_up, nullptr, 2 * W);
+        made.down = linear(block.down, nullptr, W);
+        made.filter = block.filter == nullptr ? nullptr : filter(block.filter);
     }
     view.blocks = blocks.data();
     view.layers = static_cast<int>(blocks.size());

@@ -5,6 +5,7 @@
 #include "core/cpu/frame_attention.h"
 #include "core/cpu/point_attention.h"
 #include "core/cpu/rms_norm.h"
+#include "core/cpu/row_sums.h"
 #include "core/cpu/self_attention.h"
 #include "core/cpu/swiglu.h"
 
@@ -18,6 +19,7 @@ struct VectorKernels {
     SwigluKernels swiglu;
     // Values through elu, in place.
     void (*elu)(float* values, int64_t count);
+    void (*row_sums)(const RowSums& sums);
 };
 
 // Null where the compiler cannot make them; the processor may lack what it made.

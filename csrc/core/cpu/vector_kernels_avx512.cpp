@@ -19,12 +19,13 @@
 #include "core/cpu/frame_attention_body.h"
 #include "core/cpu/point_attention_body.h"
 #include "core/cpu/rms_norm_body.h"
+#include "core/cpu/row_sums_body.h"
 #include "core/cpu/self_attention_body.h"
 #include "core/cpu/swiglu_body.h"
 #pragma GCC pop_options
 
-static constexpr enma::VectorKernels KERNELS{frame::KERNELS,     point::KERNELS, norm::KERNELS,
-                                             projected::KERNELS, gated::KERNELS, units::elu};
+static constexpr enma::VectorKernels KERNELS{frame::KERNELS, point::KERNELS, norm::KERNELS, projected::KERNELS,
+                                             gated::KERNELS, units::elu,     sums::of_rows};
 
 const enma::VectorKernels* enma::vector_kernels_avx512() { return &KERNELS; }
 #else

@@ -14,10 +14,11 @@
 #include "core/cpu/frame_attention_body.h"
 #include "core/cpu/point_attention_body.h"
 #include "core/cpu/rms_norm_body.h"
+#include "core/cpu/row_sums_body.h"
 #include "core/cpu/self_attention_body.h"
 #include "core/cpu/swiglu_body.h"
 
-static constexpr enma::VectorKernels KERNELS{frame::KERNELS,     point::KERNELS, norm::KERNELS,
-                                             projected::KERNELS, gated::KERNELS, units::elu};
+static constexpr enma::VectorKernels KERNELS{frame::KERNELS, point::KERNELS, norm::KERNELS, projected::KERNELS,
+                                             gated::KERNELS, units::elu,     sums::of_rows};
 
 const enma::VectorKernels* enma::vector_kernels_emulated() { return &KERNELS; }

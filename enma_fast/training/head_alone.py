@@ -1,0 +1,67 @@
+"""Train the local head of a one-pass model alone: no condition, no noise, and nothing of the transformers.
+
+One frame from the frames before it is a regression. A step costs a third of one on forecasts of two members, and
+nothing random reaches the head while it learns how fields move (docs/experiments.md). Whole forecasts then teach it
+to listen to the condition, which tells what the past frames do not, and to the noise.
+
+Legend: B trajectories, T latent frames, N tokens per frame, C token channels.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..config import TrainingConfig
+from ..errors import EnmaError
+from ..models.local_head import LocalHead, next_past
+from ..models.model import Dynamics
+
+
+class HeadAlone(nn.Module):
+    """The dynamics, of which the local head is trained; ``forward`` is the relative error of what it rolls out.
+
+    The condition counts for nothing, since the layer that reads it is set to zero and held.
+    """
+
+    def __init__(self, dynamics: Dynamics) -> None:
+        super().__init__()
+        self.dynamics = dynamics
+        dynamics.requires_grad_(False)
+        self._head().requires_grad_(True)
+        for weight in self._head().features.parameters():
+            weight.requires_grad_(False).zero_()
+
+    def _head(self) -> LocalHead:
+        assert self.dynamics.local is not None
+        return self.dynamics.local
+
+    def forward(self, z_BTNC: Tensor, history: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean relative L2 of the frames behind the first ``history`` ones, in channels as fields depend on them."""
+        head, channels = self._head(), self.dynamics.score_weight
+        past, errors = head.first_past(z_BTNC[:, :history]), []
+        nothing = z_BTNC.new_zeros(*z_BTNC.shape[:1], z_BTNC.shape[2], self.dynamics.config.dynamics.width)
+        for truth in z_BTNC[:, history:].unbind(1):
+            made = head(nothing, past)
+            off, size = ((x * channels).flatten(1).norm(dim=1) for x in (made - truth, truth))
+            errors.append((off / size.clamp_min(1e-6)).mean())
+            past = next_past(past, made)
+        loss = torch.stack(errors).mean()
+        return loss, {"relative": loss.detach()}
+
+
+def check_head_alone(dynamics: Dynamics, config: TrainingConfig) -> None:
+    """Raise `EnmaError` where there is no head to train alone, or a setting asks for what it does not see."""
+    if dynamics.local is None:
+        raise EnmaError(
+            f"rollout.head_alone: {dynamics.config.name} has no local head; leave it at false, or add one by --set "
+            "dynamics.local"
+        )
+    if config.context_share:
+        raise EnmaError("rollout.head_alone: the local head sees no context; add --train-set context_share=0")
+
+
+def some_frames(most: int, generator: torch.Generator) -> int:
+    """How many latent frames a batch rolls out: 1, 2, 4 or so on up to `most`, each of them as often."""
+    choices = [2**i for i in range(most.bit_length())]
+    return choices[int(torch.randint(len(choices), (), generator=generator))]

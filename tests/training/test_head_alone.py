@@ -1,0 +1,99 @@
+"""Training the local head alone: what it changes, what its loss is, how far it rolls out, and what it refuses."""
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+
+from enma_fast.config import RolloutConfig
+from enma_fast.errors import EnmaError
+from enma_fast.models.local_head import next_past
+from enma_fast.training.checks import check_stage
+from enma_fast.training.head_alone import some_frames
+from enma_fast.training.loop import RunOptions, run, step_generator
+from enma_fast.training.ranks import Rank
+
+from .._tiny import TRAINING, forecast_task
+
+SETTINGS = replace(
+    TRAINING,
+    steps=60,
+    batch=6,
+    learning_rate=5e-3,
+    optimizer="muon",
+    context_share=0.0,
+    rollout=RolloutConfig(history=(2, 2), frames=2, head_alone=True),
+)
+
+
+def task(name="line-fourier", settings=SETTINGS):
+    return forecast_task(name, settings, decoder="one-pass")
+
+
+def loss(one, step):
+    return one.loss(one.module, step_generator(0, step), Rank())[0].item()
+
+
+def test_training_lowers_the_loss_and_changes_the_head_alone(tmp_path):
+    trained = task()
+    before = {name: t.clone() for name, t in trained.model.state_dict().items()}
+    with torch.no_grad():
+        first = sum(loss(trained, step) for step in range(100, 110))
+    run(trained, RunOptions(out=tmp_path, precision="fp32", validate_every=60, log_every=60))
+    with torch.no_grad():
+        assert sum(loss(trained, step) for step in range(100, 110)) < 0.8 * first
+    changed = {name for name, t in trained.model.state_dict().items() if not torch.equal(t, before[name])}
+    head = {name.removeprefix("dynamics.local.") for name in changed}
+    assert {f"dynamics.local.{name}" for name in head} == changed
+    assert {name.partition(".")[0] for name in head} == {"frames", "blocks", "norm", "read"}
+    assert "blocks.0.filter" in head
+
+
+def test_members_differ_in_nothing_after_it():
+    trained = task()
+    features = trained.model.dynamics.local.features
+    assert not features.weight.any()
+    assert not features.bias.any()
+    torch.nn.init.normal_(trained.model.dynamics.local.read.weight)
+    scores = trained.validate()
+    assert scores["rel_l2"] == pytest.approx(scores["rel_l2_member"], rel=1e-6)
+
+
+def test_the_loss_in_words():
+    """Relative L2 of frames that the head makes one after the other, weighted by channel."""
+    one = task("plane-fourier")
+    dynamics, generator = one.model.dynamics, torch.Generator().manual_seed(0)
+    torch.nn.init.normal_(dynamics.local.read.weight, std=0.3)
+    config = one.model.config
+    z = torch.randn(3, 4, config.num_tokens, config.token_channels, generator=generator)
+    with torch.no_grad():
+        found, terms = one.module(z, 2)
+        past, errors = torch.stack([z[:, 0], z[:, 1]], 1), []
+        nothing = torch.zeros(3, config.num_tokens, config.dynamics.width)
+        for t in (2, 3):
+            made = dynamics.local(nothing, past)
+            for row in range(3):
+                off, size = ((x[row] * dynamics.score_weight).square().sum().sqrt() for x in (made - z[:, t], z[:, t]))
+                errors.append(off / size)
+            past = next_past(past, made)
+    assert found.item() == pytest.approx(torch.stack(errors).mean().item(), rel=1e-5)
+    assert terms["relative"] == found
+
+
+def test_batches_roll_out_powers_of_two():
+    generator = torch.Generator().manual_seed(0)
+    for most, expected in ((1, {1}), (4, {1, 2, 4}), (5, {1, 2, 4})):
+        counts = Counter(some_frames(most, generator) for _ in range(600))
+        assert set(counts) == expected
+        assert min(counts.values()) > 600 / len(expected) * 0.75
+
+
+def test_what_cannot_be_trained_alone_is_refused():
+    with pytest.raises(EnmaError, match=r"rollout\.head_alone: relative has no local head; leave it at false"):
+        task("relative")
+    with pytest.raises(EnmaError, match="sees no context; add --train-set context_share=0"):
+        task(settings=replace(SETTINGS, context_share=0.5))
+    for stage in ("tokenizer", "first-frame"):
+        with pytest.raises(EnmaError, match=f"is a setting of `train forecasts`, not of `train {stage}`"):
+            check_stage(stage, SETTINGS, started=True)
