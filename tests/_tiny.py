@@ -58,8 +58,8 @@ RELATIVE = replace(
     flow=replace(PAPER.flow, target="residual"),
 )
 LOCAL = LocalConfig(width=16, layers=2, past=2)
-# Frames in one pass: with either kind of places and condition, and by a local head, with Fourier blocks too.
-ONE_PASS = ("paper-fast", "relative-fast", "line-local", "line-fourier")
+# Frames in one pass: with either kind of places and condition, and by a local head.
+ONE_PASS = ("paper-fast", "relative-fast", "line-local")
 SAMPLING = SamplingConfig(mask_steps=3, flow_steps=2)
 
 

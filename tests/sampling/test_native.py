@@ -26,7 +26,7 @@ from .._tiny import CONFIGS, ONE_PASS, distance
 from ._native import DTYPES, GROWN, assert_is_the_reference, begun, generate, packed, play, references
 
 # Two configurations with interpolation have the dynamics of others.
-NAMES = ("paper", "relative", "plane", "plane-paper", "plane-local", "plane-fourier", *ONE_PASS)
+NAMES = ("paper", "relative", "plane", "plane-paper", "plane-local", "plane-fourier", "line-fourier", *ONE_PASS)
 
 pytestmark = [needs_native, pytest.mark.usefixtures("one_thread")]
 
