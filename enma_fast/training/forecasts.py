@@ -9,7 +9,6 @@ Legend: B trajectories, K members, T latent frames, N tokens per frame, C token 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -109,10 +108,12 @@ class ForecastTask:
     ) -> None:
         assert config.rollout is not None
         self.model, self.config, self.options = model, config, config.rollout
+        self.module: nn.Module
         if config.rollout.head_alone:
             check_head_alone(model.dynamics, config)
-        make = HeadAlone if config.rollout.head_alone else partial(Forecasts, config=config)
-        self.module: nn.Module = make(model.dynamics)
+            self.module = HeadAlone(model.dynamics)
+        else:
+            self.module = Forecasts(model.dynamics, config)
         self.train = torch.from_numpy(train.u)
         self.val, self.val_contexts, self.members = val, val_contexts, members
         if train.environment is None:
