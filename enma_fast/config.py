@@ -264,9 +264,6 @@ class RolloutConfig:
     mirrored or not along each dimension, and on a square with the dimensions exchanged or not. ``emphasis`` holds names
     and powers of parameters of the data set: environments are drawn in proportion to their product, not all alike.
 
-    With ``head_alone`` a run trains the local head and nothing else, without condition and noise, by the relative error
-    of 1, 2, 4 or so on up to ``frames`` latent frames (`training.head_alone`): the first run of a model that has one.
-
     ``damped_share`` of the trajectories are seen under a damping that their equation lacks (`training.damping`): its
     order and its largest rate, in the units of the data, are one of the pairs in ``damping``.
     """
@@ -286,7 +283,6 @@ class RolloutConfig:
     emphasis: tuple[tuple[str, float], ...] = ()
     damping: tuple[tuple[float, float], ...] = ()
     damped_share: float = 0.0
-    head_alone: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -346,7 +342,7 @@ class TrainingConfig:
 
 
 # Steps between the validations of each stage of training, of which the best one's weights are kept.
-VALIDATE_EVERY = {"tokenizer": 500, "dynamics": 1000, "forecasts": 500, "first-frame": 500}
+VALIDATE_EVERY = {"tokenizer": 500, "dynamics": 1000, "head": 1000, "forecasts": 500, "first-frame": 500}
 
 
 def check_sampling(name: str, sampling: SamplingConfig) -> None:

@@ -32,13 +32,29 @@ from .utils.text import times
 TWO_PI = 2 * math.pi
 
 
+# From any part of a trajectory, and on from what the head made itself (docs/experiments.md).
+_HEAD_TRAINING = TrainingConfig(
+    steps=7000,
+    batch=16,
+    optimizer="muon",
+    learning_rate=3e-3,
+    final_learning_rate=1e-5,
+    warmup_steps=30,
+    ema_decay=0.99,
+    shift=True,
+    context_share=0.0,
+    rollout=RolloutConfig(history=(1, 3), frames=4, late_share=0.3),
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """A model and the recipes that train it."""
+    """A model and the recipes that train it; that of a local head alone serves models that have one."""
 
     model: ModelConfig
     tokenizer_training: TrainingConfig
     dynamics_training: TrainingConfig
+    head_training: TrainingConfig = _HEAD_TRAINING
     forecast_training: TrainingConfig
     first_frame_training: TrainingConfig
 
@@ -182,17 +198,16 @@ def _small(name: str, dataset: str, tokenizer: TokenizerConfig, **model: Any) ->
     )
 
 
-def _fast_2d(
-    name: str, tokenizer: TokenizerConfig, *, patch: tuple[int, int], local: LocalConfig | None = None, **model: Any
-) -> Preset:
+def _fast_2d(name: str, tokenizer: TokenizerConfig, *, dynamics: dict[str, Any], **model: Any) -> Preset:
+    """A one-pass model of a plane; `dynamics` is what its settings differ in."""
     ring = all(tokenizer.periodic)
     positions = _SMALL_DYNAMICS.positions if ring else "sincos"
-    dynamics = dataclasses.replace(_FAST["dynamics"], width=256, heads=8, patch=patch, positions=positions, local=local)
+    settings = {"width": 256, "heads": 8, "positions": positions} | dynamics
     preset = _small(
         name,
         name.removesuffix("-fast").replace("-", "_"),
         tokenizer,
-        dynamics=dynamics,
+        dynamics=dataclasses.replace(_FAST["dynamics"], **settings),
         sampling=_FAST["sampling"],
         **model,
     )
@@ -201,19 +216,42 @@ def _fast_2d(
     forecasts = dataclasses.replace(
         _SMALL_FORECASTS, batch=16, learning_rate=2e-4, final_learning_rate=2e-6, shift=ring
     )
-    if local is not None:
-        # A few minutes of single frames; then forecasts of five latent frames from any part of a trajectory, of which
-        # a step costs a third of one on whole forecasts.
-        dynamics_training = dataclasses.replace(dynamics_training, steps=400, batch=12)
-        rollout = RolloutConfig(frames=5, late_share=0.5)
+    if "local" in dynamics:
+        # A few minutes of single frames, for the transformers; the head alone; then forecasts of five latent frames
+        # from any part of a trajectory, at a rate at which the head keeps what it knows.
+        dynamics_training = dataclasses.replace(dynamics_training, steps=200, batch=12, encoded_shifts=1)
         forecasts = dataclasses.replace(
-            forecasts, steps=1000, batch=12, learning_rate=1e-3, final_learning_rate=1e-4, rollout=rollout
+            forecasts,
+            steps=480,
+            learning_rate=2.5e-4,
+            final_learning_rate=2.5e-6,
+            warmup_steps=30,
+            ema_decay=0.99,
+            rollout=RolloutConfig(frames=5, late_share=0.2, first_draws=2),
         )
     return dataclasses.replace(
         preset,
         tokenizer_training=tokenizer_training,
         dynamics_training=dynamics_training,
         forecast_training=forecasts,
+    )
+
+
+def _blocks(tokenizer: TokenizerConfig) -> TokenizerConfig:
+    """Of a plane's tokenizer the lossless one: blocks of 2 x 2 points and two frames.
+
+    On coarser places a local head has to learn shifts within a block for every place of it (docs/experiments.md).
+    """
+    values = 8 * tokenizer.field_channels
+    return dataclasses.replace(
+        tokenizer,
+        width=values,
+        max_width=values,
+        latent_channels=values,
+        layers=("time",),
+        variational=False,
+        kernel_ends=3,
+        stride_ends=2,
     )
 
 
@@ -258,7 +296,7 @@ PRESETS: dict[str, Preset] = {
                 field_mean=(0.836, 0.063),
                 field_scale=(0.226, 0.112),
             ),
-            patch=(2, 2),
+            dynamics={"patch": (2, 2)},
             frame_interval=50.0,
         ),
         _fast_2d(
@@ -266,15 +304,20 @@ PRESETS: dict[str, Preset] = {
             dataclasses.replace(
                 _FAST_2D, lengths=(63 / 64, 63 / 64), periodic=(False, False), field_mean=(0.029,), field_scale=(0.158,)
             ),
-            patch=(4, 4),
+            dynamics={"patch": (4, 4)},
             num_frames=30,
             frame_interval=0.005 / 29,
         ),
         _fast_2d(
             "vorticity-fast",
-            dataclasses.replace(_FAST_2D, field_mean=(0.0,), field_scale=(2.55,)),
-            patch=(4, 4),
-            local=LocalConfig(),
+            _blocks(dataclasses.replace(_FAST_2D, field_mean=(0.0,), field_scale=(2.55,))),
+            # The transformers read the physics off the past, and draw frame 0; the local head does the rest.
+            dynamics={
+                "patch": (8, 8),
+                "temporal_layers": 2,
+                "local": LocalConfig(width=32, layers=9, modes=8),
+                "flow": dataclasses.replace(_SMALL_DYNAMICS.flow, width=256),
+            },
             num_frames=30,
             frame_interval=2 / 29,
         ),
@@ -324,6 +367,8 @@ def find_preset(name: str | Preset) -> Preset:
 SIZES = ("small", "base", "paper")
 # Bounds of derived models: fewest tokens of a dimension, and most tokens of a frame.
 _FEWEST_TOKENS, _MOST_TOKENS = 4, 1024
+# Points along a side of a periodic plane up to which a derived model decides on blocks of 2 x 2 of them.
+_LARGEST_FINE = 128
 _BASE_DYNAMICS = dataclasses.replace(
     _SMALL_DYNAMICS,
     width=320,
@@ -397,11 +442,19 @@ def derived_preset(
             layers=tokenizer.layers[1:],
         )
     dynamics = {"small": _SMALL_DYNAMICS, "base": _BASE_DYNAMICS, "paper": DynamicsConfig()}[size]
+    if plane and not paper and shift and all(periodic) and max(grid) <= _LARGEST_FINE:
+        tokenizer = _blocks(tokenizer)
+        patch = tuple(p * 2**space // tokenizer.space_factor for p in patch)
+        width, layers = {"small": (32, 6), "base": (48, 9)}[size]
+        local = LocalConfig(width=width, layers=layers, modes=min(8, min(tokenizer.token_grid) // 2))
+        dynamics = dataclasses.replace(dynamics, local=local)
     # Relative places make the dynamics the same everywhere, which only a homogeneous ring is.
     positions = dynamics.positions if shift and all(periodic) else "sincos"
     latents = tokenizer.latent_frames(num_frames)
     share: dict[str, Any] = {} if contexts else {"context_share": 0.0}
     rollout = RolloutConfig(history=(2, min(4, latents - 1)))
+    # Time may matter to other data's physics, so their trajectories begin where they begin.
+    alone = RolloutConfig(history=(1, min(3, latents - 1)), frames=min(4, latents - 1))
     windows = dataclasses.replace(_WINDOW_TOKENIZER_TRAINING, window=_WINDOW if num_frames > _WINDOW else None)
     tokenizer_training = _PAPER_TOKENIZER_TRAINING if paper else windows
     training = _PAPER_TRAINING if paper else _SMALL_TRAINING
@@ -417,6 +470,7 @@ def derived_preset(
         ),
         tokenizer_training=dataclasses.replace(tokenizer_training, batch=8 if plane and not paper else 16, shift=shift),
         dynamics_training=dataclasses.replace(training, batch=32, shift=shift, **share),
+        head_training=dataclasses.replace(_HEAD_TRAINING, shift=shift, rollout=alone),
         forecast_training=dataclasses.replace(_SMALL_FORECASTS, batch=16, shift=shift, rollout=rollout, **share),
         first_frame_training=dataclasses.replace(_SMALL_FIRST_FRAME, shift=shift, rollout=rollout),
     )

@@ -1,4 +1,4 @@
-"""`enma-fast train tokenizer`, `train dynamics`, `train forecasts`, `train first-frame` and `train publish`."""
+"""`enma-fast train tokenizer`, `train dynamics`, and the stages after them up to `train publish`."""
 
 from __future__ import annotations
 
@@ -139,6 +139,12 @@ _LATER = _KINDS | {
     ],
 }
 _LATER_DEFAULTS = {name: default for name, default in _DEFAULTS.items() if name != "start"} | {"tokenizer": None}
+head = _command(
+    "head",
+    "Train the local head of a one-pass model, and nothing else of it; the best validation is kept.",
+    _LATER,
+    _LATER_DEFAULTS,
+)
 forecasts = _command(
     "forecasts",
     "Train finished dynamics on whole forecasts by a proper score; the best validation is kept.",
@@ -159,6 +165,7 @@ def publish(
     out: Annotated[Path, typer.Option("--out", help="Checkpoint folder to write.")],
     tokenizer: Annotated[Path | None, typer.Option("--tokenizer", help="Run folder of its tokenizer.")] = None,
     dynamics: Annotated[Path | None, typer.Option("--dynamics", help="Run folder of its dynamics.")] = None,
+    head: Annotated[Path | None, typer.Option("--head", help="Run folder of its local head alone.")] = None,
     forecasts: Annotated[Path | None, typer.Option("--forecasts", help="Run folder of its whole forecasts.")] = None,
     begun: Annotated[
         list[str] | None,
@@ -187,6 +194,7 @@ def publish(
             run,
             tokenizer=tokenizer,
             dynamics=dynamics,
+            head=head,
             forecasts=forecasts,
             begun=begun or (),
             data_dir=data,

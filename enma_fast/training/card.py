@@ -53,6 +53,7 @@ def publish(
     *,
     tokenizer: Path | None = None,
     dynamics: Path | None = None,
+    head: Path | None = None,
     forecasts: Path | None = None,
     begun: Sequence[str | Path] = (),
     data_dir: Path,
@@ -68,8 +69,8 @@ def publish(
 
     Parameters
     ----------
-    run, tokenizer, dynamics, forecasts, begun : finished run folders, and the runs and checkpoints that they began from
-        (:func:`enma_fast.training.lineage.trace`)
+    run, tokenizer, dynamics, head, forecasts, begun : finished run folders, and the runs and checkpoints that they
+        began from (:func:`enma_fast.training.lineage.trace`)
     data_dir : folder of the training and test files
     out : checkpoint folder to write
     sampling : changes of the sampler's defaults (`SamplingConfig`), chosen on validation data
@@ -91,7 +92,7 @@ def publish(
     """
     if out.exists() and not (out.is_dir() and ((out / MANIFEST).is_file() or not any(out.iterdir()))):
         raise EnmaError(f"{out}: exists and is not a checkpoint; choose another --out")
-    training = trace(run, tokenizer=tokenizer, dynamics=dynamics, forecasts=forecasts, begun=begun)
+    training = trace(run, tokenizer=tokenizer, dynamics=dynamics, head=head, forecasts=forecasts, begun=begun)
     model = load_model(locate(run / IN_RUN))
     if half:
         round_weights(model)

@@ -17,7 +17,7 @@ def check_stage(stage: str, training: TrainingConfig, *, started: bool) -> None:
     if training.decoder_only and not started:
         raise EnmaError("decoder_only: holds the encoder that a run starts from; add --from, or leave it at false")
     if training.emphasis and stage != "tokenizer":
-        instead = "use rollout.emphasis" if stage == "forecasts" else "leave it empty"
+        instead = "use rollout.emphasis" if stage in ("head", "forecasts") else "leave it empty"
         raise EnmaError(f"emphasis: is a setting of `train tokenizer`, not of `train {stage}`; {instead}")
     if stage == "dynamics":
         if training.amplitude != NEUTRAL["amplitude"]:
@@ -26,14 +26,12 @@ def check_stage(stage: str, training: TrainingConfig, *, started: bool) -> None:
                 "leave it at [1, 1]"
             )
         return
-    if training.rollout is not None and training.rollout.head_alone and stage != "forecasts":
-        raise EnmaError(
-            f"rollout.head_alone: is a setting of `train forecasts`, not of `train {stage}`; leave it at false"
-        )
+    if stage == "head" and training.context_share:
+        raise EnmaError("context_share: the local head alone sees no context; leave it at 0")
     if training.encoded_shifts is not None:
         raise EnmaError(f"encoded_shifts: is a setting of `train dynamics`, not of `train {stage}`; leave it at null")
     if training.strides != (1,):
-        instead = "; use rollout.strides" if stage == "forecasts" else ""
+        instead = "; use rollout.strides" if stage in ("head", "forecasts") else ""
         raise EnmaError(f"strides: is a setting of `train dynamics`, not of `train {stage}`{instead}")
     if training.scattered_share:
         raise EnmaError(f"scattered_share: is a setting of `train dynamics`, not of `train {stage}`; leave it at 0")

@@ -26,7 +26,6 @@ from ..utils.devices import to_device
 from .damping import check_damping, damped, draw_damping
 from .dynamics import drawn_context, environments, rollout_scores
 from .emphasis import drawn, odds
-from .head_alone import HeadAlone, check_head_alone, some_frames
 from .ranks import ALONE, Rank
 from .sensitivity import TRAJECTORIES, channel_weights
 from .symmetries import carried, symmetries
@@ -108,12 +107,7 @@ class ForecastTask:
     ) -> None:
         assert config.rollout is not None
         self.model, self.config, self.options = model, config, config.rollout
-        self.module: nn.Module
-        if config.rollout.head_alone:
-            check_head_alone(model.dynamics, config)
-            self.module = HeadAlone(model.dynamics)
-        else:
-            self.module = Forecasts(model.dynamics, config)
+        self.module: nn.Module = Forecasts(model.dynamics, config)
         self.train = torch.from_numpy(train.u)
         self.val, self.val_contexts, self.members = val, val_contexts, members
         if train.environment is None:
@@ -140,17 +134,12 @@ class ForecastTask:
         mine = rank.share(B)
         paired = torch.rand((), generator=generator).item() < config.context_share
         low, high = (1, 1) if paired else options.history
-        frames = options.frames
-        if options.head_alone:
-            frames = some_frames(frames or self.latents - high, generator)
-        most = None if frames is None else high + frames
+        most = None if options.frames is None else high + options.frames
         tokens, weight = self._tokens(generator, mine, paired=paired, latents=most)
         device = tokens[0].device
         latents = tokens[-1].shape[1]
-        history = int(torch.randint(min(low, latents - 1), min(high, latents - 1) + 1, (), generator=generator))
-        left = latents - history if frames is None else min(latents - history, frames)
-        if options.head_alone:
-            return module(tokens[-1][:, : history + left], history)
+        history = drawn_history((low, high), latents, generator)
+        left = latents - history if options.frames is None else min(latents - history, options.frames)
         seeds = torch.randint(2**32, (B, 1), generator=generator).expand(-1, options.members)[mine]
         first = None
         if paired and options.first_frame:
@@ -263,6 +252,12 @@ class ForecastTask:
     def validate(self, rank: Rank = ALONE) -> dict[str, float]:
         """Scores of forecasts, as those of the dynamics' training."""
         return rollout_scores(self.model, self.val, self.val_contexts, members=self.members, rank=rank)
+
+
+def drawn_history(between: tuple[int, int], latents: int, generator: torch.Generator) -> int:
+    """How many of so many latent frames a batch observes, of which one at least is left."""
+    low, high = (min(count, latents - 1) for count in between)
+    return int(torch.randint(low, high + 1, (), generator=generator))
 
 
 def _views(config: ModelConfig, *, mirror: bool) -> list[View]:

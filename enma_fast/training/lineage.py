@@ -27,12 +27,13 @@ def trace(
     *,
     tokenizer: Path | None = None,
     dynamics: Path | None = None,
+    head: Path | None = None,
     forecasts: Path | None = None,
     begun: Sequence[str | Path] = (),
 ) -> dict[str, dict[str, Any]]:
     """The accounts of the runs that made a model, by stage in order.
 
-    `run` is the finished run of the last stage (dynamics, forecasts or first-frame), `tokenizer`, `dynamics` and
+    `run` is the finished run of the last stage (any but the tokenizer), `tokenizer`, `dynamics`, `head` and
     `forecasts` those of the stages before it. `begun` are other runs and checkpoints whose weights some of them started
     from: a run, and the stages in the card of a checkpoint, come first, as `tokenizer before` and so on. `EnmaError` if
     a run is of another stage, or was trained on weights that none of the others has.
@@ -40,7 +41,7 @@ def trace(
     last = read_record(run)["stage"]
     if last not in STAGES[1:]:
         raise EnmaError(f"{run}: is a run of the {last}, not of the {', '.join(STAGES[1:-1])} or {STAGES[-1]}")
-    given = {"tokenizer": tokenizer, "dynamics": dynamics, "forecasts": forecasts}
+    given = {"tokenizer": tokenizer, "dynamics": dynamics, "head": head, "forecasts": forecasts}
     for stage in STAGES[STAGES.index(last) : -1]:
         if given[stage] is not None:
             raise EnmaError(f"{run}: is a run of the {last}, which needs no later one; leave out --{stage}")
@@ -72,7 +73,7 @@ def trace(
         if start is not None and start not in starts:
             raise EnmaError(
                 f"{folder}: started from weights that none of the given runs has (SHA-256 {start[:12]}...); "
-                "name their run by --dynamics or --forecasts, or a run or checkpoint by --begun-from"
+                "name their run by --dynamics, --head or --forecasts, or a run or checkpoint by --begun-from"
             )
     done: dict[str, dict[str, Any]] = {}
 

@@ -46,6 +46,7 @@ from .dynamics import DynamicsTask, Latents, encode_all
 from .emphasis import odds
 from .first_frame import FirstFrameTask
 from .forecasts import ForecastTask
+from .head import HeadTask
 from .loop import RunOptions, Stage, run
 from .ranks import Rank, abandon_ranks, join_ranks
 from .record import begin_run, finished, summary, with_format
@@ -56,10 +57,11 @@ log = logging.getLogger("enma_fast")
 
 LATENTS, STRIDED = "latents-train.safetensors", "latents-train-{}.safetensors"
 # In the order in which they follow each other.
-STAGES = ("tokenizer", "dynamics", "forecasts", "first-frame")
+STAGES = ("tokenizer", "dynamics", "head", "forecasts", "first-frame")
 # Held-out trajectories that are reconstructed (by the tokenizer) or rolled out at each validation of a stage.
-VALIDATED = {"tokenizer": 200, "dynamics": 48, "forecasts": 120, "first-frame": 120}
+VALIDATED = {"tokenizer": 200, "dynamics": 48, "head": 48, "forecasts": 120, "first-frame": 120}
 _TASKS: dict[str, Callable[..., Stage]] = {
+    "head": HeadTask,
     "forecasts": ForecastTask,
     "first-frame": FirstFrameTask,
 }
@@ -81,9 +83,10 @@ def train(
 ) -> dict[str, Any]:
     """Train a stage of a preset on `<dataset>-train.h5` and validate on `<dataset>-val.h5`.
 
-    `tokenizer` trains the tokenizer, `dynamics` the dynamics on its latent frames, which are computed once, `forecasts`
-    whole forecasts, and `first-frame` the flow that draws frame 0 of a one-pass model and nothing else. The checkpoint
-    of the last three is a whole model whose tokenizer, and its config, are those that were trained before.
+    `tokenizer` trains the tokenizer, `dynamics` the dynamics on its latent frames, which are computed once, `head` a
+    local head and nothing else, `forecasts` whole forecasts, and `first-frame` the flow that draws frame 0 of a
+    one-pass model and nothing else. The checkpoint of all but the first is a whole model whose tokenizer, and its
+    config, are those that were trained before.
 
     Parameters
     ----------
@@ -119,14 +122,14 @@ def train(
         options = dataclasses.replace(options, validate_every=VALIDATE_EVERY[stage])
     if stage in STAGES[2:] and training.rollout is None:
         raise EnmaError("training config: rollout is null; training on whole forecasts needs its settings")
-    if stage in STAGES[1:3]:
+    if stage in ("dynamics", "forecasts"):
         cut = training.context_share and training.short_context_share
         shown = min(training.shortest_context, config.num_frames) if cut else None
         config = dataclasses.replace(config, shortest_context=shown)
     files = [data_file(data_dir, config.dataset, split) for split in ("train", "val")]
     train = None if stage == "dynamics" else _read(files[0], config)
     val = _read(files[1], config)
-    if stage in ("dynamics", "forecasts"):
+    if stage in ("dynamics", "head", "forecasts"):
         check_forecasts(config, val)
     rows = _validated(
         val, share_of(VALIDATED[stage], validated), config, num_history=0 if stage == "tokenizer" else HISTORY
@@ -211,9 +214,13 @@ def _seeded(seed: int) -> Iterator[None]:
 
 def recipe(preset: Preset, stage: str) -> TrainingConfig:
     """The recipe of a stage in a preset."""
-    name = {"forecasts": "forecast", "first-frame": "first_frame"}.get(stage, stage)
-    found: TrainingConfig = getattr(preset, f"{name}_training")
+    found: TrainingConfig = getattr(preset, recipe_name(stage))
     return found
+
+
+def recipe_name(stage: str) -> str:
+    """The field of a preset that holds the recipe of a stage."""
+    return {"forecasts": "forecast", "first-frame": "first_frame"}.get(stage, stage) + "_training"
 
 
 def _trained(
@@ -254,7 +261,7 @@ def _trained(
         )
     # Together, since a patch may fit this tokenizer and not the preset's.
     kept: dict[str, Any] = {"tokenizer": before.tokenizer}
-    if stage == "first-frame":
+    if stage in ("head", "first-frame"):
         kept |= {"shortest_context": before.shortest_context}
     return trained, replace(preset.model, {**kept, **changes}, source="model config")
 

@@ -148,12 +148,11 @@ def test_a_lossless_tokenizer_needs_no_training(enma: Callable, data_folder: Pat
     assert error == "train dynamics: starts from a trained checkpoint; name its run folder"
     done = train("dynamics", tokenizer | dynamics, "--out", tmp_path / "dynamics")
     assert done.status == 0, done.err
-    alone = ("--train-set", "rollout.head_alone=true", "--train-set", "context_share=0")
     before = tmp_path / "dynamics"
-    for name, options in (("head", alone), ("forecasts", ())):
-        done = train("forecasts", dynamics, "--from", before, "--out", tmp_path / name, *options)
+    for stage in ("head", "forecasts"):
+        done = train(stage, dynamics, "--from", before, "--out", tmp_path / stage)
         assert done.status == 0, done.err
-        before = tmp_path / name
+        before = tmp_path / stage
     model = load_model(before / "checkpoint")
     assert model.config.tokenizer.lossless
     u = torch.randn(2, 20, 128, 1)
@@ -418,7 +417,7 @@ def test_publish_refuses_runs_that_do_not_belong_together(
 
     assert error(runs / "dynamics", other).startswith(f"{runs / 'dynamics'}: was not trained on the tokenizer of")
     assert error(runs / "tokenizer", runs / "tokenizer").endswith(
-        "is a run of the tokenizer, not of the dynamics, forecasts or first-frame"
+        "is a run of the tokenizer, not of the dynamics, head, forecasts or first-frame"
     )
     assert error(tmp_path, runs / "tokenizer").startswith(f"{tmp_path / 'run.json'}: no such file")
 

@@ -172,3 +172,23 @@ def test_a_setting_that_is_no_more_is_read_over(run: Path) -> None:
         EnmaError, match=r"^run\.json: history_noise_share: unknown key; take it out, or use the version"
     ):
         trace(run, begun=[PRETRAINED / "combined-fast"])
+
+
+def test_a_head_trained_alone_stands_before_whole_forecasts(run: Path, begun: Path, tmp_path: Path) -> None:
+    record, head = json.loads((run / "run.json").read_text()), tmp_path / "head"
+    shutil.copytree(begun, head / IN_RUN)
+    preset = PRESETS["vorticity-fast"]
+    told = record | {"preset": "vorticity-fast", "model": json.loads(to_json(preset.model)), "tokenizer": None}
+    training = json.loads(to_json(preset.head_training)) | {"steps": 2600}
+    (head / "run.json").write_text(json.dumps(told | {"stage": "head", "start": None, "training": training}))
+    forecasts = told | {"stage": "forecasts", "start": sha256(head / IN_RUN / WEIGHTS)}
+    forecasts |= {"training": json.loads(to_json(preset.forecast_training))}
+    (run / "run.json").write_text(json.dumps(forecasts))
+    with pytest.raises(
+        EnmaError, match=r"started from weights that none of the given runs has .* by --dynamics, --head"
+    ):
+        trace(run)
+    commands = {label: account["command"] for label, account in trace(run, head=head).items()}
+    assert list(commands) == ["head", "forecasts"]
+    assert commands["head"] == "enma-fast train head vorticity-fast --data data --out runs/head --seed 0 --steps 2600"
+    assert "--from runs/head --data data --out runs/forecasts --seed 0" in commands["forecasts"]

@@ -9,13 +9,18 @@ Legend: B trajectories, T latent frames, N tokens per frame, C token channels.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from ..config import TrainingConfig
 from ..errors import EnmaError
 from ..models.local_head import LocalHead, next_past
-from ..models.model import Dynamics
+from ..models.model import Dynamics, Model
+from .forecasts import ForecastTask, drawn_history
+from .ranks import Rank
 
 
 class HeadAlone(nn.Module):
@@ -50,15 +55,25 @@ class HeadAlone(nn.Module):
         return loss, {"relative": loss.detach()}
 
 
-def check_head_alone(dynamics: Dynamics, config: TrainingConfig) -> None:
-    """Raise `EnmaError` where there is no head to train alone, or a setting asks for what it does not see."""
-    if dynamics.local is None:
-        raise EnmaError(
-            f"rollout.head_alone: {dynamics.config.name} has no local head; leave it at false, or add one by --set "
-            "dynamics.local"
-        )
-    if config.context_share:
-        raise EnmaError("rollout.head_alone: the local head sees no context; add --train-set context_share=0")
+class HeadTask(ForecastTask):
+    """Training and validation fields as those of whole forecasts; only the loss, and what it trains, are others."""
+
+    def __init__(self, model: Model, config: TrainingConfig, **data: Any) -> None:
+        if model.dynamics.local is None:
+            raise EnmaError(f"train head: {model.config.name} has no local head; add one by --set dynamics.local")
+        super().__init__(model, config, **data)
+        self.module = HeadAlone(model.dynamics)
+
+    def loss(
+        self, module: Callable[..., Any], generator: torch.Generator, rank: Rank
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Relative error of a batch of forecasts of 1, 2, 4 or so on up to ``rollout.frames`` latent frames."""
+        low, high = self.options.history
+        mine = rank.share(self.config.batch)
+        frames = some_frames(self.options.frames or self.latents - high, generator)
+        (z_BTNC,), _ = self._tokens(generator, mine, paired=False, latents=high + frames)
+        history = drawn_history((low, high), z_BTNC.shape[1], generator)
+        return module(z_BTNC[:, : history + frames], history)
 
 
 def some_frames(most: int, generator: torch.Generator) -> int:

@@ -10,7 +10,7 @@ from enma_fast.config import RolloutConfig
 from enma_fast.errors import EnmaError
 from enma_fast.models.local_head import next_past
 from enma_fast.training.checks import check_stage
-from enma_fast.training.head_alone import some_frames
+from enma_fast.training.head import HeadTask, some_frames
 from enma_fast.training.loop import RunOptions, run, step_generator
 from enma_fast.training.ranks import Rank
 
@@ -23,12 +23,12 @@ SETTINGS = replace(
     learning_rate=5e-3,
     optimizer="muon",
     context_share=0.0,
-    rollout=RolloutConfig(history=(2, 2), frames=2, head_alone=True),
+    rollout=RolloutConfig(history=(2, 2), frames=2),
 )
 
 
 def task(name="line-fourier", settings=SETTINGS):
-    return forecast_task(name, settings, decoder="one-pass")
+    return forecast_task(name, settings, decoder="one-pass", make=HeadTask)
 
 
 def loss(one, step):
@@ -90,10 +90,7 @@ def test_batches_roll_out_powers_of_two():
 
 
 def test_what_cannot_be_trained_alone_is_refused():
-    with pytest.raises(EnmaError, match=r"rollout\.head_alone: relative has no local head; leave it at false"):
+    with pytest.raises(EnmaError, match=r"train head: relative has no local head; add one by --set dynamics\.local"):
         task("relative")
-    with pytest.raises(EnmaError, match="sees no context; add --train-set context_share=0"):
-        task(settings=replace(SETTINGS, context_share=0.5))
-    for stage in ("tokenizer", "first-frame"):
-        with pytest.raises(EnmaError, match=f"is a setting of `train forecasts`, not of `train {stage}`"):
-            check_stage(stage, SETTINGS, started=True)
+    with pytest.raises(EnmaError, match="context_share: the local head alone sees no context; leave it at 0"):
+        check_stage("head", replace(SETTINGS, context_share=0.5), started=True)
