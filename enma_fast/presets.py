@@ -151,6 +151,13 @@ _SMALL_FORECASTS = TrainingConfig(
     short_context_share=_SHORT_CONTEXT_SHARE,
     rollout=RolloutConfig(),
 )
+# Of these after a head was trained alone: a rate at which it keeps what it knows.
+_AFTER_HEAD: dict[str, Any] = {
+    "learning_rate": 2.5e-4,
+    "final_learning_rate": 2.5e-6,
+    "warmup_steps": 30,
+    "ema_decay": 0.99,
+}
 # The flow that draws frame 0 of a generated trajectory, after that.
 _SMALL_FIRST_FRAME = TrainingConfig(
     steps=2500,
@@ -218,16 +225,13 @@ def _fast_2d(name: str, tokenizer: TokenizerConfig, *, dynamics: dict[str, Any],
     )
     if "local" in dynamics:
         # A few minutes of single frames, for the transformers; the head alone; then forecasts of five latent frames
-        # from any part of a trajectory, at a rate at which the head keeps what it knows.
+        # from any part of a trajectory.
         dynamics_training = dataclasses.replace(dynamics_training, steps=200, batch=12, encoded_shifts=1)
         forecasts = dataclasses.replace(
             forecasts,
             steps=480,
-            learning_rate=2.5e-4,
-            final_learning_rate=2.5e-6,
-            warmup_steps=30,
-            ema_decay=0.99,
             rollout=RolloutConfig(frames=5, late_share=0.2, first_draws=2),
+            **_AFTER_HEAD,
         )
     return dataclasses.replace(
         preset,
@@ -442,12 +446,6 @@ def derived_preset(
             layers=tokenizer.layers[1:],
         )
     dynamics = {"small": _SMALL_DYNAMICS, "base": _BASE_DYNAMICS, "paper": DynamicsConfig()}[size]
-    if plane and not paper and shift and all(periodic) and max(grid) <= _LARGEST_FINE:
-        tokenizer = _blocks(tokenizer)
-        patch = tuple(p * 2**space // tokenizer.space_factor for p in patch)
-        width, layers = {"small": (32, 6), "base": (48, 9)}[size]
-        local = LocalConfig(width=width, layers=layers, modes=min(8, min(tokenizer.token_grid) // 2))
-        dynamics = dataclasses.replace(dynamics, local=local)
     # Relative places make the dynamics the same everywhere, which only a homogeneous ring is.
     positions = dynamics.positions if shift and all(periodic) else "sincos"
     latents = tokenizer.latent_frames(num_frames)
@@ -455,6 +453,16 @@ def derived_preset(
     rollout = RolloutConfig(history=(2, min(4, latents - 1)))
     # Time may matter to other data's physics, so their trajectories begin where they begin.
     alone = RolloutConfig(history=(1, min(3, latents - 1)), frames=min(4, latents - 1))
+    forecasts = dataclasses.replace(_SMALL_FORECASTS, batch=16, shift=shift, rollout=rollout, **share)
+    if plane and not paper and shift and all(periodic) and max(grid) <= _LARGEST_FINE:
+        tokenizer = _blocks(tokenizer)
+        patch = tuple(p * 2**space // tokenizer.space_factor for p in patch)
+        width, layers = {"small": (32, 6), "base": (48, 9)}[size]
+        local = LocalConfig(width=width, layers=layers, modes=min(8, min(tokenizer.token_grid) // 2))
+        dynamics = dataclasses.replace(dynamics, local=local)
+        forecasts = dataclasses.replace(
+            forecasts, rollout=dataclasses.replace(rollout, frames=min(5, latents - 1)), **_AFTER_HEAD
+        )
     windows = dataclasses.replace(_WINDOW_TOKENIZER_TRAINING, window=_WINDOW if num_frames > _WINDOW else None)
     tokenizer_training = _PAPER_TOKENIZER_TRAINING if paper else windows
     training = _PAPER_TRAINING if paper else _SMALL_TRAINING
@@ -471,7 +479,7 @@ def derived_preset(
         tokenizer_training=dataclasses.replace(tokenizer_training, batch=8 if plane and not paper else 16, shift=shift),
         dynamics_training=dataclasses.replace(training, batch=32, shift=shift, **share),
         head_training=dataclasses.replace(_HEAD_TRAINING, shift=shift, rollout=alone),
-        forecast_training=dataclasses.replace(_SMALL_FORECASTS, batch=16, shift=shift, rollout=rollout, **share),
+        forecast_training=forecasts,
         first_frame_training=dataclasses.replace(_SMALL_FIRST_FRAME, shift=shift, rollout=rollout),
     )
 
