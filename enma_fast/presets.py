@@ -32,7 +32,7 @@ from .utils.text import times
 TWO_PI = 2 * math.pi
 
 
-# From any part of a trajectory, and on from what the head made itself (docs/experiments.md).
+# Behind any number of frames, and on from what the head made itself (docs/experiments.md).
 _HEAD_TRAINING = TrainingConfig(
     steps=7000,
     batch=16,
@@ -43,7 +43,7 @@ _HEAD_TRAINING = TrainingConfig(
     ema_decay=0.99,
     shift=True,
     context_share=0.0,
-    rollout=RolloutConfig(history=(1, 3), frames=4, late_share=0.3),
+    rollout=RolloutConfig(history=(1, 11), frames=4),
 )
 
 
@@ -151,13 +151,6 @@ _SMALL_FORECASTS = TrainingConfig(
     short_context_share=_SHORT_CONTEXT_SHARE,
     rollout=RolloutConfig(),
 )
-# Of these after a head was trained alone: a rate at which it keeps what it knows.
-_AFTER_HEAD: dict[str, Any] = {
-    "learning_rate": 2.5e-4,
-    "final_learning_rate": 2.5e-6,
-    "warmup_steps": 30,
-    "ema_decay": 0.99,
-}
 # The flow that draws frame 0 of a generated trajectory, after that.
 _SMALL_FIRST_FRAME = TrainingConfig(
     steps=2500,
@@ -225,37 +218,22 @@ def _fast_2d(name: str, tokenizer: TokenizerConfig, *, dynamics: dict[str, Any],
     )
     if "local" in dynamics:
         # A few minutes of single frames, for the transformers; the head alone; then forecasts of five latent frames
-        # from any part of a trajectory.
+        # behind any number of frames, at a rate at which the head keeps what it knows.
         dynamics_training = dataclasses.replace(dynamics_training, steps=200, batch=12, encoded_shifts=1)
         forecasts = dataclasses.replace(
             forecasts,
-            steps=480,
-            rollout=RolloutConfig(frames=5, late_share=0.2, first_draws=2),
-            **_AFTER_HEAD,
+            steps=400,
+            learning_rate=2.5e-4,
+            final_learning_rate=2.5e-6,
+            warmup_steps=30,
+            ema_decay=0.99,
+            rollout=RolloutConfig(history=(2, 9), frames=5, first_draws=2),
         )
     return dataclasses.replace(
         preset,
         tokenizer_training=tokenizer_training,
         dynamics_training=dynamics_training,
         forecast_training=forecasts,
-    )
-
-
-def _blocks(tokenizer: TokenizerConfig) -> TokenizerConfig:
-    """Of a plane's tokenizer the lossless one: blocks of 2 x 2 points and two frames.
-
-    On coarser places a local head has to learn shifts within a block for every place of it (docs/experiments.md).
-    """
-    values = 8 * tokenizer.field_channels
-    return dataclasses.replace(
-        tokenizer,
-        width=values,
-        max_width=values,
-        latent_channels=values,
-        layers=("time",),
-        variational=False,
-        kernel_ends=3,
-        stride_ends=2,
     )
 
 
@@ -314,7 +292,17 @@ PRESETS: dict[str, Preset] = {
         ),
         _fast_2d(
             "vorticity-fast",
-            _blocks(dataclasses.replace(_FAST_2D, field_mean=(0.0,), field_scale=(2.55,))),
+            # Lossless: blocks of 2 x 2 points and two frames. On coarser places a local head has to learn shifts within
+            # a block for every place of it (docs/experiments.md).
+            dataclasses.replace(
+                _FAST_2D,
+                width=8,
+                max_width=8,
+                layers=("time",),
+                variational=False,
+                field_mean=(0.0,),
+                field_scale=(2.55,),
+            ),
             # The transformers read the physics off the past, and draw frame 0; the local head does the rest.
             dynamics={
                 "patch": (8, 8),
@@ -371,8 +359,6 @@ def find_preset(name: str | Preset) -> Preset:
 SIZES = ("small", "base", "paper")
 # Bounds of derived models: fewest tokens of a dimension, and most tokens of a frame.
 _FEWEST_TOKENS, _MOST_TOKENS = 4, 1024
-# Points along a side of a periodic plane up to which a derived model decides on blocks of 2 x 2 of them.
-_LARGEST_FINE = 128
 _BASE_DYNAMICS = dataclasses.replace(
     _SMALL_DYNAMICS,
     width=320,
@@ -451,18 +437,6 @@ def derived_preset(
     latents = tokenizer.latent_frames(num_frames)
     share: dict[str, Any] = {} if contexts else {"context_share": 0.0}
     rollout = RolloutConfig(history=(2, min(4, latents - 1)))
-    # Time may matter to other data's physics, so their trajectories begin where they begin.
-    alone = RolloutConfig(history=(1, min(3, latents - 1)), frames=min(4, latents - 1))
-    forecasts = dataclasses.replace(_SMALL_FORECASTS, batch=16, shift=shift, rollout=rollout, **share)
-    if plane and not paper and shift and all(periodic) and max(grid) <= _LARGEST_FINE:
-        tokenizer = _blocks(tokenizer)
-        patch = tuple(p * 2**space // tokenizer.space_factor for p in patch)
-        width, layers = {"small": (32, 6), "base": (48, 9)}[size]
-        local = LocalConfig(width=width, layers=layers, modes=min(8, min(tokenizer.token_grid) // 2))
-        dynamics = dataclasses.replace(dynamics, local=local)
-        forecasts = dataclasses.replace(
-            forecasts, rollout=dataclasses.replace(rollout, frames=min(5, latents - 1)), **_AFTER_HEAD
-        )
     windows = dataclasses.replace(_WINDOW_TOKENIZER_TRAINING, window=_WINDOW if num_frames > _WINDOW else None)
     tokenizer_training = _PAPER_TOKENIZER_TRAINING if paper else windows
     training = _PAPER_TRAINING if paper else _SMALL_TRAINING
@@ -478,8 +452,7 @@ def derived_preset(
         ),
         tokenizer_training=dataclasses.replace(tokenizer_training, batch=8 if plane and not paper else 16, shift=shift),
         dynamics_training=dataclasses.replace(training, batch=32, shift=shift, **share),
-        head_training=dataclasses.replace(_HEAD_TRAINING, shift=shift, rollout=alone),
-        forecast_training=forecasts,
+        forecast_training=dataclasses.replace(_SMALL_FORECASTS, batch=16, shift=shift, rollout=rollout, **share),
         first_frame_training=dataclasses.replace(_SMALL_FIRST_FRAME, shift=shift, rollout=rollout),
     )
 

@@ -42,17 +42,22 @@ class HeadAlone(nn.Module):
         return self.dynamics.local
 
     def forward(self, z_BTNC: Tensor, history: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean relative L2 of the frames behind the first ``history`` ones, in channels as fields depend on them."""
+        """Mean log of the relative L2 of the frames behind the first ``history`` ones, and its exponential.
+
+        Channels count as fields depend on them. By its logarithm a trajectory that is forecast well has as large a
+        gradient as one that is not: else the frames after a single one, whose physics nothing tells, outweigh all
+        others.
+        """
         head, channels = self._head(), self.dynamics.score_weight
         past, errors = head.first_past(z_BTNC[:, :history]), []
         nothing = z_BTNC.new_zeros(*z_BTNC.shape[:1], z_BTNC.shape[2], self.dynamics.config.dynamics.width)
         for truth in z_BTNC[:, history:].unbind(1):
             made = head(nothing, past)
             off, size = ((x * channels).flatten(1).norm(dim=1) for x in (made - truth, truth))
-            errors.append((off / size.clamp_min(1e-6)).mean())
+            errors.append(off / size.clamp_min(1e-6))
             past = next_past(past, made)
-        loss = torch.stack(errors).mean()
-        return loss, {"relative": loss.detach()}
+        loss = torch.stack(errors).mean(0).clamp_min(1e-6).log().mean()
+        return loss, {"relative": loss.detach().exp()}
 
 
 class HeadTask(ForecastTask):
