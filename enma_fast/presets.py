@@ -151,6 +151,13 @@ _SMALL_FORECASTS = TrainingConfig(
     short_context_share=_SHORT_CONTEXT_SHARE,
     rollout=RolloutConfig(),
 )
+# Of these after a head was trained alone: a rate at which it keeps what it knows.
+_AFTER_HEAD: dict[str, Any] = {
+    "learning_rate": 2.5e-4,
+    "final_learning_rate": 2.5e-6,
+    "warmup_steps": 30,
+    "ema_decay": 0.99,
+}
 # The flow that draws frame 0 of a generated trajectory, after that.
 _SMALL_FIRST_FRAME = TrainingConfig(
     steps=2500,
@@ -198,16 +205,17 @@ def _small(name: str, dataset: str, tokenizer: TokenizerConfig, **model: Any) ->
     )
 
 
-def _fast_2d(name: str, tokenizer: TokenizerConfig, *, dynamics: dict[str, Any], **model: Any) -> Preset:
-    """A one-pass model of a plane; `dynamics` is what its settings differ in."""
+def _fast_2d(
+    name: str, tokenizer: TokenizerConfig, *, patch: tuple[int, int], local: LocalConfig | None = None, **model: Any
+) -> Preset:
     ring = all(tokenizer.periodic)
     positions = _SMALL_DYNAMICS.positions if ring else "sincos"
-    settings = {"width": 256, "heads": 8, "positions": positions} | dynamics
+    dynamics = dataclasses.replace(_FAST["dynamics"], width=256, heads=8, patch=patch, positions=positions, local=local)
     preset = _small(
         name,
         name.removesuffix("-fast").replace("-", "_"),
         tokenizer,
-        dynamics=dataclasses.replace(_FAST["dynamics"], **settings),
+        dynamics=dynamics,
         sampling=_FAST["sampling"],
         **model,
     )
@@ -216,18 +224,13 @@ def _fast_2d(name: str, tokenizer: TokenizerConfig, *, dynamics: dict[str, Any],
     forecasts = dataclasses.replace(
         _SMALL_FORECASTS, batch=16, learning_rate=2e-4, final_learning_rate=2e-6, shift=ring
     )
-    if "local" in dynamics:
-        # A few minutes of single frames, for the transformers; the head alone; then forecasts of five latent frames
-        # behind any number of frames, at a rate at which the head keeps what it knows.
-        dynamics_training = dataclasses.replace(dynamics_training, steps=200, batch=12, encoded_shifts=1)
+    if local is not None:
+        # A few minutes of single frames; then forecasts of five latent frames from any part of a trajectory, of which
+        # a step costs a third of one on whole forecasts.
+        dynamics_training = dataclasses.replace(dynamics_training, steps=400, batch=12)
+        rollout = RolloutConfig(frames=5, late_share=0.5)
         forecasts = dataclasses.replace(
-            forecasts,
-            steps=400,
-            learning_rate=2.5e-4,
-            final_learning_rate=2.5e-6,
-            warmup_steps=30,
-            ema_decay=0.99,
-            rollout=RolloutConfig(history=(2, 9), frames=5, first_draws=2),
+            forecasts, steps=1000, batch=12, learning_rate=1e-3, final_learning_rate=1e-4, rollout=rollout
         )
     return dataclasses.replace(
         preset,
@@ -278,7 +281,7 @@ PRESETS: dict[str, Preset] = {
                 field_mean=(0.836, 0.063),
                 field_scale=(0.226, 0.112),
             ),
-            dynamics={"patch": (2, 2)},
+            patch=(2, 2),
             frame_interval=50.0,
         ),
         _fast_2d(
@@ -286,30 +289,15 @@ PRESETS: dict[str, Preset] = {
             dataclasses.replace(
                 _FAST_2D, lengths=(63 / 64, 63 / 64), periodic=(False, False), field_mean=(0.029,), field_scale=(0.158,)
             ),
-            dynamics={"patch": (4, 4)},
+            patch=(4, 4),
             num_frames=30,
             frame_interval=0.005 / 29,
         ),
         _fast_2d(
             "vorticity-fast",
-            # Lossless: blocks of 2 x 2 points and two frames. On coarser places a local head has to learn shifts within
-            # a block for every place of it (docs/experiments.md).
-            dataclasses.replace(
-                _FAST_2D,
-                width=8,
-                max_width=8,
-                layers=("time",),
-                variational=False,
-                field_mean=(0.0,),
-                field_scale=(2.55,),
-            ),
-            # The transformers read the physics off the past, and draw frame 0; the local head does the rest.
-            dynamics={
-                "patch": (8, 8),
-                "temporal_layers": 2,
-                "local": LocalConfig(width=32, layers=9, modes=8),
-                "flow": dataclasses.replace(_SMALL_DYNAMICS.flow, width=256),
-            },
+            dataclasses.replace(_FAST_2D, field_mean=(0.0,), field_scale=(2.55,)),
+            patch=(4, 4),
+            local=LocalConfig(),
             num_frames=30,
             frame_interval=2 / 29,
         ),
@@ -359,6 +347,9 @@ def find_preset(name: str | Preset) -> Preset:
 SIZES = ("small", "base", "paper")
 # Bounds of derived models: fewest tokens of a dimension, and most tokens of a frame.
 _FEWEST_TOKENS, _MOST_TOKENS = 4, 1024
+# Points along the sides of periodic planes of which a derived model decides on blocks of 2 x 2: where that was measured
+# (docs/experiments.md).
+_FINE_SIDES = (64, 128)
 _BASE_DYNAMICS = dataclasses.replace(
     _SMALL_DYNAMICS,
     width=320,
@@ -437,6 +428,22 @@ def derived_preset(
     latents = tokenizer.latent_frames(num_frames)
     share: dict[str, Any] = {} if contexts else {"context_share": 0.0}
     rollout = RolloutConfig(history=(2, min(4, latents - 1)))
+    forecasts = dataclasses.replace(_SMALL_FORECASTS, batch=16, shift=shift, rollout=rollout, **share)
+    alone = RolloutConfig(history=(1, min(11, latents - 1)), frames=min(4, latents - 1))
+    fewest, most = _FINE_SIDES
+    if plane and not paper and shift and all(periodic) and fewest <= min(grid) and max(grid) <= most:
+        # Lossless: blocks of 2 x 2 points and two frames. On coarser places a local head has to learn shifts within a
+        # block for every place of it (docs/experiments.md).
+        values = 8 * tokenizer.field_channels
+        tokenizer = dataclasses.replace(
+            tokenizer, width=values, max_width=values, latent_channels=values, layers=("time",), variational=False
+        )
+        patch = tuple(p * 2**space // tokenizer.space_factor for p in patch)
+        width, layers = {"small": (32, 6), "base": (48, 9)}[size]
+        local = LocalConfig(width=width, layers=layers, modes=min(8, min(tokenizer.token_grid) // 2))
+        dynamics = dataclasses.replace(dynamics, local=local)
+        behind = RolloutConfig(history=(2, max(2, min(9, latents - 5))), frames=min(5, latents - 1))
+        forecasts = dataclasses.replace(forecasts, rollout=behind, **_AFTER_HEAD)
     windows = dataclasses.replace(_WINDOW_TOKENIZER_TRAINING, window=_WINDOW if num_frames > _WINDOW else None)
     tokenizer_training = _PAPER_TOKENIZER_TRAINING if paper else windows
     training = _PAPER_TRAINING if paper else _SMALL_TRAINING
@@ -452,7 +459,8 @@ def derived_preset(
         ),
         tokenizer_training=dataclasses.replace(tokenizer_training, batch=8 if plane and not paper else 16, shift=shift),
         dynamics_training=dataclasses.replace(training, batch=32, shift=shift, **share),
-        forecast_training=dataclasses.replace(_SMALL_FORECASTS, batch=16, shift=shift, rollout=rollout, **share),
+        head_training=dataclasses.replace(_HEAD_TRAINING, shift=shift, rollout=alone),
+        forecast_training=forecasts,
         first_frame_training=dataclasses.replace(_SMALL_FIRST_FRAME, shift=shift, rollout=rollout),
     )
 

@@ -7,8 +7,8 @@ import numpy as np
 
 from enma_fast.config import FlowConfig
 from enma_fast.data import write
-from enma_fast.training.own_plan import STAGES, Plan
-from enma_fast.training.recipes import recipe
+from enma_fast.training.own_plan import Plan, shares
+from enma_fast.training.recipes import recipe, recipe_name
 
 SPEED, INTERVAL = 0.8, 0.05
 
@@ -54,9 +54,10 @@ def tiny(plan: Plan, out: Path, steps: dict[str, int]) -> Plan:
         flow=FlowConfig(width=32, layers=1, time_features=16, target="residual", draws=2),
     )
     recipes = {}
-    for stage in STAGES:
-        name = "forecast_training" if stage == "forecasts" else f"{stage}_training"
-        recipes[name] = replace(recipe(plan.preset, stage), steps=steps[stage], warmup_steps=steps[stage] // 10)
+    for stage in shares(plan.preset):
+        recipes[recipe_name(stage)] = replace(
+            recipe(plan.preset, stage), steps=steps[stage], warmup_steps=steps[stage] // 10
+        )
     made = replace(plan, preset=replace(plan.preset, model=replace(plan.preset.model, dynamics=dynamics), **recipes))
     made.save(out)
     return made

@@ -112,6 +112,7 @@ def _command(source: Path, request: Any) -> str:
 
 
 def _plan_table(plan: Plan) -> Any:
+    from ..training.own_plan import shares
     from ..training.recipes import recipe
 
     model = plan.preset.model
@@ -131,7 +132,7 @@ def _plan_table(plan: Plan) -> Any:
         environments = counted(plan.environments[split], "environment")
         rows.append([split, f"{counted(count, 'trajectory')} in {environments}{few}"])
     rows.append(["tasks", "temporal, initial value by a context" if plan.contexts else "temporal; no contexts"])
-    for stage in ("tokenizer", "dynamics", "forecasts"):
+    for stage in shares(plan.preset):
         training = recipe(plan.preset, stage)
         batch = f"{training.batch} windows of {training.window} frames" if training.window else str(training.batch)
         rows.append([stage, f"{training.steps:,} steps of {batch}, about {duration(plan.seconds[stage])}"])

@@ -1,8 +1,8 @@
-"""Carry out the plan of a training on the user's own data: three stages, then scores, card and checkpoint.
+"""Carry out the plan of a training on the user's own data: its stages, then scores, card and checkpoint.
 
 RUN/plan.json            model, recipes, split and time
 RUN/data/                the splits as field files
-RUN/tokenizer, dynamics, forecasts/   runs of the recipes, each resumed where it stopped
+RUN/tokenizer, dynamics, head, forecasts/   runs of the recipes that the plan has, each resumed where it stopped
 RUN/checkpoint/          the model, with card and metrics
 """
 
@@ -35,7 +35,7 @@ from .lineage import account
 from .loop import RunOptions
 from .own_card import own_card
 from .own_data import TEST, TRAIN, VAL
-from .own_plan import DATA, DYNAMICS_CHANGES, MEMBERS, SCORED, STAGES, Plan, Request, make_plan, saved_plan
+from .own_plan import DATA, DYNAMICS_CHANGES, MEMBERS, SCORED, Plan, Request, make_plan, saved_plan, shares
 from .own_sampling import JUDGED, choose_sampling
 from .recipes import data_file, recipe, train
 from .record import read_record
@@ -75,7 +75,7 @@ def train_own(plan: Plan, out: Path, *, command: str, progress: Progress | None 
     """
     total = sum(plan.seconds.values())
     done = plan.seconds["preparing"]
-    for stage in STAGES:
+    for stage in shares(plan.preset):
         if not (out / stage / IN_RUN / MANIFEST).is_file():
             _train(stage, plan, out, progress, done, total)
         done += plan.seconds[stage]
@@ -94,7 +94,7 @@ def train_own(plan: Plan, out: Path, *, command: str, progress: Progress | None 
     tasks = ("temporal", "initial-value") if plan.contexts else ("temporal",)
     found = {
         "rows": [_scores(model, test_data, methods, task, scored) for task in tasks],
-        "training": {stage: account(out / stage, read_record(out / stage), command) for stage in STAGES},
+        "training": {stage: account(out / stage, read_record(out / stage), command) for stage in shares(plan.preset)},
         "sampling": {name: getattr(model.config.sampling, name) for name in ("shifts", "temperature")},
     }
     save_model(model, out / IN_RUN, card=own_card(plan, found, command), metrics=found)
@@ -122,11 +122,12 @@ def _train(stage: str, plan: Plan, out: Path, progress: Progress | None, before:
         validate_every=-(-training.steps // plan.validations),
         progress=seen,
     )
-    trained: dict[str, dict[str, Any]] = {
-        "dynamics": {"tokenizer": out / "tokenizer", "model_changes": DYNAMICS_CHANGES},
-        "forecasts": {"start": out / "dynamics"},
-    }
-    more = trained.get(stage, {})
+    stages = list(shares(plan.preset))
+    more: dict[str, Any] = {}
+    if stage == "dynamics":
+        more["model_changes"] = DYNAMICS_CHANGES
+    if before_it := stages[: stages.index(stage)]:
+        more["tokenizer" if stage == "dynamics" else "start"] = out / before_it[-1]
     train(stage, plan.preset, data_dir=out / DATA, options=options, validated=plan.measured, **more)
 
 

@@ -11,7 +11,8 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from ..utils.dataclass_json import from_json, replace, to_json
 from ..utils.files import write_atomic
 from .dynamics import DynamicsTask, encode_all, sub_token_shifts
 from .forecasts import ForecastTask
+from .head import HeadTask
 from .loop import RunOptions, Stage, run
 from .own_data import (
     SPLITS,
@@ -42,17 +44,18 @@ from .own_data import (
 )
 from .own_sampling import JUDGED, JUDGING_MEMBERS, TRIED, several_views
 from .ranks import ALONE
-from .recipes import VALIDATED, recipe
+from .recipes import VALIDATED, recipe, recipe_name
 from .state import without_retired
 from .tokenizer import TokenizerTask
 
 # In the run folder: the splits.
 DATA = "data"
-STAGES = ("tokenizer", "dynamics", "forecasts")
 # The flow head teaches the transformers, and its mean is where one pass begins.
-DYNAMICS_CHANGES = {"dynamics.decoder": "masked-flow"}
-# Shares of the time that is left for steps; then the most validations of a stage, and its fewest steps.
+DYNAMICS_CHANGES = {"dynamics.decoder": "masked-flow", "dynamics.local": None}
+# The stages, and their shares of the time that is left for steps: behind a lossless tokenizer a local head does most.
 _SHARES = {"tokenizer": 0.3, "dynamics": 0.25, "forecasts": 0.45}
+_LOSSLESS_SHARES = {"dynamics": 0.1, "head": 0.55, "forecasts": 0.35}
+# The most validations of a stage, and its fewest steps.
 VALIDATIONS, FEWEST_STEPS = 4, 10
 # Share of the minutes that validations may take, of which each stage has one at least, and that encoding all
 # trajectories may take at more than one shift.
@@ -149,6 +152,11 @@ def saved_plan(source: Path, out: Path, request: Request) -> Plan | None:
     return plan
 
 
+def shares(preset: Preset) -> dict[str, float]:
+    """The stages of a training in their order, with their shares of the time for steps."""
+    return _LOSSLESS_SHARES if preset.model.tokenizer.lossless else _SHARES
+
+
 def make_plan(source: Path, request: Request) -> tuple[Plan, dict[str, FieldFile]]:
     """Derive model and recipes from the data and time a few steps of each stage; also returns the splits.
 
@@ -212,7 +220,7 @@ def make_plan(source: Path, request: Request) -> tuple[Plan, dict[str, FieldFile
         trajectories={split: len(data) for split, data in splits.items()},
         environments={split: len(environment_sizes(data)) for split, data in splits.items()},
         seconds={
-            **{stage: recipe(preset, stage).steps * each[stage] + validations * validation[stage] for stage in STAGES},
+            **{stage: recipe(preset, stage).steps * each[stage] + validations * validation[stage] for stage in each},
             **other,
         },
         validations=validations,
@@ -233,7 +241,7 @@ def _moments(u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _tasks(preset: Preset, splits: Mapping[str, FieldFile], contexts: bool) -> tuple[dict[str, Stage], float]:
-    """The three stages on a few trajectories, as the recipes make them, and the seconds to encode all of them once."""
+    """The stages on a few trajectories, as the recipes make them, and the seconds to encode all of them once."""
     train, val = splits[TRAIN], splits[VAL]
     rows = np.arange(min(_SAMPLE, len(train)))
     fields, held = torch.from_numpy(train.u[rows]), torch.from_numpy(val.u)
@@ -243,7 +251,6 @@ def _tasks(preset: Preset, splits: Mapping[str, FieldFile], contexts: bool) -> t
     others = held.roll(1, 0) if contexts else None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        tokenizer = TokenizerTask(preset.model, preset.tokenizer_training, train=fields, val=held[:_TIMED_VALIDATED])
         model, last = Model(replace(preset.model, DYNAMICS_CHANGES)), Model(preset.model)
     last.tokenizer.requires_grad_(False)
     clock = time.monotonic()
@@ -254,11 +261,17 @@ def _tasks(preset: Preset, splits: Mapping[str, FieldFile], contexts: bool) -> t
         "val": held[:_TIMED_VALIDATED],
         "val_contexts": None if others is None else others[:_TIMED_VALIDATED],
     }
-    return {
-        "tokenizer": tokenizer,
-        "dynamics": DynamicsTask(model, preset.dynamics_training, train=latents, **first),
-        "forecasts": ForecastTask(last, preset.forecast_training, train=sample, **first),
-    }, encoding
+    tasks: dict[str, Callable[[], Stage]] = {
+        "tokenizer": lambda: TokenizerTask(
+            preset.model, preset.tokenizer_training, train=fields, val=held[:_TIMED_VALIDATED]
+        ),
+        "dynamics": lambda: DynamicsTask(model, preset.dynamics_training, train=latents, **first),
+        "head": lambda: HeadTask(deepcopy(last), preset.head_training, train=sample, **first),
+        "forecasts": lambda: ForecastTask(last, preset.forecast_training, train=sample, **first),
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return {stage: tasks[stage]() for stage in shares(preset)}, encoding
 
 
 def _step_seconds(task: Stage) -> float:
@@ -311,25 +324,21 @@ def _with_steps(
     """The preset with the steps of each stage that the minutes allow beside fixed seconds, and warm-ups to match."""
     if request.minutes is None:
         return preset
-    needed = max(fixed + FEWEST_STEPS * each[stage] / _SHARES[stage] for stage in STAGES) / 60
+    stages = shares(preset)
+    needed = max(fixed + FEWEST_STEPS * each[stage] / share for stage, share in stages.items()) / 60
     if request.minutes < needed:
         raise EnmaError(
             f"minutes is {request.minutes:g}: that leaves fewer than {FEWEST_STEPS} steps for a stage of this model on "
             f"this machine; give {math.ceil(needed + 0.5)} or more (the work beside the steps takes {fixed:.3g} s, and "
-            f"a step {', '.join(f'{each[stage]:.2g} s ({stage})' for stage in STAGES)})"
+            f"a step {', '.join(f'{each[stage]:.2g} s ({stage})' for stage in stages)})"
         )
     changes: dict[str, Any] = {}
-    for stage in STAGES:
-        steps = int((60 * request.minutes - fixed) * _SHARES[stage] / each[stage])
+    for stage, share in stages.items():
+        steps = int((60 * request.minutes - fixed) * share / each[stage])
         training = recipe(preset, stage)
         warmup = min(training.warmup_steps, steps // 10)
-        changes[stage] = dataclasses.replace(training, steps=steps, warmup_steps=warmup)
-    return dataclasses.replace(
-        preset,
-        tokenizer_training=changes["tokenizer"],
-        dynamics_training=changes["dynamics"],
-        forecast_training=changes["forecasts"],
-    )
+        changes[recipe_name(stage)] = dataclasses.replace(training, steps=steps, warmup_steps=warmup)
+    return dataclasses.replace(preset, **changes)
 
 
 def _memory(preset: Preset, trajectories: int) -> int:

@@ -214,9 +214,13 @@ def _seeded(seed: int) -> Iterator[None]:
 
 def recipe(preset: Preset, stage: str) -> TrainingConfig:
     """The recipe of a stage in a preset."""
-    name = {"forecasts": "forecast", "first-frame": "first_frame"}.get(stage, stage)
-    found: TrainingConfig = getattr(preset, f"{name}_training")
+    found: TrainingConfig = getattr(preset, recipe_name(stage))
     return found
+
+
+def recipe_name(stage: str) -> str:
+    """The field of a preset that holds the recipe of a stage."""
+    return {"forecasts": "forecast", "first-frame": "first_frame"}.get(stage, stage) + "_training"
 
 
 def _trained(

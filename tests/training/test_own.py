@@ -25,12 +25,12 @@ from enma_fast.presets import PRESETS, SIZES, derived_preset
 from enma_fast.training import own_data, own_model, own_plan
 from enma_fast.training.own_model import prepare_own, train_own
 from enma_fast.training.own_plan import (
-    STAGES,
     Plan,
     Request,
     affordable_share,
     affordable_shifts,
     affordable_validations,
+    shares,
 )
 from enma_fast.training.ranks import Rank
 from enma_fast.training.recipes import _context_rows
@@ -388,7 +388,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_model(planned: Callable, tmp
     plan, straight = planned("straight", tokenizer=12, dynamics=11, forecasts=11)
     notes: list[str] = []
     metrics = train_own(plan, straight, command="enma-fast train", progress=lambda *seen: notes.append(seen[2]))
-    assert {note.split()[0] for note in notes} == {*STAGES, "scoring"}
+    assert {note.split()[0] for note in notes} == {*shares(plan.preset), "scoring"}
     assert any("validation" in note for note in notes)
     plan, broken = planned("broken", tokenizer=12, dynamics=11, forecasts=11)
 
