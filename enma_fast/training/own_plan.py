@@ -24,7 +24,7 @@ from ..data import SPACING_TOLERANCE, FieldFile, dataset_split
 from ..errors import EnmaError
 from ..models.checkpoint import PLAN, sha256
 from ..models.model import Model
-from ..presets import Preset, derived_preset
+from ..presets import Preset
 from ..utils.dataclass_json import from_json, replace, to_json
 from ..utils.files import write_atomic
 from .dynamics import DynamicsTask, encode_all, sub_token_shifts
@@ -42,6 +42,7 @@ from .own_data import (
     name_of,
     split_files,
 )
+from .own_preset import derived_preset
 from .own_sampling import JUDGED, JUDGING_MEMBERS, TRIED, several_views
 from .ranks import ALONE
 from .recipes import VALIDATED, recipe, recipe_name

@@ -9,9 +9,10 @@ import pytest
 pytest.importorskip("h5py", reason="needs the [data] extra")
 
 from enma_fast.models.checkpoint import load_model
-from enma_fast.presets import Preset, derived_preset
+from enma_fast.presets import Preset
 from enma_fast.training.own_model import prepare_own, train_own
 from enma_fast.training.own_plan import Request, shares
+from enma_fast.training.own_preset import derived_preset
 
 from .._own import advected, save, tiny
 
@@ -52,7 +53,7 @@ def test_only_fine_periodic_planes_have_a_head_of_their_own() -> None:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Planes of few points count as fine ones, so that a training takes seconds."""
-    monkeypatch.setattr("enma_fast.presets._FINE_SIDES", (8, 128))
+    monkeypatch.setattr("enma_fast.training.own_preset._FINE_SIDES", (8, 128))
 
 
 @pytest.mark.usefixtures("small")
