@@ -155,6 +155,18 @@ class LocalConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FirstConfig:
+    """Local head of a one-pass model that makes frame 0 of a generated trajectory from noise; as `LocalConfig`.
+
+    Its first block is a Fourier block, so that it can begin as a random field with the spectrum of the training data.
+    """
+
+    width: int = 32
+    layers: int = 3
+    modes: int = 8
+
+
+@dataclass(frozen=True, kw_only=True)
 class DynamicsConfig:
     """Dynamics on standardised latent frames: causal transformer, masked transformer and head (paper 3.1, table 7).
 
@@ -167,7 +179,8 @@ class DynamicsConfig:
     ``one-pass`` decides it in one pass of the masked transformer, with noise in place of the mask token and a linear
     layer that reads the tokens, or with ``local`` the convolutions of a local head
     (:mod:`enma_fast.models.local_head`). Frame 0 of a generated trajectory has a distribution over initial states, and
-    is decided by ``masked-flow`` in either case.
+    is decided by ``masked-flow`` in either case, unless a local head of its own makes it: ``first``, which is for
+    tokens of so many channels that a flow learns little of them; the model has no flow then.
     """
 
     width: int = 512
@@ -181,6 +194,7 @@ class DynamicsConfig:
     decoder: Literal["masked-flow", "one-pass"] = "masked-flow"
     scale_shift_rank: int = 24
     local: LocalConfig | None = None
+    first: FirstConfig | None = None
     flow: FlowConfig = field(default_factory=FlowConfig)
 
 

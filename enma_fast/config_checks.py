@@ -58,6 +58,8 @@ _COUNTS = (
     "dynamics.local.width",
     "dynamics.local.layers",
     "dynamics.local.past",
+    "dynamics.first.width",
+    "dynamics.first.layers",
     "dynamics.flow.width",
     "dynamics.flow.layers",
     "dynamics.flow.draws",
@@ -131,8 +133,9 @@ def _check_tokenizer(config: Any, tok: Any) -> None:
 
 
 def _check_dynamics(config: Any, dyn: Any) -> None:
-    if dyn.local is not None:
-        _check_local(config, dyn.local)
+    for name, head in (("local", dyn.local), ("first", dyn.first)):
+        if head is not None:
+            _check_local(config, name, head)
     if dyn.decoder == "one-pass" and dyn.flow.draws < 2:
         raise EnmaError(
             f"{config.name}: dynamics.flow.draws is {dyn.flow.draws}; frames decided in one pass need 2 or more"
@@ -190,8 +193,8 @@ def check_training(config: Any) -> None:
     require(rollout, ("strides",), lambda n: len(n) > 0 and min(n) >= 1, whole, place)
 
 
-def _check_local(config: Any, local: Any) -> None:
-    name = f"{config.name}: dynamics.local"
+def _check_local(config: Any, name: str, local: Any) -> None:
+    name = f"{config.name}: dynamics.{name}"
     if config.dynamics.decoder != "one-pass":
         raise EnmaError(f"{name} is set and the decoder is {config.dynamics.decoder!r}; use decoder='one-pass' with it")
     if local.width % 16:

@@ -13,6 +13,7 @@ from typing import Any
 
 from .config import (
     DynamicsConfig,
+    FirstConfig,
     FlowConfig,
     InterpolationConfig,
     LocalConfig,
@@ -152,7 +153,7 @@ AFTER_HEAD: dict[str, Any] = {
     "warmup_steps": 30,
     "ema_decay": 0.99,
 }
-# The flow that draws frame 0 of a generated trajectory, after that.
+# What draws frame 0 of a generated trajectory, after that.
 SMALL_FIRST_FRAME = TrainingConfig(
     steps=2500,
     batch=32,
@@ -199,36 +200,49 @@ def _small(name: str, dataset: str, tokenizer: TokenizerConfig, **model: Any) ->
     )
 
 
-def _fast_2d(
-    name: str, tokenizer: TokenizerConfig, *, patch: tuple[int, int], local: LocalConfig | None = None, **model: Any
-) -> Preset:
+def _fast_2d(name: str, tokenizer: TokenizerConfig, *, dynamics: dict[str, Any], **model: Any) -> Preset:
+    """A one-pass model of a plane; `dynamics` is what its settings differ in."""
     ring = all(tokenizer.periodic)
     positions = SMALL_DYNAMICS.positions if ring else "sincos"
-    dynamics = dataclasses.replace(FAST["dynamics"], width=256, heads=8, patch=patch, positions=positions, local=local)
+    settings = {"width": 256, "heads": 8, "positions": positions} | dynamics
     preset = _small(
         name,
         name.removesuffix("-fast").replace("-", "_"),
         tokenizer,
-        dynamics=dynamics,
+        dynamics=dataclasses.replace(FAST["dynamics"], **settings),
         sampling=FAST["sampling"],
         **model,
     )
     tokenizer_training = dataclasses.replace(WINDOW_TOKENIZER_TRAINING, shift=ring)
     dynamics_training = dataclasses.replace(SMALL_TRAINING, steps=3400, batch=16, learning_rate=1.5e-3, shift=ring)
     forecasts = dataclasses.replace(SMALL_FORECASTS, batch=16, learning_rate=2e-4, final_learning_rate=2e-6, shift=ring)
-    if local is not None:
-        # A few minutes of single frames; then forecasts of five latent frames from any part of a trajectory, of which
-        # a step costs a third of one on whole forecasts.
-        dynamics_training = dataclasses.replace(dynamics_training, steps=400, batch=12)
-        rollout = RolloutConfig(frames=5, late_share=0.5)
-        forecasts = dataclasses.replace(
-            forecasts, steps=1000, batch=12, learning_rate=1e-3, final_learning_rate=1e-4, rollout=rollout
-        )
+    if "local" in dynamics:
+        # A few minutes of single frames, for the transformers; the head alone; then forecasts of five latent frames
+        # behind any number of frames.
+        dynamics_training = dataclasses.replace(dynamics_training, steps=200, batch=12, encoded_shifts=1)
+        behind = RolloutConfig(history=(2, 9), frames=5, first_draws=2)
+        forecasts = dataclasses.replace(forecasts, steps=400, rollout=behind, **AFTER_HEAD)
+    first = preset.first_frame_training
+    if "first" in dynamics:
+        # Two members of each frame 0, by a head that begins as a random field.
+        first = dataclasses.replace(first, steps=1500, batch=16, optimizer="muon", rollout=RolloutConfig(first_draws=2))
     return dataclasses.replace(
         preset,
         tokenizer_training=tokenizer_training,
         dynamics_training=dynamics_training,
         forecast_training=forecasts,
+        first_frame_training=first,
+    )
+
+
+def lossless(tokenizer: TokenizerConfig) -> TokenizerConfig:
+    """Of a plane's tokenizer the one that begins exact: blocks of 2 x 2 points and two frames.
+
+    On coarser places a local head has to learn shifts within a block for every place of it (docs/experiments.md).
+    """
+    values = 8 * tokenizer.field_channels
+    return dataclasses.replace(
+        tokenizer, width=values, max_width=values, latent_channels=values, layers=("time",), variational=False
     )
 
 
@@ -273,7 +287,7 @@ PRESETS: dict[str, Preset] = {
                 field_mean=(0.836, 0.063),
                 field_scale=(0.226, 0.112),
             ),
-            patch=(2, 2),
+            dynamics={"patch": (2, 2)},
             frame_interval=50.0,
         ),
         _fast_2d(
@@ -281,15 +295,20 @@ PRESETS: dict[str, Preset] = {
             dataclasses.replace(
                 FAST_2D, lengths=(63 / 64, 63 / 64), periodic=(False, False), field_mean=(0.029,), field_scale=(0.158,)
             ),
-            patch=(4, 4),
+            dynamics={"patch": (4, 4)},
             num_frames=30,
             frame_interval=0.005 / 29,
         ),
         _fast_2d(
             "vorticity-fast",
-            dataclasses.replace(FAST_2D, field_mean=(0.0,), field_scale=(2.55,)),
-            patch=(4, 4),
-            local=LocalConfig(),
+            lossless(dataclasses.replace(FAST_2D, field_mean=(0.0,), field_scale=(2.55,))),
+            # The transformers read the physics off the past; local heads do the rest.
+            dynamics={
+                "patch": (8, 8),
+                "temporal_layers": 2,
+                "local": LocalConfig(width=32, layers=9, modes=8),
+                "first": FirstConfig(modes=16),
+            },
             num_frames=30,
             frame_interval=2 / 29,
         ),

@@ -10,6 +10,7 @@ import torch
 
 from enma_fast.config import (
     DynamicsConfig,
+    FirstConfig,
     FlowConfig,
     InterpolationConfig,
     LocalConfig,
@@ -60,6 +61,8 @@ RELATIVE = replace(
 LOCAL = LocalConfig(width=16, layers=2, past=2)
 # Frames in one pass: with either kind of places and condition, and by a local head.
 ONE_PASS = ("paper-fast", "relative-fast", "line-local")
+# Frame 0 by a head of its own: beside a local head, and beside a linear layer.
+FIRST = ("line-first", "plane-first")
 SAMPLING = SamplingConfig(mask_steps=3, flow_steps=2)
 
 
@@ -83,10 +86,26 @@ CONFIGS = {
         _config("plane-local", PLANE, replace(PAPER, patch=(2, 2), decoder="one-pass", local=LOCAL)),
         _config("plane-paper", replace(PLANE, interpolation=INTERPOLATION), replace(PAPER, patch=(2, 2))),
         _config("line-fourier", LINE, replace(RELATIVE, decoder="one-pass", local=replace(LOCAL, modes=3))),
+        # Frame 0 by a head of its own.
+        _config(
+            "line-first",
+            LINE,
+            replace(
+                RELATIVE,
+                decoder="one-pass",
+                local=replace(LOCAL, modes=3),
+                first=FirstConfig(width=16, layers=2, modes=4),
+            ),
+        ),
         _config(
             "plane-fourier",
             replace(PLANE, periodic=(True, True)),
             replace(PAPER, patch=(2, 2), decoder="one-pass", local=replace(LOCAL, modes=2, layers=4)),
+        ),
+        _config(
+            "plane-first",
+            replace(PLANE, periodic=(True, True)),
+            replace(PAPER, patch=(2, 2), decoder="one-pass", first=FirstConfig(width=16, layers=4, modes=2)),
         ),
     )
 }

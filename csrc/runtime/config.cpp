@@ -257,11 +257,17 @@ void read_flow(Fields fields, FlowConfig& out) {
     if (out.time_features % 2 != 0) fields.wrong("time_features", "an even number is expected");
 }
 
-void read_local(Fields fields, LocalConfig& out) {
+// A local head; that of frame 0 has Fourier blocks, and noise as its past.
+void read_local(Fields fields, LocalConfig& out, bool first) {
     fields.read("width", out.width);
     fields.read("layers", out.layers);
-    fields.read("past", out.past);
-    fields.read_or_null("modes", out.modes);
+    if (first) {
+        fields.read("modes", out.modes);
+        out.past = NOISE_PAST;
+    } else {
+        fields.read("past", out.past);
+        fields.read_or_null("modes", out.modes);
+    }
     fields.check_all_read();
     if (!local_width_fits(out.width) || out.width > MOST_LOCAL) {
         fields.wrong("width", text("a multiple of ", PANEL, " up to ", MOST_LOCAL, " is expected"));
@@ -282,13 +288,15 @@ void read_dynamics(Fields fields, DynamicsConfig& out) {
     out.concat = !add;
     fields.choose("decoder", "masked-flow", "one-pass", out.one_pass);
     fields.read("scale_shift_rank", out.scale_shift_rank, 0);
-    const Json* local = fields.find("local");
-    if (local != nullptr && !local->is(Json::Kind::null)) {
-        read_local(fields.inner("local", *local), out.local.emplace());
+    for (const bool first : {false, true}) {
+        const char* const name = first ? "first" : "local";
+        const Json* head = fields.find(name);
+        if (head == nullptr || head->is(Json::Kind::null)) continue;
+        read_local(fields.inner(name, *head), (first ? out.first : out.local).emplace(), first);
+        if (!out.one_pass) fields.wrong(name, "a decoder 'one-pass' is expected beside it");
     }
     if (const Json* flow = fields.find("flow")) read_flow(fields.inner("flow", *flow), out.flow);
     fields.check_all_read();
-    if (out.local && !out.one_pass) fields.wrong("local", "a decoder 'one-pass' is expected beside it");
     if (out.width % out.heads != 0 || out.width / out.heads % 4 != 0) {
         fields.wrong("width", text(out.width, " is not a multiple of 4 * heads (", out.heads, ")"));
     }
@@ -343,8 +351,11 @@ ModelConfig read_config(const Json& json, const std::string& source) {
             fields.wrong("dynamics.patch", "does not divide the tokens of a frame");
         }
     }
-    if (out.dynamics.local && out.dynamics.local->modes > most_modes(out.latent_grid())) {
-        fields.wrong("dynamics.local.modes", text("at most ", most_modes(out.latent_grid()), " can be"));
+    for (const auto& [name, head] :
+         {std::pair("local", &out.dynamics.local), std::pair("first", &out.dynamics.first)}) {
+        if (*head && (*head)->modes > most_modes(out.latent_grid())) {
+            fields.wrong(text("dynamics.", name, ".modes"), text("at most ", most_modes(out.latent_grid()), " can be"));
+        }
     }
     if (out.tokenizer.latent_channels > MOST / out.patch()) {
         fields.wrong("dynamics.patch", text("a token has more than ", MOST, " channels"));

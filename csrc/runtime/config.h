@@ -32,7 +32,7 @@ struct DynamicsConfig {
     std::vector<std::int64_t> patch = {1};
     bool rotary = false, concat = true, one_pass = false;
     int scale_shift_rank = 24;
-    std::optional<LocalConfig> local;
+    std::optional<LocalConfig> local, first;
     FlowConfig flow;
 };
 

@@ -95,7 +95,7 @@ Model::Model(const std::string& folder)
     latent_std_ = tensors.take("latent_std", {tokenizer.latent_channels});
     read_covariance();
     read_dynamics();
-    flow_ = read_flow();
+    if (!config_.dynamics.first) flow_ = read_flow();
     tensors.check_all_taken();
     sampler(TABLE_FRAMES);
 }
@@ -185,17 +185,21 @@ void Model::read_dynamics() {
     w.mask = take("spatial.mask", {D});
     w.masked = blocks("dynamics.spatial", dynamics.spatial_layers);
     w.final_norm = take("spatial.norm.weight", {D});
-    if (dynamics.flow.residual) {
+    if (dynamics.flow.residual && !dynamics.first) {
         w.moments_weight = take("flow.moments.weight", {2 * C, D});
         w.moments_bias = take("flow.moments.bias", {2 * C});
     }
     if (dynamics.one_pass) {
         w.noise = take("spatial.noise.weight", {D, C});
         if (dynamics.local) {
-            read_local_head();
+            w.local = &read_local_head("local.", *dynamics.local, local_.emplace(), w.read_weight, w.read_bias);
         } else {
             w.read_weight = take("read.weight", {C, D});
             w.read_bias = take("read.bias", {C});
+        }
+        if (dynamics.first) {
+            w.first =
+                &read_local_head("first.", *dynamics.first, first_.emplace(), w.first_read_weight, w.first_read_bias);
         }
     }
     if (!dynamics.rotary) {
@@ -209,20 +213,18 @@ void Model::read_dynamics() {
     w.masked_sines = w.masked_cosines + masked_rotary_.size() / 2;
 }
 
-void Model::read_local_head() {
+const LocalHeadWeights& Model::read_local_head(const std::string& head, const LocalConfig& config, LocalHeadWeights& w,
+                                               const void*& features_weight, const void*& features_bias) {
     Tensors& tensors = checkpoint_.tensors();
     const TokenizerConfig& tokenizer = config_.tokenizer;
-    const DynamicsConfig& dynamics = config_.dynamics;
-    const LocalConfig& config = *dynamics.local;
-    const std::int64_t D = dynamics.width, W = config.width, C = tokenizer.latent_channels, P = config_.patch();
+    const std::int64_t D = config_.dynamics.width, W = config.width, C = tokenizer.latent_channels, P = config_.patch();
     const bool plane = tokenizer.dims() == 2;
     const auto take = [&](const std::string& name, std::vector<std::int64_t> shape) {
-        return tensors.take("dynamics.local." + name, shape);
+        return tensors.take("dynamics." + head + name, shape);
     };
     const auto window = [&](std::int64_t outward, std::int64_t inward) {
         return plane ? std::vector<std::int64_t>{outward, inward, 3, 3} : std::vector<std::int64_t>{outward, inward, 3};
     };
-    LocalHeadWeights& w = local_.emplace();
     w.grid = config_.latent_grid();
     w.width = config.width;
     w.channels = tokenizer.latent_channels;
@@ -246,9 +248,9 @@ void Model::read_local_head() {
     w.norm = take("norm.weight", {W});
     w.read_weight = take("read.weight", {C, W});
     w.read_bias = take("read.bias", {C});
-    weights_.local = &w;
-    weights_.read_weight = take("features.weight", {P * W, D});
-    weights_.read_bias = take("features.bias", {P * W});
+    features_weight = take("features.weight", {P * W, D});
+    features_bias = take("features.bias", {P * W});
+    return w;
 }
 
 FlowHeadWeights Model::read_flow() {

@@ -53,7 +53,9 @@ class Model {
    private:
     void read_covariance();
     void read_dynamics();
-    void read_local_head();
+    // Into `w`, and the layer of the sampler before it.
+    const LocalHeadWeights& read_local_head(const std::string& head, const LocalConfig& config, LocalHeadWeights& w,
+                                            const void*& features_weight, const void*& features_bias);
     FlowHeadWeights read_flow();
     std::vector<BlockWeights> blocks(const std::string& prefix, int count);
     std::vector<float> time_embeddings(const std::vector<float>& times) const;
@@ -66,7 +68,7 @@ class Model {
     std::optional<FieldCovariance> covariance_;
     const float *latent_mean_, *latent_std_;
     SamplerWeights weights_{};
-    std::optional<LocalHeadWeights> local_;
+    std::optional<LocalHeadWeights> local_, first_;
     FlowHeadWeights flow_{};
     const float *time_0_weight_, *time_0_bias_, *time_2_weight_, *time_2_bias_;
     std::vector<float> places_, masked_rotary_;

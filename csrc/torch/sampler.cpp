@@ -128,14 +128,15 @@ LatentGrid checked_grid(const GridOptions& options, int64_t tokens) {
     return latent_grid(grid, patch, options.periodic);
 }
 
-// The local head of a model, if it has one.
-std::optional<LocalHeadWeights> local_head_of(const Reader& read, int64_t channels, int64_t tokens,
-                                              const GridOptions& options) {
-    if (!read.has("local.features.weight")) return std::nullopt;
+// A local head of a model, if it has one of this name: "local.", or "first." of frame 0.
+std::optional<LocalHeadWeights> local_head_of(const Reader& read, const std::string& head, int64_t channels,
+                                              int64_t tokens, const GridOptions& options) {
+    if (!read.has(head + "features.weight")) return std::nullopt;
     LocalHeadWeights w{};
     w.grid = checked_grid(options, tokens);
-    const int64_t patch = w.grid.patch(), W = read.size("local.read.weight", 1), C = read.size("local.read.weight", 0);
-    TORCH_CHECK_VALUE(local_width_fits(static_cast<int>(W)), "sampler: the local head has width ", W,
+    const int64_t patch = w.grid.patch(), W = read.size(head + "read.weight", 1),
+                  C = read.size(head + "read.weight", 0);
+    TORCH_CHECK_VALUE(local_width_fits(static_cast<int>(W)), "sampler: a local head has width ", W,
                       "; expected a multiple of ", PANEL);
     TORCH_CHECK_VALUE(patch * C == channels, "sampler: a token has ", channels, " channels; expected ", patch * C);
     const auto window = [&](int64_t outward, int64_t inward) {
@@ -143,15 +144,15 @@ std::optional<LocalHeadWeights> local_head_of(const Reader& read, int64_t channe
         if (w.grid.plane) shape.push_back(3);
         return shape;
     };
-    const int64_t inward = read.inward("local.frames.conv.weight");
-    TORCH_CHECK_VALUE(inward >= C && inward % C == 0, "sampler: the local head reads ", inward,
+    const int64_t inward = read.inward(head + "frames.conv.weight");
+    TORCH_CHECK_VALUE(inward >= C && inward % C == 0, "sampler: a local head reads ", inward,
                       " channels of past frames");
     w.width = static_cast<int>(W);
     w.channels = static_cast<int>(C);
     w.past = static_cast<int>(inward / C);
-    w.frames = read.take("local.frames.conv.weight", window(W, inward));
+    w.frames = read.take(head + "frames.conv.weight", window(W, inward));
     for (int i = 0;; ++i) {
-        const std::string name = "local.blocks." + std::to_string(i) + ".";
+        const std::string name = head + "blocks." + std::to_string(i) + ".";
         if (!read.has(name + "norm.weight")) break;
         LocalBlockWeights& block = w.blocks.emplace_back();
         block.norm = read.take(name + "norm.weight", {W});
@@ -170,9 +171,9 @@ std::optional<LocalHeadWeights> local_head_of(const Reader& read, int64_t channe
         }
         block.down = read.take(name + "down.weight", {W, W});
     }
-    w.norm = read.take("local.norm.weight", {W});
-    w.read_weight = read.take("local.read.weight", {C, W});
-    w.read_bias = read.take("local.read.bias", {C});
+    w.norm = read.take(head + "norm.weight", {W});
+    w.read_weight = read.take(head + "read.weight", {C, W});
+    w.read_bias = read.take(head + "read.bias", {C});
     return w;
 }
 
@@ -233,14 +234,23 @@ std::unique_ptr<Sampler> make_sampler(const Parameters& parameters, int64_t toke
         w.read_weight = read.take("read.weight", {channels, width});
         w.read_bias = read.take("read.bias", {channels});
     }
-    const std::optional<LocalHeadWeights> local =
-        local_head_of(read, channels, tokens, {std::move(grid), std::move(patch), std::move(periodic)});
+    const GridOptions places_of_latents{std::move(grid), std::move(patch), std::move(periodic)};
+    const std::optional<LocalHeadWeights> local = local_head_of(read, "local.", channels, tokens, places_of_latents);
     if (local) {
         w.local = &*local;
         w.noise = read.take("spatial.noise.weight", {width, channels});
         const int64_t features = int64_t{local->width} * local->grid.patch();
         w.read_weight = read.take("local.features.weight", {features, width});
         w.read_bias = read.take("local.features.bias", {features});
+    }
+    const std::optional<LocalHeadWeights> first = local_head_of(read, "first.", channels, tokens, places_of_latents);
+    if (first) {
+        TORCH_CHECK_VALUE(w.read_weight != nullptr && first->past == NOISE_PAST,
+                          "sampler: a head of frame 0 is of one-pass models, and reads ", NOISE_PAST, " past frames");
+        w.first = &*first;
+        const int64_t features = int64_t{first->width} * first->grid.patch();
+        w.first_read_weight = read.take("first.features.weight", {features, width});
+        w.first_read_bias = read.take("first.features.bias", {features});
     }
     read.check_all_taken();
     w.places = table_of(places, "places", {tokens, width});
@@ -334,7 +344,7 @@ void begin(SamplerSession& session, const Tensor& seeds, const Tensor& members, 
     TORCH_CHECK_VALUE(session.frames_read() == set.prefix_frames, "sampler: ", session.frames_read(), " of ",
                       set.prefix_frames, " shared frames are read");
     TORCH_CHECK_VALUE(first >= 0 && first < 1 << 24, "sampler: first frame is ", first);
-    TORCH_CHECK_VALUE(first > 0 || !set.counts.empty(), "sampler: frame 0 takes mask steps, and there are none");
+    TORCH_CHECK_VALUE(first > 0 || session.can_begin(), "sampler: frame 0 takes mask steps, and there are none");
     std::vector<std::uint32_t> seed(set.rows), member(set.rows);
     std::vector<int> group(set.rows);
     for (int i = 0; i < set.rows; ++i) {

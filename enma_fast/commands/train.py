@@ -153,7 +153,7 @@ forecasts = _command(
 )
 first_frame = _command(
     "first-frame",
-    "Train the flow that draws frame 0 of a one-pass model, and nothing else of it; the best validation is kept.",
+    "Train what draws frame 0 of a one-pass model, and nothing else of it; the best validation is kept.",
     _LATER,
     _LATER_DEFAULTS,
 )

@@ -70,9 +70,9 @@ class FieldCovariance:
         size = max(1, _AT_ONCE * len(fields) // fields.size)
         for first in range(0, len(fields), size):
             amplitudes = torch.from_numpy(fields[first : first + size] - mean)
-            for axis, (n, length, ring) in enumerate(zip(grid, lengths, periodic, strict=True)):
-                inverse = torch.linalg.inv(_waves(_places(n, length, ring), n, length, ring))
-                amplitudes = torch.movedim(torch.tensordot(inverse, amplitudes, ([1], [2 + axis])), 0, 2 + axis)
+            amplitudes = _amplitudes(
+                amplitudes, [_on_axis(*axis) for axis in zip(grid, lengths, periodic, strict=True)]
+            )
             for total, one, other in (
                 (squares, amplitudes, amplitudes),
                 (products, amplitudes[:, :-1], amplitudes[:, 1:]),
@@ -112,6 +112,10 @@ class FieldCovariance:
             out = torch.movedim(torch.tensordot(values, out, ([1], [axis])), 0, axis)
         return out
 
+    def amplitudes(self, fields: Tensor) -> Tensor:
+        """Amplitudes ``[..., *x, c]`` of the waves of fields ``[..., *x, c]`` with their mean, in their precision."""
+        return _amplitudes(fields, self._on_axes)
+
     def shares(self, points_Qd: Tensor) -> list[Tensor]:
         """For each dimension ``[Q, n]``: what the values at its grid points contribute to those at points.
 
@@ -132,8 +136,7 @@ class FieldCovariance:
     @cached_property
     def _on_axes(self) -> list[Tensor]:
         """Values ``[n, n]`` of the waves of each dimension at its grid points."""
-        axes = [self._axis(axis) for axis in range(len(self.grid))]
-        return [_waves(_places(*axis), *axis) for axis in axes]
+        return [_on_axis(*self._axis(axis)) for axis in range(len(self.grid))]
 
     def _axis(self, axis: int) -> tuple[int, float, bool]:
         """Points and length of a dimension, and whether it is a ring."""
@@ -166,6 +169,19 @@ def _waves(x: Tensor, n: int, length: float, ring: bool) -> Tensor:
     # The last cosine of an even ring, and that between walls, are 1 or -1 at all points.
     alone = (frequency == 0) | (frequency == (n / 2 if ring else n - 1))
     return torch.where(sine, angle.sin(), angle.cos()) * torch.where(alone, 1.0, math.sqrt(2)).double()
+
+
+def _on_axis(n: int, length: float, ring: bool) -> Tensor:
+    """Values ``[n, n]`` of the waves of a dimension at its grid points."""
+    return _waves(_places(n, length, ring), n, length, ring)
+
+
+def _amplitudes(fields: Tensor, on_axes: list[Tensor]) -> Tensor:
+    """Amplitudes of fields ``[..., *x, c]`` of waves with these values at the grid points."""
+    for axis, values in enumerate(on_axes, start=fields.ndim - 1 - len(on_axes)):
+        inverse = torch.linalg.inv(values).to(fields)
+        fields = torch.movedim(torch.tensordot(inverse, fields, ([1], [axis])), 0, axis)
+    return fields
 
 
 def _by_frequency(x: Tensor, places: list[Tensor]) -> Tensor:

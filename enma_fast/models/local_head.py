@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..config import ModelConfig
+from ..config import LocalConfig, ModelConfig
 from ..ops import fused_in_training
 from ..ops.self_attention import widened
 from ..ops.swiglu import swiglu
@@ -104,13 +104,11 @@ class FourierBlock(nn.Module):
 class LocalHead(nn.Module):
     """The next latent frame: the last one plus what the blocks read off.
 
-    Parameters are those of `config.dynamics.local`: W, the blocks, and P, of how many past frames.
+    Parameters are those of `local`: W, the blocks, and P, of how many past frames.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, local: LocalConfig) -> None:
         super().__init__()
-        local = config.dynamics.local
-        assert local is not None
         self.grid, self.patch = config.tokenizer.token_grid, config.dynamics.patch
         periodic, channels = config.tokenizer.periodic, config.tokenizer.latent_channels
         self.past = local.past
@@ -136,8 +134,8 @@ class LocalHead(nn.Module):
 
         Frames before the start of a trajectory are zeros.
         """
-        x = self._on_grid(exact(self.features, condition_BND)[:, None])[:, 0]
-        past = self._on_grid(past_BPNC)
+        x = self.on_grid(exact(self.features, condition_BND)[:, None])[:, 0]
+        past = self.on_grid(past_BPNC)
         x = x + self.frames(past.movedim(1, -2).flatten(-2).to(x.dtype))
         for block in self.blocks:
             x = block(x)
@@ -148,9 +146,21 @@ class LocalHead(nn.Module):
         """Frames ``[B, P, N, C]`` before the frame that follows a history."""
         return widened(_after_zeros(history_BTNC, self.past)[:, -self.past :])
 
-    def _on_grid(self, tokens_BTNC: Tensor) -> Tensor:
+    def on_grid(self, tokens_BTNC: Tensor) -> Tensor:
         """Tokens ``[B, T, N, C]`` to the latent grid ``[B, T, *grid, F]``."""
         return unpatchify(tokens_BTNC, self.grid, self.patch).unflatten(2, self.grid)
+
+
+def first_head(config: ModelConfig) -> LocalHead:
+    """The head of `config.dynamics.first`, whose past frames are those of :func:`noise_as_past`."""
+    first = config.dynamics.first
+    assert first is not None
+    return LocalHead(config, LocalConfig(width=first.width, layers=first.layers, modes=first.modes, past=2))
+
+
+def noise_as_past(noise_BNC: Tensor) -> Tensor:
+    """What a frame 0 is made from, ``[B, 2, N, C]``: noise, and a last frame of zeros."""
+    return torch.stack([noise_BNC, torch.zeros_like(noise_BNC)], 1)
 
 
 def with_past(frames_BTNC: Tensor, past: int) -> Tensor:

@@ -19,7 +19,7 @@ from .domain import Domain
 from .fair_score import fair_score
 from .flow_head import FlowHead
 from .layers import exact
-from .local_head import LocalHead, with_past
+from .local_head import LocalHead, first_head, noise_as_past, with_past
 from .masked_transformer import MaskedTransformer
 from .tokenizer import LinearEnd, Tokenizer, patchify, unpatchify
 
@@ -55,33 +55,37 @@ class Dynamics(nn.Module):
         dyn = config.dynamics
         self.temporal = CausalTransformer(config)
         self.spatial = MaskedTransformer(config)
-        self.flow = FlowHead(dyn.flow, config.token_channels, dyn.width)
+        self.first = None if dyn.first is None else first_head(config)
+        self.flow = FlowHead(dyn.flow, config.token_channels, dyn.width) if dyn.first is None else None
         one_pass = dyn.decoder == "one-pass"
         self.read = nn.Linear(dyn.width, config.token_channels) if one_pass and dyn.local is None else None
-        self.local = LocalHead(config) if one_pass and dyn.local is not None else None
+        self.local = LocalHead(config, dyn.local) if one_pass and dyn.local is not None else None
         # Weights of the channels in scores that train the model (`training.sensitivity`).
         self.register_buffer("score_weight", torch.ones(config.token_channels), persistent=False)
 
     def forward(self, segments: list[Tensor], draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean loss over the masked tokens of all segments, and terms to log.
 
-        That is the flow loss; in a one-pass model that of the frames 0 only, plus the fair CRPS of the others.
+        That is the flow loss; in a one-pass model that of the frames 0 only, plus the fair CRPS of the others, or the
+        latter alone where frame 0 has a head of its own.
         ``segments`` are standardised latent frames ``[B, T_i, N, C]``: one trajectory, or a context and a target that
         share an environment. ``draws`` are the random numbers of this step.
         """
         read = [z + n for z, n in zip(segments, draws.history, strict=True)]
         contexts = self.temporal(read)
         one_pass = self.config.dynamics.decoder == "one-pass"
-        # Frames that the flow decides: all, or frame 0 alone.
-        decided = slice(0, 1) if one_pass else slice(None)
-        h, z, known, noise, times = (
-            torch.cat([x[:, decided].flatten(0, 1) for x in part])
-            for part in (contexts, segments, draws.known, draws.noise, draws.times)
-        )
-        per_token, terms = self.flow.loss(z, self.spatial(h, z, known), noise, times)
-        weight = (~known).to(per_token.dtype)
-        total = draws.masked
-        loss, terms = (per_token * weight).sum() / total, {k: (v * weight).sum() / total for k, v in terms.items()}
+        loss, terms = torch.zeros((), device=contexts[0].device), dict[str, Tensor]()
+        if self.flow is not None:
+            # Frames that the flow decides: all, or frame 0 alone.
+            decided = slice(0, 1) if one_pass else slice(None)
+            h, z, known, noise, times = (
+                torch.cat([x[:, decided].flatten(0, 1) for x in part])
+                for part in (contexts, segments, draws.known, draws.noise, draws.times)
+            )
+            per_token, parts = self.flow.loss(z, self.spatial(h, z, known), noise, times)
+            weight = (~known).to(per_token.dtype)
+            total = draws.masked
+            loss, terms = (per_token * weight).sum() / total, {k: (v * weight).sum() / total for k, v in parts.items()}
         if one_pass:
             h, z, noise = (
                 torch.cat([x[:, 1:].flatten(0, 1) for x in part]) for part in (contexts, segments, draws.noise)
@@ -90,7 +94,8 @@ class Dynamics(nn.Module):
             if self.local is not None:
                 past = torch.cat([with_past(x, self.local.past)[:, 1:].flatten(0, 1) for x in read])
             crps = self._crps(h, z, noise, past)
-            loss, terms = loss + crps, {"first_frame": loss.detach(), "crps": crps.detach()}
+            terms = {"first_frame": loss.detach()} if self.flow is not None else {}
+            loss, terms = loss + crps, terms | {"crps": crps.detach()}
         return loss, terms
 
     def one_pass(self, h_BND: Tensor, noise_BNC: Tensor, past_BPNC: Tensor | None = None) -> Tensor:
@@ -104,6 +109,12 @@ class Dynamics(nn.Module):
             return widened(self.local(condition, past_BPNC))
         assert self.read is not None
         return widened(exact(self.read, condition))
+
+    def first_frame(self, h_BND: Tensor, noise_BNC: Tensor) -> Tensor:
+        """All tokens ``[B, N, C]`` of frame 0 from context and noise (models with `first`)."""
+        assert self.first is not None
+        condition = self.spatial.from_noise(h_BND, noise_BNC.to(h_BND.dtype))
+        return self.first(condition, noise_as_past(noise_BNC.to(torch.promote_types(h_BND.dtype, torch.float32))))
 
     def _crps(self, h_BND: Tensor, z_BNC: Tensor, noise_BNKC: Tensor, past_BPNC: Tensor | None) -> Tensor:
         """Fair CRPS of frames ``z`` decided in one pass, once for each of K noises."""

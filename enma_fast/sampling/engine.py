@@ -237,7 +237,7 @@ class Engine:
             prefix_frames=sum(s.shape[1] + 1 for s in segments),
             own_frames=max(0, num_latents - first - 1),
             settings=settings,
-            initial=not reference.in_one_pass(self.dynamics.config, first),
+            initial=first == 0 or self.dynamics.config.dynamics.decoder != "one-pass",
         )
         kept = slice(B)
         if (larger := self._larger(size, chunk)) is not None:

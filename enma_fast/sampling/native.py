@@ -2,7 +2,7 @@
 
 Weights are packed once. Members of a trajectory share the keys and values of its history and context. In the masked
 transformer, the first layer is computed only for tokens that have changed, and the last only for tokens that are being
-decided. The flow head of a one-pass model is packed only if frame 0 has to be decided.
+decided. The flow head of a one-pass model is packed only if frame 0 has to be decided by it.
 
 Legend: B rows (members), G groups that share history and context, N tokens per frame, C token channels, K head dim.
 """
@@ -146,6 +146,7 @@ class NativeSampler:
     def _plan(self, steps: int, method: str) -> FlowPlan:
         key = (steps, method)
         if key not in self._plans:
+            assert self.dynamics.flow is not None
             with torch.no_grad():
                 self._plans[key] = self.dynamics.flow.velocity.plan(steps=steps, method=method).to(self.dtype)
         return self._plans[key]

@@ -40,7 +40,10 @@ def frame(
     if in_one_pass(dynamics.config, index):
         tokens_N = torch.arange(N, device=members.device)
         noise_BNC = philox_normal(seed=seeds, members=members, frame=index, mask_step=0, tokens=tokens_N, channels=C)
+        if index == 0:
+            return dynamics.first_frame(h_BND, noise_BNC)
         return dynamics.one_pass(h_BND, settings.temperature * noise_BNC, past)
+    assert dynamics.flow is not None
     order_BN = token_order(seed=seeds, members=members, frame=index, num_tokens=N)
     # Tokens are fp32 with bf16 weights, and float64 with float64 weights.
     wide = torch.promote_types(h_BND.dtype, torch.float32)
@@ -64,8 +67,8 @@ def frame(
 
 
 def in_one_pass(config: ModelConfig, index: int) -> bool:
-    """True if a latent frame is decided in one pass; frame 0, an initial state, never is."""
-    return config.dynamics.decoder == "one-pass" and index > 0
+    """True if a latent frame is decided in one pass; frame 0, an initial state, only by a head of its own."""
+    return config.dynamics.decoder == "one-pass" and (index > 0 or config.dynamics.first is not None)
 
 
 def flow_temperature(config: ModelConfig, settings: SamplingConfig) -> float:

@@ -136,6 +136,10 @@ def prepared_weights(dynamics: Dynamics, dtype: torch.dtype) -> Dynamics:
 def flow_plans(dynamics: Dynamics, model: Dynamics, settings: SamplingConfig, mask_steps: int) -> list[Any]:
     """Integration plans of the flow head for each mask step; steps with equal numbers of flow steps share a plan."""
     steps = flow_schedule(settings.flow_steps, settings.last_flow_steps, mask_steps=mask_steps)
+    if not steps:
+        return []
+    assert model.flow is not None
+    assert dynamics.flow is not None
     plans = {}
     for count in set(steps):
         plan = model.flow.velocity.plan(steps=count, method=settings.method)

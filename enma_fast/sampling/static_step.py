@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from ..config import SamplingConfig
 from ..errors import EnmaError
-from ..models.local_head import next_past
+from ..models.local_head import next_past, noise_as_past
 from ..models.model import Dynamics
 from ..models.schedule import mask_schedule
 from ..ops.flow_head import flow_head
@@ -48,6 +48,8 @@ class FrameKind(NamedTuple):
     one_pass: bool
     # The last frame of a trajectory is not fed back.
     last: bool
+    # Frame 0, by a head of its own.
+    first: bool = False
 
 
 class StaticStep:
@@ -66,7 +68,8 @@ class StaticStep:
     settings
         Sampling settings, fixed for this step.
     initial
-        True if a one-pass model has to decide frame 0 of a trajectory too, which takes mask steps and the flow head.
+        True if a one-pass model has to decide frame 0 of a trajectory too, which takes mask steps and the flow head, or
+        a head of its own.
     dtype
         Type of weights and activations, by default that of the weights; tokens and the flow's state are fp32.
     """
@@ -98,16 +101,19 @@ class StaticStep:
         self._state = torch.promote_types(self.dtype, torch.float32)
         model = prepared_weights(dynamics, self.dtype)
         self._temporal, self._spatial, self._flow = model.temporal, model.spatial, model.flow
-        # A linear layer or a local head reads tokens in one pass. True if any frame is decided in mask steps.
+        # A linear layer or a local head reads tokens in one pass.
         self._tokens_of, self._local = model.read, model.local
         self._one_pass = self.config.dynamics.decoder == "one-pass"
-        self.in_steps = initial or not self._one_pass
+        self._initial = model.first if initial else None
+        # True if any frame is decided in mask steps.
+        self.in_steps = not self._one_pass or (initial and model.flow is not None)
         self._counts = mask_schedule(self._tokens, min(settings.mask_steps, self._tokens)) if self.in_steps else ()
         self._plans = flow_plans(dynamics, model, settings, len(self._counts))
         self._fed: int | None = None
         self._index = 0
 
-        parts = [self._temporal, self._spatial, self._flow if self.in_steps else None, self._tokens_of, self._local]
+        flow = self._flow if self.in_steps else None
+        parts = [self._temporal, self._spatial, flow, self._tokens_of, self._local, self._initial]
         weights = [weight for part in parts if part is not None for weight in part.parameters()]
         kv, buffers = static_buffers(
             self.config,
@@ -210,14 +216,17 @@ class StaticStep:
 
     def kinds(self) -> list[FrameKind]:
         """All kinds of frames that can occur; without room to feed a frame back, every frame is the last."""
-        ways = [False] * self.in_steps + [True] * self._one_pass
-        return [FrameKind(way, last) for way in ways for last in ((False, True) if self.own_frames else (True,))]
+        ways = [(False, False)] * self.in_steps + [(True, False)] * self._one_pass
+        ways += [(True, True)] * (self._initial is not None)
+        lasts = (False, True) if self.own_frames else (True,)
+        return [FrameKind(one_pass, last, first) for one_pass, first in ways for last in lasts]
 
     def advance(self, *, last: bool) -> FrameKind:
         """The host's part of :meth:`frame`: check that there is a trajectory, and room to feed the frame back."""
         if self._fed is None:
             raise EnmaError("frame: no trajectory has begun; call begin first")
-        kind = FrameKind(in_one_pass(self.config, self._index), last)
+        first = self._index == 0 and self._initial is not None
+        kind = FrameKind(in_one_pass(self.config, self._index), last, first)
         if last:
             self._fed = None
             return kind
@@ -233,7 +242,7 @@ class StaticStep:
     def run(self, kind: FrameKind) -> Tensor:
         """The device's part of :meth:`frame`; it reads and writes static buffers only."""
         if kind.one_pass:
-            self._decide_in_one_pass()
+            self._decide_in_one_pass(first=kind.first)
         else:
             self._decide_in_mask_steps()
         if not kind.last:
@@ -254,6 +263,7 @@ class StaticStep:
             scale=flow_temperature(self.config, self.settings),
         )
         self._begin_rows(self._spatial.mask)
+        assert self._flow is not None
         done = 0
         for step, (count, noise_BMC) in enumerate(zip(self._counts, noises, strict=True)):
             tokens_BM = order_BN[:, done : done + count]
@@ -273,8 +283,8 @@ class StaticStep:
                 x, self._spatial_layers[0], q=q, kv=kv, turns=self._spatial.rotary, tokens=tokens_BM, first=self._first
             )
 
-    def _decide_in_one_pass(self) -> None:
-        """Decide a frame in one pass, from context and noise to the tokens."""
+    def _decide_in_one_pass(self, *, first: bool) -> None:
+        """Decide a frame in one pass, from context and noise to the tokens; frame 0 by a head of its own."""
         spatial, out = self._spatial, self._tokens_of
         assert spatial.noise is not None
         noise_BNC = philox_normal(
@@ -286,23 +296,34 @@ class StaticStep:
             channels=self.config.token_channels,
             dtype=self._state,
         )
-        self._begin_rows(spatial.mask, noise_BNC, spatial.noise.weight)
+        scale = 1.0 if first else self.settings.temperature
+        self._begin_rows(spatial.mask, noise_BNC, spatial.noise.weight, scale=scale)
         x = self._conditions(None)
-        if self._local is not None and self._past_BPNC is not None:
+        head = self._initial if first else self._local
+        if head is not None:
+            past = noise_as_past(noise_BNC) if first else self._past_BPNC
+            assert past is not None
             condition = rms_norm(x, spatial.norm.weight, eps=spatial.norm.eps)
-            self.tokens_BNC.copy_(self._local(condition, self._past_BPNC))
+            self.tokens_BNC.copy_(head(condition, past))
             return
         assert out is not None
         read(x, out.weight, out.bias, norm=(spatial.norm.weight, spatial.norm.eps), out=self.tokens_BNC)
 
-    def _begin_rows(self, base_D: Tensor, noise_BNC: Tensor | None = None, weight_DC: Tensor | None = None) -> None:
+    def _begin_rows(
+        self,
+        base_D: Tensor,
+        noise_BNC: Tensor | None = None,
+        weight_DC: Tensor | None = None,
+        *,
+        scale: float = 1.0,
+    ) -> None:
         """Rows of an unknown frame, and the first layer of the masked transformer of all of them."""
         rows_(
             self._rows[0],
             base_D=base_D,
             z_BMC=noise_BNC,
             weight_DC=weight_DC,
-            scale=self.settings.temperature,
+            scale=scale,
             places_ND=self._spatial.places,
             context_BND=self._context_BND,
             concat=self._spatial.concat,
@@ -446,5 +467,6 @@ class StaticStep:
                 raise EnmaError(f"{name} is {kind}; expected [{self.rows}] torch.int64 on {self.device}")
         if first < 0:
             raise EnmaError(f"first is {first}; frames are counted from 0")
-        if not (self.in_steps or first):
-            raise EnmaError("first is 0; frame 0 takes mask steps, so make the step with initial=True")
+        if not (self.in_steps or self._initial is not None or first):
+            takes = "mask steps" if self._flow is not None else "a head of its own"
+            raise EnmaError(f"first is 0; frame 0 takes {takes}, so make the step with initial=True")

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..config import ModelConfig
+from ..config import DynamicsConfig, ModelConfig
 from ..data import DEFAULT_GROUPS, EQUATIONS, FieldFile, count, read, spread_out
 from ..data.splits import TRAJECTORIES_PER_GROUP, default_groups
 from ..errors import EnmaError
@@ -198,7 +198,7 @@ def card_text(config: ModelConfig, metrics: dict[str, Any]) -> str:
         f"frames {config.frame_interval:g} apart. {metrics['num_parameters']:,} parameters, of which the tokenizer has "
         f"{metrics['tokenizer_parameters']:,}; {config.num_frames} frames become {latent} latent frames of {tokens} "
         f"tokens with {config.token_channels} channels. Dynamics: width {dyn.width}, {dyn.temporal_layers} causal and "
-        f"{dyn.spatial_layers} masked layers, flow head {dyn.flow.layers} x {dyn.flow.width}.",
+        f"{dyn.spatial_layers} masked layers, {_head(dyn)}.",
         "It is not a model of the authors, whose code and data are public (`itsakk/enma`, its generator "
         "`itsakk/PPDEGeneration`, data `2ailesB/enma-datasets`), but of an independent implementation made for speed, "
         "trained on data of this project's own solver.",
@@ -247,6 +247,13 @@ def _cases(
             if (split, task, members, rows, small) not in seen:
                 seen.add((split, task, members, rows, small))
                 yield split, task, members, None if rows == there else rows, small
+
+
+def _head(dyn: DynamicsConfig) -> str:
+    """What decides tokens: the flow head, or local heads."""
+    parts = [f"{name} {h.layers} x {h.width}" for name, h in (("local head", dyn.local), ("frame 0", dyn.first)) if h]
+    flow = [] if dyn.first is not None else [f"flow head {dyn.flow.layers} x {dyn.flow.width}"]
+    return ", ".join(flow + parts)
 
 
 def _steps(config: ModelConfig) -> str:
@@ -328,7 +335,7 @@ def _training_text(config: ModelConfig, metrics: dict[str, Any]) -> str:
     lines = [
         "Data of this project's own solver (seed 0), then the tokenizer, the dynamics on its latent frames, and whole "
         "forecasts by a proper score, as far as they are listed"
-        + (", and at last the flow that draws frame 0 alone" if "first-frame" in now else "")
+        + (", and at last what draws frame 0 alone" if "first-frame" in now else "")
         + (" (commands of one `--out` in folders of their own):" if repeated else ":"),
         "```",
         *_data_commands(config.dataset, metrics.get("data", {})),

@@ -26,10 +26,12 @@ from ..utils.devices import to_device
 from .damping import check_damping, damped, draw_damping
 from .dynamics import drawn_context, environments, rollout_scores
 from .emphasis import drawn, odds
+from .first_field import begin_as_field
 from .ranks import ALONE, Rank
 from .sensitivity import TRAJECTORIES, channel_weights
 from .symmetries import carried, symmetries
 from .tokenizer import factors, random_shifts, roll
+from .wave_score import FIRST_FRAMES, WaveScore
 
 # The scores that choose the best weights, each in units of what is a good one.
 MERIT = {"rel_l2": 0.01, "crps": 0.002, "rel_l2_ivp": 0.02, "crps_ivp": 0.004}
@@ -38,10 +40,10 @@ MERIT = {"rel_l2": 0.01, "crps": 0.002, "rel_l2_ivp": 0.02, "crps_ivp": 0.004}
 class Forecasts(nn.Module):
     """The dynamics, with the loss of a batch of forecasts as ``forward``."""
 
-    def __init__(self, dynamics: Dynamics, config: TrainingConfig) -> None:
+    def __init__(self, dynamics: Dynamics, config: TrainingConfig, first_score: WaveScore | None) -> None:
         super().__init__()
         assert config.rollout is not None
-        self.dynamics, self.rollout = dynamics, config.rollout
+        self.dynamics, self.rollout, self.first_score = dynamics, config.rollout, first_score
         self.settings: SamplingConfig = dynamics.config.sampling
         self.mask_ratio = config.mask_ratio
 
@@ -54,11 +56,11 @@ class Forecasts(nn.Module):
         members_BK: Tensor,
         history: int,
         num_frames: int,
-        first: Draws | None,
+        first: Draws | Tensor | None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Weighted score of forecasts of the latent frames ``[history, history + num_frames)``.
 
-        With the draws ``first`` the flow loss of frame 0 is added.
+        With the draws ``first``, or the noise of members ``[B, K, N, C]``, the loss of frame 0 is added.
         """
         made, h_BND = rollout(
             self.dynamics,
@@ -74,7 +76,12 @@ class Forecasts(nn.Module):
         crps_B, energy_B = scores(made * channels, truth * channels)
         loss = (weight_B * (crps_B + self.rollout.energy * energy_B)).mean()
         terms = {"crps": crps_B.mean(), "energy": energy_B.mean()}
-        if first is not None:
+        if isinstance(first, Tensor):
+            assert self.first_score is not None
+            score = scored(self.dynamics, self.first_score, h_BND, z_BTNC[:, 0], first)
+            loss, terms["first_frame"] = loss + self.rollout.first_frame * score, score
+        elif first is not None:
+            assert self.dynamics.flow is not None
             known, noise, times = (x[0].flatten(0, 1) for x in (first.known, first.noise, first.times))
             z, h = (x.repeat_interleave(self.rollout.first_draws, 0) for x in (z_BTNC[:, 0], h_BND))
             per_token, _ = self.dynamics.flow.loss(z, self.dynamics.spatial(h, z, known), noise, times)
@@ -82,6 +89,19 @@ class Forecasts(nn.Module):
             loss = loss + self.rollout.first_frame * flow
             terms["first_frame"] = flow
         return loss, {name: value.detach() for name, value in terms.items()}
+
+
+def first_noise(config: ModelConfig, count: int, members: int, generator: torch.Generator) -> Tensor:
+    """Noise ``[B, K, N, C]`` of frames 0, of 2 members or more."""
+    return torch.randn(count, max(2, members), config.num_tokens, config.token_channels, generator=generator)
+
+
+def scored(dynamics: Dynamics, score: WaveScore, h_BND: Tensor, z_BNC: Tensor, noise_BKNC: Tensor) -> Tensor:
+    """Score of the frames 0 that a head of its own makes of noise, after what the transformer has read."""
+    h = h_BND.repeat_interleave(noise_BKNC.shape[1], 0)
+    made = dynamics.first_frame(h, noise_BKNC.flatten(0, 1))
+    found: Tensor = score(made.unflatten(0, noise_BKNC.shape[:2]), z_BNC)
+    return found
 
 
 def scores(made_BKTNC: Tensor, truth_BTNC: Tensor) -> tuple[Tensor, Tensor]:
@@ -107,8 +127,12 @@ class ForecastTask:
     ) -> None:
         assert config.rollout is not None
         self.model, self.config, self.options = model, config, config.rollout
-        self.module: nn.Module = Forecasts(model.dynamics, config)
         self.train = torch.from_numpy(train.u)
+        self.first_score = (
+            None if model.dynamics.first is None else WaveScore(model, self.train).to(model.latent_std.device)
+        )
+        self._begin_first()
+        self.module: nn.Module = Forecasts(model.dynamics, config, self.first_score)
         self.val, self.val_contexts, self.members = val, val_contexts, members
         if train.environment is None:
             raise EnmaError(
@@ -141,8 +165,10 @@ class ForecastTask:
         history = drawn_history((low, high), latents, generator)
         left = latents - history if options.frames is None else min(latents - history, options.frames)
         seeds = torch.randint(2**32, (B, 1), generator=generator).expand(-1, options.members)[mine]
-        first = None
-        if paired and options.first_frame:
+        first: Draws | Tensor | None = None
+        if paired and options.first_frame and self.first_score is not None:
+            first = to_device(first_noise(model.config, B, options.first_draws, generator)[mine], device)
+        elif paired and options.first_frame:
             draws = draw(
                 model.config,
                 [(B, options.first_draws)],
@@ -161,6 +187,15 @@ class ForecastTask:
             left,
             first,
         )
+
+    def _begin_first(self) -> None:
+        """Let a head of frame 0 that nothing has trained begin as a random field."""
+        head = self.model.dynamics.first
+        if head is None or head.read.weight.any():
+            return
+        with torch.no_grad():
+            tokens = self.model.encode(self.train[:FIRST_FRAMES, :1].to(self.model.latent_std)).float()
+        begin_as_field(head, head.on_grid(tokens)[:, 0])
 
     def _channel_weights(self) -> Tensor:
         sample = self.train[:TRAJECTORIES].to(self.model.latent_std)

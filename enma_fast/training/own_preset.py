@@ -24,6 +24,7 @@ from ..presets import (
     WINDOW,
     WINDOW_TOKENIZER_TRAINING,
     Preset,
+    lossless,
 )
 from ..utils.bounds import FEWEST_FRAMES
 from ..utils.names import SPACE
@@ -117,12 +118,7 @@ def derived_preset(
     alone = RolloutConfig(history=(1, min(11, latents - 1)), frames=min(4, latents - 1))
     fewest, most = _FINE_SIDES
     if plane and not paper and shift and all(periodic) and fewest <= min(grid) and max(grid) <= most:
-        # Lossless: blocks of 2 x 2 points and two frames. On coarser places a local head has to learn shifts within a
-        # block for every place of it (docs/experiments.md).
-        values = 8 * tokenizer.field_channels
-        tokenizer = dataclasses.replace(
-            tokenizer, width=values, max_width=values, latent_channels=values, layers=("time",), variational=False
-        )
+        tokenizer = lossless(tokenizer)
         patch = tuple(p * 2**space // tokenizer.space_factor for p in patch)
         width, layers = {"small": (32, 6), "base": (48, 9)}[size]
         local = LocalConfig(width=width, layers=layers, modes=min(8, min(tokenizer.token_grid) // 2))

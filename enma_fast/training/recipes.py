@@ -67,6 +67,8 @@ _TASKS: dict[str, Callable[..., Stage]] = {
 }
 # Names of the weights that a one-pass decoder has beside those of a masked-flow one.
 ONE_PASS = ("dynamics.read.", "dynamics.local.", "dynamics.spatial.noise.")
+# What draws frame 0, by a flow or by a head of its own.
+FIRST = ("dynamics.first.", "dynamics.flow.")
 
 
 def train(
@@ -84,9 +86,9 @@ def train(
     """Train a stage of a preset on `<dataset>-train.h5` and validate on `<dataset>-val.h5`.
 
     `tokenizer` trains the tokenizer, `dynamics` the dynamics on its latent frames, which are computed once, `head` a
-    local head and nothing else, `forecasts` whole forecasts, and `first-frame` the flow that draws frame 0 of a
-    one-pass model and nothing else. The checkpoint of all but the first is a whole model whose tokenizer, and its
-    config, are those that were trained before.
+    local head and nothing else, `forecasts` whole forecasts, and `first-frame` what draws frame 0 of a one-pass model,
+    a flow or a head of its own, and nothing else. The checkpoint of all but the first is a whole model whose tokenizer,
+    and its config, are those that were trained before.
 
     Parameters
     ----------
@@ -267,15 +269,16 @@ def _trained(
 
 
 def inherit(model: Model, before: Model, *, source: str) -> None:
-    """Give a model the weights of another that differs from it in the decoder at most.
+    """Give a model the weights of another that differs from it in the decoder at most, or in what draws frame 0.
 
     A one-pass decoder begins with the mean of the flow head's residual target as its output, where there is one. If any
     other weight is missing or of another shape, an `EnmaError` names `source` and the weight.
     """
     ours = model.state_dict()
-    tensors = {name: t for name, t in before.state_dict().items() if name in ours or not name.startswith(ONE_PASS)}
-    new = {name: t for name, t in ours.items() if name.startswith(ONE_PASS) and name not in tensors}
-    moments = before.dynamics.flow.moments
+    apart = (*ONE_PASS, *FIRST) if model.config.dynamics.first is not None else ONE_PASS
+    tensors = {name: t for name, t in before.state_dict().items() if name in ours or not name.startswith(apart)}
+    new = {name: t for name, t in ours.items() if name.startswith(apart) and name not in tensors}
+    moments = None if before.dynamics.flow is None else before.dynamics.flow.moments
     if "dynamics.read.weight" in new and moments is not None:
         channels = len(new["dynamics.read.weight"])
         new["dynamics.read.weight"] = moments.weight[:channels]

@@ -17,7 +17,7 @@ from enma_fast.sampling.cuda_graphs import CapturedStep, try_capture
 from enma_fast.sampling.static_step import FrameKind, StaticStep
 
 from .._static import LATENTS, TASKS, Problem, build, generate, make_step, problem
-from .._tiny import CONFIGS, ONE_PASS, distance, waves
+from .._tiny import CONFIGS, FIRST, ONE_PASS, distance, waves
 from .._tiny import model as tiny_model
 
 pytestmark = pytest.mark.gpu
@@ -138,7 +138,7 @@ def test_replays_need_no_memory(name: str, cuda: torch.device) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", ["paper", "relative", *ONE_PASS])
+@pytest.mark.parametrize("name", ["paper", "relative", *FIRST, *ONE_PASS])
 def test_a_member_has_the_same_bits_in_any_place(name: str, dtype: torch.dtype, cuda: torch.device) -> None:
     dynamics = build(name).to(cuda)
     rows = 16

@@ -19,7 +19,12 @@ NAMES = ("line-local", "plane-local", "line-fourier", "plane-fourier")
 
 def made(name, *, scale=0.2):
     torch.manual_seed(0)
-    return shaken(LocalHead(CONFIGS[name]), scale=scale).double().eval().requires_grad_(False)
+    return (
+        shaken(LocalHead(CONFIGS[name], CONFIGS[name].dynamics.local), scale=scale)
+        .double()
+        .eval()
+        .requires_grad_(False)
+    )
 
 
 def inputs(name, batch=2):
@@ -122,7 +127,7 @@ def test_shifts_commute_around_a_ring_and_not_along_a_wall(name, axis, moves):
 def test_an_untrained_head_repeats_the_last_frame(name):
     torch.manual_seed(0)
     condition, past = inputs(name)
-    assert torch.equal(LocalHead(CONFIGS[name]).double()(condition, past), past[:, -1])
+    assert torch.equal(LocalHead(CONFIGS[name], CONFIGS[name].dynamics.local).double()(condition, past), past[:, -1])
 
 
 def test_the_past_of_each_frame():

@@ -19,7 +19,7 @@ from enma_fast.sampling.noise import trajectory_seed
 
 from .._extension import ISAS, needs_native
 from .._static import Problem
-from .._tiny import CONFIGS, ONE_PASS, SQUARE, model, random_model, shaken, waves
+from .._tiny import CONFIGS, FIRST, ONE_PASS, SQUARE, model, random_model, shaken, waves
 from ..sampling._native import play
 from ._libenma import INVALID_ARGUMENT, TOLERANCE, Failure, Library, Model, assert_close
 
@@ -81,7 +81,7 @@ def saved(network: Network, folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", ["paper", "relative", *ONE_PASS])
+@pytest.mark.parametrize("name", ["paper", "relative", *FIRST, *ONE_PASS])
 @pytest.mark.parametrize("task", ["history", "context", "context alone"])
 def test_every_kind_of_model_and_task(library: Library, tmp_path: Path, name: str, task: str) -> None:
     network = model(name)

@@ -19,7 +19,7 @@ from enma_fast.sampling.cuda_graphs import CapturedStep, Recordings, try_capture
 from enma_fast.sampling.static_step import StaticStep
 
 from .._static import LATENTS, Problem, TapeRecorder, build, generate, make_step, problem
-from .._tiny import ONE_PASS, distance, waves
+from .._tiny import FIRST, ONE_PASS, distance, waves
 from .._tiny import model as tiny_model
 
 # The tape runs the reference operators, and attention under Triton's interpreter.
@@ -40,7 +40,7 @@ def one_row(dynamics: Dynamics) -> Problem:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["paper", "relative", *ONE_PASS])
+@pytest.mark.parametrize("name", ["paper", "relative", *FIRST, *ONE_PASS])
 def test_replayed_frames_are_the_steps_own(name: str, recorder: TapeRecorder) -> None:
     dynamics = build(name)
     # Other trajectories, lengths, seeds and members than at the capture, one after the other.
@@ -52,7 +52,7 @@ def test_replayed_frames_are_the_steps_own(name: str, recorder: TapeRecorder) ->
     step.frame()
     captured = CapturedStep(step, recorder=recorder)
     # Fed back or not, and in a one-pass model in mask steps or not.
-    assert recorder.warm_ups == (4 if name in ONE_PASS else 2)
+    assert recorder.warm_ups == (4 if name in (*FIRST, *ONE_PASS) else 2)
     replays, found = 0, []
     for number, given in enumerate((*others, others[1])):
         found.append(generate(captured, given))

@@ -22,11 +22,11 @@ from enma_fast.utils.dataclass_json import replace
 
 from .._extension import ISAS, needs_native
 from .._static import LATENTS, TASKS, build, problem
-from .._tiny import CONFIGS, ONE_PASS, distance
+from .._tiny import CONFIGS, FIRST, ONE_PASS, distance
 from ._native import DTYPES, GROWN, assert_is_the_reference, begun, generate, packed, play, references
 
 # Two configurations with interpolation have the dynamics of others.
-NAMES = ("paper", "relative", "plane", "plane-paper", "plane-local", "plane-fourier", "line-fourier", *ONE_PASS)
+NAMES = ("paper", "relative", "plane", "plane-paper", "plane-local", "plane-fourier", "line-fourier", *FIRST, *ONE_PASS)
 
 pytestmark = [needs_native, pytest.mark.usefixtures("one_thread")]
 

@@ -17,11 +17,11 @@ from enma_fast.utils.dataclass_json import replace
 
 from .._static import LATENTS, TASKS, Problem, build, generate, in_float64, make_step, problem
 from .._static import reference as reference_frames
-from .._tiny import CONFIGS, ONE_PASS, distance
+from .._tiny import CONFIGS, FIRST, ONE_PASS, distance
 from ..ops._oracle import assert_close_as_reference
 
 # Two configurations with interpolation have the dynamics of others.
-NAMES = ("paper", "relative", "plane", "plane-paper", "plane-local", "plane-fourier", *ONE_PASS)
+NAMES = ("paper", "relative", "plane", "plane-paper", "plane-local", "plane-fourier", *FIRST, *ONE_PASS)
 # Differences in rounding grow from frame to frame; over the first two they are those of a step.
 COMPARED = 2
 # A few ulps of tokens that reach 10.

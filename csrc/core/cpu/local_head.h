@@ -80,6 +80,9 @@ inline int most_modes(const LatentGrid& grid) {
     return ((grid.plane && grid.lines < grid.places ? grid.lines : grid.places) + 1) / 2;
 }
 
+// Past frames of a head that makes frame 0: noise, and zeros.
+constexpr int NOISE_PAST = 2;
+
 // Products of whole panels of columns.
 constexpr bool local_width_fits(int width) { return width > 0 && width % PANEL == 0; }
 

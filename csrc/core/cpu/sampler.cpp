@@ -79,7 +79,9 @@ SamplerSession::SamplerSession(const Sampler& sampler, SamplerSettings settings)
         state_.opening = memory.take<float>(N * ld);
         state_.h = memory.take<float>(set.own_frames == 0 ? 0 : B * N * ld);
         state_.tokens = memory.take<float>(B * N * C);
-        state_.read = m.local == nullptr ? state_.tokens : memory.take<float>(B * N * m.read.n);
+        const int columns = std::max(m.local == nullptr ? 0 : m.read.n, m.first == nullptr ? 0 : m.first_read.n);
+        state_.features = memory.take<float>(B * N * columns);
+        state_.start = memory.take<float>(m.first == nullptr ? 0 : B * NOISE_PAST * N * C);
         const std::size_t past = m.local == nullptr ? 0 : m.local->past;
         state_.group_past = memory.take<float>(G * past * N * C);
         state_.past = memory.take<float>(B * past * N * C);
@@ -122,9 +124,10 @@ SamplerSession::SamplerSession(const Sampler& sampler, SamplerSettings settings)
         own_bytes_ = std::max(own_bytes_, flow_head_own_bytes(head->view(), FLOW_ROWS));
         shared_bytes_ = std::max(shared_bytes_, flow_head_shared_bytes(head->view(), FLOW_HEAD_TOGETHER));
     }
-    if (m.local != nullptr) {
-        own_bytes_ = std::max(own_bytes_, local_head_own_bytes(*m.local));
-        shared_bytes_ = std::max(shared_bytes_, pages(local_head_shared_bytes(*m.local)));
+    for (const LocalHeadView* head : {m.local, m.first}) {
+        if (head == nullptr) continue;
+        own_bytes_ = std::max(own_bytes_, local_head_own_bytes(*head));
+        shared_bytes_ = std::max(shared_bytes_, pages(local_head_shared_bytes(*head)));
     }
     own_bytes_ = pages(own_bytes_ + 8 * 64);
     // A thread with members of its own needs what a team shares for itself.
@@ -250,11 +253,16 @@ void SamplerSession::order_row(int row, std::uint64_t* keys) {
     for (int n = 0; n < N; ++n) state_.order[row * N + n] = static_cast<int>(keys[n] & 0xFFFFFFFFu);
 }
 
-// All tokens of a row, in their own order, and their noise.
+// All tokens of a row, in their own order, and their noise, which is what frame 0 is made from.
 void SamplerSession::begin_pass(int row) {
     const int N = model_->tokens;
     std::iota(state_.order + row * N, state_.order + (row + 1) * N, 0);
     draw_noise(row, 0, 0, N);
+    if (frame_ > 0) return;
+    const std::ptrdiff_t frame = static_cast<std::ptrdiff_t>(N) * model_->channels;
+    float* start = state_.start + row * NOISE_PAST * frame;
+    std::copy_n(state_.noise + row * frame, frame, start);
+    std::fill_n(start + frame, frame, 0.0f);
 }
 
 void SamplerSession::draw_noise(int row, int step, int done, int count) {
@@ -329,7 +337,11 @@ void SamplerSession::frame(float* out, bool last) {
     const Kernels& run = kernels(settings_.isa);
     const SamplerView& m = *model_;
     const int rows = settings_.rows, steps = static_cast<int>(settings_.counts.size());
-    const bool first = frame_ == 0, one_pass = m.one_pass && !first;
+    const bool first = frame_ == 0, one_pass = m.one_pass && (!first || m.first != nullptr);
+    const LocalHeadView* const head = first ? m.first : m.local;
+    const LinearView& read = first ? m.first_read : m.read;
+    const float* const past = first ? state_.start : state_.past;
+    float* const made = head == nullptr ? state_.tokens : state_.features;
     for (std::atomic<int>& counter : counters_) counter.store(0, std::memory_order_relaxed);
     Barrier barrier;
     parallel(settings_.threads, [&](int thread, int threads) {
@@ -359,11 +371,12 @@ void SamplerSession::frame(float* out, bool last) {
         wait(region.member);
         if (one_pass) {
             share_out(counters_[2 * steps + 1], item_members_, [&](int begin, int end) {
-                run.mask_step(m, state_, MaskTask{begin, end, 0, false, 0, 0, m.tokens, true}, team, shared, own);
-                for (int row = begin; m.local != nullptr && row < end; ++row) {
-                    const std::ptrdiff_t frame = static_cast<std::ptrdiff_t>(row) * m.tokens;
-                    local_head(*m.local, settings_.isa, state_.read + frame * m.read.n, state_.past + row * past_size(),
-                               state_.tokens + frame * m.channels, team, shared, own);
+                const MaskTask task{begin, end, 0, first, 0, 0, m.tokens, true, &read, made};
+                run.mask_step(m, state_, task, team, shared, own);
+                for (int row = begin; head != nullptr && row < end; ++row) {
+                    const std::ptrdiff_t tokens = static_cast<std::ptrdiff_t>(row) * m.tokens;
+                    local_head(*head, settings_.isa, made + tokens * read.n, past + tokens * head->past * m.channels,
+                               state_.tokens + tokens * m.channels, team, shared, own);
                 }
             });
             wait(region.member);
@@ -373,7 +386,7 @@ void SamplerSession::frame(float* out, bool last) {
             const int count = settings_.counts[step];
             share_out(counters_[2 * step], item_members_, [&](int begin, int end) {
                 const int previous = step == 0 ? 0 : settings_.counts[step - 1];
-                const MaskTask task{begin, end, step, first, done, previous, count, false};
+                const MaskTask task{begin, end, step, first, done, previous, count, false, nullptr, nullptr};
                 run.mask_step(m, state_, task, team, shared, own);
             });
             wait(region.member);

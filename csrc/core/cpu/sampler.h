@@ -33,7 +33,7 @@ struct RotaryView {
 struct SamplerView {
     int tokens, channels, width, heads, head_dim, hidden;
     bool bf16, concat, scale_shift, residual;
-    bool one_pass;  // frames but the first of a trajectory are decided in one pass
+    bool one_pass;  // frames are decided in one pass, the first of a trajectory only by a head of its own
     float epsilon;  // of the norms
     int masked_rows;
     int head_unit;                // heads whose columns fill whole panels: what threads take
@@ -61,6 +61,9 @@ struct SamplerView {
     // Noise into the frame's tokens, and tokens out of it, or features for the local head (one pass).
     LinearView noise, read;
     const LocalHeadView* local;  // null without
+    // The same of frame 0, whose past is noise and then zeros.
+    LinearView first_read;
+    const LocalHeadView* first;  // null without
 };
 
 // Weights as stored, contiguous, all bf16 or all fp32; `qkv`, `gate_up` and `moments` are fused.
@@ -77,9 +80,11 @@ struct SamplerWeights {
     const void *masked_embed_weight, *masked_embed_bias, *mask;
     std::vector<BlockWeights> masked;
     const void* final_norm;
-    const void *moments_weight, *moments_bias;    // null unless the target is the residual
-    const void *noise, *read_weight, *read_bias;  // null unless frames are decided in one pass; the last two also
-    const LocalHeadWeights* local;                // with a local head, which is null without
+    const void *moments_weight, *moments_bias;        // null unless the target is the residual
+    const void *noise, *read_weight, *read_bias;      // null unless frames are decided in one pass; the last two also
+    const LocalHeadWeights* local;                    // with a local head, which is null without
+    const void *first_read_weight, *first_read_bias;  // null without a head of frame 0
+    const LocalHeadWeights* first;
     float epsilon;
     // fp32: [N, D], or [frames, N, K / 2] and [R, K / 2], or null.
     const float *places, *cosines, *sines, *masked_cosines, *masked_sines;
@@ -98,8 +103,8 @@ class Sampler {
    private:
     Buffer packed_;
     std::vector<BlockView> causal_, masked_;
-    std::vector<LocalBlockView> local_blocks_;
-    LocalHeadView local_{};
+    std::vector<LocalBlockView> local_blocks_, first_blocks_;
+    LocalHeadView local_{}, first_{};
     SamplerView view_{};
 };
 
@@ -119,7 +124,8 @@ struct SamplerState {
     float* opening;            // [N, D] the same of a first segment
     float* h;                  // [B, N, D] after an own frame
     float* tokens;             // [B, N, C]
-    float* read;               // [B, N, columns of `read`] what the last layer gives in one pass: `tokens`, or features
+    float* features;           // [B, N, columns of `read` or `first_read`] for a local head
+    float* start;              // [B, 2, N, C] what a head of its own makes frame 0 from
     float *group_past, *past;  // [G, P, N, C] and [B, P, N, C] before the next frame, for a local head
     int* order;                // [B, N]
     float* input;              // [B, R, D] input of the masked transformer
@@ -150,6 +156,9 @@ struct MaskTask {
     int previous;   // of these, in the last step
     int count;      // to decide now
     bool one_pass;  // all tokens at once, from noise, without a flow head
+    // What the last layer gives in one pass, and where: tokens, or features for a local head.
+    const LinearView* read;
+    float* to;
 };
 
 // Columns of one piece of a fused product; its intermediate results stay in the second-level cache.
@@ -197,6 +206,8 @@ class SamplerSession {
     void keep(const int* rows, int count);
 
     const SamplerSettings& settings() const { return settings_; }
+    // Whether frame 0 can be decided: in mask steps, or by a head of its own.
+    bool can_begin() const { return !settings_.counts.empty() || model_->first != nullptr; }
     const SamplerView& model() const { return *model_; }
     SamplerPlan plan() const;
     int frames_read() const { return state_.prefix_frames; }

@@ -290,7 +290,7 @@ struct SamplerKernels {
     void update_input(const MaskTask& task) const;
     void mask_step(const MaskTask& task, char* shared) const;
     void write_conditions(const float* z, ptrdiff_t at, int count) const;
-    void read_tokens(const float* z, ptrdiff_t at, int count) const;
+    void read_tokens(const MaskTask& task, const float* z, ptrdiff_t at, int count) const;
     void moments(int begin, int end) const;
 };
 

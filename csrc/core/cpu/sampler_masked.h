@@ -201,7 +201,7 @@ inline void SamplerKernels<Mode>::mask_step(const MaskTask& task, char* shared) 
         if (last) {
             finish_block(block, attended, chosen, from, chosen_row, z, hidden);
             if (task.one_pass) {
-                read_tokens(z, static_cast<ptrdiff_t>(task.begin) * M, chosen);
+                read_tokens(task, z, static_cast<ptrdiff_t>(task.begin) * M, chosen);
             } else {
                 write_conditions(z, static_cast<ptrdiff_t>(task.begin) * M, chosen);
             }
@@ -227,21 +227,22 @@ inline void SamplerKernels<Mode>::write_conditions(const float* z, ptrdiff_t at,
 // Tokens [at, at + count) of the frame, or features for the local head, read from the rows of the last layer; each
 // thread takes whole rows.
 template <class Mode>
-inline void SamplerKernels<Mode>::read_tokens(const float* z, ptrdiff_t at, int count) const {
+inline void SamplerKernels<Mode>::read_tokens(const MaskTask& task, const float* z, ptrdiff_t at, int count) const {
     const Span mine = share(count, member);
-    const int rows = mine.end - mine.begin, width = m.read.n, panels = panels_of(width);
+    const LinearView& linear = *task.read;
+    const int rows = mine.end - mine.begin, width = linear.n, panels = panels_of(width);
     normalise(z + mine.begin * ld, rows, m.final_norm, own.b);
     for (int panel = 0; panel < panels; panel += SAMPLER_COLUMNS / PANEL) {
         const int last = smaller(panel + SAMPLER_COLUMNS / PANEL, panels), first = panel * PANEL;
         const int columns = smaller(last * PANEL, width) - first;
         by_tiles(rows, [&](int begin, int end) ENMA_ALWAYS {
             float* read = own.gates - first;
-            gemm<Mode>(own.b + begin * ld, ld, end - begin, m.read, panel, last, own.scratch,
-                       [=, this](int r, int j, Float sum) ENMA_ALWAYS {
-                           V::store(read + r * SAMPLER_COLUMNS + j, V::add(sum, V::load(m.read.bias + j)));
-                       });
+            const float* bias = linear.bias;
+            gemm<Mode>(own.b + begin * ld, ld, end - begin, linear, panel, last, own.scratch,
+                       [=](int r, int j, Float sum)
+                           ENMA_ALWAYS { V::store(read + r * SAMPLER_COLUMNS + j, V::add(sum, V::load(bias + j))); });
             for (int r = begin; r < end; ++r) {
-                float* to = s.read + (at + mine.begin + r) * width + first;
+                float* to = task.to + (at + mine.begin + r) * width + first;
                 for (int c = 0; c < columns; ++c) to[c] = own.gates[(r - begin) * SAMPLER_COLUMNS + c];
             }
         });

@@ -176,10 +176,14 @@ Sampler::Sampler(const SamplerWeights& w) {
         }
         if (v.one_pass) {
             v.noise = pack.linear(w.noise, nullptr, 0, D, C);
-            const int columns = w.local == nullptr ? C : w.local->width * w.local->grid.patch();
-            v.read = pack.linear(w.read_weight, w.read_bias, 0, columns, D);
+            const auto columns = [](const LocalHeadWeights& head) { return head.width * head.grid.patch(); };
+            v.read = pack.linear(w.read_weight, w.read_bias, 0, w.local == nullptr ? C : columns(*w.local), D);
+            if (w.first != nullptr) {
+                v.first_read = pack.linear(w.first_read_weight, w.first_read_bias, 0, columns(*w.first), D);
+            }
         }
         if (w.local != nullptr) local_ = pack_local(memory, *w.local, w.bf16, w.epsilon, write, local_blocks_);
+        if (w.first != nullptr) first_ = pack_local(memory, *w.first, w.bf16, w.epsilon, write, first_blocks_);
         const auto table = [&](const float* values, std::size_t rows) {
             return values == nullptr ? nullptr : pack.table(values, rows * half);
         };
@@ -195,6 +199,7 @@ Sampler::Sampler(const SamplerWeights& w) {
     v.masked = masked_.data();
     v.masked_layers = static_cast<int>(masked_.size());
     v.local = w.local == nullptr ? nullptr : &local_;
+    v.first = w.first == nullptr ? nullptr : &first_;
 }
 
 }  // namespace enma
