@@ -137,7 +137,7 @@ class Velocity(nn.Module):
 
 
 def compiled_copy(dynamics: Dynamics, *, graphs: bool = False) -> Dynamics:
-    """A copy whose masked transformer, flow head and local head are compiled; with `graphs` as CUDA graphs."""
+    """A copy whose masked transformer, flow head and local heads are compiled; with `graphs` as CUDA graphs."""
     torch._dynamo.reset()
     # Each shape has a graph of its own, and all copies share a function's limit; beyond it code would run uncompiled.
     torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 256
@@ -154,6 +154,10 @@ def compiled_copy(dynamics: Dynamics, *, graphs: bool = False) -> Dynamics:
     model.spatial.forward, model.spatial.from_noise = fast(model.spatial.forward), fast(model.spatial.from_noise)
     if model.local is not None:
         model.local.forward = fast(model.local.forward)
+    if model.first is not None:
+        model.first.forward = fast(model.first.forward)
+    if model.flow is None:
+        return model
     network, plans = fast(Velocity(model.flow.velocity)), {}
 
     def sample_tokens(c: Tensor, noise: Tensor, *, steps: int, method: str) -> Tensor:

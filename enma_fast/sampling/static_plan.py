@@ -1,5 +1,7 @@
 """The plan of a static step: its weights, the integration plans of its flow head, and the size of every buffer.
 
+What it reads is checked against these sizes.
+
 Legend: B rows (members), G groups that share history and context, N tokens per frame, L rows of the masked transformer,
 C token channels, D width, H heads, K head dim.
 """
@@ -9,13 +11,15 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..config import ModelConfig, SamplingConfig
+from ..errors import EnmaError
 from ..models.layers import Block, RMSNorm
 from ..models.model import Dynamics
 from ..models.schedule import flow_schedule
@@ -84,6 +88,33 @@ def static_buffers(
     if dyn.positions == "rotary":
         buffers["turns"] = ((2, (prefix_frames + own_frames) * N, K // 2), state)
     return kv, buffers
+
+
+def check_segments(
+    config: ModelConfig, segments: Sequence[Tensor], *, groups: int, most: int, device: torch.device
+) -> None:
+    """Refuse history and context of another shape, type or device than a step takes, or of more than `most` frames."""
+    N, C = config.num_tokens, config.token_channels
+    if not segments:
+        raise EnmaError("segments is empty; expected a history, of no frames where there is a context")
+    for number, segment in enumerate(segments):
+        shape = list(segment.shape)
+        if len(shape) != 4 or [shape[0], *shape[2:]] != [groups, N, C]:
+            raise EnmaError(f"segments[{number}] has shape {shape}; expected [{groups}, T, {N}, {C}]")
+        if not segment.is_floating_point() or segment.device != device:
+            kind = f"{segment.dtype} on {segment.device}"
+            raise EnmaError(f"segments[{number}] is {kind}; expected floating point on {device}")
+    frames = sum(segment.shape[1] + 1 for segment in segments)
+    if frames > most:
+        raise EnmaError(f"segments hold {frames} frames, start frames included; this step has prefix_frames {most}")
+
+
+def check_words(words: Mapping[str, Tensor], *, rows: int, device: torch.device) -> None:
+    """Refuse seeds or members of another shape, type or device than a step takes."""
+    for name, each in words.items():
+        if each.shape != (rows,) or each.dtype != torch.int64 or each.device != device:
+            kind = f"{list(each.shape)} {each.dtype} on {each.device}"
+            raise EnmaError(f"{name} is {kind}; expected [{rows}] torch.int64 on {device}")
 
 
 def chunk_for(config: ModelConfig, *, cache: int) -> int:

@@ -11,7 +11,8 @@ for the device, and a captured frame can be replayed for the next one. Repeated 
 A layer is five launches on a GPU, and order and noise of a frame are one: a frame of few rows takes as long as its
 launches do, which `tests/sampling/test_node_budget.py` counts.
 
-In a one-pass model all frames but frame 0 of a trajectory are one pass from noise to tokens.
+In a one-pass model all frames but frame 0 of a trajectory are one pass from noise to tokens, and that too where it has
+a head of its own.
 
 Legend: B rows (members sampled together), G groups that share history and context, N tokens per frame, L rows of the
 masked transformer (2N: context and frame; N where they are added), M tokens of this mask step, C token channels,
@@ -38,6 +39,7 @@ from ..ops.frame_rows import frame_noise, mask_step_table, read, rows_, shifted_
 from ..ops.philox_normal import philox_normal
 from ..ops.rms_norm import rms_norm
 from ..ops.token_update import update_tokens_
+from . import static_plan
 from .reference import flow_temperature, in_one_pass
 from .static_plan import StaticPlan, flow_plans, layer_weights, prepared_weights, static_buffers
 
@@ -447,24 +449,10 @@ class StaticStep:
 
     def check(self, segments: Sequence[Tensor], seeds: Tensor, members: Tensor, first: int) -> None:
         """Refuse arguments of :meth:`begin` that do not fit."""
-        N, C = self._tokens, self.config.token_channels
-        if not segments:
-            raise EnmaError("segments is empty; expected a history, of no frames where there is a context")
-        for number, segment in enumerate(segments):
-            shape = list(segment.shape)
-            if len(shape) != 4 or [shape[0], *shape[2:]] != [self.groups, N, C]:
-                raise EnmaError(f"segments[{number}] has shape {shape}; expected [{self.groups}, T, {N}, {C}]")
-            if not segment.is_floating_point() or segment.device != self.device:
-                kind = f"{segment.dtype} on {segment.device}"
-                raise EnmaError(f"segments[{number}] is {kind}; expected floating point on {self.device}")
-        frames = sum(segment.shape[1] + 1 for segment in segments)
-        if frames > self.prefix_frames:
-            limit = f"this step has prefix_frames {self.prefix_frames}"
-            raise EnmaError(f"segments hold {frames} frames, start frames included; {limit}")
-        for name, words in (("seeds", seeds), ("members", members)):
-            if words.shape != (self.rows,) or words.dtype != torch.int64 or words.device != self.device:
-                kind = f"{list(words.shape)} {words.dtype} on {words.device}"
-                raise EnmaError(f"{name} is {kind}; expected [{self.rows}] torch.int64 on {self.device}")
+        static_plan.check_segments(
+            self.config, segments, groups=self.groups, most=self.prefix_frames, device=self.device
+        )
+        static_plan.check_words({"seeds": seeds, "members": members}, rows=self.rows, device=self.device)
         if first < 0:
             raise EnmaError(f"first is {first}; frames are counted from 0")
         if not (self.in_steps or self._initial is not None or first):

@@ -237,3 +237,17 @@ def test_frame_0_needs_mask_steps() -> None:
     with pytest.raises(ValueError, match="frame 0 takes mask steps, and there are none"):
         session.begin(keys, keys, keys, 0)
     session.begin(keys, keys, keys, 1)
+
+
+def test_bad_heads_of_frame_0_are_named() -> None:
+    dynamics = build("plane-first")
+    pack(dynamics)
+    for name, value, message in (
+        ("first.frames.conv.weight", torch.zeros(16, 9, 3, 3), "reads 2 past frames"),
+        ("first.features.weight", torch.zeros(63, 32), r"first\.features\.weight is Float"),
+        ("first.read.weight", torch.zeros(3, 24), "width 24; expected a multiple of 16"),
+        ("first.blocks.0.filter", torch.zeros(2, 5, 3, 16, 16), "has 3 modes"),
+        ("read.weight", None, "a head of frame 0 is of one-pass models"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            pack(dynamics, parameters={name: value})
