@@ -67,12 +67,10 @@ class FieldCovariance:
         shape = (*(n // 2 + 1 if p else n for n, p in zip(grid, periodic, strict=True)), channels)
         squares, products, before, after = (torch.zeros(shape, dtype=torch.float64) for _ in range(4))
         places = [_frequencies(n, p) for n, p in zip(grid, periodic, strict=True)]
+        inverses = [torch.linalg.inv(_on_axis(*axis)) for axis in zip(grid, lengths, periodic, strict=True)]
         size = max(1, _AT_ONCE * len(fields) // fields.size)
         for first in range(0, len(fields), size):
-            amplitudes = torch.from_numpy(fields[first : first + size] - mean)
-            amplitudes = _amplitudes(
-                amplitudes, [_on_axis(*axis) for axis in zip(grid, lengths, periodic, strict=True)]
-            )
+            amplitudes = _amplitudes(torch.from_numpy(fields[first : first + size] - mean), inverses)
             for total, one, other in (
                 (squares, amplitudes, amplitudes),
                 (products, amplitudes[:, :-1], amplitudes[:, 1:]),
@@ -114,7 +112,7 @@ class FieldCovariance:
 
     def amplitudes(self, fields: Tensor) -> Tensor:
         """Amplitudes ``[..., *x, c]`` of the waves of fields ``[..., *x, c]`` with their mean, in their precision."""
-        return _amplitudes(fields, self._on_axes)
+        return _amplitudes(fields, self._inverses)
 
     def shares(self, points_Qd: Tensor) -> list[Tensor]:
         """For each dimension ``[Q, n]``: what the values at its grid points contribute to those at points.
@@ -122,8 +120,8 @@ class FieldCovariance:
         Between the grid points a field is the sum of waves that has its values there.
         """
         return [
-            _waves(points_Qd[:, axis].double(), *self._axis(axis)) @ torch.linalg.inv(on_axis)
-            for axis, on_axis in enumerate(self._on_axes)
+            _waves(points_Qd[:, axis].double(), *self._axis(axis)) @ inverse
+            for axis, inverse in enumerate(self._inverses)
         ]
 
     @cached_property
@@ -137,6 +135,11 @@ class FieldCovariance:
     def _on_axes(self) -> list[Tensor]:
         """Values ``[n, n]`` of the waves of each dimension at its grid points."""
         return [_on_axis(*self._axis(axis)) for axis in range(len(self.grid))]
+
+    @cached_property
+    def _inverses(self) -> list[Tensor]:
+        """Amplitudes of the waves of each dimension, of values at its grid points."""
+        return [torch.linalg.inv(on_axis) for on_axis in self._on_axes]
 
     def _axis(self, axis: int) -> tuple[int, float, bool]:
         """Points and length of a dimension, and whether it is a ring."""
@@ -176,11 +179,10 @@ def _on_axis(n: int, length: float, ring: bool) -> Tensor:
     return _waves(_places(n, length, ring), n, length, ring)
 
 
-def _amplitudes(fields: Tensor, on_axes: list[Tensor]) -> Tensor:
-    """Amplitudes of fields ``[..., *x, c]`` of waves with these values at the grid points."""
-    for axis, values in enumerate(on_axes, start=fields.ndim - 1 - len(on_axes)):
-        inverse = torch.linalg.inv(values).to(fields)
-        fields = torch.movedim(torch.tensordot(inverse, fields, ([1], [axis])), 0, axis)
+def _amplitudes(fields: Tensor, inverses: list[Tensor]) -> Tensor:
+    """Amplitudes of the waves of fields ``[..., *x, c]``, by what gives those of each dimension."""
+    for axis, inverse in enumerate(inverses, start=fields.ndim - 1 - len(inverses)):
+        fields = torch.movedim(torch.tensordot(inverse.to(fields), fields, ([1], [axis])), 0, axis)
     return fields
 
 

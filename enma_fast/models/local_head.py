@@ -89,16 +89,17 @@ class FourierBlock(nn.Module):
         grid = y.shape[1:-1]
         axes = tuple(range(1, 1 + len(grid)))
         waves = torch.fft.rfftn(widened(y), dim=axes)
-        # Places of the waves of the filter in all of them.
-        first = [torch.arange(1 - self.modes, self.modes, device=y.device).roll(1 - self.modes) % n for n in grid[:-1]]
-        places: tuple[Any, ...] = (
-            slice(None),
-            *torch.meshgrid(*first, torch.arange(self.modes, device=y.device), indexing="ij"),
-        )
+        places = filter_places(grid, self.modes, y.device)
         made = torch.zeros_like(waves)
         filter_ = widened(self.filter)
         made[places] = torch.einsum("b...i,...io->b...o", waves[places], torch.complex(filter_[0], filter_[1]))
         return torch.fft.irfftn(made, s=grid, dim=axes)
+
+
+def filter_places(grid: tuple[int, ...], modes: int, device: torch.device | None = None) -> tuple[Any, ...]:
+    """Index of the waves of a filter among all waves ``[B, *w]`` that `rfftn` gives of fields on a grid."""
+    first = [torch.arange(1 - modes, modes, device=device).roll(1 - modes) % n for n in grid[:-1]]
+    return slice(None), *torch.meshgrid(*first, torch.arange(modes, device=device), indexing="ij")
 
 
 class LocalHead(nn.Module):

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import EnmaError
-from ..models.local_head import FourierBlock, LocalBlock, LocalHead
+from ..models.local_head import FourierBlock, LocalBlock, LocalHead, filter_places
 
 # A channel that is the same everywhere, and so much larger than the noise that norms are nearly linear.
 _CONSTANT = 16.0
@@ -76,12 +76,9 @@ def _roots(latents: Tensor, modes: int) -> Tensor:
     """Complex filters ``[*w, F, F]`` that give white noise the spectrum of latents ``[B, *g, F]``."""
     grid = latents.shape[1:-1]
     axes = tuple(range(1, 1 + len(grid)))
-    waves = torch.fft.rfftn(latents, dim=axes, norm="ortho")
-    first = [torch.arange(1 - modes, modes).roll(1 - modes) % n for n in grid[:-1]]
-    places = torch.meshgrid(*first, torch.arange(modes), indexing="ij")
-    waves = waves[(slice(None), *places)]
+    waves = torch.fft.rfftn(latents, dim=axes, norm="ortho")[filter_places(grid, modes, latents.device)]
     spectrum = torch.einsum("b...i,b...j->...ij", waves, waves.conj()) / len(waves)
     power = spectrum.diagonal(dim1=-2, dim2=-1).real.mean()
-    eye = torch.eye(latents.shape[-1], dtype=spectrum.dtype)
+    eye = torch.eye(latents.shape[-1], dtype=spectrum.dtype, device=latents.device)
     # Rows of noise times this have the covariance of rows of waves.
     return torch.linalg.cholesky(spectrum + _FLOOR * power * eye).mT

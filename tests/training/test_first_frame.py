@@ -19,8 +19,8 @@ SETTINGS = replace(
 )
 
 
-def task(**options):
-    return forecast_task("relative", SETTINGS, make=FirstFrameTask, **{"decoder": "one-pass"} | options)
+def task(name="relative", **options):
+    return forecast_task(name, SETTINGS, make=FirstFrameTask, **{"decoder": "one-pass"} | options)
 
 
 def test_training_lowers_the_loss_and_changes_the_velocity_alone(tmp_path):
@@ -49,8 +49,9 @@ def test_the_condition_is_that_of_frame_0_in_a_forecast():
     assert torch.equal(tokens, z)
 
 
-def test_the_loss_is_a_function_of_its_step_and_of_no_rank():
-    one = task()
+@pytest.mark.parametrize("name", ["relative", "line-first"])
+def test_the_loss_is_a_function_of_its_step_and_of_no_rank(name):
+    one = task(name)
     whole, again = (one.loss(one.module, step_generator(0, 3), Rank())[0] for _ in range(2))
     assert torch.equal(whole, again)
     assert not torch.equal(whole, one.loss(one.module, step_generator(0, 4), Rank())[0])

@@ -95,13 +95,6 @@ def test_training_lowers_the_score_and_changes_the_head_alone(tmp_path):
     assert all(name.startswith("dynamics.first.") for name in changed)
 
 
-def test_the_loss_is_a_function_of_its_step_and_of_no_rank():
-    one = task()
-    whole, again = (one.loss(one.module, step_generator(0, 3), Rank())[0] for _ in range(2))
-    assert torch.equal(whole, again)
-    assert not torch.equal(whole, one.loss(one.module, step_generator(0, 4), Rank())[0])
-
-
 def test_what_was_trained_does_not_begin_anew():
     one = task()
     with torch.no_grad():
