@@ -218,7 +218,8 @@ def _fast_2d(name: str, tokenizer: TokenizerConfig, *, dynamics: dict[str, Any],
     forecasts = dataclasses.replace(SMALL_FORECASTS, batch=16, learning_rate=2e-4, final_learning_rate=2e-6, shift=ring)
     if "local" in dynamics:
         # A few minutes of single frames, for the transformers; the head alone; then forecasts of five latent frames
-        # behind any number of frames.
+        # behind any number of frames. Forecasts of eleven, in a run after these, teach late frames their spread
+        # (docs/experiments.md); the card of the shipped model has its commands.
         dynamics_training = dataclasses.replace(dynamics_training, steps=200, batch=12, encoded_shifts=1)
         behind = RolloutConfig(history=(2, 9), frames=5, first_draws=2)
         forecasts = dataclasses.replace(forecasts, steps=400, rollout=behind, **AFTER_HEAD)

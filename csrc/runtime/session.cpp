@@ -142,7 +142,7 @@ void Session::make_sampler_session(std::int64_t shared, std::int64_t own) {
     set.groups = static_cast<int>(num_groups());
     set.prefix_frames = static_cast<int>(shared);
     set.own_frames = static_cast<int>(own);
-    // Frames that are decided in one pass need no mask steps; frame 0 is by a head of its own.
+    // Frames that are decided in one pass need no mask steps; frame 0 is decided so only by a head of its own.
     if (!config.dynamics.one_pass || (first == 0 && !config.dynamics.first)) {
         set.counts = mask_schedule(config.num_tokens(), std::min(config.sampling.mask_steps, config.num_tokens()));
     }

@@ -22,6 +22,7 @@ from typing import Any
 from ..utils.text import counted, markdown_table, short
 from .paper import SOLVER_FIDELITY, SPLITS, paper_figures, paper_scores, paper_uncertainty
 from .scattered import SHARES, protocol_of
+from .ten_minutes import introduction, where_ahead
 
 # The paper's equations in its order; others follow them by their names.
 _PAPER_ORDER = ("advection", "combined", "gray_scott", "wave", "vorticity")
@@ -276,25 +277,11 @@ def _ten_minutes(files: Sequence[dict[str, Any]]) -> list[str]:
         return []
     made = _measured(files)
     errors, points = ([cell for cell in made if cell.table == table] for table in ("errors", "points"))
-    known = {
-        "own": "**own** is what `enma-fast train FILE --minutes 10` makes of it, its tokenizer, planning and scoring "
-        "included (minutes by the clock, and a fifth of the trajectories kept for validation and test)",
-        "fno": "*fno*, a Fourier neural operator, had 600 s of processor time and is deterministic",
-        "transformer": "so is *transformer*, block-causal on patches of the fields, with as much time",
-        "latent-flow": "*latent-flow* had as much and decides whole latent frames by a flow, behind the tokenizer of "
-        "the shipped model, whose training is not counted",
-        "gino": "*gino* had as much, is deterministic too, and makes fields of scattered points for an FNO, both "
-        "trained together",
-    }
-    methods = {file["method"] for file in files}
-    parts = [
-        "## Ten minutes each",
-        "The same errors where every method had ten minutes of one thread to train in, with the same file of training "
-        "data: " + "; ".join(said for method, said in known.items() if method in methods) + ". Where there are several "
-        "seeds, a cell is their mean ± their standard deviation.",
-    ]
+    parts = ["## Ten minutes each", introduction({file["method"] for file in files})]
     for task, title in _TITLES.items():
-        parts += [f"### Errors after ten minutes, {title}", _errors([cell for cell in errors if cell.task == task])]
+        of_task = [cell for cell in errors if cell.task == task]
+        parts += [f"### Errors after ten minutes, {title}", _errors(of_task)]
+        parts += filter(None, [where_ahead(of_task, name=_named)])
     if points:
         parts += [
             "### Scattered points after ten minutes",

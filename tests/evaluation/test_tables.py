@@ -370,6 +370,14 @@ def test_methods_of_ten_minutes_have_a_table_of_their_own(tmp_path):
     assert found["cells"] == tables.as_json(files)["cells"]
 
 
+def test_the_page_says_where_a_baseline_is_ahead_after_ten_minutes():
+    own, ahead = file_of("own", rel_l2=0.25), file_of("fno", kind="baseline", rel_l2=0.125)
+    text = tables.markdown([file_of()], [own, ahead])
+    assert "Baselines with a lower error than **own**: *fno* on Combined (in distribution). Reasons: *fno* " in text
+    behind = file_of("fno", kind="baseline", rel_l2=0.5)
+    assert "lower error than **own**" not in tables.markdown([file_of()], [own, behind])
+
+
 def test_points_seen_after_ten_minutes_have_a_table(tmp_path):
     def seen(method, kind, share, error):
         protocol = score_files.protocol_of(share)

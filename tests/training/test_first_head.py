@@ -8,8 +8,10 @@ import torch
 
 from enma_fast.config import FirstConfig, RolloutConfig
 from enma_fast.errors import EnmaError
+from enma_fast.models.checkpoint import PRETRAINED, load_model
 from enma_fast.models.model import Model
 from enma_fast.sampling.reference import trajectory
+from enma_fast.training.card import card_text, read_metrics
 from enma_fast.training.first_field import begin_as_field
 from enma_fast.training.first_frame import FirstFrameTask
 from enma_fast.training.loop import RunOptions, run, step_generator
@@ -164,3 +166,10 @@ def test_a_config_that_no_head_can_have_is_refused(name, changes, text):
     config = CONFIGS[name]
     with pytest.raises(EnmaError, match=text):
         replace(config, dynamics=replace(config.dynamics, **changes))
+
+
+def test_the_card_says_that_frame_0_has_a_head_of_its_own():
+    metrics = read_metrics(PRETRAINED / "vorticity-fast")
+    text = (PRETRAINED / "vorticity-fast" / "README.md").read_text()
+    assert text == card_text(load_model("vorticity-fast").config, metrics)
+    assert "(frame 0, which only generation draws, by a head of its own)" in text

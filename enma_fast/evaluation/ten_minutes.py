@@ -1,0 +1,61 @@
+"""What the page of tables says of methods that had ten minutes each: what they are, and where a baseline is ahead."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .tables import Cell
+
+OWN = "own"
+_METHODS = {
+    OWN: "**own** is what `enma-fast train FILE --minutes 10` makes of it, its tokenizer, planning and scoring "
+    "included (minutes by the clock, and a fifth of the trajectories kept for validation and test)",
+    "fno": "*fno*, a Fourier neural operator, had 600 s of processor time and is deterministic",
+    "transformer": "so is *transformer*, block-causal on patches of the fields, with as much time",
+    "latent-flow": "*latent-flow* had as much and decides whole latent frames by a flow, behind the tokenizer of "
+    "the shipped model, whose training is not counted",
+    "gino": "*gino* had as much, is deterministic too, and makes fields of scattered points for an FNO, both "
+    "trained together",
+}
+# Why a baseline can have a lower error than **own**.
+_REASONS = {
+    "fno": "*fno* trains on fields from its first step to its last, where **own** plans, encodes, trains a tokenizer, "
+    "dynamics and whole forecasts one after another, and scores: of a large plane each has a few steps",
+    "latent-flow": "*latent-flow* has a tokenizer that was trained for hours",
+    "transformer": "*transformer* trains in one stage",
+    "gino": "*gino* trains in one stage",
+}
+
+
+def introduction(methods: Collection[str]) -> str:
+    """What each of these methods is and how long it had."""
+    return (
+        "The same errors where every method had ten minutes of one thread to train in, with the same file of training "
+        "data: "
+        + "; ".join(said for method, said in _METHODS.items() if method in methods)
+        + ". Where there are several "
+        "seeds, a cell is their mean ± their standard deviation."
+    )
+
+
+def where_ahead(cells: Iterable[Cell], *, name: Callable[[str], str]) -> str:
+    """Where baselines have lower errors than **own**, and why; `name` gives an equation's. Empty where none has."""
+    of = {(c.equation, c.split, c.method): c.value for c in cells}
+    splits = {"test-in": "in", "test-out": "out of"}
+    lower: dict[str, dict[str, list[str]]] = {}
+    for (equation, split, method), value in of.items():
+        own = of.get((equation, split, OWN))
+        if method != OWN and own is not None and value < own:
+            lower.setdefault(method, {}).setdefault(equation, []).append(splits[split])
+    if not lower:
+        return ""
+    where = [
+        f"*{method}* on " + ", ".join(f"{name(e)} ({' and '.join(s)} distribution)" for e, s in equations.items())
+        for method, equations in lower.items()
+    ]
+    return (
+        f"Baselines with a lower error than **own**: {'; '.join(where)}. "
+        f"Reasons: {'; '.join(_REASONS[method] for method in lower if method in _REASONS)}."
+    )
