@@ -281,7 +281,7 @@ def _ten_minutes(files: Sequence[dict[str, Any]]) -> list[str]:
     for task, title in _TITLES.items():
         of_task = [cell for cell in errors if cell.task == task]
         parts += [f"### Errors after ten minutes, {title}", _errors(of_task)]
-        parts += filter(None, [where_ahead(of_task, name=_named)])
+        parts += filter(None, [where_ahead({(c.equation, c.split, c.method): c.value for c in of_task}, name=_named)])
     if points:
         parts += [
             "### Scattered points after ten minutes",

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Collection, Mapping
 
-if TYPE_CHECKING:
-    from .tables import Cell
-
-OWN = "own"
+_OWN = "own"
 _METHODS = {
-    OWN: "**own** is what `enma-fast train FILE --minutes 10` makes of it, its tokenizer, planning and scoring "
+    _OWN: "**own** is what `enma-fast train FILE --minutes 10` makes of it, its tokenizer, planning and scoring "
     "included (minutes by the clock, and a fifth of the trajectories kept for validation and test)",
     "fno": "*fno*, a Fourier neural operator, had 600 s of processor time and is deterministic",
     "transformer": "so is *transformer*, block-causal on patches of the fields, with as much time",
@@ -31,23 +27,23 @@ _REASONS = {
 
 def introduction(methods: Collection[str]) -> str:
     """What each of these methods is and how long it had."""
+    said = "; ".join(words for method, words in _METHODS.items() if method in methods)
     return (
         "The same errors where every method had ten minutes of one thread to train in, with the same file of training "
-        "data: "
-        + "; ".join(said for method, said in _METHODS.items() if method in methods)
-        + ". Where there are several "
-        "seeds, a cell is their mean ± their standard deviation."
+        f"data: {said}. Where there are several seeds, a cell is their mean ± their standard deviation."
     )
 
 
-def where_ahead(cells: Iterable[Cell], *, name: Callable[[str], str]) -> str:
-    """Where baselines have lower errors than **own**, and why; `name` gives an equation's. Empty where none has."""
-    of = {(c.equation, c.split, c.method): c.value for c in cells}
+def where_ahead(errors: Mapping[tuple[str, str, str], float], *, name: Callable[[str], str]) -> str:
+    """Where baselines have lower errors than **own**, and why; empty where none has.
+
+    `errors` are by equation, split and method; `name` gives the name of an equation.
+    """
     splits = {"test-in": "in", "test-out": "out of"}
     lower: dict[str, dict[str, list[str]]] = {}
-    for (equation, split, method), value in of.items():
-        own = of.get((equation, split, OWN))
-        if method != OWN and own is not None and value < own:
+    for (equation, split, method), value in errors.items():
+        own = errors.get((equation, split, _OWN))
+        if method != _OWN and own is not None and value < own:
             lower.setdefault(method, {}).setdefault(equation, []).append(splits[split])
     if not lower:
         return ""
