@@ -17,8 +17,8 @@ _METHODS = {
 }
 # Why a baseline can have a lower error than **own**.
 _REASONS = {
-    "fno": "*fno* trains on fields from its first step to its last, where **own** plans, encodes, trains a tokenizer, "
-    "dynamics and whole forecasts one after another, and scores: of a large plane each has a few steps",
+    "fno": "*fno* trains on fields from its first step to its last, where **own** plans, encodes, trains three "
+    "stages one after another, and scores: of a large plane each has a few steps",
     "latent-flow": "*latent-flow* has a tokenizer that was trained for hours",
     "transformer": "*transformer* trains in one stage",
     "gino": "*gino* trains in one stage",

@@ -257,12 +257,12 @@ def _head(dyn: DynamicsConfig) -> str:
 
 
 def _steps(config: ModelConfig) -> str:
+    if config.dynamics.first is not None:
+        return "decides a frame in one pass (frame 0, which only generation draws, by a head of its own)"
     settings = config.sampling
     steps = (
         f"takes {settings.mask_steps} mask steps a frame and {settings.flow_steps} {settings.method} flow steps a token"
     )
-    if config.dynamics.first is not None:
-        return "decides a frame in one pass (frame 0, which only generation draws, by a head of its own)"
     if config.dynamics.decoder == "one-pass":
         return f"decides a frame in one pass (frame 0, which only generation draws, {steps})"
     return steps
