@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..config import ModelConfig
 from ..errors import EnmaError
 from ..models.local_head import FourierBlock, LocalBlock, LocalHead, filter_places
 
@@ -25,17 +26,24 @@ _SCALE = 0.5
 _FLOOR = 1e-9
 
 
+def check_first(config: ModelConfig) -> None:
+    """`EnmaError` if a head of frame 0 is too narrow to hold its noise, its field and a constant beside each other."""
+    first, channels = config.dynamics.first, config.tokenizer.latent_channels
+    if first is not None and first.width <= 2 * channels:
+        raise EnmaError(
+            f"dynamics.first.width is {first.width}; more than twice {channels}, the latent channels, is needed"
+        )
+
+
 @torch.no_grad()
 def begin_as_field(head: LocalHead, latents: Tensor) -> None:
     """Set the weights of a head from standardised latents ``[B, *g, F]`` of frames 0.
 
-    Waves beyond those of its filter are left out. `EnmaError` if the head is too narrow.
+    Waves beyond those of its filter are left out. The head is as wide as `check_first` asks.
     """
     block = head.blocks[0]
     assert isinstance(block, FourierBlock)
     grid, channels, width = latents.shape[1:-1], latents.shape[-1], len(head.norm.weight)
-    if width < 2 * channels + 1:
-        raise EnmaError(f"dynamics.first.width is {width}; more than twice {channels}, the latent channels, is needed")
     latents = latents.double()
     mean = latents.flatten(0, -2).mean(0)
     # The noise is in the first channels, the field in the next ones, and the constant in the last.

@@ -44,6 +44,7 @@ from ..utils.dataclass_json import replace
 from .checks import check_forecasts, check_stage, check_strides
 from .dynamics import DynamicsTask, Latents, encode_all
 from .emphasis import odds
+from .first_field import check_first
 from .first_frame import FirstFrameTask
 from .forecasts import ForecastTask
 from .head import HeadTask
@@ -122,6 +123,8 @@ def train(
     check_stage(stage, training, started=start is not None)
     if options.validate_every is None:
         options = dataclasses.replace(options, validate_every=VALIDATE_EVERY[stage])
+    if stage != "tokenizer":
+        check_first(config)
     if stage in STAGES[2:] and training.rollout is None:
         raise EnmaError("training config: rollout is null; training on whole forecasts needs its settings")
     if stage in ("dynamics", "forecasts"):
@@ -271,12 +274,17 @@ def _trained(
 def inherit(model: Model, before: Model, *, source: str) -> None:
     """Give a model the weights of another that differs from it in the decoder at most, or in what draws frame 0.
 
-    A one-pass decoder begins with the mean of the flow head's residual target as its output, where there is one. If any
-    other weight is missing or of another shape, an `EnmaError` names `source` and the weight.
+    A one-pass decoder begins with the mean of the flow head's residual target as its output, where there is one, and a
+    head of frame 0 that has other sizes begins anew. If any other weight is missing or of another shape, an `EnmaError`
+    names `source` and the weight.
     """
     ours = model.state_dict()
     apart = (*ONE_PASS, *FIRST) if model.config.dynamics.first is not None else ONE_PASS
-    tensors = {name: t for name, t in before.state_dict().items() if name in ours or not name.startswith(apart)}
+    theirs = before.state_dict()
+    left = {name for name in theirs if name not in ours and name.startswith(apart)}
+    if model.config.dynamics.first != before.config.dynamics.first:
+        left |= {name for name in theirs if name.startswith(FIRST)}
+    tensors = {name: t for name, t in theirs.items() if name not in left}
     new = {name: t for name, t in ours.items() if name.startswith(apart) and name not in tensors}
     moments = None if before.dynamics.flow is None else before.dynamics.flow.moments
     if "dynamics.read.weight" in new and moments is not None:

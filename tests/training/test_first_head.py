@@ -16,7 +16,7 @@ from enma_fast.training.first_field import begin_as_field
 from enma_fast.training.first_frame import FirstFrameTask
 from enma_fast.training.loop import RunOptions, run, step_generator
 from enma_fast.training.ranks import Rank
-from enma_fast.training.recipes import inherit
+from enma_fast.training.recipes import inherit, train
 from enma_fast.training.wave_score import WaveScore
 
 from .._tiny import CONFIGS, FIRST, TRAINING, dynamics_task, forecast_task, random_model
@@ -77,10 +77,12 @@ def test_it_begins_as_the_random_field_of_the_data(name):
         torch.testing.assert_close(found, expected, atol=0.1 * data.var().item(), rtol=0)
 
 
-def test_a_head_that_is_too_narrow_is_refused():
-    head = random_model(CONFIGS["line-first"]).dynamics.first
+@pytest.mark.parametrize("stage", ["dynamics", "head", "forecasts", "first-frame"])
+def test_a_head_that_is_too_narrow_is_refused_before_anything_is_trained(stage, tmp_path):
+    start = {} if stage == "dynamics" else {"start": PRETRAINED / "vorticity-fast"}
+    options, changes = RunOptions(out=tmp_path / "run"), {"dynamics.first.width": 16}
     with pytest.raises(EnmaError, match=r"dynamics\.first\.width is 16; more than twice 8, the latent channels"):
-        begin_as_field(head, torch.randn(3, 16, 8))
+        train(stage, "vorticity-fast", data_dir=tmp_path, options=options, model_changes=changes, **start)
 
 
 def test_training_lowers_the_score_and_changes_the_head_alone(tmp_path):
@@ -147,6 +149,19 @@ def test_a_model_with_a_flow_goes_on_with_a_head():
     ours, theirs = model.state_dict(), before.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours if not name.startswith("dynamics.first."))
     assert not model.dynamics.first.read.weight.any()
+
+
+def test_a_head_of_other_sizes_begins_anew():
+    before, config = random_model(CONFIGS["line-first"]), CONFIGS["line-first"]
+    wider = replace(config, dynamics=replace(config.dynamics, first=replace(config.dynamics.first, width=32)))
+    model = Model(wider)
+    inherit(model, before, source="it")
+    ours, theirs = model.state_dict(), before.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours if not name.startswith("dynamics.first."))
+    assert not model.dynamics.first.read.weight.any()
+    other = replace(wider.dynamics, local=replace(wider.dynamics.local, width=32))
+    with pytest.raises(EnmaError, match=r"it: dynamics\.local\..* has shape"):
+        inherit(Model(replace(wider, dynamics=other)), before, source="it")
 
 
 @pytest.mark.parametrize(
