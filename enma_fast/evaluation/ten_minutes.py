@@ -19,7 +19,7 @@ _METHODS = {
 _REASONS = {
     "fno": "*fno* trains on fields from its first step to its last, where **own** plans, encodes, trains three "
     "stages one after another, and scores: of a large plane each has a few steps",
-    "latent-flow": "*latent-flow* has a tokenizer that was trained for hours",
+    "latent-flow": "*latent-flow* has a tokenizer whose training is not counted",
     "transformer": "*transformer* trains in one stage",
     "gino": "*gino* trains in one stage",
 }
