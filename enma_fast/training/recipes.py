@@ -280,11 +280,12 @@ def inherit(model: Model, before: Model, *, source: str) -> None:
     """
     ours = model.state_dict()
     apart = (*ONE_PASS, *FIRST) if model.config.dynamics.first is not None else ONE_PASS
-    theirs = before.state_dict()
-    left = {name for name in theirs if name not in ours and name.startswith(apart)}
-    if model.config.dynamics.first != before.config.dynamics.first:
-        left |= {name for name in theirs if name.startswith(FIRST)}
-    tensors = {name: t for name, t in theirs.items() if name not in left}
+    anew = FIRST if model.config.dynamics.first != before.config.dynamics.first else ()
+    tensors = {
+        name: t
+        for name, t in before.state_dict().items()
+        if not name.startswith(anew) and (name in ours or not name.startswith(apart))
+    }
     new = {name: t for name, t in ours.items() if name.startswith(apart) and name not in tensors}
     moments = None if before.dynamics.flow is None else before.dynamics.flow.moments
     if "dynamics.read.weight" in new and moments is not None:

@@ -142,26 +142,18 @@ def test_single_frames_train_without_a_flow():
     assert one.model.dynamics.flow is None
 
 
-def test_a_model_with_a_flow_goes_on_with_a_head():
-    before = random_model(CONFIGS["line-fourier"])
-    model = Model(CONFIGS["line-first"])
+@pytest.mark.parametrize(("name", "width"), [("line-fourier", 16), ("line-first", 32)])
+def test_a_model_with_a_flow_or_a_head_of_other_sizes_goes_on_with_a_new_head(name, width):
+    before, config = random_model(CONFIGS[name]), CONFIGS["line-first"]
+    config = replace(config, dynamics=replace(config.dynamics, first=replace(config.dynamics.first, width=width)))
+    model = Model(config)
     inherit(model, before, source="it")
     ours, theirs = model.state_dict(), before.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours if not name.startswith("dynamics.first."))
     assert not model.dynamics.first.read.weight.any()
-
-
-def test_a_head_of_other_sizes_begins_anew():
-    before, config = random_model(CONFIGS["line-first"]), CONFIGS["line-first"]
-    wider = replace(config, dynamics=replace(config.dynamics, first=replace(config.dynamics.first, width=32)))
-    model = Model(wider)
-    inherit(model, before, source="it")
-    ours, theirs = model.state_dict(), before.state_dict()
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours if not name.startswith("dynamics.first."))
-    assert not model.dynamics.first.read.weight.any()
-    other = replace(wider.dynamics, local=replace(wider.dynamics.local, width=32))
+    other = replace(config.dynamics, local=replace(config.dynamics.local, width=32))
     with pytest.raises(EnmaError, match=r"it: dynamics\.local\..* has shape"):
-        inherit(Model(replace(wider, dynamics=other)), before, source="it")
+        inherit(Model(replace(config, dynamics=other)), before, source="it")
 
 
 @pytest.mark.parametrize(
