@@ -22,6 +22,8 @@ program ensemble
     call MPI_Init()
     call MPI_Comm_rank(MPI_COMM_WORLD, rank)
     call MPI_Comm_size(MPI_COMM_WORLD, ranks)
+    ! Files end the program where they cannot be opened or written; MPI's default is to go on.
+    call MPI_File_set_errhandler(MPI_FILE_NULL, MPI_ERRORS_ARE_FATAL)
     call enma_open(argument(1), model)
     members = number(argument(3))
     own = members / ranks

@@ -400,6 +400,7 @@ def test_arrays_elsewhere(small: Model) -> None:
     session = small.session(num_members=2)
     for change, message in (
         (lambda t: setattr(t.device, "device_type", 2), "device type 2"),
+        (lambda t: setattr(t.device, "device_type", -1), "device type -1"),
         (lambda t: setattr(t, "data", None), "no data"),
         (lambda t: setattr(t, "byte_offset", 2), "not aligned"),
         (lambda t: setattr(t.dtype, "lanes", 4), "4 lanes"),

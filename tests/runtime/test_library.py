@@ -173,10 +173,13 @@ def test_ranks_of_mpi(library: Library, fast: Model, frames: Path, tmp_path: Pat
     environ = os.environ | {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     environ |= {"PRTE_ALLOW_RUN_AS_ROOT": "1", "PRTE_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
 
-    def ranks(count: int, out: str, *steps: str) -> list[str]:
+    def start(count: int, out: str, *steps: str) -> subprocess.CompletedProcess[str]:
         command = ["mpirun", "--oversubscribe", "-np", str(count), str(program), str(CHECKPOINT), str(frames), "8"]
         command += [str(restart), str(tmp_path / out), *steps]
-        done = subprocess.run(command, capture_output=True, text=True, env=environ)
+        return subprocess.run(command, capture_output=True, text=True, env=environ)
+
+    def ranks(count: int, out: str, *steps: str) -> list[str]:
+        done = start(count, out, *steps)
         assert done.returncode == 0, (done.stdout[-2000:], done.stderr[-4000:])
         return re.findall(r"frame +\d+: mean +\S+, spread +\S+", done.stdout)
 
@@ -194,20 +197,28 @@ def test_ranks_of_mpi(library: Library, fast: Model, frames: Path, tmp_path: Pat
     restart.unlink()
     ranks(1, "one")
     assert (tmp_path / "parts").read_bytes() == (tmp_path / "four").read_bytes() == (tmp_path / "one").read_bytes()
+    assert start(2, "no such folder/out").returncode != 0
 
 
-def test_the_code_of_the_page_compiles(tmp_path: Path) -> None:
+def test_the_parts_of_programs_on_pages_compile(tmp_path: Path) -> None:
     needs(CC)
     pages = [(ROOT / f"docs/{name}.md").read_text() for name in ("embedding", "mpi-and-restarts")]
     (whole, scattered), (part,) = (re.findall(r"^```c\n(.*?)^```$", page, re.MULTILINE | re.DOTALL) for page in pages)
-    head, body = whole.split("\n", 1)
-    body = body.replace("enma_session* session;", f"{part}enma_session* session;")
+    begin = "void begin(enma_session* session, DLTensor points, DLTensor values, const int rank)"
     (tmp_path / "page.c").write_text(
-        f"{head}\nstatic void use(const float* frame) {{ (void)frame; }}\n"
-        f"void begin(enma_session* session, DLTensor points, DLTensor values) {{\n{scattered}}}\n"
-        f"int main(void) {{ const int rank = 0;\n{body}}}\n"
+        f"{whole}{begin};\n{begin} {{\n{scattered}enma_session_options options;\n{part}}}\n"
     )
-    run([CC, "-std=c11", *WARNINGS, f"-I{CSRC / 'include'}", "-fsyntax-only", str(tmp_path / "page.c")])
+    run(
+        [
+            CC,
+            "-std=c11",
+            *WARNINGS,
+            f"-I{CSRC / 'include'}",
+            "-Wno-unused-but-set-variable",
+            "-fsyntax-only",
+            str(tmp_path / "page.c"),
+        ]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -236,6 +247,7 @@ def installed(library: Library, tmp_path_factory: pytest.TempPathFactory) -> Pat
 @pytest.mark.parametrize(
     ("page", "programs", "printed"),
     [
+        ("embedding", ("gcc",), "frame 17: "),
         ("embed-in-cpp", ("cmake", "g++"), "frame 17: mean"),
         ("embed-in-fortran", ("gfortran",), "frame 17: mean"),
         ("mpi-and-restarts", ("g++",), "the same bits"),
@@ -257,6 +269,11 @@ def test_a_page_in_an_empty_folder(
     done = subprocess.run(["sh", "-euc", script], cwd=tmp_path, env=environ, capture_output=True, text=True)
     assert done.returncode == 0, (done.stdout[-2000:], done.stderr[-4000:])
     assert printed in done.stdout
+    # Its last command again, with the path of a checkpoint that is not there.
+    command = script.splitlines()[-1].split()[0]
+    failed = subprocess.run([command, "no such checkpoint"], cwd=tmp_path, env=environ, capture_output=True, text=True)
+    assert failed.returncode == 1
+    assert "no such checkpoint" in failed.stderr
     # The other programs of the page compile.
     include = f"-I{CSRC / 'include'}"
     for path in tmp_path.glob("*.cpp"):

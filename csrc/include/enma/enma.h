@@ -27,7 +27,12 @@
 
 /* DLPack 1.0, its structs of a tensor. Include dlpack.h, if at all, before this header. */
 #ifndef DLPACK_DLPACK_H_
+#ifdef __cplusplus
+/* Any value of 32 bits can be read before it is checked. */
+typedef enum : int32_t { kDLCPU = 1, kDLCUDA = 2 } DLDeviceType;
+#else
 typedef enum { kDLCPU = 1, kDLCUDA = 2 } DLDeviceType;
+#endif
 typedef enum { kDLInt = 0U, kDLUInt = 1U, kDLFloat = 2U } DLDataTypeCode;
 
 typedef struct {
