@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..data import FieldFile, read, shipped_file
 from ..data.selection import spread_rows
+from ..drawing.plots import save_figure
 from ..errors import EnmaError
 from ..evaluation.scoring import paper_table, score_forecast
 from ..forecasting.file_forecast import FileForecast
@@ -20,7 +21,6 @@ from ..forecasting.store_layout import file_hashes, layout_of, provenance
 from ..models.checkpoint import available, load_config, load_model
 from ..store.create import create_store
 from ..store.layout import OUTSIDE
-from .plots import save_figure
 from .report import store_figure
 
 CHECKPOINT = "combined-fast"

@@ -15,6 +15,10 @@ from typing import Any
 import numpy as np
 
 from ...data import EQUATIONS, dataset_split, read
+from ...drawing.calibration import SpreadErrorBins
+from ...drawing.forecast import Forecast
+from ...drawing.plots import forecast_figure, save_movie
+from ...drawing.style import labelled
 from ...errors import EnmaError
 from ...evaluation.metrics import SCORES, Scores
 from ...evaluation.physics import Physics
@@ -25,10 +29,6 @@ from ...store.layout import POINTS
 from ...store.metadata import READINGS
 from ...store.read import is_missing, read_forecast, zarr_errors
 from ...utils.names import SPACE
-from ..calibration import SpreadErrorBins
-from ..forecast import Forecast
-from ..plots import forecast_figure, save_movie
-from ..style import labelled
 
 # Values that are scored at a time, in float64 and with copies of them.
 _BLOCK = 1 << 22

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from ...drawing.forecast import LEVELS, Forecast, central_intervals
+from ...drawing.maps import error_scale, field_scale
+from ...drawing.style import labelled
 from ...errors import EnmaError
 from ...utils.extras import load_extra
-from ..forecast import LEVELS, Forecast, central_intervals
-from ..maps import error_scale, field_scale
-from ..style import labelled
 from .reader import StoreReader
 
 # Largest size of the data in the page, in bytes, and the sizes to which trajectories, space and time are thinned.
