@@ -49,7 +49,7 @@ def demo(
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
-    """Forecast trajectories that the shipped model has never seen, and score the ensemble."""
+    """Forecast trajectories that the shipped model has never seen, score them, and draw that of median error."""
     from ..figures import demo as library
 
     if pde is not None and checkpoint is not None:
