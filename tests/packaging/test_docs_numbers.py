@@ -80,7 +80,8 @@ def test_the_pages_that_say_settings_are_read() -> None:
 def test_wrong_numbers_are_found() -> None:
     text = (
         "The preset `combined-fast` has temperature 1. It has 3. The model `combined-fast` has a\ntemperature of 0.65 "
-        "and 16 shifts. [wave-fast](a.md) has 9.9 million parameters: `advection-fast` beside `wave-fast` has 3 shifts.\n"
+        "and 16 shifts. [wave-fast](a.md) has 9.9 million parameters. "
+        "`advection-fast` beside `wave-fast` has 3 shifts.\n"
         "```\n`combined-fast` at temperature 3\n```\n"
     )
     assert [line.partition(":")[0] for line in wrong(text)] == [
