@@ -280,9 +280,9 @@ def test_a_lazy_dimension_order_costs_no_channel(plane):
 
 
 @pytest.mark.parametrize(
-    ("page", "heading"), [("README.md", "## Five lines"), ("docs/index.md", "## Forecast in Python")]
+    ("page", "heading"), [("README.md", "## A forecast in Python"), ("docs/index.md", "## Forecast in Python")]
 )
-def test_the_five_lines_forecast_and_show_what_the_page_says(page, heading, tmp_path, monkeypatch, capsys):
+def test_the_first_example_forecasts_and_shows_what_the_page_says(page, heading, tmp_path, monkeypatch, capsys):
     root = Path(__file__).parents[2]
     section = (root / page).read_text(encoding="utf-8").partition(heading)[2].partition("\n## ")[0]
     (code,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
