@@ -77,7 +77,10 @@ def subset(
     force: Annotated[bool, typer.Option("--force", help="Replace a file at --out.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write a few trajectories of some environments as a file of its own; the shipped test files are such."""
+    """Write a few trajectories of some environments as a file of its own; the shipped test files are such.
+
+    A trajectory of less than a tenth of the others' amplitude is replaced by the next of its environment.
+    """
     from ..data import count
     from ..data import subset as write
 

@@ -12,18 +12,18 @@ from typing import Any
 
 import numpy as np
 
+from ...drawing.forecast import Forecast
+from ...drawing.physics import spectrum_figure
+from ...drawing.plots import REMEDY, forecast_panels
+from ...drawing.style import ENSEMBLE, ERROR, INK, TRUTH
 from ...errors import EnmaError
 from ...evaluation.metrics import SCORES
 from ...evaluation.metrics import columns as score_columns
 from ...evaluation.physics import Physics
-from ...store.layout import OUTSIDE, POINTS
+from ...store.layout import OUTSIDE, POINTS, TOGETHER
 from ...utils.extras import load_extra
 from ...utils.files import complete_file
 from ...utils.text import counted, times
-from ..forecast import Forecast
-from ..physics import spectrum_figure
-from ..plots import REMEDY, forecast_panels
-from ..style import ENSEMBLE, ERROR, INK, TRUTH
 from .reader import StoreReader, blocks
 from .viewer import MANY_TRAJECTORIES, Thinning
 
@@ -39,6 +39,7 @@ _ATTRIBUTES = {
     "data_file": "data file",
     "observed_frames": "observed frames",
     POINTS: "points observed of each frame",
+    TOGETHER: "frames decided together",
     "seed": "seed",
     "sampling": "sampler",
     "precision": "precision",

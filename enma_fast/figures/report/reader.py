@@ -15,20 +15,20 @@ from typing import Any
 import numpy as np
 
 from ...data import EQUATIONS, dataset_split, read
+from ...drawing.calibration import SpreadErrorBins
+from ...drawing.forecast import Forecast
+from ...drawing.plots import forecast_figure, save_movie
+from ...drawing.style import labelled
 from ...errors import EnmaError
 from ...evaluation.metrics import SCORES, Scores
 from ...evaluation.physics import Physics
 from ...evaluation.scoring import leave_out_errors
 from ...evaluation.store_scores import check_truth_file
 from ...forecasting.scattered import drawn_places
-from ...store.layout import POINTS
+from ...store.layout import POINTS, TOGETHER
 from ...store.metadata import READINGS
 from ...store.read import is_missing, read_forecast, zarr_errors
 from ...utils.names import SPACE
-from ..calibration import SpreadErrorBins
-from ..forecast import Forecast
-from ..plots import forecast_figure, save_movie
-from ..style import labelled
 
 # Values that are scored at a time, in float64 and with copies of them.
 _BLOCK = 1 << 22
@@ -132,6 +132,7 @@ class StoreReader:
             name=self.channels[channel],
             unit=self._unit(self._variable(channel)),
             axis_units=self.axis_units,
+            together=self.attributes.get(TOGETHER, 1),
             **fields,
         )
 
@@ -195,6 +196,13 @@ class StoreReader:
         if number is not None and number not in self.numbers:
             raise EnmaError(f"{self.path}: has no trajectory {number}; it holds {', '.join(map(str, self.numbers))}")
         return 0 if number is None else self.numbers.index(number)
+
+    def place_of_median_error(self) -> int:
+        """Index of the trajectory whose mean has the median error, the lower one of two; 0 if none can be scored."""
+        pooled = self.scores()
+        scores = [(place, pooled.add(trajectory)) for place, trajectory in enumerate(self)]
+        errors = sorted((float(each["rel_l2"]), place) for place, each in scores if each and each["rel_l2"] is not None)
+        return errors[(len(errors) - 1) // 2][1] if errors else 0
 
     def channel_of(self, name: str | None) -> int:
         """Index of the channel with this name, by default 0; `EnmaError` if there is none."""
