@@ -25,8 +25,8 @@ from .missing import invalid, require_valid
 from .zarr_check import check_store
 
 _T = TypeVar("_T")
-# Libraries that read NetCDF, of which the extra installs the first, and dates.
-_ENGINES = ("h5netcdf", "netCDF4", "scipy.io", "cftime")
+# Libraries that read NetCDF, of which the extra installs the first.
+_ENGINES = ("h5netcdf", "netCDF4", "scipy.io")
 # Attributes that name the edges of cells.
 _BOUNDS = ("bounds", "climatology")
 
@@ -135,7 +135,7 @@ def _read(path: Path, work: Callable[[Any, Limits], _T]) -> _T:
     xarray = load_extra("xarray", "store")
     # Imported once here, not in each child.
     load_extra("zarr" if path.is_dir() else "h5netcdf", "store")
-    for name in _ENGINES:
+    for name in ("cftime", *(() if path.is_dir() else _ENGINES)):
         with suppress(ImportError):
             import_module(name)
 
