@@ -97,11 +97,12 @@ def import_fields(source: str | Path, out: str | Path, options: ImportOptions, *
 
 def _imported(source: Path, out: Path, options: ImportOptions) -> Path:
     data = _described(source, options) if _known_layout(source) else _assembled(source, options)
-    _note_constants(data)
-    _note_repeated_ends(data)
-    data = _renamed(data, options)
+    source_data, data = data, _renamed(data, options)
     check_names(data.parameters, kind="parameter", where=data.path)
     check_values(data)
+    # By the names that the options know.
+    _note_constants(source_data)
+    _note_repeated_ends(source_data)
     if options.window is not None:
         data = _windows(data, options.window, options.stride or options.window)
     check_store_names(data)
