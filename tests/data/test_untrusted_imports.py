@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -284,7 +285,10 @@ def test_a_bomb_in_a_zarr_store_is_refused(tmp_path: Path, line: np.ndarray, sma
     made.to_zarr(path, consolidated=False, zarr_format=2, encoding={"u": {"compressors": numcodecs.GZip()}})
     member = gzip.compress(bytes(64 << 20), 1)
     (path / "u" / "0.0.0").write_bytes(member * 32)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert refusal(path).startswith(f"{path}: ")
+    # In KiB: of two GiB none are in this process.
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < before + (256 << 10)
 
 
 def test_a_bomb_in_an_archive_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: np.ndarray) -> None:

@@ -312,6 +312,8 @@ def change_store(path: Path, change: list[Any]) -> None:
         if kind == "json":
             file.write_text(change_json(document, more[0]))
             return
-        node = document.setdefault("attributes", {}) if kind == "attribute" and file.name == "zarr.json" else document
-        node[more[0]] = more[1]
-        file.write_text(json.dumps(document))
+        inside = kind == "attribute" and file.name == "zarr.json" and isinstance(document, dict)
+        node = document.setdefault("attributes", {}) if inside else document
+        if isinstance(node, dict):
+            node[more[0]] = more[1]
+            file.write_text(json.dumps(document))
