@@ -18,6 +18,7 @@ import numpy as np
 from ..errors import EnmaError
 from ..utils.extras import load_extra
 from ..utils.names import SPACE
+from ..utils.text import shown
 from ..utils.untrusted import Limits, open_regular, read_arrays, require_memory
 from . import hdf5, xarray_files
 from .missing import FILL_ATTRIBUTES, attributes, require_present
@@ -234,7 +235,9 @@ def _labelled(path: Path) -> Source:
             if name in each.axes:
                 coords[name] = each.values
                 if " since " in each.unit:
-                    log.warning("%s: '%s' of %s are no dates, and are taken as plain numbers", path, each.unit, name)
+                    log.warning(
+                        "%s: %s of %s are no dates, and are taken as plain numbers", path, shown(each.unit), name
+                    )
             if each.values.dtype.kind in "fiuUS":
                 columns[name] = Variable(values=each.values, axes=each.axes)
         elif each.data and len(each.axes) > 1 and numbers:
