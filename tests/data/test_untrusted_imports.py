@@ -92,6 +92,7 @@ def test_a_hanging_reader_obeys_signals(tmp_path: Path, line: np.ndarray) -> Non
             time.sleep(0.02)
         # It reads by now.
         time.sleep(1.0)
+        assert process.poll() is None
         process.send_signal(signal.SIGTERM)
         began = time.monotonic()
         process.wait(timeout=20)
