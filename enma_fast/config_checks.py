@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from .errors import EnmaError
-from .utils.bounds import MOST_FRAMES
+from .utils.bounds import MOST_FLOAT, MOST_FRAMES
 from .utils.text import counted, times
 
 # Flow steps for each token; far fewer are exact to rounding.
@@ -22,9 +22,8 @@ _MOST_FLOW_STEPS = 1000
 _MOST_MASK_STEPS = 65_536
 # Width of a layer and number of layers in a config.
 _MOST_WIDTH, _MOST_LAYERS = 65_536, 256
-_MOST_FLOAT = 1e6
 
-# Bounds of numbers in a model's config, where they are not `_MOST_WIDTH` and `_MOST_FLOAT`.
+# Bounds of numbers in a model's config, where they are not `_MOST_WIDTH` and `MOST_FLOAT`.
 _MOST: Mapping[str, int] = {
     "num_frames": MOST_FRAMES,
     "shortest_context": MOST_FRAMES,
@@ -241,7 +240,7 @@ def check_numbers(name: str, config: Any, place: str = "") -> None:
         for entry in config:
             check_numbers(name, entry, place)
     elif isinstance(config, int | float):
-        most = _MOST.get(place, _MOST_WIDTH if isinstance(config, int) else _MOST_FLOAT)
+        most = _MOST.get(place, _MOST_WIDTH if isinstance(config, int) else MOST_FLOAT)
         if not math.isfinite(config):
             raise EnmaError(f"{name}: {place} is {config}; a finite number is needed")
         if abs(config) > most:

@@ -13,8 +13,7 @@ import numpy as np
 
 from ..errors import EnmaError
 from ..utils.bounds import MOST_POINTS
-from ..utils.system import memory
-from ..utils.untrusted import Limits
+from ..utils.untrusted import Limits, require_memory
 from . import hdf5
 from .missing import FILL_ATTRIBUTES, present
 
@@ -186,11 +185,7 @@ class FieldSource:
 
     def load(self, rows: np.ndarray, more: Limits = lambda num_bytes: None) -> FieldFile:
         """Read the trajectories `rows`; `more` gets their size in bytes first. `EnmaError` if a value is not finite."""
-        if (num_bytes := self.num_bytes(len(rows))) > memory():
-            raise EnmaError(
-                f"{self.path}: asks for more memory than there is ({num_bytes / 1e9:,.1f} GB of "
-                f"{memory() / 1e9:,.1f} GB); select fewer trajectories"
-            )
+        require_memory(self.path, num_bytes := self.num_bytes(len(rows)))
         more(num_bytes)
         u = np.empty((len(rows), len(self.times), *self.grid, len(self.channels)), dtype=np.float32)
         first = 0
