@@ -56,8 +56,8 @@ class Channels:
             if sorted(given) == sorted(self.names):
                 order = [given.index(name) for name in self.names]
             elif self.required:
-                names = ", ".join(self.names)
-                raise EnmaError(f"{what} has the channels {', '.join(given)}; expected {names}, as {self.of} has them")
+                wanted = ", ".join(self.names)
+                raise EnmaError(f"{what} has the channels {', '.join(given)}; expected {wanted}, as {self.of} has them")
             else:
                 log.warning(
                     "%s: its channels are %s, those of the model %s; they are taken in this order, so check that they "
@@ -69,7 +69,8 @@ class Channels:
         for i, (unit, expected) in enumerate(zip(_each(units, order, len(self.units)), self.units, strict=False)):
             # One that is not stated may be any.
             if expected and not has_no_unit(unit) and not same_unit(unit, expected):
-                name = self.names[i] if self.names else f"channel {i}"
+                named = given if given and len(given) > i else list(self.names)
+                name = named[order[i] if order else i] if named else f"channel {i}"
                 report_unit(f"{what}: {name}", unit, expected, of=self.of, strict=strict)
         return order
 
