@@ -100,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if debug:
                 raise
             if isinstance(error, EnmaError):
-                return _fail(str(error), 2)
+                return _fail(str(error), error.status)
             if hasattr(error, "format_message"):
                 # Typer's own errors: those of click in older releases, of a copy of click in newer ones.
                 return _usage(error)
