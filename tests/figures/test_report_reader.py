@@ -50,6 +50,17 @@ def test_what_is_damaged_or_lost_is_not_drawn(store: Path, tmp_path: Path, draw,
     assert not (tmp_path / "a.html").exists()
 
 
+def test_a_trajectory_beyond_the_memory_is_refused_unread(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Three members and the truth, in float32.
+    size = 4 * (3 + 1) * 5 * 7
+    monkeypatch.setattr(reader, "memory", lambda: 2 * size)
+    StoreReader(store)
+    monkeypatch.setattr(reader, "memory", lambda: size)
+    monkeypatch.setattr(StoreReader, "_values", lambda *given: pytest.fail("was read"))
+    with pytest.raises(EnmaError, match=r"run\.zarr: one trajectory .*enma-fast score"):
+        StoreReader(store)
+
+
 def test_lost_statistics_are_named(store: Path) -> None:
     reader = StoreReader(store)
     reader.dataset = reader.dataset.drop_vars("u")

@@ -25,6 +25,7 @@ from ...store.layout import POINTS
 from ...store.metadata import READINGS
 from ...store.read import is_missing, read_forecast, zarr_errors
 from ...utils.names import SPACE
+from ...utils.system import memory
 from ..calibration import SpreadErrorBins
 from ..forecast import Forecast
 from ..plots import forecast_figure, save_movie
@@ -32,6 +33,8 @@ from ..style import labelled
 
 # Values that are scored at a time, in float64 and with copies of them.
 _BLOCK = 1 << 22
+# Memory of a trajectory while it is scored, in sizes of its values.
+_COPIES = 1.5
 
 
 @dataclass(kw_only=True)
@@ -91,7 +94,19 @@ class StoreReader:
             for name, values in self.dataset.variables.items()
             if values.dims == ("trajectory",) and name != "trajectory"
         }
+        self._require_memory()
         self._truth = None if truth is None else self._from_file(Path(truth))
+
+    def _require_memory(self) -> None:
+        """Raise `EnmaError` if one trajectory does not fit the memory."""
+        kept = ("",) if self.channels[0] in self.dataset else ("_mean", "_spread", "_quantile")
+        names = [name + kind for name in self.channels for kind in (*kept, "_truth", "_observed")]
+        values = sum(math.prod(self.dataset[name].shape[1:]) for name in names if name in self.dataset)
+        if (needed := _COPIES * 4 * values) > (there := memory()):
+            raise EnmaError(
+                f"{self.path}: one trajectory of its members takes {needed / 1e9:,.0f} GB, this machine has "
+                f"{there / 1e9:,.0f} GB; score it by enma-fast score, or forecast again with --statistics-only"
+            )
 
     def __len__(self) -> int:
         return len(self.numbers)
