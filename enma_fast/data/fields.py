@@ -254,7 +254,7 @@ def context_number(path: Path, environment: np.ndarray | None, i: int, numbers: 
     if environment is None:
         raise EnmaError(
             f"{path}: lacks scalars/environment; add one integer per trajectory, its group, "
-            "so that a context trajectory can be found"
+            "so that a context trajectory can be found, or give contexts in a file of their own (forecast --context)"
         )
     if i not in numbers:
         raise EnmaError(f"{path}: trajectory {i} is out of range; {len(numbers)} were read")
@@ -263,7 +263,7 @@ def context_number(path: Path, environment: np.ndarray | None, i: int, numbers: 
     if len(members) < 2:
         raise EnmaError(
             f"{path}: trajectory {i} is alone in its group, scalars/environment {group}; a context needs a second "
-            "trajectory of the same group"
+            "trajectory of the same group, or a file of contexts (forecast --context)"
         )
     return int(members[(np.searchsorted(members, i) + 1) % len(members)])
 

@@ -104,7 +104,7 @@ class FileForecast:
         At most `at_once` members are in memory at a time, by default all.
         """
         config, data, request = self.model.config, self.data, self.request
-        check_file(config, data)
+        check_file(config, data, reads_points=self.model.reads_points)
         expected = Channels.of_model(self.model)
         check_channels(expected, data, strict=request.strict)
         if data.points is not None:
@@ -297,12 +297,15 @@ def _units(data: FieldFile) -> list[str]:
     return [data.units.get(channel, "1") for channel in data.channels]
 
 
-def check_file(config: ModelConfig, data: FieldFile) -> None:
+def check_file(config: ModelConfig, data: FieldFile, *, reads_points: bool = False) -> None:
     """Raise `EnmaError` unless grid, domain, positions, number of channels and frame spacing are the model's."""
     tok = config.tokenizer
     grid = data.u.shape[2:-1] if data.points is None else tuple(len(x) for x in data.coords)
     if grid != tok.grid:
-        raise EnmaError(f"{data.path}: the grid is {times(grid)} points; {config.name} expects {times(tok.grid)}")
+        remedy = "interpolate to them" + ", or give a table of readings (.csv), at any points" * reads_points
+        raise EnmaError(
+            f"{data.path}: the grid is {times(grid)} points; {config.name} expects {times(tok.grid)}; {remedy}"
+        )
     if len(data.channels) != tok.field_channels:
         raise EnmaError(
             f"{data.path}: holds {len(data.channels)} channels ({', '.join(data.channels)}); {config.name} expects "
@@ -311,11 +314,12 @@ def check_file(config: ModelConfig, data: FieldFile) -> None:
     if data.periodic != tok.periodic:
         raise EnmaError(
             f"{data.path}: boundary_conditions are {boundaries(data.periodic)}; {config.name} expects "
-            f"{boundaries(tok.periodic)}"
+            f"{boundaries(tok.periodic)} (if the file is wrong, import it with --periodic)"
         )
     if not np.allclose(data.lengths, tok.lengths, rtol=SPACING_TOLERANCE, atol=0.0):
         raise EnmaError(
-            f"{data.path}: the domain has size {times(data.lengths)}; {config.name} expects {times(tok.lengths)}"
+            f"{data.path}: the domain has size {times(data.lengths)}; {config.name} expects {times(tok.lengths)} "
+            "(if it is given in another unit, import it with --spacing)"
         )
     for name, x in zip(SPACE, data.coords, strict=False):
         if not is_even(x):
@@ -327,5 +331,5 @@ def check_file(config: ModelConfig, data: FieldFile) -> None:
     if not np.allclose(steps, config.frame_interval, rtol=SPACING_TOLERANCE, atol=0.0):
         raise EnmaError(
             f"{data.path}: dimensions/time has frames {steps.mean():.4g} apart; {config.name} expects "
-            f"{config.frame_interval:.4g}"
+            f"{config.frame_interval:.4g} (if they are given in another unit, import it with --dt)"
         )

@@ -155,7 +155,8 @@ def first_time(history: LabelledField | None, context: LabelledField | None, *, 
         steps, rounding = np.diff(source.times), 2 * np.spacing(np.abs(source.times).max())
         if not np.allclose(steps, interval, rtol=SPACING_TOLERANCE, atol=rounding):
             raise EnmaError(
-                f"{argument}: the coordinate time has frames {steps.mean():.4g} apart; the model expects {interval:.4g}"
+                f"{argument}: the coordinate time has frames {steps.mean():.4g} apart; the model expects "
+                f"{interval:.4g} (if it is given in another unit, drop the coordinate)"
             )
     leading = context if history is None else history
     if leading is None or leading.times is None or not leading.times.size:
@@ -196,6 +197,8 @@ def _ordered(argument: str, value: Any, space: tuple[str, ...], *, channel: bool
         remedy = "" if channel else "; select the channels from the Dataset"
         if usual:
             remedy = f"; rename those that are called otherwise: .rename({usual})"
+        if "point" in dims and "point" not in order:
+            remedy = f"; give the coordinates of the points by {'context_' * (argument == 'context')}points="
         raise EnmaError(
             f"{subject} has the dims ({', '.join(dims)}); expected are {', '.join(order)}, of which "
             f"{' and '.join(free)} may be left out{remedy}"
