@@ -24,7 +24,7 @@ from ..forecast import Forecast
 from ..physics import spectrum_figure
 from ..plots import REMEDY, forecast_panels
 from ..style import ENSEMBLE, ERROR, INK, TRUTH
-from .reader import StoreReader, blocks
+from .reader import StoreReader, blocks, quiet
 from .viewer import MANY_TRAJECTORIES, Thinning
 
 # Longest text of an attribute and most rows of a table that the page shows.
@@ -53,6 +53,7 @@ _ATTRIBUTES = {
 }
 
 
+@quiet
 def write_report(store: str | Path, out: str | Path, *, truth: str | Path | None = None) -> dict[str, Any]:
     """Write a report of a forecast store as one HTML page; it appears complete or not at all.
 

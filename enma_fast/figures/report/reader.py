@@ -33,6 +33,8 @@ from ..style import labelled
 
 # Values that are scored at a time, in float64 and with copies of them.
 _BLOCK = 1 << 22
+# Values that are not finite, or near the largest of float32, are left out and named.
+quiet = np.errstate(over="ignore", invalid="ignore")
 # Memory of a trajectory while it is scored, in sizes of its values.
 _COPIES = 1.5
 
@@ -372,6 +374,7 @@ def _parts(members: np.ndarray, truth: np.ndarray) -> Iterator[tuple[int, np.nda
         first += count
 
 
+@quiet
 def store_figure(store: str | Path | StoreReader, *, place: int = 0, channel: int = 0, title: str | None = None) -> Any:
     """Draw one trajectory of a forecast store, and the calibration of all of them, as a matplotlib figure.
 
@@ -393,6 +396,7 @@ def store_figure(store: str | Path | StoreReader, *, place: int = 0, channel: in
     )
 
 
+@quiet
 def store_movie(reader: StoreReader, out: str | Path, *, place: int = 0, channel: int = 0) -> Path:
     """Write the movie of one trajectory of a forecast store, with `plots.save_movie`."""
     return save_movie(reader.forecast(reader.trajectory(place), channel), out, title=reader.title(place))
