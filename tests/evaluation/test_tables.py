@@ -2,7 +2,6 @@
 
 import copy
 import json
-import os
 import shutil
 from dataclasses import replace
 
@@ -20,6 +19,7 @@ from enma_fast.forecasting.request import GENERATION, INITIAL_VALUE, TEMPORAL
 from enma_fast.models.checkpoint import WEIGHTS, available, hashes, load_config, load_model, save_model
 
 from .._tiny import COMBINED, INTERPOLATION, random_model
+from ._score_files import file_of
 
 
 @pytest.fixture(scope="module")
@@ -82,33 +82,6 @@ def test_the_fair_crps_is_higher_by_what_few_members_hide(rng):
     pairs = np.abs(members[:, :, None] - members[:, None]).sum((1, 2)).mean() / 2
     difference = float(crps(members, truth, fair=False) - crps(members, truth))
     assert difference == pytest.approx(pairs / (4 * 3) - pairs / 16, rel=1e-9)
-
-
-def file_of(method="fast", *, seed=0, rel_l2=0.02, equation="combined", kind="model", **row):
-    """A score file of one row."""
-    row = {
-        "protocol": "whole",
-        "task": "temporal",
-        "split": "test-in",
-        "members": 16,
-        "trajectories": 1200,
-        "frames": 17,
-        "rel_l2": rel_l2,
-        "rel_l2_median": rel_l2 / 2,
-        "cpu_seconds_per_member": 0.003,
-    } | row
-    return {
-        "method": method,
-        "kind": kind,
-        "equation": equation,
-        "seed": seed,
-        "cpu_seconds": 100.0,
-        "num_parameters": 2_000_000,
-        "weights": None,
-        "data": {f"{equation}-test-in.h5": "ab" * 32},
-        "machine": {"cpu": "a processor", "threads": 1, "gpu": None},
-        "rows": [row],
-    }
 
 
 def test_cells_average_seeds_and_stand_beside_the_paper():
@@ -215,51 +188,6 @@ def test_what_is_no_score_file_is_refused(tmp_path):
         score_files.read_score_files(tmp_path)
     (tmp_path / "a.json").write_text("[")
     with pytest.raises(EnmaError, match=r"a\.json: is not JSON"):
-        score_files.read_score_files(tmp_path)
-
-
-def changed(value, change):
-    """Copies of a document of plain values, in each of which one entry is another, or left out."""
-    if isinstance(value, dict):
-        for name, entry in value.items():
-            yield {key: kept for key, kept in value.items() if key != name}
-            yield from ({**value, name: other} for other in changed(entry, change))
-    if isinstance(value, list) and value:
-        yield from ([other, *value[1:]] for other in changed(value[0], change))
-    yield change
-
-
-@pytest.mark.parametrize(
-    "change",
-    [None, True, -1, 1e308, float("nan"), 10**400, "<script>alert(1)</script>", "a|b\nc", "../../x", [], {"a": 1}],
-)
-def test_a_score_file_of_other_entries_is_one_line_or_a_table(tmp_path, change):
-    physics = {"spectrum_error": 0.1, "quantities": [{"name": "mass", "law": "decays", "violation": 0.1, "truth": 0.0}]}
-    made, refused = 0, []
-    for document in changed(file_of(physics=physics), change):
-        (tmp_path / "a.json").write_text(json.dumps(document))
-        try:
-            files = score_files.read_score_files(tmp_path)
-        except EnmaError as error:
-            refused.append(str(error))
-            continue
-        page = tables.markdown(files, files)
-        assert "<script" not in page
-        json.dumps(tables.as_json(files, files), allow_nan=False)
-        made += 1
-    assert made
-    assert len(refused) > 20
-    assert all(said.startswith(f"{tmp_path / 'a.json'}: ") and "\n" not in said for said in refused)
-
-
-@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "\xff\xfe", "[]", '"method"'])
-def test_a_file_of_other_things_is_no_score_file(tmp_path, text):
-    (tmp_path / "a.json").write_text(text, encoding="latin-1")
-    with pytest.raises(EnmaError, match=r"a\.json: is no"):
-        score_files.read_score_files(tmp_path)
-    (tmp_path / "a.json").unlink()
-    os.mkfifo(tmp_path / "a.json")
-    with pytest.raises(EnmaError, match=r"a\.json: is not a file"):
         score_files.read_score_files(tmp_path)
 
 
