@@ -14,7 +14,7 @@ from typing import Any
 
 from .errors import EnmaError
 from .utils.bounds import MOST_FLOAT, MOST_FRAMES
-from .utils.text import counted, times
+from .utils.text import counted, shown, times
 
 # Flow steps for each token; far fewer are exact to rounding.
 _MOST_FLOW_STEPS = 1000
@@ -222,8 +222,14 @@ def require(config: Any, names: tuple[str, ...], fits: Callable[[Any], bool], ne
     """Raise `EnmaError` for a value that does not fit; one that is no number fits no bound."""
     for name in names:
         value = getattr(config, name)
-        if not fits(value):
-            raise EnmaError(f"{place}{name} is {list(value) if isinstance(value, tuple) else value}; {needed}")
+        try:
+            found = fits(value)
+        except TypeError:
+            found = False
+        if not found:
+            # Quotes alone tell the text '1' from the number 1.
+            said = f"{shown(value)} (text)" if isinstance(value, str) else value
+            raise EnmaError(f"{place}{name} is {list(said) if isinstance(said, tuple) else said}; {needed}")
 
 
 def check_numbers(name: str, config: Any, place: str = "") -> None:

@@ -8,7 +8,7 @@ An equation is a file in `equations/`, a kind of file a reader here. Nothing her
 
 from .checks import check_values, constant_channels, leave_out
 from .equations import EQUATIONS
-from .fields import FieldFile, decimals
+from .fields import FieldFile, decimals, is_even
 from .generator import generate, output_path
 from .importing import FIRST_FRAME, SERIES, ImportOptions, import_fields
 from .missing import NETCDF_FILL, attributes, require_present, unmasked
@@ -41,6 +41,7 @@ __all__ = [
     "example",
     "generate",
     "import_fields",
+    "is_even",
     "is_readings",
     "leave_out",
     "output_path",

@@ -156,12 +156,17 @@ def isolated(path: Path, work: Callable[[Limits], Any]) -> Any:
     try:
         answer, reply = os.pipe()
         try:
-            with warnings.catch_warnings():
-                # Python and JAX warn that threads may hold locks; the child only reads.
-                warnings.simplefilter("ignore")
-                child = os.fork()
-            if not child:
-                _serve(work, arrays, reply)
+            # Until the child has dropped the handlers of this process, no signal may reach it.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+            try:
+                with warnings.catch_warnings():
+                    # Python and JAX warn that threads may hold locks; the child only reads.
+                    warnings.simplefilter("ignore")
+                    child = os.fork()
+                if not child:
+                    _serve(work, arrays, reply)
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
         finally:
             os.close(reply)
         header, status = _receive(child, answer)
@@ -216,8 +221,7 @@ def _serve(work: Callable[[Limits], Any], arrays: int, reply: int) -> NoReturn:
     try:
         gc.disable()
         faulthandler.disable()
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGXCPU, signal.SIGALRM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_DFL)
+        _drop_handlers()
         _end_with_parent()
         with suppress(OSError):
             # Where memory runs out, the system ends the child and not its parent.
@@ -245,6 +249,15 @@ def _serve(work: Callable[[Limits], Any], arrays: int, reply: int) -> NoReturn:
     finally:
         # `_exit`: no buffer of the parent is flushed, and no handler of it runs, a second time.
         os._exit(0)
+
+
+def _drop_handlers() -> None:
+    """Let signals, those of a crash too, end the child: handlers and blocked signals are those of a host program."""
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+        if number in (signal.SIGXCPU, signal.SIGALRM) or signal.getsignal(number) != signal.SIG_IGN:
+            with suppress(OSError, ValueError):
+                signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
 def _end_with_parent() -> None:

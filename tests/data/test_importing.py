@@ -402,6 +402,17 @@ def test_bad_positions_and_fields(tmp_path: Path, line: np.ndarray, change: dict
     assert said in refusal(tmp_path / "bad.npz", axes=LINE)
 
 
+@pytest.mark.parametrize("name", [".", "", "a/b", "../../p", "a\\b", "line\nbreak"])
+def test_columns_that_cannot_be_arrays_are_refused(
+    tmp_path: Path, line: np.ndarray, name: str, refusal: Callable
+) -> None:
+    np.savez(tmp_path / "bad.npz", **{"u": line, name: np.arange(N) * 1.0})
+    said = refusal(tmp_path / "bad.npz", axes=LINE, fields=("u",), **STEPS)
+    assert "bad.npz" in said
+    assert ascii(name) in said
+    assert not list(tmp_path.glob("*.h5"))
+
+
 def test_bad_sources_and_options(tmp_path: Path, line: np.ndarray, refusal: Callable) -> None:
     path = saved(tmp_path / "waves.npy", line)
     assert "no such file" in refusal(tmp_path / "none.npy")

@@ -52,6 +52,45 @@ def test_what_is_damaged_or_lost_is_not_drawn(store: Path, tmp_path: Path, draw,
     assert not (tmp_path / "a.html").exists()
 
 
+def test_a_trajectory_beyond_the_memory_is_refused_unread(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Three members and the truth, in float32.
+    size = 4 * (3 + 1) * 5 * 7
+    monkeypatch.setattr(reader, "memory", lambda: 2 * size)
+    StoreReader(store)
+    monkeypatch.setattr(reader, "memory", lambda: size)
+    monkeypatch.setattr(StoreReader, "_values", lambda *given: pytest.fail("was read"))
+    with pytest.raises(EnmaError, match=r"run\.zarr: one trajectory .*enma-fast score"):
+        StoreReader(store)
+
+
+@pytest.mark.parametrize("axis", ["x", "time"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_places_that_are_not_finite_are_not_drawn(
+    tmp_path: Path, rng: np.random.Generator, axis: str, value: float
+) -> None:
+    axes = {"times": np.arange(5.0), "coords": [np.arange(7.0)]}
+    (axes["times"] if axis == "time" else axes["coords"][0])[2] = value
+    with create_store(tmp_path / "a.zarr", channels=("u",), trajectories=[0], num_members=2, **axes) as made:
+        made.put(0, rng.normal(size=(1, 2, 5, 7, 1)))
+    for draw in (lambda path: write_report(path, tmp_path / "a.html"), store_figure):
+        with pytest.raises(EnmaError, match=rf"a\.zarr: its {axis} is not finite"):
+            draw(tmp_path / "a.zarr")
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("value", [np.inf, 3e38])
+def test_values_beyond_float32_are_drawn_without_a_warning(
+    tmp_path: Path, rng: np.random.Generator, value: float
+) -> None:
+    members, path = rng.normal(size=(1, 4, 5, 7, 1)).astype(np.float32), tmp_path / "a.zarr"
+    members[0, 1:3] = value
+    axes = {"times": np.arange(5.0), "coords": [np.arange(7.0)]}
+    truth = rng.normal(size=(1, 5, 7, 1))
+    with create_store(path, channels=("u",), trajectories=[3], num_members=4, truth=truth, **axes) as made:
+        made.put(0, members)
+    assert set(write_report(path, tmp_path / "a.html")["left_out"]) == ({"3"} if value == np.inf else set())
+
+
 def test_lost_statistics_are_named(store: Path) -> None:
     reader = StoreReader(store)
     reader.dataset = reader.dataset.drop_vars("u")

@@ -441,6 +441,12 @@ def test_a_model_of_advection_beats_persistence(planned: Callable) -> None:
     assert at_points["rel_l2"] < 1.1 * row["rel_l2"]
 
 
+@pytest.mark.parametrize("minutes", [1e300, float("inf"), float("nan"), 0.0, -1.0])
+def test_minutes_that_nobody_has_are_refused(minutes: float) -> None:
+    with pytest.raises(EnmaError, match=r"^minutes is"):
+        own_plan.Request(minutes=minutes)
+
+
 def test_too_few_minutes_are_refused_with_the_numbers_of_the_plan() -> None:
     each = {"tokenizer": 0.5, "dynamics": 1.25, "forecasts": 3.0}
     with pytest.raises(EnmaError) as refused:

@@ -24,7 +24,7 @@ from ...store.layout import OUTSIDE, POINTS, TOGETHER
 from ...utils.extras import load_extra
 from ...utils.files import complete_file
 from ...utils.text import counted, times
-from .reader import StoreReader, blocks
+from .reader import StoreReader, blocks, quiet
 from .viewer import MANY_TRAJECTORIES, Thinning
 
 # Longest text of an attribute and most rows of a table that the page shows.
@@ -54,6 +54,7 @@ _ATTRIBUTES = {
 }
 
 
+@quiet
 def write_report(store: str | Path, out: str | Path, *, truth: str | Path | None = None) -> dict[str, Any]:
     """Write a report of a forecast store as one HTML page; it appears complete or not at all.
 
