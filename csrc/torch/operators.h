@@ -1,5 +1,5 @@
 // The operators that touch no Python object, so they may run without the interpreter's lock. They are
-// given to Python by module.cpp, since pybind takes 5 s of a file's compilation.
+// given to Python by module.cpp.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -1,7 +1,7 @@
 """Data: equations (one file each in `equations/`), their splits, field files (HDF5 in The Well layout), and readings.
 
-Importing this package needs NumPy only; h5py, JAX and exponax (`pip install enma_fast[data]`) are loaded on
-first use, and an equation when it is asked for.
+Importing this package needs NumPy only; h5py (`pip install enma_fast[data]`) is loaded on first use, and an equation
+when it is asked for.
 
 An equation is a file in `equations/`, a kind of file a reader here. Nothing here knows a model.
 """

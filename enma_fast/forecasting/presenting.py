@@ -86,8 +86,8 @@ def _of_place(argument: str, given: Any, labels: Labels, place: int, shape: tupl
     """Frames ``[L, *x, c]`` of the trajectory at a place of the ensemble."""
     found = read_field(argument, given, space=labels.space)
     if labels.channels is not None:
-        expected = Channels(of="the ensemble", names=labels.channels, required=True)
-        found = found.ordered(expected.places(argument, found.channels, None))
+        wanted = Channels(of="the ensemble", names=labels.channels, required=True)
+        found = found.ordered(wanted.places(argument, found.channels, None))
     data = found.data if isinstance(found.data, np.ndarray) else found.data.numpy(force=True)
     if data.ndim == len(shape) + 1:
         if len(data) != len(labels.trajectories):

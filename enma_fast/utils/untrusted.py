@@ -160,7 +160,7 @@ def isolated(path: Path, work: Callable[[Limits], Any]) -> Any:
             before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
             try:
                 with warnings.catch_warnings():
-                    # Python and JAX warn that threads may hold locks; the child only reads.
+                    # Python warns that threads may hold locks, and JAX where a program has it; the child only reads.
                     warnings.simplefilter("ignore")
                     child = os.fork()
                 if not child:
