@@ -193,7 +193,10 @@ def check_truth_file(path: Path, dataset: Any, file: Path, numbers: Sequence[int
     if list(data.channels) != channels:
         raise EnmaError(f"{file}: its fields are {', '.join(data.channels)}; {path} forecasts {', '.join(channels)}")
     for name in channels:
-        unit, forecast = data.units.get(name, "1"), str(dataset[name].attrs.get("units", "1"))
+        # A store may hold statistics without members.
+        kinds = (f"{name}{kind}" for kind in ("", "_mean", "_spread", "_quantile"))
+        kept = next((variable for variable in kinds if variable in dataset), None)
+        unit, forecast = data.units.get(name, "1"), "1" if kept is None else dataset[kept].attrs.get("units", "1")
         if not (has_no_unit(unit) or has_no_unit(forecast) or same_unit(unit, forecast)):
             report_unit(f"{file}: {name}", unit, forecast, of=str(path))
     if grid != expected:

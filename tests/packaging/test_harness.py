@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import os
 import subprocess
 import sys
 import textwrap
@@ -139,7 +140,10 @@ def collected(root: Path, *arguments: str) -> tuple[list[str], str]:
         print(status.value, torch.are_deterministic_algorithms_enabled())
     """
     command = [sys.executable, "-c", textwrap.dedent(probe), *arguments]
-    lines = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout.splitlines()
+    # Benchmarks are not for processes that share the tests.
+    alone = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+    done = subprocess.run(command, cwd=root, env=alone, capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
     return [line for line in lines if "::" in line], lines[-1]
 
 
