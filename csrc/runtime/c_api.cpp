@@ -162,7 +162,7 @@ enma_status enma_model_open(const char* folder, const enma_model_options* option
         *model = nullptr;
         const enma_model_options set = read_options(options, enma_model_options ENMA_MODEL_OPTIONS, "options");
         auto open =
-            std::make_shared<OpenModel>(OpenModel{std::make_shared<const Model>(folder), {set.log, set.log_user}});
+            std::make_shared<OpenModel>(OpenModel{std::make_shared<const Model>(folder, NumberFormat::fp32), {set.log, set.log_user}});
         const Model& opened = *open->model;
         open->log(ENMA_LOG_INFO, text(opened.config().name, " opened, SHA-256 of weights ", opened.weights_sha256()));
         *model = static_cast<enma_model*>(handles().add(handles().models, std::move(open)));
@@ -178,7 +178,7 @@ enma_status enma_model_info(const enma_model* model, enma_model_description* des
         const ModelConfig& config = open->model->config();
         const TokenizerConfig& tokenizer = config.tokenizer;
         const bool plane = tokenizer.dims() == 2;
-        const bool scattered = open->model->interpolation() != nullptr || open->model->covariance() != nullptr;
+        const bool scattered = open->model->codec().interpolation() != nullptr || open->model->covariance() != nullptr;
         const enma_model_description found{size,
                                            config.name.c_str(),
                                            open->model->weights_sha256().c_str(),

@@ -62,7 +62,7 @@ extern "C" {
 #endif
 
 /* Changes when a program compiled against this header would have to be compiled again. */
-#define ENMA_ABI_VERSION 1
+#define ENMA_ABI_VERSION 2
 
 typedef int32_t enma_status;
 enum {
