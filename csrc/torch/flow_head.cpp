@@ -110,7 +110,7 @@ Tensor run_flow_head(const FlowHead& head, const Tensor& c, const Tensor& noise,
 void bind_flow_head(pybind11::module_& m) {
     namespace py = pybind11;
     m.def("cpu_isa", [] { return isa_name(best_isa()); }, "The instruction set that the kernels use here.");
-    m.def("cpu_isas", &supported_isas, "Every instruction set that can run here, the emulated ones included.");
+    m.def("cpu_isas", &supported_isas, "Every instruction set that can run here.");
     py::class_<FlowHead>(m, "FlowHead", "Packed weights and schedule of a flow-matching head.")
         .def(py::init(&make_flow_head), py::arg("weights"), py::arg("time"), py::arg("moves"),
              py::arg("moves_per_step"))
