@@ -285,10 +285,9 @@ def test_wide_instructions_stay_behind_a_look_at_the_processor(root: Path) -> No
         for file in objects:
             if file.stem.endswith(f"_{isa}"):
                 assert register in run("objdump", "-d", file, cwd=file.parent), f"{file.name} makes no use of its name"
-    # Processors with AVX-512 need have neither its products of bf16 nor tiles.
-    code = {file: run("objdump", "-d", file, cwd=file.parent) for file in objects}
-    for instructions, owner in ((r"\tvdpbf16ps", "gemm_avx512_bf16"), (r"\t(ldtilecfg|tile|tdp)", "gemm_avx512_amx")):
-        assert [file.stem for file, text in code.items() if re.search(instructions, text)] == [owner]
+    # Processors with AVX-512 need not have its products of bf16.
+    pairs = [file.stem for file in objects if "\tvdpbf16ps" in run("objdump", "-d", file, cwd=file.parent)]
+    assert pairs == ["gemm_avx512_bf16"]
 
 
 @x86_only

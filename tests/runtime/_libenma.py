@@ -28,10 +28,9 @@ ROOT = Path(__file__).resolve().parents[2]
 CSRC = ROOT / "csrc"
 # Parts of the core that the library is made of, as CMakeLists.txt names them; the others are for the extension.
 PARTS = re.search(r"foreach\(part ([\w\s]+)\)", (CSRC / "CMakeLists.txt").read_text())[1].split()
-CORE = (*PARTS, "gemm", "gemm_[as]*", "vector_kernels", "vector_kernels_[ap]*")
+CORE = (*PARTS, "gemm*", "vector_kernels*")
 # Kernels that nothing here runs at length, where the extension says which ones it takes, are compiled the quick way.
 KERNELS = {
-    "avx512_amx": ("gemm_avx512_amx", "vector_kernels_avx512"),
     "avx512_bf16": ("gemm_avx512_bf16", "vector_kernels_avx512"),
     "avx512": ("gemm_avx512", "vector_kernels_avx512"),
     "avx2": ("gemm_avx2", "vector_kernels_avx2"),
@@ -43,7 +42,7 @@ SAME_CODE = NATIVE is not None and CXX == "g++"
 # Rounding that is carried through a forecast, as a part of the largest value.
 TOLERANCE = 1e-5
 # ENMA_SMALL: half the time to compile, the same bits.
-FLAGS = ["-std=c++20", "-O2", "-DENMA_SMALL", "-DENMA_NO_EMULATION", "-fPIC", "-fopenmp", "-fvisibility=hidden"]
+FLAGS = ["-std=c++20", "-O2", "-DENMA_SMALL", "-fPIC", "-fopenmp", "-fvisibility=hidden"]
 FLAGS += ["-Wall", "-Wextra", "-Werror", "-Wno-psabi", f"-I{CSRC}", f"-I{CSRC / 'include'}"]
 
 ADDED = shlex.split(os.environ.get("CXXFLAGS", ""))

@@ -57,12 +57,10 @@ const Kernels& kernels(Isa isa) {
         case Isa::avx2: return kernels_avx2;
         case Isa::avx512: return kernels_avx512;
         case Isa::avx512_bf16: return kernels_avx512_bf16;
-        case Isa::avx512_amx: return kernels_avx512_amx;
 #endif
-#ifndef ENMA_NO_EMULATION
+#ifdef ENMA_EMULATION
         case Isa::emulated_avx512: return kernels_emulated_avx512;
         case Isa::emulated_avx512_bf16: return kernels_emulated_avx512_bf16;
-        case Isa::emulated_avx512_amx: return kernels_emulated_avx512_amx;
 #endif
         default: return kernels_scalar;
     }

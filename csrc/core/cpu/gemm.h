@@ -87,9 +87,7 @@ extern const Kernels kernels_scalar;
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
 extern const Kernels kernels_avx512_bf16;
-extern const Kernels kernels_avx512_amx;
 extern const Kernels kernels_emulated_avx512;
 extern const Kernels kernels_emulated_avx512_bf16;
-extern const Kernels kernels_emulated_avx512_amx;
 
 }  // namespace enma
