@@ -8,7 +8,7 @@
 
 namespace enma {
 
-namespace {
+namespace codec_binding {
 
 constexpr char OP[] = "codec";
 
@@ -48,8 +48,8 @@ Tensor encode(const Codec& codec, const Tensor& fields, const std::optional<Tens
     }
     shape.push_back(config.field_channels);
     given.values = static_cast<const float*>(checked(OP, fields, "fields", shape, Dtype::float32));
-    Tensor out = Tensor::empty({rows, config.latent_frames(T), config.places(), config.latent_channels}, Dtype::float32,
-                               fields);
+    Tensor out =
+        Tensor::empty({rows, config.latent_frames(T), config.places(), config.latent_channels}, Dtype::float32, fields);
     const Isa with = isa_of(OP, isa);
     const py::gil_scoped_release release;
     codec.encode(given, threads, with, out.data<float>());
@@ -74,9 +74,10 @@ Tensor decode(const Codec& codec, const Tensor& latents, std::int64_t frames, in
     return out;
 }
 
-}  // namespace
+}  // namespace codec_binding
 
 void bind_codec(py::module_& m) {
+    using namespace codec_binding;
     py::class_<Codec>(m, "Codec", "Packed weights of an encoder and a decoder.")
         .def(py::init(&make_codec), arg("config"), arg("parameters"))
         .def_property_readonly("folded", [](const Codec& codec) { return codec.decoder().folded(); })

@@ -7,7 +7,7 @@
 
 namespace enma {
 
-namespace {
+namespace dynamics_binding {
 
 constexpr char OP[] = "sampler";
 
@@ -40,15 +40,10 @@ std::unique_ptr<Sampling> make_session(const PackedDynamics& packed, std::int64_
                                        std::int64_t prefix_frames, std::int64_t own_frames, std::int64_t first_frame,
                                        const std::string& settings, int threads, const std::string& isa,
                                        const std::string& teams) {
-    const SamplingRequest request{rows,
-                                  groups,
-                                  prefix_frames,
-                                  own_frames,
-                                  first_frame,
-                                  read_sampling_config(Json::parse(settings, "settings"), "settings"),
-                                  threads,
-                                  isa_of(OP, isa),
-                                  teams_named(teams)};
+    const SamplingRequest request{
+        rows,       groups,          prefix_frames,
+        own_frames, first_frame,     read_sampling_config(Json::parse(settings, "settings"), "settings"),
+        threads,    isa_of(OP, isa), teams_named(teams)};
     const py::gil_scoped_release release;
     return (*packed).sampling(request);
 }
@@ -76,7 +71,7 @@ void begin(SamplerSession& session, const Tensor& seeds, const Tensor& members, 
         return static_cast<const std::int64_t*>(checked(OP, x, name, {set.rows}, Dtype::int64));
     };
     const std::int64_t *const seed = numbers(seeds, "seeds"), *const member = numbers(members, "members"),
-                             *const of = numbers(groups, "groups");
+                              *const of = numbers(groups, "groups");
     expect(session.frames_read() == set.prefix_frames, OP, ": ", session.frames_read(), " of ", set.prefix_frames,
            " shared frames are read");
     expect(first >= 0 && first < 1 << 24, OP, ": first frame is ", first);
@@ -117,9 +112,10 @@ py::dict plan(const SamplerSession& session) {
     return bytes;
 }
 
-}  // namespace
+}  // namespace dynamics_binding
 
 void bind_dynamics(py::module_& m) {
+    using namespace dynamics_binding;
     py::class_<PackedDynamics>(m, "Dynamics", "Packed weights of the transformers and heads, shared by sessions.")
         .def(py::init<const std::string&, const py::dict&, const std::string&>(), arg("config"), arg("parameters"),
              arg("format"))
@@ -128,17 +124,20 @@ void bind_dynamics(py::module_& m) {
         .def_property_readonly("bytes", [](const PackedDynamics& packed) { return (*packed).bytes(); });
     py::class_<Sampling>(m, "SamplerSession", "One chunk of an ensemble, with all the memory it needs.")
         .def("reset", [](Sampling& session) { session.reset(); })
-        .def("start_segment", [](Sampling& session, int segment) { start_segment(session, segment); }, arg("segment"),
-             without_lock())
-        .def("read", [](Sampling& session, const Tensor& z) { read_frame(session, z); }, arg("z"), without_lock())
+        .def(
+            "start_segment", [](Sampling& session, int segment) { start_segment(session, segment); }, arg("segment"),
+            without_lock())
+        .def(
+            "read", [](Sampling& session, const Tensor& z) { read_frame(session, z); }, arg("z"), without_lock())
         .def(
             "begin",
             [](Sampling& session, const Tensor& seeds, const Tensor& members, const Tensor& groups, int first) {
                 begin(session, seeds, members, groups, first);
             },
             arg("seeds"), arg("members"), arg("groups"), arg("first_frame"), without_lock())
-        .def("frame", [](Sampling& session, const Tensor& out, bool last) { frame(session, out, last); }, arg("out"),
-             arg("last"))
+        .def(
+            "frame", [](Sampling& session, const Tensor& out, bool last) { frame(session, out, last); }, arg("out"),
+            arg("last"))
         .def("plan", [](const Sampling& session) { return plan(session); });
 }
 

@@ -5,7 +5,7 @@
 
 namespace enma {
 
-namespace {
+namespace flow_head_binding {
 
 constexpr char OP[] = "flow_head";
 
@@ -13,13 +13,13 @@ constexpr char OP[] = "flow_head";
 std::unique_ptr<FlowHead> make_flow_head(const std::vector<Tensor>& tensors, const Tensor& time,
                                          std::vector<float> moves, int moves_per_step) {
     expect(tensors.size() >= 8 && (tensors.size() - 8) % 6 == 0, OP, ": ", tensors.size(),
-                      " weights; expected 8 and 6 for each block");
+           " weights; expected 8 and 6 for each block");
     const Tensor& like = tensors[0];
     const NumberFormat format = checked_format(OP, like, "condition_weight");
     expect(like.dim() == 2 && tensors[2].dim() == 2, OP, ": weights are not matrices");
     const std::int64_t w = like.size(0), d = like.size(1), c = tensors[2].size(1);
-    expect(w > 0 && d > 0 && c > 0 && std::max({w, d, c}) <= 1 << 20, OP, ": widths are ", w, ", ", d,
-                      " and ", c, "; expected 1 to 2^20");
+    expect(w > 0 && d > 0 && c > 0 && std::max({w, d, c}) <= 1 << 20, OP, ": widths are ", w, ", ", d, " and ", c,
+           "; expected 1 to 2^20");
     expect(moves_per_step > 0 && moves.size() < 1u << 20, OP, ": the schedule is not valid");
     FlowHeadWeights weights;
     weights.channels = static_cast<int>(c);
@@ -27,7 +27,7 @@ std::unique_ptr<FlowHead> make_flow_head(const std::vector<Tensor>& tensors, con
     weights.width = static_cast<int>(w);
     weights.evaluations = static_cast<int>(moves.size());
     weights.moves_per_step = moves_per_step;
-    weights.bf16 = format == NumberFormat::bf16;
+    weights.format = format;
     std::size_t next = 0;
     const auto take = [&](const char* name, const std::vector<std::int64_t>& shape) {
         return checked(OP, tensors[next++], name, shape, like.dtype());
@@ -64,12 +64,11 @@ Tensor run_flow_head(const FlowHead& head, const Tensor& c, const Tensor& noise,
     const void* const conditions = checked(OP, c, "c", {rows, view.condition_width}, c.dtype());
     const void* const from = checked(OP, noise, "noise", {rows, view.channels}, Dtype::float32);
     expect(threads > 0, OP, ": threads is ", threads, "; expected at least 1");
-    expect(division == "" || division == "rows" || division == "columns", OP, ": division is '",
-                      division, "'; expected 'rows' or 'columns'");
+    expect(division == "" || division == "rows" || division == "columns", OP, ": division is '", division,
+           "'; expected 'rows' or 'columns'");
     const Isa chosen = isa_of(OP, isa);
     Tensor out = Tensor::empty({rows, view.channels}, Dtype::float32, noise);
-    const FlowHeadCall call{conditions, format == NumberFormat::bf16, static_cast<const float*>(from),
-                            out.data<float>(), rows};
+    const FlowHeadCall call{conditions, format, static_cast<const float*>(from), out.data<float>(), rows};
     const py::gil_scoped_release release;
     head.run(call, threads, chosen,
              division.empty()     ? Division::automatic
@@ -78,9 +77,10 @@ Tensor run_flow_head(const FlowHead& head, const Tensor& c, const Tensor& noise,
     return out;
 }
 
-}  // namespace
+}  // namespace flow_head_binding
 
 void bind_flow_head(py::module_& m) {
+    using namespace flow_head_binding;
     py::class_<FlowHead>(m, "FlowHead", "Packed weights and schedule of a flow-matching head.")
         .def(py::init(&make_flow_head), arg("weights"), arg("time"), arg("moves"), arg("moves_per_step"))
         .def("run", &run_flow_head, arg("c"), arg("noise"), arg("threads"), arg("isa") = "", arg("division") = "");

@@ -9,7 +9,7 @@
 #include "python/tensor.h"
 
 namespace enma {
-namespace {
+namespace flow_head_cuda_binding {
 
 constexpr char OP[] = "flow_head";
 
@@ -32,8 +32,8 @@ std::string flow_head_cuda_problem(const std::array<std::int64_t, 7>& sizes, con
 }
 
 const void* data_of(const Tensor& x, const char* name, Dtype dtype, std::int64_t count, const Tensor& noise) {
-    expect(x.is_cuda() && x.device_id() == noise.device_id(), OP, ": ", name, " is on ", x.device(),
-           "; expected ", noise.device());
+    expect(x.is_cuda() && x.device_id() == noise.device_id(), OP, ": ", name, " is on ", x.device(), "; expected ",
+           noise.device());
     expect(x.dtype() == dtype, OP, ": ", name, " is ", x.dtype(), "; expected ", dtype);
     expect(x.is_contiguous(), OP, ": ", name, " is not contiguous");
     expect(x.numel() == count, OP, ": ", name, " has ", x.numel(), " elements; expected ", count);
@@ -41,7 +41,7 @@ const void* data_of(const Tensor& x, const char* name, Dtype dtype, std::int64_t
 }
 
 Tensor flow_head_cuda(const Tensor& c, const Tensor& noise, const std::vector<Tensor>& packed,
-                          const std::array<std::int64_t, 7>& numbers, const std::string& group) {
+                      const std::array<std::int64_t, 7>& numbers, const std::string& group) {
     const FlowHeadSizes s = sizes_of(numbers);
     expect(noise.is_cuda(), OP, ": noise is on ", noise.device(), "; expected a CUDA device");
     const char* problem = flow_head_problem(s);
@@ -90,9 +90,10 @@ Tensor flow_head_cuda(const Tensor& c, const Tensor& noise, const std::vector<Te
     return out;
 }
 
-}  // namespace
+}  // namespace flow_head_cuda_binding
 
 void bind_flow_head_cuda(py::module_& m) {
+    using namespace flow_head_cuda_binding;
     m.def("flow_head_cuda_problem", &flow_head_cuda_problem, without_lock());
     m.def("flow_head_cuda", &flow_head_cuda, without_lock());
 }

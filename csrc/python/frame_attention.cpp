@@ -5,7 +5,7 @@
 
 namespace enma {
 
-namespace {
+namespace frame_attention_binding {
 
 constexpr char OP[] = "frame_attention";
 using Maybe = std::optional<Tensor>;
@@ -34,7 +34,7 @@ Tensor attend(const Tensor& q, const Tensor& k, const Tensor& v, const Maybe& ca
               const Maybe& prefix_k, const Maybe& prefix_v, std::int64_t length, std::int64_t prefix_length,
               int threads, const std::string& isa) {
     FrameAttention g{};
-    g.bf16 = checked_format(OP, q, "q") == NumberFormat::bf16;
+    g.format = checked_format(OP, q, "q");
     expect(q.dim() == 4, OP, ": q has shape ", q.sizes());
     expect(1 <= q.size(3) && q.size(3) <= MAX_HEAD_DIM, OP, ": q has head dim ", q.size(3), "; expected 1 to ",
            MAX_HEAD_DIM);
@@ -58,9 +58,10 @@ Tensor attend(const Tensor& q, const Tensor& k, const Tensor& v, const Maybe& ca
     return out;
 }
 
-}  // namespace
+}  // namespace frame_attention_binding
 
 void bind_frame_attention(py::module_& m) {
+    using namespace frame_attention_binding;
     m.def("frame_attention", &attend, arg("q"), arg("k"), arg("v"), arg("cache_k"), arg("cache_v"), arg("prefix_k"),
           arg("prefix_v"), arg("length"), arg("prefix_length"), arg("threads") = 1, arg("isa") = "", without_lock());
 }

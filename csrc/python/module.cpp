@@ -8,9 +8,9 @@ PYBIND11_MODULE(_C, m) {
         try {
             if (thrown) std::rethrow_exception(thrown);
         } catch (const Error& error) {
-            PyObject* const type = error.status() == ENMA_NO_MEMORY         ? PyExc_MemoryError
-                                   : error.status() == ENMA_INVALID_ARGUMENT ? PyExc_ValueError
-                                                                             : PyExc_RuntimeError;
+            PyObject* const type = error.status() == ENMA_NO_MEMORY  ? PyExc_MemoryError
+                                   : error.status() == ENMA_INTERNAL ? PyExc_RuntimeError
+                                                                     : PyExc_ValueError;
             py::set_error(type, error.what());
         }
     });

@@ -4,7 +4,7 @@
 #include "python/tensor.h"
 
 namespace enma {
-namespace {
+namespace philox_normal_binding {
 
 constexpr char OP[] = "philox_normal";
 
@@ -41,9 +41,10 @@ void fill(const Tensor& seed, const Tensor& members, const Tensor& frame, const 
     philox_normal(arguments, out.data<float>());
 }
 
-}  // namespace
+}  // namespace philox_normal_binding
 
 void bind_philox_normal(py::module_& m) {
+    using namespace philox_normal_binding;
     m.def("philox_normal", &fill, arg("seed"), arg("members"), arg("frame"), arg("mask_step"), arg("tokens"),
           arg("out"), arg("threads") = 1, without_lock());
 }

@@ -5,7 +5,7 @@
 
 namespace enma {
 
-namespace {
+namespace point_attention_binding {
 
 constexpr char OP[] = "point_attention";
 using Maybe = std::optional<Tensor>;
@@ -19,13 +19,14 @@ void expect_float(const Tensor& x, const char* name, std::int64_t dims) {
 PointAttentionRows rows(const Tensor& x, const char* name, std::int64_t batches, std::int64_t heads, std::int64_t count,
                         std::int64_t width) {
     expect_float(x, name, 4);
-    expect(x.size(0) == batches && x.size(1) == heads && x.size(2) == count && x.size(3) == width,
-                      OP, ": ", name, " has shape ", x.sizes());
+    expect(x.size(0) == batches && x.size(1) == heads && x.size(2) == count && x.size(3) == width, OP, ": ", name,
+           " has shape ", x.sizes());
     expect(x.size(3) < 2 || x.numel() == 0 || x.stride(3) == 1, OP, ": ", name, " has gaps between channels");
     return {x.data<float>(), x.stride(0), x.stride(1), x.stride(2)};
 }
 
-PointAttentionPlaces places(const Tensor& x, const char* name, std::int64_t batches, std::int64_t count, std::int64_t dims) {
+PointAttentionPlaces places(const Tensor& x, const char* name, std::int64_t batches, std::int64_t count,
+                            std::int64_t dims) {
     expect_float(x, name, x.dim() == 2 ? 2 : 3);
     const bool fits = x.size(-2) == count && x.size(-1) == dims && (x.dim() == 2 || x.size(0) == batches);
     expect(fits && x.is_contiguous(), OP, ": ", name, " has shape ", x.sizes());
@@ -44,8 +45,7 @@ PointAttention problem_of(const Tensor& q, const Tensor& k, const Tensor& v, con
     expect(g.head_dim > 0 && g.value_dim > 0, OP, ": q or v has no channels");
     expect(g.points <= INT32_MAX, OP, ": more than 2^31 points");
     expect(power == 1 || power == 2, OP, ": power is ", power, "; expected 1 or 2");
-    expect(1 <= periods.size() && periods.size() <= 3, OP, ": ", periods.size(),
-                      " dimensions; expected 1 to 3");
+    expect(1 <= periods.size() && periods.size() <= 3, OP, ": ", periods.size(), " dimensions; expected 1 to 3");
     g.dims = static_cast<int>(periods.size());
     g.power = static_cast<int>(power);
     for (int i = 0; i < g.dims; ++i) g.periods[i] = static_cast<float>(periods[i]);
@@ -103,13 +103,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
     to.query_points = with_places ? query_points_grad.data<float>() : nullptr;
     to.point_places = with_places ? points_grad.data<float>() : nullptr;
     point_attention_backward(g, to, best_isa());
-    return {std::move(q_grad),      std::move(k_grad),            std::move(v_grad),
-            std::move(slopes_grad), std::move(query_points_grad), std::move(points_grad)};
+    return {std::move(q_grad),
+            std::move(k_grad),
+            std::move(v_grad),
+            std::move(slopes_grad),
+            std::move(query_points_grad),
+            std::move(points_grad)};
 }
 
-}  // namespace
+}  // namespace point_attention_binding
 
 void bind_point_attention(py::module_& m) {
+    using namespace point_attention_binding;
     m.def("point_attention_forward", &forward, without_lock());
     m.def("point_attention_backward", &backward, without_lock());
 }

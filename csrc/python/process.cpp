@@ -8,7 +8,7 @@
 
 namespace enma {
 
-namespace {
+namespace process_binding {
 
 // Address and number of changes of every parameter. The sum stands for the number where PyTorch does not count.
 py::bytes weights_key(const py::object& module) {
@@ -42,9 +42,10 @@ py::bytes weights_key(const py::object& module) {
     return {reinterpret_cast<const char*>(key.data()), key.size() * sizeof key[0]};
 }
 
-}  // namespace
+}  // namespace process_binding
 
 void bind_process(py::module_& m) {
+    using namespace process_binding;
     m.def("cpu_isa", [] { return isa_name(best_isa()); }, "The instruction set that the kernels use here.");
     m.def("cpu_isas", &supported_isas, "Every instruction set that can run here.");
     m.def(

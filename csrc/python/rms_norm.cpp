@@ -5,7 +5,7 @@
 
 namespace enma {
 
-namespace {
+namespace rms_norm_binding {
 
 constexpr char OP[] = "rms_norm";
 using Maybe = std::optional<Tensor>;
@@ -21,12 +21,12 @@ NormRows rows(const Tensor& x, const char* name, const RmsNorm& g, Dtype dtype) 
 
 RmsNorm problem_of(const Tensor& x, const Tensor& weight, int threads) {
     RmsNorm g{};
-    g.bf16 = checked_format(OP, x, "x") == NumberFormat::bf16;
+    g.format = checked_format(OP, x, "x");
     expect(x.dim() == 2 && x.size(1) > 0, OP, ": x has shape ", x.sizes());
     g.rows = x.size(0), g.width = x.size(1);
     g.threads = threads;
-    g.weight_bf16 = weight.dtype() == Dtype::bfloat16;
-    g.weight = checked(OP, weight, "weight", {g.width}, g.weight_bf16 ? x.dtype() : Dtype::float32);
+    g.weight_format = checked_format(OP, weight, "weight");
+    g.weight = checked(OP, weight, "weight", {g.width}, is_half(g.weight_format) ? x.dtype() : Dtype::float32);
     return g;
 }
 
@@ -68,9 +68,10 @@ std::tuple<Tensor, Tensor> backward(const Tensor& grad_y, const Maybe& grad_h, c
     return {std::move(grad_x), std::move(grad_weight)};
 }
 
-}  // namespace
+}  // namespace rms_norm_binding
 
 void bind_rms_norm(py::module_& m) {
+    using namespace rms_norm_binding;
     m.def("rms_norm_forward", &forward, arg("x"), arg("weight"), arg("residual"), arg("eps"), arg("keep"),
           arg("threads") = 1, arg("isa") = "", without_lock());
     m.def("rms_norm_backward", &backward, arg("grad_y"), arg("grad_h"), arg("x"), arg("rstd"), arg("weight"),

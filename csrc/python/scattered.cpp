@@ -5,7 +5,7 @@
 
 namespace enma {
 
-namespace {
+namespace scattered_binding {
 
 constexpr char OP[] = "analyse";
 
@@ -23,11 +23,11 @@ const float* values_of(const char* name, const Tensor& x, std::int64_t count) {
 
 // Fields [S, L, X, c] of draws, or of the analysis alone, and the size of the observations: core/cpu/analysis.h.
 std::tuple<Tensor, double> estimate(const Tensor& mean, const Tensor& deviation, const Tensor& correlation,
-                                   const std::vector<std::int64_t>& grid, const std::vector<double>& lengths,
-                                   const std::vector<bool>& periodic, const Tensor& values, const Tensor& points,
-                                   const std::vector<std::int64_t>& rows, bool shared,
-                                   const std::vector<double>& errors, std::int64_t seed,
-                                   const std::vector<std::int64_t>& draws, std::int64_t step) {
+                                    const std::vector<std::int64_t>& grid, const std::vector<double>& lengths,
+                                    const std::vector<bool>& periodic, const Tensor& values, const Tensor& points,
+                                    const std::vector<std::int64_t>& rows, bool shared,
+                                    const std::vector<double>& errors, std::int64_t seed,
+                                    const std::vector<std::int64_t>& draws, std::int64_t step) {
     FieldCovariance covariance;
     covariance.grid = grid;
     covariance.lengths = lengths;
@@ -55,14 +55,14 @@ std::tuple<Tensor, double> estimate(const Tensor& mean, const Tensor& deviation,
     for (const std::int64_t number : draws) drawn.numbers.push_back(static_cast<std::uint32_t>(number));
     const std::int64_t S = draws.empty() ? 1 : static_cast<std::int64_t>(draws.size());
     Tensor out = Tensor::empty({S, L, covariance.points(), c}, Dtype::float32, values);
-    const double size =
-        enma::analyse(covariance, seen, errors, draws.empty() ? nullptr : &drawn, out.data<float>());
+    const double size = enma::analyse(covariance, seen, errors, draws.empty() ? nullptr : &drawn, out.data<float>());
     return {std::move(out), size};
 }
 
-}  // namespace
+}  // namespace scattered_binding
 
 void bind_scattered(py::module_& m) {
+    using namespace scattered_binding;
     m.def("analyse", &estimate, arg("mean"), arg("deviation"), arg("correlation"), arg("grid"), arg("lengths"),
           arg("periodic"), arg("values"), arg("points"), arg("rows"), arg("shared"), arg("errors"), arg("seed"),
           arg("draws"), arg("step"), without_lock());

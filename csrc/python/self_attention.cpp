@@ -5,7 +5,7 @@
 
 namespace enma {
 
-namespace {
+namespace self_attention_binding {
 
 constexpr char OP[] = "self_attention";
 using Maybe = std::optional<Tensor>;
@@ -18,7 +18,7 @@ SelfAttention problem_of(const Tensor& qkv, const Tensor& q_weight, const Tensor
                          const Maybe& sines, const Maybe& past_keys, const Maybe& past_values, std::int64_t frame,
                          double eps, int threads) {
     SelfAttention g{};
-    g.bf16 = checked_format(OP, qkv, "qkv") == NumberFormat::bf16;
+    g.format = checked_format(OP, qkv, "qkv");
     expect(qkv.dim() == 5 && qkv.size(2) == 3 && qkv.size(4) > 0, OP, ": qkv has shape ", qkv.sizes());
     expect(frame > 0, OP, ": frame is ", frame);
     expect(cosines.has_value() == sines.has_value() && past_keys.has_value() == past_values.has_value(), OP,
@@ -85,9 +85,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad_out, cons
     return {std::move(grad_qkv), std::move(grad_weights), std::move(grad_past_keys), std::move(grad_past_values)};
 }
 
-}  // namespace
+}  // namespace self_attention_binding
 
 void bind_self_attention(py::module_& m) {
+    using namespace self_attention_binding;
     m.def("self_attention_forward", &forward, arg("qkv"), arg("q_weight"), arg("k_weight"), arg("cosines"),
           arg("sines"), arg("past_keys"), arg("past_values"), arg("frame"), arg("eps"), arg("keep"), arg("threads") = 1,
           arg("isa") = "", without_lock());

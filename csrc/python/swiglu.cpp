@@ -5,7 +5,7 @@
 
 namespace enma {
 
-namespace {
+namespace swiglu_binding {
 
 constexpr char OP[] = "swiglu";
 
@@ -14,7 +14,7 @@ Swiglu problem_of(const Tensor& x, int threads) {
     expect(x.dim() == 2 && x.size(1) % 2 == 0, OP, ": x has shape ", x.sizes());
     const std::int64_t rows = x.size(0), width = x.size(1) / 2;
     const void* const values = checked(OP, x, "x", {rows, 2 * width}, x.dtype());
-    return {format == NumberFormat::bf16, rows, width, values, threads};
+    return {format, rows, width, values, threads};
 }
 
 // silu(gate) * up over rows [gate; up].
@@ -33,9 +33,10 @@ Tensor backward(const Tensor& grad_y, const Tensor& x, int threads, const std::s
     return grad_x;
 }
 
-}  // namespace
+}  // namespace swiglu_binding
 
 void bind_swiglu(py::module_& m) {
+    using namespace swiglu_binding;
     m.def("swiglu_forward", &forward, arg("x"), arg("threads") = 1, arg("isa") = "", without_lock());
     m.def("swiglu_backward", &backward, arg("grad_y"), arg("x"), arg("threads") = 1, arg("isa") = "", without_lock());
 }

@@ -27,7 +27,8 @@ const Torch& torch() {
     return found;
 }
 
-constexpr DLDataType types[] = {{kDLFloat, 32, 1}, {kDLFloat, 64, 1}, {4, 16, 1}, {kDLInt, 64, 1}, {6, 8, 1}, {kDLUInt, 8, 1}};
+constexpr DLDataType types[] = {{kDLFloat, 32, 1}, {kDLFloat, 64, 1}, {4, 16, 1},
+                                {kDLInt, 64, 1},   {6, 8, 1},         {kDLUInt, 8, 1}};
 constexpr const char* names[] = {"float32", "float64", "bfloat16", "int64", "bool", "uint8", "another type"};
 
 }  // namespace
@@ -121,7 +122,8 @@ void* Tensor::stream() const {
 void* checked(const char* op, const Tensor& x, const char* name, const std::vector<std::int64_t>& shape, Dtype dtype) {
     expect(x.is_cpu(), op, ": ", name, " is on ", x.device(), "; expected the CPU");
     expect(x.dtype() == dtype, op, ": ", name, " is ", x.dtype(), "; expected ", dtype);
-    expect(x.has_shape(shape), op, ": ", name, " has shape ", x.sizes(), "; expected ", Extents{shape.data(), static_cast<int>(shape.size())});
+    expect(x.has_shape(shape), op, ": ", name, " has shape ", x.sizes(), "; expected ",
+           Extents{shape.data(), static_cast<int>(shape.size())});
     expect(x.is_contiguous(), op, ": ", name, " is not contiguous");
     return x.data();
 }

@@ -40,7 +40,7 @@ struct Extents {
 std::ostream& operator<<(std::ostream& out, Extents extents);
 
 class Tensor {
- public:
+   public:
     // For arguments, which fill it.
     Tensor() = default;
     // A new one, contiguous, whose values are not set; on the device of `like`.
@@ -76,7 +76,7 @@ class Tensor {
     // PyTorch's stream on the tensor's device.
     void* stream() const;
 
- private:
+   private:
     struct Free {
         void operator()(ManagedTensor* tensor) const { tensor->deleter(tensor); }
     };

@@ -161,8 +161,8 @@ enma_status enma_model_open(const char* folder, const enma_model_options* option
         if (folder == nullptr || model == nullptr) fail(ENMA_INVALID_ARGUMENT, folder ? "model" : "folder", " is NULL");
         *model = nullptr;
         const enma_model_options set = read_options(options, enma_model_options ENMA_MODEL_OPTIONS, "options");
-        auto open =
-            std::make_shared<OpenModel>(OpenModel{std::make_shared<const Model>(folder, NumberFormat::fp32), {set.log, set.log_user}});
+        auto open = std::make_shared<OpenModel>(
+            OpenModel{std::make_shared<const Model>(folder, NumberFormat::fp32), {set.log, set.log_user}});
         const Model& opened = *open->model;
         open->log(ENMA_LOG_INFO, text(opened.config().name, " opened, SHA-256 of weights ", opened.weights_sha256()));
         *model = static_cast<enma_model*>(handles().add(handles().models, std::move(open)));

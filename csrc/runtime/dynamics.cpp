@@ -121,8 +121,7 @@ class Dynamics::Reading {
    private:
     int hidden() const { return static_cast<int>(config_.dynamics.width * config_.dynamics.mlp_ratio); }
     const void* parameter(const std::string& name, const std::vector<std::int64_t>& shape) {
-        const std::int64_t count =
-            std::accumulate(shape.begin(), shape.end(), std::int64_t{1}, std::multiplies<>());
+        const std::int64_t count = std::accumulate(shape.begin(), shape.end(), std::int64_t{1}, std::multiplies<>());
         return stored(tensors_.take(name, shape), count);
     }
     std::vector<BlockWeights> blocks(const std::string& prefix, int count);
@@ -173,7 +172,7 @@ SamplerWeights Dynamics::Reading::transformers() {
     w.heads = dynamics.heads;
     w.hidden = hidden();
     w.rank = std::max(1, dynamics.scale_shift_rank);
-    w.bf16 = format_ == NumberFormat::bf16;
+    w.format = format_;
     w.concat = dynamics.concat;
     w.epsilon = NORM_EPSILON;
     w.embed_weight = take("temporal.embed.weight", {D, C});
@@ -203,8 +202,7 @@ SamplerWeights Dynamics::Reading::transformers() {
             w.read_bias = take("read.bias", {C});
         }
         if (dynamics.first) {
-            w.first =
-                &local_head("first.", *dynamics.first, first_.emplace(), w.first_read_weight, w.first_read_bias);
+            w.first = &local_head("first.", *dynamics.first, first_.emplace(), w.first_read_weight, w.first_read_bias);
         }
     }
     if (!dynamics.rotary) {
@@ -269,7 +267,7 @@ FlowHeadWeights Dynamics::Reading::flow() {
     w.channels = static_cast<int>(C);
     w.condition_width = config_.dynamics.width;
     w.width = flow.width;
-    w.bf16 = format_ == NumberFormat::bf16;
+    w.format = format_;
     w.condition_weight = take("condition.weight", {W, D});
     w.condition_bias = take("condition.bias", {W});
     w.inward_weight = take("inward.weight", {W, C});
@@ -348,10 +346,24 @@ std::vector<float> Dynamics::time_embeddings(const std::vector<float>& times) co
     return out;
 }
 
-std::shared_ptr<const FlowHead> Dynamics::flow_head(int steps, bool midpoint) const {
+std::vector<std::shared_ptr<const FlowHead>> Dynamics::flow_heads(const SamplingConfig& settings,
+                                                                  int mask_steps) const {
+    std::vector<std::shared_ptr<const FlowHead>> out;
+    if (mask_steps == 0) return out;
     const std::lock_guard lock(mutex_);
-    std::shared_ptr<const FlowHead>& head = heads_[{steps, midpoint}];
-    if (head != nullptr) return head;
+    decltype(heads_) used;
+    for (int step = 0; step < mask_steps; ++step) {
+        const std::pair key{flow_steps_at(settings, step, mask_steps), settings.midpoint};
+        std::shared_ptr<const FlowHead>& head = used[key];
+        const auto packed = heads_.find(key);
+        if (head == nullptr) head = packed != heads_.end() ? packed->second : packed_head(key.first, key.second);
+        out.push_back(head);
+    }
+    heads_ = std::move(used);
+    return out;
+}
+
+std::shared_ptr<const FlowHead> Dynamics::packed_head(int steps, bool midpoint) const {
     std::vector<float> times, moves;
     for (int step = 0; step < steps; ++step) {
         times.push_back(static_cast<float>(static_cast<double>(step) / steps));
@@ -367,8 +379,7 @@ std::shared_ptr<const FlowHead> Dynamics::flow_head(int steps, bool midpoint) co
     w.moves_per_step = midpoint ? 2 : 1;
     w.time = reading.stored(embedded.data(), static_cast<std::int64_t>(embedded.size()));
     w.moves = moves;
-    head = std::make_shared<const FlowHead>(w);
-    return head;
+    return std::make_shared<const FlowHead>(w);
 }
 
 std::unique_ptr<Sampling> Dynamics::sampling(const SamplingRequest& asked) const {
@@ -398,12 +409,9 @@ std::unique_ptr<Sampling> Dynamics::sampling(const SamplingRequest& asked) const
     if (!dynamics.one_pass || (asked.first_frame == 0 && !dynamics.first)) {
         set.counts = mask_schedule(static_cast<int>(N), std::min<int>(asked.settings.mask_steps, static_cast<int>(N)));
     }
-    SamplingWeights weights{sampler(asked.shared_frames + asked.own_frames), {}};
-    const int steps = static_cast<int>(set.counts.size());
-    for (int step = 0; step < steps; ++step) {
-        weights.heads.push_back(flow_head(flow_steps_at(asked.settings, step, steps), asked.settings.midpoint));
-        set.heads.push_back(weights.heads.back().get());
-    }
+    SamplingWeights weights{sampler(asked.shared_frames + asked.own_frames),
+                            flow_heads(asked.settings, static_cast<int>(set.counts.size()))};
+    for (const std::shared_ptr<const FlowHead>& head : weights.heads) set.heads.push_back(head.get());
     set.temperature = static_cast<float>(asked.settings.temperature);
     set.threads = asked.threads;
     set.isa = asked.isa;

@@ -71,8 +71,9 @@ class Dynamics {
     class Reading;
     // For sequences of at least so many frames; packed again where the last one is for fewer.
     std::shared_ptr<const PackedSampler> sampler(std::int64_t frames) const;
-    // The flow-matching head with so many flow steps.
-    std::shared_ptr<const FlowHead> flow_head(int steps, bool midpoint) const;
+    // The flow-matching heads of each mask step; they replace those of the last request.
+    std::vector<std::shared_ptr<const FlowHead>> flow_heads(const SamplingConfig& settings, int mask_steps) const;
+    std::shared_ptr<const FlowHead> packed_head(int steps, bool midpoint) const;
     std::vector<float> time_embeddings(const std::vector<float>& times) const;
 
     ModelConfig config_;

@@ -109,8 +109,8 @@ Session::Plan Session::plan(const Observed& observed) const {
 void Session::begin_sampling(std::int64_t shared, std::int64_t own) {
     SamplingConfig settings = model_->config().sampling;
     settings.temperature = static_cast<double>(settings_.temperature);
-    sampling_ = model_->dynamics().sampling({settings_.num_members, num_groups(), shared, own, num_history(), settings,
-                                             settings_.threads, settings_.isa});
+    sampling_ = model_->dynamics().sampling(
+        {settings_.num_members, num_groups(), shared, own, num_history(), settings, settings_.threads, settings_.isa});
 }
 
 void Session::begin(Observed observed) {

@@ -96,7 +96,7 @@ FlowHeadWeights head_weights(const Shape& s, Numbers& numbers, int evaluations) 
                       static_cast<int>(W),
                       evaluations,
                       1,
-                      false,
+                      NumberFormat::fp32,
                       numbers.weight(W, s.width),
                       numbers.draw(W, 0.3f),
                       numbers.weight(W, C),
@@ -199,7 +199,7 @@ struct Model {
 
     template <class Weights>
     static const Weights& of_type(Weights& weights, bool bf16) {
-        weights.bf16 = bf16;
+        weights.format = bf16 ? NumberFormat::bf16 : NumberFormat::fp32;
         return weights;
     }
     SamplerSettings settings(int own_frames, int threads, Isa isa, Teams teams) const {

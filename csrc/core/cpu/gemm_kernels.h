@@ -312,10 +312,11 @@ ENMA_INLINE void put_one(Half* out, float value) { *out = rounded(value); }
 
 // Rows of fp32 or bf16 in memory as inputs of a product, zero from `width` up to `out_stride`.
 template <class Input>
-void copy_rows(const void* from, bool bf16, ptrdiff_t stride, int rows, int width, Input* out, ptrdiff_t out_stride) {
+void copy_rows(const void* from, NumberFormat format, ptrdiff_t stride, int rows, int width, Input* out,
+               ptrdiff_t out_stride) {
     for (int r = 0; r < rows; ++r) {
         Input* row = out + r * out_stride;
-        if (bf16) {
+        if (is_half(format)) {
             const Half* x = static_cast<const Half*>(from) + r * stride;
             for (int j = 0; j < width; ++j) put_one(row + j, widened(x[j]));
         } else {
