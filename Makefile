@@ -1,5 +1,5 @@
 # Every target makes what it needs: `make demo` and `make test` work on a clean clone.
-#   make install             .venv at the root with all that the other targets use
+#   make install             .venv at the root with what demo and test use; a target that needs more adds it
 #   make demo  [ARGS=...]    an ensemble forecast of trajectories the model has never seen
 #   make test  [ARGS=...]    the quick tests, by WORKERS=2 processes; with ARGS, what they name by one
 #   make test-full           those, and the tests marked slow or kill; a change must pass make lint and make test-full
@@ -16,42 +16,54 @@ ARGS ?=
 WORKERS ?= 2
 
 BIN := .venv/bin
-STAMP := .venv/.enma_fast_installed
-PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install --no-compile --prefer-binary
 SHARED = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
-EXTRAS := data,store,plots,triton,cf,docs,test,dev
+# The package with what demo needs, and on top of it, with a stamp for each, the extras that other targets name.
+RUN := data store plots
+STAMP := .venv/.enma_fast_
 # Tests start hundreds of processes, which would compile their modules each time where the environment keeps no bytecode.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: install demo test test-full lint check docs libenma embed gpu gpu-wheels clean
+.PHONY: install demo test test-full lint check docs libenma embed gpu gpu-wheels clean extension packages
 
-install: $(STAMP)
+install: $(STAMP)triton,test
 
-# The extension is compiled against the Torch already there: two steps. Bytecode of all files would take half a minute.
-$(STAMP): pyproject.toml setup.py $(shell find csrc -type f 2>/dev/null)
+# Torch comes first, for the extension is compiled against it; other packages arrive meanwhile. Bytecode would take 30 s.
+$(STAMP)run: pyproject.toml setup.py $(shell find csrc -type f 2>/dev/null)
 	@$(PYTHON) -c 'import sys; sys.exit("enma-fast needs Python 3.11 or newer: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
-	@echo "installing into .venv (a few minutes the first time)"
+	@echo "1/2 installing Torch into .venv"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@$(PIP) install --no-compile "setuptools>=77" wheel ninja "$(TORCH)"
-	@$(PIP) install --no-compile --no-build-isolation --editable ".[$(EXTRAS)]"
+	@$(PIP) "setuptools>=77" wheel ninja "$(TORCH)"
+	@echo "2/2 compiling the extension (about 100 s of processor time), installing packages for $(RUN)"
+	@$(MAKE) --no-print-directory --jobs=2 extension packages
 	@touch $@
 
-demo: install ; @$(BIN)/enma-fast demo $(ARGS)
+extension: ; @$(PIP) --no-build-isolation --no-deps --editable .
+packages: ; @$(BIN)/python -c 'import sys, tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+	print(*p["dependencies"], *sum((p["optional-dependencies"][e] for e in sys.argv[1:]), []), sep="\n")' $(RUN) | $(PIP) -r /dev/stdin
+
+# The package is there, so pip adds what its extras name; one at a time, for .ci/run makes two targets at once.
+$(STAMP)%: $(STAMP)run
+	@echo "installing packages for $*"
+	@flock .venv $(PIP) "enma-fast[$*]"
+	@touch $@
+
+demo: $(STAMP)run ; @$(BIN)/enma-fast demo $(ARGS)
 
 test: install
 	@$(BIN)/python -m pytest $(or $(ARGS),$(SHARED) -m "not slow and not kill")
 
-test-full: install
+test-full: install $(STAMP)cf,docs
 	@$(BIN)/python -m pytest $(SHARED)
 
-lint: install
+lint: $(STAMP)dev
 	@$(BIN)/ruff format --check --quiet . || { echo "fix with: $(BIN)/ruff format ." >&2; exit 1; }
 	@$(BIN)/ruff check --quiet . && $(BIN)/mypy && $(BIN)/codespell && $(BIN)/clang-format --dry-run -Werror $$(find csrc -name '*.[ch]' -o -name '*.[ch]pp' -o -name '*.cu*')
 
-check: lint  # without test_build.py and test_extension.py, which build the distributions
+check: lint install  # without test_build.py and test_extension.py, which build the distributions
 	@$(BIN)/python -m pytest --quiet -m "not slow" tests/packaging --ignore=tests/packaging/test_build.py --ignore=tests/packaging/test_extension.py
 
-docs: install
+docs: $(STAMP)docs
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict && echo "out/site/index.html"
 
 libenma: ; @cmake -S csrc -B out/libenma -DCMAKE_INSTALL_PREFIX=$(abspath $(or $(PREFIX),out/prefix)) && cmake --build out/libenma && cmake --install out/libenma
@@ -64,5 +76,5 @@ gpu-wheels:
 		--platform manylinux2014_x86_64 numpy pydantic pytest rich safetensors typer ninja "setuptools>=77" wheel
 
 clean:
-	@rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .benchmarks .hypothesis enma_fast/embed $(STAMP) enma_fast/_C*.so
+	@rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .benchmarks .hypothesis enma_fast/embed $(STAMP)* enma_fast/_C*.so
 	@find enma_fast kernels tests benchmarks -name __pycache__ -prune -exec rm -rf {} +

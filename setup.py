@@ -1,7 +1,7 @@
 """Finds the packages and builds the optional extension ``enma_fast._C``; all else is in pyproject.toml.
 
-Sources are found, not listed: ``csrc/core/cpu`` (plain C++, no Torch header) and ``csrc/torch`` (bindings), and
-``csrc/core/cuda`` where the installed torch has CUDA and there is an nvcc.
+Sources are found, not listed: ``csrc/core/cpu`` (plain C++, no Torch header), the bindings, which
+``csrc/torch/module.cpp`` includes, and ``csrc/core/cuda`` where the installed torch has CUDA and there is an nvcc.
 Without sources, or with ``ENMA_FAST_NO_EXT=1``, the install is pure Python and Torch is never imported.
 
 The objects of ``csrc/core/cpu`` are linked a second time, with ``csrc/runtime``: libenma for C, C++ and Fortran
@@ -22,7 +22,8 @@ from typing import Any
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).resolve().parent
-SOURCE_FOLDERS = ("csrc/core/cpu", "csrc/torch")
+# The longest first, so that no core waits for it at the end.
+SOURCES = ("csrc/torch/module.cpp", "csrc/torch/cuda_*.cpp", "csrc/core/cpu/*.cpp")
 CUDA_FOLDER = "csrc/core/cuda"
 RUNTIME_FOLDER = "csrc/runtime"
 FLAGS = ["-std=c++20", "-O3"]
@@ -44,7 +45,7 @@ def extension_sources() -> list[str]:
     """C++ files of the extension, relative to the root; none asks for a pure-Python install."""
     if os.environ.get("ENMA_FAST_NO_EXT", "0") not in ("", "0"):
         return []
-    paths = (path for folder in SOURCE_FOLDERS for path in sorted((ROOT / folder).glob("*.cpp")))
+    paths = (path for pattern in SOURCES for path in sorted(ROOT.glob(pattern)))
     return [path.relative_to(ROOT).as_posix() for path in paths]
 
 

@@ -102,7 +102,7 @@ def fit(observed_LX: np.ndarray, problem: Problem = COMBINED) -> tuple[np.ndarra
     guess = problem.guesses[0]
     if len(problem.guesses) > 1:
         guess = problem.guesses[np.square(residuals(problem.guesses)).sum(1).argmin()]
-    found = load_extra("scipy.optimize", "data").least_squares(
+    found = load_extra("scipy.optimize", "baselines").least_squares(
         lambda x: both(x)[0], guess, jac=lambda x: both(x)[1], bounds=(low, high), x_scale=high - low
     )
     left, derivatives = both(found.x)

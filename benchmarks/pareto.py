@@ -33,9 +33,9 @@ from benchmarks.harness import interleave, machine
 from benchmarks.trajectory import compiled_copy
 from enma_fast.config import SamplingConfig
 from enma_fast.data import FieldFile, read
+from enma_fast.drawing.plots import save_figure
 from enma_fast.errors import EnmaError
 from enma_fast.evaluation.scoring import score_forecast
-from enma_fast.figures.plots import save_figure
 from enma_fast.forecasting.file_forecast import FileForecast
 from enma_fast.forecasting.request import ForecastRequest
 from enma_fast.models.checkpoint import PRETRAINED, load_model

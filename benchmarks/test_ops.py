@@ -1,6 +1,6 @@
 """Each operator under pytest-benchmark: ours beside its plain PyTorch reference, after both were found right.
 
-pytest benchmarks --benchmark-only
+pytest --benchmark-only
 
 A round makes as many calls as take about ROUND seconds, for one call of an operator may take less than the clock shows.
 """
@@ -24,6 +24,13 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPE = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32
 EAGER = "eager-bf16" if DEVICE.type == "cuda" else "eager-fp32"
 ROUND = 0.05
+# A call of these in plain PyTorch takes seconds on two cores.
+LARGE = {("flow_head", 2048), ("frame_layer", 256)}
+SIZES = [
+    pytest.param(name, rows, marks=[pytest.mark.large] if (name, rows) in LARGE else [])
+    for name, (_, sizes) in CASES.items()
+    for rows in sizes
+]
 
 
 def calls_a_round(run: Callable[[], object]) -> int:
@@ -35,10 +42,10 @@ def calls_a_round(run: Callable[[], object]) -> int:
 
 
 @pytest.mark.parametrize("contender", ["ours", EAGER])
-@pytest.mark.parametrize(("name", "rows"), [(name, rows) for name, (_, sizes) in CASES.items() for rows in sizes])
+@pytest.mark.parametrize(("name", "rows"), SIZES)
 def test_op(benchmark: Any, name: str, rows: int, contender: str) -> None:
     operator = importlib.import_module(f"enma_fast.ops.{name}")
-    if contender == "ours" and best(operator.candidates(DEVICE, DTYPE)) == "reference":
+    if best(operator.candidates(DEVICE, DTYPE)) == "reference":
         pytest.skip(f"ours is {EAGER} here: no other implementation of {name} serves {DEVICE.type}")
     with torch.no_grad():
         case = CASES[name][0](rows, DTYPE, DEVICE, compiled=False)
@@ -52,5 +59,10 @@ def test_op(benchmark: Any, name: str, rows: int, contender: str) -> None:
                 torch.cuda.synchronize()
 
         benchmark.group = f"{name}, {rows} rows"
-        benchmark.extra_info |= {"dtype": str(DTYPE), "threads": torch.get_num_threads(), "error": error}
+        benchmark.extra_info |= {
+            "by": "ours" if contender == "ours" else "PyTorch",
+            "dtype": str(DTYPE),
+            "threads": torch.get_num_threads(),
+            "error": error,
+        }
         benchmark.pedantic(timed, warmup_rounds=1, rounds=11, iterations=calls_a_round(timed))

@@ -2,7 +2,8 @@
 
     model, history = enma_fast.load_model("combined-fast"), enma_fast.data.example()
     ensemble = enma_fast.forecast(model, history, num_members=64)
-    mean, spread = ensemble.mean(), ensemble.spread()
+    print(ensemble.summary())
+    ensemble.plot("forecast.png", history=history)
 
 Names are imported when they are first used, so that `import enma_fast` costs nothing.
 """

@@ -6,6 +6,7 @@ error, with a traceback only under `--debug`.
 
 from __future__ import annotations
 
+import io
 import logging
 import signal
 import sys
@@ -84,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     given = [argument for argument in given if argument != "--debug"]
-    with _log_to_stderr(), _terminated() as signals:
+    with _any_characters(), _log_to_stderr(), _terminated() as signals:
 
         def stopped() -> int:
             return _fail("stopped by SIGTERM; what was written is kept", 143) if signals else _fail("interrupted", 130)
@@ -99,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if debug:
                 raise
             if isinstance(error, EnmaError):
-                return _fail(str(error), 2)
+                return _fail(str(error), error.status)
             if hasattr(error, "format_message"):
                 # Typer's own errors: those of click in older releases, of a copy of click in newer ones.
                 return _usage(error)
@@ -121,6 +122,20 @@ def _usage(error: Exception) -> int:
 def _fail(message: str, status: int) -> int:
     sys.stderr.write(f"error: {printable(' '.join(message.split()))}\n")
     return status
+
+
+@contextmanager
+def _any_characters() -> Iterator[None]:
+    """Show characters that the encoding of the locale lacks as escapes, in place of failing at the first."""
+    # In the C locale they pass on what came from file names, and no other character.
+    usual = {s: s.errors for s in (sys.stdout, sys.stderr) if isinstance(s, io.TextIOWrapper)}
+    for stream in usual:
+        stream.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    finally:
+        for stream, errors in usual.items():
+            stream.reconfigure(errors=errors)
 
 
 @contextmanager

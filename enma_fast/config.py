@@ -370,6 +370,6 @@ def check_sampling(name: str, sampling: SamplingConfig) -> None:
     needed, place = "at least 1 is needed, a whole number", f"{name}: sampling."
     require(sampling, ("mask_steps", "flow_steps"), lambda n: above(1, n, Integral), needed, place)
     require(sampling, ("last_flow_steps", "shifts"), lambda n: n is None or above(1, n, Integral), needed, place)
-    require(sampling, ("temperature",), lambda x: above(0, x, Real), "0 or more is needed", place)
+    require(sampling, ("temperature",), lambda x: above(0, x, Real), "0 or more is needed, a number", place)
     check_choices(name, sampling, "sampling")
     check_numbers(name, sampling, "sampling")

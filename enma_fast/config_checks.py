@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from .errors import EnmaError
-from .utils.bounds import MOST_FRAMES
-from .utils.text import counted, times
+from .utils.bounds import MOST_FLOAT, MOST_FRAMES
+from .utils.text import counted, shown, times
 
 # Flow steps for each token; far fewer are exact to rounding.
 _MOST_FLOW_STEPS = 1000
@@ -22,9 +22,8 @@ _MOST_FLOW_STEPS = 1000
 _MOST_MASK_STEPS = 65_536
 # Width of a layer and number of layers in a config.
 _MOST_WIDTH, _MOST_LAYERS = 65_536, 256
-_MOST_FLOAT = 1e6
 
-# Bounds of numbers in a model's config, where they are not `_MOST_WIDTH` and `_MOST_FLOAT`.
+# Bounds of numbers in a model's config, where they are not `_MOST_WIDTH` and `MOST_FLOAT`.
 _MOST: Mapping[str, int] = {
     "num_frames": MOST_FRAMES,
     "shortest_context": MOST_FRAMES,
@@ -223,8 +222,14 @@ def require(config: Any, names: tuple[str, ...], fits: Callable[[Any], bool], ne
     """Raise `EnmaError` for a value that does not fit; one that is no number fits no bound."""
     for name in names:
         value = getattr(config, name)
-        if not fits(value):
-            raise EnmaError(f"{place}{name} is {list(value) if isinstance(value, tuple) else value}; {needed}")
+        try:
+            found = fits(value)
+        except TypeError:
+            found = False
+        if not found:
+            # Quotes alone tell the text '1' from the number 1.
+            said = f"{shown(value)} (text)" if isinstance(value, str) else value
+            raise EnmaError(f"{place}{name} is {list(said) if isinstance(said, tuple) else said}; {needed}")
 
 
 def check_numbers(name: str, config: Any, place: str = "") -> None:
@@ -241,7 +246,7 @@ def check_numbers(name: str, config: Any, place: str = "") -> None:
         for entry in config:
             check_numbers(name, entry, place)
     elif isinstance(config, int | float):
-        most = _MOST.get(place, _MOST_WIDTH if isinstance(config, int) else _MOST_FLOAT)
+        most = _MOST.get(place, _MOST_WIDTH if isinstance(config, int) else MOST_FLOAT)
         if not math.isfinite(config):
             raise EnmaError(f"{name}: {place} is {config}; a finite number is needed")
         if abs(config) > most:

@@ -2,7 +2,15 @@
 
 
 class EnmaError(ValueError):
-    """Bad input, configuration, checkpoint or data. The command line turns it into exit status 2."""
+    """Bad input, configuration, checkpoint or data. The command line ends with its status."""
+
+    status = 2
+
+
+class TrainingError(EnmaError):
+    """A training whose numbers are not finite any more; what it saved before stays."""
+
+    status = 1
 
 
 def first_line(error: BaseException) -> str:

@@ -26,38 +26,45 @@ SEED = 0
 SHARED = "PYTEST_XDIST_WORKER" in os.environ
 MAX_THREADS = 1 if SHARED else 2
 
-# Triton's decorator reads it once. Without a GPU its kernels run on CPU tensors, one program after the other.
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
 
-if importlib.util.find_spec("triton") and "TRITON_INTERPRET" in os.environ:
-    patch_once()
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Settings of every test; benchmarks run without them."""
+    if config.getoption("benchmark_only", False):
+        return
+    # Triton's decorator reads it once. Without a GPU its kernels run on CPU tensors, one program after the other.
+    if not torch.cuda.is_available():
+        os.environ.setdefault("TRITON_INTERPRET", "1")
+    if importlib.util.find_spec("triton") and "TRITON_INTERPRET" in os.environ:
+        patch_once()
+    # Its loops over sizes take int() of arrays with one element, which NumPy 2.4 refuses. Drop when triton >= 3.7.
+    if importlib.util.find_spec("triton") and importlib.metadata.version("triton").startswith("3.6."):
+        from triton.runtime import interpreter
 
-# Its loops over sizes take int() of arrays with one element, which NumPy 2.4 refuses. Drop when triton >= 3.7.
-if importlib.util.find_spec("triton") and importlib.metadata.version("triton").startswith("3.6."):
-    from triton.runtime import interpreter
+        def patch(tensor: Any, scope: Any, patch: Callable[[Any, Any], None] = interpreter._patch_lang_tensor) -> None:
+            patch(tensor, scope)
+            scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
 
-    def patch(tensor: Any, scope: Any, patch: Callable[[Any, Any], None] = interpreter._patch_lang_tensor) -> None:
-        patch(tensor, scope)
-        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
+        interpreter._patch_lang_tensor = patch
 
-    interpreter._patch_lang_tensor = patch
+    torch.set_num_threads(min(MAX_THREADS, torch.get_num_threads()))
+    torch.set_num_interop_threads(1)
+    # torch.empty is NaN (or the largest integer) under test, so code that reads what it never wrote is seen. The
+    # fill needs deterministic mode; warn_only, as an op without a deterministic variant is no failure of ours.
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    # Bare GPU machines run the tests without the property-testing package.
+    if importlib.util.find_spec("hypothesis"):
+        from hypothesis import settings
 
-torch.set_num_threads(min(MAX_THREADS, torch.get_num_threads()))
-torch.set_num_interop_threads(1)
+        # The same examples on every run and machine; no time limit per example: compilation falls on the first.
+        settings.register_profile("enma", deadline=None, derandomize=True, database=None, max_examples=25)
+        settings.load_profile("enma")
 
-# torch.empty is NaN (or the largest integer) under test, so code that reads what it never wrote is seen. The
-# fill needs deterministic mode; warn_only, as an op without a deterministic variant is no failure of ours.
-torch.use_deterministic_algorithms(True, warn_only=True)
-torch.utils.deterministic.fill_uninitialized_memory = True
 
-# Bare GPU machines run the tests without the property-testing package.
-if importlib.util.find_spec("hypothesis"):
-    from hypothesis import settings
-
-    # The same examples on every run and machine; no time limit per example: compilation falls on the first.
-    settings.register_profile("enma", deadline=None, derandomize=True, database=None, max_examples=25)
-    settings.load_profile("enma")
+def pytest_ignore_collect(config: pytest.Config) -> bool | None:
+    """No test is a benchmark, so none is looked at where benchmarks alone are asked for."""
+    return config.getoption("benchmark_only", False) or None
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

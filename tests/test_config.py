@@ -274,6 +274,8 @@ def test_latent_frames_of_the_paper(frames, latents):
         ("combined-small", "dynamics", {"positions": "rotery"}, "positions is 'rotery'; use one of 'sincos', 'rotary'"),
         ("combined-small", "dynamics", {"decoder": "onepass"}, "decoder is 'onepass'; use one of 'masked-flow'"),
         ("combined-small", "sampling", {"method": "heun"}, "sampling.method is 'heun'; use one of 'midpoint', 'euler'"),
+        ("combined-small", "sampling", {"temperature": "1"}, r"sampling.temperature is '1' \(text\); .* a number"),
+        ("combined-small", "sampling", {"shifts": "2"}, r"sampling.shifts is '2' \(text\)"),
         ("combined-fast", "flow", {"draws": 1}, "dynamics.flow.draws is 1; frames decided in one pass need 2 or more"),
         ("combined-small", "dynamics", {"mlp_ratio": 0.0}, "mlp_ratio 0.0; 0 or more and above 0 are needed"),
         ("combined-small", "dynamics", {"scale_shift_rank": -1}, "scale_shift_rank is -1 and"),

@@ -10,7 +10,7 @@ import numpy as np
 
 import enma_fast
 from enma_fast.data import shipped_file
-from enma_fast.figures.maps import error_scale, field_scale
+from enma_fast.drawing.maps import error_scale, field_scale
 
 # Shipped model, data set, title, trajectory of the shipped test file, channel.
 ROWS = (

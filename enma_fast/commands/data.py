@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +14,8 @@ from ..utils.text import boundaries, counted, times
 from .options import AsJson, numbers
 from .options import Data as DataFile
 from .terminal import Terminal, number, table
+
+log = logging.getLogger("enma_fast")
 
 # Separators of lists that are not ranges.
 _BETWEEN = {"points": " x ", "lengths": " x ", "periodic": ", ", "channels": ", "}
@@ -77,7 +80,10 @@ def subset(
     force: Annotated[bool, typer.Option("--force", help="Replace a file at --out.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write a few trajectories of some environments as a file of its own; the shipped test files are such."""
+    """Write a few trajectories of some environments as a file of its own; the shipped test files are such.
+
+    A trajectory of less than a tenth of the others' amplitude is replaced by the next of its environment.
+    """
     from ..data import count
     from ..data import subset as write
 
@@ -129,6 +135,7 @@ def import_(
 ) -> None:
     """Import your own data: NumPy, NetCDF, Zarr, or HDF5 of The Well, PDEBench or arrays at its root."""
     from ..data import ImportOptions, describe, import_fields
+    from ..training.own_preset import refusal
 
     terminal = Terminal(as_json)
     options = ImportOptions(
@@ -145,6 +152,8 @@ def import_(
         stride=stride,
     )
     found = describe(import_fields(source, out, options, force=force))
+    if problem := refusal(found):
+        log.warning("%s: training refuses it: %s", out, problem)
     grid = f"{times(found['points'])} points ({boundaries(found['periodic'])})"
     terminal.show(
         f"{out}: {counted(found['trajectories'], 'trajectory')} in {counted(found['groups'], 'environment')}, "

@@ -49,7 +49,7 @@ def demo(
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
-    """Forecast trajectories that the shipped model has never seen, and score the ensemble."""
+    """Forecast trajectories that the shipped model has never seen, score them, and draw that of median error."""
     from ..figures import demo as library
 
     if pde is not None and checkpoint is not None:
@@ -74,7 +74,7 @@ def demo(
         f"spread and error agree when spread/skill is 1; {time.perf_counter() - clock:.0f} s in all, "
         f"{number(result['seconds_per_member'])} s per member",
         f"forecast: {result['store']}   (xarray.open_zarr)",
-        f"figure:   {result['figure']}",
+        f"figure:   {result['figure']}   (trajectory {result['figure_trajectory']}, that of median error)",
     )
     terminal.result(result)
 

@@ -31,7 +31,7 @@ def plot(
     as_json: AsJson = False,
 ) -> None:
     """Draw one trajectory of a forecast store: maps, a fan chart at a point, and calibration of all; or a movie."""
-    from ..figures.plots import MOVIE, require_picture, save_figure
+    from ..drawing.plots import MOVIE, require_picture, save_figure
     from ..figures.report import StoreReader, store_figure, store_movie
 
     terminal = Terminal(as_json)

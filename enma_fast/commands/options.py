@@ -44,7 +44,10 @@ Precision = Annotated[
 ]
 Strict = Annotated[
     bool,
-    typer.Option("--strict", help="Refuse observed frames outside what the model was trained on, not only warn."),
+    typer.Option(
+        "--strict",
+        help="Refuse observed frames outside what the model was trained on, or in other units, not only warn.",
+    ),
 ]
 Chunk = Annotated[
     int | None,

@@ -1,14 +1,14 @@
 """Data: equations (one file each in `equations/`), their splits, field files (HDF5 in The Well layout), and readings.
 
-Importing this package needs NumPy only; h5py, JAX and exponax (`pip install enma_fast[data]`) are loaded on
-first use, and an equation when it is asked for.
+Importing this package needs NumPy only; h5py (`pip install enma_fast[data]`) is loaded on first use, and an equation
+when it is asked for.
 
 An equation is a file in `equations/`, a kind of file a reader here. Nothing here knows a model.
 """
 
 from .checks import check_values, constant_channels, leave_out
 from .equations import EQUATIONS
-from .fields import FieldFile, decimals
+from .fields import FieldFile, decimals, is_even
 from .generator import generate, output_path
 from .importing import FIRST_FRAME, SERIES, ImportOptions, import_fields
 from .missing import NETCDF_FILL, attributes, require_present, unmasked
@@ -41,6 +41,7 @@ __all__ = [
     "example",
     "generate",
     "import_fields",
+    "is_even",
     "is_readings",
     "leave_out",
     "output_path",

@@ -167,10 +167,10 @@ def placed(source: Source, wanted: Sequence[str], name: str | None = None) -> di
     They are those of the field `name`, of the first one by default.
     """
     own = source.fields[name or next(iter(source.fields))].axes
-    if not wanted or own is None or len(own) != len(wanted):
+    if own is None or (wanted and len(own) != len(wanted)):
         return source.coords
-    keys = [AXES.get(axis, axis) for axis in own]
-    return {axis: source.coords[key] for axis, key in zip(wanted, keys, strict=True) if key in source.coords}
+    pairs = zip(wanted or own, own, strict=True)
+    return {AXES.get(axis, axis): source.coords[name] for axis, name in pairs if name in source.coords}
 
 
 def _components(source: Source, name: str, count: int, wanted: Sequence[str], *, alone: bool) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import EnmaError
-from ..utils.names import ENDS, SPACE, name_twice
+from ..utils.names import ENDS, SPACE, check_names, name_twice
 from ..utils.text import counted
 from .fields import FieldFile
 from .missing import present, undeclared_fill
@@ -104,7 +104,8 @@ def repeated_ends(data: FieldFile) -> tuple[str, ...]:
 
 
 def check_store_names(data: FieldFile) -> None:
-    """Raise `EnmaError` if a forecast of the data would have two arrays of one name."""
+    """Raise `EnmaError` if a column cannot name an array, or a forecast of the data would have two of one name."""
+    check_names(data.parameters, kind="column", where=data.path)
     others = [*_STORE, *SPACE[: len(data.coords)]]
     name = name_twice(data.channels, data.parameters, others)
     if name is None:

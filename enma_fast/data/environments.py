@@ -85,10 +85,8 @@ def _numbered(path: Path, columns: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def _plain(values: np.ndarray) -> np.ndarray:
-    """The values, those of objects as text."""
-    if values.dtype.kind not in "OS":
-        return values
-    return np.array([value.decode(errors="replace") if isinstance(value, bytes) else str(value) for value in values])
+    """The values, bytes as text."""
+    return np.array([value.decode(errors="replace") for value in values]) if values.dtype.kind == "S" else values
 
 
 def _hashed(columns: Mapping[str, np.ndarray]) -> np.ndarray:

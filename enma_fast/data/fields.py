@@ -13,10 +13,12 @@ import numpy as np
 
 from ..errors import EnmaError
 from ..utils.bounds import MOST_POINTS
-from ..utils.system import memory
-from ..utils.untrusted import Limits
+from ..utils.untrusted import Limits, require_memory
 from . import hdf5
 from .missing import FILL_ATTRIBUTES, present
+
+# Steps of an even grid may differ by this part of their mean.
+_EVEN = 1e-2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -186,11 +188,7 @@ class FieldSource:
 
     def load(self, rows: np.ndarray, more: Limits = lambda num_bytes: None) -> FieldFile:
         """Read the trajectories `rows`; `more` gets their size in bytes first. `EnmaError` if a value is not finite."""
-        if (num_bytes := self.num_bytes(len(rows))) > memory():
-            raise EnmaError(
-                f"{self.path}: asks for more memory than there is ({num_bytes / 1e9:,.1f} GB of "
-                f"{memory() / 1e9:,.1f} GB); select fewer trajectories"
-            )
+        require_memory(self.path, num_bytes := self.num_bytes(len(rows)))
         more(num_bytes)
         u = np.empty((len(rows), len(self.times), *self.grid, len(self.channels)), dtype=np.float32)
         first = 0
@@ -251,7 +249,7 @@ def context_number(path: Path, environment: np.ndarray | None, i: int, numbers: 
     if environment is None:
         raise EnmaError(
             f"{path}: lacks scalars/environment; add one integer per trajectory, its group, "
-            "so that a context trajectory can be found"
+            "so that a context trajectory can be found, or give contexts in a file of their own (forecast --context)"
         )
     if i not in numbers:
         raise EnmaError(f"{path}: trajectory {i} is out of range; {len(numbers)} were read")
@@ -260,7 +258,7 @@ def context_number(path: Path, environment: np.ndarray | None, i: int, numbers: 
     if len(members) < 2:
         raise EnmaError(
             f"{path}: trajectory {i} is alone in its group, scalars/environment {group}; a context needs a second "
-            "trajectory of the same group"
+            "trajectory of the same group, or a file of contexts (forecast --context)"
         )
     return int(members[(np.searchsorted(members, i) + 1) % len(members)])
 
@@ -289,6 +287,13 @@ def decimals(values: np.ndarray) -> np.ndarray:
     return (values.astype(str) if narrow else values).astype(np.float64)
 
 
+def is_even(positions: np.ndarray) -> bool:
+    """True if positions that increase are evenly spaced, up to the rounding of their own format."""
+    steps = np.diff(positions.astype(np.float64))
+    rounding = 2 * float(np.spacing(np.abs(positions).max())) if positions.dtype.kind == "f" else 0.0
+    return len(steps) == 0 or bool(np.ptp(steps) <= _EVEN * steps.mean() + rounding)
+
+
 def axis(dataset: Any, where: str, path: Path, *, periodic: bool = False, fewest: int = 2) -> np.ndarray:
     """A coordinate or time axis as float64, checked: 1-D, finite, increasing, even if periodic."""
     if dataset.ndim != 1 or dataset.dtype.kind not in "fiu":
@@ -303,7 +308,7 @@ def axis(dataset: Any, where: str, path: Path, *, periodic: bool = False, fewest
     steps = np.diff(values)
     if not (np.isfinite(values).all() and (steps > 0).all()):
         raise EnmaError(f"{path}: {where} must be finite and increasing; sort it and remove repeated values")
-    if periodic and np.ptp(steps) > 1e-2 * steps.mean():
+    if periodic and not is_even(values):
         raise EnmaError(f"{path}: {where} is periodic but not evenly spaced; interpolate the fields to an even grid")
     return values
 

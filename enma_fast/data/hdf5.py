@@ -12,10 +12,11 @@ import numpy as np
 from ..errors import EnmaError, first_line
 from ..utils.extras import load_extra
 from ..utils.files import complete_file
+from ..utils.text import shown
 from ..utils.untrusted import Limits, isolated, open_regular
 
-# Soft links that a path may go through, and entries of an attribute.
-_MOST_LINKS, _MOST_NAMES = 16, 256
+# Entries of an attribute.
+_MOST_NAMES = 256
 # Other files that `enma-fast data import` reads.
 _IMPORTED = (".npy", ".npz", ".nc", ".nc4", ".cdf")
 
@@ -28,17 +29,19 @@ def import_first(path: Path) -> str:
 def read_file(path: Path, work: Callable[[Any, Limits], Any]) -> Any:
     """Call `work(file, limits)` on an `h5py.File` open for reading, with the limits of `utils.untrusted.isolated`.
 
-    HDF5 itself crashes or hangs on some damaged files, so it reads in a child process. `EnmaError` from `work`, or if
-    the file cannot be read as HDF5.
+    HDF5 itself crashes or hangs on some damaged files, so it reads in a child process. `EnmaError` from `work`, if the
+    file cannot be read as HDF5, or if anything in it lies in another file.
     """
     # Import once here, not in each child.
-    h5py = load_extra("h5py", "data")
+    load_extra("h5py", "data")
     with open_regular(path):
         pass
-    return isolated(path, lambda more: _read(h5py, path, lambda file: work(file, more)))
+    return isolated(path, lambda more: read_here(path, lambda file: work(file, more)))
 
 
-def _read(h5py: Any, path: Path, work: Callable[[Any], Any]) -> Any:
+def read_here(path: Path, work: Callable[[Any], Any]) -> Any:
+    """As `read_file`, in this process, which has to be a child of `isolated`."""
+    h5py = load_extra("h5py", "data")
     try:
         if not h5py.is_hdf5(path):
             remedy = (
@@ -48,6 +51,7 @@ def _read(h5py: Any, path: Path, work: Callable[[Any], Any]) -> Any:
             )
             raise EnmaError(f"{path}: is not an HDF5 file; {remedy}")
         with h5py.File(path, "r") as file:
+            _require_self_contained(h5py, file)
             return work(file)
     except EnmaError:
         raise
@@ -65,6 +69,25 @@ def _read(h5py: Any, path: Path, work: Callable[[Any], Any]) -> Any:
         ) from error
 
 
+def _require_self_contained(h5py: Any, file: Any) -> None:
+    """Raise `EnmaError` for a link or a dataset anywhere in the file whose values lie in another file."""
+    # Nothing may be raised while the library visits them.
+    links: list[tuple[bytes, int]] = []
+    file.id.links.visit(lambda name, link: links.append((name, link.type)), info=True)
+    for name, kind in links:
+        what = None
+        if kind not in (h5py.h5l.TYPE_HARD, h5py.h5l.TYPE_SOFT):
+            what = "a link out of the file"
+        elif kind == h5py.h5l.TYPE_HARD and isinstance(dataset := file[name], h5py.Dataset):
+            if dataset.is_virtual:
+                what = "a virtual dataset, whose values lie in other files"
+            elif dataset.external:
+                what = "a dataset with external storage, whose values lie in other files"
+        if what is not None:
+            where = shown(name.decode(errors="replace"))
+            raise EnmaError(f"{file.filename}: {where} is {what}; write the values into this one")
+
+
 @contextmanager
 def create_file(path: Path) -> Iterator[Any]:
     """Yield a new `h5py.File`; when the block succeeds, it is synced to disk and moved to `path`.
@@ -80,44 +103,24 @@ def create_file(path: Path) -> Iterator[Any]:
 
 
 def get(parent: Any, key: str, kind: str) -> Any:
-    """The group or dataset `key` (`kind` says which) of a group, or an `EnmaError` that names it.
-
-    It must lie in the file itself: external links, virtual datasets and external storage are refused.
-    """
+    """The group or dataset `key` (`kind` says which) of a group, or an `EnmaError` that names it."""
     h5py = load_extra("h5py", "data")
     wanted = h5py.Group if kind == "group" else h5py.Dataset
     where = f"{parent.name.strip('/')}/{key}".lstrip("/")
-    if "/" in key or key not in parent:
+    link = None if "/" in key else parent.get(key, getlink=True)
+    if link is None:
         raise EnmaError(f"{parent.file.filename}: lacks the {kind} '{where}'; write it as The Well's layout does")
-    _require_inside(parent, key, where)
-    value = parent[key]
+    try:
+        value = parent[key]
+    except (LookupError, OSError, RuntimeError):
+        if not isinstance(link, h5py.SoftLink):
+            raise
+        raise EnmaError(
+            f"{parent.file.filename}: '{where}' is a link to nothing; write the values in its place"
+        ) from None
     if not isinstance(value, wanted):
         raise EnmaError(f"{parent.file.filename}: '{where}' is not a {kind}; write it as The Well's layout does")
-    if kind == "dataset":
-        for has, what in ((value.is_virtual, "a virtual dataset"), (value.external, "a dataset with external storage")):
-            if has:
-                raise EnmaError(
-                    f"{parent.file.filename}: '{where}' is {what}, whose values lie in other files; "
-                    "write the values into this one"
-                )
     return value
-
-
-def _require_inside(parent: Any, path: str, where: str, links: int = 0) -> None:
-    """Raise `EnmaError` if a path leads out of the file, or in a circle."""
-    h5py = load_extra("h5py", "data")
-    node = parent.file if path.startswith("/") else parent
-    for part in (part for part in path.split("/") if part not in ("", ".")):
-        link = node.get(part, getlink=True) if isinstance(node, h5py.Group) and part in node else None
-        if isinstance(link, h5py.ExternalLink) or links > _MOST_LINKS:
-            raise EnmaError(
-                f"{parent.file.filename}: '{where}' is a link out of the file; write the values into this one"
-            )
-        if link is None:
-            raise EnmaError(f"{parent.file.filename}: '{where}' is a link to nothing; write the values in its place")
-        if isinstance(link, h5py.SoftLink):
-            _require_inside(node, link.path, where, links + 1)
-        node = node[part]
 
 
 def attribute(parent: Any, key: str, **default: Any) -> Any:

@@ -12,7 +12,7 @@ import numpy as np
 from ..errors import EnmaError
 from ..utils.bounds import FEWEST_FRAMES
 from ..utils.names import SPACE, check_names
-from ..utils.text import counted
+from ..utils.text import counted, shown
 from . import hdf5
 from .arranging import arranged, placed
 from .checks import check_store_names, check_values, constant_channels, leave_out, repeated_ends
@@ -26,6 +26,7 @@ log = logging.getLogger("enma_fast")
 
 # Columns of windows that are cut from longer trajectories: number of the trajectory, and their first frame in it.
 SERIES, FIRST_FRAME = "series", "first_frame"
+_LONGEST_UNIT = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,11 +90,19 @@ def import_fields(source: str | Path, out: str | Path, options: ImportOptions, *
         raise EnmaError(f"{out}: exists; choose another --out, or use --force")
     if out.suffix not in (".h5", ".hdf5"):
         raise EnmaError(f"{out}: is no name of a field file; let it end in .h5")
+    # Values are checked for being finite, so NumPy need not warn of them.
+    with np.errstate(all="ignore"):
+        return _imported(source, out, options)
+
+
+def _imported(source: Path, out: Path, options: ImportOptions) -> Path:
     data = _described(source, options) if _known_layout(source) else _assembled(source, options)
-    _note_constants(data)
-    _note_repeated_ends(data)
-    data = _renamed(data, options)
+    source_data, data = data, _renamed(data, options)
+    check_names(data.parameters, kind="parameter", where=data.path)
     check_values(data)
+    # By the names that the options know.
+    _note_constants(source_data)
+    _note_repeated_ends(source_data)
     if options.window is not None:
         data = _windows(data, options.window, options.stride or options.window)
     check_store_names(data)
@@ -232,6 +241,11 @@ def _renamed(data: FieldFile, options: ImportOptions) -> FieldFile:
         )
     check_names(channels, kind="channel", where=data.path)
     units = {new: data.units.get(old, "1") for old, new in zip(data.channels, channels, strict=True)}
+    for channel in [name for name, unit in units.items() if not unit.isprintable() or len(unit) > _LONGEST_UNIT]:
+        log.warning(
+            "%s: the unit of %s is left out, %s: it is no short text", data.path, channel, shown(units[channel])
+        )
+        units[channel] = "1"
     for channel, unit in (options.units or {}).items():
         if channel not in units:
             raise EnmaError(f"{data.path}: has no channel '{channel}'; it has {', '.join(channels)}")

@@ -11,6 +11,8 @@ from ..errors import EnmaError
 
 # Attributes by which NetCDF's conventions say what stands for a missing value.
 FILL_ATTRIBUTES = ("_FillValue", "missing_value")
+# Attributes by which they say between which numbers a value is none that is missing.
+VALID_ATTRIBUTES = ("valid_range", "valid_min", "valid_max")
 # NetCDF's fill value of floats that were never written.
 NETCDF_FILL = np.float32(9.969209968386869e36)
 
@@ -65,7 +67,7 @@ def attributes(value: Any) -> dict[str, Any]:
 
 
 def require_present(name: str, values: np.ndarray, about: Mapping[str, Any]) -> None:
-    """Raise `EnmaError` if a value equals the fill value that the attributes name."""
+    """Raise `EnmaError` if a value equals the fill value that the attributes name, or is outside their valid range."""
     if values.dtype.kind not in "fiu":
         return
     found = present(values, [about.get(mark) for mark in FILL_ATTRIBUTES])
@@ -75,6 +77,57 @@ def require_present(name: str, values: np.ndarray, about: Mapping[str, Any]) -> 
             f"{name} holds {values[at]}, the number of a missing value, first at {at}; "
             "fill such values, for example by interpolation, or leave them out"
         )
+    require_valid(name, values, about)
+
+
+def require_valid(name: str, values: np.ndarray, about: Mapping[str, Any]) -> None:
+    """Raise `EnmaError` if a value is outside the valid range that the attributes name."""
+    outside = invalid(values, about)
+    if outside.any():
+        at = _first(outside)
+        said = ", ".join(f"{mark} {np.asarray(about[mark]).tolist()}" for mark in VALID_ATTRIBUTES if mark in about)
+        raise EnmaError(
+            f"{name} holds {values[at]} at {at}, outside its {said}, so the value is missing; "
+            "fill such values, for example by interpolation, or leave them out, or correct the attribute"
+        )
+
+
+def invalid(values: np.ndarray, about: Mapping[str, Any]) -> np.ndarray:
+    """Mask of the values outside the valid range that attributes of NetCDF's conventions name.
+
+    `values` are unpacked; `about` may say by `scale_factor`, `add_offset` and `dtype` how they were packed.
+    """
+    found = np.zeros(values.shape, bool)
+    if values.dtype.kind not in "fiu":
+        return found
+    ends = np.ravel(about.get("valid_range", [])).tolist()
+    ends = ends if len(ends) == 2 else [about.get("valid_min"), about.get("valid_max")]
+    bounds = [_unpacked(bound, values.dtype, about) for bound in ends]
+    if all(bound is not None for bound in bounds):
+        # A negative scale exchanges them.
+        bounds = sorted(bounds)
+    for bound, beyond in zip(bounds, (np.less, np.greater), strict=True):
+        if bound is not None:
+            found |= beyond(values, bound)
+    return found
+
+
+def _unpacked(bound: Any, dtype: np.dtype[Any], about: Mapping[str, Any]) -> Any:
+    """A bound as the values are unpacked, if it is of the type that they are packed in; None if it is no number."""
+    number = np.asarray(bound)
+    if number.dtype.kind not in "fiu" or number.size != 1 or not np.isfinite(number).all():
+        return None
+    number, packed = number.reshape(()), np.dtype(about.get("dtype", dtype))
+    if number.dtype.kind in "iu" and packed.kind in "iu" and str(about.get("_Unsigned")).lower() == "true":
+        number = number.astype(np.int64) % (1 << 8 * packed.itemsize)
+    scale, offset = about.get("scale_factor"), about.get("add_offset")
+    if (scale is None and offset is None) or (number.dtype.kind == "f") != (packed.kind == "f"):
+        return number[()]
+    # In the steps of xarray, so that a value at the bound is within.
+    found = np.array(number, dtype)
+    found *= 1 if scale is None else scale
+    found += 0 if offset is None else offset
+    return found[()]
 
 
 def _first(mask: np.ndarray) -> tuple[int, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +28,7 @@ def positions(
 ) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
     """Positions of the points of each space axis, and times; steps that are given come before those of the source.
 
-    `sizes` are those of the axes from time on.
+    `sizes` are those of the axes from time on. An axis of space that descends in the source does so with another step.
     """
     axes = SPACE[: len(sizes) - 1]
     if spacing and len(spacing) not in (1, len(axes)):
@@ -42,6 +41,10 @@ def positions(
         values = known.get(axis)
         if axis in steps:
             found[axis] = np.arange(size) * steps[axis]
+            if values is not None and _descends(values):
+                if axis == "time":
+                    raise EnmaError(f"{path}: its times descend, so --dt would run them backwards; sort its frames")
+                found[axis] = found[axis][::-1]
         elif values is None:
             lacking.append(axis)
         else:
@@ -70,17 +73,24 @@ def _evened(values: np.ndarray) -> np.ndarray:
 
 
 def _numbers(path: Path, axis: str, values: np.ndarray, size: int) -> np.ndarray:
-    """Positions as float64; dates, also those of the calendars of `cftime`, in days since the first; spans in days."""
+    """Positions as float64; dates in days since the first, spans in days."""
     if values.shape != (size,):
         raise EnmaError(f"{path}: {axis} has {len(values)} positions for {size} values; save both of one size")
     if values.dtype.kind in "Mm":
         return (values - values[0] if values.dtype.kind == "M" else values) / np.timedelta64(1, "D")
-    if values.dtype.kind == "O" and all(hasattr(value, "calendar") for value in values):
-        return np.array([(value - values[0]) / timedelta(days=1) for value in values])
     if values.dtype.kind not in "fiu":
         fix = "--dt" if axis == "time" else "--spacing"
         raise EnmaError(f"{path}: {axis} holds {values.dtype.name}, not numbers; give their step by {fix}")
     return decimals(values)
+
+
+def _descends(values: np.ndarray) -> bool:
+    """True for positions of a source that descend, also where some are missing or repeated."""
+    if values.dtype.kind not in "fiuMm":
+        return False
+    there = values[~np.isnat(values) if values.dtype.kind in "Mm" else np.isfinite(values)]
+    # Differences of unsigned numbers have no sign.
+    return len(there) > 1 and bool((there[1:] <= there[:-1]).all() and there[-1] < there[0])
 
 
 def descending(coords: Sequence[np.ndarray]) -> tuple[int, ...]:

@@ -26,7 +26,7 @@ import numpy as np
 
 from ..errors import EnmaError, first_line
 from ..utils.bounds import MOST_FRAMES
-from ..utils.names import SPACE
+from ..utils.names import SPACE, check_names
 from ..utils.system import memory
 from ..utils.text import counted, shown
 from ..utils.untrusted import open_regular
@@ -152,6 +152,7 @@ def _check_columns(path: Path, names: list[str], axes: tuple[str, ...], count: i
         )
     if len(names) == 1:
         raise EnmaError(f"{path}: has one column, {shown(names[0])}; separate names and cells by commas")
+    check_names(names, kind="column", where=path)
     twice = [name for name in names if names.count(name) > 1]
     if twice:
         raise EnmaError(f"{path}: a column is named {twice[0]!r}, {names.count(twice[0])} of them; give each its name")

@@ -6,21 +6,21 @@ Fields of these and of .npy files are read when they are indexed, so that a part
 
 from __future__ import annotations
 
+import functools
 import logging
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..errors import EnmaError, first_line
+from ..errors import EnmaError
 from ..utils.extras import load_extra
 from ..utils.names import SPACE
-from ..utils.untrusted import Limits, open_regular, read_arrays
-from . import hdf5
+from ..utils.text import shown
+from ..utils.untrusted import Limits, open_regular, read_arrays, require_memory
+from . import hdf5, xarray_files
 from .missing import FILL_ATTRIBUTES, attributes, require_present
 
 log = logging.getLogger("enma_fast")
@@ -76,7 +76,7 @@ class Source:
     Attributes
     ----------
     fields : name -> variable
-    coords : axis of a field file ("time", "x", ..., "channel") -> its values
+    coords : name of an axis, or of an axis of a field file where the fields name none -> its values
     columns : name -> variable of one value per trajectory, perhaps
     wraps : True where the format says that the domain is periodic
     others : names of fields that were not read, with their type if they are no real numbers
@@ -94,7 +94,12 @@ class Source:
     def lacks(self, name: str) -> EnmaError:
         """The error of a field that is not there."""
         axes = {AXES.get(column, column) for column in self.columns}
-        names = [*self.fields, *self.others, *self.columns, *(axis for axis in self.coords if axis not in axes)]
+        names = [
+            *self.fields,
+            *self.others,
+            *self.columns,
+            *(axis for axis in self.coords if AXES.get(axis, axis) not in axes),
+        ]
         held = ", ".join(names) or "nothing"
         return EnmaError(f"{self.path}: has no field '{name}'; it holds {held}")
 
@@ -112,7 +117,7 @@ def open_source(path: Path, names: Sequence[str]) -> Source:
     elif ending in _HDF5:
         found = _hdf5(path, names)
     elif ending in _NETCDF or ending == ".zarr" or any((path / mark).is_file() for mark in ("zarr.json", ".zgroup")):
-        found = _xarray(path)
+        found = _labelled(path)
     else:
         raise EnmaError(f"{path}: is of no known kind; give a file {KINDS}")
     if not found.fields:
@@ -127,6 +132,8 @@ def _numpy(path: Path) -> dict[str, np.ndarray]:
     with open_regular(path):
         try:
             return read_arrays(path)
+        except EnmaError:
+            raise
         except ValueError as error:
             # Trajectories of different lengths come as objects, which saving again does not change.
             objects = "object" in str(error).lower()
@@ -143,6 +150,9 @@ def _arrays(path: Path, arrays: Mapping[str, np.ndarray], units: Mapping[str, st
             axes = ("trajectory", "time", *SPACE[: values.ndim - 2]) if fluids else None
             fields[name] = Variable(values=values, axes=axes, unit=units.get(name, "1"))
         elif values.ndim == 1 and name in AXES:
+            if AXES[name] in coords:
+                other = next(key for key in arrays if AXES.get(key) == AXES[name])
+                raise EnmaError(f"{path}: {other} and {name} are both positions along {AXES[name]}; keep one of them")
             coords[AXES[name]] = values
         elif values.ndim == 1:
             columns[name] = Variable(values=values)
@@ -161,7 +171,8 @@ def _hdf5(path: Path, names: Sequence[str]) -> Source:
         runs = [key for key in file if key.isdigit() and "data" in hdf5.get(file, key, "group")]
         if runs:
             first = hdf5.get(file, min(runs, key=int), "group")
-            more(len(runs) * hdf5.get(first, "data", "dataset").nbytes)
+            require_memory(path, size := len(runs) * hdf5.get(first, "data", "dataset").nbytes)
+            more(size)
             grid = hdf5.get(first, "grid", "group")
             axes = {key: hdf5.get(grid, key, "dataset")[()] for key in ("t", *SPACE) if key in grid}
             parts = [hdf5.get(hdf5.get(file, key, "group"), "data", "dataset")[()] for key in sorted(runs, key=int)]
@@ -181,8 +192,12 @@ def _hdf5(path: Path, names: Sequence[str]) -> Source:
             for key, data in numeric.items()
             if data.ndim == 1 or not names or any(name == key or name.startswith(f"{key}_") for name in names)
         }
-        more(sum(data.nbytes for data in kept.values()))
+        require_memory(path, size := sum(data.nbytes for data in kept.values()))
+        more(size)
         arrays, units = {}, {}
+        for key, data in datasets.items():
+            if data.ndim == 1 and load_extra("h5py", "data").check_string_dtype(data.dtype):
+                arrays[key] = np.array(data.asstr(errors="replace")[()].tolist(), "U")
         for key, data in kept.items():
             about = attributes(data)
             if data.ndim == 1 and key not in AXES and any(mark in about for mark in (*_PACKED, *FILL_ATTRIBUTES)):
@@ -210,63 +225,27 @@ def _hdf5(path: Path, names: Sequence[str]) -> Source:
     return found
 
 
-def _xarray(path: Path) -> Source:
-    xarray = load_extra("xarray", "store")
+def _labelled(path: Path) -> Source:
+    """A NetCDF file or a Zarr store: its arrays name their axes."""
     fields, coords, columns, others, bounds = {}, {}, {}, [], set()
-
-    def deferred(name: Any, data: Any) -> Deferred:
-        def part(key: tuple[slice, ...]) -> np.ndarray:
-            with _reading(xarray, path) as again:
-                values: np.ndarray = again.variables[name][key].to_numpy()
-                return values
-
-        return Deferred(shape=data.shape, dtype=data.dtype, part=part)
-
-    with _reading(xarray, path) as dataset:
-        for name, data in dataset.variables.items():
-            axes, about = tuple(map(str, data.dims)), {**data.attrs, **data.encoding}
-            bounds |= {str(about[mark]) for mark in ("bounds", "climatology") if mark in about}
-            if data.ndim > 1 and data.dtype.kind in "fiu" and name in dataset.data_vars:
-                unit = str(data.attrs.get("units", "1")) or "1"
-                fields[str(name)] = Variable(values=deferred(name, data), axes=axes, unit=unit)
-            elif data.ndim > 1 and name in dataset.data_vars:
-                others.append(f"{name} ({data.dtype})")
-            elif data.ndim == 1 and name in data.dims:
-                coords[AXES.get(str(name), str(name))] = data.to_numpy()
-                if " since " in (unit := str(data.attrs.get("units", ""))):
-                    log.warning("%s: '%s' of %s are no dates, and are taken as plain numbers", path, unit, name)
-            if data.ndim == 1 and data.dtype.kind in "fiuUSO":
-                columns[str(name)] = Variable(values=data.to_numpy(), axes=axes)
+    for each in xarray_files.variables(path):
+        name, numbers = each.name, each.kind in "fiu"
+        bounds |= set(each.bounds)
+        if each.values is not None:
+            if name in each.axes:
+                coords[name] = each.values
+                if " since " in each.unit:
+                    log.warning(
+                        "%s: %s of %s are no dates, and are taken as plain numbers", path, shown(each.unit), name
+                    )
+            if each.values.dtype.kind in "fiuUS":
+                columns[name] = Variable(values=each.values, axes=each.axes)
+        elif each.data and len(each.axes) > 1 and numbers:
+            part = functools.partial(xarray_files.values, path, name)
+            values = Deferred(shape=each.shape, dtype=np.dtype(each.dtype), part=part)
+            fields[name] = Variable(values=values, axes=each.axes, unit=each.unit)
+        elif each.data and len(each.axes) > 1:
+            others.append(f"{name} ({each.dtype})")
     return Source(
         path=path, fields=fields, coords=coords, columns=columns, others=tuple(others), bounds=frozenset(bounds)
     )
-
-
-@contextmanager
-def _reading(xarray: Any, path: Path) -> Iterator[Any]:
-    """A data set that is open; what xarray raises is an `EnmaError` of one line."""
-    try:
-        with (
-            # Dates that NumPy cannot hold come as those of cftime, which are read as well.
-            warnings.catch_warnings(action="ignore", category=xarray.SerializationWarning),
-            _opened(xarray, path) as dataset,
-        ):
-            yield dataset
-    except Exception as error:
-        # Engines of xarray raise nearly anything for damaged files.
-        raise EnmaError(f"{path}: xarray cannot read it ({first_line(error)}); check the file") from error
-
-
-def _opened(xarray: Any, path: Path) -> Any:
-    def opened(**options: Any) -> Any:
-        if path.is_dir():
-            return xarray.open_zarr(path, chunks=None, consolidated=False, **options)
-        return xarray.open_dataset(path, **options)
-
-    try:
-        return opened()
-    except ValueError as error:
-        # Months of the usual calendar have no one length, but their numbers may be even.
-        if "decode" not in str(error):
-            raise
-        return opened(decode_times=False)

@@ -35,9 +35,11 @@ from ..models.checkpoint import METRICS, WEIGHTS, available, hashes, load_model,
 from ..models.model import Model
 from ..utils.files import complete_file
 from ..utils.system import machine, versions
+from ..utils.untrusted import parse_json, read_bytes
 from .features import training_file
 from .protocols import CALIBRATED, CASES, KEPT, Case, Method, measure, of_model
 from .scattered import SHARES, measure_points, protocol_of
+from .score_entries import wrong_entry
 
 FOLDER = PRETRAINED / "scores"
 # Below the folder of the others.
@@ -50,6 +52,8 @@ _MEMBERS = 16
 _SAME_FIELDS = 1e-3
 # Scores of a row that are compared.
 _CHECKED = ("rel_l2", "rel_l2_median", "rel_l2_member", "crps", "rmsce", "spread_skill", "reconstruction")
+# Largest score file.
+_MOST_BYTES = 1 << 24
 _KEYS = ("method", "kind", "equation", "seed", "cpu_seconds", "num_parameters", "weights", "data", "machine", "rows")
 
 
@@ -351,12 +355,16 @@ def _difference(found: FieldFile, expected: FieldFile) -> str | None:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        missing = [key for key in _KEYS if key not in found]
-    except (ValueError, TypeError) as error:
+        found = parse_json(read_bytes(path, most=_MOST_BYTES))
+    except EnmaError:
+        raise
+    except ValueError as error:
         raise EnmaError(f"{path}: is not JSON ({error}); make it again by enma-fast tables --measure") from None
+    missing = [key for key in _KEYS if key not in found] if isinstance(found, dict) else list(_KEYS)
     if missing:
         raise EnmaError(f"{path}: is no score file, it lacks {', '.join(missing)}; make it again or move it away")
+    if (wrong := wrong_entry(found)) is not None:
+        raise EnmaError(f"{path}: {wrong} is not what a score file has there; make it again or move it away")
     return dict(found)
 
 

@@ -52,7 +52,7 @@ def score(
     `spread_skill` and the rank histogram have their usual meaning, and its RMS is the unit of `crps_relative`.
     `solver_fidelity` says whether members obey the equation: the mean over trajectories of the relative L2 distance of
     the first member from the solution that starts at its own first frame, with the true parameters (None if the file is
-    of no known equation, or exponax is missing).
+    of no known equation).
 
     Parameters
     ----------

@@ -25,6 +25,7 @@ import torch
 from ..data import FieldFile, dataset_split, read
 from ..data.fields import FieldSource
 from ..errors import EnmaError, first_line
+from ..forecasting.channels import report_unit
 from ..models.checkpoint import read_tensors, sha256, write_tensors
 from ..store.layout import OUTSIDE, POINTS
 from ..store.metadata import READINGS
@@ -32,6 +33,7 @@ from ..store.read import is_missing, read_forecast
 from ..utils.names import SPACE
 from ..utils.system import versions
 from ..utils.text import counted, times
+from ..utils.units import has_no_unit, same_unit
 from .channel_scores import ChannelPart, ChannelScores
 from .metrics import Scores
 from .physics import Physics
@@ -190,6 +192,10 @@ def check_truth_file(path: Path, dataset: Any, file: Path, numbers: Sequence[int
     grid, expected = data.u.shape[2:-1], tuple(dataset.sizes[name] for name in axes)
     if list(data.channels) != channels:
         raise EnmaError(f"{file}: its fields are {', '.join(data.channels)}; {path} forecasts {', '.join(channels)}")
+    for name in channels:
+        unit, forecast = data.units.get(name, "1"), str(dataset[name].attrs.get("units", "1"))
+        if not (has_no_unit(unit) or has_no_unit(forecast) or same_unit(unit, forecast)):
+            report_unit(f"{file}: {name}", unit, forecast, of=str(path))
     if grid != expected:
         raise EnmaError(f"{file}: the grid is {times(grid)} points; {path} has {times(expected)}")
     for name, coords in zip(axes, data.coords, strict=True):

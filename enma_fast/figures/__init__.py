@@ -1,4 +1,4 @@
-"""Figures of forecasts, the HTML report, and the demonstration.
+"""Figures of forecast stores, the HTML report, and the demonstration.
 
-A plot goes here. The numbers in it are those of `evaluation` and `runs`: nothing is computed twice.
+`drawing` draws. The numbers are those of `evaluation` and `runs`: nothing is computed twice.
 """

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..data import FieldFile, read, shipped_file
 from ..data.selection import spread_rows
+from ..drawing.plots import save_figure
 from ..errors import EnmaError
 from ..evaluation.scoring import paper_table, score_forecast
 from ..forecasting.file_forecast import FileForecast
@@ -20,8 +21,7 @@ from ..forecasting.store_layout import file_hashes, layout_of, provenance
 from ..models.checkpoint import available, load_config, load_model
 from ..store.create import create_store
 from ..store.layout import OUTSIDE
-from .plots import save_figure
-from .report import store_figure
+from .report import StoreReader, store_figure
 
 CHECKPOINT = "combined-fast"
 STORE, FIGURE = "forecast.zarr", "demo.png"
@@ -52,7 +52,8 @@ def run(
     -------
     dict
         The scores of the temporal task in distribution, as from `enma_fast.score`; `rows`, the scores of all forecasts;
-        `paper`, the paper's figures for each of them; `store` and `figure`, the files.
+        `paper`, the paper's figures for each of them; `store` and `figure`, the files; `figure_trajectory`, the number
+        of the trajectory of median error, which is drawn.
     """
     model = load_model(checkpoint)
     name = model.config.dataset
@@ -93,15 +94,20 @@ def run(
         run_one(first, store.put)
     for label in others:
         run_one(label)
+    reader = StoreReader(out / STORE)
+    place = reader.place_of_median_error()
     seen = f"{request.num_history} frames" + ("" if points is None else f" seen at {points} points")
     title = f"{model.config.name}: {members}-member forecast of an unseen trajectory from {seen}"
-    save_figure(store_figure(out / STORE, title=title), out / FIGURE)
+    if trajectories > 1:
+        title += f" (that of median error, number {reader.numbers[place]})"
+    save_figure(store_figure(reader, place=place, title=title), out / FIGURE)
     return {
         **results[0],
         "rows": results,
         "paper": [paper_table(row) for row in results],
         "store": str(out / STORE),
         "figure": str(out / FIGURE),
+        "figure_trajectory": reader.numbers[place],
     }
 
 

@@ -19,6 +19,7 @@ from ..data import EQUATIONS
 from ..errors import EnmaError
 from ..models.model import Model
 from ..utils.names import SPACE
+from .channels import Channels
 from .ensemble import Ensemble
 from .labelled_field import LabelledField, first_time, read_field
 from .labels import Labels
@@ -119,8 +120,9 @@ def forecast(
         chunk that has wholly stopped is sampled no further, and after the last member ``stop`` is called no more. The
         chunks advance side by side, so memory is that of all of them.
     strict
-        Raise where observed frames lie outside what the model was trained on (:mod:`enma_fast.models.domain`), in place
-        of a warning. Checkpoints that do not say what that is give neither.
+        Raise where observed frames lie outside what the model was trained on (:mod:`enma_fast.models.domain`), or a
+        channel has another unit than the model's, in place of a warning. Checkpoints that do not say what that is give
+        neither, nor do inputs without units.
 
     Returns
     -------
@@ -219,22 +221,20 @@ def _read(
     grid = SPACE[: tok.dims]
     space = grid if points is None else ("point",)
 
-    def read(argument: str, given: Any) -> LabelledField:
-        found, domain = read_field(argument, given, space=space), model.domain
-        if domain is None:
-            return found
-        if found.has_channel:
-            # Otherwise the name is that of an array, which need not be a channel's.
-            domain.warn_if_renamed(argument, found.channels)
-        return found.ordered(argument, domain.channels) if domain.reorders(found.channels) else found
+    expected = Channels.of_model(model)
 
-    known = None if history is None else read("history", history)
-    other = None if context is None else read("context", context)
+    def read(argument: str, given: Any, expected: Channels) -> LabelledField:
+        found = read_field(argument, given, space=space)
+        names = _channel_names(found)
+        return found.ordered(expected.places(argument, names, found.units, strict=request.strict))
+
+    known = None if history is None else read("history", history, expected)
+    if known is not None:
+        expected = expected.of_context("history", _channel_names(known), known.units)
+    other = None if context is None else read("context", context, expected)
     leading = known or other
     if leading is None:
         raise EnmaError("history and context are both None; give one of them")
-    if other is not None and leading.channels is not None:
-        other = other.ordered("context", leading.channels)
     batched = leading.data.ndim == len(space) + 3
     if request.trajectories is None:
         numbers = leading.numbers or range(len(leading.data) if batched else 1)
@@ -275,6 +275,11 @@ def _read(
         "query": queried,
     }
     return request, arrays, labels
+
+
+def _channel_names(field: LabelledField) -> tuple[str, ...] | None:
+    """Names of the channels; that of an array without an axis of channels need not be a channel's."""
+    return field.channels if field.has_channel else None
 
 
 def _require_points(

@@ -270,7 +270,7 @@ def _field(name: str, value: np.ndarray | Tensor, model: Model, points: Tensor |
     options = model.config.tokenizer
     grid = options.grid if points is None else (points.shape[-2],)
     if not (value.is_floating_point() if isinstance(value, Tensor) else value.dtype.kind == "f"):
-        raise EnmaError(f"{name} has dtype {value.dtype}; floating point is expected")
+        raise EnmaError(f"{name} has dtype {value.dtype}; floating point is expected, such as float32")
     if isinstance(value, Tensor):
         if value.layout != torch.strided or value.is_meta:
             raise EnmaError(f"{name} is a {'meta' if value.is_meta else 'sparse'} tensor; give a dense one with values")
@@ -284,6 +284,7 @@ def _field(name: str, value: np.ndarray | Tensor, model: Model, points: Tensor |
         raise EnmaError(
             f"{name} has shape {tuple(u.shape)}; the model {model.config.name!r} expects [B, T, "
             f"{', '.join(map(str, grid))}, {options.field_channels}] (B may be left out)"
+            + _way_to_other_points(name, model, points, whole=len(shape) == len(grid) + 3)
         )
     if shape[-1] != options.field_channels:
         raise EnmaError(
@@ -314,6 +315,17 @@ def _field(name: str, value: np.ndarray | Tensor, model: Model, points: Tensor |
                 "fill such values, for example by interpolation, or leave them out"
             )
     return u
+
+
+def _way_to_other_points(name: str, model: Model, points: Tensor | None, *, whole: bool) -> str:
+    """The arguments by which values elsewhere than at the expected points are forecast from."""
+    argument = "context_points" if name == "context" else "points"
+    if points is not None:
+        return f"; give a value for each of `{argument}`, or leave that out"
+    if not model.reads_points or not whole:
+        return ""
+    given = f"[B, T, P, {model.config.tokenizer.field_channels}]"
+    return f"; values at other points are {given}, with coordinates in {argument}= and those of the forecast in query="
 
 
 def warn_of_context(config: ModelConfig, name: str, frames: int) -> None:

@@ -8,12 +8,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..drawing.plots import forecast_figure, require_picture, save_figure
 from ..errors import EnmaError
+from ..utils.text import counted
 from .labels import Labels
+from .presenting import drawn, summary
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -68,9 +72,7 @@ class Ensemble:
         """Standard deviation of the members, with K - 1 as its divisor; `EnmaError` with fewer than two."""
         if self.num_members < 2:
             raise EnmaError("the spread of 1 member is not defined; forecast or select at least 2")
-        mean = self._mean()
-        square = sum((_wide(member) - mean) ** 2 for member in self._each())
-        return self._statistic("ensemble spread", (square / (self.num_members - 1)) ** 0.5)
+        return self._statistic("ensemble spread", self._spread())
 
     def quantile(self, q: float | Sequence[float]) -> Any:
         """Quantiles, linear between members; several take the place of the member axis."""
@@ -114,9 +116,62 @@ class Ensemble:
             data, labels = data[places], labels.of_trajectories(places, numbers, batched=np.ndim(trajectory) == 1)
         return Ensemble(data if labels.batched else data[0], labels)
 
+    def summary(self) -> str:
+        """Members, frames and points in a line, and for each channel its mean, spread and range in another."""
+        spread = None if self.num_members < 2 else _plain(self._spread())
+        return summary(self.labels, self.numpy(), _plain(self._mean()), spread)
+
+    def plot(
+        self,
+        path: str | Path,
+        *,
+        trajectory: Any = None,
+        channel: int | str = 0,
+        history: Any = None,
+        truth: Any = None,
+        title: str | None = None,
+    ) -> Path:
+        """Draw the mean and the spread of a trajectory, and its members at the point of the largest spread.
+
+        Parameters
+        ----------
+        path
+            The picture, .png, .pdf or .svg; an old one is replaced.
+        trajectory
+            Number or name of one of several trajectories; the first by default.
+        channel
+            Its number or its name.
+        history, truth
+            Observed frames, and true frames at the times of the forecast, of this trajectory or of all of the ensemble.
+        title
+            By default the number of members, and the trajectory where there are several.
+
+        Returns
+        -------
+        pathlib.Path
+            The picture.
+
+        Raises
+        ------
+        EnmaError
+            If the extra ``plots`` is not installed, the picture cannot be written, the values are at query points, or
+            an argument is not of this ensemble.
+        """
+        path = Path(path)
+        require_picture(path)
+        if self.labels.space == ("point",):
+            raise EnmaError("this ensemble is at query points, which are not drawn; forecast without query")
+        number = self.trajectories[0] if trajectory is None else trajectory
+        one = self.sel(trajectory=number)
+        place = self.trajectories.index(one.trajectories[0])
+        forecast = drawn(self.labels, one.numpy(), place=place, channel=channel, history=history, truth=truth)
+        if title is None:
+            title = counted(self.num_members, "member") + (f", trajectory {number}" if self.labels.batched else "")
+        return save_figure(forecast_figure(forecast, title=title), path)
+
     def numpy(self) -> np.ndarray:
         """The values as a numpy array, channels last."""
-        return self.data if isinstance(self.data, np.ndarray) else self.data.numpy(force=True)
+        return _plain(self.data)
 
     def torch(self) -> Tensor:
         """The values as a tensor, channels last."""
@@ -156,6 +211,11 @@ class Ensemble:
     def _mean(self) -> Any:
         return sum(map(_wide, self._each())) / self.num_members
 
+    def _spread(self) -> Any:
+        mean = self._mean()
+        square = sum((_wide(member) - mean) ** 2 for member in self._each())
+        return (square / (self.num_members - 1)) ** 0.5
+
     def _statistic(self, label: str, data: Any) -> Any:
         return self.labels.wrap(
             _narrow(data, self.data), self.labels.dims("time"), label, realization=None, time=self.times
@@ -170,6 +230,10 @@ class Ensemble:
             return self.labels.wrap(found[0], self.labels.dims("time"), label, **coords)
         stack: Any = np.stack if isinstance(found[0], np.ndarray) else sys.modules["torch"].stack
         return self.labels.wrap(stack(found, self._axis), self.labels.dims(name, "time"), label, **coords)
+
+
+def _plain(x: Any) -> np.ndarray:
+    return x if isinstance(x, np.ndarray) else x.numpy(force=True)
 
 
 def _wide(x: Any) -> Any:

@@ -25,11 +25,13 @@ import numpy as np
 from torch import Tensor
 
 from ..config import ModelConfig
-from ..data import SPACING_TOLERANCE, FieldFile
+from ..data import SPACING_TOLERANCE, FieldFile, is_even
 from ..errors import EnmaError
 from ..models.interpolation import grid_points
 from ..models.model import Model
+from ..utils.names import SPACE
 from ..utils.text import boundaries, times
+from .channels import Channels
 from .encoding import outside, report_outside, warn_if_long, warn_if_uneven, warn_of_context
 from .members import Stop, sample_members
 from .request import INITIAL_VALUE, TEMPORAL, ForecastRequest
@@ -102,15 +104,9 @@ class FileForecast:
         At most `at_once` members are in memory at a time, by default all.
         """
         config, data, request = self.model.config, self.data, self.request
-        check_file(config, data)
-        domain = self.model.domain
-        if domain is not None and domain.reorders(data.channels):
-            raise EnmaError(
-                f"{data.path}: its channels are {', '.join(data.channels)}; {config.name} expects them in the order "
-                f"{', '.join(domain.channels)}: import it with --fields {','.join(domain.channels)}"
-            )
-        if domain is not None:
-            domain.warn_if_renamed(data.path, data.channels)
+        check_file(config, data, reads_points=self.model.reads_points)
+        expected = Channels.of_model(self.model)
+        check_channels(expected, data, strict=request.strict)
         if data.points is not None:
             self._check_readings()
         if request.task.num_observed is None and request.num_history < 3:
@@ -142,7 +138,7 @@ class FileForecast:
         warn_if_long(config, self.num_total)
         warn_if_uneven(config, self.num_observed)
         request.check_memory(config, self.num_frames, at_once=at_once)
-        self._check_contexts()
+        self._check_contexts(expected.of_context(data.path, data.channels, _units(data)))
 
     def _sees_whole_grids(self, count: int) -> bool:
         """Whether so many points are those of the grid, as they are: of a model that reads grids, without errors."""
@@ -161,7 +157,7 @@ class FileForecast:
         if self.request.points is not None:
             raise EnmaError(f"points: all readings of {self.data.path} are seen, where they are; leave it out")
 
-    def _check_contexts(self) -> None:
+    def _check_contexts(self, expected: Channels) -> None:
         config, other = self.model.config, self.context_file
         if other is None:
             if self.request.task.needs_context:
@@ -173,6 +169,7 @@ class FileForecast:
                 "context: the temporal task has none; use --task initial-value or generation, or leave it out"
             )
         check_file(config, other)
+        check_channels(expected, other, strict=self.request.strict)
         warn_of_context(config, str(other.path), len(other.times))
         if other.num_trajectories not in (1, self.data.num_trajectories):
             raise EnmaError(
@@ -284,12 +281,31 @@ class FileForecast:
         return np.take_along_axis(flat, places[..., None], 2), grid_points(tok).numpy()[places]
 
 
-def check_file(config: ModelConfig, data: FieldFile) -> None:
-    """Raise `EnmaError` unless grid, domain, number of channels and frame spacing of a file are the model's."""
+def check_channels(expected: Channels, data: FieldFile, *, strict: bool) -> None:
+    """Raise `EnmaError` for the expected channels in another order; see `Channels.places` for other names and units."""
+    if expected.places(data.path, data.channels, _units(data), strict=strict) is None:
+        return
+    names = ",".join(expected.names)
+    remedy = "put its columns in that order" if data.points is not None else f"import it with --fields {names}"
+    raise EnmaError(
+        f"{data.path}: its channels are {', '.join(data.channels)}; {expected.of} expects them in the order "
+        f"{', '.join(expected.names)}: {remedy}"
+    )
+
+
+def _units(data: FieldFile) -> list[str]:
+    return [data.units.get(channel, "1") for channel in data.channels]
+
+
+def check_file(config: ModelConfig, data: FieldFile, *, reads_points: bool = False) -> None:
+    """Raise `EnmaError` unless grid, domain, positions, number of channels and frame spacing are the model's."""
     tok = config.tokenizer
     grid = data.u.shape[2:-1] if data.points is None else tuple(len(x) for x in data.coords)
     if grid != tok.grid:
-        raise EnmaError(f"{data.path}: the grid is {times(grid)} points; {config.name} expects {times(tok.grid)}")
+        remedy = "interpolate to them" + ", or give a table of readings (.csv), at any points" * reads_points
+        raise EnmaError(
+            f"{data.path}: the grid is {times(grid)} points; {config.name} expects {times(tok.grid)}; {remedy}"
+        )
     if len(data.channels) != tok.field_channels:
         raise EnmaError(
             f"{data.path}: holds {len(data.channels)} channels ({', '.join(data.channels)}); {config.name} expects "
@@ -298,15 +314,22 @@ def check_file(config: ModelConfig, data: FieldFile) -> None:
     if data.periodic != tok.periodic:
         raise EnmaError(
             f"{data.path}: boundary_conditions are {boundaries(data.periodic)}; {config.name} expects "
-            f"{boundaries(tok.periodic)}"
+            f"{boundaries(tok.periodic)} (if the file is wrong, import it with --periodic)"
         )
     if not np.allclose(data.lengths, tok.lengths, rtol=SPACING_TOLERANCE, atol=0.0):
         raise EnmaError(
-            f"{data.path}: the domain has size {times(data.lengths)}; {config.name} expects {times(tok.lengths)}"
+            f"{data.path}: the domain has size {times(data.lengths)}; {config.name} expects {times(tok.lengths)} "
+            "(if it is given in another unit, import it with --spacing)"
         )
+    for name, x in zip(SPACE, data.coords, strict=False):
+        if not is_even(x):
+            raise EnmaError(
+                f"{data.path}: {name} is not evenly spaced, as the grid of {config.name} is; interpolate to even "
+                "positions, or import it with --spacing to count its points as even"
+            )
     steps = np.diff(data.times)
     if not np.allclose(steps, config.frame_interval, rtol=SPACING_TOLERANCE, atol=0.0):
         raise EnmaError(
             f"{data.path}: dimensions/time has frames {steps.mean():.4g} apart; {config.name} expects "
-            f"{config.frame_interval:.4g}"
+            f"{config.frame_interval:.4g} (if they are given in another unit, import it with --dt)"
         )

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..data import SPACING_TOLERANCE, attributes, decimals, require_present, unmasked
+from ..data import SPACING_TOLERANCE, attributes, decimals, is_even, require_present, unmasked
 from ..data.sources import AXES
 from ..errors import EnmaError
 from ..utils.names import SPACE
@@ -49,15 +49,13 @@ class LabelledField:
     has_channel: bool = True
     name: str | None = None
 
-    def ordered(self, argument: str, channels: tuple[str, ...]) -> LabelledField:
-        """With the channels in this order; `EnmaError` if they have other names."""
-        if self.channels is None or self.channels == channels:
+    def ordered(self, places: Sequence[int] | None) -> LabelledField:
+        """With the channels at these places, in this order; as it is without places."""
+        if places is None:
             return self
-        if sorted(self.channels) != sorted(channels):
-            raise EnmaError(f"{argument} has the channels {', '.join(self.channels)}; expected {', '.join(channels)}")
-        places = [self.channels.index(name) for name in channels]
-        units = self.units if self.units is None or len(self.units) == 1 else tuple(self.units[c] for c in places)
-        return replace(self, data=self.data[..., places], channels=channels, units=units)
+        names, units = self.channels and tuple(self.channels[c] for c in places), self.units
+        units = units if units is None or len(units) == 1 else tuple(units[c] for c in places)
+        return replace(self, data=self.data[..., list(places)], channels=names, units=units)
 
     def require_domain(self, argument: str, lengths: Sequence[float], periodic: Sequence[bool]) -> None:
         """Raise `EnmaError` unless the positions in space, where they are known, are those of a domain of this size."""
@@ -70,8 +68,11 @@ class LabelledField:
             steps = np.diff(x.astype(np.float64))
             if not (steps > 0).all():
                 raise EnmaError(f"{argument}: the coordinate {name} must increase; sort it: .sortby({name!r})")
-            if wraps and np.ptp(steps) > 1e-2 * steps.mean():
-                raise EnmaError(f"{argument}: the coordinate {name} is not evenly spaced, which a periodic one must be")
+            if not is_even(x):
+                raise EnmaError(
+                    f"{argument}: the coordinate {name} is not evenly spaced, as the grid of the model is; interpolate "
+                    "to even positions"
+                )
             # The cell that closes a ring counts; positions of an open axis are those of cells or reach from end to end.
             found = steps.sum() * x.size / (x.size - 1)
             sizes = (found,) if wraps else (found, steps.sum())
@@ -154,7 +155,8 @@ def first_time(history: LabelledField | None, context: LabelledField | None, *, 
         steps, rounding = np.diff(source.times), 2 * np.spacing(np.abs(source.times).max())
         if not np.allclose(steps, interval, rtol=SPACING_TOLERANCE, atol=rounding):
             raise EnmaError(
-                f"{argument}: the coordinate time has frames {steps.mean():.4g} apart; the model expects {interval:.4g}"
+                f"{argument}: the coordinate time has frames {steps.mean():.4g} apart; the model expects "
+                f"{interval:.4g} (if it is given in another unit, drop the coordinate)"
             )
     leading = context if history is None else history
     if leading is None or leading.times is None or not leading.times.size:
@@ -195,6 +197,8 @@ def _ordered(argument: str, value: Any, space: tuple[str, ...], *, channel: bool
         remedy = "" if channel else "; select the channels from the Dataset"
         if usual:
             remedy = f"; rename those that are called otherwise: .rename({usual})"
+        if "point" in dims and "point" not in order:
+            remedy = f"; give the coordinates of the points by {'context_' * (argument == 'context')}points="
         raise EnmaError(
             f"{subject} has the dims ({', '.join(dims)}); expected are {', '.join(order)}, of which "
             f"{' and '.join(free)} may be left out{remedy}"

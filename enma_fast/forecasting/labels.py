@@ -83,9 +83,8 @@ class Labels:
             for name, (axes, value) in (found | dict(self.coords)).items()
             if set(axes) <= set(dims)
         }
-        count = data.shape[-1]
-        channels = self.channels or (("u",) if count == 1 else tuple(f"u_{c}" for c in range(count)))
-        units = self._units(len(channels)) if label != "exceedance probability" else ("1",) * len(channels)
+        channels = self.channel_names(data.shape[-1])
+        units = self.unit_names(len(channels)) if label != "exceedance probability" else ("1",) * len(channels)
         if self.kind == "dataset":
             variables = {
                 name: (dims, data[..., c], {"long_name": f"{label} of {name}", "units": units[c]})
@@ -108,16 +107,26 @@ class Labels:
         axes, values = self.coords.get("trajectory", ((), np.empty(0)))
         return tuple(values.tolist()) if axes == ("trajectory",) else ()
 
+    def channel_names(self, count: int) -> tuple[str, ...]:
+        """Names of so many channels: those of the observed fields, or ``u``, or ``u_0, u_1, ...``."""
+        return self.channels or (("u",) if count == 1 else tuple(f"u_{c}" for c in range(count)))
+
+    def unit_names(self, count: int) -> tuple[str, ...]:
+        """The unit of each of so many channels; "1" of one without a unit."""
+        units = self.units or ("1",)
+        return units * count if len(units) == 1 else units
+
+    def unit_of(self, axis: str) -> str | None:
+        """The unit of time or of an axis of space; None if it is not known."""
+        found = self._about(axis).get("units")
+        return None if found is None else str(found)
+
     def _about(self, name: str) -> dict[str, Any]:
         """Attributes of a coordinate."""
         if given := self.attributes.get(name):
             return dict(given)
         own = dict(_ATTRIBUTES.get(name, {}))
         return own | {"units": "1"} if self.dimensionless and name in ("time", *SPACE) else own
-
-    def _units(self, count: int) -> tuple[str, ...]:
-        units = self.units or ("1",)
-        return units * count if len(units) == 1 else units
 
     def of_trajectories(self, places: list[int], numbers: tuple[int, ...], *, batched: bool) -> Labels:
         """The labels of some trajectories; of one, if they are not to be an axis."""

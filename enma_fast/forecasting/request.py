@@ -97,7 +97,7 @@ class ForecastRequest:
         values. By default 64 on a CPU, and 128 to 256 on a GPU by its level-2 cache. With the ``native`` backend no
         result depends on it; with the others results are rounded differently.
     strict
-        Refuse observed frames outside what the model was trained on, in place of a warning.
+        Refuse observed frames outside what the model was trained on, or in other units, in place of a warning.
     points
         On a field file: grid points that are observed in each frame, others in each. By default all. Arrays give the
         coordinates of theirs.

@@ -16,7 +16,7 @@ from ..errors import EnmaError
 from ..models.checkpoint import CONFIG, COVARIANCE, WEIGHTS, hashes, sha256
 from ..sampling.engine import PRECISIONS
 from ..sampling.settings import chosen_sampling
-from ..store.layout import POINTS, Layout
+from ..store.layout import POINTS, TOGETHER, Layout
 from ..store.location import is_store
 from ..store.metadata import read_metadata
 from ..utils.names import check_names
@@ -63,6 +63,7 @@ def layout_of(forecast: FileForecast, attributes: Mapping[str, Any]) -> Layout:
                 "model": config.name,
                 "sampling": _in_words(config, request.settings),
                 "precision": request.precision,
+                TOGETHER: config.tokenizer.time_factor,
                 "data_name": data.name,
                 **({} if count is None else {POINTS: count}),
                 **({"observation_error": list(request.errors)} if request.errors else {}),

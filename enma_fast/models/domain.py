@@ -17,7 +17,6 @@ Shape suffixes: B trajectories, T frames, W windows, F features, c channels; `*x
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,8 +26,6 @@ from typing import Any
 import numpy as np
 
 from ..errors import EnmaError
-
-log = logging.getLogger("enma_fast")
 
 # Frames in a row that are looked at together, and values that are looked at at a time.
 WINDOW, _AT_ONCE = 3, 1 << 22
@@ -50,6 +47,7 @@ class Domain:
     mean, covariance : [F], [F, F] of the features of three frames in a row; the first of them are those of fewer frames
     limits : [3] greatest squared distance that is inside, for one, two and three frames
     channels : their names, in the order of the model; none where they are not known
+    units : their units, "1" where there is none; none where they are not known
     """
 
     low: np.ndarray
@@ -59,9 +57,10 @@ class Domain:
     covariance: np.ndarray
     limits: np.ndarray
     channels: tuple[str, ...] = ()
+    units: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, fields: np.ndarray, channels: tuple[str, ...] = ()) -> Domain:
+    def of(cls, fields: np.ndarray, channels: tuple[str, ...] = (), units: tuple[str, ...] = ()) -> Domain:
         """The domain of training fields `[B, T, *x, c]`; a few thousand trajectories are enough.
 
         `EnmaError` if there are fewer than three frames, or a value is not finite.
@@ -85,23 +84,7 @@ class Domain:
             np.quantile(_distances(windows_WF, mean, inverse), _SHARE)
             for inverse in _inverses_of(covariance, len(scale))
         ]
-        return cls(low, high, scale, mean, covariance, np.array(limits), channels)
-
-    def reorders(self, channels: tuple[str, ...] | None) -> bool:
-        """True if these are the model's channels in another order."""
-        return channels is not None and channels != self.channels and sorted(channels) == sorted(self.channels)
-
-    def warn_if_renamed(self, what: object, channels: tuple[str, ...] | None) -> None:
-        """Log a warning if as many channels have other names than those of the training data."""
-        if not channels or len(channels) != len(self.channels) or sorted(channels) == sorted(self.channels):
-            return
-        log.warning(
-            "%s: its channels are %s, those of the model %s; they are taken in this order, so check that they are the "
-            "same quantities, or rename them",
-            what,
-            ", ".join(channels),
-            ", ".join(self.channels),
-        )
+        return cls(low, high, scale, mean, covariance, np.array(limits), channels, units)
 
     def reasons(self, fields: np.ndarray, *, scattered: bool = False) -> list[str]:
         """Why the frames `[B, T, *x, c]` of each trajectory lie outside; an empty text if they do not.
@@ -147,14 +130,15 @@ class Domain:
     def to_json(self) -> str:
         """The domain as JSON text, for :meth:`read`."""
         numbers = {name: getattr(self, name).tolist() for name in _NAMES}
-        return json.dumps(numbers | ({"channels": self.channels} if self.channels else {}), indent=1) + "\n"
+        texts = {"channels": self.channels, "units": self.units}
+        return json.dumps(numbers | {key: value for key, value in texts.items() if value}, indent=1) + "\n"
 
     @classmethod
     def read(cls, path: Path) -> Domain:
         """Read a file that holds the text of :meth:`to_json`; `EnmaError` for any other."""
         try:
             found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            names = tuple(map(str, found.pop("channels", ())))
+            names, units = (tuple(map(str, found.pop(key, ()))) for key in ("channels", "units"))
             arrays = {name: np.asarray(found[name], np.float64) for name in _NAMES}
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise EnmaError(f"{path}: does not say what a model was trained on; copy the checkpoint again") from error
@@ -164,8 +148,8 @@ class Domain:
         for (name, array), shape in zip(arrays.items(), shapes, strict=True):
             if array.shape != shape or not np.isfinite(array).all() or set(found) != set(_NAMES):
                 raise EnmaError(f"{path}: {name} is not {list(shape)} finite numbers; copy the checkpoint again")
-        made = cls(**arrays, channels=names)
-        if not made._is_of_fields() or len(names) not in (0, channels):
+        made = cls(**arrays, channels=names, units=units)
+        if not made._is_of_fields() or not {len(names), len(units)} <= {0, channels}:
             raise EnmaError(f"{path}: its numbers are those of no training data; copy the checkpoint again")
         return made
 

@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..config import SamplingConfig
 from ..errors import EnmaError
@@ -264,7 +264,7 @@ class StaticStep:
             dtype=self._state,
             scale=flow_temperature(self.config, self.settings),
         )
-        self._begin_rows(self._spatial.mask)
+        self._begin_rows()
         assert self._flow is not None
         done = 0
         for step, (count, noise_BMC) in enumerate(zip(self._counts, noises, strict=True)):
@@ -280,7 +280,7 @@ class StaticStep:
                 update_tokens_(self.tokens_BNC, self._marks, tokens_BM, z_BMC)
                 return
             # Rows of the first layer change where a token has been decided.
-            self._rows_from(z_BMC, self._spatial.embed, tokens_BM)
+            self._rows_from(z_BMC, tokens_BM)
             heads_(
                 x, self._spatial_layers[0], q=q, kv=kv, turns=self._spatial.rotary, tokens=tokens_BM, first=self._first
             )
@@ -288,7 +288,6 @@ class StaticStep:
     def _decide_in_one_pass(self, *, first: bool) -> None:
         """Decide a frame in one pass, from context and noise to the tokens; frame 0 by a head of its own."""
         spatial, out = self._spatial, self._tokens_of
-        assert spatial.noise is not None
         noise_BNC = philox_normal(
             seed=self._seeds_B,
             members=self._members_B,
@@ -298,8 +297,7 @@ class StaticStep:
             channels=self.config.token_channels,
             dtype=self._state,
         )
-        scale = 1.0 if first else self.settings.temperature
-        self._begin_rows(spatial.mask, noise_BNC, spatial.noise.weight, scale=scale)
+        self._begin_rows(noise_BNC, scale=1.0 if first else self.settings.temperature)
         x = self._conditions(None)
         head = self._initial if first else self._local
         if head is not None:
@@ -311,20 +309,14 @@ class StaticStep:
         assert out is not None
         read(x, out.weight, out.bias, norm=(spatial.norm.weight, spatial.norm.eps), out=self.tokens_BNC)
 
-    def _begin_rows(
-        self,
-        base_D: Tensor,
-        noise_BNC: Tensor | None = None,
-        weight_DC: Tensor | None = None,
-        *,
-        scale: float = 1.0,
-    ) -> None:
+    def _begin_rows(self, noise_BNC: Tensor | None = None, *, scale: float = 1.0) -> None:
         """Rows of an unknown frame, and the first layer of the masked transformer of all of them."""
+        noise = None if noise_BNC is None else self._spatial.noise
         rows_(
             self._rows[0],
-            base_D=base_D,
+            base_D=self._spatial.mask,
             z_BMC=noise_BNC,
-            weight_DC=weight_DC,
+            weight_DC=None if noise is None else noise.weight,
             scale=scale,
             places_ND=self._spatial.places,
             context_BND=self._context_BND,
@@ -332,13 +324,13 @@ class StaticStep:
         )
         heads_(self._rows[0], self._spatial_layers[0], q=self._rows_q, kv=self._rows_kv, turns=self._spatial.rotary)
 
-    def _rows_from(self, z_BMC: Tensor, embed: nn.Linear, tokens_BM: Tensor) -> None:
+    def _rows_from(self, z_BMC: Tensor, tokens_BM: Tensor) -> None:
         """Rows of tokens that have been decided, which also go into the frame."""
         rows_(
             self._rows[0],
-            base_D=embed.bias,
+            base_D=self._spatial.embed.bias,
             z_BMC=z_BMC,
-            weight_DC=embed.weight,
+            weight_DC=self._spatial.embed.weight,
             places_ND=self._spatial.places,
             context_BND=None if self._spatial.concat else self._context_BND,
             tokens_BM=tokens_BM,
@@ -350,27 +342,25 @@ class StaticStep:
         """Rows ``[B, M, D]`` of some tokens after the masked transformer, by default of all; without its last norm."""
         x, q, kv = self._rows[0], self._rows_q, self._rows_kv
         chosen = self._places_N.expand(self.rows, -1) if tokens_BM is None and self._first else tokens_BM
-        for layer, following in zip(self._spatial_layers, [*self._spatial_layers[1:], None], strict=True):
-            last = following is None
-            if last and layer is self._spatial_layers[0] and chosen is not None:
-                # With a single layer all queries are there already.
-                q = q.gather(1, (chosen + self._first)[..., None, None].expand(-1, -1, *q.shape[2:]))
-            x = self._layer(x, attend(q, *kv), layer, tokens=chosen if last else None)
-            if following is not None:
-                queries = chosen if following is self._spatial_layers[-1] else None
-                length = x.shape[1] if queries is None else queries.shape[1]
-                q, kv = self._heads_of(x, length, layer)
-                heads_(
-                    x,
-                    following,
-                    q=q,
-                    kv=kv,
-                    turns=self._spatial.rotary,
-                    tokens=queries,
-                    first=self._first,
-                    only_queries=queries is not None,
-                )
-        return x
+        *earlier, last = self._spatial_layers
+        if not earlier and chosen is not None:
+            # With a single layer all queries are there already.
+            q = q.gather(1, (chosen + self._first)[..., None, None].expand(-1, -1, *q.shape[2:]))
+        for layer, following in zip(earlier, self._spatial_layers[1:], strict=True):
+            x = self._layer(x, attend(q, *kv), layer)
+            queries = chosen if following is last else None
+            q, kv = self._heads_of(x, x.shape[1] if queries is None else queries.shape[1], layer)
+            heads_(
+                x,
+                following,
+                q=q,
+                kv=kv,
+                turns=self._spatial.rotary,
+                tokens=queries,
+                first=self._first,
+                only_queries=queries is not None,
+            )
+        return self._layer(x, attend(q, *kv), last, tokens=chosen)
 
     def _layer(self, x_BLD: Tensor, a_BMD: Tensor, layer: LayerWeights, *, tokens: Tensor | None = None) -> Tensor:
         """The rest of a layer after its attention, of the rows of some tokens."""

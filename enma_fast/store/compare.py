@@ -14,7 +14,7 @@ from ..errors import EnmaError
 from ..utils.extras import load_extra
 from ..utils.names import SPACE
 from ..utils.text import shortened
-from .layout import FINGERPRINT, OUTSIDE, Layout, store_attributes
+from .layout import FINGERPRINT, OUTSIDE, TOGETHER, Layout, store_attributes
 from .metadata import DIGEST, METADATA, digest_of, is_protected, read_metadata
 from .read import check_coordinate, damaged_files, zarr_errors
 
@@ -52,9 +52,9 @@ def differences(path: Path, layout: Layout, *, complete: Callable[[], Layout] | 
 
 def _attributes_differ(found: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
     # The used part of the files has a hash of its own; the trajectories outside the training data follow from it and
-    # the model.
+    # the model, and the frames of a latent from the model alone.
     ignored = {"command", "history", "title", "references", "further_versions", "data_sha256", "context_sha256"}
-    ignored.add(OUTSIDE)
+    ignored |= {OUTSIDE, TOGETHER}
     keys = own.keys() | found.keys()
     there = str(found.get(FINGERPRINT))
     # A complete store is compared without a fingerprint of this process.

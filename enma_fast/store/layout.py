@@ -40,8 +40,9 @@ from .metadata import DIGEST, FORMAT, FORMAT_VERSION, METADATA, READINGS, STATIS
 
 LEDGER, DAMAGED = ".unfinished", ".damaged"
 # Attributes: the trajectories whose observed frames lie outside what the model was trained on, a hash of the arithmetic
-# that sampled the members, and the points, at most, that the model saw of each observed frame, if not all.
-OUTSIDE, FINGERPRINT, POINTS = "outside_training", "fingerprint", "observed_points"
+# that sampled the members, the points, at most, that the model saw of each observed frame, if not all, and how many
+# frames the model decides together.
+OUTSIDE, FINGERPRINT, POINTS, TOGETHER = "outside_training", "fingerprint", "observed_points", "frames_per_latent"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -46,6 +46,8 @@ def read_forecast(path: str | Path, *, partial: bool = False) -> Any:
     for name, size in dataset.sizes.items():
         if size:
             check_coordinate(path, name)
+        if not partial and name in dataset.coords and not np.isfinite(dataset[name].to_numpy()).all():
+            raise EnmaError(f"{path}: its {name} is not finite, so it has no places; forecast it again")
     return dataset
 
 

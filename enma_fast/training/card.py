@@ -116,7 +116,9 @@ def publish(
 def tell_training(model: Model, path: Path) -> None:
     """Give a model its domain and covariance from trajectories evenly spread over the file that it was trained on."""
     data = read(path, select=slice(None, None, -(-count(path) // _TOLD)))
-    model.domain = Domain.of(data.u, data.channels)
+    units = tuple(data.units.get(channel, "1") for channel in data.channels)
+    # Without any unit the file stays as it was before units were kept.
+    model.domain = Domain.of(data.u, data.channels, units if set(units) != {"1"} else ())
     if model.config.tokenizer.interpolation is None:
         some = data.u[:: -(-len(data) // _VARIED)]
         model.covariance = FieldCovariance.of(some, lengths=data.lengths, periodic=data.periodic)

@@ -26,7 +26,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..config import TrainingConfig
-from ..errors import EnmaError
+from ..errors import EnmaError, TrainingError
 from ..models.checkpoint import LOG, load_tensors, read_tensors, write_tensors
 from ..ops import rates
 from ..utils.files import write_atomic
@@ -176,9 +176,10 @@ def run(task: Stage, options: RunOptions) -> dict[str, float]:
         saves = rank.index == 0 and (done == end or time.monotonic() - last_save > options.save_seconds)
         # The norm is that of all ranks, and not finite either once a weight is not: such a state is never saved.
         if (logs or saves) and not torch.isfinite(norm):
-            raise EnmaError(
-                f"step {done}: loss {loss.item():.3g} or its gradient is not finite; train again in an empty folder"
-                " with a lower learning_rate"
+            there = f"; {best.path} has the best weights before it" if best.scores else ""
+            raise TrainingError(
+                f"step {done}: loss {loss.item():.3g} or its gradient is not finite{there}; train again in an empty"
+                " folder with a lower learning_rate"
             )
         if logs:
             values = mean_over_ranks({"loss": loss.detach(), **terms}, rank)
@@ -204,7 +205,7 @@ def run(task: Stage, options: RunOptions) -> dict[str, float]:
             save_state(state_path, module, average, optimizers, config, done)
             last_save = time.monotonic()
     if end == config.steps and rank.index == 0 and not best.scores:
-        raise EnmaError(
+        raise TrainingError(
             f"{log_path}: no validation of this run gave a number; look for huge values in the validation data, or "
             "train again in an empty folder with a lower learning_rate"
         )

@@ -20,13 +20,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..data import SPACING_TOLERANCE, FieldFile, dataset_split
+from ..data import SPACING_TOLERANCE, FieldFile, dataset_split, is_even
 from ..errors import EnmaError
 from ..models.checkpoint import PLAN, sha256
 from ..models.model import Model
 from ..presets import Preset
 from ..utils.dataclass_json import from_json, replace, to_json
 from ..utils.files import write_atomic
+from ..utils.names import SPACE
 from .dynamics import DynamicsTask, encode_all, sub_token_shifts
 from .forecasts import ForecastTask
 from .head import HeadTask
@@ -69,6 +70,7 @@ _TIMED, _SAMPLE, _TIMED_VALIDATED = 3, 64, 8
 _AT_ONCE = 64
 # Test trajectories that are scored, and the members of each; the members that a validation samples.
 SCORED, MEMBERS, _VALIDATED_MEMBERS = 64, 16, 8
+_MOST_MINUTES = 365 * 24 * 60
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,8 +83,10 @@ class Request:
     shift: bool = True
 
     def __post_init__(self) -> None:
-        if self.minutes is not None and not 0 < self.minutes < math.inf:
-            raise EnmaError(f"minutes is {self.minutes}; a number above 0 is needed")
+        if self.minutes is not None and not 0 < self.minutes <= _MOST_MINUTES:
+            raise EnmaError(
+                f"minutes is {self.minutes:g}; a number above 0 is needed, at most {_MOST_MINUTES} (a year)"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,6 +174,9 @@ def make_plan(source: Path, request: Request) -> tuple[Plan, dict[str, FieldFile
     steps = np.diff(train.times)
     if len(steps) and not np.allclose(steps, steps.mean(), rtol=SPACING_TOLERANCE, atol=0.0):
         raise EnmaError(f"{source}: its times are not evenly spaced; import it with --dt, or interpolate")
+    for axis, x in zip(SPACE, train.coords, strict=False):
+        if not is_even(x):
+            raise EnmaError(f"{source}: its {axis} is not evenly spaced; import it with --spacing, or interpolate")
     mean, scale = ([float(f"{value:.7g}") for value in row] for row in _moments(train.u))
     preset = derived_preset(
         name_of(source),

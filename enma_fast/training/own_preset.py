@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..config import DynamicsConfig, LocalConfig, ModelConfig, RolloutConfig, TokenizerConfig
@@ -26,7 +26,7 @@ from ..presets import (
     Preset,
     lossless,
 )
-from ..utils.bounds import FEWEST_FRAMES
+from ..utils.bounds import FEWEST_FRAMES, MOST_FLOAT
 from ..utils.names import SPACE
 from ..utils.text import times
 
@@ -83,6 +83,12 @@ def derived_preset(
         raise EnmaError(f"{name}: trajectories have {num_frames} frames; at least {FEWEST_FRAMES} are needed")
     if len(grid) > 2:
         raise EnmaError(f"{name}: fields have {len(grid)} dimensions; 1 or 2 are supported, so train on a section")
+    for what, option, value in (("domain", "--spacing", max(lengths)), ("time between frames", "--dt", frame_interval)):
+        if value > MOST_FLOAT:
+            raise EnmaError(
+                f"{name}: the {what} is {value:g} long, at most {MOST_FLOAT:g} is possible; import it again with "
+                f"{option} in a larger unit"
+            )
     plane, paper, shift = len(grid) == 2, size == "paper", shift and any(periodic)
     space, patch = _tokens(name, grid, 1 + plane if paper else 4)
     tokenizer = TokenizerConfig(
@@ -144,6 +150,28 @@ def derived_preset(
         forecast_training=forecasts,
         first_frame_training=dataclasses.replace(SMALL_FIRST_FRAME, shift=shift, rollout=rollout),
     )
+
+
+def refusal(found: Mapping[str, Any]) -> str | None:
+    """Why no model can be trained on the fields of a file that `data.describe` has described; None if one can."""
+    first, last = found["time"]
+    try:
+        derived_preset(
+            found["name"],
+            size=SIZES[0],
+            grid=tuple(found["points"]),
+            lengths=tuple(found["lengths"]),
+            periodic=tuple(found["periodic"]),
+            mean=[0.0] * len(found["channels"]),
+            # Import says of a constant one that it is.
+            scale=[found["rms"][channel] or 1.0 for channel in found["channels"]],
+            # Files of fewer frames are to be forecast from.
+            num_frames=max(FEWEST_FRAMES, found["frames"]),
+            frame_interval=(last - first) / max(1, found["frames"] - 1) or 1.0,
+        )
+    except EnmaError as error:
+        return str(error).removeprefix(f"{found['name']}: ")
+    return None
 
 
 def _tokens(name: str, grid: tuple[int, ...], widest: int) -> tuple[int, tuple[int, ...]]:

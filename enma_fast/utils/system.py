@@ -17,8 +17,6 @@ _PACKAGES = (
     "numpy",
     "safetensors",
     "h5py",
-    "exponax",
-    "jax",
     "zarr",
     "xarray",
     "matplotlib",

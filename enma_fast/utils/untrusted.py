@@ -4,7 +4,8 @@
 * `parse_json` accepts any text, and refuses deep nesting and numbers that are not finite;
 * `read_arrays` reads NumPy's files without pickles, and has one error for all that can be wrong with them;
 * `isolated` uses a library that a damaged file can crash or hang, such as HDF5, in a forked child with limited
-  processor time and memory, which returns plain values and arrays.
+  processor time and memory, which returns plain values and arrays;
+* `require_memory` refuses a size that the machine could not hold.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import signal
 import stat
 import time
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -28,12 +30,13 @@ from typing import Any, BinaryIO, NoReturn
 import numpy as np
 
 from ..errors import EnmaError, first_line
+from .system import memory
 
 # Limits for reading the structure of a file: processor seconds, bytes of memory, and seconds on the clock, since a tape
 # may have to be mounted.
 SECONDS, MEMORY, CLOCK = 5, 2 << 30, 600.0
-# Bytes of values that even a slow filter decodes in a processor second.
-SLOWEST = 10 << 20
+# Bytes of values that even a slow filter decodes in a processor second, and a slow disk delivers in one on the clock.
+SLOWEST, SLOWEST_DISK = 10 << 20, 1 << 20
 
 Limits = Callable[[int], None]
 
@@ -75,8 +78,11 @@ def parse_json(data: bytes | str) -> Any:
 def read_arrays(file: Path | BinaryIO) -> dict[str, np.ndarray]:
     """Arrays of a .npz file by name, or that of a .npy file as `u`, without pickles; `ValueError` if it is damaged.
 
-    The array of a .npy file that is given by its path stays there until a part of it is asked for.
+    The array of a .npy file that is given by its path stays there until a part of it is asked for, and a .npz file that
+    is given by its path is unpacked in a child of `isolated`.
     """
+    if isinstance(file, Path) and zipfile.is_zipfile(file):
+        return _isolated_arrays(file)
     try:
         loaded = np.load(file, mmap_mode="r" if isinstance(file, Path) else None, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
@@ -90,6 +96,37 @@ def read_arrays(file: Path | BinaryIO) -> dict[str, np.ndarray]:
         if not isinstance(values, np.ndarray):
             raise ValueError(f"{name} in it is no array")
     return arrays
+
+
+def _isolated_arrays(path: Path) -> dict[str, np.ndarray]:
+    def work(more: Limits) -> dict[str, Any]:
+        try:
+            with zipfile.ZipFile(path) as archive:
+                # No more than the archive says is unpacked of each.
+                size = sum(entry.file_size for entry in archive.infolist())
+            require_memory(path, size)
+            more(size)
+            with path.open("rb") as file:
+                return {"arrays": read_arrays(file)}
+        except EnmaError:
+            raise
+        except Exception as error:
+            return {"problem": first_line(error)}
+
+    found: dict[str, Any] = isolated(path, work)
+    if "problem" in found:
+        raise ValueError(found["problem"])
+    arrays: dict[str, np.ndarray] = found["arrays"]
+    return arrays
+
+
+def require_memory(path: Path, num_bytes: int) -> None:
+    """Raise `EnmaError` if the values of a file are larger than the main memory."""
+    if num_bytes > memory():
+        raise EnmaError(
+            f"{path}: asks for more memory than there is ({num_bytes / 1e9:,.1f} GB of {memory() / 1e9:,.1f} GB); "
+            "select a part of it, or if it should fit, the file is damaged, copy it again"
+        )
 
 
 def _finite(text: str) -> float:
@@ -119,12 +156,17 @@ def isolated(path: Path, work: Callable[[Limits], Any]) -> Any:
     try:
         answer, reply = os.pipe()
         try:
-            with warnings.catch_warnings():
-                # Python and JAX warn that threads may hold locks; the child only reads.
-                warnings.simplefilter("ignore")
-                child = os.fork()
-            if not child:
-                _serve(work, arrays, reply)
+            # Until the child has dropped the handlers of this process, no signal may reach it.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+            try:
+                with warnings.catch_warnings():
+                    # Python warns that threads may hold locks, and JAX where a program has it; the child only reads.
+                    warnings.simplefilter("ignore")
+                    child = os.fork()
+                if not child:
+                    _serve(work, arrays, reply)
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
         finally:
             os.close(reply)
         header, status = _receive(child, answer)
@@ -137,6 +179,8 @@ def isolated(path: Path, work: Callable[[Limits], Any]) -> Any:
     kind, value = json.loads(header)
     if kind == "refused":
         raise EnmaError(value)
+    if kind == "memory":
+        raise EnmaError(f"{path}: asks for more memory than it may; select a part of it, or copy it again")
     if kind == "failed":
         raise RuntimeError(f"{path}: {value}")
     return _decoded(value, shared)
@@ -177,20 +221,26 @@ def _serve(work: Callable[[Limits], Any], arrays: int, reply: int) -> NoReturn:
     try:
         gc.disable()
         faulthandler.disable()
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGXCPU, signal.SIGALRM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_DFL)
+        _drop_handlers()
         _end_with_parent()
+        with suppress(OSError):
+            # Where memory runs out, the system ends the child and not its parent.
+            Path("/proc/self/oom_score_adj").write_text("1000")
         _limit(SECONDS, MEMORY)
         signal.setitimer(signal.ITIMER_REAL, CLOCK)
 
         def more(num_bytes: int) -> None:
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.setitimer(signal.ITIMER_REAL, CLOCK + num_bytes / SLOWEST_DISK)
             _limit(SECONDS + num_bytes // SLOWEST, MEMORY + 4 * num_bytes)
 
         try:
-            told = ["value", _encoded(work(more), arrays)]
+            # Values are checked for being finite, so neither NumPy nor another library need warn of them.
+            with np.errstate(all="ignore"), warnings.catch_warnings(action="ignore"):
+                told: list[Any] = ["value", _encoded(work(more), arrays)]
         except EnmaError as error:
             told = ["refused", str(error)]
+        except MemoryError:
+            told = ["memory", None]
         except BaseException as error:
             told = ["failed", f"{type(error).__name__}: {first_line(error)}"]
         rest = memoryview(json.dumps(told).encode())
@@ -199,6 +249,15 @@ def _serve(work: Callable[[Limits], Any], arrays: int, reply: int) -> NoReturn:
     finally:
         # `_exit`: no buffer of the parent is flushed, and no handler of it runs, a second time.
         os._exit(0)
+
+
+def _drop_handlers() -> None:
+    """Let signals, those of a crash too, end the child: handlers and blocked signals are those of a host program."""
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+        if number in (signal.SIGXCPU, signal.SIGALRM) or signal.getsignal(number) != signal.SIG_IGN:
+            with suppress(OSError, ValueError):
+                signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
 def _end_with_parent() -> None:
@@ -245,7 +304,7 @@ def _encoded(value: Any, arrays: int) -> list[Any]:
         # Aligned for vector registers.
         start = -(-os.lseek(arrays, 0, os.SEEK_END) // 64) * 64
         os.ftruncate(arrays, start)
-        rest = memoryview(np.ascontiguousarray(value).reshape(-1).view(np.uint8))  # type: ignore[arg-type]
+        rest = memoryview(np.ascontiguousarray(value).reshape(-1).view(np.uint8) if value.nbytes else b"")  # type: ignore[arg-type]
         at = start
         while rest:
             done = os.pwrite(arrays, rest[: 1 << 30], at)
@@ -263,7 +322,8 @@ def _decoded(value: list[Any], shared: Any) -> Any:
     if kind == "array":
         start, dtype, shape = parts
         count = math.prod(shape)
-        return np.frombuffer(shared, dtype, count, start).reshape(shape) if count else np.zeros(shape, dtype)
+        empty = not count * np.dtype(dtype).itemsize
+        return np.zeros(shape, dtype) if empty else np.frombuffer(shared, dtype, count, start).reshape(shape)
     if kind == "dict":
         return {key: _decoded(item, shared) for key, item in parts[0]}
     if kind in ("list", "tuple"):

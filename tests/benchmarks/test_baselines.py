@@ -227,7 +227,6 @@ def test_a_network_of_another_size_is_refused():
 
 
 def test_the_solver_finds_the_physics_of_a_context(data):
-    pytest.importorskip("exponax")
     pytest.importorskip("scipy")
     members = command.solver("combined")(observations(data, context=True, frames=19))
     truth = data.u[:2, None, 1:]

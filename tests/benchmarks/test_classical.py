@@ -12,7 +12,6 @@ from enma_fast.models.model import Model
 
 from .._tiny import COMBINED
 
-pytest.importorskip("exponax")
 pytest.importorskip("scipy")
 
 

@@ -121,7 +121,7 @@ def test_a_value_is_not_finite(refused: Callable, rewrite: Callable, fields: Fie
 
 def test_another_grid(refused: Callable, rewrite: Callable, fields: FieldFile) -> None:
     path = rewrite(coords=[fields.coords[0][::2]], t0_fields={"u": fields.u[:, :, ::2, 0]})
-    assert refused(path) == f"{path}: the grid is 64 points; combined-small expects 128"
+    assert refused(path).startswith(f"{path}: the grid is 64 points; combined-small expects 128")
 
 
 def test_another_number_of_channels(refused: Callable, rewrite: Callable, fields: FieldFile) -> None:
@@ -131,14 +131,14 @@ def test_another_number_of_channels(refused: Callable, rewrite: Callable, fields
 
 def test_another_frame_spacing(refused: Callable, rewrite: Callable, fields: FieldFile) -> None:
     path = rewrite(times=2 * fields.times)
-    assert refused(path) == f"{path}: dimensions/time has frames 0.1 apart; combined-small expects 0.05"
+    assert refused(path).startswith(f"{path}: dimensions/time has frames 0.1 apart; combined-small expects 0.05")
 
 
 def test_another_domain(refused: Callable, rewrite: Callable, fields: FieldFile) -> None:
     path = rewrite(coords=[fields.coords[0] / 2])
-    assert refused(path) == f"{path}: the domain has size 3.14159; combined-small expects 6.28319"
+    assert refused(path).startswith(f"{path}: the domain has size 3.14159; combined-small expects 6.28319")
     path = rewrite(periodic=[False])
-    assert refused(path) == f"{path}: boundary_conditions are open; combined-small expects periodic"
+    assert refused(path).startswith(f"{path}: boundary_conditions are open; combined-small expects periodic")
 
 
 def test_too_few_frames(refused: Callable, rewrite: Callable, fields: FieldFile) -> None:

@@ -14,6 +14,7 @@ from enma_fast.figures import demo
 from enma_fast.forecasting.file_forecast import FileForecast
 from enma_fast.forecasting.request import ForecastRequest
 from enma_fast.models.checkpoint import load_model
+from enma_fast.store.layout import TOGETHER
 from enma_fast.store.read import read_forecast
 from tests._stacked import stacked
 
@@ -39,12 +40,16 @@ def test_a_file_of_few_trajectories_is_forecast_whole(
     assert result["num_trajectories"] == len(read(shipped_file("combined", "test-in")))
 
 
-def test_numbers_and_files(enma: Callable, tiny: Path, test_in: Path, tmp_path: Path) -> None:
+def test_numbers_and_files(
+    enma: Callable, tiny: Path, test_in: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures, draw = [], demo.store_figure
+    monkeypatch.setattr(demo, "store_figure", lambda store, **given: figures.append(given) or draw(store, **given))
     result = enma(
-        "demo", "--checkpoint", tiny, "--out", tmp_path, "--members", 5, "--trajectories", 4, "--seed", 2, "--json"
+        "demo", "--checkpoint", tiny, "--out", tmp_path, "--members", 5, "--trajectories", 5, "--seed", 2, "--json"
     ).json
     assert set(result) >= PROMISED
-    rows = [0, 6, 12, 18]
+    rows = [0, 4, 9, 14, 19]
     model, data = load_model(tiny), read(test_in)
     request = ForecastRequest(num_members=5, seed=2, trajectories=rows)
     expected = score_forecast(FileForecast(model, data, request))
@@ -59,7 +64,7 @@ def test_numbers_and_files(enma: Callable, tiny: Path, test_in: Path, tmp_path: 
         "spread_skill",
     ):
         assert result[name] == pytest.approx(expected[name], rel=1e-4), name
-    assert (result["num_members"], result["num_trajectories"]) == (5, 4)
+    assert (result["num_members"], result["num_trajectories"]) == (5, 5)
     cases = [(row["task"], row["split"], row["num_members"]) for row in result["rows"]]
     assert cases == [("temporal", "test-in", 5), ("temporal", "test-out", 5), ("initial-value", "test-in", 5)]
     assert result["paper"][0][-1]["rel_l2"] == 7.86e-3
@@ -67,11 +72,19 @@ def test_numbers_and_files(enma: Callable, tiny: Path, test_in: Path, tmp_path: 
     assert store["trajectory"].to_numpy().tolist() == rows
     np.testing.assert_array_equal(stacked(store, "_truth"), data.u[rows, 3:])
     samples = stacked(store)
-    truth = data.u[rows, 3:].reshape(4, -1)
-    error = np.linalg.norm(samples.mean(1).reshape(4, -1) - truth, axis=1) / np.linalg.norm(truth, axis=1)
+    truth = data.u[rows, 3:].reshape(5, -1)
+    error = np.linalg.norm(samples.mean(1).reshape(5, -1) - truth, axis=1) / np.linalg.norm(truth, axis=1)
     assert result["rel_l2"] == pytest.approx(error.mean(), rel=1e-5)
-    words = ("--checkpoint", str(tiny), "--members", "5", "--seed", "2", "--trajectories", "4")
+    # The median of five errors, which is not that of the first trajectory.
+    median = int(np.argsort(error)[2])
+    assert median != 0
+    assert result["figure_trajectory"] == rows[median]
+    (drawn,) = figures
+    assert f"number {rows[median]}" in drawn["title"]
+    assert drawn["place"] == median
+    words = ("--checkpoint", str(tiny), "--members", "5", "--seed", "2", "--trajectories", "5")
     assert (store.attrs["command"], store.attrs["seed"]) == (shlex.join(["enma-fast", "demo", *words]), 2)
+    assert store.attrs[TOGETHER] == model.config.tokenizer.time_factor
     assert len(store.attrs["model_sha256"]) == len(store.attrs["data_sha256"]) == 64
     assert Path(result["figure"]).read_bytes().startswith(b"\x89PNG")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["demo.png", "forecast.zarr"]

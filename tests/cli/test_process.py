@@ -1,6 +1,7 @@
 """`enma-fast` as a process: exit status, what goes to which stream, tracebacks, ranks."""
 
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 
 from enma_fast import cli
 from enma_fast.commands import data
+from enma_fast.data import write
 from enma_fast.models.checkpoint import load_model
 from enma_fast.store.read import read_forecast
 from tests._stacked import stacked
@@ -19,9 +21,9 @@ from tests._stacked import stacked
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def process(*arguments: object) -> subprocess.CompletedProcess[str]:
+def process(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "enma_fast", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, **environment})
 
 
 def test_json_is_all_there_is_on_standard_output(tiny: Path, test_in: Path) -> None:
@@ -36,6 +38,23 @@ def test_bad_input_ends_with_status_2_and_one_line(tmp_path: Path) -> None:
     run = process("score", tmp_path / "no.h5", "--json")
     assert (run.returncode, run.stdout) == (2, "")
     assert run.stderr == f"error: {tmp_path / 'no.h5'}: no such file; check the path\n"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "ascii:surrogateescape", "iso-8859-9"])
+def test_characters_that_a_locale_lacks_are_escapes(tmp_path: Path, encoding: str) -> None:
+    path = write(
+        tmp_path / "fields.h5",
+        name="fields",
+        times=np.arange(3) * 0.1,
+        coords=[np.arange(8) * 0.1],
+        periodic=[True],
+        scalars={"environment": np.zeros(2), "ρ": np.ones(2)},
+        t0_fields={"温度": np.ones((2, 3, 8), np.float32)},
+    )
+    run = process("data", "info", path, PYTHONIOENCODING=encoding, PYTHONUTF8="0")
+    assert (run.returncode, run.stderr) == (0, "")
+    assert r"\u6e29\u5ea6" in run.stdout
+    assert r"\u03c1" in run.stdout
 
 
 def test_a_full_disk_is_one_line_and_the_run_can_go_on(

@@ -430,3 +430,11 @@ def test_publish_replaces_nothing_but_checkpoints(
     error = enma(*command, "--out", tmp_path).error()
     assert error == f"{tmp_path}: exists and is not a checkpoint; choose another --out"
     assert (tmp_path / "README.md").read_text() == "about something else"
+
+
+def test_a_training_that_diverges_ends_with_status_1_and_one_line(train: Callable[..., Run], tmp_path: Path) -> None:
+    done = train(tmp_path, "--steps", 60, "--train-set", "learning_rate=1e30", "--train-set", "warmup_steps=0")
+    assert (done.status, done.out) == (1, "")
+    assert done.err.startswith("error: step ")
+    assert done.err.count("\n") == 1
+    assert not (tmp_path / "checkpoint").exists()

@@ -1,10 +1,11 @@
-"""The Combined solver against exact solutions, a refined step, and an independent method."""
+"""The Combined solver against exact solutions, a refined step, exponax, an independent method, and the shipped data."""
+
+import sys
 
 import numpy as np
 import pytest
 
-pytest.importorskip("exponax", reason="needs the [data] extra")
-
+from enma_fast.data import EQUATIONS, read, shipped_file, splits
 from enma_fast.data.equations import combined
 
 POINTS = 256
@@ -143,13 +144,48 @@ def test_frame_0_is_the_initial_condition_on_every_other_point(u0: np.ndarray) -
     np.testing.assert_array_equal(u[:, 0], u0[:, ::2])
 
 
-def test_solving_leaves_the_precision_of_jax_alone(u0: np.ndarray) -> None:
+@pytest.mark.parametrize("row", [(1.0, 5e-4, 0.0, 0.0), (0.75, 0.2, 0.0, 0.75)])
+def test_agrees_with_exponax_where_its_coefficients_suffice(u0: np.ndarray, row: tuple[float, ...]) -> None:
+    """Without dispersion: exponax 0.2 keeps the real part of its coefficients."""
+    pytest.importorskip("jax", reason="needs the [test] extra")
     import jax
 
-    before = jax.config.jax_enable_x64
-    combined.solve(u0, CORNERS)
-    assert jax.config.jax_enable_x64 == before
-    assert jax.numpy.ones(1).dtype == (jax.numpy.float64 if before else jax.numpy.float32)
+    exponax = pytest.importorskip("exponax", reason="needs the [test] extra")
+    alpha, beta, _, delta = row
+    with jax.enable_x64(True):
+        stepper = exponax.stepper.generic.GeneralConvectionStepper(
+            1,
+            combined.LENGTH,
+            POINTS,
+            combined.FRAME_SPACING / combined._STEPS_PER_FRAME,
+            linear_coefficients=(0.0, 0.0, beta, 0.0, -delta),
+            convection_scale=alpha,
+            single_channel=True,
+            conservative=True,
+            order=4,
+            num_circle_points=32,
+        )
+        steps = (combined.NUM_FRAMES - 1) * combined._STEPS_PER_FRAME
+        last = exponax.repeat(stepper, steps)(jax.numpy.asarray(u0[:1]))
+    u = combined.solve(u0[:1], coefficients(row))  # type: ignore[arg-type]
+    np.testing.assert_allclose(u[0, -1], np.asarray(last)[0, ::2], atol=1e-12)
+
+
+@pytest.mark.parametrize("split", ["test-in", "test-out"])
+def test_shipped_data_are_what_the_solver_gives(split: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("exponax", "jax"):
+        monkeypatch.setitem(sys.modules, module, None)
+    equation, data = EQUATIONS["combined"], read(shipped_file("combined", split), select=slice(0, 8))
+    inside = equation.inside.count if split == "test-out" else 0
+    numbers = splits.environments(equation, split, groups=splits.default_groups(equation, split), seed=0)
+    groups = [int(np.flatnonzero(numbers + inside == number)[0]) for number in data.environment[::2]]
+    u0 = np.concatenate([combined.initial_conditions(split, seed=0, group=group)[:2] for group in groups])
+    values = {
+        name: np.repeat(value[groups], 2)
+        for name, value in equation.environments(split).checked(numbers, split, 0).items()
+    }
+    u = combined.solve(u0, values).astype(np.float32)
+    np.testing.assert_allclose(u, data.u[..., 0], rtol=2e-7, atol=1e-13)
 
 
 def test_initial_conditions_hold_three_wave_numbers_within_the_amplitudes() -> None:

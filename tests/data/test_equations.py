@@ -166,7 +166,6 @@ def test_environments_are_products_and_the_last_varies_fastest() -> None:
 
 @pytest.mark.parametrize("name", EQUATIONS)
 def test_initial_conditions_and_solutions_have_the_shapes_of_the_protocol(name: str) -> None:
-    pytest.importorskip("exponax", reason="needs the [data] extra")
     equation, channels = EQUATIONS[name], len(EQUATIONS[name].channels)
     u0 = equation.initial_conditions("val", seed=0, group=0)
     assert u0.shape == (splits.TRAJECTORIES_PER_GROUP, *equation.solver_grid, channels)

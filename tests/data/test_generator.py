@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 pytest.importorskip("h5py", reason="needs the [data] extra")
-pytest.importorskip("exponax", reason="needs the [data] extra")
 
 from enma_fast.data import DEFAULT_GROUPS, EQUATIONS, generate, generator, hdf5, output_path, read
 from enma_fast.data.equation import linspaces

@@ -402,6 +402,17 @@ def test_bad_positions_and_fields(tmp_path: Path, line: np.ndarray, change: dict
     assert said in refusal(tmp_path / "bad.npz", axes=LINE)
 
 
+@pytest.mark.parametrize("name", [".", "", "a/b", "../../p", "a\\b", "line\nbreak"])
+def test_columns_that_cannot_be_arrays_are_refused(
+    tmp_path: Path, line: np.ndarray, name: str, refusal: Callable
+) -> None:
+    np.savez(tmp_path / "bad.npz", **{"u": line, name: np.arange(N) * 1.0})
+    said = refusal(tmp_path / "bad.npz", axes=LINE, fields=("u",), **STEPS)
+    assert "bad.npz" in said
+    assert ascii(name) in said
+    assert not list(tmp_path.glob("*.h5"))
+
+
 def test_bad_sources_and_options(tmp_path: Path, line: np.ndarray, refusal: Callable) -> None:
     path = saved(tmp_path / "waves.npy", line)
     assert "no such file" in refusal(tmp_path / "none.npy")
@@ -410,7 +421,7 @@ def test_bad_sources_and_options(tmp_path: Path, line: np.ndarray, refusal: Call
     (tmp_path / "torn.npy").write_bytes(path.read_bytes()[:300])
     assert "cannot be read as NumPy's" in refusal(tmp_path / "torn.npy")
     (tmp_path / "torn.nc").write_bytes(b"\x89HDF\r\n\x1a\n torn")
-    assert "xarray cannot read it" in refusal(tmp_path / "torn.nc")
+    assert "torn.nc: cannot be read" in refusal(tmp_path / "torn.nc")
     assert "has the axes (4, 6, 8); --axes names 2, time,x" in refusal(path, axes=("time", "x"))
     assert "name each axis once" in refusal(path, axes=("time", "height"))
     assert "give one, or one for each of x" in refusal(path, axes=LINE, dt=1.0, spacing=(1.0, 2.0))

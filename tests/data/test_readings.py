@@ -89,6 +89,7 @@ IS_MISSING = "write a finite number, or leave the row out where there is none"
         (instead(0, "frame;x;u"), "has one column, 'frame;x;u'; separate names and cells by commas"),
         (instead(0, "Frame,x,u"), "has no column 'frame', only 'Frame', 'x', 'u'; .* named in these letters"),
         (instead(0, "frame,x,x"), "a column is named 'x', 2 of them; give each its name"),
+        *((instead(0, f"frame,x,{name}"), f"column '{name}' cannot name") for name in (".", "a/b", "../../p")),
         (instead(0, "frame,x,"), "column 3 has no name; give it one, or leave it out"),
         ([",frame,x,u", "0,0,1,1"], "column 1 has no name; .* .row numbers of pandas: index=False."),
         (["frame,x", "0,0", "1,0", "2,0"], r"has 0 columns of values \(none\); points expects one column of values"),

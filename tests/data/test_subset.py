@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("h5py", reason="needs the [data] extra")
 
-from enma_fast.data import FieldFile, fields, read, shipped_file, spread_out
+from enma_fast.data import PRETRAINED, FieldFile, fields, read, shipped_file, spread_out, write
 from enma_fast.errors import EnmaError
 
 
@@ -66,3 +66,45 @@ def test_a_subset_of_a_file_reads_its_trajectories_alone(monkeypatch: pytest.Mon
     np.testing.assert_array_equal(found.u, expected.u)
     np.testing.assert_array_equal(found.environment, expected.environment)
     np.testing.assert_array_equal(found.parameters["alpha"], expected.parameters["alpha"])
+
+
+@pytest.mark.parametrize("path", sorted(PRETRAINED.glob("*.h5")), ids=lambda path: path.stem)
+def test_no_trajectory_of_a_shipped_file_carries_next_to_nothing(path: Path) -> None:
+    u = read(path).u.astype(np.float64)
+    each = np.sqrt((u**2).mean(tuple(range(1, u.ndim - 1))))
+    assert (each >= 0.1 * np.sqrt((each**2).mean(0))).any(1).all()
+
+
+@pytest.mark.parametrize(
+    ("amplitudes", "expected"),
+    [
+        # Two environments of four trajectories. In the first one: a faint one is replaced by the next.
+        ([0.04, 1, 1, 1, 1, 1, 1, 1], [1, 2, 4, 5]),
+        # One stays faint where there is only one other.
+        ([0.04, 0.04, 1, 0.04, 1, 1, 1, 1], [0, 2, 4, 5]),
+        # Below the others and not faint.
+        ([0.2, 1, 1, 1, 1, 1, 1, 1], [0, 1, 4, 5]),
+        # A whole environment at rest is physics.
+        ([0.04, 0.04, 0.04, 0.04, 1, 1, 1, 1], [0, 1, 4, 5]),
+        ([0.0] * 8, [0, 1, 4, 5]),
+    ],
+)
+@pytest.mark.parametrize("from_file", [False, True])
+def test_a_trajectory_of_next_to_nothing_is_replaced_within_its_environment(
+    amplitudes: list[float], expected: list[int], from_file: bool, tmp_path: Path
+) -> None:
+    # The channels have other units; one that is not faint is enough.
+    axis = np.arange(8) / 8
+    waves = np.sin(2 * np.pi * (axis + np.arange(3)[:, None] / 7))[..., None] * np.array([1.0, 1e3])
+    path = write(
+        tmp_path / "waves.h5",
+        name="waves",
+        times=np.arange(3.0),
+        coords=(axis,),
+        periodic=(True,),
+        scalars={"environment": np.repeat([7, 3], 4), "number": np.arange(8)},
+        t0_fields={name: np.multiply.outer(amplitudes, waves[..., c]) for c, name in enumerate("pq")},
+    )
+    found = spread_out(path if from_file else read(path), each=2)
+    assert found.parameters["number"].tolist() == expected
+    assert found.environment.tolist() == [7, 7, 3, 3]

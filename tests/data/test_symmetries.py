@@ -3,8 +3,6 @@
 import numpy as np
 import pytest
 
-pytest.importorskip("exponax", reason="needs the [data] extra")
-
 from enma_fast.data import EQUATIONS
 
 AMOUNTS = {"amplitude": np.array([0.4, 1.0, 1.9]), "boost": np.array([-0.7, 0.0, 1.3])}

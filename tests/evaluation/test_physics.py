@@ -9,7 +9,6 @@ from enma_fast.evaluation.physics import Physics, _periods, _shells
 
 def solved(name, rows=2):
     """Trajectories of a 1-D equation, by its own solver, float64 `[rows, T, X, 1]`."""
-    pytest.importorskip("exponax")
     equation = EQUATIONS[name]
     start = equation.initial_conditions("val", seed=0, group=0)[:rows]
     middle = {key: np.full(rows, np.mean(ranges[0])) for key, ranges in equation.inside.ranges.items()}

@@ -1,7 +1,6 @@
 """Scores of a field file against scores put together by hand, and what a file must have to be scored."""
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +28,7 @@ from enma_fast.models.checkpoint import PRETRAINED
 from enma_fast.models.model import Model
 from enma_fast.presets import PRESETS
 from enma_fast.store.create import create_store
+from enma_fast.utils.extras import load_extra
 
 from .._tiny import COMBINED, CONFIGS, waves
 
@@ -269,9 +269,10 @@ def test_trajectories_that_the_solver_does_not_make_have_no_fidelity(data: Field
 def test_a_solver_that_is_not_installed_is_named(
     data: FieldFile, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setitem(sys.modules, "jax", None)
+    needy = replace(EQUATIONS["combined"], solve=lambda *_: load_extra("no_solver_of_this_name", "data"))
+    monkeypatch.setattr(solver, "EQUATIONS", {"combined": needy})
     assert solver_fidelity("combined", data, range(5), data.u) is None
-    assert "solver_fidelity is left out: jax is not installed; run: pip install" in caplog.text
+    assert "solver_fidelity is left out: no_solver_of_this_name is not installed" in caplog.text
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError("by zero"), OSError("no table"), MemoryError()])
@@ -334,7 +335,7 @@ def test_paper_rows_belong_to_data_set_task_and_split() -> None:
 def test_a_file_of_another_kind_is_refused(data: FieldFile, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(EnmaError) as error:
         check_file(CONFIG, replace(data, **changes))
-    assert str(error.value) == f"{data.path}: {message}"
+    assert str(error.value).startswith(f"{data.path}: {message}")
 
 
 def test_a_file_that_fits_passes_for_the_preset(data: FieldFile) -> None:

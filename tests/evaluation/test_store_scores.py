@@ -269,6 +269,18 @@ def test_another_file_of_the_same_trajectories_is_taken_with_a_warning(
     assert result["rmse"] != expected["rmse"]
 
 
+def test_a_truth_in_another_unit_is_warned_of(
+    tmp_path: Path, data: FieldFile, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "run.zarr"
+    store_of(path, data, units={"u": "m s-1", "v": "K"})
+    fields = {name: data.u[..., c] for c, name in enumerate(CHANNELS)}
+    for unit, warned in (("m/s", False), ("km/h", True)):
+        other = fields_file(tmp_path / "other.h5", t0_fields=fields, units={"u": unit, "v": "kelvin"}).path
+        score_store(path, truth=other)
+        assert ("other.h5: u has the unit km/h, that of " in caplog.text) == warned
+
+
 @pytest.mark.parametrize("from_file", [False, True])
 def test_a_truth_of_zeros_is_refused_by_its_number(tmp_path: Path, from_file: bool) -> None:
     u = np.ones((6, 6, 7), np.float32)

@@ -19,6 +19,7 @@ from enma_fast.forecasting.request import GENERATION, INITIAL_VALUE, TEMPORAL
 from enma_fast.models.checkpoint import WEIGHTS, available, hashes, load_config, load_model, save_model
 
 from .._tiny import COMBINED, INTERPOLATION, random_model
+from ._score_files import file_of
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,6 @@ def test_a_model_has_the_scores_of_the_command(tiny, data, task):
     expected = score(model, data, task=task.name, num_members=3, seed=5)
     assert row["frames"] == expected["num_frames"]
     if not task.has_truth:
-        pytest.importorskip("exponax")
         assert row["solver_fidelity"] == pytest.approx(expected["solver_fidelity"], rel=1e-5)
         return
     for name in protocols.KEPT:
@@ -81,33 +81,6 @@ def test_the_fair_crps_is_higher_by_what_few_members_hide(rng):
     pairs = np.abs(members[:, :, None] - members[:, None]).sum((1, 2)).mean() / 2
     difference = float(crps(members, truth, fair=False) - crps(members, truth))
     assert difference == pytest.approx(pairs / (4 * 3) - pairs / 16, rel=1e-9)
-
-
-def file_of(method="fast", *, seed=0, rel_l2=0.02, equation="combined", kind="model", **row):
-    """A score file of one row."""
-    row = {
-        "protocol": "whole",
-        "task": "temporal",
-        "split": "test-in",
-        "members": 16,
-        "trajectories": 1200,
-        "frames": 17,
-        "rel_l2": rel_l2,
-        "rel_l2_median": rel_l2 / 2,
-        "cpu_seconds_per_member": 0.003,
-    } | row
-    return {
-        "method": method,
-        "kind": kind,
-        "equation": equation,
-        "seed": seed,
-        "cpu_seconds": 100.0,
-        "num_parameters": 2_000_000,
-        "weights": None,
-        "data": {f"{equation}-test-in.h5": "ab" * 32},
-        "machine": {"cpu": "a processor", "threads": 1, "gpu": None},
-        "rows": [row],
-    }
 
 
 def test_cells_average_seeds_and_stand_beside_the_paper():

@@ -8,9 +8,9 @@ import pytest
 import xarray
 
 from enma_fast.data import write as write_fields_file
+from enma_fast.drawing.forecast import LEVELS
 from enma_fast.errors import EnmaError
 from enma_fast.evaluation.metrics import SCORES
-from enma_fast.figures.forecast import LEVELS
 from enma_fast.figures.report import PooledScores, StoreReader, store_figure, write_report
 from enma_fast.figures.report.viewer import Thinning
 from enma_fast.store.read import read_forecast

@@ -1,5 +1,6 @@
 """Reading a forecast store for figures: damaged and missing files are named, and never drawn."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 
 from enma_fast.errors import EnmaError
 from enma_fast.figures.report import StoreReader, reader, store_figure, write_report
+from enma_fast.figures.report.viewer import VIEWER_BYTES, Thinning
 from enma_fast.store.create import create_store
 
 
@@ -48,6 +50,45 @@ def test_what_is_damaged_or_lost_is_not_drawn(store: Path, tmp_path: Path, draw,
             draw(store, tmp_path / "a.html")
         assert "\n" not in str(caught.value)
     assert not (tmp_path / "a.html").exists()
+
+
+def test_a_trajectory_beyond_the_memory_is_refused_unread(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Three members and the truth, in float32.
+    size = 4 * (3 + 1) * 5 * 7
+    monkeypatch.setattr(reader, "memory", lambda: 2 * size)
+    StoreReader(store)
+    monkeypatch.setattr(reader, "memory", lambda: size)
+    monkeypatch.setattr(StoreReader, "_values", lambda *given: pytest.fail("was read"))
+    with pytest.raises(EnmaError, match=r"run\.zarr: one trajectory .*enma-fast score"):
+        StoreReader(store)
+
+
+@pytest.mark.parametrize("axis", ["x", "time"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_places_that_are_not_finite_are_not_drawn(
+    tmp_path: Path, rng: np.random.Generator, axis: str, value: float
+) -> None:
+    axes = {"times": np.arange(5.0), "coords": [np.arange(7.0)]}
+    (axes["times"] if axis == "time" else axes["coords"][0])[2] = value
+    with create_store(tmp_path / "a.zarr", channels=("u",), trajectories=[0], num_members=2, **axes) as made:
+        made.put(0, rng.normal(size=(1, 2, 5, 7, 1)))
+    for draw in (lambda path: write_report(path, tmp_path / "a.html"), store_figure):
+        with pytest.raises(EnmaError, match=rf"a\.zarr: its {axis} is not finite"):
+            draw(tmp_path / "a.zarr")
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("value", [np.inf, 3e38])
+def test_values_beyond_float32_are_drawn_without_a_warning(
+    tmp_path: Path, rng: np.random.Generator, value: float
+) -> None:
+    members, path = rng.normal(size=(1, 4, 5, 7, 1)).astype(np.float32), tmp_path / "a.zarr"
+    members[0, 1:3] = value
+    axes = {"times": np.arange(5.0), "coords": [np.arange(7.0)]}
+    truth = rng.normal(size=(1, 5, 7, 1))
+    with create_store(path, channels=("u",), trajectories=[3], num_members=4, truth=truth, **axes) as made:
+        made.put(0, members)
+    assert set(write_report(path, tmp_path / "a.html")["left_out"]) == ({"3"} if value == np.inf else set())
 
 
 def test_lost_statistics_are_named(store: Path) -> None:
@@ -129,3 +170,46 @@ def test_units_are_those_of_the_store_where_they_are_known(tmp_path: Path, keep_
     assert '"labels":["T (K)","v"],"x":"x"' in page
     write_report(own.path, tmp_path / "own.html")
     assert '"x":"x (dimensionless)"' in (tmp_path / "own.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("errors", "place"), [([0.3, 0.1, 0.2], 2), ([0.1, 0.4, 0.2, 0.3], 2), ([0.1, None, 0.3, 0.2], 3)]
+)
+def test_the_trajectory_of_median_error(tmp_path: Path, errors: list[float | None], place: int) -> None:
+    # A truth of zeros has no relative error.
+    truth = np.stack([np.full((5, 7, 1), error is not None, np.float64) for error in errors])
+    offsets = np.array([error or 0.0 for error in errors])[:, None, None, None, None]
+    with create_store(
+        tmp_path / "run.zarr",
+        channels=("u",),
+        times=np.arange(5.0),
+        coords=[np.arange(7.0)],
+        trajectories=list(range(10, 10 + len(errors))),
+        num_members=2,
+        truth=truth,
+    ) as made:
+        made.put(0, np.repeat(truth[:, None], 2, axis=1) + offsets)
+    assert StoreReader(tmp_path / "run.zarr").place_of_median_error() == place
+
+
+def test_a_report_shows_all_of_two_dozen_trajectories_of_128_points_and_17_frames(tmp_path: Path) -> None:
+    count, shape = 24, (17, 128, 1)
+    with create_store(
+        tmp_path / "run.zarr",
+        channels=("u",),
+        times=np.arange(17.0),
+        coords=[np.arange(128.0)],
+        trajectories=list(range(count)),
+        num_members=2,
+        observed=np.zeros((count, 3, 128, 1)),
+        observed_times=np.arange(-3.0, 0.0),
+        truth=np.ones((count, *shape)),
+    ) as made:
+        made.put(0, np.ones((count, 2, *shape)) * np.linspace(0.9, 1.1, 2)[:, None, None, None])
+    found = StoreReader(tmp_path / "run.zarr")
+    thinning = Thinning.choose(found)
+    assert thinning.notes == []
+    series = [[thinning.encode(found.forecast(found.trajectory(place), 0))] for place in thinning.places]
+    document = thinning.document(found, series)
+    assert document["trajectories"] == found.numbers
+    assert 0.9 * VIEWER_BYTES < len(json.dumps(document)) <= VIEWER_BYTES

@@ -1,6 +1,7 @@
-"""Changes to files as plain data, so that a corpus can keep them: of bytes, of JSON, and of HDF5 by its library."""
+"""Changes as plain data, so that a corpus can keep them: of bytes, of JSON, of HDF5 by its library, of a Zarr store."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -134,15 +135,43 @@ NAMES = (
 TYPES = ("f4", "f8", "f2", ">f4", "i4", "u1", "S3", "c8", "bool", "O")
 
 
-def hdf5_changes() -> st.SearchStrategy[list[Any]]:
+# Arrays of a NetCDF file and names of its attributes, also those of the libraries that write it.
+VARIABLES = ("u", "time", "x", "environment", "sample")
+CONVENTIONS = (
+    "units",
+    "calendar",
+    "scale_factor",
+    "add_offset",
+    "valid_range",
+    "valid_min",
+    "valid_max",
+    "_FillValue",
+    "missing_value",
+    "_Unsigned",
+    "bounds",
+    "coordinates",
+    "dtype",
+    "CLASS",
+    "NAME",
+    "DIMENSION_LIST",
+    "REFERENCE_LIST",
+    "_Netcdf4Dimid",
+    "_Netcdf4Coordinates",
+    "_nc3_strict",
+)
+
+
+def hdf5_changes(
+    fields: tuple[str, ...] = FIELDS, groups: tuple[str, ...] = GROUPS, names: tuple[str, ...] = NAMES
+) -> st.SearchStrategy[list[Any]]:
     """Changes of a file by a writer that means harm, or knows no better."""
-    anywhere = st.sampled_from(FIELDS + GROUPS[1:])
-    field = st.sampled_from(FIELDS)
+    anywhere = st.sampled_from(fields + groups[1:])
+    field, name = st.sampled_from(fields), st.sampled_from(names)
     shape = st.lists(st.sampled_from([0, 1, 2, 4, 6, 8, 1000]), max_size=4)
     target = st.sampled_from(["/", "/t0_fields", "/t0_fields/u", "../u", "nothing", "/away/u", "/dimensions/x"])
     return st.one_of(
-        st.tuples(st.just("attribute"), st.sampled_from(FIELDS + GROUPS), st.sampled_from(NAMES), VALUES),
-        st.tuples(st.just("no attribute"), st.sampled_from(FIELDS + GROUPS), st.sampled_from(NAMES)),
+        st.tuples(st.just("attribute"), st.sampled_from(fields + groups), name, VALUES),
+        st.tuples(st.just("no attribute"), st.sampled_from(fields + groups), name),
         st.tuples(st.just("delete"), anywhere),
         st.tuples(st.just("type"), field, st.sampled_from(TYPES)),
         st.tuples(st.just("shape"), field, shape),
@@ -208,3 +237,83 @@ def _change(h5py: Any, file: Any, kind: str, key: str, more: list[Any]) -> None:
         file.create_dataset(key, values.shape, values.dtype, external=[(more[0], 0, h5py.h5f.UNLIMITED)])
     if key in file and kind != "soft":
         file[key].attrs.update(attributes)
+
+
+CODECS = (
+    "pickle",
+    "json2",
+    "vlen-utf8",
+    "blosc",
+    "zlib",
+    "astype",
+    "delta",
+    "packbits",
+    "categorize",
+    "base64",
+    "gzip",
+)
+ENTRIES = (
+    "filters",
+    "compressor",
+    "codecs",
+    "storage_transformers",
+    "dtype",
+    "data_type",
+    "shape",
+    "chunks",
+    "fill_value",
+)
+INSTEAD = ("link", "pipe", "folder", "absent", "endless")
+
+
+def store_changes() -> st.SearchStrategy[list[Any]]:
+    """Changes of one file of a Zarr store, by its place in the order of the names."""
+    place = st.floats(0, 1, exclude_max=True)
+    codec = st.sampled_from(CODECS).flatmap(
+        lambda name: st.sampled_from([{"id": name}, {"name": name}, {"name": f"numcodecs.{name}", "configuration": {}}])
+    )
+    entry = st.one_of(VALUES, codec, st.lists(codec, max_size=2))
+    return st.one_of(
+        st.tuples(st.just("bytes"), place, byte_changes()),
+        st.tuples(st.just("json"), place, json_changes()),
+        st.tuples(st.just("json"), place, json_changes()),
+        st.tuples(st.just("entry"), place, st.sampled_from(ENTRIES), entry),
+        st.tuples(st.just("attribute"), place, st.sampled_from(CONVENTIONS[:13]), VALUES),
+        st.tuples(st.just("instead"), place, st.sampled_from(INSTEAD)),
+    ).map(list)
+
+
+def change_store(path: Path, change: list[Any]) -> None:
+    """Apply one of `store_changes`; those of JSON to a file of metadata."""
+    kind, place, *more = change
+    files = sorted(file for file in path.rglob("*") if file.is_file() and not file.is_symlink())
+    if kind in ("json", "entry", "attribute"):
+        files = [file for file in files if file.name in ("zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata")]
+    if not files:
+        return
+    file = files[int(place * len(files))]
+    if kind == "bytes":
+        file.write_bytes(change_bytes(file.read_bytes(), more[0]))
+    elif kind == "instead":
+        file.unlink()
+        if more[0] == "link":
+            file.symlink_to("/etc/passwd")
+        elif more[0] == "endless":
+            file.symlink_to("/dev/zero")
+        elif more[0] == "pipe":
+            os.mkfifo(file)
+        elif more[0] == "folder":
+            file.mkdir()
+    else:
+        try:
+            document = json.loads(file.read_bytes())
+        except (ValueError, RecursionError):
+            return
+        if kind == "json":
+            file.write_text(change_json(document, more[0]))
+            return
+        inside = kind == "attribute" and file.name == "zarr.json" and isinstance(document, dict)
+        node = document.setdefault("attributes", {}) if inside else document
+        if isinstance(node, dict):
+            node[more[0]] = more[1]
+            file.write_text(json.dumps(document))

@@ -36,9 +36,10 @@ class Runner:
         assert status in (0, 2), answer
         assert "Traceback" not in err, err
         if status == 2:
-            assert err.startswith("error: "), err
-            assert err.count("\n") == 1, err
-            assert err.isprintable() or err.rstrip("\n").isprintable(), err
+            *notes, line = err.splitlines()
+            assert line.startswith("error: "), err
+            assert all(note.startswith("warning: ") for note in notes), err
+            assert all(part.isprintable() for part in (*notes, line)), err
             return None
         return json.loads(answer["out"].splitlines()[-1])
 

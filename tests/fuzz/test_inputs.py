@@ -36,7 +36,7 @@ def case(examples: int, *arguments: Any) -> Callable:
     unhealthy = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
 
     def decorate(test: Callable) -> Callable:
-        return settings(max_examples=examples, derandomize=examples == FEW, suppress_health_check=unhealthy)(
+        return settings(max_examples=examples, derandomize=examples <= FEW, suppress_health_check=unhealthy)(
             given(*arguments)(test)
         )
 

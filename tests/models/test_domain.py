@@ -357,21 +357,3 @@ def test_channels_in_another_order_are_found(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps(document | {"channels": ["u"]}))
     with pytest.raises(EnmaError, match="numbers are those of no training data"):
         Domain.read(tmp_path / "a.json")
-
-
-@pytest.mark.parametrize(
-    ("given", "warned"),
-    [(("temp", "v"), True), (("v", "T"), False), (("T", "v"), False), (None, False), (("temp",), False)],
-)
-def test_channels_of_other_names_are_listed(
-    caplog: pytest.LogCaptureFixture, given: tuple[str, ...] | None, warned: bool
-) -> None:
-    fields = np.random.default_rng(0).normal(size=(4, 3, 6, 2)).astype(np.float32)
-    Domain.of(fields, channels=("T", "v")).warn_if_renamed("history", given)
-    assert [record.getMessage() for record in caplog.records] == [
-        "history: its channels are temp, v, those of the model T, v; they are taken in this order, so check that they "
-        "are the same quantities, or rename them"
-    ] * warned
-    caplog.clear()
-    Domain.of(fields).warn_if_renamed("history", given)
-    assert not caplog.records, "the model does not know its channels"

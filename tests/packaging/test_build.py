@@ -18,7 +18,7 @@ import pytest
 CSRC = {
     "csrc/core/cpu/six.cpp": '#include "core/six.h"\nint six() { return SIX; }\n',
     "csrc/core/six.h": "#pragma once\n#define SIX 6\nint six();\n",
-    "csrc/torch/bindings.cpp": """
+    "csrc/torch/module.cpp": """
         #include <Python.h>
         #include "core/six.h"
         static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr};
@@ -254,7 +254,7 @@ def test_cuda_sources_are_built_where_torch_and_nvcc_have_cuda(
     (kind, sources, options), found = json.loads(
         run(sys.executable, "-c", textwrap.dedent(probe), cwd=project, **variables)
     )
-    plain = ["csrc/core/cpu/six.cpp", "csrc/torch/bindings.cpp"]
+    plain = ["csrc/torch/module.cpp", "csrc/core/cpu/six.cpp"]
     assert found == architectures
     if architectures is None:
         assert (kind, sources, options["define_macros"]) == ("cpp", plain, [])

@@ -125,8 +125,14 @@ def test_the_source_distribution_holds_the_very_sources(checkout: Path, build: B
     assert sources
     assert not [path for path in sources if (build.source / path).read_bytes() != (checkout / path).read_bytes()]
     # libenma, `csrc/runtime`, is a library of its own, and its examples are programs.
-    compiled = {path.stem for path in sources if path.suffix == ".cpp" and path.parts[1] in ("core", "torch")}
-    assert compiled <= {path.stem for path in build.objects}
+    compiled = {path.stem for path in sources if path.suffix == ".cpp" and path.parts[1] == "core"}
+    assert compiled | {"module"} <= {path.stem for path in build.objects}
+
+
+def test_the_module_includes_every_file_of_bindings(root: Path) -> None:
+    included = set(re.findall(r'^#include "(\w+\.cpp)"$', (root / "csrc/torch/module.cpp").read_text(), re.MULTILINE))
+    files = {path.name for path in root.glob("csrc/torch/*.cpp")}
+    assert included == {name for name in files if not name.startswith("cuda_") and name != "module.cpp"}
 
 
 def test_the_wheel_is_bound_to_this_interpreter_and_holds_two_libraries(build: Build) -> None:
@@ -277,7 +283,7 @@ def test_wide_instructions_stay_behind_a_look_at_the_processor(root: Path) -> No
     made = root / f"build/editable-torch-{version('torch')}"
     if not made.is_dir():
         pytest.skip("needs the objects of `make install`")
-    sources = [*root.glob("csrc/core/cpu/*.cpp"), *root.glob("csrc/torch/*.cpp")]
+    sources = [*root.glob("csrc/core/cpu/*.cpp"), root / "csrc/torch/module.cpp"]
     objects = [(made / path.relative_to(root)).with_suffix(".o") for path in sources]
     found = [line for file in objects for line in hazards(file)]
     assert not found, "\n".join(found)

@@ -1,8 +1,10 @@
 """The promises of tests/conftest.py itself."""
 
 import contextlib
+import importlib
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -127,6 +129,36 @@ def test_tests_that_run_where_the_kernels_do_are_gpu_tests_where_there_is_one(
     config = SimpleNamespace(getoption=lambda name: "gpu", hook=SimpleNamespace(pytest_deselected=lambda items: None))
     conftest.pytest_collection_modifyitems(config, items)
     assert marked == ["gpu device"]
+
+
+def collected(root: Path, *arguments: str) -> tuple[list[str], str]:
+    """The tests that pytest would run at the root, and the last line of the process."""
+    probe = """
+        import sys, pytest, torch
+        status = pytest.main(["-q", "--collect-only", "-p", "no:cacheprovider", *sys.argv[1:]])
+        print(status.value, torch.are_deterministic_algorithms_enabled())
+    """
+    command = [sys.executable, "-c", textwrap.dedent(probe), *arguments]
+    lines = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout.splitlines()
+    return [line for line in lines if "::" in line], lines[-1]
+
+
+def test_benchmarks_alone_are_run_where_they_are_asked_for(root: Path) -> None:
+    pytest.importorskip("pytest_benchmark")
+    found, last = collected(root, "--benchmark-only")
+    assert {name.partition("::")[0] for name in found} == {"benchmarks/test_ops.py", "benchmarks/test_sampling.py"}
+    assert last == "0 False", "settings of tests slow benchmarks down"
+    operators = importlib.import_module("benchmarks.test_ops")
+    assert operators.LARGE
+    assert not [name for name in found for op, rows in operators.LARGE if f"[{op}-{rows}-" in name]
+
+
+@pytest.mark.slow
+def test_no_benchmark_is_run_among_tests(root: Path, request: pytest.FixtureRequest) -> None:
+    assert request.config.getini("testpaths") == ["tests", "benchmarks"]
+    found, last = collected(root, "tests/packaging/test_release.py", "benchmarks")
+    assert {name.partition("::")[0] for name in found} == {"tests/packaging/test_release.py"}
+    assert last == "0 True"
 
 
 @pytest.mark.slow

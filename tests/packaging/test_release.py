@@ -1,6 +1,8 @@
 """Facts that stand in several files agree: the version, the Pythons, the tools."""
 
 import re
+import shutil
+import subprocess
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -39,3 +41,15 @@ def test_tools_of_pre_commit_come_with_the_extra_dev(root: Path, project: dict[s
     assert tools == {"ruff", "mypy", "clang-format", "codespell"}
     listed = {re.match(r"[\w-]+", requirement)[0] for requirement in project["optional-dependencies"]["dev"]}
     assert tools | {"pre-commit"} <= listed
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+@pytest.mark.parametrize(
+    ("target", "added"),
+    [("demo", set()), ("install", {"triton", "test"}), ("docs", {"docs"}), ("lint", {"dev"})],
+)
+def test_a_target_installs_what_it_needs_and_no_more(target: str, added: set[str], root: Path) -> None:
+    command = ["make", "--dry-run", "--always-make", target]
+    said = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout
+    assert " data store plots | " in said
+    assert {extra for extras in re.findall(r"enma-fast\[([a-z,]+)\]", said) for extra in extras.split(",")} == added

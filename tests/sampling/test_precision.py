@@ -1,8 +1,6 @@
 """The caller's default dtype changes nothing, and arguments out of bounds are one line."""
 
-import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -77,17 +75,6 @@ def test_the_example_is_a_trajectory_of_the_shipped_file():
     ):
         with pytest.raises(EnmaError, match=said):
             example(**options)
-
-
-def test_the_five_lines_of_the_readme_run_as_they_stand():
-    text = (Path(__file__).parents[2] / "README.md").read_text()
-    (code,) = re.findall(r"## Five lines\n\n```python\n(.*?)```", text, re.DOTALL)
-    found: dict = {}
-    exec(code.replace("num_members=64", "num_members=2"), found)
-    assert len([line for line in code.splitlines() if line]) == 5
-    assert found["history"].shape == (3, 128, 1)
-    assert found["ensemble"].values.shape == (2, 17, 128, 1)
-    assert np.isfinite(found["spread"]).all()
 
 
 def test_dates_are_refused_with_the_line_that_converts_them(tiny):

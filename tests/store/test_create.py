@@ -14,7 +14,7 @@ from enma_fast.errors import EnmaError
 from enma_fast.store import forecast_store
 from enma_fast.store.compare import differences
 from enma_fast.store.create import create_store, create_unfinished_store
-from enma_fast.store.layout import LEDGER, Layout
+from enma_fast.store.layout import LEDGER, TOGETHER, Layout
 from enma_fast.store.ledger import Ledger
 from enma_fast.store.metadata import read_metadata
 from enma_fast.store.read import read_forecast, read_layout
@@ -278,6 +278,8 @@ def test_stores_are_told_apart(tmp_path: Path, rng: np.random.Generator) -> None
     for name, (value, message) in changed.items():
         (told,) = differences(path, replace(own, **{name: value}))
         assert message in told, name
+    # Older stores do not say what follows from the model.
+    assert differences(path, replace(own, attributes={"seed": 3, TOGETHER: 2})) == []
     told = differences(path, replace(own, attributes={"seed": 3, "model_sha256": "0" * 64 + "a"}))
     assert told == [f"model_sha256 is nothing there, {'0' * 57}... here"]
     plane = replace(own, coords=[np.arange(7.0), np.arange(2.0)], observed=None, truth=None)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from enma_fast.errors import EnmaError
+from enma_fast.errors import EnmaError, TrainingError
 from enma_fast.models.checkpoint import read_tensors
 from enma_fast.training.average import Average
 from enma_fast.training.loop import autocast, fast_bf16, run, step_generator
@@ -139,6 +139,14 @@ def test_a_loss_that_is_not_finite_stops_the_run_at_its_step(tmp_path, value):
     with pytest.raises(EnmaError, match=r"^step 4: loss (nan|inf) .*empty folder with a lower learning_rate"):
         run(Line(breaks_at=4, value=value), options(tmp_path))
     assert [entry["step"] for entry in read_log(tmp_path)] == [1, 2, 3]
+
+
+def test_the_best_weights_before_a_loss_that_is_not_finite_are_named(tmp_path):
+    run(Line(), options(tmp_path / "stopped", stop_after=4))
+    with pytest.raises(TrainingError, match=r"^step 7: loss nan .*best\.safetensors"):
+        run(Line(breaks_at=7), options(tmp_path / "broken"))
+    kept, expected = (read_tensors(tmp_path / name / "best.safetensors") for name in ("broken", "stopped"))
+    assert kept == expected
 
 
 def test_a_broken_state_is_never_saved(tmp_path):

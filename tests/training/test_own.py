@@ -1,4 +1,4 @@
-"""The user's own data: splits, the derived model, and a training that is resumed and learns."""
+"""The user's own data: the derived model, and a training that is resumed and learns."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ import torch
 
 pytest.importorskip("h5py", reason="needs the [data] extra")
 
-from enma_fast.data import FieldFile, read, write
+from enma_fast.data import FieldFile, read
 from enma_fast.data.selection import share_of
 from enma_fast.errors import EnmaError
 from enma_fast.evaluation.scoring import score
@@ -22,7 +22,7 @@ from enma_fast.models.checkpoint import WEIGHTS, load_model, locate, sha256
 from enma_fast.models.model import Model
 from enma_fast.models.tokenizer import Tokenizer
 from enma_fast.presets import PRESETS
-from enma_fast.training import own_data, own_model, own_plan
+from enma_fast.training import own_model, own_plan
 from enma_fast.training.own_model import prepare_own, train_own
 from enma_fast.training.own_plan import (
     Plan,
@@ -39,181 +39,6 @@ from enma_fast.training.tokenizer import TokenizerTask
 
 from .._own import advected, save, tiny
 from .._tiny import CONFIGS, model, waves, waves_file
-
-
-@pytest.mark.parametrize(("environments", "whole"), [(10, True), (2, False)])
-def test_environments_stay_whole_where_there_are_enough(tmp_path: Path, environments: int, whole: bool) -> None:
-    numbers = np.repeat(np.arange(environments), 40 // environments)
-    splits = own_data.load_splits(save(tmp_path / "a.h5", advected(40), environment=numbers.tolist()))
-    assert {split: len(data) for split, data in splits.items()} == {"train": 32, "val": 4, "test-in": 4}
-    rows = np.concatenate([data.u for data in splits.values()])
-    assert len(np.unique(rows.reshape(40, -1), axis=0)) == 40
-    shared = set(splits["train"].environment.tolist()) & set(splits["test-in"].environment.tolist())
-    assert bool(shared) != whole
-    assert own_data.has_contexts(splits)
-    assert not own_data.has_contexts(own_data.load_splits(save(tmp_path / "b.h5", advected(40))))
-
-
-def test_windows_are_held_out_by_time_and_do_not_overlap(tmp_path: Path) -> None:
-    first = np.arange(0, 40, 2)
-    path = write(
-        tmp_path / "series.h5",
-        name="series",
-        times=np.arange(8.0),
-        coords=[np.arange(16.0)],
-        periodic=[False],
-        scalars={"environment": np.arange(20), "series": np.zeros(20), "first_frame": first},
-        t0_fields={"u": advected(20)},
-    )
-    frames = {name: data.parameters["first_frame"] for name, data in own_data.load_splits(path).items()}
-    assert frames["test-in"].tolist() == [36, 38]
-    assert frames["val"].max() + 8 <= 36
-    assert frames["train"].max() + 8 <= frames["val"].min()
-
-
-@pytest.mark.parametrize(("environments", "each"), [(4, 40), (3, 20), (2, 15), (4, 6), (1, 30)])
-def test_few_environments_are_in_every_split_with_a_context_each(tmp_path: Path, environments: int, each: int) -> None:
-    numbers = np.repeat(np.arange(environments), each)
-    path = save(tmp_path / "a.h5", advected(len(numbers)), environment=numbers.tolist())
-    splits = own_data.load_splits(path)
-    assert own_data.has_contexts(splits)
-    share = {split: len(data) / len(numbers) for split, data in splits.items()}
-    assert 0.08 <= share["val"] == share["test-in"] <= 0.14
-    rows = np.concatenate([data.u for data in splits.values()])
-    assert len(np.unique(rows.reshape(len(numbers), -1), axis=0)) == len(numbers)
-    # Larger ones have some of each environment.
-    if each == 40:
-        assert all(len(own_data.environment_sizes(data)) == environments for data in splits.values())
-
-
-def test_a_small_environment_stays_in_training(tmp_path: Path) -> None:
-    numbers = np.repeat([0, 1], [6, 100])
-    splits = own_data.load_splits(save(tmp_path / "a.h5", advected(106), environment=numbers.tolist()))
-    assert own_data.has_contexts(splits)
-    assert {split: len(data) for split, data in splits.items()} == {"train": 82, "val": 12, "test-in": 12}
-    assert np.bincount(splits["train"].environment).tolist()[0] >= 2
-
-
-def windows(path: Path, series: int, environment: list[int] | None = None) -> Path:
-    """Four windows of each of so many series."""
-    numbers = np.repeat(np.arange(series), 4)
-    return write(
-        path,
-        name="series",
-        times=np.arange(8.0),
-        coords=[np.arange(16.0)],
-        periodic=[False],
-        scalars={
-            "environment": np.arange(4 * series) if environment is None else np.array(environment)[numbers],
-            "series": numbers,
-            "first_frame": np.tile(8 * np.arange(4), series),
-        },
-        t0_fields={"u": advected(4 * series, seed=series)},
-    )
-
-
-@pytest.mark.parametrize("environment", [None, [0, 0, 0, 1, 1, 1], [0, 1, 2, 3, 4, 5]])
-def test_windows_of_many_series_are_held_out_with_their_series(tmp_path: Path, environment: list[int] | None) -> None:
-    splits = own_data.load_splits(windows(tmp_path / "a.h5", 6, environment))
-    held = [set(data.parameters["series"].tolist()) for data in splits.values()]
-    assert sorted(map(len, held)) == [1, 1, 4]
-    assert set.union(*held) == set(range(6))
-    assert {split: len(data) for split, data in splits.items()} == {"train": 16, "val": 4, "test-in": 4}
-    assert own_data.has_contexts(splits) == (environment is not None)
-
-
-def test_series_of_several_files_are_different_ones(tmp_path: Path) -> None:
-    for i in range(3):
-        windows(tmp_path / f"{i}.h5", 2 + i)
-    splits = own_data.load_splits(tmp_path)
-    held = [set(data.parameters["series"].tolist()) for data in splits.values()]
-    assert sorted(map(len, held)) == [1, 1, 7]
-
-
-def test_files_of_a_folder_are_splits_by_their_names(tmp_path: Path) -> None:
-    for split, count in (("train", 12), ("test-in", 3), ("test-out", 5)):
-        save(tmp_path / f"waves-{split}.h5", advected(count, seed=count))
-    splits = own_data.load_splits(tmp_path)
-    assert {split: len(data) for split, data in splits.items()} == {"train": 11, "val": 1, "test-in": 3}
-    np.testing.assert_array_equal(splits["test-in"].u[..., 0], advected(3, seed=3))
-    save(tmp_path / "more.h5", advected(4, seed=9))
-    counts = {split: len(data) for split, data in own_data.load_splits(tmp_path).items()}
-    assert counts == {"train": 14, "val": 2, "test-in": 3}
-    (tmp_path / "waves-train.h5").unlink()
-    splits = own_data.load_splits(tmp_path)
-    assert {split: len(data) for split, data in splits.items()} == {"train": 3, "val": 1, "test-in": 3}
-    np.testing.assert_array_equal(splits["test-in"].u[..., 0], advected(3, seed=3))
-    (tmp_path / "more.h5").unlink()
-    with pytest.raises(EnmaError, match=r"named as held-out data only; name one of them \.\.\.-train.h5"):
-        own_data.load_splits(tmp_path)
-    save(tmp_path / "waves-train.h5", advected(12, seed=12))
-    (tmp_path / "waves-test-in.h5").rename(tmp_path / "waves-test.h5")
-    assert {split: len(data) for split, data in own_data.load_splits(tmp_path).items()} == {
-        "train": 11,
-        "val": 1,
-        "test-in": 3,
-    }
-    assert own_data.name_of(tmp_path / "waves-train.h5") == "waves"
-    assert own_data.name_of(tmp_path / "my waves (2).h5") == "my-waves-2"
-
-
-def test_held_out_trajectories_that_training_shows_are_refused(tmp_path: Path) -> None:
-    u = advected(12)
-    save(tmp_path / "a-train.h5", u)
-    held = advected(3, seed=1)
-    # Frames in common are no trajectory in common.
-    held[0, :5] = u[3, :5]
-    save(tmp_path / "a-test.h5", held)
-    splits = own_data.load_splits(tmp_path)
-    assert own_data.distinct_frames(splits) == {"train": 11 * 8, "val": 8, "test-in": 3 * 8}
-    held[2] = u[splits["train"].environment[4]]
-    save(tmp_path / "a-test.h5", held)
-    with pytest.raises(EnmaError, match=r"1 of its 3 trajectories for test-in are in the .* from 2 to 2; leave them"):
-        own_data.distinct_frames(own_data.load_splits(tmp_path))
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"units": {"u": "m"}}, r"its units are \['m'\], those of a.h5 \['1'\]; convert one of them"),
-        ({"times": 0.1 * np.arange(8)}, "its times have other steps than those of a.h5"),
-        ({"coords": [np.arange(16) / 8]}, "its x have other steps"),
-        ({"periodic": [False]}, r"its boundaries are \(False,\), those of a.h5 \(True,\)"),
-    ],
-)
-def test_files_that_disagree_are_refused(tmp_path: Path, change: dict, said: str) -> None:
-    save(tmp_path / "a.h5", advected(6))
-    save(tmp_path / "b.h5", advected(6), **change)
-    with pytest.raises(EnmaError, match=said):
-        own_data.load_splits(tmp_path)
-
-
-def test_files_of_other_places_are_noted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Longitudes from 0 and from -180 are of one length, and not of the same places."""
-    save(tmp_path / "a.h5", advected(6))
-    save(tmp_path / "b.h5", advected(6), times=0.05 * np.arange(8) + 3)
-    own_data.load_splits(tmp_path)
-    assert not caplog.messages
-    save(tmp_path / "b.h5", advected(6), coords=[np.arange(16) / 16 - 0.5])
-    own_data.load_splits(tmp_path)
-    assert "b.h5: its x begins at -0.5, that of a.h5 at 0; the model takes the same numbers of" in caplog.messages[0]
-
-
-def test_data_that_cannot_be_divided_or_trained_on_are_refused(tmp_path: Path) -> None:
-    def message(source: Path) -> str:
-        with pytest.raises(EnmaError) as caught:
-            own_data.load_splits(source)
-        return str(caught.value)
-
-    assert "holds 2 trajectories; training, validation and test need at least 3" in message(
-        save(tmp_path / "two.h5", advected(2))
-    )
-    assert "u is 1 everywhere; import another field" in message(save(tmp_path / "flat.h5", np.ones((6, 8, 16))))
-    assert "no such file or folder" in message(tmp_path / "none.h5")
-    (tmp_path / "empty").mkdir()
-    assert "holds no field file (.h5); make one by enma-fast data import" in message(tmp_path / "empty")
-    np.save(tmp_path / "a.npy", advected(4))
-    assert "import it first: enma-fast data import" in message(tmp_path / "a.npy")
 
 
 def derived(grid: tuple[int, ...], periodic: tuple[bool, ...], **changes: object) -> Model:
@@ -439,6 +264,12 @@ def test_a_model_of_advection_beats_persistence(planned: Callable) -> None:
     # Half of the points of each frame tell its two waves.
     at_points = score(load_model(out), test, num_members=row["num_members"], points=8)
     assert at_points["rel_l2"] < 1.1 * row["rel_l2"]
+
+
+@pytest.mark.parametrize("minutes", [1e300, float("inf"), float("nan"), 0.0, -1.0])
+def test_minutes_that_nobody_has_are_refused(minutes: float) -> None:
+    with pytest.raises(EnmaError, match=r"^minutes is"):
+        own_plan.Request(minutes=minutes)
 
 
 def test_too_few_minutes_are_refused_with_the_numbers_of_the_plan() -> None:

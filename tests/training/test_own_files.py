@@ -11,8 +11,10 @@ pytest.importorskip("h5py", reason="needs the [data] extra")
 from enma_fast.data import FieldFile, ImportOptions, import_fields, read, write
 from enma_fast.errors import EnmaError
 from enma_fast.training import own_data
+from enma_fast.training.card import tell_training
 
 from .._own import advected, save
+from .._tiny import model
 
 LINE = ("trajectory", "time", "x")
 
@@ -27,6 +29,25 @@ def imported(out: Path, u: np.ndarray, environment: str | None = None, **columns
 
 def environments(splits: dict[str, FieldFile], name: str) -> list[set[float]]:
     return [set(data.parameters[name].tolist()) for data in splits.values()]
+
+
+def test_a_model_keeps_the_units_of_its_training_data(tmp_path: Path) -> None:
+    made = model()
+    for unit, kept in (({"u": "m s-1"}, ("m s-1",)), ({}, ())):
+        fields = {"u": advected(8)}
+        path = write(
+            tmp_path / "fields.h5",
+            name="fields",
+            times=0.05 * np.arange(fields["u"].shape[1]),
+            coords=[np.arange(fields["u"].shape[2]) * 0.1],
+            periodic=[True],
+            scalars={"environment": np.zeros(8)},
+            t0_fields=fields,
+            units=unit,
+        )
+        tell_training(made, path)
+        assert made.domain is not None
+        assert (made.domain.channels, made.domain.units) == (("u",), kept)
 
 
 @pytest.mark.parametrize("named", [True, False])

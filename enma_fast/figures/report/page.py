@@ -12,19 +12,19 @@ from typing import Any
 
 import numpy as np
 
+from ...drawing.forecast import Forecast
+from ...drawing.physics import spectrum_figure
+from ...drawing.plots import REMEDY, forecast_panels
+from ...drawing.style import ENSEMBLE, ERROR, INK, TRUTH
 from ...errors import EnmaError
 from ...evaluation.metrics import SCORES
 from ...evaluation.metrics import columns as score_columns
 from ...evaluation.physics import Physics
-from ...store.layout import OUTSIDE, POINTS
+from ...store.layout import OUTSIDE, POINTS, TOGETHER
 from ...utils.extras import load_extra
 from ...utils.files import complete_file
 from ...utils.text import counted, times
-from ..forecast import Forecast
-from ..physics import spectrum_figure
-from ..plots import REMEDY, forecast_panels
-from ..style import ENSEMBLE, ERROR, INK, TRUTH
-from .reader import StoreReader, blocks
+from .reader import StoreReader, blocks, quiet
 from .viewer import MANY_TRAJECTORIES, Thinning
 
 # Longest text of an attribute and most rows of a table that the page shows.
@@ -39,6 +39,7 @@ _ATTRIBUTES = {
     "data_file": "data file",
     "observed_frames": "observed frames",
     POINTS: "points observed of each frame",
+    TOGETHER: "frames decided together",
     "seed": "seed",
     "sampling": "sampler",
     "precision": "precision",
@@ -53,6 +54,7 @@ _ATTRIBUTES = {
 }
 
 
+@quiet
 def write_report(store: str | Path, out: str | Path, *, truth: str | Path | None = None) -> dict[str, Any]:
     """Write a report of a forecast store as one HTML page; it appears complete or not at all.
 

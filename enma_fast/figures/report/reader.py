@@ -15,23 +15,28 @@ from typing import Any
 import numpy as np
 
 from ...data import EQUATIONS, dataset_split, read
+from ...drawing.calibration import SpreadErrorBins
+from ...drawing.forecast import Forecast
+from ...drawing.plots import forecast_figure, save_movie
+from ...drawing.style import labelled
 from ...errors import EnmaError
 from ...evaluation.metrics import SCORES, Scores
 from ...evaluation.physics import Physics
 from ...evaluation.scoring import leave_out_errors
 from ...evaluation.store_scores import check_truth_file
 from ...forecasting.scattered import drawn_places
-from ...store.layout import POINTS
+from ...store.layout import POINTS, TOGETHER
 from ...store.metadata import READINGS
 from ...store.read import is_missing, read_forecast, zarr_errors
 from ...utils.names import SPACE
-from ..calibration import SpreadErrorBins
-from ..forecast import Forecast
-from ..plots import forecast_figure, save_movie
-from ..style import labelled
+from ...utils.system import memory
 
 # Values that are scored at a time, in float64 and with copies of them.
 _BLOCK = 1 << 22
+# Values that are not finite, or near the largest of float32, are left out and named.
+quiet = np.errstate(over="ignore", invalid="ignore")
+# Memory of a trajectory while it is scored, in sizes of its values.
+_COPIES = 1.5
 
 
 @dataclass(kw_only=True)
@@ -91,7 +96,19 @@ class StoreReader:
             for name, values in self.dataset.variables.items()
             if values.dims == ("trajectory",) and name != "trajectory"
         }
+        self._require_memory()
         self._truth = None if truth is None else self._from_file(Path(truth))
+
+    def _require_memory(self) -> None:
+        """Raise `EnmaError` if one trajectory does not fit the memory."""
+        kept = ("",) if self.channels[0] in self.dataset else ("_mean", "_spread", "_quantile")
+        names = [name + kind for name in self.channels for kind in (*kept, "_truth", "_observed")]
+        values = sum(math.prod(self.dataset[name].shape[1:]) for name in names if name in self.dataset)
+        if (needed := _COPIES * 4 * values) > (there := memory()):
+            raise EnmaError(
+                f"{self.path}: one trajectory of its members takes {needed / 1e9:,.0f} GB, this machine has "
+                f"{there / 1e9:,.0f} GB; score it by enma-fast score, or forecast again with --statistics-only"
+            )
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -132,6 +149,7 @@ class StoreReader:
             name=self.channels[channel],
             unit=self._unit(self._variable(channel)),
             axis_units=self.axis_units,
+            together=self.attributes.get(TOGETHER, 1),
             **fields,
         )
 
@@ -195,6 +213,13 @@ class StoreReader:
         if number is not None and number not in self.numbers:
             raise EnmaError(f"{self.path}: has no trajectory {number}; it holds {', '.join(map(str, self.numbers))}")
         return 0 if number is None else self.numbers.index(number)
+
+    def place_of_median_error(self) -> int:
+        """Index of the trajectory whose mean has the median error, the lower one of two; 0 if none can be scored."""
+        pooled = self.scores()
+        scores = [(place, pooled.add(trajectory)) for place, trajectory in enumerate(self)]
+        errors = sorted((float(each["rel_l2"]), place) for place, each in scores if each and each["rel_l2"] is not None)
+        return errors[(len(errors) - 1) // 2][1] if errors else 0
 
     def channel_of(self, name: str | None) -> int:
         """Index of the channel with this name, by default 0; `EnmaError` if there is none."""
@@ -357,6 +382,7 @@ def _parts(members: np.ndarray, truth: np.ndarray) -> Iterator[tuple[int, np.nda
         first += count
 
 
+@quiet
 def store_figure(store: str | Path | StoreReader, *, place: int = 0, channel: int = 0, title: str | None = None) -> Any:
     """Draw one trajectory of a forecast store, and the calibration of all of them, as a matplotlib figure.
 
@@ -378,6 +404,7 @@ def store_figure(store: str | Path | StoreReader, *, place: int = 0, channel: in
     )
 
 
+@quiet
 def store_movie(reader: StoreReader, out: str | Path, *, place: int = 0, channel: int = 0) -> Path:
     """Write the movie of one trajectory of a forecast store, with `plots.save_movie`."""
     return save_movie(reader.forecast(reader.trajectory(place), channel), out, title=reader.title(place))

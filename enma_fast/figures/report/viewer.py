@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from ...drawing.forecast import LEVELS, Forecast, central_intervals
+from ...drawing.maps import error_scale, field_scale
+from ...drawing.style import labelled
 from ...errors import EnmaError
 from ...utils.extras import load_extra
-from ..forecast import LEVELS, Forecast, central_intervals
-from ..maps import error_scale, field_scale
-from ..style import labelled
 from .reader import StoreReader
 
 # Largest size of the data in the page, in bytes, and the sizes to which trajectories, space and time are thinned.
@@ -57,14 +57,15 @@ class Thinning:
         has_members = reader.channels[0] in reader.dataset
         levels = list(LEVELS) if has_members else _shown_levels(reader.levels)
         channels = min(len(reader.channels), _MOST_CHANNELS)
-        # 1-D: float32 profiles; 2-D: one byte for each of four maps. Base64 turns three bytes into four.
-        per_point = (4 * (4 + len(levels)) if dims == 1 else 4) * channels * 4 / 3
+        # 1-D: float32 profiles of truth, mean, spread and each level, and of the last observed frame; 2-D: one byte for
+        # each of four maps. Base64 turns three bytes into four.
+        each_frame, once = (4 * (3 + len(levels)), 4) if dims == 1 else (4, 0)
         count, space, time = min(len(reader), MANY_TRAJECTORIES), 1, 1
         longest = max(len(x) for x in reader.coords)
 
         def size() -> float:
             points = float(np.prod([-(-len(x) // space) for x in reader.coords]))
-            return count * (per_point * -(-frames // time) * points + 100 * channels * frames)
+            return count * channels * (4 / 3 * points * (each_frame * -(-frames // time) + once) + 100 * frames)
 
         while size() > most_bytes:
             if count > _FEW_TRAJECTORIES:

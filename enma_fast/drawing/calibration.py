@@ -11,6 +11,9 @@ from ..utils.text import counted
 from .forecast import Forecast
 from .style import BAND_ALPHA, ENSEMBLE, ERROR, INK, SPREAD, greatest_value
 
+# Share of the steps from frame to frame that are most of them.
+_MOSTLY = 0.75
+
 
 class SpreadErrorBins:
     """Error of the mean as a function of the spread, from any number of batches of points.
@@ -81,6 +84,17 @@ def draw_error_and_spread(axes: Any, forecast: Forecast, scores: dict[str, Any])
     axes.set(title=f"error and spread{label}", xlabel=forecast.axis_label("time"), ylabel=forecast.label)
     axes.set_ylim(0, 1.3 * greatest_value(error, spread) or 1)
     axes.legend(loc="upper left")
+    if _is_jagged(spread, forecast):
+        note = f"{forecast.together} frames are decided together,\nthe later ones with more spread"
+        axes.text(0.98, 0.04, note, transform=axes.transAxes, ha="right", va="bottom", fontsize=8)
+
+
+def _is_jagged(spread: np.ndarray, forecast: Forecast) -> bool:
+    """True if the spread grows within latent frames and falls from one to the next, in most steps."""
+    ends, steps = forecast.ends_of_latents, np.diff(spread)
+    if forecast.together < 2 or not ends.any() or ends.all():
+        return False
+    return bool((steps[ends] < 0).mean() >= _MOSTLY and (steps[~ends] > 0).mean() >= _MOSTLY)
 
 
 def _draw_ranks(axes: Any, scores: dict[str, Any]) -> None:

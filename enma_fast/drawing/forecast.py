@@ -36,6 +36,7 @@ class Forecast:
     unit : its unit; None or "1" if it has none
     axis_units : units of `time`, `x` and `y`; "1" is dimensionless, and one that is absent is not known
     centre : "mean" or "median", the statistic in `mean`
+    together : forecast frames that the model decides together, in one latent frame
 
     Raises
     ------
@@ -61,6 +62,7 @@ class Forecast:
     unit: str | None = None
     axis_units: Mapping[str, str] = field(default_factory=lambda: dict.fromkeys(("time", "x", "y"), "1"))
     centre: str = "mean"
+    together: int = 1
 
     def __post_init__(self) -> None:
         space = tuple(len(x) for x in self.coords)
@@ -108,6 +110,12 @@ class Forecast:
         """Observed frames [L, *x], NaN at places that the model did not see."""
         seen, _ = self.seen
         return seen if self.observed_places is None else np.where(self.observed_places, seen, np.nan)
+
+    @property
+    def ends_of_latents(self) -> np.ndarray:
+        """[T - 1], true where a frame is the last of its latent frame and the next one begins another."""
+        # Frame 0 is a latent frame of its own, and the first forecast frame comes after the observed ones.
+        return (len(self.seen[1]) + np.arange(len(self.times) - 1)) % self.together == 0
 
     def widest(self) -> tuple[int, ...]:
         """Grid indices of the largest spread in the last frame; the middle of the grid if there is no spread."""

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from enma_fast.drawing.calibration import SpreadErrorBins, grouped_ranks
+from enma_fast.drawing.forecast import LEVELS, Forecast, central_intervals
+from enma_fast.drawing.maps import Maps, error_scale, field_scale
+from enma_fast.drawing.plots import forecast_figure, forecast_panels, save_figure, save_movie
+from enma_fast.drawing.style import new_figure
 from enma_fast.errors import EnmaError
 from enma_fast.evaluation.metrics import Scores
-from enma_fast.figures.calibration import SpreadErrorBins, grouped_ranks
-from enma_fast.figures.forecast import LEVELS, Forecast, central_intervals
-from enma_fast.figures.maps import Maps, error_scale, field_scale
-from enma_fast.figures.plots import forecast_figure, forecast_panels, save_figure, save_movie
-from enma_fast.figures.style import new_figure
 
 X = 2 * np.pi * np.arange(16) / 16
 TIMES, SEEN_TIMES = 0.05 * np.arange(3, 10), 0.05 * np.arange(3)
@@ -373,7 +373,7 @@ def test_a_long_movie_is_thinned(
     plane: Forecast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     image = pytest.importorskip("PIL.Image")
-    monkeypatch.setattr("enma_fast.figures.plots._MOST_MOVIE_FRAMES", 5)
+    monkeypatch.setattr("enma_fast.drawing.plots._MOST_MOVIE_FRAMES", 5)
     with caplog.at_level("INFO", logger="enma_fast"), image.open(save_movie(plane, tmp_path / "a.gif")) as movie:
         assert movie.n_frames == 4
         pictures = pictures_of(movie)
@@ -405,8 +405,8 @@ def test_a_figure_is_saved_whole_or_not_at_all(
 def test_drawing_leaves_pyplot_and_the_style_alone() -> None:
     program = """
 import sys, matplotlib, numpy as np
-from enma_fast.figures.forecast import Forecast
-from enma_fast.figures.plots import forecast_figure, forecast_panels
+from enma_fast.drawing.forecast import Forecast
+from enma_fast.drawing.plots import forecast_figure, forecast_panels
 before = matplotlib.rcParams.copy()
 members = np.random.default_rng(0).normal(size=(3, 4, 8))
 forecast = Forecast(members=members, times=np.arange(4.0), coords=[np.arange(8.0)])

@@ -7,10 +7,10 @@ import pytest
 
 pytest.importorskip("matplotlib", reason="needs the [plots] extra")
 
+from enma_fast.drawing.calibration import SpreadErrorBins
+from enma_fast.drawing.forecast import Forecast
+from enma_fast.drawing.plots import forecast_figure
 from enma_fast.evaluation.metrics import Scores
-from enma_fast.figures.calibration import SpreadErrorBins
-from enma_fast.figures.forecast import Forecast
-from enma_fast.figures.plots import forecast_figure
 
 
 def texts(given: dict[str, Any], scores: dict[str, Any] | None, **more: Any) -> set[str]:
