@@ -121,7 +121,17 @@ class NativeSampler:
     ) -> tuple[tuple[Any, ...], Any]:
         """Return the memory of one chunk from frame `first` on, that of the last chunk if it fits, and its key."""
         threads = min(threads or torch.get_num_threads(), most_threads())
-        key = (rows, groups, prefix_frames, own_frames, in_one_pass(self.dynamics.config, first), settings, threads, isa, teams)
+        key = (
+            rows,
+            groups,
+            prefix_frames,
+            own_frames,
+            in_one_pass(self.dynamics.config, first),
+            settings,
+            threads,
+            isa,
+            teams,
+        )
         # Taken before it is looked at: another thread may want it too.
         idle, self._idle = self._idle, None
         if idle is not None and idle[0] == key:
