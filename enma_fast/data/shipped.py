@@ -49,7 +49,7 @@ def shipped_file(dataset: str, split: str) -> Path:
     if not found:
         known = ", ".join(path.stem for path in shipped_paths("*.h5")) or "none"
         raise EnmaError(
-            f"{name.removesuffix('.h5')}: no such test file is shipped (shipped: {known}){remedy_for(name)}"
+            f"{name.removesuffix('.h5')}: no such test file (shipped: {known}){remedy_for(name)}"
         )
     return found[0]
 
