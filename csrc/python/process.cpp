@@ -10,31 +10,39 @@ namespace enma {
 
 namespace process_binding {
 
+// An attribute that a module keeps in its own dictionary; borrowed.
+PyObject* own_dict(py::handle module, PyObject* name) {
+    const auto attributes = py::reinterpret_steal<py::object>(PyObject_GenericGetDict(module.ptr(), nullptr));
+    PyObject* const found = attributes ? PyDict_GetItemWithError(attributes.ptr(), name) : nullptr;
+    if (found == nullptr || !PyDict_Check(found)) throw py::type_error("weights_key: not a module of PyTorch");
+    return found;
+}
+
 // Address and number of changes of every parameter. The sum stands for the number where PyTorch does not count.
 py::bytes weights_key(const py::object& module) {
-    // Names of attributes, made once: a forecast asks for a few hundred.
-    static const PyObject* const names[] = {PyUnicode_InternFromString("_modules"),
-                                            PyUnicode_InternFromString("_parameters"),
-                                            PyUnicode_InternFromString("_version")};
-    const auto get = [](py::handle object, int name) {
-        return py::reinterpret_steal<py::object>(PyObject_GetAttr(object.ptr(), const_cast<PyObject*>(names[name])));
-    };
+    // A forecast asks for a few hundred: names are made once, and the number is read by its descriptor.
+    static PyObject* const modules = PyUnicode_InternFromString("_modules");
+    static PyObject* const parameters = PyUnicode_InternFromString("_parameters");
+    static const auto* const version = reinterpret_cast<PyGetSetDescrObject*>(
+        py::object(py::module_::import("torch").attr("Tensor").attr("_version")).release().ptr());
     std::vector<std::int64_t> key;
-    std::vector<py::object> left{module};
+    std::vector<PyObject*> left{module.ptr()};
     while (!left.empty()) {
-        const py::object part = std::move(left.back());
+        PyObject* const part = left.back();
         left.pop_back();
-        if (part.is_none()) continue;
-        const py::dict modules = get(part, 0), parameters = get(part, 1);
-        for (const auto& [name, child] : modules) left.push_back(py::reinterpret_borrow<py::object>(child));
-        for (const auto& [name, parameter] : parameters) {
-            if (parameter.is_none()) continue;
-            key.push_back(reinterpret_cast<std::intptr_t>(Tensor::of(parameter).data()));
-            if (const py::object version = get(parameter, 2)) {
-                key.push_back(version.cast<std::int64_t>());
+        if (part == Py_None) continue;
+        PyObject *name, *entry;
+        for (Py_ssize_t at = 0; PyDict_Next(own_dict(part, modules), &at, &name, &entry);) left.push_back(entry);
+        for (Py_ssize_t at = 0; PyDict_Next(own_dict(part, parameters), &at, &name, &entry);) {
+            if (entry == Py_None) continue;
+            key.push_back(reinterpret_cast<std::intptr_t>(Tensor::of(entry).data()));
+            const auto number =
+                py::reinterpret_steal<py::object>(version->d_getset->get(entry, version->d_getset->closure));
+            if (number) {
+                key.push_back(PyLong_AsLongLong(number.ptr()));
             } else {
                 PyErr_Clear();
-                const double sum = parameter.attr("double")().attr("sum")().attr("item")().cast<double>();
+                const double sum = py::handle(entry).attr("double")().attr("sum")().attr("item")().cast<double>();
                 std::memcpy(&key.emplace_back(), &sum, sizeof sum);
             }
         }

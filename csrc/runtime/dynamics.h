@@ -64,6 +64,7 @@ class Dynamics {
 
     // Memory for a chunk. Throws Error, std::bad_alloc.
     std::unique_ptr<Sampling> sampling(const SamplingRequest& request) const;
+    NumberFormat format() const { return format_; }
     // Bytes of the packed transformers.
     std::size_t bytes() const;
 

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import MappingProxyType
 
-from .._objects import installed
+from .._objects import installed, object_of
 
 NONE: Mapping[str, Sequence[str] | None] = MappingProxyType({})
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,7 +60,7 @@ def run_core(
     def compiled(path: Path) -> Path:
         watched = next((flags for start, flags in others.items() if path.stem.startswith(start)), sanitizers)
         if watched is None and made is not None and not any(macro in path.read_text() for macro in macros):
-            return (made / path.relative_to(ROOT)).with_suffix(".o")
+            return object_of(path, made)
         watched = watched or ()
         command = ["g++", "-std=c++20", "-O1", "-g1", "-fopenmp", *WARNINGS, *watched, *flags, f"-I{ROOT / 'csrc'}"]
         out = folder / f"{path.stem}-{hashlib.sha256(repr(command).encode()).hexdigest()[:8]}.o"
