@@ -19,7 +19,7 @@ import pytest
 from .._objects import compiler, installed
 from .test_build import build_sdist, build_wheel, copy_checkout, run
 
-# Compiling against Torch's headers takes a minute or two.
+# Compiling takes a minute or two.
 pytestmark = pytest.mark.slow
 
 x86_only = pytest.mark.skipif(platform.machine() != "x86_64", reason="reads x86-64 instructions")
@@ -55,8 +55,8 @@ def unpacked(sdist: Path, folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def checkout(root: Path, source_files: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if not any((root / "csrc" / "torch").glob("*.cpp")):
-        pytest.skip("no bindings in csrc/torch")
+    if not any((root / "csrc" / "python").glob("*.cpp")):
+        pytest.skip("no bindings in csrc/python")
     return copy_checkout(root, source_files, tmp_path_factory.mktemp("checkout") / "project")
 
 
@@ -211,7 +211,7 @@ def library(site: Path) -> Path:
 def test_only_the_module_is_exported(site: Path) -> None:
     lines = run("nm", "-D", "--defined-only", library(site), cwd=site).splitlines()
     symbols = [line.split(maxsplit=2)[1:] for line in lines]
-    # Inline functions of libstdc++ and Torch are weak: their headers declare them visible.
+    # Inline functions of libstdc++ are weak: its headers declare them visible.
     assert [name for kind, name in symbols if kind not in "WVu"] == ["PyInit__C"]
     assert not [name for _, name in symbols if name.startswith(("_ZN4enma", "_ZNK4enma"))]
 
