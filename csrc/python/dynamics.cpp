@@ -15,7 +15,8 @@ constexpr char OP[] = "sampler";
 class PackedDynamics {
    public:
     PackedDynamics(const std::string& config, const py::dict& parameters, const std::string& format)
-        : parameters_(parameters), tensors_(tensors_of(parameters)) {
+        : parameters_(py::reinterpret_steal<py::dict>(PyDict_Copy(parameters.ptr()))),
+          tensors_(tensors_of(parameters_)) {
         expect(format == "fp32" || format == "bf16", OP, ": format is '", format, "'; expected 'fp32' or 'bf16'");
         const ModelConfig read = read_config(Json::parse(config, "config"), "config");
         const py::gil_scoped_release release;

@@ -11,7 +11,7 @@ namespace enma {
 inline Tensors tensors_of(const pybind11::dict& parameters) {
     Tensors out;
     for (const auto& [name, parameter] : parameters) {
-        const std::string key = name.cast<std::string>();
+        const std::string key = pybind11::str(name);
         expect(Tensor::is_one(parameter), "parameter ", key, " is no tensor");
         out.add(key, Tensor::of(parameter).view());
     }

@@ -52,7 +52,10 @@ bool Tensor::is_one(py::handle object) {
 
 Tensor Tensor::of(py::handle object) {
     Tensor out;
-    if (torch().api->from_python(object.ptr(), &out.view_) != 0) throw py::error_already_set();
+    const bool failed = torch().api->from_python(object.ptr(), &out.view_) != 0;
+    if (failed) PyErr_Clear();
+    // Without memory, as a meta tensor, or of a type that DLPack has not: of no device, which every check refuses by name.
+    if (failed || (out.view_.data == nullptr && out.numel() > 0)) out.view_ = {};
     return out;
 }
 

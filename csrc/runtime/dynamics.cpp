@@ -390,9 +390,9 @@ std::unique_ptr<Sampling> Dynamics::sampling(const SamplingRequest& asked) const
              MOST_TOKENS / (N * (dynamics.concat ? 2 : 1)), " are sampled together");
     }
     if (asked.shared_frames < 1 || asked.own_frames < 0 || asked.first_frame < 0 ||
-        asked.shared_frames + asked.own_frames >= MOST_SEQUENCE) {
-        fail(ENMA_INVALID_ARGUMENT, asked.shared_frames, " and ", asked.own_frames,
-             " latent frames; at least 1 and fewer than ", MOST_SEQUENCE, " are expected");
+        asked.shared_frames >= MOST_SEQUENCE || asked.own_frames >= MOST_SEQUENCE - asked.shared_frames) {
+        fail(ENMA_INVALID_ARGUMENT, asked.shared_frames, " and ", asked.own_frames, " latent frames, from number ",
+             asked.first_frame, " on; at least 1 and fewer than ", MOST_SEQUENCE, " are expected");
     }
     if (asked.threads < 1 || asked.threads > MOST_THREADS) {
         fail(ENMA_INVALID_ARGUMENT, "threads is ", asked.threads, "; 1 to ", MOST_THREADS, " is expected");
