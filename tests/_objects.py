@@ -24,12 +24,12 @@ shutil.copy(made, out)
 def installed() -> Path | None:
     """The build of `make install`; None where it is of other sources, or flags are asked for now."""
     made = ROOT / "build/editable"
-    sources = [path for path in (*ROOT.glob("csrc/**/*"), ROOT / "setup.py") if path.is_file()]
-    libraries = [*(ROOT / "enma_fast").glob("_C*.so"), *(ROOT / "enma_fast/embed/lib").glob("libenma.so.*")]
-    if len(libraries) < 2 or not made.is_dir() or {"CC", "CXX", "CXXFLAGS"} & os.environ.keys():
+    # Written at the end of each build.
+    done = made / "install_manifest_library.txt"
+    if not done.is_file() or {"CC", "CXX", "CXXFLAGS"} & os.environ.keys():
         return None
-    newest = max(path.stat().st_mtime for path in sources)
-    return made if min(path.stat().st_mtime for path in libraries) > newest else None
+    sources = [path for path in (*ROOT.glob("csrc/**/*"), ROOT / "setup.py") if path.is_file()]
+    return made if done.stat().st_mtime > max(path.stat().st_mtime for path in sources) else None
 
 
 def object_of(source: Path, made: Path) -> Path:
