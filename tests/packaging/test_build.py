@@ -279,6 +279,23 @@ def test_an_editable_install_compiles_what_has_changed(project_with_extension: P
     assert (project / "enma_fast/embed/lib/libenma.so").read_text() == f"INPUT({Path(files[0].name).name})\n"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("broken", ["compiler", "nvcc"])
+def test_a_build_that_fails_says_why(project_with_extension: Path, tmp_path: Path, broken: str) -> None:
+    """And leaves no pure-Python install behind the user's back."""
+    project, variables = Path(shutil.copytree(project_with_extension, tmp_path / "project")), {"ENMA_FAST_NO_EXT": ""}
+    if broken == "compiler":
+        (project / "csrc/core/cpu/six.cpp").write_text("#error six is not there\n")
+        expected = "six is not there"
+    else:
+        expected = str(tmp_path / "no-nvcc")
+        variables |= {"ENMA_FAST_CUDA": "1", "CUDACXX": expected}
+    with pytest.raises(AssertionError) as failure:
+        build_wheel(project, tmp_path / "dist", **variables)
+    assert expected in str(failure.value)
+    assert not list((tmp_path / "dist").glob("*.whl"))
+
+
 def test_no_extension_on_request(project_with_extension: Path, without_torch: dict[str, str], tmp_path: Path) -> None:
     wheel = build_wheel(project_with_extension, tmp_path / "dist", ENMA_FAST_NO_EXT="1", **without_torch)
     assert wheel.name.endswith("-py3-none-any.whl")

@@ -175,8 +175,8 @@ def test_layers_of_a_plane(library: Library, tmp_path: Path, channels: int) -> N
     opened = library.open(saved(network, tmp_path / "it"))
     assert_close(opened.forecast(history, num_members=2), expected)
     about = opened.describe()
-    assert (about.dims, list(about.shape), about.grid) == (2, [12, 20], 240)
-    assert (list(about.lengths), list(about.periodic)) == ([2.0, 1.0], [1, 0])
+    assert (about.dims, list(about.shape), about.grid) == (2, [12, 20, 1], 240)
+    assert (list(about.lengths), list(about.periodic)) == ([2.0, 1.0, 0.0], [1, 0, 0])
 
 
 @pytest.mark.parametrize(("name", "stride", "channels"), [("relative-fast", 4, 3), ("plane", 2, 2), ("plane", 4, 3)])
