@@ -6,6 +6,7 @@
 #   make lint, make check    format (C too), lint, types, spelling; and with them the quick tests/packaging but for builds
 #   make docs                the documentation site, into out/site; a warning is an error
 #   make libenma [PREFIX=...]  the C library, for CMake and pkg-config (docs/embedding.md); make embed: all its tests
+#   make wheel               wheels of the package and of its models, into dist/
 #   make gpu   [DRY=1] [ONLY=...]  on a bare GPU machine, no network: build, benchmarks, tests, sanitizers; DRY: compile only
 #   make gpu-wheels [GPU_PYTHON=3.12]  before, with a network: wheels for that machine's Python, into out/gpu-wheels
 #   make clean               what was built in the tree; .venv and out/ stay
@@ -24,23 +25,23 @@ STAMP := .venv/.enma_fast_
 # Tests start hundreds of processes, which would compile their modules each time where the environment keeps no bytecode.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: install demo test test-full lint check docs libenma embed gpu gpu-wheels clean extension packages
+.PHONY: install demo test test-full lint check docs libenma wheel embed gpu gpu-wheels clean extension packages
 
 install: $(STAMP)triton,test
 
-# Torch comes first, for the extension is compiled against it; other packages arrive meanwhile. Bytecode would take 30 s.
+# The extension needs no Torch to be compiled, so packages arrive meanwhile. Bytecode of all files would take 30 s.
 $(STAMP)run: pyproject.toml setup.py $(shell find csrc -type f 2>/dev/null)
 	@$(PYTHON) -c 'import sys; sys.exit("enma-fast needs Python 3.11 or newer: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
-	@echo "1/2 installing Torch into .venv"
+	@echo "1/2 making .venv with the build tools"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@$(PIP) "setuptools>=77" wheel ninja "$(TORCH)"
-	@echo "2/2 compiling the extension (about 100 s of processor time), installing packages for $(RUN)"
+	@$(PIP) "setuptools>=77" wheel "cmake>=3.20" ninja "pybind11>=3,<4"
+	@echo "2/2 compiling the extension (about a minute of a core), installing Torch and packages for $(RUN)"
 	@$(MAKE) --no-print-directory --jobs=2 extension packages
 	@touch $@
 
 extension: ; @$(PIP) --no-build-isolation --no-deps --editable .
 packages: ; @$(BIN)/python -c 'import sys, tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
-	print(*p["dependencies"], *sum((p["optional-dependencies"][e] for e in sys.argv[1:]), []), sep="\n")' $(RUN) | $(PIP) -r /dev/stdin
+	print("$(TORCH)", *p["dependencies"], *sum((p["optional-dependencies"][e] for e in sys.argv[1:]), []), sep="\n")' $(RUN) | $(PIP) -r /dev/stdin
 
 # The package is there, so pip adds what its extras name; one at a time, for .ci/run makes two targets at once.
 $(STAMP)%: $(STAMP)run
@@ -66,7 +67,16 @@ check: lint install  # without test_build.py and test_extension.py, which build 
 docs: $(STAMP)docs
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict && echo "out/site/index.html"
 
-libenma: ; @cmake -S csrc -B out/libenma -DCMAKE_INSTALL_PREFIX=$(abspath $(or $(PREFIX),out/prefix)) && cmake --build out/libenma && cmake --install out/libenma
+libenma: ; @cmake -S csrc -B out/libenma -DCMAKE_INSTALL_PREFIX=$(abspath $(or $(PREFIX),out/prefix)) && cmake --build out/libenma --parallel && cmake --install out/libenma
+# Wheels of the package, for this Python and every Torch, and of the models that it does not hold; into dist/.
+wheel: $(STAMP)wheel
+	@rm -rf out/wheel dist && mkdir -p out/wheel/models/enma_fast_models
+	@$(BIN)/python -m pip --quiet wheel --no-deps --wheel-dir out/wheel .
+	@$(BIN)/auditwheel --quiet repair --exclude libgomp.so.1 --wheel-dir dist out/wheel/*.whl
+	@cp packaging/models/pyproject.toml out/wheel/models && cp packaging/models/__init__.py out/wheel/models/enma_fast_models
+	@cd enma_fast/pretrained && cp -r $$(../../$(BIN)/python -c 'from enma_fast.data.shipped import IN_MODELS; print(*IN_MODELS)') ../../out/wheel/models/enma_fast_models
+	@$(BIN)/python -m pip --quiet wheel --no-deps --wheel-dir dist out/wheel/models && ls -l dist
+
 embed: install ; @sh tests/runtime/embed.sh $(abspath $(BIN))/python $(ARGS)
 gpu: $(if $(DRY),install)
 	@$(if $(DRY),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu $(if $(DRY),--dry) $(if $(ONLY),--only $(ONLY))

@@ -19,5 +19,5 @@ def _needs(isa: str) -> pytest.MarkDecorator:
 
 # Vector code has one body, compiled for each of these.
 each_isa = pytest.mark.parametrize(
-    "isa", [pytest.param(isa, marks=_needs(isa)) for isa in ("scalar", "avx2", "avx512", "emulated_avx512")]
+    "isa", [pytest.param(isa, marks=_needs(isa)) for isa in ("scalar", "avx2", "avx512")]
 )

@@ -2,45 +2,43 @@
 
 import os
 import sys
-from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# It has the compiler find all headers of a file, and then takes the object that there is of the same bytes.
+# A launcher of CMake's. It has the compiler find all headers of a file, and then takes the object of the same place in
+# the other build.
 SCRIPT = """#!{python} -SE
 import shutil, subprocess, sys
 from pathlib import Path
-words, tree, made = [*{compiler!r}, *sys.argv[1:]], Path({tree!r}), Path({made!r})
-sources = [word for word in words if word.endswith(".cpp")]
-object = (made / Path(sources[0]).relative_to(tree)).with_suffix(".o") if "-c" in words and len(sources) == 1 else None
-# A file whose text names such a macro is compiled.
-macros = [word[2:].split("=")[0] for word in words if word.startswith("-DENMA_")]
-if object is None or not object.is_file() or any(name in Path(sources[0]).read_text() for name in macros):
+words = sys.argv[1:]
+out = words[words.index("-o") + 1] if "-c" in words else ""
+made = Path({made!r}, out)
+if not made.is_file():
     sys.exit(subprocess.run(words).returncode)
 subprocess.run(["-E" if word == "-c" else word for word in words], check=True)
-shutil.copy(object, words[words.index("-o") + 1])
+shutil.copy(made, out)
 """
 
 
 def installed() -> Path | None:
-    """Folder of the objects of `make install`; None where they are of other sources, or flags are asked for now."""
-    made = ROOT / f"build/editable-torch-{version('torch')}"
-    sources = [path for path in (*ROOT.glob("csrc/**/*"), ROOT / "setup.py") if path.is_file()]
-    libraries = [*(ROOT / "enma_fast").glob("_C*.so"), *(ROOT / "enma_fast/embed/lib").glob("libenma.so.*")]
-    if len(libraries) < 2 or not made.is_dir() or {"CC", "CXX", "CXXFLAGS"} & os.environ.keys():
+    """The build of `make install`; None where it is of other sources, or flags are asked for now."""
+    made = ROOT / "build/editable"
+    # Written at the end of each build.
+    done = made / "install_manifest_library.txt"
+    if not done.is_file() or {"CC", "CXX", "CXXFLAGS"} & os.environ.keys():
         return None
-    newest = max(path.stat().st_mtime for path in sources)
-    return made if min(path.stat().st_mtime for path in libraries) > newest else None
+    sources = [path for path in (*ROOT.glob("csrc/**/*"), ROOT / "setup.py") if path.is_file()]
+    return made if done.stat().st_mtime > max(path.stat().st_mtime for path in sources) else None
 
 
-def compiler(script: Path, made: Path, tree: Path, *, command: Sequence[str] = ()) -> Path:
-    """Write a compiler that takes objects from `made` for files of a tree of sources.
+def object_of(source: Path, made: Path) -> Path:
+    """What a build has made of a file of the engine."""
+    return made / f"CMakeFiles/engine.dir/{source.relative_to(ROOT / 'csrc')}.o"
 
-    It is `command`; without one it stands before a compiler, as CMake's launchers do.
-    """
-    text = SCRIPT.format(python=sys.executable, compiler=list(command), tree=str(tree), made=str(made))
-    script.write_text(text)
+
+def launcher(script: Path, made: Path) -> Path:
+    """Write a program for CMAKE_CXX_COMPILER_LAUNCHER that takes the objects of a build."""
+    script.write_text(SCRIPT.format(python=sys.executable, made=str(made)))
     script.chmod(0o755)
     return script

@@ -18,6 +18,8 @@ module enma
 
     integer(c_int32_t), parameter, public :: ENMA_OK = 0, ENMA_INVALID_ARGUMENT = 1, ENMA_CHECKPOINT = 2
     integer(c_int32_t), parameter, public :: ENMA_UNSUPPORTED = 3, ENMA_STATE = 4, ENMA_NO_MEMORY = 5, ENMA_INTERNAL = 6
+    ! Formats of weights.
+    integer(c_int32_t), parameter, public :: ENMA_FP32 = 0, ENMA_BF16 = 1
 
     ! Axes of an array in Fortran: at most, and of one that was not given.
     integer, parameter :: MOST_AXES = 15, ABSENT = -1
@@ -26,7 +28,7 @@ module enma
         type(c_ptr) :: handle = c_null_ptr
         integer(int64) :: grid = 0, channels = 0, num_frames = 0  ! of a trajectory in training
         integer :: dims = 0  ! of space
-        integer(int64) :: shape(2) = 0  ! points along each, 1 beyond the last
+        integer(int64) :: shape(3) = 0  ! points along each, 1 beyond the last
         real(real64) :: frame_interval = 0, length = 0
         logical :: scattered = .false.  ! frames may be observed at scattered points
     end type enma_model
@@ -76,6 +78,12 @@ module enma
         integer(c_int64_t) :: byte_offset
     end type tensor
 
+    type, bind(c) :: model_options
+        integer(c_size_t) :: struct_size
+        type(c_ptr) :: log, log_user
+        integer(c_int32_t) :: format
+    end type model_options
+
     type, bind(c) :: session_options
         integer(c_size_t) :: struct_size
         integer(c_int64_t) :: seed, trajectory, first_member, num_members, num_frames
@@ -91,9 +99,9 @@ module enma
         real(c_double) :: frame_interval, length
         integer(c_int64_t) :: num_tokens, token_channels, shifts
         real(c_double) :: temperature
-        integer(c_int64_t) :: dims, shape(2)
-        real(c_double) :: lengths(2)
-        integer(c_int32_t) :: periodic(2), scattered
+        integer(c_int64_t) :: dims, shape(3)
+        real(c_double) :: lengths(3)
+        integer(c_int32_t) :: periodic(3), scattered, format
     end type description
 
     type, bind(c) :: observations
@@ -106,9 +114,9 @@ module enma
 
     interface
         integer(c_int32_t) function c_model_open(folder, options, model) bind(c, name="enma_model_open")
-            import :: c_int32_t, c_char, c_ptr
+            import :: c_int32_t, c_char, c_ptr, model_options
             character(kind=c_char), intent(in) :: folder(*)
-            type(c_ptr), value :: options
+            type(model_options), intent(in) :: options
             type(c_ptr), intent(out) :: model
         end function c_model_open
 
@@ -217,14 +225,18 @@ contains
         end if
     end subroutine report
 
-    ! Opens a checkpoint folder.
-    subroutine enma_open(folder, model, status)
+    ! Opens a checkpoint folder. `format` is that of the weights, ENMA_FP32 or ENMA_BF16.
+    subroutine enma_open(folder, model, status, format)
         character(len=*), intent(in) :: folder
         type(enma_model), intent(out) :: model
         integer(int32), intent(out), optional :: status
+        integer(int32), intent(in), optional :: format
         type(description) :: about
+        type(model_options) :: options
         integer(c_int32_t) :: found
-        found = c_model_open(trim(folder) // c_null_char, c_null_ptr, model%handle)
+        options = model_options(c_sizeof(options), c_null_ptr, c_null_ptr, ENMA_FP32)
+        if (present(format)) options%format = format
+        found = c_model_open(trim(folder) // c_null_char, options, model%handle)
         if (found == ENMA_OK) then
             about%struct_size = c_sizeof(about)
             found = c_model_info(model%handle, about)

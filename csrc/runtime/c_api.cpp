@@ -161,8 +161,13 @@ enma_status enma_model_open(const char* folder, const enma_model_options* option
         if (folder == nullptr || model == nullptr) fail(ENMA_INVALID_ARGUMENT, folder ? "model" : "folder", " is NULL");
         *model = nullptr;
         const enma_model_options set = read_options(options, enma_model_options ENMA_MODEL_OPTIONS, "options");
-        auto open =
-            std::make_shared<OpenModel>(OpenModel{std::make_shared<const Model>(folder), {set.log, set.log_user}});
+        if (set.format != ENMA_FP32 && set.format != ENMA_BF16) {
+            fail(ENMA_INVALID_ARGUMENT, "options.format is ", set.format,
+                 "; ENMA_FP32 (0) or ENMA_BF16 (1) is expected");
+        }
+        const NumberFormat format = set.format == ENMA_BF16 ? NumberFormat::bf16 : NumberFormat::fp32;
+        auto open = std::make_shared<OpenModel>(
+            OpenModel{std::make_shared<const Model>(folder, format), {set.log, set.log_user}});
         const Model& opened = *open->model;
         open->log(ENMA_LOG_INFO, text(opened.config().name, " opened, SHA-256 of weights ", opened.weights_sha256()));
         *model = static_cast<enma_model*>(handles().add(handles().models, std::move(open)));
@@ -177,25 +182,30 @@ enma_status enma_model_info(const enma_model* model, enma_model_description* des
         if (size < sizeof(std::size_t)) fail(ENMA_INVALID_ARGUMENT, "description.struct_size is ", size);
         const ModelConfig& config = open->model->config();
         const TokenizerConfig& tokenizer = config.tokenizer;
-        const bool plane = tokenizer.dims() == 2;
-        const bool scattered = open->model->interpolation() != nullptr || open->model->covariance() != nullptr;
-        const enma_model_description found{size,
-                                           config.name.c_str(),
-                                           open->model->weights_sha256().c_str(),
-                                           config.points(),
-                                           tokenizer.field_channels,
-                                           config.num_frames,
-                                           config.frame_interval,
-                                           tokenizer.lengths[0],
-                                           config.num_tokens(),
-                                           config.token_channels(),
-                                           config.sampling.shifts,
-                                           config.sampling.temperature,
-                                           tokenizer.dims(),
-                                           {tokenizer.grid[0], plane ? tokenizer.grid[1] : 1},
-                                           {tokenizer.lengths[0], plane ? tokenizer.lengths[1] : 0.0},
-                                           {tokenizer.periodic[0], plane && tokenizer.periodic[1]},
-                                           scattered};
+        const bool scattered = open->model->codec().interpolation() != nullptr || open->model->covariance() != nullptr;
+        enma_model_description found{size,
+                                     config.name.c_str(),
+                                     open->model->weights_sha256().c_str(),
+                                     config.points(),
+                                     tokenizer.field_channels,
+                                     config.num_frames,
+                                     config.frame_interval,
+                                     tokenizer.lengths[0],
+                                     config.num_tokens(),
+                                     config.token_channels(),
+                                     config.sampling.shifts,
+                                     config.sampling.temperature,
+                                     tokenizer.dims(),
+                                     {1, 1, 1},
+                                     {},
+                                     {},
+                                     scattered,
+                                     is_half(open->model->dynamics().format()) ? ENMA_BF16 : ENMA_FP32};
+        for (int axis = 0; axis < tokenizer.dims(); ++axis) {
+            found.shape[axis] = tokenizer.grid[axis];
+            found.lengths[axis] = tokenizer.lengths[axis];
+            found.periodic[axis] = tokenizer.periodic[axis];
+        }
         std::memcpy(description, &found, std::min(size, sizeof found));
     });
 }

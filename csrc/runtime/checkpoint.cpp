@@ -14,6 +14,7 @@
 
 #include "runtime/error.h"
 #include "runtime/half.h"
+#include "runtime/tensor.h"
 
 namespace enma {
 
@@ -151,6 +152,14 @@ void Tensors::add(const std::string& name, const Json& entry, std::string_view d
     if (!std::all_of(tensor.values, tensor.values + count, [](float x) { return std::isfinite(x); })) {
         fail(ENMA_CHECKPOINT, source_, ": ", name, " holds a value that is not finite; copy or train it again");
     }
+    tensors_.emplace(name, std::move(tensor));
+}
+
+void Tensors::add(const std::string& name, const DLTensor& array) {
+    Tensor tensor{{array.shape, array.shape + array.ndim}, nullptr, false};
+    // Checks type, device and alignment; an array of the caller has any shape.
+    const Array checked(&array, name.c_str(), tensor.shape, false);
+    tensor.values = checked.contiguous();
     tensors_.emplace(name, std::move(tensor));
 }
 

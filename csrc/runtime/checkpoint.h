@@ -8,14 +8,18 @@
 #include <vector>
 
 #include "core/cpu/parallel.h"
+#include "enma/enma.h"
 #include "runtime/json.h"
 #include "runtime/sha256.h"
 
 namespace enma {
 
-// Tensors of a safetensors file as fp32, all finite: views into the file's bytes, or what was widened from fp16 or bf16.
+// Tensors as fp32 by name: of a safetensors file, all finite, as views into the file's bytes or widened from fp16 or bf16;
+// or in the memory of a caller.
 class Tensors {
    public:
+    // A contiguous array of fp32 on the CPU, which has to outlive the views. Throws Error (ENMA_INVALID_ARGUMENT).
+    void add(const std::string& name, const DLTensor& array);
     // `bytes` has to outlive the views. Throws Error (ENMA_CHECKPOINT, ENMA_UNSUPPORTED).
     void parse(std::string_view bytes, const std::string& source);
 
@@ -32,7 +36,7 @@ class Tensors {
     };
     void add(const std::string& name, const Json& entry, std::string_view data);
 
-    std::string source_;
+    std::string source_ = "parameters";
     std::map<std::string, Tensor> tensors_;
     std::vector<std::vector<float>> widened_;
 };

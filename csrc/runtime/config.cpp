@@ -20,6 +20,7 @@ constexpr std::int64_t MOST = 1 << 20;
 constexpr std::size_t MOST_ENTRIES = 256;
 constexpr int MOST_INTERPOLATION = 4096;
 constexpr int MOST_LOCAL = 4096;
+constexpr int MOST_FLOW_STEPS = 1000;
 
 // Reads the fields of one object by name; one that nobody has asked for is refused.
 class Fields {
@@ -322,7 +323,9 @@ void read_sampling(Fields fields, SamplingConfig& out) {
     fields.read("temperature", out.temperature, 0.0);
     fields.read_or_null("shifts", out.shifts);
     fields.check_all_read();
-    if (std::max(out.flow_steps, out.last_flow_steps) > 4096) fields.wrong("flow_steps", "at most 4096 are expected");
+    if (std::max(out.flow_steps, out.last_flow_steps) > MOST_FLOW_STEPS) {
+        fields.wrong("flow_steps", text("at most ", MOST_FLOW_STEPS, " are expected"));
+    }
 }
 
 }  // namespace
@@ -338,8 +341,6 @@ ModelConfig read_config(const Json& json, const std::string& source) {
         fields.wrong("shortest_context", text("at most num_frames=", out.num_frames, " can be"));
     }
     fields.read("frame_interval", out.frame_interval, 0.0);
-    using enum LayerKind;
-    out.tokenizer.layers = {residual, space, residual, space, residual, space, residual, time, residual};
     if (const Json* part = fields.find("tokenizer")) read_tokenizer(fields.inner("tokenizer", *part), out.tokenizer);
     if (const Json* part = fields.find("dynamics")) read_dynamics(fields.inner("dynamics", *part), out.dynamics);
     if (const Json* part = fields.find("sampling")) read_sampling(fields.inner("sampling", *part), out.sampling);
@@ -363,10 +364,19 @@ ModelConfig read_config(const Json& json, const std::string& source) {
     return out;
 }
 
-int ModelConfig::points() const {
-    return static_cast<int>(
-        std::accumulate(tokenizer.grid.begin(), tokenizer.grid.end(), std::int64_t{1}, std::multiplies<>()));
+TokenizerConfig read_tokenizer_config(const Json& json, const std::string& source) {
+    TokenizerConfig out;
+    read_tokenizer(Fields(json, source), out);
+    return out;
 }
+
+SamplingConfig read_sampling_config(const Json& json, const std::string& source) {
+    SamplingConfig out;
+    read_sampling(Fields(json, source), out);
+    return out;
+}
+
+int ModelConfig::points() const { return static_cast<int>(tokenizer.points()); }
 
 int ModelConfig::patch() const {
     return static_cast<int>(

@@ -76,5 +76,8 @@ struct ModelConfig {
 // Throws Error: ENMA_CHECKPOINT for what is not valid, ENMA_UNSUPPORTED for what this library does not implement; the
 // message names the field.
 ModelConfig read_config(const Json& json, const std::string& source);
+// Likewise the part of a tokenizer, and that of the sampler.
+TokenizerConfig read_tokenizer_config(const Json& json, const std::string& source);
+SamplingConfig read_sampling_config(const Json& json, const std::string& source);
 
 }  // namespace enma

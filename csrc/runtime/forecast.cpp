@@ -10,14 +10,14 @@
 namespace enma {
 
 std::size_t Session::decoder_bytes() const {
-    const std::size_t latents = model_->place_offsets().size() * model_->decoder().inward();
-    return pages(model_->decoder().work_bytes() + latents * sizeof(float));
+    const std::size_t latents = model_->place_offsets().size() * model_->codec().decoder().inward();
+    return pages(model_->codec().decoder().work_bytes() + latents * sizeof(float));
 }
 
 void Session::decode_row(const float* latents, StreamState& state, char* work, Sink sink, void* to) const {
-    const int C = model_->config().tokenizer.latent_channels, row = model_->decoder().inward();
+    const int C = model_->config().tokenizer.latent_channels, row = model_->codec().decoder().inward();
     // Behind the work space of the layers.
-    float* const input = reinterpret_cast<float*>(work + model_->decoder().work_bytes());
+    float* const input = reinterpret_cast<float*>(work + model_->codec().decoder().work_bytes());
     std::fill_n(input, static_cast<std::int64_t>(model_->place_offsets().size()) * row, 0.0f);
     float* to_place = input;
     for (const std::int64_t place : model_->place_offsets()) {
@@ -26,7 +26,7 @@ void Session::decode_row(const float* latents, StreamState& state, char* work, S
         }
         to_place += row;
     }
-    model_->decoder().push(input, state, settings_.isa, work, sink, to);
+    model_->codec().decoder().push(input, state, settings_.isa, work, sink, to);
 }
 
 void Session::decode(const float* latents) {
@@ -59,7 +59,7 @@ void Session::decode(const float* latents) {
                       size,
                       groups_.views[groups_.used[groups_.group[b]]],
                       model_->config().tokenizer,
-                      model_->interpolation(),
+                      model_->codec().interpolation(),
                       settings_.isa,
                       work(thread) + decoder_bytes()};
         decode_row(latents + i * latent_size(), states_[b], work(thread), moved_back, &target);
@@ -74,7 +74,7 @@ void Session::advance() {
     const std::size_t at = observed_.made.size();
     observed_.made.resize(at + settings_.num_members * Z);
     float* made = observed_.made.data() + at;
-    if (!active_.empty()) sampler_session_->frame(made, decoded_ + 1 == total_latents_);
+    if (!active_.empty()) sampling_->frame(made, decoded_ + 1 == total_latents_);
     decode(made);
     // Each to the place of its member, from the last one on; members that were stopped have zeros.
     for (std::size_t i = active_.size(); i-- > 0;) {
@@ -126,7 +126,7 @@ void Session::drop_stopped(std::int64_t made) {
         }
     }
     if (!places.empty() && places.size() < active_.size()) {
-        sampler_session_->keep(places.data(), static_cast<int>(places.size()));
+        sampling_->keep(places.data(), static_cast<int>(places.size()));
     }
     active_ = std::move(rows);
 }

@@ -1,4 +1,4 @@
-// 16-bit floating-point numbers as fp32, exactly; in integers, so that a program which flushes subnormals changes nothing.
+// 16-bit floating-point numbers as fp32, exactly, and back; in integers, so that a program which flushes subnormals changes nothing.
 #pragma once
 
 #include <bit>
@@ -7,6 +7,13 @@
 namespace enma {
 
 inline float from_bf16(std::uint16_t bits) { return std::bit_cast<float>(std::uint32_t{bits} << 16); }
+
+// Rounded to the nearest, ties to even.
+inline std::uint16_t to_bf16(float value) {
+    const std::uint32_t bits = std::bit_cast<std::uint32_t>(value);
+    if ((bits & 0x7FFFFFFFu) > 0x7F800000u) return 0x7FC0;
+    return static_cast<std::uint16_t>((bits + 0x7FFFu + (bits >> 16 & 1u)) >> 16);
+}
 
 inline float from_fp16(std::uint16_t bits) {
     const std::uint32_t sign = (bits & 0x8000u) << 16, exponent = bits >> 10 & 0x1Fu;

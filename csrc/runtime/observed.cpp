@@ -42,7 +42,7 @@ std::vector<double> errors_of(const enma_observations& given, const TokenizerCon
 
 // Features [count, G, *grid, F] of standardised frames as each shift sees them.
 std::vector<float> Session::interpolated(const Frames& frames, std::int64_t count) {
-    const Interpolation& interpolation = *model_->interpolation();
+    const Interpolation& interpolation = *model_->codec().interpolation();
     const TokenizerConfig& tokenizer = model_->config().tokenizer;
     const std::int64_t size = frame_size(), G = num_groups(), c = tokenizer.field_channels, d = tokenizer.dims();
     const std::int64_t features = std::int64_t{model_->config().points()} * tokenizer.grid_channels();
@@ -111,12 +111,12 @@ std::vector<float> Session::encode(Frames frames, std::int64_t latents, std::uin
         frames.values[i] = (frames.values[i] - tokenizer.field_mean[i % c]) / tokenizer.field_scale[i % c];
     }
     const std::int64_t steps = (latents - 1) * tokenizer.time_factor() + 1, count = std::min(frames.count, steps);
-    const bool interpolates = model_->interpolation() != nullptr;
+    const bool interpolates = model_->codec().interpolation() != nullptr;
     const std::vector<float> features = interpolates ? interpolated(frames, count) : std::vector<float>();
     const std::int64_t each = static_cast<std::int64_t>(features.size()) / (count * G);
     std::vector<float> out(latents * G * Z);
     std::vector<std::vector<float>> shifted(interpolates ? 0 : G, std::vector<float>(size));
-    std::vector<StreamState> states(G, model_->encoder().state());
+    std::vector<StreamState> states(G, model_->codec().encoder().state());
     struct Target {
         const Model& model;
         float* out;
@@ -145,7 +145,7 @@ std::vector<float> Session::encode(Frames frames, std::int64_t latents, std::uin
                       shifted[g].data());
                 frame = shifted[g].data();
             }
-            model_->encoder().push(frame, states[g], settings_.isa, work(thread), standardise, &target);
+            model_->codec().encoder().push(frame, states[g], settings_.isa, work(thread), standardise, &target);
         }
     });
     return out;

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <numbers>
 #include <numeric>
 #include <set>
 #include <utility>
@@ -16,38 +15,12 @@ namespace enma {
 
 namespace {
 
-using std::numbers::pi;
-
 // Mask step of the words that make a trajectory's seed; enma_fast/sampling/noise.py.
 constexpr std::uint32_t TRAJECTORY_STEP = 0xFFFFFFFEu;
 constexpr std::int64_t MOST_FRAMES = 30'000;
-constexpr int MOST_THREADS = 4096;
-// Tokens: the largest things that the sampler counts by an int.
-constexpr std::int64_t MOST_TOKENS = 1 << 24;
 
 std::uint32_t low(std::uint64_t x) { return static_cast<std::uint32_t>(x); }
 std::uint32_t high(std::uint64_t x) { return static_cast<std::uint32_t>(x >> 32); }
-
-// enma_fast/models/schedule.py
-std::vector<int> mask_schedule(int tokens, int steps) {
-    std::vector<int> counts;
-    int masked = tokens;
-    for (int step = 1; step <= steps; ++step) {
-        const double share = std::cos(pi * step / (2 * steps));
-        const int wanted = static_cast<int>(std::floor(tokens * (share * share) + 1e-9));
-        const int left = std::min(std::max(wanted, steps - step), masked - 1);
-        counts.push_back(masked - left);
-        masked = left;
-    }
-    return counts;
-}
-
-int flow_steps_at(const SamplingConfig& sampling, int step, int mask_steps) {
-    const std::int64_t first = sampling.flow_steps;
-    const std::int64_t last = sampling.last_flow_steps > 0 ? sampling.last_flow_steps : first;
-    const std::int64_t intervals = std::max(mask_steps - 1, 1);
-    return static_cast<int>((2 * (first * (intervals - step) + last * step) + intervals) / (2 * intervals));
-}
 
 }  // namespace
 
@@ -79,8 +52,8 @@ Session::Session(std::shared_ptr<const Model> model, const SessionSettings& sett
     groups_ = groups_of(set.shifts);
     seed_ =
         philox_4x32({low(set.trajectory), high(set.trajectory), TRAJECTORY_STEP, 0}, low(set.seed), high(set.seed)).w0;
-    const Interpolation* interpolation = model_->interpolation();
-    work_each_ = std::max(model_->encoder().work_bytes(),
+    const Interpolation* interpolation = model_->codec().interpolation();
+    work_each_ = std::max(model_->codec().encoder().work_bytes(),
                           decoder_bytes() + (interpolation == nullptr ? 0 : interpolation->to_field_bytes()));
     work_ = Buffer(work_each_ * set.threads);
     pending_.resize(config.tokenizer.time_factor() * set.num_members * frame_size());
@@ -133,30 +106,11 @@ Session::Plan Session::plan(const Observed& observed) const {
     return plan;
 }
 
-void Session::make_sampler_session(std::int64_t shared, std::int64_t own) {
-    const ModelConfig& config = model_->config();
-    const std::int64_t first = num_history();
-    packed_ = model_->sampler(shared + own);
-    SamplerSettings set{};
-    set.rows = static_cast<int>(settings_.num_members);
-    set.groups = static_cast<int>(num_groups());
-    set.prefix_frames = static_cast<int>(shared);
-    set.own_frames = static_cast<int>(own);
-    // Frames that are decided in one pass need no mask steps; frame 0 is decided so only by a head of its own.
-    if (!config.dynamics.one_pass || (first == 0 && !config.dynamics.first)) {
-        set.counts = mask_schedule(config.num_tokens(), std::min(config.sampling.mask_steps, config.num_tokens()));
-    }
-    heads_.clear();
-    const int steps = static_cast<int>(set.counts.size());
-    for (int step = 0; step < steps; ++step) {
-        heads_.push_back(model_->flow_head(flow_steps_at(config.sampling, step, steps)));
-        set.heads.push_back(heads_.back().get());
-    }
-    set.temperature = settings_.temperature;
-    set.threads = settings_.threads;
-    set.isa = settings_.isa;
-    set.teams = Teams::automatic;
-    sampler_session_ = std::make_unique<SamplerSession>(*packed_->sampler, std::move(set));
+void Session::begin_sampling(std::int64_t shared, std::int64_t own) {
+    SamplingConfig settings = model_->config().sampling;
+    settings.temperature = static_cast<double>(settings_.temperature);
+    sampling_ = model_->dynamics().sampling(
+        {settings_.num_members, num_groups(), shared, own, num_history(), settings, settings_.threads, settings_.isa});
 }
 
 void Session::begin(Observed observed) {
@@ -165,7 +119,7 @@ void Session::begin(Observed observed) {
     try {
         read_all(std::move(observed), planned);
     } catch (...) {
-        sampler_session_.reset();
+        sampling_.reset();
         throw;
     }
 }
@@ -173,7 +127,7 @@ void Session::begin(Observed observed) {
 void Session::read_all(Observed observed, const Plan& planned) {
     const std::int64_t Z = latent_size(), G = num_groups(), B = settings_.num_members;
     // The old one is freed first.
-    sampler_session_.reset();
+    sampling_.reset();
     states_.clear();
     observed_ = std::move(observed);
     total_ = planned.total;
@@ -183,21 +137,21 @@ void Session::read_all(Observed observed, const Plan& planned) {
     std::vector<float> made;
     made.swap(observed_.made);
     observed_.made.reserve((total_latents_ - first) * B * Z);
-    states_.assign(B, model_->decoder().state());
-    make_sampler_session(planned.shared, planned.own);
+    states_.assign(B, model_->codec().decoder().state());
+    begin_sampling(planned.shared, planned.own);
     int segment = 0;
     if (context > 0) {
-        sampler_session_->start_segment(segment++);
-        for (std::int64_t t = 0; t < context; ++t) sampler_session_->read(observed_.context.data() + t * G * Z);
+        sampling_->start_segment(segment++);
+        for (std::int64_t t = 0; t < context; ++t) sampling_->read(observed_.context.data() + t * G * Z);
     }
-    sampler_session_->start_segment(segment);
-    for (std::int64_t t = 0; t < first; ++t) sampler_session_->read(observed_.history.data() + t * G * Z);
+    sampling_->start_segment(segment);
+    for (std::int64_t t = 0; t < first; ++t) sampling_->read(observed_.history.data() + t * G * Z);
     std::vector<std::uint32_t> members(B);
     for (std::int64_t b = 0; b < B; ++b) members[b] = low(settings_.first_member + b);
     const std::vector<std::uint32_t> seeds(B, seed_);
-    sampler_session_->begin(seeds.data(), members.data(), groups_.group.data(), static_cast<int>(first));
+    sampling_->begin(seeds.data(), members.data(), groups_.group.data(), static_cast<int>(first));
     // The decoder reads a history once for all members that share it.
-    std::vector<StreamState> states(G, model_->decoder().state());
+    std::vector<StreamState> states(G, model_->codec().decoder().state());
     share_out(G, [&](std::int64_t g, int thread) {
         const Sink nowhere = [](void*, const float*) {};
         for (std::int64_t t = 0; t < first; ++t) {
@@ -213,7 +167,7 @@ void Session::read_all(Observed observed, const Plan& planned) {
         drop_stopped(at / (B * Z));
         rows.clear();
         for (const int b : active_) rows.insert(rows.end(), &made[at + b * Z], &made[at + b * Z] + Z);
-        if (!active_.empty() && decoded_ + 1 < total_latents_) sampler_session_->follow(rows.data());
+        if (!active_.empty() && decoded_ + 1 < total_latents_) sampling_->follow(rows.data());
         decode(rows.data());
     }
     observed_.made.insert(observed_.made.end(), made.begin(), made.end());

@@ -61,8 +61,6 @@ struct Observed {
     std::vector<std::int64_t> kept;
 };
 constexpr std::int64_t GOES_ON = -1;
-// A sequence has fewer frames, observed or latent.
-constexpr std::int64_t MOST_SEQUENCE = 1 << 16;
 
 // Observations come in by observed.cpp, session.cpp begins with them, and frames go out by forecast.cpp.
 class Session {
@@ -90,7 +88,7 @@ class Session {
    private:
     struct SavedHeader;
 
-    bool ready() const { return sampler_session_ != nullptr; }
+    bool ready() const { return sampling_ != nullptr; }
     void check_ready() const;
     // Floats of a latent frame and of a frame.
     std::int64_t latent_size() const {
@@ -133,7 +131,7 @@ class Session {
     // Takes what was observed, reads it and what was made, and is ready for the next frame.
     void begin(Observed observed);
     void read_all(Observed observed, const Plan& planned);
-    void make_sampler_session(std::int64_t shared, std::int64_t own);
+    void begin_sampling(std::int64_t shared, std::int64_t own);
     // Decodes the next latent frame, [members, N C]; its frames are pending.
     void decode(const float* latents);
     void decode_row(const float* latents, StreamState& state, char* work, Sink sink, void* to) const;
@@ -155,9 +153,7 @@ class Session {
 
     Observed observed_;
     std::int64_t total_ = 0, total_latents_ = 0;
-    std::shared_ptr<const PackedSampler> packed_;
-    std::vector<std::shared_ptr<const FlowHead>> heads_;
-    std::unique_ptr<SamplerSession> sampler_session_;
+    std::unique_ptr<Sampling> sampling_;
 
     std::vector<int> active_;          // members that go on
     std::vector<StreamState> states_;  // of each member

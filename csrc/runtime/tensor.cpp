@@ -82,7 +82,8 @@ Array::Array(const DLTensor* t, const char* name, const std::vector<std::int64_t
         for (int i = axes - 2; i >= 0; --i) strides_[i] = strides_[i + 1] * shape_[i + 1];
     }
     compact_ = axes;
-    for (std::int64_t size = 1; compact_ > 0 && strides_[compact_ - 1] == size; size *= shape_[--compact_]) {
+    for (std::int64_t size = 1; compact_ > 0 && (shape_[compact_ - 1] == 1 || strides_[compact_ - 1] == size);
+         size *= shape_[--compact_]) {
     }
     if (written && !apart(shape_, strides_)) {
         fail(ENMA_INVALID_ARGUMENT, name, " has strides ", shape_text(strides_.data(), axes),
@@ -120,6 +121,11 @@ std::vector<float> Array::read(const char* entry) const {
         out.push_back(value);
     });
     return out;
+}
+
+const float* Array::contiguous() const {
+    if (wide_ || compact_ > 0) fail(ENMA_INVALID_ARGUMENT, name_, " is not contiguous fp32");
+    return reinterpret_cast<const float*>(data_);
 }
 
 void Array::put(std::int64_t at, float value) const {

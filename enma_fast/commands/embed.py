@@ -29,12 +29,11 @@ def embed(
         raise EnmaError("give one of --cmake-dir, --include-dir, --library-dir and --checkpoint, or none of them")
     terminal = Terminal(as_json)
     if checkpoint is not None:
-        from ..data import PRETRAINED
-        from ..models.checkpoint import available
+        from ..models.checkpoint import available, locate
 
         if checkpoint not in available():
             raise EnmaError(f"model {checkpoint!r} is not shipped; use one of {', '.join(available())}")
-        _answer(terminal, "checkpoint", str(PRETRAINED / checkpoint))
+        _answer(terminal, "checkpoint", str(locate(checkpoint)))
         return
     found: dict[str, Any] = {
         "cmake_dir": str(PREFIX / "lib/cmake/enma"),

@@ -14,7 +14,7 @@ from .importing import FIRST_FRAME, SERIES, ImportOptions, import_fields
 from .missing import NETCDF_FILL, attributes, require_present, unmasked
 from .positions import SPACING_TOLERANCE
 from .readings import DOMAIN_TOLERANCE, Readings, is_readings, read_readings
-from .shipped import PRETRAINED, example, shipped_file
+from .shipped import PRETRAINED, example, remedy_for, shipped_file, shipped_paths
 from .splits import DEFAULT_GROUPS, dataset_split
 from .subset import spread_out, subset
 from .well import count, describe, read, read_numbered, write, write_fields
@@ -48,8 +48,10 @@ __all__ = [
     "read",
     "read_numbered",
     "read_readings",
+    "remedy_for",
     "require_present",
     "shipped_file",
+    "shipped_paths",
     "spread_out",
     "subset",
     "unmasked",

@@ -1,7 +1,13 @@
-"""Field files that come with the package: trajectories that no shipped model was trained on."""
+"""Shipped files: models, and trajectories that no shipped model was trained on.
+
+The package holds one model and its test files. The distribution `MODELS` of the same repository holds the others.
+A checkout has all of them.
+"""
 
 from __future__ import annotations
 
+import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,15 +16,42 @@ from ..errors import EnmaError
 from . import well
 
 PRETRAINED = Path(__file__).parents[1] / "pretrained"
+MODELS = "enma-fast-models"
+# What it holds; all else that is shipped lies in PRETRAINED.
+IN_MODELS = (
+    *("advection-fast", "advection-points", "combined-small", "gray-scott-fast", "vorticity-fast", "wave-fast"),
+    *(
+        f"{name}-{split}.h5"
+        for name in ("advection", "gray_scott", "vorticity", "wave")
+        for split in ("test-in", "test-out")
+    ),
+)
+
+
+def shipped_paths(pattern: str) -> Iterator[Path]:
+    """Shipped files and folders by their path in the folder of shipped files, which may hold `*`."""
+    found = importlib.util.find_spec(MODELS.replace("-", "_"))
+    folders = [PRETRAINED, *map(Path, (found and found.submodule_search_locations) or ())]
+    for folder in folders:
+        yield from sorted(folder.glob(pattern))
+
+
+def remedy_for(name: str) -> str:
+    """How to get a shipped file or model that is not here; empty where there is none of this name."""
+    return f"; it comes with pip install {MODELS}" if name in IN_MODELS else ""
 
 
 def shipped_file(dataset: str, split: str) -> Path:
     """A shipped test file, or an `EnmaError` that lists them."""
-    path = PRETRAINED / f"{dataset}-{split}.h5"
-    if not path.is_file():
-        known = ", ".join(p.stem for p in sorted(PRETRAINED.glob("*.h5"))) or "none"
-        raise EnmaError(f"{dataset}-{split}: no test file of this name is shipped (shipped: {known})")
-    return path
+    name = f"{dataset}-{split}.h5"
+    # A name is no pattern.
+    found = [path for path in shipped_paths("*.h5") if path.name == name]
+    if not found:
+        known = ", ".join(path.stem for path in shipped_paths("*.h5")) or "none"
+        raise EnmaError(
+            f"{name.removesuffix('.h5')}: no such test file (shipped: {known}){remedy_for(name)}"
+        )
+    return found[0]
 
 
 def example(dataset: str = "combined", *, trajectory: int = 0, frames: int = 3) -> np.ndarray:

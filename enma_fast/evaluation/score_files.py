@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data import EQUATIONS, PRETRAINED, FieldFile, read, shipped_file, spread_out
+from ..data import EQUATIONS, PRETRAINED, FieldFile, read, shipped_file, shipped_paths, spread_out
 from ..errors import EnmaError
 from ..forecasting.request import GENERATION
 from ..models.checkpoint import METRICS, WEIGHTS, available, hashes, load_model, locate, sha256
@@ -300,8 +300,9 @@ def _rows_at_points(
 
 
 def _file_of(equation: str, protocol: str, split: str, data_dir: Path) -> Path | None:
-    path = (PRETRAINED if protocol.startswith("shipped") else data_dir) / f"{equation}-{split}.h5"
-    return path if path.is_file() else None
+    name = f"{equation}-{split}.h5"
+    files = shipped_paths("*.h5") if protocol.startswith("shipped") else [data_dir / name]
+    return next((path for path in files if path.name == name and path.is_file()), None)
 
 
 def _key(protocol: str, path: Path) -> str:

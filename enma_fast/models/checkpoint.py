@@ -32,7 +32,8 @@ from torch.nn import init
 from torch.overrides import TorchFunctionMode
 
 from ..config import ModelConfig
-from ..data import PRETRAINED
+from ..data import PRETRAINED as PRETRAINED
+from ..data import remedy_for, shipped_paths
 from ..errors import EnmaError, first_line
 from ..presets import PRESETS
 from ..utils.dataclass_json import from_json, to_json
@@ -149,13 +150,14 @@ def hashes(checkpoint: str | Path) -> dict[str, str]:
 
 def available() -> list[str]:
     """Names of the shipped checkpoints."""
-    return sorted(p.parent.name for p in PRETRAINED.glob(f"*/{MANIFEST}"))
+    return sorted({path.parent.name for path in shipped_paths(f"*/{MANIFEST}")})
 
 
 def locate(checkpoint: str | Path) -> Path:
     """Folder of a checkpoint given by shipped name, by path, or by the folder of the training run that made it."""
     given = Path(checkpoint)
-    for folder in (given / IN_RUN, given, PRETRAINED / str(checkpoint)):
+    own = (path.parent for path in shipped_paths(f"*/{MANIFEST}") if path.parent.name == str(checkpoint))
+    for folder in (given / IN_RUN, given, *own):
         # Unlike Path.is_file, os.path.isfile takes any name.
         if os.path.isfile(folder / MANIFEST):
             return folder
@@ -164,6 +166,8 @@ def locate(checkpoint: str | Path) -> Path:
         raise EnmaError(f"{checkpoint}: this run has no {IN_RUN} yet; let it finish first")
     if os.path.isdir(given):
         raise EnmaError(f"{checkpoint}: holds no {MANIFEST}; it is not a whole checkpoint")
+    if remedy := remedy_for(str(checkpoint)):
+        raise EnmaError(f"checkpoint {str(checkpoint)!r}: is not installed (installed: {known}){remedy}")
     if str(checkpoint) in PRESETS:
         raise EnmaError(
             f"checkpoint {str(checkpoint)!r}: is a preset without weights; train it first (enma-fast train tokenizer "

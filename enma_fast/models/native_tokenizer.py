@@ -8,7 +8,6 @@ Legend: B rows, T frames, N places of a latent frame, C latent channels, c physi
 
 from __future__ import annotations
 
-import dataclasses
 import weakref
 
 import torch
@@ -17,6 +16,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from ..ops._backend import extension, native_problem
 from ..utils.bounds import most_threads
+from ..utils.dataclass_json import to_json
 from .layers import prepared
 from .tokenizer import Tokenizer
 
@@ -25,30 +25,12 @@ class NativeTokenizer:
     """A tokenizer packed for the CPU; pack again after its weights have changed."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        config, module = tokenizer.config, extension()
+        module = extension()
         assert module is not None
         # The tokenizer keeps this, so this does not keep the tokenizer.
         self._tokenizer = weakref.ref(tokenizer)
-        sizes = None if config.interpolation is None else dataclasses.asdict(config.interpolation)
-        # Its slopes are parameters.
-        sizes = sizes and {name: float(x) for name, x in sizes.items() if not isinstance(x, (tuple, bool))}
-        self._packed = module.Tokenizer(
-            {name: p.detach().contiguous() for name, p in tokenizer.named_parameters()},
-            list(config.grid),
-            list(config.lengths),
-            list(config.periodic),
-            config.field_channels,
-            config.latent_channels,
-            config.width,
-            config.max_width,
-            list(config.layers),
-            config.kernel,
-            config.kernel_time,
-            config.kernel_ends,
-            config.stride_ends,
-            config.variational,
-            sizes,
-        )
+        parameters = {f"tokenizer.{name}": p.detach().contiguous() for name, p in tokenizer.named_parameters()}
+        self._packed = module.Codec(to_json(tokenizer.config), parameters)
 
     @property
     def tokenizer(self) -> Tokenizer:

@@ -153,7 +153,7 @@ def _constant(function: F) -> F:
 def extension_problem() -> str | None:
     """Why the extension cannot be used."""
     if extension() is None:
-        return "the extension enma_fast._C is not built (pip install --no-build-isolation without ENMA_FAST_NO_EXT)"
+        return "the extension enma_fast._C is not built (install without ENMA_FAST_NO_EXT)"
     return None
 
 

@@ -36,8 +36,8 @@ def problem(device: torch.device, dtype: torch.dtype, plan: FlowPlan | None = No
 
 def group_problem(device: torch.device, plan: FlowPlan, group: str) -> str | None:
     """Why thread blocks of this device cannot hand activations on in this way."""
-    index = torch.cuda.current_device() if device.index is None else device.index
-    reason: str = native().flow_head_cuda_problem(index, [1, *sizes(plan)], group)
+    with torch.cuda.device(device):
+        reason: str = native().flow_head_cuda_problem([1, *sizes(plan)], group)
     return reason or None
 
 
@@ -53,10 +53,13 @@ def run(c_MD: Tensor, noise_MC: Tensor, plan: FlowPlan, *, group: str = "best") 
     packed = plan.packed.get("cuda")
     if packed is None:
         packed = plan.packed["cuda"] = pack(plan)
-    parts = [
-        native().flow_head_cuda(c, noise, packed, [len(noise), *sizes(plan)], group)
-        for c, noise in zip(c_MD.split(MAX_ROWS), noise_MC.split(MAX_ROWS), strict=True)
-    ]
+    # Rows of conditions are read 16 bytes at a time; a view may begin anywhere.
+    c_MD = c_MD if c_MD.data_ptr() % 16 == 0 else c_MD.clone()
+    with torch.cuda.device_of(noise_MC):
+        parts = [
+            native().flow_head_cuda(c, noise, packed, [len(noise), *sizes(plan)], group)
+            for c, noise in zip(c_MD.split(MAX_ROWS), noise_MC.split(MAX_ROWS), strict=True)
+        ]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 

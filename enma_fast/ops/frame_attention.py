@@ -294,7 +294,7 @@ def _run_triton(
 
 def _run_native(*arguments: Any) -> Any:
     *tensors, length, prefix_length = arguments
-    return native().frame_attention(*tensors, int(length), int(prefix_length))
+    return native().frame_attention(*tensors, int(length), int(prefix_length), threads=torch.get_num_threads())
 
 
 _RUN = {"triton": _run_triton, "native": _run_native}

@@ -210,7 +210,7 @@ def _run(
             kernel(OP).launch_philox_normal(seed, members, frame, mask_step, tokens, out=out)
         return
     values = out if out.dtype == torch.float32 else torch.empty_like(out, dtype=torch.float32)
-    native().philox_normal(seed, members, frame, mask_step, tokens, values)
+    native().philox_normal(seed, members, frame, mask_step, tokens, values, threads=torch.get_num_threads())
     if values is not out:
         out.copy_(values)
 

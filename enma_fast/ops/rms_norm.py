@@ -162,14 +162,19 @@ def _triton_backward(
     return grad_x, grad_weight
 
 
+def _native_backward(*arguments: Any) -> tuple[Tensor, Tensor]:
+    grad_x, grad_weight = native().rms_norm_backward(*arguments, threads=torch.get_num_threads())
+    return grad_x, grad_weight.to(arguments[4].dtype)
+
+
 # y; h, empty without a residual; the reciprocal root mean square of each row, empty unless kept.
 _FORWARDS: dict[str, Callable[..., tuple[Tensor, Tensor, Tensor]]] = {
     "triton": _triton_forward,
-    "native": lambda *arguments: native().rms_norm_forward(*arguments),
+    "native": lambda *arguments: native().rms_norm_forward(*arguments, threads=torch.get_num_threads()),
 }
 _BACKWARDS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
     "triton": _triton_backward,
-    "native": lambda *arguments: native().rms_norm_backward(*arguments),
+    "native": _native_backward,
 }
 
 

@@ -169,7 +169,7 @@ def _check(qkv: Tensor, weights: Pair, frame: int, rotary: Pair | None, past: Pa
 
 
 def _run_forward(*arguments: Any) -> tuple[Tensor, ...]:
-    found: tuple[Tensor, ...] = native().self_attention_forward(*arguments)
+    found: tuple[Tensor, ...] = native().self_attention_forward(*arguments, threads=torch.get_num_threads())
     return found
 
 
@@ -182,7 +182,7 @@ def _fake_forward(qkv: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
 
 
 def _run_backward(*arguments: Any) -> tuple[Tensor, ...]:
-    found: tuple[Tensor, ...] = native().self_attention_backward(*arguments)
+    found: tuple[Tensor, ...] = native().self_attention_backward(*arguments, threads=torch.get_num_threads())
     return found
 
 

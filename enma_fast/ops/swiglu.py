@@ -62,7 +62,7 @@ def swiglu_ref(x: Tensor) -> Tensor:
 
 
 def _run_forward(x: Tensor) -> Tensor:
-    y: Tensor = native().swiglu_forward(x)
+    y: Tensor = native().swiglu_forward(x, threads=torch.get_num_threads())
     return y
 
 
@@ -71,7 +71,7 @@ def _fake_forward(x: Tensor) -> Tensor:
 
 
 def _run_backward(grad_y: Tensor, x: Tensor) -> Tensor:
-    grad_x: Tensor = native().swiglu_backward(grad_y, x)
+    grad_x: Tensor = native().swiglu_backward(grad_y, x, threads=torch.get_num_threads())
     return grad_x
 
 

@@ -25,8 +25,8 @@ from ..config import SamplingConfig
 from ..errors import EnmaError
 from ..models.layers import own_dtype, prepared
 from ..models.model import Dynamics
-from ..ops import choose, rates, sampler
-from . import reference
+from ..ops import choose, rates
+from . import native, reference
 from .cuda_graphs import CapturedStep, try_capture
 from .native import NativeSampler
 from .settings import chosen_sampling
@@ -41,7 +41,7 @@ def candidates(device: torch.device, dtype: torch.dtype, *, head_dim: int) -> di
     """Backends for weights of this device, dtype and head size, best first: None, or why one cannot serve."""
     on_gpu = device.type == "cuda"
     return {
-        "native": sampler.problem(device, dtype, head_dim=head_dim),
+        "native": native.problem(device, dtype, head_dim=head_dim),
         "graph": None if on_gpu else f"needs a CUDA device; the model is on {device}",
         "static": None if on_gpu else "is for GPUs; on the CPU it has to be asked for",
         "reference": None,

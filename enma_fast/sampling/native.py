@@ -9,7 +9,6 @@ Legend: B rows (members), G groups that share history and context, N tokens per 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -20,17 +19,28 @@ from ..config import SamplingConfig
 from ..errors import EnmaError
 from ..models.layers import RMSNorm
 from ..models.model import Dynamics
-from ..models.schedule import flow_schedule, mask_schedule
-from ..ops import sampler
-from ..ops.flow_plan import FlowPlan
+from ..ops._backend import native, native_problem
+from ..ops._checks import dtype_name
 from ..utils.bounds import most_threads
+from ..utils.dataclass_json import to_json
 from .reference import in_one_pass
 
-# Initial number of frames in the tables of rotary positions.
-TABLE_FRAMES = 64
+# Of all norms; `NORM_EPSILON` of csrc/runtime/dynamics.cpp.
+EPSILON = 1e-5
+MAX_HEAD_DIM = 128
+FORMATS = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 # Members times frames that one call makes, where nobody asks for a frame as soon as it is made. A frame of one member
 # of a small model takes 0.1 ms, and half as long again where Python comes between two of them.
 ROWS_AHEAD = 16
+
+
+def problem(device: torch.device, dtype: torch.dtype, *, head_dim: int) -> str | None:
+    """Why the extension cannot sample with weights of this device, dtype and size of heads."""
+    if head_dim > MAX_HEAD_DIM:
+        return f"head dim is {head_dim}, the attention kernels take up to {MAX_HEAD_DIM}"
+    if dtype not in FORMATS:
+        return f"takes float32 and bfloat16 weights, these are {dtype_name(dtype)}"
+    return native_problem(device)
 
 
 class NativeSampler:
@@ -42,10 +52,15 @@ class NativeSampler:
 
     def __init__(self, dynamics: Dynamics, *, dtype: torch.dtype) -> None:
         self.dynamics, self.dtype = dynamics, dtype
-        self._plans: dict[tuple[int, str], FlowPlan] = {}
         # The session of the last chunk; None while a trajectory uses it.
         self._idle: tuple[tuple[Any, ...], Any] | None = None
-        self._pack(TABLE_FRAMES)
+        if any(module.eps != EPSILON for module in dynamics.modules() if isinstance(module, RMSNorm)):
+            raise EnmaError(f"norms have another epsilon than {EPSILON}; use backend 'reference'")
+        self._packed = native().Dynamics(
+            to_json(dynamics.config),
+            {f"dynamics.{name}": p.detach().float().contiguous() for name, p in dynamics.named_parameters()},
+            FORMATS[dtype],
+        )
 
     def trajectory(
         self,
@@ -106,33 +121,30 @@ class NativeSampler:
     ) -> tuple[tuple[Any, ...], Any]:
         """Return the memory of one chunk from frame `first` on, that of the last chunk if it fits, and its key."""
         threads = min(threads or torch.get_num_threads(), most_threads())
-        if prefix_frames + own_frames > self._frames:
-            self._pack(2 * (prefix_frames + own_frames))
-        # Frames that are decided in one pass need no mask steps.
-        N = self.dynamics.config.num_tokens
-        mask_steps = 0 if in_one_pass(self.dynamics.config, first) else min(settings.mask_steps, N)
-        key = (rows, groups, prefix_frames, own_frames, settings, mask_steps, threads, isa, teams, self._frames)
+        key = (
+            rows,
+            groups,
+            prefix_frames,
+            own_frames,
+            in_one_pass(self.dynamics.config, first),
+            settings,
+            threads,
+            isa,
+            teams,
+        )
         # Taken before it is looked at: another thread may want it too.
         idle, self._idle = self._idle, None
         if idle is not None and idle[0] == key:
             return key, idle[1]
         # The old memory is freed before new memory is allocated.
         del idle
-        flow_steps = flow_schedule(settings.flow_steps, settings.last_flow_steps, mask_steps=mask_steps)
-        plans: dict[tuple[int, str], FlowPlan] = {
-            (steps, settings.method): self._plan(steps, settings.method) for steps in flow_steps
-        }
-        # Each has a copy of the head: those of other settings go.
-        self._plans = plans if plans else self._plans
-        session = sampler.session(
-            self._packed,
-            [plans[steps, settings.method] for steps in flow_steps],
-            counts=mask_schedule(N, mask_steps) if mask_steps else (),
+        session = self._packed.session(
             rows=rows,
             groups=groups,
             prefix_frames=prefix_frames,
             own_frames=own_frames,
-            temperature=settings.temperature,
+            first_frame=first,
+            settings=to_json(settings),
             threads=threads,
             isa=isa,
             teams=teams,
@@ -142,42 +154,3 @@ class NativeSampler:
     def planned_bytes(self) -> dict[str, int]:
         """Memory of the last session in bytes: weights, keys_values, buffers, and the work space of the threads."""
         return {} if self._idle is None else dict(self._idle[1].plan())
-
-    def _plan(self, steps: int, method: str) -> FlowPlan:
-        key = (steps, method)
-        if key not in self._plans:
-            assert self.dynamics.flow is not None
-            with torch.no_grad():
-                self._plans[key] = self.dynamics.flow.velocity.plan(steps=steps, method=method).to(self.dtype)
-        return self._plans[key]
-
-    @torch.no_grad()
-    def _pack(self, frames: int) -> None:
-        config, dynamics = self.dynamics.config, self.dynamics
-        rotary = None
-        if dynamics.temporal.rotary is not None:
-            rotary = torch.stack(dynamics.temporal.rotary.tables(torch.arange(frames)))
-        places, turns = dynamics.temporal.places, dynamics.spatial.rotary
-        epsilons = {module.eps for module in dynamics.modules() if isinstance(module, RMSNorm)}
-        if len(epsilons) != 1:
-            known = ", ".join(map(str, sorted(epsilons)))
-            raise EnmaError(f"norms have epsilons {known}; the native sampler takes one, so use backend 'reference'")
-        self._packed = sampler.pack(
-            {
-                name: p.detach().to(self.dtype).contiguous()
-                for name, p in dynamics.named_parameters()
-                # The plans of the flow head hold these.
-                if not name.startswith("flow.velocity.")
-            },
-            tokens=config.num_tokens,
-            heads=config.dynamics.heads,
-            concat=dynamics.spatial.concat,
-            epsilon=epsilons.pop(),
-            places=None if places is None else places.float().contiguous(),
-            rotary=rotary,
-            masked_rotary=None if turns is None else turns.float().contiguous(),
-            grid=list(config.tokenizer.token_grid),
-            patch=list(config.dynamics.patch),
-            periodic=list(config.tokenizer.periodic),
-        )
-        self._frames: float = frames if rotary is not None else math.inf

@@ -30,4 +30,4 @@ def _flush(flush: bool) -> None:
     if module is None:
         torch.set_flush_denormal(flush)
     else:
-        module.flush_subnormals(flush)
+        module.flush_subnormals(flush, torch.get_num_threads())

@@ -2,7 +2,9 @@
 
 import copy
 import gc
+import json
 import os
+import re
 import subprocess
 import sys
 import weakref
@@ -18,7 +20,7 @@ from enma_fast.models.folding import fold_end
 from enma_fast.models.interpolation import grid_points
 from enma_fast.models.native_tokenizer import NativeTokenizer, native_tokenizer
 from enma_fast.models.tokenizer import Tokenizer
-from enma_fast.utils.dataclass_json import replace
+from enma_fast.utils.dataclass_json import replace, to_json
 
 from .._extension import ISAS, NATIVE, each_isa, needs_native
 from .._tiny import CONFIGS, INTERPOLATION, LINE, PLANE, shaken, waves
@@ -186,7 +188,9 @@ for isa in sys.argv[1:]:
 
 
 def test_there_is_room_for_vectors_wider_than_the_chosen_ones():
-    wider = [isa for isa in ISAS if isa in ("scalar", "avx2", "avx512", "emulated_avx512")]
+    wider = [isa for isa in ISAS if isa in ("scalar", "avx2", "avx512")]
+    if len(wider) == 1:
+        pytest.skip("this processor has no wide vectors")
 
     def hashes(chosen):
         words = [sys.executable, "-c", ENCODE, *wider]
@@ -194,7 +198,7 @@ def test_there_is_room_for_vectors_wider_than_the_chosen_ones():
         return done.stdout.split()
 
     expected = hashes("")
-    assert len(expected) == len(wider) > 1
+    assert len(expected) == len(wider)
     assert hashes("scalar") == expected
 
 
@@ -275,48 +279,71 @@ def test_whom_it_does_not_serve(monkeypatch):
     assert native_tokenizer(TOKENIZERS["line"]) is None
 
 
+def parameters_of(made):
+    return {f"tokenizer.{name}": p.detach() for name, p in made.named_parameters()}
+
+
 def test_what_it_was_not_given_or_does_not_know_is_refused():
     made = TOKENIZERS["line"]
-    c = made.config
-    args = [list(c.grid), list(c.lengths), list(c.periodic), 1, c.latent_channels, c.width, c.max_width]
-    args += [list(c.layers), c.kernel, c.kernel_time, c.kernel_ends, c.stride_ends, c.variational, None]
-    given = dict(made.named_parameters())
-    NATIVE.Tokenizer(given, *args)
-    for parameters, message in (
-        (given | {"gain": torch.zeros(1)}, "gain is not known"),
-        ({k: v for k, v in given.items() if k != "conv_in.conv.bias"}, "conv_in.conv.bias is missing"),
-        (given | {"conv_in.conv.bias": torch.zeros(3)}, "conv_in.conv.bias is Float"),
-        (given | {"conv_in.conv.bias": torch.zeros(8).double()}, "conv_in.conv.bias is Double"),
+    config, given, name = to_json(made.config), parameters_of(made), "tokenizer.conv_in.conv.bias"
+    NATIVE.Codec(config, given)
+    for changes in (
+        {"tokenizer.gain": torch.zeros(1)},
+        {name: None},
+        {name: torch.zeros(3)},
+        {name: torch.zeros(8).double()},
+        {name: torch.zeros(8).bfloat16()},
+        {name: torch.zeros(16)[::2]},
+        {name: torch.zeros(8, device="meta")},
+        {name: [0.0] * 8},
     ):
-        with pytest.raises(ValueError, match=message):
-            NATIVE.Tokenizer(parameters, *args)
-    with pytest.raises(ValueError, match="layer pool is not known"):
-        NATIVE.Tokenizer(given, *args[:7], ["pool"], *args[8:])
-    packed = NATIVE.Tokenizer(given, *args)
-    u, z = fields(made), latents(made)
-    for call in (
-        lambda: packed.encode(u[..., 0], threads=1),
-        lambda: packed.encode(u.double(), threads=1),
-        lambda: packed.encode(u[:, :0], threads=1),
-        lambda: packed.encode(u.transpose(0, 1), threads=1),
-        lambda: packed.encode(u, threads=1, isa="sse9"),
-        lambda: packed.encode(u, torch.zeros(3, 6, 4, 1), threads=1),
-        lambda: packed.decode(z[:, :, 1:].contiguous(), 3, threads=1),
-        lambda: packed.decode(z, 0, threads=1),
-        lambda: packed.decode(z, 8, threads=1),
+        parameters = {key: p for key, p in (given | changes).items() if p is not None}
+        with pytest.raises(ValueError, match=re.escape(next(iter(changes)))):
+            NATIVE.Codec(config, parameters)
+    for changes, named in (
+        ({"layers": ["pool"]}, "layers"),
+        ({"gain": 1}, "gain"),
+        ({"grid": [32, 32, 32]}, "grid"),
+        ({"periodic": []}, "periodic"),
+        ({"kernel": 4}, "kernel"),
     ):
-        with pytest.raises(ValueError, match="tokenizer: "):
+        with pytest.raises(ValueError, match=named):
+            NATIVE.Codec(json.dumps(json.loads(config) | changes), given)
+    with pytest.raises(ValueError, match="config"):
+        NATIVE.Codec(config[:-3], given)
+
+
+def test_calls_that_do_not_fit_are_refused():
+    made = TOKENIZERS["line"]
+    packed, u, z = NativeTokenizer(made)._packed, fields(made), latents(made)
+    for call, named in (
+        (lambda: packed.encode(u[..., 0], threads=1), "fields"),
+        (lambda: packed.encode(u.double(), threads=1), "fields"),
+        (lambda: packed.encode(u[:, :0], threads=1), "fields"),
+        (lambda: packed.encode(u[:0], threads=1), "fields"),
+        (lambda: packed.encode(u[0, 0, 0], threads=1), "fields"),
+        (lambda: packed.encode(u.transpose(0, 1), threads=1), "fields"),
+        (lambda: packed.encode(u.to("meta"), threads=1), "fields"),
+        (lambda: packed.encode(u, threads=1, isa="sse9"), "sse9"),
+        (lambda: packed.encode(u, torch.zeros(*u.shape[:3], 1), threads=1), "points"),
+        (lambda: packed.decode(z[:, :, 1:].contiguous(), 3, threads=1), "latents"),
+        (lambda: packed.decode(z, 0, threads=1), "frames is 0"),
+        (lambda: packed.decode(z, -1, threads=1), "frames is -1"),
+        (lambda: packed.decode(z, 8, threads=1), "frames is 8"),
+        (lambda: packed.decode(z, 2**40, threads=1), "frames is"),
+    ):
+        with pytest.raises(ValueError, match=named):
             call()
     scattered = NativeTokenizer(TOKENIZERS["points"])._packed
     values, points = readings(TOKENIZERS["points"])
-    for given, where in (
-        (values, points[:, :5].contiguous()),
-        (values, points[:, :, :8].contiguous()),
-        (values, points[..., 0].contiguous()),
-        (values, points.double()),
-        (values[..., :0], points),
+    for given, where, named in (
+        (values, points[:, :5].contiguous(), "points"),
+        (values, points[:, :, :8].contiguous(), "fields"),
+        (values, points[..., 0].contiguous(), "points"),
+        (values, points.double(), "points"),
+        (values[..., :0], points, "fields"),
     ):
-        with pytest.raises(ValueError, match="tokenizer: "):
+        with pytest.raises(ValueError, match=named):
             scattered.encode(given, where, threads=1)
 
 

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import MappingProxyType
 
-from .._objects import installed
+from .._objects import installed, object_of
 
 NONE: Mapping[str, Sequence[str] | None] = MappingProxyType({})
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,7 +45,7 @@ def run_core(
         More files of the core, as patterns; those that take longest first.
     others
         Sanitizers of some files in place of `sanitizers`, by how their names begin; None for a file that is not
-        watched, whose object `make install` has made.
+        watched, whose object `make install` has made, unless its text names a macro of `flags`.
     flags, link
         Of the compiler and the linker.
     environment, arguments
@@ -54,12 +54,13 @@ def run_core(
     names = (*parts, *ops, "dispatch", "parallel")
     sources = [path for name in names for path in sorted(CORE.glob(f"{name}.cpp"))]
     made = installed()
+    macros = [flag.removeprefix("-D") for flag in flags if flag.startswith("-DENMA_")]
     mains = [ROOT / f"tests/ops/native_{op}_main.cpp" for op in ops]
 
     def compiled(path: Path) -> Path:
         watched = next((flags for start, flags in others.items() if path.stem.startswith(start)), sanitizers)
-        if watched is None and made is not None:
-            return (made / path.relative_to(ROOT)).with_suffix(".o")
+        if watched is None and made is not None and not any(macro in path.read_text() for macro in macros):
+            return object_of(path, made)
         watched = watched or ()
         command = ["g++", "-std=c++20", "-O1", "-g1", "-fopenmp", *WARNINGS, *watched, *flags, f"-I{ROOT / 'csrc'}"]
         out = folder / f"{path.stem}-{hashlib.sha256(repr(command).encode()).hexdigest()[:8]}.o"

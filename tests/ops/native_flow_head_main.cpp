@@ -83,7 +83,8 @@ void check_flow_head(int rows, int channels, int depth, int width, int layers, i
     struct Block {
         Numbers modulation, modulation_bias, up, up_bias, down, down_bias;
     };
-    FlowHeadWeights weights{channels, depth, width, evaluations, 2, bf16, condition.data(), condition_bias.data(),
+    const NumberFormat format = bf16 ? NumberFormat::bf16 : NumberFormat::fp32;
+    FlowHeadWeights weights{channels, depth, width, evaluations, 2, format, condition.data(), condition_bias.data(),
                             inward.data(), inward_bias.data(), {}, end.data(), end_bias.data(), outward.data(),
                             outward_bias.data(), time.data(), {}};
     std::vector<Block> blocks;
@@ -133,7 +134,7 @@ void check_flow_head(int rows, int channels, int depth, int width, int layers, i
                 const bool emulated = isa.find("emulated") != std::string::npos;
                 if (emulated && (threads == 1 || division == Division::automatic)) continue;
                 std::vector<float> out(rows * c, NAN);
-                const FlowHeadCall call{conditions.data(), bf16, noise.full.data(), out.data(), rows};
+                const FlowHeadCall call{conditions.data(), format, noise.full.data(), out.data(), rows};
                 head.run(call, threads, isa_by_name(isa), division);
                 if (first.empty()) first = out;
                 if (std::memcmp(first.data(), out.data(), out.size() * sizeof(float)) == 0) continue;

@@ -43,7 +43,7 @@ bool check(Isa isa, bool bf16, int64_t B, int64_t G, int64_t N, int64_t S, int64
     std::vector<float> out(bf16 ? 0 : B * H * N * K);
     std::vector<uint16_t> out_halves(bf16 ? B * H * N * K : 0);
     FrameAttention g{};
-    g.bf16 = bf16, g.batch = B, g.heads = H, g.tokens = N, g.head_dim = K, g.threads = threads;
+    g.format = bf16 ? NumberFormat::bf16 : NumberFormat::fp32, g.batch = B, g.heads = H, g.tokens = N, g.head_dim = K, g.threads = threads;
     g.q = q.rows(bf16, H, N, K);
     g.parts[0] = {prefix_k.rows(bf16, H, P, K), prefix_v.rows(bf16, H, P, K), P, B / G};
     g.parts[1] = {cache_k.rows(bf16, H, S, K), cache_v.rows(bf16, H, S, K), S, 1};

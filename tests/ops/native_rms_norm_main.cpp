@@ -63,7 +63,7 @@ void check(Isa isa, bool bf16, bool with_residual, int64_t R, int64_t W, int thr
     Values x(R * W, bf16), residual(R * W, bf16), weight(W, bf16), y(R * W, bf16), h(R * W, bf16);
     std::vector<float> rstd(R), grad_weight(W);
     RmsNorm g{};
-    g.bf16 = g.weight_bf16 = bf16;
+    g.format = g.weight_format = bf16 ? NumberFormat::bf16 : NumberFormat::fp32;
     g.rows = R, g.width = W, g.eps = static_cast<float>(eps), g.threads = threads;
     g.weight = weight.bytes.data();
     RmsNormForward f{};

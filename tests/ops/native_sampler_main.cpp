@@ -18,10 +18,6 @@
 #include "core/cpu/dispatch.h"
 #include "core/cpu/sampler.h"
 
-#ifdef ENMA_TEST_TILES
-#include "amx_instructions.h"
-#endif
-
 using namespace enma;
 
 namespace {
@@ -29,10 +25,8 @@ namespace {
 std::mt19937 generator(0);
 int failures = 0;
 
-#if defined(ENMA_TEST_THREADS)
+#ifdef ENMA_TEST_THREADS
 const std::vector<std::string> ISAS = {"scalar"};
-#elif defined(ENMA_TEST_TILES)
-const std::vector<std::string> ISAS = {"scalar", "avx512_amx"};
 #else
 const std::vector<std::string> ISAS = [] {
     std::vector<std::string> names = supported_isas();
@@ -42,14 +36,6 @@ const std::vector<std::string> ISAS = [] {
 }();
 std::atomic<int> allocations{0};
 #endif
-
-Isa by_name(const std::string& isa) {
-#ifdef ENMA_TEST_TILES
-    // Supported or not: its instructions are carried out.
-    if (isa == "avx512_amx") return Isa::avx512_amx;
-#endif
-    return isa_by_name(isa);
-}
 
 struct Shape {
     int tokens, channels, width, heads, hidden, rank, layers;
@@ -110,7 +96,7 @@ FlowHeadWeights head_weights(const Shape& s, Numbers& numbers, int evaluations) 
                       static_cast<int>(W),
                       evaluations,
                       1,
-                      false,
+                      NumberFormat::fp32,
                       numbers.weight(W, s.width),
                       numbers.draw(W, 0.3f),
                       numbers.weight(W, C),
@@ -213,7 +199,7 @@ struct Model {
 
     template <class Weights>
     static const Weights& of_type(Weights& weights, bool bf16) {
-        weights.bf16 = bf16;
+        weights.format = bf16 ? NumberFormat::bf16 : NumberFormat::fp32;
         return weights;
     }
     SamplerSettings settings(int own_frames, int threads, Isa isa, Teams teams) const {
@@ -259,7 +245,7 @@ void check(const Shape& shape, bool bf16) {
         for (const auto& division : DIVISIONS) {
             if (emulated && division.teams != Teams::each) continue;
             SamplerSession session(model.sampler,
-                                   model.settings(MADE - 1, division.threads, by_name(isa), division.teams));
+                                   model.settings(MADE - 1, division.threads, isa_by_name(isa), division.teams));
             const std::vector<float> frames = frames_of(session, history, shape.first);
             if (first.empty()) first = frames;
             if (std::memcmp(first.data(), frames.data(), frames.size() * sizeof(float)) == 0) continue;
@@ -268,7 +254,7 @@ void check(const Shape& shape, bool bf16) {
         }
         if (plain.empty()) plain = first;
         // Rounding of the inputs to bf16 is an error of 2^-9 in each of some ten products.
-        const double allowed = bf16 && kernels(by_name(isa)).halves ? 0.1 : 1e-3;
+        const double allowed = bf16 && kernels(isa_by_name(isa)).halves ? 0.1 : 1e-3;
         double most = 0.0, worst = 0.0;
         // Differences grow from frame to frame; these are of the first.
         for (std::size_t i = 0; i < first.size() / MADE; ++i) {
@@ -285,7 +271,7 @@ void check(const Shape& shape, bool bf16) {
     }
 }
 
-#if defined(ENMA_TEST_THREADS) || defined(ENMA_TEST_TILES)
+#ifdef ENMA_TEST_THREADS
 void check_allocations(const Shape&) {}
 #else
 // 100 frames after the first one, which starts the threads.
@@ -315,8 +301,7 @@ void check_allocations(const Shape& shape) {
 
 #ifdef ENMA_TEST_THREADS
 namespace enma {
-const Kernels kernels_avx2{}, kernels_avx512{}, kernels_avx512_bf16{}, kernels_avx512_amx{}, kernels_emulated_avx512{},
-    kernels_emulated_avx512_bf16{}, kernels_emulated_avx512_amx{};
+const Kernels kernels_avx2{}, kernels_avx512{}, kernels_avx512_bf16{};
 }
 // The linker gives it the calls of enma::detail::parallel.
 extern "C" void __wrap__ZN4enma6detail8parallelEiPFvPviiES1_(int threads, void (*body)(void*, int, int), void* data) {
@@ -325,7 +310,7 @@ extern "C" void __wrap__ZN4enma6detail8parallelEiPFvPviiES1_(int threads, void (
     body(data, 0, threads);
     for (std::thread& other : others) other.join();
 }
-#elif !defined(ENMA_TEST_TILES)
+#else
 // AddressSanitizer calls it at every allocation of the process.
 extern "C" int __sanitizer_install_malloc_and_free_hooks(void (*)(const volatile void*, std::size_t),
                                                          void (*)(const volatile void*));
@@ -334,9 +319,7 @@ extern "C" int __sanitizer_install_malloc_and_free_hooks(void (*)(const volatile
 int main(int argc, char** argv) {
     // Of its two parts, frames and allocations, the one that is named, or both.
     const std::string only = argc > 1 ? argv[1] : "";
-#if defined(ENMA_TEST_TILES)
-    if (!isa_supported(Isa::avx512_amx)) amx::carry_out();
-#elif !defined(ENMA_TEST_THREADS)
+#ifndef ENMA_TEST_THREADS
     __sanitizer_install_malloc_and_free_hooks([](const volatile void*, std::size_t) { ++allocations; },
                                               [](const volatile void*) {});
 #endif
@@ -365,9 +348,6 @@ int main(int argc, char** argv) {
     if (only != "frames") {
         for (int i : {0, 1, 5, 6, 9, 11}) check_allocations(shapes[i]);
     }
-#ifdef ENMA_TEST_TILES
-    if (!isa_supported(Isa::avx512_amx) && amx::executed < 1000) return std::printf("too few tile instructions\n"), 1;
-#endif
     if (failures != 0) return std::printf("%d failures\n", failures), 1;
     std::printf("ok\n");
     return 0;

@@ -23,7 +23,7 @@ void check(Isa isa, int64_t rows, int64_t width, int threads) {
     std::vector<float> x(2 * rows * width), grad_x(x.size()), y(rows * width), grad_y(y.size());
     for (size_t i = 0; i < x.size(); ++i) x[i] = 9.0f * std::sin(1.7f * static_cast<float>(i));
     for (size_t i = 0; i < y.size(); ++i) grad_y[i] = std::cos(0.3f * static_cast<float>(i));
-    const Swiglu g{false, rows, width, x.data(), threads};
+    const Swiglu g{NumberFormat::fp32, rows, width, x.data(), threads};
     swiglu_forward(g, y.data(), isa);
     swiglu_backward(g, grad_y.data(), grad_x.data(), isa);
     for (int64_t r = 0; r < rows; ++r) {
@@ -40,7 +40,7 @@ void check(Isa isa, int64_t rows, int64_t width, int threads) {
 // bf16 rows: memory alone.
 void touch(Isa isa, int64_t rows, int64_t width) {
     std::vector<uint16_t> x(2 * rows * width, 0x3f80), grad_x(x.size()), y(rows * width), grad_y(y.size());
-    const Swiglu g{true, rows, width, x.data(), 1};
+    const Swiglu g{NumberFormat::bf16, rows, width, x.data(), 1};
     swiglu_forward(g, y.data(), isa);
     swiglu_backward(g, grad_y.data(), grad_x.data(), isa);
 }

@@ -20,6 +20,7 @@ WIDE: dict[str, list[str] | None] = (
     else {"vector_kernels_avx512": SANITIZERS}
 )
 VECTOR_KERNELS = {**WIDE, "vector_kernels": UNOPTIMISED}
+FLAGS = ["-DENMA_SMALL", "-DENMA_EMULATION"]
 
 pytestmark = [
     pytest.mark.slow,
@@ -49,7 +50,7 @@ def test_operators_over_lanes_under_sanitizers(folder: Path) -> None:
         folder,
         parts=["vector_kernels*"],
         others=VECTOR_KERNELS,
-        flags=["-DENMA_SMALL"],
+        flags=FLAGS,
     )
 
 
@@ -68,20 +69,11 @@ def test_core_under_sanitizers(folder: Path) -> None:
 
     def run(ops: list[str], parts: list[str], part: str, **products: list[str] | None) -> None:
         others = {"gemm_avx512": None, "gemm_emulated": unoptimised, **products, **VECTOR_KERNELS}
-        made = {"sanitizers": QUICK_SANITIZERS, "flags": ["-DENMA_SMALL"], "environment": environment}
+        made = {"sanitizers": QUICK_SANITIZERS, "flags": FLAGS, "environment": environment}
         run_core(ops, folder, parts=parts, others=others, arguments=[part], **made)
 
     run(["sampler", "flow_head"], parts, "frames", gemm_avx2=unoptimised)
     run(["sampler"], [*parts, "flow_head"], "allocations", gemm_avx2=None)
-
-
-@pytest.mark.skipif("avx512_bf16" not in ISAS, reason="the kernels of AMX use products of bf16 vectors too")
-def test_tile_instructions(folder: Path) -> None:
-    """The compiled kernels of AMX; without such a processor, a handler of SIGILL carries their instructions out."""
-    made = {"sanitizers": [], "others": {"gemm": None, "vector_kernels": None}}
-    run_core(["amx"], folder, parts=["gemm*", "flow_head"], **made)
-    parts = ["gemm*", "flow_head", "fourier", "local_head", "sampler_weights", "vector_kernels*"]
-    run_core(["sampler"], folder, parts=parts, flags=["-DENMA_TEST_TILES"], **made)
 
 
 def test_threads_do_not_race(tmp_path: Path) -> None:
@@ -93,7 +85,7 @@ def test_threads_do_not_race(tmp_path: Path) -> None:
         tmp_path,
         parts=["gemm_scalar", "gemm", "flow_head", "fourier", "local_head", "sampler_weights", "vector_kernels*"],
         sanitizers=sanitizers,
-        others={f"vector_kernels_{name}": None for name in ("avx", "emulated")},
+        others={"vector_kernels_avx": None},
         flags=["-DENMA_SMALL", "-DENMA_TEST_THREADS"],
         link=[f"-Wl,--wrap={PARALLEL}"],
     )

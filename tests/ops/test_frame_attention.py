@@ -234,7 +234,7 @@ def test_native_refuses_what_does_not_fit() -> None:
     (q, k, v), given = arguments(4, 2, 5, 7, 3, 24, device=torch.device("cpu"))
     tensors = {"q": q, "k": k, "v": v} | given
     for change, message in [
-        ({"q": q.double()}, "q is Double"),
+        ({"q": q.double()}, "q is float64"),
         ({"k": k[:, :1]}, "k has shape"),
         ({"v": v[:, :, :2]}, "k has values of shape"),
         ({"length": 12}, "cache has 11 tokens; 12 asked for"),

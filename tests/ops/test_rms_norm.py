@@ -238,8 +238,8 @@ def test_native_refuses_what_does_not_fit() -> None:
     x, weight = torch.randn(4, 8), torch.ones(8)
     for change, message in [
         ({"x": x[0]}, "x has shape"),
-        ({"x": x.double()}, "x is Double"),
-        ({"x": x.t(), "weight": weight[:4]}, "x has strides"),
+        ({"x": x.double()}, "x is float64"),
+        ({"x": x.t(), "weight": weight[:4]}, "x has gaps"),
         ({"weight": weight[:7]}, "weight has shape"),
         ({"residual": x[:2]}, "residual has shape"),
         ({"isa": "mmx"}, "isa 'mmx' is unknown"),
@@ -249,9 +249,9 @@ def test_native_refuses_what_does_not_fit() -> None:
             NATIVE.rms_norm_forward(**given | change)
     for change, message in [
         ({"grad_y": x[:3]}, "grad_y has shape"),
-        ({"grad_y": torch.randn(4, 9)[:, :8]}, "grad_y has strides"),
+        ({"grad_y": torch.randn(4, 9)[:, :8]}, "grad_y is not contiguous"),
         ({"grad_h": x[:3]}, "grad_h has shape"),
-        ({"grad_h": torch.randn(4, 9)[:, :8]}, "grad_h has strides"),
+        ({"grad_h": torch.randn(4, 9)[:, :8]}, "grad_h is not contiguous"),
         ({"rstd": torch.ones(3)}, "rstd has shape"),
     ]:
         given = {

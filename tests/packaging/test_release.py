@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from enma_fast.data.shipped import MODELS
+
 
 @pytest.fixture(scope="module")
 def project(root: Path) -> dict[str, Any]:
@@ -24,6 +26,11 @@ def test_the_version_is_the_newest_of_the_changelog_and_that_of_the_citation(
     citation = (root / "CITATION.cff").read_text()
     assert project["version"] == newest == re.search(r"^version: (.+)$", citation, re.MULTILINE)[1]
     assert date == re.search(r"^date-released: (.+)$", citation, re.MULTILINE)[1]
+    models = tomllib.loads((root / "packaging/models/pyproject.toml").read_text())["project"]
+    assert {key: models[key] for key in ("version", "requires-python", "license")} == {
+        key: project[key] for key in ("version", "requires-python", "license")
+    }
+    assert models["name"] == MODELS
 
 
 def test_the_workflow_runs_what_a_change_must_pass_on_every_python(root: Path, project: dict[str, Any]) -> None:
@@ -46,7 +53,7 @@ def test_tools_of_pre_commit_come_with_the_extra_dev(root: Path, project: dict[s
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 @pytest.mark.parametrize(
     ("target", "added"),
-    [("demo", set()), ("install", {"triton", "test"}), ("docs", {"docs"}), ("lint", {"dev"})],
+    [("demo", set()), ("install", {"triton", "test"}), ("docs", {"docs"}), ("lint", {"dev"}), ("wheel", {"wheel"})],
 )
 def test_a_target_installs_what_it_needs_and_no_more(target: str, added: set[str], root: Path) -> None:
     command = ["make", "--dry-run", "--always-make", target]

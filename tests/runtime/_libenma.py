@@ -26,12 +26,10 @@ from .._extension import NATIVE
 
 ROOT = Path(__file__).resolve().parents[2]
 CSRC = ROOT / "csrc"
-# Parts of the core that the library is made of, as CMakeLists.txt names them; the others are for the extension.
-PARTS = re.search(r"foreach\(part ([\w\s]+)\)", (CSRC / "CMakeLists.txt").read_text())[1].split()
-CORE = (*PARTS, "gemm", "gemm_[as]*", "vector_kernels", "vector_kernels_[ap]*")
+HEADER = (CSRC / "include/enma/enma.h").read_text()
+SONAME = f"libenma.so.{re.search('ENMA_ABI_VERSION ([0-9]+)', HEADER)[1]}"
 # Kernels that nothing here runs at length, where the extension says which ones it takes, are compiled the quick way.
 KERNELS = {
-    "avx512_amx": ("gemm_avx512_amx", "vector_kernels_avx512"),
     "avx512_bf16": ("gemm_avx512_bf16", "vector_kernels_avx512"),
     "avx512": ("gemm_avx512", "vector_kernels_avx512"),
     "avx2": ("gemm_avx2", "vector_kernels_avx2"),
@@ -43,7 +41,7 @@ SAME_CODE = NATIVE is not None and CXX == "g++"
 # Rounding that is carried through a forecast, as a part of the largest value.
 TOLERANCE = 1e-5
 # ENMA_SMALL: half the time to compile, the same bits.
-FLAGS = ["-std=c++20", "-O2", "-DENMA_SMALL", "-DENMA_NO_EMULATION", "-fPIC", "-fopenmp", "-fvisibility=hidden"]
+FLAGS = ["-std=c++20", "-O2", "-DENMA_SMALL", "-fPIC", "-fopenmp", "-fvisibility=hidden"]
 FLAGS += ["-Wall", "-Wextra", "-Werror", "-Wno-psabi", f"-I{CSRC}", f"-I{CSRC / 'include'}"]
 
 ADDED = shlex.split(os.environ.get("CXXFLAGS", ""))
@@ -59,8 +57,7 @@ OK, INVALID_ARGUMENT, CHECKPOINT, UNSUPPORTED, STATE, NO_MEMORY = range(6)
 
 def sources() -> list[Path]:
     """C++ files of the library."""
-    core = [path for name in CORE for path in sorted((CSRC / "core/cpu").glob(f"{name}.cpp"))]
-    return core + sorted((CSRC / "runtime").glob("*.cpp"))
+    return [path for folder in ("core/cpu", "runtime") for path in sorted((CSRC / folder).glob("*.cpp"))]
 
 
 def run(command: list[str]) -> str:
@@ -85,6 +82,8 @@ def objects(folder: Path, added: list[str], compiler: str = CXX) -> list[str]:
         flags = [flag for flag in added if not (vectors and "sanitize" in flag)]
         if path.stem in KERNELS["scalar"] and any("undefined" in flag for flag in flags):
             flags += QUICK
+        # As CMakeLists.txt does, for the same bits; it would take a check from a sanitizer.
+        flags += [] if any("undefined" in flag for flag in flags) else ["-fwrapv"]
         run([compiler, *FLAGS, *flags, *quick, "-c", str(path), "-o", made])
         return made
 
@@ -95,7 +94,7 @@ def objects(folder: Path, added: list[str], compiler: str = CXX) -> list[str]:
 
 def installed() -> Path | None:
     """The library of `make install`; None if a source is newer, or compilers and flags are given."""
-    library = Path(enma_fast.__file__).parent / "embed/lib/libenma.so.1"
+    library = Path(enma_fast.__file__).parent / "embed/lib" / SONAME
     if {"CC", "CXX", "CXXFLAGS"} & os.environ.keys() or not library.is_file():
         return None
     newest = max(path.stat().st_mtime for path in CSRC.rglob("*") if path.is_file())
@@ -106,9 +105,9 @@ def build(folder: Path) -> Path:
     """Compile and link the library into a folder."""
     library = folder / "libenma.so"
     script = f"-Wl,--version-script={CSRC / 'libenma.map'}"
-    link = ["-shared", "-fopenmp", *ADDED, "-Wl,-z,defs", "-Wl,-z,nodelete", "-Wl,-soname,libenma.so.1", script]
+    link = ["-shared", "-fopenmp", *ADDED, "-Wl,-z,defs", "-Wl,-z,nodelete", f"-Wl,-soname,{SONAME}", script]
     run([CXX, *link, *objects(folder, ADDED), "-o", str(library)])
-    (folder / "libenma.so.1").symlink_to(library)
+    (folder / SONAME).symlink_to(library)
     return library
 
 
@@ -183,10 +182,11 @@ class Description(ctypes.Structure):
         ("shifts", c_int64),
         ("temperature", c_double),
         ("dims", c_int64),
-        ("shape", c_int64 * 2),
-        ("lengths", c_double * 2),
-        ("periodic", c_int32 * 2),
+        ("shape", c_int64 * 3),
+        ("lengths", c_double * 3),
+        ("periodic", c_int32 * 3),
         ("scattered", c_int32),
+        ("format", c_int32),
     )
 
 
@@ -220,7 +220,7 @@ LogFunction = ctypes.CFUNCTYPE(None, c_void_p, c_int32, c_char_p)
 
 
 class ModelOptions(ctypes.Structure):
-    _fields_ = (("struct_size", c_size_t), ("log", LogFunction), ("log_user", c_void_p))
+    _fields_ = (("struct_size", c_size_t), ("log", LogFunction), ("log_user", c_void_p), ("format", c_int32))
 
 
 class Failure(Exception):
@@ -246,9 +246,9 @@ class Library:
         if status != OK:
             raise Failure(status, self.dll.enma_last_error().decode())
 
-    def open(self, folder: Path | str) -> Model:
+    def open(self, folder: Path | str, *, number_format: int = 0) -> Model:
         handle = c_void_p()
-        options = ModelOptions(ctypes.sizeof(ModelOptions), self._log, None)
+        options = ModelOptions(ctypes.sizeof(ModelOptions), self._log, None, number_format)
         self.call("model_open", str(folder).encode(), byref(options), byref(handle))
         return Model(self, handle)
 

@@ -9,7 +9,7 @@ from enma_fast.data import example
 from enma_fast.models.checkpoint import save_model
 
 from .._tiny import model as tiny_model
-from ._libenma import CXX, Library, Model, build, installed
+from ._libenma import CXX, SONAME, Library, Model, build, installed
 from ._programs import CHECKPOINT
 
 
@@ -26,7 +26,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Library:
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         made = folder / "libenma.so"
-        return Library(made if (folder / "libenma.so.1").is_symlink() else build(folder))
+        return Library(made if (folder / SONAME).is_symlink() else build(folder))
 
 
 @pytest.fixture(scope="session")

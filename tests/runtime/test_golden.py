@@ -13,10 +13,11 @@ from ._libenma import SAME_CODE, Library, Observations
 
 @needs_native
 @pytest.mark.skipif(not SAME_CODE, reason="Python runs the code of another compiler")
+@pytest.mark.parametrize("form", _members.FORMATS)
 @pytest.mark.parametrize("name", _members.MODELS)
-def test_members_of_c_are_those_of_python(library: Library, name: str) -> None:
+def test_members_of_c_are_those_of_python(library: Library, name: str, form: str) -> None:
     expected, model = recorded("native", isa()), enma_fast.load_model(name)
-    opened = library.open(PRETRAINED / name)
+    opened = library.open(PRETRAINED / name, number_format=list(_members.FORMATS).index(form))
     for task in _members.TASKS:
         session = opened.session(seed=_members.SEED, num_members=_members.MEMBERS, num_frames=_members.FRAMES)
         given = _members.inputs(model, task)
@@ -26,4 +27,4 @@ def test_members_of_c_are_those_of_python(library: Library, name: str) -> None:
             session.observe(given["history"], given.get("context"))
         found = session.forecast()
         session.free()
-        assert _members.digest(found) == expected[f"{name}/{task}/fp32"], task
+        assert _members.digest(found) == expected[f"{name}/{task}/{form}"], task

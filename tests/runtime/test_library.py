@@ -14,7 +14,7 @@ from enma_fast.data.shipped import shipped_file
 from enma_fast.models.checkpoint import PRETRAINED
 
 from .._tiny import CONFIGS, waves
-from ._libenma import CC, CSRC, CXX, FLAGS, ROOT, Library, Model, run
+from ._libenma import CC, CSRC, CXX, FLAGS, ROOT, SONAME, Library, Model, run
 from ._programs import CHECKPOINT, WARNINGS, linked, needs
 
 
@@ -224,15 +224,13 @@ def test_the_parts_of_programs_on_pages_compile(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def installed(library: Library, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of programs with an `enma-fast` whose `embed` names a prefix around the library."""
-    prefix = tmp_path_factory.mktemp("prefix")
-    shutil.copytree(CSRC / "include", prefix / "include")
-    shutil.copy(CSRC / "fortran/enma.f90", prefix / "include/enma")
-    (prefix / "lib/cmake/enma").mkdir(parents=True)
-    for name in ("libenma.so", "libenma.so.1"):
-        (prefix / "lib" / name).symlink_to(library.path)
-    for path in (CSRC / "embed").glob("*.in"):
-        text = path.read_text().replace("@ABI@", "1").replace("@VERSION@", "0.2.0")
-        (prefix / "lib/cmake/enma" / path.stem).write_text(text)
+    needs("cmake", CC, CXX)
+    prefix, build = tmp_path_factory.mktemp("prefix"), tmp_path_factory.mktemp("build")
+    run(["cmake", "-S", str(CSRC), "-B", str(build), "-DCMAKE_INSTALL_LIBDIR=lib"])
+    # In place of one that would be compiled now.
+    shutil.copy(library.path, build / SONAME)
+    (build / "libenma.so").symlink_to(SONAME)
+    run(["cmake", "--install", str(build), "--component", "library", "--prefix", str(prefix)])
     script = prefix / "bin/enma-fast"
     script.parent.mkdir()
     script.write_text(

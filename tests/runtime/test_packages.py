@@ -1,86 +1,93 @@
-"""What is installed of the library: by CMake, by pkg-config, in the wheel, and with which flags it is built."""
+"""What is installed of the library, as CMake and pkg-config find it, and with which flags it is built."""
 
 import os
 import platform
 import re
 import shutil
 import subprocess
-from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from .._objects import compiler
+from enma_fast.data import example
+
 from .._objects import installed as installed_objects
-from ._libenma import CC, CSRC, CXX, ROOT, run
+from .._objects import launcher
+from ._libenma import CC, CSRC, CXX, ROOT, Library, run
 from ._programs import CHECKPOINT, needs
 
 
-@pytest.mark.slow
-def test_cmake_installs_what_cmake_and_pkg_config_find(frames: Path, tmp_path: Path) -> None:
-    needs("cmake", "pkg-config", CC, CXX)
-    build, prefix = tmp_path / "build", tmp_path / "prefix"
+@pytest.fixture(scope="module")
+def prefix(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `make libenma` installs, moved from where it was."""
+    needs("cmake", CC, CXX)
+    folder = tmp_path_factory.mktemp("installed")
     # A third of the time to compile, or hardly any after `make install`. Where this library is measured against others
     # it is built as `make libenma` does.
     quick = ["-DCMAKE_CXX_FLAGS=-DENMA_SMALL", "-DCMAKE_CXX_FLAGS_RELEASE=-O0 -DNDEBUG"]
     made = installed_objects()
     if made is not None:
-        quick = [f"-DCMAKE_CXX_COMPILER_LAUNCHER={compiler(tmp_path / 'launcher', made, ROOT)}"]
-    places = [f"-DCMAKE_INSTALL_PREFIX={prefix}", "-DCMAKE_INSTALL_LIBDIR=lib"]
+        quick = [f"-DCMAKE_CXX_COMPILER_LAUNCHER={launcher(folder / 'launcher', made)}"]
+    build, first, moved = folder / "build", folder / "prefix", folder / "moved"
+    places = [f"-DCMAKE_INSTALL_PREFIX={first}", "-DCMAKE_INSTALL_LIBDIR=lib"]
     run(["cmake", "-S", str(CSRC), "-B", str(build), *places, *quick])
     run(["cmake", "--build", str(build)])
     run(["cmake", "--install", str(build)])
-    # It can be moved.
-    moved = tmp_path / "moved"
-    prefix.rename(moved)
-    user = tmp_path / "user"
-    user.mkdir()
-    shutil.copy(CSRC / "examples/forecast.c", user)
-    (user / "CMakeLists.txt").write_text(
+    first.rename(moved)
+    return moved
+
+
+def by_pkg_config(prefix: Path, *options: str) -> list[str]:
+    """Flags of compiler and linker for an installed library."""
+    needs("pkg-config")
+    environ = os.environ | {"PKG_CONFIG_PATH": str(prefix / "lib/pkgconfig")}
+    command = ["pkg-config", *options, "--cflags", "--libs", "enma"]
+    return subprocess.run(command, env=environ, capture_output=True, text=True, check=True).stdout.split()
+
+
+def forecast(program: Path, frames: Path) -> np.ndarray:
+    """What the example in C writes."""
+    out = program.with_suffix(".out")
+    run([str(program), str(CHECKPOINT), str(frames), "2", str(out)])
+    return np.fromfile(out, np.float32)
+
+
+@pytest.mark.slow
+def test_cmake_and_pkg_config_find_what_is_installed(prefix: Path, frames: Path, tmp_path: Path) -> None:
+    shutil.copy(CSRC / "examples/forecast.c", tmp_path)
+    (tmp_path / "CMakeLists.txt").write_text(
         "cmake_minimum_required(VERSION 3.20)\nproject(user C)\nfind_package(enma REQUIRED)\n"
         "add_executable(forecast forecast.c)\ntarget_link_libraries(forecast PRIVATE enma::enma m)\n"
     )
-    run(["cmake", "-S", str(user), "-B", str(user / "build"), f"-DCMAKE_PREFIX_PATH={moved}"])
-    run(["cmake", "--build", str(user / "build")])
-    run([str(user / "build/forecast"), str(CHECKPOINT), str(frames), "2", str(tmp_path / "out")])
-    assert len(np.fromfile(tmp_path / "out", np.float32)) == 2 * 17 * 128
-    environ = os.environ | {"PKG_CONFIG_PATH": str(moved / "lib/pkgconfig")}
-    found = subprocess.run(["pkg-config", "--cflags", "--libs", "enma"], env=environ, capture_output=True, text=True)
+    run(["cmake", "-S", str(tmp_path), "-B", str(tmp_path / "build"), f"-DCMAKE_PREFIX_PATH={prefix}"])
+    run(["cmake", "--build", str(tmp_path / "build")])
+    values = forecast(tmp_path / "build/forecast", frames)
+    assert len(values) == 2 * 17 * 128
     program = tmp_path / "by-pkg-config"
-    flags = [*found.stdout.split(), "-lm", f"-Wl,-rpath,{moved / 'lib'}"]
-    run([CC, str(user / "forecast.c"), *flags, "-o", str(program)])
-    run([str(program), str(CHECKPOINT), str(frames), "2", str(tmp_path / "again")])
-    assert (tmp_path / "again").read_bytes() == (tmp_path / "out").read_bytes()
+    flags = [*by_pkg_config(prefix), "-lm", f"-Wl,-rpath,{prefix / 'lib'}"]
+    run([CC, str(tmp_path / "forecast.c"), *flags, "-o", str(program)])
+    assert np.array_equal(forecast(program, frames), values)
 
 
-@pytest.mark.parametrize("version", ["0.2.0", "1.9.3"])
-def test_the_wheel_and_cmake_serve_the_same_versions(tmp_path: Path, version: str) -> None:
-    """Of programs that ask for one, for it alone, and for a range."""
-    needs("cmake")
-    text = (CSRC / "embed/enma-config-version.cmake.in").read_text().replace("@VERSION@", version)
-    for folder in ("wheel", "cmake"):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "enma-config.cmake").write_text("")
-    (tmp_path / "wheel/enma-config-version.cmake").write_text(text)
-    numbers = ["0.1.9", "0.2", "0.2.9", "0.3", "1", "1.9", "1.9.2", "1.9.3", "1.9.4", "1.10", "2"]
-    asked = [*numbers, "0.2.0", "0.2.0 EXACT", "1.9.3 EXACT", "1.9 EXACT"]
-    asked += [f"{least}...{end}{most}" for least, most in combinations(numbers, 2) for end in ("", "<")]
-    lines = ["cmake_minimum_required(VERSION 3.20)", "include(CMakePackageConfigHelpers)"]
-    made = f"{tmp_path}/cmake/enma-config-version.cmake VERSION {version}"
-    lines += [f"write_basic_package_version_file({made} COMPATIBILITY SameMinorVersion ARCH_INDEPENDENT)"]
-    for wanted in asked:
-        for folder in ("wheel", "cmake"):
-            lines += ["unset(enma_DIR CACHE)"]
-            lines += [f"find_package(enma {wanted} CONFIG QUIET NO_DEFAULT_PATH PATHS {tmp_path / folder})"]
-            lines += ['message("${enma_FOUND}")']
-    (tmp_path / "ask.cmake").write_text("\n".join(lines))
-    done = subprocess.run(["cmake", "-P", str(tmp_path / "ask.cmake")], capture_output=True, text=True, check=True)
-    found = done.stderr.split()
-    wheel, by_cmake = (dict(zip(asked, found[i::2], strict=True)) for i in range(2))
-    assert wheel == by_cmake
-    assert wheel[f"{version} EXACT"] == "1"
-    assert set(wheel.values()) == {"0", "1"}
+@pytest.mark.slow
+def test_a_program_in_c_needs_no_shared_library(prefix: Path, frames: Path, library: Library, tmp_path: Path) -> None:
+    """Linked to the static one, with what it needs in turn as pkg-config says; and it runs where nothing else is."""
+    needs("readelf")
+    if CC != "gcc":
+        pytest.skip("OpenMP of Clang has no static library")
+    program = tmp_path / "forecast"
+    flags = by_pkg_config(prefix, "--static")
+    assert flags[-3:] == ["-lstdc++", "-lgomp", "-lm"]
+    run([CC, "-static", str(CSRC / "examples/forecast.c"), *flags, "-o", str(program)])
+    assert "(NEEDED)" not in run(["readelf", "--dynamic", str(program)])
+    expected = library.open(CHECKPOINT).forecast(example(), num_members=2)
+    assert np.array_equal(forecast(program, frames).reshape(expected.shape), expected)
+    # It takes no name from the program: all of the engine is in one namespace, and libstdc++'s templates are weak.
+    symbols = run(["nm", "--demangle", "--defined-only", "--extern-only", str(prefix / "lib/libenma.a")])
+    names = [line.split(maxsplit=2)[2] for line in symbols.splitlines() if re.match(r"[0-9a-f]+ [TDBR] ", line)]
+    assert "enma_model_open" in names
+    assert not [name for name in names if not name.startswith(("enma_", "enma::"))]
 
 
 @pytest.mark.slow
@@ -104,9 +111,7 @@ def test_pkg_config_where_the_folder_of_libraries_is_absolute(tmp_path: Path) ->
 def test_a_flag_that_names_a_processor_changes_no_bit(tmp_path: Path) -> None:
     """As Spack adds one: products and sums are fused in vectors of AVX2 and AVX-512, and nowhere else."""
     needs("g++")
-    builds = [(ROOT / name).read_text() for name in ("setup.py", "csrc/CMakeLists.txt")]
-    (flag,) = {found for text in builds for found in re.findall(r"-ffp-contract=\w+", text)}
-    assert all(flag in text for text in builds)
+    (flag,) = re.findall(r"-ffp-contract=\w+", (CSRC / "CMakeLists.txt").read_text())
     kernels = [(CSRC / f"core/cpu/vector_kernels_{name}.cpp").read_text() for name in ("avx2", "avx512")]
     (pragma,) = {found for text in kernels for found in re.findall("#pragma GCC optimize.*", text)}
     assert all(pragma in text for text in kernels)

@@ -17,6 +17,7 @@ from safetensors.numpy import load_file, save, save_file
 from enma_fast.models.checkpoint import write_manifest
 
 from .._objects import installed as installed_objects
+from .._objects import object_of
 from .._tiny import CONFIGS, waves
 from ._libenma import CSRC, FLAGS, SANITIZERS, Model, objects, run
 from ._programs import needs
@@ -47,7 +48,7 @@ class Watched:
         for path in self.objects:
             part, name = Path(path).stem.split("_", 1)
             if name.startswith(("gemm_", "vector_kernels_")):
-                path = str(made / f"csrc/core/{part}/{name}.o")
+                path = str(object_of(CSRC / f"core/{part}/{name}.cpp", made))
             elif name in ("dispatch", "gemm"):
                 # Which instruction sets there are; Clang would not name those that GCC alone makes.
                 source, path = str(CSRC / f"core/{part}/{name}.cpp"), str(folder / f"{part}_{name}.o")

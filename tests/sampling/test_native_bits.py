@@ -31,8 +31,7 @@ def test_bits_do_not_depend_on_the_threads(name: str, dtype: torch.dtype) -> Non
                 assert torch.equal(play(packed(name, dtype), given, threads=threads, teams=teams), first)
 
 
-# Of the emulated ones that with tiles of rows.
-@pytest.mark.parametrize("isa", [isa for isa in ISAS if "emulated" not in isa or "amx" in isa])
+@pytest.mark.parametrize("isa", ISAS)
 def test_bits_of_every_instruction_set(isa: str) -> None:
     for name in ("relative", "relative-fast"):
         sampler, given = packed(name, torch.bfloat16), problem(build(name), "temporal", members=5)

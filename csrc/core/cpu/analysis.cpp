@@ -99,9 +99,7 @@ const Kernels& kernels() {
     static const Kernels found = [] {
 #ifdef ENMA_X86_KERNELS
         const Isa best = best_isa();
-        if (best == Isa::avx512 || best == Isa::avx512_bf16 || best == Isa::avx512_amx) {
-            return Kernels{tile_avx512, add_avx512};
-        }
+        if (best == Isa::avx512 || best == Isa::avx512_bf16) return Kernels{tile_avx512, add_avx512};
         if (best == Isa::avx2) return Kernels{tile_avx2, add_avx2};
 #endif
         return Kernels{tile_baseline, add_baseline};

@@ -3,26 +3,17 @@
 #include <cstdlib>
 #include <stdexcept>
 
-#ifdef ENMA_X86_KERNELS
-#include <cpuid.h>
-#ifdef __linux__
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
-#endif
-
 namespace enma {
 
 namespace {
 
-constexpr Isa ALL[] = {Isa::scalar,
-                       Isa::avx2,
-                       Isa::avx512,
-                       Isa::avx512_bf16,
-                       Isa::avx512_amx,
-                       Isa::emulated_avx512,
-                       Isa::emulated_avx512_bf16,
-                       Isa::emulated_avx512_amx};
+constexpr Isa ALL[] = {
+    Isa::scalar,          Isa::avx2,
+    Isa::avx512,          Isa::avx512_bf16,
+#ifdef ENMA_EMULATION
+    Isa::emulated_avx512, Isa::emulated_avx512_bf16,
+#endif
+};
 
 #ifdef ENMA_X86_KERNELS
 bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
@@ -31,31 +22,10 @@ bool has_avx512() {
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
 }
 bool has_avx512_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
-
-// Linux gives tile registers, 8 KB of them for each thread, to processes that ask.
-bool may_use_tiles() {
-#ifdef __linux__
-    constexpr int REQUEST = 0x1023, TILE_DATA = 18;
-    return syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
-#else
-    return false;
-#endif
-}
-
-bool has_avx512_amx() {
-    static const bool has = [] {
-        constexpr unsigned BF16 = 1u << 22, TILE = 1u << 24;
-        unsigned a = 0, b = 0, c = 0, d = 0;
-        if (!has_avx512_bf16() || __get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) return false;
-        return (d & BF16) != 0 && (d & TILE) != 0 && may_use_tiles();
-    }();
-    return has;
-}
 #else
 bool has_avx2() { return false; }
 bool has_avx512() { return false; }
 bool has_avx512_bf16() { return false; }
-bool has_avx512_amx() { return false; }
 #endif
 
 }  // namespace
@@ -66,10 +36,8 @@ const char* isa_name(Isa isa) {
         case Isa::avx2: return "avx2";
         case Isa::avx512: return "avx512";
         case Isa::avx512_bf16: return "avx512_bf16";
-        case Isa::avx512_amx: return "avx512_amx";
         case Isa::emulated_avx512: return "emulated_avx512";
         case Isa::emulated_avx512_bf16: return "emulated_avx512_bf16";
-        case Isa::emulated_avx512_amx: return "emulated_avx512_amx";
     }
     return "unknown";
 }
@@ -79,11 +47,9 @@ bool isa_supported(Isa isa) {
         case Isa::avx2: return has_avx2();
         case Isa::avx512: return has_avx512();
         case Isa::avx512_bf16: return has_avx512_bf16();
-        case Isa::avx512_amx: return has_avx512_amx();
-#ifdef ENMA_NO_EMULATION
+#ifndef ENMA_EMULATION
         case Isa::emulated_avx512:
-        case Isa::emulated_avx512_bf16:
-        case Isa::emulated_avx512_amx: return false;
+        case Isa::emulated_avx512_bf16: return false;
 #endif
         default: return true;
     }

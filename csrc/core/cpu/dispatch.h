@@ -11,27 +11,17 @@
 
 namespace enma {
 
-// Emulated: the AVX-512 kernels on vectors of 16 floats made of whatever the baseline has, and tiles of such, for tests;
-// ENMA_NO_EMULATION leaves them out.
-enum class Isa {
-    scalar,
-    avx2,
-    avx512,
-    avx512_bf16,
-    avx512_amx,
-    emulated_avx512,
-    emulated_avx512_bf16,
-    emulated_avx512_amx
-};
+// Emulated: the AVX-512 kernels on vectors of 16 floats made of whatever the baseline has, for tests; there are none
+// without ENMA_EMULATION.
+enum class Isa { scalar, avx2, avx512, avx512_bf16, emulated_avx512, emulated_avx512_bf16 };
 
 const char* isa_name(Isa isa);
 
-// True if this processor, and the operating system's saving of its registers, can run it. For AMX it also asks Linux
-// for the tile registers, which the process then keeps.
+// True if this processor, and the operating system's saving of its registers, can run it.
 bool isa_supported(Isa isa);
 
-// The one that the environment variable ENMA_ISA names, or the best that this processor has: never an emulated one, nor
-// AMX, whose kernels no processor has run yet. Throws std::invalid_argument as isa_by_name.
+// The one that the environment variable ENMA_ISA names, or the best that this processor has: never an emulated one.
+// Throws std::invalid_argument as isa_by_name.
 Isa best_isa();
 
 // Every instruction set that can run here, by name.

@@ -29,7 +29,7 @@ std::size_t flow_head_shared_bytes(const FlowHeadView& head, int rows) {
 }
 
 bool flow_head_shares_columns(const FlowHeadView& head, std::int64_t rows, int threads) {
-    return rows < (head.bf16 ? ROWS_ALONE_BF16 : ROWS_ALONE_FULL) * std::int64_t{threads};
+    return rows < (is_half(head.format) ? ROWS_ALONE_BF16 : ROWS_ALONE_FULL) * std::int64_t{threads};
 }
 
 void wait(const Member& member) {
@@ -38,23 +38,23 @@ void wait(const Member& member) {
 
 FlowHead::FlowHead(const FlowHeadWeights& weights) {
     const int w = weights.width, layers = static_cast<int>(weights.blocks.size());
-    const bool bf16 = weights.bf16;
-    const std::size_t square = packed_bytes(w, w, bf16);
-    const std::size_t condition = packed_bytes(w, weights.condition_width, bf16);
-    const std::size_t inward = packed_bytes(w, weights.channels, bf16);
-    const std::size_t outward = packed_bytes(weights.channels, w, bf16);
+    const NumberFormat format = weights.format;
+    const std::size_t square = packed_bytes(w, w, format);
+    const std::size_t condition = packed_bytes(w, weights.condition_width, format);
+    const std::size_t inward = packed_bytes(w, weights.channels, format);
+    const std::size_t outward = packed_bytes(weights.channels, w, format);
     const std::size_t time = static_cast<std::size_t>(weights.evaluations) * row_stride(w) * sizeof(float);
     packed_ = Buffer(condition + inward + outward + (5 * layers + 2) * square + time);
     char* free = packed_.data();
 
     const auto pack = [&](const void* weight, const void* bias, int part, int n, int k) {
-        const std::ptrdiff_t size = bf16 ? 2 : 4;
+        const std::ptrdiff_t size = bytes_of(format);
         const char* rows = static_cast<const char*>(weight) + static_cast<std::ptrdiff_t>(part) * n * k * size;
         const char* biases = static_cast<const char*>(bias) + static_cast<std::ptrdiff_t>(part) * n * size;
         char* packed = free;
-        free += packed_bytes(n, k, bf16);
-        pack_linear(rows, biases, n, k, bf16, packed);
-        return view_linear(packed, n, k, bf16);
+        free += packed_bytes(n, k, format);
+        pack_linear(rows, biases, n, k, format, packed);
+        return view_linear(packed, n, k, format);
     };
 
     view_.channels = weights.channels;
@@ -63,7 +63,7 @@ FlowHead::FlowHead(const FlowHeadWeights& weights) {
     view_.layers = layers;
     view_.evaluations = weights.evaluations;
     view_.moves_per_step = weights.moves_per_step;
-    view_.bf16 = bf16;
+    view_.format = format;
     view_.condition = pack(weights.condition_weight, weights.condition_bias, 0, w, weights.condition_width);
     view_.inward = pack(weights.inward_weight, weights.inward_bias, 0, w, weights.channels);
     // In the order of use: products ask for what follows in memory.
@@ -83,7 +83,7 @@ FlowHead::FlowHead(const FlowHeadWeights& weights) {
     std::memset(times, 0, time);
     for (int k = 0; k < weights.evaluations; ++k) {
         for (int j = 0; j < w; ++j) {
-            times[k * row_stride(w) + j] = stored(weights.time, static_cast<std::ptrdiff_t>(k) * w + j, bf16);
+            times[k * row_stride(w) + j] = stored(weights.time, static_cast<std::ptrdiff_t>(k) * w + j, format);
         }
     }
     view_.time = times;

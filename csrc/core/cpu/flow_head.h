@@ -24,7 +24,7 @@ struct FlowHeadView {
     int layers;
     int evaluations;
     int moves_per_step;
-    bool bf16;
+    NumberFormat format;
     LinearView condition, inward, outward, shift, scale;
     const FlowBlockView* blocks;
     // [R][row_stride(W)], zero beyond W.
@@ -35,7 +35,7 @@ struct FlowHeadView {
 struct FlowHeadCall {
     // [M, D], contiguous.
     const void* c;
-    bool c_bf16;
+    NumberFormat c_format;
     // [M, C], contiguous.
     const float* noise;
     float* out;
@@ -49,7 +49,7 @@ struct FlowBlockWeights {
 
 struct FlowHeadWeights {
     int channels, condition_width, width, evaluations, moves_per_step;
-    bool bf16;
+    NumberFormat format;
     const void *condition_weight, *condition_bias, *inward_weight, *inward_bias;
     std::vector<FlowBlockWeights> blocks;
     const void *modulation_weight, *modulation_bias, *outward_weight, *outward_bias;

@@ -81,8 +81,8 @@ struct State {
     }
 
     void load(const float* noise, int rows, int channels) {
-        copy_rows(noise, false, channels, rows, channels, x, stride);
-        copy_rows(noise, false, channels, rows, channels, input, stride);
+        copy_rows(noise, NumberFormat::fp32, channels, rows, channels, x, stride);
+        copy_rows(noise, NumberFormat::fp32, channels, rows, channels, input, stride);
     }
 
     void save(float* out, int rows, int channels) const {
@@ -173,8 +173,8 @@ struct FlowHeadKernels {
         Input* hidden = carver.take<Input>(rows * stride);
         Input* a = carver.take<Input>(rows * (c_stride > stride ? c_stride : stride));
 
-        const char* c = static_cast<const char*>(call.c) + row * head.condition_width * (call.c_bf16 ? 2 : 4);
-        copy_rows(c, call.c_bf16, head.condition_width, rows, head.condition_width, a, c_stride);
+        const char* c = static_cast<const char*>(call.c) + row * head.condition_width * bytes_of(call.c_format);
+        copy_rows(c, call.c_format, head.condition_width, rows, head.condition_width, a, c_stride);
         store(a, c_stride, rows, head.condition, 0, panels, scratch, condition, stride);
         state.load(call.noise + row * head.channels, rows, head.channels);
         for (int k = 0; k < head.evaluations; ++k) {
@@ -236,8 +236,8 @@ struct FlowHeadKernels {
         float* inverse = own.take<float>(rows);
         Input* a = own.take<Input>(rows * (c_stride > stride ? c_stride : stride));
 
-        const char* c = static_cast<const char*>(call.c) + row * head.condition_width * (call.c_bf16 ? 2 : 4);
-        copy_rows(c, call.c_bf16, head.condition_width, rows, head.condition_width, a, c_stride);
+        const char* c = static_cast<const char*>(call.c) + row * head.condition_width * bytes_of(call.c_format);
+        copy_rows(c, call.c_format, head.condition_width, rows, head.condition_width, a, c_stride);
         store(a, c_stride, rows, head.condition, begin, end, scratch, condition, stride);
         state.load(call.noise + row * head.channels, rows, head.channels);
         wait(member);
@@ -289,7 +289,7 @@ struct FlowHeadKernels {
 
 template <class Vector, template <class> class HalfMode>
 void flow_head_rows(const FlowHeadView& head, const FlowHeadCall& call, int64_t row, int rows, char* memory) {
-    if (head.bf16) {
+    if (is_half(head.format)) {
         FlowHeadKernels<HalfMode<Vector>>::by_rows(head, call, row, rows, memory);
     } else {
         FlowHeadKernels<Full<Vector>>::by_rows(head, call, row, rows, memory);
@@ -299,7 +299,7 @@ void flow_head_rows(const FlowHeadView& head, const FlowHeadCall& call, int64_t 
 template <class Vector, template <class> class HalfMode>
 void flow_head_columns(const FlowHeadView& head, const FlowHeadCall& call, int64_t row, int rows, const Member& member,
                        char* shared, char* memory) {
-    if (head.bf16) {
+    if (is_half(head.format)) {
         FlowHeadKernels<HalfMode<Vector>>::by_columns(head, call, row, rows, member, shared, memory);
     } else {
         FlowHeadKernels<Full<Vector>>::by_columns(head, call, row, rows, member, shared, memory);

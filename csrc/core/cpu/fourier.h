@@ -9,6 +9,7 @@
 
 #include "core/cpu/dispatch.h"
 #include "core/cpu/gemm.h"
+#include "core/number_format.h"
 
 namespace enma {
 
@@ -31,7 +32,7 @@ struct FourierGrid {
 std::vector<std::vector<float>> fourier_tables(const FourierGrid& grid);
 
 // A filter as stored, [2, K, m, W, W], in fp32 as the sums read it: [m, K, 2, W, W].
-std::vector<float> fourier_filter(const void* filter, const FourierGrid& grid, bool bf16);
+std::vector<float> fourier_filter(const void* filter, const FourierGrid& grid, NumberFormat format);
 
 // Floats that a team shares, twice, and of each thread.
 std::size_t fourier_shared(const FourierGrid& grid);

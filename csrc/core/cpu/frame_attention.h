@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "core/cpu/dispatch.h"
+#include "core/number_format.h"
 
 namespace enma {
 
@@ -21,7 +22,7 @@ struct AttentionPart {
 };
 
 struct FrameAttention {
-    bool bf16;  // else fp32
+    NumberFormat format;  // of all rows
     int64_t batch, heads, tokens, head_dim;
     AttentionRows q;
     AttentionPart parts[3];  // prefix, cache, own; a part may be empty, not all of them

@@ -155,7 +155,7 @@ void attend(const FrameAttention& g, int64_t b, int64_t h, int64_t first, float*
 int64_t queries_of(int64_t tokens) { return tokens <= LANES ? LANES : 2 * LANES; }
 
 void attend_of(const FrameAttention& g, int64_t b, int64_t h, int64_t first, float* work) {
-    if (g.bf16) {
+    if (is_half(g.format)) {
         (g.tokens <= LANES ? attend<uint16_t, 1> : attend<uint16_t, 2>)(g, b, h, first, work);
     } else {
         (g.tokens <= LANES ? attend<float, 1> : attend<float, 2>)(g, b, h, first, work);

@@ -6,32 +6,32 @@ namespace enma {
 
 namespace {
 
-std::size_t weight_bytes(int n, int k, bool bf16) {
+std::size_t weight_bytes(int n, int k, NumberFormat format) {
     const std::size_t panels = (static_cast<std::size_t>(n) + PANEL - 1) / PANEL;
-    const std::size_t words = bf16 ? (static_cast<std::size_t>(k) + 1) / 2 : static_cast<std::size_t>(k);
+    const std::size_t words = is_half(format) ? (static_cast<std::size_t>(k) + 1) / 2 : static_cast<std::size_t>(k);
     return panels * PANEL * words * 4;
 }
 
 }  // namespace
 
-float stored(const void* values, std::ptrdiff_t i, bool bf16) {
-    if (!bf16) return static_cast<const float*>(values)[i];
+float stored(const void* values, std::ptrdiff_t i, NumberFormat format) {
+    if (!is_half(format)) return static_cast<const float*>(values)[i];
     const std::uint32_t bits = static_cast<std::uint32_t>(static_cast<const std::uint16_t*>(values)[i]) << 16;
     float value;
     std::memcpy(&value, &bits, sizeof value);
     return value;
 }
 
-std::size_t packed_bytes(int n, int k, bool bf16) {
-    return weight_bytes(n, k, bf16) + (static_cast<std::size_t>(n) + PANEL - 1) / PANEL * PANEL * sizeof(float);
+std::size_t packed_bytes(int n, int k, NumberFormat format) {
+    return weight_bytes(n, k, format) + (static_cast<std::size_t>(n) + PANEL - 1) / PANEL * PANEL * sizeof(float);
 }
 
-void pack_linear(const void* weight, const void* bias, int n, int k, bool bf16, void* packed) {
-    std::memset(packed, 0, packed_bytes(n, k, bf16));
-    const std::ptrdiff_t words = bf16 ? (k + 1) / 2 : k;
+void pack_linear(const void* weight, const void* bias, int n, int k, NumberFormat format, void* packed) {
+    std::memset(packed, 0, packed_bytes(n, k, format));
+    const std::ptrdiff_t words = is_half(format) ? (k + 1) / 2 : k;
     for (int i = 0; i < n; ++i) {
         const std::ptrdiff_t at = static_cast<std::ptrdiff_t>(i / PANEL) * words * PANEL + i % PANEL;
-        if (bf16) {
+        if (is_half(format)) {
             const std::uint16_t* row = static_cast<const std::uint16_t*>(weight) + static_cast<std::ptrdiff_t>(i) * k;
             std::uint16_t* out = static_cast<std::uint16_t*>(packed) + 2 * at;
             for (int j = 0; j < k; ++j) out[static_cast<std::ptrdiff_t>(j / 2) * 2 * PANEL + j % 2] = row[j];
@@ -42,13 +42,13 @@ void pack_linear(const void* weight, const void* bias, int n, int k, bool bf16, 
         }
     }
     if (bias == nullptr) return;
-    float* biases = reinterpret_cast<float*>(static_cast<char*>(packed) + weight_bytes(n, k, bf16));
-    for (int i = 0; i < n; ++i) biases[i] = stored(bias, i, bf16);
+    float* biases = reinterpret_cast<float*>(static_cast<char*>(packed) + weight_bytes(n, k, format));
+    for (int i = 0; i < n; ++i) biases[i] = stored(bias, i, format);
 }
 
-LinearView view_linear(const void* packed, int n, int k, bool bf16) {
-    const char* bias = static_cast<const char*>(packed) + weight_bytes(n, k, bf16);
-    return {packed, reinterpret_cast<const float*>(bias), n, k, bf16};
+LinearView view_linear(const void* packed, int n, int k, NumberFormat format) {
+    const char* bias = static_cast<const char*>(packed) + weight_bytes(n, k, format);
+    return {packed, reinterpret_cast<const float*>(bias), n, k, format};
 }
 
 const Kernels& kernels(Isa isa) {
@@ -57,12 +57,10 @@ const Kernels& kernels(Isa isa) {
         case Isa::avx2: return kernels_avx2;
         case Isa::avx512: return kernels_avx512;
         case Isa::avx512_bf16: return kernels_avx512_bf16;
-        case Isa::avx512_amx: return kernels_avx512_amx;
 #endif
-#ifndef ENMA_NO_EMULATION
+#ifdef ENMA_EMULATION
         case Isa::emulated_avx512: return kernels_emulated_avx512;
         case Isa::emulated_avx512_bf16: return kernels_emulated_avx512_bf16;
-        case Isa::emulated_avx512_amx: return kernels_emulated_avx512_amx;
 #endif
         default: return kernels_scalar;
     }

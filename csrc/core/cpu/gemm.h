@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "core/cpu/dispatch.h"
+#include "core/number_format.h"
 
 namespace enma {
 
@@ -28,18 +29,18 @@ struct LinearView {
     const float* bias;
     int n;
     int k;
-    bool bf16;
+    NumberFormat format;
 };
 
-std::size_t packed_bytes(int n, int k, bool bf16);
+std::size_t packed_bytes(int n, int k, NumberFormat format);
 
 // weight [n, k]; bias [n] or null; both bf16 or both fp32.
-void pack_linear(const void* weight, const void* bias, int n, int k, bool bf16, void* packed);
+void pack_linear(const void* weight, const void* bias, int n, int k, NumberFormat format, void* packed);
 
 // Number i of weights as stored.
-float stored(const void* values, std::ptrdiff_t i, bool bf16);
+float stored(const void* values, std::ptrdiff_t i, NumberFormat format);
 
-LinearView view_linear(const void* packed, int n, int k, bool bf16);
+LinearView view_linear(const void* packed, int n, int k, NumberFormat format);
 
 class Barrier;
 struct FlowHeadView;
@@ -87,9 +88,7 @@ extern const Kernels kernels_scalar;
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
 extern const Kernels kernels_avx512_bf16;
-extern const Kernels kernels_avx512_amx;
 extern const Kernels kernels_emulated_avx512;
 extern const Kernels kernels_emulated_avx512_bf16;
-extern const Kernels kernels_emulated_avx512_amx;
 
 }  // namespace enma

@@ -1,5 +1,6 @@
-// The kernels of AVX-512, AVX-512 BF16 and AMX on vectors and tiles emulated one number at a time, so that machines
-// without can test them.
+// The kernels of AVX-512 and AVX-512 BF16 on vectors emulated one number at a time, so that machines without can test
+// them.
+#ifdef ENMA_EMULATION
 #include "core/cpu/sampler.h"
 
 // Small and slow: full optimisation takes a minute and half a megabyte.
@@ -8,7 +9,6 @@
 #define ENMA_SMALL
 #endif
 #include "core/cpu/sampler_kernels.h"
-#include "core/cpu/gemm_amx.h"
 
 namespace enma {
 namespace {
@@ -118,72 +118,11 @@ struct Emulated {
     }
 };
 
-struct EmulatedTile {
-    int rows;
-    union {
-        float sums[TILE_ROWS][PANEL];
-        Half pairs[TILE_ROWS][PANEL][2];
-    };
-};
-
-thread_local EmulatedTile emulated_tiles[8];
-
-struct EmulatedTiles {
-    ENMA_CALLED void configure(int rows) {
-        for (int i = 0; i < 8; ++i) emulated_tiles[i] = {i < TILE_WEIGHTS ? rows : TILE_PAIRS, {}};
-    }
-    template <int TILE>
-    ENMA_CALLED void zero() {
-        emulated_tiles[TILE] = {emulated_tiles[TILE].rows, {}};
-    }
-    template <int TILE>
-    ENMA_CALLED void load(const void* from, ptrdiff_t row_bytes) {
-        EmulatedTile& tile = emulated_tiles[TILE];
-        for (int r = 0; r < tile.rows; ++r) {
-            __builtin_memcpy(tile.pairs[r], static_cast<const char*>(from) + r * row_bytes, sizeof tile.pairs[r]);
-        }
-    }
-    // As TDPBF16PS: what the first and what the second of all pairs add is summed apart; denormal numbers are zero.
-    template <int SUM, int INPUTS, int WEIGHTS>
-    ENMA_CALLED void multiply() {
-        EmulatedTile &sum = emulated_tiles[SUM], &x = emulated_tiles[INPUTS], &w = emulated_tiles[WEIGHTS];
-        for (int r = 0; r < sum.rows; ++r) {
-            for (int j = 0; j < PANEL; ++j) {
-                float both[2] = {};
-                for (int i = 0; i < w.rows; ++i) {
-                    for (int half = 0; half < 2; ++half) {
-                        const float a = flushed(widened(x.pairs[r][i][half])),
-                                    b = flushed(widened(w.pairs[i][j][half]));
-                        both[half] = flushed(__builtin_fmaf(a, b, both[half]));
-                    }
-                }
-                sum.sums[r][j] = flushed(flushed(sum.sums[r][j]) + flushed(both[0] + both[1]));
-            }
-        }
-    }
-    template <int TILE>
-    ENMA_CALLED void store(float* to, ptrdiff_t row_bytes) {
-        const EmulatedTile& tile = emulated_tiles[TILE];
-        for (int r = 0; r < tile.rows; ++r) {
-            __builtin_memcpy(reinterpret_cast<char*>(to) + r * row_bytes, tile.sums[r], sizeof tile.sums[r]);
-        }
-    }
-    // As the registers: nothing can be stored any more.
-    ENMA_CALLED void release() { configure(0); }
-
-    ENMA_CALLED float flushed(float a) {
-        return a < __FLT_MIN__ && a > -__FLT_MIN__ ? __builtin_copysignf(0.0f, a) : a;
-    }
-};
-
-struct WithTiles : Emulated {
-    typedef EmulatedTiles Tiles;
-};
-
 }  // namespace
 
 const Kernels kernels_emulated_avx512 = kernels_with<Emulated, Widened>();
 const Kernels kernels_emulated_avx512_bf16 = kernels_with<Emulated, Paired>();
-const Kernels kernels_emulated_avx512_amx = kernels_with<WithTiles, Tiled>();
 
 }  // namespace enma
+
+#endif

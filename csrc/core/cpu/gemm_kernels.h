@@ -2,9 +2,9 @@
 // pragma. Everything here has internal linkage and calls nothing inline of a standard header: the linker keeps one copy
 // of such a function and might take the one of this file for the whole program.
 //
-// Every sum over k is taken in the order of k by one accumulator, whatever the tiling (in gemm_amx.h in an order that k
-// alone fixes), so a row's result depends neither on the other rows nor on the number of threads. No product feeds a sum
-// except through `fma`, so the compiler has nothing to contract.
+// Every sum over k is taken in the order of k by one accumulator, whatever the tiling, so a row's result depends neither
+// on the other rows nor on the number of threads. No product feeds a sum except through `fma`, so the compiler has
+// nothing to contract.
 #pragma once
 
 #include <stddef.h>
@@ -43,7 +43,7 @@ struct Full {
     typedef float Input;
     typedef float Weight;
     static constexpr int STEP = 1;
-    static constexpr bool WIDENS = false, TILES = false;
+    static constexpr bool WIDENS = false;
 };
 
 // bf16 weights, widened exactly; inputs stay fp32.
@@ -53,7 +53,7 @@ struct Widened {
     typedef float Input;
     typedef uint32_t Weight;
     static constexpr int STEP = 2;
-    static constexpr bool WIDENS = true, TILES = false;
+    static constexpr bool WIDENS = true;
 };
 
 // bf16 weights and inputs, products of pairs.
@@ -63,13 +63,7 @@ struct Paired {
     typedef Half Input;
     typedef uint32_t Weight;
     static constexpr int STEP = 2;
-    static constexpr bool WIDENS = false, TILES = false;
-};
-
-// The same, by the tile registers `V::Tiles`.
-template <class V>
-struct Tiled : Paired<V> {
-    static constexpr bool TILES = true;
+    static constexpr bool WIDENS = false;
 };
 
 template <class Mode>
@@ -227,7 +221,6 @@ ENMA_INLINE const typename Mode::Weight* panel_of(const LinearView& linear, int 
 // GEMM_ROWS rows; `scratch` has GEMM_SCRATCH bytes. `next` are the weights of the product after this one, where they do
 // not follow in memory: a product's first panels come from far away as a rule.
 template <class Mode, class Epilogue>
-    requires(!Mode::TILES)
 void gemm(const typename Mode::Input* a, ptrdiff_t lda, int rows, const LinearView& linear, int begin, int end,
           float* scratch, const Epilogue& finish, const typename Mode::Weight* next = nullptr) {
     typedef typename Mode::Vector V;
@@ -268,12 +261,6 @@ void gemm(const typename Mode::Input* a, ptrdiff_t lda, int rows, const LinearVi
         panel += span;
     }
 }
-
-// The same by tile registers, in gemm_amx.h.
-template <class Mode, class Epilogue>
-    requires(Mode::TILES)
-void gemm(const Half* a, ptrdiff_t lda, int rows, const LinearView& linear, int begin, int end, float* scratch,
-          const Epilogue& finish, const uint32_t* next = nullptr);
 
 // e^x within 1.2 ulp for |x| < 87; beyond it saturates at 2^+-127. NaN stays.
 template <class V>
@@ -325,10 +312,11 @@ ENMA_INLINE void put_one(Half* out, float value) { *out = rounded(value); }
 
 // Rows of fp32 or bf16 in memory as inputs of a product, zero from `width` up to `out_stride`.
 template <class Input>
-void copy_rows(const void* from, bool bf16, ptrdiff_t stride, int rows, int width, Input* out, ptrdiff_t out_stride) {
+void copy_rows(const void* from, NumberFormat format, ptrdiff_t stride, int rows, int width, Input* out,
+               ptrdiff_t out_stride) {
     for (int r = 0; r < rows; ++r) {
         Input* row = out + r * out_stride;
-        if (bf16) {
+        if (is_half(format)) {
             const Half* x = static_cast<const Half*>(from) + r * stride;
             for (int j = 0; j < width; ++j) put_one(row + j, widened(x[j]));
         } else {

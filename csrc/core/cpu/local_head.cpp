@@ -90,7 +90,7 @@ struct Pass {
     // y = norm(x) of places [begin, end)
     void normalise(const float* x, const float* weight, int begin, int end, float* y) const {
         const int W = head.width;
-        const RmsNorm norm{false, false, end, W, head.epsilon, weight, 1};
+        const RmsNorm norm{NumberFormat::fp32, NumberFormat::fp32, end, W, head.epsilon, weight, 1};
         const RmsNormForward rows{{x, W}, {}, y, nullptr, nullptr};
         vectors.rms_norm.forward(norm, rows, begin, end, own.norm);
     }
@@ -98,13 +98,13 @@ struct Pass {
 
 }  // namespace
 
-std::vector<float> local_windows(const void* weight, int outward, int inward, int count, bool bf16) {
+std::vector<float> local_windows(const void* weight, int outward, int inward, int count, NumberFormat format) {
     std::vector<float> out(static_cast<std::size_t>(outward) * inward * count);
     for (int o = 0; o < outward; ++o) {
         for (int i = 0; i < inward; ++i) {
             for (int tap = 0; tap < count; ++tap) {
                 const std::ptrdiff_t from = (static_cast<std::ptrdiff_t>(o) * inward + i) * count + tap;
-                out[(static_cast<std::size_t>(o) * count + tap) * inward + i] = stored(weight, from, bf16);
+                out[(static_cast<std::size_t>(o) * count + tap) * inward + i] = stored(weight, from, format);
             }
         }
     }
@@ -185,7 +185,7 @@ void local_head(const LocalHeadView& head, Isa isa, const float* features, const
                 pass.gather(y, W, first, last);
                 pass.linear(block.gate_up, mine.gathered, last - first, mine.out);
             }
-            const Swiglu gate{false, last - first, W, mine.out, 1};
+            const Swiglu gate{NumberFormat::fp32, last - first, W, mine.out, 1};
             pass.vectors.swiglu.forward(gate, mine.gated, 0, last - first);
             pass.linear(block.down, mine.gated, last - first, mine.out);
             float* to = x + static_cast<std::ptrdiff_t>(first) * W;

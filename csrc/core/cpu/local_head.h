@@ -87,7 +87,7 @@ constexpr int NOISE_PAST = 2;
 constexpr bool local_width_fits(int width) { return width > 0 && width % PANEL == 0; }
 
 // A convolution's weight in fp32 as the products read it: [outward, (line, place, inward)].
-std::vector<float> local_windows(const void* weight, int outward, int inward, int taps, bool bf16);
+std::vector<float> local_windows(const void* weight, int outward, int inward, int taps, NumberFormat format);
 
 // Bytes that a team shares, and of each thread.
 std::size_t local_head_shared_bytes(const LocalHeadView& head);

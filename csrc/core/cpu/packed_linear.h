@@ -19,14 +19,14 @@ class Linear {
     // Column j has weight(j, k) and bias(j).
     template <class Weight, class Bias>
     Linear(int columns, int inputs, const Weight& weight, const Bias& bias)
-        : packed_(packed_bytes(columns, inputs, false)) {
+        : packed_(packed_bytes(columns, inputs, NumberFormat::fp32)) {
         std::vector<float> weights(static_cast<std::size_t>(columns) * inputs), biases(columns);
         for (int j = 0; j < columns; ++j) {
             for (int k = 0; k < inputs; ++k) weights[static_cast<std::size_t>(j) * inputs + k] = weight(j, k);
             biases[j] = bias(j);
         }
-        pack_linear(weights.data(), biases.data(), columns, inputs, false, packed_.data());
-        view_ = view_linear(packed_.data(), columns, inputs, false);
+        pack_linear(weights.data(), biases.data(), columns, inputs, NumberFormat::fp32, packed_.data());
+        view_ = view_linear(packed_.data(), columns, inputs, NumberFormat::fp32);
     }
     const LinearView& view() const { return view_; }
 

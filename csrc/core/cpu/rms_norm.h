@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "core/cpu/dispatch.h"
+#include "core/number_format.h"
 
 namespace enma {
 
@@ -14,8 +15,8 @@ struct NormRows {
 };
 
 struct RmsNorm {
-    bool bf16;  // of all rows, else fp32
-    bool weight_bf16;
+    NumberFormat format;  // of all rows
+    NumberFormat weight_format;
     int64_t rows, width;
     float eps;
     const void* weight;

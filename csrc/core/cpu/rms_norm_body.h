@@ -17,8 +17,8 @@ ENMA_INLINE const T* row_of(const NormRows& rows, int64_t r) {
 // The weight in fp32.
 void widen_weight(const RmsNorm& g, float* weight) {
     each(g.width, [&](int64_t i, auto part) {
-        const Floats w = g.weight_bf16 ? load(static_cast<const uint16_t*>(g.weight) + i, part)
-                                       : load(static_cast<const float*>(g.weight) + i, part);
+        const Floats w = is_half(g.weight_format) ? load(static_cast<const uint16_t*>(g.weight) + i, part)
+                                                  : load(static_cast<const float*>(g.weight) + i, part);
         store(weight + i, w, part);
     });
 }
@@ -93,11 +93,11 @@ void backward(const RmsNorm& g, const RmsNormBackward& b, int64_t begin, int64_t
 }
 
 void forward_of(const RmsNorm& g, const RmsNormForward& f, int64_t begin, int64_t end, float* work) {
-    (g.bf16 ? forward<uint16_t> : forward<float>)(g, f, begin, end, work);
+    (is_half(g.format) ? forward<uint16_t> : forward<float>)(g, f, begin, end, work);
 }
 
 void backward_of(const RmsNorm& g, const RmsNormBackward& b, int64_t begin, int64_t end, float* work, float* sum) {
-    (g.bf16 ? backward<uint16_t> : backward<float>)(g, b, begin, end, work, sum);
+    (is_half(g.format) ? backward<uint16_t> : backward<float>)(g, b, begin, end, work, sum);
 }
 
 constexpr enma::RmsNormKernels KERNELS{&forward_of, &backward_of};

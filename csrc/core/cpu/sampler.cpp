@@ -55,7 +55,7 @@ SamplerSession::SamplerSession(const Sampler& sampler, SamplerSettings settings)
     // Tokens of a mask step, and of a draw of noise.
     const int most = set.counts.empty() ? 0 : *std::max_element(set.counts.begin(), set.counts.end());
     const int drawn = m.one_pass ? N : most;
-    const bool halves = m.bf16 && kernels(set.isa).halves;
+    const bool halves = is_half(m.format) && kernels(set.isa).halves;
     const std::size_t input = halves ? 2 : 4, ld = row_stride(m.width), B = set.rows, G = set.groups;
     state_.group = group_.data();
     state_.attention = &vector_kernels(set.isa).frame_attention;
@@ -206,7 +206,7 @@ void SamplerSession::follow(const float* tokens) {
 void SamplerSession::keep(const int* rows, int count) {
     const SamplerView& m = *model_;
     const std::size_t frame = sizeof(float) * m.tokens * row_stride(m.width);
-    const std::size_t input = m.bf16 && kernels(settings_.isa).halves ? 2 : 4;
+    const std::size_t input = is_half(m.format) && kernels(settings_.isa).halves ? 2 : 4;
     const std::size_t known = static_cast<std::size_t>(state_.own_frames) * m.tokens * state_.own.token * input;
     const std::size_t past = past_size();
     for (int i = 0; i < count; ++i) {
@@ -302,7 +302,9 @@ void SamplerSession::decide_rows(int begin, int end, int done, int count) {
 void SamplerSession::decide(const Region& region, int step, int done, int count) {
     const FlowHeadView& head = settings_.heads[step]->view();
     const int total = settings_.rows * count;
-    const FlowHeadCall call{state_.condition, model_->bf16 && region.run.halves, state_.noise, state_.drawn, total};
+    const FlowHeadCall call{state_.condition,
+                            is_half(model_->format) && region.run.halves ? NumberFormat::bf16 : NumberFormat::fp32,
+                            state_.noise, state_.drawn, total};
     const Member& member = region.member;
     if (flow_head_shares_columns(head, total, member.threads)) {
         const int begin = static_cast<int>(std::int64_t{settings_.rows} * member.thread / member.threads);

@@ -32,7 +32,8 @@ struct RotaryView {
 
 struct SamplerView {
     int tokens, channels, width, heads, head_dim, hidden;
-    bool bf16, concat, scale_shift, residual;
+    NumberFormat format;
+    bool concat, scale_shift, residual;
     bool one_pass;  // frames are decided in one pass, the first of a trajectory only by a head of its own
     float epsilon;  // of the norms
     int masked_rows;
@@ -73,7 +74,8 @@ struct BlockWeights {
 
 struct SamplerWeights {
     int tokens, channels, width, heads, hidden, rank;
-    bool bf16, concat;
+    NumberFormat format;
+    bool concat;
     const void *embed_weight, *embed_bias, *start;
     std::vector<BlockWeights> causal;
     const void *narrow, *wide_weight, *wide_bias;  // null without scaling and shift

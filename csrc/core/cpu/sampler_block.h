@@ -199,7 +199,7 @@ struct SamplerKernels {
     void attend(const Input* q, ptrdiff_t q_token, int queries, const AttentionPart* parts, int count,
                 Input* out) const {
         const AttentionPart none = part(nullptr, nullptr, 0, 0);
-        const FrameAttention g{is_paired<Mode>,
+        const FrameAttention g{is_paired<Mode> ? NumberFormat::bf16 : NumberFormat::fp32,
                                1,
                                m.heads,
                                queries,

@@ -26,19 +26,21 @@ void masked_of(const SamplerView& model, const SamplerState& state, const MaskTa
 template <class Vector, template <class> class HalfMode>
 void causal_frame(const SamplerView& model, const SamplerState& state, const CausalTask& task, const Member& member,
                   char* shared, char* memory) {
-    (model.bf16 ? causal_of<HalfMode<Vector>> : causal_of<Full<Vector>>)(model, state, task, member, shared, memory);
+    (is_half(model.format) ? causal_of<HalfMode<Vector>> : causal_of<Full<Vector>>)(model, state, task, member, shared,
+                                                                                    memory);
 }
 
 template <class Vector, template <class> class HalfMode>
 void mask_step(const SamplerView& model, const SamplerState& state, const MaskTask& task, const Member& member,
                char* shared, char* memory) {
-    (model.bf16 ? masked_of<HalfMode<Vector>> : masked_of<Full<Vector>>)(model, state, task, member, shared, memory);
+    (is_half(model.format) ? masked_of<HalfMode<Vector>> : masked_of<Full<Vector>>)(model, state, task, member, shared,
+                                                                                    memory);
 }
 
 template <class Vector, template <class> class HalfMode>
 void moments(const SamplerView& model, const SamplerState& state, int begin, int end, char* memory) {
     const Member alone{0, 1, nullptr};
-    if (model.bf16) {
+    if (is_half(model.format)) {
         SamplerKernels<HalfMode<Vector>>(model, state, alone, 0, memory).moments(begin, end);
     } else {
         SamplerKernels<Full<Vector>>(model, state, alone, 0, memory).moments(begin, end);

@@ -14,30 +14,30 @@ namespace {
 // Packs weights one after the other; the first pass counts, the second packs.
 class Packer {
    public:
-    Packer(Allocator& memory, bool bf16, bool write) : memory_(memory), bf16_(bf16), write_(write) {}
+    Packer(Allocator& memory, NumberFormat format, bool write) : memory_(memory), format_(format), write_(write) {}
 
     // Rows [part n, (part + 1) n) of a weight [.., k].
     LinearView linear(const void* weight, const void* bias, int part, int n, int k) {
-        char* packed = memory_.take<char>(packed_bytes(n, k, bf16_));
+        char* packed = memory_.take<char>(packed_bytes(n, k, format_));
         if (!write_) return {};
-        const std::ptrdiff_t size = bf16_ ? 2 : 4;
+        const std::ptrdiff_t size = bytes_of(format_);
         const char* rows = static_cast<const char*>(weight) + size * part * n * k;
         const char* biases = bias == nullptr ? nullptr : static_cast<const char*>(bias) + size * part * n;
-        pack_linear(rows, biases, n, k, bf16_, packed);
-        return view_linear(packed, n, k, bf16_);
+        pack_linear(rows, biases, n, k, format_, packed);
+        return view_linear(packed, n, k, format_);
     }
 
     // A vector in fp32, zero beyond its end.
-    const float* vector(const void* values, int n) { return rows(values, 1, n, bf16_); }
+    const float* vector(const void* values, int n) { return rows(values, 1, n, format_); }
 
-    const float* rows(const void* values, int count, int n, bool bf16) {
+    const float* rows(const void* values, int count, int n, NumberFormat format) {
         const std::ptrdiff_t stride = row_stride(n);
         float* out = memory_.take<float>(count * stride);
         if (!write_) return nullptr;
         std::memset(out, 0, count * stride * sizeof(float));
         for (int i = 0; i < count; ++i) {
             for (int j = 0; j < n; ++j) {
-                out[i * stride + j] = stored(values, static_cast<std::ptrdiff_t>(i) * n + j, bf16);
+                out[i * stride + j] = stored(values, static_cast<std::ptrdiff_t>(i) * n + j, format);
             }
         }
         return out;
@@ -52,7 +52,7 @@ class Packer {
 
    private:
     Allocator& memory_;
-    bool bf16_;
+    NumberFormat format_;
     bool write_;
 };
 
@@ -77,20 +77,20 @@ std::vector<BlockView> pack_blocks(Packer& pack, const std::vector<BlockWeights>
 }
 
 // The products of a local head are fp32 whatever the weights are.
-LocalHeadView pack_local(Allocator& memory, const LocalHeadWeights& w, bool bf16, float epsilon, bool write,
+LocalHeadView pack_local(Allocator& memory, const LocalHeadWeights& w, NumberFormat format, float epsilon, bool write,
                          std::vector<LocalBlockView>& blocks) {
-    Packer exact(memory, false, write), given(memory, bf16, write);
+    Packer exact(memory, NumberFormat::fp32, write), given(memory, format, write);
     const int W = w.width;
     const auto convolution = [&](const void* weight, int outward, int inward) {
         std::vector<float> windows;
-        if (write) windows = local_windows(weight, outward, inward, w.grid.taps(), bf16);
+        if (write) windows = local_windows(weight, outward, inward, w.grid.taps(), format);
         return exact.linear(windows.data(), nullptr, 0, outward, w.grid.taps() * inward);
     };
     const auto linear = [&](const void* weight, const void* bias, int outward) {
         std::vector<float> widened(static_cast<std::size_t>(outward) * (W + 1));
-        for (int i = 0; write && i < outward * W; ++i) widened[i] = stored(weight, i, bf16);
+        for (int i = 0; write && i < outward * W; ++i) widened[i] = stored(weight, i, format);
         float* biases = widened.data() + static_cast<std::size_t>(outward) * W;
-        for (int i = 0; write && bias != nullptr && i < outward; ++i) biases[i] = stored(bias, i, bf16);
+        for (int i = 0; write && bias != nullptr && i < outward; ++i) biases[i] = stored(bias, i, format);
         return exact.linear(widened.data(), biases, 0, outward, W);
     };
     LocalHeadView view{};
@@ -112,7 +112,7 @@ LocalHeadView pack_local(Allocator& memory, const LocalHeadWeights& w, bool bf16
     }
     const auto filter = [&](const void* weight) {
         std::vector<float> values;
-        if (write) values = fourier_filter(weight, grid, bf16);
+        if (write) values = fourier_filter(weight, grid, format);
         return exact.table(values.data(), grid.filter_size());
     };
     blocks.clear();
@@ -141,7 +141,7 @@ Sampler::Sampler(const SamplerWeights& w) {
     v.heads = w.heads;
     v.head_dim = w.width / w.heads;
     v.hidden = w.hidden;
-    v.bf16 = w.bf16;
+    v.format = w.format;
     v.concat = w.concat;
     v.scale_shift = w.narrow != nullptr;
     v.residual = w.moments_weight != nullptr;
@@ -155,11 +155,11 @@ Sampler::Sampler(const SamplerWeights& w) {
     const int D = w.width, C = w.channels, N = w.tokens, half = v.head_dim / 2;
     const auto fill = [&](bool write) {
         Allocator memory(write ? packed_.data() : nullptr);
-        Packer pack(memory, w.bf16, write);
+        Packer pack(memory, w.format, write);
         // In the order of use.
         v.embed = pack.linear(w.embed_weight, w.embed_bias, 0, D, C);
-        v.start = pack.rows(w.start, 2, D, w.bf16);
-        v.places = w.places == nullptr ? nullptr : pack.rows(w.places, N, D, false);
+        v.start = pack.rows(w.start, 2, D, w.format);
+        v.places = w.places == nullptr ? nullptr : pack.rows(w.places, N, D, NumberFormat::fp32);
         causal_ = pack_blocks(pack, w.causal, D, w.heads, w.hidden);
         if (v.scale_shift) {
             v.narrow = pack.linear(w.narrow, nullptr, 0, w.rank, D);
@@ -182,8 +182,8 @@ Sampler::Sampler(const SamplerWeights& w) {
                 v.first_read = pack.linear(w.first_read_weight, w.first_read_bias, 0, columns(*w.first), D);
             }
         }
-        if (w.local != nullptr) local_ = pack_local(memory, *w.local, w.bf16, w.epsilon, write, local_blocks_);
-        if (w.first != nullptr) first_ = pack_local(memory, *w.first, w.bf16, w.epsilon, write, first_blocks_);
+        if (w.local != nullptr) local_ = pack_local(memory, *w.local, w.format, w.epsilon, write, local_blocks_);
+        if (w.first != nullptr) first_ = pack_local(memory, *w.first, w.format, w.epsilon, write, first_blocks_);
         const auto table = [&](const float* values, std::size_t rows) {
             return values == nullptr ? nullptr : pack.table(values, rows * half);
         };

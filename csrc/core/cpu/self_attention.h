@@ -8,12 +8,13 @@
 #include <cstdint>
 
 #include "core/cpu/dispatch.h"
+#include "core/number_format.h"
 
 namespace enma {
 
 // All tensors lie without gaps, in the problem's type unless said otherwise.
 struct SelfAttention {
-    bool bf16;  // else fp32
+    NumberFormat format;  // of all rows
     int64_t batch, heads, tokens, head_dim;
     int64_t frame;  // tokens of a frame
     int64_t past;   // earlier keys

@@ -287,12 +287,12 @@ int64_t forward_work_of(const SelfAttention& g) { return forward_work(Head<float
 int64_t backward_work_of(const SelfAttention& g) { return backward_work(Head<float>{g, 0, 0}); }
 
 void forward_of(const SelfAttention& g, const SelfAttentionForward& f, int64_t b, int64_t h, float* work) {
-    (g.bf16 ? forward<uint16_t> : forward<float>)(g, f, b, h, work);
+    (is_half(g.format) ? forward<uint16_t> : forward<float>)(g, f, b, h, work);
 }
 
 void backward_of(const SelfAttention& g, const SelfAttentionBackward& f, int64_t b, int64_t h, float* weights,
                  float* work) {
-    (g.bf16 ? backward<uint16_t> : backward<float>)(g, f, b, h, weights, work);
+    (is_half(g.format) ? backward<uint16_t> : backward<float>)(g, f, b, h, weights, work);
 }
 
 constexpr enma::SelfAttentionKernels KERNELS{&forward_work_of, &backward_work_of, &forward_of, &backward_of};

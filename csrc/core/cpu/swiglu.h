@@ -4,11 +4,12 @@
 #include <cstdint>
 
 #include "core/cpu/dispatch.h"
+#include "core/number_format.h"
 
 namespace enma {
 
 struct Swiglu {
-    bool bf16;  // of all rows, else fp32
+    NumberFormat format;  // of all rows
     int64_t rows, width;
     const void* x;  // [rows, 2, width], without gaps
     int threads;

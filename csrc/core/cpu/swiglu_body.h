@@ -43,11 +43,11 @@ void backward(const Swiglu& g, const void* grad_y, void* grad_x, int64_t begin, 
 }
 
 void forward_of(const Swiglu& g, void* y, int64_t begin, int64_t end) {
-    (g.bf16 ? forward<uint16_t> : forward<float>)(g, y, begin, end);
+    (is_half(g.format) ? forward<uint16_t> : forward<float>)(g, y, begin, end);
 }
 
 void backward_of(const Swiglu& g, const void* grad_y, void* grad_x, int64_t begin, int64_t end) {
-    (g.bf16 ? backward<uint16_t> : backward<float>)(g, grad_y, grad_x, begin, end);
+    (is_half(g.format) ? backward<uint16_t> : backward<float>)(g, grad_y, grad_x, begin, end);
 }
 
 constexpr enma::SwigluKernels KERNELS{&forward_of, &backward_of};

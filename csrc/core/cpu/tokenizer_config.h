@@ -35,11 +35,21 @@ struct TokenizerConfig {
     int count(LayerKind kind) const { return static_cast<int>(std::count(layers.begin(), layers.end(), kind)); }
     int space_factor() const { return stride_ends << count(LayerKind::space); }
     int time_factor() const { return 1 << count(LayerKind::time); }
+    // Points of a frame, and places of a latent frame.
+    std::int64_t points() const { return points_over(1); }
+    std::int64_t places() const { return points_over(space_factor()); }
     // Latent frames that cover so many frames, and those that cover none beyond them.
     std::int64_t latent_frames(std::int64_t frames) const {
         return (frames - 1 + time_factor() - 1) / time_factor() + 1;
     }
     std::int64_t whole_latents(std::int64_t frames) const { return frames == 0 ? 0 : (frames - 1) / time_factor() + 1; }
+
+   private:
+    std::int64_t points_over(std::int64_t factor) const {
+        std::int64_t product = 1;
+        for (const std::int64_t n : grid) product *= n / factor;
+        return product;
+    }
 };
 
 }  // namespace enma

@@ -7,12 +7,10 @@ const VectorKernels& vector_kernels(Isa isa) {
     switch (isa) {
         case Isa::avx2: found = vector_kernels_avx2(); break;
         case Isa::avx512:
-        case Isa::avx512_bf16:
-        case Isa::avx512_amx: found = vector_kernels_avx512(); break;
-#ifndef ENMA_NO_EMULATION
+        case Isa::avx512_bf16: found = vector_kernels_avx512(); break;
+#ifdef ENMA_EMULATION
         case Isa::emulated_avx512:
-        case Isa::emulated_avx512_bf16:
-        case Isa::emulated_avx512_amx: found = vector_kernels_emulated(); break;
+        case Isa::emulated_avx512_bf16: found = vector_kernels_emulated(); break;
 #endif
         default: break;
     }

@@ -1,4 +1,5 @@
 // Vectors of 16 lanes out of what the baseline has: the code of AVX-512 under test on any machine.
+#ifdef ENMA_EMULATION
 #include <cstdint>
 
 #include "core/cpu/vector_kernels.h"
@@ -22,3 +23,5 @@ static constexpr enma::VectorKernels KERNELS{frame::KERNELS, point::KERNELS, nor
                                              gated::KERNELS, units::elu,     sums::of_rows};
 
 const enma::VectorKernels* enma::vector_kernels_emulated() { return &KERNELS; }
+
+#endif

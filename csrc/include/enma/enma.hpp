@@ -96,8 +96,11 @@ using Log = std::function<void(int level, const std::string& message)>;
 // A checkpoint folder; sessions keep what they need of it.
 class Model {
    public:
-    explicit Model(const std::string& folder, Log log = {}) : log_(std::make_shared<const Log>(std::move(log))) {
+    // `format` is ENMA_FP32 or ENMA_BF16.
+    explicit Model(const std::string& folder, Log log = {}, std::int32_t format = ENMA_FP32)
+        : log_(std::make_shared<const Log>(std::move(log))) {
         enma_model_options options = ENMA_MODEL_OPTIONS;
+        options.format = format;
         options.log = *log_ ? &Model::say : nullptr;
         options.log_user = const_cast<Log*>(log_.get());
         enma_model* handle = nullptr;

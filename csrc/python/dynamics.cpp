@@ -1,0 +1,145 @@
+// The sampler of a Python model, by the code that libenma runs.
+#include "runtime/dynamics.h"
+
+#include "python/bindings.h"
+#include "python/parameters.h"
+#include "python/tensor.h"
+
+namespace enma {
+
+namespace dynamics_binding {
+
+constexpr char OP[] = "sampler";
+
+// Packed weights, and the Python tensors from which more is packed when it is asked for.
+class PackedDynamics {
+   public:
+    PackedDynamics(const std::string& config, const py::dict& parameters, const std::string& format)
+        : parameters_(py::reinterpret_steal<py::dict>(PyDict_Copy(parameters.ptr()))),
+          tensors_(tensors_of(parameters_)) {
+        expect(format == "fp32" || format == "bf16", OP, ": format is '", format, "'; expected 'fp32' or 'bf16'");
+        const ModelConfig read = read_config(Json::parse(config, "config"), "config");
+        const py::gil_scoped_release release;
+        dynamics_.emplace(read, tensors_, format == "bf16" ? NumberFormat::bf16 : NumberFormat::fp32);
+        tensors_.check_all_taken();
+    }
+
+    const Dynamics& operator*() const { return *dynamics_; }
+
+   private:
+    py::dict parameters_;
+    Tensors tensors_;
+    std::optional<Dynamics> dynamics_;
+};
+
+Teams teams_named(const std::string& name) {
+    expect(name.empty() || name == "one" || name == "each", OP, ": teams is '", name, "'; expected 'one' or 'each'");
+    return name.empty() ? Teams::automatic : name == "one" ? Teams::one : Teams::each;
+}
+
+std::unique_ptr<Sampling> make_session(const PackedDynamics& packed, std::int64_t rows, std::int64_t groups,
+                                       std::int64_t prefix_frames, std::int64_t own_frames, std::int64_t first_frame,
+                                       const std::string& settings, int threads, const std::string& isa,
+                                       const std::string& teams) {
+    const SamplingRequest request{
+        rows,       groups,          prefix_frames,
+        own_frames, first_frame,     read_sampling_config(Json::parse(settings, "settings"), "settings"),
+        threads,    isa_of(OP, isa), teams_named(teams)};
+    const py::gil_scoped_release release;
+    return (*packed).sampling(request);
+}
+
+void start_segment(SamplerSession& session, int segment) {
+    expect(segment == 0 || segment == 1, OP, ": segment is ", segment, "; expected 0 or 1");
+    expect(session.frames_read() < session.settings().prefix_frames, OP, ": all ", session.settings().prefix_frames,
+           " shared frames are read");
+    session.start_segment(segment);
+}
+
+// A latent frame [G, N, C] that groups share.
+void read_frame(SamplerSession& session, const Tensor& z) {
+    const SamplerSettings& set = session.settings();
+    const void* const values =
+        checked(OP, z, "frame", {set.groups, session.model().tokens, session.model().channels}, Dtype::float32);
+    expect(0 < session.frames_read() && session.frames_read() < set.prefix_frames, OP, ": ", session.frames_read(),
+           " of ", set.prefix_frames, " shared frames are read");
+    session.read(static_cast<const float*>(values));
+}
+
+void begin(SamplerSession& session, const Tensor& seeds, const Tensor& members, const Tensor& groups, int first) {
+    const SamplerSettings& set = session.settings();
+    const auto numbers = [&](const Tensor& x, const char* name) {
+        return static_cast<const std::int64_t*>(checked(OP, x, name, {set.rows}, Dtype::int64));
+    };
+    const std::int64_t *const seed = numbers(seeds, "seeds"), *const member = numbers(members, "members"),
+                              *const of = numbers(groups, "groups");
+    expect(session.frames_read() == set.prefix_frames, OP, ": ", session.frames_read(), " of ", set.prefix_frames,
+           " shared frames are read");
+    expect(first >= 0 && first < 1 << 24, OP, ": first frame is ", first);
+    expect(first > 0 || session.can_begin(), OP, ": frame 0 takes mask steps, and there are none");
+    expect(std::all_of(of, of + set.rows, [&](std::int64_t g) { return 0 <= g && g < set.groups; }), OP,
+           ": groups has a number that is not below ", set.groups);
+    const std::vector<std::uint32_t> seed_words(seed, seed + set.rows), member_words(member, member + set.rows);
+    const std::vector<int> group(of, of + set.rows);
+    session.begin(seed_words.data(), member_words.data(), group.data(), first);
+}
+
+// The next frame [B, N, C], or the next frames [T, B, N, C].
+void frame(SamplerSession& session, const Tensor& out, bool last) {
+    const SamplerSettings& set = session.settings();
+    std::vector<std::int64_t> shape{set.rows, session.model().tokens, session.model().channels};
+    const std::int64_t frames = out.dim() == 4 ? out.size(0) : 1, each = shape[0] * shape[1] * shape[2];
+    if (out.dim() == 4) shape.insert(shape.begin(), frames);
+    float* const to = static_cast<float*>(checked(OP, out, "out", shape, Dtype::float32));
+    expect(frames > 0, OP, ": out has no frame");
+    expect(session.begun(), OP, ": no frame is left to make; call begin first");
+    const std::int64_t kept = session.frames_made() + frames - (last ? 1 : 0);
+    expect(session.frames_read() == set.prefix_frames && kept <= set.own_frames, OP, ": ", session.frames_made(),
+           " of ", set.own_frames, " frames are made");
+    for (std::int64_t t = 0; t < frames; ++t) {
+        if (t > 0 && PyErr_CheckSignals() != 0) throw py::error_already_set();
+        const py::gil_scoped_release release;
+        session.frame(to + t * each, last && t + 1 == frames);
+    }
+}
+
+py::dict plan(const SamplerSession& session) {
+    const SamplerPlan plan = session.plan();
+    py::dict bytes;
+    bytes["weights"] = plan.weights;
+    bytes["keys_values"] = plan.keys_values;
+    bytes["buffers"] = plan.buffers;
+    bytes["work"] = plan.work;
+    return bytes;
+}
+
+}  // namespace dynamics_binding
+
+void bind_dynamics(py::module_& m) {
+    using namespace dynamics_binding;
+    py::class_<PackedDynamics>(m, "Dynamics", "Packed weights of the transformers and heads, shared by sessions.")
+        .def(py::init<const std::string&, const py::dict&, const std::string&>(), arg("config"), arg("parameters"),
+             arg("format"))
+        .def("session", &make_session, arg("rows"), arg("groups"), arg("prefix_frames"), arg("own_frames"),
+             arg("first_frame"), arg("settings"), arg("threads"), arg("isa") = "", arg("teams") = "")
+        .def_property_readonly("bytes", [](const PackedDynamics& packed) { return (*packed).bytes(); });
+    py::class_<Sampling>(m, "SamplerSession", "One chunk of an ensemble, with all the memory it needs.")
+        .def("reset", [](Sampling& session) { session.reset(); })
+        .def(
+            "start_segment", [](Sampling& session, int segment) { start_segment(session, segment); }, arg("segment"),
+            without_lock())
+        .def(
+            "read", [](Sampling& session, const Tensor& z) { read_frame(session, z); }, arg("z"), without_lock())
+        .def(
+            "begin",
+            [](Sampling& session, const Tensor& seeds, const Tensor& members, const Tensor& groups, int first) {
+                begin(session, seeds, members, groups, first);
+            },
+            arg("seeds"), arg("members"), arg("groups"), arg("first_frame"), without_lock())
+        .def(
+            "frame", [](Sampling& session, const Tensor& out, bool last) { frame(session, out, last); }, arg("out"),
+            arg("last"))
+        .def("plan", [](const Sampling& session) { return plan(session); });
+}
+
+}  // namespace enma

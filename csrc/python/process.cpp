@@ -1,0 +1,67 @@
+// What belongs to the process: instruction sets, subnormal numbers, and keys of weights.
+#include <cstring>
+
+#include "core/cpu/parallel.h"
+#include "core/cpu/subnormals.h"
+#include "python/bindings.h"
+#include "python/tensor.h"
+
+namespace enma {
+
+namespace process_binding {
+
+// An attribute that a module keeps in its own dictionary; borrowed.
+PyObject* own_dict(py::handle module, PyObject* name) {
+    const auto attributes = py::reinterpret_steal<py::object>(PyObject_GenericGetDict(module.ptr(), nullptr));
+    PyObject* const found = attributes ? PyDict_GetItemWithError(attributes.ptr(), name) : nullptr;
+    if (found == nullptr || !PyDict_Check(found)) throw py::type_error("weights_key: not a module of PyTorch");
+    return found;
+}
+
+// Address and number of changes of every parameter. The sum stands for the number where PyTorch does not count.
+py::bytes weights_key(const py::object& module) {
+    // A forecast asks for a few hundred: names are made once, and the number is read by its descriptor.
+    static PyObject* const modules = PyUnicode_InternFromString("_modules");
+    static PyObject* const parameters = PyUnicode_InternFromString("_parameters");
+    static const auto* const version = reinterpret_cast<PyGetSetDescrObject*>(
+        py::object(py::module_::import("torch").attr("Tensor").attr("_version")).release().ptr());
+    std::vector<std::int64_t> key;
+    std::vector<PyObject*> left{module.ptr()};
+    while (!left.empty()) {
+        PyObject* const part = left.back();
+        left.pop_back();
+        if (part == Py_None) continue;
+        PyObject *name, *entry;
+        for (Py_ssize_t at = 0; PyDict_Next(own_dict(part, modules), &at, &name, &entry);) left.push_back(entry);
+        for (Py_ssize_t at = 0; PyDict_Next(own_dict(part, parameters), &at, &name, &entry);) {
+            if (entry == Py_None) continue;
+            key.push_back(reinterpret_cast<std::intptr_t>(Tensor::of(entry).data()));
+            const auto number =
+                py::reinterpret_steal<py::object>(version->d_getset->get(entry, version->d_getset->closure));
+            if (number) {
+                key.push_back(PyLong_AsLongLong(number.ptr()));
+            } else {
+                PyErr_Clear();
+                const double sum = py::handle(entry).attr("double")().attr("sum")().attr("item")().cast<double>();
+                std::memcpy(&key.emplace_back(), &sum, sizeof sum);
+            }
+        }
+    }
+    return {reinterpret_cast<const char*>(key.data()), key.size() * sizeof key[0]};
+}
+
+}  // namespace process_binding
+
+void bind_process(py::module_& m) {
+    using namespace process_binding;
+    m.def("cpu_isa", [] { return isa_name(best_isa()); }, "The instruction set that the kernels use here.");
+    m.def("cpu_isas", &supported_isas, "Every instruction set that can run here.");
+    m.def(
+        "flush_subnormals",
+        [](bool flush, int threads) { parallel(threads, [&](int, int) { flush_subnormals(flush); }); }, arg("flush"),
+        arg("threads"), "Take subnormal numbers for zero, or keep them, in this thread and those that compute for it.",
+        without_lock());
+    m.def("weights_key", &weights_key, arg("module"), "A key that differs after a weight has been changed.");
+}
+
+}  // namespace enma
