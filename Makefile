@@ -83,7 +83,7 @@ gpu: $(if $(DRY),install)
 
 gpu-wheels:
 	@$(PYTHON) -m pip download --quiet --dest out/gpu-wheels --only-binary=:all: --python-version $(or $(GPU_PYTHON),3.12) \
-		--platform manylinux2014_x86_64 numpy pydantic pytest rich safetensors typer ninja "setuptools>=77" wheel
+		--platform manylinux2014_x86_64 numpy pydantic pytest rich safetensors typer cmake ninja pybind11 "setuptools>=77" wheel
 
 clean:
 	@rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .benchmarks .hypothesis enma_fast/embed $(STAMP)* enma_fast/_C*.so

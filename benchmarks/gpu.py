@@ -100,9 +100,7 @@ def parts(gpu: str = "GPU", capability: str = "9.0") -> list[Part]:
     ]
     found += [measured(name, 15, name, "--no-compile") for name in OPERATORS]
     found.append(Part(name="tests", command=(python, "-m", "benchmarks.gpu_tests", str(OUT / "tests")), limit=60))
-    found.append(
-        Part(name="check", command=check_command(architecture(capability).replace(".", "")), limit=20, tool="nvcc")
-    )
+    found.append(Part(name="check", command=check_command(architecture(capability)), limit=20, tool="nvcc"))
     for tool in ("memcheck", "racecheck"):
         command = ("compute-sanitizer", "--tool", tool, "--error-exitcode", "9", str(CHECK))
         found.append(Part(name=tool, command=command, limit=15, tool="compute-sanitizer"))
