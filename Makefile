@@ -68,15 +68,7 @@ docs: $(STAMP)docs
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict && echo "out/site/index.html"
 
 libenma: ; @cmake -S csrc -B out/libenma -DCMAKE_INSTALL_PREFIX=$(abspath $(or $(PREFIX),out/prefix)) && cmake --build out/libenma --parallel && cmake --install out/libenma
-# Wheels of the package, for this Python and every Torch, and of the models that it does not hold; into dist/.
-wheel: $(STAMP)wheel
-	@rm -rf out/wheel dist && mkdir -p out/wheel/models/enma_fast_models
-	@$(BIN)/python -m pip --quiet wheel --no-deps --wheel-dir out/wheel .
-	@$(BIN)/auditwheel --quiet repair --exclude libgomp.so.1 --wheel-dir dist out/wheel/*.whl
-	@cp packaging/models/pyproject.toml out/wheel/models && cp packaging/models/__init__.py out/wheel/models/enma_fast_models
-	@cd enma_fast/pretrained && cp -r $$(../../$(BIN)/python -c 'from enma_fast.data.shipped import IN_MODELS; print(*IN_MODELS)') ../../out/wheel/models/enma_fast_models
-	@$(BIN)/python -m pip --quiet wheel --no-deps --wheel-dir dist out/wheel/models && ls -l dist
-
+wheel: $(STAMP)wheel ; @sh packaging/wheel.sh $(abspath $(BIN))
 embed: install ; @sh tests/runtime/embed.sh $(abspath $(BIN))/python $(ARGS)
 gpu: $(if $(DRY),install)
 	@$(if $(DRY),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu $(if $(DRY),--dry) $(if $(ONLY),--only $(ONLY))

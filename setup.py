@@ -49,8 +49,12 @@ class CMakeBuild(build_ext):
     """Configures, builds and installs ``csrc`` into the package."""
 
     def build_extension(self, ext: Extension) -> None:
-        import pybind11
-
+        try:
+            import pybind11
+        except ImportError:
+            raise SystemExit(
+                "pybind11 is needed to build the extension: pip install pybind11, or set ENMA_FAST_NO_EXT=1"
+            ) from None
         package = Path(self.get_ext_fullpath(ext.name)).resolve().parent
         # Objects of an editable install stay, so that the next one compiles what has changed.
         work = ROOT / "build/editable" if self.editable_mode else Path(self.build_temp).resolve()
@@ -81,11 +85,14 @@ class CMakeBuild(build_ext):
         link.write_text(f"INPUT({library})\n")
 
     def call(self, *command: Any) -> None:
-        # In its own environment variable CXXFLAGS would come first.
+        # In the environment variable of that name flags would come first.
         environment = {name: value for name, value in os.environ.items() if name != "CXXFLAGS"}
-        subprocess.run(
-            list(map(str, command)), check=True, env=environment, stdout=None if self.verbose else subprocess.DEVNULL
-        )
+        quiet = subprocess.PIPE if not self.verbose else None
+        done = subprocess.run(list(map(str, command)), env=environment, stdout=quiet, text=True)
+        if done.returncode != 0:
+            # Ninja prints what a compiler said on standard output.
+            sys.stderr.write(done.stdout or "")
+            raise SystemExit(f"{Path(command[0]).name} failed with status {done.returncode}")
 
     def copy_extensions_to_source(self) -> None:
         # In an editable install programs may have mapped what lies there, so it is removed and not written over.

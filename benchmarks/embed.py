@@ -35,9 +35,9 @@ from enma_fast.errors import EnmaError
 from enma_fast.forecasting.members import sample_fields
 from enma_fast.models.checkpoint import PRETRAINED, available, load_model, save_model
 from enma_fast.presets import find_preset
-from tests.runtime._libenma import Library, Tensor
+from tests.runtime._libenma import SONAME, Library, Tensor
 
-LIBRARY = PREFIX / "lib/libenma.so.1"
+LIBRARY = PREFIX / "lib" / SONAME
 # Rounding of the convolutions, as a part of the largest value.
 TOLERANCE = 2e-5
 

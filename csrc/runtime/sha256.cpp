@@ -59,7 +59,7 @@ bool has_sha_instructions() {
 }
 
 // The same by the processor's instructions for it, which keep the state as (a, b, e, f) and (c, d, g, h).
-__attribute__((target("sha,sse4.1,ssse3"))) void block_fast(std::uint32_t (&h)[8], const std::uint8_t* p) {
+__attribute__((target("sha,sse4.1,ssse3"))) void block_sha(std::uint32_t (&h)[8], const std::uint8_t* p) {
     const __m128i swap = _mm_set_epi64x(0x0c0d0e0f08090a0b, 0x0405060700010203);
     const __m128i abef_before =
         _mm_set_epi32(static_cast<int>(h[0]), static_cast<int>(h[1]), static_cast<int>(h[4]), static_cast<int>(h[5]));
@@ -92,7 +92,7 @@ using Block = void (*)(std::uint32_t (&h)[8], const std::uint8_t* p);
 
 Block best_block() {
 #ifdef ENMA_SHA_INSTRUCTIONS
-    if (has_sha_instructions()) return block_fast;
+    if (has_sha_instructions()) return block_sha;
 #endif
     return block_plain;
 }

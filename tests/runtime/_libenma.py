@@ -1,6 +1,6 @@
 """libenma, compiled from csrc for tests, and its functions through ctypes.
 
-CC, CXX and CXXFLAGS name other compilers, and flags such as those of a sanitizer: ``make embed`` uses them.
+CC, CXX, FC and CXXFLAGS name other compilers, and flags such as those of a sanitizer: ``make embed`` uses them.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ KERNELS = {
     "avx2": ("gemm_avx2", "vector_kernels_avx2"),
     "scalar": ("gemm_scalar", "vector_kernels_portable"),
 }
-CC, CXX = os.environ.get("CC", "gcc"), os.environ.get("CXX", "g++")
+CC, CXX, FC = (os.environ.get(name, usual) for name, usual in (("CC", "gcc"), ("CXX", "g++"), ("FC", "gfortran")))
 # Python runs the same code by the same compiler; others make the portable kernels alone, and PyTorch rounds otherwise.
 SAME_CODE = NATIVE is not None and CXX == "g++"
 # Rounding that is carried through a forecast, as a part of the largest value.

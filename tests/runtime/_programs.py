@@ -6,11 +6,13 @@ import pytest
 
 from enma_fast.models.checkpoint import PRETRAINED
 
-from ._libenma import Library
+from ._libenma import FC, Library
 
 # The model that they run.
 CHECKPOINT = PRETRAINED / "combined-fast"
 WARNINGS = ["-Wall", "-Wextra", "-Werror"]
+# Flang has no groups of warnings, and one for what Fortran 2018 allows.
+FORTRAN = [FC, "-std=f2018", *([] if "flang" in FC else WARNINGS)]
 
 
 def needs(*programs: str) -> None:

@@ -8,12 +8,18 @@ python=$1
 shift
 # Installed where that is possible; tests skip what is missing.
 packages="cmake pkg-config gcc g++ gfortran clang libomp-dev libopenmpi-dev openmpi-bin"
+flang=flang-22
 if [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null; then
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $packages > /dev/null \
         || echo "not all compilers could be installed: tests skip what is missing"
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $flang > /dev/null || echo "no $flang"
 fi
 
-CC=gcc CXX=g++ "$python" -m pytest tests/runtime "$@"
+CC=gcc CXX=g++ FC=gfortran "$python" -m pytest tests/runtime "$@"
+
+if command -v $flang > /dev/null; then
+    FC=$flang "$python" -m pytest -m "not slow" -k fortran tests/runtime "$@"
+fi
 
 if command -v clang++ > /dev/null; then
     CC=clang CXX=clang++ "$python" -m pytest -m "not slow" tests/runtime "$@"

@@ -26,7 +26,7 @@ struct Target {
     std::vector<float> fields;
     std::string saved;  // without its digest
 
-    explicit Target(const std::string& folder) : model(std::make_shared<const Model>(folder)) {
+    explicit Target(const std::string& folder) : model(std::make_shared<const Model>(folder, NumberFormat::fp32)) {
         const std::vector<std::int64_t> shape = model->config().frames_shape({3});
         std::int64_t count = 1;
         for (const std::int64_t size : shape) count *= size;

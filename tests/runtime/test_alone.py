@@ -11,7 +11,7 @@ import pytest
 from enma_fast.data import example
 from enma_fast.models.checkpoint import PRETRAINED
 
-from ._libenma import CC, CSRC, Library, run
+from ._libenma import CC, CSRC, SONAME, Library, run
 from ._programs import WARNINGS, needs
 
 
@@ -35,12 +35,12 @@ def test_the_example_runs_without_python(library: Library, tmp_path: Path) -> No
     needs_chroot()
     root = tmp_path / "root"
     root.mkdir()
-    shutil.copy(library.path, root / "libenma.so.1")
+    shutil.copy(library.path, root / SONAME)
     program, source = root / "forecast", str(CSRC / "examples/forecast.c")
     flags = ["-std=c11", *WARNINGS, f"-I{CSRC / 'include'}", f"-L{library.path.parent}", "-Wl,-rpath,$ORIGIN"]
     run([CC, *flags, source, "-lenma", "-lm", "-o", str(program)])
     libraries = linked_files(program)
-    assert root / "libenma.so.1" in libraries
+    assert root / SONAME in libraries
     assert not [path for path in libraries if re.search("python|torch", path.name)]
     for path in libraries:
         there = root / path.relative_to("/")

@@ -14,8 +14,8 @@ from enma_fast.data.shipped import shipped_file
 from enma_fast.models.checkpoint import PRETRAINED
 
 from .._tiny import CONFIGS, waves
-from ._libenma import CC, CSRC, CXX, FLAGS, ROOT, SONAME, Library, Model, run
-from ._programs import CHECKPOINT, WARNINGS, linked, needs
+from ._libenma import CC, CSRC, CXX, FC, FLAGS, ROOT, SONAME, Library, Model, run
+from ._programs import CHECKPOINT, FORTRAN, WARNINGS, linked, needs
 
 
 def test_only_functions_of_the_header_are_exported(library: Library) -> None:
@@ -90,10 +90,10 @@ def test_the_header_for_cpp(library: Library, fast: Model, frames: Path, tmp_pat
 
 def test_the_example_in_fortran(library: Library, fast: Model, frames: Path, tmp_path: Path) -> None:
     """Stopped half way, and continued from its restart file."""
-    needs("gfortran")
+    needs(FC)
     program, out = tmp_path / "restart", tmp_path / "out"
     files = [str(CSRC / "fortran/enma.f90"), str(CSRC / "examples/restart.f90")]
-    run(["gfortran", "-std=f2018", *WARNINGS, f"-J{tmp_path}", *files, *linked(library), "-o", str(program)])
+    run([*FORTRAN, f"-J{tmp_path}", *files, *linked(library), "-o", str(program)])
     run([str(program), str(CHECKPOINT), str(frames), "3", str(tmp_path / "saved"), str(out)])
     expected = fast.forecast(example(), num_members=3).swapaxes(0, 1)
     assert np.array_equal(np.fromfile(out, np.float32).reshape(expected.shape), expected)
@@ -104,13 +104,13 @@ def test_the_example_in_fortran(library: Library, fast: Model, frames: Path, tmp
 
 
 def test_planes_in_fortran_and_in_c(library: Library, plane: Path, tmp_path: Path) -> None:
-    needs(CC, "gfortran")
+    needs(CC, FC)
     history = waves(1, 1, 3, CONFIGS["plane"].tokenizer)[0].numpy()
     history.tofile(tmp_path / "frames")
     expected = library.open(plane).forecast(history, num_members=2)
     program, out = tmp_path / "program", tmp_path / "out"
     files = [str(CSRC / "fortran/enma.f90"), str(Path(__file__).with_name("plane_main.f90"))]
-    run(["gfortran", "-std=f2018", *WARNINGS, f"-J{tmp_path}", *files, *linked(library), "-o", str(program)])
+    run([*FORTRAN, f"-J{tmp_path}", *files, *linked(library), "-o", str(program)])
     run([str(program), str(plane), str(tmp_path / "frames"), str(out)])
     first, rest = np.split(np.fromfile(out, np.float32), [expected[:, 0].size])
     assert np.array_equal(first.reshape(expected[:, 0].shape), expected[:, 0])

@@ -21,6 +21,7 @@ from .._tiny import CONFIGS, SQUARE, between_walls, random_model, waves
 from ._libenma import (
     CSRC,
     CXX,
+    FC,
     INVALID_ARGUMENT,
     TOLERANCE,
     UNSUPPORTED,
@@ -32,7 +33,7 @@ from ._libenma import (
     assert_close,
     run,
 )
-from ._programs import WARNINGS, linked, needs
+from ._programs import FORTRAN, WARNINGS, linked, needs
 
 LINE, PLANE = CONFIGS["points"], CONFIGS["plane-paper"]
 ON_SQUARE = between_walls(PLANE, **SQUARE)
@@ -321,9 +322,9 @@ def by_a_program(library: Library, model: Model, config: ModelConfig, folder: Pa
         flags = ["-pedantic", *WARNINGS, "-Wshadow", "-Wconversion", "-Wno-sign-conversion", f"-I{CSRC / 'include'}"]
         run([CXX, f"-std={language}", *flags, str(here / "points_main.cpp"), *linked(library), "-o", program])
     else:
-        needs("gfortran")
+        needs(FC)
         files = [str(CSRC / "fortran/enma.f90"), str(here / "points_main.f90")]
-        run(["gfortran", f"-std={language}", *WARNINGS, f"-J{folder}", *files, *linked(library), "-o", program])
+        run([*FORTRAN, f"-J{folder}", *files, *linked(library), "-o", program])
         arguments.append("9")
     run([program, *arguments, str(out)])
     assert np.array_equal(np.fromfile(out, np.float32), np.concatenate([frames.ravel() for frames in expected]))
