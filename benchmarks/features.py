@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.paper.features import FeatureNetwork
 from enma_fast.data import FieldFile, read
 from enma_fast.errors import EnmaError
-from enma_fast.evaluation.features import FeatureNetwork
 from enma_fast.models.checkpoint import sha256, write_tensors
 from enma_fast.training.recipes import data_file
 from enma_fast.training.tokenizer import random_shifts, roll

@@ -20,10 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.paper.scattered import SHARES, reconstruction_errors
 from enma_fast.data import read
 from enma_fast.errors import EnmaError
 from enma_fast.evaluation.metrics.error import relative_l2
-from enma_fast.evaluation.scattered import SHARES, reconstruction_errors
 from enma_fast.models.checkpoint import load_tokenizer, locate
 from enma_fast.models.interpolation import grid_points
 from enma_fast.models.tokenizer import Tokenizer

@@ -73,8 +73,8 @@ def command_line() -> str:
     parts = ["# Command line", group.help, *_sections(group, context, level=2)]
     parts.append(
         "Exit status: 0; 2 for bad usage or input, and where `verify` finds damage; 130 after Ctrl-C, 143 after "
-        "SIGTERM; 1 for any other failure, and where `tables --check` finds a difference. What went wrong is one line "
-        "on standard error; `--debug`, at any place, adds the traceback."
+        "SIGTERM; 1 for any other failure. What went wrong is one line on standard error; `--debug`, at "
+        "any place, adds the traceback."
     )
     return "\n\n".join(parts) + "\n"
 

@@ -17,7 +17,7 @@ from typing import Annotated
 
 import typer
 
-from .commands import data, demo, embed, export, figures, forecast, inspect, score, tables, train, train_own
+from .commands import data, demo, embed, export, figures, forecast, inspect, score, train, train_own
 from .commands.terminal import printable
 from .errors import EnmaError
 from .utils.launch import detect
@@ -53,7 +53,6 @@ train_app.command("first-frame")(train.first_frame)
 train_app.command("publish")(train.publish)
 app.command("forecast")(forecast.forecast)
 app.command("score")(score.score)
-app.command("tables")(tables.tables)
 app.command("plot")(figures.plot)
 app.command("export-netcdf")(export.netcdf)
 app.command("report")(figures.report)
@@ -80,8 +79,8 @@ def _options(
     """Options of every command."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line and return its exit status."""
+def main(arguments: Sequence[str] | None = None, *, of: typer.Typer = app, name: str = "enma-fast") -> int:
+    """Run a command line and return its exit status; `of` has the commands, `name` is what messages call it."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     given = [argument for argument in given if argument != "--debug"]
@@ -91,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _fail("stopped by SIGTERM; what was written is kept", 143) if signals else _fail("interrupted", 130)
 
         try:
-            status = app(given, prog_name="enma-fast", standalone_mode=False)
+            status = of(given, prog_name=name, standalone_mode=False)
             # Newer releases of typer turn an interrupt into this status themselves.
             return stopped() if status == 130 else status or 0
         except KeyboardInterrupt:

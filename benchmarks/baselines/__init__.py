@@ -12,6 +12,6 @@
     python -m benchmarks.baselines NAME EQUATION --seconds S --seed N --data DIR [--out FOLDER] [--json]
 
 trains for S CPU seconds and measures on test-in and test-out by the scores of the library; a score file goes to
-`--out`, `enma_fast/pretrained/scores` for one that the tables show. A network has as many parameters as the model of
+`--out`, `benchmarks/paper/scores` for one that the tables show. A network has as many parameters as the model of
 this library for the equation, within 20 %.
 """

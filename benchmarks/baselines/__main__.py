@@ -21,12 +21,12 @@ import numpy as np
 import torch
 
 from benchmarks.classical import PROBLEMS, ensemble
+from benchmarks.paper.protocols import CASES, Case, of_model
+from benchmarks.paper.scattered import SHARES, measure_points
+from benchmarks.paper.score_files import score_file, write_score_file
 from enma_fast.data import FieldFile, count, read
 from enma_fast.errors import EnmaError
-from enma_fast.evaluation.baselines import climatology, persistence
-from enma_fast.evaluation.protocols import CASES, Case, Method, Observations, of_model
-from enma_fast.evaluation.scattered import SHARES, measure_points
-from enma_fast.evaluation.score_files import score_file, write_score_file
+from enma_fast.evaluation.baselines import Method, Observations, climatology, persistence
 from enma_fast.models.checkpoint import load_model
 from enma_fast.models.model import Model
 from enma_fast.training.own_model import prepare_own, train_own
@@ -203,7 +203,7 @@ def main() -> None:
         nargs="+",
         default=(),
         choices=sorted({case.protocol for case in CASES} | {POINTS}),
-        help="measure in these alone (evaluation.protocols), or from scattered points",
+        help="measure in these alone (benchmarks.paper.protocols), or from scattered points",
     )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, help="folder to write the score file to")

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from enma_fast.config import ModelConfig, TrainingConfig
 from enma_fast.data import FieldFile
 from enma_fast.data.selection import share_of
-from enma_fast.evaluation.protocols import Method, Observations
+from enma_fast.evaluation.baselines import Method, Observations
 from enma_fast.forecasting.request import HISTORY
 from enma_fast.utils.extras import load_extra
 

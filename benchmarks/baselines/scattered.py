@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.paper.scattered import drawn_points, protocol_of
 from enma_fast.data import FieldFile
 from enma_fast.data.selection import share_of
 from enma_fast.evaluation.metrics import Scores, relative_l2
-from enma_fast.evaluation.scattered import drawn_points, protocol_of
 from enma_fast.forecasting.request import HISTORY, TEMPORAL
 from enma_fast.forecasting.scattered import drawn_places
 
@@ -36,7 +36,7 @@ class ReadsPoints(Protocol):
 def measure_points_of(
     method: ReadsPoints, data: FieldFile, share: float, *, split: str, seed: int = 0
 ) -> dict[str, Any]:
-    """A row of a score file, as `evaluation.scattered.measure_points` makes it of a model.
+    """A row of a score file, as `benchmarks.paper.scattered.measure_points` makes it of a model.
 
     Parameters
     ----------

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from enma_fast.config import ModelConfig, TrainingConfig
 from enma_fast.data import FieldFile, count, read
 from enma_fast.errors import EnmaError
-from enma_fast.evaluation.protocols import Method
+from enma_fast.evaluation.baselines import Method
 from enma_fast.models.checkpoint import read_tensors, write_tensors
 from enma_fast.models.model import Model
 from enma_fast.presets import PRESETS

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from enma_fast.config import DynamicsConfig, ModelConfig, TokenizerConfig, TrainingConfig
 from enma_fast.data import FieldFile
-from enma_fast.evaluation.protocols import Method, Observations
+from enma_fast.evaluation.baselines import Method, Observations
 from enma_fast.forecasting.request import HISTORY
 from enma_fast.models.causal_transformer import CausalTransformer, GrowingCache
 from enma_fast.models.tokenizer import patchify, unpatchify

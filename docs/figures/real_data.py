@@ -7,8 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import enma_fast
-from enma_fast.evaluation.baselines import baselines
-from enma_fast.evaluation.protocols import Observations
+from enma_fast.evaluation.baselines import Observations, baselines
 
 SEEN, MEMBERS, SHOWN = 3, 16, 30
 STYLES = {"persistence": ":", "climatology": "-.", "mean of 3 years": "--", "linear fit": (0, (1, 3))}

@@ -1,20 +1,50 @@
-"""Baselines that need no model, as methods of `protocols`: what a forecast has to be better than.
+"""What a method of forecasting is, and those that need no model: what a forecast has to be better than.
 
 | name          | forecast                                                        |
 |---------------|-----------------------------------------------------------------|
 | `persistence` | the last observed frame, for ever                               |
 | `climatology` | the mean of the training trajectories, at each point of a frame |
+
+Shape suffixes: B trajectories, K members, L observed frames, T frames, c channels; `*x` points.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
 import numpy as np
+from torch import Tensor
 
 from ..data import FIRST_FRAME, FieldFile
-from .protocols import Method, Observations
 
 # Names of baselines, in the order of tables.
 BASELINES = ("persistence", "climatology")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observations:
+    """The observed part of a batch of trajectories, and the forecast that a method is asked for.
+
+    Attributes
+    ----------
+    history : `[B, L, *x, c]`; None for the generation of whole trajectories
+    context : `[B, T, *x, c]`, other trajectories of the same physics; None in the temporal task
+    num_frames, num_members : to forecast
+    trajectories : their numbers in the file
+    seed : of random numbers
+    """
+
+    history: np.ndarray | None
+    context: np.ndarray | None
+    num_frames: int
+    num_members: int
+    trajectories: Sequence[int]
+    seed: int
+
+
+# Gives members `[B, K, T, *x, c]`; a deterministic method may give one in place of K.
+Method = Callable[[Observations], Tensor | np.ndarray]
 
 
 def baselines(train: FieldFile) -> dict[str, Method]:

@@ -21,9 +21,8 @@ from torch import Tensor
 from ..data import FieldFile, read, write_fields
 from ..data.selection import share_of, spread_rows
 from ..errors import EnmaError
-from ..evaluation.baselines import baselines
+from ..evaluation.baselines import Method, Observations, baselines
 from ..evaluation.metrics import Scores
-from ..evaluation.protocols import Method, Observations
 from ..evaluation.scoring import score_forecast
 from ..forecasting.file_forecast import FileForecast
 from ..forecasting.request import ForecastRequest, task_named

@@ -19,7 +19,7 @@ from benchmarks.baselines.training import num_parameters, of_size, train
 from benchmarks.baselines.transformer import Transformer
 from enma_fast.data import read
 from enma_fast.errors import EnmaError
-from enma_fast.evaluation.protocols import Observations
+from enma_fast.evaluation.baselines import Observations
 from enma_fast.models.checkpoint import PRETRAINED, load_model, read_tensors, write_tensors
 from enma_fast.models.model import Model
 from enma_fast.presets import PRESETS

@@ -10,11 +10,10 @@ import torch
 from benchmarks.baselines import __main__ as command
 from benchmarks.baselines.gino import _coordinates, reduced
 from benchmarks.baselines.scattered import measure_points_of
+from benchmarks.paper.scattered import drawn_points
 from enma_fast.data import read
 from enma_fast.errors import EnmaError
-from enma_fast.evaluation.baselines import persistence
-from enma_fast.evaluation.protocols import Observations
-from enma_fast.evaluation.scattered import drawn_points
+from enma_fast.evaluation.baselines import Observations, persistence
 from enma_fast.forecasting.scattered import drawn_places
 from enma_fast.models.checkpoint import PRETRAINED
 from enma_fast.presets import PRESETS

@@ -5,8 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from enma_fast.data import FieldFile
-from enma_fast.evaluation.baselines import BASELINES, baselines
-from enma_fast.evaluation.protocols import Observations
+from enma_fast.evaluation.baselines import BASELINES, Observations, baselines
 
 SEEN, FRAMES = 3, 4
 

@@ -17,13 +17,12 @@ from enma_fast.data.equations import advection
 from enma_fast.data.spectral import refine
 from enma_fast.errors import EnmaError
 from enma_fast.evaluation import metrics, scoring, solver
-from enma_fast.evaluation.protocols import Case, Observations, measure
 from enma_fast.evaluation.scoring import paper_table, score, score_forecast
 from enma_fast.evaluation.solver import solver_fidelity
 from enma_fast.evaluation.store_scores import score_store
 from enma_fast.forecasting.file_forecast import FileForecast, check_file
 from enma_fast.forecasting.members import sample_fields
-from enma_fast.forecasting.request import INITIAL_VALUE, TASKS, TEMPORAL, ForecastRequest, Task
+from enma_fast.forecasting.request import TASKS, ForecastRequest
 from enma_fast.models.checkpoint import PRETRAINED
 from enma_fast.models.model import Model
 from enma_fast.presets import PRESETS
@@ -147,42 +146,6 @@ def test_trajectories_that_were_read_by_number_have_the_scores_of_the_whole_file
     for found in (score(model, part, task=task, num_members=2), score_forecast(FileForecast(model, part, request))):
         assert {**found, "seconds_per_member": 0.0} == {**whole, "seconds_per_member": 0.0}
     assert score(model, part, task=task, num_members=2, limit=1)["num_trajectories"] == 1
-
-
-@pytest.mark.parametrize("task", [TEMPORAL, INITIAL_VALUE])
-def test_a_method_sees_trajectories_that_were_read_by_number(task: Task) -> None:
-    path = PRETRAINED / "combined-test-in.h5"
-    whole, part, seen = read(path), read_numbered(path, [2, 3], contexts=True), []
-
-    def method(given: Observations) -> np.ndarray:
-        seen.append(given)
-        return whole.u[[2, 3], None, 20 - given.num_frames :]
-
-    row = measure(method, part, Case(protocol="whole", task=task, split="test-in", members=1))
-    assert (row["trajectories"], row["rel_l2"]) == (2, 0)
-    (given,) = seen
-    assert given.trajectories == [2, 3]
-    assert given.history is not None
-    np.testing.assert_array_equal(given.history, whole.u[[2, 3], : given.history.shape[1]])
-    if task.needs_context:
-        np.testing.assert_array_equal(given.context, whole.u[[whole.context_for(i) for i in (2, 3)]])
-    else:
-        assert given.context is None
-
-
-@pytest.mark.parametrize(
-    ("task", "frames", "said"),
-    [
-        (TEMPORAL, 3, "holds 3 frames, of which a method sees 3 in the task temporal; give a file of at least 4"),
-        (TEMPORAL, 2, "holds 2 frames, of which a method sees 3"),
-        (INITIAL_VALUE, 1, "holds 1 frame, of which a method sees 1 in the task initial-value; give a .* at least 2"),
-    ],
-)
-def test_a_case_without_a_frame_to_forecast_is_refused(task: Task, frames: int, said: str) -> None:
-    data = read(PRETRAINED / "combined-test-in.h5")
-    data = replace(data, u=data.u[:, :frames], times=data.times[:frames])
-    with pytest.raises(EnmaError, match=f"^{data.path}: {said}"):
-        measure(lambda given: given.history, data, Case(protocol="whole", task=task, split="test-in", members=1))
 
 
 class Unfinished(torch.Tensor):

@@ -6,7 +6,6 @@ frames. All sums run in float64. An unqualified "point" is one value: a place an
 
 from .accumulator import PartSums, Scores
 from .calibration import rank_histogram, rmsce, rmsce_rank
-from .distribution import frechet_distance, precision_recall
 from .error import relative_l2
 from .probability import crps
 from .spread import spread_skill
@@ -18,8 +17,6 @@ __all__ = [
     "Scores",
     "columns",
     "crps",
-    "frechet_distance",
-    "precision_recall",
     "rank_histogram",
     "relative_l2",
     "rmsce",

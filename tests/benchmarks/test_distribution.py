@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.paper.distribution import frechet_distance, precision_recall
+from benchmarks.paper.features import NUM_FEATURES, features, training_file, weights_of
+from benchmarks.paper.protocols import CASES, measure
+from benchmarks.paper.score_files import score_file
 from enma_fast.data import PRETRAINED, read
 from enma_fast.errors import EnmaError
-from enma_fast.evaluation.features import NUM_FEATURES, features, training_file, weights_of
-from enma_fast.evaluation.metrics import frechet_distance, precision_recall
-from enma_fast.evaluation.protocols import CASES, measure
-from enma_fast.evaluation.score_files import score_file
 from enma_fast.forecasting.request import GENERATION
 
 CASE = next(case for case in CASES if case.protocol == "features")

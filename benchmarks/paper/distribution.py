@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...errors import EnmaError
-from .arrays import Array
+from enma_fast.errors import EnmaError
+from enma_fast.evaluation.metrics.arrays import Array
 
 # Neighbours whose distance is the radius of a sample's ball (Kynkaanniemi et al., 2019).
 NEIGHBOURS = 3

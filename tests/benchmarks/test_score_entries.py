@@ -5,8 +5,8 @@ import os
 
 import pytest
 
+from benchmarks.paper import score_files, tables
 from enma_fast.errors import EnmaError
-from enma_fast.evaluation import score_files, tables
 
 from ._score_files import file_of
 

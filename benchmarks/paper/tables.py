@@ -19,8 +19,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..utils.text import counted, markdown_table, short
-from .paper import SOLVER_FIDELITY, SPLITS, paper_figures, paper_scores, paper_uncertainty
+from enma_fast.evaluation.paper import SOLVER_FIDELITY, SPLITS, paper_figures, paper_scores, paper_uncertainty
+from enma_fast.utils.text import counted, markdown_table, short
+
 from .scattered import SHARES, protocol_of
 from .ten_minutes import introduction, where_ahead
 
@@ -121,13 +122,13 @@ def markdown(files: Sequence[dict[str, Any]], ten_minutes: Sequence[dict[str, An
     made = cells(files)
     parts = [
         "# The paper's tables",
-        "<!-- Made by `enma-fast tables --out docs`; edit the score files, not this page. -->\n"
+        "<!-- Made by `python -m benchmarks.paper tables --out docs`; edit the score files, not this page. -->\n"
         f"The numbers of the paper ({paper_figures()['source']}, its rows marked *paper*) are on its own data. The "
         "others are measured here, on data of this library's solvers with the same equations, and can be made again: "
-        "`enma-fast tables --check` measures the shipped models on the shipped test files and compares. Bold rows are "
-        "models of this library, of which *fast* is `combined-fast`, `advection-fast` and so on, *points* "
-        "`advection-points`. *persistence* repeats the last observed frame, and *fno* is a Fourier neural operator "
-        "that was trained here. A dash stands where nothing has been measured.",
+        "`python -m benchmarks.paper tables --check` measures the shipped models on the shipped test files and "
+        "compares. Bold rows are models of this library, of which *fast* is `combined-fast`, `advection-fast` and so "
+        "on, *points* `advection-points`. *persistence* repeats the last observed frame, and *fno* is a Fourier "
+        "neural operator that was trained here. A dash stands where nothing has been measured.",
         "## Errors",
         "Relative L2 error of the ensemble mean over all forecast frames, the paper's table 2: mean over trajectories, "
         "and in brackets the median, which trajectories that decay to nearly nothing do not rule. *solver* is given "

@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from ..utils.names import name_problem
-from ..utils.text import shown
+from enma_fast.utils.names import name_problem
+from enma_fast.utils.text import shown
 
 # The text that a cell can hold, and the largest number.
 _TEXT, _MOST = re.compile(r"[^<>|`\x00-\x1f\x7f]{0,200}"), 1e30

@@ -12,17 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data import FieldFile
-from ..data.selection import share_of
-from ..forecasting.analysis import analyse
-from ..forecasting.file_forecast import FileForecast
-from ..forecasting.request import ForecastRequest
-from ..models.covariance import FieldCovariance
-from ..models.interpolation import grid_points
-from ..models.model import Model
-from ..models.tokenizer import Tokenizer
-from .metrics import relative_l2
-from .scoring import score_forecast
+from enma_fast.data import FieldFile
+from enma_fast.data.selection import share_of
+from enma_fast.evaluation.metrics import relative_l2
+from enma_fast.evaluation.scoring import score_forecast
+from enma_fast.forecasting.analysis import analyse
+from enma_fast.forecasting.file_forecast import FileForecast
+from enma_fast.forecasting.request import ForecastRequest
+from enma_fast.models.covariance import FieldCovariance
+from enma_fast.models.interpolation import grid_points
+from enma_fast.models.model import Model
+from enma_fast.models.tokenizer import Tokenizer
 
 # Shares of the grid points, of which the last is less than training shows.
 SHARES = (1.0, 0.5, 0.2, 0.1)

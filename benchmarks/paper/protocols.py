@@ -14,16 +14,16 @@ Models that see scattered points have a protocol for each share of them (`scatte
 context, one frame, 9 frames forecast, the CRPS of `properscoring`, and the RMSCE of uncertainty-toolbox for batches of
 10 trajectories, averaged.
 
-A method is a function of `Observations`, so models and baselines are measured alike.
+A method is a function of `evaluation.baselines.Observations`, so models and baselines are measured alike.
 
-Shape suffixes: B trajectories, K members, L observed frames, T frames, c channels; `*x` points.
+Shape suffixes: B trajectories, K members, T frames, c channels; `*x` points.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,16 +31,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data import FieldFile, dataset_split, read
-from ..errors import EnmaError
-from ..forecasting.members import sample_fields
-from ..forecasting.request import GENERATION, HISTORY, INITIAL_VALUE, TEMPORAL, Task
-from ..models.model import Model
-from ..utils.text import counted
+from enma_fast.data import FieldFile, dataset_split, read
+from enma_fast.errors import EnmaError
+from enma_fast.evaluation.baselines import Method, Observations
+from enma_fast.evaluation.metrics import Scores, crps, relative_l2, rmsce
+from enma_fast.evaluation.physics import Physics
+from enma_fast.evaluation.solver import solver_fidelity
+from enma_fast.forecasting.members import sample_fields
+from enma_fast.forecasting.request import GENERATION, HISTORY, INITIAL_VALUE, TEMPORAL, Task
+from enma_fast.models.model import Model
+from enma_fast.utils.text import counted
+
 from .features import distribution_scores, training_file
-from .metrics import Scores, crps, relative_l2, rmsce
-from .physics import Physics
-from .solver import solver_fidelity
 
 # Scores that a row of a score file keeps.
 KEPT = ("rel_l2", "rel_l2_median", "rel_l2_q90", "rel_l2_member", "crps", "crps_relative", "rmsce", "spread_skill")
@@ -50,31 +52,6 @@ CALIBRATED = 120
 ZEBRA_WINDOW, ZEBRA_BATCH = 10, 10
 # Values of forecasts that are in memory at a time.
 _MOST_VALUES = 1 << 24
-
-
-@dataclass(frozen=True, kw_only=True)
-class Observations:
-    """The observed part of a batch of trajectories, and the forecast that a method is asked for.
-
-    Attributes
-    ----------
-    history : `[B, L, *x, c]`; None for the generation of whole trajectories
-    context : `[B, T, *x, c]`, other trajectories of the same physics; None in the temporal task
-    num_frames, num_members : to forecast
-    trajectories : their numbers in the file
-    seed : of random numbers
-    """
-
-    history: np.ndarray | None
-    context: np.ndarray | None
-    num_frames: int
-    num_members: int
-    trajectories: Sequence[int]
-    seed: int
-
-
-# Gives members `[B, K, T, *x, c]`; a deterministic method may give one in place of K.
-Method = Callable[[Observations], Tensor | np.ndarray]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,24 +1,43 @@
-"""`enma-fast tables`."""
+"""What only reproduces the paper: `python -m benchmarks.paper tables`, from a checkout."""
 
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ..errors import EnmaError
-from ..utils.text import counted
-from .options import AsJson, Threads, use_threads
-from .terminal import Terminal, number, require_writable, table, write_out
+from enma_fast import cli
+from enma_fast.commands.options import AsJson, Threads, use_threads
+from enma_fast.commands.terminal import Terminal, number, require_writable, table, write_out
+from enma_fast.errors import EnmaError
+from enma_fast.utils.text import counted
+
+from . import score_files
+from . import tables as pages
 
 PAGE, CELLS = "tables.md", "tables.json"
 
+app = typer.Typer(
+    context_settings={"help_option_names": ["-h", "--help"]},
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
 
+
+@app.callback()
+def _commands() -> None:
+    """Reproduce the paper, from a checkout."""
+
+
+@app.command("tables")
 def tables(
     scores: Annotated[
-        Path | None, typer.Option("--scores", help="Folder of score files; by default those of the package.")
+        Path | None, typer.Option("--scores", help="Folder of score files; by default those beside this module.")
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help=f"Folder to write {PAGE} and {CELLS} to; of --measure, a score file.")
@@ -42,9 +61,6 @@ def tables(
     as_json: AsJson = False,
 ) -> None:
     """The paper's tables, with what the models of this library and its baselines reach beside them."""
-    from ..evaluation import score_files
-    from ..evaluation import tables as library
-
     terminal = Terminal(as_json)
     use_threads(threads)
     for option, value, of, asked in (
@@ -79,7 +95,7 @@ def tables(
         _report(terminal, entries, allowed)
         return
     ten_minutes = score_files.read_ten_minutes(scores)
-    page, found = library.markdown(files, ten_minutes), library.as_json(files, ten_minutes)
+    page, found = pages.markdown(files, ten_minutes), pages.as_json(files, ten_minutes)
     if out is not None:
         write_out(out / PAGE, page)
         write_out(out / CELLS, json.dumps(found, indent=1, allow_nan=False) + "\n")
@@ -111,3 +127,12 @@ def _report(terminal: Terminal, entries: list[dict[str, Any]], tolerance: float)
 
 def _shown(value: Any) -> str:
     return f"{value[:12]}..." if isinstance(value, str) else number(value, 4)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line and return its exit status."""
+    return cli.main(arguments, of=app, name="python -m benchmarks.paper")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -14,8 +14,8 @@ A score file is JSON with
 | `machine`        | processor, threads and versions where the seconds were measured                               |
 | `rows`           | of `protocols.measure`                                                                        |
 
-Those that come with the package are in `enma_fast/pretrained/scores`, and below it in `ten-minutes` those of methods
-that had ten minutes of one thread each.
+Those of the tables are in `scores` beside this module, and below it in `ten-minutes` those of methods that had ten
+minutes of one thread each.
 """
 
 from __future__ import annotations
@@ -28,20 +28,24 @@ from typing import Any
 
 import numpy as np
 
-from ..data import EQUATIONS, PRETRAINED, FieldFile, read, shipped_file, shipped_paths, spread_out
-from ..errors import EnmaError
-from ..forecasting.request import GENERATION
-from ..models.checkpoint import METRICS, WEIGHTS, available, hashes, load_model, locate, sha256
-from ..models.model import Model
-from ..utils.files import complete_file
-from ..utils.system import machine, versions
-from ..utils.untrusted import parse_json, read_bytes
+from enma_fast.data import EQUATIONS, FieldFile, read, shipped_file, shipped_paths, spread_out
+from enma_fast.errors import EnmaError
+from enma_fast.evaluation.baselines import Method
+from enma_fast.forecasting.request import GENERATION
+from enma_fast.models.checkpoint import METRICS, WEIGHTS, available, hashes, load_model, locate, sha256
+from enma_fast.models.model import Model
+from enma_fast.utils.files import complete_file
+from enma_fast.utils.system import machine, versions
+from enma_fast.utils.untrusted import parse_json, read_bytes
+
 from .features import training_file
-from .protocols import CALIBRATED, CASES, KEPT, Case, Method, measure, of_model
+from .protocols import CALIBRATED, CASES, KEPT, Case, measure, of_model
 from .scattered import SHARES, measure_points, protocol_of
 from .score_entries import wrong_entry
 
-FOLDER = PRETRAINED / "scores"
+# What makes score files, and pages of them.
+COMMAND = "python -m benchmarks.paper tables"
+FOLDER = Path(__file__).parent / "scores"
 # Below the folder of the others.
 TEN_MINUTES = "ten-minutes"
 # Relative difference of a score that another processor, or another number of threads, may make.
@@ -58,7 +62,7 @@ _KEYS = ("method", "kind", "equation", "seed", "cpu_seconds", "num_parameters", 
 
 
 def read_score_files(folder: str | Path | None = None) -> list[dict[str, Any]]:
-    """The score files of a folder, by default those of the package, in the order of their names.
+    """The score files of a folder, by default those of the tables, in the order of their names.
 
     Raises
     ------
@@ -68,7 +72,7 @@ def read_score_files(folder: str | Path | None = None) -> list[dict[str, Any]]:
     folder = FOLDER if folder is None else Path(folder)
     paths = sorted(folder.glob("*.json"))
     if not paths:
-        raise EnmaError(f"{folder}: holds no score file; make one by enma-fast tables --measure MODEL --data DIR")
+        raise EnmaError(f"{folder}: holds no score file; make one by {COMMAND} --measure MODEL --data DIR")
     return [_read(path) for path in paths]
 
 
@@ -360,7 +364,7 @@ def _read(path: Path) -> dict[str, Any]:
     except EnmaError:
         raise
     except ValueError as error:
-        raise EnmaError(f"{path}: is not JSON ({error}); make it again by enma-fast tables --measure") from None
+        raise EnmaError(f"{path}: is not JSON ({error}); make it again by {COMMAND} --measure") from None
     missing = [key for key in _KEYS if key not in found] if isinstance(found, dict) else list(_KEYS)
     if missing:
         raise EnmaError(f"{path}: is no score file, it lacks {', '.join(missing)}; make it again or move it away")

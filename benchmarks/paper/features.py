@@ -17,10 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..data import PRETRAINED, FieldFile
-from ..data.selection import spread_rows
-from ..models.checkpoint import load_tensors, read_tensors
-from .metrics import frechet_distance, precision_recall
+from enma_fast.data import FieldFile
+from enma_fast.data.selection import spread_rows
+from enma_fast.models.checkpoint import load_tensors, read_tensors
+
+from .distribution import frechet_distance, precision_recall
 
 NUM_FEATURES = 64
 # Trajectories that are in the network at a time.
@@ -52,8 +53,8 @@ class FeatureNetwork(nn.Module):
 
 
 def weights_of(equation: str) -> Path:
-    """File of the shipped feature network of an equation, which need not be there."""
-    return PRETRAINED / f"{equation}-features.safetensors"
+    """File of the feature network of an equation, which need not be there."""
+    return Path(__file__).parent / f"{equation}-features.safetensors"
 
 
 @cache
