@@ -5,8 +5,7 @@
 #   make test-full           those, and the tests marked slow or kill; a change must pass make lint and make test-full
 #   make lint, make check    format (C too), lint, types, spelling; and with them the quick tests/packaging but for builds
 #   make docs                the documentation site, into out/site; a warning is an error
-#   make libenma [PREFIX=...]  the C library, for CMake and pkg-config (docs/embedding.md); make embed: all its tests
-#   make wheel               wheels of the package and of its models, into dist/
+#   make libenma [PREFIX=...]  the C library (docs/embedding.md); make embed: all its tests; make wheel: wheels, into dist/
 #   make gpu   [DRY=1] [ONLY=...]  on a bare GPU machine, no network: build, benchmarks, tests, sanitizers; DRY: compile only
 #   make gpu-wheels [GPU_PYTHON=3.12]  before, with a network: wheels for that machine's Python, into out/gpu-wheels
 #   make clean               what was built in the tree; .venv and out/ stay
@@ -66,7 +65,6 @@ check: lint install  # without test_build.py and test_extension.py, which build 
 
 docs: $(STAMP)docs
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict && echo "out/site/index.html"
-
 libenma: ; @cmake -S csrc -B out/libenma -DCMAKE_INSTALL_PREFIX=$(abspath $(or $(PREFIX),out/prefix)) && cmake --build out/libenma --parallel && cmake --install out/libenma
 wheel: $(STAMP)wheel ; @sh packaging/wheel.sh $(abspath $(BIN))
 embed: install ; @sh tests/runtime/embed.sh $(abspath $(BIN))/python $(ARGS)

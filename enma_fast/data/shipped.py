@@ -48,9 +48,7 @@ def shipped_file(dataset: str, split: str) -> Path:
     found = [path for path in shipped_paths("*.h5") if path.name == name]
     if not found:
         known = ", ".join(path.stem for path in shipped_paths("*.h5")) or "none"
-        raise EnmaError(
-            f"{name.removesuffix('.h5')}: no such test file (shipped: {known}){remedy_for(name)}"
-        )
+        raise EnmaError(f"{name.removesuffix('.h5')}: no such test file (shipped: {known}){remedy_for(name)}")
     return found[0]
 
 
