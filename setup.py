@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,12 @@ def program(name: str) -> str:
     """Path of a build tool, beside this interpreter or on the path."""
     found = shutil.which(name, path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
     if found is None:
-        raise SystemExit(f"{name} is needed to build the extension: pip install {name}, or set ENMA_FAST_NO_EXT=1")
+        raise needed(name)
     return found
+
+
+def needed(name: str) -> SystemExit:
+    return SystemExit(f"{name} is needed to build the extension: pip install {name}, or set ENMA_FAST_NO_EXT=1")
 
 
 def with_cuda() -> bool:
@@ -49,12 +54,10 @@ class CMakeBuild(build_ext):
     """Configures, builds and installs ``csrc`` into the package."""
 
     def build_extension(self, ext: Extension) -> None:
-        try:
-            import pybind11
-        except ImportError:
-            raise SystemExit(
-                "pybind11 is needed to build the extension: pip install pybind11, or set ENMA_FAST_NO_EXT=1"
-            ) from None
+        if not find_spec("pybind11"):
+            raise needed("pybind11")
+        import pybind11
+
         package = Path(self.get_ext_fullpath(ext.name)).resolve().parent
         # Objects of an editable install stay, so that the next one compiles what has changed.
         work = ROOT / "build/editable" if self.editable_mode else Path(self.build_temp).resolve()

@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 import torch
 
+from enma_fast.data import shipped as shipped_module
 from enma_fast.errors import EnmaError
 from enma_fast.models import checkpoint
 from enma_fast.models.checkpoint import (
@@ -248,7 +249,7 @@ def test_unknown_names_list_the_shipped_models(tmp_path, monkeypatch, saved):
     for name in ("b-small", "a-small"):
         shutil.copytree(saved, shipped / name)
     (shipped / "half").mkdir()
-    monkeypatch.setattr(checkpoint, "PRETRAINED", shipped)
+    monkeypatch.setattr(shipped_module, "PRETRAINED", shipped)
     assert available() == ["a-small", "b-small"]
     assert locate("a-small") == shipped / "a-small"
     assert load_model("a-small").config == CONFIGS["relative"]

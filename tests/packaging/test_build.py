@@ -40,7 +40,13 @@ CSRC = {
 }
 # And of this project's own.
 BUILD_FILES = ("setup.py", "pyproject.toml", "MANIFEST.in", "LICENSE", "kernels/__init__.py", "csrc/CMakeLists.txt")
-BUILD_FILES += ("csrc/enma.pc.in", "csrc/libenma.map", "csrc/include/enma/enma.h", "csrc/include/enma/enma.hpp")
+BUILD_FILES += (
+    "csrc/enma.pc.in",
+    "csrc/libenma.map",
+    "csrc/python/module.map",
+    "csrc/include/enma/enma.h",
+    "csrc/include/enma/enma.hpp",
+)
 BUILD_FILES += ("csrc/fortran/enma.f90",)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 MAX_LINES = {".py": 450, ".cpp": 800, ".cu": 800, ".cuh": 800, ".h": 800}
-MAX_LINES_OF_FILE = {"setup.py": 110, "Makefile": 80}
+MAX_LINES_OF_FILE = {"setup.py": 120, "Makefile": 80}
 CODE_SUFFIXES = {".py", ".cpp", ".cu", ".cuh", ".h", ".c", ".f90", ".toml", ".cfg"}
 MAX_ENVIRONMENT_VARIABLES = 5
 
