@@ -20,11 +20,14 @@ PyObject* own_dict(py::handle module, PyObject* name) {
 
 // Address and number of changes of every parameter. The sum stands for the number where PyTorch does not count.
 py::bytes weights_key(const py::object& module) {
-    // A forecast asks for a few hundred: names are made once, and the number is read by its descriptor.
+    // A forecast asks for a few hundred: names are made once, and PyTorch's descriptors are called without a look-up.
     static PyObject* const modules = PyUnicode_InternFromString("_modules");
     static PyObject* const parameters = PyUnicode_InternFromString("_parameters");
-    static const auto* const version = reinterpret_cast<PyGetSetDescrObject*>(
-        py::object(py::module_::import("torch").attr("Tensor").attr("_version")).release().ptr());
+    const auto descriptor = [](const char* name) {
+        return py::object(py::module_::import("torch").attr("Tensor").attr(name)).release().ptr();
+    };
+    static const auto* const version = reinterpret_cast<PyGetSetDescrObject*>(descriptor("_version"));
+    static const auto* const address = reinterpret_cast<PyMethodDescrObject*>(descriptor("data_ptr"));
     std::vector<std::int64_t> key;
     std::vector<PyObject*> left{module.ptr()};
     while (!left.empty()) {
@@ -35,7 +38,10 @@ py::bytes weights_key(const py::object& module) {
         for (Py_ssize_t at = 0; PyDict_Next(own_dict(part, modules), &at, &name, &entry);) left.push_back(entry);
         for (Py_ssize_t at = 0; PyDict_Next(own_dict(part, parameters), &at, &name, &entry);) {
             if (entry == Py_None) continue;
-            key.push_back(reinterpret_cast<std::intptr_t>(Tensor::of(entry).data()));
+            if (!Tensor::is_one(entry)) throw py::type_error("weights_key: a parameter is no tensor");
+            const auto place = py::reinterpret_steal<py::object>(address->d_method->ml_meth(entry, nullptr));
+            if (!place) PyErr_Clear();
+            key.push_back(place ? static_cast<std::int64_t>(PyLong_AsUnsignedLongLong(place.ptr())) : 0);
             const auto number =
                 py::reinterpret_steal<py::object>(version->d_getset->get(entry, version->d_getset->closure));
             if (number) {
