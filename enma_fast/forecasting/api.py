@@ -229,7 +229,7 @@ def _read(
         return found.ordered(expected.places(argument, names, found.units, strict=request.strict))
 
     known = None if history is None else read("history", history, expected)
-    if known is not None:
+    if known is not None and context is not None:
         expected = expected.of_context("history", _channel_names(known), known.units)
     other = None if context is None else read("context", context, expected)
     leading = known or other
