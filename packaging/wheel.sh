@@ -9,7 +9,7 @@ models=$out/models/enma_fast_models
 rm -rf $out dist && mkdir -p $models
 "$bin/python" -m pip --quiet wheel --no-deps --wheel-dir $out .
 # OpenMP's library is that of Torch, which has threads already.
-PATH="$bin:$PATH" auditwheel --quiet repair --exclude libgomp.so.1 --wheel-dir dist $out/*.whl
+PATH="$bin:$PATH" auditwheel repair --exclude libgomp.so.1 --wheel-dir dist $out/*.whl
 
 cp packaging/models/pyproject.toml $out/models
 cp packaging/models/__init__.py $models
