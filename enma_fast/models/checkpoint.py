@@ -21,6 +21,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -157,7 +158,7 @@ def locate(checkpoint: str | Path) -> Path:
     """Folder of a checkpoint given by shipped name, by path, or by the folder of the training run that made it."""
     given = Path(checkpoint)
     own = (path.parent for path in shipped_paths(f"*/{MANIFEST}") if path.parent.name == str(checkpoint))
-    for folder in (given / IN_RUN, given, *own):
+    for folder in chain((given / IN_RUN, given), own):
         # Unlike Path.is_file, os.path.isfile takes any name.
         if os.path.isfile(folder / MANIFEST):
             return folder

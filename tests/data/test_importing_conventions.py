@@ -11,21 +11,8 @@ import pytest
 h5py = pytest.importorskip("h5py", reason="needs the [data] extra")
 xr = pytest.importorskip("xarray", reason="needs the [store] extra")
 
-from enma_fast.data import FieldFile, ImportOptions, import_fields, read  # noqa: E402
-from enma_fast.errors import EnmaError  # noqa: E402
 
-from ._importing import LINE, STEPS, N, T, X  # noqa: E402
-
-
-def imported(source: Path, **options: Any) -> FieldFile:
-    return read(import_fields(source, source.parent / "out.h5", ImportOptions(**options), force=True))
-
-
-def refusal(source: Path, **options: Any) -> str:
-    with pytest.raises(EnmaError) as caught:
-        imported(source, **options)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+from ._importing import LINE, STEPS, N, T, X, imported, refusal  # noqa: E402
 
 
 def saved(path: Path, made: Any, kind: str) -> Path:

@@ -9,29 +9,17 @@ import pytest
 
 h5py = pytest.importorskip("h5py", reason="needs the [data] extra")
 
-from enma_fast.data import FieldFile, ImportOptions, import_fields, read, write  # noqa: E402
-from enma_fast.errors import EnmaError  # noqa: E402
+from enma_fast.data import write  # noqa: E402
 from enma_fast.store.metadata import STATISTICS  # noqa: E402
 from enma_fast.utils.names import ENDS  # noqa: E402
 
-from ._importing import LINE, STEPS, N, T, X, Y  # noqa: E402
+from ._importing import LINE, STEPS, N, T, X, Y, imported, refusal  # noqa: E402
 
 
 @pytest.fixture
 def pair(rng: np.random.Generator) -> np.ndarray:
     """Fields of two components, `[N, T, X, 2]`."""
     return rng.normal(size=(N, T, X, 2)).astype(np.float32)
-
-
-def imported(source: Path, **options: Any) -> FieldFile:
-    return read(import_fields(source, source.parent / "out.h5", ImportOptions(**options), force=True))
-
-
-def refusal(source: Path, **options: Any) -> str:
-    with pytest.raises(EnmaError) as caught:
-        imported(source, **options)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def arrays(path: Path, **values: Any) -> Path:
