@@ -49,7 +49,7 @@ std::unique_ptr<Sampling> make_session(const PackedDynamics& packed, std::int64_
     return (*packed).sampling(request);
 }
 
-void start_segment(SamplerSession& session, int segment) {
+void start_segment(Sampling& session, int segment) {
     expect(segment == 0 || segment == 1, OP, ": segment is ", segment, "; expected 0 or 1");
     expect(session.frames_read() < session.settings().prefix_frames, OP, ": all ", session.settings().prefix_frames,
            " shared frames are read");
@@ -57,7 +57,7 @@ void start_segment(SamplerSession& session, int segment) {
 }
 
 // A latent frame [G, N, C] that groups share.
-void read_frame(SamplerSession& session, const Tensor& z) {
+void read_frame(Sampling& session, const Tensor& z) {
     const SamplerSettings& set = session.settings();
     const void* const values =
         checked(OP, z, "frame", {set.groups, session.model().tokens, session.model().channels}, Dtype::float32);
@@ -66,7 +66,7 @@ void read_frame(SamplerSession& session, const Tensor& z) {
     session.read(static_cast<const float*>(values));
 }
 
-void begin(SamplerSession& session, const Tensor& seeds, const Tensor& members, const Tensor& groups, int first) {
+void begin(Sampling& session, const Tensor& seeds, const Tensor& members, const Tensor& groups, int first) {
     const SamplerSettings& set = session.settings();
     const auto numbers = [&](const Tensor& x, const char* name) {
         return static_cast<const std::int64_t*>(checked(OP, x, name, {set.rows}, Dtype::int64));
@@ -85,7 +85,7 @@ void begin(SamplerSession& session, const Tensor& seeds, const Tensor& members, 
 }
 
 // The next frame [B, N, C], or the next frames [T, B, N, C].
-void frame(SamplerSession& session, const Tensor& out, bool last) {
+void frame(Sampling& session, const Tensor& out, bool last) {
     const SamplerSettings& set = session.settings();
     std::vector<std::int64_t> shape{set.rows, session.model().tokens, session.model().channels};
     const std::int64_t frames = out.dim() == 4 ? out.size(0) : 1, each = shape[0] * shape[1] * shape[2];
@@ -103,7 +103,7 @@ void frame(SamplerSession& session, const Tensor& out, bool last) {
     }
 }
 
-py::dict plan(const SamplerSession& session) {
+py::dict plan(const Sampling& session) {
     const SamplerPlan plan = session.plan();
     py::dict bytes;
     bytes["weights"] = plan.weights;
@@ -124,22 +124,12 @@ void bind_dynamics(py::module_& m) {
              arg("first_frame"), arg("settings"), arg("threads"), arg("isa") = "", arg("teams") = "")
         .def_property_readonly("bytes", [](const PackedDynamics& packed) { return (*packed).bytes(); });
     py::class_<Sampling>(m, "SamplerSession", "One chunk of an ensemble, with all the memory it needs.")
-        .def("reset", [](Sampling& session) { session.reset(); })
-        .def(
-            "start_segment", [](Sampling& session, int segment) { start_segment(session, segment); }, arg("segment"),
-            without_lock())
-        .def(
-            "read", [](Sampling& session, const Tensor& z) { read_frame(session, z); }, arg("z"), without_lock())
-        .def(
-            "begin",
-            [](Sampling& session, const Tensor& seeds, const Tensor& members, const Tensor& groups, int first) {
-                begin(session, seeds, members, groups, first);
-            },
-            arg("seeds"), arg("members"), arg("groups"), arg("first_frame"), without_lock())
-        .def(
-            "frame", [](Sampling& session, const Tensor& out, bool last) { frame(session, out, last); }, arg("out"),
-            arg("last"))
-        .def("plan", [](const Sampling& session) { return plan(session); });
+        .def("reset", &Sampling::reset)
+        .def("start_segment", &start_segment, arg("segment"), without_lock())
+        .def("read", &read_frame, arg("z"), without_lock())
+        .def("begin", &begin, arg("seeds"), arg("members"), arg("groups"), arg("first_frame"), without_lock())
+        .def("frame", &frame, arg("out"), arg("last"))
+        .def("plan", &plan);
 }
 
 }  // namespace enma
