@@ -5,22 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from ._counts import (
-    COUNTS,
-    ROOT,
-    Tree,
-    branches_of,
-    classes_of_kinds,
-    cpp_branches,
-    is_sentence,
-    limits,
-    number,
-    pinned_messages,
-    private_names,
-    stage_comparisons,
-    torch_headers,
-    wide_functions,
-)
+from ._counts import COUNTS, ROOT, limits, number, stage_comparisons, torch_headers, wide_functions
+from ._expectations import is_sentence, pinned_messages, private_names
+from ._kinds import branches_of, classes_of_kinds, cpp_branches
+from ._syntax import Tree
 
 
 @pytest.fixture(scope="module")
