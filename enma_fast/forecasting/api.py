@@ -120,7 +120,7 @@ def forecast(
         chunk that has wholly stopped is sampled no further, and after the last member ``stop`` is called no more. The
         chunks advance side by side, so memory is that of all of them.
     strict
-        Raise where observed frames lie outside what the model was trained on (:mod:`enma_fast.models.domain`), or a
+        Raise where observed frames lie outside what the model was trained on (:mod:`enma_fast.models.envelope`), or a
         channel has another unit than the model's, in place of a warning. Checkpoints that do not say what that is give
         neither, nor do inputs without units.
 

@@ -34,8 +34,8 @@ class Channels:
     @classmethod
     def of_model(cls, model: Model) -> Channels:
         """Those of a model: of its training data as its checkpoint says, or of the equation that made them."""
-        config, domain = model.config, model.domain
-        names, units = ((), ()) if domain is None else (domain.channels, domain.units)
+        config, envelope = model.config, model.envelope
+        names, units = ((), ()) if envelope is None else (envelope.channels, envelope.units)
         own = dict(equation.channels) if (equation := EQUATIONS.get(config.dataset)) else {}
         if not units and names in ((), tuple(own)) and len(own) == config.tokenizer.field_channels:
             return cls(of=config.name, names=tuple(own), units=tuple(own.values()))

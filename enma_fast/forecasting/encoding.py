@@ -381,10 +381,10 @@ def outside(
 
     One context serves all. The list is empty where the model's checkpoint does not say what it was trained on.
     """
-    if model.domain is None:
+    if model.envelope is None:
         return []
     seen = [u.numpy(force=True) if isinstance(u, Tensor) else u for u in (history, context) if u is not None]
-    parts = [model.domain.reasons(u, scattered=scattered) for u in seen]
+    parts = [model.envelope.reasons(u, scattered=scattered) for u in seen]
     count = max(map(len, parts), default=0)
     parts = [reasons * count if len(reasons) == 1 else reasons for reasons in parts]
     return [next(filter(None, reasons), "") for reasons in zip(*parts, strict=True)]

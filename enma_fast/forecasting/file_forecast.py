@@ -199,7 +199,7 @@ class FileForecast:
         They are reported, unless `warn` is false, and a strict request is refused. None where the checkpoint does not
         say what the model was trained on.
         """
-        if self.model.domain is None:
+        if self.model.envelope is None:
             return None
         reasons: list[str] = []
         for first in range(0, len(self.trajectories), _COMPARED_AT_ONCE):

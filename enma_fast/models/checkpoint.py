@@ -41,13 +41,13 @@ from ..utils.dataclass_json import from_json, to_json
 from ..utils.files import write_atomic
 from ..utils.untrusted import open_regular, parse_json, read_bytes
 from .covariance import FieldCovariance
-from .domain import Domain
+from .envelope import Envelope
 from .model import Model
 from .tokenizer import Tokenizer
 
 FORMAT_VERSION = 1
 WEIGHTS, CONFIG, MANIFEST = "model.safetensors", "config.json", "manifest.json"
-CARD, METRICS, DOMAIN, COVARIANCE = "README.md", "metrics.json", "domain.json", "covariance.safetensors"
+CARD, METRICS, ENVELOPE, COVARIANCE = "README.md", "metrics.json", "domain.json", "covariance.safetensors"
 # In the folder of a training run: its checkpoint, and its log or its plan.
 IN_RUN, LOG, PLAN = "checkpoint", "log.jsonl", "plan.json"
 _TOKENIZER = "tokenizer."
@@ -105,8 +105,8 @@ def save_model(
     _write_weights(folder, model.config, tensors)
     if metrics is not None:
         write_atomic(folder / METRICS, (json.dumps(metrics, indent=1, allow_nan=False) + "\n").encode())
-    if model.domain is not None:
-        write_atomic(folder / DOMAIN, model.domain.to_json().encode())
+    if model.envelope is not None:
+        write_atomic(folder / ENVELOPE, model.envelope.to_json().encode())
     if model.covariance is not None:
         write_tensors(folder / COVARIANCE, {name: x.float() for name, x in model.covariance.tensors().items()})
     if card is not None:
@@ -123,16 +123,16 @@ def save_tokenizer(tokenizer: Tokenizer, config: ModelConfig, folder: Path) -> N
 def _write_weights(folder: Path, config: ModelConfig, tensors: Mapping[str, Tensor]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     # Those of other weights say nothing of these.
-    for name in (MANIFEST, CARD, METRICS, DOMAIN, COVARIANCE):
+    for name in (MANIFEST, CARD, METRICS, ENVELOPE, COVARIANCE):
         (folder / name).unlink(missing_ok=True)
     write_tensors(folder / WEIGHTS, tensors)
     write_atomic(folder / CONFIG, to_json(config).encode())
 
 
 def write_manifest(folder: Path) -> None:
-    """List size and SHA-256 of config, weights, card, metrics, domain and covariance."""
+    """List size and SHA-256 of config, weights, card, metrics, envelope and covariance."""
     files = {}
-    for name in (CONFIG, WEIGHTS, CARD, METRICS, DOMAIN, COVARIANCE):
+    for name in (CONFIG, WEIGHTS, CARD, METRICS, ENVELOPE, COVARIANCE):
         if (folder / name).exists():
             files[name] = {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)}
     write_atomic(folder / MANIFEST, (json.dumps({"format": FORMAT_VERSION, "files": files}, indent=1) + "\n").encode())
@@ -232,8 +232,8 @@ def load_model(checkpoint: str | Path, *, device: str | torch.device = "cpu") ->
         raise EnmaError(f"{source}: holds a tokenizer only; train the dynamics on it: enma-fast train dynamics")
     model = _filled(lambda: Model(config), tensors, source)
     folder = locate(checkpoint)
-    if DOMAIN in hashes(folder):
-        model.domain = Domain.read(folder / DOMAIN)
+    if ENVELOPE in hashes(folder):
+        model.envelope = Envelope.read(folder / ENVELOPE)
     if COVARIANCE in hashes(folder):
         model.covariance = _covariance(folder / COVARIANCE, config)
     try:

@@ -15,7 +15,7 @@ from ..ops.self_attention import widened
 from ..utils.devices import to_device
 from .causal_transformer import CausalTransformer
 from .covariance import FieldCovariance
-from .domain import Domain
+from .envelope import Envelope
 from .fair_score import fair_score
 from .flow_head import FlowHead
 from .layers import exact
@@ -160,8 +160,8 @@ class Model(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        # The domain of the training data, if the checkpoint holds one.
-        self.domain: Domain | None = None
+        # The envelope of the training data, if the checkpoint holds one.
+        self.envelope: Envelope | None = None
         self.covariance: FieldCovariance | None = None
         self.tokenizer = Tokenizer(config.tokenizer)
         self.dynamics = Dynamics(config)

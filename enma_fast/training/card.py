@@ -23,7 +23,7 @@ from ..evaluation.paper import paper_source
 from ..evaluation.scoring import paper_table, score
 from ..models.checkpoint import IN_RUN, MANIFEST, METRICS, load_model, locate, round_weights, save_model
 from ..models.covariance import FieldCovariance
-from ..models.domain import Domain
+from ..models.envelope import Envelope
 from ..models.model import Model
 from ..utils.dataclass_json import replace
 from ..utils.text import counted, markdown_table, short, times
@@ -41,7 +41,7 @@ CASES: tuple[tuple[str, int, int | None, bool], ...] = (
     ("generation", 16, 120, False),
 )
 SPLITS = ("test-in", "test-out")
-# Training trajectories that describe the domain of a model.
+# Training trajectories that describe the envelope of a model.
 _TOLD = 4096
 # Those of them from which its covariance is made.
 _VARIED = 512
@@ -114,11 +114,11 @@ def publish(
 
 
 def tell_training(model: Model, path: Path) -> None:
-    """Give a model its domain and covariance from trajectories evenly spread over the file that it was trained on."""
+    """Give a model its envelope and covariance from trajectories evenly spread over the file that it was trained on."""
     data = read(path, select=slice(None, None, -(-count(path) // _TOLD)))
     units = tuple(data.units.get(channel, "1") for channel in data.channels)
     # Without any unit the file stays as it was before units were kept.
-    model.domain = Domain.of(data.u, data.channels, units if set(units) != {"1"} else ())
+    model.envelope = Envelope.of(data.u, data.channels, units if set(units) != {"1"} else ())
     if model.config.tokenizer.interpolation is None:
         some = data.u[:: -(-len(data) // _VARIED)]
         model.covariance = FieldCovariance.of(some, lengths=data.lengths, periodic=data.periodic)

@@ -12,7 +12,7 @@ import torch
 from enma_fast.data import DEFAULT_GROUPS, read
 from enma_fast.evaluation.scoring import score
 from enma_fast.models.checkpoint import load_model, load_tokenizer, read_tensors, sha256
-from enma_fast.models.domain import Domain
+from enma_fast.models.envelope import Envelope
 from enma_fast.training import card, lineage
 from enma_fast.training.record import summary
 
@@ -367,9 +367,9 @@ def test_publish_measures_and_writes_a_card(
     whole = card.card_text(model.config, metrics | {"data": {"train": 12_000, "test-out": 120}})
     assert "\nenma-fast data generate combined --out data\n" in whole
     # The checkpoint says what the model was trained on.
-    assert model.domain is not None
+    assert model.envelope is not None
     train_file = read(data_folder / "combined-train.h5")
-    assert model.domain.to_json() == Domain.of(train_file.u, train_file.channels).to_json()
+    assert model.envelope.to_json() == Envelope.of(train_file.u, train_file.channels).to_json()
     assert {row["num_outside"] for row in metrics["rows"] if row["split"] == "test-in"} <= {0, 1}
     assert {
         row["num_outside"] for row in metrics["rows"] if (row["task"], row["split"]) == ("temporal", "test-out")

@@ -14,7 +14,7 @@ import enma_fast
 from enma_fast.errors import EnmaError
 from enma_fast.forecasting.api import forecast, stream
 from enma_fast.forecasting.members import sample_fields
-from enma_fast.models.domain import Domain
+from enma_fast.models.envelope import Envelope
 from enma_fast.models.interpolation import grid_points
 
 from .._labelled import INTERVAL, LINE_DIMS, NUMBERS, TIMES, labelled
@@ -308,7 +308,7 @@ def test_the_first_example_forecasts_and_shows_what_the_page_says(page, heading,
 def test_channels_of_other_names_are_warned_of_and_arrays_are_not(caplog):
     made = model("plane")
     history = labelled(made, 3)
-    made.domain = Domain.of(waves(6, 2, 8, made.config.tokenizer).numpy(), channels=("u", "v"))
+    made.envelope = Envelope.of(waves(6, 2, 8, made.config.tokenizer).numpy(), channels=("u", "v"))
     dataset = history.to_dataset("channel")
     first, second = dataset.data_vars
     plain = forecast(made, history.to_numpy(), num_members=2, trajectories=NUMBERS)

@@ -14,7 +14,7 @@ from enma_fast.forecasting.channels import Channels
 from enma_fast.forecasting.file_forecast import FileForecast
 from enma_fast.forecasting.request import INITIAL_VALUE, ForecastRequest
 from enma_fast.models.checkpoint import available, load_model, save_model
-from enma_fast.models.domain import Domain
+from enma_fast.models.envelope import Envelope
 
 from .._tiny import CONFIGS, between_walls, model, random_model, waves
 
@@ -56,7 +56,7 @@ def array_of(data: FieldFile, frames: int, trajectory: int = 0) -> xr.Dataset:
 def known(plane):
     """A model that knows names and units of its channels."""
     made = model("plane")
-    made.domain = Domain.of(file_of(made, "train.h5").u, ("u", "v"), ("m s-1", "K"))
+    made.envelope = Envelope.of(file_of(made, "train.h5").u, ("u", "v"), ("m s-1", "K"))
     return made
 
 
@@ -64,9 +64,9 @@ def test_units_are_kept_in_the_checkpoint(known, tmp_path):
     save_model(known, tmp_path)
     found = Channels.of_model(load_model(tmp_path))
     assert (found.names, found.units) == (("u", "v"), ("m s-1", "K"))
-    (tmp_path / "domain.json").write_text(known.domain.to_json().replace('"K"', '"K", "K"'))
+    (tmp_path / "domain.json").write_text(known.envelope.to_json().replace('"K"', '"K", "K"'))
     with pytest.raises(EnmaError, match=r"domain\.json"):
-        Domain.read(tmp_path / "domain.json")
+        Envelope.read(tmp_path / "domain.json")
 
 
 def test_shipped_models_have_the_units_of_their_equations():

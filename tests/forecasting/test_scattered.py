@@ -16,7 +16,7 @@ from enma_fast.forecasting.members import sample_fields, stream_members
 from enma_fast.forecasting.request import TASKS as NAMED
 from enma_fast.forecasting.request import ForecastRequest
 from enma_fast.forecasting.scattered import drawn_places, moved, readings_for
-from enma_fast.models.domain import Domain
+from enma_fast.models.envelope import Envelope
 from enma_fast.models.interpolation import grid_points
 from enma_fast.sampling.shifts import View, views
 
@@ -146,7 +146,7 @@ def test_points_of_a_square_are_mirrored_and_their_coordinates_exchanged():
 def test_absent_points_are_not_compared_with_the_training_data():
     made = model("points")
     u, x = scattered(made, 300 + inputs(made, TASKS["temporal"])["history"])
-    made.domain = Domain.of(300 + waves(6, 2, 8, made.config.tokenizer).numpy())
+    made.envelope = Envelope.of(300 + waves(6, 2, 8, made.config.tokenizer).numpy())
     u[:, 1, 20:], x[:, 1, 20:] = NAN, NAN
     assert sample_fields(made, u, points=x, strict=True).isfinite().all()
     u[1, 1, 3] = 0.0
@@ -156,7 +156,7 @@ def test_absent_points_are_not_compared_with_the_training_data():
 
 def test_what_a_file_does_not_show_is_not_compared():
     made, data = model("points"), file_of(model("points"))
-    made.domain = Domain.of(data.u)
+    made.envelope = Envelope.of(data.u)
     places = drawn_places((32,), [0], count=9, num_frames=3, seed=0)[0, 0]
     hidden, shown = next(i for i in range(32) if i not in places), places[0]
     request = ForecastRequest(num_members=1, points=9, trajectories=[0])
@@ -355,7 +355,7 @@ def test_readings_have_the_grid_and_times_of_the_model(tmp_path):
 
 def test_readings_are_compared_with_the_training_data(tmp_path):
     made = model("points")
-    made.domain = Domain.of(300 + waves(6, 2, 8, made.config.tokenizer).numpy())
+    made.envelope = Envelope.of(300 + waves(6, 2, 8, made.config.tokenizer).numpy())
     rows = [f"{t},{x},{300 + math.sin(x + t)}" for t in range(3) for x in range(t + 3)]
     for value, found in ((300.5, []), (0.0, [0])):
         data = readings_for(made.config, table(tmp_path, "frame,x,u", *rows, f"2,6,{value}"))

@@ -46,8 +46,8 @@ def test_a_model_keeps_the_units_of_its_training_data(tmp_path: Path) -> None:
             units=unit,
         )
         tell_training(made, path)
-        assert made.domain is not None
-        assert (made.domain.channels, made.domain.units) == (("u",), kept)
+        assert made.envelope is not None
+        assert (made.envelope.channels, made.envelope.units) == (("u",), kept)
 
 
 @pytest.mark.parametrize("named", [True, False])

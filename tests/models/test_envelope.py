@@ -18,8 +18,8 @@ from enma_fast.evaluation.store_scores import score_store
 from enma_fast.figures.report import write_report
 from enma_fast.forecasting.file_forecast import FileForecast
 from enma_fast.forecasting.request import ForecastRequest
-from enma_fast.models.checkpoint import DOMAIN, PRETRAINED, load_model, save_model, verify, write_manifest
-from enma_fast.models.domain import WINDOW, Domain
+from enma_fast.models.checkpoint import ENVELOPE, PRETRAINED, load_model, save_model, verify, write_manifest
+from enma_fast.models.envelope import WINDOW, Envelope
 from enma_fast.models.model import Model
 from enma_fast.store.layout import OUTSIDE
 from enma_fast.store.metadata import DIGEST
@@ -54,8 +54,8 @@ def outside() -> FieldFile:
 
 
 def share(model: Model, fields: np.ndarray) -> float:
-    assert model.domain is not None
-    reasons = model.domain.reasons(fields)
+    assert model.envelope is not None
+    reasons = model.envelope.reasons(fields)
     assert len(reasons) == len(fields)
     return sum(map(bool, reasons)) / len(reasons)
 
@@ -86,19 +86,19 @@ def test_nearly_all_training_data_lie_inside(space: tuple[int, ...], channels: i
     fields = rng.normal(size=(400, 7, *space, channels)).cumsum(1).astype(np.float32)
     # A channel that is always zero has no unit, and is no reason for anything.
     fields = np.concatenate([fields, np.zeros_like(fields[..., :1])], -1)
-    domain = Domain.of(fields)
+    envelope = Envelope.of(fields)
     for frames in (1, 2, 3):
         windows = np.concatenate([fields[:, t : t + frames] for t in range(7 - WINDOW + 1)])
-        assert sum(map(bool, domain.reasons(windows))) == pytest.approx(0.002 * len(windows), abs=1)
+        assert sum(map(bool, envelope.reasons(windows))) == pytest.approx(0.002 * len(windows), abs=1)
     # One by one as all at once.
-    assert domain.reasons(fields) == [reason for b in range(400) for reason in domain.reasons(fields[b : b + 1])]
+    assert envelope.reasons(fields) == [reason for b in range(400) for reason in envelope.reasons(fields[b : b + 1])]
     np.testing.assert_allclose(
-        domain.scale[:-1], np.sqrt((fields[..., :-1].astype(float) ** 2).mean((0, 1, *range(2, 2 + len(space)))))
+        envelope.scale[:-1], np.sqrt((fields[..., :-1].astype(float) ** 2).mean((0, 1, *range(2, 2 + len(space)))))
     )
-    assert domain.scale[-1] == 1
+    assert envelope.scale[-1] == 1
     other = fields[:5].copy()
     other[3, -1, ..., -1] = 0.5
-    assert [bool(reason) for reason in domain.reasons(other)].index(True) == 3
+    assert [bool(reason) for reason in envelope.reasons(other)].index(True) == 3
 
 
 def test_noise_and_another_course_are_recognised(rng: np.random.Generator) -> None:
@@ -106,32 +106,32 @@ def test_noise_and_another_course_are_recognised(rng: np.random.Generator) -> No
     height, phase, decay = rng.uniform(0.5, 1, 300), rng.uniform(0, 6, 300), rng.uniform(0.95, 1, 300)
     course = height[:, None] * decay[:, None] ** np.arange(8)
     fields = (course[:, :, None] * np.sin(x + phase[:, None, None]))[..., None]
-    domain = Domain.of(fields)
+    envelope = Envelope.of(fields)
     seen = fields[:50, :3]
-    assert sum(map(bool, domain.reasons(seen))) <= 1
+    assert sum(map(bool, envelope.reasons(seen))) <= 1
     for other in (
         seen + 0.2 * rng.normal(size=seen.shape),
         seen * 0.7 ** np.arange(3)[:, None, None],
         seen[:, ::-1] * 1.3 ** np.arange(3)[:, None, None],
         np.sign(seen),
     ):
-        assert all(domain.reasons(other))
+        assert all(envelope.reasons(other))
 
 
 def test_the_reason_is_named(model: Model, inside: FieldFile, outside: FieldFile) -> None:
-    assert model.domain is not None
-    (reason,) = model.domain.reasons(inside.u[:1, :3] + 280)
+    assert model.envelope is not None
+    (reason,) = model.envelope.reasons(inside.u[:1, :3] + 280)
     assert reason.startswith("values from 279.")
     assert ", of training from -1.9" in reason
-    (reason,) = model.domain.reasons(outside.u[:1, :3])
+    (reason,) = model.envelope.reasons(outside.u[:1, :3])
     assert reason.endswith(" times as far from the training data as nearly all of these are")
 
 
 def test_scattered_points_are_judged_by_their_values(model: Model, outside: FieldFile) -> None:
-    assert model.domain is not None
+    assert model.envelope is not None
     seen = outside.u[:, :3, ::9]
-    assert not any(model.domain.reasons(seen, scattered=True))
-    assert all(model.domain.reasons(1000 * seen + 50, scattered=True))
+    assert not any(model.envelope.reasons(seen, scattered=True))
+    assert all(model.envelope.reasons(1000 * seen + 50, scattered=True))
 
 
 def test_forecast_warns_or_refuses(
@@ -171,7 +171,7 @@ def test_a_checkpoint_that_does_not_say_gives_no_warning(
     tiny: Path, outside: FieldFile, caplog: pytest.LogCaptureFixture
 ) -> None:
     silent = load_model(tiny)
-    assert silent.domain is None
+    assert silent.envelope is None
     enma_fast.forecast(silent, 1000 * outside.u[0, :3], num_frames=1, strict=True)
     assert score(silent, outside, num_members=1, limit=1, strict=True)["num_outside"] is None
     assert not caplog.records
@@ -220,24 +220,24 @@ def test_a_store_and_its_report_name_them(
 def test_a_checkpoint_keeps_what_it_was_trained_on(tmp_path: Path) -> None:
     made = tiny_model("plane")
     fields = waves(8, 2, 8, made.config.tokenizer).numpy()
-    made.domain = Domain.of(fields)
+    made.envelope = Envelope.of(fields)
     save_model(made, tmp_path)
     verify(tmp_path)
-    found = load_model(tmp_path).domain
+    found = load_model(tmp_path).envelope
     assert found is not None
-    for field in dataclasses.fields(Domain):
-        np.testing.assert_array_equal(getattr(found, field.name), getattr(made.domain, field.name))
-    assert found.reasons(fields) == made.domain.reasons(fields)
+    for field in dataclasses.fields(Envelope):
+        np.testing.assert_array_equal(getattr(found, field.name), getattr(made.envelope, field.name))
+    assert found.reasons(fields) == made.envelope.reasons(fields)
     # It is as protected as the weights.
-    (tmp_path / DOMAIN).write_text((tmp_path / DOMAIN).read_text().replace("1", "2", 1))
+    (tmp_path / ENVELOPE).write_text((tmp_path / ENVELOPE).read_text().replace("1", "2", 1))
     with pytest.raises(EnmaError, match=r"domain\.json: SHA-256 differs from manifest\.json"):
         load_model(tmp_path)
-    # A file that the manifest does not list is not read, and saving a model without a domain removes the file.
-    made.domain = None
+    # A file that the manifest does not list is not read, and saving a model without an envelope removes the file.
+    made.envelope = None
     save_model(made, tmp_path)
-    assert not (tmp_path / DOMAIN).exists()
-    (tmp_path / DOMAIN).write_text("{")
-    assert load_model(tmp_path).domain is None
+    assert not (tmp_path / ENVELOPE).exists()
+    (tmp_path / ENVELOPE).write_text("{")
+    assert load_model(tmp_path).envelope is None
     write_manifest(tmp_path)
     with pytest.raises(EnmaError, match=r"domain\.json: does not say what a model was trained on"):
         load_model(tmp_path)
@@ -260,32 +260,32 @@ def test_a_checkpoint_keeps_what_it_was_trained_on(tmp_path: Path) -> None:
     ],
 )
 def test_files_of_another_kind_are_one_line(tmp_path: Path, change: Callable[[dict], object]) -> None:
-    found = json.loads((PRETRAINED / "combined-small" / DOMAIN).read_text())
+    found = json.loads((PRETRAINED / "combined-small" / ENVELOPE).read_text())
     change(found)
-    (tmp_path / DOMAIN).write_text(json.dumps(found))
+    (tmp_path / ENVELOPE).write_text(json.dumps(found))
     with pytest.raises(EnmaError) as error:
-        Domain.read(tmp_path / DOMAIN)
-    assert str(error.value).startswith(f"{tmp_path / DOMAIN}: ")
+        Envelope.read(tmp_path / ENVELOPE)
+    assert str(error.value).startswith(f"{tmp_path / ENVELOPE}: ")
     assert str(error.value).endswith("; copy the checkpoint again")
     assert "\n" not in str(error.value)
 
 
 def test_fields_that_tell_nothing_are_refused(model: Model, inside: FieldFile) -> None:
     with pytest.raises(EnmaError, match="with at least 3 frames are expected"):
-        Domain.of(inside.u[:, :2])
+        Envelope.of(inside.u[:, :2])
     spoiled = inside.u.copy()
     spoiled[3, 2, 1] = np.inf
     with pytest.raises(EnmaError, match="not finite"):
-        Domain.of(spoiled)
-    assert model.domain is not None
+        Envelope.of(spoiled)
+    assert model.envelope is not None
     with pytest.raises(EnmaError, match="fields have 2 channels, the training data 1"):
-        model.domain.reasons(np.repeat(inside.u[:1], 2, -1))
+        model.envelope.reasons(np.repeat(inside.u[:1], 2, -1))
 
 
 def test_the_rules_cost_next_to_nothing(model: Model, inside: FieldFile, caplog: pytest.LogCaptureFixture) -> None:
     import time
 
-    assert model.domain is not None
+    assert model.envelope is not None
     caplog.set_level(logging.ERROR)
     history = inside.u[0, :3]
     enma_fast.forecast(model, history)
@@ -297,7 +297,7 @@ def test_the_rules_cost_next_to_nothing(model: Model, inside: FieldFile, caplog:
 
     # In turn, so that both meet the same quiet moments.
     pairs = [
-        (seconds(lambda: model.domain.reasons(history[None])), seconds(lambda: enma_fast.forecast(model, history)))
+        (seconds(lambda: model.envelope.reasons(history[None])), seconds(lambda: enma_fast.forecast(model, history)))
         for _ in range(20)
     ]
     rules, forecasts = zip(*pairs, strict=True)
@@ -308,12 +308,12 @@ def test_channels_in_another_order_are_found(tmp_path: Path) -> None:
     made = tiny_model("plane")
     tok = made.config.tokenizer
     fields = waves(4, 2, 8, tok).numpy()
-    made.domain = Domain.of(fields, ("u", "v"))
+    made.envelope = Envelope.of(fields, ("u", "v"))
     save_model(made, tmp_path / "checkpoint")
     verify(tmp_path / "checkpoint")
     found = load_model(tmp_path / "checkpoint")
-    assert found.domain is not None
-    assert found.domain.channels == ("u", "v")
+    assert found.envelope is not None
+    assert found.envelope.channels == ("u", "v")
     axes = {"x": np.arange(tok.grid[0]), "y": np.arange(tok.grid[1])}
     named = xarray.Dataset(
         {name: (("time", "x", "y"), fields[0, :3, ..., c]) for c, name in reversed(list(enumerate("uv")))}
@@ -356,4 +356,4 @@ def test_channels_in_another_order_are_found(tmp_path: Path) -> None:
     document = json.loads((tmp_path / "checkpoint" / "domain.json").read_text())
     (tmp_path / "a.json").write_text(json.dumps(document | {"channels": ["u"]}))
     with pytest.raises(EnmaError, match="numbers are those of no training data"):
-        Domain.read(tmp_path / "a.json")
+        Envelope.read(tmp_path / "a.json")

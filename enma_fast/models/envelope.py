@@ -38,7 +38,7 @@ _NAMES = ("low", "high", "scale", "mean", "covariance", "limits")
 
 
 @dataclass(frozen=True, eq=False)
-class Domain:
+class Envelope:
     """Summary of the training data of a model, to recognise data that lie outside.
 
     Attributes
@@ -60,8 +60,8 @@ class Domain:
     units: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, fields: np.ndarray, channels: tuple[str, ...] = (), units: tuple[str, ...] = ()) -> Domain:
-        """The domain of training fields `[B, T, *x, c]`; a few thousand trajectories are enough.
+    def of(cls, fields: np.ndarray, channels: tuple[str, ...] = (), units: tuple[str, ...] = ()) -> Envelope:
+        """The envelope of training fields `[B, T, *x, c]`; a few thousand trajectories are enough.
 
         `EnmaError` if there are fewer than three frames, or a value is not finite.
         """
@@ -128,13 +128,13 @@ class Domain:
         return _inverses_of(self.covariance, len(self.scale))
 
     def to_json(self) -> str:
-        """The domain as JSON text, for :meth:`read`."""
+        """The envelope as JSON text, for :meth:`read`."""
         numbers = {name: getattr(self, name).tolist() for name in _NAMES}
         texts = {"channels": self.channels, "units": self.units}
         return json.dumps(numbers | {key: value for key, value in texts.items() if value}, indent=1) + "\n"
 
     @classmethod
-    def read(cls, path: Path) -> Domain:
+    def read(cls, path: Path) -> Envelope:
         """Read a file that holds the text of :meth:`to_json`; `EnmaError` for any other."""
         try:
             found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
