@@ -33,8 +33,8 @@ from benchmarks.harness import REPEATS, as_json, gemm_rate, graphed, interleave,
 from benchmarks.trajectory import trajectory_case
 from enma_fast.errors import EnmaError, first_line
 from enma_fast.ops._checks import dtype_name
-from enma_fast.presets import PRESETS
 from enma_fast.sampling.cuda_graphs import CudaRecorder
+from enma_fast.training.presets import PRESETS
 
 # Largest over smallest ratio, above which a comparison says nothing.
 BUSY = 3.0

@@ -34,7 +34,7 @@ from enma_fast.commands.embed import PREFIX
 from enma_fast.errors import EnmaError
 from enma_fast.forecasting.members import sample_fields
 from enma_fast.models.checkpoint import PRETRAINED, available, load_model, save_model
-from enma_fast.presets import find_preset
+from enma_fast.training.presets import find_preset
 from tests.runtime._libenma import SONAME, Library, Tensor
 
 LIBRARY = PREFIX / "lib" / SONAME

@@ -31,9 +31,9 @@ from benchmarks.trajectory import COMPARED, beside_flow, compiled_copy, random_w
 from enma_fast.config import ModelConfig
 from enma_fast.forecasting.members import sample_fields
 from enma_fast.models.model import Model
-from enma_fast.presets import find_preset
 from enma_fast.sampling import reference as reference_sampler
 from enma_fast.sampling.noise import trajectory_seed
+from enma_fast.training.presets import find_preset
 
 OBSERVED = 3
 SEED = 3

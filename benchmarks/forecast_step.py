@@ -28,17 +28,18 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.harness import gemm_rate, interleave, machine, ratios
-from enma_fast.config import ModelConfig, SamplingConfig, TrainingConfig
+from enma_fast.config import ModelConfig, SamplingConfig
 from enma_fast.data import FieldFile
 from enma_fast.models.causal_transformer import GrowingCache
 from enma_fast.models.model import Dynamics, Model
 from enma_fast.ops import _backend
-from enma_fast.presets import PRESETS
 from enma_fast.sampling.reference import frame
 from enma_fast.training import forecasts as train_forecasts
+from enma_fast.training.config import TrainingConfig
 from enma_fast.training.forecasts import ForecastTask
 from enma_fast.training.loop import RunOptions, autocast, fast_bf16, in_bf16, step_generator
 from enma_fast.training.optim import build
+from enma_fast.training.presets import PRESETS
 from enma_fast.training.ranks import Rank
 from enma_fast.training.subnormals import flush_subnormals
 from enma_fast.utils.system import keep_freed_memory

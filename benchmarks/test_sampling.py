@@ -18,9 +18,9 @@ from benchmarks.forecast import random_model
 from benchmarks.train_step import Stepper
 from enma_fast.forecasting.members import sample_fields
 from enma_fast.models.model import Model, draw
-from enma_fast.presets import PRESETS
 from enma_fast.sampling.engine import Engine
 from enma_fast.training.loop import step_generator
+from enma_fast.training.presets import PRESETS
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 BACKENDS = ["best", "reference"]

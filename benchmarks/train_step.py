@@ -25,12 +25,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.harness import gemm_rate, interleave, machine, ratios
-from enma_fast.config import TrainingConfig
 from enma_fast.models.model import Draws, Dynamics, Model, draw
 from enma_fast.ops import _backend, self_attention
-from enma_fast.presets import PRESETS
+from enma_fast.training.config import TrainingConfig
 from enma_fast.training.loop import RunOptions, autocast, fast_bf16, in_bf16, step_generator
 from enma_fast.training.optim import build
+from enma_fast.training.presets import PRESETS
 from enma_fast.training.subnormals import flush_subnormals
 from enma_fast.utils.system import keep_freed_memory
 

@@ -38,10 +38,10 @@ from enma_fast.models.flow_head import VelocityHead
 from enma_fast.models.model import Dynamics
 from enma_fast.models.schedule import flow_times, mask_schedule
 from enma_fast.ops.flow_head import integrate, velocity
-from enma_fast.presets import find_preset
 from enma_fast.sampling import reference as reference_sampler
 from enma_fast.sampling.engine import Engine
 from enma_fast.sampling.reference import in_one_pass
+from enma_fast.training.presets import find_preset
 from enma_fast.utils.dataclass_json import replace
 
 STATUS = Path("/proc/self/status")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .forecasting.api import forecast, stream
     from .forecasting.ensemble import Ensemble
     from .models.checkpoint import load_model
-    from .presets import PRESETS
+    from .training.presets import PRESETS
 
     __version__: str
 
@@ -30,7 +30,7 @@ _HOME = {
     "EnmaError": ("errors", "EnmaError"),
     "FieldFile": ("data", "FieldFile"),
     "ModelConfig": ("config", "ModelConfig"),
-    "PRESETS": ("presets", "PRESETS"),
+    "PRESETS": ("training.presets", "PRESETS"),
     "SamplingConfig": ("config", "SamplingConfig"),
     "forecast": ("forecasting.api", "forecast"),
     "load_model": ("models.checkpoint", "load_model"),

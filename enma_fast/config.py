@@ -1,4 +1,4 @@
-"""Configuration: frozen dataclasses of models, sampling and training, checked when they are made.
+"""Configuration: frozen dataclasses of models and sampling, checked when they are made.
 
 The ``*-paper`` presets have the sizes of the paper (arXiv 2506.06158, tables 7, 11 and 12). Every deviation of the
 small presets is a switch in the config, and therefore in every checkpoint.
@@ -12,7 +12,7 @@ from functools import cached_property
 from numbers import Integral, Real
 from typing import Any, Literal
 
-from .config_checks import check_choices, check_model, check_numbers, check_training, require
+from .config_checks import check_choices, check_model, check_numbers, require
 from .errors import EnmaError
 
 
@@ -256,107 +256,6 @@ class ModelConfig:
     def context_frames(self, given: int) -> int:
         """How many of the frames of a context are used: as many as training shows, or those of whole latent frames."""
         return self.num_frames if given >= self.num_frames else self.tokenizer.whole_frames(given)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RolloutConfig:
-    """Training on whole forecasts: members of the sampler, scored by the fair CRPS of their tokens.
-
-    A trajectory is observed for ``history`` latent frames (drawn between the two numbers), or for one frame beside a
-    context in ``context_share`` of the batches. ``members`` are then rolled out to its end, or for ``frames`` latent
-    frames, and gradients pass through all of them.
-
-    A trajectory has the weight ``1 / (rms + weight_floor)``, relative to ``1 / (weight_rms + weight_floor)`` and at
-    most ``weight_most``, where rms is the amplitude of its standardised fields in units of the field: relative errors
-    count, except those of fields that have decayed. ``energy`` is the weight of the energy score of whole frames, which
-    also measures how tokens vary together. ``first_frame`` is the weight of the flow loss of frame 0 given a context,
-    which generation needs; its masks and noise are drawn ``first_draws`` times for each trajectory.
-
-    An autonomous equation has two more symmetries: every n-th frame solves it with n times its rates (a batch uses one
-    of ``strides``), and a trajectory may begin at any of its frames (``late_share`` of the batches, within the first
-    half). With ``mirror`` each batch of a domain between walls is seen in one of its views (`sampling.shifts`):
-    mirrored or not along each dimension, and on a square with the dimensions exchanged or not. ``emphasis`` holds names
-    and powers of parameters of the data set: environments are drawn in proportion to their product, not all alike.
-
-    ``damped_share`` of the trajectories are seen under a damping that their equation lacks (`training.damping`): its
-    order and its largest rate, in the units of the data, are one of the pairs in ``damping``.
-    """
-
-    members: int = 2
-    frames: int | None = None
-    history: tuple[int, int] = (2, 4)
-    weight_floor: float = 0.03
-    weight_rms: float = 0.3
-    weight_most: float = 6.0
-    energy: float = 0.0
-    first_frame: float = 0.01
-    first_draws: int = 8
-    strides: tuple[int, ...] = (1,)
-    late_share: float = 0.0
-    mirror: bool = False
-    emphasis: tuple[tuple[str, float], ...] = ()
-    damping: tuple[tuple[float, float], ...] = ()
-    damped_share: float = 0.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingConfig:
-    """Settings of a training run: tokenizer, dynamics (paper table 11 and E.2.3), or training on whole forecasts."""
-
-    steps: int = 100_000
-    batch: int = 128
-    optimizer: Literal["adamw", "muon"] = "adamw"
-    learning_rate: float = 1e-3
-    final_learning_rate: float = 1e-5
-    warmup_steps: int = 500
-    weight_decay: float = 1e-4
-    betas: tuple[float, float] = (0.9, 0.95)
-    clip_norm: float = 1.0
-    ema_decay: float = 0.999
-    # Frames in a row, from a random one on, of which a sample of the tokenizer's consists; None: all of a trajectory.
-    window: int | None = None
-    # Names and powers of parameters of the data set: trajectories are drawn in proportion to their product, not all
-    # alike (tokenizer only; whole forecasts: `rollout.emphasis`).
-    emphasis: tuple[tuple[str, float], ...] = ()
-    # Hold the encoder (tokenizer only), so that latents stay what dynamics were trained on.
-    decoder_only: bool = False
-    # Share of the grid points that are observed, drawn uniformly (tokenizers with an interpolation, and dynamics with
-    # `scattered_share`).
-    point_fraction: tuple[float, float] = (0.2, 1.0)
-    # Share of trajectories whose context and first latent frames are encoded from that many random points, for half of
-    # them new points in each frame (dynamics only).
-    scattered_share: float = 0.0
-    # Share of masked tokens, drawn uniformly per frame (dynamics only).
-    mask_ratio: tuple[float, float] = (0.75, 1.0)
-    # Shift trajectories around a periodic domain, by grid points.
-    shift: bool = False
-    # How many of the shifts by less than a token latents are encoded at, evenly spaced; None: all (dynamics only).
-    encoded_shifts: int | None = None
-    # Symmetries that the equation of the data set declares (`data.equation`): the fields are scaled by a factor drawn
-    # log-uniformly (not by the dynamics, which refuse it), and a mean flow is added, drawn normally with this standard
-    # deviation (by the first two stages for a copy of each environment: `training.symmetries`).
-    amplitude: tuple[float, float] = (1.0, 1.0)
-    boost: float = 0.0
-    # Each batch of the dynamics takes every n-th frame of its trajectories, n drawn from these; of an autonomous
-    # equation that is a solution at n times its rates (whole forecasts: `rollout.strides`).
-    strides: tuple[int, ...] = (1,)
-    # Share of training sequences that hold two trajectories of one environment (context, then target).
-    context_share: float = 0.5
-    # Share of the batches with a context that see only its first frames, as many as are drawn between
-    # `shortest_context` and all; the dynamics, whose latent frames are made from whole trajectories, count these.
-    short_context_share: float = 0.0
-    shortest_context: int = 3
-    # Share of the weights that the run started from in those that it gives: what a training gained stays, and less is
-    # lost elsewhere (Wortsman et al., 2022, arXiv 2109.01903). Validations are of the mixture.
-    start_share: float = 0.0
-    rollout: RolloutConfig | None = None
-
-    def __post_init__(self) -> None:
-        check_training(self)
-
-
-# Steps between the validations of each stage of training, of which the best one's weights are kept.
-VALIDATE_EVERY = {"tokenizer": 500, "dynamics": 1000, "head": 1000, "forecasts": 500, "first-frame": 500}
 
 
 def check_sampling(name: str, sampling: SamplingConfig) -> None:

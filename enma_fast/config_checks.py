@@ -157,41 +157,6 @@ def _check_dynamics(config: Any, dyn: Any) -> None:
         )
 
 
-def check_training(config: Any) -> None:
-    """Raise `EnmaError` for settings that no training can have."""
-    require(config, ("steps", "batch", "shortest_context"), lambda n: n >= 1, "at least 1 is needed")
-    require(config, ("window",), lambda n: n is None or n >= 1, "at least 1 is needed, or null for whole trajectories")
-    require(config, ("encoded_shifts",), lambda n: n is None or n >= 1, "at least 1 is needed, or null for all")
-    require(config, ("clip_norm",), lambda x: x > 0, "a number above 0 is needed")
-    require(config, ("learning_rate",), lambda x: 0 < x < math.inf, "a number above 0, and finite, is needed")
-    amounts = ("final_learning_rate", "warmup_steps", "weight_decay", "boost")
-    require(config, amounts, lambda x: 0 <= x < math.inf, "0 or more, and finite, is needed")
-    shares = ("ema_decay", "scattered_share", "context_share", "short_context_share", "start_share")
-    require(config, shares, lambda x: 0 <= x <= 1, "a number from 0 to 1 is needed")
-    needed = "two numbers {}, the smaller first, are needed"
-    require(config, ("point_fraction", "mask_ratio"), lambda x: 0 <= x[0] <= x[1] <= 1, needed.format("from 0 to 1"))
-    whole = "whole numbers from 1 on are needed"
-    require(config, ("strides",), lambda n: len(n) > 0 and min(n) >= 1, whole)
-    # It is drawn log-uniformly.
-    require(config, ("amplitude",), lambda x: 0 < x[0] <= x[1] < math.inf, needed.format("above 0 and finite"))
-    rollout, place = config.rollout, "rollout."
-    if rollout is None:
-        return
-    require(rollout, ("members",), lambda n: n >= 2, "a score of ensembles needs at least 2", place)
-    require(rollout, ("first_draws",), lambda n: n >= 1, "at least 1 is needed", place)
-    require(rollout, ("frames",), lambda n: n is None or n >= 1, "at least 1 is needed, or null for all", place)
-    require(rollout, ("history",), lambda n: 1 <= n[0] <= n[1], needed.format("from 1 on"), place)
-    weights = ("weight_floor", "weight_rms", "weight_most")
-    require(rollout, weights, lambda x: x > 0, "a number above 0 is needed", place)
-    require(rollout, ("energy", "first_frame"), lambda x: x >= 0, "0 or more is needed", place)
-    require(rollout, ("late_share", "damped_share"), lambda x: 0 <= x <= 1, "a number from 0 to 1 is needed", place)
-    pairs = "pairs of an order from 0 to 8 and a largest rate of 0 or more are needed"
-    require(rollout, ("damping",), lambda x: all(0 <= p <= 8 and 0 <= d < math.inf for p, d in x), pairs, place)
-    if bool(rollout.damping) != (rollout.damped_share > 0):
-        raise EnmaError("rollout.damping and rollout.damped_share belong together; set both, or neither")
-    require(rollout, ("strides",), lambda n: len(n) > 0 and min(n) >= 1, whole, place)
-
-
 def _check_local(config: Any, name: str, local: Any) -> None:
     name = f"{config.name}: dynamics.{name}"
     if config.dynamics.decoder != "one-pass":

@@ -15,13 +15,12 @@ from enma_fast.config import (
     InterpolationConfig,
     LocalConfig,
     ModelConfig,
-    RolloutConfig,
     SamplingConfig,
     TokenizerConfig,
-    TrainingConfig,
 )
 from enma_fast.data import FieldFile
 from enma_fast.models.model import Model
+from enma_fast.training.config import RolloutConfig, TrainingConfig
 from enma_fast.training.dynamics import DynamicsTask, encode_all
 from enma_fast.training.forecasts import ForecastTask
 from enma_fast.training.tokenizer import TokenizerTask

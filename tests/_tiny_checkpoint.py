@@ -6,7 +6,7 @@ import torch
 
 from enma_fast.models.checkpoint import save_model
 from enma_fast.models.model import Model
-from enma_fast.presets import PRESETS
+from enma_fast.training.presets import PRESETS
 from enma_fast.utils.dataclass_json import replace
 
 # Changes to combined-small that make it small enough to train in a moment.

@@ -6,9 +6,10 @@ import math
 
 import pytest
 
-from enma_fast.config import InterpolationConfig, ModelConfig, TokenizerConfig, TrainingConfig
+from enma_fast.config import InterpolationConfig, ModelConfig, TokenizerConfig
 from enma_fast.errors import EnmaError
-from enma_fast.presets import PRESETS, Preset, find_preset
+from enma_fast.training.config import TrainingConfig
+from enma_fast.training.presets import PRESETS, Preset, find_preset
 from enma_fast.utils.dataclass_json import from_json, replace, to_json
 
 from ._tiny import CONFIGS

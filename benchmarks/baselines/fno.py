@@ -12,10 +12,11 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from enma_fast.config import ModelConfig, TrainingConfig
+from enma_fast.config import ModelConfig
 from enma_fast.data import FieldFile
 from enma_fast.evaluation.baselines import Method, Observations
 from enma_fast.forecasting.request import HISTORY
+from enma_fast.training.config import TrainingConfig
 from enma_fast.utils.extras import load_extra
 
 from .training import batched, of_size, relative_error

@@ -19,11 +19,12 @@ import math
 import torch
 from torch import Tensor, nn
 
-from enma_fast.config import ModelConfig, TrainingConfig
+from enma_fast.config import ModelConfig
 from enma_fast.data import FieldFile
 from enma_fast.data.selection import share_of
 from enma_fast.evaluation.baselines import Method, Observations
 from enma_fast.forecasting.request import HISTORY
+from enma_fast.training.config import TrainingConfig
 from enma_fast.utils.extras import load_extra
 
 from .fno import LAYERS, MOST_UNROLLED, WIDTHS, continued, modes, step_network

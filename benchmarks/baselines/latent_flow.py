@@ -14,13 +14,14 @@ import math
 import torch
 from torch import Tensor, nn
 
-from enma_fast.config import ModelConfig, TrainingConfig
+from enma_fast.config import ModelConfig
 from enma_fast.data import FieldFile
 from enma_fast.evaluation.baselines import Method, Observations
 from enma_fast.forecasting.request import HISTORY
 from enma_fast.models.causal_transformer import CausalTransformer, GrowingCache
 from enma_fast.models.checkpoint import load_model
 from enma_fast.models.masked_transformer import MaskedTransformer
+from enma_fast.training.config import TrainingConfig
 
 from .training import HEADS, WIDTHS, of_size
 

@@ -17,17 +17,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from enma_fast.config import ModelConfig, TrainingConfig
+from enma_fast.config import ModelConfig
 from enma_fast.data import FieldFile, count, read
 from enma_fast.errors import EnmaError
 from enma_fast.evaluation.baselines import Method
 from enma_fast.models.checkpoint import read_tensors, write_tensors
 from enma_fast.models.model import Model
-from enma_fast.presets import PRESETS
 from enma_fast.training.average import Average
+from enma_fast.training.config import TrainingConfig
 from enma_fast.training.dynamics import environments
 from enma_fast.training.loop import begin_step, end_step, fast_bf16, step_generator
 from enma_fast.training.optim import build, learning_rate
+from enma_fast.training.presets import PRESETS
 from enma_fast.training.state import load_optimizers, optimizer_tensors
 from enma_fast.training.subnormals import flush_subnormals
 from enma_fast.training.tokenizer import random_shifts, roll

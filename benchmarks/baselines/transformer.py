@@ -13,12 +13,13 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
-from enma_fast.config import DynamicsConfig, ModelConfig, TokenizerConfig, TrainingConfig
+from enma_fast.config import DynamicsConfig, ModelConfig, TokenizerConfig
 from enma_fast.data import FieldFile
 from enma_fast.evaluation.baselines import Method, Observations
 from enma_fast.forecasting.request import HISTORY
 from enma_fast.models.causal_transformer import CausalTransformer, GrowingCache
 from enma_fast.models.tokenizer import patchify, unpatchify
+from enma_fast.training.config import TrainingConfig
 
 from .training import HEADS, WIDTHS, batched, of_size, relative_error
 

@@ -17,7 +17,7 @@ def info(as_json: AsJson = False) -> None:
     """Show versions, machine, operators, shipped models with their measured scores, and presets."""
     from ..models.checkpoint import available
     from ..ops import instruction_set
-    from ..presets import PRESETS
+    from ..training.presets import PRESETS
     from ..utils.system import machine, versions
 
     terminal = Terminal(as_json)

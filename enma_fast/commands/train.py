@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..config import VALIDATE_EVERY
+from ..training.config import VALIDATE_EVERY
 from .options import AsJson, Threads, on_device, settings, use_threads, with_options
 from .terminal import Terminal
 

@@ -36,7 +36,6 @@ from ..config import ModelConfig
 from ..data import PRETRAINED as PRETRAINED
 from ..data import remedy_for, shipped_paths
 from ..errors import EnmaError, first_line
-from ..presets import PRESETS
 from ..utils.dataclass_json import from_json, to_json
 from ..utils.files import write_atomic
 from ..utils.untrusted import open_regular, parse_json, read_bytes
@@ -169,11 +168,6 @@ def locate(checkpoint: str | Path) -> Path:
         raise EnmaError(f"{checkpoint}: holds no {MANIFEST}; it is not a whole checkpoint")
     if remedy := remedy_for(str(checkpoint)):
         raise EnmaError(f"checkpoint {str(checkpoint)!r}: is not installed (installed: {known}){remedy}")
-    if str(checkpoint) in PRESETS:
-        raise EnmaError(
-            f"checkpoint {str(checkpoint)!r}: is a preset without weights; train it first (enma-fast train tokenizer "
-            f"{checkpoint} ...), or use a shipped model ({known})"
-        )
     raise EnmaError(f"checkpoint {str(checkpoint)!r}: neither a folder nor a shipped model (shipped: {known})")
 
 

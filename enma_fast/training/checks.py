@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from ..config import ModelConfig, TrainingConfig
+from ..config import ModelConfig
 from ..data import FieldFile
 from ..errors import EnmaError
+from .config import TrainingConfig
 from .symmetries import NEUTRAL
 
 

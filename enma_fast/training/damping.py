@@ -14,9 +14,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..config import RolloutConfig
 from ..data import FieldFile
 from ..errors import EnmaError
+from .config import RolloutConfig
 
 
 def check_damping(options: RolloutConfig, data: FieldFile) -> None:

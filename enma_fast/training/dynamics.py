@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..config import TokenizerConfig, TrainingConfig
+from ..config import TokenizerConfig
 from ..data.selection import share_of
 from ..errors import EnmaError
 from ..evaluation.metrics import Scores
@@ -26,6 +26,7 @@ from ..models.interpolation import grid_points
 from ..models.model import Model, draw
 from ..models.tokenizer import Tokenizer, patchify
 from ..utils.devices import to_device
+from .config import TrainingConfig
 from .ranks import ALONE, Rank
 from .sensitivity import channel_weights
 from .tokenizer import random_shifts, roll

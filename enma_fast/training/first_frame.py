@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..config import TrainingConfig
 from ..errors import EnmaError
 from ..models.flow_head import FlowHead
 from ..models.model import Draws, Dynamics, Model, draw
 from ..utils.devices import to_device
+from .config import TrainingConfig
 from .forecasts import ForecastTask, first_noise, scored
 from .ranks import ALONE, Rank
 from .wave_score import WaveScore

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..config import ModelConfig, RolloutConfig, SamplingConfig, TrainingConfig
+from ..config import ModelConfig, SamplingConfig
 from ..data import FieldFile
 from ..errors import EnmaError
 from ..models.fair_score import fair_score
@@ -23,6 +23,7 @@ from ..models.model import Draws, Dynamics, Model, draw
 from ..sampling.rollout import rollout
 from ..sampling.shifts import View, mirrors, shifted
 from ..utils.devices import to_device
+from .config import RolloutConfig, TrainingConfig
 from .damping import check_damping, damped, draw_damping
 from .dynamics import drawn_context, environments, rollout_scores
 from .emphasis import drawn, odds

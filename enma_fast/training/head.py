@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..config import TrainingConfig
 from ..errors import EnmaError
 from ..models.local_head import LocalHead, next_past
 from ..models.model import Dynamics, Model
+from .config import TrainingConfig
 from .forecasts import ForecastTask, drawn_history
 from .ranks import Rank
 

@@ -12,9 +12,9 @@ from typing import Any
 
 from ..errors import EnmaError
 from ..models.checkpoint import METRICS, WEIGHTS, locate, sha256
-from ..presets import find_preset
 from ..utils.dataclass_json import from_json, to_json
 from ..utils.untrusted import parse_json, read_bytes
+from .presets import find_preset
 from .recipes import STAGES, recipe
 from .record import RUN, read_record, summary
 

@@ -25,13 +25,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..config import TrainingConfig
 from ..errors import EnmaError, TrainingError
 from ..models.checkpoint import LOG, load_tensors, read_tensors, write_tensors
 from ..ops import rates
 from ..utils.files import write_atomic
 from ..utils.system import keep_freed_memory
 from .average import Average
+from .config import TrainingConfig
 from .optim import build, learning_rate
 from .ranks import Rank, average_gradients, join_ranks, mean_over_ranks
 from .state import STATE, load_state, save_state

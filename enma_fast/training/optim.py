@@ -13,7 +13,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from ..config import TrainingConfig
+from .config import TrainingConfig
 
 # Quintic Newton-Schulz coefficients of Muon (Jordan et al., 2024): singular values end near 1, not at 1.
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)

@@ -24,7 +24,6 @@ from ..data import SPACING_TOLERANCE, FieldFile, dataset_split, is_even
 from ..errors import EnmaError
 from ..models.checkpoint import PLAN, sha256
 from ..models.model import Model
-from ..presets import Preset
 from ..utils.dataclass_json import from_json, replace, to_json
 from ..utils.files import write_atomic
 from ..utils.names import SPACE
@@ -45,6 +44,7 @@ from .own_data import (
 )
 from .own_preset import derived_preset
 from .own_sampling import JUDGED, JUDGING_MEMBERS, TRIED, several_views
+from .presets import Preset
 from .ranks import ALONE
 from .recipes import VALIDATED, recipe, recipe_name
 from .state import without_retired

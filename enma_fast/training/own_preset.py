@@ -8,9 +8,13 @@ import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..config import DynamicsConfig, LocalConfig, ModelConfig, RolloutConfig, TokenizerConfig
+from ..config import DynamicsConfig, LocalConfig, ModelConfig, TokenizerConfig
 from ..errors import EnmaError
-from ..presets import (
+from ..utils.bounds import FEWEST_FRAMES, MOST_FLOAT
+from ..utils.names import SPACE
+from ..utils.text import times
+from .config import RolloutConfig
+from .presets import (
     AFTER_HEAD,
     FAST,
     FAST_2D,
@@ -26,9 +30,6 @@ from ..presets import (
     Preset,
     lossless,
 )
-from ..utils.bounds import FEWEST_FRAMES, MOST_FLOAT
-from ..utils.names import SPACE
-from ..utils.text import times
 
 SIZES = ("small", "base", "paper")
 # Bounds of derived models: fewest tokens of a dimension, and most tokens of a frame.

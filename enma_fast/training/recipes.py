@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..config import VALIDATE_EVERY, ModelConfig, TrainingConfig
+from ..config import ModelConfig
 from ..data import FieldFile, read
 from ..data.selection import share_of, spread_rows
 from ..errors import EnmaError
@@ -39,9 +39,9 @@ from ..models.checkpoint import (
 )
 from ..models.model import Model
 from ..models.tokenizer import Tokenizer
-from ..presets import Preset, find_preset
 from ..utils.dataclass_json import replace
 from .checks import check_forecasts, check_stage, check_strides
+from .config import VALIDATE_EVERY, TrainingConfig
 from .dynamics import DynamicsTask, Latents, encode_all
 from .emphasis import odds
 from .first_field import check_first
@@ -49,6 +49,7 @@ from .first_frame import FirstFrameTask
 from .forecasts import ForecastTask
 from .head import HeadTask
 from .loop import RunOptions, Stage, run
+from .presets import Preset, find_preset
 from .ranks import Rank, abandon_ranks, join_ranks
 from .record import begin_run, finished, summary, with_format
 from .symmetries import with_boosts

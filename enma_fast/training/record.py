@@ -7,12 +7,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..config import ModelConfig, TrainingConfig
+from ..config import ModelConfig
 from ..errors import EnmaError
 from ..models.checkpoint import LOG, WEIGHTS, read_tensors, sha256
 from ..utils.dataclass_json import from_json, to_json
 from ..utils.files import write_atomic
 from ..utils.system import machine, versions
+from .config import TrainingConfig
 from .loop import BEST, RunOptions, in_bf16
 from .ranks import Rank
 from .state import STATE, without_retired

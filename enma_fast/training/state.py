@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..config import TrainingConfig
 from ..errors import EnmaError
 from ..models.checkpoint import load_tensors, read_tensors, write_tensors
 from ..utils.dataclass_json import from_json, to_json
 from .average import Average
+from .config import TrainingConfig
 
 STATE = "state.safetensors"
 # Settings that are no more, and their value, as JSON, in records that are read: the default, or any that did nothing.

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from ..config import TrainingConfig
 from ..data import EQUATIONS, FieldFile
 from ..errors import EnmaError
+from .config import TrainingConfig
 
 # Settings of a training that draw amounts of a symmetry, and their values that draw none.
 NEUTRAL = {"amplitude": (1.0, 1.0), "boost": 0.0}

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..config import ModelConfig, TrainingConfig
+from ..config import ModelConfig
 from ..errors import EnmaError
 from ..models.interpolation import grid_points
 from ..models.tokenizer import Tokenizer
 from ..utils.devices import to_device
+from .config import TrainingConfig
 from .emphasis import drawn
 from .ranks import ALONE, Rank
 

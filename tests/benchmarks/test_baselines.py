@@ -22,7 +22,7 @@ from enma_fast.errors import EnmaError
 from enma_fast.evaluation.baselines import Observations
 from enma_fast.models.checkpoint import PRETRAINED, load_model, read_tensors, write_tensors
 from enma_fast.models.model import Model
-from enma_fast.presets import PRESETS
+from enma_fast.training.presets import PRESETS
 from enma_fast.utils.dataclass_json import replace
 
 SMALL = replace(PRESETS["combined-small"].model, {"dynamics.width": 48, "dynamics.flow.width": 88})

@@ -11,7 +11,7 @@ from benchmarks import compare, forecast, trajectory
 from benchmarks.cases import CASES, flow_head_case
 from enma_fast.ops import _flow_head_cuda
 from enma_fast.ops.flow_head import flow_head_ref
-from enma_fast.presets import PRESETS
+from enma_fast.training.presets import PRESETS
 from enma_fast.utils.dataclass_json import replace
 
 from .._tiny import COMBINED

@@ -9,7 +9,7 @@ import torch
 from benchmarks import forecast_step, report
 from benchmarks.forecast_step import Stepper, fields
 from enma_fast.models.model import Model
-from enma_fast.presets import PRESETS
+from enma_fast.training.presets import PRESETS
 from enma_fast.utils.dataclass_json import replace as replace_in
 
 from .._tiny import COMBINED

@@ -16,7 +16,7 @@ from enma_fast.errors import EnmaError
 from enma_fast.evaluation.baselines import Observations, persistence
 from enma_fast.forecasting.scattered import drawn_places
 from enma_fast.models.checkpoint import PRETRAINED
-from enma_fast.presets import PRESETS
+from enma_fast.training.presets import PRESETS
 from enma_fast.utils.dataclass_json import replace
 
 SMALL = replace(PRESETS["combined-small"].model, {"dynamics.width": 48, "dynamics.flow.width": 88})

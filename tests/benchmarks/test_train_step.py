@@ -10,8 +10,8 @@ from benchmarks import train_step
 from benchmarks.harness import interleave, ratios
 from benchmarks.train_step import flops_per_step, main, naive_loss, naive_one_pass_loss
 from enma_fast.models.model import Model, draw
-from enma_fast.presets import PRESETS
 from enma_fast.training.loop import step_generator
+from enma_fast.training.presets import PRESETS
 
 ROWS, FRAMES = 2, 11
 

@@ -9,7 +9,7 @@ import torch
 
 import enma_fast
 from enma_fast.models.checkpoint import load_model, save_tokenizer, sha256
-from enma_fast.presets import PRESETS
+from enma_fast.training.presets import PRESETS
 
 
 def test_info(enma: Callable) -> None:

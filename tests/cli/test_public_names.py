@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 import enma_fast
-from enma_fast import config, data, errors, presets
+from enma_fast import config, data, errors
 from enma_fast.evaluation import scoring
 from enma_fast.forecasting import api as members
 from enma_fast.forecasting import ensemble as results
 from enma_fast.models import checkpoint
+from enma_fast.training import presets
 
 
 def test_every_name_is_the_library_s_own() -> None:

@@ -15,7 +15,7 @@ from enma_fast.data import EQUATIONS, describe, equations, generate, read, split
 from enma_fast.data.equation import Environments, linspaces
 from enma_fast.errors import EnmaError
 from enma_fast.evaluation.solver import solver_fidelity
-from enma_fast.presets import PRESETS
+from enma_fast.training.presets import PRESETS
 
 COOLING = '''
 """Heat and a tracer that diffuses at half its rate, on a plate: periodic along x, held at zero at the walls of y.

@@ -13,10 +13,10 @@ from enma_fast.forecasting.api import stream
 from enma_fast.forecasting.members import _window, sample_fields
 from enma_fast.models.interpolation import grid_points
 from enma_fast.models.model import Model
-from enma_fast.presets import PRESETS
 from enma_fast.sampling.engine import Engine
 from enma_fast.sampling.noise import trajectory_seed
 from enma_fast.sampling.reference import trajectory
+from enma_fast.training.presets import PRESETS
 
 from .._tiny import CONFIGS, distance, shaken, waves
 from ._inputs import FRAMES, TASKS, inputs, single

@@ -20,9 +20,9 @@ from enma_fast.forecasting.request import (
     dtype_named,
     task_named,
 )
-from enma_fast.presets import PRESETS
 from enma_fast.sampling import engine
 from enma_fast.sampling.static_plan import chunk_for
+from enma_fast.training.presets import PRESETS
 
 from .._tiny import CONFIGS, model
 

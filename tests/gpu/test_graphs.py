@@ -12,9 +12,9 @@ from torch.profiler import ProfilerActivity, profile
 
 from enma_fast.forecasting.members import sample_fields
 from enma_fast.models.model import Dynamics
-from enma_fast.presets import PRESETS
 from enma_fast.sampling.cuda_graphs import CapturedStep, try_capture
 from enma_fast.sampling.static_step import FrameKind, StaticStep
+from enma_fast.training.presets import PRESETS
 
 from .._static import LATENTS, TASKS, Problem, build, generate, make_step, problem
 from .._tiny import CONFIGS, FIRST, ONE_PASS, distance, waves

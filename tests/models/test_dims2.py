@@ -6,14 +6,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from enma_fast.config import TrainingConfig
 from enma_fast.forecasting.members import sample_fields
 from enma_fast.models.interpolation import grid_points
 from enma_fast.models.model import Model
 from enma_fast.models.tokenizer import Tokenizer
-from enma_fast.presets import PRESETS
+from enma_fast.training.config import TrainingConfig
 from enma_fast.training.dynamics import DynamicsTask, encode_all
 from enma_fast.training.loop import RunOptions, run, step_generator
+from enma_fast.training.presets import PRESETS
 from enma_fast.training.ranks import Rank
 from enma_fast.training.tokenizer import TokenizerTask
 

@@ -9,7 +9,7 @@ from enma_fast.forecasting.members import sample_fields
 from enma_fast.models.folding import FoldedEnd, fold_end, folded_end
 from enma_fast.models.model import Model
 from enma_fast.models.tokenizer import Tokenizer
-from enma_fast.presets import PRESETS
+from enma_fast.training.presets import PRESETS
 from enma_fast.utils.dataclass_json import replace
 
 from .._tiny import COMBINED, LINE, shaken, waves

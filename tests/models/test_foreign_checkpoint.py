@@ -13,7 +13,6 @@ import torch
 
 from enma_fast.errors import EnmaError
 from enma_fast.models.checkpoint import (
-    available,
     hashes,
     load_config,
     load_model,
@@ -172,11 +171,6 @@ def test_the_folder_of_a_run_stands_for_its_checkpoint(folder: Path, tmp_path: P
     assert message(locate, tmp_path) == f"{tmp_path}: this run has no checkpoint yet; let it finish first"
 
 
-def test_a_preset_is_no_checkpoint_and_is_told_apart_from_a_wrong_name() -> None:
-    said = message(locate, "combined-points-small")
-    assert said.startswith(
-        "checkpoint 'combined-points-small': is a preset without weights; train it first (enma-fast "
-    )
-    assert said.endswith(f", or use a shipped model ({', '.join(available())})")
+def test_a_wrong_name_is_told_apart() -> None:
     for name in ("combined-huge", "a" * 5000, "a\0b", ""):
         assert "neither a folder nor a shipped model" in message(locate, name) or not name

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from enma_fast.models.model import Draws, Dynamics, Model, draw
-from enma_fast.presets import PRESETS
+from enma_fast.training.presets import PRESETS
 
 from .._tiny import CONFIGS, distance, model, shaken, waves
 

@@ -13,7 +13,7 @@ import pytest
 
 from enma_fast.data import PRETRAINED
 from enma_fast.models.checkpoint import available, load_config
-from enma_fast.presets import PRESETS
+from enma_fast.training.presets import PRESETS
 
 ROOT = Path(__file__).parents[2]
 # What was tried, and pages that a program writes.

@@ -12,7 +12,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("utils",),
     ("config_checks",),
     ("config", "pretrained"),
-    ("presets", "data", "drawing", "store", "kernels", "_C"),
+    ("data", "drawing", "store", "kernels", "_C"),
     ("ops",),
     ("models",),
     ("sampling",),

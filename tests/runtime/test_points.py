@@ -15,7 +15,7 @@ import enma_fast
 from enma_fast.config import ModelConfig
 from enma_fast.models.checkpoint import save_model
 from enma_fast.models.model import Model as Network
-from enma_fast.presets import PRESETS
+from enma_fast.training.presets import PRESETS
 
 from .._tiny import CONFIGS, SQUARE, between_walls, random_model, waves
 from ._libenma import (

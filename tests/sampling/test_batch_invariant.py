@@ -10,9 +10,9 @@ from torch import Tensor
 
 from enma_fast.forecasting.members import sample_fields
 from enma_fast.models.model import Model
-from enma_fast.presets import PRESETS
 from enma_fast.sampling import batch_invariant
 from enma_fast.sampling.batch_invariant import BLOCKS, map_rows
+from enma_fast.training.presets import PRESETS
 
 from .._tiny import CONFIGS, model
 

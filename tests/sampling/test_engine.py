@@ -15,12 +15,12 @@ from torch import Tensor
 
 from enma_fast.errors import EnmaError
 from enma_fast.models.model import Dynamics
-from enma_fast.presets import PRESETS
 from enma_fast.sampling import engine as engine_module
 from enma_fast.sampling import reference as reference_sampler
 from enma_fast.sampling.cuda_graphs import CapturedStep
 from enma_fast.sampling.engine import Engine, candidates, engine_for, rows_at_once, weights_dtype
 from enma_fast.sampling.static_step import StaticStep
+from enma_fast.training.presets import PRESETS
 from enma_fast.utils.dataclass_json import replace
 
 from .._extension import NATIVE, needs_native

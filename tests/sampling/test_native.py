@@ -325,7 +325,7 @@ HUGE = """
 from pathlib import Path
 import torch
 from enma_fast.models.model import Dynamics
-from enma_fast.presets import PRESETS
+from enma_fast.training.presets import PRESETS
 from enma_fast.sampling.native import NativeSampler
 
 def bytes_that_may_be_huge():
@@ -365,7 +365,7 @@ def test_packed_weights_ask_for_huge_pages() -> None:
 MEMORY = """
 import dataclasses, os, torch
 from pathlib import Path
-from enma_fast.presets import PRESETS
+from enma_fast.training.presets import PRESETS
 from enma_fast.models.model import Dynamics
 from enma_fast.sampling.native import NativeSampler
 

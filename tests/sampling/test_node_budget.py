@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from enma_fast.models.model import Dynamics
-from enma_fast.presets import PRESETS
 from enma_fast.sampling.static_step import FrameKind, StaticStep
+from enma_fast.training.presets import PRESETS
 from enma_fast.utils.dataclass_json import replace
 
 from .._static import TapeRecorder

@@ -8,8 +8,8 @@ import torch
 from enma_fast.errors import EnmaError
 from enma_fast.forecasting.api import forecast, stream
 from enma_fast.forecasting.members import sample_fields
-from enma_fast.presets import PRESETS
 from enma_fast.sampling.shifts import View, shifted, views
+from enma_fast.training.presets import PRESETS
 
 from .._tiny import CONFIGS, SAMPLING, SQUARE, between_walls, model, random_model, waves
 

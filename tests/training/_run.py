@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from enma_fast.config import TrainingConfig
 from enma_fast.models.checkpoint import read_tensors
+from enma_fast.training.config import TrainingConfig
 from enma_fast.training.loop import RunOptions
 
 from .._tiny import TRAINING, dynamics_task, tokenizer_task

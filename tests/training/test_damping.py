@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from enma_fast.config import RolloutConfig, TrainingConfig
 from enma_fast.errors import EnmaError
+from enma_fast.training.config import RolloutConfig, TrainingConfig
 from enma_fast.training.damping import damped
 from enma_fast.training.loop import step_generator
 from enma_fast.training.ranks import Rank

@@ -10,9 +10,9 @@ from torch import nn
 from enma_fast.errors import EnmaError
 from enma_fast.models.interpolation import grid_points
 from enma_fast.models.tokenizer import Tokenizer
-from enma_fast.presets import PRESETS
 from enma_fast.training.dynamics import DynamicsTask, Latents, encode_all, environments, sub_token_shifts
 from enma_fast.training.loop import run, step_generator
+from enma_fast.training.presets import PRESETS
 from enma_fast.training.ranks import Rank
 
 from .._tiny import CONFIGS, TRAINING, dynamics_task, waves

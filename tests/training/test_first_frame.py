@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from enma_fast.config import RolloutConfig
 from enma_fast.errors import EnmaError
 from enma_fast.sampling.rollout import rollout
+from enma_fast.training.config import RolloutConfig
 from enma_fast.training.first_frame import FirstFrameTask
 from enma_fast.training.loop import RunOptions, run, step_generator
 from enma_fast.training.ranks import Rank

@@ -6,12 +6,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from enma_fast.config import FirstConfig, RolloutConfig
+from enma_fast.config import FirstConfig
 from enma_fast.errors import EnmaError
 from enma_fast.models.checkpoint import PRETRAINED, load_model
 from enma_fast.models.model import Model
 from enma_fast.sampling.reference import trajectory
 from enma_fast.training.card import card_text, read_metrics
+from enma_fast.training.config import RolloutConfig
 from enma_fast.training.first_field import begin_as_field
 from enma_fast.training.first_frame import FirstFrameTask
 from enma_fast.training.loop import RunOptions, run, step_generator

@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from enma_fast.config import RolloutConfig
 from enma_fast.errors import EnmaError
 from enma_fast.models.local_head import next_past
 from enma_fast.training.checks import check_stage
+from enma_fast.training.config import RolloutConfig
 from enma_fast.training.head import HeadTask, some_frames
 from enma_fast.training.loop import RunOptions, run, step_generator
 from enma_fast.training.ranks import Rank

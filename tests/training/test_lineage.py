@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from enma_fast.errors import EnmaError
 from enma_fast.models.checkpoint import IN_RUN, METRICS, PRETRAINED, WEIGHTS, sha256
-from enma_fast.presets import PRESETS
 from enma_fast.training.lineage import trace
+from enma_fast.training.presets import PRESETS
 from enma_fast.utils.dataclass_json import to_json
 
 

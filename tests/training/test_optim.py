@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from enma_fast.config import TrainingConfig
 from enma_fast.models.model import Dynamics
 from enma_fast.models.tokenizer import Tokenizer
+from enma_fast.training.config import TrainingConfig
 from enma_fast.training.optim import Muon, build, learning_rate, orthogonalise
 
 from .._tiny import CONFIGS

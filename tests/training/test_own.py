@@ -21,7 +21,6 @@ from enma_fast.forecasting.file_forecast import FileForecast
 from enma_fast.models.checkpoint import WEIGHTS, load_model, locate, sha256
 from enma_fast.models.model import Model
 from enma_fast.models.tokenizer import Tokenizer
-from enma_fast.presets import PRESETS
 from enma_fast.training import own_model, own_plan
 from enma_fast.training.own_model import prepare_own, train_own
 from enma_fast.training.own_plan import (
@@ -33,6 +32,7 @@ from enma_fast.training.own_plan import (
     shares,
 )
 from enma_fast.training.own_preset import SIZES, derived_preset
+from enma_fast.training.presets import PRESETS
 from enma_fast.training.ranks import Rank
 from enma_fast.training.recipes import _context_rows
 from enma_fast.training.tokenizer import TokenizerTask

@@ -9,10 +9,10 @@ import pytest
 pytest.importorskip("h5py", reason="needs the [data] extra")
 
 from enma_fast.models.checkpoint import load_model
-from enma_fast.presets import Preset
 from enma_fast.training.own_model import prepare_own, train_own
 from enma_fast.training.own_plan import Request, shares
 from enma_fast.training.own_preset import derived_preset
+from enma_fast.training.presets import Preset
 
 from .._own import advected, save, tiny
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from enma_fast.config import RolloutConfig
 from enma_fast.errors import EnmaError
+from enma_fast.training.config import RolloutConfig
 from enma_fast.training.first_frame import FirstFrameTask
 from enma_fast.training.forecasts import ForecastTask
 from enma_fast.training.loop import run, step_generator

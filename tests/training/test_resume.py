@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from enma_fast.config import RolloutConfig
 from enma_fast.errors import EnmaError
 from enma_fast.models.checkpoint import read_tensors, write_tensors
+from enma_fast.training.config import RolloutConfig
 from enma_fast.training.loop import run
 
 from .._tiny import TRAINING, dynamics_task

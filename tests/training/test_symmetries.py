@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from enma_fast.config import TrainingConfig
 from enma_fast.data import EQUATIONS, generate, read
 from enma_fast.errors import EnmaError
+from enma_fast.training.config import TrainingConfig
 from enma_fast.training.symmetries import symmetries, with_boosts
 
 from .._tiny import TRAINING

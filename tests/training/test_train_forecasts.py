@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from enma_fast.config import RolloutConfig, TrainingConfig
 from enma_fast.errors import EnmaError
+from enma_fast.training.config import RolloutConfig, TrainingConfig
 from enma_fast.training.forecasts import scores
 from enma_fast.training.loop import RunOptions, run, step_generator
 from enma_fast.training.ranks import Rank

@@ -11,19 +11,18 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from .config import (
+from ..config import (
     DynamicsConfig,
     FirstConfig,
     FlowConfig,
     InterpolationConfig,
     LocalConfig,
     ModelConfig,
-    RolloutConfig,
     SamplingConfig,
     TokenizerConfig,
-    TrainingConfig,
 )
-from .errors import EnmaError
+from ..errors import EnmaError
+from .config import RolloutConfig, TrainingConfig
 
 TWO_PI = 2 * math.pi
 
