@@ -27,7 +27,7 @@ ROOT = LIMITS.parents[2]
 
 STAGES = {"tokenizer", "dynamics", "head", "forecasts", "first-frame"}
 MOST_PARAMETERS = 8
-CONFIGS = ("enma_fast.config:ModelConfig", "enma_fast.config:TrainingConfig")
+CONFIGS = ("enma_fast.config:ModelConfig", "enma_fast.training.config:TrainingConfig")
 TORCH = re.compile(r"^(?:torch|ATen|c10|caffe2|TH|THC)/")
 
 
@@ -98,7 +98,7 @@ def config_fields(tree: Tree) -> Places:
 def unset_fields(tree: Tree) -> Places:
     """Those of them that have the default in every preset, shipped model and recipe."""
     from enma_fast.models.checkpoint import PRETRAINED
-    from enma_fast.presets import PRESETS
+    from enma_fast.training.presets import PRESETS
 
     known = set(configs(tree))
     fields = [(kind, field) for kind in configs(tree) for field in dataclasses.fields(kind)]
