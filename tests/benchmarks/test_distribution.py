@@ -56,9 +56,9 @@ def test_precision_and_recall_of_known_sets():
 
 
 def test_sets_that_do_not_compare_are_refused():
-    with pytest.raises(EnmaError, match=r"shapes \(4, 2\) and \(4, 3\); give"):
+    with pytest.raises(EnmaError, match="shapes"):
         frechet_distance(np.zeros((4, 2)), np.zeros((4, 3)))
-    with pytest.raises(EnmaError, match="have 4 and 3 samples; at least 4 are needed"):
+    with pytest.raises(EnmaError, match="samples"):
         precision_recall(np.zeros((4, 2)), np.zeros((3, 2)))
 
 
@@ -104,7 +104,7 @@ def test_without_a_training_file_there_is_nothing_to_compare_with(tmp_path):
     shared = {"method": "truth", "kind": "baseline", "equation": "combined", "seed": 0, "cases": [CASE]}
     with pytest.raises(EnmaError, match="holds no"):
         score_file(lambda given: None, **shared, data_dir=tmp_path, cpu_seconds=0.0, num_parameters=0)
-    with pytest.raises(EnmaError, match=r"lacks combined-train\.h5 beside it"):
+    with pytest.raises(EnmaError, match=r"combined-train\.h5"):
         measure(
             lambda given: np.zeros((len(given.trajectories), 1, 20, 128, 1), np.float32),
             read(tmp_path / "combined-test-in.h5"),

@@ -55,7 +55,7 @@ def test_a_trace_of_one_length_is_refused() -> None:
             return past[..., : int(past.shape[4]), :].sum((0, 1, 3, 4, 5))
 
     past = torch.ones(1, 2, 1, 1, 3, 4)
-    with pytest.raises(EnmaError, match="one length only"):
+    with pytest.raises(EnmaError, match="length"):
         traced(Baked(), (past,))
 
 
@@ -70,7 +70,7 @@ def test_a_trace_that_gives_nan_is_refused() -> None:
         def forward(self, past: Tensor) -> Tensor:
             return past.sum((0, 1, 3, 4, 5)) * float("nan")
 
-    with pytest.raises(EnmaError, match="one length only"):
+    with pytest.raises(EnmaError, match="length"):
         traced(Undefined(), (torch.ones(1, 2, 1, 1, 3, 4),))
 
 

@@ -23,9 +23,9 @@ def test_parameters_are_learned_and_what_cannot_be_is_refused() -> None:
     assert set(report["explained"]) == {"alpha", "beta", "gamma"}
     # Diffusion shows most.
     assert report["explained"]["beta"] > 0.3
-    with pytest.raises(EnmaError, match="no parameter varies"):
+    with pytest.raises(EnmaError, match="parameter varies"):
         features.train(data.rows([0, 1]), data, steps=1, seed=0)
-    with pytest.raises(EnmaError, match="not on a periodic line"):
+    with pytest.raises(EnmaError, match="periodic line"):
         features.train(replace(data, periodic=(False,)), data, steps=1, seed=0)
 
 

@@ -49,7 +49,7 @@ def test_the_parts_that_are_asked_for():
     # A part comes with those that it needs.
     assert [part.name for part in gpu.choose(every, ["racecheck"], built=False)] == ["build", "check", "racecheck"]
     assert gpu.choose(every, [], built=True) == every
-    with pytest.raises(SystemExit, match="no part is called speed; the parts are build, trajectory,"):
+    with pytest.raises(SystemExit, match="speed"):
         gpu.choose(every, ["speed"], built=True)
 
 

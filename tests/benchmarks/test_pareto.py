@@ -107,7 +107,7 @@ def test_a_one_pass_model_beside_another(tmp_path, monkeypatch, capsys):
             assert found[name][OWN][key] == found[other][name][key]
     arguments = ["--checkpoint", tmp_path / "tiny", "--beside", tmp_path / "fast", tmp_path / "fast", *common]
     monkeypatch.setattr(sys, "argv", ["pareto", *map(str, arguments)])
-    with pytest.raises(EnmaError, match="--beside: two points are named 'fast'"):
+    with pytest.raises(EnmaError, match="--beside"):
         pareto.main()
 
 

@@ -48,9 +48,9 @@ def test_a_score_file_of_other_entries_is_one_line_or_a_table(tmp_path, change):
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "\xff\xfe", "[]", '"method"'])
 def test_a_file_of_other_things_is_no_score_file(tmp_path, text):
     (tmp_path / "a.json").write_text(text, encoding="latin-1")
-    with pytest.raises(EnmaError, match=r"a\.json: is no"):
+    with pytest.raises(EnmaError, match=r"a\.json:"):
         score_files.read_score_files(tmp_path)
     (tmp_path / "a.json").unlink()
     os.mkfifo(tmp_path / "a.json")
-    with pytest.raises(EnmaError, match=r"a\.json: is not a file"):
+    with pytest.raises(EnmaError, match=r"a\.json: .*file"):
         score_files.read_score_files(tmp_path)

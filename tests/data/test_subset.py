@@ -47,9 +47,9 @@ def test_by_default_a_subset_takes_what_is_there(counts: list[int], expected: in
         environment=np.repeat(np.arange(len(counts)), counts),
     )
     assert len(spread_out(data)) == expected
-    with pytest.raises(EnmaError, match=f"holds {len(counts)} environments, 12 are asked for; ask for fewer"):
+    with pytest.raises(EnmaError, match=f"{len(counts)} environments"):
         spread_out(data, environments=12)
-    with pytest.raises(EnmaError, match="has 1 trajectories, 2 are asked for; ask for fewer"):
+    with pytest.raises(EnmaError, match="1 trajectories"):
         spread_out(data, each=2)
 
 

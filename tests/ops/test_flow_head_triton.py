@@ -143,7 +143,7 @@ def test_regime(device: torch.device) -> None:
     ]
     c, noise = inputs(plan, 3)
     assert torch.equal(run(c, noise, plan), run(c, noise, plan, regime="small"))
-    with pytest.raises(EnmaError, match="regime 'huge' is unknown"):
+    with pytest.raises(EnmaError, match="regime 'huge'"):
         run(c, noise, plan, regime="huge")
 
 

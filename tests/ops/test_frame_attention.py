@@ -172,7 +172,7 @@ def test_gradients_are_the_references(device: torch.device) -> None:
     assert torch.equal(gradient, expected)
     for name, problem in candidates(device, torch.float32).items():
         if problem is None and name != "reference":
-            with pytest.raises(EnmaError, match="has no backward"):
+            with pytest.raises(EnmaError, match="backward"):
                 frame_attention(q, *own[1:], backend=name, **given)
 
 

@@ -309,12 +309,12 @@ def test_what_does_not_fit_is_refused(device: torch.device) -> None:
         swiglu(x.double(), layer)
     with pytest.raises(EnmaError, match="not float64"):
         swiglu(x.double(), to(layer, torch.float64, device), backend="triton")
-    with pytest.raises(EnmaError, match="even head dims up to 128, not 130"):
+    with pytest.raises(EnmaError, match="head dims"):
         swiglu(torch.randn(1, 1, 130, device=device), to(layer_of(1, 130, 8), torch.float32, device), backend="triton")
     assert frame_layer.candidates(torch.device("meta"), torch.float32)["reference"] is None
     words = torch.arange(2, device=device)
     given = {"counts": (5,), "table": mask_step_table((4,), device), "channels": 4, "dtype": torch.float32}
-    with pytest.raises(EnmaError, match=r"table has shape \[3, 4\]"):
+    with pytest.raises(EnmaError, match="table"):
         frame_noise(seeds=words, members=words, frame=words[0], **given)
 
 

@@ -154,7 +154,7 @@ def test_auto_is_what_was_measured(found: Rates, folder: Path, monkeypatch: pyte
     assert (chosen.dtype, chosen.precision) == (expected, "bf16" if found is ONE else "fp32")
     assert ForecastRequest().on(tiny_model()).precision == "model"
     assert fast_bf16("cpu") == (found is OTHER)
-    with pytest.raises(EnmaError, match="dtype is 'fastest'"):
+    with pytest.raises(EnmaError, match="dtype"):
         weights_dtype(dynamics, "fastest")
 
 

@@ -190,7 +190,7 @@ def test_wide_rows_are_not_for_triton(device: torch.device) -> None:
     if candidates(device, torch.float32)["triton"] is not None:
         pytest.skip("Triton cannot run here")
     x, weight = torch.randn(1, 4097, device=device), torch.ones(4097, device=device)
-    with pytest.raises(EnmaError, match="takes rows of at most 4096"):
+    with pytest.raises(EnmaError, match="rows"):
         rms_norm(x, weight, eps=EPS, backend="triton")
     torch.testing.assert_close(rms_norm(x, weight, eps=EPS), rms_norm_ref(x, weight, eps=EPS))
 

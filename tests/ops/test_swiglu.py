@@ -92,7 +92,7 @@ def test_bad_arguments() -> None:
     for shape in ((), (4, 3), (4, 0)):
         with pytest.raises(EnmaError, match="x has shape"):
             swiglu(torch.zeros(shape))
-    with pytest.raises(EnmaError, match="backend 'fast' is unknown"):
+    with pytest.raises(EnmaError, match="backend 'fast'"):
         swiglu(torch.zeros(2), backend="fast")
     if candidates(torch.device("cpu"), torch.float64)["native"] is not None:
         with pytest.raises(EnmaError, match="cannot run"):

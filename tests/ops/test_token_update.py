@@ -78,7 +78,7 @@ def test_places_outside_are_an_error_on_the_cpu(place: int, backend: str) -> Non
     x, known, tokens, z = arguments(2, 5, 2, 3, device=torch.device("cpu"))
     tokens[1, 0] = place
     before = x.clone()
-    with pytest.raises(EnmaError, match=r"tokens_BM has places from .* expected 0 to 4"):
+    with pytest.raises(EnmaError, match="tokens_BM"):
         update_tokens_(x, known, tokens, z, backend=backend)
     assert torch.equal(x, before)
 

@@ -11,8 +11,8 @@ LONGEST, MOST_WORDS = 30, 2
 
 def is_sentence(text: str) -> bool:
     """Whether text that a test expects is more than the name of an argument, a field or a file."""
-    plain = re.sub(r"\\.|[^\w\s]", " ", text)
-    return len(text) > LONGEST or len(re.findall(r"[A-Za-z_]\w+", plain)) > MOST_WORDS
+    words = [word for word in re.split(r"\s+|\.\*", text) if re.search("[A-Za-z]{2}", word)]
+    return len(text) > LONGEST or len(words) > MOST_WORDS
 
 
 def _texts(node: ast.AST) -> Iterator[tuple[int, str]]:

@@ -108,7 +108,7 @@ def test_a_damaged_file_is_named_and_written_again_alone(
     assert (entry["file"], entry["holds"]) == (file, holds)
     said = {"flip": "flipped", "truncate": "torn", "empty": "torn: 0 bytes", "delete": "missing"}
     assert entry["problem"].startswith(said[how])
-    with pytest.raises(EnmaError, match="is not finished; continue it: enma-fast forecast"):
+    with pytest.raises(EnmaError, match="finished"):
         read_forecast(out)
     again = server.run(*command)
     assert again.status == 0, again.err

