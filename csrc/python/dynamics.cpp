@@ -4,6 +4,7 @@
 #include "python/bindings.h"
 #include "python/parameters.h"
 #include "python/tensor.h"
+#include "runtime/format_1.h"
 
 namespace enma {
 
@@ -11,42 +12,44 @@ namespace dynamics_binding {
 
 constexpr char OP[] = "sampler";
 
-// Packed weights, and the Python tensors from which more is packed when it is asked for.
-class PackedDynamics {
-   public:
-    PackedDynamics(const std::string& config, const py::dict& parameters, const std::string& format)
-        : parameters_(py::reinterpret_steal<py::dict>(PyDict_Copy(parameters.ptr()))),
-          tensors_(tensors_of(parameters_)) {
-        expect(format == "fp32" || format == "bf16", OP, ": format is '", format, "'; expected 'fp32' or 'bf16'");
-        const ModelConfig read = read_config(Json::parse(config, "config"), "config");
-        const py::gil_scoped_release release;
-        dynamics_.emplace(read, tensors_, format == "bf16" ? NumberFormat::bf16 : NumberFormat::fp32);
-        tensors_.check_all_taken();
+std::unique_ptr<Dynamics> make_dynamics(const std::string& config, const py::dict& parameters,
+                                        const std::string& format) {
+    Tensors tensors = tensors_of(parameters);
+    expect(format == "fp32" || format == "bf16", OP, ": format is '", format, "'; expected 'fp32' or 'bf16'");
+    FromFormat1 given{Json::parse(config, "config"), nullptr};
+    if (given.config.find("codec") == nullptr) {
+        given = from_format_1(std::move(given.config), "config");
+        tensors.rename(given.name);
     }
-
-    const Dynamics& operator*() const { return *dynamics_; }
-
-   private:
-    py::dict parameters_;
-    Tensors tensors_;
-    std::optional<Dynamics> dynamics_;
-};
+    const ModelConfig read = read_config(given.config, "config");
+    const py::gil_scoped_release release;
+    auto dynamics =
+        std::make_unique<Dynamics>(read, tensors, format == "bf16" ? NumberFormat::bf16 : NumberFormat::fp32);
+    tensors.check_all_taken();
+    return dynamics;
+}
 
 Teams teams_named(const std::string& name) {
     expect(name.empty() || name == "one" || name == "each", OP, ": teams is '", name, "'; expected 'one' or 'each'");
     return name.empty() ? Teams::automatic : name == "one" ? Teams::one : Teams::each;
 }
 
-std::unique_ptr<Sampling> make_session(const PackedDynamics& packed, std::int64_t rows, std::int64_t groups,
+std::unique_ptr<Sampling> make_session(const Dynamics& dynamics, std::int64_t rows, std::int64_t groups,
                                        std::int64_t prefix_frames, std::int64_t own_frames, std::int64_t first_frame,
                                        const std::string& settings, int threads, const std::string& isa,
                                        const std::string& teams) {
     const SamplingRequest request{
-        rows,       groups,          prefix_frames,
-        own_frames, first_frame,     read_sampling_config(Json::parse(settings, "settings"), "settings"),
-        threads,    isa_of(OP, isa), teams_named(teams)};
+        rows,
+        groups,
+        prefix_frames,
+        own_frames,
+        first_frame,
+        read_sampling_config(sampling_from_format_1(Json::parse(settings, "settings"), "settings"), "settings"),
+        threads,
+        isa_of(OP, isa),
+        teams_named(teams)};
     const py::gil_scoped_release release;
-    return (*packed).sampling(request);
+    return dynamics.sampling(request);
 }
 
 void start_segment(Sampling& session, int segment) {
@@ -66,7 +69,7 @@ void read_frame(Sampling& session, const Tensor& z) {
     session.read(static_cast<const float*>(values));
 }
 
-void begin(Sampling& session, const Tensor& seeds, const Tensor& members, const Tensor& groups, int first) {
+void begin(Sampling& session, const Tensor& seeds, const Tensor& members, const Tensor& groups) {
     const SamplerSettings& set = session.settings();
     const auto numbers = [&](const Tensor& x, const char* name) {
         return static_cast<const std::int64_t*>(checked(OP, x, name, {set.rows}, Dtype::int64));
@@ -75,13 +78,11 @@ void begin(Sampling& session, const Tensor& seeds, const Tensor& members, const 
                               *const of = numbers(groups, "groups");
     expect(session.frames_read() == set.prefix_frames, OP, ": ", session.frames_read(), " of ", set.prefix_frames,
            " shared frames are read");
-    expect(first >= 0 && first < 1 << 24, OP, ": first frame is ", first);
-    expect(first > 0 || session.can_begin(), OP, ": frame 0 takes mask steps, and there are none");
     expect(std::all_of(of, of + set.rows, [&](std::int64_t g) { return 0 <= g && g < set.groups; }), OP,
            ": groups has a number that is not below ", set.groups);
     const std::vector<std::uint32_t> seed_words(seed, seed + set.rows), member_words(member, member + set.rows);
     const std::vector<int> group(of, of + set.rows);
-    session.begin(seed_words.data(), member_words.data(), group.data(), first);
+    session.begin(seed_words.data(), member_words.data(), group.data());
 }
 
 // The next frame [B, N, C], or the next frames [T, B, N, C].
@@ -117,17 +118,16 @@ py::dict plan(const Sampling& session) {
 
 void bind_dynamics(py::module_& m) {
     using namespace dynamics_binding;
-    py::class_<PackedDynamics>(m, "Dynamics", "Packed weights of the transformers and heads, shared by sessions.")
-        .def(py::init<const std::string&, const py::dict&, const std::string&>(), arg("config"), arg("parameters"),
-             arg("format"))
+    py::class_<Dynamics>(m, "Dynamics", "Packed weights of the transformers and decoders, shared by sessions.")
+        .def(py::init(&make_dynamics), arg("config"), arg("parameters"), arg("format"))
         .def("session", &make_session, arg("rows"), arg("groups"), arg("prefix_frames"), arg("own_frames"),
              arg("first_frame"), arg("settings"), arg("threads"), arg("isa") = "", arg("teams") = "")
-        .def_property_readonly("bytes", [](const PackedDynamics& packed) { return (*packed).bytes(); });
+        .def_property_readonly("bytes", &Dynamics::bytes);
     py::class_<Sampling>(m, "SamplerSession", "One chunk of an ensemble, with all the memory it needs.")
         .def("reset", &Sampling::reset)
         .def("start_segment", &start_segment, arg("segment"), without_lock())
         .def("read", &read_frame, arg("z"), without_lock())
-        .def("begin", &begin, arg("seeds"), arg("members"), arg("groups"), arg("first_frame"), without_lock())
+        .def("begin", &begin, arg("seeds"), arg("members"), arg("groups"), without_lock())
         .def("frame", &frame, arg("out"), arg("last"))
         .def("plan", &plan);
 }

@@ -1,6 +1,6 @@
 // The extension module enma_fast._C.
 #include "python/bindings.h"
-#include "runtime/error.h"
+#include "core/error.h"
 
 PYBIND11_MODULE(_C, m) {
     using namespace enma;

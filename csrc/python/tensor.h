@@ -15,7 +15,7 @@
 #include "core/cpu/dispatch.h"
 #include "core/number_format.h"
 #include "python/exchange.h"
-#include "runtime/error.h"
+#include "core/error.h"
 
 namespace enma {
 

@@ -10,7 +10,7 @@
 #include <new>
 
 #include "enma/enma.h"
-#include "runtime/error.h"
+#include "core/error.h"
 #include "runtime/session.h"
 
 namespace enma {
@@ -181,30 +181,30 @@ enma_status enma_model_info(const enma_model* model, enma_model_description* des
         const std::size_t size = description->struct_size;
         if (size < sizeof(std::size_t)) fail(ENMA_INVALID_ARGUMENT, "description.struct_size is ", size);
         const ModelConfig& config = open->model->config();
-        const TokenizerConfig& tokenizer = config.tokenizer;
-        const bool scattered = open->model->codec().interpolation() != nullptr || open->model->covariance() != nullptr;
+        const CodecConfig& codec = config.codec;
+        const bool scattered = open->model->reads_points();
         enma_model_description found{size,
                                      config.name.c_str(),
                                      open->model->weights_sha256().c_str(),
                                      config.points(),
-                                     tokenizer.field_channels,
+                                     codec.field_channels,
                                      config.num_frames,
                                      config.frame_interval,
-                                     tokenizer.lengths[0],
+                                     codec.lengths[0],
                                      config.num_tokens(),
                                      config.token_channels(),
                                      config.sampling.shifts,
                                      config.sampling.temperature,
-                                     tokenizer.dims(),
+                                     codec.dims(),
                                      {1, 1, 1},
                                      {},
                                      {},
                                      scattered,
                                      is_half(open->model->dynamics().format()) ? ENMA_BF16 : ENMA_FP32};
-        for (int axis = 0; axis < tokenizer.dims(); ++axis) {
-            found.shape[axis] = tokenizer.grid[axis];
-            found.lengths[axis] = tokenizer.lengths[axis];
-            found.periodic[axis] = tokenizer.periodic[axis];
+        for (int axis = 0; axis < codec.dims(); ++axis) {
+            found.shape[axis] = codec.grid[axis];
+            found.lengths[axis] = codec.lengths[axis];
+            found.periodic[axis] = codec.periodic[axis];
         }
         std::memcpy(description, &found, std::min(size, sizeof found));
     });

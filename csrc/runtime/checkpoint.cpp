@@ -12,8 +12,9 @@
 #include <limits>
 #include <utility>
 
-#include "runtime/error.h"
-#include "runtime/half.h"
+#include "core/error.h"
+#include "core/half.h"
+#include "runtime/format_1.h"
 #include "runtime/tensor.h"
 
 namespace enma {
@@ -22,7 +23,7 @@ namespace {
 
 static_assert(std::endian::native == std::endian::little, "safetensors is little-endian");
 
-constexpr std::int64_t FORMAT = 1;
+constexpr std::int64_t OLDEST = 1, NEWEST = 2;
 constexpr std::uint64_t MOST_TEXT = 1 << 20;
 constexpr std::uint64_t MOST_HEADER = 16 << 20;
 constexpr std::uint64_t MOST_BYTES = std::uint64_t{1} << 40;
@@ -73,28 +74,34 @@ bool is_name(const std::string& name) {
            std::all_of(name.begin(), name.end(), [&](char c) { return plain(c) || c == '.' || c == '-'; });
 }
 
-// Size and SHA-256 of each file.
-std::map<std::string, std::pair<std::int64_t, std::string>> read_manifest(const std::string& path) {
+struct Manifest {
+    std::int64_t format;
+    // Size and SHA-256 of each.
+    std::map<std::string, std::pair<std::int64_t, std::string>> files;
+};
+
+Manifest read_manifest(const std::string& path) {
     const Buffer bytes = read_file(path, MOST_TEXT);
     const Json manifest = Json::parse(view(bytes), path);
     const Json *format = manifest.find("format"), *files = manifest.find("files");
     if (format == nullptr || !format->is_integer() || files == nullptr || !files->is(Json::Kind::object)) {
         fail(ENMA_CHECKPOINT, path, ": not a manifest", AGAIN);
     }
-    if (format->integer() != FORMAT) {
-        fail(ENMA_UNSUPPORTED, path, ": format ", format->integer(), "; this version of libenma reads ", FORMAT);
+    if (format->integer() < OLDEST || format->integer() > NEWEST) {
+        fail(ENMA_UNSUPPORTED, path, ": format ", format->integer(), "; this version of libenma reads ", OLDEST, " to ",
+             NEWEST);
     }
-    std::map<std::string, std::pair<std::int64_t, std::string>> found;
+    Manifest found{format->integer(), {}};
     for (const auto& [name, entry] : files->members()) {
         const Json *size = entry.find("bytes"), *digest = entry.find("sha256");
         if (!is_name(name) || size == nullptr || !size->is_integer() || size->integer() < 0 || digest == nullptr ||
             digest->string().size() != 64) {
             fail(ENMA_CHECKPOINT, path, ": not a manifest, entry '", name, "'", AGAIN);
         }
-        found[name] = {size->integer(), digest->string()};
+        found.files[name] = {size->integer(), digest->string()};
     }
     for (const char* name : {"config.json", "model.safetensors"}) {
-        if (found.count(name) == 0) fail(ENMA_CHECKPOINT, path, ": lists no ", name, AGAIN);
+        if (found.files.count(name) == 0) fail(ENMA_CHECKPOINT, path, ": lists no ", name, AGAIN);
     }
     return found;
 }
@@ -192,6 +199,17 @@ void Tensors::parse(std::string_view bytes, const std::string& source) {
     }
 }
 
+void Tensors::rename(const std::function<std::string(const std::string&)>& name) {
+    std::map<std::string, Tensor> renamed;
+    for (auto& [old, tensor] : tensors_) {
+        const std::string now = name(old);
+        if (!now.empty() && !renamed.emplace(now, std::move(tensor)).second) {
+            fail(ENMA_CHECKPOINT, source_, ": holds ", now, " twice");
+        }
+    }
+    tensors_ = std::move(renamed);
+}
+
 const float* Tensors::take(const std::string& name, const std::vector<std::int64_t>& shape) {
     const auto at = tensors_.find(name);
     if (at == tensors_.end()) {
@@ -225,9 +243,9 @@ static void check_no_run(const std::string& folder) {
 
 Checkpoint::Checkpoint(const std::string& folder) {
     check_no_run(folder);
-    const auto listed = read_manifest(folder + "/manifest.json");
+    const Manifest manifest = read_manifest(folder + "/manifest.json");
     Digest parts[2];
-    for (const auto& [name, entry] : listed) {
+    for (const auto& [name, entry] : manifest.files) {
         const std::string path = folder + "/" + name;
         Buffer bytes = read_file(path, name == "config.json" ? MOST_TEXT : MOST_BYTES);
         if (static_cast<std::int64_t>(bytes.size()) != entry.first) {
@@ -252,6 +270,10 @@ Checkpoint::Checkpoint(const std::string& folder) {
         }
     }
     identity_ = sha256(parts, sizeof parts);
+    if (manifest.format == NEWEST) return;
+    FromFormat1 read = from_format_1(std::move(config_), config_path_ + ": config");
+    config_ = std::move(read.config);
+    tensors_.rename(read.name);
 }
 
 }  // namespace enma

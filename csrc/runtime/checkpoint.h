@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <string>
 #include <string_view>
@@ -9,7 +10,7 @@
 
 #include "core/cpu/parallel.h"
 #include "enma/enma.h"
-#include "runtime/json.h"
+#include "core/json.h"
 #include "runtime/sha256.h"
 
 namespace enma {
@@ -23,6 +24,8 @@ class Tensors {
     // `bytes` has to outlive the views. Throws Error (ENMA_CHECKPOINT, ENMA_UNSUPPORTED).
     void parse(std::string_view bytes, const std::string& source);
 
+    // Under new names; one whose name is empty goes. Throws Error (ENMA_CHECKPOINT) if two have the same.
+    void rename(const std::function<std::string(const std::string&)>& name);
     // The values of a tensor of this shape; remembers that it was taken.
     const float* take(const std::string& name, const std::vector<std::int64_t>& shape);
     // Refuses a tensor that nobody has taken: it would be missing from every result.
@@ -46,6 +49,7 @@ class Checkpoint {
     // Throws Error (ENMA_CHECKPOINT, ENMA_UNSUPPORTED).
     explicit Checkpoint(const std::string& folder);
 
+    // As of format 2, like the names of the tensors.
     const Json& config() const { return config_; }
     const std::string& config_path() const { return config_path_; }
     Tensors& tensors() { return tensors_; }

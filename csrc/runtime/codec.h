@@ -1,13 +1,9 @@
-// Encoder and decoder of a model with their weights packed: immutable, and shared by sessions. Rows of whole trajectories
-// go through here; a session that needs one frame at a time pushes it through the streams itself.
+// Rows of whole trajectories through a codec; a session that needs one frame at a time pushes it through the streams itself.
 #pragma once
 
 #include <cstdint>
-#include <optional>
 
-#include "core/cpu/interpolation.h"
-#include "core/cpu/tokenizer.h"
-#include "runtime/checkpoint.h"
+#include "core/cpu/codec.h"
 
 namespace enma {
 
@@ -20,28 +16,11 @@ struct FramesOfRows {
     std::int64_t count;  // P
 };
 
-class Codec {
-   public:
-    // Throws Error.
-    Codec(const TokenizerConfig& config, Tensors& tensors);
-
-    const TokenizerConfig& config() const { return config_; }
-    const Stream& encoder() const { return *encoder_; }
-    const Stream& decoder() const { return *decoder_; }
-    // Null in a model that works on its grid alone.
-    const Interpolation* interpolation() const { return interpolation_ ? &*interpolation_ : nullptr; }
-
-    // Latent frames [rows, T', places, C]; the last one may lack frames of its own, which repeat the last.
-    void encode(const FramesOfRows& given, int threads, Isa isa, float* out) const;
-    // The first `frames` standardised fields [rows, frames, *grid, c] of latent frames [rows, latents, places, C].
-    void decode(const float* latents, std::int64_t rows, std::int64_t count, std::int64_t frames, int threads, Isa isa,
-                float* out) const;
-
-   private:
-    class Reader;
-    TokenizerConfig config_;
-    std::optional<Stream> encoder_, decoder_;
-    std::optional<Interpolation> interpolation_;
-};
+// Latent frames [rows, T', places, C]; the last one may lack frames of its own, which repeat the last. Throws Error.
+void encode_rows(const CodecConfig& config, const Codec& codec, const FramesOfRows& given, int threads, Isa isa,
+                 float* out);
+// The first `frames` standardised fields [rows, frames, *grid, c] of latent frames [rows, latents, places, C].
+void decode_rows(const CodecConfig& config, const Codec& codec, const float* latents, std::int64_t rows,
+                 std::int64_t count, std::int64_t frames, int threads, Isa isa, float* out);
 
 }  // namespace enma

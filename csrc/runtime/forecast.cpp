@@ -4,18 +4,18 @@
 #include <limits>
 #include <utility>
 
-#include "runtime/error.h"
+#include "core/error.h"
 #include "runtime/session.h"
 
 namespace enma {
 
 std::size_t Session::decoder_bytes() const {
-    const std::size_t latents = model_->place_offsets().size() * model_->codec().decoder().inward();
+    const std::size_t latents = model_->place_offsets().size() * whole_panels(model_->config().codec.latent_channels);
     return pages(model_->codec().decoder().work_bytes() + latents * sizeof(float));
 }
 
 void Session::decode_row(const float* latents, StreamState& state, char* work, Sink sink, void* to) const {
-    const int C = model_->config().tokenizer.latent_channels, row = model_->codec().decoder().inward();
+    const int C = model_->config().codec.latent_channels, row = whole_panels(model_->config().codec.latent_channels);
     // Behind the work space of the layers.
     float* const input = reinterpret_cast<float*>(work + model_->codec().decoder().work_bytes());
     std::fill_n(input, static_cast<std::int64_t>(model_->place_offsets().size()) * row, 0.0f);
@@ -30,23 +30,18 @@ void Session::decode_row(const float* latents, StreamState& state, char* work, S
 }
 
 void Session::decode(const float* latents) {
-    const std::int64_t factor = model_->config().tokenizer.time_factor(), size = frame_size(),
-                       B = settings_.num_members;
+    const std::int64_t factor = model_->config().codec.time_factor, size = frame_size(), B = settings_.num_members;
     struct Target {
         float* out;
         std::int64_t stride, size;
         const View& view;
-        const TokenizerConfig& tokenizer;
-        const Interpolation* interpolation;
-        Isa isa;
-        char* work;
+        const CodecConfig& codec;
     };
     // In units of the field, and where the trajectory is, without the shift of its member.
     const Sink moved_back = [](void* to, const float* frame) {
         Target& target = *static_cast<Target*>(to);
-        if (target.interpolation != nullptr) frame = target.interpolation->to_field(frame, target.isa, target.work);
-        shift(frame, target.tokenizer, target.view, true, target.out);
-        const std::vector<float>&mean = target.tokenizer.field_mean, &scale = target.tokenizer.field_scale;
+        shift(frame, target.codec, target.view, true, target.out);
+        const std::vector<float>&mean = target.codec.field_mean, &scale = target.codec.field_scale;
         for (std::size_t i = 0; !mean.empty() && i < static_cast<std::size_t>(target.size); ++i) {
             target.out[i] = target.out[i] * scale[i % scale.size()] + mean[i % mean.size()];
         }
@@ -54,14 +49,8 @@ void Session::decode(const float* latents) {
     };
     share_out(static_cast<std::int64_t>(active_.size()), [&](std::int64_t i, int thread) {
         const int b = active_[i];
-        Target target{pending_.data() + b * size,
-                      B * size,
-                      size,
-                      groups_.views[groups_.used[groups_.group[b]]],
-                      model_->config().tokenizer,
-                      model_->codec().interpolation(),
-                      settings_.isa,
-                      work(thread) + decoder_bytes()};
+        Target target{pending_.data() + b * size, B * size, size, groups_.views[groups_.used[groups_.group[b]]],
+                      model_->config().codec};
         decode_row(latents + i * latent_size(), states_[b], work(thread), moved_back, &target);
     });
     pending_first_ = decoded_ == 0 ? 0 : (decoded_ - 1) * factor + 1;
@@ -110,7 +99,7 @@ bool Session::has(std::int64_t member, std::int64_t frame) const {
 }
 
 std::int64_t Session::made_until(std::int64_t frames) const {
-    return frames == 0 ? 0 : model_->config().tokenizer.latent_frames(observed_.frames + frames) - num_history();
+    return frames == 0 ? 0 : model_->config().codec.latent_frames(observed_.frames + frames) - num_history();
 }
 
 void Session::drop_stopped(std::int64_t made) {

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <limits>
 
-#include "runtime/error.h"
+#include "core/error.h"
 #include "runtime/view.h"
 
 namespace enma {
@@ -13,12 +13,14 @@ Model::Model(const std::string& folder, NumberFormat format)
       identity_(checkpoint_.identity()),
       config_(read_config(checkpoint_.config(), checkpoint_.config_path())),
       place_offsets_(config_.place_offsets()),
-      codec_(config_.tokenizer, checkpoint_.tensors()),
+      codec_(config_.codec.make([this](const std::string& name, const std::vector<std::int64_t>& shape) {
+          return checkpoint_.tensors().take(name, shape);
+      })),
       dynamics_(config_, checkpoint_.tensors(), format) {
     Tensors& tensors = checkpoint_.tensors();
     views(config_, config_.sampling.shifts);
-    latent_mean_ = tensors.take("latent_mean", {config_.tokenizer.latent_channels});
-    latent_std_ = tensors.take("latent_std", {config_.tokenizer.latent_channels});
+    latent_mean_ = tensors.take("latent_mean", {config_.codec.latent_channels});
+    latent_std_ = tensors.take("latent_std", {config_.codec.latent_channels});
     tensors.check_all_taken();
     read_covariance();
     // A saved session goes on with the format that it was made in.
@@ -27,16 +29,16 @@ Model::Model(const std::string& folder, NumberFormat format)
 
 void Model::read_covariance() {
     Tensors* const tensors = checkpoint_.covariance();
-    if (tensors == nullptr || codec_.interpolation() != nullptr) return;
-    const TokenizerConfig& tokenizer = config_.tokenizer;
+    if (tensors == nullptr || codec_->features() > 0) return;
+    const CodecConfig& codec = config_.codec;
     FieldCovariance& found = covariance_.emplace();
-    found.grid = tokenizer.grid;
-    found.lengths = tokenizer.lengths;
-    found.periodic = tokenizer.periodic;
-    found.channels = tokenizer.field_channels;
+    found.grid = codec.grid;
+    found.lengths = codec.lengths;
+    found.periodic = codec.periodic;
+    found.channels = codec.field_channels;
     std::vector<std::int64_t> shape;
-    for (int axis = 0; axis < tokenizer.dims(); ++axis) {
-        shape.push_back(tokenizer.periodic[axis] ? tokenizer.grid[axis] / 2 + 1 : tokenizer.grid[axis]);
+    for (int axis = 0; axis < codec.dims(); ++axis) {
+        shape.push_back(codec.periodic[axis] ? codec.grid[axis] / 2 + 1 : codec.grid[axis]);
     }
     shape.push_back(found.channels);
     const auto take = [&](const char* name, const std::vector<std::int64_t>& expected, std::int64_t count) {

@@ -1,13 +1,13 @@
 // A checkpoint with its weights packed: immutable, and shared by sessions.
 #pragma once
 
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "core/cpu/analysis.h"
 #include "runtime/checkpoint.h"
-#include "runtime/codec.h"
 #include "runtime/config.h"
 #include "runtime/dynamics.h"
 
@@ -24,7 +24,9 @@ class Model {
     // Digest of config, weights and number format.
     const Digest& identity() const { return identity_; }
     const std::string& weights_sha256() const { return checkpoint_.weights_sha256(); }
-    const Codec& codec() const { return codec_; }
+    const Codec& codec() const { return *codec_; }
+    // Whether frames may be observed at scattered points.
+    bool reads_points() const { return codec_->features() > 0 || covariance_; }
     const Dynamics& dynamics() const { return dynamics_; }
     // How its fields vary, to estimate them from scattered points; null where the checkpoint does not say.
     const FieldCovariance* covariance() const { return covariance_ ? &*covariance_ : nullptr; }
@@ -40,7 +42,7 @@ class Model {
     Digest identity_;
     ModelConfig config_;
     std::vector<std::int64_t> place_offsets_;
-    Codec codec_;
+    std::unique_ptr<const Codec> codec_;
     Dynamics dynamics_;
     std::optional<FieldCovariance> covariance_;
     const float *latent_mean_, *latent_std_;

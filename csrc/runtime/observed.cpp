@@ -4,7 +4,7 @@
 #include <numeric>
 #include <utility>
 
-#include "runtime/error.h"
+#include "core/error.h"
 #include "runtime/session.h"
 
 namespace enma {
@@ -19,10 +19,10 @@ constexpr std::int64_t MOST_TOGETHER = 1 << 14;
 constexpr std::uint32_t HISTORY_STEP = 0xFFFFFFFDu, CONTEXT_STEP = 0xFFFFFFFCu;
 
 // Of each channel; none where there is no error.
-std::vector<double> errors_of(const enma_observations& given, const TokenizerConfig& tokenizer, const char* name) {
+std::vector<double> errors_of(const enma_observations& given, const Model& model, const char* name) {
     if (given.errors == nullptr && given.num_errors == 0) return {};
     if (given.errors == nullptr) fail(ENMA_INVALID_ARGUMENT, name, ".errors is NULL; num_errors is ", given.num_errors);
-    const std::int64_t count = given.num_errors, c = tokenizer.field_channels;
+    const std::int64_t count = given.num_errors, c = model.config().codec.field_channels;
     if (count != 1 && count != c) {
         fail(ENMA_INVALID_ARGUMENT, name, ".num_errors is ", count, "; 1 or ", c, " is expected");
     }
@@ -31,7 +31,7 @@ std::vector<double> errors_of(const enma_observations& given, const TokenizerCon
         fail(ENMA_INVALID_ARGUMENT, name, ".errors holds a number that is below 0 or not finite");
     }
     if (std::all_of(out.begin(), out.end(), [](double x) { return x == 0; })) return {};
-    if (tokenizer.interpolation) {
+    if (model.codec().features() > 0) {
         fail(ENMA_INVALID_ARGUMENT, name, ".errors: are those of a model without an interpolation; leave them out");
     }
     out.resize(c, out[0]);
@@ -40,22 +40,22 @@ std::vector<double> errors_of(const enma_observations& given, const TokenizerCon
 
 }  // namespace
 
-// Features [count, G, *grid, F] of standardised frames as each shift sees them.
-std::vector<float> Session::interpolated(const Frames& frames, std::int64_t count) {
-    const Interpolation& interpolation = *model_->codec().interpolation();
-    const TokenizerConfig& tokenizer = model_->config().tokenizer;
-    const std::int64_t size = frame_size(), G = num_groups(), c = tokenizer.field_channels, d = tokenizer.dims();
-    const std::int64_t features = std::int64_t{model_->config().points()} * tokenizer.grid_channels();
+// What the codec reads of standardised frames as each shift sees them, [count, G, features].
+std::vector<float> Session::features(const Frames& frames, std::int64_t count) {
+    const Codec& reader = model_->codec();
+    const CodecConfig& codec = model_->config().codec;
+    const std::int64_t size = frame_size(), G = num_groups(), c = codec.field_channels, d = codec.dims();
+    const std::int64_t each_frame = reader.features();
     const bool scattered = !frames.points.empty();
     std::vector<std::int64_t> first(count);
     if (scattered) std::partial_sum(frames.rows.begin(), frames.rows.begin() + count - 1, first.begin() + 1);
     const std::int64_t most =
         scattered ? *std::max_element(frames.rows.begin(), frames.rows.begin() + count) : model_->config().points();
-    const std::size_t each = interpolation.to_grid_bytes(most);
+    const std::size_t each = reader.read_bytes(most);
     const std::int64_t threads = std::min<std::int64_t>(settings_.threads, count * G);
     const Buffer space(each * threads);
     const std::int64_t moved_size = scattered ? most * d : size;
-    std::vector<float> shifted(moved_size * threads), out(count * G * features);
+    std::vector<float> shifted(moved_size * threads), out(count * G * each_frame);
     share_out(count * G, [&](std::int64_t i, int thread) {
         const std::int64_t t = i / G;
         const float *values = frames.values.data() + first[t] * c, *points = frames.points.data();
@@ -65,14 +65,13 @@ std::vector<float> Session::interpolated(const Frames& frames, std::int64_t coun
         if (scattered) {
             rows = frames.rows[t];
             points += frames.shared ? 0 : first[t] * d;
-            points = move(points, rows, tokenizer, view, moved);
+            points = move(points, rows, codec, view, moved);
         } else {
-            shift(frames.values.data() + t * size, tokenizer, view, false, moved);
+            shift(frames.values.data() + t * size, codec, view, false, moved);
             values = moved;
-            points = interpolation.regular().data();
+            points = nullptr;
         }
-        interpolation.to_grid(values, points, rows, settings_.isa, space.data() + each * thread,
-                              out.data() + i * features);
+        reader.read({values, points, rows}, settings_.isa, space.data() + each * thread, out.data() + i * each_frame);
     });
     return out;
 }
@@ -102,20 +101,20 @@ std::vector<float> Session::drawn(const Frames& frames, std::uint32_t step) cons
 
 // Latents [latents, G, N C] of frames as each shift sees them.
 std::vector<float> Session::encode(Frames frames, std::int64_t latents, std::uint32_t step) {
-    const TokenizerConfig& tokenizer = model_->config().tokenizer;
-    const std::int64_t size = frame_size(), G = num_groups(), Z = latent_size(), c = tokenizer.field_channels;
+    const CodecConfig& codec = model_->config().codec;
+    const std::int64_t size = frame_size(), G = num_groups(), Z = latent_size(), c = codec.field_channels;
     // Each group has fields of its own, or all have those that were observed.
     const bool own = !frames.points.empty() && model_->covariance() != nullptr;
     if (own) frames.values = drawn(frames, step);
-    for (std::size_t i = 0; !tokenizer.field_mean.empty() && i < frames.values.size(); ++i) {
-        frames.values[i] = (frames.values[i] - tokenizer.field_mean[i % c]) / tokenizer.field_scale[i % c];
+    for (std::size_t i = 0; !codec.field_mean.empty() && i < frames.values.size(); ++i) {
+        frames.values[i] = (frames.values[i] - codec.field_mean[i % c]) / codec.field_scale[i % c];
     }
-    const std::int64_t steps = (latents - 1) * tokenizer.time_factor() + 1, count = std::min(frames.count, steps);
-    const bool interpolates = model_->codec().interpolation() != nullptr;
-    const std::vector<float> features = interpolates ? interpolated(frames, count) : std::vector<float>();
-    const std::int64_t each = static_cast<std::int64_t>(features.size()) / (count * G);
+    const std::int64_t steps = (latents - 1) * codec.time_factor + 1, count = std::min(frames.count, steps);
+    const std::int64_t each = model_->codec().features();
+    const bool reads = each > 0;
+    const std::vector<float> features = reads ? this->features(frames, count) : std::vector<float>();
     std::vector<float> out(latents * G * Z);
-    std::vector<std::vector<float>> shifted(interpolates ? 0 : G, std::vector<float>(size));
+    std::vector<std::vector<float>> shifted(reads ? 0 : G, std::vector<float>(size));
     std::vector<StreamState> states(G, model_->codec().encoder().state());
     struct Target {
         const Model& model;
@@ -124,7 +123,7 @@ std::vector<float> Session::encode(Frames frames, std::int64_t latents, std::uin
     };
     const Sink standardise = [](void* to, const float* frame) {
         Target& target = *static_cast<Target*>(to);
-        const int C = target.model.config().tokenizer.latent_channels, row = whole_panels(C);
+        const int C = target.model.config().codec.latent_channels, row = whole_panels(C);
         for (const std::int64_t place : target.model.place_offsets()) {
             for (int i = 0; i < C; ++i) {
                 target.out[place + i] = (frame[i] - target.model.latent_mean()[i]) / target.model.latent_std()[i];
@@ -139,9 +138,9 @@ std::vector<float> Session::encode(Frames frames, std::int64_t latents, std::uin
         for (std::int64_t i = 0; i < steps; ++i) {
             const std::int64_t t = std::min(i, count - 1);
             const float* frame = features.data() + (t * G + g) * each;
-            if (!interpolates) {
+            if (!reads) {
                 const std::int64_t place = own ? g * frames.count + t : t;
-                shift(frames.values.data() + place * size, tokenizer, groups_.views[groups_.used[g]], false,
+                shift(frames.values.data() + place * size, codec, groups_.views[groups_.used[g]], false,
                       shifted[g].data());
                 frame = shifted[g].data();
             }
@@ -158,9 +157,9 @@ Frames Session::frames_on_grid(const DLTensor* tensor, const char* name) const {
 
 Frames Session::frames_at_points(const enma_observations& given, const char* name) const {
     const ModelConfig& config = model_->config();
-    const TokenizerConfig& tokenizer = config.tokenizer;
-    const std::int64_t d = tokenizer.dims(), c = tokenizer.field_channels;
-    if (!tokenizer.interpolation && model_->covariance() == nullptr) {
+    const CodecConfig& codec = config.codec;
+    const std::int64_t d = codec.dims(), c = codec.field_channels;
+    if (!model_->reads_points()) {
         fail(ENMA_INVALID_ARGUMENT, name, ": the model '", config.name,
              "' has no interpolation, and its checkpoint no covariance; it works on its grid only");
     }
@@ -188,7 +187,7 @@ Frames Session::frames_at_points(const enma_observations& given, const char* nam
             fail(ENMA_INVALID_ARGUMENT, name, ": frame ", t, " has ", out.rows[t], " points; 1 to ", MOST_POINTS,
                  " are expected");
         }
-        if (!tokenizer.interpolation && out.rows[t] > MOST_TOGETHER) {
+        if (model_->codec().features() == 0 && out.rows[t] > MOST_TOGETHER) {
             fail(ENMA_INVALID_ARGUMENT, name, ": frame ", t, " has ", out.rows[t], " points; at most ", MOST_TOGETHER,
                  " are estimated from together: give some of them");
         }
@@ -198,9 +197,9 @@ Frames Session::frames_at_points(const enma_observations& given, const char* nam
         out.values = Array(given.values, what.c_str(), {rows, c}, false).read("row");
         out.points = Array(given.points, where.c_str(), {rows, d}, false).read("row");
     }
-    out.errors = errors_of(given, tokenizer, name);
+    out.errors = errors_of(given, *model_, name);
     for (std::size_t i = 0; i < out.points.size(); ++i) {
-        const double length = tokenizer.lengths[i % d], beyond = AT_THE_END * length;
+        const double length = codec.lengths[i % d], beyond = AT_THE_END * length;
         if (out.points[i] < -beyond || out.points[i] > length + beyond) {
             fail(ENMA_INVALID_ARGUMENT, where, " has ", out.points[i], " in row ", i / d, "; the domain is 0 to ",
                  length, " along dimension ", i % d);
@@ -238,7 +237,7 @@ void Session::observe(std::optional<Frames> history, std::optional<Frames> conte
                  " are expected, or a context");
         }
         if (observed.frames >= MOST_SEQUENCE) fail(ENMA_INVALID_ARGUMENT, "history has too many frames");
-        const std::int64_t latents = config.tokenizer.whole_latents(observed.frames);
+        const std::int64_t latents = config.codec.whole_latents(observed.frames);
         observed.history = encode(std::move(*history), latents, HISTORY_STEP);
     }
     if (context) {
@@ -255,7 +254,7 @@ void Session::observe(std::optional<Frames> history, std::optional<Frames> conte
         }
         context->count = used;
         if (!context->rows.empty()) context->rows.resize(used);
-        observed.context = encode(std::move(*context), config.tokenizer.latent_frames(used), CONTEXT_STEP);
+        observed.context = encode(std::move(*context), config.codec.latent_frames(used), CONTEXT_STEP);
     }
     begin(std::move(observed));
     if (total_ > config.num_frames) {

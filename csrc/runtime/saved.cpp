@@ -6,7 +6,7 @@
 #include <cmath>
 #include <cstring>
 
-#include "runtime/error.h"
+#include "core/error.h"
 #include "runtime/session.h"
 
 namespace enma {
@@ -114,18 +114,18 @@ void Session::restore(const char* bytes, std::size_t size) {
 void Session::restore_latents(const SavedHeader& h, const char* bytes, std::size_t size) {
     const SessionSettings& set = settings_;
     // The digest guards against accidents, this against buffers that were made up.
-    const TokenizerConfig& tokenizer = model_->config().tokenizer;
+    const CodecConfig& codec = model_->config().codec;
     const std::int64_t most = model_->config().num_frames, G = num_groups(), Z = latent_size();
     const bool valid = 0 <= h.observed && h.observed < 1 << 16 && 0 <= h.context &&
-                       h.context <= tokenizer.latent_frames(most) && (h.context > 0 || h.observed >= 3);
+                       h.context <= codec.latent_frames(most) && (h.context > 0 || h.observed >= 3);
     if (!valid) fail(ENMA_INVALID_ARGUMENT, "buffer: not a saved session", REMEDY);
     const std::int64_t frames = set.num_frames > 0 ? set.num_frames : std::max<std::int64_t>(0, most - h.observed);
-    const std::int64_t first = tokenizer.whole_latents(h.observed);
-    const std::int64_t last = tokenizer.latent_frames(h.observed + std::max<std::int64_t>(frames, 1)) - first;
+    const std::int64_t first = codec.whole_latents(h.observed);
+    const std::int64_t last = codec.latent_frames(h.observed + std::max<std::int64_t>(frames, 1)) - first;
     // Before any sum with it, which could overflow.
     if (h.done < 0 || h.done > frames) fail(ENMA_INVALID_ARGUMENT, "buffer: not a saved session", REMEDY);
     // As many latent frames as what was given out takes, none beyond.
-    const std::int64_t needed = h.done == 0 ? 0 : tokenizer.latent_frames(h.observed + h.done) - first;
+    const std::int64_t needed = h.done == 0 ? 0 : codec.latent_frames(h.observed + h.done) - first;
     if (h.made != needed || h.made > last) fail(ENMA_INVALID_ARGUMENT, "buffer: not a saved session", REMEDY);
     const std::uint64_t values = static_cast<std::uint64_t>((h.context + first) * G * Z + h.made * set.num_members * Z);
     const std::size_t kept = h.version == STOPPED_VERSION ? set.num_members : 0;

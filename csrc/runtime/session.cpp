@@ -9,7 +9,7 @@
 #include <utility>
 
 #include "core/philox.h"
-#include "runtime/error.h"
+#include "core/error.h"
 
 namespace enma {
 
@@ -34,7 +34,7 @@ Session::Session(std::shared_ptr<const Model> model, const SessionSettings& sett
              " on; at least 1 member, with numbers from 0 to 2^32 - 1, is expected");
     }
     const ModelConfig& config = model_->config();
-    const std::int64_t rows = config.num_tokens() * (config.dynamics.concat ? 2 : 1);
+    const std::int64_t rows = config.masked_rows();
     if (set.num_members > MOST_TOKENS / rows) {
         fail(ENMA_INVALID_ARGUMENT, "num_members is ", set.num_members, "; a session takes at most ",
              MOST_TOKENS / rows, ": use several, each with its own first_member");
@@ -52,11 +52,9 @@ Session::Session(std::shared_ptr<const Model> model, const SessionSettings& sett
     groups_ = groups_of(set.shifts);
     seed_ =
         philox_4x32({low(set.trajectory), high(set.trajectory), TRAJECTORY_STEP, 0}, low(set.seed), high(set.seed)).w0;
-    const Interpolation* interpolation = model_->codec().interpolation();
-    work_each_ = std::max(model_->codec().encoder().work_bytes(),
-                          decoder_bytes() + (interpolation == nullptr ? 0 : interpolation->to_field_bytes()));
+    work_each_ = std::max(model_->codec().encoder().work_bytes(), decoder_bytes());
     work_ = Buffer(work_each_ * set.threads);
-    pending_.resize(config.tokenizer.time_factor() * set.num_members * frame_size());
+    pending_.resize(config.codec.time_factor * set.num_members * frame_size());
 }
 
 Groups Session::groups_of(int count) const {
@@ -79,7 +77,7 @@ void Session::check_ready() const {
     if (!ready()) fail(ENMA_STATE, "nothing is observed: call enma_session_observe first");
 }
 
-std::int64_t Session::num_history() const { return model_->config().tokenizer.whole_latents(observed_.frames); }
+std::int64_t Session::num_history() const { return model_->config().codec.whole_latents(observed_.frames); }
 
 std::int64_t Session::num_latents() const {
     return ready() ? num_history() +
@@ -95,9 +93,9 @@ Session::Plan Session::plan(const Observed& observed) const {
     }
     Plan plan{};
     plan.total = settings_.num_frames == 0 ? config.num_frames : observed.frames + settings_.num_frames;
-    plan.total_latents = config.tokenizer.latent_frames(plan.total);
+    plan.total_latents = config.codec.latent_frames(plan.total);
     plan.context = static_cast<std::int64_t>(observed.context.size()) / (num_groups() * latent_size());
-    const std::int64_t first = config.tokenizer.whole_latents(observed.frames);
+    const std::int64_t first = config.codec.whole_latents(observed.frames);
     plan.own = std::max<std::int64_t>(0, plan.total_latents - first - 1);
     plan.shared = first + 1 + (plan.context > 0 ? plan.context + 1 : 0);
     if (plan.shared + plan.own >= MOST_SEQUENCE) {
@@ -149,13 +147,12 @@ void Session::read_all(Observed observed, const Plan& planned) {
     std::vector<std::uint32_t> members(B);
     for (std::int64_t b = 0; b < B; ++b) members[b] = low(settings_.first_member + b);
     const std::vector<std::uint32_t> seeds(B, seed_);
-    sampling_->begin(seeds.data(), members.data(), groups_.group.data(), static_cast<int>(first));
+    sampling_->begin(seeds.data(), members.data(), groups_.group.data());
     // The decoder reads a history once for all members that share it.
     std::vector<StreamState> states(G, model_->codec().decoder().state());
     share_out(G, [&](std::int64_t g, int thread) {
-        const Sink nowhere = [](void*, const float*) {};
         for (std::int64_t t = 0; t < first; ++t) {
-            decode_row(observed_.history.data() + (t * G + g) * Z, states[g], work(thread), nowhere, nullptr);
+            decode_row(observed_.history.data() + (t * G + g) * Z, states[g], work(thread), nullptr, nullptr);
         }
     });
     for (std::int64_t b = 0; b < B; ++b) states_[b] = states[groups_.group[b]];

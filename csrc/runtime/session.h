@@ -95,7 +95,7 @@ class Session {
         return std::int64_t{model_->config().num_tokens()} * model_->config().token_channels();
     }
     std::int64_t frame_size() const {
-        return std::int64_t{model_->config().points()} * model_->config().tokenizer.field_channels;
+        return std::int64_t{model_->config().points()} * model_->config().codec.field_channels;
     }
     std::int64_t num_groups() const { return static_cast<std::int64_t>(groups_.used.size()); }
     // Of members k by k modulo `count`, a multiple of the number of shifts.
@@ -117,7 +117,7 @@ class Session {
     Frames frames_on_grid(const DLTensor* tensor, const char* name) const;
     Frames frames_at_points(const enma_observations& given, const char* name) const;
     void observe(std::optional<Frames> history, std::optional<Frames> context);
-    std::vector<float> interpolated(const Frames& frames, std::int64_t count);
+    std::vector<float> features(const Frames& frames, std::int64_t count);
     // Fields [G, frames, frame] that fit observations at scattered points, in units of the field.
     std::vector<float> drawn(const Frames& frames, std::uint32_t step) const;
     // `step` is the mask step of the noise of what is drawn.
@@ -135,7 +135,7 @@ class Session {
     // Decodes the next latent frame, [members, N C]; its frames are pending.
     void decode(const float* latents);
     void decode_row(const float* latents, StreamState& state, char* work, Sink sink, void* to) const;
-    // Where the interpolation works while a row is decoded.
+    // Bytes of work space of a row that is decoded.
     std::size_t decoder_bytes() const;
     void advance();
     const float* next_frame();

@@ -8,7 +8,7 @@
 #include <string>
 #include <utility>
 
-#include "runtime/error.h"
+#include "core/error.h"
 
 namespace enma {
 

@@ -21,13 +21,12 @@ struct View {
 std::vector<View> views(const ModelConfig& config, int shifts);
 
 // A frame [*grid, c] as a view shows it, or back.
-void shift(const float* frame, const TokenizerConfig& tokenizer, const View& view, bool back, float* out);
+void shift(const float* frame, const CodecConfig& codec, const View& view, bool back, float* out);
 
 // What rounding may take a coordinate beyond the ends of the domain, as a part of its length.
 constexpr double AT_THE_END = 1e-6;
 
 // Points [count, d] where a view shows them; those that it does not move are given back as they are.
-const float* move(const float* points, std::int64_t count, const TokenizerConfig& tokenizer, const View& view,
-                  float* out);
+const float* move(const float* points, std::int64_t count, const CodecConfig& codec, const View& view, float* out);
 
 }  // namespace enma

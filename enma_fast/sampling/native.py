@@ -2,7 +2,7 @@
 
 Weights are packed once. Members of a trajectory share the keys and values of its history and context. In the masked
 transformer, the first layer is computed only for tokens that have changed, and the last only for tokens that are being
-decided. The flow head of a one-pass model is packed only if frame 0 has to be decided by it.
+decided.
 
 Legend: B rows (members), G groups that share history and context, N tokens per frame, C token channels, K head dim.
 """
@@ -23,7 +23,6 @@ from ..ops._backend import native, native_problem
 from ..ops._checks import dtype_name
 from ..utils.bounds import most_threads
 from ..utils.dataclass_json import to_json
-from .reference import in_one_pass
 
 # Of all norms; `NORM_EPSILON` of csrc/runtime/dynamics.cpp.
 EPSILON = 1e-5
@@ -95,7 +94,7 @@ class NativeSampler:
                 session.start_segment(number)
                 for z_GNC in segment.float().unbind(1):
                     session.read(z_GNC.contiguous())
-            session.begin(seeds.contiguous(), members.contiguous(), groups.contiguous(), first)
+            session.begin(seeds.contiguous(), members.contiguous(), groups.contiguous())
             most = max(1, ROWS_AHEAD // len(seeds)) if ahead else 1
             for t in range(first, num_latents, most):
                 count = min(most, num_latents - t)
@@ -126,7 +125,7 @@ class NativeSampler:
             groups,
             prefix_frames,
             own_frames,
-            in_one_pass(self.dynamics.config, first),
+            first,
             settings,
             threads,
             isa,

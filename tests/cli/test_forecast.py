@@ -39,8 +39,8 @@ def test_forecast_writes_what_the_library_samples(enma: Callable, tiny: Path, te
     assert (result["num_trajectories"], result["num_members"], result["num_frames"]) == (3, 3, 15)
 
 
-SETTINGS = ("--mask-steps", 3, "--flow-steps", 4, "--last-flow-steps", 2, "--flow-method", "euler")
-SAMPLING = SamplingConfig(mask_steps=3, flow_steps=4, last_flow_steps=2, method="euler", temperature=0.5)
+SETTINGS = ("--mask-steps", 3, "--flow-steps", 4)
+SAMPLING = SamplingConfig(mask_steps=3, flow_steps=4, temperature=0.5)
 
 
 def test_forecast_takes_the_settings_and_writes_them_down(
@@ -53,7 +53,7 @@ def test_forecast_takes_the_settings_and_writes_them_down(
     store = read_forecast(tmp_path / "a")
     np.testing.assert_allclose(stacked(store), expected, rtol=1e-4, atol=1e-5)
     assert run.json["sampling"] == asdict(SAMPLING)
-    assert store.attrs["sampling"] == "mask_steps 3, flow_steps 4, last_flow_steps 2, method euler, temperature 0.5"
+    assert store.attrs["sampling"] == "mask_steps 3, flow_steps 4, method midpoint, temperature 0.5"
     assert store.attrs["command"].endswith(" ".join(map(str, (*SETTINGS, "--temperature", 0.5))))
     # One option leaves the others as the model has them; none leaves all.
     assert enma("forecast", test_in, "--out", tmp_path / "b", *options, "--flow-steps", 3).status == 0

@@ -20,10 +20,10 @@ from enma_fast.store.create import create_store
 from enma_fast.training import card
 
 TIMED = {"seconds_per_member", "file", "checkpoint"}
-SETTINGS = ("--mask-steps", 3, "--flow-steps", 4, "--last-flow-steps", 2, "--flow-method", "euler")
+SETTINGS = ("--mask-steps", 3, "--flow-steps", 4)
 
 
-SAMPLING = SamplingConfig(mask_steps=3, flow_steps=4, last_flow_steps=2, method="euler", temperature=0.5)
+SAMPLING = SamplingConfig(mask_steps=3, flow_steps=4, temperature=0.5)
 
 
 @pytest.fixture

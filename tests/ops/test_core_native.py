@@ -21,6 +21,8 @@ WIDE: dict[str, list[str] | None] = (
 )
 VECTOR_KERNELS = {**WIDE, "vector_kernels": UNOPTIMISED}
 FLAGS = ["-DENMA_SMALL", "-DENMA_EMULATION"]
+# Beside the flow head, which has a program of its own.
+SAMPLER_PARTS = ("decoder*", "fourier", "sampler_weights", "../fields", "../json")
 
 pytestmark = [
     pytest.mark.slow,
@@ -63,7 +65,7 @@ def test_core_under_sanitizers(folder: Path) -> None:
     """
     needs(QUICK_SANITIZERS, folder)
     environment = {"ASAN_OPTIONS": f"max_malloc_fill_size={1 << 30}:malloc_fill_byte=255"}
-    parts = ["gemm_emulated", "gemm_[!e]*", "gemm", "fourier", "local_head", "sampler_weights", "vector_kernels*"]
+    parts = ["gemm_emulated", "gemm_[!e]*", "gemm", *SAMPLER_PARTS, "vector_kernels*"]
     # Emulated vectors ask for optimisation in their file, function by function; for all of it takes twice the time.
     unoptimised = [*QUICK_SANITIZERS, "-O0"]
 
@@ -83,7 +85,7 @@ def test_threads_do_not_race(tmp_path: Path) -> None:
     run_core(
         ["sampler"],
         tmp_path,
-        parts=["gemm_scalar", "gemm", "flow_head", "fourier", "local_head", "sampler_weights", "vector_kernels*"],
+        parts=["gemm_scalar", "gemm", "flow_head", *SAMPLER_PARTS, "vector_kernels*"],
         sanitizers=sanitizers,
         others={"vector_kernels_avx": None},
         flags=["-DENMA_SMALL", "-DENMA_TEST_THREADS"],

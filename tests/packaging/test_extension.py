@@ -272,7 +272,9 @@ def test_wide_instructions_stay_behind_a_look_at_the_processor(root: Path) -> No
     if not made.is_dir():
         pytest.skip("needs the objects of `make install`")
     objects = [
-        object_of(path, made) for folder in ("core/cpu", "runtime") for path in root.glob(f"csrc/{folder}/*.cpp")
+        object_of(path, made)
+        for folder in ("core", "core/cpu", "runtime")
+        for path in root.glob(f"csrc/{folder}/*.cpp")
     ]
     objects += made.glob("CMakeFiles/_C.dir/Unity/*.o")
     found = [line for file in objects for line in hazards(file)]

@@ -60,7 +60,7 @@ OK, INVALID_ARGUMENT, CHECKPOINT, UNSUPPORTED, STATE, NO_MEMORY = range(6)
 
 def sources() -> list[Path]:
     """C++ files of the library."""
-    return [path for folder in ("core/cpu", "runtime") for path in sorted((CSRC / folder).glob("*.cpp"))]
+    return [path for folder in ("core", "core/cpu", "runtime") for path in sorted((CSRC / folder).glob("*.cpp"))]
 
 
 def run(command: list[str]) -> str:

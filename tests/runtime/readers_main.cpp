@@ -13,7 +13,8 @@
 
 #include "runtime/checkpoint.h"
 #include "runtime/config.h"
-#include "runtime/error.h"
+#include "runtime/format_1.h"
+#include "core/error.h"
 #include "runtime/session.h"
 #include "runtime/tensor.h"
 
@@ -33,8 +34,13 @@ struct Target {
         for (std::int64_t i = 0; i < count; ++i) fields.push_back(0.1f * static_cast<float>(i % 7));
         Session session = fresh();
         std::vector<std::int64_t> sizes = shape;
-        const DLTensor history{fields.data(), {kDLCPU, 0}, static_cast<std::int32_t>(sizes.size()), {kDLFloat, 32, 1},
-                               sizes.data(), nullptr, 0};
+        const DLTensor history{fields.data(),
+                               {kDLCPU, 0},
+                               static_cast<std::int32_t>(sizes.size()),
+                               {kDLFloat, 32, 1},
+                               sizes.data(),
+                               nullptr,
+                               0};
         session.observe(&history, nullptr);
         step(session);
         const std::uint8_t stopped[] = {0, 1};
@@ -52,13 +58,23 @@ struct Target {
     void step(Session& session) const {
         std::vector<std::int64_t> sizes = model->config().frames_shape({2});
         std::vector<float> frame(2 * fields.size() / 3);
-        const DLTensor out{frame.data(), {kDLCPU, 0}, static_cast<std::int32_t>(sizes.size()), {kDLFloat, 32, 1},
-                           sizes.data(), nullptr, 0};
+        const DLTensor out{frame.data(),
+                           {kDLCPU, 0},
+                           static_cast<std::int32_t>(sizes.size()),
+                           {kDLFloat, 32, 1},
+                           sizes.data(),
+                           nullptr,
+                           0};
         session.step(&out);
     }
 };
 
-void read_text(const std::string& input) { read_config(Json::parse(input, "config.json"), "config.json"); }
+// Of either format.
+void read_text(const std::string& input) {
+    Json json = Json::parse(input, "config.json");
+    if (json.find("codec") == nullptr) json = from_format_1(std::move(json), "config.json").config;
+    read_config(json, "config.json");
+}
 
 void read_weights(const std::string& input) {
     // As memory of a file is: aligned, and of exactly its size.

@@ -46,8 +46,8 @@ def test_the_folder_of_a_run_is_told_from_a_checkpoint(library: Library, copied:
 
 def test_a_later_format(library: Library, copied: Path) -> None:
     manifest = json.loads((copied / "manifest.json").read_text())
-    (copied / "manifest.json").write_text(json.dumps(manifest | {"format": 2}))
-    refused(UNSUPPORTED, "format 2", lambda: library.open(copied))
+    (copied / "manifest.json").write_text(json.dumps(manifest | {"format": 3}))
+    refused(UNSUPPORTED, "format 3", lambda: library.open(copied))
     manifest["files"]["../config.json"] = manifest["files"]["config.json"]
     (copied / "manifest.json").write_text(json.dumps(manifest))
     refused(CHECKPOINT, "not a manifest", lambda: library.open(copied))
@@ -57,31 +57,31 @@ def test_a_later_format(library: Library, copied: Path) -> None:
     ("place", "value", "status", "message"),
     [
         (("sampling", "guidance"), 1, UNSUPPORTED, "sampling.guidance: unknown field"),
-        (("tokenizer", "interpolation"), {}, CHECKPOINT, "conv_in.conv.weight has shape .*; config asks for"),
+        (("tokenizer", "interpolation"), {}, CHECKPOINT, "lacks codec.interpolation.grid"),
         (("tokenizer", "interpolation"), 1, CHECKPOINT, "interpolation: an object is expected"),
         (("tokenizer", "interpolation"), {"kernel": 3}, UNSUPPORTED, "interpolation.kernel: unknown field"),
         (("tokenizer", "interpolation"), {"heads": 2}, CHECKPOINT, "slopes: one entry for each head"),
         (("tokenizer", "interpolation"), {"slopes": [1, 2, 3, 0]}, CHECKPOINT, "slopes"),
         (("tokenizer", "interpolation"), {"features": 30}, CHECKPOINT, "features: a multiple of heads"),
-        (("tokenizer", "interpolation"), {"distance_power": 3}, CHECKPOINT, "distance_power: 1 or 2"),
-        (("tokenizer", "interpolation"), {"slices": 2**20}, CHECKPOINT, "slices: at most 4096"),
+        (("tokenizer", "interpolation"), {"distance_power": 2}, UNSUPPORTED, "distance_power"),
+        (("tokenizer", "interpolation"), {"slices": 2**20}, CHECKPOINT, "slices: a whole number from 1 to 4096"),
         (("tokenizer", "grid"), [16, 8], CHECKPOINT, "periodic: one entry for each dimension"),
         (("tokenizer", "grid"), [8, 8, 8], UNSUPPORTED, "3-dimensional"),
         (("tokenizer", "grid"), [31], CHECKPOINT, "multiple of"),
         (("tokenizer", "kernel"), 4, CHECKPOINT, "odd"),
         (("tokenizer", "field_mean"), [1.0], CHECKPOINT, "beside field_mean"),
         (("tokenizer", "field_scale"), [1.0, 2.0], CHECKPOINT, "one entry for each channel"),
-        (("tokenizer", "width"), 2**40, CHECKPOINT, "tokenizer.width"),
+        (("tokenizer", "width"), 2**40, CHECKPOINT, "codec.width"),
         (("tokenizer", "width"), 9, CHECKPOINT, "config asks for"),
-        (("tokenizer", "layers"), ["residual", "wavelet"], UNSUPPORTED, "tokenizer.layers is a list with 'wavelet'"),
-        (("tokenizer", "layers"), ["residual", 3], CHECKPOINT, "tokenizer.layers"),
+        (("tokenizer", "layers"), ["residual", "wavelet"], UNSUPPORTED, "codec.layers is a list with 'wavelet'"),
+        (("tokenizer", "layers"), ["residual", 3], CHECKPOINT, "codec.layers"),
         (("tokenizer", "layers"), ["space"] * 40, CHECKPOINT, "too many"),
         (("tokenizer", "periodic"), "yes", CHECKPOINT, "periodic"),
-        (("dynamics", "heads"), 0, CHECKPOINT, "dynamics.heads"),
-        (("dynamics", "first"), {"width": 24}, CHECKPOINT, r"first\.width: a multiple of 16"),
-        (("dynamics", "first"), {"past": 2}, UNSUPPORTED, r"first\.past: unknown field"),
-        (("dynamics", "first"), {"modes": 0}, CHECKPOINT, r"first\.modes"),
-        (("dynamics", "first"), {"width": 16, "modes": 99}, CHECKPOINT, r"first\.modes: at most"),
+        (("dynamics", "heads"), 0, CHECKPOINT, "context.heads"),
+        (("dynamics", "first"), {"width": 24}, CHECKPOINT, r"initial\.width: a multiple of 16"),
+        (("dynamics", "first"), {"gain": 2}, UNSUPPORTED, r"initial\.gain: unknown field"),
+        (("dynamics", "first"), {"modes": 0}, CHECKPOINT, r"initial\.modes"),
+        (("dynamics", "first"), {"width": 16, "modes": 99}, CHECKPOINT, r"initial\.modes: at most"),
         (("dynamics", "temporal_layers"), 1, CHECKPOINT, "holds unknown"),
         (("dynamics", "temporal_layers"), 3, CHECKPOINT, "lacks"),
         (("dynamics", "decoder"), "diffusion", CHECKPOINT, "dynamics.decoder"),
@@ -90,6 +90,9 @@ def test_a_later_format(library: Library, copied: Path) -> None:
         (("dynamics", "mlp_ratio"), 1e9, CHECKPOINT, "mlp_ratio"),
         (("sampling", "temperature"), -1.0, CHECKPOINT, "temperature"),
         (("sampling", "shifts"), 40, INVALID_ARGUMENT, "shifts is 40"),
+        (("sampling", "method"), "euler", UNSUPPORTED, "sampling.method"),
+        (("sampling", "last_flow_steps"), 7, UNSUPPORTED, "sampling.last_flow_steps"),
+        (("codec",), {}, UNSUPPORTED, "codec: unknown field"),
         (("name",), 3, CHECKPOINT, "name"),
     ],
 )
@@ -114,7 +117,7 @@ def test_a_config_that_does_not_fit(
         (("tokenizer", "kernel"), 11, CHECKPOINT, "reaches around all tokens"),
         (("tokenizer", "kernel_ends"), 9, CHECKPOINT, "larger than the grid"),
         (("tokenizer", "stride_ends"), 4, CHECKPOINT, "larger than the grid"),
-        (("tokenizer", "stride_ends"), 2**20, CHECKPOINT, "stride_ends: at most 64"),
+        (("tokenizer", "stride_ends"), 2**20, CHECKPOINT, "stride_ends: a whole number from 1 to 64"),
         (("tokenizer", "stride_ends"), 0, CHECKPOINT, "stride_ends"),
         (("tokenizer", "lengths"), [1.0], CHECKPOINT, "lengths: one entry for each dimension"),
         (("dynamics", "patch"), [2, 3], CHECKPOINT, "patch"),

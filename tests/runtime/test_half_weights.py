@@ -34,7 +34,7 @@ def test_every_pattern_is_widened_exactly(tmp_path: Path, dtype: torch.dtype) ->
     name = "from_fp16" if dtype == torch.float16 else "from_bf16"
     source = tmp_path / "main.cpp"
     source.write_text(
-        '#include <cstdio>\n#include "runtime/half.h"\n'
+        '#include <cstdio>\n#include "core/half.h"\n'
         "int main() { for (unsigned i = 0; i < 65536; ++i) {\n"
         f"const float x = enma::{name}(static_cast<std::uint16_t>(i)); std::fwrite(&x, 4, 1, stdout); }} }}\n"
     )

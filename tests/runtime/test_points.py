@@ -81,7 +81,7 @@ def compare_with_python(model: Model, network: Network, *, count: int, num_membe
     [
         LINE,
         PLANE,
-        with_units(LINE, distance_power=2, refine_depth=0, features=20, heads=2),
+        with_units(LINE, refine_depth=0, features=20, heads=2),
         with_units(PLANE, refine_depth=2, refine_heads=3, refine_head_dim=5, slices=7, frequencies=1),
     ],
     ids=["line", "plane", "line-units", "plane-units"],

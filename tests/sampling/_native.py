@@ -85,7 +85,7 @@ def begun(
         session.start_segment(number)
         for z_GNC in segment.unbind(1):
             session.read(z_GNC.contiguous())
-    session.begin(given.seeds, given.members, groups_of(given) if groups is None else groups, given.first)
+    session.begin(given.seeds, given.members, groups_of(given) if groups is None else groups)
     return key, session
 
 

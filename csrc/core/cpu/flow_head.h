@@ -89,10 +89,4 @@ class FlowHead {
     FlowHeadView view_;
 };
 
-// Distance between rows of work space: whole vectors, and not a power of two, which would crowd a few cache sets.
-constexpr std::ptrdiff_t row_stride(int width) {
-    const std::ptrdiff_t whole = (width + PANEL - 1) / PANEL * PANEL;
-    return whole % 128 == 0 ? whole + PANEL : whole;
-}
-
 }  // namespace enma

@@ -57,7 +57,7 @@ std::vector<std::vector<float>> fourier_tables(const FourierGrid& grid) {
     return {along, across, lines, places};
 }
 
-std::vector<float> fourier_filter(const void* filter, const FourierGrid& grid, NumberFormat format) {
+std::vector<float> fourier_filter(const float* filter, const FourierGrid& grid) {
     std::vector<float> out(grid.filter_size());
     const std::ptrdiff_t square = static_cast<std::ptrdiff_t>(grid.width) * grid.width;
     const int K = grid.waves(), m = grid.modes;
@@ -66,7 +66,7 @@ std::vector<float> fourier_filter(const void* filter, const FourierGrid& grid, N
             for (int wave = 0; wave < m; ++wave) {
                 const std::ptrdiff_t from = ((std::ptrdiff_t{part} * K + number) * m + wave) * square;
                 float* to = out.data() + ((std::ptrdiff_t{wave} * K + number) * 2 + part) * square;
-                for (std::ptrdiff_t i = 0; i < square; ++i) to[i] = stored(filter, from + i, format);
+                std::copy_n(filter + from, square, to);
             }
         }
     }

@@ -9,7 +9,6 @@
 
 #include "core/cpu/dispatch.h"
 #include "core/cpu/gemm.h"
-#include "core/number_format.h"
 
 namespace enma {
 
@@ -32,7 +31,7 @@ struct FourierGrid {
 std::vector<std::vector<float>> fourier_tables(const FourierGrid& grid);
 
 // A filter as stored, [2, K, m, W, W], in fp32 as the sums read it: [m, K, 2, W, W].
-std::vector<float> fourier_filter(const void* filter, const FourierGrid& grid, NumberFormat format);
+std::vector<float> fourier_filter(const float* filter, const FourierGrid& grid);
 
 // Floats that a team shares, twice, and of each thread.
 std::size_t fourier_shared(const FourierGrid& grid);

@@ -14,6 +14,12 @@ namespace enma {
 
 constexpr int PANEL = 16;
 constexpr int whole_panels(int width) { return (width + PANEL - 1) / PANEL * PANEL; }
+// Distance between rows of work space: whole vectors, and not a power of two, which would crowd a few cache sets.
+constexpr std::ptrdiff_t row_stride(int width) {
+    const std::ptrdiff_t whole = (width + PANEL - 1) / PANEL * PANEL;
+    return whole % 128 == 0 ? whole + PANEL : whole;
+}
+
 // Rows that one product takes at most, and that one task carries: weights pass through the cache once for all of them.
 constexpr int GEMM_ROWS = 128;
 constexpr int TILE = 48;
@@ -49,6 +55,7 @@ struct SamplerView;
 struct SamplerState;
 struct CausalTask;
 struct MaskTask;
+struct Moments;
 
 // One member of a group of threads.
 struct Member {
@@ -73,7 +80,8 @@ struct Kernels {
     void (*mask_step)(const SamplerView& model, const SamplerState& state, const MaskTask& task, const Member& member,
                       char* shared, char* scratch);
     // Moments of conditions [begin, end).
-    void (*moments)(const SamplerView& model, const SamplerState& state, int begin, int end, char* scratch);
+    void (*moments)(const SamplerView& model, const SamplerState& state, const Moments& moments, int begin, int end,
+                    char* scratch);
     // out = a W^T + b for any number of rows over fp32 weights; whole panels of columns are written. `scratch` has
     // GEMM_SCRATCH bytes.
     void (*linear)(const LinearView& linear, const float* a, std::ptrdiff_t lda, int rows, float* out,

@@ -10,12 +10,12 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <vector>
 
-#include "core/cpu/flow_head.h"
+#include "core/cpu/decoder.h"
 #include "core/cpu/frame_attention.h"
 #include "core/cpu/gemm.h"
-#include "core/cpu/local_head.h"
 #include "core/cpu/parallel.h"
 
 namespace enma {
@@ -33,8 +33,7 @@ struct RotaryView {
 struct SamplerView {
     int tokens, channels, width, heads, head_dim, hidden;
     NumberFormat format;
-    bool concat, scale_shift, residual;
-    bool one_pass;  // frames are decided in one pass, the first of a trajectory only by a head of its own
+    bool concat, scale_shift;
     float epsilon;  // of the norms
     int masked_rows;
     int head_unit;                // heads whose columns fill whole panels: what threads take
@@ -45,7 +44,6 @@ struct SamplerView {
     const float* start;   // [2, D]
     const float* places;  // [N, D] or null, of both transformers
     RotaryView rotary;    // of each frame
-    int rotary_frames;
     const BlockView* causal;
     int causal_layers;
     // Scaling and shift of the context by a bottleneck.
@@ -57,57 +55,36 @@ struct SamplerView {
     const BlockView* masked;
     int masked_layers;
     const float* final_norm;
-    // Mean and scale of a token (residual target).
-    LinearView mean, scale;
-    // Noise into the frame's tokens, and tokens out of it, or features for the local head (one pass).
-    LinearView noise, read;
-    const LocalHeadView* local;  // null without
-    // The same of frame 0, whose past is noise and then zeros.
-    LinearView first_read;
-    const LocalHeadView* first;  // null without
 };
 
-// Weights as stored, contiguous, all bf16 or all fp32; `qkv`, `gate_up` and `moments` are fused.
-struct BlockWeights {
-    const void *norm_1, *qkv, *q_norm, *k_norm, *out, *norm_2, *gate_up, *down;
-};
-
-struct SamplerWeights {
-    int tokens, channels, width, heads, hidden, rank;
-    NumberFormat format;
+struct SamplerShape {
+    int tokens, channels, width, heads, hidden;
+    int rank;                          // of scaling and shift; 0: none
+    int causal_layers, masked_layers;  // 0 of the latter: no masked transformer
     bool concat;
-    const void *embed_weight, *embed_bias, *start;
-    std::vector<BlockWeights> causal;
-    const void *narrow, *wide_weight, *wide_bias;  // null without scaling and shift
-    const void *masked_embed_weight, *masked_embed_bias, *mask;
-    std::vector<BlockWeights> masked;
-    const void* final_norm;
-    const void *moments_weight, *moments_bias;        // null unless the target is the residual
-    const void *noise, *read_weight, *read_bias;      // null unless frames are decided in one pass; the last two also
-    const LocalHeadWeights* local;                    // with a local head, which is null without
-    const void *first_read_weight, *first_read_bias;  // null without a head of frame 0
-    const LocalHeadWeights* first;
     float epsilon;
-    // fp32: [N, D], or [frames, N, K / 2] and [R, K / 2], or null.
-    const float *places, *cosines, *sines, *masked_cosines, *masked_sines;
-    int rotary_frames;
+    std::vector<float> places;        // [N, D], or none
+    std::vector<float> masked_turns;  // cosines, then sines, [2, R, K / 2], or none
 };
 
 // Packed weights; immutable, so that sessions can share it.
 class Sampler {
    public:
-    explicit Sampler(const SamplerWeights& weights);
+    // `initial` may be empty: `step` decides frame 0 then. Throws what `take` throws.
+    Sampler(const SamplerShape& shape, const TakeParameter& take, NumberFormat format, const MakeDecoder& initial,
+            const MakeDecoder& step);
     Sampler(const Sampler&) = delete;
     Sampler& operator=(const Sampler&) = delete;
     const SamplerView& view() const { return view_; }
-    std::size_t bytes() const { return packed_.size(); }
+    const Decoder* initial() const { return initial_.get(); }
+    const Decoder& step() const { return *step_; }
+    std::size_t bytes() const { return packed_.size() + step_->bytes() + (initial_ ? initial_->bytes() : 0); }
 
    private:
     Buffer packed_;
     std::vector<BlockView> causal_, masked_;
-    std::vector<LocalBlockView> local_blocks_, first_blocks_;
-    LocalHeadView local_{}, first_{};
     SamplerView view_{};
+    std::unique_ptr<const Decoder> initial_, step_;
 };
 
 // Keys and values [layers, rows, 2, tokens, row_stride(D)], as inputs of products.
@@ -116,9 +93,11 @@ struct KeyValues {
     std::ptrdiff_t layer, row, value, token;  // distances in elements
 };
 
-// Memory of a session; kernels read and write it.
+// Memory of a session; kernels and decoders read and write it.
 struct SamplerState {
-    const int* group;  // [B]
+    const int* group;                      // [B]
+    const std::uint32_t *seeds, *members;  // [B] keys of the noise
+    int frame;                             // number of the next frame
     int prefix_frames, own_frames;
     KeyValues prefix, own;
     float* group_h;            // [G, N, D] raw output of the causal transformer after the shared frames
@@ -126,20 +105,18 @@ struct SamplerState {
     float* opening;            // [N, D] the same of a first segment
     float* h;                  // [B, N, D] after an own frame
     float* tokens;             // [B, N, C]
-    float* features;           // [B, N, columns of `read` or `first_read`] for a local head
-    float* start;              // [B, 2, N, C] what a head of its own makes frame 0 from
-    float *group_past, *past;  // [G, P, N, C] and [B, P, N, C] before the next frame, for a local head
-    int* order;                // [B, N]
-    float* input;              // [B, R, D] input of the masked transformer
-    char* first_qkv;           // [B, R, 3, D] of its first layer, unless every frame is decided in one pass
-    char* condition;           // [B M, D] without gaps
-    float* context;            // [B, N, D], where context and frame are added
-    float* noise;              // [B M, C]; [B, N, C] in one pass
-    float* drawn;              // [B M, C] what the flow made of it
-    float* means;              // [B M, row_stride(C)] mean and raw scale of the residual target
-    float* scales;
+    float *group_past, *past;  // [G, P, N, C] and [B, P, N, C] before the next frame, as many as `step` reads
+    // Of the masked transformer.
+    int* order;      // [B, N] tokens as they are decided
+    float* input;    // [B, R, D]
+    float* context;  // [B, N, D], where context and frame are added
+    float* noise;    // [B M, C]; [B, N, C] in one pass
     const FrameAttentionKernels* attention;
 };
+
+// Normals of `count` tokens of a row, those after the first `done` in its order, into state.noise.
+void draw_noise(const SamplerView& model, const SamplerState& state, int row, int step, int done, int count,
+                float temperature);
 
 // Rows [begin, end) of one call of a kernel: members of the session, or groups while the shared frames are read.
 struct CausalTask {
@@ -152,15 +129,24 @@ struct CausalTask {
 
 struct MaskTask {
     int begin, end;
-    int step;       // of this frame
-    bool first;     // no frame of the target trajectory is known
-    int done;       // tokens decided before
-    int previous;   // of these, in the last step
-    int count;      // to decide now
-    bool one_pass;  // all tokens at once, from noise, without a flow head
-    // What the last layer gives in one pass, and where: tokens, or features for a local head.
+    int step;      // of this frame
+    int done;      // tokens decided before
+    int previous;  // of these, in the last step
+    int count;     // to decide now
+    // By which noise enters, which decides all tokens at once; null: tokens that are known enter.
+    const LinearView* noise;
+    // [B, R, 3, D] of the first layer, kept from step to step; null where there is but one.
+    char* first_qkv;
+    // What is read of the last layer, to [B M, columns] in fp32; null: conditions [B M, D] without gaps, as inputs.
     const LinearView* read;
-    float* to;
+    void* to;
+};
+
+// Mean and raw scale, [B M, row_stride(C)], that are linear in conditions.
+struct Moments {
+    LinearView mean, scale;
+    const char* condition;
+    float *means, *scales;
 };
 
 // Columns of one piece of a fused product; its intermediate results stay in the second-level cache.
@@ -176,9 +162,9 @@ enum class Teams { automatic, one, each };
 
 struct SamplerSettings {
     int rows, groups;
-    int prefix_frames, own_frames;       // capacity: shared frames with a start frame for each segment; fed-back frames
-    std::vector<int> counts;             // tokens of each mask step; none where every frame is decided in one pass
-    std::vector<const FlowHead*> heads;  // of each mask step
+    int prefix_frames, own_frames;  // capacity: shared frames with a start frame for each segment; fed-back frames
+    int first_frame;                // number of the first latent frame to make
+    int mask_steps, flow_steps;
     float temperature;
     int threads;
     Isa isa;
@@ -188,8 +174,9 @@ struct SamplerSettings {
 // One chunk of an ensemble. Everything is allocated here; nothing is while frames are made.
 class SamplerSession {
    public:
-    // Throws std::bad_alloc.
-    SamplerSession(const Sampler& sampler, SamplerSettings settings);
+    // `turns` are cosines, then sines, [2, frames, N, K / 2], of at least as many frames as are read; null without. They and
+    // the sampler outlive it. Throws std::bad_alloc.
+    SamplerSession(const Sampler& sampler, const std::vector<float>* turns, const SamplerSettings& settings);
     SamplerSession(const SamplerSession&) = delete;
     SamplerSession& operator=(const SamplerSession&) = delete;
 
@@ -198,8 +185,8 @@ class SamplerSession {
     // Reads the start of a segment, then latent frames [G, N, C] of it.
     void start_segment(int segment);
     void read(const float* tokens);
-    // Keys of the noise of each row, and its group; `first_frame` is the number of the next latent frame.
-    void begin(const std::uint32_t* seeds, const std::uint32_t* members, const int* groups, int first_frame);
+    // Keys of the noise of each row, and its group.
+    void begin(const std::uint32_t* seeds, const std::uint32_t* members, const int* groups);
     // Decides the next latent frame [B, N, C] and, unless it is the last one, reads it.
     void frame(float* out, bool last);
     // Reads a latent frame [B, N, C] in place of deciding it: that of another session, or one that was saved.
@@ -208,9 +195,7 @@ class SamplerSession {
     void keep(const int* rows, int count);
 
     const SamplerSettings& settings() const { return settings_; }
-    // Whether frame 0 can be decided: in mask steps, or by a head of its own.
-    bool can_begin() const { return !settings_.counts.empty() || model_->first != nullptr; }
-    const SamplerView& model() const { return *model_; }
+    const SamplerView& model() const { return model_; }
     SamplerPlan plan() const;
     int frames_read() const { return state_.prefix_frames; }
     int frames_made() const { return state_.own_frames; }
@@ -218,24 +203,22 @@ class SamplerSession {
     bool begun() const { return begun_; }
 
    private:
-    struct Region;
+    // The decoder of the next frame.
+    DecoderSession& decoder() const { return state_.frame == 0 && initial_ ? *initial_ : *step_; }
     void read_frame(bool shared, int start, const float* tokens);
-    void draw_noise(int row, int step, int done, int count);
-    void order_row(int row, std::uint64_t* keys);
-    void decide(const Region& region, int step, int done, int count);
-    void decide_rows(int begin, int end, int done, int count);
-    void begin_pass(int row);
-    // Floats of the past frames of a row, none without a local head.
-    std::size_t past_size() const;
+    // Floats of a frame of a row, and of the past frames of one.
+    std::size_t frame_size() const { return static_cast<std::size_t>(model_.tokens) * model_.channels; }
+    std::size_t past_size() const { return past_frames_ * frame_size(); }
     void remember(float* past, const float* tokens, int row) const;
 
-    const SamplerView* model_;
+    SamplerView model_;
     std::size_t weight_bytes_;
     SamplerSettings settings_;
     SamplerState state_{};
     std::vector<int> group_;
     std::vector<std::uint32_t> seeds_, members_;
-    int frame_ = 0;
+    std::size_t past_frames_;
+    std::unique_ptr<DecoderSession> initial_, step_;
     // The first segment that was started before, or -1.
     int opening_ = -1;
     bool begun_ = false;
@@ -244,7 +227,6 @@ class SamplerSession {
     std::size_t keys_values_bytes_ = 0, buffer_bytes_ = 0, shared_bytes_ = 0, own_bytes_ = 0, thread_bytes_ = 0;
     Buffer keys_values_, buffers_, work_;
     std::vector<std::atomic<int>> counters_;
-    std::vector<std::uint64_t> keys_;
 };
 
 }  // namespace enma

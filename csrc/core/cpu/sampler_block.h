@@ -284,14 +284,14 @@ struct SamplerKernels {
 
     // In sampler_masked.h:
     template <class To>
-    void context(const MaskTask& task, int row, const To& to) const;
+    void context(int row, const To& to) const;
     void begin_input(const MaskTask& task) const;
     void add_noise(const MaskTask& task) const;
     void update_input(const MaskTask& task) const;
     void mask_step(const MaskTask& task, char* shared) const;
-    void write_conditions(const float* z, ptrdiff_t at, int count) const;
+    void write_conditions(const MaskTask& task, const float* z, ptrdiff_t at, int count) const;
     void read_tokens(const MaskTask& task, const float* z, ptrdiff_t at, int count) const;
-    void moments(int begin, int end) const;
+    void moments(const Moments& task, int begin, int end) const;
 };
 
 }  // namespace

@@ -38,12 +38,13 @@ void mask_step(const SamplerView& model, const SamplerState& state, const MaskTa
 }
 
 template <class Vector, template <class> class HalfMode>
-void moments(const SamplerView& model, const SamplerState& state, int begin, int end, char* memory) {
+void moments(const SamplerView& model, const SamplerState& state, const Moments& task, int begin, int end,
+             char* memory) {
     const Member alone{0, 1, nullptr};
     if (is_half(model.format)) {
-        SamplerKernels<HalfMode<Vector>>(model, state, alone, 0, memory).moments(begin, end);
+        SamplerKernels<HalfMode<Vector>>(model, state, alone, 0, memory).moments(task, begin, end);
     } else {
-        SamplerKernels<Full<Vector>>(model, state, alone, 0, memory).moments(begin, end);
+        SamplerKernels<Full<Vector>>(model, state, alone, 0, memory).moments(task, begin, end);
     }
 }
 

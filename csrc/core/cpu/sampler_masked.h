@@ -10,13 +10,13 @@ namespace {
 // Context of a frame for one row, this thread's columns: to(n, j, value).
 template <class Mode>
 template <class To>
-inline void SamplerKernels<Mode>::context(const MaskTask& task, int row, const To& to) const {
+inline void SamplerKernels<Mode>::context(int row, const To& to) const {
     const int N = m.tokens;
     const Span columns = share(panels_of(m.width), member);
     const int group = s.group[row];
     const float* h = s.own_frames > 0 ? s.h + static_cast<ptrdiff_t>(row) * N * ld
                                       : s.group_h + static_cast<ptrdiff_t>(group) * N * ld;
-    if (!m.scale_shift || task.first) {
+    if (!m.scale_shift || s.frame == 0) {
         for (int n = 0; n < N; ++n) {
             for (int j = columns.begin * PANEL; j < columns.end * PANEL; j += V::LANES) {
                 to(n, j, V::load(h + n * ld + j));
@@ -62,7 +62,7 @@ inline void SamplerKernels<Mode>::begin_input(const MaskTask& task) const {
     const auto place = [&](int n, int j)
                            ENMA_ALWAYS { return places == nullptr ? zero : V::load(places + n * ld + j); };
     for (int row = task.begin; row < task.end; ++row) {
-        context(task, row, [&](int n, int j, Float h) ENMA_ALWAYS {
+        context(row, [&](int n, int j, Float h) ENMA_ALWAYS {
             if (m.concat) {
                 V::store(input_row(row, n) + j, V::add(h, place(n, j)));
             } else {
@@ -89,10 +89,11 @@ inline void SamplerKernels<Mode>::add_noise(const MaskTask& task) const {
     const float* noise = s.noise + static_cast<ptrdiff_t>(task.begin) * N * m.channels;
     Input* inputs = own.a;
     for (int r = 0; r < rows; ++r) copy_token(noise + static_cast<ptrdiff_t>(r) * m.channels, inputs + r * ldc);
-    product(inputs, ldc, rows, m.noise, share(panels_of(m.width), member), [&](int r, int j, Float sum) ENMA_ALWAYS {
-        float* to = input_row(task.begin + r / N, frame_row(r % N)) + j;
-        V::store(to, V::add(V::load(to), sum));
-    });
+    product(inputs, ldc, rows, *task.noise, share(panels_of(m.width), member),
+            [&](int r, int j, Float sum) ENMA_ALWAYS {
+                float* to = input_row(task.begin + r / N, frame_row(r % N)) + j;
+                V::store(to, V::add(V::load(to), sum));
+            });
 }
 
 // Writes the tokens that the last step decided into the input.
@@ -134,7 +135,7 @@ inline void SamplerKernels<Mode>::mask_step(const MaskTask& task, char* shared) 
     int changed = rows;
     if (task.step == 0) {
         begin_input(task);
-        if (task.one_pass) add_noise(task);
+        if (task.noise != nullptr) add_noise(task);
     } else {
         update_input(task);
         changed = members * task.previous;
@@ -146,9 +147,10 @@ inline void SamplerKernels<Mode>::mask_step(const MaskTask& task, char* shared) 
         return static_cast<ptrdiff_t>(row) * R + frame_row(s.order[(task.begin + row) * N + at]);
     };
     const float* input = input_row(task.begin, 0);
-    // In one pass no later step needs it.
-    Input* kept = reinterpret_cast<Input*>(s.first_qkv) + static_cast<ptrdiff_t>(task.begin) * R * 3 * ld;
-    Input* first = task.one_pass ? qkv : kept;
+    Input* first = qkv;
+    if (task.first_qkv != nullptr) {
+        first = reinterpret_cast<Input*>(task.first_qkv) + static_cast<ptrdiff_t>(task.begin) * R * 3 * ld;
+    }
     normalise(input, changed, m.masked[0].norm_1, own.a, changed_row);
     project(m.masked[0], own.a, changed, true, true, m.masked_rotary, [&](int i) ENMA_ALWAYS {
         const ptrdiff_t r = changed_row(i);
@@ -200,10 +202,10 @@ inline void SamplerKernels<Mode>::mask_step(const MaskTask& task, char* shared) 
         wait(member);
         if (last) {
             finish_block(block, attended, chosen, from, chosen_row, z, hidden);
-            if (task.one_pass) {
+            if (task.read != nullptr) {
                 read_tokens(task, z, static_cast<ptrdiff_t>(task.begin) * M, chosen);
             } else {
-                write_conditions(z, static_cast<ptrdiff_t>(task.begin) * M, chosen);
+                write_conditions(task, z, static_cast<ptrdiff_t>(task.begin) * M, chosen);
             }
         } else {
             finish_block(block, attended, rows, from, same, y, hidden);
@@ -215,17 +217,17 @@ inline void SamplerKernels<Mode>::mask_step(const MaskTask& task, char* shared) 
 
 // Conditions [.., D] without gaps from the chosen rows, normalised.
 template <class Mode>
-inline void SamplerKernels<Mode>::write_conditions(const float* z, ptrdiff_t at, int count) const {
+inline void SamplerKernels<Mode>::write_conditions(const MaskTask& task, const float* z, ptrdiff_t at,
+                                                   int count) const {
     const Span mine = share(count, member);
-    Input* out = reinterpret_cast<Input*>(s.condition) + at * m.width;
+    Input* out = static_cast<Input*>(task.to) + at * m.width;
     for (int i = mine.begin; i < mine.end; ++i) {
         normalise(z + i * ld, 1, m.final_norm, own.b);
         for (int j = 0; j < m.width; ++j) out[static_cast<ptrdiff_t>(i) * m.width + j] = own.b[j];
     }
 }
 
-// Tokens [at, at + count) of the frame, or features for the local head, read from the rows of the last layer; each
-// thread takes whole rows.
+// What is read of rows [at, at + count) of the last layer; each thread takes whole rows.
 template <class Mode>
 inline void SamplerKernels<Mode>::read_tokens(const MaskTask& task, const float* z, ptrdiff_t at, int count) const {
     const Span mine = share(count, member);
@@ -242,7 +244,7 @@ inline void SamplerKernels<Mode>::read_tokens(const MaskTask& task, const float*
                        [=](int r, int j, Float sum)
                            ENMA_ALWAYS { V::store(read + r * SAMPLER_COLUMNS + j, V::add(sum, V::load(bias + j))); });
             for (int r = begin; r < end; ++r) {
-                float* to = task.to + (at + mine.begin + r) * width + first;
+                float* to = static_cast<float*>(task.to) + (at + mine.begin + r) * width + first;
                 for (int c = 0; c < columns; ++c) to[c] = own.gates[(r - begin) * SAMPLER_COLUMNS + c];
             }
         });
@@ -250,17 +252,17 @@ inline void SamplerKernels<Mode>::read_tokens(const MaskTask& task, const float*
 }
 
 template <class Mode>
-inline void SamplerKernels<Mode>::moments(int begin, int end) const {
-    const Input* c = reinterpret_cast<const Input*>(s.condition) + static_cast<ptrdiff_t>(begin) * m.width;
+inline void SamplerKernels<Mode>::moments(const Moments& task, int begin, int end) const {
+    const Input* c = reinterpret_cast<const Input*>(task.condition) + static_cast<ptrdiff_t>(begin) * m.width;
     const ptrdiff_t ldc = row_stride(m.channels);
-    float* means = s.means + begin * ldc;
-    float* scales = s.scales + begin * ldc;
+    float* means = task.means + begin * ldc;
+    float* scales = task.scales + begin * ldc;
     const Span all{0, panels_of(m.channels)};
-    product(c, m.width, end - begin, m.mean, all, [&](int r, int j, Float sum) ENMA_ALWAYS {
-        V::store(means + r * ldc + j, V::add(sum, V::load(m.mean.bias + j)));
+    product(c, m.width, end - begin, task.mean, all, [&](int r, int j, Float sum) ENMA_ALWAYS {
+        V::store(means + r * ldc + j, V::add(sum, V::load(task.mean.bias + j)));
     });
-    product(c, m.width, end - begin, m.scale, all, [&](int r, int j, Float sum) ENMA_ALWAYS {
-        V::store(scales + r * ldc + j, V::add(sum, V::load(m.scale.bias + j)));
+    product(c, m.width, end - begin, task.scale, all, [&](int r, int j, Float sum) ENMA_ALWAYS {
+        V::store(scales + r * ldc + j, V::add(sum, V::load(task.scale.bias + j)));
     });
 }
 

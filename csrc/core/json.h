@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -29,6 +30,14 @@ class Json {
     const std::vector<std::pair<std::string, Json>>& members() const { return members_; }
     // Null if there is no such member.
     const Json* find(std::string_view key) const;
+
+    // Changes of a value that was read, or of null.
+    static Json of(std::string value);
+    static Json of(std::int64_t value);
+    // Null becomes an object, which has no such member yet.
+    void add(std::string key, Json value);
+    // Takes a member away; nothing where there is none.
+    std::optional<Json> take(std::string_view key);
 
    private:
     friend class JsonParser;

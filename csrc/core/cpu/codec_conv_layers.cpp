@@ -1,9 +1,9 @@
 // The layers of encoder and decoder from their parameters: convolutions as products, and at the end of a decoder those
-// that are linear as one of them. tokenizer.cpp passes frames through the layers.
+// that are linear as one of them. codec_conv.cpp passes frames through the layers.
 #include <algorithm>
 #include <utility>
 
-#include "core/cpu/tokenizer.h"
+#include "core/cpu/codec_conv.h"
 
 namespace enma {
 
@@ -12,7 +12,7 @@ namespace {
 using std::to_string;
 
 // Shape of frames with every size divided by `factor`.
-Shape shape_of(const TokenizerConfig& config, int factor) {
+Shape shape_of(const ConvConfig& config, int factor) {
     const bool plane = config.dims() == 2;
     const int lines = plane ? static_cast<int>(config.grid[0]) / factor : 1;
     return {lines, static_cast<int>(config.grid.back()) / factor, plane, plane && config.periodic[0],
@@ -80,8 +80,8 @@ Convolution make_convolution(const TakeParameter& take, const std::string& name,
     return make_convolution(weight, take(name + ".conv.bias", {s.outward}), s, shape, row);
 }
 
-Layer make_residual(const TakeParameter& take, const std::string& name, const TokenizerConfig& config,
-                    const Shape& shape, int width) {
+Layer make_residual(const TakeParameter& take, const std::string& name, const ConvConfig& config, const Shape& shape,
+                    int width) {
     Layer layer{};
     layer.kind = Layer::Kind::residual;
     layer.channels = width;
@@ -103,7 +103,7 @@ Layer of_convolution(Convolution convolution) {
 }
 
 // Twice as many places along each dimension.
-Layer make_expand_space(const TakeParameter& take, const std::string& name, const TokenizerConfig& config,
+Layer make_expand_space(const TakeParameter& take, const std::string& name, const ConvConfig& config,
                         const Shape& shape, int inward, int outward) {
     ConvolutionSpec spec{inward, outward << config.dims(), config.kernel, 1};
     spec.parts = 2;
@@ -131,7 +131,7 @@ Linear read_linear(const TakeParameter& take, const std::string& name, int inwar
 }
 
 // `places` and `row` of the frames that come out.
-void Stream::add(Layer layer, int places, int row) {
+void LayerStream::add(Layer layer, int places, int row) {
     const Convolution& c = layer.convolution;
     const bool convolves = layer.kind != Layer::Kind::linear;
     const std::size_t windows = convolves ? c.linears.size() * c.rows * c.windows : 0;
@@ -152,21 +152,19 @@ void Stream::add(Layer layer, int places, int row) {
     layers_.push_back(std::move(layer));
     places_.push_back(places);
     rows_.push_back(row);
-    outward_ = row;
 }
 
-Stream Stream::encoder(const TokenizerConfig& config, const TakeParameter& take) {
-    Stream s;
+LayerStream LayerStream::encoder(const ConvConfig& config, const TakeParameter& take) {
+    LayerStream s;
     Shape shape = shape_of(config, 1);
     int width = config.width, number = 0;
-    s.inward_ = config.grid_channels();
-    const ConvolutionSpec ends{config.grid_channels(), width, config.kernel_ends, config.kernel_time,
-                               config.stride_ends};
-    Layer first = of_convolution(make_convolution(take, "tokenizer.conv_in", ends, shape, config.grid_channels()));
+    s.inward_ = config.grid_channels;
+    const ConvolutionSpec ends{config.grid_channels, width, config.kernel_ends, config.kernel_time, config.stride_ends};
+    Layer first = of_convolution(make_convolution(take, "codec.conv_in", ends, shape, config.grid_channels));
     shape = shape.divided(config.stride_ends);
     s.add(std::move(first), shape.size(), whole_panels(width));
     for (const LayerKind kind : config.layers) {
-        const std::string name = "tokenizer.down." + to_string(number++);
+        const std::string name = "codec.down." + to_string(number++);
         const int row = whole_panels(width);
         switch (kind) {
             case LayerKind::residual: s.add(make_residual(take, name, config, shape, width), shape.size(), row); break;
@@ -187,39 +185,39 @@ Stream Stream::encoder(const TokenizerConfig& config, const TakeParameter& take)
     }
     // Without the logarithms of the variances.
     const int C = config.latent_channels, moments = config.variational ? 2 : 1;
-    s.add(of_linear(read_linear(take, "tokenizer.to_latent", width, moments * C, C)), shape.size(), whole_panels(C));
+    s.add(of_linear(read_linear(take, "codec.to_latent", width, moments * C, C)), shape.size(), whole_panels(C));
     return s;
 }
 
 // The last `count` layers of the decoder that are all linear, and the convolution to the field.
-Stream Stream::linear_end(const TokenizerConfig& config, const TakeParameter& take, const std::vector<int>& widths,
-                          std::size_t count, Shape shape) {
-    Stream s;
+LayerStream LayerStream::linear_end(const ConvConfig& config, const TakeParameter& take, const std::vector<int>& widths,
+                                    std::size_t count, Shape shape) {
+    LayerStream s;
     s.inward_ = whole_panels(widths[count]);
     for (std::size_t i = count; i-- > 0;) {
-        const std::string name = "tokenizer.up." + to_string(config.layers.size() - 1 - i);
+        const std::string name = "codec.up." + to_string(config.layers.size() - 1 - i);
         Layer layer = make_expand_space(take, name, config, shape, widths[i + 1], widths[i]);
         shape = shape.times(2);
         s.add(std::move(layer), shape.size(), whole_panels(widths[i]));
     }
     const int factor = config.stride_ends,
-              outward = config.grid_channels() * (config.dims() == 2 ? factor * factor : factor);
+              outward = config.grid_channels * (config.dims() == 2 ? factor * factor : factor);
     ConvolutionSpec spec{config.width, outward, config.kernel_ends, config.kernel_time};
     spec.parts = factor;
     spec.grouped = true;
-    const std::string name = factor == 1 ? "tokenizer.conv_out" : "tokenizer.conv_out.conv";
+    const std::string name = factor == 1 ? "codec.conv_out" : "codec.conv_out.conv";
     Layer last = of_convolution(make_convolution(take, name, spec, shape, whole_panels(config.width)));
-    s.add(std::move(last), shape.times(factor).size(), config.grid_channels());
+    s.add(std::move(last), shape.times(factor).size(), config.grid_channels);
     return s;
 }
 
 // Those layers of a periodic field as one convolution of the tokens, each of which gives its own `1 << count` grid points
 // along each dimension; nothing where that is more work. enma_fast/models/folding.py decides likewise.
-std::optional<Layer> Stream::folded_end(const TokenizerConfig& config, const TakeParameter& take,
-                                        const std::vector<int>& widths, std::size_t count, const Shape& shape) {
+std::optional<Layer> LayerStream::folded_end(const ConvConfig& config, const TakeParameter& take,
+                                             const std::vector<int>& widths, std::size_t count, const Shape& shape) {
     const bool walls = std::find(config.periodic.begin(), config.periodic.end(), false) != config.periodic.end();
     if (count == 0 || config.stride_ends > 1 || walls) return std::nullopt;
-    const int dims = config.dims(), frames = config.kernel_time, c = config.grid_channels(), channels = widths[count];
+    const int dims = config.dims(), frames = config.kernel_time, c = config.grid_channels, channels = widths[count];
     const int factor = 1 << count, tall = dims == 2 ? factor : 1;
     // Reach in grid points, then through each layer in those of its own input; and the work of all layers.
     int low = -(config.kernel_ends / 2), high = factor - 1 + config.kernel_ends / 2;
@@ -241,7 +239,7 @@ std::optional<Layer> Stream::folded_end(const TokenizerConfig& config, const Tak
     // enough, always by the same instruction set. The number is large, so that biases round nothing of its answer.
     constexpr float ONE = 0x1p20f, SHARE = 0x1p-20f;
     const Shape ring{dims == 2 ? kernel : 1, kernel, shape.plane, shape.ring_of_lines, shape.ring};
-    const Stream end = linear_end(config, take, widths, count, ring);
+    const LayerStream end = linear_end(config, take, widths, count, ring);
     struct Answers {
         std::vector<float> values;
         std::size_t points;
@@ -305,23 +303,23 @@ std::optional<Layer> Stream::folded_end(const TokenizerConfig& config, const Tak
     return folded;
 }
 
-Stream Stream::decoder(const TokenizerConfig& config, const TakeParameter& take) {
-    Stream s;
+LayerStream LayerStream::decoder(const ConvConfig& config, const TakeParameter& take) {
+    LayerStream s;
     std::vector<int> widths = {config.width};
     for (const LayerKind kind : config.layers) {
         widths.push_back(kind == LayerKind::space ? std::min(2 * widths.back(), config.max_width) : widths.back());
     }
-    Shape shape = shape_of(config, config.space_factor());
+    Shape shape = shape_of(config, config.space_factor);
     int number = 0;
     // The first layers of the encoder mirror the last ones, which are linear up to the first that is not `space`.
     const auto others = std::find_if(config.layers.begin(), config.layers.end(),
                                      [](LayerKind kind) { return kind != LayerKind::space; });
     const std::size_t linear = others - config.layers.begin();
     s.inward_ = whole_panels(config.latent_channels);
-    s.add(of_linear(read_linear(take, "tokenizer.from_latent", config.latent_channels, widths.back(), widths.back())),
+    s.add(of_linear(read_linear(take, "codec.from_latent", config.latent_channels, widths.back(), widths.back())),
           shape.size(), whole_panels(widths.back()));
     for (std::size_t i = config.layers.size(); i-- > linear;) {
-        const std::string name = "tokenizer.up." + to_string(number++);
+        const std::string name = "codec.up." + to_string(number++);
         const int inward = widths[i + 1], outward = widths[i], row = whole_panels(inward);
         switch (config.layers[i]) {
             case LayerKind::residual: s.add(make_residual(take, name, config, shape, inward), shape.size(), row); break;
@@ -344,10 +342,10 @@ Stream Stream::decoder(const TokenizerConfig& config, const TakeParameter& take)
     }
     if (std::optional<Layer> folded = folded_end(config, take, widths, linear, shape)) {
         s.folded_ = true;
-        s.add(std::move(*folded), shape.times(1 << linear).size(), config.grid_channels());
+        s.add(std::move(*folded), shape.times(1 << linear).size(), config.grid_channels);
         return s;
     }
-    Stream end = linear_end(config, take, widths, linear, shape);
+    LayerStream end = linear_end(config, take, widths, linear, shape);
     for (std::size_t i = 0; i < end.layers_.size(); ++i) {
         s.add(std::move(end.layers_[i]), end.places_[i], end.rows_[i]);
     }

@@ -1,4 +1,4 @@
-#include "core/cpu/interpolation.h"
+#include "core/cpu/codec_points.h"
 
 #include <algorithm>
 #include <cmath>
@@ -7,6 +7,7 @@
 #include <numeric>
 
 #include "core/cpu/allocator.h"
+#include "core/cpu/codec_conv.h"
 #include "core/cpu/vector_kernels.h"
 
 namespace enma {
@@ -169,11 +170,11 @@ struct Interpolation::ToField {
     }
 };
 
-Interpolation::Interpolation(const TokenizerConfig& config, const TakeParameter& take)
-    : config_(config), options_(*config.interpolation), inner_(options_.heads * options_.head_dim) {
+Interpolation::Interpolation(const CodecConfig& config, const InterpolationConfig& options, const TakeParameter& take)
+    : config_(config), options_(options), inner_(options_.heads * options_.head_dim) {
     const InterpolationConfig& o = options_;
     const std::int64_t d = config.dims(), c = config.field_channels;
-    const std::string name = "tokenizer.interpolation.";
+    const std::string name = "codec.interpolation.";
     size_ = 1;
     for (const std::int64_t points : config.grid) size_ *= points;
     for (std::int64_t x = 0; x < size_; ++x) {
@@ -268,7 +269,7 @@ PointAttention Interpolation::attention(const float* queries, const float* query
     g.head_dim = K;
     g.value_dim = value_dim;
     g.dims = config_.dims();
-    g.power = options_.distance_power;
+    g.power = 1;
     for (int axis = 0; axis < g.dims; ++axis) {
         g.periods[axis] = config_.periodic[axis] ? static_cast<float>(config_.lengths[axis]) : 0.0f;
     }
@@ -414,6 +415,100 @@ const float* Interpolation::to_field(const float* features, Isa isa, char* work)
     apply(project_, w.hidden, size_, w.projected, isa, w.gemm);
     narrow(w.projected, size_, config_.field_channels, w.field);
     return w.field;
+}
+
+namespace {
+
+constexpr int MOST_INTERPOLATION = 4096;
+
+InterpolationConfig read_interpolation(Fields fields) {
+    InterpolationConfig out;
+    const auto size = [&](const char* key, int& to, int least = 1) { fields.read(key, to, least, MOST_INTERPOLATION); };
+    size("features", out.features);
+    size("hidden", out.hidden);
+    size("heads", out.heads);
+    size("head_dim", out.head_dim);
+    size("frequencies", out.frequencies);
+    fields.read("max_log2_frequency", out.max_log2_frequency, 0.0);
+    // Those of the weights count; these are where they began.
+    std::size_t slopes = 4;
+    if (const Json* given = fields.find("slopes")) slopes = given->items().size();
+    fields.list("slopes", [](const Json& item) { return item.is(Json::Kind::number) && item.number() > 0; });
+    fields.ignore("learned_slopes");
+    size("refine_depth", out.refine_depth, 0);
+    size("refine_heads", out.refine_heads);
+    size("refine_head_dim", out.refine_head_dim);
+    size("slices", out.slices);
+    fields.check_all_read();
+    if (slopes != static_cast<std::size_t>(out.heads)) fields.wrong("slopes", "one entry for each head is expected");
+    if (out.features % out.heads != 0)
+        fields.wrong("features", text("a multiple of heads (", out.heads, ") is expected"));
+    return out;
+}
+
+// The decoder of the convolutions, and what comes out of it as the field.
+class FieldStream : public Stream {
+   public:
+    FieldStream(const ConvConfig& config, const Interpolation& interpolation, const TakeParameter& take)
+        : layers_(LayerStream::decoder(config, take)), interpolation_(interpolation) {}
+    StreamState state() const override { return layers_.state(); }
+    std::size_t work_bytes() const override { return layers_.work_bytes() + interpolation_.to_field_bytes(); }
+    bool folded() const override { return layers_.folded(); }
+
+    void push(const float* frame, StreamState& state, Isa isa, char* work, Sink sink, void* to) const override {
+        struct Through {
+            const Interpolation& interpolation;
+            Isa isa;
+            char* work;
+            Sink sink;
+            void* to;
+        } through{interpolation_, isa, work + layers_.work_bytes(), sink, to};
+        const Sink to_field = [](void* place, const float* made) {
+            const Through& through = *static_cast<Through*>(place);
+            through.sink(through.to, through.interpolation.to_field(made, through.isa, through.work));
+        };
+        layers_.push(frame, state, isa, work, sink == nullptr ? nullptr : to_field, &through);
+    }
+
+   private:
+    LayerStream layers_;
+    const Interpolation& interpolation_;
+};
+
+class PointsCodec : public Codec {
+   public:
+    PointsCodec(const ConvConfig& config, const InterpolationConfig& options, const TakeParameter& take)
+        : features_(config.points() * config.grid_channels),
+          interpolation_(config, options, take),
+          encoder_(LayerStream::encoder(config, take)),
+          decoder_(config, interpolation_, take) {}
+    const Stream& encoder() const override { return encoder_; }
+    const Stream& decoder() const override { return decoder_; }
+    std::int64_t features() const override { return features_; }
+    std::size_t read_bytes(std::int64_t points) const override { return interpolation_.to_grid_bytes(points); }
+
+    void read(const SeenFrame& seen, Isa isa, char* work, float* out) const override {
+        const float* const points = seen.points == nullptr ? interpolation_.regular().data() : seen.points;
+        interpolation_.to_grid(seen.values, points, seen.count, isa, work, out);
+    }
+
+   private:
+    std::int64_t features_;
+    Interpolation interpolation_;
+    LayerStream encoder_;
+    FieldStream decoder_;
+};
+
+}  // namespace
+
+MakeCodec read_points_codec(Fields& fields, CodecConfig& common) {
+    const Json* const part = fields.find("interpolation");
+    if (part == nullptr) fields.wrong("interpolation", "an object is expected");
+    const InterpolationConfig options = read_interpolation(fields.inner("interpolation", *part));
+    return [config = read_convolutions(fields, common, options.features),
+            options](const TakeParameter& take) -> std::unique_ptr<const Codec> {
+        return std::make_unique<const PointsCodec>(config, options, take);
+    };
 }
 
 }  // namespace enma

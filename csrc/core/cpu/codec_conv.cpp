@@ -1,10 +1,10 @@
-// A frame on its way through the layers of a tokenizer, and what they remember of it; tokenizer_layers.cpp makes the
-// layers.
-#include "core/cpu/tokenizer.h"
+// A frame on its way through the layers, and what they remember of it; codec_conv_layers.cpp makes the layers.
+#include "core/cpu/codec_conv.h"
 
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <map>
 
 #include "core/cpu/vector_kernels.h"
 
@@ -57,8 +57,8 @@ void gather(const Convolution& c, const float* frame, const float* before, int b
 }  // namespace
 
 // One frame on its way through the layers.
-struct Stream::Run {
-    const Stream& stream;
+struct LayerStream::Run {
+    const LayerStream& stream;
     StreamState& state;
     const Kernels& kernels;
     void (*elu)(float*, std::int64_t);
@@ -131,7 +131,7 @@ struct Stream::Run {
 
     void push(std::size_t i, const float* frame) const {
         if (i == stream.layers_.size()) {
-            sink(to, frame);
+            if (sink != nullptr) sink(to, frame);
             return;
         }
         const Layer& layer = stream.layers_[i];
@@ -171,17 +171,74 @@ struct Stream::Run {
     }
 };
 
-StreamState Stream::state() const {
+StreamState LayerStream::state() const {
     const std::size_t last = layers_.back().kind == Layer::Kind::linear ? 0 : layers_.back().convolution.remembered();
     return {std::vector<float>(memory_.back() + last), std::vector<std::int64_t>(layers_.size())};
 }
 
-std::size_t Stream::work_bytes() const { return pages(GEMM_SCRATCH + (gathered_ + outputs_) * sizeof(float)); }
+std::size_t LayerStream::work_bytes() const { return pages(GEMM_SCRATCH + (gathered_ + outputs_) * sizeof(float)); }
 
-void Stream::push(const float* frame, StreamState& state, Isa isa, char* work, Sink sink, void* to) const {
+void LayerStream::push(const float* frame, StreamState& state, Isa isa, char* work, Sink sink, void* to) const {
     float* gathered = reinterpret_cast<float*>(work + GEMM_SCRATCH);
     Run{*this, state, kernels(isa), vector_kernels(isa).elu, work, gathered, gathered + gathered_, sink, to}.push(
         0, frame);
+}
+
+ConvConfig read_convolutions(Fields& fields, CodecConfig& common, int grid_channels) {
+    using enum LayerKind;
+    static const std::map<std::string, LayerKind> known = {{"residual", residual}, {"space", space}, {"time", time}};
+    ConvConfig out;
+    fields.read("latent_channels", common.latent_channels);
+    fields.read("width", out.width);
+    fields.read("max_width", out.max_width);
+    out.layers = {residual, space, residual, space, residual, space, residual, time, residual};
+    if (fields.find("layers") != nullptr) out.layers.clear();
+    fields.list("layers", [&](const Json& item) {
+        if (!item.is(Json::Kind::string)) return false;
+        const auto found = known.find(item.string());
+        if (found == known.end()) fields.unsupported("layers", text("a list with '", item.string().substr(0, 40), "'"));
+        out.layers.push_back(found->second);
+        return true;
+    });
+    fields.read("kernel", out.kernel);
+    fields.read("kernel_time", out.kernel_time);
+    fields.read("kernel_ends", out.kernel_ends);
+    fields.read("stride_ends", out.stride_ends, 1, 64);
+    fields.read("variational", out.variational);
+    fields.ignore("kl_weight");
+    if (out.kernel % 2 == 0 || out.kernel_ends % 2 == 0) fields.wrong("kernel", "odd kernels are expected");
+    if (out.count(space) > 16 || out.count(time) > 4) fields.wrong("layers", "too many halvings");
+    // The convolution to the field gives those of so many grid points at once.
+    const int together = common.dims() == 2 ? out.stride_ends * out.stride_ends : out.stride_ends;
+    if (grid_channels > MOST / together) {
+        fields.wrong("field_channels", text("at most ", MOST / together,
+                                            " is expected with stride_ends ", out.stride_ends));
+    }
+    const std::int64_t least = *std::min_element(common.grid.begin(), common.grid.end());
+    if (out.kernel_ends > least || out.kernel_ends / 2 > least / out.stride_ends || out.kernel_time > 64) {
+        fields.wrong("kernel", "kernels are larger than the grid, or than 64 frames");
+    }
+    common.space_factor = out.stride_ends << out.count(space);
+    common.time_factor = 1 << out.count(time);
+    check_grid(fields, common);
+    if (out.kernel / 2 > least / common.space_factor) fields.wrong("kernel", "reaches around all tokens");
+    static_cast<CodecConfig&>(out) = common;
+    out.grid_channels = grid_channels;
+    return out;
+}
+
+MakeCodec read_conv_codec(Fields& fields, CodecConfig& common) {
+    struct Convolutions : Codec {
+        Convolutions(const ConvConfig& config, const TakeParameter& take)
+            : in(LayerStream::encoder(config, take)), out(LayerStream::decoder(config, take)) {}
+        const Stream& encoder() const override { return in; }
+        const Stream& decoder() const override { return out; }
+        LayerStream in, out;
+    };
+    return [config = read_convolutions(fields, common, common.field_channels)](
+               const TakeParameter& take) -> std::unique_ptr<const Codec> {
+        return std::make_unique<const Convolutions>(config, take);
+    };
 }
 
 }  // namespace enma

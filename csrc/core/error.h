@@ -5,7 +5,7 @@
 #include <sstream>
 #include <string>
 
-#include "enma/enma.h"
+#include "include/enma/enma.h"
 
 namespace enma {
 

@@ -1,4 +1,5 @@
-// Scattered points to the tokenizer's grid, and grid features to the field: enma_fast/models/interpolation.py.
+// Codec `points`, the convolutions of `conv` over features on a grid: scattered points to them, and back to the field;
+// enma_fast/models/interpolation.py.
 //
 // Legend: P observed points, X grid points, H heads, K head dim, F grid features, c physical channels, d space dimensions.
 #pragma once
@@ -6,17 +7,23 @@
 #include <cstdint>
 #include <vector>
 
+#include "core/cpu/codec.h"
 #include "core/cpu/dispatch.h"
 #include "core/cpu/packed_linear.h"
 #include "core/cpu/point_attention.h"
-#include "core/cpu/tokenizer_config.h"
 
 namespace enma {
+
+struct InterpolationConfig {
+    int features = 64, hidden = 16, heads = 4, head_dim = 4, frequencies = 12;
+    double max_log2_frequency = 4.0;
+    int refine_depth = 2, refine_heads = 4, refine_head_dim = 4, slices = 16;
+};
 
 class Interpolation {
    public:
     // Throws what `take` throws.
-    Interpolation(const TokenizerConfig& config, const TakeParameter& take);
+    Interpolation(const CodecConfig& config, const InterpolationConfig& options, const TakeParameter& take);
 
     // Coordinates [X, d] of the regular grid.
     const std::vector<float>& regular() const { return regular_; }
@@ -45,7 +52,7 @@ class Interpolation {
     void attend(const PointAttention& g, Isa isa, float* scratch, float* out, float* lse, float* rows) const;
     void refine(const Refinement& block, const ToGrid& work, Isa isa) const;
 
-    TokenizerConfig config_;
+    CodecConfig config_;
     InterpolationConfig options_;
     std::int64_t size_;  // X
     int inner_;          // H K

@@ -1,6 +1,4 @@
-// Encoder and decoder of the tokenizer (enma_fast/models/tokenizer.py), a frame at a time: every layer is causal, so a
-// frame needs what the layers remember and nothing else. A frame has the same bits however many came before in one
-// call, and whatever other rows are computed.
+// Codec `conv`, causal convolutions over space and time: enma_fast/models/tokenizer.py.
 //
 // A frame is [lines][places][row] floats, with one line unless the field is on a plane; a row has its channels and zeros
 // up to whole panels.
@@ -11,10 +9,26 @@
 #include <string>
 #include <vector>
 
+#include "core/cpu/codec.h"
 #include "core/cpu/packed_linear.h"
-#include "core/cpu/tokenizer_config.h"
 
 namespace enma {
+
+enum class LayerKind { residual, space, time };
+
+struct ConvConfig : CodecConfig {
+    // Channels on the grid: of the field, or of features of it.
+    int grid_channels = 1;
+    int width = 16, max_width = 128;
+    std::vector<LayerKind> layers;
+    int kernel = 3, kernel_time = 3, kernel_ends = 7, stride_ends = 1;
+    bool variational = true;
+
+    int count(LayerKind kind) const { return static_cast<int>(std::count(layers.begin(), layers.end(), kind)); }
+};
+
+// Sets the channels and factors of `common`.
+ConvConfig read_convolutions(Fields& fields, CodecConfig& common, int grid_channels);
 
 // Frames of a layer: lines of places. A field on a line has one of them, which is not periodic.
 struct Shape {
@@ -62,54 +76,31 @@ struct Layer {
     std::vector<std::vector<float>> lacking;
 };
 
-// Frames that the layers remember of one row.
-struct StreamState {
-    std::vector<float> frames;
-    std::vector<std::int64_t> seen;
-
-    // As before the first frame.
-    void clear() {
-        std::fill(frames.begin(), frames.end(), 0.0f);
-        std::fill(seen.begin(), seen.end(), 0);
-    }
-};
-
-// Takes a frame that comes out: [places][row].
-using Sink = void (*)(void* to, const float* frame);
-
-class Stream {
+class LayerStream : public Stream {
    public:
-    // From fields, or features of the interpolation, [*grid, c] to the mean of latents [tokens, whole_panels(C)]; and back.
-    static Stream encoder(const TokenizerConfig& config, const TakeParameter& take);
-    static Stream decoder(const TokenizerConfig& config, const TakeParameter& take);
+    static LayerStream encoder(const ConvConfig& config, const TakeParameter& take);
+    static LayerStream decoder(const ConvConfig& config, const TakeParameter& take);
 
-    StreamState state() const;
-    // Bytes of one thread.
-    std::size_t work_bytes() const;
-    // Passes a frame through all layers; `sink` gets what comes out.
-    void push(const float* frame, StreamState& state, Isa isa, char* work, Sink sink, void* to) const;
-
-    // Floats of a row that comes in, and of one that comes out.
-    int inward() const { return inward_; }
-    int outward() const { return outward_; }
-    // True if the linear end of a decoder is one convolution.
-    bool folded() const { return folded_; }
+    StreamState state() const override;
+    std::size_t work_bytes() const override;
+    void push(const float* frame, StreamState& state, Isa isa, char* work, Sink sink, void* to) const override;
+    bool folded() const override { return folded_; }
 
    private:
     struct Run;
     void add(Layer layer, int places, int row);
-    static Stream linear_end(const TokenizerConfig& config, const TakeParameter& take, const std::vector<int>& widths,
-                             std::size_t count, Shape shape);
-    static std::optional<Layer> folded_end(const TokenizerConfig& config, const TakeParameter& take,
+    static LayerStream linear_end(const ConvConfig& config, const TakeParameter& take, const std::vector<int>& widths,
+                                  std::size_t count, Shape shape);
+    static std::optional<Layer> folded_end(const ConvConfig& config, const TakeParameter& take,
                                            const std::vector<int>& widths, std::size_t count, const Shape& shape);
-    Stream() = default;
+    LayerStream() = default;
 
     std::vector<Layer> layers_;
     // Where a layer's memory and output begin.
     std::vector<std::size_t> memory_, output_;
     // Places of the frames that a layer gives, and floats of their rows.
     std::vector<int> places_, rows_;
-    int inward_ = 0, outward_ = 0;
+    int inward_ = 0;
     bool folded_ = false;
     std::size_t outputs_ = 0, gathered_ = 0;
 };

@@ -1,10 +1,10 @@
-#include "runtime/json.h"
+#include "core/json.h"
 
 #include <charconv>
 #include <cmath>
 #include <set>
 
-#include "runtime/error.h"
+#include "core/error.h"
 
 namespace enma {
 
@@ -246,6 +246,37 @@ const Json* Json::find(std::string_view key) const {
         if (name == key) return &value;
     }
     return nullptr;
+}
+
+Json Json::of(std::string value) {
+    Json out;
+    out.kind_ = Kind::string;
+    out.string_ = std::move(value);
+    return out;
+}
+
+Json Json::of(std::int64_t value) {
+    Json out;
+    out.kind_ = Kind::number;
+    out.is_integer_ = true;
+    out.integer_ = value;
+    out.number_ = static_cast<double>(value);
+    return out;
+}
+
+void Json::add(std::string key, Json value) {
+    kind_ = Kind::object;
+    members_.emplace_back(std::move(key), std::move(value));
+}
+
+std::optional<Json> Json::take(std::string_view key) {
+    for (auto member = members_.begin(); member != members_.end(); ++member) {
+        if (member->first != key) continue;
+        Json out = std::move(member->second);
+        members_.erase(member);
+        return out;
+    }
+    return std::nullopt;
 }
 
 }  // namespace enma

@@ -1,0 +1,27 @@
+// Checkpoints of format 1, those that the package ships: config and names of tensors become those of format 2, which
+// config.h reads. Nothing else knows format 1.
+#pragma once
+
+#include <functional>
+#include <string>
+
+#include "core/json.h"
+
+namespace enma {
+
+// The name in format 2 of a tensor; empty for one that format 2 does not have.
+using NewName = std::function<std::string(const std::string& name)>;
+
+struct FromFormat1 {
+    Json config;
+    NewName name;
+};
+
+// Fields that were never valid stay, for config.h to refuse. Throws Error for values that format 2 cannot say.
+FromFormat1 from_format_1(Json config, const std::string& source);
+
+// Of a codec alone, and of settings of the sampler.
+FromFormat1 codec_from_format_1(Json tokenizer, const std::string& source);
+Json sampling_from_format_1(Json sampling, const std::string& source);
+
+}  // namespace enma
