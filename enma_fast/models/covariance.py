@@ -132,6 +132,14 @@ class FieldCovariance:
         return deviation.square().flatten(0, -2), correlation.flatten(0, -2)
 
     @cached_property
+    def shells(self) -> Tensor:
+        """Shell ``[M]`` int64 of each wave: its wave number in units of the least of any dimension, rounded."""
+        steps = [(2 if p else 1) / length for length, p in zip(self.lengths, self.periodic, strict=True)]
+        axes = [_frequencies(n, p) * step for n, p, step in zip(self.grid, self.periodic, steps, strict=True)]
+        squares = sum(x.square() for x in torch.meshgrid(*(x.double() for x in axes), indexing="ij"))
+        return (torch.as_tensor(squares).sqrt() / min(steps) + 0.5).long().flatten()
+
+    @cached_property
     def _on_axes(self) -> list[Tensor]:
         """Values ``[n, n]`` of the waves of each dimension at its grid points."""
         return [_on_axis(*self._axis(axis)) for axis in range(len(self.grid))]

@@ -4,13 +4,14 @@ So member k has the same noise alone, in any chunk, on any rank and after a run 
 the device, so everything here can be captured in a CUDA graph; seed, frame and mask step may then be int64 tensors that
 are overwritten between replays.
 
-`ops/philox_normal.py` documents the layout of the normals. Four mask steps are reserved for other words::
+`ops/philox_normal.py` documents the layout of the normals. Five mask steps are reserved for other words::
 
     0xFFFFFFFF  token order:      key (seed, member), counter (0, token, 0xFFFFFFFF, frame), word w0
     0xFFFFFFFE  trajectory seed:  key (seed mod 2^32, seed >> 32),
                                   counter (index mod 2^32, index >> 32, 0xFFFFFFFE, 0), word w0
     0xFFFFFFFD  what scattered observations leave open: normals with the number of the draw as member, and the wave as
     0xFFFFFFFC  token; the same of a context (`forecasting/analysis.py`)
+    0xFFFFFFFB  frame 0 as a random field: normals of frame 0 with the wave as token (`models/decoders/gaussian.py`)
 
 Shape suffixes: B members, M tokens decided in this mask step, N tokens per frame, C channels.
 """
