@@ -9,7 +9,7 @@ from enma_fast.runs import prepare as prepare_module
 from enma_fast.runs.run import Run
 from enma_fast.utils.launch import Launch
 
-ASKED = {field.name for field in fields(ForecastRequest)} - {"task", "dtype"}
+ASKED = {field.name for field in fields(ForecastRequest)} - {"task", "dtype", "observed", "context", "query"}
 ALONE = Launch(launcher="alone", rank=0, num_ranks=1, local_rank=0, num_local=1, run="test")
 
 

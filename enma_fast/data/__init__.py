@@ -6,13 +6,13 @@ when it is asked for.
 An equation is a file in `equations/`, a kind of file a reader here. Nothing here knows a model.
 """
 
+from ..domain import SPACING_TOLERANCE
 from .checks import check_values, constant_channels, leave_out
 from .equations import EQUATIONS
 from .fields import FieldFile, decimals, is_even
 from .generator import generate, output_path
 from .importing import FIRST_FRAME, SERIES, ImportOptions, import_fields
 from .missing import NETCDF_FILL, attributes, require_present, unmasked
-from .positions import SPACING_TOLERANCE
 from .readings import DOMAIN_TOLERANCE, Readings, is_readings, read_readings
 from .shipped import PRETRAINED, example, remedy_for, shipped_file, shipped_paths
 from .splits import DEFAULT_GROUPS, dataset_split

@@ -14,6 +14,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+from ..domain import Domain
 from ..errors import EnmaError
 
 Values = dict[str, np.ndarray]
@@ -150,12 +151,10 @@ class Equation:
     def __post_init__(self) -> None:
         if not self.solver_grid:
             object.__setattr__(self, "solver_grid", self.grid)
-        sizes = {len(self.grid), len(self.lengths), len(self.periodic), len(self.solver_grid)}
-        if len(sizes) != 1 or not 1 <= len(self.grid) <= 3:
-            raise EnmaError(
-                f"equation {self.name}: grid, lengths, periodic and solver_grid name {sorted(sizes)} dimensions; "
-                "give one entry for each of 1 to 3 dimensions"
-            )
+        try:
+            _ = self.domain, Domain(self.solver_grid, self.lengths, self.periodic)
+        except EnmaError as error:
+            raise EnmaError(f"equation {self.name}: {error}") from None
         for points, start, wraps in zip(self.grid, self.solver_grid, self.periodic, strict=True):
             if start % points if wraps else start != points:
                 raise EnmaError(
@@ -174,6 +173,11 @@ class Equation:
         return tuple(self.inside.ranges)
 
     @property
+    def domain(self) -> Domain:
+        """Where the fields live."""
+        return Domain.of(self)
+
+    @property
     def times(self) -> np.ndarray:
         """Times of the frames, float64 [num_frames]."""
         return np.arange(self.num_frames) * self.frame_spacing
@@ -181,10 +185,7 @@ class Equation:
     @property
     def coords(self) -> list[np.ndarray]:
         """The points of each dimension, float64; a periodic one leaves out its right end."""
-        return [
-            np.arange(points) * length / points if wraps else np.linspace(0, length, points)
-            for points, length, wraps in zip(self.grid, self.lengths, self.periodic, strict=True)
-        ]
+        return list(self.domain.coords)
 
     def environments(self, split: str) -> Environments:
         """The environments that a split draws from."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ..domain import Domain
 from ..errors import EnmaError
 from ..utils.bounds import MOST_POINTS
 from ..utils.untrusted import Limits, require_memory
@@ -63,6 +64,12 @@ class FieldFile:
 
     def __len__(self) -> int:
         return len(self.u)
+
+    @property
+    def domain(self) -> Domain:
+        """Where the fields live; of readings, the grid that they are forecast on."""
+        grid = self.u.shape[2:-1] if self.points is None else tuple(map(len, self.coords))
+        return Domain(grid, self.lengths, self.periodic)
 
     @property
     def num_trajectories(self) -> int:
@@ -165,7 +172,11 @@ class FieldSource:
 
     @property
     def grid(self) -> tuple[int, ...]:
-        return tuple(len(x) for x in self.coords)
+        return self.domain.grid
+
+    @property
+    def domain(self) -> Domain:
+        return Domain.of_coords(self.coords, self.periodic)
 
     @property
     def channels(self) -> tuple[str, ...]:
@@ -174,10 +185,6 @@ class FieldSource:
     @property
     def units(self) -> dict[str, str]:
         return {channel: array.unit for array in self.arrays for channel in array.channels}
-
-    @property
-    def lengths(self) -> tuple[float, ...]:
-        return lengths_of(self.coords, self.periodic)
 
     def num_bytes(self, num_trajectories: int) -> int:
         """Bytes of the values of so many trajectories; `EnmaError` if no machine could hold them."""
@@ -203,7 +210,7 @@ class FieldSource:
             channels=self.channels,
             times=self.times,
             coords=self.coords,
-            lengths=self.lengths,
+            lengths=self.domain.lengths,
             periodic=self.periodic,
             units=self.units,
             parameters={key: value[rows] for key, value in self.parameters.items()},
@@ -236,12 +243,6 @@ class FieldSource:
                     "compute that trajectory again or leave it out"
                 )
         return values
-
-
-def lengths_of(coords: Sequence[np.ndarray], periodic: Sequence[bool]) -> tuple[float, ...]:
-    """Domain size per dimension; on a periodic one it includes the cell that closes the ring."""
-    pairs = zip(coords, periodic, strict=True)
-    return tuple(float(x[-1] - x[0]) * (len(x) / (len(x) - 1) if wraps else 1) for x, wraps in pairs)
 
 
 def context_number(path: Path, environment: np.ndarray | None, i: int, numbers: np.ndarray) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..domain import Domain
 from ..errors import EnmaError
 from ..utils.bounds import FEWEST_FRAMES
 from ..utils.names import SPACE, check_names
@@ -17,7 +18,7 @@ from . import hdf5
 from .arranging import arranged, placed
 from .checks import check_store_names, check_values, constant_channels, leave_out, repeated_ends
 from .environments import along_trajectories, environments
-from .fields import FieldFile, lengths_of
+from .fields import FieldFile
 from .positions import check_space, descending, positions
 from .sources import AXES, NAMES, open_source
 from .well import channels_of, read, write_fields
@@ -213,7 +214,7 @@ def _assembled(path: Path, options: ImportOptions) -> FieldFile:
         channels=tuple(name for field in fields for name in field.wanted),
         times=times,
         coords=coords,
-        lengths=lengths_of(coords, periodic),
+        lengths=Domain.of_coords(coords, periodic).lengths,
         periodic=periodic,
         parameters=parameters,
         environment=environment,
@@ -286,9 +287,8 @@ def _cropped(data: FieldFile, parts: Sequence[slice], options: ImportOptions) ->
         wraps and (options.periodic is not None or len(part) == len(x))
         for wraps, x, part in zip(data.periodic, data.coords, coords, strict=True)
     )
-    return replace(
-        data, times=data.times[parts[0]], coords=coords, lengths=lengths_of(coords, periodic), periodic=periodic
-    )
+    lengths = Domain.of_coords(coords, periodic).lengths
+    return replace(data, times=data.times[parts[0]], coords=coords, lengths=lengths, periodic=periodic)
 
 
 def _windows(data: FieldFile, window: int, stride: int) -> FieldFile:

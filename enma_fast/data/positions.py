@@ -12,8 +12,6 @@ from ..utils.names import SPACE
 from ..utils.text import counted
 from .fields import decimals
 
-# Relative difference of the spacing of frames, and of the size of a domain, up to which they are the same.
-SPACING_TOLERANCE = 1e-3
 # Times and points may be off an even grid by this part of a step.
 _EVEN = 1e-2
 

@@ -149,7 +149,7 @@ def _description(source: FieldSource, more: Limits) -> dict[str, Any]:
         "frames": len(source.times),
         "time": [float(source.times[0]), float(source.times[-1])],
         "points": points,
-        "lengths": list(source.lengths),
+        "lengths": list(source.domain.lengths),
         "periodic": list(source.periodic),
         "channels": list(source.channels),
         "units": source.units,
@@ -161,27 +161,21 @@ def _description(source: FieldSource, more: Limits) -> dict[str, Any]:
 def write(
     path: str | Path,
     *,
-    name: str,
-    times: np.ndarray,
-    coords: Sequence[np.ndarray],
-    periodic: Sequence[bool],
-    scalars: Mapping[str, np.ndarray],
     t0_fields: Mapping[str, np.ndarray],
     t1_fields: Mapping[str, np.ndarray] | None = None,
     units: Mapping[str, str] | None = None,
     environment_by: Sequence[str] = (),
+    **header: Any,
 ) -> Path:
     """Write a field file in one step: it appears complete or not at all.
 
     Parameters
     ----------
-    name : `dataset_name`
-    times : [T]
-    coords, periodic : one per space dimension
-    scalars : name -> [n]; `environment` is stored as int64, the others as float32
     t0_fields, t1_fields : name -> [n, T, x..] and [n, T, x.., component]
     units : name of a field -> its unit, where it has one
     environment_by : names of the columns by whose values the environments are numbered
+    header : `name`, the `dataset_name`; `times` [T]; `coords` and `periodic`, one per space dimension; `scalars`, name
+        -> [n], of which `environment` is stored as int64 and the others as float32
 
     Raises
     ------
@@ -189,9 +183,10 @@ def write(
         If a field's shape does not fit the axes, or the file cannot be written.
     """
     path = Path(path)
-    sizes = (*(len(value) for value in list(scalars.values())[:1]), len(times), *(len(x) for x in coords))
+    axes = (*list(header["scalars"].values())[:1], header["times"], *header["coords"])
+    sizes = tuple(map(len, axes))
     with hdf5.create_file(path) as file:
-        write_header(file, name=name, times=times, coords=coords, periodic=periodic, scalars=scalars)
+        write_header(file, **header)
         if environment_by:
             file["scalars/environment"].attrs["columns"] = _string_array(environment_by)
         for rank, fields in enumerate((t0_fields, t1_fields or {})):
@@ -202,7 +197,7 @@ def write(
                         f"{path}: t{rank}_fields/{key} has shape {value.shape}; the axes ask for {sizes}{component}"
                     )
             shapes = {key: value.shape for key, value in fields.items()}
-            datasets = create_fields(file, shapes, rank=rank, num_spatial_dims=len(coords), units=units or {})
+            datasets = create_fields(file, shapes, rank=rank, num_spatial_dims=len(header["coords"]), units=units or {})
             for dataset, value in zip(datasets, fields.values(), strict=True):
                 dataset[...] = unmasked(f"{path}: {dataset.name.strip('/')}", value)
     return path

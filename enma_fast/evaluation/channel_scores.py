@@ -45,14 +45,21 @@ class ChannelScores:
                     seen = None if observed is None else observed[i : i + 1, ..., c : c + 1]
                     scores.update(ensemble[i : i + 1, ..., c : c + 1], field, seen)
 
-    def passing(self, parts: Iterable[ChannelPart], num_frames: int) -> Passing:
-        """The parts of one trajectory for `Scores.update_in_parts`, seen here on their way."""
-        return Passing(parts, [PartSums(scores, num_frames) for scores in self._scores])
+    def update_in_parts(
+        self, parts: Iterable[ChannelPart], num_frames: int, amplitudes: Sequence[float | None]
+    ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """Add one trajectory from its parts, and yield them without their channels for `Scores.update_in_parts`.
 
-    def add(self, passed: Passing, amplitudes: Sequence[float | None]) -> None:
-        """Add the trajectory whose parts have passed; `amplitudes` is the RMS of the observed frames of each."""
-        for c, (scores, sums) in enumerate(zip(self._scores, passed.sums, strict=True)):
-            self._moments[c] = _joined(self._moments[c], passed.moments[c])
+        `amplitudes` is the RMS of the observed frames of each channel.
+        """
+        every, moments = [PartSums(scores, num_frames) for scores in self._scores], np.zeros_like(self._moments)
+        for c, first, members_KtP, truth_tP in parts:
+            if every:
+                every[c].add(first, members_KtP, truth_tP)
+                moments[c] = _joined(moments[c], _moments(truth_tP))
+            yield first, members_KtP, truth_tP
+        for c, (scores, sums) in enumerate(zip(self._scores, every, strict=True)):
+            self._moments[c] = _joined(self._moments[c], moments[c])
             if sums.nonzero:
                 scores.add_sums(sums, amplitude=amplitudes[c])
 
@@ -99,21 +106,6 @@ class ChannelScores:
             moments = {"truth_mean": float(mean), "truth_std": float((squares / count) ** 0.5)}
             found[name] = {"unit": units.get(name, "1"), **moments, **row, "num_trajectories": scores.num_trajectories}
         return found or None
-
-
-class Passing:
-    """Parts of one trajectory, iterated once without their channels; `sums` and `moments` of each channel grow then."""
-
-    def __init__(self, parts: Iterable[ChannelPart], sums: list[PartSums]) -> None:
-        self.sums, self.moments = sums, np.zeros((len(sums), 3))
-        self._parts = parts
-
-    def __iter__(self) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        for c, first, members_KtP, truth_tP in self._parts:
-            if self.sums:
-                self.sums[c].add(first, members_KtP, truth_tP)
-                self.moments[c] = _joined(self.moments[c], _moments(truth_tP))
-            yield first, members_KtP, truth_tP
 
 
 def hidden_changes(name: str, mean: float, changes: float) -> str | None:

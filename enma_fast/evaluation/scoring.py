@@ -6,26 +6,21 @@ Shape suffixes: B trajectories, T frames, X points.
 from __future__ import annotations
 
 import dataclasses
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ..config import SamplingConfig
 from ..data import EQUATIONS, FieldFile, dataset_split
 from ..errors import EnmaError
-from ..forecasting.file_forecast import FileForecast
+from ..forecasting.file_forecast import FileForecast, Sink
 from ..forecasting.request import TASKS, ForecastRequest, task_named
 from ..models.model import Model
-from ..sampling.settings import chosen_sampling
-from .channel_scores import ChannelScores
-from .metrics import SCORES, Scores
 from .paper import SOLVER_FIDELITY, paper_scores, paper_uncertainty
-from .physics import Physics
 from .solver import solver_fidelity
+from .task_scores import FileScores
 
 
 def score(
@@ -108,13 +103,12 @@ def score_forecast(
     *,
     warn: bool = True,
     progress: Callable[[int, int], None] | None = None,
-    sink: Callable[[int, Tensor], None] | None = None,
+    sinks: Sequence[Sink] = (),
 ) -> dict[str, Any]:
-    """Score a forecast as `score` does; `sink` also gets the samples `[B, K, T, *x, c]` and the place of the first.
+    """Score a forecast as `score` does; `sinks` take the members too.
 
     Without `warn`, trajectories outside the training data are not logged.
     """
-    scores, seconds = Scores(), 0.0
     model, data, request = forecast.model, forecast.data, forecast.request
     forecast.check()
     rows, seen, last = forecast.trajectories, forecast.num_observed, forecast.num_total
@@ -125,62 +119,28 @@ def score_forecast(
         )
     unlike_training = forecast.outside_training(warn=warn)
     dataset, split = dataset_split(data.name)
-    *grid, channels = data.u.shape[2:]
-    of_channels = ChannelScores(data.channels)
-    physics = Physics(dataset, grid, channels, lengths=data.lengths, periodic=data.periodic)
-    first_members = []
-    clock = time.perf_counter()
-    for part, samples in forecast.samples():
-        # A GPU has then finished.
-        on_cpu = samples.cpu()
-        seconds += time.perf_counter() - clock
-        if sink is not None:
-            sink(scores.num_trajectories, on_cpu)
-        fields = data.u[data.places(part)]
-        observed = fields[:, :seen] if seen else None
-        scores.update(samples, fields[:, seen:last], observed)
-        of_channels.update(on_cpu, fields[:, seen:last], observed)
-        for members, field in zip(on_cpu.numpy(force=True), fields, strict=True):
-            physics.add([members], field[seen:last], field[:seen])
-        if not request.task.has_truth:
-            first_members.append(on_cpu[:, 0].numpy())
-        if progress is not None:
-            progress(scores.num_trajectories, len(rows))
-        clock = time.perf_counter()
-    result = scores.result()
-    per_frame = result.pop("per_frame")
+    scores = FileScores(forecast)
+    seconds = forecast.fill((scores, *sinks), progress=progress)
     fidelity = None
     if not request.task.has_truth:
-        leave_out_errors(result, per_frame)
-        fidelity = solver_fidelity(dataset, data, rows, np.concatenate(first_members))
+        fidelity = solver_fidelity(dataset, data, rows, np.stack(scores.first_members))
     return {
         "task": request.task.name,
         "dataset": dataset,
         "split": split,
         "model": model.config.name,
-        **result,
-        "channels": of_channels.result(data.units, has_truth=request.task.has_truth),
+        **scores.result(data.units, has_truth=request.task.has_truth),
         "solver_fidelity": fidelity,
-        "physics": physics.result(has_truth=request.task.has_truth),
         "num_outside": None if unlike_training is None else len(unlike_training),
         "history": seen,
         "points": request.points,
         "num_frames": last - seen,
         "seed": request.seed,
-        "sampling": dataclasses.asdict(chosen_sampling(model.config, request.settings)),
+        "sampling": dataclasses.asdict(request.sampling),
         "precision": request.precision,
         "seconds_per_member": seconds / (len(rows) * request.num_members),
         "num_parameters": sum(p.numel() for p in model.parameters()),
-        "rank_histogram": scores.rank_histogram().tolist() if request.num_members > 1 else None,
-        "per_frame": per_frame,
     }
-
-
-def leave_out_errors(result: dict[str, Any], per_frame: dict[str, list[float | None]]) -> None:
-    """Set the errors against a truth to None: generated trajectories have none."""
-    errors = [name for name, made in SCORES.items() if made.needs_truth]
-    result |= dict.fromkeys(errors)
-    per_frame |= {name: [None] * len(values) for name, values in per_frame.items() if name in errors}
 
 
 def paper_table(result: dict[str, Any]) -> list[dict[str, Any]]:

@@ -63,15 +63,15 @@ def _norm(u: np.ndarray) -> np.ndarray:
 
 def _is_of(equation: Equation, data: FieldFile, generated: np.ndarray) -> bool:
     """True if a file has the equation's domain, frame spacing and parameters, and points that its grid contains."""
-    points = generated.shape[2:-1]
+    points, domain = generated.shape[2:-1], equation.domain
     return (
         set(equation.parameters) <= set(data.parameters)
         and tuple(equation.channels) == data.channels
-        and equation.periodic == data.periodic
-        and np.allclose(data.lengths, equation.lengths, rtol=SPACING_TOLERANCE)
+        and domain.periodic == data.periodic
+        and data.domain.same_size(domain)
         and all(
             full % there == 0 if wraps else full == there
-            for full, there, wraps in zip(equation.grid, points, equation.periodic, strict=True)
+            for full, there, wraps in zip(domain.grid, points, domain.periodic, strict=True)
         )
         and generated.shape[1] <= equation.num_frames
         and np.allclose(np.diff(data.times), equation.frame_spacing, rtol=SPACING_TOLERANCE)

@@ -24,21 +24,20 @@ import torch
 
 from ..data import FieldFile, dataset_split, read
 from ..data.fields import FieldSource
-from ..errors import EnmaError, first_line
+from ..errors import EnmaError
 from ..forecasting.channels import report_unit
 from ..models.checkpoint import read_tensors, sha256, write_tensors
 from ..store.layout import OUTSIDE, POINTS
 from ..store.metadata import READINGS
-from ..store.read import is_missing, read_forecast
+from ..store.read import is_missing, read_forecast, zarr_errors
 from ..utils.names import SPACE
 from ..utils.system import versions
 from ..utils.text import counted, times
 from ..utils.units import has_no_unit, same_unit
-from .channel_scores import ChannelPart, ChannelScores
-from .metrics import Scores
+from .channel_scores import ChannelPart
 from .physics import Physics
-from .scoring import leave_out_errors
 from .solver import solver_fidelity
+from .task_scores import TaskScores
 
 log = logging.getLogger("enma_fast")
 
@@ -46,8 +45,6 @@ log = logging.getLogger("enma_fast")
 _BLOCK, _PART = 1 << 24, 1 << 20
 # Readings may be so far, of their RMS, from the truth at the nearest grid points.
 _NEAR = 0.5
-# In the saved state, the names of what belongs to single channels begin so.
-_OF_CHANNELS = "channels."
 # Trajectories that the solver runs from at a time.
 _SOLVED = 64
 
@@ -91,42 +88,35 @@ def score_store(
     # That of `.` or `..` has the name of the folder it stands for.
     real = path.resolve() if path.name in ("", "..") else path
     state = real.with_name(f"{real.name}.scores")
-    scores, of_channels = _resumed(state, key, channels)
     name, split = dataset_split(str(attrs.get("data_name")))
     physics = _empty_physics(dataset, name)
+    scores = TaskScores(channels, physics)
+    _resume(state, key, scores)
     total = len(numbers) * (1 if physics is None else 2)
     for place in range(scores.num_trajectories, len(numbers)):
-        parts = of_channels.passing(_parts(path, dataset, place, truth_of), shape_KTX[1])
         amplitude, *amplitudes = _amplitudes(path, dataset, place)
-        scores.update_in_parts(parts, shape_KTX[1], amplitude=amplitude)
-        of_channels.add(parts, amplitudes)
-        _save(state, key, scores, of_channels)
+        parts = _parts(path, dataset, place, truth_of)
+        passed = scores.of_channels.update_in_parts(parts, shape_KTX[1], amplitudes)
+        scores.all.update_in_parts(passed, shape_KTX[1], amplitude=amplitude)
+        _save(state, key, scores)
         if progress is not None:
             progress(place + 1, total)
-    result = scores.result()
-    per_frame, fidelity = result.pop("per_frame"), None
-    generated = attrs.get("task") == "generation"
+    fidelity, generated = None, attrs.get("task") == "generation"
     if physics is not None:
         for place in range(len(numbers)):
             _add_physics(physics, path, dataset, place, truth_of)
             if progress is not None:
                 progress(len(numbers) + place + 1, total)
-    if generated:
-        leave_out_errors(result, per_frame)
-        if truth is not None:
-            fidelity = _solver_fidelity(path, dataset, Path(truth), numbers, name)
+    if generated and truth is not None:
+        fidelity = _solver_fidelity(path, dataset, Path(truth), numbers, name)
     _remove(state)
     return {
         "task": attrs.get("task"),
         "dataset": name,
         "split": split,
         "model": attrs.get("model"),
-        **result,
-        "channels": of_channels.result(
-            {name: dataset[name].attrs.get("units", "1") for name in channels}, has_truth=not generated
-        ),
+        **scores.result({c: dataset[c].attrs.get("units", "1") for c in channels}, has_truth=not generated),
         "solver_fidelity": fidelity,
-        "physics": None if physics is None else physics.result(has_truth=not generated),
         "num_outside": None if attrs.get(OUTSIDE) is None else len(attrs[OUTSIDE]),
         "history": attrs.get("observed_frames"),
         "points": attrs.get(POINTS),
@@ -134,8 +124,6 @@ def score_store(
         "seed": attrs.get("seed"),
         "sampling": attrs.get("sampling"),
         "precision": attrs.get("precision"),
-        "rank_histogram": scores.rank_histogram().tolist() if scores.num_members > 1 else None,
-        "per_frame": per_frame,
         "store": str(path),
         "truth": None if truth is None else str(truth),
     }
@@ -327,14 +315,8 @@ def _blocks(shape_KTX: Sequence[int], limit: int) -> Iterator[tuple[slice, slice
 
 def _values(path: Path, number: int, array: Any) -> np.ndarray:
     """Values of a part of the store or of the truth; `EnmaError` if a chunk is damaged."""
-    try:
+    with zarr_errors(path, f"trajectory {number}"):
         return np.asarray(array)
-    except Exception as error:
-        # Zarr and its codecs raise many kinds for a damaged chunk.
-        reason = first_line(error)
-        raise EnmaError(
-            f"{path}: trajectory {number} cannot be read ({reason}); a chunk is damaged, run: enma-fast verify {path}"
-        ) from error
 
 
 def _require_finite(path: Path, dataset: Any, name: str, place: int, block_KTX: np.ndarray) -> None:
@@ -408,28 +390,23 @@ def _key(path: Path, dataset: Any, truth_hash: str) -> str:
     return hashlib.sha256(json.dumps(whole, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _resumed(state: Path, key: str, channels: list[str]) -> tuple[Scores, ChannelScores]:
-    """The sums of an interrupted call, or empty ones."""
-    new = Scores(), ChannelScores(channels)
+def _resume(state: Path, key: str, scores: TaskScores) -> None:
+    """Take up the sums of an interrupted call, if there are any."""
     if not state.is_file():
-        return new
+        return
     try:
         tensors, metadata = read_tensors(state)
         if metadata.get("key") != key:
-            return new
-        own = {name: values for name, values in tensors.items() if not name.startswith(_OF_CHANNELS)}
-        others = {name.removeprefix(_OF_CHANNELS): values for name, values in tensors.items() if name not in own}
-        scores, of_channels = Scores.restore(own), ChannelScores.restore(others, channels)
+            return
+        scores.restore(tensors)
     except EnmaError as error:
         log.warning("%s; scoring starts again from the first trajectory", error)
-        return new
+        return
     log.info("%s: resumed after %d trajectories", state, scores.num_trajectories)
-    return scores, of_channels
 
 
-def _save(state: Path, key: str, scores: Scores, of_channels: ChannelScores) -> None:
-    found = scores.state() | {f"{_OF_CHANNELS}{name}": values for name, values in of_channels.state().items()}
-    arrays = {name: torch.from_numpy(value) for name, value in found.items()}
+def _save(state: Path, key: str, scores: TaskScores) -> None:
+    arrays = {name: torch.from_numpy(value) for name, value in scores.state().items()}
     try:
         write_tensors(state, arrays, {"key": key})
     except OSError as error:

@@ -8,14 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from ..data import FieldFile, read, shipped_file
 from ..data.selection import spread_rows
 from ..drawing.plots import save_figure
 from ..errors import EnmaError
 from ..evaluation.scoring import paper_table, score_forecast
-from ..forecasting.file_forecast import FileForecast
+from ..forecasting.file_forecast import FileForecast, Sink
 from ..forecasting.request import INITIAL_VALUE, ForecastRequest
 from ..forecasting.store_layout import file_hashes, layout_of, provenance
 from ..models.checkpoint import available, load_config, load_model
@@ -72,7 +70,7 @@ def run(
     total = trajectories * sum(each.request.num_members for each in forecasts.values())
     results: list[dict[str, Any]] = []
 
-    def run_one(label: str, sink: Callable[[int, Tensor], None] | None = None) -> None:
+    def run_one(label: str, *sinks: Sink) -> None:
         before = sum(trajectories * row["num_members"] for row in results)
         size = forecasts[label].request.num_members
 
@@ -81,7 +79,7 @@ def run(
                 progress(before + done * size, total, label)
 
         # Trajectories out of distribution are shown on purpose, and the table says how many were recognised.
-        results.append(score_forecast(forecasts[label], warn=False, progress=report, sink=sink))
+        results.append(score_forecast(forecasts[label], warn=False, progress=report, sinks=sinks))
 
     words = ["enma-fast", "demo", "--checkpoint", str(checkpoint), "--members", str(members), "--seed", str(seed)]
     words += ["--trajectories", str(trajectories), *(() if points is None else ("--points", str(points)))]
@@ -91,7 +89,7 @@ def run(
         attributes[OUTSIDE] = unlike_training
     with create_store(out / STORE, layout_of(main, attributes), force=True) as store:
         first, *others = forecasts
-        run_one(first, store.put)
+        run_one(first, store)
     for label in others:
         run_one(label)
     reader = StoreReader(out / STORE)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..config import SamplingConfig
 from ..data import EQUATIONS
+from ..domain import Domain
 from ..errors import EnmaError
 from ..models.model import Model
 from ..utils.names import SPACE
@@ -24,7 +25,7 @@ from .ensemble import Ensemble
 from .labelled_field import LabelledField, first_time, read_field
 from .labels import Labels
 from .members import Stop, sample_members, stream_members
-from .request import ForecastRequest
+from .request import Fields, ForecastRequest
 from .scattered import coordinates
 
 # A numpy array, a tensor, an xarray.DataArray or an xarray.Dataset.
@@ -139,7 +140,12 @@ def forecast(
     -----
     In a forked child the work is done in a thread of its own, `stop` included (:mod:`enma_fast.utils.forks`).
     """
-    request = ForecastRequest(
+    request = ForecastRequest.of_arrays(
+        history,
+        context,
+        points=points,
+        context_points=context_points,
+        query=query,
         num_frames=num_frames,
         num_members=num_members,
         first_member=first_member,
@@ -152,8 +158,8 @@ def forecast(
         strict=strict,
         observation_error=observation_error,
     )
-    request, arrays, labels = _read(model, request, history, context, points, context_points, query)
-    fields = sample_members(model, request, **arrays, stop=_on_tensors(stop, labels))
+    request, labels = _read(model, request)
+    fields = sample_members(model, request, stop=_on_tensors(stop, labels))
     return Ensemble(labels.plain(fields), labels)
 
 
@@ -184,7 +190,12 @@ def stream(
     ``chunk`` is the number of rows that advance together, all by default. ``stop`` is called before its frame is
     yielded; the stream ends with the frame at which the last member stops.
     """
-    request = ForecastRequest(
+    request = ForecastRequest.of_arrays(
+        history,
+        context,
+        points=points,
+        context_points=context_points,
+        query=query,
         num_frames=num_frames,
         num_members=num_members,
         first_member=first_member,
@@ -197,34 +208,26 @@ def stream(
         strict=strict,
         observation_error=observation_error,
     )
-    request, arrays, labels = _read(model, request, history, context, points, context_points, query)
+    request, labels = _read(model, request)
     if chunk is None:
         request = replace(request, chunk=max(1, len(labels.trajectories)) * request.num_members)
-    frames = stream_members(model, request, **arrays, stop=_on_tensors(stop, labels))
+    frames = stream_members(model, request, stop=_on_tensors(stop, labels))
     return (_labelled(labels, number, frame) for number, frame in enumerate(frames))
 
 
-def _read(
-    model: Model,
-    request: ForecastRequest,
-    history: Array | None,
-    context: Array | None,
-    points: np.ndarray | Tensor | None,
-    context_points: np.ndarray | Tensor | None,
-    query: np.ndarray | Tensor | None,
-) -> tuple[ForecastRequest, dict[str, Any], Labels]:
-    """The request with the numbers of the trajectories, plain arrays, and the labels of the forecast."""
+def _read(model: Model, request: ForecastRequest) -> tuple[ForecastRequest, Labels]:
+    """The request with plain arrays and the numbers of the trajectories, and the labels of the forecast."""
     config, tok = model.config, model.config.tokenizer
-    if history is None and points is None:
-        points, context_points = context_points, None
-    queried = None if query is None else coordinates("query", query, model)
+    history, context = request.observed, request.context
+    points = next((fields.points for fields in (history, context) if fields is not None), None)
+    queried = None if request.query is None else coordinates("query", request.query, model)
     grid = SPACE[: tok.dims]
     space = grid if points is None else ("point",)
 
     expected = Channels.of_model(model)
 
-    def read(argument: str, given: Any, expected: Channels) -> LabelledField:
-        found = read_field(argument, given, space=space)
+    def read(argument: str, given: Fields, expected: Channels) -> LabelledField:
+        found = read_field(argument, given.values, space=space)
         names = _channel_names(found)
         return found.ordered(expected.places(argument, names, found.units, strict=request.strict))
 
@@ -239,12 +242,14 @@ def _read(
     if request.trajectories is None:
         numbers = leading.numbers or range(len(leading.data) if batched else 1)
         request = replace(request, trajectories=numbers)
-    own = ("points", points) if context_points is None else ("context_points", context_points)
+    own = ("points", points)
+    if history is not None and context is not None and context.points is not None:
+        own = ("context_points", context.points)
     for argument, source, (name, where) in (("history", known, ("points", points)), ("context", other, own)):
         if where is not None:
             _require_points(argument, source, name, coordinates(name, where, model, of_frames=True), grid)
         elif source is not None:
-            source.require_domain(argument, tok.lengths, tok.periodic)
+            source.require_domain(argument, Domain.of(tok))
     coords = {} if points is not None else {name: ((name,), values) for name, values in leading.coords.items()}
     if queried is not None:
         coords = {name: (("point",), values) for name, values in zip(grid, queried.T.numpy(force=True), strict=True)}
@@ -267,14 +272,13 @@ def _read(
         has_channel=leading.has_channel,
         name=leading.name,
     )
-    arrays = {
-        "history": None if known is None else known.data,
-        "context": None if other is None else other.data,
-        "points": points,
-        "context_points": context_points,
-        "query": queried,
-    }
-    return request, arrays, labels
+    observed = None if known is None else Fields(known.data, points)
+    return replace(
+        request,
+        observed=observed,
+        context=None if context is None or other is None else Fields(other.data, context.points),
+        query=queried,
+    ), labels
 
 
 def _channel_names(field: LabelledField) -> tuple[str, ...] | None:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..config import ModelConfig, SamplingConfig
+from ..config import ModelConfig
 from ..data import NETCDF_FILL, unmasked
 from ..errors import EnmaError
 from ..models.layers import own_dtype
@@ -25,11 +25,10 @@ from ..models.native_tokenizer import NativeTokenizer, native_tokenizer
 from ..sampling.batch_invariant import BLOCKS, map_alone, map_rows
 from ..sampling.cuda_graphs import tokenizer_recordings
 from ..sampling.noise import trajectory_seed
-from ..sampling.settings import chosen_sampling
 from ..sampling.shifts import View, shifted, views
 from ..utils.text import counted
 from .analysis import CONTEXT, HISTORY, Draw, analyse
-from .request import ForecastRequest
+from .request import Fields, ForecastRequest
 from .scattered import coordinates, moved, require_errors
 
 log = logging.getLogger("enma_fast")
@@ -53,7 +52,7 @@ class EncodedInputs:
     ----------
     history_BTNC, context_BTNC : observed latent frames
     num_observed, num_frames, num_latents : frames observed, frames of the whole trajectory, and its latent frames
-    settings : of the sampler
+    query : checked coordinates of the output; None on the grid
     batched : true if the input has an axis of trajectories
     seeds : one for each trajectory
     native : the tokenizer packed for the CPU, where the extension can
@@ -67,7 +66,7 @@ class EncodedInputs:
     num_observed: int
     num_frames: int
     num_latents: int
-    settings: SamplingConfig
+    query: Tensor | None
     batched: bool
     seeds: list[int]
     native: NativeTokenizer | None
@@ -88,41 +87,33 @@ class EncodedInputs:
 def encode_inputs(
     model: Model,
     request: ForecastRequest,
-    history: np.ndarray | Tensor | None,
-    context: np.ndarray | Tensor | None,
-    points: np.ndarray | Tensor | None,
-    context_points: np.ndarray | Tensor | None,
     *,
-    num_points: int | None,
     side_by_side: bool,
     frames_held: int | None = None,
     warn: bool = True,
 ) -> EncodedInputs:
-    """Check everything before any work, then encode.
+    """Check everything of a request `on` the model before any work, then encode.
 
-    Both are observed at `points`, or the context at points of its own. The forecast has `num_points`, by default those
-    of the grid; `frames_held` of its frames are in memory at a time, by default all, and with `side_by_side` the keys
-    and values of all rows.
+    `frames_held` frames of the forecast are in memory at a time, by default all, and with `side_by_side` the keys and
+    values of all rows.
 
     With `warn` a message says, or with a strict request an error, which observed frames lie outside what the model was
     trained on.
     """
     config = model.config
     require_fp32(model)
-    settings = chosen_sampling(config, request.settings)
-    if history is None and points is None:
-        points = context_points
-    if points is None and context_points is not None:
-        raise EnmaError("context_points: points is None; give those of the history, or leave this out")
-    where = None if points is None else coordinates("points", points, model, of_frames=True)
-    there = where if context_points is None else coordinates("context_points", context_points, model, of_frames=True)
-    given = history if history is not None else context
-    if given is None:
+    query = None if request.query is None else coordinates("query", request.query, model)
+    history, context = request.observed, request.context
+    leading = history or context
+    if leading is None:
         raise EnmaError("history and context are both None; give one of them")
+    where, there = _points(model, history, context)
     space = 1 if where is not None else config.tokenizer.dims
-    batched = given.ndim == space + 3
-    known = _field("history", history, model, where, batched) if history is not None else None
-    other = None if context is None else _field("context", context, model, there, context.ndim == space + 3)
+    batched = leading.values.ndim == space + 3
+    known = None if history is None else _field("history", history.values, model, where, batched)
+    other = (
+        None if context is None else _field("context", context.values, model, there, context.values.ndim == space + 3)
+    )
     if known is not None and other is not None and len(other) not in (1, len(known)):
         raise EnmaError(
             f"history holds {len(known)} trajectories and context {len(other)}; give one context for each, or one"
@@ -135,7 +126,7 @@ def encode_inputs(
         there = there if there is None or there.ndim == 2 else there[..., :length, :, :]
     num_observed = 0 if known is None else known.shape[1]
     num_frames = num_observed + _frames_to_forecast(config, request, num_observed, has_context=other is not None)
-    B = len(given) if batched else 1
+    B = len(leading.values) if batched else 1
     tok = config.tokenizer
     known_latents, num_latents = tok.whole_latents(num_observed), tok.latent_frames(num_frames)
     # Those of a GPU are in its own memory. The last latent frame is not read.
@@ -144,7 +135,7 @@ def encode_inputs(
         config,
         min(num_frames - num_observed, frames_held or num_frames),
         num_trajectories=B,
-        num_points=num_points,
+        num_points=None if query is None else len(query),
         read_latents=num_latents - known_latents - 1 if counted_here else 0,
     )
     numbers = list(range(B)) if request.trajectories is None else request.trajectories
@@ -153,9 +144,9 @@ def encode_inputs(
     if warn:
         warn_if_long(config, num_frames)
         warn_if_uneven(config, num_observed)
-        reasons = outside(model, known, other, scattered=where is not None)
+        reasons = outside(model, [u for u in (known, other) if u is not None], scattered=where is not None)
         report_outside(model, numbers, reasons, strict=request.strict)
-    shown, ring = views(config, settings), config.tokenizer.periodic
+    shown, ring = views(config, request.sampling), config.tokenizer.periodic
     drawn = where is not None and tok.interpolation is None
     require_errors(request.errors, tok, scattered=where is not None)
     if drawn:
@@ -201,7 +192,7 @@ def encode_inputs(
         num_observed=num_observed,
         num_frames=num_frames,
         num_latents=num_latents,
-        settings=settings,
+        query=query,
         batched=batched,
         seeds=seeds,
         native=native,
@@ -209,6 +200,18 @@ def encode_inputs(
         views=shown,
         places={(b, s): b * len(used) + i for b in range(B) for i, s in enumerate(used)},
     )
+
+
+def _points(model: Model, history: Fields | None, context: Fields | None) -> tuple[Tensor | None, Tensor | None]:
+    """Checked points of the observed frames, and of the context, which has theirs where it has none of its own."""
+    of_history, of_context = (None if fields is None else fields.points for fields in (history, context))
+    if history is None:
+        of_history, of_context = of_context, None
+    if of_history is None and of_context is not None:
+        raise EnmaError("context_points: points is None; give those of the history, or leave this out")
+    where = None if of_history is None else coordinates("points", of_history, model, of_frames=True)
+    own = where if of_context is None else coordinates("context_points", of_context, model, of_frames=True)
+    return where, own
 
 
 def _drawn_fields(
@@ -374,17 +377,16 @@ def require_fp32(model: Model) -> None:
         raise EnmaError(f"model has {name} weights, fp32 is needed; call model.float(){remedy}")
 
 
-def outside(
-    model: Model, history: np.ndarray | Tensor | None, context: np.ndarray | Tensor | None, *, scattered: bool
-) -> list[str]:
+def outside(model: Model, given: Sequence[np.ndarray | Tensor], *, scattered: bool) -> list[str]:
     """Return, for each trajectory, why its observed frames `[B, T, *x, c]` lie outside the training data, or "".
 
-    One context serves all. The list is empty where the model's checkpoint does not say what it was trained on.
+    `given` are observed frames and contexts; one context serves all. The list is empty where the
+    model's checkpoint does not say what it was trained on.
     """
     if model.envelope is None:
         return []
-    seen = [u.numpy(force=True) if isinstance(u, Tensor) else u for u in (history, context) if u is not None]
-    parts = [model.envelope.reasons(u, scattered=scattered) for u in seen]
+    arrays = (u.numpy(force=True) if isinstance(u, Tensor) else u for u in given)
+    parts = [model.envelope.reasons(u, scattered=scattered) for u in arrays]
     count = max(map(len, parts), default=0)
     parts = [reasons * count if len(reasons) == 1 else reasons for reasons in parts]
     return [next(filter(None, reasons), "") for reasons in zip(*parts, strict=True)]

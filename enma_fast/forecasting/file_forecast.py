@@ -18,14 +18,17 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 from torch import Tensor
 
 from ..config import ModelConfig
 from ..data import SPACING_TOLERANCE, FieldFile, is_even
+from ..domain import Domain
 from ..errors import EnmaError
 from ..models.interpolation import grid_points
 from ..models.model import Model
@@ -34,13 +37,20 @@ from ..utils.text import boundaries, times
 from .channels import Channels
 from .encoding import outside, report_outside, warn_if_long, warn_if_uneven, warn_of_context
 from .members import Stop, sample_members
-from .request import INITIAL_VALUE, TEMPORAL, ForecastRequest
+from .request import INITIAL_VALUE, TEMPORAL, Fields, ForecastRequest
 from .scattered import drawn_places, require_errors, require_scattered, require_together
 
 log = logging.getLogger("enma_fast")
 
 # Trajectories whose observed frames are compared with those of the training at a time.
 _COMPARED_AT_ONCE = 256
+
+
+class Sink(Protocol):
+    """Takes the members of a forecast as they are sampled, such as a store or scores."""
+
+    def add(self, trajectory: int, members: range, values: Tensor) -> None:
+        """Take `values` ``[k, T, *x, c]`` of `members`, on the device of the model; both are places of the request."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,9 +214,9 @@ class FileForecast:
         reasons: list[str] = []
         for first in range(0, len(self.trajectories), _COMPARED_AT_ONCE):
             part = self.trajectories[first : first + _COMPARED_AT_ONCE]
-            (history, _), (context, _) = self._history(part), self._contexts(part)
+            given = [fields.values for fields in (self._history(part), self._contexts(part)) if fields is not None]
             scattered = self.request.points is not None or self.data.points is not None
-            reasons += outside(self.model, history, context, scattered=scattered)
+            reasons += outside(self.model, given, scattered=scattered)
         strict = self.request.strict
         if warn or strict:
             report_outside(self.model, self.trajectories, reasons, strict=strict, where=f"{self.data.path}: ")
@@ -219,20 +229,30 @@ class FileForecast:
         `enma_fast.forecast`.
         """
         assert part.trajectories is not None
-        history, points = self._history(part.trajectories)
-        context, context_points = self._contexts(part.trajectories)
-        part = replace(part, num_frames=part.num_frames or self.num_frames)
+        history, context = self._history(part.trajectories), self._contexts(part.trajectories)
+        part = replace(part, observed=history, context=context, num_frames=part.num_frames or self.num_frames)
         # `check` and `outside_training` have warned.
-        return sample_members(
-            self.model,
-            part,
-            history,
-            context=context,
-            points=points,
-            context_points=context_points,
-            stop=stop,
-            warn=False,
-        )
+        return sample_members(self.model, part, stop=stop, warn=False)
+
+    def fill(self, sinks: Sequence[Sink], *, progress: Callable[[int, int], None] | None = None) -> float:
+        """Sample all trajectories into sinks after `check`; returns the seconds that sampling took.
+
+        `progress` is called with (trajectories done, trajectories).
+        """
+        seconds, done = 0.0, 0
+        clock = time.perf_counter()
+        for part, samples in self.samples():
+            # A GPU has then finished.
+            samples.cpu()
+            seconds += time.perf_counter() - clock
+            for place, values in enumerate(samples, start=done):
+                for sink in sinks:
+                    sink.add(place, range(len(values)), values)
+            done += len(part)
+            if progress is not None:
+                progress(done, len(self.trajectories))
+            clock = time.perf_counter()
+        return seconds
 
     def samples(self) -> Iterator[tuple[list[int], Tensor]]:
         """Forecast all trajectories after `check`, as many at a time as make a chunk.
@@ -252,33 +272,31 @@ class FileForecast:
             return self.context_file, [0] * len(trajectories)
         return self.context_file, self.context_file.places(trajectories)
 
-    def _history(self, trajectories: Sequence[int]) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """Observed frames `[B, L, *x, c]` of these trajectories; None where none are observed. And their points."""
+    def _history(self, trajectories: Sequence[int]) -> Fields | None:
+        """Observed frames `[B, L, *x, c]` of these trajectories; None where none are observed."""
         if not self.num_observed:
-            return None, None
+            return None
         places = self.data.places(trajectories)
         if self.data.points is not None:
-            return self.data.u[places], self.data.points[places]
+            return Fields(self.data.u[places], self.data.points[places])
         return self._as_seen(self.data.u[places, : self.num_observed], trajectories)
 
-    def _contexts(self, trajectories: Sequence[int]) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """Contexts `[B, T, *x, c]` of these trajectories; None where the task has none. And their points."""
+    def _contexts(self, trajectories: Sequence[int]) -> Fields | None:
+        """Contexts `[B, T, *x, c]` of these trajectories; None where the task has none."""
         if not self.request.task.needs_context:
-            return None, None
+            return None
         source, index = self.context_places(trajectories)
         return self._as_seen(source.u[index, : self.model.config.num_frames], trajectories, context=True)
 
-    def _as_seen(
-        self, fields: np.ndarray, trajectories: Sequence[int], *, context: bool = False
-    ) -> tuple[np.ndarray, np.ndarray | None]:
+    def _as_seen(self, fields: np.ndarray, trajectories: Sequence[int], *, context: bool = False) -> Fields:
         """Fields `[B, L, *x, c]` whole, or `[B, L, P, c]` at the points `[B, L, P, d]` that the request draws."""
         tok, count = self.model.config.tokenizer, self.request.points
         if count is None or self._sees_whole_grids(count):
-            return fields, None
+            return Fields(fields)
         frames, seed = fields.shape[1], self.request.seed
         places = drawn_places(tok.grid, trajectories, count=count, num_frames=frames, seed=seed, context=context)
         flat = fields.reshape(*fields.shape[:2], -1, fields.shape[-1])
-        return np.take_along_axis(flat, places[..., None], 2), grid_points(tok).numpy()[places]
+        return Fields(np.take_along_axis(flat, places[..., None], 2), grid_points(tok).numpy()[places])
 
 
 def check_channels(expected: Channels, data: FieldFile, *, strict: bool) -> None:
@@ -299,26 +317,25 @@ def _units(data: FieldFile) -> list[str]:
 
 def check_file(config: ModelConfig, data: FieldFile, *, reads_points: bool = False) -> None:
     """Raise `EnmaError` unless grid, domain, positions, number of channels and frame spacing are the model's."""
-    tok = config.tokenizer
-    grid = data.u.shape[2:-1] if data.points is None else tuple(len(x) for x in data.coords)
-    if grid != tok.grid:
+    tok, domain = config.tokenizer, data.domain
+    if domain.grid != tok.grid:
         remedy = "interpolate to them" + ", or give a table of readings (.csv), at any points" * reads_points
         raise EnmaError(
-            f"{data.path}: the grid is {times(grid)} points; {config.name} expects {times(tok.grid)}; {remedy}"
+            f"{data.path}: the grid is {times(domain.grid)} points; {config.name} expects {times(tok.grid)}; {remedy}"
         )
     if len(data.channels) != tok.field_channels:
         raise EnmaError(
             f"{data.path}: holds {len(data.channels)} channels ({', '.join(data.channels)}); {config.name} expects "
             f"{tok.field_channels}"
         )
-    if data.periodic != tok.periodic:
+    if domain.periodic != tok.periodic:
         raise EnmaError(
-            f"{data.path}: boundary_conditions are {boundaries(data.periodic)}; {config.name} expects "
+            f"{data.path}: boundary_conditions are {boundaries(domain.periodic)}; {config.name} expects "
             f"{boundaries(tok.periodic)} (if the file is wrong, import it with --periodic)"
         )
-    if not np.allclose(data.lengths, tok.lengths, rtol=SPACING_TOLERANCE, atol=0.0):
+    if not domain.same_size(Domain.of(tok)):
         raise EnmaError(
-            f"{data.path}: the domain has size {times(data.lengths)}; {config.name} expects {times(tok.lengths)} "
+            f"{data.path}: the domain has size {times(domain.lengths)}; {config.name} expects {times(tok.lengths)} "
             "(if it is given in another unit, import it with --spacing)"
         )
     for name, x in zip(SPACE, data.coords, strict=False):

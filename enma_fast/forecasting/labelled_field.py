@@ -21,6 +21,7 @@ import numpy as np
 
 from ..data import SPACING_TOLERANCE, attributes, decimals, is_even, require_present, unmasked
 from ..data.sources import AXES
+from ..domain import Domain
 from ..errors import EnmaError
 from ..utils.names import SPACE
 
@@ -57,9 +58,9 @@ class LabelledField:
         units = units if units is None or len(units) == 1 else tuple(units[c] for c in places)
         return replace(self, data=self.data[..., list(places)], channels=names, units=units)
 
-    def require_domain(self, argument: str, lengths: Sequence[float], periodic: Sequence[bool]) -> None:
+    def require_domain(self, argument: str, domain: Domain) -> None:
         """Raise `EnmaError` unless the positions in space, where they are known, are those of a domain of this size."""
-        for name, length, wraps in zip(SPACE, lengths, periodic, strict=False):
+        for name, length, wraps in zip(SPACE, domain.lengths, domain.periodic, strict=False):
             x = self.coords.get(name)
             if x is None or x.size < 2:
                 continue

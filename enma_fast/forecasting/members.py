@@ -31,7 +31,7 @@ from ..sampling.shifts import View, shifted
 from ..utils.forks import forkable, iterate_in_own_thread, run_in_own_thread
 from .encoding import EncodedInputs, encode_inputs
 from .request import ForecastRequest
-from .scattered import coordinates, moved
+from .scattered import moved
 
 # Called with the number of a frame and its values; returns None, a bool, or a mask [K] or [B, K] of members to stop.
 Stop = Callable[[int, Any], Any]
@@ -44,41 +44,25 @@ FEWEST_LATENTS = 2
 def sample_members(
     model: Model,
     request: ForecastRequest,
-    history: np.ndarray | Tensor | None,
     *,
-    context: np.ndarray | Tensor | None = None,
-    points: np.ndarray | Tensor | None = None,
-    context_points: np.ndarray | Tensor | None = None,
-    query: np.ndarray | Tensor | None = None,
     stop: Stop | None = None,
     warn: bool = True,
 ) -> Tensor:
     """Forecast arrays without labels: ``[K, T, *grid, c]`` or ``[B, K, T, *grid, c]``, fp32, on the model's device.
 
-    Inputs are those of `enma_fast.forecast`; `EnmaError` if one does not fit the model or the request. Without `warn`
-    there is no warning of frames beyond those of the training, nor of observations unlike them.
+    `EnmaError` if what is observed does not fit the model or the request. Without `warn` there is no warning of frames
+    beyond those of the training, nor of observations unlike them.
     """
-    queried = None if query is None else coordinates("query", query, model)
     request = request.on(model)
-    inputs = encode_inputs(
-        model,
-        request,
-        history,
-        context,
-        points,
-        context_points,
-        num_points=None if queried is None else len(queried),
-        side_by_side=stop is not None,
-        warn=warn,
-    )
+    inputs = encode_inputs(model, request, side_by_side=stop is not None, warn=warn)
     engine = engine_for(model.dynamics, dtype=request.dtype, backend=request.backend)
     chunks = _chunks(engine, inputs, request, ahead=stop is None)
     shape = _shape(inputs, request)
     kept = _all_kept(inputs, shape)
     if stop is not None:
-        for _ in _frames(model, inputs, chunks, kept, shape=shape, query=queried, stop=stop):
+        for _ in _frames(model, inputs, chunks, kept, shape=shape, stop=stop):
             pass
-    out, decode = None, _decoder(model, inputs, queried)
+    out, decode = None, _decoder(model, inputs)
     while chunks:
         part = chunks.pop(0)
         if stop is None:
@@ -95,24 +79,18 @@ def sample_members(
     return out.view(*shape, *out.shape[1:])
 
 
-_BESIDE = ("context", "points", "context_points", "query", "stop", "warn")
-
-
-def sample_fields(model: Model, history: np.ndarray | Tensor | None, *, num_members: int = 1, **given: Any) -> Tensor:
-    """`sample_members`, with the fields of the request as keywords beside its own."""
-    inputs = {name: given.pop(name) for name in _BESIDE if name in given}
-    return sample_members(model, ForecastRequest(num_members=num_members, **given), history, **inputs)
+def sample_fields(
+    model: Model, history: Any, *, num_members: int = 1, stop: Stop | None = None, warn: bool = True, **given: Any
+) -> Tensor:
+    """`sample_members` of the request that `ForecastRequest.of_arrays` makes of the other keywords."""
+    request = ForecastRequest.of_arrays(history, num_members=num_members, **given)
+    return sample_members(model, request, stop=stop, warn=warn)
 
 
 def stream_members(
     model: Model,
     request: ForecastRequest,
-    history: np.ndarray | Tensor | None,
     *,
-    context: np.ndarray | Tensor | None = None,
-    points: np.ndarray | Tensor | None = None,
-    context_points: np.ndarray | Tensor | None = None,
-    query: Tensor | None = None,
     stop: Stop | None = None,
 ) -> Iterator[Tensor]:
     """Forecast as `sample_members`; yield each frame ``[K, *grid, c]`` or ``[B, K, *grid, c]`` as it is decided."""
@@ -121,19 +99,12 @@ def stream_members(
         encode_inputs,
         model,
         request,
-        history,
-        context,
-        points,
-        context_points,
-        num_points=None if query is None else len(query),
         side_by_side=True,
         frames_held=model.config.tokenizer.time_factor,
     )
     engine = run_in_own_thread(engine_for, model.dynamics, dtype=request.dtype, backend=request.backend)
     chunks, shape = _chunks(engine, inputs, request, ahead=False), _shape(inputs, request)
-    return iterate_in_own_thread(
-        _frames(model, inputs, chunks, _all_kept(inputs, shape), shape=shape, query=query, stop=stop)
-    )
+    return iterate_in_own_thread(_frames(model, inputs, chunks, _all_kept(inputs, shape), shape=shape, stop=stop))
 
 
 @dataclass
@@ -158,7 +129,7 @@ def _chunks(engine: Engine, inputs: EncodedInputs, request: ForecastRequest, *, 
         place = slice(begin, begin + request.rows)
         rows = every[place]
         history = inputs.history_BTNC[[inputs.history_of(row) for row in rows]]
-        chunks.append(_Chunk(place, rows, _latents(engine, inputs, rows, chunk=request.rows, ahead=ahead), history))
+        chunks.append(_Chunk(place, rows, _latents(engine, inputs, request, rows, ahead=ahead), history))
     return chunks
 
 
@@ -174,7 +145,6 @@ def _frames(
     kept: Tensor,
     *,
     shape: tuple[int, ...],
-    query: Tensor | None,
     stop: Stop | None,
 ) -> Iterator[Tensor]:
     """Yield forecast frames ``[*shape, *grid, c]``, each as soon as it is decided, until all members have stopped.
@@ -182,7 +152,7 @@ def _frames(
     How many frames each row keeps is written into ``kept [rows]``.
     """
     tok = model.config.tokenizer
-    factor, window, decode = tok.time_factor, _window(tok), _decoder(model, inputs, query)
+    factor, window, decode = tok.time_factor, _window(tok), _decoder(model, inputs)
     number = 0
     for j in range(inputs.history_BTNC.shape[1], inputs.num_latents):
         group = None
@@ -250,7 +220,7 @@ def _window(tok: TokenizerConfig) -> int:
 
 
 def _latents(
-    engine: Engine, inputs: EncodedInputs, rows: list[tuple[int, int]], *, chunk: int, ahead: bool
+    engine: Engine, inputs: EncodedInputs, request: ForecastRequest, rows: list[tuple[int, int]], *, ahead: bool
 ) -> Iterator[Tensor]:
     """Latent frames of rows ``(trajectory, member)``; history and context are read once for each shift."""
     which = sorted({inputs.history_of(row) for row in rows})
@@ -262,9 +232,9 @@ def _latents(
         seeds=torch.tensor([inputs.seeds[b] for b, _ in rows], device=device),
         members=torch.tensor([k for _, k in rows], device=device),
         context=None if inputs.context_BTNC is None else inputs.context_BTNC[which],
-        settings=inputs.settings,
+        settings=request.sampling,
         groups=torch.tensor([place[inputs.history_of(row)] for row in rows], device=device),
-        chunk=chunk,
+        chunk=request.rows,
         ahead=ahead,
     )
 
@@ -274,8 +244,9 @@ def _latents(
 _Decode = Callable[[Tensor, list[tuple[int, int]], slice], Tensor]
 
 
-def _decoder(model: Model, inputs: EncodedInputs, query: Tensor | None) -> _Decode:
-    """A decoder at query points, by default on the grid."""
+def _decoder(model: Model, inputs: EncodedInputs) -> _Decode:
+    """A decoder at the query points, by default on the grid."""
+    query = inputs.query
     if query is None or model.tokenizer.interpolation is not None:
         return _own_decoder(model, inputs, query)
     covariance, decode = model.covariance, _own_decoder(model, inputs, None)

@@ -68,12 +68,32 @@ def task_named(name: str | None, *, has_contexts: bool = False) -> Task:
     return TASKS[name]
 
 
-@dataclass(frozen=True, kw_only=True)
-class ForecastRequest:
-    """A checked request for forecasts.
+@dataclass(frozen=True, eq=False)
+class Fields:
+    """Observed values, in numpy or torch.
 
     Attributes
     ----------
+    values : ``[L, *grid, c]`` or ``[B, L, *grid, c]``, or ``[..., L, P, c]`` at points
+    points : their coordinates ``[P, d]``, or ``[L, P, d]`` or ``[B, L, P, d]`` where each frame has its own; None on
+        the grid
+    """
+
+    values: Any
+    points: Any = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForecastRequest:
+    """A checked request for forecasts, from the command line and the Python API down to the sampler.
+
+    Attributes
+    ----------
+    observed, context
+        What the model sees: observed frames, and another trajectory of the same physics; a run of a field file fills
+        them in for each of its parts.
+    query
+        Coordinates ``[Q, d]`` of the output; the model's grid by default.
     task, num_history
         Task on a field file, and observed frames of the temporal one. Arrays and readings say both by themselves.
     num_frames
@@ -111,6 +131,9 @@ class ForecastRequest:
         One line naming the field that is out of bounds.
     """
 
+    observed: Fields | None = None
+    context: Fields | None = None
+    query: Any = None
     task: Task = TEMPORAL
     num_history: int = HISTORY
     num_frames: int | None = None
@@ -151,6 +174,16 @@ class ForecastRequest:
             check_sampling("settings", self.settings)
         object.__setattr__(self, "observation_error", _errors(self.observation_error))
 
+    @classmethod
+    def of_arrays(
+        cls, history: Any, context: Any = None, *, points: Any = None, context_points: Any = None, **entries: Any
+    ) -> ForecastRequest:
+        """A request for forecasts of arrays; context and history are at `points` unless the context has its own."""
+        if history is None and context_points is None:
+            context_points = points
+        observed = None if history is None else Fields(history, points)
+        return cls(observed=observed, context=None if context is None else Fields(context, context_points), **entries)
+
     @property
     def errors(self) -> tuple[float, ...]:
         """Standard deviations of the error of values at scattered points, one or one for each channel; or none."""
@@ -176,20 +209,32 @@ class ForecastRequest:
         return "model" if self.dtype is None else names.get(self.dtype, str(self.dtype))
 
     @property
+    def sampling(self) -> SamplingConfig:
+        """Settings of the sampler, of a request `on` a model."""
+        assert self.settings is not None
+        return self.settings
+
+    @property
     def rows(self) -> int:
         """Rows sampled at a time, on a CPU where none are asked for."""
         return CPU_CHUNK if self.chunk is None else self.chunk
 
     def on(self, model: Model) -> ForecastRequest:
-        """The request with what the device of the model decides where nothing is asked: number format and chunk."""
+        """The request with what model and device decide where nothing is asked: settings, number format and chunk.
+
+        `EnmaError` if the model cannot use the settings.
+        """
         from ..models.layers import own_dtype
         from ..sampling.engine import rows_at_once, weights_dtype
+        from ..sampling.settings import chosen_sampling
+
+        settings = chosen_sampling(model.config, self.settings)
 
         dtype: torch.dtype | str | None = weights_dtype(model.dynamics, self.dtype, backend=self.backend)
         # The model's own format is written as such.
         dtype = None if self.dtype is None and dtype == own_dtype(model.dynamics) else dtype
         chunk = rows_at_once(model.dynamics) if self.chunk is None else self.chunk
-        return self if (chunk, dtype) == (self.chunk, self.dtype) else replace(self, chunk=chunk, dtype=dtype)
+        return replace(self, chunk=chunk, dtype=dtype, settings=settings)
 
     def part(self, trajectories: slice, members: slice, *, chunk: int) -> ForecastRequest:
         """The request for some of the trajectories and some of the members, by their places."""

@@ -15,7 +15,6 @@ from ..data import EQUATIONS, dataset_split
 from ..errors import EnmaError
 from ..models.checkpoint import CONFIG, COVARIANCE, WEIGHTS, hashes, sha256
 from ..sampling.engine import PRECISIONS
-from ..sampling.settings import chosen_sampling
 from ..store.layout import POINTS, TOGETHER, Layout
 from ..store.location import is_store
 from ..store.metadata import read_metadata
@@ -61,7 +60,7 @@ def layout_of(forecast: FileForecast, attributes: Mapping[str, Any]) -> Layout:
                 "observed_frames": seen,
                 "seed": request.seed,
                 "model": config.name,
-                "sampling": _in_words(config, request.settings),
+                "sampling": _in_words(config, request.sampling),
                 "precision": request.precision,
                 TOGETHER: config.tokenizer.time_factor,
                 "data_name": data.name,
@@ -149,7 +148,6 @@ def _input_sha256(forecast: FileForecast) -> str:
     return digest.hexdigest()
 
 
-def _in_words(config: ModelConfig, settings: SamplingConfig | None) -> str:
-    chosen = chosen_sampling(config, settings)
-    words = [f"{name} {value}" for name, value in asdict(chosen).items() if value is not None]
+def _in_words(config: ModelConfig, settings: SamplingConfig) -> str:
+    words = [f"{name} {value}" for name, value in asdict(settings).items() if value is not None]
     return ", ".join(["one-pass"] * (config.dynamics.decoder == "one-pass") + words)

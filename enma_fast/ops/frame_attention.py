@@ -29,6 +29,8 @@ DTYPES = {
     "native": (torch.float32, torch.bfloat16),
 }
 Length = int | Tensor
+# Queries, keys and values of the frame; keys and values of the cache, and of the prefix.
+Tensors = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 
 
 def candidates(device: torch.device, dtype: torch.dtype) -> dict[str, str | None]:
@@ -92,68 +94,42 @@ def frame_attention(
         Names the argument, what was expected and what was given.
     """
     tensors = (q_BHNK, k_BHNK, v_BHNK, cache_k, cache_v, prefix_k, prefix_v)
-    length, prefix_length = _check(*tensors, length, prefix_length)
+    length, prefix_length = _check(tensors, length, prefix_length)
     problems = _problems(tensors, (length, prefix_length))
     name = choose(OP, problems, backend)
     if name == "reference":
-        return frame_attention_ref(
-            q_BHNK,
-            k_BHNK,
-            v_BHNK,
-            cache_k=cache_k,
-            cache_v=cache_v,
-            length=length,
-            prefix_k=prefix_k,
-            prefix_v=prefix_v,
-            prefix_length=prefix_length,
-        )
+        past = {"cache_k": cache_k, "cache_v": cache_v, "length": length}
+        past |= {"prefix_k": prefix_k, "prefix_v": prefix_v, "prefix_length": prefix_length}
+        return frame_attention_ref(q_BHNK, k_BHNK, v_BHNK, **past)
     if name in _RUN and not torch.compiler.is_compiling():
         return _RUN[name](*tensors, length, prefix_length)
     if name in _RUN:
         return _OPERATOR(*tensors, *_split(length), *_split(prefix_length), name)
-    return _parts(name, *tensors, length, prefix_length)
+    return _parts(name, tensors, length, prefix_length)
 
 
-def frame_attention_ref(
-    q_BHNK: Tensor,
-    k_BHNK: Tensor,
-    v_BHNK: Tensor,
-    *,
-    cache_k: Tensor | None = None,
-    cache_v: Tensor | None = None,
-    length: Length | None = None,
-    prefix_k: Tensor | None = None,
-    prefix_v: Tensor | None = None,
-    prefix_length: Length | None = None,
-) -> Tensor:
-    """The formula of this module, as written; waits for a length that is on a GPU."""
+def frame_attention_ref(q_BHNK: Tensor, k_BHNK: Tensor, v_BHNK: Tensor, **past: Any) -> Tensor:
+    """The formula of this module, as written; waits for a length that is on a GPU.
+
+    `past` holds cache, prefix and their lengths, as `frame_attention` takes them.
+    """
     keys, values = [k_BHNK], [v_BHNK]
-    if cache_k is not None and cache_v is not None:
-        count = cache_k.shape[2] if length is None else int(length)
-        keys.insert(0, cache_k[:, :, :count])
-        values.insert(0, cache_v[:, :, :count])
-    if prefix_k is not None and prefix_v is not None:
-        count = prefix_k.shape[2] if prefix_length is None else int(prefix_length)
-        members = q_BHNK.shape[0] // prefix_k.shape[0]
-        keys.insert(0, prefix_k[:, :, :count].repeat_interleave(members, 0))
-        values.insert(0, prefix_v[:, :, :count].repeat_interleave(members, 0))
+    for name, length in (("cache", "length"), ("prefix", "prefix_length")):
+        k, v, given = (past.get(key) for key in (f"{name}_k", f"{name}_v", length))
+        if k is None or v is None:
+            continue
+        count = k.shape[2] if given is None else int(given)
+        members = 1 if name == "cache" else q_BHNK.shape[0] // k.shape[0]
+        keys.insert(0, k[:, :, :count].repeat_interleave(members, 0))
+        values.insert(0, v[:, :, :count].repeat_interleave(members, 0))
     scores = q_BHNK @ torch.cat(keys, dim=2).transpose(-1, -2)
     weights = (scores.to(_wide(q_BHNK.dtype)) * q_BHNK.shape[-1] ** -0.5).softmax(-1)
     return weights.to(v_BHNK.dtype) @ torch.cat(values, dim=2)
 
 
-def _check(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cache_k: Tensor | None,
-    cache_v: Tensor | None,
-    prefix_k: Tensor | None,
-    prefix_v: Tensor | None,
-    length: Length | None,
-    prefix_length: Length | None,
-) -> tuple[Length, Length]:
+def _check(tensors: Tensors, length: Length | None, prefix_length: Length | None) -> tuple[Length, Length]:
     """Check the arguments; returns the lengths, the capacity where none is given."""
+    q, k, v, cache_k, cache_v, prefix_k, prefix_v = tensors
     expect(OP, "q_BHNK", q, shape=[None] * 4)
     B, H, N, K = q.shape
     if not MIN_HEAD_DIM <= K <= MAX_HEAD_DIM:
@@ -196,10 +172,9 @@ def _check_length(name: str, length: Length | None, keys: Tensor) -> Length:
     return length
 
 
-def _problems(tensors: tuple[Tensor | None, ...], lengths: tuple[Length, Length]) -> dict[str, str | None]:
+def _problems(tensors: Tensors, lengths: tuple[Length, Length]) -> dict[str, str | None]:
     """`candidates` for these arguments."""
     q = tensors[0]
-    assert q is not None
     problems = _candidates(q.device, q.dtype)
     found = None
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
@@ -218,18 +193,8 @@ def _problems(tensors: tuple[Tensor | None, ...], lengths: tuple[Length, Length]
     return problems
 
 
-def _parts(
-    name: str,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cache_k: Tensor | None,
-    cache_v: Tensor | None,
-    prefix_k: Tensor | None,
-    prefix_v: Tensor | None,
-    length: Length,
-    prefix_length: Length,
-) -> Tensor:
+def _parts(name: str, tensors: Tensors, length: Length, prefix_length: Length) -> Tensor:
+    q, k, v, cache_k, cache_v, prefix_k, prefix_v = tensors
     if q.numel() == 0:
         return torch.empty_like(q)
     part = _sdpa_part if name == "sdpa" else _flash_part
@@ -274,17 +239,8 @@ def _flash_part(q: Tensor, k: Tensor, v: Tensor, length: Length) -> tuple[Tensor
     return flash.part(q, k, v, length, attend)
 
 
-def _run_triton(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cache_k: Tensor | None,
-    cache_v: Tensor | None,
-    prefix_k: Tensor | None,
-    prefix_v: Tensor | None,
-    length: Length,
-    prefix_length: Length,
-) -> Tensor:
+def _run_triton(*arguments: Any) -> Tensor:
+    q, k, v, cache_k, cache_v, prefix_k, prefix_v, length, prefix_length = arguments
     # A token after the other, as the projection after it takes them.
     out = q.new_empty(q.shape[0], q.shape[2], q.shape[1], q.shape[3]).transpose(1, 2)
     with torch.cuda.device_of(q):

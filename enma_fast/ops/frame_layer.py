@@ -109,17 +109,14 @@ def _heads_ref_(
     x: Tensor,
     layer: LayerWeights,
     *,
-    turns: Tensor | None,
-    position: Tensor | None,
-    tokens: Tensor | None,
-    first: int,
-    only_queries: bool,
     q: Tensor,
     kv: Tensor,
-    store: Tensor | None,
-    length: Tensor | None,
+    first: int,
+    only_queries: bool,
+    **given: Tensor | None,
 ) -> None:
     """The formula of this module, as written."""
+    turns, position, tokens, store, length = map(given.get, ("turns", "position", "tokens", "store", "length"))
     B, L, D = x.shape
     rows = torch.arange(L, device=x.device).expand(B, L)
     chosen = rows if tokens is None else tokens + first

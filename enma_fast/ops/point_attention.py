@@ -7,6 +7,9 @@ Legend: B batch, H heads, P observed points (keys), Q query points, K head dim, 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -84,39 +87,21 @@ def point_attention(
     EnmaError
         Names the argument, what was expected and what was given.
     """
-    _check(q_BHQK, k_BHPK, v_BHPV, query_points, points, slopes, power, periods, valid)
-    chosen = choose(OP, _problems(q_BHQK, query_points, points, slopes, periods), backend)
+    given = {"query_points": query_points, "points": points, "slopes": slopes}
+    _check((q_BHQK, k_BHPK, v_BHPV), given, power, periods, valid)
+    chosen = choose(OP, _problems(q_BHQK, given, periods), backend)
     if chosen == "reference":
-        return point_attention_ref(
-            q_BHQK,
-            k_BHPK,
-            v_BHPV,
-            query_points=query_points,
-            points=points,
-            slopes=slopes,
-            power=power,
-            periods=periods,
-            valid=valid,
-        )
+        return point_attention_ref(q_BHQK, k_BHPK, v_BHPV, **given, power=power, periods=periods, valid=valid)
     rings = [0.0 if period is None else float(period) for period in periods]
     places = (query_points.float(), points.float(), slopes.float())
     out: Tensor = OPERATOR(q_BHQK, k_BHPK, v_BHPV, *places, valid, power, rings, chosen)[0]
     return out
 
 
-def point_attention_ref(
-    q_BHQK: Tensor,
-    k_BHPK: Tensor,
-    v_BHPV: Tensor,
-    *,
-    query_points: Tensor,
-    points: Tensor,
-    slopes: Tensor,
-    power: int,
-    periods: tuple[float | None, ...],
-    valid: Tensor | None,
-) -> Tensor:
-    """The formula of this module, as written, in the dtype of its arguments."""
+def point_attention_ref(q_BHQK: Tensor, k_BHPK: Tensor, v_BHPV: Tensor, **geometry: Any) -> Tensor:
+    """The formula of this module, as written, in the dtype of its arguments; `geometry` are its keyword arguments."""
+    query_points, points, slopes = (geometry[name] for name in ("query_points", "points", "slopes"))
+    power, periods, valid = (geometry[name] for name in ("power", "periods", "valid"))
     if valid is not None:
         # 0 times NaN is NaN: a weight of zero is not enough.
         k_BHPK, v_BHPV = (x.masked_fill(~valid[:, None, :, None], 0) for x in (k_BHPK, v_BHPV))
@@ -128,20 +113,18 @@ def point_attention_ref(
     if valid is not None:
         # Finite, so that a row of padding alone averages its values, which are zeros.
         scores = scores.masked_fill(~valid[:, None, None, :], torch.finfo(scores.dtype).min)
-    return scores.softmax(-1).to(v_BHPV.dtype) @ v_BHPV
+    out: Tensor = scores.softmax(-1).to(v_BHPV.dtype) @ v_BHPV
+    return out
 
 
 def _check(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    query_points: Tensor,
-    points: Tensor,
-    slopes: Tensor,
+    tensors: tuple[Tensor, Tensor, Tensor],
+    geometry: Mapping[str, Tensor],
     power: int,
     periods: tuple[float | None, ...],
     valid: Tensor | None,
 ) -> None:
+    (q, k, v), points, query_points = tensors, geometry["points"], geometry["query_points"]
     if power not in (1, 2):
         raise EnmaError(f"{OP}: power is {power}; expected 1 or 2")
     if any(period is not None and period <= 0 for period in periods):
@@ -162,22 +145,16 @@ def _check(
             f"{OP}: points have {points.shape[-1]} and query_points {query_points.shape[-1]} coordinates;"
             f" periods names {len(periods)} dimensions"
         )
-    expect(OP, "slopes", slopes, shape=[H], device=q.device)
+    expect(OP, "slopes", geometry["slopes"], shape=[H], device=q.device)
     if valid is not None:
         expect(OP, "valid", valid, shape=[B, P], dtype=torch.bool, device=q.device)
 
 
-def _problems(
-    q: Tensor,
-    query_points: Tensor,
-    points: Tensor,
-    slopes: Tensor,
-    periods: tuple[float | None, ...],
-) -> dict[str, str | None]:
+def _problems(q: Tensor, geometry: Mapping[str, Tensor], periods: tuple[float | None, ...]) -> dict[str, str | None]:
     """`candidates` for these arguments."""
     found = candidates(q.device, q.dtype)
     problem = None
-    for name, tensor in (("query_points", query_points), ("points", points), ("slopes", slopes)):
+    for name, tensor in geometry.items():
         if tensor.dtype not in DTYPES:
             problem = f"computes in float32, {name} is {dtype_name(tensor.dtype)}"
     if len(periods) > MOST_DIMS:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -26,6 +27,50 @@ from .statistics import Statistics
 log = logging.getLogger("enma_fast")
 
 
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """What a run writes, and how.
+
+    Attributes
+    ----------
+    keep_members : write every member; otherwise statistics only
+    statistics : write mean and spread too; quantiles and thresholds ask for them
+    quantiles : probabilities in (0, 1), increasing
+    thresholds : values whose exceedance probability is written, increasing, in the unit of the field
+    shard : members in a file
+    command : written into the store, so that it can be repeated
+    force : replace a forecast store that is there, in place of continuing it; not for several processes
+    static : give each process a fixed share of the members, which needs no locks of the file system
+    """
+
+    keep_members: bool = True
+    statistics: bool = False
+    quantiles: Sequence[float] = ()
+    thresholds: Sequence[float] = ()
+    shard: int = 1
+    command: str = ""
+    force: bool = False
+    static: bool = False
+
+    def kept(self, num_members: int) -> dict[str, Any]:
+        """Entries of a store's layout; `EnmaError` for a shard, quantiles or thresholds that no store can have."""
+        statistics = self.statistics or not self.keep_members or bool(len(self.quantiles) or len(self.thresholds))
+        if not self.keep_members and self.shard > 1:
+            raise EnmaError(f"shard is {self.shard}: a store of statistics holds no members; leave one of the two out")
+        if statistics and num_members == 1:
+            log.warning("num_members is 1: the spread of one member is not defined, it is written as NaN")
+        if not 1 <= self.shard <= num_members:
+            raise EnmaError(f"shard is {self.shard}; 1 to {num_members}, the number of members, is expected")
+        Statistics((1,), quantiles=self.quantiles, thresholds=self.thresholds)
+        return {
+            "keep_members": self.keep_members,
+            "shard": self.shard,
+            "statistics": statistics,
+            "quantiles": tuple(self.quantiles),
+            "thresholds": tuple(self.thresholds),
+        }
+
+
 def prepare(
     data: str | Path | FieldFile,
     out: str | Path,
@@ -33,16 +78,9 @@ def prepare(
     *,
     checkpoint: str | Path = "combined-fast",
     context: str | Path | FieldFile | None = None,
-    keep_members: bool = True,
-    statistics: bool = False,
-    quantiles: Sequence[float] = (),
-    thresholds: Sequence[float] = (),
-    shard: int = 1,
     device: str = "cpu",
-    command: str = "",
-    force: bool = False,
-    static: bool = False,
     launch: Launch | None = None,
+    **options: Any,
 ) -> Run:
     """Check a run and everything it needs, before any work.
 
@@ -60,26 +98,12 @@ def prepare(
     context
         Field file whose trajectories are the contexts: as many as `data` has, or one for all. By default a context is
         another trajectory of the same environment in `data`.
-    keep_members
-        Write every member; otherwise statistics only.
-    statistics
-        Write mean and spread too; `quantiles` and `thresholds` ask for them.
-    quantiles
-        Probabilities in (0, 1), increasing.
-    thresholds
-        Values whose exceedance probability is written, increasing, in the unit of the field.
-    shard
-        Members in a file.
     device
         ``cpu`` or ``cuda``; ranks of one machine take its GPUs in turn.
-    command
-        Written into the store, so that it can be repeated.
-    force
-        Replace a forecast store that is there, in place of continuing it; not for several processes.
-    static
-        Give each process a fixed share of the members, which needs no locks of the file system.
     launch
         Which process of the run this is; by default as the launcher's variables say.
+    options
+        Entries of `RunOptions`.
 
     Raises
     ------
@@ -87,43 +111,30 @@ def prepare(
         One line that names the argument, file or field and what to do.
     """
     launch, request, out = launch or detect(), request or ForecastRequest(), Path(out)
-    _check_out(out, launch, force=force)
+    chosen = RunOptions(**options)
+    _check_out(out, launch, force=chosen.force)
     own_contexts = request.task.needs_context and context is None
     fields, numbers = fields_of(data, request.trajectories, contexts=own_contexts)
     other = context if context is None or isinstance(context, FieldFile) else context_of(Path(context), numbers)
-    statistics = statistics or not keep_members or bool(len(quantiles) or len(thresholds))
-    if not keep_members and shard > 1:
-        raise EnmaError(f"shard is {shard}: a store of statistics holds no members; leave one of the two out")
-    if statistics and request.num_members == 1:
-        log.warning("num_members is 1: the spread of one member is not defined, it is written as NaN")
-    if not 1 <= shard <= request.num_members:
-        raise EnmaError(f"shard is {shard}; 1 to {request.num_members}, the number of members, is expected")
+    kept = chosen.kept(request.num_members)
     model = load_model(checkpoint, device=launch.device(device, torch.cuda.device_count()))
-    begun = as_begun(replace(request, trajectories=numbers), None if force else out)
+    begun = as_begun(replace(request, trajectories=numbers), None if chosen.force else out)
     forecast = FileForecast(model, fields, begun, other)
-    forecast.check(at_once=max(forecast.request.rows, shard))
+    forecast.check(at_once=max(forecast.request.rows, chosen.shard))
     forecast.warn_of_own_contexts()
     unlike_training = forecast.outside_training()
-    # Bad quantiles and thresholds are refused here.
-    Statistics((1,), quantiles=quantiles, thresholds=thresholds)
     sampler = BlockSampler(forecast, name=" ".join(hashes(checkpoint).values()))
+    command = chosen.command
     if command and not sampler.independent:
         # The number of rows decides how results are rounded there.
         command += f" --chunk {forecast.request.rows}"
     attributes = {**provenance(forecast, checkpoint, command), "arithmetic": sampler.arithmetic}
     if unlike_training is not None:
         attributes[OUTSIDE] = unlike_training
-    layout = replace(
-        layout_of(forecast, attributes),
-        keep_members=keep_members,
-        shard=shard,
-        statistics=statistics,
-        quantiles=tuple(quantiles),
-        thresholds=tuple(thresholds),
-    )
-    if not static:
+    layout = replace(layout_of(forecast, attributes), **kept)
+    if not chosen.static:
         require_shared_locks(out, launch)
-    return Run(sampler=sampler, out=out, layout=layout, launch=launch, force=force, static=static)
+    return Run(sampler=sampler, out=out, layout=layout, launch=launch, force=chosen.force, static=chosen.static)
 
 
 def _check_out(out: Path, launch: Launch, *, force: bool) -> None:

@@ -37,12 +37,13 @@ class ForecastStore:
         if values.ndim < 2 or values.shape[1] != num_members:
             raise EnmaError(f"samples have shape {values.shape}; the store expects {num_members} members on axis 1")
         for b, members in enumerate(values):
-            self.put_members(first + b, 0, members)
+            self.add(first + b, range(num_members), members)
 
-    def put_members(self, trajectory: int, first: int, samples: np.ndarray) -> None:
-        """Write members `[n, T, *x, c]` at places `first, ..., first + n - 1` of a trajectory; whole shards only."""
-        layout, samples = self.layout, np.asarray(samples, np.float32)
-        last = first + len(samples)
+    def add(self, trajectory: int, members: range, values: Any) -> None:
+        """Write `values` `[n, T, *x, c]` of members of a trajectory, by their places; whole shards only."""
+        layout = self.layout
+        samples = np.asarray(values.cpu() if hasattr(values, "cpu") else values, np.float32)
+        first, last = members.start, members.stop
         self._check("samples", samples.shape[1:], (*layout.frame_shape, len(layout.channels)), trajectory)
         if last > layout.num_members or first % layout.shard or (last % layout.shard and last != layout.num_members):
             raise EnmaError(f"samples are members {first} to {last - 1}; the store takes whole shards of its own")

@@ -100,7 +100,7 @@ class Writer:
     def _do(self, what: str, block: Any, samples: np.ndarray | None) -> None:
         if samples is not None:
             for b, members in enumerate(samples, start=block.b):
-                self.store.put_members(b, block.k, members)
+                self.store.add(b, range(block.k, block.k_end), members)
             self._units += range(block.first, block.last)
         elif what == "release":
             self._blocks.append(block)

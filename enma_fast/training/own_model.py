@@ -136,7 +136,12 @@ def _scores(model: Model, data: FieldFile, methods: dict[str, Method], task: str
     request = ForecastRequest(task=task_named(task), num_members=MEMBERS, trajectories=numbers)
     forecast = FileForecast(model, data, request)
     means: list[Tensor] = []
-    row = score_forecast(forecast, warn=False, sink=lambda first, samples: means.append(samples.mean(1)))
+
+    class Means:
+        def add(self, trajectory: int, members: range, values: Tensor) -> None:
+            means.append(values.mean(0).cpu())
+
+    row = score_forecast(forecast, warn=False, sinks=[Means()])
     observed, truth = np.split(data.u[numbers], [forecast.num_observed], axis=1)
     given = Observations(
         history=observed, context=None, num_frames=truth.shape[1], num_members=1, trajectories=numbers, seed=0
@@ -147,7 +152,7 @@ def _scores(model: Model, data: FieldFile, methods: dict[str, Method], task: str
         axes = tuple(range(truth.ndim - 1))
         return np.sqrt(np.square(forecasts - truth, dtype=np.float64).mean(axis=axes))
 
-    each = {"rmse": errors(torch.cat(means).numpy())}
+    each = {"rmse": errors(torch.stack(means).numpy())}
     each |= {f"{name}_rmse": errors(forecasts[:, 0]) for name, forecasts in made.items()}
     channels = {
         channel: {"unit": data.units.get(channel, "1"), **{key: float(values[c]) for key, values in each.items()}}

@@ -71,9 +71,9 @@ def spread_over_error(model: Model, held: FieldFile, settings: SamplingConfig, *
     truth_BTxc = torch.from_numpy(held.u[numbers, forecast.num_observed :])
     ratios: list[float] = []
 
-    def seen(first: int, members_BKTxc: Tensor) -> None:
-        for members_KTxc, each_Txc in zip(members_BKTxc.cpu(), truth_BTxc[first:], strict=False):
-            ratios.append(float(spread_skill(members_KTxc[None], each_Txc[None])))
+    class Ratios:
+        def add(self, trajectory: int, members: range, values: Tensor) -> None:
+            ratios.append(float(spread_skill(values[None].cpu(), truth_BTxc[trajectory : trajectory + 1])))
 
-    score_forecast(forecast, warn=False, sink=seen)
+    score_forecast(forecast, warn=False, sinks=[Ratios()])
     return float(np.median(ratios))

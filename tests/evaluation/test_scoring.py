@@ -16,10 +16,11 @@ from enma_fast.data import EQUATIONS, FieldFile, dataset_split, read, read_numbe
 from enma_fast.data.equations import advection
 from enma_fast.data.spectral import refine
 from enma_fast.errors import EnmaError
-from enma_fast.evaluation import metrics, scoring, solver
+from enma_fast.evaluation import metrics, solver
 from enma_fast.evaluation.scoring import paper_table, score, score_forecast
 from enma_fast.evaluation.solver import solver_fidelity
 from enma_fast.evaluation.store_scores import score_store
+from enma_fast.forecasting import file_forecast
 from enma_fast.forecasting.file_forecast import FileForecast, check_file
 from enma_fast.forecasting.members import sample_fields
 from enma_fast.forecasting.request import TASKS, ForecastRequest
@@ -124,15 +125,17 @@ def test_members_do_not_depend_on_company(model: Model, data: FieldFile, task: s
 def test_sink_and_progress_see_every_trajectory_once(model: Model, data: FieldFile) -> None:
     seen, calls = [], []
     forecast = FileForecast(model, data, ForecastRequest(num_members=2, chunk=4, trajectories=[4, 0, 2]))
-    score_forecast(
-        forecast,
-        sink=lambda place, samples: seen.append((place, samples)),
-        progress=lambda done, total: calls.append((done, total)),
-    )
-    assert [(place, len(samples)) for place, samples in seen] == [(0, 2), (2, 1)]
+
+    class Seen:
+        def add(self, trajectory: int, members: range, values: torch.Tensor) -> None:
+            assert members == range(len(values))
+            seen.append((trajectory, values))
+
+    score_forecast(forecast, sinks=[Seen()], progress=lambda done, total: calls.append((done, total)))
+    assert [(place, len(values)) for place, values in seen] == [(0, 2), (1, 2), (2, 2)]
     assert calls == [(2, 3), (3, 3)]
     again = torch.cat([samples for _, samples in forecast.samples()])
-    assert torch.equal(torch.cat([samples for _, samples in seen]), again)
+    assert torch.equal(torch.stack([values for _, values in seen]), again)
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -167,7 +170,7 @@ def test_the_time_of_a_member_is_that_of_its_work(
         FileForecast, "samples", lambda _: ((part, samples.as_subclass(Unfinished)) for part, samples in made)
     )
     monkeypatch.setattr(Unfinished, "waited", [])
-    monkeypatch.setattr(scoring, "time", SimpleNamespace(perf_counter=lambda: sum(Unfinished.waited)))
+    monkeypatch.setattr(file_forecast, "time", SimpleNamespace(perf_counter=lambda: sum(Unfinished.waited)))
     assert score_forecast(forecast)["seconds_per_member"] == 5 / 4
 
 
@@ -401,7 +404,7 @@ def test_a_file_of_several_channels_has_scores_of_each(tmp_path: Path) -> None:
         attributes={"task": "temporal", "observed_frames": 3},
     ) as store:
         forecast = FileForecast(model, data, ForecastRequest(num_members=2))
-        found = score_forecast(forecast, sink=store.put)["channels"]
+        found = score_forecast(forecast, sinks=[store])["channels"]
     assert {name: row["unit"] for name, row in found.items()} == {"u": "1", "v": "K"}
     assert all(found["v"][name] > 0 for name in ("rel_l2", "crps", "spread_skill", "rmse"))
     for name, row in score_store(tmp_path / "run.zarr")["channels"].items():

@@ -72,7 +72,7 @@ def test_scores_are_those_of_the_same_members_scored_as_they_are_sampled(tmp_pat
             OUTSIDE: [],
         },
     ) as store:
-        expected = score_forecast(FileForecast(model, data, request), sink=store.put)
+        expected = score_forecast(FileForecast(model, data, request), sinks=[store])
     result = score_store(tmp_path / "run.zarr", truth=TEST_IN)
     only_of_a_run = {"seconds_per_member", "num_parameters", "sampling", "precision"}
     solved = (result.pop("solver_fidelity"), expected.pop("solver_fidelity"))

@@ -93,9 +93,8 @@ def test_queries(reading_grids, shifts):
         kernel = (torch.sin(n * apart) / torch.tan(apart) / n)[..., 0]
         expected = torch.einsum("qx,...xc->...qc", kernel, whole.double())
         torch.testing.assert_close(between.double(), expected, rtol=1e-4, atol=1e-4)
-    streamed = torch.stack(
-        list(stream_members(made, ForecastRequest(num_members=4, settings=settings), given["history"], query=query)), 2
-    )
+    request = ForecastRequest.of_arrays(given["history"], num_members=4, settings=settings, query=query)
+    streamed = torch.stack(list(stream_members(made, request)), 2)
     assert distance(streamed, between) < 1e-5
     alone = sample_fields(
         made, given["history"][1:], num_members=1, first_member=3, settings=settings, query=query, trajectories=[1]

@@ -178,7 +178,7 @@ def test_every_door_has_the_defaults_of_the_request(door: object) -> None:
 
 def test_a_gpu_has_its_own_chunk_and_number_format(monkeypatch: pytest.MonkeyPatch) -> None:
     made = model()
-    assert ForecastRequest().on(made) == ForecastRequest()
+    assert ForecastRequest().on(made) == ForecastRequest(settings=made.config.sampling)
     assert ForecastRequest().rows == 64
     # A GPU of 50 MiB of level-2 cache, by what the request asks of it.
     monkeypatch.setattr(engine, "weights_dtype", lambda dynamics, dtype, backend: dtype or torch.bfloat16)
@@ -186,7 +186,7 @@ def test_a_gpu_has_its_own_chunk_and_number_format(monkeypatch: pytest.MonkeyPat
     there = ForecastRequest().on(made)
     assert (there.dtype, there.rows, there.precision) == (torch.bfloat16, 256, "bf16")
     asked = ForecastRequest(dtype=torch.float32, chunk=8)
-    assert asked.on(made) == asked
+    assert asked.on(made) == replace(asked, settings=made.config.sampling)
 
 
 def test_the_chunk_of_a_gpu_goes_by_its_cache() -> None:

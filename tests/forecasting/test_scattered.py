@@ -57,7 +57,8 @@ def test_frames_with_points_of_their_own(made, task, shifts):
     found = sample_fields(made, history, points=points, **arguments)
     assert distance(found, expected) < 1e-4
     streamed = stream_members(
-        made, ForecastRequest(num_members=4), history, context=context, points=points, context_points=context_points
+        made,
+        ForecastRequest.of_arrays(history, context, points=points, context_points=context_points, num_members=4),
     )
     assert distance(torch.stack(list(streamed), 2), found) < 1e-5
     # A trajectory does not see the points of another.
@@ -95,7 +96,7 @@ def test_fields_decoded_in_inference_mode_are_moved_back(monkeypatch):
     monkeypatch.setattr(encoding, "native_tokenizer", lambda tokenizer: None)
     monkeypatch.setattr(members, "map_rows", lambda function, rows, **_: torch.inference_mode()(function)(rows))
     assert distance(sample_fields(made, **given, num_members=4), expected) < 1e-5
-    streamed = stream_members(made, ForecastRequest(num_members=4), **given)
+    streamed = stream_members(made, ForecastRequest.of_arrays(**given, num_members=4))
     assert distance(torch.stack(list(streamed), 2), expected) < 1e-5
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 # Names are modules or sub-packages of enma_fast; files within one sub-package may import each other.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("utils",),
+    ("utils", "domain"),
     ("config_checks",),
     ("config", "pretrained"),
     ("data", "drawing", "store", "kernels", "_C"),

@@ -209,7 +209,7 @@ def test_shards_hold_several_members_in_a_file(tmp_path: Path, rng: np.random.Ge
     with create_store(path, layout(rng, shard=shard), force=True) as store:
         for first, last in ((1, 3), (0, shard - 1), (2, 6)):
             with pytest.raises(EnmaError, match="whole shards"):
-                store.put_members(0, first, np.zeros((last - first, 5, 7, 2), np.float32))
+                store.add(0, range(first, last), np.zeros((last - first, 5, 7, 2), np.float32))
 
 
 def test_members_are_read_back_from_arrays_that_are_opened_once(
@@ -227,10 +227,10 @@ def test_members_are_read_back_from_arrays_that_are_opened_once(
     store = forecast_store.ForecastStore(path, layout(rng))
     # What is written later, by whomever, is read all the same.
     for b in range(2):
-        store.put_members(b, 0, values[b])
+        store.add(b, range(4), values[b])
         np.testing.assert_array_equal(store.get_members(b, 0, 4), values[b])
     other = forecast_store.ForecastStore(path, layout(rng))
-    other.put_members(0, 0, values[1])
+    other.add(0, range(4), values[1])
     np.testing.assert_array_equal(store.get_members(0, 1, 3), values[1, 1:3])
     assert len(opened) == 1
     other.close()

@@ -60,12 +60,12 @@ def test_a_second_interrupt_leaves_no_writer_behind(
 ) -> None:
     began, interrupted, written, stops = threading.Event(), threading.Event(), [], []
 
-    def put_members(trajectory: int, first: int, members: np.ndarray) -> None:
+    def add(trajectory: int, members: range, values: np.ndarray) -> None:
         began.set()
         assert interrupted.wait(30)
         written.append(trajectory)
 
-    monkeypatch.setattr(store, "put_members", put_members)
+    monkeypatch.setattr(store, "add", add)
     writer = Writer(store, ledger)
     put, join = writer._queue.put, writer._thread.join
 

@@ -5,47 +5,35 @@ A row put into `SCORES` before `Scores()` is made is accumulated and shown like 
 
 from __future__ import annotations
 
+from typing import Any
+
 from . import calibration, error, probability, spread
 from .score import POINTS, Column, Place, Score
 
-_RELATIVE = (error.MEAN_ERROR, error.TRUTH)
 
+def _relative(name: str, label: str, short: str, quantile: float | None = None, **options: Any) -> Score:
+    """Relative L2 error of the mean, averaged over trajectories or a quantile over them."""
+    return Score(
+        name=name,
+        label=label,
+        short=short,
+        sums=(error.MEAN_ERROR, error.TRUTH),
+        finish=error.relative,
+        over="trajectories",
+        quantile=quantile,
+        needs_truth=True,
+        **options,
+    )
+
+
+_EVERYWHERE: tuple[Place, ...] = ("terminal", "card", "paper", "trajectories")
 # In the order of results and tables.
 SCORES: dict[str, Score] = {
     score.name: score
     for score in (
-        Score(
-            name="rel_l2",
-            label="relative L2 error of the mean",
-            short="rel. L2",
-            sums=_RELATIVE,
-            finish=error.relative,
-            over="trajectories",
-            needs_truth=True,
-            places=("terminal", "card", "paper", "trajectories"),
-        ),
-        Score(
-            name="rel_l2_median",
-            label="the same, median over trajectories",
-            short="median",
-            sums=_RELATIVE,
-            finish=error.relative,
-            over="trajectories",
-            quantile=0.5,
-            needs_truth=True,
-            places=("card",),
-        ),
-        Score(
-            name="rel_l2_q90",
-            label="the same, 90 % quantile over trajectories",
-            short="90 %",
-            sums=_RELATIVE,
-            finish=error.relative,
-            over="trajectories",
-            quantile=0.9,
-            needs_truth=True,
-            places=("card",),
-        ),
+        _relative("rel_l2", "relative L2 error of the mean", "rel. L2", places=_EVERYWHERE),
+        _relative("rel_l2_median", "the same, median over trajectories", "median", 0.5, places=("card",)),
+        _relative("rel_l2_q90", "the same, 90 % quantile over trajectories", "90 %", 0.9, places=("card",)),
         Score(
             name="rel_l2_member",
             label="relative L2 error of single members",
@@ -63,7 +51,7 @@ SCORES: dict[str, Score] = {
             sums=(POINTS, probability.CRPS),
             finish=probability.mean_crps,
             needs_members=True,
-            places=("terminal", "card", "paper", "trajectories"),
+            places=_EVERYWHERE,
         ),
         Score(
             name="crps_relative",

@@ -22,8 +22,8 @@ from ...drawing.style import labelled
 from ...errors import EnmaError
 from ...evaluation.metrics import SCORES, Scores
 from ...evaluation.physics import Physics
-from ...evaluation.scoring import leave_out_errors
 from ...evaluation.store_scores import check_truth_file
+from ...evaluation.task_scores import leave_out_errors
 from ...forecasting.scattered import drawn_places
 from ...store.layout import POINTS, TOGETHER
 from ...store.metadata import READINGS
@@ -346,7 +346,7 @@ class PooledScores:
         """Scores as a dict; if they are of statistics, those that need members are None, and K is that of the store."""
         result = scores.result()
         if not self._has_truth:
-            leave_out_errors(result, result["per_frame"])
+            leave_out_errors(result)
         if not self._statistics:
             return result
         members = self._num_members
