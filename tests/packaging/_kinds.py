@@ -11,8 +11,11 @@ from ._syntax import Places, Tree, name_of, strings_in
 # Where each kind of codec, context and decoder may be known: its own files. A loader of old checkpoints knows them all.
 LOADERS = ("enma_fast/models/format_1.py", "csrc/runtime/format_1.*")
 OWN = {
-    # What fills the slots: it asks whether there is a decoder of frame 0, and a trunk.
-    "slots": ("enma_fast/config.py", "enma_fast/models/config.py", "enma_fast/models/model.py", "csrc/runtime/model.*"),
+    # What fills the slots: it asks whether there is a decoder of frame 0; and decoders, which ask for a trunk.
+    "slots": (
+        *("enma_fast/config.py", "enma_fast/models/config.py", "enma_fast/models/model.py", "csrc/runtime/model.*"),
+        *("enma_fast/models/decoders/*", "csrc/*/decoder_*"),
+    ),
     "flow": ("*/flow_head*", "*/decoders/flow*", "csrc/*/decoder_flow*"),
     "local": ("*/local_head*", "*/decoders/local*", "csrc/*/decoder_local*"),
     "linear": ("*/decoders/linear*", "csrc/*/decoder_linear*"),
