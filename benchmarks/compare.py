@@ -34,7 +34,7 @@ from benchmarks.trajectory import trajectory_case
 from enma_fast.errors import EnmaError, first_line
 from enma_fast.ops._checks import dtype_name
 from enma_fast.sampling.cuda_graphs import CudaRecorder
-from enma_fast.training.presets import PRESETS
+from enma_fast.training.recipes import RECIPES
 
 # Largest over smallest ratio, above which a comparison says nothing.
 BUSY = 3.0
@@ -195,7 +195,7 @@ def command_line() -> argparse.ArgumentParser:
         help="comma-separated: rows of an operator, members of a forecast; by default the case's",
     )
     parser.add_argument(
-        "--preset", choices=sorted(PRESETS), help="of trajectories combined-paper, of forecasts combined-fast"
+        "--preset", choices=sorted(RECIPES), help="of trajectories combined-paper, of forecasts combined-fast"
     )
     parser.add_argument(
         "--dtype", choices=[*DTYPES, "all"], help="bf16, of forecasts and ensembles fp32; all: one after the other"

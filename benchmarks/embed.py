@@ -34,7 +34,7 @@ from enma_fast.commands.embed import PREFIX
 from enma_fast.errors import EnmaError
 from enma_fast.forecasting.members import sample_fields
 from enma_fast.models.checkpoint import PRETRAINED, available, load_model, save_model
-from enma_fast.training.presets import find_preset
+from enma_fast.training.recipes import find_recipe
 from tests.runtime._libenma import SONAME, Library, Tensor
 
 LIBRARY = PREFIX / "lib" / SONAME
@@ -51,7 +51,7 @@ def checkpoint(preset: str, folder: Path) -> Path:
     """The shipped checkpoint of a preset, or one of random weights in `folder`."""
     if preset in available():
         return PRETRAINED / preset
-    save_model(random_model(find_preset(preset).model), folder)
+    save_model(random_model(find_recipe(preset).model), folder)
     return folder
 
 

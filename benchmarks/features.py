@@ -21,8 +21,8 @@ from benchmarks.paper.features import FeatureNetwork
 from enma_fast.data import FieldFile, read
 from enma_fast.errors import EnmaError
 from enma_fast.models.checkpoint import sha256, write_tensors
-from enma_fast.training.recipes import data_file
-from enma_fast.training.tokenizer import random_shifts, roll
+from enma_fast.training.augment import random_shifts, roll
+from enma_fast.training.run import data_file
 
 _BATCH, _LEARNING_RATE, _WARMUP = 64, 3e-3, 50
 

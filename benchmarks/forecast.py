@@ -33,7 +33,7 @@ from enma_fast.forecasting.members import sample_fields
 from enma_fast.models.model import Model
 from enma_fast.sampling import reference as reference_sampler
 from enma_fast.sampling.noise import trajectory_seed
-from enma_fast.training.presets import find_preset
+from enma_fast.training.recipes import find_recipe
 
 OBSERVED = 3
 SEED = 3
@@ -72,7 +72,7 @@ def plain(model: Model, observed: Tensor, members: int) -> Tensor:
 
 def forecast_case(members: int, dtype: torch.dtype, device: torch.device, *, compiled: bool, preset: str) -> Case:
     """`members` members of one trajectory, for as many frames as the preset is trained on."""
-    config = find_preset(preset).model
+    config = find_recipe(preset).model
     model = random_model(config).to(device)
     observed, few = wave(config).to(device), min(COMPARED, members)
 

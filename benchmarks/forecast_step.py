@@ -35,12 +35,12 @@ from enma_fast.models.model import Dynamics, Model
 from enma_fast.ops import _backend
 from enma_fast.sampling.reference import frame
 from enma_fast.training import forecasts as train_forecasts
-from enma_fast.training.config import TrainingConfig
-from enma_fast.training.forecasts import ForecastTask
+from enma_fast.training.augment import CutContexts, Shift
+from enma_fast.training.forecasts import MEMBERS, ForecastStage, ForecastTask
 from enma_fast.training.loop import RunOptions, autocast, fast_bf16, in_bf16, step_generator
-from enma_fast.training.optim import build
-from enma_fast.training.presets import PRESETS
+from enma_fast.training.optim import CLIP_NORM, build
 from enma_fast.training.ranks import Rank
+from enma_fast.training.recipes import RECIPES, Recipe
 from enma_fast.training.subnormals import flush_subnormals
 from enma_fast.utils.system import keep_freed_memory
 
@@ -106,10 +106,15 @@ def naively() -> Iterator[None]:
         yield
 
 
+def without_parameters(recipe: Recipe) -> ForecastStage:
+    """The stage of whole forecasts of a recipe, for data of an equation without parameters."""
+    return replace(recipe.first(ForecastStage), augment=(Shift(), CutContexts()))
+
+
 class Stepper:
     """One contender: its own copy of the model and optimiser, and the same two batches."""
 
-    def __init__(self, model: Model, config: TrainingConfig, data: FieldFile, *, naive: bool) -> None:
+    def __init__(self, model: Model, config: ForecastStage, data: FieldFile, *, naive: bool) -> None:
         self.options = RunOptions(out=Path(), precision="fp32" if naive else "auto")
         self.way = naively if naive else contextlib.nullcontext
         own, none = copy.deepcopy(model), torch.empty(0)
@@ -118,7 +123,7 @@ class Stepper:
             for share in (0.0, 1.0)
         ]
         dtype = torch.bfloat16 if in_bf16(self.options) else torch.float32
-        self.optimizers = build(self.tasks[0].module, config, dtype=dtype)
+        self.optimizers = build(self.tasks[0].module, config.optimizer, dtype=dtype)
 
     def gradients(self, kind: int) -> tuple[float, Tensor]:
         """Loss and flattened gradient of a batch without (0) or with (1) a context."""
@@ -132,7 +137,7 @@ class Stepper:
     def step(self, kind: int) -> None:
         """A whole training step."""
         self.gradients(kind)
-        nn.utils.clip_grad_norm_(self.tasks[kind].module.parameters(), self.tasks[kind].config.clip_norm)
+        nn.utils.clip_grad_norm_(self.tasks[kind].module.parameters(), CLIP_NORM)
         for optimizer in self.optimizers:
             optimizer.step()
 
@@ -141,7 +146,7 @@ class Stepper:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", default="combined-fast", choices=sorted(PRESETS))
+    parser.add_argument("--preset", default="combined-fast", choices=sorted(RECIPES))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--json", action="store_true")
@@ -151,8 +156,8 @@ def main() -> None:
     # As `training.loop.run` sets up, for both: these are settings of the process.
     keep_freed_memory()
 
-    preset = PRESETS[args.preset]
-    config, model = preset.forecast_training, Model(preset.model)
+    preset = RECIPES[args.preset]
+    config, model = without_parameters(preset), Model(preset.model)
     # Zero-initialised outputs would hide most of the gradient from the comparison.
     for p in model.dynamics.parameters():
         p.data += 0.01 * torch.randn_like(p)
@@ -177,7 +182,7 @@ def main() -> None:
         "case": "forecast_step",
         "preset": args.preset,
         "batch": config.batch,
-        "members": config.rollout.members if config.rollout else 0,
+        "members": MEMBERS,
         "ours_s": seconds,
         "trajectories_per_second": config.batch / seconds,
         "gemm_rate": gemm_rate(torch.float32),

@@ -19,8 +19,9 @@ from benchmarks.train_step import Stepper
 from enma_fast.forecasting.members import sample_fields
 from enma_fast.models.model import Model, draw
 from enma_fast.sampling.engine import Engine
+from enma_fast.training.dynamics import DynamicsStage
 from enma_fast.training.loop import step_generator
-from enma_fast.training.presets import PRESETS
+from enma_fast.training.recipes import RECIPES
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 BACKENDS = ["best", "reference"]
@@ -39,7 +40,7 @@ def model() -> Model:
 @pytest.fixture(scope="module")
 def one_pass() -> Model:
     """A one-pass model of random weights, which take as long as any."""
-    return random_model(PRESETS["combined-fast"].model).to(DEVICE)
+    return random_model(RECIPES["combined-fast"].model).to(DEVICE)
 
 
 @pytest.fixture
@@ -130,7 +131,7 @@ def test_tokenizer(benchmark: Any, model: Model, what: str) -> None:
 
 
 def test_train_step(benchmark: Any, model: Model) -> None:
-    config, training = model.config, PRESETS["combined-small"].dynamics_training
+    config, training = model.config, RECIPES["combined-small"].first(DynamicsStage)
     rows = training.batch // 2
     generator = torch.Generator().manual_seed(0)
     shape = (rows, 11, config.num_tokens, config.token_channels)
@@ -142,7 +143,7 @@ def test_train_step(benchmark: Any, model: Model) -> None:
         mask_ratio=training.mask_ratio,
         generator=step_generator(0, 0),
     ).share(slice(None), ranks=1, device=DEVICE)
-    stepper = Stepper(model, training, lambda module: module(segments, draws)[0])
+    stepper = Stepper(model, training.optimizer, lambda module: module(segments, draws)[0])
     stepper.module.to(DEVICE)
     loss, gradient = stepper.gradients()
     assert math.isfinite(loss)

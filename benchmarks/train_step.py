@@ -27,10 +27,11 @@ from torch.nn import functional as F
 from benchmarks.harness import gemm_rate, interleave, machine, ratios
 from enma_fast.models.model import Draws, Dynamics, Model, draw
 from enma_fast.ops import _backend, self_attention
-from enma_fast.training.config import TrainingConfig
+from enma_fast.training.dynamics import DynamicsStage
 from enma_fast.training.loop import RunOptions, autocast, fast_bf16, in_bf16, step_generator
-from enma_fast.training.optim import build
-from enma_fast.training.presets import PRESETS
+from enma_fast.training.optim import CLIP_NORM, build
+from enma_fast.training.recipes import RECIPES
+from enma_fast.training.stage import Optimizer
 from enma_fast.training.subnormals import flush_subnormals
 from enma_fast.utils.system import keep_freed_memory
 
@@ -76,7 +77,7 @@ class Stepper:
     def __init__(
         self,
         model: Model,
-        config: TrainingConfig,
+        config: Optimizer,
         loss: Callable[[nn.Module], Tensor],
         *,
         dtype: torch.dtype = torch.float32,
@@ -84,7 +85,7 @@ class Stepper:
         self.module = Dynamics(model.config)
         self.module.load_state_dict(model.dynamics.state_dict())
         self.optimizers = build(self.module, config, dtype=dtype)
-        self.loss, self.clip = loss, config.clip_norm
+        self.loss = loss
 
     def gradients(self) -> tuple[float, Tensor]:
         """Loss and flattened gradient of the first step."""
@@ -96,7 +97,7 @@ class Stepper:
     def step(self) -> None:
         """A whole training step."""
         self.gradients()
-        nn.utils.clip_grad_norm_(self.module.parameters(), self.clip)
+        nn.utils.clip_grad_norm_(self.module.parameters(), CLIP_NORM)
         for optimizer in self.optimizers:
             optimizer.step()
 
@@ -137,7 +138,7 @@ def flops_per_step(model: Model, rows: int, frames: int, draws: int) -> float:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", default="combined-small", choices=sorted(PRESETS))
+    parser.add_argument("--preset", default="combined-small", choices=sorted(RECIPES))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--compile", action="store_true")
@@ -146,11 +147,11 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
 
-    preset = PRESETS[args.preset]
+    preset = RECIPES[args.preset]
     if preset.model.dynamics.local is not None:
         parser.error(f"--preset: {args.preset} has a local head, which the naive step lacks; take another")
     by_hand = naive_one_pass_loss if preset.model.dynamics.decoder == "one-pass" else naive_loss
-    config, options = preset.dynamics_training, preset.model
+    config, options = preset.first(DynamicsStage), preset.model
     model = Model(options)
     # Zero-initialised outputs would hide most of the gradient from the comparison.
     for p in model.dynamics.parameters():
@@ -184,9 +185,12 @@ def main() -> None:
         with mock.patch.object(_backend, "FUSED", ()), mock.patch.object(self_attention, "attention", sdpa):
             return by_hand(module, segments, draws)
 
-    steppers = {"ours": Stepper(model, config, ours, dtype=dtype), "naive-fp32": Stepper(model, config, naive)}
+    steppers = {
+        "ours": Stepper(model, config.optimizer, ours, dtype=dtype),
+        "naive-fp32": Stepper(model, config.optimizer, naive),
+    }
     if args.compile:
-        steppers["compiled"] = Stepper(model, config, compiled, dtype=dtype)
+        steppers["compiled"] = Stepper(model, config.optimizer, compiled, dtype=dtype)
         fast = torch.compile(steppers["compiled"].module)
 
     loss, gradient = steppers["naive-fp32"].gradients()

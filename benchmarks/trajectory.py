@@ -41,7 +41,7 @@ from enma_fast.ops.flow_head import integrate, velocity
 from enma_fast.sampling import reference as reference_sampler
 from enma_fast.sampling.engine import Engine
 from enma_fast.sampling.reference import in_one_pass
-from enma_fast.training.presets import find_preset
+from enma_fast.training.recipes import find_recipe
 from enma_fast.utils.dataclass_json import replace
 
 STATUS = Path("/proc/self/status")
@@ -228,7 +228,7 @@ def beside_flow(
 
 def trajectory_case(members: int, dtype: torch.dtype, device: torch.device, *, compiled: bool, preset: str) -> Case:
     """`members` members of one trajectory of the preset's whole length."""
-    config = find_preset(preset).model
+    config = find_recipe(preset).model
     settings = config.sampling
     num_latents = config.tokenizer.latent_frames(config.num_frames)
     dynamics = random_dynamics(config).to(device)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .forecasting.api import forecast, stream
     from .forecasting.ensemble import Ensemble
     from .models.checkpoint import load_model
-    from .training.presets import PRESETS
+    from .training.recipes import RECIPES
 
     __version__: str
 
@@ -30,7 +30,7 @@ _HOME = {
     "EnmaError": ("errors", "EnmaError"),
     "FieldFile": ("data", "FieldFile"),
     "ModelConfig": ("config", "ModelConfig"),
-    "PRESETS": ("training.presets", "PRESETS"),
+    "RECIPES": ("training.recipes", "RECIPES"),
     "SamplingConfig": ("config", "SamplingConfig"),
     "forecast": ("forecasting.api", "forecast"),
     "load_model": ("models.checkpoint", "load_model"),
@@ -40,7 +40,7 @@ _HOME = {
 }
 
 __all__ = [
-    "PRESETS",
+    "RECIPES",
     "EnmaError",
     "Ensemble",
     "FieldFile",

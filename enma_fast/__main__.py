@@ -1,4 +1,4 @@
-"""`python -m enma_fast`, the same as `enma-fast`; `torchrun -m enma_fast train dynamics ...` starts several ranks."""
+"""`python -m enma_fast`, the same as `enma-fast`; `torchrun -m enma_fast train RECIPE ...` starts several ranks."""
 
 import sys
 

@@ -17,7 +17,7 @@ from typing import Annotated
 
 import typer
 
-from .commands import data, demo, embed, export, figures, forecast, inspect, score, train, train_own
+from .commands import data, demo, embed, export, figures, forecast, inspect, score, train
 from .commands.terminal import printable
 from .errors import EnmaError
 from .utils.launch import detect
@@ -31,26 +31,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 data_app = typer.Typer(no_args_is_help=True, help="Make and look at field files.")
-train_app = typer.Typer(
-    cls=train_own.OwnDataGroup,
-    no_args_is_help=True,
-    help="Train a model on your own data, in one command or stage by stage: tokenizer, dynamics, whole forecasts.",
-)
 app.add_typer(data_app, name="data")
-app.add_typer(train_app, name="train")
 
 app.command("demo")(demo.demo)
 data_app.command("generate")(data.generate)
 data_app.command("import")(data.import_)
 data_app.command("subset")(data.subset)
 data_app.command("info")(data.info)
-train_app.command("run")(train_own.run)
-train_app.command("tokenizer")(train.tokenizer)
-train_app.command("dynamics")(train.dynamics)
-train_app.command("head")(train.head)
-train_app.command("forecasts")(train.forecasts)
-train_app.command("first-frame")(train.first_frame)
-train_app.command("publish")(train.publish)
+app.command("train")(train.train)
+app.command("publish")(train.publish)
 app.command("forecast")(forecast.forecast)
 app.command("score")(score.score)
 app.command("plot")(figures.plot)

@@ -7,8 +7,7 @@ import numpy as np
 
 from enma_fast.config import FlowConfig
 from enma_fast.data import write
-from enma_fast.training.own_plan import Plan, shares
-from enma_fast.training.recipes import recipe, recipe_name
+from enma_fast.training.own_plan import Plan
 
 SPEED, INTERVAL = 0.8, 0.05
 
@@ -46,18 +45,18 @@ def save(path: Path, *fields: np.ndarray, environment: list[int] | None = None, 
 def tiny(plan: Plan, out: Path, steps: dict[str, int]) -> Plan:
     """The plan with a model of few weights and so many steps, as if it had been made so."""
     dynamics = replace(
-        plan.preset.model.dynamics,
+        plan.recipe.model.dynamics,
         width=64,
         heads=4,
         temporal_layers=2,
         spatial_layers=1,
         flow=FlowConfig(width=32, layers=1, time_features=16, target="residual", draws=2),
     )
-    recipes = {}
-    for stage in shares(plan.preset):
-        recipes[recipe_name(stage)] = replace(
-            recipe(plan.preset, stage), steps=steps[stage], warmup_steps=steps[stage] // 10
-        )
-    made = replace(plan, preset=replace(plan.preset, model=replace(plan.preset.model, dynamics=dynamics), **recipes))
+    stages = tuple(
+        replace(stage, steps=steps[name], optimizer=replace(stage.optimizer, warmup_steps=steps[name] // 10))
+        for name, stage in plan.recipe.folders().items()
+    )
+    model = replace(plan.recipe.model, dynamics=dynamics)
+    made = replace(plan, recipe=replace(plan.recipe, model=model, stage=stages))
     made.save(out)
     return made

@@ -1,7 +1,7 @@
 """Models small enough to test properties on, and synthetic fields: travelling waves."""
 
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,12 @@ from enma_fast.config import (
 )
 from enma_fast.data import FieldFile
 from enma_fast.models.model import Model
-from enma_fast.training.config import RolloutConfig, TrainingConfig
-from enma_fast.training.dynamics import DynamicsTask, encode_all
-from enma_fast.training.forecasts import ForecastTask
-from enma_fast.training.tokenizer import TokenizerTask
+from enma_fast.training.augment import Scattered, Shift, Strides, found
+from enma_fast.training.dynamics import DynamicsStage, DynamicsTask
+from enma_fast.training.forecasts import ForecastStage, ForecastTask
+from enma_fast.training.latents import encode_all
+from enma_fast.training.stage import Optimizer
+from enma_fast.training.tokenizer import TokenizerStage, TokenizerTask
 
 INTERPOLATION = InterpolationConfig(
     features=8, hidden=8, heads=2, head_dim=4, frequencies=4, slopes=(1.0, 3.0), refine_depth=1, slices=4
@@ -182,78 +184,85 @@ def waves(environments, trajectories, frames, options, seed=0):
     return torch.stack(channels, dim=-1)
 
 
-def waves_file(config, fields):
+def waves_file(config, u):
     """A field file of `waves` with two trajectories for each environment."""
     tok = config.tokenizer
     return FieldFile(
         path=Path("waves-train.h5"),
         name="waves-train",
-        u=fields.numpy(),
+        u=u.numpy(),
         times=np.arange(config.num_frames) * config.frame_interval,
         lengths=tok.lengths,
         coords=tuple(np.arange(n) * spacing for n, spacing in zip(tok.grid, tok.spacings, strict=True)),
         channels=tuple("uvw"[: tok.field_channels]),
         periodic=tok.periodic,
         parameters={},
-        environment=np.arange(len(fields) // 2).repeat(2),
+        environment=np.arange(len(u) // 2).repeat(2),
     )
 
 
-def tokenizer_task(name, training=None):
-    """A tokenizer and 12 trajectories to train it on; the same for the same arguments."""
+OPTIMIZER = Optimizer(learning_rate=3e-3, warmup_steps=2, ema_decay=0.9)
+# Entries of a stage that takes no time.
+TRAINING: dict[str, Any] = {"steps": 6, "batch": 4}
+
+
+def stage(kind, config, **changes):
+    """A stage of a kind for a model, moved where its domain has a ring; `changes` of it or of its optimiser."""
+    names = {entry.name for entry in fields(Optimizer)} - {"kind"}
+    optimizer = replace(OPTIMIZER, **{name: changes.pop(name) for name in names & changes.keys()})
+    if "optimizer" in changes:
+        optimizer = replace(optimizer, kind=changes.pop("optimizer"))
+    moved = (Shift(),) if any(config.tokenizer.periodic) else ()
+    return kind(**TRAINING | {"optimizer": optimizer, "augment": moved} | changes)
+
+
+def tokenizer_task(name, **changes):
+    """A codec and 12 trajectories to train it on; the same for the same arguments."""
     config = CONFIGS[name]
     torch.manual_seed(1)
-    fields = waves(6, 2, config.num_frames, config.tokenizer)
-    return TokenizerTask(config, training or TRAINING, train=fields, val=fields[:3])
+    data = waves_file(config, waves(6, 2, config.num_frames, config.tokenizer))
+    if config.tokenizer.interpolation is not None and "augment" not in changes:
+        changes["augment"] = (Shift(), Scattered(share=1.0))
+    made = Model(config)
+    return TokenizerTask(made, stage(TokenizerStage, config, **changes), train=data, val=torch.from_numpy(data.u[:3]))
 
 
-def dynamics_task(name, training=None):
-    """Dynamics behind a random tokenizer, and 12 trajectories in 6 environments; the same for the same arguments."""
+def dynamics_task(name, **changes):
+    """Dynamics behind a random codec, and 12 trajectories in 6 environments; the same for the same arguments."""
     config = CONFIGS[name]
     torch.manual_seed(1)
     made = Model(config)
     shaken(made.tokenizer)
-    fields = waves(6, 2, config.num_frames, config.tokenizer)
-    training = training or TRAINING
-    fraction = training.point_fraction if training.scattered_share else None
+    u = waves(6, 2, config.num_frames, config.tokenizer)
+    trained = stage(DynamicsStage, config, **{"mask_ratio": (0.75, 1.0)} | changes)
+    scattered, strides = found(trained.augment, Scattered), found(trained.augment, Strides)
     environment = torch.arange(6).repeat_interleave(2)
-    by_stride = {
-        n: encode_all(made.tokenizer, fields[:, ::n], environment, shift=True, point_fraction=fraction)
-        for n in {1, *training.strides}
+    latents = {
+        n: encode_all(made.tokenizer, u[:, ::n], environment, shift=True, scattered=scattered)
+        for n in {1, *(strides.steps if strides else ())}
     }
-    return DynamicsTask(
-        made,
-        training,
-        train=by_stride[1],
-        val=fields[0:4:2],
-        val_contexts=fields[1:4:2],
-        members=2,
-        by_stride=by_stride,
-    )
+    return DynamicsTask(made, trained, latents=latents, val=u[0:4:2], val_contexts=u[1:4:2], members=2)
 
 
-def forecast_task(name, training=None, decoder="masked-flow", make=ForecastTask, parameters=None):
-    """A model behind a random tokenizer, and 12 trajectories in 6 environments to train whole forecasts on."""
+def forecast_task(name, *, decoder="masked-flow", make=ForecastTask, kind=ForecastStage, parameters=None, **changes):
+    """A model behind a random codec, and 12 trajectories in 6 environments to train whole forecasts on."""
     config = name if isinstance(name, ModelConfig) else CONFIGS[name]
     config = replace(config, dynamics=replace(config.dynamics, decoder=decoder))
     torch.manual_seed(1)
     made = Model(config)
     shaken(made.tokenizer)
     made.tokenizer.requires_grad_(False)
-    fields = waves(6, 2, config.num_frames, config.tokenizer)
-    z = made.tokenizer.encode(fields).flatten(0, -2)
+    u = waves(6, 2, config.num_frames, config.tokenizer)
+    z = made.tokenizer.encode(u).flatten(0, -2)
     made.latent_mean.copy_(z.mean(0))
     made.latent_std.copy_(z.std(0))
-    data = waves_file(config, fields)
+    data = waves_file(config, u)
     if parameters is not None:
         data = replace(data, parameters=parameters)
-    training = training or TRAINING
-    if training.rollout is None:
-        training = replace(training, rollout=RolloutConfig(history=(2, 3)))
-    return make(made, training, train=data, val=fields[0:4:2], val_contexts=fields[1:4:2], members=2)
-
-
-TRAINING = TrainingConfig(steps=6, batch=4, learning_rate=3e-3, warmup_steps=2, shift=True, ema_decay=0.9)
+    if kind is ForecastStage:
+        changes = {"history": (2, 3)} | changes
+    trained = stage(kind, config, **changes)
+    return make(made, trained, train=data, val=u[0:4:2], val_contexts=u[1:4:2], members=2)
 
 
 def distance(a, b):

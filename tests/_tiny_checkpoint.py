@@ -1,12 +1,14 @@
 """A checkpoint of a few thousand parameters for the Combined data set, untrained."""
 
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from enma_fast.models.checkpoint import save_model
 from enma_fast.models.model import Model
-from enma_fast.training.presets import PRESETS
+from enma_fast.training.recipes import RECIPES
 from enma_fast.utils.dataclass_json import replace
 
 # Changes to combined-small that make it small enough to train in a moment.
@@ -30,11 +32,15 @@ TINY_DYNAMICS = {
 }
 
 
-def save_tiny(folder: Path, preset: str = "combined-small") -> None:
+def tiny_config(recipe: str, **changes: Any) -> dict[str, Any]:
+    """The config of a recipe's model, of a few thousand parameters, with dotted keys changed."""
+    config = RECIPES[recipe].model
+    return asdict(replace(config, {**TINY_TOKENIZER, **TINY_DYNAMICS} | changes))
+
+
+def save_tiny(folder: Path, recipe: str = "combined-small") -> None:
     """Write the checkpoint; its weights are the same every time."""
-    config = PRESETS[preset].model
-    for key, value in {**TINY_TOKENIZER, **TINY_DYNAMICS}.items():
-        config = replace(config, {key: value})
+    config = replace(RECIPES[recipe].model, {**TINY_TOKENIZER, **TINY_DYNAMICS})
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = Model(config)

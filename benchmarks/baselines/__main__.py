@@ -31,7 +31,7 @@ from enma_fast.models.checkpoint import load_model
 from enma_fast.models.model import Model
 from enma_fast.training.own_model import prepare_own, train_own
 from enma_fast.training.own_plan import Request
-from enma_fast.training.recipes import data_file
+from enma_fast.training.run import data_file
 
 from .scattered import ReadsPoints, measure_points_of
 from .training import Network, num_parameters, reference, train, training_data

@@ -16,10 +16,9 @@ from enma_fast.config import ModelConfig
 from enma_fast.data import FieldFile
 from enma_fast.evaluation.baselines import Method, Observations
 from enma_fast.forecasting.request import HISTORY
-from enma_fast.training.config import TrainingConfig
 from enma_fast.utils.extras import load_extra
 
-from .training import batched, of_size, relative_error
+from .training import batched, of_size, relative_error, schedule
 
 LAYERS = 4
 MOST_UNROLLED = 6
@@ -31,7 +30,7 @@ _MODES = {1: 16, 2: 12}
 class Fno:
     """See the module."""
 
-    config = TrainingConfig(steps=1000, batch=32, learning_rate=2e-3, final_learning_rate=1e-5, warmup_steps=50)
+    config = schedule(batch=32, learning_rate=2e-3, final_learning_rate=1e-5, warmup_steps=50)
     deterministic = True
     tasks = ("temporal",)
     # There are no Fourier transforms in bf16.

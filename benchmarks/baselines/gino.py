@@ -24,11 +24,10 @@ from enma_fast.data import FieldFile
 from enma_fast.data.selection import share_of
 from enma_fast.evaluation.baselines import Method, Observations
 from enma_fast.forecasting.request import HISTORY
-from enma_fast.training.config import TrainingConfig
 from enma_fast.utils.extras import load_extra
 
 from .fno import LAYERS, MOST_UNROLLED, WIDTHS, continued, modes, step_network
-from .training import of_size, relative_error
+from .training import of_size, relative_error, schedule
 
 # Shares of the points in training, as those of this library's models that read points.
 _SHOWN = (0.2, 1.0)
@@ -41,7 +40,7 @@ _FREQUENCIES = 5
 class Gino:
     """See the module."""
 
-    config = TrainingConfig(steps=1000, batch=8, learning_rate=4e-3, final_learning_rate=1e-5, warmup_steps=50)
+    config = schedule(batch=8, learning_rate=4e-3, final_learning_rate=1e-5, warmup_steps=50)
     deterministic = True
     tasks = ("temporal",)
     # There are no Fourier transforms in bf16.

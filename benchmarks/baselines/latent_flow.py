@@ -21,9 +21,8 @@ from enma_fast.forecasting.request import HISTORY
 from enma_fast.models.causal_transformer import CausalTransformer, GrowingCache
 from enma_fast.models.checkpoint import load_model
 from enma_fast.models.masked_transformer import MaskedTransformer
-from enma_fast.training.config import TrainingConfig
 
-from .training import HEADS, WIDTHS, of_size
+from .training import HEADS, WIDTHS, of_size, schedule
 
 STEPS = 20
 TIME_FEATURES = 64
@@ -56,9 +55,7 @@ class _Flow(nn.Module):
 class LatentFlow:
     """See the module."""
 
-    config = TrainingConfig(
-        steps=1000, batch=32, optimizer="muon", learning_rate=2e-3, final_learning_rate=2e-5, warmup_steps=30
-    )
+    config = schedule(batch=32, kind="muon", learning_rate=2e-3, final_learning_rate=2e-5, warmup_steps=30)
     deterministic = False
     tasks = ("temporal", "initial-value")
     mixed = True

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -23,15 +23,15 @@ from enma_fast.errors import EnmaError
 from enma_fast.evaluation.baselines import Method
 from enma_fast.models.checkpoint import read_tensors, write_tensors
 from enma_fast.models.model import Model
+from enma_fast.training.augment import random_shifts, roll
 from enma_fast.training.average import Average
-from enma_fast.training.config import TrainingConfig
-from enma_fast.training.dynamics import environments
 from enma_fast.training.loop import begin_step, end_step, fast_bf16, step_generator
 from enma_fast.training.optim import build, learning_rate
-from enma_fast.training.presets import PRESETS
+from enma_fast.training.recipes import RECIPES
+from enma_fast.training.rollouts import environments
+from enma_fast.training.stage import Optimizer, Stage
 from enma_fast.training.state import load_optimizers, optimizer_tensors
 from enma_fast.training.subnormals import flush_subnormals
-from enma_fast.training.tokenizer import random_shifts, roll
 from enma_fast.utils.dataclass_json import to_json
 from enma_fast.utils.system import keep_freed_memory
 
@@ -45,6 +45,8 @@ _MOST_BYTES = 2_000_000_000
 SAVE_SECONDS = 300.0
 # Steps of the schedule of the learning rate, whatever the number of steps taken.
 _SCHEDULE = 1000
+# Share of the batches that have a context.
+_CONTEXT_SHARE = 0.5
 
 
 class Network(Protocol):
@@ -60,7 +62,7 @@ class Network(Protocol):
     """
 
     module: nn.Module
-    config: TrainingConfig
+    config: Stage
     deterministic: bool
     tasks: tuple[str, ...]
     mixed: bool
@@ -105,8 +107,8 @@ def train(
     keep_freed_memory()
     config, module = network.config, network.module
     in_bf16 = network.mixed and fast_bf16("cpu")
-    optimizers = build(module, config, dtype=torch.bfloat16 if in_bf16 else torch.float32)
-    average = Average(module, config.ema_decay)
+    optimizers = build(module, config.optimizer, dtype=torch.bfloat16 if in_bf16 else torch.float32)
+    average = Average(module, config.optimizer.ema_decay)
     u = torch.from_numpy(data.u)
     if data.environment is None:
         raise EnmaError(f"{data.path}: lacks scalars/environment, which finds contexts; add it")
@@ -150,8 +152,8 @@ def train(
     while spent < seconds - longest:
         step, share, before = len(losses), spent / seconds, spent
         generator = step_generator(seed, step)
-        begin_step(optimizers, learning_rate(int(_SCHEDULE * share), config))
-        paired = "initial-value" in network.tasks and torch.rand((), generator=generator).item() < config.context_share
+        begin_step(optimizers, learning_rate(int(_SCHEDULE * share), config.optimizer, _SCHEDULE))
+        paired = "initial-value" in network.tasks and torch.rand((), generator=generator).item() < _CONTEXT_SHARE
         chosen = groups[torch.randint(len(groups), (config.batch,), generator=generator)]
         order = torch.rand(chosen.shape, generator=generator).argsort(-1)[:, :2]
         both = [
@@ -161,7 +163,7 @@ def train(
         with torch.autocast("cpu", torch.bfloat16, enabled=in_bf16):
             loss = network.loss(both[0], both[1] if paired else None, share, generator)
         loss.backward()
-        end_step(params, optimizers, config.clip_norm)
+        end_step(params, optimizers)
         average.update(module, step)
         losses.append(loss.item())
         if time.monotonic() - saved > save_seconds:
@@ -198,10 +200,10 @@ def relative_error(forecast_BTxc: Tensor, truth_BTxc: Tensor) -> Tensor:
 def reference(equation: str) -> ModelConfig:
     """The model of this library that a baseline stands beside."""
     names = [f"{equation.replace('_', dash)}-{size}" for size in ("fast", "small") for dash in ("_", "-")]
-    name = next((name for name in names if name in PRESETS), None)
+    name = next((name for name in names if name in RECIPES), None)
     if name is None:
         raise EnmaError(f"{equation}: there is no preset {' or '.join(dict.fromkeys(names))} to compare with")
-    return PRESETS[name].model
+    return RECIPES[name].model
 
 
 def of_size(make: Callable[[int], nn.Module], widths: range, config: ModelConfig) -> nn.Module:
@@ -227,7 +229,12 @@ def of_size(make: Callable[[int], nn.Module], widths: range, config: ModelConfig
     return make(width)
 
 
-def batched(config: TrainingConfig, data: FieldFile, *, planes: int) -> TrainingConfig:
+def schedule(*, batch: int, **optimizer: Any) -> Stage:
+    """Batch and optimiser of a baseline, whose learning rate has the schedule of so many steps."""
+    return Stage(kind="baseline", steps=_SCHEDULE, batch=batch, optimizer=Optimizer(**optimizer))
+
+
+def batched(config: Stage, data: FieldFile, *, planes: int) -> Stage:
     """The config with so many trajectories of a plane in a batch, so that ten minutes hold some hundred steps."""
     return config if len(data.u.shape[2:-1]) == 1 else dataclasses.replace(config, batch=planes)
 

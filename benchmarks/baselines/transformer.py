@@ -19,9 +19,8 @@ from enma_fast.evaluation.baselines import Method, Observations
 from enma_fast.forecasting.request import HISTORY
 from enma_fast.models.causal_transformer import CausalTransformer, GrowingCache
 from enma_fast.models.tokenizer import patchify, unpatchify
-from enma_fast.training.config import TrainingConfig
 
-from .training import HEADS, WIDTHS, batched, of_size, relative_error
+from .training import HEADS, WIDTHS, batched, of_size, relative_error, schedule
 
 LAYERS = 6
 PATCH, FEWEST_PATCHES = 8, 8
@@ -43,9 +42,7 @@ class _Patches(nn.Module):
 class Transformer:
     """See the module."""
 
-    config = TrainingConfig(
-        steps=1000, batch=16, optimizer="muon", learning_rate=2e-3, final_learning_rate=2e-5, warmup_steps=30
-    )
+    config = schedule(batch=16, kind="muon", learning_rate=2e-3, final_learning_rate=2e-5, warmup_steps=30)
     deterministic = True
     tasks = ("temporal", "initial-value")
     mixed = True

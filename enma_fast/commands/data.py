@@ -135,7 +135,7 @@ def import_(
 ) -> None:
     """Import your own data: NumPy, NetCDF, Zarr, or HDF5 of The Well, PDEBench or arrays at its root."""
     from ..data import ImportOptions, describe, import_fields
-    from ..training.own_preset import refusal
+    from ..training.own_recipe import refusal
 
     terminal = Terminal(as_json)
     options = ImportOptions(

@@ -14,10 +14,10 @@ from .terminal import Terminal, number, table
 
 
 def info(as_json: AsJson = False) -> None:
-    """Show versions, machine, operators, shipped models with their measured scores, and presets."""
+    """Show versions, machine, operators, shipped models with their measured scores, and recipes."""
     from ..models.checkpoint import available
     from ..ops import instruction_set
-    from ..training.presets import PRESETS
+    from ..training.recipes import RECIPES
     from ..utils.system import machine, versions
 
     terminal = Terminal(as_json)
@@ -27,7 +27,7 @@ def info(as_json: AsJson = False) -> None:
         "rates": _rates(),
         "operators": _operators(),
         "checkpoints": [_checkpoint(name) for name in available()],
-        "presets": {name: preset.model.dataset for name, preset in PRESETS.items()},
+        "recipes": {name: recipe.model.dataset for name, recipe in RECIPES.items()},
     }
     rows = [[name, value or "not installed"] for name, value in found["versions"].items()]
     rows += [[key, _text(value)] for key, value in found["machine"].items()]
@@ -52,7 +52,7 @@ def info(as_json: AsJson = False) -> None:
     lines = [line for model in shipped for line in _score_lines(model)]
     terminal.show(table("their scores", columns, lines, text=(0, 1, 2)))
     terminal.show(
-        table("presets", ["preset", "data set"], [list(row) for row in found["presets"].items()], text=(0, 1))
+        table("recipes", ["recipe", "data set"], [list(row) for row in found["recipes"].items()], text=(0, 1))
     )
     terminal.result(found)
 

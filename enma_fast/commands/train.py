@@ -1,180 +1,177 @@
-"""`enma-fast train tokenizer`, `train dynamics`, and the stages after them up to `train publish`."""
+"""`enma-fast train`: from a recipe, or from one's own field files, to a model; and `enma-fast publish`."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from collections.abc import Callable
+import shlex
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..training.config import VALIDATE_EVERY
-from .options import AsJson, Threads, on_device, settings, use_threads, with_options
-from .terminal import Terminal
+from ..errors import EnmaError
+from ..utils.text import counted
+from .forecast import duration
+from .options import AsJson, Threads, on_device, use_threads
+from .terminal import Terminal, number, size, table
 
-# Options of every stage by the names of their parameters, in the order of the help.
-_KINDS: dict[str, Any] = {
-    "preset": Annotated[str, typer.Argument(metavar="PRESET", help="Model and recipe, for example combined-small.")],
-    "data": Annotated[Path, typer.Option("--data", help="Folder of <dataset>-train.h5 and <dataset>-val.h5.")],
-    "out": Annotated[Path, typer.Option("--out", help="Run folder; the same command resumes what it finds there.")],
-    "start": Annotated[
-        str | None,
-        typer.Option(
-            "--from", metavar="RUN", help="Start from the weights of this run or checkpoint, not from random ones."
+if TYPE_CHECKING:
+    from ..training.own_plan import Plan
+    from ..training.recipes import Recipe
+
+STORE, REPORT = "forecast.zarr", "report.html"
+# Members of the forecast that the report shows.
+_MEMBERS = 32
+
+
+def train(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="RECIPE_OR_FILE",
+            help="A recipe by its name or its .toml file; or your own field file, or a folder of them.",
         ),
     ],
-    "steps": Annotated[int | None, typer.Option("--steps", min=1, help="Steps in all, instead of the preset's.")],
-    "batch": Annotated[int | None, typer.Option("--batch", min=1, help="Trajectories per step, over all ranks.")],
-    "seed": Annotated[int, typer.Option("--seed", help="Seed of weights, batches and noise.")],
-    "precision": Annotated[str, typer.Option("--precision", help="auto (bf16 where it is fast), bf16 or fp32.")],
-    "compile": Annotated[bool, typer.Option("--compile", help="torch.compile the step.")],
-    "device": Annotated[str, typer.Option("--device", help="cpu or cuda.")],
-    "model_set": Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change the model config, e.g. dynamics.width=256."),
-    ],
-    "train_set": Annotated[
-        list[str] | None,
-        typer.Option("--train-set", metavar="KEY=VALUE", help="Change the training config, e.g. learning_rate=1e-3."),
-    ],
-    "save_seconds": Annotated[float, typer.Option("--save-seconds", help="Seconds between saved states.")],
-    "validate_every": Annotated[int, typer.Option("--validate-every", min=1, help="Steps between validations.")],
-    "stop_after": Annotated[
-        int | None, typer.Option("--stop-after", min=1, help="Stop at this step, to resume later.")
-    ],
-    "threads": Threads,
-    "as_json": AsJson,
-}
-_DEFAULTS: dict[str, Any] = {
-    **dict.fromkeys(("start", "steps", "batch", "model_set", "train_set", "stop_after", "threads")),
-    "seed": 0,
-    "precision": "auto",
-    "compile": False,
-    "device": "cpu",
-    "save_seconds": 300.0,
-    "as_json": False,
-}
-_TOKENIZER = Annotated[
-    str | None,
-    typer.Option("--tokenizer", help="Run folder of a tokenizer, or a checkpoint; a lossless one has none."),
-]
-_BEFORE = Annotated[
-    str, typer.Option("--from", metavar="RUN", help="Run folder of the finished stage before, or a checkpoint.")
-]
+    out: Annotated[Path, typer.Option("--out", help="Run folder; the same command resumes what it finds there.")],
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="Seed of weights, batches and noise; by default the recipe's, or 0.")
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", help="Of a recipe: folder of <dataset>-train.h5 and -val.h5; by default they are made."),
+    ] = None,
+    start: Annotated[
+        str | None,
+        typer.Option("--from", metavar="MODEL", help="Of a recipe: begin with the weights of this run or checkpoint."),
+    ] = None,
+    precision: Annotated[
+        str, typer.Option("--precision", help="Of a recipe: auto (bf16 where it is fast), bf16 or fp32.")
+    ] = "auto",
+    compile_steps: Annotated[bool, typer.Option("--compile", help="Of a recipe: torch.compile the steps.")] = False,
+    device: Annotated[str, typer.Option("--device", help="Of a recipe: cpu or cuda.")] = "cpu",
+    model_size: Annotated[str, typer.Option("--size", help="Of your data: small, base or paper.")] = "small",
+    minutes: Annotated[
+        float | None,
+        typer.Option("--minutes", help="Of your data: time for all; by default the steps of the recipes of this size."),
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Of your data: show model, split, memory and time, measured, and stop."),
+    ] = False,
+    shift: Annotated[
+        bool,
+        typer.Option(
+            "--shift/--no-shift",
+            help="Of your data: whether the physics is the same at every place of the periodic axes.",
+        ),
+    ] = True,
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train a model: all stages of a recipe, or those of a recipe that is derived from your own data.
+
+    Your data are split into training, validation and test by environment; the model fits their grid and channels.
+    """
+    terminal = Terminal(as_json)
+    use_threads(threads)
+    if not _is_recipe(source):
+        for option, value in (("--data", data), ("--from", start)):
+            if value is not None:
+                raise EnmaError(f"{option}: is an option of recipes, and {source} is data; leave it out")
+        for option, other in (("--precision", precision != "auto"), ("--compile", compile_steps)):
+            if other:
+                raise EnmaError(f"{option}: is an option of recipes; train the recipe that `train {source}` writes")
+        if device != "cpu":
+            raise EnmaError(f"--device: is an option of recipes; train the recipe that `train {source}` writes")
+        _train_own(terminal, Path(source), out, model_size, minutes, seed or 0, shift, dry_run)
+        return
+    given = (("--size", model_size != "small"), ("--minutes", minutes is not None), ("--no-shift", not shift))
+    for option, there in given:
+        if there:
+            raise EnmaError(f"{option}: is an option for your own data; change the recipe instead")
+    from ..training.recipes import find_recipe
+
+    recipe = find_recipe(source)
+    recipe = recipe if seed is None else dataclasses.replace(recipe, seed=seed)
+    if dry_run:
+        terminal.show(_stage_table(recipe))
+        return
+    _train_recipe(terminal, recipe, out, data, start, precision, compile_steps, device)
 
 
-def _command(
-    stage: str, description: str, kinds: dict[str, Any], defaults: dict[str, Any] = _DEFAULTS
-) -> Callable[..., None]:
-    """The command that trains a stage; options that are not named here are those of `RunOptions`."""
-
-    @with_options(kinds, defaults | {"validate_every": VALIDATE_EVERY[stage]})
-    def command(
-        *,
-        preset: str,
-        data: Path,
-        out: Path,
-        start: str | None,
-        steps: int | None,
-        batch: int | None,
-        model_set: list[str] | None,
-        train_set: list[str] | None,
-        device: str,
-        threads: int | None,
-        as_json: bool,
-        **run: Any,
-    ) -> None:
-        from ..training.loop import RunOptions
-        from ..training.recipes import train
-
-        terminal = Terminal(as_json)
-        use_threads(threads)
-        # Of a tokenizer's own training there is none.
-        tokenizer = run.pop("tokenizer", None)
-        counts = {name: value for name, value in (("steps", steps), ("batch", batch)) if value is not None}
-        with terminal.progress(stage.replace("-", " ")) as update:
-
-            def report(done: int, total: int, values: dict[str, float]) -> None:
-                if _is_first_rank():
-                    rate = values.get("per_second", 0.0)
-                    update(done, total, note=f"loss {values['loss']:.4g}  {rate:.0f} trajectories/s")
-
-            result = train(
-                stage,
-                preset,
-                data_dir=data,
-                options=RunOptions(out=out, device=on_device(device), progress=report, **run),
-                tokenizer=tokenizer,
-                start=start,
-                model_changes=settings(model_set or [], "--set"),
-                training_changes=settings(train_set or [], "--train-set") | counts,
-            )
-        if not _is_first_rank():
-            return
-        scores = ", ".join(f"{key} {value:.4g}" for key, value in result["validation"].items())
-        terminal.show(f"{result['steps']} steps in {result['seconds']:.0f} s; validation: {scores or 'none yet'}")
-        if result["checkpoint"]:
-            terminal.show(f"checkpoint: {result['checkpoint']}")
-        else:
-            terminal.show("stopped before the end; the same command resumes")
-        terminal.result(result)
-
-    command.__doc__ = description
-    return command
+def _is_recipe(source: str) -> bool:
+    """True for the name of a recipe and for a TOML file; other words with no place are no data either."""
+    return source.endswith(".toml") or not ("/" in source or "." in source or Path(source).exists())
 
 
-tokenizer = _command("tokenizer", "Train the tokenizer: fields to latent frames and back.", _KINDS)
-dynamics = _command(
-    "dynamics",
-    "Train the dynamics on a tokenizer's latent frames; under torchrun on several ranks.",
-    {"preset": _KINDS["preset"], "tokenizer": _TOKENIZER} | _KINDS,
-    _DEFAULTS | {"tokenizer": None},
-)
-# Later stages start from the weights of a whole model.
-_LATER = _KINDS | {
-    "start": _BEFORE,
-    "tokenizer": Annotated[
-        str | None, typer.Option("--tokenizer", metavar="RUN", help="A tokenizer in place of that of --from.")
-    ],
-}
-_LATER_DEFAULTS = {name: default for name, default in _DEFAULTS.items() if name != "start"} | {"tokenizer": None}
-head = _command(
-    "head",
-    "Train the local head of a one-pass model, and nothing else of it; the best validation is kept.",
-    _LATER,
-    _LATER_DEFAULTS,
-)
-forecasts = _command(
-    "forecasts",
-    "Train finished dynamics on whole forecasts by a proper score; the best validation is kept.",
-    _LATER,
-    _LATER_DEFAULTS,
-)
-first_frame = _command(
-    "first-frame",
-    "Train what draws frame 0 of a one-pass model, and nothing else of it; the best validation is kept.",
-    _LATER,
-    _LATER_DEFAULTS,
-)
+def _train_recipe(
+    terminal: Terminal,
+    recipe: Recipe,
+    out: Path,
+    data: Path | None,
+    start: str | None,
+    precision: str,
+    compile_steps: bool,
+    device: str,
+) -> None:
+    from ..training.card import train_recipe
+    from ..training.loop import RunOptions
+
+    with terminal.progress(recipe.model.name) as update:
+
+        def report(done: float, total: float, note: str) -> None:
+            if _is_first_rank():
+                update(done, total, note=note)
+
+        options = RunOptions(out=out, device=on_device(device), precision=precision, compile=compile_steps)
+        result = train_recipe(recipe, options=options, data_dir=data, start=start, progress=report)
+    if not _is_first_rank():
+        return
+    for name, part in result["training"]["stages"].items():
+        scores = ", ".join(f"{key} {value:.4g}" for key, value in part["validation"].items())
+        terminal.show(f"{name}: {part['steps']} steps in {part['seconds']:.0f} s; validation: {scores or 'none yet'}")
+    terminal.show(f"checkpoint: {result['checkpoint']}")
+    terminal.result({"out": str(out), **result})
+
+
+def _train_own(
+    terminal: Terminal,
+    source: Path,
+    out: Path,
+    model_size: str,
+    minutes: float | None,
+    seed: int,
+    shift: bool,
+    dry_run: bool,
+) -> None:
+    from ..models.checkpoint import IN_RUN
+    from ..training.own_model import prepare_own, train_own
+    from ..training.own_plan import Request, make_plan, saved_plan
+
+    request = Request(size=model_size, minutes=minutes, seed=seed, shift=shift)
+    if dry_run:
+        planned = saved_plan(source, out, request) or make_plan(source, request)[0]
+        terminal.show(_plan_table(planned))
+        terminal.result({"out": str(out), "plan": dataclasses.asdict(planned)})
+        return
+    plan = prepare_own(source, out, request)
+    terminal.note(_plan_table(plan))
+    with terminal.progress(plan.recipe.model.name) as update:
+        metrics = train_own(plan, out, command=_command(source, request), progress=update)
+    report = _report(terminal, plan, out)
+    terminal.show(
+        *_score_tables(plan, metrics["rows"]),
+        f"checkpoint: {out / IN_RUN}   (enma-fast forecast FILE --checkpoint {out} --out forecast.zarr)",
+        *([f"report:     {report}"] if report else []),
+    )
+    terminal.result({"out": str(out), "checkpoint": str(out / IN_RUN), "report": report and str(report), **metrics})
 
 
 def publish(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of the last stage that finished.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Finished run folder of a recipe.")],
     data: Annotated[Path, typer.Option("--data", help="Folder of <dataset>-train.h5, -test-in.h5 and -test-out.h5.")],
     out: Annotated[Path, typer.Option("--out", help="Checkpoint folder to write.")],
-    tokenizer: Annotated[Path | None, typer.Option("--tokenizer", help="Run folder of its tokenizer.")] = None,
-    dynamics: Annotated[Path | None, typer.Option("--dynamics", help="Run folder of its dynamics.")] = None,
-    head: Annotated[Path | None, typer.Option("--head", help="Run folder of its local head alone.")] = None,
-    forecasts: Annotated[Path | None, typer.Option("--forecasts", help="Run folder of its whole forecasts.")] = None,
-    begun: Annotated[
-        list[str] | None,
-        typer.Option("--begun-from", help="Run or checkpoint whose weights one of these runs began with; repeatable."),
-    ] = None,
-    sampling: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change the sampler's defaults, e.g. temperature=1.5."),
-    ] = None,
     limit: Annotated[int | None, typer.Option("--limit", help="Score the first N trajectories of each file.")] = None,
     members: Annotated[
         int | None, typer.Option("--members", min=16, help="Score no ensembles of more than N members, of 16 and 64.")
@@ -191,20 +188,7 @@ def publish(
     use_threads(threads)
     with terminal.progress("scoring") as update:
         metrics = write(
-            run,
-            tokenizer=tokenizer,
-            dynamics=dynamics,
-            head=head,
-            forecasts=forecasts,
-            begun=begun or (),
-            data_dir=data,
-            out=out,
-            sampling=settings(sampling or [], "--set"),
-            limit=limit,
-            members=members,
-            half=half,
-            seed=seed,
-            progress=update,
+            run, data_dir=data, out=out, limit=limit, members=members, half=half, seed=seed, progress=update
         )
     terminal.show(f"{out}: model, card and metrics")
     terminal.result({"checkpoint": str(out), **metrics})
@@ -213,3 +197,89 @@ def publish(
 def _is_first_rank() -> bool:
     """True for the rank that shows something, of those that torchrun starts."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def _report(terminal: Terminal, plan: Plan, out: Path) -> Path | None:
+    """A forecast of the first test trajectory as a store and a page; None if an extra is missing."""
+    from ..figures.report import write_report
+    from ..forecasting.request import ForecastRequest
+    from ..runs.prepare import prepare
+
+    data = out / "data" / f"{plan.recipe.model.dataset}-test-in.h5"
+    request = ForecastRequest(num_members=_MEMBERS, trajectories=[0])
+    try:
+        prepare(data, out / STORE, request, checkpoint=out).execute()
+        write_report(out / STORE, out / REPORT)
+    except EnmaError as error:
+        terminal.note(f"no report: {error}")
+        return None
+    return out / REPORT
+
+
+def _command(source: Path, request: Any) -> str:
+    minutes = [] if request.minutes is None else ["--minutes", f"{request.minutes:g}"]
+    shift = [] if request.shift else ["--no-shift"]
+    words = ["--out", "RUN", "--size", request.size, *minutes, "--seed", str(request.seed), *shift]
+    return shlex.join(["enma-fast", "train", source.name, *words])
+
+
+def _plan_table(plan: Plan) -> Any:
+    model = plan.recipe.model
+    tok = model.tokenizer
+    walls = ("periodic" if wraps else "open" for wraps in tok.periodic)
+    grid = ", ".join(f"{n} {wall}" for n, wall in zip(tok.grid, walls, strict=True))
+    pairs = zip(plan.channels, tok.field_mean or (), tok.field_scale or (), strict=True)
+    rows = [
+        ["points", grid],
+        ["channels", ", ".join(f"{name} ({number(mean)} +- {number(scale)})" for name, mean, scale in pairs)],
+        ["frames", f"{model.num_frames}, {number(model.frame_interval)} apart"],
+        ["model", f"{plan.request.size}, {plan.num_parameters:,} parameters, {model.num_tokens} tokens a frame"],
+    ]
+    for split, count in plan.trajectories.items():
+        shared = plan.frames.get(split, count * model.num_frames)
+        few = f", which overlap: {shared:,} frames in all" if shared < count * model.num_frames else ""
+        environments = counted(plan.environments[split], "environment")
+        rows.append([split, f"{counted(count, 'trajectory')} in {environments}{few}"])
+    rows.append(["tasks", "temporal, initial value by a context" if plan.contexts else "temporal; no contexts"])
+    for name, stage in plan.recipe.folders().items():
+        rows.append([name, f"{stage.amount}, about {duration(plan.seconds[name])}"])
+    rows += [["memory", f"about {size(plan.memory)}"], ["time", f"about {duration(sum(plan.seconds.values()))}"]]
+    return table(f"plan of {model.name}", ["", "value"], rows, text=(0, 1))
+
+
+def _stage_table(recipe: Recipe) -> Any:
+    rows = [[name, stage.amount] for name, stage in recipe.folders().items()]
+    return table(f"stages of {recipe.model.name}", ["", "value"], rows, text=(0, 1))
+
+
+def _score_tables(plan: Plan, rows: list[dict[str, Any]]) -> list[Any]:
+    """Scores of each task, and errors of each channel in its unit."""
+    from ..evaluation.baselines import BASELINES
+    from ..training.own_card import notes
+
+    # Runs that were finished by an older version have fewer baselines.
+    names = [name for name in BASELINES if all(name in row for row in rows)]
+    head = ["task", "trajectories", "rel. L2", *names, "CRPS", "spread/skill"]
+    lines = [
+        [
+            row["task"],
+            str(row["num_trajectories"]),
+            *(number(part["rel_l2"]) for part in (row, *(row[name] for name in names))),
+            number(row["crps"]),
+            number(row["spread_skill"]),
+        ]
+        for row in rows
+    ]
+    errors = [
+        [row["task"], f"{channel} ({found.get('unit', '1')})"]
+        + [number(found[key]) for key in ("rmse", *(f"{name}_rmse" for name in names))]
+        for row in rows
+        for channel, found in row["channels"].items()
+    ]
+    caption = " ".join(notes(plan)) or None
+    return [
+        table("held-out test split", head, lines),
+        table(
+            "RMS errors", ["task", "channel (unit)", "mean of members", *names], errors, caption=caption, text=(0, 1)
+        ),
+    ]

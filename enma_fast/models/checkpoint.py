@@ -48,7 +48,9 @@ FORMAT_VERSION = 1
 WEIGHTS, CONFIG, MANIFEST = "model.safetensors", "config.json", "manifest.json"
 CARD, METRICS, ENVELOPE, COVARIANCE = "README.md", "metrics.json", "domain.json", "covariance.safetensors"
 # In the folder of a training run: its checkpoint, and its log or its plan.
-IN_RUN, LOG, PLAN = "checkpoint", "log.jsonl", "plan.json"
+IN_RUN, LOG, RECIPE = "checkpoint", "log.jsonl", "recipe.toml"
+# The recipes of the package.
+RECIPE_FILES = Path(__file__).parents[1] / "recipes"
 _TOKENIZER = "tokenizer."
 # Names of files beside it that a manifest may list; and the largest size of a manifest or a config.
 _NAME, _SHA256 = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}"), re.compile(r"[0-9a-f]{64}")
@@ -162,12 +164,17 @@ def locate(checkpoint: str | Path) -> Path:
         if os.path.isfile(folder / MANIFEST):
             return folder
     known = ", ".join(available()) or "none"
-    if os.path.isfile(given / LOG) or os.path.isfile(given / PLAN):
+    if os.path.isfile(given / LOG) or os.path.isfile(given / RECIPE):
         raise EnmaError(f"{checkpoint}: this run has no {IN_RUN} yet; let it finish first")
     if os.path.isdir(given):
         raise EnmaError(f"{checkpoint}: holds no {MANIFEST}; it is not a whole checkpoint")
     if remedy := remedy_for(str(checkpoint)):
         raise EnmaError(f"checkpoint {str(checkpoint)!r}: is not installed (installed: {known}){remedy}")
+    if str(checkpoint) in {path.stem for path in RECIPE_FILES.glob("*.toml")}:
+        raise EnmaError(
+            f"checkpoint {str(checkpoint)!r}: is a recipe without weights; train it first (enma-fast train "
+            f"{checkpoint} --out RUN), or use a shipped model ({known})"
+        )
     raise EnmaError(f"checkpoint {str(checkpoint)!r}: neither a folder nor a shipped model (shipped: {known})")
 
 
@@ -223,7 +230,7 @@ def load_model(checkpoint: str | Path, *, device: str | torch.device = "cpu") ->
     """
     config, tensors, source = _load(checkpoint)
     if tensors and all(name.startswith(_TOKENIZER) for name in tensors):
-        raise EnmaError(f"{source}: holds a tokenizer only; train the dynamics on it: enma-fast train dynamics")
+        raise EnmaError(f"{source}: holds a tokenizer only; train a whole model: enma-fast train")
     model = _filled(lambda: Model(config), tensors, source)
     folder = locate(checkpoint)
     if ENVELOPE in hashes(folder):

@@ -1,4 +1,4 @@
-"""The stages of training, each in a file of its name, their recipes, training on own data, and model cards.
+"""Training: stages, each in a file of its name, augmentations, recipes and their runs, own data, and model cards.
 
-A loss, an optimiser or a step of a recipe goes here; sizes and schedules of a preset are data in `presets`.
+A loss or the settings of a stage go here; sizes and schedules of a model are data in `enma_fast/recipes`.
 """

@@ -1,13 +1,12 @@
-"""Model cards: what a model was trained on, by which commands, and what it reaches, all measured.
+"""Model cards: what a model was trained on, by which recipe, and what it reaches, all measured.
 
 `publish` writes a checkpoint folder with the card (`README.md`) and the same figures for programs (`metrics.json`).
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +14,20 @@ import numpy as np
 import torch
 
 from ..config import DynamicsConfig, ModelConfig
-from ..data import DEFAULT_GROUPS, EQUATIONS, FieldFile, count, read, spread_out
-from ..data.splits import TRAJECTORIES_PER_GROUP, default_groups
+from ..data import FieldFile, count, read, spread_out
 from ..errors import EnmaError
 from ..evaluation.metrics import columns, relative_l2
 from ..evaluation.paper import paper_source
 from ..evaluation.scoring import paper_table, score
-from ..models.checkpoint import IN_RUN, MANIFEST, METRICS, load_model, locate, round_weights, save_model
+from ..models.checkpoint import IN_RUN, MANIFEST, METRICS, RECIPE, load_model, locate, round_weights, save_model
 from ..models.covariance import FieldCovariance
 from ..models.envelope import Envelope
 from ..models.model import Model
-from ..utils.dataclass_json import replace
 from ..utils.text import counted, markdown_table, short, times
-from .lineage import json_word, trace
-from .recipes import data_file
+from .loop import RunOptions
+from .ranks import join_ranks
+from .recipes import Recipe, read_recipe
+from .run import DATA, Progress, account, data_file, train
 
 # Task, ensemble size, trajectories at most, whether of the packed file: 16 members for errors over all of a file, 64
 # for calibration. The packed files are shipped with the package, so their rows can be made again without any data.
@@ -45,20 +44,15 @@ SPLITS = ("test-in", "test-out")
 _TOLD = 4096
 # Those of them from which its covariance is made.
 _VARIED = 512
+_HALF = "\n\nWeights are stored in fp16 and computed with in fp32."
 _ROW_DROPS = ("per_frame", "rank_histogram", "channels")
 
 
 def publish(
     run: Path,
     *,
-    tokenizer: Path | None = None,
-    dynamics: Path | None = None,
-    head: Path | None = None,
-    forecasts: Path | None = None,
-    begun: Sequence[str | Path] = (),
     data_dir: Path,
     out: Path,
-    sampling: Mapping[str, Any] | None = None,
     limit: int | None = None,
     members: int | None = None,
     half: bool = False,
@@ -69,11 +63,9 @@ def publish(
 
     Parameters
     ----------
-    run, tokenizer, dynamics, head, forecasts, begun : finished run folders, and the runs and checkpoints that they
-        began from (:func:`enma_fast.training.lineage.trace`)
+    run : finished run folder of a recipe
     data_dir : folder of the training and test files
     out : checkpoint folder to write
-    sampling : changes of the sampler's defaults (`SamplingConfig`), chosen on validation data
     limit : score the first so many trajectories of each file
     members : leave out the cases of larger ensembles; by default there are none
     half : round the weights to fp16 before they are scored, and store them so: half the size
@@ -88,29 +80,48 @@ def publish(
     Raises
     ------
     EnmaError
-        If a run is not finished, the two do not belong together, data is missing, or `out` holds other files.
+        If the run is not finished, data is missing, or `out` holds other files.
     """
     if out.exists() and not (out.is_dir() and ((out / MANIFEST).is_file() or not any(out.iterdir()))):
         raise EnmaError(f"{out}: exists and is not a checkpoint; choose another --out")
-    training = trace(run, tokenizer=tokenizer, dynamics=dynamics, head=head, forecasts=forecasts, begun=begun)
+    training = account(run, read_recipe(run / RECIPE))
     model = load_model(locate(run / IN_RUN))
     if half:
         round_weights(model)
-    settings = replace(model.config.sampling, sampling or {}, source="sampling")
-    model.config = model.dynamics.config = dataclasses.replace(model.config, sampling=settings)
     tell_training(model, data_file(data_dir, model.config.dataset, "train"))
     files = {split: read(data_file(data_dir, model.config.dataset, split)) for split in SPLITS}
     metrics = {
         "seed": seed,
         **measure(model, files, limit=limit, members=members, seed=seed, progress=progress),
         "training": training,
-        "sampling": dict(sampling or {}),
         "members": members,
         "half": half,
-        "data": _trajectories(data_dir, model.config.dataset),
     }
-    save_model(model, out, card=card_text(model.config, metrics), metrics=metrics, half=half)
+    section = training_text(training) + (_HALF if half else "")
+    save_model(model, out, card=card_text(model.config, metrics, section), metrics=metrics, half=half)
     return metrics
+
+
+def train_recipe(
+    recipe: Recipe,
+    *,
+    options: RunOptions,
+    data_dir: Path | None = None,
+    start: str | Path | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Train a recipe, and write the model with the card of its training; as :func:`enma_fast.training.run.train`.
+
+    Returns the `training` (:func:`enma_fast.training.run.account`), and the `checkpoint`: None if
+    `options.stop_after` ended the run before.
+    """
+    model = train(recipe, options=options, data_dir=data_dir, start=start, progress=progress)
+    out = options.out
+    if model is not None and join_ranks().index == 0 and not (out / IN_RUN / MANIFEST).is_file():
+        tell_training(model, data_file(data_dir or out / DATA, recipe.model.dataset, "train"))
+        card = "\n\n".join([*_about(model.config), "## Training", training_text(account(out, recipe))])
+        save_model(model, out / IN_RUN, card=f"{card}\n")
+    return {"checkpoint": None if model is None else str(out / IN_RUN), "training": account(out, recipe)}
 
 
 def tell_training(model: Model, path: Path) -> None:
@@ -176,14 +187,26 @@ def read_metrics(folder: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.is_file() else None
 
 
-def card_text(config: ModelConfig, metrics: dict[str, Any]) -> str:
-    """The model card in Markdown."""
+def _about(config: ModelConfig, counts: str = "") -> list[str]:
+    """What a model is: title and first paragraph, with the numbers of its parameters."""
     tok, dyn = config.tokenizer, config.dynamics
-    grid = times(tok.grid)
     latent, tokens = tok.latent_frames(config.num_frames), config.num_tokens
+    return [
+        f"# {config.name}",
+        f"An ENMA model (arXiv 2506.06158) for the data set `{config.dataset}`: {times(tok.grid)} points, "
+        f"{config.num_frames} frames {config.frame_interval:g} apart. {counts}{config.num_frames} frames become "
+        f"{latent} latent frames of {tokens} tokens with {config.token_channels} channels. Dynamics: width "
+        f"{dyn.width}, {dyn.temporal_layers} causal and {dyn.spatial_layers} masked layers, {_head(dyn)}.",
+    ]
+
+
+def card_text(config: ModelConfig, metrics: dict[str, Any], training: str) -> str:
+    """The model card in Markdown, with its section on the training."""
     # Cards of older models have a dozen.
     packed = metrics.get("packed_environments", 12)
     environments = "a dozen environments" if packed == 12 else counted(packed, "environment")
+    own, whole = metrics["tokenizer_parameters"], metrics["num_parameters"]
+    counts = f"{whole:,} parameters, of which the tokenizer has {own:,}; "
     limits = [
         f"- It knows the `{config.dataset}` data set's equation, initial conditions, grid, domain and frame spacing, "
         "and nothing else; other input is refused where it can be recognised.",
@@ -195,12 +218,7 @@ def card_text(config: ModelConfig, metrics: dict[str, Any]) -> str:
         "- Members of one trajectory differ by the noise of the sampler; their spread is as good as the rows above.",
     ]
     parts = [
-        f"# {config.name}",
-        f"An ENMA model (arXiv 2506.06158) for the data set `{config.dataset}`: {grid} points, {config.num_frames} "
-        f"frames {config.frame_interval:g} apart. {metrics['num_parameters']:,} parameters, of which the tokenizer has "
-        f"{metrics['tokenizer_parameters']:,}; {config.num_frames} frames become {latent} latent frames of {tokens} "
-        f"tokens with {config.token_channels} channels. Dynamics: width {dyn.width}, {dyn.temporal_layers} causal and "
-        f"{dyn.spatial_layers} masked layers, {_head(dyn)}.",
+        *_about(config, counts),
         "It is not a model of the authors, whose code and data are public (`itsakk/enma`, its generator "
         "`itsakk/PPDEGeneration`, data `2ailesB/enma-datasets`), but of an independent implementation made for speed, "
         "trained on data of this project's own solver.",
@@ -230,7 +248,7 @@ def card_text(config: ModelConfig, metrics: dict[str, Any]) -> str:
         "one here:",
         _paper_rows(metrics["rows"]),
         "## Training",
-        _training_text(config, metrics),
+        training,
         "## Limits",
         "\n".join(limits),
     ]
@@ -256,18 +274,6 @@ def _head(dyn: DynamicsConfig) -> str:
     parts = [f"{name} {h.layers} x {h.width}" for name, h in (("local head", dyn.local), ("frame 0", dyn.first)) if h]
     flow = [] if dyn.first is not None else [f"flow head {dyn.flow.layers} x {dyn.flow.width}"]
     return ", ".join(flow + parts)
-
-
-def _steps(config: ModelConfig) -> str:
-    if config.dynamics.first is not None:
-        return "decides a frame in one pass (frame 0, which only generation draws, by a head of its own)"
-    settings = config.sampling
-    steps = (
-        f"takes {settings.mask_steps} mask steps a frame and {settings.flow_steps} {settings.method} flow steps a token"
-    )
-    if config.dynamics.decoder == "one-pass":
-        return f"decides a frame in one pass (frame 0, which only generation draws, {steps})"
-    return steps
 
 
 def _score_command(config: ModelConfig, row: dict[str, Any]) -> str:
@@ -303,74 +309,22 @@ def _paper_rows(rows: list[dict[str, Any]]) -> str:
     return markdown_table(["task", "split", "model", *(column.short for column in shown)], lines)
 
 
-def _trajectories(data_dir: Path, dataset: str) -> dict[str, int]:
-    """Trajectories of the files of a data set, by split, as far as they are there."""
-    files = {split: data_dir / f"{dataset}-{split}.h5" for split in DEFAULT_GROUPS}
-    return {split: count(path) for split, path in files.items() if path.is_file()}
-
-
-def _data_commands(dataset: str, trajectories: Mapping[str, int]) -> list[str]:
-    """The commands that make a data set, one for each split whose number of trajectories is not the paper's."""
-    command = f"enma-fast data generate {dataset} --out data"
-    if dataset not in EQUATIONS:
-        return [command]
-    wholes = {split: TRAJECTORIES_PER_GROUP * default_groups(EQUATIONS[dataset], split) for split in trajectories}
-    if trajectories == wholes:
-        return [command]
-    commands = []
-    for split, size in trajectories.items():
-        groups = -(-size // TRAJECTORIES_PER_GROUP)
-        part = f"  # the first {size:,} of its trajectories" if size % TRAJECTORIES_PER_GROUP else ""
-        commands.append(f"{command} --split {split} --groups {groups}{part}")
-    return commands
-
-
-def _training_text(config: ModelConfig, metrics: dict[str, Any]) -> str:
-    training, sampling = metrics["training"], metrics["sampling"]
-    changes = "".join(f" --set {key}={json_word(value)}" for key, value in sampling.items())
-    now = {stage: part for stage, part in training.items() if not stage.endswith(" before")}
-    last = list(now)[-1]
-    # Cards of older models do not say it.
-    half = " --half" if metrics.get("half") else ""
-    most = f" --members {metrics['members']}" if metrics.get("members") else ""
-    folders = [part["command"].split(" --out ")[1].split()[0] for part in training.values()]
-    repeated = len(set(folders)) < len(folders)
-    runs = "".join(f" --{stage} runs/{stage}" for stage in now if stage != last)
-    lines = [
-        "Data of this project's own solver (seed 0), then the tokenizer, the dynamics on its latent frames, and whole "
-        "forecasts by a proper score, as far as they are listed"
-        + (", and at last what draws frame 0 alone" if "first-frame" in now else "")
-        + (" (commands of one `--out` in folders of their own):" if repeated else ":"),
-        "```",
-        *_data_commands(config.dataset, metrics.get("data", {})),
-        *(part["command"] for part in now.values()),
-        f"enma-fast train publish runs/{last}{runs} --data data --out {config.name}{changes}{most}{half}",
-        "```",
-        "",
+def training_text(training: Mapping[str, Any]) -> str:
+    """How a model was trained, from the account of its run: recipe, data, seed, hours and machine."""
+    machine, ranks = training["machine"], training["ranks"]
+    where = machine["gpu"] or f"{machine['cpu']}, {counted(machine['threads'], 'thread')}"
+    rows = [
+        [name, f"{part['steps']:,}", f"{part['trajectories']:,}", f"{part['seconds'] / 3600:.2f}"]
+        for name, part in training["stages"].items()
     ]
-    if len(now) < len(training):
-        lines += [
-            "Runs that begin with `--from` and a model's name, or its name and `-before`, started from the weights of "
-            "its version before this one, those with `--from runs/NAME-before` from an earlier run (add `--begun-from` "
-            "to `publish`). These are the commands before, not always in the order of their time:",
-            "```",
-            *(part["command"] for stage, part in training.items() if stage not in now),
-            "```",
-            "",
+    hours = sum(part["seconds"] for part in training["stages"].values()) / 3600
+    files = ", ".join(f"`{file}` {digest[:16]}..." for file, digest in training["data"].items())
+    begun = f" It began with the weights {training['start'][:16]}..." if training["start"] else ""
+    return "\n\n".join(
+        [
+            f"{hours:.2f} hours in {training['precision']} on {where if ranks == 1 else f'{ranks} x {where}'}, with "
+            f"Torch {training['versions']['torch']} and seed {training['seed']}. SHA-256 of the data: {files}.{begun}",
+            markdown_table(["stage", "steps", "trajectories seen", "hours"], rows),
+            f"The recipe, which `enma-fast train` takes:\n\n```toml\n{training['recipe'].strip()}\n```",
         ]
-    lines += [
-        f"The sampler {_steps(config)}, and scales its noise by {config.sampling.temperature:g}"
-        + (", chosen on validation data." if "temperature" in sampling else ".")
-        + (" Weights are stored in fp16 and computed with in fp32." if half else ""),
-        "",
-    ]
-    head = ["stage", "steps", "trajectories seen", "hours", "precision", "machine", "torch"]
-    rows = []
-    for stage, part in training.items():
-        machine = part["machine"]
-        where = machine["gpu"] or f"{machine['cpu']}, {counted(machine['threads'], 'thread')}"
-        where = where if part["ranks"] == 1 else f"{part['ranks']} x {where}"
-        hours = f"{part['seconds'] / 3600:.2f}"
-        seen = f"{part['trajectories']:,}"
-        rows.append([stage, f"{part['steps']:,}", seen, hours, part["precision"], where, part["versions"]["torch"]])
-    return "\n".join(lines) + markdown_table(head, rows)
+    )

@@ -1,17 +1,16 @@
 """Train what draws frame 0 of a generated trajectory, with all other weights of a one-pass model held.
 
 Every other frame of a one-pass model is read off, so the velocity of the flow head has frame 0 alone to draw, and a
-batch can take many masks and many noises of it where whole forecasts take few. A head of its own makes members of the
-whole frame, which are scored.
+batch can take many masks and many noises of it where whole forecasts take few.
 
-Legend: B trajectories, K members, R masks, N tokens per frame, C token channels, S noises of a token.
+Legend: B trajectories, R masks, N tokens per frame, C token channels, S noises of a token.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,16 +18,35 @@ from torch import Tensor, nn
 from ..errors import EnmaError
 from ..models.flow_head import FlowHead
 from ..models.model import Draws, Dynamics, Model, draw
-from ..utils.devices import to_device
-from .config import TrainingConfig
-from .forecasts import ForecastTask, first_noise, scored
+from .augment import Augmentation
+from .forecasts import FIELD_AUGMENTATIONS, FIRST_DRAWS, ForecastTask
 from .ranks import ALONE, Rank
-from .wave_score import WaveScore
+from .stage import Material, Stage
 
 # Noises of a token: its condition costs more than many velocities.
 NOISES = 16
 # Validation: as many batches, with noise that never changes.
 VALIDATION_BATCHES = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class FirstFrameStage(Stage):
+    """Train the flow that draws frame 0 of a generated trajectory, which always has a context."""
+
+    kind: str = "first-frame"
+
+    augmentations: ClassVar[tuple[type[Augmentation], ...]] = FIELD_AUGMENTATIONS
+    forecasts: ClassVar[bool] = False
+
+    @property
+    def context_share(self) -> float:
+        return 1.0
+
+    def check_frames(self, latents: int) -> None:
+        """Frame 0 is always there."""
+
+    def task(self, model: Model, material: Material) -> FirstFrameTask:
+        return FirstFrameTask(model, self, train=material.train(), val=material.val, val_contexts=material.val_contexts)
 
 
 class FirstFrame(nn.Module):
@@ -58,73 +76,42 @@ class FirstFrame(nn.Module):
 
     def conditions(self, z_BNC: Tensor, context_BTNC: Tensor, known_BRN: Tensor) -> tuple[Tensor, Tensor]:
         """Conditions ``[B R, N, D]`` of the tokens of frame 0, and these tokens ``[B R, N, C]``."""
-        R, h_BND = known_BRN.shape[1], start_of(self.dynamics, context_BTNC, z_BNC)
+        R = known_BRN.shape[1]
+        # With frame 0 behind it the start is computed as in forecasts.
+        h_BND = self.dynamics.temporal.read([context_BTNC, z_BNC[:, None]])[:, -2]
         z, h = (x.repeat_interleave(R, 0) for x in (z_BNC, h_BND))
         return self.dynamics.spatial(h, z, known_BRN.flatten(0, 1)), z
-
-
-class FirstHead(nn.Module):
-    """The dynamics, of which the head of frame 0 is trained; ``forward`` is the score of what it makes."""
-
-    def __init__(self, dynamics: Dynamics, score: WaveScore) -> None:
-        super().__init__()
-        assert dynamics.first is not None
-        self.dynamics, self.score = dynamics, score
-        dynamics.requires_grad_(False)
-        dynamics.first.requires_grad_(True)
-
-    def forward(self, z_BNC: Tensor, context_BTNC: Tensor, noise_BKNC: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Score of K members of each frame 0, one for each noise."""
-        with torch.no_grad():
-            h_BND = start_of(self.dynamics, context_BTNC, z_BNC)
-        loss = scored(self.dynamics, self.score, h_BND, z_BNC, noise_BKNC)
-        return loss, {"score": loss.detach()}
-
-
-def start_of(dynamics: Dynamics, context_BTNC: Tensor, z_BNC: Tensor) -> Tensor:
-    """What the causal transformer has read before frame 0, ``[B, N, D]``."""
-    # With frame 0 behind it the start is computed as in forecasts.
-    return dynamics.temporal.read([context_BTNC, z_BNC[:, None]])[:, -2]
 
 
 class FirstFrameTask(ForecastTask):
     """The data of :class:`ForecastTask`, of which frame 0 is the target."""
 
-    def __init__(self, model: Model, config: TrainingConfig, **data: Any) -> None:
-        if model.config.dynamics.decoder != "one-pass":
-            raise EnmaError(
-                f"{model.config.name}: its decoder is {model.config.dynamics.decoder}, whose flow draws every frame; "
-                "train it on whole forecasts"
-            )
-        super().__init__(model, config, **data)
+    def __init__(self, model: Model, stage: FirstFrameStage, **data: Any) -> None:
+        super().__init__(model, stage, **data)
         if self.val_contexts is None or self.groups.shape[1] < 2:
             raise EnmaError("training data: frame 0 needs a context, and every environment two or more trajectories")
         self.contexts = self.val_contexts
-        self.module = (
-            FirstFrame(model.dynamics) if self.first_score is None else FirstHead(model.dynamics, self.first_score)
-        )
+
+    def _module(self) -> nn.Module:
+        config = self.model.config
+        if config.dynamics.decoder != "one-pass" or self.model.dynamics.flow is None:
+            raise EnmaError(f"stage first-frame: {config.name} has no flow for frame 0 alone; leave the stage out")
+        return FirstFrame(self.model.dynamics)
 
     def loss(
         self, module: Callable[..., Any], generator: torch.Generator, rank: Rank
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Flow loss or score of frame 0 of a batch, given another trajectory of the same environment."""
-        mine = rank.share(self.config.batch)
-        (context, target), _ = self._tokens(generator, mine, paired=True, frames=1)
-        return module(target[:, 0], context, self._drawn(self.config.batch, generator, mine, rank.count, target.device))
-
-    def _drawn(
-        self, count: int, generator: torch.Generator, rows: slice, ranks: int, device: torch.device
-    ) -> Draws | Tensor:
-        """The random numbers of these rows of so many."""
-        if self.first_score is not None:
-            return to_device(first_noise(self.model.config, count, self.options.first_draws, generator)[rows], device)
-        return self.draws(count, generator).share(rows, ranks=ranks, device=device)
+        """Flow loss of frame 0 of a batch, given another trajectory of the same environment."""
+        mine = rank.share(self.stage.batch)
+        (context, target), _ = self.tokens(generator, mine, paired=True, latents=1)
+        draws = self.draws(self.stage.batch, generator).share(mine, ranks=rank.count, device=target.device)
+        return module(target[:, 0], context, draws)
 
     def draws(self, count: int, generator: torch.Generator) -> Draws:
         """Known tokens ``[B, R, N]``, noise ``[B, R, N, S, C]`` and flow times ``[B, R, N, S, 1]`` of one segment."""
         return draw(
             self.model.config,
-            [(count, self.options.first_draws)],
+            [(count, FIRST_DRAWS)],
             flow=replace(self.model.config.dynamics.flow, draws=NOISES),
             # The mask steps of a forecast meet every number of known tokens.
             mask_ratio=(0.0, 1.0),
@@ -133,18 +120,18 @@ class FirstFrameTask(ForecastTask):
 
     def merit(self, scores: dict[str, float]) -> float:
         """Loss of frame 0."""
-        return scores["flow" if self.first_score is None else "score"]
+        return scores["flow"]
 
     @torch.no_grad()
     def validate(self, rank: Rank = ALONE) -> dict[str, float]:
-        """Flow loss or score of frame 0 of the validation trajectories, by the first rank."""
+        """Flow loss of frame 0 of the validation trajectories, by the first rank."""
         if rank.index:
             return {}
         generator, device = torch.Generator().manual_seed(0), next(self.module.parameters()).device
         target = self.model.encode(self.val[:, :1].to(device)).float()[:, 0]
         context, whole = self.model.encode(self.contexts.to(device)).float(), slice(len(target))
         losses = [
-            self.module(target, context, self._drawn(len(target), generator, whole, 1, device))[0]
+            self.module(target, context, self.draws(len(target), generator).share(whole, ranks=1, device=device))[0]
             for _ in range(VALIDATION_BATCHES)
         ]
-        return {"flow" if self.first_score is None else "score": torch.stack(losses).mean().item()}
+        return {"flow": torch.stack(losses).mean().item()}

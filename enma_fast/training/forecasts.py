@@ -9,44 +9,129 @@ Legend: B trajectories, K members, T latent frames, N tokens per frame, C token 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..config import ModelConfig, SamplingConfig
+from ..config_checks import require
 from ..data import FieldFile
 from ..errors import EnmaError
 from ..models.fair_score import fair_score
 from ..models.model import Draws, Dynamics, Model, draw
 from ..sampling.rollout import rollout
-from ..sampling.shifts import View, mirrors, shifted
 from ..utils.devices import to_device
-from .config import RolloutConfig, TrainingConfig
-from .damping import check_damping, damped, draw_damping
-from .dynamics import drawn_context, environments, rollout_scores
-from .emphasis import drawn, odds
-from .first_field import begin_as_field
+from .augment import (
+    Amplitude,
+    Augmentation,
+    Batch,
+    Boost,
+    CutContexts,
+    Damping,
+    Emphasis,
+    LateStart,
+    Mirror,
+    Shift,
+    Strides,
+    check_augmentations,
+    drawn,
+    found,
+)
+from .dynamics import environment_of, with_contexts
 from .ranks import ALONE, Rank
+from .rollouts import environments, rollout_scores
 from .sensitivity import TRAJECTORIES, channel_weights
-from .symmetries import carried, symmetries
-from .tokenizer import factors, random_shifts, roll
-from .wave_score import FIRST_FRAMES, WaveScore
+from .stage import Material, Stage
 
 # The scores that choose the best weights, each in units of what is a good one.
 MERIT = {"rel_l2": 0.01, "crps": 0.002, "rel_l2_ivp": 0.02, "crps_ivp": 0.004}
+# Members of a forecast of the training: as few as have a spread.
+MEMBERS = 2
+# A trajectory has the weight 1 / (rms + floor), relative to that of a usual rms, and at most so much, where rms is the
+# amplitude of its standardised fields: relative errors count, except those of fields that have decayed.
+_FLOOR, _USUAL, _MOST = 0.03, 0.3, 6.0
+# Masks of frame 0 for each trajectory, the share of tokens that they hide, and noises of a token.
+FIRST_DRAWS, _MASK_RATIO, _NOISES = 8, (0.75, 1.0), 2
+FIELD_AUGMENTATIONS: tuple[type[Augmentation], ...] = (
+    Amplitude,
+    Boost,
+    LateStart,
+    Strides,
+    Mirror,
+    Damping,
+    CutContexts,
+    Shift,
+    Emphasis,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutStage(Stage):
+    """Base of the stages that roll out latent frames.
+
+    A trajectory is observed for ``history`` latent frames, drawn between the two numbers, and forecast to its end, or
+    for ``frames`` latent frames.
+    """
+
+    history: tuple[int, int] = (2, 4)
+    frames: int | None = None
+
+    augmentations: ClassVar[tuple[type[Augmentation], ...]] = FIELD_AUGMENTATIONS
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        place, needed = f"{self.kind}: ", "two numbers from 1 on, the smaller first, are needed"
+        require(self, ("history",), lambda n: 1 <= n[0] <= n[1], needed, place)
+        require(self, ("frames",), lambda n: n is None or n >= 1, "at least 1 is needed, or none", place)
+
+    def check_frames(self, latents: int) -> None:
+        """Raise `EnmaError` unless trajectories of so many latent frames have those observed and rolled out."""
+        if self.history[1] >= latents:
+            raise EnmaError(
+                f"{self.kind}: history is {list(self.history)}; a trajectory has {latents} latent frames, and one at "
+                "least has to be left to forecast"
+            )
+        if self.frames is not None and self.frames > latents - 1:
+            raise EnmaError(
+                f"{self.kind}: frames is {self.frames}; a trajectory has {latents} latent frames, of which at most "
+                f"{latents - 1} can be rolled out"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForecastStage(RolloutStage):
+    """Train the dynamics on whole forecasts.
+
+    ``context_share`` of the batches is observed for one frame beside a context. ``first_frame`` is the weight of the
+    flow loss of frame 0 given a context, which generation needs.
+    """
+
+    kind: str = "forecasts"
+    context_share: float = 1 / 3
+    first_frame: float = 0.01
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        place = "forecasts: "
+        require(self, ("context_share",), lambda x: 0 <= x <= 1, "a number from 0 to 1 is needed", place)
+        require(self, ("first_frame",), lambda x: x >= 0, "0 or more is needed", place)
+
+    def config(self, model: ModelConfig) -> ModelConfig:
+        return with_contexts(self, model)
+
+    def task(self, model: Model, material: Material) -> ForecastTask:
+        return ForecastTask(model, self, train=material.train(), val=material.val, val_contexts=material.val_contexts)
 
 
 class Forecasts(nn.Module):
     """The dynamics, with the loss of a batch of forecasts as ``forward``."""
 
-    def __init__(self, dynamics: Dynamics, config: TrainingConfig, first_score: WaveScore | None) -> None:
+    def __init__(self, dynamics: Dynamics, first_frame: float) -> None:
         super().__init__()
-        assert config.rollout is not None
-        self.dynamics, self.rollout, self.first_score = dynamics, config.rollout, first_score
+        self.dynamics, self.first_frame = dynamics, first_frame
         self.settings: SamplingConfig = dynamics.config.sampling
-        self.mask_ratio = config.mask_ratio
 
     def forward(
         self,
@@ -57,11 +142,11 @@ class Forecasts(nn.Module):
         members_BK: Tensor,
         history: int,
         num_frames: int,
-        first: Draws | Tensor | None,
+        first: Draws | None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Weighted score of forecasts of the latent frames ``[history, history + num_frames)``.
 
-        With the draws ``first``, or the noise of members ``[B, K, N, C]``, the loss of frame 0 is added.
+        With the draws ``first`` the flow loss of frame 0 is added.
         """
         made, h_BND = rollout(
             self.dynamics,
@@ -74,43 +159,23 @@ class Forecasts(nn.Module):
         )
         truth = z_BTNC[:, history : history + num_frames]
         channels = self.dynamics.score_weight
-        crps_B, energy_B = scores(made * channels, truth * channels)
-        loss = (weight_B * (crps_B + self.rollout.energy * energy_B)).mean()
-        terms = {"crps": crps_B.mean(), "energy": energy_B.mean()}
-        if isinstance(first, Tensor):
-            assert self.first_score is not None
-            score = scored(self.dynamics, self.first_score, h_BND, z_BTNC[:, 0], first)
-            loss, terms["first_frame"] = loss + self.rollout.first_frame * score, score
-        elif first is not None:
+        crps_B = scores(made * channels, truth * channels)
+        loss = (weight_B * crps_B).mean()
+        terms = {"crps": crps_B.mean()}
+        if first is not None:
             assert self.dynamics.flow is not None
             known, noise, times = (x[0].flatten(0, 1) for x in (first.known, first.noise, first.times))
-            z, h = (x.repeat_interleave(self.rollout.first_draws, 0) for x in (z_BTNC[:, 0], h_BND))
+            z, h = (x.repeat_interleave(first.known[0].shape[1], 0) for x in (z_BTNC[:, 0], h_BND))
             per_token, _ = self.dynamics.flow.loss(z, self.dynamics.spatial(h, z, known), noise, times)
             flow = (per_token * (~known).to(per_token.dtype)).sum() / first.masked
-            loss = loss + self.rollout.first_frame * flow
+            loss = loss + self.first_frame * flow
             terms["first_frame"] = flow
         return loss, {name: value.detach() for name, value in terms.items()}
 
 
-def first_noise(config: ModelConfig, count: int, members: int, generator: torch.Generator) -> Tensor:
-    """Noise ``[B, K, N, C]`` of frames 0, of 2 members or more."""
-    return torch.randn(count, max(2, members), config.num_tokens, config.token_channels, generator=generator)
-
-
-def scored(dynamics: Dynamics, score: WaveScore, h_BND: Tensor, z_BNC: Tensor, noise_BKNC: Tensor) -> Tensor:
-    """Score of the frames 0 that a head of its own makes of noise, after what the transformer has read."""
-    h = h_BND.repeat_interleave(noise_BKNC.shape[1], 0)
-    made = dynamics.first_frame(h, noise_BKNC.flatten(0, 1))
-    found: Tensor = score(made.unflatten(0, noise_BKNC.shape[:2]), z_BNC)
-    return found
-
-
-def scores(made_BKTNC: Tensor, truth_BTNC: Tensor) -> tuple[Tensor, Tensor]:
-    """Fair CRPS of all channels, averaged, and fair energy score of frames over the root of their size, ``[B]``."""
-    size = truth_BTNC[0, 0].numel() ** 0.5
-    crps = fair_score(made_BKTNC, truth_BTNC, torch.abs)
-    energy = fair_score(made_BKTNC, truth_BTNC, lambda x: x.flatten(-2).norm(dim=-1) / size)
-    return crps.flatten(1).mean(1), energy.mean(1)
+def scores(made_BKTNC: Tensor, truth_BTNC: Tensor) -> Tensor:
+    """Fair CRPS of all channels, averaged, ``[B]``."""
+    return fair_score(made_BKTNC, truth_BTNC, torch.abs).flatten(1).mean(1)
 
 
 class ForecastTask:
@@ -119,62 +184,54 @@ class ForecastTask:
     def __init__(
         self,
         model: Model,
-        config: TrainingConfig,
+        stage: Any,
         *,
         train: FieldFile,
         val: Tensor,
         val_contexts: Tensor | None,
         members: int = 8,
     ) -> None:
-        assert config.rollout is not None
-        self.model, self.config, self.options = model, config, config.rollout
-        self.train = torch.from_numpy(train.u)
-        self.first_score = (
-            None if model.dynamics.first is None else WaveScore(model, self.train).to(model.latent_std.device)
-        )
-        self._begin_first()
-        self.module: nn.Module = Forecasts(model.dynamics, config, self.first_score)
+        check_augmentations(stage.augment, train, model.config, stage=stage.kind, known=stage.augmentations)
+        self.model, self.stage, self.data = model, stage, train
+        self.train, self.times = torch.from_numpy(train.u), torch.from_numpy(train.times)
+        self.module: nn.Module = self._module()
         self.val, self.val_contexts, self.members = val, val_contexts, members
-        if train.environment is None:
-            raise EnmaError(
-                f"{train.path}: lacks scalars/environment; add one integer per trajectory that names its group"
-            )
-        self.groups = environments(torch.from_numpy(train.environment), paired=config.context_share > 0)
-        self.parameters = train.parameters
-        self.odds = odds(train, self.options.emphasis, option="rollout.emphasis", rows=self.groups[:, 0].numpy())
-        self.symmetries = symmetries(model.config.dataset, config)
+        self.groups = environments(environment_of(train), paired=stage.context_share > 0)
+        emphasis = found(stage.augment, Emphasis)
+        self.odds = None if emphasis is None else emphasis.odds(train)[self.groups[:, 0]]
         self.latents = model.config.tokenizer.latent_frames(self.train.shape[1])
-        check_rollout(self.options, self.latents, self.train.shape[1])
-        self.views = _views(model.config, mirror=self.options.mirror)
-        check_damping(self.options, train)
-        self.times, self.lengths = torch.from_numpy(train.times), train.lengths
-        model.dynamics.score_weight.copy_(self._channel_weights())
+        stage.check_frames(self.latents)
+        sample = self.train[:TRAJECTORIES].to(model.latent_std)
+        with torch.no_grad():
+            model.dynamics.score_weight.copy_(channel_weights(model, model.tokenizer.encode(sample)))
+
+    def _module(self) -> nn.Module:
+        """What is trained, with the loss as ``forward``."""
+        return Forecasts(self.model.dynamics.requires_grad_(True), self.stage.first_frame)
 
     def loss(
         self, module: Callable[..., Any], generator: torch.Generator, rank: Rank
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Score of a batch of forecasts, all with a context or all without."""
-        config, options, model = self.config, self.options, self.model
-        B = config.batch
+        stage, model = self.stage, self.model
+        B = stage.batch
         mine = rank.share(B)
-        paired = torch.rand((), generator=generator).item() < config.context_share
-        low, high = (1, 1) if paired else options.history
-        most = None if options.frames is None else high + options.frames
-        tokens, weight = self._tokens(generator, mine, paired=paired, latents=most)
+        paired = torch.rand((), generator=generator).item() < stage.context_share
+        low, high = (1, 1) if paired else stage.history
+        most = None if stage.frames is None else high + stage.frames
+        tokens, weight = self.tokens(generator, mine, paired=paired, latents=most)
         device = tokens[0].device
         latents = tokens[-1].shape[1]
         history = drawn_history((low, high), latents, generator)
-        left = latents - history if options.frames is None else min(latents - history, options.frames)
-        seeds = torch.randint(2**32, (B, 1), generator=generator).expand(-1, options.members)[mine]
-        first: Draws | Tensor | None = None
-        if paired and options.first_frame and self.first_score is not None:
-            first = to_device(first_noise(model.config, B, options.first_draws, generator)[mine], device)
-        elif paired and options.first_frame:
+        left = latents - history if stage.frames is None else min(latents - history, stage.frames)
+        seeds = torch.randint(2**32, (B, 1), generator=generator).expand(-1, MEMBERS)[mine]
+        first: Draws | None = None
+        if paired and stage.first_frame and model.dynamics.flow is not None:
             draws = draw(
                 model.config,
-                [(B, options.first_draws)],
-                flow=model.config.dynamics.flow,
-                mask_ratio=config.mask_ratio,
+                [(B, FIRST_DRAWS)],
+                flow=replace(model.config.dynamics.flow, draws=_NOISES),
+                mask_ratio=_MASK_RATIO,
                 generator=generator,
             )
             first = draws.share(mine, ranks=rank.count, device=device)
@@ -183,103 +240,43 @@ class ForecastTask:
             tokens[0] if paired else None,
             weight,
             to_device(seeds, device),
-            torch.arange(options.members, device=device).expand_as(seeds),
+            torch.arange(MEMBERS, device=device).expand_as(seeds),
             history,
             left,
             first,
         )
 
-    def _begin_first(self) -> None:
-        """Let a head of frame 0 that nothing has trained begin as a random field."""
-        head = self.model.dynamics.first
-        if head is None or head.read.weight.any():
-            return
-        with torch.no_grad():
-            tokens = self.model.encode(self.train[:FIRST_FRAMES, :1].to(self.model.latent_std)).float()
-        begin_as_field(head, head.on_grid(tokens)[:, 0])
-
-    def _channel_weights(self) -> Tensor:
-        sample = self.train[:TRAJECTORIES].to(self.model.latent_std)
-        with torch.no_grad():
-            return channel_weights(self.model, self.model.tokenizer.encode(sample))
-
-    def _tokens(
-        self,
-        generator: torch.Generator,
-        mine: slice,
-        *,
-        paired: bool,
-        frames: int | None = None,
-        latents: int | None = None,
+    def tokens(
+        self, generator: torch.Generator, mine: slice, *, paired: bool, latents: int | None = None
     ) -> tuple[list[Tensor], Tensor]:
         """Latent frames of this rank's part of a batch, ``[context, target]`` or ``[target]``, and their weights.
 
-        With `frames`, of the target its first so many frames only; with `latents`, its first so many latent frames, and
-        weights of the whole.
+        With `latents`, of the target its first so many latent frames, and weights of the whole.
         """
-        config, options, model, B = self.config, self.options, self.model, self.config.batch
-        tok = model.config.tokenizer
+        model, B = self.model, self.stage.batch
         environment = drawn(B, len(self.groups), self.odds, generator)
-        rows = torch.rand(B, self.groups.shape[1], generator=generator).argsort(-1)[:, : 1 + paired]
-        rows = self.groups[environment[:, None], rows]
-        amounts = {
-            "amplitude": factors(config.amplitude, B, generator)[mine].double().numpy(),
-            "boost": (config.boost * torch.randn(B, generator=generator)[mine]).double().numpy(),
-        }
-        window = self._window(generator)
-        several = len(self.views) > 1
-        view = self.views[int(torch.randint(len(self.views), (), generator=generator)) if several else 0]
-        damping = draw_damping(options, B, generator) if options.damped_share else None
-        context_frames = None
-        if paired:
-            frames_seen = len(self.times[window])
-            context_frames = drawn_context(config, frames_seen, generator, least=config.shortest_context)
-            if context_frames < frames_seen:
-                context_frames = tok.whole_frames(context_frames)
-        tokens, weight = [], torch.empty(0)
-        device = next(self.module.parameters()).device
-        for i in range(1 + paired):
-            u = self._transformed(rows[mine, i], amounts)
-            if damping is not None:
-                u = damped(u, *(x[mine] for x in damping), times=self.times, lengths=self.lengths)
-            u = u[:, window]
-            u = u[:, : frames if i == paired else context_frames]
-            shifts = random_shifts(tok.grid, tok.periodic, B, generator, shift=config.shift)
-            u = shifted(roll(u, [s[mine] for s in shifts]), view, tok.periodic)
-            u = to_device(u, device)
-            rms = model.tokenizer.standardised(u).square().flatten(1).mean(1).sqrt()
-            weight = (options.weight_rms + options.weight_floor) / (rms + options.weight_floor)
-            if i == paired and latents is not None:
-                # Later frames change no latent frame before them.
-                u = u[:, : 1 + (latents - 1) * tok.time_factor]
+        chosen = torch.rand(B, self.groups.shape[1], generator=generator).argsort(-1)[:, : 1 + paired]
+        rows = self.groups[environment[:, None], chosen][mine]
+        segments = [self.train[rows[:, i]] for i in range(1 + paired)]
+        parameters = [
+            {name: values[rows[:, i].numpy()] for name, values in self.data.parameters.items()}
+            for i in range(1 + paired)
+        ]
+        batch = Batch(model.config, segments, parameters, self.times, B, mine)
+        for augmentation in self.stage.augment:
+            augmentation(batch, generator)
+        tokens, device = [], next(self.module.parameters()).device
+        target = to_device(batch.fields[-1], device)
+        rms = model.tokenizer.standardised(target).square().flatten(1).mean(1).sqrt()
+        weight = ((_USUAL + _FLOOR) / (rms + _FLOOR)).clamp(max=_MOST)
+        if latents is not None:
+            # Later frames change no latent frame before them.
+            target = target[:, : 1 + (latents - 1) * model.config.tokenizer.time_factor]
+        for u in [*(to_device(u, device) for u in batch.fields[:-1]), target]:
             # Forecasts encode in full precision, whatever the steps multiply in.
             with torch.no_grad(), torch.autocast(device.type, enabled=False):
                 tokens.append(model.encode(u))
-        return tokens, weight.clamp(max=options.weight_most)
-
-    def _transformed(self, rows: Tensor, amounts: dict[str, np.ndarray]) -> Tensor:
-        """Training trajectories ``[B, T, *grid, c]``, each carried to another solution by the equation's symmetries."""
-        u = self.train[rows]
-        if not self.symmetries:
-            return u
-        parameters = {name: values[rows.numpy()] for name, values in self.parameters.items()}
-        return torch.from_numpy(carried(u.numpy(), parameters, amounts, self.symmetries)[0])
-
-    def _window(self, generator: torch.Generator) -> slice:
-        """Frames of a batch: from which one on, and every how many.
-
-        Of a part of the trajectories the last latent frame is whole, as it is at the same place of whole trajectories,
-        unless it is the second one.
-        """
-        options, frames = self.options, self.train.shape[1]
-        stride = options.strides[int(torch.randint(len(options.strides), (), generator=generator))]
-        late = torch.rand((), generator=generator).item() < options.late_share
-        first = int(torch.randint(1, 1 + _latest(frames), (), generator=generator)) if late else 0
-        if (first, stride) == (0, 1):
-            return slice(None)
-        tokenizer, left = self.model.config.tokenizer, len(range(first, frames, stride))
-        count = tokenizer.whole_frames(left) if tokenizer.whole_latents(left) > 1 else left
-        return slice(first, first + count * stride, stride)
+        return tokens, weight
 
     def merit(self, scores: dict[str, float]) -> float:
         """Errors of the forecasts, of ensemble means and as distributions."""
@@ -294,39 +291,3 @@ def drawn_history(between: tuple[int, int], latents: int, generator: torch.Gener
     """How many of so many latent frames a batch observes, of which one at least is left."""
     low, high = (min(count, latents - 1) for count in between)
     return int(torch.randint(low, high + 1, (), generator=generator))
-
-
-def _views(config: ModelConfig, *, mirror: bool) -> list[View]:
-    """The views that batches are seen in; `EnmaError` where a field cannot be mirrored."""
-    if not mirror:
-        return mirrors(config)[:1]
-    if any(config.tokenizer.periodic):
-        raise EnmaError(
-            f"rollout.mirror is for a domain between walls; {config.name} has a periodic one: leave it at false"
-        )
-    return mirrors(config)
-
-
-def _latest(frames: int) -> int:
-    """The last frame that a part of a trajectory may begin at."""
-    return max(1, frames // 2 - 1)
-
-
-def check_rollout(rollout: RolloutConfig, latents: int, frames: int) -> None:
-    """Raise `EnmaError` unless trajectories of so many frames have those that are observed and rolled out."""
-    if rollout.history[1] >= latents:
-        raise EnmaError(
-            f"rollout.history is {list(rollout.history)}; a trajectory has {latents} latent frames, and one at least "
-            "has to be left to forecast"
-        )
-    if rollout.frames is not None and rollout.frames > latents - 1:
-        raise EnmaError(
-            f"rollout.frames is {rollout.frames}; a trajectory has {latents} latent frames, of which at most "
-            f"{latents - 1} can be rolled out"
-        )
-    most, first = max(rollout.strides), _latest(frames) if rollout.late_share else 0
-    if (left := len(range(first, frames, most))) < 2:
-        raise EnmaError(
-            f"rollout.strides: a stride of {most} from frame {first} on leaves {left} of {frames} frames, none to "
-            f"forecast; take a smaller one{' or rollout.late_share=0' if first else ''}"
-        )

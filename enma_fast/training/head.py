@@ -10,6 +10,7 @@ Legend: B trajectories, T latent frames, N tokens per frame, C token channels.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,9 +19,20 @@ from torch import Tensor, nn
 from ..errors import EnmaError
 from ..models.local_head import LocalHead, next_past
 from ..models.model import Dynamics, Model
-from .config import TrainingConfig
-from .forecasts import ForecastTask, drawn_history
+from .forecasts import ForecastTask, RolloutStage, drawn_history
 from .ranks import Rank
+from .stage import Material
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadStage(RolloutStage):
+    """Train the local head alone, of which up to ``frames`` latent frames are rolled out."""
+
+    kind: str = "head"
+    history: tuple[int, int] = (1, 9)
+
+    def task(self, model: Model, material: Material) -> HeadTask:
+        return HeadTask(model, self, train=material.train(), val=material.val, val_contexts=material.val_contexts)
 
 
 class HeadAlone(nn.Module):
@@ -63,20 +75,19 @@ class HeadAlone(nn.Module):
 class HeadTask(ForecastTask):
     """Training and validation fields as those of whole forecasts; only the loss, and what it trains, are others."""
 
-    def __init__(self, model: Model, config: TrainingConfig, **data: Any) -> None:
-        if model.dynamics.local is None:
-            raise EnmaError(f"train head: {model.config.name} has no local head; add one by --set dynamics.local")
-        super().__init__(model, config, **data)
-        self.module = HeadAlone(model.dynamics)
+    def _module(self) -> nn.Module:
+        if self.model.dynamics.local is None:
+            raise EnmaError(f"stage head: {self.model.config.name} has no local head; leave the stage out")
+        return HeadAlone(self.model.dynamics)
 
     def loss(
         self, module: Callable[..., Any], generator: torch.Generator, rank: Rank
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Relative error of a batch of forecasts of 1, 2, 4 or so on up to ``rollout.frames`` latent frames."""
-        low, high = self.options.history
-        mine = rank.share(self.config.batch)
-        frames = some_frames(self.options.frames or self.latents - high, generator)
-        (z_BTNC,), _ = self._tokens(generator, mine, paired=False, latents=high + frames)
+        """Relative error of a batch of forecasts of 1, 2, 4 or so on up to ``frames`` latent frames."""
+        low, high = self.stage.history
+        mine = rank.share(self.stage.batch)
+        frames = some_frames(self.stage.frames or self.latents - high, generator)
+        (z_BTNC,), _ = self.tokens(generator, mine, paired=False, latents=high + frames)
         history = drawn_history((low, high), z_BTNC.shape[1], generator)
         return module(z_BTNC[:, : history + frames], history)
 

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -31,9 +31,9 @@ from ..ops import rates
 from ..utils.files import write_atomic
 from ..utils.system import keep_freed_memory
 from .average import Average
-from .config import TrainingConfig
-from .optim import build, learning_rate
-from .ranks import Rank, average_gradients, join_ranks, mean_over_ranks
+from .optim import CLIP_NORM, build, learning_rate
+from .ranks import average_gradients, join_ranks, mean_over_ranks
+from .stage import Task
 from .state import STATE, load_state, save_state
 from .subnormals import flush_subnormals
 
@@ -48,8 +48,7 @@ class RunOptions:
 
     ``seed`` draws the batches and the noise, and ``precision``, ``compile`` and ``device`` round the steps differently.
     ``stop_after`` ends the run early. The weights of the best validation are kept, so ``validate_every`` decides which
-    they can be: None is the default of the stage in :func:`enma_fast.training.recipes.train`, and the end alone in
-    :func:`run`. The rest changes nothing of the weights.
+    they can be: None is the default of the stage. The rest changes nothing of the weights.
     """
 
     out: Path
@@ -66,24 +65,6 @@ class RunOptions:
     def __post_init__(self) -> None:
         if self.precision not in ("auto", "bf16", "fp32"):
             raise EnmaError(f"precision {self.precision!r}: use auto, bf16 or fp32")
-
-
-class Stage(Protocol):
-    """The part of a stage that differs from the others: its module, loss and validation, as :func:`run` needs them."""
-
-    module: nn.Module
-    config: TrainingConfig
-
-    def loss(
-        self, module: Callable[..., Any], generator: torch.Generator, rank: Rank
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of this rank's share of the batch that ``generator`` draws, and terms to log."""
-
-    def validate(self, rank: Rank) -> dict[str, float]:
-        """Scores of the module as it is on held-out data, which the ranks share; those of the first rank count."""
-
-    def merit(self, scores: dict[str, float]) -> float:
-        """The number by which a validation is better than another: the lower, the better."""
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
@@ -122,38 +103,38 @@ def begin_step(optimizers: Iterable[torch.optim.Optimizer], rate: float) -> None
         optimizer.zero_grad(set_to_none=True)
 
 
-def end_step(params: Iterable[nn.Parameter], optimizers: Iterable[torch.optim.Optimizer], clip_norm: float) -> Tensor:
+def end_step(params: Iterable[nn.Parameter], optimizers: Iterable[torch.optim.Optimizer]) -> Tensor:
     """Clip the gradients and step; returns their norm before."""
-    norm = nn.utils.clip_grad_norm_(params, clip_norm)
+    norm = nn.utils.clip_grad_norm_(params, CLIP_NORM)
     for optimizer in optimizers:
         optimizer.step()
     return norm
 
 
 @flush_subnormals()
-def run(task: Stage, options: RunOptions) -> dict[str, float]:
-    """Train until ``task.config.steps``, resuming from ``options.out`` if it holds a state.
+def run(task: Task, options: RunOptions) -> dict[str, float]:
+    """Train until ``task.stage.steps``, resuming from ``options.out`` if it holds a state.
 
     At the end the module of the first rank holds the averaged weights of the best validation, whose scores are
     returned.
     """
     keep_freed_memory()
-    module, config, rank = task.module.to(options.device), task.config, join_ranks()
+    module, stage, rank = task.module.to(options.device), task.stage, join_ranks()
     params = [p for p in module.parameters() if p.requires_grad]
-    optimizers = build(module, config, dtype=torch.bfloat16 if in_bf16(options) else torch.float32)
+    optimizers = build(module, stage.optimizer, dtype=torch.bfloat16 if in_bf16(options) else torch.float32)
     # Before a state is loaded, the module has the weights that the run started from.
-    average = Average(module, config.ema_decay, config.start_share)
+    average = Average(module, stage.optimizer.ema_decay, stage.optimizer.start_share)
     options.out.mkdir(parents=True, exist_ok=True)
     state_path = options.out / STATE
-    first = load_state(state_path, module, average, optimizers, config) if state_path.exists() else 0
+    first = load_state(state_path, module, average, optimizers, stage) if state_path.exists() else 0
     log_path = options.out / LOG
     if rank.index == 0:
         _trim_log(log_path, first)
     forward: Callable[..., Any] = _compiled(module) if options.compile else module
     best = _Best(options.out / BEST, task, first)
     last_save, clock, since = time.monotonic(), time.monotonic(), first
-    validate_every = options.validate_every or config.steps
-    end = config.steps if options.stop_after is None else min(config.steps, options.stop_after)
+    validate_every = options.validate_every or stage.validate_every
+    end = stage.steps if options.stop_after is None else min(stage.steps, options.stop_after)
 
     def record(entry: dict[str, Any]) -> None:
         if rank.index == 0:
@@ -161,14 +142,14 @@ def run(task: Stage, options: RunOptions) -> dict[str, float]:
                 file.write(json.dumps(entry) + "\n")
 
     for step in range(first, end):
-        rate = learning_rate(step, config)
+        rate = learning_rate(step, stage.optimizer, stage.steps)
         begin_step(optimizers, rate)
         module.train()
         with autocast(options):
             loss, terms = task.loss(forward, step_generator(options.seed, step), rank)
         loss.backward()
         average_gradients(params, rank)
-        norm = end_step(params, optimizers, config.clip_norm)
+        norm = end_step(params, optimizers)
         average.update(module, step)
 
         done = step + 1
@@ -184,13 +165,13 @@ def run(task: Stage, options: RunOptions) -> dict[str, float]:
         if logs:
             values = mean_over_ranks({"loss": loss.detach(), **terms}, rank)
             elapsed, clock = time.monotonic() - clock, time.monotonic()
-            values |= {"grad_norm": float(norm), "per_second": config.batch * (done - since) / elapsed}
+            values |= {"grad_norm": float(norm), "per_second": stage.batch * (done - since) / elapsed}
             since = done
             record({"step": done, "lr": rate, **values})
             if options.progress:
                 held = {"validation": best.scores["rel_l2"]} if "rel_l2" in best.scores else {}
-                options.progress(done, config.steps, values | held)
-        if done % validate_every == 0 or done == config.steps:
+                options.progress(done, stage.steps, values | held)
+        if done % validate_every == 0 or done == stage.steps:
             paused = time.monotonic()
             module.eval()
             with average.applied(module):
@@ -202,14 +183,14 @@ def run(task: Stage, options: RunOptions) -> dict[str, float]:
                 log.info("step %d: %s", done, ", ".join(f"{k} {v:.4g}" for k, v in scores.items()))
             clock += time.monotonic() - paused
         if saves:
-            save_state(state_path, module, average, optimizers, config, done)
+            save_state(state_path, module, average, optimizers, stage, done)
             last_save = time.monotonic()
-    if end == config.steps and rank.index == 0 and not best.scores:
+    if end == stage.steps and rank.index == 0 and not best.scores:
         raise TrainingError(
             f"{log_path}: no validation of this run gave a number; look for huge values in the validation data, or "
             "train again in an empty folder with a lower learning_rate"
         )
-    if end < config.steps or not best.take():
+    if end < stage.steps or not best.take():
         average.put(module)
     module.eval()
     return best.scores
@@ -224,7 +205,7 @@ def _compiled(module: nn.Module) -> Callable[..., Any]:
 class _Best:
     """The averaged weights of the best validation so far, kept in a file of the run."""
 
-    def __init__(self, path: Path, task: Stage, step: int) -> None:
+    def __init__(self, path: Path, task: Task, step: int) -> None:
         self.path, self.task = path, task
         self.scores: dict[str, float] = {}
         if step and path.exists():

@@ -13,10 +13,12 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from .config import TrainingConfig
+from .stage import Optimizer
 
 # Quintic Newton-Schulz coefficients of Muon (Jordan et al., 2024): singular values end near 1, not at 1.
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+# What gradients are clipped to, and the decays of AdamW's moments.
+CLIP_NORM, _BETAS = 1.0, (0.9, 0.95)
 # A layer of a list: of the transformers, of the heads, and of the tokenizer's encoder and decoder.
 _LAYER = re.compile(r"(^|\.)(blocks|down|up)\.\d+\.")
 
@@ -82,9 +84,7 @@ class Muon(torch.optim.Optimizer):
                     p.add_(update.to(p.dtype).view(shape), alpha=-group["lr"] * size)
 
 
-def build(
-    module: nn.Module, config: TrainingConfig, *, dtype: torch.dtype = torch.float32
-) -> list[torch.optim.Optimizer]:
+def build(module: nn.Module, config: Optimizer, *, dtype: torch.dtype = torch.float32) -> list[torch.optim.Optimizer]:
     """Optimisers for ``module``: one AdamW, or Muon for the matrices and filters of its layers and AdamW for the rest.
 
     The rest are vectors, and what maps from and to fields, latent frames and tokens.
@@ -95,19 +95,19 @@ def build(
     rest: list[nn.Parameter] = []
     for name, p in module.named_parameters():
         inner = p.ndim >= 2 and _LAYER.search(name) is not None and min(len(p), p[0].numel()) >= 16
-        (matrices if config.optimizer == "muon" and inner else rest).append(p)
+        (matrices if config.kind == "muon" and inner else rest).append(p)
     optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(rest, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay)
+        torch.optim.AdamW(rest, lr=config.learning_rate, betas=_BETAS, weight_decay=config.weight_decay)
     ]
     if matrices:
         optimizers.append(Muon(matrices, lr=config.learning_rate, weight_decay=config.weight_decay, dtype=dtype))
     return optimizers
 
 
-def learning_rate(step: int, config: TrainingConfig) -> float:
-    """Linear warm-up, then a cosine from ``learning_rate`` to ``final_learning_rate``."""
+def learning_rate(step: int, config: Optimizer, steps: int) -> float:
+    """Linear warm-up, then a cosine from ``learning_rate`` to ``final_learning_rate`` at the last of so many steps."""
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
-    done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    done = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
     low, high = config.final_learning_rate, config.learning_rate
     return low + 0.5 * (high - low) * (1 + math.cos(math.pi * min(1.0, done)))

@@ -7,17 +7,18 @@ from typing import Any
 from ..evaluation.baselines import BASELINES
 from ..evaluation.channel_scores import hidden_changes
 from ..utils.text import boundaries, markdown_table, short, times
-from .own_plan import Plan
+from .card import training_text
+from .own_plan import Plan, moves
 
 
 def own_card(plan: Plan, metrics: dict[str, Any], command: str) -> str:
     """The card in Markdown: the data, the scores beside the baselines, the cost, the limits."""
-    model = plan.preset.model
+    model = plan.recipe.model
     tok, name = model.tokenizer, model.name
     held = ", ".join(
         f"{split} {plan.trajectories[split]} in {plan.environments[split]} environments" for split in plan.trajectories
     )
-    shifted = plan.preset.forecast_training.shift
+    shifted = moves(plan.recipe)
     parts = [
         f"# {name}",
         f"An ENMA model (arXiv 2506.06158) of size `{plan.request.size}`, trained by `enma-fast train` on own data: "
@@ -37,7 +38,7 @@ def own_card(plan: Plan, metrics: dict[str, Any], command: str) -> str:
         _channels(metrics["rows"]),
         "## Training",
         f"```\n{command}\n```",
-        _cost(metrics["training"]),
+        training_text(metrics["training"]),
         "## Limits",
         "\n".join(
             [
@@ -68,7 +69,7 @@ def _views(sampling: dict[str, Any]) -> str:
 
 def notes(plan: Plan) -> list[str]:
     """Sentences that a reader of the scores needs for these fields."""
-    tok = plan.preset.model.tokenizer
+    tok = plan.recipe.model.tokenizer
     pairs = zip(plan.channels, tok.field_mean or (), tok.field_scale or (), strict=True)
     return [said for name, mean, scale in pairs if (said := hidden_changes(name, mean, scale)) is not None]
 
@@ -93,17 +94,3 @@ def _channels(rows: list[dict[str, Any]]) -> str:
         for channel, errors in row["channels"].items()
     ]
     return markdown_table(["task", "channel", "unit", "RMS error of the mean", *(f"of {n}" for n in BASELINES)], lines)
-
-
-def _cost(training: dict[str, Any]) -> str:
-    lines = [
-        [
-            stage,
-            f"{part['steps']:,}",
-            f"{part['trajectories']:,}",
-            f"{part['seconds'] / 60:.1f}",
-            part["machine"]["cpu"],
-        ]
-        for stage, part in training.items()
-    ]
-    return markdown_table(["stage", "steps", "trajectories seen", "minutes", "machine"], lines)

@@ -11,26 +11,25 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
-from copy import deepcopy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from ..data import SPACING_TOLERANCE, FieldFile, dataset_split, is_even
+from ..data import SPACING_TOLERANCE, FieldFile, is_even
 from ..errors import EnmaError
-from ..models.checkpoint import PLAN, sha256
+from ..models.checkpoint import sha256
 from ..models.model import Model
-from ..utils.dataclass_json import from_json, replace, to_json
+from ..utils.dataclass_json import from_json, to_json
 from ..utils.files import write_atomic
 from ..utils.names import SPACE
-from .dynamics import DynamicsTask, encode_all, sub_token_shifts
-from .forecasts import ForecastTask
-from .head import HeadTask
-from .loop import RunOptions, Stage, run
+from .augment import Shift, found
+from .dynamics import DynamicsStage
+from .head import HeadStage
+from .latents import encode_all, sub_token_shifts
+from .loop import RunOptions, run
 from .own_data import (
     SPLITS,
     TRAIN,
@@ -42,21 +41,17 @@ from .own_data import (
     name_of,
     split_files,
 )
-from .own_preset import derived_preset
+from .own_recipe import derived_recipe
 from .own_sampling import JUDGED, JUDGING_MEMBERS, TRIED, several_views
-from .presets import Preset
 from .ranks import ALONE
-from .recipes import VALIDATED, recipe, recipe_name
-from .state import without_retired
-from .tokenizer import TokenizerTask
+from .recipes import Recipe
+from .stage import Material, Task
 
-# In the run folder: the splits.
-DATA = "data"
-# The flow head teaches the transformers, and its mean is where one pass begins.
-DYNAMICS_CHANGES = {"dynamics.decoder": "masked-flow", "dynamics.local": None}
-# The stages, and their shares of the time that is left for steps: behind a lossless tokenizer a local head does most.
-_SHARES = {"tokenizer": 0.3, "dynamics": 0.25, "forecasts": 0.45}
-_LOSSLESS_SHARES = {"dynamics": 0.1, "head": 0.55, "forecasts": 0.35}
+# In the run folder: the plan, and the splits.
+PLAN, DATA = "plan.json", "data"
+# Shares of the time that is left for steps: of codec, dynamics and forecasts, or behind a lossless codec of dynamics,
+# local head and forecasts, where the head does most.
+_SHARES, _HEAD_SHARES = (0.3, 0.25, 0.45), (0.1, 0.55, 0.35)
 # The most validations of a stage, and its fewest steps.
 VALIDATIONS, FEWEST_STEPS = 4, 10
 # Share of the minutes that validations may take, of which each stage has one at least, and that encoding all
@@ -95,7 +90,7 @@ class Plan:
 
     Attributes
     ----------
-    preset : model, and recipes with the steps of each stage
+    recipe : model, and stages with their steps
     contexts : True if forecasts from one frame and a context are trained
     trajectories, environments : of each split
     frames : different ones of each split; windows that overlap share some
@@ -106,7 +101,7 @@ class Plan:
     """
 
     request: Request
-    preset: Preset
+    recipe: Recipe
     data: dict[str, str]
     contexts: bool
     channels: tuple[str, ...]
@@ -137,7 +132,7 @@ def saved_plan(source: Path, out: Path, request: Request) -> Plan | None:
             raise EnmaError(f"{out}: exists and is no run of `enma-fast train`; choose another --out")
         return None
     try:
-        plan = from_json(Plan, without_retired(path.read_bytes().decode()), source="")
+        plan = from_json(Plan, path.read_bytes().decode(), source="")
     except (EnmaError, UnicodeDecodeError) as error:
         where = str(error).removeprefix(": ").split(";")[0]
         raise EnmaError(
@@ -150,16 +145,15 @@ def saved_plan(source: Path, out: Path, request: Request) -> Plan | None:
             raise EnmaError(
                 f"{path}: this run was begun with {name} {known}, not {asked}; choose another --out or the same options"
             )
-    # Runs of earlier versions list files out of distribution too, which take no part.
-    begun = {name: digest for name, digest in plan.data.items() if dataset_split(Path(name).stem)[1] != "test-out"}
-    if begun != _hashes(source):
+    if plan.data != _hashes(source):
         raise EnmaError(f"{path}: this run was begun with other data than {source}; choose another --out")
     return plan
 
 
-def shares(preset: Preset) -> dict[str, float]:
+def shares(recipe: Recipe) -> dict[str, float]:
     """The stages of a training in their order, with their shares of the time for steps."""
-    return _LOSSLESS_SHARES if preset.model.tokenizer.lossless else _SHARES
+    alone = any(isinstance(stage, HeadStage) for stage in recipe.stage)
+    return dict(zip(recipe.folders(), _HEAD_SHARES if alone else _SHARES, strict=True))
 
 
 def make_plan(source: Path, request: Request) -> tuple[Plan, dict[str, FieldFile]]:
@@ -178,7 +172,7 @@ def make_plan(source: Path, request: Request) -> tuple[Plan, dict[str, FieldFile
         if not is_even(x):
             raise EnmaError(f"{source}: its {axis} is not evenly spaced; import it with --spacing, or interpolate")
     mean, scale = ([float(f"{value:.7g}") for value in row] for row in _moments(train.u))
-    preset = derived_preset(
+    recipe = derived_recipe(
         name_of(source),
         size=request.size,
         grid=train.u.shape[2:-1],
@@ -190,8 +184,9 @@ def make_plan(source: Path, request: Request) -> tuple[Plan, dict[str, FieldFile
         frame_interval=float(steps.mean()) if len(steps) else 1.0,
         shift=request.shift,
         contexts=contexts,
+        seed=request.seed,
     )
-    tasks, encoding = _tasks(preset, splits, contexts)
+    tasks, encoding = _tasks(recipe, splits, contexts)
     each: dict[str, float] = {}
     validation: dict[str, float] = {}
     held = len(splits[VAL])
@@ -201,39 +196,41 @@ def make_plan(source: Path, request: Request) -> tuple[Plan, dict[str, FieldFile
         task.module.eval()
         clock = time.monotonic()
         task.validate(ALONE)
-        validation[stage] = (time.monotonic() - clock) * min(VALIDATED[stage], held) / timed
+        validation[stage] = (time.monotonic() - clock) * min(task.stage.validated, held) / timed
     scored = min(SCORED, len(splits[SPLITS[-1]])) * MEMBERS / _VALIDATED_MEMBERS
-    if preset.forecast_training.shift and several_views(preset.model) is not None:
+    if moves(recipe) and several_views(recipe.model) is not None:
         # Validations are of both tasks, and temperatures are tried in one.
         scored += TRIED * min(JUDGED, held) * JUDGING_MEMBERS / _VALIDATED_MEMBERS / (1 + contexts)
-    shifts = affordable_shifts(preset, request.minutes, encoding)
-    training = dataclasses.replace(preset.dynamics_training, encoded_shifts=shifts)
-    preset = dataclasses.replace(preset, dynamics_training=training)
+    recipe = _encoded_at(recipe, affordable_shifts(recipe, request.minutes, encoding))
+    *_, last = tasks
     other = {
-        "preparing": encoding * len(_shifts(preset)),
-        "scoring": 1.3 * scored * validation["forecasts"] / min(VALIDATED["forecasts"], held),
+        "preparing": encoding * len(_shifts(recipe)),
+        "scoring": 1.3 * scored * validation[last] / min(tasks[last].stage.validated, held),
     }
     measured = affordable_share(request.minutes, sum(validation.values()) + other["scoring"])
     validation = {stage: measured * seconds for stage, seconds in validation.items()}
     other["scoring"] *= measured
     validations = affordable_validations(request.minutes, sum(validation.values()))
     fixed = time.monotonic() - began + sum(other.values()) + validations * sum(validation.values())
-    preset = _with_steps(preset, request, each, fixed)
+    recipe = _with_steps(recipe, request, each, fixed)
     plan = Plan(
         request=request,
-        preset=preset,
+        recipe=recipe,
         data=_hashes(source),
         contexts=contexts,
         channels=train.channels,
         trajectories={split: len(data) for split, data in splits.items()},
         environments={split: len(environment_sizes(data)) for split, data in splits.items()},
         seconds={
-            **{stage: recipe(preset, stage).steps * each[stage] + validations * validation[stage] for stage in each},
+            **{
+                name: stage.steps * each[name] + validations * validation[name]
+                for name, stage in recipe.folders().items()
+            },
             **other,
         },
         validations=validations,
-        num_parameters=sum(p.numel() for p in Model(preset.model).parameters()),
-        memory=_memory(preset, len(train)),
+        num_parameters=sum(p.numel() for p in Model(recipe.model).parameters()),
+        memory=_memory(recipe, len(train)),
         frames=frames,
         measured=measured,
     )
@@ -248,41 +245,50 @@ def _moments(u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return mean, np.sqrt(sum(squares) / (u.size / u.shape[-1]))
 
 
-def _tasks(preset: Preset, splits: Mapping[str, FieldFile], contexts: bool) -> tuple[dict[str, Stage], float]:
-    """The stages on a few trajectories, as the recipes make them, and the seconds to encode all of them once."""
+def moves(recipe: Recipe) -> bool:
+    """True if the training moves the fields, whose physics is the same at every place."""
+    return found(recipe.stage[-1].augment, Shift) is not None
+
+
+def _tasks(recipe: Recipe, splits: Mapping[str, FieldFile], contexts: bool) -> tuple[dict[str, Task], float]:
+    """The stages on a few trajectories, as the recipe makes them, and the seconds to encode all of them once."""
     train, val = splits[TRAIN], splits[VAL]
     rows = np.arange(min(_SAMPLE, len(train)))
     fields, held = torch.from_numpy(train.u[rows]), torch.from_numpy(val.u)
     # Each of them serves as the context of any other.
     environment = np.zeros(len(rows), np.int64) if contexts else rows
     sample = dataclasses.replace(train, u=train.u[rows], environment=environment)
-    others = held.roll(1, 0) if contexts else None
-    with torch.random.fork_rng(devices=[]):
+    others = held.roll(1, 0)[:_TIMED_VALIDATED] if contexts else None
+    tasks: dict[str, Task] = {}
+    with torch.random.fork_rng(devices=[]), tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(0)
-        model, last = Model(replace(preset.model, DYNAMICS_CHANGES)), Model(preset.model)
-    last.tokenizer.requires_grad_(False)
-    clock = time.monotonic()
-    latents = encode_all(model.tokenizer, fields, torch.from_numpy(environment), shift=False)
-    encoding = (time.monotonic() - clock) * len(train) / len(rows)
-
-    first: dict[str, Any] = {
-        "val": held[:_TIMED_VALIDATED],
-        "val_contexts": None if others is None else others[:_TIMED_VALIDATED],
-    }
-    tasks: dict[str, Callable[[], Stage]] = {
-        "tokenizer": lambda: TokenizerTask(
-            preset.model, preset.tokenizer_training, train=fields, val=held[:_TIMED_VALIDATED]
-        ),
-        "dynamics": lambda: DynamicsTask(model, preset.dynamics_training, train=latents, **first),
-        "head": lambda: HeadTask(deepcopy(last), preset.head_training, train=sample, **first),
-        "forecasts": lambda: ForecastTask(last, preset.forecast_training, train=sample, **first),
-    }
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return {stage: tasks[stage]() for stage in shares(preset)}, encoding
+        tokenizer = Model(recipe.model).tokenizer
+        clock = time.monotonic()
+        encode_all(tokenizer, fields, torch.from_numpy(environment), shift=False)
+        encoding = (time.monotonic() - clock) * len(train) / len(rows)
+        given = Material(
+            train=lambda: sample,
+            val=held[:_TIMED_VALIDATED],
+            val_contexts=others,
+            folder=Path(folder),
+            seed=recipe.seed,
+        )
+        for name, stage in _encoded_at(recipe, 1).folders().items():
+            model = Model(stage.config(recipe.model)).requires_grad_(False)
+            tasks[name] = stage.task(model, given)
+    return tasks, encoding
 
 
-def _step_seconds(task: Stage) -> float:
+def _encoded_at(recipe: Recipe, shifts: int | None) -> Recipe:
+    """The recipe with trajectories encoded at so many shifts."""
+    stages = (
+        dataclasses.replace(stage, encoded_shifts=shifts) if isinstance(stage, DynamicsStage) else stage
+        for stage in recipe.stage
+    )
+    return dataclasses.replace(recipe, stage=tuple(stages))
+
+
+def _step_seconds(task: Task) -> float:
     """Seconds of a step, the first one left out."""
     rates: list[float] = []
 
@@ -291,7 +297,7 @@ def _step_seconds(task: Stage) -> float:
 
     with tempfile.TemporaryDirectory() as folder:
         run(task, RunOptions(out=Path(folder), stop_after=1 + _TIMED, log_every=1, progress=seen))
-    return task.config.batch * sum(1 / rate for rate in rates[1:]) / _TIMED
+    return float(task.stage.batch * sum(1 / rate for rate in rates[1:]) / _TIMED)
 
 
 def affordable_share(minutes: float | None, seconds: float) -> float:
@@ -309,52 +315,48 @@ def affordable_validations(minutes: float | None, seconds: float) -> int:
     return max(1, min(VALIDATIONS, int(60 * minutes * _VALIDATING / seconds)))
 
 
-def _shifts(preset: Preset) -> list[tuple[int, ...]]:
+def _shifts(recipe: Recipe) -> list[tuple[int, ...]]:
     """The shifts that trajectories are encoded at."""
-    training = preset.dynamics_training
-    return sub_token_shifts(preset.model.tokenizer, shift=training.shift, most=training.encoded_shifts)
+    stage = recipe.first(DynamicsStage)
+    moved = found(stage.augment, Shift) is not None
+    return sub_token_shifts(recipe.model.tokenizer, shift=moved, most=stage.encoded_shifts)
 
 
-def affordable_shifts(preset: Preset, minutes: float | None, seconds: float) -> int | None:
+def affordable_shifts(recipe: Recipe, minutes: float | None, seconds: float) -> int | None:
     """At how many shifts trajectories are encoded in so many minutes, where one takes `seconds`; None for all."""
     if minutes is None:
         return None
     most = max(1, int(60 * minutes * _ENCODING / seconds))
-    return None if most >= len(_shifts(preset)) else most
+    return None if most >= len(_shifts(recipe)) else most
 
 
-def _with_steps(
-    preset: Preset,
-    request: Request,
-    each: Mapping[str, float],
-    fixed: float,
-) -> Preset:
-    """The preset with the steps of each stage that the minutes allow beside fixed seconds, and warm-ups to match."""
+def _with_steps(recipe: Recipe, request: Request, each: Mapping[str, float], fixed: float) -> Recipe:
+    """The recipe with the steps of each stage that the minutes allow beside fixed seconds, and warm-ups to match."""
     if request.minutes is None:
-        return preset
-    stages = shares(preset)
-    needed = max(fixed + FEWEST_STEPS * each[stage] / share for stage, share in stages.items()) / 60
+        return recipe
+    parts = shares(recipe)
+    needed = max(fixed + FEWEST_STEPS * each[stage] / share for stage, share in parts.items()) / 60
     if request.minutes < needed:
         raise EnmaError(
             f"minutes is {request.minutes:g}: that leaves fewer than {FEWEST_STEPS} steps for a stage of this model on "
             f"this machine; give {math.ceil(needed + 0.5)} or more (the work beside the steps takes {fixed:.3g} s, and "
-            f"a step {', '.join(f'{each[stage]:.2g} s ({stage})' for stage in stages)})"
+            f"a step {', '.join(f'{each[stage]:.2g} s ({stage})' for stage in parts)})"
         )
-    changes: dict[str, Any] = {}
-    for stage, share in stages.items():
-        steps = int((60 * request.minutes - fixed) * share / each[stage])
-        training = recipe(preset, stage)
-        warmup = min(training.warmup_steps, steps // 10)
-        changes[recipe_name(stage)] = dataclasses.replace(training, steps=steps, warmup_steps=warmup)
-    return dataclasses.replace(preset, **changes)
+    stages = []
+    for name, stage in recipe.folders().items():
+        steps = int((60 * request.minutes - fixed) * parts[name] / each[name])
+        warmup = min(stage.optimizer.warmup_steps, steps // 10)
+        optimizer = dataclasses.replace(stage.optimizer, warmup_steps=warmup)
+        stages.append(dataclasses.replace(stage, steps=steps, optimizer=optimizer))
+    return dataclasses.replace(recipe, stage=tuple(stages))
 
 
-def _memory(preset: Preset, trajectories: int) -> int:
+def _memory(recipe: Recipe, trajectories: int) -> int:
     """Bytes of this process at its peak, which has taken steps of every stage, and of the latents of all data."""
     unit = 1 if sys.platform == "darwin" else 1024
-    tokenizer = preset.model.tokenizer
-    latents = tokenizer.latent_frames(preset.model.num_frames) * math.prod(tokenizer.token_grid)
-    shifts = len(_shifts(preset))
+    tokenizer = recipe.model.tokenizer
+    latents = tokenizer.latent_frames(recipe.model.num_frames) * math.prod(tokenizer.token_grid)
+    shifts = len(_shifts(recipe))
     # Latents are in half precision, and there twice while they are written and read back.
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss + (
         4 * trajectories * shifts * latents * tokenizer.latent_channels

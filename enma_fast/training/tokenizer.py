@@ -1,4 +1,4 @@
-"""Train the tokenizer: reconstruct fields from all of the grid, or from a random share of its points.
+"""Train the codec: reconstruct fields from all of the grid, or from a random share of its points.
 
 Legend: B batch, T frames, P points, c physical channels.
 """
@@ -6,66 +6,116 @@ Legend: B batch, T frames, P points, c physical channels.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from ..config import ModelConfig
+from ..config_checks import require
+from ..data import FieldFile
 from ..errors import EnmaError
 from ..models.interpolation import grid_points
-from ..models.tokenizer import Tokenizer
+from ..models.model import Model
 from ..utils.devices import to_device
-from .config import TrainingConfig
-from .emphasis import drawn
+from .augment import (
+    Amplitude,
+    Augmentation,
+    Batch,
+    Boost,
+    Damping,
+    Emphasis,
+    Mirror,
+    Scattered,
+    Shift,
+    check_augmentations,
+    drawn,
+    found,
+)
 from .ranks import ALONE, Rank
+from .stage import Material, Stage
 
 # Share of the windows that end as trajectories do where the others do not.
 _SHORTER_SHARE = 0.25
 
 
-class TokenizerTask:
-    """Training and validation data ``[n, T, *grid, c]`` (fp32) for a tokenizer, and how often each is drawn."""
+@dataclass(frozen=True, kw_only=True)
+class TokenizerStage(Stage):
+    """Train the codec.
 
-    def __init__(
-        self, model: ModelConfig, config: TrainingConfig, *, train: Tensor, val: Tensor, odds: Tensor | None = None
-    ) -> None:
-        if (config.window or 1) > train.shape[1]:
+    A sample is ``window`` frames in a row from a random one on, or all of a trajectory. With ``decoder_only`` the
+    encoder is held, so that latents stay what the dynamics were trained on.
+    """
+
+    kind: str = "tokenizer"
+    window: int | None = None
+    decoder_only: bool = False
+
+    augmentations: ClassVar[tuple[type[Augmentation], ...]] = (
+        Shift,
+        Mirror,
+        Amplitude,
+        Boost,
+        Damping,
+        Emphasis,
+        Scattered,
+    )
+    validated: ClassVar[int] = 200
+    forecasts: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self, ("window",), lambda n: n is None or n >= 1, "at least 1 is needed, or none", "tokenizer: ")
+
+    @property
+    def amount(self) -> str:
+        return super().amount + (f" windows of {self.window} frames" if self.window else "")
+
+    def task(self, model: Model, material: Material) -> TokenizerTask:
+        return TokenizerTask(model, self, train=material.train(), val=material.val)
+
+
+class TokenizerTask:
+    """Training data, and validation fields ``[n, T, *grid, c]`` (fp32), for the codec of a model."""
+
+    def __init__(self, model: Model, stage: TokenizerStage, *, train: FieldFile, val: Tensor) -> None:
+        if (stage.window or 1) > train.u.shape[1]:
             raise EnmaError(
-                f"window={config.window}: trajectories have {train.shape[1]} frames; at most these can be asked for"
+                f"window={stage.window}: trajectories have {train.u.shape[1]} frames; at most these can be asked for"
             )
-        if model.tokenizer.lossless:
-            raise EnmaError(
-                f"{model.name}: its tokenizer rearranges fields without loss, and has nothing to train; go on with "
-                "`train dynamics`, without --tokenizer"
-            )
-        self.config, self.train, self.val, self.odds = config, train, val, odds
-        tokenizer = Tokenizer(model.tokenizer)
-        if config.decoder_only:
-            for weight in tokenizer.encoder().values():
+        if model.config.tokenizer.lossless:
+            raise EnmaError(f"{model.config.name}: its codec is lossless and has nothing to train; leave the stage out")
+        check_augmentations(stage.augment, train, model.config, stage=stage.kind, known=stage.augmentations)
+        self.stage, self.config, self.data, self.val = stage, model.config, train, val
+        self.train = torch.from_numpy(train.u)
+        emphasis = found(stage.augment, Emphasis)
+        self.odds = None if emphasis is None else emphasis.odds(train)
+        self.scattered = found(stage.augment, Scattered)
+        self.module: nn.Module = model.tokenizer.requires_grad_(True)
+        if stage.decoder_only:
+            for weight in model.tokenizer.encoder().values():
                 weight.requires_grad_(False)
-        self.module: nn.Module = tokenizer
-        self.options = model.tokenizer
+        self.options = model.config.tokenizer
         self.points = grid_points(self.options)
 
     def loss(
         self, module: Callable[..., Any], generator: torch.Generator, rank: Rank
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Relative L2 and KL of a random batch, shifted around periodic dimensions."""
-        B, T = self.config.batch, self._num_frames(generator)
+        """Relative L2 and KL of a random batch."""
+        B, T = self.stage.batch, self._num_frames(generator)
+        options, mine = self.options, rank.share(B)
         rows = drawn(B, len(self.train), self.odds, generator)
-        shifts = random_shifts(self.options.grid, self.options.periodic, B, generator, shift=self.config.shift)
-        tokens = torch.Size((B, self.options.latent_frames(T), *self.options.token_grid)).numel()
-        noise = torch.randn(tokens * self.options.latent_channels, generator=generator)
-        noise = noise.view(B, self.options.latent_frames(T), -1, self.options.latent_channels)
-        observed = self._observed(B, generator) if self.options.interpolation else None
-        mine = rank.share(B)
-        chosen: tuple[Tensor, ...] = (rows[mine],)
-        if self.config.window:
-            first = torch.randint(self.train.shape[1] - T + 1, (B,), generator=generator)
-            chosen = (rows[mine, None], first[mine, None] + torch.arange(T))
-        u = roll(self.train[chosen], [s[mine] for s in shifts])
-        u = u * factors(self.config.amplitude, B, generator)[mine].view(-1, *(1,) * (u.ndim - 1))
+        tokens = (B, options.latent_frames(T), *options.token_grid, options.latent_channels)
+        noise = torch.randn(tokens, generator=generator).flatten(2, -2)
+        observed = self._observed(B, generator) if self.scattered is not None else None
+        first = torch.randint(self.train.shape[1] - T + 1, (B,), generator=generator)
+        windows = self.train[rows[mine, None], first[mine, None] + torch.arange(T)]
+        parameters = {name: values[rows[mine].numpy()] for name, values in self.data.parameters.items()}
+        times = torch.from_numpy(self.data.times[:T])
+        batch = Batch(self.config, [windows], [parameters], times, B, mine)
+        for augmentation in self.stage.augment:
+            augmentation(batch, generator)
+        u = batch.fields[0]
         inputs = [u, noise[mine]]
         if observed is not None:
             index, valid = observed[0][mine], observed[1][mine]
@@ -80,7 +130,7 @@ class TokenizerTask:
 
         Only some windows are shorter, since a latent frame at the same place of other trajectories is full.
         """
-        frames, window = self.train.shape[1], self.config.window
+        frames, window = self.train.shape[1], self.stage.window
         if window is None:
             return frames
         shorter = window - (window - frames) % self.options.time_factor
@@ -90,9 +140,10 @@ class TokenizerTask:
 
     def _observed(self, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Random points per sample: indices ``[B, P]`` in random order and which of them are observed."""
+        assert self.scattered is not None
         P = len(self.points)
-        low, high = self.config.point_fraction
-        count = ((low + (high - low) * torch.rand(batch, 1, generator=generator)) * P).round().clamp(1, P)
+        count = self.scattered.counts(batch, P, generator)
+        count = torch.where(torch.rand(batch, 1, generator=generator) < self.scattered.share, count, P)
         index = torch.rand(batch, P, generator=generator).argsort(-1)
         return index, torch.arange(P) < count
 
@@ -105,41 +156,11 @@ class TokenizerTask:
         """Relative L2 of the standardised reconstruction from posterior means, by the first rank."""
         if rank.index:
             return {}
-        tokenizer = self.module
-        assert isinstance(tokenizer, Tokenizer)
+        codec: Any = self.module
         errors = []
-        device = tokenizer.from_latent.weight.device
+        device = codec.from_latent.weight.device
         for u in self.val.to(device).split(64):
-            out = tokenizer.standardised(tokenizer.decode(tokenizer.encode(u), u.shape[1]))
-            u = tokenizer.standardised(u)
+            out = codec.standardised(codec.decode(codec.encode(u), u.shape[1]))
+            u = codec.standardised(u)
             errors.append((out - u).flatten(1).norm(dim=1) / u.flatten(1).norm(dim=1))
         return {"rel_l2": torch.cat(errors).mean().item()}
-
-
-def factors(bounds: tuple[float, float], count: int, generator: torch.Generator) -> Tensor:
-    """`count` factors, log-uniform between the bounds."""
-    low, high = bounds
-    return low * (high / low) ** torch.rand(count, generator=generator)
-
-
-def random_shifts(
-    grid: tuple[int, ...], periodic: tuple[bool, ...], count: int, generator: torch.Generator, *, shift: bool = True
-) -> list[Tensor]:
-    """`count` random places of each dimension of a grid, for `roll`; zeros along walls, or all without `shift`."""
-    return [
-        torch.randint(n if shift and ring else 1, (count,), generator=generator)
-        for n, ring in zip(grid, periodic, strict=True)
-    ]
-
-
-def roll(u: Tensor, shifts: list[Tensor]) -> Tensor:
-    """Shift each sample of ``[B, T, *grid, c]`` forward by its own number of grid points; ``u`` itself if by none."""
-    for axis, shift in enumerate(shifts, start=2):
-        if not shift.any():
-            continue
-        n = u.shape[axis]
-        index = (torch.arange(n) - shift[:, None]) % n
-        shape = [1] * u.ndim
-        shape[0], shape[axis] = len(shift), n
-        u = u.gather(axis, index.view(shape).expand_as(u))
-    return u

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
 
 from ..errors import EnmaError
+from .kinds import Slot
 
 if TYPE_CHECKING:
     import pydantic
@@ -33,11 +34,11 @@ def from_json(cls: type[_T], text: str, *, source: str = "config") -> _T:
     import pydantic
 
     try:
-        config: _T = _adapter(cls).validate_json(text, strict=True)  # type: ignore[arg-type]  # mypy: not hashable
+        config: _T = _adapter(cls).validate_json(text, strict=True)
         return config
     except pydantic.ValidationError as error:
         first = error.errors(include_url=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
+        place = ".".join(_without_tags(first["loc"], _tags_by_field(cls)))
         # Messages of pydantic begin with a capital; those of this package begin with the name of the model.
         message = first["msg"][0].lower() + first["msg"][1:]
         if first["type"] == "unexpected_keyword_argument":
@@ -46,24 +47,54 @@ def from_json(cls: type[_T], text: str, *, source: str = "config") -> _T:
         raise EnmaError(f"{where}: {message.removeprefix('value error, ')}") from None
 
 
-@functools.cache
+def _without_tags(loc: tuple[int | str, ...], tags: Mapping[Any, Any]) -> Iterator[str]:
+    """A place in a document; the tag of a kind follows the name of its slot, or the number in it, and is no key."""
+    field: int | str = ""
+    for part in loc:
+        if part in tags.get(field, ()):
+            continue
+        field = part if isinstance(part, str) else field
+        yield str(part)
+
+
 def _adapter(cls: Any) -> pydantic.TypeAdapter[Any]:
     """The validator of a dataclass: no unknown keys, in it and in the dataclasses that it holds."""
+    members = tuple(dict.fromkeys(_dataclasses_in(cls)))
+    return _adapter_of(cls, members)
+
+
+@functools.cache
+def _adapter_of(cls: Any, members: tuple[Any, ...]) -> pydantic.TypeAdapter[Any]:
+    """The same; `members` are all dataclasses in it, kinds that are there now among them."""
     import pydantic
 
-    for member in _dataclasses_in(cls):
+    for member in members:
         member.__pydantic_config__ = pydantic.ConfigDict(extra="forbid")
     return pydantic.TypeAdapter(cls)
 
 
 def _dataclasses_in(kind: Any) -> Iterator[Any]:
-    """A dataclass, and all those among the types of its fields."""
-    if dataclasses.is_dataclass(kind):
+    """A dataclass, and all those among the types of its fields; of a slot those of its kinds."""
+    if isinstance(kind, type) and Slot in kind.__bases__:
+        for one in kind.kinds.values():  # type: ignore[attr-defined]
+            yield from _dataclasses_in(one)
+    elif dataclasses.is_dataclass(kind):
         yield kind
         for hint in get_type_hints(kind).values():
             yield from _dataclasses_in(hint)
     for part in get_args(kind):
         yield from _dataclasses_in(part)
+
+
+def _tags_by_field(cls: Any) -> dict[Any, Any]:
+    """Tags of the kinds that a field may hold, of all fields of a dataclass and of those in it that are slots."""
+    return {
+        name: part.kinds  # type: ignore[attr-defined]
+        for member in _dataclasses_in(cls)
+        for name, hint in get_type_hints(member).items()
+        for part in (hint, *get_args(hint))
+        if isinstance(part, type) and Slot in part.__bases__
+    }
 
 
 def replace(config: _T, changes: Mapping[str, Any], *, source: str | None = None) -> _T:

@@ -11,7 +11,7 @@ from benchmarks import compare, forecast, trajectory
 from benchmarks.cases import CASES, flow_head_case
 from enma_fast.ops import _flow_head_cuda
 from enma_fast.ops.flow_head import flow_head_ref
-from enma_fast.training.presets import PRESETS
+from enma_fast.training.recipes import RECIPES
 from enma_fast.utils.dataclass_json import replace
 
 from .._tiny import COMBINED
@@ -23,7 +23,7 @@ DTYPE_NAMES = ("bfloat16", "float32")
 def presets(monkeypatch):
     for name, decoder in (("tiny", "masked-flow"), ("tiny-fast", "one-pass")):
         model = replace(COMBINED, {"name": name, "num_frames": 8, "dynamics.decoder": decoder})
-        monkeypatch.setitem(PRESETS, name, dataclasses.replace(PRESETS["combined-small"], model=model))
+        monkeypatch.setitem(RECIPES, name, dataclasses.replace(RECIPES["combined-small"], model=model))
     monkeypatch.setattr(compare, "gemm_rate", lambda *_, **__: 1e9)
 
 
@@ -90,9 +90,9 @@ def test_a_wrong_contender_has_no_time(presets, monkeypatch, capsys, case, name)
 
 
 def test_one_pass_needs_fewer_flops():
-    config = PRESETS["combined-fast-paper"].model
+    config = RECIPES["combined-fast-paper"].model
     slow = trajectory.with_mask_steps(config)
-    assert slow.dynamics == PRESETS["combined-paper"].model.dynamics
+    assert slow.dynamics == RECIPES["combined-paper"].model.dynamics
     counted = [trajectory.needed_flops(made, members=4, num_latents=11, observed=2) for made in (config, slow)]
     assert counted[0] < counted[1] / 3
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from benchmarks import forecast_step, report
-from benchmarks.forecast_step import Stepper, fields
+from benchmarks.forecast_step import Stepper, fields, without_parameters
 from enma_fast.models.model import Model
-from enma_fast.training.presets import PRESETS
+from enma_fast.training.recipes import RECIPES
 from enma_fast.utils.dataclass_json import replace as replace_in
 
 from .._tiny import COMBINED
@@ -18,13 +18,13 @@ from .._tiny import COMBINED
 @pytest.mark.parametrize("kind", [0, 1], ids=["without a context", "with a context"])
 def test_naive_baseline_takes_the_same_step(kind, monkeypatch):
     monkeypatch.setattr("enma_fast.training.loop.fast_bf16", lambda device: False)
-    preset = PRESETS["combined-fast"]
+    preset = RECIPES["combined-fast"]
     torch.manual_seed(0)
     model = Model(preset.model)
     for p in model.dynamics.parameters():
         p.data += 0.01 * torch.randn_like(p)
     model.tokenizer.requires_grad_(False)
-    config = replace(preset.forecast_training, batch=2)
+    config = replace(without_parameters(preset), batch=2)
     data = fields(preset.model, environments=2)
     (loss, g), (expected, h) = (Stepper(model, config, data, naive=naive).gradients(kind) for naive in (False, True))
     assert loss == pytest.approx(expected, rel=1e-4)
@@ -34,9 +34,9 @@ def test_naive_baseline_takes_the_same_step(kind, monkeypatch):
 
 def test_its_result_has_a_table(monkeypatch, capsys, tmp_path):
     fast = replace(
-        PRESETS["combined-fast"], model=replace_in(COMBINED, {"name": "tiny", "dynamics.decoder": "one-pass"})
+        RECIPES["combined-fast"], model=replace_in(COMBINED, {"name": "tiny", "dynamics.decoder": "one-pass"})
     )
-    monkeypatch.setitem(PRESETS, "tiny", fast)
+    monkeypatch.setitem(RECIPES, "tiny", fast)
     monkeypatch.setattr(forecast_step, "gemm_rate", lambda *_: 1e9)
     monkeypatch.setattr(forecast_step.Stepper, "gradients", lambda self, kind: (torch.ones(()), torch.ones(3)))
     monkeypatch.setattr(forecast_step.Stepper, "step", lambda self, kind: None)

@@ -16,10 +16,10 @@ from enma_fast.errors import EnmaError
 from enma_fast.evaluation.baselines import Observations, persistence
 from enma_fast.forecasting.scattered import drawn_places
 from enma_fast.models.checkpoint import PRETRAINED
-from enma_fast.training.presets import PRESETS
+from enma_fast.training.recipes import RECIPES
 from enma_fast.utils.dataclass_json import replace
 
-SMALL = replace(PRESETS["combined-small"].model, {"dynamics.width": 48, "dynamics.flow.width": 88})
+SMALL = replace(RECIPES["combined-small"].model, {"dynamics.width": 48, "dynamics.flow.width": 88})
 
 
 @pytest.fixture(scope="module")

@@ -11,13 +11,13 @@ from benchmarks.harness import interleave, ratios
 from benchmarks.train_step import flops_per_step, main, naive_loss, naive_one_pass_loss
 from enma_fast.models.model import Model, draw
 from enma_fast.training.loop import step_generator
-from enma_fast.training.presets import PRESETS
+from enma_fast.training.recipes import RECIPES
 
 ROWS, FRAMES = 2, 11
 
 
 def _case(condition: str, decoder: str = "masked-flow"):
-    options = PRESETS["combined-small"].model
+    options = RECIPES["combined-small"].model
     changed = dataclasses.replace(options.dynamics, condition=condition, decoder=decoder)
     options = dataclasses.replace(options, dynamics=changed)
     model = Model(options)

@@ -14,7 +14,7 @@ import torch
 import enma_fast
 from enma_fast.cli import main
 from enma_fast.models.checkpoint import available, load_model, save_tokenizer, sha256
-from enma_fast.training.presets import PRESETS
+from enma_fast.training.recipes import RECIPES
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def test_info(information: tuple[dict[str, Any], str]) -> None:
     assert result["versions"]["torch"] == torch.__version__
     assert result["machine"]["cores"] >= 1
     assert (result["machine"]["gpu"] is None) == (not torch.cuda.is_available())
-    assert set(result["presets"]) == set(PRESETS)
+    assert set(result["recipes"]) == set(RECIPES)
     models = {entry["name"]: entry for entry in result["checkpoints"]}
     shipped = sum(p.numel() for p in load_model("combined-small").parameters())
     assert models["combined-small"]["num_parameters"] == shipped
@@ -55,7 +55,7 @@ def test_info_says_how_many_trajectories_and_members_a_score_has(information: tu
     (head,) = [line for line in lines if "trajectories" in line]
     assert head.split()[-4:] == ["trajectories", "members", "rel.", "L2"]
     rows: dict[str, list[tuple[str, ...]]] = {}
-    for line in lines[lines.index(head) : lines.index("presets")]:
+    for line in lines[lines.index(head) : lines.index("recipes")]:
         # A model's name stands in its first row only.
         model = next((name for name in available() if line.split()[:1] == [name]), None)
         if model is not None:

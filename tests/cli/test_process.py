@@ -15,7 +15,10 @@ from enma_fast import cli
 from enma_fast.data import write
 from enma_fast.models.checkpoint import load_model
 from enma_fast.store.read import read_forecast
+from enma_fast.training.recipes import Recipe, to_toml
+from enma_fast.utils.dataclass_json import from_json
 from tests._stacked import stacked
+from tests._tiny_checkpoint import tiny_config
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -83,7 +86,7 @@ def test_a_full_disk_is_one_line_and_the_run_can_go_on(
         (("score",), "Missing argument 'FILE'"),
         (("score", "a.h5", "--members", "many"), "Invalid value for '--members'"),
         (("score", "a.h5", "--colour"), "No such option: --colour"),
-        (("train", "tokenizer", "combined-small", "--data", "d", "--out", "o", "--steps", "0"), "Invalid value for"),
+        (("train", "combined-small", "--out", "o", "--threads", "0"), "Invalid value for"),
         (("dance",), "No such command 'dance'"),
     ],
 )
@@ -94,7 +97,7 @@ def test_bad_usage_is_one_line_too(enma: Callable, arguments: tuple, message: st
 
 
 def test_no_arguments_and_help(enma: Callable) -> None:
-    commands = {"demo", "data", "train", "forecast", "score", "plot", "info", "verify"}
+    commands = {"demo", "data", "train", "publish", "forecast", "score", "plot", "info", "verify"}
     shown = enma("--help")
     assert shown.status == 0
     found = {line.split()[1] for line in shown.out.splitlines() if line.startswith("│") and len(line.split()) > 2}
@@ -105,7 +108,7 @@ def test_no_arguments_and_help(enma: Callable) -> None:
 
 def test_every_command_has_json(enma: Callable) -> None:
     commands = ["demo", "forecast", "score", "plot", "info", "verify"]
-    commands += ["data generate", "data info", "train tokenizer", "train dynamics", "train publish"]
+    commands += ["data generate", "data info", "train", "publish"]
     for command in commands:
         assert "--json" in enma(*command.split(), "--help").out, command
 
@@ -150,15 +153,16 @@ def test_a_handler_writes_to_the_standard_error_of_the_moment(capsys: pytest.Cap
 
 @pytest.mark.slow
 def test_two_ranks_train_and_one_of_them_speaks(data_folder: Path, tiny: Path, tmp_path: Path) -> None:
-    arguments = ["train", "dynamics", "combined-small", "--tokenizer", tiny, "--data", data_folder]
-    arguments += ["--out", tmp_path / "run", "--steps", 2, "--batch", 4, "--threads", 1, "--json"]
-    arguments += ["--set", "dynamics.width=16", "--set", "dynamics.heads=2", "--set", "dynamics.temporal_layers=1"]
-    arguments += ["--set", "sampling.flow_steps=1", "--set", "sampling.mask_steps=1"]
+    stage = {"kind": "dynamics", "steps": 2, "batch": 4}
+    document = {"model": tiny_config("combined-small"), "stage": [stage]}
+    (tmp_path / "tiny.toml").write_text(to_toml(from_json(Recipe, json.dumps(document))))
+    arguments = ["train", tmp_path / "tiny.toml", "--from", tiny, "--data", data_folder]
+    arguments += ["--out", tmp_path / "run", "--threads", 1, "--json"]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "enma_fast"]
     run = subprocess.run([*launch, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr
     result = json.loads(run.stdout)
-    assert result["steps"] == 2
+    assert result["training"]["stages"]["dynamics"]["steps"] == 2
     assert json.loads((tmp_path / "run" / "run.json").read_text())["ranks"] == 2
     assert load_model(result["checkpoint"]).config.dynamics.width == 16
     assert run.stderr.count("step 2: rel_l2") == 1

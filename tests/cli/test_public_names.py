@@ -11,7 +11,7 @@ from enma_fast.evaluation import scoring
 from enma_fast.forecasting import api as members
 from enma_fast.forecasting import ensemble as results
 from enma_fast.models import checkpoint
-from enma_fast.training import presets
+from enma_fast.training import recipes
 
 
 def test_every_name_is_the_library_s_own() -> None:
@@ -22,7 +22,7 @@ def test_every_name_is_the_library_s_own() -> None:
     assert enma_fast.read_fields is data.read
     assert enma_fast.FieldFile is data.FieldFile
     assert enma_fast.score is scoring.score
-    assert enma_fast.PRESETS is presets.PRESETS
+    assert enma_fast.RECIPES is recipes.RECIPES
     assert (enma_fast.ModelConfig, enma_fast.SamplingConfig) == (config.ModelConfig, config.SamplingConfig)
     assert enma_fast.EnmaError is errors.EnmaError
     assert enma_fast.__version__[0].isdigit()

@@ -77,7 +77,7 @@ def test_score_shows_the_paper_beside_it(enma: Callable, tiny: Path, test_in: Pa
 @pytest.mark.parametrize("task", ["temporal", "initial-value"])
 def test_the_model_card_can_be_made_again(enma: Callable, test_in: Path, task: str) -> None:
     metrics = card.read_metrics(PRETRAINED / "combined-small")
-    assert metrics is not None, "combined-small has no metrics.json: write it with `enma-fast train publish`"
+    assert metrics is not None, "combined-small has no metrics.json: write it with `enma-fast publish`"
     (row,) = (row for row in metrics["rows"] if (row["task"], row["split"], row["packed"]) == (task, "test-in", True))
     assert row["num_trajectories"] == 24
     options = ("--task", task, "--members", row["num_members"], "--seed", row["seed"])
@@ -86,7 +86,8 @@ def test_the_model_card_can_be_made_again(enma: Callable, test_in: Path, task: s
         assert result[name] == pytest.approx(row[name], rel=5e-3), name
     assert result["num_outside"] == row["num_outside"]
     text = (PRETRAINED / "combined-small" / "README.md").read_text()
-    assert text == card.card_text(load_model("combined-small").config, metrics)
+    section = text.partition("## Training\n\n")[2].partition("\n\n## Limits")[0]
+    assert text == card.card_text(load_model("combined-small").config, metrics, section)
 
 
 def test_messages_reach_standard_error_only_while_a_command_runs(enma: Callable, tiny: Path, test_in: Path) -> None:

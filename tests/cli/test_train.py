@@ -1,7 +1,12 @@
-"""`enma-fast train tokenizer`, `train dynamics` and `train publish`, on a model that trains in a moment."""
+"""`enma-fast train RECIPE` and `enma-fast publish`, on a model that trains in a moment."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,87 +14,100 @@ from typing import Any
 import pytest
 import torch
 
-from enma_fast.data import DEFAULT_GROUPS, read
+from enma_fast.cli import main
+from enma_fast.data import read
+from enma_fast.errors import EnmaError
 from enma_fast.evaluation.scoring import score
-from enma_fast.models.checkpoint import load_model, load_tokenizer, read_tensors, sha256
+from enma_fast.models.checkpoint import load_model, read_tensors, sha256
 from enma_fast.models.envelope import Envelope
-from enma_fast.training import card, lineage
-from enma_fast.training.record import summary
+from enma_fast.training import card
+from enma_fast.training.loop import RunOptions
+from enma_fast.training.recipes import read_recipe, to_toml
+from enma_fast.training.run import read_record, train
 
-from .._tiny_checkpoint import TINY_DYNAMICS, TINY_TOKENIZER
+from .._tiny_checkpoint import tiny_config
 from .conftest import Run
 
+OPTIMIZER = {"kind": "muon", "learning_rate": 2e-3, "warmup_steps": 2}
+USUAL: dict[str, Any] = {"batch": 4, "optimizer": OPTIMIZER}
+SHIFT, CUT = {"kind": "shift"}, {"kind": "cut-contexts", "shortest": 4}
+STAGES: list[dict[str, Any]] = [
+    {"kind": "tokenizer", "steps": 12, "augment": [{"kind": "amplitude", "between": [0.8, 1.25]}, SHIFT]},
+    {"kind": "dynamics", "steps": 4, "by_flow": True, "augment": [SHIFT, {"kind": "strides", "steps": [1, 2]}, CUT]},
+    {"kind": "forecasts", "steps": 4, "augment": [{"kind": "late-start", "share": 0.5}, SHIFT, CUT]},
+    {"kind": "first-frame", "steps": 2, "augment": [SHIFT]},
+]
 
-def settings(changes: dict[str, Any]) -> list[str]:
-    return [word for key, value in changes.items() for word in ("--set", f"{key}={json.dumps(value)}")]
+
+def written(path: Path, *stages: dict[str, Any], seed: int = 3, **model: Any) -> Path:
+    """A recipe of a tiny one-pass model with these stages."""
+    from enma_fast.training.recipes import Recipe
+    from enma_fast.utils.dataclass_json import from_json
+
+    document = {"model": tiny_config("combined-fast", **model), "stage": [USUAL | stage for stage in stages]}
+    recipe = from_json(Recipe, json.dumps({"seed": seed, **document}), source=path.name)
+    path.write_text(to_toml(recipe))
+    assert read_recipe(path) == recipe
+    return path
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, data_folder: Path) -> Path:
-    """Run folders of a tokenizer and of dynamics, trained for a few steps."""
-    from enma_fast.cli import main
-
-    folder = tmp_path_factory.mktemp("runs")
-    common = ["--data", str(data_folder), "--batch", "4", "--precision", "fp32"]
-    tokenizer, dynamics = str(folder / "tokenizer"), str(folder / "dynamics")
-    words = ["train", "tokenizer", "combined-small", "--out", tokenizer, *common, "--steps", "40", "--seed", "3"]
-    assert main([*words, *settings(TINY_TOKENIZER), "--train-set", "warmup_steps=5"]) == 0
-    words = ["train", "dynamics", "combined-small", "--tokenizer", tokenizer, "--out", dynamics, *common]
-    assert main([*words, "--steps", "6", *settings(TINY_DYNAMICS)]) == 0
-    return folder
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return written(tmp_path_factory.mktemp("recipe") / "tiny.toml", *STAGES)
 
 
-@pytest.fixture
-def train(enma: Callable, data_folder: Path) -> Callable[..., Run]:
-    """Train the tokenizer or, on the one in `tokenizer`, the dynamics."""
-
-    def run(out: Path, *options: Any, tokenizer: Path | None = None) -> Run:
-        stage = ("tokenizer", "combined-small") if tokenizer is None else ("dynamics", "combined-small")
-        given = settings(TINY_TOKENIZER) if tokenizer is None else settings(TINY_DYNAMICS)
-        extra = () if tokenizer is None else ("--tokenizer", tokenizer)
-        common = ("--data", data_folder, "--out", out, "--batch", 4, "--precision", "fp32")
-        return enma("train", *stage, *extra, *common, *given, *options)
-
-    return run
+@pytest.fixture(scope="module")
+def run(recipe: Path, data_folder: Path) -> Path:
+    """A finished run folder."""
+    out = recipe.parent / "run"
+    words = ["train", recipe, "--data", data_folder, "--out", out, "--precision", "fp32"]
+    assert main([str(word) for word in words]) == 0
+    return out
 
 
-def averaged(folder: Path) -> dict[str, torch.Tensor]:
-    """The averaged weights in the state of a run."""
-    tensors, _ = read_tensors(folder / "state.safetensors")
-    return {k.removeprefix("average."): v for k, v in tensors.items() if k.startswith("average.")}
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return read_tensors(folder / "checkpoint" / "model.safetensors")[0]
 
 
-def test_tokenizer_learns_and_leaves_its_averaged_weights(runs: Path, data_folder: Path) -> None:
-    folder = runs / "tokenizer"
-    tokenizer, config = load_tokenizer(folder / "checkpoint")
-    assert config.tokenizer.layers == TINY_TOKENIZER["tokenizer.layers"]
-    for name, value in averaged(folder).items():
-        assert torch.equal(tokenizer.state_dict()[name], value), name
-    done = summary(folder)
-    assert done["steps"] == 40
-    u = torch.from_numpy(read(data_folder / "combined-val.h5").u)
-    error = (tokenizer.decode(tokenizer.encode(u), 20) - u).flatten(1).norm(dim=1) / u.flatten(1).norm(dim=1)
-    assert done["validation"]["rel_l2"] == pytest.approx(error.mean().item(), rel=1e-4)
-    assert done["validation"]["rel_l2"] < 0.99, "forty steps are better than nothing"
+def test_a_recipe_trains_all_its_stages(run: Path, recipe: Path, data_folder: Path, enma: Callable) -> None:
+    before = weights(run / "tokenizer")
+    for stage, trained in (
+        ("dynamics", ("dynamics.", "latent_")),
+        ("forecasts", ("dynamics.",)),
+        ("first-frame", ("dynamics.flow.velocity.",)),
+    ):
+        after = weights(run / stage)
+        changed = {name for name, value in after.items() if name not in before or not torch.equal(before[name], value)}
+        assert changed, stage
+        assert all(name.startswith(trained) for name in changed), stage
+        before = after
+    assert all(torch.equal(before[name], value) for name, value in weights(run).items())
+    latents = [read_tensors(run / "dynamics" / f"latents-train-{n}.safetensors")[0] for n in (1, 2)]
+    # Of ten frames the last one would fill half of a latent frame.
+    assert [z["z"].shape[2] for z in latents] == [11, 5]
+    assert torch.equal(latents[0]["mean"], before["latent_mean"])
+    model = load_model(run)
+    assert model.config.shortest_context == 4
+    assert model.envelope is not None
+    train_file = read(data_folder / "combined-train.h5")
+    assert model.envelope.to_json() == Envelope.of(train_file.u, train_file.channels).to_json()
+    assert (run / "recipe.toml").read_text() == recipe.read_text()
+    text = (run / "checkpoint" / "README.md").read_text()
+    for said in (
+        recipe.read_text().strip(),
+        "seed 3",
+        sha256(data_folder / "combined-train.h5")[:16],
+        "| forecasts | 4 ",
+    ):
+        assert said in text
+    words = ("--members", 2, "--select", "0:1", "--out", recipe.parent / "forecast.zarr", "--json")
+    made = enma("forecast", data_folder / "combined-val.h5", "-c", run, *words)
+    assert made.json["model"] == model.config.name
 
 
-def test_dynamics_checkpoint_joins_tokenizer_and_averaged_dynamics(runs: Path) -> None:
-    model = load_model(runs / "dynamics" / "checkpoint")
-    tokenizer, _ = load_tokenizer(runs / "tokenizer" / "checkpoint")
-    for name, value in tokenizer.state_dict().items():
-        assert torch.equal(model.tokenizer.state_dict()[name], value), name
-    for name, value in averaged(runs / "dynamics").items():
-        assert torch.equal(model.dynamics.state_dict()[name], value), name
-    latents, meta = read_tensors(runs / "dynamics" / "latents-train.safetensors")
-    assert meta["tokenizer"].startswith(sha256(runs / "tokenizer" / "checkpoint" / "model.safetensors"))
-    assert torch.equal(model.latent_mean, latents["mean"])
-    assert latents["z"].shape[1:3] == (24, 11)
-    assert model.config.tokenizer.layers == TINY_TOKENIZER["tokenizer.layers"], "the tokenizer's config is kept"
-
-
-def test_validation_is_that_of_the_library(runs: Path, data_folder: Path) -> None:
-    done = summary(runs / "dynamics")["validation"]
-    model, data = load_model(runs / "dynamics" / "checkpoint"), read(data_folder / "combined-val.h5")
+def test_validation_is_that_of_the_library(run: Path, data_folder: Path) -> None:
+    done = json.loads(read_tensors(run / "forecasts" / "best.safetensors")[1]["scores"])
+    model, data = load_model(run / "forecasts"), read(data_folder / "combined-val.h5")
     # Validation numbers its trajectories as this file does: it has fewer than validation takes.
     for name, task in (("", "temporal"), ("_ivp", "initial-value")):
         expected = score(model, data, task=task, num_members=8)
@@ -97,36 +115,73 @@ def test_validation_is_that_of_the_library(runs: Path, data_folder: Path) -> Non
         assert done[f"crps{name}"] == pytest.approx(expected["crps"], rel=1e-4)
 
 
-def test_data_of_another_name_go_through_all_stages(enma: Callable, data_folder: Path, tmp_path: Path) -> None:
-    """With a tokenizer whose 2 latent places the preset's patch does not fit."""
-    folder = tmp_path / "data"
-    folder.mkdir()
-    for split in ("train", "val"):
-        shutil.copy(data_folder / f"combined-{split}.h5", folder / f"waves-{split}.h5")
-    tokenizer = TINY_TOKENIZER | {
-        "dataset": "waves",
-        "tokenizer.layers": [*["space"] * 6, "time"],
-        "dynamics.patch": [1],
-    }
-    dynamics = TINY_DYNAMICS | {"dataset": "waves", "dynamics.patch": [1]}
-
-    def train(stage: str, *options: Any) -> Run:
-        common = ("--data", folder, "--out", tmp_path / stage, "--batch", 4, "--precision", "fp32", "--steps", 1)
-        given = tokenizer if stage == "tokenizer" else dynamics
-        return enma(
-            "train", stage, "combined-small", *common, *options, *settings(given), "--train-set", "warmup_steps=1"
-        )
-
-    assert train("tokenizer").status == 0
-    assert train("dynamics", "--tokenizer", tmp_path / "tokenizer").status == 0
-    assert train("forecasts", "--from", tmp_path / "dynamics").status == 0
-    config = load_model(tmp_path / "forecasts" / "checkpoint").config
-    assert (config.dataset, config.dynamics.patch, config.token_grid) == ("waves", (1,), (2,))
+def test_a_stopped_run_goes_on_to_the_same_weights(run: Path, recipe: Path, data_folder: Path, tmp_path: Path) -> None:
+    """Stopped within a stage, and between two."""
+    for steps in (5, 12, 18, None):
+        options = RunOptions(out=tmp_path, precision="fp32", stop_after=steps)
+        model = train(read_recipe(recipe), options=options, data_dir=data_folder)
+        assert (model is None) == (steps is not None)
+    assert model is not None
+    assert all(torch.equal(value, weights(run)[name]) for name, value in model.state_dict().items())
 
 
-def test_a_lossless_tokenizer_needs_no_training(enma: Callable, data_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_killed_command_goes_on_to_the_same_weights(
+    run: Path, recipe: Path, data_folder: Path, tmp_path: Path, enma: Callable
+) -> None:
+    words = ("train", recipe, "--data", data_folder, "--out", tmp_path / "run", "--precision", "fp32")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "enma_fast", *map(str, words)], env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    while not (tmp_path / "run" / "dynamics" / "latents-train-1.safetensors").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "run" / "checkpoint").exists()
+    assert enma(*words).status == 0
+    found = weights(tmp_path / "run")
+    assert all(torch.equal(found[name], value) for name, value in weights(run).items())
+
+
+def test_another_recipe_or_data_do_not_go_on(run: Path, recipe: Path, data_folder: Path, enma: Callable) -> None:
+    def error(source: Path, *options: Any, data: Path = data_folder) -> str:
+        line: str = enma("train", source, "--data", data, "--out", run, *options).error()
+        return line
+
+    assert "run.json: this run was begun with another recipe: 'seed = 3', not 'seed = 9'" in error(recipe, "--seed", 9)
+    other = written(recipe.parent / "other.toml", *STAGES[:1], seed=3)
+    assert "this run was begun with another recipe" in error(other)
+    moved = recipe.parent / "data"
+    shutil.copytree(data_folder, moved)
+    shutil.copy(moved / "combined-test-out.h5", moved / "combined-train.h5")
+    assert "this run was begun with other data" in error(recipe, data=moved)
+    assert "begun in fp32" in error(recipe, "--precision", "bf16")
+    damaged = Path(shutil.copytree(run, recipe.parent / "damaged"))
+    (damaged / "run.json").write_text("{")
+    words = ("train", recipe, "--data", data_folder, "--out", damaged)
+    assert "run.json: is not JSON" in enma(*words).error()
+
+
+def test_a_run_begins_with_the_weights_of_another(run: Path, data_folder: Path, tmp_path: Path, enma: Callable) -> None:
+    """A codec whose decoder alone is trained, behind the encoder that the dynamics know."""
+    stage = STAGES[0] | {"decoder_only": True, "steps": 2}
+    recipe = written(tmp_path / "decoder.toml", stage, shortest_context=4)
+    words = ("train", recipe, "--data", data_folder, "--precision", "fp32")
+    done = enma(*words, "--out", tmp_path / "run", "--from", run, "--json").json
+    assert done["training"]["start"] == sha256(run / "checkpoint" / "model.safetensors")
+    before, after = weights(run), weights(tmp_path / "run")
+    changed = {name for name, value in after.items() if not torch.equal(before[name], value)}
+    encoder = {f"tokenizer.{name}" for name in load_model(run).tokenizer.encoder()}
+    assert changed
+    assert all(name.startswith("tokenizer.") for name in changed - encoder)
+    assert not changed & encoder
+    assert "this run was begun with other start" in enma(*words, "--out", tmp_path / "run").error()
+
+
+def test_a_lossless_codec_needs_no_stage(data_folder: Path, tmp_path: Path, enma: Callable) -> None:
     """And behind it a local head is trained alone, then on whole forecasts."""
-    tokenizer = {
+    lossless = {
         "tokenizer.layers": ["time"],
         "tokenizer.width": 4,
         "tokenizer.max_width": 4,
@@ -134,212 +189,113 @@ def test_a_lossless_tokenizer_needs_no_training(enma: Callable, data_folder: Pat
         "tokenizer.kernel_ends": 3,
         "tokenizer.stride_ends": 2,
         "tokenizer.variational": False,
+        "dynamics.local": {"width": 16, "layers": 2, "modes": 4},
+        "dynamics.patch": [16],
     }
-    local = {"width": 16, "layers": 2, "modes": 4}
-    dynamics = TINY_DYNAMICS | {"dynamics.decoder": "one-pass", "dynamics.local": local, "dynamics.patch": [16]}
-
-    def train(stage: str, given: dict[str, Any], *options: Any) -> Run:
-        common = ("--data", data_folder, "--batch", 4, "--precision", "fp32", "--steps", 1)
-        return enma("train", stage, "combined-small", *common, *settings(given), *options)
-
-    error = train("tokenizer", tokenizer, "--out", tmp_path / "tokenizer").error()
-    assert error.endswith("nothing to train; go on with `train dynamics`, without --tokenizer")
-    error = train("dynamics", dynamics, "--out", tmp_path / "refused").error()
-    assert error == "train dynamics: starts from a trained checkpoint; name its run folder"
-    done = train("dynamics", tokenizer | dynamics, "--out", tmp_path / "dynamics")
-    assert done.status == 0, done.err
-    before = tmp_path / "dynamics"
-    for stage in ("head", "forecasts"):
-        done = train(stage, dynamics, "--from", before, "--out", tmp_path / stage)
-        assert done.status == 0, done.err
-        before = tmp_path / stage
-    model = load_model(before / "checkpoint")
-    assert model.config.tokenizer.lossless
+    stages = [STAGES[1], {"kind": "head", "steps": 2, "augment": [SHIFT]}, STAGES[2] | {"steps": 1}]
+    words = ("--data", data_folder, "--precision", "fp32")
+    refused = written(tmp_path / "refused.toml", STAGES[0], **lossless)
+    assert "nothing to train" in enma("train", refused, *words, "--out", tmp_path / "refused").error()
+    recipe = written(tmp_path / "lossless.toml", *stages, **lossless)
+    assert enma("train", recipe, *words, "--out", tmp_path / "run").status == 0
+    model = load_model(tmp_path / "run")
     u = torch.randn(2, 20, 128, 1)
     assert torch.equal(model.tokenizer.decode(model.tokenizer.encode(u), 20), u)
+    assert [path.name for path in (tmp_path / "run").glob("*/log.jsonl")]
 
 
-def test_a_stopped_run_resumes_to_the_same_weights(runs: Path, train: Callable, tmp_path: Path) -> None:
-    whole, parts, tokenizer = tmp_path / "whole", tmp_path / "parts", runs / "tokenizer"
-    options = ("--steps", 4, "--validate-every", 2, "--json")
-    result = train(whole, *options, tokenizer=tokenizer).json
-    assert (result["steps"], result["checkpoint"]) == (4, str(whole / "checkpoint"))
-    stopped = train(parts, *options, "--stop-after", 2, tokenizer=tokenizer).json
-    assert (stopped["steps"], stopped["checkpoint"]) == (2, None)
-    assert not (parts / "checkpoint").exists()
-    resumed = train(parts, *options, tokenizer=tokenizer).json
-    assert resumed["validation"] == result["validation"]
-    expected, _ = read_tensors(whole / "checkpoint" / "model.safetensors")
-    found, _ = read_tensors(parts / "checkpoint" / "model.safetensors")
-    assert all(torch.equal(found[name], value) for name, value in expected.items())
-
-
-def test_a_run_begun_before_runs_could_start_from_weights_goes_on(runs: Path, train: Callable, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(runs / "dynamics", tmp_path / "run"))
-    record = json.loads((folder / "run.json").read_text())
-    del record["start"]
-    # Nor did it have this setting, whose default is how training was before.
-    del record["training"]["clip_norm"]
-    (folder / "run.json").write_text(json.dumps(record))
-    assert train(folder, "--steps", 6, "--json", tokenizer=runs / "tokenizer").json["steps"] == 6
-    record["training"]["gone"] = 1
-    (folder / "run.json").write_text(json.dumps(record))
-    error = train(folder, "--steps", 6, tokenizer=runs / "tokenizer").error()
-    assert "run.json: training: gone: unknown key; take it out, or use the version of enma_fast" in error
-
-
-def test_dynamics_learn_from_faster_physics(runs: Path, train: Callable, tmp_path: Path) -> None:
-    tokenizer, run = runs / "tokenizer", tmp_path / "run"
-    done = train(run, "--steps", 3, "--train-set", "strides=[1,2]", "--json", tokenizer=tokenizer).json
-    assert done["steps"] == 3
-    every, meta = read_tensors(run / "latents-train.safetensors")
-    second, meta_second = read_tensors(run / "latents-train-2.safetensors")
-    # Of ten frames the last one would fill half of a latent frame.
-    assert (every["z"].shape[2], second["z"].shape[2]) == (11, 5)
-    assert meta_second["tokenizer"] == meta["tokenizer"] + "-stride-2"
-    # Frame 0 is the same, and frames 2 and 4 are not frames 1 and 2.
-    assert torch.equal(every["z"][:, :, 0], second["z"][:, :, 0])
-    assert not torch.equal(every["z"][:, :, 1], second["z"][:, :, 1])
-    assert torch.equal(load_model(run / "checkpoint").latent_mean, every["mean"])
-    error = train(tmp_path / "long", "--train-set", "strides=[1,20]", tokenizer=tokenizer).error()
-    assert error == "strides: a stride of 20 leaves 1 of 20 frames, none to forecast; take a smaller one"
-    assert not (tmp_path / "long").exists()
-    resumed = train(run, "--steps", 3, "--train-set", "strides=[1,2]", "--json", tokenizer=tokenizer).json
-    assert resumed["validation"] == done["validation"]
-    error = train(tmp_path / "other", "--train-set", "strides=[2]").error()
-    assert error == "strides: is a setting of `train dynamics`, not of `train tokenizer`"
-    error = train(tmp_path / "other", "--train-set", "scattered_share=0.1").error()
-    assert error == "scattered_share: is a setting of `train dynamics`, not of `train tokenizer`; leave it at 0"
-    error = train(tmp_path / "other", "--train-set", "encoded_shifts=1").error()
-    assert error == "encoded_shifts: is a setting of `train dynamics`, not of `train tokenizer`; leave it at null"
-
-
-@pytest.mark.slow
-def test_dynamics_learn_from_scattered_points(
-    runs: Path, train: Callable, enma: Callable, data_folder: Path, tmp_path: Path
-) -> None:
-    words = ("--steps", 2, "--train-set", "scattered_share=0.5", "--train-set", "point_fraction=[0.25,0.75]")
-    error = train(tmp_path / "refused", *words, tokenizer=runs / "tokenizer").error()
-    assert error == "scattered_share: the tokenizer has no interpolation and sees whole grids; leave it at 0"
-    assert not (tmp_path / "refused").exists()
-    tokenizer, dynamics = tmp_path / "tokenizer", tmp_path / "dynamics"
-    data = ("--data", data_folder, "--batch", 4, "--precision", "fp32")
-    preset = "combined-points-small"
-    done = enma("train", "tokenizer", preset, *data, *settings(TINY_TOKENIZER), "--steps", 1, "--out", tokenizer)
-    assert done.status == 0, done.err
-    command = ("train", "dynamics", preset, *data, *settings(TINY_DYNAMICS), "--tokenizer", tokenizer)
-    done = enma(*command, *words, "--out", dynamics, "--json").json
-    assert {"rel_l2", "rel_l2_ivp", "rel_l2_points"} <= set(done["validation"])
-    latents, meta = read_tensors(dynamics / "latents-train.safetensors")
-    assert latents["scattered"].shape == latents["z"].shape
-    assert meta["tokenizer"].endswith("-scattered-0.25-0.75-0")
-
-
-def test_a_finished_run_writes_its_checkpoint_again(runs: Path, train: Callable, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(runs / "dynamics", tmp_path / "run"))
-    before = sha256(folder / "checkpoint" / "model.safetensors")
-    shutil.rmtree(folder / "checkpoint")
-    result = train(folder, "--steps", 6, "--json", tokenizer=runs / "tokenizer").json
-    assert result["validation"] == summary(runs / "dynamics")["validation"]
-    assert sha256(folder / "checkpoint" / "model.safetensors") == before
-
-
-def test_other_settings_do_not_resume(runs: Path, train: Callable, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(runs / "dynamics", tmp_path / "run"))
-    tokenizer = runs / "tokenizer"
-
-    def error(*options: Any) -> str:
-        return train(folder, "--steps", 6, *options, tokenizer=tokenizer).error()
-
-    begun = f"{folder / 'run.json'}: this run was begun with"
-    remedy = "choose an empty --out or the same settings"
-    assert error("--set", "dynamics.width=24") == f"{begun} model.dynamics.width 16, not 24; {remedy}"
-    assert error("--train-set", "weight_decay=0.5").startswith(f"{begun} training.weight_decay 0.0001, not 0.5")
-    assert error("--seed", 9) == f"{begun} seed 0, not 9; {remedy}"
-    remedy = "leave it at auto, or choose an empty --out"
-    assert error("--precision", "bf16") == f"precision is bf16: {folder} was begun in fp32; {remedy}"
-    (folder / "run.json").write_text("{")
-    assert error() == f"{folder / 'run.json'}: is not JSON; begin the run again in an empty folder"
-
-
-@pytest.mark.parametrize("begun", ["bf16", "fp32"])
 def test_a_run_goes_on_in_the_format_it_began_in(
-    train: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begun: str
+    data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where another processor resumes it, on which the other one is faster."""
-
-    def fastest(name: str) -> None:
-        monkeypatch.setattr("enma_fast.training.loop.fast_bf16", lambda device: name == "bf16")
-
-    options = ("--steps", 4, "--precision", "auto")
-    fastest(begun)
-    assert train(tmp_path / "whole", *options).status == 0
-    assert train(tmp_path / "parts", *options, "--stop-after", 2).status == 0
-    assert json.loads((tmp_path / "parts/run.json").read_text())["precision"] == begun
-    fastest({"bf16": "fp32", "fp32": "bf16"}[begun])
-    assert train(tmp_path / "parts", *options).status == 0
-    whole, parts = (averaged(tmp_path / name) for name in ("whole", "parts"))
-    assert all(torch.equal(parts[name], value) for name, value in whole.items())
-    assert train(tmp_path / "other", *options).status == 0
-    other = averaged(tmp_path / "other")
-    assert not all(torch.equal(other[name], value) for name, value in whole.items())
+    recipe = read_recipe(written(tmp_path / "short.toml", STAGES[0]))
+    for faster, steps in (("bf16", 2), ("fp32", None)):
+        monkeypatch.setattr("enma_fast.training.loop.fast_bf16", lambda device, faster=faster: faster == "bf16")
+        train(recipe, options=RunOptions(out=tmp_path / "run", stop_after=steps), data_dir=data_folder)
+        assert read_record(tmp_path / "run")["precision"] == "bf16"
 
 
 def test_a_validation_trajectory_of_zeros_is_refused_before_the_first_step(
-    runs: Path, enma: Callable, data_folder: Path, tmp_path: Path
+    recipe: Path, data_folder: Path, tmp_path: Path, enma: Callable
 ) -> None:
     h5py = pytest.importorskip("h5py")
     data = Path(shutil.copytree(data_folder, tmp_path / "data"))
     with h5py.File(data / "combined-val.h5", "r+") as file:
-        file["t0_fields/u"][5, 3:] = 0
-    common = ("--data", data, "--out", tmp_path / "run", "--steps", 1, "--batch", 4, "--json")
-    dynamics = ("train", "dynamics", "combined-small", "--tokenizer", runs / "tokenizer", *settings(TINY_DYNAMICS))
-    message = (
-        "combined-val.h5: trajectory 5 is 0 throughout, so its relative error is not defined; leave it out of the "
-        "validation data"
-    )
-    assert enma(*dynamics, *common).error().endswith(message)
-    with h5py.File(data / "combined-val.h5", "r+") as file:
         file["t0_fields/u"][5] = 0
-    tokenizer = ("train", "tokenizer", "combined-small", *settings(TINY_TOKENIZER))
-    assert enma(*tokenizer, *common).error().endswith(message)
-    assert not (tmp_path / "run" / "state.safetensors").exists()
+    error = enma("train", recipe, "--data", data, "--out", tmp_path / "run").error()
+    assert "combined-val.h5: trajectory 5 is 0 throughout" in error
+    assert not list((tmp_path / "run").glob("*/state.safetensors"))
 
 
-def test_a_run_that_never_took_a_step_does_not_bind_the_next(train: Callable, tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    assert train(folder, "--steps", 1, "--train-set", "learning_rate=1e-9").status == 0
-    (folder / "state.safetensors").unlink()
-    result = train(folder, "--steps", 1, "--json").json
-    assert json.loads((folder / "run.json").read_text())["training"]["learning_rate"] == 4e-3
-    assert (result["steps"], len((folder / "log.jsonl").read_text().splitlines())) == (1, 2)
+@pytest.mark.parametrize(
+    ("old", "new", "named"),
+    [
+        ('kind = "shift"', 'kind = "shaft"', "stage.0.augment"),
+        ("steps = 12", "steps = 0", "stage.0: tokenizer: steps is 0"),
+        ("steps = 12", 'steps = "many"', "stage.0.steps"),
+        ("steps = 12", "steps = 12\nmask_ratio = [0, 1]", "stage.0.mask_ratio"),
+        ('kind = "muon"', 'kind = "sgd"', "stage.0.optimizer.kind"),
+        ("width = 16", "width = 30", "dynamics.width"),
+        ("seed = 3", "seed", "is not TOML"),
+    ],
+)
+def test_what_is_wrong_in_a_recipe_is_one_line(
+    recipe: Path, tmp_path: Path, enma: Callable, old: str, new: str, named: str
+) -> None:
+    text = recipe.read_text()
+    assert old in text
+    bad = tmp_path / "bad.toml"
+    bad.write_text(text.replace(old, new, 1))
+    error = enma("train", bad, "--out", tmp_path / "run").error()
+    assert error.startswith(f"{bad}: ")
+    assert named in error
+    assert not (tmp_path / "run").exists()
 
 
-def test_a_tokenizer_is_no_model(enma: Callable, runs: Path, test_in: Path, train: Callable, tmp_path: Path) -> None:
-    error = enma("score", test_in, "--checkpoint", runs / "tokenizer" / "checkpoint").error()
-    assert error.endswith("holds a tokenizer only; train the dynamics on it: enma-fast train dynamics")
-    unfinished = tmp_path / "tokenizer"
-    assert train(unfinished, "--steps", 2, "--stop-after", 1).status == 0
-    error = train(tmp_path / "run", tokenizer=unfinished).error()
-    assert error == f"{unfinished}: this run has no checkpoint yet; let it finish first"
+def test_bad_places_of_a_training(recipe: Path, data_folder: Path, tmp_path: Path, enma: Callable) -> None:
+    out, nowhere = tmp_path / "run", tmp_path / "nowhere"
+
+    def error(*arguments: object) -> str:
+        line: str = enma("train", *arguments).error()
+        return line
+
+    assert error("combined-huge", "--out", out).startswith("recipe 'combined-huge' is unknown")
+    assert "no such file" in error(tmp_path / "none.toml", "--out", out)
+    assert f"{nowhere / 'combined-train.h5'}: no such file; make it" in error(recipe, "--data", nowhere, "--out", out)
+    for option, value in (("--precision", "fp8"), ("--device", "abacus")):
+        assert value in error(recipe, "--data", data_folder, "--out", out, option, value)
+    assert not out.exists()
+    no_folder = tmp_path / "a file"
+    no_folder.write_text("something else")
+    assert "cannot be written" in error(recipe, "--data", data_folder, "--out", no_folder)
+
+
+def test_a_recipe_of_an_equation_makes_its_data(tmp_path: Path) -> None:
+    recipe = written(tmp_path / "tiny.toml", STAGES[0] | {"steps": 1})
+    recipe.write_text(recipe.read_text() + "\n[data]\ntrain = 2\nval = 1\n")
+    assert train(read_recipe(recipe), options=RunOptions(out=tmp_path / "run", precision="fp32")) is not None
+    assert [len(read(tmp_path / "run" / "data" / f"combined-{split}.h5")) for split in ("train", "val")] == [20, 10]
+    other = written(tmp_path / "other.toml", STAGES[0], dataset="waves")
+    with pytest.raises(EnmaError, match="--data"):
+        train(read_recipe(other), options=RunOptions(out=tmp_path / "other"))
 
 
 def test_publish_measures_and_writes_a_card(
-    enma: Callable, runs: Path, data_folder: Path, test_in: Path, tmp_path: Path
+    enma: Callable, run: Path, recipe: Path, data_folder: Path, test_in: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "published"
-    command = ("train", "publish", runs / "dynamics", "--tokenizer", runs / "tokenizer", "--data", data_folder)
+    command = ("publish", run, "--data", data_folder)
     result = enma(*command, "--out", out, "--limit", 2, "--seed", 1, "--json").json
     metrics = card.read_metrics(out)
     assert result == {"checkpoint": str(out), **metrics}
     cases = {(row["task"], row["split"], row["num_members"], row["packed"]) for row in metrics["rows"]}
     assert cases == {(task, split, k, packed) for task, k, _, packed in card.CASES for split in card.SPLITS}
     assert len(cases) == len(metrics["rows"])
-    enma(*command, "--out", tmp_path / "small", "--limit", 1, "--members", 16)
+    enma(*command, "--out", tmp_path / "small", "--limit", 1, "--members", 16, "--half")
     small = card.read_metrics(tmp_path / "small")
     assert {row["num_members"] for row in small["rows"]} == {16}
     assert {row["task"] for row in small["rows"]} == {task for task, *_ in card.CASES}
-    assert " --members 16\n" in (tmp_path / "small" / "README.md").read_text()
+    assert "fp16" in (tmp_path / "small" / "README.md").read_text()
 
     model = load_model(out)
     row = metrics["rows"][0]
@@ -352,89 +308,39 @@ def test_publish_measures_and_writes_a_card(
     assert metrics["tokenizer"]["rel_l2"] == pytest.approx(relative, rel=1e-4)
 
     text = (out / "README.md").read_text()
-    assert text == card.card_text(model.config, metrics)
-    assert "| temporal | test-in | 2 | 16 |" in text
-    assert "| temporal | test-in | ENMA | 7.86e-03 | 1.70e-03 | 8.68e-02 | - |" in text
-    assert "| temporal | test-in, packed | 2 | 16 |" in text
-    assert "--task temporal --history 3 --members 16 --seed 1 --limit 2" in text
-    # Files of the data folder are smaller than the paper's.
-    assert metrics["data"] == {split: len(read(data_folder / f"combined-{split}.h5")) for split in DEFAULT_GROUPS}
-    for split, size in metrics["data"].items():
-        groups = -(-size // 10)
-        assert f"\nenma-fast data generate combined --out data --split {split} --groups {groups}  # the first" in text
-    some = card.card_text(model.config, metrics | {"data": {"train": 25}})
-    assert "\nenma-fast data generate combined --out data --split train --groups 3  # the first 25 of" in some
-    whole = card.card_text(model.config, metrics | {"data": {"train": 12_000, "test-out": 120}})
-    assert "\nenma-fast data generate combined --out data\n" in whole
-    # The checkpoint says what the model was trained on.
-    assert model.envelope is not None
-    train_file = read(data_folder / "combined-train.h5")
-    assert model.envelope.to_json() == Envelope.of(train_file.u, train_file.channels).to_json()
-    assert {row["num_outside"] for row in metrics["rows"] if row["split"] == "test-in"} <= {0, 1}
+    assert text == card.card_text(model.config, metrics, card.training_text(metrics["training"]))
+    for said in (
+        "| temporal | test-in | 2 | 16 |",
+        "| temporal | test-in | ENMA | 7.86e-03 | 1.70e-03 | 8.68e-02 | - |",
+        "| temporal | test-in, packed | 2 | 16 |",
+        "--task temporal --history 3 --members 16 --seed 1 --limit 2",
+        recipe.read_text().strip(),
+        sha256(data_folder / "combined-train.h5")[:16],
+        "with Torch ",
+        "| tokenizer | 12 | 48 | 0.0",
+    ):
+        assert said in text
     assert {
         row["num_outside"] for row in metrics["rows"] if (row["task"], row["split"]) == ("temporal", "test-out")
     } == {2}
-    assert set(enma("verify", out, "--json").json["files"]) == {
-        "config.json",
-        "model.safetensors",
-        "README.md",
-        "metrics.json",
-        "domain.json",
-        "covariance.safetensors",
-    }
+    files = {"config.json", "model.safetensors", "README.md", "metrics.json", "domain.json", "covariance.safetensors"}
+    assert set(enma("verify", out, "--json").json["files"]) == files
 
 
-def test_the_card_names_commands_that_make_the_run_again(
-    enma: Callable, runs: Path, data_folder: Path, tmp_path: Path
-) -> None:
-    import shlex
-
-    record = json.loads((runs / "tokenizer" / "run.json").read_text())
-    command = lineage._train_command(record, {}, out="tokenizer").replace("data data", f"data {data_folder}")
-    words = shlex.split(command.replace("runs/tokenizer", str(tmp_path / "again")))
-    assert words[:4] == ["enma-fast", "train", "tokenizer", "combined-small"]
-    assert enma(*words[1:]).status == 0
-    again = json.loads((tmp_path / "again" / "run.json").read_text())
-    assert {key: again[key] for key in ("model", "training", "seed")} == {
-        key: record[key] for key in ("model", "training", "seed")
-    }
-    weights = Path("checkpoint") / "model.safetensors"
-    assert sha256(tmp_path / "again" / weights) == sha256(runs / "tokenizer" / weights)
-
-
-def test_publish_refuses_runs_that_do_not_belong_together(
-    enma: Callable, runs: Path, data_folder: Path, train: Callable, tmp_path: Path
-) -> None:
-    other = tmp_path / "other"
-    assert train(other, "--steps", 1).status == 0
-    out = tmp_path / "out"
-
-    def error(run: Path, tokenizer: Path) -> str:
-        command = ("train", "publish", run, "--tokenizer", tokenizer, "--data", data_folder, "--out", out)
-        found = enma(*command).error()
-        assert not out.exists()
-        return found
-
-    assert error(runs / "dynamics", other).startswith(f"{runs / 'dynamics'}: was not trained on the tokenizer of")
-    assert error(runs / "tokenizer", runs / "tokenizer").endswith(
-        "is a run of the tokenizer, not of the dynamics, head, forecasts or first-frame"
-    )
-    assert error(tmp_path, runs / "tokenizer").startswith(f"{tmp_path / 'run.json'}: no such file")
-
-
-def test_publish_replaces_nothing_but_checkpoints(
-    enma: Callable, runs: Path, data_folder: Path, tmp_path: Path
-) -> None:
+def test_publish_replaces_nothing_but_checkpoints(enma: Callable, run: Path, data_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("about something else")
-    command = ("train", "publish", runs / "dynamics", "--tokenizer", runs / "tokenizer", "--data", data_folder)
-    error = enma(*command, "--out", tmp_path).error()
+    error = enma("publish", run, "--data", data_folder, "--out", tmp_path).error()
     assert error == f"{tmp_path}: exists and is not a checkpoint; choose another --out"
     assert (tmp_path / "README.md").read_text() == "about something else"
+    assert "recipe.toml" in enma("publish", tmp_path, "--data", data_folder, "--out", tmp_path / "new").error()
 
 
-def test_a_training_that_diverges_ends_with_status_1_and_one_line(train: Callable[..., Run], tmp_path: Path) -> None:
-    done = train(tmp_path, "--steps", 60, "--train-set", "learning_rate=1e30", "--train-set", "warmup_steps=0")
+def test_a_training_that_diverges_ends_with_status_1_and_one_line(
+    data_folder: Path, tmp_path: Path, enma: Callable[..., Run]
+) -> None:
+    stage = STAGES[0] | {"steps": 60, "optimizer": {"learning_rate": 1e30, "warmup_steps": 0}}
+    recipe = written(tmp_path / "wild.toml", stage)
+    done = enma("train", recipe, "--data", data_folder, "--out", tmp_path / "run", "--precision", "fp32")
     assert (done.status, done.out) == (1, "")
-    assert done.err.startswith("error: step ")
-    assert done.err.count("\n") == 1
-    assert not (tmp_path / "checkpoint").exists()
+    assert done.err.splitlines()[-1].startswith("error: step ")
+    assert not (tmp_path / "run" / "checkpoint").exists()

@@ -25,7 +25,7 @@ def test_a_dry_run_shows_the_plan_of_a_plane_and_writes_nothing(enma: Callable, 
     out = tmp_path / "run"
     plan = enma("train", plane, "--out", out, "--dry-run", "--minutes", 20, "--json").json["plan"]
     assert not out.exists()
-    model = plan["preset"]["model"]
+    model = plan["recipe"]["model"]
     assert (model["name"], model["tokenizer"]["grid"], model["tokenizer"]["field_channels"]) == ("plane", [16, 8], 2)
     assert model["tokenizer"]["field_mean"][0] == pytest.approx(288, abs=1)
     assert model["tokenizer"]["field_scale"][0] == pytest.approx(1e4 * model["tokenizer"]["field_scale"][1], rel=1e-3)
@@ -53,7 +53,7 @@ def test_one_command_leaves_a_model_scores_and_a_report(enma: Callable, tmp_path
         f"checkpoint: {out / 'checkpoint'}",
     ):
         assert text in shown.out
-    again = enma("train", "run", path, "--out", out, "--json").json
+    again = enma("train", path, "--out", out, "--json").json
     assert [row["task"] for row in again["rows"]] == ["temporal", "initial-value"]
     assert Path(again["report"]).read_text().startswith("<!doctype html>")
     row = again["rows"][0]
@@ -62,8 +62,8 @@ def test_one_command_leaves_a_model_scores_and_a_report(enma: Callable, tmp_path
     assert score["rel_l2"] == pytest.approx(row["rel_l2"], rel=1e-5)
     command = ("forecast", test, "--checkpoint", out, "--members", 2, "--out", tmp_path / "run.zarr")
     assert enma(*command, "--json").json["model"] == "waves"
-    training = json.loads((out / "checkpoint" / "metrics.json").read_text())["training"]
-    assert {stage: part["steps"] for stage, part in training.items()} == {"tokenizer": 8, "dynamics": 6, "forecasts": 6}
+    stages = json.loads((out / "checkpoint" / "metrics.json").read_text())["training"]["stages"]
+    assert {stage: part["steps"] for stage, part in stages.items()} == {"tokenizer": 8, "dynamics": 6, "forecasts": 6}
 
 
 def _begun(enma: Callable, path: Path, out: Path) -> str:
@@ -85,7 +85,9 @@ def test_what_cannot_be_trained_on_is_refused_at_once(enma: Callable, plane: Pat
     odd = save(tmp_path / "odd.h5", advected(6, points=17))
     assert enma("train", odd, "--out", out).error().endswith("to 16 or 18 points: enma-fast data import --crop x=0:16")
     assert "no such file or folder" in enma("train", tmp_path / "none.h5", "--out", out).error()
-    assert "No such command 'tokeniser'" in enma("train", "tokeniser").error()
+    assert "recipe 'tokeniser' is unknown" in enma("train", "tokeniser", "--out", out).error()
+    assert "--data" in enma("train", plane, "--out", out, "--data", tmp_path).error()
+    assert "--minutes" in enma("train", "combined-fast", "--out", out, "--minutes", 3).error()
     assert not out.exists()
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "a.txt").write_text("a")
@@ -93,6 +95,6 @@ def test_what_cannot_be_trained_on_is_refused_at_once(enma: Callable, plane: Pat
 
 
 def test_options_may_stand_before_the_file(enma: Callable, tmp_path: Path) -> None:
-    # A folder may have the name of a stage.
-    for out in (tmp_path / "new", "run", "dynamics"):
+    # A folder may have the name of a recipe.
+    for out in (tmp_path / "new", "run", "combined-fast"):
         assert enma("train", "--out", out, tmp_path / "no.h5").error().startswith(f"{tmp_path / 'no.h5'}: no such file")

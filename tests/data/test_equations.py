@@ -15,7 +15,7 @@ from enma_fast.data import EQUATIONS, describe, equations, generate, read, split
 from enma_fast.data.equation import Environments, linspaces
 from enma_fast.errors import EnmaError
 from enma_fast.evaluation.solver import solver_fidelity
-from enma_fast.training.presets import PRESETS
+from enma_fast.training.recipes import RECIPES
 
 COOLING = '''
 """Heat and a tracer that diffuses at half its rate, on a plate: periodic along x, held at zero at the walls of y.
@@ -177,7 +177,7 @@ def test_initial_conditions_and_solutions_have_the_shapes_of_the_protocol(name: 
         assert np.abs(u[:, 1:] - u[:, :1]).max() > 0
 
 
-@pytest.mark.parametrize("preset", [preset for preset in PRESETS.values() if preset.model.dataset in EQUATIONS])
+@pytest.mark.parametrize("preset", [preset for preset in RECIPES.values() if preset.model.dataset in EQUATIONS])
 def test_presets_are_made_for_the_data_of_their_equation(preset: object) -> None:
     model, equation = preset.model, EQUATIONS[preset.model.dataset]
     assert model.tokenizer.grid == equation.grid

@@ -158,7 +158,7 @@ def test_the_card_has_a_column_for_it(mine: None) -> None:
     metrics = read_metrics(folder)
     assert metrics is not None
     metrics["rows"][0]["bias"] = 0.125
-    lines = card_text(model.config, metrics).splitlines()
+    lines = card_text(model.config, metrics, "").splitlines()
     head = next(i for i, line in enumerate(lines) if line.startswith("| task | split | trajectories"))
     place = lines[head].split(" | ").index("bias")
     assert lines[head + 2].split(" | ")[place] == "0.125"

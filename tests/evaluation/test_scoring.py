@@ -27,7 +27,7 @@ from enma_fast.forecasting.request import TASKS, ForecastRequest
 from enma_fast.models.checkpoint import PRETRAINED
 from enma_fast.models.model import Model
 from enma_fast.store.create import create_store
-from enma_fast.training.presets import PRESETS
+from enma_fast.training.recipes import RECIPES
 from enma_fast.utils.extras import load_extra
 
 from .._tiny import COMBINED, CONFIGS, waves
@@ -305,7 +305,7 @@ def test_a_file_of_another_kind_is_refused(data: FieldFile, changes: dict[str, A
 
 
 def test_a_file_that_fits_passes_for_the_preset(data: FieldFile) -> None:
-    check_file(PRESETS["combined-small"].model, data)
+    check_file(RECIPES["combined-small"].model, data)
 
 
 @pytest.mark.parametrize(

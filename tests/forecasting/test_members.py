@@ -16,7 +16,7 @@ from enma_fast.models.model import Model
 from enma_fast.sampling.engine import Engine
 from enma_fast.sampling.noise import trajectory_seed
 from enma_fast.sampling.reference import trajectory
-from enma_fast.training.presets import PRESETS
+from enma_fast.training.recipes import RECIPES
 
 from .._tiny import CONFIGS, distance, shaken, waves
 from ._inputs import FRAMES, TASKS, inputs, single
@@ -254,7 +254,7 @@ PRESET_NAMES = [
 @pytest.mark.parametrize("name", PRESET_NAMES)
 def test_a_stream_has_the_bits_of_the_forecast(name, one_thread):
     """The latest latents decide a frame: the same bits as from all of them, on the CPU, at the presets' sizes."""
-    preset = PRESETS[name].model
+    preset = RECIPES[name].model
     tok = preset.tokenizer
     # Only the shapes of the dynamics matter here.
     small = replace(preset.dynamics, width=32, heads=2, temporal_layers=1, spatial_layers=1)

@@ -22,7 +22,7 @@ from enma_fast.forecasting.request import (
 )
 from enma_fast.sampling import engine
 from enma_fast.sampling.static_plan import chunk_for
-from enma_fast.training.presets import PRESETS
+from enma_fast.training.recipes import RECIPES
 
 from .._tiny import CONFIGS, model
 
@@ -190,7 +190,7 @@ def test_a_gpu_has_its_own_chunk_and_number_format(monkeypatch: pytest.MonkeyPat
 
 
 def test_the_chunk_of_a_gpu_goes_by_its_cache() -> None:
-    combined, vorticity = (PRESETS[name].model for name in ("combined-paper", "vorticity-paper"))
+    combined, vorticity = (RECIPES[name].model for name in ("combined-paper", "vorticity-paper"))
     h100, a100, l4 = (megabytes << 20 for megabytes in (50, 40, 48))
     assert [chunk_for(combined, cache=cache) for cache in (h100, a100, l4)] == [256, 128, 256]
     assert chunk_for(vorticity, cache=h100) == 128

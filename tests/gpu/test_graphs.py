@@ -14,7 +14,7 @@ from enma_fast.forecasting.members import sample_fields
 from enma_fast.models.model import Dynamics
 from enma_fast.sampling.cuda_graphs import CapturedStep, try_capture
 from enma_fast.sampling.static_step import FrameKind, StaticStep
-from enma_fast.training.presets import PRESETS
+from enma_fast.training.recipes import RECIPES
 
 from .._static import LATENTS, TASKS, Problem, build, generate, make_step, problem
 from .._tiny import CONFIGS, FIRST, ONE_PASS, distance, waves
@@ -188,7 +188,7 @@ def test_what_cannot_be_captured_runs_without_a_graph(cuda: torch.device, monkey
 
 @pytest.mark.parametrize(("name", "budget"), [("combined-paper", 300), ("combined-fast-paper", 70)])
 def test_kernels_of_a_frame_are_within_their_budget(name: str, budget: int, cuda: torch.device) -> None:
-    config = PRESETS[name].model
+    config = RECIPES[name].model
     dynamics = Dynamics(config).to(cuda).eval().requires_grad_(False)
     sizes = {"rows": 1, "groups": 1, "prefix_frames": 3, "own_frames": 3, "settings": config.sampling}
     step = StaticStep(dynamics, **sizes, initial=False, dtype=torch.bfloat16)

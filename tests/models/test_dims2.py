@@ -10,18 +10,16 @@ from enma_fast.forecasting.members import sample_fields
 from enma_fast.models.interpolation import grid_points
 from enma_fast.models.model import Model
 from enma_fast.models.tokenizer import Tokenizer
-from enma_fast.training.config import TrainingConfig
-from enma_fast.training.dynamics import DynamicsTask, encode_all
+from enma_fast.training.dynamics import DynamicsStage, DynamicsTask
+from enma_fast.training.latents import encode_all
 from enma_fast.training.loop import RunOptions, run, step_generator
-from enma_fast.training.presets import PRESETS
 from enma_fast.training.ranks import Rank
-from enma_fast.training.tokenizer import TokenizerTask
+from enma_fast.training.recipes import RECIPES
+from enma_fast.training.tokenizer import TokenizerStage, TokenizerTask
 
-from .._tiny import PLANE, dynamics_task, shaken, tokenizer_task, waves
+from .._tiny import PLANE, dynamics_task, shaken, tokenizer_task, waves, waves_file
 
-LEARNING = TrainingConfig(
-    steps=30, batch=8, optimizer="muon", learning_rate=1e-2, warmup_steps=5, ema_decay=0.9, shift=True
-)
+LEARNING = {"steps": 30, "batch": 8, "optimizer": "muon", "learning_rate": 1e-2, "warmup_steps": 5}
 
 
 def losses(out):
@@ -35,7 +33,7 @@ def train(task, out):
 
 
 def test_the_tokenizer_learns(tmp_path):
-    first, last, scores = train(tokenizer_task("plane", LEARNING), tmp_path)
+    first, last, scores = train(tokenizer_task("plane", **LEARNING), tmp_path)
     assert last < 0.75 * first
     assert scores["rel_l2"] < 0.75
 
@@ -43,7 +41,7 @@ def test_the_tokenizer_learns(tmp_path):
 # On latents of a random tokenizer, with interpolation or without.
 @pytest.mark.parametrize("name", ["plane", "plane-paper"])
 def test_the_dynamics_learn_and_forecast(name, tmp_path):
-    task = dynamics_task(name, LEARNING)
+    task = dynamics_task(name, **LEARNING)
     first, last, scores = train(task, tmp_path)
     assert last < first - 0.2
     assert all(0 < value < float("inf") for value in scores.values())
@@ -61,7 +59,7 @@ def test_the_dynamics_learn_and_forecast(name, tmp_path):
         assert (ensemble[:, 0] - ensemble[:, 1]).abs().max() > 1e-3
 
 
-PLANES = [name for name, preset in PRESETS.items() if preset.model.tokenizer.dims == 2 and name.endswith("-small")]
+PLANES = [name for name, preset in RECIPES.items() if preset.model.tokenizer.dims == 2 and name.endswith("-small")]
 
 
 def test_a_plane_is_among_the_small_presets():
@@ -71,20 +69,19 @@ def test_a_plane_is_among_the_small_presets():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PLANES)
 def test_small_presets_take_a_step_and_forecast(name):
-    preset = PRESETS[name]
+    preset = RECIPES[name]
     config = replace(preset.model, num_frames=4)
     torch.manual_seed(0)
     model = Model(config)
     fields = waves(2, 2, 4, config.tokenizer)
-    training = replace(preset.tokenizer_training, batch=2)
-    task = TokenizerTask(config, training, train=fields, val=fields)
-    task.module = model.tokenizer
+    trained = replace(preset.first(TokenizerStage), batch=2)
+    task = TokenizerTask(model, trained, train=waves_file(config, fields), val=fields)
     loss, _ = task.loss(task.module, step_generator(0, 0), Rank())
     loss.backward()
 
     latents = encode_all(model.tokenizer, fields, torch.tensor([0, 0, 1, 1]), shift=False)
-    training = replace(preset.dynamics_training, batch=4, context_share=1.0)
-    task = DynamicsTask(model, training, train=latents, val=fields, val_contexts=fields)
+    trained = replace(preset.first(DynamicsStage), batch=4, context_share=1.0)
+    task = DynamicsTask(model, trained, latents={1: latents}, val=fields, val_contexts=fields)
     loss, _ = task.loss(task.module, step_generator(0, 0), Rank())
     loss.backward()
     for module in (model.tokenizer, model.dynamics):

@@ -9,7 +9,7 @@ from enma_fast.forecasting.members import sample_fields
 from enma_fast.models.folding import FoldedEnd, fold_end, folded_end
 from enma_fast.models.model import Model
 from enma_fast.models.tokenizer import Tokenizer
-from enma_fast.training.presets import PRESETS
+from enma_fast.training.recipes import RECIPES
 from enma_fast.utils.dataclass_json import replace
 
 from .._tiny import COMBINED, LINE, shaken, waves
@@ -82,7 +82,7 @@ def test_elsewhere_the_decoder_stays(name):
 
 @pytest.mark.slow
 def test_presets_that_are_folded():
-    made = {name for name, preset in PRESETS.items() if fold_end(Tokenizer(preset.model.tokenizer)) is not None}
+    made = {name for name, preset in RECIPES.items() if fold_end(Tokenizer(preset.model.tokenizer)) is not None}
     assert made == {"combined-small", "combined-fast", "advection-small", "advection-fast", "vorticity-small"}
 
 

@@ -13,6 +13,7 @@ import torch
 
 from enma_fast.errors import EnmaError
 from enma_fast.models.checkpoint import (
+    available,
     hashes,
     load_config,
     load_model,
@@ -171,6 +172,9 @@ def test_the_folder_of_a_run_stands_for_its_checkpoint(folder: Path, tmp_path: P
     assert message(locate, tmp_path) == f"{tmp_path}: this run has no checkpoint yet; let it finish first"
 
 
-def test_a_wrong_name_is_told_apart() -> None:
+def test_a_recipe_is_no_checkpoint_and_is_told_apart_from_a_wrong_name() -> None:
+    said = message(locate, "combined-points-small")
+    assert said.startswith("checkpoint 'combined-points-small': is a recipe without weights; train it first")
+    assert said.endswith(f", or use a shipped model ({', '.join(available())})")
     for name in ("combined-huge", "a" * 5000, "a\0b", ""):
         assert "neither a folder nor a shipped model" in message(locate, name) or not name

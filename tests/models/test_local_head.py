@@ -9,7 +9,7 @@ import torch
 from enma_fast.errors import EnmaError
 from enma_fast.models.local_head import LocalHead, with_past
 from enma_fast.models.tokenizer import patchify, unpatchify
-from enma_fast.training.recipes import inherit
+from enma_fast.training.inherit import inherit
 from enma_fast.utils.dataclass_json import replace
 
 from .._tiny import CONFIGS, random_model, shaken

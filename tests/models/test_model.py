@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from enma_fast.models.model import Draws, Dynamics, Model, draw
-from enma_fast.training.presets import PRESETS
+from enma_fast.training.recipes import RECIPES
 
 from .._tiny import CONFIGS, distance, model, shaken, waves
 
@@ -240,20 +240,20 @@ def count(module):
     return sum(p.numel() for p in module.parameters())
 
 
-PAPER = [name for name in PRESETS if name.endswith("-paper")]
+PAPER = [name for name in RECIPES if name.endswith("-paper")]
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", RECIPES)
 def test_presets_build(name):
     with torch.device("meta"):
-        made = Model(PRESETS[name].model)
+        made = Model(RECIPES[name].model)
     assert count(made) == count(made.tokenizer) + count(made.dynamics)
 
 
 @pytest.mark.parametrize("name", PAPER)
 def test_paper_presets_have_the_papers_sizes(name):
     with torch.device("meta"):
-        dynamics = Dynamics(PRESETS[name].model)
+        dynamics = Dynamics(RECIPES[name].model)
     # 6 + 6 layers of width 512, and an MLP of 3 x 512 (table 7).
     assert count(dynamics.temporal) + count(dynamics.spatial) == pytest.approx(31.5e6, rel=0.01)
     assert count(dynamics.flow) == pytest.approx(5.1e6, rel=0.02)
@@ -271,7 +271,7 @@ def test_paper_presets_have_the_papers_sizes(name):
     ],
 )
 def test_paper_presets_have_the_papers_tokens(name, latents, tokenizer_tokens, tokens, channels):
-    config = PRESETS[name].model
+    config = RECIPES[name].model
     options = config.tokenizer
     with torch.device("meta"):
         made = Model(config)

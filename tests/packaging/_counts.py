@@ -27,7 +27,7 @@ ROOT = LIMITS.parents[2]
 
 STAGES = {"tokenizer", "dynamics", "head", "forecasts", "first-frame"}
 MOST_PARAMETERS = 8
-CONFIGS = ("enma_fast.config:ModelConfig", "enma_fast.training.config:TrainingConfig")
+CONFIGS = ("enma_fast.training.recipes:Recipe",)
 TORCH = re.compile(r"^(?:torch|ATen|c10|caffe2|TH|THC)/")
 
 
@@ -81,6 +81,9 @@ def configs(tree: Tree) -> list[type]:
             found.append(kind)
             for hint in get_type_hints(kind).values():
                 add(hint)
+            # The kinds of a slot.
+            for each in getattr(kind, "kinds", {}).values():
+                add(each)
         for each in get_args(kind) if not isinstance(kind, type) or isinstance(kind, types.GenericAlias) else ():
             add(each)
 
@@ -92,16 +95,22 @@ def configs(tree: Tree) -> list[type]:
 
 def config_fields(tree: Tree) -> Places:
     """Fields of the config of a model, of training, and of the dataclasses in them."""
-    return [f"{kind.__name__}.{field.name}" for kind in configs(tree) for field in dataclasses.fields(kind)]
+    return [f"{kind.__name__}.{field.name}" for kind in configs(tree) for field in _own_fields(kind)]
+
+
+def _own_fields(kind: Any) -> list[dataclasses.Field[Any]]:
+    """Those that none of its bases has; the tag of a kind is none."""
+    inherited = {name for base in kind.__mro__[1:] for name in getattr(base, "__dataclass_fields__", {})}
+    return [field for field in dataclasses.fields(kind) if field.name not in inherited and field.name != "kind"]
 
 
 def unset_fields(tree: Tree) -> Places:
     """Those of them that have the default in every preset, shipped model and recipe."""
     from enma_fast.models.checkpoint import PRETRAINED
-    from enma_fast.training.presets import PRESETS
+    from enma_fast.training.recipes import RECIPES
 
     known = set(configs(tree))
-    fields = [(kind, field) for kind in configs(tree) for field in dataclasses.fields(kind)]
+    fields = [(kind, field) for kind in configs(tree) for field in _own_fields(kind)]
     changed: set[tuple[type, str]] = set()
 
     def look(value: Any) -> None:
@@ -127,11 +136,16 @@ def unset_fields(tree: Tree) -> Places:
                         changed.add((kind, field.name))
                 look(each)
 
-    look(list(PRESETS.values()))
+    look(list(RECIPES.values()))
     documents = [*PRETRAINED.glob("*/config.json"), *PRETRAINED.glob("*/metrics.json")]
     assert documents
     look([json.loads(path.read_text(encoding="utf-8")) for path in documents])
-    look([tomllib.loads(path.read_text(encoding="utf-8")) for path in sorted((tree.root / "recipes").glob("*.toml"))])
+    look(
+        [
+            tomllib.loads(path.read_text(encoding="utf-8"))
+            for path in sorted((tree.root / "enma_fast" / "recipes").glob("*.toml"))
+        ]
+    )
     return [f"{kind.__name__}.{field.name}" for kind, field in fields if (kind, field.name) not in changed]
 
 

@@ -1,4 +1,4 @@
-"""Numbers on the pages that name a setting of a shipped model, or of a preset, are those of its configuration.
+"""Numbers on the pages that name a setting of a shipped model, or of a recipe, are those of its configuration.
 
 A sentence is read where it names one of them, as `combined-fast` or as the text of a link, and says a setting.
 """
@@ -13,7 +13,7 @@ import pytest
 
 from enma_fast.data import PRETRAINED
 from enma_fast.models.checkpoint import available, load_config
-from enma_fast.training.presets import PRESETS
+from enma_fast.training.recipes import RECIPES
 
 ROOT = Path(__file__).parents[2]
 # What was tried, and pages that a program writes.
@@ -33,19 +33,19 @@ class Said(NamedTuple):
     """A number of a page, as it stands there."""
 
     name: str
-    preset: bool
+    recipe: bool
     setting: str
     number: str
 
 
 def said(text: str) -> Iterator[Said]:
-    """Numbers that the sentences of a page say of a model or a preset that they name alone."""
+    """Numbers that the sentences of a page say of a model or a recipe that they name alone."""
     prose = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
     for sentence in re.split(r"(?<=[.;:])\s+", re.sub(r"\]\([^)]*\)", "]", prose)):
-        known = {name for name in re.findall(r"[`\[]([\w-]+)[`\]]", sentence) if name in PRESETS or name in available()}
+        known = {name for name in re.findall(r"[`\[]([\w-]+)[`\]]", sentence) if name in RECIPES or name in available()}
         for setting, pattern in SETTINGS.items():
             for number in re.findall(pattern, " ".join(sentence.split())) if len(known) == 1 else ():
-                yield Said(*known, bool(re.search(r"\bpreset\b", sentence)), setting, number)
+                yield Said(*known, bool(re.search(r"\brecipe\b", sentence)), setting, number)
 
 
 def real(one: Said) -> str:
@@ -53,7 +53,7 @@ def real(one: Said) -> str:
     if one.setting == "millions":
         value = json.loads((PRETRAINED / one.name / "metrics.json").read_text())["num_parameters"] / 1e6
     else:
-        config = PRESETS[one.name].model if one.preset else load_config(one.name)
+        config = RECIPES[one.name].model if one.recipe else load_config(one.name)
         value = getattr(config.sampling, one.setting)
     return "none" if value is None else f"{value:.{len(one.number.partition('.')[2])}f}"
 
@@ -61,7 +61,7 @@ def real(one: Said) -> str:
 def wrong(text: str) -> list[str]:
     """A line for each number that is not the real one to its last digit."""
     return [
-        f"{one.number} of {one.setting} of {one.name}{' (preset)' * one.preset}: {real(one)}"
+        f"{one.number} of {one.setting} of {one.name}{' (recipe)' * one.recipe}: {real(one)}"
         for one in said(text)
         if real(one) != one.number
     ]
@@ -79,7 +79,8 @@ def test_the_pages_that_say_settings_are_read() -> None:
 
 def test_wrong_numbers_are_found() -> None:
     text = (
-        "The preset `combined-fast` has temperature 1. It has 3. The model `combined-fast` has a\ntemperature of 0.65 "
+        "The recipe `combined-fast` has temperature 0.4. It has 3. The model `combined-fast` has a\ntemperature of "
+        "0.65 "
         "and 16 shifts. [wave-fast](a.md) has 9.9 million parameters. "
         "`advection-fast` beside `wave-fast` has 3 shifts.\n"
         "```\n`combined-fast` at temperature 3\n```\n"

@@ -130,7 +130,7 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     cli = (tmp_path / "site" / "reference" / "cli.html").read_text()
-    assert "enma-fast train publish" in cli
+    assert "enma-fast publish" in cli
     assert "--first-member" in cli
     examples = (tmp_path / "site" / "examples.html").read_text()
     for example in EXAMPLES:

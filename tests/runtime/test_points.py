@@ -15,7 +15,7 @@ import enma_fast
 from enma_fast.config import ModelConfig
 from enma_fast.models.checkpoint import save_model
 from enma_fast.models.model import Model as Network
-from enma_fast.training.presets import PRESETS
+from enma_fast.training.recipes import RECIPES
 
 from .._tiny import CONFIGS, SQUARE, between_walls, random_model, waves
 from ._libenma import (
@@ -92,7 +92,7 @@ def test_members_are_those_of_python(library: Library, tmp_path: Path, config: M
     compare_with_python(opened(library, network, tmp_path / "it"), network, count=37, num_members=2)
 
 
-@pytest.mark.parametrize("config", [PRESETS["combined-points-small"].model, PLANE], ids=lambda config: config.name)
+@pytest.mark.parametrize("config", [RECIPES["combined-points-small"].model, PLANE], ids=lambda config: config.name)
 def test_both_ways_round_no_worse_than_python(library: Library, tmp_path: Path, config: ModelConfig) -> None:
     """Points to latents, and latents to the field: beside float64 at most twice the error of Python's fp32."""
     network = random_model(config)

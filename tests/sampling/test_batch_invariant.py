@@ -12,7 +12,7 @@ from enma_fast.forecasting.members import sample_fields
 from enma_fast.models.model import Model
 from enma_fast.sampling import batch_invariant
 from enma_fast.sampling.batch_invariant import BLOCKS, map_rows
-from enma_fast.training.presets import PRESETS
+from enma_fast.training.recipes import RECIPES
 
 from .._tiny import CONFIGS, model
 
@@ -27,7 +27,7 @@ def threads() -> Iterator[None]:
 
 
 def made(name: str) -> Model:
-    return model(name) if name in CONFIGS else Model(PRESETS[name].model).eval().requires_grad_(False)
+    return model(name) if name in CONFIGS else Model(RECIPES[name].model).eval().requires_grad_(False)
 
 
 @pytest.fixture(autouse=True)

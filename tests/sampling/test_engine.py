@@ -20,7 +20,7 @@ from enma_fast.sampling import reference as reference_sampler
 from enma_fast.sampling.cuda_graphs import CapturedStep
 from enma_fast.sampling.engine import Engine, candidates, engine_for, rows_at_once, weights_dtype
 from enma_fast.sampling.static_step import StaticStep
-from enma_fast.training.presets import PRESETS
+from enma_fast.training.recipes import RECIPES
 from enma_fast.utils.dataclass_json import replace
 
 from .._extension import NATIVE, needs_native
@@ -237,7 +237,7 @@ def test_presets_are_the_reference(name: str) -> None:
     """Two frames of two members with random weights: the sizes, and so the division into panels, of real models."""
     torch.manual_seed(0)
     # Three steps: a first, a middle and a last one.
-    config = replace(PRESETS[name].model, {"sampling.mask_steps": 3, "sampling.flow_steps": 1})
+    config = replace(RECIPES[name].model, {"sampling.mask_steps": 3, "sampling.flow_steps": 1})
     dynamics = shaken(Dynamics(config), scale=0.03).eval().requires_grad_(False)
     history = torch.randn(1, 2, config.num_tokens, config.token_channels)
     keys = {"num_latents": 4, "seeds": torch.tensor([5, 5]), "members": torch.arange(2)}
@@ -329,7 +329,7 @@ def test_a_capture_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_gpu_has_its_own_number_format_and_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     def on_gpu(dtype: torch.dtype) -> types.SimpleNamespace:
         weight = types.SimpleNamespace(dtype=dtype, device=torch.device("cuda", 1))
-        return types.SimpleNamespace(config=PRESETS["combined-paper"].model, parameters=lambda: iter([weight]))
+        return types.SimpleNamespace(config=RECIPES["combined-paper"].model, parameters=lambda: iter([weight]))
 
     model = on_gpu(torch.float32)
     assert weights_dtype(model) == weights_dtype(model, "auto") == torch.bfloat16

@@ -289,7 +289,7 @@ HUGE = """
 from pathlib import Path
 import torch
 from enma_fast.models.model import Dynamics
-from enma_fast.training.presets import PRESETS
+from enma_fast.training.recipes import RECIPES
 from enma_fast.sampling.native import NativeSampler
 
 def bytes_that_may_be_huge():
@@ -302,7 +302,7 @@ def bytes_that_may_be_huge():
             asked += size
     return asked
 
-config = PRESETS["combined-small"].model
+config = RECIPES["combined-small"].model
 before = bytes_that_may_be_huge()
 sampler = NativeSampler(Dynamics(config).requires_grad_(False), dtype=torch.float32)
 history, keys = torch.randn(2, 1, config.num_tokens, config.token_channels), torch.arange(2)
@@ -329,11 +329,11 @@ def test_packed_weights_ask_for_huge_pages() -> None:
 MEMORY = """
 import dataclasses, os, torch
 from pathlib import Path
-from enma_fast.training.presets import PRESETS
+from enma_fast.training.recipes import RECIPES
 from enma_fast.models.model import Dynamics
 from enma_fast.sampling.native import NativeSampler
 
-config = PRESETS["combined-small"].model
+config = RECIPES["combined-small"].model
 settings = dataclasses.replace(config.sampling, mask_steps=1, flow_steps=1)
 dynamics = Dynamics(config).requires_grad_(False)
 history = torch.randn(2, 1, config.num_tokens, config.token_channels)

@@ -13,7 +13,7 @@ import torch
 
 from enma_fast.models.model import Dynamics
 from enma_fast.sampling.static_step import FrameKind, StaticStep
-from enma_fast.training.presets import PRESETS
+from enma_fast.training.recipes import RECIPES
 from enma_fast.utils.dataclass_json import replace
 
 from .._static import TapeRecorder
@@ -28,7 +28,7 @@ BUDGETS = {"combined-paper": 245, "combined-fast-paper": 66}
 def step_of(name: str, *, members: int = 1) -> StaticStep:
     """A step of a preset, whose width and flow steps do not change its nodes."""
     narrow = {"dynamics.width": 32, "dynamics.heads": 1, "dynamics.flow.width": 16, "sampling.flow_steps": 1}
-    config = replace(PRESETS[name].model, narrow)
+    config = replace(RECIPES[name].model, narrow)
     assert config.sampling.mask_steps == 6
     assert config.dynamics.spatial_layers == config.dynamics.temporal_layers == 6
     torch.manual_seed(0)

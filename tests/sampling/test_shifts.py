@@ -9,7 +9,7 @@ from enma_fast.errors import EnmaError
 from enma_fast.forecasting.api import forecast, stream
 from enma_fast.forecasting.members import sample_fields
 from enma_fast.sampling.shifts import View, shifted, views
-from enma_fast.training.presets import PRESETS
+from enma_fast.training.recipes import RECIPES
 
 from .._tiny import CONFIGS, SAMPLING, SQUARE, between_walls, model, random_model, waves
 
@@ -73,7 +73,7 @@ def test_shifts_move_periodic_dimensions_by_different_parts_of_a_token():
 
 @pytest.mark.parametrize("name", ["combined-fast", "gray-scott-fast", "vorticity-fast"])
 def test_every_number_of_shifts_has_as_many_parts_of_a_token(name):
-    config = PRESETS[name].model
+    config = RECIPES[name].model
     points = config.tokenizer.grid[0] // config.token_grid[0]
     for count in range(1, points + 1):
         seen = views(config, replace(SAMPLING, shifts=count))

@@ -4,21 +4,20 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from enma_fast.models.checkpoint import read_tensors
-from enma_fast.training.config import TrainingConfig
 from enma_fast.training.loop import RunOptions
+from enma_fast.training.stage import Stage
 
-from .._tiny import TRAINING, dynamics_task, tokenizer_task
+from .._tiny import CONFIGS, dynamics_task, stage, tokenizer_task
 
 WORKER = Path(__file__).parent / "_train_worker.py"
 TASKS = {"tokenizer": tokenizer_task, "dynamics": dynamics_task}
-LEARNING = TrainingConfig(steps=40, batch=12, learning_rate=1e-2, warmup_steps=5, ema_decay=0.9)
+LEARNING = {"steps": 40, "batch": 12, "learning_rate": 1e-2, "warmup_steps": 5}
 
 
 def options(out, **changes):
@@ -59,7 +58,9 @@ class Line:
         self.best_at = best_at
         self.module = nn.Linear(1, 1, bias=False)
         nn.init.zeros_(self.module.weight)
-        self.config = replace(TRAINING, **{"weight_decay": 0.0, "ema_decay": 0.8, "steps": 12} | changes)
+        self.stage = stage(
+            Stage, CONFIGS["paper"], **{"kind": "line", "weight_decay": 0.0, "ema_decay": 0.8, "steps": 12} | changes
+        )
         self.breaks_at, self.value, self.calls = breaks_at, value, 0
 
     def loss(self, module, generator, rank):

@@ -1,21 +1,32 @@
 """Trajectories under one more damping: closed forms, what a batch draws, and what is refused."""
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
 
-from enma_fast.errors import EnmaError
-from enma_fast.training.config import RolloutConfig, TrainingConfig
-from enma_fast.training.damping import damped
+from enma_fast.training import forecasts
+from enma_fast.training.augment import Augmentation, Damping, Shift, damped
 from enma_fast.training.loop import step_generator
 from enma_fast.training.ranks import Rank
 
-from .._tiny import CONFIGS, TRAINING, between_walls, forecast_task
+from .._tiny import forecast_task
 
 DAMPING = ((0.0, 1.0), (4.0, 0.5))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept(Augmentation):
+    """Changes nothing; a test sees by it what a batch was."""
+
+    kind: str = "kept"
+
+
+@pytest.fixture(autouse=True)
+def _known(monkeypatch):
+    monkeypatch.setattr(forecasts.ForecastStage, "augmentations", (*forecasts.FIELD_AUGMENTATIONS, Kept))
 
 
 def linear(beta, gamma, delta, *, drag=0.0, length=3.0, times, points=48):
@@ -58,76 +69,47 @@ def test_waves_of_a_plane_are_damped_by_their_whole_wave_number():
 
 @pytest.mark.parametrize("paired", [False, True])
 def test_a_share_of_a_batch_is_damped_as_its_environment_would_be(paired, monkeypatch):
-    options = RolloutConfig(history=(2, 2), damping=DAMPING, damped_share=0.25)
     batch = 2_000
-    task = forecast_task("relative", replace(TRAINING, batch=batch, shift=False, rollout=options))
-    rows, seen = [], []
-    transformed = task._transformed
-    monkeypatch.setattr(task, "_transformed", lambda r, a: rows.append(r) or transformed(r, a))
+    task = forecast_task("relative", batch=batch, augment=(Kept(), Damping(rates=DAMPING, share=0.25)))
+    seen, before_it = [], []
+    monkeypatch.setattr(Kept, "__call__", lambda self, batch, rng: before_it.extend(batch.fields))
     monkeypatch.setattr(task.model, "encode", lambda u: seen.append(u) or u)
-    task._tokens(step_generator(0, 0), slice(None), paired=paired)
-    assert len(rows) == len(seen) == 1 + paired
-    before, after = (torch.fft.rfft(u[..., 0].double(), dim=-1) for u in (task.train[rows[-1]], seen[-1]))
+    task.tokens(step_generator(0, 0), slice(None), paired=paired)
+    assert len(before_it) == len(seen) == 1 + paired
+    before, after = (torch.fft.rfft(u[..., 0].double(), dim=-1) for u in (before_it[-1], seen[-1]))
     # The mean and the first wave at the last frame, of which a drag damps both alike and the other the wave alone.
     gain = (after[:, -1, :2].abs() / before[:, -1, :2].abs()).where(before[:, -1, :2].abs() > 1e-3, torch.nan)
     wave = gain[:, 1]
-    untouched = (seen[-1] == task.train[rows[-1]]).flatten(1).all(1)
+    untouched = (seen[-1] == before_it[-1]).flatten(1).all(1)
     changed = wave < 1 - 1e-4
     assert 0.2 < changed.double().mean() < 0.3
     assert not (changed & untouched).any()
-    torch.testing.assert_close(seen[-1][~changed], task.train[rows[-1]][~changed], atol=1e-3, rtol=0)
+    torch.testing.assert_close(seen[-1][~changed], before_it[-1][~changed], atol=1e-3, rtol=0)
     time = task.times[-1] - task.times[0]
-    k = 2 * math.pi / task.lengths[0]
+    k = 2 * math.pi / task.model.config.tokenizer.lengths[0]
     assert wave.nan_to_num(1.0).min() >= math.exp(-time * max(1.0, 0.5 * k**4)) - 1e-4
     # The first frame is as it was.
-    torch.testing.assert_close(seen[-1][:, 0], task.train[rows[-1]][:, 0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(seen[-1][:, 0], before_it[-1][:, 0], atol=1e-5, rtol=0)
     if paired:
         # A context is of the same environment, so under the same damping.
         other = torch.fft.rfft(seen[0][..., 0].double(), dim=-1)[:, -1, 1].abs()
-        other = other / torch.fft.rfft(task.train[rows[0]][..., 0].double(), dim=-1)[:, -1, 1].abs()
+        other = other / torch.fft.rfft(before_it[0][..., 0].double(), dim=-1)[:, -1, 1].abs()
         there = changed & other.isfinite()
         torch.testing.assert_close(other[there], wave[there], rtol=1e-3, atol=0)
 
 
 def test_ranks_share_the_draws_of_a_batch(monkeypatch):
-    options = RolloutConfig(history=(2, 2), damping=DAMPING, damped_share=0.5)
-    task = forecast_task("relative", replace(TRAINING, batch=6, rollout=options))
+    task = forecast_task("relative", batch=6, augment=(Damping(rates=DAMPING, share=0.5), Shift()))
     seen = []
     monkeypatch.setattr(task.model, "encode", lambda u: seen.append(u) or u)
     for rank in (Rank(), Rank(0, 2), Rank(1, 2)):
-        task._tokens(step_generator(0, 3), rank.share(6), paired=False)
+        task.tokens(step_generator(0, 3), rank.share(6), paired=False)
     assert torch.equal(seen[0], torch.cat(seen[1:]))
 
 
 def test_a_damping_of_rate_0_changes_nothing():
-    plain = forecast_task("relative", replace(TRAINING, shift=False, rollout=RolloutConfig(history=(2, 2))))
-    damping = RolloutConfig(history=(2, 2), damping=((4.0, 0.0),), damped_share=1.0)
-    still = forecast_task("relative", replace(TRAINING, shift=False, rollout=damping))
-    found = [task._tokens(step_generator(0, 0), slice(None), paired=True)[0] for task in (plain, still)]
+    task = forecast_task("relative", augment=(Damping(rates=((4.0, 0.0),), share=1.0),))
+    kept = forecast_task("relative", augment=(Kept(),))
+    found = [each.tokens(step_generator(0, 0), slice(None), paired=True)[0] for each in (kept, task)]
     for ours, theirs in zip(*found, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"damped_share": 0.5}, "rollout.damping and rollout.damped_share belong together; set both, or neither"),
-        ({"damping": DAMPING}, "rollout.damping and rollout.damped_share belong together; set both, or neither"),
-        ({"damping": DAMPING, "damped_share": 1.5}, r"rollout.damped_share is 1.5; a number from 0 to 1"),
-        ({"damping": ((9.0, 1.0),), "damped_share": 0.5}, r"rollout.damping is \[\(9.0, 1.0\)\]; pairs of an order"),
-        ({"damping": ((4.0, -1.0),), "damped_share": 0.5}, r"rollout.damping is \[\(4.0, -1.0\)\]; pairs of an order"),
-        ({"damping": ((4.0, math.inf),), "damped_share": 0.5}, "a largest rate of 0 or more"),
-    ],
-)
-def test_a_damping_that_makes_no_sense_is_refused(changes, message):
-    with pytest.raises(EnmaError, match=message):
-        TrainingConfig(rollout=RolloutConfig(**changes))
-
-
-def test_fields_between_walls_are_not_damped():
-    config = between_walls(CONFIGS["relative"])
-    rollout = RolloutConfig(history=(2, 2), damping=DAMPING, damped_share=0.5)
-    with pytest.raises(
-        EnmaError, match=r"^rollout\.damped_share is for a periodic domain; .* has walls: leave it at 0$"
-    ):
-        forecast_task(config, replace(TRAINING, rollout=rollout))

@@ -2,34 +2,23 @@
 
 import math
 from collections import Counter
-from dataclasses import replace
 
 import pytest
 import torch
 
 from enma_fast.errors import EnmaError
 from enma_fast.models.local_head import next_past
-from enma_fast.training.checks import check_stage
-from enma_fast.training.config import RolloutConfig
-from enma_fast.training.head import HeadTask, some_frames
+from enma_fast.training.head import HeadStage, HeadTask, some_frames
 from enma_fast.training.loop import RunOptions, run, step_generator
 from enma_fast.training.ranks import Rank
 
-from .._tiny import TRAINING, forecast_task
+from .._tiny import forecast_task
 
-SETTINGS = replace(
-    TRAINING,
-    steps=60,
-    batch=6,
-    learning_rate=5e-3,
-    optimizer="muon",
-    context_share=0.0,
-    rollout=RolloutConfig(history=(2, 2), frames=2),
-)
+SETTINGS = {"steps": 60, "batch": 6, "learning_rate": 5e-3, "optimizer": "muon", "history": (2, 2), "frames": 2}
 
 
-def task(name="line-fourier", settings=SETTINGS):
-    return forecast_task(name, settings, decoder="one-pass", make=HeadTask)
+def task(name="line-fourier"):
+    return forecast_task(name, decoder="one-pass", make=HeadTask, kind=HeadStage, **SETTINGS)
 
 
 def loss(one, step):
@@ -92,7 +81,5 @@ def test_batches_roll_out_powers_of_two():
 
 
 def test_what_cannot_be_trained_alone_is_refused():
-    with pytest.raises(EnmaError, match=r"train head: relative has no local head; add one by --set dynamics\.local"):
+    with pytest.raises(EnmaError, match="stage head: relative has no local head"):
         task("relative")
-    with pytest.raises(EnmaError, match="context_share: the local head alone sees no context; leave it at 0"):
-        check_stage("head", replace(SETTINGS, context_share=0.5), started=True)

@@ -11,12 +11,12 @@ from torch import nn
 
 from enma_fast.models.model import Dynamics
 from enma_fast.models.tokenizer import Tokenizer
-from enma_fast.training.config import TrainingConfig
-from enma_fast.training.optim import Muon, build, learning_rate, orthogonalise
+from enma_fast.training.optim import _BETAS, Muon, build, learning_rate, orthogonalise
+from enma_fast.training.stage import Optimizer
 
 from .._tiny import CONFIGS
 
-MUON = TrainingConfig(optimizer="muon", weight_decay=0.1)
+MUON = Optimizer(kind="muon", weight_decay=0.1)
 
 
 @pytest.mark.parametrize("shape", [(24, 24), (16, 50), (50, 16), (3, 20, 64), (2, 3, 40, 17), (1, 5)])
@@ -101,7 +101,7 @@ def test_every_parameter_has_one_optimiser(name):
     for key in ("temporal.embed.weight", "temporal.start", "spatial.mask", "flow.velocity.outward.weight"):
         assert key in groups[0]
     assert isinstance(adamw, torch.optim.AdamW)
-    assert adamw.defaults["betas"] == MUON.betas
+    assert adamw.defaults["betas"] == _BETAS
     for optimizer in (adamw, muon):
         assert optimizer.param_groups[0]["weight_decay"] == 0.1
         assert optimizer.param_groups[0]["lr"] == MUON.learning_rate
@@ -109,7 +109,7 @@ def test_every_parameter_has_one_optimiser(name):
 
 def test_adamw_alone_has_everything():
     module = Dynamics(CONFIGS["relative"])
-    (optimizer,) = build(module, replace(MUON, optimizer="adamw"))
+    (optimizer,) = build(module, replace(MUON, kind="adamw"))
     assert len(optimizer.param_groups[0]["params"]) == len(list(module.parameters()))
 
 
@@ -131,8 +131,8 @@ def test_muon_has_the_inner_layers_of_a_tokenizer():
 
 
 def test_learning_rate_warms_up_and_falls_as_a_cosine():
-    config = TrainingConfig(steps=110, warmup_steps=10, learning_rate=1e-2, final_learning_rate=1e-4)
-    rates = [learning_rate(step, config) for step in range(111)]
+    config = Optimizer(warmup_steps=10, learning_rate=1e-2, final_learning_rate=1e-4)
+    rates = [learning_rate(step, config, 110) for step in range(111)]
     assert rates[:10] == pytest.approx([1e-3 * (i + 1) for i in range(10)])
     assert rates[10] == pytest.approx(1e-2)
     assert rates[60] == pytest.approx((1e-2 + 1e-4) / 2)
@@ -140,6 +140,6 @@ def test_learning_rate_warms_up_and_falls_as_a_cosine():
     assert rates[110] == pytest.approx(1e-4)
     assert all(a >= b for a, b in pairwise(rates[10:]))
     # Beyond the end it stays, and without a warm-up it starts at the top.
-    assert learning_rate(500, config) == pytest.approx(1e-4)
-    assert learning_rate(0, replace(config, warmup_steps=0)) == pytest.approx(1e-2)
-    assert learning_rate(3, replace(config, steps=5, warmup_steps=5)) == pytest.approx(8e-3)
+    assert learning_rate(500, config, 110) == pytest.approx(1e-4)
+    assert learning_rate(0, replace(config, warmup_steps=0), 110) == pytest.approx(1e-2)
+    assert learning_rate(3, replace(config, warmup_steps=5), 5) == pytest.approx(8e-3)

@@ -22,6 +22,7 @@ from enma_fast.models.checkpoint import WEIGHTS, load_model, locate, sha256
 from enma_fast.models.model import Model
 from enma_fast.models.tokenizer import Tokenizer
 from enma_fast.training import own_model, own_plan
+from enma_fast.training.dynamics import DynamicsStage
 from enma_fast.training.own_model import prepare_own, train_own
 from enma_fast.training.own_plan import (
     Plan,
@@ -31,19 +32,31 @@ from enma_fast.training.own_plan import (
     affordable_validations,
     shares,
 )
-from enma_fast.training.own_preset import SIZES, derived_preset
-from enma_fast.training.presets import PRESETS
+from enma_fast.training.own_recipe import SIZES, derived_recipe
 from enma_fast.training.ranks import Rank
-from enma_fast.training.recipes import _context_rows
-from enma_fast.training.tokenizer import TokenizerTask
+from enma_fast.training.recipes import RECIPES
+from enma_fast.training.run import _context_rows
+from enma_fast.training.tokenizer import TokenizerStage, TokenizerTask
 
 from .._own import advected, save, tiny
 from .._tiny import CONFIGS, model, waves, waves_file
 
+ADVECTED = derived_recipe(
+    "own",
+    size="small",
+    grid=(16,),
+    lengths=(1.0,),
+    periodic=(True,),
+    mean=(0.0,),
+    scale=(1.0,),
+    num_frames=8,
+    frame_interval=0.1,
+)
+
 
 def derived(grid: tuple[int, ...], periodic: tuple[bool, ...], **changes: object) -> Model:
     settings = {"size": "small", "mean": (0.0,), "scale": (1.0,), "num_frames": 8, "frame_interval": 0.1, **changes}
-    return Model(derived_preset("own", grid=grid, lengths=(1.0,) * len(grid), periodic=periodic, **settings).model)
+    return Model(derived_recipe("own", grid=grid, lengths=(1.0,) * len(grid), periodic=periodic, **settings).model)
 
 
 def test_validation_has_contexts_where_training_has(tmp_path: Path) -> None:
@@ -83,12 +96,13 @@ def test_a_tokenizer_trains_on_windows_of_long_trajectories(dims: int, frames: i
         "mean": (0.0,),
         "scale": (1.0,),
     }
-    presets = {s: derived_preset("own", size=s, **shape, num_frames=frames, frame_interval=0.1) for s in SIZES}
-    assert presets["paper"].tokenizer_training.window is None
-    model, training = presets["small"].model, presets["small"].tokenizer_training
-    assert training.window == window
+    recipes = {s: derived_recipe("own", size=s, **shape, num_frames=frames, frame_interval=0.1) for s in SIZES}
+    assert recipes["paper"].first(TokenizerStage).window is None
+    trained = recipes["small"].first(TokenizerStage)
+    assert trained.window == window
     fields = torch.randn(4, frames, *(16,) * dims, 1)
-    task = TokenizerTask(model, training, train=fields, val=fields)
+    made = Model(recipes["small"].model)
+    task = TokenizerTask(made, trained, train=waves_file(made.config, fields), val=fields)
     loss, _ = task.loss(task.module, torch.Generator().manual_seed(0), Rank())
     loss.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in task.module.parameters())
@@ -129,9 +143,10 @@ def test_scored_trajectories_are_spread_over_the_test_data(monkeypatch: pytest.M
     config = CONFIGS["relative"]
     data = waves_file(config, waves(6, 2, config.num_frames, config.tokenizer))
 
-    def exact(forecast: FileForecast, *, warn: bool, sink: Callable) -> dict:
+    def exact(forecast: FileForecast, *, warn: bool, sinks: list) -> dict:
         numbers = list(forecast.trajectories)
-        sink(0, torch.from_numpy(data.u[numbers, None, 3:]))
+        for place, number in enumerate(numbers):
+            sinks[0].add(place, range(1), torch.from_numpy(data.u[number, None, 3:]))
         return {"trajectories": numbers}
 
     monkeypatch.setattr(own_model, "score_forecast", exact)
@@ -155,12 +170,11 @@ def test_moments_are_exact_and_take_no_copy_of_the_data() -> None:
 
 def test_shifts_fit_the_minutes() -> None:
     # A fifth of the minutes is for encoding, once at least; this tokenizer has 8 shifts.
-    preset = PRESETS["combined-fast"]
-    assert preset.model.tokenizer.space_factor == 8
-    assert preset.dynamics_training.shift
+    recipe = RECIPES["combined-fast"]
+    assert recipe.model.tokenizer.space_factor == 8
     given = ((None, 100.0), (100, 100.0), (25, 100.0), (10, 100.0), (1, 100.0))
-    assert [affordable_shifts(preset, minutes, seconds) for minutes, seconds in given] == [None, None, 3, 1, 1]
-    still = replace(preset, dynamics_training=replace(preset.dynamics_training, shift=False))
+    assert [affordable_shifts(recipe, minutes, seconds) for minutes, seconds in given] == [None, None, 3, 1, 1]
+    still = replace(recipe, stage=(replace(recipe.first(DynamicsStage), augment=()),))
     assert affordable_shifts(still, 1, 100.0) is None
 
 
@@ -191,16 +205,10 @@ def test_a_plan_of_another_version_is_refused_in_one_line(planned: Callable, tmp
     plan, out = planned("old", tokenizer=12, dynamics=11, forecasts=11)
     path, source = out / "plan.json", tmp_path / "advected.h5"
     known = json.loads(path.read_text())
-    # A field newer than the plan has the value of its time.
-    del known["preset"]["tokenizer_training"]["clip_norm"]
-    # One that is no more did nothing.
-    rollout = known["preset"]["forecast_training"]["rollout"]
-    known["preset"]["forecast_training"]["rollout"] = {"curriculum_steps": 0, "fairness": 1.0, **rollout}
-    path.write_text(json.dumps(known))
     assert prepare_own(source, out, Request()) == plan
-    known["preset"]["model"]["dynamics"]["gone"] = 3
+    known["recipe"]["model"]["dynamics"]["gone"] = 3
     for content, where in (
-        (json.dumps(known).encode(), r"preset.model.dynamics.gone: unknown key"),
+        (json.dumps(known).encode(), r"recipe.model.dynamics.gone: unknown key"),
         (b"{", "invalid JSON: EOF while parsing an object"),
         (b"\xff", "'utf-8' codec can't decode byte"),
     ):
@@ -214,7 +222,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_model(planned: Callable, tmp
     plan, straight = planned("straight", tokenizer=12, dynamics=11, forecasts=11)
     notes: list[str] = []
     metrics = train_own(plan, straight, command="enma-fast train", progress=lambda *seen: notes.append(seen[2]))
-    assert {note.split()[0] for note in notes} == {*shares(plan.preset), "scoring"}
+    assert {note.split()[0] for note in notes} == {*shares(plan.recipe), "scoring"}
     assert any("validation" in note for note in notes)
     plan, broken = planned("broken", tokenizer=12, dynamics=11, forecasts=11)
 
@@ -275,7 +283,7 @@ def test_minutes_that_nobody_has_are_refused(minutes: float) -> None:
 def test_too_few_minutes_are_refused_with_the_numbers_of_the_plan() -> None:
     each = {"tokenizer": 0.5, "dynamics": 1.25, "forecasts": 3.0}
     with pytest.raises(EnmaError) as refused:
-        own_plan._with_steps(PRESETS["combined-fast"], own_plan.Request(minutes=1), each, 98.4)
+        own_plan._with_steps(ADVECTED, own_plan.Request(minutes=1), each, 98.4)
     said = str(refused.value)
     assert said.startswith("minutes is 1: that leaves fewer than 10 steps for a stage of this model on this machine")
     assert said.endswith(

@@ -9,22 +9,25 @@ import pytest
 pytest.importorskip("h5py", reason="needs the [data] extra")
 
 from enma_fast.models.checkpoint import load_model
+from enma_fast.training.augment import CutContexts, found
+from enma_fast.training.dynamics import DynamicsStage
+from enma_fast.training.head import HeadStage
 from enma_fast.training.own_model import prepare_own, train_own
 from enma_fast.training.own_plan import Request, shares
-from enma_fast.training.own_preset import derived_preset
-from enma_fast.training.presets import Preset
+from enma_fast.training.own_recipe import derived_recipe
+from enma_fast.training.recipes import Recipe
 
 from .._own import advected, save, tiny
 
 
-def derived(grid: tuple[int, ...], periodic: tuple[bool, ...], channels: int = 1, **settings: object) -> Preset:
+def derived(grid: tuple[int, ...], periodic: tuple[bool, ...], channels: int = 1, **settings: object) -> Recipe:
     shape = {"grid": grid, "lengths": (1.0,) * len(grid), "periodic": periodic}
     fields = {"mean": (0.0,) * channels, "scale": (1.0,) * channels, "num_frames": 12, "frame_interval": 0.1}
-    return derived_preset("own", **{"size": "small"} | shape | fields | settings)
+    return derived_recipe("own", **{"size": "small"} | shape | fields | settings)
 
 
 def test_only_fine_periodic_planes_have_a_head_of_their_own() -> None:
-    for preset in (
+    for recipe in (
         derived((128,), (True,)),
         derived((64, 64), (True, False)),
         derived((64, 64), (True, True), shift=False),
@@ -32,11 +35,11 @@ def test_only_fine_periodic_planes_have_a_head_of_their_own() -> None:
         derived((64, 32), (True, True)),
         derived((64, 64), (True, True), size="paper"),
     ):
-        assert preset.model.dynamics.local is None
-        assert list(shares(preset)) == ["tokenizer", "dynamics", "forecasts"]
+        assert recipe.model.dynamics.local is None
+        assert list(shares(recipe)) == ["tokenizer", "dynamics", "forecasts"]
     for size, width in (("small", 32), ("base", 48)):
-        preset = derived((128, 64), (True, True), channels=2, size=size)
-        model = preset.model
+        recipe = derived((128, 64), (True, True), channels=2, size=size)
+        model = recipe.model
         assert model.tokenizer.lossless
         assert (model.tokenizer.token_grid, model.tokenizer.latent_channels) == ((64, 32), 16)
         # As many tokens as the model with a trained tokenizer has.
@@ -45,22 +48,21 @@ def test_only_fine_periodic_planes_have_a_head_of_their_own() -> None:
         local = model.dynamics.local
         assert local is not None
         assert (local.width, local.modes) == (width, 8)
-        assert list(shares(preset)) == ["dynamics", "head", "forecasts"]
-    for each in (shares(preset), shares(coarse)):
+        assert list(shares(recipe)) == ["dynamics", "head", "forecasts"]
+    for each in (shares(recipe), shares(coarse)):
         assert sum(each.values()) == pytest.approx(1)
 
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Planes of few points count as fine ones, so that a training takes seconds."""
-    monkeypatch.setattr("enma_fast.training.own_preset._FINE_SIDES", (8, 128))
+    monkeypatch.setattr("enma_fast.training.own_recipe._FINE_SIDES", (8, 128))
 
 
 @pytest.mark.usefixtures("small")
 def test_few_frames_leave_one_to_forecast() -> None:
-    rollout = derived((16, 16), (True, True), num_frames=5).head_training.rollout
-    assert rollout is not None
-    assert (rollout.history, rollout.frames) == ((1, 2), 2)
+    head = derived((16, 16), (True, True), num_frames=5).first(HeadStage)
+    assert (head.history, head.frames) == ((1, 2), 2)
 
 
 @pytest.mark.usefixtures("small")
@@ -72,7 +74,7 @@ def test_a_plane_is_trained_through_its_head(tmp_path: Path) -> None:
     notes: list[str] = []
     found = train_own(plan, out, command="enma-fast train", progress=lambda *seen: notes.append(seen[2]))
     assert {note.split()[0] for note in notes} == {"dynamics", "head", "forecasts", "scoring"}
-    assert list(found["training"]) == ["dynamics", "head", "forecasts"]
+    assert list(found["training"]["stages"]) == ["dynamics", "head", "forecasts"]
     (row,) = found["rows"]
     assert row["rel_l2"] < 0.5 * row["persistence"]["rel_l2"]
     assert load_model(out).config.tokenizer.lossless
@@ -87,7 +89,7 @@ def test_a_head_goes_on_with_the_contexts_that_its_dynamics_saw(tmp_path: Path) 
     out = tmp_path / "run"
     plan = tiny(prepare_own(source, out, Request()), out, {"dynamics": 1, "head": 1, "forecasts": 1})
     assert plan.contexts
-    shortest = plan.preset.dynamics_training.shortest_context
+    shortest = found(plan.recipe.first(DynamicsStage).augment, CutContexts).shortest
     train_own(plan, out, command="enma-fast train")
     for stage in ("dynamics", "head", "forecasts"):
         config = json.loads((out / stage / "checkpoint" / "config.json").read_text())

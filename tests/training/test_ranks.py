@@ -1,19 +1,19 @@
 """Ranks share the batches of a run: their steps are those of one, and each step has its own random numbers."""
 
 import socket
-from dataclasses import replace
 
 import pytest
 import torch
 
 from enma_fast.errors import EnmaError
-from enma_fast.training.config import RolloutConfig
-from enma_fast.training.first_frame import FirstFrameTask
-from enma_fast.training.forecasts import ForecastTask
+from enma_fast.training import first_frame, forecasts
+from enma_fast.training.augment import Scattered, Shift, Strides
+from enma_fast.training.first_frame import FirstFrameStage, FirstFrameTask
+from enma_fast.training.forecasts import ForecastStage, ForecastTask
 from enma_fast.training.loop import run, step_generator
 from enma_fast.training.ranks import Rank, join_ranks
 
-from .._tiny import TRAINING, dynamics_task, forecast_task
+from .._tiny import dynamics_task, forecast_task
 from ._run import TASKS, options, read_log, start
 
 
@@ -52,12 +52,14 @@ def test_the_mean_of_the_ranks_losses_is_the_loss(stage, name):
 
 
 @pytest.mark.parametrize("make", [ForecastTask, FirstFrameTask])
-def test_the_mean_of_the_ranks_losses_of_frame_0_is_the_loss(make):
+def test_the_mean_of_the_ranks_losses_of_frame_0_is_the_loss(make, monkeypatch):
     # One mask of each trajectory, so that ranks differ in how many tokens it hides.
-    training = replace(
-        TRAINING, mask_ratio=(0.0, 1.0), context_share=1.0, rollout=RolloutConfig(first_draws=1, first_frame=1.0)
-    )
-    task = forecast_task("relative", training, decoder="one-pass", make=make)
+    for module in (forecasts, first_frame):
+        monkeypatch.setattr(module, "FIRST_DRAWS", 1)
+    monkeypatch.setattr(forecasts, "_MASK_RATIO", (0.0, 1.0))
+    whole = (ForecastStage, {"context_share": 1.0, "first_frame": 1.0})
+    kind, changes = whole if make is ForecastTask else (FirstFrameStage, {})
+    task = forecast_task("relative", decoder="one-pass", make=make, kind=kind, **changes)
     for step in range(2):
         loss, terms = task.loss(task.module, step_generator(0, step), Rank())
         parts = [task.loss(task.module, step_generator(0, step), Rank(i, 2)) for i in range(2)]
@@ -68,13 +70,14 @@ def test_the_mean_of_the_ranks_losses_of_frame_0_is_the_loss(make):
 
 
 def test_ranks_share_strides_and_scattered_points():
-    training = replace(TRAINING, strides=(1, 2), scattered_share=0.5)
-    task, lengths = dynamics_task("points", training), set()
+    augment = (Shift(), Strides(steps=(1, 2)), Scattered(share=0.5))
+    task, lengths = dynamics_task("points", augment=augment), set()
     for step in range(8):
         loss, _ = task.loss(task.module, step_generator(0, step), Rank())
         parts = [task.loss(task.module, step_generator(0, step), Rank(i, 2))[0] for i in range(2)]
         torch.testing.assert_close((parts[0] + parts[1]) / 2, loss, rtol=1e-5, atol=1e-6)
-        lengths.add(task._latents(step_generator(0, step)).z.shape[2])
+        length, _ = task.loss(lambda segments, draws: (segments[-1].shape[1], {}), step_generator(0, step), Rank())
+        lengths.add(length)
     assert len(lengths) == 2
 
 
@@ -115,16 +118,16 @@ def test_ranks_share_rows_evenly_or_not_at_all():
 
 @pytest.mark.parametrize("stage", TASKS)
 def test_a_batch_that_does_not_divide_is_refused_at_the_first_step(stage):
-    task = TASKS[stage]("relative", replace(TRAINING, batch=5))
+    task = TASKS[stage]("relative", batch=5)
     with pytest.raises(EnmaError, match="batch 5 does not divide among 2 ranks"):
         task.loss(task.module, step_generator(0, 0), Rank(0, 2))
 
 
 def test_pairs_are_half_a_batch_and_must_divide_too():
-    task = dynamics_task("relative", replace(TRAINING, batch=6, context_share=1e-9))
+    task = dynamics_task("relative", batch=6, context_share=1e-9)
     with pytest.raises(EnmaError, match="batch 3 does not divide among 2 ranks"):
         task.loss(task.module, step_generator(0, 0), Rank(0, 2))
-    alone = dynamics_task("relative", replace(TRAINING, batch=6, context_share=0.0))
+    alone = dynamics_task("relative", batch=6, context_share=0.0)
     alone.loss(alone.module, step_generator(0, 0), Rank(0, 2))
 
 

@@ -3,35 +3,32 @@
 import json
 import signal
 import time
-from dataclasses import replace
 
 import pytest
 import torch
 
 from enma_fast.errors import EnmaError
-from enma_fast.models.checkpoint import read_tensors, write_tensors
-from enma_fast.training.config import RolloutConfig
+from enma_fast.models.checkpoint import read_tensors
 from enma_fast.training.loop import run
 
-from .._tiny import TRAINING, dynamics_task
+from .._tiny import dynamics_task
 from ._run import TASKS, Line, assert_same_run, options, read_log, start
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("stage", TASKS)
 def test_a_resumed_run_is_the_uninterrupted_one(stage, optimizer, tmp_path):
-    training = replace(TRAINING, optimizer=optimizer)
-    whole, parts = TASKS[stage]("relative", training), TASKS[stage]("relative", training)
+    whole, parts = TASKS[stage]("relative", optimizer=optimizer), TASKS[stage]("relative", optimizer=optimizer)
     scores = run(whole, options(tmp_path / "whole"))
     assert [entry["step"] for entry in read_log(tmp_path / "whole")] == [1, 2, 3, 4, 4, 5, 6, 6]
     run(parts, options(tmp_path / "parts", stop_after=2))
     state = (tmp_path / "parts" / "state.safetensors").read_bytes()
     # Steps 3 to 5 are logged and then lost, as their state is.
-    run(TASKS[stage]("relative", training), options(tmp_path / "parts", stop_after=5))
+    run(TASKS[stage]("relative", optimizer=optimizer), options(tmp_path / "parts", stop_after=5))
     (tmp_path / "parts" / "state.safetensors").write_bytes(state)
     with (tmp_path / "parts" / "log.jsonl").open("a") as file:
         file.write('{"step": 6, "validation": {"rel_l2": 1.0}')
-    last = TASKS[stage]("relative", training)
+    last = TASKS[stage]("relative", optimizer=optimizer)
     assert run(last, options(tmp_path / "parts")) == scores
     assert_same_run(tmp_path / "parts", tmp_path / "whole")
     for (key, a), b in zip(last.module.state_dict().items(), whole.module.state_dict().values(), strict=True):
@@ -57,40 +54,12 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path):
     assert_same_run(out, tmp_path / "whole")
 
 
-def test_a_state_with_a_setting_that_is_no_more_is_resumed(tmp_path):
-    training = replace(TRAINING, rollout=RolloutConfig())
-    run(dynamics_task("relative", training), options(tmp_path, stop_after=1))
-    tensors, meta = read_tensors(tmp_path / "state.safetensors")
-    known = json.loads(meta["training"])
-    rollout = known["rollout"]
-    known["rollout"] = {"members": rollout.pop("members"), "curriculum_steps": 0, "fairness": 1.0, **rollout}
-    noise = {"history_noise": [0.003, 0.1], "history_noise_share": 0.0}
-
-    def rewrite(**changes):
-        text = json.dumps({"steps": known["steps"], **noise, **known} | changes, indent=1)
-        write_tensors(tmp_path / "state.safetensors", tensors, meta | {"training": text})
-
-    # One that changed the steps is not read over.
-    for changes, key in (
-        ({"history_noise": [0.003, 0.05]}, "history_noise"),
-        ({"history_noise_share": 0.5}, "history_noise_share"),
-        ({"history_noise_share": 0.05}, "history_noise_share"),
-        ({"rollout": known["rollout"] | {"fairness": 0.95}}, "rollout.fairness"),
-    ):
-        rewrite(**changes)
-        with pytest.raises(EnmaError, match=rf"state.safetensors: {key}: unknown key; take it out, or use the version"):
-            run(dynamics_task("relative", training), options(tmp_path, stop_after=2))
-    rewrite()
-    run(dynamics_task("relative", training), options(tmp_path, stop_after=2))
-    assert read_log(tmp_path)[-1]["step"] == 2
-
-
 def test_a_state_of_other_settings_is_refused(tmp_path):
     run(dynamics_task("relative"), options(tmp_path, stop_after=1))
     state = tmp_path / "state.safetensors"
     before, log = state.read_bytes(), (tmp_path / "log.jsonl").read_text()
-    with pytest.raises(EnmaError, match=f"^{state}: was written by another training config; choose an empty --out"):
-        run(dynamics_task("relative", replace(TRAINING, learning_rate=1e-3)), options(tmp_path))
+    with pytest.raises(EnmaError, match=f"^{state}: was written by another recipe; choose an empty --out"):
+        run(dynamics_task("relative", learning_rate=1e-3), options(tmp_path))
     with pytest.raises(EnmaError, match=f"^{state}: holds unknown|^{state}: lacks|^{state}: .* has shape"):
         run(dynamics_task("paper"), options(tmp_path))
     state.write_bytes(before[:-3])

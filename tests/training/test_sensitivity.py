@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from enma_fast.models.fair_score import fair_score
-from enma_fast.training.dynamics import DynamicsTask, encode_all
+from enma_fast.training.dynamics import DynamicsStage, DynamicsTask
+from enma_fast.training.latents import encode_all
 from enma_fast.training.sensitivity import channel_weights
 
-from .._tiny import CONFIGS, TRAINING, random_model, waves
+from .._tiny import CONFIGS, random_model, stage, waves
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def test_the_score_of_a_frame_is_weighted():
     model = random_model(config).requires_grad_(True)
     environment = torch.arange(3).repeat_interleave(2)
     latents = encode_all(model.tokenizer, fields, environment, shift=False)
-    task = DynamicsTask(model, TRAINING, train=latents, val=fields, val_contexts=None)
+    task = DynamicsTask(model, stage(DynamicsStage, config), latents={1: latents}, val=fields, val_contexts=None)
     weights = task.model.dynamics.score_weight
     assert torch.equal(weights, channel_weights(model, latents.z[0]))
     assert weights.std() > 0.01

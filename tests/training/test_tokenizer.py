@@ -2,16 +2,19 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from enma_fast.errors import EnmaError
+from enma_fast.models.model import Model
+from enma_fast.training.augment import Emphasis, Scattered, Shift, roll
 from enma_fast.training.loop import run, step_generator
 from enma_fast.training.ranks import Rank
-from enma_fast.training.tokenizer import TokenizerTask, roll
+from enma_fast.training.tokenizer import TokenizerStage, TokenizerTask
 
-from .._tiny import CONFIGS, TRAINING, tokenizer_task, waves
+from .._tiny import CONFIGS, stage, tokenizer_task, waves, waves_file
 from ._run import LEARNING, options
 
 
@@ -30,7 +33,7 @@ def test_axes_without_a_shift_are_not_copied():
 
 
 def test_observed_points_are_a_random_share():
-    task = tokenizer_task("points", replace(TRAINING, point_fraction=(0.25, 0.5)))
+    task = tokenizer_task("points", augment=(Scattered(share=1.0, fraction=(0.25, 0.5)),))
     index, valid = task._observed(400, step_generator(0, 0))
     assert index.shape == valid.shape == (400, 32)
     assert torch.equal(index.sort(-1)[0], torch.arange(32).expand(400, -1))
@@ -49,7 +52,15 @@ def test_tokenizer_validation_is_the_error_of_the_posterior_means():
     assert task.validate()["rel_l2"] == pytest.approx(sum(expected) / 3, rel=1e-5)
 
 
-def batch_of(fields, training, step=0, odds=None):
+def windows_task(fields, parameters=None, **changes):
+    """A task on these trajectories, which it does not move."""
+    config = CONFIGS["relative"]
+    data = replace(waves_file(config, fields), parameters=parameters or {}, environment=np.arange(len(fields)))
+    trained = stage(TokenizerStage, config, **{"augment": ()} | changes)
+    return TokenizerTask(Model(config), trained, train=data, val=fields)
+
+
+def batch_of(fields, step=0, **changes):
     """Fields and noise that the tokenizer is given in a step."""
     seen = []
 
@@ -60,15 +71,16 @@ def batch_of(fields, training, step=0, odds=None):
             seen.append((u, noise))
             return u.sum(), u.sum()
 
-    task = TokenizerTask(CONFIGS["relative"], training, train=fields, val=fields, odds=odds)
-    task.loss(Spy(), step_generator(0, step), Rank())
+    task = windows_task(fields, **changes)
+    task.module = Spy()
+    task.loss(task.module, step_generator(0, step), Rank())
     (batch,) = seen
     return batch
 
 
 def test_the_tokenizer_sees_shifted_fields():
     fields = waves(1, 1, 3, CONFIGS["relative"].tokenizer)
-    (moved, noise), (plain, _) = (batch_of(fields, replace(TRAINING, batch=64, shift=shift)) for shift in (True, False))
+    (moved, noise), (plain, _) = (batch_of(fields, batch=64, augment=augment) for augment in ((Shift(),), ()))
     assert torch.equal(plain, fields.expand(64, -1, -1, -1))
     turns = torch.stack([fields[0].roll(s, dims=1) for s in range(32)])
     which = [(turns - u).abs().amax((1, 2, 3)).argmin().item() for u in moved]
@@ -80,29 +92,27 @@ def test_the_tokenizer_sees_shifted_fields():
 
 def test_trajectories_are_drawn_by_their_odds():
     fields = waves(3, 1, 3, CONFIGS["relative"].tokenizer)
-    training = replace(TRAINING, batch=2_000, shift=False)
-    u, _ = batch_of(fields, training, odds=torch.tensor([1.0, 0.5, 0.25]).double())
+    parameters = {"rate": np.array([1.0, 2.0, 4.0])}
+    u, _ = batch_of(fields, batch=2_000, parameters=parameters, augment=(Emphasis(powers=(("rate", -1.0),)),))
     counts = [(u == one).flatten(1).all(1).double().mean().item() for one in fields]
     assert counts == pytest.approx([4 / 7, 2 / 7, 1 / 7], abs=0.04)
 
 
 def test_a_window_is_frames_in_a_row_from_any_one_on():
     fields = waves(1, 1, 7, CONFIGS["relative"].tokenizer)
-    training = replace(TRAINING, batch=64, shift=False, window=3)
-    u, noise = batch_of(fields, training)
+    u, noise = batch_of(fields, batch=64, window=3)
     parts = fields[0].unfold(0, 3, 1).movedim(-1, 1)
     begins = {next(i for i, part in enumerate(parts) if torch.equal(part, sample)) for sample in u}
     assert begins == set(range(5))
     assert noise.shape == (64, 2, 16, 2)
     with pytest.raises(EnmaError, match="window=8: trajectories have 7 frames"):
-        TokenizerTask(CONFIGS["relative"], replace(training, window=8), train=fields, val=fields)
+        windows_task(fields, window=8)
 
 
 def test_some_windows_fill_the_last_latent_as_trajectories_do():
-    training = replace(TRAINING, batch=2, window=5)
     for frames, expected in ((7, {5}), (8, {4, 5})):
         fields = waves(1, 2, frames, CONFIGS["relative"].tokenizer)
-        found = [batch_of(fields, training, step) for step in range(60)]
+        found = [batch_of(fields, step, batch=2, window=5) for step in range(60)]
         counts = [u.shape[1] for u, _ in found]
         assert set(counts) == expected
         assert {noise.shape[1] for _, noise in found} == {3}
@@ -111,7 +121,7 @@ def test_some_windows_fill_the_last_latent_as_trajectories_do():
 
 @pytest.mark.parametrize("name", ["relative", "points"])
 def test_a_decoder_alone_learns_behind_its_encoder(name, tmp_path):
-    task = tokenizer_task(name, replace(LEARNING, decoder_only=True))
+    task = tokenizer_task(name, decoder_only=True, **LEARNING)
     tokenizer, before = task.module, task.validate()["rel_l2"]
     latents, encoder = tokenizer.encode(task.val), {key: w.clone() for key, w in tokenizer.encoder().items()}
     others = {key: w.clone() for key, w in tokenizer.named_parameters() if key not in encoder}
@@ -123,7 +133,7 @@ def test_a_decoder_alone_learns_behind_its_encoder(name, tmp_path):
 
 
 def test_the_tokenizer_learns(tmp_path):
-    task = tokenizer_task("relative", LEARNING)
+    task = tokenizer_task("relative", **LEARNING)
     before = task.validate()["rel_l2"]
     after = run(task, options(tmp_path, validate_every=1000))["rel_l2"]
     assert after < 0.5 * before

@@ -1,4 +1,4 @@
-"""Presets derived for other data: a one-pass model for fields of any grid that it can halve, and its recipes."""
+"""Recipes derived for other data: a one-pass model for fields of any grid that it can halve, and its stages."""
 
 from __future__ import annotations
 
@@ -6,48 +6,40 @@ import dataclasses
 import math
 import operator
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
-from ..config import DynamicsConfig, LocalConfig, ModelConfig, TokenizerConfig
+from ..config import LocalConfig, ModelConfig, SamplingConfig, TokenizerConfig
 from ..errors import EnmaError
 from ..utils.bounds import FEWEST_FRAMES, MOST_FLOAT
 from ..utils.names import SPACE
 from ..utils.text import times
-from .config import RolloutConfig
-from .presets import (
-    AFTER_HEAD,
-    FAST,
-    FAST_2D,
-    HEAD_TRAINING,
-    PAPER_TOKENIZER_TRAINING,
-    PAPER_TRAINING,
-    SMALL_DYNAMICS,
-    SMALL_FIRST_FRAME,
-    SMALL_FORECASTS,
-    SMALL_TRAINING,
-    WINDOW,
-    WINDOW_TOKENIZER_TRAINING,
-    Preset,
-    lossless,
-)
+from .augment import CutContexts, Shift
+from .dynamics import DynamicsStage
+from .forecasts import ForecastStage
+from .head import HeadStage
+from .recipes import RECIPES, Recipe
+from .stage import Stage
+from .tokenizer import TokenizerStage
+
+_Stage = TypeVar("_Stage", bound=Stage)
 
 SIZES = ("small", "base", "paper")
+# Recipes that those of a line, of a plane, of a plane of blocks, and of the paper's sizes are derived from.
+_LINE, _PLANE, _BLOCKS, _PAPER = (
+    RECIPES[name] for name in ("combined-fast", "gray-scott-fast", "vorticity-fast", "combined-fast-paper")
+)
+# Frames of the windows that a codec is trained on. Windows of half a trajectory give more steps in the same time than
+# whole ones; of 5 frames they are too short, since then latent frames beyond the third, whose past the convolutions
+# see, are never trained (docs/experiments.md).
+_WINDOW = 11
 # Bounds of derived models: fewest tokens of a dimension, and most tokens of a frame.
 _FEWEST_TOKENS, _MOST_TOKENS = 4, 1024
 # Points along the sides of periodic planes of which a derived model decides on blocks of 2 x 2: where that was measured
 # (docs/experiments.md).
 _FINE_SIDES = (64, 128)
-_BASE_DYNAMICS = dataclasses.replace(
-    SMALL_DYNAMICS,
-    width=320,
-    heads=10,
-    temporal_layers=4,
-    spatial_layers=3,
-    flow=dataclasses.replace(SMALL_DYNAMICS.flow, width=256),
-)
 
 
-def derived_preset(
+def derived_recipe(
     name: str,
     *,
     size: str,
@@ -60,18 +52,20 @@ def derived_preset(
     frame_interval: float,
     shift: bool = True,
     contexts: bool = True,
-) -> Preset:
-    """A one-pass model for fields of any grid that it can halve, with the recipes of the presets of its size.
+    seed: int = 0,
+) -> Recipe:
+    """A one-pass model for fields of any grid that it can halve, with the stages of the recipes of its size.
 
     Parameters
     ----------
     name : of the model and its data set
-    size : "small" or "paper" as the presets of that name, or "base" between them
+    size : "small" or "paper" as the recipes of that name, or "base" between them
     grid, lengths, periodic : points, domain size and boundaries per dimension, of one or two
     mean, scale : of each channel of the training data, which the model standardises
     num_frames, frame_interval : frames of a trajectory, and their distance in time
     shift : the physics is the same at every place of a periodic domain, so training may move the fields
     contexts : the environments have several trajectories each, so one can be the context of another
+    seed : of the training
 
     Raises
     ------
@@ -106,50 +100,83 @@ def derived_preset(
         field_scale=tuple(scale),
     )
     if plane and not paper:
-        # As the presets of planes: the first halving is the first convolution's.
+        # As the recipes of planes: the first halving is the first convolution's.
+        known = _PLANE.model.tokenizer
         tokenizer = dataclasses.replace(
             tokenizer,
-            width=FAST_2D.width,
+            width=known.width,
             max_width=2 * tokenizer.max_width,
-            kernel_ends=FAST_2D.kernel_ends,
+            kernel_ends=known.kernel_ends,
             stride_ends=2,
             layers=tokenizer.layers[1:],
         )
-    dynamics = {"small": SMALL_DYNAMICS, "base": _BASE_DYNAMICS, "paper": DynamicsConfig()}[size]
+    dynamics = (_PAPER if paper else _LINE).model.dynamics
+    if size == "base":
+        flow = dataclasses.replace(dynamics.flow, width=256)
+        dynamics = dataclasses.replace(dynamics, width=320, heads=10, temporal_layers=4, spatial_layers=3, flow=flow)
     # Relative places make the dynamics the same everywhere, which only a homogeneous ring is.
     positions = dynamics.positions if shift and all(periodic) else "sincos"
     latents = tokenizer.latent_frames(num_frames)
-    share: dict[str, Any] = {} if contexts else {"context_share": 0.0}
-    rollout = RolloutConfig(history=(2, min(4, latents - 1)))
-    forecasts = dataclasses.replace(SMALL_FORECASTS, batch=16, shift=shift, rollout=rollout, **share)
-    alone = RolloutConfig(history=(1, min(11, latents - 1)), frames=min(4, latents - 1))
+    moved = (Shift(),) if shift else ()
+    pairs: dict[str, Any] = (
+        {"augment": (*moved, CutContexts())} if contexts else {"augment": moved, "context_share": 0.0}
+    )
+    codec = _stage(
+        _PAPER if paper else _PLANE,
+        TokenizerStage,
+        batch=8 if plane and not paper else 16,
+        window=_WINDOW if num_frames > _WINDOW and not paper else None,
+        augment=moved,
+    )
+    # The flow head teaches the transformers, and its mean is where one pass begins.
+    frames = _stage(_PAPER if paper else _LINE, DynamicsStage, batch=32, by_flow=True, **pairs)
+    forecasts = _stage(_LINE, ForecastStage, batch=16, history=(2, min(4, latents - 1)), **pairs)
+    stages: tuple[Stage, ...] = (codec, frames, forecasts)
     fewest, most = _FINE_SIDES
     if plane and not paper and shift and all(periodic) and fewest <= min(grid) and max(grid) <= most:
-        tokenizer = lossless(tokenizer)
+        tokenizer = _blocks(tokenizer)
         patch = tuple(p * 2**space // tokenizer.space_factor for p in patch)
         width, layers = {"small": (32, 6), "base": (48, 9)}[size]
         local = LocalConfig(width=width, layers=layers, modes=min(8, min(tokenizer.token_grid) // 2))
         dynamics = dataclasses.replace(dynamics, local=local)
-        behind = RolloutConfig(history=(2, max(2, min(9, latents - 5))), frames=min(5, latents - 1))
-        forecasts = dataclasses.replace(forecasts, rollout=behind, **AFTER_HEAD)
-    windows = dataclasses.replace(WINDOW_TOKENIZER_TRAINING, window=WINDOW if num_frames > WINDOW else None)
-    tokenizer_training = PAPER_TOKENIZER_TRAINING if paper else windows
-    training = PAPER_TRAINING if paper else SMALL_TRAINING
-    return Preset(
+        alone = _stage(_BLOCKS, HeadStage, history=(1, min(11, latents - 1)), frames=min(4, latents - 1), augment=moved)
+        forecasts = _stage(
+            _BLOCKS,
+            ForecastStage,
+            steps=forecasts.steps,
+            history=(2, max(2, min(9, latents - 5))),
+            frames=min(5, latents - 1),
+            **pairs,
+        )
+        stages = (frames, alone, forecasts)
+    return Recipe(
         model=ModelConfig(
             name=name,
             dataset=name,
             num_frames=num_frames,
             frame_interval=frame_interval,
             tokenizer=tokenizer,
-            dynamics=dataclasses.replace(dynamics, decoder="one-pass", patch=patch, positions=positions),
-            sampling=FAST["sampling"],
+            dynamics=dataclasses.replace(dynamics, patch=patch, positions=positions),
+            sampling=SamplingConfig(mask_steps=4, flow_steps=4),
         ),
-        tokenizer_training=dataclasses.replace(tokenizer_training, batch=8 if plane and not paper else 16, shift=shift),
-        dynamics_training=dataclasses.replace(training, batch=32, shift=shift, **share),
-        head_training=dataclasses.replace(HEAD_TRAINING, shift=shift, rollout=alone),
-        forecast_training=forecasts,
-        first_frame_training=dataclasses.replace(SMALL_FIRST_FRAME, shift=shift, rollout=rollout),
+        stage=stages,
+        seed=seed,
+    )
+
+
+def _stage(recipe: Recipe, kind: type[_Stage], **changes: Any) -> _Stage:
+    """The first stage of a kind in a recipe, changed."""
+    return dataclasses.replace(recipe.first(kind), **changes)
+
+
+def _blocks(tokenizer: TokenizerConfig) -> TokenizerConfig:
+    """Of a plane's codec the lossless one: blocks of 2 x 2 points and two frames.
+
+    On coarser places a local head has to learn shifts within a block for every place of it (docs/experiments.md).
+    """
+    values = 8 * tokenizer.field_channels
+    return dataclasses.replace(
+        tokenizer, width=values, max_width=values, latent_channels=values, layers=("time",), variational=False
     )
 
 
@@ -157,7 +184,7 @@ def refusal(found: Mapping[str, Any]) -> str | None:
     """Why no model can be trained on the fields of a file that `data.describe` has described; None if one can."""
     first, last = found["time"]
     try:
-        derived_preset(
+        derived_recipe(
             found["name"],
             size=SIZES[0],
             grid=tuple(found["points"]),

@@ -1,0 +1,95 @@
+"""Trajectories of the training by environment, and the scores of forecasts that choose the best weights."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import EnmaError
+from ..evaluation.metrics import Scores
+from ..forecasting.members import sample_fields
+from ..forecasting.request import HISTORY
+from ..forecasting.scattered import drawn_places
+from ..models.interpolation import grid_points
+from ..models.model import Model
+from .latents import values_at
+from .ranks import ALONE, Rank
+
+
+def environments(numbers: Tensor, *, paired: bool = True) -> Tensor:
+    """Rows of trajectories that share an environment, ``[groups, trajectories]``, from the environment of each row.
+
+    Where all environments have the same number of trajectories they are the groups. Otherwise each trajectory begins a
+    group, of the trajectories that follow it cyclically in its environment, as many as the smallest environment has.
+
+    Raises
+    ------
+    EnmaError
+        If contexts are asked for by ``paired`` and an environment has one trajectory only.
+    """
+    _, inverse, counts = numbers.unique(return_inverse=True, return_counts=True)
+    fewest = int(counts.min())
+    if paired and fewest < 2:
+        raise EnmaError("training data: every environment needs two or more trajectories, or set context_share=0")
+    order = inverse.argsort(stable=True)
+    if fewest == counts.max():
+        return order.view(len(counts), -1)
+    parts = [torch.stack([rows.roll(-i) for i in range(fewest)], 1) for rows in order.split(counts.tolist())]
+    return torch.cat(parts)
+
+
+def rollout_scores(
+    model: Model,
+    val: Tensor,
+    contexts: Tensor | None,
+    *,
+    members: int,
+    points: int | None = None,
+    rank: Rank = ALONE,
+) -> dict[str, float]:
+    """Scores of standardised forecasts from 3 frames and, given contexts, from 1 frame and a context (``_ivp``).
+
+    ``val`` and ``contexts`` are fields ``[n, T, *grid, c]``. Given a number of ``points``, also of those from 3 frames
+    each seen at so many points of its own (``_points``). Scores of forecasts that are not finite are NaN. Each rank
+    makes forecasts of a part of the trajectories; the first one scores all of them, and the others return nothing.
+    """
+    names = ("rel_l2", "rel_l2_member", "spread_skill", "crps")
+    out: dict[str, float] = {}
+    standardised = model.tokenizer.standardised
+    inputs: dict[str, dict[str, Any]] = {"": {"history": val[:, :HISTORY]}}
+    if contexts is not None:
+        inputs["_ivp"] = {"history": val[:, :1], "context": contexts}
+    if points is not None:
+        inputs["_points"] = _at_points(model, val[:, :HISTORY], points)
+    mine = rank.part(len(val))
+    for name, given in inputs.items():
+        forecast = torch.empty(0)
+        if mine.start < mine.stop:
+            part = {key: value[mine] for key, value in given.items()}
+            forecast = sample_fields(
+                model, **part, trajectories=range(mine.start, mine.stop), num_members=members, seed=0
+            )
+        samples = rank.gathered(forecast)
+        if samples is None:
+            continue
+        if not torch.isfinite(samples).all():
+            out |= {f"{key}{name}": math.nan for key in names}
+            continue
+        scores = Scores()
+        device = model.tokenizer.from_latent.weight.device
+        truth = val[:, given["history"].shape[1] :]
+        scores.update(*(standardised(u.to(device)).cpu().numpy() for u in (samples, truth)))
+        result = scores.result()
+        out |= {f"{key}{name}": float(result[key]) for key in names}
+    return out
+
+
+def _at_points(model: Model, u: Tensor, count: int) -> dict[str, Tensor]:
+    """Observations ``[n, L, P, c]`` of fields, at ``count`` points of the grid that each frame has for itself."""
+    tokenizer = model.config.tokenizer
+    drawn = drawn_places(tokenizer.grid, range(len(u)), count=count, num_frames=u.shape[1], seed=0)
+    places = torch.from_numpy(drawn)
+    return {"history": values_at(u, places), "points": grid_points(tokenizer)[places]}

@@ -1,0 +1,130 @@
+"""A stage of training: what all kinds of them share, what they are given, and the task that the loop runs.
+
+A kind is one class in a file of its name, with the settings that it has and no others; nothing else lists it but
+:mod:`enma_fast.training.recipe`, which reads them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..config import ModelConfig
+from ..config_checks import require
+from ..data import FieldFile
+from ..models.model import Model
+from ..utils.kinds import Slot
+from .augment import Augmentation
+from .ranks import ALONE, Rank
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """AdamW for everything, or Muon for the matrices of the layers, and the average of the weights that a stage gives.
+
+    The learning rate warms up linearly, and falls by a cosine to ``final_learning_rate``. ``start_share`` of the
+    weights that a stage begins with stays in those that it gives: what was gained stays, and less is lost elsewhere
+    (Wortsman et al., 2022, arXiv 2109.01903).
+    """
+
+    kind: Literal["adamw", "muon"] = "adamw"
+    learning_rate: float = 1e-3
+    final_learning_rate: float = 1e-5
+    warmup_steps: int = 500
+    weight_decay: float = 1e-4
+    ema_decay: float = 0.999
+    start_share: float = 0.0
+
+    def __post_init__(self) -> None:
+        finite = float("inf")
+        require(self, ("learning_rate",), lambda x: 0 < x < finite, "a number above 0, and finite, is needed")
+        amounts = ("final_learning_rate", "warmup_steps", "weight_decay")
+        require(self, amounts, lambda x: 0 <= x < finite, "0 or more, and finite, is needed")
+        require(self, ("ema_decay", "start_share"), lambda x: 0 <= x <= 1, "a number from 0 to 1 is needed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Material:
+    """What a stage is given: data, and where and by whom it is carried out.
+
+    Attributes
+    ----------
+    train : reads the training data
+    val, val_contexts : held-out fields ``[n, T, *grid, c]``, and those of their contexts, if they have some
+    folder : of the stage, for what it computes once
+    """
+
+    train: Callable[[], FieldFile]
+    val: Tensor
+    val_contexts: Tensor | None
+    folder: Path
+    seed: int = 0
+    rank: Rank = ALONE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage(Slot):
+    """Base of the kinds of stages, which are told apart by their tag.
+
+    Attributes
+    ----------
+    steps, batch : steps, and trajectories of each of them, over all ranks
+    augmentations : the kinds of `augment` that a stage has
+    validated : held-out trajectories of a validation, of which there is one every `validate_every` steps
+    forecasts : its validations are forecasts, from as many frames as the model's
+    """
+
+    kind: str
+    steps: int
+    batch: int
+    optimizer: Optimizer = Optimizer()
+    augment: tuple[Augmentation, ...] = ()
+
+    augmentations: ClassVar[tuple[type[Augmentation], ...]] = ()
+    validated: ClassVar[int] = 120
+    validate_every: ClassVar[int] = 500
+    forecasts: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        require(self, ("steps", "batch"), lambda n: n >= 1, "at least 1 is needed", f"{self.kind}: ")
+
+    @property
+    def amount(self) -> str:
+        """Steps and batch, to be shown."""
+        return f"{self.steps:,} steps of {self.batch}"
+
+    @property
+    def context_share(self) -> float:
+        """Share of the batches that hold two trajectories of one environment: a context, then the target."""
+        return 0.0
+
+    def config(self, model: ModelConfig) -> ModelConfig:
+        """The config of a model that this stage has trained, from that of one that it has not."""
+        return model
+
+    def task(self, model: Model, material: Material) -> Task:
+        """What the loop runs; it trains a part of the model, whose other weights it holds."""
+        raise NotImplementedError
+
+
+class Task(Protocol):
+    """A stage at work on a model: its module, loss and validation, as the loop needs them."""
+
+    module: nn.Module
+    stage: Any
+
+    def loss(
+        self, module: Callable[..., Any], generator: torch.Generator, rank: Rank
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of this rank's share of the batch that ``generator`` draws, and terms to log."""
+
+    def validate(self, rank: Rank) -> dict[str, float]:
+        """Scores of the module as it is on held-out data, which the ranks share; those of the first rank count."""
+
+    def merit(self, scores: dict[str, float]) -> float:
+        """The number by which a validation is better than another: the lower, the better."""
