@@ -143,8 +143,8 @@ def measure(
             f"{case.task.name}; give a file of at least {observed + 1}"
         )
     scores: Scores | ZebraScores = ZebraScores() if case.protocol == "zebra" else Scores()
-    (equation, _), (*grid, channels) = dataset_split(data.name), data.u.shape[2:]
-    physics = Physics(equation, grid, channels, lengths=data.lengths, periodic=data.periodic)
+    equation, _ = dataset_split(data.name)
+    physics = Physics(equation, data.domain, len(data.channels))
     seconds, members, first_members = 0.0, 0, []
     for rows in _batches(count, case, total - observed, math.prod(data.u.shape[2:])):
         trajectories = [numbers[place] for place in rows]

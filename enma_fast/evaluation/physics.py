@@ -23,6 +23,7 @@ import numpy as np
 
 from ..data import EQUATIONS
 from ..data.equation import Quantity
+from ..domain import Domain
 
 # Wave numbers with less than this share of the power of the strongest are left out of the error of the spectrum.
 _FAINT = 1e-8
@@ -34,29 +35,20 @@ class Physics:
     Parameters
     ----------
     equation : name of the equation; one that is not known has spectra and the mean square alone
-    grid, num_channels : points per dimension, and channels
-    lengths, periodic : of the domain, per dimension; those of the equation by default, else a cube with walls
+    domain : of the fields; of a grid alone it is the equation's, or else a cube with walls
+    num_channels : c
     """
 
-    def __init__(
-        self,
-        equation: str,
-        grid: Sequence[int],
-        num_channels: int,
-        *,
-        lengths: Sequence[float] | None = None,
-        periodic: Sequence[bool] | None = None,
-    ) -> None:
-        known = EQUATIONS.get(equation)
-        if known is not None and (len(known.grid), len(known.channels)) == (len(grid), num_channels):
-            lengths, periodic = lengths or known.lengths, periodic or known.periodic
-        else:
+    def __init__(self, equation: str, domain: Domain | Sequence[int], num_channels: int) -> None:
+        known, grid = EQUATIONS.get(equation), tuple(domain.grid if isinstance(domain, Domain) else domain)
+        if known is not None and (len(known.grid), len(known.channels)) != (len(grid), num_channels):
             known = None
         self.quantities: tuple[Quantity, ...] = () if known is None else known.quantities
-        self._dims = len(grid)
-        self._periodic = tuple(periodic or (False,) * len(grid))
-        lengths = tuple(lengths or (1.0,) * len(grid))
-        periods = _periods(grid, lengths, self._periodic)
+        if not isinstance(domain, Domain):
+            cube = ((1.0,) * len(grid), (False,) * len(grid))
+            domain = Domain(grid, *(cube if known is None else (known.lengths, known.periodic)))
+        self._dims, self._periodic = len(grid), domain.periodic
+        periods = _periods(domain)
         self._shell, self.wave_numbers = _shells(periods)
         # Whether the longest period is that of a mirrored dimension, twice as long as its side.
         self.mirrored = not self._periodic[int(np.argmax([period for _, period in periods]))]
@@ -165,10 +157,10 @@ class Physics:
         return np.bincount(self._shell.ravel(), power.ravel(), minlength=count + 1)[:count]
 
 
-def _periods(grid: Sequence[int], lengths: Sequence[float], periodic: Sequence[bool]) -> list[tuple[int, float]]:
+def _periods(domain: Domain) -> list[tuple[int, float]]:
     """Points and length of the period of each dimension, as it is transformed."""
     # Between walls a length is that of the steps between the points, one less than points.
-    ends = zip(grid, lengths, periodic, strict=True)
+    ends = zip(domain.grid, domain.lengths, domain.periodic, strict=True)
     return [(n, length) if wraps else (2 * n, 2 * length * n / max(1, n - 1)) for n, length, wraps in ends]
 
 

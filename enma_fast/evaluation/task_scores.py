@@ -62,9 +62,8 @@ class FileScores(TaskScores):
 
     def __init__(self, forecast: FileForecast) -> None:
         data = forecast.data
-        *grid, channels = data.u.shape[2:]
         equation, _ = dataset_split(data.name)
-        super().__init__(data.channels, Physics(equation, grid, channels, lengths=data.lengths, periodic=data.periodic))
+        super().__init__(data.channels, Physics(equation, data.domain, len(data.channels)))
         self._forecast, self._places = forecast, data.places(forecast.trajectories)
         # Of generated trajectories the first members, `[T, *x, c]`.
         self.first_members: list[np.ndarray] = []

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from enma_fast.data.equations import EQUATIONS
+from enma_fast.domain import Domain
 from enma_fast.evaluation.physics import Physics, _periods, _shells
 
 
@@ -49,7 +50,7 @@ def test_the_spectrum_of_a_wave_is_at_its_wave_number():
     x = 2 * np.pi * np.arange(32) / 32
     y = 2 * np.pi * np.arange(16) / 16
     field = (np.sin(3 * x)[:, None] * np.cos(4 * y)[None])[None, ..., None]
-    physics = Physics("mine", (32, 16), 1, lengths=(1.0, 1.0), periodic=(True, True))
+    physics = Physics("mine", Domain((32, 16), (1.0, 1.0), (True, True)), 1)
     physics.add([10 * field[None]], field)
     spectra = physics.spectra()
     # sqrt(3^2 + 4^2), and power by Parseval: the truth has amplitude 1 in its own unit.
@@ -62,7 +63,7 @@ def test_the_spectrum_of_a_wave_is_at_its_wave_number():
 def test_walls_are_mirrored():
     x = (np.arange(32) + 0.5) / 32
     field = np.cos(3 * np.pi * x)[None, :, None]
-    physics = Physics("mine", (32,), 1, periodic=(False,))
+    physics = Physics("mine", (32,), 1)
     physics.add([field[None]], field)
     # Three half waves between the walls.
     assert physics.spectra()["wave_number"] == [3]
@@ -77,13 +78,13 @@ def test_waves_of_one_length_have_one_wave_number_in_all_directions(periodic):
     # Whole and half waves of 8 points: as long along one side as along the other.
     length = 8 * dx
     for wave in (np.cos(2 * np.pi * x / length)[:, None] + 0 * y, np.cos(2 * np.pi * y / length) + 0 * x[:, None]):
-        physics = Physics("mine", grid, 1, lengths=lengths, periodic=periodic)
+        physics = Physics("mine", Domain(grid, lengths, periodic), 1)
         physics.add([wave[None, None, ..., None]], wave[None, ..., None])
         assert physics.spectra()["wave_number"] == [round(longest / length)]
 
 
 def test_the_shells_of_a_square_between_walls_are_those_of_its_mirrored_points():
-    shell, numbers = _shells(_periods((64, 64), (63 / 64, 63 / 64), (False, False)))
+    shell, numbers = _shells(_periods(Domain((64, 64), (63 / 64, 63 / 64), (False, False))))
     k = np.fft.fftfreq(128, 1 / 128)
     np.testing.assert_array_equal(shell, np.minimum(np.rint(np.hypot(k[:, None], k)), 65))
     np.testing.assert_array_equal(numbers, np.arange(65))
@@ -92,7 +93,7 @@ def test_the_shells_of_a_square_between_walls_are_those_of_its_mirrored_points()
 def test_a_coarse_forecast_lacks_the_short_waves(rng):
     truth = rng.normal(size=(4, 64, 1))
     smooth = (truth + np.roll(truth, 1, 1)) / 2
-    physics = Physics("mine", (64,), 1, periodic=(True,))
+    physics = Physics("mine", Domain((64,), (1.0,), (True,)), 1)
     physics.add([smooth[None]], truth)
     spectra = physics.spectra()
     gain = np.array(spectra["members"]) / spectra["truth"]
@@ -147,4 +148,4 @@ def test_nothing_is_said_of_nothing():
     ],
 )
 def test_which_period_is_the_longest(lengths, periodic, mirrored):
-    assert Physics("own", (8, 8), 1, lengths=lengths, periodic=periodic).mirrored == mirrored
+    assert Physics("own", Domain((8, 8), lengths, periodic), 1).mirrored == mirrored
