@@ -227,7 +227,7 @@ def _read(model: Model, request: ForecastRequest) -> tuple[ForecastRequest, Labe
     expected = Channels.of_model(model)
 
     def read(argument: str, given: Fields, expected: Channels) -> LabelledField:
-        found = read_field(argument, given.values, space=space)
+        found = replace(read_field(argument, given.values, space=space), points=given.points)
         names = _channel_names(found)
         return found.ordered(expected.places(argument, names, found.units, strict=request.strict))
 
@@ -238,9 +238,9 @@ def _read(model: Model, request: ForecastRequest) -> tuple[ForecastRequest, Labe
     leading = known or other
     if leading is None:
         raise EnmaError("history and context are both None; give one of them")
-    batched = leading.data.ndim == len(space) + 3
+    batched = leading.values.ndim == len(space) + 3
     if request.trajectories is None:
-        numbers = leading.numbers or range(len(leading.data) if batched else 1)
+        numbers = leading.numbers or range(len(leading.values) if batched else 1)
         request = replace(request, trajectories=numbers)
     own = ("points", points)
     if history is not None and context is not None and context.points is not None:
@@ -272,13 +272,7 @@ def _read(model: Model, request: ForecastRequest) -> tuple[ForecastRequest, Labe
         has_channel=leading.has_channel,
         name=leading.name,
     )
-    observed = None if known is None else Fields(known.data, points)
-    return replace(
-        request,
-        observed=observed,
-        context=None if context is None or other is None else Fields(other.data, context.points),
-        query=queried,
-    ), labels
+    return replace(request, observed=known, context=other, query=queried), labels
 
 
 def _channel_names(field: LabelledField) -> tuple[str, ...] | None:
@@ -290,7 +284,7 @@ def _require_points(
     argument: str, source: LabelledField | None, name: str, points: Tensor, axes: tuple[str, ...]
 ) -> None:
     """Raise `EnmaError` if the coordinates of a field differ from the points ``[..., P, d]`` that are given."""
-    known = {} if source is None else {axis: x for axis, x in source.points.items() if axis in axes}
+    known = {} if source is None else {axis: x for axis, x in source.places.items() if axis in axes}
     for axis, x in known.items():
         given = points[..., axes.index(axis)].numpy(force=True)
         given = np.where(np.isnan(given), x, given) if len(x) == given.shape[-1] else given

@@ -24,6 +24,7 @@ from ..data.sources import AXES
 from ..domain import Domain
 from ..errors import EnmaError
 from ..utils.names import SPACE
+from .request import Fields
 
 Kind = Literal["numpy", "torch", "dataarray", "dataset"]
 
@@ -32,18 +33,17 @@ _TAKEN = ("realization", "time", "quantile", "threshold", "channel", "point")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class LabelledField:
-    """An input as a plain array ``[L, *grid, c]`` or ``[B, L, *grid, c]``, with its coordinates and attributes."""
+class LabelledField(Fields):
+    """An input as a plain array with its coordinates and attributes."""
 
-    data: Any
     kind: Kind
     numbers: tuple[int, ...] | None = None
     times: np.ndarray | None = None
     # Coordinates of space, and further ones: dimensions and values.
     coords: Mapping[str, Any] = field(default_factory=dict)
     further: Mapping[str, tuple[tuple[str, ...], np.ndarray]] = field(default_factory=dict)
-    # Coordinates of scattered points, as far as they are known.
-    points: Mapping[str, np.ndarray] = field(default_factory=dict)
+    # Coordinates of scattered points, as far as the input says them.
+    places: Mapping[str, np.ndarray] = field(default_factory=dict)
     attributes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     channels: tuple[str, ...] | None = None
     units: tuple[str, ...] | None = None
@@ -56,7 +56,7 @@ class LabelledField:
             return self
         names, units = self.channels and tuple(self.channels[c] for c in places), self.units
         units = units if units is None or len(units) == 1 else tuple(units[c] for c in places)
-        return replace(self, data=self.data[..., list(places)], channels=names, units=units)
+        return replace(self, values=self.values[..., list(places)], channels=names, units=units)
 
     def require_domain(self, argument: str, domain: Domain) -> None:
         """Raise `EnmaError` unless the positions in space, where they are known, are those of a domain of this size."""
@@ -91,11 +91,11 @@ def read_field(argument: str, value: Any, *, space: tuple[str, ...]) -> Labelled
     """
     kind = _kind(argument, value)
     if kind == "torch":
-        return LabelledField(data=value, kind=kind)
+        return LabelledField(value, kind=kind)
     if kind == "numpy":
         data = unmasked(argument, value)
         require_present(argument, data, attributes(value))
-        return LabelledField(data=data, kind=kind)
+        return LabelledField(data, kind=kind)
     if kind == "dataset":
         if not len(value.data_vars):
             raise EnmaError(f"{argument} is a Dataset without variables; each variable is a channel")
@@ -121,13 +121,13 @@ def read_field(argument: str, value: Any, *, space: tuple[str, ...]) -> Labelled
     if numbers is not None:
         further.pop("trajectory", None)
     return LabelledField(
-        data=data,
+        data,
         kind=kind,
         numbers=numbers,
         times=coords["time"].to_numpy() if "time" in coords else None,
         coords={name: x.to_numpy() for name, x in coords.items() if name != "time"},
         further=further,
-        points={name: x.to_numpy() for name, x in value.coords.items() if name in SPACE and x.dims == ("point",)},
+        places={name: x.to_numpy() for name, x in value.coords.items() if name in SPACE and x.dims == ("point",)},
         attributes={str(name): dict(x.attrs) for name, x in value.coords.items() if name in known and x.attrs},
         channels=channels,
         units=tuple(str(attributes.get("units") or "1") for attributes in about),

@@ -88,7 +88,7 @@ def _of_place(argument: str, given: Any, labels: Labels, place: int, shape: tupl
     if labels.channels is not None:
         wanted = Channels(of="the ensemble", names=labels.channels, required=True)
         found = found.ordered(wanted.places(argument, found.channels, None))
-    data = found.data if isinstance(found.data, np.ndarray) else found.data.numpy(force=True)
+    data = found.values if isinstance(found.values, np.ndarray) else found.values.numpy(force=True)
     if data.ndim == len(shape) + 1:
         if len(data) != len(labels.trajectories):
             raise EnmaError(
