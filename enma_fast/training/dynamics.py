@@ -5,7 +5,6 @@ Legend: S sub-token shifts, B batch, T latent frames, N tokens per frame, C toke
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -40,8 +39,6 @@ from .ranks import ALONE, Rank
 from .rollouts import environments, rollout_scores
 from .sensitivity import channel_weights
 from .stage import Material, Stage
-
-log = logging.getLogger("enma_fast")
 
 LATENTS = "latents-train-{}.safetensors"
 
@@ -100,7 +97,7 @@ class DynamicsStage(Stage):
             if stride > 1:
                 # At the same place of whole trajectories latent frames are full.
                 fields = fields[:, : model.config.tokenizer.whole_frames(fields.shape[1])]
-            log.info("encoding %d trajectories of %d frames", *fields.shape[:2])
+            material.tell("encoding %d trajectories of %d frames", *fields.shape[:2])
             encode_all(
                 model.tokenizer,
                 fields,

@@ -272,6 +272,7 @@ def _tasks(recipe: Recipe, splits: Mapping[str, FieldFile], contexts: bool) -> t
             val_contexts=others,
             folder=Path(folder),
             seed=recipe.seed,
+            tell=lambda *_: None,
         )
         for name, stage in _encoded_at(recipe, 1).folders().items():
             model = Model(stage.config(recipe.model)).requires_grad_(False)

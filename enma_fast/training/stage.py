@@ -6,6 +6,7 @@ A kind is one class in a file of its name, with the settings that it has and no 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ from ..models.model import Model
 from ..utils.kinds import Slot
 from .augment import Augmentation
 from .ranks import ALONE, Rank
+
+log = logging.getLogger("enma_fast")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +60,7 @@ class Material:
     train : reads the training data
     val, val_contexts : held-out fields ``[n, T, *grid, c]``, and those of their contexts, if they have some
     folder : of the stage, for what it computes once
+    tell : takes messages on the way
     """
 
     train: Callable[[], FieldFile]
@@ -65,6 +69,7 @@ class Material:
     folder: Path
     seed: int = 0
     rank: Rank = ALONE
+    tell: Callable[..., None] = log.info
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -130,9 +130,8 @@ def test_a_killed_command_goes_on_to_the_same_weights(
     run: Path, recipe: Path, data_folder: Path, tmp_path: Path, enma: Callable
 ) -> None:
     words = ("train", recipe, "--data", data_folder, "--out", tmp_path / "run", "--precision", "fp32")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "enma_fast", *map(str, words)], env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    process = subprocess.Popen([sys.executable, "-m", "enma_fast", *map(str, words)], env=os.environ | threads)
     while not (tmp_path / "run" / "dynamics" / "latents-train-1.safetensors").exists():
         assert process.poll() is None
         time.sleep(0.01)

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -59,7 +60,9 @@ class Line:
         self.module = nn.Linear(1, 1, bias=False)
         nn.init.zeros_(self.module.weight)
         self.stage = stage(
-            Stage, CONFIGS["paper"], **{"kind": "line", "weight_decay": 0.0, "ema_decay": 0.8, "steps": 12} | changes
+            partial(Stage, kind="line"),
+            CONFIGS["paper"],
+            **{"weight_decay": 0.0, "ema_decay": 0.8, "steps": 12} | changes,
         )
         self.breaks_at, self.value, self.calls = breaks_at, value, 0
 

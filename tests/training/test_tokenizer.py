@@ -72,8 +72,7 @@ def batch_of(fields, step=0, **changes):
             return u.sum(), u.sum()
 
     task = windows_task(fields, **changes)
-    task.module = Spy()
-    task.loss(task.module, step_generator(0, step), Rank())
+    task.loss(Spy(), step_generator(0, step), Rank())
     (batch,) = seen
     return batch
 
