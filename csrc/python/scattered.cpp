@@ -1,4 +1,4 @@
-// Fields from values at scattered points, by the code that libenma runs.
+// Fields from values at scattered points, and fields that are drawn, by the code that libenma runs.
 #include "core/cpu/analysis.h"
 #include "python/bindings.h"
 #include "python/tensor.h"
@@ -21,6 +21,39 @@ const float* values_of(const char* name, const Tensor& x, std::int64_t count) {
     return x.data<float>();
 }
 
+FieldCovariance covariance_of(const Tensor& mean, const Tensor& deviation, const Tensor& correlation,
+                              const std::vector<std::int64_t>& grid, const std::vector<double>& lengths,
+                              const std::vector<bool>& periodic) {
+    FieldCovariance covariance;
+    covariance.grid = grid;
+    covariance.lengths = lengths;
+    covariance.periodic = periodic;
+    covariance.channels = static_cast<int>(mean.numel());
+    const std::int64_t d = covariance.dims();
+    expect((d == 1 || d == 2) && lengths.size() == grid.size() && periodic.size() == grid.size(), OP,
+           ": grid, lengths and periodic have ", d, ", ", lengths.size(), " and ", periodic.size(),
+           " entries; expected 1 or 2 of each");
+    for (const std::int64_t n : grid) expect(n > 0, OP, ": grid has ", n);
+    covariance.mean = numbers("mean", mean, covariance.channels);
+    covariance.deviation = numbers("deviation", deviation, covariance.entries());
+    covariance.correlation = numbers("correlation", correlation, covariance.entries());
+    return covariance;
+}
+
+// A field [X, c] that begins a trajectory, like the first frame [*grid, c] of another one where that is given.
+Tensor draw(const Tensor& mean, const Tensor& deviation, const Tensor& correlation,
+            const std::vector<std::int64_t>& grid, const std::vector<double>& lengths,
+            const std::vector<bool>& periodic, const std::optional<Tensor>& first, std::int64_t seed,
+            std::int64_t member) {
+    const FieldCovariance covariance = covariance_of(mean, deviation, correlation, grid, lengths, periodic);
+    const std::int64_t X = covariance.points(), c = covariance.channels;
+    const float* const like = first ? values_of("first", *first, X * c) : nullptr;
+    Tensor out = Tensor::empty({X, c}, Dtype::float32, mean);
+    draw_field(covariance, like, static_cast<std::uint32_t>(seed), static_cast<std::uint32_t>(member),
+               out.data<float>());
+    return out;
+}
+
 // Fields [S, L, X, c] of draws, or of the analysis alone, and the size of the observations: core/cpu/analysis.h.
 std::tuple<Tensor, double> estimate(const Tensor& mean, const Tensor& deviation, const Tensor& correlation,
                                     const std::vector<std::int64_t>& grid, const std::vector<double>& lengths,
@@ -28,19 +61,8 @@ std::tuple<Tensor, double> estimate(const Tensor& mean, const Tensor& deviation,
                                     const std::vector<std::int64_t>& rows, bool shared,
                                     const std::vector<double>& errors, std::int64_t seed,
                                     const std::vector<std::int64_t>& draws, std::int64_t step) {
-    FieldCovariance covariance;
-    covariance.grid = grid;
-    covariance.lengths = lengths;
-    covariance.periodic = periodic;
-    covariance.channels = static_cast<int>(mean.numel());
+    const FieldCovariance covariance = covariance_of(mean, deviation, correlation, grid, lengths, periodic);
     const std::int64_t d = covariance.dims(), c = covariance.channels, L = static_cast<std::int64_t>(rows.size());
-    expect((d == 1 || d == 2) && lengths.size() == grid.size() && periodic.size() == grid.size(), OP,
-           ": grid, lengths and periodic have ", d, ", ", lengths.size(), " and ", periodic.size(),
-           " entries; expected 1 or 2 of each");
-    for (const std::int64_t n : grid) expect(n > 0, OP, ": grid has ", n);
-    covariance.mean = numbers("mean", mean, c);
-    covariance.deviation = numbers("deviation", deviation, covariance.entries());
-    covariance.correlation = numbers("correlation", correlation, covariance.entries());
     expect(L > 0, OP, ": rows is empty");
     std::int64_t count = 0;
     for (const std::int64_t n : rows) {
@@ -66,6 +88,8 @@ void bind_scattered(py::module_& m) {
     m.def("analyse", &estimate, arg("mean"), arg("deviation"), arg("correlation"), arg("grid"), arg("lengths"),
           arg("periodic"), arg("values"), arg("points"), arg("rows"), arg("shared"), arg("errors"), arg("seed"),
           arg("draws"), arg("step"), without_lock());
+    m.def("draw_field", &draw, arg("mean"), arg("deviation"), arg("correlation"), arg("grid"), arg("lengths"),
+          arg("periodic"), arg("first"), arg("seed"), arg("member"), without_lock());
 }
 
 }  // namespace enma

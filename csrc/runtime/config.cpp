@@ -87,11 +87,12 @@ ModelConfig read_config(const Json& json, const std::string& source) {
     if (out.codec.latent_channels > MOST / out.patch()) {
         fields.wrong("context.patch", text("a token has more than ", MOST, " channels"));
     }
-    const DecoderShape shape{out.num_tokens(),     out.token_channels(), out.context.width,
-                             out.trunk.layers > 0, out.latent_grid(),    out.codec.latent_channels};
+    DecoderShape shape{out.num_tokens(),  out.token_channels(),     out.context.width, out.trunk.layers > 0, true,
+                       out.latent_grid(), out.codec.latent_channels};
     if (const Json* initial = fields.find_or_null("initial")) {
         out.initial = read_decoder(fields.inner("initial", *initial), shape);
     }
+    shape.initial = false;
     out.step = read_decoder(part("step"), shape);
     if (const Json* sampling = fields.find("sampling"))
         read_sampling(fields.inner("sampling", *sampling), out.sampling);

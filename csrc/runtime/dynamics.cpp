@@ -124,6 +124,9 @@ std::unique_ptr<Sampling> Dynamics::sampling(const SamplingRequest& asked) const
         fail(ENMA_INVALID_ARGUMENT, asked.shared_frames, " and ", asked.own_frames, " latent frames, from number ",
              asked.first_frame, " on; at least 1 and fewer than ", MOST_SEQUENCE, " are expected");
     }
+    if (asked.first_frame == 0 && draws_fields()) {
+        fail(ENMA_INVALID_ARGUMENT, "frame 0 of this model is drawn as a field; read it, and go on from frame 1");
+    }
     if (asked.threads < 1 || asked.threads > MOST_THREADS) {
         fail(ENMA_INVALID_ARGUMENT, "threads is ", asked.threads, "; 1 to ", MOST_THREADS, " is expected");
     }

@@ -61,6 +61,8 @@ class Dynamics {
     // Memory for a chunk. Throws Error, std::bad_alloc.
     std::unique_ptr<Sampling> sampling(const SamplingRequest& request) const;
     NumberFormat format() const { return sampler_->view().format; }
+    // Whether frame 0 of a generated trajectory is drawn as a field, and read.
+    bool draws_fields() const { return sampler_->draws_fields(); }
     // Bytes of the packed weights.
     std::size_t bytes() const { return sampler_->bytes(); }
 

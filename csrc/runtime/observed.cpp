@@ -104,8 +104,10 @@ std::vector<float> Session::encode(Frames frames, std::int64_t latents, std::uin
     const CodecConfig& codec = model_->config().codec;
     const std::int64_t size = frame_size(), G = num_groups(), Z = latent_size(), c = codec.field_channels;
     // Each group has fields of its own, or all have those that were observed.
-    const bool own = !frames.points.empty() && model_->covariance() != nullptr;
-    if (own) frames.values = drawn(frames, step);
+    if (!frames.points.empty() && model_->covariance() != nullptr) {
+        frames.values = drawn(frames, step);
+        frames.of_groups = true;
+    }
     for (std::size_t i = 0; !codec.field_mean.empty() && i < frames.values.size(); ++i) {
         frames.values[i] = (frames.values[i] - codec.field_mean[i % c]) / codec.field_scale[i % c];
     }
@@ -139,7 +141,7 @@ std::vector<float> Session::encode(Frames frames, std::int64_t latents, std::uin
             const std::int64_t t = std::min(i, count - 1);
             const float* frame = features.data() + (t * G + g) * each;
             if (!reads) {
-                const std::int64_t place = own ? g * frames.count + t : t;
+                const std::int64_t place = frames.of_groups ? g * frames.count + t : t;
                 shift(frames.values.data() + place * size, codec, groups_.views[groups_.used[g]], false,
                       shifted[g].data());
                 frame = shifted[g].data();
@@ -148,6 +150,23 @@ std::vector<float> Session::encode(Frames frames, std::int64_t latents, std::uin
         }
     });
     return out;
+}
+
+std::vector<float> Session::first_latents(const float* first) {
+    const FieldCovariance* const covariance = model_->covariance();
+    if (covariance == nullptr) {
+        fail(ENMA_CHECKPOINT, model_->config().name, ": its checkpoint has no covariance, of which frame 0 is drawn");
+    }
+    const std::int64_t size = frame_size();
+    Frames drawn;
+    drawn.count = 1;
+    drawn.of_groups = true;
+    drawn.values.resize(settings_.num_members * size);
+    share_out(settings_.num_members, [&](std::int64_t b, int) {
+        draw_field(*covariance, first, seed_, static_cast<std::uint32_t>(settings_.first_member + b),
+                   drawn.values.data() + b * size);
+    });
+    return encode(std::move(drawn), 1, 0);
 }
 
 Frames Session::frames_on_grid(const DLTensor* tensor, const char* name) const {
@@ -230,6 +249,7 @@ void Session::observe(std::optional<Frames> history, std::optional<Frames> conte
         fail(ENMA_INVALID_ARGUMENT, "history and context are both NULL; give one of them");
     }
     Observed observed;
+    std::vector<float> context_first;
     if (history) {
         observed.frames = history->count;
         if (!context && observed.frames < FEWEST_OBSERVED) {
@@ -254,7 +274,23 @@ void Session::observe(std::optional<Frames> history, std::optional<Frames> conte
         }
         context->count = used;
         if (!context->rows.empty()) context->rows.resize(used);
+        if (context->points.empty())
+            context_first.assign(context->values.begin(), context->values.begin() + frame_size());
         observed.context = encode(std::move(*context), config.codec.latent_frames(used), CONTEXT_STEP);
+    }
+    if (num_read(observed) > 0) {
+        // Each member goes on from a field of its own, after the context as its group sees it.
+        const std::int64_t Z = latent_size(), G = num_groups(), B = settings_.num_members;
+        std::vector<float> each;
+        for (std::size_t at = 0; at < observed.context.size(); at += G * Z) {
+            for (std::int64_t b = 0; b < B; ++b) {
+                const float* const from = observed.context.data() + at + groups_.group[b] * Z;
+                each.insert(each.end(), from, from + Z);
+            }
+        }
+        observed.context = std::move(each);
+        separate();
+        observed.made = first_latents(context_first.empty() ? nullptr : context_first.data());
     }
     begin(std::move(observed));
     if (total_ > config.num_frames) {

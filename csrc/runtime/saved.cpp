@@ -115,17 +115,23 @@ void Session::restore_latents(const SavedHeader& h, const char* bytes, std::size
     const SessionSettings& set = settings_;
     // The digest guards against accidents, this against buffers that were made up.
     const CodecConfig& codec = model_->config().codec;
-    const std::int64_t most = model_->config().num_frames, G = num_groups(), Z = latent_size();
+    const std::int64_t most = model_->config().num_frames, Z = latent_size();
     const bool valid = 0 <= h.observed && h.observed < 1 << 16 && 0 <= h.context &&
                        h.context <= codec.latent_frames(most) && (h.context > 0 || h.observed >= 3);
     if (!valid) fail(ENMA_INVALID_ARGUMENT, "buffer: not a saved session", REMEDY);
+    Observed observed;
+    observed.frames = h.observed;
+    observed.done = h.done;
+    const std::int64_t read = num_read(observed);
+    if (read > 0) separate();
+    const std::int64_t G = num_groups();
     const std::int64_t frames = set.num_frames > 0 ? set.num_frames : std::max<std::int64_t>(0, most - h.observed);
     const std::int64_t first = codec.whole_latents(h.observed);
     const std::int64_t last = codec.latent_frames(h.observed + std::max<std::int64_t>(frames, 1)) - first;
     // Before any sum with it, which could overflow.
     if (h.done < 0 || h.done > frames) fail(ENMA_INVALID_ARGUMENT, "buffer: not a saved session", REMEDY);
     // As many latent frames as what was given out takes, none beyond.
-    const std::int64_t needed = h.done == 0 ? 0 : codec.latent_frames(h.observed + h.done) - first;
+    const std::int64_t needed = h.done == 0 ? read : codec.latent_frames(h.observed + h.done) - first;
     if (h.made != needed || h.made > last) fail(ENMA_INVALID_ARGUMENT, "buffer: not a saved session", REMEDY);
     const std::uint64_t values = static_cast<std::uint64_t>((h.context + first) * G * Z + h.made * set.num_members * Z);
     const std::size_t kept = h.version == STOPPED_VERSION ? set.num_members : 0;
@@ -133,18 +139,15 @@ void Session::restore_latents(const SavedHeader& h, const char* bytes, std::size
         fail(ENMA_INVALID_ARGUMENT, "buffer: ", size, " bytes do not fit what it says it holds", REMEDY);
     }
     const char* at = bytes + sizeof h;
-    const auto take = [&](std::vector<float>& out, std::int64_t count, bool observed) {
+    const auto take = [&](std::vector<float>& out, std::int64_t count, bool checked) {
         out.resize(count);
         if (count > 0) std::memcpy(out.data(), at, count * sizeof(float));
         at += count * sizeof(float);
         // What a member makes may overflow, which is no reason to lose the others.
-        if (observed && !std::all_of(out.begin(), out.end(), [](float x) { return std::isfinite(x); })) {
+        if (checked && !std::all_of(out.begin(), out.end(), [](float x) { return std::isfinite(x); })) {
             fail(ENMA_INVALID_ARGUMENT, "buffer: holds a value that is not finite", REMEDY);
         }
     };
-    Observed observed;
-    observed.frames = h.observed;
-    observed.done = h.done;
     take(observed.context, h.context * G * Z, true);
     take(observed.history, first * G * Z, true);
     take(observed.made, h.made * set.num_members * Z, false);

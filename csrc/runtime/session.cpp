@@ -73,6 +73,13 @@ Groups Session::groups_of(int count) const {
     return out;
 }
 
+void Session::separate() {
+    std::vector<int> used(groups_.group.size());
+    for (std::size_t b = 0; b < used.size(); ++b) used[b] = groups_.used[groups_.group[b]];
+    groups_.used = std::move(used);
+    std::iota(groups_.group.begin(), groups_.group.end(), 0);
+}
+
 void Session::check_ready() const {
     if (!ready()) fail(ENMA_STATE, "nothing is observed: call enma_session_observe first");
 }
@@ -95,7 +102,7 @@ Session::Plan Session::plan(const Observed& observed) const {
     plan.total = settings_.num_frames == 0 ? config.num_frames : observed.frames + settings_.num_frames;
     plan.total_latents = config.codec.latent_frames(plan.total);
     plan.context = static_cast<std::int64_t>(observed.context.size()) / (num_groups() * latent_size());
-    const std::int64_t first = config.codec.whole_latents(observed.frames);
+    const std::int64_t first = config.codec.whole_latents(observed.frames) + num_read(observed);
     plan.own = std::max<std::int64_t>(0, plan.total_latents - first - 1);
     plan.shared = first + 1 + (plan.context > 0 ? plan.context + 1 : 0);
     if (plan.shared + plan.own >= MOST_SEQUENCE) {
@@ -107,8 +114,9 @@ Session::Plan Session::plan(const Observed& observed) const {
 void Session::begin_sampling(std::int64_t shared, std::int64_t own) {
     SamplingConfig settings = model_->config().sampling;
     settings.temperature = static_cast<double>(settings_.temperature);
-    sampling_ = model_->dynamics().sampling(
-        {settings_.num_members, num_groups(), shared, own, num_history(), settings, settings_.threads, settings_.isa});
+    sampling_ =
+        model_->dynamics().sampling({settings_.num_members, num_groups(), shared, own,
+                                     num_history() + num_read(observed_), settings, settings_.threads, settings_.isa});
 }
 
 void Session::begin(Observed observed) {
@@ -131,7 +139,7 @@ void Session::read_all(Observed observed, const Plan& planned) {
     total_ = planned.total;
     total_latents_ = planned.total_latents;
     decoded_ = pending_count_ = 0;
-    const std::int64_t first = num_history(), context = planned.context;
+    const std::int64_t first = num_history(), context = planned.context, read = num_read(observed_);
     std::vector<float> made;
     made.swap(observed_.made);
     observed_.made.reserve((total_latents_ - first) * B * Z);
@@ -144,6 +152,7 @@ void Session::read_all(Observed observed, const Plan& planned) {
     }
     sampling_->start_segment(segment);
     for (std::int64_t t = 0; t < first; ++t) sampling_->read(observed_.history.data() + t * G * Z);
+    if (read > 0) sampling_->read(made.data());
     std::vector<std::uint32_t> members(B);
     for (std::int64_t b = 0; b < B; ++b) members[b] = low(settings_.first_member + b);
     const std::vector<std::uint32_t> seeds(B, seed_);
@@ -164,7 +173,9 @@ void Session::read_all(Observed observed, const Plan& planned) {
         drop_stopped(at / (B * Z));
         rows.clear();
         for (const int b : active_) rows.insert(rows.end(), &made[at + b * Z], &made[at + b * Z] + Z);
-        if (!active_.empty() && decoded_ + 1 < total_latents_) sampling_->follow(rows.data());
+        if (!active_.empty() && decoded_ >= first + read && decoded_ + 1 < total_latents_) {
+            sampling_->follow(rows.data());
+        }
         decode(rows.data());
     }
     observed_.made.insert(observed_.made.end(), made.begin(), made.end());

@@ -39,6 +39,7 @@ struct Frames {
     std::vector<float> points = {};       // [rows, d], or [P, d] that all frames share; none: on the grid
     std::vector<std::int64_t> rows = {};  // points of each frame, unless on the grid
     bool shared = false;
+    bool of_groups = false;           // values are those of each group
     std::vector<double> errors = {};  // of values at scattered points, one for each channel; none: no error
 };
 
@@ -106,6 +107,14 @@ class Session {
     // Fields that are drawn where observations are scattered: a multiple of the number of shifts.
     int num_drawn() const;
     std::int64_t num_history() const;
+    // Latent frames that each member reads for itself before those that the sampler makes: a frame 0 that was drawn.
+    std::int64_t num_read(const Observed& observed) const {
+        return observed.frames == 0 && model_->dynamics().draws_fields() ? 1 : 0;
+    }
+    // Each member becomes a group of its own.
+    void separate();
+    // Latents [members, N C] of a field that is drawn for each member, like the first frame of the context if it is known.
+    std::vector<float> first_latents(const float* first);
 
     SavedHeader header() const;
     // What a verified buffer of these groups holds after its header.

@@ -9,6 +9,7 @@ from enma_fast.models.decoders.gaussian import FIELD_STEP, random_fields
 from enma_fast.ops.philox_normal import philox_normal
 
 from .._covariance import GRIDS, covariance_on
+from .._extension import needs_native
 
 FAR_GRIDS = {
     **GRIDS,
@@ -139,3 +140,16 @@ def test_a_shift_of_the_context_around_rings_changes_nothing():
     frame = frames_on(covariance, 1)[0]
     fields, shifted = (draw(covariance, 3, x) for x in (frame, frame.roll((2, 3), (0, 1))))
     torch.testing.assert_close(fields, shifted, rtol=1e-5, atol=1e-5)
+
+
+@needs_native
+@pytest.mark.parametrize("name", FAR_GRIDS)
+def test_the_extension_draws_the_fields_of_the_reference(name):
+    covariance = statistics(name)
+    keys = {"seeds": torch.tensor([7, 7, 2**31]), "members": torch.tensor([0, 3, 1])}
+    for frames in (None, frames_on(covariance, 3)):
+        ours, expected = (
+            random_fields(covariance, frames, **keys, backend=backend) for backend in ("native", "reference")
+        )
+        assert ours.shape == expected.shape
+        assert (ours - expected).abs().max() <= 1e-6 * expected.abs().max()

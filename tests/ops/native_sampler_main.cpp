@@ -29,12 +29,7 @@ int failures = 0;
 #ifdef ENMA_TEST_THREADS
 const std::vector<std::string> ISAS = {"scalar"};
 #else
-const std::vector<std::string> ISAS = [] {
-    std::vector<std::string> names = supported_isas();
-    // Emulated code is slow; the other one differs from it by what AVX-512 and the plain kernels have too.
-    std::erase(names, "emulated_avx512");
-    return names;
-}();
+const std::vector<std::string> ISAS = supported_isas();
 std::atomic<int> allocations{0};
 #endif
 
@@ -169,10 +164,7 @@ void check(const Shape& shape, bool bf16) {
         const std::string what = isa + (bf16 ? ", bf16, " : ", fp32, ") + std::to_string(shape.tokens) + " tokens of " +
                                  std::to_string(shape.channels) + ", width " + std::to_string(shape.width);
         std::vector<float> first;
-        // Emulated vectors take ten times as long; the real ones, of the same template, show that divisions agree.
-        const bool emulated = isa.find("emulated") != std::string::npos;
         for (const auto& division : DIVISIONS) {
-            if (emulated && division.teams != Teams::each) continue;
             const std::unique_ptr<SamplerSession> session =
                 model.session(MADE - 1, division.threads, isa_by_name(isa), division.teams);
             const std::vector<float> frames = frames_of(*session, history);

@@ -20,7 +20,7 @@ WIDE: dict[str, list[str] | None] = (
     else {"vector_kernels_avx512": SANITIZERS}
 )
 VECTOR_KERNELS = {**WIDE, "vector_kernels": UNOPTIMISED}
-FLAGS = ["-DENMA_SMALL", "-DENMA_EMULATION"]
+FLAGS = ["-DENMA_SMALL"]
 # Beside the flow head, which has a program of its own.
 SAMPLER_PARTS = ("decoder*", "fourier", "sampler_weights", "../fields", "../json")
 
@@ -46,7 +46,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_operators_over_lanes_under_sanitizers(folder: Path) -> None:
-    """Every instruction set of this machine, and AVX-512's code on vectors that the compiler emulates."""
+    """Every instruction set of this machine."""
     run_core(
         ["frame_attention", "point_attention", "rms_norm", "self_attention", "swiglu"],
         folder,
@@ -59,18 +59,17 @@ def test_operators_over_lanes_under_sanitizers(folder: Path) -> None:
 def test_core_under_sanitizers(folder: Path) -> None:
     """Every instruction set of this machine; bits, and allocations over 100 frames.
 
-    Watched are the plain and the AVX2 kernels, and the AVX-512 code on emulated vectors: each line of the kernels'
-    templates, in fp32, over bf16 weights and over bf16 inputs. Memory is handed out as NaN. Allocations are counted
+    Watched are the plain and the AVX2 kernels: each line of their templates, in fp32 and over bf16 weights. Those of
+    AVX-512, which take minutes to compile so, run beside them. Memory is handed out as NaN. Allocations are counted
     with the products of `make install`, by the widest vectors.
     """
     needs(QUICK_SANITIZERS, folder)
     environment = {"ASAN_OPTIONS": f"max_malloc_fill_size={1 << 30}:malloc_fill_byte=255"}
-    parts = ["gemm_emulated", "gemm_[!e]*", "gemm", *SAMPLER_PARTS, "vector_kernels*"]
-    # Emulated vectors ask for optimisation in their file, function by function; for all of it takes twice the time.
+    parts = ["gemm_*", "gemm", *SAMPLER_PARTS, "vector_kernels*"]
     unoptimised = [*QUICK_SANITIZERS, "-O0"]
 
     def run(ops: list[str], parts: list[str], part: str, **products: list[str] | None) -> None:
-        others = {"gemm_avx512": None, "gemm_emulated": unoptimised, **products, **VECTOR_KERNELS}
+        others = {"gemm_avx512": None, **products, **VECTOR_KERNELS}
         made = {"sanitizers": QUICK_SANITIZERS, "flags": FLAGS, "environment": environment}
         run_core(ops, folder, parts=parts, others=others, arguments=[part], **made)
 

@@ -186,7 +186,6 @@ def test_bad_arguments_are_named() -> None:
 @needs_native
 def test_best_isa_is_one_that_runs_here() -> None:
     assert NATIVE.cpu_isa() in ISAS
-    # Emulated kernels are for the core's own tests.
     assert set(ISAS) <= {"scalar", "avx2", "avx512", "avx512_bf16"}
 
 

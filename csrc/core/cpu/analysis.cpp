@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <map>
 #include <numbers>
 #include <numeric>
@@ -19,6 +20,10 @@ using Values = std::vector<double>;
 // As in enma_fast/forecasting/analysis.py.
 constexpr double NUGGET = 1e-7, LEFT_OUT = 1e-9, FIRM = 8;
 constexpr std::int64_t FRAMES = 3, MOST = 3072;
+// Mask step of the noise of fields that begin a trajectory; enma_fast/sampling/noise.py.
+constexpr std::uint32_t FIELD_STEP = 0xFFFFFFFBu;
+// So many waves of a shell say as much of its power as the statistics do.
+constexpr double SHELL_FIRM = 4;
 
 // Numbers that are multiplied and added side by side on every instruction set, so that all round alike.
 constexpr int LANES = 8;
@@ -188,6 +193,14 @@ std::int64_t frequency(std::int64_t wave, std::int64_t n, bool ring) {
     return ring && wave > n / 2 ? wave - n / 2 : wave;
 }
 
+// Entry of the statistics of a wave, without its channel.
+std::int64_t entry_of(const FieldCovariance& of, std::int64_t wave) {
+    const std::int64_t last = of.dims() - 1, n = of.grid[last];
+    const std::int64_t entry = frequency(wave % n, n, of.periodic[last]);
+    if (last == 0) return entry;
+    return entry + frequency(wave / n, of.grid[0], of.periodic[0]) * (of.periodic[last] ? n / 2 + 1 : n);
+}
+
 // Values [n] of the waves of a dimension at a place.
 void waves_at(double x, std::int64_t n, double length, bool ring, double* out) {
     const double turn = (ring ? 2 : 1) * std::numbers::pi / length * x;
@@ -218,14 +231,10 @@ struct Channel {
 };
 
 Channel::Channel(const FieldCovariance& covariance, int channel) : of(covariance), channel(channel) {
-    const std::int64_t points = of.points(), last = of.dims() - 1;
+    const std::int64_t points = of.points();
     Values every(points), lasting(points);
     for (std::int64_t wave = 0; wave < points; ++wave) {
-        const std::int64_t n = of.grid[last];
-        std::int64_t entry = frequency(wave % n, n, of.periodic[last]);
-        if (last > 0) {
-            entry += frequency(wave / n, of.grid[0], of.periodic[0]) * (of.periodic[last] ? n / 2 + 1 : n);
-        }
+        const std::int64_t entry = entry_of(of, wave);
         const double deviation = of.deviation[entry * of.channels + channel];
         every[wave] = deviation * deviation;
         lasting[wave] = of.correlation[entry * of.channels + channel];
@@ -343,26 +352,86 @@ void add_waves(const Matrix& weights, const Matrix& waves, std::int64_t first, s
     }
 }
 
-// Values on the grid of amplitudes of all waves, in place: [n0, n1] of a plane.
-void to_grid(const FieldCovariance& of, const std::vector<Values>& on_axes, Values& field) {
-    Values line;
+// Values [n, n] of the waves of each dimension at the points of the grid.
+std::vector<Values> waves_on_axes(const FieldCovariance& of) {
+    std::vector<Values> out;
+    for (int axis = 0; axis < of.dims(); ++axis) {
+        const std::int64_t n = of.grid[axis];
+        const bool ring = of.periodic[axis];
+        const double spacing = of.lengths[axis] / static_cast<double>(ring ? n : std::max<std::int64_t>(1, n - 1));
+        Values& values = out.emplace_back(n * n);
+        for (std::int64_t x = 0; x < n; ++x) {
+            waves_at(static_cast<double>(x) * spacing, n, of.lengths[axis], ring, values.data() + x * n);
+        }
+    }
+    return out;
+}
+
+// transform(axis, values, line) for every line [n] along every dimension of a field, in place: [n0, n1] of a plane.
+template <class Transform>
+void along_axes(const FieldCovariance& of, Values& field, const Transform& transform) {
+    Values line, made;
     std::int64_t inner = 1;
     for (int axis = of.dims() - 1; axis >= 0; --axis) {
         const std::int64_t n = of.grid[axis], outer = of.points() / (n * inner);
         line.resize(n);
+        made.resize(n);
         for (std::int64_t o = 0; o < outer; ++o) {
             for (std::int64_t i = 0; i < inner; ++i) {
                 double* const at = field.data() + o * n * inner + i;
-                for (std::int64_t x = 0; x < n; ++x) {
-                    double sum = 0;
-                    for (std::int64_t wave = 0; wave < n; ++wave) sum += on_axes[axis][x * n + wave] * at[wave * inner];
-                    line[x] = sum;
-                }
-                for (std::int64_t x = 0; x < n; ++x) at[x * inner] = line[x];
+                for (std::int64_t x = 0; x < n; ++x) line[x] = at[x * inner];
+                transform(axis, line, made);
+                for (std::int64_t x = 0; x < n; ++x) at[x * inner] = made[x];
             }
         }
         inner *= n;
     }
+}
+
+// Values on the grid of amplitudes of all waves.
+void to_grid(const FieldCovariance& of, const std::vector<Values>& on_axes, Values& field) {
+    along_axes(of, field, [&](int axis, const Values& line, Values& made) {
+        const std::size_t n = line.size();
+        for (std::size_t x = 0; x < n; ++x) {
+            made[x] = 0;
+            for (std::size_t wave = 0; wave < n; ++wave) made[x] += on_axes[axis][x * n + wave] * line[wave];
+        }
+    });
+}
+
+// And back. Waves between walls are orthogonal where the points at both ends count half.
+void to_waves(const FieldCovariance& of, const std::vector<Values>& on_axes, Values& field) {
+    along_axes(of, field, [&](int axis, const Values& line, Values& made) {
+        const std::size_t n = line.size();
+        const bool walls = !of.periodic[axis] && n > 1;
+        std::fill(made.begin(), made.end(), 0.0);
+        for (std::size_t x = 0; x < n; ++x) {
+            const double value = (walls && (x == 0 || x == n - 1) ? 0.5 : 1.0) * line[x];
+            for (std::size_t wave = 0; wave < n; ++wave) made[wave] += on_axes[axis][x * n + wave] * value;
+        }
+        for (double& amplitude : made) amplitude /= static_cast<double>(walls ? n - 1 : n);
+    });
+}
+
+// Number of the shell of each wave: its wave number, in units of the smallest one.
+std::vector<std::size_t> shells(const FieldCovariance& of) {
+    const auto turns = [&](int axis) { return (of.periodic[axis] ? 2.0 : 1.0) / of.lengths[axis]; };
+    double least = turns(0);
+    for (int axis = 1; axis < of.dims(); ++axis) least = std::min(least, turns(axis));
+    std::vector<std::size_t> out(of.points());
+    for (std::int64_t wave = 0; wave < of.points(); ++wave) {
+        double square = 0;
+        std::int64_t after = of.points(), rest = wave;
+        for (int axis = 0; axis < of.dims(); ++axis) {
+            after /= of.grid[axis];
+            const double k =
+                static_cast<double>(frequency(rest / after, of.grid[axis], of.periodic[axis])) * turns(axis);
+            square += k * k;
+            rest %= after;
+        }
+        out[wave] = static_cast<std::size_t>(std::sqrt(square) / least + 0.5);
+    }
+    return out;
 }
 
 // What is estimated of a channel: [L] of amplitudes [1 + S, M], of what is seen and of draws; how many times as large as
@@ -476,17 +545,7 @@ double analyse(const FieldCovariance& covariance, const ScatteredFrames& seen, c
     const std::int64_t L = static_cast<std::int64_t>(seen.rows.size()), X = covariance.points();
     const std::int64_t S = draws == nullptr ? 0 : static_cast<std::int64_t>(draws->numbers.size());
     const int c = covariance.channels;
-    std::vector<Values> on_axes;
-    for (int axis = 0; axis < covariance.dims(); ++axis) {
-        const std::int64_t n = covariance.grid[axis];
-        const bool ring = covariance.periodic[axis];
-        const double spacing =
-            covariance.lengths[axis] / static_cast<double>(ring ? n : std::max<std::int64_t>(1, n - 1));
-        Values& values = on_axes.emplace_back(n * n);
-        for (std::int64_t x = 0; x < n; ++x) {
-            waves_at(static_cast<double>(x) * spacing, n, covariance.lengths[axis], ring, values.data() + x * n);
-        }
-    }
+    const std::vector<Values> on_axes = waves_on_axes(covariance);
     double largest = 0;
     Values field(X);
     for (int i = 0; i < c; ++i) {
@@ -523,6 +582,54 @@ double analyse(const FieldCovariance& covariance, const ScatteredFrames& seen, c
         }
     }
     return largest;
+}
+
+void draw_field(const FieldCovariance& covariance, const float* first, std::uint32_t seed, std::uint32_t number,
+                float* out) {
+    const std::int64_t X = covariance.points(), c = covariance.channels;
+    const std::vector<Values> on_axes = waves_on_axes(covariance);
+    const std::vector<std::size_t> shell = shells(covariance);
+    const std::size_t count = *std::max_element(shell.begin(), shell.end()) + 1;
+    std::vector<float> normals(X * c);
+    for (std::int64_t wave = 0; wave < X; ++wave) {
+        philox_token_normals({0, static_cast<std::uint32_t>(wave), FIELD_STEP, 0}, seed, number, static_cast<int>(c),
+                             normals.data() + wave * c);
+    }
+    Values power(X), field(X);
+    for (std::int64_t i = 0; i < c; ++i) {
+        for (std::int64_t wave = 0; wave < X; ++wave) {
+            const double deviation = covariance.deviation[entry_of(covariance, wave) * c + i];
+            power[wave] = deviation * deviation;
+        }
+        if (first != nullptr) {
+            Values waves(count), own(count), prior(count);
+            double all_own = 0, all_prior = 0;
+            for (std::int64_t x = 0; x < X; ++x) field[x] = first[x * c + i] - covariance.mean[i];
+            to_waves(covariance, on_axes, field);
+            for (std::int64_t wave = 0; wave < X; ++wave) {
+                const double square = field[wave] * field[wave];
+                waves[shell[wave]] += 1;
+                own[shell[wave]] += square;
+                prior[shell[wave]] += power[wave];
+                all_own += square;
+                all_prior += power[wave];
+            }
+            // Logarithm of how many times as large as the statistics have it a power is.
+            constexpr double TINY = std::numeric_limits<double>::min();
+            const auto gain = [&](double seen, double expected) {
+                return std::log(std::max(seen, TINY) / std::max(expected, TINY));
+            };
+            const double whole = gain(all_own, all_prior);
+            for (std::int64_t wave = 0; wave < X; ++wave) {
+                const std::size_t s = shell[wave];
+                power[wave] *=
+                    std::exp((waves[s] * gain(own[s], prior[s]) + SHELL_FIRM * whole) / (waves[s] + SHELL_FIRM));
+            }
+        }
+        for (std::int64_t wave = 0; wave < X; ++wave) field[wave] = std::sqrt(power[wave]) * normals[wave * c + i];
+        to_grid(covariance, on_axes, field);
+        for (std::int64_t x = 0; x < X; ++x) out[x * c + i] = static_cast<float>(field[x] + covariance.mean[i]);
+    }
 }
 
 }  // namespace enma

@@ -43,4 +43,10 @@ struct FieldDraws {
 double analyse(const FieldCovariance& covariance, const ScatteredFrames& seen, const std::vector<double>& errors,
                const FieldDraws* draws, float* out);
 
+// A field [*grid, c] whose waves are normal, as large as the statistics have them; with `first`, the first frame [*grid, c]
+// of a trajectory of the same physics, each shell of waves has the power that it has there:
+// enma_fast/models/decoders/gaussian.py.
+void draw_field(const FieldCovariance& covariance, const float* first, std::uint32_t seed, std::uint32_t number,
+                float* out);
+
 }  // namespace enma

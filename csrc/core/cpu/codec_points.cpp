@@ -290,7 +290,7 @@ std::int64_t Interpolation::attention_scratch(int value_dim) const {
     };
     // Vectors of different widths pad differently, and a call may name any instruction set.
     std::int64_t most = floats(Isa::scalar);
-    for (const Isa isa : {Isa::avx2, Isa::avx512, Isa::emulated_avx512}) {
+    for (const Isa isa : {Isa::avx2, Isa::avx512}) {
         if (isa_supported(isa)) most = std::max(most, floats(isa));
     }
     return most;

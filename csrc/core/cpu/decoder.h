@@ -27,11 +27,12 @@ struct SamplerState;
 struct DecoderShape {
     int tokens, channels, width;  // of a frame, of a token, of the context
     bool trunk;                   // whether there is a masked transformer
+    bool initial;                 // the slot
     LatentGrid grid;              // of places, with so many channels each
     int latent_channels;
 };
 
-// Its slot, and its parameters, whose names begin with `prefix`.
+// Its parameters, whose names begin with `prefix`.
 struct DecoderSlot {
     const TakeParameter& take;
     std::string prefix;
@@ -105,6 +106,8 @@ class Decoder {
     virtual std::size_t bytes() const = 0;
     // Frames before the next one that it reads.
     virtual int past() const { return 0; }
+    // Whether its frames are fields that are read, and it decides no tokens: then it has no session.
+    virtual bool draws_fields() const { return false; }
     // `model` and `state` outlive it.
     virtual std::unique_ptr<DecoderSession> session(const SamplerView& model, const SamplerState& state,
                                                     const DecoderSettings& settings) const = 0;

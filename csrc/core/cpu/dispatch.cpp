@@ -7,13 +7,7 @@ namespace enma {
 
 namespace {
 
-constexpr Isa ALL[] = {
-    Isa::scalar,          Isa::avx2,
-    Isa::avx512,          Isa::avx512_bf16,
-#ifdef ENMA_EMULATION
-    Isa::emulated_avx512, Isa::emulated_avx512_bf16,
-#endif
-};
+constexpr Isa ALL[] = {Isa::scalar, Isa::avx2, Isa::avx512, Isa::avx512_bf16};
 
 #ifdef ENMA_X86_KERNELS
 bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
@@ -36,8 +30,6 @@ const char* isa_name(Isa isa) {
         case Isa::avx2: return "avx2";
         case Isa::avx512: return "avx512";
         case Isa::avx512_bf16: return "avx512_bf16";
-        case Isa::emulated_avx512: return "emulated_avx512";
-        case Isa::emulated_avx512_bf16: return "emulated_avx512_bf16";
     }
     return "unknown";
 }
@@ -47,10 +39,6 @@ bool isa_supported(Isa isa) {
         case Isa::avx2: return has_avx2();
         case Isa::avx512: return has_avx512();
         case Isa::avx512_bf16: return has_avx512_bf16();
-#ifndef ENMA_EMULATION
-        case Isa::emulated_avx512:
-        case Isa::emulated_avx512_bf16: return false;
-#endif
         default: return true;
     }
 }

@@ -11,16 +11,14 @@
 
 namespace enma {
 
-// Emulated: the AVX-512 kernels on vectors of 16 floats made of whatever the baseline has, for tests; there are none
-// without ENMA_EMULATION.
-enum class Isa { scalar, avx2, avx512, avx512_bf16, emulated_avx512, emulated_avx512_bf16 };
+enum class Isa { scalar, avx2, avx512, avx512_bf16 };
 
 const char* isa_name(Isa isa);
 
 // True if this processor, and the operating system's saving of its registers, can run it.
 bool isa_supported(Isa isa);
 
-// The one that the environment variable ENMA_ISA names, or the best that this processor has: never an emulated one.
+// The one that the environment variable ENMA_ISA names, or the best that this processor has.
 // Throws std::invalid_argument as isa_by_name.
 Isa best_isa();
 

@@ -58,10 +58,6 @@ const Kernels& kernels(Isa isa) {
         case Isa::avx512: return kernels_avx512;
         case Isa::avx512_bf16: return kernels_avx512_bf16;
 #endif
-#ifdef ENMA_EMULATION
-        case Isa::emulated_avx512: return kernels_emulated_avx512;
-        case Isa::emulated_avx512_bf16: return kernels_emulated_avx512_bf16;
-#endif
         default: return kernels_scalar;
     }
 }

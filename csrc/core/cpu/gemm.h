@@ -96,7 +96,5 @@ extern const Kernels kernels_scalar;
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
 extern const Kernels kernels_avx512_bf16;
-extern const Kernels kernels_emulated_avx512;
-extern const Kernels kernels_emulated_avx512_bf16;
 
 }  // namespace enma

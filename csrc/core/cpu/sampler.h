@@ -78,6 +78,8 @@ class Sampler {
     const SamplerView& view() const { return view_; }
     const Decoder* initial() const { return initial_.get(); }
     const Decoder& step() const { return *step_; }
+    // Whether frame 0 of a generated trajectory is drawn as a field, and read.
+    bool draws_fields() const { return initial_ && initial_->draws_fields(); }
     std::size_t bytes() const { return packed_.size() + step_->bytes() + (initial_ ? initial_->bytes() : 0); }
 
    private:

@@ -8,10 +8,6 @@ const VectorKernels& vector_kernels(Isa isa) {
         case Isa::avx2: found = vector_kernels_avx2(); break;
         case Isa::avx512:
         case Isa::avx512_bf16: found = vector_kernels_avx512(); break;
-#ifdef ENMA_EMULATION
-        case Isa::emulated_avx512:
-        case Isa::emulated_avx512_bf16: found = vector_kernels_emulated(); break;
-#endif
         default: break;
     }
     return found != nullptr ? *found : *vector_kernels_portable();

@@ -27,7 +27,6 @@ const VectorKernels* vector_kernels_portable();
 const VectorKernels* vector_kernels_avx2();
 const VectorKernels* vector_kernels_avx512();
 // Only with ENMA_EMULATION.
-const VectorKernels* vector_kernels_emulated();
 
 // Those of an instruction set, or the portable ones where the compiler could not make them.
 const VectorKernels& vector_kernels(Isa isa);

@@ -22,6 +22,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ...ops._backend import choose, native, native_problem
 from ...ops.philox_normal import philox_normal
 from ..covariance import FieldCovariance
 
@@ -38,6 +39,7 @@ def random_fields(
     *,
     seeds: Tensor,
     members: Tensor,
+    backend: str | None = None,
 ) -> Tensor:
     """Fields ``[B, *x, c]`` fp32 in physical units, each drawn by itself: the others of the batch do not matter.
 
@@ -48,10 +50,25 @@ def random_fields(
     frames : ``[B, *x, c]`` on the CPU, finite: the first frame of each member's context; without one, all are of the
         statistics alone
     seeds, members : ``[B]`` int64 on the CPU, taken modulo 2^32
+    backend : ``native``, by the extension, as `libenma`, or ``reference``, by PyTorch; the best that can run by default
     """
     frames = None if frames is None else frames.float()
+    if choose("random_fields", {"native": native_problem(members.device), "reference": None}, backend) == "native":
+        return _native_fields(covariance, frames, seeds, members)
     rows = [None] * len(members) if frames is None else frames
     return torch.stack([_field(covariance, *row) for row in zip(rows, seeds.split(1), members.split(1), strict=True)])
+
+
+def _native_fields(covariance: FieldCovariance, frames: Tensor | None, seeds: Tensor, members: Tensor) -> Tensor:
+    first = [None] * len(members) if frames is None else [frame.contiguous() for frame in frames]
+    statistics = {name: x.contiguous() for name, x in covariance.tensors().items()}
+    domain = {"grid": covariance.grid, "lengths": covariance.lengths, "periodic": covariance.periodic}
+    keys = zip(seeds.tolist(), members.tolist(), strict=True)
+    fields = [
+        native().draw_field(**statistics, **domain, first=frame, seed=seed, member=member)
+        for frame, (seed, member) in zip(first, keys, strict=True)
+    ]
+    return torch.stack(fields).view(len(members), *covariance.grid, covariance.channels)
 
 
 def _field(covariance: FieldCovariance, frame_xc: Tensor | None, seed: Tensor, member: Tensor) -> Tensor:
