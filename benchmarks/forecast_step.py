@@ -4,7 +4,7 @@
 
 Both take the same batches from the same weights and random numbers; losses and gradients are compared first.
 
-* ``ours``: the step as ``enma-fast train forecasts`` takes it on this machine;
+* ``ours``: the step of a stage `forecasts` as ``enma-fast train`` takes it on this machine;
 * ``naive-fp32``: every member reads history and context on its own, frame by frame, in fp32 with plain norms.
 
 A round is a batch without and a batch with a context; a step's time is their mean, weighted by the preset's share.

@@ -2,7 +2,7 @@
 
     python -m benchmarks.reconstruction RUN --data data/advection-test-in.h5
 
-RUN is a run folder of `enma-fast train tokenizer`, or a checkpoint, with an interpolation. Every trajectory has points
+RUN is a run folder of `enma-fast train`, or a checkpoint, with an interpolation. Every trajectory has points
 of its own, drawn from its grid, the same in all of its frames; the error is of the field on the whole grid. With
 `--finer 2,4` it then sees the grid and is asked for finer ones, where the truth is that of the grid's waves: for
 periodic lines.

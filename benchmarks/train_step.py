@@ -4,7 +4,7 @@
 
 Contenders take the same step from the same weights and random numbers; losses and gradients are compared first.
 
-* ``ours``: the step as ``enma-fast train dynamics`` takes it on this machine, Muon's products in its format too;
+* ``ours``: the step of a stage `dynamics` as ``enma-fast train`` takes it, Muon's products in its format too;
 * ``compiled``: the same under ``torch.compile`` (with ``--compile``; two minutes to compile);
 * ``naive-fp32``: the same modules in fp32 eager as a first version would write them: SDPA with a mask, masked tokens
   picked by boolean indexing, and in a one-pass model its frames drawn one noise after the other.
